@@ -1,0 +1,22 @@
+//! The one table of variables that every server reads.
+//!
+//! In: the environment of a process. Out: typed values with defaults filled in, or one line that names the variable and
+//! says what to do. Servers parse from the table, the operator renders from it, `docs/variables.md` is generated from
+//! it: there is no second list. A variable that is unknown, missing or contradictory stops the server before it takes a
+//! client, and "no webhooks" is a word that someone must write: the outage this project exists for was one wrong
+//! variable that switched something off in silence.
+//!
+//! This room knows no I/O and no other room.
+
+mod docs;
+mod parse;
+mod server;
+mod table;
+
+pub use docs::markdown;
+pub use parse::{ContractError, Values, is_guarded};
+pub use server::Server;
+pub use table::{Kind, Need, VARIABLES, Variable, name};
+
+/// The exit code of a server that refuses its configuration (`EX_CONFIG` of sysexits.h).
+pub const EXIT_CONFIG: u8 = 78;

@@ -1,0 +1,382 @@
+//! From an environment to values, or to the one line that says why not.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::table::{Kind, Need, VARIABLES, Variable, name};
+use super::{EXIT_CONFIG, Server};
+
+/// The checked variables of one server, defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Values {
+    server: Server,
+    values: BTreeMap<&'static str, String>,
+}
+
+/// Why a server does not start. Every variant names the variable and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ContractError {
+    /// A guarded name that no row has.
+    #[error("{name} is not a variable of this release{hint}: remove it")]
+    Unknown {
+        /// As found.
+        name: String,
+        /// A near name, if there is one.
+        hint: String,
+    },
+    /// A row that this server does not read.
+    #[error("{name} is not read by the {server} server: remove it, it belongs to {belongs}")]
+    NotForServer {
+        /// The variable.
+        name: &'static str,
+        /// This server.
+        server: Server,
+        /// The servers that read it.
+        belongs: String,
+    },
+    /// A variable that must be there is not.
+    #[error("{name} is missing{why}: set it. {about}")]
+    Missing {
+        /// The variable.
+        name: &'static str,
+        /// Because of which other variable.
+        why: String,
+        /// What it is for.
+        about: &'static str,
+    },
+    /// A value of a wrong form.
+    #[error("{name} is `{found}`: write {wanted}")]
+    Invalid {
+        /// The variable.
+        name: &'static str,
+        /// The value, or its absence.
+        found: String,
+        /// What to write.
+        wanted: String,
+    },
+    /// Two values that exclude each other.
+    #[error("{name} is set, but {other}: remove one of the two")]
+    Contradiction {
+        /// The variable.
+        name: &'static str,
+        /// What it contradicts.
+        other: String,
+    },
+}
+
+impl ContractError {
+    /// The process's exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        EXIT_CONFIG
+    }
+}
+
+/// Whether a variable of this name changes what a server does, so that it must be in the table: `REALTIME_*`, `AWS_*`,
+/// `SSL_*` and, in either case of letters, `*_PROXY`.
+#[must_use]
+pub fn is_guarded(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    name.starts_with("REALTIME_") || name.starts_with("AWS_") || name.starts_with("SSL_") || upper.ends_with("_PROXY")
+}
+
+impl Values {
+    /// Checks an environment. Names that are not guarded are left alone.
+    ///
+    /// # Errors
+    /// The first variable that is unknown, not for this server, missing, malformed or contradictory.
+    pub fn parse(environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, ContractError> {
+        let given: BTreeMap<String, String> = environment.into_iter().filter(|(name, _)| is_guarded(name)).collect();
+        let server = server(&given)?;
+        let mut values = BTreeMap::new();
+        for (found, value) in &given {
+            let row = Variable::find(found)
+                .ok_or_else(|| ContractError::Unknown { name: found.clone(), hint: hint(found) })?;
+            if !row.servers.contains(&server) {
+                let belongs: Vec<&str> = row.servers.iter().map(|server| server.name()).collect();
+                return Err(ContractError::NotForServer { name: row.name, server, belongs: belongs.join(" and ") });
+            }
+            check(row, value)?;
+            values.insert(row.name, value.clone());
+        }
+        for row in VARIABLES.iter().filter(|row| row.servers.contains(&server)) {
+            if let (Need::Default(default), None) = (row.need, values.get(row.name)) {
+                values.insert(row.name, default.to_owned());
+            }
+        }
+        for row in VARIABLES.iter().filter(|row| row.servers.contains(&server)) {
+            needed(row, &values, server)?;
+        }
+        let values = Self { server, values };
+        values.transports_fit()?;
+        Ok(values)
+    }
+
+    fn transports_fit(&self) -> Result<(), ContractError> {
+        let fits = |transport: &&str| match self.server {
+            Server::Websocket => *transport == "websocket",
+            Server::Sockjs => *transport != "websocket",
+            Server::Dispatcher => true,
+        };
+        match self.list(name::TRANSPORTS).find(|transport| !fits(transport)) {
+            Some(transport) => Err(ContractError::Contradiction {
+                name: name::SERVER,
+                other: format!("the {} server does not carry `{transport}` of {}", self.server, name::TRANSPORTS),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Which server these are for.
+    #[must_use]
+    pub fn server(&self) -> Server {
+        self.server
+    }
+
+    /// A value; empty when the variable is absent, which the table decides.
+    #[must_use]
+    pub fn text(&self, name: &str) -> &str {
+        self.get(name).unwrap_or_default()
+    }
+
+    /// A value, if it is there.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+
+    /// A number; the table has checked that it is one.
+    #[must_use]
+    pub fn number(&self, name: &str) -> u64 {
+        self.text(name).parse().unwrap_or_default()
+    }
+
+    /// A listener's address.
+    #[must_use]
+    pub fn address(&self, name: &str) -> Option<SocketAddr> {
+        self.text(name).parse().ok()
+    }
+
+    /// The items of a list.
+    pub fn list(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.text(name).split(',').map(str::trim).filter(|item| !item.is_empty())
+    }
+
+    /// What this process really runs, secrets replaced by `digest` of them: for comparison with what was rendered.
+    pub fn effective(&self, digest: impl Fn(&str) -> String) -> BTreeMap<String, String> {
+        self.values
+            .iter()
+            .map(|(name, value)| {
+                let hidden = Variable::find(name).is_some_and(|row| row.secret);
+                ((*name).to_owned(), if hidden { digest(value) } else { value.clone() })
+            })
+            .collect()
+    }
+}
+
+fn server(given: &BTreeMap<String, String>) -> Result<Server, ContractError> {
+    let Some(row) = Variable::find(name::SERVER) else {
+        return Err(ContractError::Unknown { name: name::SERVER.to_owned(), hint: String::new() });
+    };
+    let text = given.get(name::SERVER).ok_or(ContractError::Missing {
+        name: row.name,
+        why: String::new(),
+        about: row.about,
+    })?;
+    check(row, text)?;
+    text.parse().map_err(|wanted| ContractError::Invalid { name: row.name, found: text.clone(), wanted })
+}
+
+fn needed(row: &Variable, values: &BTreeMap<&'static str, String>, server: Server) -> Result<(), ContractError> {
+    let missing = |why: String| ContractError::Missing { name: row.name, why, about: row.about };
+    let present = values.contains_key(row.name);
+    match row.need {
+        Need::Required if !present => Err(missing(String::new())),
+        Need::When(other, value) => {
+            // A condition on a variable that this server does not read counts as met: a dispatcher needs its stream.
+            let applies = Variable::find(other).is_some_and(|other| other.servers.contains(&server));
+            let met = !applies || values.get(other).is_some_and(|found| found == value);
+            match (met, present) {
+                (true, false) if applies => Err(missing(format!(", although {other} is `{value}`"))),
+                (true, false) => Err(missing(String::new())),
+                // An edge whose webhooks are off may keep its stream's name: `off` alone decides.
+                (false, true) if row.name != name::STREAM_NAME => Err(ContractError::Contradiction {
+                    name: row.name,
+                    other: format!("{other} is `{}`", values.get(other).map_or("", String::as_str)),
+                }),
+                _ => Ok(()),
+            }
+        }
+        Need::Optional(identities) if present => {
+            let identity = values.get(name::AWS_IDENTITY).map_or("", String::as_str);
+            if identity.is_empty() || identities.contains(&identity) {
+                Ok(())
+            } else {
+                Err(ContractError::Contradiction {
+                    name: row.name,
+                    other: format!("{} is `{identity}`", name::AWS_IDENTITY),
+                })
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check(row: &Variable, value: &str) -> Result<(), ContractError> {
+    let wanted = match row.kind {
+        Kind::Text if value.trim().is_empty() => "a text that is not empty".to_owned(),
+        Kind::Number(least, most) if !value.parse().is_ok_and(|n: u64| (least..=most).contains(&n)) => {
+            format!("a whole number from {least} to {most}")
+        }
+        Kind::Address if value.parse::<SocketAddr>().is_err() => "ADDRESS:PORT, such as 0.0.0.0:8080".to_owned(),
+        Kind::Path if !value.starts_with('/') => "an absolute path".to_owned(),
+        Kind::Url if !(value.starts_with("https://") || value.starts_with("http://")) => {
+            "an address that begins with https:// or http://".to_owned()
+        }
+        Kind::Word(words) if !words.contains(&value) => format!("one of {}", words.join(", ")),
+        Kind::Words(words) if value.trim().is_empty() || value.split(',').any(|item| !words.contains(&item.trim())) => {
+            format!("a list of {}, separated by commas", words.join(", "))
+        }
+        Kind::Networks if items(value).any(|item| item.parse::<ipnet::IpNet>().is_err()) => {
+            "networks such as 10.0.0.0/8, separated by commas".to_owned()
+        }
+        Kind::Endpoints if items(value).any(|item| !is_endpoint(item)) => "HOST:PORT, separated by commas".to_owned(),
+        _ => return Ok(()),
+    };
+    let found = if row.secret { "(hidden)".to_owned() } else { value.to_owned() };
+    Err(ContractError::Invalid { name: row.name, found, wanted })
+}
+
+fn items(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+fn is_endpoint(item: &str) -> bool {
+    item.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+fn hint(unknown: &str) -> String {
+    let letters = |text: &str| text.bytes().filter(u8::is_ascii_alphanumeric).collect::<Vec<_>>();
+    let found = letters(unknown);
+    VARIABLES
+        .iter()
+        .map(|row| (distance(&found, &letters(row.name)), row.name))
+        .min()
+        .filter(|(distance, _)| *distance <= 3)
+        .map_or_else(String::new, |(_, name)| format!(", did you mean {name}?"))
+}
+
+/// Edits that make one text the other (Levenshtein).
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let next = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = row[j + 1];
+            row[j + 1] = next;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edge() -> Vec<(&'static str, &'static str)> {
+        vec![
+            ("REALTIME_CLUSTER", "channels/eu"),
+            ("REALTIME_CLUSTER_UID", "u"),
+            ("REALTIME_SERVER", "sockjs"),
+            ("REALTIME_POD", "p"),
+            ("REALTIME_ADMIN_TOKEN", "t"),
+            ("REALTIME_APPS_PATH", "/etc/realtime/apps"),
+            ("REALTIME_TRANSPORTS", "xhr_streaming,xhr_polling"),
+            ("REALTIME_WEBHOOKS", "kinesis"),
+            ("REALTIME_STREAM_NAME", "s"),
+            ("REALTIME_BUS", "memory"),
+            ("REALTIME_AWS_IDENTITY", "PodIdentity"),
+            ("AWS_REGION", "eu-west-1"),
+        ]
+    }
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Values, ContractError> {
+        Values::parse(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+    }
+
+    fn with(name: &'static str, value: Option<&'static str>) -> Result<Values, ContractError> {
+        let mut pairs = edge();
+        pairs.retain(|(found, _)| *found != name);
+        pairs.extend(value.map(|value| (name, value)));
+        parse(&pairs)
+    }
+
+    #[test]
+    fn a_good_environment_gets_its_defaults() {
+        let values = parse(&edge()).expect("values");
+        assert_eq!(values.address("REALTIME_PUBLIC_ADDRESS"), "0.0.0.0:8080".parse().ok());
+        assert_eq!(values.list("REALTIME_TRANSPORTS").collect::<Vec<_>>(), ["xhr_streaming", "xhr_polling"]);
+        assert_eq!(values.get("REALTIME_RETRY_WINDOW_SECONDS"), None, "a dispatcher's variable");
+    }
+
+    #[test]
+    fn a_table_of_refusals_each_naming_the_variable_and_what_to_do() {
+        for (name, result, says) in [
+            ("unknown", with("REALTIME_WEBHOKS", Some("off")), "did you mean REALTIME_WEBHOOKS?: remove it"),
+            (
+                "injected by kubelet",
+                with("REALTIME_X_SERVICE_HOST", Some("10.0.0.1")),
+                "REALTIME_X_SERVICE_HOST is not",
+            ),
+            ("unknown AWS name", with("AWS_PROFILE", Some("x")), "AWS_PROFILE is not a variable"),
+            ("a proxy", with("https_proxy", Some("http://x")), "https_proxy is not a variable"),
+            ("missing", with("REALTIME_WEBHOOKS", None), "REALTIME_WEBHOOKS is missing: set it"),
+            ("empty is not off", with("REALTIME_WEBHOOKS", Some("")), "write one of kinesis, off"),
+            ("missing by condition", with("REALTIME_STREAM_NAME", None), "although REALTIME_WEBHOOKS is `kinesis`"),
+            ("for another server", with("REALTIME_MAX_BACKOFF_SECONDS", Some("9")), "it belongs to dispatcher"),
+            ("not a number", with("REALTIME_PUBLIC_ADDRESS", Some("8080")), "write ADDRESS:PORT"),
+            ("contradiction", with("REALTIME_REDIS_URL", Some("redis://r")), "but REALTIME_BUS is `memory`"),
+            ("another identity", with("AWS_ROLE_ARN", Some("arn")), "but REALTIME_AWS_IDENTITY is `PodIdentity`"),
+            ("keys without StaticKeys", with("AWS_ACCESS_KEY_ID", Some("a")), "REALTIME_AWS_IDENTITY is `PodIdentity`"),
+            ("a transport of the other", with("REALTIME_TRANSPORTS", Some("websocket")), "does not carry `websocket`"),
+            ("no transport", with("REALTIME_TRANSPORTS", Some("")), "separated by commas"),
+            ("no server", with("REALTIME_SERVER", None), "REALTIME_SERVER is missing"),
+        ] {
+            let error = result.expect_err(name).to_string();
+            assert!(error.contains(says), "{name}: {error}");
+            assert!(!error.contains('\n'), "one line: {error}");
+        }
+    }
+
+    #[test]
+    fn off_is_a_word_and_the_stream_may_stay() {
+        assert_eq!(
+            with("REALTIME_WEBHOOKS", Some("off")).map(|v| v.text("REALTIME_WEBHOOKS").to_owned()),
+            Ok("off".into())
+        );
+    }
+
+    #[test]
+    fn a_dispatcher_needs_its_stream() {
+        let mut pairs = edge();
+        pairs.retain(|(name, _)| !["REALTIME_TRANSPORTS", "REALTIME_WEBHOOKS", "REALTIME_BUS"].contains(name));
+        pairs.iter_mut().filter(|(name, _)| *name == "REALTIME_SERVER").for_each(|pair| pair.1 = "dispatcher");
+        assert_eq!(parse(&pairs).map(|values| values.number("REALTIME_RETRY_WINDOW_SECONDS")), Ok(300));
+        pairs.retain(|(name, _)| *name != "REALTIME_STREAM_NAME");
+        assert!(matches!(parse(&pairs), Err(ContractError::Missing { name: "REALTIME_STREAM_NAME", .. })));
+    }
+
+    #[test]
+    fn secrets_are_shown_as_digests() {
+        let effective = parse(&edge()).expect("values").effective(|secret| format!("digest of {}", secret.len()));
+        assert_eq!(effective["REALTIME_ADMIN_TOKEN"], "digest of 1");
+        assert_eq!(effective["AWS_REGION"], "eu-west-1");
+    }
+
+    #[test]
+    fn other_names_are_left_alone() {
+        assert!(with("PATH", Some("/bin")).is_ok());
+    }
+}

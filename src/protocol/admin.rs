@@ -1,0 +1,118 @@
+//! What the admin listener answers to whoever has the token: what a process really runs, and what flows through it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AppId, ShardId};
+
+/// The answer of `/effective`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Effective {
+    /// The process's id, new at each start.
+    pub process: String,
+    /// The release.
+    pub version: String,
+    /// The process's clock, in ms since 1970.
+    pub time_ms: u64,
+    /// Every contract variable with defaults filled in, secrets as salted digests.
+    pub variables: BTreeMap<String, String>,
+    /// A salted digest per app.
+    pub apps: BTreeMap<AppId, String>,
+}
+
+/// The answer of `/flow`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flow {
+    /// The process's id, new at each start.
+    pub process: String,
+    /// The edge's half, on an edge.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub recorder: Option<RecorderFlow>,
+    /// The dispatcher's half, on a dispatcher.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub dispatcher: Option<DispatcherFlow>,
+}
+
+/// What went through an edge's recorder since the process started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecorderFlow {
+    /// Whether events are written at all.
+    pub state: RecorderState,
+    /// Events handed to the recorder.
+    pub accepted: u64,
+    /// Events that the stream acknowledged.
+    pub acknowledged: u64,
+    /// Events waiting.
+    pub queued: u64,
+    /// Events given up, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// What the stream last answered when it refused; absent after a success.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_error: Option<String>,
+}
+
+/// Whether an edge writes events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecorderState {
+    /// To Kinesis.
+    #[default]
+    Kinesis,
+    /// Nowhere, because someone wrote `off`.
+    Off,
+}
+
+/// What a dispatcher reads and sends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DispatcherFlow {
+    /// The stream it reads.
+    pub stream: String,
+    /// The shards it holds.
+    pub shards: BTreeMap<ShardId, ShardFlow>,
+    /// Webhooks that an endpoint took.
+    pub delivered: u64,
+    /// Attempts that failed.
+    pub failed_attempts: u64,
+    /// Events not delivered, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Events read and not yet done.
+    pub unfinished: u64,
+    /// Why the last read or attempt failed; absent after a success.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_error: Option<String>,
+}
+
+/// One shard as its holder sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShardFlow {
+    /// The newest record read; absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub read_to: Option<String>,
+    /// The end of the contiguous done prefix; absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub checkpoint: Option<String>,
+    /// How far behind the newest record, in ms, as Kinesis says.
+    pub behind_ms: u64,
+    /// When it was last read without an error, in ms since 1970.
+    pub read_at_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_has_one_half() {
+        let flow = Flow { process: "b".into(), recorder: Some(RecorderFlow::default()), dispatcher: None };
+        let value = serde_json::to_value(&flow).expect("json");
+        assert!(value.get("dispatcher").is_none());
+        assert_eq!(value["recorder"]["state"], "kinesis");
+        assert_eq!(serde_json::from_value::<Flow>(value).ok(), Some(flow));
+    }
+}

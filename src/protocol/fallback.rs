@@ -1,0 +1,117 @@
+//! The frames of pusher-js's own HTTP fallbacks (`xhr_streaming`, `xhr_polling`), which look like `SockJS` and are not.
+//!
+//! Frames end with a newline: `o`, `a["…"]`, `h`, `c[code,"reason"]`. A client pings by posting `[]` and must be
+//! answered with `a[]`: an `h` would make it answer in turn, without end. Read from pusher-js 8.6 `src/core/http`.
+
+use serde_json::{Value, json};
+
+/// Frames a client counts before it re-opens its streaming request, in UTF-16 code units (256 KiB).
+pub const STREAM_LIMIT_UNITS: usize = 262_144;
+
+/// `o`: a new session.
+pub const OPEN: &str = "o\n";
+
+/// `h`: still here.
+pub const HEARTBEAT: &str = "h\n";
+
+/// `a[]`: the answer to a client's ping.
+pub const EMPTY: &str = "a[]\n";
+
+/// `a[…]`: messages.
+#[must_use]
+pub fn messages<'a>(messages: impl IntoIterator<Item = &'a str>) -> String {
+    let list: Vec<&str> = messages.into_iter().collect();
+    format!("a{}\n", json!(list))
+}
+
+/// `c[code,"reason"]`: the session is over.
+#[must_use]
+pub fn close(code: u16, reason: &str) -> String {
+    format!("c{}\n", json!([code, reason]))
+}
+
+/// How many UTF-16 code units a text has, which is what the client counts.
+#[must_use]
+pub fn utf16_units(text: &str) -> usize {
+    text.encode_utf16().count()
+}
+
+/// Reads the body of `xhr_send`: a JSON array of texts, each a message. `[]` is a ping.
+///
+/// # Errors
+/// The body is not such an array; the text says what a client is to send.
+pub fn parse_send(body: &[u8]) -> Result<Vec<String>, &'static str> {
+    if body.is_empty() {
+        return Err("Payload expected.");
+    }
+    serde_json::from_slice::<Vec<String>>(body).map_err(|_| "Broken JSON encoding: an array of strings is expected.")
+}
+
+/// One frame, as a client reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// `o`
+    Open,
+    /// `h`
+    Heartbeat,
+    /// `a[…]`
+    Messages(Vec<String>),
+    /// `c[code,"reason"]`
+    Close(u16, String),
+}
+
+impl Frame {
+    /// Reads one line, without its newline. `None` when it is no frame.
+    #[must_use]
+    pub fn parse(line: &str) -> Option<Self> {
+        let (kind, rest) = (line.get(..1)?, line.get(1..)?);
+        match kind {
+            "o" => Some(Self::Open),
+            "h" => Some(Self::Heartbeat),
+            "a" => serde_json::from_str(rest).ok().map(Self::Messages),
+            "c" => {
+                let Value::Array(parts) = serde_json::from_str(rest).ok()? else { return None };
+                let code = u16::try_from(parts.first()?.as_u64()?).ok()?;
+                Some(Self::Close(code, parts.get(1)?.as_str()?.to_owned()))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_read_as_they_were_written() {
+        for (text, frame) in [
+            (OPEN.to_owned(), Frame::Open),
+            (HEARTBEAT.to_owned(), Frame::Heartbeat),
+            (EMPTY.to_owned(), Frame::Messages(vec![])),
+            (messages(["{\"a\":\"\n\"}", "ü"]), Frame::Messages(vec!["{\"a\":\"\n\"}".into(), "ü".into()])),
+            (close(4200, "go \"away\""), Frame::Close(4200, "go \"away\"".into())),
+        ] {
+            let line = text.strip_suffix('\n').expect("a newline at the end");
+            assert!(!line.contains('\n'), "one line: {line}");
+            assert_eq!(Frame::parse(line), Some(frame), "{line}");
+        }
+        for bad in ["", "x", "a", "a{}", "c[]", "c[1]", "c[99999,\"\"]", "ä"] {
+            assert_eq!(Frame::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_send_is_an_array_of_texts() {
+        assert_eq!(parse_send(b"[]"), Ok(vec![]));
+        assert_eq!(parse_send(br#"["{}"]"#), Ok(vec!["{}".to_owned()]));
+        for bad in [&b""[..], b"{}", b"[1]", b"[", b"\xff"] {
+            assert!(parse_send(bad).is_err());
+        }
+    }
+
+    #[test]
+    fn a_surrogate_pair_counts_as_two() {
+        assert_eq!(utf16_units("a😀"), 3);
+    }
+}

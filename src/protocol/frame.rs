@@ -1,0 +1,365 @@
+//! Frames of Pusher protocol 7, both ways, and the close codes.
+//!
+//! Every message is a JSON object with `event`, and perhaps `channel`, `data` and `user_id`. What a server sends carries
+//! its `data` as a *string* that holds JSON, except `pusher:error`; what a client sends may carry either. Source:
+//! `pusher-websockets-protocol` in Pusher's documentation, and pusher-js 8.6 `src/core/connection/protocol`.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::ChannelName;
+
+/// The largest client event or published payload, in bytes, as Pusher documents it (10 KB).
+pub const MAX_EVENT_BYTES: usize = 10 * 1024;
+
+/// Close codes and error codes. 4000–4099: do not come back unchanged. 4100–4199: come back after a while. 4200–4299:
+/// come back at once. 43xx are told in `pusher:error` and leave the connection open.
+pub mod code {
+    /// No app has this key.
+    pub const APP_UNKNOWN: u16 = 4001;
+    /// The app is disabled.
+    pub const APP_DISABLED: u16 = 4003;
+    /// The path is not one that this server knows.
+    pub const PATH_NOT_FOUND: u16 = 4005;
+    /// The `protocol` in the query is not a number.
+    pub const VERSION_INVALID: u16 = 4006;
+    /// The `protocol` in the query is a version nobody speaks any more.
+    pub const PROTOCOL_UNSUPPORTED: u16 = 4007;
+    /// A subscription's signature does not verify.
+    pub const UNAUTHORIZED: u16 = 4009;
+    /// The server is full, or the client reads too slowly.
+    pub const OVER_CAPACITY: u16 = 4100;
+    /// Come back at once; also what a server says that is going away.
+    pub const RECONNECT: u16 = 4200;
+    /// The client did not answer a ping.
+    pub const PONG_MISSING: u16 = 4201;
+    /// The session was silent for too long.
+    pub const INACTIVE: u16 = 4202;
+    /// A client event was refused.
+    pub const CLIENT_EVENT_REFUSED: u16 = 4301;
+}
+
+/// What a client sent, understood.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ClientMessage {
+    /// `pusher:ping`
+    Ping,
+    /// `pusher:pong`
+    Pong,
+    /// `pusher:subscribe`
+    Subscribe {
+        /// The name as sent; not yet checked.
+        channel: String,
+        /// `KEY:HEX`; pusher-js sends an empty one on public channels.
+        auth: Option<String>,
+        /// The exact text that was signed.
+        channel_data: Option<String>,
+    },
+    /// `pusher:unsubscribe`
+    Unsubscribe {
+        /// The name as sent.
+        channel: String,
+    },
+    /// `client-…`
+    ClientEvent {
+        /// The event's name, with its prefix.
+        event: String,
+        /// The name as sent.
+        channel: String,
+        /// The payload in the form in which it is passed on: text that is JSON, or an opaque string.
+        data: String,
+    },
+    /// An event of another name, which the server has no answer to.
+    Other {
+        /// Its name.
+        event: String,
+    },
+}
+
+/// Why a client's frame was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Not JSON, or not an object with a text `event`.
+    #[error("the message is not a JSON object with an `event`: {0}")]
+    NotAMessage(String),
+    /// A known event without what it needs.
+    #[error("`{event}` needs `{field}`")]
+    Missing {
+        /// The event.
+        event: &'static str,
+        /// The field that is missing or of a wrong type.
+        field: &'static str,
+    },
+}
+
+#[derive(Deserialize)]
+struct Envelope {
+    event: String,
+    #[serde(default)]
+    channel: Option<String>,
+    #[serde(default)]
+    data: Value,
+    #[serde(default)]
+    user_id: Option<String>,
+}
+
+impl ClientMessage {
+    /// Reads one text frame of a client.
+    ///
+    /// # Errors
+    /// The frame is no JSON object with an `event`, or a known event lacks a field.
+    pub fn parse(text: &str) -> Result<Self, FrameError> {
+        let envelope: Envelope =
+            serde_json::from_str(text).map_err(|error| FrameError::NotAMessage(error.to_string()))?;
+        match envelope.event.as_str() {
+            "pusher:ping" => Ok(Self::Ping),
+            "pusher:pong" => Ok(Self::Pong),
+            "pusher:subscribe" => {
+                let data = object(envelope.data);
+                Ok(Self::Subscribe {
+                    channel: field(&data, "channel")
+                        .ok_or(FrameError::Missing { event: "pusher:subscribe", field: "channel" })?,
+                    auth: field(&data, "auth").filter(|auth| !auth.is_empty()),
+                    channel_data: field(&data, "channel_data"),
+                })
+            }
+            "pusher:unsubscribe" => {
+                let data = object(envelope.data);
+                let channel = field(&data, "channel")
+                    .ok_or(FrameError::Missing { event: "pusher:unsubscribe", field: "channel" })?;
+                Ok(Self::Unsubscribe { channel })
+            }
+            event if event.starts_with("client-") => Ok(Self::ClientEvent {
+                channel: envelope.channel.ok_or(FrameError::Missing { event: "client-…", field: "channel" })?,
+                data: as_text(envelope.data),
+                event: envelope.event,
+            }),
+            _ => Ok(Self::Other { event: envelope.event }),
+        }
+    }
+}
+
+/// A payload as it is passed on: a string stays what it is, anything else becomes its JSON text.
+#[must_use]
+pub fn as_text(data: Value) -> String {
+    match data {
+        Value::String(text) => text,
+        other => other.to_string(),
+    }
+}
+
+fn object(data: Value) -> Value {
+    match data {
+        Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::Null),
+        other => other,
+    }
+}
+
+fn field(data: &Value, name: &str) -> Option<String> {
+    data.get(name).and_then(Value::as_str).map(str::to_owned)
+}
+
+/// A member of a presence channel, as `channel_data` describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    /// The user's id; a number in `channel_data` is read as its text.
+    pub user_id: String,
+    /// Whatever the app's backend signed for this user.
+    pub user_info: Value,
+}
+
+impl Member {
+    /// Reads `channel_data`. `None` when it is no JSON object with a `user_id` that is a text or a number.
+    #[must_use]
+    pub fn parse(channel_data: &str) -> Option<Self> {
+        let mut data: Value = serde_json::from_str(channel_data).ok()?;
+        let user_id = match data.get("user_id")? {
+            Value::String(text) if !text.is_empty() => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => return None,
+        };
+        let user_info = data.get_mut("user_info").map(Value::take).unwrap_or_default();
+        Some(Self { user_id, user_info })
+    }
+}
+
+/// `pusher:connection_established`; `activity_timeout` is in seconds and must not be 0, or pusher-js gives up.
+#[must_use]
+pub fn connection_established(socket_id: &str, activity_timeout: u32) -> String {
+    let data = json!({ "socket_id": socket_id, "activity_timeout": activity_timeout }).to_string();
+    json!({ "event": "pusher:connection_established", "data": data }).to_string()
+}
+
+/// `pusher:error`, the one frame whose data is an object.
+#[must_use]
+pub fn error(code: Option<u16>, message: &str) -> String {
+    json!({ "event": "pusher:error", "data": { "code": code, "message": message } }).to_string()
+}
+
+/// The answer to a refused subscription, told apart from other errors by its event and channel.
+#[must_use]
+pub fn subscription_error(channel: &str, kind: &str, status: u16, message: &str) -> String {
+    let data = json!({ "type": kind, "error": message, "status": status }).to_string();
+    json!({ "event": "pusher:subscription_error", "channel": channel, "data": data }).to_string()
+}
+
+/// `pusher:ping`
+#[must_use]
+pub fn ping() -> String {
+    r#"{"event":"pusher:ping","data":"{}"}"#.to_owned()
+}
+
+/// `pusher:pong`
+#[must_use]
+pub fn pong() -> String {
+    r#"{"event":"pusher:pong","data":"{}"}"#.to_owned()
+}
+
+/// `pusher_internal:subscription_succeeded`, with the roster on a presence channel.
+#[must_use]
+pub fn subscription_succeeded(channel: &ChannelName, roster: Option<&[Member]>) -> String {
+    let data = match roster {
+        None => json!({}),
+        Some(members) => {
+            let ids: Vec<&str> = members.iter().map(|member| member.user_id.as_str()).collect();
+            let hash: serde_json::Map<String, Value> =
+                members.iter().map(|member| (member.user_id.clone(), member.user_info.clone())).collect();
+            json!({ "presence": { "count": ids.len(), "ids": ids, "hash": hash } })
+        }
+    };
+    event("pusher_internal:subscription_succeeded", channel, &data.to_string(), None)
+}
+
+/// `pusher_internal:member_added`
+#[must_use]
+pub fn member_added(channel: &ChannelName, member: &Member) -> String {
+    let data = json!({ "user_id": member.user_id, "user_info": member.user_info }).to_string();
+    event("pusher_internal:member_added", channel, &data, None)
+}
+
+/// `pusher_internal:member_removed`
+#[must_use]
+pub fn member_removed(channel: &ChannelName, user_id: &str) -> String {
+    event("pusher_internal:member_removed", channel, &json!({ "user_id": user_id }).to_string(), None)
+}
+
+/// An event on a channel; `user_id` is told on presence channels.
+#[must_use]
+pub fn event(name: &str, channel: &ChannelName, data: &str, user_id: Option<&str>) -> String {
+    let mut frame = json!({ "event": name, "channel": channel.as_str(), "data": data });
+    if let Some(user_id) = user_id {
+        frame["user_id"] = user_id.into();
+    }
+    frame.to_string()
+}
+
+/// What a server sent, as a client reads it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerMessage {
+    /// The event's name.
+    pub event: String,
+    /// The channel, if it belongs to one.
+    pub channel: Option<String>,
+    /// The payload; a string that holds JSON is opened, another string stays one.
+    pub data: Value,
+    /// Who sent a client event on a presence channel.
+    pub user_id: Option<String>,
+}
+
+impl ServerMessage {
+    /// Reads one frame of a server.
+    ///
+    /// # Errors
+    /// The text is no JSON object with an `event`.
+    pub fn parse(text: &str) -> Result<Self, FrameError> {
+        let envelope: Envelope =
+            serde_json::from_str(text).map_err(|error| FrameError::NotAMessage(error.to_string()))?;
+        let data = match envelope.data {
+            Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+            other => other,
+        };
+        Ok(Self { event: envelope.event, channel: envelope.channel, data, user_id: envelope.user_id })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel(name: &str) -> ChannelName {
+        ChannelName::parse(name).expect("a valid name")
+    }
+
+    #[test]
+    fn a_table_of_client_frames() {
+        let subscribe = |auth: Option<&str>, channel_data: Option<&str>| ClientMessage::Subscribe {
+            channel: "room".into(),
+            auth: auth.map(Into::into),
+            channel_data: channel_data.map(Into::into),
+        };
+        for (name, text, expected) in [
+            ("a ping", r#"{"event":"pusher:ping","data":{}}"#, Ok(ClientMessage::Ping)),
+            (
+                "pusher-js sends an empty auth on public channels",
+                r#"{"event":"pusher:subscribe","data":{"auth":"","channel":"room"}}"#,
+                Ok(subscribe(None, None)),
+            ),
+            (
+                "data may be a string that holds JSON",
+                r#"{"event":"pusher:subscribe","data":"{\"channel\":\"room\",\"auth\":\"k:s\",\"channel_data\":\"{}\"}"}"#,
+                Ok(subscribe(Some("k:s"), Some("{}"))),
+            ),
+            (
+                "a subscription without channel",
+                r#"{"event":"pusher:subscribe","data":{}}"#,
+                Err(FrameError::Missing { event: "pusher:subscribe", field: "channel" }),
+            ),
+            (
+                "an object is passed on as its text",
+                r#"{"event":"client-a","channel":"room","data":{"x":1}}"#,
+                Ok(ClientMessage::ClientEvent {
+                    event: "client-a".into(),
+                    channel: "room".into(),
+                    data: r#"{"x":1}"#.into(),
+                }),
+            ),
+            (
+                "an opaque string is passed on unchanged",
+                r#"{"event":"client-a","channel":"room","data":"plain"}"#,
+                Ok(ClientMessage::ClientEvent {
+                    event: "client-a".into(),
+                    channel: "room".into(),
+                    data: "plain".into(),
+                }),
+            ),
+            ("another event", r#"{"event":"pusher:x"}"#, Ok(ClientMessage::Other { event: "pusher:x".into() })),
+        ] {
+            assert_eq!(ClientMessage::parse(text), expected, "{name}");
+        }
+        for bad in ["", "x", "[]", "{}", r#"{"event":7}"#, "null"] {
+            assert!(matches!(ClientMessage::parse(bad), Err(FrameError::NotAMessage(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_the_server_writes_the_client_reads() {
+        let established = ServerMessage::parse(&connection_established("1.2", 120)).expect("a frame");
+        assert_eq!(established.data, json!({ "socket_id": "1.2", "activity_timeout": 120 }));
+        let members = [Member { user_id: "7".into(), user_info: json!({ "name": "x" }) }];
+        let roster = subscription_succeeded(&channel("presence-a"), Some(&members));
+        let roster = ServerMessage::parse(&roster).expect("a frame");
+        assert_eq!(roster.data, json!({ "presence": { "count": 1, "ids": ["7"], "hash": { "7": { "name": "x" } } } }));
+        let relayed = ServerMessage::parse(&event("client-a", &channel("presence-a"), "plain", Some("7")));
+        let relayed = relayed.expect("a frame");
+        assert_eq!((relayed.data, relayed.user_id), (json!("plain"), Some("7".into())));
+    }
+
+    #[test]
+    fn a_user_id_may_arrive_as_a_number() {
+        let member = Member::parse(r#"{"user_id":10,"user_info":{"name":"x"}}"#).expect("a member");
+        assert_eq!((member.user_id.as_str(), &member.user_info), ("10", &json!({ "name": "x" })));
+        for bad in ["", "{}", r#"{"user_id":""}"#, r#"{"user_id":null}"#, r#"{"user_id":[1]}"#] {
+            assert_eq!(Member::parse(bad), None, "{bad}");
+        }
+    }
+}

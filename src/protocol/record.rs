@@ -1,0 +1,256 @@
+//! The Kinesis record: one JSON envelope with the events of one channel.
+//!
+//! Kinesis does not order what several pods put, so state events carry the (epoch, seq) that the bus gave when it
+//! decided them; the others carry a number of their process.
+
+use md5::Md5;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{AppId, ChannelName};
+
+/// The version that this release writes and the newest that it reads.
+pub const VERSION: u32 = 1;
+
+/// Longest partition key that Kinesis takes, in characters (API reference, `PutRecordsRequestEntry`).
+const MAX_PARTITION_KEY: usize = 256;
+
+/// One record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The envelope's version.
+    pub v: u32,
+    /// Whose event it is.
+    pub app: AppId,
+    /// Where it happened.
+    pub channel: ChannelName,
+    /// Who wrote it.
+    pub edge: Origin,
+    /// What happened, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// The process that wrote a record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// UID of the cluster; a record of another cluster is never delivered.
+    pub cluster: String,
+    /// The server's name.
+    pub server: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The process's id, new at each start.
+    pub process: String,
+}
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// A ULID that the event keeps through every retry.
+    pub id: String,
+    /// When it was decided, in ms since 1970.
+    pub time_ms: u64,
+    /// Where it stands among the channel's state events; absent for others.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+    /// Its number within the process, for events without `order`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub n: Option<u64>,
+    /// Why, if not by a client's own will.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cause: Option<Cause>,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// The place of a state event in its channel's history, decided by the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Order {
+    /// When the channel's key was created, in µs of bus time.
+    pub epoch: u64,
+    /// From 1, without gaps, one counter per channel.
+    pub seq: u64,
+}
+
+/// What made a member leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// Its server is going away and asked it to move.
+    Drain,
+}
+
+/// The kinds of webhook event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub enum EventKind {
+    /// The first subscriber came.
+    ChannelOccupied,
+    /// The last subscriber left.
+    ChannelVacated,
+    /// A user's first connection came.
+    MemberAdded {
+        /// The user.
+        user_id: String,
+    },
+    /// A user's last connection left.
+    MemberRemoved {
+        /// The user.
+        user_id: String,
+    },
+    /// A client event was accepted.
+    ClientEvent {
+        /// The event's name.
+        event: String,
+        /// The payload, always text: some SDKs read nothing else.
+        data: String,
+        /// Who sent it.
+        socket_id: String,
+        /// As whom, on presence channels.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        user_id: Option<String>,
+    },
+}
+
+impl EventKind {
+    /// The name by which webhooks and filters call it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ChannelOccupied => "channel_occupied",
+            Self::ChannelVacated => "channel_vacated",
+            Self::MemberAdded { .. } => "member_added",
+            Self::MemberRemoved { .. } => "member_removed",
+            Self::ClientEvent { .. } => "client_event",
+        }
+    }
+}
+
+/// Why a record cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// A newer release wrote it: wait for an upgrade, never drop it.
+    #[error("the record has version {0}, this release reads up to {VERSION}: upgrade the dispatcher")]
+    TooNew(u32),
+    /// Not one of our records.
+    #[error("not a record of ours: {0}")]
+    Malformed(String),
+}
+
+impl Record {
+    /// The bytes that go into the stream.
+    ///
+    /// # Errors
+    /// Never for values of this type; the library's signature has one.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// A newer version, which must wait, or bytes that are no record.
+    pub fn parse(bytes: &[u8]) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct Version {
+            v: u32,
+        }
+        let malformed = |error: serde_json::Error| RecordError::Malformed(error.to_string());
+        let Version { v } = serde_json::from_slice(bytes).map_err(malformed)?;
+        if v > VERSION {
+            return Err(RecordError::TooNew(v));
+        }
+        serde_json::from_slice(bytes).map_err(malformed)
+    }
+}
+
+/// The partition key of a channel: `app_id/channel`, or its hash where Kinesis would not take it.
+#[must_use]
+pub fn partition_key(app: &AppId, channel: &ChannelName) -> String {
+    let key = format!("{app}/{channel}");
+    if key.chars().count() <= MAX_PARTITION_KEY { key } else { hex::encode(Sha256::digest(key.as_bytes())) }
+}
+
+/// Where Kinesis puts a partition key: its MD5 as a number, which one shard's range holds.
+#[must_use]
+pub fn hash_key(partition_key: &str) -> u128 {
+    u128::from_be_bytes(Md5::digest(partition_key.as_bytes()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn record(events: Vec<Event>) -> Record {
+        Record {
+            v: VERSION,
+            app: "1001".into(),
+            channel: ChannelName::parse("presence-a").expect("a valid name"),
+            edge: Origin { cluster: "u".into(), server: "sockjs".into(), pod: "p".into(), process: "b".into() },
+            events,
+        }
+    }
+
+    #[test]
+    fn the_envelope_has_the_documented_form() {
+        let joined = Event {
+            id: "01A".into(),
+            time_ms: 5,
+            order: Some(Order { epoch: 9, seq: 1 }),
+            n: None,
+            cause: None,
+            kind: EventKind::MemberAdded { user_id: "7".into() },
+        };
+        let value = serde_json::to_value(record(vec![joined])).expect("json");
+        assert_eq!(
+            value["events"],
+            json!([{ "id": "01A", "time_ms": 5, "epoch": 9, "seq": 1, "name": "member_added", "user_id": "7" }])
+        );
+        assert_eq!(value["edge"], json!({ "cluster": "u", "server": "sockjs", "pod": "p", "process": "b" }));
+    }
+
+    #[test]
+    fn records_survive_the_way_there_and_back() {
+        let client_event = Event {
+            id: "01B".into(),
+            time_ms: 6,
+            order: None,
+            n: Some(3),
+            cause: None,
+            kind: EventKind::ClientEvent {
+                event: "client-a".into(),
+                data: "{}".into(),
+                socket_id: "1.2".into(),
+                user_id: None,
+            },
+        };
+        let left = Event {
+            id: "01C".into(),
+            time_ms: 7,
+            order: Some(Order { epoch: 1, seq: 2 }),
+            n: None,
+            cause: Some(Cause::Drain),
+            kind: EventKind::ChannelVacated,
+        };
+        let record = record(vec![client_event, left]);
+        assert_eq!(Record::parse(&record.to_bytes().expect("bytes")), Ok(record));
+    }
+
+    #[test]
+    fn a_newer_version_waits_and_rubbish_does_not() {
+        assert_eq!(Record::parse(br#"{"v":2,"else":true}"#), Err(RecordError::TooNew(2)));
+        for bad in [&b""[..], b"\xf3\x89\x9a\xc2", b"{}", br#"{"v":1}"#] {
+            assert!(matches!(Record::parse(bad), Err(RecordError::Malformed(_))));
+        }
+    }
+
+    #[test]
+    fn long_keys_are_hashed() {
+        let channel = ChannelName::parse(&"x".repeat(200)).expect("a valid name");
+        assert_eq!(partition_key(&"1".into(), &channel).len(), 202);
+        assert_eq!(partition_key(&"1".repeat(60).into(), &channel).len(), 64);
+        assert_eq!(hash_key(""), 0xd41d_8cd9_8f00_b204_e980_0998_ecf8_427e);
+    }
+}

@@ -1,0 +1,270 @@
+//! The app registry as servers mount it: JSON files, one per bucket of apps.
+//!
+//! The operator writes sixteen Secrets by a hash of the app's id, so that one change rewrites one of them; each becomes
+//! one file, and a server reads them all.
+
+use std::collections::BTreeMap;
+
+use md5::{Digest, Md5};
+use serde::{Deserialize, Serialize};
+
+use super::{AppId, AppKey, Secret, signature};
+
+/// How many files the registry has.
+pub const BUCKETS: u8 = 16;
+
+/// One app as a server knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct App {
+    /// Digits.
+    pub id: AppId,
+    /// Every pair that is accepted, oldest first.
+    pub credentials: Vec<Credential>,
+    /// A disabled app takes no connection and no publish.
+    pub enabled: bool,
+    /// Whether its clients may send client events.
+    pub client_events: bool,
+    /// What one client may do.
+    pub limits: Limits,
+    /// Where its webhooks go.
+    pub webhooks: Vec<Endpoint>,
+}
+
+/// A key with its secret.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Credential {
+    /// The public half.
+    pub key: AppKey,
+    /// The secret half.
+    pub secret: Secret,
+    /// Whether new signatures are still made with it.
+    pub state: CredentialState,
+}
+
+/// Both states are accepted; webhooks are signed by the oldest active one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CredentialState {
+    /// In use.
+    Active,
+    /// On its way out.
+    Retiring,
+}
+
+/// Limits per connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Limits {
+    /// Client events that one connection may send in a second (Pusher documents 10).
+    pub client_events_per_second: u32,
+}
+
+/// One webhook endpoint of an app.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Endpoint {
+    /// Unique within the app.
+    pub name: String,
+    /// Where to post.
+    pub url: String,
+    /// Names of the events it wants; empty for all.
+    pub events: Vec<String>,
+    /// Only channels that begin so; empty for all.
+    pub channel_prefix: String,
+    /// Seconds for one attempt in total.
+    pub timeout_seconds: u32,
+}
+
+impl App {
+    /// The pair that signs webhooks: the oldest active one.
+    #[must_use]
+    pub fn signing(&self) -> Option<&Credential> {
+        self.credentials.iter().find(|credential| credential.state == CredentialState::Active)
+    }
+
+    /// The secret of a key.
+    #[must_use]
+    pub fn secret(&self, key: &str) -> Option<&Secret> {
+        self.credentials.iter().find(|credential| credential.key.as_str() == key).map(|credential| &credential.secret)
+    }
+
+    /// A salted digest of all that a server does differently for this app, to compare servers with what was rendered.
+    #[must_use]
+    pub fn digest(&self, salt: &str) -> String {
+        let text = serde_json::to_string(self).unwrap_or_default();
+        signature::salted_digest(salt, &text)
+    }
+}
+
+impl Endpoint {
+    /// Whether the endpoint wants this event.
+    #[must_use]
+    pub fn wants(&self, event: &str, channel: &str) -> bool {
+        (self.events.is_empty() || self.events.iter().any(|name| name == event))
+            && channel.starts_with(&self.channel_prefix)
+    }
+}
+
+/// Every app, found by id or by key.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Registry {
+    apps: BTreeMap<AppId, App>,
+    keys: BTreeMap<AppKey, AppId>,
+}
+
+/// Why a registry file cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("registry file `{file}`: {message}")]
+pub struct RegistryError {
+    /// The file's name.
+    pub file: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl Registry {
+    /// A registry of these apps; of two with one id the later wins.
+    #[must_use]
+    pub fn new(apps: impl IntoIterator<Item = App>) -> Self {
+        let apps: BTreeMap<AppId, App> = apps.into_iter().map(|app| (app.id.clone(), app)).collect();
+        let pairs = |app: &App| app.credentials.iter().map(|c| (c.key.clone(), app.id.clone())).collect::<Vec<_>>();
+        let keys = apps.values().flat_map(pairs).collect();
+        Self { apps, keys }
+    }
+
+    /// Reads the files of a registry.
+    ///
+    /// # Errors
+    /// Names the first file that is no list of apps: a server keeps what it has rather than lose apps.
+    pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<Self, RegistryError> {
+        let mut apps = Vec::new();
+        for (file, bytes) in files {
+            let read: Vec<App> = serde_json::from_slice(bytes)
+                .map_err(|error| RegistryError { file: file.to_owned(), message: error.to_string() })?;
+            apps.extend(read);
+        }
+        Ok(Self::new(apps))
+    }
+
+    /// The files of this registry by name, empty buckets too, so that the set of names never changes.
+    ///
+    /// # Errors
+    /// Never for values of this type; the library's signature has one.
+    pub fn files(&self) -> Result<BTreeMap<String, String>, serde_json::Error> {
+        (0..BUCKETS)
+            .map(|bucket| {
+                let apps: Vec<&App> = self.apps.values().filter(|app| bucket_of(&app.id) == bucket).collect();
+                Ok((file_name(bucket), serde_json::to_string(&apps)?))
+            })
+            .collect()
+    }
+
+    /// The app of an id.
+    #[must_use]
+    pub fn app(&self, id: &AppId) -> Option<&App> {
+        self.apps.get(id)
+    }
+
+    /// The app of a key.
+    #[must_use]
+    pub fn by_key(&self, key: &str) -> Option<&App> {
+        self.apps.get(self.keys.get(&AppKey::from(key))?)
+    }
+
+    /// Every app, by id.
+    pub fn apps(&self) -> impl Iterator<Item = &App> {
+        self.apps.values()
+    }
+
+    /// A salted digest per app.
+    #[must_use]
+    pub fn digests(&self, salt: &str) -> BTreeMap<AppId, String> {
+        self.apps.iter().map(|(id, app)| (id.clone(), app.digest(salt))).collect()
+    }
+}
+
+/// The bucket of an app: the first half byte of the id's MD5.
+#[must_use]
+pub fn bucket_of(id: &AppId) -> u8 {
+    Md5::digest(id.as_str().as_bytes())[0] >> 4
+}
+
+/// The name of a bucket's file.
+#[must_use]
+pub fn file_name(bucket: u8) -> String {
+    format!("{bucket:x}.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn app(id: &str, keys: &[(&str, CredentialState)]) -> App {
+        App {
+            id: id.into(),
+            credentials: keys
+                .iter()
+                .map(|(key, state)| Credential { key: (*key).into(), secret: Secret::new("s"), state: *state })
+                .collect(),
+            enabled: true,
+            client_events: true,
+            limits: Limits { client_events_per_second: 10 },
+            webhooks: vec![],
+        }
+    }
+
+    #[test]
+    fn files_are_read_as_they_were_written() {
+        let registry =
+            Registry::new((0..100).map(|n| app(&n.to_string(), &[(&format!("k{n}"), CredentialState::Active)])));
+        let files = registry.files().expect("files");
+        assert_eq!(files.len(), 16);
+        assert!(files.values().filter(|text| text.as_str() != "[]").count() > 8, "apps are spread");
+        let read = Registry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
+        assert_eq!(read.as_ref(), Ok(&registry));
+        assert_eq!(registry.by_key("k7").map(|app| app.id.as_str()), Some("7"));
+    }
+
+    #[test]
+    fn a_bad_file_is_named() {
+        let error = Registry::parse([("a.json", &b"[]"[..]), ("b.json", b"{")]).expect_err("an error");
+        assert_eq!(error.file, "b.json");
+    }
+
+    #[test]
+    fn webhooks_are_signed_by_the_oldest_active_key() {
+        let app = app(
+            "1",
+            &[("old", CredentialState::Retiring), ("now", CredentialState::Active), ("next", CredentialState::Active)],
+        );
+        assert_eq!(app.signing().map(|credential| credential.key.as_str()), Some("now"));
+    }
+
+    #[test]
+    fn an_endpoint_takes_what_it_asked_for() {
+        let mut endpoint = Endpoint {
+            name: "a".into(),
+            url: "https://a".into(),
+            events: vec![],
+            channel_prefix: String::new(),
+            timeout_seconds: 4,
+        };
+        assert!(endpoint.wants("client_event", "x"));
+        endpoint.events = vec!["channel_occupied".into()];
+        endpoint.channel_prefix = "private-".into();
+        assert!(endpoint.wants("channel_occupied", "private-x"));
+        assert!(!endpoint.wants("channel_vacated", "private-x"));
+        assert!(!endpoint.wants("channel_occupied", "x"));
+    }
+
+    #[test]
+    fn a_digest_tells_apps_apart_and_hides_the_secret() {
+        let one = app("1", &[("k", CredentialState::Active)]);
+        let mut two = one.clone();
+        two.credentials[0].secret = Secret::new("t");
+        assert_ne!(one.digest("salt"), two.digest("salt"));
+        assert_eq!(one.digest("salt"), one.clone().digest("salt"));
+        assert_ne!(one.digest("salt"), one.digest("pepper"));
+    }
+}

@@ -1,0 +1,91 @@
+//! The webhook's body, headers and signature.
+//!
+//! Every field is text or a number, because some SDKs read nothing else; `Content-Type` is exactly `application/json`,
+//! because the Node SDK compares it. `id`, `epoch` and `seq` stand beside Pusher's fields for receivers that drop
+//! repeats.
+
+use serde::{Deserialize, Serialize};
+
+use super::record::{Event, EventKind, Order};
+use super::{ChannelName, Secret, signature};
+
+/// Names the key whose secret signed the body.
+pub const KEY_HEADER: &str = "X-Pusher-Key";
+/// HMAC-SHA256 of the raw body.
+pub const SIGNATURE_HEADER: &str = "X-Pusher-Signature";
+/// The time of the oldest event where the body had to be stamped anew.
+pub const ORIGINAL_TIME_HEADER: &str = "X-Realtime-Original-Time";
+/// The only content type that the Node SDK takes.
+pub const CONTENT_TYPE: &str = "application/json";
+
+/// The body of one webhook.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Body {
+    /// When the events were made, in ms since 1970; SDKs refuse what is older than five minutes.
+    pub time_ms: u64,
+    /// The events, oldest first.
+    pub events: Vec<WebhookEvent>,
+}
+
+/// One event as a customer reads it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WebhookEvent {
+    /// What happened, with the fields of its kind.
+    #[serde(flatten)]
+    pub kind: EventKind,
+    /// Where.
+    pub channel: ChannelName,
+    /// The same through every repeat.
+    pub id: String,
+    /// The place among the channel's state events.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+}
+
+impl WebhookEvent {
+    /// What a customer reads of a recorded event.
+    #[must_use]
+    pub fn new(channel: &ChannelName, event: &Event) -> Self {
+        Self { kind: event.kind.clone(), channel: channel.clone(), id: event.id.clone(), order: event.order }
+    }
+}
+
+/// Whether key, signature and body belong together.
+#[must_use]
+pub fn verify(secret: &Secret, raw_body: &[u8], signature: &str) -> bool {
+    signature::verify(secret, raw_body, signature)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_event_has_the_fields_that_the_sdks_read() {
+        let event = Event {
+            id: "01".into(),
+            time_ms: 1,
+            order: None,
+            n: Some(1),
+            cause: None,
+            kind: EventKind::ClientEvent {
+                event: "client-a".into(),
+                data: r#"{"x":1}"#.into(),
+                socket_id: "1.2".into(),
+                user_id: Some("7".into()),
+            },
+        };
+        let channel = ChannelName::parse("presence-a").expect("a valid name");
+        let body = Body { time_ms: 1, events: vec![WebhookEvent::new(&channel, &event)] };
+        let value = serde_json::to_value(&body).expect("json");
+        assert_eq!(
+            value,
+            json!({ "time_ms": 1, "events": [{
+                "name": "client_event", "channel": "presence-a", "event": "client-a", "data": "{\"x\":1}",
+                "socket_id": "1.2", "user_id": "7", "id": "01",
+            }] })
+        );
+        assert_eq!(serde_json::from_value::<Body>(value).expect("a body"), body);
+    }
+}
