@@ -174,7 +174,7 @@ pub const VARIABLES: &[Variable] = &[
         Kind::Text,
         Need::Default("info"),
         ALL,
-        "Log filter, in the syntax of `tracing`: `info,realtime_operator::edge=debug`.",
+        "Log filter, in the syntax of `tracing`: `info,realtime_operator=debug`.",
     ),
     row(
         name::TRANSPORTS,

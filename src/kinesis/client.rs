@@ -1,0 +1,346 @@
+//! The client of one stream.
+
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_kinesis::Client as Sdk;
+use aws_sdk_kinesis::config::retry::RetryConfig;
+use aws_sdk_kinesis::config::timeout::TimeoutConfig;
+use aws_sdk_kinesis::primitives::{Blob, DateTime};
+use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardIteratorType, StreamMode, StreamModeDetails};
+use aws_smithy_http_client::tls;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use bytes::Bytes;
+
+use super::error::class;
+use super::{Class, KinesisError, Shard};
+use crate::protocol::{ShardId, StreamName};
+
+/// Longest that one attempt may take. Shorter would write batches twice: a put that was stored and whose answer came
+/// late counts as failed.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where the credentials come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credentials {
+    /// The SDK's chain, which the contract narrows to the one configured identity.
+    Chain,
+    /// A fixed pair.
+    Static {
+        /// Access key id.
+        access_key_id: String,
+        /// Secret access key.
+        secret_access_key: String,
+    },
+}
+
+/// Which stream, where.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The stream's name.
+    pub stream: StreamName,
+    /// Always explicit.
+    pub region: String,
+    /// Another address than the region's own.
+    pub endpoint: Option<String>,
+    /// Who asks.
+    pub credentials: Credentials,
+}
+
+/// A client of one stream. Cheap to clone; one attempt per call, 5 s at most.
+#[derive(Clone, Debug)]
+pub struct Client {
+    sdk: Sdk,
+    stream: StreamName,
+    region: String,
+}
+
+/// One record to put.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Decides the shard.
+    pub partition_key: String,
+    /// The record.
+    pub data: Bytes,
+}
+
+/// Where an accepted record stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acceptance {
+    /// Its shard.
+    pub shard: ShardId,
+    /// Its sequence number there.
+    pub sequence: String,
+}
+
+/// Why one entry of a batch was not taken while others were.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The service's code.
+    pub code: String,
+    /// What it said.
+    pub message: String,
+    /// What to do about it.
+    pub class: Class,
+}
+
+/// Where to begin to read a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// The oldest record that is kept.
+    TrimHorizon,
+    /// After the newest.
+    Latest,
+    /// Just after this sequence number.
+    After(String),
+    /// The first record that arrived at or after this time, in ms since 1970.
+    AtTime(u64),
+}
+
+/// A record as it was read.
+#[derive(Clone, Debug)]
+pub struct ReadRecord {
+    /// Its sequence number, decimal text that grows within a shard.
+    pub sequence: String,
+    /// When the stream took it, in ms since 1970.
+    pub arrival_ms: u64,
+    /// Its partition key.
+    pub partition_key: String,
+    /// The record.
+    pub data: Bytes,
+}
+
+/// One answer of `GetRecords`.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// What was read, oldest first.
+    pub records: Vec<ReadRecord>,
+    /// The next iterator; `None` at the end of a closed shard.
+    pub next: Option<String>,
+    /// How far behind the newest record the reader is, in ms.
+    pub behind_ms: u64,
+}
+
+/// A stream as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Its ARN.
+    pub arn: String,
+    /// `ACTIVE`, `CREATING`, …
+    pub status: String,
+    /// When it was created, in ms since 1970: the only mark that tells it from a later stream of the same name.
+    pub created_ms: u64,
+}
+
+impl Client {
+    /// Makes a client. Nothing is looked up yet.
+    pub async fn connect(settings: &Settings) -> Self {
+        let http =
+            aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(Duration::from_secs(2))
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+            .operation_timeout(ATTEMPT_TIMEOUT)
+            .build();
+        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .http_client(http)
+            .region(Region::new(settings.region.clone()))
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(timeouts);
+        if let Credentials::Static { access_key_id, secret_access_key } = &settings.credentials {
+            loader = loader.credentials_provider(aws_credential_types::Credentials::new(
+                access_key_id,
+                secret_access_key,
+                None,
+                None,
+                "configuration",
+            ));
+        }
+        if let Some(endpoint) = &settings.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        let sdk = Sdk::new(&loader.load().await);
+        Self { sdk, stream: settings.stream.clone(), region: settings.region.clone() }
+    }
+
+    /// The stream's name.
+    #[must_use]
+    pub fn stream(&self) -> &StreamName {
+        &self.stream
+    }
+
+    /// The region.
+    #[must_use]
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// Puts a batch; the answer has one result per entry, in order. At most 500 entries and 10 MiB (API reference,
+    /// `PutRecords`).
+    ///
+    /// # Errors
+    /// The whole call failed; after a timeout, records may be stored all the same.
+    pub async fn put(&self, entries: &[Entry]) -> Result<Vec<Result<Acceptance, Refusal>>, KinesisError> {
+        let operation = "PutRecords";
+        let mut request = self.sdk.put_records().stream_name(self.stream.as_str());
+        for entry in entries {
+            let entry = PutRecordsRequestEntry::builder()
+                .partition_key(&entry.partition_key)
+                .data(Blob::new(entry.data.as_ref()))
+                .build()
+                .map_err(|error| self.malformed(operation, &error.to_string()))?;
+            request = request.records(entry);
+        }
+        let answer = request.send().await.map_err(|e| self.failed(operation, &e))?;
+        let results: Vec<Result<Acceptance, Refusal>> = answer
+            .records
+            .into_iter()
+            .map(|result| match (result.shard_id, result.sequence_number, result.error_code) {
+                (Some(shard), Some(sequence), None) => Ok(Acceptance { shard: ShardId(shard), sequence }),
+                (_, _, code) => Err(Refusal {
+                    class: class(code.as_deref()),
+                    code: code.unwrap_or_else(|| "no code".to_owned()),
+                    message: result.error_message.unwrap_or_default(),
+                }),
+            })
+            .collect();
+        if results.len() == entries.len() {
+            Ok(results)
+        } else {
+            Err(self.malformed(operation, &format!("{} results for {} records", results.len(), entries.len())))
+        }
+    }
+
+    /// Lists every shard that still holds records, closed ones too.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub async fn shards(&self) -> Result<Vec<Shard>, KinesisError> {
+        let operation = "ListShards";
+        let mut shards = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let request = match &token {
+                Some(token) => self.sdk.list_shards().next_token(token),
+                None => self.sdk.list_shards().stream_name(self.stream.as_str()),
+            };
+            let answer = request.send().await.map_err(|e| self.failed(operation, &e))?;
+            for shard in answer.shards.unwrap_or_default() {
+                let range = shard.hash_key_range.as_ref();
+                let key = |text: Option<&String>| text.and_then(|text| text.parse::<u128>().ok());
+                let (Some(start), Some(end)) =
+                    (key(range.map(|range| &range.starting_hash_key)), key(range.map(|range| &range.ending_hash_key)))
+                else {
+                    return Err(self.malformed(operation, &format!("shard {} has no hash key range", shard.shard_id)));
+                };
+                let ended = shard.sequence_number_range.is_some_and(|range| range.ending_sequence_number.is_some());
+                let parents = shard.parent_shard_id.into_iter().chain(shard.adjacent_parent_shard_id);
+                let parents = parents.map(ShardId).collect();
+                shards.push(Shard { id: ShardId(shard.shard_id), start, end, parents, open: !ended });
+            }
+            token = answer.next_token;
+            if token.is_none() {
+                return Ok(shards);
+            }
+        }
+    }
+
+    /// Gets an iterator, which lives for five minutes.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub async fn iterator(&self, shard: &ShardId, position: &Position) -> Result<String, KinesisError> {
+        let operation = "GetShardIterator";
+        let request = self.sdk.get_shard_iterator().stream_name(self.stream.as_str()).shard_id(shard.as_str());
+        let request = match position {
+            Position::TrimHorizon => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
+            Position::Latest => request.shard_iterator_type(ShardIteratorType::Latest),
+            Position::After(sequence) => {
+                request.shard_iterator_type(ShardIteratorType::AfterSequenceNumber).starting_sequence_number(sequence)
+            }
+            Position::AtTime(ms) => request
+                .shard_iterator_type(ShardIteratorType::AtTimestamp)
+                .timestamp(DateTime::from_millis(i64::try_from(*ms).unwrap_or(i64::MAX))),
+        };
+        let answer = request.send().await.map_err(|e| self.failed(operation, &e))?;
+        answer.shard_iterator.ok_or_else(|| self.malformed(operation, "no iterator in the answer"))
+    }
+
+    /// Reads on. A shard allows five reads a second over all its readers.
+    ///
+    /// # Errors
+    /// The call failed; [`Class::Expired`] asks for a new iterator.
+    pub async fn read(&self, iterator: &str, limit: i32) -> Result<Page, KinesisError> {
+        let request = self.sdk.get_records().shard_iterator(iterator).limit(limit);
+        let answer = request.send().await.map_err(|e| self.failed("GetRecords", &e))?;
+        let records = answer
+            .records
+            .into_iter()
+            .map(|record| ReadRecord {
+                sequence: record.sequence_number,
+                arrival_ms: record.approximate_arrival_timestamp.as_ref().map_or(0, millis),
+                partition_key: record.partition_key.unwrap_or_default(),
+                data: Bytes::from(record.data.into_inner()),
+            })
+            .collect();
+        let behind_ms = answer.millis_behind_latest.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0);
+        Ok(Page { records, next: answer.next_shard_iterator, behind_ms })
+    }
+
+    /// Describes the stream.
+    ///
+    /// # Errors
+    /// The call failed; [`Class::NotFound`] when there is no such stream.
+    pub async fn summary(&self) -> Result<Summary, KinesisError> {
+        let operation = "DescribeStreamSummary";
+        let request = self.sdk.describe_stream_summary().stream_name(self.stream.as_str());
+        let answer = request.send().await.map_err(|e| self.failed(operation, &e))?;
+        let found = answer
+            .stream_description_summary
+            .ok_or_else(|| self.malformed(operation, "no description in the answer"))?;
+        Ok(Summary {
+            arn: found.stream_arn,
+            status: found.stream_status.as_str().to_owned(),
+            created_ms: millis(&found.stream_creation_timestamp),
+        })
+    }
+
+    /// Creates the stream with so many shards (mode `PROVISIONED`).
+    ///
+    /// # Errors
+    /// The call failed; [`Class::Busy`] when it exists.
+    pub async fn create(&self, shards: i32) -> Result<(), KinesisError> {
+        let operation = "CreateStream";
+        let mode = StreamModeDetails::builder()
+            .stream_mode(StreamMode::Provisioned)
+            .build()
+            .map_err(|error| self.malformed(operation, &error.to_string()))?;
+        let request = self.sdk.create_stream().stream_name(self.stream.as_str());
+        let request = request.shard_count(shards).stream_mode_details(mode);
+        request.send().await.map_err(|e| self.failed(operation, &e))?;
+        Ok(())
+    }
+
+    fn failed<E, R>(&self, operation: &'static str, error: &aws_sdk_kinesis::error::SdkError<E, R>) -> KinesisError
+    where
+        E: aws_sdk_kinesis::error::ProvideErrorMetadata + std::error::Error + 'static,
+        R: std::fmt::Debug,
+    {
+        KinesisError::new(operation, self.stream.as_str(), &self.region, error)
+    }
+
+    fn malformed(&self, operation: &'static str, message: &str) -> KinesisError {
+        KinesisError {
+            operation,
+            stream: self.stream.to_string(),
+            region: self.region.clone(),
+            class: Class::Invalid,
+            code: String::new(),
+            message: message.to_owned(),
+        }
+    }
+}
+
+fn millis(time: &DateTime) -> u64 {
+    time.to_millis().ok().and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0)
+}

@@ -1,0 +1,119 @@
+//! What went wrong with a call, and what to do about it.
+
+use aws_sdk_kinesis::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+
+/// What to do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The stream does not exist in this region and account: create it, or correct the name.
+    NotFound,
+    /// The identity may not do this, or there is none: a person must change a policy or a variable.
+    Denied,
+    /// Slow down and try again.
+    Throttled,
+    /// Another operation is under way, or the resource exists: look again.
+    Busy,
+    /// An iterator is too old: get a new one.
+    Expired,
+    /// The request can never succeed.
+    Invalid,
+    /// No answer, or a failure on the other side: try again.
+    Transient,
+}
+
+/// A call to Kinesis that failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{operation} on stream {stream} in {region}: {code}{message}")]
+pub struct KinesisError {
+    /// The API's name of the call.
+    pub operation: &'static str,
+    /// The stream.
+    pub stream: String,
+    /// The region.
+    pub region: String,
+    /// What to do about it.
+    pub class: Class,
+    /// The service's code with `: ` after it, or nothing when the service did not answer.
+    pub code: String,
+    /// What the service or the network said.
+    pub message: String,
+}
+
+/// Classes a service's error code. Codes that the SDK's model lacks are matched here all the same.
+pub(super) fn class(code: Option<&str>) -> Class {
+    match code {
+        Some("ResourceNotFoundException") => Class::NotFound,
+        Some(
+            "AccessDeniedException"
+            | "InvalidSignatureException"
+            | "UnrecognizedClientException"
+            | "MissingAuthenticationTokenException"
+            | "ExpiredTokenException"
+            | "KMSAccessDeniedException"
+            | "KMSDisabledException"
+            | "KMSNotFoundException"
+            | "KMSOptInRequired"
+            | "KMSInvalidStateException",
+        ) => Class::Denied,
+        Some(
+            "ProvisionedThroughputExceededException"
+            | "LimitExceededException"
+            | "ThrottlingException"
+            | "KMSThrottlingException",
+        ) => Class::Throttled,
+        Some("ResourceInUseException") => Class::Busy,
+        Some("ExpiredIteratorException") => Class::Expired,
+        Some("InvalidArgumentException" | "ValidationException" | "SerializationException") => Class::Invalid,
+        _ => Class::Transient,
+    }
+}
+
+impl KinesisError {
+    pub(super) fn new<E, R>(operation: &'static str, stream: &str, region: &str, error: &SdkError<E, R>) -> Self
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+        R: std::fmt::Debug,
+    {
+        let code = error.code();
+        let said = error.message().map(str::to_owned);
+        let message = said.unwrap_or_else(|| match error {
+            SdkError::ServiceError(_) => String::new(),
+            other => DisplayErrorContext(other).to_string().lines().next().unwrap_or_default().to_owned(),
+        });
+        let class = match (class(code), error) {
+            // A missing identity is found before anything is sent.
+            (Class::Transient, SdkError::DispatchFailure(failure)) if !failure.is_io() && !failure.is_timeout() => {
+                Class::Denied
+            }
+            (class, _) => class,
+        };
+        Self {
+            operation,
+            stream: stream.to_owned(),
+            region: region.to_owned(),
+            class,
+            code: code.map(|code| format!("{code}: ")).unwrap_or_default(),
+            message,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_classed_by_what_to_do() {
+        for (code, expected) in [
+            (Some("ResourceNotFoundException"), Class::NotFound),
+            (Some("UnrecognizedClientException"), Class::Denied),
+            (Some("ProvisionedThroughputExceededException"), Class::Throttled),
+            (Some("ResourceInUseException"), Class::Busy),
+            (Some("ExpiredIteratorException"), Class::Expired),
+            (Some("InternalFailure"), Class::Transient),
+            (None, Class::Transient),
+        ] {
+            assert_eq!(class(code), expected, "{code:?}");
+        }
+    }
+}

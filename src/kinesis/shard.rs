@@ -1,0 +1,68 @@
+//! Shards: which hash keys each holds.
+
+use crate::protocol::ShardId;
+
+/// One shard of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Its id.
+    pub id: ShardId,
+    /// The first hash key that it holds.
+    pub start: u128,
+    /// The last one.
+    pub end: u128,
+    /// The shards it came from by a split or a merge.
+    pub parents: Vec<ShardId>,
+    /// Whether it takes records.
+    pub open: bool,
+}
+
+impl Shard {
+    /// Whether records of this hash key are put here.
+    #[must_use]
+    pub fn holds(&self, hash_key: u128) -> bool {
+        self.open && (self.start..=self.end).contains(&hash_key)
+    }
+}
+
+/// Whether the open shards hold every hash key exactly once: a hole means that the listing is old or incomplete.
+#[must_use]
+pub fn covers_all(shards: &[Shard]) -> bool {
+    let mut ranges: Vec<(u128, u128)> = shards.iter().filter(|s| s.open).map(|s| (s.start, s.end)).collect();
+    ranges.sort_unstable();
+    let mut next = Some(0);
+    for (start, end) in ranges {
+        if next != Some(start) {
+            return false;
+        }
+        next = end.checked_add(1);
+    }
+    next.is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(start: u128, end: u128, open: bool) -> Shard {
+        Shard { id: "s".into(), start, end, parents: vec![], open }
+    }
+
+    #[test]
+    fn coverage_is_complete_or_not() {
+        let half = u128::MAX / 2;
+        assert!(covers_all(&[shard(half + 1, u128::MAX, true), shard(0, half, true)]));
+        assert!(covers_all(&[shard(0, u128::MAX, true), shard(0, half, false)]), "closed shards do not count");
+        assert!(!covers_all(&[shard(0, half, true)]), "a hole at the end");
+        assert!(!covers_all(&[shard(1, u128::MAX, true)]), "a hole at the start");
+        assert!(!covers_all(&[shard(0, half, true), shard(half, u128::MAX, true)]), "an overlap");
+        assert!(!covers_all(&[]));
+    }
+
+    #[test]
+    fn a_closed_shard_holds_nothing() {
+        assert!(shard(0, 9, true).holds(9));
+        assert!(!shard(0, 9, true).holds(10));
+        assert!(!shard(0, 9, false).holds(9));
+    }
+}

@@ -1,0 +1,3 @@
+//! Everything that crosses a process or a room, in one binary.
+
+mod architecture;
