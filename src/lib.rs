@@ -6,6 +6,7 @@
 pub mod api;
 pub mod bus;
 pub mod contract;
+pub mod desired;
 pub mod dispatcher;
 pub mod edge;
 pub mod gate;

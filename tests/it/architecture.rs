@@ -48,14 +48,14 @@ fn sources() -> Vec<Source> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let inside = path.strip_prefix(&root).expect("below src/");
-                let room = match inside.components().count() {
+                let folder = match inside.components().count() {
                     1 => String::new(),
                     _ => inside.components().next().expect("a part").as_os_str().to_string_lossy().into_owned(),
                 };
                 let text = fs::read_to_string(&path).expect("a source file");
                 let body = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
                 let code: Vec<&str> = body.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
-                found.push(Source { path, room, lines: body.lines().count(), code: code.join("\n") });
+                found.push(Source { path, room: folder, lines: body.lines().count(), code: code.join("\n") });
             }
         }
     }

@@ -1,0 +1,435 @@
+//! `RealtimeCluster`: one realtime cluster.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{SecretKeyRef, SecretRef, State};
+
+/// Longest name of a cluster: children add up to 23 characters, and a name has 63.
+pub const MAX_NAME: usize = 40;
+
+/// What a user wants of a cluster.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "realtime-operator.dev",
+    version = "v1alpha1",
+    kind = "RealtimeCluster",
+    plural = "realtimeclusters",
+    shortname = "rtc",
+    category = "realtime",
+    namespaced,
+    cel,
+    doc = "A realtime cluster: edge servers, a Kinesis stream and a webhook dispatcher, Ready only while a client's event arrives as a signed webhook.",
+    status = "RealtimeClusterStatus",
+    derive = "PartialEq",
+    validation = Rule::new("self.metadata.name.size() <= 40").message("the name has more than 40 characters: shorten metadata.name, children add to it"),
+    validation = Rule::new("self.spec.websocket.state == 'Enabled' || self.spec.sockjs.state == 'Enabled'").message("websocket and sockjs are both Disabled: enable one of them"),
+    validation = Rule::new("self.spec.webhooks.mode != 'Off' || (has(self.spec.webhooks.acknowledgeNoWebhooks) && self.spec.webhooks.acknowledgeNoWebhooks == self.metadata.name)").message("webhooks.mode is Off: write the cluster's name into webhooks.acknowledgeNoWebhooks, or set mode: Kinesis"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct RealtimeClusterSpec {
+    /// The image of every server.
+    #[serde(default)]
+    pub image: Image,
+    /// Where the stream is, and who may use it.
+    pub aws: Aws,
+    /// What joins the edges.
+    pub bus: Bus,
+    /// The edges that serve WebSocket.
+    #[serde(default)]
+    pub websocket: EdgeServer,
+    /// The edges that serve the HTTP fallbacks.
+    #[serde(default)]
+    pub sockjs: EdgeServer,
+    /// How events become webhooks.
+    #[serde(default)]
+    pub webhooks: Webhooks,
+    /// When the cluster counts as operational.
+    #[serde(default)]
+    pub gate: Gate,
+}
+
+/// An image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Image {
+    /// Without tag.
+    #[serde(default = "Image::default_repository")]
+    pub repository: String,
+    /// The release; absent means the operator's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// `sha256:…`; wins over the tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
+impl Image {
+    fn default_repository() -> String {
+        "realtime-operator/realtime".to_owned()
+    }
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Self { repository: Self::default_repository(), tag: None, digest: None }
+    }
+}
+
+/// Where the stream is, and who may use it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.endpointURL) || self.endpointURL.startsWith('https://') || (has(self.allowInsecureEndpoint) && self.allowInsecureEndpoint)").message("endpointURL is not https://: use https://, or write allowInsecureEndpoint: true for an emulator"))]
+pub struct Aws {
+    /// Always explicit, immutable.
+    #[schemars(length(min = 1))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("region is immutable: create another cluster and move to it"))]
+    pub region: String,
+    /// Address of an emulator or of a VPC endpoint.
+    #[serde(rename = "endpointURL", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^https?://.+"))]
+    pub endpoint_url: Option<String>,
+    /// Lets `endpointURL` be plain HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_insecure_endpoint: Option<bool>,
+    /// Where credentials come from.
+    pub identity: Identity,
+}
+
+/// Where credentials come from: exactly one way, without a silent fallback.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(self.type == 'StaticKeys') == has(self.secretRef)").message("secretRef goes with type: StaticKeys, and with nothing else: keep one identity"),
+    validation = Rule::new("!(has(self.edge) || has(self.dispatcher)) || self.type in ['IRSA', 'PodIdentity', 'WebIdentity']").message("roles go with type: IRSA, PodIdentity or WebIdentity: keep one identity"),
+    validation = Rule::new("!(self.type in ['IRSA', 'WebIdentity']) || (has(self.edge) && has(self.dispatcher))").message("type: IRSA and WebIdentity need edge.roleARN and dispatcher.roleARN")
+)]
+pub struct Identity {
+    /// The way.
+    #[serde(rename = "type")]
+    pub kind: IdentityType,
+    /// The edges' role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge: Option<Role>,
+    /// The dispatcher's role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dispatcher: Option<Role>,
+    /// With `StaticKeys`: a Secret with `accessKeyID` and `secretAccessKey`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+}
+
+/// The ways to credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum IdentityType {
+    /// IAM roles for service accounts, on EKS.
+    #[serde(rename = "IRSA")]
+    Irsa,
+    /// EKS Pod Identity.
+    PodIdentity,
+    /// A projected token and a role, on self-managed Kubernetes.
+    WebIdentity,
+    /// A pair of keys in a Secret.
+    StaticKeys,
+    /// The node's own role.
+    NodeRole,
+}
+
+impl IdentityType {
+    /// The word, as in the manifest and in the variable.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Irsa => "IRSA",
+            Self::PodIdentity => "PodIdentity",
+            Self::WebIdentity => "WebIdentity",
+            Self::StaticKeys => "StaticKeys",
+            Self::NodeRole => "NodeRole",
+        }
+    }
+}
+
+/// An IAM role.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Role {
+    /// Its ARN.
+    #[serde(rename = "roleARN")]
+    #[schemars(regex(pattern = "^arn:"))]
+    pub role_arn: String,
+}
+
+/// What joins the edges.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Bus {
+    /// The kind of bus.
+    #[serde(rename = "type")]
+    pub kind: BusType,
+    /// With `type: Redis`.
+    pub redis: Redis,
+}
+
+/// The kinds of bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum BusType {
+    /// A Redis that you run.
+    Redis,
+}
+
+/// A Redis that you run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Redis {
+    /// Where its address stands, `redis://` or `rediss://`.
+    pub url_secret_ref: SecretKeyRef,
+}
+
+/// One kind of edge server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EdgeServer {
+    /// Whether it runs.
+    #[serde(default)]
+    pub state: State,
+    /// How many pods.
+    #[serde(default = "default_replicas")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: i32,
+    /// Extra variables.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<ExtraVariable>,
+}
+
+fn default_replicas() -> i32 {
+    3
+}
+
+impl Default for EdgeServer {
+    fn default() -> Self {
+        Self { state: State::Enabled, replicas: default_replicas(), env: vec![] }
+    }
+}
+
+/// A variable beside those that the operator renders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct ExtraVariable {
+    /// Its name.
+    #[schemars(length(min = 1))]
+    #[x_kube(validation = Rule::new("!self.startsWith('REALTIME_') && !self.startsWith('AWS_') && !self.startsWith('SSL_') && !self.lowerAscii().endsWith('_proxy')").message("this variable belongs to the operator: remove it and use the field of the spec that sets it"))]
+    pub name: String,
+    /// Its value.
+    #[serde(default)]
+    pub value: String,
+}
+
+/// How events become webhooks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Webhooks {
+    /// Whether there are webhooks.
+    #[serde(default)]
+    pub mode: WebhooksMode,
+    /// With `mode: Off`: the cluster's name, so that nobody switches webhooks off by a slip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledge_no_webhooks: Option<String>,
+    /// Private networks that webhooks may go to, such as `10.20.0.0/16`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_networks: Vec<String>,
+    /// The server that sends them.
+    #[serde(default)]
+    pub dispatcher: DispatcherServer,
+    /// What they travel through.
+    #[serde(default)]
+    pub stream: StreamSpec,
+}
+
+/// Whether there are webhooks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WebhooksMode {
+    /// Through Kinesis.
+    #[default]
+    Kinesis,
+    /// None.
+    Off,
+}
+
+/// The server that sends webhooks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DispatcherServer {
+    /// How many pods.
+    #[serde(default = "DispatcherServer::replicas")]
+    #[schemars(range(min = 1, max = 100))]
+    pub replicas: i32,
+    /// How long a webhook is tried again, in seconds.
+    #[serde(default = "DispatcherServer::retry_window")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub retry_window_seconds: u32,
+    /// Longest wait between two tries, in seconds.
+    #[serde(default = "DispatcherServer::max_backoff")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub max_backoff_seconds: u32,
+    /// Extra variables.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<ExtraVariable>,
+}
+
+impl DispatcherServer {
+    fn replicas() -> i32 {
+        2
+    }
+
+    fn retry_window() -> u32 {
+        300
+    }
+
+    fn max_backoff() -> u32 {
+        30
+    }
+}
+
+impl Default for DispatcherServer {
+    fn default() -> Self {
+        Self {
+            replicas: Self::replicas(),
+            retry_window_seconds: Self::retry_window(),
+            max_backoff_seconds: Self::max_backoff(),
+            env: vec![],
+        }
+    }
+}
+
+/// What webhook events travel through.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("(has(self.mode) && self.mode == 'Provisioned') == has(self.shards)").message("shards go with mode: Provisioned, and with nothing else"))]
+pub struct StreamSpec {
+    /// Its name; absent means `rtc-<namespace>-<name>-<first 6 of the UID>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128), regex(pattern = "^[a-zA-Z0-9_.-]+$"))]
+    pub name: Option<String>,
+    /// Who decides how many shards there are.
+    #[serde(default)]
+    pub mode: StreamMode,
+    /// With `mode: Provisioned`: how many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub shards: Option<i32>,
+}
+
+/// Who decides how many shards a stream has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum StreamMode {
+    /// Kinesis, by load.
+    #[default]
+    OnDemand,
+    /// You.
+    Provisioned,
+}
+
+/// When the cluster counts as operational.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Gate {
+    /// Seconds between two rounds of journeys.
+    #[serde(default = "Gate::interval")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub interval_seconds: u32,
+    /// Seconds for one journey, and apart from it for its farewell.
+    #[serde(default = "Gate::timeout")]
+    #[schemars(range(min = 1, max = 300))]
+    pub timeout_seconds: u32,
+    /// Complete rounds that open.
+    #[serde(default = "Gate::rounds")]
+    #[schemars(range(min = 1, max = 100))]
+    pub open_after: u32,
+    /// Failures in a row that close.
+    #[serde(default = "Gate::rounds")]
+    #[schemars(range(min = 1, max = 100))]
+    pub close_after: u32,
+}
+
+impl Gate {
+    fn interval() -> u32 {
+        15
+    }
+
+    fn timeout() -> u32 {
+        10
+    }
+
+    fn rounds() -> u32 {
+        3
+    }
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            interval_seconds: Self::interval(),
+            timeout_seconds: Self::timeout(),
+            open_after: Self::rounds(),
+            close_after: Self::rounds(),
+        }
+    }
+}
+
+/// What the operator saw of a cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RealtimeClusterStatus {
+    /// The generation that this status is about; -1 until anyone looked.
+    #[serde(default = "unobserved")]
+    pub observed_generation: i64,
+    /// The conditions, one of each type.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// What is proven of each transport.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub transports: Vec<TransportStatus>,
+}
+
+fn unobserved() -> i64 {
+    -1
+}
+
+impl Default for RealtimeClusterStatus {
+    fn default() -> Self {
+        Self { observed_generation: unobserved(), conditions: vec![], transports: vec![] }
+    }
+}
+
+/// What is proven of one transport.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TransportStatus {
+    /// The transport.
+    pub name: String,
+    /// The server that carries it.
+    pub server: String,
+    /// How it fares.
+    pub state: TransportState,
+    /// The first hop that is broken; empty when none is.
+    #[serde(default)]
+    pub hop: String,
+    /// Pods that are proven, of all: `3/3`.
+    #[serde(default)]
+    pub pods: String,
+}
+
+/// How a transport fares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TransportState {
+    /// Proven.
+    Passing,
+    /// A journey broke.
+    Failing,
+    /// Not yet tried, or too long ago.
+    Unknown,
+}

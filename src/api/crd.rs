@@ -1,0 +1,106 @@
+//! The CRDs as they are applied: what the derive makes, with what it leaves out put right.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+use serde_json::{Value, json};
+
+use super::{RealtimeApp, RealtimeCluster};
+
+/// One CRD and the name of its file in `crds/`.
+#[derive(Clone, Debug)]
+pub struct Crd {
+    /// The file's name.
+    pub file: &'static str,
+    /// The kind.
+    pub kind: &'static str,
+    /// The object.
+    pub object: Value,
+}
+
+/// Every CRD.
+///
+/// # Errors
+/// Never for these types; the library's signature has one.
+pub fn crds() -> Result<Vec<Crd>, serde_json::Error> {
+    Ok(vec![
+        Crd { file: "realtimeapps.yaml", kind: "RealtimeApp", object: finish(&RealtimeApp::crd())? },
+        Crd { file: "realtimeclusters.yaml", kind: "RealtimeCluster", object: finish(&RealtimeCluster::crd())? },
+    ])
+}
+
+/// The schema of a kind, `None` for a kind that is not ours.
+#[must_use]
+pub fn schema(kind: &str) -> Option<Value> {
+    let crd = crds().ok()?.into_iter().find(|crd| crd.kind == kind)?;
+    crd.object.pointer("/spec/versions/0/schema/openAPIV3Schema").cloned()
+}
+
+fn finish(crd: &CustomResourceDefinition) -> Result<Value, serde_json::Error> {
+    let mut object = serde_json::to_value(crd)?;
+    if let Some(schema) = object.pointer_mut("/spec/versions/0/schema/openAPIV3Schema") {
+        // An API server fills the default of a field only where its object has one: without this, an object that
+        // nobody has looked at would read as "no status", which deployment tools take for done.
+        if let Some(status) = schema.pointer_mut("/properties/status") {
+            status["default"] = json!({ "observedGeneration": -1 });
+        }
+        whole_numbers(schema);
+    }
+    Ok(object)
+}
+
+/// Bounds of integers come out as `1.0`, which is another text for the same number on every regeneration elsewhere.
+fn whole_numbers(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields.iter_mut() {
+                if matches!(name.as_str(), "minimum" | "maximum")
+                    && let Some(number) = field.as_f64()
+                    && number.fract() == 0.0
+                    && let Ok(whole) = format!("{number:.0}").parse::<i64>()
+                {
+                    *field = whole.into();
+                } else {
+                    whole_numbers(field);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_that_nobody_has_looked_at_says_so() {
+        for crd in crds().expect("crds") {
+            let status = crd.object.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/status");
+            assert_eq!(
+                status.map(|status| &status["default"]),
+                Some(&json!({ "observedGeneration": -1 })),
+                "{}",
+                crd.kind
+            );
+            let default = status.and_then(|status| status.pointer("/properties/observedGeneration/default"));
+            assert_eq!(default, Some(&json!(-1)), "{}", crd.kind);
+        }
+    }
+
+    #[test]
+    fn a_crd_stays_small_enough_for_kubectl_apply() {
+        for crd in crds().expect("crds") {
+            let size = crd.object.to_string().len();
+            assert!(size < 200_000, "{}: {size} bytes", crd.kind);
+        }
+    }
+
+    #[test]
+    fn the_rules_are_in_the_schema() {
+        let text = schema("RealtimeCluster").expect("a schema").to_string();
+        for rule in ["region is immutable", "acknowledgeNoWebhooks", "keep one identity", "belongs to the operator"] {
+            assert!(text.contains(rule), "{rule}");
+        }
+    }
+}

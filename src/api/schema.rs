@@ -1,0 +1,280 @@
+//! Judges an object by the schema of its kind, as strictly as an API server with `fieldValidation=Strict`, and says
+//! where and what to write instead.
+
+use serde_json::Value;
+
+/// Something wrong in an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Where: `spec.aws.region`.
+    pub path: String,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+/// Everything in `value` that `schema` does not allow, in the order of the document.
+#[must_use]
+pub fn check(value: &Value, schema: &Value) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    visit(value, schema, "", &mut findings);
+    findings
+}
+
+fn visit(value: &Value, schema: &Value, path: &str, findings: &mut Vec<Finding>) {
+    if value.is_null() && schema["nullable"] == true {
+        return;
+    }
+    let mut tell = |message: String| findings.push(Finding { path: path.to_owned(), message });
+    let wanted = schema["type"].as_str().unwrap_or_default();
+    if !has_type(value, wanted) {
+        tell(format!("is {}, {} is wanted{}", describe(value), article(wanted), choice(schema)));
+        return;
+    }
+    if let Some(allowed) = schema["enum"].as_array()
+        && !allowed.contains(value)
+    {
+        tell(format!("is {}: write one of {}", describe(value), list(allowed)));
+    }
+    match value {
+        Value::String(text) => {
+            let length = text.chars().count() as u64;
+            if schema["minLength"].as_u64().is_some_and(|least| length < least) {
+                tell("is empty: write a value".to_owned());
+            }
+            if let Some(most) = schema["maxLength"].as_u64().filter(|most| length > *most) {
+                tell(format!("has {length} characters, at most {most} are allowed: shorten it"));
+            }
+            if let Some(pattern) = schema["pattern"].as_str()
+                && !matches(pattern, text)
+            {
+                tell(format!("is {}: write a text that matches `{pattern}`", describe(value)));
+            }
+        }
+        Value::Number(number) => {
+            let number = number.as_f64().unwrap_or_default();
+            let (least, most) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
+            if least.is_some_and(|least| number < least) || most.is_some_and(|most| number > most) {
+                let bound = |bound: Option<f64>| bound.map_or_else(|| "any".to_owned(), |bound| bound.to_string());
+                tell(format!("is {number}: write a number from {} to {}", bound(least), bound(most)));
+            }
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                visit(item, &schema["items"], &format!("{path}[{index}]"), findings);
+            }
+        }
+        Value::Object(fields) => object(fields, schema, path, findings),
+        Value::Null | Value::Bool(_) => {}
+    }
+}
+
+fn object(fields: &serde_json::Map<String, Value>, schema: &Value, path: &str, findings: &mut Vec<Finding>) {
+    let Some(known) = schema["properties"].as_object() else { return };
+    let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        if fields.get(name).is_none_or(Value::is_null) {
+            let about = known.get(name).and_then(|field| field["description"].as_str()).unwrap_or_default();
+            findings
+                .push(Finding { path: join(name), message: format!("is missing: add it. {about}").trim().to_owned() });
+        }
+    }
+    for (name, value) in fields {
+        match known.get(name) {
+            Some(_) if value.is_null() => {}
+            Some(field) => visit(value, field, &join(name), findings),
+            // The schema of these is the API server's own.
+            None if path.is_empty() && ["apiVersion", "kind", "metadata"].contains(&name.as_str()) => {}
+            None => findings.push(Finding { path: join(name), message: unknown(name, known) }),
+        }
+    }
+}
+
+fn unknown(name: &str, known: &serde_json::Map<String, Value>) -> String {
+    let near = known.keys().map(|candidate| (likeness(name, candidate), candidate)).max_by(|a, b| a.0.total_cmp(&b.0));
+    match near {
+        Some((likeness, candidate)) if likeness > 0.6 => format!("is no field: did you mean `{candidate}`?"),
+        _ => {
+            let names: Vec<&str> = known.keys().map(String::as_str).collect();
+            format!("is no field: remove it, or write one of {}", names.join(", "))
+        }
+    }
+}
+
+/// How many of the pairs of neighbouring letters two names share, from 0 to 1 (Sørensen–Dice).
+fn likeness(a: &str, b: &str) -> f64 {
+    let pairs = |text: &str| {
+        let letters: Vec<char> = text.to_lowercase().chars().collect();
+        letters.windows(2).map(|pair| (pair[0], pair[1])).collect::<Vec<_>>()
+    };
+    let (left, mut right) = (pairs(a), pairs(b));
+    let total = left.len() + right.len();
+    let mut shared = 0_u32;
+    for pair in left {
+        if let Some(at) = right.iter().position(|other| *other == pair) {
+            right.swap_remove(at);
+            shared += 1;
+        }
+    }
+    if total == 0 { 0.0 } else { f64::from(2 * shared) / f64::from(u32::try_from(total).unwrap_or(u32::MAX)) }
+}
+
+fn has_type(value: &Value, wanted: &str) -> bool {
+    match wanted {
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        _ => true,
+    }
+}
+
+fn article(wanted: &str) -> &'static str {
+    match wanted {
+        "object" => "a mapping",
+        "array" => "a list",
+        "string" => "a text",
+        "boolean" => "true or false",
+        "integer" => "a whole number",
+        _ => "a number",
+    }
+}
+
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "empty".to_owned(),
+        Value::Bool(_) | Value::Number(_) => format!("`{value}`"),
+        Value::String(text) if text.is_empty() => "an empty text".to_owned(),
+        Value::String(text) => format!("the text `{text}`"),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "a mapping".to_owned(),
+    }
+}
+
+fn choice(schema: &Value) -> String {
+    schema["enum"].as_array().map_or_else(String::new, |allowed| format!(": write one of {}", list(allowed)))
+}
+
+fn list(allowed: &[Value]) -> String {
+    allowed.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// The few patterns of these schemas, without a regular-expression engine; a test holds that there are no others.
+fn matches(pattern: &str, text: &str) -> bool {
+    match pattern {
+        "^https?://.+" => {
+            ["http://", "https://"].iter().any(|p| text.strip_prefix(p).is_some_and(|rest| !rest.is_empty()))
+        }
+        "^arn:" => text.starts_with("arn:"),
+        "^[0-9]{1,20}$" => (1..=20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()),
+        "^[a-zA-Z0-9_.-]+$" => {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::crd;
+    use serde_json::json;
+
+    fn cluster(patch: &Value) -> Vec<Finding> {
+        let mut value = json!({
+            "apiVersion": "realtime-operator.dev/v1alpha1", "kind": "RealtimeCluster",
+            "metadata": { "name": "eu", "namespace": "channels" },
+            "spec": {
+                "aws": { "region": "eu-west-1", "identity": { "type": "PodIdentity" } },
+                "bus": { "type": "Redis", "redis": { "urlSecretRef": { "name": "eu-redis", "key": "url" } } },
+            },
+        });
+        merge(&mut value["spec"], patch);
+        check(&value, &crd::schema("RealtimeCluster").expect("a schema"))
+    }
+
+    fn merge(value: &mut Value, patch: &Value) {
+        match (value, patch) {
+            (Value::Object(fields), Value::Object(changes)) => {
+                for (name, change) in changes {
+                    merge(fields.entry(name.clone()).or_insert(Value::Null), change);
+                }
+            }
+            (value, patch) => *value = patch.clone(),
+        }
+    }
+
+    #[test]
+    fn a_table_of_findings() {
+        for (name, patch, path, says) in [
+            ("a misspelt field", json!({ "websockets": {} }), "spec.websockets", "did you mean `websocket`?"),
+            ("a field of nowhere", json!({ "aws": { "zone": 1 } }), "spec.aws.zone", "or write one of"),
+            (
+                "a wrong type",
+                json!({ "websocket": { "replicas": "3" } }),
+                "spec.websocket.replicas",
+                "a whole number is wanted",
+            ),
+            ("a fraction", json!({ "websocket": { "replicas": 1.5 } }), "spec.websocket.replicas", "a whole number"),
+            (
+                "no replicas",
+                json!({ "sockjs": { "replicas": 0 } }),
+                "spec.sockjs.replicas",
+                "write a number from 1 to 1000",
+            ),
+            ("an empty region", json!({ "aws": { "region": "" } }), "spec.aws.region", "is empty: write a value"),
+            ("an absent region", json!({ "aws": { "region": null } }), "spec.aws.region", "is missing: add it"),
+            (
+                "a word of no meaning",
+                json!({ "webhooks": { "mode": "On" } }),
+                "spec.webhooks.mode",
+                "write one of Kinesis, Off",
+            ),
+            (
+                "a bare off, as YAML 1.1 reads it",
+                json!({ "webhooks": { "mode": false } }),
+                "spec.webhooks.mode",
+                "write one of Kinesis, Off",
+            ),
+            ("a list for a mapping", json!({ "aws": { "identity": [] } }), "spec.aws.identity", "a mapping is wanted"),
+            (
+                "an item of a list",
+                json!({ "sockjs": { "env": [{ "nam": "x" }] } }),
+                "spec.sockjs.env[0].nam",
+                "did you mean `name`?",
+            ),
+        ] {
+            let findings = cluster(&patch);
+            assert!(
+                findings.iter().any(|finding| finding.path == path && finding.message.contains(says)),
+                "{name}: {findings:?}"
+            );
+        }
+        assert_eq!(cluster(&json!({})), []);
+    }
+
+    #[test]
+    fn every_pattern_of_the_schemas_is_known() {
+        fn patterns(value: &Value, found: &mut Vec<String>) {
+            match value {
+                Value::Object(fields) => {
+                    found.extend(fields.get("pattern").and_then(Value::as_str).map(str::to_owned));
+                    fields.values().for_each(|field| patterns(field, found));
+                }
+                Value::Array(items) => items.iter().for_each(|item| patterns(item, found)),
+                _ => {}
+            }
+        }
+        let mut found = Vec::new();
+        for kind in ["RealtimeCluster", "RealtimeApp"] {
+            patterns(&crd::schema(kind).expect("a schema"), &mut found);
+        }
+        assert!(found.len() > 3);
+        for pattern in found {
+            let fits =
+                ["https://x", "arn:aws:iam::1:role/x", "1001", "a-stream"].iter().any(|text| matches(&pattern, text));
+            assert!(fits, "`{pattern}` is not known");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The objects that should exist for a cluster.
+
+mod pods;
+mod secrets;
+mod variables;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Secret, Service, ServiceAccount, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::Value;
+
+use super::Cluster;
+use crate::api::State;
+use crate::contract::Server;
+
+pub use secrets::{admin_secret_name, registry_secret_name};
+
+/// The port on which edges serve clients.
+pub const PUBLIC_PORT: i32 = 8080;
+/// The port of the admin listener.
+pub const ADMIN_PORT: i32 = 9090;
+/// Where the app registry is mounted.
+pub const APPS_PATH: &str = "/etc/realtime/apps";
+
+/// Everything that should exist.
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    /// Who the pods are.
+    pub service_accounts: Vec<ServiceAccount>,
+    /// The registry, the admin token.
+    pub secrets: Vec<Secret>,
+    /// Where clients reach the edges.
+    pub services: Vec<Service>,
+    /// The servers.
+    pub deployments: Vec<(Server, Deployment)>,
+}
+
+impl Desired {
+    /// The objects as they are applied, in that order.
+    ///
+    /// # Errors
+    /// Never for these types; the library's signature has one.
+    pub fn objects(&self) -> Result<Vec<Value>, serde_json::Error> {
+        // Without `..`, so that a new kind cannot be forgotten here.
+        let Self { service_accounts, secrets, services, deployments } = self;
+        let mut objects = Vec::new();
+        for account in service_accounts {
+            objects.push(serde_json::to_value(account)?);
+        }
+        for secret in secrets {
+            objects.push(serde_json::to_value(secret)?);
+        }
+        for service in services {
+            objects.push(serde_json::to_value(service)?);
+        }
+        for (_, deployment) in deployments {
+            objects.push(serde_json::to_value(deployment)?);
+        }
+        Ok(objects)
+    }
+}
+
+/// Builds everything.
+///
+/// # Errors
+/// Never for these types; the library's signature has one.
+pub fn build(cluster: &Cluster) -> Result<Desired, serde_json::Error> {
+    let servers: Vec<(Server, i32)> =
+        [(Server::Websocket, &cluster.spec.websocket), (Server::Sockjs, &cluster.spec.sockjs)]
+            .into_iter()
+            .filter(|(_, edge)| edge.state == State::Enabled)
+            .map(|(server, edge)| (server, edge.replicas))
+            .collect();
+    let edges = servers.iter().map(|(server, _)| service(cluster, *server)).collect();
+    let all = servers.into_iter().chain([(Server::Dispatcher, cluster.spec.webhooks.dispatcher.replicas)]);
+    Ok(Desired {
+        service_accounts: pods::service_accounts(cluster),
+        secrets: secrets::secrets(cluster)?,
+        services: edges,
+        deployments: all.map(|(server, replicas)| (server, pods::deployment(cluster, server, replicas))).collect(),
+    })
+}
+
+/// Name, namespace and labels of a child.
+fn metadata(cluster: &Cluster, name: String, component: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(cluster.namespace.clone()),
+        labels: Some(labels(cluster, component)),
+        ..ObjectMeta::default()
+    }
+}
+
+fn labels(cluster: &Cluster, component: &str) -> BTreeMap<String, String> {
+    let mut labels = selector(cluster, component);
+    labels.insert("app.kubernetes.io/part-of".to_owned(), "realtime".to_owned());
+    labels.insert("app.kubernetes.io/managed-by".to_owned(), "realtime-operator".to_owned());
+    labels
+}
+
+/// The labels by which a Deployment and a Service find their pods: never changed once applied.
+fn selector(cluster: &Cluster, component: &str) -> BTreeMap<String, String> {
+    [
+        ("app.kubernetes.io/name", "realtime"),
+        ("app.kubernetes.io/instance", cluster.name.as_str()),
+        ("app.kubernetes.io/component", component),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
+}
+
+fn child(cluster: &Cluster, suffix: &str) -> String {
+    format!("{}-{suffix}", cluster.name)
+}
+
+fn service(cluster: &Cluster, server: Server) -> Service {
+    Service {
+        metadata: metadata(cluster, child(cluster, server.name()), server.name()),
+        spec: Some(ServiceSpec {
+            selector: Some(selector(cluster, server.name())),
+            ports: Some(vec![ServicePort {
+                name: Some("public".to_owned()),
+                port: 80,
+                target_port: Some(IntOrString::String("public".to_owned())),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! The pods: who they are, what they run, what they may.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec};
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, ContainerPort, HTTPGetAction, KeyToPath, PodSecurityContext, PodSpec, PodTemplateSpec,
+    Probe, ProjectedVolumeSource, SeccompProfile, SecretProjection, SecurityContext, ServiceAccount,
+    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::super::Cluster;
+use super::variables::{TOKEN_DIRECTORY, variables};
+use super::{ADMIN_PORT, APPS_PATH, PUBLIC_PORT, child, labels, metadata, registry_secret_name, selector};
+use crate::api::cluster::IdentityType;
+use crate::contract::Server;
+use crate::protocol::registry::{BUCKETS, file_name};
+
+/// The user of the image.
+const USER: i64 = 65532;
+
+/// Seconds that a pod may take to end: it flushes what it holds.
+const GRACE_SECONDS: i64 = 60;
+
+fn account(server: Server) -> &'static str {
+    if server == Server::Dispatcher { "dispatcher" } else { "edge" }
+}
+
+/// Two accounts, because least privilege needs two: edges write the stream, the dispatcher reads it. They are never
+/// renamed: trust policies name them.
+pub(super) fn service_accounts(cluster: &Cluster) -> Vec<ServiceAccount> {
+    let identity = &cluster.spec.aws.identity;
+    [("edge", &identity.edge), ("dispatcher", &identity.dispatcher)]
+        .map(|(name, role)| {
+            let mut metadata = metadata(cluster, child(cluster, name), name);
+            if let (IdentityType::Irsa, Some(role)) = (identity.kind, role) {
+                let annotation = ("eks.amazonaws.com/role-arn".to_owned(), role.role_arn.clone());
+                metadata.annotations = Some(BTreeMap::from([annotation]));
+            }
+            ServiceAccount { metadata, automount_service_account_token: Some(false), ..ServiceAccount::default() }
+        })
+        .into()
+}
+
+pub(super) fn deployment(cluster: &Cluster, server: Server, replicas: i32) -> Deployment {
+    Deployment {
+        metadata: metadata(cluster, child(cluster, server.name()), server.name()),
+        spec: DeploymentSpec {
+            replicas: Some(replicas),
+            selector: LabelSelector {
+                match_labels: Some(selector(cluster, server.name())),
+                ..LabelSelector::default()
+            },
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta { labels: Some(labels(cluster, server.name())), ..ObjectMeta::default() }),
+                spec: Some(pod(cluster, server)),
+            },
+            ..DeploymentSpec::default()
+        },
+        ..Deployment::default()
+    }
+}
+
+fn pod(cluster: &Cluster, server: Server) -> PodSpec {
+    PodSpec {
+        containers: vec![container(cluster, server)],
+        service_account_name: Some(child(cluster, account(server))),
+        automount_service_account_token: Some(false),
+        // kubelet would inject REALTIME_…_SERVICE_HOST for a Service named realtime-….
+        enable_service_links: Some(false),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(USER),
+            run_as_group: Some(USER),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
+            ..PodSecurityContext::default()
+        }),
+        volumes: Some(volumes(cluster)),
+        ..PodSpec::default()
+    }
+}
+
+fn container(cluster: &Cluster, server: Server) -> Container {
+    let image = &cluster.spec.image;
+    let edge = server != Server::Dispatcher;
+    let reference = image.digest.as_ref().map_or_else(|| format!(":{}", cluster.tag), |digest| format!("@{digest}"));
+    let mut ports = vec![port("admin", ADMIN_PORT)];
+    if edge {
+        ports.insert(0, port("public", PUBLIC_PORT));
+    }
+    Container {
+        name: server.name().to_owned(),
+        image: Some(format!("{}{reference}", image.repository)),
+        args: Some(vec![if edge { "edge" } else { "dispatcher" }.to_owned()]),
+        env: Some(variables(cluster, server)),
+        ports: Some(ports),
+        volume_mounts: Some(mounts(cluster)),
+        readiness_probe: Some(probe("/readyz", 2)),
+        liveness_probe: Some(probe("/livez", 10)),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
+            ..SecurityContext::default()
+        }),
+        ..Container::default()
+    }
+}
+
+fn port(name: &str, number: i32) -> ContainerPort {
+    ContainerPort { name: Some(name.to_owned()), container_port: number, ..ContainerPort::default() }
+}
+
+fn probe(path: &str, period: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String("admin".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        timeout_seconds: Some(2),
+        failure_threshold: Some(3),
+        ..Probe::default()
+    }
+}
+
+fn mounts(cluster: &Cluster) -> Vec<VolumeMount> {
+    let mount = |name: &str, path: &str| VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    };
+    let mut mounts = vec![mount("apps", APPS_PATH)];
+    if cluster.identity() == IdentityType::WebIdentity {
+        mounts.push(mount("aws-token", TOKEN_DIRECTORY));
+    }
+    mounts
+}
+
+fn volumes(cluster: &Cluster) -> Vec<Volume> {
+    let projected = |name: &str, sources: Vec<VolumeProjection>| Volume {
+        name: name.to_owned(),
+        projected: Some(ProjectedVolumeSource { sources: Some(sources), ..ProjectedVolumeSource::default() }),
+        ..Volume::default()
+    };
+    let buckets = (0..BUCKETS).map(|bucket| VolumeProjection {
+        secret: Some(SecretProjection {
+            name: registry_secret_name(cluster, bucket),
+            items: Some(vec![KeyToPath { key: file_name(bucket), path: file_name(bucket), ..KeyToPath::default() }]),
+            ..SecretProjection::default()
+        }),
+        ..VolumeProjection::default()
+    });
+    let mut volumes = vec![projected("apps", buckets.collect())];
+    if cluster.identity() == IdentityType::WebIdentity {
+        let token = ServiceAccountTokenProjection {
+            audience: Some("sts.amazonaws.com".to_owned()),
+            expiration_seconds: Some(3600),
+            path: "token".to_owned(),
+            ..ServiceAccountTokenProjection::default()
+        };
+        let source = VolumeProjection { service_account_token: Some(token), ..VolumeProjection::default() };
+        volumes.push(projected("aws-token", vec![source]));
+    }
+    volumes
+}

@@ -1,0 +1,42 @@
+//! The Secrets that the operator writes: the admin token and the app registry.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+
+use super::super::Cluster;
+use super::{child, metadata};
+use crate::protocol::registry::{BUCKETS, file_name};
+
+/// The Secret with the admin token, under `token`.
+#[must_use]
+pub fn admin_secret_name(cluster: &Cluster) -> String {
+    child(cluster, "admin")
+}
+
+/// The Secret of one bucket of the registry.
+#[must_use]
+pub fn registry_secret_name(cluster: &Cluster, bucket: u8) -> String {
+    child(cluster, &format!("apps-{bucket:x}"))
+}
+
+pub(super) fn secrets(cluster: &Cluster) -> Result<Vec<Secret>, serde_json::Error> {
+    let mut files = cluster.registry.files()?;
+    let mut secrets = vec![secret(cluster, admin_secret_name(cluster), "token", cluster.admin_token.expose())];
+    for bucket in 0..BUCKETS {
+        let file = file_name(bucket);
+        let text = files.remove(&file).unwrap_or_else(|| "[]".to_owned());
+        secrets.push(secret(cluster, registry_secret_name(cluster, bucket), &file, &text));
+    }
+    Ok(secrets)
+}
+
+fn secret(cluster: &Cluster, name: String, key: &str, text: &str) -> Secret {
+    Secret {
+        metadata: metadata(cluster, name, "configuration"),
+        data: Some(BTreeMap::from([(key.to_owned(), ByteString(text.as_bytes().to_vec()))])),
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    }
+}

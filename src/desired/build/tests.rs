@@ -1,0 +1,104 @@
+//! Tests of what is built.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::EnvVar;
+
+use super::*;
+use crate::contract::{Values, Variable};
+use crate::desired::{Inputs, Manifests, validate};
+
+fn cluster(identity: &str, extra: &str) -> Cluster {
+    let text = format!(
+        "apiVersion: realtime-operator.dev/v1alpha1\nkind: RealtimeCluster\n\
+         metadata: {{ name: eu, namespace: channels, uid: 1a2b3c4d-0000 }}\nspec:\n  \
+         aws: {{ region: eu-west-1, identity: {identity} }}\n  \
+         bus: {{ type: Redis, redis: {{ urlSecretRef: {{ name: eu-redis, key: url }} }} }}\n{extra}"
+    );
+    let mut manifests = Manifests::default();
+    manifests.add("eu.yaml", &text).expect("a manifest");
+    let inputs = Inputs {
+        cluster: &manifests.clusters[0].1,
+        apps: &[],
+        secrets: &BTreeMap::new(),
+        generate: &|purpose| format!("generated-{purpose}"),
+        receiver: "receiver.svc:8090",
+        version: "0.1.0",
+    };
+    validate(&inputs).expect("a cluster")
+}
+
+/// What a kubelet would hand to the container, secrets and fields as stand-ins.
+fn environment(desired: &Desired, server: Server) -> BTreeMap<String, String> {
+    let (_, deployment) = desired.deployments.iter().find(|(found, _)| *found == server).expect("a deployment");
+    let pod = deployment.spec.template.spec.as_ref().expect("a pod");
+    let value = |variable: &EnvVar| variable.value.clone().unwrap_or_else(|| "from elsewhere".to_owned());
+    pod.containers[0].env.iter().flatten().map(|variable| (variable.name.clone(), value(variable))).collect()
+}
+
+#[test]
+fn what_is_rendered_starts_every_server_with_every_identity() {
+    let roles = "edge: { roleARN: 'arn:e' }, dispatcher: { roleARN: 'arn:d' }";
+    for identity in [
+        "{ type: PodIdentity }".to_owned(),
+        "{ type: NodeRole }".to_owned(),
+        "{ type: StaticKeys, secretRef: { name: k } }".to_owned(),
+        format!("{{ type: IRSA, {roles} }}"),
+        format!("{{ type: WebIdentity, {roles} }}"),
+    ] {
+        let desired = build(&cluster(&identity, "")).expect("objects");
+        for server in Server::ALL {
+            let values = Values::parse(environment(&desired, server));
+            assert_eq!(values.map(|values| values.server()), Ok(server), "{identity}");
+        }
+    }
+}
+
+#[test]
+fn secrets_are_never_rendered_as_text() {
+    let desired = build(&cluster("{ type: StaticKeys, secretRef: { name: k } }", "")).expect("objects");
+    for (_, deployment) in &desired.deployments {
+        let pod = deployment.spec.template.spec.as_ref().expect("a pod");
+        for variable in pod.containers[0].env.iter().flatten() {
+            let secret = Variable::find(&variable.name).is_some_and(|row| row.secret);
+            let referenced = variable.value_from.as_ref().is_some_and(|from| from.secret_key_ref.is_some());
+            assert_eq!(secret, referenced, "{}", variable.name);
+        }
+    }
+}
+
+#[test]
+fn off_is_rendered_as_the_word() {
+    let off = cluster("{ type: PodIdentity }", "  webhooks: { mode: Off, acknowledgeNoWebhooks: eu }\n");
+    let desired = build(&off).expect("objects");
+    assert_eq!(environment(&desired, Server::Sockjs)["REALTIME_WEBHOOKS"], "off");
+    let on = build(&cluster("{ type: PodIdentity }", "")).expect("objects");
+    assert_eq!(environment(&on, Server::Sockjs)["REALTIME_WEBHOOKS"], "kinesis");
+}
+
+#[test]
+fn a_disabled_server_is_not_built_and_children_have_distinct_names() {
+    let desired = build(&cluster("{ type: PodIdentity }", "  sockjs: { state: Disabled }\n")).expect("objects");
+    assert_eq!(
+        desired.deployments.iter().map(|(s, _)| *s).collect::<Vec<_>>(),
+        [Server::Websocket, Server::Dispatcher]
+    );
+    let objects = desired.objects().expect("objects");
+    let mut names: Vec<String> = objects.iter().map(|o| format!("{}/{}", o["kind"], o["metadata"]["name"])).collect();
+    let all = names.len();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), all);
+}
+
+#[test]
+fn pods_are_restricted_and_get_no_service_links() {
+    let desired = build(&cluster("{ type: PodIdentity }", "")).expect("objects");
+    for (server, deployment) in &desired.deployments {
+        let pod = deployment.spec.template.spec.as_ref().expect("a pod");
+        assert_eq!(pod.enable_service_links, Some(false), "{server}");
+        let security = pod.containers[0].security_context.as_ref().expect("a context");
+        assert_eq!(security.read_only_root_filesystem, Some(true), "{server}");
+        assert_eq!(security.allow_privilege_escalation, Some(false), "{server}");
+    }
+}

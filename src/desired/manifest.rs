@@ -1,0 +1,247 @@
+//! Reads manifests, strictly: a field that the schema does not have is a mistake, not a comment.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use k8s_openapi::api::core::v1::Secret;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::api::{self, GROUP, RealtimeApp, RealtimeCluster};
+
+/// What files hold.
+#[derive(Clone, Debug, Default)]
+pub struct Manifests {
+    /// Clusters, each with the file it came from.
+    pub clusters: Vec<(String, RealtimeCluster)>,
+    /// Apps, each with the file it came from.
+    pub apps: Vec<(String, RealtimeApp)>,
+    /// The texts of Secrets by namespace and name.
+    pub secrets: BTreeMap<(String, String), BTreeMap<String, String>>,
+    /// Objects of other kinds, which are left alone: `Namespace channels`.
+    pub others: Vec<String>,
+}
+
+/// Something wrong in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputError {
+    /// The file.
+    pub file: String,
+    /// The object: `RealtimeCluster eu`; empty when the file cannot be read at all.
+    pub object: String,
+    /// The field; empty for the whole object.
+    pub path: String,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+impl fmt::Display for InputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.file)?;
+        if !self.object.is_empty() {
+            write!(f, "{}: ", self.object)?;
+        }
+        if !self.path.is_empty() {
+            write!(f, "{} ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl Manifests {
+    /// Adds what a file holds: any number of YAML documents.
+    ///
+    /// # Errors
+    /// Everything that is wrong in the file, not only the first.
+    pub fn add(&mut self, file: &str, text: &str) -> Result<(), Vec<InputError>> {
+        let mut errors = Vec::new();
+        for document in serde_yaml::Deserializer::from_str(text) {
+            // The first step refuses a key that is there twice, which the second would not see.
+            let value = serde_yaml::Value::deserialize(document)
+                .map_err(|error| error.to_string())
+                .and_then(|value| serde_json::to_value(value).map_err(|error| error.to_string()));
+            match value {
+                Ok(Value::Null) => {}
+                Ok(value) => errors.extend(self.object(file, value).err().into_iter().flatten()),
+                Err(error) => {
+                    let message = format!("is not YAML that can be read: {error}");
+                    errors.push(InputError {
+                        file: file.to_owned(),
+                        object: String::new(),
+                        path: String::new(),
+                        message,
+                    });
+                    break;
+                }
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    fn object(&mut self, file: &str, value: Value) -> Result<(), Vec<InputError>> {
+        let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (version, kind, name) = (text("/apiVersion"), text("/kind"), text("/metadata/name"));
+        let object = format!("{kind} {name}");
+        let error = |path: &str, message: String| {
+            vec![InputError { file: file.to_owned(), object: object.clone(), path: path.to_owned(), message }]
+        };
+        if kind.is_empty() || version.is_empty() {
+            let message = "the document has no apiVersion and kind: is it a Kubernetes object?".to_owned();
+            return Err(vec![InputError {
+                file: file.to_owned(),
+                object: String::new(),
+                path: String::new(),
+                message,
+            }]);
+        }
+        if version == "v1" && kind == "Secret" {
+            let secret: Secret = serde_json::from_value(value).map_err(|e| error("", e.to_string()))?;
+            self.secret(secret);
+            return Ok(());
+        }
+        if !version.starts_with(&format!("{GROUP}/")) {
+            self.others.push(object);
+            return Ok(());
+        }
+        let Some(schema) = api::crd::schema(&kind) else {
+            return Err(error("kind", format!("is `{kind}`: write RealtimeCluster or RealtimeApp")));
+        };
+        if version != format!("{GROUP}/v1alpha1") {
+            return Err(error("apiVersion", format!("is `{version}`: write {GROUP}/v1alpha1")));
+        }
+        if name.is_empty() {
+            return Err(error("metadata.name", "is missing: give the object a name".to_owned()));
+        }
+        let findings = api::check(&value, &schema);
+        if !findings.is_empty() {
+            return Err(findings.into_iter().flat_map(|finding| error(&finding.path, finding.message)).collect());
+        }
+        let rules = |errors: kube::core::cel::ValidationErrors| -> Vec<InputError> {
+            errors
+                .into_vec()
+                .into_iter()
+                .flat_map(|e| error(&e.field_path, format!("breaks a rule: {}", e.message)))
+                .collect()
+        };
+        if kind == "RealtimeCluster" {
+            let cluster: RealtimeCluster = serde_json::from_value(value).map_err(|e| error("", e.to_string()))?;
+            cluster.validate_cel().map_err(rules)?;
+            self.clusters.push((file.to_owned(), cluster));
+        } else {
+            let app: RealtimeApp = serde_json::from_value(value).map_err(|e| error("", e.to_string()))?;
+            app.validate_cel().map_err(rules)?;
+            self.apps.push((file.to_owned(), app));
+        }
+        Ok(())
+    }
+
+    fn secret(&mut self, secret: Secret) {
+        let mut texts: BTreeMap<String, String> = secret
+            .data
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(key, bytes)| (key, String::from_utf8_lossy(&bytes.0).into_owned()))
+            .collect();
+        texts.extend(secret.string_data.unwrap_or_default());
+        let namespace = secret.metadata.namespace.unwrap_or_else(|| "default".to_owned());
+        self.secrets.insert((namespace, secret.metadata.name.unwrap_or_default()), texts);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "
+apiVersion: realtime-operator.dev/v1alpha1
+kind: RealtimeCluster
+metadata: { name: eu, namespace: channels }
+spec:
+  aws: { region: eu-west-1, identity: { type: PodIdentity } }
+  bus: { type: Redis, redis: { urlSecretRef: { name: eu-redis, key: url } } }
+";
+
+    fn errors(text: &str) -> Vec<String> {
+        let result = Manifests::default().add("eu.yaml", text);
+        result.err().unwrap_or_default().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_smallest_useful_manifest_is_read() {
+        let mut manifests = Manifests::default();
+        manifests.add("eu.yaml", GOOD).expect("read");
+        assert_eq!(manifests.clusters.len(), 1);
+        assert_eq!(manifests.clusters[0].1.spec.websocket.replicas, 3);
+    }
+
+    #[test]
+    fn a_table_of_mistakes_each_told_with_file_path_and_remedy() {
+        for (name, from, to, says) in [
+            ("an unknown field", "aws: {", "awz: {}, aws: {", "eu.yaml: "),
+            (
+                "a wrong type",
+                "region: eu-west-1",
+                "region: 1",
+                "eu.yaml: RealtimeCluster eu: spec.aws.region is `1`, a text is wanted",
+            ),
+            ("an empty region", "region: eu-west-1", "region: ''", "spec.aws.region is empty: write a value"),
+            (
+                "two identities",
+                "{ type: PodIdentity }",
+                "{ type: PodIdentity, secretRef: { name: k } }",
+                "keep one identity",
+            ),
+            ("a type that is there twice", "{ type: PodIdentity }", "{ type: PodIdentity, type: IRSA }", "duplicate"),
+            (
+                "a name too long",
+                "name: eu,",
+                "name: eueueueueueueueueueueueueueueueueueueueue,",
+                "more than 40 characters",
+            ),
+            ("no name", "name: eu,", "", "metadata.name is missing"),
+            ("another kind", "RealtimeCluster", "RealtimeClutser", "write RealtimeCluster or RealtimeApp"),
+            ("another version", "v1alpha1", "v1", "apiVersion is `realtime-operator.dev/v1`"),
+        ] {
+            let found = errors(&GOOD.replacen(from, to, 1));
+            assert!(found.iter().any(|error| error.contains(says)), "{name}: {found:?}");
+        }
+        for (name, extra, says) in [
+            (
+                "a contract name in env",
+                "sockjs: { env: [{ name: REALTIME_WEBHOOKS, value: 'off' }] }",
+                "spec.sockjs.env",
+            ),
+            ("no replicas", "sockjs: { replicas: 0 }", "spec.sockjs.replicas is 0: write a number from 1 to 1000"),
+            ("off without a word", "webhooks: { mode: Off }", "acknowledgeNoWebhooks"),
+            ("off for another cluster", "webhooks: { mode: Off, acknowledgeNoWebhooks: us }", "acknowledgeNoWebhooks"),
+            ("shards on demand", "webhooks: { stream: { shards: 2 } }", "shards go with mode: Provisioned"),
+            ("no server at all", "websocket: { state: Disabled }\n  sockjs: { state: Disabled }", "enable one of them"),
+        ] {
+            let found = errors(&format!("{GOOD}  {extra}\n"));
+            assert!(found.iter().any(|error| error.contains(says)), "{name}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn every_mistake_of_a_file_is_told_at_once() {
+        let found = errors(&GOOD.replace("region: eu-west-1", "region: ''").replace("type: Redis", "type: NATS"));
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn what_is_no_object_is_told() {
+        assert!(errors("a: [").iter().any(|error| error.contains("is not YAML")));
+        assert!(errors("a: 1").iter().any(|error| error.contains("no apiVersion and kind")));
+        assert!(errors("").is_empty());
+    }
+
+    #[test]
+    fn secrets_are_read_and_other_kinds_left_alone() {
+        let mut manifests = Manifests::default();
+        let text = "apiVersion: v1\nkind: Secret\nmetadata: { name: s, namespace: n }\nstringData: { key: k }\n---\n\
+                    apiVersion: v1\nkind: Namespace\nmetadata: { name: n }\n";
+        manifests.add("a.yaml", text).expect("read");
+        assert_eq!(manifests.secrets[&("n".to_owned(), "s".to_owned())]["key"], "k");
+        assert_eq!(manifests.others, ["Namespace n"]);
+    }
+}

@@ -1,0 +1,16 @@
+//! From what users wrote to what should exist: validate, then build. Pure.
+//!
+//! In: manifests, the Secrets they name, and a source of generated secrets. Out: typed Kubernetes objects with the
+//! variables of every server in their pod templates, or findings that say where and what to write instead. After
+//! [`validate()`] nobody looks at the raw manifest again.
+//!
+//! The operator applies what this room builds, `realtime render` prints it, and a rehearsal runs it: there is no second
+//! way to configure a server. This room must not know clients.
+
+pub mod build;
+pub mod manifest;
+mod validate;
+
+pub use build::{Desired, build};
+pub use manifest::{InputError, Manifests};
+pub use validate::{Cluster, Inputs, ProbeApp, Problem, SecretReference, references, validate};

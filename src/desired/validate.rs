@@ -1,0 +1,375 @@
+//! From raw manifests to a cluster whose names are whole and whose references are followed.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+
+use crate::api::app::CredentialState as ApiCredentialState;
+use crate::api::cluster::{IdentityType, StreamMode};
+use crate::api::{RealtimeApp, RealtimeCluster, RealtimeClusterSpec, State};
+use crate::protocol::registry::{App, Credential, CredentialState, Endpoint, Limits, Registry};
+use crate::protocol::{AppId, AppKey, Secret, StreamName, signature};
+
+/// How many shards a stream on demand begins with (Kinesis developer guide).
+const ON_DEMAND_SHARDS: u32 = 4;
+
+/// All that a cluster is built from.
+pub struct Inputs<'a> {
+    /// The cluster.
+    pub cluster: &'a RealtimeCluster,
+    /// The apps that it serves.
+    pub apps: &'a [RealtimeApp],
+    /// The texts of Secrets of its namespace, by name.
+    pub secrets: &'a BTreeMap<String, BTreeMap<String, String>>,
+    /// Makes or remembers a secret for a purpose such as `admin-token`: the same text for the same purpose.
+    pub generate: &'a dyn Fn(&str) -> String,
+    /// `HOST:PORT` of the operator's webhook receiver.
+    pub receiver: &'a str,
+    /// The release that runs, used where the manifest names no image tag.
+    pub version: &'a str,
+}
+
+/// A cluster that can be built.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its UID.
+    pub uid: String,
+    /// What the user wrote, defaults filled in.
+    pub spec: RealtimeClusterSpec,
+    /// The stream's name.
+    pub stream: StreamName,
+    /// The shards that the stream begins with.
+    pub shards: u32,
+    /// Every app, the probe's among them.
+    pub registry: Registry,
+    /// The app of the journeys.
+    pub probe: ProbeApp,
+    /// Token of the admin listeners.
+    pub admin_token: Secret,
+    /// `HOST:PORT` of the receiver.
+    pub receiver: String,
+    /// The image tag.
+    pub tag: String,
+}
+
+/// The app of the journeys: ordinary to every server.
+#[derive(Clone, Debug)]
+pub struct ProbeApp {
+    /// Its id.
+    pub id: AppId,
+    /// Its key.
+    pub key: AppKey,
+    /// Its secret.
+    pub secret: Secret,
+}
+
+/// Something that keeps a cluster from being built.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{object}: {path} {message}")]
+pub struct Problem {
+    /// `RealtimeApp shop`
+    pub object: String,
+    /// The field.
+    pub path: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// A key of a Secret that the manifests need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretReference {
+    /// The Secret.
+    pub name: String,
+    /// The key in it.
+    pub key: String,
+    /// What for.
+    pub purpose: &'static str,
+}
+
+/// The Secrets that a cluster and its apps name.
+#[must_use]
+pub fn references(cluster: &RealtimeCluster, apps: &[RealtimeApp]) -> Vec<SecretReference> {
+    let reference =
+        |name: &str, key: &str, purpose| SecretReference { name: name.to_owned(), key: key.to_owned(), purpose };
+    let redis = &cluster.spec.bus.redis.url_secret_ref;
+    let mut found = vec![reference(&redis.name, &redis.key, "the address of Redis")];
+    if let Some(keys) = &cluster.spec.aws.identity.secret_ref {
+        found.push(reference(&keys.name, "accessKeyID", "the AWS access key"));
+        found.push(reference(&keys.name, "secretAccessKey", "the AWS secret key"));
+    }
+    for credential in apps.iter().flat_map(|app| &app.spec.credentials) {
+        found.push(reference(&credential.secret_ref.name, "key", "an app's key"));
+        found.push(reference(&credential.secret_ref.name, "secret", "an app's secret"));
+    }
+    found
+}
+
+/// Checks what the schema cannot, and follows every reference.
+///
+/// # Errors
+/// Every problem, not only the first.
+pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let reference = reference(inputs.cluster);
+    let (name, namespace) = (reference.name.unwrap_or_default(), reference.namespace.unwrap_or_default());
+    let uid = reference.uid.unwrap_or_else(|| (inputs.generate)("uid"));
+    let spec = inputs.cluster.spec.clone();
+    let own = |path: &str, message: String| Problem {
+        object: format!("RealtimeCluster {name}"),
+        path: path.to_owned(),
+        message,
+    };
+    for (index, network) in spec.webhooks.allowed_networks.iter().enumerate() {
+        if network.parse::<ipnet::IpNet>().is_err() {
+            let message = format!("is `{network}`: write a network such as 10.20.0.0/16");
+            problems.push(own(&format!("spec.webhooks.allowedNetworks[{index}]"), message));
+        }
+    }
+    let probe = ProbeApp {
+        id: probe_id(&uid),
+        key: AppKey((inputs.generate)("probe-key")),
+        secret: Secret::new((inputs.generate)("probe-secret")),
+    };
+    let mut apps = vec![probe_app(&probe, inputs.receiver)];
+    for raw in inputs.apps {
+        match app(raw, inputs) {
+            Ok(app) => match conflict(&apps, &app) {
+                Some(message) => {
+                    problems.push(Problem { object: object(raw), path: "spec.appID".to_owned(), message });
+                }
+                None => apps.push(app),
+            },
+            Err(found) => problems.extend(found),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let short: String = uid.chars().filter(char::is_ascii_alphanumeric).take(6).collect();
+    let stream = &spec.webhooks.stream;
+    Ok(Cluster {
+        stream: StreamName(stream.name.clone().unwrap_or_else(|| format!("rtc-{namespace}-{name}-{short}"))),
+        shards: match stream.mode {
+            StreamMode::OnDemand => ON_DEMAND_SHARDS,
+            StreamMode::Provisioned => stream.shards.and_then(|n| u32::try_from(n).ok()).unwrap_or(1),
+        },
+        registry: Registry::new(apps),
+        probe,
+        admin_token: Secret::new((inputs.generate)("admin-token")),
+        receiver: inputs.receiver.to_owned(),
+        tag: spec.image.tag.clone().unwrap_or_else(|| inputs.version.to_owned()),
+        name,
+        namespace,
+        uid,
+        spec,
+    })
+}
+
+fn reference(cluster: &RealtimeCluster) -> ObjectReference {
+    ObjectReference {
+        name: cluster.metadata.name.clone(),
+        namespace: Some(cluster.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned())),
+        uid: cluster.metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+fn object(app: &RealtimeApp) -> String {
+    format!("RealtimeApp {}", app.metadata.name.as_deref().unwrap_or_default())
+}
+
+/// Fifteen digits that no customer is likely to have, the same for a cluster at all times.
+fn probe_id(uid: &str) -> AppId {
+    let digest = signature::body_md5(uid.as_bytes());
+    let number = digest.get(..10).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or_default();
+    AppId(format!("9{number:014}"))
+}
+
+fn probe_app(probe: &ProbeApp, receiver: &str) -> App {
+    App {
+        id: probe.id.clone(),
+        credentials: vec![Credential {
+            key: probe.key.clone(),
+            secret: probe.secret.clone(),
+            state: CredentialState::Active,
+        }],
+        enabled: true,
+        client_events: true,
+        limits: Limits { client_events_per_second: 10 },
+        webhooks: vec![Endpoint {
+            name: "receiver".to_owned(),
+            url: format!("http://{receiver}/webhooks"),
+            events: vec![],
+            channel_prefix: String::new(),
+            timeout_seconds: 4,
+        }],
+    }
+}
+
+fn conflict(apps: &[App], app: &App) -> Option<String> {
+    let taken = |other: &App| other.credentials.iter().any(|credential| app.secret(credential.key.as_str()).is_some());
+    if apps.iter().any(|other| other.id == app.id) {
+        Some(format!("is `{}`, which another app has: choose another", app.id))
+    } else if apps.iter().any(taken) {
+        Some("belongs to an app with a key that another app has: give it its own".to_owned())
+    } else {
+        None
+    }
+}
+
+fn app(raw: &RealtimeApp, inputs: &Inputs<'_>) -> Result<App, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut credentials = Vec::new();
+    let id = &raw.spec.app_id;
+    for (index, credential) in raw.spec.credentials.iter().enumerate() {
+        let secret = &credential.secret_ref.name;
+        let texts = inputs.secrets.get(secret);
+        let text = |key: &str| texts.and_then(|texts| texts.get(key)).filter(|text| !text.is_empty());
+        match (text("key"), text("secret")) {
+            (Some(key), Some(secret)) => credentials.push(Credential {
+                key: AppKey(key.clone()),
+                secret: Secret::new(secret),
+                state: match credential.state {
+                    ApiCredentialState::Active => CredentialState::Active,
+                    ApiCredentialState::Retiring => CredentialState::Retiring,
+                },
+            }),
+            _ => problems.push(Problem {
+                object: object(raw),
+                path: format!("spec.credentials[{index}].secretRef"),
+                message: format!("names the Secret `{secret}`, which lacks `key` or `secret`: create it with both"),
+            }),
+        }
+    }
+    if raw.spec.credentials.is_empty() {
+        credentials.push(Credential {
+            key: AppKey((inputs.generate)(&format!("app-{id}-key"))),
+            secret: Secret::new((inputs.generate)(&format!("app-{id}-secret"))),
+            state: CredentialState::Active,
+        });
+    } else if problems.is_empty() && !credentials.iter().any(|c| c.state == CredentialState::Active) {
+        problems.push(Problem {
+            object: object(raw),
+            path: "spec.credentials".to_owned(),
+            message: "has no Active pair, so that no webhook could be signed: make one Active".to_owned(),
+        });
+    }
+    for (index, webhook) in raw.spec.webhooks.iter().enumerate() {
+        if url::Url::parse(&webhook.url).is_err() {
+            problems.push(Problem {
+                object: object(raw),
+                path: format!("spec.webhooks[{index}].url"),
+                message: format!("is `{}`, which is no address: write https://HOST/PATH", webhook.url),
+            });
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(App {
+        id: AppId(id.clone()),
+        credentials,
+        enabled: raw.spec.state == State::Enabled,
+        client_events: raw.spec.client_events == State::Enabled,
+        limits: Limits { client_events_per_second: raw.spec.limits.client_events_per_second },
+        webhooks: raw
+            .spec
+            .webhooks
+            .iter()
+            .map(|webhook| Endpoint {
+                name: webhook.name.clone(),
+                url: webhook.url.clone(),
+                events: webhook.events.iter().map(|event| event.name().to_owned()).collect(),
+                channel_prefix: webhook.channel_prefix.clone(),
+                timeout_seconds: webhook.timeout_seconds,
+            })
+            .collect(),
+    })
+}
+
+impl Cluster {
+    /// Where the credentials of AWS come from.
+    #[must_use]
+    pub fn identity(&self) -> IdentityType {
+        self.spec.aws.identity.kind
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::Manifests;
+
+    const APP: &str = "
+apiVersion: realtime-operator.dev/v1alpha1
+kind: RealtimeApp
+metadata: { name: shop, namespace: channels }
+spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
+";
+    const CLUSTER: &str = "
+apiVersion: realtime-operator.dev/v1alpha1
+kind: RealtimeCluster
+metadata: { name: eu, namespace: channels, uid: 1a2b3c4d-0000 }
+spec:
+  aws: { region: eu-west-1, identity: { type: PodIdentity } }
+  bus: { type: Redis, redis: { urlSecretRef: { name: eu-redis, key: url } } }
+";
+
+    fn check(apps: &[&str], secrets: &[(&str, &[(&str, &str)])]) -> Result<Cluster, Vec<Problem>> {
+        let mut manifests = Manifests::default();
+        manifests.add("c.yaml", CLUSTER).expect("a cluster");
+        for app in apps {
+            manifests.add("a.yaml", app).expect("an app");
+        }
+        let apps: Vec<RealtimeApp> = manifests.apps.into_iter().map(|(_, app)| app).collect();
+        let texts = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let secrets = secrets.iter().map(|(name, pairs)| ((*name).to_owned(), texts(pairs))).collect();
+        validate(&Inputs {
+            cluster: &manifests.clusters[0].1,
+            apps: &apps,
+            secrets: &secrets,
+            generate: &|purpose| format!("generated-{purpose}"),
+            receiver: "receiver.svc:8090",
+            version: "0.1.0",
+        })
+    }
+
+    #[test]
+    fn names_are_derived_and_the_probe_is_an_app_among_others() {
+        let cluster = check(&[APP], &[("shop", &[("key", "k"), ("secret", "s")])]).expect("a cluster");
+        assert_eq!(cluster.stream.as_str(), "rtc-channels-eu-1a2b3c");
+        assert_eq!(cluster.shards, 4);
+        assert_eq!(cluster.registry.apps().count(), 2);
+        assert!(cluster.probe.id.as_str().bytes().all(|b| b.is_ascii_digit()));
+        assert_eq!(cluster.registry.by_key("k").map(|app| app.id.as_str()), Some("1001"));
+    }
+
+    #[test]
+    fn a_missing_secret_and_a_double_id_are_told() {
+        let problems = check(&[APP], &[]).expect_err("no Secret");
+        assert!(
+            problems[0].to_string().contains("RealtimeApp shop: spec.credentials[0].secretRef names the Secret `shop`")
+        );
+        let bare = APP.replace(", credentials: [{ secretRef: { name: shop } }]", "");
+        let problems = check(&[&bare, &bare.replace("name: shop", "name: two")], &[]).expect_err("a double id");
+        assert!(problems[0].to_string().contains("RealtimeApp two: spec.appID is `1001`, which another app has"));
+    }
+
+    #[test]
+    fn an_app_without_credentials_gets_generated_ones() {
+        let bare = APP.replace(", credentials: [{ secretRef: { name: shop } }]", "");
+        let cluster = check(&[&bare], &[]).expect("a cluster");
+        assert!(cluster.registry.by_key("generated-app-1001-key").is_some());
+    }
+
+    #[test]
+    fn an_app_that_could_sign_nothing_is_refused() {
+        let retiring = APP.replace("{ name: shop } }", "{ name: shop }, state: Retiring }");
+        let problems = check(&[&retiring], &[("shop", &[("key", "k"), ("secret", "s")])]).expect_err("refused");
+        assert!(problems[0].to_string().contains("no Active pair"));
+    }
+}
