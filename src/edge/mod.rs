@@ -1,1 +1,32 @@
-//! The room `edge`.
+//! The edge server: clients on one side, the bus and the stream on the other.
+//!
+//! In: sockets, the HTTP fallbacks of pusher-js, and the HTTP API, all on one listener. Out: events to whoever is in
+//! a channel, here and on other edges, and a record in Kinesis for everything that a webhook may tell. Transports feed
+//! one [`session`] type; a [`connection`] holds the Pusher protocol and knows no transport; [`channels`] and the bus
+//! spread frames; the [`recorder`] writes, and never makes a chat message wait.
+//!
+//! Every queue is bounded, every wait has an end, every loss is counted. No lock is held across an await.
+//!
+//! This room must not know the operator, Kubernetes, nor who reads the stream; it treats every client alike.
+
+mod admission;
+mod apps;
+mod channels;
+mod connection;
+mod fallback;
+mod fallback_http;
+mod http_api;
+mod liveness;
+mod metrics;
+mod rate;
+mod recorder;
+mod router;
+mod server;
+mod session;
+mod sessions;
+mod shared;
+mod stream_check;
+mod subscribe;
+mod websocket;
+
+pub use server::{Dependencies, Running, StartError, StopError, start};

@@ -25,6 +25,8 @@ pub mod code {
     pub const VERSION_INVALID: u16 = 4006;
     /// The `protocol` in the query is a version nobody speaks any more.
     pub const PROTOCOL_UNSUPPORTED: u16 = 4007;
+    /// The query has no `protocol`.
+    pub const PROTOCOL_MISSING: u16 = 4008;
     /// A subscription's signature does not verify.
     pub const UNAUTHORIZED: u16 = 4009;
     /// The server is full, or the client reads too slowly.

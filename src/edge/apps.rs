@@ -1,0 +1,70 @@
+//! The app registry of a running edge: read at the start, read again when its files change.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::StartError;
+use super::sessions::Sessions;
+use crate::protocol::registry::{Registry, RegistryError};
+use crate::runtime::files::{self, Files};
+
+/// The registry that is in force.
+pub struct Apps {
+    current: RwLock<Arc<Registry>>,
+}
+
+impl Apps {
+    /// Reads the registry for the first time.
+    ///
+    /// # Errors
+    /// The directory cannot be read, or a file is broken: an edge without apps would refuse every client.
+    pub async fn load(directory: PathBuf) -> Result<(Arc<Self>, Files), StartError> {
+        let files = files::read(&directory)
+            .await
+            .map_err(|error| StartError::AppsUnreadable { directory: directory.clone(), error: error.to_string() })?;
+        let registry = parse(&files)?;
+        tracing::info!(apps = registry.apps().count(), directory = %directory.display(), "the app registry was read");
+        Ok((Arc::new(Self { current: RwLock::new(Arc::new(registry)) }), files))
+    }
+
+    /// The registry as it is now.
+    pub fn current(&self) -> Arc<Registry> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Follows the files until the token ends it. A broken file changes nothing but the log.
+    pub async fn follow(
+        self: Arc<Self>,
+        directory: PathBuf,
+        known: Files,
+        sessions: Arc<Sessions>,
+        stop: CancellationToken,
+    ) {
+        let (sender, mut receiver) = watch::channel(Files::new());
+        let watching = files::watch(&directory, known, sender, stop.clone());
+        let applying = async {
+            while receiver.changed().await.is_ok() {
+                let files = receiver.borrow_and_update().clone();
+                match parse(&files) {
+                    Ok(registry) => {
+                        tracing::info!(apps = registry.apps().count(), "the app registry changed");
+                        let registry = Arc::new(registry);
+                        *self.current.write().unwrap_or_else(PoisonError::into_inner) = registry.clone();
+                        sessions.keep(&registry);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the app registry is broken; the one before stays in force");
+                    }
+                }
+            }
+        };
+        tokio::select! { () = watching => {}, () = applying => {} }
+    }
+}
+
+fn parse(files: &Files) -> Result<Registry, RegistryError> {
+    Registry::parse(files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())))
+}

@@ -1,0 +1,120 @@
+//! Who of this process is in which channel.
+//!
+//! In: subscribers, and frames that are already serialised. Out: the frames, in the queues of those who are there. A
+//! subscriber that has asked but was not yet answered holds back what arrives: it must see the answer first, and must
+//! not miss what came between.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::session::Session;
+use crate::bus::{Message, Subject};
+use crate::protocol::SocketId;
+
+/// Tables that are locked apart from each other.
+const PARTS: usize = 16;
+
+/// Frames held back for one subscriber that waits for its answer. The wait is short; beyond this it is ended.
+const MAX_HELD: usize = 1_024;
+
+type Part = HashMap<Subject, HashMap<SocketId, Subscriber>>;
+
+/// The local subscribers.
+pub struct Channels {
+    parts: Vec<Mutex<Part>>,
+    hasher: RandomState,
+}
+
+struct Subscriber {
+    session: Arc<Session>,
+    /// What arrived before the answer; `None` once it was answered.
+    held: Option<Vec<Bytes>>,
+}
+
+impl Channels {
+    /// Nobody is anywhere.
+    pub fn new() -> Self {
+        Self { parts: (0..PARTS).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+    }
+
+    /// A session asks to enter: from now on what arrives is held back for it.
+    pub fn expect(&self, subject: &Subject, session: &Arc<Session>) {
+        let subscriber = Subscriber { session: session.clone(), held: Some(Vec::new()) };
+        self.part(subject).entry(subject.clone()).or_default().insert(session.socket.clone(), subscriber);
+    }
+
+    /// It was admitted: it gets the answer, what was held back, and from now on everything.
+    pub fn admit(&self, subject: &Subject, socket: &SocketId, answer: Bytes) {
+        let mut part = self.part(subject);
+        let Some(subscriber) = part.get_mut(subject).and_then(|there| there.get_mut(socket)) else { return };
+        subscriber.session.push(answer);
+        for frame in subscriber.held.take().unwrap_or_default() {
+            subscriber.session.push(frame);
+        }
+    }
+
+    /// It leaves, or was refused.
+    pub fn remove(&self, subject: &Subject, socket: &SocketId) {
+        let mut part = self.part(subject);
+        let Some(there) = part.get_mut(subject) else { return };
+        there.remove(socket);
+        if there.is_empty() {
+            part.remove(subject);
+        }
+    }
+
+    /// Gives a frame to everyone who is there, but not to whom the message excepts.
+    pub fn deliver(&self, message: &Message) {
+        let mut part = self.part(&message.subject);
+        let Some(there) = part.get_mut(&message.subject) else { return };
+        for (socket, subscriber) in there {
+            if message.except.as_ref() == Some(socket) {
+                continue;
+            }
+            match &mut subscriber.held {
+                None => subscriber.session.push(message.frame.clone()),
+                Some(held) if held.len() < MAX_HELD => held.push(message.frame.clone()),
+                Some(_) => subscriber.session.overwhelmed(),
+            }
+        }
+    }
+
+    fn part(&self, subject: &Subject) -> MutexGuard<'_, Part> {
+        let hash = self.hasher.hash_one(subject);
+        let index = usize::try_from(hash % PARTS as u64).unwrap_or_default();
+        self.parts[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::session::{Outgoing, tests::session};
+    use super::*;
+    use crate::protocol::ChannelName;
+    use futures::FutureExt;
+
+    #[test]
+    fn what_arrives_before_the_answer_comes_after_it() {
+        let (channels, session) = (Channels::new(), session());
+        let subject = Subject { app: "1".into(), channel: ChannelName::parse("room").expect("a name") };
+        let send = |text: &'static str, except: Option<SocketId>| {
+            channels.deliver(&Message { subject: subject.clone(), frame: Bytes::from_static(text.as_bytes()), except });
+        };
+        let outlet = session.attach();
+        send("nobody is there", None);
+        channels.expect(&subject, &session);
+        send("early", None);
+        assert!(outlet.next(100).now_or_never().is_none());
+        channels.admit(&subject, &session.socket, Bytes::from_static(b"answer"));
+        send("late", None);
+        send("own", Some(session.socket.clone()));
+        let expected = ["answer", "early", "late"].map(|text| Bytes::from_static(text.as_bytes()));
+        assert_eq!(outlet.next(100).now_or_never(), Some(Outgoing::Frames(expected.into())));
+        channels.remove(&subject, &session.socket);
+        send("gone", None);
+        assert!(outlet.next(100).now_or_never().is_none());
+    }
+}

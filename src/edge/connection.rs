@@ -1,0 +1,257 @@
+//! The Pusher protocol of one client. Knows no transport: it reads messages and writes into a session's queue.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::liveness::{ACTIVITY_TIMEOUT, Step};
+use super::rate::Rate;
+use super::session::{Closing, Session};
+use super::shared::Shared;
+use super::subscribe::authorize;
+use crate::bus::{BusError, Joined, Subject, Transition};
+use crate::protocol::frame::{self, ClientMessage, MAX_EVENT_BYTES, Member, code};
+use crate::protocol::record::{Cause, EventKind};
+use crate::protocol::registry::App;
+use crate::protocol::{ChannelKind, ChannelName};
+
+/// Channels that one connection may be in.
+const MAX_CHANNELS: usize = 2_048;
+
+/// Longest name of an event, in characters, as Pusher documents it.
+pub const MAX_EVENT_NAME: usize = 200;
+
+/// One client.
+pub struct Connection {
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    /// Where it is, and as whom.
+    channels: HashMap<ChannelName, Option<Member>>,
+    rate: Rate,
+}
+
+impl Connection {
+    /// Greets a client that was admitted.
+    pub fn open(shared: Arc<Shared>, session: Arc<Session>) -> Self {
+        let seconds = u32::try_from(ACTIVITY_TIMEOUT.as_secs()).unwrap_or(u32::MAX);
+        session.push(frame::connection_established(session.socket.as_str(), seconds).into());
+        Self { shared, session, channels: HashMap::new(), rate: Rate::default() }
+    }
+
+    /// Acts on one message of the client.
+    pub async fn handle(&mut self, text: &str) {
+        let registry = self.shared.apps.current();
+        let Some(app) = registry.app(&self.session.app) else { return };
+        match ClientMessage::parse(text) {
+            Ok(ClientMessage::Ping) => self.session.push(frame::pong().into()),
+            // That it came was all that it had to say.
+            Ok(ClientMessage::Pong) => {}
+            Ok(ClientMessage::Subscribe { channel, auth, channel_data }) => {
+                self.subscribe(app, &channel, auth.as_deref(), channel_data.as_deref()).await;
+            }
+            Ok(ClientMessage::Unsubscribe { channel }) => self.unsubscribe(&channel).await,
+            Ok(ClientMessage::ClientEvent { event, channel, data }) => {
+                if let Err((reason, told)) = self.client_event(app, event, &channel, data).await {
+                    self.refuse(reason, Some(code::CLIENT_EVENT_REFUSED), &told);
+                }
+            }
+            Ok(ClientMessage::Other { event }) => {
+                let shown: String = event.chars().take(64).collect();
+                self.refuse("unknown_event", None, &format!("the server has no answer to the event `{shown}`"));
+            }
+            Err(error) => self.refuse("not_a_message", None, &error.to_string()),
+        }
+    }
+
+    /// A frame in a form that the protocol does not have.
+    pub fn refuse_binary(&self) {
+        self.refuse("binary", None, "binary frames are not supported: send text");
+    }
+
+    /// Asks a silent client, or gives it up. Returns when to look again.
+    pub fn check(&self) -> Option<Instant> {
+        match self.session.liveness() {
+            Step::Wait(until) => Some(until),
+            Step::Ask => {
+                self.session.push(frame::ping().into());
+                match self.session.liveness() {
+                    Step::Wait(until) => Some(until),
+                    Step::Ask | Step::GiveUp => None,
+                }
+            }
+            Step::GiveUp => {
+                self.session.close(Closing::new(code::PONG_MISSING, "the client did not answer a ping"));
+                None
+            }
+        }
+    }
+
+    /// Leaves every channel: the client is gone.
+    pub async fn leave(mut self) {
+        let drain = self.session.closing().is_some_and(|closing| closing.drain);
+        for (channel, member) in std::mem::take(&mut self.channels) {
+            self.exit(channel, member.as_ref(), drain.then_some(Cause::Drain)).await;
+        }
+    }
+
+    async fn subscribe(&mut self, app: &App, name: &str, auth: Option<&str>, channel_data: Option<&str>) {
+        let channel = match ChannelName::parse(name) {
+            Ok(channel) => channel,
+            Err(error) => {
+                // Only what could be a channel's name is repeated to the client.
+                return self.refuse("channel_name", None, &error.to_string());
+            }
+        };
+        let member = match authorize(app, &self.session.socket, &channel, auth, channel_data) {
+            Ok(member) => member,
+            Err(told) => {
+                return self.refuse_subscription("signature", &channel, (code::UNAUTHORIZED, "AuthError", 401), &told);
+            }
+        };
+        let known = self.channels.contains_key(&channel);
+        if !known && self.channels.len() >= MAX_CHANNELS {
+            let told = format!("a connection may be in {MAX_CHANNELS} channels");
+            return self.refuse_subscription("channels", &channel, (code::OVER_CAPACITY, "LimitReached", 403), &told);
+        }
+        let subject = self.subject(&channel);
+        if known {
+            return self.admitted_again(&subject).await;
+        }
+        self.shared.channels.expect(&subject, &self.session);
+        match self.shared.bus.join(&subject, &self.session.socket, member.as_ref()).await {
+            Ok(joined) => self.enter(subject, member, joined).await,
+            Err(error) => {
+                self.shared.channels.remove(&subject, &self.session.socket);
+                self.refuse_join(&channel, &error);
+            }
+        }
+    }
+
+    async fn enter(&mut self, subject: Subject, member: Option<Member>, joined: Joined) {
+        let Joined { transitions, roster } = joined;
+        let answer = frame::subscription_succeeded(&subject.channel, member.is_some().then_some(&roster[..]));
+        self.shared.channels.admit(&subject, &self.session.socket, answer.into());
+        self.channels.insert(subject.channel.clone(), member.clone());
+        let added = transitions.iter().any(|transition| matches!(transition.kind, EventKind::MemberAdded { .. }));
+        self.shared.recorder.transitions(&subject, transitions, None);
+        if let (Some(member), true) = (&member, added) {
+            let told = frame::member_added(&subject.channel, member);
+            self.shared.publish(subject, told, Some(self.session.socket.clone())).await;
+        }
+    }
+
+    /// A client that asks twice is told again; the bus says who is there, and nothing changes.
+    async fn admitted_again(&self, subject: &Subject) {
+        let member = self.channels.get(&subject.channel).cloned().flatten();
+        match self.shared.bus.join(subject, &self.session.socket, member.as_ref()).await {
+            Ok(joined) => {
+                let roster = member.is_some().then_some(&joined.roster[..]);
+                self.session.push(frame::subscription_succeeded(&subject.channel, roster).into());
+                self.shared.recorder.transitions(subject, joined.transitions, None);
+            }
+            Err(error) => self.refuse_join(&subject.channel, &error),
+        }
+    }
+
+    async fn unsubscribe(&mut self, name: &str) {
+        let Ok(channel) = ChannelName::parse(name) else { return };
+        if let Some(member) = self.channels.remove(&channel) {
+            self.exit(channel, member.as_ref(), None).await;
+        }
+    }
+
+    async fn exit(&self, channel: ChannelName, member: Option<&Member>, cause: Option<Cause>) {
+        let subject = self.subject(&channel);
+        self.shared.channels.remove(&subject, &self.session.socket);
+        let transitions: Vec<Transition> = match self.shared.bus.leave(&subject, &self.session.socket).await {
+            Ok(transitions) => transitions,
+            Err(error) => {
+                self.shared.metrics.bus_errors.inc();
+                tracing::warn!(%error, %channel, "a connection could not leave; the bus forgets it with this process");
+                return;
+            }
+        };
+        let removed = transitions.iter().any(|transition| matches!(transition.kind, EventKind::MemberRemoved { .. }));
+        self.shared.recorder.transitions(&subject, transitions, cause);
+        if let (Some(member), true) = (member, removed) {
+            let told = frame::member_removed(&channel, &member.user_id);
+            self.shared.publish(subject, told, None).await;
+        }
+    }
+
+    async fn client_event(
+        &mut self,
+        app: &App,
+        event: String,
+        name: &str,
+        data: String,
+    ) -> Result<(), (&'static str, String)> {
+        if !app.client_events {
+            return Err(("client_events_off", "client events are not enabled for this app".into()));
+        }
+        let channel = ChannelName::parse(name).map_err(|error| ("channel_name", error.to_string()))?;
+        if channel.kind() == ChannelKind::Public {
+            return Err(("public_channel", "client events need a private or presence channel".into()));
+        }
+        let Some(member) = self.channels.get(&channel) else {
+            return Err(("not_subscribed", format!("subscribe to `{channel}` before sending to it")));
+        };
+        if event.chars().count() > MAX_EVENT_NAME {
+            return Err(("event_name", format!("the event's name is longer than {MAX_EVENT_NAME} characters")));
+        }
+        if data.len() > MAX_EVENT_BYTES {
+            let told = format!("the event has {} bytes of data, at most {MAX_EVENT_BYTES} are allowed", data.len());
+            return Err(("too_large", told));
+        }
+        let limit = app.limits.client_events_per_second;
+        if !self.rate.take(limit, Instant::now()) {
+            return Err(("rate", format!("more than {limit} client events in a second")));
+        }
+        let user_id = member.as_ref().map(|member| member.user_id.clone());
+        let told = frame::event(&event, &channel, &data, user_id.as_deref());
+        let subject = self.subject(&channel);
+        let socket = &self.session.socket;
+        self.shared.metrics.client_events.inc();
+        let recorded = EventKind::ClientEvent { event, data, socket_id: socket.to_string(), user_id };
+        self.shared.recorder.client_event(&subject, recorded);
+        self.shared.publish(subject, told, Some(socket.clone())).await;
+        Ok(())
+    }
+
+    fn subject(&self, channel: &ChannelName) -> Subject {
+        Subject { app: self.session.app.clone(), channel: channel.clone() }
+    }
+
+    fn refuse_join(&self, channel: &ChannelName, error: &BusError) {
+        match error {
+            BusError::Full(_) => {
+                let answer = (code::OVER_CAPACITY, "LimitReached", 403);
+                self.refuse_subscription("presence_full", channel, answer, &error.to_string());
+            }
+            BusError::Unavailable(_) => {
+                self.shared.metrics.bus_errors.inc();
+                tracing::warn!(%error, %channel, "a client could not enter");
+                let answer = (code::OVER_CAPACITY, "Unavailable", 503);
+                self.refuse_subscription("bus", channel, answer, "the server cannot take subscriptions, try again");
+            }
+        }
+    }
+
+    /// Pusher answers with an error on the connection; clients that bind to the channel hear of it there only, so both
+    /// are sent.
+    fn refuse_subscription(
+        &self,
+        reason: &'static str,
+        channel: &ChannelName,
+        (code, kind, status): (u16, &str, u16),
+        told: &str,
+    ) {
+        self.refuse(reason, Some(code), told);
+        self.session.push(frame::subscription_error(channel.as_str(), kind, status, told).into());
+    }
+
+    fn refuse(&self, reason: &'static str, code: Option<u16>, told: &str) {
+        self.shared.metrics.refused(reason).inc();
+        self.session.push(frame::error(code, told).into());
+    }
+}

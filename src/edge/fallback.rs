@@ -1,0 +1,220 @@
+//! pusher-js's own HTTP fallbacks, `xhr_streaming` and `xhr_polling`: sessions that outlive their requests.
+//!
+//! In: receives, which carry frames to the client, and sends, which carry messages from it. Out: the same session and
+//! connection that a WebSocket has. They look like SockJS and differ where it matters: an aborted receive does not end
+//! the session, writing pauses where the client will abort to free its memory, and a ping is an empty array. Read from
+//! pusher-js 8.6 `src/core/http`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::admission::admit;
+use super::connection::Connection;
+use super::liveness::ACTIVITY_TIMEOUT;
+use super::session::{Budget, Closing, Outlet, Session};
+use super::sessions::Place;
+use super::shared::Shared;
+use crate::protocol::frame::{self, code};
+use crate::protocol::{AppId, Transport};
+
+/// How long a session lives without a receive.
+pub const GRACE: Duration = Duration::from_secs(5);
+
+/// Longest that a session stays after its end for a client that holds a receive and does not read it.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// HTTP sessions of a process, refused ones that wait for their goodbye too.
+const MAX_SESSIONS: usize = 50_000;
+
+/// Sends that wait for one session.
+const MAX_SENDS: usize = 64;
+
+/// How long a send waits for room. pusher-js does not look at the answer, so a lost send must end the session.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest part of a session's id. pusher-js uses up to three digits and eight letters.
+const MAX_ID: usize = 64;
+
+/// What the client chose to call its session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SessionId {
+    /// The first part.
+    pub srv: String,
+    /// The second part.
+    pub session: String,
+}
+
+impl SessionId {
+    /// Checks both parts: not empty, no dots, not long.
+    pub fn parse(srv: String, session: String) -> Option<Self> {
+        let valid = |part: &str| !part.is_empty() && part.len() <= MAX_ID && !part.contains('.');
+        (valid(&srv) && valid(&session)).then_some(Self { srv, session })
+    }
+}
+
+/// One session and the way to its connection.
+struct Entry {
+    key: String,
+    session: Arc<Session>,
+    sends: mpsc::Sender<Vec<String>>,
+}
+
+/// The HTTP sessions of the process.
+#[derive(Default)]
+pub struct Fallback {
+    entries: Mutex<HashMap<SessionId, Entry>>,
+}
+
+/// What a receive found.
+pub struct Receive {
+    /// Where its frames come from.
+    pub outlet: Outlet,
+    /// Whether the session is new, so that the client is told `o`.
+    pub new: bool,
+}
+
+/// Why a request cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unserved {
+    /// There is no such session under this key.
+    Unknown,
+    /// There are as many sessions as may be, or the session does not keep up.
+    Busy,
+}
+
+impl Fallback {
+    /// The session of a receive, made if there is none.
+    pub fn receive(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        id: SessionId,
+        key: &str,
+        query: &str,
+        transport: Transport,
+    ) -> Result<Receive, Unserved> {
+        let mut entries = self.lock();
+        if let Some(entry) = entries.get(&id) {
+            // A stranger learns nothing of a session under another key.
+            return if entry.key == key {
+                Ok(Receive { outlet: entry.session.attach(), new: false })
+            } else {
+                Err(Unserved::Unknown)
+            };
+        }
+        if entries.len() >= MAX_SESSIONS {
+            return Err(Unserved::Busy);
+        }
+        let (sends, inbox) = mpsc::channel(MAX_SENDS);
+        let (session, outlet) = match open(shared, key, query, transport) {
+            Ok(place) => {
+                let session = place.session.clone();
+                let outlet = session.attach();
+                shared.tasks.spawn(serve(self.clone(), shared.clone(), place, id.clone(), inbox));
+                (session, outlet)
+            }
+            Err(closing) => {
+                let session = refused(shared, transport, &closing);
+                let outlet = session.attach();
+                shared.tasks.spawn(linger(self.clone(), session.clone(), id.clone()));
+                (session, outlet)
+            }
+        };
+        entries.insert(id, Entry { key: key.to_owned(), session, sends });
+        Ok(Receive { outlet, new: true })
+    }
+
+    /// Hands messages to a session, in the order of arrival. An empty list is a ping.
+    pub async fn send(&self, id: &SessionId, key: &str, messages: Vec<String>) -> Result<(), Unserved> {
+        let (session, sends) = {
+            let entries = self.lock();
+            let entry = entries.get(id).filter(|entry| entry.key == key).ok_or(Unserved::Unknown)?;
+            (entry.session.clone(), entry.sends.clone())
+        };
+        session.heard();
+        if messages.is_empty() {
+            session.echo();
+            return Ok(());
+        }
+        match timeout(SEND_TIMEOUT, sends.send(messages)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Unserved::Unknown),
+            Err(_) => {
+                session.close(Closing::new(code::RECONNECT, "a message was lost, come back at once"));
+                Err(Unserved::Busy)
+            }
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open(shared: &Shared, key: &str, query: &str, transport: Transport) -> Result<Place, Closing> {
+    shared.admit(admit(&shared.apps.current(), key, query)?, transport)
+}
+
+/// A session that only says why there is none. Any other answer would make pusher-js give up the transport.
+fn refused(shared: &Shared, transport: Transport, closing: &Closing) -> Arc<Session> {
+    let (socket, app) = (String::new().into(), AppId::from(""));
+    let session = Session::new(socket, app, transport, Budget::default(), shared.metrics.clone());
+    session.push(frame::error(Some(closing.code), &closing.reason).into());
+    session.close(closing.clone());
+    session
+}
+
+/// The life of one session: messages in the order in which they came, until it is ended or left alone.
+async fn serve(
+    fallback: Arc<Fallback>,
+    shared: Arc<Shared>,
+    place: Place,
+    id: SessionId,
+    mut inbox: mpsc::Receiver<Vec<String>>,
+) {
+    let session = &place.session.clone();
+    let mut connection = Connection::open(shared, session.clone());
+    let mut look = Instant::now() + ACTIVITY_TIMEOUT;
+    let abandoned = session.abandoned(GRACE);
+    tokio::pin!(abandoned);
+    loop {
+        tokio::select! {
+            biased;
+            () = session.closed() => break,
+            Some(messages) = inbox.recv() => {
+                for message in messages {
+                    connection.handle(&message).await;
+                }
+            }
+            () = &mut abandoned => {
+                session.close(Closing::new(code::INACTIVE, "nobody received for too long"));
+            }
+            () = sleep_until(look) => {
+                look = connection.check().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
+            }
+        }
+    }
+    inbox.close();
+    connection.leave().await;
+    drop(place);
+    linger(fallback, session.clone(), id).await;
+}
+
+/// Keeps a session that has ended until its client was told, does not ask, or does not read.
+async fn linger(fallback: Arc<Fallback>, session: Arc<Session>, id: SessionId) {
+    let abandoned = session.abandoned(GRACE);
+    tokio::select! {
+        () = session.told() => {}
+        () = abandoned => {}
+        () = tokio::time::sleep(LINGER) => {}
+    }
+    fallback.lock().remove(&id);
+}

@@ -1,0 +1,216 @@
+//! The requests of the fallbacks: what a receive's answer looks like, and what a send is answered.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::stream;
+use tokio::time::timeout;
+
+use super::fallback::{Fallback, Receive, SessionId, Unserved};
+use super::metrics::Metrics;
+use super::session::{Outgoing, Outlet};
+use super::shared::Shared;
+use crate::protocol::Transport;
+use crate::protocol::fallback::{self, HEARTBEAT, OPEN, STREAM_LIMIT_UNITS, utf16_units};
+
+/// Silence after which an open answer carries a heartbeat: less than what proxies cut.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(20);
+
+/// How long writing pauses for a client that has its 256 KiB and should re-open.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// Taken from the session for one frame.
+const BATCH: usize = 32 << 10;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Context {
+    /// The edge.
+    pub shared: Arc<Shared>,
+    /// Its HTTP sessions.
+    pub fallback: Arc<Fallback>,
+}
+
+type SessionPath = Path<(String, String, String)>;
+
+/// `POST …/xhr_streaming`: one answer for as long as the client holds it.
+pub async fn streaming(
+    State(context): State<Context>,
+    Path((key, srv, session)): SessionPath,
+    RawQuery(query): RawQuery,
+) -> Response {
+    match receive(&context, &key, (srv, session), query, Transport::XhrStreaming) {
+        Ok(receive) => answer(Body::from_stream(stream::unfold(
+            Stream::new(receive, context.shared.metrics.clone()),
+            |mut stream| async {
+                let line = stream.next().await?;
+                Some((Ok::<_, Infallible>(Bytes::from(line)), stream))
+            },
+        ))),
+        Err(unserved) => unserved.into_response(),
+    }
+}
+
+/// `POST …/xhr`: one batch.
+pub async fn polling(
+    State(context): State<Context>,
+    Path((key, srv, session)): SessionPath,
+    RawQuery(query): RawQuery,
+) -> Response {
+    match receive(&context, &key, (srv, session), query, Transport::XhrPolling) {
+        Ok(Receive { new: true, .. }) => answer(Body::from(OPEN)),
+        Ok(Receive { outlet, new: false }) => answer(Body::from(batch(&outlet).await)),
+        Err(unserved) => unserved.into_response(),
+    }
+}
+
+/// `POST …/xhr_send`: messages of the client.
+pub async fn send(
+    State(context): State<Context>,
+    Path((key, srv, session)): SessionPath,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return rejection.into_response(),
+    };
+    let Some(id) = SessionId::parse(srv, session) else { return Unserved::Unknown.into_response() };
+    let messages = match fallback::parse_send(&body) {
+        Ok(messages) => messages,
+        // As SockJS answers.
+        Err(told) => return (StatusCode::INTERNAL_SERVER_ERROR, told).into_response(),
+    };
+    match context.fallback.send(&id, &key, messages).await {
+        Ok(()) => (StatusCode::NO_CONTENT, [(header::CONTENT_TYPE, "text/plain; charset=UTF-8")]).into_response(),
+        Err(unserved) => unserved.into_response(),
+    }
+}
+
+/// `OPTIONS`: a browser asks before each request, because of its content type.
+pub async fn preflight() -> Response {
+    let headers = [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, OPTIONS"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "content-type"),
+        (header::ACCESS_CONTROL_MAX_AGE, "86400"),
+    ];
+    (StatusCode::NO_CONTENT, headers).into_response()
+}
+
+/// Lets pages of every origin read the answer. Nothing depends on cookies, so there is nothing to protect by origin.
+pub async fn cross_origin(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+    let allowed = matches!(*request.method(), Method::POST | Method::OPTIONS);
+    let mut response = next.run(request).await;
+    if allowed {
+        response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    }
+    response
+}
+
+impl IntoResponse for Unserved {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Unknown => (StatusCode::NOT_FOUND, "there is no such session\n").into_response(),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "the server is full, come back later\n").into_response(),
+        }
+    }
+}
+
+fn receive(
+    context: &Context,
+    key: &str,
+    (srv, session): (String, String),
+    query: Option<String>,
+    transport: Transport,
+) -> Result<Receive, Unserved> {
+    let id = SessionId::parse(srv, session).ok_or(Unserved::Unknown)?;
+    context.fallback.receive(&context.shared, id, key, &query.unwrap_or_default(), transport)
+}
+
+fn answer(body: Body) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/javascript; charset=UTF-8")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform")),
+        (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    (headers, body).into_response()
+}
+
+fn lines(frames: &[Bytes]) -> String {
+    fallback::messages(frames.iter().filter_map(|frame| std::str::from_utf8(frame).ok()))
+}
+
+/// One answer of a poll: messages, the end, or a heartbeat after a while.
+async fn batch(outlet: &Outlet) -> String {
+    match timeout(HEARTBEAT_EVERY, outlet.next(BATCH)).await {
+        Ok(Outgoing::Frames(frames)) => lines(&frames),
+        Ok(Outgoing::Close(closing)) => fallback::close(closing.code, &closing.reason),
+        // The client has given this request up; any answer goes nowhere.
+        Ok(Outgoing::Replaced) => String::new(),
+        Err(_) => HEARTBEAT.to_owned(),
+    }
+}
+
+/// One answer of a streaming receive.
+struct Stream {
+    outlet: Outlet,
+    new: bool,
+    over: bool,
+    /// UTF-16 units written, which is what the client counts.
+    units: usize,
+    metrics: Arc<Metrics>,
+}
+
+impl Stream {
+    fn new(Receive { outlet, new }: Receive, metrics: Arc<Metrics>) -> Self {
+        Self { outlet, new, over: false, units: 0, metrics }
+    }
+
+    /// The next line, or the end of the answer.
+    async fn next(&mut self) -> Option<String> {
+        let line = self.line().await;
+        match &line {
+            Some(line) => self.units += utf16_units(line),
+            None => self.over = true,
+        }
+        line
+    }
+
+    async fn line(&mut self) -> Option<String> {
+        if self.over {
+            return None;
+        }
+        if std::mem::take(&mut self.new) {
+            return Some(OPEN.to_owned());
+        }
+        if self.units > STREAM_LIMIT_UNITS {
+            // The client aborts here and re-opens. What would be written now could be lost with the abort. A client
+            // that does not come is left to the grace.
+            self.outlet.replaced(PAUSE).await;
+            return None;
+        }
+        match timeout(HEARTBEAT_EVERY, self.outlet.next(BATCH)).await {
+            Ok(Outgoing::Frames(frames)) => Some(lines(&frames)),
+            Ok(Outgoing::Close(closing)) => {
+                self.over = true;
+                Some(fallback::close(closing.code, &closing.reason))
+            }
+            Ok(Outgoing::Replaced) => None,
+            Err(_) => Some(HEARTBEAT.to_owned()),
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.over && self.units <= STREAM_LIMIT_UNITS {
+            self.metrics.receivers_cut.inc();
+        }
+    }
+}

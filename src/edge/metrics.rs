@@ -1,0 +1,95 @@
+//! What Prometheus may ask of an edge. Labels take values from fixed lists only, so that no client can make series.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::recorder::Dropped;
+use crate::protocol::Transport;
+
+/// One transport.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TransportLabel {
+    transport: &'static str,
+}
+
+/// One reason out of a fixed list.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+/// Every counter and gauge of an edge.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    connections: Family<TransportLabel, Gauge>,
+    opened: Family<TransportLabel, Counter>,
+    recorder_dropped: Family<ReasonLabel, Counter>,
+    refused: Family<ReasonLabel, Counter>,
+    /// Sessions closed because they read too slowly.
+    pub slow_consumers: Counter,
+    /// Answers of the fallbacks that were cut while they were open; what was on its way in them may be lost.
+    pub receivers_cut: Counter,
+    /// Frames put into the queues of sessions.
+    pub frames: Counter,
+    /// Client events accepted.
+    pub client_events: Counter,
+    /// Events published over the HTTP API.
+    pub published: Counter,
+    /// Calls to the bus that failed.
+    pub bus_errors: Counter,
+    /// Events handed to the recorder.
+    pub recorder_accepted: Counter,
+    /// Events acknowledged by the stream.
+    pub recorder_acknowledged: Counter,
+    /// Records that the stream refused and that are sent again.
+    pub records_refused: Counter,
+    /// Events that wait for the stream; set when asked.
+    pub recorder_queued: Gauge,
+    /// Frames of other processes that this one was too slow to take; set when asked.
+    pub bus_lost: Gauge,
+}
+
+impl Metrics {
+    /// Open sessions of a transport.
+    pub fn connections(&self, transport: Transport) -> Gauge {
+        self.connections.get_or_create(&TransportLabel { transport: transport.name() }).clone()
+    }
+
+    /// Sessions of a transport since the start.
+    pub fn opened(&self, transport: Transport) -> Counter {
+        self.opened.get_or_create(&TransportLabel { transport: transport.name() }).clone()
+    }
+
+    /// Events that the recorder gave up.
+    pub fn recorder_dropped(&self, reason: Dropped) -> Counter {
+        self.recorder_dropped.get_or_create(&ReasonLabel { reason: reason.name() }).clone()
+    }
+
+    /// What clients were refused: a word from the source, never from a client.
+    pub fn refused(&self, reason: &'static str) -> Counter {
+        self.refused.get_or_create(&ReasonLabel { reason }).clone()
+    }
+
+    /// Puts all of them into a registry.
+    pub fn register(&self, registry: &mut Registry) {
+        let edge = registry.sub_registry_with_prefix("realtime_edge");
+        edge.register("connections", "Open sessions", self.connections.clone());
+        edge.register("connections_opened", "Sessions since the start", self.opened.clone());
+        edge.register("refused", "What clients were refused", self.refused.clone());
+        edge.register("slow_consumers", "Sessions closed because they read too slowly", self.slow_consumers.clone());
+        edge.register("receivers_cut", "Fallback answers cut while open", self.receivers_cut.clone());
+        edge.register("frames", "Frames put into the queues of sessions", self.frames.clone());
+        edge.register("client_events", "Client events accepted", self.client_events.clone());
+        edge.register("published", "Events published over the HTTP API", self.published.clone());
+        edge.register("bus_errors", "Calls to the bus that failed", self.bus_errors.clone());
+        edge.register("bus_lost", "Frames of other processes lost here", self.bus_lost.clone());
+        edge.register("recorder_accepted", "Events handed to the recorder", self.recorder_accepted.clone());
+        edge.register("recorder_acknowledged", "Events that the stream took", self.recorder_acknowledged.clone());
+        edge.register("recorder_dropped", "Events given up", self.recorder_dropped.clone());
+        edge.register("recorder_records_refused", "Records refused and sent again", self.records_refused.clone());
+        edge.register("recorder_queued", "Events that wait for the stream", self.recorder_queued.clone());
+    }
+}

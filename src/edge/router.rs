@@ -1,0 +1,48 @@
+//! The public paths. What is not here does not exist: 404.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn;
+use axum::routing::{get, post};
+
+use super::fallback::Fallback;
+use super::fallback_http::{Context, cross_origin, polling, preflight, send, streaming};
+use super::shared::Shared;
+use super::{http_api, websocket};
+use crate::protocol::Transport;
+
+/// Largest body of the HTTP API: 10 KiB of data, escaped, and a hundred channels.
+const MAX_API_BODY: usize = 1 << 20;
+
+/// Largest body of a send: a client event at its limit, escaped twice.
+const MAX_SEND_BODY: usize = 256 << 10;
+
+/// The paths of an edge that serves these transports.
+pub fn router(shared: &Arc<Shared>, fallback: &Arc<Fallback>, transports: &[Transport]) -> Router {
+    let api = Router::new()
+        .route("/apps/{id}/events", post(http_api::events))
+        .layer(DefaultBodyLimit::max(MAX_API_BODY))
+        .with_state(shared.clone());
+    let serves = |transport| transports.contains(&transport);
+    let mut router = api;
+    if serves(Transport::Websocket) {
+        router = router.merge(Router::new().route("/app/{key}", get(websocket::upgrade)).with_state(shared.clone()));
+    }
+    let (stream, poll) = (serves(Transport::XhrStreaming), serves(Transport::XhrPolling));
+    if stream || poll {
+        let base = "/pusher/app/{key}/{srv}/{session}";
+        let mut requests = Router::new().route(&format!("{base}/xhr_send"), post(send).options(preflight));
+        if stream {
+            requests = requests.route(&format!("{base}/xhr_streaming"), post(streaming).options(preflight));
+        }
+        if poll {
+            requests = requests.route(&format!("{base}/xhr"), post(polling).options(preflight));
+        }
+        let context = Context { shared: shared.clone(), fallback: fallback.clone() };
+        let requests = requests.layer(DefaultBodyLimit::max(MAX_SEND_BODY)).layer(from_fn(cross_origin));
+        router = router.merge(requests.with_state(context));
+    }
+    router
+}

@@ -1,0 +1,74 @@
+//! What every connection of the process shares.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::apps::Apps;
+use super::channels::Channels;
+use super::metrics::Metrics;
+use super::recorder::Recorder;
+use super::session::Closing;
+use super::sessions::{Place, Sessions, going_away};
+use crate::bus::{Bus, Message, Subject};
+use crate::protocol::frame::code;
+use crate::protocol::{AppId, SocketId, Transport};
+
+/// The parts of an edge that connections and the HTTP API use.
+pub struct Shared {
+    /// The registry.
+    pub apps: Arc<Apps>,
+    /// Local subscribers.
+    pub channels: Channels,
+    /// Open sessions.
+    pub sessions: Arc<Sessions>,
+    /// The other edges.
+    pub bus: Arc<dyn Bus>,
+    /// The way into the stream.
+    pub recorder: Recorder,
+    /// What Prometheus may ask.
+    pub metrics: Arc<Metrics>,
+    /// Set when the process goes away: nobody new is taken in.
+    pub draining: CancellationToken,
+    /// One task per session.
+    pub tasks: TaskTracker,
+}
+
+impl Shared {
+    /// Opens a session of an app.
+    ///
+    /// # Errors
+    /// What the client is told: the server is full, or goes away.
+    pub fn admit(&self, app: AppId, transport: Transport) -> Result<Place, Closing> {
+        let full = || Closing::new(code::OVER_CAPACITY, "the server is full, come back later");
+        let place = self.sessions.open(socket_id().ok_or_else(full)?, app, transport).ok_or_else(full)?;
+        // Asked only now: a session that was opened before the drain began is among those that it ends.
+        if self.draining.is_cancelled() { Err(going_away()) } else { Ok(place) }
+    }
+
+    /// Sends a frame to everyone in a channel, here and elsewhere.
+    pub async fn publish(&self, subject: Subject, frame: String, except: Option<SocketId>) {
+        let message = Message { subject, frame: Bytes::from(frame), except };
+        self.channels.deliver(&message);
+        if let Err(error) = self.bus.publish(message).await {
+            self.metrics.bus_errors.inc();
+            tracing::debug!(%error, "a frame reached this process only");
+        }
+    }
+
+    /// Takes down what can only be asked for.
+    pub fn observe(&self) {
+        self.metrics.recorder_queued.set(i64::try_from(self.recorder.queued()).unwrap_or(i64::MAX));
+        self.metrics.bus_lost.set(i64::try_from(self.bus.lost()).unwrap_or(i64::MAX));
+    }
+}
+
+/// A new public id. `None` when the operating system gives no random numbers: a guessable id would be worse than none.
+fn socket_id() -> Option<SocketId> {
+    let number = || OsRng.try_next_u64().ok();
+    Some(SocketId::from_random(number()?, number()?))
+}

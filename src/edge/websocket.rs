@@ -1,0 +1,133 @@
+//! The transport `websocket`: one socket, one session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::extract::{Path, RawQuery, State};
+use axum::response::Response;
+use bytes::Bytes;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::admission::admit;
+use super::connection::Connection;
+use super::liveness::ACTIVITY_TIMEOUT;
+use super::session::{Closing, Outgoing, Session};
+use super::sessions::Place;
+use super::shared::Shared;
+use crate::protocol::Transport;
+use crate::protocol::frame;
+
+/// Per socket and held while it is idle, so small: with the library's default an idle socket takes 136 KiB.
+const READ_BUFFER: usize = 4096;
+
+/// Largest message of a client: a client event at its limit, escaped, with room for the envelope.
+const MAX_MESSAGE: usize = 128 << 10;
+
+/// Taken from the session in one go.
+const BATCH: usize = 16 << 10;
+
+/// How long one write may stand still.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the goodbye may take, each way.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// `GET /app/{key}`
+pub async fn upgrade(
+    State(shared): State<Arc<Shared>>,
+    Path(key): Path<String>,
+    RawQuery(query): RawQuery,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let upgrade = upgrade
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_message_size(MAX_MESSAGE)
+        .max_frame_size(MAX_MESSAGE);
+    let place = open(&shared, &key, query.as_deref().unwrap_or_default());
+    let tasks = shared.tasks.clone();
+    upgrade.on_upgrade(move |socket| {
+        // Tracked, so that the process waits for sessions that are about to leave.
+        tasks.track_future(async move {
+            match place {
+                Ok(place) => serve(socket, shared, place).await,
+                Err(closing) => refuse(socket, &closing).await,
+            }
+        })
+    })
+}
+
+fn open(shared: &Shared, key: &str, query: &str) -> Result<Place, Closing> {
+    shared.admit(admit(&shared.apps.current(), key, query)?, Transport::Websocket)
+}
+
+async fn refuse(mut socket: WebSocket, closing: &Closing) {
+    let told = frame::error(Some(closing.code), &closing.reason);
+    let _ = timeout(CLOSE_TIMEOUT, socket.send(Message::Text(told.into()))).await;
+    goodbye(socket, Some(closing)).await;
+}
+
+async fn serve(mut socket: WebSocket, shared: Arc<Shared>, place: Place) {
+    let session = place.session.clone();
+    let outlet = session.attach();
+    let mut connection = Connection::open(shared, session.clone());
+    let mut look = Instant::now() + ACTIVITY_TIMEOUT;
+    let end = loop {
+        tokio::select! {
+            outgoing = outlet.next(BATCH) => match outgoing {
+                Outgoing::Frames(frames) => {
+                    if write(&mut socket, &session, frames).await.is_none() {
+                        break None;
+                    }
+                }
+                Outgoing::Close(closing) => break Some(closing),
+                Outgoing::Replaced => break None,
+            },
+            incoming = socket.recv() => {
+                let Some(Ok(message)) = incoming else { break None };
+                session.heard();
+                match message {
+                    Message::Text(text) => connection.handle(&text).await,
+                    Message::Binary(_) => connection.refuse_binary(),
+                    Message::Ping(_) | Message::Pong(_) => {}
+                    Message::Close(_) => break None,
+                }
+            }
+            () = sleep_until(look) => {
+                look = connection.check().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
+            }
+        }
+    };
+    connection.leave().await;
+    drop(place);
+    goodbye(socket, end.as_ref()).await;
+}
+
+/// Writes frames; `None` when the socket is gone. Once the session has ended, a write that stands still is left behind.
+async fn write(socket: &mut WebSocket, session: &Session, frames: Vec<Bytes>) -> Option<()> {
+    for frame in frames {
+        let Ok(text) = Utf8Bytes::try_from(frame) else { continue };
+        tokio::select! {
+            biased;
+            sent = socket.send(Message::Text(text)) => sent.ok()?,
+            () = session.closed() => {}
+            () = tokio::time::sleep(WRITE_TIMEOUT) => return None,
+        }
+    }
+    Some(())
+}
+
+/// Sends the close frame, if it is the server that ends, and reads on until the client's: a socket that is dropped with
+/// unread bytes is reset, and the close frame may be lost with it. A client's own close frame is answered by reading.
+async fn goodbye(mut socket: WebSocket, closing: Option<&Closing>) {
+    if let Some(closing) = closing {
+        let frame = CloseFrame { code: closing.code, reason: closing.reason.as_str().into() };
+        let sent = timeout(CLOSE_TIMEOUT, socket.send(Message::Close(Some(frame)))).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            return;
+        }
+    }
+    let answered = async { while let Some(Ok(_)) = socket.recv().await {} };
+    let _ = timeout(CLOSE_TIMEOUT, answered).await;
+}
