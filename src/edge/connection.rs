@@ -118,11 +118,12 @@ impl Connection {
             return self.admitted_again(&subject).await;
         }
         self.shared.channels.expect(&subject, &self.session);
-        match self.shared.bus.join(&subject, &self.session.socket, member.as_ref()).await {
+        match self.shared.join(&subject, &self.session.socket, member.as_ref()).await {
             Ok(joined) => self.enter(subject, member, joined).await,
             Err(error) => {
-                self.shared.channels.remove(&subject, &self.session.socket);
                 self.refuse_join(&channel, &error);
+                // An answer that was lost may have been a yes.
+                self.exit(channel, member.as_ref(), None).await;
             }
         }
     }
@@ -143,7 +144,7 @@ impl Connection {
     /// A client that asks twice is told again; the bus says who is there, and nothing changes.
     async fn admitted_again(&self, subject: &Subject) {
         let member = self.channels.get(&subject.channel).cloned().flatten();
-        match self.shared.bus.join(subject, &self.session.socket, member.as_ref()).await {
+        match self.shared.join(subject, &self.session.socket, member.as_ref()).await {
             Ok(joined) => {
                 let roster = member.is_some().then_some(&joined.roster[..]);
                 self.session.push(frame::subscription_succeeded(&subject.channel, roster).into());
@@ -163,10 +164,9 @@ impl Connection {
     async fn exit(&self, channel: ChannelName, member: Option<&Member>, cause: Option<Cause>) {
         let subject = self.subject(&channel);
         self.shared.channels.remove(&subject, &self.session.socket);
-        let transitions: Vec<Transition> = match self.shared.bus.leave(&subject, &self.session.socket).await {
+        let transitions: Vec<Transition> = match self.shared.leave(&subject, &self.session.socket).await {
             Ok(transitions) => transitions,
             Err(error) => {
-                self.shared.metrics.bus_errors.inc();
                 tracing::warn!(%error, %channel, "a connection could not leave; the bus forgets it with this process");
                 return;
             }
@@ -229,7 +229,6 @@ impl Connection {
                 self.refuse_subscription("presence_full", channel, answer, &error.to_string());
             }
             BusError::Unavailable(_) => {
-                self.shared.metrics.bus_errors.inc();
                 tracing::warn!(%error, %channel, "a client could not enter");
                 let answer = (code::OVER_CAPACITY, "Unavailable", 503);
                 self.refuse_subscription("bus", channel, answer, "the server cannot take subscriptions, try again");

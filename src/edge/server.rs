@@ -216,8 +216,8 @@ impl Life {
         ended
     }
 
-    /// Clients first, while requests are still answered: a fallback client between two requests hears of the end with
-    /// its next one. Then what waits for the stream, then the rest.
+    /// Clients first: once they have left, nothing new is recorded. Then what waits for the stream, while requests are
+    /// still answered, because a fallback client between two requests hears of the end with its next one.
     async fn end(self) {
         self.ready.store(false, Ordering::Relaxed);
         self.shared.draining.cancel();
@@ -231,23 +231,29 @@ impl Life {
         if timeout(LEAVE, left).await.is_err() {
             tracing::warn!(sessions = self.shared.sessions.count(), "sessions did not leave in time");
         }
-        if timeout(ASK, self.shared.tasks.wait()).await.is_err() {
-            tracing::info!(sessions = self.fallback.count(), "HTTP clients did not ask once more and were not told");
-        }
-        self.listening.cancel();
-
-        self.writers.close();
-        self.flushed.cancel();
-        if timeout(FLUSH, self.writers.wait()).await.is_err() {
-            let events = self.shared.recorder.give_up();
-            tracing::error!(events, "the stream did not take what waited in time; these events are lost");
-        }
+        tokio::join!(self.answer_last_requests(), self.flush());
         self.tasks.close();
         self.stop.cancel();
         if timeout(REQUESTS, self.tasks.wait()).await.is_err() {
             tracing::warn!("requests were still open and are cut");
         }
         tracing::info!("the edge has ended");
+    }
+
+    async fn answer_last_requests(&self) {
+        if timeout(ASK, self.shared.tasks.wait()).await.is_err() {
+            tracing::info!(sessions = self.fallback.count(), "some clients did not hear the goodbye out");
+        }
+        self.listening.cancel();
+    }
+
+    async fn flush(&self) {
+        self.writers.close();
+        self.flushed.cancel();
+        if timeout(FLUSH, self.writers.wait()).await.is_err() {
+            let events = self.shared.recorder.give_up();
+            tracing::error!(events, "the stream did not take what waited in time; these events are lost");
+        }
     }
 }
 

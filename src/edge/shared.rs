@@ -1,10 +1,12 @@
 //! What every connection of the process shares.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -14,9 +16,12 @@ use super::metrics::Metrics;
 use super::recorder::Recorder;
 use super::session::Closing;
 use super::sessions::{Place, Sessions, going_away};
-use crate::bus::{Bus, Message, Subject};
-use crate::protocol::frame::code;
+use crate::bus::{Bus, BusError, Joined, Message, Subject, Transition};
+use crate::protocol::frame::{Member, code};
 use crate::protocol::{AppId, SocketId, Transport};
+
+/// Longest that the bus may take for one answer.
+const BUS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The parts of an edge that connections and the HTTP API use.
 pub struct Shared {
@@ -54,10 +59,34 @@ impl Shared {
     pub async fn publish(&self, subject: Subject, frame: String, except: Option<SocketId>) {
         let message = Message { subject, frame: Bytes::from(frame), except };
         self.channels.deliver(&message);
-        if let Err(error) = self.bus.publish(message).await {
-            self.metrics.bus_errors.inc();
+        if let Err(error) = self.ask(self.bus.publish(message)).await {
             tracing::debug!(%error, "a frame reached this process only");
         }
+    }
+
+    /// Enters a channel on the bus.
+    pub async fn join(
+        &self,
+        subject: &Subject,
+        socket: &SocketId,
+        member: Option<&Member>,
+    ) -> Result<Joined, BusError> {
+        self.ask(self.bus.join(subject, socket, member)).await
+    }
+
+    /// Leaves a channel on the bus.
+    pub async fn leave(&self, subject: &Subject, socket: &SocketId) -> Result<Vec<Transition>, BusError> {
+        self.ask(self.bus.leave(subject, socket)).await
+    }
+
+    /// No connection waits for the bus without end.
+    async fn ask<T>(&self, call: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
+        let answer = timeout(BUS_TIMEOUT, call).await;
+        let answer = answer.unwrap_or_else(|_| Err(BusError::Unavailable(format!("no answer in {BUS_TIMEOUT:?}"))));
+        if matches!(answer, Err(BusError::Unavailable(_))) {
+            self.metrics.bus_errors.inc();
+        }
+        answer
     }
 
     /// Takes down what can only be asked for.

@@ -1,5 +1,8 @@
 //! An edge as its clients see it: real sockets, the bus in memory, and a real Kinesis API where records matter.
 
+// Clients of a test end it where they stand; clippy sees only the tests themselves as such.
+#![allow(clippy::panic)]
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -52,10 +55,7 @@ struct Edge {
     http: reqwest::Client,
 }
 
-async fn start(server: &str, bus: MemoryBus, kinesis: Option<Client>) -> Edge {
-    realtime_operator::runtime::install_tls();
-    let apps = tempfile::tempdir().expect("a directory");
-    write_apps(apps.path(), vec![app("1", true), app("2", false)]);
+fn values(server: &str, webhooks: &str, apps: &Path) -> Values {
     let transports = if server == "websocket" { "websocket" } else { "xhr_streaming,xhr_polling" };
     let variables = [
         ("REALTIME_CLUSTER", "ns/eu"),
@@ -63,25 +63,36 @@ async fn start(server: &str, bus: MemoryBus, kinesis: Option<Client>) -> Edge {
         ("REALTIME_SERVER", server),
         ("REALTIME_POD", "pod-1"),
         ("REALTIME_ADMIN_TOKEN", TOKEN),
-        ("REALTIME_APPS_PATH", apps.path().to_str().expect("a path")),
+        ("REALTIME_APPS_PATH", apps.to_str().expect("a path")),
         ("REALTIME_TRANSPORTS", transports),
-        ("REALTIME_WEBHOOKS", if kinesis.is_some() { "kinesis" } else { "off" }),
+        ("REALTIME_WEBHOOKS", webhooks),
         ("REALTIME_STREAM_NAME", "events"),
         ("REALTIME_BUS", "memory"),
         ("REALTIME_AWS_IDENTITY", "PodIdentity"),
         ("AWS_REGION", "eu-west-1"),
     ];
-    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let shutdown = CancellationToken::new();
-    let deps = Dependencies {
+    Values::parse(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).expect("values")
+}
+
+async fn dependencies(apps: &Path, bus: MemoryBus, kinesis: Option<Client>) -> Dependencies {
+    Dependencies {
         public: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
         admin: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
-        apps_dir: apps.path().to_owned(),
+        apps_dir: apps.to_owned(),
         kinesis,
         bus: Arc::new(bus),
-        shutdown: shutdown.clone(),
-    };
-    let running = edge::start(Values::parse(variables).expect("values"), deps).await.expect("an edge");
+        shutdown: CancellationToken::new(),
+    }
+}
+
+async fn start(server: &str, bus: MemoryBus, kinesis: Option<Client>) -> Edge {
+    realtime_operator::runtime::install_tls();
+    let apps = tempfile::tempdir().expect("a directory");
+    write_apps(apps.path(), vec![app("1", true), app("2", false)]);
+    let values = values(server, if kinesis.is_some() { "kinesis" } else { "off" }, apps.path());
+    let deps = dependencies(apps.path(), bus, kinesis).await;
+    let shutdown = deps.shutdown.clone();
+    let running = edge::start(values, deps).await.expect("an edge");
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
     Edge { running, shutdown, apps, http }
 }
@@ -204,7 +215,7 @@ impl Ws {
     async fn greeted(&mut self) {
         let greeting = self.next().await;
         assert_eq!((greeting.event.as_str(), &greeting.data["activity_timeout"]), (ESTABLISHED, &json!(120)));
-        self.id = greeting.data["socket_id"].as_str().expect("an id").to_owned();
+        greeting.data["socket_id"].as_str().expect("an id").clone_into(&mut self.id);
     }
 
     async fn send(&mut self, message: &Value) {
@@ -290,10 +301,9 @@ impl Xhr {
 
     async fn frame(&mut self) -> Frame {
         loop {
-            if let Some((line, rest)) = self.unread.split_once('\n') {
-                let frame = Frame::parse(line).expect("a frame");
-                self.unread = rest.to_owned();
-                return frame;
+            if let Some(end) = self.unread.find('\n') {
+                let line: String = self.unread.drain(..=end).collect();
+                return Frame::parse(line.trim_end()).expect("a frame");
             }
             let Some(answer) = &mut self.answer else {
                 self.receive().await;
@@ -402,11 +412,18 @@ async fn a_refused_message_leaves_the_connection_as_it_was() {
         assert!(error["message"].as_str().is_some_and(|told| told.contains(part)), "{error}");
         ws.still_serves().await;
     }
-    for _ in 0..11 {
+    for _ in 0..40 {
         ws.send(&client_event("private-room", &json!("x"))).await;
     }
-    assert_eq!(ws.expect("pusher:error").await.data["code"], 4301);
-    ws.still_serves().await;
+    ws.send(&json!({ "event": "pusher:ping", "data": {} })).await;
+    let mut refused = 0;
+    while let error = ws.next().await
+        && error.event != "pusher:pong"
+    {
+        assert_eq!(error.data["code"], 4301);
+        refused += 1;
+    }
+    assert!((1..=30).contains(&refused), "ten pass in each second: {refused}");
     edge.stop().await;
 }
 
@@ -639,6 +656,51 @@ async fn the_registry_is_followed_and_a_broken_one_is_not() {
     assert_eq!(known().await, ["1", "3"], "a broken registry changes nothing");
     write_apps(edge.apps.path(), vec![app("1", false)]);
     assert_eq!(ws.closed().await, 4003);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn an_edge_does_not_start_with_what_cannot_work() {
+    let apps = tempfile::tempdir().expect("a directory");
+    let told = async |webhooks: &str, deps: Dependencies| {
+        let started = edge::start(values("websocket", webhooks, apps.path()), deps).await;
+        started.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    write_apps(apps.path(), vec![]);
+    let without = told("kinesis", dependencies(apps.path(), MemoryBus::new(), None).await).await;
+    assert!(without.contains("REALTIME_WEBHOOKS is `kinesis`, but the edge was given no stream"), "{without}");
+    let nowhere = told("off", dependencies(Path::new("/nowhere"), MemoryBus::new(), None).await).await;
+    assert!(nowhere.contains("/nowhere cannot be read"), "{nowhere}");
+    fs::write(apps.path().join("3.json"), "{").expect("written");
+    let broken = told("off", dependencies(apps.path(), MemoryBus::new(), None).await).await;
+    assert!(broken.contains("registry file `3.json`"), "{broken}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_ended_and_others_are_not() {
+    let edge = start("websocket", MemoryBus::new(), None).await;
+    let (mut slow, mut quick) = (edge.websocket().await, edge.websocket().await);
+    let rooms: Vec<String> = (0..50).map(|n| format!("private-{n}")).collect();
+    for room in &rooms {
+        slow.subscribe(room, None).await;
+    }
+    quick.subscribe(&rooms[0], None).await;
+    let body = json!({ "name": "news", "data": "x".repeat(10_240), "channels": rooms });
+    let ended = async {
+        loop {
+            for _ in 0..5 {
+                assert_eq!(edge.publish("1", &body).await.status(), 200);
+                quick.expect("news").await;
+            }
+            let metrics = edge.admin("/metrics").await.text().await.expect("a text");
+            if metrics.contains("realtime_edge_slow_consumers_total 1") {
+                return;
+            }
+        }
+    };
+    timeout(3 * PATIENCE, ended).await.expect("in time");
+    quick.still_serves().await;
+    drop(slow);
     edge.stop().await;
 }
 
