@@ -1,0 +1,243 @@
+//! What is proven so far, per dimension, and what that makes of the gate.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::series::{Series, Standing};
+use super::{Drift, Failure, Hop, Journey, Outcome};
+use crate::protocol::{ShardId, Transport};
+
+/// Journeys over which the rate of failures is taken.
+const RATE_WINDOW: usize = 200;
+
+/// Most failures among them, in percent.
+const RATE_PERCENT: usize = 5;
+
+/// The knobs.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Between two rounds once proven.
+    pub interval: Duration,
+    /// For hops 1 to 10, and apart from that for the farewell.
+    pub timeout: Duration,
+    /// Complete rounds that open.
+    pub open_after: usize,
+    /// Ambiguous failures in a row that close.
+    pub close_after: usize,
+    /// From the first one's start to the last one's end at least this long.
+    pub min_span: Duration,
+    /// Between two confirmations.
+    pub confirm_every: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(15),
+            timeout: Duration::from_secs(10),
+            open_after: 3,
+            close_after: 3,
+            min_span: Duration::from_secs(20),
+            confirm_every: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What there is to be proven. A dimension without a value is a failure, not a pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dimensions {
+    /// Transports that the manifest asks for.
+    pub transports: BTreeSet<Transport>,
+    /// Pods that there are, with the transports that they carry.
+    pub pods: BTreeMap<String, BTreeSet<Transport>>,
+    /// Whether there are webhooks at all; without them shards and dispatchers prove nothing.
+    pub webhooks: bool,
+    /// Open shards.
+    pub shards: BTreeSet<ShardId>,
+    /// Processes that hold an open shard.
+    pub dispatchers: BTreeSet<String>,
+}
+
+/// The values that passed since the last complete round.
+#[derive(Clone, Debug, Default)]
+struct Coverage {
+    transports: BTreeSet<Transport>,
+    pods: BTreeSet<String>,
+    shards: BTreeSet<ShardId>,
+    dispatchers: BTreeSet<String>,
+}
+
+/// Everything that is known. Grows by [`Evidence::add`], shrinks when a pod goes.
+#[derive(Clone, Debug)]
+pub struct Evidence {
+    pub(super) policy: Policy,
+    pub(super) dimensions: Dimensions,
+    series: BTreeMap<(Transport, String), Series>,
+    /// Differences by pod, as last seen.
+    pub(super) drifts: BTreeMap<String, Vec<Drift>>,
+    coverage: Coverage,
+    rounds: usize,
+    /// Whether each of the latest journeys failed, newest last.
+    recent: VecDeque<bool>,
+    latest_failure: Option<(Transport, String, Failure)>,
+    pub(super) open: bool,
+    pub(super) ever_open: bool,
+}
+
+impl Evidence {
+    /// No evidence.
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            dimensions: Dimensions::default(),
+            series: BTreeMap::new(),
+            drifts: BTreeMap::new(),
+            coverage: Coverage::default(),
+            rounds: 0,
+            recent: VecDeque::new(),
+            latest_failure: None,
+            open: false,
+            ever_open: false,
+        }
+    }
+
+    /// Says what there is to be proven. Evidence of a pod that is gone goes with it.
+    pub fn expect(&mut self, dimensions: Dimensions) {
+        self.series.retain(|(transport, pod), _| dimensions.pods.get(pod).is_some_and(|t| t.contains(transport)));
+        self.dimensions = dimensions;
+        self.judge();
+    }
+
+    /// Takes what was found of one pod; nothing means that it runs what was rendered.
+    pub fn drifted(&mut self, pod: &str, drifts: Vec<Drift>) {
+        if drifts.is_empty() {
+            self.drifts.remove(pod);
+        } else {
+            self.drifts.insert(pod.to_owned(), drifts);
+        }
+        self.judge();
+    }
+
+    /// Takes a finished journey.
+    pub fn add(&mut self, journey: &Journey) {
+        let key = (journey.transport, journey.pod.clone());
+        self.series.entry(key).or_default().add(journey);
+        match &journey.outcome {
+            Outcome::Void => return,
+            Outcome::Pass => self.cover(journey),
+            Outcome::Decisive(failure) | Outcome::Ambiguous(failure) => {
+                self.coverage = Coverage::default();
+                self.rounds = 0;
+                self.latest_failure = Some((journey.transport, journey.pod.clone(), failure.clone()));
+            }
+        }
+        if self.recent.len() == RATE_WINDOW {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(journey.outcome != Outcome::Pass);
+        self.judge();
+    }
+
+    /// Pairs whose latest failure asks for a confirmation.
+    #[must_use]
+    pub fn suspects(&self) -> Vec<(Transport, String)> {
+        let suspect = |series: &Series| series.standing(&self.policy, self.ever_open) == Standing::Suspect;
+        self.series.iter().filter(|(_, series)| suspect(series)).map(|(key, _)| key.clone()).collect()
+    }
+
+    fn cover(&mut self, journey: &Journey) {
+        let covered = &mut self.coverage;
+        covered.transports.insert(journey.transport);
+        covered.pods.insert(journey.pod.clone());
+        covered.shards.extend(journey.shards.iter().cloned());
+        covered.dispatchers.extend(journey.dispatcher.clone());
+        let wanted = &self.dimensions;
+        let edges = wanted.transports.is_subset(&covered.transports)
+            && wanted.pods.keys().all(|pod| covered.pods.contains(pod));
+        let pipeline = !wanted.webhooks
+            || (wanted.shards.is_subset(&covered.shards) && wanted.dispatchers.is_subset(&covered.dispatchers));
+        if edges && pipeline && self.empty().is_none() {
+            self.rounds += 1;
+            self.coverage = Coverage::default();
+        }
+    }
+
+    /// The dimension that has no value.
+    pub(super) fn empty(&self) -> Option<String> {
+        let carried = |transport: &Transport| self.dimensions.pods.values().any(|carries| carries.contains(transport));
+        if self.dimensions.transports.is_empty() {
+            return Some("no transport is asked for".to_owned());
+        }
+        if let Some(transport) = self.dimensions.transports.iter().find(|transport| !carried(transport)) {
+            return Some(format!("{}/{transport}: no pod serves it", transport.server()));
+        }
+        if self.dimensions.webhooks && self.dimensions.shards.is_empty() {
+            return Some("the stream has no open shard".to_owned());
+        }
+        if self.dimensions.webhooks && self.dimensions.dispatchers.is_empty() {
+            return Some("dispatcher: no process holds a shard".to_owned());
+        }
+        None
+    }
+
+    fn judge(&mut self) {
+        if self.broken() {
+            self.open = false;
+        } else if self.rounds >= self.policy.open_after {
+            self.open = true;
+            self.ever_open = true;
+        }
+    }
+
+    /// Whether anything that is believed speaks against the cluster.
+    fn broken(&self) -> bool {
+        self.empty().is_some() || !self.drifts.is_empty() || self.failures().next().is_some() || self.rate_exceeded()
+    }
+
+    /// More than 5 % of the last 200 journeys failed.
+    pub(super) fn rate_exceeded(&self) -> bool {
+        let failed = self.recent.iter().filter(|failed| **failed).count();
+        self.recent.len() == RATE_WINDOW && failed * 100 > RATE_PERCENT * RATE_WINDOW
+    }
+
+    /// The failures that are believed, with transport and pod.
+    pub(super) fn failures(&self) -> impl Iterator<Item = (Transport, &str, Failure)> {
+        self.series.iter().filter_map(|((transport, pod), series)| {
+            match series.standing(&self.policy, self.ever_open) {
+                Standing::Failing(failure) => Some((*transport, pod.as_str(), failure)),
+                _ => None,
+            }
+        })
+    }
+
+    /// The latest failure of all, believed or not.
+    pub(super) fn latest_failure(&self) -> Option<&(Transport, String, Failure)> {
+        self.latest_failure.as_ref()
+    }
+
+    /// How many of a transport's pods pass, and of how many.
+    pub(super) fn passing(&self, transport: Transport) -> (usize, usize) {
+        let pods = self.dimensions.pods.iter().filter(|(_, carries)| carries.contains(&transport));
+        let passes = |pod: &String| {
+            let series = self.series.get(&(transport, pod.clone()));
+            series.is_some_and(|series| series.standing(&self.policy, self.ever_open) == Standing::Passing)
+        };
+        let pods: Vec<bool> = pods.map(|(pod, _)| passes(pod)).collect();
+        (pods.iter().filter(|passes| **passes).count(), pods.len())
+    }
+
+    /// The median of each hop of a transport, in ms.
+    pub(super) fn latencies(&self, transport: Transport) -> BTreeMap<Hop, u64> {
+        let mut all: BTreeMap<Hop, Vec<u64>> = BTreeMap::new();
+        for (_, series) in self.series.iter().filter(|((found, _), _)| *found == transport) {
+            series.latencies().for_each(|(hop, ms)| all.entry(hop).or_default().push(ms));
+        }
+        all.into_iter()
+            .map(|(hop, mut ms)| {
+                ms.sort_unstable();
+                (hop, ms[ms.len() / 2])
+            })
+            .collect()
+    }
+}

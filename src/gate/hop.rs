@@ -1,0 +1,87 @@
+//! The hops of a journey, in their order.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// One step on the way from a client to its webhook. The order is the order of the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hop {
+    /// TCP to the pod.
+    Connect,
+    /// The transport's own handshake.
+    Handshake,
+    /// `pusher:connection_established` for the app's key.
+    Session,
+    /// A private and a presence channel, signed.
+    Subscribe,
+    /// A client event.
+    Publish,
+    /// Another session on another pod sees event, publish and member.
+    FanOut,
+    /// The event is in the stream.
+    Record,
+    /// Its shard is held and read past it.
+    Dispatch,
+    /// The webhook reached the receiver.
+    Delivery,
+    /// Key, signature and body are right.
+    Authenticity,
+    /// Leaving is told.
+    Farewell,
+}
+
+impl Hop {
+    /// Every hop.
+    pub const ALL: [Self; 11] = [
+        Self::Connect,
+        Self::Handshake,
+        Self::Session,
+        Self::Subscribe,
+        Self::Publish,
+        Self::FanOut,
+        Self::Record,
+        Self::Dispatch,
+        Self::Delivery,
+        Self::Authenticity,
+        Self::Farewell,
+    ];
+
+    /// The name in status, metrics and output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Handshake => "handshake",
+            Self::Session => "session",
+            Self::Subscribe => "subscribe",
+            Self::Publish => "publish",
+            Self::FanOut => "fan-out",
+            Self::Record => "record",
+            Self::Dispatch => "dispatch",
+            Self::Delivery => "delivery",
+            Self::Authenticity => "authenticity",
+            Self::Farewell => "farewell",
+        }
+    }
+}
+
+impl fmt::Display for Hop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_are_the_same_in_text_and_in_json() {
+        for (index, hop) in Hop::ALL.into_iter().enumerate() {
+            assert_eq!(serde_json::to_value(hop).ok(), Some(hop.name().into()));
+            assert_eq!(hop as usize, index, "the order is the order of the way");
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! The verdict in a form that people and programs read.
+
+use std::collections::BTreeMap;
+
+use super::{Drift, Evidence, Failure, Hop};
+use crate::api::Reason;
+use crate::api::cluster::TransportState;
+use crate::contract::Server;
+use crate::protocol::Transport;
+
+/// Where a gate stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Never open yet, and nothing that is believed speaks against it, or not every transport has been tried.
+    Proving,
+    /// Proven in every dimension.
+    Open,
+    /// Never open yet; every transport was tried, and something that is believed speaks against it.
+    Refused,
+    /// Was open.
+    Closed,
+}
+
+/// What the gate says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Where it stands.
+    pub phase: Phase,
+    /// Whether the cluster is operational.
+    pub ready: bool,
+    /// In a word.
+    pub reason: Reason,
+    /// In a line that an on-call engineer can act on.
+    pub message: String,
+    /// Each transport that the manifest asks for.
+    pub transports: Vec<TransportVerdict>,
+}
+
+/// What is known of one transport.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportVerdict {
+    /// The transport.
+    pub transport: Transport,
+    /// The server that carries it.
+    pub server: Server,
+    /// How it fares.
+    pub state: TransportState,
+    /// The first hop that is broken.
+    pub hop: Option<Hop>,
+    /// Pods that pass.
+    pub pods_passing: usize,
+    /// Pods that there are.
+    pub pods: usize,
+    /// Median of each hop in ms.
+    pub latency_ms: BTreeMap<Hop, u64>,
+}
+
+impl Evidence {
+    /// What the gate says now.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        let transports: Vec<TransportVerdict> =
+            self.dimensions.transports.iter().map(|transport| self.transport(*transport)).collect();
+        let tried = transports.iter().all(|transport| transport.state != TransportState::Unknown);
+        let against = self.against(&transports);
+        let phase = match (self.open, self.ever_open) {
+            (true, _) => Phase::Open,
+            (false, true) => Phase::Closed,
+            (false, false) if against.is_some() && tried => Phase::Refused,
+            (false, false) => Phase::Proving,
+        };
+        let (reason, message) = match (phase, against) {
+            (Phase::Open, _) => self.praise(),
+            (_, Some(against)) => against,
+            (_, None) => (Reason::Proving, self.progress(&transports)),
+        };
+        Verdict { phase, ready: self.open, reason, message, transports }
+    }
+
+    fn transport(&self, transport: Transport) -> TransportVerdict {
+        let failure = self.failures().filter(|(found, _, _)| *found == transport).map(|(_, _, failure)| failure);
+        let hop = failure.map(|failure| failure.hop).min();
+        let (pods_passing, pods) = self.passing(transport);
+        let state = match hop {
+            Some(_) => TransportState::Failing,
+            None if pods > 0 && pods_passing == pods => TransportState::Passing,
+            // A single loss of a proven transport is not believed yet, and unproven ones are not known.
+            None if self.open => TransportState::Passing,
+            None => TransportState::Unknown,
+        };
+        let server = transport.server();
+        TransportVerdict { transport, server, state, hop, pods_passing, pods, latency_ms: self.latencies(transport) }
+    }
+
+    /// What speaks against the cluster, in a word and a line.
+    fn against(&self, transports: &[TransportVerdict]) -> Option<(Reason, String)> {
+        if let Some(message) = self.empty() {
+            return Some((Reason::NoPods, message));
+        }
+        let first = self.failures().min_by_key(|(transport, _, failure)| (failure.hop, *transport));
+        let passing: Vec<&str> = transports
+            .iter()
+            .filter(|transport| transport.state == TransportState::Passing)
+            .map(|transport| transport.transport.name())
+            .collect();
+        let aside = if passing.is_empty() { String::new() } else { format!(" ({}: Passing)", passing.join(", ")) };
+        match first {
+            Some((_, pod, failure)) => {
+                let place = place(transports, &failure);
+                let drift = self.blame(pod, &failure);
+                let reason = drift.map_or(failure.reason, |(_, drift)| drift.reason());
+                let blame = drift.map_or_else(String::new, |(found, drift)| {
+                    if found == pod { format!("; {drift}") } else { format!("; on {found}, {drift}") }
+                });
+                Some((reason, format!("{place}: {}{aside}{blame}", failure.detail)))
+            }
+            None if !self.drifts.is_empty() => {
+                let (pod, drift) = self.drifts.iter().find_map(|(pod, drifts)| Some((pod, drifts.first()?)))?;
+                Some((drift.reason(), format!("{pod}: {drift}{aside}")))
+            }
+            None if self.rate_exceeded() => {
+                let (transport, pod, failure) = self.latest_failure()?;
+                let message = format!(
+                    "{}/{transport}: more than 5 % of the last 200 journeys were lost, the latest on {pod}: {}",
+                    transport.server(),
+                    failure.detail
+                );
+                Some((failure.reason, message))
+            }
+            None => None,
+        }
+    }
+
+    /// The difference that explains a failure: on the pod itself, or past the stream on any pod that is no edge.
+    fn blame(&self, pod: &str, failure: &Failure) -> Option<(&str, &Drift)> {
+        let own = self.drifts.get_key_value(pod).filter(|_| failure.hop <= Hop::Record);
+        let later = || {
+            let mut others = self.drifts.iter();
+            others.find(|(found, _)| failure.hop > Hop::Record && !self.dimensions.pods.contains_key(*found))
+        };
+        let found = own.or_else(later).or_else(|| self.drifts.get_key_value(pod))?;
+        Some((found.0.as_str(), found.1.first()?))
+    }
+
+    fn praise(&self) -> (Reason, String) {
+        let names: Vec<&str> = self.dimensions.transports.iter().map(|transport| transport.name()).collect();
+        let names = names.join(", ");
+        let pods = self.dimensions.pods.len();
+        if self.dimensions.webhooks {
+            let (shards, dispatchers) = (self.dimensions.shards.len(), self.dimensions.dispatchers.len());
+            let message = format!(
+                "{names}: clients' events arrived as signed webhooks through {pods} edge pods, {shards} shards and \
+                 {dispatchers} dispatchers"
+            );
+            (Reason::Proven, message)
+        } else {
+            let message =
+                format!("{names}: clients' events went through {pods} edge pods; webhooks are off, as written");
+            (Reason::ReadyWithoutWebhooks, message)
+        }
+    }
+
+    fn progress(&self, transports: &[TransportVerdict]) -> String {
+        let parts: Vec<String> = transports
+            .iter()
+            .map(|transport| format!("{} {}/{}", transport.transport, transport.pods_passing, transport.pods))
+            .collect();
+        let suspect = self.latest_failure().map_or_else(String::new, |(transport, _, failure)| {
+            format!("; last loss: {}/{transport}: {}", transport.server(), failure.detail)
+        });
+        format!("proving: pods passed by transport: {}{suspect}", parts.join(", "))
+    }
+}
+
+/// `sockjs/xhr_streaming, sockjs/xhr_polling`: every transport that fails at this hop.
+fn place(transports: &[TransportVerdict], failure: &Failure) -> String {
+    let failing = transports.iter().filter(|transport| transport.hop == Some(failure.hop));
+    failing.map(|transport| format!("{}/{}", transport.server, transport.transport)).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::gate::{Dimensions, Journey, Outcome, Policy};
+
+    const PODS: [(&str, &[Transport]); 2] = [
+        ("eu-websocket-0", &[Transport::Websocket]),
+        ("eu-sockjs-0", &[Transport::XhrStreaming, Transport::XhrPolling]),
+    ];
+
+    fn dimensions() -> Dimensions {
+        Dimensions {
+            transports: Transport::ALL.into(),
+            pods: PODS.map(|(pod, carries)| (pod.to_owned(), carries.iter().copied().collect())).into(),
+            webhooks: true,
+            shards: ["s0".into(), "s1".into()].into(),
+            dispatchers: ["eu-dispatcher-0".to_owned()].into(),
+        }
+    }
+
+    fn evidence() -> Evidence {
+        let mut evidence = Evidence::new(Policy { open_after: 2, ..Policy::default() });
+        evidence.expect(dimensions());
+        evidence
+    }
+
+    fn journey(transport: Transport, at: u64, outcome: Outcome) -> Journey {
+        let pod = if transport == Transport::Websocket { "eu-websocket-0" } else { "eu-sockjs-0" };
+        let shard = if at.is_multiple_of(2) { "s0" } else { "s1" };
+        Journey {
+            transport,
+            pod: pod.to_owned(),
+            shards: vec![shard.into()],
+            dispatcher: Some("eu-dispatcher-0".to_owned()),
+            started_ms: at * 10_000,
+            ended_ms: at * 10_000 + 500,
+            latency_ms: BTreeMap::from([(Hop::Delivery, at)]),
+            outcome,
+        }
+    }
+
+    fn rounds(evidence: &mut Evidence, from: u64, count: u64) {
+        for at in from..from + count {
+            for (n, transport) in (0..).zip(Transport::ALL) {
+                evidence.add(&journey(transport, at + n, Outcome::Pass));
+            }
+        }
+    }
+
+    fn silent() -> Outcome {
+        Outcome::Decisive(Failure {
+            hop: Hop::Record,
+            reason: Reason::RecordMissing,
+            detail: "subscribed on eu-sockjs-0, but no record reached stream s in 10 s".to_owned(),
+        })
+    }
+
+    fn lost() -> Outcome {
+        Outcome::Ambiguous(Failure {
+            hop: Hop::Delivery,
+            reason: Reason::WebhookMissing,
+            detail: "no webhook from eu-websocket-0 in 10 s".to_owned(),
+        })
+    }
+
+    fn off() -> Vec<Drift> {
+        let text = |text: &str| Some(text.to_owned());
+        vec![Drift::Variable { name: "REALTIME_WEBHOOKS".to_owned(), wanted: text("kinesis"), found: text("off") }]
+    }
+
+    #[test]
+    fn it_opens_after_complete_rounds_and_not_before() {
+        let mut evidence = evidence();
+        assert_eq!((evidence.verdict().phase, evidence.verdict().reason), (Phase::Proving, Reason::Proving));
+        rounds(&mut evidence, 0, 1);
+        assert!(!evidence.verdict().ready);
+        rounds(&mut evidence, 1, 1);
+        let verdict = evidence.verdict();
+        assert_eq!((verdict.phase, verdict.ready, verdict.reason), (Phase::Open, true, Reason::Proven));
+        assert!(verdict.transports.iter().all(|transport| transport.state == TransportState::Passing));
+    }
+
+    #[test]
+    fn a_round_without_one_of_the_shards_is_not_complete() {
+        let mut evidence = evidence();
+        for _ in 0..20 {
+            for transport in Transport::ALL {
+                evidence.add(&journey(transport, 0, Outcome::Pass));
+            }
+        }
+        assert!(!evidence.verdict().ready, "s1 was never passed");
+    }
+
+    #[test]
+    fn webhooks_off_on_the_fallbacks_is_told_with_hop_and_variable() {
+        let mut evidence = evidence();
+        evidence.drifted("eu-sockjs-0", off());
+        evidence.add(&journey(Transport::Websocket, 0, Outcome::Pass));
+        evidence.add(&journey(Transport::XhrStreaming, 0, silent()));
+        assert_eq!(evidence.verdict().phase, Phase::Proving, "polling has not been tried");
+        evidence.add(&journey(Transport::XhrPolling, 0, silent()));
+        let verdict = evidence.verdict();
+        assert_eq!((verdict.phase, verdict.reason), (Phase::Refused, Reason::ConfigurationDrift));
+        assert_eq!(
+            verdict.message,
+            "sockjs/xhr_streaming, sockjs/xhr_polling: subscribed on eu-sockjs-0, but no record reached stream s in \
+             10 s (websocket: Passing); REALTIME_WEBHOOKS differs: want kinesis, pod runs off"
+        );
+        let states: Vec<_> = verdict.transports.iter().map(|t| (t.state, t.hop)).collect();
+        let failing = (TransportState::Failing, Some(Hop::Record));
+        assert_eq!(states, [(TransportState::Passing, None), failing, failing]);
+    }
+
+    #[test]
+    fn without_a_difference_no_variable_is_blamed() {
+        let mut evidence = evidence();
+        evidence.add(&journey(Transport::Websocket, 0, Outcome::Pass));
+        evidence.add(&journey(Transport::XhrStreaming, 0, silent()));
+        evidence.add(&journey(Transport::XhrPolling, 0, Outcome::Pass));
+        let verdict = evidence.verdict();
+        assert_eq!((verdict.phase, verdict.reason), (Phase::Refused, Reason::RecordMissing));
+        assert!(!verdict.message.contains("REALTIME_"), "{}", verdict.message);
+    }
+
+    #[test]
+    fn a_difference_refuses_although_every_journey_passes() {
+        let mut evidence = evidence();
+        evidence.drifted("eu-dispatcher-0", vec![Drift::App("1001".into())]);
+        rounds(&mut evidence, 0, 5);
+        let verdict = evidence.verdict();
+        assert_eq!((verdict.phase, verdict.ready, verdict.reason), (Phase::Refused, false, Reason::AppsInconsistent));
+        assert!(verdict.message.starts_with("eu-dispatcher-0: app 1001 differs"), "{}", verdict.message);
+        evidence.drifted("eu-dispatcher-0", vec![]);
+        assert!(evidence.verdict().ready, "the rounds count once it is gone");
+    }
+
+    #[test]
+    fn a_dispatchers_difference_explains_what_breaks_past_the_stream() {
+        let mut evidence = evidence();
+        let mut changed = off();
+        if let Some(Drift::Variable { name, .. }) = changed.first_mut() {
+            *name = "REALTIME_STREAM_NAME".to_owned();
+        }
+        evidence.drifted("eu-dispatcher-0", changed);
+        let stuck = Failure { hop: Hop::Dispatch, reason: Reason::DispatcherStuck, detail: "no one reads".to_owned() };
+        for transport in Transport::ALL {
+            evidence.add(&journey(transport, 0, Outcome::Decisive(stuck.clone())));
+        }
+        let verdict = evidence.verdict();
+        assert_eq!(verdict.reason, Reason::ConfigurationDrift);
+        assert!(verdict.message.contains("on eu-dispatcher-0, REALTIME_STREAM_NAME differs"), "{}", verdict.message);
+    }
+
+    #[test]
+    fn an_empty_dimension_is_a_failure() {
+        for (name, change, says) in [
+            (
+                "no pod",
+                Box::new(|d: &mut Dimensions| d.pods.clear()) as Box<dyn Fn(&mut Dimensions)>,
+                "no pod serves it",
+            ),
+            ("no shard", Box::new(|d: &mut Dimensions| d.shards.clear()), "no open shard"),
+            ("no dispatcher", Box::new(|d: &mut Dimensions| d.dispatchers.clear()), "no process holds a shard"),
+        ] {
+            let mut evidence = evidence();
+            rounds(&mut evidence, 0, 2);
+            assert!(evidence.verdict().ready, "{name}");
+            let mut dimensions = dimensions();
+            change(&mut dimensions);
+            evidence.expect(dimensions);
+            let verdict = evidence.verdict();
+            assert_eq!((verdict.phase, verdict.reason), (Phase::Closed, Reason::NoPods), "{name}");
+            assert!(verdict.message.contains(says), "{name}: {}", verdict.message);
+        }
+    }
+
+    #[test]
+    fn without_webhooks_shards_and_dispatchers_prove_nothing() {
+        let mut evidence = evidence();
+        evidence.expect(Dimensions {
+            webhooks: false,
+            shards: BTreeSet::new(),
+            dispatchers: BTreeSet::new(),
+            ..dimensions()
+        });
+        rounds(&mut evidence, 0, 2);
+        assert_eq!(evidence.verdict().reason, Reason::ReadyWithoutWebhooks);
+    }
+
+    #[test]
+    fn one_loss_does_not_close_and_asks_for_confirmation() {
+        let mut evidence = evidence();
+        rounds(&mut evidence, 0, 2);
+        evidence.add(&journey(Transport::Websocket, 3, lost()));
+        assert!(evidence.verdict().ready);
+        assert_eq!(evidence.suspects(), [(Transport::Websocket, "eu-websocket-0".to_owned())]);
+        evidence.add(&journey(Transport::Websocket, 4, lost()));
+        evidence.add(&journey(Transport::Websocket, 5, lost()));
+        let verdict = evidence.verdict();
+        assert_eq!((verdict.phase, verdict.reason), (Phase::Closed, Reason::WebhookMissing));
+        rounds(&mut evidence, 6, 1);
+        assert!(!evidence.verdict().ready, "one round does not open again");
+        rounds(&mut evidence, 7, 1);
+        assert!(evidence.verdict().ready);
+    }
+
+    #[test]
+    fn a_steady_rate_of_losses_closes() {
+        let mut evidence = evidence();
+        rounds(&mut evidence, 0, 2);
+        for at in 0..200 {
+            let outcome = if at % 10 == 0 { lost() } else { Outcome::Pass };
+            evidence.add(&journey(Transport::Websocket, at, outcome));
+        }
+        let verdict = evidence.verdict();
+        assert!(!verdict.ready && verdict.message.contains("more than 5 %"), "{verdict:?}");
+    }
+
+    #[test]
+    fn evidence_of_a_pod_that_is_gone_goes_with_it() {
+        let mut evidence = evidence();
+        evidence.add(&journey(Transport::Websocket, 0, silent()));
+        let mut dimensions = dimensions();
+        if let Some(carries) = dimensions.pods.remove("eu-websocket-0") {
+            dimensions.pods.insert("eu-websocket-1".to_owned(), carries);
+        }
+        evidence.expect(dimensions);
+        assert_eq!(evidence.verdict().phase, Phase::Proving);
+    }
+
+    proptest! {
+        /// Whatever happens: ready means that every transport's latest journey passed or is one unconfirmed loss, that
+        /// enough journeys passed, and that no difference is known.
+        #[test]
+        fn ready_is_never_said_without_proof(steps in prop::collection::vec((0_usize..3, 0_u8..10), 0..120)) {
+            let mut evidence = evidence();
+            let mut passes = 0;
+            for (at, (transport, dice)) in (0..).zip(steps) {
+                let outcome = match dice {
+                    0 => silent(),
+                    1 => lost(),
+                    2 => Outcome::Void,
+                    _ => Outcome::Pass,
+                };
+                passes += usize::from(outcome == Outcome::Pass);
+                let decisive = matches!(outcome, Outcome::Decisive(_));
+                evidence.add(&journey(Transport::ALL[transport], at, outcome));
+                let verdict = evidence.verdict();
+                prop_assert!(!(verdict.ready && decisive));
+                prop_assert!(!verdict.ready || passes >= 6, "two rounds of three transports");
+                prop_assert_eq!(verdict.ready, verdict.phase == Phase::Open);
+                let failing = verdict.transports.iter().any(|t| t.state != TransportState::Passing);
+                prop_assert!(!(verdict.ready && failing));
+            }
+        }
+    }
+}
