@@ -23,9 +23,9 @@ pub async fn follow(directory: &Path, shutdown: CancellationToken) -> Result<App
     let known = files::read(directory).await.map_err(|error| unreadable(error.to_string()))?;
     let registry = parse(&known).map_err(|error| unreadable(error.to_string()))?;
     let (sender, receiver) = watch::channel(Arc::new(registry));
-    let (changed, mut changes) = watch::channel(known.clone());
+    let (told, mut changes) = watch::channel(known.clone());
     let directory = directory.to_owned();
-    tokio::spawn(async move { files::watch(&directory, known, changed, shutdown).await });
+    tokio::spawn(async move { files::watch(&directory, known, told, shutdown).await });
     // Ends with the task above, which drops its end of the channel.
     tokio::spawn(async move {
         while changes.changed().await.is_ok() {

@@ -61,7 +61,7 @@ pub struct Shared {
 
 /// A shard, held.
 pub struct Holder {
-    shared: Arc<Shared>,
+    common: Arc<Shared>,
     shard: ShardId,
     generation: u64,
     stream_created_ms: u64,
@@ -87,10 +87,10 @@ pub struct Holder {
 impl Holder {
     /// A holder of a lease that was acquired.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, shard: ShardId, generation: u64, stream_created_ms: u64) -> Self {
-        let assembler = Assembler::new(shared.patience);
+    pub fn new(common: Arc<Shared>, shard: ShardId, generation: u64, stream_created_ms: u64) -> Self {
+        let assembler = Assembler::new(common.patience);
         Self {
-            shared,
+            common,
             shard,
             generation,
             stream_created_ms,
@@ -113,7 +113,7 @@ impl Holder {
 
     /// Holds the shard until told to stop, until its end, or until the lease is lost.
     pub async fn run(mut self, checkpoint: Option<Checkpoint>, stop: CancellationToken) {
-        let shared = Arc::clone(&self.shared);
+        let common = Arc::clone(&self.common);
         let position = match checkpoint.filter(|it| it.stream_created_ms == self.stream_created_ms) {
             Some(Checkpoint { position: Done::Through(sequence), .. }) => {
                 self.flow.checkpoint = Some(sequence.clone());
@@ -123,7 +123,7 @@ impl Holder {
         };
         tracing::info!(shard = %self.shard, ?position, "holding a shard");
         let (sender, pages) = mpsc::channel(1);
-        let (client, metrics) = (shared.client.clone(), Arc::clone(&shared.metrics));
+        let (client, metrics) = (common.client.clone(), Arc::clone(&common.metrics));
         let reader = Reader { client, shard: self.shard.clone(), metrics };
         // Ends when `pages` goes, which it does with this function.
         tokio::spawn(reader.run(position, sender));
@@ -136,7 +136,7 @@ impl Holder {
             tracing::warn!(shard = %self.shard, %error, "the shard is not held any more");
         }
         attempts.abort_all();
-        shared.metrics.shard_left(&self.shard);
+        common.metrics.shard_left(&self.shard);
     }
 
     async fn work(
@@ -222,7 +222,7 @@ impl Holder {
         }
         let steps = self.sequencer.due(self.mono_ms());
         self.steps(steps);
-        self.shared.metrics.gaps(self.sequencer.take_gaps());
+        self.common.metrics.gaps(self.sequencer.take_gaps());
         for event in self.debounce.due(now_ms(), self.read_past_ms) {
             self.tell(event);
         }
@@ -231,11 +231,11 @@ impl Holder {
 
     fn record(&mut self, record: ReadRecord) {
         let (sequence, bytes) = (record.sequence.clone(), record.data.len());
-        match intake::read(&record.data, &self.shared.cluster) {
+        match intake::read(&record.data, &self.common.cluster) {
             Intake::Ours(ours) => {
                 let read = ours.events.len();
                 let events: Vec<_> = ours.events.into_iter().filter(|event| self.recent.is_new(&event.id)).collect();
-                self.shared.metrics.settled(Settled::Duplicate, read - events.len());
+                self.common.metrics.settled(Settled::Duplicate, read - events.len());
                 let number = self.tracker.begin(&sequence, events.len(), bytes);
                 for event in events {
                     let event = Tracked { record: number, app: ours.app.clone(), channel: ours.channel.clone(), event };
@@ -253,7 +253,7 @@ impl Holder {
             }
             Intake::TooNew(why) => {
                 tracing::error!(shard = %self.shard, sequence, why, "the shard waits");
-                self.shared.metrics.failed(Source::Record(self.shard.clone()), why);
+                self.common.metrics.failed(Source::Record(self.shard.clone()), why);
                 self.stuck = true;
                 self.page.push_front(record);
             }
@@ -268,7 +268,9 @@ impl Holder {
                     Verdict::Pass(event) => self.tell(event),
                     Verdict::Held => {}
                     Verdict::Cancels { mut held, by } => {
-                        held.iter().for_each(|half| self.tracker.join(half.record, by.record));
+                        for half in &held {
+                            self.tracker.join(half.record, by.record);
+                        }
                         held.push(by);
                         self.settle(Settled::Cancelled, &held);
                     }
@@ -278,13 +280,15 @@ impl Holder {
     }
 
     fn settle(&mut self, why: Settled, events: &[Tracked]) {
-        self.shared.metrics.settled(why, events.len());
-        events.iter().for_each(|event| self.tracker.done(event.record));
+        self.common.metrics.settled(why, events.len());
+        for event in events {
+            self.tracker.done(event.record);
+        }
     }
 
     /// Its turn has come: to every endpoint that wants it.
     fn tell(&mut self, event: Tracked) {
-        let registry = Arc::clone(&self.shared.apps.borrow());
+        let registry = Arc::clone(&self.common.apps.borrow());
         let Some(app) = registry.app(&event.app) else {
             self.strangers.push_back((self.mono_ms() + UNKNOWN_APP_MS, event));
             return;
@@ -309,7 +313,7 @@ impl Holder {
     /// Events whose app has come, and those that waited for it too long.
     fn meet(&mut self) {
         let now = self.mono_ms();
-        let registry = Arc::clone(&self.shared.apps.borrow());
+        let registry = Arc::clone(&self.common.apps.borrow());
         let known = |event: &Tracked| registry.app(&event.app).is_some();
         if !self.strangers.iter().any(|(until, event)| *until <= now || known(event)) {
             return;
@@ -328,9 +332,9 @@ impl Holder {
 
     fn post(&mut self, attempts: &mut JoinSet<(Body, Outcome)>) {
         for body in self.assembler.ready(self.mono_ms()) {
-            let shared = Arc::clone(&self.shared);
+            let common = Arc::clone(&self.common);
             attempts.spawn(async move {
-                let outcome = shared.sender.attempt(&body).await;
+                let outcome = common.sender.attempt(&body).await;
                 (body, outcome)
             });
         }
@@ -355,7 +359,7 @@ impl Holder {
 
     /// Where events are given up, all of them: a dead letter would be written here.
     fn lose(&self, reason: Loss, events: usize, what: &str) {
-        self.shared.metrics.lost(reason, events);
+        self.common.metrics.lost(reason, events);
         tracing::warn!(shard = %self.shard, ?reason, events, what, "events are lost");
     }
 
@@ -363,7 +367,7 @@ impl Holder {
         if let Some(checkpoint) = self.tracker.checkpoint() {
             self.flow.checkpoint = Some(checkpoint.to_owned());
         }
-        self.shared.metrics.shard(&self.shard, self.flow.clone(), self.tracker.unfinished());
+        self.common.metrics.shard(&self.shard, self.flow.clone(), self.tracker.unfinished());
     }
 
     fn checkpoint(&self) -> Option<Checkpoint> {
@@ -376,10 +380,10 @@ impl Holder {
     fn write(&mut self, writes: &mut JoinSet<Result<(), LeaseError>>) {
         let moved = self.tracker.checkpoint().filter(|sequence| self.written.as_deref() != Some(*sequence));
         let Some(sequence) = moved.map(str::to_owned) else { return };
-        let (shared, shard, generation) = (Arc::clone(&self.shared), self.shard.clone(), self.generation);
+        let (common, shard, generation) = (Arc::clone(&self.common), self.shard.clone(), self.generation);
         let checkpoint = self.checkpoint();
         writes.spawn(async move {
-            timeout(WRITE, shared.leases.renew(&shard, generation, checkpoint))
+            timeout(WRITE, common.leases.renew(&shard, generation, checkpoint))
                 .await
                 .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
         });
@@ -402,7 +406,7 @@ impl Holder {
     async fn release(&self) {
         let checkpoint = self.checkpoint();
         tracing::info!(shard = %self.shard, ?checkpoint, "giving a shard back");
-        let released = timeout(WRITE, self.shared.leases.release(&self.shard, self.generation, checkpoint)).await;
+        let released = timeout(WRITE, self.common.leases.release(&self.shard, self.generation, checkpoint)).await;
         if !matches!(released, Ok(Ok(()))) {
             tracing::warn!(shard = %self.shard, ?released, "the shard could not be given back; its lease runs out");
         }

@@ -1,3 +1,4 @@
 //! Everything that crosses a process or a room, in one binary.
 
 mod architecture;
+mod dispatcher;
