@@ -5,6 +5,7 @@
 //! the order needs: a bad event delays its own channel and no other. Pure: the caller passes the time.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 
 use super::metrics::Loss;
@@ -34,6 +35,12 @@ pub struct Target {
     pub app: AppId,
     /// The endpoint's name.
     pub endpoint: String,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.app, self.endpoint)
+    }
 }
 
 /// An event as it is sent.
@@ -185,7 +192,8 @@ impl Assembler {
                 let lost: Vec<Item> = body.items.extract_if(.., over).collect();
                 queue.shrink(&body, &lost);
                 finished.lost.extend(lost.into_iter().map(|item| (Loss::RetryWindowOver, item)));
-                let wait = retry_after_ms.unwrap_or_else(|| backoff_ms(body.failures, patience.max_backoff_ms, random));
+                // Never sooner than without the header: an endpoint that says 0 would be asked all the time.
+                let wait = backoff_ms(body.failures, patience.max_backoff_ms, random).max(retry_after_ms.unwrap_or(0));
                 queue.again(body, now_ms + wait);
             }
         }

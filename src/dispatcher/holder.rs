@@ -3,7 +3,7 @@
 //! In: pages of the reader and the ends of attempts. Out: attempts, checkpoints, counts. One task owns all the state of a
 //! shard, so nothing is locked; the parts that decide are pure and stand in their own files.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +40,8 @@ const WRITE: Duration = Duration::from_secs(5);
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long an unknown app is waited for.
 const UNKNOWN_APP_MS: u64 = 30_000;
+/// Least time between two log lines on one kind of loss.
+const COMPLAIN_MS: u64 = 5_000;
 
 /// What the shards of a process share.
 pub struct Shared {
@@ -82,6 +84,8 @@ pub struct Holder {
     assembler: Assembler,
     tracker: Tracker,
     written: Option<String>,
+    /// When each kind of loss was last logged.
+    complained: BTreeMap<Loss, u64>,
 }
 
 impl Holder {
@@ -108,6 +112,7 @@ impl Holder {
             assembler,
             tracker: Tracker::default(),
             written: None,
+            complained: BTreeMap::new(),
         }
     }
 
@@ -223,7 +228,10 @@ impl Holder {
         let steps = self.sequencer.due(self.mono_ms());
         self.steps(steps);
         self.common.metrics.gaps(self.sequencer.take_gaps());
-        for event in self.debounce.due(now_ms(), self.read_past_ms) {
+        // A full shard is not read, so waiting to read on would wait for itself: then the clock alone decides, and a
+        // return that was not read yet is told after the absence.
+        let read_past_ms = if self.tracker.full() { u64::MAX } else { self.read_past_ms };
+        for event in self.debounce.due(now_ms(), read_past_ms) {
             self.tell(event);
         }
         self.meet();
@@ -351,16 +359,21 @@ impl Holder {
 
     fn settled(&mut self, target: &Target, finished: Finished) {
         for (reason, item) in &finished.lost {
-            self.lose(*reason, 1, &format!("{}/{}: {}", target.app, target.endpoint, item.outgoing.event.id));
+            self.lose(*reason, 1, &format!("{target}: {}", item.outgoing.event.id));
         }
         let lost = finished.lost.into_iter().map(|(_, item)| item.record);
         finished.taken.into_iter().chain(lost).for_each(|record| self.tracker.done(record));
     }
 
     /// Where events are given up, all of them: a dead letter would be written here.
-    fn lose(&self, reason: Loss, events: usize, what: &str) {
+    fn lose(&mut self, reason: Loss, events: usize, what: &str) {
         self.common.metrics.lost(reason, events);
-        tracing::warn!(shard = %self.shard, ?reason, events, what, "events are lost");
+        // Every event is counted; the log gets an example now and then.
+        let now = self.mono_ms();
+        if self.complained.get(&reason).is_none_or(|at| at + COMPLAIN_MS <= now) {
+            self.complained.insert(reason, now);
+            tracing::warn!(shard = %self.shard, ?reason, events, what, "events are lost");
+        }
     }
 
     fn show(&mut self) {

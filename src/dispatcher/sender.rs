@@ -29,6 +29,8 @@ const STAMP_ANEW_MS: u64 = 240_000;
 const TIMEOUT_SECONDS: u32 = 4;
 /// Most of an answer that is read, to keep its connection.
 const MAX_ANSWER: usize = 64 * 1024;
+/// Longest that the rest of an answer is waited for.
+const REST: Duration = Duration::from_millis(250);
 /// Attempts that one endpoint gets at a time.
 const ATTEMPTS: usize = 16;
 /// Failures in a row after which it gets one at a time.
@@ -88,6 +90,7 @@ impl Sender {
         let Some((app, endpoint)) =
             app.and_then(|app| Some((app, app.webhooks.iter().find(|e| e.name == body.target.endpoint)?)))
         else {
+            self.metrics.recovered(&Source::Endpoint(body.target.to_string()));
             return Outcome::Removed;
         };
         let breaker = self.breaker(&body.target);
@@ -104,7 +107,7 @@ impl Sender {
     }
 
     fn tell(&self, target: &Target, events: usize, result: Result<(), Failure>) -> Outcome {
-        let name = format!("{}/{}", target.app, target.endpoint);
+        let name = target.to_string();
         let Err(failure) = result else {
             self.metrics.tried(Tried::Success);
             self.metrics.delivered(events);
@@ -148,12 +151,16 @@ impl Sender {
         let status = answer.status();
         let asked = answer.headers().get("Retry-After").and_then(|value| value.to_str().ok());
         let retry_after_ms = asked.and_then(|value| retry_after_ms(value, now));
-        let mut read = 0;
-        while read < MAX_ANSWER
-            && let Ok(Some(chunk)) = answer.chunk().await
-        {
-            read += chunk.len();
-        }
+        // The status has decided; the rest is read only so that the connection can be used again.
+        let rest = async {
+            let mut read = 0;
+            while read < MAX_ANSWER
+                && let Ok(Some(chunk)) = answer.chunk().await
+            {
+                read += chunk.len();
+            }
+        };
+        let _ = tokio::time::timeout(REST, rest).await;
         if status.is_success() { Ok(()) } else { Err(Failure::Answered { status: status.as_u16(), retry_after_ms }) }
     }
 

@@ -294,6 +294,58 @@ async fn two_dispatchers_share_the_shards_and_one_takes_over_without_loss() {
 }
 
 #[tokio::test]
+async fn a_departure_of_more_members_than_the_bound_holds_does_not_stop_the_shard() {
+    let bed = Bed::new(1).await;
+    let (_running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    let left = now_ms();
+    for record in 0..11 {
+        let removed = |seq: u64| {
+            let user_id = seq.to_string();
+            state(&user_id.clone(), left, seq, EventKind::MemberRemoved { user_id })
+        };
+        bed.put(CLUSTER, "presence-a", (record * 1_000 + 1..=record * 1_000 + 1_000).map(removed).collect()).await;
+    }
+    wait("all arrive", async || bed.receiver.bodies.lock().expect("not poisoned").len() >= 110).await;
+    let expected: Vec<String> = (1..=11_000).map(|n| n.to_string()).collect();
+    assert!(bed.receiver.ids() == expected, "in order, once each");
+}
+
+#[tokio::test]
+async fn a_split_shard_is_read_to_its_end_and_then_its_children() {
+    let bed = Bed::new(1).await;
+    let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    wait("the shard is held", async || flow(&running).await.shards.len() == 1).await;
+    bed.put(CLUSTER, "a", vec![message("before", 0)]).await;
+    let half = (u128::MAX / 2 + 1).to_string();
+    let split = serde_json::json!({
+        "StreamName": "stream", "ShardToSplit": "shardId-000000000000", "NewStartingHashKey": half,
+    });
+    let authorization =
+        "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/kinesis/aws4_request, SignedHeaders=host, Signature=b";
+    let answer = reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .expect("a client")
+        .post(&bed.endpoint)
+        .header("Content-Type", "application/x-amz-json-1.1")
+        .header("X-Amz-Target", "Kinesis_20131202.SplitShard")
+        .header("X-Amz-Date", "20260101T000000Z")
+        .header("Authorization", authorization)
+        .body(split.to_string())
+        .send()
+        .await
+        .expect("an answer");
+    assert!(answer.status().is_success(), "{:?}", answer.text().await);
+    wait("the stream is active", async || bed.kinesis.summary().await.is_ok_and(|s| s.status == "ACTIVE")).await;
+    for n in 0..10 {
+        bed.put(CLUSTER, &format!("c{n}"), vec![message(&n.to_string(), n)]).await;
+    }
+    wait("all arrive", async || bed.receiver.ids().len() == 11).await;
+    assert_eq!(bed.receiver.ids()[0], "before");
+    wait("the children are held", async || flow(&running).await.shards.len() == 2).await;
+}
+
+#[tokio::test]
 async fn what_is_not_ours_is_counted_and_does_not_stop_the_shard() {
     let bed = Bed::new(1).await;
     let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
