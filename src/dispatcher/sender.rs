@@ -265,6 +265,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_rerouted_endpoint_is_judged_as_written() {
+        crate::runtime::install_tls();
+        let policy = Policy::new(["127.0.0.0/8"].into_iter(), ["receiver.test:80"].into_iter());
+        let reroute: Reroute = Arc::new(|url: &Url| {
+            let address = if url.path() == "/far" { "10.0.0.1" } else { "127.0.0.1" };
+            url.domain().and_then(|_| format!("http://{address}:1/").parse().ok())
+        });
+        let (_, apps) = tokio::sync::watch::channel(Arc::default());
+        let network = Network { reroute: Some(reroute) };
+        let sender = Sender::new(policy, network, apps, Arc::default()).expect("a sender");
+        for (name, url, way) in [
+            ("what stands for the internet is trusted to be there", "https://a.test/", Some(Way::Exempt)),
+            ("an exact endpoint goes anywhere", "http://receiver.test/far", Some(Way::Exempt)),
+            ("a network's exception needs the network", "http://a.test/", Some(Way::Private)),
+            ("and not another", "http://a.test/far", None),
+            ("a scheme that is never sent to", "ftp://a.test/", None),
+            ("what is not rerouted is judged as ever", "https://10.0.0.1/", None),
+        ] {
+            assert_eq!(sender.route(url).ok().map(|(_, way)| way), way, "{name}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_name_that_resolves_to_this_machine_is_refused() {
         crate::runtime::install_tls();
         let resolver = Resolver { policy: Arc::default(), way: Way::Public };

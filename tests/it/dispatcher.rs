@@ -17,7 +17,9 @@ use realtime_operator::kinesis::{Client, Credentials, Entry, Settings};
 use realtime_operator::protocol::admin::{DispatcherFlow, Flow};
 use realtime_operator::protocol::record::{Event, EventKind, Order, Origin, Record, VERSION, partition_key};
 use realtime_operator::protocol::registry::{App, Credential, CredentialState, Endpoint, Limits, Registry};
-use realtime_operator::protocol::webhook::{Body, KEY_HEADER, SIGNATURE_HEADER, WebhookEvent, verify};
+use realtime_operator::protocol::webhook::{
+    Body, KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER, WebhookEvent, verify,
+};
 use realtime_operator::protocol::{ChannelName, Secret};
 use realtime_operator::runtime::clock::now_ms;
 use tempfile::TempDir;
@@ -33,6 +35,8 @@ struct Receiver {
     bodies: Arc<Mutex<Vec<(u64, Body)>>>,
     answers: Arc<Mutex<VecDeque<u16>>>,
     problems: Arc<Mutex<Vec<String>>>,
+    /// The header with the original time, of bodies that had one.
+    originals: Arc<Mutex<Vec<String>>>,
 }
 
 impl Receiver {
@@ -59,6 +63,10 @@ async fn receive(State(receiver): State<Receiver>, headers: HeaderMap, raw: Byte
     let signed = verify(&Secret::new("secret"), &raw, header(SIGNATURE_HEADER));
     if !signed || header(KEY_HEADER) != "key" || header("content-type") != "application/json" {
         receiver.problems.lock().expect("not poisoned").push(format!("{headers:?}"));
+    }
+    let original = header(ORIGINAL_TIME_HEADER);
+    if !original.is_empty() {
+        receiver.originals.lock().expect("not poisoned").push(original.to_owned());
     }
     let answer = receiver.answers.lock().expect("not poisoned").pop_front().unwrap_or(200);
     if answer == 200 {
@@ -291,6 +299,19 @@ async fn two_dispatchers_share_the_shards_and_one_takes_over_without_loss() {
         view.leases.values().filter(|lease| lease.checkpoint.is_some()).count() == 4
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_old_event_is_stamped_anew_and_carries_its_own_time() {
+    let bed = Bed::new(1).await;
+    let (_running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    let old = Event { time_ms: now_ms() - 600_000, ..message("old", 0) };
+    let time = old.time_ms.to_string();
+    bed.put(CLUSTER, "a", vec![old]).await;
+    wait("it arrives", async || bed.receiver.ids() == ["old"]).await;
+    let (arrived, body) = bed.receiver.bodies.lock().expect("not poisoned")[0].clone();
+    assert!(arrived.abs_diff(body.time_ms) < 5_000, "an SDK takes it");
+    assert_eq!(*bed.receiver.originals.lock().expect("not poisoned"), [time]);
 }
 
 #[tokio::test]
