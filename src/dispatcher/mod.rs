@@ -1,1 +1,87 @@
-//! The room `dispatcher`.
+//! The reader of the stream and the sender of webhooks.
+//!
+//! In: records of a Kinesis stream, the app registry, and the leases that say which shards are this process's. Out:
+//! signed webhooks to the customers' endpoints, checkpoints, and a count of every event that was not told, by reason.
+//!
+//! The way of an event: shards → holder → reader → intake → sequencer → debounce → assembler → sender → tracker →
+//! checkpoint. What decides is pure and stands in a file of its own; one task per shard owns the state of that shard.
+//!
+//! This room must not know edges, nor who stands behind an endpoint.
+
+mod apps;
+mod assembler;
+mod balance;
+mod debounce;
+mod events;
+mod holder;
+mod intake;
+mod leases;
+mod metrics;
+mod network;
+mod reader;
+mod retry;
+mod sender;
+mod sequencer;
+mod server;
+mod shards;
+mod tracker;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+pub use leases::{Checkpoint, DEAD_AFTER, Done, Lease, LeaseError, Leases, MemoryLeases, RENEW, View};
+pub use server::{Running, start};
+
+use crate::kinesis::Client;
+
+/// What a dispatcher is given besides its variables.
+pub struct Dependencies {
+    /// The admin listener.
+    pub admin: TcpListener,
+    /// Where the directory of `REALTIME_APPS_PATH` is found.
+    pub apps_dir: PathBuf,
+    /// The stream.
+    pub kinesis: Client,
+    /// Which shards are whose.
+    pub leases: Arc<dyn Leases>,
+    /// How webhooks leave.
+    pub network: Network,
+    /// Ends the process.
+    pub shutdown: CancellationToken,
+}
+
+/// Where an address is really found.
+pub type Reroute = Arc<dyn Fn(&Url) -> Option<Url> + Send + Sync>;
+
+/// How webhooks leave.
+#[derive(Clone, Default)]
+pub struct Network {
+    /// Stands for the resolver and the network of wherever the process runs; `None` is the real one.
+    pub reroute: Option<Reroute>,
+}
+
+/// Why a dispatcher does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The registry cannot be read.
+    #[error("the app registry in {directory} cannot be read: {message}: mount it, or correct the file")]
+    Apps {
+        /// Where.
+        directory: String,
+        /// Why not.
+        message: String,
+    },
+    /// The identity may not read the stream.
+    #[error("{0}: allow the identity to describe, list and read the stream, or correct its credentials")]
+    Denied(crate::kinesis::KinesisError),
+    /// TLS cannot be set up.
+    #[error("the webhook client cannot be made: {0}: check the system's certificates")]
+    Client(String),
+    /// The admin listener is not usable.
+    #[error("the admin listener has no address: {0}: listen again")]
+    Admin(std::io::Error),
+}

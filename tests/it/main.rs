@@ -1,4 +1,5 @@
 //! Everything that crosses a process or a room, in one binary.
 
 mod architecture;
+mod dispatcher;
 mod edge;

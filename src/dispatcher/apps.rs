@@ -1,0 +1,47 @@
+//! The app registry, read anew when its files change.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::StartError;
+use crate::protocol::registry::{Registry, RegistryError};
+use crate::runtime::files::{self, Files};
+
+/// The registry as it is now.
+pub type Apps = watch::Receiver<Arc<Registry>>;
+
+/// Reads the registry and follows its changes until the token ends it. New files that cannot be used change nothing:
+/// losing an app means losing its webhooks.
+///
+/// # Errors
+/// The first reading failed.
+pub async fn follow(directory: &Path, shutdown: CancellationToken) -> Result<Apps, StartError> {
+    let unreadable = |message: String| StartError::Apps { directory: directory.display().to_string(), message };
+    let known = files::read(directory).await.map_err(|error| unreadable(error.to_string()))?;
+    let registry = parse(&known).map_err(|error| unreadable(error.to_string()))?;
+    let (sender, receiver) = watch::channel(Arc::new(registry));
+    let (told, mut changes) = watch::channel(known.clone());
+    let directory = directory.to_owned();
+    tokio::spawn(async move { files::watch(&directory, known, told, shutdown).await });
+    // Ends with the task above, which drops its end of the channel.
+    tokio::spawn(async move {
+        while changes.changed().await.is_ok() {
+            let read = parse(&changes.borrow_and_update());
+            match read {
+                Ok(registry) => {
+                    tracing::info!(apps = registry.apps().count(), "the app registry has changed");
+                    sender.send_replace(Arc::new(registry));
+                }
+                Err(error) => tracing::error!(%error, "the new app registry cannot be used; the old one stays"),
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+fn parse(files: &Files) -> Result<Registry, RegistryError> {
+    Registry::parse(files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())))
+}

@@ -1,0 +1,236 @@
+//! Who holds which shard, and how far it is done.
+//!
+//! A store with a compare-and-swap fits behind the trait: one object per member, renewed while it lives, and one per
+//! shard with its holder, the checkpoint and a generation that every change of holder raises. Whoever writes with an
+//! older generation has lost the shard without knowing it, and its write fails.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::protocol::ShardId;
+
+/// How often a member says that it lives.
+pub const RENEW: Duration = Duration::from_secs(2);
+/// A member that was not heard of for so long is dead, by the observer's monotonic clock.
+pub const DEAD_AFTER: Duration = Duration::from_secs(8);
+
+/// How far a shard is done. It belongs to one stream, told from a later one of the same name by its creation time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Checkpoint {
+    /// When the stream was created, in ms since 1970.
+    pub stream_created_ms: u64,
+    /// Where.
+    pub position: Done,
+}
+
+/// The done part of a shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Done {
+    /// Up to and with this sequence number.
+    Through(String),
+    /// All of it: it is closed, and its children may be read.
+    ShardEnd,
+}
+
+/// A shard's lease as anyone sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lease {
+    /// The member that holds it, if that one lives.
+    pub holder: Option<String>,
+    /// Raised by every change of holder.
+    pub generation: u64,
+    /// How far the shard is done.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// What everyone sees.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Members that live, the caller too.
+    pub members: usize,
+    /// Every lease there is.
+    pub leases: BTreeMap<ShardId, Lease>,
+}
+
+/// Why the store did not do it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LeaseError {
+    /// Someone else holds the shard.
+    #[error("the lease of shard {0} is held by another dispatcher: stop reading it")]
+    Lost(ShardId),
+    /// The store does not answer.
+    #[error("the lease store does not answer: {0}")]
+    Unavailable(String),
+}
+
+/// The leases of one stream.
+pub trait Leases: Send + Sync {
+    /// Says that the member lives, and looks at everything.
+    fn heartbeat<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<View, LeaseError>>;
+
+    /// Takes a shard that nobody alive holds, or takes it anew.
+    fn acquire<'a>(&'a self, shard: &'a ShardId, member: &'a str) -> BoxFuture<'a, Result<Lease, LeaseError>>;
+
+    /// Writes how far the shard is done, which also proves that it is still held.
+    fn renew<'a>(
+        &'a self,
+        shard: &'a ShardId,
+        generation: u64,
+        checkpoint: Option<Checkpoint>,
+    ) -> BoxFuture<'a, Result<(), LeaseError>>;
+
+    /// Writes how far the shard is done and gives it back.
+    fn release<'a>(
+        &'a self,
+        shard: &'a ShardId,
+        generation: u64,
+        checkpoint: Option<Checkpoint>,
+    ) -> BoxFuture<'a, Result<(), LeaseError>>;
+
+    /// The member goes; what it still holds is free.
+    fn leave<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>>;
+}
+
+/// Leases within one process: clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryLeases(Arc<Mutex<Memory>>);
+
+#[derive(Debug, Default)]
+struct Memory {
+    members: HashMap<String, Instant>,
+    leases: BTreeMap<ShardId, Lease>,
+}
+
+impl Memory {
+    fn lives(&self, member: &str) -> bool {
+        self.members.get(member).is_some_and(|seen| seen.elapsed() < DEAD_AFTER)
+    }
+
+    fn seen(&self, lease: &Lease) -> Lease {
+        let holder = lease.holder.clone().filter(|holder| self.lives(holder));
+        Lease { holder, ..lease.clone() }
+    }
+
+    fn write(
+        &mut self,
+        shard: &ShardId,
+        generation: u64,
+        checkpoint: Option<Checkpoint>,
+    ) -> Result<&mut Lease, LeaseError> {
+        let lost = || LeaseError::Lost(shard.clone());
+        let lease = self.leases.get_mut(shard).filter(|lease| lease.generation == generation).ok_or_else(lost)?;
+        if checkpoint.is_some() {
+            lease.checkpoint = checkpoint;
+        }
+        Ok(lease)
+    }
+}
+
+impl MemoryLeases {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Leases for MemoryLeases {
+    fn heartbeat<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<View, LeaseError>> {
+        Box::pin(async move {
+            let mut memory = self.memory();
+            memory.members.insert(member.to_owned(), Instant::now());
+            memory.members.retain(|_, seen| seen.elapsed() < DEAD_AFTER);
+            let leases = memory.leases.iter().map(|(shard, lease)| (shard.clone(), memory.seen(lease))).collect();
+            Ok(View { members: memory.members.len(), leases })
+        })
+    }
+
+    fn acquire<'a>(&'a self, shard: &'a ShardId, member: &'a str) -> BoxFuture<'a, Result<Lease, LeaseError>> {
+        Box::pin(async move {
+            let mut memory = self.memory();
+            let mut lease = memory.leases.get(shard).map(|lease| memory.seen(lease)).unwrap_or_default();
+            if lease.holder.as_deref().is_some_and(|holder| holder != member) {
+                return Err(LeaseError::Lost(shard.clone()));
+            }
+            lease.holder = Some(member.to_owned());
+            lease.generation += 1;
+            memory.leases.insert(shard.clone(), lease.clone());
+            Ok(lease)
+        })
+    }
+
+    fn renew<'a>(
+        &'a self,
+        shard: &'a ShardId,
+        generation: u64,
+        checkpoint: Option<Checkpoint>,
+    ) -> BoxFuture<'a, Result<(), LeaseError>> {
+        Box::pin(async move { self.memory().write(shard, generation, checkpoint).map(|_| ()) })
+    }
+
+    fn release<'a>(
+        &'a self,
+        shard: &'a ShardId,
+        generation: u64,
+        checkpoint: Option<Checkpoint>,
+    ) -> BoxFuture<'a, Result<(), LeaseError>> {
+        Box::pin(async move { self.memory().write(shard, generation, checkpoint).map(|lease| lease.holder = None) })
+    }
+
+    fn leave<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>> {
+        Box::pin(async move {
+            self.memory().members.remove(member);
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn through(sequence: &str) -> Checkpoint {
+        Checkpoint { stream_created_ms: 1, position: Done::Through(sequence.into()) }
+    }
+
+    #[tokio::test]
+    async fn a_stale_holder_cannot_write() {
+        let (leases, shard) = (MemoryLeases::default(), ShardId::from("s"));
+        leases.heartbeat("a").await.expect("alive");
+        let old = leases.acquire(&shard, "a").await.expect("free");
+        leases.renew(&shard, old.generation, Some(through("5"))).await.expect("held");
+        leases.heartbeat("b").await.expect("alive");
+        assert!(leases.acquire(&shard, "b").await.is_err(), "the holder lives");
+
+        let long_ago = Instant::now().checked_sub(DEAD_AFTER).expect("a machine that is up for longer");
+        leases.memory().members.insert("a".into(), long_ago);
+        assert_eq!(leases.heartbeat("b").await.expect("alive").members, 1);
+        let new = leases.acquire(&shard, "b").await.expect("the holder is dead");
+        assert_eq!(new.checkpoint, Some(through("5")));
+        assert_eq!(
+            leases.renew(&shard, old.generation, Some(through("9"))).await,
+            Err(LeaseError::Lost(shard.clone()))
+        );
+        assert_eq!(leases.release(&shard, old.generation, None).await, Err(LeaseError::Lost(shard.clone())));
+        let seen = leases.heartbeat("b").await.expect("alive").leases[&shard].clone();
+        assert_eq!((seen.checkpoint, seen.holder.as_deref()), (Some(through("5")), Some("b")));
+    }
+
+    #[tokio::test]
+    async fn a_released_shard_and_one_of_a_member_that_left_are_free() {
+        let (leases, one, two) = (MemoryLeases::default(), ShardId::from("1"), ShardId::from("2"));
+        leases.heartbeat("a").await.expect("alive");
+        let held = leases.acquire(&one, "a").await.expect("free");
+        leases.acquire(&two, "a").await.expect("free");
+        leases.release(&one, held.generation, Some(through("7"))).await.expect("held");
+        leases.leave("a").await.expect("gone");
+        for (shard, checkpoint) in [(&one, Some(through("7"))), (&two, None)] {
+            assert_eq!(leases.acquire(shard, "b").await.expect("free").checkpoint, checkpoint);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Reads one shard, page by page.
+//!
+//! In: where to begin. Out: pages into a queue of one, so that whoever does not take them stops the reading. Errors do
+//! not end it: they are shown, and it tries again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::metrics::{Metrics, Source};
+use super::retry::backoff_ms;
+use crate::kinesis::{Class, Client, KinesisError, Position, ReadRecord};
+use crate::protocol::ShardId;
+use crate::runtime::clock::now_ms;
+
+/// Least time between two reads: a shard allows five a second over all its readers.
+const INTERVAL: Duration = Duration::from_millis(250);
+/// Records of a page.
+const LIMIT: i32 = 1_000;
+/// Longest wait after errors.
+const MAX_BACKOFF_MS: u64 = 5_000;
+
+/// What one read found.
+#[derive(Debug)]
+pub struct Read {
+    /// The records, oldest first.
+    pub records: Vec<ReadRecord>,
+    /// How far behind the newest record.
+    pub behind_ms: u64,
+    /// When it was asked, in ms since 1970.
+    pub asked_ms: u64,
+    /// Whether the shard is closed and ends here.
+    pub last: bool,
+}
+
+/// A reader of one shard.
+pub struct Reader {
+    /// The client.
+    pub client: Client,
+    /// The shard.
+    pub shard: ShardId,
+    /// Where errors are shown.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Reader {
+    /// Reads from a position until the shard ends or nobody takes the pages.
+    pub async fn run(self, mut position: Position, pages: mpsc::Sender<Read>) {
+        let source = Source::Shard(self.shard.clone());
+        let (mut iterator, mut failures) = (None, 0);
+        loop {
+            let started = Instant::now();
+            let read = tokio::select! {
+                () = pages.closed() => return,
+                read = self.read(&position, &mut iterator) => read,
+            };
+            let pause = match read {
+                Ok(read) => {
+                    failures = 0;
+                    self.metrics.recovered(&source);
+                    if let Some(record) = read.records.last() {
+                        position = Position::After(record.sequence.clone());
+                    }
+                    let last = read.last;
+                    if pages.send(read).await.is_err() || last {
+                        return;
+                    }
+                    INTERVAL
+                }
+                Err(error) => {
+                    iterator = None;
+                    failures += 1;
+                    self.explain(&error, &mut position, &source);
+                    let wait = backoff_ms(failures, MAX_BACKOFF_MS, rand::random());
+                    INTERVAL.max(Duration::from_millis(wait))
+                }
+            };
+            tokio::select! {
+                () = pages.closed() => return,
+                () = tokio::time::sleep_until(started + pause) => {}
+            }
+        }
+    }
+
+    async fn read(&self, position: &Position, iterator: &mut Option<String>) -> Result<Read, KinesisError> {
+        let at = match iterator.take() {
+            Some(at) => at,
+            None => self.client.iterator(&self.shard, position).await?,
+        };
+        let asked_ms = now_ms();
+        let page = self.client.read(&at, LIMIT).await?;
+        let last = page.next.is_none();
+        *iterator = page.next;
+        Ok(Read { records: page.records, behind_ms: page.behind_ms, asked_ms, last })
+    }
+
+    fn explain(&self, error: &KinesisError, position: &mut Position, source: &Source) {
+        match error.class {
+            // Paused for longer than an iterator lives; the next one begins where this one stood.
+            Class::Expired => return,
+            // The stream keeps nothing of that place any more: what is left is better than nothing.
+            Class::Invalid if matches!(position, Position::After(_)) && error.operation == "GetShardIterator" => {
+                tracing::error!(shard = %self.shard, %error, "records may be lost: the place to go on from is gone");
+                *position = Position::TrimHorizon;
+            }
+            _ => tracing::warn!(shard = %self.shard, %error, "the shard cannot be read; trying again"),
+        }
+        self.metrics.failed(source.clone(), error.to_string());
+    }
+}

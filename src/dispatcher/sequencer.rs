@@ -1,0 +1,200 @@
+//! The bus's order, restored.
+//!
+//! In: events in the order in which Kinesis took them, which for several pods is not the order in which the bus decided
+//! them. Out: the state events of each channel by (epoch, seq). A missing one is waited for, but never for long; one
+//! that comes after a newer of the same subject would tell a receiver an old truth and is not told. Pure: the caller
+//! passes the time.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::events::{Place, Tracked};
+use crate::protocol::record::Order;
+
+/// Longest that an event waits for an earlier one, counted from its own arrival.
+pub const GAP_MS: u64 = 3_000;
+/// Channels whose history is remembered. A forgotten channel's next event waits as a gap does.
+const MAX_CHANNELS: usize = 50_000;
+
+/// What became of an event.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// It is its turn.
+    Release(Tracked),
+    /// Something newer of its subject was released before.
+    Superseded(Tracked),
+}
+
+/// The order of the channels of one shard.
+#[derive(Debug, Default)]
+pub struct Sequencer {
+    channels: HashMap<Place, History>,
+    /// When the patience of an arrival ends; the wait is the same for all, so this stays sorted.
+    deadlines: VecDeque<(u64, Place)>,
+    gaps: u64,
+}
+
+#[derive(Debug, Default)]
+struct History {
+    last: Option<Order>,
+    subjects: HashMap<Option<String>, Order>,
+    waiting: BTreeMap<Order, (u64, Tracked)>,
+    touched: u64,
+}
+
+impl Sequencer {
+    /// Takes an event that arrived now. Events without an order pass at once.
+    pub fn push(&mut self, event: Tracked, now_ms: u64) -> Vec<Step> {
+        let Some(order) = event.event.order else {
+            return vec![Step::Release(event)];
+        };
+        self.forget();
+        let place = event.place();
+        let history = self.channels.entry(place.clone()).or_default();
+        history.touched = now_ms;
+        let twin = history.waiting.insert(order, (now_ms, event)).map(|(_, twin)| Step::Superseded(twin));
+        let mut steps: Vec<Step> = twin.into_iter().collect();
+        self.gaps += history.flush(now_ms, &mut steps);
+        if history.waiting.contains_key(&order) {
+            self.deadlines.push_back((now_ms + GAP_MS, place));
+        }
+        steps
+    }
+
+    /// What has waited long enough.
+    pub fn due(&mut self, now_ms: u64) -> Vec<Step> {
+        let mut steps = Vec::new();
+        while self.deadlines.front().is_some_and(|(at, _)| *at <= now_ms) {
+            let Some((_, place)) = self.deadlines.pop_front() else { break };
+            if let Some(history) = self.channels.get_mut(&place) {
+                self.gaps += history.flush(now_ms, &mut steps);
+            }
+        }
+        steps
+    }
+
+    /// Gaps that were passed since the last call.
+    pub fn take_gaps(&mut self) -> u64 {
+        std::mem::take(&mut self.gaps)
+    }
+
+    /// Makes room: the half that was touched longest ago goes, unless it waits for something.
+    fn forget(&mut self) {
+        if self.channels.len() < MAX_CHANNELS {
+            return;
+        }
+        let mut touched: Vec<u64> = self.channels.values().map(|history| history.touched).collect();
+        let middle = touched.len() / 2;
+        let (_, median, _) = touched.select_nth_unstable(middle);
+        let median = *median;
+        self.channels.retain(|_, history| history.touched > median || !history.waiting.is_empty());
+    }
+}
+
+impl History {
+    /// Releases what is next, and everything up to an event whose patience has ended. Returns the gaps passed.
+    fn flush(&mut self, now_ms: u64, steps: &mut Vec<Step>) -> u64 {
+        let tired = |(order, (arrived, _)): (&Order, &(u64, Tracked))| (arrived + GAP_MS <= now_ms).then_some(*order);
+        let until = self.waiting.iter().filter_map(tired).next_back();
+        let mut gaps = 0;
+        while let Some(entry) = self.waiting.first_entry() {
+            let order = *entry.key();
+            let next = self.last.is_none_or(|last| order <= last) && self.last.is_some() || follows(self.last, order);
+            if !next && until.is_none_or(|until| order > until) {
+                break;
+            }
+            gaps += u64::from(!next);
+            let (_, event) = entry.remove();
+            steps.push(self.settle(order, event));
+        }
+        gaps
+    }
+
+    fn settle(&mut self, order: Order, event: Tracked) -> Step {
+        let subject = event.subject().map(str::to_owned);
+        if self.subjects.get(&subject).is_some_and(|known| *known >= order) {
+            return Step::Superseded(event);
+        }
+        self.subjects.insert(subject, order);
+        self.last = self.last.max(Some(order));
+        Step::Release(event)
+    }
+}
+
+/// Whether nothing can stand between the two: the numbers are contiguous, and a new epoch starts at one.
+fn follows(last: Option<Order>, order: Order) -> bool {
+    match last {
+        None => order.seq == 1,
+        Some(last) if order.epoch == last.epoch => order.seq == last.seq + 1,
+        Some(last) => order.epoch > last.epoch && order.seq == 1,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::protocol::ChannelName;
+    use crate::protocol::record::{Event, EventKind};
+
+    pub fn event(seq: u64, kind: EventKind) -> Tracked {
+        let order = (seq > 0).then_some(Order { epoch: 1, seq });
+        let event = Event { id: seq.to_string(), time_ms: seq, order, n: None, cause: None, kind };
+        let channel = ChannelName::parse("presence-a").expect("a valid name");
+        Tracked { record: seq, app: "1".into(), channel, event }
+    }
+
+    fn at(seq: u64) -> Tracked {
+        event(seq, if seq % 2 == 1 { EventKind::ChannelOccupied } else { EventKind::ChannelVacated })
+    }
+
+    /// Pushes (time, seq) pairs, ends at a time, and tells what came out: negative for superseded.
+    fn run(arrivals: &[(u64, u64)], end: u64) -> (Vec<i64>, u64) {
+        let mut sequencer = Sequencer::default();
+        let mut steps = Vec::new();
+        for (now, seq) in arrivals {
+            steps.extend(sequencer.due(*now));
+            steps.extend(sequencer.push(at(*seq), *now));
+        }
+        steps.extend(sequencer.due(end));
+        let told = |step: Step| match step {
+            Step::Release(event) => event.record.cast_signed(),
+            Step::Superseded(event) => -event.record.cast_signed(),
+        };
+        (steps.into_iter().map(told).collect(), sequencer.take_gaps())
+    }
+
+    #[test]
+    fn a_table_of_arrivals() {
+        for (name, arrivals, end, out, gaps) in [
+            ("in order they pass at once", &[(0, 1), (0, 2), (1, 3)][..], 1, vec![1, 2, 3], 0),
+            ("a late first is waited for", &[(0, 2), (100, 1)], 100, vec![1, 2], 0),
+            ("an unknown history waits for the gap time", &[(0, 7)], 2_999, vec![], 0),
+            ("and then passes", &[(0, 7)], 3_000, vec![7], 1),
+            ("after it the numbers go on", &[(0, 7), (3_000, 8)], 3_000, vec![7, 8], 1),
+            ("what fills no gap is released with the tired one", &[(0, 5), (2_900, 3)], 3_000, vec![3, 5], 2),
+            ("an old truth of the same subject is not told", &[(0, 4), (3_100, 2)], 3_100, vec![4, -2], 1),
+            ("a repeat is superseded", &[(0, 1), (5, 1)], 5, vec![1, -1], 0),
+        ] {
+            assert_eq!(run(arrivals, end), (out, gaps), "{name}");
+        }
+    }
+
+    #[test]
+    fn other_subjects_and_other_kinds_are_not_superseded() {
+        let mut sequencer = Sequencer::default();
+        sequencer.push(at(4), 0);
+        assert_eq!(sequencer.due(3_000).len(), 1);
+        let joined = event(3, EventKind::MemberAdded { user_id: "u".into() });
+        assert!(matches!(sequencer.push(joined, 3_001)[..], [Step::Release(_)]), "late, but news of its subject");
+        assert!(matches!(sequencer.push(event(0, EventKind::ChannelOccupied), 3_001)[..], [Step::Release(_)]));
+    }
+
+    #[test]
+    fn a_new_epoch_starts_at_one() {
+        let mut sequencer = Sequencer::default();
+        sequencer.push(at(1), 0);
+        let mut newer = at(1);
+        newer.event.order = Some(Order { epoch: 2, seq: 1 });
+        assert!(matches!(sequencer.push(newer, 0)[..], [Step::Release(_)]));
+        assert!(matches!(sequencer.push(at(2), 0)[..], [Step::Superseded(_)]));
+    }
+}

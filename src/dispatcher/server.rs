@@ -1,0 +1,137 @@
+//! The process: puts the parts together, answers the admin listener, ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry as MetricsRegistry;
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::apps::{self, Apps};
+use super::holder::Shared;
+use super::metrics::{Metrics, Source};
+use super::network::Policy;
+use super::retry::Patience;
+use super::sender::Sender;
+use super::shards::{self, Shards};
+use super::{Dependencies, StartError};
+use crate::contract::{Values, name};
+use crate::kinesis::Class;
+use crate::protocol::admin::{Effective, Flow};
+use crate::protocol::signature::salted_digest;
+use crate::runtime::admin::{self, Admin};
+use crate::runtime::clock::now_ms;
+
+/// How long the start looks for the stream; beyond, it goes on looking in the background.
+const FIRST_LOOK: Duration = Duration::from_millis(2_500);
+/// Longest that the admin listener may take to end.
+const ADMIN_STOP: Duration = Duration::from_secs(2);
+
+/// A dispatcher at work. Dropped, it stops.
+pub struct Running {
+    /// Where the admin listener is.
+    pub admin: SocketAddr,
+    /// The process's id, a ULID, new at each start.
+    pub process: String,
+    /// Why it ended by itself, in a line for a person; `None` while it works and after a wanted end.
+    pub failure: watch::Receiver<Option<String>>,
+    work: JoinHandle<()>,
+    _stop: DropGuard,
+}
+
+impl Running {
+    /// Waits until it has ended, which its token asks for or which it decides itself: then `failure` says why.
+    pub async fn stopped(self) {
+        if let Err(error) = self.work.await {
+            tracing::error!(%error, "the dispatcher broke");
+        }
+    }
+}
+
+/// Starts a dispatcher. Returns soon also when the stream is missing or out of reach: `/flow` shows it.
+///
+/// # Errors
+/// The registry cannot be read, or the stream is denied.
+pub async fn start(values: Values, dependencies: Dependencies) -> Result<Running, StartError> {
+    crate::runtime::install_tls();
+    let Dependencies { admin: listener, apps_dir, kinesis, leases, network, shutdown } = dependencies;
+    let address = listener.local_addr().map_err(StartError::Admin)?;
+    let stop = shutdown.child_token();
+    let guard = stop.clone().drop_guard();
+    let apps = apps::follow(&apps_dir, stop.clone()).await?;
+    let metrics = Arc::new(Metrics::default());
+    match timeout(FIRST_LOOK, kinesis.summary()).await {
+        Ok(Err(error)) if error.class == Class::Denied => return Err(StartError::Denied(error)),
+        Ok(Err(error)) => metrics.failed(Source::Discovery, error.to_string()),
+        Ok(Ok(_)) | Err(_) => {}
+    }
+    let policy = Policy::new(values.list(name::ALLOWED_NETWORKS), values.list(name::ALLOWED_ENDPOINTS));
+    let sender = Sender::new(policy, network, apps.clone(), Arc::clone(&metrics))
+        .map_err(|error| StartError::Client(error.to_string()))?;
+    let patience = Patience {
+        window_ms: values.number(name::RETRY_WINDOW_SECONDS) * 1_000,
+        max_backoff_ms: values.number(name::MAX_BACKOFF_SECONDS) * 1_000,
+    };
+    let process = ulid::Ulid::new().to_string();
+    let cluster = values.text(name::CLUSTER_UID).to_owned();
+    let admin = answers(&process, values, apps.clone(), &metrics);
+    let admin_stop = CancellationToken::new();
+    let serving = tokio::spawn(admin::serve(listener, admin, admin_stop.clone()));
+
+    let again = Arc::new(Notify::new());
+    let (sent, listings) = watch::channel(Arc::default());
+    let discovery = shards::discover(kinesis.clone(), Arc::clone(&metrics), sent, Arc::clone(&again), stop.clone());
+    let shared = Shared { client: kinesis, leases, sender, apps, metrics, cluster, patience };
+    let shards = Shards::new(Arc::new(shared), process.clone(), again).run(listings, stop.clone());
+    let (fail, failure) = watch::channel(None);
+    let work = tokio::spawn(async move {
+        let discovery = async {
+            if let Some(line) = discovery.await {
+                tracing::error!(line, "the dispatcher ends");
+                fail.send_replace(Some(line));
+                stop.cancel();
+            }
+        };
+        tokio::join!(discovery, shards);
+        admin_stop.cancel();
+        // A connection that someone keeps open must not keep the process.
+        let aborting = serving.abort_handle();
+        if timeout(ADMIN_STOP, serving).await.is_err() {
+            aborting.abort();
+        }
+    });
+    tracing::info!(%process, %address, "the dispatcher works");
+    Ok(Running { admin: address, process, failure, work, _stop: guard })
+}
+
+/// What the admin listener answers.
+fn answers(process: &str, values: Values, apps: Apps, metrics: &Arc<Metrics>) -> Admin {
+    let token = values.text(name::ADMIN_TOKEN).to_owned();
+    let stream = values.text(name::STREAM_NAME).to_owned();
+    let mut registry = MetricsRegistry::default();
+    metrics.register(&mut registry);
+    let (effective_process, flow_process) = (process.to_owned(), process.to_owned());
+    let (salt, metrics) = (token.clone(), Arc::clone(metrics));
+    let effective = move || {
+        json(&Effective {
+            process: effective_process.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            time_ms: now_ms(),
+            variables: values.effective(|secret| salted_digest(&salt, secret)),
+            apps: apps.borrow().digests(&salt),
+        })
+    };
+    let flow =
+        move || json(&Flow { process: flow_process.clone(), recorder: None, dispatcher: Some(metrics.flow(&stream)) });
+    // Whether Kinesis answers is no matter of readiness: it would take every dispatcher away at once.
+    let ready = Box::new(|| Ok(()));
+    Admin { token, ready, effective: Box::new(effective), flow: Box::new(flow), metrics: registry }
+}
+
+fn json(value: &impl serde::Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}

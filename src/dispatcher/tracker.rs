@@ -1,0 +1,171 @@
+//! How far a shard is done.
+//!
+//! In: records as they are read, and word of each of their events that is finished. Out: the sequence number that ends
+//! the contiguous done prefix, which is all that may be written as a checkpoint, and how much is unfinished. Pure.
+
+use std::collections::VecDeque;
+
+/// Most unfinished events of a shard.
+pub const MAX_EVENTS: usize = 10_000;
+/// Most bytes of unfinished records of a shard.
+pub const MAX_BYTES: usize = 32 * 1024 * 1024;
+
+/// The records of one shard that are not behind the checkpoint.
+#[derive(Debug, Default)]
+pub struct Tracker {
+    /// The number of the record at the front.
+    first: u64,
+    records: VecDeque<Slot>,
+    /// A checkpoint within one of these would replay half of a cancelled pair.
+    spans: Vec<(u64, u64)>,
+    checkpoint: Option<String>,
+    events: usize,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    sequence: String,
+    open: usize,
+    bytes: usize,
+}
+
+impl Tracker {
+    /// A record was read, with so many events; returns its number.
+    pub fn begin(&mut self, sequence: &str, events: usize, bytes: usize) -> u64 {
+        let number = self.first + self.records.len() as u64;
+        let bytes = if events == 0 { 0 } else { bytes };
+        self.records.push_back(Slot { sequence: sequence.to_owned(), open: events, bytes });
+        self.events += events;
+        self.bytes += bytes;
+        self.advance();
+        number
+    }
+
+    /// An event of the record became several deliveries, each to be finished.
+    pub fn add(&mut self, record: u64, more: usize) {
+        if let Some(slot) = self.slot(record) {
+            slot.open += more;
+            self.events += more;
+        }
+    }
+
+    /// One of the record's events is finished, however it ended.
+    pub fn done(&mut self, record: u64) {
+        let Some(slot) = self.slot(record) else { return };
+        if slot.open == 0 {
+            return;
+        }
+        slot.open -= 1;
+        let freed = if slot.open == 0 { std::mem::take(&mut slot.bytes) } else { 0 };
+        self.events -= 1;
+        self.bytes -= freed;
+        self.advance();
+    }
+
+    /// Two records hold the halves of a cancelled pair: the checkpoint passes both or none. Said before they are done.
+    pub fn join(&mut self, one: u64, other: u64) {
+        if one != other {
+            self.spans.push((one.min(other), one.max(other)));
+        }
+    }
+
+    /// The end of the contiguous done prefix, if it has one yet.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<&str> {
+        self.checkpoint.as_deref()
+    }
+
+    /// Events that are not finished.
+    #[must_use]
+    pub fn unfinished(&self) -> usize {
+        self.events
+    }
+
+    /// Whether reading must stop for a while.
+    #[must_use]
+    pub fn full(&self) -> bool {
+        self.events >= MAX_EVENTS || self.bytes >= MAX_BYTES
+    }
+
+    fn slot(&mut self, record: u64) -> Option<&mut Slot> {
+        let index = usize::try_from(record.checked_sub(self.first)?).ok()?;
+        self.records.get_mut(index)
+    }
+
+    fn advance(&mut self) {
+        let done = self.records.iter().take_while(|slot| slot.open == 0).count();
+        let mut end = self.first + done as u64;
+        // Each round can only move the end back, to the start of a span that it cuts.
+        while let Some((from, _)) = self.spans.iter().find(|(from, to)| *from < end && end <= *to) {
+            end = *from;
+        }
+        while self.first < end {
+            let Some(slot) = self.records.pop_front() else { break };
+            self.checkpoint = Some(slot.sequence);
+            self.first += 1;
+        }
+        self.spans.retain(|(_, to)| *to >= end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tracker(events: &[usize]) -> Tracker {
+        let mut tracker = Tracker::default();
+        for (n, events) in events.iter().enumerate() {
+            assert_eq!(tracker.begin(&n.to_string(), *events, 10), n as u64);
+        }
+        tracker
+    }
+
+    #[test]
+    fn the_checkpoint_is_the_contiguous_done_prefix() {
+        let mut tracker = tracker(&[1, 2, 0, 1]);
+        assert_eq!(tracker.checkpoint(), None);
+        tracker.done(1);
+        tracker.done(1);
+        assert_eq!(tracker.checkpoint(), None, "the first is open");
+        tracker.done(0);
+        assert_eq!(tracker.checkpoint(), Some("2"), "an empty record is done");
+        assert_eq!(tracker.unfinished(), 1);
+        tracker.done(3);
+        tracker.done(3);
+        assert_eq!((tracker.checkpoint(), tracker.unfinished()), (Some("3"), 0), "a second word changes nothing");
+    }
+
+    #[test]
+    fn several_deliveries_of_an_event_are_all_waited_for() {
+        let mut tracker = tracker(&[1]);
+        tracker.add(0, 1);
+        tracker.done(0);
+        assert_eq!(tracker.checkpoint(), None);
+        tracker.done(0);
+        assert_eq!(tracker.checkpoint(), Some("0"));
+    }
+
+    #[test]
+    fn a_checkpoint_never_lies_between_the_halves_of_a_pair() {
+        let mut tracker = tracker(&[1, 1, 1, 1]);
+        tracker.join(1, 3);
+        for done in [1, 3, 0] {
+            tracker.done(done);
+        }
+        assert_eq!(tracker.checkpoint(), Some("0"), "2 is open, so 1 may not be passed");
+        tracker.done(2);
+        assert_eq!(tracker.checkpoint(), Some("3"));
+    }
+
+    #[test]
+    fn a_full_tracker_says_so() {
+        let mut tracker = Tracker::default();
+        tracker.begin("1", 1, MAX_BYTES);
+        assert!(tracker.full());
+        tracker.done(0);
+        assert!(!tracker.full());
+        tracker.begin("2", MAX_EVENTS, 1);
+        assert!(tracker.full());
+    }
+}

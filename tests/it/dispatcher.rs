@@ -1,0 +1,442 @@
+//! The dispatcher against a Kinesis in process and a receiver on loopback.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use ferrokinesis::store::StoreOptions;
+use realtime_operator::contract::Values;
+use realtime_operator::dispatcher::{self, Dependencies, Leases, MemoryLeases, Network, Running};
+use realtime_operator::kinesis::{Client, Credentials, Entry, Settings};
+use realtime_operator::protocol::admin::{DispatcherFlow, Flow};
+use realtime_operator::protocol::record::{Event, EventKind, Order, Origin, Record, VERSION, partition_key};
+use realtime_operator::protocol::registry::{App, Credential, CredentialState, Endpoint, Limits, Registry};
+use realtime_operator::protocol::webhook::{
+    Body, KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER, WebhookEvent, verify,
+};
+use realtime_operator::protocol::{ChannelName, Secret};
+use realtime_operator::runtime::clock::now_ms;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+const CLUSTER: &str = "cluster-1";
+const LOOPBACK: (&str, &str) = ("REALTIME_ALLOWED_NETWORKS", "127.0.0.0/8");
+
+/// What arrived, and what to answer next; 200 when nothing is said.
+#[derive(Clone, Default)]
+struct Receiver {
+    bodies: Arc<Mutex<Vec<(u64, Body)>>>,
+    answers: Arc<Mutex<VecDeque<u16>>>,
+    problems: Arc<Mutex<Vec<String>>>,
+    /// The header with the original time, of bodies that had one.
+    originals: Arc<Mutex<Vec<String>>>,
+}
+
+impl Receiver {
+    async fn serve(&self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let router = Router::new().route("/hook", post(receive)).with_state(self.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        format!("http://{address}/hook")
+    }
+
+    fn events(&self) -> Vec<(u64, WebhookEvent)> {
+        let bodies = self.bodies.lock().expect("not poisoned");
+        bodies.iter().flat_map(|(at, body)| body.events.iter().map(|event| (*at, event.clone()))).collect()
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.events().into_iter().map(|(_, event)| event.id).collect()
+    }
+}
+
+async fn receive(State(receiver): State<Receiver>, headers: HeaderMap, raw: Bytes) -> Response {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let signed = verify(&Secret::new("secret"), &raw, header(SIGNATURE_HEADER));
+    if !signed || header(KEY_HEADER) != "key" || header("content-type") != "application/json" {
+        receiver.problems.lock().expect("not poisoned").push(format!("{headers:?}"));
+    }
+    let original = header(ORIGINAL_TIME_HEADER);
+    if !original.is_empty() {
+        receiver.originals.lock().expect("not poisoned").push(original.to_owned());
+    }
+    let answer = receiver.answers.lock().expect("not poisoned").pop_front().unwrap_or(200);
+    if answer == 200 {
+        let body = serde_json::from_slice(&raw).expect("a webhook");
+        receiver.bodies.lock().expect("not poisoned").push((now_ms(), body));
+    }
+    StatusCode::from_u16(answer).expect("a status").into_response()
+}
+
+/// A Kinesis with one stream of so many shards, and an app whose webhooks go to the receiver.
+struct Bed {
+    kinesis: Client,
+    endpoint: String,
+    receiver: Receiver,
+    apps: TempDir,
+    leases: MemoryLeases,
+}
+
+impl Bed {
+    async fn new(shards: i32) -> Self {
+        let options = StoreOptions { create_stream_ms: 0, shard_limit: 100, ..StoreOptions::default() };
+        let (router, _) = ferrokinesis::create_app(options);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let kinesis = client(&endpoint, "stream").await;
+        kinesis.create(shards).await.expect("created");
+        wait("the stream is active", async || kinesis.summary().await.is_ok_and(|s| s.status == "ACTIVE")).await;
+
+        let receiver = Receiver::default();
+        let apps = tempfile::tempdir().expect("a directory");
+        let bed = Self { kinesis, endpoint, receiver, apps, leases: MemoryLeases::default() };
+        bed.write_apps(&bed.receiver.serve().await);
+        bed
+    }
+
+    fn write_apps(&self, url: &str) {
+        let credential =
+            Credential { key: "key".into(), secret: Secret::new("secret"), state: CredentialState::Active };
+        let webhook = Endpoint {
+            name: "hook".into(),
+            url: url.into(),
+            events: vec![],
+            channel_prefix: String::new(),
+            timeout_seconds: 4,
+        };
+        let app = App {
+            id: "1001".into(),
+            credentials: vec![credential],
+            enabled: true,
+            client_events: true,
+            limits: Limits { client_events_per_second: 10 },
+            webhooks: vec![webhook],
+        };
+        for (name, text) in Registry::new([app]).files().expect("files") {
+            std::fs::write(self.apps.path().join(name), text).expect("written");
+        }
+    }
+
+    async fn dispatcher(&self, more: &[(&str, &str)]) -> (Running, CancellationToken) {
+        self.dispatcher_of("stream", more).await
+    }
+
+    async fn dispatcher_of(&self, stream: &str, more: &[(&str, &str)]) -> (Running, CancellationToken) {
+        let variables = [
+            ("REALTIME_CLUSTER", "channels/eu"),
+            ("REALTIME_CLUSTER_UID", CLUSTER),
+            ("REALTIME_SERVER", "dispatcher"),
+            ("REALTIME_POD", "pod"),
+            ("REALTIME_ADMIN_TOKEN", "token"),
+            ("REALTIME_APPS_PATH", "/etc/realtime/apps"),
+            ("REALTIME_STREAM_NAME", stream),
+            ("REALTIME_AWS_IDENTITY", "StaticKeys"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", "a"),
+            ("AWS_SECRET_ACCESS_KEY", "b"),
+        ];
+        let pairs = variables.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let shutdown = CancellationToken::new();
+        let dependencies = Dependencies {
+            admin: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
+            apps_dir: self.apps.path().to_owned(),
+            kinesis: client(&self.endpoint, stream).await,
+            leases: Arc::new(self.leases.clone()),
+            network: Network::default(),
+            shutdown: shutdown.clone(),
+        };
+        let running = dispatcher::start(Values::parse(pairs).expect("values"), dependencies).await.expect("started");
+        (running, shutdown)
+    }
+
+    async fn put(&self, cluster: &str, channel: &str, events: Vec<Event>) {
+        let (app, channel) = ("1001".into(), ChannelName::parse(channel).expect("a valid name"));
+        let key = partition_key(&app, &channel);
+        let edge = Origin { cluster: cluster.into(), server: "sockjs".into(), pod: "p".into(), process: "b".into() };
+        let record = Record { v: VERSION, app, channel, edge, events };
+        let data = Bytes::from(record.to_bytes().expect("bytes"));
+        let results = self.kinesis.put(&[Entry { partition_key: key, data }]).await.expect("put");
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+    }
+}
+
+async fn client(endpoint: &str, stream: &str) -> Client {
+    let credentials = Credentials::Static { access_key_id: "a".into(), secret_access_key: "b".into() };
+    let (region, endpoint) = ("us-east-1".into(), Some(endpoint.into()));
+    Client::connect(&Settings { stream: stream.into(), region, endpoint, credentials }).await
+}
+
+fn state(id: &str, time_ms: u64, seq: u64, kind: EventKind) -> Event {
+    Event { id: id.into(), time_ms, order: Some(Order { epoch: 1, seq }), n: None, cause: None, kind }
+}
+
+fn message(id: &str, n: u64) -> Event {
+    let kind =
+        EventKind::ClientEvent { event: "client-a".into(), data: "{}".into(), socket_id: "1.2".into(), user_id: None };
+    Event { id: id.into(), time_ms: now_ms(), order: None, n: Some(n), cause: None, kind }
+}
+
+/// Asks again until it is so, for at most 20 s.
+async fn wait(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let asked = async {
+        while !so().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(20), asked).await.is_ok(), "never: {what}");
+}
+
+async fn flow(running: &Running) -> DispatcherFlow {
+    let flow: Flow = serde_json::from_str(&get(running, "/flow").await).expect("a flow");
+    assert_eq!(flow.process, running.process);
+    flow.dispatcher.expect("the dispatcher's half")
+}
+
+async fn get(running: &Running, path: &str) -> String {
+    realtime_operator::runtime::install_tls();
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let request = client.get(format!("http://{}{path}", running.admin)).header("Authorization", "Bearer token");
+    request.send().await.expect("an answer").text().await.expect("a text")
+}
+
+#[tokio::test]
+async fn a_thousand_events_of_a_channel_arrive_signed_and_in_order() {
+    let bed = Bed::new(1).await;
+    let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    wait("a shard is read", async || flow(&running).await.shards.values().any(|shard| shard.read_at_ms > 0)).await;
+    let started = now_ms();
+    bed.put(CLUSTER, "a", vec![message("first", 0)]).await;
+    wait("the first arrives", async || bed.receiver.ids() == ["first"]).await;
+    assert!(now_ms() - started < 2_000, "soon");
+    let expected: Vec<String> = (1..=1_000).map(|n| n.to_string()).collect();
+    for ids in expected.chunks(50) {
+        bed.put(CLUSTER, "a", (1..).zip(ids).map(|(n, id)| message(id, n)).collect()).await;
+    }
+    wait("all arrive", async || bed.receiver.ids().len() >= 1_001).await;
+    assert_eq!(bed.receiver.ids()[1..], expected);
+    assert_eq!(*bed.receiver.problems.lock().expect("not poisoned"), Vec::<String>::new());
+    wait("all is done", async || flow(&running).await.unfinished == 0).await;
+    assert_eq!(flow(&running).await.delivered, 1_001);
+    assert!(get(&running, "/effective").await.contains("REALTIME_STREAM_NAME"));
+    assert!(get(&running, "/metrics").await.contains("realtime_dispatcher_delivered_total 1001"));
+}
+
+#[tokio::test]
+async fn failures_are_retried_without_changing_the_order() {
+    let bed = Bed::new(1).await;
+    bed.receiver.answers.lock().expect("not poisoned").extend([500, 503, 302, 410, 500, 404]);
+    let (running, _) = bed.dispatcher(&[LOOPBACK, ("REALTIME_MAX_BACKOFF_SECONDS", "1")]).await;
+    let expected: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+    for (n, id) in (0..).zip(&expected) {
+        bed.put(CLUSTER, "a", vec![message(id, n)]).await;
+    }
+    wait("all arrive", async || bed.receiver.ids().len() >= 20).await;
+    assert_eq!(bed.receiver.ids(), expected);
+    let flow = flow(&running).await;
+    assert_eq!((flow.failed_attempts, flow.dropped), (6, BTreeMap::new()));
+}
+
+#[tokio::test]
+async fn state_is_told_in_the_decided_order_and_a_short_absence_is_not_told() {
+    let bed = Bed::new(1).await;
+    let (_running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    let now = now_ms();
+    bed.put(CLUSTER, "a", vec![state("2", now, 2, EventKind::ChannelVacated)]).await;
+    bed.put(CLUSTER, "a", vec![state("1", now, 1, EventKind::ChannelOccupied)]).await;
+    wait("occupied arrives", async || bed.receiver.ids() == ["1"]).await;
+    bed.put(CLUSTER, "a", vec![state("3", now_ms(), 3, EventKind::ChannelOccupied)]).await;
+    let left = now_ms();
+    bed.put(CLUSTER, "a", vec![state("4", left, 4, EventKind::ChannelVacated)]).await;
+    bed.put(CLUSTER, "b", vec![state("5", left, 1, EventKind::ChannelOccupied)]).await;
+    wait("vacated arrives", async || bed.receiver.ids().len() >= 3).await;
+    assert_eq!(bed.receiver.ids(), ["1", "5", "4"], "2 and 3 cancel, 4 holds back nobody");
+    let (arrived, _) = bed.receiver.events()[2].clone();
+    assert!((3_000..6_000).contains(&(arrived - left)), "{}", arrived - left);
+}
+
+#[tokio::test]
+async fn two_dispatchers_share_the_shards_and_one_takes_over_without_loss() {
+    let bed = Bed::new(4).await;
+    let (one, stop_one) = bed.dispatcher(&[LOOPBACK]).await;
+    let (two, _) = bed.dispatcher(&[LOOPBACK]).await;
+    let mut shared = 0;
+    wait("each holds half", async || {
+        shared = flow(&one).await.shards.len();
+        shared == 2 && flow(&two).await.shards.len() == 2
+    })
+    .await;
+    let put = async |from: u64| {
+        for n in from..from + 40 {
+            bed.put(CLUSTER, &format!("c{}", n % 10), vec![message(&n.to_string(), n)]).await;
+        }
+    };
+    put(0).await;
+    wait("all arrive", async || bed.receiver.ids().len() >= 40).await;
+    stop_one.cancel();
+    put(40).await;
+    tokio::time::timeout(Duration::from_secs(15), one.stopped()).await.expect("stops in time");
+    wait("the other holds all", async || flow(&two).await.shards.len() == 4).await;
+    put(80).await;
+    wait("all arrive", async || {
+        let mut ids = bed.receiver.ids();
+        ids.sort();
+        ids.dedup();
+        ids.len() >= 120
+    })
+    .await;
+    assert!(bed.receiver.ids().len() < 160, "the take-over went on from the checkpoint");
+    wait("checkpoints are written", async || {
+        let view = bed.leases.heartbeat("onlooker").await.expect("a view");
+        view.leases.values().filter(|lease| lease.checkpoint.is_some()).count() == 4
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_old_event_is_stamped_anew_and_carries_its_own_time() {
+    let bed = Bed::new(1).await;
+    let (_running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    let old = Event { time_ms: now_ms() - 600_000, ..message("old", 0) };
+    let time = old.time_ms.to_string();
+    bed.put(CLUSTER, "a", vec![old]).await;
+    wait("it arrives", async || bed.receiver.ids() == ["old"]).await;
+    let (arrived, body) = bed.receiver.bodies.lock().expect("not poisoned")[0].clone();
+    assert!(arrived.abs_diff(body.time_ms) < 5_000, "an SDK takes it");
+    assert_eq!(*bed.receiver.originals.lock().expect("not poisoned"), [time]);
+}
+
+#[tokio::test]
+async fn a_departure_of_more_members_than_the_bound_holds_does_not_stop_the_shard() {
+    let bed = Bed::new(1).await;
+    let (_running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    let left = now_ms();
+    for record in 0..11 {
+        let removed = |seq: u64| {
+            let user_id = seq.to_string();
+            state(&user_id.clone(), left, seq, EventKind::MemberRemoved { user_id })
+        };
+        bed.put(CLUSTER, "presence-a", (record * 1_000 + 1..=record * 1_000 + 1_000).map(removed).collect()).await;
+    }
+    wait("all arrive", async || bed.receiver.bodies.lock().expect("not poisoned").len() >= 110).await;
+    let expected: Vec<String> = (1..=11_000).map(|n| n.to_string()).collect();
+    assert!(bed.receiver.ids() == expected, "in order, once each");
+}
+
+#[tokio::test]
+async fn a_split_shard_is_read_to_its_end_and_then_its_children() {
+    let bed = Bed::new(1).await;
+    let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    wait("the shard is held", async || flow(&running).await.shards.len() == 1).await;
+    bed.put(CLUSTER, "a", vec![message("before", 0)]).await;
+    let half = (u128::MAX / 2 + 1).to_string();
+    let split = serde_json::json!({
+        "StreamName": "stream", "ShardToSplit": "shardId-000000000000", "NewStartingHashKey": half,
+    });
+    let authorization =
+        "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/kinesis/aws4_request, SignedHeaders=host, Signature=b";
+    let answer = reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .expect("a client")
+        .post(&bed.endpoint)
+        .header("Content-Type", "application/x-amz-json-1.1")
+        .header("X-Amz-Target", "Kinesis_20131202.SplitShard")
+        .header("X-Amz-Date", "20260101T000000Z")
+        .header("Authorization", authorization)
+        .body(split.to_string())
+        .send()
+        .await
+        .expect("an answer");
+    assert!(answer.status().is_success(), "{:?}", answer.text().await);
+    wait("the stream is active", async || bed.kinesis.summary().await.is_ok_and(|s| s.status == "ACTIVE")).await;
+    for n in 0..10 {
+        bed.put(CLUSTER, &format!("c{n}"), vec![message(&n.to_string(), n)]).await;
+    }
+    wait("all arrive", async || bed.receiver.ids().len() == 11).await;
+    assert_eq!(bed.receiver.ids()[0], "before");
+    wait("the children are held", async || flow(&running).await.shards.len() == 2).await;
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_counted_and_does_not_stop_the_shard() {
+    let bed = Bed::new(1).await;
+    let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    bed.put("cluster-2", "a", vec![message("foreign", 0)]).await;
+    let rubbish = Entry { partition_key: "1001/a".into(), data: Bytes::from_static(b"\xf3\x89\x9a\xc2") };
+    bed.kinesis.put(&[rubbish]).await.expect("put");
+    bed.put(CLUSTER, "a", vec![message("ours", 1)]).await;
+    wait("ours arrives", async || !bed.receiver.ids().is_empty()).await;
+    assert_eq!(bed.receiver.ids(), ["ours"]);
+    let expected = [("ForeignCluster".to_owned(), 1), ("Poison".to_owned(), 1)];
+    assert_eq!(flow(&running).await.dropped, BTreeMap::from(expected));
+}
+
+#[tokio::test]
+async fn a_newer_record_is_waited_at_and_shown() {
+    let bed = Bed::new(1).await;
+    let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    bed.put(CLUSTER, "a", vec![message("before", 0)]).await;
+    let newer = Entry { partition_key: "1001/a".into(), data: Bytes::from_static(br#"{"v":2}"#) };
+    bed.kinesis.put(&[newer]).await.expect("put");
+    bed.put(CLUSTER, "a", vec![message("after", 1)]).await;
+    wait("it is shown", async || flow(&running).await.last_error.is_some_and(|error| error.contains("RecordTooNew")))
+        .await;
+    wait("what came before arrives", async || bed.receiver.ids() == ["before"]).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(bed.receiver.ids(), ["before"]);
+}
+
+#[tokio::test]
+async fn loopback_is_refused_without_the_exception_and_the_window_ends() {
+    let bed = Bed::new(1).await;
+    let (running, _) =
+        bed.dispatcher(&[("REALTIME_RETRY_WINDOW_SECONDS", "2"), ("REALTIME_MAX_BACKOFF_SECONDS", "1")]).await;
+    bed.put(CLUSTER, "a", vec![message("1", 0)]).await;
+    wait("it is shown", async || {
+        flow(&running).await.last_error.is_some_and(|error| error.contains("127.0.0.1 is not a public address"))
+    })
+    .await;
+    wait("it is given up", async || flow(&running).await.dropped.get("RetryWindowOver") == Some(&1)).await;
+    wait("it is done", async || flow(&running).await.unfinished == 0).await;
+    assert!(bed.receiver.ids().is_empty());
+}
+
+#[tokio::test]
+async fn a_registry_that_comes_later_is_used() {
+    let bed = Bed::new(1).await;
+    let receiver = bed.receiver.clone();
+    let url = receiver.serve().await;
+    for entry in std::fs::read_dir(bed.apps.path()).expect("a directory") {
+        std::fs::write(entry.expect("an entry").path(), "[]").expect("written");
+    }
+    let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    bed.put(CLUSTER, "a", vec![message("1", 0)]).await;
+    wait("it is read", async || flow(&running).await.unfinished == 1).await;
+    bed.write_apps(&url);
+    wait("it arrives", async || bed.receiver.ids() == ["1"]).await;
+}
+
+#[tokio::test]
+async fn a_missing_stream_is_shown_and_nothing_breaks() {
+    let bed = Bed::new(1).await;
+    let started = std::time::Instant::now();
+    let (running, shutdown) = bed.dispatcher_of("wrong", &[LOOPBACK]).await;
+    assert!(started.elapsed() < Duration::from_secs(3));
+    wait("it is shown", async || {
+        let shown = flow(&running).await.last_error;
+        shown.is_some_and(|error| error.contains("wrong") && error.contains("ResourceNotFoundException"))
+    })
+    .await;
+    assert_eq!(*running.failure.borrow(), None);
+    shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(10), running.stopped()).await.expect("stops in time");
+}
