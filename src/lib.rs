@@ -1,10 +1,17 @@
 //! A Kubernetes operator for realtime clusters, and the data plane that it deploys.
 //!
-//! The rooms, lowest floor first; a room imports only from floors below it (a test holds this):
+//! The rooms stand on floors, and a room imports only from floors below it (a test holds this). From the ground up:
 //!
+//! - [`contract`]
+//! - [`protocol`], [`api`], [`runtime`]
+//! - [`kinesis`], [`bus`], [`desired`], [`gate`]
+//! - [`edge`], [`dispatcher`], [`probe`]
+//! - `rehearsal`, which a production image leaves out
+//! - [`cli`]
 
 pub mod api;
 pub mod bus;
+pub mod cli;
 pub mod contract;
 pub mod desired;
 pub mod dispatcher;
@@ -13,4 +20,6 @@ pub mod gate;
 pub mod kinesis;
 pub mod probe;
 pub mod protocol;
+#[cfg(feature = "rehearsal")]
+pub mod rehearsal;
 pub mod runtime;

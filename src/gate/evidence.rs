@@ -142,7 +142,7 @@ impl Evidence {
     /// Pairs whose latest failure asks for a confirmation.
     #[must_use]
     pub fn suspects(&self) -> Vec<(Transport, String)> {
-        let suspect = |series: &Series| series.standing(&self.policy, self.ever_open) == Standing::Suspect;
+        let suspect = |series: &Series| matches!(series.standing(&self.policy, self.ever_open), Standing::Suspect(_));
         self.series.iter().filter(|(_, series)| suspect(series)).map(|(key, _)| key.clone()).collect()
     }
 
@@ -201,14 +201,26 @@ impl Evidence {
         self.recent.len() == RATE_WINDOW && failed * 100 > RATE_PERCENT * RATE_WINDOW
     }
 
-    /// The failures that are believed, with transport and pod.
+    /// The failures that are believed, with transport and pod: those that are confirmed, and those that a known
+    /// difference explains.
     pub(super) fn failures(&self) -> impl Iterator<Item = (Transport, &str, Failure)> {
         self.series.iter().filter_map(|((transport, pod), series)| {
             match series.standing(&self.policy, self.ever_open) {
                 Standing::Failing(failure) => Some((*transport, pod.as_str(), failure)),
+                Standing::Suspect(failure) if self.explanation(pod, &failure).is_some() => {
+                    Some((*transport, pod.as_str(), failure))
+                }
                 _ => None,
             }
         })
+    }
+
+    /// The difference that explains a failure: on the pod itself, or past the stream on a pod that is no edge.
+    pub(super) fn explanation(&self, pod: &str, failure: &Failure) -> Option<(&str, &Drift)> {
+        let own = self.drifts.get_key_value(pod);
+        let past = || self.drifts.iter().find(|(found, _)| !self.dimensions.pods.contains_key(*found));
+        let found = if failure.hop > Hop::Record { past().or(own) } else { own };
+        found.and_then(|(pod, drifts)| Some((pod.as_str(), drifts.first()?)))
     }
 
     /// The latest failure of all, believed or not.

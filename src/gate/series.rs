@@ -16,7 +16,7 @@ pub(super) enum Standing {
     /// The latest journey passed.
     Passing,
     /// A failure that the network alone can cause: not yet believed.
-    Suspect,
+    Suspect(Failure),
     /// A failure that is believed.
     Failing(Failure),
 }
@@ -68,7 +68,7 @@ impl Series {
                 if self.run >= policy.close_after && (!proven || span >= policy.min_span) {
                     Standing::Failing(failure.clone())
                 } else {
-                    Standing::Suspect
+                    Standing::Suspect(failure.clone())
                 }
             }
         }
@@ -112,20 +112,21 @@ mod tests {
     fn a_table_of_series() {
         let lost = || Outcome::Ambiguous(failure(Hop::Delivery));
         let failing = |hop| Standing::Failing(failure(hop));
+        let suspect = || Standing::Suspect(failure(Hop::Delivery));
         let (pass, void) = (Outcome::Pass, Outcome::Void);
         let decisive = Outcome::Decisive(failure(Hop::Record));
         for (name, every, outcomes, proven, expected) in [
             ("nothing yet", 15, vec![], true, Standing::Unknown),
             ("only void journeys", 15, vec![void.clone(), void.clone()], true, Standing::Unknown),
             ("one pass", 15, vec![pass.clone()], true, Standing::Passing),
-            ("the first loss is not believed", 15, vec![pass.clone(), lost()], true, Standing::Suspect),
+            ("the first loss is not believed", 15, vec![pass.clone(), lost()], true, suspect()),
             ("three losses that span 40 s are", 15, vec![lost(), lost(), lost()], true, failing(Hop::Delivery)),
             (
                 "three losses within 14 s are not: a lease may have moved",
                 2,
                 vec![lost(), lost(), lost()],
                 true,
-                Standing::Suspect,
+                suspect(),
             ),
             (
                 "before the first proof nothing has moved",
@@ -134,13 +135,7 @@ mod tests {
                 false,
                 failing(Hop::Delivery),
             ),
-            (
-                "a pass between starts the count again",
-                15,
-                vec![lost(), lost(), pass.clone(), lost()],
-                true,
-                Standing::Suspect,
-            ),
+            ("a pass between starts the count again", 15, vec![lost(), lost(), pass.clone(), lost()], true, suspect()),
             (
                 "void journeys neither count nor reset",
                 15,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Drift, Evidence, Failure, Hop};
+use super::{Evidence, Failure, Hop};
 use crate::api::Reason;
 use crate::api::cluster::TransportState;
 use crate::contract::Server;
@@ -107,7 +107,7 @@ impl Evidence {
         match first {
             Some((_, pod, failure)) => {
                 let place = place(transports, &failure);
-                let drift = self.blame(pod, &failure);
+                let drift = self.explanation(pod, &failure);
                 let reason = drift.map_or(failure.reason, |(_, drift)| drift.reason());
                 let blame = drift.map_or_else(String::new, |(found, drift)| {
                     if found == pod { format!("; {drift}") } else { format!("; on {found}, {drift}") }
@@ -129,17 +129,6 @@ impl Evidence {
             }
             None => None,
         }
-    }
-
-    /// The difference that explains a failure: on the pod itself, or past the stream on any pod that is no edge.
-    fn blame(&self, pod: &str, failure: &Failure) -> Option<(&str, &Drift)> {
-        let own = self.drifts.get_key_value(pod).filter(|_| failure.hop <= Hop::Record);
-        let later = || {
-            let mut others = self.drifts.iter();
-            others.find(|(found, _)| failure.hop > Hop::Record && !self.dimensions.pods.contains_key(*found))
-        };
-        let found = own.or_else(later).or_else(|| self.drifts.get_key_value(pod))?;
-        Some((found.0.as_str(), found.1.first()?))
     }
 
     fn praise(&self) -> (Reason, String) {
@@ -185,7 +174,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::gate::{Dimensions, Journey, Outcome, Policy};
+    use crate::gate::{Dimensions, Drift, Journey, Outcome, Policy};
 
     const PODS: [(&str, &[Transport]); 2] = [
         ("eu-websocket-0", &[Transport::Websocket]),

@@ -1,1 +1,87 @@
-//! The room `probe`.
+//! Journeys: a client and a webhook receiver that know the servers by the wire alone.
+//!
+//! In: pods with what was rendered for them, an app's credentials, a stream to read back from. Out: verdicts of the
+//! gate, and every hop as it is passed. Journeys run on their own schedule and overlap; when a webhook is missing, the
+//! stream and the servers' own accounts are read to name the first broken hop.
+//!
+//! This room must not know the code of edge and dispatcher: it shares `protocol` with them and nothing else, so that it
+//! judges as a customer would.
+
+mod client;
+mod diagnose;
+mod fallback;
+mod journey;
+mod nonce;
+mod observe;
+mod prober;
+mod receiver;
+mod websocket;
+
+pub use prober::{HopTick, Prober, start};
+pub use receiver::Receiver;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use crate::gate::Policy;
+use crate::kinesis;
+use crate::protocol::{AppId, AppKey, Secret, Transport};
+
+/// An edge pod.
+#[derive(Clone, Debug)]
+pub struct EdgePod {
+    /// Its name.
+    pub pod: String,
+    /// Where clients reach it.
+    pub public: SocketAddr,
+    /// Its admin listener.
+    pub admin: SocketAddr,
+    /// What it carries.
+    pub transports: Vec<Transport>,
+    /// What was rendered for it, secrets as salted digests.
+    pub wanted: BTreeMap<String, String>,
+}
+
+/// A dispatcher pod.
+#[derive(Clone, Debug)]
+pub struct DispatcherPod {
+    /// Its name.
+    pub pod: String,
+    /// Its admin listener.
+    pub admin: SocketAddr,
+    /// What was rendered for it, secrets as salted digests.
+    pub wanted: BTreeMap<String, String>,
+}
+
+/// The app of the journeys.
+#[derive(Clone, Debug)]
+pub struct ProbeApp {
+    /// Its id.
+    pub id: AppId,
+    /// Its key.
+    pub key: AppKey,
+    /// Its secret.
+    pub secret: Secret,
+}
+
+/// What to prove.
+pub struct Plan {
+    /// Transports that must be proven, whether or not a pod serves them.
+    pub transports: BTreeSet<Transport>,
+    /// Whether there are webhooks.
+    pub webhooks: bool,
+    /// Every edge pod.
+    pub edges: Vec<EdgePod>,
+    /// Every dispatcher pod.
+    pub dispatchers: Vec<DispatcherPod>,
+    /// As whom.
+    pub app: ProbeApp,
+    /// A salted digest of each app as rendered.
+    pub app_digests: BTreeMap<AppId, String>,
+    /// Opens the admin listeners.
+    pub admin_token: Secret,
+    /// Reads back.
+    pub stream: kinesis::Client,
+    /// The knobs.
+    pub policy: Policy,
+}

@@ -1,0 +1,75 @@
+//! The command line: reads arguments, calls a room, prints, and answers with an exit code.
+//!
+//! In: arguments and files. Out: text for people or JSON for programs on standard output, errors on standard error.
+//! This room must not know how anything is done.
+
+mod files;
+mod print;
+#[cfg(feature = "rehearsal")]
+mod rehearse;
+mod render;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The exit code for input that cannot be used.
+const BAD_INPUT: u8 = 2;
+
+/// Realtime clusters that are Ready only when a client's event has arrived as a signed webhook.
+#[derive(Parser)]
+#[command(name = "realtime", version, about, long_about = None, max_term_width = 100)]
+#[command(after_help = "Begin with:  realtime rehearse examples/eu.yaml\n\
+                        Break it:    realtime rehearse examples/eu.yaml --edit sockjs:REALTIME_WEBHOOKS=off")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a whole cluster in this process and see whether it would become Ready
+    #[cfg(feature = "rehearsal")]
+    Rehearse(rehearse::Arguments),
+    /// Print the objects that a manifest becomes, with every server's variables
+    Render(render::Arguments),
+    /// Print the CustomResourceDefinitions
+    Crd(print::CrdArguments),
+    /// Print the table of variables that servers read, as Markdown
+    Variables,
+    /// Print the reasons of conditions, as Markdown
+    Reasons,
+    /// Run an edge server; its configuration is its environment (see `realtime variables`)
+    Edge,
+    /// Run a webhook dispatcher; its configuration is its environment (see `realtime variables`)
+    Dispatcher,
+}
+
+/// Runs the command line.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("realtime: this machine gives no threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(async {
+        match arguments.command {
+            #[cfg(feature = "rehearsal")]
+            Command::Rehearse(arguments) => rehearse::run(arguments).await,
+            Command::Render(arguments) => render::run(&arguments),
+            Command::Crd(arguments) => print::crds(&arguments),
+            Command::Variables => print::text(&crate::contract::markdown()),
+            Command::Reasons => print::text(&crate::api::conditions::markdown()),
+            Command::Edge => serve::edge().await,
+            Command::Dispatcher => serve::dispatcher().await,
+        }
+    });
+    // A task that is stuck must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    ExitCode::from(code)
+}

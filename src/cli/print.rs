@@ -1,0 +1,69 @@
+//! Standard output, also when nobody reads it to the end.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::api;
+
+/// Prints text. A reader that went away, such as `head`, is no error.
+pub fn text(text: &str) -> u8 {
+    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("realtime: cannot write to standard output: {error}");
+            1
+        }
+        _ => 0,
+    }
+}
+
+/// Objects as YAML documents.
+///
+/// # Errors
+/// Never for objects; the library's signature has one.
+pub fn yaml(objects: &[Value]) -> Result<String, serde_yaml::Error> {
+    let mut documents = String::new();
+    for (index, object) in objects.iter().enumerate() {
+        if index > 0 {
+            documents.push_str("---\n");
+        }
+        documents.push_str(&serde_yaml::to_string(object)?);
+    }
+    Ok(documents)
+}
+
+/// Print the CustomResourceDefinitions.
+#[derive(clap::Args)]
+pub struct CrdArguments {
+    /// Write one file per kind into this directory instead
+    #[arg(long, value_name = "DIRECTORY")]
+    directory: Option<PathBuf>,
+}
+
+/// The CRDs.
+pub fn crds(arguments: &CrdArguments) -> u8 {
+    let printed = api::crd::crds().map_err(|error| error.to_string()).and_then(|crds| match &arguments.directory {
+        Some(directory) => write(directory, &crds).map(|()| String::new()),
+        None => {
+            let objects: Vec<Value> = crds.into_iter().map(|crd| crd.object).collect();
+            yaml(&objects).map_err(|error| error.to_string())
+        }
+    });
+    match printed {
+        Ok(documents) => text(&documents),
+        Err(error) => {
+            eprintln!("realtime: the CRDs cannot be printed: {error}");
+            1
+        }
+    }
+}
+
+fn write(directory: &Path, crds: &[api::crd::Crd]) -> Result<(), String> {
+    for crd in crds {
+        let text = serde_yaml::to_string(&crd.object).map_err(|error| error.to_string())?;
+        let path = directory.join(crd.file);
+        std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
+}

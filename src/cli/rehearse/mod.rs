@@ -1,0 +1,215 @@
+//! `realtime rehearse`: a whole cluster in this process, and the verdict on it.
+
+mod report;
+mod screen;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+use self::report::Report;
+use self::screen::Screen;
+use super::{BAD_INPUT, files};
+use crate::gate::{Phase, Verdict};
+use crate::rehearsal::{Delivered, Edit, Options, Rehearsal, RehearsalError};
+use crate::runtime::{signal, telemetry};
+
+/// The exit code of a cluster that did not become Ready.
+const REFUSED: u8 = 1;
+
+/// The exit code of a run that a signal ended before the verdict.
+const INTERRUPTED: u8 = 130;
+
+/// Run a whole cluster in this process and see whether it would become Ready.
+///
+/// Edges, dispatcher, an in-process Kinesis and the journeys of the gate are started from exactly what `realtime render`
+/// prints. The cluster is Ready once a client's event has arrived as a signed webhook over every transport; then it goes
+/// on serving, with a page to try it, until Ctrl-C. Exit codes: 0 became Ready, 1 refused, 2 bad input.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Files with one RealtimeCluster and its RealtimeApps; `-` is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Change a rendered variable of one server, as a hand on the live Deployment would: sockjs:REALTIME_WEBHOOKS=off.
+    /// SERVER is websocket, sockjs or dispatcher; secret/APP_ID in place of NAME changes that app's secret in the
+    /// server's copy of the registry (`probe` is the app of the journeys)
+    #[arg(long = "edit", value_name = "SERVER:NAME=VALUE")]
+    edits: Vec<Edit>,
+    /// Print the verdict and stop
+    #[arg(long)]
+    once: bool,
+    /// Text for people, or JSON: one object with --once, else one object a line
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// Give up when there is no verdict after this time, such as 60s or 2m
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    timeout: Duration,
+    /// Port of the page on 127.0.0.1; 0 for a free one
+    #[arg(long, default_value_t = 8420)]
+    port: u16,
+    /// Log filter, such as info or realtime_operator::edge=debug; logs go to standard error
+    #[arg(long, default_value = "error", value_name = "FILTER")]
+    log: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|_| format!("`{text}` is no time: write 60s or 2m"))?;
+    match unit {
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        _ => Err(format!("`{text}` has an unknown unit: write 60s or 2m")),
+    }
+}
+
+/// Runs the command.
+pub async fn run(arguments: Arguments) -> u8 {
+    let began = Instant::now();
+    telemetry::start(&arguments.log);
+    let input = match files::read(&arguments.files) {
+        Ok(input) => input,
+        Err(errors) => return bad_input(&errors),
+    };
+    let Ok(shutdown) = signal::shutdown_token() else {
+        eprintln!("realtime: signals cannot be listened to");
+        return REFUSED;
+    };
+    let mut screen = Screen::new(arguments.output == Output::Json, arguments.once);
+    screen.begin(&input, &arguments.edits);
+    let options = Options {
+        cluster: input.cluster,
+        apps: input.apps,
+        secrets: input.secrets,
+        edits: arguments.edits,
+        page_port: (!arguments.once).then_some(arguments.port),
+        between: std::collections::BTreeMap::new(),
+    };
+    let mut rehearsal = match Rehearsal::start(options).await {
+        Ok(rehearsal) => rehearsal,
+        Err(error) => {
+            return match error {
+                RehearsalError::Invalid(problems) => {
+                    bad_input(&problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+                }
+                RehearsalError::Edit(_) | RehearsalError::Port { .. } => bad_input(&[error.to_string()]),
+                other => {
+                    eprintln!("realtime: {other}");
+                    REFUSED
+                }
+            };
+        }
+    };
+    let delivered = rehearsal.delivered.subscribe();
+    screen.started(&rehearsal);
+    let code = tokio::select! {
+        report = verdict(&mut rehearsal, &mut screen, began, arguments.timeout) => {
+            let _ = rehearsal.shown.send(Some(report.json()));
+            screen.verdict(&report, &rehearsal);
+            if !report.ready {
+                REFUSED
+            } else if arguments.once {
+                0
+            } else {
+                serve(&mut rehearsal, &mut screen, delivered, began, &shutdown).await;
+                0
+            }
+        }
+        () = shutdown.cancelled() => INTERRUPTED,
+    };
+    screen.end();
+    rehearsal.stop().await;
+    code
+}
+
+fn bad_input(errors: &[String]) -> u8 {
+    errors.iter().for_each(|error| eprintln!("realtime: {error}"));
+    BAD_INPUT
+}
+
+/// Waits for the verdict, showing hops as they pass.
+async fn verdict(rehearsal: &mut Rehearsal, screen: &mut Screen, began: Instant, timeout: Duration) -> Report {
+    let transports = rehearsal.transports.clone();
+    if let Some(refusal) = rehearsal.refusals.first() {
+        return Report::of_refusal(refusal, &transports, began.elapsed());
+    }
+    let Some(prober) = rehearsal.prober.as_mut() else {
+        return Report::without_verdict(&transports, began.elapsed());
+    };
+    let deadline = tokio::time::sleep(timeout.saturating_sub(began.elapsed()));
+    tokio::pin!(deadline);
+    loop {
+        let current: Verdict = prober.verdicts.borrow_and_update().clone();
+        if current.phase == Phase::Open || current.phase == Phase::Refused {
+            return Report::new(&current, began.elapsed());
+        }
+        tokio::select! {
+            changed = prober.verdicts.changed() => if changed.is_err() {
+                return Report::without_verdict(&transports, began.elapsed());
+            },
+            tick = prober.hops.recv() => match tick {
+                Ok(tick) => screen.hop(&tick),
+                // A screen that is too slow misses ticks, and nothing else depends on them.
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => tokio::time::sleep(Duration::from_millis(50)).await,
+            },
+            () = &mut deadline => return Report::timed_out(&current, began.elapsed(), timeout),
+        }
+    }
+}
+
+/// Goes on serving until the token: prints webhooks, and the verdict whenever it changes.
+async fn serve(
+    rehearsal: &mut Rehearsal,
+    screen: &mut Screen,
+    mut delivered: broadcast::Receiver<Delivered>,
+    began: Instant,
+    shutdown: &CancellationToken,
+) {
+    let Some(prober) = rehearsal.prober.as_mut() else { return };
+    let mut ready = true;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            webhook = delivered.recv() => match webhook {
+                Ok(webhook) => screen.webhook(&webhook),
+                Err(broadcast::error::RecvError::Lagged(missed)) => screen.missed(missed),
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+            changed = prober.verdicts.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let report = Report::new(&prober.verdicts.borrow_and_update(), began.elapsed());
+                let _ = rehearsal.shown.send(Some(report.json()));
+                if report.ready != ready {
+                    ready = report.ready;
+                    screen.change(&report);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_a_unit() {
+        assert_eq!(duration("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("5"), Ok(Duration::from_secs(5)));
+        for bad in ["", "s", "1h", "-1s", "1.5s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! A verdict as it is printed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::api::Reason;
+use crate::api::cluster::TransportState;
+use crate::gate::{Hop, Phase, Verdict};
+use crate::protocol::Transport;
+use crate::rehearsal::Refusal;
+
+/// The verdict, in the form of the JSON output.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Whether the cluster is operational.
+    pub ready: bool,
+    /// In a word.
+    pub reason: String,
+    /// In a line.
+    pub message: String,
+    /// Since the program's start.
+    pub elapsed_ms: u64,
+    /// Each transport.
+    pub transports: Vec<TransportReport>,
+}
+
+/// One transport.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TransportReport {
+    /// Its name.
+    pub name: &'static str,
+    /// The server that carries it.
+    pub server: &'static str,
+    /// How it fares.
+    pub state: TransportState,
+    /// The first hop that is broken; empty when none is.
+    pub hop: &'static str,
+    /// Median of each hop in ms.
+    pub latency_ms: BTreeMap<Hop, u64>,
+}
+
+impl Report {
+    /// What the gate says.
+    pub fn new(verdict: &Verdict, elapsed: Duration) -> Self {
+        Self {
+            ready: verdict.ready,
+            reason: verdict.reason.to_string(),
+            message: verdict.message.clone(),
+            elapsed_ms: millis(elapsed),
+            transports: verdict
+                .transports
+                .iter()
+                .map(|transport| TransportReport {
+                    name: transport.transport.name(),
+                    server: transport.server.name(),
+                    state: transport.state,
+                    hop: transport.hop.map_or("", Hop::name),
+                    latency_ms: transport.latency_ms.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    /// No decision within the time.
+    pub fn timed_out(verdict: &Verdict, elapsed: Duration, timeout: Duration) -> Self {
+        let mut report = Self::new(verdict, elapsed);
+        report.ready = false;
+        let open = if verdict.phase == Phase::Proving { "not proven" } else { "not decided" };
+        report.message = format!("{open} after {} s: {}", timeout.as_secs(), verdict.message);
+        report
+    }
+
+    /// A server that did not start.
+    pub fn of_refusal(refusal: &Refusal, transports: &[Transport], elapsed: Duration) -> Self {
+        let failing = |transport: &Transport| transport.server() == refusal.server;
+        Self {
+            ready: false,
+            reason: Reason::ConfigurationRefused.to_string(),
+            message: format!("{}: {} refuses to start: {}", refusal.server, refusal.pod, refusal.line),
+            elapsed_ms: millis(elapsed),
+            transports: transports
+                .iter()
+                .map(|transport| TransportReport {
+                    name: transport.name(),
+                    server: transport.server().name(),
+                    state: if failing(transport) { TransportState::Failing } else { TransportState::Unknown },
+                    hop: if failing(transport) { Hop::Connect.name() } else { "" },
+                    latency_ms: BTreeMap::new(),
+                })
+                .collect(),
+        }
+    }
+
+    /// The journeys ended by themselves.
+    pub fn without_verdict(transports: &[Transport], elapsed: Duration) -> Self {
+        Self {
+            ready: false,
+            reason: Reason::Proving.to_string(),
+            message: "the journeys ended before a verdict: see the log with --log info".to_owned(),
+            elapsed_ms: millis(elapsed),
+            transports: transports
+                .iter()
+                .map(|transport| TransportReport {
+                    name: transport.name(),
+                    server: transport.server().name(),
+                    state: TransportState::Unknown,
+                    hop: "",
+                    latency_ms: BTreeMap::new(),
+                })
+                .collect(),
+        }
+    }
+
+    /// As JSON.
+    pub fn json(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+}
+
+fn millis(elapsed: Duration) -> u64 {
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+}

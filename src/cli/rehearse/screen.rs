@@ -1,0 +1,242 @@
+//! What a person or a program sees of a rehearsal.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::io::IsTerminal;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::super::{files::Input, print};
+use super::report::Report;
+use crate::api::cluster::TransportState;
+use crate::gate::Hop;
+use crate::probe::HopTick;
+use crate::protocol::Transport;
+use crate::rehearsal::{Delivered, Edit, Rehearsal, host_port};
+
+/// The output of one run.
+pub struct Screen {
+    json: bool,
+    once: bool,
+    /// Live lines, on a terminal.
+    bars: Option<(MultiProgress, BTreeMap<Transport, ProgressBar>)>,
+    /// The furthest that each transport came, and the hops that were shown.
+    shown: BTreeMap<Transport, Vec<Hop>>,
+}
+
+impl Screen {
+    /// A screen for standard output.
+    pub fn new(json: bool, once: bool) -> Self {
+        let live = !json && std::io::stdout().is_terminal();
+        Self { json, once, bars: live.then(|| (MultiProgress::new(), BTreeMap::new())), shown: BTreeMap::new() }
+    }
+
+    /// Says what is about to happen.
+    pub fn begin(&mut self, input: &Input, edits: &[Edit]) {
+        if self.json {
+            return;
+        }
+        let metadata = &input.cluster.metadata;
+        let namespace = metadata.namespace.as_deref().unwrap_or("default");
+        self.line(&format!("Rehearsing {namespace}/{} in this process.", metadata.name.as_deref().unwrap_or_default()));
+        for edit in edits {
+            self.line(&format!("  edited: {edit}"));
+        }
+        for note in &input.notes {
+            self.line(&format!("  note: {note}"));
+        }
+    }
+
+    /// Says what runs and where.
+    pub fn started(&mut self, rehearsal: &Rehearsal) {
+        if self.json {
+            if !self.once {
+                self.object("serving", serving(rehearsal));
+            }
+            return;
+        }
+        if !rehearsal.stand_ins.is_empty() {
+            self.line(&format!("  stood in for what the files do not hold: {}", rehearsal.stand_ins.join("; ")));
+        }
+        self.line("");
+        if let Some((all, bars)) = &mut self.bars {
+            for transport in &rehearsal.transports {
+                let bar = all.add(ProgressBar::new_spinner());
+                let style = ProgressStyle::with_template("  {spinner} {prefix:14} {msg}");
+                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+                bar.set_prefix(transport.name());
+                bar.enable_steady_tick(std::time::Duration::from_millis(100));
+                bars.insert(*transport, bar);
+            }
+        }
+    }
+
+    /// Shows a hop when a transport passes it for the first time, and every failure.
+    pub fn hop(&mut self, tick: &HopTick) {
+        let seen = self.shown.entry(tick.transport).or_default();
+        match &tick.result {
+            Ok(latency_ms) => {
+                if self.json || seen.contains(&tick.hop) {
+                    return;
+                }
+                seen.push(tick.hop);
+                let passed = format!("{:<14} {:<12} {latency_ms:>5} ms  {}", tick.transport, tick.hop.name(), tick.pod);
+                let so_far: Vec<&str> = seen.iter().map(|hop| hop.name()).collect();
+                match &self.bars {
+                    Some((_, bars)) => {
+                        if let Some(bar) = bars.get(&tick.transport) {
+                            bar.set_message(format!("✓ {}", so_far.join(" ✓ ")));
+                        }
+                    }
+                    None => self.line(&format!("  {passed}")),
+                }
+            }
+            Err(detail) if !self.json => {
+                self.line(&format!("  {:<14} {:<12} ✗ {}: {detail}", tick.transport, tick.hop.name(), tick.pod));
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Shows the verdict, and after a good one where to try the cluster.
+    pub fn verdict(&mut self, report: &Report, rehearsal: &Rehearsal) {
+        if self.json {
+            if self.once {
+                print::text(&format!("{}\n", report.json()));
+            } else {
+                self.object("verdict", report.json());
+            }
+            return;
+        }
+        self.end();
+        self.line("");
+        for transport in &report.transports {
+            let mark = match transport.state {
+                TransportState::Passing => "✓ Passing",
+                TransportState::Failing => "✗ Failing",
+                TransportState::Unknown => "? Unknown",
+            };
+            let more = if transport.hop.is_empty() {
+                let delivery = transport.latency_ms.get(&Hop::Delivery);
+                delivery.map_or_else(String::new, |ms| format!("webhook after {ms} ms"))
+            } else {
+                format!("at hop {}", transport.hop)
+            };
+            self.line(&format!("  {:<14} {mark}  {more}", transport.name));
+        }
+        self.line("");
+        let seconds = f64::from(u32::try_from(report.elapsed_ms).unwrap_or(u32::MAX)) / 1000.0;
+        let word = if report.ready { "Ready" } else { "Refused" };
+        self.line(&format!("{word} after {seconds:.1} s ({}): {}", report.reason, report.message));
+        if report.ready && !self.once {
+            self.line(&addresses(rehearsal));
+        }
+    }
+
+    /// Shows a later change of the verdict.
+    pub fn change(&mut self, report: &Report) {
+        if self.json {
+            self.object("verdict", report.json());
+        } else {
+            let word = if report.ready { "Ready again" } else { "No longer Ready" };
+            self.line(&format!("{word} ({}): {}", report.reason, report.message));
+        }
+    }
+
+    /// Shows a webhook.
+    pub fn webhook(&mut self, webhook: &Delivered) {
+        if self.json {
+            self.object("webhook", serde_json::to_value(webhook).unwrap_or_default());
+            return;
+        }
+        for event in webhook.body["events"].as_array().into_iter().flatten() {
+            let text = |name: &str| event[name].as_str().unwrap_or_default();
+            let mut line =
+                format!("webhook → {}/{}  {:<17} {}", webhook.app, webhook.endpoint, text("name"), text("channel"));
+            for field in ["user_id", "event", "data"] {
+                if !text(field).is_empty() {
+                    // Writing to a String cannot fail.
+                    let _ = write!(line, "  {field}={}", shorten(text(field)));
+                }
+            }
+            self.line(&line);
+        }
+    }
+
+    /// Says that webhooks were not shown.
+    pub fn missed(&mut self, webhooks: u64) {
+        if !self.json {
+            self.line(&format!("({webhooks} webhooks came faster than they could be shown)"));
+        }
+    }
+
+    /// Takes the live lines away.
+    pub fn end(&mut self) {
+        if let Some((all, bars)) = self.bars.take() {
+            bars.values().for_each(ProgressBar::finish_and_clear);
+            // A terminal that went away is no error.
+            let _ = all.clear();
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bars {
+            Some((all, _)) => {
+                // As above.
+                let _ = all.println(text);
+            }
+            None => {
+                print::text(&format!("{text}\n"));
+            }
+        }
+    }
+
+    fn object(&self, kind: &str, mut value: Value) {
+        value["type"] = kind.into();
+        print::text(&format!("{value}\n"));
+    }
+}
+
+fn shorten(text: &str) -> String {
+    if text.chars().count() <= 60 { text.to_owned() } else { text.chars().take(59).chain(['…']).collect() }
+}
+
+fn serving(rehearsal: &Rehearsal) -> Value {
+    let serving = &rehearsal.serving;
+    let apps: Vec<Value> =
+        serving.apps.iter().map(|(id, key, secret)| json!({ "id": id, "key": key, "secret": secret })).collect();
+    json!({
+        "page": serving.page.map(|address| format!("http://{address}/")),
+        "websocket": serving.websocket.map(host_port),
+        "sockjs": serving.sockjs.map(host_port),
+        "api": serving.websocket.or(serving.sockjs).map(host_port),
+        "apps": apps,
+    })
+}
+
+fn addresses(rehearsal: &Rehearsal) -> String {
+    let serving = &rehearsal.serving;
+    let mut text = String::from("\n");
+    let mut row = |name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {name:<11} {value}");
+    };
+    if let Some(page) = serving.page {
+        row("page", format!("http://{page}/"));
+    }
+    if let Some(address) = serving.websocket {
+        row("websocket", format!("ws://{address}"));
+    }
+    if let Some(address) = serving.sockjs {
+        row("fallbacks", format!("http://{address}"));
+    }
+    if let Some(address) = serving.websocket.or(serving.sockjs) {
+        row("HTTP API", format!("http://{address}"));
+    }
+    for (id, key, secret) in &serving.apps {
+        row(&format!("app {id}"), format!("key {key}  secret {secret}"));
+    }
+    text.push_str("\nWebhooks are printed as they arrive. Ctrl-C stops.\n");
+    text
+}

@@ -1,0 +1,53 @@
+//! `realtime render`: what a manifest becomes.
+
+use std::path::PathBuf;
+
+use super::{BAD_INPUT, files, print};
+use crate::desired::{self, Inputs};
+
+/// Print the objects that a manifest becomes.
+///
+/// Generated secrets, and those of Secrets that the files do not hold, are shown as words in angle brackets: the
+/// output says what the operator would apply, it is not meant to be applied.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Files with one RealtimeCluster and its RealtimeApps; `-` is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// `HOST:PORT` of the operator's webhook receiver
+    #[arg(long, default_value = "realtime-operator-receiver.realtime-system.svc:8090", value_name = "HOST:PORT")]
+    receiver: String,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> u8 {
+    match render(arguments) {
+        Ok(documents) => print::text(&documents),
+        Err(errors) => {
+            errors.iter().for_each(|error| eprintln!("realtime: {error}"));
+            BAD_INPUT
+        }
+    }
+}
+
+fn render(arguments: &Arguments) -> Result<String, Vec<String>> {
+    let mut input = files::read(&arguments.files)?;
+    for reference in desired::references(&input.cluster, &input.apps) {
+        let texts = input.secrets.entry(reference.name.clone()).or_default();
+        let stand_in = format!("<{} of Secret {}>", reference.key, reference.name);
+        texts.entry(reference.key).or_insert(stand_in);
+    }
+    let inputs = Inputs {
+        cluster: &input.cluster,
+        apps: &input.apps,
+        secrets: &input.secrets,
+        generate: &|purpose| format!("<{purpose}>"),
+        receiver: &arguments.receiver,
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let cluster =
+        desired::validate(&inputs).map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
+    let objects = desired::build(&cluster).and_then(|desired| desired.objects()).map_err(|error| one(&error))?;
+    print::yaml(&objects).map_err(|error| one(&error))
+}

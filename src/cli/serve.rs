@@ -1,0 +1,115 @@
+//! `realtime edge` and `realtime dispatcher`: servers as a pod runs them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::MemoryBus;
+use crate::contract::{EXIT_CONFIG, Server, Values, name};
+use crate::dispatcher::{self, MemoryLeases, Network};
+use crate::edge;
+use crate::kinesis::{Client, Credentials, Settings};
+use crate::runtime::{self, signal, telemetry};
+
+/// Where kubelet reads why a container ended.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// Runs an edge until a signal ends it.
+pub async fn edge() -> u8 {
+    finish(run_edge().await)
+}
+
+/// Runs a dispatcher until a signal ends it.
+pub async fn dispatcher() -> u8 {
+    finish(run_dispatcher().await)
+}
+
+fn finish(result: Result<(), String>) -> u8 {
+    let Err(line) = result else { return 0 };
+    eprintln!("realtime: {line}");
+    if std::path::Path::new(TERMINATION_LOG).exists() {
+        // Without it kubelet shows the exit code alone, which is less and not wrong.
+        let _ = std::fs::write(TERMINATION_LOG, &line);
+    }
+    EXIT_CONFIG
+}
+
+async fn run_edge() -> Result<(), String> {
+    let (values, shutdown) = begin(&[Server::Websocket, Server::Sockjs], "edge")?;
+    if values.text(name::BUS) == "redis" {
+        return Err(format!(
+            "{} is `redis`, which this release cannot serve yet: write `memory` and run one edge",
+            name::BUS
+        ));
+    }
+    let kinesis = match values.text(name::WEBHOOKS) {
+        "kinesis" => Some(Client::connect(&kinesis(&values)).await),
+        _ => None,
+    };
+    let dependencies = edge::Dependencies {
+        public: listen(&values, name::PUBLIC_ADDRESS).await?,
+        admin: listen(&values, name::ADMIN_ADDRESS).await?,
+        apps_dir: PathBuf::from(values.text(name::APPS_PATH)),
+        kinesis,
+        bus: Arc::new(MemoryBus::new()),
+        shutdown,
+    };
+    let running = edge::start(values, dependencies).await.map_err(|error| error.to_string())?;
+    running.stopped().await.map_err(|error| error.to_string())
+}
+
+async fn run_dispatcher() -> Result<(), String> {
+    let (values, shutdown) = begin(&[Server::Dispatcher], "dispatcher")?;
+    let dependencies = dispatcher::Dependencies {
+        admin: listen(&values, name::ADMIN_ADDRESS).await?,
+        apps_dir: PathBuf::from(values.text(name::APPS_PATH)),
+        kinesis: Client::connect(&kinesis(&values)).await,
+        leases: Arc::new(MemoryLeases::default()),
+        network: Network { reroute: None },
+        shutdown,
+    };
+    let running = dispatcher::start(values, dependencies).await.map_err(|error| error.to_string())?;
+    let failure = running.failure.clone();
+    running.stopped().await;
+    let ended_by_itself = failure.borrow().clone();
+    ended_by_itself.map_or(Ok(()), Err)
+}
+
+/// Checks the environment first: a server that refuses must do so before it listens.
+fn begin(servers: &[Server], command: &str) -> Result<(Values, CancellationToken), String> {
+    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    let values = Values::parse(std::env::vars_os().map(|(name, value)| (text(name), text(value))))
+        .map_err(|error| error.to_string())?;
+    if !servers.contains(&values.server()) {
+        return Err(format!("{} is `{}`, which `realtime {command}` does not run", name::SERVER, values.server()));
+    }
+    telemetry::start(values.text(name::LOG));
+    runtime::install_tls();
+    let shutdown = signal::shutdown_token().map_err(|error| format!("signals cannot be listened to: {error}"))?;
+    Ok((values, shutdown))
+}
+
+async fn listen(values: &Values, variable: &str) -> Result<TcpListener, String> {
+    let address = values.address(variable).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| format!("{variable} is {address}, which cannot be listened on: {error}. Free it or change it"))
+}
+
+fn kinesis(values: &Values) -> Settings {
+    let credentials = match (values.get("AWS_ACCESS_KEY_ID"), values.get("AWS_SECRET_ACCESS_KEY")) {
+        (Some(id), Some(secret)) => {
+            Credentials::Static { access_key_id: id.to_owned(), secret_access_key: secret.to_owned() }
+        }
+        _ => Credentials::Chain,
+    };
+    Settings {
+        stream: values.text(name::STREAM_NAME).into(),
+        region: values.text(name::AWS_REGION).to_owned(),
+        endpoint: values.get(name::AWS_ENDPOINT_URL_KINESIS).map(str::to_owned),
+        credentials,
+    }
+}

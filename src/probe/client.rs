@@ -1,0 +1,223 @@
+//! A client of one session, whatever the transport: connect, send, receive.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+
+use super::ProbeApp;
+use super::fallback::HttpSession;
+use super::websocket;
+use crate::api::Reason;
+use crate::gate::Hop;
+use crate::protocol::frame::{Member, ServerMessage};
+use crate::protocol::{ChannelName, Transport, signature};
+
+/// Frames that wait to be looked at; a journey meets a dozen.
+pub(super) const QUEUE: usize = 256;
+
+/// Longest for one hop of connecting.
+pub(super) const STEP: Duration = Duration::from_secs(5);
+
+/// A hop that did not hold.
+#[derive(Clone, Debug)]
+pub(super) struct Broken {
+    /// The hop.
+    pub hop: Hop,
+    /// In a word.
+    pub reason: Reason,
+    /// In a clause.
+    pub detail: String,
+    /// Whether it was measured wrong, rather than missing.
+    pub decisive: bool,
+}
+
+impl Broken {
+    pub fn ambiguous(hop: Hop, reason: Reason, detail: String) -> Self {
+        Self { hop, reason, detail, decisive: false }
+    }
+
+    pub fn decisive(hop: Hop, reason: Reason, detail: String) -> Self {
+        Self { hop, reason, detail, decisive: true }
+    }
+}
+
+/// How messages leave.
+pub(super) enum Outbound {
+    /// Into the socket's writer.
+    Websocket(mpsc::Sender<String>),
+    /// Each in a request of its own.
+    Http(HttpSession),
+}
+
+/// What arrives from the reader of a session.
+pub(super) enum Inbound {
+    /// A frame.
+    Message(String),
+    /// The session is over.
+    Closed(String),
+}
+
+/// An established session.
+pub(super) struct Client {
+    pod: String,
+    outbound: Outbound,
+    inbound: mpsc::Receiver<Inbound>,
+    /// Frames that were read while another was waited for.
+    unread: VecDeque<ServerMessage>,
+    socket_id: String,
+    reader: JoinHandle<()>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Client {
+    /// Connects; `passed` is told of each hop.
+    pub async fn connect(
+        (pod, address): (&str, SocketAddr),
+        transport: Transport,
+        app: &ProbeApp,
+        mut passed: impl FnMut(Hop),
+    ) -> Result<Self, Broken> {
+        let (outbound, inbound, reader) = match transport {
+            Transport::Websocket => websocket::open(pod, address, app, &mut passed).await?,
+            Transport::XhrStreaming | Transport::XhrPolling => {
+                super::fallback::open(pod, address, transport, app, &mut passed).await?
+            }
+        };
+        let (unread, socket_id) = (VecDeque::new(), String::new());
+        let mut client = Self { pod: pod.to_owned(), outbound, inbound, unread, socket_id, reader };
+        let refused = |detail| Broken::ambiguous(Hop::Session, Reason::SessionRefused, detail);
+        let established =
+            client.next(Instant::now() + STEP).await.map_err(|error| refused(format!("{pod}: {error}")))?;
+        match established.data["socket_id"].as_str() {
+            Some(id) if established.event == "pusher:connection_established" => id.clone_into(&mut client.socket_id),
+            _ => {
+                let detail = format!("{pod} answered {} {}", established.event, established.data);
+                return Err(Broken::decisive(Hop::Session, Reason::SessionRefused, detail));
+            }
+        }
+        passed(Hop::Session);
+        Ok(client)
+    }
+
+    /// The session's public id.
+    pub fn socket_id(&self) -> &str {
+        &self.socket_id
+    }
+
+    /// Subscribes, signed, and waits for the answer; on a presence channel as `user`. Answers with the users that are
+    /// there.
+    pub async fn subscribe(
+        &mut self,
+        app: &ProbeApp,
+        channel: &ChannelName,
+        user: Option<&str>,
+        deadline: Instant,
+    ) -> Result<Vec<String>, Broken> {
+        let data = user.map(|user| serde_json::json!({ "user_id": user, "user_info": {} }).to_string());
+        let message = signature::channel_message(&self.socket_id, channel.as_str(), data.as_deref());
+        let auth = format!("{}:{}", app.key, signature::sign(&app.secret, message.as_bytes()));
+        let frame = serde_json::json!({
+            "event": "pusher:subscribe",
+            "data": { "channel": channel, "auth": auth, "channel_data": data },
+        });
+        let hop = (Hop::Subscribe, Reason::SubscribeRejected);
+        self.send(&frame.to_string(), hop).await?;
+        let answer = self
+            .wait(deadline, hop, |message| {
+                message.event == "pusher_internal:subscription_succeeded"
+                    && message.channel.as_deref() == Some(channel.as_str())
+            })
+            .await?;
+        let ids = answer.data["presence"]["ids"].as_array();
+        Ok(ids.into_iter().flatten().filter_map(|id| id.as_str().map(str::to_owned)).collect())
+    }
+
+    /// Leaves a channel. There is no answer to wait for.
+    pub async fn unsubscribe(&mut self, channel: &ChannelName) -> Result<(), Broken> {
+        let frame = serde_json::json!({ "event": "pusher:unsubscribe", "data": { "channel": channel } });
+        self.send(&frame.to_string(), (Hop::Farewell, Reason::VacatedMissing)).await
+    }
+
+    /// Sends a client event.
+    pub async fn trigger(&mut self, channel: &ChannelName, event: &str, data: &str) -> Result<(), Broken> {
+        let frame = serde_json::json!({ "event": event, "channel": channel, "data": data });
+        self.send(&frame.to_string(), (Hop::Publish, Reason::PublishRejected)).await
+    }
+
+    async fn send(&mut self, frame: &str, (hop, reason): (Hop, Reason)) -> Result<(), Broken> {
+        match &self.outbound {
+            Outbound::Websocket(sender) => sender
+                .send(frame.to_owned())
+                .await
+                .map_err(|_| Broken::ambiguous(hop, reason, format!("{} closed the connection", self.pod))),
+            Outbound::Http(session) => match session.send(frame).await {
+                Ok(()) => Ok(()),
+                Err(super::fallback::SendError::UnknownSession) => {
+                    let detail = format!("a send did not find its session at {}", self.pod);
+                    Err(Broken::decisive(hop, Reason::AffinityBroken, detail))
+                }
+                Err(super::fallback::SendError::Other(error)) => {
+                    Err(Broken::ambiguous(hop, reason, format!("a send to {} failed: {error}", self.pod)))
+                }
+            },
+        }
+    }
+
+    /// Waits for a frame; what comes meanwhile is kept. An error that the server tells ends the wait.
+    pub async fn wait(
+        &mut self,
+        deadline: Instant,
+        (hop, reason): (Hop, Reason),
+        wanted: impl Fn(&ServerMessage) -> bool,
+    ) -> Result<ServerMessage, Broken> {
+        if let Some(at) = self.unread.iter().position(&wanted)
+            && let Some(message) = self.unread.remove(at)
+        {
+            return Ok(message);
+        }
+        loop {
+            match self.next(deadline).await {
+                Ok(message) if wanted(&message) => return Ok(message),
+                Ok(message) if ["pusher:error", "pusher:subscription_error"].contains(&message.event.as_str()) => {
+                    let detail = format!("{} answered {}: {}", self.pod, message.event, message.data);
+                    return Err(Broken::decisive(hop, reason, detail));
+                }
+                Ok(message) => {
+                    if self.unread.len() == QUEUE {
+                        self.unread.pop_front();
+                    }
+                    self.unread.push_back(message);
+                }
+                Err(error) => return Err(Broken::ambiguous(hop, reason, format!("{}: {error}", self.pod))),
+            }
+        }
+    }
+
+    async fn next(&mut self, deadline: Instant) -> Result<ServerMessage, String> {
+        loop {
+            match timeout_at(deadline, self.inbound.recv()).await {
+                Err(_) => return Err("no answer in time".to_owned()),
+                Ok(None) => return Err("the connection ended".to_owned()),
+                Ok(Some(Inbound::Closed(why))) => return Err(format!("the connection was closed: {why}")),
+                Ok(Some(Inbound::Message(text))) => {
+                    return ServerMessage::parse(&text).map_err(|error| format!("sent no message: {error}"));
+                }
+            }
+        }
+    }
+}
+
+/// Whether a roster names a user.
+pub(super) fn told_of(message: &ServerMessage, user: &str) -> bool {
+    message.event == "pusher_internal:member_added"
+        && Member::parse(&message.data.to_string()).is_some_and(|member| member.user_id == user)
+}

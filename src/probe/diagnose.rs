@@ -1,0 +1,154 @@
+//! Which hop broke when a webhook did not come: the stream is read back and the servers' own accounts are asked.
+
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+
+use super::observe::Observer;
+use super::{EdgePod, Plan};
+use crate::api::Reason;
+use crate::gate::Hop;
+use crate::kinesis::{Class, Client, KinesisError, Position};
+use crate::probe::client::Broken;
+use crate::protocol::admin::RecorderState;
+use crate::protocol::record::Record;
+use crate::protocol::{ChannelName, ShardId};
+
+/// Between two reads of one shard: it allows five a second over all its readers, and the dispatcher needs four.
+const BETWEEN_READS: Duration = Duration::from_secs(1);
+
+/// Most reads for one diagnosis.
+const MAX_READS: usize = 10;
+
+/// How far before the journey's start the stream is read, for clocks that differ.
+const MARGIN_MS: u64 = 5_000;
+
+/// Reads the stream back, one diagnosis at a time.
+#[derive(Default)]
+pub(super) struct ReadBack {
+    turn: Mutex<()>,
+}
+
+/// What did not come.
+pub(super) struct Missing<'a> {
+    /// The pod that the event went through.
+    pub pod: &'a EdgePod,
+    /// The event's name in webhooks.
+    pub event: &'a str,
+    /// Its channel.
+    pub channel: &'a ChannelName,
+    /// The channel's shard.
+    pub shard: &'a ShardId,
+    /// When the journey began, in ms since 1970.
+    pub since_ms: u64,
+    /// How long the webhook was waited for.
+    pub waited: Duration,
+}
+
+impl ReadBack {
+    /// The sequence number of the missing event's record; `None` when the stream does not have it.
+    async fn find(&self, stream: &Client, missing: &Missing<'_>) -> Result<Option<String>, KinesisError> {
+        let _turn = self.turn.lock().await;
+        let position = Position::AtTime(missing.since_ms.saturating_sub(MARGIN_MS));
+        let mut iterator = stream.iterator(missing.shard, &position).await?;
+        for read in 0..MAX_READS {
+            if read > 0 {
+                tokio::time::sleep(BETWEEN_READS).await;
+            }
+            let page = stream.read(&iterator, 1000).await?;
+            let found = page.records.iter().find(|record| {
+                Record::parse(&record.data).is_ok_and(|record| {
+                    record.channel == *missing.channel
+                        && record.events.iter().any(|event| event.kind.name() == missing.event)
+                })
+            });
+            if let Some(found) = found {
+                return Ok(Some(found.sequence.clone()));
+            }
+            match page.next {
+                Some(next) if page.behind_ms > 0 => iterator = next,
+                _ => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Names the first broken hop.
+pub(super) async fn diagnose(plan: &Plan, observer: &Observer, read_back: &ReadBack, missing: &Missing<'_>) -> Broken {
+    let (pod, stream) = (&missing.pod.pod, plan.stream.stream());
+    let seconds = missing.waited.as_secs();
+    match read_back.find(&plan.stream, missing).await {
+        Ok(Some(sequence)) => past_the_stream(plan, observer, missing, &sequence).await,
+        Ok(None) => {
+            let recorder = observer.flow(missing.pod.admin).await.and_then(|flow| flow.recorder);
+            match recorder.and_then(|recorder| recorder.last_error.filter(|_| recorder.state == RecorderState::Kinesis))
+            {
+                Some(error) => {
+                    let detail = format!("subscribed on {pod}, but its records are refused: {error}");
+                    Broken::decisive(Hop::Record, Reason::RecordRefused, detail)
+                }
+                None => {
+                    let detail = format!("subscribed on {pod}, but no record reached stream {stream} in {seconds} s");
+                    Broken::decisive(Hop::Record, Reason::RecordMissing, detail)
+                }
+            }
+        }
+        Err(error) if error.class == Class::NotFound => {
+            Broken::decisive(Hop::Record, Reason::StreamMissing, format!("subscribed on {pod}, but {error}"))
+        }
+        Err(error) => {
+            let event = missing.event;
+            let detail =
+                format!("no {event} webhook of {pod} in {seconds} s, and the stream cannot be read back: {error}");
+            Broken::ambiguous(Hop::Record, Reason::RecordMissing, detail)
+        }
+    }
+}
+
+async fn past_the_stream(plan: &Plan, observer: &Observer, missing: &Missing<'_>, sequence: &str) -> Broken {
+    let (pod, shard, seconds) = (&missing.pod.pod, missing.shard, missing.waited.as_secs());
+    let stream = plan.stream.stream();
+    let observation = observer.look(plan).await;
+    let stuck = |detail| Broken::ambiguous(Hop::Dispatch, Reason::DispatcherStuck, detail);
+    let Some((holder, flow)) = observation.holder(shard) else {
+        return stuck(format!("the event of {pod} is in {shard} of stream {stream}, which no dispatcher holds"));
+    };
+    let error = flow.last_error.as_ref().map_or_else(String::new, |error| format!("; it says: {error}"));
+    if flow.stream != stream.as_str() {
+        return stuck(format!("the event of {pod} is in stream {stream}, but {holder} reads {}{error}", flow.stream));
+    }
+    let read_to = flow.shards.get(shard).and_then(|shard| shard.read_to.as_deref());
+    if read_to.is_none_or(|read_to| is_before(read_to, sequence)) {
+        return stuck(format!(
+            "the event of {pod} is in {shard} of stream {stream}, but {holder} has not read it after {seconds} s{error}"
+        ));
+    }
+    let event = missing.event;
+    let detail =
+        format!("{holder} read the {event} of {pod} from {shard}, but no webhook arrived in {seconds} s{error}");
+    Broken::ambiguous(Hop::Delivery, Reason::WebhookMissing, detail)
+}
+
+/// Whether one sequence number is before another: both are decimal numbers of any length.
+fn is_before(one: &str, other: &str) -> bool {
+    let (one, other) = (one.trim_start_matches('0'), other.trim_start_matches('0'));
+    (one.len(), one) < (other.len(), other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequence_numbers_are_compared_as_numbers() {
+        assert!(is_before("9", "10"));
+        assert!(is_before("00000000000000000000000000000009", "10"));
+        assert!(!is_before("10", "10"));
+        assert!(!is_before("11", "10"));
+        assert!(is_before(
+            "49590338271490256608559692538361571095921575989136588897",
+            "49590338271490256608559692538361571095921575989136588898"
+        ));
+    }
+}

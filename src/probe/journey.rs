@@ -1,0 +1,358 @@
+//! One journey: what a customer's event goes through, hop by hop.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::client::{Broken, Client, told_of};
+use super::diagnose::{Missing, ReadBack, diagnose};
+use super::nonce::Channels;
+use super::observe::Observer;
+use super::receiver::{Arrived, Claim, Receiver};
+use super::{EdgePod, Plan};
+use crate::api::Reason;
+use crate::gate::{Failure, Hop, Journey, Outcome};
+use crate::kinesis::Shard;
+use crate::protocol::record::EventKind;
+use crate::protocol::{AppId, ShardId, Transport, rest};
+use crate::runtime::clock;
+
+/// The client event of a journey.
+const EVENT: &str = "client-probe";
+/// The event that is published through the HTTP API.
+const PUBLISHED: &str = "probe-published";
+
+/// Longest that another session may take to connect, so that a dead neighbour costs little.
+const COMPANION: Duration = Duration::from_secs(3);
+
+/// What journeys share.
+pub(super) struct Context {
+    pub plan: Plan,
+    pub receiver: Receiver,
+    pub observer: Observer,
+    pub read_back: ReadBack,
+    pub http: reqwest::Client,
+}
+
+/// Which way one journey goes.
+pub(super) struct Route {
+    pub transport: Transport,
+    pub edge: EdgePod,
+    /// Where a second session may be, best first.
+    pub companions: Vec<(Transport, EdgePod)>,
+    pub channels: Channels,
+    /// Open shards, as last listed.
+    pub shards: Arc<Vec<Shard>>,
+    /// Whose records go through them.
+    pub app: AppId,
+}
+
+impl Route {
+    /// The shards that the journey's records go through.
+    fn shards_of(&self) -> Vec<ShardId> {
+        let channels = [&self.channels.private, &self.channels.presence];
+        let shard = |channel| Channels::shard_of(&self.app, channel, &self.shards).cloned();
+        channels.into_iter().filter_map(shard).collect()
+    }
+}
+
+/// Called at every hop: the latency in ms, or what broke.
+pub(super) type Tell = Box<dyn FnMut(Hop, Result<u64, String>) + Send>;
+
+/// A journey whose hops 1 to 10 held and whose farewell is still to come.
+pub(super) struct Underway {
+    context: Arc<Context>,
+    route: Route,
+    client: Client,
+    claim: Claim,
+    log: Log,
+}
+
+struct Log {
+    started_ms: u64,
+    last: Instant,
+    latency_ms: BTreeMap<Hop, u64>,
+    tell: Tell,
+}
+
+impl Log {
+    fn passed(&mut self, hop: Hop) {
+        let ms = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last = Instant::now();
+        self.latency_ms.insert(hop, ms);
+        (self.tell)(hop, Ok(ms));
+    }
+}
+
+/// Hops 1 to 10. The error is the finished journey that broke.
+pub(super) async fn travel(context: Arc<Context>, route: Route, tell: Tell) -> Result<Underway, Journey> {
+    let mut log = Log { started_ms: clock::now_ms(), last: Instant::now(), latency_ms: BTreeMap::new(), tell };
+    let mut claim = context.receiver.claim(&route.channels.nonce);
+    match hops(&context, &route, &mut claim, &mut log).await {
+        Ok(client) => Ok(Underway { context, route, client, claim, log }),
+        Err(broken) => Err(finish(&route, None, log, Some(broken))),
+    }
+}
+
+async fn hops(context: &Context, route: &Route, claim: &mut Claim, log: &mut Log) -> Result<Client, Broken> {
+    let (plan, edge, channels) = (&context.plan, &route.edge, &route.channels);
+    let deadline = Instant::now() + plan.policy.timeout;
+    let address = (edge.pod.as_str(), edge.public);
+    let mut client = Client::connect(address, route.transport, &plan.app, |hop| log.passed(hop)).await?;
+
+    let user = format!("member-{}", channels.nonce);
+    client.subscribe(&plan.app, &channels.private, None, deadline).await?;
+    client.subscribe(&plan.app, &channels.presence, Some(&user), deadline).await?;
+    log.passed(Hop::Subscribe);
+
+    let companion = companion(context, route, &user).await?;
+    let data = format!("{{\"nonce\":\"{}\"}}", channels.nonce);
+    client.trigger(&channels.private, EVENT, &data).await?;
+    log.passed(Hop::Publish);
+
+    if let Some((pod, mut other)) = companion {
+        fan_out(context, route, &mut client, (&pod, &mut other), &data, deadline).await?;
+        log.passed(Hop::FanOut);
+    }
+    if plan.webhooks {
+        delivery(context, route, &client, claim, log, deadline).await?;
+    }
+    Ok(client)
+}
+
+/// A second session that is subscribed where the first is, and sees it there. `None` when there is no other pod, or
+/// none that can be reached: their own journeys tell of those.
+async fn companion(context: &Context, route: &Route, user: &str) -> Result<Option<(String, Client)>, Broken> {
+    let (app, channels) = (&context.plan.app, &route.channels);
+    for (transport, pod) in route.companions.iter().take(2) {
+        let deadline = Instant::now() + COMPANION;
+        let joined = async {
+            let mut client = Client::connect((&pod.pod, pod.public), *transport, app, |_| {}).await?;
+            client.subscribe(app, &channels.private, None, deadline).await?;
+            let name = format!("witness-{}", channels.nonce);
+            let users = client.subscribe(app, &channels.presence, Some(&name), deadline).await?;
+            Ok::<_, Broken>((client, users))
+        };
+        let Ok(Ok((client, users))) = timeout_at(deadline, joined).await else { continue };
+        if !users.iter().any(|found| found == user) {
+            let detail = format!("{} does not see the member that joined on {}", pod.pod, route.edge.pod);
+            return Err(Broken::decisive(Hop::FanOut, Reason::FanoutBroken, detail));
+        }
+        return Ok(Some((pod.pod.clone(), client)));
+    }
+    Ok(None)
+}
+
+/// The other session sees the client event and a publish, and the first sees the other come.
+async fn fan_out(
+    context: &Context,
+    route: &Route,
+    client: &mut Client,
+    (pod, other): (&str, &mut Client),
+    data: &str,
+    deadline: Instant,
+) -> Result<(), Broken> {
+    let (edge, channels) = (&route.edge, &route.channels);
+    let broken = |broken: Broken, what: &str| Broken {
+        hop: Hop::FanOut,
+        reason: Reason::FanoutBroken,
+        detail: format!("{pod} did not get the {what} of {}: {}", edge.pod, broken.detail),
+        ..broken
+    };
+    let hop = (Hop::FanOut, Reason::FanoutBroken);
+    let wanted = serde_json::from_str::<serde_json::Value>(data).unwrap_or_default();
+    // A server that refuses the event says so to the one who sent it.
+    let arrived = other.wait(deadline, hop, |message| message.event == EVENT && message.data == wanted);
+    tokio::select! {
+        result = arrived => { result.map_err(|error| broken(error, "client event"))?; }
+        refused = client.wait(deadline, (Hop::Publish, Reason::PublishRejected), |_| false) => {
+            if let Err(error) = refused && error.decisive {
+                return Err(error);
+            }
+        }
+    }
+    publish(context, route).await?;
+    other
+        .wait(deadline, hop, |message| message.event == PUBLISHED)
+        .await
+        .map_err(|error| broken(error, "publish through the HTTP API"))?;
+    let name = format!("witness-{}", channels.nonce);
+    let seen = client.wait(deadline, hop, |message| told_of(message, &name)).await;
+    seen.map_err(|error| Broken {
+        detail: format!("{} was not told of the member on {pod}: {}", edge.pod, error.detail),
+        ..error
+    })?;
+    for channel in [&channels.presence, &channels.private] {
+        // It leaves before the first does, so that the channel is vacated through the pod that is proven.
+        other.unsubscribe(channel).await.map_err(|error| broken(error, "farewell"))?;
+    }
+    // The answer to a leave is that the others are told.
+    let left = client.wait(deadline, hop, |message| message.event == "pusher_internal:member_removed").await;
+    left.map_err(|error| Broken {
+        hop: Hop::FanOut,
+        reason: Reason::FanoutBroken,
+        detail: format!("{} was not told that the member on {pod} left: {}", edge.pod, error.detail),
+        ..error
+    })?;
+    Ok(())
+}
+
+/// Publishes through the HTTP API of the journey's pod.
+async fn publish(context: &Context, route: &Route) -> Result<(), Broken> {
+    let app = &context.plan.app;
+    let body = serde_json::json!({ "name": PUBLISHED, "data": "{}", "channels": [route.channels.private] }).to_string();
+    let path = format!("/apps/{}/events", app.id);
+    let now = clock::now_ms() / 1000;
+    let query = rest::signed_query(app.key.as_str(), &app.secret, ("POST", &path), body.as_bytes(), now);
+    let pairs: Vec<String> = query.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let url = format!("http://{}{path}?{}", route.edge.public, pairs.join("&"));
+    let request = context.http.post(url).header("content-type", "application/json").body(body);
+    let rejected = |detail| Broken::ambiguous(Hop::Publish, Reason::PublishRejected, detail);
+    let answer = request.send().await.map_err(|error| rejected(error.without_url().to_string()))?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let text = answer.text().await.unwrap_or_default();
+    let detail = format!("the HTTP API of {} answered {status}: {}", route.edge.pod, text.trim());
+    Err(Broken::decisive(Hop::Publish, Reason::PublishRejected, detail))
+}
+
+/// Hops 7 to 10: an authentic webhook of each event proves them all.
+async fn delivery(
+    context: &Context,
+    route: &Route,
+    client: &Client,
+    claim: &mut Claim,
+    log: &mut Log,
+    deadline: Instant,
+) -> Result<(), Broken> {
+    let (edge, channels) = (&route.edge, &route.channels);
+    let user_id = format!("member-{}", channels.nonce);
+    let mut wanted = vec![
+        (EventKind::ChannelOccupied, &channels.private),
+        (
+            EventKind::ClientEvent {
+                event: EVENT.to_owned(),
+                data: format!("{{\"nonce\":\"{}\"}}", channels.nonce),
+                socket_id: client.socket_id().to_owned(),
+                user_id: None,
+            },
+            &channels.private,
+        ),
+        (EventKind::ChannelOccupied, &channels.presence),
+        (EventKind::MemberAdded { user_id }, &channels.presence),
+    ];
+    while !wanted.is_empty() {
+        let Ok(Some(arrived)) = timeout_at(deadline, claim.events.recv()).await else {
+            let (event, channel) = (wanted[0].0.name(), wanted[0].1);
+            let Some(shard) = Channels::shard_of(&context.plan.app.id, channel, &route.shards) else {
+                let detail = format!("no {event} webhook of {}, and no open shard holds {channel}", edge.pod);
+                return Err(Broken::ambiguous(Hop::Record, Reason::RecordMissing, detail));
+            };
+            let waited = context.plan.policy.timeout;
+            let missing = Missing { pod: edge, event, channel, shard, since_ms: log.started_ms, waited };
+            return Err(diagnose(&context.plan, &context.observer, &context.read_back, &missing).await);
+        };
+        authentic(edge, &arrived)?;
+        let event = &arrived.event;
+        if let Some(at) = wanted.iter().position(|(kind, channel)| *kind == event.kind && **channel == event.channel) {
+            wanted.swap_remove(at);
+            continue;
+        }
+        let kind = event.kind.name();
+        if wanted.iter().any(|(wanted, channel)| wanted.name() == kind && **channel == event.channel)
+            && kind == "client_event"
+        {
+            let detail = format!("the {kind} webhook of {} says something else than was sent", edge.pod);
+            return Err(Broken::decisive(Hop::Authenticity, Reason::PayloadWrong, detail));
+        }
+    }
+    for hop in [Hop::Record, Hop::Dispatch, Hop::Delivery, Hop::Authenticity] {
+        log.passed(hop);
+    }
+    Ok(())
+}
+
+fn authentic(edge: &EdgePod, arrived: &Arrived) -> Result<(), Broken> {
+    arrived.authentic.clone().map_err(|error| {
+        let detail = format!("the {} webhook of {} is not authentic: {error}", arrived.event.kind.name(), edge.pod);
+        Broken::decisive(Hop::Authenticity, Reason::SignatureInvalid, detail)
+    })
+}
+
+impl Underway {
+    /// Hop 11: leaving is told.
+    pub async fn farewell(mut self) -> Journey {
+        let result = self.leave().await.err();
+        let Self { context, route, log, .. } = self;
+        let dispatcher = match &result {
+            None if context.plan.webhooks => holder(&context, &route).await,
+            _ => None,
+        };
+        finish(&route, dispatcher, log, result)
+    }
+
+    async fn leave(&mut self) -> Result<(), Broken> {
+        let channels = &self.route.channels;
+        for channel in [&channels.presence, &channels.private] {
+            self.client.unsubscribe(channel).await?;
+        }
+        if !self.context.plan.webhooks {
+            return Ok(());
+        }
+        let user_id = format!("member-{}", channels.nonce);
+        let mut wanted = vec![
+            (EventKind::ChannelVacated, &channels.private),
+            (EventKind::MemberRemoved { user_id }, &channels.presence),
+            (EventKind::ChannelVacated, &channels.presence),
+        ];
+        let deadline = Instant::now() + self.context.plan.policy.timeout;
+        while !wanted.is_empty() {
+            let Ok(Some(arrived)) = timeout_at(deadline, self.claim.events.recv()).await else {
+                let (pod, seconds) = (&self.route.edge.pod, self.context.plan.policy.timeout.as_secs());
+                let detail = format!("left {pod}, but no {} webhook arrived in {seconds} s", wanted[0].0.name());
+                return Err(Broken::ambiguous(Hop::Farewell, Reason::VacatedMissing, detail));
+            };
+            authentic(&self.route.edge, &arrived)?;
+            wanted.retain(|(kind, channel)| *kind != arrived.event.kind || **channel != arrived.event.channel);
+        }
+        self.log.passed(Hop::Farewell);
+        Ok(())
+    }
+}
+
+/// The dispatcher that holds the private channel's shard.
+async fn holder(context: &Context, route: &Route) -> Option<String> {
+    let shard = Channels::shard_of(&context.plan.app.id, &route.channels.private, &route.shards)?;
+    for pod in &context.plan.dispatchers {
+        let flow = context.observer.flow(pod.admin).await.and_then(|flow| flow.dispatcher);
+        if flow.is_some_and(|flow| flow.shards.contains_key(shard)) {
+            return Some(pod.pod.clone());
+        }
+    }
+    None
+}
+
+fn finish(route: &Route, dispatcher: Option<String>, mut log: Log, broken: Option<Broken>) -> Journey {
+    let outcome = match broken {
+        None => Outcome::Pass,
+        Some(broken) => {
+            (log.tell)(broken.hop, Err(broken.detail.clone()));
+            let failure = Failure { hop: broken.hop, reason: broken.reason, detail: broken.detail };
+            if broken.decisive { Outcome::Decisive(failure) } else { Outcome::Ambiguous(failure) }
+        }
+    };
+    Journey {
+        transport: route.transport,
+        pod: route.edge.pod.clone(),
+        shards: route.shards_of(),
+        dispatcher,
+        started_ms: log.started_ms,
+        ended_ms: clock::now_ms(),
+        latency_ms: log.latency_ms,
+        outcome,
+    }
+}

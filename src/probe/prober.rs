@@ -1,0 +1,336 @@
+//! The schedule: rounds of journeys, looks at every pod, confirmations, and the verdict that comes of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use ulid::Ulid;
+
+use super::journey::{Context, Route, Tell, travel};
+use super::nonce::{Channels, choose};
+use super::observe::{Observation, Observer};
+use super::receiver::Receiver;
+use super::{EdgePod, Plan};
+use crate::gate::{Dimensions, Evidence, Hop, Journey, Phase, Verdict};
+use crate::kinesis::Shard;
+use crate::protocol::{ShardId, Transport};
+
+/// Journeys whose hops are under way at once.
+const CONCURRENCY: usize = 16;
+
+/// Between two looks at every pod, until the cluster is proven.
+const FIRST_LOOKS: Duration = Duration::from_millis(500);
+
+/// Between two rounds at least, until the cluster is proven.
+const FIRST_ROUNDS: Duration = Duration::from_millis(500);
+
+/// How long the first round waits for the dispatchers to hold every shard: an event that nobody reads yet would be told
+/// as a failure.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Between two listings of the shards.
+const LISTINGS: Duration = Duration::from_secs(30);
+
+/// Ticks that a slow display may be behind.
+const TICKS: usize = 4096;
+
+/// Results that wait to be judged.
+const RESULTS: usize = 1024;
+
+/// A hop as it was passed, or as it broke.
+#[derive(Clone, Debug)]
+pub struct HopTick {
+    /// By which transport.
+    pub transport: Transport,
+    /// Through which pod.
+    pub pod: String,
+    /// The hop.
+    pub hop: Hop,
+    /// Its latency in ms, or what broke.
+    pub result: Result<u64, String>,
+}
+
+/// Running journeys.
+pub struct Prober {
+    /// The latest verdict.
+    pub verdicts: watch::Receiver<Verdict>,
+    /// Every hop, for a display; a slow one misses some.
+    pub hops: broadcast::Receiver<HopTick>,
+    task: JoinHandle<()>,
+}
+
+impl Prober {
+    /// Waits until the journeys have ended, after the token was cancelled.
+    pub async fn stopped(self) {
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the prober ended badly");
+        }
+    }
+}
+
+/// Starts journeys until the token ends them.
+///
+/// # Errors
+/// No HTTP client can be made on this machine.
+pub fn start(plan: Plan, receiver: Receiver, shutdown: CancellationToken) -> Result<Prober, reqwest::Error> {
+    receiver.expect(plan.app.clone());
+    let observer = Observer::new(plan.admin_token.clone())?;
+    let http = reqwest::Client::builder().no_proxy().timeout(plan.policy.timeout).build()?;
+    let mut evidence = Evidence::new(plan.policy);
+    let context = Arc::new(Context { plan, receiver, observer, read_back: super::diagnose::ReadBack::default(), http });
+    evidence.expect(dimensions(&context.plan, &[], &Observation::default()));
+    let (verdicts, latest) = watch::channel(evidence.verdict());
+    let (ticks, hops) = broadcast::channel(TICKS);
+    let (results, arriving) = mpsc::channel(RESULTS);
+    let schedule = Schedule {
+        context,
+        evidence,
+        verdicts,
+        ticks,
+        results,
+        shards: Arc::new(vec![]),
+        observation: Observation::default(),
+        turn: 0,
+        running: Arc::new(Semaphore::new(CONCURRENCY)),
+        confirmed: BTreeMap::new(),
+        underway: 0,
+        began: Instant::now(),
+    };
+    let task = tokio::spawn(schedule.run(arriving, shutdown));
+    Ok(Prober { verdicts: latest, hops, task })
+}
+
+enum Event {
+    /// Every pod was looked at.
+    Seen(Observation),
+    /// The shards were listed.
+    Listed(Vec<Shard>),
+    /// The hops of a journey are over; its farewell may go on.
+    Travelled,
+    /// A journey is over.
+    Finished(Journey),
+}
+
+struct Schedule {
+    context: Arc<Context>,
+    evidence: Evidence,
+    verdicts: watch::Sender<Verdict>,
+    ticks: broadcast::Sender<HopTick>,
+    results: mpsc::Sender<Event>,
+    shards: Arc<Vec<Shard>>,
+    observation: Observation,
+    /// Counts journeys, so that shards and companions take turns.
+    turn: usize,
+    running: Arc<Semaphore>,
+    /// When each suspect was last tried again.
+    confirmed: BTreeMap<(Transport, String), Instant>,
+    /// Journeys whose hops are not over.
+    underway: usize,
+    began: Instant,
+}
+
+impl Schedule {
+    async fn run(mut self, mut arriving: mpsc::Receiver<Event>, shutdown: CancellationToken) {
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let (mut looked, mut listed, mut round) = (None, None, None);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                event = arriving.recv() => if let Some(event) = event { self.take(event) },
+                now = tick.tick() => {
+                    let proven = self.verdicts.borrow().phase == Phase::Open;
+                    let interval = self.context.plan.policy.interval;
+                    if due(listed, now, if self.shards.is_empty() { FIRST_LOOKS } else { LISTINGS }) {
+                        listed = Some(now);
+                        self.list();
+                    }
+                    if due(looked, now, if proven { interval } else { FIRST_LOOKS }) {
+                        looked = Some(now);
+                        self.look();
+                    }
+                    let first = self.verdicts.borrow().phase == Phase::Proving;
+                    if self.underway == 0 && self.settled() && due(round, now, if first { FIRST_ROUNDS } else { interval }) {
+                        round = Some(now);
+                        self.round();
+                    }
+                    self.confirm(now);
+                }
+            }
+        }
+    }
+
+    /// Whether journeys may begin: every shard is held, or it took too long.
+    fn settled(&self) -> bool {
+        let held = |shard: &Shard| self.observation.holder(&shard.id).is_some();
+        let reading = !self.context.plan.webhooks || (!self.shards.is_empty() && self.shards.iter().all(held));
+        reading || self.began.elapsed() > SETTLE
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Seen(observation) => {
+                for (pod, drifts) in &observation.drifts {
+                    self.evidence.drifted(pod, drifts.clone());
+                }
+                self.observation = observation;
+                self.expect();
+            }
+            Event::Listed(shards) => {
+                self.shards = Arc::new(shards.into_iter().filter(|shard| shard.open).collect());
+                self.expect();
+            }
+            Event::Travelled => self.underway = self.underway.saturating_sub(1),
+            Event::Finished(journey) => {
+                tracing::debug!(?journey, unclaimed = self.context.receiver.unclaimed(), "a journey is over");
+                self.evidence.add(&journey);
+            }
+        }
+        let verdict = self.evidence.verdict();
+        self.verdicts.send_if_modified(|known| {
+            let changed = *known != verdict;
+            *known = verdict;
+            changed
+        });
+    }
+
+    fn expect(&mut self) {
+        self.evidence.expect(dimensions(&self.context.plan, &self.shards, &self.observation));
+    }
+
+    fn look(&self) {
+        let (context, results) = (self.context.clone(), self.results.clone());
+        tokio::spawn(async move {
+            let observation = context.observer.look(&context.plan).await;
+            // The schedule may have ended.
+            let _ = results.send(Event::Seen(observation)).await;
+        });
+    }
+
+    fn list(&self) {
+        if !self.context.plan.webhooks {
+            return;
+        }
+        let (context, results) = (self.context.clone(), self.results.clone());
+        tokio::spawn(async move {
+            match context.plan.stream.shards().await {
+                // As above.
+                Ok(shards) => drop(results.send(Event::Listed(shards)).await),
+                Err(error) => tracing::warn!(%error, "the shards cannot be listed; the last listing stays"),
+            }
+        });
+    }
+
+    /// One journey by every transport through every pod.
+    fn round(&mut self) {
+        let pairs: Vec<(Transport, EdgePod)> = self.pairs();
+        for (transport, edge) in pairs {
+            self.begin(transport, edge);
+        }
+    }
+
+    fn pairs(&self) -> Vec<(Transport, EdgePod)> {
+        let edges = self.context.plan.edges.iter();
+        edges.flat_map(|edge| edge.transports.iter().map(|transport| (*transport, edge.clone()))).collect()
+    }
+
+    /// Tries suspects again, each after a while.
+    fn confirm(&mut self, now: Instant) {
+        let suspects = self.evidence.suspects();
+        self.confirmed.retain(|pair, _| suspects.contains(pair));
+        let every = self.context.plan.policy.confirm_every + self.context.plan.policy.timeout;
+        for pair in suspects {
+            let last = *self.confirmed.entry(pair.clone()).or_insert_with(|| {
+                // The first confirmation comes soon, a later one once the one before must be over.
+                now.checked_sub(self.context.plan.policy.timeout).unwrap_or(now)
+            });
+            if now.duration_since(last) < every {
+                continue;
+            }
+            self.confirmed.insert(pair.clone(), now);
+            if let Some(edge) = self.context.plan.edges.iter().find(|edge| edge.pod == pair.1).cloned() {
+                self.begin(pair.0, edge);
+            }
+        }
+    }
+
+    fn begin(&mut self, transport: Transport, edge: EdgePod) {
+        let Some(channels) = self.channels() else { return };
+        let route = Route {
+            transport,
+            companions: self.companions(transport, &edge),
+            edge,
+            channels,
+            shards: self.shards.clone(),
+            app: self.context.plan.app.id.clone(),
+        };
+        self.turn += 1;
+        self.underway += 1;
+        let (context, results, running) = (self.context.clone(), self.results.clone(), self.running.clone());
+        let tell = tell(self.ticks.clone(), &route);
+        tokio::spawn(async move {
+            // The semaphore is never closed.
+            let place = running.acquire_owned().await;
+            let travelled = travel(context, route, tell).await;
+            drop(place);
+            // The schedule may have ended: then nobody waits for the journey.
+            let _ = results.send(Event::Travelled).await;
+            let journey = match travelled {
+                Ok(underway) => underway.farewell().await,
+                Err(broken) => broken,
+            };
+            let _ = results.send(Event::Finished(journey)).await;
+        });
+    }
+
+    /// Channels for the next journey: its private one falls into the shard whose turn it is.
+    fn channels(&self) -> Option<Channels> {
+        let next = || Ulid::new().to_string().to_lowercase();
+        let shard: Option<&ShardId> = (!self.shards.is_empty()).then(|| &self.shards[self.turn % self.shards.len()].id);
+        shard
+            .and_then(|shard| choose(&self.context.plan.app.id, shard, &self.shards, next))
+            .or_else(|| Channels::new(&next()))
+    }
+
+    /// Other pods, those of the other kind of server first, and another one first each time.
+    fn companions(&self, transport: Transport, edge: &EdgePod) -> Vec<(Transport, EdgePod)> {
+        let mut others: Vec<_> = self.pairs().into_iter().filter(|(_, other)| other.pod != edge.pod).collect();
+        if !others.is_empty() {
+            let first = self.turn % others.len();
+            others.rotate_left(first);
+        }
+        others.sort_by_key(|(other, _)| other.server() == transport.server());
+        others
+    }
+}
+
+fn due(last: Option<Instant>, now: Instant, every: Duration) -> bool {
+    last.is_none_or(|last| now.duration_since(last) >= every)
+}
+
+fn tell(ticks: broadcast::Sender<HopTick>, route: &Route) -> Tell {
+    let (transport, pod) = (route.transport, route.edge.pod.clone());
+    Box::new(move |hop, result| {
+        // Without a display nobody listens.
+        let _ = ticks.send(HopTick { transport, pod: pod.clone(), hop, result });
+    })
+}
+
+/// What there is to be proven, as last seen.
+fn dimensions(plan: &Plan, shards: &[Shard], observation: &Observation) -> Dimensions {
+    let pods = plan.edges.iter().map(|edge| (edge.pod.clone(), edge.transports.iter().copied().collect()));
+    let shards: BTreeSet<ShardId> = shards.iter().map(|shard| shard.id.clone()).collect();
+    let holders = observation.dispatchers.iter();
+    let holders = holders.filter(|(_, flow)| flow.shards.keys().any(|shard| shards.contains(shard)));
+    Dimensions {
+        transports: plan.transports.clone(),
+        pods: pods.collect(),
+        webhooks: plan.webhooks,
+        dispatchers: holders.map(|(pod, _)| pod.clone()).collect(),
+        shards,
+    }
+}

@@ -1,0 +1,154 @@
+//! The page to try the cluster with: pusher-js in a browser, on each transport, with the webhooks beside it.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Form, Json, Router};
+use futures::stream::{self, Stream, StreamExt};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::customer::Delivered;
+use crate::protocol::{AppKey, Secret, SocketId, signature};
+
+const INDEX: &str = include_str!("page/index.html");
+const SCRIPT: &str = include_str!("page/page.js");
+const STYLE: &str = include_str!("page/page.css");
+const PUSHER: &str = include_str!("../../third_party/pusher-js/pusher.min.js");
+
+/// Webhooks that are shown to a page that is opened later.
+const KEPT: usize = 50;
+
+/// The app that the page connects to, and where.
+#[derive(Clone, Debug)]
+pub struct Demo {
+    /// Its key.
+    pub key: AppKey,
+    /// Its secret, with which the page's server signs subscriptions.
+    pub secret: Secret,
+    /// Where WebSocket is served, if it is.
+    pub websocket: Option<SocketAddr>,
+    /// Where the fallbacks are served, if they are.
+    pub sockjs: Option<SocketAddr>,
+}
+
+struct Page {
+    demo: Demo,
+    verdict: watch::Receiver<Option<Value>>,
+    delivered: broadcast::Sender<Delivered>,
+    kept: Mutex<VecDeque<Delivered>>,
+    shutdown: CancellationToken,
+}
+
+/// Serves the page until the token ends it.
+pub fn serve(
+    listener: TcpListener,
+    demo: Demo,
+    verdict: watch::Receiver<Option<Value>>,
+    delivered: broadcast::Sender<Delivered>,
+    shutdown: CancellationToken,
+) -> tokio::task::JoinHandle<()> {
+    let mut incoming = delivered.subscribe();
+    let page = Arc::new(Page { demo, verdict, delivered, kept: Mutex::default(), shutdown: shutdown.clone() });
+    let router = Router::new()
+        .route("/", get(|| async { ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], INDEX) }))
+        .route("/page.js", get(|| async { ([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], SCRIPT) }))
+        .route("/page.css", get(|| async { ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], STYLE) }))
+        .route("/pusher.js", get(|| async { ([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], PUSHER) }))
+        .route("/config.json", get(config))
+        .route("/auth", post(auth))
+        .route("/webhooks", get(webhooks))
+        .with_state(page.clone());
+    tokio::spawn(async move {
+        let keep = async {
+            loop {
+                match incoming.recv().await {
+                    Ok(webhook) => page.keep(webhook),
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                }
+            }
+        };
+        let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
+        tokio::select! {
+            () = keep => {}
+            result = served => if let Err(error) = result { tracing::error!(%error, "the page's server ended"); },
+        }
+    })
+}
+
+impl Page {
+    fn keep(&self, webhook: Delivered) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(webhook);
+    }
+}
+
+async fn config(State(page): State<Arc<Page>>) -> Json<Value> {
+    Json(json!({
+        "key": page.demo.key,
+        "websocket": page.demo.websocket.map(host_port),
+        "sockjs": page.demo.sockjs.map(host_port),
+        "verdict": page.verdict.borrow().clone(),
+    }))
+}
+
+/// An address as the JSON output and the page show it.
+#[must_use]
+pub fn host_port(address: SocketAddr) -> Value {
+    json!({ "host": address.ip().to_string(), "port": address.port() })
+}
+
+#[derive(Deserialize)]
+struct Subscription {
+    socket_id: String,
+    channel_name: String,
+}
+
+/// Signs a subscription, as a customer's backend would for a user who is logged in.
+async fn auth(State(page): State<Arc<Page>>, Form(wanted): Form<Subscription>) -> Response {
+    if !SocketId::is_valid(&wanted.socket_id) {
+        return (StatusCode::BAD_REQUEST, "socket_id is not of the form 123.456").into_response();
+    }
+    let channel_data = wanted.channel_name.starts_with("presence-").then(|| {
+        let user: String = wanted.socket_id.chars().take(4).collect();
+        json!({ "user_id": format!("visitor-{user}"), "user_info": { "name": "A visitor of the page" } }).to_string()
+    });
+    let message = signature::channel_message(&wanted.socket_id, &wanted.channel_name, channel_data.as_deref());
+    let signed = signature::sign(&page.demo.secret, message.as_bytes());
+    let mut answer = json!({ "auth": format!("{}:{signed}", page.demo.key) });
+    if let Some(data) = channel_data {
+        answer["channel_data"] = data.into();
+    }
+    Json(answer).into_response()
+}
+
+async fn webhooks(State(page): State<Arc<Page>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let later = page.delivered.subscribe();
+    let kept: Vec<Delivered> = page.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+    let later = stream::unfold(later, |mut later| async {
+        loop {
+            match later.recv().await {
+                Ok(webhook) => return Some((webhook, later)),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    });
+    let all = stream::iter(kept).chain(later).take_until(page.shutdown.clone().cancelled_owned());
+    let events = all.map(|webhook| Ok(Event::default().data(serde_json::to_string(&webhook).unwrap_or_default())));
+    Sse::new(events).keep_alive(KeepAlive::default())
+}

@@ -1,0 +1,140 @@
+//! The binary as a user runs it: exit codes, and what is printed.
+
+use std::process::{Command, Output};
+
+/// Runs the binary with arguments, variables and nothing else of this process's environment.
+fn realtime(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_realtime"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).env_clear().envs(variables.iter().copied());
+    command.output().expect("the binary runs")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn manifest(replace: &str, with: &str) -> tempfile::NamedTempFile {
+    let example = std::fs::read_to_string(format!("{}/examples/eu.yaml", env!("CARGO_MANIFEST_DIR")));
+    let example = example.expect("the example");
+    assert!(example.contains(replace), "the example holds `{replace}`");
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().expect("a file");
+    std::fs::write(file.path(), example.replacen(replace, with, 1)).expect("written");
+    file
+}
+
+#[test]
+fn a_server_refuses_its_configuration_in_one_line_with_exit_code_78() {
+    for (name, variables, says) in [
+        ("nothing at all", &[][..], "REALTIME_SERVER is missing"),
+        (
+            "an unknown name",
+            &[("REALTIME_SERVER", "sockjs"), ("REALTIME_WEBHOKS", "off")][..],
+            "REALTIME_WEBHOKS is not a variable of this release, did you mean REALTIME_WEBHOOKS?: remove it",
+        ),
+        ("another server's command", &[("REALTIME_SERVER", "dispatcher")][..], "REALTIME_"),
+    ] {
+        let output = realtime(&["edge"], variables);
+        assert_eq!(output.status.code(), Some(78), "{name}: {}", stderr(&output));
+        assert!(stderr(&output).contains(says), "{name}: {}", stderr(&output));
+        assert_eq!(stderr(&output).trim().lines().count(), 1, "{name}: one line: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn bad_input_is_told_with_file_path_and_remedy_and_exit_code_2() {
+    for (name, replace, with, says) in [
+        (
+            "an unknown field",
+            "  websocket:\n",
+            "  websockets:\n",
+            "spec.websockets is no field: did you mean `websocket`?",
+        ),
+        (
+            "a wrong type",
+            "replicas: 2",
+            "replicas: two",
+            "spec.websocket.replicas is the text `two`, a whole number is wanted",
+        ),
+        (
+            "two identities",
+            "type: PodIdentity\n",
+            "type: PodIdentity\n      secretRef: { name: keys }\n",
+            "keep one identity",
+        ),
+        (
+            "a contract name in env",
+            "replicas: 2\n",
+            "replicas: 2\n    env: [{ name: REALTIME_WEBHOOKS, value: 'off' }]\n",
+            "belongs to the operator",
+        ),
+        ("an empty region", "region: eu-west-1", "region: ''", "spec.aws.region is empty: write a value"),
+        ("no replicas", "replicas: 2", "replicas: 0", "spec.websocket.replicas is 0: write a number from 1 to 1000"),
+        ("a name too long", "name: eu\n", &format!("name: {}\n", "e".repeat(41)), "more than 40 characters"),
+    ] {
+        let file = manifest(replace, with);
+        let path = file.path().display().to_string();
+        for arguments in [&["render", &path][..], &["rehearse", &path, "--once"][..]] {
+            let output = realtime(arguments, &[]);
+            assert_eq!(output.status.code(), Some(2), "{name}: {}", stderr(&output));
+            assert!(stderr(&output).contains(says), "{name}: {}", stderr(&output));
+            assert!(stderr(&output).contains(&path), "{name} names the file: {}", stderr(&output));
+        }
+    }
+    let output = realtime(&["render", "nowhere.yaml"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("nowhere.yaml: cannot be read"), "{}", stderr(&output));
+}
+
+#[test]
+fn render_prints_what_a_manifest_becomes_and_no_secret() {
+    let output = realtime(&["render", "examples/eu.yaml"], &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    for part in ["kind: Deployment", "REALTIME_WEBHOOKS", "eu-sockjs", "eu-apps-f", "secretKeyRef"] {
+        assert!(text.contains(part), "{part}");
+    }
+}
+
+#[test]
+fn crds_are_printed_as_two_documents() {
+    let output = realtime(&["crd"], &[]);
+    assert_eq!(stdout(&output).matches("kind: CustomResourceDefinition").count(), 2);
+}
+
+#[cfg(feature = "rehearsal")]
+#[test]
+fn a_port_that_is_taken_is_told() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("an address").port().to_string();
+    let output = realtime(&["rehearse", "examples/eu.yaml", "--port", &port], &[]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(&format!("port {port} is taken: choose another with --port")),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[cfg(feature = "rehearsal")]
+#[test]
+fn a_server_that_refuses_to_start_is_the_verdict() {
+    let output =
+        realtime(&["rehearse", "examples/eu.yaml", "--once", "-o", "json", "--edit", "sockjs:REALTIME_WEBHOOKS="], &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let verdict: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("json");
+    assert_eq!(verdict["reason"], "ConfigurationRefused");
+    let message = verdict["message"].as_str().expect("a message");
+    assert!(message.contains("REALTIME_WEBHOOKS is ``: write one of kinesis, off"), "{message}");
+}
+
+#[cfg(feature = "rehearsal")]
+#[test]
+fn an_edit_that_is_none_is_told() {
+    let output = realtime(&["rehearse", "examples/eu.yaml", "--edit", "edge:A=b"], &[]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("websocket, sockjs, dispatcher"), "{}", stderr(&output));
+}

@@ -1,0 +1,44 @@
+//! Files that are generated and committed: what is committed is what the code prints.
+
+use std::path::Path;
+
+use realtime_operator::{api, contract};
+
+fn compare(file: &str, printed: &str, command: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(committed == printed, "{file} is not what the code prints: run `{command}`");
+}
+
+#[test]
+fn the_crds_are_up_to_date() {
+    for crd in api::crd::crds().expect("crds") {
+        let yaml = serde_yaml::to_string(&crd.object).expect("yaml");
+        compare(&format!("crds/{}", crd.file), &yaml, "./test --generate");
+    }
+}
+
+#[test]
+fn the_page_of_variables_is_up_to_date() {
+    compare("docs/variables.md", &contract::markdown(), "./test --generate");
+}
+
+#[test]
+fn the_page_of_reasons_is_up_to_date() {
+    compare("docs/reasons.md", &api::conditions::markdown(), "./test --generate");
+}
+
+#[test]
+fn every_example_can_be_rendered() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let mut count = 0;
+    for entry in std::fs::read_dir(examples).expect("examples/") {
+        let path = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&path).expect("an example");
+        let mut manifests = realtime_operator::desired::Manifests::default();
+        let read = manifests.add(&path.display().to_string(), &text);
+        assert!(read.is_ok(), "{read:?}");
+        count += manifests.clusters.len();
+    }
+    assert!(count > 0, "an example with a cluster");
+}

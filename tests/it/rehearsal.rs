@@ -1,0 +1,246 @@
+//! The spine: a cluster in one process is Ready when events arrived, and refused when anything on their way is wrong.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use realtime_operator::api::Reason;
+use realtime_operator::api::cluster::TransportState;
+use realtime_operator::contract::Server;
+use realtime_operator::desired::Manifests;
+use realtime_operator::gate::{Hop, Phase, Verdict};
+use realtime_operator::protocol::Transport;
+use realtime_operator::rehearsal::{Between, Options, Rehearsal};
+use serde_json::{Value, json};
+
+/// A cluster with a gate that is quick to judge.
+const MANIFEST: &str = "
+apiVersion: realtime-operator.dev/v1alpha1
+kind: RealtimeCluster
+metadata: { name: eu, namespace: channels }
+spec:
+  aws: { region: eu-west-1, identity: { type: PodIdentity } }
+  bus: { type: Redis, redis: { urlSecretRef: { name: eu-redis, key: url } } }
+  websocket: { replicas: 1 }
+  sockjs: { replicas: 1 }
+  webhooks: { dispatcher: { replicas: 1 }, stream: { mode: Provisioned, shards: 2 } }
+  gate: { intervalSeconds: 1, timeoutSeconds: 6, openAfter: 1 }
+---
+apiVersion: realtime-operator.dev/v1alpha1
+kind: RealtimeApp
+metadata: { name: shop, namespace: channels }
+spec: { appID: '1001', clientEvents: Enabled, webhooks: [{ name: orders, url: 'https://shop.example.com/hook' }] }
+";
+
+async fn start(edits: &[&str], between: BTreeMap<Server, Between>) -> Rehearsal {
+    let mut manifests = Manifests::default();
+    manifests.add("eu.yaml", MANIFEST).expect("a manifest");
+    let (_, cluster) = manifests.clusters.remove(0);
+    let options = Options {
+        cluster,
+        apps: manifests.apps.into_iter().map(|(_, app)| app).collect(),
+        secrets: BTreeMap::new(),
+        edits: edits.iter().map(|edit| edit.parse().expect("an edit")).collect(),
+        page_port: None,
+        between,
+    };
+    Rehearsal::start(options).await.expect("a rehearsal")
+}
+
+/// Waits for a verdict that `enough` accepts.
+async fn verdict(rehearsal: &mut Rehearsal, enough: impl Fn(&Verdict) -> bool) -> Verdict {
+    assert_eq!(rehearsal.refusals, [], "every server starts");
+    let prober = rehearsal.prober.as_mut().expect("journeys");
+    let wait = tokio::time::timeout(Duration::from_secs(60), prober.verdicts.wait_for(|verdict| enough(verdict)));
+    wait.await.expect("a verdict in time").expect("journeys go on").clone()
+}
+
+fn decided(verdict: &Verdict) -> bool {
+    matches!(verdict.phase, Phase::Open | Phase::Refused)
+}
+
+fn state(verdict: &Verdict, transport: Transport) -> (TransportState, Option<Hop>) {
+    let found = verdict.transports.iter().find(|found| found.transport == transport).expect("the transport");
+    (found.state, found.hop)
+}
+
+async fn refused(edits: &[&str], between: BTreeMap<Server, Between>) -> Verdict {
+    let mut rehearsal = start(edits, between).await;
+    let verdict = verdict(&mut rehearsal, decided).await;
+    assert!(!verdict.ready && verdict.phase == Phase::Refused, "{verdict:?}");
+    rehearsal.stop().await;
+    verdict
+}
+
+const PASSING: (TransportState, Option<Hop>) = (TransportState::Passing, None);
+
+fn failing_at(hop: Hop) -> (TransportState, Option<Hop>) {
+    (TransportState::Failing, Some(hop))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_cluster_becomes_ready_over_every_transport() {
+    let mut rehearsal = start(&[], BTreeMap::new()).await;
+    let verdict = verdict(&mut rehearsal, decided).await;
+    assert!(verdict.ready && verdict.phase == Phase::Open, "{verdict:?}");
+    assert_eq!(verdict.reason, Reason::Proven);
+    for transport in Transport::ALL {
+        assert_eq!(state(&verdict, transport), PASSING, "{verdict:?}");
+    }
+    rehearsal.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_off_on_the_fallbacks_alone_is_refused_with_the_variable() {
+    let verdict = refused(&["sockjs:REALTIME_WEBHOOKS=off"], BTreeMap::new()).await;
+    assert_eq!(state(&verdict, Transport::Websocket), PASSING, "{verdict:?}");
+    assert_eq!(state(&verdict, Transport::XhrStreaming), failing_at(Hop::Record), "{verdict:?}");
+    assert_eq!(state(&verdict, Transport::XhrPolling), failing_at(Hop::Record), "{verdict:?}");
+    assert_eq!(verdict.reason, Reason::ConfigurationDrift, "{verdict:?}");
+    for part in ["REALTIME_WEBHOOKS", "kinesis", "off", "xhr_streaming"] {
+        assert!(verdict.message.contains(part), "{part}: {}", verdict.message);
+    }
+    assert!(!verdict.message.contains('\n'), "one line: {}", verdict.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_stream_name_is_refused() {
+    let verdict = refused(&["sockjs:REALTIME_STREAM_NAME=another"], BTreeMap::new()).await;
+    assert_eq!(state(&verdict, Transport::Websocket), PASSING, "{verdict:?}");
+    assert_eq!(state(&verdict, Transport::XhrPolling), failing_at(Hop::Record), "{verdict:?}");
+    assert_eq!(verdict.reason, Reason::ConfigurationDrift, "{verdict:?}");
+    assert!(verdict.message.contains("REALTIME_STREAM_NAME differs"), "{}", verdict.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_region_is_refused() {
+    let verdict = refused(&["websocket:AWS_REGION=us-east-1"], BTreeMap::new()).await;
+    assert_eq!(state(&verdict, Transport::Websocket), failing_at(Hop::Record), "{verdict:?}");
+    assert_eq!(state(&verdict, Transport::XhrStreaming), PASSING, "{verdict:?}");
+    assert_eq!(verdict.reason, Reason::ConfigurationDrift, "{verdict:?}");
+    assert!(verdict.message.contains("AWS_REGION differs: want eu-west-1, pod runs us-east-1"), "{}", verdict.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_secret_at_the_dispatcher_is_refused() {
+    let verdict = refused(&["dispatcher:secret/probe=wrong"], BTreeMap::new()).await;
+    for transport in Transport::ALL {
+        assert_eq!(state(&verdict, transport), failing_at(Hop::Authenticity), "{verdict:?}");
+    }
+    assert_eq!(verdict.reason, Reason::AppsInconsistent, "{verdict:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_customers_wrong_secret_at_the_dispatcher_is_refused_although_every_journey_passes() {
+    let verdict = refused(&["dispatcher:secret/1001=wrong"], BTreeMap::new()).await;
+    assert_eq!(verdict.reason, Reason::AppsInconsistent, "{verdict:?}");
+    assert!(verdict.message.contains("1001"), "{}", verdict.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatcher_on_another_stream_is_refused() {
+    let verdict = refused(&["dispatcher:REALTIME_STREAM_NAME=another"], BTreeMap::new()).await;
+    for transport in Transport::ALL {
+        assert_eq!(state(&verdict, transport), failing_at(Hop::Dispatch), "{verdict:?}");
+    }
+    assert_eq!(verdict.reason, Reason::ConfigurationDrift, "{verdict:?}");
+    assert!(verdict.message.contains("REALTIME_STREAM_NAME"), "{}", verdict.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_acknowledges_and_stores_nothing_is_refused_without_blaming_a_variable() {
+    let between: Between = Arc::new(|kinesis| Box::pin(proxy(kinesis, Behaviour::Swallow)));
+    let verdict = refused(&[], BTreeMap::from([(Server::Sockjs, between)])).await;
+    assert_eq!(state(&verdict, Transport::Websocket), PASSING, "{verdict:?}");
+    assert_eq!(state(&verdict, Transport::XhrStreaming), failing_at(Hop::Record), "{verdict:?}");
+    assert_eq!(state(&verdict, Transport::XhrPolling), failing_at(Hop::Record), "{verdict:?}");
+    assert_eq!(verdict.reason, Reason::RecordMissing, "{verdict:?}");
+    assert!(!verdict.message.contains("REALTIME_"), "no variable is to blame: {}", verdict.message);
+    assert!(!verdict.message.contains("AWS_"), "no variable is to blame: {}", verdict.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_goes_away_closes_the_gate_and_its_return_opens_it() {
+    let away = Arc::new(AtomicBool::new(false));
+    let between: Between = {
+        let away = away.clone();
+        Arc::new(move |kinesis| Box::pin(proxy(kinesis, Behaviour::FailWhile(away.clone()))))
+    };
+    let mut rehearsal = start(&[], BTreeMap::from([(Server::Sockjs, between)])).await;
+    assert!(verdict(&mut rehearsal, decided).await.ready);
+    away.store(true, Ordering::Relaxed);
+    let closed = verdict(&mut rehearsal, |verdict| !verdict.ready).await;
+    assert_eq!(closed.phase, Phase::Closed, "{closed:?}");
+    assert_eq!(closed.reason, Reason::RecordRefused, "{closed:?}");
+    away.store(false, Ordering::Relaxed);
+    let again = verdict(&mut rehearsal, |verdict| verdict.ready).await;
+    assert_eq!(again.phase, Phase::Open, "{again:?}");
+    rehearsal.stop().await;
+}
+
+/// What the double between a server and Kinesis does to `PutRecords`; everything else goes through.
+#[derive(Clone)]
+enum Behaviour {
+    /// Answers with success and stores nothing.
+    Swallow,
+    /// Answers 500 while the flag is set.
+    FailWhile(Arc<AtomicBool>),
+}
+
+async fn proxy(kinesis: SocketAddr, behaviour: Behaviour) -> std::io::Result<SocketAddr> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    realtime_operator::runtime::install_tls();
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let router = Router::new().fallback(pass).with_state((kinesis, behaviour, client));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Ok(address)
+}
+
+async fn pass(
+    State((kinesis, behaviour, client)): State<(SocketAddr, Behaviour, reqwest::Client)>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let target = headers.get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
+    if target.ends_with(".PutRecords") {
+        match behaviour {
+            Behaviour::Swallow => return acknowledged(&body),
+            Behaviour::FailWhile(away) if away.load(Ordering::Relaxed) => {
+                return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+            }
+            Behaviour::FailWhile(_) => {}
+        }
+    }
+    let mut request = client.post(format!("http://{kinesis}/")).body(body.to_vec());
+    for (name, value) in headers.iter().filter(|(name, _)| !["host", "content-length"].contains(&name.as_str())) {
+        request = request.header(name.as_str(), value.as_bytes());
+    }
+    match request.send().await {
+        Ok(answer) => {
+            let status = StatusCode::from_u16(answer.status().as_u16()).expect("a status");
+            let kind = answer.headers().get("content-type").cloned();
+            let mut response = (status, answer.bytes().await.unwrap_or_default()).into_response();
+            if let Some(kind) = kind {
+                response.headers_mut().insert("content-type", kind);
+            }
+            response
+        }
+        Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
+    }
+}
+
+fn acknowledged(body: &[u8]) -> Response {
+    let request: Value = serde_json::from_slice(body).expect("a request");
+    let count = request["Records"].as_array().map_or(0, Vec::len);
+    let one = json!({ "SequenceNumber": "49590338271490256608559692538361571095921575989136588898", "ShardId": "shardId-000000000000" });
+    let answer = json!({ "FailedRecordCount": 0, "Records": vec![one; count] });
+    ([("content-type", "application/x-amz-json-1.1")], answer.to_string()).into_response()
+}
