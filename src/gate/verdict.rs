@@ -94,10 +94,13 @@ impl Evidence {
 
     /// What speaks against the cluster, in a word and a line.
     fn against(&self, transports: &[TransportVerdict]) -> Option<(Reason, String)> {
-        if let Some(message) = self.empty() {
+        let explained = |(_, pod, failure): &(Transport, &str, Failure)| self.explanation(pod, failure).is_some();
+        let first = self.failures().min_by_key(|found| (!explained(found), found.2.hop, found.0));
+        if let Some(message) = self.empty()
+            && !first.as_ref().is_some_and(explained)
+        {
             return Some((Reason::NoPods, message));
         }
-        let first = self.failures().min_by_key(|(transport, _, failure)| (failure.hop, *transport));
         let passing: Vec<&str> = transports
             .iter()
             .filter(|transport| transport.state == TransportState::Passing)

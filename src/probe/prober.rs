@@ -30,7 +30,7 @@ const FIRST_ROUNDS: Duration = Duration::from_millis(500);
 
 /// How long the first round waits for the dispatchers to hold every shard: an event that nobody reads yet would be told
 /// as a failure.
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// Between two listings of the shards.
 const LISTINGS: Duration = Duration::from_secs(30);

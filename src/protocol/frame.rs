@@ -5,6 +5,7 @@
 //! `pusher-websockets-protocol` in Pusher's documentation, and pusher-js 8.6 `src/core/connection/protocol`.
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::ChannelName;
@@ -95,12 +96,12 @@ pub enum FrameError {
 }
 
 #[derive(Deserialize)]
-struct Envelope {
+struct Envelope<'a> {
     event: String,
     #[serde(default)]
     channel: Option<String>,
-    #[serde(default)]
-    data: Value,
+    #[serde(default, borrow)]
+    data: Option<&'a RawValue>,
     #[serde(default)]
     user_id: Option<String>,
 }
@@ -141,20 +142,16 @@ impl ClientMessage {
     }
 }
 
-/// A payload as it is passed on: a string stays what it is, anything else becomes its JSON text.
-#[must_use]
-pub fn as_text(data: Value) -> String {
-    match data {
-        Value::String(text) => text,
-        other => other.to_string(),
-    }
+/// A payload as it is passed on: a string stays what it is, anything else stays the JSON text that it came as, with the
+/// order of its keys and every digit.
+fn as_text(data: Option<&RawValue>) -> String {
+    let raw = data.map_or("null", RawValue::get);
+    serde_json::from_str::<String>(raw).unwrap_or_else(|_| raw.to_owned())
 }
 
-fn object(data: Value) -> Value {
-    match data {
-        Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::Null),
-        other => other,
-    }
+/// A payload that is an object, or a string that holds one.
+fn object(data: Option<&RawValue>) -> Value {
+    serde_json::from_str(&as_text(data)).unwrap_or_default()
 }
 
 fn field(data: &Value, name: &str) -> Option<String> {
@@ -276,10 +273,8 @@ impl ServerMessage {
     pub fn parse(text: &str) -> Result<Self, FrameError> {
         let envelope: Envelope =
             serde_json::from_str(text).map_err(|error| FrameError::NotAMessage(error.to_string()))?;
-        let data = match envelope.data {
-            Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
-            other => other,
-        };
+        let text = as_text(envelope.data);
+        let data = serde_json::from_str(&text).unwrap_or(Value::String(text));
         Ok(Self { event: envelope.event, channel: envelope.channel, data, user_id: envelope.user_id })
     }
 }
@@ -323,6 +318,15 @@ mod tests {
                     event: "client-a".into(),
                     channel: "room".into(),
                     data: r#"{"x":1}"#.into(),
+                }),
+            ),
+            (
+                "an object is passed on as it came: order of keys, digits and spaces",
+                r#"{"event":"client-a","channel":"room","data":{ "z":1.0, "a":12345678901234567890123 }}"#,
+                Ok(ClientMessage::ClientEvent {
+                    event: "client-a".into(),
+                    channel: "room".into(),
+                    data: r#"{ "z":1.0, "a":12345678901234567890123 }"#.into(),
                 }),
             ),
             (

@@ -1,0 +1,218 @@
+// pusher-js and the pusher server SDK against a rehearsed cluster, on every transport.
+import assert from "node:assert/strict";
+import { after, before, describe, test } from "node:test";
+
+import Pusher from "pusher";
+import PusherClient from "pusher-js";
+
+import { eventually, startReceiver, startRehearsal } from "./rehearsal.mjs";
+
+const TRANSPORTS = ["ws", "xhr_streaming", "xhr_polling"];
+
+let receiver;
+let rehearsal;
+let server;
+const clients = new Set();
+
+before(async () => {
+  receiver = await startReceiver();
+  rehearsal = await startRehearsal(receiver);
+  server = sdk(rehearsal.app.secret);
+});
+
+after(async () => {
+  for (const client of clients) client.disconnect();
+  const code = await rehearsal?.stop();
+  receiver?.close();
+  assert.equal(code, 0, "Ctrl-C ends a rehearsal cleanly");
+});
+
+function sdk(secret) {
+  const { host, port } = rehearsal.serving.api;
+  return new Pusher({ appId: "1001", key: rehearsal.app.key, secret, host, port: String(port), useTLS: false });
+}
+
+/** A connected client; `user` is who it is on presence channels. */
+async function connect(transport, user) {
+  const { websocket, sockjs } = rehearsal.serving;
+  const client = new PusherClient(rehearsal.app.key, {
+    cluster: "",
+    wsHost: websocket.host,
+    wsPort: websocket.port,
+    httpHost: sockjs.host,
+    httpPort: sockjs.port,
+    forceTLS: false,
+    enableStats: false,
+    enabledTransports: [transport],
+    channelAuthorization: {
+      customHandler: ({ socketId, channelName }, callback) => {
+        const data = channelName.startsWith("presence-") ? { user_id: user, user_info: { name: user } } : undefined;
+        callback(null, server.authorizeChannel(socketId, channelName, data));
+      },
+    },
+  });
+  clients.add(client);
+  client.failures = [];
+  client.connection.bind("error", (error) => client.failures.push(error));
+  await eventually(
+    () => client.connection.state === "connected",
+    () => `${transport} is ${client.connection.state}: ${JSON.stringify(client.failures)}`,
+  );
+  assert.equal(client.connection.connection.transport.name, transport, "no other transport was taken");
+  return client;
+}
+
+async function subscribe(client, name) {
+  const channel = client.subscribe(name);
+  await eventually(() => channel.subscribed, () => `${name}: ${JSON.stringify(client.failures)}`);
+  return channel;
+}
+
+/** Webhook events of a channel, once there are `count`. */
+async function webhooks(name, count, seconds) {
+  const found = () => receiver.events().filter(({ channel }) => channel === name);
+  await eventually(
+    () => found().length >= count,
+    () => `${found().length} of ${count} webhook events: ${JSON.stringify(found().slice(-10))}`,
+    seconds,
+  );
+  return found();
+}
+
+for (const transport of TRANSPORTS) {
+  describe(`pusher-js over ${transport}`, { concurrency: true }, () => {
+    test("client events reach the others and never the sender, and become webhooks", async () => {
+      const name = `private-events-${transport}`;
+      const [one, two] = [await connect(transport), await connect("ws")];
+      const [sender, other] = [await subscribe(one, name), await subscribe(two, name)];
+      const [own, got] = [[], []];
+      sender.bind("client-greet", (data) => own.push(data));
+      other.bind("client-greet", (data) => got.push(data));
+      assert.ok(sender.trigger("client-greet", { text: "grüß dich", n: 1 }));
+      await eventually(() => got.length > 0, () => "no client event arrived");
+      assert.deepEqual(got, [{ text: "grüß dich", n: 1 }]);
+      assert.deepEqual(own, []);
+      const socketId = one.connection.socket_id;
+      one.disconnect();
+      two.disconnect();
+      const events = await webhooks(name, 3);
+      assert.deepEqual(events.map((event) => event.name), ["channel_occupied", "client_event", "channel_vacated"]);
+      assert.equal(events[1].data, JSON.stringify({ text: "grüß dich", n: 1 }), "data is a string");
+      assert.equal(events[1].socket_id, socketId);
+    });
+
+    test("presence: members see each other come and go, and webhooks tell of it", async () => {
+      const name = `presence-room-${transport}`;
+      const [one, two] = [await connect(transport, "ann"), await connect(transport, "bob")];
+      const room = await subscribe(one, name);
+      const seen = [];
+      room.bind("pusher:member_added", (member) => seen.push(`+${member.id}`));
+      room.bind("pusher:member_removed", (member) => seen.push(`-${member.id}`));
+      const second = await subscribe(two, name);
+      assert.equal(second.members.count, 2);
+      assert.equal(second.members.me.id, "bob");
+      assert.deepEqual(second.members.get("ann").info, { name: "ann" });
+      await eventually(() => seen.includes("+bob"), () => seen.join());
+      two.unsubscribe(name);
+      await eventually(() => seen.includes("-bob"), () => seen.join());
+      one.unsubscribe(name);
+      const events = await webhooks(name, 6);
+      const told = events.map((event) => [event.name, event.user_id].filter(Boolean).join(" "));
+      assert.deepEqual(told.slice(0, 3), ["channel_occupied", "member_added ann", "member_added bob"]);
+      assert.deepEqual(told.slice(3).sort(), ["channel_vacated", "member_removed ann", "member_removed bob"]);
+      assert.equal(told.at(-1), "channel_vacated", "the channel is vacated after its members left");
+    });
+
+    test("a publish through the server SDK reaches the subscriber", async () => {
+      const client = await connect(transport);
+      const channel = await subscribe(client, `news-${transport}`);
+      const got = [];
+      channel.bind("headline", (data) => got.push(data));
+      await server.trigger(`news-${transport}`, "headline", { title: "It works" });
+      await eventually(() => got.length > 0, () => "nothing arrived");
+      assert.deepEqual(got, [{ title: "It works" }]);
+    });
+
+    test("a subscription with a wrong signature is refused and the connection goes on", async () => {
+      const client = await connect(transport);
+      const right = server;
+      server = sdk("wrong");
+      const refused = client.subscribe(`private-refused-${transport}`);
+      server = right;
+      await eventually(() => client.failures.length > 0, () => "no error was told");
+      assert.equal(refused.subscribed, false);
+      await subscribe(client, `private-accepted-${transport}`);
+      assert.equal(client.connection.state, "connected");
+    });
+
+    test("an 11 KB client event is refused and the connection goes on", async () => {
+      const name = `private-large-${transport}`;
+      const [one, two] = [await connect(transport), await connect("ws")];
+      const [sender, other] = [await subscribe(one, name), await subscribe(two, name)];
+      const got = [];
+      other.bind("client-size", (data) => got.push(data.length));
+      sender.trigger("client-size", "x".repeat(11 * 1024));
+      await eventually(() => one.failures.length > 0, () => "no error was told");
+      sender.trigger("client-size", "small");
+      await eventually(() => got.length > 0, () => "the next event did not arrive");
+      assert.deepEqual(got, [5]);
+      assert.equal(one.connection.state, "connected");
+    });
+
+    test("client events that wait for one another keep their order", async () => {
+      const name = `private-order-${transport}`;
+      const [one, two] = [await connect(transport), await connect("ws")];
+      const [sender, other] = [await subscribe(one, name), await subscribe(two, name)];
+      const got = [];
+      other.bind("client-count", (n) => {
+        got.push(n);
+        if (n < 99) sender.trigger("client-count", n + 1);
+      });
+      sender.trigger("client-count", 0);
+      const count = 100;
+      await eventually(() => got.length >= count, () => `${got.length} of ${count}`);
+      const events = (await webhooks(name, count + 1)).filter((event) => event.name === "client_event");
+      assert.deepEqual(events.map(({ data }) => Number(data)), Array.from({ length: count }, (_, n) => n));
+    });
+  });
+}
+
+test("1,000 client events through one session become 1,000 webhooks, in order", async () => {
+  const name = "private-thousand";
+  const client = await connect("ws");
+  const channel = await subscribe(client, name);
+  const count = 1000;
+  for (let n = 0; n < count; n += 1) assert.ok(channel.trigger("client-count", { n }));
+  const events = (await webhooks(name, count + 1, 60)).filter((event) => event.name === "client_event");
+  assert.equal(events.length, count);
+  assert.equal(new Set(events.map(({ id }) => id)).size, count, "every id is there once");
+  assert.deepEqual(events.map(({ data }) => JSON.parse(data).n), Array.from({ length: count }, (_, n) => n));
+});
+
+test("a publish with a wrong secret, and one of 11 KB, are refused as Pusher refuses them", async () => {
+  await assert.rejects(sdk("wrong").trigger("news", "headline", {}), { status: 401 });
+  await assert.rejects(server.trigger("news", "headline", "x".repeat(11 * 1024)), { status: 413 });
+});
+
+test("an unknown key ends in `disconnected` without another try", async () => {
+  const { host, port } = rehearsal.serving.websocket;
+  const options = { cluster: "", wsHost: host, wsPort: port, forceTLS: false, enabledTransports: ["ws"], enableStats: false };
+  const client = new PusherClient("nobody", options);
+  clients.add(client);
+  const errors = [];
+  client.connection.bind("error", (error) => errors.push(error.data?.code ?? error.error?.data?.code));
+  await eventually(() => client.connection.state === "disconnected", () => client.connection.state);
+  assert.ok(errors.includes(4001), JSON.stringify(errors));
+});
+
+test("the pusher SDK accepts every webhook that arrived, and none that was changed", async () => {
+  await eventually(() => receiver.requests.length > 20, () => `${receiver.requests.length} webhooks`);
+  for (const request of receiver.requests) {
+    assert.ok(server.webhook(request).isValid(), request.rawBody);
+  }
+  const [request] = receiver.requests;
+  const changed = { ...request, rawBody: request.rawBody.replace('"', '" ') };
+  assert.notEqual(changed.rawBody, request.rawBody);
+  assert.equal(server.webhook(changed).isValid(), false);
+  assert.equal(sdk("wrong").webhook(request).isValid(), false);
+});

@@ -1,0 +1,123 @@
+// Starts `realtime rehearse` with a manifest, and a webhook receiver that keeps raw bodies and headers.
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+
+export const BIN = process.env.REALTIME_BIN;
+if (!BIN) throw new Error("REALTIME_BIN does not name the binary: run this through ./test conformance");
+
+export const EXAMPLE = new URL("../../examples/eu.yaml", import.meta.url).pathname;
+
+/** What the servers would refuse or obey must not come from this machine. */
+export function cleanEnvironment() {
+  const foreign = /^(AWS_|SSL_|REALTIME_)|_proxy$|^NODE_EXTRA_CA_CERTS$/i;
+  return Object.fromEntries(Object.entries(process.env).filter(([name]) => !foreign.test(name)));
+}
+
+/** Waits until `check` answers with something, or fails with what `describe` says. */
+export async function eventually(check, describe, seconds = 20) {
+  const end = Date.now() + seconds * 1000;
+  for (;;) {
+    const found = check();
+    if (found) return found;
+    if (Date.now() > end) throw new Error(`not within ${seconds} s: ${describe()}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+/** A customer's webhook endpoint. */
+export async function startReceiver() {
+  const requests = [];
+  const server = createServer((request, response) => {
+    const chunks = [];
+    request.on("data", (chunk) => chunks.push(chunk));
+    request.on("end", () => {
+      requests.push({ rawBody: Buffer.concat(chunks).toString("utf8"), headers: request.headers });
+      response.writeHead(200).end();
+    });
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return {
+    url: `http://127.0.0.1:${server.address().port}/hook`,
+    requests,
+    /** Every event that arrived, in order. */
+    events: () => requests.flatMap(({ rawBody }) => JSON.parse(rawBody).events),
+    close: () => {
+      server.closeAllConnections();
+      server.close();
+    },
+  };
+}
+
+const manifest = (url) => `
+apiVersion: realtime-operator.dev/v1alpha1
+kind: RealtimeCluster
+metadata: { name: eu, namespace: channels }
+spec:
+  aws: { region: eu-west-1, identity: { type: PodIdentity } }
+  bus: { type: Redis, redis: { urlSecretRef: { name: eu-redis, key: url } } }
+  websocket: { replicas: 1 }
+  sockjs: { replicas: 1 }
+  webhooks:
+    allowedNetworks: ["127.0.0.0/8"]
+    dispatcher: { replicas: 1 }
+    stream: { mode: Provisioned, shards: 2 }
+---
+apiVersion: realtime-operator.dev/v1alpha1
+kind: RealtimeApp
+metadata: { name: shop, namespace: channels }
+spec:
+  appID: "1001"
+  clientEvents: Enabled
+  limits: { clientEventsPerSecond: 10000 }
+  webhooks: [{ name: orders, url: "${url}" }]
+`;
+
+/** A rehearsal that is Ready, with `receiver` as the customer's endpoint. */
+export async function startRehearsal(receiver) {
+  const folder = await mkdtemp(join(tmpdir(), "rehearsal-"));
+  const file = join(folder, "eu.yaml");
+  await writeFile(file, manifest(receiver.url));
+  const child = spawn(BIN, ["rehearse", file, "--port", "0", "-o", "json"], {
+    env: cleanEnvironment(),
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const lines = [];
+  let errors = "";
+  createInterface({ input: child.stdout }).on("line", (line) => lines.push(JSON.parse(line)));
+  child.stderr.on("data", (chunk) => (errors += chunk));
+  const told = (type) => () => {
+    if (child.exitCode !== null) throw new Error(`the rehearsal ended with ${child.exitCode}: ${errors}`);
+    return lines.find((line) => line.type === type);
+  };
+  const serving = await eventually(told("serving"), () => `no "serving" line; ${errors}`);
+  const verdict = await eventually(told("verdict"), () => `no verdict; ${errors}`, 60);
+  if (!verdict.ready) throw new Error(`not Ready: ${verdict.message}`);
+  return {
+    serving,
+    verdict,
+    app: serving.apps.find(({ id }) => id === "1001"),
+    async stop() {
+      const ended = child.exitCode === null ? once(child, "exit") : Promise.resolve([child.exitCode]);
+      child.kill("SIGINT");
+      const [code] = await ended;
+      await rm(folder, { recursive: true });
+      return code;
+    },
+  };
+}
+
+/** Runs the binary to its end. */
+export async function run(...args) {
+  const child = spawn(BIN, args, { env: cleanEnvironment(), stdio: ["ignore", "pipe", "pipe"] });
+  let [stdout, stderr] = ["", ""];
+  child.stdout.on("data", (chunk) => (stdout += chunk));
+  child.stderr.on("data", (chunk) => (stderr += chunk));
+  const [code] = await once(child, "close");
+  return { code, stdout, stderr };
+}
