@@ -1,7 +1,7 @@
 //! The reasons of conditions: constants in one file, each with a paragraph in `docs/reasons.md` that a test keeps
 //! complete.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
@@ -98,7 +98,8 @@ pub fn markdown() -> String {
          | reason | what it means | what to do |\n|---|---|---|\n",
     );
     for reason in Reason::ALL {
-        page.push_str(&format!("| `{reason}` | {} | {} |\n", reason.about(), reason.remedy()));
+        // Writing to a String cannot fail.
+        let _ = writeln!(page, "| `{reason}` | {} | {} |", reason.about(), reason.remedy());
     }
     page
 }

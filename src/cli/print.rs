@@ -43,12 +43,12 @@ pub struct CrdArguments {
 
 /// The CRDs.
 pub fn crds(arguments: &CrdArguments) -> u8 {
-    let printed = api::crd::crds().map_err(|error| error.to_string()).and_then(|crds| match &arguments.directory {
-        Some(directory) => write(directory, &crds).map(|()| String::new()),
-        None => {
-            let objects: Vec<Value> = crds.into_iter().map(|crd| crd.object).collect();
-            yaml(&objects).map_err(|error| error.to_string())
+    let printed = api::crd::crds().map_err(|error| error.to_string()).and_then(|crds| {
+        if let Some(directory) = &arguments.directory {
+            return write(directory, &crds).map(|()| String::new());
         }
+        let objects: Vec<Value> = crds.into_iter().map(|crd| crd.object).collect();
+        yaml(&objects).map_err(|error| error.to_string())
     });
     match printed {
         Ok(documents) => text(&documents),

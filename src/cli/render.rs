@@ -24,7 +24,9 @@ pub fn run(arguments: &Arguments) -> u8 {
     match render(arguments) {
         Ok(documents) => print::text(&documents),
         Err(errors) => {
-            errors.iter().for_each(|error| eprintln!("realtime: {error}"));
+            for error in &errors {
+                eprintln!("realtime: {error}");
+            }
             BAD_INPUT
         }
     }
@@ -32,6 +34,9 @@ pub fn run(arguments: &Arguments) -> u8 {
 
 fn render(arguments: &Arguments) -> Result<String, Vec<String>> {
     let mut input = files::read(&arguments.files)?;
+    for note in &input.notes {
+        eprintln!("realtime: note: {note}");
+    }
     for reference in desired::references(&input.cluster, &input.apps) {
         let texts = input.secrets.entry(reference.name.clone()).or_default();
         let stand_in = format!("<{} of Secret {}>", reference.key, reference.name);

@@ -141,13 +141,15 @@ impl Evidence {
         if self.dimensions.webhooks {
             let (shards, dispatchers) = (self.dimensions.shards.len(), self.dimensions.dispatchers.len());
             let message = format!(
-                "{names}: clients' events arrived as signed webhooks through {pods} edge pods, {shards} shards and \
-                 {dispatchers} dispatchers"
+                "{names}: clients' events arrived as signed webhooks through {}, {} and {}",
+                count(pods, "edge pod"),
+                count(shards, "shard"),
+                count(dispatchers, "dispatcher")
             );
             (Reason::Proven, message)
         } else {
-            let message =
-                format!("{names}: clients' events went through {pods} edge pods; webhooks are off, as written");
+            let pods = count(pods, "edge pod");
+            let message = format!("{names}: clients' events went through {pods}; webhooks are off, as written");
             (Reason::ReadyWithoutWebhooks, message)
         }
     }
@@ -162,6 +164,10 @@ impl Evidence {
         });
         format!("proving: pods passed by transport: {}{suspect}", parts.join(", "))
     }
+}
+
+fn count(number: usize, of: &str) -> String {
+    format!("{number} {of}{}", if number == 1 { "" } else { "s" })
 }
 
 /// `sockjs/xhr_streaming, sockjs/xhr_polling`: every transport that fails at this hop.

@@ -203,14 +203,12 @@ impl Client {
     }
 
     async fn next(&mut self, deadline: Instant) -> Result<ServerMessage, String> {
-        loop {
-            match timeout_at(deadline, self.inbound.recv()).await {
-                Err(_) => return Err("no answer in time".to_owned()),
-                Ok(None) => return Err("the connection ended".to_owned()),
-                Ok(Some(Inbound::Closed(why))) => return Err(format!("the connection was closed: {why}")),
-                Ok(Some(Inbound::Message(text))) => {
-                    return ServerMessage::parse(&text).map_err(|error| format!("sent no message: {error}"));
-                }
+        match timeout_at(deadline, self.inbound.recv()).await {
+            Err(_) => Err("no answer in time".to_owned()),
+            Ok(None) => Err("the connection ended".to_owned()),
+            Ok(Some(Inbound::Closed(why))) => Err(format!("the connection was closed: {why}")),
+            Ok(Some(Inbound::Message(text))) => {
+                ServerMessage::parse(&text).map_err(|error| format!("sent no message: {error}"))
             }
         }
     }

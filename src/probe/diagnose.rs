@@ -82,17 +82,13 @@ pub(super) async fn diagnose(plan: &Plan, observer: &Observer, read_back: &ReadB
         Ok(Some(sequence)) => past_the_stream(plan, observer, missing, &sequence).await,
         Ok(None) => {
             let recorder = observer.flow(missing.pod.admin).await.and_then(|flow| flow.recorder);
-            match recorder.and_then(|recorder| recorder.last_error.filter(|_| recorder.state == RecorderState::Kinesis))
-            {
-                Some(error) => {
-                    let detail = format!("subscribed on {pod}, but its records are refused: {error}");
-                    Broken::decisive(Hop::Record, Reason::RecordRefused, detail)
-                }
-                None => {
-                    let detail = format!("subscribed on {pod}, but no record reached stream {stream} in {seconds} s");
-                    Broken::decisive(Hop::Record, Reason::RecordMissing, detail)
-                }
+            let writes = recorder.filter(|recorder| recorder.state == RecorderState::Kinesis);
+            if let Some(error) = writes.and_then(|recorder| recorder.last_error) {
+                let detail = format!("subscribed on {pod}, but its records are refused: {error}");
+                return Broken::decisive(Hop::Record, Reason::RecordRefused, detail);
             }
+            let detail = format!("subscribed on {pod}, but no record reached stream {stream} in {seconds} s");
+            Broken::decisive(Hop::Record, Reason::RecordMissing, detail)
         }
         Err(error) if error.class == Class::NotFound => {
             Broken::decisive(Hop::Record, Reason::StreamMissing, format!("subscribed on {pod}, but {error}"))

@@ -21,7 +21,7 @@ use crate::protocol::fallback::Frame;
 use crate::runtime::clock;
 
 /// A poll is answered by the server's heartbeat at the latest, which is every 25 s.
-const POLL_TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Most bytes of an unfinished frame.
 const MAX_FRAME: usize = 1024 * 1024;

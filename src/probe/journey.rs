@@ -243,7 +243,7 @@ async fn delivery(
 ) -> Result<(), Broken> {
     let (edge, channels) = (&route.edge, &route.channels);
     let user_id = format!("member-{}", channels.nonce);
-    let mut wanted = vec![
+    let mut due = vec![
         (EventKind::ChannelOccupied, &channels.private),
         (
             EventKind::ClientEvent {
@@ -257,27 +257,25 @@ async fn delivery(
         (EventKind::ChannelOccupied, &channels.presence),
         (EventKind::MemberAdded { user_id }, &channels.presence),
     ];
-    while !wanted.is_empty() {
+    while !due.is_empty() {
         let Ok(Some(arrived)) = timeout_at(deadline, claim.events.recv()).await else {
-            let (event, channel) = (wanted[0].0.name(), wanted[0].1);
+            let (event, channel) = (due[0].0.name(), due[0].1);
             let Some(shard) = Channels::shard_of(&context.plan.app.id, channel, &route.shards) else {
                 let detail = format!("no {event} webhook of {}, and no open shard holds {channel}", edge.pod);
                 return Err(Broken::ambiguous(Hop::Record, Reason::RecordMissing, detail));
             };
-            let waited = context.plan.policy.timeout;
-            let missing = Missing { pod: edge, event, channel, shard, since_ms: log.started_ms, waited };
+            let (since_ms, waited) = (log.started_ms, context.plan.policy.timeout);
+            let missing = Missing { pod: edge, event, channel, shard, since_ms, waited };
             return Err(diagnose(&context.plan, &context.observer, &context.read_back, &missing).await);
         };
         authentic(edge, &arrived)?;
         let event = &arrived.event;
-        if let Some(at) = wanted.iter().position(|(kind, channel)| *kind == event.kind && **channel == event.channel) {
-            wanted.swap_remove(at);
+        if let Some(at) = due.iter().position(|(kind, channel)| *kind == event.kind && **channel == event.channel) {
+            due.swap_remove(at);
             continue;
         }
         let kind = event.kind.name();
-        if wanted.iter().any(|(wanted, channel)| wanted.name() == kind && **channel == event.channel)
-            && kind == "client_event"
-        {
+        if due.iter().any(|(due, channel)| due.name() == kind && **channel == event.channel) && kind == "client_event" {
             let detail = format!("the {kind} webhook of {} says something else than was sent", edge.pod);
             return Err(Broken::decisive(Hop::Authenticity, Reason::PayloadWrong, detail));
         }

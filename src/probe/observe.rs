@@ -28,6 +28,9 @@ pub(super) struct Observer {
     token: Secret,
 }
 
+/// A pod's name, and its two answers as far as they came.
+type Look = (String, Option<Vec<Drift>>, Option<DispatcherFlow>);
+
 /// What was seen in one look at every pod.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Observation {
@@ -84,7 +87,7 @@ impl Observer {
     pub async fn look(&self, plan: &Plan) -> Observation {
         let edges = plan.edges.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, false));
         let dispatchers = plan.dispatchers.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, true));
-        let mut looks: Vec<BoxFuture<'_, (String, Option<Vec<Drift>>, Option<DispatcherFlow>)>> = Vec::new();
+        let mut looks: Vec<BoxFuture<'_, Look>> = Vec::new();
         for (pod, admin, wanted, dispatcher) in edges.chain(dispatchers) {
             looks.push(Box::pin(async move {
                 let effective = self.effective(admin).await;

@@ -35,14 +35,16 @@ pub(super) async fn open(
     let task = tokio::spawn(async move {
         loop {
             tokio::select! {
-                frame = leaving.recv() => match frame {
-                    Some(frame) => if writer.send(Message::text(frame)).await.is_err() { return },
-                    None => {
+                frame = leaving.recv() => {
+                    let Some(frame) = frame else {
                         // The client is gone; so may the server be.
                         let _ = writer.close().await;
                         return;
+                    };
+                    if writer.send(Message::text(frame)).await.is_err() {
+                        return;
                     }
-                },
+                }
                 message = reader.next() => {
                     let inbound = match message {
                         Some(Ok(Message::Text(text))) => Inbound::Message(text.as_str().to_owned()),

@@ -152,6 +152,11 @@ impl Rehearsal {
     /// The manifests, an edit or this machine do not allow it; a server that refuses to start is no error but a
     /// refusal, because that is what the cluster would show.
     pub async fn start(options: Options) -> Result<Self, RehearsalError> {
+        // On the heap, because a whole cluster is large.
+        Box::pin(Self::start_parts(options)).await
+    }
+
+    async fn start_parts(options: Options) -> Result<Self, RehearsalError> {
         crate::runtime::install_tls();
         let page_listener = match options.page_port {
             Some(port) => {
@@ -392,10 +397,11 @@ fn stand_ins(options: &Options) -> (Secrets, Vec<String>) {
     let mut told = Vec::new();
     for reference in desired::references(&options.cluster, &options.apps) {
         let texts = secrets.entry(reference.name.clone()).or_default();
-        if !texts.contains_key(&reference.key) {
-            told.push(format!("Secret {}, key {} ({})", reference.name, reference.key, reference.purpose));
-            texts.insert(reference.key, random(20));
-        }
+        let line = format!("Secret {}, key {} ({})", reference.name, reference.key, reference.purpose);
+        texts.entry(reference.key).or_insert_with(|| {
+            told.push(line);
+            random(20)
+        });
     }
     (secrets, told)
 }

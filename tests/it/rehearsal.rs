@@ -31,7 +31,7 @@ spec:
   websocket: { replicas: 1 }
   sockjs: { replicas: 1 }
   webhooks: { dispatcher: { replicas: 1 }, stream: { mode: Provisioned, shards: 2 } }
-  gate: { intervalSeconds: 1, timeoutSeconds: 6, openAfter: 1 }
+  gate: { intervalSeconds: 1, timeoutSeconds: 4, openAfter: 1 }
 ---
 apiVersion: realtime-operator.dev/v1alpha1
 kind: RealtimeApp
@@ -58,7 +58,7 @@ async fn start(edits: &[&str], between: BTreeMap<Server, Between>) -> Rehearsal 
 async fn verdict(rehearsal: &mut Rehearsal, enough: impl Fn(&Verdict) -> bool) -> Verdict {
     assert_eq!(rehearsal.refusals, [], "every server starts");
     let prober = rehearsal.prober.as_mut().expect("journeys");
-    let wait = tokio::time::timeout(Duration::from_secs(60), prober.verdicts.wait_for(|verdict| enough(verdict)));
+    let wait = tokio::time::timeout(Duration::from_mins(1), prober.verdicts.wait_for(|verdict| enough(verdict)));
     wait.await.expect("a verdict in time").expect("journeys go on").clone()
 }
 

@@ -33,8 +33,9 @@ pub struct Arguments {
     /// Files with one RealtimeCluster and its RealtimeApps; `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Change a rendered variable of one server, as a hand on the live Deployment would: sockjs:REALTIME_WEBHOOKS=off.
-    /// SERVER is websocket, sockjs or dispatcher; secret/APP_ID in place of NAME changes that app's secret in the
+    /// Change a rendered variable of one server, as a hand on the live Deployment would:
+    /// `sockjs:REALTIME_WEBHOOKS=off`.
+    /// SERVER is websocket, sockjs or dispatcher; `secret/APP_ID` in place of NAME changes that app's secret in the
     /// server's copy of the registry (`probe` is the app of the journeys)
     #[arg(long = "edit", value_name = "SERVER:NAME=VALUE")]
     edits: Vec<Edit>,
@@ -50,7 +51,7 @@ pub struct Arguments {
     /// Port of the page on 127.0.0.1; 0 for a free one
     #[arg(long, default_value_t = 8420)]
     port: u16,
-    /// Log filter, such as info or realtime_operator::edge=debug; logs go to standard error
+    /// Log filter, such as `info` or `realtime_operator::edge=debug`; logs go to standard error
     #[arg(long, default_value = "error", value_name = "FILTER")]
     log: String,
 }
@@ -131,7 +132,9 @@ pub async fn run(arguments: Arguments) -> u8 {
 }
 
 fn bad_input(errors: &[String]) -> u8 {
-    errors.iter().for_each(|error| eprintln!("realtime: {error}"));
+    for error in errors {
+        eprintln!("realtime: {error}");
+    }
     BAD_INPUT
 }
 
@@ -205,8 +208,8 @@ mod tests {
 
     #[test]
     fn a_time_has_a_unit() {
-        assert_eq!(duration("60s"), Ok(Duration::from_secs(60)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("60s"), Ok(Duration::from_mins(1)));
+        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
         assert_eq!(duration("5"), Ok(Duration::from_secs(5)));
         for bad in ["", "s", "1h", "-1s", "1.5s"] {
             assert!(duration(bad).is_err(), "{bad}");

@@ -52,7 +52,7 @@ impl Screen {
     pub fn started(&mut self, rehearsal: &Rehearsal) {
         if self.json {
             if !self.once {
-                self.object("serving", serving(rehearsal));
+                object("serving", serving(rehearsal));
             }
             return;
         }
@@ -105,7 +105,7 @@ impl Screen {
             if self.once {
                 print::text(&format!("{}\n", report.json()));
             } else {
-                self.object("verdict", report.json());
+                object("verdict", report.json());
             }
             return;
         }
@@ -137,7 +137,7 @@ impl Screen {
     /// Shows a later change of the verdict.
     pub fn change(&mut self, report: &Report) {
         if self.json {
-            self.object("verdict", report.json());
+            object("verdict", report.json());
         } else {
             let word = if report.ready { "Ready again" } else { "No longer Ready" };
             self.line(&format!("{word} ({}): {}", report.reason, report.message));
@@ -147,7 +147,7 @@ impl Screen {
     /// Shows a webhook.
     pub fn webhook(&mut self, webhook: &Delivered) {
         if self.json {
-            self.object("webhook", serde_json::to_value(webhook).unwrap_or_default());
+            object("webhook", serde_json::to_value(webhook).unwrap_or_default());
             return;
         }
         for event in webhook.body["events"].as_array().into_iter().flatten() {
@@ -191,11 +191,12 @@ impl Screen {
             }
         }
     }
+}
 
-    fn object(&self, kind: &str, mut value: Value) {
-        value["type"] = kind.into();
-        print::text(&format!("{value}\n"));
-    }
+/// A line of JSON for a program.
+fn object(kind: &str, mut value: Value) {
+    value["type"] = kind.into();
+    print::text(&format!("{value}\n"));
 }
 
 fn shorten(text: &str) -> String {

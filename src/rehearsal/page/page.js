@@ -101,7 +101,7 @@ function connect(transport) {
 
 element("send").addEventListener("click", () => {
   sent += 1;
-  const data = { text: "hello", number: sent };
+  const data = { text: "hello", number: sent, from: pusher.connection.socket_id };
   const accepted = pusher.channel("private-demo").trigger("client-hello", data);
   log(accepted ? "sent" : "not sent", `client-hello ${JSON.stringify(data)}`);
 });
