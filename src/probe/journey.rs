@@ -58,8 +58,8 @@ impl Route {
     }
 }
 
-/// Called at every hop: the latency in ms, or what broke.
-pub(super) type Tell = Box<dyn FnMut(Hop, Result<u64, String>) + Send>;
+/// Called at every hop: the latency in ms, `None` where a later hop proved it, or what broke.
+pub(super) type Tell = Box<dyn FnMut(Hop, Result<Option<u64>, String>) + Send>;
 
 /// A journey whose hops 1 to 10 held and whose farewell is still to come.
 pub(super) struct Underway {
@@ -82,7 +82,7 @@ impl Log {
         let ms = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last = Instant::now();
         self.latency_ms.insert(hop, ms);
-        (self.tell)(hop, Ok(ms));
+        (self.tell)(hop, Ok(Some(ms)));
     }
 
     /// Several hops that one observation proves; the time went into `hop`, as far as can be seen from outside.
@@ -93,7 +93,7 @@ impl Log {
             if *passed == hop {
                 self.latency_ms.insert(hop, ms);
             }
-            (self.tell)(*passed, Ok(if *passed == hop { ms } else { 0 }));
+            (self.tell)(*passed, Ok((*passed == hop).then_some(ms)));
         }
     }
 }

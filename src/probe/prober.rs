@@ -50,8 +50,8 @@ pub struct HopTick {
     pub pod: String,
     /// The hop.
     pub hop: Hop,
-    /// Its latency in ms, or what broke.
-    pub result: Result<u64, String>,
+    /// Its latency in ms, `None` where a later hop proved it, or what broke.
+    pub result: Result<Option<u64>, String>,
 }
 
 /// Running journeys.

@@ -1,9 +1,13 @@
-//! Everything that crosses a process or a room, in one binary.
+//! Everything that crosses a process or a room, in one binary. What needs a Kinesis takes the one of the rehearsal.
 
 mod architecture;
 mod cli;
+#[cfg(feature = "rehearsal")]
 mod dispatcher;
+#[cfg(feature = "rehearsal")]
 mod edge;
 mod generated;
 #[cfg(feature = "rehearsal")]
 mod rehearsal;
+#[cfg(feature = "rehearsal")]
+mod servers;

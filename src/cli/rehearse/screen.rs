@@ -81,12 +81,14 @@ impl Screen {
                     return;
                 }
                 seen.push(tick.hop);
-                let passed = format!("{:<14} {:<12} {latency_ms:>5} ms  {}", tick.transport, tick.hop.name(), tick.pod);
-                let so_far: Vec<&str> = seen.iter().map(|hop| hop.name()).collect();
+                let latency = latency_ms.map_or_else(|| "proven".to_owned(), |ms| format!("{ms} ms"));
+                let passed = format!("{:<14} {:<12} {latency:>8}  {}", tick.transport, tick.hop.name(), tick.pod);
+                let of = Hop::ALL.len();
+                let ticks = format!("{:·<of$} {:>2}/{of} {}", "✓".repeat(seen.len()), seen.len(), tick.hop);
                 match &self.bars {
                     Some((_, bars)) => {
                         if let Some(bar) = bars.get(&tick.transport) {
-                            bar.set_message(format!("✓ {}", so_far.join(" ✓ ")));
+                            bar.set_message(ticks);
                         }
                     }
                     None => self.line(&format!("  {passed}")),
