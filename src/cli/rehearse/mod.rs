@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use self::report::Report;
 use self::screen::Screen;
 use super::{BAD_INPUT, files};
+use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::gate::{Phase, Verdict};
 use crate::rehearsal::{Delivered, Edit, Options, Rehearsal, RehearsalError};
 use crate::runtime::{signal, telemetry};
@@ -76,10 +77,14 @@ fn duration(text: &str) -> Result<Duration, String> {
 pub async fn run(arguments: Arguments) -> u8 {
     let began = Instant::now();
     telemetry::start(&arguments.log);
-    let input = match files::read(&arguments.files) {
+    let mut input = match files::read(&arguments.files) {
         Ok(input) => input,
         Err(errors) => return bad_input(&errors),
     };
+    if input.apps.is_empty() && !arguments.once {
+        input.apps.extend(demo_app(&input.cluster));
+        input.notes.push("the files hold no RealtimeApp: app 1 is made up to try the cluster with".to_owned());
+    }
     let Ok(shutdown) = signal::shutdown_token() else {
         eprintln!("realtime: signals cannot be listened to");
         return REFUSED;
@@ -129,6 +134,21 @@ pub async fn run(arguments: Arguments) -> u8 {
     screen.end();
     rehearsal.stop().await;
     code
+}
+
+/// An app to try a cluster with that has none.
+fn demo_app(cluster: &RealtimeCluster) -> Option<RealtimeApp> {
+    let app = serde_json::json!({
+        "apiVersion": "realtime-operator.dev/v1alpha1",
+        "kind": "RealtimeApp",
+        "metadata": { "name": "demo", "namespace": cluster.metadata.namespace },
+        "spec": {
+            "appID": "1",
+            "clientEvents": "Enabled",
+            "webhooks": [{ "name": "demo", "url": "https://demo.example.com/webhooks" }],
+        },
+    });
+    serde_json::from_value(app).ok()
 }
 
 fn bad_input(errors: &[String]) -> u8 {
@@ -205,6 +225,21 @@ async fn serve(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cluster_without_apps_can_be_tried() {
+        let cluster = RealtimeCluster::new(
+            "eu",
+            serde_json::from_value(serde_json::json!({
+                "aws": { "region": "eu-west-1", "identity": { "type": "PodIdentity" } },
+                "bus": { "type": "Redis", "redis": { "urlSecretRef": { "name": "r", "key": "url" } } },
+            }))
+            .expect("a spec"),
+        );
+        let app = demo_app(&cluster).expect("an app");
+        assert!(app.validate_cel().is_ok());
+        assert_eq!(app.spec.app_id, "1");
+    }
 
     #[test]
     fn a_time_has_a_unit() {

@@ -77,43 +77,31 @@ impl Report {
 
     /// A server that did not start.
     pub fn of_refusal(refusal: &Refusal, transports: &[Transport], elapsed: Duration) -> Self {
-        let failing = |transport: &Transport| transport.server() == refusal.server;
-        Self {
-            ready: false,
-            reason: Reason::ConfigurationRefused.to_string(),
-            message: format!("{}: {} refuses to start: {}", refusal.server, refusal.pod, refusal.line),
-            elapsed_ms: millis(elapsed),
-            transports: transports
-                .iter()
-                .map(|transport| TransportReport {
-                    name: transport.name(),
-                    server: transport.server().name(),
-                    state: if failing(transport) { TransportState::Failing } else { TransportState::Unknown },
-                    hop: if failing(transport) { Hop::Connect.name() } else { "" },
-                    latency_ms: BTreeMap::new(),
-                })
-                .collect(),
+        let message = format!("{}: {} refuses to start: {}", refusal.server, refusal.pod, refusal.line);
+        let mut report = Self::untried(Reason::ConfigurationRefused, message, transports, elapsed);
+        for transport in report.transports.iter_mut().filter(|transport| transport.server == refusal.server.name()) {
+            transport.state = TransportState::Failing;
+            transport.hop = Hop::Connect.name();
         }
+        report
     }
 
     /// The journeys ended by themselves.
     pub fn without_verdict(transports: &[Transport], elapsed: Duration) -> Self {
-        Self {
-            ready: false,
-            reason: Reason::Proving.to_string(),
-            message: "the journeys ended before a verdict: see the log with --log info".to_owned(),
-            elapsed_ms: millis(elapsed),
-            transports: transports
-                .iter()
-                .map(|transport| TransportReport {
-                    name: transport.name(),
-                    server: transport.server().name(),
-                    state: TransportState::Unknown,
-                    hop: "",
-                    latency_ms: BTreeMap::new(),
-                })
-                .collect(),
-        }
+        let message = "the journeys ended before a verdict: see the log with --log info".to_owned();
+        Self::untried(Reason::Proving, message, transports, elapsed)
+    }
+
+    fn untried(reason: Reason, message: String, transports: &[Transport], elapsed: Duration) -> Self {
+        let untried = |transport: &Transport| TransportReport {
+            name: transport.name(),
+            server: transport.server().name(),
+            state: TransportState::Unknown,
+            hop: "",
+            latency_ms: BTreeMap::new(),
+        };
+        let transports = transports.iter().map(untried).collect();
+        Self { ready: false, reason: reason.to_string(), message, elapsed_ms: millis(elapsed), transports }
     }
 
     /// As JSON.
