@@ -86,7 +86,7 @@ impl Default for Image {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.endpointURL) || self.endpointURL.startsWith('https://') || (has(self.allowInsecureEndpoint) && self.allowInsecureEndpoint)").message("endpointURL is not https://: use https://, or write allowInsecureEndpoint: true for an emulator"))]
 pub struct Aws {
-    /// Always explicit, immutable.
+    /// The stream's region: never guessed, immutable.
     #[schemars(length(min = 1))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("region is immutable: create another cluster and move to it"))]
     pub region: String,

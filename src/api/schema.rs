@@ -3,6 +3,8 @@
 
 use serde_json::Value;
 
+use crate::contract::nearest;
+
 /// Something wrong in an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
@@ -90,32 +92,11 @@ fn object(fields: &serde_json::Map<String, Value>, schema: &Value, path: &str, f
 }
 
 fn unknown(name: &str, known: &serde_json::Map<String, Value>) -> String {
-    let near = known.keys().map(|candidate| (likeness(name, candidate), candidate)).max_by(|a, b| a.0.total_cmp(&b.0));
-    match near {
-        Some((likeness, candidate)) if likeness > 0.6 => format!("is no field: did you mean `{candidate}`?"),
-        _ => {
-            let names: Vec<&str> = known.keys().map(String::as_str).collect();
-            format!("is no field: remove it, or write one of {}", names.join(", "))
-        }
+    if let Some(meant) = nearest(name, known.keys().map(String::as_str)) {
+        return format!("is no field: did you mean `{meant}`?");
     }
-}
-
-/// How many of the pairs of neighbouring letters two names share, from 0 to 1 (Sørensen–Dice).
-fn likeness(a: &str, b: &str) -> f64 {
-    let pairs = |text: &str| {
-        let letters: Vec<char> = text.to_lowercase().chars().collect();
-        letters.windows(2).map(|pair| (pair[0], pair[1])).collect::<Vec<_>>()
-    };
-    let (left, mut right) = (pairs(a), pairs(b));
-    let total = left.len() + right.len();
-    let mut shared = 0_u32;
-    for pair in left {
-        if let Some(at) = right.iter().position(|other| *other == pair) {
-            right.swap_remove(at);
-            shared += 1;
-        }
-    }
-    if total == 0 { 0.0 } else { f64::from(2 * shared) / f64::from(u32::try_from(total).unwrap_or(u32::MAX)) }
+    let names: Vec<&str> = known.keys().map(String::as_str).collect();
+    format!("is no field: remove it, or write one of {}", names.join(", "))
 }
 
 fn has_type(value: &Value, wanted: &str) -> bool {

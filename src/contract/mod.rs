@@ -9,11 +9,13 @@
 //! This room knows no I/O and no other room.
 
 mod docs;
+mod near;
 mod parse;
 mod server;
 mod table;
 
 pub use docs::markdown;
+pub use near::nearest;
 pub use parse::{ContractError, Values, is_guarded};
 pub use server::Server;
 pub use table::{Kind, Need, VARIABLES, Variable, name};

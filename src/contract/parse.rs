@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use super::near::nearest;
 use super::table::{Kind, Need, VARIABLES, Variable, name};
 use super::{EXIT_CONFIG, Server};
 
@@ -256,29 +257,12 @@ fn is_endpoint(item: &str) -> bool {
 }
 
 fn hint(unknown: &str) -> String {
-    let letters = |text: &str| text.bytes().filter(u8::is_ascii_alphanumeric).collect::<Vec<_>>();
-    let found = letters(unknown);
-    VARIABLES
-        .iter()
-        .map(|row| (distance(&found, &letters(row.name)), row.name))
-        .min()
-        .filter(|(distance, _)| *distance <= 3)
-        .map_or_else(String::new, |(_, name)| format!(", did you mean {name}?"))
-}
-
-/// Edits that make one text the other (Levenshtein).
-fn distance(a: &[u8], b: &[u8]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let next = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = row[j + 1];
-            row[j + 1] = next;
-        }
-    }
-    row.last().copied().unwrap_or_default()
+    // The prefix is common to many and says nothing of what was meant.
+    let own = |name: &'static str| name.strip_prefix("REALTIME_").unwrap_or(name);
+    let meant =
+        nearest(unknown.strip_prefix("REALTIME_").unwrap_or(unknown), VARIABLES.iter().map(|row| own(row.name)));
+    let row = meant.and_then(|meant| VARIABLES.iter().find(|row| own(row.name) == meant));
+    row.map_or_else(String::new, |row| format!(", did you mean {}?", row.name))
 }
 
 #[cfg(test)]

@@ -162,7 +162,7 @@ impl Evidence {
         let suspect = self.latest_failure().map_or_else(String::new, |(transport, _, failure)| {
             format!("; last loss: {}/{transport}: {}", transport.server(), failure.detail)
         });
-        format!("proving: pods passed by transport: {}{suspect}", parts.join(", "))
+        format!("pods that passed so far: {}{suspect}", parts.join(", "))
     }
 }
 
