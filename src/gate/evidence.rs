@@ -50,6 +50,8 @@ pub struct Dimensions {
     pub transports: BTreeSet<Transport>,
     /// Pods that there are, with the transports that they carry.
     pub pods: BTreeMap<String, BTreeSet<Transport>>,
+    /// Every process that must say what it runs: edges and dispatchers.
+    pub processes: BTreeSet<String>,
     /// Whether there are webhooks at all; without them shards and dispatchers prove nothing.
     pub webhooks: bool,
     /// Open shards.
@@ -75,6 +77,8 @@ pub struct Evidence {
     series: BTreeMap<(Transport, String), Series>,
     /// Differences by pod, as last seen.
     pub(super) drifts: BTreeMap<String, Vec<Drift>>,
+    /// Processes that said what they run.
+    answered: BTreeSet<String>,
     coverage: Coverage,
     rounds: usize,
     /// Whether each of the latest journeys failed, newest last.
@@ -93,6 +97,7 @@ impl Evidence {
             dimensions: Dimensions::default(),
             series: BTreeMap::new(),
             drifts: BTreeMap::new(),
+            answered: BTreeSet::new(),
             coverage: Coverage::default(),
             rounds: 0,
             recent: VecDeque::new(),
@@ -111,12 +116,24 @@ impl Evidence {
 
     /// Takes what was found of one pod; nothing means that it runs what was rendered.
     pub fn drifted(&mut self, pod: &str, drifts: Vec<Drift>) {
+        self.answered.insert(pod.to_owned());
         if drifts.is_empty() {
             self.drifts.remove(pod);
         } else {
             self.drifts.insert(pod.to_owned(), drifts);
         }
         self.judge();
+    }
+
+    /// A process no longer says what it runs: unknown is not proven. What was known of it against it stays.
+    pub fn silent(&mut self, pod: &str) {
+        self.answered.remove(pod);
+        self.judge();
+    }
+
+    /// The first process that has not said what it runs.
+    pub(super) fn unanswered(&self) -> Option<&str> {
+        self.dimensions.processes.iter().find(|process| !self.answered.contains(*process)).map(String::as_str)
     }
 
     /// Takes a finished journey.
@@ -192,7 +209,11 @@ impl Evidence {
 
     /// Whether anything that is believed speaks against the cluster.
     fn broken(&self) -> bool {
-        self.empty().is_some() || !self.drifts.is_empty() || self.failures().next().is_some() || self.rate_exceeded()
+        self.empty().is_some()
+            || !self.drifts.is_empty()
+            || self.unanswered().is_some()
+            || self.failures().next().is_some()
+            || self.rate_exceeded()
     }
 
     /// More than 5 % of the last 200 journeys failed.

@@ -121,6 +121,12 @@ impl Evidence {
                 let (pod, drift) = self.drifts.iter().find_map(|(pod, drifts)| Some((pod, drifts.first()?)))?;
                 Some((drift.reason(), format!("{pod}: {drift}{aside}")))
             }
+            None if self.unanswered().is_some() => {
+                let pod = self.unanswered()?;
+                let message =
+                    format!("{pod}: its admin listener does not answer, so that nobody knows what it runs{aside}");
+                Some((Reason::EdgeUnreachable, message))
+            }
             None if self.rate_exceeded() => {
                 let (transport, pod, failure) = self.latest_failure()?;
                 let message = format!(
@@ -194,6 +200,7 @@ mod tests {
         Dimensions {
             transports: Transport::ALL.into(),
             pods: PODS.map(|(pod, carries)| (pod.to_owned(), carries.iter().copied().collect())).into(),
+            processes: ["eu-websocket-0".to_owned(), "eu-sockjs-0".to_owned(), "eu-dispatcher-0".to_owned()].into(),
             webhooks: true,
             shards: ["s0".into(), "s1".into()].into(),
             dispatchers: ["eu-dispatcher-0".to_owned()].into(),
@@ -203,6 +210,9 @@ mod tests {
     fn evidence() -> Evidence {
         let mut evidence = Evidence::new(Policy { open_after: 2, ..Policy::default() });
         evidence.expect(dimensions());
+        for process in dimensions().processes {
+            evidence.drifted(&process, vec![]);
+        }
         evidence
     }
 
@@ -260,6 +270,22 @@ mod tests {
         let verdict = evidence.verdict();
         assert_eq!((verdict.phase, verdict.ready, verdict.reason), (Phase::Open, true, Reason::Proven));
         assert!(verdict.transports.iter().all(|transport| transport.state == TransportState::Passing));
+    }
+
+    #[test]
+    fn a_process_that_does_not_say_what_it_runs_keeps_the_gate_closed() {
+        let mut evidence = evidence();
+        evidence.silent("eu-dispatcher-0");
+        rounds(&mut evidence, 0, 3);
+        let verdict = evidence.verdict();
+        assert_eq!((verdict.ready, verdict.reason), (false, Reason::EdgeUnreachable));
+        assert!(
+            verdict.message.starts_with("eu-dispatcher-0: its admin listener does not answer"),
+            "{}",
+            verdict.message
+        );
+        evidence.drifted("eu-dispatcher-0", vec![]);
+        assert!(evidence.verdict().ready);
     }
 
     #[test]

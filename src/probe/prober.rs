@@ -38,6 +38,9 @@ const LISTINGS: Duration = Duration::from_secs(30);
 /// Ticks that a slow display may be behind.
 const TICKS: usize = 4096;
 
+/// Looks in a row that a process may leave without an answer: one may be lost on its way.
+const MISSES: usize = 3;
+
 /// Results that wait to be judged.
 const RESULTS: usize = 1024;
 
@@ -97,6 +100,7 @@ pub fn start(plan: Plan, receiver: Receiver, shutdown: CancellationToken) -> Res
         turn: 0,
         running: Arc::new(Semaphore::new(CONCURRENCY)),
         confirmed: BTreeMap::new(),
+        misses: BTreeMap::new(),
         underway: 0,
         began: Instant::now(),
     };
@@ -128,6 +132,8 @@ struct Schedule {
     running: Arc<Semaphore>,
     /// When each suspect was last tried again.
     confirmed: BTreeMap<(Transport, String), Instant>,
+    /// Looks in a row that a process did not answer.
+    misses: BTreeMap<String, usize>,
     /// Journeys whose hops are not over.
     underway: usize,
     began: Instant,
@@ -175,7 +181,15 @@ impl Schedule {
         match event {
             Event::Seen(observation) => {
                 for (pod, drifts) in &observation.drifts {
+                    self.misses.remove(pod);
                     self.evidence.drifted(pod, drifts.clone());
+                }
+                for pod in processes(&self.context.plan).filter(|pod| !observation.drifts.contains_key(*pod)) {
+                    let misses = self.misses.entry(pod.to_owned()).or_default();
+                    *misses += 1;
+                    if *misses >= MISSES {
+                        self.evidence.silent(pod);
+                    }
                 }
                 self.observation = observation;
                 self.expect();
@@ -275,13 +289,18 @@ impl Schedule {
         tokio::spawn(async move {
             // The semaphore is never closed.
             let place = running.acquire_owned().await;
-            let travelled = travel(context, route, tell).await;
+            // A task of its own, so that not even a panic in it keeps the next round from starting.
+            let travelled = tokio::spawn(travel(context, route, tell)).await;
             drop(place);
             // The schedule may have ended: then nobody waits for the journey.
             let _ = results.send(Event::Travelled).await;
             let journey = match travelled {
-                Ok(underway) => underway.farewell().await,
-                Err(broken) => broken,
+                Ok(Ok(underway)) => underway.farewell().await,
+                Ok(Err(broken)) => broken,
+                Err(error) => {
+                    tracing::error!(%error, "a journey ended badly and says nothing");
+                    return;
+                }
             };
             let _ = results.send(Event::Finished(journey)).await;
         });
@@ -320,6 +339,11 @@ fn tell(ticks: broadcast::Sender<HopTick>, route: &Route) -> Tell {
     })
 }
 
+fn processes(plan: &Plan) -> impl Iterator<Item = &str> {
+    let edges = plan.edges.iter().map(|edge| edge.pod.as_str());
+    edges.chain(plan.dispatchers.iter().map(|dispatcher| dispatcher.pod.as_str()))
+}
+
 /// What there is to be proven, as last seen.
 fn dimensions(plan: &Plan, shards: &[Shard], observation: &Observation) -> Dimensions {
     let pods = plan.edges.iter().map(|edge| (edge.pod.clone(), edge.transports.iter().copied().collect()));
@@ -329,6 +353,7 @@ fn dimensions(plan: &Plan, shards: &[Shard], observation: &Observation) -> Dimen
     Dimensions {
         transports: plan.transports.clone(),
         pods: pods.collect(),
+        processes: processes(plan).map(str::to_owned).collect(),
         webhooks: plan.webhooks,
         dispatchers: holders.map(|(pod, _)| pod.clone()).collect(),
         shards,
