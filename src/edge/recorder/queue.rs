@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
+use std::time::Duration;
 
 use crate::bus::Subject;
 use crate::protocol::record::{Event, EventKind};
@@ -347,10 +348,8 @@ impl Backlog {
 /// The wait after so many refusals in a row: doubled each time up to a bound, then a part from half to all of it.
 pub fn backoff(first_ms: u64, most_ms: u64, refusals: u32, jitter: f64) -> u64 {
     let doubled = first_ms.saturating_mul(1 << refusals.saturating_sub(1).min(16)).min(most_ms);
-    let percent = [50, 60, 70, 80, 90, 100];
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let step = (jitter.clamp(0.0, 0.999) * 6.0) as usize;
-    doubled * percent[step] / 100
+    let wait = Duration::from_millis(doubled).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
+    u64::try_from(wait.as_millis()).unwrap_or(most_ms)
 }
 
 fn is_client(event: &Event) -> bool {
@@ -414,7 +413,7 @@ mod tests {
         assert_eq!(ids(&queue.take(0, 20)), [["1"]]);
         queue.push(&a, client(2), 21);
         assert!(queue.take(0, 1000).is_empty(), "one record of a key at a time");
-        assert_eq!(queue.settle(&a, false, 1000, 0.99), 0);
+        assert_eq!(queue.settle(&a, false, 1000, 1.0), 0);
         assert!(queue.take(0, 1049).is_empty(), "after a wait");
         assert_eq!(ids(&queue.take(0, 1050)), [["1", "2"]], "extended by what came since");
         assert_eq!(queue.settle(&a, true, 1060, 0.0), 2);
@@ -477,7 +476,7 @@ mod tests {
 
     #[test]
     fn waits_grow_and_end_at_the_bound() {
-        let waits: Vec<u64> = [1, 2, 3, 7, 8, 99].map(|refusals| backoff(50, 5_000, refusals, 0.99)).into();
+        let waits: Vec<u64> = [1, 2, 3, 7, 8, 99].map(|refusals| backoff(50, 5_000, refusals, 1.0)).into();
         assert_eq!(waits, [50, 100, 200, 3_200, 5_000, 5_000]);
         assert_eq!(backoff(50, 5_000, 1, 0.0), 25);
     }
