@@ -7,7 +7,7 @@ import { after, before, test } from "node:test";
 
 import { chromium } from "playwright-core";
 
-import { startReceiver, startRehearsal } from "./rehearsal.mjs";
+import { startRehearsal } from "./rehearsal.mjs";
 
 const SCREENSHOTS = process.env.SCREENSHOTS ?? join(tmpdir(), "realtime-screenshots");
 const FLAGS = [
@@ -15,7 +15,6 @@ const FLAGS = [
   "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ];
 
-let receiver;
 let rehearsal;
 let profile;
 let browser;
@@ -23,11 +22,10 @@ let browser;
 before(async () => {
   await mkdir(SCREENSHOTS, { recursive: true });
   // An endpoint outside: its webhooks end in the rehearsal's own receiver and are shown on the page.
-  receiver = { url: "https://shop.example.com/hook" };
-  rehearsal = await startRehearsal(receiver);
+  rehearsal = await startRehearsal({ url: "https://shop.example.com/hook" });
   profile = await mkdtemp(join(tmpdir(), "chromium-"));
   browser = await chromium.launchPersistentContext(profile, {
-    executablePath: "/usr/bin/chromium",
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
     args: FLAGS,
     viewport: { width: 1100, height: 900 },
   });
@@ -36,7 +34,8 @@ before(async () => {
 after(async () => {
   await browser?.close();
   if (profile) await rm(profile, { recursive: true, force: true });
-  await rehearsal?.stop();
+  const code = await rehearsal?.stop();
+  assert.equal(code, 0, "Ctrl-C ends a rehearsal cleanly, also with pages that it served");
 });
 
 for (const transport of ["websocket", "xhr_streaming", "xhr_polling"]) {
@@ -61,6 +60,46 @@ for (const transport of ["websocket", "xhr_streaming", "xhr_polling"]) {
     await page.close();
   });
 }
+
+test("the page shows a webhook once, however often it is replayed", async () => {
+  const page = await browser.newPage();
+  let asked = 0;
+  // Each answer ends, so the page asks again, and gets the old webhook again and a new one.
+  await page.route("**/webhooks", (route) => {
+    asked += 1;
+    const webhook = (id) => ({
+      app: "1001",
+      endpoint: "orders",
+      body: { time_ms: 0, events: [{ id, name: "channel_occupied", channel: `from-${id}` }] },
+    });
+    const lines = ["first", `answer-${asked}`].map((id) => `data: ${JSON.stringify(webhook(id))}\n\n`);
+    return route.fulfill({ contentType: "text/event-stream", body: `retry: 20\n\n${lines.join("")}` });
+  });
+  await page.goto(rehearsal.serving.page);
+  await page.locator("#webhooks li", { hasText: "from-answer-3" }).waitFor({ timeout: 10_000 });
+  assert.equal(await page.locator("#webhooks li", { hasText: "from-first" }).count(), 1);
+  await page.close();
+});
+
+test("the page says what is wrong with a cluster that is refused", async () => {
+  const page = await browser.newPage();
+  const message = "sockjs/xhr_polling: subscribed, but no record reached the stream; REALTIME_WEBHOOKS differs";
+  await page.route("**/config.json", async (route) => {
+    const config = await (await route.fetch()).json();
+    const transports = config.verdict.transports.map((transport) =>
+      transport.server === "sockjs" ? { ...transport, state: "Failing", hop: "record", latencyMs: {} } : transport);
+    const verdict = { ...config.verdict, ready: false, reason: "ConfigurationDrift", message, transports };
+    return route.fulfill({ json: { ...config, verdict } });
+  });
+  await page.goto(rehearsal.serving.page);
+  await page.locator("#verdict-word", { hasText: /^not Ready$/ }).waitFor({ timeout: 10_000 });
+  assert.equal(await page.locator("#verdict-message").textContent(), message);
+  const failing = page.locator("#transports li", { hasText: "Failing at hop record" });
+  assert.equal(await failing.count(), 2);
+  assert.equal(await page.locator("#transports li", { hasText: "Passing" }).count(), 1);
+  await page.screenshot({ path: join(SCREENSHOTS, "refused.png") });
+  await page.close();
+});
 
 test("the page's pusher-js is the npm package's, byte for byte", async () => {
   const ours = await readFile(new URL("../../third_party/pusher-js/pusher.min.js", import.meta.url));

@@ -78,6 +78,9 @@ spec:
   webhooks: [{ name: orders, url: "${url}" }]
 `;
 
+/** Most time that a rehearsal takes to end after Ctrl-C. */
+const STOP_SECONDS = 20;
+
 /** A rehearsal that is Ready, with `receiver` as the customer's endpoint. */
 export async function startRehearsal(receiver) {
   const folder = await mkdtemp(join(tmpdir(), "rehearsal-"));
@@ -87,29 +90,49 @@ export async function startRehearsal(receiver) {
     env: cleanEnvironment(),
     stdio: ["ignore", "pipe", "pipe"],
   });
+  const ended = new Promise((resolve) => {
+    child.once("error", (error) => resolve(`${BIN} did not start: ${error.message}`));
+    child.once("exit", (code, signal) => resolve(code ?? signal));
+  });
+  let end;
+  ended.then((how) => (end = how));
   const lines = [];
   let errors = "";
-  createInterface({ input: child.stdout }).on("line", (line) => lines.push(JSON.parse(line)));
+  createInterface({ input: child.stdout }).on("line", (line) => lines.push(line));
   child.stderr.on("data", (chunk) => (errors += chunk));
   const told = (type) => () => {
-    if (child.exitCode !== null) throw new Error(`the rehearsal ended with ${child.exitCode}: ${errors}`);
-    return lines.find((line) => line.type === type);
+    if (end !== undefined) throw new Error(`the rehearsal ended with ${end}: ${errors}`);
+    return lines.map(parse).find((line) => line.type === type);
   };
-  const serving = await eventually(told("serving"), () => `no "serving" line; ${errors}`);
-  const verdict = await eventually(told("verdict"), () => `no verdict; ${errors}`, 60);
-  if (!verdict.ready) throw new Error(`not Ready: ${verdict.message}`);
-  return {
-    serving,
-    verdict,
-    app: serving.apps.find(({ id }) => id === "1001"),
-    async stop() {
-      const ended = child.exitCode === null ? once(child, "exit") : Promise.resolve([child.exitCode]);
-      child.kill("SIGINT");
-      const [code] = await ended;
-      await rm(folder, { recursive: true });
-      return code;
-    },
-  };
+
+  /** Ends it as Ctrl-C does, and answers with its exit code, or with the signal that it took. */
+  async function stop() {
+    child.kill("SIGINT");
+    const hung = setTimeout(() => child.kill("SIGKILL"), STOP_SECONDS * 1000);
+    const how = await ended;
+    clearTimeout(hung);
+    await rm(folder, { recursive: true });
+    return how;
+  }
+
+  try {
+    const serving = await eventually(told("serving"), () => `no "serving" line; ${errors}`);
+    const verdict = await eventually(told("verdict"), () => `no verdict; ${errors}`, 60);
+    if (!verdict.ready) throw new Error(`not Ready: ${verdict.message}`);
+    return { serving, verdict, app: serving.apps.find(({ id }) => id === "1001"), stop };
+  } catch (error) {
+    // A process that is left would also keep the test run from ending.
+    await stop();
+    throw error;
+  }
+}
+
+function parse(line) {
+  try {
+    return JSON.parse(line);
+  } catch {
+    throw new Error(`stdout is not JSON lines: ${line}`);
+  }
 }
 
 /** Runs the binary to its end. */

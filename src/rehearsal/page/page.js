@@ -110,15 +110,17 @@ for (const button of document.querySelectorAll("[data-transport]")) {
   button.addEventListener("click", () => connect(button.dataset.transport));
 }
 
-let webhooks = 0;
+// The last webhooks come again with every connection, and a webhook may come twice anyway.
+const shown = new Set();
 new EventSource("/webhooks").addEventListener("message", (message) => {
   const { body } = JSON.parse(message.data);
   for (const event of body.events) {
-    webhooks += 1;
+    if (shown.has(event.id)) continue;
+    shown.add(event.id);
     const more = [event.user_id, event.event, event.data].filter(Boolean).join(" ");
     row(element("webhooks"), new Date(body.time_ms), event.name, `${event.channel} ${more}`);
   }
-  element("webhook-count").textContent = String(webhooks);
+  element("webhook-count").textContent = String(shown.size);
 });
 empty(element("webhooks"), "None yet. Connect, and the first arrive.");
 empty(element("log"), "Choose a transport.");
