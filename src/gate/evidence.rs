@@ -84,6 +84,8 @@ pub struct Evidence {
     /// Whether each of the latest journeys failed, newest last.
     recent: VecDeque<bool>,
     latest_failure: Option<(Transport, String, Failure)>,
+    /// When the latest failure ended: a pass that began before it proves nothing of the time since.
+    failed_ms: u64,
     pub(super) open: bool,
     pub(super) ever_open: bool,
 }
@@ -102,6 +104,7 @@ impl Evidence {
             rounds: 0,
             recent: VecDeque::new(),
             latest_failure: None,
+            failed_ms: 0,
             open: false,
             ever_open: false,
         }
@@ -110,6 +113,11 @@ impl Evidence {
     /// Says what there is to be proven. Evidence of a pod that is gone goes with it.
     pub fn expect(&mut self, dimensions: Dimensions) {
         self.series.retain(|(transport, pod), _| dimensions.pods.get(pod).is_some_and(|t| t.contains(transport)));
+        self.drifts.retain(|pod, _| dimensions.processes.contains(pod));
+        self.answered.retain(|pod| dimensions.processes.contains(pod));
+        if !self.open && dimensions != self.dimensions {
+            self.forget_rounds();
+        }
         self.dimensions = dimensions;
         self.judge();
     }
@@ -142,10 +150,11 @@ impl Evidence {
         self.series.entry(key).or_default().add(journey);
         match &journey.outcome {
             Outcome::Void => return,
+            Outcome::Pass if journey.started_ms < self.failed_ms => {}
             Outcome::Pass => self.cover(journey),
             Outcome::Decisive(failure) | Outcome::Ambiguous(failure) => {
-                self.coverage = Coverage::default();
-                self.rounds = 0;
+                self.forget_rounds();
+                self.failed_ms = self.failed_ms.max(journey.ended_ms);
                 self.latest_failure = Some((journey.transport, journey.pod.clone(), failure.clone()));
             }
         }
@@ -200,11 +209,18 @@ impl Evidence {
 
     fn judge(&mut self) {
         if self.broken() {
+            // What was proven before says nothing of what comes after.
+            self.forget_rounds();
             self.open = false;
         } else if self.rounds >= self.policy.open_after {
             self.open = true;
             self.ever_open = true;
         }
+    }
+
+    fn forget_rounds(&mut self) {
+        self.rounds = 0;
+        self.coverage = Coverage::default();
     }
 
     /// Whether anything that is believed speaks against the cluster.

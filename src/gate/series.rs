@@ -30,23 +30,28 @@ pub(super) struct Series {
     run_started_ms: u64,
     /// When the last of them ended.
     run_ended_ms: u64,
+    /// When the latest failure ended.
+    failed_ms: u64,
     last: Option<Outcome>,
     latencies: VecDeque<BTreeMap<Hop, u64>>,
 }
 
 impl Series {
-    /// Takes the latest journey. A void one changes nothing.
+    /// Takes the latest journey. A void one changes nothing, nor does a pass that began before a failure ended: journeys
+    /// overlap, and an older one may end later.
     pub fn add(&mut self, journey: &Journey) {
         match &journey.outcome {
             Outcome::Void => return,
+            Outcome::Pass if journey.started_ms < self.failed_ms => return,
             Outcome::Pass => self.run = 0,
-            Outcome::Decisive(_) => {}
+            Outcome::Decisive(_) => self.failed_ms = self.failed_ms.max(journey.ended_ms),
             Outcome::Ambiguous(_) => {
                 if self.run == 0 {
                     self.run_started_ms = journey.started_ms;
                 }
                 self.run += 1;
                 self.run_ended_ms = journey.ended_ms;
+                self.failed_ms = self.failed_ms.max(journey.ended_ms);
             }
         }
         self.last = Some(journey.outcome.clone());

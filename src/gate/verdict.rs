@@ -61,7 +61,8 @@ impl Evidence {
     pub fn verdict(&self) -> Verdict {
         let transports: Vec<TransportVerdict> =
             self.dimensions.transports.iter().map(|transport| self.transport(*transport)).collect();
-        let tried = transports.iter().all(|transport| transport.state != TransportState::Unknown);
+        let tried =
+            transports.iter().all(|transport| transport.state != TransportState::Unknown || transport.pods == 0);
         let against = self.against(&transports);
         let phase = match (self.open, self.ever_open) {
             (true, _) => Phase::Open,
@@ -98,6 +99,7 @@ impl Evidence {
         let first = self.failures().min_by_key(|found| (!explained(found), found.2.hop, found.0));
         if let Some(message) = self.empty()
             && !first.as_ref().is_some_and(explained)
+            && self.drifts.is_empty()
         {
             return Some((Reason::NoPods, message));
         }
@@ -285,6 +287,23 @@ mod tests {
             verdict.message
         );
         evidence.drifted("eu-dispatcher-0", vec![]);
+        rounds(&mut evidence, 3, 2);
+        assert!(evidence.verdict().ready);
+        evidence.silent("eu-dispatcher-0");
+        evidence.drifted("eu-dispatcher-0", vec![]);
+        assert!(!evidence.verdict().ready, "it must be proven anew");
+    }
+
+    #[test]
+    fn passes_that_began_before_a_failure_do_not_wipe_it_out() {
+        let mut evidence = evidence();
+        let mut late = journey(Transport::Websocket, 9, silent());
+        late.ended_ms = 95_000;
+        evidence.add(&late);
+        rounds(&mut evidence, 0, 6);
+        let verdict = evidence.verdict();
+        assert!(!verdict.ready && verdict.transports[0].state == TransportState::Failing, "{verdict:?}");
+        rounds(&mut evidence, 10, 2);
         assert!(evidence.verdict().ready);
     }
 
@@ -339,7 +358,9 @@ mod tests {
         assert_eq!((verdict.phase, verdict.ready, verdict.reason), (Phase::Refused, false, Reason::AppsInconsistent));
         assert!(verdict.message.starts_with("eu-dispatcher-0: app 1001 differs"), "{}", verdict.message);
         evidence.drifted("eu-dispatcher-0", vec![]);
-        assert!(evidence.verdict().ready, "the rounds count once it is gone");
+        assert!(!evidence.verdict().ready, "what passed meanwhile proves nothing");
+        rounds(&mut evidence, 5, 2);
+        assert!(evidence.verdict().ready);
     }
 
     #[test]

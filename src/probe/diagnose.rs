@@ -46,7 +46,8 @@ pub(super) struct Missing<'a> {
 }
 
 impl ReadBack {
-    /// The sequence number of the missing event's record; `None` when the stream does not have it.
+    /// The sequence number of the missing event's record; `None` when the stream was read to its newest record and does
+    /// not have it. Anything less is an error: it proves nothing.
     async fn find(&self, stream: &Client, missing: &Missing<'_>) -> Result<Option<String>, KinesisError> {
         let _turn = self.turn.lock().await;
         let position = Position::AtTime(missing.since_ms.saturating_sub(MARGIN_MS));
@@ -67,10 +68,18 @@ impl ReadBack {
             }
             match page.next {
                 Some(next) if page.behind_ms > 0 => iterator = next,
-                _ => return Ok(None),
+                Some(_) => return Ok(None),
+                None => break,
             }
         }
-        Ok(None)
+        Err(KinesisError {
+            operation: "GetRecords",
+            stream: stream.stream().to_string(),
+            region: stream.region().to_owned(),
+            class: Class::Transient,
+            code: String::new(),
+            message: format!("{} was not read to its newest record", missing.shard),
+        })
     }
 }
 

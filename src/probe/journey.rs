@@ -177,13 +177,17 @@ async fn fan_out(
     let wanted = serde_json::from_str::<serde_json::Value>(data).unwrap_or_default();
     // A server that refuses the event says so to the one who sent it.
     let arrived = other.wait(deadline, hop, |message| message.event == EVENT && message.data == wanted);
-    tokio::select! {
-        result = arrived => { result.map_err(|error| broken(error, "client event"))?; }
-        refused = client.wait(deadline, (Hop::Publish, Reason::PublishRejected), |_| false) => {
-            if let Err(error) = refused && error.decisive {
-                return Err(error);
-            }
+    let refused = async {
+        match client.wait(deadline, (Hop::Publish, Reason::PublishRejected), |_| false).await {
+            Err(error) if error.decisive => error,
+            // Silence is no refusal: the other arm ends at the deadline.
+            _ => std::future::pending().await,
         }
+    };
+    tokio::select! {
+        biased;
+        result = arrived => { result.map_err(|error| broken(error, "client event"))?; }
+        error = refused => return Err(error),
     }
     publish(context, route).await?;
     other

@@ -179,7 +179,7 @@ impl Schedule {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Seen(observation) => {
+            Event::Seen(mut observation) => {
                 for (pod, drifts) in &observation.drifts {
                     self.misses.remove(pod);
                     self.evidence.drifted(pod, drifts.clone());
@@ -189,6 +189,12 @@ impl Schedule {
                     *misses += 1;
                     if *misses >= MISSES {
                         self.evidence.silent(pod);
+                    }
+                }
+                // One lost answer does not take the shards from their holder.
+                for (pod, flow) in std::mem::take(&mut self.observation.dispatchers) {
+                    if self.misses.get(&pod).is_none_or(|misses| *misses < MISSES) {
+                        observation.dispatchers.entry(pod).or_insert(flow);
                     }
                 }
                 self.observation = observation;

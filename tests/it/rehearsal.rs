@@ -31,7 +31,7 @@ spec:
   websocket: { replicas: 1 }
   sockjs: { replicas: 1 }
   webhooks: { dispatcher: { replicas: 1 }, stream: { mode: Provisioned, shards: 2 } }
-  gate: { intervalSeconds: 1, timeoutSeconds: 4, openAfter: 1 }
+  gate: { intervalSeconds: 1, timeoutSeconds: 8, openAfter: 1 }
 ---
 apiVersion: realtime-operator.dev/v1alpha1
 kind: RealtimeApp
@@ -140,6 +140,9 @@ async fn a_wrong_secret_at_the_dispatcher_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_customers_wrong_secret_at_the_dispatcher_is_refused_although_every_journey_passes() {
     let verdict = refused(&["dispatcher:secret/1001=wrong"], BTreeMap::new()).await;
+    for transport in Transport::ALL {
+        assert_eq!(state(&verdict, transport), PASSING, "{verdict:?}");
+    }
     assert_eq!(verdict.reason, Reason::AppsInconsistent, "{verdict:?}");
     assert!(verdict.message.contains("1001"), "{}", verdict.message);
 }
