@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use super::Server;
 use super::near::nearest;
 use super::table::{Kind, Need, VARIABLES, Variable, name};
-use super::{EXIT_CONFIG, Server};
 
 /// The checked variables of one server, defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,14 +63,6 @@ pub enum ContractError {
         /// What it contradicts.
         other: String,
     },
-}
-
-impl ContractError {
-    /// The process's exit code.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        EXIT_CONFIG
-    }
 }
 
 /// Whether a variable of this name changes what a server does, so that it must be in the table: `REALTIME_*`, `AWS_*`,

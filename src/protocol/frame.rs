@@ -20,8 +20,6 @@ pub mod code {
     pub const APP_UNKNOWN: u16 = 4001;
     /// The app is disabled.
     pub const APP_DISABLED: u16 = 4003;
-    /// The path is not one that this server knows.
-    pub const PATH_NOT_FOUND: u16 = 4005;
     /// The `protocol` in the query is not a number.
     pub const VERSION_INVALID: u16 = 4006;
     /// The `protocol` in the query is a version nobody speaks any more.
