@@ -73,6 +73,12 @@ pub mod name {
     pub const ADMIN_TOKEN: &str = "REALTIME_ADMIN_TOKEN";
     /// The directory of the app registry.
     pub const APPS_PATH: &str = "REALTIME_APPS_PATH";
+    /// What lets a pod take clients or shards.
+    pub const ADMISSION: &str = "REALTIME_ADMISSION";
+    /// The file with the pod's annotations.
+    pub const ANNOTATIONS_PATH: &str = "REALTIME_ANNOTATIONS_PATH";
+    /// Where shards are leased.
+    pub const LEASES: &str = "REALTIME_LEASES";
     /// The log filter.
     pub const LOG: &str = "REALTIME_LOG";
     /// The public listener.
@@ -170,6 +176,20 @@ pub const VARIABLES: &[Variable] = &[
         "Directory of the app registry: JSON files, read again when they change.",
     ),
     row(
+        name::ADMISSION,
+        Kind::Word(&["annotation", "none"]),
+        Need::Default("annotation"),
+        ALL,
+        "`annotation`: `/readyz` says no until the pod's annotation `realtime-operator.dev/admitted` names the configuration that runs. `none`: nobody admits, as in a trial without Kubernetes.",
+    ),
+    row(
+        name::ANNOTATIONS_PATH,
+        Kind::Path,
+        Need::Default("/etc/realtime/pod/annotations"),
+        ALL,
+        "File with the pod's annotations, as a downwardAPI volume writes it.",
+    ),
+    row(
         name::LOG,
         Kind::Text,
         Need::Default("info"),
@@ -218,6 +238,13 @@ pub const VARIABLES: &[Variable] = &[
         EDGES,
         "Address of Redis, `redis://` or `rediss://`, with credentials.",
     )),
+    row(
+        name::LEASES,
+        Kind::Word(&["kubernetes", "memory"]),
+        Need::Default("kubernetes"),
+        SENDERS,
+        "Where shards are leased and checkpoints kept: `kubernetes`, or `memory` for a single process that may forget.",
+    ),
     row(
         name::ALLOWED_NETWORKS,
         Kind::Networks,
