@@ -21,10 +21,11 @@ use super::shards::{self, Shards};
 use super::{Dependencies, StartError};
 use crate::contract::{Values, name};
 use crate::kinesis::Class;
-use crate::protocol::admin::{Effective, Flow};
+use crate::protocol::admin::{Effective, Flow, configuration};
 use crate::protocol::signature::salted_digest;
 use crate::runtime::admin::{self, Admin};
 use crate::runtime::clock::now_ms;
+use crate::runtime::{admission, build};
 
 /// How long the start looks for the stream; beyond, it goes on looking in the background.
 const FIRST_LOOK: Duration = Duration::from_millis(2_500);
@@ -78,7 +79,8 @@ pub async fn start(values: Values, dependencies: Dependencies) -> Result<Running
     };
     let process = ulid::Ulid::new().to_string();
     let cluster = values.text(name::CLUSTER_UID).to_owned();
-    let admin = answers(&process, values, apps.clone(), &metrics);
+    let build = build::read_id().await;
+    let admin = answers(&process, build, &values, apps.clone(), &metrics, &stop);
     let admin_stop = CancellationToken::new();
     let serving = tokio::spawn(admin::serve(listener, admin, admin_stop.clone()));
 
@@ -109,26 +111,42 @@ pub async fn start(values: Values, dependencies: Dependencies) -> Result<Running
 }
 
 /// What the admin listener answers.
-fn answers(process: &str, values: Values, apps: Apps, metrics: &Arc<Metrics>) -> Admin {
+fn answers(
+    process: &str,
+    build: &str,
+    values: &Values,
+    apps: Apps,
+    metrics: &Arc<Metrics>,
+    stop: &CancellationToken,
+) -> Admin {
     let token = values.text(name::ADMIN_TOKEN).to_owned();
     let stream = values.text(name::STREAM_NAME).to_owned();
     let mut registry = MetricsRegistry::default();
     metrics.register(&mut registry);
     let (effective_process, flow_process) = (process.to_owned(), process.to_owned());
     let (salt, metrics) = (token.clone(), Arc::clone(metrics));
+    let variables = values.effective(|secret| salted_digest(&salt, secret));
+    let configuration = configuration(build, &variables);
+    let admitted = admission::of(values, &configuration, stop.clone());
     let effective = move || {
         json(&Effective {
             process: effective_process.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            configuration: configuration.clone(),
             time_ms: now_ms(),
-            variables: values.effective(|secret| salted_digest(&salt, secret)),
+            variables: variables.clone(),
             apps: apps.borrow().digests(&salt),
         })
     };
     let flow =
         move || json(&Flow { process: flow_process.clone(), recorder: None, dispatcher: Some(metrics.flow(&stream)) });
     // Whether Kinesis answers is no matter of readiness: it would take every dispatcher away at once.
-    let ready = Box::new(|| Ok(()));
+    let ready = Box::new(move || {
+        let admitted = *admitted.borrow();
+        admitted
+            .then_some(())
+            .ok_or_else(|| "not admitted yet: a webhook through this pod must arrive first".to_owned())
+    });
     Admin { token, ready, effective: Box::new(effective), flow: Box::new(flow), metrics: registry }
 }
 

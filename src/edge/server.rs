@@ -30,12 +30,12 @@ use super::stream_check::{self, Found};
 use crate::bus::{Bus, Message};
 use crate::contract::{Values, name};
 use crate::kinesis::{self, KinesisError};
-use crate::protocol::admin::{Effective, Flow};
+use crate::protocol::admin::{Effective, Flow, configuration};
 use crate::protocol::record::Origin;
 use crate::protocol::registry::RegistryError;
 use crate::protocol::{Transport, signature};
 use crate::runtime::admin::{self, Admin};
-use crate::runtime::clock;
+use crate::runtime::{admission, build, clock};
 
 /// How long sessions may take to leave once they were told.
 const LEAVE: Duration = Duration::from_secs(6);
@@ -182,7 +182,7 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
     let routes = router(&shared, &fallback, &transports);
     let listening = CancellationToken::new();
     tasks.spawn(serve_public(deps.public, routes, listening.clone(), failures.clone()));
-    let answers = answers(&values, &process, &shared, &ready);
+    let answers = answers(&values, &process, &shared, &ready, &stop).await;
     tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));
 
     tracing::info!(%public, %admin, %process, transports = values.text(name::TRANSPORTS), "the edge serves");
@@ -279,17 +279,26 @@ fn origin(values: &Values, process: &str) -> Origin {
     }
 }
 
-fn answers(values: &Values, process: &str, shared: &Arc<Shared>, ready: &Arc<AtomicBool>) -> Admin {
+async fn answers(
+    values: &Values,
+    process: &str,
+    shared: &Arc<Shared>,
+    ready: &Arc<AtomicBool>,
+    stop: &CancellationToken,
+) -> Admin {
     let mut metrics = Registry::default();
     shared.metrics.register(&mut metrics);
     let token = values.text(name::ADMIN_TOKEN).to_owned();
     let variables = values.effective(|secret| signature::salted_digest(&token, secret));
+    let configuration = configuration(build::read_id().await, &variables);
+    let admitted = admission::of(values, &configuration, stop.clone());
     let effective = {
         let (shared, process, salt) = (shared.clone(), process.to_owned(), token.clone());
         move || {
             json_of(&Effective {
                 process: process.clone(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
+                configuration: configuration.clone(),
                 time_ms: clock::now_ms(),
                 variables: variables.clone(),
                 apps: shared.apps.current().digests(&salt),
@@ -301,7 +310,11 @@ fn answers(values: &Values, process: &str, shared: &Arc<Shared>, ready: &Arc<Ato
         move || json_of(&Flow { process: process.clone(), recorder: Some(shared.recorder.flow()), dispatcher: None })
     };
     let ready = ready.clone();
-    let ready = move || if ready.load(Ordering::Relaxed) { Ok(()) } else { Err("going away".to_owned()) };
+    let ready = move || match (ready.load(Ordering::Relaxed), *admitted.borrow()) {
+        (false, _) => Err("going away".to_owned()),
+        (_, false) => Err("not admitted yet: a client's event through this pod must arrive first".to_owned()),
+        (true, true) => Ok(()),
+    };
     Admin { token, ready: Box::new(ready), effective: Box::new(effective), flow: Box::new(flow), metrics }
 }
 

@@ -101,6 +101,7 @@ mod tests {
         let effective = Effective {
             process: "b".into(),
             version: "0.1.0".into(),
+            configuration: String::new(),
             time_ms,
             variables: map(variables),
             apps: apps_of(apps),

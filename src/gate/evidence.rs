@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::series::{Series, Standing};
+use super::series::{Series, Standing as Journeys};
 use super::{Drift, Failure, Hop, Journey, Outcome};
 use crate::protocol::{ShardId, Transport};
 
@@ -52,12 +52,27 @@ pub struct Dimensions {
     pub pods: BTreeMap<String, BTreeSet<Transport>>,
     /// Every process that must say what it runs: edges and dispatchers.
     pub processes: BTreeSet<String>,
+    /// Those among them that nobody has let in yet. While the gate is open they may take their time to answer; what is
+    /// found against them counts all the same.
+    pub newcomers: BTreeSet<String>,
     /// Whether there are webhooks at all; without them shards and dispatchers prove nothing.
     pub webhooks: bool,
     /// Open shards.
     pub shards: BTreeSet<ShardId>,
     /// Processes that hold an open shard.
     pub dispatchers: BTreeSet<String>,
+}
+
+/// How one process stands by itself, apart from the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// It runs what was rendered, and journeys through it passed: by each transport through an edge, one at least
+    /// through a dispatcher.
+    pub proven: bool,
+    /// It runs what was rendered, and journeys through it hold up to the stream.
+    pub reached: bool,
+    /// What broke last, believed or not.
+    pub failure: Option<Failure>,
 }
 
 /// The values that passed since the last complete round.
@@ -77,8 +92,10 @@ pub struct Evidence {
     series: BTreeMap<(Transport, String), Series>,
     /// Differences by pod, as last seen.
     pub(super) drifts: BTreeMap<String, Vec<Drift>>,
-    /// Processes that said what they run.
-    answered: BTreeSet<String>,
+    /// Processes that said what they run, by the id that each start makes anew.
+    answered: BTreeMap<String, String>,
+    /// Dispatchers through which an authentic webhook came.
+    delivered: BTreeSet<String>,
     coverage: Coverage,
     rounds: usize,
     /// Whether each of the latest journeys failed, newest last.
@@ -99,7 +116,8 @@ impl Evidence {
             dimensions: Dimensions::default(),
             series: BTreeMap::new(),
             drifts: BTreeMap::new(),
-            answered: BTreeSet::new(),
+            answered: BTreeMap::new(),
+            delivered: BTreeSet::new(),
             coverage: Coverage::default(),
             rounds: 0,
             recent: VecDeque::new(),
@@ -112,25 +130,65 @@ impl Evidence {
 
     /// Says what there is to be proven. Evidence of a pod that is gone goes with it.
     pub fn expect(&mut self, dimensions: Dimensions) {
+        self.replace(dimensions);
+        self.judge();
+    }
+
+    /// Takes what there is to be proven and what every process said of itself, and judges the two together: a half of
+    /// it would read as unknown.
+    pub fn look<'a>(
+        &mut self,
+        dimensions: Dimensions,
+        said: impl IntoIterator<Item = (&'a String, &'a String, &'a Vec<Drift>)>,
+    ) {
+        self.replace(dimensions);
+        for (pod, process, drifts) in said {
+            self.note(pod, process, drifts.clone());
+        }
+        self.judge();
+    }
+
+    fn replace(&mut self, dimensions: Dimensions) {
         self.series.retain(|(transport, pod), _| dimensions.pods.get(pod).is_some_and(|t| t.contains(transport)));
         self.drifts.retain(|pod, _| dimensions.processes.contains(pod));
-        self.answered.retain(|pod| dimensions.processes.contains(pod));
+        self.answered.retain(|pod, _| dimensions.processes.contains(pod));
+        self.delivered.retain(|pod| dimensions.processes.contains(pod));
         if !self.open && dimensions != self.dimensions {
             self.forget_rounds();
         }
         self.dimensions = dimensions;
+    }
+
+    /// What was proven before holds, as an earlier keeper of this evidence wrote it down.
+    pub fn resume(&mut self) {
+        self.open = true;
+        self.ever_open = true;
+    }
+
+    /// What is to be proven is another thing now: nothing known of the old one holds for it.
+    pub fn renew(&mut self) {
+        let dimensions = std::mem::take(&mut self.dimensions);
+        *self = Self { dimensions, ..Self::new(self.policy) };
+    }
+
+    /// Takes what was found of one process; nothing means that it runs what was rendered. Of a pod whose process is
+    /// another than before nothing is known any more.
+    pub fn drifted(&mut self, pod: &str, process: &str, drifts: Vec<Drift>) {
+        self.note(pod, process, drifts);
         self.judge();
     }
 
-    /// Takes what was found of one pod; nothing means that it runs what was rendered.
-    pub fn drifted(&mut self, pod: &str, drifts: Vec<Drift>) {
-        self.answered.insert(pod.to_owned());
+    fn note(&mut self, pod: &str, process: &str, drifts: Vec<Drift>) {
+        let before = self.answered.insert(pod.to_owned(), process.to_owned());
+        if before.is_some_and(|before| before != process) {
+            self.series.retain(|(_, found), _| found != pod);
+            self.delivered.remove(pod);
+        }
         if drifts.is_empty() {
             self.drifts.remove(pod);
         } else {
             self.drifts.insert(pod.to_owned(), drifts);
         }
-        self.judge();
     }
 
     /// A process no longer says what it runs: unknown is not proven. What was known of it against it stays.
@@ -141,17 +199,25 @@ impl Evidence {
 
     /// The first process that has not said what it runs.
     pub(super) fn unanswered(&self) -> Option<&str> {
-        self.dimensions.processes.iter().find(|process| !self.answered.contains(*process)).map(String::as_str)
+        let excused = |process: &String| self.open && self.dimensions.newcomers.contains(process);
+        let missing = |process: &&String| !self.answered.contains_key(*process) && !excused(process);
+        self.dimensions.processes.iter().find(missing).map(String::as_str)
     }
 
-    /// Takes a finished journey.
+    /// Takes a finished journey. One through a pod that is gone says nothing.
     pub fn add(&mut self, journey: &Journey) {
+        if !self.dimensions.pods.contains_key(&journey.pod) {
+            return;
+        }
         let key = (journey.transport, journey.pod.clone());
         self.series.entry(key).or_default().add(journey);
         match &journey.outcome {
             Outcome::Void => return,
             Outcome::Pass if journey.started_ms < self.failed_ms => {}
-            Outcome::Pass => self.cover(journey),
+            Outcome::Pass => {
+                self.delivered.extend(journey.dispatcher.clone());
+                self.cover(journey);
+            }
             Outcome::Decisive(failure) | Outcome::Ambiguous(failure) => {
                 self.forget_rounds();
                 self.failed_ms = self.failed_ms.max(journey.ended_ms);
@@ -165,10 +231,41 @@ impl Evidence {
         self.judge();
     }
 
+    /// What is known of one process by itself.
+    #[must_use]
+    pub fn standing(&self, pod: &str) -> Standing {
+        let sound = self.answered.contains_key(pod) && !self.drifts.contains_key(pod);
+        let Some(carries) = self.dimensions.pods.get(pod) else {
+            let proven = sound && self.delivered.contains(pod);
+            return Standing { proven, reached: proven, failure: None };
+        };
+        let standings: Vec<Journeys> = carries
+            .iter()
+            .map(|transport| {
+                let series = self.series.get(&(*transport, pod.to_owned()));
+                series.map_or(Journeys::Unknown, |series| series.standing(&self.policy, self.ever_open))
+            })
+            .collect();
+        let reached = |standing: &Journeys| match standing {
+            Journeys::Passing => true,
+            Journeys::Suspect(failure) | Journeys::Failing(failure) => failure.hop >= Hop::Record,
+            Journeys::Unknown => false,
+        };
+        let failure = standings.iter().find_map(|standing| match standing {
+            Journeys::Suspect(failure) | Journeys::Failing(failure) => Some(failure.clone()),
+            _ => None,
+        });
+        Standing {
+            proven: sound && standings.iter().all(|standing| *standing == Journeys::Passing),
+            reached: sound && standings.iter().all(reached),
+            failure,
+        }
+    }
+
     /// Pairs whose latest failure asks for a confirmation.
     #[must_use]
     pub fn suspects(&self) -> Vec<(Transport, String)> {
-        let suspect = |series: &Series| matches!(series.standing(&self.policy, self.ever_open), Standing::Suspect(_));
+        let suspect = |series: &Series| matches!(series.standing(&self.policy, self.ever_open), Journeys::Suspect(_));
         self.series.iter().filter(|(_, series)| suspect(series)).map(|(key, _)| key.clone()).collect()
     }
 
@@ -243,8 +340,8 @@ impl Evidence {
     pub(super) fn failures(&self) -> impl Iterator<Item = (Transport, &str, Failure)> {
         self.series.iter().filter_map(|((transport, pod), series)| {
             match series.standing(&self.policy, self.ever_open) {
-                Standing::Failing(failure) => Some((*transport, pod.as_str(), failure)),
-                Standing::Suspect(failure) if self.explanation(pod, &failure).is_some() => {
+                Journeys::Failing(failure) => Some((*transport, pod.as_str(), failure)),
+                Journeys::Suspect(failure) if self.explanation(pod, &failure).is_some() => {
                     Some((*transport, pod.as_str(), failure))
                 }
                 _ => None,
@@ -252,12 +349,12 @@ impl Evidence {
         })
     }
 
-    /// The difference that explains a failure: on the pod itself, or past the stream on a pod that is no edge.
-    pub(super) fn explanation(&self, pod: &str, failure: &Failure) -> Option<(&str, &Drift)> {
+    /// The differences that explain a failure: on the pod itself, or past the stream on a pod that is no edge.
+    pub(super) fn explanation(&self, pod: &str, failure: &Failure) -> Option<(&str, &[Drift])> {
         let own = self.drifts.get_key_value(pod);
         let past = || self.drifts.iter().find(|(found, _)| !self.dimensions.pods.contains_key(*found));
         let found = if failure.hop > Hop::Record { past().or(own) } else { own };
-        found.and_then(|(pod, drifts)| Some((pod.as_str(), drifts.first()?)))
+        found.map(|(pod, drifts)| (pod.as_str(), drifts.as_slice()))
     }
 
     /// The latest failure of all, believed or not.
@@ -270,7 +367,7 @@ impl Evidence {
         let pods = self.dimensions.pods.iter().filter(|(_, carries)| carries.contains(&transport));
         let passes = |pod: &String| {
             let series = self.series.get(&(transport, pod.clone()));
-            series.is_some_and(|series| series.standing(&self.policy, self.ever_open) == Standing::Passing)
+            series.is_some_and(|series| series.standing(&self.policy, self.ever_open) == Journeys::Passing)
         };
         let pods: Vec<bool> = pods.map(|(pod, _)| passes(pod)).collect();
         (pods.iter().filter(|passes| **passes).count(), pods.len())

@@ -14,7 +14,7 @@ mod series;
 mod verdict;
 
 pub use drift::{Drift, compare};
-pub use evidence::{Dimensions, Evidence, Policy};
+pub use evidence::{Dimensions, Evidence, Policy, Standing};
 pub use hop::Hop;
 pub use journey::{Failure, Journey, Outcome};
 pub use verdict::{Phase, TransportVerdict, Verdict};

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{Evidence, Failure, Hop};
+use super::{Drift, Evidence, Failure, Hop};
 use crate::api::Reason;
 use crate::api::cluster::TransportState;
 use crate::contract::Server;
 use crate::protocol::Transport;
+
+/// Differences of one process that a message names.
+const MAX_TOLD: usize = 4;
 
 /// Where a gate stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,16 +115,16 @@ impl Evidence {
         match first {
             Some((_, pod, failure)) => {
                 let place = place(transports, &failure);
-                let drift = self.explanation(pod, &failure);
-                let reason = drift.map_or(failure.reason, |(_, drift)| drift.reason());
-                let blame = drift.map_or_else(String::new, |(found, drift)| {
-                    if found == pod { format!("; {drift}") } else { format!("; on {found}, {drift}") }
+                let drifts = self.explanation(pod, &failure);
+                let reason = drifts.and_then(|(_, drifts)| drifts.first()).map_or(failure.reason, Drift::reason);
+                let blame = drifts.map_or_else(String::new, |(found, drifts)| {
+                    if found == pod { format!("; {}", told(drifts)) } else { format!("; on {found}, {}", told(drifts)) }
                 });
                 Some((reason, format!("{place}: {}{aside}{blame}", failure.detail)))
             }
             None if !self.drifts.is_empty() => {
-                let (pod, drift) = self.drifts.iter().find_map(|(pod, drifts)| Some((pod, drifts.first()?)))?;
-                Some((drift.reason(), format!("{pod}: {drift}{aside}")))
+                let (pod, drifts) = self.drifts.iter().next()?;
+                Some((drifts.first()?.reason(), format!("{pod}: {}{aside}", told(drifts))))
             }
             None if self.unanswered().is_some() => {
                 let pod = self.unanswered()?;
@@ -174,6 +177,15 @@ impl Evidence {
     }
 }
 
+/// Every difference of a process, as far as a line holds them.
+fn told(drifts: &[Drift]) -> String {
+    let mut told: Vec<String> = drifts.iter().take(MAX_TOLD).map(ToString::to_string).collect();
+    if drifts.len() > MAX_TOLD {
+        told.push(format!("and {} more", drifts.len() - MAX_TOLD));
+    }
+    told.join("; ")
+}
+
 fn count(number: usize, of: &str) -> String {
     format!("{number} {of}{}", if number == 1 { "" } else { "s" })
 }
@@ -203,6 +215,7 @@ mod tests {
             transports: Transport::ALL.into(),
             pods: PODS.map(|(pod, carries)| (pod.to_owned(), carries.iter().copied().collect())).into(),
             processes: ["eu-websocket-0".to_owned(), "eu-sockjs-0".to_owned(), "eu-dispatcher-0".to_owned()].into(),
+            newcomers: BTreeSet::new(),
             webhooks: true,
             shards: ["s0".into(), "s1".into()].into(),
             dispatchers: ["eu-dispatcher-0".to_owned()].into(),
@@ -213,7 +226,7 @@ mod tests {
         let mut evidence = Evidence::new(Policy { open_after: 2, ..Policy::default() });
         evidence.expect(dimensions());
         for process in dimensions().processes {
-            evidence.drifted(&process, vec![]);
+            evidence.drifted(&process, "p1", vec![]);
         }
         evidence
     }
@@ -286,11 +299,11 @@ mod tests {
             "{}",
             verdict.message
         );
-        evidence.drifted("eu-dispatcher-0", vec![]);
+        evidence.drifted("eu-dispatcher-0", "p1", vec![]);
         rounds(&mut evidence, 3, 2);
         assert!(evidence.verdict().ready);
         evidence.silent("eu-dispatcher-0");
-        evidence.drifted("eu-dispatcher-0", vec![]);
+        evidence.drifted("eu-dispatcher-0", "p1", vec![]);
         assert!(!evidence.verdict().ready, "it must be proven anew");
     }
 
@@ -321,7 +334,7 @@ mod tests {
     #[test]
     fn webhooks_off_on_the_fallbacks_is_told_with_hop_and_variable() {
         let mut evidence = evidence();
-        evidence.drifted("eu-sockjs-0", off());
+        evidence.drifted("eu-sockjs-0", "p1", off());
         evidence.add(&journey(Transport::Websocket, 0, Outcome::Pass));
         evidence.add(&journey(Transport::XhrStreaming, 0, silent()));
         assert_eq!(evidence.verdict().phase, Phase::Proving, "polling has not been tried");
@@ -352,12 +365,12 @@ mod tests {
     #[test]
     fn a_difference_refuses_although_every_journey_passes() {
         let mut evidence = evidence();
-        evidence.drifted("eu-dispatcher-0", vec![Drift::App("1001".into())]);
+        evidence.drifted("eu-dispatcher-0", "p1", vec![Drift::App("1001".into())]);
         rounds(&mut evidence, 0, 5);
         let verdict = evidence.verdict();
         assert_eq!((verdict.phase, verdict.ready, verdict.reason), (Phase::Refused, false, Reason::AppsInconsistent));
         assert!(verdict.message.starts_with("eu-dispatcher-0: app 1001 differs"), "{}", verdict.message);
-        evidence.drifted("eu-dispatcher-0", vec![]);
+        evidence.drifted("eu-dispatcher-0", "p1", vec![]);
         assert!(!evidence.verdict().ready, "what passed meanwhile proves nothing");
         rounds(&mut evidence, 5, 2);
         assert!(evidence.verdict().ready);
@@ -370,7 +383,7 @@ mod tests {
         if let Some(Drift::Variable { name, .. }) = changed.first_mut() {
             *name = "REALTIME_STREAM_NAME".to_owned();
         }
-        evidence.drifted("eu-dispatcher-0", changed);
+        evidence.drifted("eu-dispatcher-0", "p1", changed);
         let stuck = Failure { hop: Hop::Dispatch, reason: Reason::DispatcherStuck, detail: "no one reads".to_owned() };
         for transport in Transport::ALL {
             evidence.add(&journey(transport, 0, Outcome::Decisive(stuck.clone())));

@@ -12,7 +12,7 @@ use crate::kinesis::{Class, Client, KinesisError, Position};
 use crate::probe::client::Broken;
 use crate::protocol::admin::RecorderState;
 use crate::protocol::record::Record;
-use crate::protocol::{ChannelName, ShardId};
+use crate::protocol::{ChannelName, ShardId, StreamName};
 
 /// Between two reads of one shard: it allows five a second over all its readers, and the dispatcher needs four.
 const BETWEEN_READS: Duration = Duration::from_secs(1);
@@ -85,12 +85,16 @@ impl ReadBack {
 
 /// Names the first broken hop.
 pub(super) async fn diagnose(plan: &Plan, observer: &Observer, read_back: &ReadBack, missing: &Missing<'_>) -> Broken {
-    let (pod, stream) = (&missing.pod.pod, plan.stream.stream());
+    let Some(client) = &plan.stream else {
+        let detail = format!("no {} webhook of {}, and no stream to read back", missing.event, missing.pod.pod);
+        return Broken::ambiguous(Hop::Record, Reason::RecordMissing, detail);
+    };
+    let (pod, stream) = (&missing.pod.pod, client.stream());
     let seconds = missing.waited.as_secs();
-    match read_back.find(&plan.stream, missing).await {
-        Ok(Some(sequence)) => past_the_stream(plan, observer, missing, &sequence).await,
+    match read_back.find(client, missing).await {
+        Ok(Some(sequence)) => past_the_stream(plan, observer, missing, (stream, &sequence)).await,
         Ok(None) => {
-            let recorder = observer.flow(missing.pod.admin).await.and_then(|flow| flow.recorder);
+            let recorder = observer.flow(&plan.admin_token, missing.pod.admin).await.and_then(|flow| flow.recorder);
             let writes = recorder.filter(|recorder| recorder.state == RecorderState::Kinesis);
             if let Some(error) = writes.and_then(|recorder| recorder.last_error) {
                 let detail = format!("subscribed on {pod}, but its records are refused: {error}");
@@ -111,9 +115,13 @@ pub(super) async fn diagnose(plan: &Plan, observer: &Observer, read_back: &ReadB
     }
 }
 
-async fn past_the_stream(plan: &Plan, observer: &Observer, missing: &Missing<'_>, sequence: &str) -> Broken {
+async fn past_the_stream(
+    plan: &Plan,
+    observer: &Observer,
+    missing: &Missing<'_>,
+    (stream, sequence): (&StreamName, &str),
+) -> Broken {
     let (pod, shard, seconds) = (&missing.pod.pod, missing.shard, missing.waited.as_secs());
-    let stream = plan.stream.stream();
     let observation = observer.look(plan).await;
     let stuck = |detail| Broken::ambiguous(Hop::Dispatch, Reason::DispatcherStuck, detail);
     let Some((holder, flow)) = observation.holder(shard) else {

@@ -28,11 +28,12 @@ const PUBLISHED: &str = "probe-published";
 const COMPANION: Duration = Duration::from_secs(3);
 
 /// What journeys share.
+#[derive(Clone)]
 pub(super) struct Context {
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     pub receiver: Receiver,
     pub observer: Observer,
-    pub read_back: ReadBack,
+    pub read_back: Arc<ReadBack>,
     pub http: reqwest::Client,
 }
 
@@ -340,7 +341,7 @@ impl Underway {
 async fn holder(context: &Context, route: &Route) -> Option<String> {
     let shard = Channels::shard_of(&context.plan.app.id, &route.channels.private, &route.shards)?;
     for pod in &context.plan.dispatchers {
-        let flow = context.observer.flow(pod.admin).await.and_then(|flow| flow.dispatcher);
+        let flow = context.observer.flow(&context.plan.admin_token, pod.admin).await.and_then(|flow| flow.dispatcher);
         if flow.is_some_and(|flow| flow.shards.contains_key(shard)) {
             return Some(pod.pod.clone());
         }

@@ -17,7 +17,7 @@ mod prober;
 mod receiver;
 mod websocket;
 
-pub use prober::{HopTick, Prober, start};
+pub use prober::{HopTick, PodStanding, Prober, start};
 pub use receiver::Receiver;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +40,8 @@ pub struct EdgePod {
     pub transports: Vec<Transport>,
     /// What was rendered for it, secrets as salted digests.
     pub wanted: BTreeMap<String, String>,
+    /// Whether it was let in.
+    pub admitted: bool,
 }
 
 /// A dispatcher pod.
@@ -51,6 +53,8 @@ pub struct DispatcherPod {
     pub admin: SocketAddr,
     /// What was rendered for it, secrets as salted digests.
     pub wanted: BTreeMap<String, String>,
+    /// Whether it was let in.
+    pub admitted: bool,
 }
 
 /// The app of the journeys.
@@ -65,7 +69,12 @@ pub struct ProbeApp {
 }
 
 /// What to prove.
+#[derive(Clone, Debug)]
 pub struct Plan {
+    /// Names what is proven: evidence of another name does not count for it.
+    pub fingerprint: String,
+    /// Whether this was proven already, as its former prover wrote down.
+    pub proven: bool,
     /// Transports that must be proven, whether or not a pod serves them.
     pub transports: BTreeSet<Transport>,
     /// Whether there are webhooks.
@@ -80,8 +89,8 @@ pub struct Plan {
     pub app_digests: BTreeMap<AppId, String>,
     /// Opens the admin listeners.
     pub admin_token: Secret,
-    /// Reads back.
-    pub stream: kinesis::Client,
+    /// Reads back; `None` when there are no webhooks.
+    pub stream: Option<kinesis::Client>,
     /// The knobs.
     pub policy: Policy,
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
-use reqwest::Client as Http;
+use reqwest::{Client as Http, StatusCode};
 use serde::de::DeserializeOwned;
 
 use super::Plan;
+use crate::contract::name;
 use crate::gate::{Drift, compare};
 use crate::protocol::admin::{DispatcherFlow, Effective, Flow};
 use crate::protocol::{Secret, ShardId};
@@ -25,17 +26,27 @@ const CONCURRENCY: usize = 16;
 #[derive(Clone)]
 pub(super) struct Observer {
     http: Http,
-    token: Secret,
 }
 
 /// A pod's name, and its two answers as far as they came.
-type Look = (String, Option<Vec<Drift>>, Option<DispatcherFlow>);
+type Look = (String, Option<Seen>, Option<DispatcherFlow>);
+
+/// What a process said of itself.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    /// Its id, new at each start.
+    pub process: String,
+    /// Names what it runs.
+    pub configuration: String,
+    /// Where that differs from what was rendered.
+    pub drifts: Vec<Drift>,
+}
 
 /// What was seen in one look at every pod.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Observation {
-    /// Differences of each pod that answered.
-    pub drifts: BTreeMap<String, Vec<Drift>>,
+    /// Each pod that answered.
+    pub seen: BTreeMap<String, Seen>,
     /// The flow of each dispatcher that answered.
     pub dispatchers: BTreeMap<String, DispatcherFlow>,
 }
@@ -47,38 +58,67 @@ impl Observation {
     }
 }
 
+/// What an admin listener answered.
+enum Answer<T> {
+    /// What was asked for.
+    Told(T),
+    /// The token is not the one that it runs with.
+    Refused,
+    /// Nothing that can be used.
+    Nothing,
+}
+
 impl Observer {
-    pub fn new(token: Secret) -> Result<Self, reqwest::Error> {
+    pub fn new() -> Result<Self, reqwest::Error> {
         let http = Http::builder().no_proxy().timeout(TIMEOUT).connect_timeout(TIMEOUT).build()?;
-        Ok(Self { http, token })
+        Ok(Self { http })
     }
 
-    /// What a process runs. `None` when it does not answer.
-    async fn effective(&self, admin: SocketAddr) -> Option<Effective> {
-        self.get(admin, "effective").await
+    /// What a process runs, against what was rendered for it. `None` when it does not answer.
+    async fn seen(&self, plan: &Plan, admin: SocketAddr, wanted: &BTreeMap<String, String>) -> Option<Seen> {
+        match self.get::<Effective>(&plan.admin_token, admin, "effective").await {
+            Answer::Told(found) => Some(Seen {
+                drifts: compare(wanted, &plan.app_digests, &found, clock::now_ms()),
+                process: found.process,
+                configuration: found.configuration,
+            }),
+            // Who refuses the token that was rendered runs with another.
+            Answer::Refused => Some(Seen {
+                drifts: vec![Drift::Variable { name: name::ADMIN_TOKEN.to_owned(), wanted: None, found: None }],
+                process: String::new(),
+                configuration: String::new(),
+            }),
+            Answer::Nothing => None,
+        }
     }
 
     /// What flows through a process. `None` when it does not answer.
-    pub async fn flow(&self, admin: SocketAddr) -> Option<Flow> {
-        self.get(admin, "flow").await
+    pub async fn flow(&self, token: &Secret, admin: SocketAddr) -> Option<Flow> {
+        match self.get(token, admin, "flow").await {
+            Answer::Told(flow) => Some(flow),
+            Answer::Refused | Answer::Nothing => None,
+        }
     }
 
-    async fn get<T: DeserializeOwned>(&self, admin: SocketAddr, path: &str) -> Option<T> {
-        let request = self.http.get(format!("http://{admin}/{path}")).bearer_auth(self.token.expose());
-        let answer = request.send().await.and_then(reqwest::Response::error_for_status);
+    async fn get<T: DeserializeOwned>(&self, token: &Secret, admin: SocketAddr, path: &str) -> Answer<T> {
+        let request = self.http.get(format!("http://{admin}/{path}")).bearer_auth(token.expose());
+        let answer = match request.send().await {
+            Ok(answer) if answer.status() == StatusCode::UNAUTHORIZED => return Answer::Refused,
+            answer => answer.and_then(reqwest::Response::error_for_status),
+        };
         let body = match answer {
             Ok(answer) => answer.bytes().await,
             Err(error) => Err(error),
         };
         match body.map(|body| serde_json::from_slice(&body)) {
-            Ok(Ok(value)) => Some(value),
+            Ok(Ok(value)) => Answer::Told(value),
             Ok(Err(error)) => {
                 tracing::warn!(%admin, path, %error, "an admin listener's answer cannot be read");
-                None
+                Answer::Nothing
             }
             Err(error) => {
                 tracing::debug!(%admin, path, %error, "an admin listener does not answer");
-                None
+                Answer::Nothing
             }
         }
     }
@@ -90,20 +130,20 @@ impl Observer {
         let mut looks: Vec<BoxFuture<'_, Look>> = Vec::new();
         for (pod, admin, wanted, dispatcher) in edges.chain(dispatchers) {
             looks.push(Box::pin(async move {
-                let effective = self.effective(admin).await;
-                let drifts = effective.map(|found| compare(wanted, &plan.app_digests, &found, clock::now_ms()));
-                let flow = if dispatcher { self.flow(admin).await.and_then(|flow| flow.dispatcher) } else { None };
-                (pod.clone(), drifts, flow)
+                let seen = self.seen(plan, admin, wanted).await;
+                let flow = if dispatcher { self.flow(&plan.admin_token, admin).await } else { None };
+                let flow = flow.and_then(|flow| flow.dispatcher);
+                (pod.clone(), seen, flow)
             }));
         }
         let mut observation = Observation::default();
         let mut answers = stream::iter(looks).buffer_unordered(CONCURRENCY);
-        while let Some((pod, drifts, flow)) = answers.next().await {
+        while let Some((pod, seen, flow)) = answers.next().await {
             if let Some(flow) = flow {
                 observation.dispatchers.insert(pod.clone(), flow);
             }
-            if let Some(drifts) = drifts {
-                observation.drifts.insert(pod, drifts);
+            if let Some(seen) = seen {
+                observation.seen.insert(pod, seen);
             }
         }
         observation

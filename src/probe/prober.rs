@@ -15,7 +15,7 @@ use super::nonce::{Channels, choose};
 use super::observe::{Observation, Observer};
 use super::receiver::Receiver;
 use super::{EdgePod, Plan};
-use crate::gate::{Dimensions, Evidence, Hop, Journey, Phase, Verdict};
+use crate::gate::{Dimensions, Evidence, Hop, Journey, Phase, Standing, Verdict};
 use crate::kinesis::Shard;
 use crate::protocol::{ShardId, Transport};
 
@@ -38,6 +38,12 @@ const LISTINGS: Duration = Duration::from_secs(30);
 /// Ticks that a slow display may be behind.
 const TICKS: usize = 4096;
 
+/// How long who took over a proven cluster may look before it judges.
+const WARM: Duration = Duration::from_secs(15);
+
+/// How long no dispatcher may hold a shard in a proven cluster: a dead holder is noticed after 8 s.
+const HAND_OVER: Duration = Duration::from_secs(20);
+
 /// Looks in a row that a process may leave without an answer: one may be lost on its way.
 const MISSES: usize = 3;
 
@@ -57,10 +63,25 @@ pub struct HopTick {
     pub result: Result<Option<u64>, String>,
 }
 
+/// One process as its journeys and its own account show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodStanding {
+    /// Names what it runs; empty until it said so.
+    pub configuration: String,
+    /// What journeys through it proved.
+    pub standing: Standing,
+    /// Where it differs from what was rendered, in a line; empty when it does not.
+    pub drift: String,
+}
+
 /// Running journeys.
 pub struct Prober {
     /// The latest verdict.
     pub verdicts: watch::Receiver<Verdict>,
+    /// Every process of the plan.
+    pub pods: watch::Receiver<BTreeMap<String, PodStanding>>,
+    /// What to prove from now on.
+    pub plan: watch::Sender<Arc<Plan>>,
     /// Every hop, for a display; a slow one misses some.
     pub hops: broadcast::Receiver<HopTick>,
     task: JoinHandle<()>,
@@ -80,23 +101,32 @@ impl Prober {
 /// # Errors
 /// No HTTP client can be made on this machine.
 pub fn start(plan: Plan, receiver: Receiver, shutdown: CancellationToken) -> Result<Prober, reqwest::Error> {
-    receiver.expect(plan.app.clone());
-    let observer = Observer::new(plan.admin_token.clone())?;
     let http = reqwest::Client::builder().no_proxy().timeout(plan.policy.timeout).build()?;
     let mut evidence = Evidence::new(plan.policy);
-    let context = Arc::new(Context { plan, receiver, observer, read_back: super::diagnose::ReadBack::default(), http });
-    evidence.expect(dimensions(&context.plan, &[], &Observation::default()));
-    let (verdicts, latest) = watch::channel(evidence.verdict());
+    if plan.proven {
+        evidence.resume();
+    }
+    let verdict = evidence.verdict();
+    let (plan, plans) = watch::channel(Arc::new(plan));
+    receiver.expect(plans.borrow().app.clone());
+    let context =
+        Context { plan: plans.borrow().clone(), receiver, observer: Observer::new()?, read_back: Arc::default(), http };
+    let (verdicts, latest) = watch::channel(verdict);
+    let (standings, pods) = watch::channel(BTreeMap::new());
     let (ticks, hops) = broadcast::channel(TICKS);
     let (results, arriving) = mpsc::channel(RESULTS);
-    let schedule = Schedule {
-        context,
+    let mut schedule = Schedule {
+        // Who took over a proven cluster looks at all of it before it says anything.
+        warm: !context.plan.proven,
+        context: Arc::new(context),
         evidence,
         verdicts,
+        standings,
         ticks,
         results,
         shards: Arc::new(vec![]),
         observation: Observation::default(),
+        held: None,
         turn: 0,
         running: Arc::new(Semaphore::new(CONCURRENCY)),
         confirmed: BTreeMap::new(),
@@ -104,8 +134,10 @@ pub fn start(plan: Plan, receiver: Receiver, shutdown: CancellationToken) -> Res
         underway: 0,
         began: Instant::now(),
     };
-    let task = tokio::spawn(schedule.run(arriving, shutdown));
-    Ok(Prober { verdicts: latest, hops, task })
+    schedule.expect();
+    schedule.verdicts.send_replace(schedule.evidence.verdict());
+    let task = tokio::spawn(schedule.run(arriving, plans, shutdown));
+    Ok(Prober { verdicts: latest, pods, plan, hops, task })
 }
 
 enum Event {
@@ -123,10 +155,15 @@ struct Schedule {
     context: Arc<Context>,
     evidence: Evidence,
     verdicts: watch::Sender<Verdict>,
+    standings: watch::Sender<BTreeMap<String, PodStanding>>,
     ticks: broadcast::Sender<HopTick>,
     results: mpsc::Sender<Event>,
     shards: Arc<Vec<Shard>>,
     observation: Observation,
+    /// Dispatchers that held shards, and when they were last seen to.
+    held: Option<(BTreeSet<String>, Instant)>,
+    /// Whether enough is known for a verdict.
+    warm: bool,
     /// Counts journeys, so that shards and companions take turns.
     turn: usize,
     running: Arc<Semaphore>,
@@ -140,7 +177,12 @@ struct Schedule {
 }
 
 impl Schedule {
-    async fn run(mut self, mut arriving: mpsc::Receiver<Event>, shutdown: CancellationToken) {
+    async fn run(
+        mut self,
+        mut arriving: mpsc::Receiver<Event>,
+        mut plans: watch::Receiver<Arc<Plan>>,
+        shutdown: CancellationToken,
+    ) {
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let (mut looked, mut listed, mut round) = (None, None, None);
@@ -148,6 +190,11 @@ impl Schedule {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 event = arriving.recv() => if let Some(event) = event { self.take(event) },
+                Ok(()) = plans.changed() => {
+                    let plan = plans.borrow_and_update().clone();
+                    self.adopt(plan);
+                    looked = None;
+                }
                 now = tick.tick() => {
                     let proven = self.verdicts.borrow().phase == Phase::Open;
                     let interval = self.context.plan.policy.interval;
@@ -160,7 +207,7 @@ impl Schedule {
                         self.look();
                     }
                     let first = self.verdicts.borrow().phase == Phase::Proving;
-                    if self.underway == 0 && self.settled() && due(round, now, if first { FIRST_ROUNDS } else { interval }) {
+                    if self.warm && self.underway == 0 && self.settled() && due(round, now, if first { FIRST_ROUNDS } else { interval }) {
                         round = Some(now);
                         self.round();
                     }
@@ -168,6 +215,24 @@ impl Schedule {
                 }
             }
         }
+    }
+
+    /// Another plan: pods that came and went, or another thing to prove.
+    fn adopt(&mut self, plan: Arc<Plan>) {
+        let before = &self.context.plan;
+        if plan.fingerprint != before.fingerprint {
+            self.evidence.renew();
+            self.warm = true;
+            self.held = None;
+            self.began = Instant::now();
+        }
+        self.context.receiver.expect(plan.app.clone());
+        let context = Context { plan, ..(*self.context).clone() };
+        self.context = Arc::new(context);
+        self.observation.seen.retain(|pod, _| processes(&self.context.plan).any(|found| found == pod));
+        self.observation.dispatchers.retain(|pod, _| processes(&self.context.plan).any(|found| found == pod));
+        self.expect();
+        self.publish();
     }
 
     /// Whether journeys may begin: every shard is held, or it took too long.
@@ -180,15 +245,23 @@ impl Schedule {
     fn take(&mut self, event: Event) {
         match event {
             Event::Seen(mut observation) => {
-                for (pod, drifts) in &observation.drifts {
+                let known: BTreeSet<&str> = processes(&self.context.plan).collect();
+                observation.seen.retain(|pod, _| known.contains(pod.as_str()));
+                observation.dispatchers.retain(|pod, _| known.contains(pod.as_str()));
+                for pod in observation.seen.keys() {
                     self.misses.remove(pod);
-                    self.evidence.drifted(pod, drifts.clone());
                 }
-                for pod in processes(&self.context.plan).filter(|pod| !observation.drifts.contains_key(*pod)) {
+                self.misses.retain(|pod, _| known.contains(pod.as_str()));
+                for pod in known.into_iter().filter(|pod| !observation.seen.contains_key(*pod)) {
                     let misses = self.misses.entry(pod.to_owned()).or_default();
                     *misses += 1;
-                    if *misses >= MISSES {
+                    if self.warm && *misses >= MISSES {
                         self.evidence.silent(pod);
+                    }
+                }
+                for (pod, seen) in std::mem::take(&mut self.observation.seen) {
+                    if self.misses.get(&pod).is_some_and(|misses| *misses < MISSES) {
+                        observation.seen.entry(pod).or_insert(seen);
                     }
                 }
                 // One lost answer does not take the shards from their holder.
@@ -198,6 +271,9 @@ impl Schedule {
                     }
                 }
                 self.observation = observation;
+                let all = processes(&self.context.plan).all(|pod| self.observation.seen.contains_key(pod));
+                let listed = !self.context.plan.webhooks || !self.shards.is_empty();
+                self.warm |= (all && listed) || self.began.elapsed() > WARM;
                 self.expect();
             }
             Event::Listed(shards) => {
@@ -210,16 +286,43 @@ impl Schedule {
                 self.evidence.add(&journey);
             }
         }
-        let verdict = self.evidence.verdict();
-        self.verdicts.send_if_modified(|known| {
-            let changed = *known != verdict;
-            *known = verdict;
-            changed
-        });
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let standings: BTreeMap<String, PodStanding> =
+            processes(&self.context.plan).map(|pod| (pod.to_owned(), self.standing(pod))).collect();
+        replace(&self.standings, standings);
+        if self.warm {
+            replace(&self.verdicts, self.evidence.verdict());
+        }
+    }
+
+    fn standing(&self, pod: &str) -> PodStanding {
+        let seen = self.observation.seen.get(pod);
+        let drifts = seen.map(|seen| seen.drifts.iter().map(ToString::to_string).collect::<Vec<_>>());
+        PodStanding {
+            configuration: seen.map(|seen| seen.configuration.clone()).unwrap_or_default(),
+            standing: self.evidence.standing(pod),
+            drift: drifts.unwrap_or_default().join("; "),
+        }
     }
 
     fn expect(&mut self) {
-        self.evidence.expect(dimensions(&self.context.plan, &self.shards, &self.observation));
+        if !self.warm {
+            return;
+        }
+        let mut dimensions = dimensions(&self.context.plan, &self.shards, &self.observation);
+        // Between two holders a shard has none for a moment, which is no failure of a cluster that was proven.
+        let now = Instant::now();
+        match &self.held {
+            Some((held, at)) if dimensions.dispatchers.is_empty() && now.duration_since(*at) < HAND_OVER => {
+                dimensions.dispatchers.clone_from(held);
+            }
+            _ => self.held = Some((dimensions.dispatchers.clone(), now)),
+        }
+        let seen = self.observation.seen.iter();
+        self.evidence.look(dimensions, seen.map(|(pod, seen)| (pod, &seen.process, &seen.drifts)));
     }
 
     fn look(&self) {
@@ -232,12 +335,10 @@ impl Schedule {
     }
 
     fn list(&self) {
-        if !self.context.plan.webhooks {
-            return;
-        }
-        let (context, results) = (self.context.clone(), self.results.clone());
+        let Some(stream) = self.context.plan.stream.clone() else { return };
+        let results = self.results.clone();
         tokio::spawn(async move {
-            match context.plan.stream.shards().await {
+            match stream.shards().await {
                 // As above.
                 Ok(shards) => drop(results.send(Event::Listed(shards)).await),
                 Err(error) => tracing::warn!(%error, "the shards cannot be listed; the last listing stays"),
@@ -253,8 +354,9 @@ impl Schedule {
         }
     }
 
+    /// Every transport of every pod that has said what it runs: one that has not is not up yet.
     fn pairs(&self) -> Vec<(Transport, EdgePod)> {
-        let edges = self.context.plan.edges.iter();
+        let edges = self.context.plan.edges.iter().filter(|edge| self.observation.seen.contains_key(&edge.pod));
         edges.flat_map(|edge| edge.transports.iter().map(|transport| (*transport, edge.clone()))).collect()
     }
 
@@ -333,6 +435,15 @@ impl Schedule {
     }
 }
 
+/// Tells only of what is new.
+fn replace<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|known| {
+        let changed = *known != value;
+        *known = value;
+        changed
+    });
+}
+
 fn due(last: Option<Instant>, now: Instant, every: Duration) -> bool {
     last.is_none_or(|last| now.duration_since(last) >= every)
 }
@@ -350,6 +461,12 @@ fn processes(plan: &Plan) -> impl Iterator<Item = &str> {
     edges.chain(plan.dispatchers.iter().map(|dispatcher| dispatcher.pod.as_str()))
 }
 
+fn newcomers(plan: &Plan) -> BTreeSet<String> {
+    let edges = plan.edges.iter().filter(|edge| !edge.admitted).map(|edge| edge.pod.clone());
+    let dispatchers = plan.dispatchers.iter().filter(|pod| !pod.admitted).map(|pod| pod.pod.clone());
+    edges.chain(dispatchers).collect()
+}
+
 /// What there is to be proven, as last seen.
 fn dimensions(plan: &Plan, shards: &[Shard], observation: &Observation) -> Dimensions {
     let pods = plan.edges.iter().map(|edge| (edge.pod.clone(), edge.transports.iter().copied().collect()));
@@ -360,6 +477,7 @@ fn dimensions(plan: &Plan, shards: &[Shard], observation: &Observation) -> Dimen
         transports: plan.transports.clone(),
         pods: pods.collect(),
         processes: processes(plan).map(str::to_owned).collect(),
+        newcomers: newcomers(plan),
         webhooks: plan.webhooks,
         dispatchers: holders.map(|(pod, _)| pod.clone()).collect(),
         shards,

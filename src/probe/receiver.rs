@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ProbeApp;
 use crate::protocol::webhook::{self, Body, WebhookEvent};
+use crate::protocol::{AppId, AppKey};
 
 /// Largest body: a dispatcher sends 256 KiB.
 const MAX_BODY: usize = 1024 * 1024;
@@ -41,7 +42,8 @@ pub struct Receiver {
 
 #[derive(Default)]
 struct Desk {
-    app: Mutex<Option<ProbeApp>>,
+    /// As whom webhooks may be signed, by key.
+    apps: Mutex<HashMap<AppKey, ProbeApp>>,
     /// Journeys by the nonce in their channels' names.
     waiting: Mutex<HashMap<String, mpsc::Sender<Arrived>>>,
     unclaimed: AtomicU64,
@@ -88,9 +90,16 @@ impl Receiver {
         self.address
     }
 
-    /// Says as whom webhooks must be signed.
+    /// Says as whom webhooks must be signed: one app of each cluster. Before the first, senders are told to come back.
     pub(super) fn expect(&self, app: ProbeApp) {
-        *lock(&self.desk.app) = Some(app);
+        let mut apps = lock(&self.desk.apps);
+        apps.retain(|_, known| known.id != app.id);
+        apps.insert(app.key.clone(), app);
+    }
+
+    /// Forgets an app, of a cluster that is gone.
+    pub fn forget(&self, id: &AppId) {
+        lock(&self.desk.apps).retain(|_, known| known.id != *id);
     }
 
     /// Waits for the events of a nonce. A nonce is claimed once.
@@ -107,8 +116,18 @@ impl Receiver {
 }
 
 async fn receive(State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    let Some(app) = lock(&desk.app).clone() else { return StatusCode::SERVICE_UNAVAILABLE };
-    let authentic = authenticate(&app, &headers, &body);
+    let key = headers.get(webhook::KEY_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let app = {
+        let apps = lock(&desk.apps);
+        if apps.is_empty() {
+            return StatusCode::SERVICE_UNAVAILABLE;
+        }
+        apps.get(&AppKey::from(key)).cloned()
+    };
+    let authentic = match &app {
+        Some(app) => authenticate(app, &headers, &body),
+        None => Err(format!("{} is `{key}`", webhook::KEY_HEADER)),
+    };
     let Ok(parsed) = serde_json::from_slice::<Body>(&body) else {
         desk.unclaimed.fetch_add(1, Ordering::Relaxed);
         return StatusCode::BAD_REQUEST;
@@ -134,9 +153,6 @@ fn claimed(desk: &Desk, event: &WebhookEvent) -> Option<mpsc::Sender<Arrived>> {
 fn authenticate(app: &ProbeApp, headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let kind = text(header::CONTENT_TYPE.as_str());
-    if text(webhook::KEY_HEADER) != app.key.as_str() {
-        return Err(format!("{} is `{}`", webhook::KEY_HEADER, text(webhook::KEY_HEADER)));
-    }
     if !webhook::verify(&app.secret, body, text(webhook::SIGNATURE_HEADER)) {
         return Err(format!("{} does not verify", webhook::SIGNATURE_HEADER));
     }

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::contract::name as contract;
 
 use super::{AppId, ShardId};
 
@@ -14,12 +17,23 @@ pub struct Effective {
     pub process: String,
     /// The release.
     pub version: String,
+    /// Names build and configuration together: what an operator admits.
+    pub configuration: String,
     /// The process's clock, in ms since 1970.
     pub time_ms: u64,
     /// Every contract variable with defaults filled in, secrets as salted digests.
     pub variables: BTreeMap<String, String>,
     /// A salted digest per app.
     pub apps: BTreeMap<AppId, String>,
+}
+
+/// Names a build and what it runs: two processes with one name behave alike. The pod's own name does not count.
+#[must_use]
+pub fn configuration(build: &str, variables: &BTreeMap<String, String>) -> String {
+    let lines = variables.iter().filter(|(name, _)| name.as_str() != contract::POD);
+    let lines: Vec<String> = lines.map(|(name, value)| format!("{name}={value}")).collect();
+    let digest = Sha256::digest(format!("{build}\n{}", lines.join("\n")));
+    hex::encode(digest.get(..8).unwrap_or_default())
 }
 
 /// The answer of `/flow`.

@@ -340,7 +340,7 @@ impl Surroundings<'_> {
             return Ok(match dispatcher::start(values, dependencies).await {
                 Ok(running) => {
                     let admin = running.admin;
-                    self.dispatcher_pods.push(DispatcherPod { pod: pod.to_owned(), admin, wanted });
+                    self.dispatcher_pods.push(DispatcherPod { pod: pod.to_owned(), admin, wanted, admitted: true });
                     self.dispatchers.push(running);
                     Ok(())
                 }
@@ -361,7 +361,7 @@ impl Surroundings<'_> {
         Ok(match edge::start(values, dependencies).await {
             Ok(running) => {
                 let (public, admin) = (running.public, running.admin);
-                self.edge_pods.push(EdgePod { pod: pod.to_owned(), public, admin, transports, wanted });
+                self.edge_pods.push(EdgePod { pod: pod.to_owned(), public, admin, transports, wanted, admitted: true });
                 self.edges.push(running);
                 Ok(())
             }
@@ -450,6 +450,8 @@ fn plan(cluster: &Cluster, dispatchers: Vec<DispatcherPod>, stream: Client) -> P
     let gate = &cluster.spec.gate;
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     Plan {
+        fingerprint: String::new(),
+        proven: false,
         transports: BTreeSet::new(),
         webhooks: cluster.spec.webhooks.mode == WebhooksMode::Kinesis,
         edges: vec![],
@@ -461,7 +463,7 @@ fn plan(cluster: &Cluster, dispatchers: Vec<DispatcherPod>, stream: Client) -> P
         },
         app_digests: cluster.registry.digests(cluster.admin_token.expose()),
         admin_token: cluster.admin_token.clone(),
-        stream,
+        stream: Some(stream),
         policy: gate::Policy {
             interval: seconds(gate.interval_seconds),
             timeout: seconds(gate.timeout_seconds),

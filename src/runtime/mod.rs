@@ -4,6 +4,8 @@
 //! This room knows no business: what `/effective` and `/flow` say is handed in as JSON.
 
 pub mod admin;
+pub mod admission;
+pub mod build;
 pub mod clock;
 pub mod files;
 pub mod signal;
