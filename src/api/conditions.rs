@@ -79,12 +79,72 @@ reasons! {
     NoPods,
     /// The stream does not exist.
     StreamMissing,
+    /// The stream is being made.
+    StreamCreating,
+    /// The stream is there and ours.
+    StreamActive,
+    /// A stream of the wanted name belongs to someone else, and was not touched.
+    StreamNotOurs,
+    /// Kinesis does not answer.
+    StreamUnreachable,
+    /// The operator's identity may not do what it has to.
+    AccessDenied,
+    /// Every child is as it should be.
+    Applied,
+    /// An object of a child's name belongs to someone else, and was not touched.
+    ChildNotOurs,
+    /// A Secret that the manifest names is not there, or lacks the key.
+    SecretMissing,
+    /// The manifest contradicts itself in a way that the schema cannot see.
+    SpecInvalid,
+    /// The API server refused an object.
+    ApplyFailed,
+    /// Pods of the wanted template are still coming up.
+    RollingOut,
+    /// The app is served.
+    AppAccepted,
+    /// Another app has this id or key.
+    KeyConflict,
+    /// What the app names is not there or not usable.
+    AppInvalid,
+    /// Some pods do not have the latest registry yet.
+    AppsStale,
+    /// The proof is too old to be believed.
+    EvidenceStale,
+    /// Not proven within the time that the gate allows.
+    DeadlineExceeded,
+    /// The cluster is being deleted.
+    Deleting,
+    /// Let in because its configuration was proven before, while the way behind the edges is broken for all.
+    AdmittedOnRecord,
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
+}
+
+/// The types of conditions.
+pub mod condition {
+    /// Whether the cluster is operational: the only one to wait for.
+    pub const READY: &str = "Ready";
+    /// Present while something is under way.
+    pub const RECONCILING: &str = "Reconciling";
+    /// Present while only a person can go on.
+    pub const STALLED: &str = "Stalled";
+    /// Whether the stream is there and ours.
+    pub const STREAM_READY: &str = "StreamReady";
+    /// Whether every child is applied and every pod of the wanted template is up.
+    pub const WORKLOADS_AVAILABLE: &str = "WorkloadsAvailable";
+    /// Whether every app is known to every pod.
+    pub const APPS_SYNCED: &str = "AppsSynced";
+    /// Whether the journeys hold, whatever else is said.
+    pub const WEBHOOKS_DELIVERED: &str = "WebhooksDelivered";
+    /// Whether there are webhooks at all.
+    pub const WEBHOOKS_ENABLED: &str = "WebhooksEnabled";
+    /// On an app: whether it is served.
+    pub const ACCEPTED: &str = "Accepted";
 }
 
 /// `docs/reasons.md`: every reason with what it means and what to do about it.
@@ -137,6 +197,23 @@ impl Reason {
             Self::ClockSkew => "Set the clock of the node.",
             Self::NoPods => "Scale up what has no pod, or look why its pods do not start.",
             Self::StreamMissing => "Create the stream, or correct its name.",
+            Self::StreamCreating | Self::StreamActive | Self::Applied | Self::AppAccepted | Self::Deleting => {
+                "Nothing."
+            }
+            Self::StreamNotOurs => "Choose another `webhooks.stream.name`, or remove the stream if nobody needs it.",
+            Self::StreamUnreachable => "Look at region, endpoint and network between the operator and Kinesis.",
+            Self::AccessDenied => "Allow the operator's identity what the message names.",
+            Self::ChildNotOurs => "Rename or delete the object named, or give the cluster another name.",
+            Self::SecretMissing => "Create the Secret with the key named; nothing needs to be restarted.",
+            Self::SpecInvalid => "Correct the field named.",
+            Self::ApplyFailed => "Read the API server's answer: a quota, a policy or a missing permission.",
+            Self::RollingOut => "Wait; if it lasts, look at the newest pod of the Deployment named.",
+            Self::KeyConflict => "Give the younger app another id or key.",
+            Self::AppInvalid => "Correct the field named, or create the Secret it names.",
+            Self::AppsStale => "Look at the pods named: they learn of apps through their mounted Secrets.",
+            Self::EvidenceStale => "Wait for the next round.",
+            Self::DeadlineExceeded => "Read the message: it names the hop that does not hold.",
+            Self::AdmittedOnRecord => "Mend what is behind the edges; Ready stays False until it works.",
         }
     }
 }

@@ -49,9 +49,15 @@ fn render(arguments: &Arguments) -> Result<String, Vec<String>> {
         generate: &|purpose| format!("<{purpose}>"),
         receiver: &arguments.receiver,
         version: env!("CARGO_PKG_VERSION"),
+        stream: None,
     };
     let cluster =
         desired::validate(&inputs).map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let refused: Vec<String> =
+        cluster.refused.iter().flat_map(|refused| &refused.problems).map(ToString::to_string).collect();
+    if !refused.is_empty() {
+        return Err(refused);
+    }
     let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
     let objects = desired::build(&cluster).and_then(|desired| desired.objects()).map_err(|error| one(&error))?;
     print::yaml(&objects).map_err(|error| one(&error))

@@ -13,4 +13,6 @@ mod validate;
 
 pub use build::{Desired, build};
 pub use manifest::{InputError, Manifests};
-pub use validate::{Cluster, Inputs, ProbeApp, Problem, SecretReference, references, validate};
+pub use validate::{
+    Cluster, Inputs, ProbeApp, Problem, Refused, SecretReference, StreamIdentity, references, stream_name, validate,
+};

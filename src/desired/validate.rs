@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use crate::api::app::CredentialState as ApiCredentialState;
 use crate::api::cluster::{IdentityType, StreamMode};
-use crate::api::{RealtimeApp, RealtimeCluster, RealtimeClusterSpec, State};
+use crate::api::{GROUP, RealtimeApp, RealtimeCluster, RealtimeClusterSpec, State};
 use crate::protocol::registry::{App, Credential, CredentialState, Endpoint, Limits, Registry};
 use crate::protocol::{AppId, AppKey, Secret, StreamName, signature};
 
@@ -27,6 +28,26 @@ pub struct Inputs<'a> {
     pub receiver: &'a str,
     /// The release that runs, used where the manifest names no image tag.
     pub version: &'a str,
+    /// The stream that was found or made; absent means the one that the manifest asks for.
+    pub stream: Option<&'a StreamIdentity>,
+}
+
+/// A stream that belongs to a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamIdentity {
+    /// Its name.
+    pub name: StreamName,
+    /// The id that its records carry: of the cluster that made it, which may have been deleted and applied again.
+    pub cluster_id: String,
+}
+
+/// An app that is not served, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The object's name.
+    pub name: String,
+    /// What is wrong with it.
+    pub problems: Vec<Problem>,
 }
 
 /// A cluster that can be built.
@@ -36,8 +57,14 @@ pub struct Cluster {
     pub name: String,
     /// Its namespace.
     pub namespace: String,
-    /// Its UID.
+    /// The id that records and keys carry: its UID, or that of the cluster whose stream it took over.
     pub uid: String,
+    /// The object that owns what is built; `None` for a manifest that was never applied.
+    pub owner: Option<OwnerReference>,
+    /// Changes with the Secrets that pods read at their start.
+    pub secrets_digest: String,
+    /// Apps that are not served.
+    pub refused: Vec<Refused>,
     /// What the user wrote, defaults filled in.
     pub spec: RealtimeClusterSpec,
     /// The stream's name.
@@ -111,12 +138,21 @@ pub fn references(cluster: &RealtimeCluster, apps: &[RealtimeApp]) -> Vec<Secret
 /// Checks what the schema cannot, and follows every reference.
 ///
 /// # Errors
-/// Every problem, not only the first.
+/// Every problem of the cluster, not only the first. An app with a problem is refused alone: [`Cluster::refused`].
 pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
     let mut problems = Vec::new();
     let reference = reference(inputs.cluster);
     let (name, namespace) = (reference.name.unwrap_or_default(), reference.namespace.unwrap_or_default());
-    let uid = reference.uid.unwrap_or_else(|| (inputs.generate)("uid"));
+    let own_uid = reference.uid.clone().unwrap_or_else(|| (inputs.generate)("uid"));
+    let uid = inputs.stream.map_or_else(|| own_uid.clone(), |stream| stream.cluster_id.clone());
+    let owner = reference.uid.map(|uid| OwnerReference {
+        api_version: format!("{GROUP}/v1alpha1"),
+        kind: "RealtimeCluster".to_owned(),
+        name: name.clone(),
+        uid,
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    });
     let spec = inputs.cluster.spec.clone();
     let own = |path: &str, message: String| Problem {
         object: format!("RealtimeCluster {name}"),
@@ -135,31 +171,37 @@ pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
         secret: Secret::new((inputs.generate)("probe-secret")),
     };
     let mut apps = vec![probe_app(&probe, inputs.receiver)];
+    let mut refused = Vec::new();
     for raw in inputs.apps {
-        match app(raw, inputs) {
+        let problems = match app(raw, inputs) {
             Ok(app) => match conflict(&apps, &app) {
-                Some(message) => {
-                    problems.push(Problem { object: object(raw), path: "spec.appID".to_owned(), message });
+                Some(message) => vec![Problem { object: object(raw), path: "spec.appID".to_owned(), message }],
+                None => {
+                    apps.push(app);
+                    continue;
                 }
-                None => apps.push(app),
             },
-            Err(found) => problems.extend(found),
-        }
+            Err(found) => found,
+        };
+        refused.push(Refused { name: raw.metadata.name.clone().unwrap_or_default(), problems });
     }
     if !problems.is_empty() {
         return Err(problems);
     }
-    let short: String = uid.chars().filter(char::is_ascii_alphanumeric).take(6).collect();
     let stream = &spec.webhooks.stream;
+    let admin_token = Secret::new((inputs.generate)("admin-token"));
     Ok(Cluster {
-        stream: StreamName(stream.name.clone().unwrap_or_else(|| format!("rtc-{namespace}-{name}-{short}"))),
+        stream: inputs.stream.map_or_else(|| stream_name(inputs.cluster, &own_uid), |stream| stream.name.clone()),
+        secrets_digest: secrets_digest(inputs, &admin_token),
+        owner,
+        refused,
         shards: match stream.mode {
             StreamMode::OnDemand => ON_DEMAND_SHARDS,
             StreamMode::Provisioned => stream.shards.and_then(|n| u32::try_from(n).ok()).unwrap_or(1),
         },
         registry: Registry::new(apps),
         probe,
-        admin_token: Secret::new((inputs.generate)("admin-token")),
+        admin_token,
         receiver: inputs.receiver.to_owned(),
         tag: spec.image.tag.clone().unwrap_or_else(|| inputs.version.to_owned()),
         name,
@@ -167,6 +209,25 @@ pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
         uid,
         spec,
     })
+}
+
+/// The stream that a cluster asks for.
+#[must_use]
+pub fn stream_name(cluster: &RealtimeCluster, uid: &str) -> StreamName {
+    let reference = reference(cluster);
+    let short: String = uid.chars().filter(char::is_ascii_alphanumeric).take(6).collect();
+    let (name, namespace) = (reference.name.unwrap_or_default(), reference.namespace.unwrap_or_default());
+    let asked = cluster.spec.webhooks.stream.name.clone();
+    StreamName(asked.unwrap_or_else(|| format!("rtc-{namespace}-{name}-{short}")))
+}
+
+/// A digest of the Secrets that pods read at their start, salted, since it stands where everyone may read it.
+fn secrets_digest(inputs: &Inputs<'_>, salt: &Secret) -> String {
+    let texts: Vec<&str> = references(inputs.cluster, &[])
+        .iter()
+        .filter_map(|reference| inputs.secrets.get(&reference.name)?.get(&reference.key).map(String::as_str))
+        .collect();
+    signature::salted_digest(salt.expose(), &texts.join("\n"))
 }
 
 fn reference(cluster: &RealtimeCluster) -> ObjectReference {
@@ -335,6 +396,7 @@ spec:
             generate: &|purpose| format!("generated-{purpose}"),
             receiver: "receiver.svc:8090",
             version: "0.1.0",
+            stream: None,
         })
     }
 
@@ -350,13 +412,21 @@ spec:
 
     #[test]
     fn a_missing_secret_and_a_double_id_are_told() {
-        let problems = check(&[APP], &[]).expect_err("no Secret");
+        let problems = |apps: &[&str]| -> Vec<Problem> {
+            let cluster = check(apps, &[]).expect("a cluster");
+            cluster.refused.into_iter().flat_map(|refused| refused.problems).collect()
+        };
         assert!(
-            problems[0].to_string().contains("RealtimeApp shop: spec.credentials[0].secretRef names the Secret `shop`")
+            problems(&[APP])[0]
+                .to_string()
+                .contains("RealtimeApp shop: spec.credentials[0].secretRef names the Secret `shop`")
         );
         let bare = APP.replace(", credentials: [{ secretRef: { name: shop } }]", "");
-        let problems = check(&[&bare, &bare.replace("name: shop", "name: two")], &[]).expect_err("a double id");
-        assert!(problems[0].to_string().contains("RealtimeApp two: spec.appID is `1001`, which another app has"));
+        assert!(
+            problems(&[&bare, &bare.replace("name: shop", "name: two")])[0]
+                .to_string()
+                .contains("RealtimeApp two: spec.appID is `1001`, which another app has")
+        );
     }
 
     #[test]
@@ -369,7 +439,7 @@ spec:
     #[test]
     fn an_app_that_could_sign_nothing_is_refused() {
         let retiring = APP.replace("{ name: shop } }", "{ name: shop }, state: Retiring }");
-        let problems = check(&[&retiring], &[("shop", &[("key", "k"), ("secret", "s")])]).expect_err("refused");
-        assert!(problems[0].to_string().contains("no Active pair"));
+        let cluster = check(&[&retiring], &[("shop", &[("key", "k"), ("secret", "s")])]).expect("a cluster");
+        assert!(cluster.refused[0].problems[0].to_string().contains("no Active pair"));
     }
 }

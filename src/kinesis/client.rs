@@ -1,5 +1,6 @@
 //! The client of one stream.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, Region};
@@ -305,19 +306,56 @@ impl Client {
         })
     }
 
-    /// Creates the stream with so many shards (mode `PROVISIONED`).
+    /// Creates the stream: with so many shards, or with as many as Kinesis sees fit. The tags come into being with it,
+    /// so that there is no moment at which it belongs to nobody.
     ///
     /// # Errors
     /// The call failed; [`Class::Busy`] when it exists.
-    pub async fn create(&self, shards: i32) -> Result<(), KinesisError> {
+    pub async fn create(&self, shards: Option<i32>, tags: &BTreeMap<String, String>) -> Result<(), KinesisError> {
         let operation = "CreateStream";
+        let mode = if shards.is_some() { StreamMode::Provisioned } else { StreamMode::OnDemand };
         let mode = StreamModeDetails::builder()
-            .stream_mode(StreamMode::Provisioned)
+            .stream_mode(mode)
             .build()
             .map_err(|error| self.malformed(operation, &error.to_string()))?;
-        let request = self.sdk.create_stream().stream_name(self.stream.as_str());
-        let request = request.shard_count(shards).stream_mode_details(mode);
-        request.send().await.map_err(|e| self.failed(operation, &e))?;
+        let mut request = self.sdk.create_stream().stream_name(self.stream.as_str()).set_shard_count(shards);
+        for (name, value) in tags {
+            request = request.tags(name, value);
+        }
+        request.stream_mode_details(mode).send().await.map_err(|e| self.failed(operation, &e))?;
+        Ok(())
+    }
+
+    /// The stream's tags.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub async fn tags(&self) -> Result<BTreeMap<String, String>, KinesisError> {
+        let operation = "ListTagsForStream";
+        let mut tags = BTreeMap::new();
+        loop {
+            let last = tags.keys().next_back().cloned();
+            let request = self.sdk.list_tags_for_stream().stream_name(self.stream.as_str());
+            let request = request.set_exclusive_start_tag_key(last).limit(50);
+            let answer = request.send().await.map_err(|e| self.failed(operation, &e))?;
+            let before = tags.len();
+            tags.extend(answer.tags.into_iter().map(|tag| (tag.key, tag.value.unwrap_or_default())));
+            if !answer.has_more_tags || tags.len() == before {
+                return Ok(tags);
+            }
+        }
+    }
+
+    /// Adds tags, or gives them another value.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub async fn tag(&self, tags: &BTreeMap<String, String>) -> Result<(), KinesisError> {
+        let mut request = self.sdk.add_tags_to_stream().stream_name(self.stream.as_str());
+        for (name, value) in tags {
+            request = request.tags(name, value);
+        }
+        request.send().await.map_err(|e| self.failed("AddTagsToStream", &e))?;
         Ok(())
     }
 

@@ -82,7 +82,7 @@ pub fn settings(address: SocketAddr, region: &str, stream: &StreamName) -> Setti
 /// # Errors
 /// It cannot be created within 10 s.
 pub async fn create_stream(client: &Client, shards: u32) -> Result<(), KinesisError> {
-    client.create(i32::try_from(shards).unwrap_or(i32::MAX)).await?;
+    client.create(Some(i32::try_from(shards).unwrap_or(i32::MAX)), &std::collections::BTreeMap::new()).await?;
     for _ in 0..500 {
         if client.summary().await?.status == "ACTIVE" {
             return Ok(());

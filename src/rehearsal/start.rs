@@ -416,8 +416,11 @@ fn validate(options: &Options, secrets: &Secrets) -> Result<Cluster, RehearsalEr
         generate: &generate,
         receiver: RECEIVER,
         version: env!("CARGO_PKG_VERSION"),
+        stream: None,
     };
-    desired::validate(&inputs).map_err(RehearsalError::Invalid)
+    let cluster = desired::validate(&inputs).map_err(RehearsalError::Invalid)?;
+    let refused: Vec<Problem> = cluster.refused.iter().flat_map(|refused| refused.problems.clone()).collect();
+    if refused.is_empty() { Ok(cluster) } else { Err(RehearsalError::Invalid(refused)) }
 }
 
 fn random(length: usize) -> String {

@@ -93,7 +93,7 @@ impl Bed {
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
         tokio::spawn(async move { axum::serve(listener, router).await });
         let kinesis = client(&endpoint, "stream").await;
-        kinesis.create(shards).await.expect("created");
+        kinesis.create(Some(shards), &BTreeMap::new()).await.expect("created");
         wait("the stream is active", async || kinesis.summary().await.is_ok_and(|s| s.status == "ACTIVE")).await;
 
         let receiver = Receiver::default();

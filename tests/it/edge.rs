@@ -110,7 +110,7 @@ async fn stream() -> Client {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let client = kinesis(format!("http://{}", listener.local_addr().expect("an address"))).await;
     tokio::spawn(async move { axum::serve(listener, router).await });
-    client.create(1).await.expect("created");
+    client.create(Some(1), &std::collections::BTreeMap::new()).await.expect("created");
     eventually("the stream is active", async || {
         client.summary().await.is_ok_and(|summary| summary.status == "ACTIVE").then_some(())
     })

@@ -69,7 +69,7 @@ async fn kinesis() -> String {
         endpoint: Some(endpoint.clone()),
         credentials: Credentials::Static { access_key_id: "a".to_owned(), secret_access_key: "b".to_owned() },
     };
-    Client::connect(&settings).await.create(2).await.expect("created");
+    Client::connect(&settings).await.create(Some(2), &std::collections::BTreeMap::new()).await.expect("created");
     endpoint
 }
 

@@ -2,12 +2,14 @@
 
 mod pods;
 mod secrets;
+mod template;
 mod variables;
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Secret, Service, ServiceAccount, ServicePort, ServiceSpec};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
@@ -17,6 +19,7 @@ use crate::api::State;
 use crate::contract::Server;
 
 pub use secrets::{admin_secret_name, registry_secret_name};
+pub use template::{READINESS_GATE, REGISTRY, SECRETS, TEMPLATE, template_digest};
 
 /// The port on which edges serve clients.
 pub const PUBLIC_PORT: i32 = 8080;
@@ -24,6 +27,9 @@ pub const PUBLIC_PORT: i32 = 8080;
 pub const ADMIN_PORT: i32 = 9090;
 /// Where the app registry is mounted.
 pub const APPS_PATH: &str = "/etc/realtime/apps";
+
+/// Where the pod's annotations are mounted.
+pub const POD_PATH: &str = "/etc/realtime/pod";
 
 /// Everything that should exist.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +40,8 @@ pub struct Desired {
     pub secrets: Vec<Secret>,
     /// Where clients reach the edges.
     pub services: Vec<Service>,
+    /// How many pods may go at once.
+    pub disruption_budgets: Vec<PodDisruptionBudget>,
     /// The servers.
     pub deployments: Vec<(Server, Deployment)>,
 }
@@ -45,7 +53,7 @@ impl Desired {
     /// Never for these types; the library's signature has one.
     pub fn objects(&self) -> Result<Vec<Value>, serde_json::Error> {
         // Without `..`, so that a new kind cannot be forgotten here.
-        let Self { service_accounts, secrets, services, deployments } = self;
+        let Self { service_accounts, secrets, services, disruption_budgets, deployments } = self;
         let mut objects = Vec::new();
         for account in service_accounts {
             objects.push(serde_json::to_value(account)?);
@@ -55,6 +63,9 @@ impl Desired {
         }
         for service in services {
             objects.push(serde_json::to_value(service)?);
+        }
+        for budget in disruption_budgets {
+            objects.push(serde_json::to_value(budget)?);
         }
         for (_, deployment) in deployments {
             objects.push(serde_json::to_value(deployment)?);
@@ -75,12 +86,17 @@ pub fn build(cluster: &Cluster) -> Result<Desired, serde_json::Error> {
             .map(|(server, edge)| (server, edge.replicas))
             .collect();
     let edges = servers.iter().map(|(server, _)| service(cluster, *server)).collect();
-    let all = servers.into_iter().chain([(Server::Dispatcher, cluster.spec.webhooks.dispatcher.replicas)]);
+    let dispatcher = (Server::Dispatcher, cluster.spec.webhooks.dispatcher.replicas);
+    let all: Vec<(Server, i32)> = servers.into_iter().chain([dispatcher]).collect();
     Ok(Desired {
+        disruption_budgets: all.iter().map(|(server, _)| pods::disruption_budget(cluster, *server)).collect(),
         service_accounts: pods::service_accounts(cluster),
         secrets: secrets::secrets(cluster)?,
         services: edges,
-        deployments: all.map(|(server, replicas)| (server, pods::deployment(cluster, server, replicas))).collect(),
+        deployments: all
+            .into_iter()
+            .map(|(server, replicas)| (server, pods::deployment(cluster, server, replicas)))
+            .collect(),
     })
 }
 
@@ -90,6 +106,7 @@ fn metadata(cluster: &Cluster, name: String, component: &str) -> ObjectMeta {
         name: Some(name),
         namespace: Some(cluster.namespace.clone()),
         labels: Some(labels(cluster, component)),
+        owner_references: cluster.owner.clone().map(|owner| vec![owner]),
         ..ObjectMeta::default()
     }
 }

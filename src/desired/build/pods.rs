@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, HTTPGetAction, KeyToPath, PodSecurityContext, PodSpec, PodTemplateSpec,
-    Probe, ProjectedVolumeSource, SeccompProfile, SecretProjection, SecurityContext, ServiceAccount,
-    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    Capabilities, Container, ContainerPort, DownwardAPIProjection, DownwardAPIVolumeFile, HTTPGetAction, KeyToPath,
+    ObjectFieldSelector, PodReadinessGate, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource,
+    SeccompProfile, SecretProjection, SecurityContext, ServiceAccount, ServiceAccountTokenProjection, Volume,
+    VolumeMount, VolumeProjection,
 };
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::Cluster;
+use super::template::{READINESS_GATE, SECRETS, TEMPLATE, template_digest};
 use super::variables::{TOKEN_DIRECTORY, variables};
-use super::{ADMIN_PORT, APPS_PATH, PUBLIC_PORT, child, labels, metadata, registry_secret_name, selector};
+use super::{ADMIN_PORT, APPS_PATH, POD_PATH, PUBLIC_PORT, child, labels, metadata, registry_secret_name, selector};
 use crate::api::cluster::IdentityType;
 use crate::contract::Server;
 use crate::protocol::registry::{BUCKETS, file_name};
@@ -53,18 +56,53 @@ pub(super) fn deployment(cluster: &Cluster, server: Server, replicas: i32) -> De
                 match_labels: Some(selector(cluster, server.name())),
                 ..LabelSelector::default()
             },
-            template: PodTemplateSpec {
-                metadata: Some(ObjectMeta { labels: Some(labels(cluster, server.name())), ..ObjectMeta::default() }),
-                spec: Some(pod(cluster, server)),
-            },
+            // A new pod must be let in before an old one goes: a rollout to something that does not work ends there.
+            strategy: Some(DeploymentStrategy {
+                type_: Some("RollingUpdate".to_owned()),
+                rolling_update: Some(RollingUpdateDeployment {
+                    max_surge: Some(IntOrString::Int(1)),
+                    max_unavailable: Some(IntOrString::Int(0)),
+                }),
+            }),
+            template: template(cluster, server),
             ..DeploymentSpec::default()
         },
         ..Deployment::default()
     }
 }
 
+fn template(cluster: &Cluster, server: Server) -> PodTemplateSpec {
+    let pod = pod(cluster, server);
+    let digest = pod.containers.first().map(template_digest).unwrap_or_default();
+    let annotations = [(TEMPLATE, digest), (SECRETS, cluster.secrets_digest.clone())];
+    let metadata = ObjectMeta {
+        labels: Some(labels(cluster, server.name())),
+        annotations: Some(annotations.map(|(name, value)| (name.to_owned(), value)).into()),
+        ..ObjectMeta::default()
+    };
+    PodTemplateSpec { metadata: Some(metadata), spec: Some(pod) }
+}
+
+/// At most one pod of a server goes at a time when a node is drained; one that never worked may always go.
+pub(super) fn disruption_budget(cluster: &Cluster, server: Server) -> PodDisruptionBudget {
+    PodDisruptionBudget {
+        metadata: metadata(cluster, child(cluster, server.name()), server.name()),
+        spec: Some(PodDisruptionBudgetSpec {
+            max_unavailable: Some(IntOrString::Int(1)),
+            selector: Some(LabelSelector {
+                match_labels: Some(selector(cluster, server.name())),
+                ..LabelSelector::default()
+            }),
+            unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        ..PodDisruptionBudget::default()
+    }
+}
+
 fn pod(cluster: &Cluster, server: Server) -> PodSpec {
     PodSpec {
+        readiness_gates: Some(vec![PodReadinessGate { condition_type: READINESS_GATE.to_owned() }]),
         containers: vec![container(cluster, server)],
         service_account_name: Some(child(cluster, account(server))),
         automount_service_account_token: Some(false),
@@ -135,7 +173,7 @@ fn mounts(cluster: &Cluster) -> Vec<VolumeMount> {
         read_only: Some(true),
         ..VolumeMount::default()
     };
-    let mut mounts = vec![mount("apps", APPS_PATH)];
+    let mut mounts = vec![mount("apps", APPS_PATH), mount("pod", POD_PATH)];
     if cluster.identity() == IdentityType::WebIdentity {
         mounts.push(mount("aws-token", TOKEN_DIRECTORY));
     }
@@ -156,7 +194,19 @@ fn volumes(cluster: &Cluster) -> Vec<Volume> {
         }),
         ..VolumeProjection::default()
     });
-    let mut volumes = vec![projected("apps", buckets.collect())];
+    let annotations = DownwardAPIVolumeFile {
+        path: "annotations".to_owned(),
+        field_ref: Some(ObjectFieldSelector {
+            field_path: "metadata.annotations".to_owned(),
+            ..ObjectFieldSelector::default()
+        }),
+        ..DownwardAPIVolumeFile::default()
+    };
+    let pod = VolumeProjection {
+        downward_api: Some(DownwardAPIProjection { items: Some(vec![annotations]) }),
+        ..VolumeProjection::default()
+    };
+    let mut volumes = vec![projected("apps", buckets.collect()), projected("pod", vec![pod])];
     if cluster.identity() == IdentityType::WebIdentity {
         let token = ServiceAccountTokenProjection {
             audience: Some("sts.amazonaws.com".to_owned()),

@@ -24,6 +24,7 @@ fn cluster(identity: &str, extra: &str) -> Cluster {
         generate: &|purpose| format!("generated-{purpose}"),
         receiver: "receiver.svc:8090",
         version: "0.1.0",
+        stream: None,
     };
     validate(&inputs).expect("a cluster")
 }
