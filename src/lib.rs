@@ -4,9 +4,9 @@
 //!
 //! - [`contract`]
 //! - [`protocol`], [`api`], [`runtime`]
-//! - [`kinesis`], [`bus`], [`desired`], [`gate`]
+//! - [`kinesis`], [`bus`], [`kubernetes`], [`desired`], [`gate`]
 //! - [`edge`], [`dispatcher`], [`probe`]
-//! - `rehearsal`, which a production image leaves out
+//! - [`operator`], and `rehearsal`, which a production image leaves out
 //! - [`cli`]
 
 pub mod api;
@@ -18,6 +18,8 @@ pub mod dispatcher;
 pub mod edge;
 pub mod gate;
 pub mod kinesis;
+pub mod kubernetes;
+pub mod operator;
 pub mod probe;
 pub mod protocol;
 #[cfg(feature = "rehearsal")]

@@ -356,6 +356,10 @@ pub struct Gate {
     #[serde(default = "Gate::rounds")]
     #[schemars(range(min = 1, max = 100))]
     pub close_after: u32,
+    /// Seconds after which a proof that does not come is told as stalled; it goes on all the same.
+    #[serde(default = "Gate::deadline")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub deadline_seconds: u32,
 }
 
 impl Gate {
@@ -365,6 +369,10 @@ impl Gate {
 
     fn timeout() -> u32 {
         10
+    }
+
+    fn deadline() -> u32 {
+        600
     }
 
     fn rounds() -> u32 {
@@ -379,6 +387,7 @@ impl Default for Gate {
             timeout_seconds: Self::timeout(),
             open_after: Self::rounds(),
             close_after: Self::rounds(),
+            deadline_seconds: Self::deadline(),
         }
     }
 }

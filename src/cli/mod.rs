@@ -4,11 +4,13 @@
 //! This room must not know how anything is done.
 
 mod files;
+mod operator;
 mod print;
 #[cfg(feature = "rehearsal")]
 mod rehearse;
 mod render;
 mod serve;
+mod status;
 
 use std::process::ExitCode;
 
@@ -40,6 +42,8 @@ enum Command {
     Variables,
     /// Print the reasons of conditions, as Markdown
     Reasons,
+    Operator(operator::Arguments),
+    Status(status::Arguments),
     /// Run an edge server; its configuration is its environment (see `realtime variables`)
     Edge,
     /// Run a webhook dispatcher; its configuration is its environment (see `realtime variables`)
@@ -65,6 +69,8 @@ pub fn main() -> ExitCode {
             Command::Crd(arguments) => print::crds(&arguments),
             Command::Variables => print::text(&crate::contract::markdown()),
             Command::Reasons => print::text(&crate::api::conditions::markdown()),
+            Command::Operator(arguments) => operator::run(arguments).await,
+            Command::Status(arguments) => status::run(arguments).await,
             Command::Edge => serve::edge().await,
             Command::Dispatcher => serve::dispatcher().await,
         }

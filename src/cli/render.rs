@@ -59,6 +59,10 @@ fn render(arguments: &Arguments) -> Result<String, Vec<String>> {
         return Err(refused);
     }
     let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
-    let objects = desired::build(&cluster).and_then(|desired| desired.objects()).map_err(|error| one(&error))?;
+    let desired = desired::build(&cluster).map_err(|error| one(&error))?;
+    let mut objects = desired.objects().map_err(|error| one(&error))?;
+    for secret in &desired.registry {
+        objects.push(serde_json::to_value(secret).map_err(|error| one(&error))?);
+    }
     print::yaml(&objects).map_err(|error| one(&error))
 }

@@ -8,10 +8,12 @@
 //! way to configure a server. This room must not know clients.
 
 pub mod build;
+mod environment;
 pub mod manifest;
 mod validate;
 
 pub use build::{Desired, build};
+pub use environment::{MissingReference, environment};
 pub use manifest::{InputError, Manifests};
 pub use validate::{
     Cluster, Inputs, ProbeApp, Problem, Refused, SecretReference, StreamIdentity, references, stream_name, validate,

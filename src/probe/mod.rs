@@ -28,7 +28,7 @@ use crate::kinesis;
 use crate::protocol::{AppId, AppKey, Secret, Transport};
 
 /// An edge pod.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EdgePod {
     /// Its name.
     pub pod: String,
@@ -45,7 +45,7 @@ pub struct EdgePod {
 }
 
 /// A dispatcher pod.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DispatcherPod {
     /// Its name.
     pub pod: String,
@@ -87,6 +87,8 @@ pub struct Plan {
     pub app: ProbeApp,
     /// A salted digest of each app as rendered.
     pub app_digests: BTreeMap<AppId, String>,
+    /// The same of the registry as it was, while pods may still learn of the new one.
+    pub former_app_digests: Option<BTreeMap<AppId, String>>,
     /// Opens the admin listeners.
     pub admin_token: Secret,
     /// Reads back; `None` when there are no webhooks.

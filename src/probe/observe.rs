@@ -13,7 +13,7 @@ use super::Plan;
 use crate::contract::name;
 use crate::gate::{Drift, compare};
 use crate::protocol::admin::{DispatcherFlow, Effective, Flow};
-use crate::protocol::{Secret, ShardId};
+use crate::protocol::{AppId, Secret, ShardId};
 use crate::runtime::clock;
 
 /// Longest for one answer.
@@ -68,6 +68,11 @@ enum Answer<T> {
     Nothing,
 }
 
+/// The registry that a process should have: the former one too, while it may still learn of the new one.
+fn expected<'a>(plan: &'a Plan, found: &Effective) -> &'a BTreeMap<AppId, String> {
+    plan.former_app_digests.as_ref().filter(|former| **former == found.apps).unwrap_or(&plan.app_digests)
+}
+
 impl Observer {
     pub fn new() -> Result<Self, reqwest::Error> {
         let http = Http::builder().no_proxy().timeout(TIMEOUT).connect_timeout(TIMEOUT).build()?;
@@ -78,7 +83,7 @@ impl Observer {
     async fn seen(&self, plan: &Plan, admin: SocketAddr, wanted: &BTreeMap<String, String>) -> Option<Seen> {
         match self.get::<Effective>(&plan.admin_token, admin, "effective").await {
             Answer::Told(found) => Some(Seen {
-                drifts: compare(wanted, &plan.app_digests, &found, clock::now_ms()),
+                drifts: compare(wanted, expected(plan, &found), &found, clock::now_ms()),
                 process: found.process,
                 configuration: found.configuration,
             }),

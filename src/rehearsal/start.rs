@@ -14,13 +14,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::customer::{self, Delivered};
 use super::edit::{Edit, EditError, edit_variables, edited_registry};
-use super::kubelet::{self, MissingReference, Pod, Secrets};
+use super::kubelet::{self, Pod, Secrets};
 use super::{cloud, page};
 use crate::api::cluster::WebhooksMode;
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::bus::{Bus, MemoryBus};
 use crate::contract::{Server, Values, name};
-use crate::desired::{self, Cluster, Inputs, Problem};
+use crate::desired::{self, Cluster, Inputs, MissingReference, Problem};
 use crate::dispatcher::{self, MemoryLeases, Network};
 use crate::edge;
 use crate::gate;
@@ -465,6 +465,7 @@ fn plan(cluster: &Cluster, dispatchers: Vec<DispatcherPod>, stream: Client) -> P
             secret: cluster.probe.secret.clone(),
         },
         app_digests: cluster.registry.digests(cluster.admin_token.expose()),
+        former_app_digests: None,
         admin_token: cluster.admin_token.clone(),
         stream: Some(stream),
         policy: gate::Policy {

@@ -16,9 +16,10 @@ use serde_json::Value;
 
 use super::Cluster;
 use crate::api::State;
+use crate::api::cluster::WebhooksMode;
 use crate::contract::Server;
 
-pub use secrets::{admin_secret_name, registry_secret_name};
+pub use secrets::{admin_secret_name, registry_secret_name, registry_secrets};
 pub use template::{READINESS_GATE, REGISTRY, SECRETS, TEMPLATE, template_digest};
 
 /// The port on which edges serve clients.
@@ -36,8 +37,10 @@ pub const POD_PATH: &str = "/etc/realtime/pod";
 pub struct Desired {
     /// Who the pods are.
     pub service_accounts: Vec<ServiceAccount>,
-    /// The registry, the admin token.
+    /// The admin token.
     pub secrets: Vec<Secret>,
+    /// The app registry, which changes with every app and rolls no pod.
+    pub registry: Vec<Secret>,
     /// Where clients reach the edges.
     pub services: Vec<Service>,
     /// How many pods may go at once.
@@ -47,13 +50,13 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// The objects as they are applied, in that order.
+    /// The objects as they are applied, in that order; the registry is applied apart from them.
     ///
     /// # Errors
     /// Never for these types; the library's signature has one.
     pub fn objects(&self) -> Result<Vec<Value>, serde_json::Error> {
         // Without `..`, so that a new kind cannot be forgotten here.
-        let Self { service_accounts, secrets, services, disruption_budgets, deployments } = self;
+        let Self { service_accounts, secrets, registry: _, services, disruption_budgets, deployments } = self;
         let mut objects = Vec::new();
         for account in service_accounts {
             objects.push(serde_json::to_value(account)?);
@@ -87,11 +90,14 @@ pub fn build(cluster: &Cluster) -> Result<Desired, serde_json::Error> {
             .collect();
     let edges = servers.iter().map(|(server, _)| service(cluster, *server)).collect();
     let dispatcher = (Server::Dispatcher, cluster.spec.webhooks.dispatcher.replicas);
-    let all: Vec<(Server, i32)> = servers.into_iter().chain([dispatcher]).collect();
+    // Without webhooks there is nothing to dispatch.
+    let dispatcher = (cluster.spec.webhooks.mode == WebhooksMode::Kinesis).then_some(dispatcher);
+    let all: Vec<(Server, i32)> = servers.into_iter().chain(dispatcher).collect();
     Ok(Desired {
         disruption_budgets: all.iter().map(|(server, _)| pods::disruption_budget(cluster, *server)).collect(),
         service_accounts: pods::service_accounts(cluster),
-        secrets: secrets::secrets(cluster)?,
+        secrets: vec![secrets::admin_secret(cluster)],
+        registry: registry_secrets(cluster)?,
         services: edges,
         deployments: all
             .into_iter()
@@ -111,7 +117,9 @@ fn metadata(cluster: &Cluster, name: String, component: &str) -> ObjectMeta {
     }
 }
 
-fn labels(cluster: &Cluster, component: &str) -> BTreeMap<String, String> {
+/// The labels of a child.
+#[must_use]
+pub fn labels(cluster: &Cluster, component: &str) -> BTreeMap<String, String> {
     let mut labels = selector(cluster, component);
     labels.insert("app.kubernetes.io/part-of".to_owned(), "realtime".to_owned());
     labels.insert("app.kubernetes.io/managed-by".to_owned(), "realtime-operator".to_owned());
@@ -127,6 +135,14 @@ fn selector(cluster: &Cluster, component: &str) -> BTreeMap<String, String> {
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into()
+}
+
+/// Selects the pods of a cluster of this name.
+#[must_use]
+pub fn pod_labels(name: &str) -> String {
+    format!(
+        "app.kubernetes.io/name=realtime,app.kubernetes.io/managed-by=realtime-operator,app.kubernetes.io/instance={name}"
+    )
 }
 
 fn child(cluster: &Cluster, suffix: &str) -> String {

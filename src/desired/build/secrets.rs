@@ -21,15 +21,22 @@ pub fn registry_secret_name(cluster: &Cluster, bucket: u8) -> String {
     child(cluster, &format!("apps-{bucket:x}"))
 }
 
-pub(super) fn secrets(cluster: &Cluster) -> Result<Vec<Secret>, serde_json::Error> {
+pub(super) fn admin_secret(cluster: &Cluster) -> Secret {
+    secret(cluster, admin_secret_name(cluster), "token", cluster.admin_token.expose())
+}
+
+/// The Secrets of the app registry, one per bucket.
+///
+/// # Errors
+/// Never for these types; the library's signature has one.
+pub fn registry_secrets(cluster: &Cluster) -> Result<Vec<Secret>, serde_json::Error> {
     let mut files = cluster.registry.files()?;
-    let mut secrets = vec![secret(cluster, admin_secret_name(cluster), "token", cluster.admin_token.expose())];
-    for bucket in 0..BUCKETS {
+    let buckets = (0..BUCKETS).map(|bucket| {
         let file = file_name(bucket);
         let text = files.remove(&file).unwrap_or_else(|| "[]".to_owned());
-        secrets.push(secret(cluster, registry_secret_name(cluster, bucket), &file, &text));
-    }
-    Ok(secrets)
+        secret(cluster, registry_secret_name(cluster, bucket), &file, &text)
+    });
+    Ok(buckets.collect())
 }
 
 fn secret(cluster: &Cluster, name: String, key: &str, text: &str) -> Secret {

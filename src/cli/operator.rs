@@ -1,0 +1,53 @@
+//! `realtime operator`: the operator as a pod runs it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::operator::{self, Settings};
+use crate::runtime::{install_tls, signal, telemetry};
+
+/// Run the operator.
+///
+/// It needs an API server (its pod's service account, or KUBECONFIG) and the CRDs. Of several replicas one leads; every
+/// one receives webhooks. Exit codes: 0 told to end, 1 lost the lease or could not start.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Namespace of the operator's own objects: its Lease and the receiver's EndpointSlice
+    #[arg(long, env = "POD_NAMESPACE", default_value = "realtime-operator")]
+    namespace: String,
+    /// Name of this replica
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pod: String,
+    /// Address of this replica, to which webhooks of the journeys are sent
+    #[arg(long, env = "POD_IP", value_name = "ADDRESS")]
+    address: IpAddr,
+    /// Where webhooks of the journeys are received
+    #[arg(long, default_value = "0.0.0.0:8090", value_name = "ADDRESS:PORT")]
+    receiver: SocketAddr,
+    /// Where `/livez`, `/readyz` and `/metrics` are answered
+    #[arg(long, default_value = "0.0.0.0:9090", value_name = "ADDRESS:PORT")]
+    admin: SocketAddr,
+    /// Log filter, such as `info` or `realtime_operator::operator=debug`
+    #[arg(long, env = "LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+}
+
+/// Runs the command.
+pub async fn run(arguments: Arguments) -> u8 {
+    telemetry::start(&arguments.log);
+    install_tls();
+    let shutdown = match signal::shutdown_token() {
+        Ok(shutdown) => shutdown,
+        Err(error) => {
+            eprintln!("realtime: signals cannot be listened to: {error}");
+            return 1;
+        }
+    };
+    let Arguments { namespace, pod, address, receiver, admin, log: _ } = arguments;
+    match operator::run(Settings { namespace, pod, address, receiver, admin }, shutdown).await {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("realtime: {error}");
+            1
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! `realtime status`: how clusters stand, as a person reads it.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::api::{Api, ListParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+
+use super::print;
+use crate::api::RealtimeCluster;
+use crate::api::cluster::TransportState;
+use crate::api::conditions::condition;
+use crate::gate::Hop;
+use crate::kubernetes::client::connect;
+use crate::runtime::install_tls;
+
+/// Show how clusters stand: Ready or why not, and how far a client's event comes by each transport.
+///
+/// Exit codes: 0 every cluster shown is Ready, 1 one is not, 2 none was found or the API server cannot be asked.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// One cluster; absent means every one of the namespace
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+    /// The namespace; absent means that of the kubeconfig
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// Every namespace
+    #[arg(short = 'A', long, conflicts_with_all = ["name", "namespace"])]
+    all_namespaces: bool,
+    /// Go on, and print a cluster again whenever its status changes
+    #[arg(short, long)]
+    watch: bool,
+}
+
+/// The hops as they are shown, in the order of the way.
+const HOPS: [Hop; 11] = Hop::ALL;
+
+/// Longest that the API server may take.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Runs the command.
+pub async fn run(arguments: Arguments) -> u8 {
+    install_tls();
+    match show(&arguments).await {
+        Ok(code) => code,
+        Err(line) => {
+            eprintln!("realtime: {line}");
+            2
+        }
+    }
+}
+
+async fn show(arguments: &Arguments) -> Result<u8, String> {
+    let clients = connect().await.map_err(|error| error.to_string())?;
+    let api = api(&clients.call, arguments);
+    let listed = tokio::time::timeout(TIMEOUT, list(&api, arguments.name.as_deref())).await;
+    let clusters = listed.map_err(|_| format!("the API server did not answer in {} s", TIMEOUT.as_secs()))??;
+    if clusters.is_empty() && !arguments.watch {
+        return Err("there is no RealtimeCluster here: try --all-namespaces, or `--namespace NAME`".to_owned());
+    }
+    let mut text = String::new();
+    for cluster in &clusters {
+        text.push_str(&page(cluster));
+    }
+    let code = print::text(&text);
+    if !arguments.watch {
+        let ready =
+            clusters.iter().all(|cluster| status_of(cluster, condition::READY).is_some_and(|(s, _)| s == "True"));
+        return Ok(if code == 0 { u8::from(!ready) } else { code });
+    }
+    let mut shown: std::collections::BTreeMap<String, String> =
+        clusters.iter().map(|cluster| (cluster.name_any(), page(cluster))).collect();
+    let mut config = watcher::Config::default();
+    if let Some(name) = &arguments.name {
+        config = config.fields(&format!("metadata.name={name}"));
+    }
+    let api = self::api(&clients.watch, arguments);
+    let mut changes = std::pin::pin!(watcher(api, config).default_backoff().applied_objects());
+    while let Some(change) = changes.next().await {
+        let cluster = match change {
+            Ok(cluster) => cluster,
+            Err(error) => {
+                eprintln!("realtime: the watch was interrupted: {error}");
+                continue;
+            }
+        };
+        let page = page(&cluster);
+        let known = shown.insert(cluster.name_any(), page.clone());
+        if known.as_ref() != Some(&page) && print::text(&page) != 0 {
+            return Ok(0);
+        }
+    }
+    Ok(0)
+}
+
+fn api(client: &Client, arguments: &Arguments) -> Api<RealtimeCluster> {
+    match (&arguments.namespace, arguments.all_namespaces) {
+        (_, true) => Api::all(client.clone()),
+        (Some(namespace), _) => Api::namespaced(client.clone(), namespace),
+        (None, _) => Api::default_namespaced(client.clone()),
+    }
+}
+
+async fn list(api: &Api<RealtimeCluster>, name: Option<&str>) -> Result<Vec<RealtimeCluster>, String> {
+    let told = |error: kube::Error| match &error {
+        kube::Error::Api(status) if status.is_not_found() && name.is_none() => {
+            "the API server does not know RealtimeCluster: apply the CRDs first".to_owned()
+        }
+        kube::Error::Api(status) => status.message.clone(),
+        _ => error.to_string(),
+    };
+    match name {
+        Some(name) => Ok(vec![api.get(name).await.map_err(told)?]),
+        None => Ok(api.list(&ListParams::default()).await.map_err(told)?.items),
+    }
+}
+
+fn status_of<'a>(cluster: &'a RealtimeCluster, kind: &str) -> Option<(&'a str, &'a str)> {
+    let conditions = &cluster.status.as_ref()?.conditions;
+    let found = conditions.iter().find(|condition| condition.type_ == kind)?;
+    Some((found.status.as_str(), found.reason.as_str()))
+}
+
+/// One cluster. Writing to a text cannot fail.
+fn page(cluster: &RealtimeCluster) -> String {
+    let mut page = String::new();
+    let name = format!("{}/{}", cluster.namespace().unwrap_or_default(), cluster.name_any());
+    let Some(status) = cluster.status.as_ref().filter(|status| status.observed_generation >= 0) else {
+        let _ = writeln!(page, "{name}: no operator has looked at it yet: is one running?\n");
+        return page;
+    };
+    let ready = status.conditions.iter().find(|found| found.type_ == condition::READY);
+    let (word, reason, message) = match ready {
+        Some(found) if found.status == "True" => ("Ready", found.reason.as_str(), found.message.as_str()),
+        Some(found) if found.status == "False" => ("NOT READY", found.reason.as_str(), found.message.as_str()),
+        Some(found) => ("not proven yet", found.reason.as_str(), found.message.as_str()),
+        None => ("not proven yet", "", ""),
+    };
+    let _ = writeln!(page, "{name}: {word} ({reason})\n  {message}");
+    if cluster.metadata.generation.is_some_and(|generation| generation != status.observed_generation) {
+        let _ = writeln!(page, "  of an older version of the manifest: the newest was not looked at yet");
+    }
+    for transport in &status.transports {
+        let broken = HOPS.iter().position(|hop| hop.name() == transport.hop);
+        let hops: Vec<String> = HOPS
+            .iter()
+            .enumerate()
+            .map(|(index, hop)| match (transport.state, broken) {
+                (TransportState::Passing, _) => format!("✓ {hop}"),
+                (TransportState::Failing, Some(broken)) if index < broken => format!("✓ {hop}"),
+                (TransportState::Failing, Some(broken)) if index == broken => format!("✗ {hop}"),
+                _ => format!("· {hop}"),
+            })
+            .collect();
+        let state = format!("{:?}", transport.state);
+        let _ = writeln!(page, "  {:<14} {:<8} {:<5} {}", transport.name, state, transport.pods, hops.join("  "));
+    }
+    if let Some(stream) = &status.stream {
+        let _ = writeln!(page, "  stream {} {}", stream.name, stream.status);
+    }
+    if let Some(at) = status.gate.as_ref().and_then(|gate| gate.passed_at.as_ref()) {
+        let _ = writeln!(page, "  last proven {at}");
+    }
+    for found in status.conditions.iter().filter(|found| found.type_ != condition::READY) {
+        let good = found.status == "True" && found.type_ != condition::STALLED;
+        if !good {
+            let _ = writeln!(page, "  {} is {} ({}): {}", found.type_, found.status, found.reason, found.message);
+        }
+    }
+    page.push('\n');
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(status: &str) -> RealtimeCluster {
+        let text = format!(
+            "
+apiVersion: realtime-operator.dev/v1alpha1
+kind: RealtimeCluster
+metadata: {{ name: eu, namespace: channels, generation: 1 }}
+spec:
+  aws: {{ region: eu-west-1, identity: {{ type: PodIdentity }} }}
+  bus: {{ type: Redis, redis: {{ urlSecretRef: {{ name: eu-redis, key: url }} }} }}
+{status}"
+        );
+        serde_yaml::from_str(&text).expect("a cluster")
+    }
+
+    #[test]
+    fn a_broken_hop_is_seen_on_its_transports_line() {
+        let time = "lastTransitionTime: '2026-01-01T00:00:00Z'";
+        let page = page(&cluster(&format!(
+            "status:
+  observedGeneration: 1
+  conditions:
+  - {{ type: Ready, status: 'False', reason: ConfigurationDrift, message: why, {time} }}
+  - {{ type: StreamReady, status: 'True', reason: StreamActive, message: fine, {time} }}
+  transports:
+  - {{ name: websocket, server: websocket, state: Passing, pods: 1/1 }}
+  - {{ name: xhr_polling, server: sockjs, state: Failing, hop: record, pods: 0/1 }}
+"
+        )));
+        assert!(page.starts_with("channels/eu: NOT READY (ConfigurationDrift)\n  why\n"), "{page}");
+        let line = |name: &str| page.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_default();
+        assert!(line("websocket").contains("✓ farewell"), "{page}");
+        assert!(line("xhr_polling").contains("✓ fan-out  ✗ record  · dispatch"), "{page}");
+        assert!(!page.contains("StreamReady"), "what is well is not told: {page}");
+    }
+
+    #[test]
+    fn an_object_that_nobody_looked_at_says_so() {
+        assert!(page(&cluster("")).contains("no operator has looked at it yet"));
+        assert!(page(&cluster("status: { observedGeneration: -1 }")).contains("no operator has looked at it yet"));
+    }
+}

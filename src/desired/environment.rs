@@ -1,0 +1,49 @@
+//! The variables that kubelet hands to a container: texts, keys of Secrets and the pod's own fields.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{EnvVar, PodTemplateSpec};
+
+/// Why a container cannot be started from its template.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{pod}: variable {variable} names {reference}, which does not exist")]
+pub struct MissingReference {
+    /// The pod.
+    pub pod: String,
+    /// The variable.
+    pub variable: String,
+    /// What it names.
+    pub reference: String,
+}
+
+/// The variables of the first container of a template, in a pod of this name.
+///
+/// # Errors
+/// A variable names a Secret or a field that is not there.
+pub fn environment(
+    template: &PodTemplateSpec,
+    pod: &str,
+    secrets: &BTreeMap<String, BTreeMap<String, String>>,
+) -> Result<BTreeMap<String, String>, MissingReference> {
+    let container = template.spec.as_ref().and_then(|pod| pod.containers.first());
+    let variables = container.and_then(|container| container.env.as_deref()).unwrap_or_default();
+    variables.iter().map(|variable| Ok((variable.name.clone(), value(variable, pod, secrets)?))).collect()
+}
+
+fn value(
+    variable: &EnvVar,
+    pod: &str,
+    secrets: &BTreeMap<String, BTreeMap<String, String>>,
+) -> Result<String, MissingReference> {
+    let Some(from) = &variable.value_from else { return Ok(variable.value.clone().unwrap_or_default()) };
+    let missing =
+        |reference: String| MissingReference { pod: pod.to_owned(), variable: variable.name.clone(), reference };
+    if let Some(reference) = &from.secret_key_ref {
+        let text = secrets.get(&reference.name).and_then(|texts| texts.get(&reference.key));
+        return text.cloned().ok_or_else(|| missing(format!("key {} of Secret {}", reference.key, reference.name)));
+    }
+    match &from.field_ref {
+        Some(field) if field.field_path == "metadata.name" => Ok(pod.to_owned()),
+        _ => Err(missing("a source that is not rendered".to_owned())),
+    }
+}

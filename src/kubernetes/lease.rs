@@ -1,0 +1,250 @@
+//! Leader election over one Lease.
+//!
+//! A candidate takes the Lease when nobody holds it, or when its holder has not changed it for the lease's duration *by
+//! the candidate's own monotonic clock*: clocks of other machines are not compared. The holder counts its right to write
+//! from the moment before its last successful renewal, so that one that was stopped and goes on finds by itself, before
+//! any answer, that another may lead.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, PostParams};
+use kube::{Client, ResourceExt};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// How long a holder that does nothing keeps others out.
+const DURATION: Duration = Duration::from_secs(15);
+/// How long after its last renewal a holder may write.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Between two tries.
+const RETRY: Duration = Duration::from_secs(2);
+/// Longest for one call.
+const CALL: Duration = Duration::from_secs(4);
+
+/// The right to write.
+#[derive(Clone, Debug)]
+pub struct Leadership {
+    began: Instant,
+    /// Until when, in ms since `began`; 0 for never.
+    until_ms: Arc<AtomicU64>,
+}
+
+impl Leadership {
+    fn none() -> Self {
+        Self { began: Instant::now(), until_ms: Arc::default() }
+    }
+
+    /// Whether this process may write now.
+    #[must_use]
+    pub fn may_write(&self) -> bool {
+        self.began.elapsed().as_millis() < u128::from(self.until_ms.load(Ordering::Acquire))
+    }
+
+    fn renewed(&self, at: Instant) {
+        let until = at.duration_since(self.began) + DEADLINE;
+        self.until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    fn given_up(&self) {
+        self.until_ms.store(0, Ordering::Release);
+    }
+}
+
+/// A candidate for one Lease.
+pub struct Elector {
+    api: Api<Lease>,
+    name: String,
+    identity: String,
+    leadership: Leadership,
+    /// The version that was seen last, and when it was seen first.
+    seen: Option<(String, Instant)>,
+}
+
+/// How one try ended.
+enum Tried {
+    Held,
+    NotHeld,
+}
+
+impl Elector {
+    /// A candidate.
+    #[must_use]
+    pub fn new(client: Client, namespace: &str, name: &str, identity: &str) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+            name: name.to_owned(),
+            identity: identity.to_owned(),
+            leadership: Leadership::none(),
+            seen: None,
+        }
+    }
+
+    /// The right to write, as it is at any time.
+    #[must_use]
+    pub fn leadership(&self) -> Leadership {
+        self.leadership.clone()
+    }
+
+    /// Waits until this candidate leads; `false` when it was told to end first.
+    pub async fn lead(&mut self, shutdown: &CancellationToken) -> bool {
+        loop {
+            if matches!(self.attempt().await, Tried::Held) {
+                return true;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return false,
+                () = sleep(RETRY) => {}
+            }
+        }
+    }
+
+    /// Keeps leading until told to end, then gives the Lease back; or until it is lost, which is final.
+    pub async fn keep(mut self, shutdown: CancellationToken) -> Result<(), Lost> {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => {
+                    self.release().await;
+                    return Ok(());
+                }
+                () = sleep(RETRY) => {}
+            }
+            // Who was stopped for too long does not try again: another may have led and ended meanwhile.
+            if !self.leadership.may_write() {
+                self.leadership.given_up();
+                return Err(Lost);
+            }
+            if matches!(self.attempt().await, Tried::NotHeld) && !self.leadership.may_write() {
+                self.leadership.given_up();
+                return Err(Lost);
+            }
+        }
+    }
+
+    async fn attempt(&mut self) -> Tried {
+        let began = Instant::now();
+        match timeout(CALL, self.turn()).await {
+            Ok(Ok(true)) => {
+                self.leadership.renewed(began);
+                Tried::Held
+            }
+            Ok(Ok(false)) => Tried::NotHeld,
+            Ok(Err(error)) => {
+                tracing::warn!(lease = self.name, %error, "the lease cannot be taken or renewed");
+                Tried::NotHeld
+            }
+            Err(_) => {
+                tracing::warn!(lease = self.name, "no answer about the lease");
+                Tried::NotHeld
+            }
+        }
+    }
+
+    async fn turn(&mut self) -> Result<bool, kube::Error> {
+        let Some(mut lease) = self.api.get_opt(&self.name).await? else {
+            let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+            let lease = Lease { metadata, spec: Some(self.spec(0, None)) };
+            return match self.api.create(&PostParams::default(), &lease).await {
+                Ok(_) => Ok(true),
+                Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(false),
+                Err(error) => Err(error),
+            };
+        };
+        let version = lease.resource_version().unwrap_or_default();
+        let spec = lease.spec.clone().unwrap_or_default();
+        let holder = spec.holder_identity.clone().unwrap_or_default();
+        if holder != self.identity && !holder.is_empty() {
+            let since = match &self.seen {
+                Some((seen, since)) if *seen == version => *since,
+                _ => {
+                    self.seen = Some((version, Instant::now()));
+                    return Ok(false);
+                }
+            };
+            if since.elapsed() < DURATION {
+                return Ok(false);
+            }
+        }
+        let transitions = spec.lease_transitions.unwrap_or(0) + i32::from(holder != self.identity);
+        let acquired = spec.acquire_time.filter(|_| holder == self.identity);
+        lease.spec = Some(self.spec(transitions, acquired));
+        lease.metadata.managed_fields = None;
+        // The version that was read goes with it: of two candidates one is refused.
+        match self.api.replace(&self.name, &PostParams::default(), &lease).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.is_conflict() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn spec(&self, transitions: i32, acquired: Option<MicroTime>) -> LeaseSpec {
+        let now = MicroTime(Timestamp::now());
+        LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+            acquire_time: Some(acquired.unwrap_or_else(|| now.clone())),
+            renew_time: Some(now),
+            lease_transitions: Some(transitions),
+            ..LeaseSpec::default()
+        }
+    }
+
+    /// Gives the Lease back, so that a successor need not wait.
+    async fn release(&self) {
+        self.leadership.given_up();
+        let release = async {
+            let mut lease = self.api.get(&self.name).await?;
+            let ours = lease.spec.as_ref().is_some_and(|spec| spec.holder_identity.as_ref() == Some(&self.identity));
+            if ours {
+                lease.metadata.managed_fields = None;
+                if let Some(spec) = &mut lease.spec {
+                    spec.holder_identity = None;
+                    spec.renew_time = None;
+                }
+                self.api.replace(&self.name, &PostParams::default(), &lease).await?;
+            }
+            Ok::<_, kube::Error>(())
+        };
+        match timeout(CALL, release).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the lease could not be given back; it runs out by itself"),
+            Err(_) => tracing::warn!("the lease could not be given back in time; it runs out by itself"),
+        }
+    }
+}
+
+/// Another leads, or may lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the lease was lost: another operator leads now")]
+pub struct Lost;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_right_to_write_ends_by_itself() {
+        let leadership = Leadership::none();
+        assert!(!leadership.may_write(), "before the first renewal");
+        leadership.renewed(Instant::now());
+        assert!(leadership.may_write());
+        let long_ago = Leadership {
+            began: Instant::now().checked_sub(Duration::from_mins(1)).expect("up for longer"),
+            ..leadership
+        };
+        long_ago.renewed(long_ago.began);
+        assert!(!long_ago.may_write(), "renewed a minute ago, as after a stop");
+        leadership_given_up();
+    }
+
+    fn leadership_given_up() {
+        let leadership = Leadership::none();
+        leadership.renewed(Instant::now());
+        leadership.given_up();
+        assert!(!leadership.may_write());
+    }
+}

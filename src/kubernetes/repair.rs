@@ -1,0 +1,250 @@
+//! What others put into an object of ours. Pure.
+//!
+//! In: a Deployment as it should be and as it is. Out: every field of our container that someone else wrote and that
+//! does not belong there, with who wrote it, and the paths to remove. Server-side apply takes back the values that we
+//! set; what others *added* it leaves alone, and a variable that was added can send webhooks elsewhere as well as one
+//! that was changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::apply::MANAGER;
+
+/// Something that does not belong there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// What: `env AWS_ENDPOINT_URL_KINESIS`, `envFrom`.
+    pub field: String,
+    /// The field manager that wrote it.
+    pub manager: String,
+}
+
+/// Fields of a container that are lists of named entries, each with the key of an entry.
+const LISTS: [(&str, &str); 2] = [("env", "name"), ("volumeMounts", "mountPath")];
+
+/// Fields of a container that belong there as rendered or not at all.
+const WHOLE: [&str; 6] = ["envFrom", "command", "args", "image", "workingDir", "lifecycle"];
+
+/// What is foreign in the live object.
+#[must_use]
+pub fn foreign(desired: &Value, live: &Value) -> Vec<Foreign> {
+    let mut found = Vec::new();
+    for wanted in containers(desired) {
+        let name = wanted["name"].as_str().unwrap_or_default();
+        let Some(container) = containers(live).iter().find(|container| container["name"] == wanted["name"]) else {
+            continue;
+        };
+        for (list, key) in LISTS {
+            let entries = keyed(&wanted[list], key);
+            for (entry, value) in keyed(&container[list], key) {
+                if entries.get(entry).is_none_or(|wanted| !covers(wanted, value)) && !injected(list, entry) {
+                    let manager = manager(live, name, list, Some((key, entry)));
+                    found.push(Foreign { field: format!("{list} {entry}"), manager });
+                }
+            }
+        }
+        for field in WHOLE {
+            let (wanted, value) = (&wanted[field], &container[field]);
+            if !value.is_null() && wanted != value {
+                found.push(Foreign { field: field.to_owned(), manager: manager(live, name, field, None) });
+            }
+        }
+    }
+    // A value that we changed ourselves is no hand of another.
+    found.retain(|foreign| foreign.manager != MANAGER);
+    if !live.pointer("/spec/template/spec/dnsConfig").unwrap_or(&Value::Null).is_null() {
+        found.push(Foreign { field: "dnsConfig".to_owned(), manager: "unknown".to_owned() });
+    }
+    found
+}
+
+/// The paths of what server-side apply leaves: to be removed from the object as it is after the apply.
+#[must_use]
+pub fn leftovers(desired: &Value, live: &Value) -> Vec<String> {
+    let mut paths = Vec::new();
+    let base = "/spec/template/spec";
+    for (index, container) in containers(live).iter().enumerate() {
+        let Some(wanted) = containers(desired).iter().find(|wanted| wanted["name"] == container["name"]) else {
+            continue;
+        };
+        for (list, key) in LISTS {
+            let entries = keyed(&wanted[list], key);
+            let items = container[list].as_array().map(Vec::as_slice).unwrap_or_default();
+            // From the end, so that an index stays right while others go.
+            for (at, item) in items.iter().enumerate().rev() {
+                let entry = item[key].as_str().unwrap_or_default();
+                if !entries.contains_key(entry) && !injected(list, entry) {
+                    paths.push(format!("{base}/containers/{index}/{list}/{at}"));
+                }
+            }
+        }
+        for field in WHOLE {
+            if !container[field].is_null() && wanted[field].is_null() {
+                paths.push(format!("{base}/containers/{index}/{field}"));
+            }
+        }
+    }
+    if !live.pointer("/spec/template/spec/dnsConfig").unwrap_or(&Value::Null).is_null() {
+        paths.push(format!("{base}/dnsConfig"));
+    }
+    paths
+}
+
+/// What EKS puts into pods that use an identity: known, and not fought.
+fn injected(list: &str, entry: &str) -> bool {
+    match list {
+        "volumeMounts" => {
+            entry.starts_with("/var/run/secrets/eks.amazonaws.com")
+                || entry.starts_with("/var/run/secrets/pods.eks.amazonaws.com")
+                || entry.starts_with("/var/run/secrets/kubernetes.io")
+        }
+        _ => false,
+    }
+}
+
+fn containers(object: &Value) -> &[Value] {
+    object.pointer("/spec/template/spec/containers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn keyed<'a>(list: &'a Value, key: &str) -> BTreeMap<&'a str, &'a Value> {
+    let items = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    items.iter().filter_map(|item| Some((item[key].as_str()?, item))).collect()
+}
+
+/// Whether the live value holds what is wanted: an API server adds defaults and takes nothing away. An empty text is
+/// left out by it.
+fn covers(wanted: &Value, live: &Value) -> bool {
+    match (wanted, live) {
+        (Value::Object(wanted), Value::Object(live)) => {
+            let here = wanted.iter().all(|(name, value)| match live.get(name) {
+                Some(found) => covers(value, found),
+                None => value.as_str() == Some("") || value.is_null(),
+            });
+            // A source in place of a value is another thing, not a default.
+            let same_kind = wanted.contains_key("valueFrom") == live.contains_key("valueFrom");
+            here && same_kind
+        }
+        _ => wanted == live,
+    }
+}
+
+/// Who wrote a field, as the object itself tells. Several may hold it: one who is not us is named.
+fn manager(live: &Value, container: &str, field: &str, entry: Option<(&str, &str)>) -> String {
+    let entries = live.pointer("/metadata/managedFields").and_then(Value::as_array).map(Vec::as_slice);
+    let container = format!("k:{{\"name\":\"{container}\"}}");
+    let holders: BTreeSet<&str> = entries
+        .unwrap_or_default()
+        .iter()
+        .filter(|managed| {
+            let spec = &managed["fieldsV1"]["f:spec"]["f:template"]["f:spec"]["f:containers"][&container];
+            let held = &spec[format!("f:{field}")];
+            match entry {
+                Some((key, entry)) => !held[format!("k:{{\"{key}\":\"{entry}\"}}")].is_null(),
+                None => !held.is_null(),
+            }
+        })
+        .filter_map(|managed| managed["manager"].as_str())
+        .collect();
+    let other = holders.iter().find(|holder| **holder != MANAGER);
+    other.or_else(|| holders.first()).map_or_else(|| "unknown".to_owned(), |holder| (*holder).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn deployment(container: Value, managed: Value) -> Value {
+        json!({
+            "metadata": { "managedFields": managed },
+            "spec": { "template": { "spec": { "containers": [container] } } }
+        })
+    }
+
+    fn rendered() -> Value {
+        json!({
+            "name": "sockjs", "image": "realtime:1", "args": ["edge"],
+            "env": [{ "name": "REALTIME_WEBHOOKS", "value": "kinesis" },
+                    { "name": "REALTIME_POD", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } }],
+            "volumeMounts": [{ "name": "apps", "mountPath": "/apps", "readOnly": true }],
+        })
+    }
+
+    fn held(manager: &str, fields: Value) -> Value {
+        let container = json!({ "k:{\"name\":\"sockjs\"}": fields });
+        let fields = json!({ "f:spec": { "f:template": { "f:spec": { "f:containers": container } } } });
+        json!({ "manager": manager, "operation": "Update", "fieldsV1": fields })
+    }
+
+    fn told(container: Value, managed: Value) -> Vec<(String, String)> {
+        let desired = deployment(rendered(), json!([]));
+        let found = foreign(&desired, &deployment(container, managed));
+        found.into_iter().map(|foreign| (foreign.field, foreign.manager)).collect()
+    }
+
+    fn pair(field: &str, manager: &str) -> (String, String) {
+        (field.to_owned(), manager.to_owned())
+    }
+
+    #[test]
+    fn what_an_api_server_fills_in_is_not_foreign() {
+        let mut live = rendered();
+        live["imagePullPolicy"] = json!("IfNotPresent");
+        live["env"][1]["valueFrom"]["fieldRef"]["apiVersion"] = json!("v1");
+        let desired = deployment(rendered(), json!([]));
+        assert_eq!(foreign(&desired, &deployment(live.clone(), json!([]))), []);
+        assert_eq!(leftovers(&desired, &deployment(live, json!([]))), [String::new(); 0]);
+    }
+
+    #[test]
+    fn a_changed_and_an_added_variable_are_told_with_who_wrote_them() {
+        let mut live = rendered();
+        live["env"][0]["value"] = json!("off");
+        live["env"].as_array_mut().expect("a list").push(json!({ "name": "AWS_ENDPOINT_URL_KINESIS", "value": "x" }));
+        let fields = json!({ "f:env": {
+            "k:{\"name\":\"REALTIME_WEBHOOKS\"}": { "f:value": {} },
+            "k:{\"name\":\"AWS_ENDPOINT_URL_KINESIS\"}": { ".": {}, "f:value": {} } } });
+        let managed = json!([
+            held(MANAGER, json!({ "f:env": { "k:{\"name\":\"REALTIME_WEBHOOKS\"}": {} } })),
+            held("kubectl-set", fields)
+        ]);
+        assert_eq!(
+            told(live.clone(), managed.clone()),
+            [pair("env AWS_ENDPOINT_URL_KINESIS", "kubectl-set"), pair("env REALTIME_WEBHOOKS", "kubectl-set")]
+        );
+        let paths = leftovers(&deployment(rendered(), json!([])), &deployment(live, managed));
+        assert_eq!(paths, ["/spec/template/spec/containers/0/env/2"], "the changed one is taken back by the apply");
+    }
+
+    #[test]
+    fn an_added_source_command_and_mount_go_from_the_end() {
+        let mut live = rendered();
+        live["envFrom"] = json!([{ "secretRef": { "name": "x" } }]);
+        live["command"] = json!(["/bin/x"]);
+        live["volumeMounts"] = json!([{ "name": "a", "mountPath": "/a" }, rendered()["volumeMounts"][0],
+                                      { "name": "b", "mountPath": "/b" }]);
+        let managed = json!([held("kubectl-edit", json!({ "f:envFrom": {}, "f:command": {} }))]);
+        let found = told(live.clone(), managed);
+        assert!(found.contains(&pair("envFrom", "kubectl-edit")), "{found:?}");
+        assert!(found.contains(&pair("command", "kubectl-edit")), "{found:?}");
+        let base = "/spec/template/spec/containers/0";
+        assert_eq!(
+            leftovers(&deployment(rendered(), json!([])), &deployment(live, json!([]))),
+            [
+                format!("{base}/volumeMounts/2"),
+                format!("{base}/volumeMounts/0"),
+                format!("{base}/envFrom"),
+                format!("{base}/command")
+            ]
+        );
+    }
+
+    #[test]
+    fn our_own_change_is_not_told_as_a_hand_of_another() {
+        let mut live = rendered();
+        live["env"][0]["value"] = json!("off");
+        let fields = json!({ "f:env": { "k:{\"name\":\"REALTIME_WEBHOOKS\"}": { "f:value": {} } } });
+        assert_eq!(told(live, json!([held(MANAGER, fields)])), []);
+    }
+}

@@ -1,0 +1,167 @@
+//! Who is let in, and who is replaced. Pure.
+//!
+//! In: the pods of a cluster with what journeys through them showed. Out: which to let in, and why; which to replace.
+//! Nobody is ever turned out: a shared part that breaks must not turn lost webhooks into lost chat.
+
+use std::collections::BTreeMap;
+
+use super::pods::ServerPod;
+use crate::contract::Server;
+use crate::gate::Hop;
+use crate::probe::PodStanding;
+
+/// What to do with a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Let it in.
+    Admit {
+        /// The pod.
+        pod: String,
+        /// What it runs.
+        configuration: String,
+        /// Because this was proven before, while what is behind the edges is broken for all.
+        on_record: bool,
+    },
+    /// Its container is told something else than its template says: another may be made as it should be.
+    Replace {
+        /// The pod.
+        pod: String,
+        /// Its UID.
+        uid: String,
+    },
+}
+
+/// How long a pod may be wrong before it is replaced, in s: the first time, and each later one.
+const PATIENCE: [i64; 3] = [10, 20, 30];
+
+/// Decides on every pod.
+///
+/// `passed` says whether what is wanted was proven before; `replaced` counts replacements in a row per server; `now` is
+/// in s since 1970.
+#[must_use]
+pub fn decide(
+    pods: &[ServerPod],
+    standings: &BTreeMap<String, PodStanding>,
+    passed: bool,
+    replaced: &BTreeMap<Server, usize>,
+    now: i64,
+) -> Vec<Step> {
+    let mut steps: Vec<Step> = pods.iter().filter_map(|pod| admit(pod, pods, standings, passed)).collect();
+    for server in Server::ALL {
+        let count = replaced.get(&server).copied().unwrap_or(0);
+        let patience = PATIENCE[count.min(PATIENCE.len() - 1)];
+        let wrong = |pod: &&ServerPod| {
+            pod.server == server && pod.admitted.is_none() && pod.tampered && now - pod.created >= patience
+        };
+        // One at a time: the oldest, which had the most time.
+        let oldest = pods.iter().filter(wrong).min_by_key(|pod| (pod.created, &pod.name));
+        steps.extend(oldest.map(|pod| Step::Replace { pod: pod.name.clone(), uid: pod.uid.clone() }));
+    }
+    steps
+}
+
+fn admit(pod: &ServerPod, pods: &[ServerPod], standings: &BTreeMap<String, PodStanding>, passed: bool) -> Option<Step> {
+    if !pod.current || pod.tampered {
+        return None;
+    }
+    let found = standings.get(&pod.name)?;
+    let configuration = &found.configuration;
+    let done = pod.gate_open && pod.admitted.as_ref() == Some(configuration);
+    if done || configuration.is_empty() {
+        return None;
+    }
+    let admit = |on_record| Step::Admit { pod: pod.name.clone(), configuration: configuration.clone(), on_record };
+    if found.standing.proven {
+        return Some(admit(false));
+    }
+    // A pod that was let in with what it runs, whose gate was not written yet.
+    if pod.admitted.as_ref() == Some(configuration) {
+        return Some(admit(false));
+    }
+    let on_record =
+        pod.server != Server::Dispatcher && passed && found.standing.reached && behind(pod, pods, standings);
+    on_record.then(|| admit(true))
+}
+
+/// Whether journeys through pods that were let in, and run the same, break behind the edges too.
+fn behind(pod: &ServerPod, pods: &[ServerPod], standings: &BTreeMap<String, PodStanding>) -> bool {
+    let configuration = standings.get(&pod.name).map(|standing| &standing.configuration);
+    let same = pods.iter().filter(|other| other.name != pod.name && other.admitted.as_ref() == configuration);
+    let mut others = same.filter_map(|other| standings.get(&other.name)).peekable();
+    let broken = |standing: &PodStanding| standing.standing.failure.as_ref().is_some_and(|f| f.hop >= Hop::Record);
+    let own = standings.get(&pod.name).is_some_and(broken);
+    own && others.peek().is_some() && others.all(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Reason;
+    use crate::gate::{Failure, Standing};
+
+    fn pod(name: &str, admitted: Option<&str>, tampered: bool, created: i64) -> ServerPod {
+        let server = if name.starts_with('d') { Server::Dispatcher } else { Server::Sockjs };
+        ServerPod::test(name, server, admitted, tampered, created)
+    }
+
+    fn standing(configuration: &str, broken: Option<Hop>, proven: bool) -> PodStanding {
+        let failure = broken.map(|hop| Failure { hop, reason: Reason::RecordMissing, detail: String::new() });
+        let reached = proven || broken.is_some_and(|hop| hop >= Hop::Record);
+        PodStanding {
+            configuration: configuration.to_owned(),
+            standing: Standing { proven, reached, failure },
+            drift: String::new(),
+        }
+    }
+
+    fn decided(pods: &[(ServerPod, PodStanding)], passed: bool, now: i64) -> Vec<Step> {
+        let standings = pods.iter().map(|(pod, standing)| (pod.name.clone(), standing.clone())).collect();
+        let pods: Vec<ServerPod> = pods.iter().map(|(pod, _)| pod.clone()).collect();
+        decide(&pods, &standings, passed, &BTreeMap::new(), now)
+    }
+
+    fn admitted(pod: &str, on_record: bool) -> Vec<Step> {
+        vec![Step::Admit { pod: pod.to_owned(), configuration: "c1".to_owned(), on_record }]
+    }
+
+    #[test]
+    fn a_pod_is_let_in_by_its_own_journeys() {
+        assert_eq!(
+            decided(&[(pod("e1", None, false, 0), standing("c1", None, true))], false, 5),
+            admitted("e1", false)
+        );
+        assert_eq!(decided(&[(pod("e1", None, false, 0), standing("c1", None, false))], true, 5), []);
+        assert_eq!(
+            decided(&[(pod("d1", None, false, 0), standing("c1", None, true))], false, 5),
+            admitted("d1", false)
+        );
+        let other = decided(&[(pod("e1", None, true, 0), standing("c1", None, true))], true, 5);
+        assert_eq!(other, [], "one that is told something else than its template says is not, whatever it shows");
+    }
+
+    #[test]
+    fn a_proven_configuration_is_let_in_while_the_stream_is_away_for_all() {
+        let away = |configuration: &str| standing(configuration, Some(Hop::Record), false);
+        let old = (pod("e1", Some("c1"), false, 0), away("c1"));
+        let new = (pod("e2", None, false, 0), away("c1"));
+        assert_eq!(decided(&[old.clone(), new.clone()], true, 5), admitted("e2", true));
+        assert_eq!(decided(&[old.clone(), new.clone()], false, 5), [], "never proven");
+        let well = (pod("e1", Some("c1"), false, 0), standing("c1", None, true));
+        assert_eq!(decided(&[well, new.clone()], true, 5), [], "others deliver: it is the pod itself");
+        let cut = (pod("e2", None, false, 0), standing("c1", Some(Hop::Subscribe), false));
+        assert_eq!(decided(&[old.clone(), cut], true, 5), [], "it breaks before the stream");
+        let another = (pod("e2", None, false, 0), away("c2"));
+        assert_eq!(decided(&[old, another], true, 5), [], "another configuration");
+        assert_eq!(decided(&[new], true, 5), [], "nobody to compare with");
+    }
+
+    #[test]
+    fn a_pod_that_was_changed_behind_its_template_is_replaced_one_at_a_time() {
+        let wrong = |name: &str, created| (pod(name, None, true, created), standing("c1", Some(Hop::Record), false));
+        assert_eq!(decided(&[wrong("e1", 0)], true, 9), [], "patience first");
+        let steps = decided(&[wrong("e2", 1), wrong("e1", 0)], true, 30);
+        assert_eq!(steps, [Step::Replace { pod: "e1".to_owned(), uid: "uid-e1".to_owned() }]);
+        let serving = (pod("e1", Some("c1"), true, 0), standing("c1", None, true));
+        assert_eq!(decided(&[serving], true, 100), [], "one that serves is never taken");
+    }
+}

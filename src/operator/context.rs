@@ -1,0 +1,148 @@
+//! What every controller works with, and why one stops.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::reflector::ObjectRef;
+use kube::{Client, Resource};
+
+use crate::api::{RealtimeCluster, Reason};
+use crate::kinesis::KinesisError;
+use crate::kubernetes::apply::ApplyError;
+use crate::probe::Receiver;
+
+/// Longest that one turn of a controller may take.
+pub const TURN: Duration = Duration::from_secs(90);
+
+/// The shortest and the longest wait after a failure.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// What every controller works with.
+pub struct Context {
+    /// Calls that are answered within seconds or fail.
+    pub client: Client,
+    /// Tells people.
+    pub recorder: Recorder,
+    /// Whether this process may still write: false from the moment at which another may have taken over.
+    pub may_write: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Where webhooks of the journeys arrive.
+    pub receiver: Receiver,
+    /// `HOST:PORT` under which dispatchers reach it.
+    pub receiver_address: String,
+    /// Names this Kubernetes: the UID of its `kube-system` namespace.
+    pub kubernetes: String,
+    /// Failures in a row, by controller and object.
+    pub failures: Mutex<HashMap<(&'static str, String), u32>>,
+}
+
+/// Why a controller's turn ended early.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct Stop {
+    /// In a word.
+    pub reason: Reason,
+    /// In a line, with what to do.
+    pub message: String,
+    /// Whether only a person can go on.
+    pub terminal: bool,
+}
+
+impl Stop {
+    /// It may mend itself.
+    pub fn waiting(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), terminal: false }
+    }
+
+    /// Only a person can go on.
+    pub fn terminal(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), terminal: true }
+    }
+
+    /// A call that failed.
+    pub fn call(what: &str, error: &kube::Error) -> Self {
+        let reason = match error {
+            kube::Error::Api(status) if status.is_forbidden() => Reason::AccessDenied,
+            _ => Reason::ApplyFailed,
+        };
+        Self::waiting(reason, format!("{what}: {error}"))
+    }
+}
+
+impl From<ApplyError> for Stop {
+    fn from(error: ApplyError) -> Self {
+        match &error {
+            ApplyError::NotOurs { .. } => Self::terminal(Reason::ChildNotOurs, error.to_string()),
+            _ => Self::waiting(Reason::ApplyFailed, error.to_string()),
+        }
+    }
+}
+
+impl From<KinesisError> for Stop {
+    fn from(error: KinesisError) -> Self {
+        use crate::kinesis::Class;
+        match error.class {
+            Class::Denied => Self::terminal(Reason::AccessDenied, error.to_string()),
+            Class::NotFound => Self::waiting(Reason::StreamMissing, error.to_string()),
+            _ => Self::waiting(Reason::StreamUnreachable, error.to_string()),
+        }
+    }
+}
+
+impl Context {
+    /// Refuses to write once another may lead. Asked right before every write.
+    ///
+    /// # Errors
+    /// The lease's renew deadline has passed.
+    pub fn leading(&self) -> Result<(), Stop> {
+        if (self.may_write)() {
+            Ok(())
+        } else {
+            Err(Stop::waiting(Reason::ApplyFailed, "this operator no longer leads: another writes"))
+        }
+    }
+
+    /// How long to wait after a failure: longer after each.
+    pub fn failed(&self, controller: &'static str, cluster: &RealtimeCluster) -> Duration {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = failures.entry((controller, key(cluster))).or_default();
+        let wait = BACKOFF.0.saturating_mul(2_u32.saturating_pow((*count).min(10)));
+        *count += 1;
+        wait.min(BACKOFF.1)
+    }
+
+    /// The turn went through.
+    pub fn succeeded(&self, controller: &'static str, cluster: &RealtimeCluster) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.remove(&(controller, key(cluster)));
+    }
+
+    /// Tells people about a cluster. What cannot be told stands in the log.
+    pub async fn tell(&self, cluster: &RealtimeCluster, kind: EventType, reason: &str, action: &str, note: String) {
+        let note: String = note.chars().take(1000).collect();
+        tracing::info!(cluster = key(cluster), reason, action, note, "told");
+        let (reason, action) = (reason.to_owned(), action.to_owned());
+        let event = Event { type_: kind, reason, note: Some(note), action, secondary: None };
+        if let Err(error) = self.recorder.publish(&event, &cluster.object_ref(&())).await {
+            tracing::warn!(%error, "an Event could not be written");
+        }
+    }
+}
+
+/// `namespace/name`.
+#[must_use]
+pub fn key(cluster: &RealtimeCluster) -> String {
+    let metadata = &cluster.metadata;
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    format!("{}/{}", text(&metadata.namespace), text(&metadata.name))
+}
+
+/// A reference for a controller's queue.
+#[must_use]
+pub fn reference(cluster: &RealtimeCluster) -> ObjectRef<RealtimeCluster> {
+    ObjectRef::from_obj(cluster)
+}
+
+/// Shared by every controller.
+pub type Shared = Arc<Context>;

@@ -1,0 +1,180 @@
+//! Reads what a cluster is built from: its apps, the Secrets that it names, what was generated for it, its stream.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+use rand::distr::{Alphanumeric, SampleString};
+
+use super::context::{Context, Stop};
+use crate::api::cluster::{IdentityType, WebhooksMode};
+use crate::api::{RealtimeApp, RealtimeCluster, Reason};
+use crate::desired::{self, Cluster, Inputs, StreamIdentity};
+use crate::kinesis::{Client, Credentials, Settings};
+use crate::protocol::StreamName;
+
+/// The texts of Secrets by name.
+pub type Texts = BTreeMap<String, BTreeMap<String, String>>;
+
+/// Length of what is generated: 62^24 are more than 2^142.
+const LENGTH: usize = 24;
+
+/// All that was read.
+pub struct Read {
+    /// Apps, the oldest first: of two that want the same id the older keeps it.
+    pub apps: Vec<RealtimeApp>,
+    /// The Secrets that cluster and apps name.
+    pub secrets: Texts,
+    /// What was generated for this cluster, by purpose.
+    pub generated: BTreeMap<String, String>,
+    /// The stream, once it is known.
+    pub stream: Option<StreamIdentity>,
+}
+
+/// Where generated secrets are kept.
+#[must_use]
+pub fn generated_name(cluster: &RealtimeCluster) -> String {
+    format!("{}-generated", cluster.name_any())
+}
+
+/// Reads everything; a Secret that is not there is simply not in the answer.
+///
+/// # Errors
+/// The API server does not answer, or an object of our name is someone else's.
+pub async fn read(context: &Context, cluster: &RealtimeCluster, with_apps: bool) -> Result<Read, Stop> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    let mut apps = Vec::new();
+    if with_apps {
+        let api: Api<RealtimeApp> = Api::namespaced(context.client.clone(), &namespace);
+        let listed = api.list(&ListParams::default()).await.map_err(|error| Stop::call("listing apps", &error))?;
+        apps = listed.items;
+        apps.sort_by_key(|app| (app.metadata.creation_timestamp.clone(), app.name_any()));
+    }
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
+    let mut texts = Texts::new();
+    for reference in desired::references(cluster, &apps) {
+        if texts.contains_key(&reference.name) {
+            continue;
+        }
+        let found = secrets.get_opt(&reference.name).await;
+        let found = found.map_err(|error| Stop::call(&format!("reading Secret {}", reference.name), &error))?;
+        if let Some(secret) = found {
+            texts.insert(reference.name, texts_of(&secret));
+        }
+    }
+    let name = generated_name(cluster);
+    let found = secrets.get_opt(&name).await;
+    let found = found.map_err(|error| Stop::call(&format!("reading Secret {name}"), &error))?;
+    let uid = cluster.uid().unwrap_or_default();
+    if let Some(secret) = &found
+        && !secret.owner_references().iter().any(|owner| owner.uid == uid)
+    {
+        let message = format!(
+            "Secret {namespace}/{name} is there and not ours: it was not touched. Delete it, or give the cluster another name"
+        );
+        return Err(Stop::terminal(Reason::ChildNotOurs, message));
+    }
+    let stream = cluster.status.as_ref().and_then(|status| status.stream.as_ref());
+    let stream = stream
+        .filter(|stream| !stream.arn.is_empty())
+        .map(|stream| StreamIdentity { name: StreamName(stream.name.clone()), cluster_id: stream.cluster_id.clone() });
+    Ok(Read { apps, secrets: texts, generated: found.as_ref().map(texts_of).unwrap_or_default(), stream })
+}
+
+fn texts_of(secret: &Secret) -> BTreeMap<String, String> {
+    let data = secret.data.iter().flatten();
+    data.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(&bytes.0).into_owned())).collect()
+}
+
+/// The cluster as it can be built, and what had to be generated for it.
+///
+/// # Errors
+/// A Secret is missing, the manifest contradicts itself, or the stream is not known yet.
+pub fn validate(
+    context: &Context,
+    cluster: &RealtimeCluster,
+    read: &Read,
+) -> Result<(Cluster, BTreeMap<String, String>), Stop> {
+    // The rules of the schema, also where an API server did not hold them.
+    if let Err(errors) = cluster.validate_cel() {
+        let told: Vec<String> =
+            errors.into_vec().into_iter().map(|error| format!("{} {}", error.field_path, error.message)).collect();
+        return Err(Stop::terminal(Reason::SpecInvalid, told.join("; ")));
+    }
+    missing_secret(cluster, read)?;
+    if cluster.spec.webhooks.mode == WebhooksMode::Kinesis && read.stream.is_none() {
+        return Err(Stop::waiting(Reason::StreamCreating, "waiting for the stream"));
+    }
+    let made = RefCell::new(BTreeMap::new());
+    let generate = |purpose: &str| {
+        if let Some(known) = read.generated.get(purpose) {
+            return known.clone();
+        }
+        let fresh = || Alphanumeric.sample_string(&mut rand::rng(), LENGTH).to_lowercase();
+        made.borrow_mut().entry(purpose.to_owned()).or_insert_with(fresh).clone()
+    };
+    let inputs = Inputs {
+        cluster,
+        apps: &read.apps,
+        secrets: &read.secrets,
+        generate: &generate,
+        receiver: &context.receiver_address,
+        version: env!("CARGO_PKG_VERSION"),
+        stream: read.stream.as_ref(),
+    };
+    let valid = desired::validate(&inputs).map_err(|problems| {
+        let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        Stop::terminal(Reason::SpecInvalid, told.join("; "))
+    })?;
+    Ok((valid, made.into_inner()))
+}
+
+fn missing_secret(cluster: &RealtimeCluster, read: &Read) -> Result<(), Stop> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    for reference in desired::references(cluster, &[]) {
+        let (name, key) = (&reference.name, &reference.key);
+        let why = match read.secrets.get(name) {
+            None => "does not exist".to_owned(),
+            Some(texts) => match texts.get(key) {
+                Some(text) if !text.is_empty() => continue,
+                _ => {
+                    let keys: Vec<&str> = texts.keys().map(String::as_str).collect();
+                    format!("has no key `{key}` (it has: {})", keys.join(", "))
+                }
+            },
+        };
+        let message = format!("Secret {namespace}/{name} {why}: create it with {}, key `{key}`", reference.purpose);
+        return Err(Stop::waiting(Reason::SecretMissing, message));
+    }
+    Ok(())
+}
+
+/// A client of the cluster's stream, as the operator.
+///
+/// # Errors
+/// The keys of a cluster that names some are not there.
+pub async fn stream_client(cluster: &RealtimeCluster, stream: StreamName, secrets: &Texts) -> Result<Client, Stop> {
+    let aws = &cluster.spec.aws;
+    let credentials = match (&aws.identity.kind, &aws.identity.secret_ref) {
+        (IdentityType::StaticKeys, Some(reference)) => {
+            let text = |key: &str| secrets.get(&reference.name).and_then(|texts| texts.get(key)).cloned();
+            match (text("accessKeyID"), text("secretAccessKey")) {
+                (Some(access_key_id), Some(secret_access_key)) => {
+                    Credentials::Static { access_key_id, secret_access_key }
+                }
+                _ => {
+                    let message = format!(
+                        "Secret {} has no accessKeyID and secretAccessKey: create it with both",
+                        reference.name
+                    );
+                    return Err(Stop::waiting(Reason::SecretMissing, message));
+                }
+            }
+        }
+        _ => Credentials::Chain,
+    };
+    let settings = Settings { stream, region: aws.region.clone(), endpoint: aws.endpoint_url.clone(), credentials };
+    Ok(Client::connect(&settings).await)
+}

@@ -1,0 +1,39 @@
+//! Where the webhooks of the journeys go: to the replica that leads.
+//!
+//! Every replica listens; the Service has no selector, and who leads writes its one endpoint. A webhook that reaches
+//! another replica in between is answered 503 and comes again.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+
+/// The Service of the receiver.
+pub const SERVICE: &str = "realtime-operator-receiver";
+
+/// Makes this replica the one that receives.
+///
+/// # Errors
+/// The API server refused it or does not answer.
+pub async fn point_here(client: &Client, namespace: &str, address: IpAddr, port: u16) -> Result<(), kube::Error> {
+    let api: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
+    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": SERVICE,
+            "namespace": namespace,
+            "labels": {
+                "kubernetes.io/service-name": SERVICE,
+                "endpointslice.kubernetes.io/managed-by": "realtime-operator",
+            },
+        },
+        "addressType": family,
+        "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
+        "ports": [{ "name": "receiver", "port": port, "protocol": "TCP" }],
+    });
+    api.patch(SERVICE, &PatchParams::apply("realtime-operator").force(), &Patch::Apply(slice)).await.map(|_| ())
+}

@@ -1,0 +1,259 @@
+//! The controller of the stream: makes it, or takes back the one that this cluster made before; owns `status.stream`
+//! and `StreamReady`.
+//!
+//! A stream belongs to who its tag names. One without the tag is ours only if we wrote down that we were making it
+//! before it came into being. Anything else is left alone.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+use serde_json::{Map, Value};
+
+use super::context::{Context, Shared, Stop};
+use super::dereference::{self, Read};
+use super::status::{self, Part, Said};
+use crate::api::cluster::{StreamMode, StreamStatus, WebhooksMode};
+use crate::api::conditions::condition;
+use crate::api::{RealtimeCluster, Reason};
+use crate::desired;
+use crate::kinesis::{Class, Client, Summary};
+use crate::runtime::clock;
+
+/// Names the owner: this Kubernetes, and the cluster in it.
+const OWNER: &str = "realtime-operator.dev/owner";
+/// The id that records carry.
+const CLUSTER_ID: &str = "realtime-operator.dev/cluster-id";
+
+/// How far the clocks of Kinesis and of the operator may differ, in ms.
+const CLOCKS: i64 = 60_000;
+
+/// Between two looks at a stream that is well.
+const STEADY: Duration = Duration::from_secs(30);
+/// Between two steps of making one.
+const AT_ONCE: Duration = Duration::from_millis(200);
+/// Between two looks at one that is not there yet.
+const SOON: Duration = Duration::from_secs(1);
+
+/// One turn.
+///
+/// # Errors
+/// What keeps the stream from being ready; it stands in the status too.
+pub async fn reconcile(context: &Shared, cluster: &RealtimeCluster) -> Result<Action, Stop> {
+    if cluster.metadata.deletion_timestamp.is_some() || cluster.spec.webhooks.mode == WebhooksMode::Off {
+        return Ok(Action::await_change());
+    }
+    let known = cluster.status.as_ref().and_then(|status| status.stream.clone()).unwrap_or_default();
+    let (stream, result) = match turn(context, cluster, known.clone()).await {
+        Ok((stream, said)) => (stream, Ok(said)),
+        Err(stop) => (known, Err(stop)),
+    };
+    let said = match &result {
+        Ok(said) => said.clone(),
+        Err(stop) => {
+            let unknown = stop.reason == Reason::StreamUnreachable;
+            let status = if unknown { "Unknown" } else { "False" };
+            Said::new(condition::STREAM_READY, status, stop.reason, &stop.message)
+        }
+    };
+    let wait = match (said.status, stream.status.as_str()) {
+        ("True", _) => STEADY,
+        // Nothing but our own note has happened yet.
+        (_, "") => AT_ONCE,
+        _ => SOON,
+    };
+    write(context, cluster, &stream, said).await?;
+    result.map(|_| Action::requeue(wait))
+}
+
+async fn write(context: &Context, cluster: &RealtimeCluster, stream: &StreamStatus, said: Said) -> Result<(), Stop> {
+    let mut fields = Map::new();
+    if !stream.name.is_empty() {
+        fields.insert("stream".to_owned(), serde_json::to_value(stream).unwrap_or(Value::Null));
+    }
+    let manager = "realtime-operator-stream";
+    let part = Part { manager, owns: &[condition::STREAM_READY], said: vec![said], fields };
+    status::write(context, cluster, part).await
+}
+
+async fn turn(context: &Context, cluster: &RealtimeCluster, known: StreamStatus) -> Result<(StreamStatus, Said), Stop> {
+    let read = dereference::read(context, cluster, false).await?;
+    let uid = cluster.uid().unwrap_or_default();
+    let name = desired::stream_name(cluster, &uid);
+    let client = client(cluster, &name, &read).await?;
+    // Another name is another stream: nothing of the former holds for it.
+    let known = if known.name == name.as_str() {
+        known
+    } else {
+        StreamStatus { name: name.to_string(), ..StreamStatus::default() }
+    };
+    match client.summary().await {
+        Ok(summary) => found(context, cluster, &client, known, summary).await,
+        Err(error) if error.class == Class::NotFound && known.arn.is_empty() => {
+            create(context, cluster, &client, known).await
+        }
+        Err(error) if error.class == Class::NotFound => {
+            let message = format!(
+                "{error}. It was there, and what it held is lost; it is not made again by itself, since a wrong region or account looks the same"
+            );
+            Err(Stop::waiting(Reason::StreamMissing, message))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn client(cluster: &RealtimeCluster, name: &crate::protocol::StreamName, read: &Read) -> Result<Client, Stop> {
+    dereference::stream_client(cluster, name.clone(), &read.secrets).await
+}
+
+fn owner(context: &Context, cluster: &RealtimeCluster) -> String {
+    format!("{}/{}", context.kubernetes, super::context::key(cluster))
+}
+
+async fn create(
+    context: &Context,
+    cluster: &RealtimeCluster,
+    client: &Client,
+    known: StreamStatus,
+) -> Result<(StreamStatus, Said), Stop> {
+    let uid = cluster.uid().unwrap_or_default();
+    let making = |message: String| Said::new(condition::STREAM_READY, "False", Reason::StreamCreating, message);
+    let Some(_) = known.creating_since_ms else {
+        // Written down first: who finds the stream after a crash must know that it is ours.
+        let since = i64::try_from(clock::now_ms()).unwrap_or(i64::MAX);
+        let message = format!("making stream {}", known.name);
+        let stream = StreamStatus { creating_since_ms: Some(since), cluster_id: uid, ..known };
+        return Ok((stream, making(message)));
+    };
+    context.leading()?;
+    let spec = &cluster.spec.webhooks.stream;
+    let shards = match spec.mode {
+        StreamMode::OnDemand => None,
+        StreamMode::Provisioned => spec.shards,
+    };
+    let tags = [(OWNER, owner(context, cluster)), (CLUSTER_ID, known.cluster_id.clone())];
+    let tags: BTreeMap<String, String> = tags.map(|(name, value)| (name.to_owned(), value)).into();
+    match client.create(shards, &tags).await {
+        Ok(()) => {
+            let note = format!("stream {} was made", known.name);
+            context.tell(cluster, kube::runtime::events::EventType::Normal, "StreamCreated", "Create", note).await;
+        }
+        // Someone was quicker, or the answer to our own call was lost: the next look tells.
+        Err(error) if error.class == Class::Busy => {}
+        Err(error) => return Err(error.into()),
+    }
+    let message = format!("stream {} is being made", known.name);
+    Ok((known, making(message)))
+}
+
+async fn found(
+    context: &Context,
+    cluster: &RealtimeCluster,
+    client: &Client,
+    known: StreamStatus,
+    summary: Summary,
+) -> Result<(StreamStatus, Said), Stop> {
+    let created = i64::try_from(summary.created_ms).unwrap_or(i64::MAX);
+    let same = known.arn == summary.arn && known.created_ms == created;
+    let cluster_id =
+        if same { known.cluster_id.clone() } else { claim(context, cluster, client, &known, created).await? };
+    let stream = StreamStatus {
+        name: known.name,
+        cluster_id,
+        arn: summary.arn,
+        status: summary.status.clone(),
+        created_ms: created,
+        creating_since_ms: None,
+    };
+    let said = if summary.status == "ACTIVE" || summary.status == "UPDATING" {
+        let message = format!("stream {} is {}", stream.name, summary.status);
+        Said::new(condition::STREAM_READY, "True", Reason::StreamActive, message)
+    } else {
+        let message = format!("stream {} is {}", stream.name, summary.status);
+        Said::new(condition::STREAM_READY, "False", Reason::StreamCreating, message)
+    };
+    Ok((stream, said))
+}
+
+/// The id that the stream's records carry, if the stream is ours.
+async fn claim(
+    context: &Context,
+    cluster: &RealtimeCluster,
+    client: &Client,
+    known: &StreamStatus,
+    created: i64,
+) -> Result<String, Stop> {
+    let tags = client.tags().await?;
+    let ours = owner(context, cluster);
+    match whose(&tags, &ours, known, created) {
+        Whose::Ours(id) => Ok(id),
+        Whose::OursUntagged => {
+            context.leading()?;
+            let tags = [(OWNER, ours), (CLUSTER_ID, known.cluster_id.clone())];
+            client.tag(&tags.map(|(name, value)| (name.to_owned(), value)).into()).await?;
+            Ok(known.cluster_id.clone())
+        }
+        Whose::Theirs(owner) => {
+            let message = format!(
+                "stream {} is there and {owner}: it was not touched. Choose another webhooks.stream.name, or delete the stream if nobody needs it",
+                known.name
+            );
+            Err(Stop::terminal(Reason::StreamNotOurs, message))
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Whose {
+    /// Our tag is on it; the id of the cluster that made it.
+    Ours(String),
+    /// We were making it, and it has no tag yet.
+    OursUntagged,
+    /// Whose it is.
+    Theirs(String),
+}
+
+/// Whose a stream is, by its tags and by what we wrote down before it came into being.
+fn whose(tags: &BTreeMap<String, String>, ours: &str, known: &StreamStatus, created: i64) -> Whose {
+    match (tags.get(OWNER), known.creating_since_ms) {
+        (Some(owner), _) if owner == ours => Whose::Ours(tags.get(CLUSTER_ID).cloned().unwrap_or_default()),
+        (Some(owner), _) => Whose::Theirs(format!("belongs to {owner}")),
+        (None, Some(since)) if created >= since.saturating_sub(CLOCKS) => Whose::OursUntagged,
+        (None, _) => Whose::Theirs("carries no tag of ours".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_owners() {
+        let tags = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let known = |since| StreamStatus { creating_since_ms: since, ..StreamStatus::default() };
+        let ours = [(OWNER, "k/n/eu"), (CLUSTER_ID, "u1")];
+        for (name, tags, known, expected) in [
+            ("our tag", tags(&ours), known(None), Whose::Ours("u1".to_owned())),
+            (
+                "another cluster's",
+                tags(&[(OWNER, "k/n/us")]),
+                known(None),
+                Whose::Theirs("belongs to k/n/us".to_owned()),
+            ),
+            (
+                "the same name in another Kubernetes",
+                tags(&[(OWNER, "x/n/eu")]),
+                known(Some(1)),
+                Whose::Theirs("belongs to x/n/eu".to_owned()),
+            ),
+            ("no tag", tags(&[]), known(None), Whose::Theirs("carries no tag of ours".to_owned())),
+            ("made after we said so", tags(&[]), known(Some(1_000_000)), Whose::OursUntagged),
+            ("made long before", tags(&[]), known(Some(2_000_000)), Whose::Theirs("carries no tag of ours".to_owned())),
+        ] {
+            assert_eq!(whose(&tags, "k/n/eu", &known, 1_000_500), expected, "{name}");
+        }
+    }
+}
