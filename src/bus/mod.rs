@@ -7,12 +7,14 @@
 //! This room must not know transports, sockets or records.
 
 mod memory;
+mod redis;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
 pub use memory::MemoryBus;
+pub use redis::RedisBus;
 
 use crate::protocol::frame::Member;
 use crate::protocol::record::{EventKind, Order};

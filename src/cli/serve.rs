@@ -7,11 +7,12 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::MemoryBus;
+use crate::bus::{Bus, MemoryBus, RedisBus};
 use crate::contract::{EXIT_CONFIG, Server, Values, name};
-use crate::dispatcher::{self, MemoryLeases, Network};
+use crate::dispatcher::{self, KubernetesLeases, Leases, MemoryLeases, Network};
 use crate::edge;
 use crate::kinesis::{Client, Credentials, Settings};
+use crate::kubernetes::client::connect;
 use crate::runtime::{self, signal, telemetry};
 
 /// Where kubelet reads why a container ended.
@@ -39,12 +40,16 @@ fn finish(result: Result<(), String>) -> u8 {
 
 async fn run_edge() -> Result<(), String> {
     let (values, shutdown) = begin(&[Server::Websocket, Server::Sockjs], "edge")?;
-    if values.text(name::BUS) == "redis" {
-        return Err(format!(
-            "{} is `redis`, which this release cannot serve yet: write `memory` and run one edge",
-            name::BUS
-        ));
-    }
+    let bus: Arc<dyn Bus> = match values.text(name::BUS) {
+        "redis" => {
+            // Its own name on the bus: a container that starts again in its pod is another.
+            let process = ulid::Ulid::new().to_string();
+            let (url, cluster) = (values.text(name::REDIS_URL), values.text(name::CLUSTER_UID));
+            let bus = RedisBus::connect(url, cluster, &process, shutdown.clone()).await;
+            Arc::new(bus.map_err(|error| error.to_string())?)
+        }
+        _ => Arc::new(MemoryBus::new()),
+    };
     let kinesis = match values.text(name::WEBHOOKS) {
         "kinesis" => Some(Client::connect(&kinesis(&values)).await),
         _ => None,
@@ -54,7 +59,7 @@ async fn run_edge() -> Result<(), String> {
         admin: listen(&values, name::ADMIN_ADDRESS).await?,
         apps_dir: PathBuf::from(values.text(name::APPS_PATH)),
         kinesis,
-        bus: Arc::new(MemoryBus::new()),
+        bus,
         shutdown,
     };
     let running = edge::start(values, dependencies).await.map_err(|error| error.to_string())?;
@@ -63,11 +68,21 @@ async fn run_edge() -> Result<(), String> {
 
 async fn run_dispatcher() -> Result<(), String> {
     let (values, shutdown) = begin(&[Server::Dispatcher], "dispatcher")?;
+    let kinesis = Client::connect(&kinesis(&values)).await;
+    let leases: Arc<dyn Leases> = match values.text(name::LEASES) {
+        "memory" => Arc::new(MemoryLeases::default()),
+        _ => {
+            let clients = connect().await.map_err(|error| format!("{}: {error}", name::LEASES))?;
+            let cluster = values.text(name::CLUSTER);
+            let namespace = cluster.split_once('/').map_or("default", |(namespace, _)| namespace);
+            Arc::new(KubernetesLeases::new(clients, namespace, kinesis.clone()))
+        }
+    };
     let dependencies = dispatcher::Dependencies {
         admin: listen(&values, name::ADMIN_ADDRESS).await?,
         apps_dir: PathBuf::from(values.text(name::APPS_PATH)),
-        kinesis: Client::connect(&kinesis(&values)).await,
-        leases: Arc::new(MemoryLeases::default()),
+        kinesis,
+        leases,
         network: Network { reroute: None },
         shutdown,
     };

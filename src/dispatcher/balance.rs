@@ -1,9 +1,10 @@
 //! Which shards a member should hold.
 //!
 //! In: the stream's shards, everyone's leases, and what this member runs. Out: what to take and what to give back. By
-//! count: nobody holds more than the even share, rounded up. Pure.
+//! count: nobody holds more than the even share, rounded up. A member that nobody has proven yet gets one shard to prove
+//! itself by, and no more, while a proven one lives: a release that cannot deliver holds up one shard. Pure.
 
-use super::leases::{Checkpoint, Done, View};
+use super::leases::{Checkpoint, Done, Standing, View};
 use crate::kinesis::Shard;
 use crate::protocol::ShardId;
 
@@ -32,7 +33,7 @@ pub fn readable(shards: &[Shard], view: &View, stream_created_ms: u64) -> Vec<Sh
 /// What a member that runs `running` should change.
 #[must_use]
 pub fn plan(readable: &[ShardId], view: &View, member: &str, running: &[ShardId]) -> Plan {
-    let share = readable.len().div_ceil(view.members.max(1));
+    let share = share(readable.len(), view, member);
     let free = |id: &&ShardId| {
         let holder = view.leases.get(id).and_then(|lease| lease.holder.as_deref());
         !running.contains(id) && holder.is_none_or(|holder| holder == member)
@@ -40,6 +41,22 @@ pub fn plan(readable: &[ShardId], view: &View, member: &str, running: &[ShardId]
     let take = readable.iter().filter(free).take(share.saturating_sub(running.len())).cloned().collect();
     let give_back = if running.len() > share { running.last().cloned() } else { None };
     Plan { take, give_back }
+}
+
+/// How many shards a member should hold.
+fn share(shards: usize, view: &View, member: &str) -> usize {
+    let proven = view.members.values().filter(|standing| standing.proven).count();
+    if proven == 0 {
+        return shards.div_ceil(view.members.len().max(1));
+    }
+    let trying = |standing: &Standing| !standing.proven && !standing.resting;
+    match view.members.get(member) {
+        Some(own) if !own.proven => usize::from(trying(own)),
+        _ => {
+            let others = view.members.values().filter(|standing| trying(standing)).count();
+            shards.saturating_sub(others).div_ceil(proven)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -53,6 +70,9 @@ mod tests {
 
     fn view(members: usize, held: &[(&str, &str)]) -> View {
         let lease = |holder: &str| Lease { holder: Some(holder.to_owned()), ..Lease::default() };
+        let well = Standing { proven: true, resting: false };
+        let names = ["me", "you", "they"].into_iter().take(members);
+        let members = names.map(|name| (name.to_owned(), well)).collect();
         View { members, leases: held.iter().map(|(id, holder)| (ShardId::from(*id), lease(holder))).collect() }
     }
 
@@ -70,6 +90,31 @@ mod tests {
         ] {
             let expected = Plan { take: ids(take), give_back: give_back.map(ShardId::from) };
             assert_eq!(plan(&ids(shards), &view, "me", &ids(running)), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_proven_gets_one_shard_and_leaves_none_unheld() {
+        let standing = |text: &str| Standing { proven: text == "proven", resting: text == "resting" };
+        for (name, shards, members, expected) in [
+            ("nobody is proven yet", 4, vec!["new", "new"], vec![2, 2]),
+            ("one is", 4, vec!["proven", "new"], vec![3, 1]),
+            ("both are", 4, vec!["proven", "proven"], vec![2, 2]),
+            ("the only shard is the new one's to try", 1, vec!["proven", "new"], vec![0, 1]),
+            ("which failed and rests", 1, vec!["proven", "resting"], vec![1, 0]),
+            ("a new one among three", 5, vec!["proven", "proven", "new"], vec![2, 2, 1]),
+            ("more new ones than shards", 1, vec!["proven", "new", "new"], vec![0, 1, 1]),
+        ] {
+            let names = ["me", "you", "they"];
+            let members = names.iter().zip(&members).map(|(name, text)| ((*name).to_owned(), standing(text))).collect();
+            let view = View { members, ..View::default() };
+            let shares: Vec<usize> = names
+                .iter()
+                .filter(|name| view.members.contains_key(**name))
+                .map(|name| share(shards, &view, name))
+                .collect();
+            assert_eq!(shares, expected, "{name}");
+            assert!(shares.iter().sum::<usize>() >= shards, "{name}: every shard is someone's");
         }
     }
 

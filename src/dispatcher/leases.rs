@@ -50,11 +50,20 @@ pub struct Lease {
     pub checkpoint: Option<Checkpoint>,
 }
 
+/// What a member says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// It was let in: an authentic webhook came through a shard that it held.
+    pub proven: bool,
+    /// It could not deliver and gave its shard back for a while.
+    pub resting: bool,
+}
+
 /// What everyone sees.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     /// Members that live, the caller too.
-    pub members: usize,
+    pub members: BTreeMap<String, Standing>,
     /// Every lease there is.
     pub leases: BTreeMap<ShardId, Lease>,
 }
@@ -73,7 +82,7 @@ pub enum LeaseError {
 /// The leases of one stream.
 pub trait Leases: Send + Sync {
     /// Says that the member lives, and looks at everything.
-    fn heartbeat<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<View, LeaseError>>;
+    fn heartbeat<'a>(&'a self, member: &'a str, standing: Standing) -> BoxFuture<'a, Result<View, LeaseError>>;
 
     /// Takes a shard that nobody alive holds, or takes it anew.
     fn acquire<'a>(&'a self, shard: &'a ShardId, member: &'a str) -> BoxFuture<'a, Result<Lease, LeaseError>>;
@@ -104,13 +113,13 @@ pub struct MemoryLeases(Arc<Mutex<Memory>>);
 
 #[derive(Debug, Default)]
 struct Memory {
-    members: HashMap<String, Instant>,
+    members: HashMap<String, (Instant, Standing)>,
     leases: BTreeMap<ShardId, Lease>,
 }
 
 impl Memory {
     fn lives(&self, member: &str) -> bool {
-        self.members.get(member).is_some_and(|seen| seen.elapsed() < DEAD_AFTER)
+        self.members.get(member).is_some_and(|(seen, _)| seen.elapsed() < DEAD_AFTER)
     }
 
     fn seen(&self, lease: &Lease) -> Lease {
@@ -140,13 +149,14 @@ impl MemoryLeases {
 }
 
 impl Leases for MemoryLeases {
-    fn heartbeat<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<View, LeaseError>> {
+    fn heartbeat<'a>(&'a self, member: &'a str, standing: Standing) -> BoxFuture<'a, Result<View, LeaseError>> {
         Box::pin(async move {
             let mut memory = self.memory();
-            memory.members.insert(member.to_owned(), Instant::now());
-            memory.members.retain(|_, seen| seen.elapsed() < DEAD_AFTER);
+            memory.members.insert(member.to_owned(), (Instant::now(), standing));
+            memory.members.retain(|_, (seen, _)| seen.elapsed() < DEAD_AFTER);
             let leases = memory.leases.iter().map(|(shard, lease)| (shard.clone(), memory.seen(lease))).collect();
-            Ok(View { members: memory.members.len(), leases })
+            let members = memory.members.iter().map(|(name, (_, standing))| (name.clone(), *standing)).collect();
+            Ok(View { members, leases })
         })
     }
 
@@ -194,6 +204,8 @@ impl Leases for MemoryLeases {
 mod tests {
     use super::*;
 
+    const WELL: Standing = Standing { proven: true, resting: false };
+
     fn through(sequence: &str) -> Checkpoint {
         Checkpoint { stream_created_ms: 1, position: Done::Through(sequence.into()) }
     }
@@ -201,15 +213,15 @@ mod tests {
     #[tokio::test]
     async fn a_stale_holder_cannot_write() {
         let (leases, shard) = (MemoryLeases::default(), ShardId::from("s"));
-        leases.heartbeat("a").await.expect("alive");
+        leases.heartbeat("a", WELL).await.expect("alive");
         let old = leases.acquire(&shard, "a").await.expect("free");
         leases.renew(&shard, old.generation, Some(through("5"))).await.expect("held");
-        leases.heartbeat("b").await.expect("alive");
+        leases.heartbeat("b", WELL).await.expect("alive");
         assert!(leases.acquire(&shard, "b").await.is_err(), "the holder lives");
 
         let long_ago = Instant::now().checked_sub(DEAD_AFTER).expect("a machine that is up for longer");
-        leases.memory().members.insert("a".into(), long_ago);
-        assert_eq!(leases.heartbeat("b").await.expect("alive").members, 1);
+        leases.memory().members.insert("a".into(), (long_ago, WELL));
+        assert_eq!(leases.heartbeat("b", WELL).await.expect("alive").members.len(), 1);
         let new = leases.acquire(&shard, "b").await.expect("the holder is dead");
         assert_eq!(new.checkpoint, Some(through("5")));
         assert_eq!(
@@ -217,14 +229,14 @@ mod tests {
             Err(LeaseError::Lost(shard.clone()))
         );
         assert_eq!(leases.release(&shard, old.generation, None).await, Err(LeaseError::Lost(shard.clone())));
-        let seen = leases.heartbeat("b").await.expect("alive").leases[&shard].clone();
+        let seen = leases.heartbeat("b", WELL).await.expect("alive").leases[&shard].clone();
         assert_eq!((seen.checkpoint, seen.holder.as_deref()), (Some(through("5")), Some("b")));
     }
 
     #[tokio::test]
     async fn a_released_shard_and_one_of_a_member_that_left_are_free() {
         let (leases, one, two) = (MemoryLeases::default(), ShardId::from("1"), ShardId::from("2"));
-        leases.heartbeat("a").await.expect("alive");
+        leases.heartbeat("a", WELL).await.expect("alive");
         let held = leases.acquire(&one, "a").await.expect("free");
         leases.acquire(&two, "a").await.expect("free");
         leases.release(&one, held.generation, Some(through("7"))).await.expect("held");

@@ -109,7 +109,21 @@ struct Live {
     noted: u64,
 }
 
+/// What became of attempts since the process started.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempts {
+    /// Events that an endpoint took.
+    pub delivered: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+}
+
 impl Metrics {
+    /// What became of attempts since the process started.
+    pub fn attempts(&self) -> Attempts {
+        Attempts { delivered: self.delivered.get(), failed: self.live().failed_attempts }
+    }
+
     /// Registers everything under its name.
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("realtime_dispatcher");

@@ -15,6 +15,7 @@ mod debounce;
 mod events;
 mod holder;
 mod intake;
+mod kubernetes_leases;
 mod leases;
 mod metrics;
 mod network;
@@ -33,7 +34,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-pub use leases::{Checkpoint, DEAD_AFTER, Done, Lease, LeaseError, Leases, MemoryLeases, RENEW, View};
+pub use kubernetes_leases::KubernetesLeases;
+pub use leases::{Checkpoint, DEAD_AFTER, Done, Lease, LeaseError, Leases, MemoryLeases, RENEW, Standing, View};
 pub use server::{Running, start};
 
 use crate::kinesis::Client;

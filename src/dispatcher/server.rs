@@ -80,7 +80,18 @@ pub async fn start(values: Values, dependencies: Dependencies) -> Result<Running
     let process = ulid::Ulid::new().to_string();
     let cluster = values.text(name::CLUSTER_UID).to_owned();
     let build = build::read_id().await;
-    let admin = answers(&process, build, &values, apps.clone(), &metrics, &stop);
+    let variables = values.effective(|secret| salted_digest(values.text(name::ADMIN_TOKEN), secret));
+    let configuration = configuration(build, &variables);
+    let admitted = admission::of(&values, &configuration, stop.clone());
+    let effective = Effective {
+        process: process.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        configuration,
+        time_ms: 0,
+        variables,
+        apps: std::collections::BTreeMap::new(),
+    };
+    let admin = answers(effective, &values, apps.clone(), &metrics, admitted.clone());
     let admin_stop = CancellationToken::new();
     let serving = tokio::spawn(admin::serve(listener, admin, admin_stop.clone()));
 
@@ -88,7 +99,7 @@ pub async fn start(values: Values, dependencies: Dependencies) -> Result<Running
     let (sent, listings) = watch::channel(Arc::default());
     let discovery = shards::discover(kinesis.clone(), Arc::clone(&metrics), sent, Arc::clone(&again), stop.clone());
     let shared = Shared { client: kinesis, leases, sender, apps, metrics, cluster, patience };
-    let shards = Shards::new(Arc::new(shared), process.clone(), again).run(listings, stop.clone());
+    let shards = Shards::new(Arc::new(shared), process.clone(), again, admitted).run(listings, stop.clone());
     let (fail, failure) = watch::channel(None);
     let work = tokio::spawn(async move {
         let discovery = async {
@@ -112,32 +123,19 @@ pub async fn start(values: Values, dependencies: Dependencies) -> Result<Running
 
 /// What the admin listener answers.
 fn answers(
-    process: &str,
-    build: &str,
+    effective: Effective,
     values: &Values,
     apps: Apps,
     metrics: &Arc<Metrics>,
-    stop: &CancellationToken,
+    admitted: watch::Receiver<bool>,
 ) -> Admin {
     let token = values.text(name::ADMIN_TOKEN).to_owned();
     let stream = values.text(name::STREAM_NAME).to_owned();
     let mut registry = MetricsRegistry::default();
     metrics.register(&mut registry);
-    let (effective_process, flow_process) = (process.to_owned(), process.to_owned());
-    let (salt, metrics) = (token.clone(), Arc::clone(metrics));
-    let variables = values.effective(|secret| salted_digest(&salt, secret));
-    let configuration = configuration(build, &variables);
-    let admitted = admission::of(values, &configuration, stop.clone());
-    let effective = move || {
-        json(&Effective {
-            process: effective_process.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            configuration: configuration.clone(),
-            time_ms: now_ms(),
-            variables: variables.clone(),
-            apps: apps.borrow().digests(&salt),
-        })
-    };
+    let (flow_process, salt, metrics) = (effective.process.clone(), token.clone(), Arc::clone(metrics));
+    let effective =
+        move || json(&Effective { time_ms: now_ms(), apps: apps.borrow().digests(&salt), ..effective.clone() });
     let flow =
         move || json(&Flow { process: flow_process.clone(), recorder: None, dispatcher: Some(metrics.flow(&stream)) });
     // Whether Kinesis answers is no matter of readiness: it would take every dispatcher away at once.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::balance::{plan, readable};
 use super::holder::{Holder, Shared};
-use super::leases::{LeaseError, RENEW, View};
+use super::leases::{LeaseError, RENEW, Standing, View};
 use super::metrics::{Metrics, Source};
 use crate::kinesis::{Class, Client, KinesisError, Shard, covers_all};
 use crate::protocol::ShardId;
@@ -27,6 +27,10 @@ const LIST_AGAIN: Duration = Duration::from_secs(2);
 const MISSING: Duration = Duration::from_mins(2);
 /// How long shards are held while the lease store does not answer.
 const WITHOUT_LEASES: Duration = Duration::from_mins(1);
+/// Attempts that may fail, without one that succeeds, before a member that is not proven gives its shard back.
+const TRIES: u64 = 3;
+/// How long it then leaves shards to others.
+const REST: Duration = Duration::from_secs(30);
 /// Longest that a call to the lease store may take; shorter than a member's life.
 const CALL: Duration = Duration::from_secs(3);
 /// Longest that holders may take to stop; beyond, they are abandoned and their leases run out.
@@ -101,6 +105,18 @@ pub struct Shards {
     again: Arc<Notify>,
     /// Told when a holder ends.
     ended: Arc<Notify>,
+    /// Whether this process was let in.
+    admitted: watch::Receiver<bool>,
+    trial: Trial,
+}
+
+/// What a member that is not proven yet has shown.
+#[derive(Debug, Default)]
+struct Trial {
+    /// Attempts that had failed when it last began to hold a shard.
+    failed_before: u64,
+    /// Until when it leaves shards to others.
+    rests_until: Option<Instant>,
 }
 
 struct Running {
@@ -112,8 +128,9 @@ struct Running {
 impl Shards {
     /// None held yet.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, member: String, again: Arc<Notify>) -> Self {
-        Self { shared, member, holders: HashMap::new(), created_ms: 0, again, ended: Arc::default() }
+    pub fn new(shared: Arc<Shared>, member: String, again: Arc<Notify>, admitted: watch::Receiver<bool>) -> Self {
+        let (ended, trial) = (Arc::default(), Trial::default());
+        Self { shared, member, holders: HashMap::new(), created_ms: 0, again, ended, admitted, trial }
     }
 
     /// Holds its share until the token ends it, then gives everything back.
@@ -147,7 +164,8 @@ impl Shards {
 
     async fn step(&mut self, listing: &Listing) -> Result<(), LeaseError> {
         let leases = Arc::clone(&self.shared.leases);
-        let view = call(leases.heartbeat(&self.member)).await?;
+        let standing = self.standing();
+        let view = call(leases.heartbeat(&self.member, standing)).await?;
         if listing.created_ms != self.created_ms {
             // Another stream of the same name: nothing that is under way belongs to it.
             self.abandon();
@@ -171,6 +189,20 @@ impl Shards {
             holder.stop.cancel();
         }
         Ok(())
+    }
+
+    /// What this member says of itself. One that is not proven and fails three times without a success gives its shard
+    /// back and rests, if anyone else can take it.
+    fn standing(&mut self) -> Standing {
+        let proven = *self.admitted.borrow();
+        let flow = self.shared.metrics.attempts();
+        if proven || self.holders.is_empty() {
+            self.trial.failed_before = flow.failed;
+        } else if flow.delivered == 0 && flow.failed.saturating_sub(self.trial.failed_before) >= TRIES {
+            self.trial = Trial { failed_before: flow.failed, rests_until: Some(Instant::now() + REST) };
+        }
+        let resting = !proven && self.trial.rests_until.is_some_and(|until| Instant::now() < until);
+        Standing { proven, resting }
     }
 
     /// Forgets holders that ended, and ends those whose shard is someone else's now.

@@ -8,4 +8,5 @@
 pub mod apply;
 pub mod client;
 pub mod lease;
+pub mod records;
 pub mod repair;

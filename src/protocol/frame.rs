@@ -4,7 +4,7 @@
 //! its `data` as a *string* that holds JSON, except `pusher:error`; what a client sends may carry either. Source:
 //! `pusher-websockets-protocol` in Pusher's documentation, and pusher-js 8.6 `src/core/connection/protocol`.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -157,7 +157,7 @@ fn field(data: &Value, name: &str) -> Option<String> {
 }
 
 /// A member of a presence channel, as `channel_data` describes it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Member {
     /// The user's id; a number in `channel_data` is read as its text.
     pub user_id: String,

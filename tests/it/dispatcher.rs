@@ -295,7 +295,11 @@ async fn two_dispatchers_share_the_shards_and_one_takes_over_without_loss() {
     .await;
     assert!(bed.receiver.ids().len() < 160, "the take-over went on from the checkpoint");
     wait("checkpoints are written", async || {
-        let view = bed.leases.heartbeat("onlooker").await.expect("a view");
+        let view = bed
+            .leases
+            .heartbeat("onlooker", realtime_operator::dispatcher::Standing { proven: true, resting: false })
+            .await
+            .expect("a view");
         view.leases.values().filter(|lease| lease.checkpoint.is_some()).count() == 4
     })
     .await;

@@ -8,6 +8,7 @@ mod dispatcher;
 mod edge;
 mod generated;
 #[cfg(feature = "rehearsal")]
+mod redis;
 mod rehearsal;
 #[cfg(feature = "rehearsal")]
 mod servers;

@@ -1,6 +1,7 @@
 //! The objects that should exist for a cluster.
 
 mod pods;
+mod rbac;
 mod secrets;
 mod template;
 mod variables;
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Secret, Service, ServiceAccount, ServicePort, ServiceSpec};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
@@ -37,6 +39,10 @@ pub const POD_PATH: &str = "/etc/realtime/pod";
 pub struct Desired {
     /// Who the pods are.
     pub service_accounts: Vec<ServiceAccount>,
+    /// What the dispatcher may do on the API server.
+    pub roles: Vec<Role>,
+    /// Who has these roles.
+    pub role_bindings: Vec<RoleBinding>,
     /// The admin token.
     pub secrets: Vec<Secret>,
     /// The app registry, which changes with every app and rolls no pod.
@@ -56,10 +62,25 @@ impl Desired {
     /// Never for these types; the library's signature has one.
     pub fn objects(&self) -> Result<Vec<Value>, serde_json::Error> {
         // Without `..`, so that a new kind cannot be forgotten here.
-        let Self { service_accounts, secrets, registry: _, services, disruption_budgets, deployments } = self;
+        let Self {
+            service_accounts,
+            roles,
+            role_bindings,
+            secrets,
+            registry: _,
+            services,
+            disruption_budgets,
+            deployments,
+        } = self;
         let mut objects = Vec::new();
         for account in service_accounts {
             objects.push(serde_json::to_value(account)?);
+        }
+        for role in roles {
+            objects.push(serde_json::to_value(role)?);
+        }
+        for binding in role_bindings {
+            objects.push(serde_json::to_value(binding)?);
         }
         for secret in secrets {
             objects.push(serde_json::to_value(secret)?);
@@ -93,7 +114,10 @@ pub fn build(cluster: &Cluster) -> Result<Desired, serde_json::Error> {
     // Without webhooks there is nothing to dispatch.
     let dispatcher = (cluster.spec.webhooks.mode == WebhooksMode::Kinesis).then_some(dispatcher);
     let all: Vec<(Server, i32)> = servers.into_iter().chain(dispatcher).collect();
+    let dispatches = dispatcher.is_some();
     Ok(Desired {
+        roles: dispatches.then(|| rbac::role(cluster)).into_iter().collect(),
+        role_bindings: dispatches.then(|| rbac::role_binding(cluster)).into_iter().collect(),
         disruption_budgets: all.iter().map(|(server, _)| pods::disruption_budget(cluster, *server)).collect(),
         service_accounts: pods::service_accounts(cluster),
         secrets: vec![secrets::admin_secret(cluster)],

@@ -105,7 +105,8 @@ fn pod(cluster: &Cluster, server: Server) -> PodSpec {
         readiness_gates: Some(vec![PodReadinessGate { condition_type: READINESS_GATE.to_owned() }]),
         containers: vec![container(cluster, server)],
         service_account_name: Some(child(cluster, account(server))),
-        automount_service_account_token: Some(false),
+        // The dispatcher keeps its leases on the API server; edges have no business there.
+        automount_service_account_token: Some(server == Server::Dispatcher),
         // kubelet would inject REALTIME_…_SERVICE_HOST for a Service named realtime-….
         enable_service_links: Some(false),
         termination_grace_period_seconds: Some(GRACE_SECONDS),

@@ -1,0 +1,70 @@
+//! A frame on its way between processes: a line of JSON that says where it goes, then the frame as it is.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::super::{BusError, Message, Subject};
+use crate::protocol::{AppId, ChannelName, SocketId};
+
+#[derive(Serialize, Deserialize)]
+struct Address {
+    from: String,
+    app: AppId,
+    channel: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    except: Option<SocketId>,
+}
+
+/// What arrived.
+pub(super) enum Decoded {
+    /// A frame of this process, which has served its own.
+    Own,
+    /// A frame of another.
+    Message(Message),
+    /// Nothing that can be read.
+    Garbled,
+}
+
+pub(super) fn encode(message: &Message, process: &str) -> Result<Bytes, BusError> {
+    let address = Address {
+        from: process.to_owned(),
+        app: message.subject.app.clone(),
+        channel: message.subject.channel.to_string(),
+        except: message.except.clone(),
+    };
+    let mut bytes = serde_json::to_vec(&address).map_err(|error| BusError::Unavailable(error.to_string()))?;
+    bytes.push(b'\n');
+    bytes.extend_from_slice(&message.frame);
+    Ok(bytes.into())
+}
+
+pub(super) fn decode(bytes: &Bytes, process: &str) -> Decoded {
+    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return Decoded::Garbled };
+    let Ok(address) = serde_json::from_slice::<Address>(&bytes[..end]) else { return Decoded::Garbled };
+    if address.from == process {
+        return Decoded::Own;
+    }
+    let Ok(channel) = ChannelName::parse(&address.channel) else { return Decoded::Garbled };
+    let subject = Subject { app: address.app, channel };
+    Decoded::Message(Message { subject, frame: bytes.slice(end + 1..), except: address.except })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_arrives_as_it_was_sent_at_the_others_only() {
+        let subject = Subject { app: "1".into(), channel: ChannelName::parse("room").expect("a name") };
+        let message =
+            Message { subject, frame: Bytes::from_static(b"{\"a\":\n1}\xff"), except: Some(SocketId::from("1.2")) };
+        let bytes = encode(&message, "p1").expect("encoded");
+        assert!(matches!(decode(&bytes, "p1"), Decoded::Own));
+        let found = match decode(&bytes, "p2") {
+            Decoded::Message(found) => Some((found.frame, found.except, found.subject)),
+            _ => None,
+        };
+        assert_eq!(found, Some((message.frame, message.except, message.subject)));
+        assert!(matches!(decode(&Bytes::from_static(b"rubbish"), "p2"), Decoded::Garbled));
+    }
+}
