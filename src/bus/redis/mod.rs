@@ -73,12 +73,14 @@ impl RedisBus {
         shutdown: CancellationToken,
     ) -> Result<Self, BusError> {
         // The address holds a password: it is never repeated.
-        let config = Config::from_url(url).map_err(|_| {
+        let mut config = Config::from_url(url).map_err(|_| {
             BusError::Unavailable(
                 "REALTIME_REDIS_URL is no address of a Redis: write redis://USER:PASSWORD@HOST:PORT or rediss://…"
                     .to_owned(),
             )
         })?;
+        // A Redis that is not up yet is waited for like one that went away.
+        config.fail_fast = false;
         let mut builder = Builder::from_config(config);
         builder
             .with_connection_config(|connection| {
