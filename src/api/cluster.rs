@@ -206,6 +206,7 @@ pub struct EdgeServer {
     pub replicas: i32,
     /// Extra variables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
     pub env: Vec<ExtraVariable>,
 }
 
@@ -223,7 +224,8 @@ impl Default for EdgeServer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 pub struct ExtraVariable {
     /// Its name.
-    #[schemars(length(min = 1))]
+    // An API server takes a rule only where it can bound what the rule costs: by lengths of texts and lists.
+    #[schemars(length(min = 1, max = 200))]
     #[x_kube(validation = Rule::new("!self.startsWith('REALTIME_') && !self.startsWith('AWS_') && !self.startsWith('SSL_') && !self.lowerAscii().endsWith('_proxy')").message("this variable belongs to the operator: remove it and use the field of the spec that sets it"))]
     pub name: String,
     /// Its value.
@@ -280,6 +282,7 @@ pub struct DispatcherServer {
     pub max_backoff_seconds: u32,
     /// Extra variables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
     pub env: Vec<ExtraVariable>,
 }
 

@@ -44,6 +44,7 @@ fn finish(crd: &CustomResourceDefinition) -> Result<Value, serde_json::Error> {
             status["default"] = json!({ "observedGeneration": -1 });
         }
         whole_numbers(schema);
+        known_formats(schema);
     }
     Ok(object)
 }
@@ -65,6 +66,21 @@ fn whole_numbers(value: &mut Value) {
             }
         }
         Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        _ => {}
+    }
+}
+
+/// Of an integer Kubernetes knows the formats of signed ones, and warns whoever applies another; the bounds stay.
+fn known_formats(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            let unsigned = fields.get("format").and_then(Value::as_str).is_some_and(|name| name.starts_with("uint"));
+            if unsigned && fields.get("type").and_then(Value::as_str) == Some("integer") {
+                fields.shift_remove("format");
+            }
+            fields.values_mut().for_each(known_formats);
+        }
+        Value::Array(items) => items.iter_mut().for_each(known_formats),
         _ => {}
     }
 }

@@ -61,6 +61,9 @@ fn visit(value: &Value, schema: &Value, path: &str, findings: &mut Vec<Finding>)
             }
         }
         Value::Array(items) => {
+            if let Some(most) = schema["maxItems"].as_u64().filter(|most| items.len() as u64 > *most) {
+                tell(format!("has {} entries, at most {most} are allowed: remove some", items.len()));
+            }
             for (index, item) in items.iter().enumerate() {
                 visit(item, &schema["items"], &format!("{path}[{index}]"), findings);
             }

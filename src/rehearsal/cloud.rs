@@ -26,9 +26,14 @@ const CREATE_MS: u64 = 20;
 #[derive(Clone, Default)]
 struct Regions(Arc<Mutex<HashMap<String, Router>>>);
 
+/// Kinesis, to be served or put behind something that watches or breaks it.
+pub fn router() -> Router {
+    Router::new().fallback(call).with_state(Regions::default())
+}
+
 /// Serves Kinesis on `listener` until the token ends it.
 pub fn serve(listener: TcpListener, shutdown: CancellationToken) -> tokio::task::JoinHandle<()> {
-    let router = Router::new().fallback(call).with_state(Regions::default());
+    let router = router();
     tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
         if let Err(error) = served {

@@ -15,6 +15,7 @@ mod kubelet;
 mod page;
 mod start;
 
+pub use cloud::router as cloud;
 pub use customer::Delivered;
 pub use edit::{Edit, EditError};
 pub use page::host_port;
