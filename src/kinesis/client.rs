@@ -336,7 +336,7 @@ impl Client {
         loop {
             let last = tags.keys().next_back().cloned();
             let request = self.sdk.list_tags_for_stream().stream_name(self.stream.as_str());
-            let request = request.set_exclusive_start_tag_key(last).limit(50);
+            let request = request.set_exclusive_start_tag_key(last);
             let answer = request.send().await.map_err(|e| self.failed(operation, &e))?;
             let before = tags.len();
             tags.extend(answer.tags.into_iter().map(|tag| (tag.key, tag.value.unwrap_or_default())));

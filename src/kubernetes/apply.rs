@@ -60,7 +60,6 @@ impl ApplyError {
 /// An object's place.
 struct Place {
     api: Api<DynamicObject>,
-    resource: ApiResource,
     kind: String,
     namespace: String,
     name: String,
@@ -78,7 +77,7 @@ impl Place {
         }
         let resource = ApiResource::from_gvk(&gvk);
         let api = Api::namespaced_with(client.clone(), &namespace, &resource);
-        Ok(Self { api, resource, kind, namespace, name })
+        Ok(Self { api, kind, namespace, name })
     }
 }
 

@@ -47,26 +47,31 @@ pub struct Stop {
     pub message: String,
     /// Whether only a person can go on.
     pub terminal: bool,
+    /// Whether the object changed since it was read: then the turn is taken again, and nothing is wrong.
+    pub late: bool,
 }
 
 impl Stop {
     /// It may mend itself.
     pub fn waiting(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), terminal: false }
+        Self { reason, message: message.into(), terminal: false, late: false }
     }
 
     /// Only a person can go on.
     pub fn terminal(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), terminal: true }
+        Self { reason, message: message.into(), terminal: true, late: false }
     }
 
     /// A call that failed.
     pub fn call(what: &str, error: &kube::Error) -> Self {
-        let reason = match error {
-            kube::Error::Api(status) if status.is_forbidden() => Reason::AccessDenied,
-            _ => Reason::ApplyFailed,
-        };
-        Self::waiting(reason, format!("{what}: {error}"))
+        match error {
+            kube::Error::Api(status) => {
+                let reason = if status.is_forbidden() { Reason::AccessDenied } else { Reason::ApplyFailed };
+                let late = status.is_conflict();
+                Self { late, ..Self::waiting(reason, format!("{what}: {}", status.message)) }
+            }
+            _ => Self::waiting(Reason::ApplyFailed, format!("{what}: {error}")),
+        }
     }
 }
 
@@ -74,7 +79,8 @@ impl From<ApplyError> for Stop {
     fn from(error: ApplyError) -> Self {
         match &error {
             ApplyError::NotOurs { .. } => Self::terminal(Reason::ChildNotOurs, error.to_string()),
-            _ => Self::waiting(Reason::ApplyFailed, error.to_string()),
+            ApplyError::Api { what, error } => Self::call(what, error),
+            ApplyError::Malformed(_) => Self::waiting(Reason::ApplyFailed, error.to_string()),
         }
     }
 }

@@ -35,6 +35,9 @@ const LEASE: &str = "realtime-operator";
 /// Turns of one controller at once.
 const CONCURRENCY: u16 = 8;
 
+/// How soon a turn is taken again whose object changed meanwhile.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// News of probers that wait for a turn.
 const NEWS: usize = 1024;
 
@@ -309,6 +312,7 @@ where
                     context.succeeded(name, &cluster);
                     Ok(action)
                 }
+                Err(stop) if stop.late => Ok(Action::requeue(AGAIN)),
                 Err(stop) => {
                     tracing::info!(controller = name, cluster = key(&cluster), %stop, "the turn ended early");
                     Err(Failed(stop))
