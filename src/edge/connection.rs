@@ -231,7 +231,7 @@ impl Connection {
             BusError::Unavailable(_) => {
                 tracing::warn!(%error, %channel, "a client could not enter");
                 let answer = (code::OVER_CAPACITY, "Unavailable", 503);
-                self.refuse_subscription("bus", channel, answer, "the server cannot take subscriptions, try again");
+                self.refuse_subscription("bus", channel, answer, frame::BUS_AWAY);
             }
         }
     }

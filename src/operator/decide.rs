@@ -35,6 +35,8 @@ pub struct Inputs<'a> {
     pub on_record: usize,
     /// What was said before, by this and the other controllers.
     pub known: &'a RealtimeClusterStatus,
+    /// The version of the manifest.
+    pub generation: Option<i64>,
     /// Seconds that a proof may take.
     pub deadline: i64,
     /// Now.
@@ -135,8 +137,10 @@ fn stand(inputs: &Inputs<'_>, passed: bool) -> Stand {
     if let Some((reason, message)) = is(condition::WORKLOADS_AVAILABLE, &[Reason::ApplyFailed]) {
         return Stand { ready: "False", reason, message, stalled: false, reconciling: true };
     }
-    let rolling = says(condition::WORKLOADS_AVAILABLE).is_none_or(|c| c.status != "True");
-    let rollout = says(condition::WORKLOADS_AVAILABLE).map_or_else(String::new, |c| c.message.clone());
+    // What was said of an older manifest says nothing of this one.
+    let workloads = says(condition::WORKLOADS_AVAILABLE).filter(|c| c.observed_generation == inputs.generation);
+    let rolling = workloads.is_none_or(|c| c.status != "True");
+    let rollout = workloads.map_or_else(|| "the manifest is being applied".to_owned(), |c| c.message.clone());
     let under_way = |reason, message| Stand { ready: "Unknown", reason, message, stalled: false, reconciling: true };
     let Some(verdict) = inputs.verdict else {
         return under_way(Reason::Proving, "looking at the pods".to_owned());
@@ -164,6 +168,10 @@ fn stand(inputs: &Inputs<'_>, passed: bool) -> Stand {
         // Pods that are not there yet are no failure of a first proof.
         Phase::Proving | Phase::Refused if rolling && !passed && reason == Reason::NoPods => {
             under_way(Reason::RollingOut, rollout)
+        }
+        // A known difference is told as such, also while the pods that replace each other were not all tried.
+        Phase::Proving if matches!(reason, Reason::ConfigurationDrift | Reason::ClockSkew) => {
+            Stand { ready: "False", reason, message, stalled: false, reconciling: true }
         }
         Phase::Proving => under_way(Reason::Proving, message),
         Phase::Refused => Stand { ready: "False", reason, message, stalled: false, reconciling: true },
@@ -320,6 +328,7 @@ mod tests {
             fingerprint: "f1",
             on_record: 0,
             known: &known,
+            generation: None,
             deadline: 600,
             now: at(NOW),
         };
@@ -387,6 +396,11 @@ mod tests {
                 "Unknown/RollingOut reconciling",
             ),
             ("refused", told(rolling(), None, None, None, Some(&refused)), "False/ConfigurationDrift reconciling"),
+            (
+                "a difference before every pod was tried",
+                told(rolling(), None, None, None, Some(&verdict(Phase::Proving, Reason::ConfigurationDrift))),
+                "False/ConfigurationDrift reconciling",
+            ),
             ("closed", told(well(), proven("f1"), None, None, Some(&closed)), "False/RecordRefused"),
             (
                 "nobody is left",
@@ -422,6 +436,7 @@ mod tests {
                 fingerprint: "f1",
                 on_record: 0,
                 known: &known,
+                generation: None,
                 deadline: 600,
                 now: at(now),
             };

@@ -206,6 +206,7 @@ pub async fn reconcile(context: &Shared, probers: &Probers, cluster: &RealtimeCl
         fingerprint: looked.as_ref().map_or("", |looked| &looked.fingerprint),
         on_record: looked.as_ref().map_or(0, |looked| looked.findings.on_record),
         known: &known,
+        generation: cluster.metadata.generation,
         deadline,
         now: Timestamp::now(),
     });
@@ -329,9 +330,10 @@ async fn plan(
     proven: bool,
 ) -> Result<Plan, Stop> {
     let Built { read, valid, desired } = built;
-    let current = || pods.iter().filter(|pod| pod.current);
-    let edges = current().filter(|pod| pod.server != Server::Dispatcher);
-    let dispatchers = current().filter(|pod| pod.server == Server::Dispatcher);
+    let edges = pods.iter().filter(|pod| pod.current && pod.server != Server::Dispatcher);
+    // One of the former template holds its shards until another is let in.
+    let dispatchers =
+        pods.iter().filter(|pod| pod.server == Server::Dispatcher && (pod.current || pod.admitted.is_some()));
     let served = |transport: &Transport| desired.deployments.iter().any(|(server, _)| *server == transport.server());
     let webhooks = valid.spec.webhooks.mode == WebhooksMode::Kinesis;
     let stream = match &read.stream {

@@ -144,6 +144,7 @@ impl ServerPod {
             admin: self.at(ADMIN_PORT)?,
             wanted: values.effective(|secret| salted_digest(cluster.admin_token.expose(), secret)),
             admitted: self.admitted.is_some(),
+            leaving: !self.current,
         })
     }
 }

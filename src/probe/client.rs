@@ -13,7 +13,7 @@ use super::fallback::HttpSession;
 use super::websocket;
 use crate::api::Reason;
 use crate::gate::Hop;
-use crate::protocol::frame::{Member, ServerMessage};
+use crate::protocol::frame::{self, Member, ServerMessage};
 use crate::protocol::{ChannelName, Transport, signature};
 
 /// Frames that wait to be looked at; a journey meets a dozen.
@@ -136,7 +136,11 @@ impl Client {
                 message.event == "pusher_internal:subscription_succeeded"
                     && message.channel.as_deref() == Some(channel.as_str())
             })
-            .await?;
+            .await
+            .map_err(|error| match error.detail.contains(frame::BUS_AWAY) {
+                true => Broken { hop: Hop::FanOut, reason: Reason::FanoutBroken, ..error },
+                false => error,
+            })?;
         let ids = answer.data["presence"]["ids"].as_array();
         Ok(ids.into_iter().flatten().filter_map(|id| id.as_str().map(str::to_owned)).collect())
     }

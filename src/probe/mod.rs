@@ -55,6 +55,8 @@ pub struct DispatcherPod {
     pub wanted: BTreeMap<String, String>,
     /// Whether it was let in.
     pub admitted: bool,
+    /// Whether it goes as soon as another is let in: it may hold shards until then, and what it runs is no matter.
+    pub leaving: bool,
 }
 
 /// The app of the journeys.

@@ -130,12 +130,15 @@ impl Observer {
 
     /// Looks at every pod. A pod that does not answer is not in the observation: that is no difference.
     pub async fn look(&self, plan: &Plan) -> Observation {
-        let edges = plan.edges.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, false));
-        let dispatchers = plan.dispatchers.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, true));
+        let edges = plan.edges.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, false, false));
+        let dispatchers = plan.dispatchers.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, true, pod.leaving));
         let mut looks: Vec<BoxFuture<'_, Look>> = Vec::new();
-        for (pod, admin, wanted, dispatcher) in edges.chain(dispatchers) {
+        for (pod, admin, wanted, dispatcher, leaving) in edges.chain(dispatchers) {
             looks.push(Box::pin(async move {
-                let seen = self.seen(plan, admin, wanted).await;
+                let mut seen = self.seen(plan, admin, wanted).await;
+                if let Some(seen) = seen.as_mut().filter(|_| leaving) {
+                    seen.drifts.clear();
+                }
                 let flow = if dispatcher { self.flow(&plan.admin_token, admin).await } else { None };
                 let flow = flow.and_then(|flow| flow.dispatcher);
                 (pod.clone(), seen, flow)

@@ -129,6 +129,7 @@ pub fn start(plan: Plan, receiver: Receiver, shutdown: CancellationToken) -> Res
         held: None,
         turn: 0,
         running: Arc::new(Semaphore::new(CONCURRENCY)),
+        tried: BTreeSet::new(),
         confirmed: BTreeMap::new(),
         misses: BTreeMap::new(),
         underway: 0,
@@ -167,6 +168,8 @@ struct Schedule {
     /// Counts journeys, so that shards and companions take turns.
     turn: usize,
     running: Arc<Semaphore>,
+    /// What was tried once, by transport, pod and process.
+    tried: BTreeSet<(Transport, String, String)>,
     /// When each suspect was last tried again.
     confirmed: BTreeMap<(Transport, String), Instant>,
     /// Looks in a row that a process did not answer.
@@ -211,6 +214,9 @@ impl Schedule {
                         round = Some(now);
                         self.round();
                     }
+                    if self.warm && self.settled() {
+                        self.welcome();
+                    }
                     self.confirm(now);
                 }
             }
@@ -230,6 +236,7 @@ impl Schedule {
         let context = Context { plan, ..(*self.context).clone() };
         self.context = Arc::new(context);
         self.observation.seen.retain(|pod, _| processes(&self.context.plan).any(|found| found == pod));
+        self.tried.retain(|(_, pod, _)| self.context.plan.edges.iter().any(|edge| edge.pod == *pod));
         self.observation.dispatchers.retain(|pod, _| processes(&self.context.plan).any(|found| found == pod));
         self.expect();
         self.publish();
@@ -348,10 +355,27 @@ impl Schedule {
 
     /// One journey by every transport through every pod.
     fn round(&mut self) {
-        let pairs: Vec<(Transport, EdgePod)> = self.pairs();
-        for (transport, edge) in pairs {
+        for (transport, edge) in self.pairs() {
+            self.tried.extend(self.attempt(transport, &edge));
             self.begin(transport, edge);
         }
+    }
+
+    /// A pod that waits to be let in is tried as soon as it is up: a rollout goes no faster than this.
+    fn welcome(&mut self) {
+        let fresh = |(transport, edge): &(Transport, EdgePod)| {
+            !edge.admitted && self.attempt(*transport, edge).is_some_and(|attempt| !self.tried.contains(&attempt))
+        };
+        let waiting: Vec<(Transport, EdgePod)> = self.pairs().into_iter().filter(fresh).collect();
+        for (transport, edge) in waiting {
+            self.tried.extend(self.attempt(transport, &edge));
+            self.begin(transport, edge);
+        }
+    }
+
+    fn attempt(&self, transport: Transport, edge: &EdgePod) -> Option<(Transport, String, String)> {
+        let seen = self.observation.seen.get(&edge.pod)?;
+        Some((transport, edge.pod.clone(), seen.process.clone()))
     }
 
     /// Every transport of every pod that has said what it runs: one that has not is not up yet.

@@ -13,6 +13,9 @@ use super::ChannelName;
 /// The largest client event or published payload, in bytes, as Pusher documents it (10 KB).
 pub const MAX_EVENT_BYTES: usize = 10 * 1024;
 
+/// What a client is told that cannot enter a channel because the servers cannot reach each other.
+pub const BUS_AWAY: &str = "the bus between the servers does not answer, try again";
+
 /// Close codes and error codes. 4000–4099: do not come back unchanged. 4100–4199: come back after a while. 4200–4299:
 /// come back at once. 43xx are told in `pusher:error` and leave the connection open.
 pub mod code {

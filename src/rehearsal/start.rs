@@ -340,7 +340,13 @@ impl Surroundings<'_> {
             return Ok(match dispatcher::start(values, dependencies).await {
                 Ok(running) => {
                     let admin = running.admin;
-                    self.dispatcher_pods.push(DispatcherPod { pod: pod.to_owned(), admin, wanted, admitted: true });
+                    self.dispatcher_pods.push(DispatcherPod {
+                        pod: pod.to_owned(),
+                        admin,
+                        wanted,
+                        admitted: true,
+                        leaving: false,
+                    });
                     self.dispatchers.push(running);
                     Ok(())
                 }
