@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod conditions;
 pub mod crd;
 mod schema;
+pub mod yaml;
 
 pub use app::{RealtimeApp, RealtimeAppSpec};
 pub use cluster::{RealtimeCluster, RealtimeClusterSpec};

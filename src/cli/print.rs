@@ -28,7 +28,7 @@ pub fn yaml(objects: &[Value]) -> Result<String, serde_yaml::Error> {
         if index > 0 {
             documents.push_str("---\n");
         }
-        documents.push_str(&serde_yaml::to_string(object)?);
+        documents.push_str(&api::yaml::document(object)?);
     }
     Ok(documents)
 }
@@ -61,7 +61,7 @@ pub fn crds(arguments: &CrdArguments) -> u8 {
 
 fn write(directory: &Path, crds: &[api::crd::Crd]) -> Result<(), String> {
     for crd in crds {
-        let text = serde_yaml::to_string(&crd.object).map_err(|error| error.to_string())?;
+        let text = api::yaml::document(&crd.object).map_err(|error| error.to_string())?;
         let path = directory.join(crd.file);
         std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
     }

@@ -13,7 +13,7 @@ fn compare(file: &str, printed: &str, command: &str) {
 #[test]
 fn the_crds_are_up_to_date() {
     for crd in api::crd::crds().expect("crds") {
-        let yaml = serde_yaml::to_string(&crd.object).expect("yaml");
+        let yaml = api::yaml::document(&crd.object).expect("yaml");
         compare(&format!("crds/{}", crd.file), &yaml, "./test --generate");
     }
 }

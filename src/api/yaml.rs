@@ -1,0 +1,87 @@
+//! YAML as the tools of Kubernetes read it: by version 1.1, where `Off`, `no` and `y` are booleans unless quoted.
+//!
+//! In: an object. Out: its text, which means the same by both versions. A CRD whose enum holds an unquoted `Off` would
+//! refuse `Off`, and a variable with the value `off` would be no text.
+
+use serde_json::Value;
+
+/// Texts that version 1.1 takes for booleans and version 1.2, by which they are written, does not.
+const BOOLEANS: [&str; 6] = ["y", "n", "yes", "no", "on", "off"];
+
+/// One YAML document.
+///
+/// # Errors
+/// Never for objects; the library's signature has one.
+pub fn document(object: &Value) -> Result<String, serde_yaml::Error> {
+    Ok(quoted(&serde_yaml::to_string(object)?))
+}
+
+/// Quotes what would change its type; lines of a block scalar stay as they are.
+fn quoted(text: &str) -> String {
+    let mut written = String::with_capacity(text.len());
+    let mut block = None;
+    for line in text.lines() {
+        let indent = line.len() - line.trim_start().len();
+        if block.is_some_and(|depth| line.trim().is_empty() || indent > depth) {
+            written.push_str(line);
+        } else {
+            block = opens_block(line).then_some(indent);
+            let value = scalar(line);
+            let (before, _) = line.split_at(line.len() - value.len());
+            written.push_str(before);
+            if BOOLEANS.iter().any(|boolean| value.eq_ignore_ascii_case(boolean)) {
+                written.extend(["'", value, "'"]);
+            } else {
+                written.push_str(value);
+            }
+        }
+        written.push('\n');
+    }
+    written
+}
+
+/// What stands at the end of a line: after its key, or after the dash of a list.
+fn scalar(line: &str) -> &str {
+    match line.rsplit_once(": ") {
+        Some((_, value)) => value,
+        None => line
+            .rsplit_once("- ")
+            .filter(|(before, _)| before.trim_matches(['-', ' ']).is_empty())
+            .map_or("", |(_, value)| value),
+    }
+}
+
+/// Whether the lines below are a text of several lines.
+fn opens_block(line: &str) -> bool {
+    let header = line.rsplit(' ').next().unwrap_or_default();
+    header.starts_with(['|', '>']) && header[1..].chars().all(|c| c.is_ascii_digit() || c == '-' || c == '+')
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_text_stays_a_text_for_a_reader_of_version_1_1() {
+        let object =
+            json!({ "enum": ["Kinesis", "Off"], "env": [{ "name": "W", "value": "off" }], "deep": { "n": "No" } });
+        let text = document(&object).expect("yaml");
+        assert_eq!(text, "enum:\n- Kinesis\n- 'Off'\nenv:\n- name: W\n  value: 'off'\ndeep:\n  n: 'No'\n");
+        assert_eq!(serde_yaml::from_str::<Value>(&text).expect("yaml"), object);
+    }
+
+    #[test]
+    fn what_needs_no_quotes_gets_none() {
+        for object in [
+            json!({ "a": "on time", "b": true, "c": "office", "d": "'off'", "e": "a: off", "f": "", "g": null }),
+            json!({ "text": "first\noff\n- no\nkey: yes\n", "after": "x" }),
+            json!([{ "text": "off\nno" }, ["x", "true"]]),
+        ] {
+            let text = document(&object).expect("yaml");
+            assert_eq!(text, serde_yaml::to_string(&object).expect("yaml"));
+            assert_eq!(serde_yaml::from_str::<Value>(&text).expect("yaml"), object);
+        }
+    }
+}

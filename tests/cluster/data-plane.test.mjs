@@ -1,0 +1,213 @@
+// What everything else of this tier stands on: the kinds at a real API server, the image on a real node, and what
+// surrounds the nodes. No operator runs.
+import assert from "node:assert/strict";
+import { connect } from "node:net";
+import { after, before, test } from "node:test";
+
+import {
+  apply, applyCrds, audit, deleteNamespace, diagnosed, file, get, HOST, IMAGE, kubectl, logs, refused, service, startKinesis,
+  startRedis, wait, watchObject,
+} from "./harness.mjs";
+
+const NAMESPACE = "channels";
+
+const cluster = (spec = {}) => ({
+  apiVersion: "realtime-operator.dev/v1alpha1",
+  kind: "RealtimeCluster",
+  metadata: { name: "eu", namespace: NAMESPACE },
+  spec: {
+    aws: { region: "eu-west-1", identity: { type: "PodIdentity" } },
+    bus: { type: "Redis", redis: { urlSecretRef: { name: "eu-redis", key: "url" } } },
+    ...spec,
+  },
+});
+
+/** A pod that may do nothing, on a root that it cannot write. */
+const pod = (name, container, volumes = []) => ({
+  apiVersion: "v1",
+  kind: "Pod",
+  metadata: { name, namespace: NAMESPACE, labels: { name } },
+  spec: {
+    restartPolicy: "Never",
+    volumes,
+    automountServiceAccountToken: false,
+    enableServiceLinks: false,
+    securityContext: { runAsNonRoot: true, seccompProfile: { type: "RuntimeDefault" } },
+    containers: [
+      {
+        name: "realtime",
+        image: IMAGE,
+        imagePullPolicy: "Never",
+        securityContext: { readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: { drop: ["ALL"] } },
+        ...container,
+      },
+    ],
+  },
+});
+
+/** How a pod's only container ended. */
+async function ended(name) {
+  return wait(
+    async () => (await get("pod", NAMESPACE, name)).status.containerStatuses?.[0].state.terminated,
+    { what: `the end of pod ${name}` },
+  );
+}
+
+before(() =>
+  diagnosed(async () => {
+    await applyCrds();
+    // The admission of the strictest level: what is taken here is taken everywhere.
+    await apply({
+      apiVersion: "v1",
+      kind: "Namespace",
+      metadata: { name: NAMESPACE, labels: { "pod-security.kubernetes.io/enforce": "restricted" } },
+    });
+    // Made by a controller a moment after its namespace.
+    await wait(() => get("serviceaccount", NAMESPACE, "default"), { what: "the default ServiceAccount" });
+  }));
+
+after(() => deleteNamespace(NAMESPACE));
+
+test("the smallest manifest is taken, and reads as one that nobody has looked at", async () => {
+  await apply(cluster());
+  const { spec, status } = await get("realtimecluster", NAMESPACE, "eu");
+  assert.equal(status.observedGeneration, -1);
+  assert.equal(spec.webhooks.mode, "Kinesis", "webhooks are on unless someone writes otherwise");
+  await kubectl(["delete", "realtimecluster", "eu", "-n", NAMESPACE]);
+});
+
+test("the example of the front page is taken without a warning", async () => {
+  const said = await kubectl(["apply", "--validate=strict", "-f", "-"], { input: file("examples/eu.yaml") });
+  assert.match(said, /realtimecluster.*\/eu created\nrealtimeapp.*\/shop created/);
+  assert.equal((await get("realtimeapp", NAMESPACE, "shop")).status.observedGeneration, -1);
+});
+
+test("the operator's own manifests are taken", async () => {
+  await kubectl(["apply", "--validate=strict", "-f", "-"], { input: file("examples/operator.yaml", { "replicas: 2": "replicas: 0" }) });
+  await deleteNamespace("realtime-operator");
+});
+
+const REFUSALS = [
+  [
+    "webhooks that are off without the cluster's name",
+    { webhooks: { mode: "Off" } },
+    "webhooks.mode is Off: write the cluster's name into webhooks.acknowledgeNoWebhooks, or set mode: Kinesis",
+  ],
+  [
+    "webhooks that are off with another cluster's name",
+    { webhooks: { mode: "Off", acknowledgeNoWebhooks: "us" } },
+    "webhooks.mode is Off: write the cluster's name",
+  ],
+  [
+    "plain HTTP to Kinesis that nobody asked for",
+    { aws: { region: "eu-west-1", identity: { type: "PodIdentity" }, endpointURL: "http://kinesis:4567" } },
+    "endpointURL is not https://",
+  ],
+  [
+    "a variable that belongs to the operator",
+    { websocket: { env: [{ name: "REALTIME_WEBHOOKS", value: "off" }] } },
+    "this variable belongs to the operator",
+  ],
+  ["a field that does not exist", { webhook: { mode: "Kinesis" } }, 'unknown field "spec.webhook"'],
+];
+
+for (const [what, spec, message] of REFUSALS) {
+  test(`refused: ${what}`, async () => {
+    const said = await refused({ ...cluster(spec), metadata: { name: "other", namespace: NAMESPACE } });
+    assert.ok(said.includes(message), said);
+  });
+}
+
+test("refused: an Off without quotes, which is a boolean in YAML", async () => {
+  const manifest = file("examples/eu.yaml", { "name: eu\n": "name: other\n", "  websocket:": "  webhooks: { mode: Off }\n  websocket:" });
+  assert.match(await refused(manifest), /spec\.webhooks\.mode.*must be of type string/);
+});
+
+test("refused: another region for a cluster that is there", async () => {
+  const said = await refused(cluster({ aws: { region: "us-east-1", identity: { type: "PodIdentity" } } }));
+  assert.match(said, /region is immutable: create another cluster and move to it/);
+});
+
+test("the image runs without rights, without a shell and on a root that cannot be written", async () => {
+  await apply(pod("version", { args: ["--version"] }));
+  await apply(pod("shell", { command: ["/bin/sh", "-c", "true"] }));
+  assert.equal((await ended("version")).exitCode, 0);
+  assert.match(await logs(NAMESPACE, "version"), /^realtime \d+\.\d+\.\d+\n$/);
+  assert.match((await ended("shell")).message, /no such file or directory/);
+});
+
+test("a server that refuses its environment says why where kubelet finds it", async () => {
+  await apply(pod("edge", { args: ["edge"] }));
+  const { exitCode, message } = await ended("edge");
+  assert.equal(exitCode, 78);
+  assert.match(message, /^REALTIME_SERVER is missing: set it/);
+});
+
+test("Kinesis does as it is told, and a pod reaches it", async () => {
+  const kinesis = await startKinesis();
+  await kinesis.call("CreateStream", { StreamName: "s", ShardCount: 2 });
+  await kinesis.deny("ListStreams");
+  await assert.rejects(kinesis.call("ListStreams"), /AccessDeniedException/);
+  await kinesis.allow();
+  assert.deepEqual((await kinesis.call("ListStreams")).StreamNames, ["s"]);
+  assert.deepEqual(await kinesis.calls(), { CreateStream: 1, ListStreams: 2 });
+
+  // An edge looks at its stream before it serves.
+  const env = {
+    REALTIME_CLUSTER: `${NAMESPACE}/eu`, REALTIME_CLUSTER_UID: "0", REALTIME_SERVER: "websocket", REALTIME_POD: "reach",
+    REALTIME_ADMIN_TOKEN: "t", REALTIME_APPS_PATH: "/apps", REALTIME_TRANSPORTS: "websocket", REALTIME_WEBHOOKS: "kinesis",
+    REALTIME_STREAM_NAME: "s", REALTIME_BUS: "memory", REALTIME_AWS_IDENTITY: "StaticKeys", AWS_REGION: "eu-west-1",
+    AWS_ENDPOINT_URL_KINESIS: kinesis.url, AWS_ACCESS_KEY_ID: "test", AWS_SECRET_ACCESS_KEY: "test",
+    AWS_EC2_METADATA_DISABLED: "true",
+  };
+  await apply(
+    pod("reach", {
+      args: ["edge"],
+      env: Object.entries(env).map(([name, value]) => ({ name, value })),
+      volumeMounts: [{ name: "apps", mountPath: "/apps" }],
+    }, [{ name: "apps", emptyDir: {} }]),
+  );
+  await wait(async () => Object.keys(await kinesis.calls()).length > 2, { what: "a call of the pod's" });
+  await kinesis.stop();
+});
+
+test("a pod's Service answers from here too, and Redis hangs and comes back", async () => {
+  const redis = await startRedis();
+  const ping = () => new Promise((resolve, reject) => {
+    const socket = connect(redis.port, HOST, () => socket.write("PING\r\n"));
+    socket.setTimeout(500, () => socket.destroy(new Error("no answer")));
+    socket.once("data", (data) => resolve(socket.end() && String(data)));
+    socket.once("error", reject);
+  });
+  assert.equal(await ping(), "+PONG\r\n");
+  redis.pause();
+  await assert.rejects(ping(), /no answer/);
+  redis.resume();
+  assert.equal(await ping(), "+PONG\r\n");
+  await redis.stop();
+
+  await apply({
+    apiVersion: "v1",
+    kind: "Service",
+    metadata: { name: "reach", namespace: NAMESPACE },
+    spec: { selector: { name: "reach" }, publishNotReadyAddresses: true, ports: [{ name: "admin", port: 9090 }] },
+  });
+  const { host, port } = await service(NAMESPACE, "reach", "admin");
+  const alive = () => fetch(`http://${host}:${port}/livez`, { signal: AbortSignal.timeout(2000) });
+  assert.equal((await wait(alive, { what: "the pod behind its Service" })).status, 200);
+});
+
+test("a watch sees every version, and the audit log who wrote it", async () => {
+  const watch = await watchObject("configmaps", NAMESPACE, "counted");
+  const counted = (data) => ({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: "counted", namespace: NAMESPACE }, data });
+  for (const n of ["1", "2", "3"]) await apply(counted({ n }));
+  await kubectl(["delete", "configmap", "counted", "-n", NAMESPACE]);
+  await watch.until(({ data }) => data.n === "3");
+  await wait(() => watch.versions.some(({ type }) => type === "DELETED"));
+  await watch.stop();
+  assert.deepEqual(watch.versions.map(({ type, object }) => `${type} ${object.data.n}`), [
+    "ADDED 1", "MODIFIED 2", "MODIFIED 3", "DELETED 3",
+  ]);
+  const writes = audit(({ objectRef, user }) => objectRef?.name === "counted" && user.username === "admin");
+  assert.deepEqual(writes.map(({ verb }) => verb), ["create", "patch", "patch", "delete"]);
+});

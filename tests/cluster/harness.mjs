@@ -1,0 +1,432 @@
+// What a test of the cluster tier works with: kubectl, watches, waits, a Redis and a Kinesis beside the nodes.
+// The cluster itself is shared by all files: see shared.mjs.
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { createWriteStream, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createServer as createHttpServer } from "node:http";
+import { connect, createServer } from "node:net";
+import { createInterface } from "node:readline";
+import { after, afterEach } from "node:test";
+
+if (!process.env.CLUSTER) throw new Error("CLUSTER does not name a cluster: run this through ./test cluster");
+
+/** Folder of this cluster, of Kubernetes' binaries and of the project's. */
+export const { dir: DIR, bin: BIN, binaries: BINARIES } = JSON.parse(process.env.CLUSTER);
+
+/** The address under which pods reach this machine. */
+export const HOST = "198.18.0.1";
+
+/** The image as manifests name it. */
+export const IMAGE = "realtime-operator/realtime:0.1.0";
+
+/** The namespace of examples/operator.yaml. */
+export const OPERATOR_NAMESPACE = "realtime-operator";
+
+const KUBECONFIG = `${DIR}/pki/admin.kubeconfig`;
+
+/** Lines of each container's log that a failed test shows. */
+const LOG_LINES = 40;
+
+/** Failures of one file that are shown in full: the first ones tell most. */
+const SHOWN_FAILURES = 2;
+
+// ---------------------------------------------------------------------------------------------------- tests
+
+let shown = 0;
+
+// A test that failed shows how the cluster stands.
+afterEach(({ error }) => (error ? show() : undefined));
+
+async function show() {
+  shown += 1;
+  if (shown <= SHOWN_FAILURES) console.log(await diagnostics());
+}
+
+/** Runs `fn`, and shows how the cluster stands when it fails: for `before` hooks. */
+export async function diagnosed(fn) {
+  try {
+    return await fn();
+  } catch (error) {
+    await show();
+    throw error;
+  }
+}
+
+/** How the cluster stands: our kinds, pods, events, and logs of every pod that is ours. */
+export async function diagnostics() {
+  const ask = (title, ...args) =>
+    execute([...args, "--request-timeout=10s"]).then(({ stdout, stderr }) => `--- ${title}\n${stdout}${stderr}`);
+  const parts = await Promise.all([
+    ask("clusters and apps", "get", "realtimeclusters,realtimeapps", "-A", "-o", "wide"),
+    ask("pods", "get", "pods", "-A", "-o", "wide"),
+    ask("events", "get", "events", "-A", "--sort-by=.lastTimestamp").then((text) => text.split("\n").slice(-LOG_LINES).join("\n")),
+  ]);
+  const clusters = await execute(["get", "realtimeclusters", "-A", "-o", "json"]);
+  if (clusters.code === 0) {
+    for (const { metadata, status } of JSON.parse(clusters.stdout).items) {
+      parts.push(`--- status of ${metadata.namespace}/${metadata.name}\n${JSON.stringify(status, null, 1)}`);
+    }
+  }
+  const pods = await execute(["get", "pods", "-A", "-o", "json"]);
+  for (const { metadata, status } of pods.code === 0 ? JSON.parse(pods.stdout).items : []) {
+    const args = ["logs", metadata.name, "-n", metadata.namespace, "--all-containers", "--prefix", `--tail=${LOG_LINES}`];
+    parts.push(await ask(`${metadata.namespace}/${metadata.name}`, ...args));
+    for (const { name, lastState } of status.containerStatuses ?? []) {
+      if (lastState?.terminated) parts.push(`${name} ended before: ${JSON.stringify(lastState.terminated)}`);
+    }
+  }
+  return parts.join("\n");
+}
+
+// -------------------------------------------------------------------------------------------------- kubectl
+
+/** Runs kubectl to its end, whatever that is. */
+async function execute(args, { input = "" } = {}) {
+  const child = spawn(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, ...args], { stdio: ["pipe", "pipe", "pipe"] });
+  let [stdout, stderr] = ["", ""];
+  child.stdout.on("data", (chunk) => (stdout += chunk));
+  child.stderr.on("data", (chunk) => (stderr += chunk));
+  // It may end before it has read all.
+  child.stdin.on("error", () => {});
+  child.stdin.end(input);
+  const [code] = await once(child, "close");
+  return { code, stdout, stderr };
+}
+
+/** What kubectl prints; fails when it does. */
+export async function kubectl(args, options) {
+  const { code, stdout, stderr } = await execute(args, options);
+  if (code !== 0) throw new Error(`kubectl ${args.join(" ")}: ${stderr}`);
+  return stdout;
+}
+
+/** An object, or a list of them. */
+export async function get(kind, namespace, name) {
+  const place = namespace ? ["-n", namespace] : [];
+  return JSON.parse(await kubectl(["get", kind, ...(name ? [name] : []), ...place, "-o", "json"]));
+}
+
+/** Applies YAML or an object. */
+export function apply(manifest) {
+  return kubectl(["apply", "-f", "-"], { input: text(manifest) });
+}
+
+/** What the API server says against a manifest; fails when it takes it. Nothing is kept. */
+export async function refused(manifest) {
+  const { code, stdout, stderr } = await execute(["apply", "--dry-run=server", "-f", "-"], { input: text(manifest) });
+  if (code === 0) throw new Error(`it was taken: ${stdout}`);
+  return stderr;
+}
+
+function text(manifest) {
+  return typeof manifest === "string" ? manifest : JSON.stringify(manifest);
+}
+
+/** A file of the project; `replace` maps texts to others, each of which must occur. */
+export function file(path, replace = {}) {
+  let content = readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
+  for (const [from, to] of Object.entries(replace)) {
+    if (!content.includes(from)) throw new Error(`${path} does not hold ${from}`);
+    content = content.replaceAll(from, to);
+  }
+  return content;
+}
+
+/** Applies the CRDs and waits until they can be used. */
+export async function applyCrds() {
+  await kubectl(["apply", "-f", new URL("../../crds", import.meta.url).pathname]);
+  await kubectl(["wait", "--for=condition=Established", "--timeout=30s", "crd/realtimeclusters.realtime-operator.dev", "crd/realtimeapps.realtime-operator.dev"]);
+}
+
+/** Deletes a namespace with all that is in it, and waits until it is gone. */
+export function deleteNamespace(name, seconds = 120) {
+  return kubectl(["delete", "namespace", name, "--ignore-not-found", "--wait", `--timeout=${seconds}s`]);
+}
+
+/** What containers of a pod said. */
+export function logs(namespace, pod, ...args) {
+  return kubectl(["logs", "-n", namespace, pod, ...args]);
+}
+
+/** Runs the image's binary in a container of a pod, such as `exec("rt", "eu-websocket-…", ["/usr/bin/realtime", "variables"])`. */
+export function exec(namespace, pod, command, ...args) {
+  return kubectl(["exec", "-n", namespace, pod, ...args, "--", ...command]);
+}
+
+/** Address and port of a Service as its clients use it; it can be reached from here. */
+export async function service(namespace, name, port) {
+  const { spec } = await get("service", namespace, name);
+  const found = spec.ports.find((one) => port === undefined || one.name === port || one.port === port);
+  if (!found) throw new Error(`Service ${namespace}/${name} has no port ${port}`);
+  return { host: spec.clusterIP, port: found.port };
+}
+
+/** The pods that carry these labels and are not on their way out, such as `pods("rt", { "app.kubernetes.io/component": "websocket" })`. */
+export async function pods(namespace, labels = {}) {
+  const selector = Object.entries(labels).map(([name, value]) => `${name}=${value}`).join(",");
+  const list = JSON.parse(await kubectl(["get", "pods", "-n", namespace, "-l", selector, "-o", "json"]));
+  return list.items.filter(({ metadata }) => !metadata.deletionTimestamp);
+}
+
+/** A condition of an object. */
+export function condition(object, type) {
+  return object?.status?.conditions?.find((one) => one.type === type);
+}
+
+/** Every write that the API server took part in since the cluster began, oldest first: who, what, to which object. */
+export function audit(matches = () => true) {
+  const lines = readFileSync(`${DIR}/log/audit.log`, "utf8").split("\n");
+  // The last line may be half written.
+  return lines.slice(0, -1).map((line) => JSON.parse(line)).filter(matches);
+}
+
+// --------------------------------------------------------------------------------------------------- waiting
+
+/**
+ * Waits until `fn` answers with something, and gives that back. What `fn` throws counts as "not yet", and is told when
+ * the time is over.
+ */
+export async function wait(fn, { timeout = 30_000, every = 200, what = "it" } = {}) {
+  const end = Date.now() + timeout;
+  for (;;) {
+    let why = "";
+    try {
+      const found = await fn();
+      if (found) return found;
+    } catch (error) {
+      why = `: ${error.message}`;
+    }
+    if (Date.now() > end) throw new Error(`${what}: not within ${timeout / 1000} s${why}`);
+    await new Promise((resolve) => setTimeout(resolve, every));
+  }
+}
+
+const GROUPS = {
+  realtimeclusters: "/apis/realtime-operator.dev/v1alpha1",
+  realtimeapps: "/apis/realtime-operator.dev/v1alpha1",
+  deployments: "/apis/apps/v1",
+  replicasets: "/apis/apps/v1",
+  leases: "/apis/coordination.k8s.io/v1",
+  endpointslices: "/apis/discovery.k8s.io/v1",
+  poddisruptionbudgets: "/apis/policy/v1",
+};
+
+/**
+ * Keeps every version of an object from now on, of one that is not there yet too; without a name, of all of that kind.
+ * `versions` holds `{ type: "ADDED" | "MODIFIED" | "DELETED", object, at }`.
+ */
+export async function watchObject(kind, namespace, name) {
+  const field = name ? `&fieldSelector=metadata.name%3D${name}` : "";
+  // The bookmark says that the watch stands: everything after it is seen.
+  const query = `watch=true${field}&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true`;
+  const path = `${GROUPS[kind] ?? "/api/v1"}/namespaces/${namespace}/${kind}?${query}`;
+  const child = spawn(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, "get", "--raw", path], { stdio: ["ignore", "pipe", "pipe"] });
+  const versions = [];
+  let ready = false;
+  let problem = "";
+  let wanted = true;
+  child.stderr.on("data", (chunk) => (problem += chunk));
+  child.once("exit", (code) => wanted && (problem += `the watch ended with ${code}`));
+  const lines = createInterface({ input: child.stdout });
+  lines.on("line", (line) => {
+    const { type, object } = JSON.parse(line);
+    if (type === "BOOKMARK") ready = true;
+    else if (type === "ERROR") problem += line;
+    else versions.push({ type, object, at: Date.now() });
+  });
+  const watch = {
+    versions,
+    /** The version that is the newest, if there is one. */
+    last: () => versions.at(-1)?.object,
+    /** Waits until a version is as `matches` says; versions of the past count. */
+    until: (matches, options) =>
+      wait(() => {
+        if (problem) throw new Error(problem);
+        return versions.find(({ type, object }) => type !== "DELETED" && matches(object))?.object;
+      }, { what: `${kind} ${name ?? ""}`, every: 50, ...options }),
+    /** Ends it; fails when it could not see everything. */
+    stop: async () => {
+      wanted = false;
+      owned.delete(watch);
+      if (child.exitCode === null && child.signalCode === null) {
+        child.kill();
+        await once(child, "close");
+      }
+      if (problem) throw new Error(`the watch on ${kind} ${name ?? ""} missed something: ${problem}`);
+    },
+  };
+  owned.add(watch);
+  await wait(() => ready || problem, { timeout: 15_000, every: 20, what: `a watch on ${kind}` });
+  if (problem) throw new Error(problem);
+  return watch;
+}
+
+// --------------------------------------------------------------------------------- processes beside the nodes
+
+/** What this file started and has to stop. */
+const owned = new Set();
+
+after(async () => {
+  for (const one of [...owned]) await one.stop().catch(() => {});
+});
+
+export async function freePort(host = HOST) {
+  const server = createServer();
+  server.listen(0, host);
+  await once(server, "listening");
+  const { port } = server.address();
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+/** A process that `kubernetes down` ends too, should this one be killed. */
+function start(name, command, args) {
+  const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] });
+  const failed = new Promise((_, reject) => child.once("error", reject));
+  failed.catch(() => {});
+  if (!child.pid) return { child, failed, stop: async () => {} };
+  const label = `${name}-${child.pid}`;
+  const log = createWriteStream(`${DIR}/log/${label}.log`);
+  child.stdout.pipe(log);
+  child.stderr.pipe(log);
+  const began = readFileSync(`/proc/${child.pid}/stat`, "utf8").replace(/.*\) /s, "").split(" ")[19];
+  writeFileSync(`${DIR}/run/${label}.pid`, `${child.pid} ${began}\n`);
+  const running = {
+    child,
+    failed,
+    log: `${DIR}/log/${label}.log`,
+    stop: async (signal = "SIGTERM") => {
+      owned.delete(running);
+      rmSync(`${DIR}/run/${label}.pid`, { force: true });
+      if (child.exitCode !== null || child.signalCode !== null) return;
+      // One that was stopped by SIGSTOP takes no other signal.
+      child.kill("SIGCONT");
+      child.kill(signal);
+      const hung = setTimeout(() => child.kill("SIGKILL"), 5000);
+      await once(child, "exit");
+      clearTimeout(hung);
+    },
+  };
+  owned.add(running);
+  return running;
+}
+
+/** Waits until someone listens there. */
+async function listening(running, host, port) {
+  const tried = () =>
+    new Promise((resolve) => {
+      const socket = connect(port, host, () => resolve(socket.end()));
+      socket.once("error", () => resolve(undefined));
+    });
+  const ready = wait(
+    () => {
+      if (running.child.exitCode !== null) throw new Error(readFileSync(running.log, "utf8"));
+      return tried();
+    },
+    { timeout: 10_000, every: 50, what: `a listener on ${host}:${port}` },
+  );
+  await Promise.race([ready, running.failed]);
+}
+
+/**
+ * A Redis that pods reach at `url`. `pause()` and `resume()` make it hang and come back; `stop()` ends it, and
+ * `startRedis({ port })` gives another, empty one the same address.
+ */
+export async function startRedis({ port } = {}) {
+  port ??= await freePort();
+  const running = start("redis", "redis-server", ["--bind", HOST, "--port", String(port), "--protected-mode", "no", "--save", "", "--appendonly", "no"]);
+  await listening(running, HOST, port);
+  return {
+    port,
+    url: `redis://${HOST}:${port}`,
+    pause: () => running.child.kill("SIGSTOP"),
+    resume: () => running.child.kill("SIGCONT"),
+    stop: running.stop,
+  };
+}
+
+/** A Kinesis that pods reach at `url`, and what a test may do to it. */
+export async function startKinesis({ port } = {}) {
+  port ??= await freePort();
+  const controlPort = await freePort("127.0.0.1");
+  const running = start("kinesis", `${BINARIES}/examples/kinesis`, [`${HOST}:${port}`, `127.0.0.1:${controlPort}`]);
+  await listening(running, HOST, port);
+  await listening(running, "127.0.0.1", controlPort);
+  const url = `http://${HOST}:${port}`;
+  const control = async (method, path) => {
+    const answer = await fetch(`http://127.0.0.1:${controlPort}${path}`, { method });
+    if (!answer.ok) throw new Error(`${path}: ${answer.status} ${await answer.text()}`);
+    return answer;
+  };
+  return {
+    port,
+    url,
+    /** From now on calls are taken and never answered. */
+    away: () => control("POST", "/away"),
+    back: () => control("POST", "/back"),
+    /** Refuses an action; `error` is the exception, AccessDeniedException by default, `stream` narrows it to one. */
+    deny: (action, { error, stream } = {}) =>
+      control("POST", `/deny?${new URLSearchParams({ action, ...(error && { error }), ...(stream && { stream }) })}`),
+    /** Ends every denial. */
+    allow: () => control("POST", "/allow"),
+    /** How often each action was called: `{ CreateStream: 1, … }`. */
+    calls: async () => (await control("GET", "/calls")).json(),
+    /** A call of the test's own: `call("DeleteStream", { StreamName })`. Counted like any other. */
+    call: async (action, body = {}, region = "eu-west-1") => {
+      const answer = await fetch(url, {
+        method: "POST",
+        headers: {
+          "content-type": "application/x-amz-json-1.1",
+          "x-amz-target": `Kinesis_20131202.${action}`,
+          "x-amz-date": new Date().toISOString().replace(/[-:]|\.\d+/g, ""),
+          authorization: `AWS4-HMAC-SHA256 Credential=test/20260101/${region}/kinesis/aws4_request, SignedHeaders=host, Signature=0`,
+        },
+        body: JSON.stringify(body),
+        signal: AbortSignal.timeout(10_000),
+      });
+      const answered = await answer.text();
+      if (!answer.ok) throw new Error(`${action}: ${answered}`);
+      return answered ? JSON.parse(answered) : {};
+    },
+    stop: running.stop,
+  };
+}
+
+/**
+ * A receiver of webhooks that pods reach at `url`: keeps every request, raw. `status` is what it answers with.
+ */
+export async function startReceiver({ port = 0 } = {}) {
+  const requests = [];
+  const receiver = { status: 200, requests };
+  const server = createHttpServer((request, response) => {
+    const chunks = [];
+    request.on("data", (chunk) => chunks.push(chunk));
+    request.on("end", () => {
+      requests.push({ path: request.url, headers: request.headers, rawBody: Buffer.concat(chunks).toString("utf8"), at: Date.now() });
+      response.writeHead(receiver.status).end();
+    });
+  });
+  server.listen(port, HOST);
+  await once(server, "listening");
+  receiver.url = `http://${HOST}:${server.address().port}/hook`;
+  receiver.events = () => requests.flatMap(({ rawBody }) => JSON.parse(rawBody).events);
+  receiver.stop = async () => {
+    owned.delete(receiver);
+    server.closeAllConnections();
+    server.close();
+  };
+  owned.add(receiver);
+  return receiver;
+}
+
+/** Puts files into an image on the node: `image("localhost/x:1", "/x", { "/x": path })`. */
+export async function image(name, entrypoint, files) {
+  const script = new URL("kubernetes", import.meta.url).pathname;
+  const args = Object.entries(files).map(([inside, path]) => `${path}=${inside}`);
+  const child = spawn(script, ["image", DIR, name, entrypoint, ...args], { stdio: ["ignore", "pipe", "pipe"] });
+  let output = "";
+  for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk) => (output += chunk));
+  const [code] = await once(child, "close");
+  if (code !== 0) throw new Error(`image ${name}: ${output}`);
+}
