@@ -362,7 +362,7 @@ impl Client {
     fn failed<E, R>(&self, operation: &'static str, error: &aws_sdk_kinesis::error::SdkError<E, R>) -> KinesisError
     where
         E: aws_sdk_kinesis::error::ProvideErrorMetadata + std::error::Error + 'static,
-        R: std::fmt::Debug,
+        R: std::fmt::Debug + 'static,
     {
         KinesisError::new(operation, self.stream.as_str(), &self.region, error)
     }

@@ -1,6 +1,6 @@
 //! What went wrong with a call, and what to do about it.
 
-use aws_sdk_kinesis::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,13 +72,14 @@ impl KinesisError {
     pub(super) fn new<E, R>(operation: &'static str, stream: &str, region: &str, error: &SdkError<E, R>) -> Self
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
-        R: std::fmt::Debug,
+        R: std::fmt::Debug + 'static,
     {
         let code = error.code();
         let said = error.message().map(str::to_owned);
         let message = said.unwrap_or_else(|| match error {
             SdkError::ServiceError(_) => String::new(),
-            other => DisplayErrorContext(other).to_string().lines().next().unwrap_or_default().to_owned(),
+            SdkError::TimeoutError(_) => "no answer in time".to_owned(),
+            other => innermost(other),
         });
         let class = match (class(code), error) {
             // A missing identity is found before anything is sent.
@@ -96,6 +97,15 @@ impl KinesisError {
             message,
         }
     }
+}
+
+/// What a chain of errors ends in: the layers around it say the same in other words.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::observe::Observer;
 use super::{EdgePod, Plan};
@@ -23,10 +24,14 @@ const MAX_READS: usize = 10;
 /// How far before the journey's start the stream is read, for clocks that differ.
 const MARGIN_MS: u64 = 5_000;
 
+/// How long a stream that could not be read back is not asked again: others who wait would find the same, later.
+const AWAY: Duration = Duration::from_secs(10);
+
 /// Reads the stream back, one diagnosis at a time.
 #[derive(Default)]
 pub(super) struct ReadBack {
-    turn: Mutex<()>,
+    /// When the stream last could not be read, and why.
+    turn: Mutex<Option<(Instant, KinesisError)>>,
 }
 
 /// What did not come.
@@ -49,7 +54,18 @@ impl ReadBack {
     /// The sequence number of the missing event's record; `None` when the stream was read to its newest record and does
     /// not have it. Anything less is an error: it proves nothing.
     async fn find(&self, stream: &Client, missing: &Missing<'_>) -> Result<Option<String>, KinesisError> {
-        let _turn = self.turn.lock().await;
+        let mut turn = self.turn.lock().await;
+        if let Some((at, error)) = turn.as_ref().filter(|(at, _)| at.elapsed() < AWAY) {
+            tracing::debug!(ago = ?at.elapsed(), "the stream could not be read back a moment ago");
+            return Err(error.clone());
+        }
+        let found = Self::read(stream, missing).await;
+        *turn =
+            found.as_ref().err().filter(|error| error.class == Class::Transient).map(|e| (Instant::now(), e.clone()));
+        found
+    }
+
+    async fn read(stream: &Client, missing: &Missing<'_>) -> Result<Option<String>, KinesisError> {
         let position = Position::AtTime(missing.since_ms.saturating_sub(MARGIN_MS));
         let mut iterator = stream.iterator(missing.shard, &position).await?;
         for read in 0..MAX_READS {
