@@ -5,7 +5,7 @@ import { connect } from "node:net";
 import { after, before, test } from "node:test";
 
 import {
-  apply, applyCrds, audit, deleteNamespace, diagnosed, file, get, HOST, IMAGE, kubectl, logs, refused, service, startKinesis,
+  apply, applyCrds, audit, deleteNamespace, diagnosed, file, get, HOST, IMAGE, kubectl, logs, OPERATOR_NAMESPACE, refused, service, startKinesis,
   startRedis, wait, watchObject,
 } from "./harness.mjs";
 
@@ -82,9 +82,13 @@ test("the example of the front page is taken without a warning", async () => {
   assert.equal((await get("realtimeapp", NAMESPACE, "shop")).status.observedGeneration, -1);
 });
 
-test("the operator's own manifests are taken", async () => {
+test("the operator's own manifests are taken, and let it give Leases to dispatchers and nothing that it has not", async () => {
   await kubectl(["apply", "--validate=strict", "-f", "-"], { input: file("examples/operator.yaml", { "replicas: 2": "replicas: 0" }) });
-  await deleteNamespace("realtime-operator");
+  const role = (...what) =>
+    kubectl(["create", "role", "given", ...what, "-n", NAMESPACE, "--dry-run=server", `--as=system:serviceaccount:${OPERATOR_NAMESPACE}:realtime-operator`]);
+  await wait(() => role("--verb=get,list,watch,create,update,patch,delete", "--resource=leases.coordination.k8s.io"), { what: "a Role" });
+  await assert.rejects(role("--verb=get", "--resource=configmaps"), /attempting to grant RBAC permissions not currently held/);
+  await deleteNamespace(OPERATOR_NAMESPACE);
 });
 
 const REFUSALS = [
