@@ -169,7 +169,13 @@ impl Reason {
     #[must_use]
     pub fn remedy(self) -> &'static str {
         match self {
-            Self::Proven | Self::Proving => "Nothing.",
+            Self::Proven
+            | Self::Proving
+            | Self::StreamCreating
+            | Self::StreamActive
+            | Self::Applied
+            | Self::AppAccepted
+            | Self::Deleting => "Nothing.",
             Self::ReadyWithoutWebhooks => "Nothing, if it is meant; else set `webhooks.mode: Kinesis`.",
             Self::EdgeUnreachable => "Look at the pod named: does it run, and does it listen?",
             Self::HandshakeRejected => {
@@ -197,9 +203,6 @@ impl Reason {
             Self::ClockSkew => "Set the clock of the node.",
             Self::NoPods => "Scale up what has no pod, or look why its pods do not start.",
             Self::StreamMissing => "Create the stream, or correct its name.",
-            Self::StreamCreating | Self::StreamActive | Self::Applied | Self::AppAccepted | Self::Deleting => {
-                "Nothing."
-            }
             Self::StreamNotOurs => "Choose another `webhooks.stream.name`, or remove the stream if nobody needs it.",
             Self::StreamUnreachable => "Look at region, endpoint and network between the operator and Kinesis.",
             Self::AccessDenied => "Allow the operator's identity what the message names.",

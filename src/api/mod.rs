@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod conditions;
 pub mod crd;
 mod schema;
+pub mod status;
 pub mod yaml;
 
 pub use app::{RealtimeApp, RealtimeAppSpec};

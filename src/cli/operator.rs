@@ -7,11 +7,11 @@ use crate::runtime::{install_tls, signal, telemetry};
 
 /// Run the operator.
 ///
-/// It needs an API server (its pod's service account, or KUBECONFIG) and the CRDs. Of several replicas one leads; every
+/// It needs an API server (its pod's service account, or `KUBECONFIG`) and the CRDs. Of several replicas one leads; every
 /// one receives webhooks. Exit codes: 0 told to end, 1 lost the lease or could not start.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Namespace of the operator's own objects: its Lease and the receiver's EndpointSlice
+    /// Namespace of the operator's own objects: its Lease and the receiver's slice of endpoints
     #[arg(long, env = "POD_NAMESPACE", default_value = "realtime-operator")]
     namespace: String,
     /// Name of this replica

@@ -40,15 +40,14 @@ fn finish(result: Result<(), String>) -> u8 {
 
 async fn run_edge() -> Result<(), String> {
     let (values, shutdown) = begin(&[Server::Websocket, Server::Sockjs], "edge")?;
-    let bus: Arc<dyn Bus> = match values.text(name::BUS) {
-        "redis" => {
-            // Its own name on the bus: a container that starts again in its pod is another.
-            let process = ulid::Ulid::new().to_string();
-            let (url, cluster) = (values.text(name::REDIS_URL), values.text(name::CLUSTER_UID));
-            let bus = RedisBus::connect(url, cluster, &process, shutdown.clone()).await;
-            Arc::new(bus.map_err(|error| error.to_string())?)
-        }
-        _ => Arc::new(MemoryBus::new()),
+    let bus: Arc<dyn Bus> = if values.text(name::BUS) == "redis" {
+        // Its own name on the bus: a container that starts again in its pod is another.
+        let process = ulid::Ulid::new().to_string();
+        let (url, cluster) = (values.text(name::REDIS_URL), values.text(name::CLUSTER_UID));
+        let bus = RedisBus::connect(url, cluster, &process, shutdown.clone());
+        Arc::new(bus.map_err(|error| error.to_string())?)
+    } else {
+        Arc::new(MemoryBus::new())
     };
     let kinesis = match values.text(name::WEBHOOKS) {
         "kinesis" => Some(Client::connect(&kinesis(&values)).await),
@@ -69,14 +68,13 @@ async fn run_edge() -> Result<(), String> {
 async fn run_dispatcher() -> Result<(), String> {
     let (values, shutdown) = begin(&[Server::Dispatcher], "dispatcher")?;
     let kinesis = Client::connect(&kinesis(&values)).await;
-    let leases: Arc<dyn Leases> = match values.text(name::LEASES) {
-        "memory" => Arc::new(MemoryLeases::default()),
-        _ => {
-            let clients = connect().await.map_err(|error| format!("{}: {error}", name::LEASES))?;
-            let cluster = values.text(name::CLUSTER);
-            let namespace = cluster.split_once('/').map_or("default", |(namespace, _)| namespace);
-            Arc::new(KubernetesLeases::new(clients, namespace, kinesis.clone()))
-        }
+    let leases: Arc<dyn Leases> = if values.text(name::LEASES) == "memory" {
+        Arc::new(MemoryLeases::default())
+    } else {
+        let clients = connect().await.map_err(|error| format!("{}: {error}", name::LEASES))?;
+        let cluster = values.text(name::CLUSTER);
+        let namespace = cluster.split_once('/').map_or("default", |(namespace, _)| namespace);
+        Arc::new(KubernetesLeases::new(clients, namespace, kinesis.clone()))
     };
     let dependencies = dispatcher::Dependencies {
         admin: listen(&values, name::ADMIN_ADDRESS).await?,

@@ -174,13 +174,13 @@ pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
     let mut refused = Vec::new();
     for raw in inputs.apps {
         let problems = match app(raw, inputs) {
-            Ok(app) => match conflict(&apps, &app) {
-                Some(message) => vec![Problem { object: object(raw), path: "spec.appID".to_owned(), message }],
-                None => {
+            Ok(app) => {
+                let Some(message) = conflict(&apps, &app) else {
                     apps.push(app);
                     continue;
-                }
-            },
+                };
+                vec![Problem { object: object(raw), path: "spec.appID".to_owned(), message }]
+            }
             Err(found) => found,
         };
         refused.push(Refused { name: raw.metadata.name.clone().unwrap_or_default(), problems });

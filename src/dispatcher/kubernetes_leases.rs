@@ -230,6 +230,7 @@ fn shard_name(prefix: &str, shard: &ShardId) -> String {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what a failed call is mapped by")]
 fn unavailable(error: RecordError) -> LeaseError {
     LeaseError::Unavailable(error.to_string())
 }

@@ -104,6 +104,9 @@ impl Elector {
     }
 
     /// Keeps leading until told to end, then gives the Lease back; or until it is lost, which is final.
+    ///
+    /// # Errors
+    /// It was lost.
     pub async fn keep(mut self, shutdown: CancellationToken) -> Result<(), Lost> {
         loop {
             tokio::select! {

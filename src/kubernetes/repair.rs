@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn deployment(container: Value, managed: Value) -> Value {
+    fn deployment(container: &Value, managed: &Value) -> Value {
         json!({
             "metadata": { "managedFields": managed },
             "spec": { "template": { "spec": { "containers": [container] } } }
@@ -171,14 +171,14 @@ mod tests {
         })
     }
 
-    fn held(manager: &str, fields: Value) -> Value {
+    fn held(manager: &str, fields: &Value) -> Value {
         let container = json!({ "k:{\"name\":\"sockjs\"}": fields });
         let fields = json!({ "f:spec": { "f:template": { "f:spec": { "f:containers": container } } } });
         json!({ "manager": manager, "operation": "Update", "fieldsV1": fields })
     }
 
-    fn told(container: Value, managed: Value) -> Vec<(String, String)> {
-        let desired = deployment(rendered(), json!([]));
+    fn told(container: &Value, managed: &Value) -> Vec<(String, String)> {
+        let desired = deployment(&rendered(), &json!([]));
         let found = foreign(&desired, &deployment(container, managed));
         found.into_iter().map(|foreign| (foreign.field, foreign.manager)).collect()
     }
@@ -192,9 +192,9 @@ mod tests {
         let mut live = rendered();
         live["imagePullPolicy"] = json!("IfNotPresent");
         live["env"][1]["valueFrom"]["fieldRef"]["apiVersion"] = json!("v1");
-        let desired = deployment(rendered(), json!([]));
-        assert_eq!(foreign(&desired, &deployment(live.clone(), json!([]))), []);
-        assert_eq!(leftovers(&desired, &deployment(live, json!([]))), [String::new(); 0]);
+        let desired = deployment(&rendered(), &json!([]));
+        assert_eq!(foreign(&desired, &deployment(&live, &json!([]))), []);
+        assert_eq!(leftovers(&desired, &deployment(&live, &json!([]))), Vec::<String>::new());
     }
 
     #[test]
@@ -206,14 +206,14 @@ mod tests {
             "k:{\"name\":\"REALTIME_WEBHOOKS\"}": { "f:value": {} },
             "k:{\"name\":\"AWS_ENDPOINT_URL_KINESIS\"}": { ".": {}, "f:value": {} } } });
         let managed = json!([
-            held(MANAGER, json!({ "f:env": { "k:{\"name\":\"REALTIME_WEBHOOKS\"}": {} } })),
-            held("kubectl-set", fields)
+            held(MANAGER, &json!({ "f:env": { "k:{\"name\":\"REALTIME_WEBHOOKS\"}": {} } })),
+            held("kubectl-set", &fields)
         ]);
         assert_eq!(
-            told(live.clone(), managed.clone()),
+            told(&live, &managed),
             [pair("env AWS_ENDPOINT_URL_KINESIS", "kubectl-set"), pair("env REALTIME_WEBHOOKS", "kubectl-set")]
         );
-        let paths = leftovers(&deployment(rendered(), json!([])), &deployment(live, managed));
+        let paths = leftovers(&deployment(&rendered(), &json!([])), &deployment(&live, &managed));
         assert_eq!(paths, ["/spec/template/spec/containers/0/env/2"], "the changed one is taken back by the apply");
     }
 
@@ -224,13 +224,13 @@ mod tests {
         live["command"] = json!(["/bin/x"]);
         live["volumeMounts"] = json!([{ "name": "a", "mountPath": "/a" }, rendered()["volumeMounts"][0],
                                       { "name": "b", "mountPath": "/b" }]);
-        let managed = json!([held("kubectl-edit", json!({ "f:envFrom": {}, "f:command": {} }))]);
-        let found = told(live.clone(), managed);
+        let managed = json!([held("kubectl-edit", &json!({ "f:envFrom": {}, "f:command": {} }))]);
+        let found = told(&live, &managed);
         assert!(found.contains(&pair("envFrom", "kubectl-edit")), "{found:?}");
         assert!(found.contains(&pair("command", "kubectl-edit")), "{found:?}");
         let base = "/spec/template/spec/containers/0";
         assert_eq!(
-            leftovers(&deployment(rendered(), json!([])), &deployment(live, json!([]))),
+            leftovers(&deployment(&rendered(), &json!([])), &deployment(&live, &json!([]))),
             [
                 format!("{base}/volumeMounts/2"),
                 format!("{base}/volumeMounts/0"),
@@ -245,6 +245,6 @@ mod tests {
         let mut live = rendered();
         live["env"][0]["value"] = json!("off");
         let fields = json!({ "f:env": { "k:{\"name\":\"REALTIME_WEBHOOKS\"}": { "f:value": {} } } });
-        assert_eq!(told(live, json!([held(MANAGER, fields)])), []);
+        assert_eq!(told(&live, &json!([held(MANAGER, &fields)])), []);
     }
 }

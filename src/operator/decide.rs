@@ -301,6 +301,7 @@ mod tests {
         Verdict { phase, ready: phase == Phase::Open, reason, message: "the verdict".to_owned(), transports: vec![] }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "it stands where there may be none")]
     fn proven(fingerprint: &str) -> Option<GateStatus> {
         Some(GateStatus {
             phase: "Open".to_owned(),

@@ -160,18 +160,12 @@ pub async fn stream_client(cluster: &RealtimeCluster, stream: StreamName, secret
     let credentials = match (&aws.identity.kind, &aws.identity.secret_ref) {
         (IdentityType::StaticKeys, Some(reference)) => {
             let text = |key: &str| secrets.get(&reference.name).and_then(|texts| texts.get(key)).cloned();
-            match (text("accessKeyID"), text("secretAccessKey")) {
-                (Some(access_key_id), Some(secret_access_key)) => {
-                    Credentials::Static { access_key_id, secret_access_key }
-                }
-                _ => {
-                    let message = format!(
-                        "Secret {} has no accessKeyID and secretAccessKey: create it with both",
-                        reference.name
-                    );
-                    return Err(Stop::waiting(Reason::SecretMissing, message));
-                }
-            }
+            let (Some(access_key_id), Some(secret_access_key)) = (text("accessKeyID"), text("secretAccessKey")) else {
+                let name = &reference.name;
+                let message = format!("Secret {name} has no accessKeyID and secretAccessKey: create it with both");
+                return Err(Stop::waiting(Reason::SecretMissing, message));
+            };
+            Credentials::Static { access_key_id, secret_access_key }
         }
         _ => Credentials::Chain,
     };

@@ -137,9 +137,12 @@ impl Client {
                     && message.channel.as_deref() == Some(channel.as_str())
             })
             .await
-            .map_err(|error| match error.detail.contains(frame::BUS_AWAY) {
-                true => Broken { hop: Hop::FanOut, reason: Reason::FanoutBroken, ..error },
-                false => error,
+            .map_err(|error| {
+                if error.detail.contains(frame::BUS_AWAY) {
+                    Broken { hop: Hop::FanOut, reason: Reason::FanoutBroken, ..error }
+                } else {
+                    error
+                }
             })?;
         let ids = answer.data["presence"]["ids"].as_array();
         Ok(ids.into_iter().flatten().filter_map(|id| id.as_str().map(str::to_owned)).collect())

@@ -9,6 +9,7 @@
 
 mod client;
 mod diagnose;
+mod dimensions;
 mod fallback;
 mod journey;
 mod nonce;

@@ -10,12 +10,13 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
+use super::dimensions::{dimensions, processes};
 use super::journey::{Context, Route, Tell, travel};
 use super::nonce::{Channels, choose};
 use super::observe::{Observation, Observer};
 use super::receiver::Receiver;
 use super::{EdgePod, Plan};
-use crate::gate::{Dimensions, Evidence, Hop, Journey, Phase, Standing, Verdict};
+use crate::gate::{Evidence, Hop, Journey, Phase, Standing, Verdict};
 use crate::kinesis::Shard;
 use crate::protocol::{ShardId, Transport};
 
@@ -478,32 +479,4 @@ fn tell(ticks: broadcast::Sender<HopTick>, route: &Route) -> Tell {
         // Without a display nobody listens.
         let _ = ticks.send(HopTick { transport, pod: pod.clone(), hop, result });
     })
-}
-
-fn processes(plan: &Plan) -> impl Iterator<Item = &str> {
-    let edges = plan.edges.iter().map(|edge| edge.pod.as_str());
-    edges.chain(plan.dispatchers.iter().map(|dispatcher| dispatcher.pod.as_str()))
-}
-
-fn newcomers(plan: &Plan) -> BTreeSet<String> {
-    let edges = plan.edges.iter().filter(|edge| !edge.admitted).map(|edge| edge.pod.clone());
-    let dispatchers = plan.dispatchers.iter().filter(|pod| !pod.admitted).map(|pod| pod.pod.clone());
-    edges.chain(dispatchers).collect()
-}
-
-/// What there is to be proven, as last seen.
-fn dimensions(plan: &Plan, shards: &[Shard], observation: &Observation) -> Dimensions {
-    let pods = plan.edges.iter().map(|edge| (edge.pod.clone(), edge.transports.iter().copied().collect()));
-    let shards: BTreeSet<ShardId> = shards.iter().map(|shard| shard.id.clone()).collect();
-    let holders = observation.dispatchers.iter();
-    let holders = holders.filter(|(_, flow)| flow.shards.keys().any(|shard| shards.contains(shard)));
-    Dimensions {
-        transports: plan.transports.clone(),
-        pods: pods.collect(),
-        processes: processes(plan).map(str::to_owned).collect(),
-        newcomers: newcomers(plan),
-        webhooks: plan.webhooks,
-        dispatchers: holders.map(|(pod, _)| pod.clone()).collect(),
-        shards,
-    }
 }

@@ -29,6 +29,7 @@ pub fn of(values: &Values, configuration: &str, shutdown: CancellationToken) -> 
 
 /// Follows the file until the token ends it. A file that cannot be read lets nobody in who was not, and turns nobody
 /// out who was.
+#[must_use]
 pub fn follow(path: PathBuf, configuration: String, shutdown: CancellationToken) -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(async move {

@@ -43,7 +43,7 @@ impl Redis {
     }
 
     async fn bus(&self, process: &str) -> RedisBus {
-        let bus = RedisBus::connect(&self.url(), "uid-1", process, CancellationToken::new()).await.expect("a bus");
+        let bus = RedisBus::connect(&self.url(), "uid-1", process, CancellationToken::new()).expect("a bus");
         answers(&bus).await;
         bus
     }
@@ -141,7 +141,7 @@ async fn what_two_processes_decide_at_once_has_one_order_without_gaps() {
 async fn frames_reach_the_other_processes_only_and_other_clusters_not_at_all() {
     let redis = Redis::start(None);
     let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
-    let foreign = RedisBus::connect(&redis.url(), "uid-2", "p3", CancellationToken::new()).await.expect("a bus");
+    let foreign = RedisBus::connect(&redis.url(), "uid-2", "p3", CancellationToken::new()).expect("a bus");
     answers(&foreign).await;
     let mut own = one.messages().expect("an inbox");
     let mut other = two.messages().expect("an inbox");
@@ -183,6 +183,6 @@ async fn a_store_that_lost_its_memory_goes_on_where_the_cluster_was() {
 #[tokio::test]
 async fn an_address_that_is_none_is_told_without_its_password() {
     let connect = RedisBus::connect("rediss//:hunter2@nowhere", "uid-1", "p1", CancellationToken::new());
-    let error = connect.await.err().expect("refused").to_string();
+    let error = connect.err().expect("refused").to_string();
     assert!(error.contains("redis://USER:PASSWORD@HOST:PORT") && !error.contains("hunter2"), "{error}");
 }

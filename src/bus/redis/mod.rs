@@ -66,12 +66,7 @@ impl RedisBus {
     ///
     /// # Errors
     /// The address is none, or Redis refused the credentials.
-    pub async fn connect(
-        url: &str,
-        cluster: &str,
-        process: &str,
-        shutdown: CancellationToken,
-    ) -> Result<Self, BusError> {
+    pub fn connect(url: &str, cluster: &str, process: &str, shutdown: CancellationToken) -> Result<Self, BusError> {
         // The address holds a password: it is never repeated.
         let mut config = Config::from_url(url).map_err(|_| {
             BusError::Unavailable(
@@ -243,11 +238,11 @@ async fn receive(
     lost: Arc<AtomicU64>,
     shutdown: CancellationToken,
 ) {
-    let mut messages = subscriber.message_rx();
+    let mut arriving = subscriber.message_rx();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            subscribed = subscriber.subscribe(frames.clone()) => match subscribed {
+            answer = subscriber.subscribe(frames.clone()) => match answer {
                 Ok(()) => break,
                 Err(error) => {
                     tracing::warn!(%error, "the bus cannot be listened to; trying again");
@@ -259,7 +254,7 @@ async fn receive(
     loop {
         let message = tokio::select! {
             () = shutdown.cancelled() => return,
-            message = messages.recv() => message,
+            message = arriving.recv() => message,
         };
         let bytes: Bytes = match message {
             Ok(message) => match message.value.into_bytes() {

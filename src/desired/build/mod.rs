@@ -109,20 +109,20 @@ pub fn build(cluster: &Cluster) -> Result<Desired, serde_json::Error> {
             .filter(|(_, edge)| edge.state == State::Enabled)
             .map(|(server, edge)| (server, edge.replicas))
             .collect();
-    let edges = servers.iter().map(|(server, _)| service(cluster, *server)).collect();
+    let services = servers.iter().map(|(server, _)| service(cluster, *server)).collect();
     let dispatcher = (Server::Dispatcher, cluster.spec.webhooks.dispatcher.replicas);
     // Without webhooks there is nothing to dispatch.
     let dispatcher = (cluster.spec.webhooks.mode == WebhooksMode::Kinesis).then_some(dispatcher);
     let all: Vec<(Server, i32)> = servers.into_iter().chain(dispatcher).collect();
-    let dispatches = dispatcher.is_some();
+    let leasing = dispatcher.is_some();
     Ok(Desired {
-        roles: dispatches.then(|| rbac::role(cluster)).into_iter().collect(),
-        role_bindings: dispatches.then(|| rbac::role_binding(cluster)).into_iter().collect(),
+        roles: leasing.then(|| rbac::role(cluster)).into_iter().collect(),
+        role_bindings: leasing.then(|| rbac::role_binding(cluster)).into_iter().collect(),
         disruption_budgets: all.iter().map(|(server, _)| pods::disruption_budget(cluster, *server)).collect(),
         service_accounts: pods::service_accounts(cluster),
         secrets: vec![secrets::admin_secret(cluster)],
         registry: registry_secrets(cluster)?,
-        services: edges,
+        services,
         deployments: all
             .into_iter()
             .map(|(server, replicas)| (server, pods::deployment(cluster, server, replicas)))
@@ -178,6 +178,8 @@ fn service(cluster: &Cluster, server: Server) -> Service {
         metadata: metadata(cluster, child(cluster, server.name()), server.name()),
         spec: Some(ServiceSpec {
             selector: Some(selector(cluster, server.name())),
+            // Every request of an HTTP session must reach the pod that holds it, and clients keep no cookies.
+            session_affinity: (server == Server::Sockjs).then(|| "ClientIP".to_owned()),
             ports: Some(vec![ServicePort {
                 name: Some("public".to_owned()),
                 port: 80,

@@ -1,0 +1,520 @@
+// The operator on a real Kubernetes: it refuses Ready until a client's event arrived, and puts back, lets in and goes on.
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import Pusher from "pusher";
+import PusherClient from "pusher-js";
+
+import {
+  apply, applyCrds, audit, condition, deleteNamespace, diagnosed, file, get, kubectl, OPERATOR_NAMESPACE, pods, service, startKinesis,
+  startReceiver, startRedis, wait, watchObject,
+} from "./harness.mjs";
+
+const NAMESPACE = "channels";
+const ADMITTED = "realtime-operator.dev/admitted";
+const GATE = "realtime-operator.dev/webhooks-delivered";
+const COMPONENT = "app.kubernetes.io/component";
+const OPERATOR = `system:serviceaccount:${OPERATOR_NAMESPACE}:realtime-operator`;
+
+let redis, kinesis, receiver;
+
+/** The manifests of a cluster; `replace` changes texts in them. */
+function manifest(namespace, replace = {}) {
+  return Object.entries(replace).reduce(
+    (text, [from, to]) => {
+      assert.ok(text.includes(from), `the manifest holds ${from}`);
+      return text.replaceAll(from, to);
+    },
+    file("tests/cluster/manifests/cluster.yaml", {
+      NAMESPACE: namespace, REDIS_URL: redis.url, KINESIS_URL: kinesis.url, RECEIVER_URL: receiver.url,
+    }),
+  );
+}
+
+/** Applies a cluster and waits until it is Ready. */
+async function ready(namespace, name = "eu", seconds = 90) {
+  await kubectl(["wait", "--for=condition=Ready", `realtimecluster/${name}`, "-n", namespace, `--timeout=${seconds}s`]);
+}
+
+const is = (object, type) => condition(object, type)?.status;
+const said = (object) => `${is(object, "Ready")}/${condition(object, "Ready")?.reason}`;
+const podIs = (pod, type) => pod.status?.conditions?.some((one) => one.type === type && one.status === "True");
+const edges = async (namespace) => (await pods(namespace, {})).filter(({ metadata }) => ["websocket", "sockjs"].includes(metadata.labels?.[COMPONENT]));
+const spec = (namespace, patch, name = "eu") =>
+  kubectl(["patch", "realtimecluster", name, "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: patch })]);
+
+/** The operator's own pods, the leader first. */
+async function operators() {
+  const lease = await get("lease", OPERATOR_NAMESPACE, "realtime-operator");
+  const leads = (pod) => pod.metadata.name === lease.spec.holderIdentity;
+  return (await pods(OPERATOR_NAMESPACE, {})).sort((one, other) => leads(other) - leads(one));
+}
+
+/** Every address that was ever a ready endpoint is that of a pod that had been let in before. */
+function assertOnlyAdmittedServed(slices, podVersions) {
+  for (const { object, at } of slices.versions) {
+    for (const endpoint of object.endpoints ?? []) {
+      if (!endpoint.conditions?.ready) continue;
+      const pod = endpoint.targetRef?.name;
+      const before = podVersions.versions.some(
+        (version) => version.object.metadata.name === pod && version.at <= at + 100 && version.object.metadata.annotations?.[ADMITTED],
+      );
+      assert.ok(before, `${pod} was an endpoint before it was let in`);
+    }
+  }
+}
+
+before(() =>
+  diagnosed(async () => {
+    [redis, kinesis, receiver] = await Promise.all([startRedis(), startKinesis(), startReceiver()]);
+    await applyCrds();
+    // A probe that kubelet answers with a restart would end the leader that a test stops.
+    await apply(file("examples/operator.yaml").replace(/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"));
+    await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
+  }));
+
+after(async () => {
+  await kubectl(["delete", "realtimeclusters", "-A", "--all", "--wait=false"]);
+  await deleteNamespace(OPERATOR_NAMESPACE);
+});
+
+test("from apply to Ready, pod by pod, and not before a client's event arrived", async () => {
+  const began = Date.now();
+  await kubectl(["create", "namespace", NAMESPACE]);
+  const [cluster, slices, podVersions] = await Promise.all([
+    watchObject("realtimeclusters", NAMESPACE, "eu"),
+    watchObject("endpointslices", NAMESPACE),
+    watchObject("pods", NAMESPACE),
+  ]);
+  await apply(manifest(NAMESPACE));
+  // It blocks from the first moment: an object that nobody looked at is not Ready.
+  await ready(NAMESPACE, "eu", 60);
+  const seconds = (Date.now() - began) / 1000;
+  console.log(`# apply to Ready: ${seconds.toFixed(1)} s`);
+  assert.ok(seconds <= 60);
+
+  const found = cluster.last();
+  assert.equal(found.status.observedGeneration, found.metadata.generation);
+  assert.deepEqual(found.status.transports.map(({ name, state, pods }) => [name, state, pods]).sort(), [
+    ["websocket", "Passing", "2/2"], ["xhr_polling", "Passing", "2/2"], ["xhr_streaming", "Passing", "2/2"],
+  ]);
+  assert.equal(found.status.stream.status, "ACTIVE");
+  assert.equal(is(found, "Reconciling"), undefined);
+  assert.equal(is(found, "Stalled"), undefined);
+  const first = cluster.versions[0].object;
+  assert.equal(first.status.observedGeneration, -1);
+
+  await wait(async () => (await get("endpointslices", NAMESPACE)).items.filter(({ endpoints }) => endpoints?.length === 2).length === 2, {
+    what: "both Services with two endpoints",
+  });
+  assertOnlyAdmittedServed(slices, podVersions);
+  for (const { object } of podVersions.versions) {
+    if (!object.metadata.labels?.[COMPONENT]) continue;
+    const let_in = Boolean(object.metadata.annotations?.[ADMITTED]);
+    assert.ok(let_in || !podIs(object, "ContainersReady"), `${object.metadata.name}: containers ready before it was let in`);
+    assert.ok(let_in || !podIs(object, GATE), `${object.metadata.name}: gate open before it was let in`);
+  }
+  await Promise.all([cluster.stop(), slices.stop(), podVersions.stop()]);
+});
+
+test("pusher-js reaches both pods through the Services by every transport, and every webhook verifies", { timeout: 90_000 }, async () => {
+  const { data } = await get("secret", NAMESPACE, "eu-generated");
+  const text = (name) => Buffer.from(data[name], "base64").toString();
+  const [key, secret] = [text("app-1001-key"), text("app-1001-secret")];
+  const [websocket, sockjs] = await Promise.all([service(NAMESPACE, "eu-websocket"), service(NAMESPACE, "eu-sockjs")]);
+  const server = new Pusher({ appId: "1001", key, secret, host: websocket.host, port: String(websocket.port), useTLS: false });
+  const clients = [];
+  for (const [transport, count] of [["ws", 6], ["xhr_streaming", 4], ["xhr_polling", 4]]) {
+    for (let n = 0; n < count; n += 1) {
+      clients.push(new PusherClient(key, {
+        cluster: "", wsHost: websocket.host, wsPort: websocket.port, httpHost: sockjs.host, httpPort: sockjs.port,
+        forceTLS: false, enableStats: false, enabledTransports: [transport],
+        channelAuthorization: {
+          customHandler: ({ socketId, channelName }, callback) => callback(null, server.authorizeChannel(socketId, channelName)),
+        },
+      }));
+    }
+  }
+  try {
+    const room = "private-everyone";
+    const heard = new Map(clients.map((client) => [client, new Set()]));
+    await Promise.all(clients.map((client) => new Promise((resolve, reject) => {
+      const channel = client.subscribe(room);
+      channel.bind("pusher:subscription_succeeded", resolve);
+      channel.bind("pusher:subscription_error", (error) => reject(new Error(JSON.stringify(error))));
+      channel.bind("client-hello", ({ from }) => heard.get(client).add(from));
+    })));
+    clients.forEach((client, index) => client.channel(room).trigger("client-hello", { from: index }));
+    // Everyone hears everyone else, whichever pod either is on.
+    await wait(() => clients.every((client) => heard.get(client).size === clients.length - 1), { what: "every event at every client" });
+    const hellos = () => receiver.events().filter(({ name, channel }) => name === "client_event" && channel === room);
+    await wait(() => hellos().length >= clients.length, { what: "a webhook of every event" });
+    assert.deepEqual(hellos().map(({ data }) => JSON.parse(data).from).sort((a, b) => a - b), clients.map((_, index) => index));
+  } finally {
+    clients.forEach((client) => client.disconnect());
+  }
+  const told = (name) => receiver.events().filter((event) => event.name === name && event.channel === "private-everyone").length;
+  await wait(() => told("channel_vacated") === 1, { what: "channel_vacated" });
+  assert.equal(told("channel_occupied"), 1, "once for all pods");
+  assert.ok(receiver.requests.length > 0);
+  for (const request of receiver.requests) assert.ok(server.webhook(request).isValid(), "the signature");
+});
+
+test("what a hand adds to a live Deployment is put back and told, and never serves", async () => {
+  const [slices, podVersions] = await Promise.all([watchObject("endpointslices", NAMESPACE), watchObject("pods", NAMESPACE)]);
+  await kubectl(["set", "env", "deployment/eu-sockjs", "-n", NAMESPACE, "REALTIME_WEBHOOKS=off", "AWS_ENDPOINT_URL=http://elsewhere:1"]);
+  await kubectl(["patch", "deployment", "eu-websocket", "-n", NAMESPACE, "--type=json", "--field-manager=a-hand", "-p", JSON.stringify([
+    { op: "add", path: "/spec/template/spec/containers/0/envFrom", value: [{ secretRef: { name: "eu-aws" } }] },
+  ])]);
+  const container = async (name) => (await get("deployment", NAMESPACE, name)).spec.template.spec.containers[0];
+  await wait(async () => {
+    const { env } = await container("eu-sockjs");
+    const value = (name) => env.find((one) => one.name === name)?.value;
+    return value("REALTIME_WEBHOOKS") === "kinesis" && value("AWS_ENDPOINT_URL") === undefined;
+  }, { what: "the variables as rendered" });
+  await wait(async () => (await container("eu-websocket")).envFrom === undefined, { what: "no envFrom" });
+  const notes = async () => (await get("events.events.k8s.io", NAMESPACE)).items.filter(({ reason }) => reason === "PutBack").map(({ note }) => note);
+  for (const expected of [
+    /eu-sockjs: env REALTIME_WEBHOOKS, written by kubectl-set/, /eu-sockjs: env AWS_ENDPOINT_URL, written by kubectl-set/,
+    /eu-websocket: envFrom, written by a-hand/,
+  ]) {
+    await wait(async () => (await notes()).some((note) => expected.test(note)), { what: `an Event like ${expected}` });
+  }
+  for (const name of ["eu-sockjs", "eu-websocket"]) {
+    await kubectl(["rollout", "status", `deployment/${name}`, "-n", NAMESPACE, "--timeout=60s"]);
+  }
+  await ready(NAMESPACE);
+  assertOnlyAdmittedServed(slices, podVersions);
+  const wrong = ({ object }) => {
+    const { env = [], envFrom } = object.spec.containers[0];
+    return envFrom || env.some(({ name, value }) => (name === "REALTIME_WEBHOOKS" && value === "off") || name === "AWS_ENDPOINT_URL");
+  };
+  assert.ok(!podVersions.versions.some((version) => wrong(version) && version.object.metadata.annotations?.[ADMITTED]), "none of them was let in");
+  await Promise.all([slices.stop(), podVersions.stop()]);
+});
+
+test("a rollout to what does not work ends at its first pod, and the old manifest is Ready again", async () => {
+  const podVersions = await watchObject("pods", NAMESPACE);
+  const serving = (await edges(NAMESPACE)).map(({ metadata }) => metadata.name).sort();
+  await kubectl(["create", "secret", "generic", "nowhere", "-n", NAMESPACE, "--from-literal=url=redis://198.18.0.1:1"]);
+  await spec(NAMESPACE, { bus: { redis: { urlSecretRef: { name: "nowhere" } } } });
+  const broken = await wait(async () => {
+    const found = await get("realtimecluster", NAMESPACE, "eu");
+    return said(found) === "False/FanoutBroken" && found;
+  }, { timeout: 60_000, what: "FanoutBroken" });
+  assert.match(condition(broken, "Ready").message, /bus between the servers does not answer/);
+  for (const name of ["eu-websocket", "eu-sockjs"]) {
+    const { status } = await get("deployment", NAMESPACE, name);
+    assert.equal(status.updatedReplicas, 1, `${name} stops at the first new pod`);
+    assert.equal(status.readyReplicas, 2, `${name} goes on with the old pods`);
+  }
+  await spec(NAMESPACE, { bus: { redis: { urlSecretRef: { name: "eu-redis" } } } });
+  await wait(async () => (await get("realtimecluster", NAMESPACE, "eu")).status.observedGeneration === broken.metadata.generation + 1);
+  await ready(NAMESPACE, "eu", 60);
+  assert.deepEqual((await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).map(({ metadata }) => metadata.name).sort(), serving);
+  const fresh = podVersions.versions.filter(({ object }) => !serving.includes(object.metadata.name) && object.metadata.labels?.[COMPONENT] !== "dispatcher");
+  assert.ok(fresh.length > 0 && fresh.every(({ object }) => !object.metadata.annotations?.[ADMITTED]), "no new edge was let in");
+  await podVersions.stop();
+});
+
+/** A policy that changes what pods of one server run, behind everyone's back. */
+function policy(name, component, expression) {
+  const kind = "MutatingAdmissionPolicy";
+  return [
+    {
+      apiVersion: "admissionregistration.k8s.io/v1", kind, metadata: { name },
+      spec: {
+        matchConstraints: {
+          resourceRules: [{ apiGroups: [""], apiVersions: ["v1"], operations: ["CREATE"], resources: ["pods"] }],
+          objectSelector: { matchLabels: { [COMPONENT]: component } },
+        },
+        failurePolicy: "Fail", reinvocationPolicy: "Never",
+        mutations: [{ patchType: "ApplyConfiguration", applyConfiguration: { expression } }],
+      },
+    },
+    { apiVersion: "admissionregistration.k8s.io/v1", kind: `${kind}Binding`, metadata: { name }, spec: { policyName: name } },
+  ];
+}
+
+/** Applies a policy and waits until it acts: it does so a moment after it was made. */
+async function injected(objects, namespace, component, acts) {
+  for (const object of objects) await apply(object);
+  const pod = {
+    apiVersion: "v1", kind: "Pod",
+    metadata: { generateName: "trial-", namespace, labels: { [COMPONENT]: component } },
+    spec: { containers: [{ name: component, image: "localhost/pause:1" }] },
+  };
+  await wait(async () => {
+    const made = JSON.parse(await kubectl(["create", "--dry-run=server", "-o", "json", "-f", "-"], { input: JSON.stringify(pod) }));
+    return acts(made.spec);
+  }, { what: "the policy to act" });
+}
+
+const remove = (name) => kubectl(["delete", `mutatingadmissionpolicybinding/${name}`, `mutatingadmissionpolicy/${name}`]);
+
+test("a dispatcher that cannot deliver never holds more than one shard", async () => {
+  const wrong = `Object{spec: Object.spec{hostAliases: [Object.spec.hostAliases{ip: "198.18.127.254", hostnames: ["realtime-operator-receiver.${OPERATOR_NAMESPACE}.svc"]}]}}`;
+  await injected(policy("no-receiver", "dispatcher", wrong), NAMESPACE, "dispatcher", ({ hostAliases }) => hostAliases?.length === 1);
+  const leases = await watchObject("leases", NAMESPACE);
+  const old = (await pods(NAMESPACE, { [COMPONENT]: "dispatcher" })).map(({ metadata }) => metadata.name).sort();
+  try {
+    await spec(NAMESPACE, { webhooks: { dispatcher: { maxBackoffSeconds: 20 } } });
+    await wait(async () => said(await get("realtimecluster", NAMESPACE, "eu")).startsWith("False/"), { timeout: 90_000, what: "Ready=False" });
+    const now = await pods(NAMESPACE, { [COMPONENT]: "dispatcher" });
+    const fresh = now.filter(({ metadata }) => !old.includes(metadata.name));
+    assert.equal(fresh.length, 1, "the rollout stops at the first new pod");
+    assert.ok(!fresh[0].metadata.annotations?.[ADMITTED]);
+    assert.equal(now.filter((pod) => podIs(pod, "Ready")).length, 2, "the old ones go on");
+    const log = await kubectl(["logs", "-n", NAMESPACE, fresh[0].metadata.name]);
+    const process = JSON.parse(log.split("\n").find((line) => line.includes("the dispatcher works"))).fields.process;
+    const held = new Map();
+    let most = 0;
+    for (const { object } of leases.versions) {
+      if (object.metadata.name.includes("-member-")) continue;
+      held.set(object.metadata.name, object.spec.holderIdentity);
+      most = Math.max(most, [...held.values()].filter((holder) => holder === process).length);
+    }
+    assert.equal(most, 1, "shards that it held at once");
+  } finally {
+    await remove("no-receiver");
+    await leases.stop();
+  }
+  await spec(NAMESPACE, { webhooks: { dispatcher: { maxBackoffSeconds: 30 } } });
+  await wait(async () => {
+    const { metadata, status } = await get("realtimecluster", NAMESPACE, "eu");
+    return status.observedGeneration === metadata.generation;
+  });
+  await ready(NAMESPACE, "eu", 60);
+});
+
+test("webhooks switched off behind everyone's back: never Ready in one version, told why, and Ready once it ends", async () => {
+  const namespace = "incident";
+  const off = 'Object{spec: Object.spec{containers: [Object.spec.containers{name: "sockjs", env: [Object.spec.containers.env{name: "REALTIME_WEBHOOKS", value: "off"}]}]}}';
+  await kubectl(["create", "namespace", namespace]);
+  await injected(policy("webhooks-off", "sockjs", off), namespace, "sockjs", ({ containers }) => containers[0].env?.[0].value === "off");
+  const [cluster, podVersions] = await Promise.all([watchObject("realtimeclusters", namespace, "eu"), watchObject("pods", namespace)]);
+  try {
+    await apply(manifest(namespace));
+    const refused = await cluster.until((object) => said(object) === "False/ConfigurationDrift" && object.status.transports.some(({ state }) => state === "Failing"), { timeout: 90_000 });
+    const { message } = condition(refused, "Ready");
+    assert.match(message, /sockjs\/xhr_streaming/);
+    assert.match(message, /but no record reached stream rtc-incident-eu-\w+ in 10 s|REALTIME_WEBHOOKS differs/);
+    assert.match(message, /REALTIME_WEBHOOKS differs: want kinesis, pod runs off/);
+    // Long enough for pods to be replaced, in vain.
+    await new Promise((resolve) => setTimeout(resolve, 20_000));
+    assert.ok(cluster.versions.every(({ object }) => is(object, "Ready") !== "True"), "never Ready");
+    assert.ok(podVersions.versions.every(({ object }) => object.metadata.labels?.[COMPONENT] !== "sockjs" || !object.metadata.annotations?.[ADMITTED]), "no such pod was let in");
+    assert.ok((await pods(namespace, { [COMPONENT]: "websocket" })).every((pod) => podIs(pod, "Ready")), "the others serve");
+  } finally {
+    await remove("webhooks-off");
+  }
+  const ended = Date.now();
+  await ready(namespace, "eu", 60);
+  console.log(`# policy removed to Ready: ${((Date.now() - ended) / 1000).toFixed(1)} s`);
+  await Promise.all([cluster.stop(), podVersions.stop()]);
+  await deleteNamespace(namespace);
+});
+
+test("a Service named realtime-… and a cluster named realtime do no harm", async () => {
+  const namespace = "links";
+  await kubectl(["create", "namespace", namespace]);
+  await apply({ apiVersion: "v1", kind: "Service", metadata: { name: "realtime-x", namespace }, spec: { ports: [{ port: 80 }] } });
+  await apply(manifest(namespace, { "name: eu\n": "name: realtime\n", "replicas: 2": "replicas: 1" }));
+  await ready(namespace, "realtime", 60);
+  await deleteNamespace(namespace);
+});
+
+test("what is not ours is not touched, and what is missing is told and waited for", async () => {
+  const namespace = "others";
+  await kubectl(["create", "namespace", namespace]);
+  await kinesis.call("CreateStream", { StreamName: "theirs", ShardCount: 1 });
+  const theirs = {
+    apiVersion: "apps/v1", kind: "Deployment", metadata: { name: "eu-sockjs", namespace },
+    spec: { replicas: 0, selector: { matchLabels: { a: "b" } }, template: { metadata: { labels: { a: "b" } }, spec: { containers: [{ name: "c", image: "localhost/pause:1" }] } } },
+  };
+  await apply(theirs);
+  const become = (expected, options) =>
+    wait(async () => {
+      const found = await get("realtimecluster", namespace, "eu");
+      return `${said(found)}${is(found, "Stalled") === "True" ? " stalled" : ""}` === expected && condition(found, "Ready").message;
+    }, { timeout: 30_000, what: expected, ...options });
+  await apply(manifest(namespace, { "    stream:\n": "    stream:\n      name: theirs\n", "key: url\n": "key: address\n", "replicas: 2": "replicas: 1" }));
+  assert.match(await become("False/StreamNotOurs stalled"), /stream theirs is there and carries no tag of ours: it was not touched/);
+  assert.deepEqual(await kinesis.call("ListTagsForStream", { StreamName: "theirs" }).then(({ Tags }) => Tags), []);
+
+  await spec(namespace, { webhooks: { stream: { name: "others-own" } } });
+  assert.match(await become("False/SecretMissing"), /Secret others\/eu-redis has no key `address` \(it has: url\): create it/);
+  await kubectl(["patch", "secret", "eu-redis", "-n", namespace, "--type=merge", "-p", JSON.stringify({ stringData: { address: redis.url } })]);
+  const taken = await become("False/ChildNotOurs stalled");
+  assert.match(taken, /Deployment others\/eu-sockjs is there and not ours .*: it was not touched. Rename or delete it/);
+  assert.deepEqual((await get("deployment", namespace, "eu-sockjs")).spec.selector, { matchLabels: { a: "b" } });
+  assert.equal((await get("deployments", namespace)).items.length, 1, "nothing else was made either");
+  await kubectl(["delete", "deployment", "eu-sockjs", "-n", namespace]);
+  await ready(namespace, "eu", 60);
+  await deleteNamespace(namespace);
+});
+
+test("an operator killed in the middle of an install makes everything once", async () => {
+  const namespace = "killed";
+  await kubectl(["create", "namespace", namespace]);
+  const deployments = await watchObject("deployments", namespace);
+  const created = (await kinesis.calls()).CreateStream ?? 0;
+  await apply(manifest(namespace, { "replicas: 2": "replicas: 1" }));
+  await deployments.until(() => true, { timeout: 30_000 });
+  for (const { metadata } of await operators()) {
+    await kubectl(["delete", "pod", metadata.name, "-n", OPERATOR_NAMESPACE, "--grace-period=0", "--force"]);
+  }
+  await ready(namespace, "eu", 90);
+  await deployments.stop();
+  assert.equal((await kinesis.calls()).CreateStream, created + 1);
+  const made = audit(({ user, objectRef, responseStatus, verb }) =>
+    user.username === OPERATOR && objectRef?.namespace === namespace && responseStatus?.code === 201 && verb !== "delete" && objectRef.resource !== "events");
+  const names = made.map(({ objectRef }) => `${objectRef.resource}/${objectRef.name}`);
+  assert.ok(names.includes("deployments/eu-websocket") && names.includes("services/eu-sockjs"), names.join(" "));
+  assert.deepEqual(names.filter((name, index) => names.indexOf(name) !== index), [], "each child was made once");
+  for (const { object } of deployments.versions) assert.equal(object.metadata.generation, 1, object.metadata.name);
+  await deleteNamespace(namespace);
+});
+
+test("the stream away while every edge is evicted: a proven configuration goes on serving, and is not Ready", async () => {
+  await ready(NAMESPACE);
+  const before = (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready"));
+  assert.equal(before.length, 4);
+  const podVersions = await watchObject("pods", NAMESPACE);
+  const cluster = await watchObject("realtimeclusters", NAMESPACE, "eu");
+  const capacity = async () => {
+    const serving = (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready"));
+    return ["websocket", "sockjs"].map((name) => serving.filter(({ metadata }) => metadata.labels[COMPONENT] === name).length);
+  };
+  await kinesis.away();
+  const began = Date.now();
+  try {
+    await cluster.until((object) => is(object, "Ready") === "False", { timeout: 60_000 });
+    const evict = (name) =>
+      kubectl(["create", "--raw", `/api/v1/namespaces/${NAMESPACE}/pods/${name}/eviction`, "-f", "-"], {
+        input: JSON.stringify({ apiVersion: "policy/v1", kind: "Eviction", metadata: { name, namespace: NAMESPACE } }),
+      });
+    let least = Infinity;
+    // As a drain does: what may not go yet is asked again.
+    for (const { metadata } of before) {
+      await wait(async () => {
+        least = Math.min(least, ...(await capacity()));
+        return evict(metadata.name).then(() => true, () => false);
+      }, { timeout: 90_000, every: 500, what: `the eviction of ${metadata.name}` });
+    }
+    await wait(async () => {
+      const now = await capacity();
+      least = Math.min(least, ...now);
+      return now.every((count) => count === 2) && (await edges(NAMESPACE)).every(({ metadata }) => !before.some((old) => old.metadata.name === metadata.name));
+    }, { timeout: 90_000, every: 500, what: "four new pods that serve" });
+    assert.ok(least >= 1, `${least} pods served`);
+    // An unproven configuration gets no pod in.
+    await spec(NAMESPACE, { websocket: { env: [{ name: "ANOTHER", value: "1" }] } });
+    await new Promise((resolve) => setTimeout(resolve, Math.max(25_000, 60_000 - (Date.now() - began))));
+    const another = ({ object }) => object.spec.containers[0].env?.some(({ name }) => name === "ANOTHER");
+    const unproven = podVersions.versions.filter(another);
+    assert.ok(unproven.length > 0 && unproven.every(({ object }) => !object.metadata.annotations?.[ADMITTED]));
+    const since = cluster.versions.findIndex(({ object }) => is(object, "Ready") === "False");
+    assert.ok(cluster.versions.slice(since).every(({ object }) => is(object, "Ready") !== "True"), "not Ready throughout");
+    console.log(`# the stream was away for ${((Date.now() - began) / 1000).toFixed(0)} s; at least ${least} of 2 pods of each server served`);
+  } finally {
+    await kinesis.back();
+  }
+  await spec(NAMESPACE, { websocket: { env: null } });
+  await wait(async () => {
+    const { metadata, status } = await get("realtimecluster", NAMESPACE, "eu");
+    return status.observedGeneration === metadata.generation;
+  });
+  await ready(NAMESPACE, "eu", 90);
+  await Promise.all([podVersions.stop(), cluster.stop()]);
+});
+
+test("without an operator pods go on serving, and it is Ready soon after its return", async () => {
+  await kubectl(["scale", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--replicas=0"]);
+  await wait(async () => (await pods(OPERATOR_NAMESPACE, {})).length === 0, { what: "no operator" });
+  const { items } = await get("pods", NAMESPACE);
+  const edge = items.find(({ metadata }) => metadata.labels?.[COMPONENT] === "websocket");
+  // A container that starts again with what was let in needs nobody to let it in.
+  await kubectl(["delete", "pod", edge.metadata.name, "-n", NAMESPACE, "--wait=false"]);
+  await new Promise((resolve) => setTimeout(resolve, 10_000));
+  const serving = (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready"));
+  assert.equal(serving.length, 3, "all but the one that nobody could let in");
+  await kubectl(["scale", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--replicas=2"]);
+  await wait(async () => (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).length === 4, { timeout: 60_000, what: "four edges" });
+  await ready(NAMESPACE, "eu", 60);
+});
+
+test("a leader that was stopped and goes on writes nothing", async () => {
+  const [leader] = await operators();
+  const name = leader.metadata.name;
+  const container = leader.status.containerStatuses[0].containerID.split("//")[1];
+  const pid = await wait(async () => {
+    const { readdirSync, readFileSync } = await import("node:fs");
+    return readdirSync("/proc").find((one) => {
+      if (!/^\d+$/.test(one)) return false;
+      try {
+        return readFileSync(`/proc/${one}/cgroup`, "utf8").includes(container) && readFileSync(`/proc/${one}/cmdline`, "utf8").includes("operator");
+      } catch {
+        return false;
+      }
+    });
+  }, { what: "the leader's process" });
+  process.kill(Number(pid), "SIGSTOP");
+  await wait(async () => {
+    const { spec } = await get("lease", OPERATOR_NAMESPACE, "realtime-operator");
+    return spec.holderIdentity && spec.holderIdentity !== name;
+  }, { timeout: 60_000, what: "another leader" });
+  await new Promise((resolve) => setTimeout(resolve, 30_000));
+  const resumed = Date.now();
+  process.kill(Number(pid), "SIGCONT");
+  await wait(async () => {
+    const found = await get("pod", OPERATOR_NAMESPACE, name);
+    return found.status.containerStatuses[0].restartCount > 0;
+  }, { timeout: 60_000, what: "its end" });
+  await new Promise((resolve) => setTimeout(resolve, 5_000));
+  const wrote = audit(({ user, verb, stageTimestamp, objectRef }) =>
+    user.username === OPERATOR && user.extra?.["authentication.kubernetes.io/pod-name"]?.includes(name) &&
+    Date.parse(stageTimestamp) > resumed && ["create", "update", "patch", "delete"].includes(verb) && objectRef.resource !== "leases");
+  assert.deepEqual(wrote.map(({ verb, objectRef }) => `${verb} ${objectRef.resource}/${objectRef.name}`), []);
+  await ready(NAMESPACE, "eu", 60);
+});
+
+test("a cluster that is deleted and applied again takes its stream back, and repeats nothing", async () => {
+  const namespace = "again";
+  await kubectl(["create", "namespace", namespace]);
+  const own = await startReceiver();
+  const text = manifest(namespace, { "    stream:\n": "    stream:\n      name: kept\n", "replicas: 2": "replicas: 1", [receiver.url]: own.url });
+  await apply(text);
+  await ready(namespace);
+  const events = async (count) => {
+    const { data } = await get("secret", namespace, "eu-generated");
+    const value = (name) => Buffer.from(data[name], "base64").toString();
+    const { host, port } = await service(namespace, "eu-websocket");
+    const server = new Pusher({ appId: "1001", key: value("app-1001-key"), secret: value("app-1001-secret"), host, port: String(port), useTLS: false });
+    const client = new PusherClient(value("app-1001-key"), {
+      cluster: "", wsHost: host, wsPort: port, forceTLS: false, enableStats: false, enabledTransports: ["ws"],
+      channelAuthorization: { customHandler: ({ socketId, channelName }, callback) => callback(null, server.authorizeChannel(socketId, channelName)) },
+    });
+    const channel = client.subscribe("private-room");
+    await new Promise((resolve) => channel.bind("pusher:subscription_succeeded", resolve));
+    for (let n = 0; n < count; n += 1) {
+      channel.trigger("client-n", { n });
+      await new Promise((resolve) => setTimeout(resolve, 110));
+    }
+    client.disconnect();
+  };
+  await events(20);
+  await wait(() => own.events().filter(({ name }) => name === "channel_vacated").length === 1, { what: "the last webhook" });
+  const before = own.events().map(({ id }) => id);
+  assert.ok(before.length >= 22);
+  await kubectl(["delete", "realtimecluster", "eu", "-n", namespace]);
+  await wait(async () => (await get("pods", namespace)).items.length === 0, { timeout: 90_000, what: "no pods" });
+  const made = (await kinesis.calls()).CreateStream;
+  await apply(text);
+  await ready(namespace);
+  assert.equal((await kinesis.calls()).CreateStream, made, "the stream was not made again");
+  await events(3);
+  await wait(() => own.events().filter(({ name }) => name === "channel_vacated").length === 2, { what: "the last webhook after it" });
+  const repeated = own.events().slice(before.length).filter(({ id }) => before.includes(id));
+  assert.deepEqual(repeated, [], "nothing was in flight, so nothing comes twice");
+  await deleteNamespace(namespace);
+});
