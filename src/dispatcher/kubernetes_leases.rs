@@ -32,6 +32,8 @@ const STREAM: &str = "realtime-operator.dev/stream-hash";
 
 /// Longest for one answer of the API server: a heartbeat must end before the member counts as dead.
 const CALL: Duration = Duration::from_millis(2_500);
+/// Between two looks; beyond it nobody is called dead for having been silent meanwhile.
+const BLIND: Duration = Duration::from_secs(5);
 /// How long the object of a dead member stays, for who looks.
 const BURIED_AFTER: Duration = Duration::from_mins(1);
 
@@ -49,6 +51,8 @@ pub struct KubernetesLeases {
 struct Memory {
     /// The version at which each member's object was last seen, and since when.
     seen: HashMap<String, (String, Instant)>,
+    /// When everyone was last looked at.
+    looked: Option<Instant>,
     /// This process's own object.
     own: Option<Record>,
     /// The objects of shards as last read or written.
@@ -172,6 +176,10 @@ impl Memory {
     /// What the objects say, and the members that have been dead for so long that their objects can go.
     fn look(&mut self, prefix: &str, member: &str, all: Vec<Record>, now: Instant) -> (View, Vec<String>) {
         let (mut view, mut buried) = (View::default(), Vec::new());
+        // While nobody could look, nobody could show that he lives either.
+        if self.looked.replace(now).is_some_and(|last| now.duration_since(last) > BLIND) {
+            self.seen.values_mut().for_each(|(_, at)| *at = now);
+        }
         let mut shards = Vec::new();
         let members = format!("{prefix}-member-");
         let mut there = Vec::new();
@@ -317,11 +325,15 @@ mod tests {
         };
         let (view, _) = look("1", 0);
         assert_eq!((view.members.len(), holder(&view)), (2, Some("you".to_owned())));
-        assert_eq!(look("1", 7).0.members.len(), 2);
+        assert_eq!((look("1", 4).0.members.len(), look("1", 7).0.members.len()), (2, 2));
         let (view, buried) = look("1", 9);
         assert_eq!((view.members.len(), holder(&view), buried.len()), (1, None, 0));
         assert_eq!(look("2", 10).0.members.len(), 2, "it was only slow");
-        assert_eq!(look("2", 130).1, [member_name("rtl-1", "you")]);
+        assert_eq!(look("2", 50).0.members.len(), 2, "nobody could look for 40 s");
+        for second in 51..110 {
+            assert_eq!(look("2", second).1, Vec::<String>::new());
+        }
+        assert_eq!(look("2", 111).1, [member_name("rtl-1", "you")]);
     }
 
     #[test]

@@ -181,6 +181,13 @@ fn behind(deployment: &Deployment) -> Option<String> {
     }
     let (updated, ready, all) =
         (status.updated_replicas.unwrap_or(0), status.ready_replicas.unwrap_or(0), status.replicas.unwrap_or(0));
+    // Why a pod is not even made: a quota, a policy, an account that is gone.
+    let failure = status.conditions.iter().flatten().find(|condition| {
+        condition.type_.as_deref() == Some("ReplicaFailure") && condition.status.as_deref() == Some("True")
+    });
+    if let Some(message) = failure.and_then(|condition| condition.message.as_ref()) {
+        return Some(format!("{name}: pods cannot be made: {message}"));
+    }
     if updated < wanted || all > updated {
         return Some(format!("{name}: {updated} of {wanted} pods are of the wanted template, {all} in all"));
     }

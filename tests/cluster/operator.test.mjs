@@ -217,7 +217,7 @@ test("a rollout to what does not work ends at its first pod, and the old manifes
 });
 
 /** A policy that changes what pods of one server run, behind everyone's back. */
-function policy(name, component, expression) {
+function policy(name, component, mutation) {
   const kind = "MutatingAdmissionPolicy";
   return [
     {
@@ -228,7 +228,7 @@ function policy(name, component, expression) {
           objectSelector: { matchLabels: { [COMPONENT]: component } },
         },
         failurePolicy: "Fail", reinvocationPolicy: "Never",
-        mutations: [{ patchType: "ApplyConfiguration", applyConfiguration: { expression } }],
+        mutations: [mutation],
       },
     },
     { apiVersion: "admissionregistration.k8s.io/v1", kind: `${kind}Binding`, metadata: { name }, spec: { policyName: name } },
@@ -241,7 +241,12 @@ async function injected(objects, namespace, component, acts) {
   const pod = {
     apiVersion: "v1", kind: "Pod",
     metadata: { generateName: "trial-", namespace, labels: { [COMPONENT]: component } },
-    spec: { containers: [{ name: component, image: "localhost/pause:1" }] },
+    spec: {
+      securityContext: { runAsNonRoot: true, seccompProfile: { type: "RuntimeDefault" } },
+      containers: [
+        { name: component, image: "localhost/pause:1", securityContext: { allowPrivilegeEscalation: false, capabilities: { drop: ["ALL"] } } },
+      ],
+    },
   };
   await wait(async () => {
     const made = JSON.parse(await kubectl(["create", "--dry-run=server", "-o", "json", "-f", "-"], { input: JSON.stringify(pod) }));
@@ -252,11 +257,12 @@ async function injected(objects, namespace, component, acts) {
 const remove = (name) => kubectl(["delete", `mutatingadmissionpolicybinding/${name}`, `mutatingadmissionpolicy/${name}`]);
 
 test("a dispatcher that cannot deliver never holds more than one shard", async () => {
-  const wrong = `Object{spec: Object.spec{hostAliases: [Object.spec.hostAliases{ip: "198.18.127.254", hostnames: ["realtime-operator-receiver.${OPERATOR_NAMESPACE}.svc"]}]}}`;
-  await injected(policy("no-receiver", "dispatcher", wrong), NAMESPACE, "dispatcher", ({ hostAliases }) => hostAliases?.length === 1);
+  const aliases = `[Object.spec.hostAliases{ip: "198.18.127.254", hostnames: ["realtime-operator-receiver.${OPERATOR_NAMESPACE}.svc"]}]`;
+  const wrong = { patchType: "JSONPatch", jsonPatch: { expression: `[JSONPatch{op: "add", path: "/spec/hostAliases", value: ${aliases}}]` } };
   const leases = await watchObject("leases", NAMESPACE);
   const old = (await pods(NAMESPACE, { [COMPONENT]: "dispatcher" })).map(({ metadata }) => metadata.name).sort();
   try {
+    await injected(policy("no-receiver", "dispatcher", wrong), NAMESPACE, "dispatcher", ({ hostAliases }) => hostAliases?.length === 1);
     await spec(NAMESPACE, { webhooks: { dispatcher: { maxBackoffSeconds: 20 } } });
     await wait(async () => said(await get("realtimecluster", NAMESPACE, "eu")).startsWith("False/"), { timeout: 90_000, what: "Ready=False" });
     const now = await pods(NAMESPACE, { [COMPONENT]: "dispatcher" });
@@ -288,7 +294,8 @@ test("a dispatcher that cannot deliver never holds more than one shard", async (
 
 test("webhooks switched off behind everyone's back: never Ready in one version, told why, and Ready once it ends", async () => {
   const namespace = "incident";
-  const off = 'Object{spec: Object.spec{containers: [Object.spec.containers{name: "sockjs", env: [Object.spec.containers.env{name: "REALTIME_WEBHOOKS", value: "off"}]}]}}';
+  const expression = 'Object{spec: Object.spec{containers: [Object.spec.containers{name: "sockjs", env: [Object.spec.containers.env{name: "REALTIME_WEBHOOKS", value: "off"}]}]}}';
+  const off = { patchType: "ApplyConfiguration", applyConfiguration: { expression } };
   await kubectl(["create", "namespace", namespace]);
   await injected(policy("webhooks-off", "sockjs", off), namespace, "sockjs", ({ containers }) => containers[0].env?.[0].value === "off");
   const [cluster, podVersions] = await Promise.all([watchObject("realtimeclusters", namespace, "eu"), watchObject("pods", namespace)]);
