@@ -218,6 +218,8 @@ impl Holder {
 
     /// Moves everything on that can move now.
     fn advance(&mut self) {
+        // Those who waited for their app go before what comes now.
+        self.meet();
         while !self.stuck && !self.tracker.full() && !self.assembler.crowded() {
             let Some(record) = self.page.pop_front() else { break };
             self.record(record);

@@ -10,13 +10,17 @@ pub const MAX_EVENTS: usize = 10_000;
 /// Most bytes of unfinished records of a shard.
 pub const MAX_BYTES: usize = 32 * 1024 * 1024;
 
+/// How far cancelled pairs may hold the checkpoint back, in records: pairs that overlap without end, as of many clients
+/// that come and go, would hold it for ever. Beyond it, a take-over may tell half of a pair.
+const MAX_HELD: u64 = 1_000;
+
 /// The records of one shard that are not behind the checkpoint.
 #[derive(Debug, Default)]
 pub struct Tracker {
     /// The number of the record at the front.
     first: u64,
     records: VecDeque<Slot>,
-    /// A checkpoint within one of these would replay half of a cancelled pair.
+    /// A checkpoint within one of these would replay half of a cancelled pair; sorted by their ends.
     spans: Vec<(u64, u64)>,
     checkpoint: Option<String>,
     events: usize,
@@ -66,7 +70,9 @@ impl Tracker {
     /// Two records hold the halves of a cancelled pair: the checkpoint passes both or none. Said before they are done.
     pub fn join(&mut self, one: u64, other: u64) {
         if one != other {
-            self.spans.push((one.min(other), one.max(other)));
+            let span = (one.min(other), one.max(other));
+            let at = self.spans.partition_point(|(_, to)| *to <= span.1);
+            self.spans.insert(at, span);
         }
     }
 
@@ -96,9 +102,13 @@ impl Tracker {
     fn advance(&mut self) {
         let done = self.records.iter().take_while(|slot| slot.open == 0).count();
         let mut end = self.first + done as u64;
-        // Each round can only move the end back, to the start of a span that it cuts.
-        while let Some((from, _)) = self.spans.iter().find(|(from, to)| *from < end && end <= *to) {
-            end = *from;
+        let oldest = (self.first + self.records.len() as u64).saturating_sub(MAX_HELD);
+        self.spans.retain(|(from, _)| *from >= oldest);
+        // From the latest end down: what moves the end back to a span's start can only bring earlier spans into play.
+        for (from, to) in self.spans.iter().rev() {
+            if *from < end && end <= *to {
+                end = *from;
+            }
         }
         while self.first < end {
             let Some(slot) = self.records.pop_front() else { break };
@@ -156,6 +166,21 @@ mod tests {
         assert_eq!(tracker.checkpoint(), Some("0"), "2 is open, so 1 may not be passed");
         tracker.done(2);
         assert_eq!(tracker.checkpoint(), Some("3"));
+    }
+
+    #[test]
+    fn pairs_that_overlap_without_end_hold_the_checkpoint_back_by_a_bound() {
+        let mut tracker = Tracker::default();
+        for n in 0..5_000_u64 {
+            tracker.begin(&n.to_string(), 1, 10);
+            if n >= 3 {
+                tracker.join(n - 3, n);
+                tracker.done(n - 3);
+            }
+        }
+        let at: u64 = tracker.checkpoint().and_then(|sequence| sequence.parse().ok()).expect("a checkpoint");
+        assert!(at >= 5_000 - MAX_HELD - 10, "{at}");
+        assert!(tracker.spans.len() as u64 <= MAX_HELD, "{} spans", tracker.spans.len());
     }
 
     #[test]
