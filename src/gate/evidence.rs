@@ -204,6 +204,11 @@ impl Evidence {
         self.dimensions.processes.iter().find(missing).map(String::as_str)
     }
 
+    /// Whether nobody has let this process in yet: it may still be on its way up.
+    pub(super) fn is_newcomer(&self, process: &str) -> bool {
+        self.dimensions.newcomers.contains(process)
+    }
+
     /// Takes a finished journey. One through a pod that is gone says nothing.
     pub fn add(&mut self, journey: &Journey) {
         if !self.dimensions.pods.contains_key(&journey.pod) {

@@ -68,6 +68,7 @@ fn values(server: &str, webhooks: &str, apps: &Path) -> Values {
         ("REALTIME_WEBHOOKS", webhooks),
         ("REALTIME_STREAM_NAME", "events"),
         ("REALTIME_BUS", "memory"),
+        ("REALTIME_ADMISSION", "none"),
         ("REALTIME_AWS_IDENTITY", "PodIdentity"),
         ("AWS_REGION", "eu-west-1"),
     ];

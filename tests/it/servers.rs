@@ -118,6 +118,7 @@ fn environment(server: &str, own: &[(&str, String)], shared: &[(&str, &str)]) ->
         ("REALTIME_POD", server),
         ("REALTIME_ADMIN_TOKEN", "t"),
         ("REALTIME_STREAM_NAME", "s"),
+        ("REALTIME_ADMISSION", "none"),
         ("REALTIME_LOG", "warn"),
         ("REALTIME_AWS_IDENTITY", "StaticKeys"),
         ("AWS_ACCESS_KEY_ID", "a"),
@@ -152,7 +153,11 @@ async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
             &shared,
         ),
     );
-    let own = [("REALTIME_ADMIN_ADDRESS", address(admins[1])), ("REALTIME_ALLOWED_NETWORKS", "127.0.0.0/8".to_owned())];
+    let own = [
+        ("REALTIME_ADMIN_ADDRESS", address(admins[1])),
+        ("REALTIME_ALLOWED_NETWORKS", "127.0.0.0/8".to_owned()),
+        ("REALTIME_LEASES", "memory".to_owned()),
+    ];
     let dispatcher = Server::start("dispatcher", &environment("dispatcher", &own, &shared));
 
     let url = format!("ws://{}/app/key?protocol=7", address(public));

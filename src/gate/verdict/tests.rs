@@ -1,0 +1,301 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::gate::{Dimensions, Drift, Journey, Outcome, Policy};
+
+const PODS: [(&str, &[Transport]); 2] =
+    [("eu-websocket-0", &[Transport::Websocket]), ("eu-sockjs-0", &[Transport::XhrStreaming, Transport::XhrPolling])];
+
+fn dimensions() -> Dimensions {
+    Dimensions {
+        transports: Transport::ALL.into(),
+        pods: PODS.map(|(pod, carries)| (pod.to_owned(), carries.iter().copied().collect())).into(),
+        processes: ["eu-websocket-0".to_owned(), "eu-sockjs-0".to_owned(), "eu-dispatcher-0".to_owned()].into(),
+        newcomers: BTreeSet::new(),
+        webhooks: true,
+        shards: ["s0".into(), "s1".into()].into(),
+        dispatchers: ["eu-dispatcher-0".to_owned()].into(),
+    }
+}
+
+fn evidence() -> Evidence {
+    let mut evidence = Evidence::new(Policy { open_after: 2, ..Policy::default() });
+    evidence.expect(dimensions());
+    for process in dimensions().processes {
+        evidence.drifted(&process, "p1", vec![]);
+    }
+    evidence
+}
+
+fn journey(transport: Transport, at: u64, outcome: Outcome) -> Journey {
+    let pod = if transport == Transport::Websocket { "eu-websocket-0" } else { "eu-sockjs-0" };
+    let shard = if at.is_multiple_of(2) { "s0" } else { "s1" };
+    Journey {
+        transport,
+        pod: pod.to_owned(),
+        shards: vec![shard.into()],
+        dispatcher: Some("eu-dispatcher-0".to_owned()),
+        started_ms: at * 10_000,
+        ended_ms: at * 10_000 + 500,
+        latency_ms: BTreeMap::from([(Hop::Delivery, at)]),
+        outcome,
+    }
+}
+
+fn rounds(evidence: &mut Evidence, from: u64, count: u64) {
+    for at in from..from + count {
+        for (n, transport) in (0..).zip(Transport::ALL) {
+            evidence.add(&journey(transport, at + n, Outcome::Pass));
+        }
+    }
+}
+
+fn silent() -> Outcome {
+    Outcome::Decisive(Failure {
+        hop: Hop::Record,
+        reason: Reason::RecordMissing,
+        detail: "subscribed on eu-sockjs-0, but no record reached stream s in 10 s".to_owned(),
+    })
+}
+
+fn lost() -> Outcome {
+    Outcome::Ambiguous(Failure {
+        hop: Hop::Delivery,
+        reason: Reason::WebhookMissing,
+        detail: "no webhook from eu-websocket-0 in 10 s".to_owned(),
+    })
+}
+
+fn off() -> Vec<Drift> {
+    let text = |text: &str| Some(text.to_owned());
+    vec![Drift::Variable { name: "REALTIME_WEBHOOKS".to_owned(), wanted: text("kinesis"), found: text("off") }]
+}
+
+#[test]
+fn it_opens_after_complete_rounds_and_not_before() {
+    let mut evidence = evidence();
+    assert_eq!((evidence.verdict().phase, evidence.verdict().reason), (Phase::Proving, Reason::Proving));
+    rounds(&mut evidence, 0, 1);
+    assert!(!evidence.verdict().ready);
+    rounds(&mut evidence, 1, 1);
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.phase, verdict.ready, verdict.reason), (Phase::Open, true, Reason::Proven));
+    assert!(verdict.transports.iter().all(|transport| transport.state == TransportState::Passing));
+}
+
+#[test]
+fn a_process_that_does_not_say_what_it_runs_keeps_the_gate_closed() {
+    let mut evidence = evidence();
+    evidence.silent("eu-dispatcher-0");
+    rounds(&mut evidence, 0, 3);
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.ready, verdict.reason), (false, Reason::EdgeUnreachable));
+    assert!(verdict.message.starts_with("eu-dispatcher-0: its admin listener does not answer"), "{}", verdict.message);
+    evidence.drifted("eu-dispatcher-0", "p1", vec![]);
+    rounds(&mut evidence, 3, 2);
+    assert!(evidence.verdict().ready);
+    evidence.silent("eu-dispatcher-0");
+    evidence.drifted("eu-dispatcher-0", "p1", vec![]);
+    assert!(!evidence.verdict().ready, "it must be proven anew");
+}
+
+#[test]
+fn a_process_that_is_on_its_way_up_is_waited_for() {
+    let mut evidence = evidence();
+    let mut dimensions = dimensions();
+    dimensions.newcomers = dimensions.processes.clone();
+    evidence.expect(dimensions);
+    evidence.silent("eu-dispatcher-0");
+    rounds(&mut evidence, 0, 3);
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.phase, verdict.reason), (Phase::Proving, Reason::Proving));
+    assert!(verdict.message.contains("eu-dispatcher-0 has not answered yet"), "{}", verdict.message);
+}
+
+#[test]
+fn passes_that_began_before_a_failure_do_not_wipe_it_out() {
+    let mut evidence = evidence();
+    let mut late = journey(Transport::Websocket, 9, silent());
+    late.ended_ms = 95_000;
+    evidence.add(&late);
+    rounds(&mut evidence, 0, 6);
+    let verdict = evidence.verdict();
+    assert!(!verdict.ready && verdict.transports[0].state == TransportState::Failing, "{verdict:?}");
+    rounds(&mut evidence, 10, 2);
+    assert!(evidence.verdict().ready);
+}
+
+#[test]
+fn a_round_without_one_of_the_shards_is_not_complete() {
+    let mut evidence = evidence();
+    for _ in 0..20 {
+        for transport in Transport::ALL {
+            evidence.add(&journey(transport, 0, Outcome::Pass));
+        }
+    }
+    assert!(!evidence.verdict().ready, "s1 was never passed");
+}
+
+#[test]
+fn webhooks_off_on_the_fallbacks_is_told_with_hop_and_variable() {
+    let mut evidence = evidence();
+    evidence.drifted("eu-sockjs-0", "p1", off());
+    evidence.add(&journey(Transport::Websocket, 0, Outcome::Pass));
+    evidence.add(&journey(Transport::XhrStreaming, 0, silent()));
+    assert_eq!(evidence.verdict().phase, Phase::Proving, "polling has not been tried");
+    evidence.add(&journey(Transport::XhrPolling, 0, silent()));
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.phase, verdict.reason), (Phase::Refused, Reason::ConfigurationDrift));
+    assert_eq!(
+        verdict.message,
+        "sockjs/xhr_streaming, sockjs/xhr_polling: subscribed on eu-sockjs-0, but no record reached stream s in \
+         10 s (websocket: Passing); REALTIME_WEBHOOKS differs: want kinesis, pod runs off"
+    );
+    let states: Vec<_> = verdict.transports.iter().map(|t| (t.state, t.hop)).collect();
+    let failing = (TransportState::Failing, Some(Hop::Record));
+    assert_eq!(states, [(TransportState::Passing, None), failing, failing]);
+}
+
+#[test]
+fn without_a_difference_no_variable_is_blamed() {
+    let mut evidence = evidence();
+    evidence.add(&journey(Transport::Websocket, 0, Outcome::Pass));
+    evidence.add(&journey(Transport::XhrStreaming, 0, silent()));
+    evidence.add(&journey(Transport::XhrPolling, 0, Outcome::Pass));
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.phase, verdict.reason), (Phase::Refused, Reason::RecordMissing));
+    assert!(!verdict.message.contains("REALTIME_"), "{}", verdict.message);
+}
+
+#[test]
+fn a_difference_refuses_although_every_journey_passes() {
+    let mut evidence = evidence();
+    evidence.drifted("eu-dispatcher-0", "p1", vec![Drift::App("1001".into())]);
+    rounds(&mut evidence, 0, 5);
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.phase, verdict.ready, verdict.reason), (Phase::Refused, false, Reason::AppsInconsistent));
+    assert!(verdict.message.starts_with("eu-dispatcher-0: app 1001 differs"), "{}", verdict.message);
+    evidence.drifted("eu-dispatcher-0", "p1", vec![]);
+    assert!(!evidence.verdict().ready, "what passed meanwhile proves nothing");
+    rounds(&mut evidence, 5, 2);
+    assert!(evidence.verdict().ready);
+}
+
+#[test]
+fn a_dispatchers_difference_explains_what_breaks_past_the_stream() {
+    let mut evidence = evidence();
+    let mut changed = off();
+    if let Some(Drift::Variable { name, .. }) = changed.first_mut() {
+        *name = "REALTIME_STREAM_NAME".to_owned();
+    }
+    evidence.drifted("eu-dispatcher-0", "p1", changed);
+    let stuck = Failure { hop: Hop::Dispatch, reason: Reason::DispatcherStuck, detail: "no one reads".to_owned() };
+    for transport in Transport::ALL {
+        evidence.add(&journey(transport, 0, Outcome::Decisive(stuck.clone())));
+    }
+    let verdict = evidence.verdict();
+    assert_eq!(verdict.reason, Reason::ConfigurationDrift);
+    assert!(verdict.message.contains("on eu-dispatcher-0, REALTIME_STREAM_NAME differs"), "{}", verdict.message);
+}
+
+#[test]
+fn an_empty_dimension_is_a_failure() {
+    for (name, change, says) in [
+        ("no pod", Box::new(|d: &mut Dimensions| d.pods.clear()) as Box<dyn Fn(&mut Dimensions)>, "no pod serves it"),
+        ("no shard", Box::new(|d: &mut Dimensions| d.shards.clear()), "no open shard"),
+        ("no dispatcher", Box::new(|d: &mut Dimensions| d.dispatchers.clear()), "no process holds a shard"),
+    ] {
+        let mut evidence = evidence();
+        rounds(&mut evidence, 0, 2);
+        assert!(evidence.verdict().ready, "{name}");
+        let mut dimensions = dimensions();
+        change(&mut dimensions);
+        evidence.expect(dimensions);
+        let verdict = evidence.verdict();
+        assert_eq!((verdict.phase, verdict.reason), (Phase::Closed, Reason::NoPods), "{name}");
+        assert!(verdict.message.contains(says), "{name}: {}", verdict.message);
+    }
+}
+
+#[test]
+fn without_webhooks_shards_and_dispatchers_prove_nothing() {
+    let mut evidence = evidence();
+    evidence.expect(Dimensions {
+        webhooks: false,
+        shards: BTreeSet::new(),
+        dispatchers: BTreeSet::new(),
+        ..dimensions()
+    });
+    rounds(&mut evidence, 0, 2);
+    assert_eq!(evidence.verdict().reason, Reason::ReadyWithoutWebhooks);
+}
+
+#[test]
+fn one_loss_does_not_close_and_asks_for_confirmation() {
+    let mut evidence = evidence();
+    rounds(&mut evidence, 0, 2);
+    evidence.add(&journey(Transport::Websocket, 3, lost()));
+    assert!(evidence.verdict().ready);
+    assert_eq!(evidence.suspects(), [(Transport::Websocket, "eu-websocket-0".to_owned())]);
+    evidence.add(&journey(Transport::Websocket, 4, lost()));
+    evidence.add(&journey(Transport::Websocket, 5, lost()));
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.phase, verdict.reason), (Phase::Closed, Reason::WebhookMissing));
+    rounds(&mut evidence, 6, 1);
+    assert!(!evidence.verdict().ready, "one round does not open again");
+    rounds(&mut evidence, 7, 1);
+    assert!(evidence.verdict().ready);
+}
+
+#[test]
+fn a_steady_rate_of_losses_closes() {
+    let mut evidence = evidence();
+    rounds(&mut evidence, 0, 2);
+    for at in 0..200 {
+        let outcome = if at % 10 == 0 { lost() } else { Outcome::Pass };
+        evidence.add(&journey(Transport::Websocket, at, outcome));
+    }
+    let verdict = evidence.verdict();
+    assert!(!verdict.ready && verdict.message.contains("more than 5 %"), "{verdict:?}");
+}
+
+#[test]
+fn evidence_of_a_pod_that_is_gone_goes_with_it() {
+    let mut evidence = evidence();
+    evidence.add(&journey(Transport::Websocket, 0, silent()));
+    let mut dimensions = dimensions();
+    if let Some(carries) = dimensions.pods.remove("eu-websocket-0") {
+        dimensions.pods.insert("eu-websocket-1".to_owned(), carries);
+    }
+    evidence.expect(dimensions);
+    assert_eq!(evidence.verdict().phase, Phase::Proving);
+}
+
+proptest! {
+    /// Whatever happens: ready means that every transport's latest journey passed or is one unconfirmed loss, that
+    /// enough journeys passed, and that no difference is known.
+    #[test]
+    fn ready_is_never_said_without_proof(steps in prop::collection::vec((0_usize..3, 0_u8..10), 0..120)) {
+        let mut evidence = evidence();
+        let mut passes = 0;
+        for (at, (transport, dice)) in (0..).zip(steps) {
+            let outcome = match dice {
+                0 => silent(),
+                1 => lost(),
+                2 => Outcome::Void,
+                _ => Outcome::Pass,
+            };
+            passes += usize::from(outcome == Outcome::Pass);
+            let decisive = matches!(outcome, Outcome::Decisive(_));
+            evidence.add(&journey(Transport::ALL[transport], at, outcome));
+            let verdict = evidence.verdict();
+            prop_assert!(!(verdict.ready && decisive));
+            prop_assert!(!verdict.ready || passes >= 6, "two rounds of three transports");
+            prop_assert_eq!(verdict.ready, verdict.phase == Phase::Open);
+            let failing = verdict.transports.iter().any(|t| t.state != TransportState::Passing);
+            prop_assert!(!(verdict.ready && failing));
+        }
+    }
+}
