@@ -50,6 +50,8 @@ pub struct Dimensions {
     pub transports: BTreeSet<Transport>,
     /// Pods that there are, with the transports that they carry.
     pub pods: BTreeMap<String, BTreeSet<Transport>>,
+    /// Ways that clients take to the pods, with the transports that go there.
+    pub paths: BTreeMap<String, BTreeSet<Transport>>,
     /// Every process that must say what it runs: edges and dispatchers.
     pub processes: BTreeSet<String>,
     /// Those among them that nobody has let in yet. While the gate is open they may take their time to answer; what is
@@ -61,6 +63,13 @@ pub struct Dimensions {
     pub shards: BTreeSet<ShardId>,
     /// Processes that hold an open shard.
     pub dispatchers: BTreeSet<String>,
+}
+
+impl Dimensions {
+    /// The transports that a pod or a path carries; `None` for one that is not there.
+    fn carries(&self, entrance: &str) -> Option<&BTreeSet<Transport>> {
+        self.pods.get(entrance).or_else(|| self.paths.get(entrance))
+    }
 }
 
 /// How one process stands by itself, apart from the cluster.
@@ -79,7 +88,8 @@ pub struct Standing {
 #[derive(Clone, Debug, Default)]
 struct Coverage {
     transports: BTreeSet<Transport>,
-    pods: BTreeSet<String>,
+    /// Pods, and paths to them.
+    entrances: BTreeSet<String>,
     shards: BTreeSet<ShardId>,
     dispatchers: BTreeSet<String>,
 }
@@ -149,7 +159,9 @@ impl Evidence {
     }
 
     fn replace(&mut self, dimensions: Dimensions) {
-        self.series.retain(|(transport, pod), _| dimensions.pods.get(pod).is_some_and(|t| t.contains(transport)));
+        self.series.retain(|(transport, entrance), _| {
+            dimensions.carries(entrance).is_some_and(|carries| carries.contains(transport))
+        });
         self.drifts.retain(|pod, _| dimensions.processes.contains(pod));
         self.answered.retain(|pod, _| dimensions.processes.contains(pod));
         self.delivered.retain(|pod| dimensions.processes.contains(pod));
@@ -209,12 +221,12 @@ impl Evidence {
         self.dimensions.newcomers.contains(process)
     }
 
-    /// Takes a finished journey. One through a pod that is gone says nothing.
+    /// Takes a finished journey. One through what is gone says nothing.
     pub fn add(&mut self, journey: &Journey) {
-        if !self.dimensions.pods.contains_key(&journey.pod) {
+        if self.dimensions.carries(&journey.entrance).is_none() {
             return;
         }
-        let key = (journey.transport, journey.pod.clone());
+        let key = (journey.transport, journey.entrance.clone());
         self.series.entry(key).or_default().add(journey);
         match &journey.outcome {
             Outcome::Void => return,
@@ -226,7 +238,7 @@ impl Evidence {
             Outcome::Decisive(failure) | Outcome::Ambiguous(failure) => {
                 self.forget_rounds();
                 self.failed_ms = self.failed_ms.max(journey.ended_ms);
-                self.latest_failure = Some((journey.transport, journey.pod.clone(), failure.clone()));
+                self.latest_failure = Some((journey.transport, journey.entrance.clone(), failure.clone()));
             }
         }
         if self.recent.len() == RATE_WINDOW {
@@ -277,12 +289,12 @@ impl Evidence {
     fn cover(&mut self, journey: &Journey) {
         let covered = &mut self.coverage;
         covered.transports.insert(journey.transport);
-        covered.pods.insert(journey.pod.clone());
+        covered.entrances.insert(journey.entrance.clone());
         covered.shards.extend(journey.shards.iter().cloned());
         covered.dispatchers.extend(journey.dispatcher.clone());
         let wanted = &self.dimensions;
         let edges = wanted.transports.is_subset(&covered.transports)
-            && wanted.pods.keys().all(|pod| covered.pods.contains(pod));
+            && wanted.pods.keys().chain(wanted.paths.keys()).all(|entrance| covered.entrances.contains(entrance));
         let pipeline = !wanted.webhooks
             || (wanted.shards.is_subset(&covered.shards) && wanted.dispatchers.is_subset(&covered.dispatchers));
         if edges && pipeline && self.empty().is_none() {

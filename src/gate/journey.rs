@@ -35,8 +35,8 @@ pub struct Failure {
 pub struct Journey {
     /// By which transport.
     pub transport: Transport,
-    /// Through which pod.
-    pub pod: String,
+    /// Into which pod, or through which path.
+    pub entrance: String,
     /// Through which shards.
     pub shards: Vec<ShardId>,
     /// Through which dispatcher; `None` when it is not known or there is none.

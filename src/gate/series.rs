@@ -101,7 +101,7 @@ mod tests {
         for (n, outcome) in (0..).zip(outcomes) {
             series.add(&Journey {
                 transport: Transport::Websocket,
-                pod: "p".into(),
+                entrance: "p".into(),
                 shards: vec![],
                 dispatcher: None,
                 started_ms: n * every * 1000,

@@ -2,11 +2,11 @@
 //!
 //! Journeys never run within a turn: a turn tells the prober what there is to prove, reads what it found, and acts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
@@ -22,6 +22,7 @@ use super::admission::{self, Step};
 use super::context::{Context, Shared, Stop, key, reference};
 use super::decide::{self, Inputs, OWNS, is_open, was_proven};
 use super::dereference::{self, Read};
+use super::paths::paths;
 use super::pods::ServerPod;
 use super::status::{self, Part};
 use crate::api::cluster::{RealtimeClusterStatus, WebhooksMode};
@@ -170,6 +171,7 @@ fn same(one: &Plan, other: &Plan) -> bool {
         && one.transports == other.transports
         && one.webhooks == other.webhooks
         && one.edges == other.edges
+        && one.paths == other.paths
         && one.dispatchers == other.dispatchers
         && one.app_digests == other.app_digests
         && one.former_app_digests == other.former_app_digests
@@ -273,9 +275,12 @@ async fn look(
     let listed = listed.map_err(|error| Stop::call("listing pods", &error))?;
     let read = |pod| ServerPod::read(pod, &built.valid, &built.desired);
     let pods: Vec<ServerPod> = listed.items.iter().filter_map(read).collect();
+    let services: Api<Service> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
+    let services = services.list(&ListParams::default().labels(&pod_labels(&cluster.name_any()))).await;
+    let services = services.map_err(|error| Stop::call("listing Services", &error))?.items;
     let fingerprint = fingerprint(known, built);
     let proven = is_open(known, &fingerprint, Timestamp::now());
-    let plan = plan(cluster, built, &pods, fingerprint.clone(), proven).await?;
+    let plan = plan(cluster, built, (&pods, &services), fingerprint.clone(), proven).await?;
     let mut findings = probers.tell(context, cluster, plan)?;
     let passed = was_proven(known, &fingerprint);
     let now = Timestamp::now().as_second();
@@ -325,7 +330,7 @@ fn fingerprint(known: &RealtimeClusterStatus, built: &Built) -> String {
 async fn plan(
     cluster: &RealtimeCluster,
     built: &Built,
-    pods: &[ServerPod],
+    (pods, services): (&[ServerPod], &[Service]),
     fingerprint: String,
     proven: bool,
 ) -> Result<Plan, Stop> {
@@ -344,10 +349,12 @@ async fn plan(
     };
     let gate = &valid.spec.gate;
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    let transports: BTreeSet<Transport> = Transport::ALL.into_iter().filter(served).collect();
     Ok(Plan {
         fingerprint,
         proven,
-        transports: Transport::ALL.into_iter().filter(served).collect(),
+        paths: paths(&valid.name, services, pods, &transports),
+        transports,
         webhooks,
         edges: edges.filter_map(|pod| pod.edge(valid, desired, &read.secrets)).collect(),
         dispatchers: dispatchers.filter_map(|pod| pod.dispatcher(valid, desired, &read.secrets)).collect(),

@@ -17,6 +17,7 @@ mod context;
 mod decide;
 mod dereference;
 mod gate;
+mod paths;
 mod pods;
 mod receiver;
 mod run;

@@ -31,6 +31,7 @@ const INJECTED: [&str; 7] = [
 
 /// A pod of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, in any combination")]
 pub struct ServerPod {
     /// Its name.
     pub name: String,
@@ -50,6 +51,8 @@ pub struct ServerPod {
     pub admitted: Option<String>,
     /// Whether its readiness gate is open.
     pub gate_open: bool,
+    /// Whether Services send clients to it.
+    pub serving: bool,
     /// The line with which it refused to start.
     pub refusal: Option<String>,
     /// Variables that EKS put in.
@@ -79,7 +82,10 @@ impl ServerPod {
         let status = pod.status.as_ref()?;
         let state = status.container_statuses.iter().flatten().find(|status| status.name == server.name());
         let running = state.and_then(|status| status.state.as_ref()).is_some_and(|state| state.running.is_some());
-        let conditions = status.conditions.iter().flatten();
+        let holds = |kind: &str| {
+            let mut conditions = status.conditions.iter().flatten();
+            conditions.any(|condition| condition.type_ == kind && condition.status == "True")
+        };
         let refusal = state.and_then(|status| {
             let (now, before) = (status.state.as_ref(), status.last_state.as_ref());
             let ended = [now, before].into_iter().flatten().find_map(|state| state.terminated.as_ref())?;
@@ -95,7 +101,8 @@ impl ServerPod {
             current: same(TEMPLATE) && same(crate::desired::build::SECRETS),
             tampered: template.is_none_or(|template| template_digest(&container) != *template),
             admitted: pod.annotations().get(admission::ANNOTATION).cloned(),
-            gate_open: conditions.clone().any(|c| c.type_ == READINESS_GATE && c.status == "True"),
+            gate_open: holds(READINESS_GATE),
+            serving: holds("Ready"),
             refusal,
             injected,
         })
@@ -191,6 +198,7 @@ impl ServerPod {
             tampered,
             admitted: admitted.map(str::to_owned),
             gate_open: admitted.is_some(),
+            serving: admitted.is_some(),
             refusal: None,
             injected: BTreeMap::new(),
         }

@@ -6,7 +6,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::observe::Observer;
-use super::{EdgePod, Plan};
+use super::{Entrance, Plan};
 use crate::api::Reason;
 use crate::gate::Hop;
 use crate::kinesis::{Class, Client, KinesisError, Position};
@@ -36,8 +36,8 @@ pub(super) struct ReadBack {
 
 /// What did not come.
 pub(super) struct Missing<'a> {
-    /// The pod that the event went through.
-    pub pod: &'a EdgePod,
+    /// What the event went into.
+    pub entrance: &'a Entrance,
     /// The event's name in webhooks.
     pub event: &'a str,
     /// Its channel.
@@ -102,15 +102,19 @@ impl ReadBack {
 /// Names the first broken hop.
 pub(super) async fn diagnose(plan: &Plan, observer: &Observer, read_back: &ReadBack, missing: &Missing<'_>) -> Broken {
     let Some(client) = &plan.stream else {
-        let detail = format!("no {} webhook of {}, and no stream to read back", missing.event, missing.pod.pod);
+        let detail = format!("no {} webhook of {}, and no stream to read back", missing.event, missing.entrance.name);
         return Broken::ambiguous(Hop::Record, Reason::RecordMissing, detail);
     };
-    let (pod, stream) = (&missing.pod.pod, client.stream());
+    let (pod, stream) = (&missing.entrance.name, client.stream());
     let seconds = missing.waited.as_secs();
     match read_back.find(client, missing).await {
         Ok(Some(sequence)) => past_the_stream(plan, observer, missing, (stream, &sequence)).await,
         Ok(None) => {
-            let recorder = observer.flow(&plan.admin_token, missing.pod.admin).await.and_then(|flow| flow.recorder);
+            let flow = match missing.entrance.admin {
+                Some(admin) => observer.flow(&plan.admin_token, admin).await,
+                None => None,
+            };
+            let recorder = flow.and_then(|flow| flow.recorder);
             let writes = recorder.filter(|recorder| recorder.state == RecorderState::Kinesis);
             if let Some(error) = writes.and_then(|recorder| recorder.last_error) {
                 let detail = format!("subscribed on {pod}, but its records are refused: {error}");
@@ -137,7 +141,7 @@ async fn past_the_stream(
     missing: &Missing<'_>,
     (stream, sequence): (&StreamName, &str),
 ) -> Broken {
-    let (pod, shard, seconds) = (&missing.pod.pod, missing.shard, missing.waited.as_secs());
+    let (pod, shard, seconds) = (&missing.entrance.name, missing.shard, missing.waited.as_secs());
     let observation = observer.look(plan).await;
     let stuck = |detail| Broken::ambiguous(Hop::Dispatch, Reason::DispatcherStuck, detail);
     let Some((holder, flow)) = observation.holder(shard) else {

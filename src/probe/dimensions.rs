@@ -26,7 +26,9 @@ pub(super) fn dimensions(plan: &Plan, shards: &[Shard], observation: &Observatio
     let shards: BTreeSet<ShardId> = shards.iter().map(|shard| shard.id.clone()).collect();
     let holders = observation.dispatchers.iter();
     let holders = holders.filter(|(_, flow)| flow.shards.keys().any(|shard| shards.contains(shard)));
+    let paths = plan.paths.iter().map(|path| (path.name.clone(), path.transports.iter().copied().collect()));
     Dimensions {
+        paths: paths.collect(),
         transports: plan.transports.clone(),
         pods: pods.collect(),
         processes: processes(plan).map(str::to_owned).collect(),

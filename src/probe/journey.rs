@@ -11,7 +11,7 @@ use super::diagnose::{Missing, ReadBack, diagnose};
 use super::nonce::Channels;
 use super::observe::Observer;
 use super::receiver::{Arrived, Claim, Receiver};
-use super::{EdgePod, Plan};
+use super::{EdgePod, Entrance, Plan};
 use crate::api::Reason;
 use crate::gate::{Failure, Hop, Journey, Outcome};
 use crate::kinesis::Shard;
@@ -27,6 +27,9 @@ const PUBLISHED: &str = "probe-published";
 /// Longest that another session may take to connect, so that a dead neighbour costs little.
 const COMPANION: Duration = Duration::from_secs(3);
 
+/// Sessions that a journey through a path opens besides its own: each may meet another pod.
+const FRESH: usize = 9;
+
 /// What journeys share.
 #[derive(Clone)]
 pub(super) struct Context {
@@ -40,7 +43,7 @@ pub(super) struct Context {
 /// Which way one journey goes.
 pub(super) struct Route {
     pub transport: Transport,
-    pub edge: EdgePod,
+    pub entrance: Entrance,
     /// Where a second session may be, best first.
     pub companions: Vec<(Transport, EdgePod)>,
     pub channels: Channels,
@@ -110,10 +113,14 @@ pub(super) async fn travel(context: Arc<Context>, route: Route, tell: Tell) -> R
 }
 
 async fn hops(context: &Context, route: &Route, claim: &mut Claim, log: &mut Log) -> Result<Client, Broken> {
-    let (plan, edge, channels) = (&context.plan, &route.edge, &route.channels);
+    let (plan, entrance, channels) = (&context.plan, &route.entrance, &route.channels);
     let deadline = Instant::now() + plan.policy.timeout;
-    let address = (edge.pod.as_str(), edge.public);
+    let address = (entrance.name.as_str(), entrance.public);
     let mut client = Client::connect(address, route.transport, &plan.app, |hop| log.passed(hop)).await?;
+
+    if entrance.admin.is_none() {
+        fresh_sessions(context, route).await?;
+    }
 
     let user = format!("member-{}", channels.nonce);
     client.subscribe(&plan.app, &channels.private, None, deadline).await?;
@@ -135,22 +142,34 @@ async fn hops(context: &Context, route: &Route, claim: &mut Claim, log: &mut Log
     Ok(client)
 }
 
+/// Several sessions over connections of their own, all of which must come up.
+async fn fresh_sessions(context: &Context, route: &Route) -> Result<(), Broken> {
+    let address = (route.entrance.name.as_str(), route.entrance.public);
+    let open = || Client::connect(address, route.transport, &context.plan.app, |_| {});
+    futures::future::try_join_all((0..FRESH).map(|_| open())).await.map(drop)
+}
+
 /// A second session that is subscribed where the first is, and sees it there. `None` when there is no other pod, or
 /// none that can be reached: their own journeys tell of those.
 async fn companion(context: &Context, route: &Route, user: &str) -> Result<Option<(String, Client)>, Broken> {
     let (app, channels) = (&context.plan.app, &route.channels);
     for (transport, pod) in route.companions.iter().take(2) {
         let deadline = Instant::now() + COMPANION;
+        let connect = Client::connect((&pod.pod, pod.public), *transport, app, |_| {});
+        let Ok(Ok(mut client)) = timeout_at(deadline, connect).await else { continue };
         let joined = async {
-            let mut client = Client::connect((&pod.pod, pod.public), *transport, app, |_| {}).await?;
             client.subscribe(app, &channels.private, None, deadline).await?;
             let name = format!("witness-{}", channels.nonce);
-            let users = client.subscribe(app, &channels.presence, Some(&name), deadline).await?;
-            Ok::<_, Broken>((client, users))
+            client.subscribe(app, &channels.presence, Some(&name), deadline).await
         };
-        let Ok(Ok((client, users))) = timeout_at(deadline, joined).await else { continue };
+        let users = joined.await.map_err(|broken| Broken {
+            hop: Hop::FanOut,
+            reason: Reason::FanoutBroken,
+            detail: format!("a second session on {} could not subscribe: {}", pod.pod, broken.detail),
+            ..broken
+        })?;
         if !users.iter().any(|found| found == user) {
-            let detail = format!("{} does not see the member that joined on {}", pod.pod, route.edge.pod);
+            let detail = format!("{} does not see the member that joined on {}", pod.pod, route.entrance.name);
             return Err(Broken::decisive(Hop::FanOut, Reason::FanoutBroken, detail));
         }
         return Ok(Some((pod.pod.clone(), client)));
@@ -167,11 +186,11 @@ async fn fan_out(
     data: &str,
     deadline: Instant,
 ) -> Result<(), Broken> {
-    let (edge, channels) = (&route.edge, &route.channels);
+    let (entrance, channels) = (&route.entrance, &route.channels);
     let broken = |broken: Broken, what: &str| Broken {
         hop: Hop::FanOut,
         reason: Reason::FanoutBroken,
-        detail: format!("{pod} did not get the {what} of {}: {}", edge.pod, broken.detail),
+        detail: format!("{pod} did not get the {what} of {}: {}", entrance.name, broken.detail),
         ..broken
     };
     let hop = (Hop::FanOut, Reason::FanoutBroken);
@@ -198,7 +217,7 @@ async fn fan_out(
     let name = format!("witness-{}", channels.nonce);
     let seen = client.wait(deadline, hop, |message| told_of(message, &name)).await;
     seen.map_err(|error| Broken {
-        detail: format!("{} was not told of the member on {pod}: {}", edge.pod, error.detail),
+        detail: format!("{} was not told of the member on {pod}: {}", entrance.name, error.detail),
         ..error
     })?;
     for channel in [&channels.presence, &channels.private] {
@@ -210,7 +229,7 @@ async fn fan_out(
     left.map_err(|error| Broken {
         hop: Hop::FanOut,
         reason: Reason::FanoutBroken,
-        detail: format!("{} was not told that the member on {pod} left: {}", edge.pod, error.detail),
+        detail: format!("{} was not told that the member on {pod} left: {}", entrance.name, error.detail),
         ..error
     })?;
     Ok(())
@@ -224,7 +243,7 @@ async fn publish(context: &Context, route: &Route) -> Result<(), Broken> {
     let now = clock::now_ms() / 1000;
     let query = rest::signed_query(app.key.as_str(), &app.secret, ("POST", &path), body.as_bytes(), now);
     let pairs: Vec<String> = query.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let url = format!("http://{}{path}?{}", route.edge.public, pairs.join("&"));
+    let url = format!("http://{}{path}?{}", route.entrance.public, pairs.join("&"));
     let request = context.http.post(url).header("content-type", "application/json").body(body);
     let rejected = |detail| Broken::ambiguous(Hop::Publish, Reason::PublishRejected, detail);
     let answer = request.send().await.map_err(|error| rejected(error.without_url().to_string()))?;
@@ -233,7 +252,7 @@ async fn publish(context: &Context, route: &Route) -> Result<(), Broken> {
         return Ok(());
     }
     let text = answer.text().await.unwrap_or_default();
-    let detail = format!("the HTTP API of {} answered {status}: {}", route.edge.pod, text.trim());
+    let detail = format!("the HTTP API of {} answered {status}: {}", route.entrance.name, text.trim());
     Err(Broken::decisive(Hop::Publish, Reason::PublishRejected, detail))
 }
 
@@ -246,7 +265,7 @@ async fn delivery(
     log: &mut Log,
     deadline: Instant,
 ) -> Result<(), Broken> {
-    let (edge, channels) = (&route.edge, &route.channels);
+    let (entrance, channels) = (&route.entrance, &route.channels);
     let user_id = format!("member-{}", channels.nonce);
     let mut due = vec![
         (EventKind::ChannelOccupied, &channels.private),
@@ -266,14 +285,14 @@ async fn delivery(
         let Ok(Some(arrived)) = timeout_at(deadline, claim.events.recv()).await else {
             let (event, channel) = (due[0].0.name(), due[0].1);
             let Some(shard) = Channels::shard_of(&context.plan.app.id, channel, &route.shards) else {
-                let detail = format!("no {event} webhook of {}, and no open shard holds {channel}", edge.pod);
+                let detail = format!("no {event} webhook of {}, and no open shard holds {channel}", entrance.name);
                 return Err(Broken::ambiguous(Hop::Record, Reason::RecordMissing, detail));
             };
             let (since_ms, waited) = (log.started_ms, context.plan.policy.timeout);
-            let missing = Missing { pod: edge, event, channel, shard, since_ms, waited };
+            let missing = Missing { entrance, event, channel, shard, since_ms, waited };
             return Err(diagnose(&context.plan, &context.observer, &context.read_back, &missing).await);
         };
-        authentic(edge, &arrived)?;
+        authentic(entrance, &arrived)?;
         let event = &arrived.event;
         if let Some(at) = due.iter().position(|(kind, channel)| *kind == event.kind && **channel == event.channel) {
             due.swap_remove(at);
@@ -281,7 +300,7 @@ async fn delivery(
         }
         let kind = event.kind.name();
         if due.iter().any(|(due, channel)| due.name() == kind && **channel == event.channel) && kind == "client_event" {
-            let detail = format!("the {kind} webhook of {} says something else than was sent", edge.pod);
+            let detail = format!("the {kind} webhook of {} says something else than was sent", entrance.name);
             return Err(Broken::decisive(Hop::Authenticity, Reason::PayloadWrong, detail));
         }
     }
@@ -289,9 +308,10 @@ async fn delivery(
     Ok(())
 }
 
-fn authentic(edge: &EdgePod, arrived: &Arrived) -> Result<(), Broken> {
+fn authentic(entrance: &Entrance, arrived: &Arrived) -> Result<(), Broken> {
     arrived.authentic.clone().map_err(|error| {
-        let detail = format!("the {} webhook of {} is not authentic: {error}", arrived.event.kind.name(), edge.pod);
+        let detail =
+            format!("the {} webhook of {} is not authentic: {error}", arrived.event.kind.name(), entrance.name);
         Broken::decisive(Hop::Authenticity, Reason::SignatureInvalid, detail)
     })
 }
@@ -325,11 +345,11 @@ impl Underway {
         let deadline = Instant::now() + self.context.plan.policy.timeout;
         while !wanted.is_empty() {
             let Ok(Some(arrived)) = timeout_at(deadline, self.claim.events.recv()).await else {
-                let (pod, seconds) = (&self.route.edge.pod, self.context.plan.policy.timeout.as_secs());
+                let (pod, seconds) = (&self.route.entrance.name, self.context.plan.policy.timeout.as_secs());
                 let detail = format!("left {pod}, but no {} webhook arrived in {seconds} s", wanted[0].0.name());
                 return Err(Broken::ambiguous(Hop::Farewell, Reason::VacatedMissing, detail));
             };
-            authentic(&self.route.edge, &arrived)?;
+            authentic(&self.route.entrance, &arrived)?;
             wanted.retain(|(kind, channel)| *kind != arrived.event.kind || **channel != arrived.event.channel);
         }
         self.log.passed(Hop::Farewell);
@@ -355,12 +375,14 @@ fn finish(route: &Route, dispatcher: Option<String>, mut log: Log, broken: Optio
         Some(broken) => {
             (log.tell)(broken.hop, Err(broken.detail.clone()));
             let failure = Failure { hop: broken.hop, reason: broken.reason, detail: broken.detail };
-            if broken.decisive { Outcome::Decisive(failure) } else { Outcome::Ambiguous(failure) }
+            // A path leads elsewhere when a pod goes, which breaks a session once: that alone is no fault of the path.
+            let moved = failure.reason == Reason::AffinityBroken && route.entrance.admin.is_none();
+            if broken.decisive && !moved { Outcome::Decisive(failure) } else { Outcome::Ambiguous(failure) }
         }
     };
     Journey {
         transport: route.transport,
-        pod: route.edge.pod.clone(),
+        entrance: route.entrance.name.clone(),
         shards: route.shards_of(),
         dispatcher,
         started_ms: log.started_ms,

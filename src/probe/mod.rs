@@ -14,6 +14,7 @@ mod fallback;
 mod journey;
 mod nonce;
 mod observe;
+mod paths;
 mod prober;
 mod receiver;
 mod websocket;
@@ -43,6 +44,42 @@ pub struct EdgePod {
     pub wanted: BTreeMap<String, String>,
     /// Whether it was let in.
     pub admitted: bool,
+}
+
+/// A way to the pods that clients take: a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Its name, as messages tell it.
+    pub name: String,
+    /// Where clients reach it.
+    pub public: SocketAddr,
+    /// What the pods behind it carry.
+    pub transports: Vec<Transport>,
+    /// Whether a pod that was let in stands behind it. Until then nothing can be expected of it.
+    pub serving: bool,
+}
+
+/// What a journey goes into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entrance {
+    /// Its name, as messages tell it.
+    pub name: String,
+    /// Where clients reach it.
+    pub public: SocketAddr,
+    /// The admin listener of the one pod that it is; `None` for a path, behind which there may be any.
+    pub admin: Option<SocketAddr>,
+}
+
+impl From<&EdgePod> for Entrance {
+    fn from(edge: &EdgePod) -> Self {
+        Self { name: edge.pod.clone(), public: edge.public, admin: Some(edge.admin) }
+    }
+}
+
+impl From<&Path> for Entrance {
+    fn from(path: &Path) -> Self {
+        Self { name: path.name.clone(), public: path.public, admin: None }
+    }
 }
 
 /// A dispatcher pod.
@@ -84,6 +121,8 @@ pub struct Plan {
     pub webhooks: bool,
     /// Every edge pod.
     pub edges: Vec<EdgePod>,
+    /// Every way that clients take to them.
+    pub paths: Vec<Path>,
     /// Every dispatcher pod.
     pub dispatchers: Vec<DispatcherPod>,
     /// As whom.

@@ -14,8 +14,9 @@ use super::dimensions::{dimensions, processes};
 use super::journey::{Context, Route, Tell, travel};
 use super::nonce::{Channels, choose};
 use super::observe::{Observation, Observer};
+use super::paths::Paths;
 use super::receiver::Receiver;
-use super::{EdgePod, Plan};
+use super::{EdgePod, Entrance, Plan};
 use crate::gate::{Evidence, Hop, Journey, Phase, Standing, Verdict};
 use crate::kinesis::Shard;
 use crate::protocol::{ShardId, Transport};
@@ -45,7 +46,7 @@ const WARM: Duration = Duration::from_secs(15);
 /// How long no dispatcher may hold a shard in a proven cluster: a dead holder is noticed after 8 s.
 const HAND_OVER: Duration = Duration::from_secs(20);
 
-/// Looks in a row that a process may leave without an answer: one may be lost on its way.
+/// Looks in a row without an answer that say that a process does not answer: one may be lost on its way.
 const MISSES: usize = 3;
 
 /// Results that wait to be judged.
@@ -133,9 +134,11 @@ pub fn start(plan: Plan, receiver: Receiver, shutdown: CancellationToken) -> Res
         tried: BTreeSet::new(),
         confirmed: BTreeMap::new(),
         misses: BTreeMap::new(),
+        paths: Paths::default(),
         underway: 0,
         began: Instant::now(),
     };
+    schedule.paths.note(&schedule.context.plan.paths, Instant::now());
     schedule.expect();
     schedule.verdicts.send_replace(schedule.evidence.verdict());
     let task = tokio::spawn(schedule.run(arriving, plans, shutdown));
@@ -175,6 +178,8 @@ struct Schedule {
     confirmed: BTreeMap<(Transport, String), Instant>,
     /// Looks in a row that a process did not answer.
     misses: BTreeMap<String, usize>,
+    /// Which paths lead somewhere.
+    paths: Paths,
     /// Journeys whose hops are not over.
     underway: usize,
     began: Instant,
@@ -236,6 +241,7 @@ impl Schedule {
         self.context.receiver.expect(plan.app.clone());
         let context = Context { plan, ..(*self.context).clone() };
         self.context = Arc::new(context);
+        self.paths.note(&self.context.plan.paths, Instant::now());
         self.observation.seen.retain(|pod, _| processes(&self.context.plan).any(|found| found == pod));
         self.tried.retain(|(_, pod, _)| self.context.plan.edges.iter().any(|edge| edge.pod == *pod));
         self.observation.dispatchers.retain(|pod, _| processes(&self.context.plan).any(|found| found == pod));
@@ -354,11 +360,16 @@ impl Schedule {
         });
     }
 
-    /// One journey by every transport through every pod.
+    /// One journey by every transport through every pod, and by every path that leads somewhere.
     fn round(&mut self) {
         for (transport, edge) in self.pairs() {
             self.tried.extend(self.attempt(transport, &edge));
-            self.begin(transport, edge);
+            self.begin(transport, Entrance::from(&edge));
+        }
+        let (plan, now) = (self.context.plan.clone(), Instant::now());
+        let leading: Vec<_> = plan.paths.iter().filter(|path| self.paths.leads(path, now)).collect();
+        for (path, transport) in leading.iter().flat_map(|path| path.transports.iter().map(move |t| (path, t))) {
+            self.begin(*transport, Entrance::from(*path));
         }
     }
 
@@ -370,7 +381,7 @@ impl Schedule {
         let waiting: Vec<(Transport, EdgePod)> = self.pairs().into_iter().filter(fresh).collect();
         for (transport, edge) in waiting {
             self.tried.extend(self.attempt(transport, &edge));
-            self.begin(transport, edge);
+            self.begin(transport, Entrance::from(&edge));
         }
     }
 
@@ -399,18 +410,24 @@ impl Schedule {
                 continue;
             }
             self.confirmed.insert(pair.clone(), now);
-            if let Some(edge) = self.context.plan.edges.iter().find(|edge| edge.pod == pair.1).cloned() {
-                self.begin(pair.0, edge);
+            if let Some(entrance) = self.entrance(&pair.1) {
+                self.begin(pair.0, entrance);
             }
         }
     }
 
-    fn begin(&mut self, transport: Transport, edge: EdgePod) {
+    fn entrance(&self, name: &str) -> Option<Entrance> {
+        let Plan { edges, paths, .. } = &*self.context.plan;
+        let edge = edges.iter().find(|edge| edge.pod == name).map(Entrance::from);
+        edge.or_else(|| paths.iter().find(|path| path.name == name).map(Entrance::from))
+    }
+
+    fn begin(&mut self, transport: Transport, entrance: Entrance) {
         let Some(channels) = self.channels() else { return };
         let route = Route {
             transport,
-            companions: self.companions(transport, &edge),
-            edge,
+            companions: self.companions(transport, &entrance),
+            entrance,
             channels,
             shards: self.shards.clone(),
             app: self.context.plan.app.id.clone(),
@@ -448,9 +465,10 @@ impl Schedule {
             .or_else(|| Channels::new(&next()))
     }
 
-    /// Other pods, those of the other kind of server first, and another one first each time.
-    fn companions(&self, transport: Transport, edge: &EdgePod) -> Vec<(Transport, EdgePod)> {
-        let mut others: Vec<_> = self.pairs().into_iter().filter(|(_, other)| other.pod != edge.pod).collect();
+    /// Other pods, those of the other kind of server first, and another one first each time. Which pod a path led to is
+    /// not known: it may be its own companion.
+    fn companions(&self, transport: Transport, entrance: &Entrance) -> Vec<(Transport, EdgePod)> {
+        let mut others: Vec<_> = self.pairs().into_iter().filter(|(_, other)| other.pod != entrance.name).collect();
         if !others.is_empty() {
             let first = self.turn % others.len();
             others.rotate_left(first);
@@ -474,7 +492,7 @@ fn due(last: Option<Instant>, now: Instant, every: Duration) -> bool {
 }
 
 fn tell(ticks: broadcast::Sender<HopTick>, route: &Route) -> Tell {
-    let (transport, pod) = (route.transport, route.edge.pod.clone());
+    let (transport, pod) = (route.transport, route.entrance.name.clone());
     Box::new(move |hop, result| {
         // Without a display nobody listens.
         let _ = ticks.send(HopTick { transport, pod: pod.clone(), hop, result });

@@ -464,6 +464,7 @@ fn plan(cluster: &Cluster, dispatchers: Vec<DispatcherPod>, stream: Client) -> P
         transports: BTreeSet::new(),
         webhooks: cluster.spec.webhooks.mode == WebhooksMode::Kinesis,
         edges: vec![],
+        paths: vec![],
         dispatchers,
         app: ProbeApp {
             id: cluster.probe.id.clone(),

@@ -12,6 +12,7 @@ fn dimensions() -> Dimensions {
     Dimensions {
         transports: Transport::ALL.into(),
         pods: PODS.map(|(pod, carries)| (pod.to_owned(), carries.iter().copied().collect())).into(),
+        paths: BTreeMap::new(),
         processes: ["eu-websocket-0".to_owned(), "eu-sockjs-0".to_owned(), "eu-dispatcher-0".to_owned()].into(),
         newcomers: BTreeSet::new(),
         webhooks: true,
@@ -34,7 +35,7 @@ fn journey(transport: Transport, at: u64, outcome: Outcome) -> Journey {
     let shard = if at.is_multiple_of(2) { "s0" } else { "s1" };
     Journey {
         transport,
-        pod: pod.to_owned(),
+        entrance: pod.to_owned(),
         shards: vec![shard.into()],
         dispatcher: Some("eu-dispatcher-0".to_owned()),
         started_ms: at * 10_000,
@@ -99,6 +100,36 @@ fn a_process_that_does_not_say_what_it_runs_keeps_the_gate_closed() {
     evidence.silent("eu-dispatcher-0");
     evidence.drifted("eu-dispatcher-0", "p1", vec![]);
     assert!(!evidence.verdict().ready, "it must be proven anew");
+}
+
+#[test]
+fn a_path_must_lead_to_the_pods_before_it_opens_and_closes_it_when_it_no_longer_does() {
+    let mut evidence = evidence();
+    let path = ("Service eu-websocket".to_owned(), [Transport::Websocket].into());
+    evidence.expect(Dimensions { paths: [path].into(), ..dimensions() });
+    rounds(&mut evidence, 0, 3);
+    assert_eq!(evidence.verdict().phase, Phase::Proving, "every pod passed, and nobody came through the Service");
+    let through = |at, outcome| Journey {
+        entrance: "Service eu-websocket".to_owned(),
+        ..journey(Transport::Websocket, at, outcome)
+    };
+    evidence.add(&through(3, Outcome::Pass));
+    evidence.add(&through(4, Outcome::Pass));
+    rounds(&mut evidence, 4, 2);
+    evidence.add(&through(6, Outcome::Pass));
+    assert!(evidence.verdict().ready);
+    let nowhere = Outcome::Ambiguous(Failure {
+        hop: Hop::Connect,
+        reason: Reason::EdgeUnreachable,
+        detail: "no connection to Service eu-websocket".to_owned(),
+    });
+    for at in 7..10 {
+        evidence.add(&through(at, nowhere.clone()));
+    }
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.phase, verdict.reason), (Phase::Closed, Reason::EdgeUnreachable));
+    assert!(verdict.message.contains("no connection to Service eu-websocket"), "{}", verdict.message);
+    assert_eq!(verdict.transports[0].pods_passing, 1, "the pod itself passes");
 }
 
 #[test]
