@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use crate::api::app::CredentialState as ApiCredentialState;
 use crate::api::cluster::{IdentityType, StreamMode};
 use crate::api::{GROUP, RealtimeApp, RealtimeCluster, RealtimeClusterSpec, State};
+use crate::contract::Server;
 use crate::protocol::registry::{App, Credential, CredentialState, Endpoint, Limits, Registry};
 use crate::protocol::{AppId, AppKey, Secret, StreamName, signature};
 
@@ -61,8 +62,8 @@ pub struct Cluster {
     pub uid: String,
     /// The object that owns what is built; `None` for a manifest that was never applied.
     pub owner: Option<OwnerReference>,
-    /// Changes with the Secrets that pods read at their start.
-    pub secrets_digest: String,
+    /// Of each server, what changes with the Secrets that its pods read at their start.
+    pub secrets_digests: BTreeMap<Server, String>,
     /// Apps that are not served.
     pub refused: Vec<Refused>,
     /// What the user wrote, defaults filled in.
@@ -192,7 +193,7 @@ pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
     let admin_token = Secret::new((inputs.generate)("admin-token"));
     Ok(Cluster {
         stream: inputs.stream.map_or_else(|| stream_name(inputs.cluster, &own_uid), |stream| stream.name.clone()),
-        secrets_digest: secrets_digest(inputs, &admin_token),
+        secrets_digests: Server::ALL.map(|server| (server, secrets_digest(inputs, server, &admin_token))).into(),
         owner,
         refused,
         shards: match stream.mode {
@@ -222,9 +223,15 @@ pub fn stream_name(cluster: &RealtimeCluster, uid: &str) -> StreamName {
 }
 
 /// A digest of the Secrets that pods read at their start, salted, since it stands where everyone may read it.
-fn secrets_digest(inputs: &Inputs<'_>, salt: &Secret) -> String {
+fn secrets_digest(inputs: &Inputs<'_>, server: Server, salt: &Secret) -> String {
+    let redis = &inputs.cluster.spec.bus.redis.url_secret_ref;
+    // Only edges are joined by Redis: another address of it is no news to a dispatcher.
+    let reads = |reference: &&SecretReference| {
+        server != Server::Dispatcher || (&reference.name, &reference.key) != (&redis.name, &redis.key)
+    };
     let texts: Vec<&str> = references(inputs.cluster, &[])
         .iter()
+        .filter(reads)
         .filter_map(|reference| inputs.secrets.get(&reference.name)?.get(&reference.key).map(String::as_str))
         .collect();
     signature::salted_digest(salt.expose(), &texts.join("\n"))

@@ -74,7 +74,8 @@ pub(super) fn deployment(cluster: &Cluster, server: Server, replicas: i32) -> De
 fn template(cluster: &Cluster, server: Server) -> PodTemplateSpec {
     let pod = pod(cluster, server);
     let digest = pod.containers.first().map(template_digest).unwrap_or_default();
-    let annotations = [(TEMPLATE, digest), (SECRETS, cluster.secrets_digest.clone())];
+    let secrets = cluster.secrets_digests.get(&server).cloned().unwrap_or_default();
+    let annotations = [(TEMPLATE, digest), (SECRETS, secrets)];
     let metadata = ObjectMeta {
         labels: Some(labels(cluster, server.name())),
         annotations: Some(annotations.map(|(name, value)| (name.to_owned(), value)).into()),
