@@ -1,8 +1,11 @@
 //! Which shards a member should hold.
 //!
 //! In: the stream's shards, everyone's leases, and what this member runs. Out: what to take and what to give back. By
-//! count: nobody holds more than the even share, rounded up. A member that nobody has proven yet gets one shard to prove
-//! itself by, and no more, while a proven one lives: a release that cannot deliver holds up one shard. Pure.
+//! count: everyone has an even share, and what is left over belongs to those who hold most already, so that shards move
+//! no more than they must. A member that nobody has proven yet gets one shard to prove itself by, and no more, while a
+//! proven one lives: a release that cannot deliver holds up one shard. Pure.
+
+use std::cmp::Reverse;
 
 use super::leases::{Checkpoint, Done, Standing, View};
 use crate::kinesis::Shard;
@@ -45,18 +48,29 @@ pub fn plan(readable: &[ShardId], view: &View, member: &str, running: &[ShardId]
 
 /// How many shards a member should hold.
 fn share(shards: usize, view: &View, member: &str) -> usize {
-    let proven = view.members.values().filter(|standing| standing.proven).count();
-    if proven == 0 {
-        return shards.div_ceil(view.members.len().max(1));
-    }
+    let proven = |standing: &Standing| standing.proven;
     let trying = |standing: &Standing| !standing.proven && !standing.resting;
+    if !view.members.values().any(proven) {
+        return even(shards, view, member, |_| true);
+    }
     match view.members.get(member) {
         Some(own) if !own.proven => usize::from(trying(own)),
         _ => {
             let others = view.members.values().filter(|standing| trying(standing)).count();
-            shards.saturating_sub(others).div_ceil(proven)
+            even(shards.saturating_sub(others), view, member, proven)
         }
     }
+}
+
+/// A member's part of so many shards, which those who count share evenly.
+fn even(shards: usize, view: &View, member: &str, counts: impl Fn(&Standing) -> bool) -> usize {
+    let held = |name: &str| view.leases.values().filter(|lease| lease.holder.as_deref() == Some(name)).count();
+    let counted = view.members.iter().filter(|(name, standing)| counts(standing) || *name == member);
+    let mut names: Vec<(Reverse<usize>, &str)> =
+        counted.map(|(name, _)| (Reverse(held(name)), name.as_str())).collect();
+    names.sort_unstable();
+    let Some(rank) = names.iter().position(|(_, name)| *name == member) else { return shards };
+    shards / names.len() + usize::from(rank < shards % names.len())
 }
 
 #[cfg(test)]
@@ -81,7 +95,15 @@ mod tests {
         let two = view(2, &[("a", "me"), ("b", "me"), ("c", "me"), ("d", "me")]);
         for (name, shards, view, running, take, give_back) in [
             ("alone it takes all", "a b c", view(1, &[]), "", "a b c", None),
-            ("of two it takes half, rounded up", "a b c", view(2, &[]), "", "a b", None),
+            (
+                "of two it takes half, and what is left over if its name is first",
+                "a b c",
+                view(2, &[]),
+                "",
+                "a b",
+                None,
+            ),
+            ("what is left over stays with who has it", "a b c", view(2, &[("a", "you"), ("b", "you")]), "", "c", None),
             ("what others hold is theirs", "a b c", view(1, &[("a", "you")]), "", "b c", None),
             ("its own that does not run is taken anew", "a", view(1, &[("a", "me")]), "", "a", None),
             ("too much is given back, one at a time", "a b c d", two.clone(), "a b c d", "", Some("d")),
@@ -103,6 +125,9 @@ mod tests {
             ("the only shard is the new one's to try", 1, vec!["proven", "new"], vec![0, 1]),
             ("which failed and rests", 1, vec!["proven", "resting"], vec![1, 0]),
             ("a new one among three", 5, vec!["proven", "proven", "new"], vec![2, 2, 1]),
+            ("as many proven as shards", 2, vec!["proven", "proven", "new"], vec![1, 0, 1]),
+            ("fewer shards than new ones", 2, vec!["new", "new", "new"], vec![1, 0, 1]),
+            ("more proven than shards", 2, vec!["proven", "proven", "proven"], vec![1, 0, 1]),
             ("more new ones than shards", 1, vec!["proven", "new", "new"], vec![0, 1, 1]),
         ] {
             let names = ["me", "you", "they"];
