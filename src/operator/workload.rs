@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
+use kube::api::DynamicObject;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use serde_json::{Map, Value, json};
@@ -23,6 +24,9 @@ use crate::kubernetes::{apply, repair};
 const STEADY: Duration = Duration::from_secs(30);
 /// Between two looks while pods come up or something is waited for.
 const SOON: Duration = Duration::from_secs(2);
+
+/// How often a Deployment is repaired in one turn.
+const REPAIRS: usize = 5;
 
 /// What may have to be taken away.
 const KINDS: [(&str, &str); 6] = [
@@ -116,19 +120,14 @@ async fn put(context: &Context, cluster: &RealtimeCluster, desired: &Desired) ->
             continue;
         }
         let intrusions = live.as_ref().map(|live| repair::foreign(object, live)).unwrap_or_default();
-        let mut applied = apply::apply(&context.client, object).await?;
-        let value = serde_json::to_value(&applied).map_err(malformed)?;
-        let leftovers = repair::leftovers(object, &value);
-        if !leftovers.is_empty() {
-            context.leading()?;
-            apply::remove(&context.client, &applied, &leftovers).await?;
-            applied = apply::live(&context.client, object, &uid).await?.unwrap_or(applied);
-        }
+        let applied = apply::apply(&context.client, object).await?;
+        // Told before the rest is repaired: what the apply put back is foreign no more when a turn is repeated.
         for foreign in intrusions {
             let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
             let note = format!("Deployment {name}: {}, written by {}, was put back", foreign.field, foreign.manager);
             context.tell(cluster, EventType::Warning, "PutBack", &action(&foreign.field), note).await;
         }
+        let applied = repaired(context, object, applied, &uid).await?;
         let value = serde_json::to_value(&applied).map_err(malformed)?;
         deployments.push(serde_json::from_value(value).map_err(malformed)?);
     }
@@ -140,6 +139,33 @@ async fn put(context: &Context, cluster: &RealtimeCluster, desired: &Desired) ->
         context.tell(cluster, EventType::Normal, "Removed", "Prune", format!("{gone} is not wanted any more")).await;
     }
     Ok(deployments)
+}
+
+/// Removes what others added, which an apply leaves alone. The object may change at any time, if only in its status: what
+/// was looked at then is looked at again.
+async fn repaired(
+    context: &Context,
+    wanted: &Value,
+    mut applied: DynamicObject,
+    uid: &str,
+) -> Result<DynamicObject, Stop> {
+    let malformed = |error: serde_json::Error| Stop::terminal(Reason::SpecInvalid, error.to_string());
+    for _ in 0..REPAIRS {
+        let leftovers = repair::leftovers(wanted, &serde_json::to_value(&applied).map_err(malformed)?);
+        if leftovers.is_empty() {
+            return Ok(applied);
+        }
+        context.leading()?;
+        if let Err(error) = apply::remove(&context.client, &applied, &leftovers).await {
+            tracing::debug!(%error, "what others added is looked at again");
+        }
+        applied = apply::live(&context.client, wanted, uid).await?.unwrap_or(applied);
+    }
+    let name = applied.name_any();
+    Err(Stop::waiting(
+        Reason::ApplyFailed,
+        format!("Deployment {name}: what others add comes back as often as it goes"),
+    ))
 }
 
 /// Events of one action and reason are told as one series: the field keeps them apart.
