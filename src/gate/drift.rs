@@ -25,6 +25,8 @@ pub enum Drift {
     },
     /// An app is known otherwise.
     App(AppId),
+    /// The whole registry is the former one, and there was time to learn of the new one.
+    Registry,
     /// The clock is off by so many ms.
     Clock(u64),
 }
@@ -36,6 +38,7 @@ impl Drift {
         match self {
             Self::Variable { .. } => Reason::ConfigurationDrift,
             Self::App(_) => Reason::AppsInconsistent,
+            Self::Registry => Reason::AppsStale,
             Self::Clock(_) => Reason::ClockSkew,
         }
     }
@@ -54,19 +57,36 @@ impl fmt::Display for Drift {
                 (None, None) => write!(f, "{name} differs"),
             },
             Self::App(id) => write!(f, "app {id} differs: the pod's copy of the registry is another"),
+            Self::Registry => write!(f, "the registry is the former one: its mounted Secrets were not renewed in time"),
             Self::Clock(off) => write!(f, "the clock is off by {} s", off / 1000),
         }
     }
 }
 
-/// Compares what one process says of itself with what was rendered for it; `now_ms` is our own clock.
+/// What a process should run.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    /// What was rendered for it, secrets as salted digests.
+    pub variables: &'a BTreeMap<String, String>,
+    /// A salted digest of each app.
+    pub apps: &'a BTreeMap<AppId, String>,
+    /// The registry before its last change.
+    pub former: Option<Former<'a>>,
+}
+
+/// The registry before its last change.
+#[derive(Clone, Copy, Debug)]
+pub struct Former<'a> {
+    /// A salted digest of each app.
+    pub apps: &'a BTreeMap<AppId, String>,
+    /// Whether a process may still be learning of the change.
+    pub learning: bool,
+}
+
+/// Compares what one process says of itself with what it should run; `now_ms` is our own clock.
 #[must_use]
-pub fn compare(
-    variables: &BTreeMap<String, String>,
-    apps: &BTreeMap<AppId, String>,
-    effective: &Effective,
-    now_ms: u64,
-) -> Vec<Drift> {
+pub fn compare(expected: &Expected<'_>, effective: &Effective, now_ms: u64) -> Vec<Drift> {
+    let variables = expected.variables;
     let names: BTreeSet<&String> = variables.keys().chain(effective.variables.keys()).collect();
     let mut drifts: Vec<Drift> = names
         .into_iter()
@@ -77,13 +97,22 @@ pub fn compare(
             found: effective.variables.get(name).cloned(),
         })
         .collect();
-    let ids: BTreeSet<&AppId> = apps.keys().chain(effective.apps.keys()).collect();
-    drifts.extend(ids.into_iter().filter(|id| apps.get(*id) != effective.apps.get(*id)).cloned().map(Drift::App));
+    drifts.extend(apps(expected, &effective.apps));
     let skew = now_ms.abs_diff(effective.time_ms);
     if skew > MAX_SKEW_MS {
         drifts.push(Drift::Clock(skew));
     }
     drifts
+}
+
+fn apps(expected: &Expected<'_>, found: &BTreeMap<AppId, String>) -> Vec<Drift> {
+    let wanted = expected.apps;
+    let former = expected.former.filter(|former| former.apps == found && wanted != found);
+    if let Some(former) = former {
+        return if former.learning { vec![] } else { vec![Drift::Registry] };
+    }
+    let ids: BTreeSet<&AppId> = wanted.keys().chain(found.keys()).collect();
+    ids.into_iter().filter(|id| wanted.get(*id) != found.get(*id)).cloned().map(Drift::App).collect()
 }
 
 #[cfg(test)]
@@ -94,19 +123,39 @@ mod tests {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
-    fn found(variables: &[(&str, &str)], apps: &[(&str, &str)], time_ms: u64) -> Vec<String> {
-        let wanted = map(&[("REALTIME_WEBHOOKS", "kinesis"), ("REALTIME_ADMIN_TOKEN", "d1")]);
-        let apps_of =
-            |pairs: &[(&str, &str)]| pairs.iter().map(|(id, d)| (AppId::from(*id), (*d).to_owned())).collect();
-        let effective = Effective {
+    fn apps(pairs: &[(&str, &str)]) -> BTreeMap<AppId, String> {
+        pairs.iter().map(|(id, digest)| (AppId::from(*id), (*digest).to_owned())).collect()
+    }
+
+    fn effective(variables: &[(&str, &str)], known: &[(&str, &str)], time_ms: u64) -> Effective {
+        Effective {
             process: "b".into(),
             version: "0.1.0".into(),
             configuration: String::new(),
             time_ms,
             variables: map(variables),
-            apps: apps_of(apps),
+            apps: apps(known),
+        }
+    }
+
+    fn found(variables: &[(&str, &str)], known: &[(&str, &str)], time_ms: u64) -> Vec<String> {
+        let wanted = map(&[("REALTIME_WEBHOOKS", "kinesis"), ("REALTIME_ADMIN_TOKEN", "d1")]);
+        let expected = Expected { variables: &wanted, apps: &apps(&[("1", "a")]), former: None };
+        compare(&expected, &effective(variables, known, time_ms), 100_000).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_registry_may_be_the_former_one_for_a_while_and_then_is_stale() {
+        let (none, now, before) = (map(&[]), apps(&[("1", "b")]), apps(&[("1", "a")]));
+        let told = |learning, known: &[(&str, &str)]| {
+            let expected = Expected { variables: &none, apps: &now, former: Some(Former { apps: &before, learning }) };
+            let drifts = compare(&expected, &effective(&[], known, 100_000), 100_000);
+            drifts.iter().map(Drift::reason).collect::<Vec<_>>()
         };
-        compare(&wanted, &apps_of(&[("1", "a")]), &effective, 100_000).iter().map(ToString::to_string).collect()
+        assert_eq!(told(true, &[("1", "a")]), []);
+        assert_eq!(told(false, &[("1", "a")]), [Reason::AppsStale]);
+        assert_eq!(told(true, &[("1", "c")]), [Reason::AppsInconsistent], "neither this one nor that");
+        assert_eq!(told(false, &[("1", "b")]), []);
     }
 
     #[test]

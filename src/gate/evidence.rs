@@ -104,8 +104,8 @@ pub struct Evidence {
     pub(super) drifts: BTreeMap<String, Vec<Drift>>,
     /// Processes that said what they run, by the id that each start makes anew.
     answered: BTreeMap<String, String>,
-    /// Dispatchers through which an authentic webhook came.
-    delivered: BTreeSet<String>,
+    /// Journeys whose events a dispatcher had read.
+    dispatchers: BTreeMap<String, Series>,
     coverage: Coverage,
     rounds: usize,
     /// Whether each of the latest journeys failed, newest last.
@@ -127,7 +127,7 @@ impl Evidence {
             series: BTreeMap::new(),
             drifts: BTreeMap::new(),
             answered: BTreeMap::new(),
-            delivered: BTreeSet::new(),
+            dispatchers: BTreeMap::new(),
             coverage: Coverage::default(),
             rounds: 0,
             recent: VecDeque::new(),
@@ -164,16 +164,16 @@ impl Evidence {
         });
         self.drifts.retain(|pod, _| dimensions.processes.contains(pod));
         self.answered.retain(|pod, _| dimensions.processes.contains(pod));
-        self.delivered.retain(|pod| dimensions.processes.contains(pod));
+        self.dispatchers.retain(|pod, _| dimensions.processes.contains(pod));
         if !self.open && dimensions != self.dimensions {
             self.forget_rounds();
         }
         self.dimensions = dimensions;
     }
 
-    /// What was proven before holds, as an earlier keeper of this evidence wrote it down.
-    pub fn resume(&mut self) {
-        self.open = true;
+    /// What was proven before holds, as an earlier keeper of this evidence wrote it down; `open` unless it broke since.
+    pub fn resume(&mut self, open: bool) {
+        self.open = open;
         self.ever_open = true;
     }
 
@@ -194,7 +194,7 @@ impl Evidence {
         let before = self.answered.insert(pod.to_owned(), process.to_owned());
         if before.is_some_and(|before| before != process) {
             self.series.retain(|(_, found), _| found != pod);
-            self.delivered.remove(pod);
+            self.dispatchers.remove(pod);
         }
         if drifts.is_empty() {
             self.drifts.remove(pod);
@@ -228,13 +228,13 @@ impl Evidence {
         }
         let key = (journey.transport, journey.entrance.clone());
         self.series.entry(key).or_default().add(journey);
+        if let Some(dispatcher) = &journey.dispatcher {
+            self.dispatchers.entry(dispatcher.clone()).or_default().add(journey);
+        }
         match &journey.outcome {
             Outcome::Void => return,
             Outcome::Pass if journey.started_ms < self.failed_ms => {}
-            Outcome::Pass => {
-                self.delivered.extend(journey.dispatcher.clone());
-                self.cover(journey);
-            }
+            Outcome::Pass => self.cover(journey),
             Outcome::Decisive(failure) | Outcome::Ambiguous(failure) => {
                 self.forget_rounds();
                 self.failed_ms = self.failed_ms.max(journey.ended_ms);
@@ -253,8 +253,13 @@ impl Evidence {
     pub fn standing(&self, pod: &str) -> Standing {
         let sound = self.answered.contains_key(pod) && !self.drifts.contains_key(pod);
         let Some(carries) = self.dimensions.pods.get(pod) else {
-            let proven = sound && self.delivered.contains(pod);
-            return Standing { proven, reached: proven, failure: None };
+            let standing = self.dispatchers.get(pod).map(|series| series.standing(&self.policy, self.ever_open));
+            let proven = sound && standing == Some(Journeys::Passing);
+            let failure = match standing {
+                Some(Journeys::Suspect(failure) | Journeys::Failing(failure)) => Some(failure),
+                _ => None,
+            };
+            return Standing { proven, reached: proven, failure };
         };
         let standings: Vec<Journeys> = carries
             .iter()
@@ -343,7 +348,20 @@ impl Evidence {
             || !self.drifts.is_empty()
             || self.unanswered().is_some()
             || self.failures().next().is_some()
+            || self.undelivered().is_some()
             || self.rate_exceeded()
+    }
+
+    /// A dispatcher of which it is believed that it does not deliver. One that nobody has let in closes no gate that is
+    /// open: others hold its shards soon.
+    pub(super) fn undelivered(&self) -> Option<(&str, Failure)> {
+        let excused = |pod: &str| self.open && self.is_newcomer(pod);
+        self.dispatchers.iter().filter(|(pod, _)| !excused(pod)).find_map(|(pod, series)| {
+            match series.standing(&self.policy, self.ever_open) {
+                Journeys::Failing(failure) => Some((pod.as_str(), failure)),
+                _ => None,
+            }
+        })
     }
 
     /// More than 5 % of the last 200 journeys failed.

@@ -39,7 +39,8 @@ pub struct Journey {
     pub entrance: String,
     /// Through which shards.
     pub shards: Vec<ShardId>,
-    /// Through which dispatcher; `None` when it is not known or there is none.
+    /// Through which dispatcher, or the one that had read the event and did not deliver it; `None` when it is not known
+    /// or there is none.
     pub dispatcher: Option<String>,
     /// When it began, in ms since 1970.
     pub started_ms: u64,

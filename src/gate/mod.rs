@@ -13,7 +13,7 @@ mod journey;
 mod series;
 mod verdict;
 
-pub use drift::{Drift, compare};
+pub use drift::{Drift, Expected, Former, compare};
 pub use evidence::{Dimensions, Evidence, Policy, Standing};
 pub use hop::Hop;
 pub use journey::{Failure, Journey, Outcome};

@@ -1,4 +1,4 @@
-//! The journeys of one transport through one pod.
+//! The journeys of one transport through one pod, or those through one dispatcher.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

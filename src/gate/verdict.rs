@@ -132,6 +132,10 @@ impl Evidence {
                     format!("{pod}: its admin listener does not answer, so that nobody knows what it runs{aside}");
                 Some((Reason::EdgeUnreachable, message))
             }
+            None if self.undelivered().is_some() => {
+                let (pod, failure) = self.undelivered()?;
+                Some((failure.reason, format!("{pod}: {}{aside}", failure.detail)))
+            }
             None if self.rate_exceeded() => {
                 let (transport, pod, failure) = self.latest_failure()?;
                 let message = format!(

@@ -143,7 +143,8 @@ fn stand(inputs: &Inputs<'_>, passed: bool) -> Stand {
     let rollout = workloads.map_or_else(|| "the manifest is being applied".to_owned(), |c| c.message.clone());
     let under_way = |reason, message| Stand { ready: "Unknown", reason, message, stalled: false, reconciling: true };
     let Some(verdict) = inputs.verdict else {
-        return under_way(Reason::Proving, "looking at the pods".to_owned());
+        return taken_over(inputs, passed)
+            .unwrap_or_else(|| under_way(Reason::Proving, "looking at the pods".to_owned()));
     };
     let open = verdict.phase == Phase::Open;
     // A cluster that serves is not closed by one new pod that cannot start; it is never opened with one.
@@ -175,7 +176,35 @@ fn stand(inputs: &Inputs<'_>, passed: bool) -> Stand {
         }
         Phase::Proving => under_way(Reason::Proving, message),
         Phase::Refused => Stand { ready: "False", reason, message, stalled: false, reconciling: true },
+        // Taken over with a proof that was too old: nothing speaks against it, and it is not believed yet.
+        Phase::Closed if reason == Reason::Proving && says(condition::READY).is_some_and(|c| c.status == "Unknown") => {
+            under_way(Reason::EvidenceStale, message)
+        }
         Phase::Closed => Stand { ready: "False", reason, message, stalled: false, reconciling: false },
+    }
+}
+
+/// What who takes over says before it looked at anything: what was said of the same thing, unless the proof is too old.
+fn taken_over(inputs: &Inputs<'_>, passed: bool) -> Option<Stand> {
+    let said = inputs.known.conditions.iter().find(|condition| condition.type_ == condition::READY)?;
+    if !passed || said.observed_generation != inputs.generation {
+        return None;
+    }
+    let message = said.message.clone();
+    let reason = Reason::ALL.iter().copied().find(|reason| reason.name() == said.reason)?;
+    match said.status.as_str() {
+        "True" if is_open(inputs.known, inputs.fingerprint, inputs.now) => {
+            Some(Stand { ready: "True", reason, message, stalled: false, reconciling: false })
+        }
+        "True" => Some(Stand {
+            ready: "Unknown",
+            reason: Reason::EvidenceStale,
+            message: "nobody looked for more than 15 minutes: it is proven anew".to_owned(),
+            stalled: false,
+            reconciling: true,
+        }),
+        "False" => Some(Stand { ready: "False", reason, message, stalled: false, reconciling: false }),
+        _ => None,
     }
 }
 
@@ -208,6 +237,7 @@ fn conditions(inputs: &Inputs<'_>, stand: &Stand) -> Vec<Said> {
     if inputs.webhooks {
         let status = match inputs.verdict.map(|verdict| verdict.phase) {
             Some(Phase::Open) if stand.ready != "False" => "True",
+            None if stand.ready == "True" => "True",
             Some(Phase::Refused | Phase::Closed) => "False",
             _ if stand.ready == "False" => "False",
             _ => "Unknown",
@@ -231,7 +261,8 @@ fn gate(inputs: &Inputs<'_>, stand: &Stand, ever_passed: bool) -> GateStatus {
         _ => "Proving",
     };
     let now = inputs.now.to_string();
-    let passed_at = if ready {
+    // Who says again what was said before has proven nothing itself.
+    let passed_at = if ready && inputs.verdict.is_some() {
         let before = known.passed_at.as_ref().and_then(|at| at.parse::<Timestamp>().ok());
         let due = before.is_none_or(|at| inputs.now.as_second() - at.as_second() >= PASSED_EVERY);
         if due || known.phase != "Open" { Some(now.clone()) } else { known.passed_at.clone() }
@@ -265,196 +296,4 @@ fn transports(inputs: &Inputs<'_>) -> Vec<TransportStatus> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-
-    const NOW: i64 = 1_000_000;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).expect("a time")
-    }
-
-    fn condition(kind: &str, status: &str, reason: &str, since: i64) -> Condition {
-        Condition {
-            type_: kind.to_owned(),
-            status: status.to_owned(),
-            reason: reason.to_owned(),
-            message: format!("{kind} says {reason}"),
-            observed_generation: None,
-            last_transition_time: Time(at(since)),
-        }
-    }
-
-    fn well() -> Vec<Condition> {
-        vec![condition("StreamReady", "True", "StreamActive", 1), condition("WorkloadsAvailable", "True", "Applied", 1)]
-    }
-
-    fn rolling() -> Vec<Condition> {
-        vec![
-            condition("StreamReady", "True", "StreamActive", 1),
-            condition("WorkloadsAvailable", "False", "RollingOut", 1),
-        ]
-    }
-
-    fn verdict(phase: Phase, reason: Reason) -> Verdict {
-        Verdict { phase, ready: phase == Phase::Open, reason, message: "the verdict".to_owned(), transports: vec![] }
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "it stands where there may be none")]
-    fn proven(fingerprint: &str) -> Option<GateStatus> {
-        Some(GateStatus {
-            phase: "Open".to_owned(),
-            ever_passed: true,
-            fingerprint: fingerprint.to_owned(),
-            passed_at: Some(at(NOW - 60).to_string()),
-            last_failure: None,
-        })
-    }
-
-    /// `Ready/reason` and the kstatus marks.
-    fn told(
-        conditions: Vec<Condition>,
-        gate: Option<GateStatus>,
-        stop: Option<&Stop>,
-        refusal: Option<&str>,
-        verdict: Option<&Verdict>,
-    ) -> String {
-        let known = RealtimeClusterStatus { conditions, gate, ..RealtimeClusterStatus::default() };
-        let inputs = Inputs {
-            stop,
-            refusal,
-            verdict,
-            webhooks: true,
-            fingerprint: "f1",
-            on_record: 0,
-            known: &known,
-            generation: None,
-            deadline: 600,
-            now: at(NOW),
-        };
-        let decision = decide(&inputs);
-        let has = |kind: &str| decision.said.iter().any(|said| said.kind == kind && said.status == "True");
-        assert!(!(has("Reconciling") && has("Stalled")), "never both");
-        let mark = match (has("Reconciling"), has("Stalled")) {
-            (true, _) => " reconciling",
-            (_, true) => " stalled",
-            _ => "",
-        };
-        format!("{}/{}{mark}", decision.said[0].status, decision.said[0].reason)
-    }
-
-    #[test]
-    fn a_table_of_states() {
-        let open = verdict(Phase::Open, Reason::Proven);
-        let proving = verdict(Phase::Proving, Reason::Proving);
-        let refused = verdict(Phase::Refused, Reason::ConfigurationDrift);
-        let nobody = verdict(Phase::Refused, Reason::NoPods);
-        let closed = verdict(Phase::Closed, Reason::RecordRefused);
-        let waiting = Stop::waiting(Reason::StreamCreating, "waiting");
-        let secret = Stop::waiting(Reason::SecretMissing, "no Secret");
-        let bad = Stop::terminal(Reason::SpecInvalid, "bad");
-        let not_ours = || vec![condition("StreamReady", "False", "StreamNotOurs", 1)];
-        let missing = || vec![condition("StreamReady", "False", "StreamMissing", 1)];
-        let child = || vec![condition("WorkloadsAvailable", "False", "ChildNotOurs", 1)];
-        let late = || {
-            let mut all = rolling();
-            all.push(condition("Reconciling", "True", "Proving", NOW - 601));
-            all
-        };
-        for (name, found, expected) in [
-            (
-                "the stream is made",
-                told(vec![], None, Some(&waiting), None, None),
-                "Unknown/StreamCreating reconciling",
-            ),
-            ("a Secret is missing", told(vec![], None, Some(&secret), None, None), "False/SecretMissing reconciling"),
-            ("a bad spec", told(vec![], None, Some(&bad), None, None), "False/SpecInvalid stalled"),
-            ("another's stream", told(not_ours(), None, Some(&waiting), None, None), "False/StreamNotOurs stalled"),
-            ("another's child", told(child(), None, None, None, Some(&open)), "False/ChildNotOurs stalled"),
-            ("the stream was deleted", told(missing(), proven("f1"), None, None, Some(&open)), "False/StreamMissing"),
-            ("nothing was looked at", told(rolling(), None, None, None, None), "Unknown/Proving reconciling"),
-            (
-                "the first pods come up",
-                told(rolling(), None, None, None, Some(&nobody)),
-                "Unknown/RollingOut reconciling",
-            ),
-            ("the first proof", told(rolling(), None, None, None, Some(&proving)), "Unknown/Proving reconciling"),
-            (
-                "proven, and pods are not let in yet",
-                told(rolling(), None, None, None, Some(&open)),
-                "Unknown/RollingOut reconciling",
-            ),
-            ("proven", told(well(), None, None, None, Some(&open)), "True/Proven"),
-            (
-                "a pod is replaced in a proven cluster",
-                told(rolling(), proven("f1"), None, None, Some(&open)),
-                "True/Proven",
-            ),
-            (
-                "another template",
-                told(rolling(), proven("f0"), None, None, Some(&open)),
-                "Unknown/RollingOut reconciling",
-            ),
-            ("refused", told(rolling(), None, None, None, Some(&refused)), "False/ConfigurationDrift reconciling"),
-            (
-                "a difference before every pod was tried",
-                told(rolling(), None, None, None, Some(&verdict(Phase::Proving, Reason::ConfigurationDrift))),
-                "False/ConfigurationDrift reconciling",
-            ),
-            ("closed", told(well(), proven("f1"), None, None, Some(&closed)), "False/RecordRefused"),
-            (
-                "nobody is left",
-                told(rolling(), proven("f1"), None, None, Some(&verdict(Phase::Closed, Reason::NoPods))),
-                "False/NoPods",
-            ),
-            (
-                "a server refuses at install",
-                told(rolling(), None, None, Some("p: x"), Some(&proving)),
-                "False/ConfigurationRefused reconciling",
-            ),
-            (
-                "a new pod refuses in a proven cluster",
-                told(rolling(), proven("f1"), None, Some("p: x"), Some(&open)),
-                "True/Proven",
-            ),
-            ("too late", told(late(), None, None, None, Some(&refused)), "False/ConfigurationDrift stalled"),
-        ] {
-            assert_eq!(found, expected, "{name}");
-        }
-    }
-
-    #[test]
-    fn the_time_of_the_proof_is_written_when_it_turns_and_every_five_minutes() {
-        let open = verdict(Phase::Open, Reason::Proven);
-        let passed = |gate: Option<GateStatus>, now: i64| {
-            let known = RealtimeClusterStatus { conditions: well(), gate, ..RealtimeClusterStatus::default() };
-            let inputs = Inputs {
-                stop: None,
-                refusal: None,
-                verdict: Some(&open),
-                webhooks: true,
-                fingerprint: "f1",
-                on_record: 0,
-                known: &known,
-                generation: None,
-                deadline: 600,
-                now: at(now),
-            };
-            decide(&inputs).gate
-        };
-        let first = passed(None, NOW);
-        assert_eq!(first.passed_at, Some(at(NOW).to_string()));
-        assert_eq!(passed(Some(first.clone()), NOW + 299).passed_at, first.passed_at);
-        assert_eq!(passed(Some(first), NOW + 300).passed_at, Some(at(NOW + 300).to_string()));
-    }
-
-    #[test]
-    fn who_takes_over_believes_a_fresh_proof_of_the_same_thing_only() {
-        let known = |gate| RealtimeClusterStatus { gate, ..RealtimeClusterStatus::default() };
-        assert!(is_open(&known(proven("f1")), "f1", at(NOW)));
-        assert!(!is_open(&known(proven("f1")), "f2", at(NOW)));
-        assert!(!is_open(&known(proven("f1")), "f1", at(NOW + FRESH)));
-        assert!(!is_open(&known(None), "f1", at(NOW)));
-    }
-}
+mod tests;

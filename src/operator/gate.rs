@@ -31,14 +31,14 @@ use crate::contract::Server;
 use crate::desired::build::{READINESS_GATE, SECRETS, TEMPLATE, pod_labels};
 use crate::desired::{self, Cluster, Desired};
 use crate::gate::{Policy, Verdict};
-use crate::probe::{self, Plan, PodStanding, ProbeApp, Prober};
+use crate::probe::{self, FormerApps, Plan, PodStanding, ProbeApp, Prober, Proof};
 use crate::protocol::{AppId, Transport};
 use crate::runtime::admission::ANNOTATION;
 
 /// Between two turns when nothing tells of news.
 const STEADY: Duration = Duration::from_secs(5);
 
-/// How long pods may know the registry of before: longer than kubelet takes without a push.
+/// How long pods may know the registry of before. Pushed, kubelet takes half a second.
 const LEARNING: Duration = Duration::from_secs(30);
 
 /// The probers of all clusters.
@@ -54,7 +54,7 @@ struct Running {
     prober: Prober,
     stop: CancellationToken,
     app: AppId,
-    /// The registry as it was, and until when pods may still have it.
+    /// The registry as it was, and until when pods may have it without a word.
     former: Option<(BTreeMap<AppId, String>, Instant)>,
     /// Pods replaced in a row, by server.
     replaced: BTreeMap<Server, usize>,
@@ -113,11 +113,13 @@ impl Probers {
             return Ok(findings);
         };
         let before = running.prober.plan.borrow().clone();
+        let now = Instant::now();
         if before.app_digests != plan.app_digests {
-            running.former = Some((before.app_digests.clone(), Instant::now() + LEARNING));
+            running.former = Some((before.app_digests.clone(), now + LEARNING));
         }
-        let former = running.former.as_ref().filter(|(_, until)| Instant::now() < *until);
-        plan.former_app_digests = former.map(|(digests, _)| digests.clone());
+        let former = running.former.as_ref();
+        plan.former_apps =
+            former.map(|(digests, until)| FormerApps { digests: digests.clone(), learning: now < *until });
         if before.fingerprint != plan.fingerprint {
             running.replaced.clear();
             running.on_record = 0;
@@ -174,7 +176,7 @@ fn same(one: &Plan, other: &Plan) -> bool {
         && one.paths == other.paths
         && one.dispatchers == other.dispatchers
         && one.app_digests == other.app_digests
-        && one.former_app_digests == other.former_app_digests
+        && one.former_apps == other.former_apps
         && one.admin_token.expose() == other.admin_token.expose()
         && one.app.key == other.app.key
 }
@@ -279,10 +281,14 @@ async fn look(
     let services = services.list(&ListParams::default().labels(&pod_labels(&cluster.name_any()))).await;
     let services = services.map_err(|error| Stop::call("listing Services", &error))?.items;
     let fingerprint = fingerprint(known, built);
-    let proven = is_open(known, &fingerprint, Timestamp::now());
-    let plan = plan(cluster, built, (&pods, &services), fingerprint.clone(), proven).await?;
-    let mut findings = probers.tell(context, cluster, plan)?;
     let passed = was_proven(known, &fingerprint);
+    let proof = match (passed, is_open(known, &fingerprint, Timestamp::now())) {
+        (_, true) => Proof::Holds,
+        (true, false) => Proof::Lapsed,
+        (false, false) => Proof::Never,
+    };
+    let plan = plan(cluster, built, (&pods, &services), fingerprint.clone(), proof).await?;
+    let mut findings = probers.tell(context, cluster, plan)?;
     let now = Timestamp::now().as_second();
     for step in admission::decide(&pods, &findings.standings, passed, &findings.replaced, now) {
         match step {
@@ -332,7 +338,7 @@ async fn plan(
     built: &Built,
     (pods, services): (&[ServerPod], &[Service]),
     fingerprint: String,
-    proven: bool,
+    proof: Proof,
 ) -> Result<Plan, Stop> {
     let Built { read, valid, desired } = built;
     let edges = pods.iter().filter(|pod| pod.current && pod.server != Server::Dispatcher);
@@ -352,7 +358,7 @@ async fn plan(
     let transports: BTreeSet<Transport> = Transport::ALL.into_iter().filter(served).collect();
     Ok(Plan {
         fingerprint,
-        proven,
+        proof,
         paths: paths(&valid.name, services, pods, &transports),
         transports,
         webhooks,
@@ -360,7 +366,7 @@ async fn plan(
         dispatchers: dispatchers.filter_map(|pod| pod.dispatcher(valid, desired, &read.secrets)).collect(),
         app: ProbeApp { id: valid.probe.id.clone(), key: valid.probe.key.clone(), secret: valid.probe.secret.clone() },
         app_digests: valid.registry.digests(valid.admin_token.expose()),
-        former_app_digests: None,
+        former_apps: None,
         admin_token: valid.admin_token.clone(),
         stream,
         policy: Policy {

@@ -33,15 +33,17 @@ pub(super) struct Broken {
     pub detail: String,
     /// Whether it was measured wrong, rather than missing.
     pub decisive: bool,
+    /// The dispatcher that had read the event and did not deliver it.
+    pub dispatcher: Option<String>,
 }
 
 impl Broken {
     pub fn ambiguous(hop: Hop, reason: Reason, detail: String) -> Self {
-        Self { hop, reason, detail, decisive: false }
+        Self { hop, reason, detail, decisive: false, dispatcher: None }
     }
 
     pub fn decisive(hop: Hop, reason: Reason, detail: String) -> Self {
-        Self { hop, reason, detail, decisive: true }
+        Self { hop, reason, detail, decisive: true, dispatcher: None }
     }
 }
 

@@ -160,7 +160,8 @@ async fn past_the_stream(
     let event = missing.event;
     let detail =
         format!("{holder} read the {event} of {pod} from {shard}, but no webhook arrived in {seconds} s{error}");
-    Broken::ambiguous(Hop::Delivery, Reason::WebhookMissing, detail)
+    let broken = Broken::ambiguous(Hop::Delivery, Reason::WebhookMissing, detail);
+    Broken { dispatcher: Some(holder.clone()), ..broken }
 }
 
 /// Whether one sequence number is before another: both are decimal numbers of any length.

@@ -370,6 +370,7 @@ async fn holder(context: &Context, route: &Route) -> Option<String> {
 }
 
 fn finish(route: &Route, dispatcher: Option<String>, mut log: Log, broken: Option<Broken>) -> Journey {
+    let dispatcher = dispatcher.or_else(|| broken.as_ref()?.dispatcher.clone());
     let outcome = match broken {
         None => Outcome::Pass,
         Some(broken) => {

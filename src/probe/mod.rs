@@ -108,13 +108,33 @@ pub struct ProbeApp {
     pub secret: Secret,
 }
 
+/// What is known of a proof before the first journey.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// It was never proven.
+    Never,
+    /// It was, and broke or grew old since.
+    Lapsed,
+    /// It was, and holds.
+    Holds,
+}
+
+/// The registry before its last change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormerApps {
+    /// A salted digest of each app.
+    pub digests: BTreeMap<AppId, String>,
+    /// Whether pods may still be learning of the change: kubelet writes mounted Secrets late.
+    pub learning: bool,
+}
+
 /// What to prove.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Names what is proven: evidence of another name does not count for it.
     pub fingerprint: String,
     /// Whether this was proven already, as its former prover wrote down.
-    pub proven: bool,
+    pub proof: Proof,
     /// Transports that must be proven, whether or not a pod serves them.
     pub transports: BTreeSet<Transport>,
     /// Whether there are webhooks.
@@ -129,8 +149,8 @@ pub struct Plan {
     pub app: ProbeApp,
     /// A salted digest of each app as rendered.
     pub app_digests: BTreeMap<AppId, String>,
-    /// The same of the registry as it was, while pods may still learn of the new one.
-    pub former_app_digests: Option<BTreeMap<AppId, String>>,
+    /// The registry as it was.
+    pub former_apps: Option<FormerApps>,
     /// Opens the admin listeners.
     pub admin_token: Secret,
     /// Reads back; `None` when there are no webhooks.

@@ -11,9 +11,9 @@ use serde::de::DeserializeOwned;
 
 use super::Plan;
 use crate::contract::name;
-use crate::gate::{Drift, compare};
+use crate::gate::{Drift, Expected, Former, compare};
 use crate::protocol::admin::{DispatcherFlow, Effective, Flow};
-use crate::protocol::{AppId, Secret, ShardId};
+use crate::protocol::{Secret, ShardId};
 use crate::runtime::clock;
 
 /// Longest for one answer.
@@ -68,11 +68,6 @@ enum Answer<T> {
     Nothing,
 }
 
-/// The registry that a process should have: the former one too, while it may still learn of the new one.
-fn expected<'a>(plan: &'a Plan, found: &Effective) -> &'a BTreeMap<AppId, String> {
-    plan.former_app_digests.as_ref().filter(|former| **former == found.apps).unwrap_or(&plan.app_digests)
-}
-
 impl Observer {
     pub fn new() -> Result<Self, reqwest::Error> {
         let http = Http::builder().no_proxy().timeout(TIMEOUT).connect_timeout(TIMEOUT).build()?;
@@ -81,9 +76,12 @@ impl Observer {
 
     /// What a process runs, against what was rendered for it. `None` when it does not answer.
     async fn seen(&self, plan: &Plan, admin: SocketAddr, wanted: &BTreeMap<String, String>) -> Option<Seen> {
+        let former = plan.former_apps.as_ref();
+        let former = former.map(|former| Former { apps: &former.digests, learning: former.learning });
+        let expected = Expected { variables: wanted, apps: &plan.app_digests, former };
         match self.get::<Effective>(&plan.admin_token, admin, "effective").await {
             Answer::Told(found) => Some(Seen {
-                drifts: compare(wanted, expected(plan, &found), &found, clock::now_ms()),
+                drifts: compare(&expected, &found, clock::now_ms()),
                 process: found.process,
                 configuration: found.configuration,
             }),

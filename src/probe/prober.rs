@@ -16,7 +16,7 @@ use super::nonce::{Channels, choose};
 use super::observe::{Observation, Observer};
 use super::paths::Paths;
 use super::receiver::Receiver;
-use super::{EdgePod, Entrance, Plan};
+use super::{EdgePod, Entrance, Plan, Proof};
 use crate::gate::{Evidence, Hop, Journey, Phase, Standing, Verdict};
 use crate::kinesis::Shard;
 use crate::protocol::{ShardId, Transport};
@@ -105,8 +105,8 @@ impl Prober {
 pub fn start(plan: Plan, receiver: Receiver, shutdown: CancellationToken) -> Result<Prober, reqwest::Error> {
     let http = reqwest::Client::builder().no_proxy().timeout(plan.policy.timeout).build()?;
     let mut evidence = Evidence::new(plan.policy);
-    if plan.proven {
-        evidence.resume();
+    if plan.proof != Proof::Never {
+        evidence.resume(plan.proof == Proof::Holds);
     }
     let verdict = evidence.verdict();
     let (plan, plans) = watch::channel(Arc::new(plan));
@@ -119,7 +119,7 @@ pub fn start(plan: Plan, receiver: Receiver, shutdown: CancellationToken) -> Res
     let (results, arriving) = mpsc::channel(RESULTS);
     let mut schedule = Schedule {
         // Who took over a proven cluster looks at all of it before it says anything.
-        warm: !context.plan.proven,
+        warm: context.plan.proof == Proof::Never,
         context: Arc::new(context),
         evidence,
         verdicts,

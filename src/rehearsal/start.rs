@@ -25,7 +25,7 @@ use crate::dispatcher::{self, MemoryLeases, Network};
 use crate::edge;
 use crate::gate;
 use crate::kinesis::{Client, KinesisError, Settings};
-use crate::probe::{self, DispatcherPod, EdgePod, Plan, ProbeApp, Prober, Receiver};
+use crate::probe::{self, DispatcherPod, EdgePod, Plan, ProbeApp, Prober, Proof, Receiver};
 use crate::protocol::registry::Registry;
 use crate::protocol::{AppId, Transport, signature};
 
@@ -460,7 +460,7 @@ fn plan(cluster: &Cluster, dispatchers: Vec<DispatcherPod>, stream: Client) -> P
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     Plan {
         fingerprint: String::new(),
-        proven: false,
+        proof: Proof::Never,
         transports: BTreeSet::new(),
         webhooks: cluster.spec.webhooks.mode == WebhooksMode::Kinesis,
         edges: vec![],
@@ -472,7 +472,7 @@ fn plan(cluster: &Cluster, dispatchers: Vec<DispatcherPod>, stream: Client) -> P
             secret: cluster.probe.secret.clone(),
         },
         app_digests: cluster.registry.digests(cluster.admin_token.expose()),
-        former_app_digests: None,
+        former_apps: None,
         admin_token: cluster.admin_token.clone(),
         stream: Some(stream),
         policy: gate::Policy {

@@ -133,6 +133,42 @@ fn a_path_must_lead_to_the_pods_before_it_opens_and_closes_it_when_it_no_longer_
 }
 
 #[test]
+fn a_dispatcher_that_does_not_deliver_is_named_although_others_do() {
+    let two = |newcomers: &[&str]| {
+        let mut dimensions = dimensions();
+        dimensions.processes.insert("eu-dispatcher-1".to_owned());
+        dimensions.newcomers = newcomers.iter().map(|name| (*name).to_owned()).collect();
+        dimensions
+    };
+    let by = |dispatcher: &str, at, outcome| Journey {
+        dispatcher: Some(dispatcher.to_owned()),
+        ..journey(Transport::Websocket, at, outcome)
+    };
+    let fails = |newcomers: &[&str], first: u64| {
+        let mut evidence = evidence();
+        evidence.expect(two(newcomers));
+        evidence.drifted("eu-dispatcher-1", "p1", vec![]);
+        if first > 0 {
+            rounds(&mut evidence, 0, first);
+        }
+        for at in 0..4 {
+            // Between its losses the other delivers, so that no transport and no pod stands out.
+            evidence.add(&by("eu-dispatcher-1", first + 2 * at, lost()));
+            for transport in Transport::ALL {
+                evidence.add(&journey(transport, first + 2 * at + 1, Outcome::Pass));
+            }
+        }
+        (evidence.verdict(), evidence.standing("eu-dispatcher-1"))
+    };
+    let (verdict, standing) = fails(&["eu-dispatcher-1"], 0);
+    assert_eq!((verdict.phase, verdict.reason), (Phase::Refused, Reason::WebhookMissing));
+    assert!(verdict.message.starts_with("eu-dispatcher-1: "), "{}", verdict.message);
+    assert!(!standing.proven && standing.failure.is_some());
+    assert_eq!(fails(&["eu-dispatcher-1"], 3).0.phase, Phase::Open, "a newcomer closes nothing");
+    assert_eq!(fails(&[], 3).0.phase, Phase::Closed, "one that was let in does");
+}
+
+#[test]
 fn a_process_that_is_on_its_way_up_is_waited_for() {
     let mut evidence = evidence();
     let mut dimensions = dimensions();
