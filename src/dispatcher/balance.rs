@@ -23,7 +23,7 @@ pub struct Plan {
 /// The shards that may be read: not done, and their parents are. A parent that is not listed any more was trimmed.
 #[must_use]
 pub fn readable(shards: &[Shard], view: &View, stream_created_ms: u64) -> Vec<ShardId> {
-    let end = Checkpoint { stream_created_ms, position: Done::ShardEnd };
+    let end = Checkpoint { stream_created_ms, position: Done::ShardEnd, beyond: None };
     let done = |id: &ShardId| view.leases.get(id).is_some_and(|lease| lease.checkpoint.as_ref() == Some(&end));
     let listed = |id: &ShardId| shards.iter().any(|shard| shard.id == *id);
     shards
@@ -155,7 +155,7 @@ mod tests {
         let shards = [shard("old", ""), shard("child", "old"), shard("orphan", "trimmed")];
         let mut view = View::default();
         assert_eq!(readable(&shards, &view, 1), ids("old orphan"));
-        let end = Checkpoint { stream_created_ms: 1, position: Done::ShardEnd };
+        let end = Checkpoint { stream_created_ms: 1, position: Done::ShardEnd, beyond: None };
         view.leases.insert("old".into(), Lease { checkpoint: Some(end), ..Lease::default() });
         assert_eq!(readable(&shards, &view, 1), ids("child orphan"));
         assert_eq!(readable(&shards, &view, 2), ids("old orphan"), "the mark is of another stream");

@@ -17,14 +17,14 @@ use super::assembler::{Assembler, Body, Finished, Item, Outcome, Outgoing, Targe
 use super::debounce::{Debounce, Verdict};
 use super::events::Tracked;
 use super::intake::{self, Intake, Recent};
-use super::leases::{Checkpoint, Done, LeaseError, Leases};
+use super::leases::{Beyond, Checkpoint, Done, LeaseError, Leases};
 use super::metrics::{Loss, Metrics, Settled, Source};
 use super::reader::{Read, Reader};
 use super::retry::Patience;
 use super::sender::Sender;
 use super::sequencer::{Sequencer, Step};
 use super::tracker::Tracker;
-use crate::kinesis::{Client, Position, ReadRecord};
+use crate::kinesis::{Client, Position, ReadRecord, is_before};
 use crate::protocol::ShardId;
 use crate::protocol::admin::ShardFlow;
 use crate::protocol::webhook::WebhookEvent;
@@ -83,7 +83,9 @@ pub struct Holder {
     strangers: VecDeque<(u64, Tracked)>,
     assembler: Assembler,
     tracker: Tracker,
-    written: Option<String>,
+    /// What the former holder was done with beyond where this one began to read.
+    settled: Option<Beyond>,
+    written: Option<Checkpoint>,
     /// When each kind of loss was last logged.
     complained: BTreeMap<Loss, u64>,
 }
@@ -111,6 +113,7 @@ impl Holder {
             strangers: VecDeque::new(),
             assembler,
             tracker: Tracker::default(),
+            settled: None,
             written: None,
             complained: BTreeMap::new(),
         }
@@ -119,9 +122,13 @@ impl Holder {
     /// Holds the shard until told to stop, until its end, or until the lease is lost.
     pub async fn run(mut self, checkpoint: Option<Checkpoint>, stop: CancellationToken) {
         let common = Arc::clone(&self.common);
-        let position = match checkpoint.filter(|it| it.stream_created_ms == self.stream_created_ms) {
-            Some(Checkpoint { position: Done::Through(sequence), .. }) => {
+        let checkpoint = checkpoint.filter(|it| it.stream_created_ms == self.stream_created_ms);
+        self.written.clone_from(&checkpoint);
+        let position = match checkpoint {
+            Some(Checkpoint { position: Done::Through(sequence), beyond, .. }) => {
                 self.flow.checkpoint = Some(sequence.clone());
+                self.tracker = Tracker::resume(Some(sequence.clone()));
+                self.settled = beyond;
                 Position::After(sequence)
             }
             _ => Position::TrimHorizon,
@@ -241,17 +248,22 @@ impl Holder {
 
     fn record(&mut self, record: ReadRecord) {
         let (sequence, bytes) = (record.sequence.clone(), record.data.len());
+        let settled = self.settled.as_ref().is_some_and(|settled| settled.is_done(&sequence));
         match intake::read(&record.data, &self.common.cluster) {
             Intake::Ours(ours) => {
                 let read = ours.events.len();
                 let events: Vec<_> = ours.events.into_iter().filter(|event| self.recent.is_new(&event.id)).collect();
                 self.common.metrics.settled(Settled::Duplicate, read - events.len());
-                let number = self.tracker.begin(&sequence, events.len(), bytes);
+                // What the former holder told goes through the sequencer alone, which must know how far each subject is.
+                let number = self.tracker.begin(&sequence, if settled { 0 } else { events.len() }, bytes);
                 for event in events {
                     let event = Tracked { record: number, app: ours.app.clone(), channel: ours.channel.clone(), event };
                     let steps = self.sequencer.push(event, self.mono_ms());
                     self.steps(steps);
                 }
+            }
+            Intake::Foreign(..) | Intake::Poison(_) if settled => {
+                self.tracker.begin(&sequence, 0, 0);
             }
             Intake::Foreign(cluster, events) => {
                 self.lose(Loss::ForeignCluster, events, &cluster);
@@ -272,6 +284,10 @@ impl Holder {
 
     fn steps(&mut self, steps: Vec<Step>) {
         for step in steps {
+            let (Step::Superseded(event) | Step::Release(event)) = &step;
+            if !self.tracker.is_open(event.record) {
+                continue;
+            }
             match step {
                 Step::Superseded(event) => self.settle(Settled::Superseded, &[event]),
                 Step::Release(event) => match self.debounce.push(event, now_ms()) {
@@ -388,21 +404,27 @@ impl Holder {
     fn checkpoint(&self) -> Option<Checkpoint> {
         let done = self.ended && self.tracker.unfinished() == 0;
         let through = || self.tracker.checkpoint().map(|sequence| Done::Through(sequence.to_owned()));
-        let position = if done { Some(Done::ShardEnd) } else { through() };
-        position.map(|position| Checkpoint { stream_created_ms: self.stream_created_ms, position })
+        let position = if done { Some(Done::ShardEnd) } else { through() }?;
+        // What the former holder was done with and this one has not read again yet stays done.
+        let beyond = self.tracker.beyond().filter(|own| !self.behind(own)).or_else(|| self.settled.clone());
+        let beyond = beyond.filter(|_| position != Done::ShardEnd);
+        Some(Checkpoint { stream_created_ms: self.stream_created_ms, position, beyond })
+    }
+
+    /// Whether what this holder has read ends before what its predecessor was done with.
+    fn behind(&self, own: &Beyond) -> bool {
+        self.settled.as_ref().is_some_and(|settled| is_before(&own.through, &settled.through))
     }
 
     fn write(&mut self, writes: &mut JoinSet<Result<(), LeaseError>>) {
-        let moved = self.tracker.checkpoint().filter(|sequence| self.written.as_deref() != Some(*sequence));
-        let Some(sequence) = moved.map(str::to_owned) else { return };
+        let Some(checkpoint) = self.checkpoint().filter(|it| self.written.as_ref() != Some(it)) else { return };
         let (common, shard, generation) = (Arc::clone(&self.common), self.shard.clone(), self.generation);
-        let checkpoint = self.checkpoint();
+        self.written = Some(checkpoint.clone());
         writes.spawn(async move {
-            timeout(WRITE, common.leases.renew(&shard, generation, checkpoint))
+            timeout(WRITE, common.leases.renew(&shard, generation, Some(checkpoint)))
                 .await
                 .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
         });
-        self.written = Some(sequence);
     }
 
     fn wrote(&mut self, written: Result<Result<(), LeaseError>, tokio::task::JoinError>) -> Result<(), String> {

@@ -12,6 +12,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::kinesis::is_before;
 use crate::protocol::ShardId;
 
 /// How often a member says that it lives.
@@ -27,6 +28,27 @@ pub struct Checkpoint {
     pub stream_created_ms: u64,
     /// Where.
     pub position: Done,
+    /// What is done beyond that, so that a hand-over repeats only what was under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beyond: Option<Beyond>,
+}
+
+/// Records behind the contiguous done prefix of a shard, some of which are done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Beyond {
+    /// All up to and with this sequence number are done,
+    pub through: String,
+    /// but for these.
+    pub open: Vec<String>,
+}
+
+impl Beyond {
+    /// Whether this record is done.
+    #[must_use]
+    pub fn is_done(&self, sequence: &str) -> bool {
+        !is_before(&self.through, sequence) && !self.open.iter().any(|open| open == sequence)
+    }
 }
 
 /// The done part of a shard.
@@ -207,7 +229,7 @@ mod tests {
     const WELL: Standing = Standing { proven: true, resting: false };
 
     fn through(sequence: &str) -> Checkpoint {
-        Checkpoint { stream_created_ms: 1, position: Done::Through(sequence.into()) }
+        Checkpoint { stream_created_ms: 1, position: Done::Through(sequence.into()), beyond: None }
     }
 
     #[tokio::test]

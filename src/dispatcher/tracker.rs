@@ -1,9 +1,11 @@
 //! How far a shard is done.
 //!
 //! In: records as they are read, and word of each of their events that is finished. Out: the sequence number that ends
-//! the contiguous done prefix, which is all that may be written as a checkpoint, and how much is unfinished. Pure.
+//! the contiguous done prefix, what is done beyond it, and how much is unfinished. Pure.
 
 use std::collections::VecDeque;
+
+use super::leases::Beyond;
 
 /// Most unfinished events of a shard.
 pub const MAX_EVENTS: usize = 10_000;
@@ -13,6 +15,9 @@ pub const MAX_BYTES: usize = 32 * 1024 * 1024;
 /// How far cancelled pairs may hold the checkpoint back, in records: pairs that overlap without end, as of many clients
 /// that come and go, would hold it for ever. Beyond it, a take-over may tell half of a pair.
 const MAX_HELD: u64 = 1_000;
+
+/// Most open records that are named beyond the prefix: a checkpoint stays small.
+const MAX_OPEN: usize = 100;
 
 /// The records of one shard that are not behind the checkpoint.
 #[derive(Debug, Default)]
@@ -35,6 +40,12 @@ struct Slot {
 }
 
 impl Tracker {
+    /// Goes on behind a checkpoint.
+    #[must_use]
+    pub fn resume(checkpoint: Option<String>) -> Self {
+        Self { checkpoint, ..Self::default() }
+    }
+
     /// A record was read, with so many events; returns its number.
     pub fn begin(&mut self, sequence: &str, events: usize, bytes: usize) -> u64 {
         let number = self.first + self.records.len() as u64;
@@ -82,6 +93,27 @@ impl Tracker {
         self.checkpoint.as_deref()
     }
 
+    /// What is done beyond that prefix: what waits, as an absence that may still be undone, holds the prefix back and not
+    /// what came after it.
+    #[must_use]
+    pub fn beyond(&self) -> Option<Beyond> {
+        let all = self.records.len();
+        let mut open = self.records.iter().enumerate().filter(|(_, slot)| slot.open > 0).map(|(at, _)| at);
+        let cut = open.by_ref().nth(MAX_OPEN).unwrap_or(all);
+        let end = self.whole(self.first + cut as u64);
+        let known = self.records.iter().take(usize::try_from(end.checked_sub(self.first)?).ok()?);
+        let through = known.clone().rfind(|slot| slot.open == 0)?.sequence.clone();
+        let open = known.take_while(|slot| slot.sequence != through).filter(|slot| slot.open > 0);
+        Some(Beyond { open: open.map(|slot| slot.sequence.clone()).collect(), through })
+    }
+
+    /// Whether any of the record's events is not finished.
+    #[must_use]
+    pub fn is_open(&self, record: u64) -> bool {
+        let index = record.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        index.and_then(|index| self.records.get(index)).is_some_and(|slot| slot.open > 0)
+    }
+
     /// Events that are not finished.
     #[must_use]
     pub fn unfinished(&self) -> usize {
@@ -101,21 +133,21 @@ impl Tracker {
 
     fn advance(&mut self) {
         let done = self.records.iter().take_while(|slot| slot.open == 0).count();
-        let mut end = self.first + done as u64;
         let oldest = (self.first + self.records.len() as u64).saturating_sub(MAX_HELD);
         self.spans.retain(|(from, _)| *from >= oldest);
-        // From the latest end down: what moves the end back to a span's start can only bring earlier spans into play.
-        for (from, to) in self.spans.iter().rev() {
-            if *from < end && end <= *to {
-                end = *from;
-            }
-        }
+        let end = self.whole(self.first + done as u64);
         while self.first < end {
             let Some(slot) = self.records.pop_front() else { break };
             self.checkpoint = Some(slot.sequence);
             self.first += 1;
         }
         self.spans.retain(|(_, to)| *to >= end);
+    }
+
+    /// The latest end at or before this one that lies between no halves of a pair.
+    fn whole(&self, end: u64) -> u64 {
+        // From the latest end down: what moves the end back to a span's start can only bring earlier spans into play.
+        self.spans.iter().rev().fold(end, |end, (from, to)| if *from < end && end <= *to { *from } else { end })
     }
 }
 
@@ -181,6 +213,34 @@ mod tests {
         let at: u64 = tracker.checkpoint().and_then(|sequence| sequence.parse().ok()).expect("a checkpoint");
         assert!(at >= 5_000 - MAX_HELD - 10, "{at}");
         assert!(tracker.spans.len() as u64 <= MAX_HELD, "{} spans", tracker.spans.len());
+    }
+
+    #[test]
+    fn what_is_done_beyond_what_waits_is_told_apart() {
+        let told = |tracker: &Tracker| tracker.beyond().map(|beyond| (beyond.through, beyond.open.join(" ")));
+        let beyond = |through: &str, open: &str| Some((through.to_owned(), open.to_owned()));
+        let mut tracker = tracker(&[1, 1, 1, 0, 1]);
+        assert_eq!(told(&tracker), beyond("3", "0 1 2"), "an empty record is done");
+        assert!(tracker.is_open(0) && !tracker.is_open(3) && !tracker.is_open(9));
+        tracker.done(1);
+        assert_eq!(told(&tracker), beyond("3", "0 2"));
+        tracker.done(0);
+        assert_eq!((tracker.checkpoint(), told(&tracker)), (Some("1"), beyond("3", "2")));
+        assert!(!tracker.is_open(0), "behind the checkpoint");
+        tracker.done(2);
+        tracker.done(4);
+        assert_eq!((tracker.checkpoint(), told(&tracker)), (Some("4"), None), "nothing is beyond it");
+    }
+
+    #[test]
+    fn only_so_many_open_records_are_named_and_no_pair_is_cut() {
+        let mut tracker = tracker(&[1; 300]);
+        (0..300).filter(|n| n % 2 == 1).for_each(|n| tracker.done(n));
+        let beyond = tracker.beyond().expect("half of them are done");
+        assert_eq!((beyond.through.as_str(), beyond.open.len()), ("199", MAX_OPEN));
+        tracker.join(195, 205);
+        let beyond = tracker.beyond().expect("as before");
+        assert_eq!((beyond.through.as_str(), beyond.open.len()), ("193", 97));
     }
 
     #[test]

@@ -12,4 +12,4 @@ mod shard;
 
 pub use client::{Acceptance, Client, Credentials, Entry, Page, Position, ReadRecord, Refusal, Settings, Summary};
 pub use error::{Class, KinesisError};
-pub use shard::{Shard, covers_all};
+pub use shard::{Shard, covers_all, is_before};

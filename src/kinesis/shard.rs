@@ -40,9 +40,28 @@ pub fn covers_all(shards: &[Shard]) -> bool {
     next.is_none()
 }
 
+/// Whether one sequence number of a shard is before another: both are decimal numbers of any length.
+#[must_use]
+pub fn is_before(one: &str, other: &str) -> bool {
+    let (one, other) = (one.trim_start_matches('0'), other.trim_start_matches('0'));
+    (one.len(), one) < (other.len(), other)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sequence_numbers_are_compared_as_numbers() {
+        assert!(is_before("9", "10"));
+        assert!(is_before("00000000000000000000000000000009", "10"));
+        assert!(!is_before("10", "10"));
+        assert!(!is_before("11", "10"));
+        assert!(is_before(
+            "49590338271490256608559692538361571095921575989136588897",
+            "49590338271490256608559692538361571095921575989136588898"
+        ));
+    }
 
     fn shard(start: u128, end: u128, open: bool) -> Shard {
         Shard { id: "s".into(), start, end, parents: vec![], open }

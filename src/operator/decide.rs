@@ -108,6 +108,10 @@ fn passed(inputs: &Inputs<'_>) -> bool {
 }
 
 fn stand(inputs: &Inputs<'_>, passed: bool) -> Stand {
+    if let Some(stop) = inputs.stop.filter(|stop| stop.reason == Reason::Deleting) {
+        let message = stop.message.clone();
+        return Stand { ready: "False", reason: stop.reason, message, stalled: false, reconciling: true };
+    }
     let says = |kind: &str| inputs.known.conditions.iter().find(|condition| condition.type_ == kind);
     let is = |kind: &str, reasons: &[Reason]| {
         says(kind).filter(|c| c.status != "True").and_then(|c| {

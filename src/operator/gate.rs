@@ -84,11 +84,17 @@ impl Probers {
                 .iter()
                 .any(|cluster| key(cluster) == *name && cluster.uid().as_deref() == Some(running.uid.as_str()));
             if !there {
-                running.stop.cancel();
-                context.receiver.forget(&running.app);
+                running.end(context);
             }
             there
         });
+    }
+
+    /// Ends the prober of a cluster that goes.
+    fn end(&self, context: &Context, cluster: &RealtimeCluster) {
+        if let Some(running) = self.lock().remove(&key(cluster)) {
+            running.end(context);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Running>> {
@@ -102,8 +108,7 @@ impl Probers {
         if all.get(&name).is_some_and(|running| running.uid != uid)
             && let Some(old) = all.remove(&name)
         {
-            old.stop.cancel();
-            context.receiver.forget(&old.app);
+            old.end(context);
         }
         let Some(running) = all.get_mut(&name) else {
             let running = self.start(context, cluster, plan)?;
@@ -167,6 +172,13 @@ impl Probers {
     }
 }
 
+impl Running {
+    fn end(&self, context: &Context) {
+        self.stop.cancel();
+        context.receiver.forget(&self.app);
+    }
+}
+
 /// Whether two plans ask for the same.
 fn same(one: &Plan, other: &Plan) -> bool {
     one.fingerprint == other.fingerprint
@@ -186,13 +198,15 @@ fn same(one: &Plan, other: &Plan) -> bool {
 /// # Errors
 /// The API server does not answer. What keeps the cluster from being Ready is no error of the turn.
 pub async fn reconcile(context: &Shared, probers: &Probers, cluster: &RealtimeCluster) -> Result<Action, Stop> {
-    if cluster.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
-    }
     let known = cluster.status.clone().unwrap_or_default();
     let webhooks = cluster.spec.webhooks.mode == WebhooksMode::Kinesis;
     let deadline = i64::from(cluster.spec.gate.deadline_seconds);
-    let built = build(context, cluster).await;
+    let built = if cluster.metadata.deletion_timestamp.is_some() {
+        probers.end(context, cluster);
+        Err(Stop::waiting(Reason::Deleting, "the servers end first; the stream stays"))
+    } else {
+        build(context, cluster).await
+    };
     let looked = match &built {
         Ok(built) => Some(look(context, probers, cluster, built, &known).await?),
         Err(_) => None,

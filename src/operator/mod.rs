@@ -20,6 +20,7 @@ mod gate;
 mod paths;
 mod pods;
 mod receiver;
+mod removal;
 mod run;
 mod status;
 mod stream;

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::context::{Context, Shared, Stop};
 use super::dereference::{self, generated_name};
+use super::removal;
 use super::status::{self, Part, Said};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
@@ -24,6 +25,9 @@ use crate::kubernetes::{apply, repair};
 const STEADY: Duration = Duration::from_secs(30);
 /// Between two looks while pods come up or something is waited for.
 const SOON: Duration = Duration::from_secs(2);
+
+/// Between two looks while a deleted cluster's pods end.
+const ENDING: Duration = Duration::from_millis(500);
 
 /// How often a Deployment is repaired in one turn.
 const REPAIRS: usize = 5;
@@ -44,9 +48,15 @@ const KINDS: [(&str, &str); 6] = [
 /// What keeps the children from being as they should; it stands in the status too.
 pub async fn reconcile(context: &Shared, cluster: &RealtimeCluster) -> Result<Action, Stop> {
     if cluster.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+        let waits = removal::take_down(context, cluster).await?;
+        return Ok(if waits.is_some() { Action::requeue(ENDING) } else { Action::await_change() });
     }
-    let result = turn(context, cluster).await;
+    let result = match removal::mark(context, cluster).await {
+        // The object changed, so what would be decided on it is decided again.
+        Ok(true) => return Ok(Action::requeue(ENDING)),
+        Ok(false) => turn(context, cluster).await,
+        Err(stop) => Err(stop),
+    };
     let (said, endpoints) = match &result {
         Ok((said, endpoints)) => (said.clone(), Some(endpoints.clone())),
         Err(stop) => (Said::new(condition::WORKLOADS_AVAILABLE, "False", stop.reason, &stop.message), None),

@@ -9,7 +9,7 @@ use super::observe::Observer;
 use super::{Entrance, Plan};
 use crate::api::Reason;
 use crate::gate::Hop;
-use crate::kinesis::{Class, Client, KinesisError, Position};
+use crate::kinesis::{Class, Client, KinesisError, Position, is_before};
 use crate::probe::client::Broken;
 use crate::protocol::admin::RecorderState;
 use crate::protocol::record::Record;
@@ -162,27 +162,4 @@ async fn past_the_stream(
         format!("{holder} read the {event} of {pod} from {shard}, but no webhook arrived in {seconds} s{error}");
     let broken = Broken::ambiguous(Hop::Delivery, Reason::WebhookMissing, detail);
     Broken { dispatcher: Some(holder.clone()), ..broken }
-}
-
-/// Whether one sequence number is before another: both are decimal numbers of any length.
-fn is_before(one: &str, other: &str) -> bool {
-    let (one, other) = (one.trim_start_matches('0'), other.trim_start_matches('0'));
-    (one.len(), one) < (other.len(), other)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sequence_numbers_are_compared_as_numbers() {
-        assert!(is_before("9", "10"));
-        assert!(is_before("00000000000000000000000000000009", "10"));
-        assert!(!is_before("10", "10"));
-        assert!(!is_before("11", "10"));
-        assert!(is_before(
-            "49590338271490256608559692538361571095921575989136588897",
-            "49590338271490256608559692538361571095921575989136588898"
-        ));
-    }
 }

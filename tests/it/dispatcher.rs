@@ -306,6 +306,28 @@ async fn two_dispatchers_share_the_shards_and_one_takes_over_without_loss() {
 }
 
 #[tokio::test]
+async fn a_hand_over_repeats_nothing_that_was_told_behind_an_absence_that_waits() {
+    let bed = Bed::new(1).await;
+    let (one, stop) = bed.dispatcher(&[LOOPBACK]).await;
+    bed.put(CLUSTER, "a", vec![state("occupied", now_ms(), 1, EventKind::ChannelOccupied)]).await;
+    bed.put(CLUSTER, "a", vec![state("vacated", now_ms(), 2, EventKind::ChannelVacated)]).await;
+    let told = ["0", "1", "2", "3", "4"];
+    for (n, id) in (0..).zip(told) {
+        bed.put(CLUSTER, "b", vec![message(id, n)]).await;
+    }
+    wait("what came behind it arrives", async || bed.receiver.ids().len() == 6).await;
+    assert!(!bed.receiver.ids().contains(&"vacated".to_owned()), "it still waits");
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(15), one.stopped()).await.expect("stops in time");
+    let (_two, _) = bed.dispatcher(&[LOOPBACK]).await;
+    wait("the absence arrives", async || bed.receiver.ids().contains(&"vacated".to_owned())).await;
+    bed.put(CLUSTER, "b", vec![message("after", 5)]).await;
+    wait("what comes after it arrives", async || bed.receiver.ids().contains(&"after".to_owned())).await;
+    let mut ids = bed.receiver.ids();
+    assert_eq!(ids.split_off(6), ["vacated", "after"], "each once");
+}
+
+#[tokio::test]
 async fn an_old_event_is_stamped_anew_and_carries_its_own_time() {
     let bed = Bed::new(1).await;
     let (_running, _) = bed.dispatcher(&[LOOPBACK]).await;

@@ -83,6 +83,7 @@ fn a_table_of_states() {
     let waiting = Stop::waiting(Reason::StreamCreating, "waiting");
     let secret = Stop::waiting(Reason::SecretMissing, "no Secret");
     let bad = Stop::terminal(Reason::SpecInvalid, "bad");
+    let deleted = Stop::waiting(Reason::Deleting, "going");
     let not_ours = || vec![condition("StreamReady", "False", "StreamNotOurs", 1)];
     let missing = || vec![condition("StreamReady", "False", "StreamMissing", 1)];
     let child = || vec![condition("WorkloadsAvailable", "False", "ChildNotOurs", 1)];
@@ -95,6 +96,7 @@ fn a_table_of_states() {
         ("the stream is made", told(vec![], None, Some(&waiting), None, None), "Unknown/StreamCreating reconciling"),
         ("a Secret is missing", told(vec![], None, Some(&secret), None, None), "False/SecretMissing reconciling"),
         ("a bad spec", told(vec![], None, Some(&bad), None, None), "False/SpecInvalid stalled"),
+        ("it goes", told(not_ours(), proven("f1"), Some(&deleted), None, None), "False/Deleting reconciling"),
         ("another's stream", told(not_ours(), None, Some(&waiting), None, None), "False/StreamNotOurs stalled"),
         ("another's child", told(child(), None, None, None, Some(&open)), "False/ChildNotOurs stalled"),
         ("the stream was deleted", told(missing(), proven("f1"), None, None, Some(&open)), "False/StreamMissing"),
