@@ -51,3 +51,44 @@ pub struct Journey {
     /// How it ended.
     pub outcome: Outcome,
 }
+
+impl Journey {
+    /// The same, but void if it began before the receiver was found again and its webhook was missed: a sender that
+    /// could not reach the former receiver waits before it tries the new one.
+    #[must_use]
+    pub fn settled(self, found_ms: u64) -> Self {
+        let missed = matches!(&self.outcome, Outcome::Ambiguous(failure) if failure.hop >= Hop::Delivery);
+        let outcome = if missed && self.started_ms < found_ms { Outcome::Void } else { self.outcome };
+        Self { outcome, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_webhook_that_may_have_gone_to_the_former_receiver_is_not_missed() {
+        let failure = |hop| Failure { hop, reason: Reason::WebhookMissing, detail: String::new() };
+        let (lost, wrong) = (|hop| Outcome::Ambiguous(failure(hop)), Outcome::Decisive(failure(Hop::Authenticity)));
+        for (name, outcome, started_ms, expected) in [
+            ("missed at first", lost(Hop::Delivery), 9, Outcome::Void),
+            ("missed later", lost(Hop::Delivery), 10, lost(Hop::Delivery)),
+            ("lost before the stream", lost(Hop::Record), 9, lost(Hop::Record)),
+            ("measured wrong", wrong.clone(), 9, wrong),
+            ("passed", Outcome::Pass, 9, Outcome::Pass),
+        ] {
+            let journey = Journey {
+                transport: Transport::Websocket,
+                entrance: "p".into(),
+                shards: vec![],
+                dispatcher: None,
+                started_ms,
+                ended_ms: 20,
+                latency_ms: BTreeMap::new(),
+                outcome,
+            };
+            assert_eq!(journey.settled(10).outcome, expected, "{name}");
+        }
+    }
+}

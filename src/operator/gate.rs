@@ -373,6 +373,7 @@ async fn plan(
     Ok(Plan {
         fingerprint,
         proof,
+        max_backoff: seconds(valid.spec.webhooks.dispatcher.max_backoff_seconds),
         paths: paths(&valid.name, services, pods, &transports),
         transports,
         webhooks,

@@ -17,13 +17,16 @@ mod observe;
 mod paths;
 mod prober;
 mod receiver;
+mod ticks;
 mod websocket;
 
-pub use prober::{HopTick, PodStanding, Prober, start};
+pub use prober::{PodStanding, Prober, start};
 pub use receiver::Receiver;
+pub use ticks::HopTick;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::gate::Policy;
 use crate::kinesis;
@@ -135,6 +138,8 @@ pub struct Plan {
     pub fingerprint: String,
     /// Whether this was proven already, as its former prover wrote down.
     pub proof: Proof,
+    /// Longest that a sender waits before it tries a receiver again that it could not reach.
+    pub max_backoff: Duration,
     /// Transports that must be proven, whether or not a pod serves them.
     pub transports: BTreeSet<Transport>,
     /// Whether there are webhooks.

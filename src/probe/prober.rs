@@ -11,15 +11,17 @@ use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 use super::dimensions::{dimensions, processes};
-use super::journey::{Context, Route, Tell, travel};
+use super::journey::{Context, Route, travel};
 use super::nonce::{Channels, choose};
 use super::observe::{Observation, Observer};
 use super::paths::Paths;
 use super::receiver::Receiver;
+use super::ticks::{HopTick, TICKS, tell};
 use super::{EdgePod, Entrance, Plan, Proof};
-use crate::gate::{Evidence, Hop, Journey, Phase, Standing, Verdict};
+use crate::gate::{Evidence, Journey, Phase, Standing, Verdict};
 use crate::kinesis::Shard;
 use crate::protocol::{ShardId, Transport};
+use crate::runtime::clock;
 
 /// Journeys whose hops are under way at once.
 const CONCURRENCY: usize = 16;
@@ -37,9 +39,6 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// Between two listings of the shards.
 const LISTINGS: Duration = Duration::from_secs(30);
 
-/// Ticks that a slow display may be behind.
-const TICKS: usize = 4096;
-
 /// How long who took over a proven cluster may look before it judges.
 const WARM: Duration = Duration::from_secs(15);
 
@@ -49,21 +48,11 @@ const HAND_OVER: Duration = Duration::from_secs(20);
 /// Looks in a row without an answer that say that a process does not answer: one may be lost on its way.
 const MISSES: usize = 3;
 
+/// How much longer than its senders' longest wait a receiver that took over is not missed.
+const FOUND_AGAIN: Duration = Duration::from_secs(5);
+
 /// Results that wait to be judged.
 const RESULTS: usize = 1024;
-
-/// A hop as it was passed, or as it broke.
-#[derive(Clone, Debug)]
-pub struct HopTick {
-    /// By which transport.
-    pub transport: Transport,
-    /// Through which pod.
-    pub pod: String,
-    /// The hop.
-    pub hop: Hop,
-    /// Its latency in ms, `None` where a later hop proved it, or what broke.
-    pub result: Result<Option<u64>, String>,
-}
 
 /// One process as its journeys and its own account show it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -108,6 +97,9 @@ pub fn start(plan: Plan, receiver: Receiver, shutdown: CancellationToken) -> Res
     if plan.proof != Proof::Never {
         evidence.resume(plan.proof == Proof::Holds);
     }
+    let wait = plan.max_backoff + FOUND_AGAIN;
+    let found = (plan.proof != Proof::Never).then(|| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    let found_ms = found.map_or(0, |wait| clock::now_ms().saturating_add(wait));
     let verdict = evidence.verdict();
     let (plan, plans) = watch::channel(Arc::new(plan));
     receiver.expect(plans.borrow().app.clone());
@@ -137,6 +129,7 @@ pub fn start(plan: Plan, receiver: Receiver, shutdown: CancellationToken) -> Res
         paths: Paths::default(),
         underway: 0,
         began: Instant::now(),
+        found_ms,
     };
     schedule.paths.note(&schedule.context.plan.paths, Instant::now());
     schedule.expect();
@@ -183,6 +176,8 @@ struct Schedule {
     /// Journeys whose hops are not over.
     underway: usize,
     began: Instant,
+    /// When senders that could not reach the former receiver have found this one, in ms since 1970.
+    found_ms: u64,
 }
 
 impl Schedule {
@@ -297,7 +292,7 @@ impl Schedule {
             Event::Travelled => self.underway = self.underway.saturating_sub(1),
             Event::Finished(journey) => {
                 tracing::debug!(?journey, unclaimed = self.context.receiver.unclaimed(), "a journey is over");
-                self.evidence.add(&journey);
+                self.evidence.add(&journey.settled(self.found_ms));
             }
         }
         self.publish();
@@ -489,12 +484,4 @@ fn replace<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
 
 fn due(last: Option<Instant>, now: Instant, every: Duration) -> bool {
     last.is_none_or(|last| now.duration_since(last) >= every)
-}
-
-fn tell(ticks: broadcast::Sender<HopTick>, route: &Route) -> Tell {
-    let (transport, pod) = (route.transport, route.entrance.name.clone());
-    Box::new(move |hop, result| {
-        // Without a display nobody listens.
-        let _ = ticks.send(HopTick { transport, pod: pod.clone(), hop, result });
-    })
 }

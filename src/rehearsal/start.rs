@@ -461,6 +461,7 @@ fn plan(cluster: &Cluster, dispatchers: Vec<DispatcherPod>, stream: Client) -> P
     Plan {
         fingerprint: String::new(),
         proof: Proof::Never,
+        max_backoff: seconds(cluster.spec.webhooks.dispatcher.max_backoff_seconds),
         transports: BTreeSet::new(),
         webhooks: cluster.spec.webhooks.mode == WebhooksMode::Kinesis,
         edges: vec![],

@@ -127,6 +127,45 @@ test("refused: an Off without quotes, which is a boolean in YAML", async () => {
   assert.match(await refused(manifest), /spec\.webhooks\.mode.*must be of type string/);
 });
 
+/** Every object that this one becomes when one of its fields, at any depth, is misspelt: `[path, object]`. */
+function misspelt(object, path = "spec") {
+  if (object === null || typeof object !== "object" || Array.isArray(object)) return [];
+  return Object.keys(object).flatMap((name) => {
+    const { [name]: value, ...others } = object;
+    const deeper = misspelt(value, `${path}.${name}`).map(([at, changed]) => [at, { ...others, [name]: changed }]);
+    return [[`${path}.${name}`, { ...others, [`${name}x`]: value }], ...deeper];
+  });
+}
+
+test("a misspelt field that a client lets be pruned switches no webhooks off", async () => {
+  const written = {
+    ...cluster().spec,
+    websocket: { replicas: 3 }, sockjs: { state: "Enabled", replicas: 3 }, gate: { intervalSeconds: 15 },
+    webhooks: {
+      mode: "Kinesis", dispatcher: { replicas: 2, maxBackoffSeconds: 30 },
+      stream: { name: "s", mode: "Provisioned", shards: 2 },
+    },
+  };
+  const off = { ...cluster().spec, webhooks: { mode: "Off", acknowledgeNoWebhooks: "eu" } };
+  const create = (spec) =>
+    kubectl(["create", "--dry-run=server", "--validate=ignore", "-o", "json", "-f", "-"], { input: JSON.stringify({ ...cluster(), spec }) });
+  assert.equal(JSON.parse(await create(off)).spec.webhooks.mode, "Off", "as it is written, they are off");
+  const tried = [...misspelt(written), ...misspelt(off)];
+  const taken = [];
+  await Promise.all(tried.map(async ([path, spec]) => {
+    // One that is refused is as loud as one could wish.
+    const answer = await create(spec).catch((error) => {
+      assert.match(error.message, /is invalid|Required value|Invalid value/, path);
+    });
+    if (answer) taken.push([path, JSON.parse(answer).spec.webhooks.mode]);
+  }));
+  assert.ok(tried.length >= 25 && taken.length >= 12, `${taken.length} of ${tried.length} were taken`);
+  // What has nothing to do with webhooks leaves an Off that is written in full as it is.
+  const offs = taken.filter(([, mode]) => mode !== "Kinesis").map(([path]) => path);
+  assert.deepEqual(offs.filter((path) => path.startsWith("spec.webhooks")), []);
+  assert.ok(taken.filter(([, mode]) => mode === "Kinesis").length >= 10);
+});
+
 test("refused: another region for a cluster that is there", async () => {
   const said = await refused(cluster({ aws: { region: "us-east-1", identity: { type: "PodIdentity" } } }));
   assert.match(said, /region is immutable: create another cluster and move to it/);

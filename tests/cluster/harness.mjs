@@ -82,7 +82,10 @@ export async function diagnostics() {
 
 /** Runs kubectl to its end, whatever that is. */
 async function execute(args, { input = "" } = {}) {
-  const child = spawn(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, ...args], { stdio: ["pipe", "pipe", "pipe"] });
+  return ended(spawn(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, ...args], { stdio: ["pipe", "pipe", "pipe"] }), input);
+}
+
+async function ended(child, input = "") {
   let [stdout, stderr] = ["", ""];
   child.stdout.on("data", (chunk) => (stdout += chunk));
   child.stderr.on("data", (chunk) => (stderr += chunk));
@@ -91,6 +94,11 @@ async function execute(args, { input = "" } = {}) {
   child.stdin.end(input);
   const [code] = await once(child, "close");
   return { code, stdout, stderr };
+}
+
+/** Runs our own command as a person does, to its end, whatever that is. */
+export function realtime(...args) {
+  return ended(spawn(`${BINARIES}/realtime`, args, { stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, KUBECONFIG } }));
 }
 
 /** What kubectl prints; fails when it does. */

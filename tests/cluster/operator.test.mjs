@@ -6,7 +6,7 @@ import PusherClient from "pusher-js";
 
 import {
   apply, applyCrds, audit, condition, deleteNamespace, diagnosed, file, get, kubectl, OPERATOR_NAMESPACE, pods, service, startKinesis,
-  startReceiver, startRedis, wait, watchObject,
+  realtime, startReceiver, startRedis, wait, watchObject,
 } from "./harness.mjs";
 
 const NAMESPACE = "channels";
@@ -14,6 +14,9 @@ const ADMITTED = "realtime-operator.dev/admitted";
 const GATE = "realtime-operator.dev/webhooks-delivered";
 const COMPONENT = "app.kubernetes.io/component";
 const OPERATOR = `system:serviceaccount:${OPERATOR_NAMESPACE}:realtime-operator`;
+
+/** Seconds for which the stream is away: `STREAM_AWAY_SECONDS=300 ./test cluster` is the long run. */
+const AWAY = Number(process.env.STREAM_AWAY_SECONDS ?? 60);
 
 let redis, kinesis, receiver;
 
@@ -72,8 +75,9 @@ before(() =>
     await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
   }));
 
+// An operator that is gone first could not say that the clusters' pods have ended.
 after(async () => {
-  await kubectl(["delete", "realtimeclusters", "-A", "--all", "--wait=false"]);
+  await kubectl(["delete", "realtimeclusters", "-A", "--all", "--timeout=100s"]);
   await deleteNamespace(OPERATOR_NAMESPACE);
 });
 
@@ -114,6 +118,18 @@ test("from apply to Ready, pod by pod, and not before a client's event arrived",
     assert.ok(let_in || !podIs(object, GATE), `${object.metadata.name}: gate open before it was let in`);
   }
   await Promise.all([cluster.stop(), slices.stop(), podVersions.stop()]);
+});
+
+test("realtime status tells a person how far an event comes", async () => {
+  const shown = await realtime("status", "eu", "-n", NAMESPACE);
+  assert.equal(shown.code, 0, shown.stderr);
+  assert.match(shown.stdout, new RegExp(`^${NAMESPACE}/eu: Ready \\(Proven\\)\n`));
+  for (const transport of ["websocket", "xhr_streaming", "xhr_polling"]) {
+    assert.match(shown.stdout, new RegExp(`${transport} +Passing +2/2 .*✓ connect .*✓ delivery`));
+  }
+  const missing = await realtime("status", "us", "-n", NAMESPACE);
+  assert.equal(missing.code, 2);
+  assert.match(missing.stderr, /realtimeclusters.* "us" not found/);
 });
 
 test("pusher-js reaches both pods through the Services by every transport, and every webhook verifies", { timeout: 90_000 }, async () => {
@@ -161,7 +177,7 @@ test("pusher-js reaches both pods through the Services by every transport, and e
 
 test("what a hand adds to a live Deployment is put back and told, and never serves", async () => {
   const [slices, podVersions] = await Promise.all([watchObject("endpointslices", NAMESPACE), watchObject("pods", NAMESPACE)]);
-  await kubectl(["set", "env", "deployment/eu-sockjs", "-n", NAMESPACE, "REALTIME_WEBHOOKS=off", "AWS_ENDPOINT_URL=http://elsewhere:1"]);
+  await kubectl(["set", "env", "deployment/eu-sockjs", "-n", NAMESPACE, "REALTIME_WEBHOOKS=off", "AWS_ENDPOINT_URL=http://elsewhere:1", "AWS_ENDPOINT_URL_KINESIS=http://elsewhere:1"]);
   await kubectl(["patch", "deployment", "eu-websocket", "-n", NAMESPACE, "--type=json", "--field-manager=a-hand", "-p", JSON.stringify([
     { op: "add", path: "/spec/template/spec/containers/0/envFrom", value: [{ secretRef: { name: "eu-aws" } }] },
   ])]);
@@ -169,12 +185,13 @@ test("what a hand adds to a live Deployment is put back and told, and never serv
   await wait(async () => {
     const { env } = await container("eu-sockjs");
     const value = (name) => env.find((one) => one.name === name)?.value;
-    return value("REALTIME_WEBHOOKS") === "kinesis" && value("AWS_ENDPOINT_URL") === undefined;
+    return value("REALTIME_WEBHOOKS") === "kinesis" && value("AWS_ENDPOINT_URL") === undefined && value("AWS_ENDPOINT_URL_KINESIS") === kinesis.url;
   }, { what: "the variables as rendered" });
   await wait(async () => (await container("eu-websocket")).envFrom === undefined, { what: "no envFrom" });
   const notes = async () => (await get("events.events.k8s.io", NAMESPACE)).items.filter(({ reason }) => reason === "PutBack").map(({ note }) => note);
   for (const expected of [
     /eu-sockjs: env REALTIME_WEBHOOKS, written by kubectl-set/, /eu-sockjs: env AWS_ENDPOINT_URL, written by kubectl-set/,
+    /eu-sockjs: env AWS_ENDPOINT_URL_KINESIS, written by kubectl-set/,
     /eu-websocket: envFrom, written by a-hand/,
   ]) {
     await wait(async () => (await notes()).some((note) => expected.test(note)), { what: `an Event like ${expected}` });
@@ -186,7 +203,7 @@ test("what a hand adds to a live Deployment is put back and told, and never serv
   assertOnlyAdmittedServed(slices, podVersions);
   const wrong = ({ object }) => {
     const { env = [], envFrom } = object.spec.containers[0];
-    return envFrom || env.some(({ name, value }) => (name === "REALTIME_WEBHOOKS" && value === "off") || name === "AWS_ENDPOINT_URL");
+    return envFrom || env.some(({ name, value }) => (name === "REALTIME_WEBHOOKS" && value === "off") || value === "http://elsewhere:1");
   };
   assert.ok(!podVersions.versions.some((version) => wrong(version) && version.object.metadata.annotations?.[ADMITTED]), "none of them was let in");
   await Promise.all([slices.stop(), podVersions.stop()]);
@@ -416,7 +433,7 @@ test("the stream away while every edge is evicted: a proven configuration goes o
     assert.ok(least >= 1, `${least} pods served`);
     // An unproven configuration gets no pod in.
     await spec(NAMESPACE, { websocket: { env: [{ name: "ANOTHER", value: "1" }] } });
-    await new Promise((resolve) => setTimeout(resolve, Math.max(25_000, 60_000 - (Date.now() - began))));
+    await new Promise((resolve) => setTimeout(resolve, Math.max(25_000, AWAY * 1000 - (Date.now() - began))));
     const another = ({ object }) => object.spec.containers[0].env?.some(({ name }) => name === "ANOTHER");
     const unproven = podVersions.versions.filter(another);
     assert.ok(unproven.length > 0 && unproven.every(({ object }) => !object.metadata.annotations?.[ADMITTED]));
@@ -513,8 +530,11 @@ test("a cluster that is deleted and applied again takes its stream back, and rep
   await wait(() => own.events().filter(({ name }) => name === "channel_vacated").length === 1, { what: "the last webhook" });
   const before = own.events().map(({ id }) => id);
   assert.ok(before.length >= 22);
-  await kubectl(["delete", "realtimecluster", "eu", "-n", namespace]);
-  await wait(async () => (await get("pods", namespace)).items.length === 0, { timeout: 90_000, what: "no pods" });
+  const cluster = await watchObject("realtimeclusters", namespace, "eu");
+  await kubectl(["delete", "realtimecluster", "eu", "-n", namespace, "--timeout=90s"]);
+  assert.ok(cluster.versions.some(({ object }) => said(object) === "False/Deleting"), "it says that it goes");
+  assert.deepEqual((await pods(namespace, {})).map(({ metadata }) => metadata.name), [], "it stays until its pods have ended");
+  await cluster.stop();
   const made = (await kinesis.calls()).CreateStream;
   await apply(text);
   await ready(namespace);
