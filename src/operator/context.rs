@@ -16,8 +16,14 @@ use crate::probe::Receiver;
 /// Longest that one turn of a controller may take.
 pub const TURN: Duration = Duration::from_secs(90);
 
-/// The shortest and the longest wait after a failure.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// The shortest wait after a failure.
+const BACKOFF: Duration = Duration::from_millis(500);
+
+/// The longest wait for what a person mends with kubectl: nothing tells of it, and to look costs little.
+const MENDED: Duration = Duration::from_secs(5);
+
+/// The longest wait for anything else: AWS counts calls.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// What every controller works with.
 pub struct Context {
@@ -60,6 +66,14 @@ impl Stop {
     /// Only a person can go on.
     pub fn terminal(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), terminal: true, late: false }
+    }
+
+    /// The longest wait until it is looked at again.
+    fn longest_wait(&self) -> Duration {
+        match self.reason {
+            Reason::ChildNotOurs | Reason::RollingOut | Reason::SecretMissing | Reason::StreamCreating => MENDED,
+            _ => LONGEST,
+        }
     }
 
     /// A call that failed.
@@ -110,12 +124,12 @@ impl Context {
     }
 
     /// How long to wait after a failure: longer after each.
-    pub fn failed(&self, controller: &'static str, cluster: &RealtimeCluster) -> Duration {
+    pub fn failed(&self, controller: &'static str, cluster: &RealtimeCluster, stop: &Stop) -> Duration {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let count = failures.entry((controller, key(cluster))).or_default();
-        let wait = BACKOFF.0.saturating_mul(2_u32.saturating_pow((*count).min(10)));
+        let wait = BACKOFF.saturating_mul(2_u32.saturating_pow((*count).min(10)));
         *count += 1;
-        wait.min(BACKOFF.1)
+        wait.min(stop.longest_wait())
     }
 
     /// The turn went through.

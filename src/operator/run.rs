@@ -320,8 +320,8 @@ where
             }
         }
     };
-    let policy = move |cluster: Arc<RealtimeCluster>, _: &Failed, context: Shared| {
-        Action::requeue(context.failed(name, &cluster))
+    let policy = move |cluster: Arc<RealtimeCluster>, failed: &Failed, context: Shared| {
+        Action::requeue(context.failed(name, &cluster, &failed.0))
     };
     controller
         .run(reconcile, policy, context)

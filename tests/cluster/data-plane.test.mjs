@@ -148,7 +148,7 @@ test("a misspelt field that a client lets be pruned switches no webhooks off", a
   };
   const off = { ...cluster().spec, webhooks: { mode: "Off", acknowledgeNoWebhooks: "eu" } };
   const create = (spec) =>
-    kubectl(["create", "--dry-run=server", "--validate=ignore", "-o", "json", "-f", "-"], { input: JSON.stringify({ ...cluster(), spec }) });
+    kubectl(["create", "--dry-run=server", "--validate=ignore", "-o", "json", "-f", "-"], { input: JSON.stringify({ ...cluster(), spec, metadata: { name: "eu", namespace: "default" } }) });
   assert.equal(JSON.parse(await create(off)).spec.webhooks.mode, "Off", "as it is written, they are off");
   const tried = [...misspelt(written), ...misspelt(off)];
   const taken = [];

@@ -35,19 +35,23 @@ const SHOWN_FAILURES = 2;
 let shown = 0;
 
 // A test that failed shows how the cluster stands.
-afterEach(({ error }) => (error ? show() : undefined));
+afterEach(({ error }) => (error ? show(error.cause ?? error) : undefined));
 
-async function show() {
+const told = new Set();
+
+async function show(error) {
+  if (told.has(error)) return;
+  told.add(error);
   shown += 1;
   if (shown <= SHOWN_FAILURES) console.log(await diagnostics());
 }
 
-/** Runs `fn`, and shows how the cluster stands when it fails: for `before` hooks. */
+/** Runs `fn`, and shows how the cluster stands when it fails: for `before` hooks, and before something is taken away. */
 export async function diagnosed(fn) {
   try {
     return await fn();
   } catch (error) {
-    await show();
+    await show(error);
     throw error;
   }
 }
@@ -149,6 +153,19 @@ export async function applyCrds() {
 /** Deletes a namespace with all that is in it, and waits until it is gone. */
 export function deleteNamespace(name, seconds = 120) {
   return kubectl(["delete", "namespace", name, "--ignore-not-found", "--wait", `--timeout=${seconds}s`]);
+}
+
+/**
+ * Runs `fn` in a namespace of its own, which goes afterwards in any case: what a failed test leaves would take the machine
+ * from those after it.
+ */
+export async function inNamespace(name, fn) {
+  await kubectl(["create", "namespace", name]);
+  try {
+    return await diagnosed(() => fn(name));
+  } finally {
+    await deleteNamespace(name);
+  }
 }
 
 /** What containers of a pod said. */
