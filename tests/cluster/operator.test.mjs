@@ -479,12 +479,13 @@ test("a leader that was stopped and goes on writes nothing", async () => {
       }
     });
   }, { what: "the leader's process" });
+  const stopped = Date.now();
   process.kill(Number(pid), "SIGSTOP");
   await wait(async () => {
     const { spec } = await get("lease", OPERATOR_NAMESPACE, "realtime-operator");
     return spec.holderIdentity && spec.holderIdentity !== name;
   }, { timeout: 60_000, what: "another leader" });
-  await new Promise((resolve) => setTimeout(resolve, 30_000));
+  await new Promise((resolve) => setTimeout(resolve, 60_000 - (Date.now() - stopped)));
   const resumed = Date.now();
   process.kill(Number(pid), "SIGCONT");
   await wait(async () => {
