@@ -244,7 +244,8 @@ fn check(row: &Variable, value: &str) -> Result<(), ContractError> {
 }
 
 /// Whether an address can stand in a page and in a header about it: nothing in it ends either.
-fn is_script(item: &str) -> bool {
+#[must_use]
+pub fn is_script(item: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._~:/@%+=?".contains(c);
     let rest = item.strip_prefix("https://").or_else(|| item.strip_prefix("http://"));
     rest.is_some_and(|rest| !rest.is_empty() && rest.chars().all(plain))
