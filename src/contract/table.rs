@@ -205,7 +205,15 @@ pub const VARIABLES: &[Variable] = &[
     ),
     row(
         name::TRANSPORTS,
-        Kind::Words(&["websocket", "xhr_streaming", "xhr_polling"]),
+        Kind::Words(&[
+            "websocket",
+            "xhr_streaming",
+            "xhr_polling",
+            "sockjs_websocket",
+            "sockjs_xhr_streaming",
+            "sockjs_xhr",
+            "sockjs_eventsource",
+        ]),
         Need::Required,
         EDGES,
         "Transports that this edge serves, separated by commas.",

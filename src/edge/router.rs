@@ -48,7 +48,9 @@ pub fn router(
         let context = Context { shared: shared.clone(), fallback: fallback.clone() };
         let requests = requests.layer(DefaultBodyLimit::max(MAX_SEND_BODY)).layer(from_fn(cross_origin));
         router = router.merge(requests.with_state(context));
-        router = router.merge(sockjs::routes(shared, Arc::new(sockjs)).layer(DefaultBodyLimit::max(MAX_SEND_BODY)));
+    }
+    if let Some(routes) = sockjs::routes(shared, sockjs, transports) {
+        router = router.merge(routes.layer(DefaultBodyLimit::max(MAX_SEND_BODY)));
     }
     router
 }

@@ -17,6 +17,7 @@ mod observe;
 mod paths;
 mod prober;
 mod receiver;
+mod sockjs;
 mod websocket;
 
 pub use prober::{HopTick, PodStanding, Prober, start};

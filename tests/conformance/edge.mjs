@@ -30,7 +30,7 @@ export async function startEdge(variables = {}) {
       REALTIME_PUBLIC_ADDRESS: "127.0.0.1:0",
       REALTIME_ADMIN_TOKEN: "token",
       REALTIME_APPS_PATH: folder,
-      REALTIME_TRANSPORTS: "xhr_streaming,xhr_polling",
+      REALTIME_TRANSPORTS: "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource",
       REALTIME_WEBHOOKS: "off",
       REALTIME_BUS: "memory",
       REALTIME_ADMISSION: "none",

@@ -99,6 +99,19 @@ for (const transport of ["websocket", "xhr-streaming", "eventsource", "xhr-polli
   });
 }
 
+test("an edge serves the SockJS transports that it is told, and its info says so", async () => {
+  const small = await startEdge({ REALTIME_TRANSPORTS: "sockjs_xhr" });
+  const base = `http://127.0.0.1:${small.port}/pusher`;
+  const ask = async (method, path) => (await fetch(base + path, { method })).status;
+  const info = await (await fetch(`${base}/info`)).json();
+  assert.equal(info.websocket, false);
+  assert.deepEqual(await Promise.all([
+    ask("POST", "/0/a/xhr"), ask("GET", "/0/b/jsonp?c=x"), ask("POST", "/0/a/xhr_streaming"), ask("GET", "/0/a/eventsource"),
+    ask("GET", "/0/a/htmlfile?c=x"), ask("GET", "/0/a/websocket"), ask("GET", "/websocket"), ask("POST", "/app/key1/0/a/xhr_streaming"),
+  ]), [200, 200, 404, 404, 404, 404, 404, 404]);
+  assert.equal(await small.stop(), 0);
+});
+
 /** A page of another origin than the edge, or of the edge's own. */
 async function open(origin, ...wanted) {
   const page = await browser.newPage();

@@ -56,7 +56,10 @@ pub struct Edge {
 }
 
 fn values(server: &str, webhooks: &str, apps: &Path) -> Values {
-    let transports = if server == "websocket" { "websocket" } else { "xhr_streaming,xhr_polling" };
+    let transports = match server {
+        "websocket" => "websocket",
+        _ => "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource",
+    };
     let variables = [
         ("REALTIME_CLUSTER", "ns/eu"),
         ("REALTIME_CLUSTER_UID", "uid-1"),

@@ -178,6 +178,11 @@ async fn every_way_of_receiving_carries_a_session() {
         publish(&edge, &room, "100 % </script> \u{2028} \u{1f600}").await;
         assert_eq!(client.expect("news").await.data, json!("100 % </script> \u{2028} \u{1f600}"), "{way:?}");
     }
+    let metrics = edge.admin("/metrics").await.text().await.expect("a text");
+    for (transport, opened) in [("sockjs_xhr", 2), ("sockjs_xhr_streaming", 1), ("sockjs_eventsource", 2)] {
+        let line = format!("realtime_edge_connections_opened_total{{transport=\"{transport}\"}} {opened}");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
     edge.stop().await;
 }
 
@@ -187,8 +192,9 @@ async fn a_session_may_change_its_way_and_its_server_part() {
     let (mut client, id) = SockJs::connect(&edge, "changes", XHR).await;
     client.send(&subscribe(&id, "private-room", None)).await;
     client.expect(SUBSCRIBED).await;
-    for (n, way) in [JSONP, EVENTS].into_iter().enumerate() {
-        let base = edge.url(&format!("/pusher/{n}/changes"));
+    // `app` is what the paths of pusher-js's own fallbacks begin with.
+    for (server, way) in [("app", JSONP), ("1", EVENTS)] {
+        let base = edge.url(&format!("/pusher/{server}/changes"));
         client = SockJs { base, ..SockJs::new(&edge, "", way) };
         let body = json!([json!({ "event": "pusher:ping", "data": {} }).to_string()]).to_string();
         assert_eq!(client.post("jsonp_send", &body).await, (200, "ok".to_owned()));

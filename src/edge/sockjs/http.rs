@@ -21,6 +21,7 @@ use super::answer::{Answer, HEARTBEAT_EVERY};
 use super::route::{Action, Endpoint};
 use super::socket::{Framing, Socket};
 use super::{BASE, Context};
+use crate::protocol::Transport;
 use crate::protocol::sockjs::{self, Wrapping};
 use crate::runtime::clock;
 
@@ -55,6 +56,14 @@ pub async fn serve(
 ) -> Response {
     let rest = uri.path().strip_prefix(BASE).unwrap_or_default();
     let Some(endpoint) = Endpoint::of(rest) else { return not_found(HeaderMap::new()) };
+    let transport = match &endpoint {
+        Endpoint::RawSocket => Some(Transport::SockjsWebsocket),
+        Endpoint::Session(_, action) => action.transport(),
+        Endpoint::Greeting | Endpoint::Iframe | Endpoint::Info => None,
+    };
+    if transport.is_some_and(|transport| !context.serves(transport)) {
+        return not_found(HeaderMap::new());
+    }
     let allowed = endpoint.methods();
     if !allowed.contains(&method.as_str()) {
         let allow = [(header::ALLOW, allowed.join(", "))];
@@ -117,7 +126,8 @@ fn receive(context: &Context, id: &str, action: Action, query: &str, request: &H
         }
     };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    match context.sessions.receive(&context.shared, id, action.transport()) {
+    let Some(transport) = action.transport() else { return not_found(headers) };
+    match context.sessions.receive(&context.shared, id, transport) {
         Ok(receive) => {
             respond(StatusCode::OK, headers, Answer::new(receive, head, wrapping, action.is_poll()).into_body())
         }
@@ -162,7 +172,7 @@ fn socket(context: Context, upgrade: Upgrade, framing: Framing) -> Response {
         .write_buffer_size(0)
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE);
-    let (shared, transport) = (context.shared, Action::Socket.transport());
+    let (shared, transport) = (context.shared, Transport::SockjsWebsocket);
     let tasks = shared.tasks.clone();
     upgrade.on_upgrade(move |wire| {
         let heartbeat = Instant::now() + HEARTBEAT_EVERY;
@@ -174,7 +184,7 @@ fn socket(context: Context, upgrade: Upgrade, framing: Framing) -> Response {
 fn info(context: &Context, request: &HeaderMap) -> Response {
     let Ok(entropy) = OsRng.try_next_u32() else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
     let info = json!({
-        "websocket": true,
+        "websocket": context.serves(Transport::SockjsWebsocket),
         "origins": ["*:*"],
         "cookie_needed": context.settings.cookie,
         "entropy": entropy,

@@ -19,6 +19,7 @@ use axum::routing::any;
 
 use super::shared::Shared;
 use crate::contract::{Values, name};
+use crate::protocol::Transport;
 use page::Pages;
 use session::SockJs;
 
@@ -44,15 +45,29 @@ struct Context {
     shared: Arc<Shared>,
     sessions: Arc<SockJs>,
     settings: Arc<Settings>,
+    transports: Arc<[Transport]>,
 }
 
-/// Everything below the base path that no other route has.
-pub fn routes(shared: &Arc<Shared>, settings: Arc<Settings>) -> Router {
-    let context = Context { shared: shared.clone(), sessions: Arc::default(), settings };
+impl Context {
+    fn serves(&self, transport: Transport) -> bool {
+        self.transports.contains(&transport)
+    }
+}
+
+/// Everything below the base path that no other route has; `None` when there is nothing to serve there.
+pub fn routes(shared: &Arc<Shared>, settings: Settings, transports: &[Transport]) -> Option<Router> {
+    let ours =
+        [Transport::SockjsWebsocket, Transport::SockjsXhrStreaming, Transport::SockjsXhr, Transport::SockjsEventsource];
+    let transports: Arc<[Transport]> = ours.into_iter().filter(|ours| transports.contains(ours)).collect();
+    if transports.is_empty() {
+        return None;
+    }
+    let (shared, settings) = (shared.clone(), Arc::new(settings));
+    let context = Context { shared, sessions: Arc::default(), settings, transports };
     // What the protocol answers to a wrong method or path is its own.
-    Router::new()
+    let routes = Router::new()
         .route(BASE, any(http::serve))
         .route("/pusher/", any(http::serve))
-        .route("/pusher/{*rest}", any(http::serve))
-        .with_state(context)
+        .route("/pusher/{*rest}", any(http::serve));
+    Some(routes.with_state(context))
 }

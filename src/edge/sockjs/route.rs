@@ -102,12 +102,15 @@ impl Action {
         })
     }
 
-    /// The transport that a session counts as when this request opens it.
-    pub fn transport(self) -> Transport {
-        match self {
-            Self::Poll | Self::Jsonp | Self::Send | Self::JsonpSend => Transport::XhrPolling,
-            Self::Socket | Self::Stream | Self::EventSource | Self::HtmlFile => Transport::XhrStreaming,
-        }
+    /// The transport that a session counts as when this request opens it; `None` for what opens none.
+    pub fn transport(self) -> Option<Transport> {
+        Some(match self {
+            Self::Socket => Transport::SockjsWebsocket,
+            Self::Stream => Transport::SockjsXhrStreaming,
+            Self::Poll | Self::Jsonp => Transport::SockjsXhr,
+            Self::EventSource | Self::HtmlFile => Transport::SockjsEventsource,
+            Self::Send | Self::JsonpSend => return None,
+        })
     }
 
     /// Whether its answer has one frame only.
