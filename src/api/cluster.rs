@@ -52,6 +52,9 @@ pub struct RealtimeClusterSpec {
     /// The edges that serve the HTTP fallbacks.
     #[serde(default)]
     pub sockjs: EdgeServer,
+    /// What clients of `SockJS` are given by the sockjs server.
+    #[serde(default)]
+    pub sockjs_clients: SockjsClients,
     /// How events become webhooks.
     #[serde(default)]
     pub webhooks: Webhooks,
@@ -220,6 +223,20 @@ impl Default for EdgeServer {
     fn default() -> Self {
         Self { state: State::Enabled, replicas: default_replicas(), env: vec![] }
     }
+}
+
+/// What clients of `SockJS` are given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SockjsClients {
+    /// Scripts that hidden frames may load: the first one, or another that `js_path` names to the letter. Absent means
+    /// those of the current sockjs-client and pusher-js, at their usual addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 50), inner(regex(pattern = r"^https?://[A-Za-z0-9._~:/@%+=?-]+$")))]
+    pub scripts: Vec<String>,
+    /// Whether sessions set the cookie `JSESSIONID`, for a load balancer that keeps a client on one pod by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cookie: Option<State>,
 }
 
 /// A variable beside those that the operator renders.

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::contract::nearest;
+use crate::contract::{is_script, nearest};
 
 /// Something wrong in an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,6 +150,7 @@ fn matches(pattern: &str, text: &str) -> bool {
         "^https?://.+" => {
             ["http://", "https://"].iter().any(|p| text.strip_prefix(p).is_some_and(|rest| !rest.is_empty()))
         }
+        "^https?://[A-Za-z0-9._~:/@%+=?-]+$" => is_script(text),
         "^arn:" => text.starts_with("arn:"),
         "^[0-9]{1,20}$" => (1..=20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()),
         "^[a-zA-Z0-9_.-]+$" => {

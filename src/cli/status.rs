@@ -156,7 +156,7 @@ fn page(cluster: &RealtimeCluster) -> String {
             })
             .collect();
         let state = format!("{:?}", transport.state);
-        let _ = writeln!(page, "  {:<14} {:<8} {:<5} {}", transport.name, state, transport.pods, hops.join("  "));
+        let _ = writeln!(page, "  {:<21} {:<8} {:<5} {}", transport.name, state, transport.pods, hops.join("  "));
     }
     if let Some(stream) = &status.stream {
         let _ = writeln!(page, "  stream {} {}", stream.name, stream.status);

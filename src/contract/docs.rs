@@ -40,6 +40,7 @@ fn value(row: &Variable) -> String {
         Kind::Address => "address:port".to_owned(),
         Kind::Path => "absolute path".to_owned(),
         Kind::Url => "URL".to_owned(),
+        Kind::Scripts => "list of URLs".to_owned(),
         Kind::Word(words) => words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" or "),
         Kind::Words(words) => format!("list of {}", words.join(", ")),
         Kind::Networks => "list of networks".to_owned(),

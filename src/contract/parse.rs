@@ -226,6 +226,9 @@ fn check(row: &Variable, value: &str) -> Result<(), ContractError> {
         Kind::Url if !(value.starts_with("https://") || value.starts_with("http://")) => {
             "an address that begins with https:// or http://".to_owned()
         }
+        Kind::Scripts if items(value).next().is_none() || !items(value).all(is_script) => {
+            "addresses that begin with https:// or http:// and need no escaping, separated by commas".to_owned()
+        }
         Kind::Word(words) if !words.contains(&value) => format!("one of {}", words.join(", ")),
         Kind::Words(words) if value.trim().is_empty() || value.split(',').any(|item| !words.contains(&item.trim())) => {
             format!("a list of {}, separated by commas", words.join(", "))
@@ -238,6 +241,14 @@ fn check(row: &Variable, value: &str) -> Result<(), ContractError> {
     };
     let found = if row.secret { "(hidden)".to_owned() } else { value.to_owned() };
     Err(ContractError::Invalid { name: row.name, found, wanted })
+}
+
+/// Whether an address can stand in a page and in a header about it: nothing in it ends either.
+#[must_use]
+pub fn is_script(item: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._~:/@%+=?".contains(c);
+    let rest = item.strip_prefix("https://").or_else(|| item.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty() && rest.chars().all(plain))
 }
 
 fn items(value: &str) -> impl Iterator<Item = &str> {
@@ -318,6 +329,18 @@ mod tests {
             ("keys without StaticKeys", with("AWS_ACCESS_KEY_ID", Some("a")), "REALTIME_AWS_IDENTITY is `PodIdentity`"),
             ("a transport of the other", with("REALTIME_TRANSPORTS", Some("websocket")), "does not carry `websocket`"),
             ("no transport", with("REALTIME_TRANSPORTS", Some("")), "separated by commas"),
+            ("no script", with("REALTIME_SOCKJS_SCRIPTS", Some(" , ")), "separated by commas"),
+            ("a script of no site", with("REALTIME_SOCKJS_SCRIPTS", Some("/sockjs.js")), "begin with https://"),
+            (
+                "a script that ends the page",
+                with("REALTIME_SOCKJS_SCRIPTS", Some("https://x/\"></script>")),
+                "no escaping",
+            ),
+            (
+                "a script that ends a rule",
+                with("REALTIME_SOCKJS_SCRIPTS", Some("https://x/; script-src *")),
+                "no escaping",
+            ),
             ("no server", with("REALTIME_SERVER", None), "REALTIME_SERVER is missing"),
         ] {
             let error = result.expect_err(name).to_string();

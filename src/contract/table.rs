@@ -15,6 +15,8 @@ pub enum Kind {
     Path,
     /// An `http://` or `https://` address.
     Url,
+    /// A comma-separated list of such addresses that can stand in a page as they are, not empty.
+    Scripts,
     /// One of these words.
     Word(&'static [&'static str]),
     /// A comma-separated list of these words, not empty.
@@ -85,6 +87,10 @@ pub mod name {
     pub const PUBLIC_ADDRESS: &str = "REALTIME_PUBLIC_ADDRESS";
     /// The transports that an edge serves.
     pub const TRANSPORTS: &str = "REALTIME_TRANSPORTS";
+    /// What the pages for hidden frames may load.
+    pub const SOCKJS_SCRIPTS: &str = "REALTIME_SOCKJS_SCRIPTS";
+    /// Whether sessions set a cookie.
+    pub const SOCKJS_COOKIE: &str = "REALTIME_SOCKJS_COOKIE";
     /// Whether webhook events are written.
     pub const WEBHOOKS: &str = "REALTIME_WEBHOOKS";
     /// The Kinesis stream.
@@ -111,6 +117,7 @@ pub mod name {
 
 const EDGES: &[Server] = &[Websocket, Sockjs];
 const ALL: &[Server] = &[Websocket, Sockjs, Dispatcher];
+const FALLBACKS: &[Server] = &[Sockjs];
 const SENDERS: &[Server] = &[Dispatcher];
 
 const IRSA: &str = "IRSA";
@@ -198,7 +205,15 @@ pub const VARIABLES: &[Variable] = &[
     ),
     row(
         name::TRANSPORTS,
-        Kind::Words(&["websocket", "xhr_streaming", "xhr_polling"]),
+        Kind::Words(&[
+            "websocket",
+            "xhr_streaming",
+            "xhr_polling",
+            "sockjs_websocket",
+            "sockjs_xhr_streaming",
+            "sockjs_xhr",
+            "sockjs_eventsource",
+        ]),
         Need::Required,
         EDGES,
         "Transports that this edge serves, separated by commas.",
@@ -209,6 +224,22 @@ pub const VARIABLES: &[Variable] = &[
         Need::Default("0.0.0.0:8080"),
         EDGES,
         "Listener for clients and for the HTTP API.",
+    ),
+    row(
+        name::SOCKJS_SCRIPTS,
+        Kind::Scripts,
+        Need::Default(
+            "https://cdn.jsdelivr.net/npm/sockjs-client@1.6.1/dist/sockjs.min.js,https://js.pusher.com/8.6.0/sockjs.min.js,https://js.pusher.com/8.6.0/sockjs.js,http://js.pusher.com/8.6.0/sockjs.min.js,http://js.pusher.com/8.6.0/sockjs.js",
+        ),
+        FALLBACKS,
+        "Scripts that the hidden frames of SockJS may load, separated by commas: the first one, or another that `js_path` names to the letter, as pusher-js does with the `sockjs.js` of its release.",
+    ),
+    row(
+        name::SOCKJS_COOKIE,
+        Kind::Word(&["off", "on"]),
+        Need::Default("off"),
+        FALLBACKS,
+        "Whether SockJS sessions set the cookie `JSESSIONID`, for a load balancer that keeps a client on one pod by it.",
     ),
     row(
         name::WEBHOOKS,

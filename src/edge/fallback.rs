@@ -164,7 +164,7 @@ fn open(shared: &Shared, key: &str, query: &str, transport: Transport) -> Result
 }
 
 /// A session that only says why there is none. Any other answer would make pusher-js give up the transport.
-fn refused(shared: &Shared, transport: Transport, closing: &Closing) -> Arc<Session> {
+pub fn refused(shared: &Shared, transport: Transport, closing: &Closing) -> Arc<Session> {
     let (socket, app) = (String::new().into(), AppId::from(""));
     let session = Session::new(socket, app, transport, Budget::default(), shared.metrics.clone());
     session.push(frame::error(Some(closing.code), &closing.reason).into());

@@ -25,6 +25,7 @@ mod server;
 mod session;
 mod sessions;
 mod shared;
+mod sockjs;
 mod stream_check;
 mod subscribe;
 mod websocket;

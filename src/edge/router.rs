@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use super::fallback::Fallback;
 use super::fallback_http::{Context, cross_origin, polling, preflight, send, streaming};
 use super::shared::Shared;
-use super::{http_api, websocket};
+use super::{http_api, sockjs, websocket};
 use crate::protocol::Transport;
 
 /// Largest body of the HTTP API: 10 KiB of data, escaped, and a hundred channels.
@@ -20,7 +20,12 @@ const MAX_API_BODY: usize = 1 << 20;
 const MAX_SEND_BODY: usize = 256 << 10;
 
 /// The paths of an edge that serves these transports.
-pub fn router(shared: &Arc<Shared>, fallback: &Arc<Fallback>, transports: &[Transport]) -> Router {
+pub fn router(
+    shared: &Arc<Shared>,
+    fallback: &Arc<Fallback>,
+    transports: &[Transport],
+    sockjs: sockjs::Settings,
+) -> Router {
     let api = Router::new()
         .route("/apps/{id}/events", post(http_api::events))
         .layer(DefaultBodyLimit::max(MAX_API_BODY))
@@ -43,6 +48,9 @@ pub fn router(shared: &Arc<Shared>, fallback: &Arc<Fallback>, transports: &[Tran
         let context = Context { shared: shared.clone(), fallback: fallback.clone() };
         let requests = requests.layer(DefaultBodyLimit::max(MAX_SEND_BODY)).layer(from_fn(cross_origin));
         router = router.merge(requests.with_state(context));
+    }
+    if let Some(routes) = sockjs::routes(shared, sockjs, transports) {
+        router = router.merge(routes.layer(DefaultBodyLimit::max(MAX_SEND_BODY)));
     }
     router
 }

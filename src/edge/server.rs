@@ -26,6 +26,7 @@ use super::recorder::Recorder;
 use super::router::router;
 use super::sessions::Sessions;
 use super::shared::Shared;
+use super::sockjs;
 use super::stream_check::{self, Found};
 use crate::bus::{Bus, Message};
 use crate::contract::{Values, name};
@@ -179,7 +180,7 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
             }
         }));
     }
-    let routes = router(&shared, &fallback, &transports);
+    let routes = router(&shared, &fallback, &transports, sockjs::Settings::of(&values));
     let listening = CancellationToken::new();
     tasks.spawn(serve_public(deps.public, routes, listening.clone(), failures.clone()));
     let answers = answers(&values, &process, &shared, &ready, &stop).await;

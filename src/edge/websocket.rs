@@ -19,19 +19,19 @@ use crate::protocol::Transport;
 use crate::protocol::frame;
 
 /// Per socket and held while it is idle, so small: with the library's default an idle socket takes 136 KiB.
-const READ_BUFFER: usize = 4096;
+pub const READ_BUFFER: usize = 4096;
 
 /// Largest message of a client: a client event at its limit, escaped, with room for the envelope.
-const MAX_MESSAGE: usize = 128 << 10;
+pub const MAX_MESSAGE: usize = 128 << 10;
 
 /// Taken from the session in one go.
-const BATCH: usize = 16 << 10;
+pub const BATCH: usize = 16 << 10;
 
 /// How long one write may stand still.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the goodbye may take, each way.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// `GET /app/{key}`
 pub async fn upgrade(
@@ -105,7 +105,7 @@ async fn serve(mut socket: WebSocket, shared: Arc<Shared>, place: Place) {
 }
 
 /// Writes frames; `None` when the socket is gone. Once the session has ended, a write that stands still is left behind.
-async fn write(socket: &mut WebSocket, session: &Session, frames: Vec<Bytes>) -> Option<()> {
+pub async fn write(socket: &mut WebSocket, session: &Session, frames: Vec<Bytes>) -> Option<()> {
     for frame in frames {
         let Ok(text) = Utf8Bytes::try_from(frame) else { continue };
         tokio::select! {
@@ -120,7 +120,7 @@ async fn write(socket: &mut WebSocket, session: &Session, frames: Vec<Bytes>) ->
 
 /// Sends the close frame, if it is the server that ends, and reads on until the client's: a socket that is dropped with
 /// unread bytes is reset, and the close frame may be lost with it. A client's own close frame is answered by reading.
-async fn goodbye(mut socket: WebSocket, closing: Option<&Closing>) {
+pub async fn goodbye(mut socket: WebSocket, closing: Option<&Closing>) {
     if let Some(closing) = closing {
         let frame = CloseFrame { code: closing.code, reason: closing.reason.as_str().into() };
         let sent = timeout(CLOSE_TIMEOUT, socket.send(Message::Close(Some(frame)))).await;

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::ProbeApp;
 use super::fallback::HttpSession;
-use super::websocket;
+use super::{sockjs, websocket};
 use crate::api::Reason;
 use crate::gate::Hop;
 use crate::protocol::frame::{self, Member, ServerMessage};
@@ -90,6 +90,10 @@ impl Client {
     ) -> Result<Self, Broken> {
         let (outbound, inbound, reader) = match transport {
             Transport::Websocket => websocket::open(pod, address, app, &mut passed).await?,
+            Transport::SockjsWebsocket => sockjs::open_socket(pod, address, app, &mut passed).await?,
+            Transport::SockjsXhrStreaming | Transport::SockjsXhr | Transport::SockjsEventsource => {
+                sockjs::open(pod, address, transport, app, &mut passed).await?
+            }
             Transport::XhrStreaming | Transport::XhrPolling => {
                 super::fallback::open(pod, address, transport, app, &mut passed).await?
             }

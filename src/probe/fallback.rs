@@ -1,14 +1,14 @@
 //! The client of pusher-js's HTTP fallbacks: one receiver, and every send over a connection of its own.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::StreamExt;
 use rand::Rng;
 use reqwest::{Client as Http, Method, RequestBuilder, StatusCode};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::ProbeApp;
@@ -21,7 +21,7 @@ use crate::protocol::fallback::Frame;
 use crate::runtime::clock;
 
 /// A poll is answered by the server's heartbeat at the latest, which is every 25 s.
-const POLL_TIMEOUT: Duration = Duration::from_mins(1);
+pub(super) const POLL_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Most bytes of an unfinished frame.
 const MAX_FRAME: usize = 1024 * 1024;
@@ -39,10 +39,27 @@ pub(super) enum SendError {
 pub(super) struct HttpSession {
     http: Http,
     base: String,
-    counter: Arc<AtomicU64>,
+    /// Numbers the requests, as pusher-js does; `None` where requests have no number.
+    counter: Option<Arc<AtomicU64>>,
+}
+
+/// The client of every session. No idle connection is kept, so that every request is a fresh one, as a load balancer
+/// sees it; making a client takes longer than a session does.
+fn client() -> reqwest::Result<Http> {
+    static CLIENT: OnceLock<Http> = OnceLock::new();
+    if let Some(client) = CLIENT.get() {
+        return Ok(client.clone());
+    }
+    let made = Http::builder().no_proxy().pool_max_idle_per_host(0).connect_timeout(STEP).build()?;
+    Ok(CLIENT.get_or_init(|| made).clone())
 }
 
 impl HttpSession {
+    /// A session of `SockJS`, whose requests are plain.
+    pub fn sockjs(base: String) -> reqwest::Result<Self> {
+        Ok(Self { http: client()?, base, counter: None })
+    }
+
     /// Posts one message and waits for the answer.
     pub async fn send(&self, message: &str) -> Result<(), SendError> {
         self.post(&serde_json::json!([message]).to_string()).await
@@ -59,9 +76,18 @@ impl HttpSession {
         }
     }
 
+    /// A request that receives, by another method than sends have.
+    pub fn get(&self, path: &str) -> RequestBuilder {
+        self.http.get(format!("{}/{path}", self.base))
+    }
+
     /// A request as pusher-js makes it: sends carry no protocol.
-    fn request(&self, path: &str, protocol: bool) -> RequestBuilder {
-        let n = self.counter.fetch_add(1, Ordering::Relaxed);
+    pub fn request(&self, path: &str, protocol: bool) -> RequestBuilder {
+        let Some(counter) = &self.counter else {
+            // As browsers like it, which then need not ask before each one.
+            return self.http.post(format!("{}/{path}", self.base)).header("content-type", "text/plain");
+        };
+        let n = counter.fetch_add(1, Ordering::Relaxed);
         let version = env!("CARGO_PKG_VERSION");
         let protocol = if protocol { format!("protocol=7&client=probe&version={version}&") } else { String::new() };
         let url = format!("{}/{path}?{protocol}t={}&n={n}", self.base, clock::now_ms());
@@ -79,34 +105,33 @@ pub(super) async fn open(
     drop(websocket::connect(pod, address).await?);
     passed(Hop::Connect);
     let rejected = |detail| Broken::ambiguous(Hop::Handshake, Reason::HandshakeRejected, detail);
-    // No idle connection is kept, so that every request is a fresh one, as a load balancer sees it.
-    let http = Http::builder().no_proxy().pool_max_idle_per_host(0).connect_timeout(STEP).build();
-    let http = http.map_err(|error| rejected(format!("no HTTP client: {error}")))?;
+    let http = client().map_err(|error| rejected(format!("no HTTP client: {error}")))?;
     let base = format!("http://{address}/pusher/app/{}/{}/{}", app.key, server_part(), session_part());
-    let session = HttpSession { http, base, counter: Arc::new(AtomicU64::new(1)) };
+    let session = HttpSession { http, base, counter: Some(Arc::new(AtomicU64::new(1))) };
     preflight(&session).await.map_err(|error| rejected(format!("{pod} refused the CORS preflight: {error}")))?;
 
     let path = if transport == Transport::XhrStreaming { "xhr_streaming" } else { "xhr" };
     let (arrived, inbound) = mpsc::channel(QUEUE);
-    let (opened, first) = tokio::sync::oneshot::channel();
+    let (opened, first) = oneshot::channel();
     let reader = Reader { session: session.clone(), path, arrived, opened: Some(opened) };
     let task = tokio::spawn(reader.run());
-    match tokio::time::timeout(STEP, first).await {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(error))) => {
-            task.abort();
-            return Err(rejected(format!("{pod} did not open the session: {error}")));
-        }
-        Ok(Err(_)) | Err(_) => {
-            task.abort();
-            return Err(rejected(format!(
-                "{pod} sent no open frame in {} s: is there a proxy that buffers?",
-                STEP.as_secs()
-            )));
-        }
+    if let Err(error) = opened_in_time(first).await {
+        task.abort();
+        return Err(rejected(format!("{pod} {error}")));
     }
     passed(Hop::Handshake);
     Ok((Outbound::Http(session), inbound, task))
+}
+
+/// Waits for the open frame.
+pub(super) async fn opened_in_time(first: oneshot::Receiver<Result<(), String>>) -> Result<(), String> {
+    match tokio::time::timeout(STEP, first).await {
+        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Err(error))) => Err(format!("did not open the session: {error}")),
+        Ok(Err(_)) | Err(_) => {
+            Err(format!("sent no open frame in {} s: is there a proxy that buffers?", STEP.as_secs()))
+        }
+    }
 }
 
 /// An integer below 1000, not padded, as pusher-js chooses it.
@@ -115,7 +140,7 @@ fn server_part() -> String {
 }
 
 /// Eight letters of base 32.
-fn session_part() -> String {
+pub(super) fn session_part() -> String {
     const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz012345";
     let mut random = rand::rng();
     (0..8).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect()
@@ -155,7 +180,7 @@ struct Reader {
     session: HttpSession,
     path: &'static str,
     arrived: mpsc::Sender<Inbound>,
-    opened: Option<tokio::sync::oneshot::Sender<Result<(), String>>>,
+    opened: Option<oneshot::Sender<Result<(), String>>>,
 }
 
 impl Reader {
@@ -232,12 +257,12 @@ impl Reader {
 
 /// Puts lines together from chunks that end anywhere.
 #[derive(Default)]
-struct Lines {
+pub(super) struct Lines {
     rest: Vec<u8>,
 }
 
 impl Lines {
-    fn push(&mut self, chunk: &[u8]) -> Result<Vec<String>, String> {
+    pub fn push(&mut self, chunk: &[u8]) -> Result<Vec<String>, String> {
         self.rest.extend_from_slice(chunk);
         let mut lines = Vec::new();
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {

@@ -17,6 +17,7 @@ mod observe;
 mod paths;
 mod prober;
 mod receiver;
+mod sockjs;
 mod ticks;
 mod websocket;
 

@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::ProbeApp;
@@ -20,15 +21,45 @@ pub(super) async fn open(
     app: &ProbeApp,
     passed: &mut impl FnMut(Hop),
 ) -> Result<(Outbound, mpsc::Receiver<Inbound>, JoinHandle<()>), Broken> {
+    let path = format!("app/{}?protocol=7&client=probe&version={}", app.key, env!("CARGO_PKG_VERSION"));
+    let socket = upgrade(pod, address, &path, passed).await?;
+    passed(Hop::Handshake);
+    let plain = Framing { write: |message| message, read: |text| vec![Inbound::Message(text.to_owned())] };
+    Ok(carry(socket, plain))
+}
+
+/// How messages stand on a socket.
+#[derive(Clone, Copy)]
+pub(super) struct Framing {
+    /// What is sent for a message.
+    pub write: fn(String) -> String,
+    /// What arrived in a text.
+    pub read: fn(&str) -> Vec<Inbound>,
+}
+
+/// A socket that was upgraded.
+pub(super) type Socket = WebSocketStream<TcpStream>;
+
+/// Connects and upgrades.
+pub(super) async fn upgrade(
+    pod: &str,
+    address: SocketAddr,
+    path: &str,
+    passed: &mut impl FnMut(Hop),
+) -> Result<Socket, Broken> {
     let stream = connect(pod, address).await?;
     passed(Hop::Connect);
-    let url = format!("ws://{address}/app/{}?protocol=7&client=probe&version={}", app.key, env!("CARGO_PKG_VERSION"));
+    let url = format!("ws://{address}/{path}");
     let rejected = |detail| Broken::ambiguous(Hop::Handshake, Reason::HandshakeRejected, detail);
     let (socket, _) = timeout(STEP, tokio_tungstenite::client_async(url, stream))
         .await
         .map_err(|_| rejected(format!("{pod} did not answer the upgrade in {} s", STEP.as_secs())))?
         .map_err(|error| rejected(format!("{pod} refused the upgrade: {error}")))?;
-    passed(Hop::Handshake);
+    Ok(socket)
+}
+
+/// Carries messages both ways until one side goes.
+pub(super) fn carry(socket: Socket, framing: Framing) -> (Outbound, mpsc::Receiver<Inbound>, JoinHandle<()>) {
     let (mut writer, mut reader) = socket.split();
     let (outbound, mut leaving) = mpsc::channel::<String>(QUEUE);
     let (arrived, inbound) = mpsc::channel(QUEUE);
@@ -41,28 +72,30 @@ pub(super) async fn open(
                         let _ = writer.close().await;
                         return;
                     };
-                    if writer.send(Message::text(frame)).await.is_err() {
+                    if writer.send(Message::text((framing.write)(frame))).await.is_err() {
                         return;
                     }
                 }
                 message = reader.next() => {
                     let inbound = match message {
-                        Some(Ok(Message::Text(text))) => Inbound::Message(text.as_str().to_owned()),
+                        Some(Ok(Message::Text(text))) => (framing.read)(&text),
                         Some(Ok(Message::Close(frame))) => {
-                            Inbound::Closed(frame.map(|frame| frame.to_string()).unwrap_or_default())
+                            vec![Inbound::Closed(frame.map(|frame| frame.to_string()).unwrap_or_default())]
                         }
                         Some(Ok(_)) => continue,
-                        Some(Err(error)) => Inbound::Closed(error.to_string()),
+                        Some(Err(error)) => vec![Inbound::Closed(error.to_string())],
                         None => return,
                     };
-                    if arrived.send(inbound).await.is_err() {
-                        return;
+                    for inbound in inbound {
+                        if arrived.send(inbound).await.is_err() {
+                            return;
+                        }
                     }
                 }
             }
         }
     });
-    Ok((Outbound::Websocket(outbound), inbound, task))
+    (Outbound::Websocket(outbound), inbound, task)
 }
 
 /// Opens a TCP connection: the first hop of every transport.

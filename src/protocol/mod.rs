@@ -16,6 +16,7 @@ pub mod record;
 pub mod registry;
 pub mod rest;
 pub mod signature;
+pub mod sockjs;
 pub mod transport;
 pub mod webhook;
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::contract::Server;
 
-/// How a client reaches an edge server, by the names that pusher-js uses.
+/// How a client reaches an edge server, by the names that pusher-js uses; those of `SockJS` say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
@@ -17,11 +17,27 @@ pub enum Transport {
     XhrStreaming,
     /// pusher-js's second fallback: one answer per batch of messages.
     XhrPolling,
+    /// `SockJS` over WebSocket, its raw one too.
+    SockjsWebsocket,
+    /// `SockJS` with one long answer.
+    SockjsXhrStreaming,
+    /// `SockJS` with one answer per frame, `jsonp` too.
+    SockjsXhr,
+    /// `SockJS` with a stream of events, `htmlfile` too: what pusher-js's `sockjs` takes first.
+    SockjsEventsource,
 }
 
 impl Transport {
     /// Every transport, in the order in which they are shown.
-    pub const ALL: [Self; 3] = [Self::Websocket, Self::XhrStreaming, Self::XhrPolling];
+    pub const ALL: [Self; 7] = [
+        Self::Websocket,
+        Self::XhrStreaming,
+        Self::XhrPolling,
+        Self::SockjsWebsocket,
+        Self::SockjsXhrStreaming,
+        Self::SockjsXhr,
+        Self::SockjsEventsource,
+    ];
 
     /// The name used in status, metrics, variables and on the command line.
     #[must_use]
@@ -30,6 +46,10 @@ impl Transport {
             Self::Websocket => "websocket",
             Self::XhrStreaming => "xhr_streaming",
             Self::XhrPolling => "xhr_polling",
+            Self::SockjsWebsocket => "sockjs_websocket",
+            Self::SockjsXhrStreaming => "sockjs_xhr_streaming",
+            Self::SockjsXhr => "sockjs_xhr",
+            Self::SockjsEventsource => "sockjs_eventsource",
         }
     }
 
@@ -38,7 +58,7 @@ impl Transport {
     pub fn server(self) -> Server {
         match self {
             Self::Websocket => Server::Websocket,
-            Self::XhrStreaming | Self::XhrPolling => Server::Sockjs,
+            _ => Server::Sockjs,
         }
     }
 }

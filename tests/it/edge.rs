@@ -28,7 +28,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tokio_util::sync::CancellationToken;
 
 /// Longest that a test waits for anything.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 const TOKEN: &str = "admin-token";
 
@@ -48,15 +48,18 @@ fn write_apps(directory: &Path, apps: Vec<App>) {
     }
 }
 
-struct Edge {
-    running: Running,
-    shutdown: CancellationToken,
+pub struct Edge {
+    pub running: Running,
+    pub shutdown: CancellationToken,
     apps: tempfile::TempDir,
-    http: reqwest::Client,
+    pub http: reqwest::Client,
 }
 
 fn values(server: &str, webhooks: &str, apps: &Path) -> Values {
-    let transports = if server == "websocket" { "websocket" } else { "xhr_streaming,xhr_polling" };
+    let transports = match server {
+        "websocket" => "websocket",
+        _ => "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource",
+    };
     let variables = [
         ("REALTIME_CLUSTER", "ns/eu"),
         ("REALTIME_CLUSTER_UID", "uid-1"),
@@ -86,7 +89,7 @@ async fn dependencies(apps: &Path, bus: MemoryBus, kinesis: Option<Client>) -> D
     }
 }
 
-async fn start(server: &str, bus: MemoryBus, kinesis: Option<Client>) -> Edge {
+pub async fn start(server: &str, bus: MemoryBus, kinesis: Option<Client>) -> Edge {
     realtime_operator::runtime::install_tls();
     let apps = tempfile::tempdir().expect("a directory");
     write_apps(apps.path(), vec![app("1", true), app("2", false)]);
@@ -134,7 +137,7 @@ async fn events(client: &Client) -> Vec<Event> {
     events
 }
 
-async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let found = async {
         loop {
             if let Some(found) = look().await {
@@ -151,7 +154,7 @@ fn auth(socket: &str, channel: &str, channel_data: Option<&str>) -> String {
     format!("key1:{}", signature::sign(&Secret::new("secret1"), message.as_bytes()))
 }
 
-fn subscribe(socket: &str, channel: &str, user: Option<&str>) -> Value {
+pub fn subscribe(socket: &str, channel: &str, user: Option<&str>) -> Value {
     let data = user.map(|user| json!({ "user_id": user, "user_info": { "name": user } }).to_string());
     let auth = auth(socket, channel, data.as_deref());
     let mut message = json!({ "event": "pusher:subscribe", "data": { "channel": channel, "auth": auth } });
@@ -166,11 +169,11 @@ fn client_event(channel: &str, data: &Value) -> Value {
 }
 
 impl Edge {
-    fn url(&self, path: &str) -> String {
+    pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.running.public)
     }
 
-    async fn publish(&self, app: &str, body: &Value) -> reqwest::Response {
+    pub async fn publish(&self, app: &str, body: &Value) -> reqwest::Response {
         let (path, body) = (format!("/apps/{app}/events"), body.to_string());
         let now = realtime_operator::runtime::clock::now_ms() / 1000;
         let secret = Secret::new(format!("secret{app}"));
@@ -179,7 +182,7 @@ impl Edge {
         self.http.post(url).body(body).send().await.expect("an answer")
     }
 
-    async fn admin(&self, path: &str) -> reqwest::Response {
+    pub async fn admin(&self, path: &str) -> reqwest::Response {
         let url = format!("http://{}{path}", self.running.admin);
         self.http.get(url).bearer_auth(TOKEN).send().await.expect("an answer")
     }
@@ -189,7 +192,7 @@ impl Edge {
         serde_json::from_str::<Flow>(&text).expect("a flow").recorder.expect("a recorder")
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.shutdown.cancel();
         timeout(PATIENCE, self.running.stopped()).await.expect("in time").expect("a clean end");
     }
@@ -262,8 +265,8 @@ impl Ws {
     }
 }
 
-const ESTABLISHED: &str = "pusher:connection_established";
-const SUBSCRIBED: &str = "pusher_internal:subscription_succeeded";
+pub const ESTABLISHED: &str = "pusher:connection_established";
+pub const SUBSCRIBED: &str = "pusher_internal:subscription_succeeded";
 
 /// A client over one of the fallbacks, as pusher-js does it.
 struct Xhr {

@@ -12,3 +12,5 @@ mod redis;
 mod rehearsal;
 #[cfg(feature = "rehearsal")]
 mod servers;
+#[cfg(feature = "rehearsal")]
+mod sockjs;

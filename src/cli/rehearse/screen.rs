@@ -63,7 +63,7 @@ impl Screen {
         if let Some((all, bars)) = &mut self.bars {
             for transport in &rehearsal.transports {
                 let bar = all.add(ProgressBar::new_spinner());
-                let style = ProgressStyle::with_template("  {spinner} {prefix:14} {msg}");
+                let style = ProgressStyle::with_template("  {spinner} {prefix:21} {msg}");
                 bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
                 bar.set_prefix(transport.name());
                 bar.enable_steady_tick(std::time::Duration::from_millis(100));
@@ -82,7 +82,7 @@ impl Screen {
                 }
                 seen.push(tick.hop);
                 let latency = latency_ms.map_or_else(|| "proven".to_owned(), |ms| format!("{ms} ms"));
-                let passed = format!("{:<14} {:<12} {latency:>8}  {}", tick.transport, tick.hop.name(), tick.pod);
+                let passed = format!("{:<21} {:<12} {latency:>8}  {}", tick.transport, tick.hop.name(), tick.pod);
                 let of = Hop::ALL.len();
                 let ticks = format!("{:·<of$} {:>2}/{of} {}", "✓".repeat(seen.len()), seen.len(), tick.hop);
                 match &self.bars {
@@ -95,7 +95,7 @@ impl Screen {
                 }
             }
             Err(detail) if !self.json => {
-                self.line(&format!("  {:<14} {:<12} ✗ {}: {detail}", tick.transport, tick.hop.name(), tick.pod));
+                self.line(&format!("  {:<21} {:<12} ✗ {}: {detail}", tick.transport, tick.hop.name(), tick.pod));
             }
             Err(_) => {}
         }
@@ -125,7 +125,7 @@ impl Screen {
             } else {
                 format!("at hop {}", transport.hop)
             };
-            self.line(&format!("  {:<14} {mark}  {more}", transport.name));
+            self.line(&format!("  {:<21} {mark}  {more}", transport.name));
         }
         self.line("");
         let seconds = f64::from(u32::try_from(report.elapsed_ms).unwrap_or(u32::MAX)) / 1000.0;

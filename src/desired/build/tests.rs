@@ -78,6 +78,18 @@ fn off_is_rendered_as_the_word() {
 }
 
 #[test]
+fn what_sockjs_clients_are_given_is_rendered_for_that_server_alone() {
+    let given = "  sockjsClients: { scripts: [https://a.example/s.js, https://b.example/s.js], cookie: Enabled }\n";
+    let desired = build(&cluster("{ type: PodIdentity }", given)).expect("objects");
+    let fallbacks = environment(&desired, Server::Sockjs);
+    assert_eq!(fallbacks["REALTIME_SOCKJS_SCRIPTS"], "https://a.example/s.js,https://b.example/s.js");
+    assert_eq!(fallbacks["REALTIME_SOCKJS_COOKIE"], "on");
+    assert!(!environment(&desired, Server::Websocket).contains_key("REALTIME_SOCKJS_COOKIE"));
+    let without = build(&cluster("{ type: PodIdentity }", "")).expect("objects");
+    assert!(!environment(&without, Server::Sockjs).contains_key("REALTIME_SOCKJS_SCRIPTS"), "the server's own list");
+}
+
+#[test]
 fn a_disabled_server_is_not_built_and_children_have_distinct_names() {
     let desired = build(&cluster("{ type: PodIdentity }", "  sockjs: { state: Disabled }\n")).expect("objects");
     assert_eq!(

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Secr
 
 use super::super::Cluster;
 use super::{APPS_PATH, admin_secret_name};
+use crate::api::State;
 use crate::api::cluster::{IdentityType, WebhooksMode};
 use crate::contract::{Server, VARIABLES, Variable, name};
 use crate::protocol::Transport;
@@ -48,6 +49,8 @@ fn source(cluster: &Cluster, server: Server, row: &Variable) -> Option<Source> {
                 Transport::ALL.into_iter().filter(|t| t.server() == server).map(Transport::name).collect();
             text(&carried.join(","))
         }
+        name::SOCKJS_SCRIPTS => list(&spec.sockjs_clients.scripts),
+        name::SOCKJS_COOKIE if spec.sockjs_clients.cookie == Some(State::Enabled) => text("on"),
         name::WEBHOOKS => text(match spec.webhooks.mode {
             WebhooksMode::Kinesis => "kinesis",
             WebhooksMode::Off => "off",

@@ -1,0 +1,365 @@
+//! Sessions between their requests: who receives, what was sent, and how long each is kept.
+//!
+//! A session lives from its first receive. Its app is known only once its first message has named it; until then it has
+//! no place among the open sessions. It has one receiver at a time: a second one is turned away, one that is aborted
+//! ends the session, and without any it ends after a while.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::super::admission::admit;
+use super::super::connection::Connection;
+use super::super::fallback::{Unserved, refused};
+use super::super::liveness::ACTIVITY_TIMEOUT;
+use super::super::session::{Closing, Outgoing, Outlet, Session};
+use super::super::sessions::{Place, going_away};
+use super::super::shared::Shared;
+use crate::protocol::Transport;
+use crate::protocol::frame::code;
+use crate::protocol::sockjs::first_message;
+
+/// How long a session lives without a receiver, and how long its close frame is served.
+pub const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a client may take to name its app.
+pub const INTRODUCTION: Duration = Duration::from_secs(30);
+
+/// Longest that a session stays after its end for a client that keeps asking.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// Sessions of a process, those without an app too.
+const MAX_SESSIONS: usize = 50_000;
+
+/// Sends that wait for one session.
+const MAX_SENDS: usize = 64;
+
+/// How long a send waits for room.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A path that no client of Pusher's would ask for; Pusher's code.
+const PATH_UNKNOWN: u16 = 4005;
+
+/// What `SockJS` says of a session whose receiver was cut.
+const INTERRUPTED: (u16, &str) = (1002, "Connection interrupted");
+
+/// The sessions of the process.
+#[derive(Default)]
+pub struct SockJs {
+    entries: Mutex<HashMap<String, Arc<Entry>>>,
+}
+
+/// One session.
+struct Entry {
+    status: watch::Sender<Status>,
+    sends: mpsc::Sender<Vec<String>>,
+}
+
+#[derive(Clone)]
+struct Status {
+    /// Whether someone receives, and since when it is so.
+    receiving: bool,
+    since: Instant,
+    /// A receiver was cut.
+    aborted: bool,
+    /// There once the app is known, or refused.
+    session: Option<Arc<Session>>,
+}
+
+/// What a receive found.
+pub enum Receive {
+    /// It is the session's receiver.
+    Receiver(Receiver),
+    /// Another one is.
+    Busy,
+}
+
+impl SockJs {
+    /// The receiver of a session, which is made if there is none.
+    pub fn receive(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        id: &str,
+        transport: Transport,
+    ) -> Result<Receive, Unserved> {
+        let receiver = |entry: Arc<Entry>, new| {
+            let (sessions, shared, id) = (self.clone(), shared.clone(), id.to_owned());
+            Receive::Receiver(Receiver { sessions, shared, id, entry, new, outlet: None, over: false })
+        };
+        let mut entries = self.lock();
+        if let Some(entry) = entries.get(id) {
+            let free = entry.status.send_if_modified(|status| {
+                let free = !status.receiving;
+                status.receiving = true;
+                free
+            });
+            return Ok(if free { receiver(entry.clone(), false) } else { Receive::Busy });
+        }
+        if entries.len() >= MAX_SESSIONS {
+            return Err(Unserved::Busy);
+        }
+        let (sends, inbox) = mpsc::channel(MAX_SENDS);
+        let status = Status { receiving: true, since: Instant::now(), aborted: false, session: None };
+        let entry = Arc::new(Entry { status: watch::Sender::new(status), sends });
+        entries.insert(id.to_owned(), entry.clone());
+        shared.tasks.spawn(live(self.clone(), shared.clone(), id.to_owned(), entry.clone(), transport, inbox));
+        Ok(receiver(entry, true))
+    }
+
+    /// Hands messages to a session, in the order of arrival. What comes after its end goes nowhere.
+    pub async fn send(&self, shared: &Shared, id: &str, messages: Vec<String>) -> Result<(), Unserved> {
+        let entry = self.lock().get(id).cloned().ok_or(Unserved::Unknown)?;
+        let session = entry.status.borrow().session.clone();
+        if let Some(session) = &session {
+            session.heard();
+        }
+        if messages.is_empty() {
+            return Ok(());
+        }
+        match timeout(SEND_TIMEOUT, entry.sends.send(messages)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => {
+                shared.metrics.refused("session_over").inc();
+                Ok(())
+            }
+            Err(_) => {
+                if let Some(session) = session {
+                    session.close(Closing::new(code::RECONNECT, "a message was lost, come back at once"));
+                }
+                Err(Unserved::Busy)
+            }
+        }
+    }
+
+    /// Forgets a session, if the name is still its own.
+    fn forget(&self, id: &str, entry: &Arc<Entry>) {
+        if let Slot::Occupied(slot) = self.lock().entry(id.to_owned())
+            && Arc::ptr_eq(slot.get(), entry)
+        {
+            slot.remove();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// Resolves once nobody has received for the grace.
+    async fn abandoned(&self) {
+        let mut status = self.status.subscribe();
+        loop {
+            let Some(since) = found(&mut status, |status| (!status.receiving).then_some(status.since)).await else {
+                return;
+            };
+            sleep_until(since + GRACE).await;
+            let now = self.status.borrow();
+            if !now.receiving && now.since == since {
+                return;
+            }
+        }
+    }
+
+    /// Resolves once a receiver was cut.
+    async fn aborted(&self) {
+        found(&mut self.status.subscribe(), |status| status.aborted.then_some(())).await;
+    }
+
+    /// From now on this is what the receivers get.
+    fn opened(&self, session: Arc<Session>) {
+        self.status.send_modify(|status| status.session = Some(session));
+    }
+
+    fn released(&self, aborted: bool) {
+        self.status.send_modify(|status| {
+            status.receiving = false;
+            status.since = Instant::now();
+            status.aborted |= aborted;
+        });
+    }
+}
+
+/// Resolves with what `look` finds, looking again after every change.
+async fn found<T>(status: &mut watch::Receiver<Status>, look: impl Fn(&Status) -> Option<T>) -> Option<T> {
+    loop {
+        if let Some(found) = look(&status.borrow_and_update()) {
+            return Some(found);
+        }
+        status.changed().await.ok()?;
+    }
+}
+
+/// The one that receives. Dropping it before its answer is [`over`](Self::finish) is an abort.
+pub struct Receiver {
+    sessions: Arc<SockJs>,
+    shared: Arc<Shared>,
+    id: String,
+    entry: Arc<Entry>,
+    /// Whether the session is new, so that the client is told `o`.
+    pub new: bool,
+    outlet: Option<Outlet>,
+    over: bool,
+}
+
+impl Receiver {
+    /// What to write next: frames up to about `most` bytes. Nothing is taken unless it resolves.
+    pub async fn next(&mut self, most: usize) -> Outgoing {
+        let outlet = match self.outlet.take() {
+            Some(outlet) => outlet,
+            None => match found(&mut self.entry.status.subscribe(), |status| status.session.clone()).await {
+                Some(session) => session.attach(),
+                None => return Outgoing::Replaced,
+            },
+        };
+        self.outlet.insert(outlet).next(most).await
+    }
+
+    /// The answer ends as it should: the session waits for the next one.
+    pub fn finish(&mut self) {
+        self.over = true;
+        self.outlet = None;
+        self.entry.released(false);
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        self.shared.metrics.receivers_cut.inc();
+        // At once, so that whoever asks next gets a session of its own.
+        self.sessions.forget(&self.id, &self.entry);
+        self.entry.released(true);
+    }
+}
+
+/// The life of one session.
+async fn live(
+    sessions: Arc<SockJs>,
+    shared: Arc<Shared>,
+    id: String,
+    entry: Arc<Entry>,
+    transport: Transport,
+    mut inbox: mpsc::Receiver<Vec<String>>,
+) {
+    let introduced = tokio::select! {
+        biased;
+        () = entry.aborted() => None,
+        introduced = introduced(&shared, transport, &mut inbox) => Some(introduced),
+        () = entry.abandoned() => None,
+    };
+    let session = match introduced {
+        None => None,
+        Some(Ok((place, messages))) => {
+            let session = place.session.clone();
+            entry.opened(session.clone());
+            serve(&shared, &entry, place, messages, &mut inbox).await;
+            Some(session)
+        }
+        Some(Err(closing)) => {
+            let session = refused(&shared, transport, &closing);
+            entry.opened(session.clone());
+            Some(session)
+        }
+    };
+    inbox.close();
+    if let Some(session) = session {
+        linger(&shared, &entry, &session).await;
+    }
+    sessions.forget(&id, &entry);
+}
+
+/// Waits for the first message and opens the session that it asks for, with the messages that came with it.
+async fn introduced(
+    shared: &Shared,
+    transport: Transport,
+    inbox: &mut mpsc::Receiver<Vec<String>>,
+) -> Result<(Place, Vec<String>), Closing> {
+    tokio::select! {
+        biased;
+        Some(mut messages) = inbox.recv() => {
+            let first = messages.remove(0);
+            Ok((admitted(shared, &first, transport)?, messages))
+        }
+        () = shared.draining.cancelled() => Err(going_away()),
+        () = sleep(INTRODUCTION) => Err(not_introduced()),
+    }
+}
+
+/// The end of a session that never says which app it is for.
+pub fn not_introduced() -> Closing {
+    Closing::new(code::INACTIVE, "the first message, with the path of an app, did not come")
+}
+
+/// Opens the session that a first message asks for.
+///
+/// # Errors
+/// What the client is told.
+pub fn admitted(shared: &Shared, first: &str, transport: Transport) -> Result<Place, Closing> {
+    let Some((key, query)) = first_message(first) else {
+        let told = "the first message must be {\"path\":\"/app/KEY?protocol=7\"}";
+        return Err(Closing::new(PATH_UNKNOWN, told));
+    };
+    shared.admit(admit(&shared.apps.current(), &key, &query)?, transport)
+}
+
+/// Messages in the order in which they came, until the session is ended, left alone or cut.
+async fn serve(
+    shared: &Arc<Shared>,
+    entry: &Entry,
+    place: Place,
+    first: Vec<String>,
+    inbox: &mut mpsc::Receiver<Vec<String>>,
+) {
+    let session = &place.session.clone();
+    let mut connection = Connection::open(shared.clone(), session.clone());
+    for message in first {
+        connection.handle(&message).await;
+    }
+    let mut look = Instant::now() + ACTIVITY_TIMEOUT;
+    let (abandoned, aborted) = (entry.abandoned(), entry.aborted());
+    tokio::pin!(abandoned, aborted);
+    loop {
+        tokio::select! {
+            biased;
+            () = session.closed() => break,
+            () = &mut aborted => {
+                let (code, reason) = INTERRUPTED;
+                session.close(Closing::new(code, reason));
+            }
+            Some(messages) = inbox.recv() => {
+                for message in messages {
+                    connection.handle(&message).await;
+                }
+            }
+            () = &mut abandoned => {
+                session.close(Closing::new(code::INACTIVE, "nobody received for too long"));
+            }
+            () = sleep_until(look) => {
+                look = connection.check().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
+            }
+        }
+    }
+    connection.leave().await;
+    drop(place);
+}
+
+/// Keeps a session that has ended, so that its client is told each time it asks.
+async fn linger(shared: &Shared, entry: &Entry, session: &Session) {
+    let told_on_the_way_out = async {
+        shared.draining.cancelled().await;
+        session.told().await;
+    };
+    tokio::select! {
+        () = entry.aborted() => {}
+        () = entry.abandoned() => {}
+        () = told_on_the_way_out => {}
+        () = sleep(LINGER) => {}
+    }
+}
