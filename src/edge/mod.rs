@@ -13,6 +13,7 @@ mod admission;
 mod apps;
 mod channels;
 mod connection;
+mod counts;
 mod fallback;
 mod fallback_http;
 mod http_api;
@@ -25,8 +26,10 @@ mod server;
 mod session;
 mod sessions;
 mod shared;
+mod signin;
 mod stream_check;
 mod subscribe;
+mod user;
 mod websocket;
 
 pub use server::{Dependencies, Running, StartError, StopError, start};

@@ -20,6 +20,7 @@ use ulid::Ulid;
 
 use super::apps::Apps;
 use super::channels::Channels;
+use super::counts::Counts;
 use super::fallback::Fallback;
 use super::metrics::Metrics;
 use super::recorder::Recorder;
@@ -156,6 +157,7 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
     let shared = Arc::new(Shared {
         apps: apps.clone(),
         channels: Channels::new(),
+        counts: Counts::default(),
         sessions: Sessions::new(metrics.clone()),
         bus: deps.bus,
         recorder,

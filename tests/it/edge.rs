@@ -39,7 +39,16 @@ fn app(id: &str, enabled: bool) -> App {
         state: CredentialState::Active,
     };
     let limits = Limits { client_events_per_second: 10 };
-    App { id: id.into(), credentials: vec![credential], enabled, client_events: true, limits, webhooks: vec![] }
+    App {
+        id: id.into(),
+        credentials: vec![credential],
+        enabled,
+        client_events: true,
+        subscription_count: false,
+        authorization_seconds: None,
+        limits,
+        webhooks: vec![],
+    }
 }
 
 fn write_apps(directory: &Path, apps: Vec<App>) {
