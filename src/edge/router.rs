@@ -23,6 +23,11 @@ const MAX_SEND_BODY: usize = 256 << 10;
 pub fn router(shared: &Arc<Shared>, fallback: &Arc<Fallback>, transports: &[Transport]) -> Router {
     let api = Router::new()
         .route("/apps/{id}/events", post(http_api::events))
+        .route("/apps/{id}/batch_events", post(http_api::batch_events))
+        .route("/apps/{id}/channels", get(http_api::channels))
+        .route("/apps/{id}/channels/{name}", get(http_api::channel))
+        .route("/apps/{id}/channels/{name}/users", get(http_api::users))
+        .route("/apps/{id}/users/{user}/terminate_connections", post(http_api::terminate))
         .layer(DefaultBodyLimit::max(MAX_API_BODY))
         .with_state(shared.clone());
     let serves = |transport| transports.contains(&transport);

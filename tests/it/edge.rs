@@ -3,6 +3,8 @@
 // Clients of a test end it where they stand; clippy sees only the tests themselves as such.
 #![allow(clippy::panic)]
 
+mod users;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
