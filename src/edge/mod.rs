@@ -17,6 +17,7 @@ mod counts;
 mod fallback;
 mod fallback_http;
 mod http_api;
+mod listener;
 mod liveness;
 mod metrics;
 mod rate;

@@ -9,6 +9,7 @@ use axum::routing::{get, post};
 
 use super::fallback::Fallback;
 use super::fallback_http::{Context, cross_origin, polling, preflight, send, streaming};
+use super::listener::body_in_time;
 use super::shared::Shared;
 use super::{http_api, websocket};
 use crate::protocol::Transport;
@@ -49,5 +50,5 @@ pub fn router(shared: &Arc<Shared>, fallback: &Arc<Fallback>, transports: &[Tran
         let requests = requests.layer(DefaultBodyLimit::max(MAX_SEND_BODY)).layer(from_fn(cross_origin));
         router = router.merge(requests.with_state(context));
     }
-    router
+    router.layer(from_fn(body_in_time))
 }

@@ -325,3 +325,18 @@ async fn a_connection_that_subscribes_without_end_is_refused_and_goes_on() {
     ws.still_serves().await;
     edge.stop().await;
 }
+
+#[tokio::test]
+async fn a_stranger_on_a_fallback_is_told_all_at_once_and_leaves_no_session() {
+    let edge = start("sockjs", MemoryBus::new(), None).await;
+    for path in ["xhr_streaming", "xhr"] {
+        let mut stranger = Xhr::new(&edge, "nobody", path, path);
+        assert_eq!(stranger.frame().await, Frame::Open);
+        assert_eq!(stranger.expect("pusher:error").await.data["code"], 4001);
+        assert!(matches!(stranger.frame().await, Frame::Close(4001, _)));
+        // The name of its session is free.
+        let mut known = Xhr::new(&edge, "key1", path, path);
+        known.greeted().await;
+    }
+    edge.stop().await;
+}
