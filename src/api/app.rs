@@ -45,6 +45,14 @@ pub struct RealtimeAppSpec {
     /// Whether clients may send client events.
     #[serde(default = "disabled")]
     pub client_events: State,
+    /// Whether clients and webhooks are told how many connections are in a channel, presence channels left out.
+    #[serde(default = "disabled")]
+    pub subscription_count: State,
+    /// Seconds in which a connection must sign in, or enter a channel that needs a signature; absent means that it
+    /// need not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub authorization_seconds: Option<u32>,
     /// What one client may do.
     #[serde(default)]
     pub limits: Limits,
@@ -142,6 +150,10 @@ pub enum EventName {
     MemberRemoved,
     /// A client sent an event.
     ClientEvent,
+    /// Someone came to a cache channel that had nothing to show.
+    CacheMiss,
+    /// How many connections are in a channel has changed; sent if `subscriptionCount` is `Enabled`.
+    SubscriptionCount,
 }
 
 impl EventName {
@@ -154,6 +166,8 @@ impl EventName {
             Self::MemberAdded => "member_added",
             Self::MemberRemoved => "member_removed",
             Self::ClientEvent => "client_event",
+            Self::CacheMiss => "cache_miss",
+            Self::SubscriptionCount => "subscription_count",
         }
     }
 }

@@ -9,10 +9,12 @@ use futures::future::{BoxFuture, ready};
 use tokio::sync::mpsc;
 use ulid::Ulid;
 
-use super::{Bus, BusError, Joined, Message, Subject, Transition};
-use crate::protocol::SocketId;
+use super::{
+    Bus, BusError, COUNT_EVERY, Count, Joined, KEPT, Last, MANY, MISSED, Message, Recalled, Seen, Subject, Transition,
+};
 use crate::protocol::frame::Member;
 use crate::protocol::record::{EventKind, Order};
+use crate::protocol::{AppId, ChannelKind, ChannelName, SocketId};
 
 /// Most members of a presence channel, as Pusher documents it.
 const MAX_MEMBERS: usize = 100;
@@ -51,6 +53,12 @@ struct Channel {
     sockets: HashMap<SocketId, Option<String>>,
     members: BTreeMap<String, (Member, usize)>,
     vacated: Option<Instant>,
+    /// The last event, and until when it is kept.
+    last: Option<(Last, Instant)>,
+    /// When someone was to tell that there is none.
+    missed: Option<Instant>,
+    /// How many connections were last told of, and when.
+    told: Option<(u64, Instant)>,
 }
 
 impl MemoryBus {
@@ -117,6 +125,56 @@ impl Bus for MemoryBus {
         Box::pin(ready(Ok(())))
     }
 
+    fn keep<'a>(&'a self, subject: &'a Subject, last: &'a Last) -> BoxFuture<'a, Result<(), BusError>> {
+        let mut state = lock(&self.hub.state);
+        state.sweep(Instant::now());
+        let channel = state.channels.entry(subject.clone()).or_insert_with(Channel::new);
+        channel.keep(last, Instant::now());
+        Box::pin(ready(Ok(())))
+    }
+
+    fn recall<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Recalled, BusError>> {
+        let mut state = lock(&self.hub.state);
+        let channel = state.channels.entry(subject.clone()).or_insert_with(Channel::new);
+        Box::pin(ready(Ok(channel.recall(Instant::now()))))
+    }
+
+    fn count<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Count, BusError>> {
+        let mut state = lock(&self.hub.state);
+        let counted = state.channels.get_mut(subject).map_or(Count::Told, |channel| channel.count(Instant::now()));
+        Box::pin(ready(Ok(counted)))
+    }
+
+    fn look<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Seen, BusError>> {
+        let state = lock(&self.hub.state);
+        let seen = state.channels.get(subject).map(|channel| channel.look(Instant::now())).unwrap_or_default();
+        Box::pin(ready(Ok(seen)))
+    }
+
+    fn occupied<'a>(&'a self, subjects: &'a [Subject]) -> BoxFuture<'a, Result<Vec<bool>, BusError>> {
+        let state = lock(&self.hub.state);
+        let occupied = |subject| state.channels.get(subject).is_some_and(|channel| !channel.sockets.is_empty());
+        Box::pin(ready(Ok(subjects.iter().map(occupied).collect())))
+    }
+
+    fn list<'a>(&'a self, app: &'a AppId, prefix: &'a str) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>> {
+        let state = lock(&self.hub.state);
+        let listed = |subject: &Subject, channel: &Channel| {
+            subject.app == *app
+                && subject.channel.as_str().starts_with(prefix)
+                && subject.channel.kind() != ChannelKind::Internal
+                && !channel.sockets.is_empty()
+        };
+        let mut channels: Vec<(ChannelName, u64)> = state
+            .channels
+            .iter()
+            .filter(|(subject, channel)| listed(subject, channel))
+            .map(|(subject, channel)| (subject.channel.clone(), channel.members.len() as u64))
+            .collect();
+        channels.sort();
+        Box::pin(ready(Ok(channels)))
+    }
+
     fn messages(&self) -> Option<mpsc::Receiver<Message>> {
         lock(&self.inbox).take()
     }
@@ -133,7 +191,9 @@ impl State {
             return;
         }
         self.swept = Some(now);
-        self.channels.retain(|_, channel| channel.vacated.is_none_or(|at| now.duration_since(at) < TOMBSTONE));
+        self.channels.retain(|_, channel| {
+            channel.vacated.is_none_or(|at| now.duration_since(at) < TOMBSTONE) || channel.kept(now).is_some()
+        });
     }
 }
 
@@ -144,7 +204,51 @@ impl Channel {
             seq: 0,
             sockets: HashMap::new(),
             members: BTreeMap::new(),
-            vacated: None,
+            // Until someone comes.
+            vacated: Some(Instant::now()),
+            last: None,
+            missed: None,
+            told: None,
+        }
+    }
+
+    fn keep(&mut self, last: &Last, now: Instant) {
+        (self.last, self.missed) = (Some((last.clone(), now + KEPT)), None);
+    }
+
+    fn kept(&self, now: Instant) -> Option<(&Last, Duration)> {
+        let (last, until) = self.last.as_ref()?;
+        (*until > now).then(|| (last, *until - now))
+    }
+
+    fn recall(&mut self, now: Instant) -> Recalled {
+        if let Some((last, _)) = self.kept(now) {
+            return Recalled::Kept(last.clone());
+        }
+        let first = self.missed.is_none_or(|at| now.duration_since(at) >= MISSED);
+        if first {
+            self.missed = Some(now);
+        }
+        Recalled::Missing { first }
+    }
+
+    fn count(&mut self, now: Instant) -> Count {
+        let count = self.sockets.len() as u64;
+        match self.told {
+            None if count == 0 => return Count::Told,
+            Some((told, _)) if told == count => return Count::Told,
+            Some((_, at)) if count > MANY && now < at + COUNT_EVERY => return Count::Later(at + COUNT_EVERY - now),
+            _ => {}
+        }
+        self.told = Some((count, now));
+        Count::Tell(count)
+    }
+
+    fn look(&self, now: Instant) -> Seen {
+        Seen {
+            connections: self.sockets.len() as u64,
+            users: self.members.keys().cloned().collect(),
+            last: self.kept(now).map(|(last, remaining)| (last.clone(), remaining)),
         }
     }
 
@@ -276,9 +380,71 @@ mod tests {
         let two = one.another();
         let (mut own, mut other) = (one.messages().expect("an inbox"), two.messages().expect("an inbox"));
         assert!(one.messages().is_none(), "taken once");
-        let message = Message { subject: subject("room"), frame: Bytes::from_static(b"x"), except: None };
+        let message = Message { subject: subject("room"), frame: Bytes::from_static(b"x"), except: None, ends: false };
         one.publish(message).await.expect("published");
         assert_eq!(other.recv().await.map(|message| message.frame), Some(Bytes::from_static(b"x")));
         assert!(own.try_recv().is_err());
+    }
+
+    #[test]
+    fn the_last_event_is_kept_for_half_an_hour_and_its_absence_told_once_by_those_who_come_together() {
+        let (mut channel, start) = (Channel::new(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let last = |event: &str| Last { event: event.into(), data: "{}".into() };
+        assert_eq!(channel.recall(at(0)), Recalled::Missing { first: true });
+        assert_eq!(channel.recall(at(4)), Recalled::Missing { first: false });
+        assert_eq!(channel.recall(at(5)), Recalled::Missing { first: true });
+        channel.keep(&last("a"), at(6));
+        channel.keep(&last("b"), at(7));
+        assert_eq!(channel.recall(at(7)), Recalled::Kept(last("b")));
+        assert_eq!(channel.look(at(8)).last, Some((last("b"), Duration::from_secs(1799))));
+        assert_eq!(channel.recall(at(1806)), Recalled::Kept(last("b")));
+        assert_eq!(channel.look(at(1807)).last, None);
+        assert_eq!(channel.recall(at(1807)), Recalled::Missing { first: true });
+    }
+
+    #[test]
+    fn a_count_is_told_once_and_of_a_large_channel_every_five_seconds() {
+        let (mut channel, start) = (Channel::new(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let join = |channel: &mut Channel, n: u64| {
+            channel.join(&SocketId::from_random(1, n), None).expect("joined");
+        };
+        join(&mut channel, 0);
+        assert_eq!([channel.count(at(0)), channel.count(at(0))], [Count::Tell(1), Count::Told]);
+        for n in 1..100 {
+            join(&mut channel, n);
+        }
+        assert_eq!(channel.count(at(1)), Count::Tell(100), "up to a hundred at once");
+        join(&mut channel, 100);
+        assert_eq!(channel.count(at(2)), Count::Later(Duration::from_millis(4999)));
+        join(&mut channel, 101);
+        assert_eq!(channel.count(at(5001)), Count::Tell(102));
+        channel.leave(&SocketId::from_random(1, 0));
+        assert_eq!(channel.count(at(5002)), Count::Later(Duration::from_millis(4999)));
+        channel.leave(&SocketId::from_random(1, 1));
+        assert_eq!(channel.count(at(5003)), Count::Tell(100), "down to a hundred at once");
+    }
+
+    #[tokio::test]
+    async fn occupied_channels_are_listed_by_prefix_without_the_servers_own() {
+        let bus = MemoryBus::new();
+        let socket = SocketId::from("1.1");
+        let own = Subject { app: "1".into(), channel: ChannelName::signed_in("u").expect("a name") };
+        let other = Subject { app: "2".into(), channel: subject("room").channel };
+        for room in [&subject("room"), &subject("left"), &own, &other] {
+            bus.join(room, &socket, None).await.expect("joined");
+        }
+        bus.join(&subject("presence-room"), &socket, Some(&member("u"))).await.expect("joined");
+        bus.leave(&subject("left"), &socket).await.expect("left");
+        bus.keep(&subject("cache-empty"), &Last { event: "e".into(), data: String::new() }).await.expect("kept");
+        let names = async |prefix| {
+            let channels = bus.list(&"1".into(), prefix).await.expect("channels");
+            channels.into_iter().map(|(name, users)| (name.to_string(), users)).collect::<Vec<_>>()
+        };
+        assert_eq!(names("").await, [("presence-room".to_owned(), 1), ("room".to_owned(), 0)]);
+        assert_eq!(names("presence-").await, [("presence-room".to_owned(), 1)]);
+        let asked = [own, subject("left"), subject("never")];
+        assert_eq!(bus.occupied(&asked).await, Ok(vec![true, false, false]));
     }
 }

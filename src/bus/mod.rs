@@ -1,4 +1,4 @@
-//! What joins the edges of one cluster: fan-out of events, and who is where.
+//! What joins the edges of one cluster: fan-out of events, who is where, and the last event of channels that keep it.
 //!
 //! In: a connection that enters or leaves a channel, or a frame for a channel. Out: what that changed for the whole
 //! cluster, with the (epoch, seq) that orders it, and the frames of others. Occupancy is decided here, in one place and
@@ -9,8 +9,11 @@
 mod memory;
 mod redis;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use memory::MemoryBus;
@@ -19,6 +22,19 @@ pub use redis::RedisBus;
 use crate::protocol::frame::Member;
 use crate::protocol::record::{EventKind, Order};
 use crate::protocol::{AppId, ChannelName, SocketId};
+
+/// How long a channel's last event is kept, as Pusher documents it.
+const KEPT: Duration = Duration::from_mins(30);
+
+/// Those who come to a channel without a last event are told of once in this time: they come together, and the app's
+/// backend needs a moment to publish one.
+const MISSED: Duration = Duration::from_secs(5);
+
+/// A channel with more connections than this is counted aloud only every [`COUNT_EVERY`].
+const MANY: u64 = 100;
+
+/// Time between two counts of a large channel.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 
 /// One channel of one app.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,6 +76,51 @@ pub struct Message {
     pub frame: Bytes,
     /// A connection that must not get it.
     pub except: Option<SocketId>,
+    /// Whether those who get it are ended after it.
+    pub ends: bool,
+}
+
+/// An event that a server published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Last {
+    /// Its name.
+    pub event: String,
+    /// Its data, as text.
+    pub data: String,
+}
+
+/// What a channel that keeps its last event has for someone who comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recalled {
+    /// The event.
+    Kept(Last),
+    /// Nothing.
+    Missing {
+        /// Whether this is the one who is to tell.
+        first: bool,
+    },
+}
+
+/// What to tell of how many connections are in a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// This, now.
+    Tell(u64),
+    /// Ask again after this time.
+    Later(Duration),
+    /// Nothing: it was told already.
+    Told,
+}
+
+/// What is known of a channel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// How many connections are in it.
+    pub connections: u64,
+    /// The ids of the users in it, on a presence channel.
+    pub users: Vec<String>,
+    /// Its last event, and for how long it is kept.
+    pub last: Option<(Last, Duration)>,
 }
 
 /// Why the bus did not do it.
@@ -92,6 +153,25 @@ pub trait Bus: Send + Sync {
 
     /// Sends a frame to the subscribers of a channel on the *other* processes; this process has served its own.
     fn publish(&self, message: Message) -> BoxFuture<'_, Result<(), BusError>>;
+
+    /// Keeps an event as a channel's last.
+    fn keep<'a>(&'a self, subject: &'a Subject, last: &'a Last) -> BoxFuture<'a, Result<(), BusError>>;
+
+    /// A channel's last event, for someone who comes. Of those who find nothing at one time, one is to tell.
+    fn recall<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Recalled, BusError>>;
+
+    /// Whether to tell how many connections are in a channel. Each count is told by one process.
+    fn count<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Count, BusError>>;
+
+    /// What is known of a channel.
+    fn look<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Seen, BusError>>;
+
+    /// Which of these channels have a connection in them, in their order.
+    fn occupied<'a>(&'a self, subjects: &'a [Subject]) -> BoxFuture<'a, Result<Vec<bool>, BusError>>;
+
+    /// The app's channels with this prefix that have a connection in them, and how many users are in each. The
+    /// server's own are not among them.
+    fn list<'a>(&'a self, app: &'a AppId, prefix: &'a str) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>>;
 
     /// The frames of other processes. Taken once; `None` afterwards. The queue is bounded: a process that does not
     /// keep up loses the newest, which [`Bus::lost`] counts.

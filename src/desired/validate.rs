@@ -267,6 +267,8 @@ fn probe_app(probe: &ProbeApp, receiver: &str) -> App {
         }],
         enabled: true,
         client_events: true,
+        subscription_count: false,
+        authorization_seconds: None,
         limits: Limits { client_events_per_second: 10 },
         webhooks: vec![Endpoint {
             name: "receiver".to_owned(),
@@ -343,6 +345,8 @@ fn app(raw: &RealtimeApp, inputs: &Inputs<'_>) -> Result<App, Vec<Problem>> {
         credentials,
         enabled: raw.spec.state == State::Enabled,
         client_events: raw.spec.client_events == State::Enabled,
+        subscription_count: raw.spec.subscription_count == State::Enabled,
+        authorization_seconds: raw.spec.authorization_seconds,
         limits: Limits { client_events_per_second: raw.spec.limits.client_events_per_second },
         webhooks: raw
             .spec

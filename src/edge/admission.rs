@@ -45,7 +45,16 @@ mod tests {
     fn app(id: &str, key: &str, enabled: bool) -> App {
         let credential = Credential { key: key.into(), secret: Secret::new("s"), state: CredentialState::Active };
         let limits = Limits { client_events_per_second: 10 };
-        App { id: id.into(), credentials: vec![credential], enabled, client_events: true, limits, webhooks: vec![] }
+        App {
+            id: id.into(),
+            credentials: vec![credential],
+            enabled,
+            client_events: true,
+            subscription_count: false,
+            authorization_seconds: None,
+            limits,
+            webhooks: vec![],
+        }
     }
 
     #[test]

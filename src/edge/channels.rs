@@ -10,15 +10,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::session::Session;
+use super::session::{Closing, Session};
 use crate::bus::{Message, Subject};
 use crate::protocol::SocketId;
+use crate::protocol::frame::code;
 
 /// Tables that are locked apart from each other.
 const PARTS: usize = 16;
 
 /// Frames held back for one subscriber that waits for its answer. The wait is short; beyond this it is ended.
 const MAX_HELD: usize = 1_024;
+
+/// What a client is told whose user's connections the app's backend ended.
+pub const TERMINATED: &str = "the app's backend ended the connections of this user";
 
 type Part = HashMap<Subject, HashMap<SocketId, Subscriber>>;
 
@@ -46,12 +50,14 @@ impl Channels {
         self.part(subject).entry(subject.clone()).or_default().insert(session.socket.clone(), subscriber);
     }
 
-    /// It was admitted: it gets the answer, what was held back, and from now on everything.
-    pub fn admit(&self, subject: &Subject, socket: &SocketId, answer: Bytes) {
+    /// It was admitted: it gets the answer, the channel's last event, what was held back, and from now on everything.
+    /// An event that was kept while it arrived is not told twice.
+    pub fn admit(&self, subject: &Subject, socket: &SocketId, answer: Option<Bytes>, last: Option<Bytes>) {
         let mut part = self.part(subject);
         let Some(subscriber) = part.get_mut(subject).and_then(|there| there.get_mut(socket)) else { return };
-        subscriber.session.push(answer);
-        for frame in subscriber.held.take().unwrap_or_default() {
+        let held = subscriber.held.take().unwrap_or_default();
+        let last = last.filter(|last| !held.contains(last));
+        for frame in answer.into_iter().chain(last).chain(held) {
             subscriber.session.push(frame);
         }
     }
@@ -66,12 +72,17 @@ impl Channels {
         }
     }
 
-    /// Gives a frame to everyone who is there, but not to whom the message excepts.
+    /// Gives a frame to everyone who is there, but not to whom the message excepts; ends them if it says so.
     pub fn deliver(&self, message: &Message) {
         let mut part = self.part(&message.subject);
         let Some(there) = part.get_mut(&message.subject) else { return };
         for (socket, subscriber) in there {
             if message.except.as_ref() == Some(socket) {
+                continue;
+            }
+            if message.ends {
+                subscriber.session.push(message.frame.clone());
+                subscriber.session.close(Closing::new(code::UNAUTHORIZED, TERMINATED));
                 continue;
             }
             match &mut subscriber.held {
@@ -101,20 +112,30 @@ mod tests {
         let (channels, session) = (Channels::new(), session());
         let subject = Subject { app: "1".into(), channel: ChannelName::parse("room").expect("a name") };
         let send = |text: &'static str, except: Option<SocketId>| {
-            channels.deliver(&Message { subject: subject.clone(), frame: Bytes::from_static(text.as_bytes()), except });
+            let frame = Bytes::from_static(text.as_bytes());
+            channels.deliver(&Message { subject: subject.clone(), frame, except, ends: false });
         };
         let outlet = session.attach();
         send("nobody is there", None);
         channels.expect(&subject, &session);
         send("early", None);
+        send("kept", None);
         assert!(outlet.next(100).now_or_never().is_none());
-        channels.admit(&subject, &session.socket, Bytes::from_static(b"answer"));
+        let (answer, last) = (Bytes::from_static(b"answer"), Bytes::from_static(b"kept"));
+        channels.admit(&subject, &session.socket, Some(answer), Some(last));
         send("late", None);
         send("own", Some(session.socket.clone()));
-        let expected = ["answer", "early", "late"].map(|text| Bytes::from_static(text.as_bytes()));
+        let expected = ["answer", "early", "kept", "late"].map(|text| Bytes::from_static(text.as_bytes()));
         assert_eq!(outlet.next(100).now_or_never(), Some(Outgoing::Frames(expected.into())));
         channels.remove(&subject, &session.socket);
         send("gone", None);
         assert!(outlet.next(100).now_or_never().is_none());
+        channels.expect(&subject, &session);
+        channels.admit(&subject, &session.socket, None, Some(Bytes::from_static(b"kept")));
+        assert_eq!(outlet.next(100).now_or_never(), Some(Outgoing::Frames(vec![Bytes::from_static(b"kept")])));
+        let frame = Bytes::from_static(b"end");
+        channels.deliver(&Message { subject: subject.clone(), frame: frame.clone(), except: None, ends: true });
+        assert_eq!(outlet.next(100).now_or_never(), Some(Outgoing::Frames(vec![frame])));
+        assert_eq!(session.closing().map(|closing| closing.code), Some(code::UNAUTHORIZED));
     }
 }

@@ -2,14 +2,20 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::counts;
 use super::liveness::{ACTIVITY_TIMEOUT, Step};
-use super::rate::Rate;
+use super::rate::{Bucket, Rate};
 use super::session::{Closing, Session};
 use super::shared::Shared;
+use super::signin::{MAX_WATCHED, sign_in};
 use super::subscribe::authorize;
-use crate::bus::{BusError, Joined, Subject, Transition};
+use super::user::SignedIn;
+use crate::bus::{BusError, Joined, Recalled, Subject, Transition};
 use crate::protocol::frame::{self, ClientMessage, MAX_EVENT_BYTES, Member, code};
 use crate::protocol::record::{Cause, EventKind};
 use crate::protocol::registry::App;
@@ -18,8 +24,15 @@ use crate::protocol::{ChannelKind, ChannelName};
 /// Channels that one connection may be in.
 const MAX_CHANNELS: usize = 2_048;
 
+/// Subscriptions and sign-ins that one connection may ask for at once, and then in a second. A client that comes back
+/// asks for all its channels at once; one that comes and goes without end would keep the bus busy for all.
+const ASKS: Bucket = Bucket::new(4_096, 100);
+
 /// Longest name of an event, in characters, as Pusher documents it.
 pub const MAX_EVENT_NAME: usize = 200;
+
+/// What a client is told that asks without end.
+const TOO_OFTEN: &str = "too many subscriptions in a short time, try again later";
 
 /// One client.
 pub struct Connection {
@@ -27,7 +40,12 @@ pub struct Connection {
     session: Arc<Session>,
     /// Where it is, and as whom.
     channels: HashMap<ChannelName, Option<Member>>,
+    /// Who it is, once it has signed in.
+    user: Option<SignedIn>,
     rate: Rate,
+    asks: Bucket,
+    /// Ends the session that shows no signature in time; gone once it has shown one.
+    deadline: Option<AbortOnDropHandle<()>>,
 }
 
 impl Connection {
@@ -35,7 +53,18 @@ impl Connection {
     pub fn open(shared: Arc<Shared>, session: Arc<Session>) -> Self {
         let seconds = u32::try_from(ACTIVITY_TIMEOUT.as_secs()).unwrap_or(u32::MAX);
         session.push(frame::connection_established(session.socket.as_str(), seconds).into());
-        Self { shared, session, channels: HashMap::new(), rate: Rate::default() }
+        let seconds = shared.apps.current().app(&session.app).and_then(|app| app.authorization_seconds);
+        let deadline = seconds.map(|seconds| {
+            let (session, late) = (session.clone(), shared.metrics.refused("authorization_late"));
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+                late.inc();
+                let told = format!("neither a sign-in nor a signed subscription came within {seconds} s");
+                session.push(frame::error(Some(code::UNAUTHORIZED), &told).into());
+                session.close(Closing::new(code::UNAUTHORIZED, told));
+            }))
+        });
+        Self { shared, session, channels: HashMap::new(), user: None, rate: Rate::default(), asks: ASKS, deadline }
     }
 
     /// Acts on one message of the client.
@@ -49,6 +78,7 @@ impl Connection {
             Ok(ClientMessage::Subscribe { channel, auth, channel_data }) => {
                 self.subscribe(app, &channel, auth.as_deref(), channel_data.as_deref()).await;
             }
+            Ok(ClientMessage::SignIn { auth, user_data }) => self.sign_in(app, &auth, &user_data).await,
             Ok(ClientMessage::Unsubscribe { channel }) => self.unsubscribe(&channel).await,
             Ok(ClientMessage::ClientEvent { event, channel, data }) => {
                 if let Err((reason, told)) = self.client_event(app, event, &channel, data).await {
@@ -92,17 +122,55 @@ impl Connection {
         for (channel, member) in std::mem::take(&mut self.channels) {
             self.exit(channel, member.as_ref(), drain.then_some(Cause::Drain)).await;
         }
+        if let Some(user) = self.user.take() {
+            user.leave(&self.shared, &self.session).await;
+        }
+    }
+
+    async fn sign_in(&mut self, app: &App, auth: &str, user_data: &str) {
+        if !self.asks.take(Instant::now()) {
+            return self.refuse("asks", Some(code::OVER_CAPACITY), TOO_OFTEN);
+        }
+        let user = match sign_in(app, &self.session.socket, auth, user_data) {
+            Ok(user) => user,
+            Err(told) => return self.refuse("signin", Some(code::UNAUTHORIZED), &told),
+        };
+        if let Some(known) = &self.user {
+            if known.member.user_id == user.member.user_id {
+                return self.session.push(frame::signin_success(user_data).into());
+            }
+            return self.refuse("signin", Some(code::UNAUTHORIZED), "the connection has signed in as another user");
+        }
+        let cut = user.cut;
+        match SignedIn::enter(&self.shared, &self.session, user, user_data).await {
+            Ok(user) => (self.user, self.deadline) = (Some(user), None),
+            Err(error) => {
+                tracing::warn!(%error, "a client could not sign in");
+                return self.refuse("bus", Some(code::OVER_CAPACITY), frame::BUS_AWAY);
+            }
+        }
+        if cut {
+            let told = format!("a watchlist has at most {MAX_WATCHED} users; the first {MAX_WATCHED} are watched");
+            self.refuse("watchlist", Some(code::WATCHLIST_CUT), &told);
+        }
     }
 
     async fn subscribe(&mut self, app: &App, name: &str, auth: Option<&str>, channel_data: Option<&str>) {
-        let channel = match ChannelName::parse(name) {
+        let channel = match ChannelName::parse_any(name) {
             Ok(channel) => channel,
             Err(error) => {
                 // Only what could be a channel's name is repeated to the client.
                 return self.refuse("channel_name", None, &error.to_string());
             }
         };
-        let member = match authorize(app, &self.session.socket, &channel, auth, channel_data) {
+        if !self.asks.take(Instant::now()) {
+            return self.refuse_subscription("asks", &channel, (code::OVER_CAPACITY, "LimitReached", 429), TOO_OFTEN);
+        }
+        if channel.kind() == ChannelKind::Internal {
+            return self.subscribe_own(channel);
+        }
+        let user = self.user.as_ref().map(|user| &user.member);
+        let member = match authorize(app, &self.session.socket, &channel, auth, channel_data, user) {
             Ok(member) => member,
             Err(told) => {
                 return self.refuse_subscription("signature", &channel, (code::UNAUTHORIZED, "AuthError", 401), &told);
@@ -128,16 +196,55 @@ impl Connection {
         }
     }
 
+    /// What the server tells a user, on whichever connection: only the user's own may hear it.
+    fn subscribe_own(&mut self, channel: ChannelName) {
+        let user = self.user.as_ref().map(|user| user.member.user_id.as_str());
+        if user.is_none() || channel.addressee() != user {
+            let told = "this channel is for a user who has signed in";
+            return self.refuse_subscription("own", &channel, (code::UNAUTHORIZED, "AuthError", 401), told);
+        }
+        let (subject, answer) = (self.subject(&channel), frame::subscription_succeeded(&channel, None));
+        self.shared.channels.expect(&subject, &self.session);
+        self.shared.channels.admit(&subject, &self.session.socket, Some(answer.into()), None);
+        self.channels.insert(channel, None);
+    }
+
     async fn enter(&mut self, subject: Subject, member: Option<Member>, joined: Joined) {
         let Joined { transitions, roster } = joined;
         let answer = frame::subscription_succeeded(&subject.channel, member.is_some().then_some(&roster[..]));
-        self.shared.channels.admit(&subject, &self.session.socket, answer.into());
-        self.channels.insert(subject.channel.clone(), member.clone());
         let added = transitions.iter().any(|transition| matches!(transition.kind, EventKind::MemberAdded { .. }));
         self.shared.recorder.transitions(&subject, transitions, None);
+        let last = self.last_event(&subject).await;
+        self.shared.channels.admit(&subject, &self.session.socket, Some(answer.into()), last);
+        if subject.channel.needs_auth() {
+            self.deadline = None;
+        }
+        self.channels.insert(subject.channel.clone(), member.clone());
+        counts::changed(&self.shared, &subject).await;
         if let (Some(member), true) = (&member, added) {
             let told = frame::member_added(&subject.channel, member);
             self.shared.publish(subject, told, Some(self.session.socket.clone())).await;
+        }
+    }
+
+    /// What a client that comes to a channel is told of before: its last event, or that there is none. The app's
+    /// backend hears of the latter by a webhook, so that it can publish one.
+    async fn last_event(&self, subject: &Subject) -> Option<Bytes> {
+        if !subject.channel.caches() {
+            return None;
+        }
+        match self.shared.recall(subject).await {
+            Ok(Recalled::Kept(last)) => Some(frame::event(&last.event, &subject.channel, &last.data, None).into()),
+            Ok(Recalled::Missing { first }) => {
+                if first {
+                    self.shared.recorder.noticed(subject, EventKind::CacheMiss);
+                }
+                Some(frame::cache_miss(&subject.channel).into())
+            }
+            Err(error) => {
+                tracing::warn!(%error, channel = %subject.channel, "a client comes without the last event");
+                None
+            }
         }
     }
 
@@ -148,6 +255,9 @@ impl Connection {
             Ok(joined) => {
                 let roster = member.is_some().then_some(&joined.roster[..]);
                 self.session.push(frame::subscription_succeeded(&subject.channel, roster).into());
+                if let Some(last) = self.last_event(subject).await {
+                    self.session.push(last);
+                }
                 self.shared.recorder.transitions(subject, joined.transitions, None);
             }
             Err(error) => self.refuse_join(&subject.channel, &error),
@@ -155,7 +265,7 @@ impl Connection {
     }
 
     async fn unsubscribe(&mut self, name: &str) {
-        let Ok(channel) = ChannelName::parse(name) else { return };
+        let Ok(channel) = ChannelName::parse_any(name) else { return };
         if let Some(member) = self.channels.remove(&channel) {
             self.exit(channel, member.as_ref(), None).await;
         }
@@ -164,6 +274,9 @@ impl Connection {
     async fn exit(&self, channel: ChannelName, member: Option<&Member>, cause: Option<Cause>) {
         let subject = self.subject(&channel);
         self.shared.channels.remove(&subject, &self.session.socket);
+        if channel.kind() == ChannelKind::Internal {
+            return;
+        }
         let transitions: Vec<Transition> = match self.shared.leave(&subject, &self.session.socket).await {
             Ok(transitions) => transitions,
             Err(error) => {
@@ -173,6 +286,7 @@ impl Connection {
         };
         let removed = transitions.iter().any(|transition| matches!(transition.kind, EventKind::MemberRemoved { .. }));
         self.shared.recorder.transitions(&subject, transitions, cause);
+        counts::changed(&self.shared, &subject).await;
         if let (Some(member), true) = (member, removed) {
             let told = frame::member_removed(&channel, &member.user_id);
             self.shared.publish(subject, told, None).await;
@@ -213,7 +327,7 @@ impl Connection {
         let socket = &self.session.socket;
         self.shared.metrics.client_events.inc();
         let recorded = EventKind::ClientEvent { event, data, socket_id: socket.to_string(), user_id };
-        self.shared.recorder.client_event(&subject, recorded);
+        self.shared.recorder.noticed(&subject, recorded);
         self.shared.publish(subject, told, Some(socket.clone())).await;
         Ok(())
     }

@@ -9,17 +9,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::admission::admit;
 use super::connection::Connection;
 use super::liveness::ACTIVITY_TIMEOUT;
-use super::session::{Budget, Closing, Outlet, Session};
+use super::session::{Closing, Outlet, Session};
 use super::sessions::Place;
 use super::shared::Shared;
-use crate::protocol::frame::{self, code};
-use crate::protocol::{AppId, Transport};
+use crate::protocol::Transport;
+use crate::protocol::frame::code;
 
 /// How long a session lives without a receive.
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -27,11 +27,14 @@ pub const GRACE: Duration = Duration::from_secs(5);
 /// Longest that a session stays after its end for a client that holds a receive and does not read it.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// HTTP sessions of a process, refused ones that wait for their goodbye too.
+/// HTTP sessions of a process.
 const MAX_SESSIONS: usize = 50_000;
 
 /// Sends that wait for one session.
 const MAX_SENDS: usize = 64;
+
+/// Bytes of messages that wait for one session.
+const MAX_SEND_BYTES: u32 = 512 << 10;
 
 /// How long a send waits for room. pusher-js does not look at the answer, so a lost send must end the session.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,7 +63,15 @@ impl SessionId {
 struct Entry {
     key: String,
     session: Arc<Session>,
-    sends: mpsc::Sender<Vec<String>>,
+    sends: mpsc::Sender<Sent>,
+    /// What its messages may still take.
+    room: Arc<Semaphore>,
+}
+
+/// Messages, and the room that they take while they wait.
+struct Sent {
+    messages: Vec<String>,
+    _room: OwnedSemaphorePermit,
 }
 
 /// The HTTP sessions of the process.
@@ -78,8 +89,11 @@ pub struct Receive {
 }
 
 /// Why a request cannot be served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unserved {
+    /// The client may have no session. It is told so in one answer, and nothing is kept of it: strangers could fill the
+    /// table otherwise.
+    Refused(Closing),
     /// There is no such session under this key.
     Unknown,
     /// There are as many sessions as may be, or the session does not keep up.
@@ -109,39 +123,36 @@ impl Fallback {
             return Err(Unserved::Busy);
         }
         let (sends, inbox) = mpsc::channel(MAX_SENDS);
-        let (session, outlet) = match open(shared, key, query, transport) {
-            Ok(place) => {
-                let session = place.session.clone();
-                let outlet = session.attach();
-                shared.tasks.spawn(serve(self.clone(), shared.clone(), place, id.clone(), inbox));
-                (session, outlet)
-            }
-            Err(closing) => {
-                let session = refused(shared, transport, &closing);
-                let outlet = session.attach();
-                shared.tasks.spawn(linger(self.clone(), session.clone(), id.clone()));
-                (session, outlet)
-            }
-        };
-        entries.insert(id, Entry { key: key.to_owned(), session, sends });
+        let place = open(shared, key, query, transport).map_err(Unserved::Refused)?;
+        let session = place.session.clone();
+        let outlet = session.attach();
+        shared.tasks.spawn(serve(self.clone(), shared.clone(), place, id.clone(), inbox));
+        let room = Arc::new(Semaphore::new(MAX_SEND_BYTES.try_into().unwrap_or(Semaphore::MAX_PERMITS)));
+        entries.insert(id, Entry { key: key.to_owned(), session, sends, room });
         Ok(Receive { outlet, new: true })
     }
 
     /// Hands messages to a session, in the order of arrival. An empty list is a ping.
     pub async fn send(&self, id: &SessionId, key: &str, messages: Vec<String>) -> Result<(), Unserved> {
-        let (session, sends) = {
+        let (session, sends, room) = {
             let entries = self.lock();
             let entry = entries.get(id).filter(|entry| entry.key == key).ok_or(Unserved::Unknown)?;
-            (entry.session.clone(), entry.sends.clone())
+            (entry.session.clone(), entry.sends.clone(), entry.room.clone())
         };
         session.heard();
         if messages.is_empty() {
             session.echo();
             return Ok(());
         }
-        match timeout(SEND_TIMEOUT, sends.send(messages)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Unserved::Unknown),
+        let bytes = messages.iter().map(String::len).sum::<usize>();
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_SEND_BYTES);
+        let sent = async {
+            let room = room.acquire_many_owned(bytes).await.ok()?;
+            sends.send(Sent { messages, _room: room }).await.ok()
+        };
+        match timeout(SEND_TIMEOUT, sent).await {
+            Ok(Some(())) => Ok(()),
+            Ok(None) => Err(Unserved::Unknown),
             Err(_) => {
                 session.close(Closing::new(code::RECONNECT, "a message was lost, come back at once"));
                 Err(Unserved::Busy)
@@ -163,22 +174,13 @@ fn open(shared: &Shared, key: &str, query: &str, transport: Transport) -> Result
     shared.admit(admit(&shared.apps.current(), key, query)?, transport)
 }
 
-/// A session that only says why there is none. Any other answer would make pusher-js give up the transport.
-pub fn refused(shared: &Shared, transport: Transport, closing: &Closing) -> Arc<Session> {
-    let (socket, app) = (String::new().into(), AppId::from(""));
-    let session = Session::new(socket, app, transport, Budget::default(), shared.metrics.clone());
-    session.push(frame::error(Some(closing.code), &closing.reason).into());
-    session.close(closing.clone());
-    session
-}
-
 /// The life of one session: messages in the order in which they came, until it is ended or left alone.
 async fn serve(
     fallback: Arc<Fallback>,
     shared: Arc<Shared>,
     place: Place,
     id: SessionId,
-    mut inbox: mpsc::Receiver<Vec<String>>,
+    mut inbox: mpsc::Receiver<Sent>,
 ) {
     let session = &place.session.clone();
     let mut connection = Connection::open(shared, session.clone());
@@ -189,9 +191,9 @@ async fn serve(
         tokio::select! {
             biased;
             () = session.closed() => break,
-            Some(messages) = inbox.recv() => {
-                for message in messages {
-                    connection.handle(&message).await;
+            Some(sent) = inbox.recv() => {
+                for message in &sent.messages {
+                    connection.handle(message).await;
                 }
             }
             () = &mut abandoned => {

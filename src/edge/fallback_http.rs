@@ -19,6 +19,7 @@ use super::session::{Outgoing, Outlet};
 use super::shared::Shared;
 use crate::protocol::Transport;
 use crate::protocol::fallback::{self, HEARTBEAT, OPEN, STREAM_LIMIT_UNITS, utf16_units};
+use crate::protocol::frame;
 
 /// Silence after which an open answer carries a heartbeat: less than what proxies cut.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(20);
@@ -116,6 +117,12 @@ pub async fn cross_origin(request: axum::extract::Request, next: axum::middlewar
 impl IntoResponse for Unserved {
     fn into_response(self) -> Response {
         match self {
+            // Any other status would make pusher-js give up the transport.
+            Self::Refused(closing) => {
+                let told = frame::error(Some(closing.code), &closing.reason);
+                let told = fallback::messages([told.as_str()]);
+                answer(Body::from(format!("{OPEN}{told}{}", fallback::close(closing.code, &closing.reason))))
+            }
             Self::Unknown => (StatusCode::NOT_FOUND, "there is no such session\n").into_response(),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "the server is full, come back later\n").into_response(),
         }

@@ -1,4 +1,4 @@
-//! How many client events a connection may send in a second.
+//! How often a connection may ask for something.
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,34 @@ impl Rate {
     }
 }
 
+/// Lets a burst through, and then so many in a second.
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    burst: u32,
+    per_second: u32,
+    /// Taken and not yet given back, in thousandths.
+    taken: u64,
+    last: Option<Instant>,
+}
+
+impl Bucket {
+    /// A bucket from which nothing was taken.
+    pub const fn new(burst: u32, per_second: u32) -> Self {
+        Self { burst, per_second, taken: 0, last: None }
+    }
+
+    /// Whether one more is within the limit. What is refused does not count.
+    pub fn take(&mut self, now: Instant) -> bool {
+        let since = self.last.map_or(0, |last| now.duration_since(last).as_millis());
+        let back = u64::try_from(since).unwrap_or(u64::MAX).saturating_mul(self.per_second.into());
+        self.last = Some(now);
+        self.taken = self.taken.saturating_sub(back);
+        let within = self.taken + 1_000 <= u64::from(self.burst) * 1_000;
+        self.taken += if within { 1_000 } else { 0 };
+        within
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -32,5 +60,14 @@ mod tests {
         assert!(!rate.take(2, start + Duration::from_millis(999)));
         assert!(rate.take(2, start + Duration::from_secs(1)));
         assert!(!rate.take(0, start + Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn a_burst_goes_through_and_then_so_many_in_a_second() {
+        let (mut bucket, start) = (Bucket::new(3, 2), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!([0, 1, 2, 3].map(|_| bucket.take(at(0))), [true, true, true, false]);
+        assert_eq!([499, 500, 501].map(|ms| bucket.take(at(ms))), [false, true, false]);
+        assert_eq!([0; 4].map(|_| bucket.take(at(60_000))), [true, true, true, false], "no more than the burst");
     }
 }

@@ -9,6 +9,7 @@ use axum::routing::{get, post};
 
 use super::fallback::Fallback;
 use super::fallback_http::{Context, cross_origin, polling, preflight, send, streaming};
+use super::listener::body_in_time;
 use super::shared::Shared;
 use super::{http_api, sockjs, websocket};
 use crate::protocol::Transport;
@@ -28,6 +29,11 @@ pub fn router(
 ) -> Router {
     let api = Router::new()
         .route("/apps/{id}/events", post(http_api::events))
+        .route("/apps/{id}/batch_events", post(http_api::batch_events))
+        .route("/apps/{id}/channels", get(http_api::channels))
+        .route("/apps/{id}/channels/{name}", get(http_api::channel))
+        .route("/apps/{id}/channels/{name}/users", get(http_api::users))
+        .route("/apps/{id}/users/{user}/terminate_connections", post(http_api::terminate))
         .layer(DefaultBodyLimit::max(MAX_API_BODY))
         .with_state(shared.clone());
     let serves = |transport| transports.contains(&transport);
@@ -52,5 +58,5 @@ pub fn router(
     if let Some(routes) = sockjs::routes(shared, sockjs, transports) {
         router = router.merge(routes.layer(DefaultBodyLimit::max(MAX_SEND_BODY)));
     }
-    router
+    router.layer(from_fn(body_in_time))
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -20,7 +19,9 @@ use ulid::Ulid;
 
 use super::apps::Apps;
 use super::channels::Channels;
+use super::counts::Counts;
 use super::fallback::Fallback;
+use super::listener;
 use super::metrics::Metrics;
 use super::recorder::Recorder;
 use super::router::router;
@@ -157,6 +158,7 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
     let shared = Arc::new(Shared {
         apps: apps.clone(),
         channels: Channels::new(),
+        counts: Counts::default(),
         sessions: Sessions::new(metrics.clone()),
         bus: deps.bus,
         recorder,
@@ -182,7 +184,7 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
     }
     let routes = router(&shared, &fallback, &transports, sockjs::Settings::of(&values));
     let listening = CancellationToken::new();
-    tasks.spawn(serve_public(deps.public, routes, listening.clone(), failures.clone()));
+    tasks.spawn(listener::serve(deps.public, routes, listener::HEAD, listening.clone()));
     let answers = answers(&values, &process, &shared, &ready, &stop).await;
     tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));
 
@@ -332,24 +334,6 @@ async fn relay(shared: Arc<Shared>, mut messages: mpsc::Receiver<Message>, stop:
             Some(message) = messages.recv() => shared.channels.deliver(&message),
             _ = tick.tick() => shared.observe(),
         }
-    }
-}
-
-async fn serve_public(
-    listener: TcpListener,
-    routes: axum::Router,
-    listening: CancellationToken,
-    failures: mpsc::Sender<StopError>,
-) {
-    let listener = listener.tap_io(|socket| {
-        // Frames are small and each waits for nothing.
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(%error, "a socket delays small frames");
-        }
-    });
-    let served = axum::serve(listener, routes).with_graceful_shutdown(listening.cancelled_owned()).await;
-    if let Err(error) = served {
-        let _ = failures.send(StopError::Listener(error.to_string())).await;
     }
 }
 

@@ -11,14 +11,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::apps::Apps;
-use super::channels::Channels;
+use super::channels::{Channels, TERMINATED};
+use super::counts::Counts;
 use super::metrics::Metrics;
 use super::recorder::Recorder;
 use super::session::Closing;
 use super::sessions::{Place, Sessions, going_away};
-use crate::bus::{Bus, BusError, Joined, Message, Subject, Transition};
-use crate::protocol::frame::{Member, code};
-use crate::protocol::{AppId, SocketId, Transport};
+use crate::bus::{Bus, BusError, Count, Joined, Last, Message, Recalled, Seen, Subject, Transition};
+use crate::protocol::frame::{self, Member, code};
+use crate::protocol::{AppId, ChannelName, SocketId, Transport};
 
 /// Longest that the bus may take for one answer.
 const BUS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,6 +30,8 @@ pub struct Shared {
     pub apps: Arc<Apps>,
     /// Local subscribers.
     pub channels: Channels,
+    /// Which channels' counts are told later.
+    pub counts: Counts,
     /// Open sessions.
     pub sessions: Arc<Sessions>,
     /// The other edges.
@@ -57,7 +60,16 @@ impl Shared {
 
     /// Sends a frame to everyone in a channel, here and elsewhere.
     pub async fn publish(&self, subject: Subject, frame: String, except: Option<SocketId>) {
-        let message = Message { subject, frame: Bytes::from(frame), except };
+        self.send(Message { subject, frame: Bytes::from(frame), except, ends: false }).await;
+    }
+
+    /// Ends everyone in a channel, here and elsewhere.
+    pub async fn terminate(&self, subject: Subject) {
+        let frame = Bytes::from(frame::error(Some(code::UNAUTHORIZED), TERMINATED));
+        self.send(Message { subject, frame, except: None, ends: true }).await;
+    }
+
+    async fn send(&self, message: Message) {
         self.channels.deliver(&message);
         if let Err(error) = self.ask(self.bus.publish(message)).await {
             tracing::debug!(%error, "a frame reached this process only");
@@ -77,6 +89,36 @@ impl Shared {
     /// Leaves a channel on the bus.
     pub async fn leave(&self, subject: &Subject, socket: &SocketId) -> Result<Vec<Transition>, BusError> {
         self.ask(self.bus.leave(subject, socket)).await
+    }
+
+    /// Keeps a channel's last event.
+    pub async fn keep(&self, subject: &Subject, last: &Last) -> Result<(), BusError> {
+        self.ask(self.bus.keep(subject, last)).await
+    }
+
+    /// A channel's last event.
+    pub async fn recall(&self, subject: &Subject) -> Result<Recalled, BusError> {
+        self.ask(self.bus.recall(subject)).await
+    }
+
+    /// Whether to tell how many connections are in a channel.
+    pub async fn count(&self, subject: &Subject) -> Result<Count, BusError> {
+        self.ask(self.bus.count(subject)).await
+    }
+
+    /// What is known of a channel.
+    pub async fn look(&self, subject: &Subject) -> Result<Seen, BusError> {
+        self.ask(self.bus.look(subject)).await
+    }
+
+    /// Which of these channels have a connection in them.
+    pub async fn occupied(&self, subjects: &[Subject]) -> Result<Vec<bool>, BusError> {
+        self.ask(self.bus.occupied(subjects)).await
+    }
+
+    /// The app's channels with this prefix.
+    pub async fn list(&self, app: &AppId, prefix: &str) -> Result<Vec<(ChannelName, u64)>, BusError> {
+        self.ask(self.bus.list(app, prefix)).await
     }
 
     /// No connection waits for the bus without end.

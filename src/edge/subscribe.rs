@@ -1,13 +1,12 @@
 //! Who may enter a channel: the signature, and on presence channels the member.
 //!
-//! In: the app, the socket, what the client sent. Out: the member to enter as, if any, or why not. Pure.
+//! In: the app, the socket, what the client sent, and as whom it signed in. Out: the member to enter as, if any, or why
+//! not. Pure.
 
+use crate::protocol::channel::MAX_USER_ID;
 use crate::protocol::frame::Member;
 use crate::protocol::registry::App;
 use crate::protocol::{ChannelKind, ChannelName, SocketId, signature};
-
-/// Longest user id, in characters, as Pusher documents it.
-const MAX_USER_ID: usize = 128;
 
 /// Largest `user_info`, in bytes, as Pusher documents it.
 const MAX_USER_INFO: usize = 1024;
@@ -22,22 +21,21 @@ pub fn authorize(
     channel: &ChannelName,
     auth: Option<&str>,
     channel_data: Option<&str>,
+    user: Option<&Member>,
 ) -> Result<Option<Member>, String> {
     if !channel.needs_auth() {
         return Ok(None);
     }
     let auth = auth.ok_or_else(|| format!("`{channel}` needs a signature: `auth` is missing"))?;
-    let (key, hex) = auth.split_once(':').ok_or("`auth` must be KEY:SIGNATURE")?;
-    let secret = app.secret(key).ok_or_else(|| format!("the key in `auth` does not belong to app {}", app.id))?;
-    let message = signature::channel_message(socket.as_str(), channel.as_str(), channel_data);
-    if !signature::verify(secret, message.as_bytes(), hex) {
-        return Err(format!("invalid signature: expected the HMAC-SHA256 in hexadecimal of {message:?}"));
-    }
+    signed(app, auth, &signature::channel_message(socket.as_str(), channel.as_str(), channel_data))?;
     if channel.kind() != ChannelKind::Presence {
         return Ok(None);
     }
-    let data = channel_data.ok_or("a presence channel needs `channel_data`")?;
-    let member = Member::parse(data).ok_or("`channel_data` must be a JSON object with a `user_id`")?;
+    let member = match (channel_data, user) {
+        (Some(data), _) => Member::parse(data).ok_or("`channel_data` must be a JSON object with a `user_id`")?,
+        (None, Some(user)) => user.clone(),
+        (None, None) => return Err("a presence channel needs `channel_data`, or a client that signed in".into()),
+    };
     if member.user_id.chars().count() > MAX_USER_ID {
         return Err(format!("`user_id` is longer than {MAX_USER_ID} characters"));
     }
@@ -47,17 +45,39 @@ pub fn authorize(
     Ok(Some(member))
 }
 
+/// Whether `auth`, which is `KEY:SIGNATURE`, signs this message for this app.
+///
+/// # Errors
+/// A sentence for the client.
+pub fn signed(app: &App, auth: &str, message: &str) -> Result<(), String> {
+    let (key, hex) = auth.split_once(':').ok_or("`auth` must be KEY:SIGNATURE")?;
+    let secret = app.secret(key).ok_or_else(|| format!("the key in `auth` does not belong to app {}", app.id))?;
+    if signature::verify(secret, message.as_bytes(), hex) {
+        Ok(())
+    } else {
+        Err(format!("invalid signature: expected the HMAC-SHA256 in hexadecimal of {message:?}"))
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::protocol::Secret;
     use crate::protocol::registry::{Credential, CredentialState, Limits};
 
-    fn app() -> App {
+    pub fn app() -> App {
         let credential = Credential { key: "k".into(), secret: Secret::new("s"), state: CredentialState::Active };
         let limits = Limits { client_events_per_second: 10 };
-        let (enabled, client_events) = (true, true);
-        App { id: "1".into(), credentials: vec![credential], enabled, client_events, limits, webhooks: vec![] }
+        App {
+            id: "1".into(),
+            credentials: vec![credential],
+            enabled: true,
+            client_events: true,
+            subscription_count: false,
+            authorization_seconds: None,
+            limits,
+            webhooks: vec![],
+        }
     }
 
     fn signed(channel: &str, data: Option<&str>) -> String {
@@ -87,12 +107,29 @@ mod tests {
             ("large info", "presence-a", Some(signed("presence-a", Some(&large))), Some(&*large), Err("1024 bytes")),
         ] {
             let channel = ChannelName::parse(channel).expect("a name");
-            let found = authorize(&app(), &"1.2".into(), &channel, auth.as_deref(), data);
+            let found = authorize(&app(), &"1.2".into(), &channel, auth.as_deref(), data, None);
             match (found, expected) {
                 (Ok(member), Ok(user)) => assert_eq!(member.map(|m| m.user_id).as_deref(), user, "{name}"),
                 (Err(told), Err(part)) => assert!(told.contains(part), "{name}: {told}"),
                 (found, _) => panic!("{name}: {found:?}"),
             }
         }
+    }
+
+    #[test]
+    fn who_signed_in_needs_no_channel_data() {
+        let channel = ChannelName::parse("presence-a").expect("a name");
+        let user = Member { user_id: "7".into(), user_info: serde_json::Value::Null };
+        let auth = signed("presence-a", None);
+        let member = authorize(&app(), &"1.2".into(), &channel, Some(&auth), None, Some(&user));
+        assert_eq!(member, Ok(Some(user.clone())));
+        let data = r#"{"user_id":"8"}"#;
+        let auth = signed("presence-a", Some(data));
+        let member = authorize(&app(), &"1.2".into(), &channel, Some(&auth), Some(data), Some(&user));
+        assert_eq!(
+            member.map(|member| member.map(|member| member.user_id)),
+            Ok(Some("8".into())),
+            "what is signed wins"
+        );
     }
 }

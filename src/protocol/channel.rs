@@ -20,7 +20,24 @@ pub enum ChannelKind {
     Encrypted,
     /// As private, with a roster of members.
     Presence,
+    /// The server's own: never in a list, never in a record.
+    Internal,
 }
+
+/// What every channel for one user's connections begins with; the user's id follows.
+const TO_USER: &str = "#server-to-user-";
+
+/// What the channels of connections that signed in begin with.
+const SIGNED_IN: &str = "#signed-in-";
+
+/// What the channels of those who watch a user begin with.
+const WATCHING: &str = "#watching-";
+
+/// All that may begin the name of a channel of the server's own.
+const INTERNAL: [&str; 3] = [TO_USER, SIGNED_IN, WATCHING];
+
+/// Longest user id, in characters, as Pusher documents it.
+pub const MAX_USER_ID: usize = 128;
 
 /// A channel name that was checked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -45,6 +62,47 @@ impl ChannelName {
         }
     }
 
+    /// Checks a name of either sort: what [`Self::parse`] takes, or a channel of the server's own.
+    ///
+    /// # Errors
+    /// Says what is wrong with the name.
+    pub fn parse_any(text: &str) -> Result<Self, InvalidChannelName> {
+        match INTERNAL.into_iter().find_map(|prefix| text.strip_prefix(prefix).map(|user| (prefix, user))) {
+            Some((prefix, user)) => Self::of_user(prefix, user).ok_or(InvalidChannelName::User),
+            None => Self::parse(text),
+        }
+    }
+
+    /// Where a server speaks to one user, on whichever connections. `None` when this cannot be a user's id.
+    #[must_use]
+    pub fn to_user(user_id: &str) -> Option<Self> {
+        Self::of_user(TO_USER, user_id)
+    }
+
+    /// The connections that have signed in as a user.
+    #[must_use]
+    pub fn signed_in(user_id: &str) -> Option<Self> {
+        Self::of_user(SIGNED_IN, user_id)
+    }
+
+    /// The connections that are told when a user comes and goes.
+    #[must_use]
+    pub fn watching(user_id: &str) -> Option<Self> {
+        Self::of_user(WATCHING, user_id)
+    }
+
+    fn of_user(prefix: &str, user_id: &str) -> Option<Self> {
+        let length = user_id.chars().count();
+        let valid = (1..=MAX_USER_ID).contains(&length) && !user_id.chars().any(char::is_control);
+        valid.then(|| Self(format!("{prefix}{user_id}")))
+    }
+
+    /// The user whom the server speaks to on this channel.
+    #[must_use]
+    pub fn addressee(&self) -> Option<&str> {
+        self.0.strip_prefix(TO_USER)
+    }
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -54,7 +112,9 @@ impl ChannelName {
     /// What the prefix promises. The order of the tests matters: `private-encrypted-` begins with `private-`.
     #[must_use]
     pub fn kind(&self) -> ChannelKind {
-        if self.0.starts_with("private-encrypted-") {
+        if self.0.starts_with('#') {
+            ChannelKind::Internal
+        } else if self.0.starts_with("private-encrypted-") {
             ChannelKind::Encrypted
         } else if self.0.starts_with("private-") {
             ChannelKind::Private
@@ -68,7 +128,20 @@ impl ChannelName {
     /// Whether a subscription needs a signature.
     #[must_use]
     pub fn needs_auth(&self) -> bool {
-        self.kind() != ChannelKind::Public
+        matches!(self.kind(), ChannelKind::Private | ChannelKind::Encrypted | ChannelKind::Presence)
+    }
+
+    /// Whether the last event is kept for those who come later: `cache-` stands after what tells the kind.
+    #[must_use]
+    pub fn caches(&self) -> bool {
+        let base = match self.kind() {
+            ChannelKind::Public => "",
+            ChannelKind::Private => "private-",
+            ChannelKind::Encrypted => "private-encrypted-",
+            ChannelKind::Presence => "presence-",
+            ChannelKind::Internal => return false,
+        };
+        self.0[base.len()..].starts_with("cache-")
     }
 }
 
@@ -104,6 +177,9 @@ pub enum InvalidChannelName {
     /// A character outside the documented set.
     #[error("the channel name has `{0}` in it: use letters, digits and _ - = @ , . ;")]
     Character(char),
+    /// A channel for a user who cannot exist.
+    #[error("a user id has 1 to {MAX_USER_ID} characters and no control characters")]
+    User,
 }
 
 #[cfg(test)]
@@ -119,9 +195,43 @@ mod tests {
             ("private-encrypted-room", ChannelKind::Encrypted),
             ("presence-room", ChannelKind::Presence),
             ("Private-room", ChannelKind::Public),
+            ("private-cache-room", ChannelKind::Private),
+            ("private-encrypted-cache-room", ChannelKind::Encrypted),
         ] {
             assert_eq!(ChannelName::parse(name).map(|n| n.kind()), Ok(kind), "{name}");
         }
+    }
+
+    #[test]
+    fn a_table_of_channels_that_cache() {
+        for (name, caches) in [
+            ("cache-room", true),
+            ("private-cache-room", true),
+            ("private-encrypted-cache-room", true),
+            ("presence-cache-room", true),
+            ("room-cache-", false),
+            ("private-room", false),
+            ("private-cached", false),
+            ("cache", false),
+        ] {
+            assert_eq!(ChannelName::parse(name).map(|name| name.caches()), Ok(caches), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_servers_own_channels_are_named_by_the_server_only() {
+        let long = "u".repeat(MAX_USER_ID + 1);
+        for (user, valid) in [("7", true), ("ann@example.com/é", true), ("", false), ("a\n", false), (&*long, false)] {
+            let name = ChannelName::to_user(user);
+            assert_eq!(name.is_some(), valid, "{user}");
+            let Some(name) = name else { continue };
+            assert_eq!((name.kind(), name.addressee()), (ChannelKind::Internal, Some(user)));
+            assert_eq!(ChannelName::parse_any(name.as_str()), Ok(name.clone()));
+            assert!(ChannelName::parse(name.as_str()).is_err() && !name.needs_auth() && !name.caches());
+        }
+        assert_eq!(ChannelName::parse_any("#server-to-user-"), Err(InvalidChannelName::User));
+        assert_eq!(ChannelName::parse_any("#else"), Err(InvalidChannelName::Character('#')));
+        assert_eq!(ChannelName::signed_in("7").as_ref().and_then(ChannelName::addressee), None);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub mod code {
     pub const PROTOCOL_UNSUPPORTED: u16 = 4007;
     /// The query has no `protocol`.
     pub const PROTOCOL_MISSING: u16 = 4008;
-    /// A subscription's signature does not verify.
+    /// A signature does not verify, or none came in time, or the app's backend ended the connection.
     pub const UNAUTHORIZED: u16 = 4009;
     /// The server is full, or the client reads too slowly.
     pub const OVER_CAPACITY: u16 = 4100;
@@ -41,6 +41,8 @@ pub mod code {
     pub const INACTIVE: u16 = 4202;
     /// A client event was refused.
     pub const CLIENT_EVENT_REFUSED: u16 = 4301;
+    /// The list of watched users was longer than it may be; its beginning is in force.
+    pub const WATCHLIST_CUT: u16 = 4302;
 }
 
 /// What a client sent, understood.
@@ -63,6 +65,13 @@ pub enum ClientMessage {
     Unsubscribe {
         /// The name as sent.
         channel: String,
+    },
+    /// `pusher:signin`
+    SignIn {
+        /// `KEY:HEX`
+        auth: String,
+        /// The exact text that was signed.
+        user_data: String,
     },
     /// `client-…`
     ClientEvent {
@@ -133,6 +142,11 @@ impl ClientMessage {
                     .ok_or(FrameError::Missing { event: "pusher:unsubscribe", field: "channel" })?;
                 Ok(Self::Unsubscribe { channel })
             }
+            "pusher:signin" => {
+                let data = object(envelope.data);
+                let need = |name| field(&data, name).ok_or(FrameError::Missing { event: "pusher:signin", field: name });
+                Ok(Self::SignIn { auth: need("auth")?, user_data: need("user_data")? })
+            }
             event if event.starts_with("client-") => Ok(Self::ClientEvent {
                 channel: envelope.channel.ok_or(FrameError::Missing { event: "client-…", field: "channel" })?,
                 data: as_text(envelope.data),
@@ -181,6 +195,24 @@ impl Member {
         let user_info = data.get_mut("user_info").map(Value::take).unwrap_or_default();
         Some(Self { user_id, user_info })
     }
+}
+
+/// `pusher:signin_success`; `user_data` is the text that was signed.
+#[must_use]
+pub fn signin_success(user_data: &str) -> String {
+    json!({ "event": "pusher:signin_success", "data": json!({ "user_data": user_data }).to_string() }).to_string()
+}
+
+/// `pusher_internal:watchlist_events`: who of the watched users came and who went.
+#[must_use]
+pub fn watchlist(online: &[&str], offline: &[&str]) -> String {
+    let events: Vec<Value> = [("online", online), ("offline", offline)]
+        .into_iter()
+        .filter(|(_, users)| !users.is_empty())
+        .map(|(name, users)| json!({ "name": name, "user_ids": users }))
+        .collect();
+    let data = json!({ "events": events }).to_string();
+    json!({ "event": "pusher_internal:watchlist_events", "data": data }).to_string()
 }
 
 /// `pusher:connection_established`; `activity_timeout` is in seconds and must not be 0, or pusher-js gives up.
@@ -241,6 +273,18 @@ pub fn member_added(channel: &ChannelName, member: &Member) -> String {
 #[must_use]
 pub fn member_removed(channel: &ChannelName, user_id: &str) -> String {
     event("pusher_internal:member_removed", channel, &json!({ "user_id": user_id }).to_string(), None)
+}
+
+/// `pusher_internal:subscription_count`
+#[must_use]
+pub fn subscription_count(channel: &ChannelName, count: u64) -> String {
+    event("pusher_internal:subscription_count", channel, &json!({ "subscription_count": count }).to_string(), None)
+}
+
+/// `pusher:cache_miss`: a channel that keeps its last event has none.
+#[must_use]
+pub fn cache_miss(channel: &ChannelName) -> String {
+    json!({ "event": "pusher:cache_miss", "channel": channel.as_str(), "data": "{}" }).to_string()
 }
 
 /// An event on a channel; `user_id` is told on presence channels.
@@ -339,12 +383,57 @@ mod tests {
                     data: "plain".into(),
                 }),
             ),
+            (
+                "a sign-in",
+                r#"{"event":"pusher:signin","data":{"auth":"k:s","user_data":"{}"}}"#,
+                Ok(ClientMessage::SignIn { auth: "k:s".into(), user_data: "{}".into() }),
+            ),
+            (
+                "a sign-in of nobody",
+                r#"{"event":"pusher:signin","data":{"auth":"k:s"}}"#,
+                Err(FrameError::Missing { event: "pusher:signin", field: "user_data" }),
+            ),
             ("another event", r#"{"event":"pusher:x"}"#, Ok(ClientMessage::Other { event: "pusher:x".into() })),
         ] {
             assert_eq!(ClientMessage::parse(text), expected, "{name}");
         }
         for bad in ["", "x", "[]", "{}", r#"{"event":7}"#, "null"] {
             assert!(matches!(ClientMessage::parse(bad), Err(FrameError::NotAMessage(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_what_users_are_told() {
+        let read = |text: String| {
+            let message = ServerMessage::parse(&text).expect("a frame");
+            (message.event, message.channel, message.data)
+        };
+        let room = channel("cache-a");
+        for (text, event, channel, data) in [
+            (signin_success(r#"{"id":"7"}"#), "pusher:signin_success", None, json!({ "user_data": "{\"id\":\"7\"}" })),
+            (
+                watchlist(&["a"], &["b", "c"]),
+                "pusher_internal:watchlist_events",
+                None,
+                json!({ "events": [
+                    { "name": "online", "user_ids": ["a"] }, { "name": "offline", "user_ids": ["b", "c"] },
+                ] }),
+            ),
+            (
+                watchlist(&[], &["b"]),
+                "pusher_internal:watchlist_events",
+                None,
+                json!({ "events": [{ "name": "offline", "user_ids": ["b"] }] }),
+            ),
+            (
+                subscription_count(&room, 3),
+                "pusher_internal:subscription_count",
+                Some("cache-a"),
+                json!({ "subscription_count": 3 }),
+            ),
+            (cache_miss(&room), "pusher:cache_miss", Some("cache-a"), json!({})),
+        ] {
+            assert_eq!(read(text), (event.to_owned(), channel.map(str::to_owned), data));
         }
     }
 

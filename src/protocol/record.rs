@@ -111,6 +111,13 @@ pub enum EventKind {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         user_id: Option<String>,
     },
+    /// Someone came to a channel that keeps its last event, and there was none.
+    CacheMiss,
+    /// How many connections are in a channel has changed.
+    SubscriptionCount {
+        /// How many they are.
+        subscription_count: u64,
+    },
 }
 
 impl EventKind {
@@ -123,6 +130,8 @@ impl EventKind {
             Self::MemberAdded { .. } => "member_added",
             Self::MemberRemoved { .. } => "member_removed",
             Self::ClientEvent { .. } => "client_event",
+            Self::CacheMiss => "cache_miss",
+            Self::SubscriptionCount { .. } => "subscription_count",
         }
     }
 }
@@ -234,7 +243,9 @@ mod tests {
             cause: Some(Cause::Drain),
             kind: EventKind::ChannelVacated,
         };
-        let record = record(vec![client_event, left]);
+        let other = |kind| Event { id: "01D".into(), time_ms: 8, order: None, n: Some(4), cause: None, kind };
+        let count = other(EventKind::SubscriptionCount { subscription_count: 3 });
+        let record = record(vec![client_event, left, other(EventKind::CacheMiss), count]);
         assert_eq!(Record::parse(&record.to_bytes().expect("bytes")), Ok(record));
     }
 

@@ -25,6 +25,12 @@ pub struct App {
     pub enabled: bool,
     /// Whether its clients may send client events.
     pub client_events: bool,
+    /// Whether it is told how many connections are in a channel.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub subscription_count: bool,
+    /// Seconds in which a connection must show a signature; `None` when it need not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorization_seconds: Option<u32>,
     /// What one client may do.
     pub limits: Limits,
     /// Where its webhooks go.
@@ -209,6 +215,8 @@ mod tests {
                 .collect(),
             enabled: true,
             client_events: true,
+            subscription_count: false,
+            authorization_seconds: None,
             limits: Limits { client_events_per_second: 10 },
             webhooks: vec![],
         }

@@ -41,6 +41,12 @@ pub fn channel_message(socket_id: &str, channel: &str, channel_data: Option<&str
     }
 }
 
+/// What a sign-in's `auth` signs.
+#[must_use]
+pub fn user_message(socket_id: &str, user_data: &str) -> String {
+    format!("{socket_id}::user::{user_data}")
+}
+
 /// What a REST request signs: method, path and the sorted query without `auth_signature`, values not percent-encoded.
 #[must_use]
 pub fn rest_message(method: &str, path: &str, query: &[(String, String)]) -> String {
@@ -78,7 +84,7 @@ mod tests {
     fn the_documented_vectors_verify() {
         let private = sign(&secret(), channel_message("1234.1234", "private-foobar", None).as_bytes());
         assert_eq!(private, "58df8b0c36d6982b82c3ecf6b4662e34fe8c25bba48f5369f135bf843651c3a4");
-        let user = sign(&secret(), br#"1234.1234::user::{"id":"12345"}"#);
+        let user = sign(&secret(), user_message("1234.1234", r#"{"id":"12345"}"#).as_bytes());
         assert!(user.starts_with("4708d583") && user.ends_with("36ba"), "{user}");
         let data = r#"{"user_id":10,"user_info":{"name":"Mr. Channels"}}"#;
         let presence = sign(&secret(), channel_message("1234.1234", "presence-foobar", Some(data)).as_bytes());

@@ -7,13 +7,10 @@ import { after, before, test } from "node:test";
 
 import { chromium } from "playwright-core";
 
+import { FLAGS } from "./chromium.mjs";
 import { startRehearsal } from "./rehearsal.mjs";
 
 const SCREENSHOTS = process.env.SCREENSHOTS ?? join(tmpdir(), "realtime-screenshots");
-const FLAGS = [
-  "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-  "--disable-background-networking", "--disable-component-update", "--disable-sync",
-];
 
 let rehearsal;
 let profile;

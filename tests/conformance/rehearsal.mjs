@@ -81,11 +81,11 @@ spec:
 /** Most time that a rehearsal takes to end after Ctrl-C. */
 const STOP_SECONDS = 20;
 
-/** A rehearsal that is Ready, with `receiver` as the customer's endpoint. */
-export async function startRehearsal(receiver) {
+/** A rehearsal that is Ready, with `receiver` as the customer's endpoint, and with `more` objects. */
+export async function startRehearsal(receiver, more = "") {
   const folder = await mkdtemp(join(tmpdir(), "rehearsal-"));
   const file = join(folder, "eu.yaml");
-  await writeFile(file, manifest(receiver.url));
+  await writeFile(file, manifest(receiver.url) + more);
   const child = spawn(BIN, ["rehearse", file, "--port", "0", "-o", "json"], {
     env: cleanEnvironment(),
     stdio: ["ignore", "pipe", "pipe"],

@@ -118,6 +118,8 @@ impl Bed {
             credentials: vec![credential],
             enabled: true,
             client_events: true,
+            subscription_count: false,
+            authorization_seconds: None,
             limits: Limits { client_events_per_second: 10 },
             webhooks: vec![webhook],
         };

@@ -3,6 +3,8 @@
 // Clients of a test end it where they stand; clippy sees only the tests themselves as such.
 #![allow(clippy::panic)]
 
+mod users;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -39,7 +41,16 @@ fn app(id: &str, enabled: bool) -> App {
         state: CredentialState::Active,
     };
     let limits = Limits { client_events_per_second: 10 };
-    App { id: id.into(), credentials: vec![credential], enabled, client_events: true, limits, webhooks: vec![] }
+    App {
+        id: id.into(),
+        credentials: vec![credential],
+        enabled,
+        client_events: true,
+        subscription_count: false,
+        authorization_seconds: None,
+        limits,
+        webhooks: vec![],
+    }
 }
 
 fn write_apps(directory: &Path, apps: Vec<App>) {

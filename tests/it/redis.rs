@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use realtime_operator::bus::{Bus, BusError, Message, RedisBus, Subject, Transition};
+use realtime_operator::bus::{Bus, BusError, Count, Last, Message, Recalled, RedisBus, Subject, Transition};
 use realtime_operator::protocol::frame::Member;
 use realtime_operator::protocol::{ChannelName, SocketId};
 use tokio_util::sync::CancellationToken;
@@ -148,7 +148,7 @@ async fn frames_reach_the_other_processes_only_and_other_clusters_not_at_all() {
     let mut elsewhere = foreign.messages().expect("an inbox");
     assert!(one.messages().is_none(), "taken once");
     let frame = bytes::Bytes::from_static(b"{\"a\":\n1}");
-    let message = Message { subject: subject("room"), frame: frame.clone(), except: Some("1.2".into()) };
+    let message = Message { subject: subject("room"), frame: frame.clone(), except: Some("1.2".into()), ends: false };
     let arrived = async {
         loop {
             // Redis does not keep what nobody listens to yet.
@@ -161,6 +161,59 @@ async fn frames_reach_the_other_processes_only_and_other_clusters_not_at_all() {
     let found = tokio::time::timeout(Duration::from_secs(10), arrived).await.expect("in time");
     assert_eq!((found.frame, found.except), (frame, Some("1.2".into())));
     assert!(own.try_recv().is_err() && elsewhere.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn the_last_event_is_kept_for_all_and_its_absence_told_by_one() {
+    let redis = Redis::start(None);
+    let (one, two, room) = (redis.bus("p1").await, redis.bus("p2").await, subject("cache-room"));
+    let last = Last { event: "e".into(), data: "\"é\"\n".into() };
+    assert_eq!(one.recall(&room).await, Ok(Recalled::Missing { first: true }));
+    assert_eq!(two.recall(&room).await, Ok(Recalled::Missing { first: false }));
+    one.keep(&room, &last).await.expect("kept");
+    assert_eq!(two.recall(&room).await, Ok(Recalled::Kept(last.clone())));
+    let seen = two.look(&room).await.expect("seen");
+    let (kept, remaining) = seen.last.expect("an event");
+    assert!(kept == last && remaining > Duration::from_secs(1_790) && remaining <= Duration::from_mins(30));
+    assert_eq!((seen.connections, seen.users.len()), (0, 0));
+}
+
+#[tokio::test]
+async fn channels_are_counted_listed_and_looked_at_across_processes() {
+    let redis = Redis::start(None);
+    let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
+    let (room, presence) = (subject("room"), subject("presence-room"));
+    let own = Subject { app: "1".into(), channel: ChannelName::signed_in("u}é").expect("a name") };
+    let elsewhere = Subject { app: "11".into(), channel: room.channel.clone() };
+    let socket = |n| SocketId::from_random(1, n);
+    assert_eq!(one.count(&room).await, Ok(Count::Told), "nobody was ever there");
+    for (n, bus) in [(0, &one), (1, &two)] {
+        bus.join(&room, &socket(n), None).await.expect("joined");
+        bus.join(&presence, &socket(n), Some(&member(&n.to_string()))).await.expect("joined");
+    }
+    for subject in [&own, &elsewhere, &subject("left")] {
+        one.join(subject, &socket(0), None).await.expect("joined");
+    }
+    one.leave(&subject("left"), &socket(0)).await.expect("left");
+    assert_eq!(one.count(&room).await, Ok(Count::Tell(2)));
+    assert_eq!(two.count(&room).await, Ok(Count::Told));
+    for n in 2..=100 {
+        one.join(&room, &socket(n), None).await.expect("joined");
+    }
+    let later = two.count(&room).await.expect("an answer");
+    assert!(matches!(later, Count::Later(wait) if wait <= Duration::from_secs(5)), "{later:?}");
+    one.leave(&room, &socket(0)).await.expect("left");
+    assert_eq!(two.count(&room).await, Ok(Count::Tell(100)));
+    let seen = two.look(&presence).await.expect("seen");
+    assert_eq!((seen.connections, seen.users), (2, vec!["0".to_owned(), "1".to_owned()]));
+    let names = async |prefix| {
+        let channels = two.list(&"1".into(), prefix).await.expect("channels");
+        channels.into_iter().map(|(name, users)| (name.to_string(), users)).collect::<Vec<_>>()
+    };
+    assert_eq!(names("").await, [("presence-room".to_owned(), 2), ("room".to_owned(), 0)]);
+    assert_eq!(names("ro").await, [("room".to_owned(), 0)]);
+    assert_eq!(two.occupied(&[subject("left"), own, room]).await, Ok(vec![false, true, true]));
+    assert_eq!(two.occupied(&[]).await, Ok(vec![]));
 }
 
 #[tokio::test]

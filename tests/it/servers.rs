@@ -96,6 +96,8 @@ fn write_registry(directory: &Path, url: &str) {
         }],
         enabled: true,
         client_events: true,
+        subscription_count: false,
+        authorization_seconds: None,
         limits: Limits { client_events_per_second: 10 },
         webhooks: vec![Endpoint {
             name: "hook".into(),

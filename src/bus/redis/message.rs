@@ -13,6 +13,8 @@ struct Address {
     channel: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     except: Option<SocketId>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    ends: bool,
 }
 
 /// What arrived.
@@ -31,6 +33,7 @@ pub(super) fn encode(message: &Message, process: &str) -> Result<Bytes, BusError
         app: message.subject.app.clone(),
         channel: message.subject.channel.to_string(),
         except: message.except.clone(),
+        ends: message.ends,
     };
     let mut bytes = serde_json::to_vec(&address).map_err(|error| BusError::Unavailable(error.to_string()))?;
     bytes.push(b'\n');
@@ -44,9 +47,9 @@ pub(super) fn decode(bytes: &Bytes, process: &str) -> Decoded {
     if address.from == process {
         return Decoded::Own;
     }
-    let Ok(channel) = ChannelName::parse(&address.channel) else { return Decoded::Garbled };
+    let Ok(channel) = ChannelName::parse_any(&address.channel) else { return Decoded::Garbled };
     let subject = Subject { app: address.app, channel };
-    Decoded::Message(Message { subject, frame: bytes.slice(end + 1..), except: address.except })
+    Decoded::Message(Message { subject, frame: bytes.slice(end + 1..), except: address.except, ends: address.ends })
 }
 
 #[cfg(test)]
@@ -55,16 +58,16 @@ mod tests {
 
     #[test]
     fn a_frame_arrives_as_it_was_sent_at_the_others_only() {
-        let subject = Subject { app: "1".into(), channel: ChannelName::parse("room").expect("a name") };
-        let message =
-            Message { subject, frame: Bytes::from_static(b"{\"a\":\n1}\xff"), except: Some(SocketId::from("1.2")) };
+        let subject = Subject { app: "1".into(), channel: ChannelName::signed_in("é").expect("a name") };
+        let (frame, except) = (Bytes::from_static(b"{\"a\":\n1}\xff"), Some(SocketId::from("1.2")));
+        let message = Message { subject, frame, except, ends: true };
         let bytes = encode(&message, "p1").expect("encoded");
         assert!(matches!(decode(&bytes, "p1"), Decoded::Own));
         let found = match decode(&bytes, "p2") {
-            Decoded::Message(found) => Some((found.frame, found.except, found.subject)),
+            Decoded::Message(found) => Some((found.frame, found.except, found.subject, found.ends)),
             _ => None,
         };
-        assert_eq!(found, Some((message.frame, message.except, message.subject)));
+        assert_eq!(found, Some((message.frame, message.except, message.subject, true)));
         assert!(matches!(decode(&Bytes::from_static(b"rubbish"), "p2"), Decoded::Garbled));
     }
 }

@@ -7,6 +7,7 @@
 //! A process that dies without leaving stays a member here: nobody sweeps yet.
 
 mod message;
+mod rooms;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,10 +25,10 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-use super::{Bus, BusError, Joined, Message, Subject, Transition};
-use crate::protocol::SocketId;
+use super::{Bus, BusError, Count, Joined, Last, Message, Recalled, Seen, Subject, Transition};
 use crate::protocol::frame::Member;
 use crate::protocol::record::{EventKind, Order};
+use crate::protocol::{AppId, ChannelName, SocketId};
 
 /// Most members of a presence channel, as Pusher documents it.
 const MAX_MEMBERS: usize = 100;
@@ -53,6 +54,7 @@ pub struct RedisBus {
     process: String,
     join: Script,
     leave: Script,
+    rooms: rooms::Rooms,
     frames: String,
     inbox: Mutex<Option<mpsc::Receiver<Message>>>,
     lost: Arc<AtomicU64>,
@@ -102,6 +104,7 @@ impl RedisBus {
         let lost = Arc::new(AtomicU64::new(0));
         tokio::spawn(receive(subscriber.clone(), frames.clone(), process.to_owned(), sender, lost.clone(), shutdown));
         Ok(Self {
+            rooms: rooms::Rooms::new(client.clone(), cluster.to_owned()),
             client,
             cluster: cluster.to_owned(),
             process: process.to_owned(),
@@ -306,6 +309,30 @@ impl Bus for RedisBus {
             let sent = self.client.publish::<i64, _, _>(self.frames.clone(), bytes).await;
             sent.map(|_| ()).map_err(|error| BusError::Unavailable(error.to_string()))
         })
+    }
+
+    fn keep<'a>(&'a self, subject: &'a Subject, last: &'a Last) -> BoxFuture<'a, Result<(), BusError>> {
+        Box::pin(self.rooms.keep(subject, last))
+    }
+
+    fn recall<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Recalled, BusError>> {
+        Box::pin(self.rooms.recall(subject))
+    }
+
+    fn count<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Count, BusError>> {
+        Box::pin(self.rooms.count(subject))
+    }
+
+    fn look<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Seen, BusError>> {
+        Box::pin(self.rooms.look(subject))
+    }
+
+    fn occupied<'a>(&'a self, subjects: &'a [Subject]) -> BoxFuture<'a, Result<Vec<bool>, BusError>> {
+        Box::pin(self.rooms.occupied(subjects))
+    }
+
+    fn list<'a>(&'a self, app: &'a AppId, prefix: &'a str) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>> {
+        Box::pin(self.rooms.list(app, prefix))
     }
 
     fn messages(&self) -> Option<mpsc::Receiver<Message>> {

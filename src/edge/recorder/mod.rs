@@ -92,8 +92,8 @@ impl Recorder {
         }
     }
 
-    /// Records a client event that was accepted.
-    pub fn client_event(&self, subject: &Subject, kind: EventKind) {
+    /// Records what the bus did not decide: a client event that was accepted, or what was noticed of a channel.
+    pub fn noticed(&self, subject: &Subject, kind: EventKind) {
         let n = self.number.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         let (id, time_ms) = (Ulid::new().to_string(), clock::now_ms());
         self.record(subject, Event { id, time_ms, order: None, n: Some(n), cause: None, kind });

@@ -353,7 +353,13 @@ pub fn backoff(first_ms: u64, most_ms: u64, refusals: u32, jitter: f64) -> u64 {
 }
 
 fn is_client(event: &Event) -> bool {
-    matches!(event.kind, EventKind::ClientEvent { .. })
+    !matches!(
+        event.kind,
+        EventKind::ChannelOccupied
+            | EventKind::ChannelVacated
+            | EventKind::MemberAdded { .. }
+            | EventKind::MemberRemoved { .. }
+    )
 }
 
 fn size(event: &Event) -> usize {

@@ -14,14 +14,14 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::super::admission::admit;
 use super::super::connection::Connection;
-use super::super::fallback::{Unserved, refused};
+use super::super::fallback::Unserved;
 use super::super::liveness::ACTIVITY_TIMEOUT;
-use super::super::session::{Closing, Outgoing, Outlet, Session};
+use super::super::session::{Budget, Closing, Outgoing, Outlet, Session};
 use super::super::sessions::{Place, going_away};
 use super::super::shared::Shared;
-use crate::protocol::Transport;
-use crate::protocol::frame::code;
+use crate::protocol::frame::{self, code};
 use crate::protocol::sockjs::first_message;
+use crate::protocol::{AppId, Transport};
 
 /// How long a session lives without a receiver, and how long its close frame is served.
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -182,6 +182,15 @@ impl Entry {
             status.aborted |= aborted;
         });
     }
+}
+
+/// A session that only says why there is none.
+pub fn refused(shared: &Shared, transport: Transport, closing: &Closing) -> Arc<Session> {
+    let (socket, app) = (String::new().into(), AppId::from(""));
+    let session = Session::new(socket, app, transport, Budget::default(), shared.metrics.clone());
+    session.push(frame::error(Some(closing.code), &closing.reason).into());
+    session.close(closing.clone());
+    session
 }
 
 /// Resolves with what `look` finds, looking again after every change.

@@ -7,14 +7,13 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::super::connection::Connection;
-use super::super::fallback::refused;
 use super::super::liveness::ACTIVITY_TIMEOUT;
 use super::super::session::{Closing, Outgoing, Session};
 use super::super::sessions::{Place, going_away};
 use super::super::shared::Shared;
 use super::super::websocket::{BATCH, CLOSE_TIMEOUT, goodbye, write};
 use super::answer::HEARTBEAT_EVERY;
-use super::session::{INTRODUCTION, admitted, not_introduced};
+use super::session::{INTRODUCTION, admitted, not_introduced, refused};
 use crate::protocol::Transport;
 use crate::protocol::sockjs::{self, HEARTBEAT, OPEN};
 

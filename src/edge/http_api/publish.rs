@@ -1,0 +1,182 @@
+//! What a backend wants published: bodies in, events out. Pure.
+
+use serde_json::Value;
+
+use axum::http::StatusCode;
+
+use super::super::connection::MAX_EVENT_NAME;
+use super::query::Attributes;
+use super::{Refusal, bad};
+use crate::protocol::frame::MAX_EVENT_BYTES;
+use crate::protocol::{ChannelKind, ChannelName, SocketId};
+
+/// Channels that one request may name, as Pusher documents it.
+const MAX_CHANNELS: usize = 100;
+
+/// Events of one batch, as Pusher documents it.
+const MAX_BATCH: usize = 10;
+
+/// One event to publish.
+#[derive(Debug, PartialEq)]
+pub struct Publish {
+    /// Its name.
+    pub name: String,
+    /// Its data.
+    pub data: String,
+    /// Where it goes.
+    pub channels: Vec<ChannelName>,
+    /// Who must not get it.
+    pub except: Option<SocketId>,
+    /// What the publisher wants to know of the channels.
+    pub info: Option<Attributes>,
+}
+
+/// Reads the body of one event.
+pub fn event(body: &[u8]) -> Result<Publish, Refusal> {
+    read(&json(body)?)
+}
+
+/// Reads the body of a batch: each event goes to one channel.
+pub fn batch(body: &[u8]) -> Result<Vec<Publish>, Refusal> {
+    let body = json(body)?;
+    let Some(Value::Array(events)) = body.get("batch") else { return Err(bad("`batch` must be a list of events")) };
+    if events.is_empty() || events.len() > MAX_BATCH {
+        return Err(bad(format!("a batch has 1 to {MAX_BATCH} events, not {}", events.len())));
+    }
+    let one = |event: &Value| {
+        if event.get("channel").is_none() || event.get("channels").is_some() {
+            return Err(bad("an event of a batch goes to one `channel`"));
+        }
+        read(event)
+    };
+    events.iter().map(one).collect()
+}
+
+fn json(body: &[u8]) -> Result<Value, Refusal> {
+    serde_json::from_slice(body).map_err(|error| bad(format!("the body is not JSON: {error}")))
+}
+
+fn read(body: &Value) -> Result<Publish, Refusal> {
+    let name = match body.get("name").and_then(Value::as_str) {
+        Some(name) if name.is_empty() || name.chars().count() > MAX_EVENT_NAME => {
+            return Err(bad(format!("`name` must have 1 to {MAX_EVENT_NAME} characters")));
+        }
+        Some(name) => name.to_owned(),
+        None => return Err(bad("`name` must be a text")),
+    };
+    let Some(data) = body.get("data").and_then(Value::as_str) else {
+        return Err(bad("`data` must be a text; encode an object as JSON first"));
+    };
+    if data.len() > MAX_EVENT_BYTES {
+        let told = format!("`data` has {} bytes, at most {MAX_EVENT_BYTES} are allowed", data.len());
+        return Err((StatusCode::PAYLOAD_TOO_LARGE, told));
+    }
+    let except = match body.get("socket_id") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(socket)) if SocketId::is_valid(socket) => Some(SocketId::from(socket.as_str())),
+        Some(_) => return Err(bad("`socket_id` must be two numbers joined by a dot")),
+    };
+    let info = match body.get("info") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(info)) if info.is_empty() => None,
+        Some(Value::String(info)) => Some(Attributes::parse(info)?),
+        Some(_) => return Err(bad("`info` must be a text: names of attributes joined by commas")),
+    };
+    let channels = channels(body).map_err(bad)?;
+    Ok(Publish { name, data: data.to_owned(), channels, except, info })
+}
+
+fn channels(body: &Value) -> Result<Vec<ChannelName>, String> {
+    let names: Vec<&Value> = match (body.get("channels"), body.get("channel")) {
+        (Some(Value::Array(names)), _) => names.iter().collect(),
+        (Some(_), _) => return Err("`channels` must be a list of texts".into()),
+        (None, Some(name)) => vec![name],
+        (None, None) => return Err("`channels` or `channel` is missing".into()),
+    };
+    if names.is_empty() || names.len() > MAX_CHANNELS {
+        return Err(format!("an event goes to 1 to {MAX_CHANNELS} channels, not {}", names.len()));
+    }
+    let mut channels: Vec<ChannelName> = Vec::with_capacity(names.len());
+    for name in names {
+        let name = name.as_str().ok_or("a channel's name must be a text")?;
+        let channel = ChannelName::parse_any(name).map_err(|error| error.to_string())?;
+        if channel.kind() == ChannelKind::Internal && channel.addressee().is_none() {
+            return Err("only the server names such a channel".into());
+        }
+        // A channel that is named twice gets the event once.
+        if !channels.contains(&channel) {
+            channels.push(channel);
+        }
+    }
+    if channels.len() > 1 && channels.iter().any(|channel| channel.kind() == ChannelKind::Encrypted) {
+        return Err("an event for an encrypted channel goes to this channel alone".into());
+    }
+    Ok(channels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_table_of_bodies() {
+        let many: Vec<String> = (0..101).map(|n| format!("c{n}")).collect();
+        for (name, body, expected) in [
+            ("one channel", json!({"name": "e", "data": "{}", "channel": "a"}), Ok(1)),
+            ("a list", json!({"name": "e", "data": "{}", "channels": ["a", "b", "a"]}), Ok(2)),
+            ("without the sender", json!({"name": "e", "data": "", "channel": "a", "socket_id": "1.2"}), Ok(1)),
+            ("no name", json!({"data": "{}", "channel": "a"}), Err((400, "`name`"))),
+            ("long name", json!({"name": "e".repeat(201), "data": "", "channel": "a"}), Err((400, "`name`"))),
+            ("data is an object", json!({"name": "e", "data": {}, "channel": "a"}), Err((400, "`data`"))),
+            ("large", json!({"name": "e", "data": "x".repeat(10_241), "channel": "a"}), Err((413, "10241 bytes"))),
+            ("no channel", json!({"name": "e", "data": ""}), Err((400, "is missing"))),
+            ("empty list", json!({"name": "e", "data": "", "channels": []}), Err((400, "1 to 100"))),
+            ("too many", json!({"name": "e", "data": "", "channels": many}), Err((400, "not 101"))),
+            ("bad channel", json!({"name": "e", "data": "", "channel": "a b"}), Err((400, "` ` in it"))),
+            ("bad socket", json!({"name": "e", "data": "", "channel": "a", "socket_id": "x"}), Err((400, "socket_id"))),
+            ("a user", json!({"name": "e", "data": "", "channels": ["#server-to-user-7"]}), Ok(1)),
+            ("another of the server's", json!({"name": "e", "data": "", "channel": "#watching-7"}), Err((400, "only"))),
+            ("no user", json!({"name": "e", "data": "", "channel": "#server-to-user-"}), Err((400, "a user id"))),
+            ("attributes", json!({"name": "e", "data": "", "channel": "a", "info": "user_count"}), Ok(1)),
+            ("no attribute", json!({"name": "e", "data": "", "channel": "a", "info": "x"}), Err((400, "`info`"))),
+            ("bad attributes", json!({"name": "e", "data": "", "channel": "a", "info": 1}), Err((400, "`info`"))),
+            (
+                "encrypted and another",
+                json!({"name": "e", "data": "", "channels": ["a", "private-encrypted-b"]}),
+                Err((400, "alone")),
+            ),
+        ] {
+            match (event(body.to_string().as_bytes()), expected) {
+                (Ok(event), Ok(count)) => assert_eq!(event.channels.len(), count, "{name}"),
+                (Err((status, told)), Err((code, part))) => {
+                    assert_eq!(status.as_u16(), code, "{name}");
+                    assert!(told.contains(part), "{name}: {told}");
+                }
+                (found, _) => panic!("{name}: {found:?}"),
+            }
+        }
+        assert_eq!(event(b"{").map_err(|(status, _)| status.as_u16()), Err(400));
+    }
+
+    #[test]
+    fn a_table_of_batches() {
+        let one = |channel: &str| json!({ "name": "e", "data": "{}", "channel": channel });
+        let lists = json!([{ "name": "e", "data": "{}", "channels": ["a"] }]);
+        for (name, batch_of, expected) in [
+            ("two", json!([one("a"), one("private-encrypted-b")]), Ok(2)),
+            ("ten", json!(vec![one("a"); 10]), Ok(10)),
+            ("eleven", json!(vec![one("a"); 11]), Err("not 11")),
+            ("none", json!([]), Err("not 0")),
+            ("lists of channels", lists, Err("one `channel`")),
+            ("a bad one", json!([one("a"), one("b c")]), Err("` ` in it")),
+            ("no list", json!("a"), Err("`batch`")),
+        ] {
+            match (batch(json!({ "batch": batch_of }).to_string().as_bytes()), expected) {
+                (Ok(events), Ok(count)) => assert_eq!(events.len(), count, "{name}"),
+                (Err((_, told)), Err(part)) => assert!(told.contains(part), "{name}: {told}"),
+                (found, _) => panic!("{name}: {found:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! A request of the HTTP API, and whether it comes from the app's backend.
+
+use axum::extract::FromRequest;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use url::form_urlencoded;
+
+use super::super::shared::Shared;
+use super::Refusal;
+use crate::protocol::AppId;
+use crate::protocol::rest::Request;
+use crate::runtime::clock;
+
+/// A request as it arrived.
+pub struct Call {
+    method: String,
+    path: String,
+    query: Vec<(String, String)>,
+    /// Raw.
+    pub body: Bytes,
+}
+
+impl<S: Send + Sync> FromRequest<S> for Call {
+    type Rejection = Response;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
+        let (method, uri) = (request.method().to_string(), request.uri().clone());
+        let query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+        let body = Bytes::from_request(request, state).await.map_err(IntoResponse::into_response)?;
+        Ok(Self { method, path: uri.path().to_owned(), query, body })
+    }
+}
+
+impl Call {
+    /// The value of a query parameter.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.request().parameter(name)
+    }
+
+    /// The app, if its secret signed the request.
+    pub fn authenticate(&self, shared: &Shared, id: String) -> Result<AppId, Refusal> {
+        let registry = shared.apps.current();
+        let app = registry
+            .app(&AppId(id))
+            .ok_or_else(|| (StatusCode::NOT_FOUND, "there is no app with this id".to_owned()))?;
+        let request = self.request();
+        let unauthorized = |told: String| (StatusCode::UNAUTHORIZED, told);
+        let key = request.parameter("auth_key").ok_or_else(|| unauthorized("the query lacks `auth_key`".into()))?;
+        let secret = app.secret(key).ok_or_else(|| unauthorized("`auth_key` is not a key of this app".into()))?;
+        request.verify(secret, clock::now_ms() / 1000).map_err(|error| unauthorized(error.to_string()))?;
+        if app.enabled { Ok(app.id.clone()) } else { Err((StatusCode::FORBIDDEN, "the app is disabled".into())) }
+    }
+
+    fn request(&self) -> Request<'_> {
+        Request { method: &self.method, path: &self.path, query: &self.query, body: &self.body }
+    }
+}

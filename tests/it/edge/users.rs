@@ -1,0 +1,342 @@
+//! Users, counts, last events and the rest of the HTTP API, on two edges that share a bus.
+
+use reqwest::StatusCode;
+
+use super::*;
+
+/// An app that wants to know how many connections are in a channel, and a signature of each within a second.
+fn strict() -> App {
+    App { subscription_count: true, authorization_seconds: Some(1), ..app("3", true) }
+}
+
+struct Pair {
+    one: Edge,
+    two: Edge,
+}
+
+async fn pair(kinesis: Option<Client>) -> Pair {
+    let bus = MemoryBus::new();
+    let two = start("websocket", bus.another(), kinesis.clone()).await;
+    Pair { one: start("websocket", bus, kinesis).await, two }
+}
+
+impl Edge {
+    async fn api(&self, method: &str, path: &str, more: &[(&str, &str)], body: &str) -> (StatusCode, Value) {
+        let path = format!("/apps/1{path}");
+        let mut query: Vec<(String, String)> = vec![
+            ("auth_key".into(), "key1".into()),
+            ("auth_timestamp".into(), (realtime_operator::runtime::clock::now_ms() / 1000).to_string()),
+            ("auth_version".into(), "1.0".into()),
+        ];
+        query.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        if !body.is_empty() {
+            query.push(("body_md5".into(), signature::body_md5(body.as_bytes())));
+        }
+        let message = signature::rest_message(method, &path, &query);
+        query.push(("auth_signature".into(), signature::sign(&Secret::new("secret1"), message.as_bytes())));
+        let url = url::Url::parse_with_params(&self.url(&path), query).expect("a url");
+        let method = method.parse().expect("a method");
+        let answer = self.http.request(method, url).body(body.to_owned()).send().await.expect("an answer");
+        let (status, text) = (answer.status(), answer.text().await.expect("a text"));
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    async fn get(&self, path: &str, more: &[(&str, &str)]) -> Value {
+        let (status, answer) = self.api("GET", path, more, "").await;
+        assert_eq!(status, 200, "{path}: {answer}");
+        answer
+    }
+}
+
+impl Ws {
+    async fn sign_in(&mut self, user_data: &Value) {
+        let user_data = user_data.to_string();
+        let message = signature::user_message(&self.id, &user_data);
+        let auth = format!("key1:{}", signature::sign(&Secret::new("secret1"), message.as_bytes()));
+        self.send(&json!({ "event": "pusher:signin", "data": { "auth": auth, "user_data": user_data } })).await;
+    }
+
+    async fn signed_in(&mut self, user_data: &Value) {
+        self.sign_in(user_data).await;
+        let success = self.expect("pusher:signin_success").await;
+        assert_eq!(success.data["user_data"], json!(user_data.to_string()));
+    }
+
+    async fn refused(&mut self) -> u64 {
+        let error = self.expect("pusher:error").await;
+        error.data["code"].as_u64().expect("a code")
+    }
+}
+
+fn plain(channel: &str) -> Value {
+    json!({ "event": "pusher:subscribe", "data": { "channel": channel } })
+}
+
+#[tokio::test]
+async fn a_channel_keeps_its_last_event_for_those_who_come_and_tells_once_that_it_has_none() {
+    let stream = stream().await;
+    let Pair { one, two } = pair(Some(stream.clone())).await;
+    let (mut a, mut b) = (one.websocket().await, two.websocket().await);
+    for client in [&mut a, &mut b] {
+        client.subscribe("private-cache-room", None).await;
+        let miss = client.expect("pusher:cache_miss").await;
+        assert_eq!((miss.channel.as_deref(), miss.data), (Some("private-cache-room"), json!({})));
+    }
+    for n in [1, 2] {
+        let event = json!({ "name": "e", "data": n.to_string(), "channel": "private-cache-room", "socket_id": a.id });
+        assert_eq!(one.publish("1", &event).await.status(), 200);
+        assert_eq!(b.expect("e").await.data, json!(n));
+    }
+    // A client event is not a last event.
+    b.send(&client_event("private-cache-room", &json!(3))).await;
+    a.expect("client-said").await;
+    let mut late = two.websocket().await;
+    late.subscribe("private-cache-room", None).await;
+    let last = late.expect("e").await;
+    assert_eq!((last.data, last.channel.as_deref()), (json!(2), Some("private-cache-room")));
+    late.still_serves().await;
+    let seen = one.get("/channels/private-cache-room", &[("info", "cache,subscription_count")]).await;
+    assert_eq!((&seen["cache"]["data"], &seen["subscription_count"]), (&json!("2"), &json!(3)));
+    assert!(seen["cache"]["ttl"].as_u64().is_some_and(|ttl| (1_790..=1_800).contains(&ttl)), "{seen}");
+    one.stop().await;
+    two.stop().await;
+    let names: Vec<&str> = events(&stream).await.iter().map(|event| event.kind.name()).collect();
+    assert_eq!(names, ["channel_occupied", "cache_miss", "client_event", "channel_vacated"]);
+}
+
+#[tokio::test]
+async fn a_user_is_spoken_to_and_ended_on_every_connection_and_nobody_else_is() {
+    let Pair { one, two } = pair(None).await;
+    let (mut ann, mut again, mut bob) = (one.websocket().await, two.websocket().await, two.websocket().await);
+    let mut strangers = one.websocket().await;
+    ann.signed_in(&json!({ "id": "ann", "user_info": { "name": "Ann" } })).await;
+    again.signed_in(&json!({ "id": "ann" })).await;
+    bob.signed_in(&json!({ "id": "bob" })).await;
+    for client in [&mut ann, &mut again] {
+        client.send(&plain("#server-to-user-ann")).await;
+        assert_eq!(client.expect(SUBSCRIBED).await.channel.as_deref(), Some("#server-to-user-ann"));
+    }
+    for client in [&mut bob, &mut strangers] {
+        client.send(&plain("#server-to-user-ann")).await;
+        assert_eq!(client.refused().await, 4009);
+        client.expect("pusher:subscription_error").await;
+    }
+    let event = json!({ "name": "hello", "data": "\"you\"", "channel": "#server-to-user-ann" });
+    assert_eq!(two.publish("1", &event).await.status(), 200);
+    for client in [&mut ann, &mut again] {
+        let heard = client.expect("hello").await;
+        assert_eq!((heard.data, heard.channel.as_deref()), (json!("you"), Some("#server-to-user-ann")));
+    }
+    ann.sign_in(&json!({ "id": "bob" })).await;
+    assert_eq!(ann.refused().await, 4009, "another user");
+    strangers.send(&json!({ "event": "pusher:signin", "data": { "auth": "key1:00", "user_data": "{}" } })).await;
+    assert_eq!(strangers.refused().await, 4009, "a wrong signature");
+
+    // Who signed in needs no `channel_data`, and lists know nothing of the server's own channels.
+    let message = json!({ "event": "pusher:subscribe",
+        "data": { "channel": "presence-room", "auth": auth(&ann.id, "presence-room", None) } });
+    ann.send(&message).await;
+    let roster = ann.expect(SUBSCRIBED).await.data;
+    assert_eq!(roster["presence"]["hash"], json!({ "ann": { "name": "Ann" } }));
+    assert_eq!(two.get("/channels", &[]).await, json!({ "channels": { "presence-room": {} } }));
+
+    let (status, answer) = two.api("POST", "/users/ann/terminate_connections", &[], "{}").await;
+    assert_eq!((status, answer), (StatusCode::OK, json!({})));
+    for client in [&mut ann, &mut again] {
+        assert_eq!(client.refused().await, 4009);
+        assert_eq!(client.closed().await, 4009);
+    }
+    bob.still_serves().await;
+    strangers.still_serves().await;
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn those_who_watch_a_user_hear_of_its_first_and_last_connection() {
+    let Pair { one, two } = pair(None).await;
+    let mut watcher = one.websocket().await;
+    let mut ann = two.websocket().await;
+    ann.signed_in(&json!({ "id": "ann" })).await;
+    watcher.signed_in(&json!({ "id": "w", "watchlist": ["ann", "bob"] })).await;
+    let told = |name: &str, user: &str| json!({ "events": [{ "name": name, "user_ids": [user] }] });
+    let watchlist = "pusher_internal:watchlist_events";
+    let here = watcher.expect(watchlist).await.data;
+    let both = [told("online", "ann")["events"][0].clone(), told("offline", "bob")["events"][0].clone()];
+    assert_eq!(here, json!({ "events": both }));
+    let (mut bob, mut again) = (two.websocket().await, one.websocket().await);
+    bob.signed_in(&json!({ "id": "bob" })).await;
+    assert_eq!(watcher.expect(watchlist).await.data, told("online", "bob"));
+    again.signed_in(&json!({ "id": "bob" })).await;
+    drop(bob);
+    watcher.still_serves().await;
+    drop(again);
+    assert_eq!(watcher.expect(watchlist).await.data, told("offline", "bob"));
+    drop(ann);
+    assert_eq!(watcher.expect(watchlist).await.data, told("offline", "ann"));
+    let mut many = one.websocket().await;
+    let hundred: Vec<String> = (0..101).map(|n| format!("u{n}")).collect();
+    many.signed_in(&json!({ "id": "m", "watchlist": hundred })).await;
+    let offline = many.expect(watchlist).await.data;
+    assert_eq!(offline["events"][0]["user_ids"].as_array().map(Vec::len), Some(100));
+    assert_eq!(many.refused().await, 4302);
+    many.still_serves().await;
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn a_count_is_told_where_the_app_asked_for_it_and_a_signature_must_come_in_time() {
+    let stream = stream().await;
+    let edge = start("websocket", MemoryBus::new(), Some(stream.clone())).await;
+    write_apps(edge.apps.path(), vec![app("1", true), strict()]);
+    let path = "/app/key3?protocol=7";
+    let mut one = eventually("the app is known", async || {
+        let mut ws = Ws::open(edge.running.public, path).await;
+        let greeting = ws.next().await;
+        greeting.data["socket_id"].as_str().map(str::to_owned).map(|id| {
+            ws.id = id;
+            ws
+        })
+    })
+    .await;
+    let sign = |id: &str, channel: &str, data: Option<&str>| {
+        let message = signature::channel_message(id, channel, data);
+        format!("key3:{}", signature::sign(&Secret::new("secret3"), message.as_bytes()))
+    };
+    let data = json!({ "user_id": "u" }).to_string();
+    let auth = sign(&one.id, "presence-room", Some(&data));
+    let subscribe = json!({ "channel": "presence-room", "auth": auth, "channel_data": data });
+    one.send(&json!({ "event": "pusher:subscribe", "data": subscribe })).await;
+    one.expect(SUBSCRIBED).await;
+    one.still_serves().await;
+    let counted = "pusher_internal:subscription_count";
+    one.send(&plain("room")).await;
+    one.expect(SUBSCRIBED).await;
+    assert_eq!(one.expect(counted).await.data, json!({ "subscription_count": 1 }));
+    let mut silent = Ws::open(edge.running.public, path).await;
+    silent.greeted().await;
+    silent.send(&plain("room")).await;
+    silent.expect(SUBSCRIBED).await;
+    for client in [&mut silent, &mut one] {
+        assert_eq!(client.expect(counted).await.data, json!({ "subscription_count": 2 }));
+    }
+    // A public channel needs no signature, so this one never showed any.
+    assert_eq!(silent.refused().await, 4009);
+    assert_eq!(silent.closed().await, 4009);
+    assert_eq!(one.expect(counted).await.data, json!({ "subscription_count": 1 }));
+    one.still_serves().await;
+    edge.stop().await;
+    let mut counts = Vec::new();
+    for shard in stream.shards().await.expect("shards") {
+        let iterator = stream.iterator(&shard.id, &Position::TrimHorizon).await.expect("an iterator");
+        for read in stream.read(&iterator, 1000).await.expect("a page").records {
+            let record = Record::parse(&read.data).expect("a record");
+            counts.extend(record.events.into_iter().filter_map(|event| match event.kind {
+                EventKind::SubscriptionCount { subscription_count } => Some(subscription_count),
+                _ => None,
+            }));
+        }
+    }
+    assert_eq!(counts, [1, 2, 1, 0]);
+}
+
+#[tokio::test]
+async fn the_http_api_knows_the_channels_of_every_edge() {
+    let Pair { one, two } = pair(None).await;
+    let (mut a, mut b, mut c) = (one.websocket().await, two.websocket().await, two.websocket().await);
+    a.subscribe("presence-room", Some("ann")).await;
+    b.subscribe("presence-room", Some("bob")).await;
+    a.expect("pusher_internal:member_added").await;
+    c.subscribe("presence-room", Some("bob")).await;
+    c.subscribe("news", None).await;
+    assert_eq!(one.get("/channels", &[]).await, json!({ "channels": { "news": {}, "presence-room": {} } }));
+    let query = [("filter_by_prefix", "presence-"), ("info", "user_count")];
+    assert_eq!(one.get("/channels", &query).await, json!({ "channels": { "presence-room": { "user_count": 2 } } }));
+    assert_eq!(one.get("/channels", &[("filter_by_prefix", "*")]).await, json!({ "channels": {} }));
+    let query = [("info", "user_count,subscription_count")];
+    let room = json!({ "occupied": true, "user_count": 2, "subscription_count": 3 });
+    assert_eq!(one.get("/channels/presence-room", &query).await, room);
+    assert_eq!(one.get("/channels/nobody", &[]).await, json!({ "occupied": false }));
+    let users = json!({ "users": [{ "id": "ann" }, { "id": "bob" }] });
+    assert_eq!(two.get("/channels/presence-room/users", &[]).await, users);
+    for (path, query) in [
+        ("/channels", &[("info", "user_count")][..]),
+        ("/channels/news", &[("info", "user_count")]),
+        ("/channels/news", &[("info", "cache")]),
+        ("/channels/news/users", &[]),
+        ("/channels/%23server-to-user-1", &[]),
+    ] {
+        assert_eq!(one.api("GET", path, query, "").await.0, 400, "{path}");
+    }
+    let event = json!({ "name": "e", "data": "1", "channels": ["presence-room", "news"], "info": "user_count" });
+    let (status, answer) = one.api("POST", "/events", &[], &event.to_string()).await;
+    let expected = json!({ "channels": { "presence-room": { "user_count": 2 }, "news": {} } });
+    assert_eq!((status, answer), (StatusCode::OK, expected));
+    assert_eq!([a.expect("e").await.data, b.expect("e").await.data], [json!(1), json!(1)]);
+    for _ in 0..2 {
+        c.expect("e").await;
+    }
+    let except = b.id.clone();
+    let item = |channel: &str| json!({ "name": "b", "data": "2", "channel": channel, "socket_id": except });
+    let mut batch = vec![item("presence-room"), item("news")];
+    batch[1]["info"] = json!("subscription_count");
+    let (status, answer) = one.api("POST", "/batch_events", &[], &json!({ "batch": batch }).to_string()).await;
+    assert_eq!((status, answer), (StatusCode::OK, json!({ "batch": [{}, { "subscription_count": 1 }] })));
+    assert_eq!(a.expect("b").await.data, json!(2));
+    let heard = [c.expect("b").await.channel, c.expect("b").await.channel];
+    assert_eq!(heard, ["presence-room", "news"].map(|name| Some(name.to_owned())));
+    b.still_serves().await;
+    batch.resize(11, item("news"));
+    let (status, told) = one.api("POST", "/batch_events", &[], &json!({ "batch": batch }).to_string()).await;
+    assert_eq!((status, told), (StatusCode::BAD_REQUEST, json!("a batch has 1 to 10 events, not 11\n")));
+    let unsigned = one.http.get(one.url("/apps/1/channels")).send().await.expect("an answer");
+    assert_eq!(unsigned.status(), 401);
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_subscribes_without_end_is_refused_and_goes_on() {
+    let edge = start("websocket", MemoryBus::new(), None).await;
+    let mut ws = edge.websocket().await;
+    let (mut asked, mut refused) = (0, 0);
+    while refused == 0 && asked < 20_000 {
+        for _ in 0..200 {
+            ws.send(&plain("room")).await;
+        }
+        asked += 200;
+        ws.send(&json!({ "event": "pusher:ping", "data": {} })).await;
+        loop {
+            let answer = ws.next().await;
+            match answer.event.as_str() {
+                SUBSCRIBED => {}
+                "pusher:error" => {
+                    assert_eq!(answer.data["code"], 4100);
+                    ws.expect("pusher:subscription_error").await;
+                    refused += 1;
+                }
+                "pusher:pong" => break,
+                other => panic!("{other}"),
+            }
+        }
+    }
+    assert!(refused > 0 && asked - refused >= 4_096, "{refused} of {asked} were refused");
+    ws.still_serves().await;
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_stranger_on_a_fallback_is_told_all_at_once_and_leaves_no_session() {
+    let edge = start("sockjs", MemoryBus::new(), None).await;
+    for path in ["xhr_streaming", "xhr"] {
+        let mut stranger = Xhr::new(&edge, "nobody", path, path);
+        assert_eq!(stranger.frame().await, Frame::Open);
+        assert_eq!(stranger.expect("pusher:error").await.data["code"], 4001);
+        assert!(matches!(stranger.frame().await, Frame::Close(4001, _)));
+        // The name of its session is free.
+        let mut known = Xhr::new(&edge, "key1", path, path);
+        known.greeted().await;
+    }
+    edge.stop().await;
+}
