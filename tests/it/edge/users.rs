@@ -242,6 +242,38 @@ async fn a_count_is_told_where_the_app_asked_for_it_and_a_signature_must_come_in
 }
 
 #[tokio::test]
+async fn a_large_channel_is_counted_now_and_then_and_its_last_count_is_told() {
+    let edge = start("websocket", MemoryBus::new(), None).await;
+    write_apps(edge.apps.path(), vec![App { subscription_count: true, ..app("4", true) }]);
+    let path = "/app/key4?protocol=7";
+    let mut first = eventually("the app is known", async || {
+        let mut ws = Ws::open(edge.running.public, path).await;
+        (ws.next().await.event == ESTABLISHED).then_some(ws)
+    })
+    .await;
+    let began = std::time::Instant::now();
+    first.send(&plain("room")).await;
+    first.expect(SUBSCRIBED).await;
+    let mut others = Vec::new();
+    for _ in 1..110 {
+        let mut ws = Ws::open(edge.running.public, path).await;
+        ws.greeted().await;
+        ws.send(&plain("room")).await;
+        ws.expect(SUBSCRIBED).await;
+        others.push(ws);
+    }
+    let mut counts = Vec::new();
+    while counts.last() != Some(&110) {
+        let told = first.expect("pusher_internal:subscription_count").await;
+        counts.push(told.data["subscription_count"].as_u64().expect("a count"));
+    }
+    assert!(counts.is_sorted() && counts[..100] == (1..=100).collect::<Vec<u64>>(), "{counts:?}");
+    let large = u64::try_from(counts.len() - 100).expect("a number");
+    assert!(large <= 1 + began.elapsed().as_secs() / 5, "{large} counts of a large channel: {counts:?}");
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn the_http_api_knows_the_channels_of_every_edge() {
     let Pair { one, two } = pair(None).await;
     let (mut a, mut b, mut c) = (one.websocket().await, two.websocket().await, two.websocket().await);
