@@ -283,7 +283,7 @@ test("a dispatcher that cannot deliver never holds more than one shard", async (
   try {
     await injected(policy("no-receiver", "dispatcher", wrong), NAMESPACE, "dispatcher", ({ hostAliases }) => hostAliases?.length === 1);
     await spec(NAMESPACE, { webhooks: { dispatcher: { maxBackoffSeconds: 20 } } });
-    await wait(async () => said(await get("realtimecluster", NAMESPACE, "eu")) === "False/WebhookMissing", { timeout: 90_000, what: "WebhookMissing" });
+    await wait(async () => said(await get("realtimecluster", NAMESPACE, "eu")) === "False/WebhookMissing", { timeout: 150_000, what: "WebhookMissing" });
     const now = await pods(NAMESPACE, { [COMPONENT]: "dispatcher" });
     const fresh = now.filter(({ metadata }) => !old.includes(metadata.name));
     assert.equal(fresh.length, 1, "the rollout stops at the first new pod");
