@@ -19,6 +19,7 @@ use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
 use crate::contract::Server;
 use crate::desired::{self, Cluster, Desired};
+use crate::kubernetes::repair::Foreign;
 use crate::kubernetes::{apply, repair};
 
 /// Between two looks at what nobody has changed.
@@ -129,15 +130,14 @@ async fn put(context: &Context, cluster: &RealtimeCluster, desired: &Desired) ->
             apply::apply(&context.client, object).await?;
             continue;
         }
-        let intrusions = live.as_ref().map(|live| repair::foreign(object, live)).unwrap_or_default();
-        let applied = apply::apply(&context.client, object).await?;
-        // Told before the rest is repaired: what the apply put back is foreign no more when a turn is repeated.
-        for foreign in intrusions {
-            let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-            let note = format!("Deployment {name}: {}, written by {}, was put back", foreign.field, foreign.manager);
-            context.tell(cluster, EventType::Warning, "PutBack", &action(&foreign.field), note).await;
+        // Looked at again: it may have changed since, and what the apply puts back is foreign no more.
+        let live = apply::live(&context.client, object, &uid).await?;
+        let mut hands = Hands { context, cluster, wanted: object, told: vec![] };
+        if let Some(live) = live {
+            hands.tell(&serde_json::to_value(&live).map_err(malformed)?).await;
         }
-        let applied = repaired(context, object, applied, &uid).await?;
+        let applied = apply::apply(&context.client, object).await?;
+        let applied = repaired(&mut hands, applied, &uid).await?;
         let value = serde_json::to_value(&applied).map_err(malformed)?;
         deployments.push(serde_json::from_value(value).map_err(malformed)?);
     }
@@ -151,20 +151,41 @@ async fn put(context: &Context, cluster: &RealtimeCluster, desired: &Desired) ->
     Ok(deployments)
 }
 
+/// Who else wrote into a Deployment of ours.
+struct Hands<'a> {
+    context: &'a Context,
+    cluster: &'a RealtimeCluster,
+    wanted: &'a Value,
+    told: Vec<Foreign>,
+}
+
+impl Hands<'_> {
+    /// Tells of what is foreign in the live object, each once.
+    async fn tell(&mut self, live: &Value) {
+        for foreign in repair::foreign(self.wanted, live) {
+            if self.told.contains(&foreign) {
+                continue;
+            }
+            let name = self.wanted.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+            let note = format!("Deployment {name}: {}, written by {}, was put back", foreign.field, foreign.manager);
+            self.context.tell(self.cluster, EventType::Warning, "PutBack", &action(&foreign.field), note).await;
+            self.told.push(foreign);
+        }
+    }
+}
+
 /// Removes what others added, which an apply leaves alone. The object may change at any time, if only in its status: what
 /// was looked at then is looked at again.
-async fn repaired(
-    context: &Context,
-    wanted: &Value,
-    mut applied: DynamicObject,
-    uid: &str,
-) -> Result<DynamicObject, Stop> {
+async fn repaired(hands: &mut Hands<'_>, mut applied: DynamicObject, uid: &str) -> Result<DynamicObject, Stop> {
     let malformed = |error: serde_json::Error| Stop::terminal(Reason::SpecInvalid, error.to_string());
+    let (context, wanted) = (hands.context, hands.wanted);
     for _ in 0..REPAIRS {
-        let leftovers = repair::leftovers(wanted, &serde_json::to_value(&applied).map_err(malformed)?);
+        let live = serde_json::to_value(&applied).map_err(malformed)?;
+        let leftovers = repair::leftovers(wanted, &live);
         if leftovers.is_empty() {
             return Ok(applied);
         }
+        hands.tell(&live).await;
         context.leading()?;
         if let Err(error) = apply::remove(&context.client, &applied, &leftovers).await {
             tracing::debug!(%error, "what others added is looked at again");
