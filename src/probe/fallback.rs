@@ -3,28 +3,20 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
-use futures::StreamExt;
 use rand::Rng;
 use reqwest::{Client as Http, Method, RequestBuilder, StatusCode};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::ProbeApp;
-use super::client::{Broken, Inbound, Outbound, QUEUE, STEP};
+use super::client::{Broken, Inbound, Outbound, STEP};
+use super::http_reader::{Dialect, POLL_TIMEOUT, frame_or_prelude, receive};
 use super::websocket;
 use crate::api::Reason;
 use crate::gate::Hop;
 use crate::protocol::Transport;
-use crate::protocol::fallback::Frame;
 use crate::runtime::clock;
-
-/// A poll is answered by the server's heartbeat at the latest, which is every 25 s.
-pub(super) const POLL_TIMEOUT: Duration = Duration::from_mins(1);
-
-/// Most bytes of an unfinished frame.
-const MAX_FRAME: usize = 1024 * 1024;
 
 /// Why a send did not arrive.
 pub(super) enum SendError {
@@ -65,7 +57,8 @@ impl HttpSession {
         self.post(&serde_json::json!([message]).to_string()).await
     }
 
-    async fn post(&self, body: &str) -> Result<(), SendError> {
+    /// Posts a body as it is and waits for the answer.
+    pub async fn post(&self, body: &str) -> Result<(), SendError> {
         let other = |error: reqwest::Error| SendError::Other(error.without_url().to_string());
         let request = self.request("xhr_send", false).body(body.to_owned()).timeout(STEP);
         let answer = request.send().await.map_err(other)?;
@@ -110,29 +103,28 @@ pub(super) async fn open(
     let session = HttpSession { http, base, counter: Some(Arc::new(AtomicU64::new(1))) };
     preflight(&session).await.map_err(|error| rejected(format!("{pod} refused the CORS preflight: {error}")))?;
 
-    let path = if transport == Transport::XhrStreaming { "xhr_streaming" } else { "xhr" };
-    let (arrived, inbound) = mpsc::channel(QUEUE);
-    let (opened, first) = oneshot::channel();
-    let reader = Reader { session: session.clone(), path, arrived, opened: Some(opened) };
-    let task = tokio::spawn(reader.run());
-    if let Err(error) = opened_in_time(first).await {
-        task.abort();
-        return Err(rejected(format!("{pod} {error}")));
-    }
+    let dialect = if transport == Transport::XhrStreaming { STREAMING } else { POLLING };
+    let (inbound, task) =
+        receive(session.clone(), dialect).await.map_err(|error| rejected(format!("{pod} {error}")))?;
     passed(Hop::Handshake);
     Ok((Outbound::Http(session), inbound, task))
 }
 
-/// Waits for the open frame.
-pub(super) async fn opened_in_time(first: oneshot::Receiver<Result<(), String>>) -> Result<(), String> {
-    match tokio::time::timeout(STEP, first).await {
-        Ok(Ok(Ok(()))) => Ok(()),
-        Ok(Ok(Err(error))) => Err(format!("did not open the session: {error}")),
-        Ok(Err(_)) | Err(_) => {
-            Err(format!("sent no open frame in {} s: is there a proxy that buffers?", STEP.as_secs()))
-        }
-    }
-}
+/// One long answer, whose end is the session's; the client answers each heartbeat.
+const STREAMING: Dialect = Dialect {
+    request: |session| session.request("xhr_streaming", true),
+    unwrap: frame_or_prelude,
+    again: false,
+    echoes: true,
+};
+
+/// One answer per batch.
+const POLLING: Dialect = Dialect {
+    request: |session| session.request("xhr", true).timeout(POLL_TIMEOUT),
+    unwrap: frame_or_prelude,
+    again: true,
+    echoes: false,
+};
 
 /// An integer below 1000, not padded, as pusher-js chooses it.
 fn server_part() -> String {
@@ -175,124 +167,9 @@ async fn preflight(session: &HttpSession) -> Result<(), String> {
     Ok(())
 }
 
-/// The receiving half.
-struct Reader {
-    session: HttpSession,
-    path: &'static str,
-    arrived: mpsc::Sender<Inbound>,
-    opened: Option<oneshot::Sender<Result<(), String>>>,
-}
-
-impl Reader {
-    /// Receives until the session ends: one long answer, or one poll after another.
-    async fn run(mut self) {
-        loop {
-            match self.receive().await {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    match self.opened.take() {
-                        // Nobody waits any more when the journey was cut.
-                        Some(opened) => drop(opened.send(Err(error))),
-                        None => drop(self.arrived.send(Inbound::Closed(error)).await),
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    /// One request; whether there is to be another.
-    async fn receive(&mut self) -> Result<bool, String> {
-        let request = self.session.request(self.path, true);
-        let request = if self.path == "xhr" { request.timeout(POLL_TIMEOUT) } else { request };
-        let answer = request.send().await.map_err(|error| error.without_url().to_string())?;
-        if !answer.status().is_success() {
-            return Err(format!("status {}", answer.status()));
-        }
-        let mut lines = Lines::default();
-        let mut body = answer.bytes_stream();
-        while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|error| error.without_url().to_string())?;
-            for line in lines.push(&chunk)? {
-                if !self.frame(&line).await? {
-                    return Ok(false);
-                }
-            }
-        }
-        if self.path == "xhr" { Ok(true) } else { Err("the streaming answer ended".to_owned()) }
-    }
-
-    /// One frame; whether the session goes on.
-    async fn frame(&mut self, line: &str) -> Result<bool, String> {
-        match Frame::parse(line) {
-            Some(Frame::Open) => match self.opened.take() {
-                Some(opened) => {
-                    // As above.
-                    let _ = opened.send(Ok(()));
-                    Ok(true)
-                }
-                None => Err("the server lost the session: it opened it again".to_owned()),
-            },
-            // A streaming client answers each heartbeat; a polling client ignores it.
-            Some(Frame::Heartbeat) if self.path == "xhr" => Ok(true),
-            Some(Frame::Heartbeat) => self.session.post("[]").await.map(|()| true).map_err(|error| match error {
-                SendError::UnknownSession => "the session is unknown".to_owned(),
-                SendError::Other(error) => error,
-            }),
-            Some(Frame::Messages(messages)) => {
-                for message in messages {
-                    if self.arrived.send(Inbound::Message(message)).await.is_err() {
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
-            }
-            Some(Frame::Close(code, reason)) => Err(format!("{code} {reason}")),
-            None if line.bytes().all(|byte| byte == b'h') => Ok(true),
-            None => Err(format!("sent `{}`, which is no frame", line.chars().take(80).collect::<String>())),
-        }
-    }
-}
-
-/// Puts lines together from chunks that end anywhere.
-#[derive(Default)]
-pub(super) struct Lines {
-    rest: Vec<u8>,
-}
-
-impl Lines {
-    pub fn push(&mut self, chunk: &[u8]) -> Result<Vec<String>, String> {
-        self.rest.extend_from_slice(chunk);
-        let mut lines = Vec::new();
-        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            let text = std::str::from_utf8(&line[..end]).map_err(|_| "sent a frame that is not UTF-8".to_owned())?;
-            if !text.is_empty() {
-                lines.push(text.to_owned());
-            }
-        }
-        if self.rest.len() > MAX_FRAME {
-            return Err(format!("sent a frame of more than {MAX_FRAME} bytes"));
-        }
-        Ok(lines)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_are_whole_wherever_chunks_end() {
-        let text = "o\na[\"ü\"]\n\nh\n".as_bytes();
-        for size in 1..=text.len() {
-            let mut lines = Lines::default();
-            let found: Vec<String> = text.chunks(size).flat_map(|chunk| lines.push(chunk).expect("lines")).collect();
-            assert_eq!(found, ["o", "a[\"ü\"]", "h"], "chunks of {size}");
-        }
-        assert!(Lines::default().push(&vec![b'x'; MAX_FRAME + 1]).is_err());
-    }
 
     #[test]
     fn a_session_is_named_as_pusher_js_names_it() {

@@ -11,6 +11,7 @@ mod client;
 mod diagnose;
 mod dimensions;
 mod fallback;
+mod http_reader;
 mod journey;
 mod nonce;
 mod observe;

@@ -7,14 +7,15 @@ use std::net::SocketAddr;
 
 use futures::StreamExt;
 use rand::Rng;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::ProbeApp;
-use super::client::{Broken, Inbound, Outbound, QUEUE, STEP};
-use super::fallback::{HttpSession, Lines, POLL_TIMEOUT, SendError, opened_in_time, session_part};
+use super::client::{Broken, Inbound, Outbound, STEP};
+use super::fallback::{HttpSession, SendError, session_part};
+use super::http_reader::{Dialect, POLL_TIMEOUT, frame_or_prelude, no_frame, receive};
 use super::websocket::{self, Framing};
 use crate::api::Reason;
 use crate::gate::Hop;
@@ -87,14 +88,8 @@ pub(super) async fn open(
     let server = HttpSession::sockjs(base.clone()).map_err(no_client)?;
     info(&server).await.map_err(|error| rejected(format!("{pod} does not say what it can: {error}")))?;
     let session = HttpSession::sockjs(format!("{base}/{}", session())).map_err(no_client)?;
-    let (arrived, inbound) = mpsc::channel(QUEUE);
-    let (opened, first) = oneshot::channel();
-    let reader = Reader { session: session.clone(), transport, arrived, opened: Some(opened) };
-    let task = tokio::spawn(reader.run());
-    if let Err(error) = opened_in_time(first).await {
-        task.abort();
-        return Err(rejected(format!("{pod} {error}")));
-    }
+    let received = receive(session.clone(), dialect(transport)).await;
+    let (inbound, task) = received.map_err(|error| rejected(format!("{pod} {error}")))?;
     passed(Hop::Handshake);
     if let Err(error) = session.send(&introduction(app)).await {
         task.abort();
@@ -132,96 +127,29 @@ async fn info(server: &HttpSession) -> Result<(), String> {
     if info["entropy"].is_u64() { Ok(()) } else { Err("its info has no entropy".to_owned()) }
 }
 
-/// The receiving half.
-struct Reader {
-    session: HttpSession,
-    transport: Transport,
-    arrived: mpsc::Sender<Inbound>,
-    opened: Option<oneshot::Sender<Result<(), String>>>,
-}
-
-impl Reader {
-    /// Receives until the session ends, one answer after another.
-    async fn run(mut self) {
-        loop {
-            match self.receive().await {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    match self.opened.take() {
-                        // Nobody waits any more when the journey was cut.
-                        Some(opened) => drop(opened.send(Err(error))),
-                        None => drop(self.arrived.send(Inbound::Closed(error)).await),
-                    }
-                    return;
-                }
-            }
+/// The answers of an HTTP transport. No frame is answered, and a long answer may end.
+fn dialect(transport: Transport) -> Dialect {
+    let polling = Dialect {
+        request: |session| session.request("xhr", false).timeout(POLL_TIMEOUT),
+        unwrap: frame_or_prelude,
+        again: true,
+        echoes: false,
+    };
+    match transport {
+        Transport::SockjsEventsource => {
+            Dialect { request: |session| session.get("eventsource"), unwrap: data_of_event, ..polling }
         }
-    }
-
-    /// One answer; whether there is to be another.
-    async fn receive(&mut self) -> Result<bool, String> {
-        let request = match self.transport {
-            Transport::SockjsEventsource => self.session.get("eventsource"),
-            Transport::SockjsXhrStreaming => self.session.request("xhr_streaming", false),
-            _ => self.session.request("xhr", false).timeout(POLL_TIMEOUT),
-        };
-        let answer = request.send().await.map_err(|error| error.without_url().to_string())?;
-        if !answer.status().is_success() {
-            return Err(format!("status {}", answer.status()));
+        Transport::SockjsXhrStreaming => {
+            Dialect { request: |session| session.request("xhr_streaming", false), ..polling }
         }
-        let mut lines = Lines::default();
-        let mut body = answer.bytes_stream();
-        while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|error| error.without_url().to_string())?;
-            for line in lines.push(&chunk)? {
-                if !self.line(&line).await? {
-                    return Ok(false);
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// One line; whether the session goes on.
-    async fn line(&mut self, line: &str) -> Result<bool, String> {
-        let Some(text) = unwrapped(self.transport, line) else { return Ok(true) };
-        match Frame::parse(&text) {
-            Some(Frame::Open) => match self.opened.take() {
-                Some(opened) => {
-                    // As above.
-                    let _ = opened.send(Ok(()));
-                    Ok(true)
-                }
-                None => Err("the server lost the session: it opened it again".to_owned()),
-            },
-            Some(Frame::Heartbeat) => Ok(true),
-            Some(Frame::Messages(messages)) => {
-                for message in messages {
-                    if self.arrived.send(Inbound::Message(message)).await.is_err() {
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
-            }
-            Some(Frame::Close(code, reason)) => Err(format!("{code} {reason}")),
-            None => Err(no_frame(&text)),
-        }
+        _ => polling,
     }
 }
 
-/// The frame in a line; `None` for what stands between frames.
-fn unwrapped(transport: Transport, line: &str) -> Option<String> {
-    if transport == Transport::SockjsEventsource {
-        let data = line.trim_end_matches('\r').strip_prefix("data: ")?;
-        return Some(data.replace("%25", "%"));
-    }
-    // The prelude is one long heartbeat.
-    (!line.starts_with("hh")).then(|| line.to_owned())
-}
-
-fn no_frame(text: &str) -> String {
-    format!("sent `{}`, which is no frame", text.chars().take(80).collect::<String>())
+/// The frame in a line of events; `None` for what stands between them.
+fn data_of_event(line: &str) -> Option<String> {
+    let data = line.trim_end_matches('\r').strip_prefix("data: ")?;
+    Some(data.replace("%25", "%"))
 }
 
 #[cfg(test)]
@@ -229,19 +157,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_holds_a_frame_or_nothing() {
-        let (events, lines) = (Transport::SockjsEventsource, Transport::SockjsXhr);
-        for (transport, line, frame) in [
-            (events, "\r", None),
-            (events, "data: o\r", Some("o")),
-            (events, "data: a[\"100 %25\"]\r", Some("a[\"100 %\"]")),
-            (events, ": a comment", None),
-            (lines, "o", Some("o")),
-            (lines, "h", Some("h")),
-            (lines, &"h".repeat(2048), None),
-            (lines, "a[\"%25\"]", Some("a[\"%25\"]")),
+    fn a_line_of_events_holds_a_frame_or_nothing() {
+        for (line, frame) in [
+            ("\r", None),
+            ("data: o\r", Some("o")),
+            ("data: a[\"100 %25\"]\r", Some("a[\"100 %\"]")),
+            (": a comment", None),
         ] {
-            assert_eq!(unwrapped(transport, line).as_deref(), frame, "{line}");
+            assert_eq!(data_of_event(line).as_deref(), frame, "{line}");
         }
     }
 
