@@ -166,6 +166,7 @@ async fn companion(context: &Context, route: &Route, user: &str) -> Result<Optio
             hop: Hop::FanOut,
             reason: Reason::FanoutBroken,
             detail: format!("a second session on {} could not subscribe: {}", pod.pod, broken.detail),
+            decisive: broken.decisive && !lost(&broken),
             ..broken
         })?;
         if !users.iter().any(|found| found == user) {
@@ -175,6 +176,11 @@ async fn companion(context: &Context, route: &Route, user: &str) -> Result<Optio
         return Ok(Some((pod.pod.clone(), client)));
     }
     Ok(None)
+}
+
+/// Whether a server no longer knows a session: of the second one alone that is no proof, since its pod may have gone.
+fn lost(broken: &Broken) -> bool {
+    broken.reason == Reason::AffinityBroken
 }
 
 /// The other session sees the client event and a publish, and the first sees the other come.
@@ -191,6 +197,7 @@ async fn fan_out(
         hop: Hop::FanOut,
         reason: Reason::FanoutBroken,
         detail: format!("{pod} did not get the {what} of {}: {}", entrance.name, broken.detail),
+        decisive: broken.decisive && !lost(&broken),
         ..broken
     };
     let hop = (Hop::FanOut, Reason::FanoutBroken);

@@ -24,7 +24,7 @@ use crate::protocol::{ShardId, Transport};
 use crate::runtime::clock;
 
 /// Journeys whose hops are under way at once.
-const CONCURRENCY: usize = 16;
+const CONCURRENCY: usize = 32;
 
 /// Between two looks at every pod, until the cluster is proven.
 const FIRST_LOOKS: Duration = Duration::from_millis(500);
@@ -127,7 +127,7 @@ pub fn start(plan: Plan, receiver: Receiver, shutdown: CancellationToken) -> Res
         confirmed: BTreeMap::new(),
         misses: BTreeMap::new(),
         paths: Paths::default(),
-        underway: 0,
+        underway: BTreeSet::new(),
         began: Instant::now(),
         found_ms,
     };
@@ -138,13 +138,16 @@ pub fn start(plan: Plan, receiver: Receiver, shutdown: CancellationToken) -> Res
     Ok(Prober { verdicts: latest, pods, plan, hops, task })
 }
 
+/// A transport, and the pod or path that it goes through.
+type Pair = (Transport, String);
+
 enum Event {
     /// Every pod was looked at.
     Seen(Observation),
     /// The shards were listed.
     Listed(Vec<Shard>),
     /// The hops of a journey are over; its farewell may go on.
-    Travelled,
+    Travelled(Pair),
     /// A journey is over.
     Finished(Journey),
 }
@@ -168,13 +171,13 @@ struct Schedule {
     /// What was tried once, by transport, pod and process.
     tried: BTreeSet<(Transport, String, String)>,
     /// When each suspect was last tried again.
-    confirmed: BTreeMap<(Transport, String), Instant>,
+    confirmed: BTreeMap<Pair, Instant>,
     /// Looks in a row that a process did not answer.
     misses: BTreeMap<String, usize>,
     /// Which paths lead somewhere.
     paths: Paths,
-    /// Journeys whose hops are not over.
-    underway: usize,
+    /// Journeys whose hops are not over: one of each pair at a time, or those that fail slowly would pile up.
+    underway: BTreeSet<Pair>,
     began: Instant,
     /// When senders that could not reach the former receiver have found this one, in ms since 1970.
     found_ms: u64,
@@ -211,7 +214,9 @@ impl Schedule {
                         self.look();
                     }
                     let first = self.verdicts.borrow().phase == Phase::Proving;
-                    if self.warm && self.underway == 0 && self.settled() && due(round, now, if first { FIRST_ROUNDS } else { interval }) {
+                    // A first proof is as fast as its slowest journey; later, one that hangs keeps nobody else back.
+                    let over = !first || self.underway.is_empty();
+                    if self.warm && over && self.settled() && due(round, now, if first { FIRST_ROUNDS } else { interval }) {
                         round = Some(now);
                         self.round();
                     }
@@ -289,7 +294,9 @@ impl Schedule {
                 self.shards = Arc::new(shards.into_iter().filter(|shard| shard.open).collect());
                 self.expect();
             }
-            Event::Travelled => self.underway = self.underway.saturating_sub(1),
+            Event::Travelled(pair) => {
+                self.underway.remove(&pair);
+            }
             Event::Finished(journey) => {
                 tracing::debug!(?journey, unclaimed = self.context.receiver.unclaimed(), "a journey is over");
                 self.evidence.add(&journey.settled(self.found_ms));
@@ -418,6 +425,10 @@ impl Schedule {
     }
 
     fn begin(&mut self, transport: Transport, entrance: Entrance) {
+        let pair = (transport, entrance.name.clone());
+        if self.underway.contains(&pair) {
+            return;
+        }
         let Some(channels) = self.channels() else { return };
         let route = Route {
             transport,
@@ -428,7 +439,7 @@ impl Schedule {
             app: self.context.plan.app.id.clone(),
         };
         self.turn += 1;
-        self.underway += 1;
+        self.underway.insert(pair.clone());
         let (context, results, running) = (self.context.clone(), self.results.clone(), self.running.clone());
         let tell = tell(self.ticks.clone(), &route);
         tokio::spawn(async move {
@@ -438,7 +449,7 @@ impl Schedule {
             let travelled = tokio::spawn(travel(context, route, tell)).await;
             drop(place);
             // The schedule may have ended: then nobody waits for the journey.
-            let _ = results.send(Event::Travelled).await;
+            let _ = results.send(Event::Travelled(pair)).await;
             let journey = match travelled {
                 Ok(Ok(underway)) => underway.farewell().await,
                 Ok(Err(broken)) => broken,
