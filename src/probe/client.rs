@@ -45,6 +45,12 @@ impl Broken {
     pub fn decisive(hop: Hop, reason: Reason, detail: String) -> Self {
         Self { hop, reason, detail, decisive: true, dispatcher: None }
     }
+
+    /// Whether this proves a fault. That a server does not know a session is no proof where the session's pod may have
+    /// gone: that of a second session, or the one to which a path led.
+    pub fn proves(&self, may_have_gone: bool) -> bool {
+        self.decisive && !(may_have_gone && self.reason == Reason::AffinityBroken)
+    }
 }
 
 /// How messages leave.
@@ -231,4 +237,22 @@ impl Client {
 pub(super) fn told_of(message: &ServerMessage, user: &str) -> bool {
     message.event == "pusher_internal:member_added"
         && Member::parse(&message.data.to_string()).is_some_and(|member| member.user_id == user)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_session_is_no_proof_where_a_pod_may_have_gone() {
+        let broken = |reason| Broken::decisive(Hop::Publish, reason, String::new());
+        for (name, broken, may_have_gone, proves) in [
+            ("an unknown session at its own pod", broken(Reason::AffinityBroken), false, true),
+            ("an unknown session of a pod that may have gone", broken(Reason::AffinityBroken), true, false),
+            ("a refusal by a pod that may have gone", broken(Reason::PublishRejected), true, true),
+            ("silence", Broken::ambiguous(Hop::Publish, Reason::AffinityBroken, String::new()), false, false),
+        ] {
+            assert_eq!(broken.proves(may_have_gone), proves, "{name}");
+        }
+    }
 }

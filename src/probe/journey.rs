@@ -166,7 +166,7 @@ async fn companion(context: &Context, route: &Route, user: &str) -> Result<Optio
             hop: Hop::FanOut,
             reason: Reason::FanoutBroken,
             detail: format!("a second session on {} could not subscribe: {}", pod.pod, broken.detail),
-            decisive: broken.decisive && !lost(&broken),
+            decisive: broken.proves(true),
             ..broken
         })?;
         if !users.iter().any(|found| found == user) {
@@ -176,11 +176,6 @@ async fn companion(context: &Context, route: &Route, user: &str) -> Result<Optio
         return Ok(Some((pod.pod.clone(), client)));
     }
     Ok(None)
-}
-
-/// Whether a server no longer knows a session: of the second one alone that is no proof, since its pod may have gone.
-fn lost(broken: &Broken) -> bool {
-    broken.reason == Reason::AffinityBroken
 }
 
 /// The other session sees the client event and a publish, and the first sees the other come.
@@ -197,7 +192,7 @@ async fn fan_out(
         hop: Hop::FanOut,
         reason: Reason::FanoutBroken,
         detail: format!("{pod} did not get the {what} of {}: {}", entrance.name, broken.detail),
-        decisive: broken.decisive && !lost(&broken),
+        decisive: broken.proves(true),
         ..broken
     };
     let hop = (Hop::FanOut, Reason::FanoutBroken);
@@ -382,10 +377,10 @@ fn finish(route: &Route, dispatcher: Option<String>, mut log: Log, broken: Optio
         None => Outcome::Pass,
         Some(broken) => {
             (log.tell)(broken.hop, Err(broken.detail.clone()));
-            let failure = Failure { hop: broken.hop, reason: broken.reason, detail: broken.detail };
             // A path leads elsewhere when a pod goes, which breaks a session once: that alone is no fault of the path.
-            let moved = failure.reason == Reason::AffinityBroken && route.entrance.admin.is_none();
-            if broken.decisive && !moved { Outcome::Decisive(failure) } else { Outcome::Ambiguous(failure) }
+            let proves = broken.proves(route.entrance.admin.is_none());
+            let failure = Failure { hop: broken.hop, reason: broken.reason, detail: broken.detail };
+            if proves { Outcome::Decisive(failure) } else { Outcome::Ambiguous(failure) }
         }
     };
     Journey {
