@@ -85,6 +85,8 @@ reasons! {
     StreamActive,
     /// A stream of the wanted name belongs to someone else, and was not touched.
     StreamNotOurs,
+    /// Kinesis will never take the stream as it is asked for.
+    StreamInvalid,
     /// Kinesis does not answer.
     StreamUnreachable,
     /// The operator's identity may not do what it has to.
@@ -204,6 +206,10 @@ impl Reason {
             Self::NoPods => "Scale up what has no pod, or look why its pods do not start.",
             Self::StreamMissing => "Create the stream, or correct its name.",
             Self::StreamNotOurs => "Choose another `webhooks.stream.name`, or remove the stream if nobody needs it.",
+            Self::StreamInvalid => {
+                "Correct `webhooks.stream` by Kinesis's answer in the message; where it knows no on-demand streams, \
+                 write `mode: Provisioned` there."
+            }
             Self::StreamUnreachable => "Look at region, endpoint and network between the operator and Kinesis.",
             Self::AccessDenied => "Allow the operator's identity what the message names.",
             Self::ChildNotOurs => "Rename or delete the object named, or give the cluster another name.",

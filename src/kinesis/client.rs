@@ -372,7 +372,8 @@ impl Client {
             operation,
             stream: self.stream.to_string(),
             region: self.region.clone(),
-            class: Class::Invalid,
+            // An answer that cannot be used is none.
+            class: Class::Transient,
             code: String::new(),
             message: message.to_owned(),
         }

@@ -120,6 +120,7 @@ mod tests {
             (Some("ProvisionedThroughputExceededException"), Class::Throttled),
             (Some("ResourceInUseException"), Class::Busy),
             (Some("ExpiredIteratorException"), Class::Expired),
+            (Some("ValidationException"), Class::Invalid),
             (Some("InternalFailure"), Class::Transient),
             (None, Class::Transient),
         ] {

@@ -104,6 +104,7 @@ impl From<KinesisError> for Stop {
         use crate::kinesis::Class;
         match error.class {
             Class::Denied => Self::terminal(Reason::AccessDenied, error.to_string()),
+            Class::Invalid => Self::terminal(Reason::StreamInvalid, error.to_string()),
             Class::NotFound => Self::waiting(Reason::StreamMissing, error.to_string()),
             _ => Self::waiting(Reason::StreamUnreachable, error.to_string()),
         }

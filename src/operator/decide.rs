@@ -119,7 +119,8 @@ fn stand(inputs: &Inputs<'_>, passed: bool) -> Stand {
             Some((*reason, c.message.clone()))
         })
     };
-    if let Some((reason, message)) = is(condition::STREAM_READY, &[Reason::StreamNotOurs, Reason::AccessDenied]) {
+    let hopeless = [Reason::StreamNotOurs, Reason::AccessDenied, Reason::StreamInvalid];
+    if let Some((reason, message)) = is(condition::STREAM_READY, &hopeless) {
         return Stand { ready: "False", reason, message, stalled: true, reconciling: false };
     }
     if let Some((reason, message)) = is(condition::WORKLOADS_AVAILABLE, &[Reason::ChildNotOurs, Reason::SpecInvalid]) {

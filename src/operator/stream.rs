@@ -18,7 +18,7 @@ use crate::api::cluster::{StreamMode, StreamStatus, WebhooksMode};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
 use crate::desired;
-use crate::kinesis::{Class, Client, Summary};
+use crate::kinesis::{Class, Client, KinesisError, Summary};
 use crate::runtime::clock;
 
 /// Names the owner: this Kubernetes, and the cluster in it.
@@ -141,10 +141,23 @@ async fn create(
         }
         // Someone was quicker, or the answer to our own call was lost: the next look tells.
         Err(error) if error.class == Class::Busy => {}
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(not_made(error, spec.mode)),
     }
     let message = format!("stream {} is being made", known.name);
     Ok((known, making(message)))
+}
+
+/// Why a stream cannot be made. Kinesis itself knows both modes; what stands in for it may not.
+fn not_made(error: KinesisError, mode: StreamMode) -> Stop {
+    let stop = Stop::from(error);
+    if stop.reason != Reason::StreamInvalid || mode != StreamMode::OnDemand {
+        return stop;
+    }
+    let message = format!(
+        "{}. If it knows no on-demand streams, write mode: Provisioned and shards in webhooks.stream",
+        stop.message
+    );
+    Stop { message, ..stop }
 }
 
 async fn found(
@@ -227,6 +240,36 @@ fn whose(tags: &BTreeMap<String, String>, ours: &str, known: &StreamStatus, crea
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_kinesis_will_never_make_is_told_with_what_to_write() {
+        let error = |class, code: &str| KinesisError {
+            operation: "CreateStream",
+            stream: "s".to_owned(),
+            region: "eu-west-1".to_owned(),
+            class,
+            code: format!("{code}: "),
+            message: "ShardCount is required".to_owned(),
+        };
+        let answer = "CreateStream on stream s in eu-west-1: ValidationException: ShardCount is required";
+        let hint = ". If it knows no on-demand streams, write mode: Provisioned and shards in webhooks.stream";
+        let invalid = || error(Class::Invalid, "ValidationException");
+        for (name, error, mode, reason, terminal, message) in [
+            ("on demand", invalid(), StreamMode::OnDemand, Reason::StreamInvalid, true, format!("{answer}{hint}")),
+            ("provisioned", invalid(), StreamMode::Provisioned, Reason::StreamInvalid, true, answer.to_owned()),
+            (
+                "a failure of another kind",
+                error(Class::Transient, "InternalFailure"),
+                StreamMode::OnDemand,
+                Reason::StreamUnreachable,
+                false,
+                answer.replace("ValidationException", "InternalFailure"),
+            ),
+        ] {
+            let stop = not_made(error, mode);
+            assert_eq!((stop.reason, stop.terminal, stop.message), (reason, terminal, message), "{name}");
+        }
+    }
 
     #[test]
     fn a_table_of_owners() {

@@ -85,6 +85,7 @@ fn a_table_of_states() {
     let bad = Stop::terminal(Reason::SpecInvalid, "bad");
     let deleted = Stop::waiting(Reason::Deleting, "going");
     let not_ours = || vec![condition("StreamReady", "False", "StreamNotOurs", 1)];
+    let invalid = || vec![condition("StreamReady", "False", "StreamInvalid", 1)];
     let missing = || vec![condition("StreamReady", "False", "StreamMissing", 1)];
     let child = || vec![condition("WorkloadsAvailable", "False", "ChildNotOurs", 1)];
     let late = || {
@@ -98,6 +99,7 @@ fn a_table_of_states() {
         ("a bad spec", told(vec![], None, Some(&bad), None, None), "False/SpecInvalid stalled"),
         ("it goes", told(not_ours(), proven("f1"), Some(&deleted), None, None), "False/Deleting reconciling"),
         ("another's stream", told(not_ours(), None, Some(&waiting), None, None), "False/StreamNotOurs stalled"),
+        ("a stream that never is", told(invalid(), None, Some(&waiting), None, None), "False/StreamInvalid stalled"),
         ("another's child", told(child(), None, None, None, Some(&open)), "False/ChildNotOurs stalled"),
         ("the stream was deleted", told(missing(), proven("f1"), None, None, Some(&open)), "False/StreamMissing"),
         ("nothing was looked at", told(rolling(), None, None, None, None), "Unknown/Proving reconciling"),
