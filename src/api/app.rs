@@ -157,6 +157,17 @@ pub enum EventName {
 }
 
 impl EventName {
+    /// Every kind.
+    pub const ALL: [Self; 7] = [
+        Self::ChannelOccupied,
+        Self::ChannelVacated,
+        Self::MemberAdded,
+        Self::MemberRemoved,
+        Self::ClientEvent,
+        Self::CacheMiss,
+        Self::SubscriptionCount,
+    ];
+
     /// The name in a webhook.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -267,7 +267,8 @@ fn probe_app(probe: &ProbeApp, receiver: &str) -> App {
         }],
         enabled: true,
         client_events: true,
-        subscription_count: false,
+        // Every kind of webhook is checked, so all that an app can ask for is asked for.
+        subscription_count: true,
         authorization_seconds: None,
         limits: Limits { client_events_per_second: 10 },
         webhooks: vec![Endpoint {

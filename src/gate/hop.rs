@@ -14,7 +14,7 @@ pub enum Hop {
     Handshake,
     /// `pusher:connection_established` for the app's key.
     Session,
-    /// A private and a presence channel, signed.
+    /// A private cache channel and a presence channel, signed.
     Subscribe,
     /// A client event.
     Publish,

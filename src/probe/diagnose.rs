@@ -120,7 +120,8 @@ pub(super) async fn diagnose(plan: &Plan, observer: &Observer, read_back: &ReadB
                 let detail = format!("subscribed on {pod}, but its records are refused: {error}");
                 return Broken::decisive(Hop::Record, Reason::RecordRefused, detail);
             }
-            let detail = format!("subscribed on {pod}, but no record reached stream {stream} in {seconds} s");
+            let event = missing.event;
+            let detail = format!("subscribed on {pod}, but no {event} record reached stream {stream} in {seconds} s");
             Broken::decisive(Hop::Record, Reason::RecordMissing, detail)
         }
         Err(error) if error.class == Class::NotFound => {

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::client::{Broken, Client, told_of};
 use super::diagnose::{Missing, ReadBack, diagnose};
+use super::expected::{EVENT, of_coming, of_leaving};
 use super::nonce::Channels;
 use super::observe::Observer;
 use super::receiver::{Arrived, Claim, Receiver};
@@ -15,12 +16,13 @@ use super::{EdgePod, Entrance, Plan};
 use crate::api::Reason;
 use crate::gate::{Failure, Hop, Journey, Outcome};
 use crate::kinesis::Shard;
+use crate::protocol::frame::ServerMessage;
 use crate::protocol::record::EventKind;
 use crate::protocol::{AppId, ShardId, Transport, rest};
 use crate::runtime::clock;
 
-/// The client event of a journey.
-const EVENT: &str = "client-probe";
+/// What a server says of a channel that keeps its last event and has none.
+const CACHE_MISS: &str = "pusher:cache_miss";
 /// The event that is published through the HTTP API.
 const PUBLISHED: &str = "probe-published";
 
@@ -122,18 +124,17 @@ async fn hops(context: &Context, route: &Route, claim: &mut Claim, log: &mut Log
         fresh_sessions(context, route).await?;
     }
 
-    let user = format!("member-{}", channels.nonce);
     client.subscribe(&plan.app, &channels.private, None, deadline).await?;
-    client.subscribe(&plan.app, &channels.presence, Some(&user), deadline).await?;
+    told_of_no_event(&mut client, route, deadline).await?;
+    client.subscribe(&plan.app, &channels.presence, Some(&channels.member()), deadline).await?;
     log.passed(Hop::Subscribe);
 
-    let companion = companion(context, route, &user).await?;
-    let data = format!("{{\"nonce\":\"{}\"}}", channels.nonce);
-    client.trigger(&channels.private, EVENT, &data).await?;
+    let companion = companion(context, route).await?;
+    client.trigger(&channels.presence, EVENT, &channels.data()).await?;
     log.passed(Hop::Publish);
 
     if let Some((pod, mut other)) = companion {
-        fan_out(context, route, &mut client, (&pod, &mut other), &data, deadline).await?;
+        fan_out(context, route, &mut client, (&pod, &mut other), deadline).await?;
         log.passed(Hop::FanOut);
     }
     if plan.webhooks {
@@ -149,27 +150,33 @@ async fn fresh_sessions(context: &Context, route: &Route) -> Result<(), Broken> 
     futures::future::try_join_all((0..FRESH).map(|_| open())).await.map(drop)
 }
 
-/// A second session that is subscribed where the first is, and sees it there. `None` when there is no other pod, or
+/// A channel that keeps its last event and has none says so to who comes.
+async fn told_of_no_event(client: &mut Client, route: &Route, deadline: Instant) -> Result<(), Broken> {
+    let channel = route.channels.private.as_str();
+    let hop = (Hop::Subscribe, Reason::SubscribeRejected);
+    let told = |message: &ServerMessage| message.event == CACHE_MISS && message.channel.as_deref() == Some(channel);
+    let told = client.wait(deadline, hop, told).await;
+    told.map(drop)
+        .map_err(|error| Broken { detail: format!("no {CACHE_MISS} for {channel}: {}", error.detail), ..error })
+}
+
+/// A second session that joins the presence channel, and sees the first there. `None` when there is no other pod, or
 /// none that can be reached: their own journeys tell of those.
-async fn companion(context: &Context, route: &Route, user: &str) -> Result<Option<(String, Client)>, Broken> {
+async fn companion(context: &Context, route: &Route) -> Result<Option<(String, Client)>, Broken> {
     let (app, channels) = (&context.plan.app, &route.channels);
     for (transport, pod) in route.companions.iter().take(2) {
         let deadline = Instant::now() + COMPANION;
         let connect = Client::connect((&pod.pod, pod.public), *transport, app, |_| {});
         let Ok(Ok(mut client)) = timeout_at(deadline, connect).await else { continue };
-        let joined = async {
-            client.subscribe(app, &channels.private, None, deadline).await?;
-            let name = format!("witness-{}", channels.nonce);
-            client.subscribe(app, &channels.presence, Some(&name), deadline).await
-        };
-        let users = joined.await.map_err(|broken| Broken {
+        let joined = client.subscribe(app, &channels.presence, Some(&channels.witness()), deadline).await;
+        let users = joined.map_err(|broken| Broken {
             hop: Hop::FanOut,
             reason: Reason::FanoutBroken,
             detail: format!("a second session on {} could not subscribe: {}", pod.pod, broken.detail),
             decisive: broken.proves(true),
             ..broken
         })?;
-        if !users.iter().any(|found| found == user) {
+        if !users.contains(&channels.member()) {
             let detail = format!("{} does not see the member that joined on {}", pod.pod, route.entrance.name);
             return Err(Broken::decisive(Hop::FanOut, Reason::FanoutBroken, detail));
         }
@@ -184,7 +191,6 @@ async fn fan_out(
     route: &Route,
     client: &mut Client,
     (pod, other): (&str, &mut Client),
-    data: &str,
     deadline: Instant,
 ) -> Result<(), Broken> {
     let (entrance, channels) = (&route.entrance, &route.channels);
@@ -196,7 +202,7 @@ async fn fan_out(
         ..broken
     };
     let hop = (Hop::FanOut, Reason::FanoutBroken);
-    let wanted = serde_json::from_str::<serde_json::Value>(data).unwrap_or_default();
+    let wanted = serde_json::from_str::<serde_json::Value>(&channels.data()).unwrap_or_default();
     // A server that refuses the event says so to the one who sent it.
     let arrived = other.wait(deadline, hop, |message| message.event == EVENT && message.data == wanted);
     let refused = async {
@@ -216,16 +222,13 @@ async fn fan_out(
         .wait(deadline, hop, |message| message.event == PUBLISHED)
         .await
         .map_err(|error| broken(error, "publish through the HTTP API"))?;
-    let name = format!("witness-{}", channels.nonce);
-    let seen = client.wait(deadline, hop, |message| told_of(message, &name)).await;
+    let seen = client.wait(deadline, hop, |message| told_of(message, &channels.witness())).await;
     seen.map_err(|error| Broken {
         detail: format!("{} was not told of the member on {pod}: {}", entrance.name, error.detail),
         ..error
     })?;
-    for channel in [&channels.presence, &channels.private] {
-        // It leaves before the first does, so that the channel is vacated through the pod that is proven.
-        other.unsubscribe(channel).await.map_err(|error| broken(error, "farewell"))?;
-    }
+    // It leaves before the first does, so that the channel is vacated through the pod that is proven.
+    other.unsubscribe(&channels.presence).await.map_err(|error| broken(error, "farewell"))?;
     // The answer to a leave is that the others are told.
     let left = client.wait(deadline, hop, |message| message.event == "pusher_internal:member_removed").await;
     left.map_err(|error| Broken {
@@ -240,7 +243,8 @@ async fn fan_out(
 /// Publishes through the HTTP API of the journey's pod.
 async fn publish(context: &Context, route: &Route) -> Result<(), Broken> {
     let app = &context.plan.app;
-    let body = serde_json::json!({ "name": PUBLISHED, "data": "{}", "channels": [route.channels.private] }).to_string();
+    let body =
+        serde_json::json!({ "name": PUBLISHED, "data": "{}", "channels": [route.channels.presence] }).to_string();
     let path = format!("/apps/{}/events", app.id);
     let now = clock::now_ms() / 1000;
     let query = rest::signed_query(app.key.as_str(), &app.secret, ("POST", &path), body.as_bytes(), now);
@@ -268,21 +272,7 @@ async fn delivery(
     deadline: Instant,
 ) -> Result<(), Broken> {
     let (entrance, channels) = (&route.entrance, &route.channels);
-    let user_id = format!("member-{}", channels.nonce);
-    let mut due = vec![
-        (EventKind::ChannelOccupied, &channels.private),
-        (
-            EventKind::ClientEvent {
-                event: EVENT.to_owned(),
-                data: format!("{{\"nonce\":\"{}\"}}", channels.nonce),
-                socket_id: client.socket_id().to_owned(),
-                user_id: None,
-            },
-            &channels.private,
-        ),
-        (EventKind::ChannelOccupied, &channels.presence),
-        (EventKind::MemberAdded { user_id }, &channels.presence),
-    ];
+    let mut due = of_coming(channels, client.socket_id());
     while !due.is_empty() {
         let Ok(Some(arrived)) = timeout_at(deadline, claim.events.recv()).await else {
             let (event, channel) = (due[0].0.name(), due[0].1);
@@ -297,11 +287,13 @@ async fn delivery(
         authentic(entrance, &arrived)?;
         let event = &arrived.event;
         if let Some(at) = due.iter().position(|(kind, channel)| *kind == event.kind && **channel == event.channel) {
-            due.swap_remove(at);
+            due.remove(at);
             continue;
         }
         let kind = event.kind.name();
-        if due.iter().any(|(due, channel)| due.name() == kind && **channel == event.channel) && kind == "client_event" {
+        // The second session's member comes too; of any other kind a channel has one event.
+        let another = matches!(event.kind, EventKind::MemberAdded { .. });
+        if !another && due.iter().any(|(due, channel)| due.name() == kind && **channel == event.channel) {
             let detail = format!("the {kind} webhook of {} says something else than was sent", entrance.name);
             return Err(Broken::decisive(Hop::Authenticity, Reason::PayloadWrong, detail));
         }
@@ -338,12 +330,7 @@ impl Underway {
         if !self.context.plan.webhooks {
             return Ok(());
         }
-        let user_id = format!("member-{}", channels.nonce);
-        let mut wanted = vec![
-            (EventKind::ChannelVacated, &channels.private),
-            (EventKind::MemberRemoved { user_id }, &channels.presence),
-            (EventKind::ChannelVacated, &channels.presence),
-        ];
+        let mut wanted = of_leaving(channels);
         let deadline = Instant::now() + self.context.plan.policy.timeout;
         while !wanted.is_empty() {
             let Ok(Some(arrived)) = timeout_at(deadline, self.claim.events.recv()).await else {

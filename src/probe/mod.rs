@@ -10,6 +10,7 @@
 mod client;
 mod diagnose;
 mod dimensions;
+mod expected;
 mod fallback;
 mod http_reader;
 mod journey;

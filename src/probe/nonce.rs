@@ -12,7 +12,7 @@ const TRIES: usize = 10_000;
 pub(super) struct Channels {
     /// In both names.
     pub nonce: String,
-    /// `private-probe-…`
+    /// `private-cache-probe-…`: nothing is ever published in it, so that it misses its last event and none is kept for it.
     pub private: ChannelName,
     /// `presence-probe-…`
     pub presence: ChannelName,
@@ -22,7 +22,22 @@ impl Channels {
     /// The channels of a nonce; `None` if it is no part of a channel's name.
     pub fn new(nonce: &str) -> Option<Self> {
         let name = |kind: &str| ChannelName::parse(&format!("{kind}-probe-{nonce}")).ok();
-        Some(Self { nonce: nonce.to_owned(), private: name("private")?, presence: name("presence")? })
+        Some(Self { nonce: nonce.to_owned(), private: name("private-cache")?, presence: name("presence")? })
+    }
+
+    /// As whom the journey's own session is in the presence channel.
+    pub fn member(&self) -> String {
+        format!("member-{}", self.nonce)
+    }
+
+    /// As whom a second session is there.
+    pub fn witness(&self) -> String {
+        format!("witness-{}", self.nonce)
+    }
+
+    /// The payload of the client event.
+    pub fn data(&self) -> String {
+        format!("{{\"nonce\":\"{}\"}}", self.nonce)
     }
 
     /// The shard where records of a channel go.

@@ -21,7 +21,7 @@ use crate::protocol::{AppId, AppKey};
 /// Largest body: a dispatcher sends 256 KiB.
 const MAX_BODY: usize = 1024 * 1024;
 
-/// Events that wait for one journey, which looks for seven.
+/// Events that wait for one journey, which causes twelve.
 const QUEUE: usize = 64;
 
 /// An event that arrived for a journey.
@@ -191,8 +191,8 @@ mod tests {
         let shutdown = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let receiver = Receiver::start(listener, shutdown.clone()).expect("a receiver");
-        let body = r#"{"time_ms":1,"events":[{"name":"channel_occupied","channel":"private-probe-n1","id":"a"},
-                       {"name":"channel_occupied","channel":"private-probe-n2","id":"b"}]}"#;
+        let body = r#"{"time_ms":1,"events":[{"name":"channel_occupied","channel":"private-cache-probe-n1","id":"a"},
+                       {"name":"channel_occupied","channel":"presence-probe-n2","id":"b"}]}"#;
         assert_eq!(post(&receiver, "s", body).await, 503, "nobody knows yet whose webhooks these are");
         receiver.expect(ProbeApp { id: "1".into(), key: "k".into(), secret: Secret::new("s") });
         let mut claim = receiver.claim("n1");

@@ -320,7 +320,7 @@ test("webhooks switched off behind everyone's back: never Ready in one version, 
     await apply(manifest(namespace));
     // The transports, the hop, the stream, who passes, and the variable: all in one line.
     const line = new RegExp(
-      `^${FALLBACKS.map((name) => `sockjs/${name}`).join(", ")}: ` + "subscribed on eu-sockjs-[-a-z0-9]+, but no record reached stream " +
+      `^${FALLBACKS.map((name) => `sockjs/${name}`).join(", ")}: ` + "subscribed on eu-sockjs-[-a-z0-9]+, but no channel_occupied record reached stream " +
       "rtc-incident-eu-[0-9a-f]{6} in 10 s \\(websocket: Passing\\); REALTIME_WEBHOOKS differs: want kinesis, pod runs off$",
     );
     await cluster.until((object) => said(object) === "False/ConfigurationDrift" && line.test(condition(object, "Ready").message), {

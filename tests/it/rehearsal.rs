@@ -11,6 +11,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use k8s_openapi::ByteString;
 use realtime_operator::api::Reason;
 use realtime_operator::api::cluster::TransportState;
 use realtime_operator::contract::Server;
@@ -188,13 +189,49 @@ async fn a_stream_that_goes_away_closes_the_gate_and_its_return_opens_it() {
     rehearsal.stop().await;
 }
 
-/// What the double between a server and Kinesis does to `PutRecords`; everything else goes through.
+/// The verdicts on clusters of which one server loses the events of one kind, for kinds that stand or fall alone.
+async fn without_one_kind(server: Server) -> Vec<(&'static str, Verdict)> {
+    let rehearse = async |kind| {
+        let between: Between = Arc::new(move |kinesis| Box::pin(proxy(kinesis, Behaviour::Lose(kind))));
+        (kind, refused(&[], BTreeMap::from([(server, between)])).await)
+    };
+    futures::future::join_all(["cache_miss", "subscription_count"].map(rehearse)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_loses_one_kind_of_event_is_refused_and_the_kind_is_named() {
+    for (kind, verdict) in without_one_kind(Server::Sockjs).await {
+        for transport in Transport::ALL {
+            let other = transport.server() == Server::Websocket;
+            let expected = if other { PASSING } else { failing_at(Hop::Record) };
+            assert_eq!(state(&verdict, transport), expected, "{kind}: {verdict:?}");
+        }
+        assert_eq!(verdict.reason, Reason::RecordMissing, "{kind}: {verdict:?}");
+        assert!(verdict.message.contains(&format!("no {kind} record reached stream")), "{kind}: {}", verdict.message);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatcher_that_loses_one_kind_of_event_is_refused_and_the_kind_is_named() {
+    for (kind, verdict) in without_one_kind(Server::Dispatcher).await {
+        for transport in Transport::ALL {
+            assert_eq!(state(&verdict, transport), failing_at(Hop::Delivery), "{kind}: {verdict:?}");
+        }
+        assert_eq!(verdict.reason, Reason::WebhookMissing, "{kind}: {verdict:?}");
+        let told = format!("eu-dispatcher-0 read the {kind} of");
+        assert!(verdict.message.contains(&told), "{kind}: {}", verdict.message);
+    }
+}
+
+/// What the double between a server and Kinesis does to records; everything else goes through.
 #[derive(Clone)]
 enum Behaviour {
-    /// Answers with success and stores nothing.
+    /// Answers `PutRecords` with success and stores nothing.
     Swallow,
-    /// Answers 500 while the flag is set.
+    /// Answers `PutRecords` with 500 while the flag is set.
     FailWhile(Arc<AtomicBool>),
+    /// Takes the events of one kind out of every record on its way.
+    Lose(&'static str),
 }
 
 async fn proxy(kinesis: SocketAddr, behaviour: Behaviour) -> std::io::Result<SocketAddr> {
@@ -213,16 +250,17 @@ async fn pass(
     body: Bytes,
 ) -> Response {
     let target = headers.get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
-    if target.ends_with(".PutRecords") {
-        match behaviour {
-            Behaviour::Swallow => return acknowledged(&body),
-            Behaviour::FailWhile(away) if away.load(Ordering::Relaxed) => {
-                return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-            }
-            Behaviour::FailWhile(_) => {}
+    let (puts, gets) = (target.ends_with(".PutRecords"), target.ends_with(".GetRecords"));
+    let mut body = body;
+    match &behaviour {
+        Behaviour::Swallow if puts => return acknowledged(&body),
+        Behaviour::FailWhile(away) if puts && away.load(Ordering::Relaxed) => {
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
         }
+        Behaviour::Lose(kind) if puts => body = without(kind, &body),
+        _ => {}
     }
-    let mut request = client.post(format!("http://{kinesis}/")).body(body.to_vec());
+    let mut request = client.post(format!("http://{kinesis}/")).body(body);
     for (name, value) in headers.iter().filter(|(name, _)| !["host", "content-length"].contains(&name.as_str())) {
         request = request.header(name.as_str(), value.as_bytes());
     }
@@ -230,7 +268,11 @@ async fn pass(
         Ok(answer) => {
             let status = StatusCode::from_u16(answer.status().as_u16()).expect("a status");
             let kind = answer.headers().get("content-type").cloned();
-            let mut response = (status, answer.bytes().await.unwrap_or_default()).into_response();
+            let mut answer = answer.bytes().await.unwrap_or_default();
+            if let (Behaviour::Lose(kind), true, true) = (&behaviour, gets, status.is_success()) {
+                answer = without(kind, &answer);
+            }
+            let mut response = (status, answer).into_response();
             if let Some(kind) = kind {
                 response.headers_mut().insert("content-type", kind);
             }
@@ -238,6 +280,19 @@ async fn pass(
         }
         Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
     }
+}
+
+/// The same request or answer, with the events of one kind taken out of its records.
+fn without(kind: &str, body: &[u8]) -> Bytes {
+    let mut body: Value = serde_json::from_slice(body).expect("JSON");
+    for entry in body["Records"].as_array_mut().into_iter().flatten() {
+        // Base64 in JSON, as Kubernetes has it too.
+        let ByteString(data) = serde_json::from_value(entry["Data"].take()).expect("base64");
+        let mut record: Value = serde_json::from_slice(&data).expect("a record");
+        record["events"].as_array_mut().expect("events").retain(|event| event["name"] != kind);
+        entry["Data"] = json!(ByteString(record.to_string().into_bytes()));
+    }
+    body.to_string().into()
 }
 
 fn acknowledged(body: &[u8]) -> Response {

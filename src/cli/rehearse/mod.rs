@@ -27,8 +27,9 @@ const INTERRUPTED: u8 = 130;
 /// Run a whole cluster in this process and see whether it would become Ready.
 ///
 /// Edges, dispatcher, an in-process Kinesis and the journeys of the gate are started from exactly what `realtime render`
-/// prints. The cluster is Ready once a client's event has arrived as a signed webhook over every transport; then it goes
-/// on serving, with a page to try it, until Ctrl-C. Exit codes: 0 became Ready, 1 refused, 2 bad input.
+/// prints. The cluster is Ready once a client's events have arrived over every transport, as signed webhooks of every
+/// kind; then it goes on serving, with a page to try it, until Ctrl-C. Exit codes: 0 became Ready, 1 refused, 2 bad
+/// input.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Files with one RealtimeCluster and its RealtimeApps; `-` is standard input

@@ -59,7 +59,7 @@ fn silent() -> Outcome {
     Outcome::Decisive(Failure {
         hop: Hop::Record,
         reason: Reason::RecordMissing,
-        detail: "subscribed on eu-sockjs-0, but no record reached stream s in 10 s".to_owned(),
+        detail: "subscribed on eu-sockjs-0, but no channel_occupied record reached stream s in 10 s".to_owned(),
     })
 }
 
@@ -219,8 +219,8 @@ fn webhooks_off_on_the_fallbacks_is_told_with_hop_and_variable() {
     assert_eq!((verdict.phase, verdict.reason), (Phase::Refused, Reason::ConfigurationDrift));
     assert_eq!(
         verdict.message,
-        "sockjs/xhr_streaming, sockjs/xhr_polling: subscribed on eu-sockjs-0, but no record reached stream s in \
-         10 s (websocket: Passing); REALTIME_WEBHOOKS differs: want kinesis, pod runs off"
+        "sockjs/xhr_streaming, sockjs/xhr_polling: subscribed on eu-sockjs-0, but no channel_occupied record reached \
+         stream s in 10 s (websocket: Passing); REALTIME_WEBHOOKS differs: want kinesis, pod runs off"
     );
     let states: Vec<_> = verdict.transports.iter().map(|t| (t.state, t.hop)).collect();
     let failing = (TransportState::Failing, Some(Hop::Record));
