@@ -1,36 +1,27 @@
 // The page of a rehearsal in headless Chromium, as a person would use it.
 import assert from "node:assert/strict";
-import { mkdir, mkdtemp, readFile, rm } from "node:fs/promises";
+import { mkdir, readFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 
-import { chromium } from "playwright-core";
-
-import { FLAGS } from "./chromium.mjs";
+import { startChromium } from "./chromium.mjs";
 import { startRehearsal } from "./rehearsal.mjs";
 
 const SCREENSHOTS = process.env.SCREENSHOTS ?? join(tmpdir(), "realtime-screenshots");
 
 let rehearsal;
-let profile;
 let browser;
 
 before(async () => {
   await mkdir(SCREENSHOTS, { recursive: true });
   // An endpoint outside: its webhooks end in the rehearsal's own receiver and are shown on the page.
   rehearsal = await startRehearsal({ url: "https://shop.example.com/hook" });
-  profile = await mkdtemp(join(tmpdir(), "chromium-"));
-  browser = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: FLAGS,
-    viewport: { width: 1100, height: 900 },
-  });
+  browser = await startChromium({ viewport: { width: 1100, height: 900 } });
 });
 
 after(async () => {
   await browser?.close();
-  if (profile) await rm(profile, { recursive: true, force: true });
   const code = await rehearsal?.stop();
   assert.equal(code, 0, "Ctrl-C ends a rehearsal cleanly, also with pages that it served");
 });

@@ -2,9 +2,7 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 
-import Pusher from "pusher";
-import PusherClient from "pusher-js";
-
+import { Clients, sdk, subscribe } from "./clients.mjs";
 import { eventually, startReceiver, startRehearsal } from "./rehearsal.mjs";
 
 const TRANSPORTS = ["ws", "xhr_streaming", "xhr_polling"];
@@ -14,61 +12,23 @@ const COUNTED = Array.from({ length: THOUSAND }, (_, n) => n);
 let receiver;
 let rehearsal;
 let server;
-const clients = new Set();
+let clients;
 
 before(async () => {
   receiver = await startReceiver();
   rehearsal = await startRehearsal(receiver);
-  server = sdk(rehearsal.app.secret);
+  server = sdk(rehearsal);
+  clients = new Clients(rehearsal);
 });
 
 after(async () => {
-  for (const client of clients) client.disconnect();
+  clients?.disconnect();
   const code = await rehearsal?.stop();
   receiver?.close();
   assert.equal(code, 0, "Ctrl-C ends a rehearsal cleanly");
 });
 
-function sdk(secret) {
-  const { host, port } = rehearsal.serving.api;
-  return new Pusher({ appId: "1001", key: rehearsal.app.key, secret, host, port: String(port), useTLS: false });
-}
-
-/** A connected client; `user` is who it is on presence channels. */
-async function connect(transport, user) {
-  const { websocket, sockjs } = rehearsal.serving;
-  const client = new PusherClient(rehearsal.app.key, {
-    cluster: "",
-    wsHost: websocket.host,
-    wsPort: websocket.port,
-    httpHost: sockjs.host,
-    httpPort: sockjs.port,
-    forceTLS: false,
-    enableStats: false,
-    enabledTransports: [transport],
-    channelAuthorization: {
-      customHandler: ({ socketId, channelName }, callback) => {
-        const data = channelName.startsWith("presence-") ? { user_id: user, user_info: { name: user } } : undefined;
-        callback(null, server.authorizeChannel(socketId, channelName, data));
-      },
-    },
-  });
-  clients.add(client);
-  client.failures = [];
-  client.connection.bind("error", (error) => client.failures.push(error));
-  await eventually(
-    () => client.connection.state === "connected",
-    () => `${transport} is ${client.connection.state}: ${JSON.stringify(client.failures)}`,
-  );
-  assert.equal(client.connection.connection.transport.name, transport, "no other transport was taken");
-  return client;
-}
-
-async function subscribe(client, name) {
-  const channel = client.subscribe(name);
-  await eventually(() => channel.subscribed, () => `${name}: ${JSON.stringify(client.failures)}`);
-  return channel;
-}
+const connect = (transport, member) => clients.connect(transport, { member });
 
 /** Webhook events of a channel, once there are `count`. */
 async function webhooks(name, count, seconds) {
@@ -154,10 +114,9 @@ for (const transport of TRANSPORTS) {
 
     test("a subscription with a wrong signature is refused and the connection goes on", async () => {
       const client = await connect(transport);
-      const right = server;
-      server = sdk("wrong");
+      client.backend.server = sdk(rehearsal, "1001", "wrong");
       const refused = client.subscribe(`private-refused-${transport}`);
-      server = right;
+      client.backend.server = server;
       await eventually(() => client.failures.length > 0, () => "no error was told");
       assert.equal(refused.subscribed, false);
       await subscribe(client, `private-accepted-${transport}`);
@@ -223,23 +182,12 @@ test("a publish with a wrong secret, and one of 11 KB, are refused as Pusher ref
   const channel = await subscribe(client, "news");
   const got = [];
   channel.bind("headline", (data) => got.push(data));
-  await assert.rejects(sdk("wrong").trigger("news", "headline", "forged"), { status: 401 });
+  await assert.rejects(sdk(rehearsal, "1001", "wrong").trigger("news", "headline", "forged"), { status: 401 });
   await assert.rejects(server.trigger("news", "headline", "x".repeat(11 * 1024)), { status: 413 });
   await server.trigger("news", "headline", "right");
   await eventually(() => got.length > 0, () => "the right one did not arrive");
   assert.deepEqual(got, ["right"]);
   assert.equal(client.connection.state, "connected");
-});
-
-test("an unknown key ends in `disconnected` without another try", async () => {
-  const { host, port } = rehearsal.serving.websocket;
-  const options = { cluster: "", wsHost: host, wsPort: port, forceTLS: false, enabledTransports: ["ws"], enableStats: false };
-  const client = new PusherClient("nobody", options);
-  clients.add(client);
-  const errors = [];
-  client.connection.bind("error", (error) => errors.push(error.data?.code ?? error.error?.data?.code));
-  await eventually(() => client.connection.state === "disconnected", () => client.connection.state);
-  assert.ok(errors.includes(4001), JSON.stringify(errors));
 });
 
 test("the pusher SDK accepts every webhook that arrived, and none that was changed", async () => {
@@ -251,5 +199,5 @@ test("the pusher SDK accepts every webhook that arrived, and none that was chang
   const changed = { ...request, rawBody: request.rawBody.replace('"', '" ') };
   assert.notEqual(changed.rawBody, request.rawBody);
   assert.equal(server.webhook(changed).isValid(), false);
-  assert.equal(sdk("wrong").webhook(request).isValid(), false);
+  assert.equal(sdk(rehearsal, "1001", "wrong").webhook(request).isValid(), false);
 });

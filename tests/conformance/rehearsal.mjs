@@ -54,7 +54,7 @@ export async function startReceiver() {
   };
 }
 
-const manifest = (url) => `
+const manifest = (url, spec) => `
 apiVersion: realtime-operator.dev/v1alpha1
 kind: RealtimeCluster
 metadata: { name: eu, namespace: channels }
@@ -67,6 +67,7 @@ spec:
     allowedNetworks: ["127.0.0.0/8"]
     dispatcher: { replicas: 1 }
     stream: { mode: Provisioned, shards: 2 }
+${spec}
 ---
 apiVersion: realtime-operator.dev/v1alpha1
 kind: RealtimeApp
@@ -78,14 +79,30 @@ spec:
   webhooks: [{ name: orders, url: "${url}" }]
 `;
 
+/** An app that wants to be told how many connections are in a channel. */
+export const counted = (url) => `
+---
+apiVersion: realtime-operator.dev/v1alpha1
+kind: RealtimeApp
+metadata: { name: counted, namespace: channels }
+spec:
+  appID: "1002"
+  clientEvents: Enabled
+  subscriptionCount: Enabled
+  webhooks: [{ name: counts, url: "${url}", events: [subscription_count] }]
+`;
+
 /** Most time that a rehearsal takes to end after Ctrl-C. */
 const STOP_SECONDS = 20;
 
-/** A rehearsal that is Ready, with `receiver` as the customer's endpoint, and with `more` objects. */
-export async function startRehearsal(receiver, more = "") {
+/**
+ * A rehearsal that is Ready, with `receiver` as the customer's endpoint, with `more` objects, and with `spec` as
+ * further lines of the cluster's.
+ */
+export async function startRehearsal(receiver, more = "", spec = "") {
   const folder = await mkdtemp(join(tmpdir(), "rehearsal-"));
   const file = join(folder, "eu.yaml");
-  await writeFile(file, manifest(receiver.url) + more);
+  await writeFile(file, manifest(receiver.url, spec) + more);
   const child = spawn(BIN, ["rehearse", file, "--port", "0", "-o", "json"], {
     env: cleanEnvironment(),
     stdio: ["ignore", "pipe", "pipe"],

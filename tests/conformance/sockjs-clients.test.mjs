@@ -2,22 +2,16 @@
 // scripts come from the npm packages; nothing is loaded from a network.
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { after, before, test } from "node:test";
 
-import { chromium } from "playwright-core";
 import SockJS from "sockjs-client";
 
+import { startChromium } from "./chromium.mjs";
 import { KEY, startEdge } from "./edge.mjs";
 import { eventually } from "./rehearsal.mjs";
 
-const FLAGS = [
-  "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-  "--disable-background-networking", "--disable-component-update", "--disable-sync",
-];
 const PATH = JSON.stringify({ path: `/app/${KEY}?protocol=7&client=js&version=8.6.0` });
 const TEXT = "100 % \u2028 \u{1f600} </script>";
 
@@ -26,7 +20,6 @@ const packaged = (path) => readFile(new URL(`./node_modules/${path}`, import.met
 let edge;
 let scripts;
 let pages;
-let profile;
 let browser;
 
 before(async () => {
@@ -41,11 +34,7 @@ before(async () => {
   });
   pages.listen(0, "127.0.0.1");
   await once(pages, "listening");
-  profile = await mkdtemp(join(tmpdir(), "chromium-"));
-  browser = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: FLAGS,
-  });
+  browser = await startChromium();
   const javascript = (body) => (route) => route.fulfill({ contentType: "text/javascript; charset=utf-8", body });
   await browser.route("https://cdn.jsdelivr.net/npm/sockjs-client@1.6.1/dist/sockjs.min.js", javascript(scripts.sockjs));
   await browser.route("http://js.pusher.com/8.6.0/sockjs.js", javascript(scripts.fork));
@@ -53,7 +42,6 @@ before(async () => {
 
 after(async () => {
   await browser?.close();
-  if (profile) await rm(profile, { recursive: true, force: true });
   pages?.close();
   assert.equal(await edge?.stop(), 0, "SIGTERM ends an edge cleanly");
 });

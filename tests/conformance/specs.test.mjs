@@ -10,9 +10,7 @@ import { after, before, describe, test } from "node:test";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 
-import { chromium } from "playwright-core";
-
-import { FLAGS } from "./chromium.mjs";
+import { startChromium } from "./chromium.mjs";
 import { startReceiver, startRehearsal } from "./rehearsal.mjs";
 import { bundle } from "./specs/bundle.mjs";
 import { startHelper } from "./specs/helper.mjs";
@@ -34,10 +32,7 @@ before(async () => {
   [helper, rehearsal] = await Promise.all([startHelper(), startRehearsal(receiver)]);
   const { host, port } = rehearsal.serving.api;
   helper.publishWith({ host, port: String(port), key: rehearsal.app.key, secret: rehearsal.app.secret });
-  browser = await chromium.launchPersistentContext(join(folder, "profile"), {
-    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: FLAGS,
-  });
+  browser = await startChromium();
 });
 
 after(async () => {

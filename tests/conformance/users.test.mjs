@@ -2,91 +2,31 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 
-import Pusher from "pusher";
-import PusherClient from "pusher-js";
-
-import { eventually, startReceiver, startRehearsal } from "./rehearsal.mjs";
+import { Clients, sdk, signIn, subscribe } from "./clients.mjs";
+import { counted, eventually, startReceiver, startRehearsal } from "./rehearsal.mjs";
 
 const TRANSPORTS = ["ws", "xhr_streaming", "xhr_polling"];
-
-/** An app that wants to be told how many connections are in a channel. */
-const counted = (url) => `
----
-apiVersion: realtime-operator.dev/v1alpha1
-kind: RealtimeApp
-metadata: { name: counted, namespace: channels }
-spec:
-  appID: "1002"
-  clientEvents: Enabled
-  subscriptionCount: Enabled
-  webhooks: [{ name: counts, url: "${url}", events: [subscription_count] }]
-`;
 
 let receiver;
 let rehearsal;
 const servers = {};
-const clients = new Set();
+let clients;
 
 before(async () => {
   receiver = await startReceiver();
   rehearsal = await startRehearsal(receiver, counted(receiver.url));
-  const { host, port } = rehearsal.serving.api;
-  for (const { id, key, secret } of rehearsal.serving.apps) {
-    const encryptionMasterKeyBase64 = Buffer.alloc(32, 7).toString("base64");
-    servers[id] = new Pusher({ appId: id, key, secret, host, port: String(port), useTLS: false, encryptionMasterKeyBase64 });
-  }
+  for (const { id } of rehearsal.serving.apps) servers[id] = sdk(rehearsal, id);
+  clients = new Clients(rehearsal);
 });
 
 after(async () => {
-  for (const client of clients) client.disconnect();
+  clients?.disconnect();
   const code = await rehearsal?.stop();
   receiver?.close();
   assert.equal(code, 0, "Ctrl-C ends a rehearsal cleanly");
 });
 
-/** A connected client of an app; `user` is who it signs in as, where it is asked to. */
-async function connect(transport, { app = "1001", user } = {}) {
-  const { websocket, sockjs, apps } = rehearsal.serving;
-  const server = servers[app];
-  const client = new PusherClient(apps.find(({ id }) => id === app).key, {
-    cluster: "",
-    wsHost: websocket.host,
-    wsPort: websocket.port,
-    httpHost: sockjs.host,
-    httpPort: sockjs.port,
-    forceTLS: false,
-    enableStats: false,
-    enabledTransports: [transport],
-    userAuthentication: {
-      customHandler: ({ socketId }, callback) => callback(null, server.authenticateUser(socketId, user)),
-    },
-    channelAuthorization: {
-      customHandler: ({ socketId, channelName }, callback) => callback(null, server.authorizeChannel(socketId, channelName)),
-    },
-  });
-  clients.add(client);
-  client.failures = [];
-  client.connection.bind("error", (error) => client.failures.push(error));
-  await eventually(
-    () => client.connection.state === "connected",
-    () => `${transport} is ${client.connection.state}: ${JSON.stringify(client.failures)}`,
-  );
-  return client;
-}
-
-async function subscribe(client, name) {
-  const channel = client.subscribe(name);
-  await eventually(() => channel.subscribed, () => `${name}: ${JSON.stringify(client.failures)}`);
-  return channel;
-}
-
-async function signIn(client) {
-  client.signin();
-  await client.user.signinDonePromise;
-  // The client subscribes to its own channel next.
-  await eventually(() => client.user.serverToUserChannel?.subscribed, () => JSON.stringify(client.failures));
-}
-
+const connect = (transport, options) => clients.connect(transport, options);
 const json = async (answer) => (await answer).json();
 
 for (const transport of TRANSPORTS) {
@@ -169,16 +109,10 @@ for (const transport of TRANSPORTS) {
     });
 
     test("an unknown key ends in `disconnected` without another try", async () => {
-      const { websocket, sockjs } = rehearsal.serving;
-      const client = new PusherClient("nobody", {
-        cluster: "", wsHost: websocket.host, wsPort: websocket.port, httpHost: sockjs.host, httpPort: sockjs.port,
-        forceTLS: false, enableStats: false, enabledTransports: [transport],
-      });
-      clients.add(client);
-      const errors = [];
-      client.connection.bind("error", (error) => errors.push(error.data?.code ?? error.error?.data?.code));
+      const client = clients.begin("nobody", transport);
       await eventually(() => client.connection.state === "disconnected", () => client.connection.state);
-      assert.ok(errors.includes(4001), JSON.stringify(errors));
+      const codes = client.failures.map((failure) => failure.data?.code ?? failure.error?.data?.code);
+      assert.ok(codes.includes(4001), JSON.stringify(codes));
     });
   });
 }
