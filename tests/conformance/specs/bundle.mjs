@@ -55,7 +55,8 @@ export async function bundle(runtime, transport, servers) {
     logLevel: "error",
     define: {
       VERSION: '"8.6.0"',
-      CDN_HTTP: '""',
+      // From here hidden frames load the SockJS client.
+      CDN_HTTP: JSON.stringify(servers.helper),
       CDN_HTTPS: '""',
       DEPENDENCY_SUFFIX: '""',
       RUNTIME: JSON.stringify(runtime),

@@ -1,9 +1,15 @@
 // What the specs of pusher-js ask of a backend: signatures, and events published through the server SDK. Also serves
-// the page in which they run in a browser.
+// the page in which they run in a browser, and the SockJS client of the release, as Pusher's own site would.
 import { once } from "node:events";
+import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 
 import Pusher from "pusher";
+
+const SOCKJS = new URL("../node_modules/pusher-js/dist/web/sockjs.js", import.meta.url);
+
+/** Where the SockJS client stands, as pusher-js names it below the root of its scripts. */
+export const SOCKJS_PATH = "/8.6.0/sockjs.js";
 
 /** Answers in the forms of the package's own helper; `publisher` has host, port, key and secret of the app. */
 export async function startHelper() {
@@ -41,6 +47,7 @@ async function answer({ publisher }, request, response) {
     return response.setHeader("Content-Type", "application/json").end(authorize(publisher, form));
   }
   response.setHeader("Content-Type", "text/javascript");
+  if (pathname === SOCKJS_PATH) return response.end(await readFile(SOCKJS));
   if (pathname === "/auth") {
     return response.end(`${searchParams.get("callback")}(${authorize(publisher, searchParams)});`);
   }
