@@ -10,10 +10,11 @@ use tokio::sync::mpsc;
 use ulid::Ulid;
 
 use super::{
-    Bus, BusError, COUNT_EVERY, Count, Joined, KEPT, Last, MANY, MISSED, Message, Recalled, Seen, Subject, Transition,
+    Bus, BusError, COUNT_EVERY, Count, Decided, Joined, KEPT, Last, MANY, MISSED, Message, Recalled, Seen, Subject,
+    Transition,
 };
 use crate::protocol::frame::Member;
-use crate::protocol::record::{EventKind, Order};
+use crate::protocol::record::{Cause, EventKind, Order};
 use crate::protocol::{AppId, ChannelKind, ChannelName, SocketId};
 
 /// Most members of a presence channel, as Pusher documents it.
@@ -109,10 +110,11 @@ impl Bus for MemoryBus {
         &'a self,
         subject: &'a Subject,
         socket: &'a SocketId,
+        cause: Option<Cause>,
     ) -> BoxFuture<'a, Result<Vec<Transition>, BusError>> {
         let mut state = lock(&self.hub.state);
-        let transitions = state.channels.get_mut(subject).map(|channel| channel.leave(socket)).unwrap_or_default();
-        Box::pin(ready(Ok(transitions)))
+        let left = |channel: &mut Channel| channel.leave(socket, cause);
+        Box::pin(ready(Ok(state.channels.get_mut(subject).map(left).unwrap_or_default())))
     }
 
     fn publish(&self, message: Message) -> BoxFuture<'_, Result<(), BusError>> {
@@ -181,6 +183,21 @@ impl Bus for MemoryBus {
 
     fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    /// What dies here dies with the process.
+    fn recorded(&self, _subject: &Subject, _orders: &[Order]) {}
+
+    fn decided(&self) -> Option<mpsc::Receiver<Decided>> {
+        None
+    }
+
+    fn up(&self) -> bool {
+        true
+    }
+
+    fn resign(&self) -> BoxFuture<'_, ()> {
+        Box::pin(ready(()))
     }
 }
 
@@ -263,21 +280,21 @@ impl Channel {
             }
             if self.sockets.is_empty() {
                 self.vacated = None;
-                transitions.push(self.decide(EventKind::ChannelOccupied));
+                transitions.push(self.decide(EventKind::ChannelOccupied, None));
             }
             self.sockets.insert(socket.clone(), member.map(|member| member.user_id.clone()));
             if let Some(member) = member {
                 let entry = self.members.entry(member.user_id.clone()).or_insert_with(|| (member.clone(), 0));
                 entry.1 += 1;
                 if entry.1 == 1 {
-                    transitions.push(self.decide(EventKind::MemberAdded { user_id: member.user_id.clone() }));
+                    transitions.push(self.decide(EventKind::MemberAdded { user_id: member.user_id.clone() }, None));
                 }
             }
         }
         Ok(Joined { transitions, roster: self.members.values().map(|(member, _)| member.clone()).collect() })
     }
 
-    fn leave(&mut self, socket: &SocketId) -> Vec<Transition> {
+    fn leave(&mut self, socket: &SocketId, cause: Option<Cause>) -> Vec<Transition> {
         let mut transitions = Vec::new();
         let Some(user) = self.sockets.remove(socket) else { return transitions };
         if let Some(user_id) = user
@@ -286,23 +303,24 @@ impl Channel {
             *connections -= 1;
             if *connections == 0 {
                 self.members.remove(&user_id);
-                transitions.push(self.decide(EventKind::MemberRemoved { user_id }));
+                transitions.push(self.decide(EventKind::MemberRemoved { user_id }, cause));
             }
         }
         if self.sockets.is_empty() {
             self.vacated = Some(Instant::now());
-            transitions.push(self.decide(EventKind::ChannelVacated));
+            transitions.push(self.decide(EventKind::ChannelVacated, cause));
         }
         transitions
     }
 
-    fn decide(&mut self, kind: EventKind) -> Transition {
+    fn decide(&mut self, kind: EventKind, cause: Option<Cause>) -> Transition {
         self.seq += 1;
         Transition {
             id: Ulid::new().to_string(),
             kind,
             order: Order { epoch: self.epoch, seq: self.seq },
             time_ms: u64::try_from(now().as_millis()).unwrap_or(u64::MAX),
+            cause,
         }
     }
 }
@@ -342,9 +360,9 @@ mod tests {
         assert_eq!(told(&one.join(&room, &a, None).await.expect("joined").transitions), [("channel_occupied", 1)]);
         assert_eq!(told(&two.join(&room, &b, None).await.expect("joined").transitions), []);
         assert_eq!(told(&one.join(&room, &a, None).await.expect("joined").transitions), [], "entering twice");
-        assert_eq!(told(&one.leave(&room, &a).await.expect("left")), []);
-        assert_eq!(told(&two.leave(&room, &b).await.expect("left")), [("channel_vacated", 2)]);
-        assert_eq!(told(&two.leave(&room, &b).await.expect("left")), [], "leaving twice");
+        assert_eq!(told(&one.leave(&room, &a, None).await.expect("left")), []);
+        assert_eq!(told(&two.leave(&room, &b, None).await.expect("left")), [("channel_vacated", 2)]);
+        assert_eq!(told(&two.leave(&room, &b, None).await.expect("left")), [], "leaving twice");
         let again = one.join(&room, &a, None).await.expect("joined").transitions;
         assert_eq!(told(&again), [("channel_occupied", 3)], "the counter goes on");
     }
@@ -357,8 +375,8 @@ mod tests {
         assert_eq!(told(&first.transitions), [("channel_occupied", 1), ("member_added", 2)]);
         let second = bus.join(&room, &b, Some(&user)).await.expect("joined");
         assert_eq!((told(&second.transitions).len(), second.roster.len()), (0, 1));
-        assert_eq!(told(&bus.leave(&room, &a).await.expect("left")), []);
-        let last = bus.leave(&room, &b).await.expect("left");
+        assert_eq!(told(&bus.leave(&room, &a, None).await.expect("left")), []);
+        let last = bus.leave(&room, &b, None).await.expect("left");
         assert_eq!(told(&last), [("member_removed", 3), ("channel_vacated", 4)]);
     }
 
@@ -420,9 +438,9 @@ mod tests {
         assert_eq!(channel.count(at(2)), Count::Later(Duration::from_millis(4999)));
         join(&mut channel, 101);
         assert_eq!(channel.count(at(5001)), Count::Tell(102));
-        channel.leave(&SocketId::from_random(1, 0));
+        channel.leave(&SocketId::from_random(1, 0), None);
         assert_eq!(channel.count(at(5002)), Count::Later(Duration::from_millis(4999)));
-        channel.leave(&SocketId::from_random(1, 1));
+        channel.leave(&SocketId::from_random(1, 1), None);
         assert_eq!(channel.count(at(5003)), Count::Tell(100), "down to a hundred at once");
     }
 
@@ -436,7 +454,7 @@ mod tests {
             bus.join(room, &socket, None).await.expect("joined");
         }
         bus.join(&subject("presence-room"), &socket, Some(&member("u"))).await.expect("joined");
-        bus.leave(&subject("left"), &socket).await.expect("left");
+        bus.leave(&subject("left"), &socket, None).await.expect("left");
         bus.keep(&subject("cache-empty"), &Last { event: "e".into(), data: String::new() }).await.expect("kept");
         let names = async |prefix| {
             let channels = bus.list(&"1".into(), prefix).await.expect("channels");

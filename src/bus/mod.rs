@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use memory::MemoryBus;
-pub use redis::RedisBus;
+pub use redis::{RedisBus, Timing};
 
 use crate::protocol::frame::Member;
-use crate::protocol::record::{EventKind, Order};
+use crate::protocol::record::{Cause, EventKind, Order};
 use crate::protocol::{AppId, ChannelName, SocketId};
 
 /// How long a channel's last event is kept, as Pusher documents it.
@@ -56,6 +56,20 @@ pub struct Transition {
     pub order: Order,
     /// When it was decided, in ms since 1970.
     pub time_ms: u64,
+    /// What made a member leave.
+    pub cause: Option<Cause>,
+}
+
+/// What the bus decided without being asked: about the connections of a process that died, or once a store that lost
+/// its memory has heard everyone again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decided {
+    /// The channel.
+    pub subject: Subject,
+    /// In the order decided.
+    pub transitions: Vec<Transition>,
+    /// Those who were added.
+    pub members: Vec<Member>,
 }
 
 /// What entering a channel changed and found.
@@ -129,9 +143,12 @@ pub enum BusError {
     /// The channel has as many members as it may.
     #[error("the presence channel is full: {0} members")]
     Full(usize),
-    /// The other side does not answer.
+    /// The other side does not answer. Who enters and who leaves is noted, and decided once it answers again.
     #[error("the bus does not answer: {0}")]
     Unavailable(String),
+    /// The other side answers, and is not fit to be a bus.
+    #[error("{0}")]
+    Unfit(String),
 }
 
 /// A process's end of the bus.
@@ -149,6 +166,7 @@ pub trait Bus: Send + Sync {
         &'a self,
         subject: &'a Subject,
         socket: &'a SocketId,
+        cause: Option<Cause>,
     ) -> BoxFuture<'a, Result<Vec<Transition>, BusError>>;
 
     /// Sends a frame to the subscribers of a channel on the *other* processes; this process has served its own.
@@ -179,4 +197,17 @@ pub trait Bus: Send + Sync {
 
     /// Frames that this process was too slow to take.
     fn lost(&self) -> u64;
+
+    /// These transitions of a channel are safe elsewhere. Until it hears so, the bus keeps them for whoever comes after
+    /// this process.
+    fn recorded(&self, subject: &Subject, orders: &[Order]);
+
+    /// What the bus decides without being asked. Taken once; `None` afterwards.
+    fn decided(&self) -> Option<mpsc::Receiver<Decided>>;
+
+    /// Whether the other processes can be reached.
+    fn up(&self) -> bool;
+
+    /// The process ends in order: it has nobody anywhere, and nobody need sweep after it.
+    fn resign(&self) -> BoxFuture<'_, ()>;
 }

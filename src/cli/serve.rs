@@ -44,7 +44,7 @@ async fn run_edge() -> Result<(), String> {
         // Its own name on the bus: a container that starts again in its pod is another.
         let process = ulid::Ulid::new().to_string();
         let (url, cluster) = (values.text(name::REDIS_URL), values.text(name::CLUSTER_UID));
-        let bus = RedisBus::connect(url, cluster, &process, shutdown.clone());
+        let bus = RedisBus::connect(url, cluster, &process, shutdown.clone()).await;
         Arc::new(bus.map_err(|error| error.to_string())?)
     } else {
         Arc::new(MemoryBus::new())

@@ -188,6 +188,10 @@ impl Connection {
         self.shared.channels.expect(&subject, &self.session);
         match self.shared.join(&subject, &self.session.socket, member.as_ref()).await {
             Ok(joined) => self.enter(subject, member, joined).await,
+            // Chat goes on within the process; the bus has noted who came, and decides later.
+            Err(BusError::Unavailable(_)) if member.is_none() => {
+                self.enter(subject, member, Joined::default()).await;
+            }
             Err(error) => {
                 self.refuse_join(&channel, &error);
                 // An answer that was lost may have been a yes.
@@ -213,7 +217,7 @@ impl Connection {
         let Joined { transitions, roster } = joined;
         let answer = frame::subscription_succeeded(&subject.channel, member.is_some().then_some(&roster[..]));
         let added = transitions.iter().any(|transition| matches!(transition.kind, EventKind::MemberAdded { .. }));
-        self.shared.recorder.transitions(&subject, transitions, None);
+        self.shared.recorder.transitions(&subject, transitions);
         let last = self.last_event(&subject).await;
         self.shared.channels.admit(&subject, &self.session.socket, Some(answer.into()), last);
         if subject.channel.needs_auth() {
@@ -258,7 +262,7 @@ impl Connection {
                 if let Some(last) = self.last_event(subject).await {
                     self.session.push(last);
                 }
-                self.shared.recorder.transitions(subject, joined.transitions, None);
+                self.shared.recorder.transitions(subject, joined.transitions);
             }
             Err(error) => self.refuse_join(&subject.channel, &error),
         }
@@ -277,15 +281,15 @@ impl Connection {
         if channel.kind() == ChannelKind::Internal {
             return;
         }
-        let transitions: Vec<Transition> = match self.shared.leave(&subject, &self.session.socket).await {
+        let transitions: Vec<Transition> = match self.shared.leave(&subject, &self.session.socket, cause).await {
             Ok(transitions) => transitions,
             Err(error) => {
-                tracing::warn!(%error, %channel, "a connection could not leave; the bus forgets it with this process");
+                tracing::debug!(%error, %channel, "a connection leaves later, once the bus answers");
                 return;
             }
         };
         let removed = transitions.iter().any(|transition| matches!(transition.kind, EventKind::MemberRemoved { .. }));
-        self.shared.recorder.transitions(&subject, transitions, cause);
+        self.shared.recorder.transitions(&subject, transitions);
         counts::changed(&self.shared, &subject).await;
         if let (Some(member), true) = (member, removed) {
             let told = frame::member_removed(&channel, &member.user_id);
@@ -342,7 +346,7 @@ impl Connection {
                 let answer = (code::OVER_CAPACITY, "LimitReached", 403);
                 self.refuse_subscription("presence_full", channel, answer, &error.to_string());
             }
-            BusError::Unavailable(_) => {
+            BusError::Unavailable(_) | BusError::Unfit(_) => {
                 tracing::warn!(%error, %channel, "a client could not enter");
                 let answer = (code::OVER_CAPACITY, "Unavailable", 503);
                 self.refuse_subscription("bus", channel, answer, frame::BUS_AWAY);

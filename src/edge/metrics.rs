@@ -50,6 +50,10 @@ pub struct Metrics {
     pub recorder_queued: Gauge,
     /// Frames of other processes that this one was too slow to take; set when asked.
     pub bus_lost: Gauge,
+    /// Whether the other processes can be reached; set when asked.
+    pub bus_up: Gauge,
+    /// Changes that the bus decided without being asked.
+    pub unasked: Counter,
 }
 
 impl Metrics {
@@ -85,6 +89,8 @@ impl Metrics {
         edge.register("client_events", "Client events accepted", self.client_events.clone());
         edge.register("published", "Events published over the HTTP API", self.published.clone());
         edge.register("bus_errors", "Calls to the bus that failed", self.bus_errors.clone());
+        edge.register("bus_up", "Whether the other edges can be reached", self.bus_up.clone());
+        edge.register("bus_decided", "Changes that nobody asked for: a process died", self.unasked.clone());
         edge.register("bus_lost", "Frames of other processes lost here", self.bus_lost.clone());
         edge.register("recorder_accepted", "Events handed to the recorder", self.recorder_accepted.clone());
         edge.register("recorder_acknowledged", "Events that the stream took", self.recorder_acknowledged.clone());

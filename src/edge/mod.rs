@@ -31,6 +31,7 @@ mod signin;
 mod sockjs;
 mod stream_check;
 mod subscribe;
+mod unasked;
 mod user;
 mod websocket;
 

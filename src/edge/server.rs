@@ -29,6 +29,7 @@ use super::sessions::Sessions;
 use super::shared::Shared;
 use super::sockjs;
 use super::stream_check::{self, Found};
+use super::unasked;
 use crate::bus::{Bus, Message};
 use crate::contract::{Values, name};
 use crate::kinesis::{self, KinesisError};
@@ -146,6 +147,7 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
     let (public, admin) = (deps.public.local_addr()?, deps.admin.local_addr()?);
     let (apps, files) = Apps::load(deps.apps_dir.clone()).await?;
     let messages = deps.bus.messages().ok_or(StartError::BusTaken)?;
+    let decided = deps.bus.decided();
     let found = match &deps.kinesis {
         Some(client) => stream_check::first(client).await?,
         None => Found::Stream,
@@ -154,7 +156,8 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
     let metrics = Arc::new(Metrics::default());
     let (writers, flushed) = (TaskTracker::new(), CancellationToken::new());
     let origin = origin(&values, &process);
-    let recorder = Recorder::start(deps.kinesis.clone(), &origin, metrics.clone(), &writers, &flushed);
+    let recorder =
+        Recorder::start(deps.kinesis.clone(), deps.bus.clone(), &origin, metrics.clone(), &writers, &flushed);
     let shared = Arc::new(Shared {
         apps: apps.clone(),
         channels: Channels::new(),
@@ -174,6 +177,9 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
     let tasks = TaskTracker::new();
     tasks.spawn(apps.follow(deps.apps_dir, files, shared.sessions.clone(), stop.clone()));
     tasks.spawn(relay(shared.clone(), messages, stop.clone()));
+    if let Some(decided) = decided {
+        tasks.spawn(unasked::follow(shared.clone(), decided, stop.clone()));
+    }
     if let (Found::Missing, Some(client)) = (found, deps.kinesis) {
         let failures = failures.clone();
         tasks.spawn(until(stop.clone(), async move {
@@ -235,6 +241,7 @@ impl Life {
             tracing::warn!(sessions = self.shared.sessions.count(), "sessions did not leave in time");
         }
         tokio::join!(self.answer_last_requests(), self.flush());
+        self.shared.bus.resign().await;
         self.tasks.close();
         self.stop.cancel();
         if timeout(REQUESTS, self.tasks.wait()).await.is_err() {

@@ -19,6 +19,7 @@ use super::session::Closing;
 use super::sessions::{Place, Sessions, going_away};
 use crate::bus::{Bus, BusError, Count, Joined, Last, Message, Recalled, Seen, Subject, Transition};
 use crate::protocol::frame::{self, Member, code};
+use crate::protocol::record::Cause;
 use crate::protocol::{AppId, ChannelName, SocketId, Transport};
 
 /// Longest that the bus may take for one answer.
@@ -87,8 +88,13 @@ impl Shared {
     }
 
     /// Leaves a channel on the bus.
-    pub async fn leave(&self, subject: &Subject, socket: &SocketId) -> Result<Vec<Transition>, BusError> {
-        self.ask(self.bus.leave(subject, socket)).await
+    pub async fn leave(
+        &self,
+        subject: &Subject,
+        socket: &SocketId,
+        cause: Option<Cause>,
+    ) -> Result<Vec<Transition>, BusError> {
+        self.ask(self.bus.leave(subject, socket, cause)).await
     }
 
     /// Keeps a channel's last event.
@@ -134,6 +140,7 @@ impl Shared {
     /// Takes down what can only be asked for.
     pub fn observe(&self) {
         self.metrics.recorder_queued.set(i64::try_from(self.recorder.queued()).unwrap_or(i64::MAX));
+        self.metrics.bus_up.set(i64::from(self.bus.up()));
         self.metrics.bus_lost.set(i64::try_from(self.bus.lost()).unwrap_or(i64::MAX));
     }
 }

@@ -62,19 +62,15 @@ impl SignedIn {
             shared.channels.remove(subject, &session.socket);
         }
         shared.channels.remove(&self.home, &session.socket);
-        match shared.leave(&self.home, &session.socket).await {
+        match shared.leave(&self.home, &session.socket, None).await {
             Ok(transitions) if changed(&transitions, &EventKind::ChannelVacated) => self.announce(shared, false).await,
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "a user could not sign out; the bus forgets it with this process"),
+            Err(error) => tracing::debug!(%error, "a user signs out later, once the bus answers"),
         }
     }
 
-    /// Tells those who watch the user.
     async fn announce(&self, shared: &Shared, online: bool) {
-        let Some(watchers) = subject(&self.home.app, ChannelName::watching(&self.member.user_id)) else { return };
-        let user = [self.member.user_id.as_str()];
-        let told = if online { frame::watchlist(&user, &[]) } else { frame::watchlist(&[], &user) };
-        shared.publish(watchers, told, None).await;
+        announce(shared, &self.home.app, &self.member.user_id, online).await;
     }
 
     /// Tells who of the watched is here, and from then on who comes and goes.
@@ -101,6 +97,13 @@ impl SignedIn {
             shared.channels.admit(subject, &session.socket, None, None);
         }
     }
+}
+
+/// Tells those who watch a user.
+pub async fn announce(shared: &Shared, app: &AppId, user: &str, online: bool) {
+    let Some(watchers) = subject(app, ChannelName::watching(user)) else { return };
+    let told = if online { frame::watchlist(&[user], &[]) } else { frame::watchlist(&[], &[user]) };
+    shared.publish(watchers, told, None).await;
 }
 
 fn subject(app: &AppId, name: Option<ChannelName>) -> Option<Subject> {

@@ -103,6 +103,12 @@ impl ChannelName {
         self.0.strip_prefix(TO_USER)
     }
 
+    /// The user whose connections are here, on a channel of those who have signed in.
+    #[must_use]
+    pub fn home_of(&self) -> Option<&str> {
+        self.0.strip_prefix(SIGNED_IN)
+    }
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -231,7 +237,8 @@ mod tests {
         }
         assert_eq!(ChannelName::parse_any("#server-to-user-"), Err(InvalidChannelName::User));
         assert_eq!(ChannelName::parse_any("#else"), Err(InvalidChannelName::Character('#')));
-        assert_eq!(ChannelName::signed_in("7").as_ref().and_then(ChannelName::addressee), None);
+        let home = ChannelName::signed_in("7").expect("a name");
+        assert_eq!((home.addressee(), home.home_of()), (None, Some("7")));
     }
 
     #[test]

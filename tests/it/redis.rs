@@ -4,10 +4,23 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use realtime_operator::bus::{Bus, BusError, Count, Last, Message, Recalled, RedisBus, Subject, Transition};
+use fred::interfaces::{ClientLike, ConfigInterface, KeysInterface, SortedSetsInterface};
+use realtime_operator::bus::{
+    Bus, BusError, Count, Decided, Last, Message, Recalled, RedisBus, Subject, Timing, Transition,
+};
 use realtime_operator::protocol::frame::Member;
+use realtime_operator::protocol::record::Cause;
 use realtime_operator::protocol::{ChannelName, SocketId};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+/// Short, so that a test sees a death in a second.
+const TIMING: Timing = Timing {
+    lease: Duration::from_millis(900),
+    renew: Duration::from_millis(200),
+    settle: Duration::from_millis(800),
+    rest: Duration::from_millis(1_200),
+};
 
 /// A server on a free port, gone with this value.
 struct Redis {
@@ -42,19 +55,25 @@ impl Redis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    async fn bus(&self, process: &str) -> RedisBus {
-        let bus = RedisBus::connect(&self.url(), "uid-1", process, CancellationToken::new()).expect("a bus");
+    /// An end of the bus that its token stops dead, as a kill does.
+    async fn end(&self, process: &str, life: CancellationToken) -> RedisBus {
+        let bus = RedisBus::start(&self.url(), "uid-1", process, TIMING, life).expect("a bus");
         answers(&bus).await;
+        // The memory of a store that has just begun tells nothing yet.
+        tokio::time::sleep(TIMING.settle).await;
         bus
+    }
+
+    async fn bus(&self, process: &str) -> RedisBus {
+        self.end(process, CancellationToken::new()).await
     }
 }
 
 /// Waits until calls are answered.
 async fn answers(bus: &RedisBus) {
-    let (nowhere, nobody) = (subject("nowhere"), SocketId::from("0.0"));
     let answered = async {
-        while bus.leave(&nowhere, &nobody).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        while !bus.up() || bus.look(&subject("nowhere")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(20), answered).await.expect("an answer of Redis");
@@ -82,11 +101,11 @@ async fn occupancy_is_decided_once_across_processes() {
     assert!(first[0].order.epoch > 1_600_000_000_000_000, "the epoch is a time in µs");
     assert_eq!(told(&two.join(&room, &b, None).await.expect("joined").transitions), []);
     assert_eq!(told(&one.join(&room, &a, None).await.expect("joined").transitions), [], "entering twice");
-    assert_eq!(told(&one.leave(&room, &a).await.expect("left")), []);
-    let last = two.leave(&room, &b).await.expect("left");
+    assert_eq!(told(&one.leave(&room, &a, None).await.expect("left")), []);
+    let last = two.leave(&room, &b, None).await.expect("left");
     assert_eq!(told(&last), [("channel_vacated", 2)]);
     assert_eq!(last[0].order.epoch, first[0].order.epoch);
-    assert_eq!(told(&two.leave(&room, &b).await.expect("left")), [], "leaving twice");
+    assert_eq!(told(&two.leave(&room, &b, None).await.expect("left")), [], "leaving twice");
     let again = one.join(&room, &a, None).await.expect("joined").transitions;
     assert_eq!(told(&again), [("channel_occupied", 3)], "the counter goes on");
 }
@@ -100,8 +119,8 @@ async fn a_user_counts_once_and_the_roster_shows_everyone() {
     assert_eq!(told(&first.transitions), [("channel_occupied", 1), ("member_added", 2)]);
     let second = two.join(&room, &b, Some(&user)).await.expect("joined");
     assert_eq!((told(&second.transitions), second.roster), (vec![], vec![user]));
-    assert_eq!(told(&one.leave(&room, &a).await.expect("left")), []);
-    let last = two.leave(&room, &b).await.expect("left");
+    assert_eq!(told(&one.leave(&room, &a, None).await.expect("left")), []);
+    let last = two.leave(&room, &b, None).await.expect("left");
     assert_eq!(told(&last), [("member_removed", 3), ("channel_vacated", 4)]);
     for n in 0..100 {
         let socket = SocketId::from_random(1, n);
@@ -122,7 +141,7 @@ async fn what_two_processes_decide_at_once_has_one_order_without_gaps() {
         let (socket, mut all) = (SocketId::from(socket), Vec::new());
         for _ in 0..500 {
             all.extend(bus.join(&room, &socket, None).await.expect("joined").transitions);
-            all.extend(bus.leave(&room, &socket).await.expect("left"));
+            all.extend(bus.leave(&room, &socket, None).await.expect("left"));
         }
         all
     };
@@ -141,7 +160,7 @@ async fn what_two_processes_decide_at_once_has_one_order_without_gaps() {
 async fn frames_reach_the_other_processes_only_and_other_clusters_not_at_all() {
     let redis = Redis::start(None);
     let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
-    let foreign = RedisBus::connect(&redis.url(), "uid-2", "p3", CancellationToken::new()).expect("a bus");
+    let foreign = RedisBus::start(&redis.url(), "uid-2", "p3", TIMING, CancellationToken::new()).expect("a bus");
     answers(&foreign).await;
     let mut own = one.messages().expect("an inbox");
     let mut other = two.messages().expect("an inbox");
@@ -194,7 +213,7 @@ async fn channels_are_counted_listed_and_looked_at_across_processes() {
     for subject in [&own, &elsewhere, &subject("left")] {
         one.join(subject, &socket(0), None).await.expect("joined");
     }
-    one.leave(&subject("left"), &socket(0)).await.expect("left");
+    one.leave(&subject("left"), &socket(0), None).await.expect("left");
     assert_eq!(one.count(&room).await, Ok(Count::Tell(2)));
     assert_eq!(two.count(&room).await, Ok(Count::Told));
     for n in 2..=100 {
@@ -202,7 +221,7 @@ async fn channels_are_counted_listed_and_looked_at_across_processes() {
     }
     let later = two.count(&room).await.expect("an answer");
     assert!(matches!(later, Count::Later(wait) if wait <= Duration::from_secs(5)), "{later:?}");
-    one.leave(&room, &socket(0)).await.expect("left");
+    one.leave(&room, &socket(0), None).await.expect("left");
     assert_eq!(two.count(&room).await, Ok(Count::Tell(100)));
     let seen = two.look(&presence).await.expect("seen");
     assert_eq!((seen.connections, seen.users), (2, vec!["0".to_owned(), "1".to_owned()]));
@@ -216,26 +235,178 @@ async fn channels_are_counted_listed_and_looked_at_across_processes() {
     assert_eq!(two.occupied(&[]).await, Ok(vec![]));
 }
 
-#[tokio::test]
-async fn a_store_that_lost_its_memory_goes_on_where_the_cluster_was() {
-    let redis = Redis::start(None);
-    let (bus, room, socket) = (redis.bus("p1").await, subject("room"), SocketId::from("1.1"));
-    let first = bus.join(&room, &socket, None).await.expect("joined").transitions;
-    let left = bus.leave(&room, &socket).await.expect("left");
-    let port = redis.port;
-    drop(redis);
-    let away = bus.join(&room, &socket, None).await.expect_err("away");
-    assert!(matches!(away, BusError::Unavailable(_)), "{away}");
-    let _empty = Redis::start(Some(port));
-    answers(&bus).await;
-    let again = bus.join(&room, &socket, None).await.expect("joined").transitions;
-    assert_eq!(told(&again), [("channel_occupied", left[0].order.seq + 1)]);
-    assert_eq!(again[0].order.epoch, first[0].order.epoch);
+/// What a bus decides unasked, until so many transitions have come; and that no more come soon.
+async fn unasked(decided: &mut mpsc::Receiver<Decided>, count: usize) -> Vec<(Subject, Transition)> {
+    let mut all = Vec::new();
+    let wanted = async {
+        while all.len() < count {
+            let decided = decided.recv().await.expect("a bus");
+            all.extend(decided.transitions.into_iter().map(|transition| (decided.subject.clone(), transition)));
+        }
+    };
+    let wanted = tokio::time::timeout(Duration::from_secs(20), wanted).await;
+    assert!(wanted.is_ok(), "{count} transitions wanted, {} came", all.len());
+    all
 }
 
 #[tokio::test]
-async fn an_address_that_is_none_is_told_without_its_password() {
-    let connect = RedisBus::connect("rediss//:hunter2@nowhere", "uid-1", "p1", CancellationToken::new());
-    let error = connect.err().expect("refused").to_string();
-    assert!(error.contains("redis://USER:PASSWORD@HOST:PORT") && !error.contains("hunter2"), "{error}");
+async fn a_dead_process_is_swept_once_and_what_it_had_decided_keeps_its_id() {
+    let redis = Redis::start(None);
+    let death = CancellationToken::new();
+    let (dying, one, two) = (redis.end("p0", death.clone()).await, redis.bus("p1").await, redis.bus("p2").await);
+    let mut others = [one.decided().expect("an outlet"), two.decided().expect("an outlet")];
+    let (alone, shared) = (subject("presence-alone"), subject("presence-shared"));
+    let socket = |n| SocketId::from_random(7, n);
+    let first = dying.join(&alone, &socket(1), Some(&member("a"))).await.expect("joined").transitions;
+    let second = dying.join(&shared, &socket(2), Some(&member("a"))).await.expect("joined").transitions;
+    dying.join(&shared, &socket(3), Some(&member("b"))).await.expect("joined");
+    one.join(&shared, &socket(4), Some(&member("a"))).await.expect("joined");
+    // Of one channel all is safe in the stream, of the other nothing.
+    dying.recorded(&shared, &second.iter().map(|transition| transition.order).collect::<Vec<_>>());
+    let acknowledged = async {
+        while dying.join(&shared, &socket(2), None).await.is_err() {}
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    acknowledged.await;
+    death.cancel();
+    let ids = |transitions: &[Transition]| transitions.iter().map(|t| t.id.clone()).collect::<Vec<_>>();
+    let (mut found, until) = (Vec::new(), tokio::time::Instant::now() + Duration::from_secs(20));
+    while found.len() < 6 && tokio::time::Instant::now() < until {
+        for outlet in &mut others {
+            while let Ok(decided) = outlet.try_recv() {
+                found.extend(decided.transitions.into_iter().map(|transition| (decided.subject.clone(), transition)));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Longer than another sweep would take.
+    tokio::time::sleep(TIMING.rest).await;
+    assert!(others.iter_mut().all(|outlet| outlet.try_recv().is_err()), "told twice");
+    let of = |subject: &Subject| -> Vec<Transition> {
+        found.iter().filter(|(found, _)| found == subject).map(|(_, transition)| transition.clone()).collect()
+    };
+    let told_alone = of(&alone);
+    assert_eq!(ids(&told_alone)[..2], ids(&first), "not recorded when it died");
+    assert_eq!(
+        told(&told_alone),
+        [("channel_occupied", 1), ("member_added", 2), ("member_removed", 3), ("channel_vacated", 4)]
+    );
+    assert_eq!(told(&of(&shared)), [("member_added", 3), ("member_removed", 4)], "`a` is still there");
+    assert_eq!(one.look(&shared).await.map(|seen| (seen.connections, seen.users)), Ok((1, vec!["a".into()])));
+    assert_eq!(one.look(&alone).await.map(|seen| seen.connections), Ok(0));
+    assert_eq!(two.list(&"1".into(), "").await.map(|all| all.len()), Ok(1));
+}
+
+#[tokio::test]
+async fn a_store_that_lost_its_memory_hears_everyone_and_tells_only_what_changed() {
+    let redis = Redis::start(None);
+    let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
+    let (mut first, mut second) = (one.decided().expect("an outlet"), two.decided().expect("an outlet"));
+    let (same, changed, left) = (subject("presence-same"), subject("presence-changed"), subject("left"));
+    let socket = |n| SocketId::from_random(7, n);
+    one.join(&same, &socket(1), Some(&member("a"))).await.expect("joined");
+    two.join(&same, &socket(2), Some(&member("b"))).await.expect("joined");
+    one.join(&changed, &socket(1), Some(&member("a"))).await.expect("joined");
+    let known = two.join(&changed, &socket(2), Some(&member("b"))).await.expect("joined").transitions;
+    one.join(&left, &socket(1), None).await.expect("joined");
+    let port = redis.port;
+    drop(redis);
+    let away = two.leave(&changed, &socket(2), None).await.expect_err("away");
+    assert!(matches!(away, BusError::Unavailable(_)), "{away}");
+    assert!(
+        one.leave(&left, &socket(1), None).await.is_err() && one.join(&subject("new"), &socket(1), None).await.is_err()
+    );
+    let _empty = Redis::start(Some(port));
+    answers(&one).await;
+    answers(&two).await;
+    let by_two = unasked(&mut second, 1).await;
+    let by_one = unasked(&mut first, 2).await;
+    // What one tells the other does not, whoever comes first.
+    tokio::time::sleep(TIMING.rest).await;
+    assert!(first.try_recv().is_err() && second.try_recv().is_err(), "told twice");
+    let mut all: Vec<_> = by_one.into_iter().chain(by_two).collect();
+    all.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let kinds: Vec<_> = all.iter().map(|(subject, t)| (subject.channel.to_string(), t.kind.name())).collect();
+    let wanted = [("left", "channel_vacated"), ("new", "channel_occupied"), ("presence-changed", "member_removed")];
+    assert_eq!(kinds, wanted.map(|(channel, kind)| (channel.to_owned(), kind)));
+    assert!(all[2].1.order > known[0].order, "a sequence never goes back");
+    let seen = two.look(&same).await.expect("seen");
+    assert_eq!((seen.connections, seen.users), (2, vec!["a".to_owned(), "b".to_owned()]));
+    let gone = one.leave(&same, &socket(1), None).await.expect("left");
+    assert_eq!(gone.iter().map(|t| t.kind.name()).collect::<Vec<_>>(), ["member_removed"], "it was known as told");
+}
+
+#[tokio::test]
+async fn who_was_taken_for_dead_comes_back_with_everyone_it_has() {
+    let redis = Redis::start(None);
+    let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
+    let room = subject("presence-room");
+    let (a, b) = (SocketId::from("1.1"), SocketId::from("2.2"));
+    one.join(&room, &a, Some(&member("a"))).await.expect("joined");
+    two.join(&room, &b, Some(&member("b"))).await.expect("joined");
+    let raw =
+        fred::types::Builder::from_config(fred::types::config::Config::from_url(&redis.url()).expect("an address"));
+    let raw = raw.build().expect("a client");
+    raw.init().await.expect("a connection");
+    // As if it had been silent for long.
+    let ended: i64 = raw.zadd("rt:{uid-1}:leases", None, None, false, false, (1.0, "p1")).await.expect("written");
+    assert_eq!(ended, 0, "the lease was there");
+    let renamed = async {
+        loop {
+            let names: Vec<String> =
+                raw.zrange("rt:{uid-1}:leases", 0, -1, None, false, None, false).await.expect("read");
+            if names.contains(&"p1.1".to_owned()) && !names.contains(&"p1".to_owned()) {
+                return names;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let names = tokio::time::timeout(Duration::from_secs(20), renamed).await.expect("swept under its old name");
+    assert_eq!(names.len(), 2);
+    let seen = two.look(&room).await.expect("seen");
+    assert_eq!((seen.connections, seen.users), (2, vec!["a".to_owned(), "b".to_owned()]));
+    let left = one.leave(&room, &a, Some(Cause::Drain)).await.expect("left");
+    assert_eq!(
+        left.iter().map(|t| (t.kind.name(), t.cause)).collect::<Vec<_>>(),
+        [("member_removed", Some(Cause::Drain))]
+    );
+}
+
+#[tokio::test]
+async fn a_store_that_would_forget_is_refused_at_the_start() {
+    let redis = Redis::start(None);
+    let bus = redis.bus("p1").await;
+    let raw =
+        fred::types::Builder::from_config(fred::types::config::Config::from_url(&redis.url()).expect("an address"));
+    let raw = raw.build().expect("a client");
+    raw.init().await.expect("a connection");
+    for (name, value) in [("maxmemory", "100mb"), ("maxmemory-policy", "allkeys-lru")] {
+        raw.config_set(name, value).await.expect("set");
+    }
+    let error = RedisBus::connect(&redis.url(), "uid-1", "p2", CancellationToken::new()).await.err().expect("refused");
+    assert!(matches!(&error, BusError::Unfit(told) if told.contains("noeviction")), "{error}");
+    assert!(bus.up(), "who serves goes on");
+}
+
+#[tokio::test]
+async fn a_foreign_key_and_a_full_store_are_told_and_lose_nothing() {
+    let redis = Redis::start(None);
+    let (bus, room, socket) = (redis.bus("p1").await, subject("room"), SocketId::from("1.1"));
+    let raw =
+        fred::types::Builder::from_config(fred::types::config::Config::from_url(&redis.url()).expect("an address"));
+    let raw = raw.build().expect("a client");
+    raw.init().await.expect("a connection");
+    raw.set::<(), _, _>("rt:{uid-1:1:room}:sockets", "foreign", None, None, false).await.expect("set");
+    let error = bus.join(&room, &socket, None).await.expect_err("refused").to_string();
+    assert!(error.contains("a Redis of its own"), "{error}");
+    let mut decided = bus.decided().expect("an outlet");
+    raw.del::<(), _>("rt:{uid-1:1:room}:sockets").await.expect("removed");
+    let told = unasked(&mut decided, 1).await;
+    assert_eq!((&told[0].0, told[0].1.kind.name()), (&room, "channel_occupied"), "once the key has gone");
+    raw.config_set("maxmemory", "1mb").await.expect("set");
+    let error = bus.join(&subject("other"), &socket, None).await.expect_err("refused").to_string();
+    assert!(error.contains("Redis is full"), "{error}");
+    raw.config_set("maxmemory", "0").await.expect("set");
+    let told = unasked(&mut decided, 1).await;
+    assert_eq!((told[0].0.channel.as_str(), told[0].1.kind.name()), ("other", "channel_occupied"));
 }

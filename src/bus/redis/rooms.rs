@@ -1,15 +1,20 @@
 //! What Redis knows of channels beyond who enters and leaves: their last event, their count, and which there are.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fred::clients::Client;
-use fred::interfaces::{HashesInterface, KeysInterface};
-use fred::types::scan::ScanType;
+use fred::interfaces::{HashesInterface, SortedSetsInterface};
+use fred::types::Value;
+use fred::types::scan::Scanner;
 use fred::types::scripts::Script;
+use futures::StreamExt;
 
 use super::super::{BusError, COUNT_EVERY, Count, KEPT, Last, MANY, MISSED, Recalled, Seen, Subject};
-use super::{TOMBSTONE_SECONDS, garbled};
-use crate::protocol::{AppId, ChannelName};
+use super::TOMBSTONE_SECONDS;
+use super::names::{self, Names};
+use super::store::{evaluate, garbled, unavailable};
+use crate::protocol::{AppId, ChannelKind, ChannelName};
 
 /// Keys looked at in one step of a list.
 const PAGE: u32 = 1_000;
@@ -20,7 +25,7 @@ const PIPELINE: usize = 500;
 /// The scripts and the names of their keys.
 pub(super) struct Rooms {
     client: Client,
-    cluster: String,
+    names: Names,
     keep: Script,
     recall: Script,
     count: Script,
@@ -28,10 +33,10 @@ pub(super) struct Rooms {
 }
 
 impl Rooms {
-    pub(super) fn new(client: Client, cluster: String) -> Self {
+    pub(super) fn new(client: Client, names: Names) -> Self {
         Self {
             client,
-            cluster,
+            names,
             keep: Script::from_lua(include_str!("keep.lua")),
             recall: Script::from_lua(include_str!("recall.lua")),
             count: Script::from_lua(include_str!("count.lua")),
@@ -81,36 +86,35 @@ impl Rooms {
     }
 
     pub(super) async fn occupied(&self, subjects: &[Subject]) -> Result<Vec<bool>, BusError> {
-        let keys: Vec<String> = subjects.iter().map(|subject| self.key(subject, "sockets")).collect();
+        let keys: Vec<String> = subjects.iter().map(|subject| self.names.key(subject, "sockets")).collect();
         Ok(self.lengths(&keys).await?.into_iter().map(|length| length > 0).collect())
     }
 
-    /// Walks over the keys: an index of its own would be another key to write on every first and last subscription,
-    /// in another slot, and so never quite right.
+    /// Every process keeps a list of the channels in which it has someone; together they are all there are.
     pub(super) async fn list(&self, app: &AppId, prefix: &str) -> Result<Vec<(ChannelName, u64)>, BusError> {
-        let before = format!("rt:{{{}:{app}:", self.cluster);
-        let after = "}:sockets";
-        let pattern = format!("{before}{prefix}*{after}");
-        let (mut cursor, mut names) = ("0".to_owned(), std::collections::BTreeSet::new());
-        loop {
-            let page = self.client.scan_page::<(String, Vec<String>), _, _>(
-                cursor,
-                pattern.clone(),
-                Some(PAGE),
-                Some(ScanType::Hash),
-            );
-            let (next, keys) = page.await.map_err(unavailable)?;
-            let name = |key: &String| key.strip_prefix(&before)?.strip_suffix(after).map(str::to_owned);
-            // The server's own have names that no client can ask for.
-            names.extend(keys.iter().filter_map(name).filter_map(|name| ChannelName::parse(&name).ok()));
-            if next == "0" {
-                break;
+        let processes: Vec<String> =
+            self.client.zrange(self.names.leases(), 0, -1, None, false, None, false).await.map_err(unavailable)?;
+        let mut found = BTreeSet::new();
+        for process in processes {
+            let pages = self.client.sscan(self.names.index(&process), format!("{app}/{prefix}*"), Some(PAGE));
+            let mut pages = std::pin::pin!(pages);
+            while let Some(page) = pages.next().await {
+                let mut page = page.map_err(unavailable)?;
+                let entries = page.take_results().unwrap_or_default().into_iter().filter_map(Value::into_string);
+                let subjects = entries.filter_map(|entry| names::subject(&entry));
+                found.extend(subjects.filter(|subject| subject.channel.kind() != ChannelKind::Internal));
+                page.next();
             }
-            cursor = next;
         }
-        let key = |name: &ChannelName| format!("{before}{name}}}:users");
-        let users = self.lengths(&names.iter().map(key).collect::<Vec<_>>()).await?;
-        Ok(names.into_iter().zip(users).collect())
+        let found: Vec<Subject> = found.into_iter().collect();
+        let keys = |part| found.iter().map(|subject| self.names.key(subject, part)).collect::<Vec<_>>();
+        let (sockets, users) = (self.lengths(&keys("sockets")).await?, self.lengths(&keys("users")).await?);
+        let counted = found.into_iter().zip(sockets).zip(users);
+        // A list is written before the first comes, and corrected after the last has gone.
+        Ok(counted
+            .filter(|((_, sockets), _)| *sockets > 0)
+            .map(|((subject, _), users)| (subject.channel, users))
+            .collect())
     }
 
     async fn lengths(&self, keys: &[String]) -> Result<Vec<u64>, BusError> {
@@ -125,10 +129,6 @@ impl Rooms {
         Ok(lengths)
     }
 
-    fn key(&self, subject: &Subject, part: &str) -> String {
-        format!("rt:{{{}:{}:{}}}:{part}", self.cluster, subject.app, subject.channel)
-    }
-
     async fn run<const N: usize>(
         &self,
         script: &Script,
@@ -136,14 +136,8 @@ impl Rooms {
         parts: [&str; N],
         arguments: Vec<String>,
     ) -> Result<Vec<String>, BusError> {
-        let keys: Vec<String> = parts.iter().map(|part| self.key(subject, part)).collect();
-        script.evalsha_with_reload(&self.client, keys, arguments).await.map_err(unavailable)
+        evaluate(&self.client, script, self.names.channel(subject, parts), arguments).await.map_err(unavailable)
     }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
-fn unavailable(error: fred::error::Error) -> BusError {
-    BusError::Unavailable(error.to_string())
 }
 
 fn number(text: &str) -> Result<u64, BusError> {

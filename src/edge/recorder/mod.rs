@@ -18,10 +18,10 @@ pub use queue::Dropped;
 use queue::{Limits, Queue};
 
 use super::metrics::Metrics;
-use crate::bus::{Subject, Transition};
+use crate::bus::{Bus, Subject, Transition};
 use crate::kinesis;
 use crate::protocol::admin::{RecorderFlow, RecorderState};
-use crate::protocol::record::{Cause, Event, EventKind, Origin};
+use crate::protocol::record::{Event, EventKind, Origin};
 use crate::runtime::clock;
 
 /// Parts of the stream's keys that are written independently of each other.
@@ -33,6 +33,7 @@ const EXPIRY: Duration = Duration::from_secs(5);
 /// Takes events in and has them written.
 pub struct Recorder {
     shared: Option<Arc<Shared>>,
+    bus: Arc<dyn Bus>,
     metrics: Arc<Metrics>,
     number: std::sync::atomic::AtomicU64,
 }
@@ -44,6 +45,7 @@ struct Shared {
     wake: Vec<Notify>,
     last_error: Mutex<Option<String>>,
     started: Instant,
+    bus: Arc<dyn Bus>,
     metrics: Arc<Metrics>,
 }
 
@@ -52,18 +54,20 @@ impl Recorder {
     /// queue is empty.
     pub fn start(
         kinesis: Option<kinesis::Client>,
+        bus: Arc<dyn Bus>,
         origin: &Origin,
         metrics: Arc<Metrics>,
         tasks: &TaskTracker,
         closing: &CancellationToken,
     ) -> Self {
         let number = std::sync::atomic::AtomicU64::new(0);
-        let Some(client) = kinesis else { return Self { shared: None, metrics, number } };
+        let Some(client) = kinesis else { return Self { shared: None, bus, metrics, number } };
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::new(Limits::DEFAULT, LANES)),
             wake: (0..LANES).map(|_| Notify::new()).collect(),
             last_error: Mutex::new(None),
             started: Instant::now(),
+            bus: bus.clone(),
             metrics: metrics.clone(),
         });
         for lane in 0..LANES {
@@ -71,13 +75,12 @@ impl Recorder {
             tasks.spawn(writer.run());
         }
         tasks.spawn(expire(shared.clone(), closing.clone()));
-        Self { shared: Some(shared), metrics, number }
+        Self { shared: Some(shared), bus, metrics, number }
     }
 
     /// Records what the bus decided.
-    pub fn transitions(&self, subject: &Subject, transitions: Vec<Transition>, cause: Option<Cause>) {
+    pub fn transitions(&self, subject: &Subject, transitions: Vec<Transition>) {
         for transition in transitions {
-            let left = matches!(transition.kind, EventKind::ChannelVacated | EventKind::MemberRemoved { .. });
             self.record(
                 subject,
                 Event {
@@ -85,7 +88,7 @@ impl Recorder {
                     time_ms: transition.time_ms,
                     order: Some(transition.order),
                     n: None,
-                    cause: cause.filter(|_| left),
+                    cause: transition.cause,
                     kind: transition.kind,
                 },
             );
@@ -102,7 +105,10 @@ impl Recorder {
     /// Takes an event in. Never waits for the stream.
     fn record(&self, subject: &Subject, event: Event) {
         self.metrics.recorder_accepted.inc();
-        let Some(shared) = &self.shared else { return };
+        let Some(shared) = &self.shared else {
+            // Nowhere to be safe: nobody need tell it again.
+            return event.order.iter().for_each(|order| self.bus.recorded(subject, &[*order]));
+        };
         let now = shared.now();
         let (lane, dropped) = {
             let mut queue = lock(&shared.queue);

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::queue::{Limits, Taken, backoff};
 use super::{Shared, lock};
 use crate::kinesis::{Class, Client, Entry};
-use crate::protocol::record::{Origin, Record, VERSION, partition_key};
+use crate::protocol::record::{Order, Origin, Record, VERSION, partition_key};
 
 /// Longest that a lane sleeps without looking again.
 const IDLE: Duration = Duration::from_mins(1);
@@ -69,6 +69,9 @@ impl Lane {
                     let mut queue = lock(&self.shared.queue);
                     for (taken, result) in batch.iter().zip(results) {
                         acknowledged += queue.settle(&taken.subject, result.is_ok(), now, rand::random());
+                        if result.is_ok() {
+                            self.safe(taken);
+                        }
                         if let Err(refusal) = result {
                             let count = refused.as_ref().map_or(0, |(count, _)| *count);
                             refused = Some((count + 1, format!("{}: {}", refusal.code, refusal.message)));
@@ -96,6 +99,14 @@ impl Lane {
         }
         self.shared.metrics.recorder_acknowledged.inc_by(u64::try_from(acknowledged).unwrap_or(u64::MAX));
         self.pause().await;
+    }
+
+    /// Tells the bus what need not be told by another any more.
+    fn safe(&self, taken: &Taken) {
+        let orders: Vec<Order> = taken.events.iter().filter_map(|event| event.order).collect();
+        if !orders.is_empty() {
+            self.shared.bus.recorded(&taken.subject, &orders);
+        }
     }
 
     /// After a call that failed as a whole the lane rests, or its other keys would knock on the same closed door.

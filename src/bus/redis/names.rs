@@ -1,0 +1,80 @@
+//! The names of the keys. All begin with `rt:` and the cluster, so that two clusters can share one store. What one
+//! script touches shares a hash tag, and so a slot.
+
+use super::super::Subject;
+use crate::protocol::ChannelName;
+
+/// The cluster, and how its store is laid out.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    /// The cluster.
+    pub cluster: String,
+    /// Whether the store is a cluster itself, in which keys of two channels never meet in one script.
+    pub clustered: bool,
+}
+
+impl Names {
+    /// Some keys of a channel.
+    pub fn channel<const N: usize>(&self, subject: &Subject, parts: [&str; N]) -> Vec<String> {
+        parts.map(|part| self.key(subject, part)).into()
+    }
+
+    /// One key of a channel.
+    pub fn key(&self, subject: &Subject, part: &str) -> String {
+        format!("rt:{{{}:{}:{}}}:{part}", self.cluster, subject.app, subject.channel)
+    }
+
+    /// Until when each process lives, in ms of the store's time.
+    pub fn leases(&self) -> String {
+        format!("rt:{{{}}}:leases", self.cluster)
+    }
+
+    /// What tells one life of the store's memory from the next.
+    pub fn incarnation(&self) -> String {
+        format!("rt:{{{}}}:incarnation", self.cluster)
+    }
+
+    /// The channels in which a process has someone, or of which it has something to tell.
+    pub fn index(&self, process: &str) -> String {
+        format!("rt:{{{}:{process}}}:channels", self.cluster)
+    }
+
+    /// Who sweeps after a process.
+    pub fn claim(&self, process: &str) -> String {
+        format!("rt:{{{}:{process}}}:sweeper", self.cluster)
+    }
+
+    /// Where frames are published.
+    pub fn frames(&self) -> String {
+        format!("rt:{}:frames", self.cluster)
+    }
+}
+
+/// A channel as it stands in an index.
+pub(super) fn entry(subject: &Subject) -> String {
+    format!("{}/{}", subject.app, subject.channel)
+}
+
+/// The channel that stands in an index; `None` when another program wrote it.
+pub(super) fn subject(entry: &str) -> Option<Subject> {
+    let (app, channel) = entry.split_once('/')?;
+    Some(Subject { app: app.into(), channel: ChannelName::parse_any(channel).ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_of_an_index_names_its_channel() {
+        for name in ["a", "presence-b"].map(ChannelName::parse) {
+            let known = Subject { app: "1".into(), channel: name.expect("a name") };
+            assert_eq!(subject(&entry(&known)), Some(known));
+        }
+        let own = Subject { app: "1".into(), channel: ChannelName::signed_in("u/é}").expect("a name") };
+        assert_eq!(subject(&entry(&own)), Some(own));
+        for bad in ["", "1", "1/", "1/b d"] {
+            assert_eq!(subject(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Redis itself: how it is reached, whether it is fit to be a bus, and what its errors mean.
+
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::interfaces::{ClientLike, LuaInterface};
+use fred::types::Builder;
+use fred::types::config::{Config, ReconnectPolicy};
+use fred::types::scripts::Script;
+
+use super::super::BusError;
+
+/// Longest for one answer.
+const ANSWER: Duration = Duration::from_secs(4);
+/// Longest for a connection.
+const CONNECT: Duration = Duration::from_secs(3);
+/// Longest between two tries to connect, in ms: others wait for this process's account.
+const RECONNECT_MS: u32 = 1_000;
+/// Calls that wait while Redis is away; beyond, they fail at once.
+const WAITING: usize = 10_000;
+/// Oldest release whose scripts replicate what they did rather than themselves.
+const OLDEST: u32 = 7;
+
+/// How to reach the store at this address.
+pub(super) fn builder(url: &str, queue: usize) -> Result<Builder, BusError> {
+    // The address holds a password: it is never repeated.
+    let mut config = Config::from_url(url).map_err(|_| {
+        BusError::Unfit(
+            "REALTIME_REDIS_URL is no address of a Redis: write redis://USER:PASSWORD@HOST:PORT, rediss:// for TLS, \
+             redis-cluster:// for a cluster, or redis-sentinel://…?sentinelServiceName=NAME"
+                .to_owned(),
+        )
+    })?;
+    // A Redis that is not up yet is waited for like one that went away.
+    config.fail_fast = false;
+    let mut builder = Builder::from_config(config);
+    builder
+        .with_connection_config(|connection| {
+            connection.connection_timeout = CONNECT;
+            connection.internal_command_timeout = CONNECT;
+            connection.max_command_attempts = 1;
+            connection.max_command_buffer_len = WAITING;
+            connection.reconnect_on_auth_error = true;
+            connection.unresponsive.max_timeout = Some(Duration::from_secs(10));
+        })
+        .with_performance_config(|performance| {
+            performance.default_command_timeout = ANSWER;
+            performance.broadcast_channel_capacity = queue;
+        })
+        .set_policy(ReconnectPolicy::new_exponential(0, 100, RECONNECT_MS, 2));
+    Ok(builder)
+}
+
+/// Runs a script by its hash; by its text where the store does not know it, which is each node's own matter.
+pub(super) async fn evaluate(
+    client: &Client,
+    script: &Script,
+    keys: Vec<String>,
+    arguments: Vec<String>,
+) -> Result<Vec<String>, fred::error::Error> {
+    match client.evalsha(script.sha1().clone(), keys.clone(), arguments.clone()).await {
+        Err(error) if error.details().starts_with("NOSCRIPT") => {
+            let text = script.lua().cloned().unwrap_or_default();
+            client.eval(text, keys, arguments).await
+        }
+        answer => answer,
+    }
+}
+
+/// What a store says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct About {
+    /// Tells one run of it from the next.
+    pub run: String,
+    /// For how long it runs, in ms.
+    pub age_ms: u64,
+    /// Why it cannot be a bus.
+    pub unfit: Option<String>,
+}
+
+/// Asks the store.
+pub(super) async fn about(client: &Client, clustered: bool) -> Result<About, BusError> {
+    let text: String = client.info(None).await.map_err(unavailable)?;
+    Ok(read_about(&text, clustered))
+}
+
+fn read_about(text: &str, clustered: bool) -> About {
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let number = |name: &str| field(name).and_then(|value| value.parse::<u64>().ok());
+    let version = field("redis_version").unwrap_or_default();
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    let (limit, policy) = (number("maxmemory").unwrap_or(0), field("maxmemory_policy").unwrap_or("noeviction"));
+    let unfit = if major.is_none_or(|major| major < OLDEST) {
+        Some(format!("Redis is of version `{version}`: use 7 or later, or a Valkey"))
+    } else if limit > 0 && policy != "noeviction" {
+        Some(format!(
+            "Redis evicts keys when it is full (maxmemory-policy is `{policy}`), and would forget who is where: set it to noeviction"
+        ))
+    } else if field("role") == Some("slave") && !clustered {
+        Some("the address is that of a read-only replica of Redis: give the primary's".to_owned())
+    } else {
+        None
+    };
+    // In a cluster another node answers each time.
+    let run = if clustered { "cluster" } else { field("run_id").unwrap_or("unknown") }.to_owned();
+    About { run, age_ms: number("uptime_in_seconds").unwrap_or(0).saturating_mul(1_000), unfit }
+}
+
+/// An error of the store, with what to do where it says too little.
+#[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
+pub(super) fn unavailable(error: fred::error::Error) -> BusError {
+    let (text, details) = (error.to_string(), error.details());
+    let told = if details.starts_with("OOM") {
+        format!("{text}: Redis is full, give it more memory")
+    } else if details.starts_with("READONLY") {
+        format!("{text}: the address is that of a replica, give the primary's")
+    } else if details.starts_with("WRONGTYPE") || details.contains("WRONGTYPE") {
+        format!("{text}: another program uses keys that begin with `rt:`, give the cluster a Redis of its own")
+    } else {
+        text
+    };
+    BusError::Unavailable(told)
+}
+
+/// An answer that none of our scripts gives.
+pub(super) fn garbled() -> BusError {
+    BusError::Unavailable(
+        "the answer of Redis is none of our scripts': is another program using the same keys?".to_owned(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "# Server\r\nredis_version:7.0.15\r\nrun_id:abc\r\nuptime_in_seconds:7\r\nmaxmemory:0\r\n\
+                        maxmemory_policy:allkeys-lru\r\nrole:master\r\n";
+
+    #[test]
+    fn a_store_that_would_forget_is_not_fit() {
+        assert_eq!(read_about(GOOD, false), About { run: "abc".into(), age_ms: 7_000, unfit: None });
+        assert_eq!(read_about(GOOD, true).run, "cluster");
+        for (from, to, part) in [
+            ("7.0.15", "6.2.1", "of version `6.2.1`"),
+            ("redis_version:7.0.15\r\n", "", "of version ``"),
+            ("maxmemory:0", "maxmemory:1000", "is `allkeys-lru`"),
+            ("role:master", "role:slave", "read-only replica"),
+        ] {
+            let unfit = read_about(&GOOD.replace(from, to), false).unfit.unwrap_or_default();
+            assert!(unfit.contains(part), "{from} → {to}: {unfit}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_told_without_its_password() {
+        let error = builder("rediss//:hunter2@nowhere", 1).expect_err("refused").to_string();
+        assert!(error.contains("redis://USER:PASSWORD@HOST:PORT") && !error.contains("hunter2"), "{error}");
+        for good in [
+            "redis://u:p@h:1",
+            "rediss://h:1",
+            "redis-cluster://h:1?node=i:2",
+            "redis-sentinel://h:26379?sentinelServiceName=main&node=i:26379",
+        ] {
+            assert!(builder(good, 1).is_ok(), "{good}");
+        }
+    }
+}
