@@ -191,6 +191,7 @@ pub enum InvalidChannelName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn the_prefix_tells_the_kind() {
@@ -250,5 +251,28 @@ mod tests {
         assert!(ChannelName::parse(&"x".repeat(200)).is_ok());
         assert_eq!(ChannelName::parse(&"x".repeat(201)), Err(InvalidChannelName::TooLong(201)));
         assert!(ChannelName::parse("a_-=@,.;Z9").is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_of_the_documented_signs_is_taken_and_kept(name in "[A-Za-z0-9_=@,.;-]{1,200}") {
+            let parsed = ChannelName::parse(&name).expect("a name");
+            prop_assert_eq!(parsed.as_str(), &name);
+            prop_assert_eq!(ChannelName::parse_any(&name), Ok(parsed));
+        }
+
+        #[test]
+        fn any_other_sign_is_refused(before in "[a-z]{0,9}", sign in any::<char>(), after in "[a-z]{0,9}") {
+            prop_assume!(!sign.is_ascii_alphanumeric() && !"_-=@,.;".contains(sign));
+            prop_assert_eq!(ChannelName::parse(&format!("{before}{sign}{after}")), Err(InvalidChannelName::Character(sign)));
+        }
+
+        #[test]
+        fn a_user_is_found_in_the_name_of_its_channel(user in any::<String>()) {
+            if let Some(name) = ChannelName::to_user(&user) {
+                prop_assert_eq!(name.addressee(), Some(&*user));
+                prop_assert_eq!(ChannelName::parse_any(name.as_str()), Ok(name));
+            }
+        }
     }
 }

@@ -82,6 +82,7 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn frames_are_read_as_they_were_written() {
@@ -113,5 +114,25 @@ mod tests {
     #[test]
     fn a_surrogate_pair_counts_as_two() {
         assert_eq!(utf16_units("a😀"), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn messages_read_back_as_they_were(list in proptest::collection::vec(any::<String>(), 0..4)) {
+            let frame = messages(list.iter().map(String::as_str));
+            prop_assert_eq!(parse_send(&frame.as_bytes()[1..]), Ok(list.clone()));
+            prop_assert_eq!(Frame::parse(frame.trim_end()), Some(Frame::Messages(list)));
+        }
+
+        #[test]
+        fn an_end_reads_back_as_it_was(code in any::<u16>(), reason in any::<String>()) {
+            let frame = close(code, &reason);
+            prop_assert_eq!(Frame::parse(frame.strip_suffix('\n').expect("a line")), Some(Frame::Close(code, reason)));
+        }
+
+        #[test]
+        fn no_bytes_break_the_readers(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = (parse_send(&bytes), Frame::parse(&String::from_utf8_lossy(&bytes)));
+        }
     }
 }

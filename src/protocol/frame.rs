@@ -13,6 +13,10 @@ use super::ChannelName;
 /// The largest client event or published payload, in bytes, as Pusher documents it (10 KB).
 pub const MAX_EVENT_BYTES: usize = 10 * 1024;
 
+/// Longest explanation of an error, in characters. Explanations repeat what a client sent: without a bound, a large
+/// message would be answered with a larger one.
+pub const MAX_EXPLANATION: usize = 2_048;
+
 /// What a client is told that cannot enter a channel because the servers cannot reach each other.
 pub const BUS_AWAY: &str = "the bus between the servers does not answer, try again";
 
@@ -222,17 +226,24 @@ pub fn connection_established(socket_id: &str, activity_timeout: u32) -> String 
     json!({ "event": "pusher:connection_established", "data": data }).to_string()
 }
 
-/// `pusher:error`, the one frame whose data is an object.
+/// `pusher:error`, the one frame whose data is an object. A long message is cut at [`MAX_EXPLANATION`].
 #[must_use]
 pub fn error(code: Option<u16>, message: &str) -> String {
+    let message = explanation(message);
     json!({ "event": "pusher:error", "data": { "code": code, "message": message } }).to_string()
 }
 
-/// The answer to a refused subscription, told apart from other errors by its event and channel.
+/// The answer to a refused subscription, told apart from other errors by its event and channel. A long message is cut
+/// at [`MAX_EXPLANATION`].
 #[must_use]
 pub fn subscription_error(channel: &str, kind: &str, status: u16, message: &str) -> String {
+    let message = explanation(message);
     let data = json!({ "type": kind, "error": message, "status": status }).to_string();
     json!({ "event": "pusher:subscription_error", "channel": channel, "data": data }).to_string()
+}
+
+fn explanation(message: &str) -> &str {
+    message.char_indices().nth(MAX_EXPLANATION).map_or(message, |(end, _)| &message[..end])
 }
 
 /// `pusher:ping`
@@ -327,6 +338,7 @@ impl ServerMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn channel(name: &str) -> ChannelName {
         ChannelName::parse(name).expect("a valid name")
@@ -456,6 +468,38 @@ mod tests {
         assert_eq!((member.user_id.as_str(), &member.user_info), ("10", &json!({ "name": "x" })));
         for bad in ["", "{}", r#"{"user_id":""}"#, r#"{"user_id":null}"#, r#"{"user_id":[1]}"#] {
             assert_eq!(Member::parse(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_client_event_is_told_as_it_was_sent(name in any::<String>(), text in any::<String>(), n in any::<i64>()) {
+            let room = channel("private-room");
+            for data in [json!(text), json!({ &*text: [n] }), json!(n)] {
+                let sent = json!({ "event": format!("client-{name}"), "channel": "private-room", "data": data });
+                let Ok(ClientMessage::ClientEvent { event, channel, data: passed }) = ClientMessage::parse(&sent.to_string())
+                else {
+                    return Err(TestCaseError::fail(sent.to_string()));
+                };
+                prop_assert_eq!((&*event, &*channel), (&*format!("client-{name}"), "private-room"));
+                let told = ServerMessage::parse(&super::event(&event, &room, &passed, None)).expect("a frame");
+                // A text that holds JSON is opened, as every client of Pusher does.
+                let opened = data.as_str().and_then(|text| serde_json::from_str(text).ok());
+                prop_assert_eq!(told.data, opened.unwrap_or(data));
+            }
+        }
+
+        #[test]
+        fn no_text_breaks_the_readers_and_no_answer_is_longer_than_it_may_be(text in any::<String>(), times in 1_usize..4096) {
+            let _ = (ServerMessage::parse(&text), Member::parse(&text));
+            let long = text.repeat(times);
+            let error = match ClientMessage::parse(&long) {
+                Ok(message) => format!("{message:?}"),
+                Err(error) => error.to_string(),
+            };
+            let told = ServerMessage::parse(&super::error(None, &error)).expect("a frame").data;
+            let shown = told["message"].as_str().expect("a text");
+            prop_assert!(error.starts_with(shown) && shown.chars().count() <= MAX_EXPLANATION);
         }
     }
 }

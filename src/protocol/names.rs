@@ -103,6 +103,7 @@ impl fmt::Debug for Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn socket_ids_have_the_form_that_sdks_check() {
@@ -115,5 +116,18 @@ mod tests {
     #[test]
     fn a_secret_does_not_print_itself() {
         assert!(!format!("{:?}", Secret::new("hunter2")).contains("hunter2"));
+    }
+
+    proptest! {
+        #[test]
+        fn every_id_of_ours_has_the_form_that_sdks_check(high in any::<u64>(), low in any::<u64>()) {
+            prop_assert!(SocketId::is_valid(SocketId::from_random(high, low).as_str()));
+        }
+
+        #[test]
+        fn no_text_breaks_the_check(text in any::<String>()) {
+            let digits = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+            prop_assert!(!SocketId::is_valid(&text) || digits);
+        }
     }
 }

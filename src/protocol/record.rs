@@ -190,6 +190,7 @@ pub fn hash_key(partition_key: &str) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn record(events: Vec<Event>) -> Record {
@@ -263,5 +264,40 @@ mod tests {
         assert_eq!(partition_key(&"1".into(), &channel).len(), 202);
         assert_eq!(partition_key(&"1".repeat(60).into(), &channel).len(), 64);
         assert_eq!(hash_key(""), 0xd41d_8cd9_8f00_b204_e980_0998_ecf8_427e);
+    }
+
+    proptest! {
+        #[test]
+        fn any_event_survives_the_way_there_and_back(
+            texts in proptest::array::uniform4(any::<String>()),
+            (time_ms, epoch, seq) in any::<(u64, u64, u64)>(),
+            (ordered, drained, which) in (any::<bool>(), any::<bool>(), 0..7),
+        ) {
+            let [id, one, two, three] = texts;
+            let kind = match which {
+                0 => EventKind::ChannelOccupied,
+                1 => EventKind::ChannelVacated,
+                2 => EventKind::MemberAdded { user_id: one },
+                3 => EventKind::MemberRemoved { user_id: one },
+                4 => EventKind::ClientEvent { event: one, data: two, socket_id: three, user_id: drained.then(|| "7".into()) },
+                5 => EventKind::CacheMiss,
+                _ => EventKind::SubscriptionCount { subscription_count: seq },
+            };
+            let order = ordered.then_some(Order { epoch, seq });
+            let event = Event { id, time_ms, order, n: (!ordered).then_some(seq), cause: drained.then_some(Cause::Drain), kind };
+            let record = record(vec![event]);
+            prop_assert_eq!(Record::parse(&record.to_bytes().expect("bytes")), Ok(record));
+        }
+
+        #[test]
+        fn no_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            prop_assert!(Record::parse(&bytes).is_err());
+        }
+
+        #[test]
+        fn every_key_is_one_that_the_stream_takes(app in any::<String>(), name in "[a-z]{1,200}") {
+            let channel = ChannelName::parse(&name).expect("a name");
+            prop_assert!(partition_key(&app.into(), &channel).chars().count() <= MAX_PARTITION_KEY);
+        }
     }
 }

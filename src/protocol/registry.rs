@@ -205,6 +205,7 @@ pub fn file_name(bucket: u8) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn app(id: &str, keys: &[(&str, CredentialState)]) -> App {
         App {
@@ -274,5 +275,20 @@ mod tests {
         assert_ne!(one.digest("salt"), two.digest("salt"));
         assert_eq!(one.digest("salt"), one.clone().digest("salt"));
         assert_ne!(one.digest("salt"), one.digest("pepper"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_apps_are_read_as_they_were_written(apps in proptest::collection::vec((any::<String>(), any::<String>()), 0..8)) {
+            let registry = Registry::new(apps.iter().map(|(id, key)| app(id, &[(key, CredentialState::Active)])));
+            let files = registry.files().expect("files");
+            let read = Registry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
+            prop_assert_eq!(read, Ok(registry));
+        }
+
+        #[test]
+        fn no_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Registry::parse([("0.json", &bytes[..])]);
+        }
     }
 }

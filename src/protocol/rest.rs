@@ -102,6 +102,7 @@ pub fn signed_query(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const BODY: &[u8] = b"{}";
 
@@ -127,5 +128,29 @@ mod tests {
         let query = signed_query("k", &Secret::new("s"), ("POST", "/apps/1/events"), b"", 1000);
         assert_eq!(check(&query, BODY, 1000), Err(RestAuthError::Missing("body_md5")));
         assert_eq!(check(&[], BODY, 1000), Err(RestAuthError::Missing("auth_signature")));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_signed_is_believed_and_nothing_else_is(
+            body in proptest::collection::vec(any::<u8>(), 0..64),
+            secret in any::<String>(),
+            now in WINDOW_SECONDS..u64::MAX / 2,
+            off in 0..=WINDOW_SECONDS,
+            (name, value) in any::<(String, String)>(),
+        ) {
+            let path = "/apps/1/events";
+            let mut query = signed_query("k", &Secret::new(&*secret), ("POST", path), &body, now);
+            let check = |query: &[(String, String)], body: &[u8], now| {
+                Request { method: "post", path, query, body }.verify(&Secret::new(&*secret), now)
+            };
+            prop_assert_eq!(check(&query, &body, now + off), Ok(()));
+            prop_assert_eq!(check(&query, &body, now - off), Ok(()));
+            prop_assert!(check(&query, &body, now + WINDOW_SECONDS + 1).is_err());
+            prop_assert!(check(&query, &[&body[..], b"x"].concat(), now).is_err());
+            prop_assume!(!name.eq_ignore_ascii_case("auth_signature"));
+            query.push((name, value));
+            prop_assert!(check(&query, &body, now).is_err(), "a parameter that was not signed");
+        }
     }
 }

@@ -75,6 +75,7 @@ pub fn salted_digest(salt: &str, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn secret() -> Secret {
         Secret::new("7ad3773142a6692b25b8")
@@ -117,5 +118,30 @@ mod tests {
         assert!(!verify(&Secret::new("other"), b"message", &good));
         assert!(!verify(&secret(), b"message", ""));
         assert!(!verify(&secret(), b"message", &good.to_uppercase()));
+    }
+
+    proptest! {
+        #[test]
+        fn a_signature_verifies_what_it_signs_and_nothing_else(
+            message in proptest::collection::vec(any::<u8>(), 0..64),
+            other in proptest::collection::vec(any::<u8>(), 0..64),
+            text in any::<String>(),
+        ) {
+            let signature = sign(&secret(), &message);
+            prop_assert!(verify(&secret(), &message, &signature));
+            prop_assert_eq!(verify(&secret(), &other, &signature), message == other);
+            prop_assert!(!verify(&secret(), &message, &text));
+        }
+
+        #[test]
+        fn no_subscription_is_signed_like_another_or_like_a_sign_in(
+            names in proptest::array::uniform2("[a-z;=@.,_-]{1,9}"),
+            data in proptest::array::uniform2(any::<String>()),
+        ) {
+            let [one, two] = [0, 1].map(|n| channel_message("1.2", &names[n], Some(&data[n])));
+            prop_assert_eq!(one == two, names[0] == names[1] && data[0] == data[1]);
+            prop_assert_ne!(&one, &channel_message("1.2", &names[1], None));
+            prop_assert_ne!(one, user_message("1.2", &data[1]));
+        }
     }
 }

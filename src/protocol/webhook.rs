@@ -59,6 +59,7 @@ pub fn verify(secret: &Secret, raw_body: &[u8], signature: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     #[test]
@@ -87,5 +88,12 @@ mod tests {
             }] })
         );
         assert_eq!(serde_json::from_value::<Body>(value).expect("a body"), body);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            prop_assert!(serde_json::from_slice::<Body>(&bytes).is_err());
+        }
     }
 }

@@ -6,6 +6,7 @@ mod cli;
 mod dispatcher;
 #[cfg(feature = "rehearsal")]
 mod edge;
+mod fuzz;
 mod generated;
 #[cfg(feature = "rehearsal")]
 mod redis;

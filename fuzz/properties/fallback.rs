@@ -1,0 +1,33 @@
+//! The bodies and frames of pusher-js's own fallbacks.
+
+use super::protocol::fallback::{EMPTY, Frame, HEARTBEAT, OPEN, close, messages, parse_send, utf16_units};
+
+/// The body of a send, or a line of an answer.
+pub fn check(data: &[u8]) {
+    if let Ok(list) = parse_send(data) {
+        let size: usize = list.iter().map(String::len).sum();
+        assert!(size <= data.len(), "{} bytes became {size}", data.len());
+        let line = line(&messages(list.iter().map(String::as_str)));
+        assert_eq!(parse_send(&line.as_bytes()[1..]).as_ref(), Ok(&list), "an answer's array is a body too");
+        assert_eq!(Frame::parse(&line), Some(Frame::Messages(list)));
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    assert!(utf16_units(text) <= text.len());
+    if let Some(frame) = Frame::parse(text) {
+        let written = match &frame {
+            Frame::Open => OPEN.to_owned(),
+            Frame::Heartbeat => HEARTBEAT.to_owned(),
+            Frame::Messages(list) if list.is_empty() => EMPTY.to_owned(),
+            Frame::Messages(list) => messages(list.iter().map(String::as_str)),
+            Frame::Close(code, reason) => close(*code, reason),
+        };
+        assert_eq!(Frame::parse(&line(&written)), Some(frame));
+    }
+}
+
+/// A frame without its newline, of which there is one only.
+fn line(frame: &str) -> String {
+    let line = frame.strip_suffix('\n').expect("a newline at the end");
+    assert!(!line.contains('\n'), "one line: {line}");
+    line.to_owned()
+}
