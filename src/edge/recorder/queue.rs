@@ -8,12 +8,13 @@
 //! refusal only marks them as not in flight: they go again before anything newer of their key, perhaps together with
 //! it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use crate::bus::Subject;
-use crate::protocol::record::{Event, EventKind};
+use crate::protocol::record::{Event, EventKind, Order};
 
 /// Bounds of the queue and of a batch.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +60,8 @@ const ENVELOPE_BYTES: usize = 768;
 /// Why an event was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dropped {
+    /// A count or a state that a later one of the same has made old, because the queue was full.
+    Compacted,
     /// A client event, because the queue was full.
     ClientEventOverflow,
     /// A state event, because the queue was full of nothing else.
@@ -71,11 +74,13 @@ pub enum Dropped {
 
 impl Dropped {
     /// Every reason.
-    pub const ALL: [Self; 4] = [Self::ClientEventOverflow, Self::StateOverflow, Self::Expired, Self::Shutdown];
+    pub const ALL: [Self; 5] =
+        [Self::Compacted, Self::ClientEventOverflow, Self::StateOverflow, Self::Expired, Self::Shutdown];
 
     /// The name in metrics and in `/flow`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Compacted => "compacted",
             Self::ClientEventOverflow => "client_event_overflow",
             Self::StateOverflow => "state_overflow",
             Self::Expired => "expired",
@@ -110,6 +115,79 @@ struct Backlog {
     due: Option<(u64, u64)>,
 }
 
+/// What may be dropped when the queue is full, in the order in which it goes; of one rank the oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// The count of a channel of which a later count waits.
+    OldCount,
+    /// A client event, or that a channel's last event was missed.
+    Client,
+    /// The latest count of a channel.
+    Count,
+    /// A state that a later one has ended.
+    OldState,
+    /// What a receiver must end with.
+    State,
+}
+
+impl Rank {
+    const ALL: [Self; 5] = [Self::OldCount, Self::Client, Self::Count, Self::OldState, Self::State];
+
+    fn of(event: &Event) -> Self {
+        match event.kind {
+            EventKind::ClientEvent { .. } | EventKind::CacheMiss => Self::Client,
+            EventKind::SubscriptionCount { .. } => Self::Count,
+            EventKind::ChannelOccupied
+            | EventKind::ChannelVacated
+            | EventKind::MemberAdded { .. }
+            | EventKind::MemberRemoved { .. } => Self::State,
+        }
+    }
+
+    /// What it becomes once a later one of the same topic waits.
+    fn old(self) -> Self {
+        match self {
+            Self::Count | Self::OldCount => Self::OldCount,
+            Self::State | Self::OldState => Self::OldState,
+            Self::Client => Self::Client,
+        }
+    }
+
+    fn dropped(self) -> Dropped {
+        match self {
+            Self::OldCount | Self::OldState => Dropped::Compacted,
+            Self::Client | Self::Count => Dropped::ClientEventOverflow,
+            Self::State => Dropped::StateOverflow,
+        }
+    }
+
+    /// Whether it may get too old.
+    fn expires(self) -> bool {
+        self < Self::OldState
+    }
+}
+
+/// What of a channel an event tells the newest of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Topic {
+    Count,
+    Occupancy,
+    Member(String),
+}
+
+impl Topic {
+    fn of(event: &Event) -> Option<Self> {
+        match &event.kind {
+            EventKind::SubscriptionCount { .. } => Some(Self::Count),
+            EventKind::ChannelOccupied | EventKind::ChannelVacated => Some(Self::Occupancy),
+            EventKind::MemberAdded { user_id } | EventKind::MemberRemoved { user_id } => {
+                Some(Self::Member(user_id.clone()))
+            }
+            EventKind::ClientEvent { .. } | EventKind::CacheMiss => None,
+        }
+    }
+}
+
 /// The queue.
 pub struct Queue {
     limits: Limits,
@@ -117,9 +195,10 @@ pub struct Queue {
     /// Per lane: when which key may go, earliest first. A key stands here exactly while it has events and none of them
     /// is in flight.
     lanes: Vec<BTreeMap<(u64, u64), Subject>>,
-    /// What may be dropped, oldest first: client events and state events that are not in flight.
-    clients: BTreeMap<u64, Subject>,
-    states: BTreeMap<u64, Subject>,
+    /// What may be dropped, by rank and oldest first: events that are not in flight.
+    droppable: [BTreeMap<u64, Subject>; Rank::ALL.len()],
+    /// The latest of those of each topic: by the bus's order, or else by arrival.
+    latest: HashMap<(Subject, Topic), (Option<Order>, u64)>,
     hasher: std::hash::BuildHasherDefault<std::hash::DefaultHasher>,
     serial: u64,
     events: usize,
@@ -133,8 +212,8 @@ impl Queue {
             limits,
             backlogs: HashMap::new(),
             lanes: vec![BTreeMap::new(); lanes.max(1)],
-            clients: BTreeMap::new(),
-            states: BTreeMap::new(),
+            droppable: Default::default(),
+            latest: HashMap::new(),
             hasher: std::hash::BuildHasherDefault::default(),
             serial: 0,
             events: 0,
@@ -161,8 +240,7 @@ impl Queue {
         let bytes = size(&event);
         self.serial += 1;
         let serial = self.serial;
-        let index = if is_client(&event) { &mut self.clients } else { &mut self.states };
-        index.insert(serial, subject.clone());
+        self.list(subject, serial, &event);
         let backlog = self.backlogs.entry(subject.clone()).or_default();
         let place = backlog.place(&event);
         backlog.events.insert(place, Waiting { serial, at_ms: now, bytes, event });
@@ -213,9 +291,10 @@ impl Queue {
         }
         backlog.refusals = backlog.refusals.saturating_add(1);
         let wait = backoff(self.limits.backoff_ms, self.limits.max_backoff_ms, backlog.refusals, jitter);
-        for waiting in backlog.events.iter().take(count) {
-            let index = if is_client(&waiting.event) { &mut self.clients } else { &mut self.states };
-            index.insert(waiting.serial, subject.clone());
+        let again: Vec<(u64, Event)> =
+            backlog.events.iter().take(count).map(|waiting| (waiting.serial, waiting.event.clone())).collect();
+        for (serial, event) in &again {
+            self.list(subject, *serial, event);
         }
         self.put_on_schedule(subject, now + wait);
         0
@@ -229,18 +308,20 @@ impl Queue {
     /// Drops client events that have waited too long.
     pub fn expire(&mut self, now: u64) -> usize {
         let mut count = 0;
-        while let Some((&serial, subject)) = self.clients.first_key_value() {
-            let subject = subject.clone();
-            let old = self
-                .backlogs
-                .get(&subject)
-                .and_then(|backlog| backlog.find(serial))
-                .is_none_or(|(_, waiting)| now.saturating_sub(waiting.at_ms) >= self.limits.client_event_ms);
-            if !old {
-                break;
+        for rank in Rank::ALL.into_iter().filter(|rank| rank.expires()) {
+            while let Some((&serial, subject)) = self.droppable[rank as usize].first_key_value() {
+                let subject = subject.clone();
+                let old = self
+                    .backlogs
+                    .get(&subject)
+                    .and_then(|backlog| backlog.find(serial))
+                    .is_none_or(|(_, waiting)| now.saturating_sub(waiting.at_ms) >= self.limits.client_event_ms);
+                if !old {
+                    break;
+                }
+                self.droppable[rank as usize].remove(&serial);
+                count += usize::from(self.discard(&subject, serial));
             }
-            self.clients.remove(&serial);
-            count += usize::from(self.discard(&subject, serial));
         }
         count
     }
@@ -248,20 +329,45 @@ impl Queue {
     fn make_room(&mut self) -> Vec<Dropped> {
         let mut dropped = Vec::new();
         while self.events > self.limits.events || self.bytes > self.limits.bytes {
-            let (serial, subject, reason) = if let Some((serial, subject)) = self.clients.pop_first() {
-                (serial, subject, Dropped::ClientEventOverflow)
-            } else if let Some((serial, subject)) = self.states.pop_first() {
-                // The oldest goes, because the last state of a subject is what a receiver must end with.
-                (serial, subject, Dropped::StateOverflow)
-            } else {
-                // Everything is in flight: the next answer makes room.
-                break;
-            };
+            let first = |rank: &Rank| !self.droppable[*rank as usize].is_empty();
+            // Otherwise everything is in flight: the next answer makes room.
+            let Some(rank) = Rank::ALL.into_iter().find(first) else { break };
+            let Some((serial, subject)) = self.droppable[rank as usize].pop_first() else { break };
             if self.discard(&subject, serial) {
-                dropped.push(reason);
+                dropped.push(rank.dropped());
             }
         }
         dropped
+    }
+
+    /// Lists an event among those that may be dropped, and finds out which of its topic is the latest.
+    fn list(&mut self, subject: &Subject, serial: u64, event: &Event) {
+        let mut rank = Rank::of(event);
+        if let Some(topic) = Topic::of(event) {
+            let own = (event.order, serial);
+            match self.latest.entry((subject.clone(), topic)) {
+                Entry::Vacant(latest) => {
+                    latest.insert(own);
+                }
+                Entry::Occupied(mut latest) if *latest.get() < own => {
+                    let (_, before) = latest.insert(own);
+                    self.droppable[rank as usize].remove(&before);
+                    self.droppable[rank.old() as usize].insert(before, subject.clone());
+                }
+                Entry::Occupied(_) => rank = rank.old(),
+            }
+        }
+        self.droppable[rank as usize].insert(serial, subject.clone());
+    }
+
+    /// Forgets that an event is the latest of its topic, if it is.
+    fn delist(&mut self, subject: &Subject, serial: u64, event: &Event) {
+        let Some(topic) = Topic::of(event) else { return };
+        if let Entry::Occupied(latest) = self.latest.entry((subject.clone(), topic))
+            && latest.get().1 == serial
+        {
+            latest.remove();
+        }
     }
 
     fn discard(&mut self, subject: &Subject, serial: u64) -> bool {
@@ -278,6 +384,7 @@ impl Queue {
                 self.lanes[lane].remove(&due);
             }
         }
+        self.delist(subject, serial, &waiting.event);
         true
     }
 
@@ -286,11 +393,15 @@ impl Queue {
         let Some(backlog) = self.backlogs.get_mut(&subject) else { return Taken { subject, events: Vec::new() } };
         backlog.due = None;
         backlog.in_flight = count;
+        let taken: Vec<(u64, Event)> =
+            backlog.events.iter().take(count).map(|waiting| (waiting.serial, waiting.event.clone())).collect();
         let mut events = Vec::with_capacity(count);
-        for waiting in backlog.events.iter().take(count) {
-            self.clients.remove(&waiting.serial);
-            self.states.remove(&waiting.serial);
-            events.push(waiting.event.clone());
+        for (serial, event) in taken {
+            let rank = Rank::of(&event);
+            self.droppable[rank as usize].remove(&serial);
+            self.droppable[rank.old() as usize].remove(&serial);
+            self.delist(&subject, serial, &event);
+            events.push(event);
         }
         Taken { subject, events }
     }
@@ -352,16 +463,6 @@ pub fn backoff(first_ms: u64, most_ms: u64, refusals: u32, jitter: f64) -> u64 {
     u64::try_from(wait.as_millis()).unwrap_or(most_ms)
 }
 
-fn is_client(event: &Event) -> bool {
-    !matches!(
-        event.kind,
-        EventKind::ChannelOccupied
-            | EventKind::ChannelVacated
-            | EventKind::MemberAdded { .. }
-            | EventKind::MemberRemoved { .. }
-    )
-}
-
 fn size(event: &Event) -> usize {
     serde_json::to_vec(event).map_or(256, |bytes| bytes.len() + 1)
 }
@@ -370,7 +471,6 @@ fn size(event: &Event) -> usize {
 mod tests {
     use super::*;
     use crate::protocol::ChannelName;
-    use crate::protocol::record::Order;
     use proptest::prelude::*;
 
     fn subject(channel: &str) -> Subject {
@@ -384,6 +484,11 @@ mod tests {
             socket_id: "1.2".into(),
             user_id: None,
         };
+        Event { id: n.to_string(), time_ms: 0, order: None, n: Some(n), cause: None, kind }
+    }
+
+    fn count(n: u64) -> Event {
+        let kind = EventKind::SubscriptionCount { subscription_count: n };
         Event { id: n.to_string(), time_ms: 0, order: None, n: Some(n), cause: None, kind }
     }
 
@@ -443,10 +548,64 @@ mod tests {
         assert_eq!(queue.push(&subject("b"), client(2), 0), []);
         assert_eq!(queue.push(&a, client(3), 0), [Dropped::ClientEventOverflow]);
         assert_eq!(queue.push(&a, state(4), 0), [Dropped::ClientEventOverflow]);
-        assert_eq!(queue.push(&a, state(5), 0), [Dropped::StateOverflow]);
-        assert_eq!(ids(&queue.take(0, 20)), [["4", "5"]]);
-        assert_eq!(queue.push(&a, client(6), 0), [Dropped::ClientEventOverflow], "what is in flight cannot go");
+        assert_eq!(queue.push(&a, state(5), 0), [Dropped::Compacted]);
+        assert_eq!(queue.push(&subject("c"), state(6), 0), [Dropped::Compacted]);
+        assert_eq!(queue.push(&subject("d"), state(7), 0), [Dropped::StateOverflow], "nothing but last states is left");
+        assert_eq!(ids(&queue.take(0, 20)), [["6"], ["7"]]);
+        assert_eq!(queue.push(&a, client(8), 0), [Dropped::ClientEventOverflow], "what is in flight cannot go");
         assert_eq!(queue.len(), 2);
+    }
+
+    #[test]
+    fn a_full_queue_keeps_the_latest_count_of_each_channel() {
+        let mut queue = queue(Limits { events: 4, ..Limits::DEFAULT });
+        let (a, b) = (subject("a"), subject("b"));
+        queue.push(&a, client(1), 0);
+        for (subject, n) in [(&a, 2), (&b, 3), (&a, 4)] {
+            assert_eq!(queue.push(subject, count(n), 0), []);
+        }
+        assert_eq!(queue.push(&a, count(5), 0), [Dropped::Compacted]);
+        assert_eq!(queue.push(&b, count(6), 0), [Dropped::Compacted]);
+        assert_eq!(queue.push(&b, count(7), 0), [Dropped::Compacted]);
+        assert_eq!(ids(&queue.take(0, 19)), [[""; 0]; 0]);
+        assert_eq!(queue.push(&a, state(8), 0), [Dropped::Compacted], "the last old count");
+        assert_eq!(queue.push(&a, state(9), 0), [Dropped::ClientEventOverflow]);
+        let waiting: Vec<&str> =
+            queue.backlogs.values().flat_map(|backlog| &backlog.events).map(|waiting| &*waiting.event.id).collect();
+        assert!(waiting.contains(&"5") && waiting.contains(&"7") && !waiting.contains(&"1"), "{waiting:?}");
+        assert_eq!(queue.push(&a, state(10), 0), [Dropped::ClientEventOverflow], "a last count before a state");
+        assert_eq!(queue.push(&b, state(11), 0), [Dropped::ClientEventOverflow]);
+        assert_eq!(ids(&queue.take(0, 20)), [vec!["8", "9", "10"], vec!["11"]]);
+    }
+
+    #[test]
+    fn a_count_that_was_refused_is_old_once_another_came() {
+        let mut queue = queue(Limits { events: 3, ..Limits::DEFAULT });
+        let a = subject("a");
+        queue.push(&a, count(1), 0);
+        assert_eq!(ids(&queue.take(0, 20)), [["1"]]);
+        queue.push(&a, count(2), 21);
+        queue.settle(&a, false, 30, 0.0);
+        queue.push(&a, client(3), 30);
+        assert_eq!(queue.push(&a, client(4), 30), [Dropped::Compacted]);
+        assert_eq!(ids(&queue.take(0, 1000)), [["2", "3", "4"]]);
+        assert_eq!(queue.settle(&a, true, 1000, 0.0), 3);
+        assert_eq!((queue.len(), queue.bytes, queue.latest.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn of_a_members_states_the_last_one_by_the_buss_order_is_kept() {
+        let mut queue = queue(Limits { events: 2, ..Limits::DEFAULT });
+        let member = |seq, user: &str, joined: bool| {
+            let user_id = user.to_owned();
+            let kind = if joined { EventKind::MemberAdded { user_id } } else { EventKind::MemberRemoved { user_id } };
+            Event { kind, ..state(seq) }
+        };
+        let a = subject("presence-a");
+        queue.push(&a, member(3, "ann", false), 0);
+        assert_eq!(queue.push(&a, member(2, "ann", true), 0), []);
+        assert_eq!(queue.push(&a, member(4, "bob", true), 0), [Dropped::Compacted]);
+        assert_eq!(ids(&queue.take(0, 20)), [["3", "4"]]);
     }
 
     #[test]
@@ -526,7 +685,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(arrived, stored);
-            prop_assert_eq!((queue.bytes, queue.clients.len(), queue.backlogs.len()), (0, 0, 0));
+            prop_assert_eq!((queue.bytes, queue.droppable.iter().map(BTreeMap::len).sum::<usize>()), (0, 0));
+            prop_assert_eq!((queue.latest.len(), queue.backlogs.len()), (0, 0));
         }
     }
 }
