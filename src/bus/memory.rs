@@ -10,15 +10,12 @@ use tokio::sync::mpsc;
 use ulid::Ulid;
 
 use super::{
-    Bus, BusError, COUNT_EVERY, Count, Decided, Joined, KEPT, Last, MANY, MISSED, Message, Recalled, Seen, Subject,
-    Transition,
+    Bus, BusError, COUNT_EVERY, Count, Decided, Joined, KEPT, Last, MANY, MAX_MEMBERS, MISSED, Message, Recalled, Seen,
+    Subject, Transition,
 };
 use crate::protocol::frame::Member;
 use crate::protocol::record::{Cause, EventKind, Order};
 use crate::protocol::{AppId, ChannelKind, ChannelName, SocketId};
-
-/// Most members of a presence channel, as Pusher documents it.
-const MAX_MEMBERS: usize = 100;
 
 /// Frames that wait for one process.
 const QUEUE: usize = 16_384;

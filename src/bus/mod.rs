@@ -23,6 +23,9 @@ use crate::protocol::frame::Member;
 use crate::protocol::record::{Cause, EventKind, Order};
 use crate::protocol::{AppId, ChannelName, SocketId};
 
+/// Most members of a presence channel, as Pusher documents it.
+pub const MAX_MEMBERS: usize = 100;
+
 /// How long a channel's last event is kept, as Pusher documents it.
 const KEPT: Duration = Duration::from_mins(30);
 

@@ -40,6 +40,8 @@ enum Command {
     Crd(print::CrdArguments),
     /// Print the table of variables that servers read, as Markdown
     Variables,
+    /// Print what an edge takes from clients and answers beyond that, as Markdown
+    Limits,
     /// Print the reasons of conditions, as Markdown
     Reasons,
     Operator(operator::Arguments),
@@ -68,6 +70,7 @@ pub fn main() -> ExitCode {
             Command::Render(arguments) => render::run(&arguments),
             Command::Crd(arguments) => print::crds(&arguments),
             Command::Variables => print::text(&crate::contract::markdown()),
+            Command::Limits => print::text(&crate::edge::limits::markdown()),
             Command::Reasons => print::text(&crate::api::conditions::markdown()),
             Command::Operator(arguments) => operator::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,

@@ -19,7 +19,7 @@ use crate::protocol::frame::code;
 const PARTS: usize = 16;
 
 /// Frames held back for one subscriber that waits for its answer. The wait is short; beyond this it is ended.
-const MAX_HELD: usize = 1_024;
+pub const MAX_HELD: usize = 1_024;
 
 /// What a client is told whose user's connections the app's backend ended.
 pub const TERMINATED: &str = "the app's backend ended the connections of this user";

@@ -22,11 +22,15 @@ use crate::protocol::registry::App;
 use crate::protocol::{ChannelKind, ChannelName};
 
 /// Channels that one connection may be in.
-const MAX_CHANNELS: usize = 2_048;
+pub const MAX_CHANNELS: usize = 2_048;
 
-/// Subscriptions and sign-ins that one connection may ask for at once, and then in a second. A client that comes back
-/// asks for all its channels at once; one that comes and goes without end would keep the bus busy for all.
-const ASKS: Bucket = Bucket::new(4_096, 100);
+/// Subscriptions and sign-ins that one connection may ask for at once. A client that comes back asks for all its
+/// channels at once.
+pub const ASKS: u32 = 4_096;
+
+/// Subscriptions and sign-ins that one connection may ask for in a second, once it has asked for [`ASKS`]. One that
+/// comes and goes without end would keep the bus busy for all.
+pub const ASKS_PER_SECOND: u32 = 100;
 
 /// Longest name of an event, in characters, as Pusher documents it.
 pub const MAX_EVENT_NAME: usize = 200;
@@ -64,7 +68,15 @@ impl Connection {
                 session.close(Closing::new(code::UNAUTHORIZED, told));
             }))
         });
-        Self { shared, session, channels: HashMap::new(), user: None, rate: Rate::default(), asks: ASKS, deadline }
+        Self {
+            shared,
+            session,
+            channels: HashMap::new(),
+            user: None,
+            rate: Rate::default(),
+            asks: Bucket::new(ASKS, ASKS_PER_SECOND),
+            deadline,
+        }
     }
 
     /// Acts on one message of the client.

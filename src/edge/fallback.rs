@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::admission::admit;
 use super::connection::Connection;
+use super::inbox::{Sends, Sent, Unsent, inbox};
 use super::liveness::ACTIVITY_TIMEOUT;
 use super::session::{Closing, Outlet, Session};
 use super::sessions::Place;
@@ -28,19 +29,10 @@ pub const GRACE: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(30);
 
 /// HTTP sessions of a process.
-const MAX_SESSIONS: usize = 50_000;
-
-/// Sends that wait for one session.
-const MAX_SENDS: usize = 64;
-
-/// Bytes of messages that wait for one session.
-const MAX_SEND_BYTES: u32 = 512 << 10;
-
-/// How long a send waits for room. pusher-js does not look at the answer, so a lost send must end the session.
-const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+pub const MAX_SESSIONS: usize = 50_000;
 
 /// Longest part of a session's id. pusher-js uses up to three digits and eight letters.
-const MAX_ID: usize = 64;
+pub const MAX_ID: usize = 64;
 
 /// What the client chose to call its session.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -63,15 +55,7 @@ impl SessionId {
 struct Entry {
     key: String,
     session: Arc<Session>,
-    sends: mpsc::Sender<Sent>,
-    /// What its messages may still take.
-    room: Arc<Semaphore>,
-}
-
-/// Messages, and the room that they take while they wait.
-struct Sent {
-    messages: Vec<String>,
-    _room: OwnedSemaphorePermit,
+    sends: Sends,
 }
 
 /// The HTTP sessions of the process.
@@ -122,42 +106,35 @@ impl Fallback {
         if entries.len() >= MAX_SESSIONS {
             return Err(Unserved::Busy);
         }
-        let (sends, inbox) = mpsc::channel(MAX_SENDS);
+        let (sends, inbox) = inbox();
         let place = open(shared, key, query, transport).map_err(Unserved::Refused)?;
         let session = place.session.clone();
         let outlet = session.attach();
         shared.tasks.spawn(serve(self.clone(), shared.clone(), place, id.clone(), inbox));
-        let room = Arc::new(Semaphore::new(MAX_SEND_BYTES.try_into().unwrap_or(Semaphore::MAX_PERMITS)));
-        entries.insert(id, Entry { key: key.to_owned(), session, sends, room });
+        entries.insert(id, Entry { key: key.to_owned(), session, sends });
         Ok(Receive { outlet, new: true })
     }
 
     /// Hands messages to a session, in the order of arrival. An empty list is a ping.
     pub async fn send(&self, id: &SessionId, key: &str, messages: Vec<String>) -> Result<(), Unserved> {
-        let (session, sends, room) = {
+        let (session, sends) = {
             let entries = self.lock();
             let entry = entries.get(id).filter(|entry| entry.key == key).ok_or(Unserved::Unknown)?;
-            (entry.session.clone(), entry.sends.clone(), entry.room.clone())
+            (entry.session.clone(), entry.sends.clone())
         };
         session.heard();
         if messages.is_empty() {
             session.echo();
             return Ok(());
         }
-        let bytes = messages.iter().map(String::len).sum::<usize>();
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_SEND_BYTES);
-        let sent = async {
-            let room = room.acquire_many_owned(bytes).await.ok()?;
-            sends.send(Sent { messages, _room: room }).await.ok()
-        };
-        match timeout(SEND_TIMEOUT, sent).await {
-            Ok(Some(())) => Ok(()),
-            Ok(None) => Err(Unserved::Unknown),
-            Err(_) => {
+        sends.send(messages).await.map_err(|unsent| match unsent {
+            Unsent::Over => Unserved::Unknown,
+            Unsent::Late => {
+                // pusher-js does not look at the answer, so a lost send must end the session.
                 session.close(Closing::new(code::RECONNECT, "a message was lost, come back at once"));
-                Err(Unserved::Busy)
+                Unserved::Busy
             }
-        }
+        })
     }
 
     /// How many there are.
@@ -219,4 +196,29 @@ async fn linger(fallback: Arc<Fallback>, session: Arc<Session>, id: SessionId) {
         () = tokio::time::sleep(LINGER) => {}
     }
     fallback.lock().remove(&id);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::session::{Outgoing, tests::session};
+    use super::*;
+    use axum::response::IntoResponse;
+
+    #[tokio::test]
+    async fn a_session_that_does_not_keep_up_with_its_sends_is_ended_and_the_send_is_told() {
+        let (fallback, session, (sends, _inbox)) = (Fallback::default(), session(), inbox());
+        let outlet = session.attach();
+        let id = SessionId::parse("7".into(), "s".into()).expect("an id");
+        fallback.lock().insert(id.clone(), Entry { key: "k".into(), session: session.clone(), sends });
+        // Nobody acts on them; 512 KiB may wait.
+        let large = || vec!["x".repeat(200 << 10)];
+        for _ in 0..2 {
+            assert_eq!(fallback.send(&id, "k", large()).await, Ok(()));
+        }
+        assert_eq!(session.closing(), None);
+        let lost = fallback.send(&id, "k", large()).await;
+        assert_eq!(lost, Err(Unserved::Busy));
+        assert_eq!(Unserved::Busy.into_response().status(), 503);
+        assert!(matches!(outlet.next(100).await, Outgoing::Close(Closing { code: code::RECONNECT, .. })));
+    }
 }

@@ -1,22 +1,27 @@
 //! The public listener: HTTP/1.1, and an end to every wait for a client that does not speak.
 //!
-//! A head must be complete in time, which also bounds how long a connection without a request is kept; so must a body.
-//! Without this, a stranger could hold thousands of connections with a byte every minute.
+//! A head must be complete in time, which also bounds how long a connection without a request is kept; so must a body,
+//! and whoever is answered must go on reading. Without this, a stranger could hold thousands of connections with a byte
+//! every minute.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
+use axum::http::StatusCode;
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, stream};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,11 +32,37 @@ pub const HEAD: Duration = Duration::from_secs(75);
 /// Longest for a request's body, from its head on.
 pub const BODY: Duration = Duration::from_secs(15);
 
+/// How long writing may stand still because the client does not read.
+pub const WRITE: Duration = Duration::from_secs(30);
+
+/// Bytes of a request's head; hyper answers a larger one with 431.
+pub const MAX_HEAD: usize = 64 << 10;
+
+/// Fields of a request's head: what hyper takes where nothing else is said. It answers more with 431.
+pub const MAX_FIELDS: usize = 100;
+
+/// Bytes of the largest body that is read anywhere: an event of the HTTP API, escaped, and a hundred channels.
+pub const MAX_BODY: usize = 1 << 20;
+
+/// How long is waited for a client.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For a request's head.
+    pub head: Duration,
+    /// For it to read on.
+    pub write: Duration,
+}
+
+impl Patience {
+    /// What an edge uses.
+    pub const DEFAULT: Self = Self { head: HEAD, write: WRITE };
+}
+
 /// How long accepting pauses when the system has no more sockets.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Serves until the token ends it, then finishes open requests; upgraded connections are not waited for.
-pub async fn serve(listener: TcpListener, routes: Router, head: Duration, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, routes: Router, patience: Patience, stop: CancellationToken) {
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -40,7 +71,7 @@ pub async fn serve(listener: TcpListener, routes: Router, head: Duration, stop: 
         };
         match accepted {
             Ok((socket, _)) => {
-                connections.spawn(connection(socket, routes.clone(), head, stop.clone()));
+                connections.spawn(connection(socket, routes.clone(), patience, stop.clone()));
             }
             Err(error) if is_the_clients(&error) => tracing::debug!(%error, "a client went before it was accepted"),
             Err(error) => {
@@ -59,14 +90,17 @@ fn is_the_clients(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-async fn connection(socket: TcpStream, routes: Router, head: Duration, stop: CancellationToken) {
+async fn connection(socket: TcpStream, routes: Router, patience: Patience, stop: CancellationToken) {
     // Frames are small and each waits for nothing.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "a socket delays small frames");
     }
+    let socket = Patient { socket, most: patience.write, stalled: None };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(head)
+        .header_read_timeout(patience.head)
+        .max_header_size(MAX_HEAD)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(socket), TowerToHyperService::new(routes))
         .with_upgrades();
     tokio::pin!(connection);
@@ -82,8 +116,72 @@ async fn connection(socket: TcpStream, routes: Router, head: Duration, stop: Can
     }
 }
 
-/// Gives a request's body up that does not arrive in time: whoever reads it is told of an error.
+/// A socket whose client must go on reading: writing that stands still for too long is an error.
+struct Patient {
+    socket: TcpStream,
+    most: Duration,
+    /// There while writing stands still; most sockets never need it.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patient {
+    fn bounded<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let most = self.most;
+        ready!(self.stalled.get_or_insert_with(|| Box::pin(sleep(most))).as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write(context, bytes);
+        self.bounded(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write_vectored(context, parts);
+        self.bounded(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.socket).poll_flush(context);
+        self.bounded(context, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
+
+/// Gives a request's body up that does not arrive in time: whoever reads it is told of an error. One that says by its
+/// length that nobody will read it is refused before it arrives.
 pub async fn body_in_time(request: Request, next: Next) -> Response {
+    let length = request.body().size_hint().lower();
+    if length > u64::try_from(MAX_BODY).unwrap_or(u64::MAX) {
+        return (StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {MAX_BODY} bytes\n")).into_response();
+    }
     next.run(bounded(request, BODY)).await
 }
 
@@ -132,7 +230,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
         let address = listener.local_addr().expect("an address");
         let stop = CancellationToken::new();
-        let served = tokio::spawn(serve(listener, routes, short, stop.clone()));
+        let patience = Patience { head: short, write: WRITE };
+        let served = tokio::spawn(serve(listener, routes, patience, stop.clone()));
         let connect = async |text: &str| {
             let mut socket = TcpStream::connect(address).await.expect("connected");
             socket.write_all(text.as_bytes()).await.expect("written");
@@ -148,6 +247,38 @@ mod tests {
         assert!(rest(&mut slow).await.starts_with("HTTP/1.1 400"));
         // Both requests are answered; the connection goes when nothing follows.
         assert_eq!(rest(&mut whole).await.matches("hello").count(), 2);
+        stop.cancel();
+        timeout(PATIENCE, served).await.expect("in time").expect("ended");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_its_answer_is_given_up() {
+        struct Told(tokio::sync::mpsc::Sender<()>);
+        impl Drop for Told {
+            fn drop(&mut self) {
+                let _ = self.0.try_send(());
+            }
+        }
+        let (sender, mut dropped) = tokio::sync::mpsc::channel(1);
+        let endless = async move || {
+            let told = Told(sender.clone());
+            let part = Bytes::from(vec![b'x'; 64 << 10]);
+            Body::from_stream(stream::repeat_with(move || {
+                let _kept = &told;
+                Ok::<_, io::Error>(part.clone())
+            }))
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let stop = CancellationToken::new();
+        let patience = Patience { head: PATIENCE, write: Duration::from_millis(300) };
+        let served = tokio::spawn(serve(listener, Router::new().route("/", get(endless)), patience, stop.clone()));
+        let mut client = TcpStream::connect(address).await.expect("connected");
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("written");
+        let mut some = vec![0; 1 << 20];
+        client.read_exact(&mut some).await.expect("read");
+        assert!(dropped.try_recv().is_err(), "as long as it reads, it is answered");
+        timeout(PATIENCE, dropped.recv()).await.expect("the answer is dropped in time").expect("told");
         stop.cancel();
         timeout(PATIENCE, served).await.expect("in time").expect("ended");
     }

@@ -17,6 +17,8 @@ mod counts;
 mod fallback;
 mod fallback_http;
 mod http_api;
+mod inbox;
+pub mod limits;
 mod listener;
 mod liveness;
 mod metrics;

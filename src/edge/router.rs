@@ -9,16 +9,13 @@ use axum::routing::{get, post};
 
 use super::fallback::Fallback;
 use super::fallback_http::{Context, cross_origin, polling, preflight, send, streaming};
-use super::listener::body_in_time;
+use super::listener::{MAX_BODY, body_in_time};
 use super::shared::Shared;
 use super::{http_api, sockjs, websocket};
 use crate::protocol::Transport;
 
-/// Largest body of the HTTP API: 10 KiB of data, escaped, and a hundred channels.
-const MAX_API_BODY: usize = 1 << 20;
-
 /// Largest body of a send: a client event at its limit, escaped twice.
-const MAX_SEND_BODY: usize = 256 << 10;
+pub const MAX_SEND_BODY: usize = 256 << 10;
 
 /// The paths of an edge that serves these transports.
 pub fn router(
@@ -34,7 +31,7 @@ pub fn router(
         .route("/apps/{id}/channels/{name}", get(http_api::channel))
         .route("/apps/{id}/channels/{name}/users", get(http_api::users))
         .route("/apps/{id}/users/{user}/terminate_connections", post(http_api::terminate))
-        .layer(DefaultBodyLimit::max(MAX_API_BODY))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(shared.clone());
     let serves = |transport| transports.contains(&transport);
     let mut router = api;

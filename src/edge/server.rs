@@ -21,7 +21,7 @@ use super::apps::Apps;
 use super::channels::Channels;
 use super::counts::Counts;
 use super::fallback::Fallback;
-use super::listener;
+use super::listener::{self, Patience};
 use super::metrics::Metrics;
 use super::recorder::Recorder;
 use super::router::router;
@@ -190,7 +190,7 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
     }
     let routes = router(&shared, &fallback, &transports, sockjs::Settings::of(&values));
     let listening = CancellationToken::new();
-    tasks.spawn(listener::serve(deps.public, routes, listener::HEAD, listening.clone()));
+    tasks.spawn(listener::serve(deps.public, routes, Patience::DEFAULT, listening.clone()));
     let answers = answers(&values, &process, &shared, &ready, &stop).await;
     tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));
 

@@ -20,16 +20,16 @@ use crate::protocol::frame::code;
 use crate::protocol::{AppId, SocketId, Transport};
 
 /// Frames that wait for one client.
-const MAX_FRAMES: usize = 4_096;
+pub const MAX_FRAMES: usize = 4_096;
 
 /// Bytes that wait for one client.
-const MAX_BYTES: usize = 4 << 20;
+pub const MAX_BYTES: usize = 4 << 20;
 
 /// Bytes that wait for all clients; beyond it, a client with more than [`FAIR_BYTES`] waiting is ended.
-const MAX_TOTAL_BYTES: usize = 256 << 20;
+pub const MAX_TOTAL_BYTES: usize = 256 << 20;
 
 /// What a client may have waiting when the process is short of memory.
-const FAIR_BYTES: usize = 64 << 10;
+pub const FAIR_BYTES: usize = 64 << 10;
 
 /// Why a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use crate::protocol::{ChannelName, SocketId, signature};
 pub const MAX_WATCHED: usize = 100;
 
 /// Largest `user_data`, in bytes: it is kept as long as the connection. A whole watchlist fits.
-const MAX_USER_DATA: usize = 32 << 10;
+pub const MAX_USER_DATA: usize = 32 << 10;
 
 /// A user as its app's backend signed it.
 #[derive(Debug, PartialEq)]

@@ -9,7 +9,7 @@ use crate::protocol::registry::App;
 use crate::protocol::{ChannelKind, ChannelName, SocketId, signature};
 
 /// Largest `user_info`, in bytes, as Pusher documents it.
-const MAX_USER_INFO: usize = 1024;
+pub const MAX_USER_INFO: usize = 1024;
 
 /// Decides on one subscription.
 ///

@@ -7,7 +7,8 @@ use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgr
 use axum::extract::{Path, RawQuery, State};
 use axum::response::Response;
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_tungstenite::tungstenite;
 
 use super::admission::admit;
 use super::connection::Connection;
@@ -32,6 +33,32 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the goodbye may take, each way.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a socket is kept whose client was told that it cannot be read: dropped at once, with what came unread, it
+/// would be reset, and what was told be lost on some systems.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Bytes of the reason in a close frame (RFC 6455, 5.5).
+const MAX_REASON: usize = 123;
+
+/// WebSocket's own code for what breaks its protocol.
+const PROTOCOL: u16 = 1002;
+
+/// WebSocket's own code for text that is not UTF-8.
+const NOT_TEXT: u16 = 1007;
+
+/// WebSocket's own code for a message that is too large.
+const TOO_LARGE: u16 = 1009;
+
+/// How a socket ended.
+enum End {
+    /// The client went.
+    Gone,
+    /// The session was ended.
+    Closed(Closing),
+    /// What the client sent cannot be read on.
+    Unreadable(Closing),
+}
 
 /// `GET /app/{key}`
 pub async fn upgrade(
@@ -70,6 +97,7 @@ async fn refuse(mut socket: WebSocket, closing: &Closing) {
 
 async fn serve(mut socket: WebSocket, shared: Arc<Shared>, place: Place) {
     let session = place.session.clone();
+    let unreadable_frames = shared.metrics.refused("unreadable");
     let outlet = session.attach();
     let mut connection = Connection::open(shared, session.clone());
     let mut look = Instant::now() + ACTIVITY_TIMEOUT;
@@ -78,20 +106,24 @@ async fn serve(mut socket: WebSocket, shared: Arc<Shared>, place: Place) {
             outgoing = outlet.next(BATCH) => match outgoing {
                 Outgoing::Frames(frames) => {
                     if write(&mut socket, &session, frames).await.is_none() {
-                        break None;
+                        break End::Gone;
                     }
                 }
-                Outgoing::Close(closing) => break Some(closing),
-                Outgoing::Replaced => break None,
+                Outgoing::Close(closing) => break End::Closed(closing),
+                Outgoing::Replaced => break End::Gone,
             },
             incoming = socket.recv() => {
-                let Some(Ok(message)) = incoming else { break None };
+                let message = match incoming {
+                    Some(Ok(message)) => message,
+                    Some(Err(error)) => break unreadable(error).map_or(End::Gone, End::Unreadable),
+                    None => break End::Gone,
+                };
                 session.heard();
                 match message {
                     Message::Text(text) => connection.handle(&text).await,
                     Message::Binary(_) => connection.refuse_binary(),
                     Message::Ping(_) | Message::Pong(_) => {}
-                    Message::Close(_) => break None,
+                    Message::Close(_) => break End::Gone,
                 }
             }
             () = sleep_until(look) => {
@@ -101,7 +133,27 @@ async fn serve(mut socket: WebSocket, shared: Arc<Shared>, place: Place) {
     };
     connection.leave().await;
     drop(place);
-    goodbye(socket, end.as_ref()).await;
+    match end {
+        End::Gone => goodbye(socket, None).await,
+        End::Closed(closing) => goodbye(socket, Some(&closing)).await,
+        End::Unreadable(closing) => {
+            unreadable_frames.inc();
+            turn_away(socket, &closing).await;
+        }
+    }
+}
+
+/// What a client is told whose bytes cannot be read on: one of WebSocket's own codes, after which clients of Pusher come
+/// back. `None` when the socket itself is gone.
+pub fn unreadable(error: axum::Error) -> Option<Closing> {
+    use tungstenite::error::{Error, ProtocolError};
+    match *error.into_inner().downcast::<Error>().ok()? {
+        Error::Capacity(_) => Some(Closing::new(TOO_LARGE, format!("a message has at most {MAX_MESSAGE} bytes"))),
+        Error::Utf8(_) => Some(Closing::new(NOT_TEXT, "a text message must be UTF-8")),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+        Error::Protocol(_) => Some(Closing::new(PROTOCOL, "what came is no frame of WebSocket")),
+        _ => None,
+    }
 }
 
 /// Writes frames; `None` when the socket is gone. Once the session has ended, a write that stands still is left behind.
@@ -112,7 +164,7 @@ pub async fn write(socket: &mut WebSocket, session: &Session, frames: Vec<Bytes>
             biased;
             sent = socket.send(Message::Text(text)) => sent.ok()?,
             () = session.closed() => {}
-            () = tokio::time::sleep(WRITE_TIMEOUT) => return None,
+            () = sleep(WRITE_TIMEOUT) => return None,
         }
     }
     Some(())
@@ -121,13 +173,24 @@ pub async fn write(socket: &mut WebSocket, session: &Session, frames: Vec<Bytes>
 /// Sends the close frame, if it is the server that ends, and reads on until the client's: a socket that is dropped with
 /// unread bytes is reset, and the close frame may be lost with it. A client's own close frame is answered by reading.
 pub async fn goodbye(mut socket: WebSocket, closing: Option<&Closing>) {
-    if let Some(closing) = closing {
-        let frame = CloseFrame { code: closing.code, reason: closing.reason.as_str().into() };
-        let sent = timeout(CLOSE_TIMEOUT, socket.send(Message::Close(Some(frame)))).await;
-        if !matches!(sent, Ok(Ok(()))) {
-            return;
-        }
+    if let Some(closing) = closing
+        && close(&mut socket, closing).await.is_none()
+    {
+        return;
     }
     let answered = async { while let Some(Ok(_)) = socket.recv().await {} };
     let _ = timeout(CLOSE_TIMEOUT, answered).await;
+}
+
+/// Sends the close frame to a client of whom nothing can be read any more.
+pub async fn turn_away(mut socket: WebSocket, closing: &Closing) {
+    if close(&mut socket, closing).await.is_some() {
+        sleep(LAST_WORDS).await;
+    }
+}
+
+async fn close(socket: &mut WebSocket, closing: &Closing) -> Option<()> {
+    let reason = &closing.reason[..closing.reason.floor_char_boundary(MAX_REASON)];
+    let frame = CloseFrame { code: closing.code, reason: reason.into() };
+    timeout(CLOSE_TIMEOUT, socket.send(Message::Close(Some(frame)))).await.ok()?.ok()
 }

@@ -21,7 +21,8 @@ const CLIENTS: &[(&str, &[&str])] = &[
     ("kube::Client", &["kubernetes", "operator", "cli"]),
     ("kube::Api", &["kubernetes", "operator", "cli"]),
     ("reqwest", &["dispatcher", "probe"]),
-    ("tokio_tungstenite", &["probe"]),
+    ("tokio_tungstenite::client_async", &["probe"]),
+    ("tokio_tungstenite::connect_async", &["probe"]),
     ("ferrokinesis", &["rehearsal"]),
     ("fred", &["bus"]),
 ];

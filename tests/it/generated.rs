@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use realtime_operator::{api, contract};
+use realtime_operator::{api, contract, edge};
 
 fn compare(file: &str, printed: &str, command: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
@@ -21,6 +21,11 @@ fn the_crds_are_up_to_date() {
 #[test]
 fn the_page_of_variables_is_up_to_date() {
     compare("docs/variables.md", &contract::markdown(), "./test --generate");
+}
+
+#[test]
+fn the_page_of_limits_is_up_to_date() {
+    compare("docs/limits.md", &edge::limits::markdown(), "./test --generate");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
 /// A process that is ended when the test is, however that ends.
-struct Server(Child);
+pub struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -32,14 +32,18 @@ impl Drop for Server {
 }
 
 impl Server {
-    fn start(command: &str, environment: &BTreeMap<String, String>) -> Self {
+    pub fn start(command: &str, environment: &BTreeMap<String, String>) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_realtime"));
         process.arg(command).env_clear().envs(environment).stdout(Stdio::null()).stderr(Stdio::inherit());
         Self(process.spawn().expect("the binary runs"))
     }
 
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Asks it to end as kubelet does, and answers with its exit code.
-    async fn terminate(mut self) -> Option<i32> {
+    pub async fn terminate(mut self) -> Option<i32> {
         let asked = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
         assert!(asked.expect("kill runs").success());
         for _ in 0..400 {
@@ -53,7 +57,7 @@ impl Server {
 }
 
 /// A port that was free a moment ago.
-async fn free_port() -> u16 {
+pub async fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     listener.local_addr().expect("an address").port()
 }
@@ -112,7 +116,7 @@ fn write_registry(directory: &Path, url: &str) {
     }
 }
 
-fn environment(server: &str, own: &[(&str, String)], shared: &[(&str, &str)]) -> BTreeMap<String, String> {
+pub fn environment(server: &str, own: &[(&str, String)], shared: &[(&str, &str)]) -> BTreeMap<String, String> {
     let common = [
         ("REALTIME_CLUSTER", "channels/eu"),
         ("REALTIME_CLUSTER_UID", "u"),

@@ -8,7 +8,7 @@ use fred::clients::Client;
 use fred::interfaces::SetsInterface;
 use tokio::sync::{Notify, RwLock, mpsc};
 
-use super::super::{BusError, Decided, Joined, Subject, Transition};
+use super::super::{BusError, Decided, Joined, MAX_MEMBERS, Subject, Transition};
 use super::Timing;
 use super::change::{Change, Changed, Changes, Refused};
 use super::held::Held;
@@ -18,8 +18,6 @@ use crate::protocol::SocketId;
 use crate::protocol::frame::Member;
 use crate::protocol::record::{Cause, Order};
 
-/// Most members of a presence channel, as Pusher documents it.
-const MAX_MEMBERS: usize = 100;
 /// Locks that keep a channel's account and its single changes apart.
 const STRIPES: usize = 64;
 /// Connections told of in one call, so that it does not hold up the store.

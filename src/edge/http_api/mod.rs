@@ -16,6 +16,7 @@ use futures::future::join_all;
 use serde_json::{Map, Value, json};
 
 use publish::Publish;
+pub use publish::{MAX_BATCH, MAX_CHANNELS};
 use query::Attributes;
 use request::Call;
 

@@ -11,10 +11,10 @@ use crate::protocol::frame::MAX_EVENT_BYTES;
 use crate::protocol::{ChannelKind, ChannelName, SocketId};
 
 /// Channels that one request may name, as Pusher documents it.
-const MAX_CHANNELS: usize = 100;
+pub const MAX_CHANNELS: usize = 100;
 
 /// Events of one batch, as Pusher documents it.
-const MAX_BATCH: usize = 10;
+pub const MAX_BATCH: usize = 10;
 
 /// One event to publish.
 #[derive(Debug, PartialEq)]

@@ -27,6 +27,15 @@ use crate::runtime::clock;
 /// Parts of the stream's keys that are written independently of each other.
 const LANES: usize = 8;
 
+/// Events that may wait for the stream.
+pub const MAX_EVENTS: usize = Limits::DEFAULT.events;
+
+/// Bytes of events that may wait for the stream.
+pub const MAX_BYTES: usize = Limits::DEFAULT.bytes;
+
+/// How long a client event may wait for the stream.
+pub const CLIENT_EVENT: Duration = Duration::from_millis(Limits::DEFAULT.client_event_ms);
+
 /// How often client events are looked through for those that are too old.
 const EXPIRY: Duration = Duration::from_secs(5);
 

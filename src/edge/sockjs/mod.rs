@@ -22,6 +22,7 @@ use crate::contract::{Values, name};
 use crate::protocol::Transport;
 use page::Pages;
 use session::SockJs;
+pub use session::{GRACE, INTRODUCTION, MAX_SESSIONS};
 
 /// The base path.
 const BASE: &str = "/pusher";

@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::super::admission::admit;
 use super::super::connection::Connection;
 use super::super::fallback::Unserved;
+use super::super::inbox::{Sends, Sent, Unsent, inbox};
 use super::super::liveness::ACTIVITY_TIMEOUT;
 use super::super::session::{Budget, Closing, Outgoing, Outlet, Session};
 use super::super::sessions::{Place, going_away};
@@ -33,13 +34,7 @@ pub const INTRODUCTION: Duration = Duration::from_secs(30);
 const LINGER: Duration = Duration::from_secs(30);
 
 /// Sessions of a process, those without an app too.
-const MAX_SESSIONS: usize = 50_000;
-
-/// Sends that wait for one session.
-const MAX_SENDS: usize = 64;
-
-/// How long a send waits for room.
-const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+pub const MAX_SESSIONS: usize = 50_000;
 
 /// A path that no client of Pusher's would ask for; Pusher's code.
 const PATH_UNKNOWN: u16 = 4005;
@@ -56,7 +51,7 @@ pub struct SockJs {
 /// One session.
 struct Entry {
     status: watch::Sender<Status>,
-    sends: mpsc::Sender<Vec<String>>,
+    sends: Sends,
 }
 
 #[derive(Clone)]
@@ -102,7 +97,7 @@ impl SockJs {
         if entries.len() >= MAX_SESSIONS {
             return Err(Unserved::Busy);
         }
-        let (sends, inbox) = mpsc::channel(MAX_SENDS);
+        let (sends, inbox) = inbox();
         let status = Status { receiving: true, since: Instant::now(), aborted: false, session: None };
         let entry = Arc::new(Entry { status: watch::Sender::new(status), sends });
         entries.insert(id.to_owned(), entry.clone());
@@ -120,13 +115,13 @@ impl SockJs {
         if messages.is_empty() {
             return Ok(());
         }
-        match timeout(SEND_TIMEOUT, entry.sends.send(messages)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => {
+        match entry.sends.send(messages).await {
+            Ok(()) => Ok(()),
+            Err(Unsent::Over) => {
                 shared.metrics.refused("session_over").inc();
                 Ok(())
             }
-            Err(_) => {
+            Err(Unsent::Late) => {
                 if let Some(session) = session {
                     session.close(Closing::new(code::RECONNECT, "a message was lost, come back at once"));
                 }
@@ -255,7 +250,7 @@ async fn live(
     id: String,
     entry: Arc<Entry>,
     transport: Transport,
-    mut inbox: mpsc::Receiver<Vec<String>>,
+    mut inbox: mpsc::Receiver<Sent>,
 ) {
     let introduced = tokio::select! {
         biased;
@@ -288,13 +283,13 @@ async fn live(
 async fn introduced(
     shared: &Shared,
     transport: Transport,
-    inbox: &mut mpsc::Receiver<Vec<String>>,
+    inbox: &mut mpsc::Receiver<Sent>,
 ) -> Result<(Place, Vec<String>), Closing> {
     tokio::select! {
         biased;
-        Some(mut messages) = inbox.recv() => {
-            let first = messages.remove(0);
-            Ok((admitted(shared, &first, transport)?, messages))
+        Some(mut sent) = inbox.recv() => {
+            let first = sent.messages.remove(0);
+            Ok((admitted(shared, &first, transport)?, sent.messages))
         }
         () = shared.draining.cancelled() => Err(going_away()),
         () = sleep(INTRODUCTION) => Err(not_introduced()),
@@ -324,7 +319,7 @@ async fn serve(
     entry: &Entry,
     place: Place,
     first: Vec<String>,
-    inbox: &mut mpsc::Receiver<Vec<String>>,
+    inbox: &mut mpsc::Receiver<Sent>,
 ) {
     let session = &place.session.clone();
     let mut connection = Connection::open(shared.clone(), session.clone());
@@ -342,9 +337,9 @@ async fn serve(
                 let (code, reason) = INTERRUPTED;
                 session.close(Closing::new(code, reason));
             }
-            Some(messages) = inbox.recv() => {
-                for message in messages {
-                    connection.handle(&message).await;
+            Some(sent) = inbox.recv() => {
+                for message in &sent.messages {
+                    connection.handle(message).await;
                 }
             }
             () = &mut abandoned => {

@@ -11,7 +11,7 @@ use super::super::liveness::ACTIVITY_TIMEOUT;
 use super::super::session::{Closing, Outgoing, Session};
 use super::super::sessions::{Place, going_away};
 use super::super::shared::Shared;
-use super::super::websocket::{BATCH, CLOSE_TIMEOUT, goodbye, write};
+use super::super::websocket::{BATCH, CLOSE_TIMEOUT, goodbye, turn_away, unreadable, write};
 use super::answer::HEARTBEAT_EVERY;
 use super::session::{INTRODUCTION, admitted, not_introduced, refused};
 use crate::protocol::Transport;
@@ -38,6 +38,8 @@ enum End {
     Gone,
     /// The client sent what nobody can read.
     Broken,
+    /// What the client sent cannot be read on.
+    Unreadable(Closing),
     /// The session was ended.
     Closed(Closing),
 }
@@ -57,6 +59,7 @@ pub struct Socket {
 impl Socket {
     /// Serves it to its end.
     pub async fn serve(mut self, shared: Arc<Shared>) {
+        let unreadable_frames = shared.metrics.refused("unreadable");
         let end = match self.introduced(&shared).await {
             Ok((place, messages)) => self.session(shared, place, messages).await,
             Err(End::Closed(closing)) => {
@@ -70,6 +73,9 @@ impl Socket {
             }
             Err(end) => end,
         };
+        if matches!(end, End::Unreadable(_)) {
+            unreadable_frames.inc();
+        }
         self.goodbye(end).await;
     }
 
@@ -147,7 +153,8 @@ impl Socket {
             },
             Some(Ok(Message::Binary(_))) => Err(End::Broken),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(Vec::new()),
-            Some(Ok(Message::Close(_)) | Err(_)) | None => Err(End::Gone),
+            Some(Ok(Message::Close(_))) | None => Err(End::Gone),
+            Some(Err(error)) => Err(unreadable(error).map_or(End::Gone, End::Unreadable)),
         }
     }
 
@@ -171,6 +178,7 @@ impl Socket {
     async fn goodbye(mut self, end: End) {
         let (code, reason) = match (&end, self.framing) {
             (End::Gone, _) => return goodbye(self.wire, None).await,
+            (End::Unreadable(closing), _) => return turn_away(self.wire, closing).await,
             (End::Broken, _) => BROKEN,
             (End::Closed(closing), Framing::Raw) => (closing.code, closing.reason.as_str()),
             (End::Closed(closing), Framing::Frames) => {
