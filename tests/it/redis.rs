@@ -213,7 +213,10 @@ async fn channels_are_counted_listed_and_looked_at_across_processes() {
     for subject in [&own, &elsewhere, &subject("left")] {
         one.join(subject, &socket(0), None).await.expect("joined");
     }
+    assert_eq!(one.count(&subject("left")).await, Ok(Count::Tell(1)));
     one.leave(&subject("left"), &socket(0), None).await.expect("left");
+    assert_eq!(one.count(&subject("left")).await, Ok(Count::Tell(0)), "who watches the count hears of the last leave");
+    assert_eq!(two.count(&subject("left")).await, Ok(Count::Told));
     assert_eq!(one.count(&room).await, Ok(Count::Tell(2)));
     assert_eq!(two.count(&room).await, Ok(Count::Told));
     for n in 2..=100 {
