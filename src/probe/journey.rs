@@ -125,8 +125,9 @@ async fn hops(context: &Context, route: &Route, claim: &mut Claim, log: &mut Log
     }
 
     client.subscribe(&plan.app, &channels.private, None, deadline).await?;
-    told_of_no_event(&mut client, route, deadline).await?;
     client.subscribe(&plan.app, &channels.presence, Some(&channels.member()), deadline).await?;
+    // Asked last: a bus that is away lets clients into private channels in silence, and a presence channel tells of it.
+    told_of_no_event(&mut client, route, deadline).await?;
     log.passed(Hop::Subscribe);
 
     let companion = companion(context, route).await?;
