@@ -53,7 +53,12 @@ pub struct RealtimeAppSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3600))]
     pub authorization_seconds: Option<u32>,
-    /// What one client may do.
+    /// Origins whose pages may connect, such as `https://shop.example.com`, `https://*.example.com` or
+    /// `http://localhost:*`; absent means all. Clients that send no origin are no browsers and may always connect.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(max = 300), regex(pattern = r"^[A-Za-z0-9.:/*\[\]_+-]+$")))]
+    pub allowed_origins: Vec<String>,
+    /// What the app and each of its clients may do.
     #[serde(default)]
     pub limits: Limits,
     /// Where webhooks go.
@@ -86,10 +91,18 @@ pub enum CredentialState {
     Retiring,
 }
 
-/// What one client may do.
+/// What an app and each of its clients may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
+    /// Connections of the app, on all pods together; absent means any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub connections: Option<u32>,
+    /// Bytes of data in one event, of clients and of the app's backend.
+    #[serde(default = "Limits::message_bytes")]
+    #[schemars(range(min = 1, max = 10240))]
+    pub message_bytes: u32,
     /// Client events of one connection in a second.
     #[serde(default = "Limits::client_events")]
     #[schemars(range(min = 1, max = 10000))]
@@ -97,6 +110,10 @@ pub struct Limits {
 }
 
 impl Limits {
+    fn message_bytes() -> u32 {
+        10_240
+    }
+
     fn client_events() -> u32 {
         10
     }
@@ -104,7 +121,11 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { client_events_per_second: Self::client_events() }
+        Self {
+            connections: None,
+            message_bytes: Self::message_bytes(),
+            client_events_per_second: Self::client_events(),
+        }
     }
 }
 

@@ -55,6 +55,11 @@ pub struct RealtimeClusterSpec {
     /// What clients of `SockJS` are given by the sockjs server.
     #[serde(default)]
     pub sockjs_clients: SockjsClients,
+    /// Networks of the load balancers and proxies in front of the edges, such as `10.20.0.0/16`: only from there
+    /// `X-Forwarded-For` is believed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    pub trusted_proxies: Vec<String>,
     /// How events become webhooks.
     #[serde(default)]
     pub webhooks: Webhooks,

@@ -151,6 +151,9 @@ fn matches(pattern: &str, text: &str) -> bool {
             ["http://", "https://"].iter().any(|p| text.strip_prefix(p).is_some_and(|rest| !rest.is_empty()))
         }
         "^https?://[A-Za-z0-9._~:/@%+=?-]+$" => is_script(text),
+        r"^[A-Za-z0-9.:/*\[\]_+-]+$" => {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".:/*[]_+-".contains(&b))
+        }
         "^arn:" => text.starts_with("arn:"),
         "^[0-9]{1,20}$" => (1..=20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()),
         "^[a-zA-Z0-9_.-]+$" => {

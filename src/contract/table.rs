@@ -85,6 +85,8 @@ pub mod name {
     pub const LOG: &str = "REALTIME_LOG";
     /// The public listener.
     pub const PUBLIC_ADDRESS: &str = "REALTIME_PUBLIC_ADDRESS";
+    /// The proxies whose word on a client's address is believed.
+    pub const TRUSTED_PROXIES: &str = "REALTIME_TRUSTED_PROXIES";
     /// The transports that an edge serves.
     pub const TRANSPORTS: &str = "REALTIME_TRANSPORTS";
     /// What the pages for hidden frames may load.
@@ -224,6 +226,13 @@ pub const VARIABLES: &[Variable] = &[
         Need::Default("0.0.0.0:8080"),
         EDGES,
         "Listener for clients and for the HTTP API.",
+    ),
+    row(
+        name::TRUSTED_PROXIES,
+        Kind::Networks,
+        Need::Default(""),
+        EDGES,
+        "Networks of load balancers and proxies, separated by commas: only from there `X-Forwarded-For` (or, without it, `Forwarded`) is believed. Without it a client's address is that of the connection.",
     ),
     row(
         name::SOCKJS_SCRIPTS,

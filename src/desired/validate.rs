@@ -9,6 +9,7 @@ use crate::api::app::CredentialState as ApiCredentialState;
 use crate::api::cluster::{IdentityType, StreamMode};
 use crate::api::{GROUP, RealtimeApp, RealtimeCluster, RealtimeClusterSpec, State};
 use crate::contract::Server;
+use crate::protocol::origin;
 use crate::protocol::registry::{App, Credential, CredentialState, Endpoint, Limits, Registry};
 use crate::protocol::{AppId, AppKey, Secret, StreamName, signature};
 
@@ -160,10 +161,14 @@ pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
         path: path.to_owned(),
         message,
     };
-    for (index, network) in spec.webhooks.allowed_networks.iter().enumerate() {
-        if network.parse::<ipnet::IpNet>().is_err() {
-            let message = format!("is `{network}`: write a network such as 10.20.0.0/16");
-            problems.push(own(&format!("spec.webhooks.allowedNetworks[{index}]"), message));
+    let networks =
+        [("webhooks.allowedNetworks", &spec.webhooks.allowed_networks), ("trustedProxies", &spec.trusted_proxies)];
+    for (path, networks) in networks {
+        for (index, network) in networks.iter().enumerate() {
+            if network.parse::<ipnet::IpNet>().is_err() {
+                let message = format!("is `{network}`: write a network such as 10.20.0.0/16");
+                problems.push(own(&format!("spec.{path}[{index}]"), message));
+            }
         }
     }
     let probe = ProbeApp {
@@ -270,7 +275,8 @@ fn probe_app(probe: &ProbeApp, receiver: &str) -> App {
         // Every kind of webhook is checked, so all that an app can ask for is asked for.
         subscription_count: true,
         authorization_seconds: None,
-        limits: Limits { client_events_per_second: 10 },
+        allowed_origins: vec![],
+        limits: Limits::default(),
         webhooks: vec![Endpoint {
             name: "receiver".to_owned(),
             url: format!("http://{receiver}/webhooks"),
@@ -329,6 +335,17 @@ fn app(raw: &RealtimeApp, inputs: &Inputs<'_>) -> Result<App, Vec<Problem>> {
             message: "has no Active pair, so that no webhook could be signed: make one Active".to_owned(),
         });
     }
+    for (index, origin) in raw.spec.allowed_origins.iter().enumerate() {
+        if !origin::is_pattern(origin) {
+            problems.push(Problem {
+                object: object(raw),
+                path: format!("spec.allowedOrigins[{index}]"),
+                message: format!(
+                    "is `{origin}`: write an origin such as https://shop.example.com or https://*.example.com, without a path"
+                ),
+            });
+        }
+    }
     for (index, webhook) in raw.spec.webhooks.iter().enumerate() {
         if url::Url::parse(&webhook.url).is_err() {
             problems.push(Problem {
@@ -348,7 +365,12 @@ fn app(raw: &RealtimeApp, inputs: &Inputs<'_>) -> Result<App, Vec<Problem>> {
         client_events: raw.spec.client_events == State::Enabled,
         subscription_count: raw.spec.subscription_count == State::Enabled,
         authorization_seconds: raw.spec.authorization_seconds,
-        limits: Limits { client_events_per_second: raw.spec.limits.client_events_per_second },
+        allowed_origins: raw.spec.allowed_origins.clone(),
+        limits: Limits {
+            connections: raw.spec.limits.connections.map(u64::from),
+            message_bytes: usize::try_from(raw.spec.limits.message_bytes).unwrap_or(usize::MAX),
+            client_events_per_second: raw.spec.limits.client_events_per_second,
+        },
         webhooks: raw
             .spec
             .webhooks
@@ -446,6 +468,41 @@ spec:
         let bare = APP.replace(", credentials: [{ secretRef: { name: shop } }]", "");
         let cluster = check(&[&bare], &[]).expect("a cluster");
         assert!(cluster.registry.by_key("generated-app-1001-key").is_some());
+    }
+
+    #[test]
+    fn origins_and_limits_reach_the_servers_and_bad_ones_are_told() {
+        let origins = |origins: &str| {
+            let limits = "limits: { connections: 5, messageBytes: 100 }";
+            APP.replace("appID: '1001',", &format!("appID: '1001', allowedOrigins: [{origins}], {limits},"))
+        };
+        let secrets: &[(&str, &[(&str, &str)])] = &[("shop", &[("key", "k"), ("secret", "s")])];
+        let good = check(&[&origins("'https://*.example.com', 'http://localhost:*'")], secrets).expect("a cluster");
+        let app = good.registry.by_key("k").expect("the app");
+        assert_eq!(app.allowed_origins, ["https://*.example.com", "http://localhost:*"]);
+        assert_eq!(app.limits, Limits { connections: Some(5), message_bytes: 100, ..Limits::default() });
+        let bad = check(&[&origins("'*', 'https://example.com/shop'")], secrets).expect("a cluster");
+        let problems: Vec<String> = bad.refused[0].problems.iter().map(ToString::to_string).collect();
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].contains("spec.allowedOrigins[1] is `https://example.com/shop`"), "{problems:?}");
+    }
+
+    #[test]
+    fn networks_that_are_none_are_told() {
+        let mut manifests = Manifests::default();
+        let spec = "  trustedProxies: [10.0.0.0/8, proxy]\n  webhooks: { allowedNetworks: ['10.0.0.0/99'] }\n";
+        manifests.add("c.yaml", &format!("{CLUSTER}{spec}")).expect("a cluster");
+        let problems = validate(&Inputs {
+            cluster: &manifests.clusters[0].1,
+            apps: &[],
+            secrets: &BTreeMap::new(),
+            generate: &|purpose| purpose.to_owned(),
+            receiver: "receiver.svc:8090",
+            version: "0.1.0",
+            stream: None,
+        });
+        let paths: Vec<String> = problems.expect_err("problems").into_iter().map(|problem| problem.path).collect();
+        assert_eq!(paths, ["spec.webhooks.allowedNetworks[0]", "spec.trustedProxies[1]"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
+use super::metrics::Metrics;
 use crate::protocol::registry::{Registry, RegistryError};
 use crate::runtime::files::{self, Files};
 
@@ -18,7 +19,11 @@ pub type Apps = watch::Receiver<Arc<Registry>>;
 ///
 /// # Errors
 /// The first reading failed.
-pub async fn follow(directory: &Path, shutdown: CancellationToken) -> Result<Apps, StartError> {
+pub async fn follow(
+    directory: &Path,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+) -> Result<Apps, StartError> {
     let unreadable = |message: String| StartError::Apps { directory: directory.display().to_string(), message };
     let known = files::read(directory).await.map_err(|error| unreadable(error.to_string()))?;
     let registry = parse(&known).map_err(|error| unreadable(error.to_string()))?;
@@ -34,8 +39,12 @@ pub async fn follow(directory: &Path, shutdown: CancellationToken) -> Result<App
                 Ok(registry) => {
                     tracing::info!(apps = registry.apps().count(), "the app registry has changed");
                     sender.send_replace(Arc::new(registry));
+                    metrics.registry_read(true);
                 }
-                Err(error) => tracing::error!(%error, "the new app registry cannot be used; the old one stays"),
+                Err(error) => {
+                    metrics.registry_read(false);
+                    tracing::error!(%error, "the new app registry cannot be used; the old one stays");
+                }
             }
         }
     });

@@ -1,13 +1,15 @@
 //! What the dispatcher says of itself: counters, gauges, and what stands in `/flow`.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use crate::protocol::ShardId;
 use crate::protocol::admin::{DispatcherFlow, ShardFlow};
@@ -56,6 +58,20 @@ pub enum Tried {
     Refused,
 }
 
+/// How a reading of the app registry ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Reading {
+    /// It is in force.
+    Applied,
+    /// The one before stays.
+    Refused,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReadingLabels {
+    result: Reading,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LossLabels {
     reason: Loss,
@@ -93,10 +109,11 @@ pub struct Metrics {
     attempts: Family<TriedLabels, Counter>,
     dropped: Family<LossLabels, Counter>,
     settled: Family<SettledLabels, Counter>,
+    registry_reads: Family<ReadingLabels, Counter>,
     gaps: Counter,
     unfinished: Gauge,
     shards: Gauge,
-    behind: Gauge,
+    behind: Gauge<f64, AtomicU64>,
     live: Mutex<Live>,
 }
 
@@ -131,15 +148,23 @@ impl Metrics {
         registry.register("attempts", "Attempts to post", self.attempts.clone());
         registry.register("dropped", "Events lost", self.dropped.clone());
         registry.register("settled", "Events rightly not told", self.settled.clone());
-        registry.register("order_gap", "Missing events that were passed", self.gaps.clone());
+        registry.register("registry_reads", "Changed app registries", self.registry_reads.clone());
+        registry.register("order_gaps", "Missing events that were passed", self.gaps.clone());
         registry.register("unfinished_events", "Events read and not yet done", self.unfinished.clone());
         registry.register("shards", "Shards held", self.shards.clone());
-        registry.register("behind_milliseconds", "How far the slowest held shard is behind", self.behind.clone());
+        let help = "How far the slowest held shard is behind";
+        registry.register_with_unit("behind", help, Unit::Seconds, self.behind.clone());
     }
 
     /// Events that an endpoint took.
     pub fn delivered(&self, events: usize) {
         self.delivered.inc_by(events as u64);
+    }
+
+    /// The app registry changed, and could be read or not.
+    pub fn registry_read(&self, applied: bool) {
+        let result = if applied { Reading::Applied } else { Reading::Refused };
+        self.registry_reads.get_or_create(&ReadingLabels { result }).inc();
     }
 
     /// An attempt ended.
@@ -216,7 +241,8 @@ impl Metrics {
         let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(&self.shards, live.shards.len() as u64);
         set(&self.unfinished, live.shards.values().map(|(_, unfinished)| *unfinished as u64).sum());
-        set(&self.behind, live.shards.values().map(|(flow, _)| flow.behind_ms).max().unwrap_or(0));
+        let behind = live.shards.values().map(|(flow, _)| flow.behind_ms).max().unwrap_or(0);
+        self.behind.set(Duration::from_millis(behind).as_secs_f64());
     }
 
     // A holder that failed within these few lines leaves numbers behind that are still worth showing.

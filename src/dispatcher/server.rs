@@ -63,8 +63,8 @@ pub async fn start(values: Values, dependencies: Dependencies) -> Result<Running
     let address = listener.local_addr().map_err(StartError::Admin)?;
     let stop = shutdown.child_token();
     let guard = stop.clone().drop_guard();
-    let apps = apps::follow(&apps_dir, stop.clone()).await?;
     let metrics = Arc::new(Metrics::default());
+    let apps = apps::follow(&apps_dir, Arc::clone(&metrics), stop.clone()).await?;
     match timeout(FIRST_LOOK, kinesis.summary()).await {
         Ok(Err(error)) if error.class == Class::Denied => return Err(StartError::Denied(error)),
         Ok(Err(error)) => metrics.failed(Source::Discovery, error.to_string()),

@@ -1,14 +1,15 @@
 //! Who may open a session.
 //!
-//! In: the registry, the key in the path, the query. Out: the app, or the code and reason that the client is told.
-//! The codes are those of Pusher's protocol page; all of them tell pusher-js not to come back unchanged.
+//! In: the registry, the key in the path, the query, the page's origin. Out: the app, or the code and reason that the
+//! client is told. The codes are those of Pusher's protocol page; all of them tell pusher-js not to come back unchanged.
 
 use url::form_urlencoded;
 
 use super::session::Closing;
 use crate::protocol::AppId;
 use crate::protocol::frame::code;
-use crate::protocol::registry::Registry;
+use crate::protocol::origin;
+use crate::protocol::registry::{App, Registry};
 
 /// Protocol versions that are spoken. Clients in the field send 5 to 7, which do not differ in what is served here.
 const PROTOCOLS: std::ops::RangeInclusive<u32> = 5..=7;
@@ -17,7 +18,7 @@ const PROTOCOLS: std::ops::RangeInclusive<u32> = 5..=7;
 ///
 /// # Errors
 /// The code and reason to close with.
-pub fn admit(registry: &Registry, key: &str, query: &str) -> Result<AppId, Closing> {
+pub fn admit(registry: &Registry, key: &str, query: &str, origin: Option<&str>) -> Result<AppId, Closing> {
     let refused = |code, reason: String| Err(Closing::new(code, reason));
     let protocol = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "protocol");
     let Some((_, protocol)) = protocol else {
@@ -29,22 +30,65 @@ pub fn admit(registry: &Registry, key: &str, query: &str) -> Result<AppId, Closi
     if !PROTOCOLS.contains(&protocol) {
         return refused(code::PROTOCOL_UNSUPPORTED, format!("protocol {protocol} is not supported: send protocol=7"));
     }
-    match registry.by_key(key) {
-        None => refused(code::APP_UNKNOWN, "no app has this key".into()),
-        Some(app) if !app.enabled => refused(code::APP_DISABLED, "the app is disabled".into()),
-        Some(app) => Ok(app.id.clone()),
+    let Some(app) = registry.by_key(key) else {
+        return refused(code::APP_UNKNOWN, "no app has this key".into());
+    };
+    if !app.enabled {
+        return Err(disabled());
     }
+    from_here(app, origin)?;
+    Ok(app.id.clone())
+}
+
+/// Whether the app lets pages of this origin connect.
+///
+/// # Errors
+/// The code and reason to close with.
+pub fn from_here(app: &App, origin: Option<&str>) -> Result<(), Closing> {
+    if origin::allows(&app.allowed_origins, origin) {
+        return Ok(());
+    }
+    Err(Closing::new(code::UNAUTHORIZED, "the app does not allow connections from this origin"))
+}
+
+/// Whether a session of the app may stay.
+///
+/// # Errors
+/// The code and reason to close with.
+pub fn stays(registry: &Registry, app: &AppId) -> Result<(), Closing> {
+    match registry.app(app) {
+        Some(app) if app.enabled => Ok(()),
+        Some(_) => Err(disabled()),
+        None => Err(Closing::new(code::APP_UNKNOWN, "the app was removed")),
+    }
+}
+
+/// What a refusal counts as.
+pub fn word(closing: &Closing) -> &'static str {
+    match closing.code {
+        code::APP_UNKNOWN => "app_unknown",
+        code::APP_DISABLED => "app_disabled",
+        code::OVER_QUOTA => "over_quota",
+        code::PATH_UNKNOWN => "path_unknown",
+        code::VERSION_INVALID | code::PROTOCOL_UNSUPPORTED | code::PROTOCOL_MISSING => "protocol",
+        code::UNAUTHORIZED => "origin",
+        code::OVER_CAPACITY => "server_full",
+        _ => "going_away",
+    }
+}
+
+fn disabled() -> Closing {
+    Closing::new(code::APP_DISABLED, "the app is disabled")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::protocol::Secret;
-    use crate::protocol::registry::{App, Credential, CredentialState, Limits};
+    use crate::protocol::registry::{Credential, CredentialState, Limits};
 
     fn app(id: &str, key: &str, enabled: bool) -> App {
         let credential = Credential { key: key.into(), secret: Secret::new("s"), state: CredentialState::Active };
-        let limits = Limits { client_events_per_second: 10 };
         App {
             id: id.into(),
             credentials: vec![credential],
@@ -52,28 +96,43 @@ mod tests {
             client_events: true,
             subscription_count: false,
             authorization_seconds: None,
-            limits,
+            allowed_origins: vec![],
+            limits: Limits::default(),
             webhooks: vec![],
         }
     }
 
     #[test]
     fn a_table_of_attempts() {
-        let registry = Registry::new([app("1", "on", true), app("2", "off", false)]);
-        for (name, key, query, expected) in [
-            ("as pusher-js asks", "on", "protocol=7&client=js&version=8.6.0", Ok("1")),
-            ("an older client", "on", "client=x&protocol=5", Ok("1")),
-            ("no protocol", "on", "client=js", Err(4008)),
-            ("no query", "on", "", Err(4008)),
-            ("not a number", "on", "protocol=seven", Err(4006)),
-            ("an empty number", "on", "protocol=", Err(4006)),
-            ("too old", "on", "protocol=4", Err(4007)),
-            ("from the future", "on", "protocol=8", Err(4007)),
-            ("unknown key", "else", "protocol=7", Err(4001)),
-            ("disabled app", "off", "protocol=7", Err(4003)),
+        let mut own = app("3", "own", true);
+        own.allowed_origins = vec!["https://*.example.com".into()];
+        let registry = Registry::new([app("1", "on", true), app("2", "off", false), own]);
+        let (here, elsewhere) = (Some("https://shop.example.com"), Some("https://example.org"));
+        for (name, key, query, origin, expected) in [
+            ("as pusher-js asks", "on", "protocol=7&client=js&version=8.6.0", elsewhere, Ok("1")),
+            ("an older client", "on", "client=x&protocol=5", None, Ok("1")),
+            ("no protocol", "on", "client=js", None, Err(4008)),
+            ("no query", "on", "", None, Err(4008)),
+            ("not a number", "on", "protocol=seven", None, Err(4006)),
+            ("an empty number", "on", "protocol=", None, Err(4006)),
+            ("too old", "on", "protocol=4", None, Err(4007)),
+            ("from the future", "on", "protocol=8", None, Err(4007)),
+            ("unknown key", "else", "protocol=7", None, Err(4001)),
+            ("disabled app", "off", "protocol=7", None, Err(4003)),
+            ("one of the app's pages", "own", "protocol=7", here, Ok("3")),
+            ("another page", "own", "protocol=7", elsewhere, Err(4009)),
+            ("a page of no origin", "own", "protocol=7", Some("null"), Err(4009)),
+            ("no page at all", "own", "protocol=7", None, Ok("3")),
         ] {
-            let found = admit(&registry, key, query).map_err(|closing| closing.code);
+            let found = admit(&registry, key, query, origin).map_err(|closing| closing.code);
             assert_eq!(found, expected.map(AppId::from), "{name}");
         }
+    }
+
+    #[test]
+    fn a_session_stays_with_its_app() {
+        let registry = Registry::new([app("1", "on", true), app("2", "off", false)]);
+        let found = ["1", "2", "3"].map(|id| stays(&registry, &id.into()).map_err(|closing| closing.code));
+        assert_eq!(found, [Ok(()), Err(4003), Err(4001)]);
     }
 }

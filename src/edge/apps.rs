@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
+use super::metrics::Metrics;
 use super::sessions::Sessions;
 use crate::protocol::registry::{Registry, RegistryError};
 use crate::runtime::files::{self, Files};
@@ -35,12 +36,14 @@ impl Apps {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Follows the files until the token ends it. A broken file changes nothing but the log.
+    /// Follows the files until the token ends it. Sessions read the registry anew with each message; those whose app is
+    /// gone or disabled are ended. A broken file changes nothing: it is logged and counted.
     pub async fn follow(
         self: Arc<Self>,
         directory: PathBuf,
         known: Files,
         sessions: Arc<Sessions>,
+        metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) {
         let (sender, mut receiver) = watch::channel(Files::new());
@@ -54,8 +57,10 @@ impl Apps {
                         let registry = Arc::new(registry);
                         *self.current.write().unwrap_or_else(PoisonError::into_inner) = registry.clone();
                         sessions.keep(&registry);
+                        metrics.registry_read(true);
                     }
                     Err(error) => {
+                        metrics.registry_read(false);
                         tracing::error!(%error, "the app registry is broken; the one before stays in force");
                     }
                 }

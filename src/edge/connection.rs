@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::admission::word;
 use super::counts;
 use super::liveness::{ACTIVITY_TIMEOUT, Step};
+use super::quota::Counted;
 use super::rate::{Bucket, Rate};
 use super::session::{Closing, Session};
 use super::shared::Shared;
@@ -16,7 +18,7 @@ use super::signin::{MAX_WATCHED, sign_in};
 use super::subscribe::authorize;
 use super::user::SignedIn;
 use crate::bus::{BusError, Joined, Recalled, Subject, Transition};
-use crate::protocol::frame::{self, ClientMessage, MAX_EVENT_BYTES, Member, code};
+use crate::protocol::frame::{self, ClientMessage, Member, code};
 use crate::protocol::record::{Cause, EventKind};
 use crate::protocol::registry::App;
 use crate::protocol::{ChannelKind, ChannelName};
@@ -46,6 +48,8 @@ pub struct Connection {
     channels: HashMap<ChannelName, Option<Member>>,
     /// Who it is, once it has signed in.
     user: Option<SignedIn>,
+    /// Its place among the app's connections, where there may be so many only.
+    counted: Option<Counted>,
     rate: Rate,
     asks: Bucket,
     /// Ends the session that shows no signature in time; gone once it has shown one.
@@ -53,12 +57,28 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Greets a client that was admitted.
-    pub fn open(shared: Arc<Shared>, session: Arc<Session>) -> Self {
-        let seconds = u32::try_from(ACTIVITY_TIMEOUT.as_secs()).unwrap_or(u32::MAX);
-        session.push(frame::connection_established(session.socket.as_str(), seconds).into());
-        let seconds = shared.apps.current().app(&session.app).and_then(|app| app.authorization_seconds);
-        let deadline = seconds.map(|seconds| {
+    /// Greets a client that was admitted, or ends its session when the app has no place left.
+    pub async fn open(shared: Arc<Shared>, session: Arc<Session>) -> Self {
+        let registry = shared.apps.current();
+        let app = registry.app(&session.app);
+        let counted = match app {
+            Some(app) => Counted::enter(&shared, &session, app).await,
+            None => Ok(None),
+        };
+        let counted = match counted {
+            Ok(counted) => {
+                let seconds = u32::try_from(ACTIVITY_TIMEOUT.as_secs()).unwrap_or(u32::MAX);
+                session.push(frame::connection_established(session.socket.as_str(), seconds).into());
+                counted
+            }
+            Err(closing) => {
+                shared.metrics.refused(word(&closing)).inc();
+                session.push(frame::error(Some(closing.code), &closing.reason).into());
+                session.close(closing);
+                None
+            }
+        };
+        let deadline = app.and_then(|app| app.authorization_seconds).map(|seconds| {
             let (session, late) = (session.clone(), shared.metrics.refused("authorization_late"));
             AbortOnDropHandle::new(tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_secs(seconds.into())).await;
@@ -73,6 +93,7 @@ impl Connection {
             session,
             channels: HashMap::new(),
             user: None,
+            counted,
             rate: Rate::default(),
             asks: Bucket::new(ASKS, ASKS_PER_SECOND),
             deadline,
@@ -83,6 +104,10 @@ impl Connection {
     pub async fn handle(&mut self, text: &str) {
         let registry = self.shared.apps.current();
         let Some(app) = registry.app(&self.session.app) else { return };
+        // What a client says after its end is not heard, though it may not have been told yet.
+        if self.session.closing().is_some() {
+            return;
+        }
         match ClientMessage::parse(text) {
             Ok(ClientMessage::Ping) => self.session.push(frame::pong().into()),
             // That it came was all that it had to say.
@@ -135,7 +160,10 @@ impl Connection {
             self.exit(channel, member.as_ref(), drain.then_some(Cause::Drain)).await;
         }
         if let Some(user) = self.user.take() {
-            user.leave(&self.shared, &self.session).await;
+            user.leave(&self.shared, &self.session);
+        }
+        if let Some(counted) = self.counted.take() {
+            counted.leave(&self.shared, &self.session).await;
         }
     }
 
@@ -329,8 +357,9 @@ impl Connection {
         if event.chars().count() > MAX_EVENT_NAME {
             return Err(("event_name", format!("the event's name is longer than {MAX_EVENT_NAME} characters")));
         }
-        if data.len() > MAX_EVENT_BYTES {
-            let told = format!("the event has {} bytes of data, at most {MAX_EVENT_BYTES} are allowed", data.len());
+        let most = app.limits.message_bytes;
+        if data.len() > most {
+            let told = format!("the event has {} bytes of data, at most {most} are allowed", data.len());
             return Err(("too_large", told));
         }
         let limit = app.limits.client_events_per_second;

@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
+use tracing::Instrument;
 
-use super::admission::admit;
+use super::admission::from_here;
+use super::client::Caller;
 use super::connection::Connection;
 use super::inbox::{Sends, Sent, Unsent, inbox};
 use super::liveness::ACTIVITY_TIMEOUT;
@@ -78,6 +80,8 @@ pub enum Unserved {
     /// The client may have no session. It is told so in one answer, and nothing is kept of it: strangers could fill the
     /// table otherwise.
     Refused(Closing),
+    /// The app does not let the page that asks connect.
+    Forbidden,
     /// There is no such session under this key.
     Unknown,
     /// There are as many sessions as may be, or the session does not keep up.
@@ -92,8 +96,10 @@ impl Fallback {
         id: SessionId,
         key: &str,
         query: &str,
+        caller: &Caller,
         transport: Transport,
     ) -> Result<Receive, Unserved> {
+        Self::from_here(shared, key, caller).map_err(Unserved::Refused)?;
         let mut entries = self.lock();
         if let Some(entry) = entries.get(&id) {
             // A stranger learns nothing of a session under another key.
@@ -107,12 +113,23 @@ impl Fallback {
             return Err(Unserved::Busy);
         }
         let (sends, inbox) = inbox();
-        let place = open(shared, key, query, transport).map_err(Unserved::Refused)?;
+        let place = shared.open(key, query, caller, transport).map_err(Unserved::Refused)?;
         let session = place.session.clone();
         let outlet = session.attach();
-        shared.tasks.spawn(serve(self.clone(), shared.clone(), place, id.clone(), inbox));
+        let span = place.span.clone();
+        shared.tasks.spawn(serve(self.clone(), shared.clone(), place, id.clone(), inbox).instrument(span));
         entries.insert(id, Entry { key: key.to_owned(), session, sends });
         Ok(Receive { outlet, new: true })
+    }
+
+    /// Whether the app of this key, if there is one, lets the page that asks connect: each request is a page's own.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub fn from_here(shared: &Shared, key: &str, caller: &Caller) -> Result<(), Closing> {
+        let registry = shared.apps.current();
+        let Some(app) = registry.by_key(key) else { return Ok(()) };
+        from_here(app, caller.origin.as_deref()).inspect_err(|closing| shared.refused(closing, caller))
     }
 
     /// Hands messages to a session, in the order of arrival. An empty list is a ping.
@@ -147,10 +164,6 @@ impl Fallback {
     }
 }
 
-fn open(shared: &Shared, key: &str, query: &str, transport: Transport) -> Result<Place, Closing> {
-    shared.admit(admit(&shared.apps.current(), key, query)?, transport)
-}
-
 /// The life of one session: messages in the order in which they came, until it is ended or left alone.
 async fn serve(
     fallback: Arc<Fallback>,
@@ -160,7 +173,7 @@ async fn serve(
     mut inbox: mpsc::Receiver<Sent>,
 ) {
     let session = &place.session.clone();
-    let mut connection = Connection::open(shared, session.clone());
+    let mut connection = Connection::open(shared, session.clone()).await;
     let mut look = Instant::now() + ACTIVITY_TIMEOUT;
     let abandoned = session.abandoned(GRACE);
     tokio::pin!(abandoned);

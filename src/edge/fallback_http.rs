@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures::stream;
 use tokio::time::timeout;
 
+use super::client::Caller;
 use super::fallback::{Fallback, Receive, SessionId, Unserved};
 use super::metrics::Metrics;
 use super::session::{Outgoing, Outlet};
@@ -46,8 +47,9 @@ pub async fn streaming(
     State(context): State<Context>,
     Path((key, srv, session)): SessionPath,
     RawQuery(query): RawQuery,
+    caller: Caller,
 ) -> Response {
-    match receive(&context, &key, (srv, session), query, Transport::XhrStreaming) {
+    match receive(&context, &key, (srv, session), query, &caller, Transport::XhrStreaming) {
         Ok(receive) => answer(Body::from_stream(stream::unfold(
             Stream::new(receive, context.shared.metrics.clone()),
             |mut stream| async {
@@ -64,8 +66,9 @@ pub async fn polling(
     State(context): State<Context>,
     Path((key, srv, session)): SessionPath,
     RawQuery(query): RawQuery,
+    caller: Caller,
 ) -> Response {
-    match receive(&context, &key, (srv, session), query, Transport::XhrPolling) {
+    match receive(&context, &key, (srv, session), query, &caller, Transport::XhrPolling) {
         Ok(Receive { new: true, .. }) => answer(Body::from(OPEN)),
         Ok(Receive { outlet, new: false }) => answer(Body::from(batch(&outlet).await)),
         Err(unserved) => unserved.into_response(),
@@ -76,6 +79,7 @@ pub async fn polling(
 pub async fn send(
     State(context): State<Context>,
     Path((key, srv, session)): SessionPath,
+    caller: Caller,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let body = match body {
@@ -88,6 +92,9 @@ pub async fn send(
         // As SockJS answers.
         Err(told) => return (StatusCode::INTERNAL_SERVER_ERROR, told).into_response(),
     };
+    if Fallback::from_here(&context.shared, &key, &caller).is_err() {
+        return Unserved::Forbidden.into_response();
+    }
     match context.fallback.send(&id, &key, messages).await {
         Ok(()) => (StatusCode::NO_CONTENT, [(header::CONTENT_TYPE, "text/plain; charset=UTF-8")]).into_response(),
         Err(unserved) => unserved.into_response(),
@@ -104,12 +111,24 @@ pub async fn preflight() -> Response {
     (StatusCode::NO_CONTENT, headers).into_response()
 }
 
-/// Lets pages of every origin read the answer. Nothing depends on cookies, so there is nothing to protect by origin.
-pub async fn cross_origin(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+/// Lets the page that asks read the answer. Nothing depends on cookies, so there is nothing to protect by origin; a page
+/// that its app does not allow may read that it is so, or it would come back for ever.
+pub async fn cross_origin(
+    State(context): State<Context>,
+    Path((key, _, _)): SessionPath,
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> Response {
     let allowed = matches!(*request.method(), Method::POST | Method::OPTIONS);
+    let everyone = context.shared.apps.current().by_key(&key).is_none_or(|app| app.allowed_origins.is_empty());
+    let origin = request.headers().get(header::ORIGIN).filter(|_| !everyone).cloned();
     let mut response = next.run(request).await;
+    if !everyone {
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Origin"));
+    }
     if allowed {
-        response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        let origin = origin.unwrap_or(HeaderValue::from_static("*"));
+        response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     }
     response
 }
@@ -123,6 +142,7 @@ impl IntoResponse for Unserved {
                 let told = fallback::messages([told.as_str()]);
                 answer(Body::from(format!("{OPEN}{told}{}", fallback::close(closing.code, &closing.reason))))
             }
+            Self::Forbidden => (StatusCode::FORBIDDEN, "the app does not allow this origin\n").into_response(),
             Self::Unknown => (StatusCode::NOT_FOUND, "there is no such session\n").into_response(),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "the server is full, come back later\n").into_response(),
         }
@@ -134,10 +154,11 @@ fn receive(
     key: &str,
     (srv, session): (String, String),
     query: Option<String>,
+    caller: &Caller,
     transport: Transport,
 ) -> Result<Receive, Unserved> {
     let id = SessionId::parse(srv, session).ok_or(Unserved::Unknown)?;
-    context.fallback.receive(&context.shared, id, key, &query.unwrap_or_default(), transport)
+    context.fallback.receive(&context.shared, id, key, &query.unwrap_or_default(), caller, transport)
 }
 
 fn answer(body: Body) -> Response {

@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
+use super::client::Caller;
+
 /// Sends that wait for one session.
 pub const MAX_SENDS: usize = 64;
 
@@ -30,6 +32,8 @@ pub struct Sends {
 pub struct Sent {
     /// At least one.
     pub messages: Vec<String>,
+    /// Who sent them, where that matters.
+    pub caller: Option<Caller>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -55,11 +59,19 @@ impl Sends {
     /// # Errors
     /// The session has ended, or found no time for them.
     pub async fn send(&self, messages: Vec<String>) -> Result<(), Unsent> {
+        self.send_from(messages, None).await
+    }
+
+    /// The same, and says who sent them.
+    ///
+    /// # Errors
+    /// The session has ended, or found no time for them.
+    pub async fn send_from(&self, messages: Vec<String>, caller: Option<Caller>) -> Result<(), Unsent> {
         let bytes: usize = messages.iter().map(|message| message.len() + size_of::<String>()).sum();
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_SEND_BYTES);
         let sent = async {
             let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| Unsent::Over)?;
-            self.sender.send(Sent { messages, _room: room }).await.map_err(|_| Unsent::Over)
+            self.sender.send(Sent { messages, caller, _room: room }).await.map_err(|_| Unsent::Over)
         };
         timeout(SEND_TIMEOUT, sent).await.unwrap_or(Err(Unsent::Late))
     }

@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, stream};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -24,6 +26,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use super::client::{self, Peer, Trusted};
 
 /// Longest for a request's head. Longer than load balancers keep an idle connection (60 s by default), or one of them
 /// would send a request into a connection that is being closed.
@@ -70,8 +74,8 @@ pub async fn serve(listener: TcpListener, routes: Router, patience: Patience, st
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((socket, _)) => {
-                connections.spawn(connection(socket, routes.clone(), patience, stop.clone()));
+            Ok((socket, peer)) => {
+                connections.spawn(connection(socket, Peer(peer.ip()), routes.clone(), patience, stop.clone()));
             }
             Err(error) if is_the_clients(&error) => tracing::debug!(%error, "a client went before it was accepted"),
             Err(error) => {
@@ -90,18 +94,23 @@ fn is_the_clients(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-async fn connection(socket: TcpStream, routes: Router, patience: Patience, stop: CancellationToken) {
+async fn connection(socket: TcpStream, peer: Peer, routes: Router, patience: Patience, stop: CancellationToken) {
     // Frames are small and each waits for nothing.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "a socket delays small frames");
     }
     let socket = Patient { socket, most: patience.write, stalled: None };
+    let routes = TowerToHyperService::new(routes);
+    let routes = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        routes.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience.head)
         .max_header_size(MAX_HEAD)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(routes))
+        .serve_connection(TokioIo::new(socket), routes)
         .with_upgrades();
     tokio::pin!(connection);
     let ended = tokio::select! {
@@ -175,9 +184,11 @@ impl AsyncWrite for Patient {
     }
 }
 
-/// Gives a request's body up that does not arrive in time: whoever reads it is told of an error. One that says by its
-/// length that nobody will read it is refused before it arrives.
-pub async fn body_in_time(request: Request, next: Next) -> Response {
+/// What becomes of every request before its route sees it: what only servers of the cluster may say is taken from it,
+/// its client's address is noted, and a body that does not arrive in time is given up: whoever reads it is told of an
+/// error. One that says by its length that nobody will read it is refused before it arrives.
+pub async fn arrive(State(trusted): State<Trusted>, mut request: Request, next: Next) -> Response {
+    client::arrive(&mut request, &trusted);
     let length = request.body().size_hint().lower();
     if length > u64::try_from(MAX_BODY).unwrap_or(u64::MAX) {
         return (StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {MAX_BODY} bytes\n")).into_response();

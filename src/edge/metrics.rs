@@ -21,6 +21,12 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+/// How a reading ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
 /// Every counter and gauge of an edge.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -28,6 +34,7 @@ pub struct Metrics {
     opened: Family<TransportLabel, Counter>,
     recorder_dropped: Family<ReasonLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
+    registry_reads: Family<ResultLabel, Counter>,
     /// Sessions closed because they read too slowly.
     pub slow_consumers: Counter,
     /// Answers of the fallbacks that were cut while they were open; what was on its way in them may be lost.
@@ -48,8 +55,8 @@ pub struct Metrics {
     pub records_refused: Counter,
     /// Events that wait for the stream; set when asked.
     pub recorder_queued: Gauge,
-    /// Frames of other processes that this one was too slow to take; set when asked.
-    pub bus_lost: Gauge,
+    /// Frames of other processes that this one was too slow to take; brought up to date every second.
+    pub bus_lost: Counter,
     /// Whether the other processes can be reached; set when asked.
     pub bus_up: Gauge,
     /// Changes that the bus decided without being asked.
@@ -77,12 +84,19 @@ impl Metrics {
         self.refused.get_or_create(&ReasonLabel { reason }).clone()
     }
 
+    /// The app registry changed, and could be read or not.
+    pub fn registry_read(&self, applied: bool) {
+        let result = if applied { "applied" } else { "refused" };
+        self.registry_reads.get_or_create(&ResultLabel { result }).inc();
+    }
+
     /// Puts all of them into a registry.
     pub fn register(&self, registry: &mut Registry) {
         let edge = registry.sub_registry_with_prefix("realtime_edge");
         edge.register("connections", "Open sessions", self.connections.clone());
         edge.register("connections_opened", "Sessions since the start", self.opened.clone());
         edge.register("refused", "What clients were refused", self.refused.clone());
+        edge.register("registry_reads", "Changed app registries", self.registry_reads.clone());
         edge.register("slow_consumers", "Sessions closed because they read too slowly", self.slow_consumers.clone());
         edge.register("receivers_cut", "Fallback answers cut while open", self.receivers_cut.clone());
         edge.register("frames", "Frames put into the queues of sessions", self.frames.clone());

@@ -12,6 +12,7 @@
 mod admission;
 mod apps;
 mod channels;
+mod client;
 mod connection;
 mod counts;
 mod fallback;
@@ -22,6 +23,7 @@ pub mod limits;
 mod listener;
 mod liveness;
 mod metrics;
+mod quota;
 mod rate;
 mod recorder;
 mod router;

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
+use super::client::Trusted;
 use super::fallback::Fallback;
 use super::fallback_http::{Context, cross_origin, polling, preflight, send, streaming};
-use super::listener::{MAX_BODY, body_in_time};
+use super::listener::{MAX_BODY, arrive};
 use super::shared::Shared;
 use super::{http_api, sockjs, websocket};
 use crate::protocol::Transport;
@@ -23,6 +24,7 @@ pub fn router(
     fallback: &Arc<Fallback>,
     transports: &[Transport],
     sockjs: sockjs::Settings,
+    trusted: Trusted,
 ) -> Router {
     let api = Router::new()
         .route("/apps/{id}/events", post(http_api::events))
@@ -36,7 +38,8 @@ pub fn router(
     let serves = |transport| transports.contains(&transport);
     let mut router = api;
     if serves(Transport::Websocket) {
-        router = router.merge(Router::new().route("/app/{key}", get(websocket::upgrade)).with_state(shared.clone()));
+        let sockets = Router::new().route("/app/{key}", get(websocket::upgrade)).fallback(websocket::elsewhere);
+        router = router.merge(sockets.with_state(shared.clone()));
     }
     let (stream, poll) = (serves(Transport::XhrStreaming), serves(Transport::XhrPolling));
     if stream || poll {
@@ -49,11 +52,11 @@ pub fn router(
             requests = requests.route(&format!("{base}/xhr"), post(polling).options(preflight));
         }
         let context = Context { shared: shared.clone(), fallback: fallback.clone() };
-        let requests = requests.layer(DefaultBodyLimit::max(MAX_SEND_BODY)).layer(from_fn(cross_origin));
+        let requests = requests.layer(DefaultBodyLimit::max(MAX_SEND_BODY)).layer(from_fn_with_state(context.clone(), cross_origin));
         router = router.merge(requests.with_state(context));
     }
     if let Some(routes) = sockjs::routes(shared, sockjs, transports) {
         router = router.merge(routes.layer(DefaultBodyLimit::max(MAX_SEND_BODY)));
     }
-    router.layer(from_fn(body_in_time))
+    router.layer(from_fn_with_state(trusted, arrive))
 }

@@ -30,6 +30,7 @@ use super::shared::Shared;
 use super::sockjs;
 use super::stream_check::{self, Found};
 use super::unasked;
+use super::user;
 use crate::bus::{Bus, Message};
 use crate::contract::{Values, name};
 use crate::kinesis::{self, KinesisError};
@@ -168,6 +169,7 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
         metrics,
         draining: CancellationToken::new(),
         tasks: TaskTracker::new(),
+        stays: TaskTracker::new(),
     });
     let fallback = Arc::new(Fallback::default());
     let stop = CancellationToken::new();
@@ -175,7 +177,8 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
     let ready = Arc::new(AtomicBool::new(true));
 
     let tasks = TaskTracker::new();
-    tasks.spawn(apps.follow(deps.apps_dir, files, shared.sessions.clone(), stop.clone()));
+    let (sessions, metrics) = (shared.sessions.clone(), shared.metrics.clone());
+    tasks.spawn(apps.follow(deps.apps_dir, files, sessions, metrics, stop.clone()));
     tasks.spawn(relay(shared.clone(), messages, stop.clone()));
     if let Some(decided) = decided {
         tasks.spawn(unasked::follow(shared.clone(), decided, stop.clone()));
@@ -188,7 +191,9 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
             }
         }));
     }
-    let routes = router(&shared, &fallback, &transports, sockjs::Settings::of(&values));
+    // The contract has checked them.
+    let trusted = values.list(name::TRUSTED_PROXIES).filter_map(|network| network.parse().ok()).collect();
+    let routes = router(&shared, &fallback, &transports, sockjs::Settings::of(&values), trusted);
     let listening = CancellationToken::new();
     tasks.spawn(listener::serve(deps.public, routes, Patience::DEFAULT, listening.clone()));
     let answers = answers(&values, &process, &shared, &ready, &stop).await;
@@ -240,7 +245,7 @@ impl Life {
         if timeout(LEAVE, left).await.is_err() {
             tracing::warn!(sessions = self.shared.sessions.count(), "sessions did not leave in time");
         }
-        tokio::join!(self.answer_last_requests(), self.flush());
+        tokio::join!(self.answer_last_requests(), self.flush(), self.let_users_go());
         self.shared.bus.resign().await;
         self.tasks.close();
         self.stop.cancel();
@@ -255,6 +260,14 @@ impl Life {
             tracing::info!(sessions = self.fallback.count(), "some clients did not hear the goodbye out");
         }
         self.listening.cancel();
+    }
+
+    /// Users who did not come back elsewhere are told of as offline.
+    async fn let_users_go(&self) {
+        self.shared.stays.close();
+        if timeout(user::STAY + REQUESTS, self.shared.stays.wait()).await.is_err() {
+            tracing::warn!(users = self.shared.stays.len(), "some users stay online until the bus forgets this process");
+        }
     }
 
     async fn flush(&self) {

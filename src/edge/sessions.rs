@@ -4,6 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tracing::Span;
+
+use super::admission::stays;
 use super::metrics::Metrics;
 use super::session::{Budget, Closing, Session};
 use crate::protocol::frame::code;
@@ -33,6 +36,8 @@ pub struct Sessions {
 pub struct Place {
     /// The session.
     pub session: Arc<Session>,
+    /// What its log lines stand in.
+    pub span: Span,
     sessions: Arc<Sessions>,
 }
 
@@ -54,7 +59,7 @@ impl Sessions {
         }
         self.metrics.connections(transport).inc();
         self.metrics.opened(transport).inc();
-        Some(Place { session, sessions: self.clone() })
+        Some(Place { session, span: Span::none(), sessions: self.clone() })
     }
 
     /// How many are open.
@@ -66,10 +71,8 @@ impl Sessions {
     pub fn keep(&self, registry: &Registry) {
         let sessions: Vec<_> = self.lock().values().cloned().collect();
         for session in sessions {
-            match registry.app(&session.app) {
-                Some(app) if app.enabled => {}
-                Some(_) => session.close(Closing::new(code::APP_DISABLED, "the app is disabled")),
-                None => session.close(Closing::new(code::APP_UNKNOWN, "the app was removed")),
+            if let Err(closing) = stays(registry, &session.app) {
+                session.close(closing);
             }
         }
     }

@@ -10,12 +10,14 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admission::{admit, stays, word};
 use super::apps::Apps;
 use super::channels::{Channels, TERMINATED};
+use super::client::Caller;
 use super::counts::Counts;
 use super::metrics::Metrics;
 use super::recorder::Recorder;
-use super::session::Closing;
+use super::session::{Closing, Session};
 use super::sessions::{Place, Sessions, going_away};
 use crate::bus::{Bus, BusError, Count, Joined, Last, Message, Recalled, Seen, Subject, Transition};
 use crate::protocol::frame::{self, Member, code};
@@ -45,18 +47,49 @@ pub struct Shared {
     pub draining: CancellationToken,
     /// One task per session.
     pub tasks: TaskTracker,
+    /// One task per connection that went and still counts as its user's.
+    pub stays: TaskTracker,
 }
 
 impl Shared {
-    /// Opens a session of an app.
+    /// Opens a session for whoever asks.
     ///
     /// # Errors
-    /// What the client is told: the server is full, or goes away.
-    pub fn admit(&self, app: AppId, transport: Transport) -> Result<Place, Closing> {
+    /// What the client is told: it may have none, or the server is full, or goes away.
+    pub fn open(&self, key: &str, query: &str, caller: &Caller, transport: Transport) -> Result<Place, Closing> {
+        let origin = caller.origin.as_deref();
+        let opened = admit(&self.apps.current(), key, query, origin).and_then(|app| self.admit(app, transport));
+        match opened {
+            Ok(mut place) => {
+                let Session { socket, app, .. } = &*place.session;
+                place.span = tracing::debug_span!("session", %socket, %app, %transport, client = %caller.address);
+                tracing::debug!(parent: &place.span, "a session was opened");
+                Ok(place)
+            }
+            Err(closing) => {
+                self.refused(&closing, caller);
+                Err(closing)
+            }
+        }
+    }
+
+    /// Counts a client that is told at once that it may not stay.
+    pub fn refused(&self, closing: &Closing, caller: &Caller) {
+        let (code, reason) = (closing.code, &closing.reason);
+        tracing::debug!(client = %caller.address, origin = ?caller.origin, code, reason, "a client was refused");
+        self.metrics.refused(word(closing)).inc();
+    }
+
+    fn admit(&self, app: AppId, transport: Transport) -> Result<Place, Closing> {
         let full = || Closing::new(code::OVER_CAPACITY, "the server is full, come back later");
         let place = self.sessions.open(socket_id().ok_or_else(full)?, app, transport).ok_or_else(full)?;
-        // Asked only now: a session that was opened before the drain began is among those that it ends.
-        if self.draining.is_cancelled() { Err(going_away()) } else { Ok(place) }
+        // Asked only now: a session that was opened before the drain began, or before its app was changed, is among
+        // those that are ended.
+        if self.draining.is_cancelled() {
+            return Err(going_away());
+        }
+        stays(&self.apps.current(), &place.session.app)?;
+        Ok(place)
     }
 
     /// Sends a frame to everyone in a channel, here and elsewhere.
@@ -141,7 +174,8 @@ impl Shared {
     pub fn observe(&self) {
         self.metrics.recorder_queued.set(i64::try_from(self.recorder.queued()).unwrap_or(i64::MAX));
         self.metrics.bus_up.set(i64::from(self.bus.up()));
-        self.metrics.bus_lost.set(i64::try_from(self.bus.lost()).unwrap_or(i64::MAX));
+        let lost = &self.metrics.bus_lost;
+        lost.inc_by(self.bus.lost().saturating_sub(lost.get()));
     }
 }
 

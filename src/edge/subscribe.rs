@@ -67,7 +67,6 @@ pub(super) mod tests {
 
     pub fn app() -> App {
         let credential = Credential { key: "k".into(), secret: Secret::new("s"), state: CredentialState::Active };
-        let limits = Limits { client_events_per_second: 10 };
         App {
             id: "1".into(),
             credentials: vec![credential],
@@ -75,7 +74,8 @@ pub(super) mod tests {
             client_events: true,
             subscription_count: false,
             authorization_seconds: None,
-            limits,
+            allowed_origins: vec![],
+            limits: Limits::default(),
             webhooks: vec![],
         }
     }

@@ -4,6 +4,7 @@
 //! and the last are decided as they are for any channel; one for those who watch each user.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::session::Session;
 use super::shared::Shared;
@@ -11,7 +12,11 @@ use super::signin::User;
 use crate::bus::{BusError, Subject, Transition};
 use crate::protocol::frame::{self, Member};
 use crate::protocol::record::EventKind;
-use crate::protocol::{AppId, ChannelName};
+use crate::protocol::{AppId, ChannelName, SocketId};
+
+/// How long a connection that went still counts as its user's. Who loads a page anew, or is told to come back by a server
+/// that goes away, is never offline: as long as webhooks wait before they tell of a leave.
+pub const STAY: Duration = Duration::from_secs(3);
 
 /// What a connection is once it has signed in.
 pub struct SignedIn {
@@ -48,7 +53,8 @@ impl SignedIn {
             }
             Err(error) => {
                 // An answer that was lost may have been a yes.
-                signed_in.leave(shared, session).await;
+                signed_in.remove(shared, session);
+                signed_in.go(shared, &session.socket).await;
                 return Err(error);
             }
         }
@@ -56,13 +62,27 @@ impl SignedIn {
         Ok(signed_in)
     }
 
-    /// The connection goes, or signs out.
-    pub async fn leave(self, shared: &Shared, session: &Session) {
+    /// The connection goes; its user stays for a while.
+    pub fn leave(self, shared: &Arc<Shared>, session: &Session) {
+        self.remove(shared, session);
+        let (shared, socket) = (shared.clone(), session.socket.clone());
+        shared.stays.clone().spawn(async move {
+            tokio::time::sleep(STAY).await;
+            self.go(&shared, &socket).await;
+        });
+    }
+
+    /// Nothing more is for this connection.
+    fn remove(&self, shared: &Shared, session: &Session) {
         for subject in &self.watched {
             shared.channels.remove(subject, &session.socket);
         }
         shared.channels.remove(&self.home, &session.socket);
-        match shared.leave(&self.home, &session.socket, None).await {
+    }
+
+    /// The connection does not count as its user's any more.
+    async fn go(&self, shared: &Shared, socket: &SocketId) {
+        match shared.leave(&self.home, socket, None).await {
             Ok(transitions) if changed(&transitions, &EventKind::ChannelVacated) => self.announce(shared, false).await,
             Ok(_) => {}
             Err(error) => tracing::debug!(%error, "a user signs out later, once the bus answers"),

@@ -5,19 +5,22 @@ use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, RawQuery, State};
-use axum::response::Response;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite;
+use tracing::Instrument;
 
-use super::admission::admit;
+use super::client::Caller;
 use super::connection::Connection;
 use super::liveness::ACTIVITY_TIMEOUT;
 use super::session::{Closing, Outgoing, Session};
 use super::sessions::Place;
 use super::shared::Shared;
 use crate::protocol::Transport;
-use crate::protocol::frame;
+use crate::protocol::frame::{self, code};
 
 /// Per socket and held while it is idle, so small: with the library's default an idle socket takes 136 KiB.
 pub const READ_BUFFER: usize = 4096;
@@ -65,28 +68,45 @@ pub async fn upgrade(
     State(shared): State<Arc<Shared>>,
     Path(key): Path<String>,
     RawQuery(query): RawQuery,
+    caller: Caller,
     upgrade: WebSocketUpgrade,
 ) -> Response {
+    let place = shared.open(&key, query.as_deref().unwrap_or_default(), &caller, Transport::Websocket);
+    accept(shared, upgrade, place)
+}
+
+/// Every path that no other route has: a socket is told so with Pusher's code, since a status would tell a client nothing
+/// and make it come back; other requests are answered 404.
+pub async fn elsewhere(
+    State(shared): State<Arc<Shared>>,
+    caller: Caller,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    let Ok(upgrade) = upgrade else { return StatusCode::NOT_FOUND.into_response() };
+    let closing = Closing::new(code::PATH_UNKNOWN, "no app has this path: connect to /app/KEY");
+    shared.refused(&closing, &caller);
+    accept(shared, upgrade, Err(closing))
+}
+
+fn accept(shared: Arc<Shared>, upgrade: WebSocketUpgrade, place: Result<Place, Closing>) -> Response {
     let upgrade = upgrade
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE);
-    let place = open(&shared, &key, query.as_deref().unwrap_or_default());
     let tasks = shared.tasks.clone();
     upgrade.on_upgrade(move |socket| {
         // Tracked, so that the process waits for sessions that are about to leave.
         tasks.track_future(async move {
             match place {
-                Ok(place) => serve(socket, shared, place).await,
+                Ok(place) => {
+                    let span = place.span.clone();
+                    serve(socket, shared, place).instrument(span).await;
+                }
                 Err(closing) => refuse(socket, &closing).await,
             }
         })
     })
-}
-
-fn open(shared: &Shared, key: &str, query: &str) -> Result<Place, Closing> {
-    shared.admit(admit(&shared.apps.current(), key, query)?, Transport::Websocket)
 }
 
 async fn refuse(mut socket: WebSocket, closing: &Closing) {
@@ -99,7 +119,7 @@ async fn serve(mut socket: WebSocket, shared: Arc<Shared>, place: Place) {
     let session = place.session.clone();
     let unreadable_frames = shared.metrics.refused("unreadable");
     let outlet = session.attach();
-    let mut connection = Connection::open(shared, session.clone());
+    let mut connection = Connection::open(shared, session.clone()).await;
     let mut look = Instant::now() + ACTIVITY_TIMEOUT;
     let end = loop {
         tokio::select! {

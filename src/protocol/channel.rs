@@ -33,7 +33,10 @@ const SIGNED_IN: &str = "#signed-in-";
 /// What the channels of those who watch a user begin with.
 const WATCHING: &str = "#watching-";
 
-/// All that may begin the name of a channel of the server's own.
+/// Where all connections of an app are.
+const CONNECTIONS: &str = "#connections";
+
+/// All that may begin the name of a channel of the server's own that belongs to a user.
 const INTERNAL: [&str; 3] = [TO_USER, SIGNED_IN, WATCHING];
 
 /// Longest user id, in characters, as Pusher documents it.
@@ -67,6 +70,9 @@ impl ChannelName {
     /// # Errors
     /// Says what is wrong with the name.
     pub fn parse_any(text: &str) -> Result<Self, InvalidChannelName> {
+        if text == CONNECTIONS {
+            return Ok(Self::connections());
+        }
         match INTERNAL.into_iter().find_map(|prefix| text.strip_prefix(prefix).map(|user| (prefix, user))) {
             Some((prefix, user)) => Self::of_user(prefix, user).ok_or(InvalidChannelName::User),
             None => Self::parse(text),
@@ -89,6 +95,12 @@ impl ChannelName {
     #[must_use]
     pub fn watching(user_id: &str) -> Option<Self> {
         Self::of_user(WATCHING, user_id)
+    }
+
+    /// All connections of an app, counted where there may be so many only.
+    #[must_use]
+    pub fn connections() -> Self {
+        Self(CONNECTIONS.to_owned())
     }
 
     fn of_user(prefix: &str, user_id: &str) -> Option<Self> {
@@ -236,6 +248,8 @@ mod tests {
             assert_eq!(ChannelName::parse_any(name.as_str()), Ok(name.clone()));
             assert!(ChannelName::parse(name.as_str()).is_err() && !name.needs_auth() && !name.caches());
         }
+        let all = ChannelName::connections();
+        assert_eq!((all.kind(), ChannelName::parse_any(all.as_str())), (ChannelKind::Internal, Ok(all)));
         assert_eq!(ChannelName::parse_any("#server-to-user-"), Err(InvalidChannelName::User));
         assert_eq!(ChannelName::parse_any("#else"), Err(InvalidChannelName::Character('#')));
         let home = ChannelName::signed_in("7").expect("a name");

@@ -27,13 +27,18 @@ pub mod code {
     pub const APP_UNKNOWN: u16 = 4001;
     /// The app is disabled.
     pub const APP_DISABLED: u16 = 4003;
+    /// The app has as many connections as it may have.
+    pub const OVER_QUOTA: u16 = 4004;
+    /// No app can be meant by this path.
+    pub const PATH_UNKNOWN: u16 = 4005;
     /// The `protocol` in the query is not a number.
     pub const VERSION_INVALID: u16 = 4006;
     /// The `protocol` in the query is a version nobody speaks any more.
     pub const PROTOCOL_UNSUPPORTED: u16 = 4007;
     /// The query has no `protocol`.
     pub const PROTOCOL_MISSING: u16 = 4008;
-    /// A signature does not verify, or none came in time, or the app's backend ended the connection.
+    /// A signature does not verify, or none came in time, or the app does not allow the page's origin, or its backend
+    /// ended the connection.
     pub const UNAUTHORIZED: u16 = 4009;
     /// The server is full, or the client reads too slowly.
     pub const OVER_CAPACITY: u16 = 4100;

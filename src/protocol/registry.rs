@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 
+use super::frame::MAX_EVENT_BYTES;
 use super::{AppId, AppKey, Secret, signature};
 
 /// How many files the registry has.
@@ -31,7 +32,10 @@ pub struct App {
     /// Seconds in which a connection must show a signature; `None` when it need not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorization_seconds: Option<u32>,
-    /// What one client may do.
+    /// Patterns of the origins whose pages may connect; empty for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_origins: Vec<String>,
+    /// What the app and each of its clients may do.
     pub limits: Limits,
     /// Where its webhooks go.
     pub webhooks: Vec<Endpoint>,
@@ -58,12 +62,31 @@ pub enum CredentialState {
     Retiring,
 }
 
-/// Limits per connection.
+/// What an app and each of its clients may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limits {
+    /// Connections that the app may have, on all pods together; `None` for any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
+    /// Largest data of one event, in bytes, of clients and of the app's backend.
+    #[serde(default = "Limits::message_bytes")]
+    pub message_bytes: usize,
     /// Client events that one connection may send in a second (Pusher documents 10).
     pub client_events_per_second: u32,
+}
+
+impl Limits {
+    fn message_bytes() -> usize {
+        MAX_EVENT_BYTES
+    }
+}
+
+impl Default for Limits {
+    /// As Pusher documents them.
+    fn default() -> Self {
+        Self { connections: None, message_bytes: Self::message_bytes(), client_events_per_second: 10 }
+    }
 }
 
 /// One webhook endpoint of an app.
@@ -218,7 +241,8 @@ mod tests {
             client_events: true,
             subscription_count: false,
             authorization_seconds: None,
-            limits: Limits { client_events_per_second: 10 },
+            allowed_origins: vec![],
+            limits: Limits::default(),
             webhooks: vec![],
         }
     }
@@ -233,6 +257,15 @@ mod tests {
         let read = Registry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
         assert_eq!(read.as_ref(), Ok(&registry));
         assert_eq!(registry.by_key("k7").map(|app| app.id.as_str()), Some("7"));
+    }
+
+    #[test]
+    fn limits_that_are_not_told_are_pushers() {
+        let read: Limits = serde_json::from_str(r#"{"clientEventsPerSecond":10}"#).expect("limits");
+        assert_eq!(read, Limits::default());
+        let told = r#"{"connections":2,"messageBytes":100,"clientEventsPerSecond":1}"#;
+        let read: Limits = serde_json::from_str(told).expect("limits");
+        assert_eq!(serde_json::to_string(&read).expect("text"), told);
     }
 
     #[test]

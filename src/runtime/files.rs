@@ -31,8 +31,9 @@ pub async fn read(directory: &Path) -> io::Result<Files> {
     Ok(files)
 }
 
-/// Tells of every new content of a directory until the token ends it. A directory that cannot be read for a while
-/// changes nothing: what was read last stays.
+/// Tells of every new content of a directory until the token ends it. A directory that cannot be read for a while, or
+/// has lost a file, changes nothing: what was read last stays. The files of a mount never change their names, so one
+/// that is missing is a mount that went away, and not an intention.
 pub async fn watch(directory: &Path, known: Files, changes: watch::Sender<Files>, shutdown: CancellationToken) {
     let mut known = known;
     let mut failing = false;
@@ -41,7 +42,11 @@ pub async fn watch(directory: &Path, known: Files, changes: watch::Sender<Files>
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
-        match read(directory).await {
+        let read = read(directory).await.and_then(|files| match known.keys().find(|name| !files.contains_key(*name)) {
+            Some(name) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{name} is missing"))),
+            None => Ok(files),
+        });
+        match read {
             Ok(files) => {
                 failing = false;
                 if files != known {
@@ -79,7 +84,13 @@ mod tests {
         };
         std::fs::write(directory.path().join("a.json"), "[1]").expect("written");
         tokio::time::timeout(Duration::from_secs(5), receiver.changed()).await.expect("in time").expect("a change");
-        assert_eq!(receiver.borrow()["a.json"], b"[1]");
+        assert_eq!(receiver.borrow_and_update()["a.json"], b"[1]");
+        std::fs::remove_file(directory.path().join("a.json")).expect("removed");
+        std::fs::write(directory.path().join("c.json"), "[2]").expect("written");
+        assert!(tokio::time::timeout(3 * INTERVAL, receiver.changed()).await.is_err(), "a mount that went away");
+        std::fs::write(directory.path().join("a.json"), "[3]").expect("written");
+        tokio::time::timeout(Duration::from_secs(5), receiver.changed()).await.expect("in time").expect("a change");
+        assert_eq!(receiver.borrow()["a.json"], b"[3]");
         shutdown.cancel();
         task.await.expect("ended");
     }

@@ -120,7 +120,8 @@ impl Bed {
             client_events: true,
             subscription_count: false,
             authorization_seconds: None,
-            limits: Limits { client_events_per_second: 10 },
+            allowed_origins: vec![],
+            limits: Limits::default(),
             webhooks: vec![webhook],
         };
         for (name, text) in Registry::new([app]).files().expect("files") {

@@ -4,6 +4,8 @@
 #![allow(clippy::panic)]
 
 mod hostile;
+mod manners;
+mod reload;
 mod users;
 
 use std::fs;
@@ -41,7 +43,6 @@ fn app(id: &str, enabled: bool) -> App {
         secret: Secret::new(format!("secret{id}")),
         state: CredentialState::Active,
     };
-    let limits = Limits { client_events_per_second: 10 };
     App {
         id: id.into(),
         credentials: vec![credential],
@@ -49,15 +50,23 @@ fn app(id: &str, enabled: bool) -> App {
         client_events: true,
         subscription_count: false,
         authorization_seconds: None,
-        limits,
+        allowed_origins: vec![],
+        limits: Limits::default(),
         webhooks: vec![],
     }
 }
 
 fn write_apps(directory: &Path, apps: Vec<App>) {
     for (name, text) in Registry::new(apps).files().expect("files") {
-        fs::write(directory.join(name), text).expect("written");
+        replace(directory, &name, &text);
     }
+}
+
+/// Changes a file at once, as a mount does.
+fn replace(directory: &Path, name: &str, text: &str) {
+    let aside = directory.join("aside");
+    fs::write(&aside, text).expect("written");
+    fs::rename(&aside, directory.join(name)).expect("moved");
 }
 
 pub struct Edge {
@@ -67,7 +76,7 @@ pub struct Edge {
     pub http: reqwest::Client,
 }
 
-fn values(server: &str, webhooks: &str, apps: &Path) -> Values {
+fn values(server: &str, webhooks: &str, apps: &Path, more: &[(&str, &str)]) -> Values {
     let transports = match server {
         "websocket" => "websocket",
         _ => "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource",
@@ -87,7 +96,8 @@ fn values(server: &str, webhooks: &str, apps: &Path) -> Values {
         ("REALTIME_AWS_IDENTITY", "PodIdentity"),
         ("AWS_REGION", "eu-west-1"),
     ];
-    Values::parse(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).expect("values")
+    let all = variables.iter().chain(more);
+    Values::parse(all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))).expect("values")
 }
 
 async fn dependencies(apps: &Path, bus: MemoryBus, kinesis: Option<Client>) -> Dependencies {
@@ -102,10 +112,21 @@ async fn dependencies(apps: &Path, bus: MemoryBus, kinesis: Option<Client>) -> D
 }
 
 pub async fn start(server: &str, bus: MemoryBus, kinesis: Option<Client>) -> Edge {
+    start_with(server, vec![app("1", true), app("2", false)], &[], bus, kinesis).await
+}
+
+/// An edge with these apps and some variables more.
+async fn start_with(
+    server: &str,
+    known: Vec<App>,
+    more: &[(&str, &str)],
+    bus: MemoryBus,
+    kinesis: Option<Client>,
+) -> Edge {
     realtime_operator::runtime::install_tls();
     let apps = tempfile::tempdir().expect("a directory");
-    write_apps(apps.path(), vec![app("1", true), app("2", false)]);
-    let values = values(server, if kinesis.is_some() { "kinesis" } else { "off" }, apps.path());
+    write_apps(apps.path(), known);
+    let values = values(server, if kinesis.is_some() { "kinesis" } else { "off" }, apps.path(), more);
     let deps = dependencies(apps.path(), bus, kinesis).await;
     let shutdown = deps.shutdown.clone();
     let running = edge::start(values, deps).await.expect("an edge");
@@ -679,7 +700,7 @@ async fn the_registry_is_followed_and_a_broken_one_is_not() {
 async fn an_edge_does_not_start_with_what_cannot_work() {
     let apps = tempfile::tempdir().expect("a directory");
     let told = async |webhooks: &str, deps: Dependencies| {
-        let started = edge::start(values("websocket", webhooks, apps.path()), deps).await;
+        let started = edge::start(values("websocket", webhooks, apps.path(), &[]), deps).await;
         started.err().map(|error| error.to_string()).unwrap_or_default()
     };
     write_apps(apps.path(), vec![]);

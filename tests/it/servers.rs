@@ -102,7 +102,8 @@ fn write_registry(directory: &Path, url: &str) {
         client_events: true,
         subscription_count: false,
         authorization_seconds: None,
-        limits: Limits { client_events_per_second: 10 },
+        allowed_origins: vec![],
+        limits: Limits::default(),
         webhooks: vec![Endpoint {
             name: "hook".into(),
             url: url.into(),

@@ -90,6 +90,16 @@ fn what_sockjs_clients_are_given_is_rendered_for_that_server_alone() {
 }
 
 #[test]
+fn trusted_proxies_are_rendered_for_edges_alone() {
+    let given = "  trustedProxies: [10.0.0.0/8, 'fd00::/8']\n";
+    let desired = build(&cluster("{ type: PodIdentity }", given)).expect("objects");
+    for server in [Server::Websocket, Server::Sockjs] {
+        assert_eq!(environment(&desired, server)["REALTIME_TRUSTED_PROXIES"], "10.0.0.0/8,fd00::/8");
+    }
+    assert!(!environment(&desired, Server::Dispatcher).contains_key("REALTIME_TRUSTED_PROXIES"));
+}
+
+#[test]
 fn a_disabled_server_is_not_built_and_children_have_distinct_names() {
     let desired = build(&cluster("{ type: PodIdentity }", "  sockjs: { state: Disabled }\n")).expect("objects");
     assert_eq!(

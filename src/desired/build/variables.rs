@@ -49,6 +49,7 @@ fn source(cluster: &Cluster, server: Server, row: &Variable) -> Option<Source> {
                 Transport::ALL.into_iter().filter(|t| t.server() == server).map(Transport::name).collect();
             text(&carried.join(","))
         }
+        name::TRUSTED_PROXIES => list(&spec.trusted_proxies),
         name::SOCKJS_SCRIPTS => list(&spec.sockjs_clients.scripts),
         name::SOCKJS_COOKIE if spec.sockjs_clients.cookie == Some(State::Enabled) => text("on"),
         name::WEBHOOKS => text(match spec.webhooks.mode {

@@ -35,8 +35,8 @@ fn bad(told: impl Into<String>) -> Refusal {
 /// `POST /apps/{id}/events`
 pub async fn events(State(shared): State<Arc<Shared>>, Path(id): Path<String>, call: Call) -> Response {
     let answer = async {
-        let app = call.authenticate(&shared, id)?;
-        let event = publish::event(&call.body)?;
+        let (app, limits) = call.authenticate(&shared, id)?;
+        let event = publish::event(&call.body, limits.message_bytes)?;
         publish(&shared, &app, &event).await;
         let channels = attributes(&shared, &app, &event).await?;
         Ok(channels.map_or_else(|| json!({}), |channels| json!({ "channels": channels })))
@@ -47,8 +47,8 @@ pub async fn events(State(shared): State<Arc<Shared>>, Path(id): Path<String>, c
 /// `POST /apps/{id}/batch_events`
 pub async fn batch_events(State(shared): State<Arc<Shared>>, Path(id): Path<String>, call: Call) -> Response {
     let answer = async {
-        let app = call.authenticate(&shared, id)?;
-        let events = publish::batch(&call.body)?;
+        let (app, limits) = call.authenticate(&shared, id)?;
+        let events = publish::batch(&call.body, limits.message_bytes)?;
         let (mut list, mut asked) = (Vec::with_capacity(events.len()), false);
         for event in &events {
             publish(&shared, &app, event).await;
@@ -66,7 +66,7 @@ pub async fn batch_events(State(shared): State<Arc<Shared>>, Path(id): Path<Stri
 /// `GET /apps/{id}/channels`
 pub async fn channels(State(shared): State<Arc<Shared>>, Path(id): Path<String>, call: Call) -> Response {
     let answer = async {
-        let app = call.authenticate(&shared, id)?;
+        let (app, _) = call.authenticate(&shared, id)?;
         let (prefix, users) = query::list(call.parameter("filter_by_prefix"), call.parameter("info"))?;
         // A prefix that no name can have; some of its characters would mean something to the bus.
         let channels = if prefix.is_empty() || ChannelName::parse(prefix).is_ok() {
@@ -90,7 +90,7 @@ pub async fn channel(
     call: Call,
 ) -> Response {
     let answer = async {
-        let app = call.authenticate(&shared, id)?;
+        let (app, _) = call.authenticate(&shared, id)?;
         let channel = ChannelName::parse(&name).map_err(|error| bad(error.to_string()))?;
         let attributes = Attributes::parse(call.parameter("info").unwrap_or_default())?;
         attributes.fit(&channel)?;
@@ -109,7 +109,7 @@ pub async fn users(
     call: Call,
 ) -> Response {
     let answer = async {
-        let app = call.authenticate(&shared, id)?;
+        let (app, _) = call.authenticate(&shared, id)?;
         let channel = ChannelName::parse(&name).map_err(|error| bad(error.to_string()))?;
         if channel.kind() != ChannelKind::Presence {
             return Err(bad("users are known of presence channels only"));
@@ -128,7 +128,7 @@ pub async fn terminate(
     call: Call,
 ) -> Response {
     let answer = async {
-        let app = call.authenticate(&shared, id)?;
+        let (app, _) = call.authenticate(&shared, id)?;
         let channel = ChannelName::signed_in(&user).ok_or_else(|| bad("this cannot be a user's id"))?;
         shared.terminate(Subject { app, channel }).await;
         Ok(json!({}))

@@ -7,7 +7,6 @@ use axum::http::StatusCode;
 use super::super::connection::MAX_EVENT_NAME;
 use super::query::Attributes;
 use super::{Refusal, bad};
-use crate::protocol::frame::MAX_EVENT_BYTES;
 use crate::protocol::{ChannelKind, ChannelName, SocketId};
 
 /// Channels that one request may name, as Pusher documents it.
@@ -31,13 +30,13 @@ pub struct Publish {
     pub info: Option<Attributes>,
 }
 
-/// Reads the body of one event.
-pub fn event(body: &[u8]) -> Result<Publish, Refusal> {
-    read(&json(body)?)
+/// Reads the body of one event, whose data has at most so many bytes.
+pub fn event(body: &[u8], most: usize) -> Result<Publish, Refusal> {
+    read(&json(body)?, most)
 }
 
 /// Reads the body of a batch: each event goes to one channel.
-pub fn batch(body: &[u8]) -> Result<Vec<Publish>, Refusal> {
+pub fn batch(body: &[u8], most: usize) -> Result<Vec<Publish>, Refusal> {
     let body = json(body)?;
     let Some(Value::Array(events)) = body.get("batch") else { return Err(bad("`batch` must be a list of events")) };
     if events.is_empty() || events.len() > MAX_BATCH {
@@ -47,7 +46,7 @@ pub fn batch(body: &[u8]) -> Result<Vec<Publish>, Refusal> {
         if event.get("channel").is_none() || event.get("channels").is_some() {
             return Err(bad("an event of a batch goes to one `channel`"));
         }
-        read(event)
+        read(event, most)
     };
     events.iter().map(one).collect()
 }
@@ -56,7 +55,7 @@ fn json(body: &[u8]) -> Result<Value, Refusal> {
     serde_json::from_slice(body).map_err(|error| bad(format!("the body is not JSON: {error}")))
 }
 
-fn read(body: &Value) -> Result<Publish, Refusal> {
+fn read(body: &Value, most: usize) -> Result<Publish, Refusal> {
     let name = match body.get("name").and_then(Value::as_str) {
         Some(name) if name.is_empty() || name.chars().count() > MAX_EVENT_NAME => {
             return Err(bad(format!("`name` must have 1 to {MAX_EVENT_NAME} characters")));
@@ -67,8 +66,8 @@ fn read(body: &Value) -> Result<Publish, Refusal> {
     let Some(data) = body.get("data").and_then(Value::as_str) else {
         return Err(bad("`data` must be a text; encode an object as JSON first"));
     };
-    if data.len() > MAX_EVENT_BYTES {
-        let told = format!("`data` has {} bytes, at most {MAX_EVENT_BYTES} are allowed", data.len());
+    if data.len() > most {
+        let told = format!("`data` has {} bytes, at most {most} are allowed", data.len());
         return Err((StatusCode::PAYLOAD_TOO_LARGE, told));
     }
     let except = match body.get("socket_id") {
@@ -117,6 +116,7 @@ fn channels(body: &Value) -> Result<Vec<ChannelName>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::frame::MAX_EVENT_BYTES;
     use serde_json::json;
 
     #[test]
@@ -147,7 +147,7 @@ mod tests {
                 Err((400, "alone")),
             ),
         ] {
-            match (event(body.to_string().as_bytes()), expected) {
+            match (event(body.to_string().as_bytes(), MAX_EVENT_BYTES), expected) {
                 (Ok(event), Ok(count)) => assert_eq!(event.channels.len(), count, "{name}"),
                 (Err((status, told)), Err((code, part))) => {
                     assert_eq!(status.as_u16(), code, "{name}");
@@ -156,7 +156,7 @@ mod tests {
                 (found, _) => panic!("{name}: {found:?}"),
             }
         }
-        assert_eq!(event(b"{").map_err(|(status, _)| status.as_u16()), Err(400));
+        assert_eq!(event(b"{", MAX_EVENT_BYTES).map_err(|(status, _)| status.as_u16()), Err(400));
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
             ("a bad one", json!([one("a"), one("b c")]), Err("` ` in it")),
             ("no list", json!("a"), Err("`batch`")),
         ] {
-            match (batch(json!({ "batch": batch_of }).to_string().as_bytes()), expected) {
+            match (batch(json!({ "batch": batch_of }).to_string().as_bytes(), MAX_EVENT_BYTES), expected) {
                 (Ok(events), Ok(count)) => assert_eq!(events.len(), count, "{name}"),
                 (Err((_, told)), Err(part)) => assert!(told.contains(part), "{name}: {told}"),
                 (found, _) => panic!("{name}: {found:?}"),

@@ -9,6 +9,7 @@ use url::form_urlencoded;
 use super::super::shared::Shared;
 use super::Refusal;
 use crate::protocol::AppId;
+use crate::protocol::registry::Limits;
 use crate::protocol::rest::Request;
 use crate::runtime::clock;
 
@@ -38,8 +39,8 @@ impl Call {
         self.request().parameter(name)
     }
 
-    /// The app, if its secret signed the request.
-    pub fn authenticate(&self, shared: &Shared, id: String) -> Result<AppId, Refusal> {
+    /// The app and its limits, if its secret signed the request.
+    pub fn authenticate(&self, shared: &Shared, id: String) -> Result<(AppId, Limits), Refusal> {
         let registry = shared.apps.current();
         let app = registry
             .app(&AppId(id))
@@ -49,7 +50,10 @@ impl Call {
         let key = request.parameter("auth_key").ok_or_else(|| unauthorized("the query lacks `auth_key`".into()))?;
         let secret = app.secret(key).ok_or_else(|| unauthorized("`auth_key` is not a key of this app".into()))?;
         request.verify(secret, clock::now_ms() / 1000).map_err(|error| unauthorized(error.to_string()))?;
-        if app.enabled { Ok(app.id.clone()) } else { Err((StatusCode::FORBIDDEN, "the app is disabled".into())) }
+        if !app.enabled {
+            return Err((StatusCode::FORBIDDEN, "the app is disabled".into()));
+        }
+        Ok((app.id.clone(), app.limits))
     }
 
     fn request(&self) -> Request<'_> {

@@ -15,6 +15,7 @@ use rand::rngs::OsRng;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::super::client::Caller;
 use super::super::fallback::Unserved;
 use super::super::websocket::{MAX_MESSAGE, READ_BUFFER};
 use super::answer::{Answer, HEARTBEAT_EVERY};
@@ -51,6 +52,7 @@ pub async fn serve(
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+    caller: Caller,
     upgrade: Upgrade,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
@@ -79,11 +81,11 @@ pub async fn serve(
         (Endpoint::Iframe, _) => iframe(&context, query, &headers),
         (Endpoint::Info, Method::OPTIONS) => preflight(&context, &headers, "OPTIONS, GET"),
         (Endpoint::Info, _) => info(&context, &headers),
-        (Endpoint::RawSocket, _) => socket(context, upgrade, Framing::Raw),
-        (Endpoint::Session(_, Action::Socket), _) => socket(context, upgrade, Framing::Frames),
+        (Endpoint::RawSocket, _) => socket(context, upgrade, caller, Framing::Raw),
+        (Endpoint::Session(_, Action::Socket), _) => socket(context, upgrade, caller, Framing::Frames),
         (Endpoint::Session(..), Method::OPTIONS) => preflight(&context, &headers, "OPTIONS, POST"),
         (Endpoint::Session(id, action @ (Action::Send | Action::JsonpSend)), _) => {
-            send(&context, &id, action, &headers, &body).await
+            send(&context, &id, action, (&headers, caller), &body).await
         }
         (Endpoint::Session(id, action), _) => receive(&context, &id, action, query, &headers),
     }
@@ -135,7 +137,13 @@ fn receive(context: &Context, id: &str, action: Action, query: &str, request: &H
     }
 }
 
-async fn send(context: &Context, id: &str, action: Action, request: &HeaderMap, body: &[u8]) -> Response {
+async fn send(
+    context: &Context,
+    id: &str,
+    action: Action,
+    (request, caller): (&HeaderMap, Caller),
+    body: &[u8],
+) -> Response {
     let mut headers = uncached();
     cookie(context, request, &mut headers);
     let messages = if action == Action::JsonpSend {
@@ -149,7 +157,7 @@ async fn send(context: &Context, id: &str, action: Action, request: &HeaderMap, 
         Ok(messages) => messages,
         Err(told) => return respond(StatusCode::INTERNAL_SERVER_ERROR, headers, told),
     };
-    match context.sessions.send(&context.shared, id, messages).await {
+    match context.sessions.send(&context.shared, id, messages, caller).await {
         Ok(()) => {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PLAIN));
             match action {
@@ -163,7 +171,7 @@ async fn send(context: &Context, id: &str, action: Action, request: &HeaderMap, 
     }
 }
 
-fn socket(context: Context, upgrade: Upgrade, framing: Framing) -> Response {
+fn socket(context: Context, upgrade: Upgrade, caller: Caller, framing: Framing) -> Response {
     let Ok(upgrade) = upgrade else {
         return respond(StatusCode::BAD_REQUEST, HeaderMap::new(), "Not a valid websocket request");
     };
@@ -177,7 +185,7 @@ fn socket(context: Context, upgrade: Upgrade, framing: Framing) -> Response {
     upgrade.on_upgrade(move |wire| {
         let heartbeat = Instant::now() + HEARTBEAT_EVERY;
         // Tracked, so that the process waits for sessions that are about to leave.
-        tasks.track_future(Socket { wire, framing, transport, heartbeat }.serve(shared))
+        tasks.track_future(Socket { wire, framing, transport, caller, heartbeat }.serve(shared))
     })
 }
 

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
+use tracing::Instrument;
 
-use super::super::admission::admit;
+use super::super::client::Caller;
 use super::super::connection::Connection;
 use super::super::fallback::Unserved;
 use super::super::inbox::{Sends, Sent, Unsent, inbox};
@@ -35,9 +36,6 @@ const LINGER: Duration = Duration::from_secs(30);
 
 /// Sessions of a process, those without an app too.
 pub const MAX_SESSIONS: usize = 50_000;
-
-/// A path that no client of Pusher's would ask for; Pusher's code.
-const PATH_UNKNOWN: u16 = 4005;
 
 /// What `SockJS` says of a session whose receiver was cut.
 const INTERRUPTED: (u16, &str) = (1002, "Connection interrupted");
@@ -106,7 +104,13 @@ impl SockJs {
     }
 
     /// Hands messages to a session, in the order of arrival. What comes after its end goes nowhere.
-    pub async fn send(&self, shared: &Shared, id: &str, messages: Vec<String>) -> Result<(), Unserved> {
+    pub async fn send(
+        &self,
+        shared: &Shared,
+        id: &str,
+        messages: Vec<String>,
+        caller: Caller,
+    ) -> Result<(), Unserved> {
         let entry = self.lock().get(id).cloned().ok_or(Unserved::Unknown)?;
         let session = entry.status.borrow().session.clone();
         if let Some(session) = &session {
@@ -115,7 +119,7 @@ impl SockJs {
         if messages.is_empty() {
             return Ok(());
         }
-        match entry.sends.send(messages).await {
+        match entry.sends.send_from(messages, Some(caller)).await {
             Ok(()) => Ok(()),
             Err(Unsent::Over) => {
                 shared.metrics.refused("session_over").inc();
@@ -262,8 +266,9 @@ async fn live(
         None => None,
         Some(Ok((place, messages))) => {
             let session = place.session.clone();
+            let span = place.span.clone();
             entry.opened(session.clone());
-            serve(&shared, &entry, place, messages, &mut inbox).await;
+            serve(&shared, &entry, place, messages, &mut inbox).instrument(span).await;
             Some(session)
         }
         Some(Err(closing)) => {
@@ -289,7 +294,8 @@ async fn introduced(
         biased;
         Some(mut sent) = inbox.recv() => {
             let first = sent.messages.remove(0);
-            Ok((admitted(shared, &first, transport)?, sent.messages))
+            let Some(caller) = sent.caller.take() else { return Err(not_introduced()) };
+            Ok((admitted(shared, &first, &caller, transport)?, sent.messages))
         }
         () = shared.draining.cancelled() => Err(going_away()),
         () = sleep(INTRODUCTION) => Err(not_introduced()),
@@ -305,12 +311,14 @@ pub fn not_introduced() -> Closing {
 ///
 /// # Errors
 /// What the client is told.
-pub fn admitted(shared: &Shared, first: &str, transport: Transport) -> Result<Place, Closing> {
+pub fn admitted(shared: &Shared, first: &str, caller: &Caller, transport: Transport) -> Result<Place, Closing> {
     let Some((key, query)) = first_message(first) else {
         let told = "the first message must be {\"path\":\"/app/KEY?protocol=7\"}";
-        return Err(Closing::new(PATH_UNKNOWN, told));
+        let closing = Closing::new(code::PATH_UNKNOWN, told);
+        shared.refused(&closing, caller);
+        return Err(closing);
     };
-    shared.admit(admit(&shared.apps.current(), &key, &query)?, transport)
+    shared.open(&key, &query, caller, transport)
 }
 
 /// Messages in the order in which they came, until the session is ended, left alone or cut.
@@ -322,7 +330,7 @@ async fn serve(
     inbox: &mut mpsc::Receiver<Sent>,
 ) {
     let session = &place.session.clone();
-    let mut connection = Connection::open(shared.clone(), session.clone());
+    let mut connection = Connection::open(shared.clone(), session.clone()).await;
     for message in first {
         connection.handle(&message).await;
     }

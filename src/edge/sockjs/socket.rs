@@ -5,7 +5,9 @@ use std::sync::Arc;
 use axum::extract::ws::{Message, WebSocket};
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until, timeout};
+use tracing::Instrument;
 
+use super::super::client::Caller;
 use super::super::connection::Connection;
 use super::super::liveness::ACTIVITY_TIMEOUT;
 use super::super::session::{Closing, Outgoing, Session};
@@ -52,6 +54,8 @@ pub struct Socket {
     pub framing: Framing,
     /// What its session counts as.
     pub transport: Transport,
+    /// Who opened it.
+    pub caller: Caller,
     /// When a heartbeat is due.
     pub heartbeat: Instant,
 }
@@ -61,7 +65,10 @@ impl Socket {
     pub async fn serve(mut self, shared: Arc<Shared>) {
         let unreadable_frames = shared.metrics.refused("unreadable");
         let end = match self.introduced(&shared).await {
-            Ok((place, messages)) => self.session(shared, place, messages).await,
+            Ok((place, messages)) => {
+                let span = place.span.clone();
+                self.session(shared, place, messages).instrument(span).await
+            }
             Err(End::Closed(closing)) => {
                 let session = refused(&shared, self.transport, &closing);
                 while let Outgoing::Frames(frames) = session.attach().next(BATCH).await {
@@ -91,7 +98,7 @@ impl Socket {
                     let mut messages = messages?;
                     if !messages.is_empty() {
                         let first = messages.remove(0);
-                        return Ok((admitted(shared, &first, self.transport).map_err(End::Closed)?, messages));
+                        return Ok((admitted(shared, &first, &self.caller, self.transport).map_err(End::Closed)?, messages));
                     }
                 }
                 () = shared.draining.cancelled() => return Err(End::Closed(going_away())),
@@ -103,7 +110,7 @@ impl Socket {
     async fn session(&mut self, shared: Arc<Shared>, place: Place, first: Vec<String>) -> End {
         let session = place.session.clone();
         let outlet = session.attach();
-        let mut connection = Connection::open(shared, session.clone());
+        let mut connection = Connection::open(shared, session.clone()).await;
         for message in first {
             connection.handle(&message).await;
         }

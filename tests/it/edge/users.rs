@@ -186,6 +186,30 @@ async fn those_who_watch_a_user_hear_of_its_first_and_last_connection() {
 }
 
 #[tokio::test]
+async fn who_comes_back_at_once_was_never_offline() {
+    let Pair { one, two } = pair(None).await;
+    let (mut watcher, mut ann) = (one.websocket().await, two.websocket().await);
+    ann.signed_in(&json!({ "id": "ann" })).await;
+    watcher.signed_in(&json!({ "id": "w", "watchlist": ["ann"] })).await;
+    let online = watcher.expect("pusher_internal:watchlist_events").await.data;
+    assert_eq!(online["events"][0]["name"], json!("online"));
+    drop(ann);
+    sleep(Duration::from_millis(500)).await;
+    // On the other server, as after a page was loaded anew.
+    let mut back = one.websocket().await;
+    back.signed_in(&json!({ "id": "ann" })).await;
+    sleep(Duration::from_millis(3_500)).await;
+    watcher.still_serves().await;
+    let left = std::time::Instant::now();
+    drop(back);
+    let offline = watcher.expect("pusher_internal:watchlist_events").await.data;
+    assert_eq!(offline["events"], json!([{ "name": "offline", "user_ids": ["ann"] }]));
+    assert!(left.elapsed() >= Duration::from_secs(3), "{:?}", left.elapsed());
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
 async fn a_count_is_told_where_the_app_asked_for_it_and_a_signature_must_come_in_time() {
     let stream = stream().await;
     let edge = start("websocket", MemoryBus::new(), Some(stream.clone())).await;

@@ -1,0 +1,50 @@
+//! How many connections an app may have, on all pods together.
+//!
+//! Those of an app with such a limit enter a channel of the server's own, so that the bus counts them and forgets those
+//! of a process that died. While it does not answer, everyone is let in: a quota is no reason to serve nobody.
+
+use super::session::{Closing, Session};
+use super::shared::Shared;
+use crate::bus::{BusError, Subject};
+use crate::protocol::ChannelName;
+use crate::protocol::frame::code;
+use crate::protocol::registry::App;
+
+/// A connection's place among those of its app.
+pub struct Counted(Subject);
+
+impl Counted {
+    /// Takes a place; `None` where nobody counts.
+    ///
+    /// # Errors
+    /// What the client is told: all places are taken.
+    pub async fn enter(shared: &Shared, session: &Session, app: &App) -> Result<Option<Self>, Closing> {
+        let Some(most) = app.limits.connections else { return Ok(None) };
+        let counted = Self(Subject { app: app.id.clone(), channel: ChannelName::connections() });
+        match counted.ask(shared, session).await {
+            Ok(connections) if connections > most => {
+                counted.leave(shared, session).await;
+                Err(Closing::new(code::OVER_QUOTA, format!("the app has its {most} connections, which is its limit")))
+            }
+            Ok(_) => Ok(Some(counted)),
+            Err(error) => {
+                tracing::debug!(%error, app = %app.id, "a connection is let in uncounted");
+                // An answer that was lost may have been a yes, so the place is given back as any other.
+                Ok(Some(counted))
+            }
+        }
+    }
+
+    /// How many there are, this one among them.
+    async fn ask(&self, shared: &Shared, session: &Session) -> Result<u64, BusError> {
+        shared.join(&self.0, &session.socket, None).await?;
+        Ok(shared.look(&self.0).await?.connections)
+    }
+
+    /// Gives the place back.
+    pub async fn leave(self, shared: &Shared, session: &Session) {
+        if let Err(error) = shared.leave(&self.0, &session.socket, None).await {
+            tracing::debug!(%error, "a connection is counted until the bus answers");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Which pages may connect to an app: patterns, and whether the origin that a browser tells fits one of them. Pure.
+//!
+//! An origin is a scheme, a host and, where it is not the scheme's own, a port (RFC 6454). A pattern is written the same
+//! way: `https://shop.example.com`. Its host may begin with `*.`, which stands for every name below; its port may be
+//! `*`. Without a scheme it fits every scheme and, unless it names one, every port. `*` fits all; `null`, which browsers
+//! say of pages without an origin of their own, fits nothing else.
+
+/// A pattern that was read.
+#[derive(Debug, PartialEq, Eq)]
+enum Pattern<'a> {
+    All,
+    Null,
+    Parts { scheme: Option<&'a str>, below: bool, host: &'a str, port: Port },
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Port {
+    Any,
+    /// The scheme's own.
+    Own,
+    Number(u16),
+}
+
+/// Whether a request with this origin may connect. Without patterns everyone may. What sends no origin is no browser:
+/// there it would keep nobody out, since such a client could claim any.
+#[must_use]
+pub fn allows(patterns: &[String], origin: Option<&str>) -> bool {
+    let Some(origin) = origin else { return true };
+    patterns.is_empty() || patterns.iter().filter_map(|text| read(text)).any(|pattern| pattern.fits(origin))
+}
+
+/// Whether the text is a pattern. What is none fits no origin.
+#[must_use]
+pub fn is_pattern(text: &str) -> bool {
+    read(text).is_some()
+}
+
+fn read(text: &str) -> Option<Pattern<'_>> {
+    match text {
+        "*" => return Some(Pattern::All),
+        "null" => return Some(Pattern::Null),
+        _ => {}
+    }
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme, rest)) => (Some(scheme), rest),
+        None => (None, text),
+    };
+    let (host, port) = split(rest);
+    let (below, host) = host.strip_prefix("*.").map_or((false, host), |host| (true, host));
+    if !scheme.is_none_or(is_scheme) || !is_host(host) || (below && host.starts_with('[')) {
+        return None;
+    }
+    let port = match port {
+        None if scheme.is_none() => Port::Any,
+        None => Port::Own,
+        Some("*") => Port::Any,
+        Some(number) => Port::Number(number.parse().ok()?),
+    };
+    Some(Pattern::Parts { scheme, below, host, port })
+}
+
+impl Pattern<'_> {
+    fn fits(&self, origin: &str) -> bool {
+        let Self::Parts { scheme, below, host, port } = self else {
+            return *self == Self::All || origin == "null";
+        };
+        let Some((found, rest)) = origin.split_once("://") else { return false };
+        let (name, number) = split(rest);
+        let own = own_port(found);
+        let number = match number {
+            Some(number) => number.parse().ok(),
+            None => own,
+        };
+        let named = if *below {
+            let above = name.len().checked_sub(host.len()).filter(|at| *at > 1 && name.is_char_boundary(*at));
+            above.is_some_and(|at| name[..at].ends_with('.') && name[at..].eq_ignore_ascii_case(host))
+        } else {
+            name.eq_ignore_ascii_case(host)
+        };
+        named
+            && scheme.is_none_or(|scheme| scheme.eq_ignore_ascii_case(found))
+            && match port {
+                Port::Any => true,
+                Port::Own => number == own,
+                Port::Number(wanted) => number == Some(*wanted),
+            }
+    }
+}
+
+/// Host and port; an IPv6 address stands in brackets.
+fn split(rest: &str) -> (&str, Option<&str>) {
+    match rest.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (rest, None),
+    }
+}
+
+fn own_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    }
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+}
+
+fn is_host(text: &str) -> bool {
+    match text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            let label = |label: &str| {
+                !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            };
+            text.split('.').all(label)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_table_of_patterns_and_origins() {
+        for (pattern, fit, others) in [
+            (
+                "https://shop.example.com",
+                &["https://shop.example.com", "https://shop.example.com:443", "https://SHOP.example.com"][..],
+                &["http://shop.example.com", "https://shop.example.com:8443", "https://a.shop.example.com"][..],
+            ),
+            (
+                "https://*.example.com",
+                &["https://shop.example.com", "https://a.b.example.com"],
+                &[
+                    "https://example.com",
+                    "https://.example.com",
+                    "https://evilexample.com",
+                    "https://example.com.evil.org",
+                    "http://shop.example.com",
+                    "https://shop.example.com:444",
+                ],
+            ),
+            (
+                "*.example.com",
+                &["https://shop.example.com", "http://shop.example.com:3000", "capacitor://shop.example.com"],
+                &["https://example.com", "https://shop.example.org"],
+            ),
+            ("example.com", &["https://example.com", "http://example.com:3000"], &["https://www.example.com"]),
+            ("example.com:8080", &["http://example.com:8080"], &["http://example.com", "http://example.com:80"]),
+            ("http://localhost:*", &["http://localhost", "http://localhost:3000"], &["https://localhost:3000"]),
+            ("http://[::1]:3000", &["http://[::1]:3000"], &["http://[::1]", "http://[::2]:3000"]),
+            ("[::1]", &["http://[::1]:3000", "http://[::1]"], &["http://[::2]"]),
+            ("*", &["https://example.com", "null", "nonsense"], &[]),
+            ("null", &["null"], &["https://null", "https://example.com", ""]),
+            ("no pattern", &[], &["https://no pattern", "no pattern", "null", ""]),
+        ] {
+            let patterns = [pattern.to_owned()];
+            for origin in fit {
+                assert!(allows(&patterns, Some(origin)), "{pattern} fits {origin}");
+            }
+            for origin in others {
+                assert!(!allows(&patterns, Some(origin)), "{pattern} does not fit {origin}");
+            }
+            assert!(allows(&patterns, None), "{pattern}: no browser");
+        }
+        assert!(allows(&[], Some("https://example.com")), "without patterns everyone may");
+        let two = ["https://a.example".to_owned(), "https://b.example".to_owned()];
+        assert!(allows(&two, Some("https://b.example")), "one of them is enough");
+    }
+
+    #[test]
+    fn a_table_of_what_is_no_pattern() {
+        for text in [
+            "",
+            "https://",
+            "https://*",
+            "https://a.*.example.com",
+            "https://*example.com",
+            "https://example.com/",
+            "https://example.com:port",
+            "https://example.com:99999",
+            "https://example..com",
+            "://example.com",
+            "1http://example.com",
+            "https://[::x]",
+            "https://*.[::1]",
+            "https://ex ample.com",
+            "*.*",
+        ] {
+            assert!(!is_pattern(text), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_texts_break_the_reader(pattern in "\\PC{0,24}", origin in "\\PC{0,24}") {
+            let _ = allows(&[pattern], Some(&origin));
+        }
+
+        #[test]
+        fn what_is_below_fits_and_what_only_ends_so_does_not(name in "[a-z]{1,9}") {
+            let patterns = ["https://*.example.com".to_owned()];
+            let (below, beside) = (format!("https://{name}.example.com"), format!("https://{name}example.com"));
+            prop_assert!(allows(&patterns, Some(&below)));
+            prop_assert!(!allows(&patterns, Some(&beside)));
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Apps that come, change and go while sockets of theirs and of others are open.
+
+use super::*;
+
+fn credential(key: &str, state: CredentialState) -> Credential {
+    Credential { key: key.into(), secret: Secret::new(format!("secret of {key}")), state }
+}
+
+/// A subscription that is signed with this key.
+fn signed(key: &str, socket: &str, channel: &str) -> Value {
+    let message = signature::channel_message(socket, channel, None);
+    let auth = format!("{key}:{}", signature::sign(&Secret::new(format!("secret of {key}")), message.as_bytes()));
+    json!({ "event": "pusher:subscribe", "data": { "channel": channel, "auth": auth } })
+}
+
+impl Edge {
+    /// A greeted socket of a key, once the key is known.
+    async fn socket_of(&self, key: &str) -> Ws {
+        let path = format!("/app/{key}?protocol=7");
+        eventually("the key is known", async || {
+            let mut ws = Ws::open(self.running.public, &path).await;
+            ws.id = ws.next().await.data["socket_id"].as_str()?.to_owned();
+            Some(ws)
+        })
+        .await
+    }
+
+    /// The code that a new socket of this key is closed with, once it is refused.
+    async fn refusal_of(&self, key: &str) -> u16 {
+        let path = format!("/app/{key}?protocol=7");
+        eventually("the key is refused", async || {
+            let mut ws = Ws::open(self.running.public, &path).await;
+            if ws.next().await.event == ESTABLISHED {
+                return None;
+            }
+            Some(ws.closed().await)
+        })
+        .await
+    }
+}
+
+#[tokio::test]
+async fn a_new_app_is_served_and_both_keys_of_a_rotation_are_good() {
+    let edge = start_with("websocket", vec![app("1", true), app("3", true)], &[], MemoryBus::new(), None).await;
+    let (mut own, mut other) = (edge.socket_of("key1").await, edge.socket_of("key3").await);
+    let rotated = App {
+        credentials: vec![credential("old", CredentialState::Retiring), credential("new", CredentialState::Active)],
+        ..app("1", true)
+    };
+    write_apps(edge.apps.path(), vec![rotated.clone(), app("3", true), app("4", true)]);
+    edge.socket_of("key4").await.still_serves().await;
+    for key in ["old", "new"] {
+        let mut fresh = edge.socket_of(key).await;
+        fresh.send(&signed(key, &fresh.id.clone(), "private-room")).await;
+        fresh.expect(SUBSCRIBED).await;
+        // Who came with one key may show a signature of the other.
+        own.send(&signed(key, &own.id.clone(), &format!("private-{key}"))).await;
+        own.expect(SUBSCRIBED).await;
+    }
+    let only_new = App { credentials: vec![credential("new", CredentialState::Active)], ..rotated };
+    write_apps(edge.apps.path(), vec![only_new, app("3", true), app("4", true)]);
+    assert_eq!(edge.refusal_of("old").await, 4001);
+    own.still_serves().await;
+    other.still_serves().await;
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_app_may_do_changes_for_open_sockets() {
+    let edge = start_with("websocket", vec![app("1", true), app("3", true)], &[], MemoryBus::new(), None).await;
+    let mut ws = edge.websocket().await;
+    ws.subscribe("private-room", None).await;
+    let mut refused = async |changed: App, told: &str| {
+        write_apps(edge.apps.path(), vec![changed, app("3", true)]);
+        let ws = &mut ws;
+        eventually(told, async || {
+            for _ in 0..2 {
+                ws.send(&client_event("private-room", &json!("x".repeat(50)))).await;
+            }
+            ws.send(&json!({ "event": "pusher:ping", "data": {} })).await;
+            let mut found = None;
+            while let message = ws.next().await
+                && message.event != "pusher:pong"
+            {
+                assert_eq!(message.data["code"], 4301, "{message:?}");
+                let text = message.data["message"].as_str().expect("a text").to_owned();
+                found = text.contains(told).then_some(()).or(found);
+            }
+            sleep(Duration::from_millis(250)).await;
+            found
+        })
+        .await;
+    };
+    let limits = |limits: Limits| App { limits, ..app("1", true) };
+    refused(limits(Limits { client_events_per_second: 1, ..Limits::default() }), "more than 1 client events").await;
+    refused(limits(Limits { message_bytes: 10, ..Limits::default() }), "at most 10 are allowed").await;
+    refused(App { client_events: false, ..app("1", true) }, "not enabled").await;
+    write_apps(edge.apps.path(), vec![app("1", true), app("3", true)]);
+    let large = json!({ "name": "e", "data": "x".repeat(11), "channel": "room" });
+    assert_eq!(edge.publish("3", &large).await.status(), 200);
+    write_apps(edge.apps.path(), vec![limits(Limits { message_bytes: 10, ..Limits::default() }), app("3", true)]);
+    eventually("the API has the limit too", async || (edge.publish("1", &large).await.status() == 413).then_some(())).await;
+    assert_eq!(edge.publish("3", &large).await.status(), 200, "the other app has its own");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn the_sockets_of_an_app_that_goes_are_ended_with_its_code_and_others_stay() {
+    let edge = start_with("websocket", vec![app("1", true), app("3", true)], &[], MemoryBus::new(), None).await;
+    let (mut own, mut other) = (edge.socket_of("key1").await, edge.socket_of("key3").await);
+    write_apps(edge.apps.path(), vec![app("1", false), app("3", true)]);
+    assert_eq!(own.closed().await, 4003);
+    assert_eq!(edge.refusal_of("key1").await, 4003);
+    assert_eq!(edge.publish("1", &json!({ "name": "e", "data": "", "channel": "c" })).await.status(), 403);
+    other.still_serves().await;
+    write_apps(edge.apps.path(), vec![app("1", true), app("3", true)]);
+    let mut back = edge.socket_of("key1").await;
+    write_apps(edge.apps.path(), vec![app("3", true)]);
+    assert_eq!(back.closed().await, 4001);
+    assert_eq!(edge.refusal_of("key1").await, 4001);
+    other.still_serves().await;
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn sessions_over_http_hear_that_their_app_was_disabled() {
+    let edge = start_with("sockjs", vec![app("1", true), app("3", true)], &[], MemoryBus::new(), None).await;
+    let mut other = Xhr::new(&edge, "key3", "other", "xhr_streaming");
+    let id = other.greeted().await;
+    let mut streaming = Xhr::new(&edge, "key1", "streams", "xhr_streaming");
+    let mut polling = Xhr::new(&edge, "key1", "polls", "xhr");
+    streaming.greeted().await;
+    polling.greeted().await;
+    write_apps(edge.apps.path(), vec![app("1", false), app("3", true)]);
+    for client in [&mut streaming, &mut polling] {
+        assert!(matches!(client.frame().await, Frame::Close(4003, _)));
+    }
+    assert!(!id.is_empty());
+    other.send(&json!({ "event": "pusher:ping", "data": {} })).await;
+    other.expect("pusher:pong").await;
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_registry_that_cannot_be_used_changes_nothing_and_is_counted() {
+    let edge = start_with("websocket", vec![app("1", true), app("3", true)], &[], MemoryBus::new(), None).await;
+    let (mut one, mut three) = (edge.socket_of("key1").await, edge.socket_of("key3").await);
+    let metric = async |line: &str| {
+        eventually(line, async || edge.admin("/metrics").await.text().await.ok()?.contains(line).then_some(())).await;
+    };
+    replace(edge.apps.path(), "0.json", "{");
+    metric(r#"realtime_edge_registry_reads_total{result="refused"} 1"#).await;
+    replace(edge.apps.path(), "0.json", r#"[{"id":"9"}]"#);
+    metric(r#"realtime_edge_registry_reads_total{result="refused"} 2"#).await;
+    one.still_serves().await;
+    three.still_serves().await;
+    edge.socket_of("key1").await.still_serves().await;
+    // The whole mount goes away.
+    for entry in fs::read_dir(edge.apps.path()).expect("a directory") {
+        fs::remove_file(entry.expect("an entry").path()).expect("removed");
+    }
+    sleep(Duration::from_millis(1_200)).await;
+    one.still_serves().await;
+    edge.socket_of("key1").await.still_serves().await;
+    write_apps(edge.apps.path(), vec![app("1", true)]);
+    assert_eq!(three.closed().await, 4001, "it is followed again");
+    metric(r#"realtime_edge_registry_reads_total{result="applied"}"#).await;
+    one.still_serves().await;
+    edge.stop().await;
+}
