@@ -28,6 +28,7 @@ pub const MAX_NAME: usize = 40;
     derive = "PartialEq",
     validation = Rule::new("self.metadata.name.size() <= 40").message("the name has more than 40 characters: shorten metadata.name, children add to it"),
     validation = Rule::new("self.spec.websocket.state == 'Enabled' || self.spec.sockjs.state == 'Enabled'").message("websocket and sockjs are both Disabled: enable one of them"),
+    validation = Rule::new("self.spec.servers != 'Combined' || (self.spec.websocket.state == 'Enabled' && self.spec.sockjs.state == 'Enabled')").message("servers: Combined serves both: enable websocket and sockjs, or write servers: Separate"),
     validation = Rule::new("self.spec.webhooks.mode != 'Off' || (has(self.spec.webhooks.acknowledgeNoWebhooks) && self.spec.webhooks.acknowledgeNoWebhooks == self.metadata.name)").message("webhooks.mode is Off: write the cluster's name into webhooks.acknowledgeNoWebhooks, or set mode: Kinesis"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
@@ -46,6 +47,11 @@ pub struct RealtimeClusterSpec {
     pub aws: Aws,
     /// What joins the edges.
     pub bus: Bus,
+    /// Whether WebSocket and the HTTP fallbacks are served apart or by one Deployment, whose `replicas` and `env` are those
+    /// of `websocket`. The Services are the same either way. Immutable.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("servers is immutable: create another cluster and move to it"))]
+    pub servers: Servers,
     /// The edges that serve WebSocket.
     #[serde(default)]
     pub websocket: EdgeServer,
@@ -201,6 +207,16 @@ pub enum BusType {
 pub struct Redis {
     /// Where its address stands, `redis://` or `rediss://`.
     pub url_secret_ref: SecretKeyRef,
+}
+
+/// Which edges are one Deployment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Servers {
+    /// One for WebSocket, one for the HTTP fallbacks.
+    #[default]
+    Separate,
+    /// One for both.
+    Combined,
 }
 
 /// One kind of edge server.

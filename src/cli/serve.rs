@@ -39,7 +39,7 @@ fn finish(result: Result<(), String>) -> u8 {
 }
 
 async fn run_edge() -> Result<(), String> {
-    let (values, shutdown) = begin(&[Server::Websocket, Server::Sockjs], "edge")?;
+    let (values, shutdown) = begin(&[Server::Websocket, Server::Sockjs, Server::Edge], "edge")?;
     let bus: Arc<dyn Bus> = if values.text(name::BUS) == "redis" {
         // Its own name on the bus: a container that starts again in its pod is another.
         let process = ulid::Ulid::new().to_string();

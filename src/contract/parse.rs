@@ -109,7 +109,7 @@ impl Values {
         let fits = |transport: &&str| match self.server {
             Server::Websocket => *transport == "websocket",
             Server::Sockjs => *transport != "websocket",
-            Server::Dispatcher => true,
+            Server::Edge | Server::Dispatcher => true,
         };
         match self.list(name::TRANSPORTS).find(|transport| !fits(transport)) {
             Some(transport) => Err(ContractError::Contradiction {
@@ -347,6 +347,17 @@ mod tests {
             assert!(error.contains(says), "{name}: {error}");
             assert!(!error.contains('\n'), "one line: {error}");
         }
+    }
+
+    #[test]
+    fn the_edge_that_is_both_carries_what_each_does() {
+        let all = "websocket,xhr_streaming,sockjs_xhr";
+        let mut pairs = edge();
+        pairs.retain(|(name, _)| !["REALTIME_TRANSPORTS", "REALTIME_SERVER"].contains(name));
+        pairs.extend([("REALTIME_TRANSPORTS", all), ("REALTIME_SERVER", "edge")]);
+        let values = parse(&pairs).expect("values");
+        assert_eq!((values.server(), values.text("REALTIME_TRANSPORTS")), (Server::Edge, all));
+        assert_eq!(values.text("REALTIME_SOCKJS_COOKIE"), "off", "it reads what the fallbacks need");
     }
 
     #[test]

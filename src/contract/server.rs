@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The kinds of server that a cluster runs, each a Deployment.
+/// The kinds of server that a cluster runs, each a Deployment: either the two edges apart, or the one that is both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Server {
@@ -13,13 +13,15 @@ pub enum Server {
     Websocket,
     /// The edge that serves the HTTP fallbacks.
     Sockjs,
+    /// The edge that serves both in one process.
+    Edge,
     /// The reader of the stream and sender of webhooks.
     Dispatcher,
 }
 
 impl Server {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Websocket, Self::Sockjs, Self::Dispatcher];
+    pub const ALL: [Self; 4] = [Self::Websocket, Self::Sockjs, Self::Edge, Self::Dispatcher];
 
     /// The name used in labels, variables and on the command line.
     #[must_use]
@@ -27,8 +29,17 @@ impl Server {
         match self {
             Self::Websocket => "websocket",
             Self::Sockjs => "sockjs",
+            Self::Edge => "edge",
             Self::Dispatcher => "dispatcher",
         }
+    }
+}
+
+impl Server {
+    /// Whether it does the work of the other when the two run apart: the edge that is both does that of each.
+    #[must_use]
+    pub fn serves_as(self, other: Self) -> bool {
+        self == other || (self == Self::Edge && other != Self::Dispatcher)
     }
 }
 
@@ -46,5 +57,20 @@ impl FromStr for Server {
             .into_iter()
             .find(|server| server.name() == text)
             .ok_or_else(|| format!("`{text}` is no server: write one of {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_edge_that_is_both_serves_as_each_and_none_as_it() {
+        use Server::{Dispatcher, Edge, Sockjs, Websocket};
+        assert!(Server::ALL.into_iter().all(|server| server.serves_as(server)));
+        assert!(Edge.serves_as(Websocket) && Edge.serves_as(Sockjs) && !Edge.serves_as(Dispatcher));
+        for (server, other) in [(Websocket, Edge), (Sockjs, Edge), (Websocket, Sockjs), (Dispatcher, Edge)] {
+            assert!(!server.serves_as(other), "{server} as {other}");
+        }
     }
 }

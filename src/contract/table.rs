@@ -1,6 +1,6 @@
 //! The table itself.
 
-use super::Server::{self, Dispatcher, Sockjs, Websocket};
+use super::Server::{self, Dispatcher, Edge, Sockjs, Websocket};
 
 /// What a value must look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,9 +117,9 @@ pub mod name {
     pub const AWS_ENDPOINT_URL_KINESIS: &str = "AWS_ENDPOINT_URL_KINESIS";
 }
 
-const EDGES: &[Server] = &[Websocket, Sockjs];
-const ALL: &[Server] = &[Websocket, Sockjs, Dispatcher];
-const FALLBACKS: &[Server] = &[Sockjs];
+const EDGES: &[Server] = &[Websocket, Sockjs, Edge];
+const ALL: &[Server] = &[Websocket, Sockjs, Edge, Dispatcher];
+const FALLBACKS: &[Server] = &[Sockjs, Edge];
 const SENDERS: &[Server] = &[Dispatcher];
 
 const IRSA: &str = "IRSA";
@@ -157,7 +157,7 @@ pub const VARIABLES: &[Variable] = &[
     ),
     row(
         name::SERVER,
-        Kind::Word(&["websocket", "sockjs", "dispatcher"]),
+        Kind::Word(&["websocket", "sockjs", "edge", "dispatcher"]),
         Need::Required,
         ALL,
         "Which server this process is; the other variables are checked for it.",

@@ -215,6 +215,8 @@ spec:
             ("off without a word", "webhooks: { mode: Off }", "acknowledgeNoWebhooks"),
             ("off for another cluster", "webhooks: { mode: Off, acknowledgeNoWebhooks: us }", "acknowledgeNoWebhooks"),
             ("shards on demand", "webhooks: { stream: { shards: 2 } }", "shards go with mode: Provisioned"),
+            ("half of both", "servers: Combined\n  sockjs: { state: Disabled }", "servers: Combined serves both"),
+            ("a word of no meaning", "servers: Together", "write one of Separate, Combined"),
             ("no server at all", "websocket: { state: Disabled }\n  sockjs: { state: Disabled }", "enable one of them"),
         ] {
             let found = errors(&format!("{GOOD}  {extra}\n"));

@@ -6,12 +6,12 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use crate::api::app::CredentialState as ApiCredentialState;
-use crate::api::cluster::{IdentityType, StreamMode};
+use crate::api::cluster::{EdgeServer, IdentityType, Servers, StreamMode};
 use crate::api::{GROUP, RealtimeApp, RealtimeCluster, RealtimeClusterSpec, State};
 use crate::contract::Server;
 use crate::protocol::origin;
 use crate::protocol::registry::{App, Credential, CredentialState, Endpoint, Limits, Registry};
-use crate::protocol::{AppId, AppKey, Secret, StreamName, signature};
+use crate::protocol::{AppId, AppKey, Secret, StreamName, Transport, signature};
 
 /// How many shards a stream on demand begins with (Kinesis developer guide).
 const ON_DEMAND_SHARDS: u32 = 4;
@@ -161,6 +161,10 @@ pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
         path: path.to_owned(),
         message,
     };
+    if spec.servers == Servers::Combined && ![&spec.websocket, &EdgeServer::default()].contains(&&spec.sockjs) {
+        let message = "is not what spec.websocket is: with servers: Combined leave it out, or write the same";
+        problems.push(own("spec.sockjs", message.to_owned()));
+    }
     let networks =
         [("webhooks.allowedNetworks", &spec.webhooks.allowed_networks), ("trustedProxies", &spec.trusted_proxies)];
     for (path, networks) in networks {
@@ -387,6 +391,22 @@ fn app(raw: &RealtimeApp, inputs: &Inputs<'_>) -> Result<App, Vec<Problem>> {
 }
 
 impl Cluster {
+    /// The edges that it has, each with what was asked of it.
+    #[must_use]
+    pub fn edges(&self) -> Vec<(Server, &EdgeServer)> {
+        if self.spec.servers == Servers::Combined {
+            return vec![(Server::Edge, &self.spec.websocket)];
+        }
+        let all = [(Server::Websocket, &self.spec.websocket), (Server::Sockjs, &self.spec.sockjs)];
+        all.into_iter().filter(|(_, edge)| edge.state == State::Enabled).collect()
+    }
+
+    /// Whether something serves this transport.
+    #[must_use]
+    pub fn serves(&self, transport: Transport) -> bool {
+        self.edges().iter().any(|(server, _)| server.serves_as(transport.server()))
+    }
+
     /// Where the credentials of AWS come from.
     #[must_use]
     pub fn identity(&self) -> IdentityType {
@@ -487,12 +507,10 @@ spec:
         assert!(problems[0].contains("spec.allowedOrigins[1] is `https://example.com/shop`"), "{problems:?}");
     }
 
-    #[test]
-    fn networks_that_are_none_are_told() {
+    fn problems(spec: &str) -> Vec<String> {
         let mut manifests = Manifests::default();
-        let spec = "  trustedProxies: [10.0.0.0/8, proxy]\n  webhooks: { allowedNetworks: ['10.0.0.0/99'] }\n";
         manifests.add("c.yaml", &format!("{CLUSTER}{spec}")).expect("a cluster");
-        let problems = validate(&Inputs {
+        let valid = validate(&Inputs {
             cluster: &manifests.clusters[0].1,
             apps: &[],
             secrets: &BTreeMap::new(),
@@ -501,8 +519,21 @@ spec:
             version: "0.1.0",
             stream: None,
         });
-        let paths: Vec<String> = problems.expect_err("problems").into_iter().map(|problem| problem.path).collect();
-        assert_eq!(paths, ["spec.webhooks.allowedNetworks[0]", "spec.trustedProxies[1]"]);
+        valid.err().unwrap_or_default().into_iter().map(|problem| problem.path).collect()
+    }
+
+    #[test]
+    fn servers_combined_are_described_once() {
+        let both = "  servers: Combined\n  websocket: { replicas: 2 }\n";
+        assert_eq!(problems(both), [""; 0]);
+        assert_eq!(problems(&format!("{both}  sockjs: {{ replicas: 2 }}\n")), [""; 0]);
+        assert_eq!(problems(&format!("{both}  sockjs: {{ replicas: 5 }}\n")), ["spec.sockjs"]);
+    }
+
+    #[test]
+    fn networks_that_are_none_are_told() {
+        let spec = "  trustedProxies: [10.0.0.0/8, proxy]\n  webhooks: { allowedNetworks: ['10.0.0.0/99'] }\n";
+        assert_eq!(problems(spec), ["spec.webhooks.allowedNetworks[0]", "spec.trustedProxies[1]"]);
     }
 
     #[test]

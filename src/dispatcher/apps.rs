@@ -19,11 +19,7 @@ pub type Apps = watch::Receiver<Arc<Registry>>;
 ///
 /// # Errors
 /// The first reading failed.
-pub async fn follow(
-    directory: &Path,
-    metrics: Arc<Metrics>,
-    shutdown: CancellationToken,
-) -> Result<Apps, StartError> {
+pub async fn follow(directory: &Path, metrics: Arc<Metrics>, shutdown: CancellationToken) -> Result<Apps, StartError> {
     let unreadable = |message: String| StartError::Apps { directory: directory.display().to_string(), message };
     let known = files::read(directory).await.map_err(|error| unreadable(error.to_string()))?;
     let registry = parse(&known).map_err(|error| unreadable(error.to_string()))?;

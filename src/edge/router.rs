@@ -52,7 +52,9 @@ pub fn router(
             requests = requests.route(&format!("{base}/xhr"), post(polling).options(preflight));
         }
         let context = Context { shared: shared.clone(), fallback: fallback.clone() };
-        let requests = requests.layer(DefaultBodyLimit::max(MAX_SEND_BODY)).layer(from_fn_with_state(context.clone(), cross_origin));
+        let requests = requests
+            .layer(DefaultBodyLimit::max(MAX_SEND_BODY))
+            .layer(from_fn_with_state(context.clone(), cross_origin));
         router = router.merge(requests.with_state(context));
     }
     if let Some(routes) = sockjs::routes(shared, sockjs, transports) {

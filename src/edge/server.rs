@@ -266,7 +266,10 @@ impl Life {
     async fn let_users_go(&self) {
         self.shared.stays.close();
         if timeout(user::STAY + REQUESTS, self.shared.stays.wait()).await.is_err() {
-            tracing::warn!(users = self.shared.stays.len(), "some users stay online until the bus forgets this process");
+            tracing::warn!(
+                users = self.shared.stays.len(),
+                "some users stay online until the bus forgets this process"
+            );
         }
     }
 

@@ -35,7 +35,9 @@ pub struct Leadership {
 }
 
 impl Leadership {
-    fn none() -> Self {
+    /// Not yet, or not any more.
+    #[must_use]
+    pub fn none() -> Self {
         Self { began: Instant::now(), until_ms: Arc::default() }
     }
 

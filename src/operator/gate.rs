@@ -359,7 +359,6 @@ async fn plan(
     // One of the former template holds its shards until another is let in.
     let dispatchers =
         pods.iter().filter(|pod| pod.server == Server::Dispatcher && (pod.current || pod.admitted.is_some()));
-    let served = |transport: &Transport| desired.deployments.iter().any(|(server, _)| *server == transport.server());
     let webhooks = valid.spec.webhooks.mode == WebhooksMode::Kinesis;
     let stream = match &read.stream {
         Some(stream) if webhooks => {
@@ -369,7 +368,8 @@ async fn plan(
     };
     let gate = &valid.spec.gate;
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-    let transports: BTreeSet<Transport> = Transport::ALL.into_iter().filter(served).collect();
+    let transports: BTreeSet<Transport> =
+        Transport::ALL.into_iter().filter(|transport| valid.serves(*transport)).collect();
     Ok(Plan {
         fingerprint,
         proof,

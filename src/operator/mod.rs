@@ -17,6 +17,7 @@ mod context;
 mod decide;
 mod dereference;
 mod gate;
+mod metrics;
 mod paths;
 mod pods;
 mod receiver;

@@ -18,14 +18,14 @@ use crate::protocol::Transport;
 /// The port of a client Service.
 const PORT: u16 = 80;
 
-/// A path for each edge server that carries one of the transports.
+/// A path for each Service that leads to one of the transports.
 pub fn paths(cluster: &str, services: &[Service], pods: &[ServerPod], transports: &BTreeSet<Transport>) -> Vec<Path> {
     let servers: BTreeSet<Server> = transports.iter().map(|transport| transport.server()).collect();
     let path = |server: Server| {
         let name = format!("{cluster}-{server}");
         let service = services.iter().find(|service| service.name_any() == name);
         let address = service.and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse::<IpAddr>().ok());
-        let behind = |pod: &ServerPod| pod.server == server && pod.current && pod.serving;
+        let behind = |pod: &ServerPod| pod.server.serves_as(server) && pod.current && pod.serving;
         Path {
             name: format!("Service {name}"),
             public: SocketAddr::new(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), PORT),
@@ -53,6 +53,8 @@ mod tests {
         let edge = |admitted| ServerPod::test("eu-websocket-0", Server::Websocket, admitted, false, 0);
         let mut former = edge(Some("1f"));
         former.current = false;
+        let mut both = edge(Some("1f"));
+        both.server = Server::Edge;
         let there = || vec![service("eu-websocket", Some("198.18.0.9"))];
         for (name, services, pods, expected) in [
             ("no Service", vec![], vec![edge(Some("1f"))], "0.0.0.0:80 false"),
@@ -66,6 +68,7 @@ mod tests {
             ("nobody was let in", there(), vec![edge(None)], "198.18.0.9:80 false"),
             ("pods of the former template only", there(), vec![former], "198.18.0.9:80 false"),
             ("it leads to a pod", there(), vec![edge(Some("1f"))], "198.18.0.9:80 true"),
+            ("it leads to a pod of both", there(), vec![both], "198.18.0.9:80 true"),
         ] {
             let found = paths("eu", &services, &pods, &[Transport::Websocket].into());
             let told: Vec<String> = found.iter().map(|path| format!("{} {}", path.public, path.serving)).collect();

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, Shared, Stop, TURN, key};
 use super::gate::Probers;
-use super::{apps, gate, receiver, stream, workload};
+use super::{apps, gate, metrics, receiver, stream, workload};
 use crate::api::{RealtimeApp, RealtimeCluster, Reason};
 use crate::kubernetes::client::{ConnectError, connect};
 use crate::kubernetes::lease::{Elector, Leadership, Lost};
@@ -185,10 +185,7 @@ async fn serve_admin(
     leadership: Leadership,
     shutdown: CancellationToken,
 ) {
-    let mut metrics = prometheus_client::registry::Registry::default();
-    let leads = prometheus_client::metrics::gauge::ConstGauge::new(0_i64);
-    metrics.register("realtime_operator_up", "Whether the operator runs", leads);
-    let flow_leadership = leadership.clone();
+    let metrics = metrics::registry(leadership.clone());
     let answers = admin::Admin {
         // Without a token nobody asks for more than health.
         token: String::new(),
@@ -196,7 +193,7 @@ async fn serve_admin(
             started.load(Ordering::Relaxed).then_some(()).ok_or_else(|| "not started yet".to_owned())
         }),
         effective: Box::new(|| serde_json::Value::Null),
-        flow: Box::new(move || serde_json::json!({ "leads": flow_leadership.may_write() })),
+        flow: Box::new(move || serde_json::json!({ "leads": leadership.may_write() })),
         metrics,
     };
     if let Err(error) = admin::serve(listener, answers, shutdown).await {

@@ -253,9 +253,9 @@ fn behind(deployment: &Deployment) -> Option<String> {
 
 fn endpoints(cluster: &Cluster, desired: &Desired) -> Value {
     let of = |server: Server| {
-        let there = desired.deployments.iter().any(|(found, _)| *found == server);
-        let host = format!("{}-{}.{}.svc:80", cluster.name, server.name(), cluster.namespace);
-        if there { host } else { String::new() }
+        let name = format!("{}-{}", cluster.name, server.name());
+        let there = desired.services.iter().any(|service| service.metadata.name.as_deref() == Some(&*name));
+        if there { format!("{name}.{}.svc:80", cluster.namespace) } else { String::new() }
     };
     json!({ "websocket": of(Server::Websocket), "sockjs": of(Server::Sockjs) })
 }

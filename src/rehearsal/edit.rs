@@ -134,7 +134,7 @@ mod tests {
         for bad in ["", "sockjs", "sockjs:REALTIME_WEBHOOKS", "sockjs:=x", "sockjs:A B=x"] {
             assert!(matches!(bad.parse::<Edit>(), Err(EditError::Form(_))), "{bad}");
         }
-        let error = "edge:A=b".parse::<Edit>().expect_err("no server").to_string();
-        assert!(error.contains("websocket, sockjs, dispatcher"), "{error}");
+        let error = "nobody:A=b".parse::<Edit>().expect_err("no server").to_string();
+        assert!(error.contains("websocket, sockjs, edge, dispatcher"), "{error}");
     }
 }

@@ -233,10 +233,8 @@ impl Rehearsal {
             }
             None => None,
         };
-        let transports: Vec<Transport> = Transport::ALL
-            .into_iter()
-            .filter(|transport| desired.deployments.iter().any(|(server, _)| *server == transport.server()))
-            .collect();
+        let transports: Vec<Transport> =
+            Transport::ALL.into_iter().filter(|transport| cluster.serves(*transport)).collect();
         let prober = refusals.is_empty().then(|| {
             let mut plan = plan(&cluster, dispatcher_pods, stream);
             plan.transports = transports.iter().copied().collect();

@@ -134,7 +134,7 @@ fn a_server_that_refuses_to_start_is_the_verdict() {
 #[cfg(feature = "rehearsal")]
 #[test]
 fn an_edit_that_is_none_is_told() {
-    let output = realtime(&["rehearse", "examples/eu.yaml", "--edit", "edge:A=b"], &[]);
+    let output = realtime(&["rehearse", "examples/eu.yaml", "--edit", "nobody:A=b"], &[]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    assert!(stderr(&output).contains("websocket, sockjs, dispatcher"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("websocket, sockjs, edge, dispatcher"), "{}", stderr(&output));
 }

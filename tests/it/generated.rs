@@ -47,3 +47,17 @@ fn every_example_can_be_rendered() {
     }
     assert!(count > 0, "an example with a cluster");
 }
+
+/// The page says when each is sent; the code has the list.
+#[test]
+fn every_close_code_has_a_line_and_every_line_a_code() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).expect("a file");
+    let code = |line: &str| line.split(" u16 = ").nth(1).map(|rest| rest.trim_end_matches(';').to_owned());
+    let source = read("src/protocol/frame.rs");
+    let codes: Vec<String> = source.lines().filter(|line| line.contains("pub const")).filter_map(code).collect();
+    let page = read("docs/clients.md");
+    let lines = page.lines().filter_map(|line| line.strip_prefix("| 4"));
+    let told: Vec<String> = lines.map(|line| format!("4{}", &line[..3])).collect();
+    assert!(codes.len() > 12 && codes == told, "docs/clients.md has {told:?}, the code has {codes:?}");
+}

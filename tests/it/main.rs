@@ -9,6 +9,8 @@ mod edge;
 mod fuzz;
 mod generated;
 #[cfg(feature = "rehearsal")]
+mod openmetrics;
+#[cfg(feature = "rehearsal")]
 mod redis;
 mod rehearsal;
 #[cfg(feature = "rehearsal")]

@@ -41,8 +41,12 @@ spec: { appID: '1001', clientEvents: Enabled, webhooks: [{ name: orders, url: 'h
 ";
 
 async fn start(edits: &[&str], between: BTreeMap<Server, Between>) -> Rehearsal {
+    start_from(MANIFEST, edits, between).await
+}
+
+async fn start_from(manifest: &str, edits: &[&str], between: BTreeMap<Server, Between>) -> Rehearsal {
     let mut manifests = Manifests::default();
-    manifests.add("eu.yaml", MANIFEST).expect("a manifest");
+    manifests.add("eu.yaml", manifest).expect("a manifest");
     let (_, cluster) = manifests.clusters.remove(0);
     let options = Options {
         cluster,
@@ -95,6 +99,30 @@ async fn a_good_cluster_becomes_ready_over_every_transport() {
     for transport in Transport::ALL {
         assert_eq!(state(&verdict, transport), PASSING, "{verdict:?}");
     }
+    rehearsal.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_deployment_for_both_becomes_ready_over_every_transport() {
+    let both = MANIFEST.replace("  sockjs: { replicas: 1 }\n", "  servers: Combined\n");
+    let mut rehearsal = start_from(&both, &[], BTreeMap::new()).await;
+    assert_eq!(rehearsal.serving.websocket, rehearsal.serving.sockjs, "one process");
+    let verdict = verdict(&mut rehearsal, decided).await;
+    assert!(verdict.ready && verdict.phase == Phase::Open, "{verdict:?}");
+    for transport in Transport::ALL {
+        assert_eq!(state(&verdict, transport), PASSING, "{verdict:?}");
+    }
+    rehearsal.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_deployment_for_both_with_webhooks_off_is_refused_with_the_variable() {
+    let both = MANIFEST.replace("  sockjs: { replicas: 1 }\n", "  servers: Combined\n");
+    let mut rehearsal = start_from(&both, &["edge:REALTIME_WEBHOOKS=off"], BTreeMap::new()).await;
+    let verdict = verdict(&mut rehearsal, decided).await;
+    assert!(!verdict.ready && verdict.phase == Phase::Refused, "{verdict:?}");
+    assert_eq!(verdict.reason, Reason::ConfigurationDrift, "{verdict:?}");
+    assert!(verdict.message.contains("REALTIME_WEBHOOKS differs"), "{}", verdict.message);
     rehearsal.stop().await;
 }
 

@@ -19,6 +19,9 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use super::openmetrics;
 
 /// A process that is ended when the test is, however that ends.
 pub struct Server(Child);
@@ -33,8 +36,12 @@ impl Drop for Server {
 
 impl Server {
     pub fn start(command: &str, environment: &BTreeMap<String, String>) -> Self {
+        Self::logging(command, environment, Stdio::inherit())
+    }
+
+    fn logging(command: &str, environment: &BTreeMap<String, String>, log: Stdio) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_realtime"));
-        process.arg(command).env_clear().envs(environment).stdout(Stdio::null()).stderr(Stdio::inherit());
+        process.arg(command).env_clear().envs(environment).stdout(Stdio::null()).stderr(log);
         Self(process.spawn().expect("the binary runs"))
     }
 
@@ -194,7 +201,61 @@ async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
         told.extend(body.expect("a webhook").events.into_iter().map(|event| event.kind.name()));
     }
     assert_eq!(told, ["channel_occupied", "client_event"]);
+    let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+    for (port, family, series) in [
+        (admins[0], "realtime_edge_connections", "realtime_edge_connections{transport=\"websocket\"}"),
+        (admins[1], "realtime_dispatcher_delivered", "realtime_dispatcher_delivered_total"),
+    ] {
+        let answer = http.get(format!("http://{}/metrics", address(port))).send().await.expect("an answer");
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        assert_eq!(answer.headers()["content-type"], kind);
+        let families = openmetrics::read(&answer.text().await.expect("a text")).expect("OpenMetrics");
+        assert!(families[family].series[series] >= 1.0, "{families:?}");
+    }
     drop(socket);
     assert_eq!(edge.terminate().await, Some(0), "the edge ends cleanly");
     assert_eq!(dispatcher.terminate().await, Some(0), "the dispatcher ends cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_names_a_client_by_what_trusted_proxies_say() {
+    let files = tempfile::tempdir().expect("a directory");
+    write_registry(files.path(), "https://shop.example.com/hook");
+    let path = files.path().display().to_string();
+    let log = files.path().join("log");
+    let public = format!("127.0.0.1:{}", free_port().await);
+    let own = [
+        ("REALTIME_TRANSPORTS", "websocket".to_owned()),
+        ("REALTIME_WEBHOOKS", "off".to_owned()),
+        ("REALTIME_BUS", "memory".to_owned()),
+        ("REALTIME_PUBLIC_ADDRESS", public.clone()),
+        ("REALTIME_ADMIN_ADDRESS", format!("127.0.0.1:{}", free_port().await)),
+        ("REALTIME_TRUSTED_PROXIES", "127.0.0.0/8, 10.0.0.0/8".to_owned()),
+    ];
+    let environment =
+        environment("websocket", &own, &[("REALTIME_APPS_PATH", path.as_str()), ("REALTIME_LOG", "debug")]);
+    let file = std::fs::File::create(&log).expect("a file");
+    let edge = Server::logging("edge", &environment, file.into());
+    let connect = async |forwarded: &[&str]| {
+        for _ in 0..400 {
+            let url = format!("ws://{public}/app/key?protocol=7");
+            let mut request = url.into_client_request().expect("a request");
+            for line in forwarded {
+                request.headers_mut().append("x-forwarded-for", line.parse().expect("a value"));
+            }
+            if let Ok((mut socket, _)) = tokio_tungstenite::connect_async(request).await {
+                socket.next().await.expect("a frame").expect("a greeting");
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    connect(&["203.0.113.9, 198.51.100.7", "10.0.0.9"]).await;
+    connect(&[]).await;
+    let text = std::fs::read_to_string(&log).expect("a log");
+    let opened: Vec<&str> = text.lines().filter(|line| line.contains("a session was opened")).collect();
+    assert_eq!(opened.len(), 2, "{text}");
+    assert!(opened[0].contains("198.51.100.7") && !opened[0].contains("203.0.113.9"), "{}", opened[0]);
+    assert!(opened[1].contains("127.0.0.1"), "{}", opened[1]);
+    assert_eq!(edge.terminate().await, Some(0), "the edge ends cleanly");
 }

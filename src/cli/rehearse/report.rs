@@ -79,7 +79,10 @@ impl Report {
     pub fn of_refusal(refusal: &Refusal, transports: &[Transport], elapsed: Duration) -> Self {
         let message = format!("{}: {} refuses to start: {}", refusal.server, refusal.pod, refusal.line);
         let mut report = Self::untried(Reason::ConfigurationRefused, message, transports, elapsed);
-        for transport in report.transports.iter_mut().filter(|transport| transport.server == refusal.server.name()) {
+        let ours = |transport: &&mut TransportReport| {
+            transport.server.parse().is_ok_and(|server| refusal.server.serves_as(server))
+        };
+        for transport in report.transports.iter_mut().filter(ours) {
             transport.state = TransportState::Failing;
             transport.hop = Hop::Connect.name();
         }

@@ -17,7 +17,6 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use super::Cluster;
-use crate::api::State;
 use crate::api::cluster::WebhooksMode;
 use crate::contract::Server;
 
@@ -103,13 +102,12 @@ impl Desired {
 /// # Errors
 /// Never for these types; the library's signature has one.
 pub fn build(cluster: &Cluster) -> Result<Desired, serde_json::Error> {
-    let servers: Vec<(Server, i32)> =
-        [(Server::Websocket, &cluster.spec.websocket), (Server::Sockjs, &cluster.spec.sockjs)]
-            .into_iter()
-            .filter(|(_, edge)| edge.state == State::Enabled)
-            .map(|(server, edge)| (server, edge.replicas))
-            .collect();
-    let services = servers.iter().map(|(server, _)| service(cluster, *server)).collect();
+    let edges = cluster.edges();
+    let servers: Vec<(Server, i32)> = edges.iter().map(|(server, edge)| (*server, edge.replicas)).collect();
+    // Named by what clients ask for, whichever server answers.
+    let behind = |asked: Server| servers.iter().find(|(server, _)| server.serves_as(asked)).map(|(server, _)| *server);
+    let asked = [Server::Websocket, Server::Sockjs].into_iter();
+    let services = asked.filter_map(|asked| Some(service(cluster, asked, behind(asked)?))).collect();
     let dispatcher = (Server::Dispatcher, cluster.spec.webhooks.dispatcher.replicas);
     // Without webhooks there is nothing to dispatch.
     let dispatcher = (cluster.spec.webhooks.mode == WebhooksMode::Kinesis).then_some(dispatcher);
@@ -173,13 +171,14 @@ fn child(cluster: &Cluster, suffix: &str) -> String {
     format!("{}-{suffix}", cluster.name)
 }
 
-fn service(cluster: &Cluster, server: Server) -> Service {
+/// Where clients reach what serves them.
+fn service(cluster: &Cluster, asked: Server, server: Server) -> Service {
     Service {
-        metadata: metadata(cluster, child(cluster, server.name()), server.name()),
+        metadata: metadata(cluster, child(cluster, asked.name()), server.name()),
         spec: Some(ServiceSpec {
             selector: Some(selector(cluster, server.name())),
             // Every request of an HTTP session must reach the pod that holds it, and clients keep no cookies.
-            session_affinity: (server == Server::Sockjs).then(|| "ClientIP".to_owned()),
+            session_affinity: (asked == Server::Sockjs).then(|| "ClientIP".to_owned()),
             ports: Some(vec![ServicePort {
                 name: Some("public".to_owned()),
                 port: 80,

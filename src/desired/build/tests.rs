@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::EnvVar;
 use super::*;
 use crate::contract::{Values, Variable};
 use crate::desired::{Inputs, Manifests, validate};
+use crate::protocol::Transport;
 
 fn cluster(identity: &str, extra: &str) -> Cluster {
     let text = format!(
@@ -47,9 +48,11 @@ fn what_is_rendered_starts_every_server_with_every_identity() {
         format!("{{ type: IRSA, {roles} }}"),
         format!("{{ type: WebIdentity, {roles} }}"),
     ] {
-        let desired = build(&cluster(&identity, "")).expect("objects");
+        let (apart, both) = (cluster(&identity, ""), cluster(&identity, "  servers: Combined\n"));
+        let (apart, both) = (build(&apart).expect("objects"), build(&both).expect("objects"));
         for server in Server::ALL {
-            let values = Values::parse(environment(&desired, server));
+            let desired = if server == Server::Edge { &both } else { &apart };
+            let values = Values::parse(environment(desired, server));
             assert_eq!(values.map(|values| values.server()), Ok(server), "{identity}");
         }
     }
@@ -112,6 +115,26 @@ fn a_disabled_server_is_not_built_and_children_have_distinct_names() {
     names.sort();
     names.dedup();
     assert_eq!(names.len(), all);
+}
+
+#[test]
+fn servers_combined_are_one_deployment_behind_the_same_services() {
+    let desired = build(&cluster("{ type: PodIdentity }", "  servers: Combined\n  websocket: { replicas: 5 }\n"));
+    let desired = desired.expect("objects");
+    let deployments: Vec<_> = desired.deployments.iter().map(|(s, d)| (*s, d.spec.replicas)).collect();
+    assert_eq!(deployments, [(Server::Edge, Some(5)), (Server::Dispatcher, Some(2))]);
+    let all: Vec<&str> = Transport::ALL.into_iter().map(Transport::name).collect();
+    assert_eq!(environment(&desired, Server::Edge)["REALTIME_TRANSPORTS"], all.join(","));
+    let pods = desired.deployments[0].1.spec.template.metadata.clone().and_then(|metadata| metadata.labels);
+    let pods = pods.expect("labels");
+    let services: Vec<_> = desired.services.iter().map(|s| s.metadata.name.clone().unwrap_or_default()).collect();
+    assert_eq!(services, ["eu-websocket", "eu-sockjs"], "where clients connect does not depend on it");
+    for service in &desired.services {
+        let selector = service.spec.as_ref().and_then(|spec| spec.selector.clone()).expect("a selector");
+        assert!(selector.iter().all(|(name, value)| pods.get(name) == Some(value)), "{selector:?}");
+    }
+    let names: Vec<_> = desired.disruption_budgets.iter().filter_map(|pdb| pdb.metadata.name.as_deref()).collect();
+    assert_eq!(names, ["eu-edge", "eu-dispatcher"]);
 }
 
 #[test]

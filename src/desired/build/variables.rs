@@ -25,7 +25,7 @@ pub(super) fn variables(cluster: &Cluster, server: Server) -> Vec<EnvVar> {
         .filter(|row| row.servers.contains(&server))
         .filter_map(|row| source(cluster, server, row).map(|source| variable(row.name, source)));
     let extra = match server {
-        Server::Websocket => &cluster.spec.websocket.env,
+        Server::Websocket | Server::Edge => &cluster.spec.websocket.env,
         Server::Sockjs => &cluster.spec.sockjs.env,
         Server::Dispatcher => &cluster.spec.webhooks.dispatcher.env,
     };
@@ -46,7 +46,7 @@ fn source(cluster: &Cluster, server: Server, row: &Variable) -> Option<Source> {
         name::APPS_PATH => text(APPS_PATH),
         name::TRANSPORTS => {
             let carried: Vec<&str> =
-                Transport::ALL.into_iter().filter(|t| t.server() == server).map(Transport::name).collect();
+                Transport::ALL.into_iter().filter(|t| server.serves_as(t.server())).map(Transport::name).collect();
             text(&carried.join(","))
         }
         name::TRUSTED_PROXIES => list(&spec.trusted_proxies),

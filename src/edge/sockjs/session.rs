@@ -104,13 +104,7 @@ impl SockJs {
     }
 
     /// Hands messages to a session, in the order of arrival. What comes after its end goes nowhere.
-    pub async fn send(
-        &self,
-        shared: &Shared,
-        id: &str,
-        messages: Vec<String>,
-        caller: Caller,
-    ) -> Result<(), Unserved> {
+    pub async fn send(&self, shared: &Shared, id: &str, messages: Vec<String>, caller: Caller) -> Result<(), Unserved> {
         let entry = self.lock().get(id).cloned().ok_or(Unserved::Unknown)?;
         let session = entry.status.borrow().session.clone();
         if let Some(session) = &session {

@@ -1,11 +1,9 @@
 //! Who may connect, how many of them, and what the others are told.
 
-use std::io;
-use std::sync::Mutex;
-
 use reqwest::{Method, Response};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
+use super::super::openmetrics;
 use super::*;
 
 const GOOD: &str = "https://shop.example.com";
@@ -55,7 +53,8 @@ fn allows(answer: &Response) -> &str {
 
 #[tokio::test]
 async fn a_socket_is_closed_with_pushers_code() {
-    let edge = start_with("websocket", vec![app("1", true), app("2", false), guarded()], &[], MemoryBus::new(), None).await;
+    let edge =
+        start_with("websocket", vec![app("1", true), app("2", false), guarded()], &[], MemoryBus::new(), None).await;
     for (path, origin, code) in [
         ("/app/nobody?protocol=7", None, 4001),
         ("/app/key2?protocol=7", None, 4003),
@@ -75,7 +74,9 @@ async fn a_socket_is_closed_with_pushers_code() {
         let mut ws = Ws::with(&edge, path, &headers).await;
         assert_eq!(ws.refusal().await, code, "{path} {origin:?}");
     }
-    for (reason, count) in [("app_unknown", 1), ("app_disabled", 1), ("path_unknown", 4), ("protocol", 4), ("origin", 3)] {
+    for (reason, count) in
+        [("app_unknown", 1), ("app_disabled", 1), ("path_unknown", 4), ("protocol", 4), ("origin", 3)]
+    {
         edge.metric(&format!("realtime_edge_refused_total{{reason=\"{reason}\"}} {count}")).await;
     }
     for (path, headers) in [
@@ -194,45 +195,42 @@ async fn an_app_has_as_many_connections_as_it_may_on_all_pods_together() {
     }
 }
 
-/// What was logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("not poisoned").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
-async fn a_clients_address_is_what_trusted_proxies_say() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::DEBUG)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    // Of this thread, in which everything of this test runs.
-    let _guard = tracing::subscriber::set_default(subscriber);
-    let proxies = [("REALTIME_TRUSTED_PROXIES", "127.0.0.0/8, 10.0.0.0/8")];
-    let edge = start_with("websocket", vec![app("1", true)], &proxies, MemoryBus::new(), None).await;
-    let strict = start("websocket", MemoryBus::new(), None).await;
-    let headers = [("x-forwarded-for", "203.0.113.9, 198.51.100.7"), ("x-forwarded-for", "10.0.0.9")];
-    let opened = |address: &str| {
-        let text = String::from_utf8(log.0.lock().expect("not poisoned").clone()).expect("text");
-        let line = format!("client={address}");
-        assert!(text.lines().any(|found| found.contains("a session was opened") && found.contains(&line)), "{text}");
+async fn no_client_makes_a_series_of_its_own() {
+    let edge = start("websocket", MemoryBus::new(), None).await;
+    let series = async || {
+        let text = edge.admin("/metrics").await.text().await.expect("a text");
+        let families = openmetrics::read(&text).unwrap_or_else(|told| panic!("{told}"));
+        families.values().flat_map(|family| family.series.keys().cloned()).collect::<Vec<_>>()
     };
-    Ws::with(&edge, "/app/key1?protocol=7", &headers).await.greeted().await;
-    opened("198.51.100.7");
-    Ws::with(&strict, "/app/key1?protocol=7", &headers).await.greeted().await;
-    opened("127.0.0.1");
+    let attack = async |mark: &str| {
+        let path = format!("/app/{mark}?protocol=7&client={mark}&version={mark}");
+        assert_eq!(Ws::with(&edge, &path, &[("origin", mark)]).await.refusal().await, 4001);
+        assert_eq!(Ws::with(&edge, &format!("/{mark}"), &[]).await.refusal().await, 4005);
+        let mut ws = edge.websocket().await;
+        ws.subscribe(&format!("presence-{mark}"), Some(mark)).await;
+        for message in [
+            json!({ "event": mark }),
+            json!({ "event": format!("client-{mark}"), "channel": mark, "data": mark }),
+            json!({ "event": "pusher:subscribe", "data": { "channel": format!("private-{mark}"), "auth": mark } }),
+            json!({ "event": "pusher:signin", "data": { "auth": mark, "user_data": mark } }),
+        ] {
+            ws.send(&message).await;
+            ws.expect("pusher:error").await;
+            if message["event"] == "pusher:subscribe" {
+                ws.expect("pusher:subscription_error").await;
+            }
+        }
+        let body = json!({ "name": mark, "data": "", "channel": mark });
+        assert_eq!(edge.publish("1", &body).await.status(), 200);
+        assert_eq!(edge.publish(mark, &body).await.status(), 404);
+    };
+    attack("first").await;
+    let before = series().await;
+    for n in 0..5 {
+        attack(&format!("evil{n}")).await;
+    }
+    assert_eq!(series().await, before);
+    assert!(!before.is_empty() && before.iter().all(|name| !name.contains("first")), "{before:?}");
     edge.stop().await;
-    strict.stop().await;
 }

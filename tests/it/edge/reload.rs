@@ -19,7 +19,7 @@ impl Edge {
         let path = format!("/app/{key}?protocol=7");
         eventually("the key is known", async || {
             let mut ws = Ws::open(self.running.public, &path).await;
-            ws.id = ws.next().await.data["socket_id"].as_str()?.to_owned();
+            ws.next().await.data["socket_id"].as_str()?.clone_into(&mut ws.id);
             Some(ws)
         })
         .await
@@ -99,7 +99,8 @@ async fn what_an_app_may_do_changes_for_open_sockets() {
     let large = json!({ "name": "e", "data": "x".repeat(11), "channel": "room" });
     assert_eq!(edge.publish("3", &large).await.status(), 200);
     write_apps(edge.apps.path(), vec![limits(Limits { message_bytes: 10, ..Limits::default() }), app("3", true)]);
-    eventually("the API has the limit too", async || (edge.publish("1", &large).await.status() == 413).then_some(())).await;
+    eventually("the API has the limit too", async || (edge.publish("1", &large).await.status() == 413).then_some(()))
+        .await;
     assert_eq!(edge.publish("3", &large).await.status(), 200, "the other app has its own");
     edge.stop().await;
 }

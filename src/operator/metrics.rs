@@ -1,0 +1,43 @@
+//! What Prometheus may ask of the operator.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::kubernetes::lease::Leadership;
+
+/// Whether this process is the one that writes, looked up at each scrape.
+#[derive(Debug)]
+struct Leads(Leadership);
+
+impl Collector for Leads {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let leads = ConstGauge::new(i64::from(self.0.may_write()));
+        let help = "Whether this process is the one that writes.";
+        leads.encode(encoder.encode_descriptor("realtime_operator_leads", help, None, leads.metric_type())?)
+    }
+}
+
+/// All of them.
+pub fn registry(leadership: Leadership) -> Registry {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Leads(leadership)));
+    registry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_does_not_lead_says_so() {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry(Leadership::none())).expect("text");
+        let expected = "# HELP realtime_operator_leads Whether this process is the one that writes.\n\
+                        # TYPE realtime_operator_leads gauge\nrealtime_operator_leads 0\n# EOF\n";
+        assert_eq!(text, expected);
+    }
+}
