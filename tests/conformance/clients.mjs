@@ -4,12 +4,15 @@ import PusherClient from "pusher-js";
 
 import { eventually } from "./rehearsal.mjs";
 
+/** What encrypted channels' keys are made of. */
+export const MASTER_KEY = Buffer.alloc(32, 7).toString("base64");
+
 /** The server SDK for an app of a rehearsal; `secret` may be a wrong one. */
 export function sdk({ serving }, id = "1001", secret) {
   const { key, secret: right } = serving.apps.find((app) => app.id === id);
   const { host, port } = serving.api;
-  const encryptionMasterKeyBase64 = Buffer.alloc(32, 7).toString("base64");
-  return new Pusher({ appId: id, key, secret: secret ?? right, host, port: String(port), useTLS: false, encryptionMasterKeyBase64 });
+  const server = { host, port: String(port), useTLS: false };
+  return new Pusher({ appId: id, key, secret: secret ?? right, ...server, encryptionMasterKeyBase64: MASTER_KEY });
 }
 
 /** What tells pusher-js where a rehearsal's servers are, and which transport alone it may take. */
