@@ -10,8 +10,9 @@
 --       6 settling, 7 cause, 8 most members, 9 seconds that the counter outlives the channel, 10 whether to look at all
 --       users, 11 most entries of the outbox, 12 whether to return the outbox of the process, 13 whether to return who
 --       is there, 14 a dead process or '', 15 cursor in its sockets, 16 whether the caller knows that the channel was
---       told of as occupied, 17 to 19 how many users it knows were told of, sockets that come, sockets that go; then
---       user and info of each, then socket, user and info of each, then the sockets
+--       told of as occupied, 17 to 20 how many users it knows were told of, sockets that come, sockets that go, what it
+--       decided and is not safe yet; then user and info of each, then socket, user and info of each, then the sockets,
+--       then field and entry of each
 -- Out: 'stale', or 'full', or 'ok', epoch, time in ms, next cursor, three counts, then kind, seq, user and info of each
 --      transition, then field and entry of the outbox, then the infos of all users.
 if ARGV[2] == '1' and redis.call('GET', KEYS[6]) ~= ARGV[1] then return { 'stale' } end
@@ -31,7 +32,7 @@ if not epoch or epoch < known_epoch or (epoch == known_epoch and seq < known_seq
 end
 
 -- What was told before the memory was lost.
-local at, touched = 20, {}
+local at, touched = 21, {}
 local present, come, go = tonumber(ARGV[17]), tonumber(ARGV[18]), tonumber(ARGV[19])
 local restores = settling and lost == ARGV[1]
 if restores and ARGV[16] == '1' then told = true end
@@ -132,6 +133,13 @@ if (here or told) and not was then
   redis.call('PERSIST', KEYS[1])
 elseif not here and not told then
   redis.call('EXPIRE', KEYS[1], ARGV[9])
+end
+
+if restores then
+  local first = came + go
+  for i = first, first + 2 * tonumber(ARGV[20]) - 2, 2 do
+    redis.call('HSETNX', KEYS[5], ARGV[i], process .. ' ' .. ARGV[i + 1])
+  end
 end
 
 local outbox = {}

@@ -43,6 +43,8 @@ pub(super) struct Change<'a> {
     pub come: &'a [(SocketId, Option<Member>)],
     /// Who goes.
     pub go: &'a [SocketId],
+    /// What the process has decided and is not safe yet, for a store that lost it.
+    pub outbox: &'a [Transition],
 }
 
 /// What it answered.
@@ -127,6 +129,7 @@ impl Change<'_> {
             present.len().to_string(),
             self.come.len().to_string(),
             self.go.len().to_string(),
+            self.outbox.len().to_string(),
         ];
         let info =
             |member: &Member| serde_json::to_string(member).map_err(|error| BusError::Unavailable(error.to_string()));
@@ -139,6 +142,19 @@ impl Change<'_> {
             arguments.extend([socket.to_string(), user, info]);
         }
         arguments.extend(self.go.iter().map(ToString::to_string));
+        for transition in self.outbox {
+            let Transition { order, kind, time_ms, cause, .. } = transition;
+            let cause = cause.map_or("-", |Cause::Drain| DRAIN);
+            let (kind, user) = match kind {
+                EventKind::ChannelOccupied => ("occupied", ""),
+                EventKind::ChannelVacated => ("vacated", ""),
+                EventKind::MemberAdded { user_id } => ("added", user_id.as_str()),
+                EventKind::MemberRemoved { user_id } => ("removed", user_id.as_str()),
+                // The bus decides nothing else.
+                _ => continue,
+            };
+            arguments.extend([format!("{}:{}", order.epoch, order.seq), format!("{kind} {time_ms} {cause} {user}")]);
+        }
         Ok(arguments)
     }
 }

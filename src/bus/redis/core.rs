@@ -242,7 +242,7 @@ impl Core {
     pub async fn tell(&self, subject: &Subject) -> Result<(), BusError> {
         let _turn = self.stripe(subject).write().await;
         let (whom, account, untold) = {
-            let state = self.state();
+            let mut state = self.state();
             let account = state.held.account(subject);
             let untold = !account.is_empty();
             (Self::caller(&state, subject), account, untold)
@@ -263,6 +263,7 @@ impl Core {
                 told: account.told.then_some(&account.present[..]),
                 come: part,
                 go: if last { &account.go } else { &[] },
+                outbox: if last { &account.outbox } else { &[] },
                 ..plain(&whom)
             };
             let changed = self.change(subject, &whom, &change).await?;
@@ -348,5 +349,6 @@ fn plain(whom: &Caller) -> Change<'_> {
         told: None,
         come: &[],
         go: &[],
+        outbox: &[],
     }
 }

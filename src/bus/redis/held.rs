@@ -3,7 +3,7 @@
 //! A store that was away, or that comes back without its memory, is told from here. Pure: knows no connection and no
 //! clock but the one that is passed.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::super::{Subject, Transition};
@@ -34,7 +34,7 @@ struct Channel {
     /// Who left, and the store has not confirmed it.
     gone: HashMap<SocketId, Presence>,
     /// Decided here and not yet safe in the stream.
-    outbox: BTreeSet<Order>,
+    outbox: BTreeMap<Order, Transition>,
     /// Under which of its names the process has told that it has someone here.
     indexed: Option<u64>,
 }
@@ -57,6 +57,8 @@ pub(super) struct Account {
     pub come: Vec<(SocketId, Option<Member>)>,
     /// Who left meanwhile.
     pub go: Vec<SocketId>,
+    /// What was decided and is not safe yet.
+    pub outbox: Vec<Transition>,
 }
 
 impl Held {
@@ -107,8 +109,11 @@ impl Held {
         settling: bool,
     ) {
         let Some(channel) = self.channels.get_mut(subject) else { return };
-        for socket in go {
-            channel.gone.remove(socket);
+        // A store that does not know how things stood may not know either what its leaving changed.
+        if !self.dirty.contains(subject) {
+            for socket in go {
+                channel.gone.remove(socket);
+            }
         }
         if settling {
             self.unsettled.insert(subject.clone());
@@ -129,7 +134,8 @@ impl Held {
         let Some(last) = transitions.iter().map(|transition| transition.order).max() else { return Vec::new() };
         self.remember(subject, last, now);
         let channel = self.channels.entry(subject.clone()).or_default();
-        transitions.iter().filter(|transition| channel.outbox.insert(transition.order)).cloned().collect()
+        let fresh = |transition: &&Transition| channel.outbox.insert(transition.order, (*transition).clone()).is_none();
+        transitions.iter().filter(fresh).cloned().collect()
     }
 
     /// These are safe in the stream, and the store has heard so.
@@ -171,9 +177,9 @@ impl Held {
         self.dirty.extend(self.channels.keys().cloned());
     }
 
-    /// Channels that the store must be told of; they are no longer in doubt.
-    pub fn take_dirty(&mut self) -> Vec<Subject> {
-        self.dirty.drain().collect()
+    /// Channels that the store must be told of.
+    pub fn in_doubt(&self) -> Vec<Subject> {
+        self.dirty.iter().cloned().collect()
     }
 
     /// Channels of which something may have to be told now that the store's memory has settled.
@@ -186,8 +192,9 @@ impl Held {
         self.left.drain().collect()
     }
 
-    /// What the store must hear of a channel.
-    pub fn account(&self, subject: &Subject) -> Account {
+    /// What the store must hear of a channel, which is no longer in doubt once it has.
+    pub fn account(&mut self, subject: &Subject) -> Account {
+        self.dirty.remove(subject);
         let Some(channel) = self.channels.get(subject) else { return Account::default() };
         let all = || channel.sockets.values().chain(channel.gone.values());
         let mut present: Vec<Member> =
@@ -199,6 +206,7 @@ impl Held {
             present,
             come: channel.sockets.iter().map(|(socket, presence)| (socket.clone(), presence.member.clone())).collect(),
             go: channel.gone.keys().cloned().collect(),
+            outbox: channel.outbox.values().cloned().collect(),
         }
     }
 
@@ -219,7 +227,7 @@ impl Held {
 impl Account {
     /// Whether there is nothing to hear.
     pub fn is_empty(&self) -> bool {
-        self.come.is_empty() && self.go.is_empty()
+        self.come.is_empty() && self.go.is_empty() && self.outbox.is_empty()
     }
 }
 

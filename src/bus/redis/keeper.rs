@@ -32,82 +32,140 @@ const SAFE_PIECE: usize = 500;
 /// What the first contact found: not yet anything, that all is well, or why the store cannot be a bus.
 pub(super) type First = watch::Sender<Option<Result<(), String>>>;
 
-/// Keeps the lease until the token ends it.
-pub(super) async fn keep_lease(core: Arc<Core>, first: First, shutdown: CancellationToken) {
-    let script = Script::from_lua(include_str!("lease.lua"));
-    let (mut reconnected, mut broken) = (core.client.reconnect_rx(), core.client.error_rx());
-    let mut unfit = None;
-    loop {
-        let wait = match renew(&core, &script, &mut unfit).await {
-            Ok(()) => {
-                let found = unfit.clone().map_or(Ok(()), Err);
-                first.send_if_modified(|first| first.is_none() && first.replace(found).is_none());
-                core.timing.renew
-            }
-            Err(error) => {
-                if core.up() || core.state().steady.is_some() {
-                    tracing::warn!(%error, "the bus is away: chat goes on within each process, and who comes and goes is told later");
+/// What keeps a process on the bus.
+pub(super) struct Keeper {
+    core: Arc<Core>,
+    script: Script,
+    /// Why the store cannot be a bus, as last found.
+    unfit: Option<String>,
+}
+
+impl Keeper {
+    pub fn new(core: Arc<Core>) -> Self {
+        Self { core, script: Script::from_lua(include_str!("lease.lua")), unfit: None }
+    }
+
+    /// Keeps the lease until the token ends it.
+    pub async fn keep_lease(mut self, first: First, shutdown: CancellationToken) {
+        let core = self.core.clone();
+        let (mut reconnected, mut broken) = (core.client.reconnect_rx(), core.client.error_rx());
+        loop {
+            let wait = match self.renew().await {
+                Ok(()) => {
+                    let found = self.unfit.clone().map_or(Ok(()), Err);
+                    first.send_if_modified(|first| first.is_none() && first.replace(found).is_none());
+                    core.timing.renew
                 }
-                away(&core);
-                core.timing.renew / 6
+                Err(error) => {
+                    if core.up() || core.state().steady.is_some() {
+                        tracing::warn!(%error, "the bus is away: chat goes on within each process, and who comes and goes is told later");
+                    }
+                    away(&core);
+                    core.timing.renew / 6
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = core.hurry.notified() => {}
+                _ = reconnected.recv() => core.state().steady = None,
+                _ = broken.recv() => away(&core),
+                () = sleep(wait) => {}
             }
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = core.hurry.notified() => {}
-            _ = reconnected.recv() => core.state().steady = None,
-            _ = broken.recv() => away(&core),
-            () = sleep(wait) => {}
         }
+    }
+
+    /// Says that the process lives, and takes in what the store answers.
+    pub async fn renew(&mut self) -> Result<(), BusError> {
+        let core = &self.core;
+        let about = about(&core.client, core.names.clustered).await?;
+        if about.unfit != self.unfit {
+            if let Some(reason) = &about.unfit {
+                tracing::error!("{reason}");
+            }
+            self.unfit.clone_from(&about.unfit);
+        }
+        let mut lease = take(core, &self.script, &about).await?;
+        let renamed = lease.standing != "kept";
+        let had_one = core.state().steady.is_some() || !core.state().incarnation.is_empty();
+        if renamed && had_one {
+            // Others may be sweeping after the old name, or have done so: nothing may be told under it any more.
+            {
+                let mut state = core.state();
+                state.name += 1;
+                state.process = format!("{}.{}", state.process.split('.').next().unwrap_or_default(), state.name);
+                tracing::warn!(process = %state.process, "the lease on the bus has ended; everyone here is told to it anew");
+            }
+            lease = take(core, &self.script, &about).await?;
+        }
+        let mut state = core.state();
+        let now = Instant::now();
+        let fresh = lease.incarnation != state.incarnation;
+        if fresh {
+            state.incarnation.clone_from(&lease.incarnation);
+            let born = now.checked_sub(std::time::Duration::from_millis(lease.age_ms)).unwrap_or(now);
+            state.memory = Some(born);
+            let ends = born + core.timing.settle;
+            state.settling = (ends > now).then(|| Settling { told: born + core.timing.settle / 2, ends });
+        }
+        if fresh || renamed || state.steady.is_none() {
+            // A store that was away may come back with an older memory.
+            state.held.doubt_all();
+        }
+        state.steady.get_or_insert(now);
+        state.dead = lease.dead;
+        drop(state);
+        core.set_up(true);
+        core.wake.notify_one();
+        Ok(())
+    }
+
+    /// Does what there is to do, until the token ends it.
+    pub async fn work(self, shutdown: CancellationToken) {
+        let core = &self.core;
+        loop {
+            let settles = core.settles_in().unwrap_or(core.timing.renew).min(core.timing.renew);
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = core.wake.notified() => {}
+                () = sleep(settles) => {}
+            }
+            if !core.up() {
+                continue;
+            }
+            if let Err(error) = self.once().await {
+                tracing::debug!(%error, "the bus was not told everything; it is told again");
+                core.hurry.notify_one();
+            }
+        }
+    }
+
+    /// Tells what is in doubt; what could not be told before; forgets; sweeps.
+    pub async fn once(&self) -> Result<(), BusError> {
+        let core = &self.core;
+        let dirty = core.state().held.in_doubt();
+        each(core, dirty, Act::Tell).await?;
+        let settled = {
+            let mut state = core.state();
+            let over = state.settling.is_some_and(|settling| settling.ends <= Instant::now());
+            if over {
+                state.settling = None;
+            }
+            if state.settling.is_none() { state.held.take_unsettled() } else { Vec::new() }
+        };
+        each(core, settled, Act::Tell).await?;
+        let left = core.state().held.take_left();
+        each(core, left, Act::Forget).await?;
+        let dead = rested(&core.state(), core.timing.rest);
+        for process in dead {
+            sweep_after(core, &process).await?;
+        }
+        Ok(())
     }
 }
 
 fn away(core: &Core) {
     core.set_up(false);
     core.state().steady = None;
-}
-
-async fn renew(core: &Arc<Core>, script: &Script, unfit: &mut Option<String>) -> Result<(), BusError> {
-    let about = about(&core.client, core.names.clustered).await?;
-    if about.unfit != *unfit {
-        if let Some(reason) = &about.unfit {
-            tracing::error!("{reason}");
-        }
-        unfit.clone_from(&about.unfit);
-    }
-    let mut lease = take(core, script, &about).await?;
-    let renamed = lease.standing != "kept";
-    let had_one = core.state().steady.is_some() || !core.state().incarnation.is_empty();
-    if renamed && had_one {
-        // Others may be sweeping after the old name, or have done so: nothing may be told under it any more.
-        {
-            let mut state = core.state();
-            state.name += 1;
-            state.process = format!("{}.{}", state.process.split('.').next().unwrap_or_default(), state.name);
-            tracing::warn!(process = %state.process, "the lease on the bus has ended; everyone here is told to it anew");
-        }
-        lease = take(core, script, &about).await?;
-    }
-    let mut state = core.state();
-    let now = Instant::now();
-    let fresh = lease.incarnation != state.incarnation;
-    if fresh {
-        state.incarnation.clone_from(&lease.incarnation);
-        let born = now.checked_sub(std::time::Duration::from_millis(lease.age_ms)).unwrap_or(now);
-        state.memory = Some(born);
-        let ends = born + core.timing.settle;
-        state.settling = (ends > now).then(|| Settling { told: born + core.timing.settle / 2, ends });
-    }
-    if fresh || renamed || state.steady.is_none() {
-        // A store that was away may come back with an older memory.
-        state.held.doubt_all();
-    }
-    state.steady.get_or_insert(now);
-    state.dead = lease.dead;
-    drop(state);
-    core.set_up(true);
-    core.wake.notify_one();
-    Ok(())
 }
 
 struct Lease {
@@ -140,47 +198,6 @@ async fn take(core: &Core, script: &Script, about: &About) -> Result<Lease, BusE
         age_ms: age_ms.parse().map_err(|_| garbled())?,
         dead: dead.to_vec(),
     })
-}
-
-/// Does what there is to do, until the token ends it.
-pub(super) async fn work(core: Arc<Core>, shutdown: CancellationToken) {
-    loop {
-        let settles = core.settles_in().unwrap_or(core.timing.renew).min(core.timing.renew);
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = core.wake.notified() => {}
-            () = sleep(settles) => {}
-        }
-        if !core.up() {
-            continue;
-        }
-        if let Err(error) = once(&core).await {
-            tracing::debug!(%error, "the bus was not told everything; it is told again");
-            core.hurry.notify_one();
-        }
-    }
-}
-
-/// Tells what is in doubt; what could not be told before; forgets; sweeps.
-async fn once(core: &Arc<Core>) -> Result<(), BusError> {
-    let dirty = core.state().held.take_dirty();
-    each(core, dirty, Act::Tell).await?;
-    let settled = {
-        let mut state = core.state();
-        let over = state.settling.is_some_and(|settling| settling.ends <= Instant::now());
-        if over {
-            state.settling = None;
-        }
-        if state.settling.is_none() { state.held.take_unsettled() } else { Vec::new() }
-    };
-    each(core, settled, Act::Tell).await?;
-    let left = core.state().held.take_left();
-    each(core, left, Act::Forget).await?;
-    let dead = rested(&core.state(), core.timing.rest);
-    for process in dead {
-        sweep_after(core, &process).await?;
-    }
-    Ok(())
 }
 
 /// What is done to a channel.

@@ -12,6 +12,8 @@ mod core;
 mod held;
 mod keeper;
 mod message;
+#[cfg(test)]
+mod model;
 mod names;
 mod rooms;
 mod store;
@@ -129,8 +131,8 @@ impl RedisBus {
         let (first_sender, first) = watch::channel(None);
         let (safe, acknowledged) = mpsc::channel(keeper::SAFE);
         // They listen before there is anything to hear.
-        tokio::spawn(keeper::keep_lease(core.clone(), first_sender, shutdown.clone()));
-        tokio::spawn(keeper::work(core.clone(), shutdown.clone()));
+        tokio::spawn(keeper::Keeper::new(core.clone()).keep_lease(first_sender, shutdown.clone()));
+        tokio::spawn(keeper::Keeper::new(core.clone()).work(shutdown.clone()));
         tokio::spawn(keeper::acknowledge(core.clone(), acknowledged, shutdown.clone()));
         client.connect();
         subscriber.connect();
