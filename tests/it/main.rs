@@ -11,6 +11,7 @@ mod generated;
 #[cfg(feature = "rehearsal")]
 mod openmetrics;
 #[cfg(feature = "rehearsal")]
+mod pods;
 mod redis;
 mod rehearsal;
 #[cfg(feature = "rehearsal")]

@@ -22,11 +22,13 @@ const TIMING: Timing = Timing {
     rest: Duration::from_millis(1_200),
 };
 
+const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+
 /// A server on a free port, gone with this value.
-struct Redis {
+pub struct Redis {
     child: Child,
-    port: u16,
-    _files: tempfile::TempDir,
+    pub port: u16,
+    files: tempfile::TempDir,
 }
 
 impl Drop for Redis {
@@ -38,20 +40,37 @@ impl Drop for Redis {
 }
 
 impl Redis {
-    fn start(port: Option<u16>) -> Self {
+    pub fn start(port: Option<u16>) -> Self {
+        Self::with(port, tempfile::tempdir().expect("a directory"), &["--appendonly", "no"])
+    }
+
+    /// One that keeps its data through its own death.
+    pub fn durable() -> Self {
+        Self::with(None, tempfile::tempdir().expect("a directory"), &DURABLE)
+    }
+
+    /// Kills it, and returns what starts it again with the data that it kept.
+    pub fn kill(mut self) -> impl FnOnce() -> Self {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("ended");
+        let (port, files) = (self.port, std::mem::replace(&mut self.files, tempfile::tempdir().expect("a directory")));
+        move || Self::with(Some(port), files, &DURABLE)
+    }
+
+    fn with(port: Option<u16>, files: tempfile::TempDir, options: &[&str]) -> Self {
         let free = || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
         let port = port.unwrap_or_else(free);
-        let files = tempfile::tempdir().expect("a directory");
         let child = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(options)
             .current_dir(files.path())
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is not installed: apt-get install redis-server");
-        Self { child, port, _files: files }
+        Self { child, port, files }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 

@@ -97,7 +97,7 @@ async fn endpoint() -> (String, mpsc::Receiver<Body>) {
     (url, bodies)
 }
 
-fn write_registry(directory: &Path, url: &str) {
+pub fn write_registry(directory: &Path, url: &str) {
     let app = App {
         id: "1".into(),
         credentials: vec![Credential {

@@ -241,13 +241,14 @@ impl Core {
     /// Tells the store everything about a channel, and hears what follows.
     pub async fn tell(&self, subject: &Subject) -> Result<(), BusError> {
         let _turn = self.stripe(subject).write().await;
-        let (whom, account, untold) = {
+        let (whom, account) = {
             let mut state = self.state();
+            // It may have something to tell of a channel that it has left.
+            state.held.touch(subject);
             let account = state.held.account(subject);
-            let untold = !account.is_empty();
-            (Self::caller(&state, subject), account, untold)
+            (Self::caller(&state, subject), account)
         };
-        if untold && let Err(error) = self.index(subject, &whom).await {
+        if let Err(error) = self.index(subject, &whom).await {
             self.state().held.doubt(subject);
             return Err(error);
         }

@@ -224,13 +224,6 @@ impl Held {
     }
 }
 
-impl Account {
-    /// Whether there is nothing to hear.
-    pub fn is_empty(&self) -> bool {
-        self.come.is_empty() && self.go.is_empty() && self.outbox.is_empty()
-    }
-}
-
 impl Channel {
     fn is_empty(&self) -> bool {
         self.sockets.is_empty() && self.gone.is_empty() && self.outbox.is_empty()
