@@ -17,7 +17,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use super::redis::Redis;
 use super::servers::{Server, environment, free_port, write_registry};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Clients that connect at once.
 const AT_ONCE: usize = 64;

@@ -44,6 +44,13 @@ impl Redis {
         Self::with(port, tempfile::tempdir().expect("a directory"), &["--appendonly", "no"])
     }
 
+    /// A node of a cluster that is yet to be.
+    fn node() -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+        let options = ["--appendonly", "no", "--cluster-enabled", "yes", "--cluster-port", &free.to_string()];
+        Self::with(None, tempfile::tempdir().expect("a directory"), &options)
+    }
+
     /// One that keeps its data through its own death.
     pub fn durable() -> Self {
         Self::with(None, tempfile::tempdir().expect("a directory"), &DURABLE)
@@ -60,9 +67,14 @@ impl Redis {
     fn with(port: Option<u16>, files: tempfile::TempDir, options: &[&str]) -> Self {
         let free = || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
         let port = port.unwrap_or_else(free);
-        let child = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
-            .args(options)
+        let mut command = Command::new("redis-server");
+        if options == ["SENTINEL"] {
+            command.arg("sentinel.conf").arg("--sentinel");
+        } else {
+            command.args(["--save", ""]).args(options);
+        }
+        let child = command
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
             .current_dir(files.path())
             .stdout(Stdio::null())
             .spawn()
@@ -76,16 +88,21 @@ impl Redis {
 
     /// An end of the bus that its token stops dead, as a kill does.
     async fn end(&self, process: &str, life: CancellationToken) -> RedisBus {
-        let bus = RedisBus::start(&self.url(), "uid-1", process, TIMING, life).expect("a bus");
-        answers(&bus).await;
-        // The memory of a store that has just begun tells nothing yet.
-        tokio::time::sleep(TIMING.settle).await;
-        bus
+        end(&self.url(), process, life).await
     }
 
     async fn bus(&self, process: &str) -> RedisBus {
         self.end(process, CancellationToken::new()).await
     }
+}
+
+/// An end of the bus in the store at this address.
+async fn end(url: &str, process: &str, life: CancellationToken) -> RedisBus {
+    let bus = RedisBus::start(url, "uid-1", process, TIMING, life).expect("a bus");
+    answers(&bus).await;
+    // The memory of a store that has just begun tells nothing yet.
+    tokio::time::sleep(TIMING.settle).await;
+    bus
 }
 
 /// Waits until calls are answered.
@@ -274,8 +291,60 @@ async fn unasked(decided: &mut mpsc::Receiver<Decided>, count: usize) -> Vec<(Su
 #[tokio::test]
 async fn a_dead_process_is_swept_once_and_what_it_had_decided_keeps_its_id() {
     let redis = Redis::start(None);
+    a_process_dies(&redis.url()).await;
+}
+
+#[tokio::test]
+async fn a_dead_process_is_swept_in_a_cluster_of_stores_too() {
+    let nodes: Vec<Redis> = (0..3).map(|_| Redis::node()).collect();
+    let addresses: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+    let joined = async {
+        loop {
+            let create =
+                Command::new("redis-cli").args(["--cluster", "create"]).args(&addresses).arg("--cluster-yes").output();
+            if create.expect("redis-cli is not installed: apt-get install redis-tools").status.success() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), joined).await.expect("a cluster");
+    let url = format!("redis-cluster://{}?node={}", addresses[0], addresses[1]);
+    a_process_dies(&url).await;
+}
+
+#[tokio::test]
+async fn a_sentinel_names_another_store_and_the_bus_goes_on_there() {
+    let primary = Redis::start(None);
+    let (host, port) = ("127.0.0.1", primary.port.to_string());
+    let files = || tempfile::tempdir().expect("a directory");
+    let _replica = Redis::with(None, files(), &["--appendonly", "no", "--replicaof", host, &port]);
+    let folder = files();
+    let config = format!(
+        "sentinel monitor main {host} {port} 1\nsentinel down-after-milliseconds main 500\n\
+         sentinel failover-timeout main 2000\n"
+    );
+    let file = folder.path().join("sentinel.conf");
+    std::fs::write(&file, config).expect("written");
+    let sentinel = Redis::with(None, folder, &["SENTINEL"]);
+    let url = format!("redis-sentinel://127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
+    let (one, room) = (end(&url, "p1", CancellationToken::new()).await, subject("room"));
+    let mut decided = one.decided().expect("an outlet");
+    one.join(&room, &"1.1".into(), None).await.expect("joined");
+    drop(primary);
+    assert!(one.join(&subject("new"), &"1.1".into(), None).await.is_err(), "nobody answers yet");
+    let told = unasked(&mut decided, 1).await;
+    assert_eq!((told[0].0.channel.as_str(), told[0].1.kind.name()), ("new", "channel_occupied"));
+    assert_eq!(one.look(&room).await.map(|seen| seen.connections), Ok(1));
+    tokio::time::sleep(TIMING.settle).await;
+    assert!(decided.try_recv().is_err(), "what did not change is not told");
+}
+
+async fn a_process_dies(url: &str) {
     let death = CancellationToken::new();
-    let (dying, one, two) = (redis.end("p0", death.clone()).await, redis.bus("p1").await, redis.bus("p2").await);
+    let life = CancellationToken::new();
+    let dying = end(url, "p0", death.clone()).await;
+    let (one, two) = (end(url, "p1", life.clone()).await, end(url, "p2", life.clone()).await);
     let mut others = [one.decided().expect("an outlet"), two.decided().expect("an outlet")];
     let (alone, shared) = (subject("presence-alone"), subject("presence-shared"));
     let socket = |n| SocketId::from_random(7, n);
@@ -341,12 +410,18 @@ async fn a_store_that_lost_its_memory_hears_everyone_and_tells_only_what_changed
     let _empty = Redis::start(Some(port));
     answers(&one).await;
     answers(&two).await;
-    let by_two = unasked(&mut second, 1).await;
-    let by_one = unasked(&mut first, 2).await;
     // What one tells the other does not, whoever comes first.
+    let (mut all, until) = (Vec::new(), tokio::time::Instant::now() + Duration::from_secs(20));
+    while all.len() < 3 && tokio::time::Instant::now() < until {
+        for outlet in [&mut first, &mut second] {
+            while let Ok(decided) = outlet.try_recv() {
+                all.extend(decided.transitions.into_iter().map(|transition| (decided.subject.clone(), transition)));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     tokio::time::sleep(TIMING.rest).await;
     assert!(first.try_recv().is_err() && second.try_recv().is_err(), "told twice");
-    let mut all: Vec<_> = by_one.into_iter().chain(by_two).collect();
     all.sort_by(|(one, _), (other, _)| one.cmp(other));
     let kinds: Vec<_> = all.iter().map(|(subject, t)| (subject.channel.to_string(), t.kind.name())).collect();
     let wanted = [("left", "channel_vacated"), ("new", "channel_occupied"), ("presence-changed", "member_removed")];

@@ -34,9 +34,9 @@ const WORKERS: u64 = 4;
 
 /// Nothing ends by itself.
 const TIMING: Timing = Timing {
-    lease: Duration::from_secs(3_600),
-    renew: Duration::from_secs(3_600),
-    settle: Duration::from_secs(3_600),
+    lease: Duration::from_hours(1),
+    renew: Duration::from_hours(1),
+    settle: Duration::from_hours(1),
     rest: Duration::ZERO,
 };
 
