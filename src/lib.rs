@@ -6,10 +6,12 @@
 //! - [`protocol`], [`api`], [`runtime`]
 //! - [`kinesis`], [`bus`], [`kubernetes`], [`desired`], [`gate`]
 //! - [`edge`], [`dispatcher`], [`probe`]
-//! - [`operator`], and `rehearsal`, which a production image leaves out
+//! - [`operator`], and `rehearsal` and `bench`, which a production image leaves out
 //! - [`cli`]
 
 pub mod api;
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod bus;
 pub mod cli;
 pub mod contract;

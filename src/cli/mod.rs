@@ -3,6 +3,8 @@
 //! In: arguments and files. Out: text for people or JSON for programs on standard output, errors on standard error.
 //! This room must not know how anything is done.
 
+#[cfg(feature = "bench")]
+mod bench;
 mod files;
 mod operator;
 mod print;
@@ -44,6 +46,8 @@ enum Command {
     Limits,
     /// Print the reasons of conditions, as Markdown
     Reasons,
+    #[cfg(feature = "bench")]
+    Bench(bench::Arguments),
     Operator(operator::Arguments),
     Status(status::Arguments),
     /// Run an edge server; its configuration is its environment (see `realtime variables`)
@@ -72,6 +76,8 @@ pub fn main() -> ExitCode {
             Command::Variables => print::text(&crate::contract::markdown()),
             Command::Limits => print::text(&crate::edge::limits::markdown()),
             Command::Reasons => print::text(&crate::api::conditions::markdown()),
+            #[cfg(feature = "bench")]
+            Command::Bench(arguments) => bench::run(arguments).await,
             Command::Operator(arguments) => operator::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
             Command::Edge => serve::edge().await,

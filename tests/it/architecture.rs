@@ -9,7 +9,7 @@ const FLOORS: &[&[&str]] = &[
     &["protocol", "api", "runtime"],
     &["kinesis", "bus", "kubernetes", "desired", "gate"],
     &["edge", "dispatcher", "probe"],
-    &["operator", "rehearsal"],
+    &["operator", "rehearsal", "bench"],
     &["cli"],
 ];
 

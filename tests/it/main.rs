@@ -1,6 +1,8 @@
 //! Everything that crosses a process or a room, in one binary. What needs a Kinesis takes the one of the rehearsal.
 
 mod architecture;
+#[cfg(feature = "bench")]
+mod bench;
 mod cli;
 #[cfg(feature = "rehearsal")]
 mod dispatcher;

@@ -1,0 +1,157 @@
+//! A client of HTTP/1.1 that keeps its connection where the server does: little enough not to disturb what it measures.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Longest for one answer.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// Largest head or body that is taken.
+const LARGEST: usize = 1 << 20;
+
+/// One connection.
+pub struct Connection {
+    address: SocketAddr,
+    stream: TcpStream,
+    /// What was read and not yet taken.
+    read: Vec<u8>,
+}
+
+/// What the head of an answer says.
+#[derive(Debug, PartialEq, Eq)]
+struct Head {
+    status: u16,
+    /// How long the body is; `None` when it comes in chunks.
+    length: Option<usize>,
+    /// Whether the server ends the connection after it.
+    last: bool,
+}
+
+impl Connection {
+    /// Connects.
+    pub async fn open(address: SocketAddr) -> io::Result<Self> {
+        let stream = timeout(ANSWER, TcpStream::connect(address)).await??;
+        stream.set_nodelay(true)?;
+        Ok(Self { address, stream, read: Vec::new() })
+    }
+
+    /// Asks, and reads the whole answer: its status and its body, chunks as they are.
+    pub async fn ask(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+        self.send(method, target, body).await?;
+        let (head, body) = timeout(ANSWER, async {
+            let head = self.head().await?;
+            let length = match head.length {
+                Some(length) => length,
+                None => self.until(b"0\r\n\r\n").await?,
+            };
+            while self.read.len() < length {
+                self.more().await?;
+            }
+            Ok::<_, io::Error>((head, self.read.drain(..length).collect()))
+        })
+        .await??;
+        if head.last {
+            // At once, so that the next request is not late by it.
+            *self = Self::open(self.address).await?;
+        }
+        Ok((head.status, body))
+    }
+
+    /// Asks only.
+    pub async fn send(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<()> {
+        let length = body.len();
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n\r\n"
+        );
+        let mut request = head.into_bytes();
+        request.extend_from_slice(body);
+        timeout(ANSWER, self.stream.write_all(&request)).await?
+    }
+
+    /// Reads an answer, or what is there of one that has no end, up to and with these bytes.
+    pub async fn read_through(&mut self, end: &[u8]) -> io::Result<Vec<u8>> {
+        let end = timeout(ANSWER, self.until(end)).await??;
+        Ok(self.read.drain(..end).collect())
+    }
+
+    async fn head(&mut self) -> io::Result<Head> {
+        let end = self.until(b"\r\n\r\n").await?;
+        let head = parse_head(&self.read[..end]).ok_or_else(|| invalid("an answer that is not HTTP"))?;
+        self.read.drain(..end);
+        Ok(head)
+    }
+
+    /// Where these bytes end, once they were read.
+    async fn until(&mut self, end: &[u8]) -> io::Result<usize> {
+        loop {
+            if let Some(at) = find(&self.read, end) {
+                return Ok(at + end.len());
+            }
+            self.more().await?;
+        }
+    }
+
+    async fn more(&mut self) -> io::Result<()> {
+        if self.read.len() > LARGEST {
+            return Err(invalid("an answer that is too large"));
+        }
+        match self.stream.read_buf(&mut self.read).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where a text begins in another.
+pub fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn parse_head(head: &[u8]) -> Option<Head> {
+    let head = std::str::from_utf8(head).ok()?;
+    let mut lines = head.split("\r\n");
+    let status = lines.next()?.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
+    let (mut length, mut last) = (Some(0), false);
+    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+        if name.eq_ignore_ascii_case("content-length") {
+            length = Some(value.trim().parse().ok().filter(|length| *length <= LARGEST)?);
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            length = None;
+        } else if name.eq_ignore_ascii_case("connection") {
+            last = value.trim().eq_ignore_ascii_case("close");
+        }
+    }
+    Some(Head { status, length, last })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_heads() {
+        let head = |status, length, last| Some(Head { status, length, last });
+        for (name, text, expected) in [
+            ("a length", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", head(200, Some(2), false)),
+            ("chunks", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", head(200, None, false)),
+            ("neither", "HTTP/1.1 204 No Content\r\n\r\n", head(204, Some(0), false)),
+            ("the last", "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n", head(200, Some(0), true)),
+            ("no number", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", None),
+            ("huge", "HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n", None),
+            ("not HTTP", "SSH-2.0\r\n\r\n", None),
+        ] {
+            assert_eq!(parse_head(text.as_bytes()), expected, "{name}");
+        }
+        assert_eq!((find(b"abcabc", b"ca"), find(b"ab", b"abc")), (Some(2), None));
+    }
+}

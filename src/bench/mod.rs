@@ -1,0 +1,35 @@
+//! The benchmarks: what a server costs, measured from outside, beside others in the same run.
+//!
+//! In: how large, how long, and whom to measure beside. Out: figures, each with its unit, its target and whether that
+//! is met. Servers are child processes, so that their CPU and memory in `/proc` are theirs alone; they and the load are
+//! on loopback only, and both are bounded. What is compared runs in turn within one round, so that a noisy host is
+//! noisy for all; a figure is the median of its rounds, and a host that was too busy makes the run void.
+//!
+//! This room knows servers by the wire and by the table of variables alone: it must not know how an edge works.
+
+mod bare;
+mod crowd;
+mod document;
+mod error;
+mod fallback;
+mod fanout;
+mod figures;
+mod http;
+mod latency;
+mod load;
+mod machine;
+mod plan;
+mod report;
+mod run;
+mod sequence;
+mod server;
+mod socket;
+
+pub use bare::serve as serve_bare;
+pub use document::document;
+pub use error::BenchError;
+pub use figures::{Figure, Standing};
+pub use plan::{Peer, Plan};
+pub use report::{Report, text};
+pub use run::run;
+pub use sequence::{Sequence, Tally};

@@ -1,0 +1,76 @@
+//! Whether a subscriber got every event once and in order.
+//!
+//! In: the numbers of the events of one channel as they arrive, and how many were published. Out: how many were missed
+//! and how many came again. Pure.
+
+/// What one subscriber has seen of one channel. Events are numbered from 0 and published after it has subscribed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sequence {
+    next: u64,
+    tally: Tally,
+}
+
+/// What was seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Events that arrived, repeated ones too.
+    pub delivered: u64,
+    /// Events that were not there when a later one was.
+    pub missed: u64,
+    /// Events that came again or too late.
+    pub repeated: u64,
+}
+
+impl Sequence {
+    /// Another event arrived.
+    pub fn take(&mut self, number: u64) {
+        self.tally.delivered += 1;
+        if number < self.next {
+            self.tally.repeated += 1;
+        } else {
+            self.tally.missed += number - self.next;
+            self.next = number + 1;
+        }
+    }
+
+    /// Nothing comes any more, and so many events were published.
+    #[must_use]
+    pub fn end(mut self, published: u64) -> Tally {
+        self.tally.missed += published.saturating_sub(self.next);
+        self.tally
+    }
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.delivered += other.delivered;
+        self.missed += other.missed;
+        self.repeated += other.repeated;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_arrivals() {
+        for (name, arrived, published, (missed, repeated)) in [
+            ("all of them", &[0, 1, 2][..], 3, (0, 0)),
+            ("none was published", &[], 0, (0, 0)),
+            ("the first is missing", &[1, 2], 3, (1, 0)),
+            ("two in the middle are missing", &[0, 3], 4, (2, 0)),
+            ("the last ones are missing", &[0], 3, (2, 0)),
+            ("nothing arrived", &[], 5, (5, 0)),
+            ("one came twice", &[0, 1, 1, 2], 3, (0, 1)),
+            ("two changed places", &[0, 2, 1], 3, (1, 1)),
+        ] {
+            let mut sequence = Sequence::default();
+            for number in arrived {
+                sequence.take(*number);
+            }
+            let delivered = arrived.len() as u64;
+            assert_eq!(sequence.end(published), Tally { delivered, missed, repeated }, "{name}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The servers that are measured: child processes on loopback, started for one measurement and ended after it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::time::sleep;
+
+use super::error::BenchError;
+use super::http::Connection;
+use super::load::Target;
+use super::machine;
+use super::plan::Peer;
+use crate::contract::name;
+use crate::protocol::Transport;
+use crate::protocol::registry::{App, Registry};
+
+/// The id of the app that every server has.
+pub const APP: &str = "1";
+
+/// Its key.
+pub const KEY: &str = "bench-key";
+
+/// Its secret. The servers are there for a moment and on loopback only.
+pub const SECRET: &str = "bench-secret";
+
+/// Longest until a server answers.
+const START: Duration = Duration::from_secs(30);
+
+/// What is left of what a server said when it did not start.
+const SAID: usize = 2_000;
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Ours, with WebSocket.
+    Edge,
+    /// Ours, with the HTTP fallbacks of pusher-js.
+    Fallbacks,
+    /// sockudo.
+    Sockudo,
+    /// A broadcast over axum's WebSocket with nothing around it.
+    Bare,
+}
+
+impl Kind {
+    /// As it is told.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Edge => "edge",
+            Self::Fallbacks => "edge with the fallbacks",
+            Self::Sockudo => "sockudo",
+            Self::Bare => "bare axum",
+        }
+    }
+}
+
+/// A server that runs. It is ended when this is dropped.
+pub struct Server {
+    /// Where its clients go.
+    pub target: Target,
+    /// Where the bare one echoes.
+    pub echo: SocketAddr,
+    process: Child,
+    _files: TempDir,
+}
+
+impl Server {
+    /// Starts a server and waits until it answers.
+    pub async fn start(kind: Kind, peer: Option<&Peer>) -> Result<Self, BenchError> {
+        let files = tempfile::tempdir().map_err(BenchError::io("no temporary directory can be made"))?;
+        let [public, second] = [free_port()?, free_port()?];
+        let (mut command, alive) = match kind {
+            Kind::Edge | Kind::Fallbacks => (edge(kind, files.path(), public, second)?, (second, "/readyz")),
+            Kind::Sockudo => (sockudo(files.path(), public, peer)?, (public, "/up")),
+            Kind::Bare => (bare(public, second)?, (public, "/up")),
+        };
+        let said = files.path().join("said");
+        let file = std::fs::File::create(&said).map_err(BenchError::io("no file for what a server says"))?;
+        let copy = file.try_clone().map_err(BenchError::io("no file for what a server says"))?;
+        let process = command.stdin(Stdio::null()).stdout(copy).stderr(file).spawn();
+        let process = process.map_err(|error| failed(kind, error.to_string()))?;
+        let target = Target { kind, address: public };
+        let mut server = Self { target, echo: second, process, _files: files };
+        server.answers(alive, &said).await?;
+        Ok(server)
+    }
+
+    async fn answers(&mut self, (address, path): (SocketAddr, &str), said: &Path) -> Result<(), BenchError> {
+        let late = Instant::now() + START;
+        loop {
+            if let Ok(mut connection) = Connection::open(address).await
+                && let Ok((200, _)) = connection.ask("GET", path, b"").await
+            {
+                return Ok(());
+            }
+            let ended = self.process.try_wait().ok().flatten();
+            if ended.is_some() || Instant::now() > late {
+                let mut text = String::new();
+                let _ = std::fs::File::open(said).and_then(|mut file| file.read_to_string(&mut text));
+                let tail: String = text.chars().skip(text.chars().count().saturating_sub(SAID)).collect();
+                let how = ended.map_or_else(|| format!("no answer in {START:?}"), |status| status.to_string());
+                return Err(failed(self.target.kind, format!("{how}; it said: {}", tail.trim())));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Its CPU time so far, in clock ticks.
+    pub fn ticks(&self) -> Result<u64, BenchError> {
+        machine::ticks(self.pid())
+    }
+
+    /// Its resident memory, in KiB.
+    pub fn rss_kib(&self) -> Result<u64, BenchError> {
+        machine::rss_kib(self.pid())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn failed(kind: Kind, detail: String) -> BenchError {
+    BenchError::Start { server: kind.name(), detail }
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> Result<SocketAddr, BenchError> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(BenchError::io("no free port"))?;
+    listener.local_addr().map_err(BenchError::io("no free port"))
+}
+
+fn this_program() -> Result<PathBuf, BenchError> {
+    std::env::current_exe().map_err(BenchError::io("this program cannot be found"))
+}
+
+/// An edge as a pod runs it, without a stream and without others.
+fn edge(kind: Kind, files: &Path, public: SocketAddr, admin: SocketAddr) -> Result<Command, BenchError> {
+    let app: App = serde_json::from_value(serde_json::json!({
+        "id": APP,
+        "credentials": [{ "key": KEY, "secret": SECRET, "state": "Active" }],
+        "enabled": true,
+        "clientEvents": true,
+        "limits": { "clientEventsPerSecond": 10 },
+        "webhooks": [],
+    }))
+    .map_err(|error| failed(kind, error.to_string()))?;
+    let registry = Registry::new([app]).files().map_err(|error| failed(kind, error.to_string()))?;
+    let apps = files.join("apps");
+    std::fs::create_dir(&apps).map_err(BenchError::io("the app registry cannot be written"))?;
+    for (name, text) in registry {
+        std::fs::write(apps.join(name), text).map_err(BenchError::io("the app registry cannot be written"))?;
+    }
+    let (server, transports) = match kind {
+        Kind::Fallbacks => ("sockjs", [Transport::XhrStreaming, Transport::XhrPolling].map(Transport::name).join(",")),
+        _ => ("websocket", Transport::Websocket.name().to_owned()),
+    };
+    let variables: BTreeMap<&str, String> = [
+        (name::SERVER, server.to_owned()),
+        (name::TRANSPORTS, transports),
+        (name::PUBLIC_ADDRESS, public.to_string()),
+        (name::ADMIN_ADDRESS, admin.to_string()),
+        (name::APPS_PATH, apps.display().to_string()),
+        (name::CLUSTER, "bench/edge".to_owned()),
+        (name::CLUSTER_UID, "bench".to_owned()),
+        (name::POD, "bench".to_owned()),
+        (name::ADMIN_TOKEN, "bench".to_owned()),
+        (name::ADMISSION, "none".to_owned()),
+        (name::WEBHOOKS, "off".to_owned()),
+        (name::BUS, "memory".to_owned()),
+        (name::LOG, "warn".to_owned()),
+        (name::AWS_IDENTITY, "NodeRole".to_owned()),
+        (name::AWS_REGION, "none".to_owned()),
+    ]
+    .into();
+    let mut command = Command::new(this_program()?);
+    command.arg("edge").env_clear().envs(variables);
+    Ok(command)
+}
+
+/// sockudo in one process, with nothing that it does not need for this: no rate limits, no metrics, no log.
+fn sockudo(files: &Path, public: SocketAddr, peer: Option<&Peer>) -> Result<Command, BenchError> {
+    let peer = peer.ok_or_else(|| failed(Kind::Sockudo, "no program was named".to_owned()))?;
+    let path = files.join("sockudo.toml");
+    std::fs::write(&path, sockudo_toml(public)).map_err(BenchError::io("sockudo's configuration cannot be written"))?;
+    let mut command = Command::new(&peer.program);
+    command.arg("--config").arg(path).env_clear().env("RUST_LOG", "error").current_dir(files);
+    Ok(command)
+}
+
+fn sockudo_toml(public: SocketAddr) -> String {
+    let mut text = format!("host = \"{}\"\nport = {}\nmode = \"production\"\n", public.ip(), public.port());
+    for (table, lines) in [
+        ("adapter", &["driver = \"local\""][..]),
+        ("cache", &["driver = \"memory\""]),
+        ("queue", &["driver = \"memory\""]),
+        ("rate_limiter", &["enabled = false"]),
+        ("metrics", &["enabled = false"]),
+        ("app_manager", &["driver = \"memory\""]),
+    ] {
+        let _ = writeln!(text, "\n[{table}]\n{}", lines.join("\n"));
+    }
+    let _ = write!(
+        text,
+        "\n[[app_manager.array.apps]]\nid = \"{APP}\"\nkey = \"{KEY}\"\nsecret = \"{SECRET}\"\nenabled = true\n\
+         \n[app_manager.array.apps.policy.limits]\nmax_connections = 100000\nmax_client_events_per_second = 10\n\
+         max_presence_members_per_channel = 100\n\
+         \n[app_manager.array.apps.policy.features]\nenable_client_messages = true\n"
+    );
+    text
+}
+
+/// What has nothing around it: a hidden command of this program.
+fn bare(public: SocketAddr, echo: SocketAddr) -> Result<Command, BenchError> {
+    let mut command = Command::new(this_program()?);
+    command.args(["bench", "bare", &public.to_string(), &echo.to_string()]).env_clear();
+    Ok(command)
+}

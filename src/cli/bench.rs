@@ -1,0 +1,158 @@
+//! `realtime bench`: what a server costs on this machine.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Subcommand, ValueEnum};
+
+use super::BAD_INPUT;
+use crate::bench::{self, BenchError, Peer, Plan, Report};
+use crate::runtime::{signal, telemetry};
+
+/// The exit code when a target is missed.
+const MISSED: u8 = 1;
+
+/// The exit code when the host was too busy for the figures to mean anything.
+const VOID: u8 = 2;
+
+/// The exit code of a run that a signal ended.
+const INTERRUPTED: u8 = 130;
+
+/// Measure what a server costs on this machine
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Edge(Edge),
+    /// What an edge is compared with, as a process of its own
+    #[command(hide = true)]
+    Bare {
+        /// Where `/ws` and `/publish` are served.
+        public: SocketAddr,
+        /// Where bytes are echoed.
+        echo: SocketAddr,
+    },
+}
+
+/// Measure an edge: memory of a socket, CPU of a delivery, latency, and that no event is lost.
+///
+/// Edges are started as processes of their own on loopback, with the memory bus and without webhooks, and driven over
+/// WebSocket, the HTTP fallbacks and the signed HTTP API. Each figure is printed with its unit, its target and whether it
+/// is met; it is the median of the rounds. With --peer another server takes its turn in every round; without it, rows
+/// that compare with it are not measured. Use a release build. Exit codes: 0 every measured target is met, 1 one is
+/// missed, 2 the run is void (others took more than 80 % of the host) or could not begin.
+#[derive(clap::Args)]
+#[command(after_help = "Begin with:   cargo run --release -- bench edge --quick\n\
+                        Beside sockudo, installed for you:  benches/edge-against-sockudo")]
+struct Edge {
+    /// Smaller crowds and two rounds: under 3 minutes
+    #[arg(long)]
+    quick: bool,
+    /// Another server to measure in the same run: `sockudo=PATH`
+    #[arg(long, value_name = "NAME=PATH", value_parser = peer)]
+    peer: Option<Peer>,
+    /// Text for people, or JSON
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// Write the result as a page in Markdown too, unless the run is void
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Sockets of every crowd
+    #[arg(long, hide = true)]
+    sockets: Option<usize>,
+    /// Seconds of every publishing
+    #[arg(long, hide = true)]
+    seconds: Option<u64>,
+    /// Rounds
+    #[arg(long, hide = true)]
+    rounds: Option<usize>,
+    /// Seconds for which idle polls are watched
+    #[arg(long, hide = true)]
+    polling: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+fn peer(text: &str) -> Result<Peer, String> {
+    match text.split_once('=') {
+        Some(("sockudo", path)) if !path.is_empty() => match PathBuf::from_str(path) {
+            Ok(program) if program.is_file() => Ok(Peer { program }),
+            _ => Err(format!("{path} is no file: build sockudo with benches/edge-against-sockudo")),
+        },
+        _ => Err("write sockudo=PATH, with the path of its program".to_owned()),
+    }
+}
+
+/// Runs the command.
+pub async fn run(arguments: Arguments) -> u8 {
+    match arguments.what {
+        What::Edge(edge) => self::edge(edge).await,
+        What::Bare { public, echo } => match bench::serve_bare(public, echo).await {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("realtime: {error}");
+                BAD_INPUT
+            }
+        },
+    }
+}
+
+async fn edge(arguments: Edge) -> u8 {
+    telemetry::start("error");
+    let Ok(shutdown) = signal::shutdown_token() else {
+        eprintln!("realtime: signals cannot be listened to");
+        return BAD_INPUT;
+    };
+    if cfg!(debug_assertions) {
+        eprintln!("realtime: this is no release build, so its figures mean little: use cargo run --release");
+    }
+    let plan = plan(&arguments);
+    let progress = |what: String| eprintln!("{what}");
+    let report = tokio::select! {
+        report = bench::run(&plan, &progress) => report,
+        () = shutdown.cancelled() => return INTERRUPTED,
+    };
+    match report.and_then(|report| print(&report, &arguments).map(|()| report)) {
+        Ok(report) if report.void => VOID,
+        Ok(report) if report.missed() => MISSED,
+        Ok(_) => 0,
+        Err(error) => {
+            eprintln!("realtime: {error}");
+            BAD_INPUT
+        }
+    }
+}
+
+fn plan(arguments: &Edge) -> Plan {
+    let mut plan = if arguments.quick { Plan::quick() } else { Plan::full() };
+    if let Some(sockets) = arguments.sockets {
+        plan = plan.sized(sockets);
+    }
+    plan.rounds = arguments.rounds.unwrap_or(plan.rounds).max(1);
+    plan.publishing = arguments.seconds.map_or(plan.publishing, Duration::from_secs);
+    plan.polling = arguments.polling.map_or(plan.polling, Duration::from_secs);
+    plan.peer.clone_from(&arguments.peer);
+    plan
+}
+
+fn print(report: &Report, arguments: &Edge) -> Result<(), BenchError> {
+    if let (Some(path), false) = (&arguments.write, report.void) {
+        let what = format!("{} cannot be written", path.display());
+        std::fs::write(path, bench::document(report)).map_err(|error| BenchError::Io { what, error })?;
+    }
+    match arguments.output {
+        Output::Text => print!("{}", bench::text(report)),
+        Output::Json => println!("{:#}", serde_json::to_value(report).unwrap_or_default()),
+    }
+    Ok(())
+}
