@@ -9,6 +9,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures::SinkExt;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite;
 use tracing::Instrument;
@@ -25,13 +26,17 @@ use crate::protocol::frame::{self, code};
 /// Per socket and held while it is idle, so small: with the library's default an idle socket takes 136 KiB.
 pub const READ_BUFFER: usize = 4096;
 
+/// Frames that wait together are written together up to this size, so that a server that falls behind needs fewer system
+/// calls to catch up. Held by sockets that had so much waiting, so small too.
+pub const WRITE_BUFFER: usize = 2048;
+
 /// Largest message of a client: a client event at its limit, escaped, with room for the envelope.
 pub const MAX_MESSAGE: usize = 128 << 10;
 
 /// Taken from the session in one go.
 pub const BATCH: usize = 16 << 10;
 
-/// How long one write may stand still.
+/// How long what was taken in one go may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the goodbye may take, each way.
@@ -91,7 +96,7 @@ pub async fn elsewhere(
 fn accept(shared: Arc<Shared>, upgrade: WebSocketUpgrade, place: Result<Place, Closing>) -> Response {
     let upgrade = upgrade
         .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
+        .write_buffer_size(WRITE_BUFFER)
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE);
     let tasks = shared.tasks.clone();
@@ -120,7 +125,9 @@ async fn serve(mut socket: WebSocket, shared: Arc<Shared>, place: Place) {
     let unreadable_frames = shared.metrics.refused("unreadable");
     let outlet = session.attach();
     let mut connection = Connection::open(shared, session.clone()).await;
-    let mut look = Instant::now() + ACTIVITY_TIMEOUT;
+    // One timer for the whole life, not one that enters and leaves the runtime's wheel with every event.
+    let look = sleep_until(Instant::now() + ACTIVITY_TIMEOUT);
+    tokio::pin!(look);
     let end = loop {
         tokio::select! {
             outgoing = outlet.next(BATCH) => match outgoing {
@@ -146,8 +153,9 @@ async fn serve(mut socket: WebSocket, shared: Arc<Shared>, place: Place) {
                     Message::Close(_) => break End::Gone,
                 }
             }
-            () = sleep_until(look) => {
-                look = connection.check().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
+            () = look.as_mut() => {
+                let again = connection.check().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
+                look.as_mut().reset(again);
             }
         }
     };
@@ -178,16 +186,18 @@ pub fn unreadable(error: axum::Error) -> Option<Closing> {
 
 /// Writes frames; `None` when the socket is gone. Once the session has ended, a write that stands still is left behind.
 pub async fn write(socket: &mut WebSocket, session: &Session, frames: Vec<Bytes>) -> Option<()> {
-    for frame in frames {
-        let Ok(text) = Utf8Bytes::try_from(frame) else { continue };
-        tokio::select! {
-            biased;
-            sent = socket.send(Message::Text(text)) => sent.ok()?,
-            () = session.closed() => {}
-            () = sleep(WRITE_TIMEOUT) => return None,
+    let written = async {
+        for text in frames.into_iter().filter_map(|frame| Utf8Bytes::try_from(frame).ok()) {
+            socket.feed(Message::Text(text)).await?;
         }
+        socket.flush().await
+    };
+    tokio::select! {
+        biased;
+        written = written => written.ok(),
+        () = session.closed() => Some(()),
+        () = sleep(WRITE_TIMEOUT) => None,
     }
-    Some(())
 }
 
 /// Sends the close frame, if it is the server that ends, and reads on until the client's: a socket that is dropped with

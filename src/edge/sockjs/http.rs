@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::super::client::Caller;
 use super::super::fallback::Unserved;
-use super::super::websocket::{MAX_MESSAGE, READ_BUFFER};
+use super::super::websocket::{MAX_MESSAGE, READ_BUFFER, WRITE_BUFFER};
 use super::answer::{Answer, HEARTBEAT_EVERY};
 use super::route::{Action, Endpoint};
 use super::socket::{Framing, Socket};
@@ -177,7 +177,7 @@ fn socket(context: Context, upgrade: Upgrade, caller: Caller, framing: Framing) 
     };
     let upgrade = upgrade
         .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
+        .write_buffer_size(WRITE_BUFFER)
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE);
     let (shared, transport) = (context.shared, Transport::SockjsWebsocket);
