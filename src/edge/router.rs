@@ -33,6 +33,7 @@ pub fn router(
         .route("/apps/{id}/channels/{name}", get(http_api::channel))
         .route("/apps/{id}/channels/{name}/users", get(http_api::users))
         .route("/apps/{id}/users/{user}/terminate_connections", post(http_api::terminate))
+        .route("/users/{user}/terminate_connections", post(http_api::terminate_by_key))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(shared.clone());
     let serves = |transport| transports.contains(&transport);

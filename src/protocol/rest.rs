@@ -119,6 +119,10 @@ mod tests {
         assert_eq!(check(&query, BODY, 400), Ok(()));
         assert_eq!(check(&query, BODY, 1601), Err(RestAuthError::Expired { now: 1601 }));
         assert_eq!(check(&query, b"{ }", 1000), Err(RestAuthError::BodyMd5));
+        assert_eq!(check(&query, BODY, 399), Err(RestAuthError::Expired { now: 399 }), "from the future");
+        let mut old = query.clone();
+        old[2].1 = "0.9".to_owned();
+        assert_eq!(check(&old, BODY, 1000), Err(RestAuthError::Version));
         let other = signed_query("k", &Secret::new("t"), ("POST", "/apps/1/events"), BODY, 1000);
         assert!(matches!(check(&other, BODY, 1000), Err(RestAuthError::Signature(_))));
     }

@@ -1,5 +1,5 @@
-// The server SDK for Python against a rehearsed cluster: what it has, and every kind of webhook, which the npm one must
-// accept too.
+// The server SDK for Python against a rehearsed cluster: all that it has, and every kind of webhook, which the npm one
+// must accept too.
 import assert from "node:assert/strict";
 import { createHmac } from "node:crypto";
 import { after, before, test } from "node:test";
@@ -100,7 +100,7 @@ test("what it asks of channels is answered", async () => {
   assert.deepEqual(await ask("users_info", { channel: "presence-asked" }), { users: [{ id: "bob" }] });
 });
 
-test("a user is spoken to", async () => {
+test("a user is spoken to and ended", async () => {
   const [eve, dan] = [await connect({ user: { id: "eve" } }), await connect({ user: { id: "dan" } })];
   for (const client of [eve, dan]) await signIn(client);
   const got = [];
@@ -108,6 +108,9 @@ test("a user is spoken to", async () => {
   assert.deepEqual(await ask("send_to_user", { user_id: "eve", event_name: "hello", data: { n: 1 } }), {});
   await eventually(() => got.length > 0, () => "nothing arrived");
   assert.deepEqual(got, [{ n: 1 }]);
+  assert.deepEqual(await ask("terminate_user_connections", { user_id: "eve" }), {});
+  await eventually(() => eve.connection.state === "disconnected", () => eve.connection.state);
+  assert.equal(dan.connection.state, "connected");
 });
 
 test("what is wrong raises what it has for that", async () => {
@@ -125,9 +128,12 @@ test("what is wrong raises what it has for that", async () => {
   await rejected("trigger", large, "PusherBadStatus", /^413: /);
   const { key, secret } = rehearsal.app;
   const wrong = startPython({ ...rehearsal.serving, apps: [{ id: "1001", key, secret: `${secret}x` }] });
-  const { error } = await wrong.call("1001", "trigger", { channels: "news", event_name: "told", data: 1 });
+  const answers = [
+    await wrong.call("1001", "trigger", { channels: "news", event_name: "told", data: 1 }),
+    await wrong.call("1001", "terminate_user_connections", { user_id: "dan" }),
+  ];
   await wrong.stop();
-  assert.equal(error, "PusherBadAuth");
+  assert.deepEqual(answers.map(({ error }) => error), ["PusherBadAuth", "PusherBadAuth"]);
 });
 
 /** Lets every kind of webhook be sent. */

@@ -134,6 +134,22 @@ async fn start_with(
     Edge { running, shutdown, apps, http }
 }
 
+/// An edge without a stream that shares its bus with nobody.
+pub async fn alone(server: &str) -> Edge {
+    start(server, MemoryBus::new(), None).await
+}
+
+/// A WebSocket of a client.
+pub type Wire = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+pub async fn dial(edge: SocketAddr, path: &str) -> Wire {
+    tokio_tungstenite::connect_async(format!("ws://{edge}{path}")).await.expect("a socket").0
+}
+
+pub async fn received(wire: &mut Wire) -> Message {
+    timeout(PATIENCE, wire.next()).await.expect("in time").expect("a message").expect("no error")
+}
+
 async fn kinesis(endpoint: String) -> Client {
     let credentials = Credentials::Static { access_key_id: "a".into(), secret_access_key: "b".into() };
     let settings =
@@ -239,14 +255,13 @@ impl Edge {
 
 /// A client over WebSocket.
 struct Ws {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    socket: Wire,
     id: String,
 }
 
 impl Ws {
     async fn open(address: SocketAddr, path: &str) -> Self {
-        let (socket, _) = tokio_tungstenite::connect_async(format!("ws://{address}{path}")).await.expect("a socket");
-        Self { socket, id: String::new() }
+        Self { socket: dial(address, path).await, id: String::new() }
     }
 
     async fn greeted(&mut self) {
@@ -264,8 +279,7 @@ impl Ws {
     }
 
     async fn message(&mut self) -> Message {
-        let next = timeout(PATIENCE, self.socket.next()).await;
-        next.expect("in time").expect("a message").expect("no error")
+        received(&mut self.socket).await
     }
 
     async fn next(&mut self) -> ServerMessage {
@@ -392,7 +406,7 @@ impl Xhr {
 
 #[tokio::test]
 async fn client_events_go_between_sockets_and_not_back() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     let (mut one, mut two) = (edge.websocket().await, edge.websocket().await);
     assert_eq!(one.subscribe("private-room", None).await, json!({}));
     two.subscribe("private-room", None).await;
@@ -413,7 +427,7 @@ async fn client_events_go_between_sockets_and_not_back() {
 
 #[tokio::test]
 async fn members_are_told_of_each_other() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     let (mut ann, mut bob) = (edge.websocket().await, edge.websocket().await);
     assert_eq!(ann.subscribe("presence-room", Some("ann")).await["presence"]["ids"], json!(["ann"]));
     assert_eq!(bob.subscribe("presence-room", Some("bob")).await["presence"]["count"], json!(2));
@@ -428,7 +442,7 @@ async fn members_are_told_of_each_other() {
 
 #[tokio::test]
 async fn a_refused_message_leaves_the_connection_as_it_was() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     let mut ws = edge.websocket().await;
     ws.subscribe("private-room", None).await;
     let forged = json!({ "event": "pusher:subscribe", "data": { "channel": "private-x", "auth": "key1:00" } });
@@ -522,7 +536,7 @@ async fn the_fallbacks_carry_messages_both_ways_and_between_processes() {
 
 #[tokio::test]
 async fn requests_of_no_session_are_refused_and_browsers_may_ask_first() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let mut xhr = Xhr::new(&edge, "key1", "mine", "xhr");
     assert_eq!(xhr.send_raw("[]").await, 404, "no session yet");
     xhr.greeted().await;
@@ -543,7 +557,7 @@ async fn requests_of_no_session_are_refused_and_browsers_may_ask_first() {
 #[tokio::test]
 async fn a_long_stream_is_resumed_without_loss_and_without_a_second_open() {
     const COUNT: u64 = 300;
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let mut xhr = Xhr::new(&edge, "key1", "long", "xhr_streaming");
     let id = xhr.greeted().await;
     xhr.send(&subscribe(&id, "private-room", None)).await;
@@ -597,7 +611,7 @@ async fn a_session_that_nobody_receives_leaves_after_the_grace() {
 
 #[tokio::test]
 async fn the_http_api_says_what_is_wrong() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let body = json!({ "name": "a", "data": "{}", "channel": "room" });
     let large = json!({ "name": "a", "data": "x".repeat(11 * 1024), "channel": "room" });
     let huge = json!({ "name": "a", "data": "x".repeat(2 << 20), "channel": "room" });
@@ -677,7 +691,7 @@ async fn without_kinesis_the_chat_goes_on_and_events_wait() {
 
 #[tokio::test]
 async fn the_registry_is_followed_and_a_broken_one_is_not() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     let mut ws = edge.websocket().await;
     write_apps(edge.apps.path(), vec![app("1", true), app("3", true)]);
     let known = async || {
@@ -715,7 +729,7 @@ async fn an_edge_does_not_start_with_what_cannot_work() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_ended_and_others_are_not() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     let (mut slow, mut quick) = (edge.websocket().await, edge.websocket().await);
     let rooms: Vec<String> = (0..50).map(|n| format!("private-{n}")).collect();
     for room in &rooms {
@@ -743,7 +757,7 @@ async fn a_client_that_does_not_read_is_ended_and_others_are_not() {
 
 #[tokio::test]
 async fn a_fallback_client_hears_of_the_end() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let (mut streaming, mut polling) =
         (Xhr::new(&edge, "key1", "a", "xhr_streaming"), Xhr::new(&edge, "key1", "b", "xhr"));
     streaming.greeted().await;

@@ -5,18 +5,15 @@
 
 use std::time::{Duration, Instant};
 
-use futures::{SinkExt, StreamExt};
-use realtime_operator::bus::MemoryBus;
+use futures::SinkExt;
 use realtime_operator::protocol::fallback::Frame;
 use realtime_operator::protocol::frame::ServerMessage;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-use super::edge::{ESTABLISHED, Edge, PATIENCE, SUBSCRIBED, eventually, start, subscribe};
+use super::edge::{ESTABLISHED, Edge, PATIENCE, SUBSCRIBED, Wire, alone, dial, eventually, received, subscribe};
 
 const PATH: &str = r#"{"path":"/app/key1?protocol=7&client=js&version=8.6.0"}"#;
 
@@ -169,7 +166,7 @@ async fn publish(edge: &Edge, channel: &str, data: &str) {
 
 #[tokio::test]
 async fn every_way_of_receiving_carries_a_session() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     for (n, way) in WAYS.into_iter().enumerate() {
         let (mut client, id) = SockJs::connect(&edge, &format!("every{n}"), way).await;
         let room = format!("presence-room{n}");
@@ -188,7 +185,7 @@ async fn every_way_of_receiving_carries_a_session() {
 
 #[tokio::test]
 async fn a_session_may_change_its_way_and_its_server_part() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let (mut client, id) = SockJs::connect(&edge, "changes", XHR).await;
     client.send(&subscribe(&id, "private-room", None)).await;
     client.expect(SUBSCRIBED).await;
@@ -205,7 +202,7 @@ async fn a_session_may_change_its_way_and_its_server_part() {
 
 #[tokio::test]
 async fn a_second_receiver_is_turned_away_and_an_abort_ends_the_session() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let (mut other, id) = SockJs::connect(&edge, "other", STREAMING).await;
     other.send(&subscribe(&id, "presence-room", Some("bob"))).await;
     other.expect(SUBSCRIBED).await;
@@ -238,7 +235,7 @@ async fn a_second_receiver_is_turned_away_and_an_abort_ends_the_session() {
 
 #[tokio::test]
 async fn the_end_is_told_again_until_the_session_is_forgotten() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let unknown = r#"{"path":"/app/nobody?protocol=7"}"#;
     for (n, (first, code)) in
         [(unknown, 4001), (r#"{"path":"/app/key2?protocol=7"}"#, 4003), ("{}", 4005), (r#"{"path":"/app/key1"}"#, 4008)]
@@ -271,7 +268,7 @@ async fn the_end_is_told_again_until_the_session_is_forgotten() {
 
 #[tokio::test]
 async fn a_session_that_nobody_receives_ends_after_five_seconds() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let (mut other, id) = SockJs::connect(&edge, "other", STREAMING).await;
     other.send(&subscribe(&id, "presence-room", Some("bob"))).await;
     other.expect(SUBSCRIBED).await;
@@ -290,7 +287,7 @@ async fn a_session_that_nobody_receives_ends_after_five_seconds() {
 #[tokio::test]
 async fn a_long_answer_ends_after_128_kib_and_nothing_is_lost() {
     const EVENTS_SENT: u64 = 64;
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     for (n, way) in [STREAMING, EVENTS, HTMLFILE].into_iter().enumerate() {
         let (mut client, id) = SockJs::connect(&edge, &format!("long{n}"), way).await;
         let room = format!("private-long{n}");
@@ -320,7 +317,7 @@ async fn a_long_answer_ends_after_128_kib_and_nothing_is_lost() {
 
 #[tokio::test]
 async fn clients_hear_of_a_drain() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let mut clients = Vec::new();
     for (n, way) in WAYS.into_iter().enumerate() {
         clients.push(SockJs::connect(&edge, &format!("drain{n}"), way).await.0);
@@ -337,13 +334,12 @@ async fn clients_hear_of_a_drain() {
 
 /// A client over WebSocket.
 struct Socket {
-    wire: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    wire: Wire,
 }
 
 impl Socket {
     async fn open(edge: &Edge, path: &str) -> Self {
-        let url = format!("ws://{}{path}", edge.running.public);
-        Self { wire: tokio_tungstenite::connect_async(url).await.expect("a socket").0 }
+        Self { wire: dial(edge.running.public, path).await }
     }
 
     async fn connect(edge: &Edge, path: &str) -> Self {
@@ -359,7 +355,7 @@ impl Socket {
     }
 
     async fn message(&mut self) -> Message {
-        timeout(PATIENCE, self.wire.next()).await.expect("in time").expect("a message").expect("no error")
+        received(&mut self.wire).await
     }
 
     async fn text(&mut self) -> String {
@@ -385,7 +381,7 @@ impl Socket {
 
 #[tokio::test]
 async fn a_socket_is_a_session_of_its_own() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let path = "/pusher/0/same/websocket";
     let (mut one, mut two) = (Socket::connect(&edge, path).await, Socket::connect(&edge, path).await);
     let ping = json!({ "event": "pusher:ping", "data": {} }).to_string();
@@ -412,7 +408,7 @@ async fn a_socket_is_a_session_of_its_own() {
 
 #[tokio::test]
 async fn a_raw_socket_has_no_frames() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let mut socket = Socket::open(&edge, "/pusher/websocket").await;
     socket.send(PATH).await;
     assert!(socket.text().await.starts_with(r#"{"event":"pusher:connection_established""#));
@@ -429,7 +425,7 @@ async fn a_raw_socket_has_no_frames() {
 
 #[tokio::test]
 async fn a_script_of_a_hidden_frame_is_never_the_clients_choice() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let get = async |path: &str| edge.http.get(edge.url(path)).send().await.expect("an answer");
     let script = "https://js.pusher.com/8.6.0/sockjs.min.js";
     let listed = get(&format!("/pusher/iframe.html?js_path={script}")).await;
@@ -450,7 +446,7 @@ async fn a_script_of_a_hidden_frame_is_never_the_clients_choice() {
 
 #[tokio::test]
 async fn the_websocket_server_has_none_of_it() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     for path in ["/pusher", "/pusher/", "/pusher/info", "/pusher/0/s/xhr", "/pusher/websocket"] {
         assert_eq!(edge.http.get(edge.url(path)).send().await.expect("an answer").status(), 404, "{path}");
     }

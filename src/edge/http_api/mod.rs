@@ -23,6 +23,7 @@ use request::Call;
 use super::shared::Shared;
 use crate::bus::{BusError, Last, Seen, Subject};
 use crate::protocol::frame;
+use crate::protocol::registry::Limits;
 use crate::protocol::{AppId, ChannelKind, ChannelName};
 
 /// A status and the sentence that goes with it.
@@ -90,8 +91,7 @@ pub async fn channel(
     call: Call,
 ) -> Response {
     let answer = async {
-        let (app, _) = call.authenticate(&shared, id)?;
-        let channel = ChannelName::parse(&name).map_err(|error| bad(error.to_string()))?;
+        let (app, channel) = named(&shared, &call, id, &name)?;
         let attributes = Attributes::parse(call.parameter("info").unwrap_or_default())?;
         attributes.fit(&channel)?;
         let seen = look(&shared, &app, &channel).await?;
@@ -109,8 +109,7 @@ pub async fn users(
     call: Call,
 ) -> Response {
     let answer = async {
-        let (app, _) = call.authenticate(&shared, id)?;
-        let channel = ChannelName::parse(&name).map_err(|error| bad(error.to_string()))?;
+        let (app, channel) = named(&shared, &call, id, &name)?;
         if channel.kind() != ChannelKind::Presence {
             return Err(bad("users are known of presence channels only"));
         }
@@ -121,19 +120,35 @@ pub async fn users(
     respond(&shared, answer.await)
 }
 
+/// Who asks, and the channel that the path names.
+fn named(shared: &Shared, call: &Call, id: String, name: &str) -> Result<(AppId, ChannelName), Refusal> {
+    let (app, _) = call.authenticate(shared, id)?;
+    let channel = ChannelName::parse(name).map_err(|error| bad(error.to_string()))?;
+    Ok((app, channel))
+}
+
 /// `POST /apps/{id}/users/{user}/terminate_connections`
 pub async fn terminate(
     State(shared): State<Arc<Shared>>,
     Path((id, user)): Path<(String, String)>,
     call: Call,
 ) -> Response {
+    end_user(&shared, call.authenticate(&shared, id), &user).await
+}
+
+/// `POST /users/{user}/terminate_connections`, as Pusher's SDK for Python asks: its key says which app.
+pub async fn terminate_by_key(State(shared): State<Arc<Shared>>, Path(user): Path<String>, call: Call) -> Response {
+    end_user(&shared, call.authenticate_by_key(&shared), &user).await
+}
+
+async fn end_user(shared: &Shared, caller: Result<(AppId, Limits), Refusal>, user: &str) -> Response {
     let answer = async {
-        let (app, _) = call.authenticate(&shared, id)?;
-        let channel = ChannelName::signed_in(&user).ok_or_else(|| bad("this cannot be a user's id"))?;
+        let (app, _) = caller?;
+        let channel = ChannelName::signed_in(user).ok_or_else(|| bad("this cannot be a user's id"))?;
         shared.terminate(Subject { app, channel }).await;
         Ok(json!({}))
     };
-    respond(&shared, answer.await)
+    respond(shared, answer.await)
 }
 
 /// Kept first, then told: who comes in between is told at least once.

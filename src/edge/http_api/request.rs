@@ -9,7 +9,7 @@ use url::form_urlencoded;
 use super::super::shared::Shared;
 use super::Refusal;
 use crate::protocol::AppId;
-use crate::protocol::registry::Limits;
+use crate::protocol::registry::{App, Limits};
 use crate::protocol::rest::Request;
 use crate::runtime::clock;
 
@@ -39,24 +39,40 @@ impl Call {
         self.request().parameter(name)
     }
 
-    /// The app and its limits, if its secret signed the request.
+    /// The app of this id and its limits, if its secret signed the request.
     pub fn authenticate(&self, shared: &Shared, id: String) -> Result<(AppId, Limits), Refusal> {
         let registry = shared.apps.current();
         let app = registry
             .app(&AppId(id))
             .ok_or_else(|| (StatusCode::NOT_FOUND, "there is no app with this id".to_owned()))?;
-        let request = self.request();
-        let unauthorized = |told: String| (StatusCode::UNAUTHORIZED, told);
-        let key = request.parameter("auth_key").ok_or_else(|| unauthorized("the query lacks `auth_key`".into()))?;
-        let secret = app.secret(key).ok_or_else(|| unauthorized("`auth_key` is not a key of this app".into()))?;
-        request.verify(secret, clock::now_ms() / 1000).map_err(|error| unauthorized(error.to_string()))?;
+        self.verify(app)
+    }
+
+    /// The app whose key the request names and its limits, if its secret signed the request.
+    pub fn authenticate_by_key(&self, shared: &Shared) -> Result<(AppId, Limits), Refusal> {
+        let registry = shared.apps.current();
+        let key = self.key()?;
+        self.verify(registry.by_key(key).ok_or_else(|| unauthorized("`auth_key` is not a key of any app"))?)
+    }
+
+    fn verify(&self, app: &App) -> Result<(AppId, Limits), Refusal> {
+        let secret = app.secret(self.key()?).ok_or_else(|| unauthorized("`auth_key` is not a key of this app"))?;
+        self.request().verify(secret, clock::now_ms() / 1000).map_err(|error| unauthorized(error.to_string()))?;
         if !app.enabled {
             return Err((StatusCode::FORBIDDEN, "the app is disabled".into()));
         }
         Ok((app.id.clone(), app.limits))
     }
 
+    fn key(&self) -> Result<&str, Refusal> {
+        self.parameter("auth_key").ok_or_else(|| unauthorized("the query lacks `auth_key`"))
+    }
+
     fn request(&self) -> Request<'_> {
         Request { method: &self.method, path: &self.path, query: &self.query, body: &self.body }
     }
+}
+
+fn unauthorized(told: impl Into<String>) -> Refusal {
+    (StatusCode::UNAUTHORIZED, told.into())
 }

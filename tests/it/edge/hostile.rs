@@ -96,7 +96,7 @@ fn now() -> u64 {
 
 #[tokio::test]
 async fn a_request_that_is_none_or_too_large_is_refused_at_once() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     let mut bystander = Bystander::join(&edge).await;
     let many = "x: y\r\n".repeat(101);
     let large = format!("x: {}\r\n", "y".repeat(70 << 10));
@@ -231,7 +231,7 @@ async fn frames_that_break_the_protocol_close_their_socket_alone_with_a_code() {
 
 #[tokio::test]
 async fn json_that_no_reader_likes_is_refused_or_passed_on_as_it_came() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     let (mut ws, mut other) = (edge.websocket().await, edge.websocket().await);
     ws.subscribe("private-room", None).await;
     other.subscribe("private-room", None).await;
@@ -285,7 +285,7 @@ async fn json_that_no_reader_likes_is_refused_or_passed_on_as_it_came() {
 
 #[tokio::test]
 async fn sends_that_nobody_can_read_or_that_are_for_no_session_are_refused() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     let mut xhr = Xhr::new(&edge, "key1", "odd", "xhr_streaming");
     let id = xhr.greeted().await;
     let post = async |path: &str, body: &[u8]| {
@@ -315,7 +315,7 @@ async fn sends_that_nobody_can_read_or_that_are_for_no_session_are_refused() {
 
 #[tokio::test]
 async fn a_signature_is_for_one_socket_and_for_ten_minutes() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     let body = json!({ "name": "news", "data": "1", "channel": "private-room" }).to_string();
     let (mut one, mut two) = (edge.websocket().await, edge.websocket().await);
     let of_one = subscribe(&one.id, "private-room", None);
@@ -344,7 +344,7 @@ async fn a_signature_is_for_one_socket_and_for_ten_minutes() {
 
 #[tokio::test]
 async fn what_is_signed_may_be_huge_and_its_refusal_is_not() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     let mut ws = edge.websocket().await;
     let large = json!({ "user_id": "7", "user_info": "x".repeat(100 << 10) }).to_string();
     let forged = "\u{7f}".repeat(100 << 10);
@@ -372,7 +372,7 @@ async fn what_is_signed_may_be_huge_and_its_refusal_is_not() {
 #[tokio::test]
 async fn a_socket_is_in_as_many_channels_as_may_be_and_is_refused_more() {
     const ASKED: usize = 20_000;
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     let mut bystander = Bystander::join(&edge).await;
     let mut ws = edge.websocket().await;
     let (mut entered, mut full, mut often) = (0, 0, 0);
@@ -435,7 +435,7 @@ async fn a_fallback_client_that_does_not_read_is_told_so_when_it_comes_back() {
 
 #[tokio::test]
 async fn a_socket_that_ends_without_a_word_leaves() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     let mut ann = edge.websocket().await;
     ann.subscribe("presence-room", Some("ann")).await;
     for (name, reset) in [("its half is closed", false), ("it is reset", true)] {

@@ -22,9 +22,19 @@ async fn pair(kinesis: Option<Client>) -> Pair {
 
 impl Edge {
     async fn api(&self, method: &str, path: &str, more: &[(&str, &str)], body: &str) -> (StatusCode, Value) {
-        let path = format!("/apps/1{path}");
+        self.ask(("key1", "secret1"), (method, &format!("/apps/1{path}")), more, body).await
+    }
+
+    /// A request that this key's secret signs.
+    async fn ask(
+        &self,
+        (key, secret): (&str, &str),
+        (method, path): (&str, &str),
+        more: &[(&str, &str)],
+        body: &str,
+    ) -> (StatusCode, Value) {
         let mut query: Vec<(String, String)> = vec![
-            ("auth_key".into(), "key1".into()),
+            ("auth_key".into(), key.into()),
             ("auth_timestamp".into(), (realtime_operator::runtime::clock::now_ms() / 1000).to_string()),
             ("auth_version".into(), "1.0".into()),
         ];
@@ -32,9 +42,9 @@ impl Edge {
         if !body.is_empty() {
             query.push(("body_md5".into(), signature::body_md5(body.as_bytes())));
         }
-        let message = signature::rest_message(method, &path, &query);
-        query.push(("auth_signature".into(), signature::sign(&Secret::new("secret1"), message.as_bytes())));
-        let url = url::Url::parse_with_params(&self.url(&path), query).expect("a url");
+        let message = signature::rest_message(method, path, &query);
+        query.push(("auth_signature".into(), signature::sign(&Secret::new(secret), message.as_bytes())));
+        let url = url::Url::parse_with_params(&self.url(path), query).expect("a url");
         let method = method.parse().expect("a method");
         let answer = self.http.request(method, url).body(body.to_owned()).send().await.expect("an answer");
         let (status, text) = (answer.status(), answer.text().await.expect("a text"));
@@ -153,6 +163,55 @@ async fn a_user_is_spoken_to_and_ended_on_every_connection_and_nobody_else_is() 
 }
 
 #[tokio::test]
+async fn a_path_without_an_app_ends_a_user_of_the_app_whose_key_signed() {
+    let edge = alone("websocket").await;
+    let (mut ann, mut bob) = (edge.websocket().await, edge.websocket().await);
+    ann.signed_in(&json!({ "id": "ann" })).await;
+    bob.signed_in(&json!({ "id": "bob" })).await;
+    let end = ("POST", "/users/ann/terminate_connections");
+    for (name, signer, expected) in [
+        ("an unknown key", ("key9", "secret9"), 401),
+        ("a wrong secret", ("key1", "secret2"), 401),
+        ("a disabled app", ("key2", "secret2"), 403),
+    ] {
+        assert_eq!(edge.ask(signer, end, &[], "{}").await.0, expected, "{name}");
+    }
+    let unsigned = edge.http.post(edge.url(end.1)).body("{}").send().await.expect("an answer");
+    assert_eq!(unsigned.status(), 401);
+    ann.still_serves().await;
+    assert_eq!(edge.ask(("key1", "secret1"), end, &[], "{}").await, (StatusCode::OK, json!({})));
+    assert_eq!(ann.refused().await, 4009);
+    assert_eq!(ann.closed().await, 4009);
+    bob.still_serves().await;
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn every_path_of_the_http_api_wants_a_signature_of_an_app_that_is_enabled() {
+    let edge = alone("websocket").await;
+    for (method, path) in [
+        ("POST", "events"),
+        ("POST", "batch_events"),
+        ("GET", "channels"),
+        ("GET", "channels/room"),
+        ("GET", "channels/presence-room/users"),
+        ("POST", "users/ann/terminate_connections"),
+    ] {
+        let body = if method == "POST" { "{}" } else { "" };
+        for (name, signer, app, expected) in [
+            ("a wrong secret", ("key1", "secret2"), 1, 401),
+            ("the key of another app", ("key2", "secret2"), 1, 401),
+            ("a disabled app", ("key2", "secret2"), 2, 403),
+            ("no app", ("key1", "secret1"), 9, 404),
+        ] {
+            let (status, told) = edge.ask(signer, (method, &format!("/apps/{app}/{path}")), &[], body).await;
+            assert_eq!(status, expected, "{method} {path}, {name}: {told}");
+        }
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn those_who_watch_a_user_hear_of_its_first_and_last_connection() {
     let Pair { one, two } = pair(None).await;
     let mut watcher = one.websocket().await;
@@ -267,7 +326,7 @@ async fn a_count_is_told_where_the_app_asked_for_it_and_a_signature_must_come_in
 
 #[tokio::test]
 async fn a_large_channel_is_counted_now_and_then_and_its_last_count_is_told() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     write_apps(edge.apps.path(), vec![App { subscription_count: true, ..app("4", true) }]);
     let path = "/app/key4?protocol=7";
     let mut first = eventually("the app is known", async || {
@@ -354,7 +413,7 @@ async fn the_http_api_knows_the_channels_of_every_edge() {
 
 #[tokio::test]
 async fn a_connection_that_subscribes_without_end_is_refused_and_goes_on() {
-    let edge = start("websocket", MemoryBus::new(), None).await;
+    let edge = alone("websocket").await;
     let mut ws = edge.websocket().await;
     let (mut asked, mut refused) = (0, 0);
     while refused == 0 && asked < 20_000 {
@@ -384,7 +443,7 @@ async fn a_connection_that_subscribes_without_end_is_refused_and_goes_on() {
 
 #[tokio::test]
 async fn a_stranger_on_a_fallback_is_told_all_at_once_and_leaves_no_session() {
-    let edge = start("sockjs", MemoryBus::new(), None).await;
+    let edge = alone("sockjs").await;
     for path in ["xhr_streaming", "xhr"] {
         let mut stranger = Xhr::new(&edge, "nobody", path, path);
         assert_eq!(stranger.frame().await, Frame::Open);
