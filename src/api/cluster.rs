@@ -258,6 +258,11 @@ pub struct SockjsClients {
     /// Whether sessions set the cookie `JSESSIONID`, for a load balancer that keeps a client on one pod by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cookie: Option<State>,
+    /// This cluster's own name for its host: clients are told to send the rest of a session there. In it `{pod}` stands
+    /// for the pod's name, so that each pod can have a host of its own. Absent means where they began; any pod takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), regex(pattern = r"^([A-Za-z0-9.-]|\{pod\})+$"))]
+    pub canonical_host: Option<String>,
 }
 
 /// A variable beside those that the operator renders.

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::contract::{is_script, nearest};
+use crate::contract::{is_host, is_script, nearest};
 
 /// Something wrong in an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,6 +154,7 @@ fn matches(pattern: &str, text: &str) -> bool {
         r"^[A-Za-z0-9.:/*\[\]_+-]+$" => {
             !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".:/*[]_+-".contains(&b))
         }
+        r"^([A-Za-z0-9.-]|\{pod\})+$" => is_host(text),
         "^arn:" => text.starts_with("arn:"),
         "^[0-9]{1,20}$" => (1..=20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()),
         "^[a-zA-Z0-9_.-]+$" => {

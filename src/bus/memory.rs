@@ -9,6 +9,8 @@ use futures::future::{BoxFuture, ready};
 use tokio::sync::mpsc;
 use ulid::Ulid;
 
+use super::memory_sessions::Sessions;
+use super::peers::{Alive, Peer};
 use super::{
     Bus, BusError, COUNT_EVERY, Count, Decided, Joined, KEPT, Last, MANY, MAX_MEMBERS, MISSED, Message, Recalled, Seen,
     Subject, Transition,
@@ -35,6 +37,7 @@ pub struct MemoryBus {
 #[derive(Default)]
 struct Hub {
     state: Mutex<State>,
+    sessions: Mutex<Sessions>,
 }
 
 #[derive(Default)]
@@ -195,6 +198,33 @@ impl Bus for MemoryBus {
 
     fn resign(&self) -> BoxFuture<'_, ()> {
         Box::pin(ready(()))
+    }
+
+    fn alive<'a>(&'a self, peer: &'a Peer) -> BoxFuture<'a, Result<Alive, BusError>> {
+        Box::pin(ready(Ok(lock(&self.hub.sessions).alive(peer, Instant::now()))))
+    }
+
+    fn own<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>> {
+        Box::pin(ready(Ok(lock(&self.hub.sessions).own(session, process, Instant::now()))))
+    }
+
+    fn name<'a>(&'a self, sessions: &'a [String], process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
+        lock(&self.hub.sessions).name(sessions, process, Instant::now());
+        Box::pin(ready(Ok(())))
+    }
+
+    fn owner<'a>(&'a self, session: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>> {
+        Box::pin(ready(Ok(lock(&self.hub.sessions).owner(session, Instant::now()))))
+    }
+
+    fn disown<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
+        lock(&self.hub.sessions).disown(session, process);
+        Box::pin(ready(Ok(())))
+    }
+
+    fn lose<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
+        lock(&self.hub.sessions).lose(session, owner);
+        Box::pin(ready(Ok(())))
     }
 }
 

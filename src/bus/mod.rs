@@ -7,6 +7,8 @@
 //! This room must not know transports, sockets or records.
 
 mod memory;
+mod memory_sessions;
+pub mod peers;
 mod redis;
 
 use std::time::Duration;
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use memory::MemoryBus;
+pub use peers::{Alive, Peer};
 pub use redis::{RedisBus, Timing};
 
 use crate::protocol::frame::Member;
@@ -213,4 +216,23 @@ pub trait Bus: Send + Sync {
 
     /// The process ends in order: it has nobody anywhere, and nobody need sweep after it.
     fn resign(&self) -> BoxFuture<'_, ()>;
+
+    /// This process is alive and may be asked, for [`peers::LEASE`] from now. Tells who else is.
+    fn alive<'a>(&'a self, peer: &'a Peer) -> BoxFuture<'a, Result<Alive, BusError>>;
+
+    /// Takes a session for a process, for [`peers::ENTRY`]; `None` when it has it now. Otherwise nothing changes, and the
+    /// process is named that has it.
+    fn own<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>>;
+
+    /// A process still has these sessions, whatever is known of them.
+    fn name<'a>(&'a self, sessions: &'a [String], process: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
+
+    /// The process that has a session, or had it when it died.
+    fn owner<'a>(&'a self, session: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>>;
+
+    /// A process has a session no more.
+    fn disown<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
+
+    /// A message of a session did not reach its owner, which is to be told: see [`Alive::losers`].
+    fn lose<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
 }

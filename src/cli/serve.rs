@@ -53,9 +53,15 @@ async fn run_edge() -> Result<(), String> {
         "kinesis" => Some(Client::connect(&kinesis(&values)).await),
         _ => None,
     };
+    // A single process has nobody to hand a request to.
+    let peer = match values.text(name::BUS) {
+        "redis" if values.server().serves_as(Server::Sockjs) => Some(listen(&values, name::PEER_ADDRESS).await?),
+        _ => None,
+    };
     let dependencies = edge::Dependencies {
         public: listen(&values, name::PUBLIC_ADDRESS).await?,
         admin: listen(&values, name::ADMIN_ADDRESS).await?,
+        peer,
         apps_dir: PathBuf::from(values.text(name::APPS_PATH)),
         kinesis,
         bus,

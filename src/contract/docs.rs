@@ -45,6 +45,8 @@ fn value(row: &Variable) -> String {
         Kind::Words(words) => format!("list of {}", words.join(", ")),
         Kind::Networks => "list of networks".to_owned(),
         Kind::Endpoints => "list of host:port".to_owned(),
+        Kind::Ip => "IP address".to_owned(),
+        Kind::Host => "host".to_owned(),
     };
     if row.secret { format!("{kind}, secret") } else { kind }
 }

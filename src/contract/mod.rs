@@ -16,7 +16,7 @@ mod table;
 
 pub use docs::markdown;
 pub use near::nearest;
-pub use parse::{ContractError, Values, is_guarded, is_script};
+pub use parse::{ContractError, Values, is_guarded, is_host, is_script};
 pub use server::Server;
 pub use table::{Kind, Need, VARIABLES, Variable, name};
 

@@ -1,7 +1,7 @@
 //! From an environment to values, or to the one line that says why not.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::Server;
 use super::near::nearest;
@@ -237,6 +237,8 @@ fn check(row: &Variable, value: &str) -> Result<(), ContractError> {
             "networks such as 10.0.0.0/8, separated by commas".to_owned()
         }
         Kind::Endpoints if items(value).any(|item| !is_endpoint(item)) => "HOST:PORT, separated by commas".to_owned(),
+        Kind::Ip if value.parse::<IpAddr>().is_err() => "an IP address such as 10.0.0.1".to_owned(),
+        Kind::Host if !is_host(value) => "a host such as rt.example.com or {pod}.rt.example.com".to_owned(),
         _ => return Ok(()),
     };
     let found = if row.secret { "(hidden)".to_owned() } else { value.to_owned() };
@@ -249,6 +251,13 @@ pub fn is_script(item: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._~:/@%+=?".contains(c);
     let rest = item.strip_prefix("https://").or_else(|| item.strip_prefix("http://"));
     rest.is_some_and(|rest| !rest.is_empty() && rest.chars().all(plain))
+}
+
+/// Whether a host can stand in an address, once the pod's name is put in.
+#[must_use]
+pub fn is_host(value: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-';
+    !value.is_empty() && value.len() <= 253 && value.replace("{pod}", "pod").chars().all(plain)
 }
 
 fn items(value: &str) -> impl Iterator<Item = &str> {
@@ -329,6 +338,9 @@ mod tests {
             ("keys without StaticKeys", with("AWS_ACCESS_KEY_ID", Some("a")), "REALTIME_AWS_IDENTITY is `PodIdentity`"),
             ("a transport of the other", with("REALTIME_TRANSPORTS", Some("websocket")), "does not carry `websocket`"),
             ("no transport", with("REALTIME_TRANSPORTS", Some("")), "separated by commas"),
+            ("no host", with("REALTIME_SESSION_HOST", Some("https://x")), "write a host such as"),
+            ("another's name", with("REALTIME_SESSION_HOST", Some("{node}.x")), "write a host such as"),
+            ("no address", with("REALTIME_POD_IP", Some("pod-1")), "write an IP address"),
             ("no script", with("REALTIME_SOCKJS_SCRIPTS", Some(" , ")), "separated by commas"),
             ("a script of no site", with("REALTIME_SOCKJS_SCRIPTS", Some("/sockjs.js")), "begin with https://"),
             (

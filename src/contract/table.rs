@@ -25,6 +25,10 @@ pub enum Kind {
     Networks,
     /// A comma-separated list of `HOST:PORT`.
     Endpoints,
+    /// An IP address.
+    Ip,
+    /// The name of a host, in which `{pod}` may stand for the pod's.
+    Host,
 }
 
 /// When a variable must be there.
@@ -91,6 +95,14 @@ pub mod name {
     pub const TRANSPORTS: &str = "REALTIME_TRANSPORTS";
     /// What the pages for hidden frames may load.
     pub const SOCKJS_SCRIPTS: &str = "REALTIME_SOCKJS_SCRIPTS";
+    /// The listener for other edges.
+    pub const PEER_ADDRESS: &str = "REALTIME_PEER_ADDRESS";
+    /// What edges sign with that hand requests to each other.
+    pub const PEER_SECRET: &str = "REALTIME_PEER_SECRET";
+    /// The pod's address.
+    pub const POD_IP: &str = "REALTIME_POD_IP";
+    /// The host that clients are to send the rest of a session to.
+    pub const SESSION_HOST: &str = "REALTIME_SESSION_HOST";
     /// Whether sessions set a cookie.
     pub const SOCKJS_COOKIE: &str = "REALTIME_SOCKJS_COOKIE";
     /// Whether webhook events are written.
@@ -233,6 +245,34 @@ pub const VARIABLES: &[Variable] = &[
         Need::Default(""),
         EDGES,
         "Networks of load balancers and proxies, separated by commas: only from there `X-Forwarded-For` (or, without it, `Forwarded`) is believed. Without it a client's address is that of the connection.",
+    ),
+    row(
+        name::PEER_ADDRESS,
+        Kind::Address,
+        Need::Default("0.0.0.0:8081"),
+        FALLBACKS,
+        "Listener for other edges, which hand on what clients sent to the wrong pod; with `REALTIME_BUS=redis` only. The port is the same for all of them.",
+    ),
+    row(
+        name::POD_IP,
+        Kind::Ip,
+        Need::When(name::BUS, "redis"),
+        FALLBACKS,
+        "Address of the pod, at which other edges find the sessions that it has.",
+    ),
+    secret(row(
+        name::PEER_SECRET,
+        Kind::Text,
+        Need::When(name::BUS, "redis"),
+        FALLBACKS,
+        "What edges sign with that hand requests to each other. Two, separated by a comma, while it is being changed: the first signs, both are believed.",
+    )),
+    row(
+        name::SESSION_HOST,
+        Kind::Host,
+        Need::Default(""),
+        FALLBACKS,
+        "Host that clients are told to send the rest of a session to, in which `{pod}` stands for the pod's name. Without it, they send it where they began, and any pod takes it.",
     ),
     row(
         name::SOCKJS_SCRIPTS,

@@ -1,6 +1,7 @@
 //! The variables that kubelet hands to a container: texts, keys of Secrets and the pod's own fields.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{EnvVar, PodTemplateSpec};
 
@@ -16,23 +17,23 @@ pub struct MissingReference {
     pub reference: String,
 }
 
-/// The variables of the first container of a template, in a pod of this name.
+/// The variables of the first container of a template, in a pod of this name and address.
 ///
 /// # Errors
 /// A variable names a Secret or a field that is not there.
 pub fn environment(
     template: &PodTemplateSpec,
-    pod: &str,
+    (pod, address): (&str, Option<IpAddr>),
     secrets: &BTreeMap<String, BTreeMap<String, String>>,
 ) -> Result<BTreeMap<String, String>, MissingReference> {
     let container = template.spec.as_ref().and_then(|pod| pod.containers.first());
     let variables = container.and_then(|container| container.env.as_deref()).unwrap_or_default();
-    variables.iter().map(|variable| Ok((variable.name.clone(), value(variable, pod, secrets)?))).collect()
+    variables.iter().map(|variable| Ok((variable.name.clone(), value(variable, (pod, address), secrets)?))).collect()
 }
 
 fn value(
     variable: &EnvVar,
-    pod: &str,
+    (pod, address): (&str, Option<IpAddr>),
     secrets: &BTreeMap<String, BTreeMap<String, String>>,
 ) -> Result<String, MissingReference> {
     let Some(from) = &variable.value_from else { return Ok(variable.value.clone().unwrap_or_default()) };
@@ -42,8 +43,10 @@ fn value(
         let text = secrets.get(&reference.name).and_then(|texts| texts.get(&reference.key));
         return text.cloned().ok_or_else(|| missing(format!("key {} of Secret {}", reference.key, reference.name)));
     }
-    match &from.field_ref {
-        Some(field) if field.field_path == "metadata.name" => Ok(pod.to_owned()),
+    match (from.field_ref.as_ref().map(|field| field.field_path.as_str()), address) {
+        (Some("metadata.name"), _) => Ok(pod.to_owned()),
+        (Some("status.podIP"), Some(address)) => Ok(address.to_string()),
+        (Some("status.podIP"), None) => Err(missing("the pod's address".to_owned())),
         _ => Err(missing("a source that is not rendered".to_owned())),
     }
 }

@@ -79,6 +79,8 @@ pub struct Cluster {
     pub probe: ProbeApp,
     /// Token of the admin listeners.
     pub admin_token: Secret,
+    /// What edges sign with that hand requests to each other.
+    pub peer_secret: Secret,
     /// `HOST:PORT` of the receiver.
     pub receiver: String,
     /// The image tag.
@@ -200,9 +202,12 @@ pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
     }
     let stream = &spec.webhooks.stream;
     let admin_token = Secret::new((inputs.generate)("admin-token"));
+    let peer_secret = Secret::new((inputs.generate)("peer-secret"));
     Ok(Cluster {
         stream: inputs.stream.map_or_else(|| stream_name(inputs.cluster, &own_uid), |stream| stream.name.clone()),
-        secrets_digests: Server::ALL.map(|server| (server, secrets_digest(inputs, server, &admin_token))).into(),
+        secrets_digests: Server::ALL
+            .map(|server| (server, secrets_digest(inputs, server, &admin_token, &peer_secret)))
+            .into(),
         owner,
         refused,
         shards: match stream.mode {
@@ -212,6 +217,7 @@ pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
         registry: Registry::new(apps),
         probe,
         admin_token,
+        peer_secret,
         receiver: inputs.receiver.to_owned(),
         tag: spec.image.tag.clone().unwrap_or_else(|| inputs.version.to_owned()),
         name,
@@ -232,16 +238,18 @@ pub fn stream_name(cluster: &RealtimeCluster, uid: &str) -> StreamName {
 }
 
 /// A digest of the Secrets that pods read at their start, salted, since it stands where everyone may read it.
-fn secrets_digest(inputs: &Inputs<'_>, server: Server, salt: &Secret) -> String {
+fn secrets_digest(inputs: &Inputs<'_>, server: Server, salt: &Secret, peer: &Secret) -> String {
     let redis = &inputs.cluster.spec.bus.redis.url_secret_ref;
     // Only edges are joined by Redis: another address of it is no news to a dispatcher.
     let reads = |reference: &&SecretReference| {
         server != Server::Dispatcher || (&reference.name, &reference.key) != (&redis.name, &redis.key)
     };
+    let peer = server.serves_as(Server::Sockjs).then(|| peer.expose());
     let texts: Vec<&str> = references(inputs.cluster, &[])
         .iter()
         .filter(reads)
         .filter_map(|reference| inputs.secrets.get(&reference.name)?.get(&reference.key).map(String::as_str))
+        .chain(peer)
         .collect();
     signature::salted_digest(salt.expose(), &texts.join("\n"))
 }

@@ -13,8 +13,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 
-/// What headers begin with by which servers of a cluster speak to each other: never taken from a client.
-const OURS: &str = "x-realtime-";
+use crate::protocol::relay;
 
 /// Entries of forwarded addresses that are looked at: more proxies than anyone has.
 const MAX_HOPS: usize = 32;
@@ -44,13 +43,23 @@ pub struct Caller {
 /// Takes from a request what only servers of the cluster may say, and notes where the client is.
 pub fn arrive(request: &mut Request, trusted: &[IpNet]) {
     let ours: Vec<HeaderName> =
-        request.headers().keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
+        request.headers().keys().filter(|name| name.as_str().starts_with(relay::PREFIX)).cloned().collect();
     for name in ours {
         request.headers_mut().remove(name);
     }
     let peer = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
     let address = client(peer, request.headers(), trusted);
     request.extensions_mut().insert(ClientAddress(address));
+}
+
+/// The client's address, as it was noted.
+pub fn address_of(parts: &Parts) -> IpAddr {
+    parts.extensions.get::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.0)
+}
+
+/// Notes where the client of a request is that another server handed here.
+pub fn note(parts: &mut Parts, address: IpAddr) {
+    parts.extensions.insert(ClientAddress(address));
 }
 
 /// The client's address: the nearest one that is not a trusted proxy's. Where proxies write `X-Forwarded-For`, it alone
@@ -96,12 +105,9 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
-        let address = parts.extensions.get::<ClientAddress>();
+        let address = address_of(parts);
         let origin = parts.headers.get(header::ORIGIN);
-        Ok(Self {
-            address: address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.0),
-            origin: origin.map(|origin| String::from_utf8_lossy(origin.as_bytes()).into_owned()),
-        })
+        Ok(Self { address, origin: origin.map(|origin| String::from_utf8_lossy(origin.as_bytes()).into_owned()) })
     }
 }
 

@@ -12,12 +12,15 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
+use url::form_urlencoded;
 
 use super::admission::from_here;
 use super::client::Caller;
 use super::connection::Connection;
-use super::inbox::{Sends, Sent, Unsent, inbox};
+use super::inbox::{Mark, Sends, Sent, Unsent, inbox};
 use super::liveness::ACTIVITY_TIMEOUT;
+use super::order::{Copies, Order};
+use super::peer::{Registration, Standing};
 use super::session::{Closing, Outlet, Session};
 use super::sessions::Place;
 use super::shared::Shared;
@@ -58,6 +61,8 @@ struct Entry {
     key: String,
     session: Arc<Session>,
     sends: Sends,
+    /// Says that it is here.
+    registration: Option<Arc<Registration>>,
 }
 
 /// The HTTP sessions of the process.
@@ -82,6 +87,8 @@ pub enum Unserved {
     Refused(Closing),
     /// The app does not let the page that asks connect.
     Forbidden,
+    /// The session was in a process that is gone.
+    Gone,
     /// There is no such session under this key.
     Unknown,
     /// There are as many sessions as may be, or the session does not keep up.
@@ -94,21 +101,27 @@ impl Fallback {
         self: &Arc<Self>,
         shared: &Arc<Shared>,
         id: SessionId,
-        key: &str,
-        query: &str,
+        (key, query): (&str, &str),
         caller: &Caller,
         transport: Transport,
+        standing: Standing,
     ) -> Result<Receive, Unserved> {
         Self::from_here(shared, key, caller).map_err(Unserved::Refused)?;
+        let number = number(query);
         let mut entries = self.lock();
         if let Some(entry) = entries.get(&id) {
             // A stranger learns nothing of a session under another key.
-            return if entry.key == key {
-                Ok(Receive { outlet: entry.session.attach(), new: false })
-            } else {
-                Err(Unserved::Unknown)
-            };
+            if entry.key != key {
+                return Err(Unserved::Unknown);
+            }
+            entry.sends.pass(number);
+            return Ok(Receive { outlet: entry.session.attach(), new: false });
         }
+        let registration = match standing {
+            Standing::Open(registration) => registration,
+            Standing::Gone => return Err(Unserved::Gone),
+            Standing::Handed(_) => return Err(Unserved::Unknown),
+        };
         if entries.len() >= MAX_SESSIONS {
             return Err(Unserved::Busy);
         }
@@ -117,8 +130,8 @@ impl Fallback {
         let session = place.session.clone();
         let outlet = session.attach();
         let span = place.span.clone();
-        shared.tasks.spawn(serve(self.clone(), shared.clone(), place, id.clone(), inbox).instrument(span));
-        entries.insert(id, Entry { key: key.to_owned(), session, sends });
+        shared.tasks.spawn(serve(self.clone(), shared.clone(), place, id.clone(), inbox, number).instrument(span));
+        entries.insert(id, Entry { key: key.to_owned(), session, sends, registration });
         Ok(Receive { outlet, new: true })
     }
 
@@ -132,8 +145,8 @@ impl Fallback {
         from_here(app, caller.origin.as_deref()).inspect_err(|closing| shared.refused(closing, caller))
     }
 
-    /// Hands messages to a session, in the order of arrival. An empty list is a ping.
-    pub async fn send(&self, id: &SessionId, key: &str, messages: Vec<String>) -> Result<(), Unserved> {
+    /// Hands messages to a session, which acts on them in the order of the client's numbers. An empty list is a ping.
+    pub async fn send(&self, id: &SessionId, key: &str, messages: Vec<String>, mark: Mark) -> Result<(), Unserved> {
         let (session, sends) = {
             let entries = self.lock();
             let entry = entries.get(id).filter(|entry| entry.key == key).ok_or(Unserved::Unknown)?;
@@ -142,9 +155,10 @@ impl Fallback {
         session.heard();
         if messages.is_empty() {
             session.echo();
+            sends.pass(mark.number);
             return Ok(());
         }
-        sends.send(messages).await.map_err(|unsent| match unsent {
+        sends.send(messages, mark).await.map_err(|unsent| match unsent {
             Unsent::Over => Unserved::Unknown,
             Unsent::Late => {
                 // pusher-js does not look at the answer, so a lost send must end the session.
@@ -152,6 +166,18 @@ impl Fallback {
                 Unserved::Busy
             }
         })
+    }
+
+    /// Whether it is here.
+    pub fn has(&self, id: &SessionId) -> bool {
+        self.lock().contains_key(id)
+    }
+
+    /// Ends a session, if it is here.
+    pub fn close(&self, id: &SessionId, closing: Closing) {
+        if let Some(entry) = self.lock().get(id) {
+            entry.session.close(closing);
+        }
     }
 
     /// How many there are.
@@ -164,34 +190,53 @@ impl Fallback {
     }
 }
 
-/// The life of one session: messages in the order in which they came, until it is ended or left alone.
+/// The number that pusher-js gives each request of a page.
+pub fn number(query: &str) -> Option<u64> {
+    form_urlencoded::parse(query.as_bytes()).find_map(|(name, value)| (name == "n").then(|| value.parse().ok())?)
+}
+
+/// The life of one session: messages in the order in which they were sent, until it is ended or left alone.
 async fn serve(
     fallback: Arc<Fallback>,
     shared: Arc<Shared>,
     place: Place,
     id: SessionId,
     mut inbox: mpsc::Receiver<Sent>,
+    first: Option<u64>,
 ) {
     let session = &place.session.clone();
+    let metrics = shared.metrics.clone();
     let mut connection = Connection::open(shared, session.clone()).await;
+    let (mut order, mut copies) = (Order::default(), Copies::default());
+    order.arrive(first, Sent::nothing(first), Instant::now().into());
     let mut look = Instant::now() + ACTIVITY_TIMEOUT;
     let abandoned = session.abandoned(GRACE);
     tokio::pin!(abandoned);
     loop {
-        tokio::select! {
+        let due = order.due();
+        let ready = tokio::select! {
             biased;
             () = session.closed() => break,
             Some(sent) = inbox.recv() => {
-                for message in &sent.messages {
-                    connection.handle(message).await;
+                if copies.first(sent.mark.handed) {
+                    order.arrive(sent.mark.number, sent, Instant::now().into())
+                } else {
+                    metrics.sends_repeated.inc();
+                    vec![]
                 }
             }
+            () = sleep_until(due.map_or(look, Into::into)), if due.is_some() => order.overdue(Instant::now().into()),
             () = &mut abandoned => {
                 session.close(Closing::new(code::INACTIVE, "nobody received for too long"));
+                vec![]
             }
             () = sleep_until(look) => {
                 look = connection.check().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
+                vec![]
             }
+        };
+        for message in ready.iter().flat_map(|sent| &sent.messages) {
+            connection.handle(message).await;
         }
     }
     inbox.close();
@@ -203,12 +248,16 @@ async fn serve(
 /// Keeps a session that has ended until its client was told, does not ask, or does not read.
 async fn linger(fallback: Arc<Fallback>, session: Arc<Session>, id: SessionId) {
     let abandoned = session.abandoned(GRACE);
-    tokio::select! {
-        () = session.told() => {}
-        () = abandoned => {}
-        () = tokio::time::sleep(LINGER) => {}
+    let told = tokio::select! {
+        () = session.told() => true,
+        () = abandoned => false,
+        () = tokio::time::sleep(LINGER) => false,
+    };
+    let entry = fallback.lock().remove(&id);
+    if let (false, Some(registration)) = (told, entry.and_then(|entry| entry.registration)) {
+        // Whoever asks next, wherever, hears that it is gone.
+        registration.leave();
     }
-    fallback.lock().remove(&id);
 }
 
 #[cfg(test)]
@@ -222,14 +271,16 @@ mod tests {
         let (fallback, session, (sends, _inbox)) = (Fallback::default(), session(), inbox());
         let outlet = session.attach();
         let id = SessionId::parse("7".into(), "s".into()).expect("an id");
-        fallback.lock().insert(id.clone(), Entry { key: "k".into(), session: session.clone(), sends });
+        fallback
+            .lock()
+            .insert(id.clone(), Entry { key: "k".into(), session: session.clone(), sends, registration: None });
         // Nobody acts on them; 512 KiB may wait.
         let large = || vec!["x".repeat(200 << 10)];
         for _ in 0..2 {
-            assert_eq!(fallback.send(&id, "k", large()).await, Ok(()));
+            assert_eq!(fallback.send(&id, "k", large(), Mark::default()).await, Ok(()));
         }
         assert_eq!(session.closing(), None);
-        let lost = fallback.send(&id, "k", large()).await;
+        let lost = fallback.send(&id, "k", large(), Mark::default()).await;
         assert_eq!(lost, Err(Unserved::Busy));
         assert_eq!(Unserved::Busy.into_response().status(), 503);
         assert!(matches!(outlet.next(100).await, Outgoing::Close(Closing { code: code::RECONNECT, .. })));

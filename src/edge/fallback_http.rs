@@ -4,18 +4,22 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::stream;
 use tokio::time::timeout;
 
 use super::client::Caller;
-use super::fallback::{Fallback, Receive, SessionId, Unserved};
+use super::fallback::{Fallback, Receive, SessionId, Unserved, number};
+use super::inbox::Mark;
 use super::metrics::Metrics;
+use super::peer::{Asked, Door, Name, Peers, Standing, gone};
 use super::session::{Outgoing, Outlet};
 use super::shared::Shared;
 use crate::protocol::Transport;
@@ -38,9 +42,41 @@ pub struct Context {
     pub shared: Arc<Shared>,
     /// Its HTTP sessions.
     pub fallback: Arc<Fallback>,
+    /// What opens a session.
+    pub open: Arc<str>,
 }
 
 type SessionPath = Path<(String, String, String)>;
+
+/// What the processes know of a session before the request comes here.
+type Known = Option<Extension<Standing>>;
+
+/// Serves a request here, or where its session is.
+pub async fn pass(
+    State(peers): State<Arc<Peers>>,
+    Path((_, srv, session)): SessionPath,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(id) = SessionId::parse(srv, session) else { return next.run(request).await };
+    let path = request.uri().path();
+    let farewell = path.ends_with("/xhr_streaming").then(|| {
+        let closing = gone();
+        (fallback::close(closing.code, &closing.reason), "\n")
+    });
+    let receives = !path.ends_with("/xhr_send");
+    peers.pass(Asked { name: Name::Pusher(id), receives, farewell }, request, next).await
+}
+
+/// Lets a request in that another process handed here.
+pub async fn enter(
+    State(door): State<Arc<Door>>,
+    Path((_, srv, session)): SessionPath,
+    request: Request,
+    next: Next,
+) -> Response {
+    door.enter(SessionId::parse(srv, session).map(Name::Pusher), request, next).await
+}
 
 /// `POST …/xhr_streaming`: one answer for as long as the client holds it.
 pub async fn streaming(
@@ -48,10 +84,11 @@ pub async fn streaming(
     Path((key, srv, session)): SessionPath,
     RawQuery(query): RawQuery,
     caller: Caller,
+    known: Known,
 ) -> Response {
-    match receive(&context, &key, (srv, session), query, &caller, Transport::XhrStreaming) {
+    match receive(&context, (key, srv, session), query, &caller, Transport::XhrStreaming, known) {
         Ok(receive) => answer(Body::from_stream(stream::unfold(
-            Stream::new(receive, context.shared.metrics.clone()),
+            Stream::new(receive, context.open, context.shared.metrics.clone()),
             |mut stream| async {
                 let line = stream.next().await?;
                 Some((Ok::<_, Infallible>(Bytes::from(line)), stream))
@@ -67,9 +104,10 @@ pub async fn polling(
     Path((key, srv, session)): SessionPath,
     RawQuery(query): RawQuery,
     caller: Caller,
+    known: Known,
 ) -> Response {
-    match receive(&context, &key, (srv, session), query, &caller, Transport::XhrPolling) {
-        Ok(Receive { new: true, .. }) => answer(Body::from(OPEN)),
+    match receive(&context, (key, srv, session), query, &caller, Transport::XhrPolling, known) {
+        Ok(Receive { new: true, .. }) => answer(Body::from(context.open.to_string())),
         Ok(Receive { outlet, new: false }) => answer(Body::from(batch(&outlet).await)),
         Err(unserved) => unserved.into_response(),
     }
@@ -79,7 +117,9 @@ pub async fn polling(
 pub async fn send(
     State(context): State<Context>,
     Path((key, srv, session)): SessionPath,
+    RawQuery(query): RawQuery,
     caller: Caller,
+    known: Known,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let body = match body {
@@ -95,7 +135,9 @@ pub async fn send(
     if Fallback::from_here(&context.shared, &key, &caller).is_err() {
         return Unserved::Forbidden.into_response();
     }
-    match context.fallback.send(&id, &key, messages).await {
+    let handed = known.and_then(|Extension(standing)| standing.number());
+    let mark = Mark { number: number(&query.unwrap_or_default()), handed };
+    match context.fallback.send(&id, &key, messages, mark).await {
         Ok(()) => (StatusCode::NO_CONTENT, [(header::CONTENT_TYPE, "text/plain; charset=UTF-8")]).into_response(),
         Err(unserved) => unserved.into_response(),
     }
@@ -116,8 +158,8 @@ pub async fn preflight() -> Response {
 pub async fn cross_origin(
     State(context): State<Context>,
     Path((key, _, _)): SessionPath,
-    request: axum::extract::Request,
-    next: axum::middleware::Next,
+    request: Request,
+    next: Next,
 ) -> Response {
     let allowed = matches!(*request.method(), Method::POST | Method::OPTIONS);
     let everyone = context.shared.apps.current().by_key(&key).is_none_or(|app| app.allowed_origins.is_empty());
@@ -143,6 +185,10 @@ impl IntoResponse for Unserved {
                 answer(Body::from(format!("{OPEN}{told}{}", fallback::close(closing.code, &closing.reason))))
             }
             Self::Forbidden => (StatusCode::FORBIDDEN, "the app does not allow this origin\n").into_response(),
+            Self::Gone => {
+                let closing = gone();
+                answer(Body::from(fallback::close(closing.code, &closing.reason)))
+            }
             Self::Unknown => (StatusCode::NOT_FOUND, "there is no such session\n").into_response(),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "the server is full, come back later\n").into_response(),
         }
@@ -151,14 +197,16 @@ impl IntoResponse for Unserved {
 
 fn receive(
     context: &Context,
-    key: &str,
-    (srv, session): (String, String),
+    (key, srv, session): (String, String, String),
     query: Option<String>,
     caller: &Caller,
     transport: Transport,
+    known: Known,
 ) -> Result<Receive, Unserved> {
     let id = SessionId::parse(srv, session).ok_or(Unserved::Unknown)?;
-    context.fallback.receive(&context.shared, id, key, &query.unwrap_or_default(), caller, transport)
+    let standing = known.map_or(Standing::Open(None), |Extension(standing)| standing);
+    let query = query.unwrap_or_default();
+    context.fallback.receive(&context.shared, id, (&key, &query), caller, transport, standing)
 }
 
 fn answer(body: Body) -> Response {
@@ -188,7 +236,8 @@ async fn batch(outlet: &Outlet) -> String {
 /// One answer of a streaming receive.
 struct Stream {
     outlet: Outlet,
-    new: bool,
+    /// What opens the session, if it is new.
+    open: Option<Arc<str>>,
     over: bool,
     /// UTF-16 units written, which is what the client counts.
     units: usize,
@@ -196,8 +245,8 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(Receive { outlet, new }: Receive, metrics: Arc<Metrics>) -> Self {
-        Self { outlet, new, over: false, units: 0, metrics }
+    fn new(Receive { outlet, new }: Receive, open: Arc<str>, metrics: Arc<Metrics>) -> Self {
+        Self { outlet, open: new.then_some(open), over: false, units: 0, metrics }
     }
 
     /// The next line, or the end of the answer.
@@ -214,8 +263,8 @@ impl Stream {
         if self.over {
             return None;
         }
-        if std::mem::take(&mut self.new) {
-            return Some(OPEN.to_owned());
+        if let Some(open) = self.open.take() {
+            return Some(open.to_string());
         }
         if self.units > STREAM_LIMIT_UNITS {
             // The client aborts here and re-opens. What would be written now could be lost with the abort. A client

@@ -30,11 +30,29 @@ pub struct Sends {
 
 /// The messages of one request, and the room that they take while they wait.
 pub struct Sent {
-    /// At least one.
+    /// None when the request had only its number to tell.
     pub messages: Vec<String>,
     /// Who sent them, where that matters.
     pub caller: Option<Caller>,
-    _room: OwnedSemaphorePermit,
+    /// What tells the request from others.
+    pub mark: Mark,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// What tells a request from others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mark {
+    /// The client's own number.
+    pub number: Option<u64>,
+    /// The id of one that another process handed here, the same when it is handed again.
+    pub handed: Option<u128>,
+}
+
+impl Sent {
+    /// A request without messages.
+    pub fn nothing(number: Option<u64>) -> Self {
+        Self { messages: vec![], caller: None, mark: Mark { number, handed: None }, _room: None }
+    }
 }
 
 /// Why messages do not reach their session.
@@ -58,20 +76,25 @@ impl Sends {
     ///
     /// # Errors
     /// The session has ended, or found no time for them.
-    pub async fn send(&self, messages: Vec<String>) -> Result<(), Unsent> {
-        self.send_from(messages, None).await
+    pub async fn send(&self, messages: Vec<String>, mark: Mark) -> Result<(), Unsent> {
+        self.send_from(messages, None, mark).await
+    }
+
+    /// Tells the number of a request without messages. Where there is no room for it, nothing waits for it either.
+    pub fn pass(&self, number: Option<u64>) {
+        let _ = self.sender.try_send(Sent::nothing(number));
     }
 
     /// The same, and says who sent them.
     ///
     /// # Errors
     /// The session has ended, or found no time for them.
-    pub async fn send_from(&self, messages: Vec<String>, caller: Option<Caller>) -> Result<(), Unsent> {
+    pub async fn send_from(&self, messages: Vec<String>, caller: Option<Caller>, mark: Mark) -> Result<(), Unsent> {
         let bytes: usize = messages.iter().map(|message| message.len() + size_of::<String>()).sum();
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_SEND_BYTES);
         let sent = async {
             let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| Unsent::Over)?;
-            self.sender.send(Sent { messages, caller, _room: room }).await.map_err(|_| Unsent::Over)
+            self.sender.send(Sent { messages, caller, mark, _room: Some(room) }).await.map_err(|_| Unsent::Over)
         };
         timeout(SEND_TIMEOUT, sent).await.unwrap_or(Err(Unsent::Late))
     }
@@ -86,7 +109,7 @@ mod tests {
     /// Requests that find room at once, of as many as may wait.
     fn fit(messages: &[String]) -> usize {
         let (sends, _receiver) = inbox();
-        let send = || unconstrained(sends.send(messages.to_vec())).now_or_never();
+        let send = || unconstrained(sends.send(messages.to_vec(), Mark::default())).now_or_never();
         (0..MAX_SENDS).take_while(|_| send() == Some(Ok(()))).count()
     }
 
@@ -102,12 +125,16 @@ mod tests {
     async fn a_send_waits_for_room_and_not_for_ever() {
         let (sends, mut receiver) = inbox();
         let half = || vec!["x".repeat(300 << 10)];
-        assert_eq!(sends.send(half()).await, Ok(()));
+        assert_eq!(sends.send(half(), Mark::default()).await, Ok(()));
         let taken = async { receiver.recv().await.map(|sent| sent.messages.len()) };
-        assert_eq!(tokio::join!(sends.send(half()), taken), (Ok(()), Some(1)), "the first one made room");
-        assert_eq!(sends.send(half()).await, Err(Unsent::Late));
+        assert_eq!(
+            tokio::join!(sends.send(half(), Mark::default()), taken),
+            (Ok(()), Some(1)),
+            "the first one made room"
+        );
+        assert_eq!(sends.send(half(), Mark::default()).await, Err(Unsent::Late));
         receiver.close();
         assert!(receiver.recv().await.is_some());
-        assert_eq!(sends.send(half()).await, Err(Unsent::Over));
+        assert_eq!(sends.send(half(), Mark::default()).await, Err(Unsent::Over));
     }
 }

@@ -35,6 +35,12 @@ pub struct Metrics {
     recorder_dropped: Family<ReasonLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
     registry_reads: Family<ResultLabel, Counter>,
+    relay_refused: Family<ReasonLabel, Counter>,
+    relay_failed: Family<ReasonLabel, Counter>,
+    /// Requests that another process answered, because it has their session.
+    pub relayed: Counter,
+    /// Sends that came a second time and were dropped.
+    pub sends_repeated: Counter,
     /// Sessions closed because they read too slowly.
     pub slow_consumers: Counter,
     /// Answers of the fallbacks that were cut while they were open; what was on its way in them may be lost.
@@ -90,6 +96,16 @@ impl Metrics {
         self.registry_reads.get_or_create(&ResultLabel { result }).inc();
     }
 
+    /// What was handed in as if by another process, and refused.
+    pub fn relay_refused(&self, reason: &'static str) -> Counter {
+        self.relay_refused.get_or_create(&ReasonLabel { reason }).clone()
+    }
+
+    /// Requests for another process that it did not answer.
+    pub fn relay_failed(&self, reason: &'static str) -> Counter {
+        self.relay_failed.get_or_create(&ReasonLabel { reason }).clone()
+    }
+
     /// Puts all of them into a registry.
     pub fn register(&self, registry: &mut Registry) {
         let edge = registry.sub_registry_with_prefix("realtime_edge");
@@ -97,6 +113,10 @@ impl Metrics {
         edge.register("connections_opened", "Sessions since the start", self.opened.clone());
         edge.register("refused", "What clients were refused", self.refused.clone());
         edge.register("registry_reads", "Changed app registries", self.registry_reads.clone());
+        edge.register("relayed", "Requests that another process answered", self.relayed.clone());
+        edge.register("relay_failed", "Requests that another process did not answer", self.relay_failed.clone());
+        edge.register("relay_refused", "Requests of other processes refused", self.relay_refused.clone());
+        edge.register("sends_repeated", "Sends that came again and were dropped", self.sends_repeated.clone());
         edge.register("slow_consumers", "Sessions closed because they read too slowly", self.slow_consumers.clone());
         edge.register("receivers_cut", "Fallback answers cut while open", self.receivers_cut.clone());
         edge.register("frames", "Frames put into the queues of sessions", self.frames.clone());

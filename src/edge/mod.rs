@@ -3,7 +3,8 @@
 //! In: sockets, the HTTP fallbacks of pusher-js, and the HTTP API, all on one listener. Out: events to whoever is in
 //! a channel, here and on other edges, and a record in Kinesis for everything that a webhook may tell. Transports feed
 //! one [`session`] type; a [`connection`] holds the Pusher protocol and knows no transport; [`channels`] and the bus
-//! spread frames; the [`recorder`] writes, and never makes a chat message wait.
+//! spread frames; the [`recorder`] writes, and never makes a chat message wait. A request whose session another process
+//! has is handed to it by [`peer`].
 //!
 //! Every queue is bounded, every wait has an end, every loss is counted. No lock is held across an await.
 //!
@@ -23,6 +24,8 @@ pub mod limits;
 mod listener;
 mod liveness;
 mod metrics;
+mod order;
+mod peer;
 mod quota;
 mod rate;
 mod recorder;

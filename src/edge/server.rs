@@ -23,8 +23,9 @@ use super::counts::Counts;
 use super::fallback::Fallback;
 use super::listener::{self, Patience};
 use super::metrics::Metrics;
+use super::peer::{self, Door, Here, Peers, session_host};
 use super::recorder::Recorder;
-use super::router::router;
+use super::router::{Guard, Served, peer_router, router};
 use super::sessions::Sessions;
 use super::shared::Shared;
 use super::sockjs;
@@ -37,7 +38,7 @@ use crate::kinesis::{self, KinesisError};
 use crate::protocol::admin::{Effective, Flow, configuration};
 use crate::protocol::record::Origin;
 use crate::protocol::registry::RegistryError;
-use crate::protocol::{Transport, signature};
+use crate::protocol::{self, Transport, signature};
 use crate::runtime::admin::{self, Admin};
 use crate::runtime::{admission, build, clock};
 
@@ -59,6 +60,8 @@ pub struct Dependencies {
     pub public: TcpListener,
     /// For kubelet, Prometheus and whoever has the token.
     pub admin: TcpListener,
+    /// For other edges, on the port that is the same for all; `None` where sessions are not looked for elsewhere.
+    pub peer: Option<TcpListener>,
     /// The directory of the app registry.
     pub apps_dir: PathBuf,
     /// The stream; there exactly when `REALTIME_WEBHOOKS` is `kinesis`.
@@ -100,6 +103,9 @@ pub enum StartError {
     /// A listener has no address.
     #[error("the listener has no address: {0}; bind it before starting the edge")]
     Listener(#[from] io::Error),
+    /// Other edges cannot be told where this one is.
+    #[error("REALTIME_POD_IP is `{0}`, which is no address: other edges could not reach the sessions of this one")]
+    NoAddress(String),
     /// A transport that this release does not serve.
     #[error("{0}")]
     Transport(String),
@@ -193,8 +199,29 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
     }
     // The contract has checked them.
     let trusted = values.list(name::TRUSTED_PROXIES).filter_map(|network| network.parse().ok()).collect();
-    let routes = router(&shared, &fallback, &transports, sockjs::Settings::of(&values), trusted);
+    let served = Served {
+        shared: shared.clone(),
+        fallback: fallback.clone(),
+        sockjs: Arc::default(),
+        settings: Arc::new(sockjs::Settings::of(&values)),
+        open: protocol::fallback::open(session_host(&values).as_deref()).into(),
+        transports,
+    };
     let listening = CancellationToken::new();
+    let guard = match deps.peer {
+        None => Guard::None,
+        Some(listener) => {
+            let here = Arc::new(Here { fallback: fallback.clone(), sockjs: served.sockjs.clone() });
+            let settings = peer::Settings::of(&values, &process, shared.bus.clone(), listener.local_addr()?.port())?;
+            let door = Door::new(process.clone(), settings.secrets.clone(), here.clone(), shared.metrics.clone());
+            let routes = peer_router(&served, &door);
+            tasks.spawn(listener::serve(listener, routes, Patience::DEFAULT, listening.clone()));
+            let (peers, following) = Peers::start(settings, here, shared.metrics.clone(), stop.clone()).await;
+            tasks.spawn(following);
+            Guard::Pass(peers)
+        }
+    };
+    let routes = router(&served, &guard, trusted);
     tasks.spawn(listener::serve(deps.public, routes, Patience::DEFAULT, listening.clone()));
     let answers = answers(&values, &process, &shared, &ready, &stop).await;
     tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));

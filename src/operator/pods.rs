@@ -121,7 +121,7 @@ impl ServerPod {
             let texts = texts.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(&bytes.0).into_owned()));
             all.insert(secret.name_any(), texts.collect());
         }
-        let mut variables = environment(&deployment.spec.template, &self.name, &all).ok()?;
+        let mut variables = environment(&deployment.spec.template, (&self.name, self.address), &all).ok()?;
         for (name, value) in &self.injected {
             variables.entry(name.clone()).or_insert_with(|| value.clone());
         }

@@ -11,6 +11,12 @@ pub const STREAM_LIMIT_UNITS: usize = 262_144;
 /// `o`: a new session.
 pub const OPEN: &str = "o\n";
 
+/// `o`: a new session, whose client is to send everything that follows to another host.
+#[must_use]
+pub fn open(hostname: Option<&str>) -> String {
+    hostname.map_or_else(|| OPEN.to_owned(), |hostname| format!("o{}\n", json!({ "hostname": hostname })))
+}
+
 /// `h`: still here.
 pub const HEARTBEAT: &str = "h\n";
 
@@ -88,6 +94,7 @@ mod tests {
     fn frames_are_read_as_they_were_written() {
         for (text, frame) in [
             (OPEN.to_owned(), Frame::Open),
+            (open(Some("pod-1.example.com")), Frame::Open),
             (HEARTBEAT.to_owned(), Frame::Heartbeat),
             (EMPTY.to_owned(), Frame::Messages(vec![])),
             (messages(["{\"a\":\"\n\"}", "ü"]), Frame::Messages(vec!["{\"a\":\"\n\"}".into(), "ü".into()])),

@@ -15,6 +15,7 @@ pub mod names;
 pub mod origin;
 pub mod record;
 pub mod registry;
+pub mod relay;
 pub mod rest;
 pub mod signature;
 pub mod sockjs;

@@ -112,6 +112,17 @@ impl Wrapping {
             Self::Call(callback) => format!("/**/{callback}({});\r\n", Value::from(frame)),
         }
     }
+
+    /// What a frame ends with as it is written, and nothing within it does.
+    #[must_use]
+    pub fn end(&self) -> &'static str {
+        match self {
+            Self::Line => "\n",
+            Self::Event => "\r\n\r\n",
+            Self::Script => "</script>\r\n",
+            Self::Call(_) => ");\r\n",
+        }
+    }
 }
 
 /// What stands before the first frame of `xhr_streaming`.
@@ -315,6 +326,7 @@ mod tests {
             (&call, messages(["x", "y"]), "/**/a.b(\"a[\\\"x\\\",\\\"y\\\"]\");\r\n"),
         ] {
             assert_eq!(wrapping.wrap(&frame), written);
+            assert!(written.ends_with(wrapping.end()) && written.matches(wrapping.end()).count() == 1);
         }
     }
 

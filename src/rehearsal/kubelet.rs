@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -17,6 +18,8 @@ pub type Secrets = BTreeMap<String, BTreeMap<String, String>>;
 pub struct Pod {
     /// Its name.
     pub name: String,
+    /// Its address.
+    pub address: IpAddr,
     /// Its container's variables.
     pub environment: BTreeMap<String, String>,
 }
@@ -33,7 +36,7 @@ pub fn secrets(desired: &Desired, existing: &Secrets) -> Secrets {
     all
 }
 
-/// The pods of a Deployment.
+/// The pods of a Deployment, each at an address of its own on this machine.
 ///
 /// # Errors
 /// A variable names a Secret or a field that is not there.
@@ -42,7 +45,10 @@ pub fn pods(deployment: &Deployment, secrets: &Secrets) -> Result<Vec<Pod>, Miss
     (0..deployment.spec.replicas.unwrap_or(1))
         .map(|index| {
             let pod = format!("{name}-{index}");
-            Ok(Pod { environment: environment(&deployment.spec.template, &pod, secrets)?, name: pod })
+            // 127.0.0.1 is the first.
+            let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + u32::try_from(index).unwrap_or(0)).into();
+            let environment = environment(&deployment.spec.template, (&pod, Some(address)), secrets)?;
+            Ok(Pod { name: pod, address, environment })
         })
         .collect()
 }

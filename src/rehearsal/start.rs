@@ -1,7 +1,7 @@
 //! Starts a whole cluster as tasks, and ends it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -202,6 +202,7 @@ impl Rehearsal {
             bus: MemoryBus::new(),
             leases: MemoryLeases::default(),
             shutdown: serving.clone(),
+            peer_port: 0,
             edges: vec![],
             dispatchers: vec![],
             edge_pods: vec![],
@@ -287,6 +288,8 @@ struct Surroundings<'a> {
     bus: MemoryBus,
     leases: MemoryLeases,
     shutdown: CancellationToken,
+    /// The port on which edges listen for each other, once the first has one.
+    peer_port: u16,
     edges: Vec<edge::Running>,
     dispatchers: Vec<dispatcher::Running>,
     edge_pods: Vec<EdgePod>,
@@ -306,7 +309,7 @@ impl Surroundings<'_> {
         // What was rendered is a configuration that starts: the contract's own test holds that.
         let wanted = Values::parse(rendered.environment.clone()).map(|values| values.effective(digest));
         let started = match (Values::parse(pod.environment), wanted) {
-            (Ok(values), Ok(wanted)) => self.run(server, &pod.name, values, wanted).await?,
+            (Ok(values), Ok(wanted)) => self.run(server, (&pod.name, pod.address), values, wanted).await?,
             (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
         };
         if let Err(line) = started {
@@ -319,7 +322,7 @@ impl Surroundings<'_> {
     async fn run(
         &mut self,
         server: Server,
-        pod: &str,
+        (pod, address): (&str, IpAddr),
         values: Values,
         wanted: BTreeMap<String, String>,
     ) -> Result<Result<(), String>, RehearsalError> {
@@ -357,6 +360,7 @@ impl Surroundings<'_> {
         let dependencies = edge::Dependencies {
             public: loopback().await?,
             admin,
+            peer: self.peer(server, address).await,
             apps_dir,
             kinesis,
             bus,
@@ -371,6 +375,17 @@ impl Surroundings<'_> {
             }
             Err(error) => Err(error.to_string()),
         })
+    }
+
+    /// Where edges hand requests to each other: on one port, each at its own address. Without such addresses, nowhere.
+    async fn peer(&mut self, server: Server, address: IpAddr) -> Option<TcpListener> {
+        if !server.serves_as(Server::Sockjs) {
+            return None;
+        }
+        let bound = TcpListener::bind((address, self.peer_port)).await;
+        let listener = bound.inspect_err(|error| tracing::warn!(%address, %error, "others cannot ask an edge")).ok()?;
+        self.peer_port = listener.local_addr().ok()?.port();
+        Some(listener)
     }
 
     /// Where a server finds Kinesis: what its variables say, in a world whose cloud is this process.

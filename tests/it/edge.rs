@@ -5,6 +5,7 @@
 
 mod hostile;
 mod manners;
+mod relay;
 mod reload;
 mod users;
 
@@ -104,6 +105,7 @@ async fn dependencies(apps: &Path, bus: MemoryBus, kinesis: Option<Client>) -> D
     Dependencies {
         public: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
         admin: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
+        peer: None,
         apps_dir: apps.to_owned(),
         kinesis,
         bus: Arc::new(bus),

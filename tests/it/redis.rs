@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fred::interfaces::{ClientLike, ConfigInterface, KeysInterface, SortedSetsInterface};
 use realtime_operator::bus::{
-    Bus, BusError, Count, Decided, Last, Message, Recalled, RedisBus, Subject, Timing, Transition,
+    Bus, BusError, Count, Decided, Last, Message, Peer, Recalled, RedisBus, Subject, Timing, Transition,
 };
 use realtime_operator::protocol::frame::Member;
 use realtime_operator::protocol::record::Cause;
@@ -33,9 +33,7 @@ pub struct Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }
 
@@ -80,6 +78,12 @@ impl Redis {
             .spawn()
             .expect("redis-server is not installed: apt-get install redis-server");
         Self { child, port, files }
+    }
+
+    pub fn stop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     pub fn url(&self) -> String {
@@ -506,4 +510,35 @@ async fn a_foreign_key_and_a_full_store_are_told_and_lose_nothing() {
     raw.config_set("maxmemory", "0").await.expect("set");
     let told = unasked(&mut decided, 1).await;
     assert_eq!((told[0].0.channel.as_str(), told[0].1.kind.name()), ("other", "channel_occupied"));
+}
+
+#[tokio::test]
+async fn sessions_have_one_owner_and_processes_know_each_other() {
+    let redis = Redis::start(None);
+    let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
+    let peer = |n: u8| Peer { process: format!("0{n}"), address: [127, 0, 0, n].into() };
+    let (a, b) = (peer(1), peer(2));
+    let first = one.alive(&a).await.expect("alive");
+    assert_eq!((first.peers, first.known), (vec![a.clone()], false));
+    let mut second = two.alive(&b).await.expect("alive");
+    second.peers.sort_by(|one, other| one.process.cmp(&other.process));
+    assert_eq!((second.peers, second.known), (vec![a.clone(), b.clone()], false));
+    assert!(one.alive(&a).await.expect("alive").known);
+
+    assert_eq!(one.own("s.1", "01").await, Ok(None));
+    assert_eq!(two.own("s.1", "02").await, Ok(Some("01".to_owned())));
+    assert_eq!(one.own("s.1", "01").await, Ok(Some("01".to_owned())), "asked twice");
+    two.disown("s.1", "02").await.expect("an answer");
+    assert_eq!(two.owner("s.1").await, Ok(Some("01".to_owned())), "only its owner may disown it");
+    one.disown("s.1", "01").await.expect("an answer");
+    assert_eq!(two.owner("s.1").await, Ok(None));
+    let many: Vec<String> = (0..1_200).map(|n| format!("p.{n}.{{a}}")).collect();
+    two.name(&many, "02").await.expect("named");
+    assert_eq!(one.owner(&many[1_199]).await, Ok(Some("02".to_owned())));
+
+    one.lose("s.1", "02").await.expect("told");
+    one.lose("s.2", "02").await.expect("told");
+    assert_eq!(one.alive(&a).await.expect("alive").losers, [""; 0]);
+    assert_eq!(two.alive(&b).await.expect("alive").losers, ["s.1", "s.2"]);
+    assert_eq!(two.alive(&b).await.expect("alive").losers, [""; 0], "told once");
 }

@@ -16,6 +16,7 @@ mod message;
 mod model;
 mod names;
 mod rooms;
+mod sessions;
 mod store;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use self::core::Core;
 use self::names::Names;
 use self::store::unavailable;
+use super::peers::{Alive, Peer};
 use super::{Bus, BusError, Count, Decided, Joined, Last, Message, Recalled, Seen, Subject, Transition};
 use crate::protocol::frame::Member;
 use crate::protocol::record::{Cause, Order};
@@ -78,6 +80,7 @@ pub struct RedisBus {
     core: Arc<Core>,
     process: String,
     rooms: rooms::Rooms,
+    sessions: sessions::Sessions,
     inbox: Mutex<Option<mpsc::Receiver<Message>>>,
     decided: Mutex<Option<mpsc::Receiver<Decided>>>,
     safe: mpsc::Sender<(Subject, Vec<Order>)>,
@@ -142,6 +145,7 @@ impl RedisBus {
         let listening = receive(subscriber.clone(), names.frames(), process.to_owned(), sender, lost.clone(), shutdown);
         tokio::spawn(listening);
         Ok(Self {
+            sessions: sessions::Sessions::new(client.clone(), cluster.to_owned()),
             rooms: rooms::Rooms::new(client, names),
             core,
             process: process.to_owned(),
@@ -299,5 +303,29 @@ impl Bus for RedisBus {
                 tracing::debug!("the bus did not hear the farewell; the lease ends by itself");
             }
         })
+    }
+
+    fn alive<'a>(&'a self, peer: &'a Peer) -> BoxFuture<'a, Result<Alive, BusError>> {
+        Box::pin(self.sessions.alive(peer))
+    }
+
+    fn own<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>> {
+        Box::pin(self.sessions.own(session, process))
+    }
+
+    fn name<'a>(&'a self, sessions: &'a [String], process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
+        Box::pin(self.sessions.name(sessions, process))
+    }
+
+    fn owner<'a>(&'a self, session: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>> {
+        Box::pin(self.sessions.owner(session))
+    }
+
+    fn disown<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
+        Box::pin(self.sessions.disown(session, process))
+    }
+
+    fn lose<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
+        Box::pin(self.sessions.lose(session, owner))
     }
 }

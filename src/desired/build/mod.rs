@@ -20,11 +20,13 @@ use super::Cluster;
 use crate::api::cluster::WebhooksMode;
 use crate::contract::Server;
 
-pub use secrets::{admin_secret_name, registry_secret_name, registry_secrets};
+pub use secrets::{admin_secret_name, peer_secret_name, registry_secret_name, registry_secrets};
 pub use template::{READINESS_GATE, REGISTRY, SECRETS, TEMPLATE, template_digest};
 
 /// The port on which edges serve clients.
 pub const PUBLIC_PORT: i32 = 8080;
+/// The port on which edges listen for each other.
+pub const PEER_PORT: i32 = 8081;
 /// The port of the admin listener.
 pub const ADMIN_PORT: i32 = 9090;
 /// Where the app registry is mounted.
@@ -42,7 +44,7 @@ pub struct Desired {
     pub roles: Vec<Role>,
     /// Who has these roles.
     pub role_bindings: Vec<RoleBinding>,
-    /// The admin token.
+    /// The admin token, and the secret between edges.
     pub secrets: Vec<Secret>,
     /// The app registry, which changes with every app and rolls no pod.
     pub registry: Vec<Secret>,
@@ -118,7 +120,7 @@ pub fn build(cluster: &Cluster) -> Result<Desired, serde_json::Error> {
         role_bindings: leasing.then(|| rbac::role_binding(cluster)).into_iter().collect(),
         disruption_budgets: all.iter().map(|(server, _)| pods::disruption_budget(cluster, *server)).collect(),
         service_accounts: pods::service_accounts(cluster),
-        secrets: vec![secrets::admin_secret(cluster)],
+        secrets: vec![secrets::admin_secret(cluster), secrets::peer_secret(cluster)],
         registry: registry_secrets(cluster)?,
         services,
         deployments: all
@@ -177,7 +179,7 @@ fn service(cluster: &Cluster, asked: Server, server: Server) -> Service {
         metadata: metadata(cluster, child(cluster, asked.name()), server.name()),
         spec: Some(ServiceSpec {
             selector: Some(selector(cluster, server.name())),
-            // Every request of an HTTP session must reach the pod that holds it, and clients keep no cookies.
+            // Any pod takes any request of an HTTP session; one that comes to the pod that has it is not handed on.
             session_affinity: (asked == Server::Sockjs).then(|| "ClientIP".to_owned()),
             ports: Some(vec![ServicePort {
                 name: Some("public".to_owned()),

@@ -16,7 +16,9 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::super::Cluster;
 use super::template::{READINESS_GATE, SECRETS, TEMPLATE, template_digest};
 use super::variables::{TOKEN_DIRECTORY, variables};
-use super::{ADMIN_PORT, APPS_PATH, POD_PATH, PUBLIC_PORT, child, labels, metadata, registry_secret_name, selector};
+use super::{
+    ADMIN_PORT, APPS_PATH, PEER_PORT, POD_PATH, PUBLIC_PORT, child, labels, metadata, registry_secret_name, selector,
+};
 use crate::api::cluster::IdentityType;
 use crate::contract::Server;
 use crate::protocol::registry::{BUCKETS, file_name};
@@ -130,6 +132,9 @@ fn container(cluster: &Cluster, server: Server) -> Container {
     let mut ports = vec![port("admin", ADMIN_PORT)];
     if edge {
         ports.insert(0, port("public", PUBLIC_PORT));
+    }
+    if server.serves_as(Server::Sockjs) {
+        ports.push(port("peer", PEER_PORT));
     }
     Container {
         name: server.name().to_owned(),

@@ -1,4 +1,4 @@
-//! The Secrets that the operator writes: the admin token and the app registry.
+//! The Secrets that the operator writes: the admin token, the secret between edges, and the app registry.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +15,12 @@ pub fn admin_secret_name(cluster: &Cluster) -> String {
     child(cluster, "admin")
 }
 
+/// The Secret with what edges sign with that hand requests to each other, under `secret`.
+#[must_use]
+pub fn peer_secret_name(cluster: &Cluster) -> String {
+    child(cluster, "peer")
+}
+
 /// The Secret of one bucket of the registry.
 #[must_use]
 pub fn registry_secret_name(cluster: &Cluster, bucket: u8) -> String {
@@ -23,6 +29,10 @@ pub fn registry_secret_name(cluster: &Cluster, bucket: u8) -> String {
 
 pub(super) fn admin_secret(cluster: &Cluster) -> Secret {
     secret(cluster, admin_secret_name(cluster), "token", cluster.admin_token.expose())
+}
+
+pub(super) fn peer_secret(cluster: &Cluster) -> Secret {
+    secret(cluster, peer_secret_name(cluster), "secret", cluster.peer_secret.expose())
 }
 
 /// The Secrets of the app registry, one per bucket.

@@ -34,7 +34,11 @@ fn cluster(identity: &str, extra: &str) -> Cluster {
 fn environment(desired: &Desired, server: Server) -> BTreeMap<String, String> {
     let (_, deployment) = desired.deployments.iter().find(|(found, _)| *found == server).expect("a deployment");
     let pod = deployment.spec.template.spec.as_ref().expect("a pod");
-    let value = |variable: &EnvVar| variable.value.clone().unwrap_or_else(|| "from elsewhere".to_owned());
+    let field = |variable: &EnvVar| Some(variable.value_from.as_ref()?.field_ref.as_ref()?.field_path.clone());
+    let value = |variable: &EnvVar| match field(variable).as_deref() {
+        Some("status.podIP") => "10.0.0.1".to_owned(),
+        _ => variable.value.clone().unwrap_or_else(|| "from elsewhere".to_owned()),
+    };
     pod.containers[0].env.iter().flatten().map(|variable| (variable.name.clone(), value(variable))).collect()
 }
 
@@ -88,6 +92,9 @@ fn what_sockjs_clients_are_given_is_rendered_for_that_server_alone() {
     assert_eq!(fallbacks["REALTIME_SOCKJS_SCRIPTS"], "https://a.example/s.js,https://b.example/s.js");
     assert_eq!(fallbacks["REALTIME_SOCKJS_COOKIE"], "on");
     assert!(!environment(&desired, Server::Websocket).contains_key("REALTIME_SOCKJS_COOKIE"));
+    assert!(!fallbacks.contains_key("REALTIME_SESSION_HOST"), "clients stay where they began");
+    let pinned = build(&cluster("{ type: PodIdentity }", "  sockjsClients: { canonicalHost: '{pod}.rt.example' }\n"));
+    assert_eq!(environment(&pinned.expect("objects"), Server::Sockjs)["REALTIME_SESSION_HOST"], "{pod}.rt.example");
     let without = build(&cluster("{ type: PodIdentity }", "")).expect("objects");
     assert!(!environment(&without, Server::Sockjs).contains_key("REALTIME_SOCKJS_SCRIPTS"), "the server's own list");
 }
@@ -100,6 +107,24 @@ fn trusted_proxies_are_rendered_for_edges_alone() {
         assert_eq!(environment(&desired, server)["REALTIME_TRUSTED_PROXIES"], "10.0.0.0/8,fd00::/8");
     }
     assert!(!environment(&desired, Server::Dispatcher).contains_key("REALTIME_TRUSTED_PROXIES"));
+}
+
+#[test]
+fn edges_with_sessions_over_http_find_each_other_and_nobody_else_knows_their_secret() {
+    let desired = build(&cluster("{ type: PodIdentity }", "")).expect("objects");
+    for (server, deployment) in &desired.deployments {
+        let pod = deployment.spec.template.spec.as_ref().expect("a pod");
+        let ports = pod.containers[0].ports.iter().flatten();
+        let peer: Vec<i32> = ports.filter(|p| p.name.as_deref() == Some("peer")).map(|p| p.container_port).collect();
+        let own = environment(&desired, *server);
+        let asks = server.serves_as(Server::Sockjs);
+        assert_eq!(peer, if asks { vec![PEER_PORT] } else { vec![] }, "{server}");
+        for name in ["REALTIME_POD_IP", "REALTIME_PEER_SECRET"] {
+            assert_eq!(own.contains_key(name), asks, "{server} {name}");
+        }
+    }
+    let port = Variable::find("REALTIME_PEER_ADDRESS").map(|row| row.need);
+    assert_eq!(port, Some(crate::contract::Need::Default("0.0.0.0:8081")), "what is rendered is what it listens on");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, SecretKeySelector};
 
 use super::super::Cluster;
-use super::{APPS_PATH, admin_secret_name};
+use super::{APPS_PATH, admin_secret_name, peer_secret_name};
 use crate::api::State;
 use crate::api::cluster::{IdentityType, WebhooksMode};
 use crate::contract::{Server, VARIABLES, Variable, name};
@@ -50,6 +50,9 @@ fn source(cluster: &Cluster, server: Server, row: &Variable) -> Option<Source> {
             text(&carried.join(","))
         }
         name::TRUSTED_PROXIES => list(&spec.trusted_proxies),
+        name::POD_IP => Some(Source::Field("status.podIP")),
+        name::PEER_SECRET => Some(Source::Secret { name: peer_secret_name(cluster), key: "secret".to_owned() }),
+        name::SESSION_HOST => spec.sockjs_clients.canonical_host.as_deref().and_then(text),
         name::SOCKJS_SCRIPTS => list(&spec.sockjs_clients.scripts),
         name::SOCKJS_COOKIE if spec.sockjs_clients.cookie == Some(State::Enabled) => text("on"),
         name::WEBHOOKS => text(match spec.webhooks.mode {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::stream;
 use tokio::time::timeout;
 
+use super::super::peer::gone;
 use super::super::session::Outgoing;
 use super::session::{Receive, Receiver};
 use crate::protocol::fallback::utf16_units;
@@ -54,6 +55,10 @@ impl Answer {
         }
         let (frame, last) = match self.receive.as_mut()? {
             Receive::Busy => (sockjs::close(ANOTHER.0, ANOTHER.1), true),
+            Receive::Gone => {
+                let closing = gone();
+                (sockjs::close(closing.code, &closing.reason), true)
+            }
             Receive::Receiver(receiver) => frame(receiver).await,
         };
         let written = self.wrapping.wrap(&frame);

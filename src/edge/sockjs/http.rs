@@ -1,11 +1,15 @@
 //! The answers to the requests, with the headers that the protocol asks for.
 
+use std::sync::Arc;
+
+use axum::Extension;
 use axum::body::Body;
-use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -17,6 +21,8 @@ use tokio::time::Instant;
 
 use super::super::client::Caller;
 use super::super::fallback::Unserved;
+use super::super::inbox::Mark;
+use super::super::peer::{Asked, Door, Name, Peers, Standing, gone};
 use super::super::websocket::{MAX_MESSAGE, READ_BUFFER, WRITE_BUFFER};
 use super::answer::{Answer, HEARTBEAT_EVERY};
 use super::route::{Action, Endpoint};
@@ -44,18 +50,48 @@ const PAGE: &str = "text/html; charset=UTF-8";
 const JSON: &str = "application/json; charset=UTF-8";
 const EVENTS: &str = "text/event-stream";
 
+/// Serves a request here, or where its session is.
+pub async fn pass(State(peers): State<Arc<Peers>>, request: Request, next: Next) -> Response {
+    let Some((id, action)) = session(&request) else { return next.run(request).await };
+    let farewell = match action {
+        Action::Stream | Action::EventSource | Action::HtmlFile => {
+            let (closing, wrapping) = (gone(), action.wrapping());
+            Some((wrapping.wrap(&sockjs::close(closing.code, &closing.reason)), wrapping.end()))
+        }
+        _ => None,
+    };
+    let receives = action.transport().is_some();
+    peers.pass(Asked { name: Name::SockJs(id), receives, farewell }, request, next).await
+}
+
+/// Lets a request in that another process handed here.
+pub async fn enter(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
+    let name = session(&request).map(|(id, _)| Name::SockJs(id));
+    door.enter(name, request, next).await
+}
+
+/// The session of a request that is one of several; a WebSocket is a session of its own.
+fn session(request: &Request) -> Option<(String, Action)> {
+    match Endpoint::of(request.uri().path().strip_prefix(BASE)?)? {
+        Endpoint::Session(_, Action::Socket) => None,
+        Endpoint::Session(id, action) => Some((id, action)),
+        _ => None,
+    }
+}
+
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
 /// Everything below the base path.
 pub async fn serve(
     State(context): State<Context>,
-    method: Method,
-    uri: Uri,
+    (method, uri): (Method, Uri),
     headers: HeaderMap,
     caller: Caller,
     upgrade: Upgrade,
+    known: Option<Extension<Standing>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
+    let standing = known.map_or(Standing::Open(None), |Extension(standing)| standing);
     let rest = uri.path().strip_prefix(BASE).unwrap_or_default();
     let Some(endpoint) = Endpoint::of(rest) else { return not_found(HeaderMap::new()) };
     let transport = match &endpoint {
@@ -85,13 +121,21 @@ pub async fn serve(
         (Endpoint::Session(_, Action::Socket), _) => socket(context, upgrade, caller, Framing::Frames),
         (Endpoint::Session(..), Method::OPTIONS) => preflight(&context, &headers, "OPTIONS, POST"),
         (Endpoint::Session(id, action @ (Action::Send | Action::JsonpSend)), _) => {
-            send(&context, &id, action, (&headers, caller), &body).await
+            let mark = Mark { number: None, handed: standing.number() };
+            send(&context, &id, action, (&headers, caller, mark), &body).await
         }
-        (Endpoint::Session(id, action), _) => receive(&context, &id, action, query, &headers),
+        (Endpoint::Session(id, action), _) => receive(&context, &id, action, query, &headers, standing),
     }
 }
 
-fn receive(context: &Context, id: &str, action: Action, query: &str, request: &HeaderMap) -> Response {
+fn receive(
+    context: &Context,
+    id: &str,
+    action: Action,
+    query: &str,
+    request: &HeaderMap,
+    standing: Standing,
+) -> Response {
     let mut headers = uncached();
     cookie(context, request, &mut headers);
     let mut wrapping = action.wrapping();
@@ -129,7 +173,7 @@ fn receive(context: &Context, id: &str, action: Action, query: &str, request: &H
     };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     let Some(transport) = action.transport() else { return not_found(headers) };
-    match context.sessions.receive(&context.shared, id, transport) {
+    match context.sessions.receive(&context.shared, id, transport, standing) {
         Ok(receive) => {
             respond(StatusCode::OK, headers, Answer::new(receive, head, wrapping, action.is_poll()).into_body())
         }
@@ -141,7 +185,7 @@ async fn send(
     context: &Context,
     id: &str,
     action: Action,
-    (request, caller): (&HeaderMap, Caller),
+    (request, caller, mark): (&HeaderMap, Caller, Mark),
     body: &[u8],
 ) -> Response {
     let mut headers = uncached();
@@ -157,7 +201,7 @@ async fn send(
         Ok(messages) => messages,
         Err(told) => return respond(StatusCode::INTERNAL_SERVER_ERROR, headers, told),
     };
-    match context.sessions.send(&context.shared, id, messages, caller).await {
+    match context.sessions.send(&context.shared, id, messages, (caller, mark)).await {
         Ok(()) => {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PLAIN));
             match action {
@@ -191,12 +235,15 @@ fn socket(context: Context, upgrade: Upgrade, caller: Caller, framing: Framing) 
 
 fn info(context: &Context, request: &HeaderMap) -> Response {
     let Ok(entropy) = OsRng.try_next_u32() else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
-    let info = json!({
+    let mut info = json!({
         "websocket": context.serves(Transport::SockjsWebsocket),
         "origins": ["*:*"],
         "cookie_needed": context.settings.cookie,
         "entropy": entropy,
     });
+    if let Some(host) = &context.settings.host {
+        info["hostname"] = host.as_str().into();
+    }
     let mut headers = uncached();
     cross_origin(request.get(header::ORIGIN), request, &mut headers);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));

@@ -15,14 +15,16 @@ mod socket;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use axum::routing::any;
 
+use super::peer::session_host;
+use super::router::Guard;
 use super::shared::Shared;
 use crate::contract::{Values, name};
 use crate::protocol::Transport;
 use page::Pages;
-use session::SockJs;
-pub use session::{GRACE, INTRODUCTION, MAX_SESSIONS};
+pub use session::{GRACE, INTRODUCTION, MAX_SESSIONS, SockJs};
 
 /// The base path.
 const BASE: &str = "/pusher";
@@ -31,12 +33,18 @@ const BASE: &str = "/pusher";
 pub struct Settings {
     pages: Pages,
     cookie: bool,
+    /// The host that clients are to send everything to.
+    host: Option<String>,
 }
 
 impl Settings {
     /// As the variables say.
     pub fn of(values: &Values) -> Self {
-        Self { pages: Pages::new(values.list(name::SOCKJS_SCRIPTS)), cookie: values.text(name::SOCKJS_COOKIE) == "on" }
+        Self {
+            pages: Pages::new(values.list(name::SOCKJS_SCRIPTS)),
+            cookie: values.text(name::SOCKJS_COOKIE) == "on",
+            host: session_host(values),
+        }
     }
 }
 
@@ -56,19 +64,30 @@ impl Context {
 }
 
 /// Everything below the base path that no other route has; `None` when there is nothing to serve there.
-pub fn routes(shared: &Arc<Shared>, settings: Settings, transports: &[Transport]) -> Option<Router> {
+pub fn routes(
+    shared: &Arc<Shared>,
+    sessions: &Arc<SockJs>,
+    settings: &Arc<Settings>,
+    transports: &[Transport],
+    guard: &Guard,
+) -> Option<Router> {
     let ours =
         [Transport::SockjsWebsocket, Transport::SockjsXhrStreaming, Transport::SockjsXhr, Transport::SockjsEventsource];
     let transports: Arc<[Transport]> = ours.into_iter().filter(|ours| transports.contains(ours)).collect();
     if transports.is_empty() {
         return None;
     }
-    let (shared, settings) = (shared.clone(), Arc::new(settings));
-    let context = Context { shared, sessions: Arc::default(), settings, transports };
+    let (shared, sessions, settings) = (shared.clone(), sessions.clone(), settings.clone());
+    let context = Context { shared, sessions, settings, transports };
     // What the protocol answers to a wrong method or path is its own.
     let routes = Router::new()
         .route(BASE, any(http::serve))
         .route("/pusher/", any(http::serve))
         .route("/pusher/{*rest}", any(http::serve));
-    Some(routes.with_state(context))
+    let routes = routes.with_state(context);
+    Some(match guard {
+        Guard::None => routes,
+        Guard::Pass(peers) => routes.layer(from_fn_with_state(peers.clone(), http::pass)),
+        Guard::Enter(door) => routes.layer(from_fn_with_state(door.clone(), http::enter)),
+    })
 }

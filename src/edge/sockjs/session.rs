@@ -16,8 +16,10 @@ use tracing::Instrument;
 use super::super::client::Caller;
 use super::super::connection::Connection;
 use super::super::fallback::Unserved;
-use super::super::inbox::{Sends, Sent, Unsent, inbox};
+use super::super::inbox::{Mark, Sends, Sent, Unsent, inbox};
 use super::super::liveness::ACTIVITY_TIMEOUT;
+use super::super::order::Copies;
+use super::super::peer::{Registration, Standing};
 use super::super::session::{Budget, Closing, Outgoing, Outlet, Session};
 use super::super::sessions::{Place, going_away};
 use super::super::shared::Shared;
@@ -50,6 +52,8 @@ pub struct SockJs {
 struct Entry {
     status: watch::Sender<Status>,
     sends: Sends,
+    /// Says that it is here.
+    _registration: Option<Arc<Registration>>,
 }
 
 #[derive(Clone)]
@@ -69,6 +73,8 @@ pub enum Receive {
     Receiver(Receiver),
     /// Another one is.
     Busy,
+    /// The session was in a process that is gone.
+    Gone,
 }
 
 impl SockJs {
@@ -78,6 +84,7 @@ impl SockJs {
         shared: &Arc<Shared>,
         id: &str,
         transport: Transport,
+        standing: Standing,
     ) -> Result<Receive, Unserved> {
         let receiver = |entry: Arc<Entry>, new| {
             let (sessions, shared, id) = (self.clone(), shared.clone(), id.to_owned());
@@ -92,19 +99,30 @@ impl SockJs {
             });
             return Ok(if free { receiver(entry.clone(), false) } else { Receive::Busy });
         }
+        let registration = match standing {
+            Standing::Open(registration) => registration,
+            Standing::Gone => return Ok(Receive::Gone),
+            Standing::Handed(_) => return Err(Unserved::Unknown),
+        };
         if entries.len() >= MAX_SESSIONS {
             return Err(Unserved::Busy);
         }
         let (sends, inbox) = inbox();
         let status = Status { receiving: true, since: Instant::now(), aborted: false, session: None };
-        let entry = Arc::new(Entry { status: watch::Sender::new(status), sends });
+        let entry = Arc::new(Entry { status: watch::Sender::new(status), sends, _registration: registration });
         entries.insert(id.to_owned(), entry.clone());
         shared.tasks.spawn(live(self.clone(), shared.clone(), id.to_owned(), entry.clone(), transport, inbox));
         Ok(receiver(entry, true))
     }
 
     /// Hands messages to a session, in the order of arrival. What comes after its end goes nowhere.
-    pub async fn send(&self, shared: &Shared, id: &str, messages: Vec<String>, caller: Caller) -> Result<(), Unserved> {
+    pub async fn send(
+        &self,
+        shared: &Shared,
+        id: &str,
+        messages: Vec<String>,
+        (caller, mark): (Caller, Mark),
+    ) -> Result<(), Unserved> {
         let entry = self.lock().get(id).cloned().ok_or(Unserved::Unknown)?;
         let session = entry.status.borrow().session.clone();
         if let Some(session) = &session {
@@ -113,7 +131,7 @@ impl SockJs {
         if messages.is_empty() {
             return Ok(());
         }
-        match entry.sends.send_from(messages, Some(caller)).await {
+        match entry.sends.send_from(messages, Some(caller), mark).await {
             Ok(()) => Ok(()),
             Err(Unsent::Over) => {
                 shared.metrics.refused("session_over").inc();
@@ -125,6 +143,19 @@ impl SockJs {
                 }
                 Err(Unserved::Busy)
             }
+        }
+    }
+
+    /// Whether it is here.
+    pub fn has(&self, id: &str) -> bool {
+        self.lock().contains_key(id)
+    }
+
+    /// Ends a session, if it is here.
+    pub fn close(&self, id: &str, closing: Closing) {
+        let session = self.lock().get(id).and_then(|entry| entry.status.borrow().session.clone());
+        if let Some(session) = session {
+            session.close(closing);
         }
     }
 
@@ -250,10 +281,11 @@ async fn live(
     transport: Transport,
     mut inbox: mpsc::Receiver<Sent>,
 ) {
+    let mut copies = Copies::default();
     let introduced = tokio::select! {
         biased;
         () = entry.aborted() => None,
-        introduced = introduced(&shared, transport, &mut inbox) => Some(introduced),
+        introduced = introduced(&shared, transport, &mut inbox, &mut copies) => Some(introduced),
         () = entry.abandoned() => None,
     };
     let session = match introduced {
@@ -262,7 +294,7 @@ async fn live(
             let session = place.session.clone();
             let span = place.span.clone();
             entry.opened(session.clone());
-            serve(&shared, &entry, place, messages, &mut inbox).instrument(span).await;
+            serve(&shared, &entry, place, messages, &mut inbox, &mut copies).instrument(span).await;
             Some(session)
         }
         Some(Err(closing)) => {
@@ -283,10 +315,12 @@ async fn introduced(
     shared: &Shared,
     transport: Transport,
     inbox: &mut mpsc::Receiver<Sent>,
+    copies: &mut Copies,
 ) -> Result<(Place, Vec<String>), Closing> {
     tokio::select! {
         biased;
         Some(mut sent) = inbox.recv() => {
+            copies.first(sent.mark.handed);
             let first = sent.messages.remove(0);
             let Some(caller) = sent.caller.take() else { return Err(not_introduced()) };
             Ok((admitted(shared, &first, &caller, transport)?, sent.messages))
@@ -322,6 +356,7 @@ async fn serve(
     place: Place,
     first: Vec<String>,
     inbox: &mut mpsc::Receiver<Sent>,
+    copies: &mut Copies,
 ) {
     let session = &place.session.clone();
     let mut connection = Connection::open(shared.clone(), session.clone()).await;
@@ -340,6 +375,10 @@ async fn serve(
                 session.close(Closing::new(code, reason));
             }
             Some(sent) = inbox.recv() => {
+                if !copies.first(sent.mark.handed) {
+                    shared.metrics.sends_repeated.inc();
+                    continue;
+                }
                 for message in &sent.messages {
                     connection.handle(message).await;
                 }

@@ -1,0 +1,162 @@
+// pusher-js against three edges behind a round-robin without keep-alive: each request reaches the next one.
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import http from "node:http";
+import net from "node:net";
+import { tmpdir } from "node:os";
+import { after, before, test } from "node:test";
+
+import Pusher from "pusher";
+import PusherClient from "pusher-js";
+
+import { KEY, startEdge } from "./edge.mjs";
+import { eventually } from "./rehearsal.mjs";
+
+const TRANSPORTS = ["xhr_streaming", "xhr_polling"];
+const COUNTED = Array.from({ length: 1000 }, (_, n) => n);
+
+let redis;
+let edges;
+let entry;
+let sdk;
+const clients = new Set();
+
+before(async () => {
+  // Each request on a connection of its own.
+  http.globalAgent = new http.Agent({ keepAlive: false });
+  const port = await freePort();
+  redis = spawn("redis-server", ["--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"], {
+    cwd: tmpdir(),
+    stdio: "ignore",
+  });
+  const peer = await freePort();
+  edges = await Promise.all([1, 2, 3].map((n) => startEdge({
+    REALTIME_BUS: "redis",
+    REALTIME_REDIS_URL: `redis://127.0.0.1:${port}`,
+    REALTIME_POD_IP: `127.0.0.${n}`,
+    REALTIME_PEER_ADDRESS: `127.0.0.${n}:${peer}`,
+    REALTIME_PEER_SECRET: "between-edges",
+  })));
+  entry = await roundRobin(edges.map((edge) => edge.port));
+  sdk = new Pusher({ appId: "1", key: KEY, secret: "secret1", host: "127.0.0.1", port: String(entry.port), useTLS: false });
+});
+
+after(async () => {
+  for (const client of clients) client.disconnect();
+  entry?.close();
+  await Promise.all((edges ?? []).map((edge) => edge.stop()));
+  redis?.kill("SIGKILL");
+});
+
+async function freePort() {
+  const server = net.createServer().listen(0, "127.0.0.1");
+  await new Promise((resolve) => server.once("listening", resolve));
+  const { port } = server.address();
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+/** Each connection goes to the next edge; one that is gone is passed over. */
+async function roundRobin(ports) {
+  let turn = 0;
+  const open = new Set();
+  const server = net.createServer((client) => {
+    open.add(client);
+    client.once("close", () => open.delete(client));
+    client.on("error", () => client.destroy());
+    const first = turn++;
+    const dial = (n) => {
+      if (n === ports.length) return client.destroy();
+      const edge = net.connect(ports[(first + n) % ports.length], "127.0.0.1");
+      let connected = false;
+      edge.once("connect", () => {
+        connected = true;
+        client.pipe(edge).pipe(client);
+      });
+      edge.on("error", () => (connected ? client.destroy() : dial(n + 1)));
+      client.once("close", () => edge.destroy());
+      edge.once("close", () => connected && client.destroy());
+    };
+    dial(0);
+  }).listen(0, "127.0.0.1");
+  await new Promise((resolve) => server.once("listening", resolve));
+  return {
+    port: server.address().port,
+    close() {
+      server.close();
+      for (const client of open) client.destroy();
+    },
+  };
+}
+
+async function connect(transport) {
+  const client = new PusherClient(KEY, {
+    cluster: "",
+    wsHost: "127.0.0.1",
+    wsPort: entry.port,
+    httpHost: "127.0.0.1",
+    httpPort: entry.port,
+    forceTLS: false,
+    enableStats: false,
+    enabledTransports: [transport],
+    channelAuthorization: {
+      customHandler: ({ socketId, channelName }, callback) => callback(null, sdk.authorizeChannel(socketId, channelName)),
+    },
+  });
+  clients.add(client);
+  client.states = [];
+  client.connection.bind("state_change", ({ current }) => client.states.push(current));
+  await eventually(() => client.connection.state === "connected", () => `${transport}: ${client.connection.state}`);
+  return client;
+}
+
+async function subscribed(client, name) {
+  const channel = client.subscribe(name);
+  await eventually(() => channel.subscribed, () => `no subscription to ${name}`);
+  return channel;
+}
+
+for (const transport of TRANSPORTS) {
+  test(`a thousand messages each way arrive once and in order over ${transport}`, async () => {
+    const name = `private-${transport}`;
+    const [sender, watcher] = [await connect(transport), await connect("xhr_streaming")];
+    const [sending, watching] = [await subscribed(sender, name), await subscribed(watcher, name)];
+    const [up, down] = [[], []];
+    watching.bind("client-up", ({ n }) => up.push(n));
+    sending.bind("down", ({ n }) => down.push(n));
+    for (const n of COUNTED) {
+      assert(sending.trigger("client-up", { n }));
+      if (n % 20 === 19) await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    await eventually(() => up.length >= COUNTED.length, () => `${up.length} of ${COUNTED.length} came up`);
+    assert.deepEqual(up, COUNTED);
+    // 4 KB each: pusher-js opens its stream again about every 60 of them.
+    const filling = "x".repeat(4000);
+    for (const n of COUNTED) await sdk.trigger(name, "down", { n, filling });
+    await eventually(() => down.length >= COUNTED.length, () => `${down.length} of ${COUNTED.length} came down`);
+    assert.deepEqual(down, COUNTED);
+    assert.deepEqual([sender.states.at(-1), watcher.states.at(-1)], ["connected", "connected"]);
+    assert.equal(sender.states.filter((state) => state === "connected").length, 1, "one connection from the first to the last");
+    for (const client of [sender, watcher]) client.disconnect();
+  });
+}
+
+test("clients of a killed edge are connected again within two seconds, and none has failed", async () => {
+  const several = await Promise.all([...TRANSPORTS, ...TRANSPORTS, ...TRANSPORTS].map((transport) => connect(transport)));
+  // Each of them receives through whichever edge it reached by now.
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  for (const client of several) client.states.length = 0;
+  const began = Date.now();
+  await edges.shift().kill();
+  await eventually(
+    () => several.some((client) => client.states.length > 0) && several.every((client) => client.connection.state === "connected"),
+    () => several.map((client) => client.states.join(" ")).join("; "),
+  );
+  // Those whose session was elsewhere notice nothing; the others come back one after the other.
+  await new Promise((resolve) => setTimeout(resolve, Math.max(0, 2000 - (Date.now() - began))));
+  for (const client of several) {
+    assert.equal(client.connection.state, "connected");
+    assert(!client.states.includes("failed") && !client.states.includes("unavailable"), client.states.join(" "));
+    assert(client.states.filter((state) => state === "connected").length <= 1, client.states.join(" "));
+  }
+});

@@ -1,0 +1,615 @@
+//! Three edges behind a round-robin without keep-alive: each request of a session may reach any of them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use realtime_operator::bus::{Bus, RedisBus};
+use realtime_operator::protocol::relay::{self, HANDED, Handed, REFUSED, Request, SIGNATURE};
+use realtime_operator::runtime::clock;
+use reqwest::{Method, StatusCode};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::redis::Redis;
+use crate::servers::{Server, environment, free_port};
+
+const SECRET: &str = "between-edges";
+
+/// Messages each way.
+const MANY: usize = 1_000;
+
+/// Listeners on one port of several addresses of this machine.
+async fn peer_listeners(count: u8) -> Vec<TcpListener> {
+    let address = |n: u8| IpAddr::from(Ipv4Addr::new(127, 0, 0, n));
+    for _ in 0..50 {
+        let first = TcpListener::bind((address(1), 0)).await.expect("a listener");
+        let port = first.local_addr().expect("an address").port();
+        let mut listeners = vec![first];
+        for n in 2..=count {
+            match TcpListener::bind((address(n), port)).await {
+                Ok(listener) => listeners.push(listener),
+                Err(_) => break,
+            }
+        }
+        if listeners.len() == usize::from(count) {
+            return listeners;
+        }
+    }
+    panic!("no port is free on {count} addresses")
+}
+
+/// Each connection goes to the next edge.
+async fn round_robin(edges: Vec<SocketAddr>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        let mut turn = 0;
+        while let Ok((mut client, _)) = listener.accept().await {
+            turn += 1;
+            let edges = edges.clone();
+            tokio::spawn(async move {
+                // One that is gone is passed over, as a load balancer would.
+                for n in 0..edges.len() {
+                    if let Ok(mut edge) = TcpStream::connect(edges[(turn + n) % edges.len()]).await {
+                        let _ = tokio::io::copy_bidirectional(&mut client, &mut edge).await;
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+struct Cluster {
+    pods: Vec<Edge>,
+    peers: Vec<SocketAddr>,
+    entry: SocketAddr,
+}
+
+impl Cluster {
+    async fn start(redis: &Redis) -> Self {
+        realtime_operator::runtime::install_tls();
+        let listeners = peer_listeners(3).await;
+        let peers = listeners.iter().map(|listener| listener.local_addr().expect("an address")).collect();
+        let mut pods = Vec::new();
+        for listener in listeners {
+            let apps = tempfile::tempdir().expect("a directory");
+            write_apps(apps.path(), vec![fast()]);
+            let values = relayed_values(apps.path(), &redis.url(), listener.local_addr().expect("an address").ip());
+            let shutdown = CancellationToken::new();
+            let bus = RedisBus::connect(&redis.url(), "uid-1", &format!("p{}", pods.len()), shutdown.clone()).await;
+            let deps = Dependencies {
+                public: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
+                admin: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
+                peer: Some(listener),
+                apps_dir: apps.path().to_owned(),
+                kinesis: None,
+                bus: Arc::new(bus.expect("a bus")),
+                shutdown: shutdown.clone(),
+            };
+            let running = edge::start(values, deps).await.expect("an edge");
+            pods.push(Edge { running, shutdown, apps, http: once() });
+        }
+        let entry = round_robin(pods.iter().map(|pod| pod.running.public).collect()).await;
+        Self { pods, peers, entry }
+    }
+
+    /// The sum of a counter over the pods.
+    async fn sum(&self, metric: &str) -> u64 {
+        let mut sum = 0;
+        for pod in &self.pods {
+            sum += counter(pod, metric).await;
+        }
+        sum
+    }
+}
+
+async fn counter(pod: &Edge, metric: &str) -> u64 {
+    let text = pod.admin("/metrics").await.text().await.expect("a text");
+    let line = text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+    line.map_or(0, |value| value.parse().expect("a number"))
+}
+
+fn fast() -> App {
+    let mut app = app("1", true);
+    app.limits.client_events_per_second = 1_000_000;
+    app
+}
+
+fn relayed_values(apps: &Path, redis: &str, address: IpAddr) -> Values {
+    let address = address.to_string();
+    let variables = [
+        ("REALTIME_CLUSTER", "ns/eu"),
+        ("REALTIME_CLUSTER_UID", "uid-1"),
+        ("REALTIME_SERVER", "sockjs"),
+        ("REALTIME_POD", "pod-1"),
+        ("REALTIME_POD_IP", &address),
+        ("REALTIME_PEER_SECRET", SECRET),
+        ("REALTIME_ADMIN_TOKEN", TOKEN),
+        ("REALTIME_APPS_PATH", apps.to_str().expect("a path")),
+        (
+            "REALTIME_TRANSPORTS",
+            "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource",
+        ),
+        ("REALTIME_WEBHOOKS", "off"),
+        ("REALTIME_BUS", "redis"),
+        ("REALTIME_REDIS_URL", redis),
+        ("REALTIME_ADMISSION", "none"),
+        ("REALTIME_AWS_IDENTITY", "PodIdentity"),
+        ("AWS_REGION", "eu-west-1"),
+    ];
+    Values::parse(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).expect("values")
+}
+
+/// A client that opens a connection for each request.
+fn once() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("a client")
+}
+
+/// A session as pusher-js has one: its requests are numbered over the page.
+#[derive(Clone)]
+struct Page {
+    http: reqwest::Client,
+    /// What the session's paths begin with.
+    base: String,
+    transport: &'static str,
+    number: Arc<AtomicU64>,
+}
+
+/// What a session's client hears.
+struct Heard {
+    frames: mpsc::UnboundedReceiver<Frame>,
+    waiting: std::collections::VecDeque<String>,
+    opened_again: Arc<AtomicUsize>,
+    listening: JoinHandle<()>,
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+impl Page {
+    fn new(transport: &'static str, address: SocketAddr, session: &str) -> Self {
+        let base = format!("http://{address}/pusher/app/key1/7/{session}");
+        Self { http: once(), base, transport, number: Arc::new(AtomicU64::new(1)) }
+    }
+
+    fn at(&self, address: SocketAddr) -> Self {
+        let (_, path) = self.base.split_once("/pusher").expect("a path");
+        Self { base: format!("http://{address}/pusher{path}"), ..self.clone() }
+    }
+
+    fn url(&self, what: &str) -> String {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        format!("{}/{what}?protocol=7&client=js&version=8.6.0&t=1&n={number}", self.base)
+    }
+
+    /// Sends on its way with the next number.
+    fn send(&self, message: &Value) -> impl Future<Output = StatusCode> + use<> {
+        let body = json!([message.to_string()]).to_string();
+        let request = self.http.post(self.url("xhr_send")).body(body);
+        async move { request.send().await.expect("an answer").status() }
+    }
+
+    /// Receives as pusher-js does: the first time at `first`, then here, again and again.
+    fn listen(&self, first: SocketAddr) -> Heard {
+        let (sender, frames) = mpsc::unbounded_channel();
+        let opened_again = Arc::new(AtomicUsize::new(0));
+        let (page, count) = (self.clone(), opened_again.clone());
+        let listening = tokio::spawn(async move {
+            let mut opened = 0;
+            loop {
+                let at = if opened == 0 { page.at(first) } else { page.clone() };
+                let ended = match page.transport {
+                    "xhr_streaming" => at.stream(&sender, opened == 0).await,
+                    _ => at.poll(&sender).await,
+                };
+                if ended {
+                    return;
+                }
+                opened += 1;
+                count.store(opened, Ordering::Relaxed);
+            }
+        });
+        Heard { frames, waiting: std::collections::VecDeque::new(), opened_again, listening }
+    }
+
+    /// One answer of a stream, given up when it has 256 KiB or, the first time, when the session is there.
+    async fn stream(&self, sender: &mpsc::UnboundedSender<Frame>, first: bool) -> bool {
+        let mut answer = self.http.post(self.url("xhr_streaming")).send().await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::OK);
+        let (mut text, mut units) = (Vec::new(), 0);
+        // An answer that ends by itself is the end of the session for pusher-js.
+        while let Ok(Some(part)) = answer.chunk().await {
+            text.extend_from_slice(&part);
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line = String::from_utf8(text.drain(..=end).collect()).expect("text");
+                units += line.encode_utf16().count();
+                let frame = Frame::parse(line.trim_end()).expect("a frame");
+                let over = matches!(frame, Frame::Close(..));
+                let there = first && matches!(frame, Frame::Messages(_));
+                if sender.send(frame).is_err() || over {
+                    return true;
+                }
+                if there || units > STREAM_LIMIT_UNITS {
+                    return false;
+                }
+            }
+        }
+        let _ = sender.send(Frame::Close(1006, "cut".to_owned()));
+        true
+    }
+
+    async fn poll(&self, sender: &mpsc::UnboundedSender<Frame>) -> bool {
+        let answer = match self.http.post(self.url("xhr")).send().await {
+            Ok(answer) if answer.status() == StatusCode::OK => answer.text().await,
+            Ok(answer) => panic!("a poll was answered with {}", answer.status()),
+            Err(error) => Err(error),
+        };
+        let Ok(text) = answer else {
+            let _ = sender.send(Frame::Close(1006, "cut".to_owned()));
+            return true;
+        };
+        for line in text.lines() {
+            let frame = Frame::parse(line).expect("a frame");
+            let over = matches!(frame, Frame::Close(..));
+            if sender.send(frame).is_err() || over {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl Heard {
+    async fn frame(&mut self) -> Frame {
+        timeout(PATIENCE, self.frames.recv()).await.expect("in time").expect("a frame")
+    }
+
+    /// The next message; heartbeats are passed over.
+    async fn message(&mut self) -> Value {
+        loop {
+            if let Some(text) = self.waiting.pop_front() {
+                return serde_json::from_str(&text).expect("json");
+            }
+            match self.frame().await {
+                Frame::Messages(messages) => self.waiting.extend(messages),
+                Frame::Heartbeat => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Waits until the session is there.
+    async fn socket(&mut self) -> String {
+        assert_eq!(self.frame().await, Frame::Open);
+        let established = self.message().await;
+        let data: Value = serde_json::from_str(established["data"].as_str().expect("data")).expect("json");
+        data["socket_id"].as_str().expect("an id").to_owned()
+    }
+
+    async fn subscribed(&mut self) {
+        let message = self.message().await;
+        assert_eq!(message["event"], "pusher_internal:subscription_succeeded", "{message}");
+    }
+}
+
+/// A thousand messages each way while every request reaches another edge.
+async fn thousands(transport: &'static str, redis_dies: bool) {
+    let mut redis = Redis::start(None);
+    let pods = Cluster::start(&redis).await;
+    // The watcher sits where the session will be, so that what is lost is lost between client and session.
+    let owner = pods.pods[1].running.public;
+    let watcher = Page::new("xhr_streaming", owner, "watcher");
+    let mut watching = watcher.listen(owner);
+    let socket = watching.socket().await;
+    assert_eq!(watcher.send(&subscribe(&socket, "private-up", None)).await, StatusCode::NO_CONTENT);
+    watching.subscribed().await;
+
+    let page = Page::new(transport, pods.entry, "session");
+    let mut heard = page.listen(owner);
+    let socket = heard.socket().await;
+    for channel in ["private-up", "down"] {
+        assert_eq!(page.send(&subscribe(&socket, channel, None)).await, StatusCode::NO_CONTENT);
+        heard.subscribed().await;
+    }
+
+    let up = async {
+        let mut sends = tokio::task::JoinSet::new();
+        for n in 0..MANY {
+            sends.spawn(page.send(&client_event("private-up", &json!({ "n": n }))));
+            while sends.len() >= 8 {
+                let status = sends.join_next().await.expect("a send").expect("sent");
+                assert_eq!(status, StatusCode::NO_CONTENT);
+            }
+        }
+        while let Some(status) = sends.join_next().await {
+            assert_eq!(status.expect("sent"), StatusCode::NO_CONTENT);
+        }
+    };
+    let arrives = async {
+        for n in 0..MANY {
+            let message = watching.message().await;
+            let data: Value = serde_json::from_str(message["data"].as_str().expect("data")).expect("json");
+            assert_eq!((message["event"].as_str(), &data["n"]), (Some("client-said"), &json!(n)));
+        }
+    };
+    // 3 KiB each: pusher-js opens the stream again about every 80 of them.
+    let filling = "x".repeat(3 << 10);
+    let down = async {
+        for n in 0..MANY {
+            let body = json!({ "name": "e", "channel": "down", "data": format!("{n} {filling}") });
+            assert_eq!(pods.pods[1].publish("1", &body).await.status(), StatusCode::OK);
+        }
+    };
+    let comes = async {
+        for n in 0..MANY {
+            let message = heard.message().await;
+            let data = message["data"].as_str().expect("data").split_once(' ').expect("a number").0;
+            assert_eq!((message["event"].as_str(), data), (Some("e"), n.to_string().as_str()));
+        }
+    };
+    let dies = async {
+        if redis_dies {
+            sleep(Duration::from_millis(500)).await;
+            let port = redis.port;
+            redis.stop();
+            sleep(Duration::from_secs(2)).await;
+            redis = Redis::start(Some(port));
+        }
+    };
+    timeout(Duration::from_mins(2), async { tokio::join!(up, arrives, down, comes, dies) }).await.expect("in time");
+    let again = heard.opened_again.load(Ordering::Relaxed);
+    assert!(again >= 10, "opened again {again} times");
+    let relayed = pods.sum("realtime_edge_relayed_total").await;
+    assert!(relayed > 500, "two of three requests come to another edge: {relayed} were handed on");
+    assert_eq!(
+        pods.sum("realtime_edge_connections_opened_total{transport=\"xhr_streaming\"}").await
+            + pods.sum("realtime_edge_connections_opened_total{transport=\"xhr_polling\"}").await,
+        2,
+        "one session each"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_messages_each_way_arrive_once_and_in_order_over_streams() {
+    thousands("xhr_streaming", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_messages_each_way_arrive_once_and_in_order_over_polls() {
+    thousands("xhr_polling", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_find_their_session_while_redis_is_away_and_when_it_comes_back_empty() {
+    thousands("xhr_streaming", true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn polls_find_their_session_while_redis_is_away_and_when_it_comes_back_empty() {
+    thousands("xhr_polling", true).await;
+}
+
+/// The introduction of a session of `SockJS`.
+const INTRODUCTION: &str = "{\"path\":\"/app/key1?protocol=7&client=js&version=8.6.0\"}";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_of_sockjs_are_found_on_every_transport() {
+    let redis = Redis::start(None);
+    let pods = Cluster::start(&redis).await;
+    let http = once();
+    for (n, (method, receive, send)) in [
+        (Method::POST, "xhr_streaming", "xhr_send"),
+        (Method::GET, "eventsource", "xhr_send"),
+        (Method::GET, "htmlfile?c=cb", "xhr_send"),
+        (Method::POST, "xhr", "xhr_send"),
+        (Method::GET, "jsonp?c=cb", "jsonp_send"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let url = |what: &str| format!("http://{}/pusher/0/session{n}/{what}", pods.entry);
+        let polls = receive == "xhr" || receive.starts_with("jsonp");
+        let mut answer = http.request(method.clone(), url(receive)).send().await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::OK, "{receive}");
+        let mut text = String::new();
+        while !["o\n", "data: o", "\"o\""].iter().any(|open| text.contains(open)) {
+            let part = timeout(PATIENCE, answer.chunk()).await.expect("in time").expect("a part").expect("more");
+            text.push_str(std::str::from_utf8(&part).expect("text"));
+        }
+        // Three, so that some come to an edge that does not have the session.
+        for message in
+            [INTRODUCTION, "{\"event\":\"pusher:ping\",\"data\":{}}", "{\"event\":\"pusher:ping\",\"data\":{}}"]
+        {
+            let body = json!([message]).to_string();
+            let sent = http.post(url(send)).header("content-type", "text/plain").body(body).send().await.expect("sent");
+            assert!(sent.status().is_success(), "{receive}: {}", sent.status());
+        }
+        let mut pongs = 0;
+        let all = async {
+            while pongs < 2 {
+                if polls {
+                    answer = http.request(method.clone(), url(receive)).send().await.expect("an answer");
+                    assert_eq!(answer.status(), StatusCode::OK, "{receive}");
+                }
+                let part = answer.chunk().await.expect("a part").expect("more");
+                pongs += std::str::from_utf8(&part).expect("text").matches("pusher:pong").count();
+            }
+        };
+        timeout(PATIENCE, all).await.expect("in time");
+    }
+    assert!(pods.sum("realtime_edge_relayed_total").await > 5);
+    let sent = http.post(format!("http://{}/pusher/0/nobody/xhr_send", pods.entry)).body("[\"x\"]").send().await;
+    assert_eq!(sent.expect("an answer").status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receive_for_a_dead_owner_is_told_to_come_back_and_a_send_finds_nothing() {
+    let redis = Redis::start(None);
+    let pods = Cluster::start(&redis).await;
+    let bus = RedisBus::connect(&redis.url(), "uid-1", "test", CancellationToken::new()).await.expect("a bus");
+    for session in ["p.7.dead", "s.dead"] {
+        assert_eq!(bus.own(session, "a process that died").await, Ok(None));
+    }
+    let http = once();
+    let closed = "c[4200,\"the server that had this session is gone, come back at once\"]";
+    for (method, path, expected) in [
+        (Method::POST, "app/key1/7/dead/xhr_streaming?protocol=7", format!("{closed}\n")),
+        (Method::POST, "app/key1/7/dead/xhr?protocol=7", format!("{closed}\n")),
+        (Method::POST, "7/dead/xhr", format!("{closed}\n")),
+        (Method::POST, "7/dead/xhr_streaming", format!("{}\n{closed}\n", "h".repeat(2_048))),
+        (Method::GET, "7/dead/eventsource", format!("\r\ndata: {closed}\r\n\r\n")),
+    ] {
+        let url = format!("http://{}/pusher/{path}", pods.entry);
+        let answer = http.request(method, url).send().await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+        assert_eq!(answer.text().await.expect("a text"), expected, "{path}");
+    }
+    for path in ["app/key1/7/dead/xhr_send", "7/dead/xhr_send"] {
+        let url = format!("http://{}/pusher/{path}", pods.entry);
+        let answer = http.post(url).body("[\"x\"]").send().await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_other_edge_signed_for_this_one_is_refused_and_counted() {
+    let redis = Redis::start(None);
+    let pods = Cluster::start(&redis).await;
+    let (pod, peer) = (&pods.pods[0], pods.peers[0]);
+    let page = Page::new("xhr_polling", pod.running.public, "session");
+    let mut heard = page.listen(pod.running.public);
+    heard.socket().await;
+
+    let http = once();
+    let path = "/pusher/app/key1/7/session/xhr_send";
+    let handed = |nonce: u128| Handed {
+        hops: 1,
+        target: pod.running.process.clone(),
+        time_ms: clock::now_ms(),
+        nonce,
+        number: nonce,
+        body: relay::digest(b"[]"),
+        client: "192.0.2.1".parse().expect("an address"),
+    };
+    let at = async |address: SocketAddr, path: &str, handed: &Handed, secret: &str, body: &'static str| {
+        let text = handed.text();
+        let signature = relay::sign(&Secret::new(secret), Request { method: "POST", path, query: "" }, &text);
+        let request = http.post(format!("http://{address}{path}")).header(HANDED, text).header(SIGNATURE, signature);
+        let answer = request.body(body).send().await.expect("an answer");
+        let refused = answer.headers().get(REFUSED).map(|word| word.to_str().expect("text").to_owned());
+        (answer.status().as_u16(), refused.unwrap_or_default())
+    };
+    let refused = |status: u16, reason: &str| (status, reason.to_owned());
+
+    assert_eq!(at(peer, path, &handed(1), SECRET, "[]").await, refused(204, ""), "as an edge would");
+    assert_eq!(at(peer, path, &handed(1), SECRET, "[]").await, refused(403, "replayed"));
+    assert_eq!(at(peer, path, &handed(2), "guessed", "[]").await, refused(403, "forged"));
+    assert_eq!(at(peer, path, &handed(3), SECRET, "[\"x\"]").await, refused(403, "forged"), "another body");
+    let old = Handed { time_ms: clock::now_ms() - 31_000, ..handed(4) };
+    assert_eq!(at(peer, path, &old, SECRET, "[]").await, refused(403, "expired"));
+    let twice = Handed { hops: 2, ..handed(5) };
+    assert_eq!(at(peer, path, &twice, SECRET, "[]").await, refused(403, "two_hops"));
+    assert_eq!(at(pods.peers[1], path, &handed(6), SECRET, "[]").await, refused(421, "wrong_target"));
+    for (nonce, elsewhere) in
+        (7..).zip(["/apps/1/events", "/pusher/info", "/metrics", "/app/key1", "/pusher/websocket"])
+    {
+        let found = at(peer, elsewhere, &handed(nonce), SECRET, "[]").await;
+        assert_eq!(found, refused(404, "not_a_session"), "{elsewhere}");
+    }
+    let nobodys = "/pusher/app/key1/7/nobody/xhr";
+    assert_eq!(at(peer, nobodys, &handed(20), SECRET, "[]").await, refused(404, "unknown"), "nothing is opened for it");
+    let bare = http.post(format!("http://{peer}{path}")).body("[]").send().await.expect("an answer");
+    assert_eq!(bare.status(), StatusCode::FORBIDDEN);
+    // Where clients come in, nobody is believed: what is said there is not heard, and the request is one like any other.
+    let public = at(pod.running.public, nobodys, &handed(21), SECRET, "[]").await;
+    assert_eq!(public, refused(200, ""));
+    let answer = http.post(format!("http://{}{nobodys}?protocol=7", pods.entry)).send().await.expect("an answer");
+    assert!(answer.status().is_success(), "a session was opened for a client, as for any other");
+
+    for (reason, count) in
+        [("forged", 3), ("replayed", 1), ("expired", 1), ("two_hops", 1), ("not_a_session", 5), ("public_port", 1)]
+    {
+        let metric = format!("realtime_edge_relay_refused_total{{reason=\"{reason}\"}}");
+        assert_eq!(counter(pod, &metric).await, count, "{reason}");
+    }
+    let wrong = "realtime_edge_relay_refused_total{reason=\"wrong_target\"}";
+    assert_eq!(counter(&pods.pods[1], wrong).await, 1);
+}
+
+/// Three processes, of which one is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_of_a_killed_owner_is_told_within_two_seconds_and_comes_back() {
+    let redis = Redis::start(None);
+    let apps = tempfile::tempdir().expect("a directory");
+    write_apps(apps.path(), vec![fast()]);
+    let peer_port = free_port().await;
+    let (mut servers, mut public) = (Vec::new(), Vec::new());
+    for n in 1..=3 {
+        let port = free_port().await;
+        let address = format!("127.0.0.{n}");
+        let own: BTreeMap<&str, String> = [
+            ("REALTIME_TRANSPORTS", "xhr_streaming,xhr_polling".to_owned()),
+            ("REALTIME_WEBHOOKS", "off".to_owned()),
+            ("REALTIME_BUS", "redis".to_owned()),
+            ("REALTIME_REDIS_URL", redis.url()),
+            ("REALTIME_APPS_PATH", apps.path().display().to_string()),
+            ("REALTIME_PUBLIC_ADDRESS", format!("127.0.0.1:{port}")),
+            ("REALTIME_ADMIN_ADDRESS", format!("{address}:{}", free_port().await)),
+            ("REALTIME_PEER_ADDRESS", format!("{address}:{peer_port}")),
+            ("REALTIME_PEER_SECRET", SECRET.to_owned()),
+            ("REALTIME_POD_IP", address),
+        ]
+        .into();
+        let own: Vec<(&str, String)> = own.into_iter().collect();
+        servers.push(Server::start("edge", &environment("sockjs", &own, &[])));
+        public.push(SocketAddr::from(([127, 0, 0, 1], port)));
+    }
+    for address in &public {
+        eventually("the edges listen", async || TcpStream::connect(address).await.ok().map(drop)).await;
+    }
+    let owner = public.remove(0);
+    let entry = round_robin(public.clone()).await;
+    let streaming = Page::new("xhr_streaming", entry, "streaming");
+    let polling = Page::new("xhr_polling", entry, "polling");
+    let mut heard = [streaming.listen(owner), polling.listen(owner)];
+    for heard in &mut heard {
+        heard.socket().await;
+    }
+    // Until both receive through another edge.
+    for page in [&streaming, &polling] {
+        assert_eq!(page.send(&json!({ "event": "pusher:ping", "data": {} })).await, StatusCode::NO_CONTENT);
+    }
+    for heard in &mut heard {
+        assert_eq!(heard.message().await["event"], "pusher:pong");
+        eventually("it receives through another edge", async || {
+            (heard.opened_again.load(Ordering::Relaxed) > 0).then_some(())
+        })
+        .await;
+    }
+    sleep(Duration::from_millis(300)).await;
+    drop(servers.remove(0));
+    let killed = Instant::now();
+    for (heard, page) in heard.iter_mut().zip([&streaming, &polling]) {
+        let end = loop {
+            match heard.frame().await {
+                Frame::Heartbeat => {}
+                frame => break frame,
+            }
+        };
+        assert!(matches!(end, Frame::Close(4200, _)), "{}: {end:?}", page.transport);
+        // As pusher-js does then: at once, and as a new session.
+        let again = Page::new(page.transport, entry, &format!("again{}", page.transport));
+        again.listen(public[0]).socket().await;
+        assert!(killed.elapsed() < Duration::from_secs(2), "{}: {:?}", page.transport, killed.elapsed());
+    }
+}
