@@ -205,7 +205,7 @@ pub enum BusType {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Redis {
-    /// Where its address stands, `redis://` or `rediss://`.
+    /// Where its address stands: `redis://`, `redis-sentinel://` or `redis-cluster://`, and `rediss…://` with TLS.
     pub url_secret_ref: SecretKeyRef,
 }
 

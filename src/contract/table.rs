@@ -316,7 +316,7 @@ pub const VARIABLES: &[Variable] = &[
         Kind::Text,
         Need::When(name::BUS, "redis"),
         EDGES,
-        "Address of Redis, `redis://` or `rediss://`, with credentials.",
+        "Address of Redis with credentials: `redis://`, `redis-sentinel://` or `redis-cluster://`, `rediss…` with TLS.",
     )),
     row(
         name::LEASES,
