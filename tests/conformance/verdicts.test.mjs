@@ -35,6 +35,6 @@ test("webhooks off on the sockjs server alone is refused, with transport, hop an
   assert.equal(verdict.reason, "ConfigurationDrift");
   const failing = FALLBACKS.map((name) => [name, "Failing record"]);
   assert.deepEqual(states(verdict), { websocket: "Passing", ...Object.fromEntries(failing) });
-  assert.match(verdict.message, /sockjs\/xhr_streaming.*no record.*REALTIME_WEBHOOKS differs: want kinesis, pod runs off/);
+  assert.match(verdict.message, /sockjs\/xhr_streaming.*no channel_occupied record.*REALTIME_WEBHOOKS differs: want kinesis, pod runs off/);
   assert.ok(!verdict.message.includes("\n"), "one line");
 });

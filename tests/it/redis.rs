@@ -319,10 +319,10 @@ async fn a_dead_process_is_swept_in_a_cluster_of_stores_too() {
 
 #[tokio::test]
 async fn a_sentinel_names_another_store_and_the_bus_goes_on_there() {
-    let primary = Redis::start(None);
-    let (host, port) = ("127.0.0.1", primary.port.to_string());
     let files = || tempfile::tempdir().expect("a directory");
-    let _replica = Redis::with(None, files(), &["--appendonly", "no", "--replicaof", host, &port]);
+    let primary = Redis::with(None, files(), &["--appendonly", "no", "--repl-diskless-sync-delay", "0"]);
+    let (host, port) = ("127.0.0.1", primary.port.to_string());
+    let replica = Redis::with(None, files(), &["--appendonly", "no", "--replicaof", host, &port]);
     let folder = files();
     let config = format!(
         "sentinel monitor main {host} {port} 1\nsentinel down-after-milliseconds main 500\n\
@@ -331,6 +331,9 @@ async fn a_sentinel_names_another_store_and_the_bus_goes_on_there() {
     let file = folder.path().join("sentinel.conf");
     std::fs::write(&file, config).expect("written");
     let sentinel = Redis::with(None, folder, &["SENTINEL"]);
+    // One that has not the data yet is never chosen.
+    eventually_says(&replica, &["info", "replication"], "master_link_status:up").await;
+    eventually_says(&sentinel, &["sentinel", "replicas", "main"], &replica.port.to_string()).await;
     let url = format!("redis-sentinel://127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
     let (one, room) = (end(&url, "p1", CancellationToken::new()).await, subject("room"));
     let mut decided = one.decided().expect("an outlet");
@@ -342,6 +345,21 @@ async fn a_sentinel_names_another_store_and_the_bus_goes_on_there() {
     assert_eq!(one.look(&room).await.map(|seen| seen.connections), Ok(1));
     tokio::time::sleep(TIMING.settle).await;
     assert!(decided.try_recv().is_err(), "what did not change is not told");
+}
+
+/// Waits until a server's answer to a command has this in it.
+async fn eventually_says(server: &Redis, command: &[&str], part: &str) {
+    let said = async {
+        loop {
+            let answer = Command::new("redis-cli").args(["-p", &server.port.to_string()]).args(command).output();
+            if String::from_utf8_lossy(&answer.expect("redis-cli runs").stdout).contains(part) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let said = tokio::time::timeout(Duration::from_secs(20), said).await;
+    assert!(said.is_ok(), "{command:?} never said {part}");
 }
 
 async fn a_process_dies(url: &str) {
