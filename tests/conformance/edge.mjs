@@ -49,12 +49,6 @@ export async function startEdge(variables = {}) {
   return {
     port,
     sdk: new Pusher({ appId: "1", key: KEY, secret: SECRET, host: "127.0.0.1", port: String(port), useTLS: false }),
-    /** Ends it as a node does that loses its power. */
-    async kill() {
-      child.kill("SIGKILL");
-      await ended;
-      await rm(folder, { recursive: true });
-    },
     /** Ends it as kubelet does, and answers with its exit code. */
     async stop() {
       child.kill("SIGTERM");
