@@ -330,7 +330,10 @@ test("webhooks switched off behind everyone's back: never Ready in one version, 
     await new Promise((resolve) => setTimeout(resolve, 20_000));
     assert.ok(cluster.versions.every(({ object }) => is(object, "Ready") !== "True"), "never Ready");
     assert.ok(podVersions.versions.every(({ object }) => object.metadata.labels?.[COMPONENT] !== "sockjs" || !object.metadata.annotations?.[ADMITTED]), "no such pod was let in");
-    assert.ok((await pods(namespace, { [COMPONENT]: "websocket" })).every((pod) => podIs(pod, "Ready")), "the others serve");
+    // kubelet hands an admission on within a minute.
+    await wait(async () => (await pods(namespace, { [COMPONENT]: "websocket" })).every((pod) => podIs(pod, "Ready")), {
+      what: "the others serving", timeout: 60_000,
+    });
   } finally {
     await remove("webhooks-off");
   }
