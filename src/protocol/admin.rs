@@ -27,10 +27,14 @@ pub struct Effective {
     pub apps: BTreeMap<AppId, String>,
 }
 
-/// Names a build and what it runs: two processes with one name behave alike. The pod's own name does not count.
+/// What tells a pod from another of its template.
+const OWN: [&str; 2] = [contract::POD, contract::POD_IP];
+
+/// Names a build and what it runs: two processes with one name behave alike. A pod's own name and address do not count:
+/// what one pod has proven, another of its template need not prove again.
 #[must_use]
 pub fn configuration(build: &str, variables: &BTreeMap<String, String>) -> String {
-    let lines = variables.iter().filter(|(name, _)| name.as_str() != contract::POD);
+    let lines = variables.iter().filter(|(name, _)| !OWN.contains(&name.as_str()));
     let lines: Vec<String> = lines.map(|(name, value)| format!("{name}={value}")).collect();
     let digest = Sha256::digest(format!("{build}\n{}", lines.join("\n")));
     hex::encode(digest.get(..8).unwrap_or_default())
@@ -120,6 +124,16 @@ pub struct ShardFlow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_pods_of_one_template_run_the_same() {
+        let named = |variables: &[(&str, &str)]| {
+            configuration("b", &variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect())
+        };
+        let one = named(&[("REALTIME_POD", "a"), ("REALTIME_POD_IP", "10.0.0.1"), ("REALTIME_BUS", "redis")]);
+        assert_eq!(one, named(&[("REALTIME_POD", "b"), ("REALTIME_POD_IP", "10.0.0.2"), ("REALTIME_BUS", "redis")]));
+        assert_ne!(one, named(&[("REALTIME_POD", "a"), ("REALTIME_POD_IP", "10.0.0.1"), ("REALTIME_BUS", "memory")]));
+    }
 
     #[test]
     fn a_flow_has_one_half() {
