@@ -8,7 +8,7 @@ use ulid::Ulid;
 use super::super::{BusError, Subject, Transition};
 use super::TOMBSTONE_SECONDS;
 use super::names::Names;
-use super::store::{evaluate, garbled, unavailable};
+use super::store::{evaluate, garbled, number, unavailable};
 use crate::protocol::frame::Member;
 use crate::protocol::record::{Cause, EventKind, Order};
 use crate::protocol::{ChannelKind, SocketId};
@@ -225,10 +225,6 @@ fn id(names: &Names, subject: &Subject, order: Order, time_ms: u64) -> String {
 
 fn member(info: &str) -> Result<Member, BusError> {
     serde_json::from_str(info).map_err(|_| garbled())
-}
-
-fn number(text: &str) -> Result<u64, BusError> {
-    text.parse().map_err(|_| garbled())
 }
 
 #[cfg(test)]

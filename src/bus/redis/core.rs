@@ -13,7 +13,7 @@ use super::Timing;
 use super::change::{Change, Changed, Changes, Refused};
 use super::held::Held;
 use super::names::{self, Names};
-use super::store::unavailable;
+use super::store::{away, unavailable};
 use crate::protocol::SocketId;
 use crate::protocol::frame::Member;
 use crate::protocol::record::{Cause, Order};
@@ -135,7 +135,7 @@ impl Core {
     async fn change(&self, subject: &Subject, whom: &Caller, change: &Change<'_>) -> Result<Changed, BusError> {
         if !self.up() {
             self.state().held.doubt(subject);
-            return Err(BusError::Unavailable("it is away, and is tried again and again".to_owned()));
+            return Err(away());
         }
         let answer = self.changes.run(&self.client, &self.names, subject, change).await;
         let mut state = self.state();

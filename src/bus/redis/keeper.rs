@@ -17,7 +17,7 @@ use ulid::Ulid;
 use super::super::{BusError, Subject};
 use super::core::{Core, Settling, State};
 use super::names;
-use super::store::{About, about, evaluate, garbled, unavailable};
+use super::store::{self, About, PIPELINE, about, evaluate, garbled, number, unavailable};
 use crate::protocol::record::Order;
 
 /// Channels that the store is told of at once.
@@ -26,8 +26,6 @@ const AT_ONCE: usize = 32;
 const PAGE: u32 = 500;
 /// What is safe and waits to be told so, in channels.
 pub(super) const SAFE: usize = 65_536;
-/// Told in one go.
-const SAFE_PIECE: usize = 500;
 
 /// What the first contact found: not yet anything, that all is well, or why the store cannot be a bus.
 pub(super) type First = watch::Sender<Option<Result<(), String>>>;
@@ -195,7 +193,7 @@ async fn take(core: &Core, script: &Script, about: &About) -> Result<Lease, BusE
     Ok(Lease {
         standing: standing.clone(),
         incarnation: incarnation.clone(),
-        age_ms: age_ms.parse().map_err(|_| garbled())?,
+        age_ms: number(age_ms)?,
         dead: dead.to_vec(),
     })
 }
@@ -214,7 +212,7 @@ async fn each(core: &Arc<Core>, subjects: Vec<Subject>, act: Act) -> Result<u64,
         let (core, act) = (core.clone(), act.clone());
         async move {
             let done = match &act {
-                _ if !core.up() => Err(BusError::Unavailable("it is away".to_owned())),
+                _ if !core.up() => Err(store::away()),
                 Act::Tell => core.tell(&subject).await.map(|()| 0),
                 Act::Forget => core.forget(&subject).await.map(|()| 0),
                 Act::Sweep(dead) => core.sweep(&subject, dead).await,
@@ -279,7 +277,7 @@ pub(super) async fn acknowledge(
 ) {
     let mut batch = Vec::new();
     loop {
-        if batch.is_empty() && safe.recv_many(&mut batch, SAFE_PIECE).await == 0 {
+        if batch.is_empty() && safe.recv_many(&mut batch, PIPELINE).await == 0 {
             return;
         }
         if core.up() && acknowledge_batch(&core, &batch).await.is_ok() {

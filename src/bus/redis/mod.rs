@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::core::Core;
 use self::names::Names;
-use self::store::unavailable;
+use self::store::{away, unavailable};
 use super::peers::{Alive, Peer};
 use super::{Bus, BusError, Count, Decided, Joined, Last, Message, Recalled, Seen, Subject, Transition};
 use crate::protocol::frame::Member;
@@ -145,7 +145,7 @@ impl RedisBus {
         let listening = receive(subscriber.clone(), names.frames(), process.to_owned(), sender, lost.clone(), shutdown);
         tokio::spawn(listening);
         Ok(Self {
-            sessions: sessions::Sessions::new(client.clone(), cluster.to_owned()),
+            sessions: sessions::Sessions::new(client.clone(), names.clone()),
             rooms: rooms::Rooms::new(client, names),
             core,
             process: process.to_owned(),
@@ -160,11 +160,7 @@ impl RedisBus {
 
     /// Nobody waits for a store that is known to be away.
     async fn ask<T>(&self, call: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
-        if self.up() { call.await } else { Err(Self::away()) }
-    }
-
-    fn away() -> BusError {
-        BusError::Unavailable("it is away, and is tried again and again".to_owned())
+        if self.up() { call.await } else { Err(away()) }
     }
 }
 
@@ -244,7 +240,7 @@ impl Bus for RedisBus {
     fn publish(&self, message: Message) -> BoxFuture<'_, Result<(), BusError>> {
         Box::pin(async move {
             if !self.up() {
-                return Err(Self::away());
+                return Err(away());
             }
             let bytes = message::encode(&message, &self.process)?;
             let sent = self.core.client.publish::<i64, _, _>(self.core.names.frames(), bytes).await;

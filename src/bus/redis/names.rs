@@ -44,6 +44,21 @@ impl Names {
         format!("rt:{{{}:{process}}}:sweeper", self.cluster)
     }
 
+    /// Where each process is asked for the sessions that it has.
+    pub fn peers(&self) -> String {
+        format!("rt:{}:peers", self.cluster)
+    }
+
+    /// Who has a session.
+    pub fn session(&self, session: &str) -> String {
+        format!("rt:{}:session:{session}", self.cluster)
+    }
+
+    /// The sessions of a process that lost a message.
+    pub fn losers(&self, process: &str) -> String {
+        format!("rt:{}:losers:{process}", self.cluster)
+    }
+
     /// Where frames are published.
     pub fn frames(&self) -> String {
         format!("rt:{}:frames", self.cluster)

@@ -13,14 +13,11 @@ use futures::StreamExt;
 use super::super::{BusError, COUNT_EVERY, Count, KEPT, Last, MANY, MISSED, Recalled, Seen, Subject};
 use super::TOMBSTONE_SECONDS;
 use super::names::{self, Names};
-use super::store::{evaluate, garbled, unavailable};
+use super::store::{PIPELINE, evaluate, garbled, number, unavailable};
 use crate::protocol::{AppId, ChannelKind, ChannelName};
 
 /// Keys looked at in one step of a list.
 const PAGE: u32 = 1_000;
-
-/// Commands sent in one go.
-const PIPELINE: usize = 500;
 
 /// The scripts and the names of their keys.
 pub(super) struct Rooms {
@@ -138,8 +135,4 @@ impl Rooms {
     ) -> Result<Vec<String>, BusError> {
         evaluate(&self.client, script, self.names.channel(subject, parts), arguments).await.map_err(unavailable)
     }
-}
-
-fn number(text: &str) -> Result<u64, BusError> {
-    text.parse().map_err(|_| garbled())
 }

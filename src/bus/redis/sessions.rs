@@ -8,15 +8,13 @@ use fred::types::{Expiration, SetOptions};
 
 use super::super::BusError;
 use super::super::peers::{Alive, ENTRY, LEASE, Peer, TOLD};
-use super::store::{evaluate, garbled, unavailable};
-
-/// Commands sent in one go.
-const PIPELINE: usize = 500;
+use super::names::Names;
+use super::store::{PIPELINE, evaluate, garbled, unavailable};
 
 /// The scripts and the names of the keys.
 pub(super) struct Sessions {
     client: Client,
-    cluster: String,
+    names: Names,
     alive: Script,
     disown: Script,
     lose: Script,
@@ -24,10 +22,10 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn new(client: Client, cluster: String) -> Self {
+    pub(super) fn new(client: Client, names: Names) -> Self {
         Self {
             client,
-            cluster,
+            names,
             alive: Script::from_lua(include_str!("alive.lua")),
             disown: Script::from_lua(include_str!("disown.lua")),
             lose: Script::from_lua(include_str!("lose.lua")),
@@ -36,7 +34,7 @@ impl Sessions {
     }
 
     pub(super) async fn alive(&self, peer: &Peer) -> Result<Alive, BusError> {
-        let key = format!("rt:{}:peers", self.cluster);
+        let key = self.names.peers();
         let process = peer.process.clone();
         let arguments = vec![process.clone(), peer.address.to_string(), LEASE.as_millis().to_string()];
         let answer = self.run(&self.alive, key, arguments).await?;
@@ -44,14 +42,19 @@ impl Sessions {
         let peer = |pair: &[String]| Some(Peer { process: pair[0].clone(), address: pair[1].parse().ok()? });
         // What another release wrote and cannot be read is nobody to ask.
         let peers = rest.chunks_exact(2).filter_map(peer).collect();
-        let losers = self.run(&self.losers, self.told(&process), Vec::new()).await?;
+        let losers = self.run(&self.losers, self.names.losers(&process), Vec::new()).await?;
         Ok(Alive { peers, known: known == "1", losers })
     }
 
     pub(super) async fn own(&self, session: &str, process: &str) -> Result<Option<String>, BusError> {
         let entry = Some(Expiration::EX(seconds()));
-        let set =
-            self.client.set::<Option<String>, _, _>(self.key(session), process, entry, Some(SetOptions::NX), true);
+        let set = self.client.set::<Option<String>, _, _>(
+            self.names.session(session),
+            process,
+            entry,
+            Some(SetOptions::NX),
+            true,
+        );
         set.await.map_err(unavailable)
     }
 
@@ -60,7 +63,10 @@ impl Sessions {
             let pipeline = self.client.pipeline();
             for session in part {
                 let entry = Some(Expiration::EX(seconds()));
-                pipeline.set::<(), _, _>(self.key(session), process, entry, None, false).await.map_err(unavailable)?;
+                pipeline
+                    .set::<(), _, _>(self.names.session(session), process, entry, None, false)
+                    .await
+                    .map_err(unavailable)?;
             }
             pipeline.all::<Vec<Option<String>>>().await.map_err(unavailable)?;
         }
@@ -68,28 +74,20 @@ impl Sessions {
     }
 
     pub(super) async fn owner(&self, session: &str) -> Result<Option<String>, BusError> {
-        self.client.get(self.key(session)).await.map_err(unavailable)
+        self.client.get(self.names.session(session)).await.map_err(unavailable)
     }
 
     pub(super) async fn disown(&self, session: &str, process: &str) -> Result<(), BusError> {
-        self.run(&self.disown, self.key(session), vec![process.to_owned()]).await.map(|_| ())
+        self.run(&self.disown, self.names.session(session), vec![process.to_owned()]).await.map(|_| ())
     }
 
     pub(super) async fn lose(&self, session: &str, owner: &str) -> Result<(), BusError> {
         let arguments = vec![session.to_owned(), TOLD.to_string(), seconds().to_string()];
-        self.run(&self.lose, self.told(owner), arguments).await.map(|_| ())
+        self.run(&self.lose, self.names.losers(owner), arguments).await.map(|_| ())
     }
 
     async fn run(&self, script: &Script, key: String, arguments: Vec<String>) -> Result<Vec<String>, BusError> {
         evaluate(&self.client, script, vec![key], arguments).await.map_err(unavailable)
-    }
-
-    fn key(&self, session: &str) -> String {
-        format!("rt:{}:session:{session}", self.cluster)
-    }
-
-    fn told(&self, process: &str) -> String {
-        format!("rt:{}:losers:{process}", self.cluster)
     }
 }
 

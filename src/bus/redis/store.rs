@@ -18,6 +18,8 @@ const CONNECT: Duration = Duration::from_secs(3);
 const RECONNECT_MS: u32 = 1_000;
 /// Calls that wait while Redis is away; beyond, they fail at once.
 const WAITING: usize = 10_000;
+/// Commands sent in one go.
+pub(super) const PIPELINE: usize = 500;
 /// Oldest release whose scripts replicate what they did rather than themselves.
 const OLDEST: u32 = 7;
 
@@ -120,6 +122,16 @@ pub(super) fn unavailable(error: fred::error::Error) -> BusError {
         text
     };
     BusError::Unavailable(told)
+}
+
+/// What is said of a store that is known to be away.
+pub(super) fn away() -> BusError {
+    BusError::Unavailable("it is away, and is tried again and again".to_owned())
+}
+
+/// A number of an answer.
+pub(super) fn number(text: &str) -> Result<u64, BusError> {
+    text.parse().map_err(|_| garbled())
 }
 
 /// An answer that none of our scripts gives.
