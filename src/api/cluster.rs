@@ -47,8 +47,8 @@ pub struct RealtimeClusterSpec {
     pub aws: Aws,
     /// What joins the edges.
     pub bus: Bus,
-    /// Whether WebSocket and the HTTP fallbacks are served apart or by one Deployment, whose `replicas` and `env` are those
-    /// of `websocket`. The Services are the same either way. Immutable.
+    /// Whether WebSocket and the HTTP fallbacks are served apart or by one Deployment, whose `replicas`, `drain` and `env`
+    /// are those of `websocket`. The Services are the same either way. Immutable.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("servers is immutable: create another cluster and move to it"))]
     pub servers: Servers,
@@ -230,10 +230,45 @@ pub struct EdgeServer {
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 1, max = 1000))]
     pub replicas: i32,
+    /// How a pod that ends sends its clients to others.
+    #[serde(default)]
+    pub drain: Drain,
     /// Extra variables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub env: Vec<ExtraVariable>,
+}
+
+/// How a pod that ends sends its clients to others. It has 30 seconds more than both together before it is killed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Drain {
+    /// Seconds for which it still serves and takes clients in, though it is not ready any more: what load balancers need
+    /// to learn of it. An NLB in front of pods needs about 120, an ALB 30.
+    #[serde(default = "Drain::hold")]
+    #[schemars(range(min = 0, max = 3600))]
+    pub hold_seconds: u32,
+    /// Seconds after that in which clients are told to go. They go one by one, about a hundred in a second, and faster
+    /// only when there are too many for this time.
+    #[serde(default = "Drain::window")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub window_seconds: u32,
+}
+
+impl Drain {
+    fn hold() -> u32 {
+        15
+    }
+
+    fn window() -> u32 {
+        120
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { hold_seconds: Self::hold(), window_seconds: Self::window() }
+    }
 }
 
 fn default_replicas() -> i32 {
@@ -242,7 +277,7 @@ fn default_replicas() -> i32 {
 
 impl Default for EdgeServer {
     fn default() -> Self {
-        Self { state: State::Enabled, replicas: default_replicas(), env: vec![] }
+        Self { state: State::Enabled, replicas: default_replicas(), drain: Drain::default(), env: vec![] }
     }
 }
 

@@ -105,6 +105,10 @@ pub mod name {
     pub const SESSION_HOST: &str = "REALTIME_SESSION_HOST";
     /// Whether sessions set a cookie.
     pub const SOCKJS_COOKIE: &str = "REALTIME_SOCKJS_COOKIE";
+    /// How long an edge that ends still serves.
+    pub const DRAIN_HOLD_SECONDS: &str = "REALTIME_DRAIN_HOLD_SECONDS";
+    /// How long an edge that ends may take to send its clients away.
+    pub const DRAIN_WINDOW_SECONDS: &str = "REALTIME_DRAIN_WINDOW_SECONDS";
     /// Whether webhook events are written.
     pub const WEBHOOKS: &str = "REALTIME_WEBHOOKS";
     /// The Kinesis stream.
@@ -180,7 +184,7 @@ pub const VARIABLES: &[Variable] = &[
         Kind::Address,
         Need::Default("0.0.0.0:9090"),
         ALL,
-        "Listener for `/livez`, `/readyz`, `/metrics` and, with the token, `/effective` and `/flow`.",
+        "Listener for `/livez`, `/readyz`, `/metrics` and, with the token, `/effective`, `/flow` and, on edges, `/drain`.",
     ),
     secret(row(
         name::ADMIN_TOKEN,
@@ -289,6 +293,20 @@ pub const VARIABLES: &[Variable] = &[
         Need::Default("off"),
         FALLBACKS,
         "Whether SockJS sessions set the cookie `JSESSIONID`, for a load balancer that keeps a client on one pod by it.",
+    ),
+    row(
+        name::DRAIN_HOLD_SECONDS,
+        Kind::Number(0, 3_600),
+        Need::Default("0"),
+        EDGES,
+        "Seconds for which an edge that is to end, and is not ready any more, still serves: load balancers learn of it late.",
+    ),
+    row(
+        name::DRAIN_WINDOW_SECONDS,
+        Kind::Number(1, 3_600),
+        Need::Default("120"),
+        EDGES,
+        "Seconds after that in which clients are sent to other edges. They go one by one, about a hundred in a second, and faster only when there are too many for this time.",
     ),
     row(
         name::WEBHOOKS,

@@ -145,7 +145,7 @@ fn answers(
             .then_some(())
             .ok_or_else(|| "not admitted yet: a webhook through this pod must arrive first".to_owned())
     });
-    Admin { token, ready, effective: Box::new(effective), flow: Box::new(flow), metrics: registry }
+    Admin { token, ready, effective: Box::new(effective), flow: Box::new(flow), drain: None, metrics: registry }
 }
 
 fn json(value: &impl serde::Serialize) -> Value {

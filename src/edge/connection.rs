@@ -104,11 +104,14 @@ impl Connection {
     pub async fn handle(&mut self, text: &str) {
         let registry = self.shared.apps.current();
         let Some(app) = registry.app(&self.session.app) else { return };
-        // What a client says after its end is not heard, though it may not have been told yet.
-        if self.session.closing().is_some() {
+        let closing = self.session.closing();
+        // What a client says after its end is not heard, though it may not have been told yet; unless it is the server
+        // that goes: what was sent to others must not be lost with it.
+        if closing.as_ref().is_some_and(|closing| !closing.drain) {
             return;
         }
         match ClientMessage::parse(text) {
+            Ok(message) if closing.is_some() && !matches!(message, ClientMessage::ClientEvent { .. }) => {}
             Ok(ClientMessage::Ping) => self.session.push(frame::pong().into()),
             // That it came was all that it had to say.
             Ok(ClientMessage::Pong) => {}

@@ -17,6 +17,7 @@ use url::form_urlencoded;
 use super::admission::from_here;
 use super::client::Caller;
 use super::connection::Connection;
+use super::drain::heard_out;
 use super::inbox::{Mark, Sends, Sent, Unsent, inbox};
 use super::liveness::ACTIVITY_TIMEOUT;
 use super::order::{Copies, Order};
@@ -210,13 +211,21 @@ async fn serve(
     let (mut order, mut copies) = (Order::default(), Copies::default());
     order.arrive(first, Sent::nothing(first), Instant::now().into());
     let mut look = Instant::now() + ACTIVITY_TIMEOUT;
-    let abandoned = session.abandoned(GRACE);
-    tokio::pin!(abandoned);
+    let (abandoned, heard_out) = (session.abandoned(GRACE), heard_out(session.told()));
+    tokio::pin!(abandoned, heard_out);
+    let mut leaving = false;
     loop {
         let due = order.due();
         let ready = tokio::select! {
             biased;
-            () = session.closed() => break,
+            () = session.closed(), if !leaving => {
+                leaving = session.closing().is_some_and(|closing| closing.drain);
+                if !leaving {
+                    break;
+                }
+                vec![]
+            }
+            () = &mut heard_out, if leaving => break,
             Some(sent) = inbox.recv() => {
                 if copies.first(sent.mark.handed) {
                     order.arrive(sent.mark.number, sent, Instant::now().into())
@@ -226,7 +235,7 @@ async fn serve(
                 }
             }
             () = sleep_until(due.map_or(look, Into::into)), if due.is_some() => order.overdue(Instant::now().into()),
-            () = &mut abandoned => {
+            () = &mut abandoned, if !leaving => {
                 session.close(Closing::new(code::INACTIVE, "nobody received for too long"));
                 vec![]
             }

@@ -16,6 +16,7 @@ mod channels;
 mod client;
 mod connection;
 mod counts;
+mod drain;
 mod fallback;
 mod fallback_http;
 mod http_api;

@@ -4,7 +4,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
@@ -20,6 +19,7 @@ use ulid::Ulid;
 use super::apps::Apps;
 use super::channels::Channels;
 use super::counts::Counts;
+use super::drain::{self, Drain, Draining};
 use super::fallback::Fallback;
 use super::listener::{self, Patience};
 use super::metrics::Metrics;
@@ -41,9 +41,6 @@ use crate::protocol::registry::RegistryError;
 use crate::protocol::{self, Transport, signature};
 use crate::runtime::admin::{self, Admin};
 use crate::runtime::{admission, build, clock};
-
-/// How long sessions may take to leave once they were told.
-const LEAVE: Duration = Duration::from_secs(6);
 
 /// How long HTTP sessions that were told nothing yet may take to ask.
 const ASK: Duration = Duration::from_secs(2);
@@ -173,14 +170,14 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
         bus: deps.bus,
         recorder,
         metrics,
-        draining: CancellationToken::new(),
+        draining: Draining::default(),
         tasks: TaskTracker::new(),
         stays: TaskTracker::new(),
     });
     let fallback = Arc::new(Fallback::default());
     let stop = CancellationToken::new();
     let (failures, failed) = mpsc::channel(1);
-    let ready = Arc::new(AtomicBool::new(true));
+    let drain = Drain::new(&values, shared.clone());
 
     let tasks = TaskTracker::new();
     let (sessions, metrics) = (shared.sessions.clone(), shared.metrics.clone());
@@ -223,11 +220,11 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
     };
     let routes = router(&served, &guard, trusted);
     tasks.spawn(listener::serve(deps.public, routes, Patience::DEFAULT, listening.clone()));
-    let answers = answers(&values, &process, &shared, &ready, &stop).await;
+    let answers = answers(&values, &process, &shared, &drain, &stop).await;
     tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));
 
     tracing::info!(%public, %admin, %process, transports = values.text(name::TRANSPORTS), "the edge serves");
-    let life = Life { shared, fallback, ready, listening, flushed, writers, stop, tasks };
+    let life = Life { shared, fallback, drain, listening, flushed, writers, stop, tasks };
     let life = tokio::spawn(life.live(deps.shutdown, failed));
     Ok(Running { public, admin, process, life })
 }
@@ -236,7 +233,7 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
 struct Life {
     shared: Arc<Shared>,
     fallback: Arc<Fallback>,
-    ready: Arc<AtomicBool>,
+    drain: Arc<Drain>,
     listening: CancellationToken,
     flushed: CancellationToken,
     writers: TaskTracker,
@@ -260,18 +257,8 @@ impl Life {
     /// Clients first: once they have left, nothing new is recorded. Then what waits for the stream, while requests are
     /// still answered, because a fallback client between two requests hears of the end with its next one.
     async fn end(self) {
-        self.ready.store(false, Ordering::Relaxed);
-        self.shared.draining.cancel();
-        self.shared.sessions.drain().await;
+        self.drain.done().await;
         self.shared.tasks.close();
-        let left = async {
-            while self.shared.sessions.count() > 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        if timeout(LEAVE, left).await.is_err() {
-            tracing::warn!(sessions = self.shared.sessions.count(), "sessions did not leave in time");
-        }
         tokio::join!(self.answer_last_requests(), self.flush(), self.let_users_go());
         self.shared.bus.resign().await;
         self.tasks.close();
@@ -336,7 +323,7 @@ async fn answers(
     values: &Values,
     process: &str,
     shared: &Arc<Shared>,
-    ready: &Arc<AtomicBool>,
+    drain: &Arc<Drain>,
     stop: &CancellationToken,
 ) -> Admin {
     let mut metrics = Registry::default();
@@ -362,13 +349,21 @@ async fn answers(
         let (shared, process) = (shared.clone(), process.to_owned());
         move || json_of(&Flow { process: process.clone(), recorder: Some(shared.recorder.flow()), dispatcher: None })
     };
-    let ready = ready.clone();
-    let ready = move || match (ready.load(Ordering::Relaxed), *admitted.borrow()) {
+    let serving = drain.clone();
+    let ready = move || match (serving.serves(), *admitted.borrow()) {
         (false, _) => Err("going away".to_owned()),
         (_, false) => Err("not admitted yet: a client's event through this pod must arrive first".to_owned()),
         (true, true) => Ok(()),
     };
-    Admin { token, ready: Box::new(ready), effective: Box::new(effective), flow: Box::new(flow), metrics }
+    let drain = drain::answers(drain.clone());
+    Admin {
+        token,
+        ready: Box::new(ready),
+        effective: Box::new(effective),
+        flow: Box::new(flow),
+        drain: Some(drain),
+        metrics,
+    }
 }
 
 fn json_of(value: &impl serde::Serialize) -> Value {

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::{admit, stays, word};
@@ -15,10 +14,11 @@ use super::apps::Apps;
 use super::channels::{Channels, TERMINATED};
 use super::client::Caller;
 use super::counts::Counts;
+use super::drain::Draining;
 use super::metrics::Metrics;
 use super::recorder::Recorder;
 use super::session::{Closing, Session};
-use super::sessions::{Place, Sessions, going_away};
+use super::sessions::{Place, Sessions};
 use crate::bus::{Bus, BusError, Count, Joined, Last, Message, Recalled, Seen, Subject, Transition};
 use crate::protocol::frame::{self, Member, code};
 use crate::protocol::record::Cause;
@@ -44,7 +44,7 @@ pub struct Shared {
     /// What Prometheus may ask.
     pub metrics: Arc<Metrics>,
     /// Set when the process goes away: nobody new is taken in.
-    pub draining: CancellationToken,
+    pub draining: Draining,
     /// One task per session.
     pub tasks: TaskTracker,
     /// One task per connection that went and still counts as its user's.
@@ -86,7 +86,7 @@ impl Shared {
         // Asked only now: a session that was opened before the drain began, or before its app was changed, is among
         // those that are ended.
         if self.draining.is_cancelled() {
-            return Err(going_away());
+            return Err(self.draining.closing());
         }
         stays(&self.apps.current(), &place.session.app)?;
         Ok(place)

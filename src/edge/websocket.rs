@@ -159,6 +159,13 @@ async fn serve(mut socket: WebSocket, shared: Arc<Shared>, place: Place) {
             }
         }
     };
+    let end = match end {
+        End::Closed(closing) if closing.drain => {
+            last_words(&mut socket, &closing, &mut connection).await;
+            End::Gone
+        }
+        end => end,
+    };
     connection.leave().await;
     drop(place);
     match end {
@@ -169,6 +176,21 @@ async fn serve(mut socket: WebSocket, shared: Arc<Shared>, place: Place) {
             turn_away(socket, &closing).await;
         }
     }
+}
+
+/// Tells a client of the end and hears what it had sent before it knew.
+async fn last_words(socket: &mut WebSocket, closing: &Closing, connection: &mut Connection) {
+    if close(socket, closing).await.is_none() {
+        return;
+    }
+    let heard = async {
+        while let Some(Ok(message)) = socket.recv().await {
+            if let Message::Text(text) = message {
+                connection.handle(&text).await;
+            }
+        }
+    };
+    let _ = timeout(CLOSE_TIMEOUT, heard).await;
 }
 
 /// What a client is told whose bytes cannot be read on: one of WebSocket's own codes, after which clients of Pusher come
@@ -219,7 +241,8 @@ pub async fn turn_away(mut socket: WebSocket, closing: &Closing) {
     }
 }
 
-async fn close(socket: &mut WebSocket, closing: &Closing) -> Option<()> {
+/// Sends the close frame; `None` when the socket is gone.
+pub async fn close(socket: &mut WebSocket, closing: &Closing) -> Option<()> {
     let reason = &closing.reason[..closing.reason.floor_char_boundary(MAX_REASON)];
     let frame = CloseFrame { code: closing.code, reason: reason.into() };
     timeout(CLOSE_TIMEOUT, socket.send(Message::Close(Some(frame)))).await.ok()?.ok()

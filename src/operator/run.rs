@@ -194,6 +194,7 @@ async fn serve_admin(
         }),
         effective: Box::new(|| serde_json::Value::Null),
         flow: Box::new(move || serde_json::json!({ "leads": leadership.may_write() })),
+        drain: None,
         metrics,
     };
     if let Err(error) = admin::serve(listener, answers, shutdown).await {

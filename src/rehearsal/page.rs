@@ -19,6 +19,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::customer::Delivered;
+use crate::desired::Cluster;
 use crate::protocol::{AppKey, Secret, SocketId, signature};
 
 const INDEX: &str = include_str!("page/index.html");
@@ -40,6 +41,21 @@ pub struct Demo {
     pub websocket: Option<SocketAddr>,
     /// Where the fallbacks are served, if they are.
     pub sockjs: Option<SocketAddr>,
+}
+
+impl Demo {
+    /// The page connects to the first app that lets clients send; failing that, to the first.
+    pub fn of(cluster: &Cluster, (websocket, sockjs): (Option<SocketAddr>, Option<SocketAddr>)) -> Self {
+        let mut apps: Vec<_> = cluster.registry.apps().filter(|app| app.id != cluster.probe.id).collect();
+        apps.sort_by_key(|app| !app.client_events);
+        let credential = apps.first().and_then(|app| app.signing());
+        Self {
+            key: credential.map_or_else(|| cluster.probe.key.clone(), |credential| credential.key.clone()),
+            secret: credential.map_or_else(|| cluster.probe.secret.clone(), |credential| credential.secret.clone()),
+            websocket,
+            sockjs,
+        }
+    }
 }
 
 struct Page {

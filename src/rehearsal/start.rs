@@ -228,7 +228,7 @@ impl Rehearsal {
         let page_address = match page_listener {
             Some(listener) => {
                 let address = listener.local_addr()?;
-                let demo = demo(&cluster, addresses);
+                let demo = page::Demo::of(&cluster, addresses);
                 outside.push(page::serve(listener, demo, verdict, delivered.clone(), end_cloud.clone()));
                 Some(address)
             }
@@ -437,7 +437,11 @@ fn validate(options: &Options, secrets: &Secrets) -> Result<Cluster, RehearsalEr
         version: env!("CARGO_PKG_VERSION"),
         stream: None,
     };
-    let cluster = desired::validate(&inputs).map_err(RehearsalError::Invalid)?;
+    let mut cluster = desired::validate(&inputs).map_err(RehearsalError::Invalid)?;
+    // There is no load balancer that must learn of an end.
+    for edge in [&mut cluster.spec.websocket, &mut cluster.spec.sockjs] {
+        edge.drain.hold_seconds = 0;
+    }
     let refused: Vec<Problem> = cluster.refused.iter().flat_map(|refused| refused.problems.clone()).collect();
     if refused.is_empty() { Ok(cluster) } else { Err(RehearsalError::Invalid(refused)) }
 }
@@ -453,19 +457,6 @@ fn customers(cluster: &Cluster) -> Vec<(AppId, String, String)> {
         Some((app.id.clone(), credential.key.to_string(), credential.secret.expose().to_owned()))
     })
     .collect()
-}
-
-/// The page connects to the first app that lets clients send; failing that, to the first.
-fn demo(cluster: &Cluster, (websocket, sockjs): (Option<SocketAddr>, Option<SocketAddr>)) -> page::Demo {
-    let mut apps: Vec<_> = cluster.registry.apps().filter(|app| app.id != cluster.probe.id).collect();
-    apps.sort_by_key(|app| !app.client_events);
-    let credential = apps.first().and_then(|app| app.signing());
-    page::Demo {
-        key: credential.map_or_else(|| cluster.probe.key.clone(), |credential| credential.key.clone()),
-        secret: credential.map_or_else(|| cluster.probe.secret.clone(), |credential| credential.secret.clone()),
-        websocket,
-        sockjs,
-    }
 }
 
 fn plan(cluster: &Cluster, dispatchers: Vec<DispatcherPod>, stream: Client) -> Plan {

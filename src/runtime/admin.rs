@@ -1,10 +1,10 @@
-//! The admin listener: `/livez`, `/readyz`, `/metrics`, and with the token `/effective` and `/flow`.
+//! The admin listener: `/livez`, `/readyz`, `/metrics`, and with the token `/effective`, `/flow` and, where there is one, `/drain`.
 
 use std::future::Future;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -28,8 +28,21 @@ pub struct Admin {
     pub effective: Box<dyn Fn() -> Value + Send + Sync>,
     /// What flows through it.
     pub flow: Box<dyn Fn() -> Value + Send + Sync>,
+    /// How it sends its clients away, if it has any.
+    pub drain: Option<Drain>,
     /// Its metrics.
     pub metrics: Registry,
+}
+
+/// Begins to send clients away, with a code of the asker's.
+type Begin = dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync;
+
+/// How a process sends its clients away.
+pub struct Drain {
+    /// Begins, with the code that clients are told; a text says why not.
+    pub begin: Box<Begin>,
+    /// How far it has come.
+    pub progress: Box<dyn Fn() -> Value + Send + Sync>,
 }
 
 /// Serves until the token ends it.
@@ -46,7 +59,9 @@ pub fn serve(
 }
 
 fn router(admin: Admin) -> Router {
-    Router::new()
+    let router = Router::new();
+    let router = if admin.drain.is_some() { router.route("/drain", get(progress).post(drain)) } else { router };
+    router
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
@@ -71,18 +86,38 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn effective(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
-    guarded(&admin, &headers, &admin.effective)
+    guarded(&admin, &headers, || json(&(admin.effective)()))
 }
 
 async fn flow(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
-    guarded(&admin, &headers, &admin.flow)
+    guarded(&admin, &headers, || json(&(admin.flow)()))
 }
 
-fn guarded(admin: &Admin, headers: &HeaderMap, answer: &(dyn Fn() -> Value + Send + Sync)) -> Response {
+async fn progress(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
+    guarded(&admin, &headers, || json(&admin.drain.as_ref().map_or(Value::Null, |drain| (drain.progress)())))
+}
+
+async fn drain(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+    guarded(&admin, &headers, || {
+        let asked = query.as_deref().filter(|query| !query.is_empty());
+        let code = asked.map(|query| query.strip_prefix("code=").unwrap_or(query));
+        let Some(drain) = &admin.drain else { return StatusCode::NOT_FOUND.into_response() };
+        match (drain.begin)(code) {
+            Ok(()) => (StatusCode::ACCEPTED, json(&(drain.progress)())).into_response(),
+            Err(told) => (StatusCode::BAD_REQUEST, format!("{told}\n")).into_response(),
+        }
+    })
+}
+
+fn json(value: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+fn guarded(admin: &Admin, headers: &HeaderMap, answer: impl FnOnce() -> Response) -> Response {
     let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let expected = format!("Bearer {}", admin.token);
     if !admin.token.is_empty() && bool::from(given.as_bytes().ct_eq(expected.as_bytes())) {
-        ([(header::CONTENT_TYPE, "application/json")], answer().to_string()).into_response()
+        answer()
     } else {
         let hint = "this path needs `Authorization: Bearer TOKEN` with the cluster's admin token\n";
         (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], hint).into_response()

@@ -12,50 +12,70 @@ import { BIN, cleanEnvironment, eventually } from "./rehearsal.mjs";
 export const KEY = "key1";
 const SECRET = "secret1";
 
-/** A sockjs edge; `variables` go on top of what it needs. */
-export async function startEdge(variables = {}) {
-  const folder = await mkdtemp(join(tmpdir(), "edge-"));
+/** What each process needs that runs alone. */
+const COMMON = {
+  REALTIME_CLUSTER: "ns/eu",
+  REALTIME_CLUSTER_UID: "uid-1",
+  REALTIME_POD: "pod-1",
+  REALTIME_ADMIN_ADDRESS: "127.0.0.1:0",
+  REALTIME_ADMIN_TOKEN: "token",
+  REALTIME_ADMISSION: "none",
+  REALTIME_AWS_IDENTITY: "PodIdentity",
+  AWS_REGION: "eu-west-1",
+};
+
+/** A sockjs edge; `variables` go on top of what it needs, and `webhooks` are the app's. */
+export async function startEdge(variables = {}, webhooks = []) {
+  const edge = await start("edge", {
+    REALTIME_SERVER: "sockjs",
+    REALTIME_PUBLIC_ADDRESS: "127.0.0.1:0",
+    REALTIME_TRANSPORTS: "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource",
+    REALTIME_WEBHOOKS: "off",
+    REALTIME_BUS: "memory",
+    ...variables,
+  }, webhooks);
+  const address = () => edge.lines.map((line) => /the edge serves.*?127\.0\.0\.1:(\d+)|"public":"127\.0\.0\.1:(\d+)"/.exec(line)).find(Boolean);
+  const found = await eventually(address, () => `no address: ${edge.lines.join("\n")}`, 60);
+  const port = Number(found[1] ?? found[2]);
+  const sdk = new Pusher({ appId: "1", key: KEY, secret: SECRET, host: "127.0.0.1", port: String(port), useTLS: false });
+  return { ...edge, port, sdk };
+}
+
+/** A dispatcher that may send to loopback. */
+export async function startDispatcher(variables, webhooks) {
+  const dispatcher = await start("dispatcher", {
+    REALTIME_SERVER: "dispatcher",
+    REALTIME_LEASES: "memory",
+    REALTIME_ALLOWED_NETWORKS: "127.0.0.0/8",
+    ...variables,
+  }, webhooks);
+  const works = () => dispatcher.lines.some((line) => line.includes("the dispatcher works"));
+  await eventually(works, () => `it does not work: ${dispatcher.lines.join("\n")}`, 60);
+  return dispatcher;
+}
+
+async function start(command, variables, webhooks) {
+  const folder = await mkdtemp(join(tmpdir(), `${command}-`));
   const credentials = [{ key: KEY, secret: SECRET, state: "Active" }];
   const limits = { clientEventsPerSecond: 1000 };
-  const app = { id: "1", credentials, enabled: true, clientEvents: true, limits, webhooks: [] };
+  const app = { id: "1", credentials, enabled: true, clientEvents: true, limits, webhooks };
   await writeFile(join(folder, "0.json"), JSON.stringify([app]));
-  const child = spawn(BIN, ["edge"], {
-    env: {
-      ...cleanEnvironment(),
-      REALTIME_CLUSTER: "ns/eu",
-      REALTIME_CLUSTER_UID: "uid-1",
-      REALTIME_SERVER: "sockjs",
-      REALTIME_POD: "pod-1",
-      REALTIME_ADMIN_ADDRESS: "127.0.0.1:0",
-      REALTIME_PUBLIC_ADDRESS: "127.0.0.1:0",
-      REALTIME_ADMIN_TOKEN: "token",
-      REALTIME_APPS_PATH: folder,
-      REALTIME_TRANSPORTS: "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource",
-      REALTIME_WEBHOOKS: "off",
-      REALTIME_BUS: "memory",
-      REALTIME_ADMISSION: "none",
-      REALTIME_AWS_IDENTITY: "PodIdentity",
-      AWS_REGION: "eu-west-1",
-      ...variables,
-    },
+  const child = spawn(BIN, [command], {
+    env: { ...cleanEnvironment(), ...COMMON, REALTIME_APPS_PATH: folder, ...variables },
     stdio: ["ignore", "pipe", "pipe"],
   });
   const ended = new Promise((resolve) => child.once("exit", (code, signal) => resolve(code ?? signal)));
   const lines = [];
   for (const stream of [child.stdout, child.stderr]) createInterface({ input: stream }).on("line", (line) => lines.push(line));
-  const address = () => lines.map((line) => /the edge serves.*?127\.0\.0\.1:(\d+)|"public":"127\.0\.0\.1:(\d+)"/.exec(line)).find(Boolean);
-  const found = await eventually(address, () => `no address: ${lines.join("\n")}`, 60);
-  const port = Number(found[1] ?? found[2]);
   return {
-    port,
-    sdk: new Pusher({ appId: "1", key: KEY, secret: SECRET, host: "127.0.0.1", port: String(port), useTLS: false }),
-    /** Ends it as kubelet does, and answers with its exit code. */
-    async stop() {
+    lines,
+    /** Ends it as kubelet does after so many seconds' grace, and answers with its exit code. */
+    async stop(grace = 20) {
       child.kill("SIGTERM");
-      const hung = setTimeout(() => child.kill("SIGKILL"), 20_000);
+      const hung = setTimeout(() => child.kill("SIGKILL"), grace * 1000);
       const how = await ended;
       clearTimeout(hung);
-      await rm(folder, { recursive: true });
+      await rm(folder, { recursive: true, force: true });
       return how;
     },
   };

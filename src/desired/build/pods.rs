@@ -15,19 +15,22 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::Cluster;
 use super::template::{READINESS_GATE, SECRETS, TEMPLATE, template_digest};
-use super::variables::{TOKEN_DIRECTORY, variables};
+use super::variables::{TOKEN_DIRECTORY, edge, variables};
 use super::{
     ADMIN_PORT, APPS_PATH, PEER_PORT, POD_PATH, PUBLIC_PORT, child, labels, metadata, registry_secret_name, selector,
 };
-use crate::api::cluster::IdentityType;
+use crate::api::cluster::{Drain, IdentityType};
 use crate::contract::Server;
 use crate::protocol::registry::{BUCKETS, file_name};
 
 /// The user of the image.
 const USER: i64 = 65532;
 
-/// Seconds that a pod may take to end: it flushes what it holds.
+/// Seconds that a dispatcher may take to end: it finishes what it sends.
 const GRACE_SECONDS: i64 = 60;
+
+/// Seconds that an edge may take to end once its clients were sent away: they leave, and what waits is written.
+const AFTER_DRAIN_SECONDS: u32 = 30;
 
 fn account(server: Server) -> &'static str {
     if server == Server::Dispatcher { "dispatcher" } else { "edge" }
@@ -112,7 +115,7 @@ fn pod(cluster: &Cluster, server: Server) -> PodSpec {
         automount_service_account_token: Some(server == Server::Dispatcher),
         // kubelet would inject REALTIME_…_SERVICE_HOST for a Service named realtime-….
         enable_service_links: Some(false),
-        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        termination_grace_period_seconds: Some(grace_seconds(cluster, server)),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
             run_as_user: Some(USER),
@@ -123,6 +126,13 @@ fn pod(cluster: &Cluster, server: Server) -> PodSpec {
         volumes: Some(volumes(cluster)),
         ..PodSpec::default()
     }
+}
+
+fn grace_seconds(cluster: &Cluster, server: Server) -> i64 {
+    edge(cluster, server).map_or(GRACE_SECONDS, |edge| {
+        let Drain { hold_seconds, window_seconds } = edge.drain;
+        i64::from(hold_seconds + window_seconds + AFTER_DRAIN_SECONDS)
+    })
 }
 
 fn container(cluster: &Cluster, server: Server) -> Container {

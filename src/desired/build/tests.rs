@@ -128,6 +128,23 @@ fn edges_with_sessions_over_http_find_each_other_and_nobody_else_knows_their_sec
 }
 
 #[test]
+fn a_pod_that_ends_has_time_to_hold_to_send_its_clients_away_and_to_write_what_waits() {
+    let given = "  websocket: { drain: { holdSeconds: 120, windowSeconds: 300 } }\n";
+    let desired = build(&cluster("{ type: PodIdentity }", given)).expect("objects");
+    let grace = |(server, deployment): &(Server, Deployment)| {
+        let pod = deployment.spec.template.spec.as_ref().expect("a pod");
+        (*server, pod.termination_grace_period_seconds)
+    };
+    let graces: Vec<_> = desired.deployments.iter().map(grace).collect();
+    let expected = [(Server::Websocket, Some(450)), (Server::Sockjs, Some(165)), (Server::Dispatcher, Some(60))];
+    assert_eq!(graces, expected);
+    for (server, expected) in [(Server::Websocket, ["120", "300"]), (Server::Sockjs, ["15", "120"])] {
+        let own = environment(&desired, server);
+        assert_eq!(["HOLD", "WINDOW"].map(|part| own[&format!("REALTIME_DRAIN_{part}_SECONDS")].as_str()), expected);
+    }
+}
+
+#[test]
 fn a_disabled_server_is_not_built_and_children_have_distinct_names() {
     let desired = build(&cluster("{ type: PodIdentity }", "  sockjs: { state: Disabled }\n")).expect("objects");
     assert_eq!(

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Secr
 use super::super::Cluster;
 use super::{APPS_PATH, admin_secret_name, peer_secret_name};
 use crate::api::State;
-use crate::api::cluster::{IdentityType, WebhooksMode};
+use crate::api::cluster::{EdgeServer, IdentityType, WebhooksMode};
 use crate::contract::{Server, VARIABLES, Variable, name};
 use crate::protocol::Transport;
 
@@ -24,13 +24,18 @@ pub(super) fn variables(cluster: &Cluster, server: Server) -> Vec<EnvVar> {
         .iter()
         .filter(|row| row.servers.contains(&server))
         .filter_map(|row| source(cluster, server, row).map(|source| variable(row.name, source)));
-    let extra = match server {
-        Server::Websocket | Server::Edge => &cluster.spec.websocket.env,
-        Server::Sockjs => &cluster.spec.sockjs.env,
-        Server::Dispatcher => &cluster.spec.webhooks.dispatcher.env,
-    };
+    let extra = edge(cluster, server).map_or(&cluster.spec.webhooks.dispatcher.env, |edge| &edge.env);
     let extra = extra.iter().map(|extra| variable(&extra.name, Source::Text(extra.value.clone())));
     ours.chain(extra).collect()
+}
+
+/// What the manifest says of an edge server.
+pub(super) fn edge(cluster: &Cluster, server: Server) -> Option<&EdgeServer> {
+    match server {
+        Server::Websocket | Server::Edge => Some(&cluster.spec.websocket),
+        Server::Sockjs => Some(&cluster.spec.sockjs),
+        Server::Dispatcher => None,
+    }
 }
 
 fn source(cluster: &Cluster, server: Server, row: &Variable) -> Option<Source> {
@@ -55,6 +60,10 @@ fn source(cluster: &Cluster, server: Server, row: &Variable) -> Option<Source> {
         name::SESSION_HOST => spec.sockjs_clients.canonical_host.as_deref().and_then(text),
         name::SOCKJS_SCRIPTS => list(&spec.sockjs_clients.scripts),
         name::SOCKJS_COOKIE if spec.sockjs_clients.cookie == Some(State::Enabled) => text("on"),
+        name::DRAIN_HOLD_SECONDS => edge(cluster, server).and_then(|edge| text(&edge.drain.hold_seconds.to_string())),
+        name::DRAIN_WINDOW_SECONDS => {
+            edge(cluster, server).and_then(|edge| text(&edge.drain.window_seconds.to_string()))
+        }
         name::WEBHOOKS => text(match spec.webhooks.mode {
             WebhooksMode::Kinesis => "kinesis",
             WebhooksMode::Off => "off",

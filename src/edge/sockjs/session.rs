@@ -15,13 +15,14 @@ use tracing::Instrument;
 
 use super::super::client::Caller;
 use super::super::connection::Connection;
+use super::super::drain::heard_out;
 use super::super::fallback::Unserved;
 use super::super::inbox::{Mark, Sends, Sent, Unsent, inbox};
 use super::super::liveness::ACTIVITY_TIMEOUT;
 use super::super::order::Copies;
 use super::super::peer::{Registration, Standing};
 use super::super::session::{Budget, Closing, Outgoing, Outlet, Session};
-use super::super::sessions::{Place, going_away};
+use super::super::sessions::Place;
 use super::super::shared::Shared;
 use crate::protocol::frame::{self, code};
 use crate::protocol::sockjs::first_message;
@@ -325,7 +326,7 @@ async fn introduced(
             let Some(caller) = sent.caller.take() else { return Err(not_introduced()) };
             Ok((admitted(shared, &first, &caller, transport)?, sent.messages))
         }
-        () = shared.draining.cancelled() => Err(going_away()),
+        () = shared.draining.cancelled() => Err(shared.draining.closing()),
         () = sleep(INTRODUCTION) => Err(not_introduced()),
     }
 }
@@ -365,14 +366,25 @@ async fn serve(
     }
     let mut look = Instant::now() + ACTIVITY_TIMEOUT;
     let (abandoned, aborted) = (entry.abandoned(), entry.aborted());
-    tokio::pin!(abandoned, aborted);
+    let heard_out = heard_out(session.told());
+    tokio::pin!(abandoned, aborted, heard_out);
+    let mut leaving = false;
     loop {
         tokio::select! {
             biased;
-            () = session.closed() => break,
+            () = session.closed(), if !leaving => {
+                leaving = session.closing().is_some_and(|closing| closing.drain);
+                if !leaving {
+                    break;
+                }
+            }
+            () = &mut heard_out, if leaving => break,
             () = &mut aborted => {
                 let (code, reason) = INTERRUPTED;
                 session.close(Closing::new(code, reason));
+                if leaving {
+                    break;
+                }
             }
             Some(sent) = inbox.recv() => {
                 if !copies.first(sent.mark.handed) {
@@ -383,7 +395,7 @@ async fn serve(
                     connection.handle(message).await;
                 }
             }
-            () = &mut abandoned => {
+            () = &mut abandoned, if !leaving => {
                 session.close(Closing::new(code::INACTIVE, "nobody received for too long"));
             }
             () = sleep_until(look) => {

@@ -11,9 +11,9 @@ use super::super::client::Caller;
 use super::super::connection::Connection;
 use super::super::liveness::ACTIVITY_TIMEOUT;
 use super::super::session::{Closing, Outgoing, Session};
-use super::super::sessions::{Place, going_away};
+use super::super::sessions::Place;
 use super::super::shared::Shared;
-use super::super::websocket::{BATCH, CLOSE_TIMEOUT, goodbye, turn_away, unreadable, write};
+use super::super::websocket::{BATCH, CLOSE_TIMEOUT, close, goodbye, turn_away, unreadable, write};
 use super::answer::HEARTBEAT_EVERY;
 use super::session::{INTRODUCTION, admitted, not_introduced, refused};
 use crate::protocol::Transport;
@@ -101,7 +101,7 @@ impl Socket {
                         return Ok((admitted(shared, &first, &self.caller, self.transport).map_err(End::Closed)?, messages));
                     }
                 }
-                () = shared.draining.cancelled() => return Err(End::Closed(going_away())),
+                () = shared.draining.cancelled() => return Err(End::Closed(shared.draining.closing())),
                 () = sleep_until(late) => return Err(End::Closed(not_introduced())),
             }
         }
@@ -147,8 +147,40 @@ impl Socket {
                 }
             }
         };
+        let end = match end {
+            End::Closed(closing) if closing.drain => {
+                self.last_words(&closing, &mut connection).await;
+                End::Gone
+            }
+            end => end,
+        };
         connection.leave().await;
         end
+    }
+
+    /// Tells a client of the end and hears what it had sent before it knew.
+    async fn last_words(&mut self, closing: &Closing, connection: &mut Connection) {
+        if self.say_closed(closing).await.is_none() {
+            return;
+        }
+        let heard = async {
+            while let Ok(messages) = self.read().await {
+                for message in messages {
+                    connection.handle(&message).await;
+                }
+            }
+        };
+        let _ = timeout(CLOSE_TIMEOUT, heard).await;
+    }
+
+    async fn say_closed(&mut self, closing: &Closing) -> Option<()> {
+        match self.framing {
+            Framing::Raw => close(&mut self.wire, closing).await,
+            Framing::Frames => {
+                self.text(&sockjs::close(closing.code, &closing.reason)).await?;
+                close(&mut self.wire, &Closing::new(NORMAL.0, NORMAL.1)).await
+            }
+        }
     }
 
     /// What the client says next; nothing at all is a sign of life.
@@ -183,16 +215,15 @@ impl Socket {
     }
 
     async fn goodbye(mut self, end: End) {
-        let (code, reason) = match (&end, self.framing) {
-            (End::Gone, _) => return goodbye(self.wire, None).await,
-            (End::Unreadable(closing), _) => return turn_away(self.wire, closing).await,
-            (End::Broken, _) => BROKEN,
-            (End::Closed(closing), Framing::Raw) => (closing.code, closing.reason.as_str()),
-            (End::Closed(closing), Framing::Frames) => {
-                let _ = self.text(&sockjs::close(closing.code, &closing.reason)).await;
-                NORMAL
+        match end {
+            End::Gone => goodbye(self.wire, None).await,
+            End::Unreadable(closing) => turn_away(self.wire, &closing).await,
+            End::Broken => goodbye(self.wire, Some(&Closing::new(BROKEN.0, BROKEN.1))).await,
+            End::Closed(closing) => {
+                if self.say_closed(&closing).await.is_some() {
+                    goodbye(self.wire, None).await;
+                }
             }
-        };
-        goodbye(self.wire, Some(&Closing::new(code, reason))).await;
+        }
     }
 }

@@ -1,0 +1,155 @@
+//! How an edge sends its clients to others.
+
+use std::time::Instant;
+
+use reqwest::StatusCode;
+
+use super::*;
+
+/// Sessions of one drain.
+const CROWD: usize = 120;
+
+async fn drain(edge: &Edge, query: &str) -> (StatusCode, Value) {
+    let url = format!("http://{}/drain{query}", edge.running.admin);
+    let answer = edge.http.post(url).bearer_auth(TOKEN).send().await.expect("an answer");
+    let status = answer.status();
+    let text = answer.text().await.expect("a text");
+    (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+}
+
+async fn progress(edge: &Edge) -> Value {
+    serde_json::from_str(&edge.admin("/drain").await.text().await.expect("a text")).expect("json")
+}
+
+async fn stage(edge: &Edge, wanted: &str) {
+    eventually(wanted, async || (progress(edge).await["stage"] == wanted).then_some(())).await;
+}
+
+#[tokio::test]
+async fn an_edge_that_is_asked_serves_on_for_a_while_then_sends_everyone_away_and_stays_drained() {
+    let variables = [("REALTIME_DRAIN_HOLD_SECONDS", "2")];
+    let edge = start_with("websocket", vec![app("1", true)], &variables, MemoryBus::new(), None).await;
+    let mut early = edge.websocket().await;
+    early.subscribe("private-room", None).await;
+    assert_eq!(progress(&edge).await, json!({ "stage": "serving", "sessions": 1, "code": 4200 }));
+    let url = format!("http://{}/drain", edge.running.admin);
+    assert_eq!(edge.http.post(url).send().await.expect("an answer").status(), 401, "without the token");
+    let (status, told) = drain(&edge, "?code=1000").await;
+    assert_eq!((status, told.as_str().is_some_and(|told| told.contains("4200"))), (StatusCode::BAD_REQUEST, true));
+    assert_eq!(edge.admin("/readyz").await.status(), 200);
+
+    let begun = Instant::now();
+    let (status, told) = drain(&edge, "?code=4100").await;
+    assert_eq!((status, told), (StatusCode::ACCEPTED, json!({ "stage": "holding", "sessions": 1, "code": 4100 })));
+    let ready = edge.admin("/readyz").await;
+    assert_eq!(
+        (ready.status(), ready.text().await.expect("a text").as_str()),
+        (StatusCode::SERVICE_UNAVAILABLE, "going away\n")
+    );
+    let mut late = edge.websocket().await;
+    late.subscribe("private-room", None).await;
+    late.send(&client_event("private-room", &json!(1))).await;
+    assert_eq!(early.expect("client-said").await.data, 1, "served while load balancers learn of it");
+    // A second time changes nothing.
+    assert_eq!(drain(&edge, "").await.1["code"], 4100);
+    assert_eq!((early.closed().await, late.closed().await), (4100, 4100));
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+    stage(&edge, "drained").await;
+    assert_eq!(progress(&edge).await["sessions"], 0);
+    let mut refused = Ws::open(edge.running.public, "/app/key1?protocol=7").await;
+    assert_eq!(refused.expect("pusher:error").await.data["code"], 4100);
+    assert_eq!(refused.closed().await, 4100);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn everyone_is_told_in_turn_and_never_many_at_once() {
+    let edge = alone("websocket").await;
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        crowd.push(edge.websocket().await);
+    }
+    edge.shutdown.cancel();
+    let told = crowd.iter_mut().map(|ws| async {
+        assert_eq!(ws.closed().await, 4200);
+        Instant::now()
+    });
+    let mut told = futures::future::join_all(told).await;
+    told.sort();
+    // At a hundred in a second; what is late on this machine can only be later.
+    let took = *told.last().expect("a crowd") - told[0];
+    assert!(took >= Duration::from_millis(10) * u32::try_from(CROWD - 20).expect("a number"), "{took:?}");
+    edge.stop().await;
+}
+
+/// The numbers that a watcher hears.
+async fn numbers(watcher: &mut Ws, count: usize) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    for _ in 0..count {
+        numbers.push(watcher.expect("client-said").await.data.as_u64().expect("a number"));
+    }
+    numbers
+}
+
+#[tokio::test]
+async fn what_clients_had_sent_before_they_knew_is_not_lost() {
+    let bus = MemoryBus::new();
+    let other = start("websocket", bus.another(), None).await;
+    let mut watcher = other.websocket().await;
+    watcher.subscribe("private-room", None).await;
+    let sent: Vec<u64> = (0..5).collect();
+    let message = |n: &u64| client_event("private-room", &json!(n));
+
+    let edge = start("websocket", bus.another(), None).await;
+    let mut ws = edge.websocket().await;
+    ws.subscribe("private-room", None).await;
+    drain(&edge, "").await;
+    stage(&edge, "closing").await;
+    for n in &sent {
+        ws.send(&message(n)).await;
+    }
+    assert_eq!(numbers(&mut watcher, sent.len()).await, sent, "websocket");
+    assert_eq!(ws.closed().await, 4200);
+    edge.stop().await;
+
+    let edge = start("sockjs", bus.another(), None).await;
+    for path in ["xhr_streaming", "xhr"] {
+        let mut xhr = Xhr::new(&edge, "key1", path, path);
+        let id = xhr.greeted().await;
+        xhr.send(&subscribe(&id, "private-room", None)).await;
+        xhr.expect(SUBSCRIBED).await;
+        if path == "xhr" {
+            // Between two polls when it is ended.
+            drain(&edge, "").await;
+            stage(&edge, "closing").await;
+            for n in &sent {
+                xhr.send(&message(n)).await;
+            }
+            assert!(matches!(xhr.frame().await, Frame::Close(4200, _)));
+            xhr.send(&message(&9)).await;
+            assert_eq!(numbers(&mut watcher, sent.len() + 1).await, [&sent[..], &[9]].concat(), "{path}");
+        }
+    }
+    edge.stop().await;
+
+    let edge = start("sockjs", bus.another(), None).await;
+    let mut wire = dial(edge.running.public, "/pusher/0/last/websocket").await;
+    assert_eq!(received(&mut wire).await.to_text().expect("text"), "o");
+    let first = json!([json!({ "path": "/app/key1?protocol=7" }).to_string()]);
+    wire.send(Message::text(first.to_string())).await.expect("sent");
+    let greeting = received(&mut wire).await.to_text().expect("text").to_owned();
+    let socket =
+        greeting.split(r#"socket_id\\\":\\\""#).nth(1).and_then(|rest| rest.split('\\').next()).expect("an id");
+    let ask = subscribe(socket, "private-room", None).to_string();
+    wire.send(Message::text(json!([ask]).to_string())).await.expect("sent");
+    assert!(received(&mut wire).await.to_text().expect("text").contains("subscription_succeeded"));
+    drain(&edge, "").await;
+    stage(&edge, "closing").await;
+    for n in &sent {
+        wire.send(Message::text(json!([message(n).to_string()]).to_string())).await.expect("sent");
+    }
+    assert_eq!(numbers(&mut watcher, sent.len()).await, sent, "sockjs");
+    assert!(received(&mut wire).await.to_text().expect("text").starts_with("c[4200"));
+    edge.stop().await;
+    other.stop().await;
+}
