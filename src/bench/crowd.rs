@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::BenchError;
 use super::latency::{Latencies, Latency};
-use super::load::{self, Clock, OPENING, Place, Publishing, enter};
+use super::load::{self, Clock, OPENING, Place, Publishing, Target, enter};
 use super::machine::{Watch, as_f64, host, ticks, us};
-use super::sequence::{Sequence, Tally};
-use super::server::Server;
+use super::sequence::{Lanes, Tally};
+use super::server::{Server, ticks as ticks_of};
 use super::socket::Socket;
 
 /// Sockets that come and go before the first measurement, so that code and tables are there.
@@ -24,6 +24,9 @@ const WARM: usize = 100;
 
 /// How long a server may come to rest.
 const REST: Duration = Duration::from_secs(2);
+
+/// How long those who came may settle before they are published to.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// How long memory may take to come back.
 const BACK: Duration = Duration::from_secs(20);
@@ -68,39 +71,48 @@ pub struct Order {
     pub leave: bool,
 }
 
-/// Measures while something is done: the server's CPU, and the host.
+/// Measures while something is done: the CPU of the servers together, and the host.
 pub async fn measured<T>(
-    server: &Server,
+    servers: &[Server],
     watch: &mut Watch,
     work: impl Future<Output = Result<T, BenchError>>,
 ) -> Result<(T, u64), BenchError> {
-    let own = || Ok::<_, BenchError>(ticks(std::process::id())? + server.ticks()?);
-    let (before, host_before, own_before) = (server.ticks()?, host()?, own()?);
+    let helpers = watch.helpers()?;
+    let own = |helpers: u64| Ok::<_, BenchError>(ticks(std::process::id())? + ticks_of(servers)? + helpers);
+    let (before, host_before, own_before) = (ticks_of(servers)?, host()?, own(helpers)?);
     let done = work.await?;
-    let took = server.ticks()? - before;
-    watch.add(host_before, host()?, own()? - own_before);
+    let took = ticks_of(servers)?.saturating_sub(before);
+    let helpers = watch.helpers()?;
+    watch.add(host_before, host()?, own(helpers)?.saturating_sub(own_before));
     Ok((done, took))
 }
 
-fn failed(server: &Server, step: &'static str) -> impl FnOnce(io::Error) -> BenchError {
-    let server = server.target.kind.name();
+/// For `map_err`: what a server, or one of several, did not do.
+pub fn failed(servers: &[Server], step: &'static str) -> impl FnOnce(io::Error) -> BenchError {
+    let server = servers.first().map_or("no server", |server| server.target.kind.name());
     move |error| BenchError::Server { server, step, detail: error.to_string() }
 }
 
-/// Opens sockets, some at a time.
-pub async fn open(server: &Server, places: &[Place]) -> Result<Vec<Socket>, BenchError> {
-    let target = server.target;
-    let opened = stream::iter(places).map(|place| enter(target, place)).buffered(OPENING);
-    opened.try_collect().await.map_err(failed(server, "opening sockets"))
+/// Where their clients go.
+pub fn targets(servers: &[Server]) -> Vec<Target> {
+    servers.iter().map(|server| server.target).collect()
 }
 
-/// Makes a server have met everything once.
-pub async fn warm(server: &Server, places: &[Place]) -> Result<(), BenchError> {
-    let sockets = open(server, &places[..places.len().min(WARM)]).await?;
+/// Opens sockets, some at a time, at the servers in turn.
+pub async fn open(servers: &[Server], places: &[Place]) -> Result<Vec<Socket>, BenchError> {
+    let turns = targets(servers).into_iter().cycle();
+    let opened = stream::iter(places.iter().zip(turns)).map(|(place, target)| enter(target, place)).buffered(OPENING);
+    opened.try_collect().await.map_err(failed(servers, "opening sockets"))
+}
+
+/// Makes servers have met everything once.
+pub async fn warm(servers: &[Server], places: &[Place]) -> Result<(), BenchError> {
+    let sockets = open(servers, &places[..places.len().min(WARM * servers.len())]).await?;
     if let Some(place) = places.first() {
         let publishing = Publishing::new(vec![place.channel.clone()], 100, Duration::from_secs(1));
-        let warmed = publishing.run(server.target, Clock::start());
-        warmed.await.map_err(failed(server, "publishing"))?;
+        let targets = targets(servers);
+        let warmed = publishing.run(&targets, Clock::start());
+        warmed.await.map_err(failed(servers, "publishing"))?;
     }
     stream::iter(sockets).for_each_concurrent(OPENING, Socket::leave).await;
     sleep(REST).await;
@@ -110,15 +122,16 @@ pub async fn warm(server: &Server, places: &[Place]) -> Result<(), BenchError> {
 /// Runs one crowd against a server.
 pub async fn run(server: &Server, order: Order, watch: &mut Watch) -> Result<Crowd, BenchError> {
     let Order { places, publishing, leave } = order;
-    warm(server, &places).await?;
+    let servers = std::slice::from_ref(server);
+    warm(servers, &places).await?;
     let start = server.rss_kib()?;
-    let (sockets, took) = measured(server, watch, open(server, &places)).await?;
+    let (sockets, took) = measured(servers, watch, open(servers, &places)).await?;
     let count = as_f64(sockets.len().max(1) as u64);
     // Also those to whom nothing is published hear of each other; whoever does not read would be cut.
-    let listeners = Listeners::start(sockets, publishing.as_ref());
+    let listeners = Listeners::start(sockets, publishing.as_ref(), servers.len());
     sleep(REST).await;
     let held = server.rss_kib()?.saturating_sub(start);
-    let delivery = listeners.hear(server, publishing, watch).await?;
+    let delivery = listeners.hear(servers, publishing, watch).await?;
     let back = if leave { Some(back(server, start).await?) } else { None };
     Ok(Crowd { accept_us: us(took) / count, held_kib: as_f64(held) / count, back, delivery })
 }
@@ -145,8 +158,15 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// One task for each; `publishing` says how many events each is to get.
-    pub fn start(sockets: Vec<Socket>, publishing: Option<&Publishing>) -> Self {
+    /// Opens sockets at the servers in turn, and reads from them.
+    pub async fn enter(servers: &[Server], places: &[Place], publishing: &Publishing) -> Result<Self, BenchError> {
+        let listeners = Self::start(open(servers, places).await?, Some(publishing), servers.len());
+        sleep(SETTLE).await;
+        Ok(listeners)
+    }
+
+    /// One task for each; `publishing` says how many events each is to get, that are published at so many servers.
+    pub fn start(sockets: Vec<Socket>, publishing: Option<&Publishing>, servers: usize) -> Self {
         let (tasks, stop) = (JoinSet::new(), CancellationToken::new());
         let (latencies, clock) = (Arc::new(Latencies::new()), Clock::start());
         let mut listeners = Self { tasks, stop, latencies, clock, seen: Arc::default() };
@@ -154,7 +174,8 @@ impl Listeners {
         for (number, socket) in sockets.into_iter().enumerate() {
             let (stop, latencies) = (listeners.stop.clone(), listeners.latencies.clone());
             let seen = listeners.seen.clone();
-            listeners.tasks.spawn(listen(socket, number, expected, (latencies, clock, seen), stop));
+            let notes = (Lanes::of(servers), latencies, clock, seen);
+            listeners.tasks.spawn(listen(socket, number, expected, notes, stop));
         }
         listeners
     }
@@ -162,51 +183,68 @@ impl Listeners {
     /// Publishes, if there is something to, and waits until everything has arrived or had its time. Then everyone says
     /// goodbye.
     pub async fn hear(
-        mut self,
-        server: &Server,
+        self,
+        servers: &[Server],
         publishing: Option<Publishing>,
         watch: &mut Watch,
     ) -> Result<Option<Delivery>, BenchError> {
-        let mut took = None;
-        if let Some(publishing) = publishing {
-            let expected = publishing.per_channel() * self.tasks.len() as u64;
-            let work = async {
-                publishing.run(server.target, self.clock).await.map_err(failed(server, "publishing"))?;
-                let late = Instant::now() + LAST;
-                while self.seen.load(Ordering::Relaxed) < expected && Instant::now() < late {
-                    sleep(Duration::from_millis(20)).await;
-                }
-                Ok(())
-            };
-            took = Some(measured(server, watch, work).await?.1);
-        }
+        let took = match publishing {
+            Some(publishing) => Some(self.publish(servers, publishing, watch).await?),
+            None => None,
+        };
+        let delivery = self.end(took.unwrap_or_default()).await;
+        Ok(took.map(|_| delivery))
+    }
+
+    /// Publishes, and waits until everything has arrived or had its time. Returns the servers' CPU for it, in clock
+    /// ticks.
+    pub async fn publish(
+        &self,
+        servers: &[Server],
+        publishing: Publishing,
+        watch: &mut Watch,
+    ) -> Result<u64, BenchError> {
+        let expected = publishing.per_channel() * self.tasks.len() as u64;
+        let targets = targets(servers);
+        let work = async {
+            publishing.run(&targets, self.clock).await.map_err(failed(servers, "publishing"))?;
+            let late = Instant::now() + LAST;
+            while self.seen.load(Ordering::Relaxed) < expected && Instant::now() < late {
+                sleep(Duration::from_millis(20)).await;
+            }
+            Ok(())
+        };
+        Ok(measured(servers, watch, work).await?.1)
+    }
+
+    /// Everyone says goodbye, and tells what was heard of what the servers published in so many ticks of CPU.
+    pub async fn end(mut self, took: u64) -> Delivery {
         self.stop.cancel();
         let mut tally = Tally::default();
         while let Some(seen) = self.tasks.join_next().await {
             tally += seen.unwrap_or_default();
         }
         let delivered = as_f64(tally.delivered.max(1));
-        Ok(took.map(|took| Delivery { tally, latency: self.latencies.merge(), cpu_us: us(took) / delivered }))
+        Delivery { tally, latency: self.latencies.merge(), cpu_us: us(took) / delivered }
     }
 }
 
-type Notes = (Arc<Latencies>, Clock, Arc<AtomicU64>);
+type Notes = (Lanes, Arc<Latencies>, Clock, Arc<AtomicU64>);
 
 async fn listen(
     mut socket: Socket,
     number: usize,
     expected: u64,
-    (latencies, clock, seen): Notes,
+    (mut lanes, latencies, clock, seen): Notes,
     stop: CancellationToken,
 ) -> Tally {
-    let mut sequence = Sequence::default();
     let stopped = stop.cancelled();
     tokio::pin!(stopped);
     loop {
         let reading = socket.read(|text| {
             if let Some((event, due)) = load::event(text) {
                 latencies.record(number, clock.since(due));
-                sequence.take(event);
+                lanes.take(event);
                 seen.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -224,5 +262,5 @@ async fn listen(
             }
         }
     }
-    sequence.end(expected)
+    lanes.end(expected)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Report, cells};
+use super::report::{Report, Size, cells};
 
 const HEAD: &str = "\
 # Performance
@@ -35,21 +35,66 @@ comparisons. Missed and repeated events are the sum of all rounds. CPU and memor
   many bytes through a process that only echoes.
 ";
 
+const PODS_HEAD: &str = "\
+# Performance of several edges
+
+What it costs that edges share a Redis: several of them, each a process as in a pod of its own, beside a single edge that
+needs none. This page is written by a command, `realtime bench edge --pods 3 --write docs/performance-pods.md`, which
+[`benches/pods`](../benches/pods) runs. [docs/performance.md](performance.md) is about a single edge.
+";
+
+const PODS_HOW: &str = "\
+## How it is measured
+
+Edges and Redis are processes of their own on loopback; the load comes from a client in another process, over WebSocket
+and the signed HTTP API. Redis keeps nothing on disk. In each round a single edge with the memory bus and the edges that
+share the round's Redis have the same subscribers and events, in turn; subscribers are spread over the edges, and each
+channel's events are published at the edges in turn. A figure is the median of the rounds, a comparison is the median of the rounds'
+own comparisons, and what was missed or repeated is the sum of all rounds.
+
+- **Deliveries per CPU second**: events delivered by the CPU time of all edges together, from `/proc`, the HTTP requests
+  with it; against the same of the single edge. Fan-out is one channel with many subscribers, the crowd has a hundred
+  subscribers in each channel. The CPU of Redis is told apart, as Redis tells it.
+- **Missed and repeated**: every event has a number, and every subscriber checks them. Each edge keeps the order of the
+  events that are published at it; events that are published at two edges have no order.
+- **Latency that the bus adds**: of the calm load, the 99th percentile with several edges less that with a single one.
+  It counts only in rounds in which the host was less than 60 % busy on both sides: above it, processes wait for a core,
+  and three edges wait more often than one.
+- **A single delivery from edge to edge**: a publish over HTTP at one edge to its arrival over WebSocket at another, one
+  at a time.
+- **Subscribe and unsubscribe**: sixty sockets over all edges subscribe to channels that nobody else is in, one after
+  another, and then unsubscribe from them. One is a pair of both; the CPU of Redis has everything in it that follows of
+  them, also what is written a moment later.
+- **Memory of Redis**: its `used_memory` with all channels occupied, less that before, by their number. After a channel was left,
+  its counter is kept for an hour so that its order never goes back.
+- **An edge is killed** (SIGKILL), with members in presence channels of a hundred. One other member of each channel is at
+  one of the other edges and checks that every member is told of as removed, once. From the first that any of them hears
+  to the last that any of them hears is how long it takes. The longest command is the largest entry of Redis's SLOWLOG
+  from the death on: it is the time on the clock, and so on a busy host also that of others.
+";
+
 /// The page.
 #[must_use]
 pub fn document(report: &Report) -> String {
-    let mut text = format!("{HEAD}\n## Where and when\n\n");
+    let (head, how, with) = match report.size {
+        Size::Edge(_) => (HEAD, HOW, "Beside"),
+        Size::Pods(_) => (PODS_HEAD, PODS_HOW, "Over"),
+    };
+    let mut text = format!("{head}\n## Where and when\n\n");
     let beside = report.peer.as_deref().unwrap_or("nothing: rows of sockudo are not measured");
-    let fewer = if report.quick { " This was the quick run; the targets are worded for the full one." } else { "" };
+    let fewer = if report.quick() { " This was the quick run; the targets are worded for the full one." } else { "" };
     for (name, value) in [
         ("Machine", report.machine.as_str()),
         ("Date", &report.date),
         ("Measured", &report.program),
-        ("Beside", beside),
-        ("Size", &report.size()),
+        (with, beside),
+        ("Size", &report.sizes()),
         ("Host", &format!("{}{fewer}", report.host())),
     ] {
         let _ = writeln!(text, "- {name}: {value}");
+    }
+    for note in &report.notes {
+        let _ = writeln!(text, "- Note: {note}");
     }
     let _ = write!(text, "\n## Figures\n\n| figure | value | target | |\n|---|---:|---|---|\n");
     for figure in &report.figures {
@@ -58,7 +103,7 @@ pub fn document(report: &Report) -> String {
         let standing = if standing == "MISSED" { "**missed**".to_owned() } else { standing };
         let _ = writeln!(text, "| {name} | {value} | {target} | {standing} |");
     }
-    let _ = write!(text, "\n{HOW}");
+    let _ = write!(text, "\n{how}");
     text
 }
 

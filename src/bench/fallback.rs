@@ -36,7 +36,7 @@ pub async fn streaming(server: &Server, sessions: usize, watch: &mut Watch) -> R
     sleep(REST).await;
     // Kept: a session lives on for a while without its request, and would be counted as memory given back.
     let start = server.rss_kib()?;
-    let (held, _) = measured(server, watch, async {
+    let (held, _) = measured(std::slice::from_ref(server), watch, async {
         let sessions = open(server, WARM, sessions).await?;
         sleep(REST).await;
         let held = server.rss_kib()?.saturating_sub(start);

@@ -12,7 +12,7 @@ use super::crowd::{self, Delivery, Listeners};
 use super::error::BenchError;
 use super::http::Connection;
 use super::latency::{Latencies, Latency};
-use super::load::{self, Clock, Place, Publishing, enter, private, publish_now};
+use super::load::{self, Clock, Place, Publishing, Target, enter, private, publish_now};
 use super::machine::Watch;
 use super::plan::Plan;
 use super::server::{Kind, Server};
@@ -31,13 +31,12 @@ const TRIP: Duration = Duration::from_secs(10);
 
 /// Publishes to many subscribers of one channel.
 pub async fn many(server: &Server, plan: &Plan, watch: &mut Watch) -> Result<Delivery, BenchError> {
+    let servers = std::slice::from_ref(server);
     let places = vec![Place::private(0); plan.subscribers];
-    crowd::warm(server, &places).await?;
-    let sockets = crowd::open(server, &places).await?;
+    crowd::warm(servers, &places).await?;
     let publishing = Publishing::new(vec![private(0)], plan.events_per_second, plan.publishing);
-    let listeners = Listeners::start(sockets, Some(&publishing));
-    sleep(Duration::from_millis(500)).await;
-    let heard = listeners.hear(server, Some(publishing), watch).await?;
+    let listeners = Listeners::enter(servers, &places, &publishing).await?;
+    let heard = listeners.hear(servers, Some(publishing), watch).await?;
     let detail = || BenchError::Server {
         server: server.target.kind.name(),
         step: "the fan-out",
@@ -46,23 +45,25 @@ pub async fn many(server: &Server, plan: &Plan, watch: &mut Watch) -> Result<Del
     heard.ok_or_else(detail)
 }
 
-/// From a publish to its arrival, one after another.
-pub async fn one(server: &Server) -> Result<Latency, BenchError> {
-    trips(server).await.map_err(|error| BenchError::Server {
-        server: server.target.kind.name(),
-        step: "single deliveries",
-        detail: error.to_string(),
-    })
+/// From a publish at the last of these servers to its arrival at a subscriber of the first, one after another.
+pub async fn one(servers: &[Server]) -> Result<Latency, BenchError> {
+    match servers {
+        [] => Ok(Latencies::new().merge()),
+        [first, ..] => {
+            let last = servers.last().unwrap_or(first);
+            trips(last.target, first.target).await.map_err(crowd::failed(servers, "single deliveries"))
+        }
+    }
 }
 
-async fn trips(server: &Server) -> io::Result<Latency> {
+async fn trips(from: Target, to: Target) -> io::Result<Latency> {
     let (clock, latencies) = (Clock::start(), Latencies::new());
     let place = Place::private(1);
-    let mut socket = enter(server.target, &place).await?;
-    let mut publisher = Connection::open(server.target.address).await?;
+    let mut socket = enter(to, &place).await?;
+    let mut publisher = Connection::open(from.address).await?;
     for number in 0..TRIPS {
         // At the same time: the arrival may come before the publisher's answer.
-        let publish = publish_now(&mut publisher, server.target.kind, &place.channel, number, clock);
+        let publish = publish_now(&mut publisher, from.kind, &place.channel, number, clock);
         let arrival = async {
             let due = socket.wait(|text| load::event(text).map(|(_, due)| due)).await?;
             latencies.record(0, clock.since(due));

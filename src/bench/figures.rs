@@ -112,12 +112,15 @@ impl Goal {
 
 /// How rounds become one value.
 #[derive(Clone, Copy)]
-enum Whole {
+pub(super) enum Whole {
+    /// The one in the middle.
     Median,
+    /// All of them together.
     Sum,
 }
 
-fn figure(
+/// One figure of these rounds.
+pub(super) fn figure(
     id: &'static str,
     name: &'static str,
     unit: &'static str,

@@ -60,12 +60,45 @@ pub async fn enter(target: Target, place: &Place) -> io::Result<Socket> {
     if target.kind == Kind::Bare {
         return Socket::open(target.address, "/ws").await;
     }
+    let (mut socket, id) = connect(target).await?;
+    go_in(&mut socket, &id, place).await?;
+    Ok(socket)
+}
+
+/// Opens a socket, and hears its id.
+pub async fn connect(target: Target) -> io::Result<(Socket, String)> {
     let path = format!("/app/{KEY}?protocol=7&client=bench&version=1.0.0");
     let mut socket = Socket::open(target.address, &path).await?;
     let id = socket.wait(socket_id).await?;
-    socket.send(&subscribe(&id, place)).await?;
-    socket.wait(subscribed).await?.map_err(io::Error::other)?;
-    Ok(socket)
+    Ok((socket, id))
+}
+
+/// Enters one more channel; returns once the server said yes.
+pub async fn go_in(socket: &mut Socket, id: &str, place: &Place) -> io::Result<()> {
+    socket.send(&subscribe(id, place)).await?;
+    socket.wait(subscribed).await?.map_err(io::Error::other)
+}
+
+/// Leaves channels; returns once the server has done so.
+pub async fn go_out(socket: &mut Socket, places: &[Place]) -> io::Result<()> {
+    for place in places {
+        let frame = serde_json::json!({ "event": "pusher:unsubscribe", "data": { "channel": place.channel } });
+        socket.send(&frame.to_string()).await?;
+    }
+    // Nothing answers that, but what a client says is taken in its order.
+    socket.send(r#"{"event":"pusher:ping","data":{}}"#).await?;
+    socket.wait(|text| find(text, b"pusher:pong").map(drop)).await
+}
+
+/// How many channels of the app are occupied, as the HTTP API tells.
+pub async fn occupied(target: Target) -> io::Result<usize> {
+    let mut connection = Connection::open(target.address).await?;
+    let (status, body) = connection.ask("GET", &signed("GET", "channels", ""), b"").await?;
+    let answer: serde_json::Value = serde_json::from_slice(&body).map_err(io::Error::other)?;
+    match answer["channels"].as_object() {
+        Some(channels) if status == 200 => Ok(channels.len()),
+        _ => Err(io::Error::other(format!("the list of channels was answered {status}: {answer}"))),
+    }
 }
 
 /// The request to enter a channel, signed as an app's backend signs it.
@@ -158,14 +191,14 @@ impl Publishing {
         self.events / self.channels.len().max(1) as u64
     }
 
-    /// Publishes all of them.
-    pub async fn run(self, target: Target, clock: Clock) -> io::Result<()> {
+    /// Publishes all of them: each channel's events at the targets in turn.
+    pub async fn run(self, targets: &[Target], clock: Clock) -> io::Result<()> {
         let publishing = Arc::new(self);
         let publishers = PUBLISHERS.min(publishing.channels.len());
         let start = Instant::now() + Duration::from_millis(20);
         let mut tasks = tokio::task::JoinSet::new();
         for publisher in 0..publishers {
-            tasks.spawn(publishing.clone().part(target, clock, start, (publisher, publishers)));
+            tasks.spawn(publishing.clone().part(targets.to_vec(), clock, start, (publisher, publishers)));
         }
         while let Some(ended) = tasks.join_next().await {
             ended.map_err(io::Error::other)??;
@@ -177,20 +210,25 @@ impl Publishing {
     /// that does not keep up shows in its latency.
     async fn part(
         self: Arc<Self>,
-        target: Target,
+        targets: Vec<Target>,
         clock: Clock,
         start: Instant,
         (publisher, publishers): (usize, usize),
     ) -> io::Result<()> {
-        let mut connection = Connection::open(target.address).await?;
+        let mut connections = Vec::with_capacity(targets.len());
+        for target in targets {
+            connections.push((Connection::open(target.address).await?, target.kind));
+        }
         for (turn, number) in (0..self.per_channel()).enumerate() {
             for channel in (publisher..self.channels.len()).step_by(publishers) {
                 let nth = turn * self.channels.len() + channel;
                 let due = start + Duration::from_secs(1).mul_f64(nth_second(nth, self.per_second));
                 sleep_until(due.into()).await;
+                let at = (turn + channel) % connections.len().max(1);
+                let Some((connection, kind)) = connections.get_mut(at) else { return Ok(()) };
                 let now = Instant::now();
                 let from = if now - due > TIMER { due } else { now };
-                publish(&mut connection, target.kind, &self.channels[channel], number, clock.us(from)).await?;
+                publish(connection, *kind, &self.channels[channel], number, clock.us(from)).await?;
             }
         }
         Ok(())
@@ -221,7 +259,7 @@ async fn publish(connection: &mut Connection, kind: Kind, channel: &str, number:
         ("/publish".to_owned(), frame.to_string())
     } else {
         let body = serde_json::json!({ "name": "bench", "channel": channel, "data": data }).to_string();
-        (signed(&body), body)
+        (signed("POST", "events", &body), body)
     };
     let (status, body) = connection.ask("POST", &target, body.as_bytes()).await?;
     if status == 200 {
@@ -230,10 +268,10 @@ async fn publish(connection: &mut Connection, kind: Kind, channel: &str, number:
     Err(io::Error::other(format!("a publish was answered {status}: {}", String::from_utf8_lossy(&body))))
 }
 
-fn signed(body: &str) -> String {
-    let path = format!("/apps/{APP}/events");
+fn signed(method: &str, what: &str, body: &str) -> String {
+    let path = format!("/apps/{APP}/{what}");
     let now = clock::now_ms() / 1000;
-    let query = rest::signed_query(KEY, &Secret::new(SECRET), ("POST", &path), body.as_bytes(), now);
+    let query = rest::signed_query(KEY, &Secret::new(SECRET), (method, &path), body.as_bytes(), now);
     // Every value is a number or hexadecimal, so nothing needs an escape.
     let query: Vec<String> = query.iter().map(|(name, value)| format!("{name}={value}")).collect();
     format!("{path}?{}", query.join("&"))

@@ -20,17 +20,49 @@ pub struct Host {
 }
 
 /// The host over the time that was measured.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Watch {
     total: u64,
+    busy: u64,
     others: u64,
+    /// Processes beside servers and client that are no others.
+    helpers: Vec<u32>,
 }
 
 impl Watch {
+    /// One that counts a process as ours.
+    pub fn with(helper: u32) -> Self {
+        Self { helpers: vec![helper], ..Self::default() }
+    }
+
+    /// CPU time of the helpers so far, in clock ticks.
+    pub fn helpers(&self) -> Result<u64, BenchError> {
+        self.helpers.iter().map(|helper| ticks(*helper)).sum()
+    }
+
+    /// One that has seen nothing yet and knows the same helpers.
+    pub fn fresh(&self) -> Self {
+        Self { helpers: self.helpers.clone(), ..Self::default() }
+    }
+
+    /// Adds what another has seen.
+    pub fn merge(&mut self, other: &Self) {
+        self.total += other.total;
+        self.busy += other.busy;
+        self.others += other.others;
+    }
+
+    /// The share of the host's CPU that somebody worked in, we too.
+    pub fn busy(&self) -> f64 {
+        if self.total == 0 { 0.0 } else { as_f64(self.busy) / as_f64(self.total) }
+    }
+
     /// Adds one window: the host's times at its ends, and what our own processes took in it, in the same unit.
     pub fn add(&mut self, from: Host, to: Host, own: u64) {
         self.total += to.total.saturating_sub(from.total);
-        self.others += to.busy.saturating_sub(from.busy).saturating_sub(own);
+        let busy = to.busy.saturating_sub(from.busy);
+        self.busy += busy;
+        self.others += busy.saturating_sub(own);
     }
 
     /// The share of the host that others took.
@@ -164,6 +196,12 @@ mod tests {
             assert_eq!(watch.void(), void, "{name}: {}", watch.others());
         }
         assert!(!Watch::default().void(), "nothing was measured");
+        let (mut all, mut window) = (Watch::default(), Watch::default());
+        window.add(at(0, 0), at(100, 60), 50);
+        all.add(at(0, 0), at(100, 0), 0);
+        all.merge(&window);
+        assert!((window.busy() - 0.6).abs() < 1e-9 && (all.busy() - 0.3).abs() < 1e-9, "{window:?} {all:?}");
+        assert!((all.others() - 0.05).abs() < 1e-9, "{all:?}");
         let mut watch = Watch::default();
         watch.add(at(0, 0), at(100, 100), 0);
         watch.add(at(0, 0), at(900, 0), 0);

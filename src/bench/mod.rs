@@ -5,6 +5,8 @@
 //! on loopback only, and both are bounded. What is compared runs in turn within one round, so that a noisy host is
 //! noisy for all; a figure is the median of its rounds, and a host that was too busy makes the run void.
 //!
+//! Several edges that share a Redis are measured beside a single one in the same way.
+//!
 //! This room knows servers by the wire and by the table of variables alone: it must not know how an edge works.
 
 mod bare;
@@ -19,6 +21,7 @@ mod latency;
 mod load;
 mod machine;
 mod plan;
+mod pods;
 mod report;
 mod run;
 mod sequence;
@@ -29,7 +32,8 @@ pub use bare::serve as serve_bare;
 pub use document::document;
 pub use error::BenchError;
 pub use figures::{Figure, Standing};
-pub use plan::{Peer, Plan};
-pub use report::{Report, text};
+pub use plan::{Peer, Plan, PodsPlan};
+pub use pods::run as run_pods;
+pub use report::{Report, Size, text};
 pub use run::run;
 pub use sequence::{Sequence, Tally};

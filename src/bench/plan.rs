@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Serialize;
+
 /// A server to measure beside ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -11,7 +13,8 @@ pub struct Peer {
 }
 
 /// One run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Plan {
     /// Whether it is the short one.
     pub quick: bool,
@@ -32,10 +35,13 @@ pub struct Plan {
     /// Publishes a second to the crowd, over all channels.
     pub publishes_per_second: u32,
     /// How long each publishing lasts.
+    #[serde(skip)]
     pub publishing: Duration,
     /// How long idle polling is watched.
+    #[serde(skip)]
     pub polling: Duration,
     /// Whom to measure beside.
+    #[serde(skip)]
     pub peer: Option<Peer>,
 }
 
@@ -94,9 +100,112 @@ impl Plan {
     }
 }
 
+/// One run of several edges that share a Redis, beside a single one.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodsPlan {
+    /// Whether it is the short one.
+    pub quick: bool,
+    /// Edges.
+    pub pods: usize,
+    /// Rounds; each runs both sides once, in turn.
+    pub rounds: usize,
+    /// Subscribers of the one channel of the fan-out.
+    pub subscribers: usize,
+    /// Its events a second.
+    pub events_per_second: u32,
+    /// Sockets of the crowd.
+    pub sockets: usize,
+    /// Its channels.
+    pub channels: usize,
+    /// Publishes a second to it, over all channels.
+    pub publishes_per_second: u32,
+    /// Sockets of the calm load, of which latency is told.
+    pub calm_sockets: usize,
+    /// Its channels.
+    pub calm_channels: usize,
+    /// Publishes a second to it, over all channels.
+    pub calm_per_second: u32,
+    /// How long each publishing lasts.
+    #[serde(skip)]
+    pub publishing: Duration,
+    /// Channels that are occupied at once.
+    pub occupied: usize,
+    /// Presence members of the edge that is killed.
+    pub members: usize,
+}
+
+impl PodsPlan {
+    /// As the targets are worded: under 6 minutes with 3 edges.
+    #[must_use]
+    pub fn full(pods: usize) -> Self {
+        Self {
+            quick: false,
+            pods,
+            rounds: 3,
+            subscribers: 1_000,
+            events_per_second: 50,
+            sockets: 3_000,
+            channels: 30,
+            publishes_per_second: 200,
+            calm_sockets: 1_000,
+            calm_channels: 100,
+            calm_per_second: 100,
+            publishing: Duration::from_secs(5),
+            occupied: 20_000,
+            members: 10_000,
+        }
+    }
+
+    /// Smaller crowds and one round: under 2 minutes.
+    #[must_use]
+    pub fn quick(pods: usize) -> Self {
+        Self {
+            quick: true,
+            rounds: 1,
+            sockets: 1_000,
+            channels: 10,
+            publishing: Duration::from_secs(3),
+            occupied: 5_000,
+            members: 2_000,
+            ..Self::full(pods)
+        }
+    }
+
+    /// Another size of every crowd, for trials.
+    #[must_use]
+    pub fn sized(mut self, sockets: usize) -> Self {
+        let sockets = sockets.max(1);
+        self.subscribers = self.subscribers.min(sockets);
+        self.sockets = self.sockets.min(sockets);
+        self.channels = self.channels.min(sockets.div_ceil(10));
+        self.calm_sockets = self.calm_sockets.min(sockets);
+        self.calm_channels = self.calm_channels.min(sockets.div_ceil(10));
+        self.occupied = self.occupied.min(sockets);
+        self.members = self.members.min(sockets);
+        self
+    }
+
+    /// Files that the load client, or a server, has open at most: its sockets, and some for itself.
+    #[must_use]
+    pub fn files(&self) -> u64 {
+        let most = self.sockets.max(self.subscribers).max(self.calm_sockets).max(self.members + self.members / 50);
+        most as u64 + 256
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_bounds_every_crowd_of_several_edges() {
+        let plan = PodsPlan::quick(2).sized(25);
+        let crowds = [plan.subscribers, plan.sockets, plan.calm_sockets, plan.occupied, plan.members];
+        assert_eq!((crowds, plan.channels, plan.calm_channels, plan.pods), ([25; 5], 3, 3, 2));
+        assert_eq!(PodsPlan::full(3).sized(0).channels, 1);
+        assert!(PodsPlan::full(3).files() > 10_200);
+    }
 
     #[test]
     fn a_size_bounds_every_crowd() {

@@ -1,12 +1,25 @@
 //! The result of a run, as programs and people read it.
 
 use std::fmt::Write as _;
+use std::time::Instant;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::figures::{Figure, Goal, Standing};
-use super::machine::VOID_ABOVE;
-use super::plan::Plan;
+use super::machine::{self, VOID_ABOVE, Watch};
+use super::plan::{Plan, PodsPlan};
+use crate::runtime::build;
+
+/// How large a run was, and so what was measured.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Size {
+    /// An edge, beside others.
+    Edge(Plan),
+    /// Several edges that share a Redis, beside a single one.
+    Pods(PodsPlan),
+}
 
 /// What a run found.
 #[derive(Clone, Debug, Serialize)]
@@ -16,29 +29,14 @@ pub struct Report {
     pub void: bool,
     /// The share of the host's CPU that others took.
     pub others: f64,
-    /// Whether crowds were smaller and rounds fewer than the targets are worded for.
-    pub quick: bool,
-    /// Rounds.
-    pub rounds: usize,
-    /// Sockets of the crowd.
-    pub sockets: usize,
-    /// Its channels.
-    pub channels: usize,
-    /// Publishes a second to it.
-    pub publishes_per_second: u32,
-    /// Members of presence channels.
-    pub members: usize,
-    /// Sessions over `xhr_streaming`.
-    pub sessions: usize,
-    /// Subscribers of the fan-out.
-    pub subscribers: usize,
-    /// Its events a second.
-    pub events_per_second: u32,
+    /// How large it was.
+    #[serde(flatten)]
+    pub size: Size,
     /// Seconds of each publishing.
     pub seconds: u64,
     /// What was measured, with its release and build.
     pub program: String,
-    /// What it was measured beside.
+    /// What it was measured beside, or over.
     pub peer: Option<String>,
     /// Where.
     pub machine: String,
@@ -48,31 +46,51 @@ pub struct Report {
     pub took: u64,
     /// What was found.
     pub figures: Vec<Figure>,
+    /// What a reader must know beside them.
+    pub notes: Vec<String>,
+}
+
+/// A run that begins now, on this machine and with this program.
+pub async fn begin(size: Size, peer: Option<String>) -> Report {
+    let program = format!("realtime {}, build {}", env!("CARGO_PKG_VERSION"), build::read_id().await);
+    let date = Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string();
+    Report::of(size, (program, peer), machine::describe(), date)
 }
 
 impl Report {
     /// A run with nothing found yet.
     #[must_use]
-    pub fn of(plan: &Plan, (program, peer): (String, Option<String>), machine: String, date: String) -> Self {
+    pub fn of(size: Size, (program, peer): (String, Option<String>), machine: String, date: String) -> Self {
+        let publishing = match &size {
+            Size::Edge(plan) => plan.publishing,
+            Size::Pods(plan) => plan.publishing,
+        };
         Self {
             void: false,
             others: 0.0,
-            quick: plan.quick,
-            rounds: plan.rounds,
-            sockets: plan.sockets,
-            channels: plan.channels,
-            publishes_per_second: plan.publishes_per_second,
-            members: plan.members,
-            sessions: plan.sessions,
-            subscribers: plan.subscribers,
-            events_per_second: plan.events_per_second,
-            seconds: plan.publishing.as_secs(),
+            size,
+            seconds: publishing.as_secs(),
             program,
             peer,
             machine,
             date,
             took: 0,
             figures: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// It ends now, and this was seen of the host.
+    pub fn end(&mut self, watch: &Watch, began: Instant) {
+        (self.void, self.others) = (watch.void(), watch.others());
+        self.took = began.elapsed().as_secs();
+    }
+
+    /// Whether crowds were smaller and rounds fewer than the targets are worded for.
+    pub(super) fn quick(&self) -> bool {
+        match &self.size {
+            Size::Edge(plan) => plan.quick,
+            Size::Pods(plan) => plan.quick,
         }
     }
 
@@ -83,21 +101,43 @@ impl Report {
     }
 
     /// How large the run was, in a line.
-    pub(super) fn size(&self) -> String {
-        format!(
-            "{} sockets over {} channels with {} publishes/s, {} presence members, {} xhr_streaming sessions; \
-             fan-out to {} subscribers with {} events/s; {} s each, {} round{}",
-            self.sockets,
-            self.channels,
-            self.publishes_per_second,
-            self.members,
-            self.sessions,
-            self.subscribers,
-            self.events_per_second,
-            self.seconds,
-            self.rounds,
-            if self.rounds == 1 { "" } else { "s" },
-        )
+    pub(super) fn sizes(&self) -> String {
+        let (sizes, rounds) = match &self.size {
+            Size::Edge(plan) => (
+                format!(
+                    "{} sockets over {} channels with {} publishes/s, {} presence members, {} xhr_streaming sessions; \
+                     fan-out to {} subscribers with {} events/s",
+                    plan.sockets,
+                    plan.channels,
+                    plan.publishes_per_second,
+                    plan.members,
+                    plan.sessions,
+                    plan.subscribers,
+                    plan.events_per_second,
+                ),
+                plan.rounds,
+            ),
+            Size::Pods(plan) => (
+                format!(
+                    "{} edges beside a single one; fan-out to {} subscribers with {} events/s, crowd of {} sockets over \
+                     {} channels with {} publishes/s, calm load of {} sockets over {} channels with {} publishes/s; {} \
+                     occupied channels, {} presence members of the killed edge",
+                    plan.pods,
+                    plan.subscribers,
+                    plan.events_per_second,
+                    plan.sockets,
+                    plan.channels,
+                    plan.publishes_per_second,
+                    plan.calm_sockets,
+                    plan.calm_channels,
+                    plan.calm_per_second,
+                    plan.occupied,
+                    plan.members,
+                ),
+                plan.rounds,
+            ),
+        };
+        format!("{sizes}; {} s each, {rounds} round{}", self.seconds, if rounds == 1 { "" } else { "s" })
     }
 
     /// How busy others were, in a sentence.
@@ -151,17 +191,21 @@ pub fn text(report: &Report) -> String {
         let line = format!("{name:first$}  {value:>second$}  {target:third$}  {standing}");
         let _ = writeln!(text, "{}", line.trim_end());
     }
-    let fewer = if report.quick { " The quick run: the targets are worded for the full one." } else { "" };
+    let fewer = if report.quick() { " The quick run: the targets are worded for the full one." } else { "" };
+    let word = if matches!(report.size, Size::Edge(_)) { "beside" } else { "over" };
     let _ = write!(
         text,
         "\n{}\n{}\n{} on {}, {} s.\n{}{fewer}\n",
-        report.size(),
+        report.sizes(),
         report.machine,
-        report.peer.as_ref().map_or(report.program.clone(), |peer| format!("{} beside {peer}", report.program)),
+        report.peer.as_ref().map_or(report.program.clone(), |peer| format!("{} {word} {peer}", report.program)),
         report.date,
         report.took,
         report.host(),
     );
+    for note in &report.notes {
+        let _ = writeln!(text, "{note}");
+    }
     text
 }
 
@@ -172,7 +216,7 @@ pub(super) mod tests {
 
     pub fn report(rounds: &[Round]) -> Report {
         let versions = ("realtime 0.1.0".to_owned(), Some("sockudo 5.2.0".to_owned()));
-        let report = Report::of(&Plan::full(), versions, "a machine".to_owned(), "2026-01-02".to_owned());
+        let report = Report::of(Size::Edge(Plan::full()), versions, "a machine".to_owned(), "2026-01-02".to_owned());
         Report { figures: figures(rounds, Some(20.5)), ..report }
     }
 

@@ -2,8 +2,6 @@
 
 use std::time::Instant;
 
-use jiff::Timestamp;
-
 use super::crowd::{self, Delivery, Order};
 use super::error::BenchError;
 use super::fallback;
@@ -12,10 +10,9 @@ use super::figures::{Fan, Numbers, Round, figures};
 use super::load::{Place, Publishing, private};
 use super::machine::{self, Watch};
 use super::plan::{Peer, Plan};
-use super::report::Report;
+use super::report::{Report, Size, begin};
 use super::sequence::Tally;
 use super::server::{Kind, Server};
-use crate::runtime::build;
 
 /// Members of one presence channel: as many as Pusher lets in.
 const TOGETHER: usize = 100;
@@ -27,10 +24,7 @@ const TOGETHER: usize = 100;
 pub async fn run(plan: &Plan, progress: &(dyn Fn(String) + Sync)) -> Result<Report, BenchError> {
     let began = Instant::now();
     machine::allow_files(plan.files())?;
-    let program = format!("realtime {}, build {}", env!("CARGO_PKG_VERSION"), build::read_id().await);
-    let peer = plan.peer.as_ref().map(version);
-    let date = Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string();
-    let mut report = Report::of(plan, (program, peer), machine::describe(), date);
+    let mut report = begin(Size::Edge(plan.clone()), plan.peer.as_ref().map(version)).await;
     let mut watch = Watch::default();
     let polls = Server::start(Kind::Fallbacks, None).await?;
     let (polling, rounds) = tokio::join!(fallback::polling(&polls, plan.polling), async {
@@ -43,8 +37,7 @@ pub async fn run(plan: &Plan, progress: &(dyn Fn(String) + Sync)) -> Result<Repo
         Ok::<_, BenchError>(rounds)
     });
     report.figures = figures(&rounds?, polling?);
-    (report.void, report.others) = (watch.void(), watch.others());
-    report.took = began.elapsed().as_secs();
+    report.end(&watch, began);
     Ok(report)
 }
 
@@ -73,7 +66,7 @@ async fn round(
         told(&format!("{}: fan-out to {} subscribers", kind.name(), plan.subscribers));
         let server = Server::start(*kind, plan.peer.as_ref()).await?;
         if *kind == Kind::Edge {
-            round.one_ms = fanout::one(&server).await?.quantile_ms(0.5);
+            round.one_ms = fanout::one(std::slice::from_ref(&server)).await?.quantile_ms(0.5);
         }
         if *kind == Kind::Bare {
             round.echo_ms = fanout::echo(&server).await?.quantile_ms(0.5);

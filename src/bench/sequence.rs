@@ -41,6 +41,37 @@ impl Sequence {
     }
 }
 
+/// What one subscriber has seen of one channel that is published to at several servers in turn. Each server keeps the
+/// order of its own events; what was published at two of them may overtake.
+#[derive(Clone, Debug)]
+pub struct Lanes(Vec<Sequence>);
+
+impl Lanes {
+    /// Events go to so many servers in turn.
+    #[must_use]
+    pub fn of(servers: usize) -> Self {
+        Self(vec![Sequence::default(); servers.max(1)])
+    }
+
+    /// Another event arrived.
+    pub fn take(&mut self, number: u64) {
+        let lanes = self.0.len() as u64;
+        let lane = usize::try_from(number % lanes).unwrap_or_default();
+        self.0[lane].take(number / lanes);
+    }
+
+    /// Nothing comes any more, and so many events were published in all.
+    #[must_use]
+    pub fn end(self, published: u64) -> Tally {
+        let lanes = self.0.len() as u64;
+        let mut tally = Tally::default();
+        for (lane, sequence) in (0..).zip(self.0) {
+            tally += sequence.end(published.saturating_sub(lane).div_ceil(lanes));
+        }
+        tally
+    }
+}
+
 impl std::ops::AddAssign for Tally {
     fn add_assign(&mut self, other: Self) {
         self.delivered += other.delivered;
@@ -71,6 +102,26 @@ mod tests {
             }
             let delivered = arrived.len() as u64;
             assert_eq!(sequence.end(published), Tally { delivered, missed, repeated }, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_events_of_one_server_keep_their_order() {
+        for (name, servers, arrived, published, (missed, repeated)) in [
+            ("in order", 3, &[0, 1, 2, 3, 4][..], 5, (0, 0)),
+            ("those of other servers overtake", 3, &[1, 0, 4, 3, 2], 5, (0, 0)),
+            ("one of the same server overtakes", 3, &[0, 1, 2, 6, 3], 7, (3, 1)),
+            ("one came twice", 2, &[0, 1, 0, 2], 3, (0, 1)),
+            ("the last of each are missing", 2, &[0, 1], 5, (3, 0)),
+            ("nothing arrived", 3, &[], 7, (7, 0)),
+            ("one server only", 1, &[0, 2, 1], 3, (1, 1)),
+        ] {
+            let mut lanes = Lanes::of(servers);
+            for number in arrived {
+                lanes.take(*number);
+            }
+            let delivered = arrived.len() as u64;
+            assert_eq!(lanes.end(published), Tally { delivered, missed, repeated }, "{name}");
         }
     }
 }

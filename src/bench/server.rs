@@ -70,13 +70,31 @@ pub struct Server {
     _files: TempDir,
 }
 
+/// What joins an edge to others.
+#[derive(Clone, Copy, Debug)]
+pub struct Bus<'a> {
+    /// The address of Redis.
+    pub url: &'a str,
+    /// What the keys of these edges are told by from those of others in the same Redis.
+    pub cluster: &'a str,
+}
+
 impl Server {
     /// Starts a server and waits until it answers.
     pub async fn start(kind: Kind, peer: Option<&Peer>) -> Result<Self, BenchError> {
+        Self::launch(kind, peer, None).await
+    }
+
+    /// Starts an edge among others, and waits until it answers.
+    pub async fn joined(bus: Bus<'_>) -> Result<Self, BenchError> {
+        Self::launch(Kind::Edge, None, Some(bus)).await
+    }
+
+    async fn launch(kind: Kind, peer: Option<&Peer>, bus: Option<Bus<'_>>) -> Result<Self, BenchError> {
         let files = tempfile::tempdir().map_err(BenchError::io("no temporary directory can be made"))?;
         let [public, second] = [free_port()?, free_port()?];
         let (mut command, alive) = match kind {
-            Kind::Edge | Kind::Fallbacks => (edge(kind, files.path(), public, second)?, (second, "/readyz")),
+            Kind::Edge | Kind::Fallbacks => (edge(kind, files.path(), [public, second], bus)?, (second, "/readyz")),
             Kind::Sockudo => (sockudo(files.path(), public, peer)?, (public, "/up")),
             Kind::Bare => (bare(public, second)?, (public, "/up")),
         };
@@ -127,6 +145,11 @@ impl Server {
     }
 }
 
+/// CPU time of some servers together, in clock ticks.
+pub fn ticks(servers: &[Server]) -> Result<u64, BenchError> {
+    servers.iter().map(Server::ticks).sum()
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         // It may have ended by itself.
@@ -140,7 +163,7 @@ fn failed(kind: Kind, detail: String) -> BenchError {
 }
 
 /// A port that was free a moment ago.
-fn free_port() -> Result<SocketAddr, BenchError> {
+pub fn free_port() -> Result<SocketAddr, BenchError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(BenchError::io("no free port"))?;
     listener.local_addr().map_err(BenchError::io("no free port"))
 }
@@ -149,8 +172,13 @@ fn this_program() -> Result<PathBuf, BenchError> {
     std::env::current_exe().map_err(BenchError::io("this program cannot be found"))
 }
 
-/// An edge as a pod runs it, without a stream and without others.
-fn edge(kind: Kind, files: &Path, public: SocketAddr, admin: SocketAddr) -> Result<Command, BenchError> {
+/// An edge as a pod runs it, without a stream; without others where no bus is given.
+fn edge(
+    kind: Kind,
+    files: &Path,
+    [public, admin]: [SocketAddr; 2],
+    bus: Option<Bus<'_>>,
+) -> Result<Command, BenchError> {
     let app: App = serde_json::from_value(serde_json::json!({
         "id": APP,
         "credentials": [{ "key": KEY, "secret": SECRET, "state": "Active" }],
@@ -170,7 +198,7 @@ fn edge(kind: Kind, files: &Path, public: SocketAddr, admin: SocketAddr) -> Resu
         Kind::Fallbacks => ("sockjs", [Transport::XhrStreaming, Transport::XhrPolling].map(Transport::name).join(",")),
         _ => ("websocket", Transport::Websocket.name().to_owned()),
     };
-    let variables: BTreeMap<&str, String> = [
+    let mut variables: BTreeMap<&str, String> = [
         (name::SERVER, server.to_owned()),
         (name::TRANSPORTS, transports),
         (name::PUBLIC_ADDRESS, public.to_string()),
@@ -188,6 +216,13 @@ fn edge(kind: Kind, files: &Path, public: SocketAddr, admin: SocketAddr) -> Resu
         (name::AWS_REGION, "none".to_owned()),
     ]
     .into();
+    if let Some(bus) = bus {
+        variables.extend([
+            (name::BUS, "redis".to_owned()),
+            (name::REDIS_URL, bus.url.to_owned()),
+            (name::CLUSTER_UID, bus.cluster.to_owned()),
+        ]);
+    }
     let mut command = Command::new(this_program()?);
     command.arg("edge").env_clear().envs(variables);
     Ok(command)

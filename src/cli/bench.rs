@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Subcommand, ValueEnum};
 
 use super::BAD_INPUT;
-use crate::bench::{self, BenchError, Peer, Plan, Report};
+use crate::bench::{self, BenchError, Peer, Plan, PodsPlan, Report};
 use crate::runtime::{signal, telemetry};
 
 /// The exit code when a target is missed.
@@ -47,13 +47,22 @@ enum What {
 /// is met; it is the median of the rounds. With --peer another server takes its turn in every round; without it, rows
 /// that compare with it are not measured. Use a release build. Exit codes: 0 every measured target is met, 1 one is
 /// missed, 2 the run is void (others took more than 80 % of the host) or could not begin.
+///
+/// With --pods N it measures what a Redis between N edges costs: it starts `redis-server`, which must be in PATH, and
+/// lets N edges over it take turns with a single edge without it. Figures are then deliveries per CPU second, latency
+/// that the bus adds, subscriptions per second of Redis's CPU, memory of a channel in Redis, how long the others take to
+/// tell of the members of an edge that is killed, and that no event is missed or repeated over all edges.
 #[derive(clap::Args)]
 #[command(after_help = "Begin with:   cargo run --release -- bench edge --quick\n\
-                        Beside sockudo, installed for you:  benches/edge-against-sockudo")]
+                        Beside sockudo, installed for you:  benches/edge-against-sockudo\n\
+                        Three edges over a Redis:           benches/pods (or with --quick --pods 3)")]
 struct Edge {
-    /// Smaller crowds and two rounds: under 3 minutes
+    /// Smaller crowds and fewer rounds: under 3 minutes
     #[arg(long)]
     quick: bool,
+    /// Edges that share a Redis, measured beside a single one: 2 or more, 3 as documented; under 6 minutes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=16), conflicts_with = "peer")]
+    pods: Option<u8>,
     /// Another server to measure in the same run: `sockudo=PATH`
     #[arg(long, value_name = "NAME=PATH", value_parser = peer)]
     peer: Option<Peer>,
@@ -116,10 +125,15 @@ async fn edge(arguments: Edge) -> u8 {
     if cfg!(debug_assertions) {
         eprintln!("realtime: this is no release build, so its figures mean little: use cargo run --release");
     }
-    let plan = plan(&arguments);
     let progress = |what: String| eprintln!("{what}");
+    let measured = async {
+        match arguments.pods {
+            Some(pods) => bench::run_pods(&pods_plan(&arguments, pods.into()), &progress).await,
+            None => bench::run(&plan(&arguments), &progress).await,
+        }
+    };
     let report = tokio::select! {
-        report = bench::run(&plan, &progress) => report,
+        report = measured => report,
         () = shutdown.cancelled() => return INTERRUPTED,
     };
     match report.and_then(|report| print(&report, &arguments).map(|()| report)) {
@@ -142,6 +156,16 @@ fn plan(arguments: &Edge) -> Plan {
     plan.publishing = arguments.seconds.map_or(plan.publishing, Duration::from_secs);
     plan.polling = arguments.polling.map_or(plan.polling, Duration::from_secs);
     plan.peer.clone_from(&arguments.peer);
+    plan
+}
+
+fn pods_plan(arguments: &Edge, pods: usize) -> PodsPlan {
+    let mut plan = if arguments.quick { PodsPlan::quick(pods) } else { PodsPlan::full(pods) };
+    if let Some(sockets) = arguments.sockets {
+        plan = plan.sized(sockets);
+    }
+    plan.rounds = arguments.rounds.unwrap_or(plan.rounds).max(1);
+    plan.publishing = arguments.seconds.map_or(plan.publishing, Duration::from_secs);
     plan
 }
 

@@ -45,6 +45,66 @@ fn a_small_run_has_every_figure_and_loses_no_event() {
 }
 
 #[test]
+fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let page = directory.path().join("page.md");
+    let output = Command::new(env!("CARGO_BIN_EXE_realtime"))
+        .args(["bench", "edge", "--pods", "2", "-o", "json"])
+        .args(["--sockets", "24", "--seconds", "1", "--rounds", "1", "--write"])
+        .arg(&page)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .output()
+        .expect("the binary runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"));
+    let figures = report["figures"].as_array().expect("figures");
+    let found = |id: &str| {
+        let figure = figures.iter().find(|figure| figure["id"] == id).unwrap_or_else(|| panic!("{id}: {report:#}"));
+        (figure["standing"].as_str().expect("a word"), figure["value"].as_f64())
+    };
+    for id in ["missed", "repeated", "stayed", "removed_missed", "removed_repeated"] {
+        assert_eq!(found(id), ("met", Some(0.0)), "{id}: {report:#}");
+    }
+    // Both sides: 50 events to 24 subscribers, 198 to 8 of each of 3 channels, 99 likewise.
+    assert_eq!(found("delivered").1, Some(f64::from(2 * (50 * 24 + 198 * 8 + 99 * 8))), "{report:#}");
+    assert_eq!(found("removed").1, Some(24.0), "{report:#}");
+    // What so little costs says nothing; that it was measured does.
+    let measured = ["fan_ratio", "crowd_ratio", "private_pairs", "presence_pairs", "private_kib", "presence_kib"];
+    for id in measured.into_iter().chain(["sweep_s", "sweep_block_ms"]) {
+        assert!(["met", "missed"].contains(&found(id).0), "{id}: {report:#}");
+    }
+    let busy = found("calm_busy").1.expect("a share") >= 60.0;
+    assert_eq!(found("added_ms").0 == "notMeasured", busy, "{report:#}");
+    for id in ["fan_redis_us", "crowd_redis_us", "calm_p99_ms", "one_ms", "member_kib", "left_kib", "dead_s"] {
+        assert_eq!(found(id).0, "told", "{id}: {report:#}");
+    }
+    assert!(
+        report["peer"].as_str().is_some_and(|over| over.contains("Redis ") || over.contains("Valkey ")),
+        "{report:#}"
+    );
+    assert_eq!((&report["pods"], &report["rounds"]), (&Value::from(2), &Value::from(1)));
+    let written = std::fs::read_to_string(&page).unwrap_or_default();
+    assert_eq!(written.contains("| latency that the bus adds"), report["void"] == false, "{written}");
+}
+
+#[test]
+fn a_run_of_several_edges_that_cannot_begin_says_what_to_do() {
+    let bin = env!("CARGO_BIN_EXE_realtime");
+    for (arguments, part) in [
+        (&["--pods", "2"][..], "apt-get install redis-server"),
+        (&["--pods", "1"], "2..=16"),
+        (&["--pods", "2", "--peer", "sockudo=/bin/true"], "cannot be used with"),
+    ] {
+        let output = Command::new(bin).args(["bench", "edge"]).args(arguments).env("PATH", "/nowhere").output();
+        let output = output.expect("the binary runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(part), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
 fn a_broken_sequence_is_told() {
     let mut sequence = Sequence::default();
     for number in [0, 1, 3, 3, 4] {

@@ -1,0 +1,337 @@
+//! The Redis of a run: a child process on loopback that keeps nothing, and what it says of itself.
+
+use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use super::super::error::BenchError;
+use super::super::server::free_port;
+
+/// The program, as it is found in `PATH`.
+const PROGRAM: &str = "redis-server";
+
+/// Longest until it answers.
+const START: Duration = Duration::from_secs(10);
+
+/// Longest for one answer.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// Largest answer that is taken.
+const LARGEST: usize = 256 << 20;
+
+/// How long edges hold back what they tell when the memory of a store is young, and some more.
+const YOUNG: Duration = Duration::from_secs(6);
+
+/// Commands that took so many microseconds are noted.
+const SLOW_US: u64 = 50;
+
+/// A server that is ended when this is dropped.
+pub struct Redis {
+    process: Child,
+    address: SocketAddr,
+    connection: BufReader<TcpStream>,
+    began: Instant,
+    _files: TempDir,
+}
+
+/// The longest that one command held up all others.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Longest {
+    /// For how long, in ms; no longer than what is noted at all when nothing was.
+    pub ms: f64,
+    /// Which command it was.
+    pub command: String,
+}
+
+impl Redis {
+    /// Starts one, and waits until it answers.
+    pub async fn start() -> Result<Self, BenchError> {
+        let files = tempfile::tempdir().map_err(BenchError::io("no temporary directory can be made"))?;
+        let address = free_port()?;
+        let process = Command::new(PROGRAM)
+            .args(["--bind", "127.0.0.1", "--port", &address.port().to_string()])
+            .args(["--save", "", "--appendonly", "no"])
+            .current_dir(files.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| absent(&error))?;
+        let mut process = Ended(Some(process));
+        let late = Instant::now() + START;
+        loop {
+            if let Ok(stream) = TcpStream::connect(address).await {
+                let connection = BufReader::new(stream);
+                let process = process.0.take().ok_or_else(|| failed("it has ended".to_owned()))?;
+                let mut redis = Self { process, address, connection, began: Instant::now(), _files: files };
+                redis.ask(&["PING"]).await?;
+                return Ok(redis);
+            }
+            let ended = process.0.as_mut().and_then(|process| process.try_wait().ok().flatten());
+            if ended.is_some() || Instant::now() > late {
+                let how = ended.map_or_else(|| format!("no answer in {START:?}"), |status| status.to_string());
+                return Err(BenchError::Start { server: PROGRAM, detail: how });
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Its address for edges.
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Waits until edges tell at once what happens.
+    pub async fn ripe(&self) {
+        sleep(YOUNG.saturating_sub(self.began.elapsed())).await;
+    }
+
+    /// What it is, with its release.
+    pub async fn version(&mut self) -> Result<String, BenchError> {
+        let info = self.info("server").await?;
+        let version = |name: &str| field(&info, name).map(str::to_owned);
+        match (version("valkey_version"), version("redis_version")) {
+            (Some(valkey), _) => Ok(format!("Valkey {valkey}")),
+            (None, Some(redis)) => Ok(format!("Redis {redis}")),
+            (None, None) => Err(failed("INFO tells no version".to_owned())),
+        }
+    }
+
+    /// Its CPU time so far, in microseconds.
+    pub async fn cpu_us(&mut self) -> Result<f64, BenchError> {
+        let info = self.info("cpu").await?;
+        let seconds = |name: &str| field(&info, name)?.parse::<f64>().ok();
+        let both = seconds("used_cpu_user").zip(seconds("used_cpu_sys"));
+        both.map(|(user, system)| (user + system) * 1e6).ok_or_else(|| failed("INFO tells no CPU time".to_owned()))
+    }
+
+    /// The memory that its data and buffers take, in bytes.
+    pub async fn memory(&mut self) -> Result<u64, BenchError> {
+        let info = self.info("memory").await?;
+        let used = field(&info, "used_memory").and_then(|used| used.parse().ok());
+        used.ok_or_else(|| failed("INFO tells no memory".to_owned()))
+    }
+
+    /// From now on, notes commands that take long.
+    pub async fn note_slow(&mut self) -> Result<(), BenchError> {
+        self.ask(&["CONFIG", "SET", "slowlog-max-len", "100000"]).await?;
+        self.ask(&["CONFIG", "SET", "slowlog-log-slower-than", &SLOW_US.to_string()]).await?;
+        self.ask(&["SLOWLOG", "RESET"]).await.map(drop)
+    }
+
+    /// The longest of them, and notes no more.
+    pub async fn longest(&mut self) -> Result<Longest, BenchError> {
+        self.ask(&["CONFIG", "SET", "slowlog-log-slower-than", "-1"]).await?;
+        longest(&self.ask(&["SLOWLOG", "GET", "-1"]).await?)
+    }
+
+    async fn info(&mut self, section: &str) -> Result<String, BenchError> {
+        match self.ask(&["INFO", section]).await? {
+            Reply::Text(text) => Ok(text),
+            other => Err(failed(format!("INFO was answered {other:?}"))),
+        }
+    }
+
+    async fn ask(&mut self, words: &[&str]) -> Result<Reply, BenchError> {
+        let mut command = format!("*{}\r\n", words.len());
+        for word in words {
+            let _ = write!(command, "${}\r\n{word}\r\n", word.len());
+        }
+        let answer = timeout(ANSWER, async {
+            self.connection.write_all(command.as_bytes()).await?;
+            read(&mut self.connection).await
+        });
+        match answer.await {
+            Ok(Ok(Reply::Refused(told))) => Err(failed(format!("{}: {told}", words.join(" ")))),
+            Ok(answer) => answer.map_err(|error| failed(error.to_string())),
+            Err(_) => Err(failed(format!("{}: no answer in {ANSWER:?}", words.join(" ")))),
+        }
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        end(&mut self.process);
+    }
+}
+
+/// A process that is ended unless it was taken.
+struct Ended(Option<Child>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.0 {
+            end(process);
+        }
+    }
+}
+
+fn end(process: &mut Child) {
+    // It may have ended by itself.
+    let _ = process.kill();
+    let _ = process.wait();
+}
+
+fn absent(error: &io::Error) -> BenchError {
+    let detail = if error.kind() == io::ErrorKind::NotFound {
+        "it is not in PATH: install it (Debian, Ubuntu: `apt-get install redis-server`; macOS has no /proc, use Linux)"
+            .to_owned()
+    } else {
+        error.to_string()
+    };
+    BenchError::Start { server: PROGRAM, detail }
+}
+
+fn failed(detail: String) -> BenchError {
+    BenchError::Server { server: "Redis", step: "telling of itself", detail }
+}
+
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq)]
+enum Reply {
+    Nothing,
+    Text(String),
+    Number(i64),
+    Many(Vec<Reply>),
+    Refused(String),
+}
+
+/// Reads one answer in version 2 of the protocol.
+async fn read(connection: &mut BufReader<TcpStream>) -> io::Result<Reply> {
+    let invalid = || io::Error::new(io::ErrorKind::InvalidData, "an answer that is none of Redis");
+    // Answers that an answer still holds, innermost last.
+    let mut open: Vec<(usize, Vec<Reply>)> = Vec::new();
+    loop {
+        let mut line = String::new();
+        if connection.read_line(&mut line).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let line = line.trim_end();
+        let (kind, rest) = line.split_at_checked(1).ok_or_else(invalid)?;
+        let number = || rest.parse::<i64>().map_err(|_| invalid());
+        let length = || Ok::<_, io::Error>(usize::try_from(number()?).ok().filter(|length| *length <= LARGEST));
+        let mut reply = match kind {
+            "+" => Reply::Text(rest.to_owned()),
+            "-" => Reply::Refused(rest.to_owned()),
+            ":" => Reply::Number(number()?),
+            "$" => match length()? {
+                Some(length) => {
+                    let mut bytes = vec![0; length + 2];
+                    connection.read_exact(&mut bytes).await?;
+                    bytes.truncate(length);
+                    Reply::Text(String::from_utf8_lossy(&bytes).into_owned())
+                }
+                None => Reply::Nothing,
+            },
+            "*" => match length()? {
+                Some(0) => Reply::Many(Vec::new()),
+                Some(length) => {
+                    open.push((length, Vec::new()));
+                    continue;
+                }
+                None => Reply::Nothing,
+            },
+            _ => return Err(invalid()),
+        };
+        loop {
+            let Some((length, held)) = open.last_mut() else { return Ok(reply) };
+            held.push(reply);
+            if held.len() < *length {
+                break;
+            }
+            reply = Reply::Many(open.pop().map(|(_, held)| held).unwrap_or_default());
+        }
+    }
+}
+
+/// The longest entry: each is a number, a time, microseconds, the words of the command, and more.
+fn longest(entries: &Reply) -> Result<Longest, BenchError> {
+    let Reply::Many(entries) = entries else {
+        return Err(failed(format!("SLOWLOG was answered {entries:?}")));
+    };
+    let taken = entries.iter().filter_map(|entry| match entry {
+        Reply::Many(parts) => match &parts[..] {
+            [_, _, Reply::Number(us), Reply::Many(words), ..] => Some((u64::try_from(*us).ok()?, words)),
+            _ => None,
+        },
+        _ => None,
+    });
+    let (us, words) = taken.max_by_key(|(us, _)| *us).map_or((SLOW_US, None), |(us, words)| (us, words.first()));
+    let command = match words {
+        Some(Reply::Text(name)) => name.to_lowercase(),
+        _ => "none".to_owned(),
+    };
+    Ok(Longest { ms: super::super::machine::as_f64(us) / 1e3, command })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn answers(text: &'static str) -> io::Result<Reply> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let (client, server) = tokio::join!(TcpStream::connect(listener.local_addr()?), listener.accept());
+        let mut server = server?.0;
+        server.write_all(text.as_bytes()).await?;
+        drop(server);
+        read(&mut BufReader::new(client?)).await
+    }
+
+    #[tokio::test]
+    async fn a_table_of_answers() {
+        let text = |text: &str| Reply::Text(text.to_owned());
+        for (name, sent, expected) in [
+            ("a word", "+OK\r\n", Some(text("OK"))),
+            ("an error", "-ERR no\r\n", Some(Reply::Refused("ERR no".to_owned()))),
+            ("a number", ":7\r\n", Some(Reply::Number(7))),
+            ("a text with an end in it", "$4\r\na\r\nb\r\n", Some(text("a\r\nb"))),
+            ("nothing", "$-1\r\n", Some(Reply::Nothing)),
+            ("none", "*0\r\n", Some(Reply::Many(vec![]))),
+            (
+                "in each other",
+                "*2\r\n*2\r\n:1\r\n*0\r\n$1\r\nx\r\n",
+                Some(Reply::Many(vec![Reply::Many(vec![Reply::Number(1), Reply::Many(vec![])]), text("x")])),
+            ),
+            ("cut", "$4\r\nab", None),
+            ("too long", "$999999999999\r\n", Some(Reply::Nothing)),
+            ("not Redis", "HTTP/1.1 400\r\n", None),
+        ] {
+            assert_eq!(answers(sent).await.ok(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_longest_command_is_found_and_none_is_said_to_be_short() {
+        let entry = |us, name: &str| {
+            let words = Reply::Many(vec![Reply::Text(name.to_owned()), Reply::Text("x".to_owned())]);
+            Reply::Many(vec![Reply::Number(1), Reply::Number(2), Reply::Number(us), words, Reply::Nothing])
+        };
+        let entries = Reply::Many(vec![entry(100, "HDEL"), entry(2_500, "EVALSHA"), entry(90, "PUBLISH")]);
+        let found = longest(&entries).expect("read");
+        assert_eq!(found, Longest { ms: 2.5, command: "evalsha".to_owned() });
+        assert_eq!(longest(&Reply::Many(vec![])).expect("read").command, "none");
+        assert!(longest(&Reply::Nothing).is_err());
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_told_with_what_to_install() {
+        let told = absent(&io::ErrorKind::NotFound.into()).to_string();
+        assert!(told.contains("redis-server did not start") && told.contains("apt-get install redis-server"), "{told}");
+    }
+}
