@@ -40,11 +40,14 @@ fn finish(result: Result<(), String>) -> u8 {
 
 async fn run_edge() -> Result<(), String> {
     let (values, shutdown) = begin(&[Server::Websocket, Server::Sockjs, Server::Edge], "edge")?;
+    // The bus serves longer than the edge takes clients in: while they are sent away, others must not think it dead.
+    let ended = CancellationToken::new();
+    let _ends = ended.clone().drop_guard();
     let bus: Arc<dyn Bus> = if values.text(name::BUS) == "redis" {
         // Its own name on the bus: a container that starts again in its pod is another.
         let process = ulid::Ulid::new().to_string();
         let (url, cluster) = (values.text(name::REDIS_URL), values.text(name::CLUSTER_UID));
-        let bus = RedisBus::connect(url, cluster, &process, shutdown.clone()).await;
+        let bus = RedisBus::connect(url, cluster, &process, ended).await;
         Arc::new(bus.map_err(|error| error.to_string())?)
     } else {
         Arc::new(MemoryBus::new())

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::fallback::GRACE;
+use super::quota::make_room;
 use super::session::Closing;
 use super::shared::Shared;
 use crate::contract::{Values, name};
@@ -27,11 +29,14 @@ const PACE: Duration = Duration::from_millis(10);
 /// What a timer may add to [`PACE`].
 const SLACK: Duration = Duration::from_millis(2);
 
+/// Longest that is waited for clients to be told that listen.
+const PROMPT: Duration = Duration::from_millis(100);
+
 /// How long after a client was told what it had sent before may still arrive.
-pub const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// How long sessions may take to leave once they were told. A client between two requests hears of it with the next.
-const LEAVE: Duration = Duration::from_secs(8);
+const LEAVE: Duration = Duration::from_secs(10);
 
 /// What is said of a code that clients cannot be told.
 const CODES: &str = "code is 4200, come back at once, or 4100, come back after a second";
@@ -168,21 +173,22 @@ impl Drain {
 
     /// Tells everyone.
     async fn tell(&self) {
-        let sessions = self.shared.sessions.all();
-        let (slice, total, closing) =
-            (slice(sessions.len(), self.window), sessions.len(), self.shared.draining.closing());
+        let mut left = self.shared.sessions.all();
+        let (total, closing) = (left.len(), self.shared.draining.closing());
         tracing::info!(sessions = total, code = closing.code, "sessions are being sent to other edges");
-        let mut told = Instant::now();
-        for (n, part) in sessions.chunks(slice).enumerate() {
-            if n > 0 {
-                sleep(PACE).await;
-            }
-            for session in part {
+        let (began, mut told) = (Instant::now(), Instant::now());
+        while !left.is_empty() {
+            let part = left.split_off(left.len() - slice(left.len(), self.window.saturating_sub(began.elapsed())));
+            for session in &part {
+                make_room(&self.shared, session).await;
                 session.close(closing.clone());
             }
+            // A process that is short of time would otherwise tell many at once when it has some.
+            let _ = timeout(PROMPT, join_all(part.iter().map(|session| session.told_or_away()))).await;
+            sleep(PACE).await;
             if told.elapsed() > TELL {
                 told = Instant::now();
-                tracing::info!(sessions = total - n * slice, of = total, "sessions are being sent to other edges");
+                tracing::info!(left = left.len(), of = total, "sessions are being sent to other edges");
             }
         }
     }
@@ -204,10 +210,10 @@ pub fn answers(drain: Arc<Drain>) -> admin::Drain {
     admin::Drain { begin: Box::new(begin), progress: Box::new(progress) }
 }
 
-/// How many sessions are ended in one go: one, unless so many are open that they would not be told within the window.
-fn slice(sessions: usize, window: Duration) -> usize {
-    let goes = (window.as_millis() / (PACE + SLACK).as_millis()).max(1);
-    sessions.div_ceil(usize::try_from(goes).unwrap_or(usize::MAX)).max(1)
+/// How many of those that are left are ended in one go: one, unless they are so many that they would not be told in time.
+fn slice(left: usize, time: Duration) -> usize {
+    let goes = (time.as_millis() / (PACE + SLACK).as_millis()).max(1);
+    left.div_ceil(usize::try_from(goes).unwrap_or(usize::MAX))
 }
 
 /// Resolves once a client that was told has had time to say what it had sent before it knew; or never asked.
@@ -225,7 +231,8 @@ mod tests {
     fn sessions_are_ended_one_by_one_unless_the_window_is_too_short_for_them() {
         let window = Duration::from_mins(2);
         for (sessions, window, expected) in [
-            (0, window, 1),
+            (1, window, 1),
+            (1, Duration::ZERO, 1),
             (1_200, window, 1),
             (10_000, window, 1),
             // Twenty in 100 ms.

@@ -10,6 +10,16 @@ use crate::protocol::ChannelName;
 use crate::protocol::frame::code;
 use crate::protocol::registry::App;
 
+/// Gives a connection's place back before its client is told to come back: it could find all places taken otherwise, and
+/// stay away for good.
+pub async fn make_room(shared: &Shared, session: &Session) {
+    let limited = shared.apps.current().app(&session.app).is_some_and(|app| app.limits.connections.is_some());
+    if limited && shared.bus.up() {
+        let counted = Counted(Subject { app: session.app.clone(), channel: ChannelName::connections() });
+        counted.leave(shared, session).await;
+    }
+}
+
 /// A connection's place among those of its app.
 pub struct Counted(Subject);
 

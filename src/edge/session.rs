@@ -171,6 +171,11 @@ impl Session {
         self.until(|state| state.told.then_some(())).await;
     }
 
+    /// Resolves once the client was told of the end, or does not listen now.
+    pub async fn told_or_away(&self) {
+        self.until(|state| (state.told || state.detached.is_some()).then_some(())).await;
+    }
+
     /// Resolves once no outlet was there for so long.
     pub async fn abandoned(&self, grace: Duration) {
         loop {

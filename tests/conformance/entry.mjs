@@ -22,7 +22,7 @@ export async function startEntry(ports) {
     port,
     /** From now on, new connections go to these. */
     to: (ports) => ask({ ports }),
-    /** When servers said goodbye, in milliseconds, in order. */
+    /** When servers said goodbye, in milliseconds, in order: those that came while this thread stood still, evenly over that time. */
     farewells: () => ask({}),
     close: () => worker.terminate(),
   };
@@ -36,9 +36,15 @@ function saysGoodbye(chunk) {
 if (!isMainThread) {
   let [ports, turn] = [workerData, 0];
   const farewells = [];
+  let [looked, unseen] = [performance.now(), 0];
+  setInterval(() => {
+    const now = performance.now();
+    for (let n = 1; n <= unseen; n++) farewells.push(looked + ((now - looked) * n) / unseen);
+    [looked, unseen] = [now, 0];
+  }, 10);
   const server = net.createServer((client) => {
     const edge = net.connect(ports[turn++ % ports.length], "127.0.0.1");
-    edge.on("data", (chunk) => saysGoodbye(chunk) && farewells.push(performance.now()));
+    edge.on("data", (chunk) => saysGoodbye(chunk) && unseen++);
     for (const [one, other] of [[client, edge], [edge, client]]) {
       one.on("error", () => other.destroy());
       one.once("close", () => other.destroy());
@@ -48,6 +54,7 @@ if (!isMainThread) {
   server.listen(0, "127.0.0.1", () => parentPort.postMessage(server.address().port));
   parentPort.on("message", (question) => {
     ports = question.ports ?? ports;
-    parentPort.postMessage(farewells);
+    // Once what has come is taken down.
+    setTimeout(() => parentPort.postMessage(farewells), 50);
   });
 }

@@ -82,6 +82,31 @@ async fn everyone_is_told_in_turn_and_never_many_at_once() {
     edge.stop().await;
 }
 
+#[tokio::test]
+async fn who_is_sent_away_finds_a_place_although_the_app_may_have_no_more_connections() {
+    let bus = MemoryBus::new();
+    let mut limited = app("1", true);
+    limited.limits.connections = Some(20);
+    let edge = start_with("websocket", vec![limited.clone()], &[], bus.another(), None).await;
+    let other = start_with("websocket", vec![limited], &[], bus, None).await;
+    let mut crowd = Vec::new();
+    for _ in 0..20 {
+        crowd.push(edge.websocket().await);
+    }
+    let mut refused = Ws::open(other.running.public, "/app/key1?protocol=7").await;
+    assert_eq!(refused.expect("pusher:error").await.data["code"], 4004);
+    edge.shutdown.cancel();
+    let back = crowd.iter_mut().map(|ws| async {
+        assert_eq!(ws.closed().await, 4200);
+        // As pusher-js does: at once, before the server has heard of its close.
+        other.websocket().await
+    });
+    let back = futures::future::join_all(back).await;
+    assert_eq!(back.len(), 20);
+    edge.stop().await;
+    other.stop().await;
+}
+
 /// The numbers that a watcher hears.
 async fn numbers(watcher: &mut Ws, count: usize) -> Vec<u64> {
     let mut numbers = Vec::new();
