@@ -69,6 +69,12 @@ async function start(command, variables, webhooks) {
   for (const stream of [child.stdout, child.stderr]) createInterface({ input: stream }).on("line", (line) => lines.push(line));
   return {
     lines,
+    /** Ends it as a node does that loses its power. */
+    async kill() {
+      child.kill("SIGKILL");
+      await ended;
+      await rm(folder, { recursive: true });
+    },
     /** Ends it as kubelet does after so many seconds' grace, and answers with its exit code. */
     async stop(grace = 20) {
       child.kill("SIGTERM");

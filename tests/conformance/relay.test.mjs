@@ -16,6 +16,7 @@ const TRANSPORTS = ["xhr_streaming", "xhr_polling"];
 const COUNTED = Array.from({ length: 1000 }, (_, n) => n);
 
 let redis;
+let start;
 let edges;
 let entry;
 let sdk;
@@ -30,14 +31,15 @@ before(async () => {
     stdio: "ignore",
   });
   const peer = await freePort();
-  edges = await Promise.all([1, 2, 3].map((n) => startEdge({
+  start = (n) => startEdge({
     REALTIME_BUS: "redis",
     REALTIME_REDIS_URL: `redis://127.0.0.1:${port}`,
     REALTIME_POD_IP: `127.0.0.${n}`,
     REALTIME_PEER_ADDRESS: `127.0.0.${n}:${peer}`,
     REALTIME_PEER_SECRET: "between-edges",
-  })));
-  entry = await roundRobin(edges.map((edge) => edge.port));
+  });
+  edges = await Promise.all([1, 2, 3].map(start));
+  entry = await roundRobin();
   sdk = new Pusher({ appId: "1", key: KEY, secret: "secret1", host: "127.0.0.1", port: String(entry.port), useTLS: false });
 });
 
@@ -57,7 +59,7 @@ async function freePort() {
 }
 
 /** Each connection goes to the next edge; one that is gone is passed over. */
-async function roundRobin(ports) {
+async function roundRobin() {
   let turn = 0;
   const open = new Set();
   const server = net.createServer((client) => {
@@ -66,8 +68,8 @@ async function roundRobin(ports) {
     client.on("error", () => client.destroy());
     const first = turn++;
     const dial = (n) => {
-      if (n === ports.length) return client.destroy();
-      const edge = net.connect(ports[(first + n) % ports.length], "127.0.0.1");
+      if (n === edges.length) return client.destroy();
+      const edge = net.connect(edges[(first + n) % edges.length].port, "127.0.0.1");
       let connected = false;
       edge.once("connect", () => {
         connected = true;
@@ -141,3 +143,25 @@ for (const transport of TRANSPORTS) {
     for (const client of [sender, watcher]) client.disconnect();
   });
 }
+
+test("clients of a killed edge are connected again soon, and none has failed", async () => {
+  for (const n of [0, 1, 2]) {
+    const several = await Promise.all(Array(6).fill(TRANSPORTS).flat().map((transport) => connect(transport)));
+    // Each of them receives through whichever edge it reached by now.
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    for (const client of several) client.states.length = 0;
+    await edges[n].kill();
+    // Those whose session was elsewhere notice nothing. The others hear of it within a second, by their server or by
+    // pusher-js itself, which waits for another second; what it takes for a failure, it waits for 15 s.
+    await new Promise((resolve) => setTimeout(resolve, 1500));
+    const all = () => several.map((client) => client.states.join(" ")).join("; ");
+    await eventually(() => several.every((client) => client.connection.state === "connected"), all, 5);
+    assert(several.some((client) => client.states.length > 0), "some were there");
+    for (const client of several) {
+      assert(!client.states.includes("failed") && !client.states.includes("unavailable"), all());
+      assert(client.states.filter((state) => state === "connected").length <= 1, all());
+      client.disconnect();
+    }
+    edges[n] = await start(n + 1);
+  }
+});

@@ -232,15 +232,18 @@ impl Peers {
         };
         self.directory.forget(&session);
         if !matches!(lost, Lost::Unknown | Lost::Dead) || !first.remembered {
-            return Err(Standing::Gone);
+            return Err(lost.told(asked).await);
         }
         // What was remembered is no longer so.
         match self.way(&session, asked.receives, parts).await {
             Way::Here(standing) => Err(standing),
-            Way::To(owner) => self.hand(&session, &owner, asked, parts, body).await.map_err(|_| {
-                self.directory.forget(&session);
-                Standing::Gone
-            }),
+            Way::To(owner) => match self.hand(&session, &owner, asked, parts, body).await {
+                Ok(response) => Ok(response),
+                Err(lost) => {
+                    self.directory.forget(&session);
+                    Err(lost.told(asked).await)
+                }
+            },
         }
     }
 
@@ -313,6 +316,16 @@ impl Peers {
                 Err(lost)
             }
         }
+    }
+}
+
+impl Lost {
+    /// How a request stands here that its session's process did not serve.
+    async fn told(self, asked: &Asked) -> Standing {
+        if asked.receives && matches!(self, Self::Dead | Self::Silent) {
+            breathe().await;
+        }
+        Standing::Gone
     }
 }
 

@@ -12,6 +12,7 @@ use futures::{StreamExt, stream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::metrics::Metrics;
+use super::breathe;
 use super::dial::Answer;
 
 /// What is said between two ends of a connection and means nothing on the next one.
@@ -66,7 +67,10 @@ impl Through {
                 self.body = None;
                 self.metrics.relay_failed("cut").inc();
                 match self.farewell.take() {
-                    Some((farewell, _)) if self.whole => Some(Ok(farewell.into())),
+                    Some((farewell, _)) if self.whole => {
+                        breathe().await;
+                        Some(Ok(farewell.into()))
+                    }
                     _ => Some(Err(error)),
                 }
             }
