@@ -21,6 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
@@ -62,11 +63,27 @@ impl Patience {
     pub const DEFAULT: Self = Self { head: HEAD, write: WRITE };
 }
 
+/// How many connections there may be at a time, and what counts those beyond, which are closed unheard.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// As many.
+    pub most: usize,
+    /// Those refused.
+    pub refused: Counter,
+}
+
 /// How long accepting pauses when the system has no more sockets.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Serves until the token ends it, then finishes open requests; upgraded connections are not waited for.
-pub async fn serve(listener: TcpListener, routes: Router, patience: Patience, stop: CancellationToken) {
+/// Serves until the token ends it, then finishes open requests; upgraded connections are not waited for. Without a bound
+/// it is up to the routes how many clients there may be.
+pub async fn serve(
+    listener: TcpListener,
+    routes: Router,
+    patience: Patience,
+    bound: Option<Bound>,
+    stop: CancellationToken,
+) {
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -75,6 +92,13 @@ pub async fn serve(listener: TcpListener, routes: Router, patience: Patience, st
         };
         match accepted {
             Ok((socket, peer)) => {
+                if let Some(Bound { most, refused }) = &bound
+                    && connections.len() >= *most
+                {
+                    refused.inc();
+                    tracing::debug!(peer = %peer.ip(), most, "a connection too many was closed");
+                    continue;
+                }
                 connections.spawn(connection(socket, Peer(peer.ip()), routes.clone(), patience, stop.clone()));
             }
             Err(error) if is_the_clients(&error) => tracing::debug!(%error, "a client went before it was accepted"),
@@ -247,7 +271,7 @@ mod tests {
         let address = listener.local_addr().expect("an address");
         let stop = CancellationToken::new();
         let patience = Patience { head: short, write: WRITE };
-        let served = tokio::spawn(serve(listener, routes, patience, stop.clone()));
+        let served = tokio::spawn(serve(listener, routes, patience, None, stop.clone()));
         let connect = async |text: &str| {
             let mut socket = TcpStream::connect(address).await.expect("connected");
             socket.write_all(text.as_bytes()).await.expect("written");
@@ -263,6 +287,35 @@ mod tests {
         assert!(rest(&mut slow).await.starts_with("HTTP/1.1 400"));
         // Both requests are answered; the connection goes when nothing follows.
         assert_eq!(rest(&mut whole).await.matches("hello").count(), 2);
+        stop.cancel();
+        timeout(PATIENCE, served).await.expect("in time").expect("ended");
+    }
+
+    #[tokio::test]
+    async fn a_connection_too_many_is_closed_and_counted_until_another_has_gone() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let (stop, refused) = (CancellationToken::new(), Counter::default());
+        let routes = Router::new().route("/", get(async || "hello"));
+        let bound = Bound { most: 2, refused: refused.clone() };
+        let served = tokio::spawn(serve(listener, routes, Patience::DEFAULT, Some(bound), stop.clone()));
+        let ask = async |socket: &mut TcpStream| {
+            // One that was closed may be so before this is written.
+            let _ = socket.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+            let mut part = [0; 1_024];
+            let read = timeout(PATIENCE, socket.read(&mut part)).await.expect("in time").unwrap_or(0);
+            String::from_utf8_lossy(&part[..read]).contains("hello")
+        };
+        let connect = async || TcpStream::connect(address).await.expect("connected");
+        let (mut first, mut second) = (connect().await, connect().await);
+        assert!(ask(&mut first).await && ask(&mut second).await);
+        assert!(!ask(&mut connect().await).await);
+        assert_eq!(refused.get(), 1);
+        drop(first);
+        let again = async { while !ask(&mut connect().await).await {} };
+        timeout(PATIENCE, again).await.expect("one is served again");
+        assert!(ask(&mut second).await, "who was there before is served on");
+        drop(second);
         stop.cancel();
         timeout(PATIENCE, served).await.expect("in time").expect("ended");
     }
@@ -288,7 +341,8 @@ mod tests {
         let address = listener.local_addr().expect("an address");
         let stop = CancellationToken::new();
         let patience = Patience { head: PATIENCE, write: Duration::from_millis(300) };
-        let served = tokio::spawn(serve(listener, Router::new().route("/", get(endless)), patience, stop.clone()));
+        let served =
+            tokio::spawn(serve(listener, Router::new().route("/", get(endless)), patience, None, stop.clone()));
         let mut client = TcpStream::connect(address).await.expect("connected");
         client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("written");
         let mut some = vec![0; 1 << 20];

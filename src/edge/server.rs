@@ -21,7 +21,7 @@ use super::channels::Channels;
 use super::counts::Counts;
 use super::drain::{self, Drain, Draining};
 use super::fallback::Fallback;
-use super::listener::{self, Patience};
+use super::listener::{self, Bound, Patience};
 use super::metrics::Metrics;
 use super::peer::{self, Door, Here, Peers, session_host};
 use super::recorder::Recorder;
@@ -38,6 +38,7 @@ use crate::kinesis::{self, KinesisError};
 use crate::protocol::admin::{Effective, Flow, configuration};
 use crate::protocol::record::Origin;
 use crate::protocol::registry::RegistryError;
+use crate::protocol::relay::Refusal;
 use crate::protocol::{self, Transport, signature};
 use crate::runtime::admin::{self, Admin};
 use crate::runtime::{admission, build, clock};
@@ -212,14 +213,16 @@ pub async fn start(values: Values, deps: Dependencies) -> Result<Running, StartE
             let settings = peer::Settings::of(&values, &process, shared.bus.clone(), listener.local_addr()?.port())?;
             let door = Door::new(process.clone(), settings.secrets.clone(), here.clone(), shared.metrics.clone());
             let routes = peer_router(&served, &door);
-            tasks.spawn(listener::serve(listener, routes, Patience::DEFAULT, listening.clone()));
+            let refused = shared.metrics.relay_refused(Refusal::Full.name());
+            let bound = Some(Bound { most: peer::MAX_CONNECTIONS, refused });
+            tasks.spawn(listener::serve(listener, routes, Patience::DEFAULT, bound, listening.clone()));
             let (peers, following) = Peers::start(settings, here, shared.metrics.clone(), stop.clone()).await;
             tasks.spawn(following);
             Guard::Pass(peers)
         }
     };
     let routes = router(&served, &guard, trusted);
-    tasks.spawn(listener::serve(deps.public, routes, Patience::DEFAULT, listening.clone()));
+    tasks.spawn(listener::serve(deps.public, routes, Patience::DEFAULT, None, listening.clone()));
     let answers = answers(&values, &process, &shared, &drain, &stop).await;
     tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));
 

@@ -35,7 +35,7 @@ const WHO_HAS: Duration = Duration::from_millis(500);
 const IDLE: Duration = Duration::from_secs(30);
 
 /// Requests that are handed on at a time, receives that are streamed through among them. Each takes two sockets.
-const MAX_RELAYS: usize = 20_000;
+pub const MAX_RELAYS: usize = 20_000;
 
 /// The headers of a client's that its session is served by.
 const CARRIED: [HeaderName; 4] =

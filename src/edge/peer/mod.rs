@@ -32,16 +32,24 @@ use crate::bus::{Bus, Peer};
 use crate::contract::{Values, name};
 use crate::protocol::Secret;
 use crate::protocol::frame::code;
+pub use dial::MAX_RELAYS;
 use dial::{Call, Dialler, Lost};
 pub use directory::Registration;
 use directory::{Directory, Owner};
 pub use door::Door;
+
+/// Connections of other processes at a time: as many as two of them need that hand everything on that they may, and
+/// what a process can serve beside its own clients.
+pub const MAX_CONNECTIONS: usize = 2 * MAX_RELAYS;
 
 /// How long an owner may take to answer a send, each time that it is tried: longer than a send waits for room there.
 const SEND: Duration = Duration::from_secs(6);
 
 /// How long it may take to begin the answer to a receive: a poll is answered after a heartbeat at the latest.
 const RECEIVE: Duration = Duration::from_secs(35);
+
+/// Shortest and longest, in ms, from the end of a process until the clients of its sessions are told.
+const BREATH_MS: std::ops::RangeInclusive<u64> = 250..=750;
 
 /// A session of the HTTP fallbacks, wherever it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -128,6 +136,13 @@ impl Standing {
 /// What a client is told whose session was in a process that is gone.
 pub fn gone() -> Closing {
     Closing::new(code::RECONNECT, "the server that had this session is gone, come back at once")
+}
+
+/// A moment before a client is told that the process is gone that had its session. It comes back at once, and the
+/// kernel closes a dead process's connections before its listeners: whom the load balancer takes there meanwhile is cut
+/// a second time, and pusher-js then waits for 15 s. It also spreads those who come back.
+async fn breathe() {
+    tokio::time::sleep(Duration::from_millis(rand::random_range(BREATH_MS))).await;
 }
 
 /// What a request asks for.
