@@ -214,6 +214,11 @@ pub trait Bus: Send + Sync {
     /// Whether the other processes can be reached.
     fn up(&self) -> bool;
 
+    /// Whether it can be told who is in a presence channel: the others can be reached, and each could say whom it has.
+    fn knows(&self) -> bool {
+        self.up()
+    }
+
     /// The process ends in order: it has nobody anywhere, and nobody need sweep after it.
     fn resign(&self) -> BoxFuture<'_, ()>;
 

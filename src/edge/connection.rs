@@ -1,5 +1,7 @@
 //! The Pusher protocol of one client. Knows no transport: it reads messages and writes into a session's queue.
 
+mod late;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +19,7 @@ use super::shared::Shared;
 use super::signin::{MAX_WATCHED, sign_in};
 use super::subscribe::authorize;
 use super::user::SignedIn;
+use super::waiting::Waiting;
 use crate::bus::{BusError, Joined, Recalled, Subject, Transition};
 use crate::protocol::frame::{self, ClientMessage, Member, code};
 use crate::protocol::record::{Cause, EventKind};
@@ -46,6 +49,8 @@ pub struct Connection {
     session: Arc<Session>,
     /// Where it is, and as whom.
     channels: HashMap<ChannelName, Option<Member>>,
+    /// Where it will be once the bus is back.
+    waiting: Waiting,
     /// Who it is, once it has signed in.
     user: Option<SignedIn>,
     /// Its place among the app's connections, where there may be so many only.
@@ -92,6 +97,7 @@ impl Connection {
             shared,
             session,
             channels: HashMap::new(),
+            waiting: Waiting::default(),
             user: None,
             counted,
             rate: Rate::default(),
@@ -158,6 +164,7 @@ impl Connection {
 
     /// Leaves every channel: the client is gone.
     pub async fn leave(mut self) {
+        self.shared.metrics.waited("left").inc_by(u64::try_from(self.waiting.len()).unwrap_or(u64::MAX));
         let drain = self.session.closing().is_some_and(|closing| closing.drain);
         for (channel, member) in std::mem::take(&mut self.channels) {
             self.exit(channel, member.as_ref(), drain.then_some(Cause::Drain)).await;
@@ -220,7 +227,7 @@ impl Connection {
             }
         };
         let known = self.channels.contains_key(&channel);
-        if !known && self.channels.len() >= MAX_CHANNELS {
+        if !known && self.channels.len() + self.waiting.len() >= MAX_CHANNELS {
             let told = format!("a connection may be in {MAX_CHANNELS} channels");
             return self.refuse_subscription("channels", &channel, (code::OVER_CAPACITY, "LimitReached", 403), &told);
         }
@@ -228,19 +235,38 @@ impl Connection {
         if known {
             return self.admitted_again(&subject).await;
         }
-        self.shared.channels.expect(&subject, &self.session);
-        match self.shared.join(&subject, &self.session.socket, member.as_ref()).await {
-            Ok(joined) => self.enter(subject, member, joined).await,
-            // Chat goes on within the process; the bus has noted who came, and decides later.
-            Err(BusError::Unavailable(_)) if member.is_none() => {
-                self.enter(subject, member, Joined::default()).await;
-            }
-            Err(error) => {
-                self.refuse_join(&channel, &error);
-                // An answer that was lost may have been a yes.
-                self.exit(channel, member.as_ref(), None).await;
-            }
+        let Some(member) = member else {
+            return match self.join(&subject, None).await {
+                Ok(joined) => self.enter(subject, None, joined).await,
+                // Chat goes on within the process; the bus has noted who came, and decides later.
+                Err(BusError::Unavailable(_)) => self.enter(subject, None, Joined::default()).await,
+                Err(error) => self.turn_away(channel, None, &error).await,
+            };
+        };
+        // Asked twice, it waits from now on.
+        self.waiting.remove(&channel);
+        if !self.shared.bus.knows() {
+            return self.wait(&channel, member);
         }
+        match self.join(&subject, Some(&member)).await {
+            Ok(joined) => self.enter(subject, Some(member), joined).await,
+            Err(BusError::Unavailable(_)) => {
+                self.exit(channel.clone(), Some(&member), None).await;
+                self.wait(&channel, member);
+            }
+            Err(error) => self.turn_away(channel, Some(&member), &error).await,
+        }
+    }
+
+    async fn join(&self, subject: &Subject, member: Option<&Member>) -> Result<Joined, BusError> {
+        self.shared.channels.expect(subject, &self.session);
+        self.shared.join(subject, &self.session.socket, member).await
+    }
+
+    async fn turn_away(&self, channel: ChannelName, member: Option<&Member>, error: &BusError) {
+        self.refuse_join(&channel, error);
+        // An answer that was lost may have been a yes.
+        self.exit(channel, member, None).await;
     }
 
     /// What the server tells a user, on whichever connection: only the user's own may hear it.
@@ -313,6 +339,9 @@ impl Connection {
 
     async fn unsubscribe(&mut self, name: &str) {
         let Ok(channel) = ChannelName::parse_any(name) else { return };
+        if self.waiting.remove(&channel).is_some() {
+            self.shared.metrics.waited("left").inc();
+        }
         if let Some(member) = self.channels.remove(&channel) {
             self.exit(channel, member.as_ref(), None).await;
         }

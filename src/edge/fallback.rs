@@ -239,6 +239,10 @@ async fn serve(
                 session.close(Closing::new(code::INACTIVE, "nobody received for too long"));
                 vec![]
             }
+            () = connection.waits() => {
+                connection.look_again().await;
+                vec![]
+            }
             () = sleep_until(look) => {
                 look = connection.check().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
                 vec![]

@@ -4,8 +4,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{channels, connection, fallback, http_api, inbox, listener, liveness, recorder, router, session, sessions};
-use super::{signin, sockjs, subscribe, websocket};
+use super::{channels, connection, fallback, http_api, inbox, listener, liveness, peer, recorder, router, session};
+use super::{sessions, signin, sockjs, subscribe, waiting, websocket};
 use crate::bus;
 use crate::protocol::{channel, frame, rest};
 
@@ -101,6 +101,12 @@ fn parts() -> Vec<(&'static str, &'static str, Vec<Limit>)> {
                 limit!("channels", count(connection::MAX_CHANNELS), "error 4100, status 403"),
                 limit!("subscriptions and sign-ins at once", count(connection::ASKS), "error 4100, status 429"),
                 limit!("and then in a second", count(connection::ASKS_PER_SECOND), "error 4100, status 429"),
+                limit!(
+                    "presence channels that wait for the bus",
+                    count(waiting::MAX_WAITING),
+                    "error 4100, status 503"
+                ),
+                limit!("time that they wait", time(waiting::WAIT), "error 4100, status 503"),
                 limit!("characters of a channel's name", count(channel::MAX_CHANNEL_NAME), "error"),
                 limit!("characters of a user's id", count(channel::MAX_USER_ID), "error 4009"),
                 limit!("members of a presence channel", count(bus::MAX_MEMBERS), "error 4100, status 403"),
@@ -139,29 +145,32 @@ fn parts() -> Vec<(&'static str, &'static str, Vec<Limit>)> {
                 limit!("characters of an event's name", count(connection::MAX_EVENT_NAME), "400"),
             ],
         ),
-        (
-            "Processes",
-            "Of all clients of one edge together.",
-            vec![
-                limit!("sessions", count(sessions::MAX_SESSIONS), "closed with 4100"),
-                limit!("sessions of pusher-js's fallbacks", count(fallback::MAX_SESSIONS), "503"),
-                limit!("sessions of SockJS over HTTP", count(sockjs::MAX_SESSIONS), "503"),
-                limit!(
-                    "bytes that wait for clients",
-                    bytes(session::MAX_TOTAL_BYTES),
-                    "who has more than its part waiting is closed with 4100"
-                ),
-                limit!("such a part", bytes(session::FAIR_BYTES), "see above"),
-                limit!(
-                    "events that wait for the stream",
-                    count(recorder::MAX_EVENTS),
-                    "counted in `realtime_edge_recorder_dropped_total`: old counts go first, then client events, last \
-                     counts, states that ended, last states"
-                ),
-                limit!("bytes of them", bytes(recorder::MAX_BYTES), "the same"),
-                limit!("time that a client event waits", time(recorder::CLIENT_EVENT), "counted as `expired`"),
-            ],
+        ("Processes", "Of all clients of one edge together.", of_a_process()),
+    ]
+}
+
+fn of_a_process() -> Vec<Limit> {
+    vec![
+        limit!("sessions", count(sessions::MAX_SESSIONS), "closed with 4100"),
+        limit!("sessions of pusher-js's fallbacks", count(fallback::MAX_SESSIONS), "503"),
+        limit!("sessions of SockJS over HTTP", count(sockjs::MAX_SESSIONS), "503"),
+        limit!(
+            "bytes that wait for clients",
+            bytes(session::MAX_TOTAL_BYTES),
+            "who has more than its part waiting is closed with 4100"
         ),
+        limit!("such a part", bytes(session::FAIR_BYTES), "see above"),
+        limit!("presence channels that wait for the bus", count(waiting::MAX_ALL), "error 4100, status 503"),
+        limit!("connections of other edges", count(peer::MAX_CONNECTIONS), "closed, counted as `full`"),
+        limit!("requests that are handed to other edges", count(peer::MAX_RELAYS), "as if nobody had the session"),
+        limit!(
+            "events that wait for the stream",
+            count(recorder::MAX_EVENTS),
+            "counted in `realtime_edge_recorder_dropped_total`: old counts go first, then client events, last \
+                     counts, states that ended, last states"
+        ),
+        limit!("bytes of them", bytes(recorder::MAX_BYTES), "the same"),
+        limit!("time that a client event waits", time(recorder::CLIENT_EVENT), "counted as `expired`"),
     ]
 }
 

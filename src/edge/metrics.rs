@@ -37,6 +37,9 @@ pub struct Metrics {
     registry_reads: Family<ResultLabel, Counter>,
     relay_refused: Family<ReasonLabel, Counter>,
     relay_failed: Family<ReasonLabel, Counter>,
+    waited: Family<ResultLabel, Counter>,
+    /// Subscriptions that wait for the bus.
+    pub waiting: Gauge,
     /// Requests that another process answered, because it has their session.
     pub relayed: Counter,
     /// Sends that came a second time and were dropped.
@@ -106,6 +109,11 @@ impl Metrics {
         self.relay_failed.get_or_create(&ReasonLabel { reason }).clone()
     }
 
+    /// Subscriptions that waited for the bus, and what became of them.
+    pub fn waited(&self, result: &'static str) -> Counter {
+        self.waited.get_or_create(&ResultLabel { result }).clone()
+    }
+
     /// Puts all of them into a registry.
     pub fn register(&self, registry: &mut Registry) {
         let edge = registry.sub_registry_with_prefix("realtime_edge");
@@ -124,6 +132,8 @@ impl Metrics {
         edge.register("published", "Events published over the HTTP API", self.published.clone());
         edge.register("bus_errors", "Calls to the bus that failed", self.bus_errors.clone());
         edge.register("bus_up", "Whether the other edges can be reached", self.bus_up.clone());
+        edge.register("subscriptions_waiting", "Subscriptions that wait for the bus", self.waiting.clone());
+        edge.register("subscriptions_waited", "Subscriptions that waited for the bus", self.waited.clone());
         edge.register("bus_decided", "Changes that nobody asked for: a process died", self.unasked.clone());
         edge.register("bus_lost", "Frames of other processes lost here", self.bus_lost.clone());
         edge.register("recorder_accepted", "Events handed to the recorder", self.recorder_accepted.clone());

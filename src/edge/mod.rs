@@ -41,6 +41,7 @@ mod stream_check;
 mod subscribe;
 mod unasked;
 mod user;
+mod waiting;
 mod websocket;
 
 pub use server::{Dependencies, Running, StartError, StopError, start};

@@ -153,6 +153,7 @@ async fn serve(mut socket: WebSocket, shared: Arc<Shared>, place: Place) {
                     Message::Close(_) => break End::Gone,
                 }
             }
+            () = connection.waits() => connection.look_again().await,
             () = look.as_mut() => {
                 let again = connection.check().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
                 look.as_mut().reset(again);

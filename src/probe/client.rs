@@ -150,7 +150,7 @@ impl Client {
             })
             .await
             .map_err(|error| {
-                if error.detail.contains(frame::BUS_AWAY) {
+                if [frame::BUS_AWAY, frame::BUS_WAITS].iter().any(|told| error.detail.contains(told)) {
                     Broken { hop: Hop::FanOut, reason: Reason::FanoutBroken, ..error }
                 } else {
                     error

@@ -20,6 +20,9 @@ pub const MAX_EXPLANATION: usize = 2_048;
 /// What a client is told that cannot enter a channel because the servers cannot reach each other.
 pub const BUS_AWAY: &str = "the bus between the servers does not answer, try again";
 
+/// What a client is told, as an error without a code, whose subscription waits until the servers reach each other again.
+pub const BUS_WAITS: &str = "the bus between the servers does not answer, the subscription waits for it";
+
 /// Close codes and error codes. 4000–4099: do not come back unchanged. 4100–4199: come back after a while. 4200–4299:
 /// come back at once. 43xx are told in `pusher:error` and leave the connection open.
 pub mod code {

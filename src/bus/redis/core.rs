@@ -230,6 +230,11 @@ impl Core {
         Ok(self.state().held.decided(subject, &changed.transitions, Instant::now()))
     }
 
+    /// Whether everyone could say whom it has.
+    pub fn knows(&self) -> bool {
+        self.up() && self.state().settling.is_none_or(|settling| settling.told <= Instant::now())
+    }
+
     /// Who comes to a presence channel is told who is there: not before everyone could say so.
     async fn heard_everyone(&self) {
         let told = self.state().settling.map(|settling| settling.told);

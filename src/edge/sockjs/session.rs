@@ -398,6 +398,7 @@ async fn serve(
             () = &mut abandoned, if !leaving => {
                 session.close(Closing::new(code::INACTIVE, "nobody received for too long"));
             }
+            () = connection.waits() => connection.look_again().await,
             () = sleep_until(look) => {
                 look = connection.check().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
             }

@@ -142,6 +142,7 @@ impl Socket {
                     }
                     self.heartbeat = Instant::now() + HEARTBEAT_EVERY;
                 }
+                () = connection.waits() => connection.look_again().await,
                 () = sleep_until(look) => {
                     look = connection.check().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
                 }
