@@ -207,6 +207,10 @@ pub enum BusType {
 pub struct Redis {
     /// Where its address stands: `redis://`, `redis-sentinel://` or `redis-cluster://`, and `rediss…://` with TLS.
     pub url_secret_ref: SecretKeyRef,
+    /// With TLS: where the certificates stand, in PEM form, of the authorities that may have signed Redis's. Without it,
+    /// only public ones are believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKeyRef>,
 }
 
 /// Which edges are one Deployment.

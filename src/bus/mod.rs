@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 pub use memory::MemoryBus;
 pub use peers::{Alive, Peer};
-pub use redis::{RedisBus, Timing};
+pub use redis::{Address, RedisBus, Timing};
 
 use crate::protocol::frame::Member;
 use crate::protocol::record::{Cause, EventKind, Order};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Bus, MemoryBus, RedisBus};
+use crate::bus::{Address, Bus, MemoryBus, RedisBus};
 use crate::contract::{EXIT_CONFIG, Server, Values, name};
 use crate::dispatcher::{self, KubernetesLeases, Leases, MemoryLeases, Network};
 use crate::edge;
@@ -46,8 +46,10 @@ async fn run_edge() -> Result<(), String> {
     let bus: Arc<dyn Bus> = if values.text(name::BUS) == "redis" {
         // Its own name on the bus: a container that starts again in its pod is another.
         let process = ulid::Ulid::new().to_string();
-        let (url, cluster) = (values.text(name::REDIS_URL), values.text(name::CLUSTER_UID));
-        let bus = RedisBus::connect(url, cluster, &process, ended).await;
+        let authorities = values.get(name::REDIS_CA).filter(|text| !text.is_empty());
+        let (address, cluster) = (values.text(name::REDIS_URL), values.text(name::CLUSTER_UID));
+        let address = Address { url: address, authorities };
+        let bus = RedisBus::connect(address, cluster, &process, ended).await;
         Arc::new(bus.map_err(|error| error.to_string())?)
     } else {
         Arc::new(MemoryBus::new())

@@ -117,6 +117,8 @@ pub mod name {
     pub const BUS: &str = "REALTIME_BUS";
     /// Address of Redis, with its credentials.
     pub const REDIS_URL: &str = "REALTIME_REDIS_URL";
+    /// Whose certificates Redis may show.
+    pub const REDIS_CA: &str = "REALTIME_REDIS_CA";
     /// Where AWS credentials come from.
     pub const AWS_IDENTITY: &str = "REALTIME_AWS_IDENTITY";
     /// Private networks that webhooks may go to.
@@ -335,6 +337,13 @@ pub const VARIABLES: &[Variable] = &[
         Need::When(name::BUS, "redis"),
         EDGES,
         "Address of Redis with credentials: `redis://`, `redis-sentinel://` or `redis-cluster://`, `rediss…` with TLS.",
+    )),
+    secret(row(
+        name::REDIS_CA,
+        Kind::Text,
+        Need::Default(""),
+        EDGES,
+        "Certificates in PEM form of the authorities that may have signed Redis's; without it, those that the system trusts.",
     )),
     row(
         name::LEASES,

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use crate::api::app::CredentialState as ApiCredentialState;
 use crate::api::cluster::{EdgeServer, IdentityType, Servers, StreamMode};
-use crate::api::{GROUP, RealtimeApp, RealtimeCluster, RealtimeClusterSpec, State};
+use crate::api::{GROUP, RealtimeApp, RealtimeCluster, RealtimeClusterSpec, SecretKeyRef, State};
 use crate::contract::Server;
 use crate::protocol::origin;
 use crate::protocol::registry::{App, Credential, CredentialState, Endpoint, Limits, Registry};
@@ -126,8 +126,11 @@ pub struct SecretReference {
 pub fn references(cluster: &RealtimeCluster, apps: &[RealtimeApp]) -> Vec<SecretReference> {
     let reference =
         |name: &str, key: &str, purpose| SecretReference { name: name.to_owned(), key: key.to_owned(), purpose };
-    let redis = &cluster.spec.bus.redis.url_secret_ref;
-    let mut found = vec![reference(&redis.name, &redis.key, "the address of Redis")];
+    let redis = &cluster.spec.bus.redis;
+    let mut found = vec![reference(&redis.url_secret_ref.name, &redis.url_secret_ref.key, "the address of Redis")];
+    if let Some(authorities) = &redis.ca_secret_ref {
+        found.push(reference(&authorities.name, &authorities.key, "the CA of Redis"));
+    }
     if let Some(keys) = &cluster.spec.aws.identity.secret_ref {
         found.push(reference(&keys.name, "accessKeyID", "the AWS access key"));
         found.push(reference(&keys.name, "secretAccessKey", "the AWS secret key"));
@@ -239,10 +242,12 @@ pub fn stream_name(cluster: &RealtimeCluster, uid: &str) -> StreamName {
 
 /// A digest of the Secrets that pods read at their start, salted, since it stands where everyone may read it.
 fn secrets_digest(inputs: &Inputs<'_>, server: Server, salt: &Secret, peer: &Secret) -> String {
-    let redis = &inputs.cluster.spec.bus.redis.url_secret_ref;
+    let redis = &inputs.cluster.spec.bus.redis;
+    let of_redis: Vec<_> = std::iter::once(&redis.url_secret_ref).chain(&redis.ca_secret_ref).collect();
     // Only edges are joined by Redis: another address of it is no news to a dispatcher.
-    let reads = |reference: &&SecretReference| {
-        server != Server::Dispatcher || (&reference.name, &reference.key) != (&redis.name, &redis.key)
+    let reads = |found: &&SecretReference| {
+        let is = |redis: &&SecretKeyRef| (&redis.name, &redis.key) == (&found.name, &found.key);
+        server != Server::Dispatcher || !of_redis.iter().any(is)
     };
     let peer = server.serves_as(Server::Sockjs).then(|| peer.expose());
     let texts: Vec<&str> = references(inputs.cluster, &[])
@@ -443,8 +448,16 @@ spec:
 ";
 
     fn check(apps: &[&str], secrets: &[(&str, &[(&str, &str)])]) -> Result<Cluster, Vec<Problem>> {
+        check_cluster(CLUSTER, apps, secrets)
+    }
+
+    fn check_cluster(
+        cluster: &str,
+        apps: &[&str],
+        secrets: &[(&str, &[(&str, &str)])],
+    ) -> Result<Cluster, Vec<Problem>> {
         let mut manifests = Manifests::default();
-        manifests.add("c.yaml", CLUSTER).expect("a cluster");
+        manifests.add("c.yaml", cluster).expect("a cluster");
         for app in apps {
             manifests.add("a.yaml", app).expect("an app");
         }
@@ -470,6 +483,20 @@ spec:
         assert_eq!(cluster.registry.apps().count(), 2);
         assert!(cluster.probe.id.as_str().bytes().all(|b| b.is_ascii_digit()));
         assert_eq!(cluster.registry.by_key("k").map(|app| app.id.as_str()), Some("1001"));
+    }
+
+    #[test]
+    fn another_authority_of_redis_is_news_to_edges_alone() {
+        let with = CLUSTER.replace("key: url }", "key: url }, caSecretRef: { name: eu-redis, key: ca.crt }");
+        let digests = |cluster: &str, authority: &str| {
+            let keys: &[(&str, &str)] = &[("url", "rediss://r"), ("ca.crt", authority), ("else", authority)];
+            check_cluster(cluster, &[], &[("eu-redis", keys)]).expect("a cluster").secrets_digests
+        };
+        let (before, after) = (digests(&with, "old"), digests(&with, "new"));
+        for server in Server::ALL {
+            assert_eq!(before[&server] != after[&server], server != Server::Dispatcher, "{server}");
+        }
+        assert_eq!(digests(CLUSTER, "old"), digests(CLUSTER, "new"), "what nobody reads is no news");
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod names;
 mod rooms;
 mod sessions;
 mod store;
+mod trust;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::core::Core;
 use self::names::Names;
+pub use self::store::Address;
 use self::store::{away, unavailable};
 use super::peers::{Alive, Peer};
 use super::{Bus, BusError, Count, Decided, Joined, Last, Message, Recalled, Seen, Subject, Transition};
@@ -95,13 +97,13 @@ impl RedisBus {
     ///
     /// # Errors
     /// The address is none, or what answers there cannot be a bus.
-    pub async fn connect(
-        url: &str,
+    pub async fn connect<'a>(
+        address: impl Into<Address<'a>>,
         cluster: &str,
         process: &str,
         shutdown: CancellationToken,
     ) -> Result<Self, BusError> {
-        let bus = Self::start(url, cluster, process, Timing::DEFAULT, shutdown)?;
+        let bus = Self::start(address, cluster, process, Timing::DEFAULT, shutdown)?;
         let mut first = bus.first.clone();
         if let Ok(Ok(found)) = timeout(FIRST, first.wait_for(Option::is_some)).await {
             if let Some(Err(reason)) = &*found {
@@ -117,14 +119,14 @@ impl RedisBus {
     ///
     /// # Errors
     /// The address is none.
-    pub fn start(
-        url: &str,
+    pub fn start<'a>(
+        address: impl Into<Address<'a>>,
         cluster: &str,
         process: &str,
         timing: Timing,
         shutdown: CancellationToken,
     ) -> Result<Self, BusError> {
-        let builder = store::builder(url, QUEUE)?;
+        let builder = store::builder(address.into(), QUEUE)?;
         let client = builder.build().map_err(unavailable)?;
         let subscriber = builder.build_subscriber_client().map_err(unavailable)?;
         let names = Names { cluster: cluster.to_owned(), clustered: client.is_clustered() };
@@ -134,6 +136,7 @@ impl RedisBus {
         let (first_sender, first) = watch::channel(None);
         let (safe, acknowledged) = mpsc::channel(keeper::SAFE);
         // They listen before there is anything to hear.
+        tokio::spawn(trust::watch(client.error_rx(), first_sender.clone(), shutdown.clone()));
         tokio::spawn(keeper::Keeper::new(core.clone()).keep_lease(first_sender, shutdown.clone()));
         tokio::spawn(keeper::Keeper::new(core.clone()).work(shutdown.clone()));
         tokio::spawn(keeper::acknowledge(core.clone(), acknowledged, shutdown.clone()));
@@ -291,6 +294,10 @@ impl Bus for RedisBus {
 
     fn up(&self) -> bool {
         self.core.up()
+    }
+
+    fn knows(&self) -> bool {
+        self.core.knows()
     }
 
     fn resign(&self) -> BoxFuture<'_, ()> {

@@ -355,7 +355,7 @@ async fn every_history_ends_in_what_is_true() {
     let wanted = std::env::var("HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(HISTORIES);
     let worker = async |number: u64| {
         let url = format!("redis://127.0.0.1:{}/{number}", redis.port);
-        let client = store::builder(&url, 16).and_then(|builder| builder.build().map_err(store::unavailable));
+        let client = store::builder((&url).into(), 16).and_then(|builder| builder.build().map_err(store::unavailable));
         let client = client.expect("a client");
         client.init().await.expect("a connection");
         for seed in (number..wanted).step_by(usize::try_from(WORKERS).expect("small")) {

@@ -9,6 +9,7 @@ use fred::types::config::{Config, ReconnectPolicy};
 use fred::types::scripts::Script;
 
 use super::super::BusError;
+use super::trust;
 
 /// Longest for one answer.
 const ANSWER: Duration = Duration::from_secs(4);
@@ -23,16 +24,54 @@ pub(super) const PIPELINE: usize = 500;
 /// Oldest release whose scripts replicate what they did rather than themselves.
 const OLDEST: u32 = 7;
 
+/// Where the store is, and which authorities' certificates it may show.
+#[derive(Clone, Copy)]
+pub struct Address<'a> {
+    /// With its credentials.
+    pub url: &'a str,
+    /// In PEM form; without them, those of the system.
+    pub authorities: Option<&'a str>,
+}
+
+impl<'a> From<&'a str> for Address<'a> {
+    fn from(url: &'a str) -> Self {
+        Self { url, authorities: None }
+    }
+}
+
+impl<'a> From<&'a String> for Address<'a> {
+    fn from(url: &'a String) -> Self {
+        Self { url, authorities: None }
+    }
+}
+
 /// How to reach the store at this address.
-pub(super) fn builder(url: &str, queue: usize) -> Result<Builder, BusError> {
+pub(super) fn builder(Address { url, authorities }: Address<'_>, queue: usize) -> Result<Builder, BusError> {
+    // With authorities of its own, those of the system are not looked at: there may be none.
+    let (read, tls) = match authorities.map(|authorities| (url.strip_prefix("rediss"), authorities)) {
+        None => (url.to_owned(), None),
+        Some((Some(rest), authorities)) => {
+            (format!("redis{rest}"), Some(trust::only(authorities).map_err(BusError::Unfit)?))
+        }
+        Some((None, _)) => {
+            return Err(BusError::Unfit(
+                "REALTIME_REDIS_CA is set, but REALTIME_REDIS_URL asks for no TLS: write rediss://, or remove the CA \
+                 (spec.bus.redis.caSecretRef)"
+                    .to_owned(),
+            ));
+        }
+    };
     // The address holds a password: it is never repeated.
-    let mut config = Config::from_url(url).map_err(|_| {
+    let mut config = Config::from_url(&read).map_err(|_| {
         BusError::Unfit(
             "REALTIME_REDIS_URL is no address of a Redis: write redis://USER:PASSWORD@HOST:PORT, rediss:// for TLS, \
              redis-cluster:// for a cluster, or redis-sentinel://…?sentinelServiceName=NAME"
                 .to_owned(),
         )
     })?;
+    if tls.is_some() {
+        config.tls = tls;
+    }
     // A Redis that is not up yet is waited for like one that went away.
     config.fail_fast = false;
     let mut builder = Builder::from_config(config);
@@ -165,7 +204,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_none_is_told_without_its_password() {
-        let error = builder("rediss//:hunter2@nowhere", 1).expect_err("refused").to_string();
+        let error = builder("rediss//:hunter2@nowhere".into(), 1).expect_err("refused").to_string();
         assert!(error.contains("redis://USER:PASSWORD@HOST:PORT") && !error.contains("hunter2"), "{error}");
         for good in [
             "redis://u:p@h:1",
@@ -173,7 +212,10 @@ mod tests {
             "redis-cluster://h:1?node=i:2",
             "redis-sentinel://h:26379?sentinelServiceName=main&node=i:26379",
         ] {
-            assert!(builder(good, 1).is_ok(), "{good}");
+            assert!(builder(good.into(), 1).is_ok(), "{good}");
         }
+        let bare = Address { url: "redis://u:hunter2@h:1", authorities: Some("x") };
+        let error = builder(bare, 1).expect_err("refused").to_string();
+        assert!(error.contains("asks for no TLS") && !error.contains("hunter2"), "{error}");
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::EnvVar;
 
 use super::*;
+use crate::api::SecretKeyRef;
 use crate::contract::{Values, Variable};
 use crate::desired::{Inputs, Manifests, validate};
 use crate::protocol::Transport;
@@ -73,6 +74,28 @@ fn secrets_are_never_rendered_as_text() {
             assert_eq!(secret, referenced, "{}", variable.name);
         }
     }
+}
+
+#[test]
+fn the_authority_of_redis_is_read_from_its_secret_by_edges_alone() {
+    let mut given = cluster("{ type: PodIdentity }", "");
+    let named = |desired: &Desired, server: Server| {
+        let template =
+            desired.deployments.iter().find(|(found, _)| *found == server).map(|(_, found)| &found.spec.template);
+        let container = template.and_then(|template| template.spec.as_ref()).map(|pod| &pod.containers[0]);
+        let variables = container.and_then(|container| container.env.clone()).unwrap_or_default();
+        let found = variables.into_iter().find(|variable| variable.name == "REALTIME_REDIS_CA")?;
+        let key = found.value_from?.secret_key_ref?;
+        Some((key.name, key.key))
+    };
+    assert_eq!(named(&build(&given).expect("objects"), Server::Sockjs), None);
+    let key = SecretKeyRef { name: "redis-tls".to_owned(), key: "ca.crt".to_owned() };
+    given.spec.bus.redis.ca_secret_ref = Some(key);
+    let desired = build(&given).expect("objects");
+    let expected = Some(("redis-tls".to_owned(), "ca.crt".to_owned()));
+    assert_eq!(named(&desired, Server::Websocket), expected);
+    assert_eq!(named(&desired, Server::Sockjs), expected);
+    assert_eq!(named(&desired, Server::Dispatcher), None);
 }
 
 #[test]

@@ -4,8 +4,8 @@ use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Secr
 
 use super::super::Cluster;
 use super::{APPS_PATH, admin_secret_name, peer_secret_name};
-use crate::api::State;
 use crate::api::cluster::{EdgeServer, IdentityType, WebhooksMode};
+use crate::api::{SecretKeyRef, State};
 use crate::contract::{Server, VARIABLES, Variable, name};
 use crate::protocol::Transport;
 
@@ -70,10 +70,8 @@ fn source(cluster: &Cluster, server: Server, row: &Variable) -> Option<Source> {
         }),
         name::STREAM_NAME => text(cluster.stream.as_str()),
         name::BUS => text("redis"),
-        name::REDIS_URL => {
-            let reference = &spec.bus.redis.url_secret_ref;
-            Some(Source::Secret { name: reference.name.clone(), key: reference.key.clone() })
-        }
+        name::REDIS_URL => Some(key_of(&spec.bus.redis.url_secret_ref)),
+        name::REDIS_CA => spec.bus.redis.ca_secret_ref.as_ref().map(key_of),
         name::ALLOWED_NETWORKS => list(&spec.webhooks.allowed_networks),
         name::ALLOWED_ENDPOINTS => text(&cluster.receiver),
         name::RETRY_WINDOW_SECONDS => text(&spec.webhooks.dispatcher.retry_window_seconds.to_string()),
@@ -97,6 +95,10 @@ fn source(cluster: &Cluster, server: Server, row: &Variable) -> Option<Source> {
 
 fn list(items: &[String]) -> Option<Source> {
     (!items.is_empty()).then(|| Source::Text(items.join(",")))
+}
+
+fn key_of(reference: &SecretKeyRef) -> Source {
+    Source::Secret { name: reference.name.clone(), key: reference.key.clone() }
 }
 
 fn static_key(secret: Option<&crate::api::SecretRef>, key: &str) -> Option<Source> {
