@@ -3,12 +3,15 @@
 // Clients of a test end it where they stand; clippy sees only the tests themselves as such.
 #![allow(clippy::panic)]
 
+mod apart;
 mod drain;
 mod hostile;
 mod manners;
 mod relay;
 mod reload;
+mod silent;
 mod users;
+mod waiting;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -426,6 +429,33 @@ async fn client_events_go_between_sockets_and_not_back() {
     assert_eq!((flow.state, flow.queued), (RecorderState::Off, 0));
     assert_eq!(flow.accepted, 3, "occupied and two client events");
     edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_is_told_where_to_send_the_rest_of_its_session() {
+    for (told, open, host) in [
+        (
+            &[("REALTIME_SESSION_HOST", "{pod}.rt.example")][..],
+            "o{\"hostname\":\"pod-1.rt.example\"}\n",
+            "pod-1.rt.example",
+        ),
+        (&[("REALTIME_SESSION_HOST", "rt.example")], "o{\"hostname\":\"rt.example\"}\n", "rt.example"),
+        (&[], "o\n", ""),
+    ] {
+        let edge = start_with("sockjs", vec![app("1", true)], told, MemoryBus::new(), None).await;
+        let polls = Xhr::new(&edge, "key1", "polls", "xhr");
+        let opened = edge.http.post(format!("{}/xhr?protocol=7", polls.base)).send().await.expect("an answer");
+        assert_eq!(opened.text().await.expect("a text"), open);
+        let streams = Xhr::new(&edge, "key1", "streams", "xhr_streaming");
+        let opened = edge.http.post(format!("{}/xhr_streaming?protocol=7", streams.base)).send().await;
+        let first = opened.expect("an answer").chunk().await.expect("a part").expect("more");
+        assert!(first.starts_with(open.as_bytes()), "{first:?}");
+        let info =
+            edge.http.get(edge.url("/pusher/info")).send().await.expect("an answer").text().await.expect("a text");
+        let info: Value = serde_json::from_str(&info).expect("json");
+        assert_eq!(info["hostname"].as_str().unwrap_or_default(), host);
+        edge.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fred::interfaces::{ClientLike, ConfigInterface, KeysInterface, SortedSetsInterface};
 use realtime_operator::bus::{
-    Bus, BusError, Count, Decided, Last, Message, Peer, Recalled, RedisBus, Subject, Timing, Transition,
+    Address, Bus, BusError, Count, Decided, Last, Message, Peer, Recalled, RedisBus, Subject, Timing, Transition,
 };
 use realtime_operator::protocol::frame::Member;
 use realtime_operator::protocol::record::Cause;
@@ -298,8 +298,8 @@ async fn a_dead_process_is_swept_once_and_what_it_had_decided_keeps_its_id() {
     a_process_dies(&redis.url()).await;
 }
 
-#[tokio::test]
-async fn a_dead_process_is_swept_in_a_cluster_of_stores_too() {
+/// Three nodes that are one store, and its address.
+pub async fn cluster_of_stores() -> (Vec<Redis>, String) {
     let nodes: Vec<Redis> = (0..3).map(|_| Redis::node()).collect();
     let addresses: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
     let joined = async {
@@ -314,6 +314,12 @@ async fn a_dead_process_is_swept_in_a_cluster_of_stores_too() {
     };
     tokio::time::timeout(Duration::from_secs(20), joined).await.expect("a cluster");
     let url = format!("redis-cluster://{}?node={}", addresses[0], addresses[1]);
+    (nodes, url)
+}
+
+#[tokio::test]
+async fn a_dead_process_is_swept_in_a_cluster_of_stores_too() {
+    let (_nodes, url) = cluster_of_stores().await;
     a_process_dies(&url).await;
 }
 
@@ -345,6 +351,88 @@ async fn a_sentinel_names_another_store_and_the_bus_goes_on_there() {
     assert_eq!(one.look(&room).await.map(|seen| seen.connections), Ok(1));
     tokio::time::sleep(TIMING.settle).await;
     assert!(decided.try_recv().is_err(), "what did not change is not told");
+}
+
+/// An authority and what it signs, made by openssl in a directory of their own.
+struct Authority {
+    files: tempfile::TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let new = Self { files: tempfile::tempdir().expect("a directory") };
+        new.openssl(&["-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.crt"]);
+        new
+    }
+
+    fn openssl(&self, arguments: &[&str]) {
+        let key = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
+        let made = Command::new("openssl").args(key).args(arguments).current_dir(self.files.path()).output();
+        let made = made.expect("openssl is not installed: apt-get install openssl");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(self.files.path().join("ca.crt")).expect("read")
+    }
+
+    /// A server that shows a certificate for these names, and its port with TLS.
+    fn server(&self, names: &str) -> (Redis, u16) {
+        let files = tempfile::tempdir().expect("a directory");
+        let file = |name: &str| files.path().join(name).display().to_string();
+        let (key, certificate, names) = (file("redis.key"), file("redis.crt"), format!("subjectAltName={names}"));
+        let signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
+        let own = ["-subj", "/CN=redis", "-addext", &names, "-keyout", &key, "-out", &certificate];
+        self.openssl(&[&signed[..], &own].concat());
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+        let port = free.to_string();
+        let options = ["--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
+        let more = ["--tls-auth-clients", "no", "--appendonly", "no"];
+        (Redis::with(None, files, &[&options[..], &more].concat()), free)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_is_reached_over_tls_if_a_known_authority_signed_it() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let (_redis, port) = authority.server("DNS:localhost,IP:127.0.0.1");
+    let (_elsewhere, other_port) = authority.server("DNS:redis.example");
+    let (text, others) = (authority.text(), other.text());
+    let url = format!("rediss://localhost:{port}");
+    // As a bundle, of which only one is needed.
+    let both = format!("{others}{text}");
+    let address = Address { url: &url, authorities: Some(&both) };
+    let start = |process: &str| RedisBus::start(address, "uid-1", process, TIMING, CancellationToken::new());
+    let (one, two) = (start("p1").expect("a bus"), start("p2").expect("a bus"));
+    answers(&one).await;
+    answers(&two).await;
+    let (room, mut heard) = (subject("room"), two.messages().expect("an outlet"));
+    one.join(&room, &"1.1".into(), None).await.expect("joined");
+    assert_eq!(two.look(&room).await.map(|seen| seen.connections), Ok(1));
+    let message = Message { subject: room, frame: "hello".into(), except: None, ends: false };
+    let arrives = async {
+        // The other may not listen yet.
+        loop {
+            one.publish(message.clone()).await.expect("published");
+            if let Ok(Some(found)) = tokio::time::timeout(Duration::from_millis(200), heard.recv()).await {
+                break found;
+            }
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_secs(20), arrives).await.expect("in time");
+    assert_eq!(found.frame, "hello");
+
+    let elsewhere = format!("rediss://127.0.0.1:{other_port}");
+    for (name, url, authorities, says) in [
+        ("no authority of its own", &url, None, "caSecretRef"),
+        ("another's", &url, Some(&others), "caSecretRef"),
+        ("another name", &elsewhere, Some(&text), "it is for another name"),
+    ] {
+        let address = Address { url, authorities: authorities.map(String::as_str) };
+        let refused = RedisBus::connect(address, "uid-1", "p3", CancellationToken::new()).await.err();
+        let Some(BusError::Unfit(told)) = refused else { panic!("{name}: {refused:?}") };
+        assert!(told.contains(says), "{name}: {told}");
+    }
 }
 
 /// Waits until a server's answer to a command has this in it.

@@ -18,7 +18,7 @@ use super::*;
 use crate::redis::Redis;
 use crate::servers::{Server, environment, free_port};
 
-const SECRET: &str = "between-edges";
+pub(super) const SECRET: &str = "between-edges";
 
 /// Messages each way.
 const MANY: usize = 1_000;
@@ -66,24 +66,30 @@ async fn round_robin(edges: Vec<SocketAddr>) -> SocketAddr {
     address
 }
 
-struct Cluster {
-    pods: Vec<Edge>,
-    peers: Vec<SocketAddr>,
-    entry: SocketAddr,
+pub(super) struct Cluster {
+    pub pods: Vec<Edge>,
+    pub peers: Vec<SocketAddr>,
+    pub entry: SocketAddr,
 }
 
 impl Cluster {
-    async fn start(redis: &Redis) -> Self {
+    pub async fn start(redis: &Redis) -> Self {
+        Self::with(&redis.url(), ("uid-1", "sockjs"), &[SECRET; 3]).await
+    }
+
+    /// One pod for each of these values of `REALTIME_PEER_SECRET`.
+    pub async fn with(redis: &str, (uid, server): (&str, &str), secrets: &[&str]) -> Self {
         realtime_operator::runtime::install_tls();
-        let listeners = peer_listeners(3).await;
+        let listeners = peer_listeners(u8::try_from(secrets.len()).expect("few")).await;
         let peers = listeners.iter().map(|listener| listener.local_addr().expect("an address")).collect();
         let mut pods = Vec::new();
-        for listener in listeners {
+        for (listener, secret) in listeners.into_iter().zip(secrets) {
             let apps = tempfile::tempdir().expect("a directory");
             write_apps(apps.path(), vec![fast()]);
-            let values = relayed_values(apps.path(), &redis.url(), listener.local_addr().expect("an address").ip());
+            let address = listener.local_addr().expect("an address").ip();
+            let values = relayed_values(apps.path(), redis, address, (uid, server), secret);
             let shutdown = CancellationToken::new();
-            let bus = RedisBus::connect(&redis.url(), "uid-1", &format!("p{}", pods.len()), shutdown.clone()).await;
+            let bus = RedisBus::connect(redis, uid, &format!("p{}", pods.len()), shutdown.clone()).await;
             let deps = Dependencies {
                 public: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
                 admin: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
@@ -101,7 +107,7 @@ impl Cluster {
     }
 
     /// The sum of a counter over the pods.
-    async fn sum(&self, metric: &str) -> u64 {
+    pub async fn sum(&self, metric: &str) -> u64 {
         let mut sum = 0;
         for pod in &self.pods {
             sum += counter(pod, metric).await;
@@ -110,33 +116,33 @@ impl Cluster {
     }
 }
 
-async fn counter(pod: &Edge, metric: &str) -> u64 {
+pub(super) async fn counter(pod: &Edge, metric: &str) -> u64 {
     let text = pod.admin("/metrics").await.text().await.expect("a text");
     let line = text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
     line.map_or(0, |value| value.parse().expect("a number"))
 }
 
-fn fast() -> App {
+pub(super) fn fast() -> App {
     let mut app = app("1", true);
     app.limits.client_events_per_second = 1_000_000;
     app
 }
 
-fn relayed_values(apps: &Path, redis: &str, address: IpAddr) -> Values {
+fn relayed_values(apps: &Path, redis: &str, address: IpAddr, (uid, server): (&str, &str), secret: &str) -> Values {
     let address = address.to_string();
+    let fallbacks =
+        "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource".to_owned();
+    let transports = if server == "edge" { format!("websocket,{fallbacks}") } else { fallbacks };
     let variables = [
         ("REALTIME_CLUSTER", "ns/eu"),
-        ("REALTIME_CLUSTER_UID", "uid-1"),
-        ("REALTIME_SERVER", "sockjs"),
+        ("REALTIME_CLUSTER_UID", uid),
+        ("REALTIME_SERVER", server),
         ("REALTIME_POD", "pod-1"),
         ("REALTIME_POD_IP", &address),
-        ("REALTIME_PEER_SECRET", SECRET),
+        ("REALTIME_PEER_SECRET", secret),
         ("REALTIME_ADMIN_TOKEN", TOKEN),
         ("REALTIME_APPS_PATH", apps.to_str().expect("a path")),
-        (
-            "REALTIME_TRANSPORTS",
-            "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource",
-        ),
+        ("REALTIME_TRANSPORTS", &transports),
         ("REALTIME_WEBHOOKS", "off"),
         ("REALTIME_BUS", "redis"),
         ("REALTIME_REDIS_URL", redis),
@@ -154,7 +160,7 @@ fn once() -> reqwest::Client {
 
 /// A session as pusher-js has one: its requests are numbered over the page.
 #[derive(Clone)]
-struct Page {
+pub(super) struct Page {
     http: reqwest::Client,
     /// What the session's paths begin with.
     base: String,
@@ -163,8 +169,8 @@ struct Page {
 }
 
 /// What a session's client hears.
-struct Heard {
-    frames: mpsc::UnboundedReceiver<Frame>,
+pub(super) struct Heard {
+    pub frames: mpsc::UnboundedReceiver<Frame>,
     waiting: std::collections::VecDeque<String>,
     opened_again: Arc<AtomicUsize>,
     listening: JoinHandle<()>,
@@ -177,7 +183,7 @@ impl Drop for Heard {
 }
 
 impl Page {
-    fn new(transport: &'static str, address: SocketAddr, session: &str) -> Self {
+    pub fn new(transport: &'static str, address: SocketAddr, session: &str) -> Self {
         let base = format!("http://{address}/pusher/app/key1/7/{session}");
         Self { http: once(), base, transport, number: Arc::new(AtomicU64::new(1)) }
     }
@@ -193,14 +199,14 @@ impl Page {
     }
 
     /// Sends on its way with the next number.
-    fn send(&self, message: &Value) -> impl Future<Output = StatusCode> + use<> {
+    pub fn send(&self, message: &Value) -> impl Future<Output = StatusCode> + use<> {
         let body = json!([message.to_string()]).to_string();
         let request = self.http.post(self.url("xhr_send")).body(body);
         async move { request.send().await.expect("an answer").status() }
     }
 
     /// Receives as pusher-js does: the first time at `first`, then here, again and again.
-    fn listen(&self, first: SocketAddr) -> Heard {
+    pub fn listen(&self, first: SocketAddr) -> Heard {
         let (sender, frames) = mpsc::unbounded_channel();
         let opened_again = Arc::new(AtomicUsize::new(0));
         let (page, count) = (self.clone(), opened_again.clone());
@@ -270,12 +276,12 @@ impl Page {
 }
 
 impl Heard {
-    async fn frame(&mut self) -> Frame {
+    pub async fn frame(&mut self) -> Frame {
         timeout(PATIENCE, self.frames.recv()).await.expect("in time").expect("a frame")
     }
 
     /// The next message; heartbeats are passed over.
-    async fn message(&mut self) -> Value {
+    pub async fn message(&mut self) -> Value {
         loop {
             if let Some(text) = self.waiting.pop_front() {
                 return serde_json::from_str(&text).expect("json");
@@ -289,14 +295,14 @@ impl Heard {
     }
 
     /// Waits until the session is there.
-    async fn socket(&mut self) -> String {
+    pub async fn socket(&mut self) -> String {
         assert_eq!(self.frame().await, Frame::Open);
         let established = self.message().await;
         let data: Value = serde_json::from_str(established["data"].as_str().expect("data")).expect("json");
         data["socket_id"].as_str().expect("an id").to_owned()
     }
 
-    async fn subscribed(&mut self) {
+    pub async fn subscribed(&mut self) {
         let message = self.message().await;
         assert_eq!(message["event"], "pusher_internal:subscription_succeeded", "{message}");
     }
@@ -397,6 +403,75 @@ async fn streams_find_their_session_while_redis_is_away_and_when_it_comes_back_e
 #[tokio::test(flavor = "multi_thread")]
 async fn polls_find_their_session_while_redis_is_away_and_when_it_comes_back_empty() {
     thousands("xhr_polling", true).await;
+}
+
+/// One session in one pod, asked for through another: what the other's answer to a poll and to a send is.
+async fn asked_for(pods: &Cluster, owner: usize, asked: usize) -> (StatusCode, String, StatusCode) {
+    static SESSIONS: AtomicUsize = AtomicUsize::new(0);
+    let session = format!("of{}", SESSIONS.fetch_add(1, Ordering::Relaxed));
+    let address = |n: usize| pods.pods[n].running.public;
+    let page = Page::new("xhr_polling", address(asked), &session);
+    let http = once();
+    let opened = http.post(page.at(address(owner)).url("xhr")).send().await.expect("an answer");
+    assert_eq!(opened.text().await.expect("a text"), "o\n");
+    let sent = page.send(&json!({ "event": "pusher:ping", "data": {} })).await;
+    let answer = http.post(page.url("xhr")).send().await.expect("an answer");
+    (answer.status(), answer.text().await.expect("a text"), sent)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_exchanged_while_sessions_are_handed_on() {
+    let redis = Redis::start(None);
+    // As they stand beside each other while pods are replaced, twice: the new one is believed before anyone signs with
+    // it, and the old one until nobody does. The last two have nothing in common.
+    let pods = Cluster::with(&redis.url(), ("uid-1", "sockjs"), &["old", "old,new", "new,old", "new"]).await;
+    for (owner, asked, believed) in [
+        (0, 1, true),
+        (1, 0, true),
+        (1, 2, true),
+        (2, 1, true),
+        (2, 3, true),
+        (3, 2, true),
+        (0, 2, false),
+        (3, 1, false),
+        (0, 3, false),
+        (3, 0, false),
+    ] {
+        let (status, text, sent) = asked_for(&pods, owner, asked).await;
+        assert_eq!(status, StatusCode::OK, "{owner} {asked}");
+        if believed {
+            assert!(text.contains("pusher:connection_established"), "{owner} {asked}: {text}");
+            assert_eq!(sent, StatusCode::NO_CONTENT, "{owner} {asked}");
+        } else {
+            assert!(text.starts_with("c[4200,"), "{owner} {asked}: {text}");
+            assert_eq!(sent, StatusCode::NOT_FOUND, "{owner} {asked}");
+        }
+    }
+    for (owner, refuses) in [(0, true), (1, false), (2, false), (3, true)] {
+        let metric = "realtime_edge_relay_refused_total{reason=\"forged\"}";
+        assert_eq!(counter(&pods.pods[owner], metric).await > 0, refuses, "{owner}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_found_through_a_cluster_of_stores() {
+    let (_nodes, url) = crate::redis::cluster_of_stores().await;
+    let pods = Cluster::with(&url, ("uid-1", "sockjs"), &[SECRET; 3]).await;
+    // Their keys are in all of its slots.
+    for n in 0..12 {
+        let (owner, asked) = (n % 3, (n + 1 + n / 3 % 2) % 3);
+        let (status, text, sent) = asked_for(&pods, owner, asked).await;
+        assert_eq!((status, sent), (StatusCode::OK, StatusCode::NO_CONTENT), "{owner} {asked}: {text}");
+        assert!(text.contains("pusher:connection_established"), "{owner} {asked}: {text}");
+    }
+    assert!(pods.sum("realtime_edge_relayed_total").await >= 24);
+    let bus = RedisBus::connect(&url, "uid-1", "test", CancellationToken::new()).await.expect("a bus");
+    assert_eq!(bus.own("p.7.dead", "a process that died").await, Ok(None));
+    let answer = once().post(format!("http://{}/pusher/app/key1/7/dead/xhr", pods.entry)).send().await;
+    let told = answer.expect("an answer").text().await.expect("a text");
+    assert!(told.starts_with("c[4200,"), "{told}");
+    // What one is told goes through a key of its own.
+    bus.lose("p.7.other", &pods.pods[1].running.process).await.expect("told");
 }
 
 /// The introduction of a session of `SockJS`.
@@ -597,6 +672,7 @@ async fn the_client_of_a_killed_owner_is_told_within_two_seconds_and_comes_back(
         .await;
     }
     sleep(Duration::from_millis(300)).await;
+    let killing = Instant::now();
     drop(servers.remove(0));
     let killed = Instant::now();
     for (heard, page) in heard.iter_mut().zip([&streaming, &polling]) {
@@ -607,6 +683,8 @@ async fn the_client_of_a_killed_owner_is_told_within_two_seconds_and_comes_back(
             }
         };
         assert!(matches!(end, Frame::Close(4200, _)), "{}: {end:?}", page.transport);
+        // Or it could reach the dying process, whose listener the kernel closes last.
+        assert!(killing.elapsed() >= Duration::from_millis(250), "{}: {:?}", page.transport, killing.elapsed());
         // As pusher-js does then: at once, and as a new session.
         let again = Page::new(page.transport, entry, &format!("again{}", page.transport));
         again.listen(public[0]).socket().await;
