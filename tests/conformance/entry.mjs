@@ -22,7 +22,7 @@ export async function startEntry(ports) {
     port,
     /** From now on, new connections go to these. */
     to: (ports) => ask({ ports }),
-    /** When servers said goodbye, in milliseconds, in order: those that came while this thread stood still, evenly over that time. */
+    /** When servers said goodbye, in milliseconds, those that came while this thread stood still, evenly over that time. */
     farewells: () => ask({}),
     close: () => worker.terminate(),
   };
@@ -36,11 +36,12 @@ function saysGoodbye(chunk) {
 if (!isMainThread) {
   let [ports, turn] = [workerData, 0];
   const farewells = [];
-  let [looked, unseen] = [performance.now(), 0];
+  // What came while the thread stood still is read only after the first look that follows.
+  let [before, looked, unseen] = [performance.now(), performance.now(), 0];
   setInterval(() => {
     const now = performance.now();
-    for (let n = 1; n <= unseen; n++) farewells.push(looked + ((now - looked) * n) / unseen);
-    [looked, unseen] = [now, 0];
+    for (let n = 1; n <= unseen; n++) farewells.push(before + ((now - before) * n) / unseen);
+    [before, looked, unseen] = [looked, now, 0];
   }, 10);
   const server = net.createServer((client) => {
     const edge = net.connect(ports[turn++ % ports.length], "127.0.0.1");
