@@ -87,6 +87,17 @@ impl MemoryBus {
     }
 }
 
+impl MemoryBus {
+    fn send(&self, message: &Message) {
+        let state = lock(&self.hub.state);
+        for (process, (sender, lost)) in state.processes.iter().enumerate() {
+            if process != self.process && sender.try_send(message.clone()).is_err() {
+                lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
 impl Default for MemoryBus {
     fn default() -> Self {
         Self::new()
@@ -118,11 +129,13 @@ impl Bus for MemoryBus {
     }
 
     fn publish(&self, message: Message) -> BoxFuture<'_, Result<(), BusError>> {
-        let state = lock(&self.hub.state);
-        for (process, (sender, lost)) in state.processes.iter().enumerate() {
-            if process != self.process && sender.try_send(message.clone()).is_err() {
-                lost.fetch_add(1, Ordering::Relaxed);
-            }
+        self.send(&message);
+        Box::pin(ready(Ok(())))
+    }
+
+    fn publish_all(&self, messages: Vec<Message>) -> BoxFuture<'_, Result<(), BusError>> {
+        for message in &messages {
+            self.send(message);
         }
         Box::pin(ready(Ok(())))
     }

@@ -178,6 +178,9 @@ pub trait Bus: Send + Sync {
     /// Sends a frame to the subscribers of a channel on the *other* processes; this process has served its own.
     fn publish(&self, message: Message) -> BoxFuture<'_, Result<(), BusError>>;
 
+    /// Sends frames as [`Bus::publish`] does, in their order.
+    fn publish_all(&self, messages: Vec<Message>) -> BoxFuture<'_, Result<(), BusError>>;
+
     /// Keeps an event as a channel's last.
     fn keep<'a>(&'a self, subject: &'a Subject, last: &'a Last) -> BoxFuture<'a, Result<(), BusError>>;
 

@@ -97,6 +97,16 @@ impl Shared {
         self.send(Message { subject, frame: Bytes::from(frame), except, ends: false }).await;
     }
 
+    /// Sends frames to everyone in their channels, here and elsewhere, in their order.
+    pub async fn publish_all(&self, messages: Vec<Message>) {
+        for message in &messages {
+            self.channels.deliver(message);
+        }
+        if let Err(error) = self.ask(self.bus.publish_all(messages)).await {
+            tracing::debug!(%error, "frames reached this process only");
+        }
+    }
+
     /// Ends everyone in a channel, here and elsewhere.
     pub async fn terminate(&self, subject: Subject) {
         let frame = Bytes::from(frame::error(Some(code::UNAUTHORIZED), TERMINATED));

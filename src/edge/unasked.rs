@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::counts;
 use super::shared::Shared;
 use super::user::announce;
-use crate::bus::Decided;
+use crate::bus::{Decided, Message};
 use crate::protocol::ChannelKind;
 use crate::protocol::frame;
 use crate::protocol::record::EventKind;
@@ -39,11 +39,10 @@ async fn tell(shared: &Arc<Shared>, decided: Decided) {
         EventKind::MemberRemoved { user_id } => Some(frame::member_removed(&subject.channel, user_id)),
         _ => None,
     });
-    let told: Vec<String> =
-        removed.chain(members.iter().map(|member| frame::member_added(&subject.channel, member))).collect();
+    let told = removed.chain(members.iter().map(|member| frame::member_added(&subject.channel, member)));
+    let message = |frame: String| Message { subject: subject.clone(), frame: frame.into(), except: None, ends: false };
+    let told: Vec<Message> = told.map(message).collect();
     shared.recorder.transitions(&subject, transitions);
-    for frame in told {
-        shared.publish(subject.clone(), frame, None).await;
-    }
+    shared.publish_all(told).await;
     counts::changed(shared, &subject).await;
 }

@@ -219,6 +219,15 @@ async fn frames_reach_the_other_processes_only_and_other_clusters_not_at_all() {
     };
     let found = tokio::time::timeout(Duration::from_secs(10), arrived).await.expect("in time");
     assert_eq!((found.frame, found.except), (frame, Some("1.2".into())));
+    while other.try_recv().is_ok() {}
+    // More than are sent in one go.
+    let many = (0..1_200).map(|n: u32| Message { frame: n.to_string().into(), ..message.clone() }).collect();
+    one.publish_all(many).await.expect("published");
+    one.publish_all(Vec::new()).await.expect("nothing to publish");
+    for n in 0..1_200 {
+        let found = tokio::time::timeout(Duration::from_secs(10), other.recv()).await.expect("in time");
+        assert_eq!(found.expect("a frame").frame, n.to_string(), "in their order");
+    }
     assert!(own.try_recv().is_err() && elsewhere.try_recv().is_err());
 }
 

@@ -45,8 +45,14 @@ for _ = 1, present do
   at = at + 2
 end
 
-local function gone(socket, entry)
-  redis.call('HDEL', KEYS[2], socket)
+-- One call for many: nobody else is served while this runs. In parts, because a call takes so many words only.
+local function all_at_once(command, key, words)
+  for from = 1, #words, 500 do
+    redis.call(command, key, unpack(words, from, math.min(from + 499, #words)))
+  end
+end
+
+local function gone(entry)
   local user = string.sub(entry, string.find(entry, ' ', 1, true) + 1)
   if user ~= '' then
     redis.call('HINCRBY', KEYS[3], user, -2)
@@ -57,7 +63,10 @@ end
 local came = at + 3 * come
 for i = came, came + go - 1 do
   local entry = redis.call('HGET', KEYS[2], ARGV[i])
-  if entry then gone(ARGV[i], entry) end
+  if entry then
+    redis.call('HDEL', KEYS[2], ARGV[i])
+    gone(entry)
+  end
 end
 for i = at, came - 1, 3 do
   local socket, user = ARGV[i], ARGV[i + 1]
@@ -81,20 +90,27 @@ local cursor, prefix = '0', dead .. ' '
 if dead ~= '' then
   local page = redis.call('HSCAN', KEYS[2], ARGV[15], 'COUNT', 200)
   cursor = page[1]
+  local theirs = {}
   for i = 1, #page[2], 2 do
-    if string.sub(page[2][i + 1], 1, #prefix) == prefix then gone(page[2][i], page[2][i + 1]) end
+    if string.sub(page[2][i + 1], 1, #prefix) == prefix then
+      theirs[#theirs + 1] = page[2][i]
+      gone(page[2][i + 1])
+    end
   end
+  all_at_once('HDEL', KEYS[2], theirs)
 end
 
 -- What is to be told.
-local out = {}
+local out, entries, room = {}, {}, nil
 local function decide(kind, user, info)
   seq = seq + 1
   local number = string.format('%.0f', seq)
   for _, item in ipairs({ kind, number, user, info }) do out[#out + 1] = item end
-  if redis.call('HLEN', KEYS[5]) < tonumber(ARGV[11]) then
-    local entry = table.concat({ process, kind, now_ms, cause, user }, ' ')
-    redis.call('HSET', KEYS[5], string.format('%.0f', epoch) .. ':' .. number, entry)
+  room = room or tonumber(ARGV[11]) - redis.call('HLEN', KEYS[5])
+  if room > 0 then
+    room = room - 1
+    entries[#entries + 1] = string.format('%.0f', epoch) .. ':' .. number
+    entries[#entries + 1] = table.concat({ process, kind, now_ms, cause, user }, ' ')
   end
 end
 local here = redis.call('HLEN', KEYS[2]) > 0
@@ -103,22 +119,34 @@ if not settling then
     told = true
     decide('occupied', '', '')
   end
-  if ARGV[10] == '1' then touched = redis.call('HKEYS', KEYS[3]) end
+  local counts, left = {}, {}
+  if ARGV[10] == '1' then
+    touched = {}
+    local all = redis.call('HGETALL', KEYS[3])
+    for i = 1, #all, 2 do
+      touched[#touched + 1] = all[i]
+      counts[all[i]] = all[i + 1]
+    end
+  end
   for _, user in ipairs(touched) do
-    local count = tonumber(redis.call('HGET', KEYS[3], user) or '3')
+    local count = tonumber(counts[user] or redis.call('HGET', KEYS[3], user) or '3')
+    -- Who is looked at once more has nothing to tell any more.
+    counts[user] = '3'
     if count >= 2 and count % 2 == 0 then
       redis.call('HSET', KEYS[3], user, count + 1)
       decide('added', user, redis.call('HGET', KEYS[4], user) or '')
     elseif count < 2 then
-      redis.call('HDEL', KEYS[3], user)
-      redis.call('HDEL', KEYS[4], user)
+      left[#left + 1] = user
       if count == 1 then decide('removed', user, '') end
     end
   end
+  all_at_once('HDEL', KEYS[3], left)
+  all_at_once('HDEL', KEYS[4], left)
   if told and not here then
     told = false
     decide('vacated', '', '')
   end
+  all_at_once('HSET', KEYS[5], entries)
 end
 
 -- A channel of which nothing is known and nothing is told needs no counter.

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use self::core::Core;
 use self::names::Names;
 pub use self::store::Address;
-use self::store::{away, unavailable};
+use self::store::{PIPELINE, away, unavailable};
 use super::peers::{Alive, Peer};
 use super::{Bus, BusError, Count, Decided, Joined, Last, Message, Recalled, Seen, Subject, Transition};
 use crate::protocol::frame::Member;
@@ -248,6 +248,28 @@ impl Bus for RedisBus {
             let bytes = message::encode(&message, &self.process)?;
             let sent = self.core.client.publish::<i64, _, _>(self.core.names.frames(), bytes).await;
             sent.map(|_| ()).map_err(unavailable)
+        })
+    }
+
+    fn publish_all(&self, messages: Vec<Message>) -> BoxFuture<'_, Result<(), BusError>> {
+        let messages = match <[Message; 1]>::try_from(messages) {
+            Ok([message]) => return self.publish(message),
+            Err(messages) => messages,
+        };
+        Box::pin(async move {
+            if !self.up() {
+                return Err(away());
+            }
+            for part in messages.chunks(PIPELINE) {
+                // In one go: a round trip for each would take most of the time of a sweep.
+                let pipeline = self.core.client.pipeline();
+                for message in part {
+                    let bytes = message::encode(message, &self.process)?;
+                    pipeline.publish::<(), _, _>(self.core.names.frames(), bytes).await.map_err(unavailable)?;
+                }
+                pipeline.all::<Vec<i64>>().await.map_err(unavailable)?;
+            }
+            Ok(())
         })
     }
 

@@ -21,7 +21,7 @@ use query::Attributes;
 use request::Call;
 
 use super::shared::Shared;
-use crate::bus::{BusError, Last, Seen, Subject};
+use crate::bus::{BusError, Last, Message, Seen, Subject};
 use crate::protocol::frame;
 use crate::protocol::registry::Limits;
 use crate::protocol::{AppId, ChannelKind, ChannelName};
@@ -154,6 +154,7 @@ async fn end_user(shared: &Shared, caller: Result<(AppId, Limits), Refusal>, use
 /// Kept first, then told: who comes in between is told at least once.
 async fn publish(shared: &Shared, app: &AppId, event: &Publish) {
     shared.metrics.published.inc();
+    let mut messages = Vec::with_capacity(event.channels.len());
     for channel in &event.channels {
         let subject = Subject { app: app.clone(), channel: channel.clone() };
         if channel.caches() {
@@ -162,9 +163,10 @@ async fn publish(shared: &Shared, app: &AppId, event: &Publish) {
                 tracing::warn!(%error, %channel, "an event is not kept for those who come later");
             }
         }
-        let frame = frame::event(&event.name, channel, &event.data, None);
-        shared.publish(subject, frame, event.except.clone()).await;
+        let frame = frame::event(&event.name, channel, &event.data, None).into();
+        messages.push(Message { subject, frame, except: event.except.clone(), ends: false });
     }
+    shared.publish_all(messages).await;
 }
 
 /// What a publisher asked to know of each channel; `None` when nothing.
