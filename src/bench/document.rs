@@ -54,7 +54,8 @@ own comparisons, and what was missed or repeated is the sum of all rounds.
 
 - **Deliveries per CPU second**: events delivered by the CPU time of all edges together, from `/proc`, the HTTP requests
   with it; against the same of the single edge. Fan-out is one channel with many subscribers, the crowd has a hundred
-  subscribers in each channel. The CPU of Redis is told apart, as Redis tells it.
+  subscribers in each channel. The CPU of Redis is told apart, as Redis tells it, with what it does
+  by itself all the time.
 - **Missed and repeated**: every event has a number, and every subscriber checks them. Each edge keeps the order of the
   events that are published at it; events that are published at two edges have no order.
 - **Latency that the bus adds**: of the calm load, the 99th percentile with several edges less that with a single one.
@@ -70,7 +71,7 @@ own comparisons, and what was missed or repeated is the sum of all rounds.
 - **An edge is killed** (SIGKILL), with members in presence channels of a hundred. One other member of each channel is at
   one of the other edges and checks that every member is told of as removed, once. From the first that any of them hears
   to the last that any of them hears is how long it takes. The longest command is the largest entry of Redis's SLOWLOG
-  from the death on: it is the time on the clock, and so on a busy host also that of others.
+  from the death on. It is a time on the clock, so like latency it counts only where the host was less than 60 % busy.
 ";
 
 /// The page.
@@ -110,8 +111,23 @@ pub fn document(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::figures::Round;
+    use super::super::plan::PodsPlan;
     use super::super::report::tests::report;
     use super::*;
+
+    #[test]
+    fn the_page_of_several_edges_says_over_which_redis_and_what_to_note() {
+        let versions = ("realtime 0.1.0".to_owned(), Some("Redis 7.0.15".to_owned()));
+        let size = Size::Pods(PodsPlan::full(3));
+        let report = Report::of(size, versions, "a machine".to_owned(), "2026-01-02".to_owned());
+        let page = document(&Report { notes: vec!["nothing was counted".to_owned()], ..report });
+        for part in
+            ["# Performance of several edges", "- Over: Redis 7.0.15", "- Note: nothing was counted", "- Size: 3 edges"]
+        {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+        assert!(!page.contains("sockudo"), "{page}");
+    }
 
     #[test]
     fn the_page_holds_every_figure_and_where_it_comes_from() {

@@ -7,7 +7,7 @@ use super::deliver::{Load, Side};
 use super::occupy::Occupied;
 use super::sweep::Swept;
 
-/// Above this share of the host's CPU, by whomever, a latency is that of a queue for the CPU and not of the bus.
+/// Above this share of the host's CPU, by whomever, a time is that of a queue for the CPU and not of the bus.
 const BUSY: f64 = 0.6;
 
 /// One round.
@@ -29,6 +29,11 @@ impl Round {
     /// What the bus adds to the latency, where the host had time for both sides.
     fn added_ms(&self) -> Option<f64> {
         (self.busy() < BUSY).then_some(self.pods.calm.p99_ms - self.single.calm.p99_ms)
+    }
+
+    /// The longest that a command held up Redis, where the host had time for it.
+    fn block_ms(&self) -> Option<f64> {
+        (self.swept.busy < BUSY).then_some(self.swept.longest.ms)
     }
 
     fn busy(&self) -> f64 {
@@ -115,7 +120,9 @@ pub fn figures(rounds: &[Round]) -> Vec<Figure> {
         told("member_kib", "  per presence member among a hundred", "KiB", |r| Some(r.swept.member_kib)),
         told("left_kib", "  per channel in the hour after it was left", "KiB", |r| Some(r.private.left_kib)),
         most("sweep_s", "an edge is killed: from the first removal to the last", "s", 2.0, |r| Some(r.swept.took_s)),
-        most("sweep_block_ms", "  longest that one command held up Redis", "ms", 5.0, |r| Some(r.swept.longest.ms)),
+        most("sweep_block_ms", "  longest that one command held up Redis", "ms", 5.0, Round::block_ms),
+        told("sweep_longest_ms", "  the same, however busy the host was", "ms", |r| Some(r.swept.longest.ms)),
+        told("sweep_half_ms", "  half of these commands took at most", "ms", |r| Some(r.swept.longest.half_ms)),
         told("dead_s", "  from its death to the first removal", "s", |r| Some(r.swept.dead_s)),
         figure(
             "removed",
@@ -132,14 +139,17 @@ pub fn figures(rounds: &[Round]) -> Vec<Figure> {
 /// What a reader must know beside the figures.
 pub fn notes(rounds: &[Round]) -> Vec<String> {
     let mut notes = Vec::new();
-    let busy = rounds.iter().filter(|round| round.added_ms().is_none()).count();
-    if busy > 0 {
-        notes.push(format!(
-            "The latency that the bus adds was not counted in {busy} of {} rounds: the host was {:.0} % busy or more, by \
-             whomever.",
-            rounds.len(),
-            BUSY * 100.0,
-        ));
+    for (what, counted) in [
+        ("The latency that the bus adds", Round::added_ms as fn(&Round) -> Option<f64>),
+        ("How long a command of a sweep held up Redis", Round::block_ms),
+    ] {
+        let busy = rounds.iter().filter(|round| counted(round).is_none()).count();
+        if busy > 0 {
+            let (all, most) = (rounds.len(), BUSY * 100.0);
+            notes.push(format!(
+                "{what} was not counted in {busy} of {all} rounds: the host was {most:.0} % busy or more."
+            ));
+        }
     }
     let longest = rounds.iter().map(|round| &round.swept.longest).max_by(|one, other| one.ms.total_cmp(&other.ms));
     if let Some(longest) = longest {
@@ -170,7 +180,7 @@ mod tests {
             ..Side::default()
         };
         let occupied = Occupied { enter_us: 120.0, leave_us: 80.0, held_kib: 1.1, ..Occupied::default() };
-        let longest = Longest { ms: 5.1, command: "evalsha".to_owned() };
+        let longest = Longest { ms: 5.1, command: "evalsha".to_owned(), half_ms: 1.0 };
         let broken = Tally { delivered: 9, missed: 0, repeated: 1 };
         let round = Round {
             single: side(7.0, 1.0, 0.2),
@@ -198,16 +208,20 @@ mod tests {
     }
 
     #[test]
-    fn latency_on_a_busy_host_is_not_counted_and_that_is_said() {
+    fn times_on_a_busy_host_are_not_counted_and_that_is_said() {
         let with = |busy: f64, p99_ms| Round {
             pods: Side { calm: load(1.0, p99_ms, busy), ..Side::default() },
+            swept: Swept { busy, ..Swept::default() },
             ..Round::default()
         };
         let rounds = [with(0.6, 90.0), with(0.59, 3.0), with(0.9, 90.0)];
         let figures = figures(&rounds);
         let added = found(&figures, "added_ms");
         assert_eq!((added.value, added.standing, added.rounds.len()), (Some(3.0), Standing::Met, 1));
-        assert!(notes(&rounds)[0].contains("2 of 3 rounds"), "{:?}", notes(&rounds));
+        let notes = notes(&rounds);
+        assert!(notes[..2].iter().all(|note| note.contains("2 of 3 rounds")) && notes.len() == 3, "{notes:?}");
+        assert_eq!(found(&figures, "sweep_block_ms").rounds.len(), 1);
+        assert_eq!(found(&figures, "sweep_longest_ms").rounds.len(), 3);
         assert_eq!(found(&super::figures(&rounds[..1]), "added_ms").standing, Standing::NotMeasured);
     }
 }

@@ -42,6 +42,8 @@ pub struct Swept {
     pub member_kib: f64,
     /// The longest that one command held up the others from the death to the end.
     pub longest: Longest,
+    /// The share of the host's CPU that was taken meanwhile, by whomever.
+    pub busy: f64,
     /// Removals, as one watcher in each channel heard them.
     pub tally: Tally,
 }
@@ -82,7 +84,9 @@ pub async fn kill(
         sleep(AGAIN).await;
         Ok(())
     };
-    measured(&servers, watch, told).await?;
+    let mut window = watch.fresh();
+    measured(&servers, &mut window, told).await?;
+    watch.merge(&window);
     let longest = redis.longest().await?;
     drop(sockets);
     let Heard { first, last, tally } = watchers.end().await;
@@ -92,6 +96,7 @@ pub async fn kill(
         took_s: (last - first).as_secs_f64(),
         member_kib: as_f64(held) / as_f64(members.max(1) as u64) / 1024.0,
         longest,
+        busy: window.busy(),
         tally,
     })
 }
