@@ -243,6 +243,28 @@ pub(super) fn told_of(message: &ServerMessage, user: &str) -> bool {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_bus_that_is_away_is_told_by_a_presence_channel_whether_it_refuses_or_lets_wait() {
+        let app = ProbeApp { id: "1".into(), key: "k".into(), secret: crate::protocol::Secret::new("s") };
+        let channel = ChannelName::parse("presence-a").expect("a name");
+        for (code, told, reason) in [
+            (Some(4100), frame::BUS_AWAY, Reason::FanoutBroken),
+            (None, frame::BUS_WAITS, Reason::FanoutBroken),
+            (Some(4009), "invalid signature", Reason::SubscribeRejected),
+        ] {
+            let (sender, _sent) = mpsc::channel(8);
+            let (told_sender, inbound) = mpsc::channel(8);
+            let reader = tokio::spawn(async {});
+            let (unread, socket_id) = (VecDeque::new(), "1.2".to_owned());
+            let outbound = Outbound::Websocket(sender);
+            let mut client = Client { pod: "p".to_owned(), outbound, inbound, unread, socket_id, reader };
+            told_sender.send(Inbound::Message(frame::error(code, told))).await.expect("room");
+            let deadline = Instant::now() + STEP;
+            let broken = client.subscribe(&app, &channel, Some("u"), deadline).await.expect_err("refused");
+            assert_eq!(broken.reason, reason, "{told}");
+        }
+    }
+
     #[test]
     fn an_unknown_session_is_no_proof_where_a_pod_may_have_gone() {
         let broken = |reason| Broken::decisive(Hop::Publish, reason, String::new());

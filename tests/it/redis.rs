@@ -86,6 +86,22 @@ impl Redis {
         let _ = self.child.wait();
     }
 
+    /// Waits until it has run for so many seconds.
+    pub async fn aged(&self, seconds: u64) {
+        let uptime = || {
+            let port = self.port.to_string();
+            let answer = Command::new("redis-cli").args(["-p", &port, "info", "server"]).output();
+            let text = String::from_utf8_lossy(&answer.expect("redis-cli runs").stdout).into_owned();
+            text.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:")?.trim().parse::<u64>().ok())
+        };
+        let aged = async {
+            while uptime().is_none_or(|uptime| uptime < seconds) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(1), aged).await.expect("it answers and grows old");
+    }
+
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }

@@ -23,6 +23,21 @@ fn signal(server: &Server, name: &str) {
     assert!(sent.expect("kill runs").success());
 }
 
+/// Stops a process, and waits until none of its threads runs any more.
+async fn stop(server: &Server) {
+    signal(server, "-STOP");
+    let threads = std::path::PathBuf::from(format!("/proc/{}/task", server.id()));
+    eventually("all of its threads stand still", async || {
+        let states = std::fs::read_dir(&threads).ok()?.map(|thread| {
+            let stat = std::fs::read_to_string(thread.ok()?.path().join("stat")).ok()?;
+            // After the name, which stands in brackets and may hold anything.
+            stat.rsplit_once(") ")?.1.chars().next()
+        });
+        states.into_iter().all(|state| state == Some('T')).then_some(())
+    })
+    .await;
+}
+
 /// Three processes, of which the first is stopped right after it has told that it is there, so that its lease of 10 s
 /// holds as long as it can.
 #[tokio::test(flavor = "multi_thread")]
@@ -67,20 +82,21 @@ async fn an_owner_that_is_stopped_for_a_while_gets_a_send_once_and_for_longer_it
         eventually("it tells that it is there", async || (beat().await != before).then_some(())).await;
     };
 
-    // The watcher is elsewhere; the session is at the first, and speaks and hears through the second.
-    let watcher = Page::new("xhr_streaming", public[2], "watcher");
+    // The watcher is elsewhere; the session is at the first, and speaks and hears through the second. They poll: what was
+    // on its way in a stream that its client gave up is lost.
+    let watcher = Page::new("xhr_polling", public[2], "watcher");
     let mut watching = watcher.listen(public[2]);
     let socket = watching.socket().await;
     assert_eq!(watcher.send(&subscribe(&socket, "private-up", None)).await, StatusCode::NO_CONTENT);
     watching.subscribed().await;
-    let page = Page::new("xhr_streaming", public[1], "session");
+    let page = Page::new("xhr_polling", public[1], "session");
     let mut heard = page.listen(public[0]);
     let socket = heard.socket().await;
     assert_eq!(page.send(&subscribe(&socket, "private-up", None)).await, StatusCode::NO_CONTENT);
     heard.subscribed().await;
 
     after_a_beat().await;
-    signal(&servers[0], "-STOP");
+    stop(&servers[0]).await;
     let stopped = Instant::now();
     let sending = tokio::spawn(page.send(&client_event("private-up", &json!({ "n": 1 }))));
     // The first try ends after 6 s.
@@ -95,7 +111,7 @@ async fn an_owner_that_is_stopped_for_a_while_gets_a_send_once_and_for_longer_it
     }
 
     after_a_beat().await;
-    signal(&servers[0], "-STOP");
+    stop(&servers[0]).await;
     let sending = tokio::spawn(page.send(&client_event("private-up", &json!({ "n": 3 }))));
     let end = loop {
         match timeout(LONG, heard.frames.recv()).await.expect("in time").expect("a frame") {
@@ -106,7 +122,7 @@ async fn an_owner_that_is_stopped_for_a_while_gets_a_send_once_and_for_longer_it
     };
     assert_eq!(end, 4200, "its process is taken for gone");
     assert_eq!(timeout(LONG, sending).await.expect("in time").expect("sent"), StatusCode::NOT_FOUND);
-    let again = Page::new("xhr_streaming", public[1], "again");
+    let again = Page::new("xhr_polling", public[1], "again");
     again.listen(public[1]).socket().await;
     // Nothing that it does once it goes on again reaches the client that came back.
     signal(&servers[0], "-CONT");
