@@ -1,18 +1,15 @@
 // The operator on a real Kubernetes: it refuses Ready until a client's event arrived, and puts back, lets in and goes on.
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import {
-  apply, applyCrds, audit, condition, deleteNamespace, diagnosed, file, get, inNamespace, kubectl, OPERATOR_NAMESPACE, pods, service, startKinesis,
-  realtime, startReceiver, startRedis, wait, watchObject,
-} from "./harness.mjs";
+import { apply, audit, condition, get, inNamespace, kubectl, OPERATOR_NAMESPACE, pods, realtime, service, wait, watchObject } from "./harness.mjs";
+import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said, spec } from "./operated.mjs";
 
 const NAMESPACE = "channels";
 const ADMITTED = "realtime-operator.dev/admitted";
 const GATE = "realtime-operator.dev/webhooks-delivered";
-const COMPONENT = "app.kubernetes.io/component";
 const OPERATOR = `system:serviceaccount:${OPERATOR_NAMESPACE}:realtime-operator`;
 
 /** Every transport, those of the sockjs server in the order in which messages name them. */
@@ -21,33 +18,6 @@ const TRANSPORTS = ["websocket", ...FALLBACKS];
 
 /** Seconds for which the stream is away: `STREAM_AWAY_SECONDS=300 ./test cluster` is the long run. */
 const AWAY = Number(process.env.STREAM_AWAY_SECONDS ?? 60);
-
-let redis, kinesis, receiver;
-
-/** The manifests of a cluster; `replace` changes texts in them. */
-function manifest(namespace, replace = {}) {
-  return Object.entries(replace).reduce(
-    (text, [from, to]) => {
-      assert.ok(text.includes(from), `the manifest holds ${from}`);
-      return text.replaceAll(from, to);
-    },
-    file("tests/cluster/manifests/cluster.yaml", {
-      NAMESPACE: namespace, REDIS_URL: redis.url, KINESIS_URL: kinesis.url, RECEIVER_URL: receiver.url,
-    }),
-  );
-}
-
-/** Applies a cluster and waits until it is Ready. */
-async function ready(namespace, name = "eu", seconds = 90) {
-  await kubectl(["wait", "--for=condition=Ready", `realtimecluster/${name}`, "-n", namespace, `--timeout=${seconds}s`]);
-}
-
-const is = (object, type) => condition(object, type)?.status;
-const said = (object) => `${is(object, "Ready")}/${condition(object, "Ready")?.reason}`;
-const podIs = (pod, type) => pod.status?.conditions?.some((one) => one.type === type && one.status === "True");
-const edges = async (namespace) => (await pods(namespace, {})).filter(({ metadata }) => ["websocket", "sockjs"].includes(metadata.labels?.[COMPONENT]));
-const spec = (namespace, patch, name = "eu") =>
-  kubectl(["patch", "realtimecluster", name, "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: patch })]);
 
 /** The operator's own pods, the leader first. */
 async function operators() {
@@ -69,21 +39,6 @@ function assertOnlyAdmittedServed(slices, podVersions) {
     }
   }
 }
-
-before(() =>
-  diagnosed(async () => {
-    [redis, kinesis, receiver] = await Promise.all([startRedis(), startKinesis(), startReceiver()]);
-    await applyCrds();
-    // A probe that kubelet answers with a restart would end the leader that a test stops.
-    await apply(file("examples/operator.yaml").replace(/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"));
-    await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
-  }));
-
-// An operator that is gone first could not say that the clusters' pods have ended.
-after(async () => {
-  await kubectl(["delete", "realtimeclusters", "-A", "--all", "--timeout=100s"]);
-  await deleteNamespace(OPERATOR_NAMESPACE);
-});
 
 test("from apply to Ready, pod by pod, and not before a client's event arrived", async () => {
   const began = Date.now();
@@ -164,17 +119,17 @@ test("pusher-js reaches both pods through the Services by every transport, and e
     clients.forEach((client, index) => client.channel(room).trigger("client-hello", { from: index }));
     // Everyone hears everyone else, whichever pod either is on.
     await wait(() => clients.every((client) => heard.get(client).size === clients.length - 1), { what: "every event at every client" });
-    const hellos = () => receiver.events().filter(({ name, channel }) => name === "client_event" && channel === room);
+    const hellos = () => outside.receiver.events().filter(({ name, channel }) => name === "client_event" && channel === room);
     await wait(() => hellos().length >= clients.length, { what: "a webhook of every event" });
     assert.deepEqual(hellos().map(({ data }) => JSON.parse(data).from).sort((a, b) => a - b), clients.map((_, index) => index));
   } finally {
     clients.forEach((client) => client.disconnect());
   }
-  const told = (name) => receiver.events().filter((event) => event.name === name && event.channel === "private-everyone").length;
+  const told = (name) => outside.receiver.events().filter((event) => event.name === name && event.channel === "private-everyone").length;
   await wait(() => told("channel_vacated") === 1, { what: "channel_vacated" });
   assert.equal(told("channel_occupied"), 1, "once for all pods");
-  assert.ok(receiver.requests.length > 0);
-  for (const request of receiver.requests) assert.ok(server.webhook(request).isValid(), "the signature");
+  assert.ok(outside.receiver.requests.length > 0);
+  for (const request of outside.receiver.requests) assert.ok(server.webhook(request).isValid(), "the signature");
 });
 
 test("what a hand adds to a live Deployment is put back and told, and never serves", async () => {
@@ -187,7 +142,7 @@ test("what a hand adds to a live Deployment is put back and told, and never serv
   await wait(async () => {
     const { env } = await container("eu-sockjs");
     const value = (name) => env.find((one) => one.name === name)?.value;
-    return value("REALTIME_WEBHOOKS") === "kinesis" && value("AWS_ENDPOINT_URL") === undefined && value("AWS_ENDPOINT_URL_KINESIS") === kinesis.url;
+    return value("REALTIME_WEBHOOKS") === "kinesis" && value("AWS_ENDPOINT_URL") === undefined && value("AWS_ENDPOINT_URL_KINESIS") === outside.kinesis.url;
   }, { what: "the variables as rendered" });
   await wait(async () => (await container("eu-websocket")).envFrom === undefined, { what: "no envFrom" });
   const notes = async () => (await get("events.events.k8s.io", NAMESPACE)).items.filter(({ reason }) => reason === "PutBack").map(({ note }) => note);
@@ -350,7 +305,7 @@ test("a Service named realtime-… and a cluster named realtime do no harm", () 
 }));
 
 test("what is not ours is not touched, and what is missing or changes is told and waited for", () => inNamespace("others", async (namespace) => {
-  await kinesis.call("CreateStream", { StreamName: "theirs", ShardCount: 1 });
+  await outside.kinesis.call("CreateStream", { StreamName: "theirs", ShardCount: 1 });
   const theirs = {
     apiVersion: "apps/v1", kind: "Deployment", metadata: { name: "eu-sockjs", namespace },
     spec: { replicas: 0, selector: { matchLabels: { a: "b" } }, template: { metadata: { labels: { a: "b" } }, spec: { containers: [{ name: "c", image: "localhost/pause:1" }] } } },
@@ -363,12 +318,12 @@ test("what is not ours is not touched, and what is missing or changes is told an
     }, { timeout: 30_000, what: expected, ...options });
   await apply(manifest(namespace, { "    stream:\n": "    stream:\n      name: theirs\n", "key: url\n": "key: address\n", "replicas: 2": "replicas: 1" }));
   assert.match(await become("False/StreamNotOurs stalled"), /stream theirs is there and carries no tag of ours: it was not touched/);
-  assert.deepEqual(await kinesis.call("ListTagsForStream", { StreamName: "theirs" }).then(({ Tags }) => Tags), []);
+  assert.deepEqual(await outside.kinesis.call("ListTagsForStream", { StreamName: "theirs" }).then(({ Tags }) => Tags), []);
 
   await spec(namespace, { webhooks: { stream: { name: "others-own" } } });
   assert.match(await become("False/SecretMissing"), /Secret others\/eu-redis has no key `address` \(it has: url\): create it/);
   const address = (url) => kubectl(["patch", "secret", "eu-redis", "-n", namespace, "--type=merge", "-p", JSON.stringify({ stringData: { address: url } })]);
-  await address(redis.url);
+  await address(outside.redis.url);
   const taken = await become("False/ChildNotOurs stalled");
   assert.match(taken, /Deployment others\/eu-sockjs is there and not ours .*: it was not touched. Rename or delete it/);
   assert.deepEqual((await get("deployment", namespace, "eu-sockjs")).spec.selector, { matchLabels: { a: "b" } });
@@ -378,13 +333,13 @@ test("what is not ours is not touched, and what is missing or changes is told an
 
   await address("redis://198.18.0.1:1");
   assert.match(await become("False/FanoutBroken", { timeout: 90_000 }), /bus between the servers does not answer/);
-  await address(redis.url);
+  await address(outside.redis.url);
   await ready(namespace, "eu", 60);
 }));
 
 test("an operator killed in the middle of an install makes everything once", () => inNamespace("killed", async (namespace) => {
   const deployments = await watchObject("deployments", namespace);
-  const created = (await kinesis.calls()).CreateStream ?? 0;
+  const created = (await outside.kinesis.calls()).CreateStream ?? 0;
   await apply(manifest(namespace, { "replicas: 2": "replicas: 1" }));
   await deployments.until(() => true, { timeout: 30_000 });
   for (const { metadata } of await operators()) {
@@ -392,7 +347,7 @@ test("an operator killed in the middle of an install makes everything once", () 
   }
   await ready(namespace, "eu", 90);
   await deployments.stop();
-  assert.equal((await kinesis.calls()).CreateStream, created + 1);
+  assert.equal((await outside.kinesis.calls()).CreateStream, created + 1);
   const made = audit(({ user, objectRef, responseStatus, verb }) =>
     user.username === OPERATOR && objectRef?.namespace === namespace && responseStatus?.code === 201 && verb !== "delete" && objectRef.resource !== "events");
   const names = made.map(({ objectRef }) => `${objectRef.resource}/${objectRef.name}`);
@@ -411,7 +366,7 @@ test("the stream away while every edge is evicted: a proven configuration goes o
     const serving = (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready"));
     return ["websocket", "sockjs"].map((name) => serving.filter(({ metadata }) => metadata.labels[COMPONENT] === name).length);
   };
-  await kinesis.away();
+  await outside.kinesis.away();
   const began = Date.now();
   try {
     await cluster.until((object) => is(object, "Ready") === "False", { timeout: 60_000 });
@@ -445,7 +400,7 @@ test("the stream away while every edge is evicted: a proven configuration goes o
     assert.ok(cluster.versions.slice(since).every(({ object }) => is(object, "Ready") !== "True"), "not Ready throughout");
     console.log(`# the stream was away for ${((Date.now() - began) / 1000).toFixed(0)} s; at least ${least} of 2 pods of each server served`);
   } finally {
-    await kinesis.back();
+    await outside.kinesis.back();
   }
   await spec(NAMESPACE, { websocket: { env: null } });
   await wait(async () => {
@@ -474,27 +429,16 @@ test("without an operator pods go on serving, and it is Ready soon after its ret
 test("a leader that was stopped and goes on writes nothing", async () => {
   const [leader] = await operators();
   const name = leader.metadata.name;
-  const container = leader.status.containerStatuses[0].containerID.split("//")[1];
-  const pid = await wait(async () => {
-    const { readdirSync, readFileSync } = await import("node:fs");
-    return readdirSync("/proc").find((one) => {
-      if (!/^\d+$/.test(one)) return false;
-      try {
-        return readFileSync(`/proc/${one}/cgroup`, "utf8").includes(container) && readFileSync(`/proc/${one}/cmdline`, "utf8").includes("operator");
-      } catch {
-        return false;
-      }
-    });
-  }, { what: "the leader's process" });
+  const pid = await processOf(leader, "operator");
   const stopped = Date.now();
-  process.kill(Number(pid), "SIGSTOP");
+  process.kill(pid, "SIGSTOP");
   await wait(async () => {
     const { spec } = await get("lease", OPERATOR_NAMESPACE, "realtime-operator");
     return spec.holderIdentity && spec.holderIdentity !== name;
   }, { timeout: 60_000, what: "another leader" });
   await new Promise((resolve) => setTimeout(resolve, 60_000 - (Date.now() - stopped)));
   const resumed = Date.now();
-  process.kill(Number(pid), "SIGCONT");
+  process.kill(pid, "SIGCONT");
   await wait(async () => {
     const found = await get("pod", OPERATOR_NAMESPACE, name);
     return found.status.containerStatuses[0].restartCount > 0;
@@ -509,7 +453,7 @@ test("a leader that was stopped and goes on writes nothing", async () => {
 
 test("a cluster that is deleted and applied again takes its stream back, and repeats nothing", () => inNamespace("again", async (namespace) => {
   const own = await startReceiver();
-  const text = manifest(namespace, { "    stream:\n": "    stream:\n      name: kept\n", "replicas: 2": "replicas: 1", [receiver.url]: own.url });
+  const text = manifest(namespace, { "    stream:\n": "    stream:\n      name: kept\n", "replicas: 2": "replicas: 1", [outside.receiver.url]: own.url });
   await apply(text);
   await ready(namespace);
   const events = async (count) => {
@@ -538,10 +482,10 @@ test("a cluster that is deleted and applied again takes its stream back, and rep
   assert.ok(cluster.versions.some(({ object }) => said(object) === "False/Deleting"), "it says that it goes");
   assert.deepEqual((await pods(namespace, {})).map(({ metadata }) => metadata.name), [], "it stays until its pods have ended");
   await cluster.stop();
-  const made = (await kinesis.calls()).CreateStream;
+  const made = (await outside.kinesis.calls()).CreateStream;
   await apply(text);
   await ready(namespace);
-  assert.equal((await kinesis.calls()).CreateStream, made, "the stream was not made again");
+  assert.equal((await outside.kinesis.calls()).CreateStream, made, "the stream was not made again");
   await events(3);
   await wait(() => own.events().filter(({ name }) => name === "channel_vacated").length === 2, { what: "the last webhook after it" });
   const repeated = own.events().slice(before.length).filter(({ id }) => before.includes(id));

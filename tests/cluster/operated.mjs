@@ -1,0 +1,69 @@
+// An operator on the cluster and the outside that its clusters need, for the tests of one file.
+import assert from "node:assert/strict";
+import { readdirSync, readFileSync } from "node:fs";
+import { after, before } from "node:test";
+
+import {
+  apply, applyCrds, condition, deleteNamespace, diagnosed, file, kubectl, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, wait,
+} from "./harness.mjs";
+
+export const COMPONENT = "app.kubernetes.io/component";
+
+/** What every cluster of the file uses: `redis`, `kinesis` and `receiver`, once its first test runs. */
+export const outside = {};
+
+before(() =>
+  diagnosed(async () => {
+    [outside.redis, outside.kinesis, outside.receiver] = await Promise.all([startRedis(), startKinesis(), startReceiver()]);
+    await applyCrds();
+    // A probe that kubelet answers with a restart would end the leader that a test stops.
+    await apply(file("examples/operator.yaml").replace(/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"));
+    await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
+  }));
+
+// An operator that is gone first could not say that the clusters' pods have ended.
+after(async () => {
+  await kubectl(["delete", "realtimeclusters", "-A", "--all", "--timeout=100s"]);
+  await deleteNamespace(OPERATOR_NAMESPACE);
+});
+
+/** The manifests of a cluster; `replace` changes texts in them. */
+export function manifest(namespace, replace = {}) {
+  return Object.entries(replace).reduce(
+    (text, [from, to]) => {
+      assert.ok(text.includes(from), `the manifest holds ${from}`);
+      return text.replaceAll(from, to);
+    },
+    file("tests/cluster/manifests/cluster.yaml", {
+      NAMESPACE: namespace, REDIS_URL: outside.redis.url, KINESIS_URL: outside.kinesis.url, RECEIVER_URL: outside.receiver.url,
+    }),
+  );
+}
+
+/** Applies a cluster and waits until it is Ready. */
+export async function ready(namespace, name = "eu", seconds = 90) {
+  await kubectl(["wait", "--for=condition=Ready", `realtimecluster/${name}`, "-n", namespace, `--timeout=${seconds}s`]);
+}
+
+export const is = (object, type) => condition(object, type)?.status;
+export const said = (object) => `${is(object, "Ready")}/${condition(object, "Ready")?.reason}`;
+export const podIs = (pod, type) => pod.status?.conditions?.some((one) => one.type === type && one.status === "True");
+export const edges = async (namespace) => (await pods(namespace, {})).filter(({ metadata }) => ["websocket", "sockjs"].includes(metadata.labels?.[COMPONENT]));
+export const spec = (namespace, patch, name = "eu") =>
+  kubectl(["patch", "realtimecluster", name, "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: patch })]);
+
+/** The process id of a pod's first container on this machine. `command` is in its command line. */
+export function processOf(pod, command) {
+  const container = pod.status.containerStatuses[0].containerID.split("//")[1];
+  return wait(() => {
+    const found = readdirSync("/proc").find((one) => {
+      if (!/^\d+$/.test(one)) return false;
+      try {
+        return readFileSync(`/proc/${one}/cgroup`, "utf8").includes(container) && readFileSync(`/proc/${one}/cmdline`, "utf8").includes(command);
+      } catch {
+        return false;
+      }
+    });
+    return found && Number(found);
+  }, { what: `the process of ${pod.metadata.name}` });
+}
