@@ -172,6 +172,7 @@ pub(super) struct Page {
 pub(super) struct Heard {
     pub frames: mpsc::UnboundedReceiver<Frame>,
     waiting: std::collections::VecDeque<String>,
+    streams: bool,
     opened_again: Arc<AtomicUsize>,
     listening: JoinHandle<()>,
 }
@@ -214,24 +215,28 @@ impl Page {
             let mut opened = 0;
             loop {
                 let at = if opened == 0 { page.at(first) } else { page.clone() };
-                let ended = match page.transport {
-                    "xhr_streaming" => at.stream(&sender, opened == 0).await,
-                    _ => at.poll(&sender).await,
+                let ended = if page.transport == "xhr_streaming" {
+                    at.stream(&sender, opened, &count).await
+                } else {
+                    count.store(opened, Ordering::Relaxed);
+                    at.poll(&sender).await
                 };
                 if ended {
                     return;
                 }
                 opened += 1;
-                count.store(opened, Ordering::Relaxed);
             }
         });
-        Heard { frames, waiting: std::collections::VecDeque::new(), opened_again, listening }
+        let streams = self.transport == "xhr_streaming";
+        Heard { frames, waiting: std::collections::VecDeque::new(), streams, opened_again, listening }
     }
 
     /// One answer of a stream, given up when it has 256 KiB or, the first time, when the session is there.
-    async fn stream(&self, sender: &mpsc::UnboundedSender<Frame>, first: bool) -> bool {
+    async fn stream(&self, sender: &mpsc::UnboundedSender<Frame>, opened: usize, count: &AtomicUsize) -> bool {
         let mut answer = self.http.post(self.url("xhr_streaming")).send().await.expect("an answer");
         assert_eq!(answer.status(), StatusCode::OK);
+        count.store(opened, Ordering::Relaxed);
+        let first = opened == 0;
         let (mut text, mut units) = (Vec::new(), 0);
         // An answer that ends by itself is the end of the session for pusher-js.
         while let Ok(Some(part)) = answer.chunk().await {
@@ -298,6 +303,11 @@ impl Heard {
     pub async fn socket(&mut self) -> String {
         assert_eq!(self.frame().await, Frame::Open);
         let established = self.message().await;
+        if self.streams {
+            // What was on its way in the first answer, which was given up, would be lost.
+            let again = async || (self.opened_again.load(Ordering::Relaxed) > 0).then_some(());
+            eventually("it receives again", again).await;
+        }
         let data: Value = serde_json::from_str(established["data"].as_str().expect("data")).expect("json");
         data["socket_id"].as_str().expect("an id").to_owned()
     }
