@@ -460,6 +460,23 @@ async fn a_redis_is_reached_over_tls_if_a_known_authority_signed_it() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_with_the_documented_rights_is_enough_and_one_who_is_not_let_in_is_told_why() {
+    let docs = include_str!("../../docs/bus.md");
+    let line = docs.lines().find_map(|line| line.strip_prefix("ACL SETUSER ")).expect("the rights are documented");
+    let mut user: Vec<&str> = vec!["--user"];
+    user.extend(line.split(' ').map(|word| if word == ">PASSWORD" { ">right" } else { word }));
+    let options = [&["--appendonly", "no", "--requirepass", "other"], &user[..]].concat();
+    let redis = Redis::with(None, tempfile::tempdir().expect("a directory"), &options);
+    let url = |who: &str| format!("redis://{who}127.0.0.1:{}", redis.port);
+    a_process_dies(&url("edge:right@")).await;
+    for (who, says) in [("edge:wrong@", "this password"), ("", "wants a password")] {
+        let refused = RedisBus::connect(&url(who), "uid-1", "p3", CancellationToken::new()).await.err();
+        let Some(BusError::Unfit(told)) = refused else { panic!("{who}: {refused:?}") };
+        assert!(told.contains(says), "{who}: {told}");
+    }
+}
+
 /// Waits until a server's answer to a command has this in it.
 async fn eventually_says(server: &Redis, command: &[&str], part: &str) {
     let said = async {

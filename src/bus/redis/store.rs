@@ -155,6 +155,8 @@ pub(super) fn unavailable(error: fred::error::Error) -> BusError {
         format!("{text}: Redis is full, give it more memory")
     } else if details.starts_with("READONLY") {
         format!("{text}: the address is that of a replica, give the primary's")
+    } else if details.starts_with("NOPERM") {
+        format!("{text}: give the user the rights that docs/bus.md names")
     } else if details.starts_with("WRONGTYPE") || details.contains("WRONGTYPE") {
         format!("{text}: another program uses keys that begin with `rt:`, give the cluster a Redis of its own")
     } else {

@@ -1,4 +1,5 @@
-//! TLS to the store: whose certificates are believed, and what is said when the store shows none of them.
+//! Who believes whom: whose certificates are believed over TLS, and what is said when the store shows none of them, or does
+//! not believe this process.
 
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ pub(super) fn only(authorities: &str) -> Result<TlsConfig, String> {
     Ok(config.into())
 }
 
-/// Says once why the store is not believed, and lets nobody wait for its first answer.
+/// Says once why one does not believe the other, and lets nobody wait for a first answer.
 pub(super) async fn watch(
     mut errors: broadcast::Receiver<(Error, Option<Server>)>,
     first: First,
@@ -45,7 +46,7 @@ pub(super) async fn watch(
             error = errors.recv() => error,
         };
         let found = match error {
-            Ok((error, _)) => mistrust(error.details()),
+            Ok((error, _)) => mistrust(error.details()).or_else(|| refusal(error.details())),
             Err(broadcast::error::RecvError::Lagged(_)) => continue,
             Err(broadcast::error::RecvError::Closed) => return,
         };
@@ -73,6 +74,18 @@ fn mistrust(error: &str) -> Option<String> {
     Some(format!("the certificate of Redis is not believed ({why}): {told}"))
 }
 
+/// Why the store does not let this process in, as it says itself.
+fn refusal(error: &str) -> Option<String> {
+    let told = match error.split([' ', ':']).next()? {
+        "WRONGPASS" => {
+            "it does not know this user with this password; correct the address in the Secret (REALTIME_REDIS_URL)"
+        }
+        "NOAUTH" => "it wants a password; write `redis://USER:PASSWORD@HOST` into the Secret (REALTIME_REDIS_URL)",
+        _ => return None,
+    };
+    Some(format!("Redis lets nobody in: {told} ({error})"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +108,23 @@ mod tests {
                 Some(says) => assert!(found.as_ref().is_some_and(|found| found.contains(says)), "{error}: {found:?}"),
                 None => assert_eq!(found, None, "{error}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_table_of_stores_that_let_nobody_in() {
+        for (error, says) in [
+            ("WRONGPASS invalid username-password pair or user is disabled.", Some("this password")),
+            ("NOAUTH Authentication required.", Some("wants a password")),
+            ("OOM command not allowed", None),
+            ("", None),
+        ] {
+            let found = refusal(error);
+            assert_eq!(
+                found.as_ref().map(|found| found.contains(says.unwrap_or("?"))),
+                says.map(|_| true),
+                "{error}: {found:?}"
+            );
         }
     }
 
