@@ -3,12 +3,15 @@
 use std::fs;
 
 use rustix::param::clock_ticks_per_second;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
 
 use super::error::BenchError;
 
 /// Above this share of the host's CPU that others took, in the time that was measured, a run says nothing.
 pub const VOID_ABOVE: f64 = 0.8;
+
+/// A niceness at which hardly anything else is let in between.
+const FIRST: i32 = -15;
 
 /// CPU time of the host since its start, in its clock ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,6 +147,12 @@ pub fn allow_files(needed: u64) -> Result<(), BenchError> {
         return Ok(());
     }
     Err(BenchError::Files { needed, allowed })
+}
+
+/// Gives a process the first claim on a core. Whether the system allows that; else nothing changes.
+pub fn prefer(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| setpriority_process(Some(pid), FIRST).is_ok())
 }
 
 /// The machine in a line: processor, cores, memory, kernel.
