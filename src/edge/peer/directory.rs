@@ -27,8 +27,9 @@ const BEAT: Duration = Duration::from_secs(3);
 /// Longest for one beat.
 const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Longest that a request waits for the bus.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Longest that a request waits for the bus. A bus that is known to be away answers so at once; one that is only slow is
+/// better waited for, since without it a session may be taken for a new one.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the bus is not asked after it did not answer.
 const REST: Duration = Duration::from_secs(1);
@@ -316,7 +317,7 @@ impl Directory {
 
     /// The bus's answer, if it comes in time.
     async fn answer<T>(&self, within: Duration, call: impl Future<Output = Result<T, BusError>>) -> Option<T> {
-        let answer = timeout(within, call).await.ok().and_then(Result::ok);
+        let answer = if self.bus.up() { timeout(within, call).await.ok().and_then(Result::ok) } else { None };
         let mut state = self.lock();
         if answer.is_none() {
             self.metrics.bus_errors.inc();

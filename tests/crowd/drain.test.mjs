@@ -10,9 +10,9 @@ import { after, before, test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import { KEY, startDispatcher, startEdge } from "./edge.mjs";
+import { KEY, startDispatcher, startEdge } from "../conformance/edge.mjs";
 import { startEntry } from "./entry.mjs";
-import { BIN, cleanEnvironment, eventually, startReceiver } from "./rehearsal.mjs";
+import { BIN, cleanEnvironment, eventually, startReceiver } from "../conformance/rehearsal.mjs";
 
 const CROWD = { ws: 1000, xhr_streaming: 100, xhr_polling: 100 };
 /** Members of one presence channel. */
