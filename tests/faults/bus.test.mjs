@@ -6,8 +6,8 @@ import { after, test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import { apply, condition, freePort, get, HOST, kubectl, pods, service, startRedis, wait, watchObject } from "./harness.mjs";
-import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said } from "./operated.mjs";
+import { apply, condition, freePort, get, HOST, kubectl, pods, service, startRedis, wait, watchObject } from "../cluster/harness.mjs";
+import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said } from "../cluster/operated.mjs";
 
 const NAMESPACE = "bus";
 
