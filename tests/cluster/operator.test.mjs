@@ -4,7 +4,7 @@ import { test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import { apply, audit, condition, get, inNamespace, kubectl, OPERATOR_NAMESPACE, pods, realtime, service, wait, watchObject } from "./harness.mjs";
+import { apply, audit, condition, get, inNamespace, kubectl, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, wait, watchObject } from "./harness.mjs";
 import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said, spec } from "./operated.mjs";
 
 const NAMESPACE = "channels";
