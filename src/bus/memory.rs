@@ -85,9 +85,7 @@ impl MemoryBus {
         };
         Self { hub, process, inbox: Mutex::new(Some(receiver)), lost }
     }
-}
 
-impl MemoryBus {
     fn send(&self, message: &Message) {
         let state = lock(&self.hub.state);
         for (process, (sender, lost)) in state.processes.iter().enumerate() {

@@ -1,6 +1,7 @@
 // An edge alone, as a pod runs it: no stream, the bus in memory, one app.
 import { spawn } from "node:child_process";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -11,6 +12,15 @@ import { BIN, cleanEnvironment, eventually } from "./rehearsal.mjs";
 
 export const KEY = "key1";
 const SECRET = "secret1";
+
+/** A port of loopback that was free a moment ago. */
+export async function freePort() {
+  const server = net.createServer().listen(0, "127.0.0.1");
+  await new Promise((resolve) => server.once("listening", resolve));
+  const { port } = server.address();
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
 
 /** What each process needs that runs alone. */
 const COMMON = {

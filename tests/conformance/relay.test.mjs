@@ -9,7 +9,7 @@ import { after, before, test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import { KEY, startEdge } from "./edge.mjs";
+import { freePort, KEY, startEdge } from "./edge.mjs";
 import { eventually } from "./rehearsal.mjs";
 
 const TRANSPORTS = ["xhr_streaming", "xhr_polling"];
@@ -49,14 +49,6 @@ after(async () => {
   await Promise.all((edges ?? []).map((edge) => edge.stop()));
   redis?.kill("SIGKILL");
 });
-
-async function freePort() {
-  const server = net.createServer().listen(0, "127.0.0.1");
-  await new Promise((resolve) => server.once("listening", resolve));
-  const { port } = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
 
 /** Each connection goes to the next edge; one that is gone is passed over. */
 async function roundRobin() {

@@ -2,7 +2,6 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import http from "node:http";
-import net from "node:net";
 import { dirname, join } from "node:path";
 import { tmpdir } from "node:os";
 import { after, before, test } from "node:test";
@@ -10,7 +9,7 @@ import { after, before, test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import { KEY, startDispatcher, startEdge } from "../conformance/edge.mjs";
+import { freePort, KEY, startDispatcher, startEdge } from "../conformance/edge.mjs";
 import { startEntry } from "./entry.mjs";
 import { BIN, cleanEnvironment, eventually, startReceiver } from "../conformance/rehearsal.mjs";
 
@@ -80,14 +79,6 @@ after(async () => {
   kinesis?.kill("SIGTERM");
   receiver?.close();
 });
-
-async function freePort() {
-  const server = net.createServer().listen(0, "127.0.0.1");
-  await new Promise((resolve) => server.once("listening", resolve));
-  const { port } = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
 
 async function createStream(endpoint) {
   const call = async (action, body) => fetch(endpoint, {

@@ -631,10 +631,8 @@ async fn what_no_other_edge_signed_for_this_one_is_refused_and_counted() {
     assert_eq!(counter(&pods.pods[1], wrong).await, 1);
 }
 
-/// Three processes, of which one is killed.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_client_of_a_killed_owner_is_told_within_two_seconds_and_comes_back() {
-    let redis = Redis::start(None);
+/// Three edges as processes of their own, where clients reach them, and the apps that they know.
+pub async fn processes(redis: &Redis) -> (Vec<Server>, Vec<SocketAddr>, tempfile::TempDir) {
     let apps = tempfile::tempdir().expect("a directory");
     write_apps(apps.path(), vec![fast()]);
     let peer_port = free_port().await;
@@ -662,6 +660,14 @@ async fn the_client_of_a_killed_owner_is_told_within_two_seconds_and_comes_back(
     for address in &public {
         eventually("the edges listen", async || TcpStream::connect(address).await.ok().map(drop)).await;
     }
+    (servers, public, apps)
+}
+
+/// Three processes, of which one is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_of_a_killed_owner_is_told_within_two_seconds_and_comes_back() {
+    let redis = Redis::start(None);
+    let (mut servers, mut public, _apps) = processes(&redis).await;
     let owner = public.remove(0);
     let entry = round_robin(public.clone()).await;
     let streaming = Page::new("xhr_streaming", entry, "streaming");

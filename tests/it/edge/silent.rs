@@ -10,10 +10,10 @@ use realtime_operator::bus::{Bus, Peer, RedisBus};
 use realtime_operator::protocol::relay::{HANDED, Handed};
 use reqwest::StatusCode;
 
-use super::relay::{Cluster, Page, SECRET, fast};
+use super::relay::{Cluster, Page, processes};
 use super::*;
 use crate::redis::Redis;
-use crate::servers::{Server, environment, free_port};
+use crate::servers::Server;
 
 /// Longer than a request waits for an owner, which is 6 s, twice.
 const LONG: Duration = Duration::from_mins(1);
@@ -43,32 +43,7 @@ async fn stop(server: &Server) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_is_stopped_for_a_while_gets_a_send_once_and_for_longer_its_clients_come_back_elsewhere() {
     let redis = Redis::start(None);
-    let apps = tempfile::tempdir().expect("a directory");
-    write_apps(apps.path(), vec![fast()]);
-    let peer_port = free_port().await;
-    let (mut servers, mut public) = (Vec::new(), Vec::new());
-    for n in 1..=3 {
-        let (port, address) = (free_port().await, format!("127.0.0.{n}"));
-        let own: BTreeMap<&str, String> = [
-            ("REALTIME_TRANSPORTS", "xhr_streaming,xhr_polling".to_owned()),
-            ("REALTIME_WEBHOOKS", "off".to_owned()),
-            ("REALTIME_BUS", "redis".to_owned()),
-            ("REALTIME_REDIS_URL", redis.url()),
-            ("REALTIME_APPS_PATH", apps.path().display().to_string()),
-            ("REALTIME_PUBLIC_ADDRESS", format!("127.0.0.1:{port}")),
-            ("REALTIME_ADMIN_ADDRESS", format!("{address}:{}", free_port().await)),
-            ("REALTIME_PEER_ADDRESS", format!("{address}:{peer_port}")),
-            ("REALTIME_PEER_SECRET", SECRET.to_owned()),
-            ("REALTIME_POD_IP", address),
-        ]
-        .into();
-        let own: Vec<(&str, String)> = own.into_iter().collect();
-        servers.push(Server::start("edge", &environment("sockjs", &own, &[])));
-        public.push(SocketAddr::from(([127, 0, 0, 1], port)));
-    }
-    for address in &public {
-        eventually("the edges listen", async || TcpStream::connect(address).await.ok().map(drop)).await;
-    }
+    let (servers, public, _apps) = processes(&redis).await;
     let config = fred::types::config::Config::from_url(&redis.url()).expect("an address");
     let raw = fred::types::Builder::from_config(config).build().expect("a client");
     raw.init().await.expect("a connection");
