@@ -39,6 +39,7 @@ mod signin;
 mod sockjs;
 mod stream_check;
 mod subscribe;
+mod together;
 mod unasked;
 mod user;
 mod waiting;

@@ -16,6 +16,7 @@ use tokio::time::{sleep_until, timeout};
 
 use super::liveness::{Liveness, Step};
 use super::metrics::Metrics;
+use super::together::together;
 use crate::protocol::frame::code;
 use crate::protocol::{AppId, SocketId, Transport};
 
@@ -251,7 +252,7 @@ pub struct Outlet {
 impl Outlet {
     /// What to write next: frames up to about `most` bytes. Nothing is taken unless it resolves.
     pub async fn next(&self, most: usize) -> Outgoing {
-        self.session.until(|state| self.take(state, most)).await
+        together(self.session.until(|state| self.take(state, most))).await
     }
 
     /// Waits until another outlet takes over; `false` if none does in time.
