@@ -9,7 +9,7 @@ use realtime_operator::bus::{
     Address, Bus, BusError, Count, Decided, Last, Message, Peer, Recalled, RedisBus, Subject, Timing, Transition,
 };
 use realtime_operator::protocol::frame::Member;
-use realtime_operator::protocol::record::Cause;
+use realtime_operator::protocol::record::{Cause, EventKind};
 use realtime_operator::protocol::{ChannelName, SocketId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -323,23 +323,80 @@ async fn a_dead_process_is_swept_once_and_what_it_had_decided_keeps_its_id() {
     a_process_dies(&redis.url()).await;
 }
 
-/// Three nodes that are one store, and its address.
-pub async fn cluster_of_stores() -> (Vec<Redis>, String) {
-    let nodes: Vec<Redis> = (0..3).map(|_| Redis::node()).collect();
-    let addresses: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
-    let joined = async {
-        loop {
-            let create =
-                Command::new("redis-cli").args(["--cluster", "create"]).args(&addresses).arg("--cluster-yes").output();
-            if create.expect("redis-cli is not installed: apt-get install redis-tools").status.success() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+#[tokio::test]
+async fn many_of_a_dead_process_go_in_parts_and_each_is_told_of_once() {
+    let redis = Redis::start(None);
+    let (death, life) = (CancellationToken::new(), CancellationToken::new());
+    let dying = end(&redis.url(), "p0", death.clone()).await;
+    let one = end(&redis.url(), "p1", life.clone()).await;
+    let mut decided = one.decided().expect("an outlet");
+    // Redis keeps a small table in one piece, which it reads at once, and a large one in many.
+    let (members, crowd) = (subject("presence-members"), subject("crowd"));
+    let socket = |n| SocketId::from_random(7, n);
+    for n in 0..99 {
+        dying.join(&members, &socket(n), Some(&member(&n.to_string()))).await.expect("joined");
+    }
+    for n in 1_000..1_600 {
+        dying.join(&crowd, &socket(n), None).await.expect("joined");
+    }
+    one.join(&members, &socket(5_000), Some(&member("stays"))).await.expect("joined");
+    one.join(&crowd, &socket(5_001), None).await.expect("joined");
+    death.cancel();
+    // Of both that they are occupied, of 99 that they came and went.
+    let mut removed: Vec<(u64, String)> = unasked(&mut decided, 200)
+        .await
+        .into_iter()
+        .filter_map(|(_, transition)| match transition.kind {
+            EventKind::MemberRemoved { user_id } => Some((transition.order.seq, user_id)),
+            _ => None,
+        })
+        .collect();
+    removed.sort();
+    let orders: Vec<u64> = removed.iter().map(|(seq, _)| *seq).collect();
+    // Before them: the channel's occupation, and a hundred who came.
+    assert_eq!(orders, (102..=200).collect::<Vec<_>>());
+    let users: std::collections::BTreeSet<&str> = removed.iter().map(|(_, user)| user.as_str()).collect();
+    assert_eq!((users.len(), users.contains("stays")), (99, false));
+    let looked = async {
+        while one.look(&crowd).await.map(|seen| seen.connections) != Ok(1) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), joined).await.expect("a cluster");
-    let url = format!("redis-cluster://{}?node={}", addresses[0], addresses[1]);
-    (nodes, url)
+    tokio::time::timeout(Duration::from_secs(20), looked).await.expect("the crowd is gone");
+    let left = one.look(&members).await.map(|seen| (seen.connections, seen.users));
+    assert_eq!(left, Ok((1, vec!["stays".into()])));
+}
+
+/// Three nodes that are one store, and its address.
+pub async fn cluster_of_stores() -> (Vec<Redis>, String) {
+    // A port that was free may be another test's before its node has it: then once more, with others.
+    for _ in 0..3 {
+        let nodes: Vec<Redis> = (0..3).map(|_| Redis::node()).collect();
+        if tokio::time::timeout(Duration::from_secs(15), join(&nodes)).await.is_ok() {
+            let url = format!("redis-cluster://127.0.0.1:{}?node=127.0.0.1:{}", nodes[0].port, nodes[1].port);
+            return (nodes, url);
+        }
+    }
+    panic!("no cluster came about");
+}
+
+/// Makes nodes one store, once they all answer.
+async fn join(nodes: &[Redis]) {
+    let addresses: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+    loop {
+        // It would wait for a node that cannot hear the others without an end.
+        let mut create = Command::new("timeout");
+        create.args(["10", "redis-cli", "--cluster", "create"]).args(&addresses).arg("--cluster-yes");
+        let created = create.output().expect("timeout of coreutils");
+        if created.status.success() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for node in nodes {
+        // Each finds out by itself that all slots have a node, and refuses everything before.
+        eventually_says(node, &["CLUSTER", "INFO"], "cluster_state:ok").await;
+    }
 }
 
 #[tokio::test]

@@ -9,12 +9,12 @@
 -- ARGV: 1 incarnation that the caller knows, 2 whether to compare, 3 process, 4 and 5 epoch and seq that it knows,
 --       6 settling, 7 cause, 8 most members, 9 seconds that the counter outlives the channel, 10 whether to look at all
 --       users, 11 most entries of the outbox, 12 whether to return the outbox of the process, 13 whether to return who
---       is there, 14 a dead process or '', 15 cursor in its sockets, 16 whether the caller knows that the channel was
---       told of as occupied, 17 to 20 how many users it knows were told of, sockets that come, sockets that go, what it
---       decided and is not safe yet; then user and info of each, then socket, user and info of each, then the sockets,
---       then field and entry of each
--- Out: 'stale', or 'full', or 'ok', epoch, time in ms, next cursor, three counts, then kind, seq, user and info of each
---      transition, then field and entry of the outbox, then the infos of all users.
+--       is there, 14 a dead process or '', 15 where to go on in the sockets, 16 whether the caller knows that the channel
+--       was told of as occupied, 17 to 20 how many users it knows were told of, sockets that come, sockets that go, what
+--       it decided and is not safe yet; then user and info of each, then socket, user and info of each, then the
+--       sockets, then field and entry of each
+-- Out: 'stale', or 'full', or 'ok', epoch, time in ms, where to go on or '', two counts, then kind, seq, user and info
+--      of each transition, then field and entry of the outbox, then the infos of all users.
 if ARGV[2] == '1' and redis.call('GET', KEYS[6]) ~= ARGV[1] then return { 'stale' } end
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
@@ -86,13 +86,18 @@ for i = at, came - 1, 3 do
   end
 end
 
-local cursor, prefix = '0', dead .. ' '
+-- So many only, because nobody else is served meanwhile: of a small channel, a page is all of it.
+local cursor, prefix, most = '', dead .. ' ', 50
 if dead ~= '' then
-  local page = redis.call('HSCAN', KEYS[2], ARGV[15], 'COUNT', 200)
-  cursor = page[1]
+  local page = redis.call('HSCAN', KEYS[2], ARGV[15], 'COUNT', 100)
+  cursor = page[1] ~= '0' and page[1] or ''
   local theirs = {}
   for i = 1, #page[2], 2 do
     if string.sub(page[2][i + 1], 1, #prefix) == prefix then
+      if #theirs == most then
+        cursor = ARGV[15]
+        break
+      end
       theirs[#theirs + 1] = page[2][i]
       gone(page[2][i + 1])
     end

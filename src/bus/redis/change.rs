@@ -56,7 +56,7 @@ pub(super) struct Changed {
     pub added: Vec<Member>,
     /// What was decided before, and is not safe yet.
     pub outbox: Vec<Transition>,
-    /// Where to go on; `0` at the end.
+    /// Where to go on; empty at the end.
     pub cursor: String,
     /// Who is there, if that was asked.
     pub roster: Vec<Member>,
@@ -244,7 +244,7 @@ mod tests {
     fn an_answer_is_read_and_rubbish_is_not() {
         let text = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>();
         let info = r#"{"user_id":"a b","user_info":1}"#;
-        let answer = text(&["ok", "9", "5", "0", "2", "1", "occupied", "3", "", "", "added", "4", "a b", info]);
+        let answer = text(&["ok", "9", "5", "", "2", "1", "occupied", "3", "", "", "added", "4", "a b", info]);
         let answer = [answer, text(&["8:7", "removed 4 drain a b", info])].concat();
         let changed = parse(&names(), &subject(), None, &answer).expect("read");
         let kinds: Vec<_> = changed.transitions.iter().map(|t| (t.kind.name(), t.order.seq, t.cause)).collect();
@@ -260,7 +260,7 @@ mod tests {
             let cut = parse(&names(), &subject(), None, &answer[..end]);
             assert!(cut.is_err() || cut.is_ok_and(|cut| cut.roster.is_empty()), "cut at {end}");
         }
-        let much = text(&["ok", "9", "5", "0", "99999999999999999999", "0"]);
+        let much = text(&["ok", "9", "5", "", "99999999999999999999", "0"]);
         assert!(parse(&names(), &subject(), None, &much).is_err());
     }
 

@@ -295,7 +295,7 @@ impl Core {
             let changed = self.change(subject, &whom, &change).await?;
             cursor.clone_from(&changed.cursor);
             told += self.pass_on(subject, changed);
-            if cursor == "0" {
+            if cursor.is_empty() {
                 return Ok(told);
             }
         }
