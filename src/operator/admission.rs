@@ -22,6 +22,13 @@ pub enum Step {
         /// Because this was proven before, while what is behind the edges is broken for all.
         on_record: bool,
     },
+    /// It was let in and does not know: any change makes kubelet write the file again in which it reads that.
+    Remind {
+        /// The pod.
+        pod: String,
+        /// What to change a remark on it to.
+        remark: String,
+    },
     /// Its container is told something else than its template says: another may be made as it should be.
     Replace {
         /// The pod.
@@ -33,6 +40,10 @@ pub enum Step {
 
 /// How long a pod may be wrong before it is replaced, in s: the first time, and each later one.
 const PATIENCE: [i64; 3] = [10, 20, 30];
+
+/// Between two reminders, in s. Now and then kubelet misses a change that comes while it is writing the one before, and
+/// looks at the pod again after a minute or more; without a miss, a pod serves before the first.
+const REMINDER: i64 = 10;
 
 /// Decides on every pod.
 ///
@@ -47,6 +58,7 @@ pub fn decide(
     now: i64,
 ) -> Vec<Step> {
     let mut steps: Vec<Step> = pods.iter().filter_map(|pod| admit(pod, pods, standings, passed)).collect();
+    steps.extend(pods.iter().filter_map(|pod| remind(pod, now)));
     for server in Server::ALL {
         let count = replaced.get(&server).copied().unwrap_or(0);
         let patience = PATIENCE[count.min(PATIENCE.len() - 1)];
@@ -81,6 +93,11 @@ fn admit(pod: &ServerPod, pods: &[ServerPod], standings: &BTreeMap<String, PodSt
     let on_record =
         pod.server != Server::Dispatcher && passed && found.standing.reached && behind(pod, pods, standings);
     on_record.then(|| admit(true))
+}
+
+fn remind(pod: &ServerPod, now: i64) -> Option<Step> {
+    let waits = pod.admitted.is_some() && pod.gate_open && !pod.serving && pod.address.is_some();
+    waits.then(|| Step::Remind { pod: pod.name.clone(), remark: (now / REMINDER).to_string() })
 }
 
 /// Whether journeys through pods that were let in, and run the same, break behind the edges too.
@@ -163,5 +180,22 @@ mod tests {
         assert_eq!(steps, [Step::Replace { pod: "e1".to_owned(), uid: "uid-e1".to_owned() }]);
         let serving = (pod("e1", Some("c1"), true, 0), standing("c1", None, true));
         assert_eq!(decided(&[serving], true, 100), [], "one that serves is never taken");
+    }
+
+    #[test]
+    fn a_pod_that_was_let_in_and_does_not_serve_is_reminded_now_and_then() {
+        let serves = pod("e1", Some("1f"), false, 0);
+        let mut deaf = pod("e2", Some("1f"), false, 0);
+        (deaf.serving, deaf.address) = (false, Some(std::net::Ipv4Addr::LOCALHOST.into()));
+        let mut restarts = deaf.clone();
+        (restarts.name, restarts.address) = ("e3".to_owned(), None);
+        let mut strange = deaf.clone();
+        (strange.name, strange.admitted, strange.gate_open) = ("e4".to_owned(), None, false);
+        let pods = [serves, deaf, restarts, strange];
+        let at = |now| decide(&pods, &BTreeMap::new(), true, &BTreeMap::new(), now);
+        let remind = |remark: &str| vec![Step::Remind { pod: "e2".to_owned(), remark: remark.to_owned() }];
+        assert_eq!(at(20), remind("2"));
+        assert_eq!(at(29), remind("2"), "which changes nothing any more");
+        assert_eq!(at(30), remind("3"));
     }
 }

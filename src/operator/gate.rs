@@ -38,6 +38,9 @@ use crate::runtime::admission::ANNOTATION;
 /// Between two turns when nothing tells of news.
 const STEADY: Duration = Duration::from_secs(5);
 
+/// A remark on a pod that was let in and does not serve.
+const REMINDED: &str = "realtime-operator.dev/reminded";
+
 /// How long pods may know the registry of before. Pushed, kubelet takes half a second.
 const LEARNING: Duration = Duration::from_secs(30);
 
@@ -319,6 +322,7 @@ async fn look(
                     context.tell(cluster, EventType::Warning, Reason::AdmittedOnRecord.name(), "Admit", note).await;
                 }
             }
+            Step::Remind { pod, remark } => remind(context, &api, &pod, &remark).await?,
             Step::Replace { pod, uid } => {
                 replace(context, cluster, &api, &pod, uid).await?;
                 let server = pods.iter().find(|found| found.name == pod).map(|pod| pod.server);
@@ -420,6 +424,18 @@ async fn admit(context: &Context, api: &Api<Pod>, pod: &str, configuration: &str
         }
         Err(error) if gone(&error) => Ok(()),
         Err(error) => Err(Stop::call(&format!("opening the readiness gate of {pod}"), &error)),
+    }
+}
+
+/// Changes something about a pod, for kubelet to look at it.
+async fn remind(context: &Context, api: &Api<Pod>, pod: &str, remark: &str) -> Result<(), Stop> {
+    context.leading()?;
+    let annotation = json!({ "metadata": { "annotations": { REMINDED: remark } } });
+    let parameters = PatchParams { field_manager: Some("realtime-operator".to_owned()), ..PatchParams::default() };
+    match api.patch(pod, &parameters, &Patch::Merge(annotation)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(Stop::call(&format!("reminding {pod} that it was let in"), &error)),
     }
 }
 
