@@ -41,8 +41,8 @@ pub enum Step {
 /// How long a pod may be wrong before it is replaced, in s: the first time, and each later one.
 const PATIENCE: [i64; 3] = [10, 20, 30];
 
-/// Between two reminders, in s. Now and then kubelet misses a change that comes while it is writing the one before, and
-/// looks at the pod again after a minute or more; without a miss, a pod serves before the first.
+/// Between two reminders, in s; the first may come at once, and does no harm. Now and then a pod that was let in does not
+/// hear of it before kubelet looks at the pod again by itself, a minute or more later.
 const REMINDER: i64 = 10;
 
 /// Decides on every pod.

@@ -322,7 +322,9 @@ async fn look(
                     context.tell(cluster, EventType::Warning, Reason::AdmittedOnRecord.name(), "Admit", note).await;
                 }
             }
-            Step::Remind { pod, remark } => remind(context, &api, &pod, &remark).await?,
+            Step::Remind { pod, remark } => {
+                annotate(context, &api, &pod, (REMINDED, &remark)).await?;
+            }
             Step::Replace { pod, uid } => {
                 replace(context, cluster, &api, &pod, uid).await?;
                 let server = pods.iter().find(|found| found.name == pod).map(|pod| pod.server);
@@ -400,8 +402,9 @@ async fn plan(
 
 /// Lets a pod in: the annotation is what its own `/readyz` waits for, the condition what Services wait for.
 async fn admit(context: &Context, api: &Api<Pod>, pod: &str, configuration: &str, on_record: bool) -> Result<(), Stop> {
-    context.leading()?;
-    let annotation = json!({ "metadata": { "annotations": { ANNOTATION: configuration } } });
+    if !annotate(context, api, pod, (ANNOTATION, configuration)).await? {
+        return Ok(());
+    }
     let reason = if on_record { Reason::AdmittedOnRecord } else { Reason::Proven };
     let condition = json!({ "status": { "conditions": [{
         "type": READINESS_GATE,
@@ -409,34 +412,30 @@ async fn admit(context: &Context, api: &Api<Pod>, pod: &str, configuration: &str
         "reason": reason.name(),
         "lastTransitionTime": Timestamp::now().to_string(),
     }] } });
-    let parameters = PatchParams { field_manager: Some("realtime-operator".to_owned()), ..PatchParams::default() };
-    let gone = |error: &kube::Error| matches!(error, kube::Error::Api(status) if status.is_not_found());
-    match api.patch(pod, &parameters, &Patch::Merge(annotation)).await {
-        Ok(_) => {}
-        Err(error) if gone(&error) => return Ok(()),
-        Err(error) => return Err(Stop::call(&format!("letting {pod} in"), &error)),
-    }
     context.leading()?;
-    match api.patch_status(pod, &parameters, &Patch::Strategic(condition)).await {
+    match api.patch_status(pod, &own(), &Patch::Strategic(condition)).await {
         Ok(_) => {
             tracing::info!(pod, on_record, "let in");
             Ok(())
         }
-        Err(error) if gone(&error) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(Stop::call(&format!("opening the readiness gate of {pod}"), &error)),
     }
 }
 
-/// Changes something about a pod, for kubelet to look at it.
-async fn remind(context: &Context, api: &Api<Pod>, pod: &str, remark: &str) -> Result<(), Stop> {
+/// Writes an annotation; for kubelet, a reason to look at the pod. `false` when the pod is gone.
+async fn annotate(context: &Context, api: &Api<Pod>, pod: &str, (key, value): (&str, &str)) -> Result<bool, Stop> {
     context.leading()?;
-    let annotation = json!({ "metadata": { "annotations": { REMINDED: remark } } });
-    let parameters = PatchParams { field_manager: Some("realtime-operator".to_owned()), ..PatchParams::default() };
-    match api.patch(pod, &parameters, &Patch::Merge(annotation)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-        Err(error) => Err(Stop::call(&format!("reminding {pod} that it was let in"), &error)),
+    let annotation = json!({ "metadata": { "annotations": { key: value } } });
+    match api.patch(pod, &own(), &Patch::Merge(annotation)).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
+        Err(error) => Err(Stop::call(&format!("letting {pod} in"), &error)),
     }
+}
+
+fn own() -> PatchParams {
+    PatchParams { field_manager: Some("realtime-operator".to_owned()), ..PatchParams::default() }
 }
 
 async fn replace(
