@@ -10,6 +10,7 @@ mod dispatcher;
 mod edge;
 mod fuzz;
 mod generated;
+mod golden;
 #[cfg(feature = "rehearsal")]
 mod openmetrics;
 #[cfg(feature = "rehearsal")]
