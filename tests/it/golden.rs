@@ -48,10 +48,9 @@ fn golden(file: &str, actual: &str) {
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("the folder is writable");
         std::fs::write(&path, actual).expect("the file is writable");
     }
-    let expected = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    if let Err(difference) = compare(&expected, actual) {
-        panic!("tests/golden/{file} differs: {difference}\nUPDATE_GOLDEN=1 writes it, if the change is meant");
-    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    let compared = compare(&expected, actual);
+    assert_eq!(compared, Ok(()), "tests/golden/{file} differs; UPDATE_GOLDEN=1 writes it, if the change is meant");
 }
 
 /// One JSON value per line, compared as it is written and then read back from the committed file.
@@ -345,7 +344,7 @@ async fn redis_keys_and_frames() {
         lease: Duration::from_secs(30),
         renew: Duration::from_millis(200),
         settle: Duration::from_millis(100),
-        rest: Duration::from_secs(60),
+        rest: Duration::from_mins(1),
     };
     let bus = RedisBus::start(&redis.url(), "uid-1", "p1", timing, CancellationToken::new()).expect("a bus");
     let key = |name: &str| Subject { app: "17".into(), channel: channel(name) };
@@ -413,9 +412,9 @@ fn rendered_objects() {
 #[test]
 fn names_of_commands() {
     let help = command(&["--help"]);
-    let commands = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    let listed = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
     // A name is indented by two; the lines of its explanation by more.
-    let named = commands.take_while(|line| line.starts_with("  ")).filter(|line| !line.starts_with("   "));
-    let names: Vec<&str> = named.filter_map(|line| line.split_whitespace().next()).collect();
+    let entries = listed.take_while(|line| line.starts_with("  ")).filter(|line| !line.starts_with("   "));
+    let names: Vec<&str> = entries.filter_map(|line| line.split_whitespace().next()).collect();
     golden("commands.txt", &format!("{}\n", names.join("\n")));
 }

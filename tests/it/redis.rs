@@ -1,6 +1,7 @@
 //! The bus in Redis, on a real `redis-server`.
 
-use std::net::TcpListener;
+pub mod resources;
+
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use realtime_operator::protocol::{ChannelName, SocketId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use resources::{command_bound_to_test, reserve_port};
+
 /// Short, so that a test sees a death in a second.
 const TIMING: Timing = Timing {
     lease: Duration::from_millis(900),
@@ -22,11 +25,15 @@ const TIMING: Timing = Timing {
     rest: Duration::from_millis(1_200),
 };
 
+/// Longest that a test waits for anything.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
-/// A server on a free port, gone with this value.
+/// A server on a reserved port, gone with this value.
 pub struct Redis {
     child: Child,
+    /// Stays reserved: a server that starts again takes the same.
     pub port: u16,
     files: tempfile::TempDir,
 }
@@ -44,8 +51,8 @@ impl Redis {
 
     /// A node of a cluster that is yet to be.
     fn node() -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
-        let options = ["--appendonly", "no", "--cluster-enabled", "yes", "--cluster-port", &free.to_string()];
+        let port = reserve_port().to_string();
+        let options = ["--appendonly", "no", "--cluster-enabled", "yes", "--cluster-port", &port];
         Self::with(None, tempfile::tempdir().expect("a directory"), &options)
     }
 
@@ -63,9 +70,8 @@ impl Redis {
     }
 
     fn with(port: Option<u16>, files: tempfile::TempDir, options: &[&str]) -> Self {
-        let free = || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
-        let port = port.unwrap_or_else(free);
-        let mut command = Command::new("redis-server");
+        let port = port.unwrap_or_else(reserve_port);
+        let mut command = command_bound_to_test("redis-server");
         if options == ["SENTINEL"] {
             command.arg("sentinel.conf").arg("--sentinel");
         } else {
@@ -76,7 +82,7 @@ impl Redis {
             .current_dir(files.path())
             .stdout(Stdio::null())
             .spawn()
-            .expect("redis-server is not installed: apt-get install redis-server");
+            .expect("setpriv is not installed: apt-get install util-linux redis-server");
         Self { child, port, files }
     }
 
@@ -88,18 +94,31 @@ impl Redis {
 
     /// Waits until it has run for so many seconds.
     pub async fn aged(&self, seconds: u64) {
-        let uptime = || {
-            let port = self.port.to_string();
-            let answer = Command::new("redis-cli").args(["-p", &port, "info", "server"]).output();
-            let text = String::from_utf8_lossy(&answer.expect("redis-cli runs").stdout).into_owned();
-            text.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:")?.trim().parse::<u64>().ok())
-        };
+        let mut uptime = None;
         let aged = async {
-            while uptime().is_none_or(|uptime| uptime < seconds) {
+            while uptime.is_none_or(|uptime| uptime < seconds) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
+                let info = self.command(&["info", "server"]);
+                let line = info.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:"));
+                uptime = line.and_then(|uptime| uptime.trim().parse::<u64>().ok());
             }
         };
-        tokio::time::timeout(Duration::from_mins(1), aged).await.expect("it answers and grows old");
+        let aged = tokio::time::timeout(Duration::from_mins(1), aged).await;
+        assert!(aged.is_ok(), "redis-server has not run for {seconds} s: its uptime is {uptime:?}");
+    }
+
+    /// The output of `redis-cli`; empty while the server does not answer.
+    pub fn command(&self, arguments: &[&str]) -> String {
+        // Without a limit, a server that is stopped would hold up the test for ever.
+        let mut command = Command::new("timeout");
+        let output = command.args(["10", "redis-cli", "-p", &self.port.to_string()]).args(arguments).output();
+        String::from_utf8_lossy(&output.expect("timeout of coreutils").stdout).into_owned()
+    }
+
+    /// Processes of a cluster whose lease ended and that registered again, which they do under a name with a number.
+    pub fn reregistered(&self, cluster: &str) -> Vec<String> {
+        let names = self.command(&["zrange", &format!("rt:{{{cluster}}}:leases"), "0", "-1"]);
+        names.lines().filter(|name| name.contains('.')).map(str::to_owned).collect()
     }
 
     pub fn url(&self) -> String {
@@ -127,12 +146,19 @@ async fn end(url: &str, process: &str, life: CancellationToken) -> RedisBus {
 
 /// Waits until calls are answered.
 async fn answers(bus: &RedisBus) {
+    let mut last = None;
     let answered = async {
-        while !bus.up() || bus.look(&subject("nowhere")).await.is_err() {
+        loop {
+            let answer = bus.look(&subject("nowhere")).await;
+            if bus.up() && answer.is_ok() {
+                return;
+            }
+            last = Some(answer.map(|_| "an answer, but the bus is not up"));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), answered).await.expect("an answer of Redis");
+    let answered = tokio::time::timeout(WAIT_TIMEOUT, answered).await;
+    assert!(answered.is_ok(), "no answer of Redis within {WAIT_TIMEOUT:?}; the last: {last:?}");
 }
 
 fn subject(channel: &str) -> Subject {
@@ -312,8 +338,8 @@ async fn unasked(decided: &mut mpsc::Receiver<Decided>, count: usize) -> Vec<(Su
             all.extend(decided.transitions.into_iter().map(|transition| (decided.subject.clone(), transition)));
         }
     };
-    let wanted = tokio::time::timeout(Duration::from_secs(20), wanted).await;
-    assert!(wanted.is_ok(), "{count} transitions wanted, {} came", all.len());
+    let wanted = tokio::time::timeout(WAIT_TIMEOUT, wanted).await;
+    assert!(wanted.is_ok(), "{count} transitions wanted, {} came, the last {:?}", all.len(), all.last());
     all
 }
 
@@ -369,16 +395,15 @@ async fn many_of_a_dead_process_go_in_parts_and_each_is_told_of_once() {
 
 /// Three nodes that are one store, and its address.
 pub async fn cluster_of_stores() -> (Vec<Redis>, String) {
-    // A port that was free may be another test's before its node has it: then once more, with others.
-    let mut tries = 0..3;
-    loop {
-        tries.next().expect("a cluster at the latest by now");
+    // Nodes that a busy machine held up while they met know one another in part, and cannot be joined any more.
+    for _ in 0..3 {
         let nodes: Vec<Redis> = (0..3).map(|_| Redis::node()).collect();
-        if tokio::time::timeout(Duration::from_secs(15), join(&nodes)).await.is_ok() {
+        if tokio::time::timeout(Duration::from_mins(1), join(&nodes)).await.is_ok() {
             let url = format!("redis-cluster://127.0.0.1:{}?node=127.0.0.1:{}", nodes[0].port, nodes[1].port);
             return (nodes, url);
         }
     }
+    panic!("three times, three nodes of redis-server did not become a cluster within a minute");
 }
 
 /// Makes nodes one store, once they all answer.
@@ -387,7 +412,7 @@ async fn join(nodes: &[Redis]) {
     loop {
         // It would wait for a node that cannot hear the others without an end.
         let mut create = Command::new("timeout");
-        create.args(["10", "redis-cli", "--cluster", "create"]).args(&addresses).arg("--cluster-yes");
+        create.args(["30", "redis-cli", "--cluster", "create"]).args(&addresses).arg("--cluster-yes");
         let created = create.output().expect("timeout of coreutils");
         if created.status.success() {
             break;
@@ -467,11 +492,11 @@ impl Authority {
         let signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
         let own = ["-subj", "/CN=redis", "-addext", &names, "-keyout", &key, "-out", &certificate];
         self.openssl(&[&signed[..], &own].concat());
-        let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
-        let port = free.to_string();
+        let tls_port = reserve_port();
+        let port = tls_port.to_string();
         let options = ["--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
         let more = ["--tls-auth-clients", "no", "--appendonly", "no"];
-        (Redis::with(None, files, &[&options[..], &more].concat()), free)
+        (Redis::with(None, files, &[&options[..], &more].concat()), tls_port)
     }
 }
 
@@ -537,17 +562,18 @@ async fn a_user_with_the_documented_rights_is_enough_and_one_who_is_not_let_in_i
 
 /// Waits until a server's answer to a command has this in it.
 async fn eventually_says(server: &Redis, command: &[&str], part: &str) {
+    let mut last = String::new();
     let said = async {
         loop {
-            let answer = Command::new("redis-cli").args(["-p", &server.port.to_string()]).args(command).output();
-            if String::from_utf8_lossy(&answer.expect("redis-cli runs").stdout).contains(part) {
+            last = server.command(command);
+            if last.contains(part) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    let said = tokio::time::timeout(Duration::from_secs(20), said).await;
-    assert!(said.is_ok(), "{command:?} never said {part}");
+    let said = tokio::time::timeout(WAIT_TIMEOUT, said).await;
+    assert!(said.is_ok(), "{command:?} does not answer `{part}`; the last answer: {last}");
 }
 
 async fn a_process_dies(url: &str) {

@@ -3,8 +3,10 @@
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::Range;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Below the ephemeral ports, which the kernel gives to any connection, and below the node ports of Kubernetes.
 const RESERVABLE_PORTS: Range<u16> = 20_000..30_000;
@@ -52,18 +54,23 @@ fn a_reserved_port_is_not_reserved_again_and_can_be_bound() {
 
 #[test]
 fn a_command_ends_with_the_thread_that_spawned_it() {
-    let spawned = std::thread::spawn(|| command_bound_to_test("sleep").arg("300").spawn().expect("setpriv runs"));
-    let mut child = spawned.join().expect("spawned");
-    let began = std::time::Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("a status") {
-            break status;
+    const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+    let wait = |what: &str, holds: &mut dyn FnMut() -> bool| {
+        let began = Instant::now();
+        while !holds() {
+            assert!(began.elapsed() < WAIT_TIMEOUT, "not within {WAIT_TIMEOUT:?}: {what}");
+            std::thread::sleep(Duration::from_millis(20));
         }
-        if began.elapsed() > std::time::Duration::from_secs(20) {
-            child.kill().expect("killed");
-            panic!("`sleep 300` outlived its thread by 20 s");
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
     };
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{status}");
+    let spawning = std::thread::spawn(move || {
+        let child = command_bound_to_test("sleep").arg("300").spawn().expect("setpriv runs");
+        // Only then has setpriv done its part.
+        let name = format!("/proc/{}/comm", child.id());
+        wait("the command has begun", &mut || std::fs::read_to_string(&name).is_ok_and(|name| name == "sleep\n"));
+        child
+    });
+    let mut child = spawning.join().expect("spawned");
+    wait("the command has ended with its thread", &mut || child.try_wait().expect("a status").is_some());
+    let status = child.wait().expect("a status");
+    assert_eq!(status.signal(), Some(9), "{status}");
 }
