@@ -1,12 +1,15 @@
 // What a test of the cluster tier works with: kubectl, watches, waits, a Redis and a Kinesis beside the nodes.
-// The cluster itself is shared by all files: see shared.mjs.
+// The cluster itself is shared by all files: see shared_cluster.mjs.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { createWriteStream, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer as createHttpServer } from "node:http";
-import { connect, createServer } from "node:net";
+import { closeSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { connect } from "node:net";
 import { createInterface } from "node:readline";
 import { after, afterEach } from "node:test";
+import { inspect } from "node:util";
+
+import { kinesisPorts, reservePort, spawnBound } from "../conformance/processes.mjs";
 
 if (!process.env.CLUSTER) throw new Error("CLUSTER does not name a cluster: run this through ./test cluster");
 
@@ -18,6 +21,9 @@ export const HOST = "198.18.0.1";
 
 /** The image as manifests name it. */
 export const IMAGE = "realtime-operator/realtime:0.1.0";
+
+/** Whether the cluster is to be looked at afterwards, with what runs on it and beside it: `./test cluster --keep`. */
+export const KEEP = process.env.TEST_KEEP === "1";
 
 /** The namespace of examples/operator.yaml. */
 export const OPERATOR_NAMESPACE = "realtime-operator";
@@ -86,7 +92,7 @@ export async function diagnostics() {
 
 /** Runs kubectl to its end, whatever that is. */
 async function execute(args, { input = "" } = {}) {
-  return ended(spawn(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, ...args], { stdio: ["pipe", "pipe", "pipe"] }), input);
+  return ended(spawnBound(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, ...args], { stdio: ["pipe", "pipe", "pipe"] }), input);
 }
 
 async function ended(child, input = "") {
@@ -102,7 +108,7 @@ async function ended(child, input = "") {
 
 /** Runs our own command as a person does, to its end, whatever that is. */
 export function realtime(...args) {
-  return ended(spawn(`${BINARIES}/realtime`, args, { stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, KUBECONFIG } }));
+  return ended(spawnBound(`${BINARIES}/realtime`, args, { stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, KUBECONFIG } }));
 }
 
 /** What kubectl prints; fails when it does. */
@@ -161,10 +167,14 @@ export function deleteNamespace(name, seconds = 120) {
  */
 export async function inNamespace(name, fn) {
   await kubectl(["create", "namespace", name]);
+  let failed = true;
   try {
-    return await diagnosed(() => fn(name));
+    const result = await diagnosed(() => fn(name));
+    failed = false;
+    return result;
   } finally {
-    await deleteNamespace(name);
+    // All of them together would be too much for a machine.
+    if (!KEEP || !failed) await deleteNamespace(name);
   }
 }
 
@@ -207,21 +217,28 @@ export function audit(matches = () => true) {
 
 // --------------------------------------------------------------------------------------------------- waiting
 
+/** Characters of what a wait saw last that its failure shows. */
+const SEEN_LENGTH_MAX = 2_000;
+
 /**
- * Waits until `fn` answers with something, and gives that back. What `fn` throws counts as "not yet", and is told when
- * the time is over.
+ * Waits until `fn` answers with something, and gives that back. What `fn` throws counts as "not yet". A failure names what
+ * was waited for, the condition itself, what it answered or threw last, and what `seen` shows.
  */
-export async function wait(fn, { timeout = 30_000, every = 200, what = "it" } = {}) {
+export async function wait(fn, { timeout = 30_000, every = 200, what = "the condition", seen } = {}) {
   const end = Date.now() + timeout;
   for (;;) {
-    let why = "";
+    let last;
     try {
       const found = await fn();
       if (found) return found;
+      last = `last gave ${inspect(found)}`;
     } catch (error) {
-      why = `: ${error.message}`;
+      last = `last threw ${error.message}`;
     }
-    if (Date.now() > end) throw new Error(`${what}: not within ${timeout / 1000} s${why}`);
+    if (Date.now() > end) {
+      const shown = seen ? `\nseen last: ${String(seen()).slice(0, SEEN_LENGTH_MAX)}` : "";
+      throw new Error(`${what}: not within ${timeout / 1000} s; ${fn} ${last}${shown}`);
+    }
     await new Promise((resolve) => setTimeout(resolve, every));
   }
 }
@@ -245,7 +262,7 @@ export async function watchObject(kind, namespace, name) {
   // The bookmark says that the watch stands: everything after it is seen.
   const query = `watch=true${field}&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true`;
   const path = `${GROUPS[kind] ?? "/api/v1"}/namespaces/${namespace}/${kind}?${query}`;
-  const child = spawn(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, "get", "--raw", path], { stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawnBound(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, "get", "--raw", path], { stdio: ["ignore", "pipe", "pipe"] });
   const versions = [];
   let ready = false;
   let problem = "";
@@ -268,7 +285,7 @@ export async function watchObject(kind, namespace, name) {
       wait(() => {
         if (problem) throw new Error(problem);
         return versions.find(({ type, object }) => type !== "DELETED" && matches(object))?.object;
-      }, { what: `${kind} ${name ?? ""}`, every: 50, ...options }),
+      }, { what: `${kind} ${name ?? ""} as ${matches}`, every: 50, seen: () => summary(versions.at(-1)), ...options }),
     /** Ends it; fails when it could not see everything. */
     stop: async () => {
       wanted = false;
@@ -286,35 +303,37 @@ export async function watchObject(kind, namespace, name) {
   return watch;
 }
 
+/** What tells most of a version of an object: its status, or what there is instead. */
+function summary(version) {
+  if (!version) return "no version";
+  const { metadata, status, ...rest } = version.object;
+  return `${version.type} ${metadata?.name}: ${JSON.stringify(status ?? rest)}`;
+}
+
 // --------------------------------------------------------------------------------- processes beside the nodes
 
 /** What this file started and has to stop. */
 const owned = new Set();
 
 after(async () => {
+  if (KEEP) return;
   for (const one of [...owned]) await one.stop().catch(() => {});
 });
 
-export async function freePort(host = HOST) {
-  const server = createServer();
-  server.listen(0, host);
-  await once(server, "listening");
-  const { port } = server.address();
-  server.close();
-  await once(server, "close");
-  return port;
-}
+let started = 0;
 
-/** A process that `kubernetes down` ends too, should this one be killed. */
+/** A process that ends with this one, unless the cluster is kept; `kubernetes down` ends it too. */
 function start(name, command, args) {
-  const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] });
+  started += 1;
+  const label = `${name}-${process.pid}-${started}`;
+  const log = openSync(`${DIR}/log/${label}.log`, "w");
+  const options = { stdio: ["ignore", log, log], detached: KEEP };
+  const child = KEEP ? spawn(command, args, options) : spawnBound(command, args, options);
+  closeSync(log);
+  if (KEEP) child.unref();
   const failed = new Promise((_, reject) => child.once("error", reject));
   failed.catch(() => {});
   if (!child.pid) return { child, failed, stop: async () => {} };
-  const label = `${name}-${child.pid}`;
-  const log = createWriteStream(`${DIR}/log/${label}.log`);
-  child.stdout.pipe(log);
-  child.stderr.pipe(log);
   const began = readFileSync(`/proc/${child.pid}/stat`, "utf8").replace(/.*\) /s, "").split(" ")[19];
   writeFileSync(`${DIR}/run/${label}.pid`, `${child.pid} ${began}\n`);
   const running = {
@@ -349,7 +368,7 @@ async function listening(running, host, port) {
       if (running.child.exitCode !== null) throw new Error(readFileSync(running.log, "utf8"));
       return tried();
     },
-    { timeout: 10_000, every: 50, what: `a listener on ${host}:${port}` },
+    { timeout: 20_000, every: 50, what: `a listener on ${host}:${port}` },
   );
   await Promise.race([ready, running.failed]);
 }
@@ -359,7 +378,7 @@ async function listening(running, host, port) {
  * `startRedis({ port })` gives another, empty one the same address.
  */
 export async function startRedis({ port } = {}) {
-  port ??= await freePort();
+  port ??= await reservePort(HOST);
   const running = start("redis", "redis-server", ["--bind", HOST, "--port", String(port), "--protected-mode", "no", "--save", "", "--appendonly", "no"]);
   await listening(running, HOST, port);
   return {
@@ -372,12 +391,14 @@ export async function startRedis({ port } = {}) {
 }
 
 /** A Kinesis that pods reach at `url`, and what a test may do to it. */
-export async function startKinesis({ port } = {}) {
-  port ??= await freePort();
-  const controlPort = await freePort("127.0.0.1");
-  const running = start("kinesis", `${BINARIES}/examples/kinesis`, [`${HOST}:${port}`, `127.0.0.1:${controlPort}`]);
-  await listening(running, HOST, port);
-  await listening(running, "127.0.0.1", controlPort);
+export async function startKinesis() {
+  const running = start("kinesis", `${BINARIES}/examples/kinesis`, [`${HOST}:0`, "127.0.0.1:0"]);
+  const text = () => readFileSync(running.log, "utf8");
+  const ports = wait(() => {
+    if (running.child.exitCode !== null) throw new Error(`it ended with ${running.child.exitCode}`);
+    return kinesisPorts(text());
+  }, { timeout: 20_000, every: 50, what: "a line of Kinesis with its ports", seen: text });
+  const { port, control: controlPort } = await Promise.race([ports, running.failed]);
   const url = `http://${HOST}:${port}`;
   const control = async (method, path) => {
     const answer = await fetch(`http://127.0.0.1:${controlPort}${path}`, { method });
@@ -424,7 +445,7 @@ export async function startKinesis({ port } = {}) {
 export async function startReceiver({ port = 0 } = {}) {
   const requests = [];
   const receiver = { status: 200, requests };
-  const server = createHttpServer((request, response) => {
+  const server = createServer((request, response) => {
     const chunks = [];
     request.on("data", (chunk) => chunks.push(chunk));
     request.on("end", () => {
@@ -449,7 +470,7 @@ export async function startReceiver({ port = 0 } = {}) {
 export async function image(name, entrypoint, files) {
   const script = new URL("kubernetes", import.meta.url).pathname;
   const args = Object.entries(files).map(([inside, path]) => `${path}=${inside}`);
-  const child = spawn(script, ["image", DIR, name, entrypoint, ...args], { stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawnBound(script, ["image", DIR, name, entrypoint, ...args], { stdio: ["ignore", "pipe", "pipe"] });
   let output = "";
   for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk) => (output += chunk));
   const [code] = await once(child, "close");

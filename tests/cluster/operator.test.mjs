@@ -4,8 +4,9 @@ import { test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
+import { startedFields } from "../conformance/processes.mjs";
 import { apply, audit, condition, get, inNamespace, kubectl, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, wait, watchObject } from "./harness.mjs";
-import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said, spec } from "./operated.mjs";
+import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said, spec } from "./operator_fixtures.mjs";
 
 const NAMESPACE = "channels";
 const ADMITTED = "realtime-operator.dev/admitted";
@@ -245,7 +246,7 @@ test("a dispatcher that cannot deliver never holds more than one shard", async (
     assert.ok(!fresh[0].metadata.annotations?.[ADMITTED]);
     assert.equal(now.filter((pod) => podIs(pod, "Ready")).length, 2, "the old ones go on");
     const log = await kubectl(["logs", "-n", NAMESPACE, fresh[0].metadata.name]);
-    const process = JSON.parse(log.split("\n").find((line) => line.includes("the dispatcher works"))).fields.process;
+    const { process } = startedFields(log.split("\n"));
     const held = new Map();
     let most = 0;
     for (const { object } of leases.versions) {

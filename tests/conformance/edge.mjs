@@ -1,26 +1,19 @@
 // An edge alone, as a pod runs it: no stream, the bus in memory, one app.
-import { spawn } from "node:child_process";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 
 import Pusher from "pusher";
 
+import { portOf, spawnBound, startedFields } from "./processes.mjs";
 import { BIN, cleanEnvironment, eventually } from "./rehearsal.mjs";
 
 export const KEY = "key1";
 const SECRET = "secret1";
 
-/** A port of loopback that was free a moment ago. */
-export async function freePort() {
-  const server = net.createServer().listen(0, "127.0.0.1");
-  await new Promise((resolve) => server.once("listening", resolve));
-  const { port } = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
+/** Longest until a server has logged that it serves: on a busy machine it reads its own binary for a while. */
+const START_SECONDS = 60;
 
 /** What each process needs that runs alone. */
 const COMMON = {
@@ -44,9 +37,7 @@ export async function startEdge(variables = {}, webhooks = []) {
     REALTIME_BUS: "memory",
     ...variables,
   }, webhooks);
-  const address = () => edge.lines.map((line) => /the edge serves.*?127\.0\.0\.1:(\d+)|"public":"127\.0\.0\.1:(\d+)"/.exec(line)).find(Boolean);
-  const found = await eventually(address, () => `no address: ${edge.lines.join("\n")}`, 60);
-  const port = Number(found[1] ?? found[2]);
+  const port = portOf((await edge.started()).public);
   const sdk = new Pusher({ appId: "1", key: KEY, secret: SECRET, host: "127.0.0.1", port: String(port), useTLS: false });
   return { ...edge, port, sdk };
 }
@@ -59,8 +50,7 @@ export async function startDispatcher(variables, webhooks) {
     REALTIME_ALLOWED_NETWORKS: "127.0.0.0/8",
     ...variables,
   }, webhooks);
-  const works = () => dispatcher.lines.some((line) => line.includes("the dispatcher works"));
-  await eventually(works, () => `it does not work: ${dispatcher.lines.join("\n")}`, 60);
+  await dispatcher.started();
   return dispatcher;
 }
 
@@ -70,15 +60,23 @@ async function start(command, variables, webhooks) {
   const limits = { clientEventsPerSecond: 1000 };
   const app = { id: "1", credentials, enabled: true, clientEvents: true, limits, webhooks };
   await writeFile(join(folder, "0.json"), JSON.stringify([app]));
-  const child = spawn(BIN, [command], {
+  const child = spawnBound(BIN, [command], {
     env: { ...cleanEnvironment(), ...COMMON, REALTIME_APPS_PATH: folder, ...variables },
     stdio: ["ignore", "pipe", "pipe"],
   });
   const ended = new Promise((resolve) => child.once("exit", (code, signal) => resolve(code ?? signal)));
+  let end;
+  ended.then((how) => (end = how));
   const lines = [];
   for (const stream of [child.stdout, child.stderr]) createInterface({ input: stream }).on("line", (line) => lines.push(line));
   return {
     lines,
+    /** What it logs once it serves. */
+    started: () => eventually(() => {
+      const fields = startedFields(lines);
+      if (!fields && end !== undefined) throw new Error(`${command} ended with ${end}: ${lines.join("\n")}`);
+      return fields;
+    }, () => `no line with the addresses of the ${command}: ${lines.join("\n")}`, START_SECONDS),
     /** Ends it as a node does that loses its power. */
     async kill() {
       child.kill("SIGKILL");

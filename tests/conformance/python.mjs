@@ -1,9 +1,9 @@
 // The server SDK that Python has, in a process of its own.
-import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 
 import { MASTER_KEY } from "./clients.mjs";
+import { spawnBound } from "./processes.mjs";
 import { cleanEnvironment } from "./rehearsal.mjs";
 
 const PYTHON = process.env.CONFORMANCE_PYTHON;
@@ -14,7 +14,7 @@ const PATIENCE_MS = 20_000;
 
 /** A client of the SDK for each of a rehearsal's apps. */
 export function startPython({ api, apps }) {
-  const child = spawn(PYTHON, [fileURLToPath(new URL("./python/sdk.py", import.meta.url))], {
+  const child = spawnBound(PYTHON, [fileURLToPath(new URL("./python/sdk.py", import.meta.url))], {
     env: cleanEnvironment(),
     stdio: ["pipe", "pipe", "pipe"],
   });

@@ -1,11 +1,13 @@
 // Starts `realtime rehearse` with a manifest, and a webhook receiver that keeps raw bodies and headers.
-import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { inspect } from "node:util";
+
+import { spawnBound } from "./processes.mjs";
 
 export const BIN = process.env.REALTIME_BIN;
 if (!BIN) throw new Error("REALTIME_BIN does not name the binary: run this through ./test conformance");
@@ -18,13 +20,15 @@ export function cleanEnvironment() {
   return Object.fromEntries(Object.entries(process.env).filter(([name]) => !foreign.test(name)));
 }
 
-/** Waits until `check` answers with something, or fails with what `describe` says. */
+/** Waits until `check` answers with something; fails with what was waited for, its last answer and what `describe` says. */
 export async function eventually(check, describe, seconds = 20) {
   const end = Date.now() + seconds * 1000;
   for (;;) {
     const found = check();
     if (found) return found;
-    if (Date.now() > end) throw new Error(`not within ${seconds} s: ${describe()}`);
+    if (Date.now() > end) {
+      throw new Error(`not within ${seconds} s: ${describe()}; waited for ${check}, which last gave ${inspect(found)}`);
+    }
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }
@@ -103,7 +107,7 @@ export async function startRehearsal(receiver, more = "", spec = "") {
   const folder = await mkdtemp(join(tmpdir(), "rehearsal-"));
   const file = join(folder, "eu.yaml");
   await writeFile(file, manifest(receiver.url, spec) + more);
-  const child = spawn(BIN, ["rehearse", file, "--port", "0", "-o", "json"], {
+  const child = spawnBound(BIN, ["rehearse", file, "--port", "0", "-o", "json"], {
     env: cleanEnvironment(),
     stdio: ["ignore", "pipe", "pipe"],
   });
@@ -154,7 +158,7 @@ function parse(line) {
 
 /** Runs the binary to its end. */
 export async function run(...args) {
-  const child = spawn(BIN, args, { env: cleanEnvironment(), stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawnBound(BIN, args, { env: cleanEnvironment(), stdio: ["ignore", "pipe", "pipe"] });
   let [stdout, stderr] = ["", ""];
   child.stdout.on("data", (chunk) => (stdout += chunk));
   child.stderr.on("data", (chunk) => (stderr += chunk));

@@ -1,6 +1,5 @@
 // pusher-js against three edges behind a round-robin without keep-alive: each request reaches the next one.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import http from "node:http";
 import net from "node:net";
 import { tmpdir } from "node:os";
@@ -9,7 +8,8 @@ import { after, before, test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import { freePort, KEY, startEdge } from "./edge.mjs";
+import { KEY, startEdge } from "./edge.mjs";
+import { reservePort, spawnBound } from "./processes.mjs";
 import { eventually } from "./rehearsal.mjs";
 
 const TRANSPORTS = ["xhr_streaming", "xhr_polling"];
@@ -25,12 +25,11 @@ const clients = new Set();
 before(async () => {
   // Each request on a connection of its own.
   http.globalAgent = new http.Agent({ keepAlive: false });
-  const port = await freePort();
-  redis = spawn("redis-server", ["--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"], {
+  const [port, peer] = [await reservePort(), await reservePort()];
+  redis = spawnBound("redis-server", ["--port", String(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"], {
     cwd: tmpdir(),
     stdio: "ignore",
   });
-  const peer = await freePort();
   start = (n) => startEdge({
     REALTIME_BUS: "redis",
     REALTIME_REDIS_URL: `redis://127.0.0.1:${port}`,

@@ -6,8 +6,8 @@ import { readFile } from "node:fs/promises";
 import { after, before, describe, test } from "node:test";
 
 import { KEY, startEdge } from "./edge.mjs";
-import { startOracle } from "./oracle.mjs";
 import { Connection, body, frames, head, header, requestText, textFrame } from "./raw.mjs";
+import { startReferenceServer } from "./reference_server.mjs";
 
 /** The first of REALTIME_SOCKJS_SCRIPTS. */
 const SCRIPT = "https://cdn.jsdelivr.net/npm/sockjs-client@1.6.1/dist/sockjs.min.js";
@@ -32,22 +32,22 @@ before(async () => {
   }
   learned = await learn(sessions.ours[0].edge);
   for (const { name } of sessions.ours) {
-    sessions.theirs.push({ name, oracle: await startOracle({ reply, script: SCRIPT, jsessionid: name === "on" }) });
+    sessions.theirs.push({ name, reference: await startReferenceServer({ reply, script: SCRIPT, jsessionid: name === "on" }) });
   }
   pairs = Object.fromEntries(sessions.ours.map(({ name, edge }, n) => {
-    const { oracle } = sessions.theirs[n];
+    const { reference } = sessions.theirs[n];
     const ours = { port: edge.port, publish: (channel, data) => edge.sdk.trigger(channel, "news", data) };
-    const theirs = { port: oracle.port, publish: async (channel, data) => oracle.publish(channel, event(channel, data)) };
+    const theirs = { port: reference.port, publish: async (channel, data) => reference.publish(channel, event(channel, data)) };
     return [name, { ours, theirs }];
   }));
 });
 
 after(async () => {
-  for (const { oracle } of sessions.theirs) oracle.stop();
+  for (const { reference } of sessions.theirs) reference.stop();
   for (const { edge } of sessions.ours) assert.equal(await edge.stop(), 0, "SIGTERM ends an edge cleanly");
 });
 
-/** What our application says, from a socket without frames; the oracle's says the same. */
+/** What our application says, from a socket without frames; the reference server's says the same. */
 async function learn(edge) {
   const talk = async (messages, count) => {
     const wire = new Connection(edge.port);

@@ -1,7 +1,6 @@
 // The integration specs that pusher-js brings in its npm package, against a rehearsed cluster: all of them, on every
 // transport, in Node and in headless Chromium. A spec is tried once.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -11,6 +10,7 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 
 import { startChromium } from "./chromium.mjs";
+import { spawnBound } from "./processes.mjs";
 import { startReceiver, startRehearsal } from "./rehearsal.mjs";
 import { bundle } from "./specs/bundle.mjs";
 import { SOCKJS_PATH, startHelper } from "./specs/helper.mjs";
@@ -59,7 +59,7 @@ async function inNode(transport) {
   const file = join(folder, `${transport}.cjs`);
   await writeFile(file, await bundle("node", transport, servers()));
   const runner = fileURLToPath(new URL("./specs/jasmine.mjs", import.meta.url));
-  const child = spawn(process.execPath, [runner, file], { stdio: ["ignore", "pipe", "pipe"], timeout: SECONDS * 1000 });
+  const child = spawnBound(process.execPath, [runner, file], { stdio: ["ignore", "pipe", "pipe"], timeout: SECONDS * 1000 });
   const closed = once(child, "close");
   let errors = "";
   child.stderr.on("data", (chunk) => (errors += chunk));

@@ -1,6 +1,5 @@
 // What pusher-js clients and webhooks see of a pod that goes: 1,000 WebSockets and 200 HTTP sessions move to two others.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import http from "node:http";
 import { dirname, join } from "node:path";
 import { tmpdir } from "node:os";
@@ -9,7 +8,8 @@ import { after, before, test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import { freePort, KEY, startDispatcher, startEdge } from "../conformance/edge.mjs";
+import { KEY, startDispatcher, startEdge } from "../conformance/edge.mjs";
+import { kinesisPorts, reservePort, spawnBound } from "../conformance/processes.mjs";
 import { startEntry } from "./entry.mjs";
 import { BIN, cleanEnvironment, eventually, startReceiver } from "../conformance/rehearsal.mjs";
 
@@ -35,15 +35,18 @@ let sdk;
 before(async () => {
   http.globalAgent = new http.Agent({ keepAlive: false });
   receiver = await startReceiver();
-  const [redisPort, peer, kinesisPort, control] = await Promise.all([freePort(), freePort(), freePort(), freePort()]);
-  redis = spawn("redis-server", ["--port", redisPort, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"], {
+  const [redisPort, peer] = [await reservePort(), await reservePort()];
+  redis = spawnBound("redis-server", ["--port", String(redisPort), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"], {
     cwd: tmpdir(),
     stdio: "ignore",
   });
-  kinesis = spawn(join(dirname(BIN), "examples/kinesis"), [`127.0.0.1:${kinesisPort}`, `127.0.0.1:${control}`], {
+  kinesis = spawnBound(join(dirname(BIN), "examples/kinesis"), ["127.0.0.1:0", "127.0.0.1:0"], {
     env: cleanEnvironment(),
-    stdio: "ignore",
+    stdio: ["ignore", "pipe", "ignore"],
   });
+  let said = "";
+  kinesis.stdout.on("data", (chunk) => (said += chunk));
+  const { port: kinesisPort } = await eventually(() => kinesisPorts(said), () => `no ports of Kinesis: ${said}`);
   const stream = {
     REALTIME_STREAM_NAME: "events",
     REALTIME_AWS_IDENTITY: "StaticKeys",

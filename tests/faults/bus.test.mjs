@@ -6,8 +6,8 @@ import { after, test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import { apply, condition, freePort, get, HOST, kubectl, pods, service, startRedis, wait, watchObject } from "../cluster/harness.mjs";
-import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said } from "../cluster/operated.mjs";
+import { apply, condition, get, HOST, KEEP, kubectl, pods, service, startRedis, wait, watchObject } from "../cluster/harness.mjs";
+import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said } from "../cluster/operator_fixtures.mjs";
 
 const NAMESPACE = "bus";
 
@@ -35,10 +35,9 @@ async function startRedirector(usual, unusual) {
       one.pipe(another);
     }
   });
-  const port = await freePort();
-  server.listen(port, HOST);
+  server.listen(0, HOST);
   await once(server, "listening");
-  redirector.url = `redis://${HOST}:${port}`;
+  redirector.url = `redis://${HOST}:${server.address().port}`;
   redirector.stop = () => {
     server.close();
     redirector.cut();
@@ -47,6 +46,7 @@ async function startRedirector(usual, unusual) {
 }
 
 after(async () => {
+  if (KEEP) return;
   await kubectl(["delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s"]);
   redirector?.stop();
   await other?.stop();

@@ -21,3 +21,5 @@ mod rehearsal;
 mod servers;
 #[cfg(feature = "rehearsal")]
 mod sockjs;
+mod source_tree;
+mod words;

@@ -236,7 +236,8 @@ pub fn token_paths(tokens: TokenStream) -> Vec<(Vec<String>, usize)> {
 
 #[test]
 fn tests_are_no_part_of_a_source() {
-    let bus = "mod memory;\n#[cfg(test)]\nmod model;\n\n#[cfg(all(test, feature = \"x\"))]\nmod tests {\n}\nfn a() {}\n";
+    let bus =
+        "mod memory;\n#[cfg(test)]\nmod model;\n\n#[cfg(all(test, feature = \"x\"))]\nmod tests {\n}\nfn a() {}\n";
     let sources = [("bus/mod.rs", bus), ("bus/memory.rs", "impl A { #[cfg(test)] fn b() {} }"), ("bus/model.rs", "")];
     let files = parse_sources(&sources);
     let paths: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::servers::{Server, environment, free_port};
+use crate::servers::{Server, environment};
 
 const GIGABYTE: u64 = 1 << 30;
 
@@ -497,19 +497,17 @@ async fn a_process_takes_no_more_memory_than_its_bounds_for_all_that_is_declared
     const EACH: usize = 100;
     let apps = tempfile::tempdir().expect("a directory");
     write_apps(apps.path(), vec![app("1", true)]);
-    let (public, admin) = (free_port().await, free_port().await);
     let own = [
         ("REALTIME_TRANSPORTS", "websocket".to_owned()),
         ("REALTIME_WEBHOOKS", "off".to_owned()),
         ("REALTIME_BUS", "memory".to_owned()),
-        ("REALTIME_PUBLIC_ADDRESS", format!("127.0.0.1:{public}")),
-        ("REALTIME_ADMIN_ADDRESS", format!("127.0.0.1:{admin}")),
+        ("REALTIME_PUBLIC_ADDRESS", "127.0.0.1:0".to_owned()),
+        ("REALTIME_ADMIN_ADDRESS", "127.0.0.1:0".to_owned()),
     ];
     let path = apps.path().display().to_string();
     let variables: BTreeMap<_, _> = environment("websocket", &own, &[("REALTIME_APPS_PATH", &path)]);
-    let process = Server::start("edge", &variables);
-    let address = SocketAddr::from(([127, 0, 0, 1], public));
-    eventually("the edge listens", async || TcpStream::connect(address).await.ok()).await;
+    let process = Server::start("edge", &variables).await;
+    let address = process.address("public");
     let mut first = Ws::open(address, "/app/key1?protocol=7").await;
     first.greeted().await;
     let before = peak(process.id());

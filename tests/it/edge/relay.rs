@@ -1,6 +1,5 @@
 //! Three edges behind a round-robin without keep-alive: each request of a session may reach any of them.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -16,31 +15,22 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::redis::Redis;
-use crate::servers::{Server, environment, free_port};
+use crate::redis::resources::reserve_port;
+use crate::servers::{Server, environment};
 
 pub(super) const SECRET: &str = "between-edges";
 
 /// Messages each way.
 const MANY: usize = 1_000;
 
-/// Listeners on one port of several addresses of this machine.
+/// Listeners on one port of several addresses of this machine: edges that relay to each other have one peer port.
 async fn peer_listeners(count: u8) -> Vec<TcpListener> {
-    let address = |n: u8| IpAddr::from(Ipv4Addr::new(127, 0, 0, n));
-    for _ in 0..50 {
-        let first = TcpListener::bind((address(1), 0)).await.expect("a listener");
-        let port = first.local_addr().expect("an address").port();
-        let mut listeners = vec![first];
-        for n in 2..=count {
-            match TcpListener::bind((address(n), port)).await {
-                Ok(listener) => listeners.push(listener),
-                Err(_) => break,
-            }
-        }
-        if listeners.len() == usize::from(count) {
-            return listeners;
-        }
+    let port = reserve_port();
+    let mut listeners = Vec::new();
+    for n in 1..=count {
+        listeners.push(TcpListener::bind((Ipv4Addr::new(127, 0, 0, n), port)).await.expect("a reserved port"));
     }
-    panic!("no port is free on {count} addresses")
+    listeners
 }
 
 /// Each connection goes to the next edge.
@@ -282,7 +272,13 @@ impl Page {
 
 impl Heard {
     pub async fn frame(&mut self) -> Frame {
-        timeout(PATIENCE, self.frames.recv()).await.expect("in time").expect("a frame")
+        let frame = timeout(PATIENCE, self.frames.recv()).await;
+        let opened_again = self.opened_again.load(Ordering::Relaxed);
+        frame
+            .unwrap_or_else(|_| {
+                panic!("no frame within {PATIENCE:?}; the answer was opened again {opened_again} times")
+            })
+            .expect("the listener sends a frame before it ends")
     }
 
     /// The next message; heartbeats are passed over.
@@ -530,7 +526,8 @@ async fn sessions_of_sockjs_are_found_on_every_transport() {
                 pongs += std::str::from_utf8(&part).expect("text").matches("pusher:pong").count();
             }
         };
-        timeout(PATIENCE, all).await.expect("in time");
+        let all = timeout(PATIENCE, all).await;
+        assert!(all.is_ok(), "{receive}: two pongs wanted, {pongs} came within {PATIENCE:?}");
     }
     assert!(pods.sum("realtime_edge_relayed_total").await > 5);
     let sent = http.post(format!("http://{}/pusher/0/nobody/xhr_send", pods.entry)).body("[\"x\"]").send().await;
@@ -635,31 +632,25 @@ async fn what_no_other_edge_signed_for_this_one_is_refused_and_counted() {
 pub async fn processes(redis: &Redis) -> (Vec<Server>, Vec<SocketAddr>, tempfile::TempDir) {
     let apps = tempfile::tempdir().expect("a directory");
     write_apps(apps.path(), vec![fast()]);
-    let peer_port = free_port().await;
-    let (mut servers, mut public) = (Vec::new(), Vec::new());
-    for n in 1..=3 {
-        let port = free_port().await;
+    let peer_port = reserve_port();
+    let starting = (1..=3).map(async |n| {
         let address = format!("127.0.0.{n}");
-        let own: BTreeMap<&str, String> = [
+        let own = [
             ("REALTIME_TRANSPORTS", "xhr_streaming,xhr_polling".to_owned()),
             ("REALTIME_WEBHOOKS", "off".to_owned()),
             ("REALTIME_BUS", "redis".to_owned()),
             ("REALTIME_REDIS_URL", redis.url()),
             ("REALTIME_APPS_PATH", apps.path().display().to_string()),
-            ("REALTIME_PUBLIC_ADDRESS", format!("127.0.0.1:{port}")),
-            ("REALTIME_ADMIN_ADDRESS", format!("{address}:{}", free_port().await)),
+            ("REALTIME_PUBLIC_ADDRESS", "127.0.0.1:0".to_owned()),
+            ("REALTIME_ADMIN_ADDRESS", format!("{address}:0")),
             ("REALTIME_PEER_ADDRESS", format!("{address}:{peer_port}")),
             ("REALTIME_PEER_SECRET", SECRET.to_owned()),
             ("REALTIME_POD_IP", address),
-        ]
-        .into();
-        let own: Vec<(&str, String)> = own.into_iter().collect();
-        servers.push(Server::start("edge", &environment("sockjs", &own, &[])));
-        public.push(SocketAddr::from(([127, 0, 0, 1], port)));
-    }
-    for address in &public {
-        eventually("the edges listen", async || TcpStream::connect(address).await.ok().map(drop)).await;
-    }
+        ];
+        Server::start("edge", &environment("sockjs", &own, &[])).await
+    });
+    let servers = futures::future::join_all(starting).await;
+    let public = servers.iter().map(|server| server.address("public")).collect();
     (servers, public, apps)
 }
 

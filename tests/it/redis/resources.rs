@@ -1,7 +1,7 @@
 //! What tests of several processes share on one machine: ports, and programs that must not outlive a test.
 
 use std::ffi::OsStr;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 /// Below the ephemeral ports, which the kernel gives to any connection, and below the node ports of Kubernetes.
 const RESERVABLE_PORTS: Range<u16> = 20_000..30_000;
 
-/// A listener on this address is the reservation of its port. No server under test listens on it.
+/// A UDP socket on this address is the reservation of the TCP port of its number: it is in no server's way, also not in
+/// that of one that listens on all addresses.
 const RESERVATION_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 
 /// Draws until a port is found: far more than there are ports in use.
@@ -21,10 +22,10 @@ const DRAWS_MAX: usize = 1_000;
 /// they were given: redis-server takes 0 for "no port", and edges that relay to each other share one port. Tests in
 /// other processes, also those in Node, reserve in the same way, so no port is reserved twice.
 pub fn reserve_port() -> u16 {
-    static RESERVATIONS: Mutex<Vec<TcpListener>> = Mutex::new(Vec::new());
+    static RESERVATIONS: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
     for _ in 0..DRAWS_MAX {
         let port = rand::random_range(RESERVABLE_PORTS);
-        let Ok(reservation) = TcpListener::bind((RESERVATION_ADDRESS, port)) else { continue };
+        let Ok(reservation) = UdpSocket::bind((RESERVATION_ADDRESS, port)) else { continue };
         // A program that is no test may have a fixed port. The reservation comes first: two tests that look at one port
         // at once would each find the other's look.
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
@@ -47,8 +48,8 @@ fn a_reserved_port_is_not_reserved_again_and_can_be_bound() {
     let ports: std::collections::BTreeSet<u16> = (0..50).map(|_| reserve_port()).collect();
     assert_eq!(ports.len(), 50);
     for port in ports {
-        assert!(TcpListener::bind((RESERVATION_ADDRESS, port)).is_err(), "{port} could be reserved twice");
-        assert!(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok(), "{port} cannot be used");
+        assert!(UdpSocket::bind((RESERVATION_ADDRESS, port)).is_err(), "{port} could be reserved twice");
+        assert!(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok(), "{port} cannot be used");
     }
 }
 

@@ -5,7 +5,7 @@ import { createServer } from "node:http";
 import sockjs from "sockjs";
 
 /** `reply` takes a client's message: texts to write, a `channel` to be in, or a close with code and reason. */
-export async function startOracle({ reply, script, jsessionid = false }) {
+export async function startReferenceServer({ reply, script, jsessionid = false }) {
   const members = new Map();
   const server = createServer((_, response) => response.writeHead(404).end());
   const app = sockjs.createServer({ prefix: "/pusher", sockjs_url: script, jsessionid, log: () => {} });

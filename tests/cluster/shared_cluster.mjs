@@ -1,0 +1,97 @@
+// One cluster for all test files of the tier: starts it, runs a command with CLUSTER telling where it is, stops it.
+//   node shared_cluster.mjs DIR COMMAND…      such as: node shared_cluster.mjs DIR node --test tests/cluster/x.test.mjs
+// IMAGE is the archive of the image, BINARIES the folder of the project's binaries. A cluster that is still in DIR is
+// stopped first, and this one is stopped in every case, also when this process is killed; its logs stay when the command
+// fails. With TEST_KEEP=1 it is left as the command leaves it.
+import { spawn, spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, rmSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+
+import { reservePort } from "../conformance/processes.mjs";
+
+const SCRIPT = fileURLToPath(new URL("kubernetes", import.meta.url));
+
+const [dir, ...command] = process.argv.slice(2);
+const { IMAGE, BINARIES, TEST_KEEP } = process.env;
+if (command.length === 0 || !IMAGE || !BINARIES) {
+  console.error("run this through ./test cluster");
+  process.exit(2);
+}
+
+/** Longest that a command of the script takes: the start of a cluster on a busy machine. */
+const SCRIPT_TIMEOUT_MS = 300_000;
+
+/** Runs `kubernetes WORDS`; what it says is shown when it fails. */
+function kubernetes(...words) {
+  const { status, signal, stdout, stderr } = spawnSync(SCRIPT, words, { encoding: "utf8", timeout: SCRIPT_TIMEOUT_MS });
+  if (status !== 0) throw new Error(`kubernetes ${words.join(" ")} ended with ${signal ?? status}: ${stdout}${stderr}`);
+  return stdout.trim();
+}
+
+/** What is mounted in it must outlive this, if `down` could not unmount it. */
+function remove() {
+  spawnSync("rm", ["-rf", "--one-file-system", dir]);
+}
+
+function seconds(since) {
+  return `${((Date.now() - since) / 1000).toFixed(1)} s`;
+}
+
+let child;
+let stopping = false;
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
+  // The processes of tests end with the signal; the cluster must be stopped before this one does.
+  process.removeAllListeners(signal);
+  process.on(signal, () => {
+    stopping = true;
+    child?.kill("SIGTERM");
+  });
+}
+
+function run() {
+  return new Promise((resolve) => {
+    child = spawn("setpriv", ["--pdeathsig", "KILL", "--", ...command], {
+      stdio: "inherit",
+      env: { ...process.env, CLUSTER: JSON.stringify({ dir, bin: kubernetes("bin"), binaries: BINARIES }) },
+    });
+    child.once("error", (error) => {
+      console.error(`${command[0]} did not start: ${error.message}`);
+      resolve(1);
+    });
+    child.once("exit", (code) => resolve(code ?? 1));
+  });
+}
+
+/** Stops the cluster should this process be killed. It has a session of its own, so that what kills this does not kill it. */
+function guard() {
+  spawn(SCRIPT, ["guard", dir, String(process.pid)], { stdio: "ignore", detached: true }).unref();
+}
+
+let code = 1;
+const began = Date.now();
+try {
+  if (existsSync(dir)) kubernetes("down", dir);
+  remove();
+  mkdirSync(dir, { recursive: true });
+  if (TEST_KEEP !== "1") guard();
+  const ports = [await reservePort(), await reservePort(), await reservePort()];
+  kubernetes("up", dir, ...ports.map(String));
+  kubernetes("import", dir, IMAGE);
+  console.log(`cluster up in ${seconds(began)}`);
+  if (!stopping) code = await run();
+} catch (error) {
+  console.error(error.message);
+} finally {
+  if (TEST_KEEP === "1") {
+    console.log(`the cluster is left: export KUBECONFIG=${dir}/pki/admin.kubeconfig PATH=${kubernetes("bin")}:$PATH`);
+    console.log(`to stop it: ${SCRIPT} down ${dir}`);
+  } else {
+    const ended = Date.now();
+    kubernetes("down", dir);
+    rmSync(`${dir}/owner`, { force: true });
+    console.log(`cluster down in ${seconds(ended)}`);
+    if (code === 0) remove();
+    else console.error(`logs of the cluster: ${dir}/log`);
+  }
+}
+process.exitCode = code;
