@@ -1,6 +1,6 @@
 //! Names of channels, users and sockets.
 
-use super::protocol::channel::{MAX_CHANNEL_NAME, MAX_USER_ID};
+use super::protocol::channel::{CHANNEL_NAME_MAX_LEN, USER_ID_MAX_LEN};
 use super::protocol::{ChannelKind, ChannelName, SocketId};
 
 /// Bytes of what is said of a name that is refused.
@@ -12,11 +12,11 @@ pub fn check(data: &[u8]) {
     match ChannelName::parse(text) {
         Ok(name) => {
             assert_eq!(name.as_str(), text);
-            assert!(text.is_ascii() && (1..=MAX_CHANNEL_NAME).contains(&text.len()));
+            assert!(text.is_ascii() && (1..=CHANNEL_NAME_MAX_LEN).contains(&text.len()));
             assert!(!text.contains(['#', ':', '/', '"', '\\', '*', '{', '}']), "safe in keys, patterns and signatures");
             assert_ne!(name.kind(), ChannelKind::Internal);
             assert_eq!(name.needs_auth(), text.starts_with("private-") || text.starts_with("presence-"));
-            assert!(!name.caches() || text.contains("cache-"));
+            assert!(!name.is_cached() || text.contains("cache-"));
             assert_eq!(ChannelName::parse_any(text).as_ref(), Ok(&name));
             let json = serde_json::to_string(&name).expect("json");
             assert_eq!(serde_json::from_str::<ChannelName>(&json).ok(), Some(name));
@@ -38,8 +38,8 @@ fn own(text: &str) {
     match ChannelName::parse_any(text) {
         Ok(name) => {
             assert_eq!((name.as_str(), name.kind()), (text, ChannelKind::Internal));
-            assert!(!name.needs_auth() && !name.caches());
-            if let Some(user) = name.addressee() {
+            assert!(!name.needs_auth() && !name.is_cached());
+            if let Some(user) = name.addressed_user() {
                 assert_eq!(ChannelName::to_user(user), Some(name.clone()));
             }
         }
@@ -48,12 +48,12 @@ fn own(text: &str) {
 }
 
 fn user(id: &str) {
-    let names = [ChannelName::to_user(id), ChannelName::signed_in(id), ChannelName::watching(id)];
-    let valid = (1..=MAX_USER_ID).contains(&id.chars().count()) && !id.chars().any(char::is_control);
+    let names = [ChannelName::to_user(id), ChannelName::signed_in(id), ChannelName::watchers_of(id)];
+    let valid = (1..=USER_ID_MAX_LEN).contains(&id.chars().count()) && !id.chars().any(char::is_control);
     assert!(names.iter().all(|name| name.is_some() == valid));
     let [Some(to), Some(signed_in), Some(watching)] = names else { return };
     assert!(to != signed_in && signed_in != watching && watching != to);
-    assert_eq!(to.addressee(), Some(id));
+    assert_eq!(to.addressed_user(), Some(id));
     for name in [to, signed_in, watching] {
         assert!(ChannelName::parse(name.as_str()).is_err(), "no client can name it");
         assert_eq!(ChannelName::parse_any(name.as_str()), Ok(name));

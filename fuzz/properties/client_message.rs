@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 
 use super::protocol::ChannelName;
-use super::protocol::frame::{self, ClientMessage, FrameError, MAX_EXPLANATION, Member, ServerMessage};
+use super::protocol::frame::{self, ClientMessage, EXPLANATION_MAX_LEN, FrameError, PresenceMember, ServerMessage};
 
 /// Bytes of an error frame, at most: an explanation of which every character is escaped at its longest, and what stands
 /// around it.
-const MAX_ERROR_BYTES: usize = 12 * MAX_EXPLANATION + 1024;
+const MAX_ERROR_BYTES: usize = 12 * EXPLANATION_MAX_LEN + 1024;
 
 /// One text frame of a client, or what a server sends, or a member's data.
 pub fn check(data: &[u8]) {
@@ -28,7 +28,7 @@ fn understood(message: &ClientMessage, text: &str) {
     if let ClientMessage::ClientEvent { event, channel, data } = message {
         assert!(data.len() <= text.len().max("null".len()), "what is passed on is no larger than what came");
         let Ok(channel) = ChannelName::parse(channel) else { return };
-        let told = ServerMessage::parse(&frame::event(event, &channel, data, None)).expect("a frame of ours");
+        let told = ServerMessage::parse(&frame::event_frame(event, &channel, data, None)).expect("a frame of ours");
         assert_eq!((&told.event, told.channel.as_deref()), (event, Some(channel.as_str())));
         match serde_json::from_str::<Value>(data) {
             Ok(value) => assert_eq!(told.data, value),
@@ -60,14 +60,15 @@ fn written(message: &ClientMessage) -> Value {
 
 fn refused(error: &FrameError) {
     let explained = error.to_string();
-    for told in [frame::error(None, &explained), frame::subscription_error("room", "AuthError", 401, &explained)] {
+    for told in [frame::error_frame(None, &explained), frame::subscription_error("room", "AuthError", 401, &explained)]
+    {
         assert!(told.len() <= MAX_ERROR_BYTES, "an answer of {} bytes", told.len());
         assert!(ServerMessage::parse(&told).is_ok(), "{told}");
     }
 }
 
 fn member(text: &str) {
-    let Some(member) = Member::parse(text) else { return };
+    let Some(member) = PresenceMember::parse(text) else { return };
     assert!(!member.user_id.is_empty());
     if has_fraction(&member.user_info) {
         return;

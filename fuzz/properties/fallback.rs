@@ -1,27 +1,29 @@
 //! The bodies and frames of pusher-js's own fallbacks.
 
-use super::protocol::fallback::{EMPTY, Frame, HEARTBEAT, OPEN, close, messages, parse_send, utf16_units};
+use super::protocol::fallback::{
+    EMPTY_FRAME, FallbackFrame, HEARTBEAT_FRAME, OPEN_FRAME, encode_close, encode_messages, parse_send, utf16_units,
+};
 
 /// The body of a send, or a line of an answer.
 pub fn check(data: &[u8]) {
     if let Ok(list) = parse_send(data) {
         let size: usize = list.iter().map(String::len).sum();
         assert!(size <= data.len(), "{} bytes became {size}", data.len());
-        let line = line(&messages(list.iter().map(String::as_str)));
+        let line = line(&encode_messages(list.iter().map(String::as_str)));
         assert_eq!(parse_send(&line.as_bytes()[1..]).as_ref(), Ok(&list), "an answer's array is a body too");
-        assert_eq!(Frame::parse(&line), Some(Frame::Messages(list)));
+        assert_eq!(FallbackFrame::parse(&line), Some(FallbackFrame::Messages(list)));
     }
     let Ok(text) = std::str::from_utf8(data) else { return };
     assert!(utf16_units(text) <= text.len());
-    if let Some(frame) = Frame::parse(text) {
+    if let Some(frame) = FallbackFrame::parse(text) {
         let written = match &frame {
-            Frame::Open => OPEN.to_owned(),
-            Frame::Heartbeat => HEARTBEAT.to_owned(),
-            Frame::Messages(list) if list.is_empty() => EMPTY.to_owned(),
-            Frame::Messages(list) => messages(list.iter().map(String::as_str)),
-            Frame::Close(code, reason) => close(*code, reason),
+            FallbackFrame::Open => OPEN_FRAME.to_owned(),
+            FallbackFrame::Heartbeat => HEARTBEAT_FRAME.to_owned(),
+            FallbackFrame::Messages(list) if list.is_empty() => EMPTY_FRAME.to_owned(),
+            FallbackFrame::Messages(list) => encode_messages(list.iter().map(String::as_str)),
+            FallbackFrame::Close(code, reason) => encode_close(*code, reason),
         };
-        assert_eq!(Frame::parse(&line(&written)), Some(frame));
+        assert_eq!(FallbackFrame::parse(&line(&written)), Some(frame));
     }
 }
 

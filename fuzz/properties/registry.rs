@@ -1,27 +1,27 @@
 //! Files of the app registry.
 
-use super::protocol::registry::{BUCKETS, Registry, bucket_of, file_name};
+use super::protocol::registry::{AppRegistry, BUCKET_COUNT, bucket_of, file_name};
 
 /// The bytes of one file.
 pub fn check(data: &[u8]) {
-    let registry = match Registry::parse([("0.json", data)]) {
+    let registry = match AppRegistry::parse([("0.json", data)]) {
         Ok(registry) => registry,
         Err(error) => return assert_eq!(error.file, "0.json"),
     };
-    let files = registry.files().expect("files");
-    assert_eq!(files.len(), usize::from(BUCKETS));
-    let read = Registry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
+    let files = registry.to_files().expect("files");
+    assert_eq!(files.len(), usize::from(BUCKET_COUNT));
+    let read = AppRegistry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
     assert_eq!(read.as_ref(), Ok(&registry), "written and read again");
-    let digests = registry.digests("salt");
+    let digests = registry.app_digests("salt");
     for app in registry.apps() {
-        assert_eq!(registry.app(&app.id), Some(app));
+        assert_eq!(registry.by_id(&app.id), Some(app));
         assert!(files.contains_key(&file_name(bucket_of(&app.id))));
-        assert_eq!(digests.get(&app.id), Some(&app.digest("salt")));
+        assert_eq!(digests.get(&app.id), Some(&app.salted_digest("salt")));
         for credential in &app.credentials {
             let named = registry.by_key(credential.key.as_str()).expect("an app of each key");
-            assert!(named.secret(credential.key.as_str()).is_some());
+            assert!(named.secret_for(credential.key.as_str()).is_some());
         }
-        if let Some(signing) = app.signing() {
+        if let Some(signing) = app.signing_credential() {
             assert!(app.credentials.contains(signing));
         }
     }

@@ -2,8 +2,10 @@
 
 use url::form_urlencoded;
 
-use super::protocol::rest::{Request, RestAuthError, WINDOW_SECONDS, signed_query};
-use super::protocol::signature::{body_md5, channel_message, rest_message, sign, user_message, verify};
+use super::protocol::rest::{CLOCK_SKEW_MAX_SECONDS, RestAuthError, RestRequest, signed_query};
+use super::protocol::signature::{
+    body_md5, channel_message, rest_message, sign_message, user_message, verify_signature,
+};
 use super::protocol::{ChannelName, Secret};
 
 const NOW: u64 = 1_700_000_000;
@@ -21,10 +23,10 @@ pub fn check(data: &[u8]) {
         distinct(&one, &other, &query, &String::from_utf8_lossy(body));
     }
     let secret = Secret::new(&*query);
-    let signature = sign(&secret, data);
+    let signature = sign_message(&secret, data);
     assert!(signature.len() == 64 && signature.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
-    assert!(verify(&secret, data, &signature) && !verify(&secret, data, &signature[1..]));
-    assert!(!verify(&secret, body, &query), "a text of someone else's making");
+    assert!(verify_signature(&secret, data, &signature) && !verify_signature(&secret, data, &signature[1..]));
+    assert!(!verify_signature(&secret, body, &query), "a text of someone else's making");
 }
 
 /// A request that was signed is believed in its window, in any order of its query, and for its own body only.
@@ -32,12 +34,12 @@ fn believed(method: &str, path: &str, body: &[u8]) {
     let secret = Secret::new("secret");
     let mut query = signed_query("key", &secret, (method, path), body, NOW);
     let check = |query: &[(String, String)], body: &[u8], secret: &Secret, now| {
-        Request { method, path, query, body }.verify(secret, now)
+        RestRequest { method, path, query, body }.verify(secret, now)
     };
-    for now in [NOW, NOW - WINDOW_SECONDS, NOW + WINDOW_SECONDS] {
+    for now in [NOW, NOW - CLOCK_SKEW_MAX_SECONDS, NOW + CLOCK_SKEW_MAX_SECONDS] {
         assert_eq!(check(&query, body, &secret, now), Ok(()));
     }
-    for now in [0, NOW - WINDOW_SECONDS - 1, NOW + WINDOW_SECONDS + 1, u64::MAX] {
+    for now in [0, NOW - CLOCK_SKEW_MAX_SECONDS - 1, NOW + CLOCK_SKEW_MAX_SECONDS + 1, u64::MAX] {
         assert_eq!(check(&query, body, &secret, now), Err(RestAuthError::Expired { now }));
     }
     assert!(matches!(check(&query, body, &Secret::new("other"), NOW), Err(RestAuthError::Signature(_))));
@@ -51,7 +53,7 @@ fn believed(method: &str, path: &str, body: &[u8]) {
 /// Whatever a stranger writes is not believed.
 fn forged(method: &str, path: &str, query: &str, body: &[u8]) {
     let query: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
-    let request = Request { method, path, query: &query, body };
+    let request = RestRequest { method, path, query: &query, body };
     assert!(request.verify(&Secret::new("a secret that the stranger does not know"), NOW).is_err());
     let message = rest_message(method, path, &query);
     let mut sorted = query.clone();

@@ -1,7 +1,8 @@
 //! SockJS: escaping, wrapping, and everything that a client may send.
 
 use super::protocol::sockjs::{
-    Wrapping, callback, close, first_message, htmlfile_head, messages, parse_form, parse_send, parse_socket, quote,
+    FrameWrapping, encode_close, encode_messages, first_message, htmlfile_head, parse_callback, parse_form, parse_send,
+    parse_socket, quote_json,
 };
 
 /// Letters of a callback's name, at most.
@@ -20,7 +21,7 @@ pub fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     messages_of(parse_socket(text), data.len());
     quoted(text);
-    for frame in [messages([text]), messages([text, text]), close(3000, text)] {
+    for frame in [encode_messages([text]), encode_messages([text, text]), encode_close(3000, text)] {
         wrapped(&frame);
     }
     if let Some((key, query)) = first_message(text) {
@@ -28,7 +29,7 @@ pub fn check(data: &[u8]) {
         let path = if query.is_empty() { format!("/app/{key}") } else { format!("/app/{key}?{query}") };
         assert_eq!(first_message(&serde_json::json!({ "path": path }).to_string()), Some((key, query)));
     }
-    if let Ok(name) = callback(text, MOST) {
+    if let Ok(name) = parse_callback(text, MOST) {
         assert!(name.len() <= MOST && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)), "{name}");
         assert!(htmlfile_head(&name).contains(&format!("parent.{name};")));
     }
@@ -40,7 +41,7 @@ fn messages_of(read: Result<Vec<String>, &str>, size: usize) {
     let total: usize = list.iter().map(String::len).sum();
     assert!(total <= 3 * size, "{size} bytes became {total}");
     assert!(list.len() <= size, "{size} bytes became {} messages", list.len());
-    let frame = messages(list.iter().map(String::as_str));
+    let frame = encode_messages(list.iter().map(String::as_str));
     assert_eq!(parse_send(&frame.as_bytes()[1..]).as_ref(), Ok(&list));
     if !list.is_empty() {
         assert_eq!(parse_socket(&frame[1..]), Ok(list));
@@ -48,24 +49,24 @@ fn messages_of(read: Result<Vec<String>, &str>, size: usize) {
 }
 
 fn quoted(text: &str) {
-    let quoted = quote(text);
+    let quoted = quote_json(text);
     assert!(quoted.len() <= 6 * text.len() + 2, "{} bytes became {}", text.len(), quoted.len());
     assert!(!quoted.chars().any(|c| c.is_control() && c < '\x7f' || c >= '\u{fff0}'), "{quoted}");
     assert_eq!(serde_json::from_str::<String>(&quoted).ok().as_deref(), Some(text));
 }
 
 fn wrapped(frame: &str) {
-    let line = Wrapping::Line.wrap(frame);
+    let line = FrameWrapping::Line.wrap(frame);
     assert_eq!((line.matches('\n').count(), line.strip_suffix('\n')), (1, Some(frame)));
-    let event = Wrapping::Event.wrap(frame);
+    let event = FrameWrapping::Event.wrap(frame);
     let inside = event.strip_prefix("data: ").and_then(|event| event.strip_suffix("\r\n\r\n")).expect("an event");
     assert!(!inside.contains(['\r', '\n']), "one line: {inside}");
     assert_eq!(inside.replace("%25", "%"), frame);
-    let script = Wrapping::Script.wrap(frame);
+    let script = FrameWrapping::Script.wrap(frame);
     assert_eq!(script.matches('<').count(), 2, "nothing ends the script but its own end: {script}");
     let inside = script.strip_prefix("<script>\np(").and_then(|script| script.strip_suffix(");\n</script>\r\n"));
     assert_eq!(serde_json::from_str::<String>(inside.expect("a script")).ok().as_deref(), Some(frame));
-    let call = Wrapping::Call("f".into()).wrap(frame);
+    let call = FrameWrapping::Call("f".into()).wrap(frame);
     let inside = call.strip_prefix("/**/f(").and_then(|call| call.strip_suffix(");\r\n"));
     assert_eq!(serde_json::from_str::<String>(inside.expect("a call")).ok().as_deref(), Some(frame));
 }

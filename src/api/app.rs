@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{SecretRef, State};
+use super::{EnabledState, SecretRef};
 
 /// What a user wants of an app.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,16 +38,16 @@ pub struct RealtimeAppSpec {
     pub app_id: String,
     /// Pairs of key and secret, oldest first; absent means that one is generated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub credentials: Vec<Credential>,
+    pub credentials: Vec<AppCredential>,
     /// A disabled app takes no connection and no publish.
     #[serde(default)]
-    pub state: State,
+    pub state: EnabledState,
     /// Whether clients may send client events.
-    #[serde(default = "disabled")]
-    pub client_events: State,
+    #[serde(default = "app_disabled")]
+    pub client_events: EnabledState,
     /// Whether clients and webhooks are told how many connections are in a channel, presence channels left out.
-    #[serde(default = "disabled")]
-    pub subscription_count: State,
+    #[serde(default = "app_disabled")]
+    pub subscription_count: EnabledState,
     /// Seconds in which a connection must sign in, or enter a channel that needs a signature; absent means that it
     /// need not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,20 +60,20 @@ pub struct RealtimeAppSpec {
     pub allowed_origins: Vec<String>,
     /// What the app and each of its clients may do.
     #[serde(default)]
-    pub limits: Limits,
+    pub limits: AppLimitsSpec,
     /// Where webhooks go.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub webhooks: Vec<Webhook>,
+    pub webhooks: Vec<WebhookSpec>,
 }
 
-fn disabled() -> State {
-    State::Disabled
+fn app_disabled() -> EnabledState {
+    EnabledState::Disabled
 }
 
 /// A pair of key and secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Credential {
+pub struct AppCredential {
     /// A Secret with `key` and `secret`.
     pub secret_ref: SecretRef,
     /// Whether new signatures are made with it.
@@ -94,22 +94,22 @@ pub enum CredentialState {
 /// What an app and each of its clients may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Limits {
+pub struct AppLimitsSpec {
     /// Connections of the app, on all pods together; absent means any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub connections: Option<u32>,
     /// Bytes of data in one event, of clients and of the app's backend.
-    #[serde(default = "Limits::message_bytes")]
+    #[serde(default = "AppLimitsSpec::message_bytes")]
     #[schemars(range(min = 1, max = 10240))]
     pub message_bytes: u32,
     /// Client events of one connection in a second.
-    #[serde(default = "Limits::client_events")]
+    #[serde(default = "AppLimitsSpec::client_events")]
     #[schemars(range(min = 1, max = 10000))]
     pub client_events_per_second: u32,
 }
 
-impl Limits {
+impl AppLimitsSpec {
     fn message_bytes() -> u32 {
         10_240
     }
@@ -119,7 +119,7 @@ impl Limits {
     }
 }
 
-impl Default for Limits {
+impl Default for AppLimitsSpec {
     fn default() -> Self {
         Self {
             connections: None,
@@ -132,7 +132,7 @@ impl Default for Limits {
 /// One webhook endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Webhook {
+pub struct WebhookSpec {
     /// Unique within the app.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
@@ -146,12 +146,12 @@ pub struct Webhook {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub channel_prefix: String,
     /// Seconds for one attempt in total.
-    #[serde(default = "Webhook::timeout")]
+    #[serde(default = "WebhookSpec::timeout")]
     #[schemars(range(min = 1, max = 30))]
     pub timeout_seconds: u32,
 }
 
-impl Webhook {
+impl WebhookSpec {
     fn timeout() -> u32 {
         4
     }
@@ -209,7 +209,7 @@ impl EventName {
 #[serde(rename_all = "camelCase")]
 pub struct RealtimeAppStatus {
     /// The generation that this status is about; -1 until anyone looked.
-    #[serde(default = "unobserved")]
+    #[serde(default = "unobserved_status")]
     pub observed_generation: i64,
     /// The conditions, one of each type.
     #[serde(default)]
@@ -217,6 +217,6 @@ pub struct RealtimeAppStatus {
     pub conditions: Vec<Condition>,
 }
 
-fn unobserved() -> i64 {
+fn unobserved_status() -> i64 {
     -1
 }

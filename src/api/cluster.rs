@@ -5,9 +5,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::status::{
-    Endpoints, GateStatus, LastFailure, RealtimeClusterStatus, StreamStatus, TransportState, TransportStatus,
+    EndpointsStatus, GateStatus, LastFailure, RealtimeClusterStatus, StreamStatus, TransportState, TransportStatus,
 };
-use super::{SecretKeyRef, SecretRef, State};
+use super::{EnabledState, SecretKeyRef, SecretRef};
 
 /// Longest name of a cluster: children add up to 23 characters, and a name has 63.
 pub const MAX_NAME: usize = 40;
@@ -42,16 +42,16 @@ pub const MAX_NAME: usize = 40;
 pub struct RealtimeClusterSpec {
     /// The image of every server.
     #[serde(default)]
-    pub image: Image,
+    pub image: ImageSpec,
     /// Where the stream is, and who may use it.
-    pub aws: Aws,
+    pub aws: AwsSpec,
     /// What joins the edges.
-    pub bus: Bus,
+    pub bus: BusSpec,
     /// Whether WebSocket and the HTTP fallbacks are served apart or by one Deployment, whose `replicas`, `drain` and `env`
     /// are those of `websocket`. The Services are the same either way. Immutable.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("servers is immutable: create another cluster and move to it"))]
-    pub servers: Servers,
+    pub servers: ServerLayout,
     /// The edges that serve WebSocket.
     #[serde(default)]
     pub websocket: EdgeServer,
@@ -68,18 +68,18 @@ pub struct RealtimeClusterSpec {
     pub trusted_proxies: Vec<String>,
     /// How events become webhooks.
     #[serde(default)]
-    pub webhooks: Webhooks,
+    pub webhooks: WebhookPipelineSpec,
     /// When the cluster counts as operational.
     #[serde(default)]
-    pub gate: Gate,
+    pub gate: GateSpec,
 }
 
 /// An image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Image {
+pub struct ImageSpec {
     /// Without tag.
-    #[serde(default = "Image::default_repository")]
+    #[serde(default = "ImageSpec::default_repository")]
     pub repository: String,
     /// The release; absent means the operator's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,13 +89,13 @@ pub struct Image {
     pub digest: Option<String>,
 }
 
-impl Image {
+impl ImageSpec {
     fn default_repository() -> String {
         "realtime-operator/realtime".to_owned()
     }
 }
 
-impl Default for Image {
+impl Default for ImageSpec {
     fn default() -> Self {
         Self { repository: Self::default_repository(), tag: None, digest: None }
     }
@@ -105,7 +105,7 @@ impl Default for Image {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.endpointURL) || self.endpointURL.startsWith('https://') || (has(self.allowInsecureEndpoint) && self.allowInsecureEndpoint)").message("endpointURL is not https://: use https://, or write allowInsecureEndpoint: true for an emulator"))]
-pub struct Aws {
+pub struct AwsSpec {
     /// The stream's region: never guessed, immutable.
     #[schemars(length(min = 1))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("region is immutable: create another cluster and move to it"))]
@@ -118,7 +118,7 @@ pub struct Aws {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_insecure_endpoint: Option<bool>,
     /// Where credentials come from.
-    pub identity: Identity,
+    pub identity: IdentitySpec,
 }
 
 /// Where credentials come from: exactly one way, without a silent fallback.
@@ -129,16 +129,16 @@ pub struct Aws {
     validation = Rule::new("!(has(self.edge) || has(self.dispatcher)) || self.type in ['IRSA', 'PodIdentity', 'WebIdentity']").message("roles go with type: IRSA, PodIdentity or WebIdentity: keep one identity"),
     validation = Rule::new("!(self.type in ['IRSA', 'WebIdentity']) || (has(self.edge) && has(self.dispatcher))").message("type: IRSA and WebIdentity need edge.roleARN and dispatcher.roleARN")
 )]
-pub struct Identity {
+pub struct IdentitySpec {
     /// The way.
     #[serde(rename = "type")]
     pub kind: IdentityType,
     /// The edges' role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub edge: Option<Role>,
+    pub edge: Option<IdentityRole>,
     /// The dispatcher's role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dispatcher: Option<Role>,
+    pub dispatcher: Option<IdentityRole>,
     /// With `StaticKeys`: a Secret with `accessKeyID` and `secretAccessKey`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
@@ -176,7 +176,7 @@ impl IdentityType {
 
 /// An IAM role.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Role {
+pub struct IdentityRole {
     /// Its ARN.
     #[serde(rename = "roleARN")]
     #[schemars(regex(pattern = "^arn:"))]
@@ -186,12 +186,12 @@ pub struct Role {
 /// What joins the edges.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Bus {
+pub struct BusSpec {
     /// The kind of bus.
     #[serde(rename = "type")]
     pub kind: BusType,
     /// With `type: Redis`.
-    pub redis: Redis,
+    pub redis: RedisSpec,
 }
 
 /// The kinds of bus.
@@ -204,7 +204,7 @@ pub enum BusType {
 /// A Redis that you run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Redis {
+pub struct RedisSpec {
     /// Where its address stands: `redis://`, `redis-sentinel://` or `redis-cluster://`, and `rediss…://` with TLS.
     pub url_secret_ref: SecretKeyRef,
     /// With TLS: where the certificates stand, in PEM form, of the authorities that may have signed Redis's. Without it,
@@ -215,7 +215,7 @@ pub struct Redis {
 
 /// Which edges are one Deployment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Servers {
+pub enum ServerLayout {
     /// One for WebSocket, one for the HTTP fallbacks.
     #[default]
     Separate,
@@ -229,14 +229,14 @@ pub enum Servers {
 pub struct EdgeServer {
     /// Whether it runs.
     #[serde(default)]
-    pub state: State,
+    pub state: EnabledState,
     /// How many pods.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 1, max = 1000))]
     pub replicas: i32,
     /// How a pod that ends sends its clients to others.
     #[serde(default)]
-    pub drain: Drain,
+    pub drain: DrainSpec,
     /// Extra variables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
@@ -246,20 +246,20 @@ pub struct EdgeServer {
 /// How a pod that ends sends its clients to others. It has 30 seconds more than both together before it is killed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Drain {
+pub struct DrainSpec {
     /// Seconds for which it still serves and takes clients in, though it is not ready any more: what load balancers need
     /// to learn of it. An NLB in front of pods needs about 120, an ALB 30.
-    #[serde(default = "Drain::hold")]
+    #[serde(default = "DrainSpec::hold")]
     #[schemars(range(min = 0, max = 3600))]
     pub hold_seconds: u32,
     /// Seconds after that in which clients are told to go. They go one by one, about a hundred in a second, and faster
     /// only when there are too many for this time.
-    #[serde(default = "Drain::window")]
+    #[serde(default = "DrainSpec::window")]
     #[schemars(range(min = 1, max = 3600))]
     pub window_seconds: u32,
 }
 
-impl Drain {
+impl DrainSpec {
     fn hold() -> u32 {
         15
     }
@@ -269,7 +269,7 @@ impl Drain {
     }
 }
 
-impl Default for Drain {
+impl Default for DrainSpec {
     fn default() -> Self {
         Self { hold_seconds: Self::hold(), window_seconds: Self::window() }
     }
@@ -281,7 +281,7 @@ fn default_replicas() -> i32 {
 
 impl Default for EdgeServer {
     fn default() -> Self {
-        Self { state: State::Enabled, replicas: default_replicas(), drain: Drain::default(), env: vec![] }
+        Self { state: EnabledState::Enabled, replicas: default_replicas(), drain: DrainSpec::default(), env: vec![] }
     }
 }
 
@@ -296,7 +296,7 @@ pub struct SockjsClients {
     pub scripts: Vec<String>,
     /// Whether sessions set the cookie `JSESSIONID`, for a load balancer that keeps a client on one pod by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cookie: Option<State>,
+    pub cookie: Option<EnabledState>,
     /// This cluster's own name for its host: clients are told to send the rest of a session there. In it `{pod}` stands
     /// for the pod's name, so that each pod can have a host of its own. Absent means where they began; any pod takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -320,7 +320,7 @@ pub struct ExtraVariable {
 /// How events become webhooks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Webhooks {
+pub struct WebhookPipelineSpec {
     /// Whether there are webhooks.
     #[serde(default)]
     pub mode: WebhooksMode,
@@ -426,30 +426,30 @@ pub enum StreamMode {
 /// When the cluster counts as operational.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Gate {
+pub struct GateSpec {
     /// Seconds between two rounds of journeys.
-    #[serde(default = "Gate::interval")]
+    #[serde(default = "GateSpec::interval")]
     #[schemars(range(min = 1, max = 3600))]
     pub interval_seconds: u32,
     /// Seconds for one journey, and apart from it for its farewell.
-    #[serde(default = "Gate::timeout")]
+    #[serde(default = "GateSpec::timeout")]
     #[schemars(range(min = 1, max = 300))]
     pub timeout_seconds: u32,
     /// Complete rounds that open.
-    #[serde(default = "Gate::rounds")]
+    #[serde(default = "GateSpec::rounds")]
     #[schemars(range(min = 1, max = 100))]
     pub open_after: u32,
     /// Failures in a row that close.
-    #[serde(default = "Gate::rounds")]
+    #[serde(default = "GateSpec::rounds")]
     #[schemars(range(min = 1, max = 100))]
     pub close_after: u32,
     /// Seconds after which a proof that does not come is told as stalled; it goes on all the same.
-    #[serde(default = "Gate::deadline")]
+    #[serde(default = "GateSpec::deadline")]
     #[schemars(range(min = 1, max = 86400))]
     pub deadline_seconds: u32,
 }
 
-impl Gate {
+impl GateSpec {
     fn interval() -> u32 {
         15
     }
@@ -467,7 +467,7 @@ impl Gate {
     }
 }
 
-impl Default for Gate {
+impl Default for GateSpec {
     fn default() -> Self {
         Self {
             interval_seconds: Self::interval(),

@@ -8,7 +8,7 @@ use super::{RealtimeApp, RealtimeCluster};
 
 /// One CRD and the name of its file in `crds/`.
 #[derive(Clone, Debug)]
-pub struct Crd {
+pub struct CrdFile {
     /// The file's name.
     pub file: &'static str,
     /// The kind.
@@ -21,21 +21,25 @@ pub struct Crd {
 ///
 /// # Errors
 /// Never for these types; the library's signature has one.
-pub fn crds() -> Result<Vec<Crd>, serde_json::Error> {
+pub fn all_crds() -> Result<Vec<CrdFile>, serde_json::Error> {
     Ok(vec![
-        Crd { file: "realtimeapps.yaml", kind: "RealtimeApp", object: finish(&RealtimeApp::crd())? },
-        Crd { file: "realtimeclusters.yaml", kind: "RealtimeCluster", object: finish(&RealtimeCluster::crd())? },
+        CrdFile { file: "realtimeapps.yaml", kind: "RealtimeApp", object: finish_schema(&RealtimeApp::crd())? },
+        CrdFile {
+            file: "realtimeclusters.yaml",
+            kind: "RealtimeCluster",
+            object: finish_schema(&RealtimeCluster::crd())?,
+        },
     ])
 }
 
 /// The schema of a kind, `None` for a kind that is not ours.
 #[must_use]
-pub fn schema(kind: &str) -> Option<Value> {
-    let crd = crds().ok()?.into_iter().find(|crd| crd.kind == kind)?;
+pub fn object_schema(kind: &str) -> Option<Value> {
+    let crd = all_crds().ok()?.into_iter().find(|crd| crd.kind == kind)?;
     crd.object.pointer("/spec/versions/0/schema/openAPIV3Schema").cloned()
 }
 
-fn finish(crd: &CustomResourceDefinition) -> Result<Value, serde_json::Error> {
+fn finish_schema(crd: &CustomResourceDefinition) -> Result<Value, serde_json::Error> {
     let mut object = serde_json::to_value(crd)?;
     if let Some(schema) = object.pointer_mut("/spec/versions/0/schema/openAPIV3Schema") {
         // An API server fills the default of a field only where its object has one: without this, an object that
@@ -91,7 +95,7 @@ mod tests {
 
     #[test]
     fn an_object_that_nobody_has_looked_at_says_so() {
-        for crd in crds().expect("crds") {
+        for crd in all_crds().expect("crds") {
             let status = crd.object.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/status");
             assert_eq!(
                 status.map(|status| &status["default"]),
@@ -106,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_crd_stays_small_enough_for_kubectl_apply() {
-        for crd in crds().expect("crds") {
+        for crd in all_crds().expect("crds") {
             let size = crd.object.to_string().len();
             assert!(size < 200_000, "{}: {size} bytes", crd.kind);
         }
@@ -114,7 +118,7 @@ mod tests {
 
     #[test]
     fn the_rules_are_in_the_schema() {
-        let text = schema("RealtimeCluster").expect("a schema").to_string();
+        let text = object_schema("RealtimeCluster").expect("a schema").to_string();
         for rule in ["region is immutable", "acknowledgeNoWebhooks", "keep one identity", "belongs to the operator"] {
             assert!(text.contains(rule), "{rule}");
         }

@@ -10,24 +10,24 @@ pub mod app;
 pub mod cluster;
 pub mod conditions;
 pub mod crd;
-mod schema;
+mod schema_validation;
 pub mod status;
 pub mod yaml;
 
 pub use app::{RealtimeApp, RealtimeAppSpec};
 pub use cluster::{RealtimeCluster, RealtimeClusterSpec};
 pub use conditions::Reason;
-pub use schema::{Finding, check};
+pub use schema_validation::{SchemaFinding, check_schema};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The API group of every kind.
-pub const GROUP: &str = "realtime-operator.dev";
+pub const API_GROUP: &str = "realtime-operator.dev";
 
 /// Whether a part is there at all. Not a boolean: a third value may come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum State {
+pub enum EnabledState {
     /// It is.
     #[default]
     Enabled,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub struct RealtimeClusterStatus {
     /// The generation that this status is about; -1 until anyone looked.
-    #[serde(default = "unobserved")]
+    #[serde(default = "unobserved_status")]
     pub observed_generation: i64,
     /// The conditions, one of each type.
     #[serde(default)]
@@ -28,7 +28,7 @@ pub struct RealtimeClusterStatus {
     pub stream: Option<StreamStatus>,
     /// Where clients connect, within Kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub endpoints: Option<Endpoints>,
+    pub endpoints: Option<EndpointsStatus>,
 }
 
 /// Where the gate stands.
@@ -87,7 +87,7 @@ pub struct StreamStatus {
 
 /// Where clients connect.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Endpoints {
+pub struct EndpointsStatus {
     /// `HOST:PORT` of the WebSocket edges; empty when they are disabled.
     #[serde(default)]
     pub websocket: String,
@@ -96,14 +96,14 @@ pub struct Endpoints {
     pub sockjs: String,
 }
 
-fn unobserved() -> i64 {
+fn unobserved_status() -> i64 {
     -1
 }
 
 impl Default for RealtimeClusterStatus {
     fn default() -> Self {
         Self {
-            observed_generation: unobserved(),
+            observed_generation: unobserved_status(),
             conditions: vec![],
             gate: None,
             transports: vec![],

@@ -6,18 +6,18 @@
 use serde_json::Value;
 
 /// Texts that version 1.1 takes for booleans and version 1.2, by which they are written, does not.
-const BOOLEANS: [&str; 6] = ["y", "n", "yes", "no", "on", "off"];
+const BOOLEAN_WORDS: [&str; 6] = ["y", "n", "yes", "no", "on", "off"];
 
 /// One YAML document.
 ///
 /// # Errors
 /// Never for objects; the library's signature has one.
-pub fn document(object: &Value) -> Result<String, serde_yaml::Error> {
-    Ok(quoted(&serde_yaml::to_string(object)?))
+pub fn yaml_document(object: &Value) -> Result<String, serde_yaml::Error> {
+    Ok(quote_scalars(&serde_yaml::to_string(object)?))
 }
 
 /// Quotes what would change its type; lines of a block scalar stay as they are.
-fn quoted(text: &str) -> String {
+fn quote_scalars(text: &str) -> String {
     let mut written = String::with_capacity(text.len());
     let mut block = None;
     for line in text.lines() {
@@ -26,10 +26,10 @@ fn quoted(text: &str) -> String {
             written.push_str(line);
         } else {
             block = opens_block(line).then_some(indent);
-            let value = scalar(line);
+            let value = write_scalar(line);
             let (before, _) = line.split_at(line.len() - value.len());
             written.push_str(before);
-            if BOOLEANS.iter().any(|boolean| value.eq_ignore_ascii_case(boolean)) {
+            if BOOLEAN_WORDS.iter().any(|boolean| value.eq_ignore_ascii_case(boolean)) {
                 written.extend(["'", value, "'"]);
             } else {
                 written.push_str(value);
@@ -41,7 +41,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// What stands at the end of a line: after its key, or after the dash of a list.
-fn scalar(line: &str) -> &str {
+fn write_scalar(line: &str) -> &str {
     match line.rsplit_once(": ") {
         Some((_, value)) => value,
         None => line
@@ -67,7 +67,7 @@ mod tests {
     fn a_text_stays_a_text_for_a_reader_of_version_1_1() {
         let object =
             json!({ "enum": ["Kinesis", "Off"], "env": [{ "name": "W", "value": "off" }], "deep": { "n": "No" } });
-        let text = document(&object).expect("yaml");
+        let text = yaml_document(&object).expect("yaml");
         assert_eq!(text, "enum:\n- Kinesis\n- 'Off'\nenv:\n- name: W\n  value: 'off'\ndeep:\n  n: 'No'\n");
         assert_eq!(serde_yaml::from_str::<Value>(&text).expect("yaml"), object);
     }
@@ -79,7 +79,7 @@ mod tests {
             json!({ "text": "first\noff\n- no\nkey: yes\n", "after": "x" }),
             json!([{ "text": "off\nno" }, ["x", "true"]]),
         ] {
-            let text = document(&object).expect("yaml");
+            let text = yaml_document(&object).expect("yaml");
             assert_eq!(text, serde_yaml::to_string(&object).expect("yaml"));
             assert_eq!(serde_yaml::from_str::<Value>(&text).expect("yaml"), object);
         }

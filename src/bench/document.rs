@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Report, Size, cells};
+use super::report::{BenchReport, RunSize, format_row};
 
-const HEAD: &str = "\
+const EDGE_PAGE_HEAD: &str = "\
 # Performance
 
 This page is written by a command, `realtime bench edge --write docs/performance.md`, which
@@ -12,7 +12,7 @@ This page is written by a command, `realtime bench edge --write docs/performance
 figures of another one are worth little.
 ";
 
-const HOW: &str = "\
+const EDGE_PAGE_METHOD: &str = "\
 ## How it is measured
 
 Every server is a process of its own on loopback, with its release build and one app; the load comes from a client in
@@ -35,7 +35,7 @@ comparisons. Missed and repeated events are the sum of all rounds. CPU and memor
   many bytes through a process that only echoes.
 ";
 
-const PODS_HEAD: &str = "\
+const PODS_PAGE_HEAD: &str = "\
 # Performance of several edges
 
 What it costs that edges share a Redis: several of them, each a process as in a pod of its own, beside a single edge that
@@ -43,7 +43,7 @@ needs none. This page is written by a command, `realtime bench edge --pods 3 --w
 [`benches/pods`](../benches/pods) runs. [docs/performance.md](performance.md) is about a single edge.
 ";
 
-const PODS_HOW: &str = "\
+const PODS_PAGE_METHOD: &str = "\
 ## How it is measured
 
 Edges and Redis are processes of their own on loopback; the load comes from a client in another process, over WebSocket
@@ -77,21 +77,22 @@ own comparisons, and what was missed or repeated is the sum of all rounds.
 
 /// The page.
 #[must_use]
-pub fn document(report: &Report) -> String {
+pub fn render_page(report: &BenchReport) -> String {
     let (head, how, with) = match report.size {
-        Size::Edge(_) => (HEAD, HOW, "Beside"),
-        Size::Pods(_) => (PODS_HEAD, PODS_HOW, "Over"),
+        RunSize::Edge(_) => (EDGE_PAGE_HEAD, EDGE_PAGE_METHOD, "Beside"),
+        RunSize::Pods(_) => (PODS_PAGE_HEAD, PODS_PAGE_METHOD, "Over"),
     };
     let mut text = format!("{head}\n## Where and when\n\n");
     let beside = report.peer.as_deref().unwrap_or("nothing: rows of sockudo are not measured");
-    let fewer = if report.quick() { " This was the quick run; the targets are worded for the full one." } else { "" };
+    let fewer =
+        if report.is_quick() { " This was the quick run; the targets are worded for the full one." } else { "" };
     for (name, value) in [
         ("Machine", report.machine.as_str()),
         ("Date", &report.date),
         ("Measured", &report.program),
         (with, beside),
-        ("Size", &report.sizes()),
-        ("Host", &format!("{}{fewer}", report.host())),
+        ("Size", &report.describe_size()),
+        ("Host", &format!("{}{fewer}", report.describe_host())),
     ] {
         let _ = writeln!(text, "- {name}: {value}");
     }
@@ -100,7 +101,7 @@ pub fn document(report: &Report) -> String {
     }
     let _ = write!(text, "\n## Figures\n\n| figure | value | target | |\n|---|---:|---|---|\n");
     for figure in &report.figures {
-        let [name, value, target, standing] = cells(figure);
+        let [name, value, target, standing] = format_row(figure);
         let name = name.strip_prefix("  ").map_or(name.clone(), |name| format!("– {name}"));
         let standing = if standing == "MISSED" { "**missed**".to_owned() } else { standing };
         let _ = writeln!(text, "| {name} | {value} | {target} | {standing} |");
@@ -111,17 +112,17 @@ pub fn document(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::figures::Round;
+    use super::super::figures::EdgeRound;
     use super::super::plan::PodsPlan;
-    use super::super::report::tests::report;
+    use super::super::report::tests::test_report;
     use super::*;
 
     #[test]
     fn the_page_of_several_edges_says_over_which_redis_and_what_to_note() {
         let versions = ("realtime 0.1.0".to_owned(), Some("Redis 7.0.15".to_owned()));
-        let size = Size::Pods(PodsPlan::full(3));
-        let report = Report::of(size, versions, "a machine".to_owned(), "2026-01-02".to_owned());
-        let page = document(&Report { notes: vec!["nothing was counted".to_owned()], ..report });
+        let size = RunSize::Pods(PodsPlan::full_run(3));
+        let report = BenchReport::without_figures(size, versions, "a machine".to_owned(), "2026-01-02".to_owned());
+        let page = render_page(&BenchReport { notes: vec!["nothing was counted".to_owned()], ..report });
         for part in
             ["# Performance of several edges", "- Over: Redis 7.0.15", "- Note: nothing was counted", "- Size: 3 edges"]
         {
@@ -132,10 +133,10 @@ mod tests {
 
     #[test]
     fn the_page_holds_every_figure_and_where_it_comes_from() {
-        let mut round = Round::default();
+        let mut round = EdgeRound::default();
         round.edge.plain_kib = 13.0;
-        let report = report(&[round]);
-        let page = document(&report);
+        let report = test_report(&[round]);
+        let page = render_page(&report);
         for part in ["a machine", "2026-01-02", "realtime 0.1.0", "sockudo 5.2.0", "10000 sockets over 100 channels"] {
             assert!(page.contains(part), "{part}");
         }

@@ -10,7 +10,7 @@ pub enum BenchError {
         "{needed} open files are needed and this process may have {allowed}: raise the limit (`ulimit -n {needed}`, as \
          root or in limits.conf), or run with --quick"
     )]
-    Files {
+    FileLimit {
         /// For the largest crowd.
         needed: u64,
         /// The hard limit.
@@ -54,7 +54,7 @@ pub enum BenchError {
 
 impl BenchError {
     /// For `map_err`: what was to be done when the system refused.
-    pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+    pub fn from_io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |error| Self::Io { what: what.into(), error }
     }
 }

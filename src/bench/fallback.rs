@@ -6,39 +6,43 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::time::{sleep, timeout_at};
 
-use super::crowd::measured;
 use super::error::BenchError;
-use super::http::{Connection, find};
-use super::load::{OPENING, Place, Target, socket_id, subscribe};
-use super::machine::{Watch, as_f64};
-use super::server::{KEY, Server};
+use super::http::{HttpConnection, find_bytes};
+use super::load::{CONCURRENT_OPENS_MAX, ChannelSubscription, Target, build_subscribe_frame, parse_socket_id};
+use super::machine::{HostUsage, as_f64};
+use super::server::{APP_KEY, ServerProcess};
+use super::sockets::measure_servers;
 
 /// Sessions that come before the first measurement.
-const WARM: usize = 20;
+const WARM_UP_SESSION_COUNT: usize = 20;
 
 /// Members of one channel.
-const TOGETHER: usize = 100;
+const SESSIONS_PER_CHANNEL_COUNT: usize = 100;
 
 /// Sessions that are watched while they poll.
-const POLLERS: usize = 5;
+const POLLER_COUNT: usize = 5;
 
 /// A poll that is answered sooner than this was not idle: it brought the answer to the subscription.
-const IDLE: Duration = Duration::from_secs(5);
+const IDLE_POLL_DELAY_MIN: Duration = Duration::from_secs(5);
 
 /// How long a server may come to rest.
-const REST: Duration = Duration::from_secs(2);
+const SERVER_IDLE_DELAY: Duration = Duration::from_secs(2);
 
-const QUERY: &str = "protocol=7&client=js&version=8.6.0";
+const CLIENT_QUERY: &str = "protocol=7&client=js&version=8.6.0";
 
 /// What one idle session over `xhr_streaming` holds, in KiB.
-pub async fn streaming(server: &Server, sessions: usize, watch: &mut Watch) -> Result<f64, BenchError> {
-    let warm = open(server, 0, WARM).await?;
-    sleep(REST).await;
+pub async fn measure_streaming(
+    server: &ServerProcess,
+    sessions: usize,
+    watch: &mut HostUsage,
+) -> Result<f64, BenchError> {
+    let warm = open_sessions(server, 0, WARM_UP_SESSION_COUNT).await?;
+    sleep(SERVER_IDLE_DELAY).await;
     // Kept: a session lives on for a while without its request, and would be counted as memory given back.
     let start = server.rss_kib()?;
-    let (held, _) = measured(std::slice::from_ref(server), watch, async {
-        let sessions = open(server, WARM, sessions).await?;
-        sleep(REST).await;
+    let (held, _) = measure_servers(std::slice::from_ref(server), watch, async {
+        let sessions = open_sessions(server, WARM_UP_SESSION_COUNT, sessions).await?;
+        sleep(SERVER_IDLE_DELAY).await;
         let held = server.rss_kib()?.saturating_sub(start);
         drop(sessions);
         Ok(held)
@@ -48,10 +52,11 @@ pub async fn streaming(server: &Server, sessions: usize, watch: &mut Watch) -> R
     Ok(as_f64(held) / as_f64(sessions.max(1) as u64))
 }
 
-async fn open(server: &Server, first: usize, count: usize) -> Result<Vec<Connection>, BenchError> {
+async fn open_sessions(server: &ServerProcess, first: usize, count: usize) -> Result<Vec<HttpConnection>, BenchError> {
     let target = server.target;
     let numbers = stream::iter(first..first + count);
-    let opened = numbers.map(|number| stream_session(target, number)).buffered(OPENING).try_collect();
+    let opened =
+        numbers.map(|number| open_streaming_session(target, number)).buffered(CONCURRENT_OPENS_MAX).try_collect();
     opened.await.map_err(|error| BenchError::Server {
         server: server.target.kind.name(),
         step: "opening sessions",
@@ -59,42 +64,43 @@ async fn open(server: &Server, first: usize, count: usize) -> Result<Vec<Connect
     })
 }
 
-fn session(number: usize) -> String {
-    format!("/pusher/app/{KEY}/{}/s{number:07}", number % 1000)
+fn session_path(number: usize) -> String {
+    format!("/pusher/app/{APP_KEY}/{}/s{number:07}", number % 1000)
 }
 
-fn place(number: usize) -> Place {
-    Place::private(number / TOGETHER)
+fn session_subscription(number: usize) -> ChannelSubscription {
+    ChannelSubscription::in_private_channel(number / SESSIONS_PER_CHANNEL_COUNT)
 }
 
 /// A session that has subscribed, as pusher-js does it, and whose request stays open.
-async fn stream_session(target: Target, number: usize) -> io::Result<Connection> {
-    let session = session(number);
-    let mut receive = Connection::open(target.address).await?;
-    receive.send("POST", &format!("{session}/xhr_streaming?{QUERY}&t=1&n=1"), b"").await?;
+async fn open_streaming_session(target: Target, number: usize) -> io::Result<HttpConnection> {
+    let session = session_path(number);
+    let mut receive = HttpConnection::open(target.address).await?;
+    receive.send("POST", &format!("{session}/xhr_streaming?{CLIENT_QUERY}&t=1&n=1"), b"").await?;
     let id = loop {
-        if let Some(id) = socket_id(&receive.read_through(b"\n").await?) {
+        if let Some(id) = parse_socket_id(&receive.read_through(b"\n").await?) {
             break id;
         }
     };
-    send(target, &session, &subscribe(&id, &place(number))).await?;
+    send(target, &session, &build_subscribe_frame(&id, &session_subscription(number))).await?;
     receive.read_through(b"subscription_succeeded").await?;
     Ok(receive)
 }
 
 /// A client's send, on a connection of its own that does not stay.
 async fn send(target: Target, session: &str, frame: &str) -> io::Result<()> {
-    let mut connection = Connection::open(target.address).await?;
+    let mut connection = HttpConnection::open(target.address).await?;
     let body = serde_json::json!([frame]).to_string();
-    let (status, _) = connection.ask("POST", &format!("{session}/xhr_send?t=1&n=2"), body.as_bytes()).await?;
+    let (status, _) =
+        connection.fetch_response("POST", &format!("{session}/xhr_send?t=1&n=2"), body.as_bytes()).await?;
     if status == 204 { Ok(()) } else { Err(io::Error::other(format!("a send was answered {status}"))) }
 }
 
 /// The shortest time, in seconds, that sessions which poll and have nothing to hear leave between two requests. `None`
 /// when none of them asked twice.
-pub async fn polling(server: &Server, lasts: Duration) -> Result<Option<f64>, BenchError> {
+pub async fn measure_polling(server: &ServerProcess, lasts: Duration) -> Result<Option<f64>, BenchError> {
     let target = server.target;
-    let polls = (0..POLLERS).map(|number| poll_session(target, number, lasts));
+    let polls = (0..POLLER_COUNT).map(|number| poll_session(target, number, lasts));
     let shortest = futures::future::try_join_all(polls).await.map_err(|error| BenchError::Server {
         server: server.target.kind.name(),
         step: "polling",
@@ -105,16 +111,16 @@ pub async fn polling(server: &Server, lasts: Duration) -> Result<Option<f64>, Be
 }
 
 async fn poll_session(target: Target, number: usize, lasts: Duration) -> io::Result<Option<Duration>> {
-    let session = session(number);
-    let url = format!("{session}/xhr?{QUERY}&t=1&n=1");
-    let mut connection = Connection::open(target.address).await?;
+    let session = session_path(number);
+    let url = format!("{session}/xhr?{CLIENT_QUERY}&t=1&n=1");
+    let mut connection = HttpConnection::open(target.address).await?;
     let id = loop {
-        let (_, body) = connection.ask("POST", &url, b"").await?;
-        if let Some(id) = socket_id(&body) {
+        let (_, body) = connection.fetch_response("POST", &url, b"").await?;
+        if let Some(id) = parse_socket_id(&body) {
             break id;
         }
     };
-    send(target, &session, &subscribe(&id, &place(number))).await?;
+    send(target, &session, &build_subscribe_frame(&id, &session_subscription(number))).await?;
     let until = Instant::now() + lasts;
     let (mut subscribed, mut asked, mut shortest) = (false, None::<Instant>, None::<Duration>);
     loop {
@@ -124,14 +130,16 @@ async fn poll_session(target: Target, number: usize, lasts: Duration) -> io::Res
             let since = now - before;
             shortest = Some(shortest.map_or(since, |shortest| shortest.min(since)));
         }
-        let Ok(answer) = timeout_at(until.into(), connection.ask("POST", &url, b"")).await else { return Ok(shortest) };
+        let Ok(answer) = timeout_at(until.into(), connection.fetch_response("POST", &url, b"")).await else {
+            return Ok(shortest);
+        };
         let (status, body) = answer?;
         if status != 200 {
             return Err(io::Error::other(format!("a poll was answered {status}")));
         }
-        let brought = find(&body, b"subscription_succeeded").is_some();
+        let brought = find_bytes(&body, b"subscription_succeeded").is_some();
         asked = (subscribed && !brought).then_some(now);
-        if !subscribed && !brought && now.elapsed() > IDLE {
+        if !subscribed && !brought && now.elapsed() > IDLE_POLL_DELAY_MIN {
             return Err(io::Error::other("no answer to a subscription"));
         }
         subscribed |= brought;

@@ -8,35 +8,42 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::crowd::{self, Delivery, Listeners};
 use super::error::BenchError;
-use super::http::Connection;
-use super::latency::{Latencies, Latency};
-use super::load::{self, Clock, Place, Publishing, Target, enter, private, publish_now};
-use super::machine::Watch;
-use super::plan::Plan;
-use super::server::{Kind, Server};
+use super::http::HttpConnection;
+use super::latency::{LatencyHistogram, LatencyRecorder};
+use super::load::{
+    self, ChannelSubscription, PublishSchedule, RunClock, Target, open_subscribed_socket, post_event_now,
+    private_channel,
+};
+use super::machine::HostUsage;
+use super::plan::EdgePlan;
+use super::server::{ServerKind, ServerProcess};
+use super::sockets::{self, CrowdListeners, DeliveryMeasurement};
 
 /// Round trips of one measurement without load.
-const TRIPS: u64 = 300;
+const TRIP_COUNT: u64 = 300;
 
 /// Time between two of them.
-const BETWEEN: Duration = Duration::from_millis(2);
+const TRIP_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Bytes of an echo: about an event's frame.
-const ECHO: usize = 256;
+const ECHO_BYTES: usize = 256;
 
 /// Longest for one trip.
-const TRIP: Duration = Duration::from_secs(10);
+const TRIP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Publishes to many subscribers of one channel.
-pub async fn many(server: &Server, plan: &Plan, watch: &mut Watch) -> Result<Delivery, BenchError> {
+pub async fn measure_fan_out(
+    server: &ServerProcess,
+    plan: &EdgePlan,
+    watch: &mut HostUsage,
+) -> Result<DeliveryMeasurement, BenchError> {
     let servers = std::slice::from_ref(server);
-    let places = vec![Place::private(0); plan.subscribers];
-    crowd::warm(servers, &places).await?;
-    let publishing = Publishing::new(vec![private(0)], plan.events_per_second, plan.publishing);
-    let listeners = Listeners::enter(servers, &places, &publishing).await?;
-    let heard = listeners.hear(servers, Some(publishing), watch).await?;
+    let places = vec![ChannelSubscription::in_private_channel(0); plan.subscribers];
+    sockets::warm_up(servers, &places).await?;
+    let publishing = PublishSchedule::new(vec![private_channel(0)], plan.events_per_second, plan.publishing);
+    let listeners = CrowdListeners::open_and_listen(servers, &places, &publishing).await?;
+    let heard = listeners.publish_and_close(servers, Some(publishing), watch).await?;
     let detail = || BenchError::Server {
         server: server.target.kind.name(),
         step: "the fan-out",
@@ -46,59 +53,61 @@ pub async fn many(server: &Server, plan: &Plan, watch: &mut Watch) -> Result<Del
 }
 
 /// From a publish at the last of these servers to its arrival at a subscriber of the first, one after another.
-pub async fn one(servers: &[Server]) -> Result<Latency, BenchError> {
+pub async fn measure_single_delivery(servers: &[ServerProcess]) -> Result<LatencyHistogram, BenchError> {
     match servers {
-        [] => Ok(Latencies::new().merge()),
+        [] => Ok(LatencyRecorder::new().merge_shards()),
         [first, ..] => {
             let last = servers.last().unwrap_or(first);
-            trips(last.target, first.target).await.map_err(crowd::failed(servers, "single deliveries"))
+            time_deliveries(last.target, first.target)
+                .await
+                .map_err(sockets::to_server_error(servers, "single deliveries"))
         }
     }
 }
 
-async fn trips(from: Target, to: Target) -> io::Result<Latency> {
-    let (clock, latencies) = (Clock::start(), Latencies::new());
-    let place = Place::private(1);
-    let mut socket = enter(to, &place).await?;
-    let mut publisher = Connection::open(from.address).await?;
-    for number in 0..TRIPS {
+async fn time_deliveries(from: Target, to: Target) -> io::Result<LatencyHistogram> {
+    let (clock, latencies) = (RunClock::start(), LatencyRecorder::new());
+    let place = ChannelSubscription::in_private_channel(1);
+    let mut socket = open_subscribed_socket(to, &place).await?;
+    let mut publisher = HttpConnection::open(from.address).await?;
+    for number in 0..TRIP_COUNT {
         // At the same time: the arrival may come before the publisher's answer.
-        let publish = publish_now(&mut publisher, from.kind, &place.channel, number, clock);
+        let publish = post_event_now(&mut publisher, from.kind, &place.channel, number, clock);
         let arrival = async {
-            let due = socket.wait(|text| load::event(text).map(|(_, due)| due)).await?;
-            latencies.record(0, clock.since(due));
+            let due = socket.wait_for(|text| load::parse_event(text).map(|(_, due)| due)).await?;
+            latencies.record(0, clock.elapsed_since(due));
             Ok(())
         };
-        timeout(TRIP, async { tokio::try_join!(publish, arrival) }).await??;
-        sleep(BETWEEN).await;
+        timeout(TRIP_TIMEOUT, async { tokio::try_join!(publish, arrival) }).await??;
+        sleep(TRIP_INTERVAL).await;
     }
-    socket.leave().await;
-    Ok(latencies.merge())
+    socket.close_gracefully().await;
+    Ok(latencies.merge_shards())
 }
 
 /// There and back over loopback, through a process that does nothing else.
-pub async fn echo(server: &Server) -> Result<Latency, BenchError> {
-    round_trips(server.echo).await.map_err(|error| BenchError::Server {
-        server: Kind::Bare.name(),
+pub async fn measure_echo(server: &ServerProcess) -> Result<LatencyHistogram, BenchError> {
+    time_echoes(server.echo_address).await.map_err(|error| BenchError::Server {
+        server: ServerKind::Baseline.name(),
         step: "the echo",
         detail: error.to_string(),
     })
 }
 
-async fn round_trips(address: SocketAddr) -> io::Result<Latency> {
-    let latencies = Latencies::new();
+async fn time_echoes(address: SocketAddr) -> io::Result<LatencyHistogram> {
+    let latencies = LatencyRecorder::new();
     let mut stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    let (sent, mut back) = ([b'x'; ECHO], [0; ECHO]);
-    for _ in 0..TRIPS {
+    let (sent, mut back) = ([b'x'; ECHO_BYTES], [0; ECHO_BYTES]);
+    for _ in 0..TRIP_COUNT {
         let from = Instant::now();
-        timeout(TRIP, async {
+        timeout(TRIP_TIMEOUT, async {
             stream.write_all(&sent).await?;
             stream.read_exact(&mut back).await
         })
         .await??;
         latencies.record(0, from.elapsed());
-        sleep(BETWEEN).await;
+        sleep(TRIP_INTERVAL).await;
     }
-    Ok(latencies.merge())
+    Ok(latencies.merge_shards())
 }

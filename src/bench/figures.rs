@@ -2,15 +2,15 @@
 
 use serde::Serialize;
 
-use super::crowd::BACK_WITHIN;
-use super::sequence::Tally;
+use super::sequence::DeliveryTally;
+use super::sockets::MEMORY_RELEASED_RATIO_MAX;
 
 /// Seconds after which a poll with nothing to bring is answered; the edge's heartbeat.
-const HEARTBEAT: f64 = 20.0;
+const POLL_HEARTBEAT_SECONDS: f64 = 20.0;
 
 /// What one server gave in one round.
 #[derive(Clone, Debug, Default)]
-pub struct Numbers {
+pub struct ServerMeasurement {
     /// CPU for one socket that was taken in, in microseconds.
     pub accept_us: f64,
     /// Memory of an idle socket in a private channel, in KiB.
@@ -18,18 +18,18 @@ pub struct Numbers {
     /// Memory of an idle member of a presence channel, in KiB.
     pub member_kib: f64,
     /// Memory after the crowd left, to that at the start.
-    pub back: Option<f64>,
+    pub released_ratio: Option<f64>,
     /// What the crowd heard.
-    pub crowd: Tally,
+    pub crowd: DeliveryTally,
     /// 99th percentile of the crowd's latency, in ms.
     pub crowd_p99_ms: f64,
     /// The fan-out.
-    pub fan: Fan,
+    pub fan_out: FanOutMeasurement,
 }
 
 /// What the fan-out gave.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Fan {
+pub struct FanOutMeasurement {
     /// CPU for one delivery, in microseconds.
     pub cpu_us: f64,
     /// 50th percentile of the latency, in ms.
@@ -37,22 +37,22 @@ pub struct Fan {
     /// 99th percentile of the latency, in ms.
     pub p99_ms: f64,
     /// What was heard.
-    pub tally: Tally,
+    pub tally: DeliveryTally,
 }
 
 /// One round.
 #[derive(Clone, Debug, Default)]
-pub struct Round {
+pub struct EdgeRound {
     /// Ours.
-    pub edge: Numbers,
+    pub edge: ServerMeasurement,
     /// The peer's.
-    pub peer: Option<Numbers>,
+    pub peer: Option<ServerMeasurement>,
     /// The bare broadcast.
-    pub bare: Fan,
+    pub baseline: FanOutMeasurement,
     /// Memory of an idle session over `xhr_streaming`, in KiB.
     pub session_kib: f64,
     /// Median of single deliveries without load, in ms.
-    pub one_ms: f64,
+    pub single_delivery_ms: f64,
     /// Median of the echo, in ms.
     pub echo_ms: f64,
 }
@@ -60,7 +60,7 @@ pub struct Round {
 /// What a figure should be.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Goal {
+pub enum FigureTarget {
     /// This or less.
     AtMost(f64),
     /// This or more.
@@ -70,7 +70,7 @@ pub enum Goal {
 /// How a figure stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Standing {
+pub enum TargetOutcome {
     /// As it should be.
     Met,
     /// Not as it should be.
@@ -94,15 +94,15 @@ pub struct Figure {
     /// Of the value.
     pub unit: &'static str,
     /// What it should be.
-    pub target: Option<Goal>,
+    pub target: Option<FigureTarget>,
     /// How it stands.
-    pub standing: Standing,
+    pub standing: TargetOutcome,
     /// Each round's own, in their order.
     pub rounds: Vec<f64>,
 }
 
-impl Goal {
-    fn met(self, value: f64) -> bool {
+impl FigureTarget {
+    fn is_met_by(self, value: f64) -> bool {
         match self {
             Self::AtMost(most) => value <= most,
             Self::AtLeast(least) => value >= least,
@@ -112,7 +112,7 @@ impl Goal {
 
 /// How rounds become one value.
 #[derive(Clone, Copy)]
-pub(super) enum Whole {
+pub(super) enum RoundAggregation {
     /// The one in the middle.
     Median,
     /// All of them together.
@@ -120,29 +120,29 @@ pub(super) enum Whole {
 }
 
 /// One figure of these rounds.
-pub(super) fn figure(
+pub(super) fn build_figure(
     id: &'static str,
     name: &'static str,
     unit: &'static str,
-    target: Option<Goal>,
-    (whole, rounds): (Whole, Vec<f64>),
+    target: Option<FigureTarget>,
+    (whole, rounds): (RoundAggregation, Vec<f64>),
 ) -> Figure {
     let value = match whole {
         _ if rounds.is_empty() => None,
-        Whole::Median => Some(median(&rounds)),
-        Whole::Sum => Some(rounds.iter().sum()),
+        RoundAggregation::Median => Some(median_of(&rounds)),
+        RoundAggregation::Sum => Some(rounds.iter().sum()),
     };
     let standing = match (value, target) {
-        (None, _) => Standing::NotMeasured,
-        (Some(_), None) => Standing::Told,
-        (Some(value), Some(goal)) if goal.met(value) => Standing::Met,
-        (Some(_), Some(_)) => Standing::Missed,
+        (None, _) => TargetOutcome::NotMeasured,
+        (Some(_), None) => TargetOutcome::Told,
+        (Some(value), Some(goal)) if goal.is_met_by(value) => TargetOutcome::Met,
+        (Some(_), Some(_)) => TargetOutcome::Missed,
     };
     Figure { id, name, value, unit, target, standing, rounds }
 }
 
 /// The middle one, or the mean of the two in the middle; NaN of nothing.
-pub fn median(values: &[f64]) -> f64 {
+pub fn median_of(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
@@ -154,85 +154,170 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// Every figure. A comparison is the median of the rounds' own comparisons: both sides of each ran one after the other.
-pub fn figures(rounds: &[Round], polling: Option<f64>) -> Vec<Figure> {
-    let each = |of: fn(&Round) -> Option<f64>| {
+pub fn compute_edge_figures(rounds: &[EdgeRound], polling: Option<f64>) -> Vec<Figure> {
+    let each = |of: fn(&EdgeRound) -> Option<f64>| {
         let values = rounds.iter().filter_map(of).filter(|value| value.is_finite());
-        (Whole::Median, values.collect::<Vec<f64>>())
+        (RoundAggregation::Median, values.collect::<Vec<f64>>())
     };
-    let all = |of: fn(&Round) -> Option<f64>| (Whole::Sum, rounds.iter().filter_map(of).collect::<Vec<f64>>());
-    let most = |value| Some(Goal::AtMost(value));
+    let all =
+        |of: fn(&EdgeRound) -> Option<f64>| (RoundAggregation::Sum, rounds.iter().filter_map(of).collect::<Vec<f64>>());
+    let most = |value| Some(FigureTarget::AtMost(value));
     vec![
-        figure("plain_kib", "memory of an idle subscribed socket", "KiB", most(12.0), each(|r| Some(r.edge.plain_kib))),
-        figure("plain_peer_kib", "  sockudo's", "KiB", None, each(|r| Some(r.peer.as_ref()?.plain_kib))),
-        figure("plain_ratio", "  ours to sockudo's", "×", most(0.1), each(|r| ratio(r, |n| n.plain_kib))),
-        figure("member_kib", "memory of an idle presence member", "KiB", most(16.0), each(|r| Some(r.edge.member_kib))),
-        figure("member_peer_kib", "  sockudo's", "KiB", None, each(|r| Some(r.peer.as_ref()?.member_kib))),
-        figure("member_ratio", "  ours to sockudo's", "×", most(0.1), each(|r| ratio(r, |n| n.member_kib))),
-        figure("back", "memory after they left, to the start", "×", most(BACK_WITHIN), each(|r| r.edge.back)),
-        figure(
+        build_figure(
+            "plain_kib",
+            "memory of an idle subscribed socket",
+            "KiB",
+            most(12.0),
+            each(|r| Some(r.edge.plain_kib)),
+        ),
+        build_figure("plain_peer_kib", "  sockudo's", "KiB", None, each(|r| Some(r.peer.as_ref()?.plain_kib))),
+        build_figure("plain_ratio", "  ours to sockudo's", "×", most(0.1), each(|r| peer_ratio(r, |n| n.plain_kib))),
+        build_figure(
+            "member_kib",
+            "memory of an idle presence member",
+            "KiB",
+            most(16.0),
+            each(|r| Some(r.edge.member_kib)),
+        ),
+        build_figure("member_peer_kib", "  sockudo's", "KiB", None, each(|r| Some(r.peer.as_ref()?.member_kib))),
+        build_figure("member_ratio", "  ours to sockudo's", "×", most(0.1), each(|r| peer_ratio(r, |n| n.member_kib))),
+        build_figure(
+            "back",
+            "memory after they left, to the start",
+            "×",
+            most(MEMORY_RELEASED_RATIO_MAX),
+            each(|r| r.edge.released_ratio),
+        ),
+        build_figure(
             "session_kib",
             "memory of an idle xhr_streaming session",
             "KiB",
             most(24.0),
             each(|r| Some(r.session_kib)),
         ),
-        figure("accept_us", "CPU to take in an authenticated socket", "µs", None, each(|r| Some(r.edge.accept_us))),
-        figure("accept_peer_us", "  sockudo's", "µs", None, each(|r| Some(r.peer.as_ref()?.accept_us))),
-        figure("accept_ratio", "  ours to sockudo's", "×", most(0.67), each(|r| ratio(r, |n| n.accept_us))),
-        figure("fan_us", "fan-out: CPU per delivery", "µs", None, each(|r| Some(r.edge.fan.cpu_us))),
-        figure("fan_bare_us", "  a bare axum broadcast's", "µs", None, each(|r| Some(r.bare.cpu_us))),
-        figure(
+        build_figure(
+            "accept_us",
+            "CPU to take in an authenticated socket",
+            "µs",
+            None,
+            each(|r| Some(r.edge.accept_us)),
+        ),
+        build_figure("accept_peer_us", "  sockudo's", "µs", None, each(|r| Some(r.peer.as_ref()?.accept_us))),
+        build_figure("accept_ratio", "  ours to sockudo's", "×", most(0.67), each(|r| peer_ratio(r, |n| n.accept_us))),
+        build_figure("fan_us", "fan-out: CPU per delivery", "µs", None, each(|r| Some(r.edge.fan_out.cpu_us))),
+        build_figure("fan_bare_us", "  a bare axum broadcast's", "µs", None, each(|r| Some(r.baseline.cpu_us))),
+        build_figure(
             "fan_bare_ratio",
             "  ours to the bare one's",
             "×",
             most(1.3),
-            each(|r| Some(r.edge.fan.cpu_us / r.bare.cpu_us)),
+            each(|r| Some(r.edge.fan_out.cpu_us / r.baseline.cpu_us)),
         ),
-        figure("fan_peer_us", "  sockudo's", "µs", None, each(|r| Some(r.peer.as_ref()?.fan.cpu_us))),
-        figure("fan_peer_ratio", "  ours to sockudo's", "×", most(0.7), each(|r| ratio(r, |n| n.fan.cpu_us))),
-        figure("fan_p50_ms", "fan-out: latency, median", "ms", None, each(|r| Some(r.edge.fan.p50_ms))),
-        figure("fan_p99_ms", "fan-out: latency, 99th percentile", "ms", None, each(|r| Some(r.edge.fan.p99_ms))),
-        figure("fan_bare_p99_ms", "  a bare axum broadcast's", "ms", None, each(|r| Some(r.bare.p99_ms))),
-        figure("fan_peer_p99_ms", "  sockudo's", "ms", None, each(|r| Some(r.peer.as_ref()?.fan.p99_ms))),
-        figure("fan_p99_ratio", "  ours to sockudo's", "×", most(1.0), each(|r| ratio(r, |n| n.fan.p99_ms))),
-        figure("fan_missed", "fan-out: events missed", "", most(0.0), all(|r| Some(count(r.edge.fan.tally.missed)))),
-        figure(
+        build_figure("fan_peer_us", "  sockudo's", "µs", None, each(|r| Some(r.peer.as_ref()?.fan_out.cpu_us))),
+        build_figure(
+            "fan_peer_ratio",
+            "  ours to sockudo's",
+            "×",
+            most(0.7),
+            each(|r| peer_ratio(r, |n| n.fan_out.cpu_us)),
+        ),
+        build_figure("fan_p50_ms", "fan-out: latency, median", "ms", None, each(|r| Some(r.edge.fan_out.p50_ms))),
+        build_figure(
+            "fan_p99_ms",
+            "fan-out: latency, 99th percentile",
+            "ms",
+            None,
+            each(|r| Some(r.edge.fan_out.p99_ms)),
+        ),
+        build_figure("fan_bare_p99_ms", "  a bare axum broadcast's", "ms", None, each(|r| Some(r.baseline.p99_ms))),
+        build_figure("fan_peer_p99_ms", "  sockudo's", "ms", None, each(|r| Some(r.peer.as_ref()?.fan_out.p99_ms))),
+        build_figure(
+            "fan_p99_ratio",
+            "  ours to sockudo's",
+            "×",
+            most(1.0),
+            each(|r| peer_ratio(r, |n| n.fan_out.p99_ms)),
+        ),
+        build_figure(
+            "fan_missed",
+            "fan-out: events missed",
+            "",
+            most(0.0),
+            all(|r| Some(count_to_f64(r.edge.fan_out.tally.missed))),
+        ),
+        build_figure(
             "fan_repeated",
             "fan-out: events repeated",
             "",
             most(0.0),
-            all(|r| Some(count(r.edge.fan.tally.repeated))),
+            all(|r| Some(count_to_f64(r.edge.fan_out.tally.repeated))),
         ),
-        figure("crowd_delivered", "crowd: events delivered", "", None, all(|r| Some(count(r.edge.crowd.delivered)))),
-        figure("crowd_missed", "crowd: events missed", "", most(0.0), all(|r| Some(count(r.edge.crowd.missed)))),
-        figure("crowd_repeated", "crowd: events repeated", "", most(0.0), all(|r| Some(count(r.edge.crowd.repeated)))),
-        figure(
+        build_figure(
+            "crowd_delivered",
+            "crowd: events delivered",
+            "",
+            None,
+            all(|r| Some(count_to_f64(r.edge.crowd.delivered))),
+        ),
+        build_figure(
+            "crowd_missed",
+            "crowd: events missed",
+            "",
+            most(0.0),
+            all(|r| Some(count_to_f64(r.edge.crowd.missed))),
+        ),
+        build_figure(
+            "crowd_repeated",
+            "crowd: events repeated",
+            "",
+            most(0.0),
+            all(|r| Some(count_to_f64(r.edge.crowd.repeated))),
+        ),
+        build_figure(
             "crowd_peer_missed",
             "  sockudo's missed",
             "",
             None,
-            all(|r| Some(count(r.peer.as_ref()?.crowd.missed))),
+            all(|r| Some(count_to_f64(r.peer.as_ref()?.crowd.missed))),
         ),
-        figure("crowd_p99_ms", "crowd: latency, 99th percentile", "ms", None, each(|r| Some(r.edge.crowd_p99_ms))),
-        figure("crowd_peer_p99_ms", "  sockudo's", "ms", None, each(|r| Some(r.peer.as_ref()?.crowd_p99_ms))),
-        figure(
+        build_figure(
+            "crowd_p99_ms",
+            "crowd: latency, 99th percentile",
+            "ms",
+            None,
+            each(|r| Some(r.edge.crowd_p99_ms)),
+        ),
+        build_figure("crowd_peer_p99_ms", "  sockudo's", "ms", None, each(|r| Some(r.peer.as_ref()?.crowd_p99_ms))),
+        build_figure(
             "polling_s",
             "idle xhr_polling: shortest time between requests",
             "s",
-            Some(Goal::AtLeast(HEARTBEAT)),
-            (Whole::Median, polling.into_iter().collect()),
+            Some(FigureTarget::AtLeast(POLL_HEARTBEAT_SECONDS)),
+            (RoundAggregation::Median, polling.into_iter().collect()),
         ),
-        figure("one_ms", "a single delivery without load, median", "ms", None, each(|r| Some(r.one_ms))),
-        figure("echo_ms", "  a bare loopback echo", "ms", None, each(|r| Some(r.echo_ms))),
-        figure("distance_ms", "  distance to the echo", "ms", None, each(|r| Some(r.one_ms - r.echo_ms))),
+        build_figure(
+            "one_ms",
+            "a single delivery without load, median",
+            "ms",
+            None,
+            each(|r| Some(r.single_delivery_ms)),
+        ),
+        build_figure("echo_ms", "  a bare loopback echo", "ms", None, each(|r| Some(r.echo_ms))),
+        build_figure(
+            "distance_ms",
+            "  distance to the echo",
+            "ms",
+            None,
+            each(|r| Some(r.single_delivery_ms - r.echo_ms)),
+        ),
     ]
 }
 
-fn ratio(round: &Round, of: fn(&Numbers) -> f64) -> Option<f64> {
+fn peer_ratio(round: &EdgeRound, of: fn(&ServerMeasurement) -> f64) -> Option<f64> {
     Some(of(&round.edge) / of(round.peer.as_ref()?))
 }
 
-fn count(number: u64) -> f64 {
+fn count_to_f64(number: u64) -> f64 {
     super::machine::as_f64(number)
 }
 
@@ -240,63 +325,76 @@ fn count(number: u64) -> f64 {
 mod tests {
     use super::*;
 
-    fn numbers(accept_us: f64) -> Numbers {
-        Numbers { accept_us, plain_kib: 10.0, member_kib: 10.0, ..Numbers::default() }
+    fn test_measurement(accept_us: f64) -> ServerMeasurement {
+        ServerMeasurement { accept_us, plain_kib: 10.0, member_kib: 10.0, ..ServerMeasurement::default() }
     }
 
-    fn found<'a>(figures: &'a [Figure], id: &str) -> &'a Figure {
+    fn find_figure<'a>(figures: &'a [Figure], id: &str) -> &'a Figure {
         figures.iter().find(|figure| figure.id == id).expect("a figure")
     }
 
     #[test]
     fn a_table_of_medians() {
         for (values, expected) in [(&[3.0][..], 3.0), (&[9.0, 1.0, 2.0], 2.0), (&[4.0, 1.0, 2.0, 9.0], 3.0)] {
-            assert!((median(values) - expected).abs() < 1e-9, "{values:?}");
+            assert!((median_of(values) - expected).abs() < 1e-9, "{values:?}");
         }
-        assert!(median(&[]).is_nan());
+        assert!(median_of(&[]).is_nan());
     }
 
     #[test]
     fn a_value_at_its_bound_is_met() {
         for (goal, value, expected) in [
-            (Goal::AtMost(12.0), 12.0, Standing::Met),
-            (Goal::AtMost(12.0), 12.01, Standing::Missed),
-            (Goal::AtLeast(20.0), 20.0, Standing::Met),
-            (Goal::AtLeast(20.0), 19.9, Standing::Missed),
+            (FigureTarget::AtMost(12.0), 12.0, TargetOutcome::Met),
+            (FigureTarget::AtMost(12.0), 12.01, TargetOutcome::Missed),
+            (FigureTarget::AtLeast(20.0), 20.0, TargetOutcome::Met),
+            (FigureTarget::AtLeast(20.0), 19.9, TargetOutcome::Missed),
         ] {
-            let figure = figure("x", "x", "", Some(goal), (Whole::Median, vec![value]));
+            let figure = build_figure("x", "x", "", Some(goal), (RoundAggregation::Median, vec![value]));
             assert_eq!(figure.standing, expected, "{goal:?} {value}");
         }
-        assert_eq!(figure("x", "x", "", None, (Whole::Median, vec![1.0])).standing, Standing::Told);
-        assert_eq!(figure("x", "x", "", Some(Goal::AtMost(0.0)), (Whole::Sum, vec![])).standing, Standing::NotMeasured);
+        assert_eq!(
+            build_figure("x", "x", "", None, (RoundAggregation::Median, vec![1.0])).standing,
+            TargetOutcome::Told
+        );
+        assert_eq!(
+            build_figure("x", "x", "", Some(FigureTarget::AtMost(0.0)), (RoundAggregation::Sum, vec![])).standing,
+            TargetOutcome::NotMeasured
+        );
     }
 
     #[test]
     fn comparisons_are_made_within_each_round() {
-        let round = |ours, theirs| Round { edge: numbers(ours), peer: Some(numbers(theirs)), ..Round::default() };
+        let round = |ours, theirs| EdgeRound {
+            edge: test_measurement(ours),
+            peer: Some(test_measurement(theirs)),
+            ..EdgeRound::default()
+        };
         // The host was slower in the second round, for both.
-        let figures = figures(&[round(10.0, 20.0), round(50.0, 100.0), round(10.0, 10.0)], Some(20.1));
-        let ratio = found(&figures, "accept_ratio");
-        assert_eq!((ratio.value, ratio.standing, ratio.rounds.len()), (Some(0.5), Standing::Met, 3));
-        assert_eq!(found(&figures, "plain_ratio").standing, Standing::Missed);
-        assert_eq!(found(&figures, "polling_s").standing, Standing::Met);
+        let figures = compute_edge_figures(&[round(10.0, 20.0), round(50.0, 100.0), round(10.0, 10.0)], Some(20.1));
+        let ratio = find_figure(&figures, "accept_ratio");
+        assert_eq!((ratio.value, ratio.standing, ratio.rounds.len()), (Some(0.5), TargetOutcome::Met, 3));
+        assert_eq!(find_figure(&figures, "plain_ratio").standing, TargetOutcome::Missed);
+        assert_eq!(find_figure(&figures, "polling_s").standing, TargetOutcome::Met);
     }
 
     #[test]
     fn without_a_peer_its_rows_are_there_and_not_measured() {
-        let figures = figures(&[Round { edge: numbers(1.0), ..Round::default() }], None);
+        let figures = compute_edge_figures(&[EdgeRound { edge: test_measurement(1.0), ..EdgeRound::default() }], None);
         for id in ["plain_peer_kib", "plain_ratio", "accept_ratio", "fan_peer_ratio", "fan_p99_ratio", "polling_s"] {
-            assert_eq!(found(&figures, id).standing, Standing::NotMeasured, "{id}");
+            assert_eq!(find_figure(&figures, id).standing, TargetOutcome::NotMeasured, "{id}");
         }
-        assert_eq!(found(&figures, "plain_kib").standing, Standing::Met);
+        assert_eq!(find_figure(&figures, "plain_kib").standing, TargetOutcome::Met);
     }
 
     #[test]
     fn one_event_missed_in_one_round_is_a_miss() {
-        let broken = Tally { delivered: 9, missed: 1, repeated: 0 };
-        let missed = Round { edge: Numbers { crowd: broken, ..Numbers::default() }, ..Round::default() };
-        let figures = figures(&[Round::default(), missed, Round::default()], None);
-        assert_eq!(found(&figures, "crowd_missed").standing, Standing::Missed);
-        assert_eq!(found(&figures, "crowd_repeated").standing, Standing::Met);
+        let broken = DeliveryTally { delivered: 9, missed: 1, repeated: 0 };
+        let missed = EdgeRound {
+            edge: ServerMeasurement { crowd: broken, ..ServerMeasurement::default() },
+            ..EdgeRound::default()
+        };
+        let figures = compute_edge_figures(&[EdgeRound::default(), missed, EdgeRound::default()], None);
+        assert_eq!(find_figure(&figures, "crowd_missed").standing, TargetOutcome::Missed);
+        assert_eq!(find_figure(&figures, "crowd_repeated").standing, TargetOutcome::Met);
     }
 }

@@ -9,53 +9,53 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Longest for one answer.
-const ANSWER: Duration = Duration::from_secs(30);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Largest head or body that is taken.
-const LARGEST: usize = 1 << 20;
+const RESPONSE_BYTES_MAX: usize = 1 << 20;
 
 /// One connection.
-pub struct Connection {
+pub struct HttpConnection {
     address: SocketAddr,
     stream: TcpStream,
     /// What was read and not yet taken.
-    read: Vec<u8>,
+    buffered: Vec<u8>,
 }
 
 /// What the head of an answer says.
 #[derive(Debug, PartialEq, Eq)]
-struct Head {
+struct ResponseHead {
     status: u16,
     /// How long the body is; `None` when it comes in chunks.
     length: Option<usize>,
     /// Whether the server ends the connection after it.
-    last: bool,
+    closes_connection: bool,
 }
 
-impl Connection {
+impl HttpConnection {
     /// Connects.
     pub async fn open(address: SocketAddr) -> io::Result<Self> {
-        let stream = timeout(ANSWER, TcpStream::connect(address)).await??;
+        let stream = timeout(RESPONSE_TIMEOUT, TcpStream::connect(address)).await??;
         stream.set_nodelay(true)?;
-        Ok(Self { address, stream, read: Vec::new() })
+        Ok(Self { address, stream, buffered: Vec::new() })
     }
 
     /// Asks, and reads the whole answer: its status and its body, chunks as they are.
-    pub async fn ask(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+    pub async fn fetch_response(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
         self.send(method, target, body).await?;
-        let (head, body) = timeout(ANSWER, async {
-            let head = self.head().await?;
+        let (head, body) = timeout(RESPONSE_TIMEOUT, async {
+            let head = self.read_head().await?;
             let length = match head.length {
                 Some(length) => length,
-                None => self.until(b"0\r\n\r\n").await?,
+                None => self.read_until(b"0\r\n\r\n").await?,
             };
-            while self.read.len() < length {
-                self.more().await?;
+            while self.buffered.len() < length {
+                self.read_more().await?;
             }
-            Ok::<_, io::Error>((head, self.read.drain(..length).collect()))
+            Ok::<_, io::Error>((head, self.buffered.drain(..length).collect()))
         })
         .await??;
-        if head.last {
+        if head.closes_connection {
             // At once, so that the next request is not late by it.
             *self = Self::open(self.address).await?;
         }
@@ -71,37 +71,37 @@ impl Connection {
         );
         let mut request = head.into_bytes();
         request.extend_from_slice(body);
-        timeout(ANSWER, self.stream.write_all(&request)).await?
+        timeout(RESPONSE_TIMEOUT, self.stream.write_all(&request)).await?
     }
 
     /// Reads an answer, or what is there of one that has no end, up to and with these bytes.
     pub async fn read_through(&mut self, end: &[u8]) -> io::Result<Vec<u8>> {
-        let end = timeout(ANSWER, self.until(end)).await??;
-        Ok(self.read.drain(..end).collect())
+        let end = timeout(RESPONSE_TIMEOUT, self.read_until(end)).await??;
+        Ok(self.buffered.drain(..end).collect())
     }
 
-    async fn head(&mut self) -> io::Result<Head> {
-        let end = self.until(b"\r\n\r\n").await?;
-        let head = parse_head(&self.read[..end]).ok_or_else(|| invalid("an answer that is not HTTP"))?;
-        self.read.drain(..end);
+    async fn read_head(&mut self) -> io::Result<ResponseHead> {
+        let end = self.read_until(b"\r\n\r\n").await?;
+        let head = parse_head(&self.buffered[..end]).ok_or_else(|| malformed_response("an answer that is not HTTP"))?;
+        self.buffered.drain(..end);
         Ok(head)
     }
 
     /// Where these bytes end, once they were read.
-    async fn until(&mut self, end: &[u8]) -> io::Result<usize> {
+    async fn read_until(&mut self, end: &[u8]) -> io::Result<usize> {
         loop {
-            if let Some(at) = find(&self.read, end) {
+            if let Some(at) = find_bytes(&self.buffered, end) {
                 return Ok(at + end.len());
             }
-            self.more().await?;
+            self.read_more().await?;
         }
     }
 
-    async fn more(&mut self) -> io::Result<()> {
-        if self.read.len() > LARGEST {
-            return Err(invalid("an answer that is too large"));
+    async fn read_more(&mut self) -> io::Result<()> {
+        if self.buffered.len() > RESPONSE_BYTES_MAX {
+            return Err(malformed_response("an answer that is too large"));
         }
-        match self.stream.read_buf(&mut self.read).await? {
+        match self.stream.read_buf(&mut self.buffered).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
         }
@@ -109,29 +109,29 @@ impl Connection {
 }
 
 /// Where a text begins in another.
-pub fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+pub fn find_bytes(text: &[u8], part: &[u8]) -> Option<usize> {
     text.windows(part.len()).position(|window| window == part)
 }
 
-fn invalid(what: &str) -> io::Error {
+fn malformed_response(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-fn parse_head(head: &[u8]) -> Option<Head> {
+fn parse_head(head: &[u8]) -> Option<ResponseHead> {
     let head = std::str::from_utf8(head).ok()?;
     let mut lines = head.split("\r\n");
     let status = lines.next()?.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
     let (mut length, mut last) = (Some(0), false);
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         if name.eq_ignore_ascii_case("content-length") {
-            length = Some(value.trim().parse().ok().filter(|length| *length <= LARGEST)?);
+            length = Some(value.trim().parse().ok().filter(|length| *length <= RESPONSE_BYTES_MAX)?);
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
             length = None;
         } else if name.eq_ignore_ascii_case("connection") {
             last = value.trim().eq_ignore_ascii_case("close");
         }
     }
-    Some(Head { status, length, last })
+    Some(ResponseHead { status, length, closes_connection: last })
 }
 
 #[cfg(test)]
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_table_of_heads() {
-        let head = |status, length, last| Some(Head { status, length, last });
+        let head = |status, length, last| Some(ResponseHead { status, length, closes_connection: last });
         for (name, text, expected) in [
             ("a length", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", head(200, Some(2), false)),
             ("chunks", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", head(200, None, false)),
@@ -152,6 +152,6 @@ mod tests {
         ] {
             assert_eq!(parse_head(text.as_bytes()), expected, "{name}");
         }
-        assert_eq!((find(b"abcabc", b"ca"), find(b"ab", b"abc")), (Some(2), None));
+        assert_eq!((find_bytes(b"abcabc", b"ca"), find_bytes(b"ab", b"abc")), (Some(2), None));
     }
 }

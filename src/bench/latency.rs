@@ -6,49 +6,49 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 /// Longest latency that is told apart, in microseconds; longer ones count as this.
-const LONGEST_US: u64 = 60_000_000;
+const LATENCY_MAX_US: u64 = 60_000_000;
 
 /// Histograms that are written apart, so that clients do not wait for each other.
-const PARTS: usize = 8;
+const HISTOGRAM_SHARD_COUNT: usize = 8;
 
 /// Collects latencies.
-pub struct Latencies {
-    parts: Vec<Mutex<Histogram<u64>>>,
+pub struct LatencyRecorder {
+    shards: Vec<Mutex<Histogram<u64>>>,
 }
 
 /// What was collected.
 #[derive(Clone, Debug)]
-pub struct Latency(Histogram<u64>);
+pub struct LatencyHistogram(Histogram<u64>);
 
-fn empty() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LONGEST_US, 3).expect("constants that the library accepts")
+fn new_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("constants that the library accepts")
 }
 
-impl Latencies {
+impl LatencyRecorder {
     /// None yet.
     pub fn new() -> Self {
-        Self { parts: (0..PARTS).map(|_| Mutex::new(empty())).collect() }
+        Self { shards: (0..HISTOGRAM_SHARD_COUNT).map(|_| Mutex::new(new_histogram())).collect() }
     }
 
     /// One latency of one client.
     pub fn record(&self, client: usize, latency: Duration) {
-        let us = u64::try_from(latency.as_micros()).unwrap_or(LONGEST_US).clamp(1, LONGEST_US);
-        let mut part = self.parts[client % PARTS].lock().unwrap_or_else(PoisonError::into_inner);
+        let us = u64::try_from(latency.as_micros()).unwrap_or(LATENCY_MAX_US).clamp(1, LATENCY_MAX_US);
+        let mut part = self.shards[client % HISTOGRAM_SHARD_COUNT].lock().unwrap_or_else(PoisonError::into_inner);
         part.saturating_record(us);
     }
 
     /// All of them together.
-    pub fn merge(&self) -> Latency {
-        let mut all = empty();
-        for part in &self.parts {
+    pub fn merge_shards(&self) -> LatencyHistogram {
+        let mut all = new_histogram();
+        for part in &self.shards {
             // Same bounds, so nothing can be out of range.
             let _ = all.add(&*part.lock().unwrap_or_else(PoisonError::into_inner));
         }
-        Latency(all)
+        LatencyHistogram(all)
     }
 }
 
-impl Latency {
+impl LatencyHistogram {
     /// The latency in ms that this share of all, such as 0.99, does not exceed.
     pub fn quantile_ms(&self, share: f64) -> f64 {
         Duration::from_micros(self.0.value_at_quantile(share)).as_secs_f64() * 1000.0
@@ -61,12 +61,12 @@ mod tests {
 
     #[test]
     fn parts_are_merged_without_a_loss() {
-        let latencies = Latencies::new();
+        let latencies = LatencyRecorder::new();
         for n in 1..=1000_u64 {
             latencies.record(usize::try_from(n).expect("small"), Duration::from_micros(n * 1000));
         }
         latencies.record(0, Duration::from_hours(1));
-        let merged = latencies.merge();
+        let merged = latencies.merge_shards();
         assert_eq!(merged.0.len(), 1001);
         assert!((merged.quantile_ms(0.5) - 501.0).abs() < 2.0, "{}", merged.quantile_ms(0.5));
         assert!((merged.quantile_ms(0.99) - 991.0).abs() < 2.0, "{}", merged.quantile_ms(0.99));

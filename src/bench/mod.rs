@@ -9,8 +9,7 @@
 //!
 //! This room knows servers by the wire and by the table of variables alone: it must not know how an edge works.
 
-mod bare;
-mod crowd;
+mod baseline;
 mod document;
 mod error;
 mod fallback;
@@ -27,13 +26,14 @@ mod run;
 mod sequence;
 mod server;
 mod socket;
+mod sockets;
 
-pub use bare::serve as serve_bare;
-pub use document::document;
+pub use baseline::serve as serve_bare;
+pub use document::render_page;
 pub use error::BenchError;
-pub use figures::{Figure, Standing};
-pub use plan::{Peer, Plan, PodsPlan};
+pub use figures::{Figure, TargetOutcome};
+pub use plan::{EdgePlan, PeerServer, PodsPlan};
 pub use pods::run as run_pods;
-pub use report::{Report, Size, text};
+pub use report::{BenchReport, RunSize, render_text};
 pub use run::run;
-pub use sequence::{Sequence, Tally};
+pub use sequence::{DeliveryTally, EventSequence};

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// A server to measure beside ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
+pub struct PeerServer {
     /// The program of sockudo.
     pub program: PathBuf,
 }
@@ -15,7 +15,7 @@ pub struct Peer {
 /// One run.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Plan {
+pub struct EdgePlan {
     /// Whether it is the short one.
     pub quick: bool,
     /// Rounds; each runs every server once, in turn.
@@ -42,13 +42,13 @@ pub struct Plan {
     pub polling: Duration,
     /// Whom to measure beside.
     #[serde(skip)]
-    pub peer: Option<Peer>,
+    pub peer: Option<PeerServer>,
 }
 
-impl Plan {
+impl EdgePlan {
     /// As the targets are worded: about 12 minutes with a peer.
     #[must_use]
-    pub fn full() -> Self {
+    pub fn full_run() -> Self {
         Self {
             quick: false,
             rounds: 5,
@@ -67,7 +67,7 @@ impl Plan {
 
     /// Smaller crowds and fewer rounds: under 3 minutes with a peer.
     #[must_use]
-    pub fn quick() -> Self {
+    pub fn quick_run() -> Self {
         Self {
             quick: true,
             rounds: 2,
@@ -77,13 +77,13 @@ impl Plan {
             sessions: 500,
             publishing: Duration::from_secs(3),
             polling: Duration::from_secs(45),
-            ..Self::full()
+            ..Self::full_run()
         }
     }
 
     /// Another size of every crowd, for trials.
     #[must_use]
-    pub fn sized(mut self, sockets: usize) -> Self {
+    pub fn with_crowds_max(mut self, sockets: usize) -> Self {
         self.sockets = sockets;
         self.channels = self.channels.min(sockets.max(1));
         self.members = self.members.min(sockets);
@@ -94,7 +94,7 @@ impl Plan {
 
     /// Files that the load client, or a server, has open at most: its sockets, and some for itself.
     #[must_use]
-    pub fn files(&self) -> u64 {
+    pub fn open_files_needed(&self) -> u64 {
         let most = self.sockets.max(self.members).max(self.sessions + self.sessions / 8).max(self.subscribers);
         most as u64 + 256
     }
@@ -138,7 +138,7 @@ pub struct PodsPlan {
 impl PodsPlan {
     /// As the targets are worded: under 6 minutes with 3 edges.
     #[must_use]
-    pub fn full(pods: usize) -> Self {
+    pub fn full_run(pods: usize) -> Self {
         Self {
             quick: false,
             pods,
@@ -159,7 +159,7 @@ impl PodsPlan {
 
     /// Smaller crowds and one round: under 2 minutes.
     #[must_use]
-    pub fn quick(pods: usize) -> Self {
+    pub fn quick_run(pods: usize) -> Self {
         Self {
             quick: true,
             rounds: 1,
@@ -168,13 +168,13 @@ impl PodsPlan {
             publishing: Duration::from_secs(3),
             occupied: 5_000,
             members: 2_000,
-            ..Self::full(pods)
+            ..Self::full_run(pods)
         }
     }
 
     /// Another size of every crowd, for trials.
     #[must_use]
-    pub fn sized(mut self, sockets: usize) -> Self {
+    pub fn with_crowds_max(mut self, sockets: usize) -> Self {
         let sockets = sockets.max(1);
         self.subscribers = self.subscribers.min(sockets);
         self.sockets = self.sockets.min(sockets);
@@ -188,7 +188,7 @@ impl PodsPlan {
 
     /// Files that the load client, or a server, has open at most: its sockets, and some for itself.
     #[must_use]
-    pub fn files(&self) -> u64 {
+    pub fn open_files_needed(&self) -> u64 {
         let most = self.sockets.max(self.subscribers).max(self.calm_sockets).max(self.members + self.members / 50);
         most as u64 + 256
     }
@@ -200,19 +200,19 @@ mod tests {
 
     #[test]
     fn a_size_bounds_every_crowd_of_several_edges() {
-        let plan = PodsPlan::quick(2).sized(25);
+        let plan = PodsPlan::quick_run(2).with_crowds_max(25);
         let crowds = [plan.subscribers, plan.sockets, plan.calm_sockets, plan.occupied, plan.members];
         assert_eq!((crowds, plan.channels, plan.calm_channels, plan.pods), ([25; 5], 3, 3, 2));
-        assert_eq!(PodsPlan::full(3).sized(0).channels, 1);
-        assert!(PodsPlan::full(3).files() > 10_200);
+        assert_eq!(PodsPlan::full_run(3).with_crowds_max(0).channels, 1);
+        assert!(PodsPlan::full_run(3).open_files_needed() > 10_200);
     }
 
     #[test]
     fn a_size_bounds_every_crowd() {
-        let plan = Plan::quick().sized(50);
+        let plan = EdgePlan::quick_run().with_crowds_max(50);
         assert_eq!((plan.sockets, plan.members, plan.sessions, plan.subscribers), (50, 50, 50, 50));
         assert_eq!(plan.channels, 20);
-        assert_eq!(Plan::full().sized(0).channels, 1);
-        assert!(Plan::full().files() > 10_000);
+        assert_eq!(EdgePlan::full_run().with_crowds_max(0).channels, 1);
+        assert!(EdgePlan::full_run().open_files_needed() > 10_000);
     }
 }

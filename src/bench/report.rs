@@ -6,17 +6,17 @@ use std::time::Instant;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::figures::{Figure, Goal, Standing};
-use super::machine::{self, VOID_ABOVE, Watch};
-use super::plan::{Plan, PodsPlan};
-use crate::runtime::build;
+use super::figures::{Figure, FigureTarget, TargetOutcome};
+use super::machine::{self, HostUsage, OTHERS_SHARE_MAX};
+use super::plan::{EdgePlan, PodsPlan};
+use crate::process::build;
 
 /// How large a run was, and so what was measured.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
-pub enum Size {
+pub enum RunSize {
     /// An edge, beside others.
-    Edge(Plan),
+    Edge(EdgePlan),
     /// Several edges that share a Redis, beside a single one.
     Pods(PodsPlan),
 }
@@ -24,14 +24,14 @@ pub enum Size {
 /// What a run found.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub struct BenchReport {
     /// Whether others kept the host so busy that the figures say nothing.
     pub void: bool,
     /// The share of the host's CPU that others took.
     pub others: f64,
     /// How large it was.
     #[serde(flatten)]
-    pub size: Size,
+    pub size: RunSize,
     /// Seconds of each publishing.
     pub seconds: u64,
     /// What was measured, with its release and build.
@@ -51,19 +51,24 @@ pub struct Report {
 }
 
 /// A run that begins now, on this machine and with this program.
-pub async fn begin(size: Size, peer: Option<String>) -> Report {
-    let program = format!("realtime {}, build {}", env!("CARGO_PKG_VERSION"), build::read_id().await);
+pub async fn begin_report(size: RunSize, peer: Option<String>) -> BenchReport {
+    let program = format!("realtime {}, build {}", env!("CARGO_PKG_VERSION"), build::read_build_id().await);
     let date = Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string();
-    Report::of(size, (program, peer), machine::describe(), date)
+    BenchReport::without_figures(size, (program, peer), machine::describe_machine(), date)
 }
 
-impl Report {
+impl BenchReport {
     /// A run with nothing found yet.
     #[must_use]
-    pub fn of(size: Size, (program, peer): (String, Option<String>), machine: String, date: String) -> Self {
+    pub fn without_figures(
+        size: RunSize,
+        (program, peer): (String, Option<String>),
+        machine: String,
+        date: String,
+    ) -> Self {
         let publishing = match &size {
-            Size::Edge(plan) => plan.publishing,
-            Size::Pods(plan) => plan.publishing,
+            RunSize::Edge(plan) => plan.publishing,
+            RunSize::Pods(plan) => plan.publishing,
         };
         Self {
             void: false,
@@ -81,29 +86,29 @@ impl Report {
     }
 
     /// It ends now, and this was seen of the host.
-    pub fn end(&mut self, watch: &Watch, began: Instant) {
-        (self.void, self.others) = (watch.void(), watch.others());
+    pub fn finish_run(&mut self, watch: &HostUsage, began: Instant) {
+        (self.void, self.others) = (watch.is_void(), watch.others_share());
         self.took = began.elapsed().as_secs();
     }
 
     /// Whether crowds were smaller and rounds fewer than the targets are worded for.
-    pub(super) fn quick(&self) -> bool {
+    pub(super) fn is_quick(&self) -> bool {
         match &self.size {
-            Size::Edge(plan) => plan.quick,
-            Size::Pods(plan) => plan.quick,
+            RunSize::Edge(plan) => plan.quick,
+            RunSize::Pods(plan) => plan.quick,
         }
     }
 
     /// Whether a target that was measured is missed.
     #[must_use]
-    pub fn missed(&self) -> bool {
-        self.figures.iter().any(|figure| figure.standing == Standing::Missed)
+    pub fn has_missed_target(&self) -> bool {
+        self.figures.iter().any(|figure| figure.standing == TargetOutcome::Missed)
     }
 
     /// How large the run was, in a line.
-    pub(super) fn sizes(&self) -> String {
+    pub(super) fn describe_size(&self) -> String {
         let (sizes, rounds) = match &self.size {
-            Size::Edge(plan) => (
+            RunSize::Edge(plan) => (
                 format!(
                     "{} sockets over {} channels with {} publishes/s, {} presence members, {} xhr_streaming sessions; \
                      fan-out to {} subscribers with {} events/s",
@@ -117,7 +122,7 @@ impl Report {
                 ),
                 plan.rounds,
             ),
-            Size::Pods(plan) => (
+            RunSize::Pods(plan) => (
                 format!(
                     "{} edges beside a single one; fan-out to {} subscribers with {} events/s, crowd of {} sockets over \
                      {} channels with {} publishes/s, calm load of {} sockets over {} channels with {} publishes/s; {} \
@@ -141,19 +146,19 @@ impl Report {
     }
 
     /// How busy others were, in a sentence.
-    pub(super) fn host(&self) -> String {
+    pub(super) fn describe_host(&self) -> String {
         let share = |share: f64| format!("{:.0} %", share * 100.0);
         let told = format!("Others took {} of the host's CPU while it was measured", share(self.others));
         if self.void {
-            format!("{told}, more than {}: this run is void. Run it again on a quieter host.", share(VOID_ABOVE))
+            format!("{told}, more than {}: this run is void. Run it again on a quieter host.", share(OTHERS_SHARE_MAX))
         } else {
-            format!("{told}; above {} a run is void.", share(VOID_ABOVE))
+            format!("{told}; above {} a run is void.", share(OTHERS_SHARE_MAX))
         }
     }
 }
 
 /// A value with as many digits as mean something.
-pub(super) fn number(value: f64) -> String {
+pub(super) fn format_number(value: f64) -> String {
     match value.abs() {
         whole if whole.fract() == 0.0 => format!("{value:.0}"),
         large if large >= 100.0 => format!("{value:.0}"),
@@ -163,27 +168,27 @@ pub(super) fn number(value: f64) -> String {
 }
 
 /// The cells of a figure's row: name, value with unit, target, how it stands.
-pub(super) fn cells(figure: &Figure) -> [String; 4] {
-    let with_unit = |value: f64| format!("{} {}", number(value), figure.unit).trim_end().to_owned();
+pub(super) fn format_row(figure: &Figure) -> [String; 4] {
+    let with_unit = |value: f64| format!("{} {}", format_number(value), figure.unit).trim_end().to_owned();
     let target = match figure.target {
         None => String::new(),
-        Some(Goal::AtMost(most)) => format!("≤ {}", with_unit(most)),
-        Some(Goal::AtLeast(least)) => format!("≥ {}", with_unit(least)),
+        Some(FigureTarget::AtMost(most)) => format!("≤ {}", with_unit(most)),
+        Some(FigureTarget::AtLeast(least)) => format!("≥ {}", with_unit(least)),
     };
     let standing = match figure.standing {
-        Standing::Met => "met",
-        Standing::Missed => "MISSED",
-        Standing::Told => "",
-        Standing::NotMeasured => "not measured",
+        TargetOutcome::Met => "met",
+        TargetOutcome::Missed => "MISSED",
+        TargetOutcome::Told => "",
+        TargetOutcome::NotMeasured => "not measured",
     };
     [figure.name.to_owned(), figure.value.map(with_unit).unwrap_or_default(), target, standing.to_owned()]
 }
 
 /// The result for people.
 #[must_use]
-pub fn text(report: &Report) -> String {
+pub fn render_text(report: &BenchReport) -> String {
     let mut rows = vec![["figure", "value", "target", ""].map(str::to_owned)];
-    rows.extend(report.figures.iter().map(cells));
+    rows.extend(report.figures.iter().map(format_row));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
     let (first, second, third) = (width(0), width(1), width(2));
     let mut text = String::new();
@@ -191,17 +196,17 @@ pub fn text(report: &Report) -> String {
         let line = format!("{name:first$}  {value:>second$}  {target:third$}  {standing}");
         let _ = writeln!(text, "{}", line.trim_end());
     }
-    let fewer = if report.quick() { " The quick run: the targets are worded for the full one." } else { "" };
-    let word = if matches!(report.size, Size::Edge(_)) { "beside" } else { "over" };
+    let fewer = if report.is_quick() { " The quick run: the targets are worded for the full one." } else { "" };
+    let word = if matches!(report.size, RunSize::Edge(_)) { "beside" } else { "over" };
     let _ = write!(
         text,
         "\n{}\n{}\n{} on {}, {} s.\n{}{fewer}\n",
-        report.sizes(),
+        report.describe_size(),
         report.machine,
         report.peer.as_ref().map_or(report.program.clone(), |peer| format!("{} {word} {peer}", report.program)),
         report.date,
         report.took,
-        report.host(),
+        report.describe_host(),
     );
     for note in &report.notes {
         let _ = writeln!(text, "{note}");
@@ -211,21 +216,26 @@ pub fn text(report: &Report) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::figures::{Round, figures};
+    use super::super::figures::{EdgeRound, compute_edge_figures};
     use super::*;
 
-    pub fn report(rounds: &[Round]) -> Report {
+    pub fn test_report(rounds: &[EdgeRound]) -> BenchReport {
         let versions = ("realtime 0.1.0".to_owned(), Some("sockudo 5.2.0".to_owned()));
-        let report = Report::of(Size::Edge(Plan::full()), versions, "a machine".to_owned(), "2026-01-02".to_owned());
-        Report { figures: figures(rounds, Some(20.5)), ..report }
+        let report = BenchReport::without_figures(
+            RunSize::Edge(EdgePlan::full_run()),
+            versions,
+            "a machine".to_owned(),
+            "2026-01-02".to_owned(),
+        );
+        BenchReport { figures: compute_edge_figures(rounds, Some(20.5)), ..report }
     }
 
     #[test]
     fn every_figure_has_its_row_with_value_unit_target_and_standing() {
-        let mut round = Round::default();
+        let mut round = EdgeRound::default();
         (round.edge.plain_kib, round.edge.member_kib, round.edge.accept_us) = (9.876, 17.0, 123.4);
-        let report = report(&[round]);
-        let text = text(&report);
+        let report = test_report(&[round]);
+        let text = render_text(&report);
         let row = |name: &str| text.lines().find(|line| line.starts_with(name)).map(str::to_owned).expect("a row");
         for (name, parts) in [
             ("memory of an idle subscribed socket", &["9.88 KiB", "≤ 12 KiB", "met"][..]),
@@ -239,14 +249,18 @@ pub(super) mod tests {
             }
         }
         assert!(text.lines().count() > report.figures.len());
-        assert!(report.missed(), "a target is missed");
+        assert!(report.has_missed_target(), "a target is missed");
     }
 
     #[test]
     fn a_void_run_says_so_and_what_to_do() {
-        let void = Report { void: true, others: 0.91, ..report(&[]) };
-        assert!(text(&void).contains("91 %") && text(&void).contains("void. Run it again"), "{}", text(&void));
-        assert!(!void.missed(), "nothing was measured");
+        let void = BenchReport { void: true, others: 0.91, ..test_report(&[]) };
+        assert!(
+            render_text(&void).contains("91 %") && render_text(&void).contains("void. Run it again"),
+            "{}",
+            render_text(&void)
+        );
+        assert!(!void.has_missed_target(), "nothing was measured");
     }
 
     #[test]
@@ -254,7 +268,7 @@ pub(super) mod tests {
         for (value, expected) in
             [(0.0, "0"), (0.126, "0.13"), (12.34, "12.3"), (123.4, "123"), (2_000_000.0, "2000000")]
         {
-            assert_eq!(number(value), expected);
+            assert_eq!(format_number(value), expected);
         }
     }
 }

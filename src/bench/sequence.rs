@@ -5,14 +5,14 @@
 
 /// What one subscriber has seen of one channel. Events are numbered from 0 and published after it has subscribed.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sequence {
+pub struct EventSequence {
     next: u64,
-    tally: Tally,
+    tally: DeliveryTally,
 }
 
 /// What was seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct DeliveryTally {
     /// Events that arrived, repeated ones too.
     pub delivered: u64,
     /// Events that were not there when a later one was.
@@ -21,9 +21,9 @@ pub struct Tally {
     pub repeated: u64,
 }
 
-impl Sequence {
+impl EventSequence {
     /// Another event arrived.
-    pub fn take(&mut self, number: u64) {
+    pub fn add_arrival(&mut self, number: u64) {
         self.tally.delivered += 1;
         if number < self.next {
             self.tally.repeated += 1;
@@ -35,7 +35,7 @@ impl Sequence {
 
     /// Nothing comes any more, and so many events were published.
     #[must_use]
-    pub fn end(mut self, published: u64) -> Tally {
+    pub fn into_tally(mut self, published: u64) -> DeliveryTally {
         self.tally.missed += published.saturating_sub(self.next);
         self.tally
     }
@@ -44,35 +44,35 @@ impl Sequence {
 /// What one subscriber has seen of one channel that is published to at several servers in turn. Each server keeps the
 /// order of its own events; what was published at two of them may overtake.
 #[derive(Clone, Debug)]
-pub struct Lanes(Vec<Sequence>);
+pub struct ServerLanes(Vec<EventSequence>);
 
-impl Lanes {
+impl ServerLanes {
     /// Events go to so many servers in turn.
     #[must_use]
-    pub fn of(servers: usize) -> Self {
-        Self(vec![Sequence::default(); servers.max(1)])
+    pub fn for_servers(servers: usize) -> Self {
+        Self(vec![EventSequence::default(); servers.max(1)])
     }
 
     /// Another event arrived.
-    pub fn take(&mut self, number: u64) {
+    pub fn add_arrival(&mut self, number: u64) {
         let lanes = self.0.len() as u64;
         let lane = usize::try_from(number % lanes).unwrap_or_default();
-        self.0[lane].take(number / lanes);
+        self.0[lane].add_arrival(number / lanes);
     }
 
     /// Nothing comes any more, and so many events were published in all.
     #[must_use]
-    pub fn end(self, published: u64) -> Tally {
+    pub fn into_tally(self, published: u64) -> DeliveryTally {
         let lanes = self.0.len() as u64;
-        let mut tally = Tally::default();
+        let mut tally = DeliveryTally::default();
         for (lane, sequence) in (0..).zip(self.0) {
-            tally += sequence.end(published.saturating_sub(lane).div_ceil(lanes));
+            tally += sequence.into_tally(published.saturating_sub(lane).div_ceil(lanes));
         }
         tally
     }
 }
 
-impl std::ops::AddAssign for Tally {
+impl std::ops::AddAssign for DeliveryTally {
     fn add_assign(&mut self, other: Self) {
         self.delivered += other.delivered;
         self.missed += other.missed;
@@ -96,12 +96,12 @@ mod tests {
             ("one came twice", &[0, 1, 1, 2], 3, (0, 1)),
             ("two changed places", &[0, 2, 1], 3, (1, 1)),
         ] {
-            let mut sequence = Sequence::default();
+            let mut sequence = EventSequence::default();
             for number in arrived {
-                sequence.take(*number);
+                sequence.add_arrival(*number);
             }
             let delivered = arrived.len() as u64;
-            assert_eq!(sequence.end(published), Tally { delivered, missed, repeated }, "{name}");
+            assert_eq!(sequence.into_tally(published), DeliveryTally { delivered, missed, repeated }, "{name}");
         }
     }
 
@@ -116,12 +116,12 @@ mod tests {
             ("nothing arrived", 3, &[], 7, (7, 0)),
             ("one server only", 1, &[0, 2, 1], 3, (1, 1)),
         ] {
-            let mut lanes = Lanes::of(servers);
+            let mut lanes = ServerLanes::for_servers(servers);
             for number in arrived {
-                lanes.take(*number);
+                lanes.add_arrival(*number);
             }
             let delivered = arrived.len() as u64;
-            assert_eq!(lanes.end(published), Tally { delivered, missed, repeated }, "{name}");
+            assert_eq!(lanes.into_tally(published), DeliveryTally { delivered, missed, repeated }, "{name}");
         }
     }
 }

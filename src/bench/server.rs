@@ -12,32 +12,32 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 
 use super::error::BenchError;
-use super::http::Connection;
+use super::http::HttpConnection;
 use super::load::Target;
 use super::machine;
-use super::plan::Peer;
-use crate::contract::name;
+use super::plan::PeerServer;
+use crate::config::name;
 use crate::protocol::Transport;
-use crate::protocol::registry::{App, Registry};
+use crate::protocol::registry::{App, AppRegistry};
 
 /// The id of the app that every server has.
-pub const APP: &str = "1";
+pub const APP_ID: &str = "1";
 
 /// Its key.
-pub const KEY: &str = "bench-key";
+pub const APP_KEY: &str = "bench-key";
 
 /// Its secret. The servers are there for a moment and on loopback only.
-pub const SECRET: &str = "bench-secret";
+pub const APP_SECRET: &str = "bench-secret";
 
 /// Longest until a server answers.
-const START: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is left of what a server said when it did not start.
-const SAID: usize = 2_000;
+const OUTPUT_TAIL_LEN: usize = 2_000;
 
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum ServerKind {
     /// Ours, with WebSocket.
     Edge,
     /// Ours, with the HTTP fallbacks of pusher-js.
@@ -45,75 +45,81 @@ pub enum Kind {
     /// sockudo.
     Sockudo,
     /// A broadcast over axum's WebSocket with nothing around it.
-    Bare,
+    Baseline,
 }
 
-impl Kind {
+impl ServerKind {
     /// As it is told.
     pub fn name(self) -> &'static str {
         match self {
             Self::Edge => "edge",
             Self::Fallbacks => "edge with the fallbacks",
             Self::Sockudo => "sockudo",
-            Self::Bare => "bare axum",
+            Self::Baseline => "bare axum",
         }
     }
 }
 
 /// A server that runs. It is ended when this is dropped.
-pub struct Server {
+pub struct ServerProcess {
     /// Where its clients go.
     pub target: Target,
     /// Where the bare one echoes.
-    pub echo: SocketAddr,
+    pub echo_address: SocketAddr,
     process: Child,
     _files: TempDir,
 }
 
 /// What joins an edge to others.
 #[derive(Clone, Copy, Debug)]
-pub struct Bus<'a> {
+pub struct BusConnection<'a> {
     /// The address of Redis.
     pub url: &'a str,
     /// What the keys of these edges are told by from those of others in the same Redis.
     pub cluster: &'a str,
 }
 
-impl Server {
+impl ServerProcess {
     /// Starts a server and waits until it answers.
-    pub async fn start(kind: Kind, peer: Option<&Peer>) -> Result<Self, BenchError> {
-        Self::launch(kind, peer, None).await
+    pub async fn start(kind: ServerKind, peer: Option<&PeerServer>) -> Result<Self, BenchError> {
+        Self::launch_and_wait(kind, peer, None).await
     }
 
     /// Starts an edge among others, and waits until it answers.
-    pub async fn joined(bus: Bus<'_>) -> Result<Self, BenchError> {
-        Self::launch(Kind::Edge, None, Some(bus)).await
+    pub async fn start_on_bus(bus: BusConnection<'_>) -> Result<Self, BenchError> {
+        Self::launch_and_wait(ServerKind::Edge, None, Some(bus)).await
     }
 
-    async fn launch(kind: Kind, peer: Option<&Peer>, bus: Option<Bus<'_>>) -> Result<Self, BenchError> {
-        let files = tempfile::tempdir().map_err(BenchError::io("no temporary directory can be made"))?;
+    async fn launch_and_wait(
+        kind: ServerKind,
+        peer: Option<&PeerServer>,
+        bus: Option<BusConnection<'_>>,
+    ) -> Result<Self, BenchError> {
+        let files = tempfile::tempdir().map_err(BenchError::from_io("no temporary directory can be made"))?;
         let [public, second] = [free_port()?, free_port()?];
         let (mut command, alive) = match kind {
-            Kind::Edge | Kind::Fallbacks => (edge(kind, files.path(), [public, second], bus)?, (second, "/readyz")),
-            Kind::Sockudo => (sockudo(files.path(), public, peer)?, (public, "/up")),
-            Kind::Bare => (bare(public, second)?, (public, "/up")),
+            ServerKind::Edge | ServerKind::Fallbacks => {
+                (build_edge_command(kind, files.path(), [public, second], bus)?, (second, "/readyz"))
+            }
+            ServerKind::Sockudo => (build_sockudo_command(files.path(), public, peer)?, (public, "/up")),
+            ServerKind::Baseline => (build_baseline_command(public, second)?, (public, "/up")),
         };
         let said = files.path().join("said");
-        let file = std::fs::File::create(&said).map_err(BenchError::io("no file for what a server says"))?;
-        let copy = file.try_clone().map_err(BenchError::io("no file for what a server says"))?;
+        let file = std::fs::File::create(&said).map_err(BenchError::from_io("no file for what a server says"))?;
+        let copy = file.try_clone().map_err(BenchError::from_io("no file for what a server says"))?;
         let process = command.stdin(Stdio::null()).stdout(copy).stderr(file).spawn();
-        let process = process.map_err(|error| failed(kind, error.to_string()))?;
+        let process = process.map_err(|error| start_error(kind, error.to_string()))?;
         let target = Target { kind, address: public };
-        let mut server = Self { target, echo: second, process, _files: files };
-        server.answers(alive, &said).await?;
+        let mut server = Self { target, echo_address: second, process, _files: files };
+        server.wait_until_ready(alive, &said).await?;
         Ok(server)
     }
 
-    async fn answers(&mut self, (address, path): (SocketAddr, &str), said: &Path) -> Result<(), BenchError> {
-        let late = Instant::now() + START;
+    async fn wait_until_ready(&mut self, (address, path): (SocketAddr, &str), said: &Path) -> Result<(), BenchError> {
+        let late = Instant::now() + START_TIMEOUT;
         loop {
-            if let Ok(mut connection) = Connection::open(address).await
-                && let Ok((200, _)) = connection.ask("GET", path, b"").await
+            if let Ok(mut connection) = HttpConnection::open(address).await
+                && let Ok((200, _)) = connection.fetch_response("GET", path, b"").await
             {
                 return Ok(());
             }
@@ -121,9 +127,9 @@ impl Server {
             if ended.is_some() || Instant::now() > late {
                 let mut text = String::new();
                 let _ = std::fs::File::open(said).and_then(|mut file| file.read_to_string(&mut text));
-                let tail: String = text.chars().skip(text.chars().count().saturating_sub(SAID)).collect();
-                let how = ended.map_or_else(|| format!("no answer in {START:?}"), |status| status.to_string());
-                return Err(failed(self.target.kind, format!("{how}; it said: {}", tail.trim())));
+                let tail: String = text.chars().skip(text.chars().count().saturating_sub(OUTPUT_TAIL_LEN)).collect();
+                let how = ended.map_or_else(|| format!("no answer in {START_TIMEOUT:?}"), |status| status.to_string());
+                return Err(start_error(self.target.kind, format!("{how}; it said: {}", tail.trim())));
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -135,22 +141,22 @@ impl Server {
     }
 
     /// Its CPU time so far, in clock ticks.
-    pub fn ticks(&self) -> Result<u64, BenchError> {
-        machine::ticks(self.pid())
+    pub fn cpu_ticks(&self) -> Result<u64, BenchError> {
+        machine::read_cpu_ticks(self.pid())
     }
 
     /// Its resident memory, in KiB.
     pub fn rss_kib(&self) -> Result<u64, BenchError> {
-        machine::rss_kib(self.pid())
+        machine::read_rss_kib(self.pid())
     }
 }
 
 /// CPU time of some servers together, in clock ticks.
-pub fn ticks(servers: &[Server]) -> Result<u64, BenchError> {
-    servers.iter().map(Server::ticks).sum()
+pub fn sum_cpu_ticks(servers: &[ServerProcess]) -> Result<u64, BenchError> {
+    servers.iter().map(ServerProcess::cpu_ticks).sum()
 }
 
-impl Drop for Server {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.process.kill();
@@ -158,44 +164,46 @@ impl Drop for Server {
     }
 }
 
-fn failed(kind: Kind, detail: String) -> BenchError {
+fn start_error(kind: ServerKind, detail: String) -> BenchError {
     BenchError::Start { server: kind.name(), detail }
 }
 
 /// A port that was free a moment ago.
 pub fn free_port() -> Result<SocketAddr, BenchError> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(BenchError::io("no free port"))?;
-    listener.local_addr().map_err(BenchError::io("no free port"))
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(BenchError::from_io("no free port"))?;
+    listener.local_addr().map_err(BenchError::from_io("no free port"))
 }
 
-fn this_program() -> Result<PathBuf, BenchError> {
-    std::env::current_exe().map_err(BenchError::io("this program cannot be found"))
+fn current_program() -> Result<PathBuf, BenchError> {
+    std::env::current_exe().map_err(BenchError::from_io("this program cannot be found"))
 }
 
 /// An edge as a pod runs it, without a stream; without others where no bus is given.
-fn edge(
-    kind: Kind,
+fn build_edge_command(
+    kind: ServerKind,
     files: &Path,
     [public, admin]: [SocketAddr; 2],
-    bus: Option<Bus<'_>>,
+    bus: Option<BusConnection<'_>>,
 ) -> Result<Command, BenchError> {
     let app: App = serde_json::from_value(serde_json::json!({
-        "id": APP,
-        "credentials": [{ "key": KEY, "secret": SECRET, "state": "Active" }],
+        "id": APP_ID,
+        "credentials": [{ "key": APP_KEY, "secret": APP_SECRET, "state": "Active" }],
         "enabled": true,
         "clientEvents": true,
         "limits": { "clientEventsPerSecond": 10 },
         "webhooks": [],
     }))
-    .map_err(|error| failed(kind, error.to_string()))?;
-    let registry = Registry::new([app]).files().map_err(|error| failed(kind, error.to_string()))?;
+    .map_err(|error| start_error(kind, error.to_string()))?;
+    let registry = AppRegistry::new([app]).to_files().map_err(|error| start_error(kind, error.to_string()))?;
     let apps = files.join("apps");
-    std::fs::create_dir(&apps).map_err(BenchError::io("the app registry cannot be written"))?;
+    std::fs::create_dir(&apps).map_err(BenchError::from_io("the app registry cannot be written"))?;
     for (name, text) in registry {
-        std::fs::write(apps.join(name), text).map_err(BenchError::io("the app registry cannot be written"))?;
+        std::fs::write(apps.join(name), text).map_err(BenchError::from_io("the app registry cannot be written"))?;
     }
     let (server, transports) = match kind {
-        Kind::Fallbacks => ("sockjs", [Transport::XhrStreaming, Transport::XhrPolling].map(Transport::name).join(",")),
+        ServerKind::Fallbacks => {
+            ("sockjs", [Transport::XhrStreaming, Transport::XhrPolling].map(Transport::name).join(","))
+        }
         _ => ("websocket", Transport::Websocket.name().to_owned()),
     };
     let mut variables: BTreeMap<&str, String> = [
@@ -223,16 +231,17 @@ fn edge(
             (name::CLUSTER_UID, bus.cluster.to_owned()),
         ]);
     }
-    let mut command = Command::new(this_program()?);
+    let mut command = Command::new(current_program()?);
     command.arg("edge").env_clear().envs(variables);
     Ok(command)
 }
 
 /// sockudo in one process, with nothing that it does not need for this: no rate limits, no metrics, no log.
-fn sockudo(files: &Path, public: SocketAddr, peer: Option<&Peer>) -> Result<Command, BenchError> {
-    let peer = peer.ok_or_else(|| failed(Kind::Sockudo, "no program was named".to_owned()))?;
+fn build_sockudo_command(files: &Path, public: SocketAddr, peer: Option<&PeerServer>) -> Result<Command, BenchError> {
+    let peer = peer.ok_or_else(|| start_error(ServerKind::Sockudo, "no program was named".to_owned()))?;
     let path = files.join("sockudo.toml");
-    std::fs::write(&path, sockudo_toml(public)).map_err(BenchError::io("sockudo's configuration cannot be written"))?;
+    std::fs::write(&path, sockudo_toml(public))
+        .map_err(BenchError::from_io("sockudo's configuration cannot be written"))?;
     let mut command = Command::new(&peer.program);
     command.arg("--config").arg(path).env_clear().env("RUST_LOG", "error").current_dir(files);
     Ok(command)
@@ -252,7 +261,7 @@ fn sockudo_toml(public: SocketAddr) -> String {
     }
     let _ = write!(
         text,
-        "\n[[app_manager.array.apps]]\nid = \"{APP}\"\nkey = \"{KEY}\"\nsecret = \"{SECRET}\"\nenabled = true\n\
+        "\n[[app_manager.array.apps]]\nid = \"{APP_ID}\"\nkey = \"{APP_KEY}\"\nsecret = \"{APP_SECRET}\"\nenabled = true\n\
          \n[app_manager.array.apps.policy.limits]\nmax_connections = 100000\nmax_client_events_per_second = 10\n\
          max_presence_members_per_channel = 100\n\
          \n[app_manager.array.apps.policy.features]\nenable_client_messages = true\n"
@@ -261,8 +270,8 @@ fn sockudo_toml(public: SocketAddr) -> String {
 }
 
 /// What has nothing around it: a hidden command of this program.
-fn bare(public: SocketAddr, echo: SocketAddr) -> Result<Command, BenchError> {
-    let mut command = Command::new(this_program()?);
+fn build_baseline_command(public: SocketAddr, echo: SocketAddr) -> Result<Command, BenchError> {
+    let mut command = Command::new(current_program()?);
     command.args(["bench", "bare", &public.to_string(), &echo.to_string()]).env_clear();
     Ok(command)
 }

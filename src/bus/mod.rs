@@ -8,8 +8,8 @@
 
 mod memory;
 mod memory_sessions;
-pub mod peers;
 mod redis;
+pub mod relay;
 
 use std::time::Duration;
 
@@ -19,32 +19,32 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use memory::MemoryBus;
-pub use peers::{Alive, Peer};
-pub use redis::{Address, RedisBus, Timing};
+pub use redis::{BusTiming, RedisAddress, RedisBus};
+pub use relay::{HeartbeatResponse, RelayPeer};
 
-use crate::protocol::frame::Member;
-use crate::protocol::record::{Cause, EventKind, Order};
+use crate::protocol::frame::PresenceMember;
+use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
 use crate::protocol::{AppId, ChannelName, SocketId};
 
 /// Most members of a presence channel, as Pusher documents it.
-pub const MAX_MEMBERS: usize = 100;
+pub const PRESENCE_MEMBERS_MAX: usize = 100;
 
 /// How long a channel's last event is kept, as Pusher documents it.
-const KEPT: Duration = Duration::from_mins(30);
+const LAST_EVENT_TTL: Duration = Duration::from_mins(30);
 
 /// Those who come to a channel without a last event are told of once in this time: they come together, and the app's
 /// backend needs a moment to publish one.
-const MISSED: Duration = Duration::from_secs(5);
+const CACHE_MISS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A channel with more connections than this is counted aloud only every [`COUNT_EVERY`].
-const MANY: u64 = 100;
+const LARGE_CHANNEL_THRESHOLD: u64 = 100;
 
 /// Time between two counts of a large channel.
-const COUNT_EVERY: Duration = Duration::from_secs(5);
+const LARGE_CHANNEL_COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One channel of one app.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Subject {
+pub struct ChannelKey {
     /// The app.
     pub app: AppId,
     /// The channel.
@@ -59,39 +59,39 @@ pub struct Transition {
     /// What changed: occupied, vacated, added or removed.
     pub kind: EventKind,
     /// Its place in the channel's history.
-    pub order: Order,
+    pub order: EventOrder,
     /// When it was decided, in ms since 1970.
     pub time_ms: u64,
     /// What made a member leave.
-    pub cause: Option<Cause>,
+    pub cause: Option<LeaveCause>,
 }
 
 /// What the bus decided without being asked: about the connections of a process that died, or once a store that lost
 /// its memory has heard everyone again.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Decided {
+pub struct RemoteTransitions {
     /// The channel.
-    pub subject: Subject,
+    pub subject: ChannelKey,
     /// In the order decided.
     pub transitions: Vec<Transition>,
     /// Those who were added.
-    pub members: Vec<Member>,
+    pub members: Vec<PresenceMember>,
 }
 
 /// What entering a channel changed and found.
 #[derive(Clone, Debug, Default)]
-pub struct Joined {
+pub struct JoinOutcome {
     /// In the order decided.
     pub transitions: Vec<Transition>,
     /// Everyone who is there now, on a presence channel.
-    pub roster: Vec<Member>,
+    pub roster: Vec<PresenceMember>,
 }
 
 /// A frame on its way to the subscribers of a channel.
 #[derive(Clone, Debug)]
-pub struct Message {
+pub struct BroadcastFrame {
     /// Where it goes.
-    pub subject: Subject,
+    pub subject: ChannelKey,
     /// The serialised frame, shared by all who get it.
     pub frame: Bytes,
     /// A connection that must not get it.
@@ -102,7 +102,7 @@ pub struct Message {
 
 /// An event that a server published.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Last {
+pub struct LastEvent {
     /// Its name.
     pub event: String,
     /// Its data, as text.
@@ -111,36 +111,36 @@ pub struct Last {
 
 /// What a channel that keeps its last event has for someone who comes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Recalled {
+pub enum LastEventLookup {
     /// The event.
-    Kept(Last),
+    Found(LastEvent),
     /// Nothing.
     Missing {
         /// Whether this is the one who is to tell.
-        first: bool,
+        report_miss: bool,
     },
 }
 
 /// What to tell of how many connections are in a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Count {
+pub enum CountUpdate {
     /// This, now.
-    Tell(u64),
+    Publish(u64),
     /// Ask again after this time.
-    Later(Duration),
+    RetryAfter(Duration),
     /// Nothing: it was told already.
-    Told,
+    Unchanged,
 }
 
 /// What is known of a channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct ChannelInfo {
     /// How many connections are in it.
     pub connections: u64,
     /// The ids of the users in it, on a presence channel.
     pub users: Vec<String>,
     /// Its last event, and for how long it is kept.
-    pub last: Option<(Last, Duration)>,
+    pub last: Option<(LastEvent, Duration)>,
 }
 
 /// Why the bus did not do it.
@@ -148,99 +148,111 @@ pub struct Seen {
 pub enum BusError {
     /// The channel has as many members as it may.
     #[error("the presence channel is full: {0} members")]
-    Full(usize),
+    ChannelFull(usize),
     /// The other side does not answer. Who enters and who leaves is noted, and decided once it answers again.
     #[error("the bus does not answer: {0}")]
     Unavailable(String),
     /// The other side answers, and is not fit to be a bus.
     #[error("{0}")]
-    Unfit(String),
+    Unusable(String),
 }
 
 /// A process's end of the bus.
 pub trait Bus: Send + Sync {
     /// A connection enters a channel, as a member on a presence channel. Entering twice changes nothing.
-    fn join<'a>(
+    fn join_channel<'a>(
         &'a self,
-        subject: &'a Subject,
+        subject: &'a ChannelKey,
         socket: &'a SocketId,
-        member: Option<&'a Member>,
-    ) -> BoxFuture<'a, Result<Joined, BusError>>;
+        member: Option<&'a PresenceMember>,
+    ) -> BoxFuture<'a, Result<JoinOutcome, BusError>>;
 
     /// A connection leaves a channel. Leaving twice changes nothing.
-    fn leave<'a>(
+    fn leave_channel<'a>(
         &'a self,
-        subject: &'a Subject,
+        subject: &'a ChannelKey,
         socket: &'a SocketId,
-        cause: Option<Cause>,
+        cause: Option<LeaveCause>,
     ) -> BoxFuture<'a, Result<Vec<Transition>, BusError>>;
 
     /// Sends a frame to the subscribers of a channel on the *other* processes; this process has served its own.
-    fn publish(&self, message: Message) -> BoxFuture<'_, Result<(), BusError>>;
+    fn publish_frame(&self, message: BroadcastFrame) -> BoxFuture<'_, Result<(), BusError>>;
 
     /// Sends frames as [`Bus::publish`] does, in their order.
-    fn publish_all(&self, messages: Vec<Message>) -> BoxFuture<'_, Result<(), BusError>>;
+    fn publish_frames(&self, messages: Vec<BroadcastFrame>) -> BoxFuture<'_, Result<(), BusError>>;
 
     /// Keeps an event as a channel's last.
-    fn keep<'a>(&'a self, subject: &'a Subject, last: &'a Last) -> BoxFuture<'a, Result<(), BusError>>;
+    fn store_last_event<'a>(
+        &'a self,
+        subject: &'a ChannelKey,
+        last: &'a LastEvent,
+    ) -> BoxFuture<'a, Result<(), BusError>>;
 
     /// A channel's last event, for someone who comes. Of those who find nothing at one time, one is to tell.
-    fn recall<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Recalled, BusError>>;
+    fn look_up_last_event<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<LastEventLookup, BusError>>;
 
     /// Whether to tell how many connections are in a channel. Each count is told by one process.
-    fn count<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Count, BusError>>;
+    fn claim_count_update<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<CountUpdate, BusError>>;
 
     /// What is known of a channel.
-    fn look<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Seen, BusError>>;
+    fn inspect_channel<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<ChannelInfo, BusError>>;
 
     /// Which of these channels have a connection in them, in their order.
-    fn occupied<'a>(&'a self, subjects: &'a [Subject]) -> BoxFuture<'a, Result<Vec<bool>, BusError>>;
+    fn are_occupied<'a>(&'a self, subjects: &'a [ChannelKey]) -> BoxFuture<'a, Result<Vec<bool>, BusError>>;
 
     /// The app's channels with this prefix that have a connection in them, and how many users are in each. The
     /// server's own are not among them.
-    fn list<'a>(&'a self, app: &'a AppId, prefix: &'a str) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>>;
+    fn list_channels<'a>(
+        &'a self,
+        app: &'a AppId,
+        prefix: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>>;
 
     /// The frames of other processes. Taken once; `None` afterwards. The queue is bounded: a process that does not
     /// keep up loses the newest, which [`Bus::lost`] counts.
-    fn messages(&self) -> Option<mpsc::Receiver<Message>>;
+    fn take_incoming_frames(&self) -> Option<mpsc::Receiver<BroadcastFrame>>;
 
     /// Frames that this process was too slow to take.
-    fn lost(&self) -> u64;
+    fn lost_frames(&self) -> u64;
 
     /// These transitions of a channel are safe elsewhere. Until it hears so, the bus keeps them for whoever comes after
     /// this process.
-    fn recorded(&self, subject: &Subject, orders: &[Order]);
+    fn acknowledge_recorded(&self, subject: &ChannelKey, orders: &[EventOrder]);
 
     /// What the bus decides without being asked. Taken once; `None` afterwards.
-    fn decided(&self) -> Option<mpsc::Receiver<Decided>>;
+    fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>>;
 
     /// Whether the other processes can be reached.
-    fn up(&self) -> bool;
+    fn is_available(&self) -> bool;
 
     /// Whether it can be told who is in a presence channel: the others can be reached, and each could say whom it has.
-    fn knows(&self) -> bool {
-        self.up()
+    fn is_presence_ready(&self) -> bool {
+        self.is_available()
     }
 
     /// The process ends in order: it has nobody anywhere, and nobody need sweep after it.
-    fn resign(&self) -> BoxFuture<'_, ()>;
+    fn leave_cluster(&self) -> BoxFuture<'_, ()>;
 
     /// This process is alive and may be asked, for [`peers::LEASE`] from now. Tells who else is.
-    fn alive<'a>(&'a self, peer: &'a Peer) -> BoxFuture<'a, Result<Alive, BusError>>;
+    fn send_heartbeat<'a>(&'a self, peer: &'a RelayPeer) -> BoxFuture<'a, Result<HeartbeatResponse, BusError>>;
 
     /// Takes a session for a process, for [`peers::ENTRY`]; `None` when it has it now. Otherwise nothing changes, and the
     /// process is named that has it.
-    fn own<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>>;
+    fn claim_session<'a>(
+        &'a self,
+        session: &'a str,
+        process: &'a str,
+    ) -> BoxFuture<'a, Result<Option<String>, BusError>>;
 
     /// A process still has these sessions, whatever is known of them.
-    fn name<'a>(&'a self, sessions: &'a [String], process: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
+    fn refresh_sessions<'a>(&'a self, sessions: &'a [String], process: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
 
     /// The process that has a session, or had it when it died.
-    fn owner<'a>(&'a self, session: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>>;
+    fn session_owner<'a>(&'a self, session: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>>;
 
     /// A process has a session no more.
-    fn disown<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
+    fn release_session<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
 
     /// A message of a session did not reach its owner, which is to be told: see [`Alive::losers`].
-    fn lose<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
+    fn report_lost_send<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
 }

@@ -8,17 +8,17 @@ use std::time::Duration;
 use clap::{Subcommand, ValueEnum};
 
 use super::BAD_INPUT;
-use crate::bench::{self, BenchError, Peer, Plan, PodsPlan, Report};
-use crate::runtime::{signal, telemetry};
+use crate::bench::{self, BenchError, BenchReport, EdgePlan, PeerServer, PodsPlan};
+use crate::process::{signal, telemetry};
 
 /// The exit code when a target is missed.
-const MISSED: u8 = 1;
+const MISSED_EXIT_CODE: u8 = 1;
 
 /// The exit code when the host was too busy for the figures to mean anything.
-const VOID: u8 = 2;
+const VOID_EXIT_CODE: u8 = 2;
 
 /// The exit code of a run that a signal ended.
-const INTERRUPTED: u8 = 130;
+const INTERRUPTED_EXIT_CODE: u8 = 130;
 
 /// Measure what a server costs on this machine
 #[derive(clap::Args)]
@@ -64,8 +64,8 @@ struct Edge {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=16), conflicts_with = "peer")]
     pods: Option<u8>,
     /// Another server to measure in the same run: `sockudo=PATH`
-    #[arg(long, value_name = "NAME=PATH", value_parser = peer)]
-    peer: Option<Peer>,
+    #[arg(long, value_name = "NAME=PATH", value_parser = parse_peer)]
+    peer: Option<PeerServer>,
     /// Text for people, or JSON
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -92,10 +92,10 @@ enum Output {
     Json,
 }
 
-fn peer(text: &str) -> Result<Peer, String> {
+fn parse_peer(text: &str) -> Result<PeerServer, String> {
     match text.split_once('=') {
         Some(("sockudo", path)) if !path.is_empty() => match PathBuf::from_str(path) {
-            Ok(program) if program.is_file() => Ok(Peer { program }),
+            Ok(program) if program.is_file() => Ok(PeerServer { program }),
             _ => Err(format!("{path} is no file: build sockudo with benches/edge-against-sockudo")),
         },
         _ => Err("write sockudo=PATH, with the path of its program".to_owned()),
@@ -105,7 +105,7 @@ fn peer(text: &str) -> Result<Peer, String> {
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> u8 {
     match arguments.what {
-        What::Edge(edge) => self::edge(edge).await,
+        What::Edge(edge) => self::bench_edge(edge).await,
         What::Bare { public, echo } => match bench::serve_bare(public, echo).await {
             Ok(()) => 0,
             Err(error) => {
@@ -116,7 +116,7 @@ pub async fn run(arguments: Arguments) -> u8 {
     }
 }
 
-async fn edge(arguments: Edge) -> u8 {
+async fn bench_edge(arguments: Edge) -> u8 {
     telemetry::start("error");
     let Ok(shutdown) = signal::shutdown_token() else {
         eprintln!("realtime: signals cannot be listened to");
@@ -129,16 +129,16 @@ async fn edge(arguments: Edge) -> u8 {
     let measured = async {
         match arguments.pods {
             Some(pods) => bench::run_pods(&pods_plan(&arguments, pods.into()), &progress).await,
-            None => bench::run(&plan(&arguments), &progress).await,
+            None => bench::run(&build_plan(&arguments), &progress).await,
         }
     };
     let report = tokio::select! {
         report = measured => report,
-        () = shutdown.cancelled() => return INTERRUPTED,
+        () = shutdown.cancelled() => return INTERRUPTED_EXIT_CODE,
     };
-    match report.and_then(|report| print(&report, &arguments).map(|()| report)) {
-        Ok(report) if report.void => VOID,
-        Ok(report) if report.missed() => MISSED,
+    match report.and_then(|report| print_report(&report, &arguments).map(|()| report)) {
+        Ok(report) if report.void => VOID_EXIT_CODE,
+        Ok(report) if report.has_missed_target() => MISSED_EXIT_CODE,
         Ok(_) => 0,
         Err(error) => {
             eprintln!("realtime: {error}");
@@ -147,10 +147,10 @@ async fn edge(arguments: Edge) -> u8 {
     }
 }
 
-fn plan(arguments: &Edge) -> Plan {
-    let mut plan = if arguments.quick { Plan::quick() } else { Plan::full() };
+fn build_plan(arguments: &Edge) -> EdgePlan {
+    let mut plan = if arguments.quick { EdgePlan::quick_run() } else { EdgePlan::full_run() };
     if let Some(sockets) = arguments.sockets {
-        plan = plan.sized(sockets);
+        plan = plan.with_crowds_max(sockets);
     }
     plan.rounds = arguments.rounds.unwrap_or(plan.rounds).max(1);
     plan.publishing = arguments.seconds.map_or(plan.publishing, Duration::from_secs);
@@ -160,22 +160,22 @@ fn plan(arguments: &Edge) -> Plan {
 }
 
 fn pods_plan(arguments: &Edge, pods: usize) -> PodsPlan {
-    let mut plan = if arguments.quick { PodsPlan::quick(pods) } else { PodsPlan::full(pods) };
+    let mut plan = if arguments.quick { PodsPlan::quick_run(pods) } else { PodsPlan::full_run(pods) };
     if let Some(sockets) = arguments.sockets {
-        plan = plan.sized(sockets);
+        plan = plan.with_crowds_max(sockets);
     }
     plan.rounds = arguments.rounds.unwrap_or(plan.rounds).max(1);
     plan.publishing = arguments.seconds.map_or(plan.publishing, Duration::from_secs);
     plan
 }
 
-fn print(report: &Report, arguments: &Edge) -> Result<(), BenchError> {
+fn print_report(report: &BenchReport, arguments: &Edge) -> Result<(), BenchError> {
     if let (Some(path), false) = (&arguments.write, report.void) {
         let what = format!("{} cannot be written", path.display());
-        std::fs::write(path, bench::document(report)).map_err(|error| BenchError::Io { what, error })?;
+        std::fs::write(path, bench::render_page(report)).map_err(|error| BenchError::Io { what, error })?;
     }
     match arguments.output {
-        Output::Text => print!("{}", bench::text(report)),
+        Output::Text => print!("{}", bench::render_text(report)),
         Output::Json => println!("{:#}", serde_json::to_value(report).unwrap_or_default()),
     }
     Ok(())

@@ -36,7 +36,7 @@ pub fn read(files: &[PathBuf]) -> Result<Input, Vec<String>> {
         };
         match text {
             Ok(text) => {
-                let found = manifests.add(&name, &text);
+                let found = manifests.add_file(&name, &text);
                 errors.extend(found.err().into_iter().flatten().map(|error| error.to_string()));
             }
             Err(error) => errors.push(format!("{name}: cannot be read: {error}")),

@@ -72,16 +72,16 @@ pub fn main() -> ExitCode {
             #[cfg(feature = "rehearsal")]
             Command::Rehearse(arguments) => rehearse::run(arguments).await,
             Command::Render(arguments) => render::run(&arguments),
-            Command::Crd(arguments) => print::crds(&arguments),
-            Command::Variables => print::text(&crate::contract::markdown()),
-            Command::Limits => print::text(&crate::edge::limits::markdown()),
-            Command::Reasons => print::text(&crate::api::conditions::markdown()),
+            Command::Crd(arguments) => print::print_crds(&arguments),
+            Command::Variables => print::print_text(&crate::config::render_variables_page()),
+            Command::Limits => print::print_text(&crate::edge::server::limits_page::render_limits_page()),
+            Command::Reasons => print::print_text(&crate::api::conditions::reasons_page()),
             #[cfg(feature = "bench")]
             Command::Bench(arguments) => bench::run(arguments).await,
             Command::Operator(arguments) => operator::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
-            Command::Edge => serve::edge().await,
-            Command::Dispatcher => serve::dispatcher().await,
+            Command::Edge => serve::serve_edge().await,
+            Command::Dispatcher => serve::serve_dispatcher().await,
         }
     });
     // A task that is stuck must not keep the process.

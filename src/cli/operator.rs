@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::operator::{self, Settings};
-use crate::runtime::{install_tls, signal, telemetry};
+use crate::operator::{self, OperatorSettings};
+use crate::process::{install_tls, signal, telemetry};
 
 /// Run the operator.
 ///
@@ -43,7 +43,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         }
     };
     let Arguments { namespace, pod, address, receiver, admin, log: _ } = arguments;
-    match operator::run(Settings { namespace, pod, address, receiver, admin }, shutdown).await {
+    match operator::run(OperatorSettings { namespace, pod, address, receiver, admin }, shutdown).await {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("realtime: {error}");

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::api;
 
 /// Prints text. A reader that went away, such as `head`, is no error.
-pub fn text(text: &str) -> u8 {
+pub fn print_text(text: &str) -> u8 {
     match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             eprintln!("realtime: cannot write to standard output: {error}");
@@ -22,13 +22,13 @@ pub fn text(text: &str) -> u8 {
 ///
 /// # Errors
 /// Never for objects; the library's signature has one.
-pub fn yaml(objects: &[Value]) -> Result<String, serde_yaml::Error> {
+pub fn print_yaml(objects: &[Value]) -> Result<String, serde_yaml::Error> {
     let mut documents = String::new();
     for (index, object) in objects.iter().enumerate() {
         if index > 0 {
             documents.push_str("---\n");
         }
-        documents.push_str(&api::yaml::document(object)?);
+        documents.push_str(&api::yaml::yaml_document(object)?);
     }
     Ok(documents)
 }
@@ -42,16 +42,16 @@ pub struct CrdArguments {
 }
 
 /// The CRDs.
-pub fn crds(arguments: &CrdArguments) -> u8 {
-    let printed = api::crd::crds().map_err(|error| error.to_string()).and_then(|crds| {
+pub fn print_crds(arguments: &CrdArguments) -> u8 {
+    let printed = api::crd::all_crds().map_err(|error| error.to_string()).and_then(|crds| {
         if let Some(directory) = &arguments.directory {
             return write(directory, &crds).map(|()| String::new());
         }
         let objects: Vec<Value> = crds.into_iter().map(|crd| crd.object).collect();
-        yaml(&objects).map_err(|error| error.to_string())
+        print_yaml(&objects).map_err(|error| error.to_string())
     });
     match printed {
-        Ok(documents) => text(&documents),
+        Ok(documents) => print_text(&documents),
         Err(error) => {
             eprintln!("realtime: the CRDs cannot be printed: {error}");
             1
@@ -59,9 +59,9 @@ pub fn crds(arguments: &CrdArguments) -> u8 {
     }
 }
 
-fn write(directory: &Path, crds: &[api::crd::Crd]) -> Result<(), String> {
+fn write(directory: &Path, crds: &[api::crd::CrdFile]) -> Result<(), String> {
     for crd in crds {
-        let text = api::yaml::document(&crd.object).map_err(|error| error.to_string())?;
+        let text = api::yaml::yaml_document(&crd.object).map_err(|error| error.to_string())?;
         let path = directory.join(crd.file);
         std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
     }

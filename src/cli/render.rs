@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{BAD_INPUT, files, print};
-use crate::desired::{self, Inputs};
+use crate::desired::{self, ClusterInputs};
 
 /// Print the objects that a manifest becomes.
 ///
@@ -21,8 +21,8 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> u8 {
-    match render(arguments) {
-        Ok(documents) => print::text(&documents),
+    match render_manifests(arguments) {
+        Ok(documents) => print::print_text(&documents),
         Err(errors) => {
             for error in &errors {
                 eprintln!("realtime: {error}");
@@ -32,17 +32,17 @@ pub fn run(arguments: &Arguments) -> u8 {
     }
 }
 
-fn render(arguments: &Arguments) -> Result<String, Vec<String>> {
+fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
     let mut input = files::read(&arguments.files)?;
     for note in &input.notes {
         eprintln!("realtime: note: {note}");
     }
-    for reference in desired::references(&input.cluster, &input.apps) {
+    for reference in desired::collect_secret_references(&input.cluster, &input.apps) {
         let texts = input.secrets.entry(reference.name.clone()).or_default();
         let stand_in = format!("<{} of Secret {}>", reference.key, reference.name);
         texts.entry(reference.key).or_insert(stand_in);
     }
-    let inputs = Inputs {
+    let inputs = ClusterInputs {
         cluster: &input.cluster,
         apps: &input.apps,
         secrets: &input.secrets,
@@ -59,10 +59,10 @@ fn render(arguments: &Arguments) -> Result<String, Vec<String>> {
         return Err(refused);
     }
     let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
-    let desired = desired::build(&cluster).map_err(|error| one(&error))?;
-    let mut objects = desired.objects().map_err(|error| one(&error))?;
+    let desired = desired::render_objects(&cluster).map_err(|error| one(&error))?;
+    let mut objects = desired.to_values().map_err(|error| one(&error))?;
     for secret in &desired.registry {
         objects.push(serde_json::to_value(secret).map_err(|error| one(&error))?);
     }
-    print::yaml(&objects).map_err(|error| one(&error))
+    print::print_yaml(&objects).map_err(|error| one(&error))
 }

@@ -13,8 +13,8 @@ use crate::api::RealtimeCluster;
 use crate::api::cluster::TransportState;
 use crate::api::conditions::condition;
 use crate::gate::Hop;
-use crate::kubernetes::client::connect;
-use crate::runtime::install_tls;
+use crate::kubernetes::client::build_clients;
+use crate::process::install_tls;
 
 /// Show how clusters stand: Ready or why not, and how far a client's event comes by each transport.
 ///
@@ -36,15 +36,15 @@ pub struct Arguments {
 }
 
 /// The hops as they are shown, in the order of the way.
-const HOPS: [Hop; 11] = Hop::ALL;
+const HOP_NAMES: [Hop; 11] = Hop::ALL;
 
 /// Longest that the API server may take.
-const TIMEOUT: Duration = Duration::from_secs(15);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> u8 {
     install_tls();
-    match show(&arguments).await {
+    match show_status(&arguments).await {
         Ok(code) => code,
         Err(line) => {
             eprintln!("realtime: {line}");
@@ -53,31 +53,32 @@ pub async fn run(arguments: Arguments) -> u8 {
     }
 }
 
-async fn show(arguments: &Arguments) -> Result<u8, String> {
-    let clients = connect().await.map_err(|error| error.to_string())?;
-    let api = api(&clients.call, arguments);
-    let listed = tokio::time::timeout(TIMEOUT, list(&api, arguments.name.as_deref())).await;
-    let clusters = listed.map_err(|_| format!("the API server did not answer in {} s", TIMEOUT.as_secs()))??;
+async fn show_status(arguments: &Arguments) -> Result<u8, String> {
+    let clients = build_clients().await.map_err(|error| error.to_string())?;
+    let api = cluster_api(&clients.call, arguments);
+    let listed = tokio::time::timeout(REQUEST_TIMEOUT, list_clusters(&api, arguments.name.as_deref())).await;
+    let clusters =
+        listed.map_err(|_| format!("the API server did not answer in {} s", REQUEST_TIMEOUT.as_secs()))??;
     if clusters.is_empty() && !arguments.watch {
         return Err("there is no RealtimeCluster here: try --all-namespaces, or `--namespace NAME`".to_owned());
     }
     let mut text = String::new();
     for cluster in &clusters {
-        text.push_str(&page(cluster));
+        text.push_str(&cluster_page(cluster));
     }
-    let code = print::text(&text);
+    let code = print::print_text(&text);
     if !arguments.watch {
         let ready =
             clusters.iter().all(|cluster| status_of(cluster, condition::READY).is_some_and(|(s, _)| s == "True"));
         return Ok(if code == 0 { u8::from(!ready) } else { code });
     }
     let mut shown: std::collections::BTreeMap<String, String> =
-        clusters.iter().map(|cluster| (cluster.name_any(), page(cluster))).collect();
+        clusters.iter().map(|cluster| (cluster.name_any(), cluster_page(cluster))).collect();
     let mut config = watcher::Config::default();
     if let Some(name) = &arguments.name {
         config = config.fields(&format!("metadata.name={name}"));
     }
-    let api = self::api(&clients.watch, arguments);
+    let api = self::cluster_api(&clients.watch, arguments);
     let mut changes = std::pin::pin!(watcher(api, config).default_backoff().applied_objects());
     while let Some(change) = changes.next().await {
         let cluster = match change {
@@ -87,16 +88,16 @@ async fn show(arguments: &Arguments) -> Result<u8, String> {
                 continue;
             }
         };
-        let page = page(&cluster);
+        let page = cluster_page(&cluster);
         let known = shown.insert(cluster.name_any(), page.clone());
-        if known.as_ref() != Some(&page) && print::text(&page) != 0 {
+        if known.as_ref() != Some(&page) && print::print_text(&page) != 0 {
             return Ok(0);
         }
     }
     Ok(0)
 }
 
-fn api(client: &Client, arguments: &Arguments) -> Api<RealtimeCluster> {
+fn cluster_api(client: &Client, arguments: &Arguments) -> Api<RealtimeCluster> {
     match (&arguments.namespace, arguments.all_namespaces) {
         (_, true) => Api::all(client.clone()),
         (Some(namespace), _) => Api::namespaced(client.clone(), namespace),
@@ -104,7 +105,7 @@ fn api(client: &Client, arguments: &Arguments) -> Api<RealtimeCluster> {
     }
 }
 
-async fn list(api: &Api<RealtimeCluster>, name: Option<&str>) -> Result<Vec<RealtimeCluster>, String> {
+async fn list_clusters(api: &Api<RealtimeCluster>, name: Option<&str>) -> Result<Vec<RealtimeCluster>, String> {
     let told = |error: kube::Error| match &error {
         kube::Error::Api(status) if status.is_not_found() && name.is_none() => {
             "the API server does not know RealtimeCluster: apply the CRDs first".to_owned()
@@ -125,7 +126,7 @@ fn status_of<'a>(cluster: &'a RealtimeCluster, kind: &str) -> Option<(&'a str, &
 }
 
 /// One cluster. Writing to a text cannot fail.
-fn page(cluster: &RealtimeCluster) -> String {
+fn cluster_page(cluster: &RealtimeCluster) -> String {
     let mut page = String::new();
     let name = format!("{}/{}", cluster.namespace().unwrap_or_default(), cluster.name_any());
     let Some(status) = cluster.status.as_ref().filter(|status| status.observed_generation >= 0) else {
@@ -144,8 +145,8 @@ fn page(cluster: &RealtimeCluster) -> String {
         let _ = writeln!(page, "  of an older version of the manifest: the newest was not looked at yet");
     }
     for transport in &status.transports {
-        let broken = HOPS.iter().position(|hop| hop.name() == transport.hop);
-        let hops: Vec<String> = HOPS
+        let broken = HOP_NAMES.iter().position(|hop| hop.name() == transport.hop);
+        let hops: Vec<String> = HOP_NAMES
             .iter()
             .enumerate()
             .map(|(index, hop)| match (transport.state, broken) {
@@ -195,7 +196,7 @@ spec:
     #[test]
     fn a_broken_hop_is_seen_on_its_transports_line() {
         let time = "lastTransitionTime: '2026-01-01T00:00:00Z'";
-        let page = page(&cluster(&format!(
+        let page = cluster_page(&cluster(&format!(
             "status:
   observedGeneration: 1
   conditions:
@@ -215,7 +216,9 @@ spec:
 
     #[test]
     fn an_object_that_nobody_looked_at_says_so() {
-        assert!(page(&cluster("")).contains("no operator has looked at it yet"));
-        assert!(page(&cluster("status: { observedGeneration: -1 }")).contains("no operator has looked at it yet"));
+        assert!(cluster_page(&cluster("")).contains("no operator has looked at it yet"));
+        assert!(
+            cluster_page(&cluster("status: { observedGeneration: -1 }")).contains("no operator has looked at it yet")
+        );
     }
 }

@@ -21,17 +21,20 @@ pub struct MissingReference {
 ///
 /// # Errors
 /// A variable names a Secret or a field that is not there.
-pub fn environment(
+pub fn resolve_environment(
     template: &PodTemplateSpec,
     (pod, address): (&str, Option<IpAddr>),
     secrets: &BTreeMap<String, BTreeMap<String, String>>,
 ) -> Result<BTreeMap<String, String>, MissingReference> {
     let container = template.spec.as_ref().and_then(|pod| pod.containers.first());
     let variables = container.and_then(|container| container.env.as_deref()).unwrap_or_default();
-    variables.iter().map(|variable| Ok((variable.name.clone(), value(variable, (pod, address), secrets)?))).collect()
+    variables
+        .iter()
+        .map(|variable| Ok((variable.name.clone(), resolve_variable(variable, (pod, address), secrets)?)))
+        .collect()
 }
 
-fn value(
+fn resolve_variable(
     variable: &EnvVar,
     (pod, address): (&str, Option<IpAddr>),
     secrets: &BTreeMap<String, BTreeMap<String, String>>,

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::{self, GROUP, RealtimeApp, RealtimeCluster};
+use crate::api::{self, API_GROUP, RealtimeApp, RealtimeCluster};
 
 /// What files hold.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +53,7 @@ impl Manifests {
     ///
     /// # Errors
     /// Everything that is wrong in the file, not only the first.
-    pub fn add(&mut self, file: &str, text: &str) -> Result<(), Vec<InputError>> {
+    pub fn add_file(&mut self, file: &str, text: &str) -> Result<(), Vec<InputError>> {
         let mut errors = Vec::new();
         for document in serde_yaml::Deserializer::from_str(text) {
             // The first step refuses a key that is there twice, which the second would not see.
@@ -62,7 +62,7 @@ impl Manifests {
                 .and_then(|value| serde_json::to_value(value).map_err(|error| error.to_string()));
             match value {
                 Ok(Value::Null) => {}
-                Ok(value) => errors.extend(self.object(file, value).err().into_iter().flatten()),
+                Ok(value) => errors.extend(self.add_object(file, value).err().into_iter().flatten()),
                 Err(error) => {
                     let message = format!("is not YAML that can be read: {error}");
                     errors.push(InputError {
@@ -78,7 +78,7 @@ impl Manifests {
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
-    fn object(&mut self, file: &str, value: Value) -> Result<(), Vec<InputError>> {
+    fn add_object(&mut self, file: &str, value: Value) -> Result<(), Vec<InputError>> {
         let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (version, kind, name) = (text("/apiVersion"), text("/kind"), text("/metadata/name"));
         let object = format!("{kind} {name}");
@@ -96,23 +96,23 @@ impl Manifests {
         }
         if version == "v1" && kind == "Secret" {
             let secret: Secret = serde_json::from_value(value).map_err(|e| error("", e.to_string()))?;
-            self.secret(secret);
+            self.add_secret(secret);
             return Ok(());
         }
-        if !version.starts_with(&format!("{GROUP}/")) {
+        if !version.starts_with(&format!("{API_GROUP}/")) {
             self.others.push(object);
             return Ok(());
         }
-        let Some(schema) = api::crd::schema(&kind) else {
+        let Some(schema) = api::crd::object_schema(&kind) else {
             return Err(error("kind", format!("is `{kind}`: write RealtimeCluster or RealtimeApp")));
         };
-        if version != format!("{GROUP}/v1alpha1") {
-            return Err(error("apiVersion", format!("is `{version}`: write {GROUP}/v1alpha1")));
+        if version != format!("{API_GROUP}/v1alpha1") {
+            return Err(error("apiVersion", format!("is `{version}`: write {API_GROUP}/v1alpha1")));
         }
         if name.is_empty() {
             return Err(error("metadata.name", "is missing: give the object a name".to_owned()));
         }
-        let findings = api::check(&value, &schema);
+        let findings = api::check_schema(&value, &schema);
         if !findings.is_empty() {
             return Err(findings.into_iter().flat_map(|finding| error(&finding.path, finding.message)).collect());
         }
@@ -135,7 +135,7 @@ impl Manifests {
         Ok(())
     }
 
-    fn secret(&mut self, secret: Secret) {
+    fn add_secret(&mut self, secret: Secret) {
         let mut texts: BTreeMap<String, String> = secret
             .data
             .unwrap_or_default()
@@ -162,14 +162,14 @@ spec:
 ";
 
     fn errors(text: &str) -> Vec<String> {
-        let result = Manifests::default().add("eu.yaml", text);
+        let result = Manifests::default().add_file("eu.yaml", text);
         result.err().unwrap_or_default().iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn the_smallest_useful_manifest_is_read() {
         let mut manifests = Manifests::default();
-        manifests.add("eu.yaml", GOOD).expect("read");
+        manifests.add_file("eu.yaml", GOOD).expect("read");
         assert_eq!(manifests.clusters.len(), 1);
         assert_eq!(manifests.clusters[0].1.spec.websocket.replicas, 3);
     }
@@ -242,7 +242,7 @@ spec:
         let mut manifests = Manifests::default();
         let text = "apiVersion: v1\nkind: Secret\nmetadata: { name: s, namespace: n }\nstringData: { key: k }\n---\n\
                     apiVersion: v1\nkind: Namespace\nmetadata: { name: n }\n";
-        manifests.add("a.yaml", text).expect("read");
+        manifests.add_file("a.yaml", text).expect("read");
         assert_eq!(manifests.secrets[&("n".to_owned(), "s".to_owned())]["key"], "k");
         assert_eq!(manifests.others, ["Namespace n"]);
     }

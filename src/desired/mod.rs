@@ -7,14 +7,15 @@
 //! The operator applies what this room builds, `realtime render` prints it, and a rehearsal runs it: there is no second
 //! way to configure a server. This room must not know clients.
 
-pub mod build;
 mod environment;
 pub mod manifest;
+pub mod render;
 mod validate;
 
-pub use build::{Desired, build};
-pub use environment::{MissingReference, environment};
+pub use environment::{MissingReference, resolve_environment};
 pub use manifest::{InputError, Manifests};
+pub use render::{DesiredObjects, render_objects};
 pub use validate::{
-    Cluster, Inputs, ProbeApp, Problem, Refused, SecretReference, StreamIdentity, references, stream_name, validate,
+    ClusterInputs, ManifestProblem, ProbeApp, RefusedApp, SecretReference, StreamIdentity, ValidCluster,
+    collect_secret_references, stream_name, validate,
 };

@@ -6,18 +6,18 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use crate::api::app::CredentialState as ApiCredentialState;
-use crate::api::cluster::{EdgeServer, IdentityType, Servers, StreamMode};
-use crate::api::{GROUP, RealtimeApp, RealtimeCluster, RealtimeClusterSpec, SecretKeyRef, State};
-use crate::contract::Server;
+use crate::api::cluster::{EdgeServer, IdentityType, ServerLayout, StreamMode};
+use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec, SecretKeyRef};
+use crate::config::ServerKind;
 use crate::protocol::origin;
-use crate::protocol::registry::{App, Credential, CredentialState, Endpoint, Limits, Registry};
+use crate::protocol::registry::{App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint};
 use crate::protocol::{AppId, AppKey, Secret, StreamName, Transport, signature};
 
 /// How many shards a stream on demand begins with (Kinesis developer guide).
-const ON_DEMAND_SHARDS: u32 = 4;
+const ON_DEMAND_SHARD_COUNT: u32 = 4;
 
 /// All that a cluster is built from.
-pub struct Inputs<'a> {
+pub struct ClusterInputs<'a> {
     /// The cluster.
     pub cluster: &'a RealtimeCluster,
     /// The apps that it serves.
@@ -45,16 +45,16 @@ pub struct StreamIdentity {
 
 /// An app that is not served, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
+pub struct RefusedApp {
     /// The object's name.
     pub name: String,
     /// What is wrong with it.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ManifestProblem>,
 }
 
 /// A cluster that can be built.
 #[derive(Clone, Debug)]
-pub struct Cluster {
+pub struct ValidCluster {
     /// Its name.
     pub name: String,
     /// Its namespace.
@@ -64,9 +64,9 @@ pub struct Cluster {
     /// The object that owns what is built; `None` for a manifest that was never applied.
     pub owner: Option<OwnerReference>,
     /// Of each server, what changes with the Secrets that its pods read at their start.
-    pub secrets_digests: BTreeMap<Server, String>,
+    pub secrets_digests: BTreeMap<ServerKind, String>,
     /// Apps that are not served.
-    pub refused: Vec<Refused>,
+    pub refused: Vec<RefusedApp>,
     /// What the user wrote, defaults filled in.
     pub spec: RealtimeClusterSpec,
     /// The stream's name.
@@ -74,7 +74,7 @@ pub struct Cluster {
     /// The shards that the stream begins with.
     pub shards: u32,
     /// Every app, the probe's among them.
-    pub registry: Registry,
+    pub registry: AppRegistry,
     /// The app of the journeys.
     pub probe: ProbeApp,
     /// Token of the admin listeners.
@@ -101,7 +101,7 @@ pub struct ProbeApp {
 /// Something that keeps a cluster from being built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{object}: {path} {message}")]
-pub struct Problem {
+pub struct ManifestProblem {
     /// `RealtimeApp shop`
     pub object: String,
     /// The field.
@@ -123,7 +123,7 @@ pub struct SecretReference {
 
 /// The Secrets that a cluster and its apps name.
 #[must_use]
-pub fn references(cluster: &RealtimeCluster, apps: &[RealtimeApp]) -> Vec<SecretReference> {
+pub fn collect_secret_references(cluster: &RealtimeCluster, apps: &[RealtimeApp]) -> Vec<SecretReference> {
     let reference =
         |name: &str, key: &str, purpose| SecretReference { name: name.to_owned(), key: key.to_owned(), purpose };
     let redis = &cluster.spec.bus.redis;
@@ -146,14 +146,14 @@ pub fn references(cluster: &RealtimeCluster, apps: &[RealtimeApp]) -> Vec<Secret
 ///
 /// # Errors
 /// Every problem of the cluster, not only the first. An app with a problem is refused alone: [`Cluster::refused`].
-pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
+pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<ManifestProblem>> {
     let mut problems = Vec::new();
-    let reference = reference(inputs.cluster);
+    let reference = object_reference(inputs.cluster);
     let (name, namespace) = (reference.name.unwrap_or_default(), reference.namespace.unwrap_or_default());
     let own_uid = reference.uid.clone().unwrap_or_else(|| (inputs.generate)("uid"));
     let uid = inputs.stream.map_or_else(|| own_uid.clone(), |stream| stream.cluster_id.clone());
     let owner = reference.uid.map(|uid| OwnerReference {
-        api_version: format!("{GROUP}/v1alpha1"),
+        api_version: format!("{API_GROUP}/v1alpha1"),
         kind: "RealtimeCluster".to_owned(),
         name: name.clone(),
         uid,
@@ -161,12 +161,12 @@ pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
         block_owner_deletion: Some(true),
     });
     let spec = inputs.cluster.spec.clone();
-    let own = |path: &str, message: String| Problem {
+    let own = |path: &str, message: String| ManifestProblem {
         object: format!("RealtimeCluster {name}"),
         path: path.to_owned(),
         message,
     };
-    if spec.servers == Servers::Combined && ![&spec.websocket, &EdgeServer::default()].contains(&&spec.sockjs) {
+    if spec.servers == ServerLayout::Combined && ![&spec.websocket, &EdgeServer::default()].contains(&&spec.sockjs) {
         let message = "is not what spec.websocket is: with servers: Combined leave it out, or write the same";
         problems.push(own("spec.sockjs", message.to_owned()));
     }
@@ -181,24 +181,24 @@ pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
         }
     }
     let probe = ProbeApp {
-        id: probe_id(&uid),
+        id: derive_probe_id(&uid),
         key: AppKey((inputs.generate)("probe-key")),
         secret: Secret::new((inputs.generate)("probe-secret")),
     };
-    let mut apps = vec![probe_app(&probe, inputs.receiver)];
+    let mut apps = vec![build_probe_app(&probe, inputs.receiver)];
     let mut refused = Vec::new();
     for raw in inputs.apps {
-        let problems = match app(raw, inputs) {
+        let problems = match validate_app(raw, inputs) {
             Ok(app) => {
-                let Some(message) = conflict(&apps, &app) else {
+                let Some(message) = find_conflict(&apps, &app) else {
                     apps.push(app);
                     continue;
                 };
-                vec![Problem { object: object(raw), path: "spec.appID".to_owned(), message }]
+                vec![ManifestProblem { object: describe_app(raw), path: "spec.appID".to_owned(), message }]
             }
             Err(found) => found,
         };
-        refused.push(Refused { name: raw.metadata.name.clone().unwrap_or_default(), problems });
+        refused.push(RefusedApp { name: raw.metadata.name.clone().unwrap_or_default(), problems });
     }
     if !problems.is_empty() {
         return Err(problems);
@@ -206,18 +206,18 @@ pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
     let stream = &spec.webhooks.stream;
     let admin_token = Secret::new((inputs.generate)("admin-token"));
     let peer_secret = Secret::new((inputs.generate)("peer-secret"));
-    Ok(Cluster {
+    Ok(ValidCluster {
         stream: inputs.stream.map_or_else(|| stream_name(inputs.cluster, &own_uid), |stream| stream.name.clone()),
-        secrets_digests: Server::ALL
+        secrets_digests: ServerKind::ALL
             .map(|server| (server, secrets_digest(inputs, server, &admin_token, &peer_secret)))
             .into(),
         owner,
         refused,
         shards: match stream.mode {
-            StreamMode::OnDemand => ON_DEMAND_SHARDS,
+            StreamMode::OnDemand => ON_DEMAND_SHARD_COUNT,
             StreamMode::Provisioned => stream.shards.and_then(|n| u32::try_from(n).ok()).unwrap_or(1),
         },
-        registry: Registry::new(apps),
+        registry: AppRegistry::new(apps),
         probe,
         admin_token,
         peer_secret,
@@ -233,7 +233,7 @@ pub fn validate(inputs: &Inputs<'_>) -> Result<Cluster, Vec<Problem>> {
 /// The stream that a cluster asks for.
 #[must_use]
 pub fn stream_name(cluster: &RealtimeCluster, uid: &str) -> StreamName {
-    let reference = reference(cluster);
+    let reference = object_reference(cluster);
     let short: String = uid.chars().filter(char::is_ascii_alphanumeric).take(6).collect();
     let (name, namespace) = (reference.name.unwrap_or_default(), reference.namespace.unwrap_or_default());
     let asked = cluster.spec.webhooks.stream.name.clone();
@@ -241,16 +241,16 @@ pub fn stream_name(cluster: &RealtimeCluster, uid: &str) -> StreamName {
 }
 
 /// A digest of the Secrets that pods read at their start, salted, since it stands where everyone may read it.
-fn secrets_digest(inputs: &Inputs<'_>, server: Server, salt: &Secret, peer: &Secret) -> String {
+fn secrets_digest(inputs: &ClusterInputs<'_>, server: ServerKind, salt: &Secret, peer: &Secret) -> String {
     let redis = &inputs.cluster.spec.bus.redis;
     let of_redis: Vec<_> = std::iter::once(&redis.url_secret_ref).chain(&redis.ca_secret_ref).collect();
     // Only edges are joined by Redis: another address of it is no news to a dispatcher.
     let reads = |found: &&SecretReference| {
         let is = |redis: &&SecretKeyRef| (&redis.name, &redis.key) == (&found.name, &found.key);
-        server != Server::Dispatcher || !of_redis.iter().any(is)
+        server != ServerKind::Dispatcher || !of_redis.iter().any(is)
     };
-    let peer = server.serves_as(Server::Sockjs).then(|| peer.expose());
-    let texts: Vec<&str> = references(inputs.cluster, &[])
+    let peer = server.serves_as(ServerKind::Sockjs).then(|| peer.expose());
+    let texts: Vec<&str> = collect_secret_references(inputs.cluster, &[])
         .iter()
         .filter(reads)
         .filter_map(|reference| inputs.secrets.get(&reference.name)?.get(&reference.key).map(String::as_str))
@@ -259,7 +259,7 @@ fn secrets_digest(inputs: &Inputs<'_>, server: Server, salt: &Secret, peer: &Sec
     signature::salted_digest(salt.expose(), &texts.join("\n"))
 }
 
-fn reference(cluster: &RealtimeCluster) -> ObjectReference {
+fn object_reference(cluster: &RealtimeCluster) -> ObjectReference {
     ObjectReference {
         name: cluster.metadata.name.clone(),
         namespace: Some(cluster.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned())),
@@ -268,18 +268,18 @@ fn reference(cluster: &RealtimeCluster) -> ObjectReference {
     }
 }
 
-fn object(app: &RealtimeApp) -> String {
+fn describe_app(app: &RealtimeApp) -> String {
     format!("RealtimeApp {}", app.metadata.name.as_deref().unwrap_or_default())
 }
 
 /// Fifteen digits that no customer is likely to have, the same for a cluster at all times.
-fn probe_id(uid: &str) -> AppId {
+fn derive_probe_id(uid: &str) -> AppId {
     let digest = signature::body_md5(uid.as_bytes());
     let number = digest.get(..10).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or_default();
     AppId(format!("9{number:014}"))
 }
 
-fn probe_app(probe: &ProbeApp, receiver: &str) -> App {
+fn build_probe_app(probe: &ProbeApp, receiver: &str) -> App {
     App {
         id: probe.id.clone(),
         credentials: vec![Credential {
@@ -293,8 +293,8 @@ fn probe_app(probe: &ProbeApp, receiver: &str) -> App {
         subscription_count: true,
         authorization_seconds: None,
         allowed_origins: vec![],
-        limits: Limits::default(),
-        webhooks: vec![Endpoint {
+        limits: AppLimits::default(),
+        webhooks: vec![WebhookEndpoint {
             name: "receiver".to_owned(),
             url: format!("http://{receiver}/webhooks"),
             events: vec![],
@@ -304,8 +304,9 @@ fn probe_app(probe: &ProbeApp, receiver: &str) -> App {
     }
 }
 
-fn conflict(apps: &[App], app: &App) -> Option<String> {
-    let taken = |other: &App| other.credentials.iter().any(|credential| app.secret(credential.key.as_str()).is_some());
+fn find_conflict(apps: &[App], app: &App) -> Option<String> {
+    let taken =
+        |other: &App| other.credentials.iter().any(|credential| app.secret_for(credential.key.as_str()).is_some());
     if apps.iter().any(|other| other.id == app.id) {
         Some(format!("is `{}`, which another app has: choose another", app.id))
     } else if apps.iter().any(taken) {
@@ -315,7 +316,7 @@ fn conflict(apps: &[App], app: &App) -> Option<String> {
     }
 }
 
-fn app(raw: &RealtimeApp, inputs: &Inputs<'_>) -> Result<App, Vec<Problem>> {
+fn validate_app(raw: &RealtimeApp, inputs: &ClusterInputs<'_>) -> Result<App, Vec<ManifestProblem>> {
     let mut problems = Vec::new();
     let mut credentials = Vec::new();
     let id = &raw.spec.app_id;
@@ -332,8 +333,8 @@ fn app(raw: &RealtimeApp, inputs: &Inputs<'_>) -> Result<App, Vec<Problem>> {
                     ApiCredentialState::Retiring => CredentialState::Retiring,
                 },
             }),
-            _ => problems.push(Problem {
-                object: object(raw),
+            _ => problems.push(ManifestProblem {
+                object: describe_app(raw),
                 path: format!("spec.credentials[{index}].secretRef"),
                 message: format!("names the Secret `{secret}`, which lacks `key` or `secret`: create it with both"),
             }),
@@ -346,16 +347,16 @@ fn app(raw: &RealtimeApp, inputs: &Inputs<'_>) -> Result<App, Vec<Problem>> {
             state: CredentialState::Active,
         });
     } else if problems.is_empty() && !credentials.iter().any(|c| c.state == CredentialState::Active) {
-        problems.push(Problem {
-            object: object(raw),
+        problems.push(ManifestProblem {
+            object: describe_app(raw),
             path: "spec.credentials".to_owned(),
             message: "has no Active pair, so that no webhook could be signed: make one Active".to_owned(),
         });
     }
     for (index, origin) in raw.spec.allowed_origins.iter().enumerate() {
         if !origin::is_pattern(origin) {
-            problems.push(Problem {
-                object: object(raw),
+            problems.push(ManifestProblem {
+                object: describe_app(raw),
                 path: format!("spec.allowedOrigins[{index}]"),
                 message: format!(
                     "is `{origin}`: write an origin such as https://shop.example.com or https://*.example.com, without a path"
@@ -365,8 +366,8 @@ fn app(raw: &RealtimeApp, inputs: &Inputs<'_>) -> Result<App, Vec<Problem>> {
     }
     for (index, webhook) in raw.spec.webhooks.iter().enumerate() {
         if url::Url::parse(&webhook.url).is_err() {
-            problems.push(Problem {
-                object: object(raw),
+            problems.push(ManifestProblem {
+                object: describe_app(raw),
                 path: format!("spec.webhooks[{index}].url"),
                 message: format!("is `{}`, which is no address: write https://HOST/PATH", webhook.url),
             });
@@ -378,12 +379,12 @@ fn app(raw: &RealtimeApp, inputs: &Inputs<'_>) -> Result<App, Vec<Problem>> {
     Ok(App {
         id: AppId(id.clone()),
         credentials,
-        enabled: raw.spec.state == State::Enabled,
-        client_events: raw.spec.client_events == State::Enabled,
-        subscription_count: raw.spec.subscription_count == State::Enabled,
+        enabled: raw.spec.state == EnabledState::Enabled,
+        client_events: raw.spec.client_events == EnabledState::Enabled,
+        subscription_count: raw.spec.subscription_count == EnabledState::Enabled,
         authorization_seconds: raw.spec.authorization_seconds,
         allowed_origins: raw.spec.allowed_origins.clone(),
-        limits: Limits {
+        limits: AppLimits {
             connections: raw.spec.limits.connections.map(u64::from),
             message_bytes: usize::try_from(raw.spec.limits.message_bytes).unwrap_or(usize::MAX),
             client_events_per_second: raw.spec.limits.client_events_per_second,
@@ -392,7 +393,7 @@ fn app(raw: &RealtimeApp, inputs: &Inputs<'_>) -> Result<App, Vec<Problem>> {
             .spec
             .webhooks
             .iter()
-            .map(|webhook| Endpoint {
+            .map(|webhook| WebhookEndpoint {
                 name: webhook.name.clone(),
                 url: webhook.url.clone(),
                 events: webhook.events.iter().map(|event| event.name().to_owned()).collect(),
@@ -403,26 +404,26 @@ fn app(raw: &RealtimeApp, inputs: &Inputs<'_>) -> Result<App, Vec<Problem>> {
     })
 }
 
-impl Cluster {
+impl ValidCluster {
     /// The edges that it has, each with what was asked of it.
     #[must_use]
-    pub fn edges(&self) -> Vec<(Server, &EdgeServer)> {
-        if self.spec.servers == Servers::Combined {
-            return vec![(Server::Edge, &self.spec.websocket)];
+    pub fn edge_servers(&self) -> Vec<(ServerKind, &EdgeServer)> {
+        if self.spec.servers == ServerLayout::Combined {
+            return vec![(ServerKind::Edge, &self.spec.websocket)];
         }
-        let all = [(Server::Websocket, &self.spec.websocket), (Server::Sockjs, &self.spec.sockjs)];
-        all.into_iter().filter(|(_, edge)| edge.state == State::Enabled).collect()
+        let all = [(ServerKind::Websocket, &self.spec.websocket), (ServerKind::Sockjs, &self.spec.sockjs)];
+        all.into_iter().filter(|(_, edge)| edge.state == EnabledState::Enabled).collect()
     }
 
     /// Whether something serves this transport.
     #[must_use]
-    pub fn serves(&self, transport: Transport) -> bool {
-        self.edges().iter().any(|(server, _)| server.serves_as(transport.server()))
+    pub fn serves_transport(&self, transport: Transport) -> bool {
+        self.edge_servers().iter().any(|(server, _)| server.serves_as(transport.server_kind()))
     }
 
     /// Where the credentials of AWS come from.
     #[must_use]
-    pub fn identity(&self) -> IdentityType {
+    pub fn identity_type(&self) -> IdentityType {
         self.spec.aws.identity.kind
     }
 }
@@ -447,7 +448,7 @@ spec:
   bus: { type: Redis, redis: { urlSecretRef: { name: eu-redis, key: url } } }
 ";
 
-    fn check(apps: &[&str], secrets: &[(&str, &[(&str, &str)])]) -> Result<Cluster, Vec<Problem>> {
+    fn check(apps: &[&str], secrets: &[(&str, &[(&str, &str)])]) -> Result<ValidCluster, Vec<ManifestProblem>> {
         check_cluster(CLUSTER, apps, secrets)
     }
 
@@ -455,16 +456,16 @@ spec:
         cluster: &str,
         apps: &[&str],
         secrets: &[(&str, &[(&str, &str)])],
-    ) -> Result<Cluster, Vec<Problem>> {
+    ) -> Result<ValidCluster, Vec<ManifestProblem>> {
         let mut manifests = Manifests::default();
-        manifests.add("c.yaml", cluster).expect("a cluster");
+        manifests.add_file("c.yaml", cluster).expect("a cluster");
         for app in apps {
-            manifests.add("a.yaml", app).expect("an app");
+            manifests.add_file("a.yaml", app).expect("an app");
         }
         let apps: Vec<RealtimeApp> = manifests.apps.into_iter().map(|(_, app)| app).collect();
         let texts = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let secrets = secrets.iter().map(|(name, pairs)| ((*name).to_owned(), texts(pairs))).collect();
-        validate(&Inputs {
+        validate(&ClusterInputs {
             cluster: &manifests.clusters[0].1,
             apps: &apps,
             secrets: &secrets,
@@ -493,15 +494,15 @@ spec:
             check_cluster(cluster, &[], &[("eu-redis", keys)]).expect("a cluster").secrets_digests
         };
         let (before, after) = (digests(&with, "old"), digests(&with, "new"));
-        for server in Server::ALL {
-            assert_eq!(before[&server] != after[&server], server != Server::Dispatcher, "{server}");
+        for server in ServerKind::ALL {
+            assert_eq!(before[&server] != after[&server], server != ServerKind::Dispatcher, "{server}");
         }
         assert_eq!(digests(CLUSTER, "old"), digests(CLUSTER, "new"), "what nobody reads is no news");
     }
 
     #[test]
     fn a_missing_secret_and_a_double_id_are_told() {
-        let problems = |apps: &[&str]| -> Vec<Problem> {
+        let problems = |apps: &[&str]| -> Vec<ManifestProblem> {
             let cluster = check(apps, &[]).expect("a cluster");
             cluster.refused.into_iter().flat_map(|refused| refused.problems).collect()
         };
@@ -535,7 +536,7 @@ spec:
         let good = check(&[&origins("'https://*.example.com', 'http://localhost:*'")], secrets).expect("a cluster");
         let app = good.registry.by_key("k").expect("the app");
         assert_eq!(app.allowed_origins, ["https://*.example.com", "http://localhost:*"]);
-        assert_eq!(app.limits, Limits { connections: Some(5), message_bytes: 100, ..Limits::default() });
+        assert_eq!(app.limits, AppLimits { connections: Some(5), message_bytes: 100, ..AppLimits::default() });
         let bad = check(&[&origins("'*', 'https://example.com/shop'")], secrets).expect("a cluster");
         let problems: Vec<String> = bad.refused[0].problems.iter().map(ToString::to_string).collect();
         assert_eq!(problems.len(), 1);
@@ -544,8 +545,8 @@ spec:
 
     fn problems(spec: &str) -> Vec<String> {
         let mut manifests = Manifests::default();
-        manifests.add("c.yaml", &format!("{CLUSTER}{spec}")).expect("a cluster");
-        let valid = validate(&Inputs {
+        manifests.add_file("c.yaml", &format!("{CLUSTER}{spec}")).expect("a cluster");
+        let valid = validate(&ClusterInputs {
             cluster: &manifests.clusters[0].1,
             apps: &[],
             secrets: &BTreeMap::new(),

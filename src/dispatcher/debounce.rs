@@ -6,67 +6,67 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::events::{Place, Tracked};
-use crate::protocol::record::{Cause, EventKind, Order};
+use super::events::{ChannelKey, TrackedEvent};
+use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
 
 /// How long an absence must last (Pusher documents up to 3 s).
-const HOLD_MS: u64 = 3_000;
+const ABSENCE_GRACE_MS: u64 = 3_000;
 /// The same when a server asked its clients to move.
-const DRAIN_HOLD_MS: u64 = 10_000;
+const DRAIN_GRACE_MS: u64 = 10_000;
 
 /// What becomes of an event.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
+pub enum DebounceVerdict {
     /// Tell it now.
-    Pass(Tracked),
+    Pass(TrackedEvent),
     /// Nothing yet.
     Held,
     /// It undoes these; none of them is told.
     Cancels {
         /// What was held, oldest first.
-        held: Vec<Tracked>,
+        held: Vec<TrackedEvent>,
         /// The return that undid it.
-        by: Tracked,
+        by: TrackedEvent,
     },
 }
 
 /// The absences of one shard that may still be undone.
 #[derive(Debug, Default)]
-pub struct Debounce {
-    held: HashMap<Place, BTreeMap<Order, Held>>,
+pub struct AbsenceDebouncer {
+    held: HashMap<ChannelKey, BTreeMap<EventOrder, HeldAbsence>>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldAbsence {
     until_ms: u64,
-    event: Tracked,
+    event: TrackedEvent,
 }
 
-impl Debounce {
+impl AbsenceDebouncer {
     /// Takes an event that the sequencer released now.
-    pub fn push(&mut self, event: Tracked, now_ms: u64) -> Verdict {
+    pub fn push(&mut self, event: TrackedEvent, now_ms: u64) -> DebounceVerdict {
         let Some(order) = event.event.order else {
-            return Verdict::Pass(event);
+            return DebounceVerdict::Pass(event);
         };
-        if event.leaves() {
-            let hold = if event.event.cause == Some(Cause::Drain) { DRAIN_HOLD_MS } else { HOLD_MS };
+        if event.is_departure() {
+            let hold = if event.event.cause == Some(LeaveCause::Drain) { DRAIN_GRACE_MS } else { ABSENCE_GRACE_MS };
             // A clock that runs ahead must not hold an event for longer than its while.
             let until_ms = event.event.time_ms.min(now_ms) + hold;
-            self.held.entry(event.place()).or_default().insert(order, Held { until_ms, event });
-            return Verdict::Held;
+            self.held.entry(event.channel_key()).or_default().insert(order, HeldAbsence { until_ms, event });
+            return DebounceVerdict::Held;
         }
-        let held = if event.enters() { self.undo(&event, order) } else { Vec::new() };
-        if held.is_empty() { Verdict::Pass(event) } else { Verdict::Cancels { held, by: event } }
+        let held = if event.is_arrival() { self.cancel_absences(&event, order) } else { Vec::new() };
+        if held.is_empty() { DebounceVerdict::Pass(event) } else { DebounceVerdict::Cancels { held, by: event } }
     }
 
     /// The absences that lasted, in the bus's order per channel; `read_past_ms` is the time up to which the shard was
     /// read.
-    pub fn due(&mut self, now_ms: u64, read_past_ms: u64) -> Vec<Tracked> {
+    pub fn release_due(&mut self, now_ms: u64, read_past_ms: u64) -> Vec<TrackedEvent> {
         let passed = now_ms.min(read_past_ms);
         let mut out = Vec::new();
         self.held.retain(|_, channel| {
             let mut members_wait = false;
-            let ripe: Vec<Order> = channel
+            let ripe: Vec<EventOrder> = channel
                 .iter()
                 .filter(|(_, held)| {
                     let vacated = held.event.event.kind == EventKind::ChannelVacated;
@@ -83,13 +83,13 @@ impl Debounce {
         out
     }
 
-    fn undo(&mut self, event: &Tracked, order: Order) -> Vec<Tracked> {
-        let place = event.place();
+    fn cancel_absences(&mut self, event: &TrackedEvent, order: EventOrder) -> Vec<TrackedEvent> {
+        let place = event.channel_key();
         let Some(channel) = self.held.get_mut(&place) else {
             return Vec::new();
         };
-        let same = |held: &Held| held.event.subject() == event.subject();
-        let orders: Vec<Order> =
+        let same = |held: &HeldAbsence| held.event.subject_user_id() == event.subject_user_id();
+        let orders: Vec<EventOrder> =
             channel.range(..order).filter(|(_, held)| same(held)).map(|(order, _)| *order).collect();
         let undone = orders.iter().filter_map(|order| channel.remove(order)).map(|held| held.event).collect();
         if channel.is_empty() {
@@ -105,60 +105,60 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::sequencer::tests::event;
-    use super::super::sequencer::{GAP_MS, Sequencer, Step};
+    use super::super::sequencer::tests::tracked_event;
+    use super::super::sequencer::{GAP_TIMEOUT_MS, SequencedEvent, Sequencer};
     use super::*;
 
     const FOREVER: u64 = u64::MAX / 2;
 
-    fn removed(seq: u64) -> Tracked {
-        event(seq, EventKind::MemberRemoved { user_id: "u".into() })
+    fn member_removed(seq: u64) -> TrackedEvent {
+        tracked_event(seq, EventKind::MemberRemoved { user_id: "u".into() })
     }
 
-    fn seqs(events: &[Tracked]) -> Vec<u64> {
+    fn sequence_numbers(events: &[TrackedEvent]) -> Vec<u64> {
         events.iter().map(|event| event.record).collect()
     }
 
     #[test]
     fn an_absence_is_told_after_its_while_and_after_reading_past_it() {
-        let mut debounce = Debounce::default();
-        let vacated = event(2, EventKind::ChannelVacated);
-        assert_eq!(debounce.push(vacated.clone(), 2), Verdict::Held);
-        assert!(debounce.due(3_001, FOREVER).is_empty(), "too early");
-        assert!(debounce.due(FOREVER, 3_001).is_empty(), "not read so far");
-        assert_eq!(debounce.due(3_002, 3_002), [vacated]);
+        let mut debounce = AbsenceDebouncer::default();
+        let vacated = tracked_event(2, EventKind::ChannelVacated);
+        assert_eq!(debounce.push(vacated.clone(), 2), DebounceVerdict::Held);
+        assert!(debounce.release_due(3_001, FOREVER).is_empty(), "too early");
+        assert!(debounce.release_due(FOREVER, 3_001).is_empty(), "not read so far");
+        assert_eq!(debounce.release_due(3_002, 3_002), [vacated]);
     }
 
     #[test]
     fn a_return_undoes_it_and_neither_is_told() {
-        let mut debounce = Debounce::default();
-        debounce.push(removed(2), 2);
-        let other = event(3, EventKind::MemberAdded { user_id: "v".into() });
-        assert!(matches!(debounce.push(other, 3), Verdict::Pass(_)), "another user is no return");
-        let back = event(4, EventKind::MemberAdded { user_id: "u".into() });
-        let Verdict::Cancels { held, by } = debounce.push(back, 4) else { panic!("undone") };
-        assert_eq!((seqs(&held), by.record), (vec![2], 4));
-        assert!(debounce.due(FOREVER, FOREVER).is_empty());
+        let mut debounce = AbsenceDebouncer::default();
+        debounce.push(member_removed(2), 2);
+        let other = tracked_event(3, EventKind::MemberAdded { user_id: "v".into() });
+        assert!(matches!(debounce.push(other, 3), DebounceVerdict::Pass(_)), "another user is no return");
+        let back = tracked_event(4, EventKind::MemberAdded { user_id: "u".into() });
+        let DebounceVerdict::Cancels { held, by } = debounce.push(back, 4) else { panic!("undone") };
+        assert_eq!((sequence_numbers(&held), by.record), (vec![2], 4));
+        assert!(debounce.release_due(FOREVER, FOREVER).is_empty());
     }
 
     #[test]
     fn a_channel_is_vacated_after_its_members_left_and_a_drain_takes_longer() {
-        let mut debounce = Debounce::default();
-        let mut slow = removed(2);
-        slow.event.cause = Some(Cause::Drain);
+        let mut debounce = AbsenceDebouncer::default();
+        let mut slow = member_removed(2);
+        slow.event.cause = Some(LeaveCause::Drain);
         debounce.push(slow, 2);
-        debounce.push(event(3, EventKind::ChannelVacated), 3);
-        assert!(debounce.due(9_000, FOREVER).is_empty());
-        assert_eq!(seqs(&debounce.due(10_002, FOREVER)), [2, 3]);
+        debounce.push(tracked_event(3, EventKind::ChannelVacated), 3);
+        assert!(debounce.release_due(9_000, FOREVER).is_empty());
+        assert_eq!(sequence_numbers(&debounce.release_due(10_002, FOREVER)), [2, 3]);
     }
 
     #[test]
     fn a_clock_that_runs_ahead_holds_for_its_while_only() {
-        let mut debounce = Debounce::default();
-        let mut vacated = event(2, EventKind::ChannelVacated);
+        let mut debounce = AbsenceDebouncer::default();
+        let mut vacated = tracked_event(2, EventKind::ChannelVacated);
         vacated.event.time_ms = 1_000_000;
         debounce.push(vacated, 10);
-        assert_eq!(debounce.due(3_010, FOREVER).len(), 1);
+        assert_eq!(debounce.release_due(3_010, FOREVER).len(), 1);
     }
 
     /// Two users and the channel itself come and go: `choices` says who turns next. Returns the history in the bus's
@@ -182,8 +182,8 @@ mod tests {
         kinds
     }
 
-    fn state(events: &[Tracked]) -> BTreeMap<Option<String>, bool> {
-        let told = events.iter().map(|event| (event.subject().map(str::to_owned), event.enters()));
+    fn state(events: &[TrackedEvent]) -> BTreeMap<Option<String>, bool> {
+        let told = events.iter().map(|event| (event.subject_user_id().map(str::to_owned), event.is_arrival()));
         // A subject that was never told of is absent, as one that left.
         told.collect::<BTreeMap<_, _>>().into_iter().filter(|(_, there)| *there).collect()
     }
@@ -194,41 +194,41 @@ mod tests {
         #[test]
         fn any_arrival_order_tells_the_truth(
             choices in proptest::collection::vec(0u8..3, 1..30),
-            delays in proptest::collection::vec(0u64..GAP_MS, 30),
+            delays in proptest::collection::vec(0u64..GAP_TIMEOUT_MS, 30),
             spacing in 1u64..2_000,
         ) {
-            let events: Vec<Tracked> = (1u64..).zip(history(&choices)).map(|(seq, kind)| {
-                let mut event = event(seq, kind);
+            let events: Vec<TrackedEvent> = (1u64..).zip(history(&choices)).map(|(seq, kind)| {
+                let mut event = tracked_event(seq, kind);
                 event.event.time_ms = seq * spacing;
                 event
             }).collect();
             let truth = state(&events);
-            let mut arrivals: Vec<(u64, Tracked)> =
+            let mut arrivals: Vec<(u64, TrackedEvent)> =
                 events.iter().zip(&delays).map(|(event, delay)| (event.event.time_ms + delay, event.clone())).collect();
             arrivals.sort_by_key(|(at, _)| *at);
 
-            let (mut sequencer, mut debounce) = (Sequencer::default(), Debounce::default());
+            let (mut sequencer, mut debounce) = (Sequencer::default(), AbsenceDebouncer::default());
             let (mut posted, mut cancelled) = (Vec::new(), 0);
-            let mut feed = |steps: Vec<Step>, now: u64, posted: &mut Vec<Tracked>| {
+            let mut feed = |steps: Vec<SequencedEvent>, now: u64, posted: &mut Vec<TrackedEvent>| {
                 for step in steps {
-                    let Step::Release(event) = step else { panic!("nothing is superseded within the gap time") };
+                    let SequencedEvent::Release(event) = step else { panic!("nothing is superseded within the gap time") };
                     match debounce.push(event, now) {
-                        Verdict::Pass(event) => posted.push(event),
-                        Verdict::Held => {}
-                        Verdict::Cancels { held, .. } => cancelled += held.len() + 1,
+                        DebounceVerdict::Pass(event) => posted.push(event),
+                        DebounceVerdict::Held => {}
+                        DebounceVerdict::Cancels { held, .. } => cancelled += held.len() + 1,
                     }
                 }
-                posted.extend(debounce.due(now, now));
+                posted.extend(debounce.release_due(now, now));
             };
             for (now, event) in arrivals {
-                feed(sequencer.due(now), now, &mut posted);
+                feed(sequencer.release_due(now), now, &mut posted);
                 feed(sequencer.push(event, now), now, &mut posted);
             }
-            feed(sequencer.due(FOREVER), FOREVER, &mut posted);
+            feed(sequencer.release_due(FOREVER), FOREVER, &mut posted);
 
             prop_assert_eq!(posted.len() + cancelled, events.len());
             for subject in [None, Some("0"), Some("1")] {
-                let of: Vec<u64> = posted.iter().filter(|e| e.subject() == subject).map(|e| e.record).collect();
+                let of: Vec<u64> = posted.iter().filter(|e| e.subject_user_id() == subject).map(|e| e.record).collect();
                 prop_assert!(of.is_sorted(), "{:?}: {:?}", subject, of);
             }
             prop_assert_eq!(state(&posted), truth);

@@ -1,11 +1,11 @@
 //! An event on its way through a shard's pipeline.
 
-use crate::protocol::record::{Event, EventKind};
+use crate::protocol::record::{EventKind, RecordedEvent};
 use crate::protocol::{AppId, ChannelName};
 
 /// An event with what the pipeline must know of it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tracked {
+pub struct TrackedEvent {
     /// The tracker's number of the record that it came in.
     pub record: u64,
     /// Whose.
@@ -13,22 +13,22 @@ pub struct Tracked {
     /// Where.
     pub channel: ChannelName,
     /// What.
-    pub event: Event,
+    pub event: RecordedEvent,
 }
 
 /// Where an order holds: the channels of two apps may share a name.
-pub type Place = (AppId, ChannelName);
+pub type ChannelKey = (AppId, ChannelName);
 
-impl Tracked {
+impl TrackedEvent {
     /// The app and channel.
     #[must_use]
-    pub fn place(&self) -> Place {
+    pub fn channel_key(&self) -> ChannelKey {
         (self.app.clone(), self.channel.clone())
     }
 
     /// Whose state the event tells: a user's, or with `None` the channel's own.
     #[must_use]
-    pub fn subject(&self) -> Option<&str> {
+    pub fn subject_user_id(&self) -> Option<&str> {
         match &self.event.kind {
             EventKind::MemberAdded { user_id } | EventKind::MemberRemoved { user_id } => Some(user_id),
             _ => None,
@@ -37,13 +37,13 @@ impl Tracked {
 
     /// Whether it says that its subject went.
     #[must_use]
-    pub fn leaves(&self) -> bool {
+    pub fn is_departure(&self) -> bool {
         matches!(self.event.kind, EventKind::ChannelVacated | EventKind::MemberRemoved { .. })
     }
 
     /// Whether it says that its subject came.
     #[must_use]
-    pub fn enters(&self) -> bool {
+    pub fn is_arrival(&self) -> bool {
         matches!(self.event.kind, EventKind::ChannelOccupied | EventKind::MemberAdded { .. })
     }
 }

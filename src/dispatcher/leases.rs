@@ -16,9 +16,9 @@ use crate::kinesis::is_before;
 use crate::protocol::ShardId;
 
 /// How often a member says that it lives.
-pub const RENEW: Duration = Duration::from_secs(2);
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// A member that was not heard of for so long is dead, by the observer's monotonic clock.
-pub const DEAD_AFTER: Duration = Duration::from_secs(8);
+pub const MEMBER_TTL: Duration = Duration::from_secs(8);
 
 /// How far a shard is done. It belongs to one stream, told from a later one of the same name by its creation time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,23 +27,23 @@ pub struct Checkpoint {
     /// When the stream was created, in ms since 1970.
     pub stream_created_ms: u64,
     /// Where.
-    pub position: Done,
+    pub position: CheckpointPosition,
     /// What is done beyond that, so that a hand-over repeats only what was under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub beyond: Option<Beyond>,
+    pub beyond: Option<AckedOutOfOrder>,
 }
 
 /// Records behind the contiguous done prefix of a shard, some of which are done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Beyond {
+pub struct AckedOutOfOrder {
     /// All up to and with this sequence number are done,
     pub through: String,
     /// but for these.
     pub open: Vec<String>,
 }
 
-impl Beyond {
+impl AckedOutOfOrder {
     /// Whether this record is done.
     #[must_use]
     pub fn is_done(&self, sequence: &str) -> bool {
@@ -54,7 +54,7 @@ impl Beyond {
 /// The done part of a shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Done {
+pub enum CheckpointPosition {
     /// Up to and with this sequence number.
     Through(String),
     /// All of it: it is closed, and its children may be read.
@@ -63,7 +63,7 @@ pub enum Done {
 
 /// A shard's lease as anyone sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Lease {
+pub struct ShardLease {
     /// The member that holds it, if that one lives.
     pub holder: Option<String>,
     /// Raised by every change of holder.
@@ -74,20 +74,20 @@ pub struct Lease {
 
 /// What a member says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct MemberStatus {
     /// It was let in: an authentic webhook came through a shard that it held.
     pub proven: bool,
     /// It could not deliver and gave its shard back for a while.
-    pub resting: bool,
+    pub backing_off: bool,
 }
 
 /// What everyone sees.
 #[derive(Clone, Debug, Default)]
-pub struct View {
+pub struct LeaseSnapshot {
     /// Members that live, the caller too.
-    pub members: BTreeMap<String, Standing>,
+    pub members: BTreeMap<String, MemberStatus>,
     /// Every lease there is.
-    pub leases: BTreeMap<ShardId, Lease>,
+    pub leases: BTreeMap<ShardId, ShardLease>,
 }
 
 /// Why the store did not do it.
@@ -102,12 +102,20 @@ pub enum LeaseError {
 }
 
 /// The leases of one stream.
-pub trait Leases: Send + Sync {
+pub trait ShardLeases: Send + Sync {
     /// Says that the member lives, and looks at everything.
-    fn heartbeat<'a>(&'a self, member: &'a str, standing: Standing) -> BoxFuture<'a, Result<View, LeaseError>>;
+    fn send_heartbeat<'a>(
+        &'a self,
+        member: &'a str,
+        standing: MemberStatus,
+    ) -> BoxFuture<'a, Result<LeaseSnapshot, LeaseError>>;
 
     /// Takes a shard that nobody alive holds, or takes it anew.
-    fn acquire<'a>(&'a self, shard: &'a ShardId, member: &'a str) -> BoxFuture<'a, Result<Lease, LeaseError>>;
+    fn acquire_shard<'a>(
+        &'a self,
+        shard: &'a ShardId,
+        member: &'a str,
+    ) -> BoxFuture<'a, Result<ShardLease, LeaseError>>;
 
     /// Writes how far the shard is done, which also proves that it is still held.
     fn renew<'a>(
@@ -118,7 +126,7 @@ pub trait Leases: Send + Sync {
     ) -> BoxFuture<'a, Result<(), LeaseError>>;
 
     /// Writes how far the shard is done and gives it back.
-    fn release<'a>(
+    fn release_shard<'a>(
         &'a self,
         shard: &'a ShardId,
         generation: u64,
@@ -126,27 +134,27 @@ pub trait Leases: Send + Sync {
     ) -> BoxFuture<'a, Result<(), LeaseError>>;
 
     /// The member goes; what it still holds is free.
-    fn leave<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>>;
+    fn remove_member<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>>;
 }
 
 /// Leases within one process: clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct MemoryLeases(Arc<Mutex<Memory>>);
+pub struct MemoryLeases(Arc<Mutex<LeaseTable>>);
 
 #[derive(Debug, Default)]
-struct Memory {
-    members: HashMap<String, (Instant, Standing)>,
-    leases: BTreeMap<ShardId, Lease>,
+struct LeaseTable {
+    members: HashMap<String, (Instant, MemberStatus)>,
+    leases: BTreeMap<ShardId, ShardLease>,
 }
 
-impl Memory {
-    fn lives(&self, member: &str) -> bool {
-        self.members.get(member).is_some_and(|(seen, _)| seen.elapsed() < DEAD_AFTER)
+impl LeaseTable {
+    fn is_alive(&self, member: &str) -> bool {
+        self.members.get(member).is_some_and(|(seen, _)| seen.elapsed() < MEMBER_TTL)
     }
 
-    fn seen(&self, lease: &Lease) -> Lease {
-        let holder = lease.holder.clone().filter(|holder| self.lives(holder));
-        Lease { holder, ..lease.clone() }
+    fn visible_lease(&self, lease: &ShardLease) -> ShardLease {
+        let holder = lease.holder.clone().filter(|holder| self.is_alive(holder));
+        ShardLease { holder, ..lease.clone() }
     }
 
     fn write(
@@ -154,7 +162,7 @@ impl Memory {
         shard: &ShardId,
         generation: u64,
         checkpoint: Option<Checkpoint>,
-    ) -> Result<&mut Lease, LeaseError> {
+    ) -> Result<&mut ShardLease, LeaseError> {
         let lost = || LeaseError::Lost(shard.clone());
         let lease = self.leases.get_mut(shard).filter(|lease| lease.generation == generation).ok_or_else(lost)?;
         if checkpoint.is_some() {
@@ -165,27 +173,36 @@ impl Memory {
 }
 
 impl MemoryLeases {
-    fn memory(&self) -> MutexGuard<'_, Memory> {
+    fn lock_table(&self) -> MutexGuard<'_, LeaseTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Leases for MemoryLeases {
-    fn heartbeat<'a>(&'a self, member: &'a str, standing: Standing) -> BoxFuture<'a, Result<View, LeaseError>> {
+impl ShardLeases for MemoryLeases {
+    fn send_heartbeat<'a>(
+        &'a self,
+        member: &'a str,
+        standing: MemberStatus,
+    ) -> BoxFuture<'a, Result<LeaseSnapshot, LeaseError>> {
         Box::pin(async move {
-            let mut memory = self.memory();
+            let mut memory = self.lock_table();
             memory.members.insert(member.to_owned(), (Instant::now(), standing));
-            memory.members.retain(|_, (seen, _)| seen.elapsed() < DEAD_AFTER);
-            let leases = memory.leases.iter().map(|(shard, lease)| (shard.clone(), memory.seen(lease))).collect();
+            memory.members.retain(|_, (seen, _)| seen.elapsed() < MEMBER_TTL);
+            let leases =
+                memory.leases.iter().map(|(shard, lease)| (shard.clone(), memory.visible_lease(lease))).collect();
             let members = memory.members.iter().map(|(name, (_, standing))| (name.clone(), *standing)).collect();
-            Ok(View { members, leases })
+            Ok(LeaseSnapshot { members, leases })
         })
     }
 
-    fn acquire<'a>(&'a self, shard: &'a ShardId, member: &'a str) -> BoxFuture<'a, Result<Lease, LeaseError>> {
+    fn acquire_shard<'a>(
+        &'a self,
+        shard: &'a ShardId,
+        member: &'a str,
+    ) -> BoxFuture<'a, Result<ShardLease, LeaseError>> {
         Box::pin(async move {
-            let mut memory = self.memory();
-            let mut lease = memory.leases.get(shard).map(|lease| memory.seen(lease)).unwrap_or_default();
+            let mut memory = self.lock_table();
+            let mut lease = memory.leases.get(shard).map(|lease| memory.visible_lease(lease)).unwrap_or_default();
             if lease.holder.as_deref().is_some_and(|holder| holder != member) {
                 return Err(LeaseError::Lost(shard.clone()));
             }
@@ -202,21 +219,21 @@ impl Leases for MemoryLeases {
         generation: u64,
         checkpoint: Option<Checkpoint>,
     ) -> BoxFuture<'a, Result<(), LeaseError>> {
-        Box::pin(async move { self.memory().write(shard, generation, checkpoint).map(|_| ()) })
+        Box::pin(async move { self.lock_table().write(shard, generation, checkpoint).map(|_| ()) })
     }
 
-    fn release<'a>(
+    fn release_shard<'a>(
         &'a self,
         shard: &'a ShardId,
         generation: u64,
         checkpoint: Option<Checkpoint>,
     ) -> BoxFuture<'a, Result<(), LeaseError>> {
-        Box::pin(async move { self.memory().write(shard, generation, checkpoint).map(|lease| lease.holder = None) })
+        Box::pin(async move { self.lock_table().write(shard, generation, checkpoint).map(|lease| lease.holder = None) })
     }
 
-    fn leave<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>> {
+    fn remove_member<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>> {
         Box::pin(async move {
-            self.memory().members.remove(member);
+            self.lock_table().members.remove(member);
             Ok(())
         })
     }
@@ -226,45 +243,45 @@ impl Leases for MemoryLeases {
 mod tests {
     use super::*;
 
-    const WELL: Standing = Standing { proven: true, resting: false };
+    const PROVEN_MEMBER: MemberStatus = MemberStatus { proven: true, backing_off: false };
 
-    fn through(sequence: &str) -> Checkpoint {
-        Checkpoint { stream_created_ms: 1, position: Done::Through(sequence.into()), beyond: None }
+    fn checkpoint_through(sequence: &str) -> Checkpoint {
+        Checkpoint { stream_created_ms: 1, position: CheckpointPosition::Through(sequence.into()), beyond: None }
     }
 
     #[tokio::test]
     async fn a_stale_holder_cannot_write() {
         let (leases, shard) = (MemoryLeases::default(), ShardId::from("s"));
-        leases.heartbeat("a", WELL).await.expect("alive");
-        let old = leases.acquire(&shard, "a").await.expect("free");
-        leases.renew(&shard, old.generation, Some(through("5"))).await.expect("held");
-        leases.heartbeat("b", WELL).await.expect("alive");
-        assert!(leases.acquire(&shard, "b").await.is_err(), "the holder lives");
+        leases.send_heartbeat("a", PROVEN_MEMBER).await.expect("alive");
+        let old = leases.acquire_shard(&shard, "a").await.expect("free");
+        leases.renew(&shard, old.generation, Some(checkpoint_through("5"))).await.expect("held");
+        leases.send_heartbeat("b", PROVEN_MEMBER).await.expect("alive");
+        assert!(leases.acquire_shard(&shard, "b").await.is_err(), "the holder lives");
 
-        let long_ago = Instant::now().checked_sub(DEAD_AFTER).expect("a machine that is up for longer");
-        leases.memory().members.insert("a".into(), (long_ago, WELL));
-        assert_eq!(leases.heartbeat("b", WELL).await.expect("alive").members.len(), 1);
-        let new = leases.acquire(&shard, "b").await.expect("the holder is dead");
-        assert_eq!(new.checkpoint, Some(through("5")));
+        let long_ago = Instant::now().checked_sub(MEMBER_TTL).expect("a machine that is up for longer");
+        leases.lock_table().members.insert("a".into(), (long_ago, PROVEN_MEMBER));
+        assert_eq!(leases.send_heartbeat("b", PROVEN_MEMBER).await.expect("alive").members.len(), 1);
+        let new = leases.acquire_shard(&shard, "b").await.expect("the holder is dead");
+        assert_eq!(new.checkpoint, Some(checkpoint_through("5")));
         assert_eq!(
-            leases.renew(&shard, old.generation, Some(through("9"))).await,
+            leases.renew(&shard, old.generation, Some(checkpoint_through("9"))).await,
             Err(LeaseError::Lost(shard.clone()))
         );
-        assert_eq!(leases.release(&shard, old.generation, None).await, Err(LeaseError::Lost(shard.clone())));
-        let seen = leases.heartbeat("b", WELL).await.expect("alive").leases[&shard].clone();
-        assert_eq!((seen.checkpoint, seen.holder.as_deref()), (Some(through("5")), Some("b")));
+        assert_eq!(leases.release_shard(&shard, old.generation, None).await, Err(LeaseError::Lost(shard.clone())));
+        let seen = leases.send_heartbeat("b", PROVEN_MEMBER).await.expect("alive").leases[&shard].clone();
+        assert_eq!((seen.checkpoint, seen.holder.as_deref()), (Some(checkpoint_through("5")), Some("b")));
     }
 
     #[tokio::test]
     async fn a_released_shard_and_one_of_a_member_that_left_are_free() {
         let (leases, one, two) = (MemoryLeases::default(), ShardId::from("1"), ShardId::from("2"));
-        leases.heartbeat("a", WELL).await.expect("alive");
-        let held = leases.acquire(&one, "a").await.expect("free");
-        leases.acquire(&two, "a").await.expect("free");
-        leases.release(&one, held.generation, Some(through("7"))).await.expect("held");
-        leases.leave("a").await.expect("gone");
-        for (shard, checkpoint) in [(&one, Some(through("7"))), (&two, None)] {
-            assert_eq!(leases.acquire(shard, "b").await.expect("free").checkpoint, checkpoint);
+        leases.send_heartbeat("a", PROVEN_MEMBER).await.expect("alive");
+        let held = leases.acquire_shard(&one, "a").await.expect("free");
+        leases.acquire_shard(&two, "a").await.expect("free");
+        leases.release_shard(&one, held.generation, Some(checkpoint_through("7"))).await.expect("held");
+        leases.remove_member("a").await.expect("gone");
+        for (shard, checkpoint) in [(&one, Some(checkpoint_through("7"))), (&two, None)] {
+            assert_eq!(leases.acquire_shard(shard, "b").await.expect("free").checkpoint, checkpoint);
         }
     }
 }

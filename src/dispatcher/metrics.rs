@@ -15,11 +15,11 @@ use crate::protocol::ShardId;
 use crate::protocol::admin::{DispatcherFlow, ShardFlow};
 
 /// Errors that are shown at most; beyond, new sources are not noted.
-const MAX_ERRORS: usize = 1_000;
+const SHOWN_ERRORS_MAX: usize = 1_000;
 
 /// Why an event is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelValue)]
-pub enum Loss {
+pub enum DropReason {
     /// Another cluster wrote it.
     ForeignCluster,
     /// Not a record of ours.
@@ -36,7 +36,7 @@ pub enum Loss {
 
 /// Why an event is rightly not told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Settled {
+pub enum SkipReason {
     /// One half of an absence that was undone.
     Cancelled,
     /// Something newer of its subject was told.
@@ -47,7 +47,7 @@ pub enum Settled {
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Tried {
+pub enum ResponseClass {
     /// Any 2xx.
     Success,
     /// Another answer.
@@ -60,7 +60,7 @@ pub enum Tried {
 
 /// How a reading of the app registry ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Reading {
+enum RegistryReadResult {
     /// It is in force.
     Applied,
     /// The one before stays.
@@ -68,28 +68,28 @@ enum Reading {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReadingLabels {
-    result: Reading,
+struct RegistryReadLabels {
+    result: RegistryReadResult,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LossLabels {
-    reason: Loss,
+struct DropLabels {
+    reason: DropReason,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SettledLabels {
-    reason: Settled,
+struct SkipLabels {
+    reason: SkipReason,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TriedLabels {
-    result: Tried,
+struct AttemptLabels {
+    result: ResponseClass,
 }
 
 /// Where an error comes from: a success of the same source clears it, and no other.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Source {
+pub enum ErrorSource {
     /// Finding the shards.
     Discovery,
     /// The leases.
@@ -104,41 +104,41 @@ pub enum Source {
 
 /// Everything that is counted; one per process.
 #[derive(Debug, Default)]
-pub struct Metrics {
+pub struct DispatcherMetrics {
     delivered: Counter,
-    attempts: Family<TriedLabels, Counter>,
-    dropped: Family<LossLabels, Counter>,
-    settled: Family<SettledLabels, Counter>,
-    registry_reads: Family<ReadingLabels, Counter>,
+    attempts: Family<AttemptLabels, Counter>,
+    dropped: Family<DropLabels, Counter>,
+    skipped: Family<SkipLabels, Counter>,
+    registry_reads: Family<RegistryReadLabels, Counter>,
     gaps: Counter,
     unfinished: Gauge,
     shards: Gauge,
     behind: Gauge<f64, AtomicU64>,
-    live: Mutex<Live>,
+    live: Mutex<FlowState>,
 }
 
 #[derive(Debug, Default)]
-struct Live {
+struct FlowState {
     shards: BTreeMap<ShardId, (ShardFlow, usize)>,
-    losses: BTreeMap<Loss, u64>,
+    drop_counts: BTreeMap<DropReason, u64>,
     failed_attempts: u64,
-    errors: BTreeMap<Source, (u64, String)>,
-    noted: u64,
+    errors: BTreeMap<ErrorSource, (u64, String)>,
+    error_count: u64,
 }
 
 /// What became of attempts since the process started.
 #[derive(Clone, Copy, Debug)]
-pub struct Attempts {
+pub struct AttemptCounts {
     /// Events that an endpoint took.
     pub delivered: u64,
     /// Attempts that failed.
     pub failed: u64,
 }
 
-impl Metrics {
+impl DispatcherMetrics {
     /// What became of attempts since the process started.
-    pub fn attempts(&self) -> Attempts {
-        Attempts { delivered: self.delivered.get(), failed: self.live().failed_attempts }
+    pub fn attempt_counts(&self) -> AttemptCounts {
+        AttemptCounts { delivered: self.delivered.get(), failed: self.live().failed_attempts }
     }
 
     /// Registers everything under its name.
@@ -147,7 +147,7 @@ impl Metrics {
         registry.register("delivered", "Events that an endpoint took", self.delivered.clone());
         registry.register("attempts", "Attempts to post", self.attempts.clone());
         registry.register("dropped", "Events lost", self.dropped.clone());
-        registry.register("settled", "Events rightly not told", self.settled.clone());
+        registry.register("settled", "Events rightly not told", self.skipped.clone());
         registry.register("registry_reads", "Changed app registries", self.registry_reads.clone());
         registry.register("order_gaps", "Missing events that were passed", self.gaps.clone());
         registry.register("unfinished_events", "Events read and not yet done", self.unfinished.clone());
@@ -157,87 +157,87 @@ impl Metrics {
     }
 
     /// Events that an endpoint took.
-    pub fn delivered(&self, events: usize) {
+    pub fn count_delivered(&self, events: usize) {
         self.delivered.inc_by(events as u64);
     }
 
     /// The app registry changed, and could be read or not.
-    pub fn registry_read(&self, applied: bool) {
-        let result = if applied { Reading::Applied } else { Reading::Refused };
-        self.registry_reads.get_or_create(&ReadingLabels { result }).inc();
+    pub fn count_registry_read(&self, applied: bool) {
+        let result = if applied { RegistryReadResult::Applied } else { RegistryReadResult::Refused };
+        self.registry_reads.get_or_create(&RegistryReadLabels { result }).inc();
     }
 
     /// An attempt ended.
-    pub fn tried(&self, result: Tried) {
-        self.attempts.get_or_create(&TriedLabels { result }).inc();
-        if result != Tried::Success {
+    pub fn count_attempt(&self, result: ResponseClass) {
+        self.attempts.get_or_create(&AttemptLabels { result }).inc();
+        if result != ResponseClass::Success {
             self.live().failed_attempts += 1;
         }
     }
 
     /// Events were lost.
-    pub fn lost(&self, reason: Loss, events: usize) {
-        self.dropped.get_or_create(&LossLabels { reason }).inc_by(events as u64);
-        *self.live().losses.entry(reason).or_default() += events as u64;
+    pub fn count_dropped(&self, reason: DropReason, events: usize) {
+        self.dropped.get_or_create(&DropLabels { reason }).inc_by(events as u64);
+        *self.live().drop_counts.entry(reason).or_default() += events as u64;
     }
 
     /// Events are rightly not told.
-    pub fn settled(&self, reason: Settled, events: usize) {
-        self.settled.get_or_create(&SettledLabels { reason }).inc_by(events as u64);
+    pub fn count_skipped(&self, reason: SkipReason, events: usize) {
+        self.skipped.get_or_create(&SkipLabels { reason }).inc_by(events as u64);
     }
 
     /// Missing events were passed.
-    pub fn gaps(&self, gaps: u64) {
+    pub fn count_gaps(&self, gaps: u64) {
         self.gaps.inc_by(gaps);
     }
 
     /// Something failed; the newest is shown.
-    pub fn failed(&self, source: Source, error: String) {
+    pub fn set_error(&self, source: ErrorSource, error: String) {
         let mut live = self.live();
-        live.noted += 1;
-        let noted = live.noted;
-        if live.errors.len() < MAX_ERRORS || live.errors.contains_key(&source) {
+        live.error_count += 1;
+        let noted = live.error_count;
+        if live.errors.len() < SHOWN_ERRORS_MAX || live.errors.contains_key(&source) {
             live.errors.insert(source, (noted, error));
         }
     }
 
     /// The source works again.
-    pub fn recovered(&self, source: &Source) {
+    pub fn clear_error(&self, source: &ErrorSource) {
         self.live().errors.remove(source);
     }
 
     /// How a held shard is.
-    pub fn shard(&self, id: &ShardId, flow: ShardFlow, unfinished: usize) {
+    pub fn set_shard(&self, id: &ShardId, flow: ShardFlow, unfinished: usize) {
         let mut live = self.live();
         live.shards.insert(id.clone(), (flow, unfinished));
-        self.gauges(&live);
+        self.update_gauges(&live);
     }
 
     /// A shard is not held any more.
-    pub fn shard_left(&self, id: &ShardId) {
+    pub fn remove_shard(&self, id: &ShardId) {
         let mut live = self.live();
         live.shards.remove(id);
-        live.errors.remove(&Source::Shard(id.clone()));
-        live.errors.remove(&Source::Record(id.clone()));
-        self.gauges(&live);
+        live.errors.remove(&ErrorSource::Shard(id.clone()));
+        live.errors.remove(&ErrorSource::Record(id.clone()));
+        self.update_gauges(&live);
     }
 
     /// What `/flow` says.
     #[must_use]
-    pub fn flow(&self, stream: &str) -> DispatcherFlow {
+    pub fn flow_report(&self, stream: &str) -> DispatcherFlow {
         let live = self.live();
         DispatcherFlow {
             stream: stream.to_owned(),
             shards: live.shards.iter().map(|(id, (flow, _))| (id.clone(), flow.clone())).collect(),
             delivered: self.delivered.get(),
             failed_attempts: live.failed_attempts,
-            dropped: live.losses.iter().map(|(reason, count)| (format!("{reason:?}"), *count)).collect(),
+            dropped: live.drop_counts.iter().map(|(reason, count)| (format!("{reason:?}"), *count)).collect(),
             unfinished: live.shards.values().map(|(_, unfinished)| *unfinished as u64).sum(),
             last_error: live.errors.values().max().map(|(_, error)| error.clone()),
         }
     }
 
-    fn gauges(&self, live: &Live) {
+    fn update_gauges(&self, live: &FlowState) {
         let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(&self.shards, live.shards.len() as u64);
         set(&self.unfinished, live.shards.values().map(|(_, unfinished)| *unfinished as u64).sum());
@@ -246,7 +246,7 @@ impl Metrics {
     }
 
     // A holder that failed within these few lines leaves numbers behind that are still worth showing.
-    fn live(&self) -> MutexGuard<'_, Live> {
+    fn live(&self) -> MutexGuard<'_, FlowState> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -257,23 +257,23 @@ mod tests {
 
     #[test]
     fn an_error_is_cleared_by_its_own_source_only() {
-        let metrics = Metrics::default();
-        metrics.failed(Source::Endpoint("1/a".into()), "refused".into());
-        metrics.recovered(&Source::Discovery);
-        assert_eq!(metrics.flow("s").last_error.as_deref(), Some("refused"));
-        metrics.failed(Source::Discovery, "missing".into());
-        assert_eq!(metrics.flow("s").last_error.as_deref(), Some("missing"), "the newest is shown");
-        metrics.recovered(&Source::Discovery);
-        metrics.recovered(&Source::Endpoint("1/a".into()));
-        assert_eq!(metrics.flow("s").last_error, None);
+        let metrics = DispatcherMetrics::default();
+        metrics.set_error(ErrorSource::Endpoint("1/a".into()), "refused".into());
+        metrics.clear_error(&ErrorSource::Discovery);
+        assert_eq!(metrics.flow_report("s").last_error.as_deref(), Some("refused"));
+        metrics.set_error(ErrorSource::Discovery, "missing".into());
+        assert_eq!(metrics.flow_report("s").last_error.as_deref(), Some("missing"), "the newest is shown");
+        metrics.clear_error(&ErrorSource::Discovery);
+        metrics.clear_error(&ErrorSource::Endpoint("1/a".into()));
+        assert_eq!(metrics.flow_report("s").last_error, None);
     }
 
     #[test]
     fn names_and_reasons_are_readable() {
-        let (metrics, mut registry) = (Metrics::default(), Registry::default());
+        let (metrics, mut registry) = (DispatcherMetrics::default(), Registry::default());
         metrics.register(&mut registry);
-        metrics.lost(Loss::ForeignCluster, 2);
-        metrics.tried(Tried::Success);
+        metrics.count_dropped(DropReason::ForeignCluster, 2);
+        metrics.count_attempt(ResponseClass::Success);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
         for line in [
@@ -283,6 +283,6 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
-        assert_eq!(metrics.flow("s").dropped["ForeignCluster"], 2);
+        assert_eq!(metrics.flow_report("s").dropped["ForeignCluster"], 2);
     }
 }

@@ -9,23 +9,23 @@
 //! This room must not know edges, nor who stands behind an endpoint.
 
 mod apps;
-mod assembler;
-mod balance;
+mod assignment;
+mod batcher;
+mod checkpoint_tracker;
 mod debounce;
+mod decode;
+mod egress_policy;
 mod events;
-mod holder;
-mod intake;
 mod kubernetes_leases;
 mod leases;
 mod metrics;
-mod network;
 mod reader;
 mod retry;
 mod sender;
 mod sequencer;
 mod server;
-mod shards;
-mod tracker;
+mod shard_supervisor;
+mod shard_worker;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,35 +35,38 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 pub use kubernetes_leases::KubernetesLeases;
-pub use leases::{Checkpoint, DEAD_AFTER, Done, Lease, LeaseError, Leases, MemoryLeases, RENEW, Standing, View};
-pub use server::{Running, start};
+pub use leases::{
+    Checkpoint, CheckpointPosition, HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, MEMBER_TTL, MemberStatus,
+    MemoryLeases, ShardLease, ShardLeases,
+};
+pub use server::{RunningDispatcher, start};
 
-use crate::kinesis::Client;
+use crate::kinesis::KinesisClient;
 
 /// What a dispatcher is given besides its variables.
-pub struct Dependencies {
+pub struct DispatcherDependencies {
     /// The admin listener.
     pub admin: TcpListener,
     /// Where the directory of `REALTIME_APPS_PATH` is found.
     pub apps_dir: PathBuf,
     /// The stream.
-    pub kinesis: Client,
+    pub kinesis: KinesisClient,
     /// Which shards are whose.
-    pub leases: Arc<dyn Leases>,
+    pub leases: Arc<dyn ShardLeases>,
     /// How webhooks leave.
-    pub network: Network,
+    pub egress: EgressOverrides,
     /// Ends the process.
     pub shutdown: CancellationToken,
 }
 
 /// Where an address is really found.
-pub type Reroute = Arc<dyn Fn(&Url) -> Option<Url> + Send + Sync>;
+pub type RerouteFn = Arc<dyn Fn(&Url) -> Option<Url> + Send + Sync>;
 
 /// How webhooks leave.
 #[derive(Clone, Default)]
-pub struct Network {
+pub struct EgressOverrides {
     /// Stands for the resolver and the network of wherever the process runs; `None` is the real one.
-    pub reroute: Option<Reroute>,
+    pub reroute: Option<RerouteFn>,
 }
 
 /// Why a dispatcher does not start.

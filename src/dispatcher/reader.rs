@@ -9,22 +9,22 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::metrics::{Metrics, Source};
+use super::metrics::{DispatcherMetrics, ErrorSource};
 use super::retry::backoff_ms;
-use crate::kinesis::{Class, Client, KinesisError, Position, ReadRecord};
+use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, ReadPosition, ReadRecord};
+use crate::process::clock::now_ms;
 use crate::protocol::ShardId;
-use crate::runtime::clock::now_ms;
 
 /// Least time between two reads: a shard allows five a second over all its readers.
-const INTERVAL: Duration = Duration::from_millis(250);
+const READ_INTERVAL: Duration = Duration::from_millis(250);
 /// Records of a page.
-const LIMIT: i32 = 1_000;
+const PAGE_RECORDS_MAX: i32 = 1_000;
 /// Longest wait after errors.
-const MAX_BACKOFF_MS: u64 = 5_000;
+const READ_BACKOFF_MAX_MS: u64 = 5_000;
 
 /// What one read found.
 #[derive(Debug)]
-pub struct Read {
+pub struct ShardRead {
     /// The records, oldest first.
     pub records: Vec<ReadRecord>,
     /// How far behind the newest record.
@@ -36,19 +36,19 @@ pub struct Read {
 }
 
 /// A reader of one shard.
-pub struct Reader {
+pub struct ShardReader {
     /// The client.
-    pub client: Client,
+    pub client: KinesisClient,
     /// The shard.
     pub shard: ShardId,
     /// Where errors are shown.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<DispatcherMetrics>,
 }
 
-impl Reader {
+impl ShardReader {
     /// Reads from a position until the shard ends or nobody takes the pages.
-    pub async fn run(self, mut position: Position, pages: mpsc::Sender<Read>) {
-        let source = Source::Shard(self.shard.clone());
+    pub async fn run(self, mut position: ReadPosition, pages: mpsc::Sender<ShardRead>) {
+        let source = ErrorSource::Shard(self.shard.clone());
         let (mut iterator, mut failures) = (None, 0);
         loop {
             let started = Instant::now();
@@ -59,22 +59,22 @@ impl Reader {
             let pause = match read {
                 Ok(read) => {
                     failures = 0;
-                    self.metrics.recovered(&source);
+                    self.metrics.clear_error(&source);
                     if let Some(record) = read.records.last() {
-                        position = Position::After(record.sequence.clone());
+                        position = ReadPosition::After(record.sequence.clone());
                     }
                     let last = read.last;
                     if pages.send(read).await.is_err() || last {
                         return;
                     }
-                    INTERVAL
+                    READ_INTERVAL
                 }
                 Err(error) => {
                     iterator = None;
                     failures += 1;
-                    self.explain(&error, &mut position, &source);
-                    let wait = backoff_ms(failures, MAX_BACKOFF_MS, rand::random());
-                    INTERVAL.max(Duration::from_millis(wait))
+                    self.report_error(&error, &mut position, &source);
+                    let wait = backoff_ms(failures, READ_BACKOFF_MAX_MS, rand::random());
+                    READ_INTERVAL.max(Duration::from_millis(wait))
                 }
             };
             tokio::select! {
@@ -84,29 +84,31 @@ impl Reader {
         }
     }
 
-    async fn read(&self, position: &Position, iterator: &mut Option<String>) -> Result<Read, KinesisError> {
+    async fn read(&self, position: &ReadPosition, iterator: &mut Option<String>) -> Result<ShardRead, KinesisError> {
         let at = match iterator.take() {
             Some(at) => at,
-            None => self.client.iterator(&self.shard, position).await?,
+            None => self.client.request_iterator(&self.shard, position).await?,
         };
         let asked_ms = now_ms();
-        let page = self.client.read(&at, LIMIT).await?;
+        let page = self.client.read(&at, PAGE_RECORDS_MAX).await?;
         let last = page.next.is_none();
         *iterator = page.next;
-        Ok(Read { records: page.records, behind_ms: page.behind_ms, asked_ms, last })
+        Ok(ShardRead { records: page.records, behind_ms: page.behind_ms, asked_ms, last })
     }
 
-    fn explain(&self, error: &KinesisError, position: &mut Position, source: &Source) {
+    fn report_error(&self, error: &KinesisError, position: &mut ReadPosition, source: &ErrorSource) {
         match error.class {
             // Paused for longer than an iterator lives; the next one begins where this one stood.
-            Class::Expired => return,
+            KinesisErrorClass::Expired => return,
             // The stream keeps nothing of that place any more: what is left is better than nothing.
-            Class::Invalid if matches!(position, Position::After(_)) && error.operation == "GetShardIterator" => {
+            KinesisErrorClass::Invalid
+                if matches!(position, ReadPosition::After(_)) && error.operation == "GetShardIterator" =>
+            {
                 tracing::error!(shard = %self.shard, %error, "records may be lost: the place to go on from is gone");
-                *position = Position::TrimHorizon;
+                *position = ReadPosition::TrimHorizon;
             }
             _ => tracing::warn!(shard = %self.shard, %error, "the shard cannot be read; trying again"),
         }
-        self.metrics.failed(source.clone(), error.to_string());
+        self.metrics.set_error(source.clone(), error.to_string());
     }
 }

@@ -3,13 +3,13 @@
 use jiff::fmt::rfc2822::DateTimeParser;
 
 /// The first wait's upper end.
-const FIRST_MS: u64 = 500;
+const FIRST_BACKOFF_MS: u64 = 500;
 /// Longest `Retry-After` that is honoured.
-const MAX_RETRY_AFTER_MS: u64 = 60_000;
+const RETRY_AFTER_MAX_MS: u64 = 60_000;
 
 /// For how long and how patiently a webhook is tried.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct RetryPolicy {
     /// From an event's turn to its last try.
     pub window_ms: u64,
     /// The longest wait between two tries.
@@ -25,7 +25,7 @@ pub struct Patience {
     reason = "small numbers"
 )]
 pub fn backoff_ms(failures: u32, max_ms: u64, random: f64) -> u64 {
-    let doubled = FIRST_MS.saturating_mul(1 << failures.saturating_sub(1).min(20));
+    let doubled = FIRST_BACKOFF_MS.saturating_mul(1 << failures.saturating_sub(1).min(20));
     (doubled.min(max_ms) as f64 * random) as u64
 }
 
@@ -39,7 +39,7 @@ pub fn retry_after_ms(header: &str, now_ms: u64) -> Option<u64> {
         let time = DateTimeParser::new().parse_timestamp(header).ok()?;
         u64::try_from(time.as_millisecond()).ok()?.saturating_sub(now_ms)
     };
-    Some(asked.min(MAX_RETRY_AFTER_MS))
+    Some(asked.min(RETRY_AFTER_MAX_MS))
 }
 
 #[cfg(test)]

@@ -12,47 +12,47 @@ use reqwest::redirect;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use url::Url;
 
-use super::apps::Apps;
-use super::assembler::{Body, Outcome, Target};
-use super::metrics::{Metrics, Source, Tried};
-use super::network::{Policy, Refusal, Way};
+use super::apps::RegistryReceiver;
+use super::batcher::{AttemptOutcome, EndpointId, WebhookBatch};
+use super::egress_policy::{EgressClass, EgressPolicy, EgressRefusal};
+use super::metrics::{DispatcherMetrics, ErrorSource, ResponseClass};
 use super::retry::retry_after_ms;
-use super::{Network, Reroute};
-use crate::protocol::registry::{App, Endpoint};
+use super::{EgressOverrides, RerouteFn};
+use crate::process::clock::now_ms;
+use crate::protocol::registry::{App, WebhookEndpoint};
 use crate::protocol::signature;
 use crate::protocol::webhook::{self, CONTENT_TYPE, KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER};
-use crate::runtime::clock::now_ms;
 
 /// Age from which a body carries the attempt's time, because an SDK refuses bodies of 300 s.
-const STAMP_ANEW_MS: u64 = 240_000;
+const RESTAMP_AGE_MS: u64 = 240_000;
 /// Seconds for an attempt where the endpoint does not say.
-const TIMEOUT_SECONDS: u32 = 4;
+const DEFAULT_ATTEMPT_TIMEOUT_SECONDS: u32 = 4;
 /// Most of an answer that is read, to keep its connection.
-const MAX_ANSWER: usize = 64 * 1024;
+const RESPONSE_READ_MAX_BYTES: usize = 64 * 1024;
 /// Longest that the rest of an answer is waited for.
-const REST: Duration = Duration::from_millis(250);
+const RESPONSE_DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
 /// Attempts that one endpoint gets at a time.
-const ATTEMPTS: usize = 16;
+const CONCURRENT_ATTEMPTS_MAX: usize = 16;
 /// Failures in a row after which it gets one at a time.
-const OPEN_AFTER: u32 = 5;
+const BREAKER_FAILURE_COUNT: u32 = 5;
 /// Endpoints whose failures are remembered.
-const MAX_BREAKERS: usize = 10_000;
+const BREAKERS_MAX: usize = 10_000;
 
 /// Posts bodies. Shared by the shards of a process.
-pub struct Sender {
-    clients: HashMap<Way, reqwest::Client>,
-    policy: Arc<Policy>,
-    reroute: Option<Reroute>,
-    apps: Apps,
-    breakers: Mutex<HashMap<Target, Arc<Breaker>>>,
-    metrics: Arc<Metrics>,
+pub struct WebhookSender {
+    clients: HashMap<EgressClass, reqwest::Client>,
+    policy: Arc<EgressPolicy>,
+    reroute: Option<RerouteFn>,
+    apps: RegistryReceiver,
+    breakers: Mutex<HashMap<EndpointId, Arc<CircuitBreaker>>>,
+    metrics: Arc<DispatcherMetrics>,
 }
 
 /// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum AttemptFailure {
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] EgressRefusal),
     #[error("answered {status}")]
     Answered { status: u16, retry_after_ms: Option<u64> },
     #[error("no answer: {0}")]
@@ -61,15 +61,20 @@ enum Failure {
     NoKey,
 }
 
-impl Sender {
+impl WebhookSender {
     /// Makes the clients: one per way, since each resolves names by its own rule.
     ///
     /// # Errors
     /// TLS cannot be set up.
-    pub fn new(policy: Policy, network: Network, apps: Apps, metrics: Arc<Metrics>) -> reqwest::Result<Self> {
+    pub fn new(
+        policy: EgressPolicy,
+        network: EgressOverrides,
+        apps: RegistryReceiver,
+        metrics: Arc<DispatcherMetrics>,
+    ) -> reqwest::Result<Self> {
         let policy = Arc::new(policy);
-        let clients = [Way::Public, Way::Private, Way::Exempt].map(|way| {
-            let resolver = Arc::new(Resolver { policy: Arc::clone(&policy), way });
+        let clients = [EgressClass::Public, EgressClass::Private, EgressClass::Exempt].map(|way| {
+            let resolver = Arc::new(EgressResolver { policy: Arc::clone(&policy), class: way });
             let client = reqwest::Client::builder()
                 .no_proxy()
                 .redirect(redirect::Policy::none())
@@ -84,101 +89,113 @@ impl Sender {
     }
 
     /// Tries once.
-    pub async fn attempt(&self, body: &Body) -> Outcome {
+    pub async fn send_batch(&self, body: &WebhookBatch) -> AttemptOutcome {
         let registry = Arc::clone(&self.apps.borrow());
-        let app = registry.app(&body.target.app);
+        let app = registry.by_id(&body.target.app);
         let Some((app, endpoint)) =
             app.and_then(|app| Some((app, app.webhooks.iter().find(|e| e.name == body.target.endpoint)?)))
         else {
-            self.metrics.recovered(&Source::Endpoint(body.target.to_string()));
-            return Outcome::Removed;
+            self.metrics.clear_error(&ErrorSource::Endpoint(body.target.to_string()));
+            return AttemptOutcome::Removed;
         };
-        let breaker = self.breaker(&body.target);
-        let Some(_turn) = breaker.turn() else {
-            return Outcome::Busy;
+        let breaker = self.breaker_for(&body.target);
+        let Some(_turn) = breaker.try_acquire() else {
+            return AttemptOutcome::Busy;
         };
-        let seconds = if endpoint.timeout_seconds == 0 { TIMEOUT_SECONDS } else { endpoint.timeout_seconds };
+        let seconds =
+            if endpoint.timeout_seconds == 0 { DEFAULT_ATTEMPT_TIMEOUT_SECONDS } else { endpoint.timeout_seconds };
         let limit = Duration::from_secs(seconds.into());
-        let result = tokio::time::timeout(limit, self.post(app, endpoint, body))
+        let result = tokio::time::timeout(limit, self.post_webhook(app, endpoint, body))
             .await
-            .unwrap_or_else(|_| Err(Failure::Unanswered(format!("not within {seconds} s"))));
-        breaker.note(result.is_ok());
-        self.tell(&body.target, body.items.len(), result)
+            .unwrap_or_else(|_| Err(AttemptFailure::Unanswered(format!("not within {seconds} s"))));
+        breaker.note_result(result.is_ok());
+        self.report_attempt(&body.target, body.items.len(), result)
     }
 
-    fn tell(&self, target: &Target, events: usize, result: Result<(), Failure>) -> Outcome {
+    fn report_attempt(&self, target: &EndpointId, events: usize, result: Result<(), AttemptFailure>) -> AttemptOutcome {
         let name = target.to_string();
         let Err(failure) = result else {
-            self.metrics.tried(Tried::Success);
-            self.metrics.delivered(events);
-            self.metrics.recovered(&Source::Endpoint(name));
-            return Outcome::Taken;
+            self.metrics.count_attempt(ResponseClass::Success);
+            self.metrics.count_delivered(events);
+            self.metrics.clear_error(&ErrorSource::Endpoint(name));
+            return AttemptOutcome::Delivered;
         };
-        self.metrics.tried(match failure {
-            Failure::Answered { .. } => Tried::Answered,
-            Failure::Refused(_) => Tried::Refused,
-            Failure::Unanswered(_) | Failure::NoKey => Tried::Unanswered,
+        self.metrics.count_attempt(match failure {
+            AttemptFailure::Answered { .. } => ResponseClass::Answered,
+            AttemptFailure::Refused(_) => ResponseClass::Refused,
+            AttemptFailure::Unanswered(_) | AttemptFailure::NoKey => ResponseClass::Unanswered,
         });
         tracing::debug!(endpoint = name, events, error = %failure, "an attempt failed");
-        self.metrics.failed(Source::Endpoint(name.clone()), format!("endpoint {name}: {failure}"));
+        self.metrics.set_error(ErrorSource::Endpoint(name.clone()), format!("endpoint {name}: {failure}"));
         match failure {
-            Failure::Answered { retry_after_ms, .. } => Outcome::Failed { answered: true, retry_after_ms },
-            _ => Outcome::Failed { answered: false, retry_after_ms: None },
+            AttemptFailure::Answered { retry_after_ms, .. } => {
+                AttemptOutcome::Failed { answered: true, retry_after_ms }
+            }
+            _ => AttemptOutcome::Failed { answered: false, retry_after_ms: None },
         }
     }
 
-    async fn post(&self, app: &App, endpoint: &Endpoint, body: &Body) -> Result<(), Failure> {
-        let (url, way) = self.route(&endpoint.url)?;
+    async fn post_webhook(
+        &self,
+        app: &App,
+        endpoint: &WebhookEndpoint,
+        body: &WebhookBatch,
+    ) -> Result<(), AttemptFailure> {
+        let (url, way) = self.resolve_route(&endpoint.url)?;
         let Some(client) = self.clients.get(&way) else {
-            return Err(Failure::Unanswered("no client".to_owned()));
+            return Err(AttemptFailure::Unanswered("no client".to_owned()));
         };
-        let credential = app.signing().ok_or(Failure::NoKey)?;
+        let credential = app.signing_credential().ok_or(AttemptFailure::NoKey)?;
         let now = now_ms();
         let original = body.items.iter().map(|item| item.outgoing.time_ms).min().unwrap_or(now);
-        let old = now.saturating_sub(original) >= STAMP_ANEW_MS;
+        let old = now.saturating_sub(original) >= RESTAMP_AGE_MS;
         let events = body.items.iter().map(|item| item.outgoing.event.clone()).collect();
-        let text = serde_json::to_vec(&webhook::Body { time_ms: if old { now } else { original }, events })
-            .map_err(|error| Failure::Unanswered(error.to_string()))?;
+        let text = serde_json::to_vec(&webhook::WebhookBody { time_ms: if old { now } else { original }, events })
+            .map_err(|error| AttemptFailure::Unanswered(error.to_string()))?;
         let mut request = client
             .post(url)
             .header("Content-Type", CONTENT_TYPE)
             .header(KEY_HEADER, credential.key.as_str())
-            .header(SIGNATURE_HEADER, signature::sign(&credential.secret, &text));
+            .header(SIGNATURE_HEADER, signature::sign_message(&credential.secret, &text));
         if old {
             request = request.header(ORIGINAL_TIME_HEADER, original);
         }
-        let mut answer = request.body(text).send().await.map_err(|error| because(&error))?;
+        let mut answer = request.body(text).send().await.map_err(|error| find_root_cause(&error))?;
         let status = answer.status();
         let asked = answer.headers().get("Retry-After").and_then(|value| value.to_str().ok());
         let retry_after_ms = asked.and_then(|value| retry_after_ms(value, now));
         // The status has decided; the rest is read only so that the connection can be used again.
         let rest = async {
             let mut read = 0;
-            while read < MAX_ANSWER
+            while read < RESPONSE_READ_MAX_BYTES
                 && let Ok(Some(chunk)) = answer.chunk().await
             {
                 read += chunk.len();
             }
         };
-        let _ = tokio::time::timeout(REST, rest).await;
-        if status.is_success() { Ok(()) } else { Err(Failure::Answered { status: status.as_u16(), retry_after_ms }) }
+        let _ = tokio::time::timeout(RESPONSE_DRAIN_TIMEOUT, rest).await;
+        if status.is_success() {
+            Ok(())
+        } else {
+            Err(AttemptFailure::Answered { status: status.as_u16(), retry_after_ms })
+        }
     }
 
     /// Where a request really goes. A rerouted one is judged as written, and by the literal address that it goes to
     /// where only a network is excepted.
-    fn route(&self, text: &str) -> Result<(Url, Way), Refusal> {
-        let url: Url = text.parse().map_err(|_| Refusal::Malformed(text.to_owned()))?;
-        let way = self.policy.way(&url)?;
+    fn resolve_route(&self, text: &str) -> Result<(Url, EgressClass), EgressRefusal> {
+        let url: Url = text.parse().map_err(|_| EgressRefusal::Malformed(text.to_owned()))?;
+        let way = self.policy.classify_url(&url)?;
         match self.reroute.as_ref().and_then(|reroute| reroute(&url)) {
             None => Ok((url, way)),
-            Some(other) if way == Way::Private => self.policy.way(&other).map(|way| (other, way)),
-            Some(other) => Ok((other, Way::Exempt)),
+            Some(other) if way == EgressClass::Private => self.policy.classify_url(&other).map(|way| (other, way)),
+            Some(other) => Ok((other, EgressClass::Exempt)),
         }
     }
 
-    fn breaker(&self, target: &Target) -> Arc<Breaker> {
+    fn breaker_for(&self, target: &EndpointId) -> Arc<CircuitBreaker> {
         let mut breakers = self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
-        if breakers.len() >= MAX_BREAKERS && !breakers.contains_key(target) {
+        if breakers.len() >= BREAKERS_MAX && !breakers.contains_key(target) {
             breakers.clear();
         }
         Arc::clone(breakers.entry(target.clone()).or_default())
@@ -186,38 +203,42 @@ impl Sender {
 }
 
 /// The reason of an error that stands deepest: a refusal of ours, or what the network said.
-fn because(error: &reqwest::Error) -> Failure {
+fn find_root_cause(error: &reqwest::Error) -> AttemptFailure {
     let mut deepest: &dyn std::error::Error = error;
     while let Some(source) = deepest.source() {
         deepest = source;
     }
-    match deepest.downcast_ref::<Refusal>() {
-        Some(refusal) => Failure::Refused(refusal.clone()),
-        None => Failure::Unanswered(deepest.to_string()),
+    match deepest.downcast_ref::<EgressRefusal>() {
+        Some(refusal) => AttemptFailure::Refused(refusal.clone()),
+        None => AttemptFailure::Unanswered(deepest.to_string()),
     }
 }
 
 /// Keeps an endpoint that fails from being asked by everyone at once. Never closes it: one attempt always goes on.
 #[derive(Debug)]
-struct Breaker {
+struct CircuitBreaker {
     failures: AtomicU32,
-    open: Semaphore,
-    all: Semaphore,
+    trial_permits: Semaphore,
+    all_permits: Semaphore,
 }
 
-impl Default for Breaker {
+impl Default for CircuitBreaker {
     fn default() -> Self {
-        Self { failures: AtomicU32::new(0), open: Semaphore::new(1), all: Semaphore::new(ATTEMPTS) }
+        Self {
+            failures: AtomicU32::new(0),
+            trial_permits: Semaphore::new(1),
+            all_permits: Semaphore::new(CONCURRENT_ATTEMPTS_MAX),
+        }
     }
 }
 
-impl Breaker {
-    fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        let open = self.failures.load(Ordering::Relaxed) >= OPEN_AFTER;
-        if open { &self.open } else { &self.all }.try_acquire().ok()
+impl CircuitBreaker {
+    fn try_acquire(&self) -> Option<SemaphorePermit<'_>> {
+        let open = self.failures.load(Ordering::Relaxed) >= BREAKER_FAILURE_COUNT;
+        if open { &self.trial_permits } else { &self.all_permits }.try_acquire().ok()
     }
 
-    fn note(&self, success: bool) {
+    fn note_result(&self, success: bool) {
         if success {
             self.failures.store(0, Ordering::Relaxed);
         } else {
@@ -227,20 +248,21 @@ impl Breaker {
 }
 
 /// Resolves names to the addresses that a way allows. A literal address never comes here: it was judged before.
-struct Resolver {
-    policy: Arc<Policy>,
-    way: Way,
+struct EgressResolver {
+    policy: Arc<EgressPolicy>,
+    class: EgressClass,
 }
 
-impl Resolve for Resolver {
+impl Resolve for EgressResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let (policy, way) = (Arc::clone(&self.policy), self.way);
+        let (policy, way) = (Arc::clone(&self.policy), self.class);
         Box::pin(async move {
             let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let allowed: Vec<_> = found.iter().copied().filter(|address| policy.allows(way, address.ip())).collect();
+            let allowed: Vec<_> =
+                found.iter().copied().filter(|address| policy.is_allowed(way, address.ip())).collect();
             if allowed.is_empty() {
                 let found = found.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>().join(", ");
-                return Err(Refusal::Address(format!("{} ({found})", name.as_str())).into());
+                return Err(EgressRefusal::Address(format!("{} ({found})", name.as_str())).into());
             }
             let addresses: Addrs = Box::new(allowed.into_iter());
             Ok(addresses)
@@ -254,45 +276,45 @@ mod tests {
 
     #[test]
     fn an_open_breaker_lets_one_through_and_a_success_closes_it() {
-        let breaker = Breaker::default();
-        (0..OPEN_AFTER).for_each(|_| breaker.note(false));
-        let turn = breaker.turn().expect("one at a time");
-        assert!(breaker.turn().is_none());
+        let breaker = CircuitBreaker::default();
+        (0..BREAKER_FAILURE_COUNT).for_each(|_| breaker.note_result(false));
+        let turn = breaker.try_acquire().expect("one at a time");
+        assert!(breaker.try_acquire().is_none());
         drop(turn);
-        breaker.note(true);
-        let turns: Vec<_> = std::iter::from_fn(|| breaker.turn()).collect();
-        assert_eq!(turns.len(), ATTEMPTS);
+        breaker.note_result(true);
+        let turns: Vec<_> = std::iter::from_fn(|| breaker.try_acquire()).collect();
+        assert_eq!(turns.len(), CONCURRENT_ATTEMPTS_MAX);
     }
 
     #[tokio::test]
     async fn a_rerouted_endpoint_is_judged_as_written() {
-        crate::runtime::install_tls();
-        let policy = Policy::new(["127.0.0.0/8"].into_iter(), ["receiver.test:80"].into_iter());
-        let reroute: Reroute = Arc::new(|url: &Url| {
+        crate::process::install_tls();
+        let policy = EgressPolicy::new(["127.0.0.0/8"].into_iter(), ["receiver.test:80"].into_iter());
+        let reroute: RerouteFn = Arc::new(|url: &Url| {
             let address = if url.path() == "/far" { "10.0.0.1" } else { "127.0.0.1" };
             url.domain().and_then(|_| format!("http://{address}:1/").parse().ok())
         });
         let (_, apps) = tokio::sync::watch::channel(Arc::default());
-        let network = Network { reroute: Some(reroute) };
-        let sender = Sender::new(policy, network, apps, Arc::default()).expect("a sender");
+        let network = EgressOverrides { reroute: Some(reroute) };
+        let sender = WebhookSender::new(policy, network, apps, Arc::default()).expect("a sender");
         for (name, url, way) in [
-            ("what stands for the internet is trusted to be there", "https://a.test/", Some(Way::Exempt)),
-            ("an exact endpoint goes anywhere", "http://receiver.test/far", Some(Way::Exempt)),
-            ("a network's exception needs the network", "http://a.test/", Some(Way::Private)),
+            ("what stands for the internet is trusted to be there", "https://a.test/", Some(EgressClass::Exempt)),
+            ("an exact endpoint goes anywhere", "http://receiver.test/far", Some(EgressClass::Exempt)),
+            ("a network's exception needs the network", "http://a.test/", Some(EgressClass::Private)),
             ("and not another", "http://a.test/far", None),
             ("a scheme that is never sent to", "ftp://a.test/", None),
             ("what is not rerouted is judged as ever", "https://10.0.0.1/", None),
         ] {
-            assert_eq!(sender.route(url).ok().map(|(_, way)| way), way, "{name}");
+            assert_eq!(sender.resolve_route(url).ok().map(|(_, way)| way), way, "{name}");
         }
     }
 
     #[tokio::test]
     async fn a_name_that_resolves_to_this_machine_is_refused() {
-        crate::runtime::install_tls();
-        let resolver = Resolver { policy: Arc::default(), way: Way::Public };
+        crate::process::install_tls();
+        let resolver = EgressResolver { policy: Arc::default(), class: EgressClass::Public };
         let client = reqwest::Client::builder().no_proxy().dns_resolver(Arc::new(resolver)).build().expect("a client");
         let error = client.post("https://localhost:443/").send().await.expect_err("refused");
-        assert!(matches!(because(&error), Failure::Refused(Refusal::Address(_))), "{error:?}");
+        assert!(matches!(find_root_cause(&error), AttemptFailure::Refused(EgressRefusal::Address(_))), "{error:?}");
     }
 }

@@ -7,66 +7,66 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::events::{Place, Tracked};
-use crate::protocol::record::Order;
+use super::events::{ChannelKey, TrackedEvent};
+use crate::protocol::record::EventOrder;
 
 /// Longest that an event waits for an earlier one, counted from its own arrival.
-pub const GAP_MS: u64 = 3_000;
+pub const GAP_TIMEOUT_MS: u64 = 3_000;
 /// Channels whose history is remembered. A forgotten channel's next event waits as a gap does.
-const MAX_CHANNELS: usize = 50_000;
+const CHANNEL_HISTORIES_MAX: usize = 50_000;
 
 /// What became of an event.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Step {
+pub enum SequencedEvent {
     /// It is its turn.
-    Release(Tracked),
+    Release(TrackedEvent),
     /// Something newer of its subject was released before.
-    Superseded(Tracked),
+    Superseded(TrackedEvent),
 }
 
 /// The order of the channels of one shard.
 #[derive(Debug, Default)]
 pub struct Sequencer {
-    channels: HashMap<Place, History>,
+    channels: HashMap<ChannelKey, ChannelHistory>,
     /// When the patience of an arrival ends; the wait is the same for all, so this stays sorted.
-    deadlines: VecDeque<(u64, Place)>,
+    deadlines: VecDeque<(u64, ChannelKey)>,
     gaps: u64,
 }
 
 #[derive(Debug, Default)]
-struct History {
-    last: Option<Order>,
-    subjects: HashMap<Option<String>, Order>,
-    waiting: BTreeMap<Order, (u64, Tracked)>,
-    touched: u64,
+struct ChannelHistory {
+    last: Option<EventOrder>,
+    subjects: HashMap<Option<String>, EventOrder>,
+    waiting: BTreeMap<EventOrder, (u64, TrackedEvent)>,
+    touched_ms: u64,
 }
 
 impl Sequencer {
     /// Takes an event that arrived now. Events without an order pass at once.
-    pub fn push(&mut self, event: Tracked, now_ms: u64) -> Vec<Step> {
+    pub fn push(&mut self, event: TrackedEvent, now_ms: u64) -> Vec<SequencedEvent> {
         let Some(order) = event.event.order else {
-            return vec![Step::Release(event)];
+            return vec![SequencedEvent::Release(event)];
         };
-        self.forget();
-        let place = event.place();
+        self.evict_idle_channels();
+        let place = event.channel_key();
         let history = self.channels.entry(place.clone()).or_default();
-        history.touched = now_ms;
-        let twin = history.waiting.insert(order, (now_ms, event)).map(|(_, twin)| Step::Superseded(twin));
-        let mut steps: Vec<Step> = twin.into_iter().collect();
-        self.gaps += history.flush(now_ms, &mut steps);
+        history.touched_ms = now_ms;
+        let twin = history.waiting.insert(order, (now_ms, event)).map(|(_, twin)| SequencedEvent::Superseded(twin));
+        let mut steps: Vec<SequencedEvent> = twin.into_iter().collect();
+        self.gaps += history.release_ready(now_ms, &mut steps);
         if history.waiting.contains_key(&order) {
-            self.deadlines.push_back((now_ms + GAP_MS, place));
+            self.deadlines.push_back((now_ms + GAP_TIMEOUT_MS, place));
         }
         steps
     }
 
     /// What has waited long enough.
-    pub fn due(&mut self, now_ms: u64) -> Vec<Step> {
+    pub fn release_due(&mut self, now_ms: u64) -> Vec<SequencedEvent> {
         let mut steps = Vec::new();
         while self.deadlines.front().is_some_and(|(at, _)| *at <= now_ms) {
             let Some((_, place)) = self.deadlines.pop_front() else { break };
             if let Some(history) = self.channels.get_mut(&place) {
-                self.gaps += history.flush(now_ms, &mut steps);
+                self.gaps += history.release_ready(now_ms, &mut steps);
             }
         }
         steps
@@ -78,50 +78,53 @@ impl Sequencer {
     }
 
     /// Makes room: the half that was touched longest ago goes, unless it waits for something.
-    fn forget(&mut self) {
-        if self.channels.len() < MAX_CHANNELS {
+    fn evict_idle_channels(&mut self) {
+        if self.channels.len() < CHANNEL_HISTORIES_MAX {
             return;
         }
-        let mut touched: Vec<u64> = self.channels.values().map(|history| history.touched).collect();
+        let mut touched: Vec<u64> = self.channels.values().map(|history| history.touched_ms).collect();
         let middle = touched.len() / 2;
         let (_, median, _) = touched.select_nth_unstable(middle);
         let median = *median;
-        self.channels.retain(|_, history| history.touched > median || !history.waiting.is_empty());
+        self.channels.retain(|_, history| history.touched_ms > median || !history.waiting.is_empty());
     }
 }
 
-impl History {
+impl ChannelHistory {
     /// Releases what is next, and everything up to an event whose patience has ended. Returns the gaps passed.
-    fn flush(&mut self, now_ms: u64, steps: &mut Vec<Step>) -> u64 {
-        let tired = |(order, (arrived, _)): (&Order, &(u64, Tracked))| (arrived + GAP_MS <= now_ms).then_some(*order);
+    fn release_ready(&mut self, now_ms: u64, steps: &mut Vec<SequencedEvent>) -> u64 {
+        let tired = |(order, (arrived, _)): (&EventOrder, &(u64, TrackedEvent))| {
+            (arrived + GAP_TIMEOUT_MS <= now_ms).then_some(*order)
+        };
         let until = self.waiting.iter().filter_map(tired).next_back();
         let mut gaps = 0;
         while let Some(entry) = self.waiting.first_entry() {
             let order = *entry.key();
-            let next = self.last.is_none_or(|last| order <= last) && self.last.is_some() || follows(self.last, order);
+            let next =
+                self.last.is_none_or(|last| order <= last) && self.last.is_some() || is_successor(self.last, order);
             if !next && until.is_none_or(|until| order > until) {
                 break;
             }
             gaps += u64::from(!next);
             let (_, event) = entry.remove();
-            steps.push(self.settle(order, event));
+            steps.push(self.release_or_supersede(order, event));
         }
         gaps
     }
 
-    fn settle(&mut self, order: Order, event: Tracked) -> Step {
-        let subject = event.subject().map(str::to_owned);
+    fn release_or_supersede(&mut self, order: EventOrder, event: TrackedEvent) -> SequencedEvent {
+        let subject = event.subject_user_id().map(str::to_owned);
         if self.subjects.get(&subject).is_some_and(|known| *known >= order) {
-            return Step::Superseded(event);
+            return SequencedEvent::Superseded(event);
         }
         self.subjects.insert(subject, order);
         self.last = self.last.max(Some(order));
-        Step::Release(event)
+        SequencedEvent::Release(event)
     }
 }
 
 /// Whether nothing can stand between the two: the numbers are contiguous, and a new epoch starts at one.
-fn follows(last: Option<Order>, order: Order) -> bool {
+fn is_successor(last: Option<EventOrder>, order: EventOrder) -> bool {
     match last {
         None => order.seq == 1,
         Some(last) if order.epoch == last.epoch => order.seq == last.seq + 1,
@@ -133,17 +136,17 @@ fn follows(last: Option<Order>, order: Order) -> bool {
 pub(super) mod tests {
     use super::*;
     use crate::protocol::ChannelName;
-    use crate::protocol::record::{Event, EventKind};
+    use crate::protocol::record::{EventKind, RecordedEvent};
 
-    pub fn event(seq: u64, kind: EventKind) -> Tracked {
-        let order = (seq > 0).then_some(Order { epoch: 1, seq });
-        let event = Event { id: seq.to_string(), time_ms: seq, order, n: None, cause: None, kind };
+    pub fn tracked_event(seq: u64, kind: EventKind) -> TrackedEvent {
+        let order = (seq > 0).then_some(EventOrder { epoch: 1, seq });
+        let event = RecordedEvent { id: seq.to_string(), time_ms: seq, order, n: None, cause: None, kind };
         let channel = ChannelName::parse("presence-a").expect("a valid name");
-        Tracked { record: seq, app: "1".into(), channel, event }
+        TrackedEvent { record: seq, app: "1".into(), channel, event }
     }
 
-    fn at(seq: u64) -> Tracked {
-        event(seq, if seq % 2 == 1 { EventKind::ChannelOccupied } else { EventKind::ChannelVacated })
+    fn state_event(seq: u64) -> TrackedEvent {
+        tracked_event(seq, if seq % 2 == 1 { EventKind::ChannelOccupied } else { EventKind::ChannelVacated })
     }
 
     /// Pushes (time, seq) pairs, ends at a time, and tells what came out: negative for superseded.
@@ -151,13 +154,13 @@ pub(super) mod tests {
         let mut sequencer = Sequencer::default();
         let mut steps = Vec::new();
         for (now, seq) in arrivals {
-            steps.extend(sequencer.due(*now));
-            steps.extend(sequencer.push(at(*seq), *now));
+            steps.extend(sequencer.release_due(*now));
+            steps.extend(sequencer.push(state_event(*seq), *now));
         }
-        steps.extend(sequencer.due(end));
-        let told = |step: Step| match step {
-            Step::Release(event) => event.record.cast_signed(),
-            Step::Superseded(event) => -event.record.cast_signed(),
+        steps.extend(sequencer.release_due(end));
+        let told = |step: SequencedEvent| match step {
+            SequencedEvent::Release(event) => event.record.cast_signed(),
+            SequencedEvent::Superseded(event) => -event.record.cast_signed(),
         };
         (steps.into_iter().map(told).collect(), sequencer.take_gaps())
     }
@@ -181,20 +184,26 @@ pub(super) mod tests {
     #[test]
     fn other_subjects_and_other_kinds_are_not_superseded() {
         let mut sequencer = Sequencer::default();
-        sequencer.push(at(4), 0);
-        assert_eq!(sequencer.due(3_000).len(), 1);
-        let joined = event(3, EventKind::MemberAdded { user_id: "u".into() });
-        assert!(matches!(sequencer.push(joined, 3_001)[..], [Step::Release(_)]), "late, but news of its subject");
-        assert!(matches!(sequencer.push(event(0, EventKind::ChannelOccupied), 3_001)[..], [Step::Release(_)]));
+        sequencer.push(state_event(4), 0);
+        assert_eq!(sequencer.release_due(3_000).len(), 1);
+        let joined = tracked_event(3, EventKind::MemberAdded { user_id: "u".into() });
+        assert!(
+            matches!(sequencer.push(joined, 3_001)[..], [SequencedEvent::Release(_)]),
+            "late, but news of its subject"
+        );
+        assert!(matches!(
+            sequencer.push(tracked_event(0, EventKind::ChannelOccupied), 3_001)[..],
+            [SequencedEvent::Release(_)]
+        ));
     }
 
     #[test]
     fn a_new_epoch_starts_at_one() {
         let mut sequencer = Sequencer::default();
-        sequencer.push(at(1), 0);
-        let mut newer = at(1);
-        newer.event.order = Some(Order { epoch: 2, seq: 1 });
-        assert!(matches!(sequencer.push(newer, 0)[..], [Step::Release(_)]));
-        assert!(matches!(sequencer.push(at(2), 0)[..], [Step::Superseded(_)]));
+        sequencer.push(state_event(1), 0);
+        let mut newer = state_event(1);
+        newer.event.order = Some(EventOrder { epoch: 2, seq: 1 });
+        assert!(matches!(sequencer.push(newer, 0)[..], [SequencedEvent::Release(_)]));
+        assert!(matches!(sequencer.push(state_event(2), 0)[..], [SequencedEvent::Superseded(_)]));
     }
 }

@@ -11,29 +11,29 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::apps::{self, Apps};
-use super::holder::Shared;
-use super::metrics::{Metrics, Source};
-use super::network::Policy;
-use super::retry::Patience;
-use super::sender::Sender;
-use super::shards::{self, Shards};
-use super::{Dependencies, StartError};
-use crate::contract::{Values, name};
-use crate::kinesis::Class;
-use crate::protocol::admin::{Effective, Flow, configuration};
+use super::apps::{self, RegistryReceiver};
+use super::egress_policy::EgressPolicy;
+use super::metrics::{DispatcherMetrics, ErrorSource};
+use super::retry::RetryPolicy;
+use super::sender::WebhookSender;
+use super::shard_supervisor::{self, ShardSupervisor};
+use super::shard_worker::WorkerResources;
+use super::{DispatcherDependencies, StartError};
+use crate::config::{ServerConfig, name};
+use crate::kinesis::KinesisErrorClass;
+use crate::process::admin::{self, AdminEndpoints};
+use crate::process::clock::now_ms;
+use crate::process::{build, readiness_annotation};
+use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
 use crate::protocol::signature::salted_digest;
-use crate::runtime::admin::{self, Admin};
-use crate::runtime::clock::now_ms;
-use crate::runtime::{admission, build};
 
 /// How long the start looks for the stream; beyond, it goes on looking in the background.
-const FIRST_LOOK: Duration = Duration::from_millis(2_500);
+const STREAM_CHECK_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// Longest that the admin listener may take to end.
-const ADMIN_STOP: Duration = Duration::from_secs(2);
+const ADMIN_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A dispatcher at work. Dropped, it stops.
-pub struct Running {
+pub struct RunningDispatcher {
     /// Where the admin listener is.
     pub admin: SocketAddr,
     /// The process's id, a ULID, new at each start.
@@ -44,9 +44,9 @@ pub struct Running {
     _stop: DropGuard,
 }
 
-impl Running {
+impl RunningDispatcher {
     /// Waits until it has ended, which its token asks for or which it decides itself: then `failure` says why.
-    pub async fn stopped(self) {
+    pub async fn wait_until_stopped(self) {
         if let Err(error) = self.work.await {
             tracing::error!(%error, "the dispatcher broke");
         }
@@ -57,33 +57,37 @@ impl Running {
 ///
 /// # Errors
 /// The registry cannot be read, or the stream is denied.
-pub async fn start(values: Values, dependencies: Dependencies) -> Result<Running, StartError> {
-    crate::runtime::install_tls();
-    let Dependencies { admin: listener, apps_dir, kinesis, leases, network, shutdown } = dependencies;
+pub async fn start(
+    values: ServerConfig,
+    dependencies: DispatcherDependencies,
+) -> Result<RunningDispatcher, StartError> {
+    crate::process::install_tls();
+    let DispatcherDependencies { admin: listener, apps_dir, kinesis, leases, egress: network, shutdown } = dependencies;
     let address = listener.local_addr().map_err(StartError::Admin)?;
     let stop = shutdown.child_token();
     let guard = stop.clone().drop_guard();
-    let metrics = Arc::new(Metrics::default());
-    let apps = apps::follow(&apps_dir, Arc::clone(&metrics), stop.clone()).await?;
-    match timeout(FIRST_LOOK, kinesis.summary()).await {
-        Ok(Err(error)) if error.class == Class::Denied => return Err(StartError::Denied(error)),
-        Ok(Err(error)) => metrics.failed(Source::Discovery, error.to_string()),
+    let metrics = Arc::new(DispatcherMetrics::default());
+    let apps = apps::follow_registry(&apps_dir, Arc::clone(&metrics), stop.clone()).await?;
+    match timeout(STREAM_CHECK_TIMEOUT, kinesis.describe_stream()).await {
+        Ok(Err(error)) if error.class == KinesisErrorClass::Denied => return Err(StartError::Denied(error)),
+        Ok(Err(error)) => metrics.set_error(ErrorSource::Discovery, error.to_string()),
         Ok(Ok(_)) | Err(_) => {}
     }
-    let policy = Policy::new(values.list(name::ALLOWED_NETWORKS), values.list(name::ALLOWED_ENDPOINTS));
-    let sender = Sender::new(policy, network, apps.clone(), Arc::clone(&metrics))
+    let policy =
+        EgressPolicy::new(values.list_items(name::ALLOWED_NETWORKS), values.list_items(name::ALLOWED_ENDPOINTS));
+    let sender = WebhookSender::new(policy, network, apps.clone(), Arc::clone(&metrics))
         .map_err(|error| StartError::Client(error.to_string()))?;
-    let patience = Patience {
+    let patience = RetryPolicy {
         window_ms: values.number(name::RETRY_WINDOW_SECONDS) * 1_000,
         max_backoff_ms: values.number(name::MAX_BACKOFF_SECONDS) * 1_000,
     };
     let process = ulid::Ulid::new().to_string();
     let cluster = values.text(name::CLUSTER_UID).to_owned();
-    let build = build::read_id().await;
-    let variables = values.effective(|secret| salted_digest(values.text(name::ADMIN_TOKEN), secret));
-    let configuration = configuration(build, &variables);
-    let admitted = admission::of(&values, &configuration, stop.clone());
-    let effective = Effective {
+    let build = build::read_build_id().await;
+    let variables = values.redacted_variables(|secret| salted_digest(values.text(name::ADMIN_TOKEN), secret));
+    let configuration = hash_configuration(build, &variables);
+    let admitted = readiness_annotation::watch_admission(&values, &configuration, stop.clone());
+    let effective = EffectiveReport {
         process: process.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         configuration,
@@ -91,15 +95,21 @@ pub async fn start(values: Values, dependencies: Dependencies) -> Result<Running
         variables,
         apps: std::collections::BTreeMap::new(),
     };
-    let admin = answers(effective, &values, apps.clone(), &metrics, admitted.clone());
+    let admin = build_admin(effective, &values, apps.clone(), &metrics, admitted.clone());
     let admin_stop = CancellationToken::new();
     let serving = tokio::spawn(admin::serve(listener, admin, admin_stop.clone()));
 
     let again = Arc::new(Notify::new());
     let (sent, listings) = watch::channel(Arc::default());
-    let discovery = shards::discover(kinesis.clone(), Arc::clone(&metrics), sent, Arc::clone(&again), stop.clone());
-    let shared = Shared { client: kinesis, leases, sender, apps, metrics, cluster, patience };
-    let shards = Shards::new(Arc::new(shared), process.clone(), again, admitted).run(listings, stop.clone());
+    let discovery = shard_supervisor::discover_shards(
+        kinesis.clone(),
+        Arc::clone(&metrics),
+        sent,
+        Arc::clone(&again),
+        stop.clone(),
+    );
+    let shared = WorkerResources { client: kinesis, leases, sender, apps, metrics, cluster, retry_policy: patience };
+    let shards = ShardSupervisor::new(Arc::new(shared), process.clone(), again, admitted).run(listings, stop.clone());
     let (fail, failure) = watch::channel(None);
     let work = tokio::spawn(async move {
         let discovery = async {
@@ -113,31 +123,37 @@ pub async fn start(values: Values, dependencies: Dependencies) -> Result<Running
         admin_stop.cancel();
         // A connection that someone keeps open must not keep the process.
         let aborting = serving.abort_handle();
-        if timeout(ADMIN_STOP, serving).await.is_err() {
+        if timeout(ADMIN_STOP_TIMEOUT, serving).await.is_err() {
             aborting.abort();
         }
     });
     tracing::info!(%process, %address, "the dispatcher works");
-    Ok(Running { admin: address, process, failure, work, _stop: guard })
+    Ok(RunningDispatcher { admin: address, process, failure, work, _stop: guard })
 }
 
 /// What the admin listener answers.
-fn answers(
-    effective: Effective,
-    values: &Values,
-    apps: Apps,
-    metrics: &Arc<Metrics>,
+fn build_admin(
+    effective: EffectiveReport,
+    values: &ServerConfig,
+    apps: RegistryReceiver,
+    metrics: &Arc<DispatcherMetrics>,
     admitted: watch::Receiver<bool>,
-) -> Admin {
+) -> AdminEndpoints {
     let token = values.text(name::ADMIN_TOKEN).to_owned();
     let stream = values.text(name::STREAM_NAME).to_owned();
     let mut registry = MetricsRegistry::default();
     metrics.register(&mut registry);
     let (flow_process, salt, metrics) = (effective.process.clone(), token.clone(), Arc::clone(metrics));
-    let effective =
-        move || json(&Effective { time_ms: now_ms(), apps: apps.borrow().digests(&salt), ..effective.clone() });
-    let flow =
-        move || json(&Flow { process: flow_process.clone(), recorder: None, dispatcher: Some(metrics.flow(&stream)) });
+    let effective = move || {
+        to_json(&EffectiveReport { time_ms: now_ms(), apps: apps.borrow().app_digests(&salt), ..effective.clone() })
+    };
+    let flow = move || {
+        to_json(&FlowReport {
+            process: flow_process.clone(),
+            recorder: None,
+            dispatcher: Some(metrics.flow_report(&stream)),
+        })
+    };
     // Whether Kinesis answers is no matter of readiness: it would take every dispatcher away at once.
     let ready = Box::new(move || {
         let admitted = *admitted.borrow();
@@ -145,9 +161,16 @@ fn answers(
             .then_some(())
             .ok_or_else(|| "not admitted yet: a webhook through this pod must arrive first".to_owned())
     });
-    Admin { token, ready, effective: Box::new(effective), flow: Box::new(flow), drain: None, metrics: registry }
+    AdminEndpoints {
+        token,
+        ready,
+        effective: Box::new(effective),
+        flow: Box::new(flow),
+        drain: None,
+        metrics: registry,
+    }
 }
 
-fn json(value: &impl serde::Serialize) -> Value {
+fn to_json(value: &impl serde::Serialize) -> Value {
     serde_json::to_value(value).unwrap_or_default()
 }

@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::recorder::Dropped;
+use crate::edge::recorder::DropReason;
 use crate::protocol::Transport;
 
 /// One transport.
@@ -29,7 +29,7 @@ struct ResultLabel {
 
 /// Every counter and gauge of an edge.
 #[derive(Debug, Default)]
-pub struct Metrics {
+pub struct EdgeMetrics {
     connections: Family<TransportLabel, Gauge>,
     opened: Family<TransportLabel, Counter>,
     recorder_dropped: Family<ReasonLabel, Counter>,
@@ -37,9 +37,9 @@ pub struct Metrics {
     registry_reads: Family<ResultLabel, Counter>,
     relay_refused: Family<ReasonLabel, Counter>,
     relay_failed: Family<ReasonLabel, Counter>,
-    waited: Family<ResultLabel, Counter>,
+    pending_outcomes: Family<ResultLabel, Counter>,
     /// Subscriptions that wait for the bus.
-    pub waiting: Gauge,
+    pub pending_subscriptions: Gauge,
     /// Requests that another process answered, because it has their session.
     pub relayed: Counter,
     /// Sends that came a second time and were dropped.
@@ -69,10 +69,10 @@ pub struct Metrics {
     /// Whether the other processes can be reached; set when asked.
     pub bus_up: Gauge,
     /// Changes that the bus decided without being asked.
-    pub unasked: Counter,
+    pub remote_transitions: Counter,
 }
 
-impl Metrics {
+impl EdgeMetrics {
     /// Open sessions of a transport.
     pub fn connections(&self, transport: Transport) -> Gauge {
         self.connections.get_or_create(&TransportLabel { transport: transport.name() }).clone()
@@ -84,7 +84,7 @@ impl Metrics {
     }
 
     /// Events that the recorder gave up.
-    pub fn recorder_dropped(&self, reason: Dropped) -> Counter {
+    pub fn recorder_dropped(&self, reason: DropReason) -> Counter {
         self.recorder_dropped.get_or_create(&ReasonLabel { reason: reason.name() }).clone()
     }
 
@@ -110,8 +110,8 @@ impl Metrics {
     }
 
     /// Subscriptions that waited for the bus, and what became of them.
-    pub fn waited(&self, result: &'static str) -> Counter {
-        self.waited.get_or_create(&ResultLabel { result }).clone()
+    pub fn pending_outcomes(&self, result: &'static str) -> Counter {
+        self.pending_outcomes.get_or_create(&ResultLabel { result }).clone()
     }
 
     /// Puts all of them into a registry.
@@ -132,9 +132,13 @@ impl Metrics {
         edge.register("published", "Events published over the HTTP API", self.published.clone());
         edge.register("bus_errors", "Calls to the bus that failed", self.bus_errors.clone());
         edge.register("bus_up", "Whether the other edges can be reached", self.bus_up.clone());
-        edge.register("subscriptions_waiting", "Subscriptions that wait for the bus", self.waiting.clone());
-        edge.register("subscriptions_waited", "Subscriptions that waited for the bus", self.waited.clone());
-        edge.register("bus_decided", "Changes that nobody asked for: a process died", self.unasked.clone());
+        edge.register(
+            "subscriptions_waiting",
+            "Subscriptions that wait for the bus",
+            self.pending_subscriptions.clone(),
+        );
+        edge.register("subscriptions_waited", "Subscriptions that waited for the bus", self.pending_outcomes.clone());
+        edge.register("bus_decided", "Changes that nobody asked for: a process died", self.remote_transitions.clone());
         edge.register("bus_lost", "Frames of other processes lost here", self.bus_lost.clone());
         edge.register("recorder_accepted", "Events handed to the recorder", self.recorder_accepted.clone());
         edge.register("recorder_acknowledged", "Events that the stream took", self.recorder_acknowledged.clone());

@@ -10,39 +10,16 @@
 //!
 //! This room must not know the operator, Kubernetes, nor who reads the stream; it treats every client alike.
 
-mod admission;
-mod apps;
-mod channels;
-mod client;
-mod connection;
-mod counts;
-mod drain;
-mod fallback;
-mod fallback_http;
-mod http_api;
-mod inbox;
-pub mod limits;
-mod listener;
-mod liveness;
-mod metrics;
-mod order;
-mod peer;
-mod quota;
-mod rate;
-mod recorder;
-mod router;
-mod server;
-mod session;
-mod sessions;
-mod shared;
-mod signin;
-mod sockjs;
-mod stream_check;
-mod subscribe;
-mod together;
-mod unasked;
-mod user;
-mod waiting;
-mod websocket;
+pub(crate) mod apps;
+pub(crate) mod http;
+pub(crate) mod http_api;
+pub(crate) mod hub;
+pub(crate) mod metrics;
+pub(crate) mod pusher;
+pub(crate) mod recorder;
+pub(crate) mod relay;
+pub mod server;
+pub(crate) mod session;
+pub(crate) mod transport;
 
-pub use server::{Dependencies, Running, StartError, StopError, start};
+pub use server::{EdgeDependencies, RunningEdge, StartError, StopError, start};

@@ -8,20 +8,20 @@ use crate::protocol::{ShardId, Transport};
 
 /// How a journey ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum JourneyOutcome {
     /// Every hop held, the farewell too.
     Pass,
     /// Measured wrong, e.g. a bad signature: counts at once.
-    Decisive(Failure),
+    Decisive(HopFailure),
     /// A timeout or a reset, which the network alone can cause: needs confirmation.
-    Ambiguous(Failure),
+    Ambiguous(HopFailure),
     /// Cut short by ourselves: says nothing.
     Void,
 }
 
 /// Where a journey broke.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct HopFailure {
     /// The first hop that did not hold.
     pub hop: Hop,
     /// Why, in a word.
@@ -49,16 +49,16 @@ pub struct Journey {
     /// How long each hop took, in ms.
     pub latency_ms: BTreeMap<Hop, u64>,
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: JourneyOutcome,
 }
 
 impl Journey {
     /// The same, but void if it began before the receiver was found again and its webhook was missed: a sender that
     /// could not reach the former receiver waits before it tries the new one.
     #[must_use]
-    pub fn settled(self, found_ms: u64) -> Self {
-        let missed = matches!(&self.outcome, Outcome::Ambiguous(failure) if failure.hop >= Hop::Delivery);
-        let outcome = if missed && self.started_ms < found_ms { Outcome::Void } else { self.outcome };
+    pub fn void_if_missed_before(self, found_ms: u64) -> Self {
+        let missed = matches!(&self.outcome, JourneyOutcome::Ambiguous(failure) if failure.hop >= Hop::Delivery);
+        let outcome = if missed && self.started_ms < found_ms { JourneyOutcome::Void } else { self.outcome };
         Self { outcome, ..self }
     }
 }
@@ -69,14 +69,15 @@ mod tests {
 
     #[test]
     fn a_webhook_that_may_have_gone_to_the_former_receiver_is_not_missed() {
-        let failure = |hop| Failure { hop, reason: Reason::WebhookMissing, detail: String::new() };
-        let (lost, wrong) = (|hop| Outcome::Ambiguous(failure(hop)), Outcome::Decisive(failure(Hop::Authenticity)));
+        let failure = |hop| HopFailure { hop, reason: Reason::WebhookMissing, detail: String::new() };
+        let (lost, wrong) =
+            (|hop| JourneyOutcome::Ambiguous(failure(hop)), JourneyOutcome::Decisive(failure(Hop::Authenticity)));
         for (name, outcome, started_ms, expected) in [
-            ("missed at first", lost(Hop::Delivery), 9, Outcome::Void),
+            ("missed at first", lost(Hop::Delivery), 9, JourneyOutcome::Void),
             ("missed later", lost(Hop::Delivery), 10, lost(Hop::Delivery)),
             ("lost before the stream", lost(Hop::Record), 9, lost(Hop::Record)),
             ("measured wrong", wrong.clone(), 9, wrong),
-            ("passed", Outcome::Pass, 9, Outcome::Pass),
+            ("passed", JourneyOutcome::Pass, 9, JourneyOutcome::Pass),
         ] {
             let journey = Journey {
                 transport: Transport::Websocket,
@@ -88,7 +89,7 @@ mod tests {
                 latency_ms: BTreeMap::new(),
                 outcome,
             };
-            assert_eq!(journey.settled(10).outcome, expected, "{name}");
+            assert_eq!(journey.void_if_missed_before(10).outcome, expected, "{name}");
         }
     }
 }

@@ -6,15 +6,15 @@
 //!
 //! This room must not know clients, clocks or Kubernetes: the caller passes the times.
 
-mod drift;
+mod config_drift;
 mod evidence;
 mod hop;
 mod journey;
 mod series;
 mod verdict;
 
-pub use drift::{Drift, Expected, Former, compare};
-pub use evidence::{Dimensions, Evidence, Policy, Standing};
+pub use config_drift::{ConfigDrift, ExpectedConfig, FormerRegistry, find_drifts};
+pub use evidence::{CoverageTargets, Evidence, GatePolicy, ProcessProof};
 pub use hop::Hop;
-pub use journey::{Failure, Journey, Outcome};
-pub use verdict::{Phase, TransportVerdict, Verdict};
+pub use journey::{HopFailure, Journey, JourneyOutcome};
+pub use verdict::{GatePhase, TransportVerdict, Verdict};

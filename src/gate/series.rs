@@ -3,59 +3,59 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::{Failure, Hop, Journey, Outcome, Policy};
+use super::{GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
 
 /// Journeys that are remembered for latencies.
-const REMEMBERED: usize = 20;
+const LATENCY_SAMPLES_MAX: usize = 20;
 
 /// How a series stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum HistoryState {
     /// Nothing is known.
     Unknown,
     /// The latest journey passed.
     Passing,
     /// A failure that the network alone can cause: not yet believed.
-    Suspect(Failure),
+    Suspect(HopFailure),
     /// A failure that is believed.
-    Failing(Failure),
+    Failing(HopFailure),
 }
 
 /// The journeys of one transport through one pod.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Series {
+pub(super) struct JourneyHistory {
     /// Ambiguous failures in a row.
-    run: usize,
+    ambiguous_count: usize,
     /// When the first of them began.
     run_started_ms: u64,
     /// When the last of them ended.
     run_ended_ms: u64,
     /// When the latest failure ended.
     failed_ms: u64,
-    last: Option<Outcome>,
+    last_outcome: Option<JourneyOutcome>,
     latencies: VecDeque<BTreeMap<Hop, u64>>,
 }
 
-impl Series {
+impl JourneyHistory {
     /// Takes the latest journey. A void one changes nothing, nor does a pass that began before a failure ended: journeys
     /// overlap, and an older one may end later.
     pub fn add(&mut self, journey: &Journey) {
         match &journey.outcome {
-            Outcome::Void => return,
-            Outcome::Pass if journey.started_ms < self.failed_ms => return,
-            Outcome::Pass => self.run = 0,
-            Outcome::Decisive(_) => self.failed_ms = self.failed_ms.max(journey.ended_ms),
-            Outcome::Ambiguous(_) => {
-                if self.run == 0 {
+            JourneyOutcome::Void => return,
+            JourneyOutcome::Pass if journey.started_ms < self.failed_ms => return,
+            JourneyOutcome::Pass => self.ambiguous_count = 0,
+            JourneyOutcome::Decisive(_) => self.failed_ms = self.failed_ms.max(journey.ended_ms),
+            JourneyOutcome::Ambiguous(_) => {
+                if self.ambiguous_count == 0 {
                     self.run_started_ms = journey.started_ms;
                 }
-                self.run += 1;
+                self.ambiguous_count += 1;
                 self.run_ended_ms = journey.ended_ms;
                 self.failed_ms = self.failed_ms.max(journey.ended_ms);
             }
         }
-        self.last = Some(journey.outcome.clone());
-        if self.latencies.len() == REMEMBERED {
+        self.last_outcome = Some(journey.outcome.clone());
+        if self.latencies.len() == LATENCY_SAMPLES_MAX {
             self.latencies.pop_front();
         }
         self.latencies.push_back(journey.latency_ms.clone());
@@ -63,17 +63,17 @@ impl Series {
 
     /// How it stands. Once a cluster has been proven, a run of failures must also span some time, so that a hand-over
     /// of a lease alone cannot close it.
-    pub fn standing(&self, policy: &Policy, proven: bool) -> Standing {
-        match &self.last {
-            None | Some(Outcome::Void) => Standing::Unknown,
-            Some(Outcome::Pass) => Standing::Passing,
-            Some(Outcome::Decisive(failure)) => Standing::Failing(failure.clone()),
-            Some(Outcome::Ambiguous(failure)) => {
+    pub fn current_state(&self, policy: &GatePolicy, proven: bool) -> HistoryState {
+        match &self.last_outcome {
+            None | Some(JourneyOutcome::Void) => HistoryState::Unknown,
+            Some(JourneyOutcome::Pass) => HistoryState::Passing,
+            Some(JourneyOutcome::Decisive(failure)) => HistoryState::Failing(failure.clone()),
+            Some(JourneyOutcome::Ambiguous(failure)) => {
                 let span = Duration::from_millis(self.run_ended_ms.saturating_sub(self.run_started_ms));
-                if self.run >= policy.close_after && (!proven || span >= policy.min_span) {
-                    Standing::Failing(failure.clone())
+                if self.ambiguous_count >= policy.close_after && (!proven || span >= policy.min_span) {
+                    HistoryState::Failing(failure.clone())
                 } else {
-                    Standing::Suspect(failure.clone())
+                    HistoryState::Suspect(failure.clone())
                 }
             }
         }
@@ -91,13 +91,13 @@ mod tests {
     use crate::api::Reason;
     use crate::protocol::Transport;
 
-    fn failure(hop: Hop) -> Failure {
-        Failure { hop, reason: Reason::WebhookMissing, detail: String::new() }
+    fn failure(hop: Hop) -> HopFailure {
+        HopFailure { hop, reason: Reason::WebhookMissing, detail: String::new() }
     }
 
     /// Journeys that take ten seconds each, one begun every `every` seconds.
-    fn series(every: u64, outcomes: &[Outcome]) -> Series {
-        let mut series = Series::default();
+    fn series(every: u64, outcomes: &[JourneyOutcome]) -> JourneyHistory {
+        let mut series = JourneyHistory::default();
         for (n, outcome) in (0..).zip(outcomes) {
             series.add(&Journey {
                 transport: Transport::Websocket,
@@ -115,15 +115,15 @@ mod tests {
 
     #[test]
     fn a_table_of_series() {
-        let lost = || Outcome::Ambiguous(failure(Hop::Delivery));
-        let failing = |hop| Standing::Failing(failure(hop));
-        let suspect = || Standing::Suspect(failure(Hop::Delivery));
-        let (pass, void) = (Outcome::Pass, Outcome::Void);
-        let decisive = Outcome::Decisive(failure(Hop::Record));
+        let lost = || JourneyOutcome::Ambiguous(failure(Hop::Delivery));
+        let failing = |hop| HistoryState::Failing(failure(hop));
+        let suspect = || HistoryState::Suspect(failure(Hop::Delivery));
+        let (pass, void) = (JourneyOutcome::Pass, JourneyOutcome::Void);
+        let decisive = JourneyOutcome::Decisive(failure(Hop::Record));
         for (name, every, outcomes, proven, expected) in [
-            ("nothing yet", 15, vec![], true, Standing::Unknown),
-            ("only void journeys", 15, vec![void.clone(), void.clone()], true, Standing::Unknown),
-            ("one pass", 15, vec![pass.clone()], true, Standing::Passing),
+            ("nothing yet", 15, vec![], true, HistoryState::Unknown),
+            ("only void journeys", 15, vec![void.clone(), void.clone()], true, HistoryState::Unknown),
+            ("one pass", 15, vec![pass.clone()], true, HistoryState::Passing),
             ("the first loss is not believed", 15, vec![pass.clone(), lost()], true, suspect()),
             ("three losses that span 40 s are", 15, vec![lost(), lost(), lost()], true, failing(Hop::Delivery)),
             (
@@ -149,9 +149,9 @@ mod tests {
                 failing(Hop::Delivery),
             ),
             ("a decisive failure counts at once", 15, vec![pass.clone(), decisive.clone()], true, failing(Hop::Record)),
-            ("a pass after it ends it", 15, vec![decisive, pass], true, Standing::Passing),
+            ("a pass after it ends it", 15, vec![decisive, pass], true, HistoryState::Passing),
         ] {
-            assert_eq!(series(every, &outcomes).standing(&Policy::default(), proven), expected, "{name}");
+            assert_eq!(series(every, &outcomes).current_state(&GatePolicy::default(), proven), expected, "{name}");
         }
     }
 }

@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use super::{Drift, Evidence, Failure, Hop};
+use super::{ConfigDrift, Evidence, Hop, HopFailure};
 use crate::api::Reason;
 use crate::api::cluster::TransportState;
-use crate::contract::Server;
+use crate::config::ServerKind;
 use crate::protocol::Transport;
 
 /// Differences of one process that a message names.
-const MAX_TOLD: usize = 4;
+const LISTED_DRIFTS_MAX: usize = 4;
 
 /// Where a gate stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum GatePhase {
     /// Never open yet, and nothing that is believed speaks against it, or not every transport has been tried.
     Proving,
     /// Proven in every dimension.
@@ -28,7 +28,7 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Where it stands.
-    pub phase: Phase,
+    pub phase: GatePhase,
     /// Whether the cluster is operational.
     pub ready: bool,
     /// In a word.
@@ -45,7 +45,7 @@ pub struct TransportVerdict {
     /// The transport.
     pub transport: Transport,
     /// The server that carries it.
-    pub server: Server,
+    pub server: ServerKind,
     /// How it fares.
     pub state: TransportState,
     /// The first hop that is broken.
@@ -63,28 +63,29 @@ impl Evidence {
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         let transports: Vec<TransportVerdict> =
-            self.dimensions.transports.iter().map(|transport| self.transport(*transport)).collect();
+            self.targets.transports.iter().map(|transport| self.transport_verdict(*transport)).collect();
         let tried =
             transports.iter().all(|transport| transport.state != TransportState::Unknown || transport.pods == 0);
-        let against = self.against(&transports);
+        let against = self.first_objection(&transports);
         let phase = match (self.open, self.ever_open) {
-            (true, _) => Phase::Open,
-            (false, true) => Phase::Closed,
-            (false, false) if against.is_some() && tried => Phase::Refused,
-            (false, false) => Phase::Proving,
+            (true, _) => GatePhase::Open,
+            (false, true) => GatePhase::Closed,
+            (false, false) if against.is_some() && tried => GatePhase::Refused,
+            (false, false) => GatePhase::Proving,
         };
         let (reason, message) = match (phase, against) {
-            (Phase::Open, _) => self.praise(),
+            (GatePhase::Open, _) => self.proven_summary(),
             (_, Some(against)) => against,
-            (_, None) => (Reason::Proving, self.progress(&transports)),
+            (_, None) => (Reason::Proving, self.progress_summary(&transports)),
         };
         Verdict { phase, ready: self.open, reason, message, transports }
     }
 
-    fn transport(&self, transport: Transport) -> TransportVerdict {
-        let failure = self.failures().filter(|(found, _, _)| *found == transport).map(|(_, _, failure)| failure);
+    fn transport_verdict(&self, transport: Transport) -> TransportVerdict {
+        let failure =
+            self.believed_failures().filter(|(found, _, _)| *found == transport).map(|(_, _, failure)| failure);
         let hop = failure.map(|failure| failure.hop).min();
-        let (pods_passing, pods) = self.passing(transport);
+        let (pods_passing, pods) = self.count_passing_pods(transport);
         let state = match hop {
             Some(_) => TransportState::Failing,
             None if pods > 0 && pods_passing == pods => TransportState::Passing,
@@ -92,15 +93,24 @@ impl Evidence {
             None if self.open => TransportState::Passing,
             None => TransportState::Unknown,
         };
-        let server = transport.server();
-        TransportVerdict { transport, server, state, hop, pods_passing, pods, latency_ms: self.latencies(transport) }
+        let server = transport.server_kind();
+        TransportVerdict {
+            transport,
+            server,
+            state,
+            hop,
+            pods_passing,
+            pods,
+            latency_ms: self.median_latencies(transport),
+        }
     }
 
     /// What speaks against the cluster, in a word and a line.
-    fn against(&self, transports: &[TransportVerdict]) -> Option<(Reason, String)> {
-        let explained = |(_, pod, failure): &(Transport, &str, Failure)| self.explanation(pod, failure).is_some();
-        let first = self.failures().min_by_key(|found| (!explained(found), found.2.hop, found.0));
-        if let Some(message) = self.empty()
+    fn first_objection(&self, transports: &[TransportVerdict]) -> Option<(Reason, String)> {
+        let explained =
+            |(_, pod, failure): &(Transport, &str, HopFailure)| self.explaining_drifts(pod, failure).is_some();
+        let first = self.believed_failures().min_by_key(|found| (!explained(found), found.2.hop, found.0));
+        if let Some(message) = self.missing_dimension()
             && !first.as_ref().is_some_and(explained)
             && self.drifts.is_empty()
         {
@@ -114,33 +124,37 @@ impl Evidence {
         let aside = if passing.is_empty() { String::new() } else { format!(" ({}: Passing)", passing.join(", ")) };
         match first {
             Some((_, pod, failure)) => {
-                let place = place(transports, &failure);
-                let drifts = self.explanation(pod, &failure);
-                let reason = drifts.and_then(|(_, drifts)| drifts.first()).map_or(failure.reason, Drift::reason);
+                let place = list_failing_transports(transports, &failure);
+                let drifts = self.explaining_drifts(pod, &failure);
+                let reason = drifts.and_then(|(_, drifts)| drifts.first()).map_or(failure.reason, ConfigDrift::reason);
                 let blame = drifts.map_or_else(String::new, |(found, drifts)| {
-                    if found == pod { format!("; {}", told(drifts)) } else { format!("; on {found}, {}", told(drifts)) }
+                    if found == pod {
+                        format!("; {}", join_drifts(drifts))
+                    } else {
+                        format!("; on {found}, {}", join_drifts(drifts))
+                    }
                 });
                 Some((reason, format!("{place}: {}{aside}{blame}", failure.detail)))
             }
             None if !self.drifts.is_empty() => {
                 let (pod, drifts) = self.drifts.iter().next()?;
-                Some((drifts.first()?.reason(), format!("{pod}: {}{aside}", told(drifts))))
+                Some((drifts.first()?.reason(), format!("{pod}: {}{aside}", join_drifts(drifts))))
             }
-            None if self.unanswered().is_some_and(|pod| self.ever_open || !self.is_newcomer(pod)) => {
-                let pod = self.unanswered()?;
+            None if self.first_unanswered().is_some_and(|pod| self.ever_open || !self.is_newcomer(pod)) => {
+                let pod = self.first_unanswered()?;
                 let message =
                     format!("{pod}: its admin listener does not answer, so that nobody knows what it runs{aside}");
                 Some((Reason::EdgeUnreachable, message))
             }
-            None if self.undelivered().is_some() => {
-                let (pod, failure) = self.undelivered()?;
+            None if self.failing_dispatcher().is_some() => {
+                let (pod, failure) = self.failing_dispatcher()?;
                 Some((failure.reason, format!("{pod}: {}{aside}", failure.detail)))
             }
-            None if self.rate_exceeded() => {
+            None if self.is_loss_rate_exceeded() => {
                 let (transport, pod, failure) = self.latest_failure()?;
                 let message = format!(
                     "{}/{transport}: more than 5 % of the last 200 journeys were lost, the latest on {pod}: {}",
-                    transport.server(),
+                    transport.server_kind(),
                     failure.detail
                 );
                 Some((failure.reason, message))
@@ -149,54 +163,54 @@ impl Evidence {
         }
     }
 
-    fn praise(&self) -> (Reason, String) {
-        let names: Vec<&str> = self.dimensions.transports.iter().map(|transport| transport.name()).collect();
+    fn proven_summary(&self) -> (Reason, String) {
+        let names: Vec<&str> = self.targets.transports.iter().map(|transport| transport.name()).collect();
         let names = names.join(", ");
-        let pods = self.dimensions.pods.len();
-        if self.dimensions.webhooks {
-            let (shards, dispatchers) = (self.dimensions.shards.len(), self.dimensions.dispatchers.len());
+        let pods = self.targets.pods.len();
+        if self.targets.webhooks {
+            let (shards, dispatchers) = (self.targets.shards.len(), self.targets.dispatchers.len());
             let message = format!(
                 "{names}: clients' events arrived as signed webhooks through {}, {} and {}",
-                count(pods, "edge pod"),
-                count(shards, "shard"),
-                count(dispatchers, "dispatcher")
+                format_count(pods, "edge pod"),
+                format_count(shards, "shard"),
+                format_count(dispatchers, "dispatcher")
             );
             (Reason::Proven, message)
         } else {
-            let pods = count(pods, "edge pod");
+            let pods = format_count(pods, "edge pod");
             let message = format!("{names}: clients' events went through {pods}; webhooks are off, as written");
             (Reason::ReadyWithoutWebhooks, message)
         }
     }
 
-    fn progress(&self, transports: &[TransportVerdict]) -> String {
+    fn progress_summary(&self, transports: &[TransportVerdict]) -> String {
         let parts: Vec<String> = transports
             .iter()
             .map(|transport| format!("{} {}/{}", transport.transport, transport.pods_passing, transport.pods))
             .collect();
         let suspect = self.latest_failure().map_or_else(String::new, |(transport, _, failure)| {
-            format!("; last loss: {}/{transport}: {}", transport.server(), failure.detail)
+            format!("; last loss: {}/{transport}: {}", transport.server_kind(), failure.detail)
         });
-        let waited = self.unanswered().map_or_else(String::new, |pod| format!("; {pod} has not answered yet"));
+        let waited = self.first_unanswered().map_or_else(String::new, |pod| format!("; {pod} has not answered yet"));
         format!("pods that passed so far: {}{waited}{suspect}", parts.join(", "))
     }
 }
 
 /// Every difference of a process, as far as a line holds them.
-fn told(drifts: &[Drift]) -> String {
-    let mut told: Vec<String> = drifts.iter().take(MAX_TOLD).map(ToString::to_string).collect();
-    if drifts.len() > MAX_TOLD {
-        told.push(format!("and {} more", drifts.len() - MAX_TOLD));
+fn join_drifts(drifts: &[ConfigDrift]) -> String {
+    let mut told: Vec<String> = drifts.iter().take(LISTED_DRIFTS_MAX).map(ToString::to_string).collect();
+    if drifts.len() > LISTED_DRIFTS_MAX {
+        told.push(format!("and {} more", drifts.len() - LISTED_DRIFTS_MAX));
     }
     told.join("; ")
 }
 
-fn count(number: usize, of: &str) -> String {
+fn format_count(number: usize, of: &str) -> String {
     format!("{number} {of}{}", if number == 1 { "" } else { "s" })
 }
 
 /// `sockjs/xhr_streaming, sockjs/xhr_polling`: every transport that fails at this hop.
-fn place(transports: &[TransportVerdict], failure: &Failure) -> String {
+fn list_failing_transports(transports: &[TransportVerdict], failure: &HopFailure) -> String {
     let failing = transports.iter().filter(|transport| transport.hop == Some(failure.hop));
     failing.map(|transport| format!("{}/{}", transport.server, transport.transport)).collect::<Vec<_>>().join(", ")
 }

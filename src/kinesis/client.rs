@@ -13,8 +13,8 @@ use aws_smithy_http_client::tls;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use bytes::Bytes;
 
-use super::error::class;
-use super::{Class, KinesisError, Shard};
+use super::error::classify_code;
+use super::{KinesisError, KinesisErrorClass, Shard};
 use crate::protocol::{ShardId, StreamName};
 
 /// Longest that one attempt may take. Shorter would write batches twice: a put that was stored and whose answer came
@@ -23,7 +23,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the credentials come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Credentials {
+pub enum AwsCredentials {
     /// The SDK's chain, which the contract narrows to the one configured identity.
     Chain,
     /// A fixed pair.
@@ -37,7 +37,7 @@ pub enum Credentials {
 
 /// Which stream, where.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct StreamSettings {
     /// The stream's name.
     pub stream: StreamName,
     /// Always explicit.
@@ -45,12 +45,12 @@ pub struct Settings {
     /// Another address than the region's own.
     pub endpoint: Option<String>,
     /// Who asks.
-    pub credentials: Credentials,
+    pub credentials: AwsCredentials,
 }
 
 /// A client of one stream. Cheap to clone; one attempt per call, 5 s at most.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub struct KinesisClient {
     sdk: Sdk,
     stream: StreamName,
     region: String,
@@ -58,7 +58,7 @@ pub struct Client {
 
 /// One record to put.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct PutEntry {
     /// Decides the shard.
     pub partition_key: String,
     /// The record.
@@ -67,7 +67,7 @@ pub struct Entry {
 
 /// Where an accepted record stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acceptance {
+pub struct PutReceipt {
     /// Its shard.
     pub shard: ShardId,
     /// Its sequence number there.
@@ -76,18 +76,18 @@ pub struct Acceptance {
 
 /// Why one entry of a batch was not taken while others were.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct PutRejection {
     /// The service's code.
     pub code: String,
     /// What it said.
     pub message: String,
     /// What to do about it.
-    pub class: Class,
+    pub class: KinesisErrorClass,
 }
 
 /// Where to begin to read a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Position {
+pub enum ReadPosition {
     /// The oldest record that is kept.
     TrimHorizon,
     /// After the newest.
@@ -113,7 +113,7 @@ pub struct ReadRecord {
 
 /// One answer of `GetRecords`.
 #[derive(Clone, Debug)]
-pub struct Page {
+pub struct RecordPage {
     /// What was read, oldest first.
     pub records: Vec<ReadRecord>,
     /// The next iterator; `None` at the end of a closed shard.
@@ -124,7 +124,7 @@ pub struct Page {
 
 /// A stream as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Summary {
+pub struct StreamSummary {
     /// Its ARN.
     pub arn: String,
     /// `ACTIVE`, `CREATING`, …
@@ -133,9 +133,9 @@ pub struct Summary {
     pub created_ms: u64,
 }
 
-impl Client {
+impl KinesisClient {
     /// Makes a client. Nothing is looked up yet.
-    pub async fn connect(settings: &Settings) -> Self {
+    pub async fn connect(settings: &StreamSettings) -> Self {
         let http =
             aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
         let timeouts = TimeoutConfig::builder()
@@ -148,7 +148,7 @@ impl Client {
             .region(Region::new(settings.region.clone()))
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts);
-        if let Credentials::Static { access_key_id, secret_access_key } = &settings.credentials {
+        if let AwsCredentials::Static { access_key_id, secret_access_key } = &settings.credentials {
             loader = loader.credentials_provider(aws_credential_types::Credentials::new(
                 access_key_id,
                 secret_access_key,
@@ -181,7 +181,10 @@ impl Client {
     ///
     /// # Errors
     /// The whole call failed; after a timeout, records may be stored all the same.
-    pub async fn put(&self, entries: &[Entry]) -> Result<Vec<Result<Acceptance, Refusal>>, KinesisError> {
+    pub async fn put_records(
+        &self,
+        entries: &[PutEntry],
+    ) -> Result<Vec<Result<PutReceipt, PutRejection>>, KinesisError> {
         let operation = "PutRecords";
         let mut request = self.sdk.put_records().stream_name(self.stream.as_str());
         for entry in entries {
@@ -189,17 +192,17 @@ impl Client {
                 .partition_key(&entry.partition_key)
                 .data(Blob::new(entry.data.as_ref()))
                 .build()
-                .map_err(|error| self.malformed(operation, &error.to_string()))?;
+                .map_err(|error| self.malformed_answer(operation, &error.to_string()))?;
             request = request.records(entry);
         }
-        let answer = request.send().await.map_err(|e| self.failed(operation, &e))?;
-        let results: Vec<Result<Acceptance, Refusal>> = answer
+        let answer = request.send().await.map_err(|e| self.call_error(operation, &e))?;
+        let results: Vec<Result<PutReceipt, PutRejection>> = answer
             .records
             .into_iter()
             .map(|result| match (result.shard_id, result.sequence_number, result.error_code) {
-                (Some(shard), Some(sequence), None) => Ok(Acceptance { shard: ShardId(shard), sequence }),
-                (_, _, code) => Err(Refusal {
-                    class: class(code.as_deref()),
+                (Some(shard), Some(sequence), None) => Ok(PutReceipt { shard: ShardId(shard), sequence }),
+                (_, _, code) => Err(PutRejection {
+                    class: classify_code(code.as_deref()),
                     code: code.unwrap_or_else(|| "no code".to_owned()),
                     message: result.error_message.unwrap_or_default(),
                 }),
@@ -208,7 +211,7 @@ impl Client {
         if results.len() == entries.len() {
             Ok(results)
         } else {
-            Err(self.malformed(operation, &format!("{} results for {} records", results.len(), entries.len())))
+            Err(self.malformed_answer(operation, &format!("{} results for {} records", results.len(), entries.len())))
         }
     }
 
@@ -216,7 +219,7 @@ impl Client {
     ///
     /// # Errors
     /// The call failed.
-    pub async fn shards(&self) -> Result<Vec<Shard>, KinesisError> {
+    pub async fn list_shards(&self) -> Result<Vec<Shard>, KinesisError> {
         let operation = "ListShards";
         let mut shards = Vec::new();
         let mut token: Option<String> = None;
@@ -225,14 +228,16 @@ impl Client {
                 Some(token) => self.sdk.list_shards().next_token(token),
                 None => self.sdk.list_shards().stream_name(self.stream.as_str()),
             };
-            let answer = request.send().await.map_err(|e| self.failed(operation, &e))?;
+            let answer = request.send().await.map_err(|e| self.call_error(operation, &e))?;
             for shard in answer.shards.unwrap_or_default() {
                 let range = shard.hash_key_range.as_ref();
                 let key = |text: Option<&String>| text.and_then(|text| text.parse::<u128>().ok());
                 let (Some(start), Some(end)) =
                     (key(range.map(|range| &range.starting_hash_key)), key(range.map(|range| &range.ending_hash_key)))
                 else {
-                    return Err(self.malformed(operation, &format!("shard {} has no hash key range", shard.shard_id)));
+                    return Err(
+                        self.malformed_answer(operation, &format!("shard {} has no hash key range", shard.shard_id))
+                    );
                 };
                 let ended = shard.sequence_number_range.is_some_and(|range| range.ending_sequence_number.is_some());
                 let parents = shard.parent_shard_id.into_iter().chain(shard.adjacent_parent_shard_id);
@@ -250,59 +255,59 @@ impl Client {
     ///
     /// # Errors
     /// The call failed.
-    pub async fn iterator(&self, shard: &ShardId, position: &Position) -> Result<String, KinesisError> {
+    pub async fn request_iterator(&self, shard: &ShardId, position: &ReadPosition) -> Result<String, KinesisError> {
         let operation = "GetShardIterator";
         let request = self.sdk.get_shard_iterator().stream_name(self.stream.as_str()).shard_id(shard.as_str());
         let request = match position {
-            Position::TrimHorizon => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
-            Position::Latest => request.shard_iterator_type(ShardIteratorType::Latest),
-            Position::After(sequence) => {
+            ReadPosition::TrimHorizon => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
+            ReadPosition::Latest => request.shard_iterator_type(ShardIteratorType::Latest),
+            ReadPosition::After(sequence) => {
                 request.shard_iterator_type(ShardIteratorType::AfterSequenceNumber).starting_sequence_number(sequence)
             }
-            Position::AtTime(ms) => request
+            ReadPosition::AtTime(ms) => request
                 .shard_iterator_type(ShardIteratorType::AtTimestamp)
                 .timestamp(DateTime::from_millis(i64::try_from(*ms).unwrap_or(i64::MAX))),
         };
-        let answer = request.send().await.map_err(|e| self.failed(operation, &e))?;
-        answer.shard_iterator.ok_or_else(|| self.malformed(operation, "no iterator in the answer"))
+        let answer = request.send().await.map_err(|e| self.call_error(operation, &e))?;
+        answer.shard_iterator.ok_or_else(|| self.malformed_answer(operation, "no iterator in the answer"))
     }
 
     /// Reads on. A shard allows five reads a second over all its readers.
     ///
     /// # Errors
     /// The call failed; [`Class::Expired`] asks for a new iterator.
-    pub async fn read(&self, iterator: &str, limit: i32) -> Result<Page, KinesisError> {
+    pub async fn read(&self, iterator: &str, limit: i32) -> Result<RecordPage, KinesisError> {
         let request = self.sdk.get_records().shard_iterator(iterator).limit(limit);
-        let answer = request.send().await.map_err(|e| self.failed("GetRecords", &e))?;
+        let answer = request.send().await.map_err(|e| self.call_error("GetRecords", &e))?;
         let records = answer
             .records
             .into_iter()
             .map(|record| ReadRecord {
                 sequence: record.sequence_number,
-                arrival_ms: record.approximate_arrival_timestamp.as_ref().map_or(0, millis),
+                arrival_ms: record.approximate_arrival_timestamp.as_ref().map_or(0, unix_millis),
                 partition_key: record.partition_key.unwrap_or_default(),
                 data: Bytes::from(record.data.into_inner()),
             })
             .collect();
         let behind_ms = answer.millis_behind_latest.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0);
-        Ok(Page { records, next: answer.next_shard_iterator, behind_ms })
+        Ok(RecordPage { records, next: answer.next_shard_iterator, behind_ms })
     }
 
     /// Describes the stream.
     ///
     /// # Errors
     /// The call failed; [`Class::NotFound`] when there is no such stream.
-    pub async fn summary(&self) -> Result<Summary, KinesisError> {
+    pub async fn describe_stream(&self) -> Result<StreamSummary, KinesisError> {
         let operation = "DescribeStreamSummary";
         let request = self.sdk.describe_stream_summary().stream_name(self.stream.as_str());
-        let answer = request.send().await.map_err(|e| self.failed(operation, &e))?;
+        let answer = request.send().await.map_err(|e| self.call_error(operation, &e))?;
         let found = answer
             .stream_description_summary
-            .ok_or_else(|| self.malformed(operation, "no description in the answer"))?;
-        Ok(Summary {
+            .ok_or_else(|| self.malformed_answer(operation, "no description in the answer"))?;
+        Ok(StreamSummary {
             arn: found.stream_arn,
             status: found.stream_status.as_str().to_owned(),
-            created_ms: millis(&found.stream_creation_timestamp),
+            created_ms: unix_millis(&found.stream_creation_timestamp),
         })
     }
 
@@ -311,18 +316,22 @@ impl Client {
     ///
     /// # Errors
     /// The call failed; [`Class::Busy`] when it exists.
-    pub async fn create(&self, shards: Option<i32>, tags: &BTreeMap<String, String>) -> Result<(), KinesisError> {
+    pub async fn create_stream(
+        &self,
+        shards: Option<i32>,
+        tags: &BTreeMap<String, String>,
+    ) -> Result<(), KinesisError> {
         let operation = "CreateStream";
         let mode = if shards.is_some() { StreamMode::Provisioned } else { StreamMode::OnDemand };
         let mode = StreamModeDetails::builder()
             .stream_mode(mode)
             .build()
-            .map_err(|error| self.malformed(operation, &error.to_string()))?;
+            .map_err(|error| self.malformed_answer(operation, &error.to_string()))?;
         let mut request = self.sdk.create_stream().stream_name(self.stream.as_str()).set_shard_count(shards);
         for (name, value) in tags {
             request = request.tags(name, value);
         }
-        request.stream_mode_details(mode).send().await.map_err(|e| self.failed(operation, &e))?;
+        request.stream_mode_details(mode).send().await.map_err(|e| self.call_error(operation, &e))?;
         Ok(())
     }
 
@@ -330,14 +339,14 @@ impl Client {
     ///
     /// # Errors
     /// The call failed.
-    pub async fn tags(&self) -> Result<BTreeMap<String, String>, KinesisError> {
+    pub async fn list_tags(&self) -> Result<BTreeMap<String, String>, KinesisError> {
         let operation = "ListTagsForStream";
         let mut tags = BTreeMap::new();
         loop {
             let last = tags.keys().next_back().cloned();
             let request = self.sdk.list_tags_for_stream().stream_name(self.stream.as_str());
             let request = request.set_exclusive_start_tag_key(last);
-            let answer = request.send().await.map_err(|e| self.failed(operation, &e))?;
+            let answer = request.send().await.map_err(|e| self.call_error(operation, &e))?;
             let before = tags.len();
             tags.extend(answer.tags.into_iter().map(|tag| (tag.key, tag.value.unwrap_or_default())));
             if !answer.has_more_tags || tags.len() == before {
@@ -350,16 +359,16 @@ impl Client {
     ///
     /// # Errors
     /// The call failed.
-    pub async fn tag(&self, tags: &BTreeMap<String, String>) -> Result<(), KinesisError> {
+    pub async fn add_tags(&self, tags: &BTreeMap<String, String>) -> Result<(), KinesisError> {
         let mut request = self.sdk.add_tags_to_stream().stream_name(self.stream.as_str());
         for (name, value) in tags {
             request = request.tags(name, value);
         }
-        request.send().await.map_err(|e| self.failed("AddTagsToStream", &e))?;
+        request.send().await.map_err(|e| self.call_error("AddTagsToStream", &e))?;
         Ok(())
     }
 
-    fn failed<E, R>(&self, operation: &'static str, error: &aws_sdk_kinesis::error::SdkError<E, R>) -> KinesisError
+    fn call_error<E, R>(&self, operation: &'static str, error: &aws_sdk_kinesis::error::SdkError<E, R>) -> KinesisError
     where
         E: aws_sdk_kinesis::error::ProvideErrorMetadata + std::error::Error + 'static,
         R: std::fmt::Debug + 'static,
@@ -367,19 +376,19 @@ impl Client {
         KinesisError::new(operation, self.stream.as_str(), &self.region, error)
     }
 
-    fn malformed(&self, operation: &'static str, message: &str) -> KinesisError {
+    fn malformed_answer(&self, operation: &'static str, message: &str) -> KinesisError {
         KinesisError {
             operation,
             stream: self.stream.to_string(),
             region: self.region.clone(),
             // An answer that cannot be used is none.
-            class: Class::Transient,
+            class: KinesisErrorClass::Transient,
             code: String::new(),
             message: message.to_owned(),
         }
     }
 }
 
-fn millis(time: &DateTime) -> u64 {
+fn unix_millis(time: &DateTime) -> u64 {
     time.to_millis().ok().and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0)
 }

@@ -4,7 +4,7 @@ use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
+pub enum KinesisErrorClass {
     /// The stream does not exist in this region and account: create it, or correct the name.
     NotFound,
     /// The identity may not do this, or there is none: a person must change a policy or a variable.
@@ -32,7 +32,7 @@ pub struct KinesisError {
     /// The region.
     pub region: String,
     /// What to do about it.
-    pub class: Class,
+    pub class: KinesisErrorClass,
     /// The service's code with `: ` after it, or nothing when the service did not answer.
     pub code: String,
     /// What the service or the network said.
@@ -40,9 +40,9 @@ pub struct KinesisError {
 }
 
 /// Classes a service's error code. Codes that the SDK's model lacks are matched here all the same.
-pub(super) fn class(code: Option<&str>) -> Class {
+pub(super) fn classify_code(code: Option<&str>) -> KinesisErrorClass {
     match code {
-        Some("ResourceNotFoundException") => Class::NotFound,
+        Some("ResourceNotFoundException") => KinesisErrorClass::NotFound,
         Some(
             "AccessDeniedException"
             | "InvalidSignatureException"
@@ -54,17 +54,19 @@ pub(super) fn class(code: Option<&str>) -> Class {
             | "KMSNotFoundException"
             | "KMSOptInRequired"
             | "KMSInvalidStateException",
-        ) => Class::Denied,
+        ) => KinesisErrorClass::Denied,
         Some(
             "ProvisionedThroughputExceededException"
             | "LimitExceededException"
             | "ThrottlingException"
             | "KMSThrottlingException",
-        ) => Class::Throttled,
-        Some("ResourceInUseException") => Class::Busy,
-        Some("ExpiredIteratorException") => Class::Expired,
-        Some("InvalidArgumentException" | "ValidationException" | "SerializationException") => Class::Invalid,
-        _ => Class::Transient,
+        ) => KinesisErrorClass::Throttled,
+        Some("ResourceInUseException") => KinesisErrorClass::Busy,
+        Some("ExpiredIteratorException") => KinesisErrorClass::Expired,
+        Some("InvalidArgumentException" | "ValidationException" | "SerializationException") => {
+            KinesisErrorClass::Invalid
+        }
+        _ => KinesisErrorClass::Transient,
     }
 }
 
@@ -79,12 +81,14 @@ impl KinesisError {
         let message = said.unwrap_or_else(|| match error {
             SdkError::ServiceError(_) => String::new(),
             SdkError::TimeoutError(_) => "no answer in time".to_owned(),
-            other => innermost(other),
+            other => innermost_message(other),
         });
-        let class = match (class(code), error) {
+        let class = match (classify_code(code), error) {
             // A missing identity is found before anything is sent.
-            (Class::Transient, SdkError::DispatchFailure(failure)) if !failure.is_io() && !failure.is_timeout() => {
-                Class::Denied
+            (KinesisErrorClass::Transient, SdkError::DispatchFailure(failure))
+                if !failure.is_io() && !failure.is_timeout() =>
+            {
+                KinesisErrorClass::Denied
             }
             (class, _) => class,
         };
@@ -100,7 +104,7 @@ impl KinesisError {
 }
 
 /// What a chain of errors ends in: the layers around it say the same in other words.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+fn innermost_message(error: &(dyn std::error::Error + 'static)) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
         last = source;
@@ -115,16 +119,16 @@ mod tests {
     #[test]
     fn codes_are_classed_by_what_to_do() {
         for (code, expected) in [
-            (Some("ResourceNotFoundException"), Class::NotFound),
-            (Some("UnrecognizedClientException"), Class::Denied),
-            (Some("ProvisionedThroughputExceededException"), Class::Throttled),
-            (Some("ResourceInUseException"), Class::Busy),
-            (Some("ExpiredIteratorException"), Class::Expired),
-            (Some("ValidationException"), Class::Invalid),
-            (Some("InternalFailure"), Class::Transient),
-            (None, Class::Transient),
+            (Some("ResourceNotFoundException"), KinesisErrorClass::NotFound),
+            (Some("UnrecognizedClientException"), KinesisErrorClass::Denied),
+            (Some("ProvisionedThroughputExceededException"), KinesisErrorClass::Throttled),
+            (Some("ResourceInUseException"), KinesisErrorClass::Busy),
+            (Some("ExpiredIteratorException"), KinesisErrorClass::Expired),
+            (Some("ValidationException"), KinesisErrorClass::Invalid),
+            (Some("InternalFailure"), KinesisErrorClass::Transient),
+            (None, KinesisErrorClass::Transient),
         ] {
-            assert_eq!(class(code), expected, "{code:?}");
+            assert_eq!(classify_code(code), expected, "{code:?}");
         }
     }
 }

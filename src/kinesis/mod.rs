@@ -10,6 +10,9 @@ mod client;
 mod error;
 mod shard;
 
-pub use client::{Acceptance, Client, Credentials, Entry, Page, Position, ReadRecord, Refusal, Settings, Summary};
-pub use error::{Class, KinesisError};
+pub use client::{
+    AwsCredentials, KinesisClient, PutEntry, PutReceipt, PutRejection, ReadPosition, ReadRecord, RecordPage,
+    StreamSettings, StreamSummary,
+};
+pub use error::{KinesisError, KinesisErrorClass};
 pub use shard::{Shard, covers_all, is_before};

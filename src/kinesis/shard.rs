@@ -20,7 +20,7 @@ pub struct Shard {
 impl Shard {
     /// Whether records of this hash key are put here.
     #[must_use]
-    pub fn holds(&self, hash_key: u128) -> bool {
+    pub fn has_hash_key(&self, hash_key: u128) -> bool {
         self.open && (self.start..=self.end).contains(&hash_key)
     }
 }
@@ -80,8 +80,8 @@ mod tests {
 
     #[test]
     fn a_closed_shard_holds_nothing() {
-        assert!(shard(0, 9, true).holds(9));
-        assert!(!shard(0, 9, true).holds(10));
-        assert!(!shard(0, 9, false).holds(9));
+        assert!(shard(0, 9, true).has_hash_key(9));
+        assert!(!shard(0, 9, true).has_hash_key(10));
+        assert!(!shard(0, 9, false).has_hash_key(9));
     }
 }

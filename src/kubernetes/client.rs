@@ -5,11 +5,11 @@ use std::time::Duration;
 use kube::{Client, Config};
 
 /// Longest for one call that is answered at once.
-const CALL: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Two clients: a watch stays open for minutes, a call must not.
 #[derive(Clone)]
-pub struct Clients {
+pub struct KubernetesClients {
     /// For watches.
     pub watch: Client,
     /// For calls.
@@ -31,14 +31,14 @@ pub enum ConnectError {
 ///
 /// # Errors
 /// There is no configuration, or it cannot be used.
-pub async fn connect() -> Result<Clients, ConnectError> {
-    crate::runtime::install_tls();
+pub async fn build_clients() -> Result<KubernetesClients, ConnectError> {
+    crate::process::install_tls();
     let mut config = Config::infer().await?;
     // The API server stands in the same network as its clients.
     config.proxy_url = None;
     config.connect_timeout = Some(Duration::from_secs(5));
     let watch = Client::try_from(config.clone())?;
-    config.read_timeout = Some(CALL);
-    config.write_timeout = Some(CALL);
-    Ok(Clients { watch, call: Client::try_from(config)? })
+    config.read_timeout = Some(CALL_TIMEOUT);
+    config.write_timeout = Some(CALL_TIMEOUT);
+    Ok(KubernetesClients { watch, call: Client::try_from(config)? })
 }

@@ -18,13 +18,13 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How long a holder that does nothing keeps others out.
-const DURATION: Duration = Duration::from_secs(15);
+const LEASE_TTL: Duration = Duration::from_secs(15);
 /// How long after its last renewal a holder may write.
-const DEADLINE: Duration = Duration::from_secs(10);
+const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two tries.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// Longest for one call.
-const CALL: Duration = Duration::from_secs(4);
+const LEASE_CALL_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The right to write.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ pub struct Leadership {
 impl Leadership {
     /// Not yet, or not any more.
     #[must_use]
-    pub fn none() -> Self {
+    pub fn not_leading() -> Self {
         Self { began: Instant::now(), until_ms: Arc::default() }
     }
 
@@ -47,33 +47,33 @@ impl Leadership {
         self.began.elapsed().as_millis() < u128::from(self.until_ms.load(Ordering::Acquire))
     }
 
-    fn renewed(&self, at: Instant) {
-        let until = at.duration_since(self.began) + DEADLINE;
+    fn extend_from(&self, at: Instant) {
+        let until = at.duration_since(self.began) + RENEW_DEADLINE;
         self.until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
     }
 
-    fn given_up(&self) {
+    fn end_now(&self) {
         self.until_ms.store(0, Ordering::Release);
     }
 }
 
 /// A candidate for one Lease.
-pub struct Elector {
+pub struct LeaderElector {
     api: Api<Lease>,
     name: String,
     identity: String,
     leadership: Leadership,
     /// The version that was seen last, and when it was seen first.
-    seen: Option<(String, Instant)>,
+    last_observed: Option<(String, Instant)>,
 }
 
 /// How one try ended.
-enum Tried {
+enum LeaseAttempt {
     Held,
     NotHeld,
 }
 
-impl Elector {
+impl LeaderElector {
     /// A candidate.
     #[must_use]
     pub fn new(client: Client, namespace: &str, name: &str, identity: &str) -> Self {
@@ -81,8 +81,8 @@ impl Elector {
             api: Api::namespaced(client, namespace),
             name: name.to_owned(),
             identity: identity.to_owned(),
-            leadership: Leadership::none(),
-            seen: None,
+            leadership: Leadership::not_leading(),
+            last_observed: None,
         }
     }
 
@@ -93,14 +93,14 @@ impl Elector {
     }
 
     /// Waits until this candidate leads; `false` when it was told to end first.
-    pub async fn lead(&mut self, shutdown: &CancellationToken) -> bool {
+    pub async fn wait_until_leading(&mut self, shutdown: &CancellationToken) -> bool {
         loop {
-            if matches!(self.attempt().await, Tried::Held) {
+            if matches!(self.try_lease().await, LeaseAttempt::Held) {
                 return true;
             }
             tokio::select! {
                 () = shutdown.cancelled() => return false,
-                () = sleep(RETRY) => {}
+                () = sleep(RETRY_INTERVAL) => {}
             }
         }
     }
@@ -109,50 +109,50 @@ impl Elector {
     ///
     /// # Errors
     /// It was lost.
-    pub async fn keep(mut self, shutdown: CancellationToken) -> Result<(), Lost> {
+    pub async fn hold_lease(mut self, shutdown: CancellationToken) -> Result<(), LeaseLost> {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => {
-                    self.release().await;
+                    self.release_lease().await;
                     return Ok(());
                 }
-                () = sleep(RETRY) => {}
+                () = sleep(RETRY_INTERVAL) => {}
             }
             // Who was stopped for too long does not try again: another may have led and ended meanwhile.
             if !self.leadership.may_write() {
-                self.leadership.given_up();
-                return Err(Lost);
+                self.leadership.end_now();
+                return Err(LeaseLost);
             }
-            if matches!(self.attempt().await, Tried::NotHeld) && !self.leadership.may_write() {
-                self.leadership.given_up();
-                return Err(Lost);
+            if matches!(self.try_lease().await, LeaseAttempt::NotHeld) && !self.leadership.may_write() {
+                self.leadership.end_now();
+                return Err(LeaseLost);
             }
         }
     }
 
-    async fn attempt(&mut self) -> Tried {
+    async fn try_lease(&mut self) -> LeaseAttempt {
         let began = Instant::now();
-        match timeout(CALL, self.turn()).await {
+        match timeout(LEASE_CALL_TIMEOUT, self.acquire_or_renew()).await {
             Ok(Ok(true)) => {
-                self.leadership.renewed(began);
-                Tried::Held
+                self.leadership.extend_from(began);
+                LeaseAttempt::Held
             }
-            Ok(Ok(false)) => Tried::NotHeld,
+            Ok(Ok(false)) => LeaseAttempt::NotHeld,
             Ok(Err(error)) => {
                 tracing::warn!(lease = self.name, %error, "the lease cannot be taken or renewed");
-                Tried::NotHeld
+                LeaseAttempt::NotHeld
             }
             Err(_) => {
                 tracing::warn!(lease = self.name, "no answer about the lease");
-                Tried::NotHeld
+                LeaseAttempt::NotHeld
             }
         }
     }
 
-    async fn turn(&mut self) -> Result<bool, kube::Error> {
+    async fn acquire_or_renew(&mut self) -> Result<bool, kube::Error> {
         let Some(mut lease) = self.api.get_opt(&self.name).await? else {
             let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-            let lease = Lease { metadata, spec: Some(self.spec(0, None)) };
+            let lease = Lease { metadata, spec: Some(self.lease_spec(0, None)) };
             return match self.api.create(&PostParams::default(), &lease).await {
                 Ok(_) => Ok(true),
                 Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(false),
@@ -163,20 +163,20 @@ impl Elector {
         let spec = lease.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.clone().unwrap_or_default();
         if holder != self.identity && !holder.is_empty() {
-            let since = match &self.seen {
+            let since = match &self.last_observed {
                 Some((seen, since)) if *seen == version => *since,
                 _ => {
-                    self.seen = Some((version, Instant::now()));
+                    self.last_observed = Some((version, Instant::now()));
                     return Ok(false);
                 }
             };
-            if since.elapsed() < DURATION {
+            if since.elapsed() < LEASE_TTL {
                 return Ok(false);
             }
         }
         let transitions = spec.lease_transitions.unwrap_or(0) + i32::from(holder != self.identity);
         let acquired = spec.acquire_time.filter(|_| holder == self.identity);
-        lease.spec = Some(self.spec(transitions, acquired));
+        lease.spec = Some(self.lease_spec(transitions, acquired));
         lease.metadata.managed_fields = None;
         // The version that was read goes with it: of two candidates one is refused.
         match self.api.replace(&self.name, &PostParams::default(), &lease).await {
@@ -186,11 +186,11 @@ impl Elector {
         }
     }
 
-    fn spec(&self, transitions: i32, acquired: Option<MicroTime>) -> LeaseSpec {
+    fn lease_spec(&self, transitions: i32, acquired: Option<MicroTime>) -> LeaseSpec {
         let now = MicroTime(Timestamp::now());
         LeaseSpec {
             holder_identity: Some(self.identity.clone()),
-            lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+            lease_duration_seconds: i32::try_from(LEASE_TTL.as_secs()).ok(),
             acquire_time: Some(acquired.unwrap_or_else(|| now.clone())),
             renew_time: Some(now),
             lease_transitions: Some(transitions),
@@ -199,8 +199,8 @@ impl Elector {
     }
 
     /// Gives the Lease back, so that a successor need not wait.
-    async fn release(&self) {
-        self.leadership.given_up();
+    async fn release_lease(&self) {
+        self.leadership.end_now();
         let release = async {
             let mut lease = self.api.get(&self.name).await?;
             let ours = lease.spec.as_ref().is_some_and(|spec| spec.holder_identity.as_ref() == Some(&self.identity));
@@ -214,7 +214,7 @@ impl Elector {
             }
             Ok::<_, kube::Error>(())
         };
-        match timeout(CALL, release).await {
+        match timeout(LEASE_CALL_TIMEOUT, release).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the lease could not be given back; it runs out by itself"),
             Err(_) => tracing::warn!("the lease could not be given back in time; it runs out by itself"),
@@ -225,7 +225,7 @@ impl Elector {
 /// Another leads, or may lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the lease was lost: another operator leads now")]
-pub struct Lost;
+pub struct LeaseLost;
 
 #[cfg(test)]
 mod tests {
@@ -233,23 +233,23 @@ mod tests {
 
     #[test]
     fn the_right_to_write_ends_by_itself() {
-        let leadership = Leadership::none();
+        let leadership = Leadership::not_leading();
         assert!(!leadership.may_write(), "before the first renewal");
-        leadership.renewed(Instant::now());
+        leadership.extend_from(Instant::now());
         assert!(leadership.may_write());
         let long_ago = Leadership {
             began: Instant::now().checked_sub(Duration::from_mins(1)).expect("up for longer"),
             ..leadership
         };
-        long_ago.renewed(long_ago.began);
+        long_ago.extend_from(long_ago.began);
         assert!(!long_ago.may_write(), "renewed a minute ago, as after a stop");
         leadership_given_up();
     }
 
     fn leadership_given_up() {
-        let leadership = Leadership::none();
-        leadership.renewed(Instant::now());
-        leadership.given_up();
+        let leadership = Leadership::not_leading();
+        leadership.extend_from(Instant::now());
+        leadership.end_now();
         assert!(!leadership.may_write());
     }
 }

@@ -7,6 +7,6 @@
 
 pub mod apply;
 pub mod client;
+pub mod foreign_fields;
 pub mod lease;
-pub mod records;
-pub mod repair;
+pub mod lease_store;

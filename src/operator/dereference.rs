@@ -8,25 +8,25 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use rand::distr::{Alphanumeric, SampleString};
 
-use super::context::{Context, Stop};
+use super::context::{ControllerContext, ReconcileError};
 use crate::api::cluster::{IdentityType, WebhooksMode};
 use crate::api::{RealtimeApp, RealtimeCluster, Reason};
-use crate::desired::{self, Cluster, Inputs, StreamIdentity};
-use crate::kinesis::{Client, Credentials, Settings};
+use crate::desired::{self, ClusterInputs, StreamIdentity, ValidCluster};
+use crate::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
 use crate::protocol::StreamName;
 
 /// The texts of Secrets by name.
-pub type Texts = BTreeMap<String, BTreeMap<String, String>>;
+pub type SecretTexts = BTreeMap<String, BTreeMap<String, String>>;
 
 /// Length of what is generated: 62^24 are more than 2^142.
-const LENGTH: usize = 24;
+const GENERATED_SECRET_LEN: usize = 24;
 
 /// All that was read.
-pub struct Read {
+pub struct Dereferenced {
     /// Apps, the oldest first: of two that want the same id the older keeps it.
     pub apps: Vec<RealtimeApp>,
     /// The Secrets that cluster and apps name.
-    pub secrets: Texts,
+    pub secrets: SecretTexts,
     /// What was generated for this cluster, by purpose.
     pub generated: BTreeMap<String, String>,
     /// The stream, once it is known.
@@ -35,7 +35,7 @@ pub struct Read {
 
 /// Where generated secrets are kept.
 #[must_use]
-pub fn generated_name(cluster: &RealtimeCluster) -> String {
+pub fn generated_secret_name(cluster: &RealtimeCluster) -> String {
     format!("{}-generated", cluster.name_any())
 }
 
@@ -43,30 +43,38 @@ pub fn generated_name(cluster: &RealtimeCluster) -> String {
 ///
 /// # Errors
 /// The API server does not answer, or an object of our name is someone else's.
-pub async fn read(context: &Context, cluster: &RealtimeCluster, with_apps: bool) -> Result<Read, Stop> {
+pub async fn read(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    with_apps: bool,
+) -> Result<Dereferenced, ReconcileError> {
     let namespace = cluster.namespace().unwrap_or_default();
     let mut apps = Vec::new();
     if with_apps {
         let api: Api<RealtimeApp> = Api::namespaced(context.client.clone(), &namespace);
-        let listed = api.list(&ListParams::default()).await.map_err(|error| Stop::call("listing apps", &error))?;
+        let listed = api
+            .list(&ListParams::default())
+            .await
+            .map_err(|error| ReconcileError::from_call("listing apps", &error))?;
         apps = listed.items;
         apps.sort_by_key(|app| (app.metadata.creation_timestamp.clone(), app.name_any()));
     }
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
-    let mut texts = Texts::new();
-    for reference in desired::references(cluster, &apps) {
+    let mut texts = SecretTexts::new();
+    for reference in desired::collect_secret_references(cluster, &apps) {
         if texts.contains_key(&reference.name) {
             continue;
         }
         let found = secrets.get_opt(&reference.name).await;
-        let found = found.map_err(|error| Stop::call(&format!("reading Secret {}", reference.name), &error))?;
+        let found =
+            found.map_err(|error| ReconcileError::from_call(&format!("reading Secret {}", reference.name), &error))?;
         if let Some(secret) = found {
             texts.insert(reference.name, texts_of(&secret));
         }
     }
-    let name = generated_name(cluster);
+    let name = generated_secret_name(cluster);
     let found = secrets.get_opt(&name).await;
-    let found = found.map_err(|error| Stop::call(&format!("reading Secret {name}"), &error))?;
+    let found = found.map_err(|error| ReconcileError::from_call(&format!("reading Secret {name}"), &error))?;
     let uid = cluster.uid().unwrap_or_default();
     if let Some(secret) = &found
         && !secret.owner_references().iter().any(|owner| owner.uid == uid)
@@ -74,13 +82,13 @@ pub async fn read(context: &Context, cluster: &RealtimeCluster, with_apps: bool)
         let message = format!(
             "Secret {namespace}/{name} is there and not ours: it was not touched. Delete it, or give the cluster another name"
         );
-        return Err(Stop::terminal(Reason::ChildNotOurs, message));
+        return Err(ReconcileError::terminal(Reason::ChildNotOurs, message));
     }
     let stream = cluster.status.as_ref().and_then(|status| status.stream.as_ref());
     let stream = stream
         .filter(|stream| !stream.arn.is_empty())
         .map(|stream| StreamIdentity { name: StreamName(stream.name.clone()), cluster_id: stream.cluster_id.clone() });
-    Ok(Read { apps, secrets: texts, generated: found.as_ref().map(texts_of).unwrap_or_default(), stream })
+    Ok(Dereferenced { apps, secrets: texts, generated: found.as_ref().map(texts_of).unwrap_or_default(), stream })
 }
 
 fn texts_of(secret: &Secret) -> BTreeMap<String, String> {
@@ -93,29 +101,29 @@ fn texts_of(secret: &Secret) -> BTreeMap<String, String> {
 /// # Errors
 /// A Secret is missing, the manifest contradicts itself, or the stream is not known yet.
 pub fn validate(
-    context: &Context,
+    context: &ControllerContext,
     cluster: &RealtimeCluster,
-    read: &Read,
-) -> Result<(Cluster, BTreeMap<String, String>), Stop> {
+    read: &Dereferenced,
+) -> Result<(ValidCluster, BTreeMap<String, String>), ReconcileError> {
     // The rules of the schema, also where an API server did not hold them.
     if let Err(errors) = cluster.validate_cel() {
         let told: Vec<String> =
             errors.into_vec().into_iter().map(|error| format!("{} {}", error.field_path, error.message)).collect();
-        return Err(Stop::terminal(Reason::SpecInvalid, told.join("; ")));
+        return Err(ReconcileError::terminal(Reason::SpecInvalid, told.join("; ")));
     }
-    missing_secret(cluster, read)?;
+    ensure_secrets_exist(cluster, read)?;
     if cluster.spec.webhooks.mode == WebhooksMode::Kinesis && read.stream.is_none() {
-        return Err(Stop::waiting(Reason::StreamCreating, "waiting for the stream"));
+        return Err(ReconcileError::transient(Reason::StreamCreating, "waiting for the stream"));
     }
     let made = RefCell::new(BTreeMap::new());
     let generate = |purpose: &str| {
         if let Some(known) = read.generated.get(purpose) {
             return known.clone();
         }
-        let fresh = || Alphanumeric.sample_string(&mut rand::rng(), LENGTH).to_lowercase();
+        let fresh = || Alphanumeric.sample_string(&mut rand::rng(), GENERATED_SECRET_LEN).to_lowercase();
         made.borrow_mut().entry(purpose.to_owned()).or_insert_with(fresh).clone()
     };
-    let inputs = Inputs {
+    let inputs = ClusterInputs {
         cluster,
         apps: &read.apps,
         secrets: &read.secrets,
@@ -126,14 +134,14 @@ pub fn validate(
     };
     let valid = desired::validate(&inputs).map_err(|problems| {
         let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        Stop::terminal(Reason::SpecInvalid, told.join("; "))
+        ReconcileError::terminal(Reason::SpecInvalid, told.join("; "))
     })?;
     Ok((valid, made.into_inner()))
 }
 
-fn missing_secret(cluster: &RealtimeCluster, read: &Read) -> Result<(), Stop> {
+fn ensure_secrets_exist(cluster: &RealtimeCluster, read: &Dereferenced) -> Result<(), ReconcileError> {
     let namespace = cluster.namespace().unwrap_or_default();
-    for reference in desired::references(cluster, &[]) {
+    for reference in desired::collect_secret_references(cluster, &[]) {
         let (name, key) = (&reference.name, &reference.key);
         let why = match read.secrets.get(name) {
             None => "does not exist".to_owned(),
@@ -146,7 +154,7 @@ fn missing_secret(cluster: &RealtimeCluster, read: &Read) -> Result<(), Stop> {
             },
         };
         let message = format!("Secret {namespace}/{name} {why}: create it with {}, key `{key}`", reference.purpose);
-        return Err(Stop::waiting(Reason::SecretMissing, message));
+        return Err(ReconcileError::transient(Reason::SecretMissing, message));
     }
     Ok(())
 }
@@ -155,7 +163,11 @@ fn missing_secret(cluster: &RealtimeCluster, read: &Read) -> Result<(), Stop> {
 ///
 /// # Errors
 /// The keys of a cluster that names some are not there.
-pub async fn stream_client(cluster: &RealtimeCluster, stream: StreamName, secrets: &Texts) -> Result<Client, Stop> {
+pub async fn connect_stream(
+    cluster: &RealtimeCluster,
+    stream: StreamName,
+    secrets: &SecretTexts,
+) -> Result<KinesisClient, ReconcileError> {
     let aws = &cluster.spec.aws;
     let credentials = match (&aws.identity.kind, &aws.identity.secret_ref) {
         (IdentityType::StaticKeys, Some(reference)) => {
@@ -163,12 +175,13 @@ pub async fn stream_client(cluster: &RealtimeCluster, stream: StreamName, secret
             let (Some(access_key_id), Some(secret_access_key)) = (text("accessKeyID"), text("secretAccessKey")) else {
                 let name = &reference.name;
                 let message = format!("Secret {name} has no accessKeyID and secretAccessKey: create it with both");
-                return Err(Stop::waiting(Reason::SecretMissing, message));
+                return Err(ReconcileError::transient(Reason::SecretMissing, message));
             };
-            Credentials::Static { access_key_id, secret_access_key }
+            AwsCredentials::Static { access_key_id, secret_access_key }
         }
-        _ => Credentials::Chain,
+        _ => AwsCredentials::Chain,
     };
-    let settings = Settings { stream, region: aws.region.clone(), endpoint: aws.endpoint_url.clone(), credentials };
-    Ok(Client::connect(&settings).await)
+    let settings =
+        StreamSettings { stream, region: aws.region.clone(), endpoint: aws.endpoint_url.clone(), credentials };
+    Ok(KinesisClient::connect(&settings).await)
 }

@@ -11,9 +11,9 @@ use crate::kubernetes::lease::Leadership;
 
 /// Whether this process is the one that writes, looked up at each scrape.
 #[derive(Debug)]
-struct Leads(Leadership);
+struct LeaderGauge(Leadership);
 
-impl Collector for Leads {
+impl Collector for LeaderGauge {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let leads = ConstGauge::new(i64::from(self.0.may_write()));
         let help = "Whether this process is the one that writes.";
@@ -22,9 +22,9 @@ impl Collector for Leads {
 }
 
 /// All of them.
-pub fn registry(leadership: Leadership) -> Registry {
+pub fn build_registry(leadership: Leadership) -> Registry {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Leads(leadership)));
+    registry.register_collector(Box::new(LeaderGauge(leadership)));
     registry
 }
 
@@ -35,7 +35,7 @@ mod tests {
     #[test]
     fn one_that_does_not_lead_says_so() {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry(Leadership::none())).expect("text");
+        prometheus_client::encoding::text::encode(&mut text, &build_registry(Leadership::not_leading())).expect("text");
         let expected = "# HELP realtime_operator_leads Whether this process is the one that writes.\n\
                         # TYPE realtime_operator_leads gauge\nrealtime_operator_leads 0\n# EOF\n";
         assert_eq!(text, expected);

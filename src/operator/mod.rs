@@ -11,20 +11,20 @@
 //!
 //! This room must not know the code of edge and dispatcher: they meet in `contract`.
 
-mod admission;
-mod apps;
+mod apps_controller;
+mod conditions;
 mod context;
-mod decide;
+mod controllers;
 mod dereference;
-mod gate;
+mod finalizer;
+mod gate_controller;
 mod metrics;
-mod paths;
+mod pod_admission;
 mod pods;
 mod receiver;
-mod removal;
-mod run;
+mod service_routes;
 mod status;
-mod stream;
-mod workload;
+mod stream_controller;
+mod workload_controller;
 
-pub use run::{OperatorError, Settings, run};
+pub use controllers::{OperatorError, OperatorSettings, run};

@@ -7,19 +7,19 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt;
 
 use crate::api::cluster::IdentityType;
-use crate::contract::{Server, Values};
-use crate::desired::build::{ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, TEMPLATE, template_digest};
-use crate::desired::{Cluster, Desired, environment};
-use crate::probe::{DispatcherPod, EdgePod};
+use crate::config::{ServerConfig, ServerKind};
+use crate::desired::render::{ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, TEMPLATE_ANNOTATION, template_digest};
+use crate::desired::{DesiredObjects, ValidCluster, resolve_environment};
+use crate::prober::{DispatcherPod, EdgePod};
+use crate::process::readiness_annotation;
 use crate::protocol::Transport;
 use crate::protocol::signature::salted_digest;
-use crate::runtime::admission;
 
 /// Exit code of a server that refuses its configuration.
-const REFUSED: i32 = 78;
+const CONFIG_REFUSED_EXIT_CODE: i32 = 78;
 
 /// Variables that EKS puts into pods that use one of its identities: known, and not fought.
-const INJECTED: [&str; 7] = [
+const EKS_INJECTED_VARIABLES: [&str; 7] = [
     "AWS_ROLE_ARN",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_STS_REGIONAL_ENDPOINTS",
@@ -38,7 +38,7 @@ pub struct ServerPod {
     /// Its UID.
     pub uid: String,
     /// What it serves.
-    pub server: Server,
+    pub server: ServerKind,
     /// When it was created, in s since 1970.
     pub created: i64,
     /// Its address, while its container runs.
@@ -61,24 +61,23 @@ pub struct ServerPod {
 
 impl ServerPod {
     /// A pod as the gate sees it; `None` for one that goes, or that is no server's.
-    pub fn read(pod: &Pod, cluster: &Cluster, desired: &Desired) -> Option<Self> {
+    pub fn read(pod: &Pod, cluster: &ValidCluster, desired: &DesiredObjects) -> Option<Self> {
         let ended = matches!(pod.status.as_ref()?.phase.as_deref(), Some("Failed" | "Succeeded"));
         if pod.metadata.deletion_timestamp.is_some() || ended {
             return None;
         }
         let component = pod.labels().get("app.kubernetes.io/component")?;
-        let server = Server::ALL.into_iter().find(|server| server.name() == component)?;
+        let server = ServerKind::ALL.into_iter().find(|server| server.name() == component)?;
         let container = pod.spec.as_ref()?.containers.iter().find(|container| container.name == server.name())?;
-        let template = pod.annotations().get(TEMPLATE);
+        let template = pod.annotations().get(TEMPLATE_ANNOTATION);
         let rendered = desired.deployments.iter().find(|(found, _)| *found == server);
         let wanted = rendered.and_then(|(_, deployment)| deployment.spec.template.metadata.as_ref());
         let same = |name: &str| {
             let wanted = wanted.and_then(|metadata| metadata.annotations.as_ref()).and_then(|all| all.get(name));
             wanted.is_some() && wanted == pod.annotations().get(name)
         };
-        let eks = matches!(cluster.identity(), IdentityType::Irsa | IdentityType::PodIdentity);
-        let (container, injected) =
-            if eks { without_injected(container) } else { (container.clone(), BTreeMap::new()) };
+        let eks = matches!(cluster.identity_type(), IdentityType::Irsa | IdentityType::PodIdentity);
+        let (container, injected) = if eks { split_injected(container) } else { (container.clone(), BTreeMap::new()) };
         let status = pod.status.as_ref()?;
         let state = status.container_statuses.iter().flatten().find(|status| status.name == server.name());
         let running = state.and_then(|status| status.state.as_ref()).is_some_and(|state| state.running.is_some());
@@ -89,7 +88,7 @@ impl ServerPod {
         let refusal = state.and_then(|status| {
             let (now, before) = (status.state.as_ref(), status.last_state.as_ref());
             let ended = [now, before].into_iter().flatten().find_map(|state| state.terminated.as_ref())?;
-            (!running && ended.exit_code == REFUSED)
+            (!running && ended.exit_code == CONFIG_REFUSED_EXIT_CODE)
                 .then(|| ended.message.clone().unwrap_or_default().trim().to_owned())
         });
         Some(Self {
@@ -98,9 +97,9 @@ impl ServerPod {
             server,
             created: pod.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
             address: status.pod_ip.as_ref().filter(|_| running).and_then(|ip| ip.parse().ok()),
-            current: same(TEMPLATE) && same(crate::desired::build::SECRETS),
+            current: same(TEMPLATE_ANNOTATION) && same(crate::desired::render::SECRETS_ANNOTATION),
             tampered: template.is_none_or(|template| template_digest(&container) != *template),
-            admitted: pod.annotations().get(admission::ANNOTATION).cloned(),
+            admitted: pod.annotations().get(readiness_annotation::ADMITTED_ANNOTATION).cloned(),
             gate_open: holds(READINESS_GATE),
             serving: holds("Ready"),
             refusal,
@@ -108,12 +107,12 @@ impl ServerPod {
         })
     }
 
-    fn at(&self, port: i32) -> Option<SocketAddr> {
+    fn socket_address(&self, port: i32) -> Option<SocketAddr> {
         Some(SocketAddr::new(self.address?, u16::try_from(port).ok()?))
     }
 
     /// What was rendered for it, secrets as salted digests.
-    fn wanted(&self, desired: &Desired, secrets: &Secrets) -> Option<Values> {
+    fn rendered_variables(&self, desired: &DesiredObjects, secrets: &SecretsByName) -> Option<ServerConfig> {
         let (_, deployment) = desired.deployments.iter().find(|(server, _)| *server == self.server)?;
         let mut all = secrets.clone();
         for secret in &desired.secrets {
@@ -121,35 +120,45 @@ impl ServerPod {
             let texts = texts.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(&bytes.0).into_owned()));
             all.insert(secret.name_any(), texts.collect());
         }
-        let mut variables = environment(&deployment.spec.template, (&self.name, self.address), &all).ok()?;
+        let mut variables = resolve_environment(&deployment.spec.template, (&self.name, self.address), &all).ok()?;
         for (name, value) in &self.injected {
             variables.entry(name.clone()).or_insert_with(|| value.clone());
         }
-        Values::parse(variables).ok()
+        ServerConfig::parse(variables).ok()
     }
 
     /// As an edge that journeys go through.
-    pub fn edge(&self, cluster: &Cluster, desired: &Desired, secrets: &Secrets) -> Option<EdgePod> {
-        let values = self.wanted(desired, secrets)?;
-        let transports = values.list(crate::contract::name::TRANSPORTS).filter_map(|name| name.parse().ok());
+    pub fn to_edge(
+        &self,
+        cluster: &ValidCluster,
+        desired: &DesiredObjects,
+        secrets: &SecretsByName,
+    ) -> Option<EdgePod> {
+        let values = self.rendered_variables(desired, secrets)?;
+        let transports = values.list_items(crate::config::name::TRANSPORTS).filter_map(|name| name.parse().ok());
         let transports: Vec<Transport> = transports.collect();
         Some(EdgePod {
             pod: self.name.clone(),
-            public: self.at(PUBLIC_PORT)?,
-            admin: self.at(ADMIN_PORT)?,
+            public: self.socket_address(PUBLIC_PORT)?,
+            admin: self.socket_address(ADMIN_PORT)?,
             transports,
-            wanted: values.effective(|secret| salted_digest(cluster.admin_token.expose(), secret)),
+            wanted: values.redacted_variables(|secret| salted_digest(cluster.admin_token.expose(), secret)),
             admitted: self.admitted.is_some(),
         })
     }
 
     /// As a dispatcher.
-    pub fn dispatcher(&self, cluster: &Cluster, desired: &Desired, secrets: &Secrets) -> Option<DispatcherPod> {
-        let values = self.wanted(desired, secrets)?;
+    pub fn to_dispatcher(
+        &self,
+        cluster: &ValidCluster,
+        desired: &DesiredObjects,
+        secrets: &SecretsByName,
+    ) -> Option<DispatcherPod> {
+        let values = self.rendered_variables(desired, secrets)?;
         Some(DispatcherPod {
             pod: self.name.clone(),
-            admin: self.at(ADMIN_PORT)?,
-            wanted: values.effective(|secret| salted_digest(cluster.admin_token.expose(), secret)),
+            admin: self.socket_address(ADMIN_PORT)?,
+            wanted: values.redacted_variables(|secret| salted_digest(cluster.admin_token.expose(), secret)),
             admitted: self.admitted.is_some(),
             leaving: !self.current,
         })
@@ -157,10 +166,10 @@ impl ServerPod {
 }
 
 /// The texts of Secrets by name.
-pub type Secrets = BTreeMap<String, BTreeMap<String, String>>;
+pub type SecretsByName = BTreeMap<String, BTreeMap<String, String>>;
 
 /// The container as its template has it, and what EKS put in.
-fn without_injected(container: &Container) -> (Container, BTreeMap<String, String>) {
+fn split_injected(container: &Container) -> (Container, BTreeMap<String, String>) {
     let (mut kept, mut injected) = (container.clone(), BTreeMap::new());
     // A name that was rendered stands first; EKS adds its own behind.
     let mut seen = Vec::new();
@@ -170,7 +179,7 @@ fn without_injected(container: &Container) -> (Container, BTreeMap<String, Strin
             .iter()
             .flatten()
             .filter(|variable| {
-                let known = INJECTED.contains(&variable.name.as_str()) && variable.name != "AWS_REGION";
+                let known = EKS_INJECTED_VARIABLES.contains(&variable.name.as_str()) && variable.name != "AWS_REGION";
                 if known {
                     injected.insert(variable.name.clone(), variable.value.clone().unwrap_or_default());
                 }
@@ -187,7 +196,7 @@ fn without_injected(container: &Container) -> (Container, BTreeMap<String, Strin
 #[cfg(test)]
 impl ServerPod {
     /// A pod of the wanted template.
-    pub fn test(name: &str, server: Server, admitted: Option<&str>, tampered: bool, created: i64) -> Self {
+    pub fn for_test(name: &str, server: ServerKind, admitted: Option<&str>, tampered: bool, created: i64) -> Self {
         Self {
             name: name.to_owned(),
             uid: format!("uid-{name}"),

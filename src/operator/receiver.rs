@@ -11,23 +11,28 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 /// The Service of the receiver.
-pub const SERVICE: &str = "realtime-operator-receiver";
+pub const RECEIVER_SERVICE: &str = "realtime-operator-receiver";
 
 /// Makes this replica the one that receives.
 ///
 /// # Errors
 /// The API server refused it or does not answer.
-pub async fn point_here(client: &Client, namespace: &str, address: IpAddr, port: u16) -> Result<(), kube::Error> {
+pub async fn apply_endpoint_slice(
+    client: &Client,
+    namespace: &str,
+    address: IpAddr,
+    port: u16,
+) -> Result<(), kube::Error> {
     let api: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
     let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
-            "name": SERVICE,
+            "name": RECEIVER_SERVICE,
             "namespace": namespace,
             "labels": {
-                "kubernetes.io/service-name": SERVICE,
+                "kubernetes.io/service-name": RECEIVER_SERVICE,
                 "endpointslice.kubernetes.io/managed-by": "realtime-operator",
             },
         },
@@ -35,5 +40,7 @@ pub async fn point_here(client: &Client, namespace: &str, address: IpAddr, port:
         "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
         "ports": [{ "name": "receiver", "port": port, "protocol": "TCP" }],
     });
-    api.patch(SERVICE, &PatchParams::apply("realtime-operator").force(), &Patch::Apply(slice)).await.map(|_| ())
+    api.patch(RECEIVER_SERVICE, &PatchParams::apply("realtime-operator").force(), &Patch::Apply(slice))
+        .await
+        .map(|_| ())
 }

@@ -5,12 +5,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Map, Value, json};
 
-use super::context::{Context, Stop};
-use crate::api::{GROUP, RealtimeCluster, Reason};
+use super::context::{ControllerContext, ReconcileError};
+use crate::api::{API_GROUP, RealtimeCluster, Reason};
 
 /// What a condition says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct ConditionUpdate {
     /// Its type.
     pub kind: &'static str,
     /// `True`, `False` or `Unknown`.
@@ -21,7 +21,7 @@ pub struct Said {
     pub message: String,
 }
 
-impl Said {
+impl ConditionUpdate {
     /// A condition.
     pub fn new(kind: &'static str, status: &'static str, reason: Reason, message: impl Into<String>) -> Self {
         Self { kind, status, reason, message: message.into() }
@@ -29,31 +29,35 @@ impl Said {
 }
 
 /// A controller's part of the status.
-pub struct Part {
+pub struct StatusPatch {
     /// Its field manager.
     pub manager: &'static str,
     /// The types of conditions that it owns.
-    pub owns: &'static [&'static str],
+    pub owned_conditions: &'static [&'static str],
     /// Those that there are now.
-    pub said: Vec<Said>,
+    pub conditions: Vec<ConditionUpdate>,
     /// Its other fields, by name.
     pub fields: Map<String, Value>,
 }
 
 /// Longest message of a condition, as the schema of `Condition` allows.
-const MAX_MESSAGE: usize = 32_768;
+const MESSAGE_LEN_MAX: usize = 32_768;
 
 /// Writes a part, if it says something new.
 ///
 /// # Errors
 /// Another leads, the object changed meanwhile, or the API server does not answer.
-pub async fn write(context: &Context, cluster: &RealtimeCluster, part: Part) -> Result<(), Stop> {
-    let Some(status) = merged(cluster, &part, Timestamp::now()) else { return Ok(()) };
-    context.leading()?;
+pub async fn write(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    part: StatusPatch,
+) -> Result<(), ReconcileError> {
+    let Some(status) = merge_status(cluster, &part, Timestamp::now()) else { return Ok(()) };
+    context.ensure_leader()?;
     let metadata = &cluster.metadata;
     let (name, namespace) = (metadata.name.clone().unwrap_or_default(), metadata.namespace.clone().unwrap_or_default());
     let body = json!({
-        "apiVersion": format!("{GROUP}/v1alpha1"),
+        "apiVersion": format!("{API_GROUP}/v1alpha1"),
         "kind": "RealtimeCluster",
         // Of the version that was read: who decided on an older one decides again.
         "metadata": { "name": name, "namespace": namespace, "resourceVersion": metadata.resource_version },
@@ -65,19 +69,19 @@ pub async fn write(context: &Context, cluster: &RealtimeCluster, part: Part) -> 
         Ok(_) => Ok(()),
         // It went away: there is nothing to say about it any more.
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-        Err(error) => Err(Stop::call("writing the status", &error)),
+        Err(error) => Err(ReconcileError::from_call("writing the status", &error)),
     }
 }
 
 /// The part as it would be written; `None` when the object says it already.
-fn merged(cluster: &RealtimeCluster, part: &Part, now: Timestamp) -> Option<Value> {
+fn merge_status(cluster: &RealtimeCluster, part: &StatusPatch, now: Timestamp) -> Option<Value> {
     let known = cluster.status.clone().unwrap_or_default();
     let generation = cluster.metadata.generation;
     let mut changed = false;
     let mut conditions = Vec::new();
-    for said in &part.said {
+    for said in &part.conditions {
         let before = known.conditions.iter().find(|condition| condition.type_ == said.kind);
-        let message: String = said.message.chars().take(MAX_MESSAGE).collect();
+        let message: String = said.message.chars().take(MESSAGE_LEN_MAX).collect();
         let mut condition = Condition {
             type_: said.kind.to_owned(),
             status: said.status.to_owned(),
@@ -95,7 +99,8 @@ fn merged(cluster: &RealtimeCluster, part: &Part, now: Timestamp) -> Option<Valu
         conditions.push(condition);
     }
     let gone = |condition: &Condition| {
-        part.owns.contains(&condition.type_.as_str()) && !part.said.iter().any(|said| said.kind == condition.type_)
+        part.owned_conditions.contains(&condition.type_.as_str())
+            && !part.conditions.iter().any(|said| said.kind == condition.type_)
     };
     changed |= known.conditions.iter().any(gone);
     let known = serde_json::to_value(&known).unwrap_or_default();
@@ -130,8 +135,8 @@ spec:
         cluster
     }
 
-    fn part(said: Vec<Said>) -> Part {
-        Part { manager: "m", owns: &["Ready", "Stalled"], said, fields: Map::new() }
+    fn part(said: Vec<ConditionUpdate>) -> StatusPatch {
+        StatusPatch { manager: "m", owned_conditions: &["Ready", "Stalled"], conditions: said, fields: Map::new() }
     }
 
     fn status(written: &Value) -> RealtimeClusterStatus {
@@ -141,15 +146,15 @@ spec:
     #[test]
     fn only_news_is_written_and_times_move_with_the_status_alone() {
         let at = |seconds| Timestamp::from_second(seconds).expect("a time");
-        let said = |status, message: &str| Said::new("Ready", status, Reason::Proving, message);
-        let first = merged(&cluster(None), &part(vec![said("Unknown", "a")]), at(1)).expect("news");
+        let said = |status, message: &str| ConditionUpdate::new("Ready", status, Reason::Proving, message);
+        let first = merge_status(&cluster(None), &part(vec![said("Unknown", "a")]), at(1)).expect("news");
         let known = cluster(Some(status(&first)));
-        assert_eq!(merged(&known, &part(vec![said("Unknown", "a")]), at(2)), None);
-        let message = merged(&known, &part(vec![said("Unknown", "b")]), at(3)).expect("another message");
+        assert_eq!(merge_status(&known, &part(vec![said("Unknown", "a")]), at(2)), None);
+        let message = merge_status(&known, &part(vec![said("Unknown", "b")]), at(3)).expect("another message");
         assert_eq!(message["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:01Z");
-        let turned = merged(&known, &part(vec![said("False", "b")]), at(4)).expect("another status");
+        let turned = merge_status(&known, &part(vec![said("False", "b")]), at(4)).expect("another status");
         assert_eq!(turned["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:04Z");
-        assert!(merged(&known, &part(vec![]), at(5)).is_some(), "a condition that goes is news");
+        assert!(merge_status(&known, &part(vec![]), at(5)).is_some(), "a condition that goes is news");
         assert_eq!(turned["conditions"][0]["observedGeneration"], 2);
     }
 
@@ -157,8 +162,8 @@ spec:
     fn a_field_that_changed_is_news() {
         let mut fields = Map::new();
         fields.insert("observedGeneration".to_owned(), json!(2));
-        let part = Part { manager: "m", owns: &[], said: vec![], fields };
-        let written = merged(&cluster(None), &part, Timestamp::now()).expect("news");
-        assert_eq!(merged(&cluster(Some(status(&written))), &part, Timestamp::now()), None);
+        let part = StatusPatch { manager: "m", owned_conditions: &[], conditions: vec![], fields };
+        let written = merge_status(&cluster(None), &part, Timestamp::now()).expect("news");
+        assert_eq!(merge_status(&cluster(Some(status(&written))), &part, Timestamp::now()), None);
     }
 }

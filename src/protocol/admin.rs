@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::contract::name as contract;
+use crate::config::name as contract;
 
 use super::{AppId, ShardId};
 
 /// The answer of `/effective`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Effective {
+pub struct EffectiveReport {
     /// The process's id, new at each start.
     pub process: String,
     /// The release.
@@ -28,13 +28,13 @@ pub struct Effective {
 }
 
 /// What tells a pod from another of its template.
-const OWN: [&str; 2] = [contract::POD, contract::POD_IP];
+const POD_VARIABLES: [&str; 2] = [contract::POD, contract::POD_IP];
 
 /// Names a build and what it runs: two processes with one name behave alike. A pod's own name and address do not count:
 /// what one pod has proven, another of its template need not prove again.
 #[must_use]
-pub fn configuration(build: &str, variables: &BTreeMap<String, String>) -> String {
-    let lines = variables.iter().filter(|(name, _)| !OWN.contains(&name.as_str()));
+pub fn hash_configuration(build: &str, variables: &BTreeMap<String, String>) -> String {
+    let lines = variables.iter().filter(|(name, _)| !POD_VARIABLES.contains(&name.as_str()));
     let lines: Vec<String> = lines.map(|(name, value)| format!("{name}={value}")).collect();
     let digest = Sha256::digest(format!("{build}\n{}", lines.join("\n")));
     hex::encode(digest.get(..8).unwrap_or_default())
@@ -43,7 +43,7 @@ pub fn configuration(build: &str, variables: &BTreeMap<String, String>) -> Strin
 /// The answer of `/flow`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Flow {
+pub struct FlowReport {
     /// The process's id, new at each start.
     pub process: String,
     /// The edge's half, on an edge.
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn two_pods_of_one_template_run_the_same() {
         let named = |variables: &[(&str, &str)]| {
-            configuration("b", &variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect())
+            hash_configuration("b", &variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect())
         };
         let one = named(&[("REALTIME_POD", "a"), ("REALTIME_POD_IP", "10.0.0.1"), ("REALTIME_BUS", "redis")]);
         assert_eq!(one, named(&[("REALTIME_POD", "b"), ("REALTIME_POD_IP", "10.0.0.2"), ("REALTIME_BUS", "redis")]));
@@ -137,10 +137,10 @@ mod tests {
 
     #[test]
     fn a_flow_has_one_half() {
-        let flow = Flow { process: "b".into(), recorder: Some(RecorderFlow::default()), dispatcher: None };
+        let flow = FlowReport { process: "b".into(), recorder: Some(RecorderFlow::default()), dispatcher: None };
         let value = serde_json::to_value(&flow).expect("json");
         assert!(value.get("dispatcher").is_none());
         assert_eq!(value["recorder"]["state"], "kinesis");
-        assert_eq!(serde_json::from_value::<Flow>(value).ok(), Some(flow));
+        assert_eq!(serde_json::from_value::<FlowReport>(value).ok(), Some(flow));
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// The longest name that the server SDKs send. Pusher documents 164, its SDKs let 200 through.
-pub const MAX_CHANNEL_NAME: usize = 200;
+pub const CHANNEL_NAME_MAX_LEN: usize = 200;
 
 /// What a channel's prefix says about who may enter and what is known of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,22 +25,22 @@ pub enum ChannelKind {
 }
 
 /// What every channel for one user's connections begins with; the user's id follows.
-const TO_USER: &str = "#server-to-user-";
+const USER_CHANNEL_PREFIX: &str = "#server-to-user-";
 
 /// What the channels of connections that signed in begin with.
-const SIGNED_IN: &str = "#signed-in-";
+const SIGNED_IN_PREFIX: &str = "#signed-in-";
 
 /// What the channels of those who watch a user begin with.
-const WATCHING: &str = "#watching-";
+const WATCHING_PREFIX: &str = "#watching-";
 
 /// Where all connections of an app are.
-const CONNECTIONS: &str = "#connections";
+const CONNECTIONS_CHANNEL: &str = "#connections";
 
 /// All that may begin the name of a channel of the server's own that belongs to a user.
-const INTERNAL: [&str; 3] = [TO_USER, SIGNED_IN, WATCHING];
+const INTERNAL_PREFIXES: [&str; 3] = [USER_CHANNEL_PREFIX, SIGNED_IN_PREFIX, WATCHING_PREFIX];
 
 /// Longest user id, in characters, as Pusher documents it.
-pub const MAX_USER_ID: usize = 128;
+pub const USER_ID_MAX_LEN: usize = 128;
 
 /// A channel name that was checked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ impl ChannelName {
         if text.is_empty() {
             return Err(InvalidChannelName::Empty);
         }
-        if text.len() > MAX_CHANNEL_NAME {
+        if text.len() > CHANNEL_NAME_MAX_LEN {
             return Err(InvalidChannelName::TooLong(text.chars().count()));
         }
         match text.chars().find(|&c| !c.is_ascii_alphanumeric() && !"_-=@,.;".contains(c)) {
@@ -70,10 +70,10 @@ impl ChannelName {
     /// # Errors
     /// Says what is wrong with the name.
     pub fn parse_any(text: &str) -> Result<Self, InvalidChannelName> {
-        if text == CONNECTIONS {
-            return Ok(Self::connections());
+        if text == CONNECTIONS_CHANNEL {
+            return Ok(Self::all_connections());
         }
-        match INTERNAL.into_iter().find_map(|prefix| text.strip_prefix(prefix).map(|user| (prefix, user))) {
+        match INTERNAL_PREFIXES.into_iter().find_map(|prefix| text.strip_prefix(prefix).map(|user| (prefix, user))) {
             Some((prefix, user)) => Self::of_user(prefix, user).ok_or(InvalidChannelName::User),
             None => Self::parse(text),
         }
@@ -82,43 +82,43 @@ impl ChannelName {
     /// Where a server speaks to one user, on whichever connections. `None` when this cannot be a user's id.
     #[must_use]
     pub fn to_user(user_id: &str) -> Option<Self> {
-        Self::of_user(TO_USER, user_id)
+        Self::of_user(USER_CHANNEL_PREFIX, user_id)
     }
 
     /// The connections that have signed in as a user.
     #[must_use]
     pub fn signed_in(user_id: &str) -> Option<Self> {
-        Self::of_user(SIGNED_IN, user_id)
+        Self::of_user(SIGNED_IN_PREFIX, user_id)
     }
 
     /// The connections that are told when a user comes and goes.
     #[must_use]
-    pub fn watching(user_id: &str) -> Option<Self> {
-        Self::of_user(WATCHING, user_id)
+    pub fn watchers_of(user_id: &str) -> Option<Self> {
+        Self::of_user(WATCHING_PREFIX, user_id)
     }
 
     /// All connections of an app, counted where there may be so many only.
     #[must_use]
-    pub fn connections() -> Self {
-        Self(CONNECTIONS.to_owned())
+    pub fn all_connections() -> Self {
+        Self(CONNECTIONS_CHANNEL.to_owned())
     }
 
     fn of_user(prefix: &str, user_id: &str) -> Option<Self> {
         let length = user_id.chars().count();
-        let valid = (1..=MAX_USER_ID).contains(&length) && !user_id.chars().any(char::is_control);
+        let valid = (1..=USER_ID_MAX_LEN).contains(&length) && !user_id.chars().any(char::is_control);
         valid.then(|| Self(format!("{prefix}{user_id}")))
     }
 
     /// The user whom the server speaks to on this channel.
     #[must_use]
-    pub fn addressee(&self) -> Option<&str> {
-        self.0.strip_prefix(TO_USER)
+    pub fn addressed_user(&self) -> Option<&str> {
+        self.0.strip_prefix(USER_CHANNEL_PREFIX)
     }
 
     /// The user whose connections are here, on a channel of those who have signed in.
     #[must_use]
-    pub fn home_of(&self) -> Option<&str> {
-        self.0.strip_prefix(SIGNED_IN)
+    pub fn signed_in_user(&self) -> Option<&str> {
+        self.0.strip_prefix(SIGNED_IN_PREFIX)
     }
 
     /// The name as text.
@@ -151,7 +151,7 @@ impl ChannelName {
 
     /// Whether the last event is kept for those who come later: `cache-` stands after what tells the kind.
     #[must_use]
-    pub fn caches(&self) -> bool {
+    pub fn is_cached(&self) -> bool {
         let base = match self.kind() {
             ChannelKind::Public => "",
             ChannelKind::Private => "private-",
@@ -190,13 +190,13 @@ pub enum InvalidChannelName {
     #[error("the channel name is empty")]
     Empty,
     /// More characters than any SDK sends.
-    #[error("the channel name has {0} characters, at most {MAX_CHANNEL_NAME} are allowed")]
+    #[error("the channel name has {0} characters, at most {CHANNEL_NAME_MAX_LEN} are allowed")]
     TooLong(usize),
     /// A character outside the documented set.
     #[error("the channel name has `{0}` in it: use letters, digits and _ - = @ , . ;")]
     Character(char),
     /// A channel for a user who cannot exist.
-    #[error("a user id has 1 to {MAX_USER_ID} characters and no control characters")]
+    #[error("a user id has 1 to {USER_ID_MAX_LEN} characters and no control characters")]
     User,
 }
 
@@ -233,27 +233,27 @@ mod tests {
             ("private-cached", false),
             ("cache", false),
         ] {
-            assert_eq!(ChannelName::parse(name).map(|name| name.caches()), Ok(caches), "{name}");
+            assert_eq!(ChannelName::parse(name).map(|name| name.is_cached()), Ok(caches), "{name}");
         }
     }
 
     #[test]
     fn the_servers_own_channels_are_named_by_the_server_only() {
-        let long = "u".repeat(MAX_USER_ID + 1);
+        let long = "u".repeat(USER_ID_MAX_LEN + 1);
         for (user, valid) in [("7", true), ("ann@example.com/é", true), ("", false), ("a\n", false), (&*long, false)] {
             let name = ChannelName::to_user(user);
             assert_eq!(name.is_some(), valid, "{user}");
             let Some(name) = name else { continue };
-            assert_eq!((name.kind(), name.addressee()), (ChannelKind::Internal, Some(user)));
+            assert_eq!((name.kind(), name.addressed_user()), (ChannelKind::Internal, Some(user)));
             assert_eq!(ChannelName::parse_any(name.as_str()), Ok(name.clone()));
-            assert!(ChannelName::parse(name.as_str()).is_err() && !name.needs_auth() && !name.caches());
+            assert!(ChannelName::parse(name.as_str()).is_err() && !name.needs_auth() && !name.is_cached());
         }
-        let all = ChannelName::connections();
+        let all = ChannelName::all_connections();
         assert_eq!((all.kind(), ChannelName::parse_any(all.as_str())), (ChannelKind::Internal, Ok(all)));
         assert_eq!(ChannelName::parse_any("#server-to-user-"), Err(InvalidChannelName::User));
         assert_eq!(ChannelName::parse_any("#else"), Err(InvalidChannelName::Character('#')));
         let home = ChannelName::signed_in("7").expect("a name");
-        assert_eq!((home.addressee(), home.home_of()), (None, Some("7")));
+        assert_eq!((home.addressed_user(), home.signed_in_user()), (None, Some("7")));
     }
 
     #[test]
@@ -284,7 +284,7 @@ mod tests {
         #[test]
         fn a_user_is_found_in_the_name_of_its_channel(user in any::<String>()) {
             if let Some(name) = ChannelName::to_user(&user) {
-                prop_assert_eq!(name.addressee(), Some(&*user));
+                prop_assert_eq!(name.addressed_user(), Some(&*user));
                 prop_assert_eq!(ChannelName::parse_any(name.as_str()), Ok(name));
             }
         }

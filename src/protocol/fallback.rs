@@ -9,30 +9,30 @@ use serde_json::{Value, json};
 pub const STREAM_LIMIT_UNITS: usize = 262_144;
 
 /// `o`: a new session.
-pub const OPEN: &str = "o\n";
+pub const OPEN_FRAME: &str = "o\n";
 
 /// `o`: a new session, whose client is to send everything that follows to another host.
 #[must_use]
-pub fn open(hostname: Option<&str>) -> String {
-    hostname.map_or_else(|| OPEN.to_owned(), |hostname| format!("o{}\n", json!({ "hostname": hostname })))
+pub fn encode_open(hostname: Option<&str>) -> String {
+    hostname.map_or_else(|| OPEN_FRAME.to_owned(), |hostname| format!("o{}\n", json!({ "hostname": hostname })))
 }
 
 /// `h`: still here.
-pub const HEARTBEAT: &str = "h\n";
+pub const HEARTBEAT_FRAME: &str = "h\n";
 
 /// `a[]`: the answer to a client's ping.
-pub const EMPTY: &str = "a[]\n";
+pub const EMPTY_FRAME: &str = "a[]\n";
 
 /// `a[…]`: messages.
 #[must_use]
-pub fn messages<'a>(messages: impl IntoIterator<Item = &'a str>) -> String {
+pub fn encode_messages<'a>(messages: impl IntoIterator<Item = &'a str>) -> String {
     let list: Vec<&str> = messages.into_iter().collect();
     format!("a{}\n", json!(list))
 }
 
 /// `c[code,"reason"]`: the session is over.
 #[must_use]
-pub fn close(code: u16, reason: &str) -> String {
+pub fn encode_close(code: u16, reason: &str) -> String {
     format!("c{}\n", json!([code, reason]))
 }
 
@@ -55,7 +55,7 @@ pub fn parse_send(body: &[u8]) -> Result<Vec<String>, &'static str> {
 
 /// One frame, as a client reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Frame {
+pub enum FallbackFrame {
     /// `o`
     Open,
     /// `h`
@@ -66,7 +66,7 @@ pub enum Frame {
     Close(u16, String),
 }
 
-impl Frame {
+impl FallbackFrame {
     /// Reads one line, without its newline. `None` when it is no frame.
     #[must_use]
     pub fn parse(line: &str) -> Option<Self> {
@@ -93,19 +93,22 @@ mod tests {
     #[test]
     fn frames_are_read_as_they_were_written() {
         for (text, frame) in [
-            (OPEN.to_owned(), Frame::Open),
-            (open(Some("pod-1.example.com")), Frame::Open),
-            (HEARTBEAT.to_owned(), Frame::Heartbeat),
-            (EMPTY.to_owned(), Frame::Messages(vec![])),
-            (messages(["{\"a\":\"\n\"}", "ü"]), Frame::Messages(vec!["{\"a\":\"\n\"}".into(), "ü".into()])),
-            (close(4200, "go \"away\""), Frame::Close(4200, "go \"away\"".into())),
+            (OPEN_FRAME.to_owned(), FallbackFrame::Open),
+            (encode_open(Some("pod-1.example.com")), FallbackFrame::Open),
+            (HEARTBEAT_FRAME.to_owned(), FallbackFrame::Heartbeat),
+            (EMPTY_FRAME.to_owned(), FallbackFrame::Messages(vec![])),
+            (
+                encode_messages(["{\"a\":\"\n\"}", "ü"]),
+                FallbackFrame::Messages(vec!["{\"a\":\"\n\"}".into(), "ü".into()]),
+            ),
+            (encode_close(4200, "go \"away\""), FallbackFrame::Close(4200, "go \"away\"".into())),
         ] {
             let line = text.strip_suffix('\n').expect("a newline at the end");
             assert!(!line.contains('\n'), "one line: {line}");
-            assert_eq!(Frame::parse(line), Some(frame), "{line}");
+            assert_eq!(FallbackFrame::parse(line), Some(frame), "{line}");
         }
         for bad in ["", "x", "a", "a{}", "c[]", "c[1]", "c[99999,\"\"]", "ä"] {
-            assert_eq!(Frame::parse(bad), None, "{bad}");
+            assert_eq!(FallbackFrame::parse(bad), None, "{bad}");
         }
     }
 
@@ -126,20 +129,20 @@ mod tests {
     proptest! {
         #[test]
         fn messages_read_back_as_they_were(list in proptest::collection::vec(any::<String>(), 0..4)) {
-            let frame = messages(list.iter().map(String::as_str));
+            let frame = encode_messages(list.iter().map(String::as_str));
             prop_assert_eq!(parse_send(&frame.as_bytes()[1..]), Ok(list.clone()));
-            prop_assert_eq!(Frame::parse(frame.trim_end()), Some(Frame::Messages(list)));
+            prop_assert_eq!(FallbackFrame::parse(frame.trim_end()), Some(FallbackFrame::Messages(list)));
         }
 
         #[test]
         fn an_end_reads_back_as_it_was(code in any::<u16>(), reason in any::<String>()) {
-            let frame = close(code, &reason);
-            prop_assert_eq!(Frame::parse(frame.strip_suffix('\n').expect("a line")), Some(Frame::Close(code, reason)));
+            let frame = encode_close(code, &reason);
+            prop_assert_eq!(FallbackFrame::parse(frame.strip_suffix('\n').expect("a line")), Some(FallbackFrame::Close(code, reason)));
         }
 
         #[test]
         fn no_bytes_break_the_readers(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _ = (parse_send(&bytes), Frame::parse(&String::from_utf8_lossy(&bytes)));
+            let _ = (parse_send(&bytes), FallbackFrame::parse(&String::from_utf8_lossy(&bytes)));
         }
     }
 }

@@ -11,17 +11,18 @@ use serde_json::{Value, json};
 use super::ChannelName;
 
 /// The largest client event or published payload, in bytes, as Pusher documents it (10 KB).
-pub const MAX_EVENT_BYTES: usize = 10 * 1024;
+pub const EVENT_BYTES_MAX: usize = 10 * 1024;
 
 /// Longest explanation of an error, in characters. Explanations repeat what a client sent: without a bound, a large
 /// message would be answered with a larger one.
-pub const MAX_EXPLANATION: usize = 2_048;
+pub const EXPLANATION_MAX_LEN: usize = 2_048;
 
 /// What a client is told that cannot enter a channel because the servers cannot reach each other.
-pub const BUS_AWAY: &str = "the bus between the servers does not answer, try again";
+pub const BUS_UNAVAILABLE_MESSAGE: &str = "the bus between the servers does not answer, try again";
 
 /// What a client is told, as an error without a code, whose subscription waits until the servers reach each other again.
-pub const BUS_WAITS: &str = "the bus between the servers does not answer, the subscription waits for it";
+pub const SUBSCRIPTION_QUEUED_MESSAGE: &str =
+    "the bus between the servers does not answer, the subscription waits for it";
 
 /// Close codes and error codes. 4000–4099: do not come back unchanged. 4100–4199: come back after a while. 4200–4299:
 /// come back at once. 43xx are told in `pusher:error` and leave the connection open.
@@ -118,7 +119,7 @@ pub enum FrameError {
 }
 
 #[derive(Deserialize)]
-struct Envelope<'a> {
+struct MessageEnvelope<'a> {
     event: String,
     #[serde(default)]
     channel: Option<String>,
@@ -134,29 +135,30 @@ impl ClientMessage {
     /// # Errors
     /// The frame is no JSON object with an `event`, or a known event lacks a field.
     pub fn parse(text: &str) -> Result<Self, FrameError> {
-        let envelope: Envelope =
+        let envelope: MessageEnvelope =
             serde_json::from_str(text).map_err(|error| FrameError::NotAMessage(error.to_string()))?;
         match envelope.event.as_str() {
             "pusher:ping" => Ok(Self::Ping),
             "pusher:pong" => Ok(Self::Pong),
             "pusher:subscribe" => {
-                let data = object(envelope.data);
+                let data = parse_object(envelope.data);
                 Ok(Self::Subscribe {
-                    channel: field(&data, "channel")
+                    channel: text_field(&data, "channel")
                         .ok_or(FrameError::Missing { event: "pusher:subscribe", field: "channel" })?,
-                    auth: field(&data, "auth").filter(|auth| !auth.is_empty()),
-                    channel_data: field(&data, "channel_data"),
+                    auth: text_field(&data, "auth").filter(|auth| !auth.is_empty()),
+                    channel_data: text_field(&data, "channel_data"),
                 })
             }
             "pusher:unsubscribe" => {
-                let data = object(envelope.data);
-                let channel = field(&data, "channel")
+                let data = parse_object(envelope.data);
+                let channel = text_field(&data, "channel")
                     .ok_or(FrameError::Missing { event: "pusher:unsubscribe", field: "channel" })?;
                 Ok(Self::Unsubscribe { channel })
             }
             "pusher:signin" => {
-                let data = object(envelope.data);
-                let need = |name| field(&data, name).ok_or(FrameError::Missing { event: "pusher:signin", field: name });
+                let data = parse_object(envelope.data);
+                let need =
+                    |name| text_field(&data, name).ok_or(FrameError::Missing { event: "pusher:signin", field: name });
                 Ok(Self::SignIn { auth: need("auth")?, user_data: need("user_data")? })
             }
             event if event.starts_with("client-") => Ok(Self::ClientEvent {
@@ -177,24 +179,24 @@ fn as_text(data: Option<&RawValue>) -> String {
 }
 
 /// A payload that is an object, or a string that holds one.
-fn object(data: Option<&RawValue>) -> Value {
+fn parse_object(data: Option<&RawValue>) -> Value {
     serde_json::from_str(&as_text(data)).unwrap_or_default()
 }
 
-fn field(data: &Value, name: &str) -> Option<String> {
+fn text_field(data: &Value, name: &str) -> Option<String> {
     data.get(name).and_then(Value::as_str).map(str::to_owned)
 }
 
 /// A member of a presence channel, as `channel_data` describes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Member {
+pub struct PresenceMember {
     /// The user's id; a number in `channel_data` is read as its text.
     pub user_id: String,
     /// Whatever the app's backend signed for this user.
     pub user_info: Value,
 }
 
-impl Member {
+impl PresenceMember {
     /// Reads `channel_data`. `None` when it is no JSON object with a `user_id` that is a text or a number.
     #[must_use]
     pub fn parse(channel_data: &str) -> Option<Self> {
@@ -217,7 +219,7 @@ pub fn signin_success(user_data: &str) -> String {
 
 /// `pusher_internal:watchlist_events`: who of the watched users came and who went.
 #[must_use]
-pub fn watchlist(online: &[&str], offline: &[&str]) -> String {
+pub fn watchlist_events(online: &[&str], offline: &[&str]) -> String {
     let events: Vec<Value> = [("online", online), ("offline", offline)]
         .into_iter()
         .filter(|(_, users)| !users.is_empty())
@@ -236,8 +238,8 @@ pub fn connection_established(socket_id: &str, activity_timeout: u32) -> String 
 
 /// `pusher:error`, the one frame whose data is an object. A long message is cut at [`MAX_EXPLANATION`].
 #[must_use]
-pub fn error(code: Option<u16>, message: &str) -> String {
-    let message = explanation(message);
+pub fn error_frame(code: Option<u16>, message: &str) -> String {
+    let message = truncate_explanation(message);
     json!({ "event": "pusher:error", "data": { "code": code, "message": message } }).to_string()
 }
 
@@ -245,30 +247,30 @@ pub fn error(code: Option<u16>, message: &str) -> String {
 /// at [`MAX_EXPLANATION`].
 #[must_use]
 pub fn subscription_error(channel: &str, kind: &str, status: u16, message: &str) -> String {
-    let message = explanation(message);
+    let message = truncate_explanation(message);
     let data = json!({ "type": kind, "error": message, "status": status }).to_string();
     json!({ "event": "pusher:subscription_error", "channel": channel, "data": data }).to_string()
 }
 
-fn explanation(message: &str) -> &str {
-    message.char_indices().nth(MAX_EXPLANATION).map_or(message, |(end, _)| &message[..end])
+fn truncate_explanation(message: &str) -> &str {
+    message.char_indices().nth(EXPLANATION_MAX_LEN).map_or(message, |(end, _)| &message[..end])
 }
 
 /// `pusher:ping`
 #[must_use]
-pub fn ping() -> String {
+pub fn ping_frame() -> String {
     r#"{"event":"pusher:ping","data":"{}"}"#.to_owned()
 }
 
 /// `pusher:pong`
 #[must_use]
-pub fn pong() -> String {
+pub fn pong_frame() -> String {
     r#"{"event":"pusher:pong","data":"{}"}"#.to_owned()
 }
 
 /// `pusher_internal:subscription_succeeded`, with the roster on a presence channel.
 #[must_use]
-pub fn subscription_succeeded(channel: &ChannelName, roster: Option<&[Member]>) -> String {
+pub fn subscription_succeeded(channel: &ChannelName, roster: Option<&[PresenceMember]>) -> String {
     let data = match roster {
         None => json!({}),
         Some(members) => {
@@ -278,26 +280,31 @@ pub fn subscription_succeeded(channel: &ChannelName, roster: Option<&[Member]>) 
             json!({ "presence": { "count": ids.len(), "ids": ids, "hash": hash } })
         }
     };
-    event("pusher_internal:subscription_succeeded", channel, &data.to_string(), None)
+    event_frame("pusher_internal:subscription_succeeded", channel, &data.to_string(), None)
 }
 
 /// `pusher_internal:member_added`
 #[must_use]
-pub fn member_added(channel: &ChannelName, member: &Member) -> String {
+pub fn member_added(channel: &ChannelName, member: &PresenceMember) -> String {
     let data = json!({ "user_id": member.user_id, "user_info": member.user_info }).to_string();
-    event("pusher_internal:member_added", channel, &data, None)
+    event_frame("pusher_internal:member_added", channel, &data, None)
 }
 
 /// `pusher_internal:member_removed`
 #[must_use]
 pub fn member_removed(channel: &ChannelName, user_id: &str) -> String {
-    event("pusher_internal:member_removed", channel, &json!({ "user_id": user_id }).to_string(), None)
+    event_frame("pusher_internal:member_removed", channel, &json!({ "user_id": user_id }).to_string(), None)
 }
 
 /// `pusher_internal:subscription_count`
 #[must_use]
 pub fn subscription_count(channel: &ChannelName, count: u64) -> String {
-    event("pusher_internal:subscription_count", channel, &json!({ "subscription_count": count }).to_string(), None)
+    event_frame(
+        "pusher_internal:subscription_count",
+        channel,
+        &json!({ "subscription_count": count }).to_string(),
+        None,
+    )
 }
 
 /// `pusher:cache_miss`: a channel that keeps its last event has none.
@@ -308,7 +315,7 @@ pub fn cache_miss(channel: &ChannelName) -> String {
 
 /// An event on a channel; `user_id` is told on presence channels.
 #[must_use]
-pub fn event(name: &str, channel: &ChannelName, data: &str, user_id: Option<&str>) -> String {
+pub fn event_frame(name: &str, channel: &ChannelName, data: &str, user_id: Option<&str>) -> String {
     let mut frame = json!({ "event": name, "channel": channel.as_str(), "data": data });
     if let Some(user_id) = user_id {
         frame["user_id"] = user_id.into();
@@ -335,7 +342,7 @@ impl ServerMessage {
     /// # Errors
     /// The text is no JSON object with an `event`.
     pub fn parse(text: &str) -> Result<Self, FrameError> {
-        let envelope: Envelope =
+        let envelope: MessageEnvelope =
             serde_json::from_str(text).map_err(|error| FrameError::NotAMessage(error.to_string()))?;
         let text = as_text(envelope.data);
         let data = serde_json::from_str(&text).unwrap_or(Value::String(text));
@@ -432,7 +439,7 @@ mod tests {
         for (text, event, channel, data) in [
             (signin_success(r#"{"id":"7"}"#), "pusher:signin_success", None, json!({ "user_data": "{\"id\":\"7\"}" })),
             (
-                watchlist(&["a"], &["b", "c"]),
+                watchlist_events(&["a"], &["b", "c"]),
                 "pusher_internal:watchlist_events",
                 None,
                 json!({ "events": [
@@ -440,7 +447,7 @@ mod tests {
                 ] }),
             ),
             (
-                watchlist(&[], &["b"]),
+                watchlist_events(&[], &["b"]),
                 "pusher_internal:watchlist_events",
                 None,
                 json!({ "events": [{ "name": "offline", "user_ids": ["b"] }] }),
@@ -461,21 +468,21 @@ mod tests {
     fn what_the_server_writes_the_client_reads() {
         let established = ServerMessage::parse(&connection_established("1.2", 120)).expect("a frame");
         assert_eq!(established.data, json!({ "socket_id": "1.2", "activity_timeout": 120 }));
-        let members = [Member { user_id: "7".into(), user_info: json!({ "name": "x" }) }];
+        let members = [PresenceMember { user_id: "7".into(), user_info: json!({ "name": "x" }) }];
         let roster = subscription_succeeded(&channel("presence-a"), Some(&members));
         let roster = ServerMessage::parse(&roster).expect("a frame");
         assert_eq!(roster.data, json!({ "presence": { "count": 1, "ids": ["7"], "hash": { "7": { "name": "x" } } } }));
-        let relayed = ServerMessage::parse(&event("client-a", &channel("presence-a"), "plain", Some("7")));
+        let relayed = ServerMessage::parse(&event_frame("client-a", &channel("presence-a"), "plain", Some("7")));
         let relayed = relayed.expect("a frame");
         assert_eq!((relayed.data, relayed.user_id), (json!("plain"), Some("7".into())));
     }
 
     #[test]
     fn a_user_id_may_arrive_as_a_number() {
-        let member = Member::parse(r#"{"user_id":10,"user_info":{"name":"x"}}"#).expect("a member");
+        let member = PresenceMember::parse(r#"{"user_id":10,"user_info":{"name":"x"}}"#).expect("a member");
         assert_eq!((member.user_id.as_str(), &member.user_info), ("10", &json!({ "name": "x" })));
         for bad in ["", "{}", r#"{"user_id":""}"#, r#"{"user_id":null}"#, r#"{"user_id":[1]}"#] {
-            assert_eq!(Member::parse(bad), None, "{bad}");
+            assert_eq!(PresenceMember::parse(bad), None, "{bad}");
         }
     }
 
@@ -490,7 +497,7 @@ mod tests {
                     return Err(TestCaseError::fail(sent.to_string()));
                 };
                 prop_assert_eq!((&*event, &*channel), (&*format!("client-{name}"), "private-room"));
-                let told = ServerMessage::parse(&super::event(&event, &room, &passed, None)).expect("a frame");
+                let told = ServerMessage::parse(&super::event_frame(&event, &room, &passed, None)).expect("a frame");
                 // A text that holds JSON is opened, as every client of Pusher does.
                 let opened = data.as_str().and_then(|text| serde_json::from_str(text).ok());
                 prop_assert_eq!(told.data, opened.unwrap_or(data));
@@ -499,15 +506,15 @@ mod tests {
 
         #[test]
         fn no_text_breaks_the_readers_and_no_answer_is_longer_than_it_may_be(text in any::<String>(), times in 1_usize..4096) {
-            let _ = (ServerMessage::parse(&text), Member::parse(&text));
+            let _ = (ServerMessage::parse(&text), PresenceMember::parse(&text));
             let long = text.repeat(times);
             let error = match ClientMessage::parse(&long) {
                 Ok(message) => format!("{message:?}"),
                 Err(error) => error.to_string(),
             };
-            let told = ServerMessage::parse(&super::error(None, &error)).expect("a frame").data;
+            let told = ServerMessage::parse(&super::error_frame(None, &error)).expect("a frame").data;
             let shown = told["message"].as_str().expect("a text");
-            prop_assert!(error.starts_with(shown) && shown.chars().count() <= MAX_EXPLANATION);
+            prop_assert!(error.starts_with(shown) && shown.chars().count() <= EXPLANATION_MAX_LEN);
         }
     }
 }

@@ -7,66 +7,67 @@
 
 /// A pattern that was read.
 #[derive(Debug, PartialEq, Eq)]
-enum Pattern<'a> {
+enum OriginPattern<'a> {
     All,
     Null,
-    Parts { scheme: Option<&'a str>, below: bool, host: &'a str, port: Port },
+    Parts { scheme: Option<&'a str>, below: bool, host: &'a str, port: PortPattern },
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Port {
+enum PortPattern {
     Any,
     /// The scheme's own.
-    Own,
+    SchemeDefault,
     Number(u16),
 }
 
 /// Whether a request with this origin may connect. Without patterns everyone may. What sends no origin is no browser:
 /// there it would keep nobody out, since such a client could claim any.
 #[must_use]
-pub fn allows(patterns: &[String], origin: Option<&str>) -> bool {
+pub fn is_origin_allowed(patterns: &[String], origin: Option<&str>) -> bool {
     let Some(origin) = origin else { return true };
-    patterns.is_empty() || patterns.iter().filter_map(|text| read(text)).any(|pattern| pattern.fits(origin))
+    patterns.is_empty()
+        || patterns.iter().filter_map(|text| parse_pattern(text)).any(|pattern| pattern.matches_origin(origin))
 }
 
 /// Whether the text is a pattern. What is none fits no origin.
 #[must_use]
 pub fn is_pattern(text: &str) -> bool {
-    read(text).is_some()
+    parse_pattern(text).is_some()
 }
 
-fn read(text: &str) -> Option<Pattern<'_>> {
+fn parse_pattern(text: &str) -> Option<OriginPattern<'_>> {
     match text {
-        "*" => return Some(Pattern::All),
-        "null" => return Some(Pattern::Null),
+        "*" => return Some(OriginPattern::All),
+        "null" => return Some(OriginPattern::Null),
         _ => {}
     }
     let (scheme, rest) = match text.split_once("://") {
         Some((scheme, rest)) => (Some(scheme), rest),
         None => (None, text),
     };
-    let (host, port) = split(rest);
+    let (host, port) = split_port(rest);
     let (below, host) = host.strip_prefix("*.").map_or((false, host), |host| (true, host));
     if !scheme.is_none_or(is_scheme) || !is_host(host) || (below && host.starts_with('[')) {
         return None;
     }
     let port = match port {
-        None if scheme.is_none() => Port::Any,
-        None => Port::Own,
-        Some("*") => Port::Any,
-        Some(number) => Port::Number(number.parse().ok()?),
+        None if scheme.is_none() => PortPattern::Any,
+        None => PortPattern::SchemeDefault,
+        Some("*") => PortPattern::Any,
+        Some(number) => PortPattern::Number(number.parse().ok()?),
     };
-    Some(Pattern::Parts { scheme, below, host, port })
+    Some(OriginPattern::Parts { scheme, below, host, port })
 }
 
-impl Pattern<'_> {
-    fn fits(&self, origin: &str) -> bool {
+impl OriginPattern<'_> {
+    fn matches_origin(&self, origin: &str) -> bool {
         let Self::Parts { scheme, below, host, port } = self else {
             return *self == Self::All || origin == "null";
         };
         let Some((found, rest)) = origin.split_once("://") else { return false };
-        let (name, number) = split(rest);
-        let own = own_port(found);
+        let (name, number) = split_port(rest);
+        let own = default_port(found);
         let number = match number {
             Some(number) => number.parse().ok(),
             None => own,
@@ -80,22 +81,22 @@ impl Pattern<'_> {
         named
             && scheme.is_none_or(|scheme| scheme.eq_ignore_ascii_case(found))
             && match port {
-                Port::Any => true,
-                Port::Own => number == own,
-                Port::Number(wanted) => number == Some(*wanted),
+                PortPattern::Any => true,
+                PortPattern::SchemeDefault => number == own,
+                PortPattern::Number(wanted) => number == Some(*wanted),
             }
     }
 }
 
 /// Host and port; an IPv6 address stands in brackets.
-fn split(rest: &str) -> (&str, Option<&str>) {
+fn split_port(rest: &str) -> (&str, Option<&str>) {
     match rest.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
         _ => (rest, None),
     }
 }
 
-fn own_port(scheme: &str) -> Option<u16> {
+fn default_port(scheme: &str) -> Option<u16> {
     match scheme {
         "http" => Some(80),
         "https" => Some(443),
@@ -157,16 +158,16 @@ mod tests {
         ] {
             let patterns = [pattern.to_owned()];
             for origin in fit {
-                assert!(allows(&patterns, Some(origin)), "{pattern} fits {origin}");
+                assert!(is_origin_allowed(&patterns, Some(origin)), "{pattern} fits {origin}");
             }
             for origin in others {
-                assert!(!allows(&patterns, Some(origin)), "{pattern} does not fit {origin}");
+                assert!(!is_origin_allowed(&patterns, Some(origin)), "{pattern} does not fit {origin}");
             }
-            assert!(allows(&patterns, None), "{pattern}: no browser");
+            assert!(is_origin_allowed(&patterns, None), "{pattern}: no browser");
         }
-        assert!(allows(&[], Some("https://example.com")), "without patterns everyone may");
+        assert!(is_origin_allowed(&[], Some("https://example.com")), "without patterns everyone may");
         let two = ["https://a.example".to_owned(), "https://b.example".to_owned()];
-        assert!(allows(&two, Some("https://b.example")), "one of them is enough");
+        assert!(is_origin_allowed(&two, Some("https://b.example")), "one of them is enough");
     }
 
     #[test]
@@ -195,15 +196,15 @@ mod tests {
     proptest! {
         #[test]
         fn no_texts_break_the_reader(pattern in "\\PC{0,24}", origin in "\\PC{0,24}") {
-            let _ = allows(&[pattern], Some(&origin));
+            let _ = is_origin_allowed(&[pattern], Some(&origin));
         }
 
         #[test]
         fn what_is_below_fits_and_what_only_ends_so_does_not(name in "[a-z]{1,9}") {
             let patterns = ["https://*.example.com".to_owned()];
             let (below, beside) = (format!("https://{name}.example.com"), format!("https://{name}example.com"));
-            prop_assert!(allows(&patterns, Some(&below)));
-            prop_assert!(!allows(&patterns, Some(&beside)));
+            prop_assert!(is_origin_allowed(&patterns, Some(&below)));
+            prop_assert!(!is_origin_allowed(&patterns, Some(&beside)));
         }
     }
 }

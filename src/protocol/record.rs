@@ -10,14 +10,14 @@ use sha2::{Digest, Sha256};
 use super::{AppId, ChannelName};
 
 /// The version that this release writes and the newest that it reads.
-pub const VERSION: u32 = 1;
+pub const RECORD_VERSION: u32 = 1;
 
 /// Longest partition key that Kinesis takes, in characters (API reference, `PutRecordsRequestEntry`).
-const MAX_PARTITION_KEY: usize = 256;
+const PARTITION_KEY_MAX_LEN: usize = 256;
 
 /// One record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub struct StreamRecord {
     /// The envelope's version.
     pub v: u32,
     /// Whose event it is.
@@ -25,14 +25,14 @@ pub struct Record {
     /// Where it happened.
     pub channel: ChannelName,
     /// Who wrote it.
-    pub edge: Origin,
+    pub edge: RecordOrigin,
     /// What happened, oldest first.
-    pub events: Vec<Event>,
+    pub events: Vec<RecordedEvent>,
 }
 
 /// The process that wrote a record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
+pub struct RecordOrigin {
     /// UID of the cluster; a record of another cluster is never delivered.
     pub cluster: String,
     /// The server's name.
@@ -45,20 +45,20 @@ pub struct Origin {
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Event {
+pub struct RecordedEvent {
     /// A ULID that the event keeps through every retry.
     pub id: String,
     /// When it was decided, in ms since 1970.
     pub time_ms: u64,
     /// Where it stands among the channel's state events; absent for others.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub order: Option<Order>,
+    pub order: Option<EventOrder>,
     /// Its number within the process, for events without `order`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub n: Option<u64>,
     /// Why, if not by a client's own will.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub cause: Option<Cause>,
+    pub cause: Option<LeaveCause>,
     /// What happened.
     #[serde(flatten)]
     pub kind: EventKind,
@@ -66,7 +66,7 @@ pub struct Event {
 
 /// The place of a state event in its channel's history, decided by the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Order {
+pub struct EventOrder {
     /// When the channel's key was created, in µs of bus time.
     pub epoch: u64,
     /// From 1, without gaps, one counter per channel.
@@ -76,7 +76,7 @@ pub struct Order {
 /// What made a member leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Cause {
+pub enum LeaveCause {
     /// Its server is going away and asked it to move.
     Drain,
 }
@@ -140,14 +140,14 @@ impl EventKind {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// A newer release wrote it: wait for an upgrade, never drop it.
-    #[error("the record has version {0}, this release reads up to {VERSION}: upgrade the dispatcher")]
+    #[error("the record has version {0}, this release reads up to {RECORD_VERSION}: upgrade the dispatcher")]
     TooNew(u32),
     /// Not one of our records.
     #[error("not a record of ours: {0}")]
     Malformed(String),
 }
 
-impl Record {
+impl StreamRecord {
     /// The bytes that go into the stream.
     ///
     /// # Errors
@@ -162,12 +162,12 @@ impl Record {
     /// A newer version, which must wait, or bytes that are no record.
     pub fn parse(bytes: &[u8]) -> Result<Self, RecordError> {
         #[derive(Deserialize)]
-        struct Version {
+        struct VersionField {
             v: u32,
         }
         let malformed = |error: serde_json::Error| RecordError::Malformed(error.to_string());
-        let Version { v } = serde_json::from_slice(bytes).map_err(malformed)?;
-        if v > VERSION {
+        let VersionField { v } = serde_json::from_slice(bytes).map_err(malformed)?;
+        if v > RECORD_VERSION {
             return Err(RecordError::TooNew(v));
         }
         serde_json::from_slice(bytes).map_err(malformed)
@@ -178,7 +178,7 @@ impl Record {
 #[must_use]
 pub fn partition_key(app: &AppId, channel: &ChannelName) -> String {
     let key = format!("{app}/{channel}");
-    if key.chars().count() <= MAX_PARTITION_KEY { key } else { hex::encode(Sha256::digest(key.as_bytes())) }
+    if key.chars().count() <= PARTITION_KEY_MAX_LEN { key } else { hex::encode(Sha256::digest(key.as_bytes())) }
 }
 
 /// Where Kinesis puts a partition key: its MD5 as a number, which one shard's range holds.
@@ -193,22 +193,22 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    fn record(events: Vec<Event>) -> Record {
-        Record {
-            v: VERSION,
+    fn record(events: Vec<RecordedEvent>) -> StreamRecord {
+        StreamRecord {
+            v: RECORD_VERSION,
             app: "1001".into(),
             channel: ChannelName::parse("presence-a").expect("a valid name"),
-            edge: Origin { cluster: "u".into(), server: "sockjs".into(), pod: "p".into(), process: "b".into() },
+            edge: RecordOrigin { cluster: "u".into(), server: "sockjs".into(), pod: "p".into(), process: "b".into() },
             events,
         }
     }
 
     #[test]
     fn the_envelope_has_the_documented_form() {
-        let joined = Event {
+        let joined = RecordedEvent {
             id: "01A".into(),
             time_ms: 5,
-            order: Some(Order { epoch: 9, seq: 1 }),
+            order: Some(EventOrder { epoch: 9, seq: 1 }),
             n: None,
             cause: None,
             kind: EventKind::MemberAdded { user_id: "7".into() },
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn records_survive_the_way_there_and_back() {
-        let client_event = Event {
+        let client_event = RecordedEvent {
             id: "01B".into(),
             time_ms: 6,
             order: None,
@@ -236,25 +236,25 @@ mod tests {
                 user_id: None,
             },
         };
-        let left = Event {
+        let left = RecordedEvent {
             id: "01C".into(),
             time_ms: 7,
-            order: Some(Order { epoch: 1, seq: 2 }),
+            order: Some(EventOrder { epoch: 1, seq: 2 }),
             n: None,
-            cause: Some(Cause::Drain),
+            cause: Some(LeaveCause::Drain),
             kind: EventKind::ChannelVacated,
         };
-        let other = |kind| Event { id: "01D".into(), time_ms: 8, order: None, n: Some(4), cause: None, kind };
+        let other = |kind| RecordedEvent { id: "01D".into(), time_ms: 8, order: None, n: Some(4), cause: None, kind };
         let count = other(EventKind::SubscriptionCount { subscription_count: 3 });
         let record = record(vec![client_event, left, other(EventKind::CacheMiss), count]);
-        assert_eq!(Record::parse(&record.to_bytes().expect("bytes")), Ok(record));
+        assert_eq!(StreamRecord::parse(&record.to_bytes().expect("bytes")), Ok(record));
     }
 
     #[test]
     fn a_newer_version_waits_and_rubbish_does_not() {
-        assert_eq!(Record::parse(br#"{"v":2,"else":true}"#), Err(RecordError::TooNew(2)));
+        assert_eq!(StreamRecord::parse(br#"{"v":2,"else":true}"#), Err(RecordError::TooNew(2)));
         for bad in [&b""[..], b"\xf3\x89\x9a\xc2", b"{}", br#"{"v":1}"#] {
-            assert!(matches!(Record::parse(bad), Err(RecordError::Malformed(_))));
+            assert!(matches!(StreamRecord::parse(bad), Err(RecordError::Malformed(_))));
         }
     }
 
@@ -283,21 +283,21 @@ mod tests {
                 5 => EventKind::CacheMiss,
                 _ => EventKind::SubscriptionCount { subscription_count: seq },
             };
-            let order = ordered.then_some(Order { epoch, seq });
-            let event = Event { id, time_ms, order, n: (!ordered).then_some(seq), cause: drained.then_some(Cause::Drain), kind };
+            let order = ordered.then_some(EventOrder { epoch, seq });
+            let event = RecordedEvent { id, time_ms, order, n: (!ordered).then_some(seq), cause: drained.then_some(LeaveCause::Drain), kind };
             let record = record(vec![event]);
-            prop_assert_eq!(Record::parse(&record.to_bytes().expect("bytes")), Ok(record));
+            prop_assert_eq!(StreamRecord::parse(&record.to_bytes().expect("bytes")), Ok(record));
         }
 
         #[test]
         fn no_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            prop_assert!(Record::parse(&bytes).is_err());
+            prop_assert!(StreamRecord::parse(&bytes).is_err());
         }
 
         #[test]
         fn every_key_is_one_that_the_stream_takes(app in any::<String>(), name in "[a-z]{1,200}") {
             let channel = ChannelName::parse(&name).expect("a name");
-            prop_assert!(partition_key(&app.into(), &channel).chars().count() <= MAX_PARTITION_KEY);
+            prop_assert!(partition_key(&app.into(), &channel).chars().count() <= PARTITION_KEY_MAX_LEN);
         }
     }
 }

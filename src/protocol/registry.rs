@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 
-use super::frame::MAX_EVENT_BYTES;
+use super::frame::EVENT_BYTES_MAX;
 use super::{AppId, AppKey, Secret, signature};
 
 /// How many files the registry has.
-pub const BUCKETS: u8 = 16;
+pub const BUCKET_COUNT: u8 = 16;
 
 /// One app as a server knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,9 +36,9 @@ pub struct App {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_origins: Vec<String>,
     /// What the app and each of its clients may do.
-    pub limits: Limits,
+    pub limits: AppLimits,
     /// Where its webhooks go.
-    pub webhooks: Vec<Endpoint>,
+    pub webhooks: Vec<WebhookEndpoint>,
 }
 
 /// A key with its secret.
@@ -65,24 +65,24 @@ pub enum CredentialState {
 /// What an app and each of its clients may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Limits {
+pub struct AppLimits {
     /// Connections that the app may have, on all pods together; `None` for any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u64>,
     /// Largest data of one event, in bytes, of clients and of the app's backend.
-    #[serde(default = "Limits::message_bytes")]
+    #[serde(default = "AppLimits::message_bytes")]
     pub message_bytes: usize,
     /// Client events that one connection may send in a second (Pusher documents 10).
     pub client_events_per_second: u32,
 }
 
-impl Limits {
+impl AppLimits {
     fn message_bytes() -> usize {
-        MAX_EVENT_BYTES
+        EVENT_BYTES_MAX
     }
 }
 
-impl Default for Limits {
+impl Default for AppLimits {
     /// As Pusher documents them.
     fn default() -> Self {
         Self { connections: None, message_bytes: Self::message_bytes(), client_events_per_second: 10 }
@@ -92,7 +92,7 @@ impl Default for Limits {
 /// One webhook endpoint of an app.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Endpoint {
+pub struct WebhookEndpoint {
     /// Unique within the app.
     pub name: String,
     /// Where to post.
@@ -108,28 +108,28 @@ pub struct Endpoint {
 impl App {
     /// The pair that signs webhooks: the oldest active one.
     #[must_use]
-    pub fn signing(&self) -> Option<&Credential> {
+    pub fn signing_credential(&self) -> Option<&Credential> {
         self.credentials.iter().find(|credential| credential.state == CredentialState::Active)
     }
 
     /// The secret of a key.
     #[must_use]
-    pub fn secret(&self, key: &str) -> Option<&Secret> {
+    pub fn secret_for(&self, key: &str) -> Option<&Secret> {
         self.credentials.iter().find(|credential| credential.key.as_str() == key).map(|credential| &credential.secret)
     }
 
     /// A salted digest of all that a server does differently for this app, to compare servers with what was rendered.
     #[must_use]
-    pub fn digest(&self, salt: &str) -> String {
+    pub fn salted_digest(&self, salt: &str) -> String {
         let text = serde_json::to_string(self).unwrap_or_default();
         signature::salted_digest(salt, &text)
     }
 }
 
-impl Endpoint {
+impl WebhookEndpoint {
     /// Whether the endpoint wants this event.
     #[must_use]
-    pub fn wants(&self, event: &str, channel: &str) -> bool {
+    pub fn wants_event(&self, event: &str, channel: &str) -> bool {
         (self.events.is_empty() || self.events.iter().any(|name| name == event))
             && channel.starts_with(&self.channel_prefix)
     }
@@ -137,7 +137,7 @@ impl Endpoint {
 
 /// Every app, found by id or by key.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Registry {
+pub struct AppRegistry {
     apps: BTreeMap<AppId, App>,
     keys: BTreeMap<AppKey, AppId>,
 }
@@ -152,7 +152,7 @@ pub struct RegistryError {
     pub message: String,
 }
 
-impl Registry {
+impl AppRegistry {
     /// A registry of these apps; of two with one id the later wins.
     #[must_use]
     pub fn new(apps: impl IntoIterator<Item = App>) -> Self {
@@ -180,8 +180,8 @@ impl Registry {
     ///
     /// # Errors
     /// Never for values of this type; the library's signature has one.
-    pub fn files(&self) -> Result<BTreeMap<String, String>, serde_json::Error> {
-        (0..BUCKETS)
+    pub fn to_files(&self) -> Result<BTreeMap<String, String>, serde_json::Error> {
+        (0..BUCKET_COUNT)
             .map(|bucket| {
                 let apps: Vec<&App> = self.apps.values().filter(|app| bucket_of(&app.id) == bucket).collect();
                 Ok((file_name(bucket), serde_json::to_string(&apps)?))
@@ -191,7 +191,7 @@ impl Registry {
 
     /// The app of an id.
     #[must_use]
-    pub fn app(&self, id: &AppId) -> Option<&App> {
+    pub fn by_id(&self, id: &AppId) -> Option<&App> {
         self.apps.get(id)
     }
 
@@ -208,8 +208,8 @@ impl Registry {
 
     /// A salted digest per app.
     #[must_use]
-    pub fn digests(&self, salt: &str) -> BTreeMap<AppId, String> {
-        self.apps.iter().map(|(id, app)| (id.clone(), app.digest(salt))).collect()
+    pub fn app_digests(&self, salt: &str) -> BTreeMap<AppId, String> {
+        self.apps.iter().map(|(id, app)| (id.clone(), app.salted_digest(salt))).collect()
     }
 }
 
@@ -242,7 +242,7 @@ mod tests {
             subscription_count: false,
             authorization_seconds: None,
             allowed_origins: vec![],
-            limits: Limits::default(),
+            limits: AppLimits::default(),
             webhooks: vec![],
         }
     }
@@ -250,27 +250,27 @@ mod tests {
     #[test]
     fn files_are_read_as_they_were_written() {
         let registry =
-            Registry::new((0..100).map(|n| app(&n.to_string(), &[(&format!("k{n}"), CredentialState::Active)])));
-        let files = registry.files().expect("files");
+            AppRegistry::new((0..100).map(|n| app(&n.to_string(), &[(&format!("k{n}"), CredentialState::Active)])));
+        let files = registry.to_files().expect("files");
         assert_eq!(files.len(), 16);
         assert!(files.values().filter(|text| text.as_str() != "[]").count() > 8, "apps are spread");
-        let read = Registry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
+        let read = AppRegistry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
         assert_eq!(read.as_ref(), Ok(&registry));
         assert_eq!(registry.by_key("k7").map(|app| app.id.as_str()), Some("7"));
     }
 
     #[test]
     fn limits_that_are_not_told_are_pushers() {
-        let read: Limits = serde_json::from_str(r#"{"clientEventsPerSecond":10}"#).expect("limits");
-        assert_eq!(read, Limits::default());
+        let read: AppLimits = serde_json::from_str(r#"{"clientEventsPerSecond":10}"#).expect("limits");
+        assert_eq!(read, AppLimits::default());
         let told = r#"{"connections":2,"messageBytes":100,"clientEventsPerSecond":1}"#;
-        let read: Limits = serde_json::from_str(told).expect("limits");
+        let read: AppLimits = serde_json::from_str(told).expect("limits");
         assert_eq!(serde_json::to_string(&read).expect("text"), told);
     }
 
     #[test]
     fn a_bad_file_is_named() {
-        let error = Registry::parse([("a.json", &b"[]"[..]), ("b.json", b"{")]).expect_err("an error");
+        let error = AppRegistry::parse([("a.json", &b"[]"[..]), ("b.json", b"{")]).expect_err("an error");
         assert_eq!(error.file, "b.json");
     }
 
@@ -280,24 +280,24 @@ mod tests {
             "1",
             &[("old", CredentialState::Retiring), ("now", CredentialState::Active), ("next", CredentialState::Active)],
         );
-        assert_eq!(app.signing().map(|credential| credential.key.as_str()), Some("now"));
+        assert_eq!(app.signing_credential().map(|credential| credential.key.as_str()), Some("now"));
     }
 
     #[test]
     fn an_endpoint_takes_what_it_asked_for() {
-        let mut endpoint = Endpoint {
+        let mut endpoint = WebhookEndpoint {
             name: "a".into(),
             url: "https://a".into(),
             events: vec![],
             channel_prefix: String::new(),
             timeout_seconds: 4,
         };
-        assert!(endpoint.wants("client_event", "x"));
+        assert!(endpoint.wants_event("client_event", "x"));
         endpoint.events = vec!["channel_occupied".into()];
         endpoint.channel_prefix = "private-".into();
-        assert!(endpoint.wants("channel_occupied", "private-x"));
-        assert!(!endpoint.wants("channel_vacated", "private-x"));
-        assert!(!endpoint.wants("channel_occupied", "x"));
+        assert!(endpoint.wants_event("channel_occupied", "private-x"));
+        assert!(!endpoint.wants_event("channel_vacated", "private-x"));
+        assert!(!endpoint.wants_event("channel_occupied", "x"));
     }
 
     #[test]
@@ -305,23 +305,23 @@ mod tests {
         let one = app("1", &[("k", CredentialState::Active)]);
         let mut two = one.clone();
         two.credentials[0].secret = Secret::new("t");
-        assert_ne!(one.digest("salt"), two.digest("salt"));
-        assert_eq!(one.digest("salt"), one.clone().digest("salt"));
-        assert_ne!(one.digest("salt"), one.digest("pepper"));
+        assert_ne!(one.salted_digest("salt"), two.salted_digest("salt"));
+        assert_eq!(one.salted_digest("salt"), one.clone().salted_digest("salt"));
+        assert_ne!(one.salted_digest("salt"), one.salted_digest("pepper"));
     }
 
     proptest! {
         #[test]
         fn any_apps_are_read_as_they_were_written(apps in proptest::collection::vec((any::<String>(), any::<String>()), 0..8)) {
-            let registry = Registry::new(apps.iter().map(|(id, key)| app(id, &[(key, CredentialState::Active)])));
-            let files = registry.files().expect("files");
-            let read = Registry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
+            let registry = AppRegistry::new(apps.iter().map(|(id, key)| app(id, &[(key, CredentialState::Active)])));
+            let files = registry.to_files().expect("files");
+            let read = AppRegistry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
             prop_assert_eq!(read, Ok(registry));
         }
 
         #[test]
         fn no_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _ = Registry::parse([("0.json", &bytes[..])]);
+            let _ = AppRegistry::parse([("0.json", &bytes[..])]);
         }
     }
 }

@@ -6,11 +6,11 @@
 use super::{Secret, signature};
 
 /// How far a request's clock may be off, in seconds either way.
-pub const WINDOW_SECONDS: u64 = 600;
+pub const CLOCK_SKEW_MAX_SECONDS: u64 = 600;
 
 /// A request as it arrived.
 #[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
+pub struct RestRequest<'a> {
     /// In any case.
     pub method: &'a str,
     /// Without the query.
@@ -31,7 +31,7 @@ pub enum RestAuthError {
     #[error("`auth_version` must be 1.0")]
     Version,
     /// Too old, or from the future.
-    #[error("`auth_timestamp` is more than {WINDOW_SECONDS} s away from this server's clock, which says {now}")]
+    #[error("`auth_timestamp` is more than {CLOCK_SKEW_MAX_SECONDS} s away from this server's clock, which says {now}")]
     Expired {
         /// The server's time, in seconds since 1970.
         now: u64,
@@ -44,10 +44,10 @@ pub enum RestAuthError {
     Signature(String),
 }
 
-impl<'a> Request<'a> {
+impl<'a> RestRequest<'a> {
     /// The value of a query parameter.
     #[must_use]
-    pub fn parameter(&self, name: &str) -> Option<&'a str> {
+    pub fn query_parameter(&self, name: &str) -> Option<&'a str> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
@@ -56,20 +56,20 @@ impl<'a> Request<'a> {
     /// # Errors
     /// Says which part of the signature is absent or wrong.
     pub fn verify(&self, secret: &Secret, now: u64) -> Result<(), RestAuthError> {
-        let need = |name| self.parameter(name).ok_or(RestAuthError::Missing(name));
+        let need = |name| self.query_parameter(name).ok_or(RestAuthError::Missing(name));
         let signature = need("auth_signature")?;
         let timestamp = need("auth_timestamp")?;
         if need("auth_version")? != "1.0" {
             return Err(RestAuthError::Version);
         }
-        if timestamp.parse::<u64>().map_or(true, |then| then.abs_diff(now) > WINDOW_SECONDS) {
+        if timestamp.parse::<u64>().map_or(true, |then| then.abs_diff(now) > CLOCK_SKEW_MAX_SECONDS) {
             return Err(RestAuthError::Expired { now });
         }
         if !self.body.is_empty() && need("body_md5")? != signature::body_md5(self.body) {
             return Err(RestAuthError::BodyMd5);
         }
         let message = signature::rest_message(self.method, self.path, self.query);
-        if signature::verify(secret, message.as_bytes(), signature) {
+        if signature::verify_signature(secret, message.as_bytes(), signature) {
             Ok(())
         } else {
             Err(RestAuthError::Signature(message))
@@ -95,7 +95,7 @@ pub fn signed_query(
         query.push(("body_md5".to_owned(), signature::body_md5(body)));
     }
     let message = signature::rest_message(method, path, &query);
-    query.push(("auth_signature".to_owned(), signature::sign(secret, message.as_bytes())));
+    query.push(("auth_signature".to_owned(), signature::sign_message(secret, message.as_bytes())));
     query
 }
 
@@ -106,32 +106,32 @@ mod tests {
 
     const BODY: &[u8] = b"{}";
 
-    fn check(query: &[(String, String)], body: &[u8], now: u64) -> Result<(), RestAuthError> {
-        let request = Request { method: "POST", path: "/apps/1/events", query, body };
+    fn verify_query(query: &[(String, String)], body: &[u8], now: u64) -> Result<(), RestAuthError> {
+        let request = RestRequest { method: "POST", path: "/apps/1/events", query, body };
         request.verify(&Secret::new("s"), now)
     }
 
     #[test]
     fn a_signed_request_is_believed_within_its_window_and_for_its_body() {
         let query = signed_query("k", &Secret::new("s"), ("POST", "/apps/1/events"), BODY, 1000);
-        assert_eq!(check(&query, BODY, 1000), Ok(()));
-        assert_eq!(check(&query, BODY, 1600), Ok(()));
-        assert_eq!(check(&query, BODY, 400), Ok(()));
-        assert_eq!(check(&query, BODY, 1601), Err(RestAuthError::Expired { now: 1601 }));
-        assert_eq!(check(&query, b"{ }", 1000), Err(RestAuthError::BodyMd5));
-        assert_eq!(check(&query, BODY, 399), Err(RestAuthError::Expired { now: 399 }), "from the future");
+        assert_eq!(verify_query(&query, BODY, 1000), Ok(()));
+        assert_eq!(verify_query(&query, BODY, 1600), Ok(()));
+        assert_eq!(verify_query(&query, BODY, 400), Ok(()));
+        assert_eq!(verify_query(&query, BODY, 1601), Err(RestAuthError::Expired { now: 1601 }));
+        assert_eq!(verify_query(&query, b"{ }", 1000), Err(RestAuthError::BodyMd5));
+        assert_eq!(verify_query(&query, BODY, 399), Err(RestAuthError::Expired { now: 399 }), "from the future");
         let mut old = query.clone();
         old[2].1 = "0.9".to_owned();
-        assert_eq!(check(&old, BODY, 1000), Err(RestAuthError::Version));
+        assert_eq!(verify_query(&old, BODY, 1000), Err(RestAuthError::Version));
         let other = signed_query("k", &Secret::new("t"), ("POST", "/apps/1/events"), BODY, 1000);
-        assert!(matches!(check(&other, BODY, 1000), Err(RestAuthError::Signature(_))));
+        assert!(matches!(verify_query(&other, BODY, 1000), Err(RestAuthError::Signature(_))));
     }
 
     #[test]
     fn a_body_that_the_signature_does_not_cover_is_refused() {
         let query = signed_query("k", &Secret::new("s"), ("POST", "/apps/1/events"), b"", 1000);
-        assert_eq!(check(&query, BODY, 1000), Err(RestAuthError::Missing("body_md5")));
-        assert_eq!(check(&[], BODY, 1000), Err(RestAuthError::Missing("auth_signature")));
+        assert_eq!(verify_query(&query, BODY, 1000), Err(RestAuthError::Missing("body_md5")));
+        assert_eq!(verify_query(&[], BODY, 1000), Err(RestAuthError::Missing("auth_signature")));
     }
 
     proptest! {
@@ -139,18 +139,18 @@ mod tests {
         fn what_is_signed_is_believed_and_nothing_else_is(
             body in proptest::collection::vec(any::<u8>(), 0..64),
             secret in any::<String>(),
-            now in WINDOW_SECONDS..u64::MAX / 2,
-            off in 0..=WINDOW_SECONDS,
+            now in CLOCK_SKEW_MAX_SECONDS..u64::MAX / 2,
+            off in 0..=CLOCK_SKEW_MAX_SECONDS,
             (name, value) in any::<(String, String)>(),
         ) {
             let path = "/apps/1/events";
             let mut query = signed_query("k", &Secret::new(&*secret), ("POST", path), &body, now);
             let check = |query: &[(String, String)], body: &[u8], now| {
-                Request { method: "post", path, query, body }.verify(&Secret::new(&*secret), now)
+                RestRequest { method: "post", path, query, body }.verify(&Secret::new(&*secret), now)
             };
             prop_assert_eq!(check(&query, &body, now + off), Ok(()));
             prop_assert_eq!(check(&query, &body, now - off), Ok(()));
-            prop_assert!(check(&query, &body, now + WINDOW_SECONDS + 1).is_err());
+            prop_assert!(check(&query, &body, now + CLOCK_SKEW_MAX_SECONDS + 1).is_err());
             prop_assert!(check(&query, &[&body[..], b"x"].concat(), now).is_err());
             prop_assume!(!name.eq_ignore_ascii_case("auth_signature"));
             query.push((name, value));

@@ -12,7 +12,7 @@ use super::Secret;
 
 /// HMAC-SHA256 of `message` under `secret`, in lower-case hexadecimal.
 #[must_use]
-pub fn sign(secret: &Secret, message: &[u8]) -> String {
+pub fn sign_message(secret: &Secret, message: &[u8]) -> String {
     // An HMAC key may have any length, so the error of `new_from_slice` cannot happen; an empty signature verifies
     // nothing should that ever change.
     Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()).map_or_else(
@@ -26,8 +26,8 @@ pub fn sign(secret: &Secret, message: &[u8]) -> String {
 
 /// Whether `signature` is the one of `message`, in a time that does not depend on where they differ.
 #[must_use]
-pub fn verify(secret: &Secret, message: &[u8], signature: &str) -> bool {
-    let expected = sign(secret, message);
+pub fn verify_signature(secret: &Secret, message: &[u8], signature: &str) -> bool {
+    let expected = sign_message(secret, message);
     !expected.is_empty() && bool::from(expected.as_bytes().ct_eq(signature.as_bytes()))
 }
 
@@ -69,7 +69,7 @@ pub fn body_md5(body: &[u8]) -> String {
 /// A salted digest that compares secrets without showing them.
 #[must_use]
 pub fn salted_digest(salt: &str, text: &str) -> String {
-    sign(&Secret::new(salt), text.as_bytes())[..16].to_owned()
+    sign_message(&Secret::new(salt), text.as_bytes())[..16].to_owned()
 }
 
 #[cfg(test)]
@@ -83,12 +83,12 @@ mod tests {
 
     #[test]
     fn the_documented_vectors_verify() {
-        let private = sign(&secret(), channel_message("1234.1234", "private-foobar", None).as_bytes());
+        let private = sign_message(&secret(), channel_message("1234.1234", "private-foobar", None).as_bytes());
         assert_eq!(private, "58df8b0c36d6982b82c3ecf6b4662e34fe8c25bba48f5369f135bf843651c3a4");
-        let user = sign(&secret(), user_message("1234.1234", r#"{"id":"12345"}"#).as_bytes());
+        let user = sign_message(&secret(), user_message("1234.1234", r#"{"id":"12345"}"#).as_bytes());
         assert!(user.starts_with("4708d583") && user.ends_with("36ba"), "{user}");
         let data = r#"{"user_id":10,"user_info":{"name":"Mr. Channels"}}"#;
-        let presence = sign(&secret(), channel_message("1234.1234", "presence-foobar", Some(data)).as_bytes());
+        let presence = sign_message(&secret(), channel_message("1234.1234", "presence-foobar", Some(data)).as_bytes());
         assert!(presence.starts_with("31935e7d") && presence.ends_with("bc80"), "{presence}");
     }
 
@@ -106,18 +106,18 @@ mod tests {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
         let message = rest_message("post", "/apps/3/events", &query);
-        let signature = sign(&Secret::new("7ad3773142a6692b25b8"), message.as_bytes());
+        let signature = sign_message(&Secret::new("7ad3773142a6692b25b8"), message.as_bytes());
         assert_eq!(signature, "da454824c97ba181a32ccc17a72625ba02771f50b50e1e7430e47a1f3f457e6c");
     }
 
     #[test]
     fn a_signature_verifies_only_itself() {
-        let good = sign(&secret(), b"message");
-        assert!(verify(&secret(), b"message", &good));
-        assert!(!verify(&secret(), b"massage", &good));
-        assert!(!verify(&Secret::new("other"), b"message", &good));
-        assert!(!verify(&secret(), b"message", ""));
-        assert!(!verify(&secret(), b"message", &good.to_uppercase()));
+        let good = sign_message(&secret(), b"message");
+        assert!(verify_signature(&secret(), b"message", &good));
+        assert!(!verify_signature(&secret(), b"massage", &good));
+        assert!(!verify_signature(&Secret::new("other"), b"message", &good));
+        assert!(!verify_signature(&secret(), b"message", ""));
+        assert!(!verify_signature(&secret(), b"message", &good.to_uppercase()));
     }
 
     proptest! {
@@ -127,10 +127,10 @@ mod tests {
             other in proptest::collection::vec(any::<u8>(), 0..64),
             text in any::<String>(),
         ) {
-            let signature = sign(&secret(), &message);
-            prop_assert!(verify(&secret(), &message, &signature));
-            prop_assert_eq!(verify(&secret(), &other, &signature), message == other);
-            prop_assert!(!verify(&secret(), &message, &text));
+            let signature = sign_message(&secret(), &message);
+            prop_assert!(verify_signature(&secret(), &message, &signature));
+            prop_assert_eq!(verify_signature(&secret(), &other, &signature), message == other);
+            prop_assert!(!verify_signature(&secret(), &message, &text));
         }
 
         #[test]

@@ -11,19 +11,19 @@ use serde_json::value::RawValue;
 use url::form_urlencoded;
 
 /// A new session.
-pub const OPEN: &str = "o";
+pub const OPEN_FRAME: &str = "o";
 
 /// Still here.
-pub const HEARTBEAT: &str = "h";
+pub const HEARTBEAT_FRAME: &str = "h";
 
 /// Units after which a streaming answer ends, so that a browser can free it.
-pub const RESPONSE_LIMIT_UNITS: usize = 128 << 10;
+pub const RESPONSE_MAX_UNITS: usize = 128 << 10;
 
 /// Units that stand before the first frame of `xhr_streaming`, for browsers that hold the first ones back.
-const PRELUDE: usize = 2_048;
+const PRELUDE_UNIT_COUNT: usize = 2_048;
 
 /// Units that the head of `htmlfile` has at least, its callback's name not counted, for the same reason.
-const HTMLFILE_HEAD: usize = 1_023;
+const HTMLFILE_HEAD_MIN_UNITS: usize = 1_023;
 
 /// The body is missing, or no array.
 pub const PAYLOAD_EXPECTED: &str = "Payload expected.";
@@ -33,13 +33,13 @@ pub const BROKEN_JSON: &str = "Broken JSON encoding.";
 
 /// `a[…]`: messages.
 #[must_use]
-pub fn messages<'a>(messages: impl IntoIterator<Item = &'a str>) -> String {
+pub fn encode_messages<'a>(messages: impl IntoIterator<Item = &'a str>) -> String {
     let mut frame = String::from("a[");
     for (n, message) in messages.into_iter().enumerate() {
         if n > 0 {
             frame.push(',');
         }
-        frame.push_str(&quote(message));
+        frame.push_str(&quote_json(message));
     }
     frame.push(']');
     frame
@@ -47,13 +47,13 @@ pub fn messages<'a>(messages: impl IntoIterator<Item = &'a str>) -> String {
 
 /// `c[code,"reason"]`: the session is over.
 #[must_use]
-pub fn close(code: u16, reason: &str) -> String {
-    format!("c[{code},{}]", quote(reason))
+pub fn encode_close(code: u16, reason: &str) -> String {
+    format!("c[{code},{}]", quote_json(reason))
 }
 
 /// A JSON string in which everything that a browser might mangle is escaped.
 #[must_use]
-pub fn quote(text: &str) -> String {
+pub fn quote_json(text: &str) -> String {
     let plain = Value::from(text).to_string();
     if !plain.chars().any(is_mangled) {
         return plain;
@@ -85,7 +85,7 @@ fn is_mangled(c: char) -> bool {
 
 /// How a transport writes a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wrapping {
+pub enum FrameWrapping {
     /// `xhr` and `xhr_streaming`: a line each.
     Line,
     /// `eventsource`: an event each.
@@ -96,7 +96,7 @@ pub enum Wrapping {
     Call(String),
 }
 
-impl Wrapping {
+impl FrameWrapping {
     /// The frame as it is written.
     #[must_use]
     pub fn wrap(&self, frame: &str) -> String {
@@ -115,7 +115,7 @@ impl Wrapping {
 
     /// What a frame ends with as it is written, and nothing within it does.
     #[must_use]
-    pub fn end(&self) -> &'static str {
+    pub fn frame_terminator(&self) -> &'static str {
         match self {
             Self::Line => "\n",
             Self::Event => "\r\n\r\n",
@@ -128,7 +128,7 @@ impl Wrapping {
 /// What stands before the first frame of `xhr_streaming`.
 #[must_use]
 pub fn line_prelude() -> String {
-    format!("{}\n", "h".repeat(PRELUDE))
+    format!("{}\n", "h".repeat(PRELUDE_UNIT_COUNT))
 }
 
 /// What stands before the first frame of `eventsource`.
@@ -151,7 +151,7 @@ pub fn htmlfile_head(callback: &str) -> String {
     window.onload = function() {{c.stop();}};
   </script>"#
     );
-    let fill = (HTMLFILE_HEAD + callback.len()).saturating_sub(head.len());
+    let fill = (HTMLFILE_HEAD_MIN_UNITS + callback.len()).saturating_sub(head.len());
     format!("{head}{}\r\n\r\n", " ".repeat(fill))
 }
 
@@ -185,7 +185,7 @@ pub const IFRAME_SCRIPT: &str = "
 ///
 /// # Errors
 /// There is none, or its name could be more than a name.
-pub fn callback(query: &str, most: usize) -> Result<String, &'static str> {
+pub fn parse_callback(query: &str, most: usize) -> Result<String, &'static str> {
     let named = |wanted: &str| {
         let mut pairs = form_urlencoded::parse(query.as_bytes());
         pairs.find_map(|(name, value)| (name == wanted).then(|| value.into_owned()))
@@ -208,7 +208,7 @@ pub fn parse_send(body: &[u8]) -> Result<Vec<String>, &'static str> {
         return Err(PAYLOAD_EXPECTED);
     }
     match serde_json::from_str::<Vec<Box<RawValue>>>(&text) {
-        Ok(list) => Ok(list.iter().map(|element| message(element.get())).collect()),
+        Ok(list) => Ok(list.iter().map(|element| parse_message(element.get())).collect()),
         Err(_) if serde_json::from_str::<Box<RawValue>>(&text).is_ok() => Err(PAYLOAD_EXPECTED),
         Err(_) => Err(BROKEN_JSON),
     }
@@ -238,13 +238,13 @@ pub fn parse_socket(text: &str) -> Result<Vec<String>, &'static str> {
         return Ok(Vec::new());
     }
     match parse_send(text.as_bytes()) {
-        Err(PAYLOAD_EXPECTED) => Ok(vec![message(text.trim())]),
+        Err(PAYLOAD_EXPECTED) => Ok(vec![parse_message(text.trim())]),
         messages => messages,
     }
 }
 
 /// A message out of its JSON. Browsers send texts; whatever else it is goes on as it came.
-fn message(json: &str) -> String {
+fn parse_message(json: &str) -> String {
     serde_json::from_str(json)
         .or_else(|_| serde_json::from_str(&without_lone_surrogates(json)))
         .unwrap_or_else(|_| json.to_owned())
@@ -257,7 +257,7 @@ fn without_lone_surrogates(json: &str) -> String {
     while let Some(at) = rest.find('\\') {
         let (before, escape) = rest.split_at(at);
         whole.push_str(before);
-        let taken = match (unit(escape), escape.get(6..).and_then(unit)) {
+        let taken = match (parse_escaped_unit(escape), escape.get(6..).and_then(parse_escaped_unit)) {
             (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,
             (Some(0xd800..=0xdfff), _) => {
                 whole.push_str("\\ufffd");
@@ -276,7 +276,7 @@ fn without_lone_surrogates(json: &str) -> String {
 }
 
 /// The unit of a `\uXXXX` at the beginning.
-fn unit(text: &str) -> Option<u16> {
+fn parse_escaped_unit(text: &str) -> Option<u16> {
     let digits = text.strip_prefix("\\u")?.get(..4)?;
     digits.chars().all(|c| c.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?
 }
@@ -309,24 +309,31 @@ mod tests {
             ("\u{ffef}\u{fff0}\u{ffff}", "\"\u{ffef}\\ufff0\\uffff\""),
             ("\u{1f600}", r#""\ud83d\ude00""#),
         ] {
-            assert_eq!(quote(text), quoted);
+            assert_eq!(quote_json(text), quoted);
         }
     }
 
     #[test]
     fn every_transport_wraps_a_frame_in_its_own_way() {
-        let call = Wrapping::Call("a.b".into());
+        let call = FrameWrapping::Call("a.b".into());
         for (wrapping, frame, written) in [
-            (&Wrapping::Line, messages(["x"]), "a[\"x\"]\n"),
-            (&Wrapping::Event, messages(["100 %"]), "data: a[\"100 %25\"]\r\n\r\n"),
-            (&Wrapping::Script, OPEN.to_owned(), "<script>\np(\"o\");\n</script>\r\n"),
-            (&Wrapping::Script, messages(["x"]), "<script>\np(\"a[\\\"x\\\"]\");\n</script>\r\n"),
-            (&Wrapping::Script, messages(["</script>"]), "<script>\np(\"a[\\\"\\u003c/script>\\\"]\");\n</script>\r\n"),
-            (&call, close(2010, "no"), "/**/a.b(\"c[2010,\\\"no\\\"]\");\r\n"),
-            (&call, messages(["x", "y"]), "/**/a.b(\"a[\\\"x\\\",\\\"y\\\"]\");\r\n"),
+            (&FrameWrapping::Line, encode_messages(["x"]), "a[\"x\"]\n"),
+            (&FrameWrapping::Event, encode_messages(["100 %"]), "data: a[\"100 %25\"]\r\n\r\n"),
+            (&FrameWrapping::Script, OPEN_FRAME.to_owned(), "<script>\np(\"o\");\n</script>\r\n"),
+            (&FrameWrapping::Script, encode_messages(["x"]), "<script>\np(\"a[\\\"x\\\"]\");\n</script>\r\n"),
+            (
+                &FrameWrapping::Script,
+                encode_messages(["</script>"]),
+                "<script>\np(\"a[\\\"\\u003c/script>\\\"]\");\n</script>\r\n",
+            ),
+            (&call, encode_close(2010, "no"), "/**/a.b(\"c[2010,\\\"no\\\"]\");\r\n"),
+            (&call, encode_messages(["x", "y"]), "/**/a.b(\"a[\\\"x\\\",\\\"y\\\"]\");\r\n"),
         ] {
             assert_eq!(wrapping.wrap(&frame), written);
-            assert!(written.ends_with(wrapping.end()) && written.matches(wrapping.end()).count() == 1);
+            assert!(
+                written.ends_with(wrapping.frame_terminator())
+                    && written.matches(wrapping.frame_terminator()).count() == 1
+            );
         }
     }
 
@@ -355,9 +362,9 @@ mod tests {
             ("c=abc%28", Err("invalid \"callback\" parameter")),
             ("c=%C3%BC", Err("invalid \"callback\" parameter")),
         ] {
-            assert_eq!(callback(query, 10).as_deref(), found.as_deref(), "{query}");
+            assert_eq!(parse_callback(query, 10).as_deref(), found.as_deref(), "{query}");
         }
-        assert!(callback("c=12345678901", 10).is_err());
+        assert!(parse_callback("c=12345678901", 10).is_err());
     }
 
     #[test]
@@ -439,14 +446,14 @@ mod tests {
     proptest! {
         #[test]
         fn quoted_texts_read_back_as_they_were(text in any::<String>()) {
-            let quoted = quote(&text);
+            let quoted = quote_json(&text);
             prop_assert!(!quoted.chars().any(is_mangled));
             prop_assert_eq!(serde_json::from_str::<String>(&quoted).ok(), Some(text));
         }
 
         #[test]
         fn messages_read_back_as_they_were(list in proptest::collection::vec(any::<String>(), 0..4)) {
-            let frame = messages(list.iter().map(String::as_str));
+            let frame = encode_messages(list.iter().map(String::as_str));
             prop_assert_eq!(parse_send(&frame.as_bytes()[1..]), Ok(list));
         }
 
@@ -464,7 +471,7 @@ mod tests {
 
         #[test]
         fn a_script_is_never_ended_by_a_message(text in any::<String>()) {
-            let written = Wrapping::Script.wrap(&messages([text.as_str()]));
+            let written = FrameWrapping::Script.wrap(&encode_messages([text.as_str()]));
             prop_assert_eq!(written.matches('<').count(), 2);
         }
     }

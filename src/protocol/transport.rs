@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::contract::Server;
+use crate::config::ServerKind;
 
 /// How a client reaches an edge server, by the names that pusher-js uses; those of `SockJS` say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -55,10 +55,10 @@ impl Transport {
 
     /// The server that carries this transport when the two kinds run apart.
     #[must_use]
-    pub fn server(self) -> Server {
+    pub fn server_kind(self) -> ServerKind {
         match self {
-            Self::Websocket => Server::Websocket,
-            _ => Server::Sockjs,
+            Self::Websocket => ServerKind::Websocket,
+            _ => ServerKind::Sockjs,
         }
     }
 }
@@ -90,7 +90,7 @@ mod tests {
             assert_eq!(transport.name().parse(), Ok(transport));
             assert_eq!(serde_json::to_value(transport).ok(), Some(transport.name().into()));
         }
-        for server in Server::ALL {
+        for server in ServerKind::ALL {
             assert_eq!(server.name().parse(), Ok(server));
             assert_eq!(serde_json::to_value(server).ok(), Some(server.name().into()));
         }

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Event, EventKind, Order};
+use super::record::{EventKind, EventOrder, RecordedEvent};
 use super::{ChannelName, Secret, signature};
 
 /// Names the key whose secret signed the body.
@@ -20,7 +20,7 @@ pub const CONTENT_TYPE: &str = "application/json";
 
 /// The body of one webhook.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Body {
+pub struct WebhookBody {
     /// When the events were made, in ms since 1970; SDKs refuse what is older than five minutes.
     pub time_ms: u64,
     /// The events, oldest first.
@@ -39,21 +39,21 @@ pub struct WebhookEvent {
     pub id: String,
     /// The place among the channel's state events.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub order: Option<Order>,
+    pub order: Option<EventOrder>,
 }
 
 impl WebhookEvent {
     /// What a customer reads of a recorded event.
     #[must_use]
-    pub fn new(channel: &ChannelName, event: &Event) -> Self {
+    pub fn new(channel: &ChannelName, event: &RecordedEvent) -> Self {
         Self { kind: event.kind.clone(), channel: channel.clone(), id: event.id.clone(), order: event.order }
     }
 }
 
 /// Whether key, signature and body belong together.
 #[must_use]
-pub fn verify(secret: &Secret, raw_body: &[u8], signature: &str) -> bool {
-    signature::verify(secret, raw_body, signature)
+pub fn verify_webhook(secret: &Secret, raw_body: &[u8], signature: &str) -> bool {
+    signature::verify_signature(secret, raw_body, signature)
 }
 
 #[cfg(test)]
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn an_event_has_the_fields_that_the_sdks_read() {
-        let event = Event {
+        let event = RecordedEvent {
             id: "01".into(),
             time_ms: 1,
             order: None,
@@ -78,7 +78,7 @@ mod tests {
             },
         };
         let channel = ChannelName::parse("presence-a").expect("a valid name");
-        let body = Body { time_ms: 1, events: vec![WebhookEvent::new(&channel, &event)] };
+        let body = WebhookBody { time_ms: 1, events: vec![WebhookEvent::new(&channel, &event)] };
         let value = serde_json::to_value(&body).expect("json");
         assert_eq!(
             value,
@@ -87,13 +87,13 @@ mod tests {
                 "socket_id": "1.2", "user_id": "7", "id": "01",
             }] })
         );
-        assert_eq!(serde_json::from_value::<Body>(value).expect("a body"), body);
+        assert_eq!(serde_json::from_value::<WebhookBody>(value).expect("a body"), body);
     }
 
     proptest! {
         #[test]
         fn no_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            prop_assert!(serde_json::from_slice::<Body>(&bytes).is_err());
+            prop_assert!(serde_json::from_slice::<WebhookBody>(&bytes).is_err());
         }
     }
 }

@@ -8,15 +8,15 @@
 //!
 //! This room must not know a second way to configure a server.
 
-mod cloud;
-mod customer;
-mod edit;
-mod kubelet;
+mod kinesis_double;
+mod kubelet_double;
+mod overrides;
 mod page;
 mod start;
+mod webhook_receiver;
 
-pub use cloud::router as cloud;
-pub use customer::Delivered;
-pub use edit::{Edit, EditError};
+pub use kinesis_double::kinesis_router as cloud;
+pub use overrides::{EditError, ManifestOverride};
 pub use page::host_port;
-pub use start::{Between, Options, Refusal, Rehearsal, RehearsalError, Serving};
+pub use start::{LossInjection, RehearsalError, RehearsalOptions, RunningRehearsal, ServingEndpoint, StartRefusal};
+pub use webhook_receiver::DeliveredWebhook;

@@ -18,21 +18,21 @@ use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::customer::Delivered;
-use crate::desired::Cluster;
+use super::webhook_receiver::DeliveredWebhook;
+use crate::desired::ValidCluster;
 use crate::protocol::{AppKey, Secret, SocketId, signature};
 
-const INDEX: &str = include_str!("page/index.html");
-const SCRIPT: &str = include_str!("page/page.js");
-const STYLE: &str = include_str!("page/page.css");
-const PUSHER: &str = include_str!("../../third_party/pusher-js/pusher.min.js");
+const INDEX_HTML: &str = include_str!("page/index.html");
+const SCRIPT_JS: &str = include_str!("page/page.js");
+const STYLE_CSS: &str = include_str!("page/page.css");
+const PUSHER_JS: &str = include_str!("../../third_party/pusher-js/pusher.min.js");
 
 /// Webhooks that are shown to a page that is opened later.
-const KEPT: usize = 50;
+const KEPT_WEBHOOKS_MAX: usize = 50;
 
 /// The app that the page connects to, and where.
 #[derive(Clone, Debug)]
-pub struct Demo {
+pub struct DemoSettings {
     /// Its key.
     pub key: AppKey,
     /// Its secret, with which the page's server signs subscriptions.
@@ -43,12 +43,12 @@ pub struct Demo {
     pub sockjs: Option<SocketAddr>,
 }
 
-impl Demo {
+impl DemoSettings {
     /// The page connects to the first app that lets clients send; failing that, to the first.
-    pub fn of(cluster: &Cluster, (websocket, sockjs): (Option<SocketAddr>, Option<SocketAddr>)) -> Self {
+    pub fn of_cluster(cluster: &ValidCluster, (websocket, sockjs): (Option<SocketAddr>, Option<SocketAddr>)) -> Self {
         let mut apps: Vec<_> = cluster.registry.apps().filter(|app| app.id != cluster.probe.id).collect();
         apps.sort_by_key(|app| !app.client_events);
-        let credential = apps.first().and_then(|app| app.signing());
+        let credential = apps.first().and_then(|app| app.signing_credential());
         Self {
             key: credential.map_or_else(|| cluster.probe.key.clone(), |credential| credential.key.clone()),
             secret: credential.map_or_else(|| cluster.probe.secret.clone(), |credential| credential.secret.clone()),
@@ -58,38 +58,38 @@ impl Demo {
     }
 }
 
-struct Page {
-    demo: Demo,
+struct DemoPage {
+    demo: DemoSettings,
     verdict: watch::Receiver<Option<Value>>,
-    delivered: broadcast::Sender<Delivered>,
-    kept: Mutex<VecDeque<Delivered>>,
+    delivered: broadcast::Sender<DeliveredWebhook>,
+    kept: Mutex<VecDeque<DeliveredWebhook>>,
     shutdown: CancellationToken,
 }
 
 /// Serves the page until the token ends it.
 pub fn serve(
     listener: TcpListener,
-    demo: Demo,
+    demo: DemoSettings,
     verdict: watch::Receiver<Option<Value>>,
-    delivered: broadcast::Sender<Delivered>,
+    delivered: broadcast::Sender<DeliveredWebhook>,
     shutdown: CancellationToken,
 ) -> tokio::task::JoinHandle<()> {
     let mut incoming = delivered.subscribe();
-    let page = Arc::new(Page { demo, verdict, delivered, kept: Mutex::default(), shutdown: shutdown.clone() });
+    let page = Arc::new(DemoPage { demo, verdict, delivered, kept: Mutex::default(), shutdown: shutdown.clone() });
     let router = Router::new()
-        .route("/", get(|| async { ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], INDEX) }))
-        .route("/page.js", get(|| async { ([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], SCRIPT) }))
-        .route("/page.css", get(|| async { ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], STYLE) }))
-        .route("/pusher.js", get(|| async { ([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], PUSHER) }))
-        .route("/config.json", get(config))
-        .route("/auth", post(auth))
-        .route("/webhooks", get(webhooks))
+        .route("/", get(|| async { ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], INDEX_HTML) }))
+        .route("/page.js", get(|| async { ([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], SCRIPT_JS) }))
+        .route("/page.css", get(|| async { ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], STYLE_CSS) }))
+        .route("/pusher.js", get(|| async { ([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], PUSHER_JS) }))
+        .route("/config.json", get(serve_config))
+        .route("/auth", post(authorize_channel))
+        .route("/webhooks", get(stream_webhooks))
         .with_state(page.clone());
     tokio::spawn(async move {
         let keep = async {
             loop {
                 match incoming.recv().await {
-                    Ok(webhook) => page.keep(webhook),
+                    Ok(webhook) => page.keep_webhook(webhook),
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
                 }
@@ -103,17 +103,17 @@ pub fn serve(
     })
 }
 
-impl Page {
-    fn keep(&self, webhook: Delivered) {
+impl DemoPage {
+    fn keep_webhook(&self, webhook: DeliveredWebhook) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == KEPT {
+        if kept.len() == KEPT_WEBHOOKS_MAX {
             kept.pop_front();
         }
         kept.push_back(webhook);
     }
 }
 
-async fn config(State(page): State<Arc<Page>>) -> Json<Value> {
+async fn serve_config(State(page): State<Arc<DemoPage>>) -> Json<Value> {
     Json(json!({
         "key": page.demo.key,
         "websocket": page.demo.websocket.map(host_port),
@@ -129,13 +129,13 @@ pub fn host_port(address: SocketAddr) -> Value {
 }
 
 #[derive(Deserialize)]
-struct Subscription {
+struct AuthRequest {
     socket_id: String,
     channel_name: String,
 }
 
 /// Signs a subscription, as a customer's backend would for a user who is logged in.
-async fn auth(State(page): State<Arc<Page>>, Form(wanted): Form<Subscription>) -> Response {
+async fn authorize_channel(State(page): State<Arc<DemoPage>>, Form(wanted): Form<AuthRequest>) -> Response {
     if !SocketId::is_valid(&wanted.socket_id) {
         return (StatusCode::BAD_REQUEST, "socket_id is not of the form 123.456").into_response();
     }
@@ -144,7 +144,7 @@ async fn auth(State(page): State<Arc<Page>>, Form(wanted): Form<Subscription>) -
         json!({ "user_id": format!("visitor-{user}"), "user_info": { "name": "A visitor of the page" } }).to_string()
     });
     let message = signature::channel_message(&wanted.socket_id, &wanted.channel_name, channel_data.as_deref());
-    let signed = signature::sign(&page.demo.secret, message.as_bytes());
+    let signed = signature::sign_message(&page.demo.secret, message.as_bytes());
     let mut answer = json!({ "auth": format!("{}:{signed}", page.demo.key) });
     if let Some(data) = channel_data {
         answer["channel_data"] = data.into();
@@ -152,9 +152,10 @@ async fn auth(State(page): State<Arc<Page>>, Form(wanted): Form<Subscription>) -
     Json(answer).into_response()
 }
 
-async fn webhooks(State(page): State<Arc<Page>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+async fn stream_webhooks(State(page): State<Arc<DemoPage>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let later = page.delivered.subscribe();
-    let kept: Vec<Delivered> = page.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+    let kept: Vec<DeliveredWebhook> =
+        page.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
     let later = stream::unfold(later, |mut later| async {
         loop {
             match later.recv().await {

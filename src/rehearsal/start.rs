@@ -12,54 +12,54 @@ use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::customer::{self, Delivered};
-use super::edit::{Edit, EditError, edit_variables, edited_registry};
-use super::kubelet::{self, Pod, Secrets};
-use super::{cloud, page};
+use super::kubelet_double::{self, RenderedPod, SecretFiles};
+use super::overrides::{EditError, ManifestOverride, edit_variables, edited_registry};
+use super::webhook_receiver::{self, DeliveredWebhook};
+use super::{kinesis_double, page};
 use crate::api::cluster::WebhooksMode;
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::bus::{Bus, MemoryBus};
-use crate::contract::{Server, Values, name};
-use crate::desired::{self, Cluster, Inputs, MissingReference, Problem};
-use crate::dispatcher::{self, MemoryLeases, Network};
+use crate::config::{ServerConfig, ServerKind, name};
+use crate::desired::{self, ClusterInputs, ManifestProblem, MissingReference, ValidCluster};
+use crate::dispatcher::{self, EgressOverrides, MemoryLeases};
 use crate::edge;
 use crate::gate;
-use crate::kinesis::{Client, KinesisError, Settings};
-use crate::probe::{self, DispatcherPod, EdgePod, Plan, ProbeApp, Prober, Proof, Receiver};
-use crate::protocol::registry::Registry;
+use crate::kinesis::{KinesisClient, KinesisError, StreamSettings};
+use crate::prober::{self, DispatcherPod, EdgePod, JourneyProof, ProbeApp, ProbePlan, Prober, WebhookReceiver};
+use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, Transport, signature};
 
 /// Where the operator's receiver is in a rendered cluster; nothing resolves it here.
-const RECEIVER: &str = "realtime-operator-receiver.realtime-system.svc:8090";
+const RECEIVER_HOST: &str = "realtime-operator-receiver.realtime-system.svc:8090";
 
 /// How long the parts of a rehearsal may take to end.
-const END: Duration = Duration::from_secs(15);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What to rehearse.
-pub struct Options {
+pub struct RehearsalOptions {
     /// The cluster.
     pub cluster: RealtimeCluster,
     /// Its apps.
     pub apps: Vec<RealtimeApp>,
     /// The texts of the Secrets of its namespace that the files hold.
-    pub secrets: Secrets,
+    pub secrets: SecretFiles,
     /// What a hand changed.
-    pub edits: Vec<Edit>,
+    pub edits: Vec<ManifestOverride>,
     /// The port of the page; `None` for no page, 0 for a free one.
     pub page_port: Option<u16>,
     /// Doubles between one server and Kinesis, for tests of what no real part does on request.
-    pub between: BTreeMap<Server, Between>,
+    pub between: BTreeMap<ServerKind, LossInjection>,
 }
 
 /// Starts a double in front of Kinesis, whose address it is given, and answers with its own.
-pub type Between = Arc<dyn Fn(SocketAddr) -> BoxFuture<'static, std::io::Result<SocketAddr>> + Send + Sync>;
+pub type LossInjection = Arc<dyn Fn(SocketAddr) -> BoxFuture<'static, std::io::Result<SocketAddr>> + Send + Sync>;
 
 /// Why a rehearsal does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum RehearsalError {
     /// The manifests cannot be built.
-    #[error("{}", list(.0))]
-    Invalid(Vec<Problem>),
+    #[error("{}", join_list(.0))]
+    Invalid(Vec<ManifestProblem>),
     /// An edit cannot be made.
     #[error(transparent)]
     Edit(#[from] EditError),
@@ -88,15 +88,15 @@ pub enum RehearsalError {
     Json(#[from] serde_json::Error),
 }
 
-fn list(problems: &[Problem]) -> String {
+fn join_list(problems: &[ManifestProblem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// A server that did not start, as its container's last line would say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct StartRefusal {
     /// The server.
-    pub server: Server,
+    pub server: ServerKind,
     /// The pod.
     pub pod: String,
     /// The line.
@@ -105,7 +105,7 @@ pub struct Refusal {
 
 /// Where to try the cluster, and as whom.
 #[derive(Clone, Debug)]
-pub struct Serving {
+pub struct ServingEndpoint {
     /// The page.
     pub page: Option<SocketAddr>,
     /// The first websocket pod.
@@ -117,11 +117,11 @@ pub struct Serving {
 }
 
 /// A running rehearsal.
-pub struct Rehearsal {
+pub struct RunningRehearsal {
     /// Where to try it.
-    pub serving: Serving,
+    pub serving: ServingEndpoint,
     /// Servers that did not start.
-    pub refusals: Vec<Refusal>,
+    pub refusals: Vec<StartRefusal>,
     /// What stands in for a Secret that the files do not hold.
     pub stand_ins: Vec<String>,
     /// The transports that the manifest asks for.
@@ -129,35 +129,35 @@ pub struct Rehearsal {
     /// The journeys; `None` when a server refused to start.
     pub prober: Option<Prober>,
     /// Webhooks to endpoints outside, as they arrive.
-    pub delivered: broadcast::Sender<Delivered>,
+    pub delivered: broadcast::Sender<DeliveredWebhook>,
     /// Shows a verdict on the page.
     pub shown: watch::Sender<Option<serde_json::Value>>,
-    tasks: Tasks,
+    tasks: BackgroundTasks,
 }
 
-struct Tasks {
+struct BackgroundTasks {
     probing: CancellationToken,
     serving: CancellationToken,
     cloud: CancellationToken,
-    edges: Vec<edge::Running>,
-    dispatchers: Vec<dispatcher::Running>,
+    edges: Vec<edge::RunningEdge>,
+    dispatchers: Vec<dispatcher::RunningDispatcher>,
     outside: Vec<tokio::task::JoinHandle<()>>,
     _files: tempfile::TempDir,
 }
 
-impl Rehearsal {
+impl RunningRehearsal {
     /// Starts everything. The verdict comes later, through [`Rehearsal::prober`].
     ///
     /// # Errors
     /// The manifests, an edit or this machine do not allow it; a server that refuses to start is no error but a
     /// refusal, because that is what the cluster would show.
-    pub async fn start(options: Options) -> Result<Self, RehearsalError> {
+    pub async fn start(options: RehearsalOptions) -> Result<Self, RehearsalError> {
         // On the heap, because a whole cluster is large.
         Box::pin(Self::start_parts(options)).await
     }
 
-    async fn start_parts(options: Options) -> Result<Self, RehearsalError> {
-        crate::runtime::install_tls();
+    async fn start_parts(options: RehearsalOptions) -> Result<Self, RehearsalError> {
+        crate::process::install_tls();
         let page_listener = match options.page_port {
             Some(port) => {
                 let bound = TcpListener::bind(("127.0.0.1", port)).await;
@@ -167,38 +167,39 @@ impl Rehearsal {
         };
         let (secrets, stand_ins) = stand_ins(&options);
         let cluster = validate(&options, &secrets)?;
-        let mut desired = desired::build(&cluster)?;
+        let mut desired = desired::render_objects(&cluster)?;
         let rendered = desired.clone();
         edit_variables(&mut desired, &options.edits)?;
-        let secrets = kubelet::secrets(&desired, &secrets);
+        let secrets = kubelet_double::secret_files(&desired, &secrets);
 
         let (probing, serving, end_cloud) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let files = tempfile::tempdir()?;
-        let cloud_listener = loopback().await?;
+        let cloud_listener = loopback_socket().await?;
         let cloud_address = cloud_listener.local_addr()?;
-        let mut outside = vec![cloud::serve(cloud_listener, end_cloud.clone())];
+        let mut outside = vec![kinesis_double::serve(cloud_listener, end_cloud.clone())];
         let region = cluster.spec.aws.region.clone();
-        let stream = Client::connect(&cloud::settings(cloud_address, &region, &cluster.stream)).await;
-        cloud::create_stream(&stream, cluster.shards).await?;
+        let stream =
+            KinesisClient::connect(&kinesis_double::client_settings(cloud_address, &region, &cluster.stream)).await;
+        kinesis_double::create_stream(&stream, cluster.shards).await?;
 
         let mut doubles = BTreeMap::new();
         for (server, between) in &options.between {
             doubles.insert(*server, between(cloud_address).await?);
         }
-        let receiver = Receiver::start(loopback().await?, end_cloud.clone())?;
-        let outside_listener = loopback().await?;
+        let receiver = WebhookReceiver::start(loopback_socket().await?, end_cloud.clone())?;
+        let outside_listener = loopback_socket().await?;
         let outside_address = outside_listener.local_addr()?;
-        let (delivered, task) = customer::serve(outside_listener, cluster.registry.clone(), end_cloud.clone());
+        let (delivered, task) = webhook_receiver::serve(outside_listener, cluster.registry.clone(), end_cloud.clone());
         outside.push(task);
 
-        let mut surroundings = Surroundings {
+        let mut surroundings = PodSurroundings {
             cluster: &cluster,
             options: &options,
             files: files.path(),
             cloud: cloud_address,
             doubles,
-            network: network(receiver.address(), outside_address),
+            network: egress_policy(receiver.address(), outside_address),
             bus: MemoryBus::new(),
             leases: MemoryLeases::default(),
             shutdown: serving.clone(),
@@ -210,110 +211,116 @@ impl Rehearsal {
             refusals: vec![],
         };
         for ((server, deployment), (_, template)) in desired.deployments.iter().zip(&rendered.deployments) {
-            surroundings.mount(*server)?;
-            let wanted = kubelet::pods(template, &secrets)?;
-            for (pod, wanted) in kubelet::pods(deployment, &secrets)?.into_iter().zip(wanted) {
+            surroundings.write_mounts(*server)?;
+            let wanted = kubelet_double::rendered_pods(template, &secrets)?;
+            for (pod, wanted) in kubelet_double::rendered_pods(deployment, &secrets)?.into_iter().zip(wanted) {
                 surroundings.start(*server, pod, &wanted).await?;
             }
         }
-        let Surroundings { edges, dispatchers, edge_pods, dispatcher_pods, refusals, .. } = surroundings;
+        let PodSurroundings { edges, dispatchers, edge_pods, dispatcher_pods, refusals, .. } = surroundings;
 
-        let first = |server: Server| {
-            let carries = |pod: &&EdgePod| pod.transports.iter().any(|transport| transport.server() == server);
+        let first = |server: ServerKind| {
+            let carries = |pod: &&EdgePod| pod.transports.iter().any(|transport| transport.server_kind() == server);
             edge_pods.iter().find(carries).map(|pod| pod.public)
         };
-        let addresses = (first(Server::Websocket), first(Server::Sockjs));
+        let addresses = (first(ServerKind::Websocket), first(ServerKind::Sockjs));
         let (shown, verdict) = watch::channel(None);
-        let apps = customers(&cluster);
+        let apps = customer_urls(&cluster);
         let page_address = match page_listener {
             Some(listener) => {
                 let address = listener.local_addr()?;
-                let demo = page::Demo::of(&cluster, addresses);
+                let demo = page::DemoSettings::of_cluster(&cluster, addresses);
                 outside.push(page::serve(listener, demo, verdict, delivered.clone(), end_cloud.clone()));
                 Some(address)
             }
             None => None,
         };
         let transports: Vec<Transport> =
-            Transport::ALL.into_iter().filter(|transport| cluster.serves(*transport)).collect();
+            Transport::ALL.into_iter().filter(|transport| cluster.serves_transport(*transport)).collect();
         let prober = refusals.is_empty().then(|| {
-            let mut plan = plan(&cluster, dispatcher_pods, stream);
+            let mut plan = build_plan(&cluster, dispatcher_pods, stream);
             plan.transports = transports.iter().copied().collect();
             plan.edges = edge_pods;
-            probe::start(plan, receiver, probing.clone())
+            prober::start(plan, receiver, probing.clone())
         });
         let prober = prober.transpose().map_err(|error| RehearsalError::Http(error.to_string()))?;
         Ok(Self {
-            serving: Serving { page: page_address, websocket: addresses.0, sockjs: addresses.1, apps },
+            serving: ServingEndpoint { page: page_address, websocket: addresses.0, sockjs: addresses.1, apps },
             refusals,
             stand_ins,
             transports,
             prober,
             delivered,
             shown,
-            tasks: Tasks { probing, serving, cloud: end_cloud, edges, dispatchers, outside, _files: files },
+            tasks: BackgroundTasks { probing, serving, cloud: end_cloud, edges, dispatchers, outside, _files: files },
         })
     }
 
     /// Ends everything in order: the journeys, the edges, the dispatchers once they have sent what the edges flushed,
     /// the stream.
     pub async fn stop(self) {
-        let Tasks { probing, serving, cloud, edges, dispatchers, outside, _files: files } = self.tasks;
+        let BackgroundTasks { probing, serving, cloud, edges, dispatchers, outside, _files: files } = self.tasks;
         let orderly = async {
             probing.cancel();
             if let Some(prober) = self.prober {
-                prober.stopped().await;
+                prober.wait_until_stopped().await;
             }
             serving.cancel();
-            futures::future::join_all(edges.into_iter().map(edge::Running::stopped)).await;
-            futures::future::join_all(dispatchers.into_iter().map(dispatcher::Running::stopped)).await;
+            futures::future::join_all(edges.into_iter().map(edge::RunningEdge::wait_stopped)).await;
+            futures::future::join_all(dispatchers.into_iter().map(dispatcher::RunningDispatcher::wait_until_stopped))
+                .await;
             cloud.cancel();
             futures::future::join_all(outside).await;
         };
-        if tokio::time::timeout(END, orderly).await.is_err() {
-            tracing::warn!("not everything ended within {} s", END.as_secs());
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, orderly).await.is_err() {
+            tracing::warn!("not everything ended within {} s", SHUTDOWN_TIMEOUT.as_secs());
         }
         drop(files);
     }
 }
 
 /// What surrounds the pods, and the pods that run so far.
-struct Surroundings<'a> {
-    cluster: &'a Cluster,
-    options: &'a Options,
+struct PodSurroundings<'a> {
+    cluster: &'a ValidCluster,
+    options: &'a RehearsalOptions,
     files: &'a Path,
     cloud: SocketAddr,
-    doubles: BTreeMap<Server, SocketAddr>,
-    network: Network,
+    doubles: BTreeMap<ServerKind, SocketAddr>,
+    network: EgressOverrides,
     bus: MemoryBus,
     leases: MemoryLeases,
     shutdown: CancellationToken,
     /// The port on which edges listen for each other, once the first has one.
     peer_port: u16,
-    edges: Vec<edge::Running>,
-    dispatchers: Vec<dispatcher::Running>,
+    edges: Vec<edge::RunningEdge>,
+    dispatchers: Vec<dispatcher::RunningDispatcher>,
     edge_pods: Vec<EdgePod>,
     dispatcher_pods: Vec<DispatcherPod>,
-    refusals: Vec<Refusal>,
+    refusals: Vec<StartRefusal>,
 }
 
-impl Surroundings<'_> {
-    fn mount(&self, server: Server) -> Result<(), RehearsalError> {
-        let registry: Registry = edited_registry(self.cluster, server, &self.options.edits)?;
-        Ok(kubelet::mount_registry(&self.files.join(server.name()), desired::build::APPS_PATH, &registry)?)
+impl PodSurroundings<'_> {
+    fn write_mounts(&self, server: ServerKind) -> Result<(), RehearsalError> {
+        let registry: AppRegistry = edited_registry(self.cluster, server, &self.options.edits)?;
+        Ok(kubelet_double::mount_registry(&self.files.join(server.name()), desired::render::APPS_PATH, &registry)?)
     }
 
-    async fn start(&mut self, server: Server, pod: Pod, rendered: &Pod) -> Result<(), RehearsalError> {
+    async fn start(
+        &mut self,
+        server: ServerKind,
+        pod: RenderedPod,
+        rendered: &RenderedPod,
+    ) -> Result<(), RehearsalError> {
         let token = self.cluster.admin_token.expose();
         let digest = |secret: &str| signature::salted_digest(token, secret);
         // What was rendered is a configuration that starts: the contract's own test holds that.
-        let wanted = Values::parse(rendered.environment.clone()).map(|values| values.effective(digest));
-        let started = match (Values::parse(pod.environment), wanted) {
+        let wanted = ServerConfig::parse(rendered.environment.clone()).map(|values| values.redacted_variables(digest));
+        let started = match (ServerConfig::parse(pod.environment), wanted) {
             (Ok(values), Ok(wanted)) => self.run(server, (&pod.name, pod.address), values, wanted).await?,
             (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
         };
         if let Err(line) = started {
-            self.refusals.push(Refusal { server, pod: pod.name, line });
+            self.refusals.push(StartRefusal { server, pod: pod.name, line });
         }
         Ok(())
     }
@@ -321,21 +328,21 @@ impl Surroundings<'_> {
     /// Runs one pod. The inner error is the line by which the server refuses to start.
     async fn run(
         &mut self,
-        server: Server,
+        server: ServerKind,
         (pod, address): (&str, IpAddr),
-        values: Values,
+        values: ServerConfig,
         wanted: BTreeMap<String, String>,
     ) -> Result<Result<(), String>, RehearsalError> {
-        let apps_dir = kubelet::inside(&self.files.join(server.name()), values.text(name::APPS_PATH));
-        let kinesis = Client::connect(&self.kinesis(server, &values)).await;
-        let admin = loopback().await?;
-        if server == Server::Dispatcher {
-            let dependencies = dispatcher::Dependencies {
+        let apps_dir = kubelet_double::loopback_address(&self.files.join(server.name()), values.text(name::APPS_PATH));
+        let kinesis = KinesisClient::connect(&self.kinesis_client(server, &values)).await;
+        let admin = loopback_socket().await?;
+        if server == ServerKind::Dispatcher {
+            let dependencies = dispatcher::DispatcherDependencies {
                 admin,
                 apps_dir,
                 kinesis,
                 leases: Arc::new(self.leases.clone()),
-                network: self.network.clone(),
+                egress: self.network.clone(),
                 shutdown: self.shutdown.clone(),
             };
             return Ok(match dispatcher::start(values, dependencies).await {
@@ -354,13 +361,13 @@ impl Surroundings<'_> {
                 Err(error) => Err(error.to_string()),
             });
         }
-        let transports = values.list(name::TRANSPORTS).filter_map(|transport| transport.parse().ok()).collect();
-        let bus: Arc<dyn Bus> = Arc::new(self.bus.another());
+        let transports = values.list_items(name::TRANSPORTS).filter_map(|transport| transport.parse().ok()).collect();
+        let bus: Arc<dyn Bus> = Arc::new(self.bus.for_another_process());
         let kinesis = (values.text(name::WEBHOOKS) == "kinesis").then_some(kinesis);
-        let dependencies = edge::Dependencies {
-            public: loopback().await?,
+        let dependencies = edge::EdgeDependencies {
+            public: loopback_socket().await?,
             admin,
-            peer: self.peer(server, address).await,
+            peer: self.peer_listener(server, address).await,
             apps_dir,
             kinesis,
             bus,
@@ -378,8 +385,8 @@ impl Surroundings<'_> {
     }
 
     /// Where edges hand requests to each other: on one port, each at its own address. Without such addresses, nowhere.
-    async fn peer(&mut self, server: Server, address: IpAddr) -> Option<TcpListener> {
-        if !server.serves_as(Server::Sockjs) {
+    async fn peer_listener(&mut self, server: ServerKind, address: IpAddr) -> Option<TcpListener> {
+        if !server.serves_as(ServerKind::Sockjs) {
             return None;
         }
         let bound = TcpListener::bind((address, self.peer_port)).await;
@@ -389,10 +396,13 @@ impl Surroundings<'_> {
     }
 
     /// Where a server finds Kinesis: what its variables say, in a world whose cloud is this process.
-    fn kinesis(&self, server: Server, values: &Values) -> Settings {
+    fn kinesis_client(&self, server: ServerKind, values: &ServerConfig) -> StreamSettings {
         let address = self.doubles.get(&server).copied().unwrap_or(self.cloud);
-        let mut settings =
-            cloud::settings(address, values.text(name::AWS_REGION), &values.text(name::STREAM_NAME).into());
+        let mut settings = kinesis_double::client_settings(
+            address,
+            values.text(name::AWS_REGION),
+            &values.text(name::STREAM_NAME).into(),
+        );
         let endpoint = values.get(name::AWS_ENDPOINT_URL_KINESIS);
         if endpoint.is_some() && endpoint != self.cluster.spec.aws.endpoint_url.as_deref() {
             // A wrong address leads nowhere: the discard port of this machine, where nobody listens.
@@ -402,38 +412,41 @@ impl Surroundings<'_> {
     }
 }
 
-async fn loopback() -> std::io::Result<TcpListener> {
+async fn loopback_socket() -> std::io::Result<TcpListener> {
     TcpListener::bind("127.0.0.1:0").await
 }
 
-fn network(receiver: SocketAddr, outside: SocketAddr) -> Network {
-    Network { reroute: Some(Arc::new(move |url| customer::route(url, (RECEIVER, receiver), outside))) }
+fn egress_policy(receiver: SocketAddr, outside: SocketAddr) -> EgressOverrides {
+    EgressOverrides {
+        reroute: Some(Arc::new(move |url| webhook_receiver::route_url(url, (RECEIVER_HOST, receiver), outside))),
+    }
 }
 
 /// The Secrets of the files, and a stand-in for each that a manifest names and no file holds.
-fn stand_ins(options: &Options) -> (Secrets, Vec<String>) {
+fn stand_ins(options: &RehearsalOptions) -> (SecretFiles, Vec<String>) {
     let mut secrets = options.secrets.clone();
     let mut told = Vec::new();
-    for reference in desired::references(&options.cluster, &options.apps) {
+    for reference in desired::collect_secret_references(&options.cluster, &options.apps) {
         let texts = secrets.entry(reference.name.clone()).or_default();
         let line = format!("Secret {}, key {} ({})", reference.name, reference.key, reference.purpose);
         texts.entry(reference.key).or_insert_with(|| {
             told.push(line);
-            random(20)
+            random_secret(20)
         });
     }
     (secrets, told)
 }
 
-fn validate(options: &Options, secrets: &Secrets) -> Result<Cluster, RehearsalError> {
+fn validate(options: &RehearsalOptions, secrets: &SecretFiles) -> Result<ValidCluster, RehearsalError> {
     let made = std::cell::RefCell::new(BTreeMap::<String, String>::new());
-    let generate = |purpose: &str| made.borrow_mut().entry(purpose.to_owned()).or_insert_with(|| random(20)).clone();
-    let inputs = Inputs {
+    let generate =
+        |purpose: &str| made.borrow_mut().entry(purpose.to_owned()).or_insert_with(|| random_secret(20)).clone();
+    let inputs = ClusterInputs {
         cluster: &options.cluster,
         apps: &options.apps,
         secrets,
         generate: &generate,
-        receiver: RECEIVER,
+        receiver: RECEIVER_HOST,
         version: env!("CARGO_PKG_VERSION"),
         stream: None,
     };
@@ -442,29 +455,29 @@ fn validate(options: &Options, secrets: &Secrets) -> Result<Cluster, RehearsalEr
     for edge in [&mut cluster.spec.websocket, &mut cluster.spec.sockjs] {
         edge.drain.hold_seconds = 0;
     }
-    let refused: Vec<Problem> = cluster.refused.iter().flat_map(|refused| refused.problems.clone()).collect();
+    let refused: Vec<ManifestProblem> = cluster.refused.iter().flat_map(|refused| refused.problems.clone()).collect();
     if refused.is_empty() { Ok(cluster) } else { Err(RehearsalError::Invalid(refused)) }
 }
 
-fn random(length: usize) -> String {
+fn random_secret(length: usize) -> String {
     Alphanumeric.sample_string(&mut rand::rng(), length).to_lowercase()
 }
 
-fn customers(cluster: &Cluster) -> Vec<(AppId, String, String)> {
+fn customer_urls(cluster: &ValidCluster) -> Vec<(AppId, String, String)> {
     let apps = cluster.registry.apps().filter(|app| app.id != cluster.probe.id);
     apps.filter_map(|app| {
-        let credential = app.signing()?;
+        let credential = app.signing_credential()?;
         Some((app.id.clone(), credential.key.to_string(), credential.secret.expose().to_owned()))
     })
     .collect()
 }
 
-fn plan(cluster: &Cluster, dispatchers: Vec<DispatcherPod>, stream: Client) -> Plan {
+fn build_plan(cluster: &ValidCluster, dispatchers: Vec<DispatcherPod>, stream: KinesisClient) -> ProbePlan {
     let gate = &cluster.spec.gate;
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-    Plan {
+    ProbePlan {
         fingerprint: String::new(),
-        proof: Proof::Never,
+        proof: JourneyProof::Never,
         max_backoff: seconds(cluster.spec.webhooks.dispatcher.max_backoff_seconds),
         transports: BTreeSet::new(),
         webhooks: cluster.spec.webhooks.mode == WebhooksMode::Kinesis,
@@ -476,16 +489,16 @@ fn plan(cluster: &Cluster, dispatchers: Vec<DispatcherPod>, stream: Client) -> P
             key: cluster.probe.key.clone(),
             secret: cluster.probe.secret.clone(),
         },
-        app_digests: cluster.registry.digests(cluster.admin_token.expose()),
+        app_digests: cluster.registry.app_digests(cluster.admin_token.expose()),
         former_apps: None,
         admin_token: cluster.admin_token.clone(),
         stream: Some(stream),
-        policy: gate::Policy {
+        policy: gate::GatePolicy {
             interval: seconds(gate.interval_seconds),
             timeout: seconds(gate.timeout_seconds),
             open_after: gate.open_after as usize,
             close_after: gate.close_after as usize,
-            ..gate::Policy::default()
+            ..gate::GatePolicy::default()
         },
     }
 }

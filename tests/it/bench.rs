@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use realtime_operator::bench::{Sequence, Tally};
+use realtime_operator::bench::{DeliveryTally, EventSequence};
 use serde_json::Value;
 
 #[test]
@@ -117,11 +117,11 @@ fn a_run_of_several_edges_that_cannot_begin_says_what_to_do() {
 
 #[test]
 fn a_broken_sequence_is_told() {
-    let mut sequence = Sequence::default();
+    let mut sequence = EventSequence::default();
     for number in [0, 1, 3, 3, 4] {
-        sequence.take(number);
+        sequence.add_arrival(number);
     }
-    assert_eq!(sequence.end(6), Tally { delivered: 5, missed: 2, repeated: 1 });
+    assert_eq!(sequence.into_tally(6), DeliveryTally { delivered: 5, missed: 2, repeated: 1 });
 }
 
 #[test]

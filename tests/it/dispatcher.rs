@@ -11,17 +11,23 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use ferrokinesis::store::StoreOptions;
-use realtime_operator::contract::Values;
-use realtime_operator::dispatcher::{self, Dependencies, Leases, MemoryLeases, Network, Running};
-use realtime_operator::kinesis::{Client, Credentials, Entry, Settings};
-use realtime_operator::protocol::admin::{DispatcherFlow, Flow};
-use realtime_operator::protocol::record::{Event, EventKind, Order, Origin, Record, VERSION, partition_key};
-use realtime_operator::protocol::registry::{App, Credential, CredentialState, Endpoint, Limits, Registry};
+use realtime_operator::config::ServerConfig;
+use realtime_operator::dispatcher::{
+    self, DispatcherDependencies, EgressOverrides, MemoryLeases, RunningDispatcher, ShardLeases,
+};
+use realtime_operator::kinesis::{AwsCredentials, KinesisClient, PutEntry, StreamSettings};
+use realtime_operator::process::clock::now_ms;
+use realtime_operator::protocol::admin::{DispatcherFlow, FlowReport};
+use realtime_operator::protocol::record::{
+    EventKind, EventOrder, RECORD_VERSION, RecordOrigin, RecordedEvent, StreamRecord, partition_key,
+};
+use realtime_operator::protocol::registry::{
+    App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint,
+};
 use realtime_operator::protocol::webhook::{
-    Body, KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER, WebhookEvent, verify,
+    KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER, WebhookBody, WebhookEvent, verify_webhook,
 };
 use realtime_operator::protocol::{ChannelName, Secret};
-use realtime_operator::runtime::clock::now_ms;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -32,7 +38,7 @@ const LOOPBACK: (&str, &str) = ("REALTIME_ALLOWED_NETWORKS", "127.0.0.0/8");
 /// What arrived, and what to answer next; 200 when nothing is said.
 #[derive(Clone, Default)]
 struct Receiver {
-    bodies: Arc<Mutex<Vec<(u64, Body)>>>,
+    bodies: Arc<Mutex<Vec<(u64, WebhookBody)>>>,
     answers: Arc<Mutex<VecDeque<u16>>>,
     problems: Arc<Mutex<Vec<String>>>,
     /// The header with the original time, of bodies that had one.
@@ -60,7 +66,7 @@ impl Receiver {
 
 async fn receive(State(receiver): State<Receiver>, headers: HeaderMap, raw: Bytes) -> Response {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let signed = verify(&Secret::new("secret"), &raw, header(SIGNATURE_HEADER));
+    let signed = verify_webhook(&Secret::new("secret"), &raw, header(SIGNATURE_HEADER));
     if !signed || header(KEY_HEADER) != "key" || header("content-type") != "application/json" {
         receiver.problems.lock().expect("not poisoned").push(format!("{headers:?}"));
     }
@@ -78,7 +84,7 @@ async fn receive(State(receiver): State<Receiver>, headers: HeaderMap, raw: Byte
 
 /// A Kinesis with one stream of so many shards, and an app whose webhooks go to the receiver.
 struct Bed {
-    kinesis: Client,
+    kinesis: KinesisClient,
     endpoint: String,
     receiver: Receiver,
     apps: TempDir,
@@ -93,8 +99,9 @@ impl Bed {
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
         tokio::spawn(async move { axum::serve(listener, router).await });
         let kinesis = client(&endpoint, "stream").await;
-        kinesis.create(Some(shards), &BTreeMap::new()).await.expect("created");
-        wait("the stream is active", async || kinesis.summary().await.is_ok_and(|s| s.status == "ACTIVE")).await;
+        kinesis.create_stream(Some(shards), &BTreeMap::new()).await.expect("created");
+        wait("the stream is active", async || kinesis.describe_stream().await.is_ok_and(|s| s.status == "ACTIVE"))
+            .await;
 
         let receiver = Receiver::default();
         let apps = tempfile::tempdir().expect("a directory");
@@ -106,7 +113,7 @@ impl Bed {
     fn write_apps(&self, url: &str) {
         let credential =
             Credential { key: "key".into(), secret: Secret::new("secret"), state: CredentialState::Active };
-        let webhook = Endpoint {
+        let webhook = WebhookEndpoint {
             name: "hook".into(),
             url: url.into(),
             events: vec![],
@@ -121,19 +128,19 @@ impl Bed {
             subscription_count: false,
             authorization_seconds: None,
             allowed_origins: vec![],
-            limits: Limits::default(),
+            limits: AppLimits::default(),
             webhooks: vec![webhook],
         };
-        for (name, text) in Registry::new([app]).files().expect("files") {
+        for (name, text) in AppRegistry::new([app]).to_files().expect("files") {
             std::fs::write(self.apps.path().join(name), text).expect("written");
         }
     }
 
-    async fn dispatcher(&self, more: &[(&str, &str)]) -> (Running, CancellationToken) {
+    async fn dispatcher(&self, more: &[(&str, &str)]) -> (RunningDispatcher, CancellationToken) {
         self.dispatcher_of("stream", more).await
     }
 
-    async fn dispatcher_of(&self, stream: &str, more: &[(&str, &str)]) -> (Running, CancellationToken) {
+    async fn dispatcher_of(&self, stream: &str, more: &[(&str, &str)]) -> (RunningDispatcher, CancellationToken) {
         let variables = [
             ("REALTIME_CLUSTER", "channels/eu"),
             ("REALTIME_CLUSTER_UID", CLUSTER),
@@ -149,43 +156,45 @@ impl Bed {
         ];
         let pairs = variables.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let shutdown = CancellationToken::new();
-        let dependencies = Dependencies {
+        let dependencies = DispatcherDependencies {
             admin: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
             apps_dir: self.apps.path().to_owned(),
             kinesis: client(&self.endpoint, stream).await,
             leases: Arc::new(self.leases.clone()),
-            network: Network::default(),
+            egress: EgressOverrides::default(),
             shutdown: shutdown.clone(),
         };
-        let running = dispatcher::start(Values::parse(pairs).expect("values"), dependencies).await.expect("started");
+        let running =
+            dispatcher::start(ServerConfig::parse(pairs).expect("values"), dependencies).await.expect("started");
         (running, shutdown)
     }
 
-    async fn put(&self, cluster: &str, channel: &str, events: Vec<Event>) {
+    async fn put(&self, cluster: &str, channel: &str, events: Vec<RecordedEvent>) {
         let (app, channel) = ("1001".into(), ChannelName::parse(channel).expect("a valid name"));
         let key = partition_key(&app, &channel);
-        let edge = Origin { cluster: cluster.into(), server: "sockjs".into(), pod: "p".into(), process: "b".into() };
-        let record = Record { v: VERSION, app, channel, edge, events };
+        let edge =
+            RecordOrigin { cluster: cluster.into(), server: "sockjs".into(), pod: "p".into(), process: "b".into() };
+        let record = StreamRecord { v: RECORD_VERSION, app, channel, edge, events };
         let data = Bytes::from(record.to_bytes().expect("bytes"));
-        let results = self.kinesis.put(&[Entry { partition_key: key, data }]).await.expect("put");
+        let results = self.kinesis.put_records(&[PutEntry { partition_key: key, data }]).await.expect("put");
         assert!(results.iter().all(Result::is_ok), "{results:?}");
     }
 }
 
-async fn client(endpoint: &str, stream: &str) -> Client {
-    let credentials = Credentials::Static { access_key_id: "a".into(), secret_access_key: "b".into() };
+async fn client(endpoint: &str, stream: &str) -> KinesisClient {
+    let credentials = AwsCredentials::Static { access_key_id: "a".into(), secret_access_key: "b".into() };
     let (region, endpoint) = ("us-east-1".into(), Some(endpoint.into()));
-    Client::connect(&Settings { stream: stream.into(), region, endpoint, credentials }).await
+    KinesisClient::connect(&StreamSettings { stream: stream.into(), region, endpoint, credentials }).await
 }
 
-fn state(id: &str, time_ms: u64, seq: u64, kind: EventKind) -> Event {
-    Event { id: id.into(), time_ms, order: Some(Order { epoch: 1, seq }), n: None, cause: None, kind }
+fn state(id: &str, time_ms: u64, seq: u64, kind: EventKind) -> RecordedEvent {
+    RecordedEvent { id: id.into(), time_ms, order: Some(EventOrder { epoch: 1, seq }), n: None, cause: None, kind }
 }
 
-fn message(id: &str, n: u64) -> Event {
+fn message(id: &str, n: u64) -> RecordedEvent {
     let kind =
         EventKind::ClientEvent { event: "client-a".into(), data: "{}".into(), socket_id: "1.2".into(), user_id: None };
-    Event { id: id.into(), time_ms: now_ms(), order: None, n: Some(n), cause: None, kind }
+    RecordedEvent { id: id.into(), time_ms: now_ms(), order: None, n: Some(n), cause: None, kind }
 }
 
 /// Asks again until it is so, for at most 20 s.
@@ -198,14 +207,14 @@ async fn wait(what: &str, mut so: impl AsyncFnMut() -> bool) {
     assert!(tokio::time::timeout(Duration::from_secs(20), asked).await.is_ok(), "never: {what}");
 }
 
-async fn flow(running: &Running) -> DispatcherFlow {
-    let flow: Flow = serde_json::from_str(&get(running, "/flow").await).expect("a flow");
+async fn flow(running: &RunningDispatcher) -> DispatcherFlow {
+    let flow: FlowReport = serde_json::from_str(&get(running, "/flow").await).expect("a flow");
     assert_eq!(flow.process, running.process);
     flow.dispatcher.expect("the dispatcher's half")
 }
 
-async fn get(running: &Running, path: &str) -> String {
-    realtime_operator::runtime::install_tls();
+async fn get(running: &RunningDispatcher, path: &str) -> String {
+    realtime_operator::process::install_tls();
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     let request = client.get(format!("http://{}{path}", running.admin)).header("Authorization", "Bearer token");
     request.send().await.expect("an answer").text().await.expect("a text")
@@ -286,7 +295,7 @@ async fn two_dispatchers_share_the_shards_and_one_takes_over_without_loss() {
     wait("all arrive", async || bed.receiver.ids().len() >= 40).await;
     stop_one.cancel();
     put(40).await;
-    tokio::time::timeout(Duration::from_secs(15), one.stopped()).await.expect("stops in time");
+    tokio::time::timeout(Duration::from_secs(15), one.wait_until_stopped()).await.expect("stops in time");
     wait("the other holds all", async || flow(&two).await.shards.len() == 4).await;
     put(80).await;
     wait("all arrive", async || {
@@ -300,7 +309,10 @@ async fn two_dispatchers_share_the_shards_and_one_takes_over_without_loss() {
     wait("checkpoints are written", async || {
         let view = bed
             .leases
-            .heartbeat("onlooker", realtime_operator::dispatcher::Standing { proven: true, resting: false })
+            .send_heartbeat(
+                "onlooker",
+                realtime_operator::dispatcher::MemberStatus { proven: true, backing_off: false },
+            )
             .await
             .expect("a view");
         view.leases.values().filter(|lease| lease.checkpoint.is_some()).count() == 4
@@ -321,7 +333,7 @@ async fn a_hand_over_repeats_nothing_that_was_told_behind_an_absence_that_waits(
     wait("what came behind it arrives", async || bed.receiver.ids().len() == 6).await;
     assert!(!bed.receiver.ids().contains(&"vacated".to_owned()), "it still waits");
     stop.cancel();
-    tokio::time::timeout(Duration::from_secs(15), one.stopped()).await.expect("stops in time");
+    tokio::time::timeout(Duration::from_secs(15), one.wait_until_stopped()).await.expect("stops in time");
     let (_two, _) = bed.dispatcher(&[LOOPBACK]).await;
     wait("the absence arrives", async || bed.receiver.ids().contains(&"vacated".to_owned())).await;
     bed.put(CLUSTER, "b", vec![message("after", 5)]).await;
@@ -334,7 +346,7 @@ async fn a_hand_over_repeats_nothing_that_was_told_behind_an_absence_that_waits(
 async fn an_old_event_is_stamped_anew_and_carries_its_own_time() {
     let bed = Bed::new(1).await;
     let (_running, _) = bed.dispatcher(&[LOOPBACK]).await;
-    let old = Event { time_ms: now_ms() - 600_000, ..message("old", 0) };
+    let old = RecordedEvent { time_ms: now_ms() - 600_000, ..message("old", 0) };
     let time = old.time_ms.to_string();
     bed.put(CLUSTER, "a", vec![old]).await;
     wait("it arrives", async || bed.receiver.ids() == ["old"]).await;
@@ -386,7 +398,8 @@ async fn a_split_shard_is_read_to_its_end_and_then_its_children() {
         .await
         .expect("an answer");
     assert!(answer.status().is_success(), "{:?}", answer.text().await);
-    wait("the stream is active", async || bed.kinesis.summary().await.is_ok_and(|s| s.status == "ACTIVE")).await;
+    wait("the stream is active", async || bed.kinesis.describe_stream().await.is_ok_and(|s| s.status == "ACTIVE"))
+        .await;
     for n in 0..10 {
         bed.put(CLUSTER, &format!("c{n}"), vec![message(&n.to_string(), n)]).await;
     }
@@ -400,8 +413,8 @@ async fn what_is_not_ours_is_counted_and_does_not_stop_the_shard() {
     let bed = Bed::new(1).await;
     let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
     bed.put("cluster-2", "a", vec![message("foreign", 0)]).await;
-    let rubbish = Entry { partition_key: "1001/a".into(), data: Bytes::from_static(b"\xf3\x89\x9a\xc2") };
-    bed.kinesis.put(&[rubbish]).await.expect("put");
+    let rubbish = PutEntry { partition_key: "1001/a".into(), data: Bytes::from_static(b"\xf3\x89\x9a\xc2") };
+    bed.kinesis.put_records(&[rubbish]).await.expect("put");
     bed.put(CLUSTER, "a", vec![message("ours", 1)]).await;
     wait("ours arrives", async || !bed.receiver.ids().is_empty()).await;
     assert_eq!(bed.receiver.ids(), ["ours"]);
@@ -414,8 +427,8 @@ async fn a_newer_record_is_waited_at_and_shown() {
     let bed = Bed::new(1).await;
     let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
     bed.put(CLUSTER, "a", vec![message("before", 0)]).await;
-    let newer = Entry { partition_key: "1001/a".into(), data: Bytes::from_static(br#"{"v":2}"#) };
-    bed.kinesis.put(&[newer]).await.expect("put");
+    let newer = PutEntry { partition_key: "1001/a".into(), data: Bytes::from_static(br#"{"v":2}"#) };
+    bed.kinesis.put_records(&[newer]).await.expect("put");
     bed.put(CLUSTER, "a", vec![message("after", 1)]).await;
     wait("it is shown", async || flow(&running).await.last_error.is_some_and(|error| error.contains("RecordTooNew")))
         .await;
@@ -467,5 +480,5 @@ async fn a_missing_stream_is_shown_and_nothing_breaks() {
     .await;
     assert_eq!(*running.failure.borrow(), None);
     shutdown.cancel();
-    tokio::time::timeout(Duration::from_secs(10), running.stopped()).await.expect("stops in time");
+    tokio::time::timeout(Duration::from_secs(10), running.wait_until_stopped()).await.expect("stops in time");
 }

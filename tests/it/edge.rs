@@ -3,15 +3,15 @@
 // Clients of a test end it where they stand; clippy sees only the tests themselves as such.
 #![allow(clippy::panic)]
 
-mod apart;
+mod cluster_isolation;
+mod connection_policy;
 mod drain;
 mod hostile;
-mod manners;
+mod presence_outage;
 mod relay;
 mod reload;
-mod silent;
+mod unresponsive_owner;
 mod users;
-mod waiting;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -21,14 +21,14 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use realtime_operator::bus::MemoryBus;
-use realtime_operator::contract::Values;
-use realtime_operator::edge::{self, Dependencies, Running};
-use realtime_operator::kinesis::{Client, Credentials, Position, Settings};
-use realtime_operator::protocol::admin::{Flow, RecorderFlow, RecorderState};
-use realtime_operator::protocol::fallback::{Frame, STREAM_LIMIT_UNITS};
+use realtime_operator::config::ServerConfig;
+use realtime_operator::edge::{self, EdgeDependencies, RunningEdge};
+use realtime_operator::kinesis::{AwsCredentials, KinesisClient, ReadPosition, StreamSettings};
+use realtime_operator::protocol::admin::{FlowReport, RecorderFlow, RecorderState};
+use realtime_operator::protocol::fallback::{FallbackFrame, STREAM_LIMIT_UNITS};
 use realtime_operator::protocol::frame::ServerMessage;
-use realtime_operator::protocol::record::{Cause, Event, EventKind, Record};
-use realtime_operator::protocol::registry::{App, Credential, CredentialState, Limits, Registry};
+use realtime_operator::protocol::record::{EventKind, LeaveCause, RecordedEvent, StreamRecord};
+use realtime_operator::protocol::registry::{App, AppLimits, AppRegistry, Credential, CredentialState};
 use realtime_operator::protocol::{Secret, rest, signature};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -56,13 +56,13 @@ fn app(id: &str, enabled: bool) -> App {
         subscription_count: false,
         authorization_seconds: None,
         allowed_origins: vec![],
-        limits: Limits::default(),
+        limits: AppLimits::default(),
         webhooks: vec![],
     }
 }
 
 fn write_apps(directory: &Path, apps: Vec<App>) {
-    for (name, text) in Registry::new(apps).files().expect("files") {
+    for (name, text) in AppRegistry::new(apps).to_files().expect("files") {
         replace(directory, &name, &text);
     }
 }
@@ -75,13 +75,13 @@ fn replace(directory: &Path, name: &str, text: &str) {
 }
 
 pub struct Edge {
-    pub running: Running,
+    pub running: RunningEdge,
     pub shutdown: CancellationToken,
     apps: tempfile::TempDir,
     pub http: reqwest::Client,
 }
 
-fn values(server: &str, webhooks: &str, apps: &Path, more: &[(&str, &str)]) -> Values {
+fn values(server: &str, webhooks: &str, apps: &Path, more: &[(&str, &str)]) -> ServerConfig {
     let transports = match server {
         "websocket" => "websocket",
         _ => "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource",
@@ -102,11 +102,11 @@ fn values(server: &str, webhooks: &str, apps: &Path, more: &[(&str, &str)]) -> V
         ("AWS_REGION", "eu-west-1"),
     ];
     let all = variables.iter().chain(more);
-    Values::parse(all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))).expect("values")
+    ServerConfig::parse(all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))).expect("values")
 }
 
-async fn dependencies(apps: &Path, bus: MemoryBus, kinesis: Option<Client>) -> Dependencies {
-    Dependencies {
+async fn dependencies(apps: &Path, bus: MemoryBus, kinesis: Option<KinesisClient>) -> EdgeDependencies {
+    EdgeDependencies {
         public: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
         admin: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
         peer: None,
@@ -117,7 +117,7 @@ async fn dependencies(apps: &Path, bus: MemoryBus, kinesis: Option<Client>) -> D
     }
 }
 
-pub async fn start(server: &str, bus: MemoryBus, kinesis: Option<Client>) -> Edge {
+pub async fn start(server: &str, bus: MemoryBus, kinesis: Option<KinesisClient>) -> Edge {
     start_with(server, vec![app("1", true), app("2", false)], &[], bus, kinesis).await
 }
 
@@ -127,9 +127,9 @@ async fn start_with(
     known: Vec<App>,
     more: &[(&str, &str)],
     bus: MemoryBus,
-    kinesis: Option<Client>,
+    kinesis: Option<KinesisClient>,
 ) -> Edge {
-    realtime_operator::runtime::install_tls();
+    realtime_operator::process::install_tls();
     let apps = tempfile::tempdir().expect("a directory");
     write_apps(apps.path(), known);
     let values = values(server, if kinesis.is_some() { "kinesis" } else { "off" }, apps.path(), more);
@@ -156,34 +156,34 @@ pub async fn received(wire: &mut Wire) -> Message {
     timeout(PATIENCE, wire.next()).await.expect("in time").expect("a message").expect("no error")
 }
 
-async fn kinesis(endpoint: String) -> Client {
-    let credentials = Credentials::Static { access_key_id: "a".into(), secret_access_key: "b".into() };
+async fn kinesis(endpoint: String) -> KinesisClient {
+    let credentials = AwsCredentials::Static { access_key_id: "a".into(), secret_access_key: "b".into() };
     let settings =
-        Settings { stream: "events".into(), region: "eu-west-1".into(), endpoint: Some(endpoint), credentials };
-    Client::connect(&settings).await
+        StreamSettings { stream: "events".into(), region: "eu-west-1".into(), endpoint: Some(endpoint), credentials };
+    KinesisClient::connect(&settings).await
 }
 
 /// A Kinesis API in this process, with a stream of one shard.
-async fn stream() -> Client {
+async fn stream() -> KinesisClient {
     let (router, _store) = ferrokinesis::create_app(ferrokinesis::store::StoreOptions::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let client = kinesis(format!("http://{}", listener.local_addr().expect("an address"))).await;
     tokio::spawn(async move { axum::serve(listener, router).await });
-    client.create(Some(1), &std::collections::BTreeMap::new()).await.expect("created");
+    client.create_stream(Some(1), &std::collections::BTreeMap::new()).await.expect("created");
     eventually("the stream is active", async || {
-        client.summary().await.is_ok_and(|summary| summary.status == "ACTIVE").then_some(())
+        client.describe_stream().await.is_ok_and(|summary| summary.status == "ACTIVE").then_some(())
     })
     .await;
     client
 }
 
 /// Everything in the stream.
-async fn events(client: &Client) -> Vec<Event> {
+async fn events(client: &KinesisClient) -> Vec<RecordedEvent> {
     let mut events = Vec::new();
-    for shard in client.shards().await.expect("shards") {
-        let iterator = client.iterator(&shard.id, &Position::TrimHorizon).await.expect("an iterator");
+    for shard in client.list_shards().await.expect("shards") {
+        let iterator = client.request_iterator(&shard.id, &ReadPosition::TrimHorizon).await.expect("an iterator");
         for read in client.read(&iterator, 1000).await.expect("a page").records {
-            let record = Record::parse(&read.data).expect("a record");
+            let record = StreamRecord::parse(&read.data).expect("a record");
             assert_eq!((record.edge.cluster.as_str(), record.edge.pod.as_str()), ("uid-1", "pod-1"));
             assert_eq!(read.partition_key, format!("1/{}", record.channel));
             events.extend(record.events);
@@ -206,7 +206,7 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
 
 fn auth(socket: &str, channel: &str, channel_data: Option<&str>) -> String {
     let message = signature::channel_message(socket, channel, channel_data);
-    format!("key1:{}", signature::sign(&Secret::new("secret1"), message.as_bytes()))
+    format!("key1:{}", signature::sign_message(&Secret::new("secret1"), message.as_bytes()))
 }
 
 pub fn subscribe(socket: &str, channel: &str, user: Option<&str>) -> Value {
@@ -230,7 +230,7 @@ impl Edge {
 
     pub async fn publish(&self, app: &str, body: &Value) -> reqwest::Response {
         let (path, body) = (format!("/apps/{app}/events"), body.to_string());
-        let now = realtime_operator::runtime::clock::now_ms() / 1000;
+        let now = realtime_operator::process::clock::now_ms() / 1000;
         let secret = Secret::new(format!("secret{app}"));
         let query = rest::signed_query(&format!("key{app}"), &secret, ("POST", &path), body.as_bytes(), now);
         let url = url::Url::parse_with_params(&self.url(&path), query).expect("a url");
@@ -244,12 +244,12 @@ impl Edge {
 
     async fn flow(&self) -> RecorderFlow {
         let text = self.admin("/flow").await.text().await.expect("a text");
-        serde_json::from_str::<Flow>(&text).expect("a flow").recorder.expect("a recorder")
+        serde_json::from_str::<FlowReport>(&text).expect("a flow").recorder.expect("a recorder")
     }
 
     pub async fn stop(self) {
         self.shutdown.cancel();
-        timeout(PATIENCE, self.running.stopped()).await.expect("in time").expect("a clean end");
+        timeout(PATIENCE, self.running.wait_stopped()).await.expect("in time").expect("a clean end");
     }
 
     async fn websocket(&self) -> Ws {
@@ -356,11 +356,11 @@ impl Xhr {
         self.unread.clear();
     }
 
-    async fn frame(&mut self) -> Frame {
+    async fn frame(&mut self) -> FallbackFrame {
         loop {
             if let Some(end) = self.unread.find('\n') {
                 let line: String = self.unread.drain(..=end).collect();
-                return Frame::parse(line.trim_end()).expect("a frame");
+                return FallbackFrame::parse(line.trim_end()).expect("a frame");
             }
             let Some(answer) = &mut self.answer else {
                 self.receive().await;
@@ -381,7 +381,9 @@ impl Xhr {
     /// The next messages, heartbeats left out.
     async fn messages(&mut self) -> Vec<ServerMessage> {
         match self.frame().await {
-            Frame::Messages(texts) => texts.iter().map(|text| ServerMessage::parse(text).expect("a frame")).collect(),
+            FallbackFrame::Messages(texts) => {
+                texts.iter().map(|text| ServerMessage::parse(text).expect("a frame")).collect()
+            }
             other => panic!("not messages: {other:?}"),
         }
     }
@@ -395,7 +397,7 @@ impl Xhr {
     }
 
     async fn greeted(&mut self) -> String {
-        assert_eq!(self.frame().await, Frame::Open);
+        assert_eq!(self.frame().await, FallbackFrame::Open);
         self.expect(ESTABLISHED).await.data["socket_id"].as_str().expect("an id").to_owned()
     }
 
@@ -514,7 +516,8 @@ async fn a_refused_message_leaves_the_connection_as_it_was() {
 #[tokio::test]
 async fn a_client_that_is_not_admitted_is_told_why_on_every_transport() {
     let bus = MemoryBus::new();
-    let (sockets, fallbacks) = (start("websocket", bus.another(), None).await, start("sockjs", bus, None).await);
+    let (sockets, fallbacks) =
+        (start("websocket", bus.for_another_process(), None).await, start("sockjs", bus, None).await);
     for (path, code) in [
         ("/app/nobody?protocol=7", 4001),
         ("/app/key2?protocol=7", 4003),
@@ -528,9 +531,9 @@ async fn a_client_that_is_not_admitted_is_told_why_on_every_transport() {
     }
     for path in ["xhr_streaming", "xhr"] {
         let mut xhr = Xhr::new(&fallbacks, "nobody", &format!("bad-{path}"), path);
-        assert_eq!(xhr.frame().await, Frame::Open);
+        assert_eq!(xhr.frame().await, FallbackFrame::Open);
         assert_eq!(xhr.expect("pusher:error").await.data["code"], 4001);
-        assert!(matches!(xhr.frame().await, Frame::Close(4001, _)));
+        assert!(matches!(xhr.frame().await, FallbackFrame::Close(4001, _)));
     }
     for (edge, path) in [(&sockets, "/pusher/app/key1/7/abc/xhr"), (&fallbacks, "/elsewhere")] {
         let answer = edge.http.post(edge.url(path)).send().await.expect("an answer");
@@ -543,7 +546,8 @@ async fn a_client_that_is_not_admitted_is_told_why_on_every_transport() {
 #[tokio::test]
 async fn the_fallbacks_carry_messages_both_ways_and_between_processes() {
     let bus = MemoryBus::new();
-    let (sockets, fallbacks) = (start("websocket", bus.another(), None).await, start("sockjs", bus, None).await);
+    let (sockets, fallbacks) =
+        (start("websocket", bus.for_another_process(), None).await, start("sockjs", bus, None).await);
     let mut ws = sockets.websocket().await;
     ws.subscribe("private-room", None).await;
     for path in ["xhr_streaming", "xhr"] {
@@ -622,7 +626,8 @@ async fn a_long_stream_is_resumed_without_loss_and_without_a_second_open() {
 #[tokio::test]
 async fn a_session_that_nobody_receives_leaves_after_the_grace() {
     let bus = MemoryBus::new();
-    let (sockets, fallbacks) = (start("websocket", bus.another(), None).await, start("sockjs", bus, None).await);
+    let (sockets, fallbacks) =
+        (start("websocket", bus.for_another_process(), None).await, start("sockjs", bus, None).await);
     let mut ann = sockets.websocket().await;
     ann.subscribe("presence-room", Some("ann")).await;
     let mut bob = Xhr::new(&fallbacks, "key1", "bob", "xhr_streaming");
@@ -691,7 +696,7 @@ async fn what_webhooks_tell_is_in_the_stream_in_order() {
     let expected =
         ["channel_occupied", "member_added", "member_added", "member_removed", "member_removed", "channel_vacated"];
     assert_eq!(told, expected.into_iter().zip((1..).map(Some)).collect::<Vec<_>>());
-    assert_eq!(state.iter().filter(|event| event.cause == Some(Cause::Drain)).count(), 2, "ann's leave only");
+    assert_eq!(state.iter().filter(|event| event.cause == Some(LeaveCause::Drain)).count(), 2, "ann's leave only");
     for (n, event) in (1..).zip(&clients) {
         let EventKind::ClientEvent { data, user_id, .. } = &event.kind else { panic!("{event:?}") };
         assert_eq!((event.n, data.as_str()), (Some(n), &*json!({ "n": n - 1 }).to_string()));
@@ -746,7 +751,7 @@ async fn the_registry_is_followed_and_a_broken_one_is_not() {
 #[tokio::test]
 async fn an_edge_does_not_start_with_what_cannot_work() {
     let apps = tempfile::tempdir().expect("a directory");
-    let told = async |webhooks: &str, deps: Dependencies| {
+    let told = async |webhooks: &str, deps: EdgeDependencies| {
         let started = edge::start(values("websocket", webhooks, apps.path(), &[]), deps).await;
         started.err().map(|error| error.to_string()).unwrap_or_default()
     };
@@ -796,7 +801,7 @@ async fn a_fallback_client_hears_of_the_end() {
     streaming.greeted().await;
     polling.greeted().await;
     edge.shutdown.cancel();
-    assert!(matches!(streaming.frame().await, Frame::Close(4200, _)));
-    assert!(matches!(polling.frame().await, Frame::Close(4200, _)));
+    assert!(matches!(streaming.frame().await, FallbackFrame::Close(4200, _)));
+    assert!(matches!(polling.frame().await, FallbackFrame::Close(4200, _)));
     edge.stop().await;
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use realtime_operator::{api, contract, edge};
+use realtime_operator::{api, config, edge};
 
 fn compare(file: &str, printed: &str, command: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
@@ -12,25 +12,25 @@ fn compare(file: &str, printed: &str, command: &str) {
 
 #[test]
 fn the_crds_are_up_to_date() {
-    for crd in api::crd::crds().expect("crds") {
-        let yaml = api::yaml::document(&crd.object).expect("yaml");
+    for crd in api::crd::all_crds().expect("crds") {
+        let yaml = api::yaml::yaml_document(&crd.object).expect("yaml");
         compare(&format!("crds/{}", crd.file), &yaml, "./test --generate");
     }
 }
 
 #[test]
 fn the_page_of_variables_is_up_to_date() {
-    compare("docs/variables.md", &contract::markdown(), "./test --generate");
+    compare("docs/variables.md", &config::render_variables_page(), "./test --generate");
 }
 
 #[test]
 fn the_page_of_limits_is_up_to_date() {
-    compare("docs/limits.md", &edge::limits::markdown(), "./test --generate");
+    compare("docs/limits.md", &edge::server::limits_page::render_limits_page(), "./test --generate");
 }
 
 #[test]
 fn the_page_of_reasons_is_up_to_date() {
-    compare("docs/reasons.md", &api::conditions::markdown(), "./test --generate");
+    compare("docs/reasons.md", &api::conditions::reasons_page(), "./test --generate");
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn every_example_can_be_rendered() {
         let path = entry.expect("an entry").path();
         let text = std::fs::read_to_string(&path).expect("an example");
         let mut manifests = realtime_operator::desired::Manifests::default();
-        let read = manifests.add(&path.display().to_string(), &text);
+        let read = manifests.add_file(&path.display().to_string(), &text);
         assert!(read.is_ok(), "{read:?}");
         count += manifests.clusters.len();
     }

@@ -9,13 +9,17 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use realtime_operator::bus::{Bus, Last, Message, RedisBus, Subject, Timing};
-use realtime_operator::protocol::admin::{DispatcherFlow, Effective, Flow, RecorderFlow, ShardFlow};
-use realtime_operator::protocol::frame::{self, Member};
-use realtime_operator::protocol::record::{Cause, Event, EventKind, Order, Origin, Record};
-use realtime_operator::protocol::registry::{App, Credential, CredentialState, Endpoint, Limits, Registry};
-use realtime_operator::protocol::relay::{self, Handed};
-use realtime_operator::protocol::webhook::{self, Body, WebhookEvent};
+use realtime_operator::bus::{BroadcastFrame, Bus, BusTiming, ChannelKey, LastEvent, RedisBus};
+use realtime_operator::protocol::admin::{DispatcherFlow, EffectiveReport, FlowReport, RecorderFlow, ShardFlow};
+use realtime_operator::protocol::frame::{self, PresenceMember};
+use realtime_operator::protocol::record::{
+    EventKind, EventOrder, LeaveCause, RecordOrigin, RecordedEvent, StreamRecord,
+};
+use realtime_operator::protocol::registry::{
+    App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint,
+};
+use realtime_operator::protocol::relay::{self, RelayHeader};
+use realtime_operator::protocol::webhook::{self, WebhookBody, WebhookEvent};
 use realtime_operator::protocol::{ChannelName, Secret, SocketId, sockjs};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -99,15 +103,15 @@ fn kinds() -> Vec<EventKind> {
     ]
 }
 
-fn events() -> Vec<Event> {
+fn events() -> Vec<RecordedEvent> {
     let event = |(n, kind): (u64, EventKind)| {
         let ordered = n < 4;
-        Event {
+        RecordedEvent {
             id: format!("01J0000000000000000000000{n}"),
             time_ms: 1_700_000_000_000 + n,
-            order: ordered.then_some(Order { epoch: 1_700_000_000_000_000, seq: n + 1 }),
+            order: ordered.then_some(EventOrder { epoch: 1_700_000_000_000_000, seq: n + 1 }),
             n: (!ordered).then_some(n),
-            cause: (n == 3).then_some(Cause::Drain),
+            cause: (n == 3).then_some(LeaveCause::Drain),
             kind,
         }
     };
@@ -116,11 +120,11 @@ fn events() -> Vec<Event> {
 
 #[test]
 fn kinesis_records() {
-    let record = |event| Record {
+    let record = |event| StreamRecord {
         v: 1,
         app: "17".into(),
         channel: channel("presence-room"),
-        edge: Origin {
+        edge: RecordOrigin {
             cluster: "3f1c".into(),
             server: "websocket".into(),
             pod: "eu-websocket-abc".into(),
@@ -133,13 +137,16 @@ fn kinesis_records() {
 
 #[test]
 fn webhook_bodies_and_headers() {
-    let bodies: Vec<Body> = events()
+    let bodies: Vec<WebhookBody> = events()
         .iter()
-        .map(|event| Body { time_ms: event.time_ms, events: vec![WebhookEvent::new(&channel("presence-room"), event)] })
+        .map(|event| WebhookBody {
+            time_ms: event.time_ms,
+            events: vec![WebhookEvent::new(&channel("presence-room"), event)],
+        })
         .collect();
     golden_json("webhooks.jsonl", &bodies);
     let body = serde_json::to_string(&bodies).expect("json");
-    let signature = realtime_operator::protocol::signature::sign(&Secret::new("secret"), body.as_bytes());
+    let signature = realtime_operator::protocol::signature::sign_message(&Secret::new("secret"), body.as_bytes());
     let names = [webhook::KEY_HEADER, webhook::SIGNATURE_HEADER, webhook::ORIGINAL_TIME_HEADER, webhook::CONTENT_TYPE];
     golden("webhook-headers.txt", &format!("{}\n{signature}\n", names.join("\n")));
 }
@@ -158,8 +165,8 @@ fn app(id: &str) -> App {
         subscription_count: true,
         authorization_seconds: Some(30),
         allowed_origins: vec!["https://*.example.com".into()],
-        limits: Limits { connections: Some(100), message_bytes: 10_240, client_events_per_second: 10 },
-        webhooks: vec![Endpoint {
+        limits: AppLimits { connections: Some(100), message_bytes: 10_240, client_events_per_second: 10 },
+        webhooks: vec![WebhookEndpoint {
             name: "main".into(),
             url: "https://example.com/hook".into(),
             events: vec!["member_added".into()],
@@ -175,49 +182,55 @@ fn registry_files() {
         subscription_count: false,
         authorization_seconds: None,
         allowed_origins: Vec::new(),
-        limits: Limits::default(),
+        limits: AppLimits::default(),
         webhooks: Vec::new(),
         ..app("2")
     };
-    let registry = Registry::new([app("17"), plain]);
-    let files = registry.files().expect("files");
+    let registry = AppRegistry::new([app("17"), plain]);
+    let files = registry.to_files().expect("files");
     let mut text = String::new();
     for (name, file) in &files {
         writeln!(text, "== {name}\n{file}").expect("written");
     }
-    for (id, digest) in registry.digests("salt") {
+    for (id, digest) in registry.app_digests("salt") {
         writeln!(text, "digest {id} {digest}").expect("written");
     }
     golden("registry.txt", &text);
-    let read = Registry::parse(files.iter().map(|(name, file)| (name.as_str(), file.as_bytes()))).expect("readable");
+    let read = AppRegistry::parse(files.iter().map(|(name, file)| (name.as_str(), file.as_bytes()))).expect("readable");
     assert!(read.apps().eq(registry.apps()));
 }
 
 #[test]
 fn relay_headers() {
-    let handed = Handed {
+    let handed = RelayHeader {
         hops: 1,
         target: "01JTARGET".into(),
         time_ms: 1_700_000_000_000,
         nonce: 0x0123_4567_89ab_cdef,
         number: 42,
-        body: relay::digest(b"body"),
+        body: relay::hash_body(b"body"),
         client: "2001:db8::1".parse().expect("an address"),
     };
-    let text = handed.text();
-    let request = relay::Request { method: "POST", path: "/pusher/app/key/xhr_send", query: "a=b" };
-    let signature = relay::sign(&Secret::new("between"), request, &text);
-    let names = [relay::PREFIX, relay::HANDED, relay::SIGNATURE, relay::REFUSED, relay::UNKNOWN];
+    let text = handed.encode();
+    let request = relay::RelayedRequest { method: "POST", path: "/pusher/app/key/xhr_send", query: "a=b" };
+    let signature = relay::sign_request(&Secret::new("between"), request, &text);
+    let names = [
+        relay::RELAY_HEADER_PREFIX,
+        relay::RELAY_HEADER,
+        relay::RELAY_SIGNATURE_HEADER,
+        relay::REFUSAL_HEADER,
+        relay::UNKNOWN_SESSION,
+    ];
     golden("relay.txt", &format!("{}\n{text}\n{signature}\n", names.join("\n")));
-    assert_eq!(Handed::parse(&text), Some(handed));
+    assert_eq!(RelayHeader::parse(&text), Some(handed));
 }
 
 #[test]
 fn effective_and_flow() {
-    let effective = Effective {
+    let effective = EffectiveReport {
         process: "01JPROCESS".into(),
         version: "0.1.0".into(),
-        configuration: realtime_operator::protocol::admin::configuration(
+        configuration: realtime_operator::protocol::admin::hash_configuration(
             "build",
             &BTreeMap::from([("REALTIME_POD".into(), "a".into()), ("REALTIME_BUS".into(), "redis".into())]),
         ),
@@ -249,20 +262,20 @@ fn effective_and_flow() {
         unfinished: 4,
         last_error: None,
     };
-    let flow = |recorder, dispatcher| Flow { process: "01JPROCESS".into(), recorder, dispatcher };
+    let flow = |recorder, dispatcher| FlowReport { process: "01JPROCESS".into(), recorder, dispatcher };
     golden_json("flow.jsonl", &[flow(Some(recorder), None), flow(None, Some(dispatcher))]);
 }
 
 #[test]
 fn pusher_and_sockjs_frames() {
-    let member = Member { user_id: "u\"1".into(), user_info: serde_json::json!({ "name": "é" }) };
+    let member = PresenceMember { user_id: "u\"1".into(), user_info: serde_json::json!({ "name": "é" }) };
     let (room, cache) = (channel("presence-room"), channel("cache-news"));
     let mut lines = vec![
         frame::connection_established("123.456", 120),
-        frame::ping(),
-        frame::pong(),
-        frame::error(Some(4100), "full"),
-        frame::error(None, "no code"),
+        frame::ping_frame(),
+        frame::pong_frame(),
+        frame::error_frame(Some(4100), "full"),
+        frame::error_frame(None, "no code"),
         frame::subscription_error("private-x", "AuthError", 401, "signature"),
         frame::subscription_succeeded(&room, Some(std::slice::from_ref(&member))),
         frame::subscription_succeeded(&cache, None),
@@ -270,14 +283,14 @@ fn pusher_and_sockjs_frames() {
         frame::member_removed(&room, &member.user_id),
         frame::subscription_count(&cache, 3),
         frame::cache_miss(&cache),
-        frame::event("greeting", &cache, r#"{"n":1.0}"#, None),
-        frame::event("client-x", &room, "text", Some("u1")),
+        frame::event_frame("greeting", &cache, r#"{"n":1.0}"#, None),
+        frame::event_frame("client-x", &room, "text", Some("u1")),
         frame::signin_success(r#"{"id":"7"}"#),
-        frame::watchlist(&["a"], &["b"]),
+        frame::watchlist_events(&["a"], &["b"]),
     ];
-    lines.push(sockjs::messages(["a", "\"b\"\u{2028}"]));
-    lines.push(sockjs::close(3000, "Go away!"));
-    lines.push(sockjs::quote("\u{ffff}é\n"));
+    lines.push(sockjs::encode_messages(["a", "\"b\"\u{2028}"]));
+    lines.push(sockjs::encode_close(3000, "Go away!"));
+    lines.push(sockjs::quote_json("\u{ffff}é\n"));
     golden("frames.txt", &format!("{}\n", lines.join("\n")));
 }
 
@@ -340,38 +353,42 @@ async fn redis_keys_and_frames() {
         .stdout(Stdio::piped())
         .spawn()
         .expect("redis-cli");
-    let timing = Timing {
-        lease: Duration::from_secs(30),
-        renew: Duration::from_millis(200),
-        settle: Duration::from_millis(100),
-        rest: Duration::from_mins(1),
+    let timing = BusTiming {
+        lease_ttl: Duration::from_secs(30),
+        renew_interval: Duration::from_millis(200),
+        settling_period: Duration::from_millis(100),
+        sweep_grace: Duration::from_mins(1),
     };
     let bus = RedisBus::start(&redis.url(), "uid-1", "p1", timing, CancellationToken::new()).expect("a bus");
-    let key = |name: &str| Subject { app: "17".into(), channel: channel(name) };
+    let key = |name: &str| ChannelKey { app: "17".into(), channel: channel(name) };
     let ready = async {
-        while !bus.up() || bus.look(&key("nowhere")).await.is_err() {
+        while !bus.is_available() || bus.inspect_channel(&key("nowhere")).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(20), ready).await.expect("the bus answers");
-    let (socket, member) =
-        (SocketId::from("1.1"), Member { user_id: "user-1".into(), user_info: serde_json::json!({ "name": "\"é\"" }) });
-    bus.join(&key("room"), &socket, None).await.expect("joined");
-    bus.join(&key("presence-room"), &socket, Some(&member)).await.expect("joined");
-    bus.join(&key("left"), &socket, None).await.expect("joined");
-    bus.leave(&key("left"), &socket, None).await.expect("left");
-    bus.keep(&key("cache-news"), &Last { event: "greeting".into(), data: r#"{"n":1.0}"#.into() }).await.expect("kept");
-    bus.own("session-1", "p1").await.expect("owned");
-    bus.lose("session-1", "p1").await.expect("lost");
-    let message = |frame: &'static str, except: Option<SocketId>, ends: bool| Message {
+    let (socket, member) = (
+        SocketId::from("1.1"),
+        PresenceMember { user_id: "user-1".into(), user_info: serde_json::json!({ "name": "\"é\"" }) },
+    );
+    bus.join_channel(&key("room"), &socket, None).await.expect("joined");
+    bus.join_channel(&key("presence-room"), &socket, Some(&member)).await.expect("joined");
+    bus.join_channel(&key("left"), &socket, None).await.expect("joined");
+    bus.leave_channel(&key("left"), &socket, None).await.expect("left");
+    bus.store_last_event(&key("cache-news"), &LastEvent { event: "greeting".into(), data: r#"{"n":1.0}"#.into() })
+        .await
+        .expect("kept");
+    bus.claim_session("session-1", "p1").await.expect("owned");
+    bus.report_lost_send("session-1", "p1").await.expect("lost");
+    let message = |frame: &'static str, except: Option<SocketId>, ends: bool| BroadcastFrame {
         subject: key("room"),
         frame: frame.into(),
         except,
         ends,
     };
-    bus.publish(message(r#"{"event":"one"}"#, None, false)).await.expect("published");
-    bus.publish(message(r#"{"event":"two"}"#, Some(socket.clone()), false)).await.expect("published");
-    bus.publish(message(r#"{"event":"three"}"#, None, true)).await.expect("published");
+    bus.publish_frame(message(r#"{"event":"one"}"#, None, false)).await.expect("published");
+    bus.publish_frame(message(r#"{"event":"two"}"#, Some(socket.clone()), false)).await.expect("published");
+    bus.publish_frame(message(r#"{"event":"three"}"#, None, true)).await.expect("published");
     // Published on the same connection as the frames before it, so that whoever hears it has heard them.
     let heard = tokio::task::spawn_blocking(move || {
         use std::io::BufRead;

@@ -12,13 +12,13 @@ mod fuzz;
 mod generated;
 mod golden;
 #[cfg(feature = "rehearsal")]
+mod multi_edge;
+#[cfg(feature = "rehearsal")]
 mod openmetrics;
 #[cfg(feature = "rehearsal")]
-mod pods;
+mod processes;
 mod redis;
 mod rehearsal;
-#[cfg(feature = "rehearsal")]
-mod servers;
 #[cfg(feature = "rehearsal")]
 mod sockjs;
 mod source_tree;

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use fred::interfaces::{ClientLike, ConfigInterface, KeysInterface, SortedSetsInterface};
 use realtime_operator::bus::{
-    Address, Bus, BusError, Count, Decided, Last, Message, Peer, Recalled, RedisBus, Subject, Timing, Transition,
+    BroadcastFrame, Bus, BusError, BusTiming, ChannelKey, CountUpdate, LastEvent, LastEventLookup, RedisAddress,
+    RedisBus, RelayPeer, RemoteTransitions, Transition,
 };
-use realtime_operator::protocol::frame::Member;
-use realtime_operator::protocol::record::{Cause, EventKind};
+use realtime_operator::protocol::frame::PresenceMember;
+use realtime_operator::protocol::record::{EventKind, LeaveCause};
 use realtime_operator::protocol::{ChannelName, SocketId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -21,11 +22,11 @@ use tokio_util::sync::CancellationToken;
 use resources::{command_bound_to_test, reserve_port};
 
 /// Short, so that a test sees a death in a second.
-const TIMING: Timing = Timing {
-    lease: Duration::from_millis(900),
-    renew: Duration::from_millis(200),
-    settle: Duration::from_millis(800),
-    rest: Duration::from_millis(1_200),
+const TIMING: BusTiming = BusTiming {
+    lease_ttl: Duration::from_millis(900),
+    renew_interval: Duration::from_millis(200),
+    settling_period: Duration::from_millis(800),
+    sweep_grace: Duration::from_millis(1_200),
 };
 
 /// Longest that a test waits for anything.
@@ -143,7 +144,7 @@ async fn end(url: &str, process: &str, life: CancellationToken) -> RedisBus {
     let bus = RedisBus::start(url, "uid-1", process, TIMING, life).expect("a bus");
     answers(&bus).await;
     // The memory of a store that has just begun tells nothing yet.
-    tokio::time::sleep(TIMING.settle).await;
+    tokio::time::sleep(TIMING.settling_period).await;
     bus
 }
 
@@ -152,8 +153,8 @@ async fn answers(bus: &RedisBus) {
     let mut last = None;
     let answered = async {
         loop {
-            let answer = bus.look(&subject("nowhere")).await;
-            if bus.up() && answer.is_ok() {
+            let answer = bus.inspect_channel(&subject("nowhere")).await;
+            if bus.is_available() && answer.is_ok() {
                 return;
             }
             last = Some(answer.map(|_| "an answer, but the bus is not up"));
@@ -164,12 +165,12 @@ async fn answers(bus: &RedisBus) {
     assert!(answered.is_ok(), "no answer of Redis within {WAIT_TIMEOUT:?}; the last: {last:?}");
 }
 
-fn subject(channel: &str) -> Subject {
-    Subject { app: "1".into(), channel: ChannelName::parse(channel).expect("a valid name") }
+fn subject(channel: &str) -> ChannelKey {
+    ChannelKey { app: "1".into(), channel: ChannelName::parse(channel).expect("a valid name") }
 }
 
-fn member(user: &str) -> Member {
-    Member { user_id: user.into(), user_info: serde_json::json!({ "name": format!("\"{user}\" é") }) }
+fn member(user: &str) -> PresenceMember {
+    PresenceMember { user_id: user.into(), user_info: serde_json::json!({ "name": format!("\"{user}\" é") }) }
 }
 
 fn told(transitions: &[Transition]) -> Vec<(&'static str, u64)> {
@@ -181,17 +182,17 @@ async fn occupancy_is_decided_once_across_processes() {
     let redis = Redis::start(None);
     let (one, two, room) = (redis.bus("p1").await, redis.bus("p2").await, subject("room"));
     let (a, b) = (SocketId::from("1.1"), SocketId::from("2.2"));
-    let first = one.join(&room, &a, None).await.expect("joined").transitions;
+    let first = one.join_channel(&room, &a, None).await.expect("joined").transitions;
     assert_eq!(told(&first), [("channel_occupied", 1)]);
     assert!(first[0].order.epoch > 1_600_000_000_000_000, "the epoch is a time in µs");
-    assert_eq!(told(&two.join(&room, &b, None).await.expect("joined").transitions), []);
-    assert_eq!(told(&one.join(&room, &a, None).await.expect("joined").transitions), [], "entering twice");
-    assert_eq!(told(&one.leave(&room, &a, None).await.expect("left")), []);
-    let last = two.leave(&room, &b, None).await.expect("left");
+    assert_eq!(told(&two.join_channel(&room, &b, None).await.expect("joined").transitions), []);
+    assert_eq!(told(&one.join_channel(&room, &a, None).await.expect("joined").transitions), [], "entering twice");
+    assert_eq!(told(&one.leave_channel(&room, &a, None).await.expect("left")), []);
+    let last = two.leave_channel(&room, &b, None).await.expect("left");
     assert_eq!(told(&last), [("channel_vacated", 2)]);
     assert_eq!(last[0].order.epoch, first[0].order.epoch);
-    assert_eq!(told(&two.leave(&room, &b, None).await.expect("left")), [], "leaving twice");
-    let again = one.join(&room, &a, None).await.expect("joined").transitions;
+    assert_eq!(told(&two.leave_channel(&room, &b, None).await.expect("left")), [], "leaving twice");
+    let again = one.join_channel(&room, &a, None).await.expect("joined").transitions;
     assert_eq!(told(&again), [("channel_occupied", 3)], "the counter goes on");
 }
 
@@ -200,20 +201,21 @@ async fn a_user_counts_once_and_the_roster_shows_everyone() {
     let redis = Redis::start(None);
     let (one, two, room) = (redis.bus("p1").await, redis.bus("p2").await, subject("presence-room"));
     let (a, b, user) = (SocketId::from("1.1"), SocketId::from("2.2"), member("u"));
-    let first = one.join(&room, &a, Some(&user)).await.expect("joined");
+    let first = one.join_channel(&room, &a, Some(&user)).await.expect("joined");
     assert_eq!(told(&first.transitions), [("channel_occupied", 1), ("member_added", 2)]);
-    let second = two.join(&room, &b, Some(&user)).await.expect("joined");
+    let second = two.join_channel(&room, &b, Some(&user)).await.expect("joined");
     assert_eq!((told(&second.transitions), second.roster), (vec![], vec![user]));
-    assert_eq!(told(&one.leave(&room, &a, None).await.expect("left")), []);
-    let last = two.leave(&room, &b, None).await.expect("left");
+    assert_eq!(told(&one.leave_channel(&room, &a, None).await.expect("left")), []);
+    let last = two.leave_channel(&room, &b, None).await.expect("left");
     assert_eq!(told(&last), [("member_removed", 3), ("channel_vacated", 4)]);
     for n in 0..100 {
         let socket = SocketId::from_random(1, n);
-        one.join(&room, &socket, Some(&member(&n.to_string()))).await.expect("room for a hundred");
+        one.join_channel(&room, &socket, Some(&member(&n.to_string()))).await.expect("room for a hundred");
     }
     let late = SocketId::from("9.9");
-    assert_eq!(two.join(&room, &late, Some(&member("late"))).await.err(), Some(BusError::Full(100)));
-    let there = two.join(&room, &late, Some(&member("7"))).await.expect("another connection of one who is there");
+    assert_eq!(two.join_channel(&room, &late, Some(&member("late"))).await.err(), Some(BusError::ChannelFull(100)));
+    let there =
+        two.join_channel(&room, &late, Some(&member("7"))).await.expect("another connection of one who is there");
     assert_eq!(there.roster.len(), 100);
 }
 
@@ -225,8 +227,8 @@ async fn what_two_processes_decide_at_once_has_one_order_without_gaps() {
     let flap = async |bus: &RedisBus, socket: &str| {
         let (socket, mut all) = (SocketId::from(socket), Vec::new());
         for _ in 0..500 {
-            all.extend(bus.join(&room, &socket, None).await.expect("joined").transitions);
-            all.extend(bus.leave(&room, &socket, None).await.expect("left"));
+            all.extend(bus.join_channel(&room, &socket, None).await.expect("joined").transitions);
+            all.extend(bus.leave_channel(&room, &socket, None).await.expect("left"));
         }
         all
     };
@@ -247,16 +249,17 @@ async fn frames_reach_the_other_processes_only_and_other_clusters_not_at_all() {
     let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
     let foreign = RedisBus::start(&redis.url(), "uid-2", "p3", TIMING, CancellationToken::new()).expect("a bus");
     answers(&foreign).await;
-    let mut own = one.messages().expect("an inbox");
-    let mut other = two.messages().expect("an inbox");
-    let mut elsewhere = foreign.messages().expect("an inbox");
-    assert!(one.messages().is_none(), "taken once");
+    let mut own = one.take_incoming_frames().expect("an inbox");
+    let mut other = two.take_incoming_frames().expect("an inbox");
+    let mut elsewhere = foreign.take_incoming_frames().expect("an inbox");
+    assert!(one.take_incoming_frames().is_none(), "taken once");
     let frame = bytes::Bytes::from_static(b"{\"a\":\n1}");
-    let message = Message { subject: subject("room"), frame: frame.clone(), except: Some("1.2".into()), ends: false };
+    let message =
+        BroadcastFrame { subject: subject("room"), frame: frame.clone(), except: Some("1.2".into()), ends: false };
     let arrived = async {
         loop {
             // Redis does not keep what nobody listens to yet.
-            one.publish(message.clone()).await.expect("published");
+            one.publish_frame(message.clone()).await.expect("published");
             if let Ok(Some(found)) = tokio::time::timeout(Duration::from_millis(100), other.recv()).await {
                 return found;
             }
@@ -266,9 +269,9 @@ async fn frames_reach_the_other_processes_only_and_other_clusters_not_at_all() {
     assert_eq!((found.frame, found.except), (frame, Some("1.2".into())));
     while other.try_recv().is_ok() {}
     // More than are sent in one go.
-    let many = (0..1_200).map(|n: u32| Message { frame: n.to_string().into(), ..message.clone() }).collect();
-    one.publish_all(many).await.expect("published");
-    one.publish_all(Vec::new()).await.expect("nothing to publish");
+    let many = (0..1_200).map(|n: u32| BroadcastFrame { frame: n.to_string().into(), ..message.clone() }).collect();
+    one.publish_frames(many).await.expect("published");
+    one.publish_frames(Vec::new()).await.expect("nothing to publish");
     for n in 0..1_200 {
         let found = tokio::time::timeout(WAIT_TIMEOUT, other.recv()).await;
         let found = found.unwrap_or_else(|_| panic!("frame {n} of 1200 did not come within {WAIT_TIMEOUT:?}"));
@@ -281,12 +284,12 @@ async fn frames_reach_the_other_processes_only_and_other_clusters_not_at_all() {
 async fn the_last_event_is_kept_for_all_and_its_absence_told_by_one() {
     let redis = Redis::start(None);
     let (one, two, room) = (redis.bus("p1").await, redis.bus("p2").await, subject("cache-room"));
-    let last = Last { event: "e".into(), data: "\"é\"\n".into() };
-    assert_eq!(one.recall(&room).await, Ok(Recalled::Missing { first: true }));
-    assert_eq!(two.recall(&room).await, Ok(Recalled::Missing { first: false }));
-    one.keep(&room, &last).await.expect("kept");
-    assert_eq!(two.recall(&room).await, Ok(Recalled::Kept(last.clone())));
-    let seen = two.look(&room).await.expect("seen");
+    let last = LastEvent { event: "e".into(), data: "\"é\"\n".into() };
+    assert_eq!(one.look_up_last_event(&room).await, Ok(LastEventLookup::Missing { report_miss: true }));
+    assert_eq!(two.look_up_last_event(&room).await, Ok(LastEventLookup::Missing { report_miss: false }));
+    one.store_last_event(&room, &last).await.expect("kept");
+    assert_eq!(two.look_up_last_event(&room).await, Ok(LastEventLookup::Found(last.clone())));
+    let seen = two.inspect_channel(&room).await.expect("seen");
     let (kept, remaining) = seen.last.expect("an event");
     assert!(kept == last && remaining > Duration::from_secs(1_790) && remaining <= Duration::from_mins(30));
     assert_eq!((seen.connections, seen.users.len()), (0, 0));
@@ -297,44 +300,48 @@ async fn channels_are_counted_listed_and_looked_at_across_processes() {
     let redis = Redis::start(None);
     let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
     let (room, presence) = (subject("room"), subject("presence-room"));
-    let own = Subject { app: "1".into(), channel: ChannelName::signed_in("u}é").expect("a name") };
-    let elsewhere = Subject { app: "11".into(), channel: room.channel.clone() };
+    let own = ChannelKey { app: "1".into(), channel: ChannelName::signed_in("u}é").expect("a name") };
+    let elsewhere = ChannelKey { app: "11".into(), channel: room.channel.clone() };
     let socket = |n| SocketId::from_random(1, n);
-    assert_eq!(one.count(&room).await, Ok(Count::Told), "nobody was ever there");
+    assert_eq!(one.claim_count_update(&room).await, Ok(CountUpdate::Unchanged), "nobody was ever there");
     for (n, bus) in [(0, &one), (1, &two)] {
-        bus.join(&room, &socket(n), None).await.expect("joined");
-        bus.join(&presence, &socket(n), Some(&member(&n.to_string()))).await.expect("joined");
+        bus.join_channel(&room, &socket(n), None).await.expect("joined");
+        bus.join_channel(&presence, &socket(n), Some(&member(&n.to_string()))).await.expect("joined");
     }
     for subject in [&own, &elsewhere, &subject("left")] {
-        one.join(subject, &socket(0), None).await.expect("joined");
+        one.join_channel(subject, &socket(0), None).await.expect("joined");
     }
-    assert_eq!(one.count(&subject("left")).await, Ok(Count::Tell(1)));
-    one.leave(&subject("left"), &socket(0), None).await.expect("left");
-    assert_eq!(one.count(&subject("left")).await, Ok(Count::Tell(0)), "who watches the count hears of the last leave");
-    assert_eq!(two.count(&subject("left")).await, Ok(Count::Told));
-    assert_eq!(one.count(&room).await, Ok(Count::Tell(2)));
-    assert_eq!(two.count(&room).await, Ok(Count::Told));
+    assert_eq!(one.claim_count_update(&subject("left")).await, Ok(CountUpdate::Publish(1)));
+    one.leave_channel(&subject("left"), &socket(0), None).await.expect("left");
+    assert_eq!(
+        one.claim_count_update(&subject("left")).await,
+        Ok(CountUpdate::Publish(0)),
+        "who watches the count hears of the last leave"
+    );
+    assert_eq!(two.claim_count_update(&subject("left")).await, Ok(CountUpdate::Unchanged));
+    assert_eq!(one.claim_count_update(&room).await, Ok(CountUpdate::Publish(2)));
+    assert_eq!(two.claim_count_update(&room).await, Ok(CountUpdate::Unchanged));
     for n in 2..=100 {
-        one.join(&room, &socket(n), None).await.expect("joined");
+        one.join_channel(&room, &socket(n), None).await.expect("joined");
     }
-    let later = two.count(&room).await.expect("an answer");
-    assert!(matches!(later, Count::Later(wait) if wait <= Duration::from_secs(5)), "{later:?}");
-    one.leave(&room, &socket(0), None).await.expect("left");
-    assert_eq!(two.count(&room).await, Ok(Count::Tell(100)));
-    let seen = two.look(&presence).await.expect("seen");
+    let later = two.claim_count_update(&room).await.expect("an answer");
+    assert!(matches!(later, CountUpdate::RetryAfter(wait) if wait <= Duration::from_secs(5)), "{later:?}");
+    one.leave_channel(&room, &socket(0), None).await.expect("left");
+    assert_eq!(two.claim_count_update(&room).await, Ok(CountUpdate::Publish(100)));
+    let seen = two.inspect_channel(&presence).await.expect("seen");
     assert_eq!((seen.connections, seen.users), (2, vec!["0".to_owned(), "1".to_owned()]));
     let names = async |prefix| {
-        let channels = two.list(&"1".into(), prefix).await.expect("channels");
+        let channels = two.list_channels(&"1".into(), prefix).await.expect("channels");
         channels.into_iter().map(|(name, users)| (name.to_string(), users)).collect::<Vec<_>>()
     };
     assert_eq!(names("").await, [("presence-room".to_owned(), 2), ("room".to_owned(), 0)]);
     assert_eq!(names("ro").await, [("room".to_owned(), 0)]);
-    assert_eq!(two.occupied(&[subject("left"), own, room]).await, Ok(vec![false, true, true]));
-    assert_eq!(two.occupied(&[]).await, Ok(vec![]));
+    assert_eq!(two.are_occupied(&[subject("left"), own, room]).await, Ok(vec![false, true, true]));
+    assert_eq!(two.are_occupied(&[]).await, Ok(vec![]));
 }
 
 /// What a bus decides unasked, until so many transitions have come; and that no more come soon.
-async fn unasked(decided: &mut mpsc::Receiver<Decided>, count: usize) -> Vec<(Subject, Transition)> {
+async fn unasked(decided: &mut mpsc::Receiver<RemoteTransitions>, count: usize) -> Vec<(ChannelKey, Transition)> {
     let mut all = Vec::new();
     let wanted = async {
         while all.len() < count {
@@ -359,18 +366,18 @@ async fn many_of_a_dead_process_go_in_parts_and_each_is_told_of_once() {
     let (death, life) = (CancellationToken::new(), CancellationToken::new());
     let dying = end(&redis.url(), "p0", death.clone()).await;
     let one = end(&redis.url(), "p1", life.clone()).await;
-    let mut decided = one.decided().expect("an outlet");
+    let mut decided = one.take_remote_transitions().expect("an outlet");
     // Redis keeps a small table in one piece, which it reads at once, and a large one in many.
     let (members, crowd) = (subject("presence-members"), subject("crowd"));
     let socket = |n| SocketId::from_random(7, n);
     for n in 0..99 {
-        dying.join(&members, &socket(n), Some(&member(&n.to_string()))).await.expect("joined");
+        dying.join_channel(&members, &socket(n), Some(&member(&n.to_string()))).await.expect("joined");
     }
     for n in 1_000..1_600 {
-        dying.join(&crowd, &socket(n), None).await.expect("joined");
+        dying.join_channel(&crowd, &socket(n), None).await.expect("joined");
     }
-    one.join(&members, &socket(5_000), Some(&member("stays"))).await.expect("joined");
-    one.join(&crowd, &socket(5_001), None).await.expect("joined");
+    one.join_channel(&members, &socket(5_000), Some(&member("stays"))).await.expect("joined");
+    one.join_channel(&crowd, &socket(5_001), None).await.expect("joined");
     death.cancel();
     // Of both that they are occupied, of 99 that they came and went.
     let mut removed: Vec<(u64, String)> = unasked(&mut decided, 200)
@@ -388,12 +395,12 @@ async fn many_of_a_dead_process_go_in_parts_and_each_is_told_of_once() {
     let users: std::collections::BTreeSet<&str> = removed.iter().map(|(_, user)| user.as_str()).collect();
     assert_eq!((users.len(), users.contains("stays")), (99, false));
     let looked = async {
-        while one.look(&crowd).await.map(|seen| seen.connections) != Ok(1) {
+        while one.inspect_channel(&crowd).await.map(|seen| seen.connections) != Ok(1) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::time::timeout(WAIT_TIMEOUT, looked).await.expect("one connection is left in `crowd`");
-    let left = one.look(&members).await.map(|seen| (seen.connections, seen.users));
+    let left = one.inspect_channel(&members).await.map(|seen| (seen.connections, seen.users));
     assert_eq!(left, Ok((1, vec!["stays".into()])));
 }
 
@@ -458,14 +465,14 @@ async fn a_sentinel_names_another_store_and_the_bus_goes_on_there() {
     eventually_says(&sentinel, &["sentinel", "replicas", "main"], &replica.port.to_string()).await;
     let url = format!("redis-sentinel://127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
     let (one, room) = (end(&url, "p1", CancellationToken::new()).await, subject("room"));
-    let mut decided = one.decided().expect("an outlet");
-    one.join(&room, &"1.1".into(), None).await.expect("joined");
+    let mut decided = one.take_remote_transitions().expect("an outlet");
+    one.join_channel(&room, &"1.1".into(), None).await.expect("joined");
     drop(primary);
-    assert!(one.join(&subject("new"), &"1.1".into(), None).await.is_err(), "nobody answers yet");
+    assert!(one.join_channel(&subject("new"), &"1.1".into(), None).await.is_err(), "nobody answers yet");
     let told = unasked(&mut decided, 1).await;
     assert_eq!((told[0].0.channel.as_str(), told[0].1.kind.name()), ("new", "channel_occupied"));
-    assert_eq!(one.look(&room).await.map(|seen| seen.connections), Ok(1));
-    tokio::time::sleep(TIMING.settle).await;
+    assert_eq!(one.inspect_channel(&room).await.map(|seen| seen.connections), Ok(1));
+    tokio::time::sleep(TIMING.settling_period).await;
     assert!(decided.try_recv().is_err(), "what did not change is not told");
 }
 
@@ -517,19 +524,19 @@ async fn a_redis_is_reached_over_tls_if_a_known_authority_signed_it() {
     let url = format!("rediss://localhost:{port}");
     // As a bundle, of which only one is needed.
     let both = format!("{others}{text}");
-    let address = Address { url: &url, authorities: Some(&both) };
+    let address = RedisAddress { url: &url, authorities: Some(&both) };
     let start = |process: &str| RedisBus::start(address, "uid-1", process, TIMING, CancellationToken::new());
     let (one, two) = (start("p1").expect("a bus"), start("p2").expect("a bus"));
     answers(&one).await;
     answers(&two).await;
-    let (room, mut heard) = (subject("room"), two.messages().expect("an outlet"));
-    one.join(&room, &"1.1".into(), None).await.expect("joined");
-    assert_eq!(two.look(&room).await.map(|seen| seen.connections), Ok(1));
-    let message = Message { subject: room, frame: "hello".into(), except: None, ends: false };
+    let (room, mut heard) = (subject("room"), two.take_incoming_frames().expect("an outlet"));
+    one.join_channel(&room, &"1.1".into(), None).await.expect("joined");
+    assert_eq!(two.inspect_channel(&room).await.map(|seen| seen.connections), Ok(1));
+    let message = BroadcastFrame { subject: room, frame: "hello".into(), except: None, ends: false };
     let arrives = async {
         // The other may not listen yet.
         loop {
-            one.publish(message.clone()).await.expect("published");
+            one.publish_frame(message.clone()).await.expect("published");
             if let Ok(Some(found)) = tokio::time::timeout(Duration::from_millis(200), heard.recv()).await {
                 break found;
             }
@@ -544,9 +551,9 @@ async fn a_redis_is_reached_over_tls_if_a_known_authority_signed_it() {
         ("another's", &url, Some(&others), "caSecretRef"),
         ("another name", &elsewhere, Some(&text), "it is for another name"),
     ] {
-        let address = Address { url, authorities: authorities.map(String::as_str) };
+        let address = RedisAddress { url, authorities: authorities.map(String::as_str) };
         let refused = RedisBus::connect(address, "uid-1", "p3", CancellationToken::new()).await.err();
-        let Some(BusError::Unfit(told)) = refused else { panic!("{name}: {refused:?}") };
+        let Some(BusError::Unusable(told)) = refused else { panic!("{name}: {refused:?}") };
         assert!(told.contains(says), "{name}: {told}");
     }
 }
@@ -563,7 +570,7 @@ async fn a_user_with_the_documented_rights_is_enough_and_one_who_is_not_let_in_i
     a_process_dies(&url("edge:right@")).await;
     for (who, says) in [("edge:wrong@", "this password"), ("", "wants a password")] {
         let refused = RedisBus::connect(&url(who), "uid-1", "p3", CancellationToken::new()).await.err();
-        let Some(BusError::Unfit(told)) = refused else { panic!("{who}: {refused:?}") };
+        let Some(BusError::Unusable(told)) = refused else { panic!("{who}: {refused:?}") };
         assert!(told.contains(says), "{who}: {told}");
     }
 }
@@ -589,17 +596,18 @@ async fn a_process_dies(url: &str) {
     let life = CancellationToken::new();
     let dying = end(url, "p0", death.clone()).await;
     let (one, two) = (end(url, "p1", life.clone()).await, end(url, "p2", life.clone()).await);
-    let mut others = [one.decided().expect("an outlet"), two.decided().expect("an outlet")];
+    let mut others =
+        [one.take_remote_transitions().expect("an outlet"), two.take_remote_transitions().expect("an outlet")];
     let (alone, shared) = (subject("presence-alone"), subject("presence-shared"));
     let socket = |n| SocketId::from_random(7, n);
-    let first = dying.join(&alone, &socket(1), Some(&member("a"))).await.expect("joined").transitions;
-    let second = dying.join(&shared, &socket(2), Some(&member("a"))).await.expect("joined").transitions;
-    dying.join(&shared, &socket(3), Some(&member("b"))).await.expect("joined");
-    one.join(&shared, &socket(4), Some(&member("a"))).await.expect("joined");
+    let first = dying.join_channel(&alone, &socket(1), Some(&member("a"))).await.expect("joined").transitions;
+    let second = dying.join_channel(&shared, &socket(2), Some(&member("a"))).await.expect("joined").transitions;
+    dying.join_channel(&shared, &socket(3), Some(&member("b"))).await.expect("joined");
+    one.join_channel(&shared, &socket(4), Some(&member("a"))).await.expect("joined");
     // Of one channel all is safe in the stream, of the other nothing.
-    dying.recorded(&shared, &second.iter().map(|transition| transition.order).collect::<Vec<_>>());
+    dying.acknowledge_recorded(&shared, &second.iter().map(|transition| transition.order).collect::<Vec<_>>());
     let acknowledged = async {
-        while dying.join(&shared, &socket(2), None).await.is_err() {}
+        while dying.join_channel(&shared, &socket(2), None).await.is_err() {}
         tokio::time::sleep(Duration::from_millis(300)).await;
     };
     acknowledged.await;
@@ -615,9 +623,9 @@ async fn a_process_dies(url: &str) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // Longer than another sweep would take.
-    tokio::time::sleep(TIMING.rest).await;
+    tokio::time::sleep(TIMING.sweep_grace).await;
     assert!(others.iter_mut().all(|outlet| outlet.try_recv().is_err()), "told twice");
-    let of = |subject: &Subject| -> Vec<Transition> {
+    let of = |subject: &ChannelKey| -> Vec<Transition> {
         found.iter().filter(|(found, _)| found == subject).map(|(_, transition)| transition.clone()).collect()
     };
     let told_alone = of(&alone);
@@ -627,29 +635,34 @@ async fn a_process_dies(url: &str) {
         [("channel_occupied", 1), ("member_added", 2), ("member_removed", 3), ("channel_vacated", 4)]
     );
     assert_eq!(told(&of(&shared)), [("member_added", 3), ("member_removed", 4)], "`a` is still there");
-    assert_eq!(one.look(&shared).await.map(|seen| (seen.connections, seen.users)), Ok((1, vec!["a".into()])));
-    assert_eq!(one.look(&alone).await.map(|seen| seen.connections), Ok(0));
-    assert_eq!(two.list(&"1".into(), "").await.map(|all| all.len()), Ok(1));
+    assert_eq!(
+        one.inspect_channel(&shared).await.map(|seen| (seen.connections, seen.users)),
+        Ok((1, vec!["a".into()]))
+    );
+    assert_eq!(one.inspect_channel(&alone).await.map(|seen| seen.connections), Ok(0));
+    assert_eq!(two.list_channels(&"1".into(), "").await.map(|all| all.len()), Ok(1));
 }
 
 #[tokio::test]
 async fn a_store_that_lost_its_memory_hears_everyone_and_tells_only_what_changed() {
     let redis = Redis::start(None);
     let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
-    let (mut first, mut second) = (one.decided().expect("an outlet"), two.decided().expect("an outlet"));
+    let (mut first, mut second) =
+        (one.take_remote_transitions().expect("an outlet"), two.take_remote_transitions().expect("an outlet"));
     let (same, changed, left) = (subject("presence-same"), subject("presence-changed"), subject("left"));
     let socket = |n| SocketId::from_random(7, n);
-    one.join(&same, &socket(1), Some(&member("a"))).await.expect("joined");
-    two.join(&same, &socket(2), Some(&member("b"))).await.expect("joined");
-    one.join(&changed, &socket(1), Some(&member("a"))).await.expect("joined");
-    let known = two.join(&changed, &socket(2), Some(&member("b"))).await.expect("joined").transitions;
-    one.join(&left, &socket(1), None).await.expect("joined");
+    one.join_channel(&same, &socket(1), Some(&member("a"))).await.expect("joined");
+    two.join_channel(&same, &socket(2), Some(&member("b"))).await.expect("joined");
+    one.join_channel(&changed, &socket(1), Some(&member("a"))).await.expect("joined");
+    let known = two.join_channel(&changed, &socket(2), Some(&member("b"))).await.expect("joined").transitions;
+    one.join_channel(&left, &socket(1), None).await.expect("joined");
     let port = redis.port;
     drop(redis);
-    let away = two.leave(&changed, &socket(2), None).await.expect_err("away");
+    let away = two.leave_channel(&changed, &socket(2), None).await.expect_err("away");
     assert!(matches!(away, BusError::Unavailable(_)), "{away}");
     assert!(
-        one.leave(&left, &socket(1), None).await.is_err() && one.join(&subject("new"), &socket(1), None).await.is_err()
+        one.leave_channel(&left, &socket(1), None).await.is_err()
+            && one.join_channel(&subject("new"), &socket(1), None).await.is_err()
     );
     let _empty = Redis::start(Some(port));
     answers(&one).await;
@@ -664,16 +677,16 @@ async fn a_store_that_lost_its_memory_hears_everyone_and_tells_only_what_changed
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    tokio::time::sleep(TIMING.rest).await;
+    tokio::time::sleep(TIMING.sweep_grace).await;
     assert!(first.try_recv().is_err() && second.try_recv().is_err(), "told twice");
     all.sort_by(|(one, _), (other, _)| one.cmp(other));
     let kinds: Vec<_> = all.iter().map(|(subject, t)| (subject.channel.to_string(), t.kind.name())).collect();
     let wanted = [("left", "channel_vacated"), ("new", "channel_occupied"), ("presence-changed", "member_removed")];
     assert_eq!(kinds, wanted.map(|(channel, kind)| (channel.to_owned(), kind)));
     assert!(all[2].1.order > known[0].order, "a sequence never goes back");
-    let seen = two.look(&same).await.expect("seen");
+    let seen = two.inspect_channel(&same).await.expect("seen");
     assert_eq!((seen.connections, seen.users), (2, vec!["a".to_owned(), "b".to_owned()]));
-    let gone = one.leave(&same, &socket(1), None).await.expect("left");
+    let gone = one.leave_channel(&same, &socket(1), None).await.expect("left");
     assert_eq!(gone.iter().map(|t| t.kind.name()).collect::<Vec<_>>(), ["member_removed"], "it was known as told");
 }
 
@@ -683,8 +696,8 @@ async fn who_was_taken_for_dead_comes_back_with_everyone_it_has() {
     let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
     let room = subject("presence-room");
     let (a, b) = (SocketId::from("1.1"), SocketId::from("2.2"));
-    one.join(&room, &a, Some(&member("a"))).await.expect("joined");
-    two.join(&room, &b, Some(&member("b"))).await.expect("joined");
+    one.join_channel(&room, &a, Some(&member("a"))).await.expect("joined");
+    two.join_channel(&room, &b, Some(&member("b"))).await.expect("joined");
     let raw =
         fred::types::Builder::from_config(fred::types::config::Config::from_url(&redis.url()).expect("an address"));
     let raw = raw.build().expect("a client");
@@ -704,12 +717,12 @@ async fn who_was_taken_for_dead_comes_back_with_everyone_it_has() {
     };
     let names = tokio::time::timeout(WAIT_TIMEOUT, renamed).await.expect("`p1` is swept, and is there as `p1.1`");
     assert_eq!(names.len(), 2);
-    let seen = two.look(&room).await.expect("seen");
+    let seen = two.inspect_channel(&room).await.expect("seen");
     assert_eq!((seen.connections, seen.users), (2, vec!["a".to_owned(), "b".to_owned()]));
-    let left = one.leave(&room, &a, Some(Cause::Drain)).await.expect("left");
+    let left = one.leave_channel(&room, &a, Some(LeaveCause::Drain)).await.expect("left");
     assert_eq!(
         left.iter().map(|t| (t.kind.name(), t.cause)).collect::<Vec<_>>(),
-        [("member_removed", Some(Cause::Drain))]
+        [("member_removed", Some(LeaveCause::Drain))]
     );
 }
 
@@ -725,8 +738,8 @@ async fn a_store_that_would_forget_is_refused_at_the_start() {
         raw.config_set(name, value).await.expect("set");
     }
     let error = RedisBus::connect(&redis.url(), "uid-1", "p2", CancellationToken::new()).await.err().expect("refused");
-    assert!(matches!(&error, BusError::Unfit(told) if told.contains("noeviction")), "{error}");
-    assert!(bus.up(), "who serves goes on");
+    assert!(matches!(&error, BusError::Unusable(told) if told.contains("noeviction")), "{error}");
+    assert!(bus.is_available(), "who serves goes on");
 }
 
 #[tokio::test]
@@ -738,14 +751,14 @@ async fn a_foreign_key_and_a_full_store_are_told_and_lose_nothing() {
     let raw = raw.build().expect("a client");
     raw.init().await.expect("a connection");
     raw.set::<(), _, _>("rt:{uid-1:1:room}:sockets", "foreign", None, None, false).await.expect("set");
-    let error = bus.join(&room, &socket, None).await.expect_err("refused").to_string();
+    let error = bus.join_channel(&room, &socket, None).await.expect_err("refused").to_string();
     assert!(error.contains("a Redis of its own"), "{error}");
-    let mut decided = bus.decided().expect("an outlet");
+    let mut decided = bus.take_remote_transitions().expect("an outlet");
     raw.del::<(), _>("rt:{uid-1:1:room}:sockets").await.expect("removed");
     let told = unasked(&mut decided, 1).await;
     assert_eq!((&told[0].0, told[0].1.kind.name()), (&room, "channel_occupied"), "once the key has gone");
     raw.config_set("maxmemory", "1mb").await.expect("set");
-    let error = bus.join(&subject("other"), &socket, None).await.expect_err("refused").to_string();
+    let error = bus.join_channel(&subject("other"), &socket, None).await.expect_err("refused").to_string();
     assert!(error.contains("Redis is full"), "{error}");
     raw.config_set("maxmemory", "0").await.expect("set");
     let told = unasked(&mut decided, 1).await;
@@ -756,29 +769,29 @@ async fn a_foreign_key_and_a_full_store_are_told_and_lose_nothing() {
 async fn sessions_have_one_owner_and_processes_know_each_other() {
     let redis = Redis::start(None);
     let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
-    let peer = |n: u8| Peer { process: format!("0{n}"), address: [127, 0, 0, n].into() };
+    let peer = |n: u8| RelayPeer { process: format!("0{n}"), address: [127, 0, 0, n].into() };
     let (a, b) = (peer(1), peer(2));
-    let first = one.alive(&a).await.expect("alive");
-    assert_eq!((first.peers, first.known), (vec![a.clone()], false));
-    let mut second = two.alive(&b).await.expect("alive");
+    let first = one.send_heartbeat(&a).await.expect("alive");
+    assert_eq!((first.peers, first.was_registered), (vec![a.clone()], false));
+    let mut second = two.send_heartbeat(&b).await.expect("alive");
     second.peers.sort_by(|one, other| one.process.cmp(&other.process));
-    assert_eq!((second.peers, second.known), (vec![a.clone(), b.clone()], false));
-    assert!(one.alive(&a).await.expect("alive").known);
+    assert_eq!((second.peers, second.was_registered), (vec![a.clone(), b.clone()], false));
+    assert!(one.send_heartbeat(&a).await.expect("alive").was_registered);
 
-    assert_eq!(one.own("s.1", "01").await, Ok(None));
-    assert_eq!(two.own("s.1", "02").await, Ok(Some("01".to_owned())));
-    assert_eq!(one.own("s.1", "01").await, Ok(Some("01".to_owned())), "asked twice");
-    two.disown("s.1", "02").await.expect("an answer");
-    assert_eq!(two.owner("s.1").await, Ok(Some("01".to_owned())), "only its owner may disown it");
-    one.disown("s.1", "01").await.expect("an answer");
-    assert_eq!(two.owner("s.1").await, Ok(None));
+    assert_eq!(one.claim_session("s.1", "01").await, Ok(None));
+    assert_eq!(two.claim_session("s.1", "02").await, Ok(Some("01".to_owned())));
+    assert_eq!(one.claim_session("s.1", "01").await, Ok(Some("01".to_owned())), "asked twice");
+    two.release_session("s.1", "02").await.expect("an answer");
+    assert_eq!(two.session_owner("s.1").await, Ok(Some("01".to_owned())), "only its owner may disown it");
+    one.release_session("s.1", "01").await.expect("an answer");
+    assert_eq!(two.session_owner("s.1").await, Ok(None));
     let many: Vec<String> = (0..1_200).map(|n| format!("p.{n}.{{a}}")).collect();
-    two.name(&many, "02").await.expect("named");
-    assert_eq!(one.owner(&many[1_199]).await, Ok(Some("02".to_owned())));
+    two.refresh_sessions(&many, "02").await.expect("named");
+    assert_eq!(one.session_owner(&many[1_199]).await, Ok(Some("02".to_owned())));
 
-    one.lose("s.1", "02").await.expect("told");
-    one.lose("s.2", "02").await.expect("told");
-    assert_eq!(one.alive(&a).await.expect("alive").losers, [""; 0]);
-    assert_eq!(two.alive(&b).await.expect("alive").losers, ["s.1", "s.2"]);
-    assert_eq!(two.alive(&b).await.expect("alive").losers, [""; 0], "told once");
+    one.report_lost_send("s.1", "02").await.expect("told");
+    one.report_lost_send("s.2", "02").await.expect("told");
+    assert_eq!(one.send_heartbeat(&a).await.expect("alive").sessions_with_lost_sends, [""; 0]);
+    assert_eq!(two.send_heartbeat(&b).await.expect("alive").sessions_with_lost_sends, ["s.1", "s.2"]);
+    assert_eq!(two.send_heartbeat(&b).await.expect("alive").sessions_with_lost_sends, [""; 0], "told once");
 }

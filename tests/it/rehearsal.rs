@@ -14,11 +14,11 @@ use axum::response::{IntoResponse, Response};
 use k8s_openapi::ByteString;
 use realtime_operator::api::Reason;
 use realtime_operator::api::cluster::TransportState;
-use realtime_operator::contract::Server;
+use realtime_operator::config::ServerKind;
 use realtime_operator::desired::Manifests;
-use realtime_operator::gate::{Hop, Phase, Verdict};
+use realtime_operator::gate::{GatePhase, Hop, Verdict};
 use realtime_operator::protocol::Transport;
-use realtime_operator::rehearsal::{Between, Options, Rehearsal};
+use realtime_operator::rehearsal::{LossInjection, RehearsalOptions, RunningRehearsal};
 use serde_json::{Value, json};
 
 /// A cluster with a gate that is quick to judge.
@@ -40,15 +40,15 @@ metadata: { name: shop, namespace: channels }
 spec: { appID: '1001', clientEvents: Enabled, webhooks: [{ name: orders, url: 'https://shop.example.com/hook' }] }
 ";
 
-async fn start(edits: &[&str], between: BTreeMap<Server, Between>) -> Rehearsal {
+async fn start(edits: &[&str], between: BTreeMap<ServerKind, LossInjection>) -> RunningRehearsal {
     start_from(MANIFEST, edits, between).await
 }
 
-async fn start_from(manifest: &str, edits: &[&str], between: BTreeMap<Server, Between>) -> Rehearsal {
+async fn start_from(manifest: &str, edits: &[&str], between: BTreeMap<ServerKind, LossInjection>) -> RunningRehearsal {
     let mut manifests = Manifests::default();
-    manifests.add("eu.yaml", manifest).expect("a manifest");
+    manifests.add_file("eu.yaml", manifest).expect("a manifest");
     let (_, cluster) = manifests.clusters.remove(0);
-    let options = Options {
+    let options = RehearsalOptions {
         cluster,
         apps: manifests.apps.into_iter().map(|(_, app)| app).collect(),
         secrets: BTreeMap::new(),
@@ -56,11 +56,11 @@ async fn start_from(manifest: &str, edits: &[&str], between: BTreeMap<Server, Be
         page_port: None,
         between,
     };
-    Rehearsal::start(options).await.expect("a rehearsal")
+    RunningRehearsal::start(options).await.expect("a rehearsal")
 }
 
 /// Waits for a verdict that `enough` accepts.
-async fn verdict(rehearsal: &mut Rehearsal, enough: impl Fn(&Verdict) -> bool) -> Verdict {
+async fn verdict(rehearsal: &mut RunningRehearsal, enough: impl Fn(&Verdict) -> bool) -> Verdict {
     assert_eq!(rehearsal.refusals, [], "every server starts");
     let prober = rehearsal.prober.as_mut().expect("journeys");
     let wait = tokio::time::timeout(Duration::from_mins(1), prober.verdicts.wait_for(|verdict| enough(verdict)));
@@ -68,7 +68,7 @@ async fn verdict(rehearsal: &mut Rehearsal, enough: impl Fn(&Verdict) -> bool) -
 }
 
 fn decided(verdict: &Verdict) -> bool {
-    matches!(verdict.phase, Phase::Open | Phase::Refused)
+    matches!(verdict.phase, GatePhase::Open | GatePhase::Refused)
 }
 
 fn state(verdict: &Verdict, transport: Transport) -> (TransportState, Option<Hop>) {
@@ -76,10 +76,10 @@ fn state(verdict: &Verdict, transport: Transport) -> (TransportState, Option<Hop
     (found.state, found.hop)
 }
 
-async fn refused(edits: &[&str], between: BTreeMap<Server, Between>) -> Verdict {
+async fn refused(edits: &[&str], between: BTreeMap<ServerKind, LossInjection>) -> Verdict {
     let mut rehearsal = start(edits, between).await;
     let verdict = verdict(&mut rehearsal, decided).await;
-    assert!(!verdict.ready && verdict.phase == Phase::Refused, "{verdict:?}");
+    assert!(!verdict.ready && verdict.phase == GatePhase::Refused, "{verdict:?}");
     rehearsal.stop().await;
     verdict
 }
@@ -94,7 +94,7 @@ fn failing_at(hop: Hop) -> (TransportState, Option<Hop>) {
 async fn a_good_cluster_becomes_ready_over_every_transport() {
     let mut rehearsal = start(&[], BTreeMap::new()).await;
     let verdict = verdict(&mut rehearsal, decided).await;
-    assert!(verdict.ready && verdict.phase == Phase::Open, "{verdict:?}");
+    assert!(verdict.ready && verdict.phase == GatePhase::Open, "{verdict:?}");
     assert_eq!(verdict.reason, Reason::Proven);
     for transport in Transport::ALL {
         assert_eq!(state(&verdict, transport), PASSING, "{verdict:?}");
@@ -108,7 +108,7 @@ async fn one_deployment_for_both_becomes_ready_over_every_transport() {
     let mut rehearsal = start_from(&both, &[], BTreeMap::new()).await;
     assert_eq!(rehearsal.serving.websocket, rehearsal.serving.sockjs, "one process");
     let verdict = verdict(&mut rehearsal, decided).await;
-    assert!(verdict.ready && verdict.phase == Phase::Open, "{verdict:?}");
+    assert!(verdict.ready && verdict.phase == GatePhase::Open, "{verdict:?}");
     for transport in Transport::ALL {
         assert_eq!(state(&verdict, transport), PASSING, "{verdict:?}");
     }
@@ -120,7 +120,7 @@ async fn one_deployment_for_both_with_webhooks_off_is_refused_with_the_variable(
     let both = MANIFEST.replace("  sockjs: { replicas: 1 }\n", "  servers: Combined\n");
     let mut rehearsal = start_from(&both, &["edge:REALTIME_WEBHOOKS=off"], BTreeMap::new()).await;
     let verdict = verdict(&mut rehearsal, decided).await;
-    assert!(!verdict.ready && verdict.phase == Phase::Refused, "{verdict:?}");
+    assert!(!verdict.ready && verdict.phase == GatePhase::Refused, "{verdict:?}");
     assert_eq!(verdict.reason, Reason::ConfigurationDrift, "{verdict:?}");
     assert!(verdict.message.contains("REALTIME_WEBHOOKS differs"), "{}", verdict.message);
     rehearsal.stop().await;
@@ -188,8 +188,8 @@ async fn a_dispatcher_on_another_stream_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_acknowledges_and_stores_nothing_is_refused_without_blaming_a_variable() {
-    let between: Between = Arc::new(|kinesis| Box::pin(proxy(kinesis, Behaviour::Swallow)));
-    let verdict = refused(&[], BTreeMap::from([(Server::Sockjs, between)])).await;
+    let between: LossInjection = Arc::new(|kinesis| Box::pin(proxy(kinesis, Behaviour::Swallow)));
+    let verdict = refused(&[], BTreeMap::from([(ServerKind::Sockjs, between)])).await;
     assert_eq!(state(&verdict, Transport::Websocket), PASSING, "{verdict:?}");
     assert_eq!(state(&verdict, Transport::XhrStreaming), failing_at(Hop::Record), "{verdict:?}");
     assert_eq!(state(&verdict, Transport::XhrPolling), failing_at(Hop::Record), "{verdict:?}");
@@ -201,26 +201,26 @@ async fn a_stream_that_acknowledges_and_stores_nothing_is_refused_without_blamin
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_goes_away_closes_the_gate_and_its_return_opens_it() {
     let away = Arc::new(AtomicBool::new(false));
-    let between: Between = {
+    let between: LossInjection = {
         let away = away.clone();
         Arc::new(move |kinesis| Box::pin(proxy(kinesis, Behaviour::FailWhile(away.clone()))))
     };
-    let mut rehearsal = start(&[], BTreeMap::from([(Server::Sockjs, between)])).await;
+    let mut rehearsal = start(&[], BTreeMap::from([(ServerKind::Sockjs, between)])).await;
     assert!(verdict(&mut rehearsal, decided).await.ready);
     away.store(true, Ordering::Relaxed);
     let closed = verdict(&mut rehearsal, |verdict| !verdict.ready).await;
-    assert_eq!(closed.phase, Phase::Closed, "{closed:?}");
+    assert_eq!(closed.phase, GatePhase::Closed, "{closed:?}");
     assert_eq!(closed.reason, Reason::RecordRefused, "{closed:?}");
     away.store(false, Ordering::Relaxed);
     let again = verdict(&mut rehearsal, |verdict| verdict.ready).await;
-    assert_eq!(again.phase, Phase::Open, "{again:?}");
+    assert_eq!(again.phase, GatePhase::Open, "{again:?}");
     rehearsal.stop().await;
 }
 
 /// The verdicts on clusters of which one server loses the events of one kind, for kinds that stand or fall alone.
-async fn without_one_kind(server: Server) -> Vec<(&'static str, Verdict)> {
+async fn without_one_kind(server: ServerKind) -> Vec<(&'static str, Verdict)> {
     let rehearse = async |kind| {
-        let between: Between = Arc::new(move |kinesis| Box::pin(proxy(kinesis, Behaviour::Lose(kind))));
+        let between: LossInjection = Arc::new(move |kinesis| Box::pin(proxy(kinesis, Behaviour::Lose(kind))));
         (kind, refused(&[], BTreeMap::from([(server, between)])).await)
     };
     futures::future::join_all(["cache_miss", "subscription_count"].map(rehearse)).await
@@ -228,9 +228,9 @@ async fn without_one_kind(server: Server) -> Vec<(&'static str, Verdict)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_that_loses_one_kind_of_event_is_refused_and_the_kind_is_named() {
-    for (kind, verdict) in without_one_kind(Server::Sockjs).await {
+    for (kind, verdict) in without_one_kind(ServerKind::Sockjs).await {
         for transport in Transport::ALL {
-            let other = transport.server() == Server::Websocket;
+            let other = transport.server_kind() == ServerKind::Websocket;
             let expected = if other { PASSING } else { failing_at(Hop::Record) };
             assert_eq!(state(&verdict, transport), expected, "{kind}: {verdict:?}");
         }
@@ -241,7 +241,7 @@ async fn an_edge_that_loses_one_kind_of_event_is_refused_and_the_kind_is_named()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dispatcher_that_loses_one_kind_of_event_is_refused_and_the_kind_is_named() {
-    for (kind, verdict) in without_one_kind(Server::Dispatcher).await {
+    for (kind, verdict) in without_one_kind(ServerKind::Dispatcher).await {
         for transport in Transport::ALL {
             assert_eq!(state(&verdict, transport), failing_at(Hop::Delivery), "{kind}: {verdict:?}");
         }
@@ -265,7 +265,7 @@ enum Behaviour {
 async fn proxy(kinesis: SocketAddr, behaviour: Behaviour) -> std::io::Result<SocketAddr> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    realtime_operator::runtime::install_tls();
+    realtime_operator::process::install_tls();
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     let router = Router::new().fallback(pass).with_state((kinesis, behaviour, client));
     tokio::spawn(async move { axum::serve(listener, router).await });

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use futures::SinkExt;
-use realtime_operator::protocol::fallback::Frame;
+use realtime_operator::protocol::fallback::FallbackFrame;
 use realtime_operator::protocol::frame::ServerMessage;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -53,7 +53,7 @@ impl SockJs {
 
     async fn open(edge: &Edge, session: &str, way: Way) -> Self {
         let mut client = Self::new(edge, session, way);
-        assert_eq!(client.frame().await, Frame::Open);
+        assert_eq!(client.frame().await, FallbackFrame::Open);
         client
     }
 
@@ -96,7 +96,7 @@ impl SockJs {
         self.find(mark).await.unwrap_or_else(|| panic!("the answer ended before {mark:?}"))
     }
 
-    async fn frame(&mut self) -> Frame {
+    async fn frame(&mut self) -> FallbackFrame {
         loop {
             if self.answer.is_none() {
                 self.receive().await;
@@ -114,13 +114,15 @@ impl SockJs {
             } else {
                 found.replace("%25", "%")
             };
-            return Frame::parse(&frame).unwrap_or_else(|| panic!("no frame: {frame}"));
+            return FallbackFrame::parse(&frame).unwrap_or_else(|| panic!("no frame: {frame}"));
         }
     }
 
     async fn messages(&mut self) -> Vec<ServerMessage> {
         match self.frame().await {
-            Frame::Messages(texts) => texts.iter().map(|text| ServerMessage::parse(text).expect("a frame")).collect(),
+            FallbackFrame::Messages(texts) => {
+                texts.iter().map(|text| ServerMessage::parse(text).expect("a frame")).collect()
+            }
             other => panic!("not messages: {other:?}"),
         }
     }
@@ -137,9 +139,9 @@ impl SockJs {
     async fn closed(&mut self) -> (u16, String) {
         loop {
             match self.frame().await {
-                Frame::Close(code, reason) => return (code, reason),
-                Frame::Messages(_) | Frame::Heartbeat => {}
-                Frame::Open => panic!("the session was opened again"),
+                FallbackFrame::Close(code, reason) => return (code, reason),
+                FallbackFrame::Messages(_) | FallbackFrame::Heartbeat => {}
+                FallbackFrame::Open => panic!("the session was opened again"),
             }
         }
     }
@@ -228,7 +230,11 @@ async fn a_second_receiver_is_turned_away_and_an_abort_ends_the_session() {
         drop(client);
         other.expect("pusher_internal:member_removed").await;
         assert!(began.elapsed() < Duration::from_secs(4), "{way:?}: an abort is not waited out");
-        assert_eq!(SockJs::new(&edge, &session, way).frame().await, Frame::Open, "{way:?}: a session of its own");
+        assert_eq!(
+            SockJs::new(&edge, &session, way).frame().await,
+            FallbackFrame::Open,
+            "{way:?}: a session of its own"
+        );
     }
     edge.stop().await;
 }
@@ -262,7 +268,7 @@ async fn the_end_is_told_again_until_the_session_is_forgotten() {
         (again.post("xhr_send", &body).await.0 == 404).then_some(())
     })
     .await;
-    assert_eq!(SockJs::new(&edge, "again", XHR).frame().await, Frame::Open);
+    assert_eq!(SockJs::new(&edge, "again", XHR).frame().await, FallbackFrame::Open);
     edge.stop().await;
 }
 
@@ -280,7 +286,7 @@ async fn a_session_that_nobody_receives_ends_after_five_seconds() {
     other.expect("pusher_internal:member_removed").await;
     let waited = began.elapsed();
     assert!(waited > Duration::from_secs(4) && waited < Duration::from_secs(9), "{waited:?}");
-    assert_eq!(SockJs::new(&edge, "leaves", XHR).frame().await, Frame::Open);
+    assert_eq!(SockJs::new(&edge, "leaves", XHR).frame().await, FallbackFrame::Open);
     edge.stop().await;
 }
 
@@ -368,7 +374,7 @@ impl Socket {
         loop {
             match self.message().await {
                 Message::Text(text) => {
-                    if let Some(Frame::Close(code, _)) = Frame::parse(&text) {
+                    if let Some(FallbackFrame::Close(code, _)) = FallbackFrame::parse(&text) {
                         told = code;
                     }
                 }
@@ -391,7 +397,9 @@ async fn a_socket_is_a_session_of_its_own() {
     two.send(&json!(ping).to_string()).await;
     let mut pongs = 0;
     while pongs < 2 {
-        let Some(Frame::Messages(texts)) = Frame::parse(&one.text().await) else { panic!("no messages") };
+        let Some(FallbackFrame::Messages(texts)) = FallbackFrame::parse(&one.text().await) else {
+            panic!("no messages")
+        };
         assert!(texts.iter().all(|text| text.contains("pusher:pong")), "{texts:?}");
         pongs += texts.len();
     }

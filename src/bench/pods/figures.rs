@@ -1,50 +1,50 @@
 //! From what rounds of several edges gave to figures. Pure.
 
-use super::super::figures::{Figure, Goal, Whole, figure};
+use super::super::figures::{Figure, FigureTarget, RoundAggregation, build_figure};
 use super::super::machine::as_f64;
-use super::super::sequence::Tally;
-use super::deliver::{Load, Side};
-use super::occupy::Occupied;
-use super::sweep::Swept;
+use super::super::sequence::DeliveryTally;
+use super::crash_recovery::SweepMeasurement;
+use super::deliver::{LoadMeasurement, SideMeasurement};
+use super::join_leave::OccupancyMeasurement;
 
 /// Above this share of the host's CPU, by whomever, a time is that of a queue for the CPU and not of the bus.
-const BUSY: f64 = 0.6;
+const HOST_BUSY_SHARE_MAX: f64 = 0.6;
 
 /// One round.
 #[derive(Clone, Debug, Default)]
-pub struct Round {
+pub struct PodsRound {
     /// A single edge.
-    pub single: Side,
+    pub single: SideMeasurement,
     /// Several.
-    pub pods: Side,
+    pub pods: SideMeasurement,
     /// Private channels that came and went.
-    pub private: Occupied,
+    pub private: OccupancyMeasurement,
     /// Presence channels that came and went.
-    pub presence: Occupied,
+    pub presence: OccupancyMeasurement,
     /// The death of an edge.
-    pub swept: Swept,
+    pub sweep: SweepMeasurement,
 }
 
-impl Round {
+impl PodsRound {
     /// What the bus adds to the latency, where the host had time for both sides.
     fn added_ms(&self) -> Option<f64> {
-        (self.busy() < BUSY).then_some(self.pods.calm.p99_ms - self.single.calm.p99_ms)
+        (self.busy_share() < HOST_BUSY_SHARE_MAX).then_some(self.pods.calm.p99_ms - self.single.calm.p99_ms)
     }
 
     /// The longest that a command held up Redis, where the host had time for it.
     fn block_ms(&self) -> Option<f64> {
-        (self.swept.busy < BUSY).then_some(self.swept.longest.ms)
+        (self.sweep.busy < HOST_BUSY_SHARE_MAX).then_some(self.sweep.slowest_command.ms)
     }
 
-    fn busy(&self) -> f64 {
+    fn busy_share(&self) -> f64 {
         self.single.calm.busy.max(self.pods.calm.busy)
     }
 
     /// All that subscribers heard.
-    fn tally(&self) -> Tally {
-        let mut all = Tally::default();
+    fn total_tally(&self) -> DeliveryTally {
+        let mut all = DeliveryTally::default();
         for side in [&self.single, &self.pods] {
-            for load in [side.fan, side.crowd, side.calm] {
+            for load in [side.fan_out, side.crowd, side.calm] {
                 all += load.tally;
             }
         }
@@ -53,51 +53,62 @@ impl Round {
 }
 
 /// Those who came and left in a second of one core of Redis.
-fn pairs(occupied: Occupied) -> f64 {
+fn pairs_per_second(occupied: OccupancyMeasurement) -> f64 {
     1e6 / (occupied.enter_us + occupied.leave_us)
 }
 
 /// Deliveries in a second of the edges' CPU, to those of the single one.
-fn share(single: Load, pods: Load) -> f64 {
+fn delivery_ratio(single: LoadMeasurement, pods: LoadMeasurement) -> f64 {
     single.cpu_us / pods.cpu_us
 }
 
 /// Every figure. A comparison is the median of the rounds' own comparisons: both sides of each ran one after the other.
-pub fn figures(rounds: &[Round]) -> Vec<Figure> {
-    type Of = fn(&Round) -> Option<f64>;
-    let values = |of: Of| rounds.iter().filter_map(of).filter(|value| value.is_finite()).collect::<Vec<f64>>();
-    let told = |id, name, unit, of: Of| figure(id, name, unit, None, (Whole::Median, values(of)));
-    let most =
-        |id, name, unit, most, of: Of| figure(id, name, unit, Some(Goal::AtMost(most)), (Whole::Median, values(of)));
-    let least =
-        |id, name, unit, least, of: Of| figure(id, name, unit, Some(Goal::AtLeast(least)), (Whole::Median, values(of)));
-    let none = |id, name, of: Of| figure(id, name, "", Some(Goal::AtMost(0.0)), (Whole::Sum, values(of)));
+pub fn compute_pods_figures(rounds: &[PodsRound]) -> Vec<Figure> {
+    type RoundFigure = fn(&PodsRound) -> Option<f64>;
+    let values = |of: RoundFigure| rounds.iter().filter_map(of).filter(|value| value.is_finite()).collect::<Vec<f64>>();
+    let told =
+        |id, name, unit, of: RoundFigure| build_figure(id, name, unit, None, (RoundAggregation::Median, values(of)));
+    let most = |id, name, unit, most, of: RoundFigure| {
+        build_figure(id, name, unit, Some(FigureTarget::AtMost(most)), (RoundAggregation::Median, values(of)))
+    };
+    let least = |id, name, unit, least, of: RoundFigure| {
+        build_figure(id, name, unit, Some(FigureTarget::AtLeast(least)), (RoundAggregation::Median, values(of)))
+    };
+    let none = |id, name, of: RoundFigure| {
+        build_figure(id, name, "", Some(FigureTarget::AtMost(0.0)), (RoundAggregation::Sum, values(of)))
+    };
     vec![
         least("fan_ratio", "fan-out: deliveries per CPU second, to a single edge's", "×", 0.7, |r| {
-            Some(share(r.single.fan, r.pods.fan))
+            Some(delivery_ratio(r.single.fan_out, r.pods.fan_out))
         }),
-        told("fan_us", "  CPU of the edges per delivery", "µs", |r| Some(r.pods.fan.cpu_us)),
-        told("fan_single_us", "  a single edge's", "µs", |r| Some(r.single.fan.cpu_us)),
-        told("fan_redis_us", "  CPU of Redis per publish", "µs", |r| r.pods.fan.redis_us),
+        told("fan_us", "  CPU of the edges per delivery", "µs", |r| Some(r.pods.fan_out.cpu_us)),
+        told("fan_single_us", "  a single edge's", "µs", |r| Some(r.single.fan_out.cpu_us)),
+        told("fan_redis_us", "  CPU of Redis per publish", "µs", |r| r.pods.fan_out.redis_us),
         least("crowd_ratio", "crowd: deliveries per CPU second, to a single edge's", "×", 0.7, |r| {
-            Some(share(r.single.crowd, r.pods.crowd))
+            Some(delivery_ratio(r.single.crowd, r.pods.crowd))
         }),
         told("crowd_us", "  CPU of the edges per delivery", "µs", |r| Some(r.pods.crowd.cpu_us)),
         told("crowd_single_us", "  a single edge's", "µs", |r| Some(r.single.crowd.cpu_us)),
         told("crowd_redis_us", "  CPU of Redis per publish", "µs", |r| r.pods.crowd.redis_us),
-        figure("delivered", "events delivered", "", None, (Whole::Sum, values(|r| Some(as_f64(r.tally().delivered))))),
-        none("missed", "  missed", |r| Some(as_f64(r.tally().missed))),
-        none("repeated", "  repeated", |r| Some(as_f64(r.tally().repeated))),
-        most("added_ms", "latency that the bus adds, 99th percentile", "ms", 5.0, Round::added_ms),
+        build_figure(
+            "delivered",
+            "events delivered",
+            "",
+            None,
+            (RoundAggregation::Sum, values(|r| Some(as_f64(r.total_tally().delivered)))),
+        ),
+        none("missed", "  missed", |r| Some(as_f64(r.total_tally().missed))),
+        none("repeated", "  repeated", |r| Some(as_f64(r.total_tally().repeated))),
+        most("added_ms", "latency that the bus adds, 99th percentile", "ms", 5.0, PodsRound::added_ms),
         told("calm_p99_ms", "  of several edges", "ms", |r| Some(r.pods.calm.p99_ms)),
         told("calm_single_p99_ms", "  of a single edge", "ms", |r| Some(r.single.calm.p99_ms)),
         told("calm_p50_ms", "  median of several edges", "ms", |r| Some(r.pods.calm.p50_ms)),
         told("calm_single_p50_ms", "  median of a single edge", "ms", |r| Some(r.single.calm.p50_ms)),
-        told("calm_busy", "  the host's load meanwhile", "%", |r| Some(r.busy() * 100.0)),
-        told("one_ms", "a single delivery from edge to edge, median", "ms", |r| Some(r.pods.one_ms)),
-        told("one_single_ms", "  at a single edge", "ms", |r| Some(r.single.one_ms)),
+        told("calm_busy", "  the host's load meanwhile", "%", |r| Some(r.busy_share() * 100.0)),
+        told("one_ms", "a single delivery from edge to edge, median", "ms", |r| Some(r.pods.single_delivery_ms)),
+        told("one_single_ms", "  at a single edge", "ms", |r| Some(r.single.single_delivery_ms)),
         least("private_pairs", "subscribe and unsubscribe, private channels, per core of Redis", "/s", 5_000.0, |r| {
-            Some(pairs(r.private))
+            Some(pairs_per_second(r.private))
         }),
         told("private_enter_us", "  CPU of Redis to subscribe", "µs", |r| Some(r.private.enter_us)),
         told("private_leave_us", "  CPU of Redis to unsubscribe", "µs", |r| Some(r.private.leave_us)),
@@ -106,52 +117,53 @@ pub fn figures(rounds: &[Round]) -> Vec<Figure> {
             "subscribe and unsubscribe, presence channels, per core of Redis",
             "/s",
             5_000.0,
-            |r| Some(pairs(r.presence)),
+            |r| Some(pairs_per_second(r.presence)),
         ),
         told("presence_enter_us", "  CPU of Redis to subscribe", "µs", |r| Some(r.presence.enter_us)),
         told("presence_leave_us", "  CPU of Redis to unsubscribe", "µs", |r| Some(r.presence.leave_us)),
         none("stayed", "channels still occupied after everyone left", |r| {
-            Some(as_f64(r.private.stayed.max(r.presence.stayed)))
+            Some(as_f64(r.private.still_occupied.max(r.presence.still_occupied)))
         }),
         most("private_kib", "memory of Redis per occupied private channel", "KiB", 1.0, |r| Some(r.private.held_kib)),
         most("presence_kib", "memory of Redis per presence channel with one member", "KiB", 1.0, |r| {
             Some(r.presence.held_kib)
         }),
-        told("member_kib", "  per presence member among a hundred", "KiB", |r| Some(r.swept.member_kib)),
+        told("member_kib", "  per presence member among a hundred", "KiB", |r| Some(r.sweep.member_kib)),
         told("left_kib", "  per channel in the hour after it was left", "KiB", |r| Some(r.private.left_kib)),
-        most("sweep_s", "an edge is killed: from the first removal to the last", "s", 2.0, |r| Some(r.swept.took_s)),
-        most("sweep_block_ms", "  longest that one command held up Redis", "ms", 5.0, Round::block_ms),
-        told("sweep_longest_ms", "  the same, however busy the host was", "ms", |r| Some(r.swept.longest.ms)),
-        told("sweep_half_ms", "  half of these commands took at most", "ms", |r| Some(r.swept.longest.half_ms)),
-        told("dead_s", "  from its death to the first removal", "s", |r| Some(r.swept.dead_s)),
-        figure(
+        most("sweep_s", "an edge is killed: from the first removal to the last", "s", 2.0, |r| Some(r.sweep.took_s)),
+        most("sweep_block_ms", "  longest that one command held up Redis", "ms", 5.0, PodsRound::block_ms),
+        told("sweep_longest_ms", "  the same, however busy the host was", "ms", |r| Some(r.sweep.slowest_command.ms)),
+        told("sweep_half_ms", "  half of these commands took at most", "ms", |r| Some(r.sweep.slowest_command.half_ms)),
+        told("dead_s", "  from its death to the first removal", "s", |r| Some(r.sweep.dead_s)),
+        build_figure(
             "removed",
             "  removals heard",
             "",
             None,
-            (Whole::Sum, values(|r| Some(as_f64(r.swept.tally.delivered)))),
+            (RoundAggregation::Sum, values(|r| Some(as_f64(r.sweep.tally.delivered)))),
         ),
-        none("removed_missed", "  missed", |r| Some(as_f64(r.swept.tally.missed))),
-        none("removed_repeated", "  repeated", |r| Some(as_f64(r.swept.tally.repeated))),
+        none("removed_missed", "  missed", |r| Some(as_f64(r.sweep.tally.missed))),
+        none("removed_repeated", "  repeated", |r| Some(as_f64(r.sweep.tally.repeated))),
     ]
 }
 
 /// What a reader must know beside the figures.
-pub fn notes(rounds: &[Round]) -> Vec<String> {
+pub fn compose_notes(rounds: &[PodsRound]) -> Vec<String> {
     let mut notes = Vec::new();
     for (what, counted) in [
-        ("The latency that the bus adds", Round::added_ms as fn(&Round) -> Option<f64>),
-        ("How long a command of a sweep held up Redis", Round::block_ms),
+        ("The latency that the bus adds", PodsRound::added_ms as fn(&PodsRound) -> Option<f64>),
+        ("How long a command of a sweep held up Redis", PodsRound::block_ms),
     ] {
         let busy = rounds.iter().filter(|round| counted(round).is_none()).count();
         if busy > 0 {
-            let (all, most) = (rounds.len(), BUSY * 100.0);
+            let (all, most) = (rounds.len(), HOST_BUSY_SHARE_MAX * 100.0);
             notes.push(format!(
                 "{what} was not counted in {busy} of {all} rounds: the host was {most:.0} % busy or more."
             ));
         }
     }
-    let longest = rounds.iter().map(|round| &round.swept.longest).max_by(|one, other| one.ms.total_cmp(&other.ms));
+    let longest =
+        rounds.iter().map(|round| &round.sweep.slowest_command).max_by(|one, other| one.ms.total_cmp(&other.ms));
     if let Some(longest) = longest {
         notes.push(format!("The longest command of any sweep was {} with {:.2} ms.", longest.command, longest.ms));
     }
@@ -160,68 +172,77 @@ pub fn notes(rounds: &[Round]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::figures::Standing;
-    use super::super::redis::Longest;
+    use super::super::super::figures::TargetOutcome;
+    use super::super::redis::SlowestCommand;
     use super::*;
 
-    fn found<'a>(figures: &'a [Figure], id: &str) -> &'a Figure {
+    fn find_figure<'a>(figures: &'a [Figure], id: &str) -> &'a Figure {
         figures.iter().find(|figure| figure.id == id).expect("a figure")
     }
 
-    fn load(cpu_us: f64, p99_ms: f64, busy: f64) -> Load {
-        Load { cpu_us, p99_ms, busy, ..Load::default() }
+    fn test_load(cpu_us: f64, p99_ms: f64, busy: f64) -> LoadMeasurement {
+        LoadMeasurement { cpu_us, p99_ms, busy, ..LoadMeasurement::default() }
     }
 
     #[test]
     fn a_table_of_standings() {
-        let side = |cpu_us, p99_ms, busy| Side {
-            fan: load(cpu_us, 0.0, 1.0),
-            calm: load(cpu_us, p99_ms, busy),
-            ..Side::default()
+        let side = |cpu_us, p99_ms, busy| SideMeasurement {
+            fan_out: test_load(cpu_us, 0.0, 1.0),
+            calm: test_load(cpu_us, p99_ms, busy),
+            ..SideMeasurement::default()
         };
-        let occupied = Occupied { enter_us: 120.0, leave_us: 80.0, held_kib: 1.1, ..Occupied::default() };
-        let longest = Longest { ms: 5.1, command: "evalsha".to_owned(), half_ms: 1.0 };
-        let broken = Tally { delivered: 9, missed: 0, repeated: 1 };
-        let round = Round {
+        let occupied =
+            OccupancyMeasurement { enter_us: 120.0, leave_us: 80.0, held_kib: 1.1, ..OccupancyMeasurement::default() };
+        let longest = SlowestCommand { ms: 5.1, command: "evalsha".to_owned(), half_ms: 1.0 };
+        let broken = DeliveryTally { delivered: 9, missed: 0, repeated: 1 };
+        let round = PodsRound {
             single: side(7.0, 1.0, 0.2),
             pods: side(10.0, 6.0, 0.5),
             private: occupied,
-            swept: Swept { took_s: 2.0, longest, tally: broken, ..Swept::default() },
-            ..Round::default()
+            sweep: SweepMeasurement {
+                took_s: 2.0,
+                slowest_command: longest,
+                tally: broken,
+                ..SweepMeasurement::default()
+            },
+            ..PodsRound::default()
         };
-        let figures = figures(std::slice::from_ref(&round));
+        let figures = compute_pods_figures(std::slice::from_ref(&round));
         for (id, value, standing) in [
-            ("fan_ratio", Some(0.7), Standing::Met),
-            ("added_ms", Some(5.0), Standing::Met),
-            ("private_pairs", Some(5_000.0), Standing::Met),
-            ("private_kib", Some(1.1), Standing::Missed),
-            ("sweep_s", Some(2.0), Standing::Met),
-            ("sweep_block_ms", Some(5.1), Standing::Missed),
-            ("missed", Some(0.0), Standing::Met),
-            ("removed_repeated", Some(1.0), Standing::Missed),
-            ("fan_redis_us", None, Standing::NotMeasured),
+            ("fan_ratio", Some(0.7), TargetOutcome::Met),
+            ("added_ms", Some(5.0), TargetOutcome::Met),
+            ("private_pairs", Some(5_000.0), TargetOutcome::Met),
+            ("private_kib", Some(1.1), TargetOutcome::Missed),
+            ("sweep_s", Some(2.0), TargetOutcome::Met),
+            ("sweep_block_ms", Some(5.1), TargetOutcome::Missed),
+            ("missed", Some(0.0), TargetOutcome::Met),
+            ("removed_repeated", Some(1.0), TargetOutcome::Missed),
+            ("fan_redis_us", None, TargetOutcome::NotMeasured),
         ] {
-            let figure = found(&figures, id);
+            let figure = find_figure(&figures, id);
             assert_eq!((figure.value, figure.standing), (value, standing), "{id}");
         }
-        assert_eq!(notes(&[round]), ["The longest command of any sweep was evalsha with 5.10 ms."]);
+        assert_eq!(compose_notes(&[round]), ["The longest command of any sweep was evalsha with 5.10 ms."]);
     }
 
     #[test]
     fn times_on_a_busy_host_are_not_counted_and_that_is_said() {
-        let with = |busy: f64, p99_ms| Round {
-            pods: Side { calm: load(1.0, p99_ms, busy), ..Side::default() },
-            swept: Swept { busy, ..Swept::default() },
-            ..Round::default()
+        let with = |busy: f64, p99_ms| PodsRound {
+            pods: SideMeasurement { calm: test_load(1.0, p99_ms, busy), ..SideMeasurement::default() },
+            sweep: SweepMeasurement { busy, ..SweepMeasurement::default() },
+            ..PodsRound::default()
         };
         let rounds = [with(0.6, 90.0), with(0.59, 3.0), with(0.9, 90.0)];
-        let figures = figures(&rounds);
-        let added = found(&figures, "added_ms");
-        assert_eq!((added.value, added.standing, added.rounds.len()), (Some(3.0), Standing::Met, 1));
-        let notes = notes(&rounds);
+        let figures = compute_pods_figures(&rounds);
+        let added = find_figure(&figures, "added_ms");
+        assert_eq!((added.value, added.standing, added.rounds.len()), (Some(3.0), TargetOutcome::Met, 1));
+        let notes = compose_notes(&rounds);
         assert!(notes[..2].iter().all(|note| note.contains("2 of 3 rounds")) && notes.len() == 3, "{notes:?}");
-        assert_eq!(found(&figures, "sweep_block_ms").rounds.len(), 1);
-        assert_eq!(found(&figures, "sweep_longest_ms").rounds.len(), 3);
-        assert_eq!(found(&super::figures(&rounds[..1]), "added_ms").standing, Standing::NotMeasured);
+        assert_eq!(find_figure(&figures, "sweep_block_ms").rounds.len(), 1);
+        assert_eq!(find_figure(&figures, "sweep_longest_ms").rounds.len(), 3);
+        assert_eq!(
+            find_figure(&super::compute_pods_figures(&rounds[..1]), "added_ms").standing,
+            TargetOutcome::NotMeasured
+        );
     }
 }

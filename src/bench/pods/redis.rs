@@ -12,30 +12,30 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::super::error::BenchError;
-use super::super::figures::median;
+use super::super::figures::median_of;
 use super::super::machine::as_f64;
 use super::super::server::free_port;
 
 /// The program, as it is found in `PATH`.
-const PROGRAM: &str = "redis-server";
+const REDIS_PROGRAM: &str = "redis-server";
 
 /// Longest until it answers.
-const START: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest for one answer.
-const ANSWER: Duration = Duration::from_secs(30);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Largest answer that is taken.
-const LARGEST: usize = 256 << 20;
+const REPLY_BYTES_MAX: usize = 256 << 20;
 
 /// How long edges hold back what they tell when the memory of a store is young, and some more.
-const YOUNG: Duration = Duration::from_secs(6);
+const SETTLING_DELAY: Duration = Duration::from_secs(6);
 
 /// Commands that took so many microseconds are noted.
-const SLOW_US: u64 = 50;
+const SLOW_COMMAND_US_MIN: u64 = 50;
 
 /// A server that is ended when this is dropped.
-pub struct Redis {
+pub struct RedisProcess {
     process: Child,
     address: SocketAddr,
     connection: BufReader<TcpStream>,
@@ -45,7 +45,7 @@ pub struct Redis {
 
 /// The longest that one command held up all others.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Longest {
+pub struct SlowestCommand {
     /// For how long, in ms; no longer than what is noted at all when nothing was.
     pub ms: f64,
     /// Which command it was.
@@ -54,12 +54,12 @@ pub struct Longest {
     pub half_ms: f64,
 }
 
-impl Redis {
+impl RedisProcess {
     /// Starts one, and waits until it answers.
     pub async fn start() -> Result<Self, BenchError> {
-        let files = tempfile::tempdir().map_err(BenchError::io("no temporary directory can be made"))?;
+        let files = tempfile::tempdir().map_err(BenchError::from_io("no temporary directory can be made"))?;
         let address = free_port()?;
-        let process = Command::new(PROGRAM)
+        let process = Command::new(REDIS_PROGRAM)
             .args(["--bind", "127.0.0.1", "--port", &address.port().to_string()])
             .args(["--save", "", "--appendonly", "no"])
             .current_dir(files.path())
@@ -67,21 +67,21 @@ impl Redis {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|error| absent(&error))?;
-        let mut process = Ended(Some(process));
-        let late = Instant::now() + START;
+            .map_err(|error| explain_missing_program(&error))?;
+        let mut process = KillOnDrop(Some(process));
+        let late = Instant::now() + START_TIMEOUT;
         loop {
             if let Ok(stream) = TcpStream::connect(address).await {
                 let connection = BufReader::new(stream);
-                let process = process.0.take().ok_or_else(|| failed("it has ended".to_owned()))?;
+                let process = process.0.take().ok_or_else(|| redis_error("it has ended".to_owned()))?;
                 let mut redis = Self { process, address, connection, began: Instant::now(), _files: files };
-                redis.ask(&["PING"]).await?;
+                redis.run_command(&["PING"]).await?;
                 return Ok(redis);
             }
             let ended = process.0.as_mut().and_then(|process| process.try_wait().ok().flatten());
             if ended.is_some() || Instant::now() > late {
-                let how = ended.map_or_else(|| format!("no answer in {START:?}"), |status| status.to_string());
-                return Err(BenchError::Start { server: PROGRAM, detail: how });
+                let how = ended.map_or_else(|| format!("no answer in {START_TIMEOUT:?}"), |status| status.to_string());
+                return Err(BenchError::Start { server: REDIS_PROGRAM, detail: how });
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -98,129 +98,129 @@ impl Redis {
     }
 
     /// Waits until edges tell at once what happens.
-    pub async fn ripe(&self) {
-        sleep(YOUNG.saturating_sub(self.began.elapsed())).await;
+    pub async fn wait_until_settled(&self) {
+        sleep(SETTLING_DELAY.saturating_sub(self.began.elapsed())).await;
     }
 
     /// What it is, with its release.
-    pub async fn version(&mut self) -> Result<String, BenchError> {
-        let info = self.info("server").await?;
-        let version = |name: &str| field(&info, name).map(str::to_owned);
+    pub async fn read_version(&mut self) -> Result<String, BenchError> {
+        let info = self.query_section("server").await?;
+        let version = |name: &str| find_field(&info, name).map(str::to_owned);
         match (version("valkey_version"), version("redis_version")) {
             (Some(valkey), _) => Ok(format!("Valkey {valkey}")),
             (None, Some(redis)) => Ok(format!("Redis {redis}")),
-            (None, None) => Err(failed("INFO tells no version".to_owned())),
+            (None, None) => Err(redis_error("INFO tells no version".to_owned())),
         }
     }
 
     /// Its CPU time so far, in microseconds.
-    pub async fn cpu_us(&mut self) -> Result<f64, BenchError> {
-        let info = self.info("cpu").await?;
-        let seconds = |name: &str| field(&info, name)?.parse::<f64>().ok();
+    pub async fn read_cpu_us(&mut self) -> Result<f64, BenchError> {
+        let info = self.query_section("cpu").await?;
+        let seconds = |name: &str| find_field(&info, name)?.parse::<f64>().ok();
         let both = seconds("used_cpu_user").zip(seconds("used_cpu_sys"));
-        both.map(|(user, system)| (user + system) * 1e6).ok_or_else(|| failed("INFO tells no CPU time".to_owned()))
+        both.map(|(user, system)| (user + system) * 1e6).ok_or_else(|| redis_error("INFO tells no CPU time".to_owned()))
     }
 
     /// The memory that its data and buffers take, in bytes.
-    pub async fn memory(&mut self) -> Result<u64, BenchError> {
-        let info = self.info("memory").await?;
-        let used = field(&info, "used_memory").and_then(|used| used.parse().ok());
-        used.ok_or_else(|| failed("INFO tells no memory".to_owned()))
+    pub async fn read_used_memory(&mut self) -> Result<u64, BenchError> {
+        let info = self.query_section("memory").await?;
+        let used = find_field(&info, "used_memory").and_then(|used| used.parse().ok());
+        used.ok_or_else(|| redis_error("INFO tells no memory".to_owned()))
     }
 
     /// From now on, notes commands that take long.
-    pub async fn note_slow(&mut self) -> Result<(), BenchError> {
-        self.ask(&["CONFIG", "SET", "slowlog-max-len", "100000"]).await?;
-        self.ask(&["CONFIG", "SET", "slowlog-log-slower-than", &SLOW_US.to_string()]).await?;
-        self.ask(&["SLOWLOG", "RESET"]).await.map(drop)
+    pub async fn start_slow_log(&mut self) -> Result<(), BenchError> {
+        self.run_command(&["CONFIG", "SET", "slowlog-max-len", "100000"]).await?;
+        self.run_command(&["CONFIG", "SET", "slowlog-log-slower-than", &SLOW_COMMAND_US_MIN.to_string()]).await?;
+        self.run_command(&["SLOWLOG", "RESET"]).await.map(drop)
     }
 
     /// The longest of them, and notes no more.
-    pub async fn longest(&mut self) -> Result<Longest, BenchError> {
-        self.ask(&["CONFIG", "SET", "slowlog-log-slower-than", "-1"]).await?;
-        longest(&self.ask(&["SLOWLOG", "GET", "-1"]).await?)
+    pub async fn take_slowest_command(&mut self) -> Result<SlowestCommand, BenchError> {
+        self.run_command(&["CONFIG", "SET", "slowlog-log-slower-than", "-1"]).await?;
+        find_slowest(&self.run_command(&["SLOWLOG", "GET", "-1"]).await?)
     }
 
-    async fn info(&mut self, section: &str) -> Result<String, BenchError> {
-        match self.ask(&["INFO", section]).await? {
-            Reply::Text(text) => Ok(text),
-            other => Err(failed(format!("INFO was answered {other:?}"))),
+    async fn query_section(&mut self, section: &str) -> Result<String, BenchError> {
+        match self.run_command(&["INFO", section]).await? {
+            RedisReply::Text(text) => Ok(text),
+            other => Err(redis_error(format!("INFO was answered {other:?}"))),
         }
     }
 
-    async fn ask(&mut self, words: &[&str]) -> Result<Reply, BenchError> {
+    async fn run_command(&mut self, words: &[&str]) -> Result<RedisReply, BenchError> {
         let mut command = format!("*{}\r\n", words.len());
         for word in words {
             let _ = write!(command, "${}\r\n{word}\r\n", word.len());
         }
-        let answer = timeout(ANSWER, async {
+        let answer = timeout(COMMAND_TIMEOUT, async {
             self.connection.write_all(command.as_bytes()).await?;
             read(&mut self.connection).await
         });
         match answer.await {
-            Ok(Ok(Reply::Refused(told))) => Err(failed(format!("{}: {told}", words.join(" ")))),
-            Ok(answer) => answer.map_err(|error| failed(error.to_string())),
-            Err(_) => Err(failed(format!("{}: no answer in {ANSWER:?}", words.join(" ")))),
+            Ok(Ok(RedisReply::Error(told))) => Err(redis_error(format!("{}: {told}", words.join(" ")))),
+            Ok(answer) => answer.map_err(|error| redis_error(error.to_string())),
+            Err(_) => Err(redis_error(format!("{}: no answer in {COMMAND_TIMEOUT:?}", words.join(" ")))),
         }
     }
 }
 
-impl Drop for Redis {
+impl Drop for RedisProcess {
     fn drop(&mut self) {
-        end(&mut self.process);
+        kill_process(&mut self.process);
     }
 }
 
 /// A process that is ended unless it was taken.
-struct Ended(Option<Child>);
+struct KillOnDrop(Option<Child>);
 
-impl Drop for Ended {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if let Some(process) = &mut self.0 {
-            end(process);
+            kill_process(process);
         }
     }
 }
 
-fn end(process: &mut Child) {
+fn kill_process(process: &mut Child) {
     // It may have ended by itself.
     let _ = process.kill();
     let _ = process.wait();
 }
 
-fn absent(error: &io::Error) -> BenchError {
+fn explain_missing_program(error: &io::Error) -> BenchError {
     let detail = if error.kind() == io::ErrorKind::NotFound {
         "it is not in PATH: install it (Debian, Ubuntu: `apt-get install redis-server`; macOS has no /proc, use Linux)"
             .to_owned()
     } else {
         error.to_string()
     };
-    BenchError::Start { server: PROGRAM, detail }
+    BenchError::Start { server: REDIS_PROGRAM, detail }
 }
 
-fn failed(detail: String) -> BenchError {
+fn redis_error(detail: String) -> BenchError {
     BenchError::Server { server: "Redis", step: "telling of itself", detail }
 }
 
-fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+fn find_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq)]
-enum Reply {
-    Nothing,
+enum RedisReply {
+    Nil,
     Text(String),
-    Number(i64),
-    Many(Vec<Reply>),
-    Refused(String),
+    Integer(i64),
+    Array(Vec<RedisReply>),
+    Error(String),
 }
 
 /// Reads one answer in version 2 of the protocol.
-async fn read(connection: &mut BufReader<TcpStream>) -> io::Result<Reply> {
+async fn read(connection: &mut BufReader<TcpStream>) -> io::Result<RedisReply> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidData, "an answer that is none of Redis");
     // Answers that an answer still holds, innermost last.
-    let mut open: Vec<(usize, Vec<Reply>)> = Vec::new();
+    let mut open: Vec<(usize, Vec<RedisReply>)> = Vec::new();
     loop {
         let mut line = String::new();
         if connection.read_line(&mut line).await? == 0 {
@@ -229,27 +229,27 @@ async fn read(connection: &mut BufReader<TcpStream>) -> io::Result<Reply> {
         let line = line.trim_end();
         let (kind, rest) = line.split_at_checked(1).ok_or_else(invalid)?;
         let number = || rest.parse::<i64>().map_err(|_| invalid());
-        let length = || Ok::<_, io::Error>(usize::try_from(number()?).ok().filter(|length| *length <= LARGEST));
+        let length = || Ok::<_, io::Error>(usize::try_from(number()?).ok().filter(|length| *length <= REPLY_BYTES_MAX));
         let mut reply = match kind {
-            "+" => Reply::Text(rest.to_owned()),
-            "-" => Reply::Refused(rest.to_owned()),
-            ":" => Reply::Number(number()?),
+            "+" => RedisReply::Text(rest.to_owned()),
+            "-" => RedisReply::Error(rest.to_owned()),
+            ":" => RedisReply::Integer(number()?),
             "$" => match length()? {
                 Some(length) => {
                     let mut bytes = vec![0; length + 2];
                     connection.read_exact(&mut bytes).await?;
                     bytes.truncate(length);
-                    Reply::Text(String::from_utf8_lossy(&bytes).into_owned())
+                    RedisReply::Text(String::from_utf8_lossy(&bytes).into_owned())
                 }
-                None => Reply::Nothing,
+                None => RedisReply::Nil,
             },
             "*" => match length()? {
-                Some(0) => Reply::Many(Vec::new()),
+                Some(0) => RedisReply::Array(Vec::new()),
                 Some(length) => {
                     open.push((length, Vec::new()));
                     continue;
                 }
-                None => Reply::Nothing,
+                None => RedisReply::Nil,
             },
             _ => return Err(invalid()),
         };
@@ -259,42 +259,42 @@ async fn read(connection: &mut BufReader<TcpStream>) -> io::Result<Reply> {
             if held.len() < *length {
                 break;
             }
-            reply = Reply::Many(open.pop().map(|(_, held)| held).unwrap_or_default());
+            reply = RedisReply::Array(open.pop().map(|(_, held)| held).unwrap_or_default());
         }
     }
 }
 
 /// The longest entry: each is a number, a time, microseconds, the words of the command, and more.
-fn longest(entries: &Reply) -> Result<Longest, BenchError> {
-    let Reply::Many(entries) = entries else {
-        return Err(failed(format!("SLOWLOG was answered {entries:?}")));
+fn find_slowest(entries: &RedisReply) -> Result<SlowestCommand, BenchError> {
+    let RedisReply::Array(entries) = entries else {
+        return Err(redis_error(format!("SLOWLOG was answered {entries:?}")));
     };
     let taken = entries.iter().filter_map(|entry| match entry {
-        Reply::Many(parts) => match &parts[..] {
-            [_, _, Reply::Number(us), Reply::Many(words), ..] => Some((u64::try_from(*us).ok()?, words)),
+        RedisReply::Array(parts) => match &parts[..] {
+            [_, _, RedisReply::Integer(us), RedisReply::Array(words), ..] => Some((u64::try_from(*us).ok()?, words)),
             _ => None,
         },
         _ => None,
     });
     let named = taken.filter_map(|(us, words)| match words.first() {
-        Some(Reply::Text(name)) => Some((as_f64(us) / 1e3, name.to_lowercase())),
+        Some(RedisReply::Text(name)) => Some((as_f64(us) / 1e3, name.to_lowercase())),
         _ => None,
     });
     let named: Vec<(f64, String)> = named.collect();
     let (ms, command) = match named.iter().max_by(|one, other| one.0.total_cmp(&other.0)) {
         Some(found) => found.clone(),
-        None => (as_f64(SLOW_US) / 1e3, "none".to_owned()),
+        None => (as_f64(SLOW_COMMAND_US_MIN) / 1e3, "none".to_owned()),
     };
     let kind: Vec<f64> = named.iter().filter(|(_, name)| *name == command).map(|(ms, _)| *ms).collect();
-    let half_ms = if kind.is_empty() { ms } else { median(&kind) };
-    Ok(Longest { ms, command, half_ms })
+    let half_ms = if kind.is_empty() { ms } else { median_of(&kind) };
+    Ok(SlowestCommand { ms, command, half_ms })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    async fn answers(text: &'static str) -> io::Result<Reply> {
+    async fn read_reply(text: &'static str) -> io::Result<RedisReply> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let (client, server) = tokio::join!(TcpStream::connect(listener.local_addr()?), listener.accept());
         let mut server = server?.0;
@@ -305,43 +305,52 @@ mod tests {
 
     #[tokio::test]
     async fn a_table_of_answers() {
-        let text = |text: &str| Reply::Text(text.to_owned());
+        let text = |text: &str| RedisReply::Text(text.to_owned());
         for (name, sent, expected) in [
             ("a word", "+OK\r\n", Some(text("OK"))),
-            ("an error", "-ERR no\r\n", Some(Reply::Refused("ERR no".to_owned()))),
-            ("a number", ":7\r\n", Some(Reply::Number(7))),
+            ("an error", "-ERR no\r\n", Some(RedisReply::Error("ERR no".to_owned()))),
+            ("a number", ":7\r\n", Some(RedisReply::Integer(7))),
             ("a text with an end in it", "$4\r\na\r\nb\r\n", Some(text("a\r\nb"))),
-            ("nothing", "$-1\r\n", Some(Reply::Nothing)),
-            ("none", "*0\r\n", Some(Reply::Many(vec![]))),
+            ("nothing", "$-1\r\n", Some(RedisReply::Nil)),
+            ("none", "*0\r\n", Some(RedisReply::Array(vec![]))),
             (
                 "in each other",
                 "*2\r\n*2\r\n:1\r\n*0\r\n$1\r\nx\r\n",
-                Some(Reply::Many(vec![Reply::Many(vec![Reply::Number(1), Reply::Many(vec![])]), text("x")])),
+                Some(RedisReply::Array(vec![
+                    RedisReply::Array(vec![RedisReply::Integer(1), RedisReply::Array(vec![])]),
+                    text("x"),
+                ])),
             ),
             ("cut", "$4\r\nab", None),
-            ("too long", "$999999999999\r\n", Some(Reply::Nothing)),
+            ("too long", "$999999999999\r\n", Some(RedisReply::Nil)),
             ("not Redis", "HTTP/1.1 400\r\n", None),
         ] {
-            assert_eq!(answers(sent).await.ok(), expected, "{name}");
+            assert_eq!(read_reply(sent).await.ok(), expected, "{name}");
         }
     }
 
     #[test]
     fn the_longest_command_is_found_and_none_is_said_to_be_short() {
         let entry = |us, name: &str| {
-            let words = Reply::Many(vec![Reply::Text(name.to_owned()), Reply::Text("x".to_owned())]);
-            Reply::Many(vec![Reply::Number(1), Reply::Number(2), Reply::Number(us), words, Reply::Nothing])
+            let words = RedisReply::Array(vec![RedisReply::Text(name.to_owned()), RedisReply::Text("x".to_owned())]);
+            RedisReply::Array(vec![
+                RedisReply::Integer(1),
+                RedisReply::Integer(2),
+                RedisReply::Integer(us),
+                words,
+                RedisReply::Nil,
+            ])
         };
         let entries = [entry(100, "HDEL"), entry(2_500, "EVALSHA"), entry(90, "PUBLISH"), entry(500, "EVALSHA")];
-        let found = longest(&Reply::Many(entries.into())).expect("read");
-        assert_eq!(found, Longest { ms: 2.5, command: "evalsha".to_owned(), half_ms: 1.5 });
-        assert_eq!(longest(&Reply::Many(vec![])).expect("read").command, "none");
-        assert!(longest(&Reply::Nothing).is_err());
+        let found = find_slowest(&RedisReply::Array(entries.into())).expect("read");
+        assert_eq!(found, SlowestCommand { ms: 2.5, command: "evalsha".to_owned(), half_ms: 1.5 });
+        assert_eq!(find_slowest(&RedisReply::Array(vec![])).expect("read").command, "none");
+        assert!(find_slowest(&RedisReply::Nil).is_err());
     }
 
     #[test]
     fn a_program_that_is_not_there_is_told_with_what_to_install() {
-        let told = absent(&io::ErrorKind::NotFound.into()).to_string();
+        let told = explain_missing_program(&io::ErrorKind::NotFound.into()).to_string();
         assert!(told.contains("redis-server did not start") && told.contains("apt-get install redis-server"), "{told}");
     }
 }

@@ -7,18 +7,18 @@
 //! decided and not yet recorded is told by the sweeper, under the same ids. A store that was away is told again who is
 //! where; one that lost its memory tells nothing until everyone has told it ([`Timing::settle`]).
 
-mod change;
-mod core;
-mod held;
-mod keeper;
-mod message;
+mod channel_info;
+mod client;
 #[cfg(test)]
-mod model;
-mod names;
-mod rooms;
-mod sessions;
-mod store;
-mod trust;
+mod histories;
+mod keys;
+mod lease;
+mod local_state;
+mod members;
+mod membership;
+mod session_owners;
+mod tls;
+mod wire;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,62 +32,65 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use self::core::Core;
-use self::names::Names;
-pub use self::store::Address;
-use self::store::{PIPELINE, away, unavailable};
-use super::peers::{Alive, Peer};
-use super::{Bus, BusError, Count, Decided, Joined, Last, Message, Recalled, Seen, Subject, Transition};
-use crate::protocol::frame::Member;
-use crate::protocol::record::{Cause, Order};
+pub use self::client::RedisAddress;
+use self::client::{PIPELINE_COMMANDS_MAX, to_bus_error, unavailable_error};
+use self::keys::KeySpace;
+use self::members::MembershipCore;
+use super::relay::{HeartbeatResponse, RelayPeer};
+use super::{
+    BroadcastFrame, Bus, BusError, ChannelInfo, ChannelKey, CountUpdate, JoinOutcome, LastEvent, LastEventLookup,
+    RemoteTransitions, Transition,
+};
+use crate::protocol::frame::PresenceMember;
+use crate::protocol::record::{EventOrder, LeaveCause};
 use crate::protocol::{AppId, ChannelName, SocketId};
 
 /// Seconds for which the counter of a vacated channel is kept, so that its sequence never starts again while events of
 /// its past may still be under way.
-const TOMBSTONE_SECONDS: u64 = 3_600;
+const TOMBSTONE_TTL_SECONDS: u64 = 3_600;
 /// Frames that wait for this process.
-const QUEUE: usize = 16_384;
+const FRAME_QUEUE_LEN: usize = 16_384;
 /// Channels of which something was decided unasked and waits to be taken.
-const DECIDED: usize = 16_384;
+const TRANSITION_QUEUE_LEN: usize = 16_384;
 /// Longest that a process waits for its first contact before it goes on without.
-const FIRST: Duration = Duration::from_secs(5);
+const FIRST_SYNC_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest for a farewell.
-const FAREWELL: Duration = Duration::from_secs(2);
+const LEAVE_CLUSTER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long things take on the bus.
 #[derive(Clone, Copy, Debug)]
-pub struct Timing {
+pub struct BusTiming {
     /// A process that was silent for so long is dead.
-    pub lease: Duration,
+    pub lease_ttl: Duration,
     /// Time between two signs of life.
-    pub renew: Duration,
+    pub renew_interval: Duration,
     /// A store that lost its memory is told everything in this time, and tells nothing.
-    pub settle: Duration,
+    pub settling_period: Duration,
     /// Nobody sweeps whose own contact with the store, or the store's memory, is younger.
-    pub rest: Duration,
+    pub sweep_grace: Duration,
 }
 
-impl Timing {
+impl BusTiming {
     /// What edges use.
-    pub const DEFAULT: Self = Self {
-        lease: Duration::from_secs(10),
-        renew: Duration::from_secs(3),
-        settle: Duration::from_secs(5),
-        rest: Duration::from_secs(15),
+    pub const EDGE_DEFAULTS: Self = Self {
+        lease_ttl: Duration::from_secs(10),
+        renew_interval: Duration::from_secs(3),
+        settling_period: Duration::from_secs(5),
+        sweep_grace: Duration::from_secs(15),
     };
 }
 
 /// One process's end of a bus in Redis.
 pub struct RedisBus {
-    core: Arc<Core>,
+    core: Arc<MembershipCore>,
     process: String,
-    rooms: rooms::Rooms,
-    sessions: sessions::Sessions,
-    inbox: Mutex<Option<mpsc::Receiver<Message>>>,
-    decided: Mutex<Option<mpsc::Receiver<Decided>>>,
-    safe: mpsc::Sender<(Subject, Vec<Order>)>,
-    lost: Arc<AtomicU64>,
-    first: watch::Receiver<Option<Result<(), String>>>,
+    channels: channel_info::RedisChannels,
+    sessions: session_owners::SessionOwners,
+    inbox: Mutex<Option<mpsc::Receiver<BroadcastFrame>>>,
+    remote_transitions: Mutex<Option<mpsc::Receiver<RemoteTransitions>>>,
+    acknowledgements: mpsc::Sender<(ChannelKey, Vec<EventOrder>)>,
+    lost_frames: Arc<AtomicU64>,
+    first_sync: watch::Receiver<Option<Result<(), String>>>,
     _subscriber: SubscriberClient,
 }
 
@@ -98,16 +101,16 @@ impl RedisBus {
     /// # Errors
     /// The address is none, or what answers there cannot be a bus.
     pub async fn connect<'a>(
-        address: impl Into<Address<'a>>,
+        address: impl Into<RedisAddress<'a>>,
         cluster: &str,
         process: &str,
         shutdown: CancellationToken,
     ) -> Result<Self, BusError> {
-        let bus = Self::start(address, cluster, process, Timing::DEFAULT, shutdown)?;
-        let mut first = bus.first.clone();
-        if let Ok(Ok(found)) = timeout(FIRST, first.wait_for(Option::is_some)).await {
+        let bus = Self::start(address, cluster, process, BusTiming::EDGE_DEFAULTS, shutdown)?;
+        let mut first = bus.first_sync.clone();
+        if let Ok(Ok(found)) = timeout(FIRST_SYNC_TIMEOUT, first.wait_for(Option::is_some)).await {
             if let Some(Err(reason)) = &*found {
-                return Err(BusError::Unfit(reason.clone()));
+                return Err(BusError::Unusable(reason.clone()));
             }
         } else {
             tracing::warn!("the bus does not answer yet; the server goes on and tries again");
@@ -120,60 +123,67 @@ impl RedisBus {
     /// # Errors
     /// The address is none.
     pub fn start<'a>(
-        address: impl Into<Address<'a>>,
+        address: impl Into<RedisAddress<'a>>,
         cluster: &str,
         process: &str,
-        timing: Timing,
+        timing: BusTiming,
         shutdown: CancellationToken,
     ) -> Result<Self, BusError> {
-        let builder = store::builder(address.into(), QUEUE)?;
-        let client = builder.build().map_err(unavailable)?;
-        let subscriber = builder.build_subscriber_client().map_err(unavailable)?;
-        let names = Names { cluster: cluster.to_owned(), clustered: client.is_clustered() };
-        let (told, decided) = mpsc::channel(DECIDED);
-        let core = Core::new(client.clone(), names.clone(), process.to_owned(), timing, told);
+        let builder = client::client_builder(address.into(), FRAME_QUEUE_LEN)?;
+        let client = builder.build().map_err(to_bus_error)?;
+        let subscriber = builder.build_subscriber_client().map_err(to_bus_error)?;
+        let names = KeySpace { cluster: cluster.to_owned(), clustered: client.is_clustered() };
+        let (told, decided) = mpsc::channel(TRANSITION_QUEUE_LEN);
+        let core = MembershipCore::new(client.clone(), names.clone(), process.to_owned(), timing, told);
         let core = Arc::new(core);
         let (first_sender, first) = watch::channel(None);
-        let (safe, acknowledged) = mpsc::channel(keeper::SAFE);
+        let (safe, acknowledged) = mpsc::channel(lease::ACKNOWLEDGEMENT_QUEUE_LEN);
         // They listen before there is anything to hear.
-        tokio::spawn(trust::watch(client.error_rx(), first_sender.clone(), shutdown.clone()));
-        tokio::spawn(keeper::Keeper::new(core.clone()).keep_lease(first_sender, shutdown.clone()));
-        tokio::spawn(keeper::Keeper::new(core.clone()).work(shutdown.clone()));
-        tokio::spawn(keeper::acknowledge(core.clone(), acknowledged, shutdown.clone()));
+        tokio::spawn(tls::watch_connection_errors(client.error_rx(), first_sender.clone(), shutdown.clone()));
+        tokio::spawn(lease::LeaseKeeper::new(core.clone()).run_lease_renewal(first_sender, shutdown.clone()));
+        tokio::spawn(lease::LeaseKeeper::new(core.clone()).run_maintenance(shutdown.clone()));
+        tokio::spawn(lease::run_acknowledgements(core.clone(), acknowledged, shutdown.clone()));
         client.connect();
         subscriber.connect();
         subscriber.manage_subscriptions();
-        let (sender, inbox) = mpsc::channel(QUEUE);
+        let (sender, inbox) = mpsc::channel(FRAME_QUEUE_LEN);
         let lost = Arc::new(AtomicU64::new(0));
-        let listening = receive(subscriber.clone(), names.frames(), process.to_owned(), sender, lost.clone(), shutdown);
+        let listening = receive_frames(
+            subscriber.clone(),
+            names.frames_channel(),
+            process.to_owned(),
+            sender,
+            lost.clone(),
+            shutdown,
+        );
         tokio::spawn(listening);
         Ok(Self {
-            sessions: sessions::Sessions::new(client.clone(), names.clone()),
-            rooms: rooms::Rooms::new(client, names),
+            sessions: session_owners::SessionOwners::new(client.clone(), names.clone()),
+            channels: channel_info::RedisChannels::new(client, names),
             core,
             process: process.to_owned(),
             inbox: Mutex::new(Some(inbox)),
-            decided: Mutex::new(Some(decided)),
-            safe,
-            lost,
-            first,
+            remote_transitions: Mutex::new(Some(decided)),
+            acknowledgements: safe,
+            lost_frames: lost,
+            first_sync: first,
             _subscriber: subscriber,
         })
     }
 
     /// Nobody waits for a store that is known to be away.
-    async fn ask<T>(&self, call: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
-        if self.up() { call.await } else { Err(away()) }
+    async fn call_if_available<T>(&self, call: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
+        if self.is_available() { call.await } else { Err(unavailable_error()) }
     }
 }
 
 /// Takes the frames of other processes until the token ends it. The subscription outlives a connection; frames sent in
 /// between are lost to this process, as they are to a client whose own connection breaks.
-async fn receive(
+async fn receive_frames(
     subscriber: SubscriberClient,
     frames: String,
     process: String,
-    sender: mpsc::Sender<Message>,
+    sender: mpsc::Sender<BroadcastFrame>,
     lost: Arc<AtomicU64>,
     shutdown: CancellationToken,
 ) {
@@ -206,14 +216,14 @@ async fn receive(
             }
             Err(broadcast::error::RecvError::Closed) => return,
         };
-        match message::decode(&bytes, &process) {
-            message::Decoded::Own => {}
-            message::Decoded::Message(message) => {
+        match wire::decode(&bytes, &process) {
+            wire::DecodedFrame::FromSelf => {}
+            wire::DecodedFrame::Frame(message) => {
                 if sender.try_send(message).is_err() {
                     lost.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            message::Decoded::Garbled => {
+            wire::DecodedFrame::Malformed => {
                 lost.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!("a frame on the bus cannot be read: is another release or program using it?");
             }
@@ -222,135 +232,150 @@ async fn receive(
 }
 
 impl Bus for RedisBus {
-    fn join<'a>(
+    fn join_channel<'a>(
         &'a self,
-        subject: &'a Subject,
+        subject: &'a ChannelKey,
         socket: &'a SocketId,
-        member: Option<&'a Member>,
-    ) -> BoxFuture<'a, Result<Joined, BusError>> {
-        Box::pin(self.core.enter(subject, socket, member))
+        member: Option<&'a PresenceMember>,
+    ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
+        Box::pin(self.core.join_channel(subject, socket, member))
     }
 
-    fn leave<'a>(
+    fn leave_channel<'a>(
         &'a self,
-        subject: &'a Subject,
+        subject: &'a ChannelKey,
         socket: &'a SocketId,
-        cause: Option<Cause>,
+        cause: Option<LeaveCause>,
     ) -> BoxFuture<'a, Result<Vec<Transition>, BusError>> {
-        Box::pin(self.core.leave(subject, socket, cause))
+        Box::pin(self.core.leave_channel(subject, socket, cause))
     }
 
-    fn publish(&self, message: Message) -> BoxFuture<'_, Result<(), BusError>> {
+    fn publish_frame(&self, message: BroadcastFrame) -> BoxFuture<'_, Result<(), BusError>> {
         Box::pin(async move {
-            if !self.up() {
-                return Err(away());
+            if !self.is_available() {
+                return Err(unavailable_error());
             }
-            let bytes = message::encode(&message, &self.process)?;
-            let sent = self.core.client.publish::<i64, _, _>(self.core.names.frames(), bytes).await;
-            sent.map(|_| ()).map_err(unavailable)
+            let bytes = wire::encode(&message, &self.process)?;
+            let sent = self.core.client.publish::<i64, _, _>(self.core.names.frames_channel(), bytes).await;
+            sent.map(|_| ()).map_err(to_bus_error)
         })
     }
 
-    fn publish_all(&self, messages: Vec<Message>) -> BoxFuture<'_, Result<(), BusError>> {
-        let messages = match <[Message; 1]>::try_from(messages) {
-            Ok([message]) => return self.publish(message),
+    fn publish_frames(&self, messages: Vec<BroadcastFrame>) -> BoxFuture<'_, Result<(), BusError>> {
+        let messages = match <[BroadcastFrame; 1]>::try_from(messages) {
+            Ok([message]) => return self.publish_frame(message),
             Err(messages) => messages,
         };
         Box::pin(async move {
-            if !self.up() {
-                return Err(away());
+            if !self.is_available() {
+                return Err(unavailable_error());
             }
-            for part in messages.chunks(PIPELINE) {
+            for part in messages.chunks(PIPELINE_COMMANDS_MAX) {
                 // In one go: a round trip for each would take most of the time of a sweep.
                 let pipeline = self.core.client.pipeline();
                 for message in part {
-                    let bytes = message::encode(message, &self.process)?;
-                    pipeline.publish::<(), _, _>(self.core.names.frames(), bytes).await.map_err(unavailable)?;
+                    let bytes = wire::encode(message, &self.process)?;
+                    pipeline
+                        .publish::<(), _, _>(self.core.names.frames_channel(), bytes)
+                        .await
+                        .map_err(to_bus_error)?;
                 }
-                pipeline.all::<Vec<i64>>().await.map_err(unavailable)?;
+                pipeline.all::<Vec<i64>>().await.map_err(to_bus_error)?;
             }
             Ok(())
         })
     }
 
-    fn keep<'a>(&'a self, subject: &'a Subject, last: &'a Last) -> BoxFuture<'a, Result<(), BusError>> {
-        Box::pin(self.ask(self.rooms.keep(subject, last)))
+    fn store_last_event<'a>(
+        &'a self,
+        subject: &'a ChannelKey,
+        last: &'a LastEvent,
+    ) -> BoxFuture<'a, Result<(), BusError>> {
+        Box::pin(self.call_if_available(self.channels.store_last_event(subject, last)))
     }
 
-    fn recall<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Recalled, BusError>> {
-        Box::pin(self.ask(self.rooms.recall(subject)))
+    fn look_up_last_event<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<LastEventLookup, BusError>> {
+        Box::pin(self.call_if_available(self.channels.look_up_last_event(subject)))
     }
 
-    fn count<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Count, BusError>> {
-        Box::pin(self.ask(self.rooms.count(subject)))
+    fn claim_count_update<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<CountUpdate, BusError>> {
+        Box::pin(self.call_if_available(self.channels.claim_count_update(subject)))
     }
 
-    fn look<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Seen, BusError>> {
-        Box::pin(self.ask(self.rooms.look(subject)))
+    fn inspect_channel<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<ChannelInfo, BusError>> {
+        Box::pin(self.call_if_available(self.channels.inspect_channel(subject)))
     }
 
-    fn occupied<'a>(&'a self, subjects: &'a [Subject]) -> BoxFuture<'a, Result<Vec<bool>, BusError>> {
-        Box::pin(self.ask(self.rooms.occupied(subjects)))
+    fn are_occupied<'a>(&'a self, subjects: &'a [ChannelKey]) -> BoxFuture<'a, Result<Vec<bool>, BusError>> {
+        Box::pin(self.call_if_available(self.channels.are_occupied(subjects)))
     }
 
-    fn list<'a>(&'a self, app: &'a AppId, prefix: &'a str) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>> {
-        Box::pin(self.ask(self.rooms.list(app, prefix)))
+    fn list_channels<'a>(
+        &'a self,
+        app: &'a AppId,
+        prefix: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>> {
+        Box::pin(self.call_if_available(self.channels.list_channels(app, prefix)))
     }
 
-    fn messages(&self) -> Option<mpsc::Receiver<Message>> {
+    fn take_incoming_frames(&self) -> Option<mpsc::Receiver<BroadcastFrame>> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed) + self.core.untaken.load(Ordering::Relaxed)
+    fn lost_frames(&self) -> u64 {
+        self.lost_frames.load(Ordering::Relaxed) + self.core.dropped_transitions.load(Ordering::Relaxed)
     }
 
-    fn recorded(&self, subject: &Subject, orders: &[Order]) {
+    fn acknowledge_recorded(&self, subject: &ChannelKey, orders: &[EventOrder]) {
         // What does not fit stays in the outbox, and is told again, under the same id, should this process die.
-        let _ = self.safe.try_send((subject.clone(), orders.to_vec()));
+        let _ = self.acknowledgements.try_send((subject.clone(), orders.to_vec()));
     }
 
-    fn decided(&self) -> Option<mpsc::Receiver<Decided>> {
-        self.decided.lock().unwrap_or_else(PoisonError::into_inner).take()
+    fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>> {
+        self.remote_transitions.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn up(&self) -> bool {
-        self.core.up()
+    fn is_available(&self) -> bool {
+        self.core.is_available()
     }
 
-    fn knows(&self) -> bool {
-        self.core.knows()
+    fn is_presence_ready(&self) -> bool {
+        self.core.is_presence_ready()
     }
 
-    fn resign(&self) -> BoxFuture<'_, ()> {
+    fn leave_cluster(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            if timeout(FAREWELL, keeper::resign(&self.core)).await.is_err() {
+            if timeout(LEAVE_CLUSTER_TIMEOUT, lease::release_lease(&self.core)).await.is_err() {
                 tracing::debug!("the bus did not hear the farewell; the lease ends by itself");
             }
         })
     }
 
-    fn alive<'a>(&'a self, peer: &'a Peer) -> BoxFuture<'a, Result<Alive, BusError>> {
-        Box::pin(self.sessions.alive(peer))
+    fn send_heartbeat<'a>(&'a self, peer: &'a RelayPeer) -> BoxFuture<'a, Result<HeartbeatResponse, BusError>> {
+        Box::pin(self.sessions.send_heartbeat(peer))
     }
 
-    fn own<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>> {
-        Box::pin(self.sessions.own(session, process))
+    fn claim_session<'a>(
+        &'a self,
+        session: &'a str,
+        process: &'a str,
+    ) -> BoxFuture<'a, Result<Option<String>, BusError>> {
+        Box::pin(self.sessions.claim_session(session, process))
     }
 
-    fn name<'a>(&'a self, sessions: &'a [String], process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
-        Box::pin(self.sessions.name(sessions, process))
+    fn refresh_sessions<'a>(&'a self, sessions: &'a [String], process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
+        Box::pin(self.sessions.refresh_sessions(sessions, process))
     }
 
-    fn owner<'a>(&'a self, session: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>> {
-        Box::pin(self.sessions.owner(session))
+    fn session_owner<'a>(&'a self, session: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>> {
+        Box::pin(self.sessions.session_owner(session))
     }
 
-    fn disown<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
-        Box::pin(self.sessions.disown(session, process))
+    fn release_session<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
+        Box::pin(self.sessions.release_session(session, process))
     }
 
-    fn lose<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
-        Box::pin(self.sessions.lose(session, owner))
+    fn report_lost_send<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
+        Box::pin(self.sessions.report_lost_send(session, owner))
     }
 }

@@ -10,19 +10,19 @@ use clap::ValueEnum;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-use self::report::Report;
-use self::screen::Screen;
+use self::report::RehearsalReport;
+use self::screen::ProgressScreen;
 use super::{BAD_INPUT, files};
 use crate::api::{RealtimeApp, RealtimeCluster};
-use crate::gate::{Phase, Verdict};
-use crate::rehearsal::{Delivered, Edit, Options, Rehearsal, RehearsalError};
-use crate::runtime::{signal, telemetry};
+use crate::gate::{GatePhase, Verdict};
+use crate::process::{signal, telemetry};
+use crate::rehearsal::{DeliveredWebhook, ManifestOverride, RehearsalError, RehearsalOptions, RunningRehearsal};
 
 /// The exit code of a cluster that did not become Ready.
-const REFUSED: u8 = 1;
+const REFUSED_EXIT_CODE: u8 = 1;
 
 /// The exit code of a run that a signal ended before the verdict.
-const INTERRUPTED: u8 = 130;
+const INTERRUPTED_EXIT_CODE: u8 = 130;
 
 /// Run a whole cluster in this process and see whether it would become Ready.
 ///
@@ -40,7 +40,7 @@ pub struct Arguments {
     /// SERVER is websocket, sockjs or dispatcher; `secret/APP_ID` in place of NAME changes that app's secret in the
     /// server's copy of the registry (`probe` is the app of the journeys)
     #[arg(long = "edit", value_name = "SERVER:NAME=VALUE")]
-    edits: Vec<Edit>,
+    edits: Vec<ManifestOverride>,
     /// Print the verdict and stop
     #[arg(long)]
     once: bool,
@@ -48,7 +48,7 @@ pub struct Arguments {
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
     /// Give up when there is no verdict after this time, such as 60s or 2m
-    #[arg(long, default_value = "60s", value_parser = duration)]
+    #[arg(long, default_value = "60s", value_parser = parse_duration)]
     timeout: Duration,
     /// Port of the page on 127.0.0.1; 0 for a free one
     #[arg(long, default_value_t = 8420)]
@@ -64,7 +64,7 @@ enum Output {
     Json,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let number: u64 = number.parse().map_err(|_| format!("`{text}` is no time: write 60s or 2m"))?;
     match unit {
@@ -88,11 +88,11 @@ pub async fn run(arguments: Arguments) -> u8 {
     }
     let Ok(shutdown) = signal::shutdown_token() else {
         eprintln!("realtime: signals cannot be listened to");
-        return REFUSED;
+        return REFUSED_EXIT_CODE;
     };
-    let mut screen = Screen::new(arguments.output == Output::Json, arguments.once);
-    screen.begin(&input, &arguments.edits);
-    let options = Options {
+    let mut screen = ProgressScreen::new(arguments.output == Output::Json, arguments.once);
+    screen.begin_rehearsal(&input, &arguments.edits);
+    let options = RehearsalOptions {
         cluster: input.cluster,
         apps: input.apps,
         secrets: input.secrets,
@@ -100,7 +100,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         page_port: (!arguments.once).then_some(arguments.port),
         between: std::collections::BTreeMap::new(),
     };
-    let mut rehearsal = match Rehearsal::start(options).await {
+    let mut rehearsal = match RunningRehearsal::start(options).await {
         Ok(rehearsal) => rehearsal,
         Err(error) => {
             return match error {
@@ -110,19 +110,19 @@ pub async fn run(arguments: Arguments) -> u8 {
                 RehearsalError::Edit(_) | RehearsalError::Port { .. } => bad_input(&[error.to_string()]),
                 other => {
                     eprintln!("realtime: {other}");
-                    REFUSED
+                    REFUSED_EXIT_CODE
                 }
             };
         }
     };
     let delivered = rehearsal.delivered.subscribe();
-    screen.started(&rehearsal);
+    screen.show_started(&rehearsal);
     let code = tokio::select! {
-        report = verdict(&mut rehearsal, &mut screen, began, arguments.timeout) => {
-            let _ = rehearsal.shown.send(Some(report.json()));
-            screen.verdict(&report, &rehearsal);
+        report = verdict_code(&mut rehearsal, &mut screen, began, arguments.timeout) => {
+            let _ = rehearsal.shown.send(Some(report.to_json()));
+            screen.show_verdict(&report, &rehearsal);
             if !report.ready {
-                REFUSED
+                REFUSED_EXIT_CODE
             } else if arguments.once {
                 0
             } else {
@@ -130,7 +130,7 @@ pub async fn run(arguments: Arguments) -> u8 {
                 0
             }
         }
-        () = shutdown.cancelled() => INTERRUPTED,
+        () = shutdown.cancelled() => INTERRUPTED_EXIT_CODE,
     };
     screen.end();
     rehearsal.stop().await;
@@ -160,41 +160,46 @@ fn bad_input(errors: &[String]) -> u8 {
 }
 
 /// Waits for the verdict, showing hops as they pass.
-async fn verdict(rehearsal: &mut Rehearsal, screen: &mut Screen, began: Instant, timeout: Duration) -> Report {
+async fn verdict_code(
+    rehearsal: &mut RunningRehearsal,
+    screen: &mut ProgressScreen,
+    began: Instant,
+    timeout: Duration,
+) -> RehearsalReport {
     let transports = rehearsal.transports.clone();
     if let Some(refusal) = rehearsal.refusals.first() {
-        return Report::of_refusal(refusal, &transports, began.elapsed());
+        return RehearsalReport::of_refusal(refusal, &transports, began.elapsed());
     }
     let Some(prober) = rehearsal.prober.as_mut() else {
-        return Report::without_verdict(&transports, began.elapsed());
+        return RehearsalReport::without_verdict(&transports, began.elapsed());
     };
     let deadline = tokio::time::sleep(timeout.saturating_sub(began.elapsed()));
     tokio::pin!(deadline);
     loop {
         let current: Verdict = prober.verdicts.borrow_and_update().clone();
-        if current.phase == Phase::Open || current.phase == Phase::Refused {
-            return Report::new(&current, began.elapsed());
+        if current.phase == GatePhase::Open || current.phase == GatePhase::Refused {
+            return RehearsalReport::new(&current, began.elapsed());
         }
         tokio::select! {
             changed = prober.verdicts.changed() => if changed.is_err() {
-                return Report::without_verdict(&transports, began.elapsed());
+                return RehearsalReport::without_verdict(&transports, began.elapsed());
             },
             tick = prober.hops.recv() => match tick {
-                Ok(tick) => screen.hop(&tick),
+                Ok(tick) => screen.show_hop(&tick),
                 // A screen that is too slow misses ticks, and nothing else depends on them.
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => tokio::time::sleep(Duration::from_millis(50)).await,
             },
-            () = &mut deadline => return Report::timed_out(&current, began.elapsed(), timeout),
+            () = &mut deadline => return RehearsalReport::timed_out(&current, began.elapsed(), timeout),
         }
     }
 }
 
 /// Goes on serving until the token: prints webhooks, and the verdict whenever it changes.
 async fn serve(
-    rehearsal: &mut Rehearsal,
-    screen: &mut Screen,
-    mut delivered: broadcast::Receiver<Delivered>,
+    rehearsal: &mut RunningRehearsal,
+    screen: &mut ProgressScreen,
+    mut delivered: broadcast::Receiver<DeliveredWebhook>,
     began: Instant,
     shutdown: &CancellationToken,
 ) {
@@ -204,19 +209,19 @@ async fn serve(
         tokio::select! {
             () = shutdown.cancelled() => return,
             webhook = delivered.recv() => match webhook {
-                Ok(webhook) => screen.webhook(&webhook),
-                Err(broadcast::error::RecvError::Lagged(missed)) => screen.missed(missed),
+                Ok(webhook) => screen.show_webhook(&webhook),
+                Err(broadcast::error::RecvError::Lagged(missed)) => screen.show_missed(missed),
                 Err(broadcast::error::RecvError::Closed) => return,
             },
             changed = prober.verdicts.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                let report = Report::new(&prober.verdicts.borrow_and_update(), began.elapsed());
-                let _ = rehearsal.shown.send(Some(report.json()));
+                let report = RehearsalReport::new(&prober.verdicts.borrow_and_update(), began.elapsed());
+                let _ = rehearsal.shown.send(Some(report.to_json()));
                 if report.ready != ready {
                     ready = report.ready;
-                    screen.change(&report);
+                    screen.show_change(&report);
                 }
             }
         }
@@ -244,11 +249,11 @@ mod tests {
 
     #[test]
     fn a_time_has_a_unit() {
-        assert_eq!(duration("60s"), Ok(Duration::from_mins(1)));
-        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
-        assert_eq!(duration("5"), Ok(Duration::from_secs(5)));
+        assert_eq!(parse_duration("60s"), Ok(Duration::from_mins(1)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_mins(2)));
+        assert_eq!(parse_duration("5"), Ok(Duration::from_secs(5)));
         for bad in ["", "s", "1h", "-1s", "1.5s"] {
-            assert!(duration(bad).is_err(), "{bad}");
+            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 }

@@ -8,14 +8,14 @@ use serde_json::Value;
 
 use crate::api::Reason;
 use crate::api::cluster::TransportState;
-use crate::gate::{Hop, Phase, Verdict};
+use crate::gate::{GatePhase, Hop, Verdict};
 use crate::protocol::Transport;
-use crate::rehearsal::Refusal;
+use crate::rehearsal::StartRefusal;
 
 /// The verdict, in the form of the JSON output.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub struct RehearsalReport {
     /// Whether the cluster is operational.
     pub ready: bool,
     /// In a word.
@@ -44,14 +44,14 @@ pub struct TransportReport {
     pub latency_ms: BTreeMap<Hop, u64>,
 }
 
-impl Report {
+impl RehearsalReport {
     /// What the gate says.
     pub fn new(verdict: &Verdict, elapsed: Duration) -> Self {
         Self {
             ready: verdict.ready,
             reason: verdict.reason.to_string(),
             message: verdict.message.clone(),
-            elapsed_ms: millis(elapsed),
+            elapsed_ms: whole_millis(elapsed),
             transports: verdict
                 .transports
                 .iter()
@@ -70,15 +70,15 @@ impl Report {
     pub fn timed_out(verdict: &Verdict, elapsed: Duration, timeout: Duration) -> Self {
         let mut report = Self::new(verdict, elapsed);
         report.ready = false;
-        let open = if verdict.phase == Phase::Proving { "not proven" } else { "not decided" };
+        let open = if verdict.phase == GatePhase::Proving { "not proven" } else { "not decided" };
         report.message = format!("{open} after {} s: {}", timeout.as_secs(), verdict.message);
         report
     }
 
     /// A server that did not start.
-    pub fn of_refusal(refusal: &Refusal, transports: &[Transport], elapsed: Duration) -> Self {
+    pub fn of_refusal(refusal: &StartRefusal, transports: &[Transport], elapsed: Duration) -> Self {
         let message = format!("{}: {} refuses to start: {}", refusal.server, refusal.pod, refusal.line);
-        let mut report = Self::untried(Reason::ConfigurationRefused, message, transports, elapsed);
+        let mut report = Self::untried_hops(Reason::ConfigurationRefused, message, transports, elapsed);
         let ours = |transport: &&mut TransportReport| {
             transport.server.parse().is_ok_and(|server| refusal.server.serves_as(server))
         };
@@ -92,27 +92,27 @@ impl Report {
     /// The journeys ended by themselves.
     pub fn without_verdict(transports: &[Transport], elapsed: Duration) -> Self {
         let message = "the journeys ended before a verdict: see the log with --log info".to_owned();
-        Self::untried(Reason::Proving, message, transports, elapsed)
+        Self::untried_hops(Reason::Proving, message, transports, elapsed)
     }
 
-    fn untried(reason: Reason, message: String, transports: &[Transport], elapsed: Duration) -> Self {
+    fn untried_hops(reason: Reason, message: String, transports: &[Transport], elapsed: Duration) -> Self {
         let untried = |transport: &Transport| TransportReport {
             name: transport.name(),
-            server: transport.server().name(),
+            server: transport.server_kind().name(),
             state: TransportState::Unknown,
             hop: "",
             latency_ms: BTreeMap::new(),
         };
         let transports = transports.iter().map(untried).collect();
-        Self { ready: false, reason: reason.to_string(), message, elapsed_ms: millis(elapsed), transports }
+        Self { ready: false, reason: reason.to_string(), message, elapsed_ms: whole_millis(elapsed), transports }
     }
 
     /// As JSON.
-    pub fn json(&self) -> Value {
+    pub fn to_json(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
     }
 }
 
-fn millis(elapsed: Duration) -> u64 {
+fn whole_millis(elapsed: Duration) -> u64 {
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }

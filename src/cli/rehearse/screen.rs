@@ -8,15 +8,15 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::super::{files::Input, print};
-use super::report::Report;
+use super::report::RehearsalReport;
 use crate::api::cluster::TransportState;
 use crate::gate::Hop;
-use crate::probe::HopTick;
+use crate::prober::HopTick;
 use crate::protocol::Transport;
-use crate::rehearsal::{Delivered, Edit, Rehearsal, host_port};
+use crate::rehearsal::{DeliveredWebhook, ManifestOverride, RunningRehearsal, host_port};
 
 /// The output of one run.
-pub struct Screen {
+pub struct ProgressScreen {
     json: bool,
     once: bool,
     /// Live lines, on a terminal.
@@ -25,7 +25,7 @@ pub struct Screen {
     shown: BTreeMap<Transport, Vec<Hop>>,
 }
 
-impl Screen {
+impl ProgressScreen {
     /// A screen for standard output.
     pub fn new(json: bool, once: bool) -> Self {
         let live = !json && std::io::stdout().is_terminal();
@@ -33,33 +33,36 @@ impl Screen {
     }
 
     /// Says what is about to happen.
-    pub fn begin(&mut self, input: &Input, edits: &[Edit]) {
+    pub fn begin_rehearsal(&mut self, input: &Input, edits: &[ManifestOverride]) {
         if self.json {
             return;
         }
         let metadata = &input.cluster.metadata;
         let namespace = metadata.namespace.as_deref().unwrap_or("default");
-        self.line(&format!("Rehearsing {namespace}/{} in this process.", metadata.name.as_deref().unwrap_or_default()));
+        self.print_line(&format!(
+            "Rehearsing {namespace}/{} in this process.",
+            metadata.name.as_deref().unwrap_or_default()
+        ));
         for edit in edits {
-            self.line(&format!("  edited: {edit}"));
+            self.print_line(&format!("  edited: {edit}"));
         }
         for note in &input.notes {
-            self.line(&format!("  note: {note}"));
+            self.print_line(&format!("  note: {note}"));
         }
     }
 
     /// Says what runs and where.
-    pub fn started(&mut self, rehearsal: &Rehearsal) {
+    pub fn show_started(&mut self, rehearsal: &RunningRehearsal) {
         if self.json {
             if !self.once {
-                object("serving", serving(rehearsal));
+                object_name("serving", describe_serving(rehearsal));
             }
             return;
         }
         if !rehearsal.stand_ins.is_empty() {
-            self.line(&format!("  stood in for what the files do not hold: {}", rehearsal.stand_ins.join("; ")));
+            self.print_line(&format!("  stood in for what the files do not hold: {}", rehearsal.stand_ins.join("; ")));
         }
-        self.line("");
+        self.print_line("");
         if let Some((all, bars)) = &mut self.bars {
             for transport in &rehearsal.transports {
                 let bar = all.add(ProgressBar::new_spinner());
@@ -73,7 +76,7 @@ impl Screen {
     }
 
     /// Shows a hop when a transport passes it for the first time, and every failure.
-    pub fn hop(&mut self, tick: &HopTick) {
+    pub fn show_hop(&mut self, tick: &HopTick) {
         let seen = self.shown.entry(tick.transport).or_default();
         match &tick.result {
             Ok(latency_ms) => {
@@ -91,28 +94,28 @@ impl Screen {
                             bar.set_message(ticks);
                         }
                     }
-                    None => self.line(&format!("  {passed}")),
+                    None => self.print_line(&format!("  {passed}")),
                 }
             }
             Err(detail) if !self.json => {
-                self.line(&format!("  {:<21} {:<12} ✗ {}: {detail}", tick.transport, tick.hop.name(), tick.pod));
+                self.print_line(&format!("  {:<21} {:<12} ✗ {}: {detail}", tick.transport, tick.hop.name(), tick.pod));
             }
             Err(_) => {}
         }
     }
 
     /// Shows the verdict, and after a good one where to try the cluster.
-    pub fn verdict(&mut self, report: &Report, rehearsal: &Rehearsal) {
+    pub fn show_verdict(&mut self, report: &RehearsalReport, rehearsal: &RunningRehearsal) {
         if self.json {
             if self.once {
-                print::text(&format!("{}\n", report.json()));
+                print::print_text(&format!("{}\n", report.to_json()));
             } else {
-                object("verdict", report.json());
+                object_name("verdict", report.to_json());
             }
             return;
         }
         self.end();
-        self.line("");
+        self.print_line("");
         for transport in &report.transports {
             let mark = match transport.state {
                 TransportState::Passing => "✓ Passing",
@@ -125,31 +128,31 @@ impl Screen {
             } else {
                 format!("at hop {}", transport.hop)
             };
-            self.line(&format!("  {:<21} {mark}  {more}", transport.name));
+            self.print_line(&format!("  {:<21} {mark}  {more}", transport.name));
         }
-        self.line("");
+        self.print_line("");
         let seconds = f64::from(u32::try_from(report.elapsed_ms).unwrap_or(u32::MAX)) / 1000.0;
         let word = if report.ready { "Ready" } else { "Refused" };
-        self.line(&format!("{word} after {seconds:.1} s ({}): {}", report.reason, report.message));
+        self.print_line(&format!("{word} after {seconds:.1} s ({}): {}", report.reason, report.message));
         if report.ready && !self.once {
-            self.line(&addresses(rehearsal));
+            self.print_line(&list_addresses(rehearsal));
         }
     }
 
     /// Shows a later change of the verdict.
-    pub fn change(&mut self, report: &Report) {
+    pub fn show_change(&mut self, report: &RehearsalReport) {
         if self.json {
-            object("verdict", report.json());
+            object_name("verdict", report.to_json());
         } else {
             let word = if report.ready { "Ready again" } else { "No longer Ready" };
-            self.line(&format!("{word} ({}): {}", report.reason, report.message));
+            self.print_line(&format!("{word} ({}): {}", report.reason, report.message));
         }
     }
 
     /// Shows a webhook.
-    pub fn webhook(&mut self, webhook: &Delivered) {
+    pub fn show_webhook(&mut self, webhook: &DeliveredWebhook) {
         if self.json {
-            object("webhook", serde_json::to_value(webhook).unwrap_or_default());
+            object_name("webhook", serde_json::to_value(webhook).unwrap_or_default());
             return;
         }
         for event in webhook.body["events"].as_array().into_iter().flatten() {
@@ -162,14 +165,14 @@ impl Screen {
                     let _ = write!(line, "  {field}={}", shorten(text(field)));
                 }
             }
-            self.line(&line);
+            self.print_line(&line);
         }
     }
 
     /// Says that webhooks were not shown.
-    pub fn missed(&mut self, webhooks: u64) {
+    pub fn show_missed(&mut self, webhooks: u64) {
         if !self.json {
-            self.line(&format!("({webhooks} webhooks came faster than they could be shown)"));
+            self.print_line(&format!("({webhooks} webhooks came faster than they could be shown)"));
         }
     }
 
@@ -182,30 +185,30 @@ impl Screen {
         }
     }
 
-    fn line(&self, text: &str) {
+    fn print_line(&self, text: &str) {
         match &self.bars {
             Some((all, _)) => {
                 // As above.
                 let _ = all.println(text);
             }
             None => {
-                print::text(&format!("{text}\n"));
+                print::print_text(&format!("{text}\n"));
             }
         }
     }
 }
 
 /// A line of JSON for a program.
-fn object(kind: &str, mut value: Value) {
+fn object_name(kind: &str, mut value: Value) {
     value["type"] = kind.into();
-    print::text(&format!("{value}\n"));
+    print::print_text(&format!("{value}\n"));
 }
 
 fn shorten(text: &str) -> String {
     if text.chars().count() <= 60 { text.to_owned() } else { text.chars().take(59).chain(['…']).collect() }
 }
 
-fn serving(rehearsal: &Rehearsal) -> Value {
+fn describe_serving(rehearsal: &RunningRehearsal) -> Value {
     let serving = &rehearsal.serving;
     let apps: Vec<Value> =
         serving.apps.iter().map(|(id, key, secret)| json!({ "id": id, "key": key, "secret": secret })).collect();
@@ -218,7 +221,7 @@ fn serving(rehearsal: &Rehearsal) -> Value {
     })
 }
 
-fn addresses(rehearsal: &Rehearsal) -> String {
+fn list_addresses(rehearsal: &RunningRehearsal) -> String {
     let serving = &rehearsal.serving;
     let mut text = String::from("\n");
     let mut row = |name: &str, value: String| {

@@ -3,9 +3,9 @@
 //! In: signed requests. Out: events in the channels that they name, what is known of channels, or a status with a
 //! sentence. [`publish`] and [`query`] read requests, [`request`] knows who asks.
 
-mod publish;
-mod query;
-mod request;
+pub(crate) mod auth;
+pub(crate) mod channel_info;
+pub(crate) mod publish;
 
 use std::sync::Arc;
 
@@ -15,45 +15,45 @@ use axum::response::{IntoResponse, Response};
 use futures::future::join_all;
 use serde_json::{Map, Value, json};
 
-use publish::Publish;
-pub use publish::{MAX_BATCH, MAX_CHANNELS};
-use query::Attributes;
-use request::Call;
+use crate::edge::http_api::auth::ApiRequest;
+use crate::edge::http_api::channel_info::ChannelAttributes;
+use publish::ApiEvent;
+pub use publish::{BATCH_EVENTS_MAX, EVENT_CHANNELS_MAX};
 
-use super::shared::Shared;
-use crate::bus::{BusError, Last, Message, Seen, Subject};
+use crate::bus::{BroadcastFrame, BusError, ChannelInfo, ChannelKey, LastEvent};
+use crate::edge::hub::Hub;
 use crate::protocol::frame;
-use crate::protocol::registry::Limits;
+use crate::protocol::registry::AppLimits;
 use crate::protocol::{AppId, ChannelKind, ChannelName};
 
 /// A status and the sentence that goes with it.
-type Refusal = (StatusCode, String);
+type ApiRefusal = (StatusCode, String);
 
-fn bad(told: impl Into<String>) -> Refusal {
+fn bad_request(told: impl Into<String>) -> ApiRefusal {
     (StatusCode::BAD_REQUEST, told.into())
 }
 
 /// `POST /apps/{id}/events`
-pub async fn events(State(shared): State<Arc<Shared>>, Path(id): Path<String>, call: Call) -> Response {
+pub async fn trigger_event(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
     let answer = async {
         let (app, limits) = call.authenticate(&shared, id)?;
-        let event = publish::event(&call.body, limits.message_bytes)?;
-        publish(&shared, &app, &event).await;
-        let channels = attributes(&shared, &app, &event).await?;
+        let event = publish::parse_event(&call.body, limits.message_bytes)?;
+        broadcast_event(&shared, &app, &event).await;
+        let channels = collect_attributes(&shared, &app, &event).await?;
         Ok(channels.map_or_else(|| json!({}), |channels| json!({ "channels": channels })))
     };
-    respond(&shared, answer.await)
+    respond_json(&shared, answer.await)
 }
 
 /// `POST /apps/{id}/batch_events`
-pub async fn batch_events(State(shared): State<Arc<Shared>>, Path(id): Path<String>, call: Call) -> Response {
+pub async fn trigger_batch(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
     let answer = async {
         let (app, limits) = call.authenticate(&shared, id)?;
-        let events = publish::batch(&call.body, limits.message_bytes)?;
+        let events = publish::parse_batch(&call.body, limits.message_bytes)?;
         let (mut list, mut asked) = (Vec::with_capacity(events.len()), false);
         for event in &events {
-            publish(&shared, &app, event).await;
-            let channels = attributes(&shared, &app, event).await?;
+            broadcast_event(&shared, &app, event).await;
+            let channels = collect_attributes(&shared, &app, event).await?;
             asked |= channels.is_some();
             // Each of them has one channel.
             let attributes = channels.and_then(|channels| channels.into_iter().next().map(|(_, value)| value));
@@ -61,17 +61,18 @@ pub async fn batch_events(State(shared): State<Arc<Shared>>, Path(id): Path<Stri
         }
         Ok(if asked { json!({ "batch": list }) } else { json!({}) })
     };
-    respond(&shared, answer.await)
+    respond_json(&shared, answer.await)
 }
 
 /// `GET /apps/{id}/channels`
-pub async fn channels(State(shared): State<Arc<Shared>>, Path(id): Path<String>, call: Call) -> Response {
+pub async fn list_channels(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
     let answer = async {
         let (app, _) = call.authenticate(&shared, id)?;
-        let (prefix, users) = query::list(call.parameter("filter_by_prefix"), call.parameter("info"))?;
+        let (prefix, users) =
+            channel_info::parse_list_query(call.query_parameter("filter_by_prefix"), call.query_parameter("info"))?;
         // A prefix that no name can have; some of its characters would mean something to the bus.
         let channels = if prefix.is_empty() || ChannelName::parse(prefix).is_ok() {
-            shared.list(&app, prefix).await.map_err(|error| unavailable(&error))?
+            shared.list_channels(&app, prefix).await.map_err(|error| bus_unavailable(&error))?
         } else {
             Vec::new()
         };
@@ -81,115 +82,135 @@ pub async fn channels(State(shared): State<Arc<Shared>>, Path(id): Path<String>,
             .collect();
         Ok(json!({ "channels": channels }))
     };
-    respond(&shared, answer.await)
+    respond_json(&shared, answer.await)
 }
 
 /// `GET /apps/{id}/channels/{name}`
-pub async fn channel(
-    State(shared): State<Arc<Shared>>,
+pub async fn show_channel(
+    State(shared): State<Arc<Hub>>,
     Path((id, name)): Path<(String, String)>,
-    call: Call,
+    call: ApiRequest,
 ) -> Response {
     let answer = async {
-        let (app, channel) = named(&shared, &call, id, &name)?;
-        let attributes = Attributes::parse(call.parameter("info").unwrap_or_default())?;
-        attributes.fit(&channel)?;
-        let seen = look(&shared, &app, &channel).await?;
-        let mut answer = attributes.of(&channel, &seen);
+        let (app, channel) = authenticate_channel(&shared, &call, id, &name)?;
+        let attributes = ChannelAttributes::parse(call.query_parameter("info").unwrap_or_default())?;
+        attributes.check_channel_kind(&channel)?;
+        let seen = read_channel(&shared, &app, &channel).await?;
+        let mut answer = attributes.values_for(&channel, &seen);
         answer.insert("occupied".to_owned(), (seen.connections > 0).into());
         Ok(Value::Object(answer))
     };
-    respond(&shared, answer.await)
+    respond_json(&shared, answer.await)
 }
 
 /// `GET /apps/{id}/channels/{name}/users`
-pub async fn users(
-    State(shared): State<Arc<Shared>>,
+pub async fn list_users(
+    State(shared): State<Arc<Hub>>,
     Path((id, name)): Path<(String, String)>,
-    call: Call,
+    call: ApiRequest,
 ) -> Response {
     let answer = async {
-        let (app, channel) = named(&shared, &call, id, &name)?;
+        let (app, channel) = authenticate_channel(&shared, &call, id, &name)?;
         if channel.kind() != ChannelKind::Presence {
-            return Err(bad("users are known of presence channels only"));
+            return Err(bad_request("users are known of presence channels only"));
         }
-        let seen = look(&shared, &app, &channel).await?;
+        let seen = read_channel(&shared, &app, &channel).await?;
         let users: Vec<Value> = seen.users.into_iter().map(|id| json!({ "id": id })).collect();
         Ok(json!({ "users": users }))
     };
-    respond(&shared, answer.await)
+    respond_json(&shared, answer.await)
 }
 
 /// Who asks, and the channel that the path names.
-fn named(shared: &Shared, call: &Call, id: String, name: &str) -> Result<(AppId, ChannelName), Refusal> {
+fn authenticate_channel(
+    shared: &Hub,
+    call: &ApiRequest,
+    id: String,
+    name: &str,
+) -> Result<(AppId, ChannelName), ApiRefusal> {
     let (app, _) = call.authenticate(shared, id)?;
-    let channel = ChannelName::parse(name).map_err(|error| bad(error.to_string()))?;
+    let channel = ChannelName::parse(name).map_err(|error| bad_request(error.to_string()))?;
     Ok((app, channel))
 }
 
 /// `POST /apps/{id}/users/{user}/terminate_connections`
-pub async fn terminate(
-    State(shared): State<Arc<Shared>>,
+pub async fn terminate_user(
+    State(shared): State<Arc<Hub>>,
     Path((id, user)): Path<(String, String)>,
-    call: Call,
+    call: ApiRequest,
 ) -> Response {
-    end_user(&shared, call.authenticate(&shared, id), &user).await
+    terminate_user_connections(&shared, call.authenticate(&shared, id), &user).await
 }
 
 /// `POST /users/{user}/terminate_connections`, as Pusher's SDK for Python asks: its key says which app.
-pub async fn terminate_by_key(State(shared): State<Arc<Shared>>, Path(user): Path<String>, call: Call) -> Response {
-    end_user(&shared, call.authenticate_by_key(&shared), &user).await
+pub async fn terminate_user_by_key(
+    State(shared): State<Arc<Hub>>,
+    Path(user): Path<String>,
+    call: ApiRequest,
+) -> Response {
+    terminate_user_connections(&shared, call.authenticate_by_key(&shared), &user).await
 }
 
-async fn end_user(shared: &Shared, caller: Result<(AppId, Limits), Refusal>, user: &str) -> Response {
+async fn terminate_user_connections(
+    shared: &Hub,
+    caller: Result<(AppId, AppLimits), ApiRefusal>,
+    user: &str,
+) -> Response {
     let answer = async {
         let (app, _) = caller?;
-        let channel = ChannelName::signed_in(user).ok_or_else(|| bad("this cannot be a user's id"))?;
-        shared.terminate(Subject { app, channel }).await;
+        let channel = ChannelName::signed_in(user).ok_or_else(|| bad_request("this cannot be a user's id"))?;
+        shared.terminate_subscribers(ChannelKey { app, channel }).await;
         Ok(json!({}))
     };
-    respond(shared, answer.await)
+    respond_json(shared, answer.await)
 }
 
 /// Kept first, then told: who comes in between is told at least once.
-async fn publish(shared: &Shared, app: &AppId, event: &Publish) {
+async fn broadcast_event(shared: &Hub, app: &AppId, event: &ApiEvent) {
     shared.metrics.published.inc();
     let mut messages = Vec::with_capacity(event.channels.len());
     for channel in &event.channels {
-        let subject = Subject { app: app.clone(), channel: channel.clone() };
-        if channel.caches() {
-            let last = Last { event: event.name.clone(), data: event.data.clone() };
-            if let Err(error) = shared.keep(&subject, &last).await {
+        let subject = ChannelKey { app: app.clone(), channel: channel.clone() };
+        if channel.is_cached() {
+            let last = LastEvent { event: event.name.clone(), data: event.data.clone() };
+            if let Err(error) = shared.store_last_event(&subject, &last).await {
                 tracing::warn!(%error, %channel, "an event is not kept for those who come later");
             }
         }
-        let frame = frame::event(&event.name, channel, &event.data, None).into();
-        messages.push(Message { subject, frame, except: event.except.clone(), ends: false });
+        let frame = frame::event_frame(&event.name, channel, &event.data, None).into();
+        messages.push(BroadcastFrame { subject, frame, except: event.except.clone(), ends: false });
     }
     shared.publish_all(messages).await;
 }
 
 /// What a publisher asked to know of each channel; `None` when nothing.
-async fn attributes(shared: &Shared, app: &AppId, event: &Publish) -> Result<Option<Map<String, Value>>, Refusal> {
+async fn collect_attributes(
+    shared: &Hub,
+    app: &AppId,
+    event: &ApiEvent,
+) -> Result<Option<Map<String, Value>>, ApiRefusal> {
     let Some(attributes) = event.info else { return Ok(None) };
     let asked = event.channels.iter().filter(|channel| channel.kind() != ChannelKind::Internal);
     let seen = asked.map(async |channel| {
-        let seen = look(shared, app, channel).await?;
-        Ok((channel.to_string(), Value::Object(attributes.of(channel, &seen))))
+        let seen = read_channel(shared, app, channel).await?;
+        Ok((channel.to_string(), Value::Object(attributes.values_for(channel, &seen))))
     });
     join_all(seen).await.into_iter().collect::<Result<_, _>>().map(Some)
 }
 
-async fn look(shared: &Shared, app: &AppId, channel: &ChannelName) -> Result<Seen, Refusal> {
-    shared.look(&Subject { app: app.clone(), channel: channel.clone() }).await.map_err(|error| unavailable(&error))
+async fn read_channel(shared: &Hub, app: &AppId, channel: &ChannelName) -> Result<ChannelInfo, ApiRefusal> {
+    shared
+        .channel_info(&ChannelKey { app: app.clone(), channel: channel.clone() })
+        .await
+        .map_err(|error| bus_unavailable(&error))
 }
 
-fn unavailable(error: &BusError) -> Refusal {
+fn bus_unavailable(error: &BusError) -> ApiRefusal {
     tracing::warn!(%error, "the HTTP API cannot answer");
-    (StatusCode::SERVICE_UNAVAILABLE, frame::BUS_AWAY.to_owned())
+    (StatusCode::SERVICE_UNAVAILABLE, frame::BUS_UNAVAILABLE_MESSAGE.to_owned())
 }
 
-fn respond(shared: &Shared, answer: Result<Value, Refusal>) -> Response {
+fn respond_json(shared: &Hub, answer: Result<Value, ApiRefusal>) -> Response {
     match answer {
         Ok(answer) => axum::Json(answer).into_response(),
         Err((status, told)) => {

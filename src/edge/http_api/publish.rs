@@ -4,20 +4,20 @@ use serde_json::Value;
 
 use axum::http::StatusCode;
 
-use super::super::connection::MAX_EVENT_NAME;
-use super::query::Attributes;
-use super::{Refusal, bad};
+use crate::edge::http_api::channel_info::ChannelAttributes;
+use crate::edge::http_api::{ApiRefusal, bad_request};
+use crate::edge::pusher::connection::EVENT_NAME_MAX_LEN;
 use crate::protocol::{ChannelKind, ChannelName, SocketId};
 
 /// Channels that one request may name, as Pusher documents it.
-pub const MAX_CHANNELS: usize = 100;
+pub const EVENT_CHANNELS_MAX: usize = 100;
 
 /// Events of one batch, as Pusher documents it.
-pub const MAX_BATCH: usize = 10;
+pub const BATCH_EVENTS_MAX: usize = 10;
 
 /// One event to publish.
 #[derive(Debug, PartialEq)]
-pub struct Publish {
+pub struct ApiEvent {
     /// Its name.
     pub name: String,
     /// Its data.
@@ -27,44 +27,46 @@ pub struct Publish {
     /// Who must not get it.
     pub except: Option<SocketId>,
     /// What the publisher wants to know of the channels.
-    pub info: Option<Attributes>,
+    pub info: Option<ChannelAttributes>,
 }
 
 /// Reads the body of one event, whose data has at most so many bytes.
-pub fn event(body: &[u8], most: usize) -> Result<Publish, Refusal> {
-    read(&json(body)?, most)
+pub fn parse_event(body: &[u8], most: usize) -> Result<ApiEvent, ApiRefusal> {
+    read_event(&parse_json(body)?, most)
 }
 
 /// Reads the body of a batch: each event goes to one channel.
-pub fn batch(body: &[u8], most: usize) -> Result<Vec<Publish>, Refusal> {
-    let body = json(body)?;
-    let Some(Value::Array(events)) = body.get("batch") else { return Err(bad("`batch` must be a list of events")) };
-    if events.is_empty() || events.len() > MAX_BATCH {
-        return Err(bad(format!("a batch has 1 to {MAX_BATCH} events, not {}", events.len())));
+pub fn parse_batch(body: &[u8], most: usize) -> Result<Vec<ApiEvent>, ApiRefusal> {
+    let body = parse_json(body)?;
+    let Some(Value::Array(events)) = body.get("batch") else {
+        return Err(bad_request("`batch` must be a list of events"));
+    };
+    if events.is_empty() || events.len() > BATCH_EVENTS_MAX {
+        return Err(bad_request(format!("a batch has 1 to {BATCH_EVENTS_MAX} events, not {}", events.len())));
     }
     let one = |event: &Value| {
         if event.get("channel").is_none() || event.get("channels").is_some() {
-            return Err(bad("an event of a batch goes to one `channel`"));
+            return Err(bad_request("an event of a batch goes to one `channel`"));
         }
-        read(event, most)
+        read_event(event, most)
     };
     events.iter().map(one).collect()
 }
 
-fn json(body: &[u8]) -> Result<Value, Refusal> {
-    serde_json::from_slice(body).map_err(|error| bad(format!("the body is not JSON: {error}")))
+fn parse_json(body: &[u8]) -> Result<Value, ApiRefusal> {
+    serde_json::from_slice(body).map_err(|error| bad_request(format!("the body is not JSON: {error}")))
 }
 
-fn read(body: &Value, most: usize) -> Result<Publish, Refusal> {
+fn read_event(body: &Value, most: usize) -> Result<ApiEvent, ApiRefusal> {
     let name = match body.get("name").and_then(Value::as_str) {
-        Some(name) if name.is_empty() || name.chars().count() > MAX_EVENT_NAME => {
-            return Err(bad(format!("`name` must have 1 to {MAX_EVENT_NAME} characters")));
+        Some(name) if name.is_empty() || name.chars().count() > EVENT_NAME_MAX_LEN => {
+            return Err(bad_request(format!("`name` must have 1 to {EVENT_NAME_MAX_LEN} characters")));
         }
         Some(name) => name.to_owned(),
-        None => return Err(bad("`name` must be a text")),
+        None => return Err(bad_request("`name` must be a text")),
     };
     let Some(data) = body.get("data").and_then(Value::as_str) else {
-        return Err(bad("`data` must be a text; encode an object as JSON first"));
+        return Err(bad_request("`data` must be a text; encode an object as JSON first"));
     };
     if data.len() > most {
         let told = format!("`data` has {} bytes, at most {most} are allowed", data.len());
@@ -73,33 +75,33 @@ fn read(body: &Value, most: usize) -> Result<Publish, Refusal> {
     let except = match body.get("socket_id") {
         None | Some(Value::Null) => None,
         Some(Value::String(socket)) if SocketId::is_valid(socket) => Some(SocketId::from(socket.as_str())),
-        Some(_) => return Err(bad("`socket_id` must be two numbers joined by a dot")),
+        Some(_) => return Err(bad_request("`socket_id` must be two numbers joined by a dot")),
     };
     let info = match body.get("info") {
         None | Some(Value::Null) => None,
         Some(Value::String(info)) if info.is_empty() => None,
-        Some(Value::String(info)) => Some(Attributes::parse(info)?),
-        Some(_) => return Err(bad("`info` must be a text: names of attributes joined by commas")),
+        Some(Value::String(info)) => Some(ChannelAttributes::parse(info)?),
+        Some(_) => return Err(bad_request("`info` must be a text: names of attributes joined by commas")),
     };
-    let channels = channels(body).map_err(bad)?;
-    Ok(Publish { name, data: data.to_owned(), channels, except, info })
+    let channels = parse_channels(body).map_err(bad_request)?;
+    Ok(ApiEvent { name, data: data.to_owned(), channels, except, info })
 }
 
-fn channels(body: &Value) -> Result<Vec<ChannelName>, String> {
+fn parse_channels(body: &Value) -> Result<Vec<ChannelName>, String> {
     let names: Vec<&Value> = match (body.get("channels"), body.get("channel")) {
         (Some(Value::Array(names)), _) => names.iter().collect(),
         (Some(_), _) => return Err("`channels` must be a list of texts".into()),
         (None, Some(name)) => vec![name],
         (None, None) => return Err("`channels` or `channel` is missing".into()),
     };
-    if names.is_empty() || names.len() > MAX_CHANNELS {
-        return Err(format!("an event goes to 1 to {MAX_CHANNELS} channels, not {}", names.len()));
+    if names.is_empty() || names.len() > EVENT_CHANNELS_MAX {
+        return Err(format!("an event goes to 1 to {EVENT_CHANNELS_MAX} channels, not {}", names.len()));
     }
     let mut channels: Vec<ChannelName> = Vec::with_capacity(names.len());
     for name in names {
         let name = name.as_str().ok_or("a channel's name must be a text")?;
         let channel = ChannelName::parse_any(name).map_err(|error| error.to_string())?;
-        if channel.kind() == ChannelKind::Internal && channel.addressee().is_none() {
+        if channel.kind() == ChannelKind::Internal && channel.addressed_user().is_none() {
             return Err("only the server names such a channel".into());
         }
         // A channel that is named twice gets the event once.
@@ -116,7 +118,7 @@ fn channels(body: &Value) -> Result<Vec<ChannelName>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::frame::MAX_EVENT_BYTES;
+    use crate::protocol::frame::EVENT_BYTES_MAX;
     use serde_json::json;
 
     #[test]
@@ -147,7 +149,7 @@ mod tests {
                 Err((400, "alone")),
             ),
         ] {
-            match (event(body.to_string().as_bytes(), MAX_EVENT_BYTES), expected) {
+            match (parse_event(body.to_string().as_bytes(), EVENT_BYTES_MAX), expected) {
                 (Ok(event), Ok(count)) => assert_eq!(event.channels.len(), count, "{name}"),
                 (Err((status, told)), Err((code, part))) => {
                     assert_eq!(status.as_u16(), code, "{name}");
@@ -156,7 +158,7 @@ mod tests {
                 (found, _) => panic!("{name}: {found:?}"),
             }
         }
-        assert_eq!(event(b"{", MAX_EVENT_BYTES).map_err(|(status, _)| status.as_u16()), Err(400));
+        assert_eq!(parse_event(b"{", EVENT_BYTES_MAX).map_err(|(status, _)| status.as_u16()), Err(400));
     }
 
     #[test]
@@ -172,7 +174,7 @@ mod tests {
             ("a bad one", json!([one("a"), one("b c")]), Err("` ` in it")),
             ("no list", json!("a"), Err("`batch`")),
         ] {
-            match (batch(json!({ "batch": batch_of }).to_string().as_bytes(), MAX_EVENT_BYTES), expected) {
+            match (parse_batch(json!({ "batch": batch_of }).to_string().as_bytes(), EVENT_BYTES_MAX), expected) {
                 (Ok(events), Ok(count)) => assert_eq!(events.len(), count, "{name}"),
                 (Err((_, told)), Err(part)) => assert!(told.contains(part), "{name}: {told}"),
                 (found, _) => panic!("{name}: {found:?}"),

@@ -13,12 +13,12 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
-use crate::bus::Subject;
-use crate::protocol::record::{Event, EventKind, Order};
+use crate::bus::ChannelKey;
+use crate::protocol::record::{EventKind, EventOrder, RecordedEvent};
 
 /// Bounds of the queue and of a batch.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct QueueLimits {
     /// Events that may wait.
     pub events: usize,
     /// Bytes that may wait.
@@ -39,7 +39,7 @@ pub struct Limits {
     pub max_backoff_ms: u64,
 }
 
-impl Limits {
+impl QueueLimits {
     /// What an edge uses. A batch stays below the 5 MiB of `PutRecords`, which counts keys too.
     pub const DEFAULT: Self = Self {
         events: 50_000,
@@ -55,11 +55,11 @@ impl Limits {
 }
 
 /// What a record's envelope adds to its events, generously.
-const ENVELOPE_BYTES: usize = 768;
+const RECORD_ENVELOPE_BYTES: usize = 768;
 
 /// Why an event was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Dropped {
+pub enum DropReason {
     /// A count or a state that a later one of the same has made old, because the queue was full.
     Compacted,
     /// A client event, because the queue was full.
@@ -72,7 +72,7 @@ pub enum Dropped {
     Shutdown,
 }
 
-impl Dropped {
+impl DropReason {
     /// Every reason.
     pub const ALL: [Self; 5] =
         [Self::Compacted, Self::ClientEventOverflow, Self::StateOverflow, Self::Expired, Self::Shutdown];
@@ -91,23 +91,23 @@ impl Dropped {
 
 /// The events of one key that go into one record.
 #[derive(Clone, Debug)]
-pub struct Taken {
+pub struct OutgoingRecord {
     /// The key.
-    pub subject: Subject,
+    pub subject: ChannelKey,
     /// Oldest first.
-    pub events: Vec<Event>,
+    pub events: Vec<RecordedEvent>,
 }
 
-struct Waiting {
+struct QueuedEvent {
     serial: u64,
     at_ms: u64,
     bytes: usize,
-    event: Event,
+    event: RecordedEvent,
 }
 
 #[derive(Default)]
-struct Backlog {
-    events: VecDeque<Waiting>,
+struct KeyBacklog {
+    events: VecDeque<QueuedEvent>,
     /// How many of the front are in flight.
     in_flight: usize,
     refusals: u32,
@@ -117,23 +117,23 @@ struct Backlog {
 
 /// What may be dropped when the queue is full, in the order in which it goes; of one rank the oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
+enum DropRank {
     /// The count of a channel of which a later count waits.
-    OldCount,
+    SupersededCount,
     /// A client event, or that a channel's last event was missed.
     Client,
     /// The latest count of a channel.
     Count,
     /// A state that a later one has ended.
-    OldState,
+    SupersededState,
     /// What a receiver must end with.
     State,
 }
 
-impl Rank {
-    const ALL: [Self; 5] = [Self::OldCount, Self::Client, Self::Count, Self::OldState, Self::State];
+impl DropRank {
+    const ALL: [Self; 5] = [Self::SupersededCount, Self::Client, Self::Count, Self::SupersededState, Self::State];
 
-    fn of(event: &Event) -> Self {
+    fn of_event(event: &RecordedEvent) -> Self {
         match event.kind {
             EventKind::ClientEvent { .. } | EventKind::CacheMiss => Self::Client,
             EventKind::SubscriptionCount { .. } => Self::Count,
@@ -145,38 +145,38 @@ impl Rank {
     }
 
     /// What it becomes once a later one of the same topic waits.
-    fn old(self) -> Self {
+    fn superseded(self) -> Self {
         match self {
-            Self::Count | Self::OldCount => Self::OldCount,
-            Self::State | Self::OldState => Self::OldState,
+            Self::Count | Self::SupersededCount => Self::SupersededCount,
+            Self::State | Self::SupersededState => Self::SupersededState,
             Self::Client => Self::Client,
         }
     }
 
-    fn dropped(self) -> Dropped {
+    fn drop_reason(self) -> DropReason {
         match self {
-            Self::OldCount | Self::OldState => Dropped::Compacted,
-            Self::Client | Self::Count => Dropped::ClientEventOverflow,
-            Self::State => Dropped::StateOverflow,
+            Self::SupersededCount | Self::SupersededState => DropReason::Compacted,
+            Self::Client | Self::Count => DropReason::ClientEventOverflow,
+            Self::State => DropReason::StateOverflow,
         }
     }
 
     /// Whether it may get too old.
-    fn expires(self) -> bool {
-        self < Self::OldState
+    fn can_expire(self) -> bool {
+        self < Self::SupersededState
     }
 }
 
 /// What of a channel an event tells the newest of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Topic {
+enum EventTopic {
     Count,
     Occupancy,
     Member(String),
 }
 
-impl Topic {
-    fn of(event: &Event) -> Option<Self> {
+impl EventTopic {
+    fn of_event(event: &RecordedEvent) -> Option<Self> {
         match &event.kind {
             EventKind::SubscriptionCount { .. } => Some(Self::Count),
             EventKind::ChannelOccupied | EventKind::ChannelVacated => Some(Self::Occupancy),
@@ -189,25 +189,25 @@ impl Topic {
 }
 
 /// The queue.
-pub struct Queue {
-    limits: Limits,
-    backlogs: HashMap<Subject, Backlog>,
+pub struct RecordQueue {
+    limits: QueueLimits,
+    backlogs: HashMap<ChannelKey, KeyBacklog>,
     /// Per lane: when which key may go, earliest first. A key stands here exactly while it has events and none of them
     /// is in flight.
-    lanes: Vec<BTreeMap<(u64, u64), Subject>>,
+    lanes: Vec<BTreeMap<(u64, u64), ChannelKey>>,
     /// What may be dropped, by rank and oldest first: events that are not in flight.
-    droppable: [BTreeMap<u64, Subject>; Rank::ALL.len()],
+    droppable: [BTreeMap<u64, ChannelKey>; DropRank::ALL.len()],
     /// The latest of those of each topic: by the bus's order, or else by arrival.
-    latest: HashMap<(Subject, Topic), (Option<Order>, u64)>,
+    latest: HashMap<(ChannelKey, EventTopic), (Option<EventOrder>, u64)>,
     hasher: std::hash::BuildHasherDefault<std::hash::DefaultHasher>,
     serial: u64,
     events: usize,
     bytes: usize,
 }
 
-impl Queue {
+impl RecordQueue {
     /// An empty queue with so many lanes.
-    pub fn new(limits: Limits, lanes: usize) -> Self {
+    pub fn new(limits: QueueLimits, lanes: usize) -> Self {
         Self {
             limits,
             backlogs: HashMap::new(),
@@ -227,7 +227,7 @@ impl Queue {
     }
 
     /// Which lane a key goes through, always the same.
-    pub fn lane(&self, subject: &Subject) -> usize {
+    pub fn lane_of(&self, subject: &ChannelKey) -> usize {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(subject.app.as_str().as_bytes());
         hasher.write_u8(b'/');
@@ -236,23 +236,23 @@ impl Queue {
     }
 
     /// Takes an event in and says what had to go for it.
-    pub fn push(&mut self, subject: &Subject, event: Event, now: u64) -> Vec<Dropped> {
-        let bytes = size(&event);
+    pub fn push(&mut self, subject: &ChannelKey, event: RecordedEvent, now: u64) -> Vec<DropReason> {
+        let bytes = measure_event(&event);
         self.serial += 1;
         let serial = self.serial;
-        self.list(subject, serial, &event);
+        self.add_droppable(subject, serial, &event);
         let backlog = self.backlogs.entry(subject.clone()).or_default();
-        let place = backlog.place(&event);
-        backlog.events.insert(place, Waiting { serial, at_ms: now, bytes, event });
+        let place = backlog.insertion_index(&event);
+        backlog.events.insert(place, QueuedEvent { serial, at_ms: now, bytes, event });
         self.events += 1;
         self.bytes += bytes;
-        self.schedule(subject);
-        self.make_room()
+        self.schedule_key(subject);
+        self.evict_overflow()
     }
 
     /// The next batch of a lane: keys that are due, earliest first. Keys that were refused before fill at most half of
     /// it, so that a hot shard does not hold up the others.
-    pub fn take(&mut self, lane: usize, now: u64) -> Vec<Taken> {
+    pub fn take_batch(&mut self, lane: usize, now: u64) -> Vec<OutgoingRecord> {
         let Some(schedule) = self.lanes.get(lane) else { return Vec::new() };
         let (mut chosen, mut bytes, mut again) = (Vec::new(), 0, 0);
         for (due, subject) in schedule.range(..=(now, u64::MAX)) {
@@ -260,8 +260,8 @@ impl Queue {
             if backlog.refusals > 0 && again >= self.limits.batch_records.div_ceil(2) {
                 continue;
             }
-            let (count, size) = backlog.record(self.limits.record_bytes);
-            let size = size + ENVELOPE_BYTES;
+            let (count, size) = backlog.measure_next_record(self.limits.record_bytes);
+            let size = size + RECORD_ENVELOPE_BYTES;
             let full = chosen.len() >= self.limits.batch_records || bytes + size > self.limits.batch_bytes;
             if full && !chosen.is_empty() {
                 break;
@@ -270,11 +270,11 @@ impl Queue {
             bytes += size;
             chosen.push((*due, subject.clone(), count));
         }
-        chosen.into_iter().map(|(due, subject, count)| self.send(lane, due, subject, count)).collect()
+        chosen.into_iter().map(|(due, subject, count)| self.mark_in_flight(lane, due, subject, count)).collect()
     }
 
     /// Notes what the stream answered to a record. `jitter` is from 0 to 1. Returns how many events are done.
-    pub fn settle(&mut self, subject: &Subject, acknowledged: bool, now: u64, jitter: f64) -> usize {
+    pub fn complete_record(&mut self, subject: &ChannelKey, acknowledged: bool, now: u64, jitter: f64) -> usize {
         let Some(backlog) = self.backlogs.get_mut(subject) else { return 0 };
         let count = std::mem::take(&mut backlog.in_flight);
         if acknowledged {
@@ -285,16 +285,16 @@ impl Queue {
             if backlog.events.is_empty() {
                 self.backlogs.remove(subject);
             } else {
-                self.schedule(subject);
+                self.schedule_key(subject);
             }
             return count;
         }
         backlog.refusals = backlog.refusals.saturating_add(1);
-        let wait = backoff(self.limits.backoff_ms, self.limits.max_backoff_ms, backlog.refusals, jitter);
-        let again: Vec<(u64, Event)> =
+        let wait = compute_backoff(self.limits.backoff_ms, self.limits.max_backoff_ms, backlog.refusals, jitter);
+        let again: Vec<(u64, RecordedEvent)> =
             backlog.events.iter().take(count).map(|waiting| (waiting.serial, waiting.event.clone())).collect();
         for (serial, event) in &again {
-            self.list(subject, *serial, event);
+            self.add_droppable(subject, *serial, event);
         }
         self.put_on_schedule(subject, now + wait);
         0
@@ -306,44 +306,44 @@ impl Queue {
     }
 
     /// Drops client events that have waited too long.
-    pub fn expire(&mut self, now: u64) -> usize {
+    pub fn drop_expired(&mut self, now: u64) -> usize {
         let mut count = 0;
-        for rank in Rank::ALL.into_iter().filter(|rank| rank.expires()) {
+        for rank in DropRank::ALL.into_iter().filter(|rank| rank.can_expire()) {
             while let Some((&serial, subject)) = self.droppable[rank as usize].first_key_value() {
                 let subject = subject.clone();
                 let old = self
                     .backlogs
                     .get(&subject)
-                    .and_then(|backlog| backlog.find(serial))
+                    .and_then(|backlog| backlog.find_event(serial))
                     .is_none_or(|(_, waiting)| now.saturating_sub(waiting.at_ms) >= self.limits.client_event_ms);
                 if !old {
                     break;
                 }
                 self.droppable[rank as usize].remove(&serial);
-                count += usize::from(self.discard(&subject, serial));
+                count += usize::from(self.discard_event(&subject, serial));
             }
         }
         count
     }
 
-    fn make_room(&mut self) -> Vec<Dropped> {
+    fn evict_overflow(&mut self) -> Vec<DropReason> {
         let mut dropped = Vec::new();
         while self.events > self.limits.events || self.bytes > self.limits.bytes {
-            let first = |rank: &Rank| !self.droppable[*rank as usize].is_empty();
+            let first = |rank: &DropRank| !self.droppable[*rank as usize].is_empty();
             // Otherwise everything is in flight: the next answer makes room.
-            let Some(rank) = Rank::ALL.into_iter().find(first) else { break };
+            let Some(rank) = DropRank::ALL.into_iter().find(first) else { break };
             let Some((serial, subject)) = self.droppable[rank as usize].pop_first() else { break };
-            if self.discard(&subject, serial) {
-                dropped.push(rank.dropped());
+            if self.discard_event(&subject, serial) {
+                dropped.push(rank.drop_reason());
             }
         }
         dropped
     }
 
     /// Lists an event among those that may be dropped, and finds out which of its topic is the latest.
-    fn list(&mut self, subject: &Subject, serial: u64, event: &Event) {
-        let mut rank = Rank::of(event);
-        if let Some(topic) = Topic::of(event) {
+    fn add_droppable(&mut self, subject: &ChannelKey, serial: u64, event: &RecordedEvent) {
+        let mut rank = DropRank::of_event(event);
+        if let Some(topic) = EventTopic::of_event(event) {
             let own = (event.order, serial);
             match self.latest.entry((subject.clone(), topic)) {
                 Entry::Vacant(latest) => {
@@ -352,17 +352,17 @@ impl Queue {
                 Entry::Occupied(mut latest) if *latest.get() < own => {
                     let (_, before) = latest.insert(own);
                     self.droppable[rank as usize].remove(&before);
-                    self.droppable[rank.old() as usize].insert(before, subject.clone());
+                    self.droppable[rank.superseded() as usize].insert(before, subject.clone());
                 }
-                Entry::Occupied(_) => rank = rank.old(),
+                Entry::Occupied(_) => rank = rank.superseded(),
             }
         }
         self.droppable[rank as usize].insert(serial, subject.clone());
     }
 
     /// Forgets that an event is the latest of its topic, if it is.
-    fn delist(&mut self, subject: &Subject, serial: u64, event: &Event) {
-        let Some(topic) = Topic::of(event) else { return };
+    fn clear_latest(&mut self, subject: &ChannelKey, serial: u64, event: &RecordedEvent) {
+        let Some(topic) = EventTopic::of_event(event) else { return };
         if let Entry::Occupied(latest) = self.latest.entry((subject.clone(), topic))
             && latest.get().1 == serial
         {
@@ -370,44 +370,46 @@ impl Queue {
         }
     }
 
-    fn discard(&mut self, subject: &Subject, serial: u64) -> bool {
+    fn discard_event(&mut self, subject: &ChannelKey, serial: u64) -> bool {
         let Some(backlog) = self.backlogs.get_mut(subject) else { return false };
-        let Some(place) = backlog.find(serial).map(|(place, _)| place) else { return false };
+        let Some(place) = backlog.find_event(serial).map(|(place, _)| place) else { return false };
         let Some(waiting) = backlog.events.remove(place) else { return false };
         self.events -= 1;
         self.bytes -= waiting.bytes;
         if backlog.events.is_empty() {
             let due = backlog.due;
             self.backlogs.remove(subject);
-            let lane = self.lane(subject);
+            let lane = self.lane_of(subject);
             if let Some(due) = due {
                 self.lanes[lane].remove(&due);
             }
         }
-        self.delist(subject, serial, &waiting.event);
+        self.clear_latest(subject, serial, &waiting.event);
         true
     }
 
-    fn send(&mut self, lane: usize, due: (u64, u64), subject: Subject, count: usize) -> Taken {
+    fn mark_in_flight(&mut self, lane: usize, due: (u64, u64), subject: ChannelKey, count: usize) -> OutgoingRecord {
         self.lanes[lane].remove(&due);
-        let Some(backlog) = self.backlogs.get_mut(&subject) else { return Taken { subject, events: Vec::new() } };
+        let Some(backlog) = self.backlogs.get_mut(&subject) else {
+            return OutgoingRecord { subject, events: Vec::new() };
+        };
         backlog.due = None;
         backlog.in_flight = count;
-        let taken: Vec<(u64, Event)> =
+        let taken: Vec<(u64, RecordedEvent)> =
             backlog.events.iter().take(count).map(|waiting| (waiting.serial, waiting.event.clone())).collect();
         let mut events = Vec::with_capacity(count);
         for (serial, event) in taken {
-            let rank = Rank::of(&event);
+            let rank = DropRank::of_event(&event);
             self.droppable[rank as usize].remove(&serial);
-            self.droppable[rank.old() as usize].remove(&serial);
-            self.delist(&subject, serial, &event);
+            self.droppable[rank.superseded() as usize].remove(&serial);
+            self.clear_latest(&subject, serial, &event);
             events.push(event);
         }
-        Taken { subject, events }
+        OutgoingRecord { subject, events }
     }
 
     /// Plans a key that has events, none of them in flight, and no plan yet.
-    fn schedule(&mut self, subject: &Subject) {
+    fn schedule_key(&mut self, subject: &ChannelKey) {
         let Some(backlog) = self.backlogs.get(subject) else { return };
         if backlog.in_flight > 0 || backlog.due.is_some() {
             return;
@@ -417,8 +419,8 @@ impl Queue {
         self.put_on_schedule(subject, due);
     }
 
-    fn put_on_schedule(&mut self, subject: &Subject, due: u64) {
-        let lane = self.lane(subject);
+    fn put_on_schedule(&mut self, subject: &ChannelKey, due: u64) {
+        let lane = self.lane_of(subject);
         self.serial += 1;
         let entry = (due, self.serial);
         if let Some(backlog) = self.backlogs.get_mut(subject) {
@@ -428,22 +430,22 @@ impl Queue {
     }
 }
 
-impl Backlog {
+impl KeyBacklog {
     /// Where a new event goes: at the end; but before waiting state events that the bus decided later. Two connections
     /// may hand in what the bus told them in another order than it decided.
-    fn place(&self, event: &Event) -> usize {
+    fn insertion_index(&self, event: &RecordedEvent) -> usize {
         let end = self.events.len();
         let Some(order) = event.order else { return end };
-        let later = |waiting: &Waiting| waiting.event.order.is_some_and(|other| other > order);
+        let later = |waiting: &QueuedEvent| waiting.event.order.is_some_and(|other| other > order);
         (self.in_flight..end).find(|&place| later(&self.events[place])).unwrap_or(end)
     }
 
-    fn find(&self, serial: u64) -> Option<(usize, &Waiting)> {
+    fn find_event(&self, serial: u64) -> Option<(usize, &QueuedEvent)> {
         self.events.iter().enumerate().skip(self.in_flight).find(|(_, waiting)| waiting.serial == serial)
     }
 
     /// How many events the next record takes, and their bytes.
-    fn record(&self, most: usize) -> (usize, usize) {
+    fn measure_next_record(&self, most: usize) -> (usize, usize) {
         let (mut count, mut bytes) = (0, 0);
         for waiting in &self.events {
             if count > 0 && bytes + waiting.bytes > most {
@@ -457,13 +459,13 @@ impl Backlog {
 }
 
 /// The wait after so many refusals in a row: doubled each time up to a bound, then a part from half to all of it.
-pub fn backoff(first_ms: u64, most_ms: u64, refusals: u32, jitter: f64) -> u64 {
+pub fn compute_backoff(first_ms: u64, most_ms: u64, refusals: u32, jitter: f64) -> u64 {
     let doubled = first_ms.saturating_mul(1 << refusals.saturating_sub(1).min(16)).min(most_ms);
     let wait = Duration::from_millis(doubled).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
     u64::try_from(wait.as_millis()).unwrap_or(most_ms)
 }
 
-fn size(event: &Event) -> usize {
+fn measure_event(event: &RecordedEvent) -> usize {
     serde_json::to_vec(event).map_or(256, |bytes| bytes.len() + 1)
 }
 
@@ -473,177 +475,189 @@ mod tests {
     use crate::protocol::ChannelName;
     use proptest::prelude::*;
 
-    fn subject(channel: &str) -> Subject {
-        Subject { app: "1".into(), channel: ChannelName::parse(channel).expect("a name") }
+    fn test_key(channel: &str) -> ChannelKey {
+        ChannelKey { app: "1".into(), channel: ChannelName::parse(channel).expect("a name") }
     }
 
-    fn client(n: u64) -> Event {
+    fn client_event(n: u64) -> RecordedEvent {
         let kind = EventKind::ClientEvent {
             event: "client-a".into(),
             data: "{}".into(),
             socket_id: "1.2".into(),
             user_id: None,
         };
-        Event { id: n.to_string(), time_ms: 0, order: None, n: Some(n), cause: None, kind }
+        RecordedEvent { id: n.to_string(), time_ms: 0, order: None, n: Some(n), cause: None, kind }
     }
 
-    fn count(n: u64) -> Event {
+    fn count_event(n: u64) -> RecordedEvent {
         let kind = EventKind::SubscriptionCount { subscription_count: n };
-        Event { id: n.to_string(), time_ms: 0, order: None, n: Some(n), cause: None, kind }
+        RecordedEvent { id: n.to_string(), time_ms: 0, order: None, n: Some(n), cause: None, kind }
     }
 
-    fn state(seq: u64) -> Event {
-        let order = Some(Order { epoch: 1, seq });
-        Event { id: seq.to_string(), time_ms: 0, order, n: None, cause: None, kind: EventKind::ChannelOccupied }
+    fn state_event(seq: u64) -> RecordedEvent {
+        let order = Some(EventOrder { epoch: 1, seq });
+        RecordedEvent { id: seq.to_string(), time_ms: 0, order, n: None, cause: None, kind: EventKind::ChannelOccupied }
     }
 
-    fn queue(limits: Limits) -> Queue {
-        Queue::new(limits, 1)
+    fn test_queue(limits: QueueLimits) -> RecordQueue {
+        RecordQueue::new(limits, 1)
     }
 
-    fn ids(batch: &[Taken]) -> Vec<Vec<&str>> {
+    fn event_ids(batch: &[OutgoingRecord]) -> Vec<Vec<&str>> {
         batch.iter().map(|taken| taken.events.iter().map(|event| event.id.as_str()).collect()).collect()
     }
 
     #[test]
     fn events_of_one_key_share_a_record_after_the_linger() {
-        let mut queue = queue(Limits::DEFAULT);
-        queue.push(&subject("a"), client(1), 0);
-        queue.push(&subject("a"), client(2), 19);
-        queue.push(&subject("b"), client(3), 5);
-        assert_eq!(ids(&queue.take(0, 19)), [[""; 0]; 0], "the linger is not over");
+        let mut queue = test_queue(QueueLimits::DEFAULT);
+        queue.push(&test_key("a"), client_event(1), 0);
+        queue.push(&test_key("a"), client_event(2), 19);
+        queue.push(&test_key("b"), client_event(3), 5);
+        assert_eq!(event_ids(&queue.take_batch(0, 19)), [[""; 0]; 0], "the linger is not over");
         assert_eq!(queue.next_due(0), Some(20));
-        assert_eq!(ids(&queue.take(0, 30)), [vec!["1", "2"], vec!["3"]]);
+        assert_eq!(event_ids(&queue.take_batch(0, 30)), [vec!["1", "2"], vec!["3"]]);
     }
 
     #[test]
     fn a_key_in_flight_waits_and_a_refusal_goes_first() {
-        let mut queue = queue(Limits::DEFAULT);
-        let a = subject("a");
-        queue.push(&a, client(1), 0);
-        assert_eq!(ids(&queue.take(0, 20)), [["1"]]);
-        queue.push(&a, client(2), 21);
-        assert!(queue.take(0, 1000).is_empty(), "one record of a key at a time");
-        assert_eq!(queue.settle(&a, false, 1000, 1.0), 0);
-        assert!(queue.take(0, 1049).is_empty(), "after a wait");
-        assert_eq!(ids(&queue.take(0, 1050)), [["1", "2"]], "extended by what came since");
-        assert_eq!(queue.settle(&a, true, 1060, 0.0), 2);
+        let mut queue = test_queue(QueueLimits::DEFAULT);
+        let a = test_key("a");
+        queue.push(&a, client_event(1), 0);
+        assert_eq!(event_ids(&queue.take_batch(0, 20)), [["1"]]);
+        queue.push(&a, client_event(2), 21);
+        assert!(queue.take_batch(0, 1000).is_empty(), "one record of a key at a time");
+        assert_eq!(queue.complete_record(&a, false, 1000, 1.0), 0);
+        assert!(queue.take_batch(0, 1049).is_empty(), "after a wait");
+        assert_eq!(event_ids(&queue.take_batch(0, 1050)), [["1", "2"]], "extended by what came since");
+        assert_eq!(queue.complete_record(&a, true, 1060, 0.0), 2);
         assert_eq!((queue.len(), queue.bytes, queue.next_due(0)), (0, 0, None));
     }
 
     #[test]
     fn state_events_are_put_into_the_order_of_the_bus_while_they_wait() {
-        let mut queue = queue(Limits::DEFAULT);
-        for event in [state(2), client(9), state(1), state(3)] {
-            queue.push(&subject("a"), event, 0);
+        let mut queue = test_queue(QueueLimits::DEFAULT);
+        for event in [state_event(2), client_event(9), state_event(1), state_event(3)] {
+            queue.push(&test_key("a"), event, 0);
         }
-        assert_eq!(ids(&queue.take(0, 20)), [["1", "2", "9", "3"]]);
+        assert_eq!(event_ids(&queue.take_batch(0, 20)), [["1", "2", "9", "3"]]);
     }
 
     #[test]
     fn a_full_queue_drops_the_oldest_client_events_and_state_last() {
-        let mut queue = queue(Limits { events: 2, ..Limits::DEFAULT });
-        let a = subject("a");
-        assert_eq!(queue.push(&a, state(1), 0), []);
-        assert_eq!(queue.push(&subject("b"), client(2), 0), []);
-        assert_eq!(queue.push(&a, client(3), 0), [Dropped::ClientEventOverflow]);
-        assert_eq!(queue.push(&a, state(4), 0), [Dropped::ClientEventOverflow]);
-        assert_eq!(queue.push(&a, state(5), 0), [Dropped::Compacted]);
-        assert_eq!(queue.push(&subject("c"), state(6), 0), [Dropped::Compacted]);
-        assert_eq!(queue.push(&subject("d"), state(7), 0), [Dropped::StateOverflow], "nothing but last states is left");
-        assert_eq!(ids(&queue.take(0, 20)), [["6"], ["7"]]);
-        assert_eq!(queue.push(&a, client(8), 0), [Dropped::ClientEventOverflow], "what is in flight cannot go");
+        let mut queue = test_queue(QueueLimits { events: 2, ..QueueLimits::DEFAULT });
+        let a = test_key("a");
+        assert_eq!(queue.push(&a, state_event(1), 0), []);
+        assert_eq!(queue.push(&test_key("b"), client_event(2), 0), []);
+        assert_eq!(queue.push(&a, client_event(3), 0), [DropReason::ClientEventOverflow]);
+        assert_eq!(queue.push(&a, state_event(4), 0), [DropReason::ClientEventOverflow]);
+        assert_eq!(queue.push(&a, state_event(5), 0), [DropReason::Compacted]);
+        assert_eq!(queue.push(&test_key("c"), state_event(6), 0), [DropReason::Compacted]);
+        assert_eq!(
+            queue.push(&test_key("d"), state_event(7), 0),
+            [DropReason::StateOverflow],
+            "nothing but last states is left"
+        );
+        assert_eq!(event_ids(&queue.take_batch(0, 20)), [["6"], ["7"]]);
+        assert_eq!(
+            queue.push(&a, client_event(8), 0),
+            [DropReason::ClientEventOverflow],
+            "what is in flight cannot go"
+        );
         assert_eq!(queue.len(), 2);
     }
 
     #[test]
     fn a_full_queue_keeps_the_latest_count_of_each_channel() {
-        let mut queue = queue(Limits { events: 4, ..Limits::DEFAULT });
-        let (a, b) = (subject("a"), subject("b"));
-        queue.push(&a, client(1), 0);
+        let mut queue = test_queue(QueueLimits { events: 4, ..QueueLimits::DEFAULT });
+        let (a, b) = (test_key("a"), test_key("b"));
+        queue.push(&a, client_event(1), 0);
         for (subject, n) in [(&a, 2), (&b, 3), (&a, 4)] {
-            assert_eq!(queue.push(subject, count(n), 0), []);
+            assert_eq!(queue.push(subject, count_event(n), 0), []);
         }
-        assert_eq!(queue.push(&a, count(5), 0), [Dropped::Compacted]);
-        assert_eq!(queue.push(&b, count(6), 0), [Dropped::Compacted]);
-        assert_eq!(queue.push(&b, count(7), 0), [Dropped::Compacted]);
-        assert_eq!(ids(&queue.take(0, 19)), [[""; 0]; 0]);
-        assert_eq!(queue.push(&a, state(8), 0), [Dropped::Compacted], "the last old count");
-        assert_eq!(queue.push(&a, state(9), 0), [Dropped::ClientEventOverflow]);
+        assert_eq!(queue.push(&a, count_event(5), 0), [DropReason::Compacted]);
+        assert_eq!(queue.push(&b, count_event(6), 0), [DropReason::Compacted]);
+        assert_eq!(queue.push(&b, count_event(7), 0), [DropReason::Compacted]);
+        assert_eq!(event_ids(&queue.take_batch(0, 19)), [[""; 0]; 0]);
+        assert_eq!(queue.push(&a, state_event(8), 0), [DropReason::Compacted], "the last old count");
+        assert_eq!(queue.push(&a, state_event(9), 0), [DropReason::ClientEventOverflow]);
         let waiting: Vec<&str> =
             queue.backlogs.values().flat_map(|backlog| &backlog.events).map(|waiting| &*waiting.event.id).collect();
         assert!(waiting.contains(&"5") && waiting.contains(&"7") && !waiting.contains(&"1"), "{waiting:?}");
-        assert_eq!(queue.push(&a, state(10), 0), [Dropped::ClientEventOverflow], "a last count before a state");
-        assert_eq!(queue.push(&b, state(11), 0), [Dropped::ClientEventOverflow]);
-        assert_eq!(ids(&queue.take(0, 20)), [vec!["8", "9", "10"], vec!["11"]]);
+        assert_eq!(
+            queue.push(&a, state_event(10), 0),
+            [DropReason::ClientEventOverflow],
+            "a last count before a state"
+        );
+        assert_eq!(queue.push(&b, state_event(11), 0), [DropReason::ClientEventOverflow]);
+        assert_eq!(event_ids(&queue.take_batch(0, 20)), [vec!["8", "9", "10"], vec!["11"]]);
     }
 
     #[test]
     fn a_count_that_was_refused_is_old_once_another_came() {
-        let mut queue = queue(Limits { events: 3, ..Limits::DEFAULT });
-        let a = subject("a");
-        queue.push(&a, count(1), 0);
-        assert_eq!(ids(&queue.take(0, 20)), [["1"]]);
-        queue.push(&a, count(2), 21);
-        queue.settle(&a, false, 30, 0.0);
-        queue.push(&a, client(3), 30);
-        assert_eq!(queue.push(&a, client(4), 30), [Dropped::Compacted]);
-        assert_eq!(ids(&queue.take(0, 1000)), [["2", "3", "4"]]);
-        assert_eq!(queue.settle(&a, true, 1000, 0.0), 3);
+        let mut queue = test_queue(QueueLimits { events: 3, ..QueueLimits::DEFAULT });
+        let a = test_key("a");
+        queue.push(&a, count_event(1), 0);
+        assert_eq!(event_ids(&queue.take_batch(0, 20)), [["1"]]);
+        queue.push(&a, count_event(2), 21);
+        queue.complete_record(&a, false, 30, 0.0);
+        queue.push(&a, client_event(3), 30);
+        assert_eq!(queue.push(&a, client_event(4), 30), [DropReason::Compacted]);
+        assert_eq!(event_ids(&queue.take_batch(0, 1000)), [["2", "3", "4"]]);
+        assert_eq!(queue.complete_record(&a, true, 1000, 0.0), 3);
         assert_eq!((queue.len(), queue.bytes, queue.latest.len()), (0, 0, 0));
     }
 
     #[test]
     fn of_a_members_states_the_last_one_by_the_buss_order_is_kept() {
-        let mut queue = queue(Limits { events: 2, ..Limits::DEFAULT });
+        let mut queue = test_queue(QueueLimits { events: 2, ..QueueLimits::DEFAULT });
         let member = |seq, user: &str, joined: bool| {
             let user_id = user.to_owned();
             let kind = if joined { EventKind::MemberAdded { user_id } } else { EventKind::MemberRemoved { user_id } };
-            Event { kind, ..state(seq) }
+            RecordedEvent { kind, ..state_event(seq) }
         };
-        let a = subject("presence-a");
+        let a = test_key("presence-a");
         queue.push(&a, member(3, "ann", false), 0);
         assert_eq!(queue.push(&a, member(2, "ann", true), 0), []);
-        assert_eq!(queue.push(&a, member(4, "bob", true), 0), [Dropped::Compacted]);
-        assert_eq!(ids(&queue.take(0, 20)), [["3", "4"]]);
+        assert_eq!(queue.push(&a, member(4, "bob", true), 0), [DropReason::Compacted]);
+        assert_eq!(event_ids(&queue.take_batch(0, 20)), [["3", "4"]]);
     }
 
     #[test]
     fn client_events_that_waited_too_long_are_dropped_and_state_is_not() {
-        let mut queue = queue(Limits::DEFAULT);
-        queue.push(&subject("a"), client(1), 0);
-        queue.push(&subject("b"), state(2), 0);
-        queue.push(&subject("a"), client(3), 1);
-        assert_eq!(queue.expire(599_999), 0);
-        assert_eq!(queue.expire(600_000), 1);
-        assert_eq!(ids(&queue.take(0, 600_100)).concat().len(), 2);
+        let mut queue = test_queue(QueueLimits::DEFAULT);
+        queue.push(&test_key("a"), client_event(1), 0);
+        queue.push(&test_key("b"), state_event(2), 0);
+        queue.push(&test_key("a"), client_event(3), 1);
+        assert_eq!(queue.drop_expired(599_999), 0);
+        assert_eq!(queue.drop_expired(600_000), 1);
+        assert_eq!(event_ids(&queue.take_batch(0, 600_100)).concat().len(), 2);
     }
 
     #[test]
     fn refused_keys_fill_half_a_batch() {
-        let mut queue = queue(Limits { batch_records: 4, ..Limits::DEFAULT });
+        let mut queue = test_queue(QueueLimits { batch_records: 4, ..QueueLimits::DEFAULT });
         let names: Vec<String> = (0..6).map(|n| format!("c{n}")).collect();
         for name in &names {
-            queue.push(&subject(name), state(1), 0);
+            queue.push(&test_key(name), state_event(1), 0);
         }
         for now in [20, 21] {
-            for taken in queue.take(0, now) {
-                queue.settle(&taken.subject, false, now, 0.0);
+            for taken in queue.take_batch(0, now) {
+                queue.complete_record(&taken.subject, false, now, 0.0);
             }
         }
         for name in ["new1", "new2", "new3"] {
-            queue.push(&subject(name), state(1), 1000);
+            queue.push(&test_key(name), state_event(1), 1000);
         }
-        let batch = queue.take(0, 2000);
+        let batch = queue.take_batch(0, 2000);
         let new = batch.iter().filter(|taken| taken.subject.channel.as_str().starts_with("new")).count();
         assert_eq!((batch.len(), new), (4, 2));
     }
 
     #[test]
     fn waits_grow_and_end_at_the_bound() {
-        let waits: Vec<u64> = [1, 2, 3, 7, 8, 99].map(|refusals| backoff(50, 5_000, refusals, 1.0)).into();
+        let waits: Vec<u64> = [1, 2, 3, 7, 8, 99].map(|refusals| compute_backoff(50, 5_000, refusals, 1.0)).into();
         assert_eq!(waits, [50, 100, 200, 3_200, 5_000, 5_000]);
-        assert_eq!(backoff(50, 5_000, 1, 0.0), 25);
+        assert_eq!(compute_backoff(50, 5_000, 1, 0.0), 25);
     }
 
     proptest! {
@@ -655,16 +669,16 @@ mod tests {
             refusals in proptest::collection::vec(any::<bool>(), 1..50),
             step in 1_u64..40,
         ) {
-            let limits = Limits { record_bytes: 400, batch_records: 3, max_backoff_ms: 100, ..Limits::DEFAULT };
-            let mut queue = Queue::new(limits, 3);
-            let mut arrived: HashMap<Subject, Vec<String>> = HashMap::new();
-            let mut stored: HashMap<Subject, Vec<String>> = HashMap::new();
+            let limits = QueueLimits { record_bytes: 400, batch_records: 3, max_backoff_ms: 100, ..QueueLimits::DEFAULT };
+            let mut queue = RecordQueue::new(limits, 3);
+            let mut arrived: HashMap<ChannelKey, Vec<String>> = HashMap::new();
+            let mut stored: HashMap<ChannelKey, Vec<String>> = HashMap::new();
             let mut refused = refusals.iter().cycle();
             let mut pending = keys.iter().zip(1..);
             for now in (0..).map(|n| n * step) {
                 if let Some((key, n)) = pending.next() {
-                    let subject = subject(&format!("c{key}"));
-                    prop_assert!(queue.push(&subject, client(n), now).is_empty());
+                    let subject = test_key(&format!("c{key}"));
+                    prop_assert!(queue.push(&subject, client_event(n), now).is_empty());
                     arrived.entry(subject).or_default().push(n.to_string());
                 } else if queue.len() == 0 {
                     break;
@@ -672,14 +686,14 @@ mod tests {
                 prop_assert!(now < 1_000_000, "it never ends");
                 let healed = now / step > 500;
                 for lane in 0..3 {
-                    for taken in queue.take(lane, now) {
-                        prop_assert_eq!(queue.lane(&taken.subject), lane);
+                    for taken in queue.take_batch(lane, now) {
+                        prop_assert_eq!(queue.lane_of(&taken.subject), lane);
                         let no = !healed && *refused.next().expect("a cycle");
                         if !no {
                             let ids = taken.events.iter().map(|event| event.id.clone());
                             stored.entry(taken.subject.clone()).or_default().extend(ids);
                         }
-                        let done = queue.settle(&taken.subject, !no, now, 0.5);
+                        let done = queue.complete_record(&taken.subject, !no, now, 0.5);
                         prop_assert_eq!(done, if no { 0 } else { taken.events.len() });
                     }
                 }

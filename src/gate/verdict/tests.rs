@@ -3,15 +3,15 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::gate::{Dimensions, Drift, Journey, Outcome, Policy};
+use crate::gate::{ConfigDrift, CoverageTargets, GatePolicy, Journey, JourneyOutcome};
 
 const SERVED: [Transport; 3] = [Transport::Websocket, Transport::XhrStreaming, Transport::XhrPolling];
 
 const PODS: [(&str, &[Transport]); 2] =
     [("eu-websocket-0", &[Transport::Websocket]), ("eu-sockjs-0", &[Transport::XhrStreaming, Transport::XhrPolling])];
 
-fn dimensions() -> Dimensions {
-    Dimensions {
+fn dimensions() -> CoverageTargets {
+    CoverageTargets {
         transports: SERVED.into(),
         pods: PODS.map(|(pod, carries)| (pod.to_owned(), carries.iter().copied().collect())).into(),
         paths: BTreeMap::new(),
@@ -24,15 +24,15 @@ fn dimensions() -> Dimensions {
 }
 
 fn evidence() -> Evidence {
-    let mut evidence = Evidence::new(Policy { open_after: 2, ..Policy::default() });
-    evidence.expect(dimensions());
+    let mut evidence = Evidence::new(GatePolicy { open_after: 2, ..GatePolicy::default() });
+    evidence.set_targets(dimensions());
     for process in dimensions().processes {
-        evidence.drifted(&process, "p1", vec![]);
+        evidence.observe_process(&process, "p1", vec![]);
     }
     evidence
 }
 
-fn journey(transport: Transport, at: u64, outcome: Outcome) -> Journey {
+fn journey(transport: Transport, at: u64, outcome: JourneyOutcome) -> Journey {
     let pod = if transport == Transport::Websocket { "eu-websocket-0" } else { "eu-sockjs-0" };
     let shard = if at.is_multiple_of(2) { "s0" } else { "s1" };
     Journey {
@@ -50,57 +50,57 @@ fn journey(transport: Transport, at: u64, outcome: Outcome) -> Journey {
 fn rounds(evidence: &mut Evidence, from: u64, count: u64) {
     for at in from..from + count {
         for (n, transport) in (0..).zip(SERVED) {
-            evidence.add(&journey(transport, at + n, Outcome::Pass));
+            evidence.add_journey(&journey(transport, at + n, JourneyOutcome::Pass));
         }
     }
 }
 
-fn silent() -> Outcome {
-    Outcome::Decisive(Failure {
+fn silent() -> JourneyOutcome {
+    JourneyOutcome::Decisive(HopFailure {
         hop: Hop::Record,
         reason: Reason::RecordMissing,
         detail: "subscribed on eu-sockjs-0, but no channel_occupied record reached stream s in 10 s".to_owned(),
     })
 }
 
-fn lost() -> Outcome {
-    Outcome::Ambiguous(Failure {
+fn lost() -> JourneyOutcome {
+    JourneyOutcome::Ambiguous(HopFailure {
         hop: Hop::Delivery,
         reason: Reason::WebhookMissing,
         detail: "no webhook from eu-websocket-0 in 10 s".to_owned(),
     })
 }
 
-fn off() -> Vec<Drift> {
+fn off() -> Vec<ConfigDrift> {
     let text = |text: &str| Some(text.to_owned());
-    vec![Drift::Variable { name: "REALTIME_WEBHOOKS".to_owned(), wanted: text("kinesis"), found: text("off") }]
+    vec![ConfigDrift::Variable { name: "REALTIME_WEBHOOKS".to_owned(), wanted: text("kinesis"), found: text("off") }]
 }
 
 #[test]
 fn it_opens_after_complete_rounds_and_not_before() {
     let mut evidence = evidence();
-    assert_eq!((evidence.verdict().phase, evidence.verdict().reason), (Phase::Proving, Reason::Proving));
+    assert_eq!((evidence.verdict().phase, evidence.verdict().reason), (GatePhase::Proving, Reason::Proving));
     rounds(&mut evidence, 0, 1);
     assert!(!evidence.verdict().ready);
     rounds(&mut evidence, 1, 1);
     let verdict = evidence.verdict();
-    assert_eq!((verdict.phase, verdict.ready, verdict.reason), (Phase::Open, true, Reason::Proven));
+    assert_eq!((verdict.phase, verdict.ready, verdict.reason), (GatePhase::Open, true, Reason::Proven));
     assert!(verdict.transports.iter().all(|transport| transport.state == TransportState::Passing));
 }
 
 #[test]
 fn a_process_that_does_not_say_what_it_runs_keeps_the_gate_closed() {
     let mut evidence = evidence();
-    evidence.silent("eu-dispatcher-0");
+    evidence.mark_unreachable("eu-dispatcher-0");
     rounds(&mut evidence, 0, 3);
     let verdict = evidence.verdict();
     assert_eq!((verdict.ready, verdict.reason), (false, Reason::EdgeUnreachable));
     assert!(verdict.message.starts_with("eu-dispatcher-0: its admin listener does not answer"), "{}", verdict.message);
-    evidence.drifted("eu-dispatcher-0", "p1", vec![]);
+    evidence.observe_process("eu-dispatcher-0", "p1", vec![]);
     rounds(&mut evidence, 3, 2);
     assert!(evidence.verdict().ready);
-    evidence.silent("eu-dispatcher-0");
-    evidence.drifted("eu-dispatcher-0", "p1", vec![]);
+    evidence.mark_unreachable("eu-dispatcher-0");
+    evidence.observe_process("eu-dispatcher-0", "p1", vec![]);
     assert!(!evidence.verdict().ready, "it must be proven anew");
 }
 
@@ -108,28 +108,28 @@ fn a_process_that_does_not_say_what_it_runs_keeps_the_gate_closed() {
 fn a_path_must_lead_to_the_pods_before_it_opens_and_closes_it_when_it_no_longer_does() {
     let mut evidence = evidence();
     let path = ("Service eu-websocket".to_owned(), [Transport::Websocket].into());
-    evidence.expect(Dimensions { paths: [path].into(), ..dimensions() });
+    evidence.set_targets(CoverageTargets { paths: [path].into(), ..dimensions() });
     rounds(&mut evidence, 0, 3);
-    assert_eq!(evidence.verdict().phase, Phase::Proving, "every pod passed, and nobody came through the Service");
+    assert_eq!(evidence.verdict().phase, GatePhase::Proving, "every pod passed, and nobody came through the Service");
     let through = |at, outcome| Journey {
         entrance: "Service eu-websocket".to_owned(),
         ..journey(Transport::Websocket, at, outcome)
     };
-    evidence.add(&through(3, Outcome::Pass));
-    evidence.add(&through(4, Outcome::Pass));
+    evidence.add_journey(&through(3, JourneyOutcome::Pass));
+    evidence.add_journey(&through(4, JourneyOutcome::Pass));
     rounds(&mut evidence, 4, 2);
-    evidence.add(&through(6, Outcome::Pass));
+    evidence.add_journey(&through(6, JourneyOutcome::Pass));
     assert!(evidence.verdict().ready);
-    let nowhere = Outcome::Ambiguous(Failure {
+    let nowhere = JourneyOutcome::Ambiguous(HopFailure {
         hop: Hop::Connect,
         reason: Reason::EdgeUnreachable,
         detail: "no connection to Service eu-websocket".to_owned(),
     });
     for at in 7..10 {
-        evidence.add(&through(at, nowhere.clone()));
+        evidence.add_journey(&through(at, nowhere.clone()));
     }
     let verdict = evidence.verdict();
-    assert_eq!((verdict.phase, verdict.reason), (Phase::Closed, Reason::EdgeUnreachable));
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Closed, Reason::EdgeUnreachable));
     assert!(verdict.message.contains("no connection to Service eu-websocket"), "{}", verdict.message);
     assert_eq!(verdict.transports[0].pods_passing, 1, "the pod itself passes");
 }
@@ -148,26 +148,26 @@ fn a_dispatcher_that_does_not_deliver_is_named_although_others_do() {
     };
     let fails = |newcomers: &[&str], first: u64| {
         let mut evidence = evidence();
-        evidence.expect(two(newcomers));
-        evidence.drifted("eu-dispatcher-1", "p1", vec![]);
+        evidence.set_targets(two(newcomers));
+        evidence.observe_process("eu-dispatcher-1", "p1", vec![]);
         if first > 0 {
             rounds(&mut evidence, 0, first);
         }
         for at in 0..4 {
             // Between its losses the other delivers, so that no transport and no pod stands out.
-            evidence.add(&by("eu-dispatcher-1", first + 2 * at, lost()));
+            evidence.add_journey(&by("eu-dispatcher-1", first + 2 * at, lost()));
             for transport in SERVED {
-                evidence.add(&journey(transport, first + 2 * at + 1, Outcome::Pass));
+                evidence.add_journey(&journey(transport, first + 2 * at + 1, JourneyOutcome::Pass));
             }
         }
-        (evidence.verdict(), evidence.standing("eu-dispatcher-1"))
+        (evidence.verdict(), evidence.process_proof("eu-dispatcher-1"))
     };
     let (verdict, standing) = fails(&["eu-dispatcher-1"], 0);
-    assert_eq!((verdict.phase, verdict.reason), (Phase::Refused, Reason::WebhookMissing));
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Refused, Reason::WebhookMissing));
     assert!(verdict.message.starts_with("eu-dispatcher-1: "), "{}", verdict.message);
     assert!(!standing.proven && standing.failure.is_some());
-    assert_eq!(fails(&["eu-dispatcher-1"], 3).0.phase, Phase::Open, "a newcomer closes nothing");
-    assert_eq!(fails(&[], 3).0.phase, Phase::Closed, "one that was let in does");
+    assert_eq!(fails(&["eu-dispatcher-1"], 3).0.phase, GatePhase::Open, "a newcomer closes nothing");
+    assert_eq!(fails(&[], 3).0.phase, GatePhase::Closed, "one that was let in does");
 }
 
 #[test]
@@ -175,11 +175,11 @@ fn a_process_that_is_on_its_way_up_is_waited_for() {
     let mut evidence = evidence();
     let mut dimensions = dimensions();
     dimensions.newcomers = dimensions.processes.clone();
-    evidence.expect(dimensions);
-    evidence.silent("eu-dispatcher-0");
+    evidence.set_targets(dimensions);
+    evidence.mark_unreachable("eu-dispatcher-0");
     rounds(&mut evidence, 0, 3);
     let verdict = evidence.verdict();
-    assert_eq!((verdict.phase, verdict.reason), (Phase::Proving, Reason::Proving));
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Proving, Reason::Proving));
     assert!(verdict.message.contains("eu-dispatcher-0 has not answered yet"), "{}", verdict.message);
 }
 
@@ -188,7 +188,7 @@ fn passes_that_began_before_a_failure_do_not_wipe_it_out() {
     let mut evidence = evidence();
     let mut late = journey(Transport::Websocket, 9, silent());
     late.ended_ms = 95_000;
-    evidence.add(&late);
+    evidence.add_journey(&late);
     rounds(&mut evidence, 0, 6);
     let verdict = evidence.verdict();
     assert!(!verdict.ready && verdict.transports[0].state == TransportState::Failing, "{verdict:?}");
@@ -201,7 +201,7 @@ fn a_round_without_one_of_the_shards_is_not_complete() {
     let mut evidence = evidence();
     for _ in 0..20 {
         for transport in SERVED {
-            evidence.add(&journey(transport, 0, Outcome::Pass));
+            evidence.add_journey(&journey(transport, 0, JourneyOutcome::Pass));
         }
     }
     assert!(!evidence.verdict().ready, "s1 was never passed");
@@ -210,13 +210,13 @@ fn a_round_without_one_of_the_shards_is_not_complete() {
 #[test]
 fn webhooks_off_on_the_fallbacks_is_told_with_hop_and_variable() {
     let mut evidence = evidence();
-    evidence.drifted("eu-sockjs-0", "p1", off());
-    evidence.add(&journey(Transport::Websocket, 0, Outcome::Pass));
-    evidence.add(&journey(Transport::XhrStreaming, 0, silent()));
-    assert_eq!(evidence.verdict().phase, Phase::Proving, "polling has not been tried");
-    evidence.add(&journey(Transport::XhrPolling, 0, silent()));
+    evidence.observe_process("eu-sockjs-0", "p1", off());
+    evidence.add_journey(&journey(Transport::Websocket, 0, JourneyOutcome::Pass));
+    evidence.add_journey(&journey(Transport::XhrStreaming, 0, silent()));
+    assert_eq!(evidence.verdict().phase, GatePhase::Proving, "polling has not been tried");
+    evidence.add_journey(&journey(Transport::XhrPolling, 0, silent()));
     let verdict = evidence.verdict();
-    assert_eq!((verdict.phase, verdict.reason), (Phase::Refused, Reason::ConfigurationDrift));
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Refused, Reason::ConfigurationDrift));
     assert_eq!(
         verdict.message,
         "sockjs/xhr_streaming, sockjs/xhr_polling: subscribed on eu-sockjs-0, but no channel_occupied record reached \
@@ -230,23 +230,23 @@ fn webhooks_off_on_the_fallbacks_is_told_with_hop_and_variable() {
 #[test]
 fn without_a_difference_no_variable_is_blamed() {
     let mut evidence = evidence();
-    evidence.add(&journey(Transport::Websocket, 0, Outcome::Pass));
-    evidence.add(&journey(Transport::XhrStreaming, 0, silent()));
-    evidence.add(&journey(Transport::XhrPolling, 0, Outcome::Pass));
+    evidence.add_journey(&journey(Transport::Websocket, 0, JourneyOutcome::Pass));
+    evidence.add_journey(&journey(Transport::XhrStreaming, 0, silent()));
+    evidence.add_journey(&journey(Transport::XhrPolling, 0, JourneyOutcome::Pass));
     let verdict = evidence.verdict();
-    assert_eq!((verdict.phase, verdict.reason), (Phase::Refused, Reason::RecordMissing));
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Refused, Reason::RecordMissing));
     assert!(!verdict.message.contains("REALTIME_"), "{}", verdict.message);
 }
 
 #[test]
 fn a_difference_refuses_although_every_journey_passes() {
     let mut evidence = evidence();
-    evidence.drifted("eu-dispatcher-0", "p1", vec![Drift::App("1001".into())]);
+    evidence.observe_process("eu-dispatcher-0", "p1", vec![ConfigDrift::App("1001".into())]);
     rounds(&mut evidence, 0, 5);
     let verdict = evidence.verdict();
-    assert_eq!((verdict.phase, verdict.ready, verdict.reason), (Phase::Refused, false, Reason::AppsInconsistent));
+    assert_eq!((verdict.phase, verdict.ready, verdict.reason), (GatePhase::Refused, false, Reason::AppsInconsistent));
     assert!(verdict.message.starts_with("eu-dispatcher-0: app 1001 differs"), "{}", verdict.message);
-    evidence.drifted("eu-dispatcher-0", "p1", vec![]);
+    evidence.observe_process("eu-dispatcher-0", "p1", vec![]);
     assert!(!evidence.verdict().ready, "what passed meanwhile proves nothing");
     rounds(&mut evidence, 5, 2);
     assert!(evidence.verdict().ready);
@@ -256,13 +256,13 @@ fn a_difference_refuses_although_every_journey_passes() {
 fn a_dispatchers_difference_explains_what_breaks_past_the_stream() {
     let mut evidence = evidence();
     let mut changed = off();
-    if let Some(Drift::Variable { name, .. }) = changed.first_mut() {
+    if let Some(ConfigDrift::Variable { name, .. }) = changed.first_mut() {
         *name = "REALTIME_STREAM_NAME".to_owned();
     }
-    evidence.drifted("eu-dispatcher-0", "p1", changed);
-    let stuck = Failure { hop: Hop::Dispatch, reason: Reason::DispatcherStuck, detail: "no one reads".to_owned() };
+    evidence.observe_process("eu-dispatcher-0", "p1", changed);
+    let stuck = HopFailure { hop: Hop::Dispatch, reason: Reason::DispatcherStuck, detail: "no one reads".to_owned() };
     for transport in SERVED {
-        evidence.add(&journey(transport, 0, Outcome::Decisive(stuck.clone())));
+        evidence.add_journey(&journey(transport, 0, JourneyOutcome::Decisive(stuck.clone())));
     }
     let verdict = evidence.verdict();
     assert_eq!(verdict.reason, Reason::ConfigurationDrift);
@@ -272,18 +272,22 @@ fn a_dispatchers_difference_explains_what_breaks_past_the_stream() {
 #[test]
 fn an_empty_dimension_is_a_failure() {
     for (name, change, says) in [
-        ("no pod", Box::new(|d: &mut Dimensions| d.pods.clear()) as Box<dyn Fn(&mut Dimensions)>, "no pod serves it"),
-        ("no shard", Box::new(|d: &mut Dimensions| d.shards.clear()), "no open shard"),
-        ("no dispatcher", Box::new(|d: &mut Dimensions| d.dispatchers.clear()), "no process holds a shard"),
+        (
+            "no pod",
+            Box::new(|d: &mut CoverageTargets| d.pods.clear()) as Box<dyn Fn(&mut CoverageTargets)>,
+            "no pod serves it",
+        ),
+        ("no shard", Box::new(|d: &mut CoverageTargets| d.shards.clear()), "no open shard"),
+        ("no dispatcher", Box::new(|d: &mut CoverageTargets| d.dispatchers.clear()), "no process holds a shard"),
     ] {
         let mut evidence = evidence();
         rounds(&mut evidence, 0, 2);
         assert!(evidence.verdict().ready, "{name}");
         let mut dimensions = dimensions();
         change(&mut dimensions);
-        evidence.expect(dimensions);
+        evidence.set_targets(dimensions);
         let verdict = evidence.verdict();
-        assert_eq!((verdict.phase, verdict.reason), (Phase::Closed, Reason::NoPods), "{name}");
+        assert_eq!((verdict.phase, verdict.reason), (GatePhase::Closed, Reason::NoPods), "{name}");
         assert!(verdict.message.contains(says), "{name}: {}", verdict.message);
     }
 }
@@ -291,7 +295,7 @@ fn an_empty_dimension_is_a_failure() {
 #[test]
 fn without_webhooks_shards_and_dispatchers_prove_nothing() {
     let mut evidence = evidence();
-    evidence.expect(Dimensions {
+    evidence.set_targets(CoverageTargets {
         webhooks: false,
         shards: BTreeSet::new(),
         dispatchers: BTreeSet::new(),
@@ -305,13 +309,13 @@ fn without_webhooks_shards_and_dispatchers_prove_nothing() {
 fn one_loss_does_not_close_and_asks_for_confirmation() {
     let mut evidence = evidence();
     rounds(&mut evidence, 0, 2);
-    evidence.add(&journey(Transport::Websocket, 3, lost()));
+    evidence.add_journey(&journey(Transport::Websocket, 3, lost()));
     assert!(evidence.verdict().ready);
-    assert_eq!(evidence.suspects(), [(Transport::Websocket, "eu-websocket-0".to_owned())]);
-    evidence.add(&journey(Transport::Websocket, 4, lost()));
-    evidence.add(&journey(Transport::Websocket, 5, lost()));
+    assert_eq!(evidence.suspect_routes(), [(Transport::Websocket, "eu-websocket-0".to_owned())]);
+    evidence.add_journey(&journey(Transport::Websocket, 4, lost()));
+    evidence.add_journey(&journey(Transport::Websocket, 5, lost()));
     let verdict = evidence.verdict();
-    assert_eq!((verdict.phase, verdict.reason), (Phase::Closed, Reason::WebhookMissing));
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Closed, Reason::WebhookMissing));
     rounds(&mut evidence, 6, 1);
     assert!(!evidence.verdict().ready, "one round does not open again");
     rounds(&mut evidence, 7, 1);
@@ -323,8 +327,8 @@ fn a_steady_rate_of_losses_closes() {
     let mut evidence = evidence();
     rounds(&mut evidence, 0, 2);
     for at in 0..200 {
-        let outcome = if at % 10 == 0 { lost() } else { Outcome::Pass };
-        evidence.add(&journey(Transport::Websocket, at, outcome));
+        let outcome = if at % 10 == 0 { lost() } else { JourneyOutcome::Pass };
+        evidence.add_journey(&journey(Transport::Websocket, at, outcome));
     }
     let verdict = evidence.verdict();
     assert!(!verdict.ready && verdict.message.contains("more than 5 %"), "{verdict:?}");
@@ -333,13 +337,13 @@ fn a_steady_rate_of_losses_closes() {
 #[test]
 fn evidence_of_a_pod_that_is_gone_goes_with_it() {
     let mut evidence = evidence();
-    evidence.add(&journey(Transport::Websocket, 0, silent()));
+    evidence.add_journey(&journey(Transport::Websocket, 0, silent()));
     let mut dimensions = dimensions();
     if let Some(carries) = dimensions.pods.remove("eu-websocket-0") {
         dimensions.pods.insert("eu-websocket-1".to_owned(), carries);
     }
-    evidence.expect(dimensions);
-    assert_eq!(evidence.verdict().phase, Phase::Proving);
+    evidence.set_targets(dimensions);
+    assert_eq!(evidence.verdict().phase, GatePhase::Proving);
 }
 
 proptest! {
@@ -353,16 +357,16 @@ proptest! {
             let outcome = match dice {
                 0 => silent(),
                 1 => lost(),
-                2 => Outcome::Void,
-                _ => Outcome::Pass,
+                2 => JourneyOutcome::Void,
+                _ => JourneyOutcome::Pass,
             };
-            passes += usize::from(outcome == Outcome::Pass);
-            let decisive = matches!(outcome, Outcome::Decisive(_));
-            evidence.add(&journey(SERVED[transport], at, outcome));
+            passes += usize::from(outcome == JourneyOutcome::Pass);
+            let decisive = matches!(outcome, JourneyOutcome::Decisive(_));
+            evidence.add_journey(&journey(SERVED[transport], at, outcome));
             let verdict = evidence.verdict();
             prop_assert!(!(verdict.ready && decisive));
             prop_assert!(!verdict.ready || passes >= 6, "two rounds of three transports");
-            prop_assert_eq!(verdict.ready, verdict.phase == Phase::Open);
+            prop_assert_eq!(verdict.ready, verdict.phase == GatePhase::Open);
             let failing = verdict.transports.iter().any(|t| t.state != TransportState::Passing);
             prop_assert!(!(verdict.ready && failing));
         }

@@ -87,7 +87,7 @@ async fn who_is_sent_away_finds_a_place_although_the_app_may_have_no_more_connec
     let bus = MemoryBus::new();
     let mut limited = app("1", true);
     limited.limits.connections = Some(20);
-    let edge = start_with("websocket", vec![limited.clone()], &[], bus.another(), None).await;
+    let edge = start_with("websocket", vec![limited.clone()], &[], bus.for_another_process(), None).await;
     let other = start_with("websocket", vec![limited], &[], bus, None).await;
     let mut crowd = Vec::new();
     for _ in 0..20 {
@@ -119,13 +119,13 @@ async fn numbers(watcher: &mut Ws, count: usize) -> Vec<u64> {
 #[tokio::test]
 async fn what_clients_had_sent_before_they_knew_is_not_lost() {
     let bus = MemoryBus::new();
-    let other = start("websocket", bus.another(), None).await;
+    let other = start("websocket", bus.for_another_process(), None).await;
     let mut watcher = other.websocket().await;
     watcher.subscribe("private-room", None).await;
     let sent: Vec<u64> = (0..5).collect();
     let message = |n: &u64| client_event("private-room", &json!(n));
 
-    let edge = start("websocket", bus.another(), None).await;
+    let edge = start("websocket", bus.for_another_process(), None).await;
     let mut ws = edge.websocket().await;
     ws.subscribe("private-room", None).await;
     drain(&edge, "").await;
@@ -137,7 +137,7 @@ async fn what_clients_had_sent_before_they_knew_is_not_lost() {
     assert_eq!(ws.closed().await, 4200);
     edge.stop().await;
 
-    let edge = start("sockjs", bus.another(), None).await;
+    let edge = start("sockjs", bus.for_another_process(), None).await;
     for path in ["xhr_streaming", "xhr"] {
         let mut xhr = Xhr::new(&edge, "key1", path, path);
         let id = xhr.greeted().await;
@@ -150,14 +150,14 @@ async fn what_clients_had_sent_before_they_knew_is_not_lost() {
             for n in &sent {
                 xhr.send(&message(n)).await;
             }
-            assert!(matches!(xhr.frame().await, Frame::Close(4200, _)));
+            assert!(matches!(xhr.frame().await, FallbackFrame::Close(4200, _)));
             xhr.send(&message(&9)).await;
             assert_eq!(numbers(&mut watcher, sent.len() + 1).await, [&sent[..], &[9]].concat(), "{path}");
         }
     }
     edge.stop().await;
 
-    let edge = start("sockjs", bus.another(), None).await;
+    let edge = start("sockjs", bus.for_another_process(), None).await;
     let mut wire = dial(edge.running.public, "/pusher/0/last/websocket").await;
     assert_eq!(received(&mut wire).await.to_text().expect("text"), "o");
     let first = json!([json!({ "path": "/app/key1?protocol=7" }).to_string()]);

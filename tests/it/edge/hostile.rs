@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::servers::{Server, environment};
+use crate::processes::{Server, environment};
 
 const GIGABYTE: u64 = 1 << 30;
 
@@ -91,7 +91,7 @@ async fn signed(edge: &Edge, body: &[u8], then: u64) -> u16 {
 }
 
 fn now() -> u64 {
-    realtime_operator::runtime::clock::now_ms() / 1000
+    realtime_operator::process::clock::now_ms() / 1000
 }
 
 #[tokio::test]
@@ -135,7 +135,8 @@ async fn a_request_that_is_none_or_too_large_is_refused_at_once() {
 #[tokio::test]
 async fn a_body_that_does_not_come_is_given_up_and_nothing_waits_for_it() {
     let bus = MemoryBus::new();
-    let (sockets, fallbacks) = (start("websocket", bus.another(), None).await, start("sockjs", bus, None).await);
+    let (sockets, fallbacks) =
+        (start("websocket", bus.for_another_process(), None).await, start("sockjs", bus, None).await);
     let mut bystander = Bystander::join(&sockets).await;
     let mut xhr = Xhr::new(&fallbacks, "key1", "slow", "xhr_streaming");
     xhr.greeted().await;
@@ -191,7 +192,8 @@ fn frame(first: u8, length: u64) -> Vec<u8> {
 async fn frames_that_break_the_protocol_close_their_socket_alone_with_a_code() {
     const TEXT: u8 = 0x81;
     let bus = MemoryBus::new();
-    let (sockets, fallbacks) = (start("websocket", bus.another(), None).await, start("sockjs", bus, None).await);
+    let (sockets, fallbacks) =
+        (start("websocket", bus.for_another_process(), None).await, start("sockjs", bus, None).await);
     let mut bystander = Bystander::join(&sockets).await;
     let parts = [frame(0x01, 100 << 10), vec![b'x'; 100 << 10], frame(0x80, 100 << 10), vec![b'x'; 100 << 10]].concat();
     let table: Vec<(&str, Vec<u8>, u16)> = vec![
@@ -408,7 +410,8 @@ async fn a_socket_is_in_as_many_channels_as_may_be_and_is_refused_more() {
 #[tokio::test]
 async fn a_fallback_client_that_does_not_read_is_told_so_when_it_comes_back() {
     let bus = MemoryBus::new();
-    let (sockets, fallbacks) = (start("websocket", bus.another(), None).await, start("sockjs", bus, None).await);
+    let (sockets, fallbacks) =
+        (start("websocket", bus.for_another_process(), None).await, start("sockjs", bus, None).await);
     let mut bystander = Bystander::join(&sockets).await;
     let mut slow = Xhr::new(&fallbacks, "key1", "slow", "xhr_streaming");
     let id = slow.greeted().await;
@@ -427,7 +430,7 @@ async fn a_fallback_client_that_does_not_read_is_told_so_when_it_comes_back() {
     timeout(3 * PATIENCE, ended).await.expect("in time");
     slow.abort();
     slow.receive().await;
-    assert!(matches!(slow.frame().await, Frame::Close(4100, _)));
+    assert!(matches!(slow.frame().await, FallbackFrame::Close(4100, _)));
     bystander.hears(&sockets).await;
     sockets.stop().await;
     fallbacks.stop().await;
@@ -460,7 +463,8 @@ async fn a_socket_that_ends_without_a_word_leaves() {
 async fn many_sessions_of_one_client_go_when_it_does_not_come_back() {
     const COUNT: u64 = 400;
     let bus = MemoryBus::new();
-    let (sockets, fallbacks) = (start("websocket", bus.another(), None).await, start("sockjs", bus, None).await);
+    let (sockets, fallbacks) =
+        (start("websocket", bus.for_another_process(), None).await, start("sockjs", bus, None).await);
     let mut bystander = Bystander::join(&sockets).await;
     let began = std::time::Instant::now();
     for n in 0..COUNT {

@@ -7,16 +7,18 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use realtime_operator::bus::{Bus, RedisBus};
-use realtime_operator::protocol::relay::{self, HANDED, Handed, REFUSED, Request, SIGNATURE};
-use realtime_operator::runtime::clock;
+use realtime_operator::process::clock;
+use realtime_operator::protocol::relay::{
+    self, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayedRequest,
+};
 use reqwest::{Method, StatusCode};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::processes::{Server, environment};
 use crate::redis::Redis;
 use crate::redis::resources::reserve_port;
-use crate::servers::{Server, environment};
 
 pub(super) const SECRET: &str = "between-edges";
 
@@ -69,7 +71,7 @@ impl Cluster {
 
     /// One pod for each of these values of `REALTIME_PEER_SECRET`.
     pub async fn with(redis: &str, (uid, server): (&str, &str), secrets: &[&str]) -> Self {
-        realtime_operator::runtime::install_tls();
+        realtime_operator::process::install_tls();
         let listeners = peer_listeners(u8::try_from(secrets.len()).expect("few")).await;
         let peers = listeners.iter().map(|listener| listener.local_addr().expect("an address")).collect();
         let mut pods = Vec::new();
@@ -80,7 +82,7 @@ impl Cluster {
             let values = relayed_values(apps.path(), redis, address, (uid, server), secret);
             let shutdown = CancellationToken::new();
             let bus = RedisBus::connect(redis, uid, &format!("p{}", pods.len()), shutdown.clone()).await;
-            let deps = Dependencies {
+            let deps = EdgeDependencies {
                 public: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
                 admin: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
                 peer: Some(listener),
@@ -118,7 +120,13 @@ pub(super) fn fast() -> App {
     app
 }
 
-fn relayed_values(apps: &Path, redis: &str, address: IpAddr, (uid, server): (&str, &str), secret: &str) -> Values {
+fn relayed_values(
+    apps: &Path,
+    redis: &str,
+    address: IpAddr,
+    (uid, server): (&str, &str),
+    secret: &str,
+) -> ServerConfig {
     let address = address.to_string();
     let fallbacks =
         "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource".to_owned();
@@ -140,7 +148,7 @@ fn relayed_values(apps: &Path, redis: &str, address: IpAddr, (uid, server): (&st
         ("REALTIME_AWS_IDENTITY", "PodIdentity"),
         ("AWS_REGION", "eu-west-1"),
     ];
-    Values::parse(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).expect("values")
+    ServerConfig::parse(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).expect("values")
 }
 
 /// A client that opens a connection for each request.
@@ -160,7 +168,7 @@ pub(super) struct Page {
 
 /// What a session's client hears.
 pub(super) struct Heard {
-    pub frames: mpsc::UnboundedReceiver<Frame>,
+    pub frames: mpsc::UnboundedReceiver<FallbackFrame>,
     waiting: std::collections::VecDeque<String>,
     streams: bool,
     opened_again: Arc<AtomicUsize>,
@@ -222,7 +230,7 @@ impl Page {
     }
 
     /// One answer of a stream, given up when it has 256 KiB or, the first time, when the session is there.
-    async fn stream(&self, sender: &mpsc::UnboundedSender<Frame>, opened: usize, count: &AtomicUsize) -> bool {
+    async fn stream(&self, sender: &mpsc::UnboundedSender<FallbackFrame>, opened: usize, count: &AtomicUsize) -> bool {
         let mut answer = self.http.post(self.url("xhr_streaming")).send().await.expect("an answer");
         assert_eq!(answer.status(), StatusCode::OK);
         count.store(opened, Ordering::Relaxed);
@@ -234,9 +242,9 @@ impl Page {
             while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
                 let line = String::from_utf8(text.drain(..=end).collect()).expect("text");
                 units += line.encode_utf16().count();
-                let frame = Frame::parse(line.trim_end()).expect("a frame");
-                let over = matches!(frame, Frame::Close(..));
-                let there = first && matches!(frame, Frame::Messages(_));
+                let frame = FallbackFrame::parse(line.trim_end()).expect("a frame");
+                let over = matches!(frame, FallbackFrame::Close(..));
+                let there = first && matches!(frame, FallbackFrame::Messages(_));
                 if sender.send(frame).is_err() || over {
                     return true;
                 }
@@ -245,23 +253,23 @@ impl Page {
                 }
             }
         }
-        let _ = sender.send(Frame::Close(1006, "cut".to_owned()));
+        let _ = sender.send(FallbackFrame::Close(1006, "cut".to_owned()));
         true
     }
 
-    async fn poll(&self, sender: &mpsc::UnboundedSender<Frame>) -> bool {
+    async fn poll(&self, sender: &mpsc::UnboundedSender<FallbackFrame>) -> bool {
         let answer = match self.http.post(self.url("xhr")).send().await {
             Ok(answer) if answer.status() == StatusCode::OK => answer.text().await,
             Ok(answer) => panic!("a poll was answered with {}", answer.status()),
             Err(error) => Err(error),
         };
         let Ok(text) = answer else {
-            let _ = sender.send(Frame::Close(1006, "cut".to_owned()));
+            let _ = sender.send(FallbackFrame::Close(1006, "cut".to_owned()));
             return true;
         };
         for line in text.lines() {
-            let frame = Frame::parse(line).expect("a frame");
-            let over = matches!(frame, Frame::Close(..));
+            let frame = FallbackFrame::parse(line).expect("a frame");
+            let over = matches!(frame, FallbackFrame::Close(..));
             if sender.send(frame).is_err() || over {
                 return true;
             }
@@ -271,7 +279,7 @@ impl Page {
 }
 
 impl Heard {
-    pub async fn frame(&mut self) -> Frame {
+    pub async fn frame(&mut self) -> FallbackFrame {
         let frame = timeout(PATIENCE, self.frames.recv()).await;
         let opened_again = self.opened_again.load(Ordering::Relaxed);
         frame
@@ -288,8 +296,8 @@ impl Heard {
                 return serde_json::from_str(&text).expect("json");
             }
             match self.frame().await {
-                Frame::Messages(messages) => self.waiting.extend(messages),
-                Frame::Heartbeat => {}
+                FallbackFrame::Messages(messages) => self.waiting.extend(messages),
+                FallbackFrame::Heartbeat => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -297,7 +305,7 @@ impl Heard {
 
     /// Waits until the session is there.
     pub async fn socket(&mut self) -> String {
-        assert_eq!(self.frame().await, Frame::Open);
+        assert_eq!(self.frame().await, FallbackFrame::Open);
         let established = self.message().await;
         if self.streams {
             // What was on its way in the first answer, which was given up, would be lost.
@@ -472,12 +480,12 @@ async fn sessions_are_found_through_a_cluster_of_stores() {
     }
     assert!(pods.sum("realtime_edge_relayed_total").await >= 24);
     let bus = RedisBus::connect(&url, "uid-1", "test", CancellationToken::new()).await.expect("a bus");
-    assert_eq!(bus.own("p.7.dead", "a process that died").await, Ok(None));
+    assert_eq!(bus.claim_session("p.7.dead", "a process that died").await, Ok(None));
     let answer = once().post(format!("http://{}/pusher/app/key1/7/dead/xhr", pods.entry)).send().await;
     let told = answer.expect("an answer").text().await.expect("a text");
     assert!(told.starts_with("c[4200,"), "{told}");
     // What one is told goes through a key of its own.
-    bus.lose("p.7.other", &pods.pods[1].running.process).await.expect("told");
+    bus.report_lost_send("p.7.other", &pods.pods[1].running.process).await.expect("told");
 }
 
 /// The introduction of a session of `SockJS`.
@@ -540,7 +548,7 @@ async fn a_receive_for_a_dead_owner_is_told_to_come_back_and_a_send_finds_nothin
     let pods = Cluster::start(&redis).await;
     let bus = RedisBus::connect(&redis.url(), "uid-1", "test", CancellationToken::new()).await.expect("a bus");
     for session in ["p.7.dead", "s.dead"] {
-        assert_eq!(bus.own(session, "a process that died").await, Ok(None));
+        assert_eq!(bus.claim_session(session, "a process that died").await, Ok(None));
     }
     let http = once();
     let closed = "c[4200,\"the server that had this session is gone, come back at once\"]";
@@ -574,21 +582,25 @@ async fn what_no_other_edge_signed_for_this_one_is_refused_and_counted() {
 
     let http = once();
     let path = "/pusher/app/key1/7/session/xhr_send";
-    let handed = |nonce: u128| Handed {
+    let handed = |nonce: u128| RelayHeader {
         hops: 1,
         target: pod.running.process.clone(),
         time_ms: clock::now_ms(),
         nonce,
         number: nonce,
-        body: relay::digest(b"[]"),
+        body: relay::hash_body(b"[]"),
         client: "192.0.2.1".parse().expect("an address"),
     };
-    let at = async |address: SocketAddr, path: &str, handed: &Handed, secret: &str, body: &'static str| {
-        let text = handed.text();
-        let signature = relay::sign(&Secret::new(secret), Request { method: "POST", path, query: "" }, &text);
-        let request = http.post(format!("http://{address}{path}")).header(HANDED, text).header(SIGNATURE, signature);
+    let at = async |address: SocketAddr, path: &str, handed: &RelayHeader, secret: &str, body: &'static str| {
+        let text = handed.encode();
+        let signature =
+            relay::sign_request(&Secret::new(secret), RelayedRequest { method: "POST", path, query: "" }, &text);
+        let request = http
+            .post(format!("http://{address}{path}"))
+            .header(RELAY_HEADER, text)
+            .header(RELAY_SIGNATURE_HEADER, signature);
         let answer = request.body(body).send().await.expect("an answer");
-        let refused = answer.headers().get(REFUSED).map(|word| word.to_str().expect("text").to_owned());
+        let refused = answer.headers().get(REFUSAL_HEADER).map(|word| word.to_str().expect("text").to_owned());
         (answer.status().as_u16(), refused.unwrap_or_default())
     };
     let refused = |status: u16, reason: &str| (status, reason.to_owned());
@@ -597,9 +609,9 @@ async fn what_no_other_edge_signed_for_this_one_is_refused_and_counted() {
     assert_eq!(at(peer, path, &handed(1), SECRET, "[]").await, refused(403, "replayed"));
     assert_eq!(at(peer, path, &handed(2), "guessed", "[]").await, refused(403, "forged"));
     assert_eq!(at(peer, path, &handed(3), SECRET, "[\"x\"]").await, refused(403, "forged"), "another body");
-    let old = Handed { time_ms: clock::now_ms() - 31_000, ..handed(4) };
+    let old = RelayHeader { time_ms: clock::now_ms() - 31_000, ..handed(4) };
     assert_eq!(at(peer, path, &old, SECRET, "[]").await, refused(403, "expired"));
-    let twice = Handed { hops: 2, ..handed(5) };
+    let twice = RelayHeader { hops: 2, ..handed(5) };
     assert_eq!(at(peer, path, &twice, SECRET, "[]").await, refused(403, "two_hops"));
     assert_eq!(at(pods.peers[1], path, &handed(6), SECRET, "[]").await, refused(421, "wrong_target"));
     for (nonce, elsewhere) in
@@ -685,11 +697,11 @@ async fn the_client_of_a_killed_owner_is_told_within_two_seconds_and_comes_back(
     for (heard, page) in heard.iter_mut().zip([&streaming, &polling]) {
         let end = loop {
             match heard.frame().await {
-                Frame::Heartbeat => {}
+                FallbackFrame::Heartbeat => {}
                 frame => break frame,
             }
         };
-        assert!(matches!(end, Frame::Close(4200, _)), "{}: {end:?}", page.transport);
+        assert!(matches!(end, FallbackFrame::Close(4200, _)), "{}: {end:?}", page.transport);
         // Or it could reach the dying process, whose listener the kernel closes last.
         assert!(killing.elapsed() >= Duration::from_millis(250), "{}: {:?}", page.transport, killing.elapsed());
         // As pusher-js does then: at once, and as a new session.

@@ -9,7 +9,8 @@ fn credential(key: &str, state: CredentialState) -> Credential {
 /// A subscription that is signed with this key.
 fn signed(key: &str, socket: &str, channel: &str) -> Value {
     let message = signature::channel_message(socket, channel, None);
-    let auth = format!("{key}:{}", signature::sign(&Secret::new(format!("secret of {key}")), message.as_bytes()));
+    let auth =
+        format!("{key}:{}", signature::sign_message(&Secret::new(format!("secret of {key}")), message.as_bytes()));
     json!({ "event": "pusher:subscribe", "data": { "channel": channel, "auth": auth } })
 }
 
@@ -91,14 +92,15 @@ async fn what_an_app_may_do_changes_for_open_sockets() {
         })
         .await;
     };
-    let limits = |limits: Limits| App { limits, ..app("1", true) };
-    refused(limits(Limits { client_events_per_second: 1, ..Limits::default() }), "more than 1 client events").await;
-    refused(limits(Limits { message_bytes: 10, ..Limits::default() }), "at most 10 are allowed").await;
+    let limits = |limits: AppLimits| App { limits, ..app("1", true) };
+    refused(limits(AppLimits { client_events_per_second: 1, ..AppLimits::default() }), "more than 1 client events")
+        .await;
+    refused(limits(AppLimits { message_bytes: 10, ..AppLimits::default() }), "at most 10 are allowed").await;
     refused(App { client_events: false, ..app("1", true) }, "not enabled").await;
     write_apps(edge.apps.path(), vec![app("1", true), app("3", true)]);
     let large = json!({ "name": "e", "data": "x".repeat(11), "channel": "room" });
     assert_eq!(edge.publish("3", &large).await.status(), 200);
-    write_apps(edge.apps.path(), vec![limits(Limits { message_bytes: 10, ..Limits::default() }), app("3", true)]);
+    write_apps(edge.apps.path(), vec![limits(AppLimits { message_bytes: 10, ..AppLimits::default() }), app("3", true)]);
     eventually("the API has the limit too", async || (edge.publish("1", &large).await.status() == 413).then_some(()))
         .await;
     assert_eq!(edge.publish("3", &large).await.status(), 200, "the other app has its own");
@@ -134,7 +136,7 @@ async fn sessions_over_http_hear_that_their_app_was_disabled() {
     polling.greeted().await;
     write_apps(edge.apps.path(), vec![app("1", false), app("3", true)]);
     for client in [&mut streaming, &mut polling] {
-        assert!(matches!(client.frame().await, Frame::Close(4003, _)));
+        assert!(matches!(client.frame().await, FallbackFrame::Close(4003, _)));
     }
     assert!(!id.is_empty());
     other.send(&json!({ "event": "pusher:ping", "data": {} })).await;

@@ -14,9 +14,9 @@ struct Pair {
     two: Edge,
 }
 
-async fn pair(kinesis: Option<Client>) -> Pair {
+async fn pair(kinesis: Option<KinesisClient>) -> Pair {
     let bus = MemoryBus::new();
-    let two = start("websocket", bus.another(), kinesis.clone()).await;
+    let two = start("websocket", bus.for_another_process(), kinesis.clone()).await;
     Pair { one: start("websocket", bus, kinesis).await, two }
 }
 
@@ -35,7 +35,7 @@ impl Edge {
     ) -> (StatusCode, Value) {
         let mut query: Vec<(String, String)> = vec![
             ("auth_key".into(), key.into()),
-            ("auth_timestamp".into(), (realtime_operator::runtime::clock::now_ms() / 1000).to_string()),
+            ("auth_timestamp".into(), (realtime_operator::process::clock::now_ms() / 1000).to_string()),
             ("auth_version".into(), "1.0".into()),
         ];
         query.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -43,7 +43,7 @@ impl Edge {
             query.push(("body_md5".into(), signature::body_md5(body.as_bytes())));
         }
         let message = signature::rest_message(method, path, &query);
-        query.push(("auth_signature".into(), signature::sign(&Secret::new(secret), message.as_bytes())));
+        query.push(("auth_signature".into(), signature::sign_message(&Secret::new(secret), message.as_bytes())));
         let url = url::Url::parse_with_params(&self.url(path), query).expect("a url");
         let method = method.parse().expect("a method");
         let answer = self.http.request(method, url).body(body.to_owned()).send().await.expect("an answer");
@@ -62,7 +62,7 @@ impl Ws {
     async fn sign_in(&mut self, user_data: &Value) {
         let user_data = user_data.to_string();
         let message = signature::user_message(&self.id, &user_data);
-        let auth = format!("key1:{}", signature::sign(&Secret::new("secret1"), message.as_bytes()));
+        let auth = format!("key1:{}", signature::sign_message(&Secret::new("secret1"), message.as_bytes()));
         self.send(&json!({ "event": "pusher:signin", "data": { "auth": auth, "user_data": user_data } })).await;
     }
 
@@ -285,7 +285,7 @@ async fn a_count_is_told_where_the_app_asked_for_it_and_a_signature_must_come_in
     .await;
     let sign = |id: &str, channel: &str, data: Option<&str>| {
         let message = signature::channel_message(id, channel, data);
-        format!("key3:{}", signature::sign(&Secret::new("secret3"), message.as_bytes()))
+        format!("key3:{}", signature::sign_message(&Secret::new("secret3"), message.as_bytes()))
     };
     let data = json!({ "user_id": "u" }).to_string();
     let auth = sign(&one.id, "presence-room", Some(&data));
@@ -311,10 +311,10 @@ async fn a_count_is_told_where_the_app_asked_for_it_and_a_signature_must_come_in
     one.still_serves().await;
     edge.stop().await;
     let mut counts = Vec::new();
-    for shard in stream.shards().await.expect("shards") {
-        let iterator = stream.iterator(&shard.id, &Position::TrimHorizon).await.expect("an iterator");
+    for shard in stream.list_shards().await.expect("shards") {
+        let iterator = stream.request_iterator(&shard.id, &ReadPosition::TrimHorizon).await.expect("an iterator");
         for read in stream.read(&iterator, 1000).await.expect("a page").records {
-            let record = Record::parse(&read.data).expect("a record");
+            let record = StreamRecord::parse(&read.data).expect("a record");
             counts.extend(record.events.into_iter().filter_map(|event| match event.kind {
                 EventKind::SubscriptionCount { subscription_count } => Some(subscription_count),
                 _ => None,
@@ -446,9 +446,9 @@ async fn a_stranger_on_a_fallback_is_told_all_at_once_and_leaves_no_session() {
     let edge = alone("sockjs").await;
     for path in ["xhr_streaming", "xhr"] {
         let mut stranger = Xhr::new(&edge, "nobody", path, path);
-        assert_eq!(stranger.frame().await, Frame::Open);
+        assert_eq!(stranger.frame().await, FallbackFrame::Open);
         assert_eq!(stranger.expect("pusher:error").await.data["code"], 4001);
-        assert!(matches!(stranger.frame().await, Frame::Close(4001, _)));
+        assert!(matches!(stranger.frame().await, FallbackFrame::Close(4001, _)));
         // The name of its session is free.
         let mut known = Xhr::new(&edge, "key1", path, path);
         known.greeted().await;

@@ -1,0 +1,277 @@
+//! Judges an object by the schema of its kind, as strictly as an API server with `fieldValidation=Strict`, and says
+//! where and what to write instead.
+
+use serde_json::Value;
+
+use crate::config::{is_host, is_script, suggest_name};
+
+/// Something wrong in an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaFinding {
+    /// Where: `spec.aws.region`.
+    pub path: String,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+/// Everything in `value` that `schema` does not allow, in the order of the document.
+#[must_use]
+pub fn check_schema(value: &Value, schema: &Value) -> Vec<SchemaFinding> {
+    let mut findings = Vec::new();
+    visit_value(value, schema, "", &mut findings);
+    findings
+}
+
+fn visit_value(value: &Value, schema: &Value, path: &str, findings: &mut Vec<SchemaFinding>) {
+    if value.is_null() && schema["nullable"] == true {
+        return;
+    }
+    let mut tell = |message: String| findings.push(SchemaFinding { path: path.to_owned(), message });
+    let wanted = schema["type"].as_str().unwrap_or_default();
+    if !has_type(value, wanted) {
+        tell(format!("is {}, {} is wanted{}", describe_value(value), indefinite_article(wanted), check_choice(schema)));
+        return;
+    }
+    if let Some(allowed) = schema["enum"].as_array()
+        && !allowed.contains(value)
+    {
+        tell(format!("is {}: write one of {}", describe_value(value), join_list(allowed)));
+    }
+    match value {
+        Value::String(text) => {
+            let length = text.chars().count() as u64;
+            if schema["minLength"].as_u64().is_some_and(|least| length < least) {
+                tell("is empty: write a value".to_owned());
+            }
+            if let Some(most) = schema["maxLength"].as_u64().filter(|most| length > *most) {
+                tell(format!("has {length} characters, at most {most} are allowed: shorten it"));
+            }
+            if let Some(pattern) = schema["pattern"].as_str()
+                && !matches_type(pattern, text)
+            {
+                tell(format!("is {}: write a text that matches `{pattern}`", describe_value(value)));
+            }
+        }
+        Value::Number(number) => {
+            let number = number.as_f64().unwrap_or_default();
+            let (least, most) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
+            if least.is_some_and(|least| number < least) || most.is_some_and(|most| number > most) {
+                let bound = |bound: Option<f64>| bound.map_or_else(|| "any".to_owned(), |bound| bound.to_string());
+                tell(format!("is {number}: write a number from {} to {}", bound(least), bound(most)));
+            }
+        }
+        Value::Array(items) => {
+            if let Some(most) = schema["maxItems"].as_u64().filter(|most| items.len() as u64 > *most) {
+                tell(format!("has {} entries, at most {most} are allowed: remove some", items.len()));
+            }
+            for (index, item) in items.iter().enumerate() {
+                visit_value(item, &schema["items"], &format!("{path}[{index}]"), findings);
+            }
+        }
+        Value::Object(fields) => check_object(fields, schema, path, findings),
+        Value::Null | Value::Bool(_) => {}
+    }
+}
+
+fn check_object(
+    fields: &serde_json::Map<String, Value>,
+    schema: &Value,
+    path: &str,
+    findings: &mut Vec<SchemaFinding>,
+) {
+    let Some(known) = schema["properties"].as_object() else { return };
+    let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        if fields.get(name).is_none_or(Value::is_null) {
+            let about = known.get(name).and_then(|field| field["description"].as_str()).unwrap_or_default();
+            findings.push(SchemaFinding {
+                path: join(name),
+                message: format!("is missing: add it. {about}").trim().to_owned(),
+            });
+        }
+    }
+    for (name, value) in fields {
+        match known.get(name) {
+            Some(_) if value.is_null() => {}
+            Some(field) => visit_value(value, field, &join(name), findings),
+            // The schema of these is the API server's own.
+            None if path.is_empty() && ["apiVersion", "kind", "metadata"].contains(&name.as_str()) => {}
+            None => findings.push(SchemaFinding { path: join(name), message: unknown_field(name, known) }),
+        }
+    }
+}
+
+fn unknown_field(name: &str, known: &serde_json::Map<String, Value>) -> String {
+    if let Some(meant) = suggest_name(name, known.keys().map(String::as_str)) {
+        return format!("is no field: did you mean `{meant}`?");
+    }
+    let names: Vec<&str> = known.keys().map(String::as_str).collect();
+    format!("is no field: remove it, or write one of {}", names.join(", "))
+}
+
+fn has_type(value: &Value, wanted: &str) -> bool {
+    match wanted {
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        _ => true,
+    }
+}
+
+fn indefinite_article(wanted: &str) -> &'static str {
+    match wanted {
+        "object" => "a mapping",
+        "array" => "a list",
+        "string" => "a text",
+        "boolean" => "true or false",
+        "integer" => "a whole number",
+        _ => "a number",
+    }
+}
+
+fn describe_value(value: &Value) -> String {
+    match value {
+        Value::Null => "empty".to_owned(),
+        Value::Bool(_) | Value::Number(_) => format!("`{value}`"),
+        Value::String(text) if text.is_empty() => "an empty text".to_owned(),
+        Value::String(text) => format!("the text `{text}`"),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "a mapping".to_owned(),
+    }
+}
+
+fn check_choice(schema: &Value) -> String {
+    schema["enum"].as_array().map_or_else(String::new, |allowed| format!(": write one of {}", join_list(allowed)))
+}
+
+fn join_list(allowed: &[Value]) -> String {
+    allowed.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// The few patterns of these schemas, without a regular-expression engine; a test holds that there are no others.
+fn matches_type(pattern: &str, text: &str) -> bool {
+    match pattern {
+        "^https?://.+" => {
+            ["http://", "https://"].iter().any(|p| text.strip_prefix(p).is_some_and(|rest| !rest.is_empty()))
+        }
+        "^https?://[A-Za-z0-9._~:/@%+=?-]+$" => is_script(text),
+        r"^[A-Za-z0-9.:/*\[\]_+-]+$" => {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".:/*[]_+-".contains(&b))
+        }
+        r"^([A-Za-z0-9.-]|\{pod\})+$" => is_host(text),
+        "^arn:" => text.starts_with("arn:"),
+        "^[0-9]{1,20}$" => (1..=20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()),
+        "^[a-zA-Z0-9_.-]+$" => {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::crd;
+    use serde_json::json;
+
+    fn cluster(patch: &Value) -> Vec<SchemaFinding> {
+        let mut value = json!({
+            "apiVersion": "realtime-operator.dev/v1alpha1", "kind": "RealtimeCluster",
+            "metadata": { "name": "eu", "namespace": "channels" },
+            "spec": {
+                "aws": { "region": "eu-west-1", "identity": { "type": "PodIdentity" } },
+                "bus": { "type": "Redis", "redis": { "urlSecretRef": { "name": "eu-redis", "key": "url" } } },
+            },
+        });
+        merge(&mut value["spec"], patch);
+        check_schema(&value, &crd::object_schema("RealtimeCluster").expect("a schema"))
+    }
+
+    fn merge(value: &mut Value, patch: &Value) {
+        match (value, patch) {
+            (Value::Object(fields), Value::Object(changes)) => {
+                for (name, change) in changes {
+                    merge(fields.entry(name.clone()).or_insert(Value::Null), change);
+                }
+            }
+            (value, patch) => *value = patch.clone(),
+        }
+    }
+
+    #[test]
+    fn a_table_of_findings() {
+        for (name, patch, path, says) in [
+            ("a misspelt field", json!({ "websockets": {} }), "spec.websockets", "did you mean `websocket`?"),
+            ("a field of nowhere", json!({ "aws": { "zone": 1 } }), "spec.aws.zone", "or write one of"),
+            (
+                "a wrong type",
+                json!({ "websocket": { "replicas": "3" } }),
+                "spec.websocket.replicas",
+                "a whole number is wanted",
+            ),
+            ("a fraction", json!({ "websocket": { "replicas": 1.5 } }), "spec.websocket.replicas", "a whole number"),
+            (
+                "no replicas",
+                json!({ "sockjs": { "replicas": 0 } }),
+                "spec.sockjs.replicas",
+                "write a number from 1 to 1000",
+            ),
+            ("an empty region", json!({ "aws": { "region": "" } }), "spec.aws.region", "is empty: write a value"),
+            ("an absent region", json!({ "aws": { "region": null } }), "spec.aws.region", "is missing: add it"),
+            (
+                "a word of no meaning",
+                json!({ "webhooks": { "mode": "On" } }),
+                "spec.webhooks.mode",
+                "write one of Kinesis, Off",
+            ),
+            (
+                "a bare off, as YAML 1.1 reads it",
+                json!({ "webhooks": { "mode": false } }),
+                "spec.webhooks.mode",
+                "write one of Kinesis, Off",
+            ),
+            ("a list for a mapping", json!({ "aws": { "identity": [] } }), "spec.aws.identity", "a mapping is wanted"),
+            (
+                "an item of a list",
+                json!({ "sockjs": { "env": [{ "nam": "x" }] } }),
+                "spec.sockjs.env[0].nam",
+                "did you mean `name`?",
+            ),
+        ] {
+            let findings = cluster(&patch);
+            assert!(
+                findings.iter().any(|finding| finding.path == path && finding.message.contains(says)),
+                "{name}: {findings:?}"
+            );
+        }
+        assert_eq!(cluster(&json!({})), []);
+    }
+
+    #[test]
+    fn every_pattern_of_the_schemas_is_known() {
+        fn patterns(value: &Value, found: &mut Vec<String>) {
+            match value {
+                Value::Object(fields) => {
+                    found.extend(fields.get("pattern").and_then(Value::as_str).map(str::to_owned));
+                    fields.values().for_each(|field| patterns(field, found));
+                }
+                Value::Array(items) => items.iter().for_each(|item| patterns(item, found)),
+                _ => {}
+            }
+        }
+        let mut found = Vec::new();
+        for kind in ["RealtimeCluster", "RealtimeApp"] {
+            patterns(&crd::object_schema(kind).expect("a schema"), &mut found);
+        }
+        assert!(found.len() > 3);
+        for pattern in found {
+            let fits = ["https://x", "arn:aws:iam::1:role/x", "1001", "a-stream"]
+                .iter()
+                .any(|text| matches_type(&pattern, text));
+            assert!(fits, "`{pattern}` is not known");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Redis itself: how it is reached, whether it is fit to be a bus, and what its errors mean.
+
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::interfaces::{ClientLike, LuaInterface};
+use fred::types::Builder;
+use fred::types::config::{Config, ReconnectPolicy};
+use fred::types::scripts::Script;
+
+use super::super::BusError;
+use super::tls;
+
+/// Longest for one answer.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(4);
+/// Longest for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest between two tries to connect, in ms: others wait for this process's account.
+const RECONNECT_BACKOFF_MAX_MS: u32 = 1_000;
+/// Calls that wait while Redis is away; beyond, they fail at once.
+const COMMAND_QUEUE_MAX: usize = 10_000;
+/// Commands sent in one go.
+pub(super) const PIPELINE_COMMANDS_MAX: usize = 500;
+/// Oldest release whose scripts replicate what they did rather than themselves.
+const REDIS_MAJOR_VERSION_MIN: u32 = 7;
+
+/// Where the store is, and which authorities' certificates it may show.
+#[derive(Clone, Copy)]
+pub struct RedisAddress<'a> {
+    /// With its credentials.
+    pub url: &'a str,
+    /// In PEM form; without them, those of the system.
+    pub authorities: Option<&'a str>,
+}
+
+impl<'a> From<&'a str> for RedisAddress<'a> {
+    fn from(url: &'a str) -> Self {
+        Self { url, authorities: None }
+    }
+}
+
+impl<'a> From<&'a String> for RedisAddress<'a> {
+    fn from(url: &'a String) -> Self {
+        Self { url, authorities: None }
+    }
+}
+
+/// How to reach the store at this address.
+pub(super) fn client_builder(
+    RedisAddress { url, authorities }: RedisAddress<'_>,
+    queue: usize,
+) -> Result<Builder, BusError> {
+    // With authorities of its own, those of the system are not looked at: there may be none.
+    let (read, tls) = match authorities.map(|authorities| (url.strip_prefix("rediss"), authorities)) {
+        None => (url.to_owned(), None),
+        Some((Some(rest), authorities)) => {
+            (format!("redis{rest}"), Some(tls::build_tls_config(authorities).map_err(BusError::Unusable)?))
+        }
+        Some((None, _)) => {
+            return Err(BusError::Unusable(
+                "REALTIME_REDIS_CA is set, but REALTIME_REDIS_URL asks for no TLS: write rediss://, or remove the CA \
+                 (spec.bus.redis.caSecretRef)"
+                    .to_owned(),
+            ));
+        }
+    };
+    // The address holds a password: it is never repeated.
+    let mut config = Config::from_url(&read).map_err(|_| {
+        BusError::Unusable(
+            "REALTIME_REDIS_URL is no address of a Redis: write redis://USER:PASSWORD@HOST:PORT, rediss:// for TLS, \
+             redis-cluster:// for a cluster, or redis-sentinel://…?sentinelServiceName=NAME"
+                .to_owned(),
+        )
+    })?;
+    if tls.is_some() {
+        config.tls = tls;
+    }
+    // A Redis that is not up yet is waited for like one that went away.
+    config.fail_fast = false;
+    let mut builder = Builder::from_config(config);
+    builder
+        .with_connection_config(|connection| {
+            connection.connection_timeout = CONNECT_TIMEOUT;
+            connection.internal_command_timeout = CONNECT_TIMEOUT;
+            connection.max_command_attempts = 1;
+            connection.max_command_buffer_len = COMMAND_QUEUE_MAX;
+            connection.reconnect_on_auth_error = true;
+            connection.unresponsive.max_timeout = Some(Duration::from_secs(10));
+        })
+        .with_performance_config(|performance| {
+            performance.default_command_timeout = COMMAND_TIMEOUT;
+            performance.broadcast_channel_capacity = queue;
+        })
+        .set_policy(ReconnectPolicy::new_exponential(0, 100, RECONNECT_BACKOFF_MAX_MS, 2));
+    Ok(builder)
+}
+
+/// Runs a script by its hash; by its text where the store does not know it, which is each node's own matter.
+pub(super) async fn evaluate_script(
+    client: &Client,
+    script: &Script,
+    keys: Vec<String>,
+    arguments: Vec<String>,
+) -> Result<Vec<String>, fred::error::Error> {
+    match client.evalsha(script.sha1().clone(), keys.clone(), arguments.clone()).await {
+        Err(error) if error.details().starts_with("NOSCRIPT") => {
+            let text = script.lua().cloned().unwrap_or_default();
+            client.eval(text, keys, arguments).await
+        }
+        answer => answer,
+    }
+}
+
+/// What a store says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StoreStatus {
+    /// Tells one run of it from the next.
+    pub run_id: String,
+    /// For how long it runs, in ms.
+    pub age_ms: u64,
+    /// Why it cannot be a bus.
+    pub unusable_reason: Option<String>,
+}
+
+/// Asks the store.
+pub(super) async fn fetch_store_status(client: &Client, clustered: bool) -> Result<StoreStatus, BusError> {
+    let text: String = client.info(None).await.map_err(to_bus_error)?;
+    Ok(parse_store_status(&text, clustered))
+}
+
+fn parse_store_status(text: &str, clustered: bool) -> StoreStatus {
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let number = |name: &str| field(name).and_then(|value| value.parse::<u64>().ok());
+    let version = field("redis_version").unwrap_or_default();
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    let (limit, policy) = (number("maxmemory").unwrap_or(0), field("maxmemory_policy").unwrap_or("noeviction"));
+    let unfit = if major.is_none_or(|major| major < REDIS_MAJOR_VERSION_MIN) {
+        Some(format!("Redis is of version `{version}`: use 7 or later, or a Valkey"))
+    } else if limit > 0 && policy != "noeviction" {
+        Some(format!(
+            "Redis evicts keys when it is full (maxmemory-policy is `{policy}`), and would forget who is where: set it to noeviction"
+        ))
+    } else if field("role") == Some("slave") && !clustered {
+        Some("the address is that of a read-only replica of Redis: give the primary's".to_owned())
+    } else {
+        None
+    };
+    // In a cluster another node answers each time.
+    let run = if clustered { "cluster" } else { field("run_id").unwrap_or("unknown") }.to_owned();
+    StoreStatus {
+        run_id: run,
+        age_ms: number("uptime_in_seconds").unwrap_or(0).saturating_mul(1_000),
+        unusable_reason: unfit,
+    }
+}
+
+/// An error of the store, with what to do where it says too little.
+#[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
+pub(super) fn to_bus_error(error: fred::error::Error) -> BusError {
+    let (text, details) = (error.to_string(), error.details());
+    let told = if details.starts_with("OOM") {
+        format!("{text}: Redis is full, give it more memory")
+    } else if details.starts_with("READONLY") {
+        format!("{text}: the address is that of a replica, give the primary's")
+    } else if details.starts_with("NOPERM") {
+        format!("{text}: give the user the rights that docs/bus.md names")
+    } else if details.starts_with("WRONGTYPE") || details.contains("WRONGTYPE") {
+        format!("{text}: another program uses keys that begin with `rt:`, give the cluster a Redis of its own")
+    } else {
+        text
+    };
+    BusError::Unavailable(told)
+}
+
+/// What is said of a store that is known to be away.
+pub(super) fn unavailable_error() -> BusError {
+    BusError::Unavailable("it is away, and is tried again and again".to_owned())
+}
+
+/// A number of an answer.
+pub(super) fn parse_number(text: &str) -> Result<u64, BusError> {
+    text.parse().map_err(|_| malformed_answer())
+}
+
+/// An answer that none of our scripts gives.
+pub(super) fn malformed_answer() -> BusError {
+    BusError::Unavailable(
+        "the answer of Redis is none of our scripts': is another program using the same keys?".to_owned(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO_TEXT: &str = "# Server\r\nredis_version:7.0.15\r\nrun_id:abc\r\nuptime_in_seconds:7\r\nmaxmemory:0\r\n\
+                        maxmemory_policy:allkeys-lru\r\nrole:master\r\n";
+
+    #[test]
+    fn a_store_that_would_forget_is_not_fit() {
+        assert_eq!(
+            parse_store_status(INFO_TEXT, false),
+            StoreStatus { run_id: "abc".into(), age_ms: 7_000, unusable_reason: None }
+        );
+        assert_eq!(parse_store_status(INFO_TEXT, true).run_id, "cluster");
+        for (from, to, part) in [
+            ("7.0.15", "6.2.1", "of version `6.2.1`"),
+            ("redis_version:7.0.15\r\n", "", "of version ``"),
+            ("maxmemory:0", "maxmemory:1000", "is `allkeys-lru`"),
+            ("role:master", "role:slave", "read-only replica"),
+        ] {
+            let unfit = parse_store_status(&INFO_TEXT.replace(from, to), false).unusable_reason.unwrap_or_default();
+            assert!(unfit.contains(part), "{from} → {to}: {unfit}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_told_without_its_password() {
+        let error = client_builder("rediss//:hunter2@nowhere".into(), 1).expect_err("refused").to_string();
+        assert!(error.contains("redis://USER:PASSWORD@HOST:PORT") && !error.contains("hunter2"), "{error}");
+        for good in [
+            "redis://u:p@h:1",
+            "rediss://h:1",
+            "redis-cluster://h:1?node=i:2",
+            "redis-sentinel://h:26379?sentinelServiceName=main&node=i:26379",
+        ] {
+            assert!(client_builder(good.into(), 1).is_ok(), "{good}");
+        }
+        let bare = RedisAddress { url: "redis://u:hunter2@h:1", authorities: Some("x") };
+        let error = client_builder(bare, 1).expect_err("refused").to_string();
+        assert!(error.contains("asks for no TLS") && !error.contains("hunter2"), "{error}");
+    }
+}

@@ -1,0 +1,410 @@
+//! Random histories of three processes on a real store: whatever happens, the events that they record, put into their
+//! order, end in what is true.
+//!
+//! What is random: who comes and goes where, which process records what it decided and when, which is killed, and when
+//! the store is away, whether it comes back with its memory or without. Time is not: leases end, and a store's memory
+//! settles, when the history says so.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fred::interfaces::{ClientLike, HashesInterface, LuaInterface, SortedSetsInterface};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::mpsc;
+
+use super::super::{Bus, ChannelKey, MemoryBus, RemoteTransitions, Transition};
+use super::keys::KeySpace;
+use super::lease::LeaseKeeper;
+use super::members::MembershipCore;
+use super::{BusTiming, client};
+use crate::protocol::frame::PresenceMember;
+use crate::protocol::record::EventKind;
+use crate::protocol::{ChannelName, SocketId};
+
+/// Histories in a run of the tests; `HISTORIES` says otherwise.
+const HISTORY_COUNT: u64 = 600;
+/// Things that happen in one.
+const STEP_COUNT: usize = 40;
+/// Histories at once, each in a database of its own.
+const WORKER_COUNT: u64 = 4;
+
+/// Nothing ends by itself.
+const TIMING: BusTiming = BusTiming {
+    lease_ttl: Duration::from_hours(1),
+    renew_interval: Duration::from_hours(1),
+    settling_period: Duration::from_hours(1),
+    sweep_grace: Duration::ZERO,
+};
+
+struct RedisServer {
+    child: Child,
+    port: u16,
+    _files: tempfile::TempDir,
+}
+
+impl RedisServer {
+    fn start() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+        let files = tempfile::tempdir().expect("a directory");
+        let child = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .current_dir(files.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is not installed: apt-get install redis-server");
+        Self { child, port, _files: files }
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A process, as far as the bus sees it.
+struct Process {
+    core: Arc<MembershipCore>,
+    keeper: LeaseKeeper,
+    decided: mpsc::Receiver<RemoteTransitions>,
+    /// Decided and not yet recorded.
+    queue: Vec<(ChannelKey, Transition)>,
+    sockets: BTreeMap<(ChannelKey, SocketId), Option<PresenceMember>>,
+}
+
+/// One history.
+struct History {
+    client: fred::clients::Client,
+    random: StdRng,
+    processes: Vec<Process>,
+    names: u64,
+    sockets: u64,
+    /// Every event that was recorded.
+    log: Vec<(ChannelKey, Transition)>,
+    seen: HashMap<String, (ChannelKey, Transition)>,
+    up: bool,
+    /// What happened, for whoever reads of a failure.
+    steps: Vec<String>,
+}
+
+impl History {
+    async fn begin_history(client: fred::clients::Client, seed: u64) -> Self {
+        flush_store(&client).await;
+        let random = StdRng::seed_from_u64(seed);
+        let mut history = Self {
+            client,
+            random,
+            processes: vec![],
+            names: 0,
+            sockets: 0,
+            log: vec![],
+            seen: HashMap::new(),
+            up: true,
+            steps: vec![],
+        };
+        for _ in 0..3 {
+            history.start_process().await;
+        }
+        history.settle_store().await;
+        history
+    }
+
+    async fn start_process(&mut self) {
+        self.names += 1;
+        let (told, decided) = mpsc::channel(4_096);
+        let names = KeySpace { cluster: "u".into(), clustered: false };
+        let core = Arc::new(MembershipCore::new(self.client.clone(), names, format!("p{}", self.names), TIMING, told));
+        let mut keeper = LeaseKeeper::new(core.clone());
+        keeper.renew_lease().await.expect("a lease");
+        self.processes.push(Process { core, keeper, decided, queue: vec![], sockets: BTreeMap::new() });
+        self.settle_store().await;
+    }
+
+    /// As if the store's memory had been young for long enough.
+    async fn settle_store(&mut self) {
+        for process in &mut self.processes {
+            process.keeper.reconcile_once().await.expect("told");
+        }
+        for process in &mut self.processes {
+            process.core.state().settling = None;
+            process.keeper.reconcile_once().await.expect("told");
+            process.collect_transitions();
+        }
+    }
+
+    fn random_channel(&mut self) -> ChannelKey {
+        let names = ["room", "presence-a", "presence-b"];
+        let name = names[self.random.random_range(0..names.len())];
+        ChannelKey { app: "1".into(), channel: ChannelName::parse(name).expect("a name") }
+    }
+
+    async fn run_step(&mut self) {
+        let (subject, p) = (self.random_channel(), self.random.random_range(0..self.processes.len()));
+        match self.random.random_range(0..100) {
+            0..40 => self.join_random_user(p, subject).await,
+            40..70 => self.leave_random_channel(p).await,
+            70..82 => self.record_some(p).await,
+            82..88 => self.kill_process(p).await,
+            88..94 if self.up => self.disconnect_store(),
+            _ if !self.up => self.reconnect_store().await,
+            _ => {
+                for process in &mut self.processes {
+                    process.keeper.reconcile_once().await.expect("told");
+                    process.collect_transitions();
+                }
+            }
+        }
+    }
+
+    async fn join_random_user(&mut self, p: usize, subject: ChannelKey) {
+        self.sockets += 1;
+        let socket = SocketId::from_random(1, self.sockets);
+        let presence = subject.channel.as_str().starts_with("presence");
+        let user = ["ann", "bob", "eve"][self.random.random_range(0..3)];
+        let member = presence.then(|| PresenceMember { user_id: user.into(), user_info: serde_json::Value::Null });
+        let process = &mut self.processes[p];
+        self.steps.push(format!("{p} {} {socket} {user}", subject.channel));
+        let joined = process.core.join_channel(&subject, &socket, member.as_ref()).await;
+        match joined {
+            Ok(joined) => process.queue.extend(joined.transitions.into_iter().map(|t| (subject.clone(), t))),
+            // A client of a presence channel is refused, and so leaves; another stays.
+            Err(_) if presence => {
+                let _ = process.core.leave_channel(&subject, &socket, None).await;
+                return;
+            }
+            Err(_) => {}
+        }
+        process.sockets.insert((subject, socket), member);
+    }
+
+    async fn leave_random_channel(&mut self, p: usize) {
+        let process = &mut self.processes[p];
+        if process.sockets.is_empty() {
+            return;
+        }
+        let at = self.random.random_range(0..process.sockets.len());
+        let (subject, socket) = process.sockets.keys().nth(at).cloned().expect("a socket");
+        process.sockets.remove(&(subject.clone(), socket.clone()));
+        self.steps.push(format!("{p} {} {socket} goes", subject.channel));
+        if let Ok(transitions) = process.core.leave_channel(&subject, &socket, None).await {
+            process.queue.extend(transitions.into_iter().map(|t| (subject.clone(), t)));
+        }
+    }
+
+    /// The stream takes some of what waits, and the bus hears so if it can.
+    async fn record_some(&mut self, p: usize) {
+        let count = self.random.random_range(0..=self.processes[p].queue.len());
+        let safe: Vec<_> = self.processes[p].queue.drain(..count).collect();
+        for (subject, transition) in safe {
+            if self.up {
+                let core = &self.processes[p].core;
+                let field = format!("{}:{}", transition.order.epoch, transition.order.seq);
+                core.client.hdel::<(), _, _>(core.names.redis_key(&subject, "outbox"), field).await.expect("heard");
+                core.state().local.mark_recorded(&subject, &[transition.order]);
+            }
+            self.log_transition(subject, transition);
+        }
+    }
+
+    fn log_transition(&mut self, subject: ChannelKey, transition: Transition) {
+        let known = self.seen.entry(transition.id.clone()).or_insert_with(|| (subject.clone(), transition.clone()));
+        assert_eq!(*known, (subject.clone(), transition.clone()), "one id for two events");
+        self.log.push((subject, transition));
+    }
+
+    /// A process dies; another takes its place, and the others sweep after it, now or later. While the store is away
+    /// nobody dies: what only the dead knew, and the store forgets, nobody can tell.
+    async fn kill_process(&mut self, p: usize) {
+        if !self.up {
+            return;
+        }
+        let dead = self.processes.remove(p);
+        self.steps.push(format!("{p} dies with {}", dead.queue.len()));
+        let name = dead.core.state().process.clone();
+        let leases = dead.core.names.leases_key();
+        self.client.zadd::<(), _, _>(leases, None, None, false, false, (1.0, name.as_str())).await.expect("ended");
+        self.start_process().await;
+        if self.random.random_bool(0.5) {
+            self.sweep_all().await;
+        }
+    }
+
+    async fn sweep_all(&mut self) {
+        for process in &mut self.processes {
+            process.keeper.renew_lease().await.expect("a lease");
+            process.core.state().settling = None;
+            process.keeper.reconcile_once().await.expect("swept");
+            process.collect_transitions();
+        }
+    }
+
+    fn disconnect_store(&mut self) {
+        self.up = false;
+        self.steps.push("away".to_owned());
+        for process in &mut self.processes {
+            process.core.set_available(false);
+            process.core.state().available_since = None;
+        }
+    }
+
+    async fn reconnect_store(&mut self) {
+        self.up = true;
+        let forgets = self.random.random_bool(0.5);
+        self.steps.push(format!("back, without its memory: {forgets}"));
+        if forgets {
+            // Of the dead, the store alone knows.
+            for process in &mut self.processes {
+                process.core.set_available(true);
+            }
+            self.sweep_all().await;
+            self.disconnect_store();
+            self.up = true;
+            flush_store(&self.client).await;
+        }
+        for process in &mut self.processes {
+            process.keeper.renew_lease().await.expect("a lease");
+            // Nobody waits for the others here.
+            if let Some(settling) = &mut process.core.state().settling {
+                settling.all_reported_at = Instant::now();
+            }
+        }
+        // Some go on while the store's memory is young.
+        if forgets {
+            for _ in 0..self.random.random_range(0..4) {
+                let (subject, p) = (self.random_channel(), self.random.random_range(0..self.processes.len()));
+                if self.random.random_bool(0.5) {
+                    self.join_random_user(p, subject).await
+                } else {
+                    self.leave_random_channel(p).await
+                }
+            }
+        }
+        self.settle_store().await;
+    }
+
+    async fn compare_with_truth(mut self) -> Result<(), String> {
+        if !self.up {
+            self.reconnect_store().await;
+        }
+        self.sweep_all().await;
+        self.sweep_all().await;
+        for p in 0..self.processes.len() {
+            let queue: Vec<_> = self.processes[p].queue.drain(..).collect();
+            for (subject, transition) in queue {
+                self.log_transition(subject, transition);
+            }
+        }
+        let mut truth: BTreeMap<ChannelKey, BTreeSet<Option<String>>> = BTreeMap::new();
+        for process in &self.processes {
+            for ((subject, _), member) in &process.sockets {
+                let users = truth.entry(subject.clone()).or_default();
+                users.insert(None);
+                users.extend(member.as_ref().map(|member| Some(member.user_id.clone())));
+            }
+        }
+        let told = replay_log(&self.log);
+        if told == truth {
+            return Ok(());
+        }
+        let line = |(subject, t): &(ChannelKey, Transition)| {
+            format!("{} {:?} {}:{}", subject.channel, t.kind, t.order.epoch, t.order.seq)
+        };
+        let log: Vec<String> = self.log.iter().map(line).collect();
+        Err(format!("told {told:?}\ntrue {truth:?}\n{}\n{}", log.join("\n"), self.steps.join("\n")))
+    }
+}
+
+impl Process {
+    fn collect_transitions(&mut self) {
+        while let Ok(decided) = self.decided.try_recv() {
+            self.queue.extend(decided.transitions.into_iter().map(|t| (decided.subject.clone(), t)));
+        }
+    }
+}
+
+/// The database of one worker loses its memory.
+async fn flush_store(client: &fred::clients::Client) {
+    let nothing = Vec::<String>::new();
+    let flush = client.eval::<String, _, _, _>("return redis.call('FLUSHDB')", nothing.clone(), nothing);
+    flush.await.expect("an empty store");
+}
+
+/// What a receiver believes that puts the events into their order: per channel, `None` for occupied, and its users.
+fn replay_log(log: &[(ChannelKey, Transition)]) -> BTreeMap<ChannelKey, BTreeSet<Option<String>>> {
+    let mut ordered: Vec<_> = log.iter().collect();
+    ordered.sort_by(|(one, first), (other, second)| (one, first.order).cmp(&(other, second.order)));
+    let mut told: BTreeMap<ChannelKey, BTreeSet<Option<String>>> = BTreeMap::new();
+    for (subject, transition) in ordered {
+        let channel = told.entry(subject.clone()).or_default();
+        match &transition.kind {
+            EventKind::ChannelOccupied => channel.insert(None),
+            EventKind::ChannelVacated => channel.remove(&None),
+            EventKind::MemberAdded { user_id } => channel.insert(Some(user_id.clone())),
+            EventKind::MemberRemoved { user_id } => channel.remove(&Some(user_id.clone())),
+            other => unreachable!("the bus does not decide {other:?}"),
+        };
+    }
+    told.retain(|_, channel| !channel.is_empty());
+    told
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_history_ends_in_what_is_true() {
+    let redis = RedisServer::start();
+    let wanted = std::env::var("HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(HISTORY_COUNT);
+    let worker = async |number: u64| {
+        let url = format!("redis://127.0.0.1:{}/{number}", redis.port);
+        let client =
+            client::client_builder((&url).into(), 16).and_then(|builder| builder.build().map_err(client::to_bus_error));
+        let client = client.expect("a client");
+        client.init().await.expect("a connection");
+        for seed in (number..wanted).step_by(usize::try_from(WORKER_COUNT).expect("small")) {
+            let mut history = History::begin_history(client.clone(), seed).await;
+            for _ in 0..STEP_COUNT {
+                history.run_step().await;
+            }
+            let ended = history.compare_with_truth().await;
+            assert!(ended.is_ok(), "history {seed}: {}", ended.unwrap_err());
+        }
+    };
+    futures::future::join_all((0..WORKER_COUNT).map(worker)).await;
+}
+
+#[tokio::test]
+async fn every_history_in_memory_ends_in_what_is_true() {
+    for seed in 0..10_000 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let first = MemoryBus::new();
+        let ends = [first.for_another_process(), first.for_another_process(), first];
+        let (mut log, mut sockets) = (Vec::new(), Vec::<(usize, ChannelKey, SocketId, Option<String>)>::new());
+        for n in 0..STEP_COUNT as u64 {
+            let name = ["room", "presence-a"][random.random_range(0..2)];
+            let subject = ChannelKey { app: "1".into(), channel: ChannelName::parse(name).expect("a name") };
+            if random.random_bool(0.6) {
+                let (end, socket) = (random.random_range(0..ends.len()), SocketId::from_random(1, n));
+                let user = ["ann", "bob"][random.random_range(0..2)];
+                let member = (name != "room")
+                    .then(|| PresenceMember { user_id: user.into(), user_info: serde_json::Value::Null });
+                let joined = ends[end].join_channel(&subject, &socket, member.as_ref()).await.expect("joined");
+                log.extend(joined.transitions.into_iter().map(|t| (subject.clone(), t)));
+                sockets.push((end, subject, socket, member.map(|member| member.user_id)));
+            } else if !sockets.is_empty() {
+                let (end, subject, socket, _) = sockets.swap_remove(random.random_range(0..sockets.len()));
+                let left = ends[end].leave_channel(&subject, &socket, None).await.expect("left");
+                log.extend(left.into_iter().map(|t| (subject.clone(), t)));
+            }
+        }
+        let mut truth: BTreeMap<ChannelKey, BTreeSet<Option<String>>> = BTreeMap::new();
+        for (_, subject, _, user) in sockets {
+            let users = truth.entry(subject).or_default();
+            users.insert(None);
+            users.extend(user.map(Some));
+        }
+        assert_eq!(replay_log(&log), truth, "history {seed}");
+    }
+}

@@ -1,0 +1,289 @@
+//! The one script that changes who is in a channel: what it is asked, and what it answers.
+
+use fred::clients::Client;
+use fred::types::scripts::Script;
+use sha2::{Digest, Sha256};
+use ulid::Ulid;
+
+use super::super::{BusError, ChannelKey, Transition};
+use super::TOMBSTONE_TTL_SECONDS;
+use super::client::{evaluate_script, malformed_answer, parse_number, to_bus_error};
+use super::keys::KeySpace;
+use crate::protocol::frame::PresenceMember;
+use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
+use crate::protocol::{ChannelKind, SocketId};
+
+/// Most events of one channel that wait in the store to be safe elsewhere. Beyond it they wait in their process alone.
+const OUTBOX_MAX: u64 = 256;
+
+/// What is asked of one channel.
+#[derive(Clone, Debug)]
+pub(super) struct MembershipChange<'a> {
+    /// As whom.
+    pub process: &'a str,
+    /// The incarnation of the store's memory that the process knows.
+    pub incarnation: &'a str,
+    /// Whether nothing may be told yet.
+    pub settling: bool,
+    /// The highest order that the process knows.
+    pub known_order: EventOrder,
+    /// Why those who go do so.
+    pub cause: Option<LeaveCause>,
+    /// Most members.
+    pub members_max: usize,
+    /// Whether to look at every user, and to return what of the process is not safe yet.
+    pub full_check: bool,
+    /// Whether who is there is returned.
+    pub with_roster: bool,
+    /// A process that died, and where to go on in the list of the channel's connections.
+    pub dead_process: Option<(&'a str, &'a str)>,
+    /// Which users the process knows as members, if it knows the channel as occupied.
+    pub announced_members: Option<&'a [PresenceMember]>,
+    /// Who comes.
+    pub joining: &'a [(SocketId, Option<PresenceMember>)],
+    /// Who goes.
+    pub leaving: &'a [SocketId],
+    /// What the process has decided and is not safe yet, for a store that lost it.
+    pub outbox: &'a [Transition],
+}
+
+/// What it answered.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct MembershipOutcome {
+    /// What this decided.
+    pub transitions: Vec<Transition>,
+    /// Those who were added.
+    pub added_members: Vec<PresenceMember>,
+    /// What was decided before, and is not safe yet.
+    pub outbox: Vec<Transition>,
+    /// Where to go on; empty at the end.
+    pub cursor: String,
+    /// Who is there, if that was asked.
+    pub roster: Vec<PresenceMember>,
+}
+
+/// Why there is no such answer.
+#[derive(Debug, PartialEq)]
+pub(super) enum MembershipError {
+    /// The store's memory is another than the process knows.
+    StaleIncarnation,
+    /// As told.
+    Bus(BusError),
+}
+
+/// The script.
+pub(super) struct MembershipScript {
+    script: Script,
+}
+
+impl MembershipScript {
+    pub(super) fn new() -> Self {
+        Self { script: Script::from_lua(include_str!("change.lua")) }
+    }
+
+    pub(super) async fn run(
+        &self,
+        client: &Client,
+        names: &KeySpace,
+        subject: &ChannelKey,
+        change: &MembershipChange<'_>,
+    ) -> Result<MembershipOutcome, MembershipError> {
+        let mut keys = names.redis_keys(subject, ["order", "sockets", "users", "infos", "outbox"]);
+        // In a cluster of stores it would be another's.
+        keys.extend((!names.clustered).then(|| names.incarnation_key()));
+        let arguments = change.script_arguments(!names.clustered, subject).map_err(MembershipError::Bus)?;
+        let answer = evaluate_script(client, &self.script, keys, arguments).await;
+        let answer = answer.map_err(|error| MembershipError::Bus(to_bus_error(error)))?;
+        match answer.first().map(String::as_str) {
+            Some("ok") => parse(names, subject, change.cause, &answer).map_err(MembershipError::Bus),
+            Some("stale") => Err(MembershipError::StaleIncarnation),
+            Some("full") => Err(MembershipError::Bus(BusError::ChannelFull(change.members_max))),
+            _ => Err(MembershipError::Bus(malformed_answer())),
+        }
+    }
+}
+
+impl MembershipChange<'_> {
+    fn script_arguments(&self, compare: bool, subject: &ChannelKey) -> Result<Vec<String>, BusError> {
+        let flag = |flag: bool| if flag { "1" } else { "0" }.to_owned();
+        let (dead, cursor) = self.dead_process.unwrap_or(("", "0"));
+        let present = self.announced_members.unwrap_or_default();
+        let outbox = if subject.channel.kind() == ChannelKind::Internal { 0 } else { OUTBOX_MAX };
+        let mut arguments = vec![
+            self.incarnation.to_owned(),
+            flag(compare),
+            self.process.to_owned(),
+            self.known_order.epoch.to_string(),
+            self.known_order.seq.to_string(),
+            flag(self.settling),
+            self.cause.map_or("-", |LeaveCause::Drain| DRAIN_CAUSE).to_owned(),
+            self.members_max.to_string(),
+            TOMBSTONE_TTL_SECONDS.to_string(),
+            flag(self.full_check),
+            outbox.to_string(),
+            flag(self.full_check && self.dead_process.is_none()),
+            flag(self.with_roster),
+            dead.to_owned(),
+            cursor.to_owned(),
+            flag(self.announced_members.is_some()),
+            present.len().to_string(),
+            self.joining.len().to_string(),
+            self.leaving.len().to_string(),
+            self.outbox.len().to_string(),
+        ];
+        let info = |member: &PresenceMember| {
+            serde_json::to_string(member).map_err(|error| BusError::Unavailable(error.to_string()))
+        };
+        for member in present {
+            arguments.extend([member.user_id.clone(), info(member)?]);
+        }
+        for (socket, member) in self.joining {
+            let user = member.as_ref().map(|member| member.user_id.clone()).unwrap_or_default();
+            let info = member.as_ref().map(info).transpose()?.unwrap_or_default();
+            arguments.extend([socket.to_string(), user, info]);
+        }
+        arguments.extend(self.leaving.iter().map(ToString::to_string));
+        for transition in self.outbox {
+            let Transition { order, kind, time_ms, cause, .. } = transition;
+            let cause = cause.map_or("-", |LeaveCause::Drain| DRAIN_CAUSE);
+            let (kind, user) = match kind {
+                EventKind::ChannelOccupied => ("occupied", ""),
+                EventKind::ChannelVacated => ("vacated", ""),
+                EventKind::MemberAdded { user_id } => ("added", user_id.as_str()),
+                EventKind::MemberRemoved { user_id } => ("removed", user_id.as_str()),
+                // The bus decides nothing else.
+                _ => continue,
+            };
+            arguments.extend([format!("{}:{}", order.epoch, order.seq), format!("{kind} {time_ms} {cause} {user}")]);
+        }
+        Ok(arguments)
+    }
+}
+
+const DRAIN_CAUSE: &str = "drain";
+
+fn parse(
+    names: &KeySpace,
+    subject: &ChannelKey,
+    cause: Option<LeaveCause>,
+    answer: &[String],
+) -> Result<MembershipOutcome, BusError> {
+    let [_, epoch, time_ms, cursor, decided, waiting, rest @ ..] = answer else { return Err(malformed_answer()) };
+    let (decided, waiting) = (parse_number(decided)?, parse_number(waiting)?);
+    let counts = usize::try_from(decided).ok().zip(usize::try_from(waiting).ok());
+    let (decided, waiting) = counts.ok_or_else(malformed_answer)?;
+    let (decided, rest) = rest.split_at_checked(decided.saturating_mul(4)).ok_or_else(malformed_answer)?;
+    let (waiting, infos) = rest.split_at_checked(waiting.saturating_mul(2)).ok_or_else(malformed_answer)?;
+    let (epoch, time_ms) = (parse_number(epoch)?, parse_number(time_ms)?);
+    let mut changed = MembershipOutcome { cursor: cursor.clone(), ..MembershipOutcome::default() };
+    for item in decided.chunks_exact(4) {
+        let order = EventOrder { epoch, seq: parse_number(&item[1])? };
+        changed.transitions.push(parse_transition(names, subject, &item[0], order, time_ms, (cause, &item[2]))?);
+        if !item[3].is_empty() {
+            changed.added_members.push(parse_member(&item[3])?);
+        }
+    }
+    for pair in waiting.chunks_exact(2) {
+        let (epoch, seq) = pair[0].split_once(':').ok_or_else(malformed_answer)?;
+        let order = EventOrder { epoch: parse_number(epoch)?, seq: parse_number(seq)? };
+        let mut parts = pair[1].splitn(4, ' ');
+        let (Some(kind), Some(time_ms), Some(cause), Some(user)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(malformed_answer());
+        };
+        let cause = (cause == DRAIN_CAUSE).then_some(LeaveCause::Drain);
+        changed.outbox.push(parse_transition(names, subject, kind, order, parse_number(time_ms)?, (cause, user))?);
+    }
+    changed.outbox.sort_by_key(|transition| transition.order);
+    changed.roster = infos.iter().map(|info| parse_member(info)).collect::<Result<_, _>>()?;
+    changed.roster.sort_by(|one, other| one.user_id.cmp(&other.user_id));
+    Ok(changed)
+}
+
+fn parse_transition(
+    names: &KeySpace,
+    subject: &ChannelKey,
+    kind: &str,
+    order: EventOrder,
+    time_ms: u64,
+    (cause, user): (Option<LeaveCause>, &str),
+) -> Result<Transition, BusError> {
+    let user_id = user.to_owned();
+    let kind = match kind {
+        "occupied" => EventKind::ChannelOccupied,
+        "vacated" => EventKind::ChannelVacated,
+        "added" => EventKind::MemberAdded { user_id },
+        "removed" => EventKind::MemberRemoved { user_id },
+        _ => return Err(malformed_answer()),
+    };
+    let leaves = matches!(kind, EventKind::ChannelVacated | EventKind::MemberRemoved { .. });
+    Ok(Transition {
+        id: transition_id(names, subject, order, time_ms),
+        kind,
+        order,
+        time_ms,
+        cause: cause.filter(|_| leaves),
+    })
+}
+
+/// The same for everyone who tells of it: whoever finds it after its process died gives it the same id.
+fn transition_id(names: &KeySpace, subject: &ChannelKey, order: EventOrder, time_ms: u64) -> String {
+    let text = format!("{} {} {} {}:{}", names.cluster, subject.app, subject.channel, order.epoch, order.seq);
+    let digest = Sha256::digest(text.as_bytes());
+    let random = digest.iter().take(10).fold(0, |number: u128, byte| number << 8 | u128::from(*byte));
+    Ulid::from_parts(time_ms, random).to_string()
+}
+
+fn parse_member(info: &str) -> Result<PresenceMember, BusError> {
+    serde_json::from_str(info).map_err(|_| malformed_answer())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ChannelName;
+
+    fn test_keys() -> KeySpace {
+        KeySpace { cluster: "u".into(), clustered: false }
+    }
+
+    fn channel_key() -> ChannelKey {
+        ChannelKey { app: "1".into(), channel: ChannelName::parse("presence-a").expect("a name") }
+    }
+
+    #[test]
+    fn an_answer_is_read_and_rubbish_is_not() {
+        let text = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>();
+        let info = r#"{"user_id":"a b","user_info":1}"#;
+        let answer = text(&["ok", "9", "5", "", "2", "1", "occupied", "3", "", "", "added", "4", "a b", info]);
+        let answer = [answer, text(&["8:7", "removed 4 drain a b", info])].concat();
+        let changed = parse(&test_keys(), &channel_key(), None, &answer).expect("read");
+        let kinds: Vec<_> = changed.transitions.iter().map(|t| (t.kind.name(), t.order.seq, t.cause)).collect();
+        assert_eq!(kinds, [("channel_occupied", 3, None), ("member_added", 4, None)]);
+        assert_eq!((changed.added_members.len(), changed.roster.len()), (1, 1));
+        let waiting = &changed.outbox[0];
+        assert_eq!(waiting.kind, EventKind::MemberRemoved { user_id: "a b".into() });
+        assert_eq!(
+            (waiting.order, waiting.time_ms, waiting.cause),
+            (EventOrder { epoch: 8, seq: 7 }, 4, Some(LeaveCause::Drain))
+        );
+        for end in 0..answer.len() - 1 {
+            let cut = parse(&test_keys(), &channel_key(), None, &answer[..end]);
+            assert!(cut.is_err() || cut.is_ok_and(|cut| cut.roster.is_empty()), "cut at {end}");
+        }
+        let much = text(&["ok", "9", "5", "", "99999999999999999999", "0"]);
+        assert!(parse(&test_keys(), &channel_key(), None, &much).is_err());
+    }
+
+    #[test]
+    fn an_id_is_the_same_wherever_it_is_made_and_for_nothing_else() {
+        let order = EventOrder { epoch: 9, seq: 1 };
+        let id = |names: &KeySpace, order, time| super::transition_id(names, &channel_key(), order, time);
+        assert_eq!(id(&test_keys(), order, 5), id(&test_keys(), order, 5));
+        let other = KeySpace { cluster: "v".into(), clustered: false };
+        assert_ne!(id(&test_keys(), order, 5), id(&other, order, 5));
+        assert_ne!(id(&test_keys(), order, 5), id(&test_keys(), EventOrder { epoch: 9, seq: 2 }, 5));
+        assert!(id(&test_keys(), order, 5).parse::<Ulid>().is_ok_and(|id| id.timestamp_ms() == 5));
+    }
+}

@@ -1,0 +1,98 @@
+//! Who has which session, in Redis: one key for each session, one for all processes, and one for each process with what
+//! it is to be told. No call touches two of them together, so each may be in another slot.
+
+use fred::clients::Client;
+use fred::interfaces::KeysInterface;
+use fred::types::scripts::Script;
+use fred::types::{Expiration, SetOptions};
+
+use super::super::BusError;
+use super::super::relay::{HeartbeatResponse, LOST_SENDS_MAX, PEER_LEASE_TTL, RelayPeer, SESSION_ENTRY_TTL};
+use super::client::{PIPELINE_COMMANDS_MAX, evaluate_script, malformed_answer, to_bus_error};
+use super::keys::KeySpace;
+
+/// The scripts and the names of the keys.
+pub(super) struct SessionOwners {
+    client: Client,
+    names: KeySpace,
+    heartbeat_script: Script,
+    release_script: Script,
+    report_lost_script: Script,
+    take_lost_script: Script,
+}
+
+impl SessionOwners {
+    pub(super) fn new(client: Client, names: KeySpace) -> Self {
+        Self {
+            client,
+            names,
+            heartbeat_script: Script::from_lua(include_str!("alive.lua")),
+            release_script: Script::from_lua(include_str!("disown.lua")),
+            report_lost_script: Script::from_lua(include_str!("lose.lua")),
+            take_lost_script: Script::from_lua(include_str!("losers.lua")),
+        }
+    }
+
+    pub(super) async fn send_heartbeat(&self, peer: &RelayPeer) -> Result<HeartbeatResponse, BusError> {
+        let key = self.names.peers_key();
+        let process = peer.process.clone();
+        let arguments = vec![process.clone(), peer.address.to_string(), PEER_LEASE_TTL.as_millis().to_string()];
+        let answer = self.run(&self.heartbeat_script, key, arguments).await?;
+        let (known, rest) = answer.split_first().ok_or_else(malformed_answer)?;
+        let peer = |pair: &[String]| Some(RelayPeer { process: pair[0].clone(), address: pair[1].parse().ok()? });
+        // What another release wrote and cannot be read is nobody to ask.
+        let peers = rest.chunks_exact(2).filter_map(peer).collect();
+        let losers = self.run(&self.take_lost_script, self.names.lost_sends_key(&process), Vec::new()).await?;
+        Ok(HeartbeatResponse { peers, was_registered: known == "1", sessions_with_lost_sends: losers })
+    }
+
+    pub(super) async fn claim_session(&self, session: &str, process: &str) -> Result<Option<String>, BusError> {
+        let entry = Some(Expiration::EX(entry_ttl_seconds()));
+        let set = self.client.set::<Option<String>, _, _>(
+            self.names.session_owner_key(session),
+            process,
+            entry,
+            Some(SetOptions::NX),
+            true,
+        );
+        set.await.map_err(to_bus_error)
+    }
+
+    pub(super) async fn refresh_sessions(&self, sessions: &[String], process: &str) -> Result<(), BusError> {
+        for part in sessions.chunks(PIPELINE_COMMANDS_MAX) {
+            let pipeline = self.client.pipeline();
+            for session in part {
+                let entry = Some(Expiration::EX(entry_ttl_seconds()));
+                pipeline
+                    .set::<(), _, _>(self.names.session_owner_key(session), process, entry, None, false)
+                    .await
+                    .map_err(to_bus_error)?;
+            }
+            pipeline.all::<Vec<Option<String>>>().await.map_err(to_bus_error)?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn session_owner(&self, session: &str) -> Result<Option<String>, BusError> {
+        self.client.get(self.names.session_owner_key(session)).await.map_err(to_bus_error)
+    }
+
+    pub(super) async fn release_session(&self, session: &str, process: &str) -> Result<(), BusError> {
+        self.run(&self.release_script, self.names.session_owner_key(session), vec![process.to_owned()])
+            .await
+            .map(|_| ())
+    }
+
+    pub(super) async fn report_lost_send(&self, session: &str, owner: &str) -> Result<(), BusError> {
+        let arguments = vec![session.to_owned(), LOST_SENDS_MAX.to_string(), entry_ttl_seconds().to_string()];
+        self.run(&self.report_lost_script, self.names.lost_sends_key(owner), arguments).await.map(|_| ())
+    }
+
+    async fn run(&self, script: &Script, key: String, arguments: Vec<String>) -> Result<Vec<String>, BusError> {
+        evaluate_script(&self.client, script, vec![key], arguments).await.map_err(to_bus_error)
+    }
+}
+
+fn entry_ttl_seconds() -> i64 {
+    i64::try_from(SESSION_ENTRY_TTL.as_secs()).unwrap_or(i64::MAX)
+}

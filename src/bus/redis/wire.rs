@@ -1,0 +1,78 @@
+//! A frame on its way between processes: a line of JSON that says where it goes, then the frame as it is.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::super::{BroadcastFrame, BusError, ChannelKey};
+use crate::protocol::{AppId, ChannelName, SocketId};
+
+#[derive(Serialize, Deserialize)]
+struct FrameHeader {
+    from: String,
+    app: AppId,
+    channel: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    except: Option<SocketId>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    ends: bool,
+}
+
+/// What arrived.
+pub(super) enum DecodedFrame {
+    /// A frame of this process, which has served its own.
+    FromSelf,
+    /// A frame of another.
+    Frame(BroadcastFrame),
+    /// Nothing that can be read.
+    Malformed,
+}
+
+pub(super) fn encode(message: &BroadcastFrame, process: &str) -> Result<Bytes, BusError> {
+    let address = FrameHeader {
+        from: process.to_owned(),
+        app: message.subject.app.clone(),
+        channel: message.subject.channel.to_string(),
+        except: message.except.clone(),
+        ends: message.ends,
+    };
+    let mut bytes = serde_json::to_vec(&address).map_err(|error| BusError::Unavailable(error.to_string()))?;
+    bytes.push(b'\n');
+    bytes.extend_from_slice(&message.frame);
+    Ok(bytes.into())
+}
+
+pub(super) fn decode(bytes: &Bytes, process: &str) -> DecodedFrame {
+    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return DecodedFrame::Malformed };
+    let Ok(address) = serde_json::from_slice::<FrameHeader>(&bytes[..end]) else { return DecodedFrame::Malformed };
+    if address.from == process {
+        return DecodedFrame::FromSelf;
+    }
+    let Ok(channel) = ChannelName::parse_any(&address.channel) else { return DecodedFrame::Malformed };
+    let subject = ChannelKey { app: address.app, channel };
+    DecodedFrame::Frame(BroadcastFrame {
+        subject,
+        frame: bytes.slice(end + 1..),
+        except: address.except,
+        ends: address.ends,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_arrives_as_it_was_sent_at_the_others_only() {
+        let subject = ChannelKey { app: "1".into(), channel: ChannelName::signed_in("é").expect("a name") };
+        let (frame, except) = (Bytes::from_static(b"{\"a\":\n1}\xff"), Some(SocketId::from("1.2")));
+        let message = BroadcastFrame { subject, frame, except, ends: true };
+        let bytes = encode(&message, "p1").expect("encoded");
+        assert!(matches!(decode(&bytes, "p1"), DecodedFrame::FromSelf));
+        let found = match decode(&bytes, "p2") {
+            DecodedFrame::Frame(found) => Some((found.frame, found.except, found.subject, found.ends)),
+            _ => None,
+        };
+        assert_eq!(found, Some((message.frame, message.except, message.subject, true)));
+        assert!(matches!(decode(&Bytes::from_static(b"rubbish"), "p2"), DecodedFrame::Malformed));
+    }
+}

@@ -1,0 +1,24 @@
+//! The one table of variables that every server reads.
+//!
+//! In: the environment of a process. Out: typed values with defaults filled in, or one line that names the variable and
+//! says what to do. Servers parse from the table, the operator renders from it, `docs/variables.md` is generated from
+//! it: there is no second list. A variable that is unknown, missing or contradictory stops the server before it takes a
+//! client, and "no webhooks" is a word that someone must write: the outage this project exists for was one wrong
+//! variable that switched something off in silence.
+//!
+//! This room knows no I/O and no other room.
+
+mod docs;
+mod parse;
+mod server;
+mod suggest;
+mod table;
+
+pub use docs::render_variables_page;
+pub use parse::{ConfigError, ServerConfig, is_guarded, is_host, is_script};
+pub use server::ServerKind;
+pub use suggest::suggest_name;
+pub use table::{Requirement, VARIABLE_TABLE, ValueKind, Variable, name};
+
+/// The exit code of a server that refuses its configuration (`EX_CONFIG` of sysexits.h).
+pub const CONFIG_EXIT_CODE: u8 = 78;

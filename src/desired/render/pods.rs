@@ -1,0 +1,239 @@
+//! The pods: who they are, what they run, what they may.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, ContainerPort, DownwardAPIProjection, DownwardAPIVolumeFile, HTTPGetAction, KeyToPath,
+    ObjectFieldSelector, PodReadinessGate, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource,
+    SeccompProfile, SecretProjection, SecurityContext, ServiceAccount, ServiceAccountTokenProjection, Volume,
+    VolumeMount, VolumeProjection,
+};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::super::ValidCluster;
+use super::template::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_digest};
+use super::variables::{TOKEN_DIRECTORY, edge_spec, render_variables};
+use super::{
+    ADMIN_PORT, APPS_PATH, PEER_PORT, POD_PATH, PUBLIC_PORT, child_labels, child_metadata, child_name, pod_selector,
+    registry_secret_name,
+};
+use crate::api::cluster::{DrainSpec, IdentityType};
+use crate::config::ServerKind;
+use crate::protocol::registry::{BUCKET_COUNT, file_name};
+
+/// The user of the image.
+const IMAGE_USER_ID: i64 = 65532;
+
+/// Seconds that a dispatcher may take to end: it finishes what it sends.
+const DISPATCHER_GRACE_SECONDS: i64 = 60;
+
+/// Seconds that an edge may take to end once its clients were sent away: they leave, and what waits is written.
+const AFTER_DRAIN_GRACE_SECONDS: u32 = 30;
+
+fn account_name(server: ServerKind) -> &'static str {
+    if server == ServerKind::Dispatcher { "dispatcher" } else { "edge" }
+}
+
+/// Two accounts, because least privilege needs two: edges write the stream, the dispatcher reads it. They are never
+/// renamed: trust policies name them.
+pub(super) fn render_service_accounts(cluster: &ValidCluster) -> Vec<ServiceAccount> {
+    let identity = &cluster.spec.aws.identity;
+    [("edge", &identity.edge), ("dispatcher", &identity.dispatcher)]
+        .map(|(name, role)| {
+            let mut metadata = child_metadata(cluster, child_name(cluster, name), name);
+            if let (IdentityType::Irsa, Some(role)) = (identity.kind, role) {
+                let annotation = ("eks.amazonaws.com/role-arn".to_owned(), role.role_arn.clone());
+                metadata.annotations = Some(BTreeMap::from([annotation]));
+            }
+            ServiceAccount { metadata, automount_service_account_token: Some(false), ..ServiceAccount::default() }
+        })
+        .into()
+}
+
+pub(super) fn render_deployment(cluster: &ValidCluster, server: ServerKind, replicas: i32) -> Deployment {
+    Deployment {
+        metadata: child_metadata(cluster, child_name(cluster, server.name()), server.name()),
+        spec: DeploymentSpec {
+            replicas: Some(replicas),
+            selector: LabelSelector {
+                match_labels: Some(pod_selector(cluster, server.name())),
+                ..LabelSelector::default()
+            },
+            // A new pod must be let in before an old one goes: a rollout to something that does not work ends there.
+            strategy: Some(DeploymentStrategy {
+                type_: Some("RollingUpdate".to_owned()),
+                rolling_update: Some(RollingUpdateDeployment {
+                    max_surge: Some(IntOrString::Int(1)),
+                    max_unavailable: Some(IntOrString::Int(0)),
+                }),
+            }),
+            template: render_pod_template(cluster, server),
+            ..DeploymentSpec::default()
+        },
+        ..Deployment::default()
+    }
+}
+
+fn render_pod_template(cluster: &ValidCluster, server: ServerKind) -> PodTemplateSpec {
+    let pod = render_pod_spec(cluster, server);
+    let digest = pod.containers.first().map(template_digest).unwrap_or_default();
+    let secrets = cluster.secrets_digests.get(&server).cloned().unwrap_or_default();
+    let annotations = [(TEMPLATE_ANNOTATION, digest), (SECRETS_ANNOTATION, secrets)];
+    let metadata = ObjectMeta {
+        labels: Some(child_labels(cluster, server.name())),
+        annotations: Some(annotations.map(|(name, value)| (name.to_owned(), value)).into()),
+        ..ObjectMeta::default()
+    };
+    PodTemplateSpec { metadata: Some(metadata), spec: Some(pod) }
+}
+
+/// At most one pod of a server goes at a time when a node is drained; one that never worked may always go.
+pub(super) fn render_disruption_budget(cluster: &ValidCluster, server: ServerKind) -> PodDisruptionBudget {
+    PodDisruptionBudget {
+        metadata: child_metadata(cluster, child_name(cluster, server.name()), server.name()),
+        spec: Some(PodDisruptionBudgetSpec {
+            max_unavailable: Some(IntOrString::Int(1)),
+            selector: Some(LabelSelector {
+                match_labels: Some(pod_selector(cluster, server.name())),
+                ..LabelSelector::default()
+            }),
+            unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        ..PodDisruptionBudget::default()
+    }
+}
+
+fn render_pod_spec(cluster: &ValidCluster, server: ServerKind) -> PodSpec {
+    PodSpec {
+        readiness_gates: Some(vec![PodReadinessGate { condition_type: READINESS_GATE.to_owned() }]),
+        containers: vec![render_container(cluster, server)],
+        service_account_name: Some(child_name(cluster, account_name(server))),
+        // The dispatcher keeps its leases on the API server; edges have no business there.
+        automount_service_account_token: Some(server == ServerKind::Dispatcher),
+        // kubelet would inject REALTIME_…_SERVICE_HOST for a Service named realtime-….
+        enable_service_links: Some(false),
+        termination_grace_period_seconds: Some(termination_grace_seconds(cluster, server)),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(IMAGE_USER_ID),
+            run_as_group: Some(IMAGE_USER_ID),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
+            ..PodSecurityContext::default()
+        }),
+        volumes: Some(render_volumes(cluster)),
+        ..PodSpec::default()
+    }
+}
+
+fn termination_grace_seconds(cluster: &ValidCluster, server: ServerKind) -> i64 {
+    edge_spec(cluster, server).map_or(DISPATCHER_GRACE_SECONDS, |edge| {
+        let DrainSpec { hold_seconds, window_seconds } = edge.drain;
+        i64::from(hold_seconds + window_seconds + AFTER_DRAIN_GRACE_SECONDS)
+    })
+}
+
+fn render_container(cluster: &ValidCluster, server: ServerKind) -> Container {
+    let image = &cluster.spec.image;
+    let edge = server != ServerKind::Dispatcher;
+    let reference = image.digest.as_ref().map_or_else(|| format!(":{}", cluster.tag), |digest| format!("@{digest}"));
+    let mut ports = vec![render_port("admin", ADMIN_PORT)];
+    if edge {
+        ports.insert(0, render_port("public", PUBLIC_PORT));
+    }
+    if server.serves_as(ServerKind::Sockjs) {
+        ports.push(render_port("peer", PEER_PORT));
+    }
+    Container {
+        name: server.name().to_owned(),
+        image: Some(format!("{}{reference}", image.repository)),
+        args: Some(vec![if edge { "edge" } else { "dispatcher" }.to_owned()]),
+        env: Some(render_variables(cluster, server)),
+        ports: Some(ports),
+        volume_mounts: Some(render_volume_mounts(cluster)),
+        readiness_probe: Some(render_http_probe("/readyz", 2)),
+        liveness_probe: Some(render_http_probe("/livez", 10)),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
+            ..SecurityContext::default()
+        }),
+        ..Container::default()
+    }
+}
+
+fn render_port(name: &str, number: i32) -> ContainerPort {
+    ContainerPort { name: Some(name.to_owned()), container_port: number, ..ContainerPort::default() }
+}
+
+fn render_http_probe(path: &str, period: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String("admin".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        timeout_seconds: Some(2),
+        failure_threshold: Some(3),
+        ..Probe::default()
+    }
+}
+
+fn render_volume_mounts(cluster: &ValidCluster) -> Vec<VolumeMount> {
+    let mount = |name: &str, path: &str| VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    };
+    let mut mounts = vec![mount("apps", APPS_PATH), mount("pod", POD_PATH)];
+    if cluster.identity_type() == IdentityType::WebIdentity {
+        mounts.push(mount("aws-token", TOKEN_DIRECTORY));
+    }
+    mounts
+}
+
+fn render_volumes(cluster: &ValidCluster) -> Vec<Volume> {
+    let projected = |name: &str, sources: Vec<VolumeProjection>| Volume {
+        name: name.to_owned(),
+        projected: Some(ProjectedVolumeSource { sources: Some(sources), ..ProjectedVolumeSource::default() }),
+        ..Volume::default()
+    };
+    let buckets = (0..BUCKET_COUNT).map(|bucket| VolumeProjection {
+        secret: Some(SecretProjection {
+            name: registry_secret_name(cluster, bucket),
+            items: Some(vec![KeyToPath { key: file_name(bucket), path: file_name(bucket), ..KeyToPath::default() }]),
+            ..SecretProjection::default()
+        }),
+        ..VolumeProjection::default()
+    });
+    let annotations = DownwardAPIVolumeFile {
+        path: "annotations".to_owned(),
+        field_ref: Some(ObjectFieldSelector {
+            field_path: "metadata.annotations".to_owned(),
+            ..ObjectFieldSelector::default()
+        }),
+        ..DownwardAPIVolumeFile::default()
+    };
+    let pod = VolumeProjection {
+        downward_api: Some(DownwardAPIProjection { items: Some(vec![annotations]) }),
+        ..VolumeProjection::default()
+    };
+    let mut volumes = vec![projected("apps", buckets.collect()), projected("pod", vec![pod])];
+    if cluster.identity_type() == IdentityType::WebIdentity {
+        let token = ServiceAccountTokenProjection {
+            audience: Some("sts.amazonaws.com".to_owned()),
+            expiration_seconds: Some(3600),
+            path: "token".to_owned(),
+            ..ServiceAccountTokenProjection::default()
+        };
+        let source = VolumeProjection { service_account_token: Some(token), ..VolumeProjection::default() };
+        volumes.push(projected("aws-token", vec![source]));
+    }
+    volumes
+}

@@ -1,0 +1,59 @@
+//! The Secrets that the operator writes: the admin token, the secret between edges, and the app registry.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+
+use super::super::ValidCluster;
+use super::{child_metadata, child_name};
+use crate::protocol::registry::{BUCKET_COUNT, file_name};
+
+/// The Secret with the admin token, under `token`.
+#[must_use]
+pub fn admin_secret_name(cluster: &ValidCluster) -> String {
+    child_name(cluster, "admin")
+}
+
+/// The Secret with what edges sign with that hand requests to each other, under `secret`.
+#[must_use]
+pub fn peer_secret_name(cluster: &ValidCluster) -> String {
+    child_name(cluster, "peer")
+}
+
+/// The Secret of one bucket of the registry.
+#[must_use]
+pub fn registry_secret_name(cluster: &ValidCluster, bucket: u8) -> String {
+    child_name(cluster, &format!("apps-{bucket:x}"))
+}
+
+pub(super) fn render_admin_secret(cluster: &ValidCluster) -> Secret {
+    render_secret(cluster, admin_secret_name(cluster), "token", cluster.admin_token.expose())
+}
+
+pub(super) fn render_peer_secret(cluster: &ValidCluster) -> Secret {
+    render_secret(cluster, peer_secret_name(cluster), "secret", cluster.peer_secret.expose())
+}
+
+/// The Secrets of the app registry, one per bucket.
+///
+/// # Errors
+/// Never for these types; the library's signature has one.
+pub fn render_registry_secrets(cluster: &ValidCluster) -> Result<Vec<Secret>, serde_json::Error> {
+    let mut files = cluster.registry.to_files()?;
+    let buckets = (0..BUCKET_COUNT).map(|bucket| {
+        let file = file_name(bucket);
+        let text = files.remove(&file).unwrap_or_else(|| "[]".to_owned());
+        render_secret(cluster, registry_secret_name(cluster, bucket), &file, &text)
+    });
+    Ok(buckets.collect())
+}
+
+fn render_secret(cluster: &ValidCluster, name: String, key: &str, text: &str) -> Secret {
+    Secret {
+        metadata: child_metadata(cluster, name, "configuration"),
+        data: Some(BTreeMap::from([(key.to_owned(), ByteString(text.as_bytes().to_vec()))])),
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    }
+}

@@ -1,0 +1,226 @@
+//! Tests of what is built.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::EnvVar;
+
+use super::*;
+use crate::api::SecretKeyRef;
+use crate::config::{ServerConfig, Variable};
+use crate::desired::{ClusterInputs, Manifests, validate};
+use crate::protocol::Transport;
+
+fn cluster(identity: &str, extra: &str) -> ValidCluster {
+    let text = format!(
+        "apiVersion: realtime-operator.dev/v1alpha1\nkind: RealtimeCluster\n\
+         metadata: {{ name: eu, namespace: channels, uid: 1a2b3c4d-0000 }}\nspec:\n  \
+         aws: {{ region: eu-west-1, identity: {identity} }}\n  \
+         bus: {{ type: Redis, redis: {{ urlSecretRef: {{ name: eu-redis, key: url }} }} }}\n{extra}"
+    );
+    let mut manifests = Manifests::default();
+    manifests.add_file("eu.yaml", &text).expect("a manifest");
+    let inputs = ClusterInputs {
+        cluster: &manifests.clusters[0].1,
+        apps: &[],
+        secrets: &BTreeMap::new(),
+        generate: &|purpose| format!("generated-{purpose}"),
+        receiver: "receiver.svc:8090",
+        version: "0.1.0",
+        stream: None,
+    };
+    validate(&inputs).expect("a cluster")
+}
+
+/// What a kubelet would hand to the container, secrets and fields as stand-ins.
+fn environment(desired: &DesiredObjects, server: ServerKind) -> BTreeMap<String, String> {
+    let (_, deployment) = desired.deployments.iter().find(|(found, _)| *found == server).expect("a deployment");
+    let pod = deployment.spec.template.spec.as_ref().expect("a pod");
+    let field = |variable: &EnvVar| Some(variable.value_from.as_ref()?.field_ref.as_ref()?.field_path.clone());
+    let value = |variable: &EnvVar| match field(variable).as_deref() {
+        Some("status.podIP") => "10.0.0.1".to_owned(),
+        _ => variable.value.clone().unwrap_or_else(|| "from elsewhere".to_owned()),
+    };
+    pod.containers[0].env.iter().flatten().map(|variable| (variable.name.clone(), value(variable))).collect()
+}
+
+#[test]
+fn what_is_rendered_starts_every_server_with_every_identity() {
+    let roles = "edge: { roleARN: 'arn:e' }, dispatcher: { roleARN: 'arn:d' }";
+    for identity in [
+        "{ type: PodIdentity }".to_owned(),
+        "{ type: NodeRole }".to_owned(),
+        "{ type: StaticKeys, secretRef: { name: k } }".to_owned(),
+        format!("{{ type: IRSA, {roles} }}"),
+        format!("{{ type: WebIdentity, {roles} }}"),
+    ] {
+        let (apart, both) = (cluster(&identity, ""), cluster(&identity, "  servers: Combined\n"));
+        let (apart, both) = (render_objects(&apart).expect("objects"), render_objects(&both).expect("objects"));
+        for server in ServerKind::ALL {
+            let desired = if server == ServerKind::Edge { &both } else { &apart };
+            let values = ServerConfig::parse(environment(desired, server));
+            assert_eq!(values.map(|values| values.server()), Ok(server), "{identity}");
+        }
+    }
+}
+
+#[test]
+fn secrets_are_never_rendered_as_text() {
+    let desired = render_objects(&cluster("{ type: StaticKeys, secretRef: { name: k } }", "")).expect("objects");
+    for (_, deployment) in &desired.deployments {
+        let pod = deployment.spec.template.spec.as_ref().expect("a pod");
+        for variable in pod.containers[0].env.iter().flatten() {
+            let secret = Variable::by_name(&variable.name).is_some_and(|row| row.secret);
+            let referenced = variable.value_from.as_ref().is_some_and(|from| from.secret_key_ref.is_some());
+            assert_eq!(secret, referenced, "{}", variable.name);
+        }
+    }
+}
+
+#[test]
+fn the_authority_of_redis_is_read_from_its_secret_by_edges_alone() {
+    let mut given = cluster("{ type: PodIdentity }", "");
+    let named = |desired: &DesiredObjects, server: ServerKind| {
+        let template =
+            desired.deployments.iter().find(|(found, _)| *found == server).map(|(_, found)| &found.spec.template);
+        let container = template.and_then(|template| template.spec.as_ref()).map(|pod| &pod.containers[0]);
+        let variables = container.and_then(|container| container.env.clone()).unwrap_or_default();
+        let found = variables.into_iter().find(|variable| variable.name == "REALTIME_REDIS_CA")?;
+        let key = found.value_from?.secret_key_ref?;
+        Some((key.name, key.key))
+    };
+    assert_eq!(named(&render_objects(&given).expect("objects"), ServerKind::Sockjs), None);
+    let key = SecretKeyRef { name: "redis-tls".to_owned(), key: "ca.crt".to_owned() };
+    given.spec.bus.redis.ca_secret_ref = Some(key);
+    let desired = render_objects(&given).expect("objects");
+    let expected = Some(("redis-tls".to_owned(), "ca.crt".to_owned()));
+    assert_eq!(named(&desired, ServerKind::Websocket), expected);
+    assert_eq!(named(&desired, ServerKind::Sockjs), expected);
+    assert_eq!(named(&desired, ServerKind::Dispatcher), None);
+}
+
+#[test]
+fn off_is_rendered_as_the_word() {
+    let off = cluster("{ type: PodIdentity }", "  webhooks: { mode: Off, acknowledgeNoWebhooks: eu }\n");
+    let desired = render_objects(&off).expect("objects");
+    assert_eq!(environment(&desired, ServerKind::Sockjs)["REALTIME_WEBHOOKS"], "off");
+    let on = render_objects(&cluster("{ type: PodIdentity }", "")).expect("objects");
+    assert_eq!(environment(&on, ServerKind::Sockjs)["REALTIME_WEBHOOKS"], "kinesis");
+}
+
+#[test]
+fn what_sockjs_clients_are_given_is_rendered_for_that_server_alone() {
+    let given = "  sockjsClients: { scripts: [https://a.example/s.js, https://b.example/s.js], cookie: Enabled }\n";
+    let desired = render_objects(&cluster("{ type: PodIdentity }", given)).expect("objects");
+    let fallbacks = environment(&desired, ServerKind::Sockjs);
+    assert_eq!(fallbacks["REALTIME_SOCKJS_SCRIPTS"], "https://a.example/s.js,https://b.example/s.js");
+    assert_eq!(fallbacks["REALTIME_SOCKJS_COOKIE"], "on");
+    assert!(!environment(&desired, ServerKind::Websocket).contains_key("REALTIME_SOCKJS_COOKIE"));
+    assert!(!fallbacks.contains_key("REALTIME_SESSION_HOST"), "clients stay where they began");
+    let pinned =
+        render_objects(&cluster("{ type: PodIdentity }", "  sockjsClients: { canonicalHost: '{pod}.rt.example' }\n"));
+    assert_eq!(environment(&pinned.expect("objects"), ServerKind::Sockjs)["REALTIME_SESSION_HOST"], "{pod}.rt.example");
+    let without = render_objects(&cluster("{ type: PodIdentity }", "")).expect("objects");
+    assert!(
+        !environment(&without, ServerKind::Sockjs).contains_key("REALTIME_SOCKJS_SCRIPTS"),
+        "the server's own list"
+    );
+}
+
+#[test]
+fn trusted_proxies_are_rendered_for_edges_alone() {
+    let given = "  trustedProxies: [10.0.0.0/8, 'fd00::/8']\n";
+    let desired = render_objects(&cluster("{ type: PodIdentity }", given)).expect("objects");
+    for server in [ServerKind::Websocket, ServerKind::Sockjs] {
+        assert_eq!(environment(&desired, server)["REALTIME_TRUSTED_PROXIES"], "10.0.0.0/8,fd00::/8");
+    }
+    assert!(!environment(&desired, ServerKind::Dispatcher).contains_key("REALTIME_TRUSTED_PROXIES"));
+}
+
+#[test]
+fn edges_with_sessions_over_http_find_each_other_and_nobody_else_knows_their_secret() {
+    let desired = render_objects(&cluster("{ type: PodIdentity }", "")).expect("objects");
+    for (server, deployment) in &desired.deployments {
+        let pod = deployment.spec.template.spec.as_ref().expect("a pod");
+        let ports = pod.containers[0].ports.iter().flatten();
+        let peer: Vec<i32> = ports.filter(|p| p.name.as_deref() == Some("peer")).map(|p| p.container_port).collect();
+        let own = environment(&desired, *server);
+        let asks = server.serves_as(ServerKind::Sockjs);
+        assert_eq!(peer, if asks { vec![PEER_PORT] } else { vec![] }, "{server}");
+        for name in ["REALTIME_POD_IP", "REALTIME_PEER_SECRET"] {
+            assert_eq!(own.contains_key(name), asks, "{server} {name}");
+        }
+    }
+    let port = Variable::by_name("REALTIME_PEER_ADDRESS").map(|row| row.need);
+    assert_eq!(
+        port,
+        Some(crate::config::Requirement::Default("0.0.0.0:8081")),
+        "what is rendered is what it listens on"
+    );
+}
+
+#[test]
+fn a_pod_that_ends_has_time_to_hold_to_send_its_clients_away_and_to_write_what_waits() {
+    let given = "  websocket: { drain: { holdSeconds: 120, windowSeconds: 300 } }\n";
+    let desired = render_objects(&cluster("{ type: PodIdentity }", given)).expect("objects");
+    let grace = |(server, deployment): &(ServerKind, Deployment)| {
+        let pod = deployment.spec.template.spec.as_ref().expect("a pod");
+        (*server, pod.termination_grace_period_seconds)
+    };
+    let graces: Vec<_> = desired.deployments.iter().map(grace).collect();
+    let expected =
+        [(ServerKind::Websocket, Some(450)), (ServerKind::Sockjs, Some(165)), (ServerKind::Dispatcher, Some(60))];
+    assert_eq!(graces, expected);
+    for (server, expected) in [(ServerKind::Websocket, ["120", "300"]), (ServerKind::Sockjs, ["15", "120"])] {
+        let own = environment(&desired, server);
+        assert_eq!(["HOLD", "WINDOW"].map(|part| own[&format!("REALTIME_DRAIN_{part}_SECONDS")].as_str()), expected);
+    }
+}
+
+#[test]
+fn a_disabled_server_is_not_built_and_children_have_distinct_names() {
+    let desired =
+        render_objects(&cluster("{ type: PodIdentity }", "  sockjs: { state: Disabled }\n")).expect("objects");
+    assert_eq!(
+        desired.deployments.iter().map(|(s, _)| *s).collect::<Vec<_>>(),
+        [ServerKind::Websocket, ServerKind::Dispatcher]
+    );
+    let objects = desired.to_values().expect("objects");
+    let mut names: Vec<String> = objects.iter().map(|o| format!("{}/{}", o["kind"], o["metadata"]["name"])).collect();
+    let all = names.len();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), all);
+}
+
+#[test]
+fn servers_combined_are_one_deployment_behind_the_same_services() {
+    let desired =
+        render_objects(&cluster("{ type: PodIdentity }", "  servers: Combined\n  websocket: { replicas: 5 }\n"));
+    let desired = desired.expect("objects");
+    let deployments: Vec<_> = desired.deployments.iter().map(|(s, d)| (*s, d.spec.replicas)).collect();
+    assert_eq!(deployments, [(ServerKind::Edge, Some(5)), (ServerKind::Dispatcher, Some(2))]);
+    let all: Vec<&str> = Transport::ALL.into_iter().map(Transport::name).collect();
+    assert_eq!(environment(&desired, ServerKind::Edge)["REALTIME_TRANSPORTS"], all.join(","));
+    let pods = desired.deployments[0].1.spec.template.metadata.clone().and_then(|metadata| metadata.labels);
+    let pods = pods.expect("labels");
+    let services: Vec<_> = desired.services.iter().map(|s| s.metadata.name.clone().unwrap_or_default()).collect();
+    assert_eq!(services, ["eu-websocket", "eu-sockjs"], "where clients connect does not depend on it");
+    for service in &desired.services {
+        let selector = service.spec.as_ref().and_then(|spec| spec.selector.clone()).expect("a selector");
+        assert!(selector.iter().all(|(name, value)| pods.get(name) == Some(value)), "{selector:?}");
+    }
+    let names: Vec<_> = desired.disruption_budgets.iter().filter_map(|pdb| pdb.metadata.name.as_deref()).collect();
+    assert_eq!(names, ["eu-edge", "eu-dispatcher"]);
+}
+
+#[test]
+fn pods_are_restricted_and_get_no_service_links() {
+    let desired = render_objects(&cluster("{ type: PodIdentity }", "")).expect("objects");
+    for (server, deployment) in &desired.deployments {
+        let pod = deployment.spec.template.spec.as_ref().expect("a pod");
+        assert_eq!(pod.enable_service_links, Some(false), "{server}");
+        let security = pod.containers[0].security_context.as_ref().expect("a context");
+        assert_eq!(security.read_only_root_filesystem, Some(true), "{server}");
+        assert_eq!(security.allow_privilege_escalation, Some(false), "{server}");
+    }
+}

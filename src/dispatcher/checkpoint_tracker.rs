@@ -1,0 +1,262 @@
+//! How far a shard is done.
+//!
+//! In: records as they are read, and word of each of their events that is finished. Out: the sequence number that ends
+//! the contiguous done prefix, what is done beyond it, and how much is unfinished. Pure.
+
+use std::collections::VecDeque;
+
+use super::leases::AckedOutOfOrder;
+
+/// Most unfinished events of a shard.
+pub const UNFINISHED_EVENTS_MAX: usize = 10_000;
+/// Most bytes of unfinished records of a shard.
+pub const UNFINISHED_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// How far cancelled pairs may hold the checkpoint back, in records: pairs that overlap without end, as of many clients
+/// that come and go, would hold it for ever. Beyond it, a take-over may tell half of a pair.
+const HELD_RECORDS_MAX: u64 = 1_000;
+
+/// Most open records that are named beyond the prefix: a checkpoint stays small.
+const OPEN_RECORDS_MAX: usize = 100;
+
+/// The records of one shard that are not behind the checkpoint.
+#[derive(Debug, Default)]
+pub struct CheckpointTracker {
+    /// The number of the record at the front.
+    first: u64,
+    records: VecDeque<TrackedRecord>,
+    /// A checkpoint within one of these would replay half of a cancelled pair; sorted by their ends.
+    spans: Vec<(u64, u64)>,
+    checkpoint: Option<String>,
+    events: usize,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct TrackedRecord {
+    sequence: String,
+    open: usize,
+    bytes: usize,
+}
+
+impl CheckpointTracker {
+    /// Goes on behind a checkpoint.
+    #[must_use]
+    pub fn resume_from(checkpoint: Option<String>) -> Self {
+        Self { checkpoint, ..Self::default() }
+    }
+
+    /// A record was read, with so many events; returns its number.
+    pub fn begin_record(&mut self, sequence: &str, events: usize, bytes: usize) -> u64 {
+        let number = self.first + self.records.len() as u64;
+        let bytes = if events == 0 { 0 } else { bytes };
+        self.records.push_back(TrackedRecord { sequence: sequence.to_owned(), open: events, bytes });
+        self.events += events;
+        self.bytes += bytes;
+        self.advance_checkpoint();
+        number
+    }
+
+    /// An event of the record became several deliveries, each to be finished.
+    pub fn add_deliveries(&mut self, record: u64, more: usize) {
+        if let Some(slot) = self.record_mut(record) {
+            slot.open += more;
+            self.events += more;
+        }
+    }
+
+    /// One of the record's events is finished, however it ended.
+    pub fn finish_event(&mut self, record: u64) {
+        let Some(slot) = self.record_mut(record) else { return };
+        if slot.open == 0 {
+            return;
+        }
+        slot.open -= 1;
+        let freed = if slot.open == 0 { std::mem::take(&mut slot.bytes) } else { 0 };
+        self.events -= 1;
+        self.bytes -= freed;
+        self.advance_checkpoint();
+    }
+
+    /// Two records hold the halves of a cancelled pair: the checkpoint passes both or none. Said before they are done.
+    pub fn join_records(&mut self, one: u64, other: u64) {
+        if one != other {
+            let span = (one.min(other), one.max(other));
+            let at = self.spans.partition_point(|(_, to)| *to <= span.1);
+            self.spans.insert(at, span);
+        }
+    }
+
+    /// The end of the contiguous done prefix, if it has one yet.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<&str> {
+        self.checkpoint.as_deref()
+    }
+
+    /// What is done beyond that prefix: what waits, as an absence that may still be undone, holds the prefix back and not
+    /// what came after it.
+    #[must_use]
+    pub fn acked_out_of_order(&self) -> Option<AckedOutOfOrder> {
+        let all = self.records.len();
+        let mut open = self.records.iter().enumerate().filter(|(_, slot)| slot.open > 0).map(|(at, _)| at);
+        let cut = open.by_ref().nth(OPEN_RECORDS_MAX).unwrap_or(all);
+        let end = self.clamp_to_spans(self.first + cut as u64);
+        let known = self.records.iter().take(usize::try_from(end.checked_sub(self.first)?).ok()?);
+        let through = known.clone().rfind(|slot| slot.open == 0)?.sequence.clone();
+        let open = known.take_while(|slot| slot.sequence != through).filter(|slot| slot.open > 0);
+        Some(AckedOutOfOrder { open: open.map(|slot| slot.sequence.clone()).collect(), through })
+    }
+
+    /// Whether any of the record's events is not finished.
+    #[must_use]
+    pub fn is_open(&self, record: u64) -> bool {
+        let index = record.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        index.and_then(|index| self.records.get(index)).is_some_and(|slot| slot.open > 0)
+    }
+
+    /// Events that are not finished.
+    #[must_use]
+    pub fn unfinished_events(&self) -> usize {
+        self.events
+    }
+
+    /// Whether reading must stop for a while.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.events >= UNFINISHED_EVENTS_MAX || self.bytes >= UNFINISHED_BYTES_MAX
+    }
+
+    fn record_mut(&mut self, record: u64) -> Option<&mut TrackedRecord> {
+        let index = usize::try_from(record.checked_sub(self.first)?).ok()?;
+        self.records.get_mut(index)
+    }
+
+    fn advance_checkpoint(&mut self) {
+        let done = self.records.iter().take_while(|slot| slot.open == 0).count();
+        let oldest = (self.first + self.records.len() as u64).saturating_sub(HELD_RECORDS_MAX);
+        self.spans.retain(|(from, _)| *from >= oldest);
+        let end = self.clamp_to_spans(self.first + done as u64);
+        while self.first < end {
+            let Some(slot) = self.records.pop_front() else { break };
+            self.checkpoint = Some(slot.sequence);
+            self.first += 1;
+        }
+        self.spans.retain(|(_, to)| *to >= end);
+    }
+
+    /// The latest end at or before this one that lies between no halves of a pair.
+    fn clamp_to_spans(&self, end: u64) -> u64 {
+        // From the latest end down: what moves the end back to a span's start can only bring earlier spans into play.
+        self.spans.iter().rev().fold(end, |end, (from, to)| if *from < end && end <= *to { *from } else { end })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tracker_of(events: &[usize]) -> CheckpointTracker {
+        let mut tracker = CheckpointTracker::default();
+        for (n, events) in events.iter().enumerate() {
+            assert_eq!(tracker.begin_record(&n.to_string(), *events, 10), n as u64);
+        }
+        tracker
+    }
+
+    #[test]
+    fn the_checkpoint_is_the_contiguous_done_prefix() {
+        let mut tracker = tracker_of(&[1, 2, 0, 1]);
+        assert_eq!(tracker.checkpoint(), None);
+        tracker.finish_event(1);
+        tracker.finish_event(1);
+        assert_eq!(tracker.checkpoint(), None, "the first is open");
+        tracker.finish_event(0);
+        assert_eq!(tracker.checkpoint(), Some("2"), "an empty record is done");
+        assert_eq!(tracker.unfinished_events(), 1);
+        tracker.finish_event(3);
+        tracker.finish_event(3);
+        assert_eq!(
+            (tracker.checkpoint(), tracker.unfinished_events()),
+            (Some("3"), 0),
+            "a second word changes nothing"
+        );
+    }
+
+    #[test]
+    fn several_deliveries_of_an_event_are_all_waited_for() {
+        let mut tracker = tracker_of(&[1]);
+        tracker.add_deliveries(0, 1);
+        tracker.finish_event(0);
+        assert_eq!(tracker.checkpoint(), None);
+        tracker.finish_event(0);
+        assert_eq!(tracker.checkpoint(), Some("0"));
+    }
+
+    #[test]
+    fn a_checkpoint_never_lies_between_the_halves_of_a_pair() {
+        let mut tracker = tracker_of(&[1, 1, 1, 1]);
+        tracker.join_records(1, 3);
+        for done in [1, 3, 0] {
+            tracker.finish_event(done);
+        }
+        assert_eq!(tracker.checkpoint(), Some("0"), "2 is open, so 1 may not be passed");
+        tracker.finish_event(2);
+        assert_eq!(tracker.checkpoint(), Some("3"));
+    }
+
+    #[test]
+    fn pairs_that_overlap_without_end_hold_the_checkpoint_back_by_a_bound() {
+        let mut tracker = CheckpointTracker::default();
+        for n in 0..5_000_u64 {
+            tracker.begin_record(&n.to_string(), 1, 10);
+            if n >= 3 {
+                tracker.join_records(n - 3, n);
+                tracker.finish_event(n - 3);
+            }
+        }
+        let at: u64 = tracker.checkpoint().and_then(|sequence| sequence.parse().ok()).expect("a checkpoint");
+        assert!(at >= 5_000 - HELD_RECORDS_MAX - 10, "{at}");
+        assert!(tracker.spans.len() as u64 <= HELD_RECORDS_MAX, "{} spans", tracker.spans.len());
+    }
+
+    #[test]
+    fn what_is_done_beyond_what_waits_is_told_apart() {
+        let told = |tracker: &CheckpointTracker| {
+            tracker.acked_out_of_order().map(|beyond| (beyond.through, beyond.open.join(" ")))
+        };
+        let beyond = |through: &str, open: &str| Some((through.to_owned(), open.to_owned()));
+        let mut tracker = tracker_of(&[1, 1, 1, 0, 1]);
+        assert_eq!(told(&tracker), beyond("3", "0 1 2"), "an empty record is done");
+        assert!(tracker.is_open(0) && !tracker.is_open(3) && !tracker.is_open(9));
+        tracker.finish_event(1);
+        assert_eq!(told(&tracker), beyond("3", "0 2"));
+        tracker.finish_event(0);
+        assert_eq!((tracker.checkpoint(), told(&tracker)), (Some("1"), beyond("3", "2")));
+        assert!(!tracker.is_open(0), "behind the checkpoint");
+        tracker.finish_event(2);
+        tracker.finish_event(4);
+        assert_eq!((tracker.checkpoint(), told(&tracker)), (Some("4"), None), "nothing is beyond it");
+    }
+
+    #[test]
+    fn only_so_many_open_records_are_named_and_no_pair_is_cut() {
+        let mut tracker = tracker_of(&[1; 300]);
+        (0..300).filter(|n| n % 2 == 1).for_each(|n| tracker.finish_event(n));
+        let beyond = tracker.acked_out_of_order().expect("half of them are done");
+        assert_eq!((beyond.through.as_str(), beyond.open.len()), ("199", OPEN_RECORDS_MAX));
+        tracker.join_records(195, 205);
+        let beyond = tracker.acked_out_of_order().expect("as before");
+        assert_eq!((beyond.through.as_str(), beyond.open.len()), ("193", 97));
+    }
+
+    #[test]
+    fn a_full_tracker_says_so() {
+        let mut tracker = CheckpointTracker::default();
+        tracker.begin_record("1", 1, UNFINISHED_BYTES_MAX);
+        assert!(tracker.is_full());
+        tracker.finish_event(0);
+        assert!(!tracker.is_full());
+        tracker.begin_record("2", UNFINISHED_EVENTS_MAX, 1);
+        assert!(tracker.is_full());
+    }
+}

@@ -1,0 +1,240 @@
+//! Where webhooks may go.
+//!
+//! In: the address that a customer wrote, and what the cluster's owner allows beyond the public internet. Out: the way
+//! to it, or why not. A name proves nothing, since whoever owns it decides what it resolves to: the judge is asked about
+//! the very addresses that a connection is made to.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use url::{Host, Url};
+
+/// Ports that a public endpoint may have.
+const PUBLIC_PORTS: [u16; 2] = [443, 8443];
+
+/// What is allowed.
+#[derive(Clone, Debug, Default)]
+pub struct EgressPolicy {
+    networks: Vec<IpNet>,
+    endpoints: Vec<(String, u16)>,
+}
+
+/// How an endpoint is reached, by what it may resolve to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EgressClass {
+    /// Public addresses and allowed networks.
+    Public,
+    /// Allowed networks only, because the scheme or the port is not one for the internet.
+    Private,
+    /// An exact exception: anything.
+    Exempt,
+}
+
+/// Why a webhook is not sent there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EgressRefusal {
+    /// Not an address of a web server.
+    #[error("`{0}` is no http or https address: correct the endpoint")]
+    Malformed(String),
+    /// The addresses that it has are not public.
+    #[error("{0} is not a public address: correct the endpoint, or allow its network in the RealtimeCluster")]
+    Address(String),
+    /// Another scheme or port than the internet's.
+    #[error("{0} is not https on 443 or 8443: correct the endpoint, or allow it in the RealtimeCluster")]
+    Port(String),
+}
+
+impl EgressPolicy {
+    /// Reads the two lists of exceptions; items that cannot be read allow nothing.
+    #[must_use]
+    pub fn new<'a>(networks: impl Iterator<Item = &'a str>, endpoints: impl Iterator<Item = &'a str>) -> Self {
+        let endpoint = |text: &str| {
+            let (host, port) = text.rsplit_once(':')?;
+            Some((host.trim_matches(['[', ']']).to_ascii_lowercase(), port.parse().ok()?))
+        };
+        Self {
+            networks: networks.filter_map(|text| text.parse().ok()).collect(),
+            endpoints: endpoints.filter_map(endpoint).collect(),
+        }
+    }
+
+    /// The way to an address, as far as its text decides it.
+    ///
+    /// # Errors
+    /// It is not allowed, whatever its name resolves to.
+    pub fn classify_url(&self, url: &Url) -> Result<EgressClass, EgressRefusal> {
+        let (Some(host), Some(port), "https" | "http") = (url.host(), url.port_or_known_default(), url.scheme()) else {
+            return Err(EgressRefusal::Malformed(url.to_string()));
+        };
+        let text = match &host {
+            Host::Domain(name) => name.trim_end_matches('.').to_ascii_lowercase(),
+            Host::Ipv4(address) => address.to_string(),
+            Host::Ipv6(address) => address.to_string(),
+        };
+        if self.endpoints.iter().any(|(name, exact)| *name == text && *exact == port) {
+            return Ok(EgressClass::Exempt);
+        }
+        let public = url.scheme() == "https" && PUBLIC_PORTS.contains(&port);
+        let way = if public { EgressClass::Public } else { EgressClass::Private };
+        let literal = match host {
+            Host::Domain(_) if public || !self.networks.is_empty() => return Ok(way),
+            Host::Domain(_) => return Err(EgressRefusal::Port(format!("{text}:{port}"))),
+            Host::Ipv4(address) => IpAddr::V4(address),
+            Host::Ipv6(address) => IpAddr::V6(address),
+        };
+        if self.is_allowed(way, literal) {
+            Ok(way)
+        } else if is_global(literal) {
+            Err(EgressRefusal::Port(format!("{text}:{port}")))
+        } else {
+            Err(EgressRefusal::Address(text))
+        }
+    }
+
+    /// Whether a connection may be made to this address on this way.
+    #[must_use]
+    pub fn is_allowed(&self, way: EgressClass, address: IpAddr) -> bool {
+        let meant = unwrap_embedded_ipv4(address);
+        let allowed = || self.networks.iter().any(|network| network.contains(&meant));
+        match way {
+            EgressClass::Exempt => true,
+            EgressClass::Private => allowed(),
+            EgressClass::Public => is_global(address) || allowed(),
+        }
+    }
+}
+
+/// The IPv4 address that a mapped or NAT64 address means; any other as it is.
+fn unwrap_embedded_ipv4(address: IpAddr) -> IpAddr {
+    let IpAddr::V6(v6) = address else { return address };
+    match v6.segments() {
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
+            let [a, b] = high.to_be_bytes();
+            let [c, d] = low.to_be_bytes();
+            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+        }
+        _ => address,
+    }
+}
+
+/// Whether an address is global unicast by IANA's registries of special-purpose addresses.
+#[must_use]
+pub fn is_global(address: IpAddr) -> bool {
+    match unwrap_embedded_ipv4(address) {
+        IpAddr::V4(v4) => is_global_v4(v4),
+        IpAddr::V6(v6) => is_global_v6(v6),
+    }
+}
+
+fn is_global_v4(address: Ipv4Addr) -> bool {
+    !matches!(
+        address.octets(),
+        [0 | 10 | 127 | 224..=255, ..]     // this network, private, loopback, multicast and reserved
+            | [100, 64..=127, ..]          // shared by carriers (CGNAT)
+            | [169, 254, ..]               // link-local, where clouds keep metadata
+            | [172, 16..=31, ..]           // private
+            | [192, 0, 0 | 2, _]           // protocol assignments, documentation
+            | [192, 88, 99, _]             // 6to4 relays
+            | [192, 168, ..]               // private
+            | [198, 18 | 19, ..]           // benchmarking
+            | [198, 51, 100, _]            // documentation
+            | [203, 0, 113, _] // documentation
+    )
+}
+
+fn is_global_v6(address: Ipv6Addr) -> bool {
+    match address.segments() {
+        // Protocol assignments (Teredo, benchmarking, ORCHID), documentation twice, 6to4 with whatever it embeds.
+        [0x2001, 0..=0x01ff | 0x0db8, ..] | [0x2002, ..] | [0x3fff, 0..=0x0fff, ..] => false,
+        [first, ..] => (0x2000..=0x3fff).contains(&first),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_addresses() {
+        for (name, address, global) in [
+            ("a public one", "93.184.216.34", true),
+            ("this network", "0.0.0.0", false),
+            ("loopback", "127.0.0.1", false),
+            ("private 10", "10.1.2.3", false),
+            ("private 172", "172.31.255.255", false),
+            ("beyond private 172", "172.32.0.1", true),
+            ("private 192", "192.168.0.1", false),
+            ("CGNAT", "100.64.0.1", false),
+            ("beyond CGNAT", "100.128.0.1", true),
+            ("metadata", "169.254.169.254", false),
+            ("benchmarking", "198.19.0.1", false),
+            ("beyond benchmarking", "198.20.0.1", true),
+            ("protocol assignments", "192.0.0.8", false),
+            ("documentation 1", "192.0.2.1", false),
+            ("documentation 2", "198.51.100.1", false),
+            ("documentation 3", "203.0.113.1", false),
+            ("6to4 relay", "192.88.99.1", false),
+            ("multicast", "224.0.0.1", false),
+            ("broadcast", "255.255.255.255", false),
+            ("public v6", "2606:4700::1111", true),
+            ("unspecified v6", "::", false),
+            ("loopback v6", "::1", false),
+            ("ULA", "fd00::1", false),
+            ("link-local v6", "fe80::1", false),
+            ("multicast v6", "ff02::1", false),
+            ("Teredo", "2001:0:1::1", false),
+            ("documentation v6", "2001:db8::1", false),
+            ("documentation v6, newer", "3fff:0fff::1", false),
+            ("6to4", "2002:0a00:0001::1", false),
+            ("mapped private", "::ffff:10.0.0.1", false),
+            ("mapped public", "::ffff:93.184.216.34", true),
+            ("compatible", "::10.0.0.1", false),
+            ("NAT64 private", "64:ff9b::10.0.0.1", false),
+            ("NAT64 public", "64:ff9b::93.184.216.34", true),
+            ("NAT64, local use", "64:ff9b:1::1", false),
+            ("segment routing", "5f00::1", false),
+        ] {
+            assert_eq!(is_global(address.parse().expect(address)), global, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_endpoints() {
+        let strict = EgressPolicy::default();
+        let open = EgressPolicy::new(["127.0.0.0/8"].into_iter(), ["receiver.test:8080", "[::1]:9000"].into_iter());
+        for (name, policy, url, expected) in [
+            ("https by name", &strict, "https://a.test/x", Some(EgressClass::Public)),
+            ("https on 8443", &strict, "https://a.test:8443/x", Some(EgressClass::Public)),
+            ("https on another port", &strict, "https://a.test:444/x", None),
+            ("plain http", &strict, "http://a.test/x", None),
+            ("a public address", &strict, "https://93.184.216.34/", Some(EgressClass::Public)),
+            ("loopback", &strict, "https://127.0.0.1/", None),
+            ("loopback in disguise", &strict, "https://0x7f000001/", None),
+            ("loopback, mapped", &strict, "https://[::ffff:127.0.0.1]/", None),
+            ("another scheme", &strict, "ftp://a.test/", None),
+            ("an allowed network", &open, "http://127.0.0.1:9999/", Some(EgressClass::Private)),
+            ("an allowed network, mapped", &open, "http://[::ffff:127.0.0.1]:9999/", Some(EgressClass::Private)),
+            ("a network that is not", &open, "http://10.0.0.1/", None),
+            ("a name that may lie in an allowed network", &open, "http://a.test/", Some(EgressClass::Private)),
+            ("an exact endpoint", &open, "http://Receiver.test:8080/x", Some(EgressClass::Exempt)),
+            ("an exact endpoint, v6", &open, "http://[::1]:9000/x", Some(EgressClass::Exempt)),
+            ("another port of it", &open, "http://[::1]:9001/x", None),
+        ] {
+            assert_eq!(policy.classify_url(&url.parse().expect(url)).ok(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_a_name_resolved_to_is_judged_by_the_way() {
+        let open = EgressPolicy::new(["10.0.0.0/8"].into_iter(), std::iter::empty());
+        let (public, private): (IpAddr, IpAddr) = ([93, 184, 216, 34].into(), [10, 0, 0, 1].into());
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        for (way, allowed) in [
+            (EgressClass::Public, [true, true, false]),
+            (EgressClass::Private, [false, true, false]),
+            (EgressClass::Exempt, [true; 3]),
+        ] {
+            assert_eq!([public, private, loopback].map(|address| open.is_allowed(way, address)), allowed, "{way:?}");
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Finds the shards and keeps this process's share of them.
+//!
+//! In: listings of the stream and the leases. Out: one holder task per held shard. Two tasks, because a Kinesis that
+//! does not answer must not keep a member from saying that it lives.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::assignment::{list_readable_shards, plan_assignment};
+use super::leases::{HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, MemberStatus};
+use super::metrics::{DispatcherMetrics, ErrorSource};
+use super::shard_worker::{ShardWorker, WorkerResources};
+use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, Shard, covers_all};
+use crate::protocol::ShardId;
+
+/// How often the shards are listed.
+const LIST_INTERVAL: Duration = Duration::from_secs(30);
+/// How soon again after an error.
+const LIST_RETRY_DELAY: Duration = Duration::from_secs(2);
+/// How long a stream that was never there is waited for.
+const MISSING_STREAM_TIMEOUT: Duration = Duration::from_mins(2);
+/// How long shards are held while the lease store does not answer.
+const LEASE_OUTAGE_GRACE: Duration = Duration::from_mins(1);
+/// Attempts that may fail, without one that succeeds, before a member that is not proven gives its shard back.
+const PROBATION_FAILURES_MAX: u64 = 3;
+/// How long it then leaves shards to others.
+const PROBATION_BACKOFF: Duration = Duration::from_secs(30);
+/// Longest that a call to the lease store may take; shorter than a member's life.
+const LEASE_CALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest that holders may take to stop; beyond, they are abandoned and their leases run out.
+const WORKERS_STOP_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// The stream as it was found.
+#[derive(Debug, Default)]
+pub struct ShardListing {
+    /// When it was created, in ms since 1970.
+    pub created_ms: u64,
+    /// Its shards.
+    pub shards: Vec<Shard>,
+}
+
+/// Lists the shards until the token ends it. A stream that stays missing ends it with a line that says so.
+pub async fn discover_shards(
+    client: KinesisClient,
+    metrics: Arc<DispatcherMetrics>,
+    listings: watch::Sender<Arc<ShardListing>>,
+    again: Arc<Notify>,
+    shutdown: CancellationToken,
+) -> Option<String> {
+    let started = Instant::now();
+    let mut found = false;
+    loop {
+        let listing = tokio::select! {
+            () = shutdown.cancelled() => return None,
+            listing = list_shards(&client) => listing,
+        };
+        let pause = match listing {
+            Ok(listing) => {
+                found = true;
+                let whole = covers_all(&listing.shards);
+                if whole {
+                    metrics.clear_error(&ErrorSource::Discovery);
+                } else {
+                    // Mid-reshard, a listing may be older than the change; what it names can be read all the same.
+                    metrics.set_error(
+                        ErrorSource::Discovery,
+                        "the open shards do not cover all hash keys: listing again".into(),
+                    );
+                }
+                listings.send_replace(Arc::new(listing));
+                if whole { LIST_INTERVAL } else { LIST_RETRY_DELAY }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the shards cannot be listed; trying again");
+                metrics.set_error(ErrorSource::Discovery, error.to_string());
+                if error.class == KinesisErrorClass::NotFound && !found && started.elapsed() > MISSING_STREAM_TIMEOUT {
+                    return Some(format!("{error}: create the stream, or correct its name, region and account"));
+                }
+                LIST_RETRY_DELAY
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return None,
+            () = again.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn list_shards(client: &KinesisClient) -> Result<ShardListing, KinesisError> {
+    let created_ms = client.describe_stream().await?.created_ms;
+    Ok(ShardListing { created_ms, shards: client.list_shards().await? })
+}
+
+/// The shards that this process holds.
+pub struct ShardSupervisor {
+    resources: Arc<WorkerResources>,
+    member: String,
+    workers: HashMap<ShardId, RunningWorker>,
+    created_ms: u64,
+    relist: Arc<Notify>,
+    /// Told when a holder ends.
+    worker_ended: Arc<Notify>,
+    /// Whether this process was let in.
+    admitted: watch::Receiver<bool>,
+    probation: MemberProbation,
+}
+
+/// What a member that is not proven yet has shown.
+#[derive(Debug, Default)]
+struct MemberProbation {
+    /// Attempts that had failed when it last began to hold a shard.
+    failed_before: u64,
+    /// Until when it leaves shards to others.
+    backs_off_until: Option<Instant>,
+}
+
+struct RunningWorker {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    generation: u64,
+}
+
+impl ShardSupervisor {
+    /// None held yet.
+    #[must_use]
+    pub fn new(
+        shared: Arc<WorkerResources>,
+        member: String,
+        again: Arc<Notify>,
+        admitted: watch::Receiver<bool>,
+    ) -> Self {
+        let (ended, trial) = (Arc::default(), MemberProbation::default());
+        Self {
+            resources: shared,
+            member,
+            workers: HashMap::new(),
+            created_ms: 0,
+            relist: again,
+            worker_ended: ended,
+            admitted,
+            probation: trial,
+        }
+    }
+
+    /// Holds its share until the token ends it, then gives everything back.
+    pub async fn run(mut self, mut listings: watch::Receiver<Arc<ShardListing>>, shutdown: CancellationToken) {
+        let mut heard = Instant::now();
+        let ended = Arc::clone(&self.worker_ended);
+        while !shutdown.is_cancelled() {
+            let listing = Arc::clone(&listings.borrow_and_update());
+            match self.rebalance_shards(&listing).await {
+                Ok(()) => {
+                    heard = Instant::now();
+                    self.resources.metrics.clear_error(&ErrorSource::Leases);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the leases are out of reach");
+                    self.resources.metrics.set_error(ErrorSource::Leases, error.to_string());
+                    if heard.elapsed() > LEASE_OUTAGE_GRACE {
+                        self.abort_workers();
+                    }
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = tokio::time::sleep(HEARTBEAT_INTERVAL) => {}
+                () = ended.notified() => {}
+                changed = listings.changed() => if changed.is_err() { break },
+            }
+        }
+        self.stop_workers().await;
+    }
+
+    async fn rebalance_shards(&mut self, listing: &ShardListing) -> Result<(), LeaseError> {
+        let leases = Arc::clone(&self.resources.leases);
+        let standing = self.assess_member();
+        let view = call_with_timeout(leases.send_heartbeat(&self.member, standing)).await?;
+        if listing.created_ms != self.created_ms {
+            // Another stream of the same name: nothing that is under way belongs to it.
+            self.abort_workers();
+            self.created_ms = listing.created_ms;
+        }
+        self.reap_workers(&view);
+        let readable = list_readable_shards(&listing.shards, &view, listing.created_ms);
+        let mut running: Vec<ShardId> = self.workers.keys().cloned().collect();
+        running.sort();
+        let plan = plan_assignment(&readable, &view, &self.member, &running);
+        for shard in plan.acquire {
+            match call_with_timeout(leases.acquire_shard(&shard, &self.member)).await {
+                Ok(lease) => self.start_worker(shard, lease),
+                // Someone was quicker.
+                Err(LeaseError::Lost(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let stopping = self.workers.values().any(|holder| holder.stop.is_cancelled());
+        if let Some(holder) = plan.release.and_then(|shard| self.workers.get(&shard)).filter(|_| !stopping) {
+            holder.stop.cancel();
+        }
+        Ok(())
+    }
+
+    /// What this member says of itself. One that is not proven and fails three times without a success gives its shard
+    /// back and rests, if anyone else can take it.
+    fn assess_member(&mut self) -> MemberStatus {
+        let proven = *self.admitted.borrow();
+        let flow = self.resources.metrics.attempt_counts();
+        if proven || self.workers.is_empty() {
+            self.probation.failed_before = flow.failed;
+        } else if flow.delivered == 0
+            && flow.failed.saturating_sub(self.probation.failed_before) >= PROBATION_FAILURES_MAX
+        {
+            self.probation = MemberProbation {
+                failed_before: flow.failed,
+                backs_off_until: Some(Instant::now() + PROBATION_BACKOFF),
+            };
+        }
+        let resting = !proven && self.probation.backs_off_until.is_some_and(|until| Instant::now() < until);
+        MemberStatus { proven, backing_off: resting }
+    }
+
+    /// Forgets holders that ended, and ends those whose shard is someone else's now.
+    fn reap_workers(&mut self, view: &LeaseSnapshot) {
+        let member = &self.member;
+        let again = &self.relist;
+        self.workers.retain(|shard, running| {
+            if running.task.is_finished() {
+                // It may have reached the shard's end, behind which are children.
+                again.notify_one();
+                return false;
+            }
+            let lease = view.leases.get(shard);
+            let ours = lease.is_some_and(|lease| {
+                lease.generation == running.generation && lease.holder.as_ref().is_none_or(|holder| holder == member)
+            });
+            if !ours {
+                tracing::warn!(%shard, "the shard is another dispatcher's now: dropping what is under way");
+                running.task.abort();
+                self.resources.metrics.remove_shard(shard);
+            }
+            ours
+        });
+    }
+
+    fn start_worker(&mut self, shard: ShardId, lease: super::leases::ShardLease) {
+        let stop = CancellationToken::new();
+        let holder = ShardWorker::new(Arc::clone(&self.resources), shard.clone(), lease.generation, self.created_ms);
+        let (ended, token) = (Arc::clone(&self.worker_ended), stop.clone());
+        let task = tokio::spawn(async move {
+            holder.run(lease.checkpoint, token).await;
+            ended.notify_one();
+        });
+        self.workers.insert(shard, RunningWorker { stop, task, generation: lease.generation });
+    }
+
+    fn abort_workers(&mut self) {
+        for (shard, running) in self.workers.drain() {
+            running.task.abort();
+            self.resources.metrics.remove_shard(&shard);
+        }
+    }
+
+    async fn stop_workers(&mut self) {
+        self.workers.values().for_each(|running| running.stop.cancel());
+        let tasks: Vec<JoinHandle<()>> = self.workers.drain().map(|(_, running)| running.task).collect();
+        let aborts: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
+        if timeout(WORKERS_STOP_TIMEOUT, futures::future::join_all(tasks)).await.is_err() {
+            tracing::warn!("some shards did not stop in time; their leases run out");
+            aborts.iter().for_each(tokio::task::AbortHandle::abort);
+        }
+        let leases = Arc::clone(&self.resources.leases);
+        if let Err(error) = call_with_timeout(leases.remove_member(&self.member)).await {
+            tracing::warn!(%error, "the member could not be signed off; it runs out");
+        }
+    }
+}
+
+async fn call_with_timeout<T>(answer: impl Future<Output = Result<T, LeaseError>>) -> Result<T, LeaseError> {
+    timeout(LEASE_CALL_TIMEOUT, answer)
+        .await
+        .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
+}

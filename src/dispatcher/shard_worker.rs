@@ -1,0 +1,469 @@
+//! One held shard: everything between its records and its checkpoint.
+//!
+//! In: pages of the reader and the ends of attempts. Out: attempts, checkpoints, counts. One task owns all the state of a
+//! shard, so nothing is locked; the parts that decide are pure and stand in their own files.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::apps::RegistryReceiver;
+use super::batcher::{
+    AttemptOutcome, EndpointId, FinishedDeliveries, OutgoingEvent, PendingDelivery, WebhookBatch, WebhookBatcher,
+};
+use super::checkpoint_tracker::CheckpointTracker;
+use super::debounce::{AbsenceDebouncer, DebounceVerdict};
+use super::decode::{self, DecodedRecord, RecentEventIds};
+use super::events::TrackedEvent;
+use super::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition, LeaseError, ShardLeases};
+use super::metrics::{DispatcherMetrics, DropReason, ErrorSource, SkipReason};
+use super::reader::{ShardRead, ShardReader};
+use super::retry::RetryPolicy;
+use super::sender::WebhookSender;
+use super::sequencer::{SequencedEvent, Sequencer};
+use crate::kinesis::{KinesisClient, ReadPosition, ReadRecord, is_before};
+use crate::process::clock::now_ms;
+use crate::protocol::ShardId;
+use crate::protocol::admin::ShardFlow;
+use crate::protocol::webhook::WebhookEvent;
+
+/// How often what waits is looked at.
+const TICK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often a checkpoint is written at most.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
+/// Longest that a write to the leases may take.
+const LEASE_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a holder that stops goes on with what needs no waiting.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an unknown app is waited for.
+const UNKNOWN_APP_TIMEOUT_MS: u64 = 30_000;
+/// Least time between two log lines on one kind of loss.
+const DROP_LOG_INTERVAL_MS: u64 = 5_000;
+
+/// What the shards of a process share.
+pub struct WorkerResources {
+    /// The stream.
+    pub client: KinesisClient,
+    /// Where checkpoints go.
+    pub leases: Arc<dyn ShardLeases>,
+    /// Posts.
+    pub sender: WebhookSender,
+    /// Who wants what.
+    pub apps: RegistryReceiver,
+    /// Counts.
+    pub metrics: Arc<DispatcherMetrics>,
+    /// Whose records are delivered.
+    pub cluster: String,
+    /// How long is retried.
+    pub retry_policy: RetryPolicy,
+}
+
+/// A shard, held.
+pub struct ShardWorker {
+    resources: Arc<WorkerResources>,
+    shard: ShardId,
+    generation: u64,
+    stream_created_ms: u64,
+    started: Instant,
+    flow: ShardFlow,
+    /// Records of the page at hand that are not taken in yet.
+    page: VecDeque<ReadRecord>,
+    /// What becomes true when the page at hand is taken in: the time that is read past, and whether the shard ends.
+    after_page: (u64, bool),
+    read_past_ms: u64,
+    ended: bool,
+    stuck: bool,
+    recent_ids: RecentEventIds,
+    sequencer: Sequencer,
+    debounce: AbsenceDebouncer,
+    /// Events of apps that the registry does not have yet, with the time until which they wait.
+    unknown_app_events: VecDeque<(u64, TrackedEvent)>,
+    batcher: WebhookBatcher,
+    tracker: CheckpointTracker,
+    /// What the former holder was done with beyond where this one began to read.
+    predecessor_acked: Option<AckedOutOfOrder>,
+    written_checkpoint: Option<Checkpoint>,
+    /// When each kind of loss was last logged.
+    last_drop_log_ms: BTreeMap<DropReason, u64>,
+}
+
+impl ShardWorker {
+    /// A holder of a lease that was acquired.
+    #[must_use]
+    pub fn new(common: Arc<WorkerResources>, shard: ShardId, generation: u64, stream_created_ms: u64) -> Self {
+        let assembler = WebhookBatcher::new(common.retry_policy);
+        Self {
+            resources: common,
+            shard,
+            generation,
+            stream_created_ms,
+            started: Instant::now(),
+            flow: ShardFlow::default(),
+            page: VecDeque::new(),
+            after_page: (0, false),
+            read_past_ms: 0,
+            ended: false,
+            stuck: false,
+            recent_ids: RecentEventIds::default(),
+            sequencer: Sequencer::default(),
+            debounce: AbsenceDebouncer::default(),
+            unknown_app_events: VecDeque::new(),
+            batcher: assembler,
+            tracker: CheckpointTracker::default(),
+            predecessor_acked: None,
+            written_checkpoint: None,
+            last_drop_log_ms: BTreeMap::new(),
+        }
+    }
+
+    /// Holds the shard until told to stop, until its end, or until the lease is lost.
+    pub async fn run(mut self, checkpoint: Option<Checkpoint>, stop: CancellationToken) {
+        let common = Arc::clone(&self.resources);
+        let checkpoint = checkpoint.filter(|it| it.stream_created_ms == self.stream_created_ms);
+        self.written_checkpoint.clone_from(&checkpoint);
+        let position = match checkpoint {
+            Some(Checkpoint { position: CheckpointPosition::Through(sequence), beyond, .. }) => {
+                self.flow.checkpoint = Some(sequence.clone());
+                self.tracker = CheckpointTracker::resume_from(Some(sequence.clone()));
+                self.predecessor_acked = beyond;
+                ReadPosition::After(sequence)
+            }
+            _ => ReadPosition::TrimHorizon,
+        };
+        tracing::info!(shard = %self.shard, ?position, "holding a shard");
+        let (sender, pages) = mpsc::channel(1);
+        let (client, metrics) = (common.client.clone(), Arc::clone(&common.metrics));
+        let reader = ShardReader { client, shard: self.shard.clone(), metrics };
+        // Ends when `pages` goes, which it does with this function.
+        tokio::spawn(reader.run(position, sender));
+        let mut attempts = JoinSet::new();
+        let outcome = self.run_pipeline(pages, &mut attempts, &stop).await;
+        if outcome.is_ok() {
+            self.drain_attempts(&mut attempts).await;
+            self.release_lease().await;
+        } else if let Err(error) = outcome {
+            tracing::warn!(shard = %self.shard, %error, "the shard is not held any more");
+        }
+        attempts.abort_all();
+        common.metrics.remove_shard(&self.shard);
+    }
+
+    async fn run_pipeline(
+        &mut self,
+        mut pages: mpsc::Receiver<ShardRead>,
+        attempts: &mut JoinSet<(WebhookBatch, AttemptOutcome)>,
+        stop: &CancellationToken,
+    ) -> Result<(), String> {
+        let mut tick = interval(TICK_INTERVAL);
+        let mut writing = interval(CHECKPOINT_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        writing.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut writes = JoinSet::new();
+        loop {
+            self.advance_pipeline();
+            self.send_due_batches(attempts);
+            self.update_metrics();
+            if self.ended && self.tracker.unfinished_events() == 0 {
+                return Ok(());
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                page = pages.recv(), if self.page.is_empty() && !self.ended => match page {
+                    Some(page) => self.accept_page(page),
+                    None => return Err("its reader has ended".to_owned()),
+                },
+                Some(attempt) = attempts.join_next() => self.complete_attempt(attempt)?,
+                Some(written) = writes.join_next() => self.on_checkpoint_written(written)?,
+                _ = writing.tick(), if writes.is_empty() => self.write_checkpoint(&mut writes),
+                _ = tick.tick() => {}
+            }
+        }
+    }
+
+    /// Goes on with what needs no waiting, so that a hand-over repeats little.
+    async fn drain_attempts(&mut self, attempts: &mut JoinSet<(WebhookBatch, AttemptOutcome)>) {
+        let end = Instant::now() + DRAIN_TIMEOUT;
+        while let Ok(Some(attempt)) = tokio::time::timeout_at(end, attempts.join_next()).await {
+            if self.complete_attempt(attempt).is_err() {
+                return;
+            }
+            self.send_due_batches(attempts);
+        }
+    }
+
+    fn mono_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn accept_page(&mut self, read: ShardRead) {
+        if let Some(record) = read.records.last() {
+            self.flow.read_to = Some(record.sequence.clone());
+        }
+        let arrived = read.records.last().map_or(0, |record| record.arrival_ms);
+        self.flow.behind_ms = read.behind_ms;
+        self.flow.read_at_ms = now_ms();
+        let past = match (read.last, read.behind_ms) {
+            // Nothing more can come here; a return after a reshard comes in a child and is told as such.
+            (true, _) => u64::MAX,
+            (false, 0) => read.asked_ms,
+            _ => arrived,
+        };
+        self.after_page = (past, read.last);
+        self.page = read.records.into();
+        if self.page.is_empty() {
+            self.finish_page();
+        }
+    }
+
+    fn finish_page(&mut self) {
+        self.read_past_ms = self.read_past_ms.max(self.after_page.0);
+        self.ended = self.after_page.1;
+    }
+
+    /// Moves everything on that can move now.
+    fn advance_pipeline(&mut self) {
+        // Those who waited for their app go before what comes now.
+        self.retry_unknown_apps();
+        while !self.stuck && !self.tracker.is_full() && !self.batcher.has_full_endpoint() {
+            let Some(record) = self.page.pop_front() else { break };
+            self.accept_record(record);
+            if self.page.is_empty() {
+                self.finish_page();
+            }
+        }
+        let steps = self.sequencer.release_due(self.mono_ms());
+        self.apply_sequenced(steps);
+        self.resources.metrics.count_gaps(self.sequencer.take_gaps());
+        // A full shard is not read, so waiting to read on would wait for itself: then the clock alone decides, and a
+        // return that was not read yet is told after the absence.
+        let read_past_ms = if self.tracker.is_full() { u64::MAX } else { self.read_past_ms };
+        for event in self.debounce.release_due(now_ms(), read_past_ms) {
+            self.fan_out(event);
+        }
+        self.retry_unknown_apps();
+    }
+
+    fn accept_record(&mut self, record: ReadRecord) {
+        let (sequence, bytes) = (record.sequence.clone(), record.data.len());
+        let settled = self.predecessor_acked.as_ref().is_some_and(|settled| settled.is_done(&sequence));
+        match decode::decode_record(&record.data, &self.resources.cluster) {
+            DecodedRecord::Ours(ours) => {
+                let read = ours.events.len();
+                let events: Vec<_> =
+                    ours.events.into_iter().filter(|event| self.recent_ids.insert(&event.id)).collect();
+                self.resources.metrics.count_skipped(SkipReason::Duplicate, read - events.len());
+                // What the former holder told goes through the sequencer alone, which must know how far each subject is.
+                let number = self.tracker.begin_record(&sequence, if settled { 0 } else { events.len() }, bytes);
+                for event in events {
+                    let event =
+                        TrackedEvent { record: number, app: ours.app.clone(), channel: ours.channel.clone(), event };
+                    let steps = self.sequencer.push(event, self.mono_ms());
+                    self.apply_sequenced(steps);
+                }
+            }
+            DecodedRecord::Foreign(..) | DecodedRecord::Poison(_) if settled => {
+                self.tracker.begin_record(&sequence, 0, 0);
+            }
+            DecodedRecord::Foreign(cluster, events) => {
+                self.drop_events(DropReason::ForeignCluster, events, &cluster);
+                self.tracker.begin_record(&sequence, 0, 0);
+            }
+            DecodedRecord::Poison(why) => {
+                self.drop_events(DropReason::Poison, 1, &why);
+                self.tracker.begin_record(&sequence, 0, 0);
+            }
+            DecodedRecord::TooNew(why) => {
+                tracing::error!(shard = %self.shard, sequence, why, "the shard waits");
+                self.resources.metrics.set_error(ErrorSource::Record(self.shard.clone()), why);
+                self.stuck = true;
+                self.page.push_front(record);
+            }
+        }
+    }
+
+    fn apply_sequenced(&mut self, steps: Vec<SequencedEvent>) {
+        for step in steps {
+            let (SequencedEvent::Superseded(event) | SequencedEvent::Release(event)) = &step;
+            if !self.tracker.is_open(event.record) {
+                continue;
+            }
+            match step {
+                SequencedEvent::Superseded(event) => self.skip_events(SkipReason::Superseded, &[event]),
+                SequencedEvent::Release(event) => match self.debounce.push(event, now_ms()) {
+                    DebounceVerdict::Pass(event) => self.fan_out(event),
+                    DebounceVerdict::Held => {}
+                    DebounceVerdict::Cancels { mut held, by } => {
+                        for half in &held {
+                            self.tracker.join_records(half.record, by.record);
+                        }
+                        held.push(by);
+                        self.skip_events(SkipReason::Cancelled, &held);
+                    }
+                },
+            }
+        }
+    }
+
+    fn skip_events(&mut self, why: SkipReason, events: &[TrackedEvent]) {
+        self.resources.metrics.count_skipped(why, events.len());
+        for event in events {
+            self.tracker.finish_event(event.record);
+        }
+    }
+
+    /// Its turn has come: to every endpoint that wants it.
+    fn fan_out(&mut self, event: TrackedEvent) {
+        let registry = Arc::clone(&self.resources.apps.borrow());
+        let Some(app) = registry.by_id(&event.app) else {
+            self.unknown_app_events.push_back((self.mono_ms() + UNKNOWN_APP_TIMEOUT_MS, event));
+            return;
+        };
+        let wants = app.webhooks.iter().filter(|it| it.wants_event(event.event.kind.name(), event.channel.as_str()));
+        let targets: Vec<EndpointId> =
+            wants.map(|it| EndpointId { app: event.app.clone(), endpoint: it.name.clone() }).collect();
+        let told = WebhookEvent::new(&event.channel, &event.event);
+        let bytes = serde_json::to_string(&told).map_or(0, |text| text.len());
+        let outgoing = Arc::new(OutgoingEvent { event: told, time_ms: event.event.time_ms, bytes });
+        self.tracker.add_deliveries(event.record, targets.len());
+        let since_ms = self.mono_ms();
+        for target in targets {
+            let item = PendingDelivery { record: event.record, since_ms, outgoing: Arc::clone(&outgoing) };
+            let finished = self.batcher.push(&target, item);
+            self.complete_deliveries(&target, finished);
+        }
+        // The event itself is done: its deliveries have taken its place.
+        self.tracker.finish_event(event.record);
+    }
+
+    /// Events whose app has come, and those that waited for it too long.
+    fn retry_unknown_apps(&mut self) {
+        let now = self.mono_ms();
+        let registry = Arc::clone(&self.resources.apps.borrow());
+        let known = |event: &TrackedEvent| registry.by_id(&event.app).is_some();
+        if !self.unknown_app_events.iter().any(|(until, event)| *until <= now || known(event)) {
+            return;
+        }
+        for (until, event) in std::mem::take(&mut self.unknown_app_events) {
+            if known(&event) {
+                self.fan_out(event);
+            } else if until <= now {
+                self.drop_events(DropReason::UnknownApp, 1, event.app.as_str());
+                self.tracker.finish_event(event.record);
+            } else {
+                self.unknown_app_events.push_back((until, event));
+            }
+        }
+    }
+
+    fn send_due_batches(&mut self, attempts: &mut JoinSet<(WebhookBatch, AttemptOutcome)>) {
+        for body in self.batcher.take_due_batches(self.mono_ms()) {
+            let common = Arc::clone(&self.resources);
+            attempts.spawn(async move {
+                let outcome = common.sender.send_batch(&body).await;
+                (body, outcome)
+            });
+        }
+    }
+
+    fn complete_attempt(
+        &mut self,
+        attempt: Result<(WebhookBatch, AttemptOutcome), tokio::task::JoinError>,
+    ) -> Result<(), String> {
+        // The body went with the task; whoever holds the shard next reads it again.
+        let (body, outcome) = attempt.map_err(|error| format!("an attempt broke: {error}"))?;
+        let target = body.target.clone();
+        let finished = self.batcher.complete_attempt(body, outcome, self.mono_ms(), rand::random());
+        self.complete_deliveries(&target, finished);
+        Ok(())
+    }
+
+    fn complete_deliveries(&mut self, target: &EndpointId, finished: FinishedDeliveries) {
+        for (reason, item) in &finished.dropped {
+            self.drop_events(*reason, 1, &format!("{target}: {}", item.outgoing.event.id));
+        }
+        let lost = finished.dropped.into_iter().map(|(_, item)| item.record);
+        finished.delivered.into_iter().chain(lost).for_each(|record| self.tracker.finish_event(record));
+    }
+
+    /// Where events are given up, all of them: a dead letter would be written here.
+    fn drop_events(&mut self, reason: DropReason, events: usize, what: &str) {
+        self.resources.metrics.count_dropped(reason, events);
+        // Every event is counted; the log gets an example now and then.
+        let now = self.mono_ms();
+        if self.last_drop_log_ms.get(&reason).is_none_or(|at| at + DROP_LOG_INTERVAL_MS <= now) {
+            self.last_drop_log_ms.insert(reason, now);
+            tracing::warn!(shard = %self.shard, ?reason, events, what, "events are lost");
+        }
+    }
+
+    fn update_metrics(&mut self) {
+        if let Some(checkpoint) = self.tracker.checkpoint() {
+            self.flow.checkpoint = Some(checkpoint.to_owned());
+        }
+        self.resources.metrics.set_shard(&self.shard, self.flow.clone(), self.tracker.unfinished_events());
+    }
+
+    fn build_checkpoint(&self) -> Option<Checkpoint> {
+        let done = self.ended && self.tracker.unfinished_events() == 0;
+        let through = || self.tracker.checkpoint().map(|sequence| CheckpointPosition::Through(sequence.to_owned()));
+        let position = if done { Some(CheckpointPosition::ShardEnd) } else { through() }?;
+        // What the former holder was done with and this one has not read again yet stays done.
+        let beyond = self
+            .tracker
+            .acked_out_of_order()
+            .filter(|own| !self.is_behind_predecessor(own))
+            .or_else(|| self.predecessor_acked.clone());
+        let beyond = beyond.filter(|_| position != CheckpointPosition::ShardEnd);
+        Some(Checkpoint { stream_created_ms: self.stream_created_ms, position, beyond })
+    }
+
+    /// Whether what this holder has read ends before what its predecessor was done with.
+    fn is_behind_predecessor(&self, own: &AckedOutOfOrder) -> bool {
+        self.predecessor_acked.as_ref().is_some_and(|settled| is_before(&own.through, &settled.through))
+    }
+
+    fn write_checkpoint(&mut self, writes: &mut JoinSet<Result<(), LeaseError>>) {
+        let Some(checkpoint) = self.build_checkpoint().filter(|it| self.written_checkpoint.as_ref() != Some(it)) else {
+            return;
+        };
+        let (common, shard, generation) = (Arc::clone(&self.resources), self.shard.clone(), self.generation);
+        self.written_checkpoint = Some(checkpoint.clone());
+        writes.spawn(async move {
+            timeout(LEASE_WRITE_TIMEOUT, common.leases.renew(&shard, generation, Some(checkpoint)))
+                .await
+                .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
+        });
+    }
+
+    fn on_checkpoint_written(
+        &mut self,
+        written: Result<Result<(), LeaseError>, tokio::task::JoinError>,
+    ) -> Result<(), String> {
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error @ LeaseError::Lost(_))) => Err(error.to_string()),
+            Ok(Err(error)) => {
+                self.written_checkpoint = None;
+                tracing::warn!(shard = %self.shard, %error, "the checkpoint is not written; trying again");
+                Ok(())
+            }
+            Err(error) => Err(format!("a checkpoint's write broke: {error}")),
+        }
+    }
+
+    async fn release_lease(&self) {
+        let checkpoint = self.build_checkpoint();
+        tracing::info!(shard = %self.shard, ?checkpoint, "giving a shard back");
+        let released =
+            timeout(LEASE_WRITE_TIMEOUT, self.resources.leases.release_shard(&self.shard, self.generation, checkpoint))
+                .await;
+        if !matches!(released, Ok(Ok(()))) {
+            tracing::warn!(shard = %self.shard, ?released, "the shard could not be given back; its lease runs out");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The app registry of a running edge: read at the start, read again when its files change.
+
+pub(crate) mod client_address;
+pub(crate) mod handshake;
+pub(crate) mod rate_limit;
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::edge::StartError;
+use crate::edge::metrics::EdgeMetrics;
+use crate::edge::session::registry::SessionRegistry;
+use crate::process::files::{self, DirectorySnapshot};
+use crate::protocol::registry::{AppRegistry, RegistryError};
+
+/// The registry that is in force.
+pub struct RegistryWatcher {
+    current: RwLock<Arc<AppRegistry>>,
+}
+
+impl RegistryWatcher {
+    /// Reads the registry for the first time.
+    ///
+    /// # Errors
+    /// The directory cannot be read, or a file is broken: an edge without apps would refuse every client.
+    pub async fn load(directory: PathBuf) -> Result<(Arc<Self>, DirectorySnapshot), StartError> {
+        let files = files::read_directory(&directory)
+            .await
+            .map_err(|error| StartError::AppsUnreadable { directory: directory.clone(), error: error.to_string() })?;
+        let registry = parse_registry(&files)?;
+        tracing::info!(apps = registry.apps().count(), directory = %directory.display(), "the app registry was read");
+        Ok((Arc::new(Self { current: RwLock::new(Arc::new(registry)) }), files))
+    }
+
+    /// The registry as it is now.
+    pub fn current(&self) -> Arc<AppRegistry> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Follows the files until the token ends it. Sessions read the registry anew with each message; those whose app is
+    /// gone or disabled are ended. A broken file changes nothing: it is logged and counted.
+    pub async fn follow_files(
+        self: Arc<Self>,
+        directory: PathBuf,
+        known: DirectorySnapshot,
+        sessions: Arc<SessionRegistry>,
+        metrics: Arc<EdgeMetrics>,
+        stop: CancellationToken,
+    ) {
+        let (sender, mut receiver) = watch::channel(DirectorySnapshot::new());
+        let watching = files::watch_directory(&directory, known, sender, stop.clone());
+        let applying = async {
+            while receiver.changed().await.is_ok() {
+                let files = receiver.borrow_and_update().clone();
+                match parse_registry(&files) {
+                    Ok(registry) => {
+                        tracing::info!(apps = registry.apps().count(), "the app registry changed");
+                        let registry = Arc::new(registry);
+                        *self.current.write().unwrap_or_else(PoisonError::into_inner) = registry.clone();
+                        sessions.close_sessions_of_removed_apps(&registry);
+                        metrics.registry_read(true);
+                    }
+                    Err(error) => {
+                        metrics.registry_read(false);
+                        tracing::error!(%error, "the app registry is broken; the one before stays in force");
+                    }
+                }
+            }
+        };
+        tokio::select! { () = watching => {}, () = applying => {} }
+    }
+}
+
+fn parse_registry(files: &DirectorySnapshot) -> Result<AppRegistry, RegistryError> {
+    AppRegistry::parse(files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())))
+}

@@ -1,0 +1,4 @@
+//! The public listener and its routes.
+
+pub(crate) mod listener;
+pub(crate) mod router;

@@ -1,0 +1,81 @@
+//! A request of the HTTP API, and whether it comes from the app's backend.
+
+use axum::extract::FromRequest;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use url::form_urlencoded;
+
+use crate::edge::http_api::ApiRefusal;
+use crate::edge::hub::Hub;
+use crate::process::clock;
+use crate::protocol::AppId;
+use crate::protocol::registry::{App, AppLimits};
+use crate::protocol::rest::RestRequest;
+
+/// A request as it arrived.
+pub struct ApiRequest {
+    method: String,
+    path: String,
+    query: Vec<(String, String)>,
+    /// Raw.
+    pub body: Bytes,
+}
+
+impl<S: Send + Sync> FromRequest<S> for ApiRequest {
+    type Rejection = Response;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
+        let (method, uri) = (request.method().to_string(), request.uri().clone());
+        let query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+        let body = Bytes::from_request(request, state).await.map_err(IntoResponse::into_response)?;
+        Ok(Self { method, path: uri.path().to_owned(), query, body })
+    }
+}
+
+impl ApiRequest {
+    /// The value of a query parameter.
+    pub fn query_parameter(&self, name: &str) -> Option<&str> {
+        self.signed_request().query_parameter(name)
+    }
+
+    /// The app of this id and its limits, if its secret signed the request.
+    pub fn authenticate(&self, shared: &Hub, id: String) -> Result<(AppId, AppLimits), ApiRefusal> {
+        let registry = shared.apps.current();
+        let app = registry
+            .by_id(&AppId(id))
+            .ok_or_else(|| (StatusCode::NOT_FOUND, "there is no app with this id".to_owned()))?;
+        self.verify_signature(app)
+    }
+
+    /// The app whose key the request names and its limits, if its secret signed the request.
+    pub fn authenticate_by_key(&self, shared: &Hub) -> Result<(AppId, AppLimits), ApiRefusal> {
+        let registry = shared.apps.current();
+        let key = self.auth_key()?;
+        self.verify_signature(registry.by_key(key).ok_or_else(|| unauthorized("`auth_key` is not a key of any app"))?)
+    }
+
+    fn verify_signature(&self, app: &App) -> Result<(AppId, AppLimits), ApiRefusal> {
+        let secret =
+            app.secret_for(self.auth_key()?).ok_or_else(|| unauthorized("`auth_key` is not a key of this app"))?;
+        self.signed_request()
+            .verify(secret, clock::now_ms() / 1000)
+            .map_err(|error| unauthorized(error.to_string()))?;
+        if !app.enabled {
+            return Err((StatusCode::FORBIDDEN, "the app is disabled".into()));
+        }
+        Ok((app.id.clone(), app.limits))
+    }
+
+    fn auth_key(&self) -> Result<&str, ApiRefusal> {
+        self.query_parameter("auth_key").ok_or_else(|| unauthorized("the query lacks `auth_key`"))
+    }
+
+    fn signed_request(&self) -> RestRequest<'_> {
+        RestRequest { method: &self.method, path: &self.path, query: &self.query, body: &self.body }
+    }
+}
+
+fn unauthorized(told: impl Into<String>) -> ApiRefusal {
+    (StatusCode::UNAUTHORIZED, told.into())
+}

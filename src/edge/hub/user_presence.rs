@@ -1,0 +1,147 @@
+//! A connection that has signed in: its user is online, and it is told of those whom it watches.
+//!
+//! The bus knows who is online by channels of the server's own: one for the connections of each user, so that the first
+//! and the last are decided as they are for any channel; one for those who watch each user.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bus::{BusError, ChannelKey, Transition};
+use crate::edge::hub::Hub;
+use crate::edge::pusher::sign_in::SignedInUser;
+use crate::edge::session::Session;
+use crate::protocol::frame::{self, PresenceMember};
+use crate::protocol::record::EventKind;
+use crate::protocol::{AppId, ChannelName, SocketId};
+
+/// How long a connection that went still counts as its user's. Who loads a page anew, or is told to come back by a server
+/// that goes away, is never offline: as long as webhooks wait before they tell of a leave.
+pub const OFFLINE_GRACE: Duration = Duration::from_secs(3);
+
+/// What a connection is once it has signed in.
+pub struct UserPresence {
+    /// The user, as shown on presence channels.
+    pub member: PresenceMember,
+    /// Where its connections are.
+    signed_in_channel: ChannelKey,
+    /// Where it hears of those whom it watches.
+    watched_channels: Vec<ChannelKey>,
+}
+
+impl UserPresence {
+    /// Signs a session in, and tells it and those who watch its user.
+    ///
+    /// # Errors
+    /// The bus does not answer; the session is not signed in.
+    pub async fn sign_in(
+        shared: &Hub,
+        session: &Arc<Session>,
+        user: SignedInUser,
+        user_data: &str,
+    ) -> Result<Self, BusError> {
+        let app = &session.app;
+        let subject = |name: Option<ChannelName>| user_channel_key(app, name);
+        // Its id was checked when it was read.
+        let Some(home) = subject(ChannelName::signed_in(&user.member.user_id)) else {
+            return Err(BusError::Unavailable("the user cannot be named".into()));
+        };
+        let watched = user.watchlist.iter().filter_map(|id| subject(ChannelName::watchers_of(id))).collect();
+        let signed_in = Self { member: user.member, signed_in_channel: home, watched_channels: watched };
+        shared.subscribers.begin_join(&signed_in.signed_in_channel, session);
+        match shared.join_channel(&signed_in.signed_in_channel, &session.socket, None).await {
+            Ok(joined) => {
+                let told = frame::signin_success(user_data);
+                shared.subscribers.complete_join(
+                    &signed_in.signed_in_channel,
+                    &session.socket,
+                    Some(told.into()),
+                    None,
+                );
+                if has_transition(&joined.transitions, &EventKind::ChannelOccupied) {
+                    signed_in.notify_watchers(shared, true).await;
+                }
+            }
+            Err(error) => {
+                // An answer that was lost may have been a yes.
+                signed_in.remove_subscriptions(shared, session);
+                signed_in.sign_out(shared, &session.socket).await;
+                return Err(error);
+            }
+        }
+        signed_in.subscribe_watchlist(shared, session, &user.watchlist).await;
+        Ok(signed_in)
+    }
+
+    /// The connection goes; its user stays for a while.
+    pub fn sign_out_after_grace(self, shared: &Arc<Hub>, session: &Session) {
+        self.remove_subscriptions(shared, session);
+        let (shared, socket) = (shared.clone(), session.socket.clone());
+        shared.offline_grace_tasks.clone().spawn(async move {
+            tokio::time::sleep(OFFLINE_GRACE).await;
+            self.sign_out(&shared, &socket).await;
+        });
+    }
+
+    /// Nothing more is for this connection.
+    fn remove_subscriptions(&self, shared: &Hub, session: &Session) {
+        for subject in &self.watched_channels {
+            shared.subscribers.remove(subject, &session.socket);
+        }
+        shared.subscribers.remove(&self.signed_in_channel, &session.socket);
+    }
+
+    /// The connection does not count as its user's any more.
+    async fn sign_out(&self, shared: &Hub, socket: &SocketId) {
+        match shared.leave_channel(&self.signed_in_channel, socket, None).await {
+            Ok(transitions) if has_transition(&transitions, &EventKind::ChannelVacated) => {
+                self.notify_watchers(shared, false).await
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "a user signs out later, once the bus answers"),
+        }
+    }
+
+    async fn notify_watchers(&self, shared: &Hub, online: bool) {
+        notify_user_watchers(shared, &self.signed_in_channel.app, &self.member.user_id, online).await;
+    }
+
+    /// Tells who of the watched is here, and from then on who comes and goes.
+    async fn subscribe_watchlist(&self, shared: &Hub, session: &Arc<Session>, watchlist: &[String]) {
+        if watchlist.is_empty() {
+            return;
+        }
+        for subject in &self.watched_channels {
+            shared.subscribers.begin_join(subject, session);
+        }
+        let homes: Vec<ChannelKey> =
+            watchlist.iter().filter_map(|id| user_channel_key(&session.app, ChannelName::signed_in(id))).collect();
+        match shared.are_occupied(&homes).await {
+            Ok(here) => {
+                let (mut online, mut offline) = (Vec::new(), Vec::new());
+                for (id, here) in watchlist.iter().zip(here) {
+                    if here { online.push(id.as_str()) } else { offline.push(id.as_str()) }
+                }
+                session.push(frame::watchlist_events(&online, &offline).into());
+            }
+            Err(error) => tracing::warn!(%error, "a client is not told who of its watchlist is online"),
+        }
+        for subject in &self.watched_channels {
+            shared.subscribers.complete_join(subject, &session.socket, None, None);
+        }
+    }
+}
+
+/// Tells those who watch a user.
+pub async fn notify_user_watchers(shared: &Hub, app: &AppId, user: &str, online: bool) {
+    let Some(watchers) = user_channel_key(app, ChannelName::watchers_of(user)) else { return };
+    let told = if online { frame::watchlist_events(&[user], &[]) } else { frame::watchlist_events(&[], &[user]) };
+    shared.publish_frame(watchers, told, None).await;
+}
+
+fn user_channel_key(app: &AppId, name: Option<ChannelName>) -> Option<ChannelKey> {
+    name.map(|channel| ChannelKey { app: app.clone(), channel })
+}
+
+fn has_transition(transitions: &[Transition], kind: &EventKind) -> bool {
+    transitions.iter().any(|transition| transition.kind == *kind)
+}

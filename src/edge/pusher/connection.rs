@@ -1,0 +1,464 @@
+//! The Pusher protocol of one client. Knows no transport: it reads messages and writes into a session's queue.
+
+pub(crate) mod late;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::bus::{BusError, ChannelKey, JoinOutcome, LastEventLookup, Transition};
+use crate::edge::apps::handshake::metric_label;
+use crate::edge::apps::rate_limit::{FixedWindow, TokenBucket};
+use crate::edge::hub::Hub;
+use crate::edge::hub::connection_quota::QuotaSlot;
+use crate::edge::hub::subscription_count;
+use crate::edge::hub::user_presence::UserPresence;
+use crate::edge::pusher::authorize::authorize_subscription;
+use crate::edge::pusher::pending_subscriptions::PendingQueue;
+use crate::edge::pusher::sign_in::{WATCHED_USERS_MAX, verify_sign_in};
+use crate::edge::session::liveness::{ACTIVITY_TIMEOUT, LivenessStep};
+use crate::edge::session::{CloseReason, Session};
+use crate::protocol::frame::{self, ClientMessage, PresenceMember, code};
+use crate::protocol::record::{EventKind, LeaveCause};
+use crate::protocol::registry::App;
+use crate::protocol::{ChannelKind, ChannelName};
+
+/// Channels that one connection may be in.
+pub const CONNECTION_CHANNELS_MAX: usize = 2_048;
+
+/// Subscriptions and sign-ins that one connection may ask for at once. A client that comes back asks for all its
+/// channels at once.
+pub const REQUEST_BURST_MAX: u32 = 4_096;
+
+/// Subscriptions and sign-ins that one connection may ask for in a second, once it has asked for [`ASKS`]. One that
+/// comes and goes without end would keep the bus busy for all.
+pub const REQUESTS_PER_SECOND_MAX: u32 = 100;
+
+/// Longest name of an event, in characters, as Pusher documents it.
+pub const EVENT_NAME_MAX_LEN: usize = 200;
+
+/// What a client is told that asks without end.
+const RATE_LIMIT_MESSAGE: &str = "too many subscriptions in a short time, try again later";
+
+/// One client.
+pub struct Connection {
+    shared: Arc<Hub>,
+    session: Arc<Session>,
+    /// Where it is, and as whom.
+    channels: HashMap<ChannelName, Option<PresenceMember>>,
+    /// Where it will be once the bus is back.
+    pending: PendingQueue,
+    /// Who it is, once it has signed in.
+    user: Option<UserPresence>,
+    /// Its place among the app's connections, where there may be so many only.
+    quota_slot: Option<QuotaSlot>,
+    client_event_rate: FixedWindow,
+    request_bucket: TokenBucket,
+    /// Ends the session that shows no signature in time; gone once it has shown one.
+    authorization_deadline: Option<AbortOnDropHandle<()>>,
+}
+
+impl Connection {
+    /// Greets a client that was admitted, or ends its session when the app has no place left.
+    pub async fn open(shared: Arc<Hub>, session: Arc<Session>) -> Self {
+        let registry = shared.apps.current();
+        let app = registry.by_id(&session.app);
+        let counted = match app {
+            Some(app) => QuotaSlot::acquire(&shared, &session, app).await,
+            None => Ok(None),
+        };
+        let counted = match counted {
+            Ok(counted) => {
+                let seconds = u32::try_from(ACTIVITY_TIMEOUT.as_secs()).unwrap_or(u32::MAX);
+                session.push(frame::connection_established(session.socket.as_str(), seconds).into());
+                counted
+            }
+            Err(closing) => {
+                shared.metrics.refused(metric_label(&closing)).inc();
+                session.push(frame::error_frame(Some(closing.code), &closing.reason).into());
+                session.close(closing);
+                None
+            }
+        };
+        let deadline = app.and_then(|app| app.authorization_seconds).map(|seconds| {
+            let (session, late) = (session.clone(), shared.metrics.refused("authorization_late"));
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+                late.inc();
+                let told = format!("neither a sign-in nor a signed subscription came within {seconds} s");
+                session.push(frame::error_frame(Some(code::UNAUTHORIZED), &told).into());
+                session.close(CloseReason::new(code::UNAUTHORIZED, told));
+            }))
+        });
+        Self {
+            shared,
+            session,
+            channels: HashMap::new(),
+            pending: PendingQueue::default(),
+            user: None,
+            quota_slot: counted,
+            client_event_rate: FixedWindow::default(),
+            request_bucket: TokenBucket::new(REQUEST_BURST_MAX, REQUESTS_PER_SECOND_MAX),
+            authorization_deadline: deadline,
+        }
+    }
+
+    /// Acts on one message of the client.
+    pub async fn apply_message(&mut self, text: &str) {
+        let registry = self.shared.apps.current();
+        let Some(app) = registry.by_id(&self.session.app) else { return };
+        let closing = self.session.close_reason();
+        // What a client says after its end is not heard, though it may not have been told yet; unless it is the server
+        // that goes: what was sent to others must not be lost with it.
+        if closing.as_ref().is_some_and(|closing| !closing.drain) {
+            return;
+        }
+        match ClientMessage::parse(text) {
+            Ok(message) if closing.is_some() && !matches!(message, ClientMessage::ClientEvent { .. }) => {}
+            Ok(ClientMessage::Ping) => self.session.push(frame::pong_frame().into()),
+            // That it came was all that it had to say.
+            Ok(ClientMessage::Pong) => {}
+            Ok(ClientMessage::Subscribe { channel, auth, channel_data }) => {
+                self.subscribe(app, &channel, auth.as_deref(), channel_data.as_deref()).await;
+            }
+            Ok(ClientMessage::SignIn { auth, user_data }) => self.sign_in(app, &auth, &user_data).await,
+            Ok(ClientMessage::Unsubscribe { channel }) => self.unsubscribe(&channel).await,
+            Ok(ClientMessage::ClientEvent { event, channel, data }) => {
+                if let Err((reason, told)) = self.client_event(app, event, &channel, data).await {
+                    self.send_refusal(reason, Some(code::CLIENT_EVENT_REFUSED), &told);
+                }
+            }
+            Ok(ClientMessage::Other { event }) => {
+                let shown: String = event.chars().take(64).collect();
+                self.send_refusal("unknown_event", None, &format!("the server has no answer to the event `{shown}`"));
+            }
+            Err(error) => self.send_refusal("not_a_message", None, &error.to_string()),
+        }
+    }
+
+    /// A frame in a form that the protocol does not have.
+    pub fn refuse_binary(&self) {
+        self.send_refusal("binary", None, "binary frames are not supported: send text");
+    }
+
+    /// Asks a silent client, or gives it up. Returns when to look again.
+    pub fn check_liveness(&self) -> Option<Instant> {
+        match self.session.next_liveness_step() {
+            LivenessStep::Wait(until) => Some(until),
+            LivenessStep::SendPing => {
+                self.session.push(frame::ping_frame().into());
+                match self.session.next_liveness_step() {
+                    LivenessStep::Wait(until) => Some(until),
+                    LivenessStep::SendPing | LivenessStep::GiveUp => None,
+                }
+            }
+            LivenessStep::GiveUp => {
+                self.session.close(CloseReason::new(code::PONG_MISSING, "the client did not answer a ping"));
+                None
+            }
+        }
+    }
+
+    /// Leaves every channel: the client is gone.
+    pub async fn tear_down(mut self) {
+        self.shared.metrics.pending_outcomes("left").inc_by(u64::try_from(self.pending.len()).unwrap_or(u64::MAX));
+        let drain = self.session.close_reason().is_some_and(|closing| closing.drain);
+        for (channel, member) in std::mem::take(&mut self.channels) {
+            self.leave_channel(channel, member.as_ref(), drain.then_some(LeaveCause::Drain)).await;
+        }
+        if let Some(user) = self.user.take() {
+            user.sign_out_after_grace(&self.shared, &self.session);
+        }
+        if let Some(counted) = self.quota_slot.take() {
+            counted.release(&self.shared, &self.session).await;
+        }
+    }
+
+    async fn sign_in(&mut self, app: &App, auth: &str, user_data: &str) {
+        if !self.request_bucket.try_take(Instant::now()) {
+            return self.send_refusal("asks", Some(code::OVER_CAPACITY), RATE_LIMIT_MESSAGE);
+        }
+        let user = match verify_sign_in(app, &self.session.socket, auth, user_data) {
+            Ok(user) => user,
+            Err(told) => return self.send_refusal("signin", Some(code::UNAUTHORIZED), &told),
+        };
+        if let Some(known) = &self.user {
+            if known.member.user_id == user.member.user_id {
+                return self.session.push(frame::signin_success(user_data).into());
+            }
+            return self.send_refusal(
+                "signin",
+                Some(code::UNAUTHORIZED),
+                "the connection has signed in as another user",
+            );
+        }
+        let cut = user.is_watchlist_cut;
+        match UserPresence::sign_in(&self.shared, &self.session, user, user_data).await {
+            Ok(user) => (self.user, self.authorization_deadline) = (Some(user), None),
+            Err(error) => {
+                tracing::warn!(%error, "a client could not sign in");
+                return self.send_refusal("bus", Some(code::OVER_CAPACITY), frame::BUS_UNAVAILABLE_MESSAGE);
+            }
+        }
+        if cut {
+            let told =
+                format!("a watchlist has at most {WATCHED_USERS_MAX} users; the first {WATCHED_USERS_MAX} are watched");
+            self.send_refusal("watchlist", Some(code::WATCHLIST_CUT), &told);
+        }
+    }
+
+    async fn subscribe(&mut self, app: &App, name: &str, auth: Option<&str>, channel_data: Option<&str>) {
+        let channel = match ChannelName::parse_any(name) {
+            Ok(channel) => channel,
+            Err(error) => {
+                // Only what could be a channel's name is repeated to the client.
+                return self.send_refusal("channel_name", None, &error.to_string());
+            }
+        };
+        if !self.request_bucket.try_take(Instant::now()) {
+            return self.refuse_subscription(
+                "asks",
+                &channel,
+                (code::OVER_CAPACITY, "LimitReached", 429),
+                RATE_LIMIT_MESSAGE,
+            );
+        }
+        if channel.kind() == ChannelKind::Internal {
+            return self.subscribe_user_channel(channel);
+        }
+        let user = self.user.as_ref().map(|user| &user.member);
+        let member = match authorize_subscription(app, &self.session.socket, &channel, auth, channel_data, user) {
+            Ok(member) => member,
+            Err(told) => {
+                return self.refuse_subscription("signature", &channel, (code::UNAUTHORIZED, "AuthError", 401), &told);
+            }
+        };
+        let known = self.channels.contains_key(&channel);
+        if !known && self.channels.len() + self.pending.len() >= CONNECTION_CHANNELS_MAX {
+            let told = format!("a connection may be in {CONNECTION_CHANNELS_MAX} channels");
+            return self.refuse_subscription("channels", &channel, (code::OVER_CAPACITY, "LimitReached", 403), &told);
+        }
+        let subject = self.channel_key(&channel);
+        if known {
+            return self.resend_subscription(&subject).await;
+        }
+        let Some(member) = member else {
+            return match self.join_channel(&subject, None).await {
+                Ok(joined) => self.complete_join(subject, None, joined).await,
+                // Chat goes on within the process; the bus has noted who came, and decides later.
+                Err(BusError::Unavailable(_)) => self.complete_join(subject, None, JoinOutcome::default()).await,
+                Err(error) => self.abort_join(channel, None, &error).await,
+            };
+        };
+        // Asked twice, it waits from now on.
+        self.pending.remove(&channel);
+        if !self.shared.bus.is_presence_ready() {
+            return self.queue_subscription(&channel, member);
+        }
+        match self.join_channel(&subject, Some(&member)).await {
+            Ok(joined) => self.complete_join(subject, Some(member), joined).await,
+            Err(BusError::Unavailable(_)) => {
+                self.leave_channel(channel.clone(), Some(&member), None).await;
+                self.queue_subscription(&channel, member);
+            }
+            Err(error) => self.abort_join(channel, Some(&member), &error).await,
+        }
+    }
+
+    async fn join_channel(
+        &self,
+        subject: &ChannelKey,
+        member: Option<&PresenceMember>,
+    ) -> Result<JoinOutcome, BusError> {
+        self.shared.subscribers.begin_join(subject, &self.session);
+        self.shared.join_channel(subject, &self.session.socket, member).await
+    }
+
+    async fn abort_join(&self, channel: ChannelName, member: Option<&PresenceMember>, error: &BusError) {
+        self.refuse_join(&channel, error);
+        // An answer that was lost may have been a yes.
+        self.leave_channel(channel, member, None).await;
+    }
+
+    /// What the server tells a user, on whichever connection: only the user's own may hear it.
+    fn subscribe_user_channel(&mut self, channel: ChannelName) {
+        let user = self.user.as_ref().map(|user| user.member.user_id.as_str());
+        if user.is_none() || channel.addressed_user() != user {
+            let told = "this channel is for a user who has signed in";
+            return self.refuse_subscription("own", &channel, (code::UNAUTHORIZED, "AuthError", 401), told);
+        }
+        let (subject, answer) = (self.channel_key(&channel), frame::subscription_succeeded(&channel, None));
+        self.shared.subscribers.begin_join(&subject, &self.session);
+        self.shared.subscribers.complete_join(&subject, &self.session.socket, Some(answer.into()), None);
+        self.channels.insert(channel, None);
+    }
+
+    async fn complete_join(&mut self, subject: ChannelKey, member: Option<PresenceMember>, joined: JoinOutcome) {
+        let JoinOutcome { transitions, roster } = joined;
+        let answer = frame::subscription_succeeded(&subject.channel, member.is_some().then_some(&roster[..]));
+        let added = transitions.iter().any(|transition| matches!(transition.kind, EventKind::MemberAdded { .. }));
+        self.shared.recorder.record_transitions(&subject, transitions);
+        let last = self.last_event(&subject).await;
+        self.shared.subscribers.complete_join(&subject, &self.session.socket, Some(answer.into()), last);
+        if subject.channel.needs_auth() {
+            self.authorization_deadline = None;
+        }
+        self.channels.insert(subject.channel.clone(), member.clone());
+        subscription_count::update_subscription_count(&self.shared, &subject).await;
+        if let (Some(member), true) = (&member, added) {
+            let told = frame::member_added(&subject.channel, member);
+            self.shared.publish_frame(subject, told, Some(self.session.socket.clone())).await;
+        }
+    }
+
+    /// What a client that comes to a channel is told of before: its last event, or that there is none. The app's
+    /// backend hears of the latter by a webhook, so that it can publish one.
+    async fn last_event(&self, subject: &ChannelKey) -> Option<Bytes> {
+        if !subject.channel.is_cached() {
+            return None;
+        }
+        match self.shared.last_event(subject).await {
+            Ok(LastEventLookup::Found(last)) => {
+                Some(frame::event_frame(&last.event, &subject.channel, &last.data, None).into())
+            }
+            Ok(LastEventLookup::Missing { report_miss: first }) => {
+                if first {
+                    self.shared.recorder.record_event(subject, EventKind::CacheMiss);
+                }
+                Some(frame::cache_miss(&subject.channel).into())
+            }
+            Err(error) => {
+                tracing::warn!(%error, channel = %subject.channel, "a client comes without the last event");
+                None
+            }
+        }
+    }
+
+    /// A client that asks twice is told again; the bus says who is there, and nothing changes.
+    async fn resend_subscription(&self, subject: &ChannelKey) {
+        let member = self.channels.get(&subject.channel).cloned().flatten();
+        match self.shared.join_channel(subject, &self.session.socket, member.as_ref()).await {
+            Ok(joined) => {
+                let roster = member.is_some().then_some(&joined.roster[..]);
+                self.session.push(frame::subscription_succeeded(&subject.channel, roster).into());
+                if let Some(last) = self.last_event(subject).await {
+                    self.session.push(last);
+                }
+                self.shared.recorder.record_transitions(subject, joined.transitions);
+            }
+            Err(error) => self.refuse_join(&subject.channel, &error),
+        }
+    }
+
+    async fn unsubscribe(&mut self, name: &str) {
+        let Ok(channel) = ChannelName::parse_any(name) else { return };
+        if self.pending.remove(&channel).is_some() {
+            self.shared.metrics.pending_outcomes("left").inc();
+        }
+        if let Some(member) = self.channels.remove(&channel) {
+            self.leave_channel(channel, member.as_ref(), None).await;
+        }
+    }
+
+    async fn leave_channel(&self, channel: ChannelName, member: Option<&PresenceMember>, cause: Option<LeaveCause>) {
+        let subject = self.channel_key(&channel);
+        self.shared.subscribers.remove(&subject, &self.session.socket);
+        if channel.kind() == ChannelKind::Internal {
+            return;
+        }
+        let transitions: Vec<Transition> = match self.shared.leave_channel(&subject, &self.session.socket, cause).await
+        {
+            Ok(transitions) => transitions,
+            Err(error) => {
+                tracing::debug!(%error, %channel, "a connection leaves later, once the bus answers");
+                return;
+            }
+        };
+        let removed = transitions.iter().any(|transition| matches!(transition.kind, EventKind::MemberRemoved { .. }));
+        self.shared.recorder.record_transitions(&subject, transitions);
+        subscription_count::update_subscription_count(&self.shared, &subject).await;
+        if let (Some(member), true) = (member, removed) {
+            let told = frame::member_removed(&channel, &member.user_id);
+            self.shared.publish_frame(subject, told, None).await;
+        }
+    }
+
+    async fn client_event(
+        &mut self,
+        app: &App,
+        event: String,
+        name: &str,
+        data: String,
+    ) -> Result<(), (&'static str, String)> {
+        if !app.client_events {
+            return Err(("client_events_off", "client events are not enabled for this app".into()));
+        }
+        let channel = ChannelName::parse(name).map_err(|error| ("channel_name", error.to_string()))?;
+        if channel.kind() == ChannelKind::Public {
+            return Err(("public_channel", "client events need a private or presence channel".into()));
+        }
+        let Some(member) = self.channels.get(&channel) else {
+            return Err(("not_subscribed", format!("subscribe to `{channel}` before sending to it")));
+        };
+        if event.chars().count() > EVENT_NAME_MAX_LEN {
+            return Err(("event_name", format!("the event's name is longer than {EVENT_NAME_MAX_LEN} characters")));
+        }
+        let most = app.limits.message_bytes;
+        if data.len() > most {
+            let told = format!("the event has {} bytes of data, at most {most} are allowed", data.len());
+            return Err(("too_large", told));
+        }
+        let limit = app.limits.client_events_per_second;
+        if !self.client_event_rate.try_take(limit, Instant::now()) {
+            return Err(("rate", format!("more than {limit} client events in a second")));
+        }
+        let user_id = member.as_ref().map(|member| member.user_id.clone());
+        let told = frame::event_frame(&event, &channel, &data, user_id.as_deref());
+        let subject = self.channel_key(&channel);
+        let socket = &self.session.socket;
+        self.shared.metrics.client_events.inc();
+        let recorded = EventKind::ClientEvent { event, data, socket_id: socket.to_string(), user_id };
+        self.shared.recorder.record_event(&subject, recorded);
+        self.shared.publish_frame(subject, told, Some(socket.clone())).await;
+        Ok(())
+    }
+
+    fn channel_key(&self, channel: &ChannelName) -> ChannelKey {
+        ChannelKey { app: self.session.app.clone(), channel: channel.clone() }
+    }
+
+    fn refuse_join(&self, channel: &ChannelName, error: &BusError) {
+        match error {
+            BusError::ChannelFull(_) => {
+                let answer = (code::OVER_CAPACITY, "LimitReached", 403);
+                self.refuse_subscription("presence_full", channel, answer, &error.to_string());
+            }
+            BusError::Unavailable(_) | BusError::Unusable(_) => {
+                tracing::warn!(%error, %channel, "a client could not enter");
+                let answer = (code::OVER_CAPACITY, "Unavailable", 503);
+                self.refuse_subscription("bus", channel, answer, frame::BUS_UNAVAILABLE_MESSAGE);
+            }
+        }
+    }
+
+    /// Pusher answers with an error on the connection; clients that bind to the channel hear of it there only, so both
+    /// are sent.
+    fn refuse_subscription(
+        &self,
+        reason: &'static str,
+        channel: &ChannelName,
+        (code, kind, status): (u16, &str, u16),
+        told: &str,
+    ) {
+        self.send_refusal(reason, Some(code), told);
+        self.session.push(frame::subscription_error(channel.as_str(), kind, status, told).into());
+    }
+
+    fn send_refusal(&self, reason: &'static str, code: Option<u16>, told: &str) {
+        self.shared.metrics.refused(reason).inc();
+        self.session.push(frame::error_frame(code, told).into());
+    }
+}

@@ -1,0 +1,69 @@
+//! Subscriptions that wait until the bus can say who is in a presence channel.
+
+use std::time::Instant;
+
+use crate::bus::BusError;
+use crate::edge::pusher::connection::Connection;
+use crate::edge::pusher::pending_subscriptions::{PendingOutcome, PendingSubscription};
+use crate::protocol::ChannelName;
+use crate::protocol::frame::{self, PresenceMember};
+
+impl Connection {
+    /// Resolves when it is time for [`Self::look_again`]: never while nothing waits.
+    pub async fn pending_due(&self) {
+        match self.pending.next_due() {
+            Some(due) => tokio::time::sleep_until(due.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Lets one of the subscriptions in that waited for the bus, if it is back.
+    pub async fn retry_pending(&mut self) {
+        match self.pending.next(self.shared.bus.is_presence_ready(), Instant::now()) {
+            Some((waiter, PendingOutcome::Join)) => self.join_pending(waiter).await,
+            Some((waiter, PendingOutcome::Refuse)) => self.refuse_pending(&waiter),
+            None => {}
+        }
+    }
+
+    /// Nobody can say who is in a presence channel: it is entered once the bus is back.
+    pub(crate) fn queue_subscription(&mut self, channel: &ChannelName, member: PresenceMember) {
+        // It has shown a signature.
+        self.authorization_deadline = None;
+        let now = Instant::now();
+        let waiter = PendingSubscription::new(channel.clone(), member, &self.shared.metrics, now);
+        if waiter.is_none_or(|waiter| self.pending.enqueue(waiter, now).is_some()) {
+            return self.refuse_join(channel, &BusError::Unavailable("too many wait for it".to_owned()));
+        }
+        // One that only waits until all have said whom they have is back.
+        if !self.shared.bus.is_available() || self.shared.bus.is_presence_ready() {
+            self.session.push(frame::error_frame(None, frame::SUBSCRIPTION_QUEUED_MESSAGE).into());
+        }
+    }
+
+    async fn join_pending(&mut self, waiter: PendingSubscription) {
+        let subject = self.channel_key(&waiter.channel);
+        match self.join_channel(&subject, Some(&waiter.member)).await {
+            Ok(joined) => {
+                self.shared.metrics.pending_outcomes("entered").inc();
+                self.complete_join(subject, Some(waiter.member), joined).await;
+            }
+            Err(BusError::Unavailable(_)) => {
+                // It went away again.
+                self.leave_channel(waiter.channel.clone(), Some(&waiter.member), None).await;
+                if let Some(waiter) = self.pending.enqueue(waiter, Instant::now()) {
+                    self.refuse_pending(&waiter);
+                }
+            }
+            Err(error) => {
+                self.shared.metrics.pending_outcomes("refused").inc();
+                self.abort_join(waiter.channel, Some(&waiter.member), &error).await;
+            }
+        }
+    }
+
+    fn refuse_pending(&self, waiter: &PendingSubscription) {
+        self.shared.metrics.pending_outcomes("refused").inc();
+        self.refuse_join(&waiter.channel, &BusError::Unavailable("it did not come back in time".to_owned()));
+    }
+}

@@ -1,0 +1,87 @@
+//! Carries the answer of another process to the client, part by part: what the client does not take is not asked for,
+//! and an abort on either side is an abort on the other.
+
+use std::io;
+use std::sync::Arc;
+
+use axum::body::{Body, BodyDataStream, Bytes};
+use axum::http::{HeaderName, header};
+use axum::response::Response;
+use futures::future::BoxFuture;
+use futures::{StreamExt, stream};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::edge::metrics::EdgeMetrics;
+use crate::edge::relay::client::ForwardResponse;
+use crate::edge::relay::delay_reconnect;
+
+/// What is said between two ends of a connection and means nothing on the next one.
+const HOP_BY_HOP_HEADERS: [HeaderName; 3] =
+    [header::CONNECTION, header::TRANSFER_ENCODING, HeaderName::from_static("keep-alive")];
+
+struct ProxiedBody {
+    /// `None` once it is over.
+    body: Option<BodyDataStream>,
+    gone: BoxFuture<'static, ()>,
+    close_frame: Option<(String, &'static str)>,
+    /// Whether what was carried so far ends with a whole frame.
+    is_at_frame_end: bool,
+    metrics: Arc<EdgeMetrics>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The answer as the client gets it. Should the process go while it is streamed, its client is told so between two
+/// frames: a mere abort would count against the transport.
+pub(crate) fn proxy_body(
+    ForwardResponse { response, permit: place }: ForwardResponse,
+    farewell: Option<(String, &'static str)>,
+    gone: impl Future<Output = ()> + Send + 'static,
+    metrics: Arc<EdgeMetrics>,
+) -> Response {
+    let (mut parts, body) = response.into_parts();
+    for name in HOP_BY_HOP_HEADERS {
+        parts.headers.remove(name);
+    }
+    let body = Some(Body::new(body).into_data_stream());
+    let through = ProxiedBody {
+        body,
+        gone: Box::pin(gone),
+        close_frame: farewell,
+        is_at_frame_end: true,
+        metrics,
+        _permit: place,
+    };
+    let body = stream::unfold(through, |mut through| async {
+        let part = through.next().await?;
+        Some((part, through))
+    });
+    Response::from_parts(parts, Body::from_stream(body))
+}
+
+impl ProxiedBody {
+    async fn next(&mut self) -> Option<Result<Bytes, axum::BoxError>> {
+        let part = tokio::select! {
+            part = self.body.as_mut()?.next() => part?.map_err(Into::into),
+            () = &mut self.gone => Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
+        };
+        match part {
+            Ok(bytes) => {
+                if let (Some((_, end)), false) = (&self.close_frame, bytes.is_empty()) {
+                    self.is_at_frame_end = bytes.ends_with(end.as_bytes());
+                }
+                Some(Ok(bytes))
+            }
+            Err(error) => {
+                self.body = None;
+                self.metrics.relay_failed("cut").inc();
+                match self.close_frame.take() {
+                    Some((farewell, _)) if self.is_at_frame_end => {
+                        delay_reconnect().await;
+                        Some(Ok(farewell.into()))
+                    }
+                    _ => Some(Err(error)),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Hands a request to another process, or asks others whether they have its session.
+//!
+//! Only processes that the bus named are dialled, and only on the one port on which all of them listen.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use crate::bus::RelayPeer;
+use crate::edge::apps::client_address::address_of;
+use crate::edge::metrics::EdgeMetrics;
+use crate::process::clock;
+use crate::protocol::Secret;
+use crate::protocol::relay::{self, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayRefusal};
+
+/// Longest for a connection: the processes are in one cluster.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long all of the others may take to say whether they have a session.
+const OWNER_SEARCH_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long an idle connection is kept: shorter than the other side keeps it.
+const IDLE_CONNECTION_TTL: Duration = Duration::from_secs(30);
+
+/// Requests that are handed on at a time, receives that are streamed through among them. Each takes two sockets.
+pub const CONCURRENT_RELAYS_MAX: usize = 20_000;
+
+/// The headers of a client's that its session is served by.
+const FORWARDED_HEADERS: [HeaderName; 4] =
+    [header::ORIGIN, header::CONTENT_TYPE, header::COOKIE, header::ACCESS_CONTROL_REQUEST_HEADERS];
+
+/// Why a request was not served by the process that it was handed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ForwardError {
+    /// Nobody listens there, or another process does.
+    Dead,
+    /// It does not have the session.
+    Unknown,
+    /// It did not answer.
+    Silent,
+    /// It does not believe this process.
+    Refused,
+    /// Too many requests are being handed on.
+    Full,
+}
+
+impl ForwardError {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Dead => "dead",
+            Self::Unknown => "unknown",
+            Self::Silent => "silent",
+            Self::Refused => "refused",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// A request for another process.
+pub(crate) struct ForwardRequest<'a> {
+    pub(crate) peer: &'a RelayPeer,
+    pub(crate) parts: &'a Parts,
+    pub(crate) body: &'a Bytes,
+    /// The same each time that it is tried.
+    pub(crate) number: u128,
+}
+
+/// An answer that comes from another process, and its place among those that do.
+pub(crate) struct ForwardResponse {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+/// What dials.
+pub(crate) struct RelayClient {
+    client: Client<HttpConnector, Body>,
+    port: u16,
+    secret: Option<Secret>,
+    permits: Arc<Semaphore>,
+    metrics: Arc<EdgeMetrics>,
+}
+
+impl RelayClient {
+    pub(crate) fn new(port: u16, secrets: &[Secret], metrics: Arc<EdgeMetrics>) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_CONNECTION_TTL)
+            .build(connector);
+        Self {
+            client,
+            port,
+            secret: secrets.first().cloned(),
+            permits: Arc::new(Semaphore::new(CONCURRENT_RELAYS_MAX)),
+            metrics,
+        }
+    }
+
+    /// Hands a request on. The answer's head must come in time, and before the process is known to be gone.
+    pub(crate) async fn forward(
+        &self,
+        call: &ForwardRequest<'_>,
+        within: Duration,
+        gone: impl Future<Output = ()>,
+    ) -> Result<ForwardResponse, ForwardError> {
+        let place = self.permits.clone().try_acquire_owned().map_err(|_| ForwardError::Full)?;
+        let request = self.build_request(call, call.parts.method.clone()).ok_or(ForwardError::Refused)?;
+        let answer = tokio::select! {
+            answer = timeout(within, self.client.request(request)) => answer,
+            () = gone => return Err(ForwardError::Dead),
+        };
+        let response = match answer {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) if error.is_connect() => return Err(ForwardError::Dead),
+            Ok(Err(_)) | Err(_) => return Err(ForwardError::Silent),
+        };
+        match response.headers().get(REFUSAL_HEADER).map(HeaderValue::as_bytes) {
+            None => Ok(ForwardResponse { response, permit: place }),
+            Some(word) if word == relay::UNKNOWN_SESSION.as_bytes() => Err(ForwardError::Unknown),
+            Some(word) if word == RelayRefusal::WrongTarget.name().as_bytes() => Err(ForwardError::Dead),
+            Some(word) => {
+                let reason = String::from_utf8_lossy(word);
+                tracing::warn!(process = call.peer.process, %reason, "another process does not believe this one: do they have the same REALTIME_PEER_SECRET, and the same time?");
+                Err(ForwardError::Refused)
+            }
+        }
+    }
+
+    /// Asks all of them at once whether they have the session of a request; the first that does is the answer.
+    pub(crate) async fn find_owner(&self, peers: Vec<RelayPeer>, parts: &Parts) -> Option<RelayPeer> {
+        let Ok(_place) = self.permits.try_acquire() else {
+            self.metrics.relay_failed(ForwardError::Full.name()).inc();
+            return None;
+        };
+        let ask = |peer: RelayPeer| async move {
+            let call = ForwardRequest { peer: &peer, parts, body: &Bytes::new(), number: rand::random() };
+            let answer = self.client.request(self.build_request(&call, Method::HEAD)?).await.ok()?;
+            (answer.status() == StatusCode::NO_CONTENT).then_some(peer)
+        };
+        let mut asked: FuturesUnordered<_> = peers.into_iter().map(ask).collect();
+        let found = async {
+            while let Some(answer) = asked.next().await {
+                if answer.is_some() {
+                    return answer;
+                }
+            }
+            None
+        };
+        timeout(OWNER_SEARCH_TIMEOUT, found).await.ok().flatten()
+    }
+
+    fn build_request(&self, call: &ForwardRequest<'_>, method: Method) -> Option<Request<Body>> {
+        let ForwardRequest { peer, parts, body, number } = call;
+        let handed = RelayHeader {
+            hops: 1,
+            target: peer.process.clone(),
+            time_ms: clock::now_ms(),
+            nonce: rand::random(),
+            number: *number,
+            body: relay::hash_body(body),
+            client: address_of(parts),
+        };
+        let handed = handed.encode();
+        let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
+        let signed = relay::RelayedRequest { method: method.as_str(), path, query };
+        let signature = relay::sign_request(self.secret.as_ref()?, signed, &handed);
+        let path = parts.uri.path_and_query()?.clone();
+        let address = SocketAddr::new(peer.address, self.port);
+        let uri = Uri::builder().scheme("http").authority(address.to_string()).path_and_query(path).build().ok()?;
+        let mut request =
+            Request::new(if method == Method::HEAD { Body::empty() } else { Body::from((*body).clone()) });
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        for name in FORWARDED_HEADERS {
+            for value in parts.headers.get_all(&name) {
+                headers.append(&name, value.clone());
+            }
+        }
+        headers.insert(RELAY_HEADER, HeaderValue::from_str(&handed).ok()?);
+        headers.insert(RELAY_SIGNATURE_HEADER, HeaderValue::from_str(&signature).ok()?);
+        Some(request)
+    }
+}

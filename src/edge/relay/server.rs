@@ -1,0 +1,100 @@
+//! Where other processes hand requests in: believed if they signed them, and served if the session is here.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::edge::apps::client_address;
+use crate::edge::metrics::EdgeMetrics;
+use crate::edge::relay::{LocalSessions, SessionName, SessionOwnership};
+use crate::process::clock;
+use crate::protocol::Secret;
+use crate::protocol::relay::{
+    self, NonceCache, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayRefusal,
+};
+
+/// What lets requests in.
+pub struct RelayServer {
+    process: String,
+    secrets: Vec<Secret>,
+    local_sessions: Arc<LocalSessions>,
+    nonces: Mutex<NonceCache>,
+    metrics: Arc<EdgeMetrics>,
+}
+
+impl RelayServer {
+    /// The door of this process.
+    pub fn new(
+        process: String,
+        secrets: Vec<Secret>,
+        here: Arc<LocalSessions>,
+        metrics: Arc<EdgeMetrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self { process, secrets, local_sessions: here, nonces: Mutex::default(), metrics })
+    }
+
+    /// Lets a request of a session in, or says why not.
+    pub async fn accept_request(&self, name: Option<SessionName>, request: Request, next: Next) -> Response {
+        let handed = match self.verify_request(&request) {
+            Ok(handed) => handed,
+            Err(refusal) => return self.refuse_request(refusal),
+        };
+        let Some(name) = name else { return self.refuse_request(RelayRefusal::NotASession) };
+        if !self.local_sessions.has_session(&name) {
+            return (StatusCode::NOT_FOUND, [(REFUSAL_HEADER, relay::UNKNOWN_SESSION)]).into_response();
+        }
+        if request.method() == Method::HEAD {
+            return StatusCode::NO_CONTENT.into_response();
+        }
+        // Read only now: nobody who did not sign is read to the end.
+        let (mut parts, body) = request.into_parts();
+        let body = match Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await {
+            Ok(body) => body,
+            Err(rejection) => return rejection.into_response(),
+        };
+        if relay::hash_body(&body) != handed.body {
+            return self.refuse_request(RelayRefusal::Forged);
+        }
+        client_address::set_client_address(&mut parts, handed.client);
+        parts.extensions.insert(SessionOwnership::Relayed(handed.number));
+        next.run(Request::from_parts(parts, Body::from(body))).await
+    }
+
+    /// What is no request of a session is not served here.
+    pub fn refuse_request(&self, refusal: RelayRefusal) -> Response {
+        self.metrics.relay_refused(refusal.name()).inc();
+        tracing::debug!(reason = refusal.name(), "what another process handed in was refused");
+        let status = match refusal {
+            RelayRefusal::NotASession => StatusCode::NOT_FOUND,
+            RelayRefusal::WrongTarget => StatusCode::MISDIRECTED_REQUEST,
+            RelayRefusal::Full => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::FORBIDDEN,
+        };
+        (status, [(REFUSAL_HEADER, refusal.name())]).into_response()
+    }
+
+    fn verify_request(&self, request: &Request) -> Result<RelayHeader, RelayRefusal> {
+        let (handed, signed) =
+            (header_texts(request.headers(), RELAY_HEADER), header_texts(request.headers(), RELAY_SIGNATURE_HEADER));
+        let (method, uri) = (request.method().as_str(), request.uri());
+        let signed_request = relay::RelayedRequest { method, path: uri.path(), query: uri.query().unwrap_or_default() };
+        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
+        relay::verify_request(
+            &self.secrets,
+            signed_request,
+            (&handed, &signed),
+            &self.process,
+            &mut nonces,
+            clock::now_ms(),
+        )
+    }
+}
+
+fn header_texts<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a str> {
+    let text = |value: &'a HeaderValue| value.to_str().unwrap_or_default();
+    headers.get_all(name).iter().map(text).collect()
+}

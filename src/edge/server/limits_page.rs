@@ -1,0 +1,253 @@
+//! Every bound that an edge keeps for clients, as a page of documentation: the numbers come from the constants that the
+//! code works with, and each stands beside what a client is told that goes beyond it.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::bus;
+use crate::edge::http::{listener, router};
+use crate::edge::hub::subscribers;
+use crate::edge::pusher::connection;
+use crate::edge::pusher::{authorize, pending_subscriptions, sign_in};
+use crate::edge::session::liveness;
+use crate::edge::session::registry;
+use crate::edge::transport::inbox;
+use crate::edge::transport::xhr::session as xhr_session;
+use crate::edge::transport::{sockjs, websocket};
+use crate::edge::{http_api, recorder, relay, session};
+use crate::protocol::{channel, frame, rest};
+
+/// A bound with its unit.
+#[derive(Clone, Copy)]
+enum LimitValue {
+    Bytes(u64),
+    Time(Duration),
+    Count(u64),
+}
+
+impl LimitValue {
+    fn bytes(bytes: impl TryInto<u64>) -> Self {
+        Self::Bytes(bytes.try_into().unwrap_or(u64::MAX))
+    }
+
+    fn count(count: impl TryInto<u64>) -> Self {
+        Self::Count(count.try_into().unwrap_or(u64::MAX))
+    }
+
+    fn seconds(seconds: u64) -> Self {
+        Self::Time(Duration::from_secs(seconds))
+    }
+
+    fn time(time: Duration) -> Self {
+        Self::Time(time)
+    }
+
+    fn to_text(self) -> String {
+        match self {
+            Self::Bytes(bytes) if bytes >= 1 << 20 && bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),
+            Self::Bytes(bytes) if bytes >= 1 << 10 && bytes % (1 << 10) == 0 => format!("{} KiB", bytes >> 10),
+            Self::Bytes(bytes) => format!("{bytes} B"),
+            Self::Time(time) => format!("{} s", time.as_secs()),
+            Self::Count(count) => count.to_string(),
+        }
+    }
+}
+
+/// One bound: of what, how much, what happens beyond it, and where it is written.
+struct LimitRow {
+    of: &'static str,
+    most: LimitValue,
+    beyond: &'static str,
+    source: &'static str,
+}
+
+/// A bound of the constant that it names, so that the page cannot name another.
+macro_rules! limit {
+    ($of:literal, $unit:ident($($constant:ident)::+), $beyond:literal) => {
+        LimitRow {
+            of: $of,
+            most: LimitValue::$unit($($constant)::+),
+            beyond: $beyond,
+            source: concat!($("::", stringify!($constant)),+),
+        }
+    };
+}
+
+/// The parts of the page: a title, what is to be said of it, its bounds.
+fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
+    vec![
+        (
+            "Requests",
+            "Of every connection to the public listener.",
+            vec![
+                limit!(
+                    "time for a request's head, and without a request",
+                    time(listener::REQUEST_HEAD_TIMEOUT),
+                    "closed"
+                ),
+                limit!("time for a request's body", time(listener::REQUEST_BODY_TIMEOUT), "400, closed"),
+                limit!(
+                    "time in which a client reads nothing of its answer",
+                    time(listener::WRITE_STALL_TIMEOUT),
+                    "closed"
+                ),
+                limit!("size of a head", bytes(listener::HEAD_BYTES_MAX), "431, closed"),
+                limit!("fields of a head", count(listener::HEAD_FIELDS_MAX), "431, closed"),
+                limit!("declared size of any body", bytes(listener::BODY_BYTES_MAX), "413 before it arrives"),
+                limit!("size of a body of the HTTP API", bytes(listener::BODY_BYTES_MAX), "413"),
+                limit!("size of a body of a send", bytes(router::SEND_BODY_BYTES_MAX), "413"),
+            ],
+        ),
+        (
+            "WebSockets",
+            "Text that is not UTF-8 closes the socket with 1007, what is no frame with 1002; binary frames are refused \
+             with an error. All of it is counted in `realtime_edge_refused_total`.",
+            vec![
+                limit!("size of a message, also in parts", bytes(websocket::MESSAGE_BYTES_MAX), "closed with 1009"),
+                limit!("silence before a ping", time(liveness::ACTIVITY_TIMEOUT), "`pusher:ping`"),
+                limit!("time for the answer to a ping", time(liveness::PONG_TIMEOUT), "closed with 4201"),
+            ],
+        ),
+        (
+            "Connections",
+            "Of one client, whatever its transport. An error with a code leaves the connection open; a refused \
+             subscription is told by `pusher:error` and `pusher:subscription_error`. How many client events it may send \
+             in a second is said in its RealtimeApp; more are refused with error 4301.",
+            vec![
+                limit!("channels", count(connection::CONNECTION_CHANNELS_MAX), "error 4100, status 403"),
+                limit!(
+                    "subscriptions and sign-ins at once",
+                    count(connection::REQUEST_BURST_MAX),
+                    "error 4100, status 429"
+                ),
+                limit!("and then in a second", count(connection::REQUESTS_PER_SECOND_MAX), "error 4100, status 429"),
+                limit!(
+                    "presence channels that wait for the bus",
+                    count(pending_subscriptions::CONNECTION_PENDING_MAX),
+                    "error 4100, status 503"
+                ),
+                limit!("time that they wait", time(pending_subscriptions::PENDING_TIMEOUT), "error 4100, status 503"),
+                limit!("characters of a channel's name", count(channel::CHANNEL_NAME_MAX_LEN), "error"),
+                limit!("characters of a user's id", count(channel::USER_ID_MAX_LEN), "error 4009"),
+                limit!("members of a presence channel", count(bus::PRESENCE_MEMBERS_MAX), "error 4100, status 403"),
+                limit!(
+                    "size of a member's `user_info`",
+                    bytes(authorize::USER_INFO_BYTES_MAX),
+                    "error 4009, status 401"
+                ),
+                limit!("size of `user_data`", bytes(sign_in::USER_DATA_BYTES_MAX), "error 4009"),
+                limit!("users watched", count(sign_in::WATCHED_USERS_MAX), "error 4302, the first ones are watched"),
+                limit!("characters of an event's name", count(connection::EVENT_NAME_MAX_LEN), "error 4301"),
+                limit!("size of a client event's data", bytes(frame::EVENT_BYTES_MAX), "error 4301"),
+                limit!("characters of an error's message", count(frame::EXPLANATION_MAX_LEN), "cut"),
+                limit!("frames that wait for a client", count(session::QUEUED_FRAMES_MAX), "closed with 4100"),
+                limit!("bytes that wait for a client", bytes(session::QUEUED_BYTES_MAX), "closed with 4100"),
+                limit!("frames held back while it enters", count(subscribers::HELD_FRAMES_MAX), "closed with 4100"),
+            ],
+        ),
+        (
+            "Sessions over HTTP",
+            "Of pusher-js's fallbacks and of SockJS. A session that nobody knows is answered with 404.",
+            vec![
+                limit!("time without a receiving request", time(xhr_session::XHR_RECEIVER_GRACE), "closed with 4202"),
+                limit!("the same of SockJS", time(sockjs::SOCKJS_RECEIVER_GRACE), "closed with 4202"),
+                limit!("time for the first message of SockJS", time(sockjs::INTRODUCTION_TIMEOUT), "closed with 4202"),
+                limit!("sends that wait", count(inbox::INBOX_REQUESTS_MAX), "waits"),
+                limit!("bytes of sends that wait", bytes(inbox::INBOX_BYTES_MAX), "waits"),
+                limit!(
+                    "time that a send waits",
+                    time(inbox::INBOX_SEND_TIMEOUT),
+                    "503, the session is closed with 4200"
+                ),
+                limit!("bytes of each part of a session's id", count(xhr_session::SESSION_ID_PART_MAX_LEN), "404"),
+            ],
+        ),
+        (
+            "HTTP API",
+            "A request that is repeated within its time is accepted, as Pusher does.",
+            vec![
+                limit!("distance of `auth_timestamp` from the clock", seconds(rest::CLOCK_SKEW_MAX_SECONDS), "401"),
+                limit!("channels of an event", count(http_api::EVENT_CHANNELS_MAX), "400"),
+                limit!("events of a batch", count(http_api::BATCH_EVENTS_MAX), "400"),
+                limit!("size of an event's data", bytes(frame::EVENT_BYTES_MAX), "413"),
+                limit!("characters of an event's name", count(connection::EVENT_NAME_MAX_LEN), "400"),
+            ],
+        ),
+        ("Processes", "Of all clients of one edge together.", list_process_limits()),
+    ]
+}
+
+fn list_process_limits() -> Vec<LimitRow> {
+    vec![
+        limit!("sessions", count(registry::OPEN_SESSIONS_MAX), "closed with 4100"),
+        limit!("sessions of pusher-js's fallbacks", count(xhr_session::XHR_SESSIONS_MAX), "503"),
+        limit!("sessions of SockJS over HTTP", count(sockjs::SOCKJS_SESSIONS_MAX), "503"),
+        limit!(
+            "bytes that wait for clients",
+            bytes(session::TOTAL_QUEUED_BYTES_MAX),
+            "who has more than its part waiting is closed with 4100"
+        ),
+        limit!("such a part", bytes(session::FAIR_SHARE_BYTES), "see above"),
+        limit!(
+            "presence channels that wait for the bus",
+            count(pending_subscriptions::PROCESS_PENDING_MAX),
+            "error 4100, status 503"
+        ),
+        limit!("connections of other edges", count(relay::RELAY_CONNECTIONS_MAX), "closed, counted as `full`"),
+        limit!(
+            "requests that are handed to other edges",
+            count(relay::CONCURRENT_RELAYS_MAX),
+            "as if nobody had the session"
+        ),
+        limit!(
+            "events that wait for the stream",
+            count(recorder::RECORDER_EVENTS_MAX),
+            "counted in `realtime_edge_recorder_dropped_total`: old counts go first, then client events, last \
+                     counts, states that ended, last states"
+        ),
+        limit!("bytes of them", bytes(recorder::RECORDER_BYTES_MAX), "the same"),
+        limit!("time that a client event waits", time(recorder::CLIENT_EVENT_TTL), "counted as `expired`"),
+    ]
+}
+
+/// `docs/limits.md`.
+#[must_use]
+pub fn render_limits_page() -> String {
+    let mut page = String::from(
+        "<!-- Generated by `realtime limits`; a test compares. -->\n\
+         # Limits\n\n\
+         What an edge takes from clients, and what it answers beyond that. Each number is the one that the code works\n\
+         with; the last column says where it stands in `src/edge/`, `src/protocol/` or `src/bus/`. Codes are those of Pusher's\n\
+         protocol: 4100 means come back after a while, 4200 at once. What is refused is counted by reason in\n\
+         `realtime_edge_refused_total`, clients closed because they do not read in\n\
+         `realtime_edge_slow_consumers_total`.\n",
+    );
+    for (title, about, limits) in list_sections() {
+        // Writing to a String cannot fail.
+        let _ = write!(page, "\n## {title}\n\n{about}\n\n| of | at most | beyond it | constant |\n|---|---|---|---|\n");
+        for LimitRow { of, most, beyond, source } in limits {
+            let source = source.trim_start_matches("::");
+            let _ = writeln!(page, "| {of} | {} | {beyond} | `{source}` |", most.to_text());
+        }
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_are_shown_in_their_largest_whole_unit() {
+        for (most, shown) in [
+            (LimitValue::bytes(1_usize << 20), "1 MiB"),
+            (LimitValue::bytes(10_240_u32), "10 KiB"),
+            (LimitValue::bytes(1_000_u32), "1000 B"),
+            (LimitValue::time(Duration::from_mins(2)), "120 s"),
+            (LimitValue::seconds(600), "600 s"),
+            (LimitValue::count(0_u32), "0"),
+        ] {
+            assert_eq!(most.to_text(), shown);
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! Start and stop of an edge.
+
+pub(crate) mod drain;
+pub mod limits_page;
+pub(crate) mod stream_check;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use ulid::Ulid;
+
+use crate::bus::{BroadcastFrame, Bus};
+use crate::config::{ServerConfig, name};
+use crate::edge::apps::RegistryWatcher;
+use crate::edge::http::listener;
+use crate::edge::http::listener::{ConnectionLimit, ListenerTimeouts};
+use crate::edge::http::router::{RelayGuard, RouteState, build_public_router, build_relay_router};
+use crate::edge::hub::Hub;
+use crate::edge::hub::bus_events;
+use crate::edge::hub::subscribers::ChannelSubscribers;
+use crate::edge::hub::subscription_count::PendingCounts;
+use crate::edge::hub::user_presence;
+use crate::edge::metrics::EdgeMetrics;
+use crate::edge::recorder::Recorder;
+use crate::edge::relay;
+use crate::edge::relay::{LocalSessions, RelayServer, SessionRelay, session_host};
+use crate::edge::server::drain::{DrainSignal, EdgeDrain};
+use crate::edge::server::stream_check::StreamCheck;
+use crate::edge::session::registry::SessionRegistry;
+use crate::edge::transport::sockjs;
+use crate::edge::transport::xhr::session::XhrSessions;
+use crate::kinesis::{self, KinesisError};
+use crate::process::admin::{self, AdminEndpoints};
+use crate::process::{build, clock, readiness_annotation};
+use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
+use crate::protocol::record::RecordOrigin;
+use crate::protocol::registry::RegistryError;
+use crate::protocol::relay::RelayRefusal;
+use crate::protocol::{self, Transport, signature};
+
+/// How long HTTP sessions that were told nothing yet may take to ask.
+const SESSION_TASKS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long open requests may take once the listener is closed.
+const OPEN_REQUESTS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long what waits may take into the stream.
+const RECORDER_FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What an edge is given.
+pub struct EdgeDependencies {
+    /// For clients and the HTTP API.
+    pub public: TcpListener,
+    /// For kubelet, Prometheus and whoever has the token.
+    pub admin: TcpListener,
+    /// For other edges, on the port that is the same for all; `None` where sessions are not looked for elsewhere.
+    pub peer: Option<TcpListener>,
+    /// The directory of the app registry.
+    pub apps_dir: PathBuf,
+    /// The stream; there exactly when `REALTIME_WEBHOOKS` is `kinesis`.
+    pub kinesis: Option<kinesis::KinesisClient>,
+    /// The other edges.
+    pub bus: Arc<dyn Bus>,
+    /// Ends the edge.
+    pub shutdown: CancellationToken,
+}
+
+/// Why an edge does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No file of the registry can be read.
+    #[error("the app registry in {} cannot be read: {error}; mount the registry there", directory.display())]
+    AppsUnreadable {
+        /// Where it was looked for.
+        directory: PathBuf,
+        /// What the system said.
+        error: String,
+    },
+    /// A file of the registry is broken.
+    #[error("{0}; render the registry again with an operator of this release")]
+    AppsBroken(#[from] RegistryError),
+    /// The identity may not use the stream.
+    #[error("{0}; allow kinesis:DescribeStreamSummary and kinesis:PutRecords to this identity")]
+    StreamDenied(KinesisError),
+    /// The configuration and what was handed in say different things.
+    #[error("REALTIME_WEBHOOKS is `{webhooks}`, but the edge was given {given} stream; make the two agree")]
+    StreamMismatch {
+        /// The variable.
+        webhooks: String,
+        /// `a` or `no`.
+        given: &'static str,
+    },
+    /// Another part of this process reads the bus already.
+    #[error("the bus of this process is read by another edge; give each edge an end of its own")]
+    BusTaken,
+    /// A listener has no address.
+    #[error("the listener has no address: {0}; bind it before starting the edge")]
+    Listener(#[from] io::Error),
+    /// Other edges cannot be told where this one is.
+    #[error("REALTIME_POD_IP is `{0}`, which is no address: other edges could not reach the sessions of this one")]
+    NoAddress(String),
+    /// A transport that this release does not serve.
+    #[error("{0}")]
+    Transport(String),
+}
+
+/// Why an edge ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// The stream did not appear.
+    #[error("{0}; the stream was missing for two minutes: create it, or correct REALTIME_STREAM_NAME and AWS_REGION")]
+    StreamMissing(KinesisError),
+    /// A listener failed.
+    #[error("a listener failed: {0}; the process must start again")]
+    Listener(String),
+}
+
+/// An edge that serves.
+pub struct RunningEdge {
+    /// Where clients are served.
+    pub public: SocketAddr,
+    /// Where the admin listener is.
+    pub admin: SocketAddr,
+    /// The process's id, new at each start.
+    pub process: String,
+    life: JoinHandle<Result<(), StopError>>,
+}
+
+impl RunningEdge {
+    /// Resolves when the edge has ended: its clients were told, what waited was written or counted.
+    ///
+    /// # Errors
+    /// It ended although nobody asked it to.
+    pub async fn wait_stopped(self) -> Result<(), StopError> {
+        self.life.await.unwrap_or_else(|error| Err(StopError::Listener(error.to_string())))
+    }
+}
+
+/// Starts an edge.
+///
+/// # Errors
+/// What it was given cannot work; each variant says what to do.
+pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<RunningEdge, StartError> {
+    let process = Ulid::new().to_string();
+    let transports = parse_transports(&values)?;
+    check_stream_setting(&values, deps.kinesis.is_some())?;
+    let (public, admin) = (deps.public.local_addr()?, deps.admin.local_addr()?);
+    let (apps, files) = RegistryWatcher::load(deps.apps_dir.clone()).await?;
+    let messages = deps.bus.take_incoming_frames().ok_or(StartError::BusTaken)?;
+    let decided = deps.bus.take_remote_transitions();
+    let found = match &deps.kinesis {
+        Some(client) => stream_check::check_stream(client).await?,
+        None => StreamCheck::Stream,
+    };
+
+    let metrics = Arc::new(EdgeMetrics::default());
+    let (writers, flushed) = (TaskTracker::new(), CancellationToken::new());
+    let origin = build_record_origin(&values, &process);
+    let recorder =
+        Recorder::start(deps.kinesis.clone(), deps.bus.clone(), &origin, metrics.clone(), &writers, &flushed);
+    let shared = Arc::new(Hub {
+        apps: apps.clone(),
+        subscribers: ChannelSubscribers::new(),
+        pending_counts: PendingCounts::default(),
+        sessions: SessionRegistry::new(metrics.clone()),
+        bus: deps.bus,
+        recorder,
+        metrics,
+        draining: DrainSignal::default(),
+        session_tasks: TaskTracker::new(),
+        offline_grace_tasks: TaskTracker::new(),
+    });
+    let fallback = Arc::new(XhrSessions::default());
+    let stop = CancellationToken::new();
+    let (failures, failed) = mpsc::channel(1);
+    let drain = EdgeDrain::new(&values, shared.clone());
+
+    let tasks = TaskTracker::new();
+    let (sessions, metrics) = (shared.sessions.clone(), shared.metrics.clone());
+    tasks.spawn(apps.follow_files(deps.apps_dir, files, sessions, metrics, stop.clone()));
+    tasks.spawn(deliver_bus_frames(shared.clone(), messages, stop.clone()));
+    if let Some(decided) = decided {
+        tasks.spawn(bus_events::apply_remote_transitions(shared.clone(), decided, stop.clone()));
+    }
+    if let (StreamCheck::Missing, Some(client)) = (found, deps.kinesis) {
+        let failures = failures.clone();
+        tasks.spawn(run_until_cancelled(stop.clone(), async move {
+            if let Err(error) = stream_check::wait_for_stream(client).await {
+                let _ = failures.send(error).await;
+            }
+        }));
+    }
+    // The contract has checked them.
+    let trusted = values.list_items(name::TRUSTED_PROXIES).filter_map(|network| network.parse().ok()).collect();
+    let served = RouteState {
+        shared: shared.clone(),
+        fallback: fallback.clone(),
+        sockjs: Arc::default(),
+        settings: Arc::new(sockjs::SockjsSettings::from_values(&values)),
+        open: protocol::fallback::encode_open(session_host(&values).as_deref()).into(),
+        transports,
+    };
+    let listening = CancellationToken::new();
+    let guard = match deps.peer {
+        None => RelayGuard::None,
+        Some(listener) => {
+            let here = Arc::new(LocalSessions { fallback: fallback.clone(), sockjs: served.sockjs.clone() });
+            let settings = relay::RelaySettings::from_values(
+                &values,
+                &process,
+                shared.bus.clone(),
+                listener.local_addr()?.port(),
+            )?;
+            let door =
+                RelayServer::new(process.clone(), settings.secrets.clone(), here.clone(), shared.metrics.clone());
+            let routes = build_relay_router(&served, &door);
+            let refused = shared.metrics.relay_refused(RelayRefusal::Full.name());
+            let bound = Some(ConnectionLimit { most: relay::RELAY_CONNECTIONS_MAX, refused });
+            tasks.spawn(listener::serve(listener, routes, ListenerTimeouts::DEFAULT, bound, listening.clone()));
+            let (peers, following) = SessionRelay::start(settings, here, shared.metrics.clone(), stop.clone()).await;
+            tasks.spawn(following);
+            RelayGuard::Outbound(peers)
+        }
+    };
+    let routes = build_public_router(&served, &guard, trusted);
+    tasks.spawn(listener::serve(deps.public, routes, ListenerTimeouts::DEFAULT, None, listening.clone()));
+    let answers = build_admin_handlers(&values, &process, &shared, &drain, &stop).await;
+    tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));
+
+    tracing::info!(%public, %admin, %process, transports = values.text(name::TRANSPORTS), "the edge serves");
+    let life = EdgeLifecycle { shared, fallback, drain, listening, flushed, writers, stop, tasks };
+    let life = tokio::spawn(life.run_until_shutdown(deps.shutdown, failed));
+    Ok(RunningEdge { public, admin, process, life })
+}
+
+/// What is needed to end an edge in order.
+struct EdgeLifecycle {
+    shared: Arc<Hub>,
+    fallback: Arc<XhrSessions>,
+    drain: Arc<EdgeDrain>,
+    listening: CancellationToken,
+    flushed: CancellationToken,
+    writers: TaskTracker,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl EdgeLifecycle {
+    async fn run_until_shutdown(
+        self,
+        shutdown: CancellationToken,
+        mut failed: mpsc::Receiver<StopError>,
+    ) -> Result<(), StopError> {
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            Some(error) = failed.recv() => {
+                tracing::error!(%error, "the edge ends");
+                Err(error)
+            }
+        };
+        self.shut_down().await;
+        ended
+    }
+
+    /// Clients first: once they have left, nothing new is recorded. Then what waits for the stream, while requests are
+    /// still answered, because a fallback client between two requests hears of the end with its next one.
+    async fn shut_down(self) {
+        self.drain.run_to_completion().await;
+        self.shared.session_tasks.close();
+        tokio::join!(self.answer_last_requests(), self.flush_recorder(), self.wait_offline_grace());
+        self.shared.bus.leave_cluster().await;
+        self.tasks.close();
+        self.stop.cancel();
+        if timeout(OPEN_REQUESTS_TIMEOUT, self.tasks.wait()).await.is_err() {
+            tracing::warn!("requests were still open and are cut");
+        }
+        tracing::info!("the edge has ended");
+    }
+
+    async fn answer_last_requests(&self) {
+        if timeout(SESSION_TASKS_TIMEOUT, self.shared.session_tasks.wait()).await.is_err() {
+            tracing::info!(sessions = self.fallback.open_count(), "some clients did not hear the goodbye out");
+        }
+        self.listening.cancel();
+    }
+
+    /// Users who did not come back elsewhere are told of as offline.
+    async fn wait_offline_grace(&self) {
+        self.shared.offline_grace_tasks.close();
+        if timeout(user_presence::OFFLINE_GRACE + OPEN_REQUESTS_TIMEOUT, self.shared.offline_grace_tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                users = self.shared.offline_grace_tasks.len(),
+                "some users stay online until the bus forgets this process"
+            );
+        }
+    }
+
+    async fn flush_recorder(&self) {
+        self.writers.close();
+        self.flushed.cancel();
+        if timeout(RECORDER_FLUSH_TIMEOUT, self.writers.wait()).await.is_err() {
+            let events = self.shared.recorder.drop_queued();
+            tracing::error!(events, "the stream did not take what waited in time; these events are lost");
+        }
+    }
+}
+
+fn parse_transports(values: &ServerConfig) -> Result<Vec<Transport>, StartError> {
+    values.list_items(name::TRANSPORTS).map(|text| text.parse().map_err(StartError::Transport)).collect()
+}
+
+/// A stream that is configured and not there, or the other way round, would be events lost in silence.
+fn check_stream_setting(values: &ServerConfig, given: bool) -> Result<(), StartError> {
+    let webhooks = values.text(name::WEBHOOKS);
+    if (webhooks == "kinesis") == given {
+        return Ok(());
+    }
+    Err(StartError::StreamMismatch { webhooks: webhooks.to_owned(), given: if given { "a" } else { "no" } })
+}
+
+fn build_record_origin(values: &ServerConfig, process: &str) -> RecordOrigin {
+    RecordOrigin {
+        cluster: values.text(name::CLUSTER_UID).to_owned(),
+        server: values.server().name().to_owned(),
+        pod: values.text(name::POD).to_owned(),
+        process: process.to_owned(),
+    }
+}
+
+async fn build_admin_handlers(
+    values: &ServerConfig,
+    process: &str,
+    shared: &Arc<Hub>,
+    drain: &Arc<EdgeDrain>,
+    stop: &CancellationToken,
+) -> AdminEndpoints {
+    let mut metrics = Registry::default();
+    shared.metrics.register(&mut metrics);
+    let token = values.text(name::ADMIN_TOKEN).to_owned();
+    let variables = values.redacted_variables(|secret| signature::salted_digest(&token, secret));
+    let configuration = hash_configuration(build::read_build_id().await, &variables);
+    let admitted = readiness_annotation::watch_admission(values, &configuration, stop.clone());
+    let effective = {
+        let (shared, process, salt) = (shared.clone(), process.to_owned(), token.clone());
+        move || {
+            encode_json(&EffectiveReport {
+                process: process.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                configuration: configuration.clone(),
+                time_ms: clock::now_ms(),
+                variables: variables.clone(),
+                apps: shared.apps.current().app_digests(&salt),
+            })
+        }
+    };
+    let flow = {
+        let (shared, process) = (shared.clone(), process.to_owned());
+        move || {
+            encode_json(&FlowReport {
+                process: process.clone(),
+                recorder: Some(shared.recorder.flow_report()),
+                dispatcher: None,
+            })
+        }
+    };
+    let serving = drain.clone();
+    let ready = move || match (serving.is_serving(), *admitted.borrow()) {
+        (false, _) => Err("going away".to_owned()),
+        (_, false) => Err("not admitted yet: a client's event through this pod must arrive first".to_owned()),
+        (true, true) => Ok(()),
+    };
+    let drain = drain::build_drain_handlers(drain.clone());
+    AdminEndpoints {
+        token,
+        ready: Box::new(ready),
+        effective: Box::new(effective),
+        flow: Box::new(flow),
+        drain: Some(drain),
+        metrics,
+    }
+}
+
+fn encode_json(value: &impl serde::Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_else(|error| json!({ "error": error.to_string() }))
+}
+
+/// Gives the frames of other processes to the subscribers of this one.
+async fn deliver_bus_frames(shared: Arc<Hub>, mut messages: mpsc::Receiver<BroadcastFrame>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(message) = messages.recv() => shared.subscribers.deliver(&message),
+            _ = tick.tick() => shared.sample_gauges(),
+        }
+    }
+}
+
+async fn serve_admin(
+    listener: TcpListener,
+    answers: AdminEndpoints,
+    stop: CancellationToken,
+    failures: mpsc::Sender<StopError>,
+) {
+    if let Err(error) = admin::serve(listener, answers, stop).await {
+        let _ = failures.send(StopError::Listener(error.to_string())).await;
+    }
+}
+
+async fn run_until_cancelled(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! { () = stop.cancelled() => {}, () = work => {} }
+}

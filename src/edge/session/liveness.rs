@@ -1,0 +1,72 @@
+//! Whether a client is still there.
+//!
+//! In: when it was last heard of. Out: wait, ask, or give up. Knows no clock: the caller passes the time.
+
+use std::time::{Duration, Instant};
+
+/// Silence after which a side asks the other, told to clients in whole seconds.
+pub const ACTIVITY_TIMEOUT: Duration = Duration::from_mins(2);
+
+/// How long an answer may take.
+pub const PONG_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LivenessStep {
+    /// Look again at this time.
+    Wait(Instant),
+    /// Send a ping.
+    SendPing,
+    /// The client did not answer.
+    GiveUp,
+}
+
+/// One client's signs of life.
+#[derive(Clone, Copy, Debug)]
+pub struct LivenessTracker {
+    last_activity: Instant,
+    pinged_at: Option<Instant>,
+}
+
+impl LivenessTracker {
+    /// A client that was heard of just now.
+    pub fn new(now: Instant) -> Self {
+        Self { last_activity: now, pinged_at: None }
+    }
+
+    /// Any message is a sign of life.
+    pub fn note_activity(&mut self, now: Instant) {
+        *self = Self::new(now);
+    }
+
+    /// What to do now. A question counts as asked once this has said so.
+    pub fn next_step(&mut self, now: Instant) -> LivenessStep {
+        match self.pinged_at {
+            Some(asked) if now >= asked + PONG_TIMEOUT => LivenessStep::GiveUp,
+            Some(asked) => LivenessStep::Wait(asked + PONG_TIMEOUT),
+            None if now >= self.last_activity + ACTIVITY_TIMEOUT => {
+                self.pinged_at = Some(now);
+                LivenessStep::SendPing
+            }
+            None => LivenessStep::Wait(self.last_activity + ACTIVITY_TIMEOUT),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_client_is_asked_once_and_then_given_up() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut client = LivenessTracker::new(start);
+        assert_eq!(client.next_step(at(0)), LivenessStep::Wait(at(120)));
+        assert_eq!(client.next_step(at(120)), LivenessStep::SendPing);
+        assert_eq!(client.next_step(at(121)), LivenessStep::Wait(at(150)), "asked once");
+        assert_eq!(client.next_step(at(150)), LivenessStep::GiveUp);
+        client.note_activity(at(149));
+        assert_eq!(client.next_step(at(150)), LivenessStep::Wait(at(269)), "an answer starts the time again");
+    }
+}

@@ -1,0 +1,387 @@
+//! One client's session, whatever carries it: a bounded queue of frames, and how it ends.
+//!
+//! In: frames for the client, signs of life, a reason to end. Out: through an [`Outlet`], what a transport is to write.
+//! Only the newest outlet is served, so a request that replaced an aborted one takes over without losing a frame that
+//! was not yet handed out. A client that reads too slowly is ended with 4100: a queue that grows for one client is
+//! memory taken from all.
+
+pub(crate) mod deferred_wake;
+pub(crate) mod liveness;
+pub(crate) mod registry;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::{sleep_until, timeout};
+
+use crate::edge::metrics::EdgeMetrics;
+use crate::edge::session::deferred_wake::defer_wakes;
+use crate::edge::session::liveness::{LivenessStep, LivenessTracker};
+use crate::protocol::frame::code;
+use crate::protocol::{AppId, SocketId, Transport};
+
+/// Frames that wait for one client.
+pub const QUEUED_FRAMES_MAX: usize = 4_096;
+
+/// Bytes that wait for one client.
+pub const QUEUED_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes that wait for all clients; beyond it, a client with more than [`FAIR_BYTES`] waiting is ended.
+pub const TOTAL_QUEUED_BYTES_MAX: usize = 256 << 20;
+
+/// What a client may have waiting when the process is short of memory.
+pub const FAIR_SHARE_BYTES: usize = 64 << 10;
+
+/// Why a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CloseReason {
+    /// The code that the client is told.
+    pub code: u16,
+    /// The reason that the client is told.
+    pub reason: String,
+    /// Whether the server ended it because it goes away itself.
+    pub drain: bool,
+}
+
+impl CloseReason {
+    /// An end with this code.
+    pub fn new(code: u16, reason: impl Into<String>) -> Self {
+        Self { code, reason: reason.into(), drain: false }
+    }
+}
+
+/// What an outlet is to write next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum OutgoingItem {
+    /// Frames in order; none of them when the client only asked for a sign of life.
+    Frames(Vec<Bytes>),
+    /// The end.
+    Close(CloseReason),
+    /// Another outlet has taken over.
+    Replaced,
+}
+
+/// Bytes that wait for all clients of the process.
+pub type ByteBudget = Arc<AtomicUsize>;
+
+/// One client's session.
+pub struct Session {
+    /// Its public id.
+    pub socket: SocketId,
+    /// Its app; empty when it was refused.
+    pub app: AppId,
+    /// What carries it.
+    pub transport: Transport,
+    state: Mutex<SessionState>,
+    changed: Notify,
+    budget: ByteBudget,
+    metrics: Arc<EdgeMetrics>,
+}
+
+struct SessionState {
+    frames: VecDeque<Bytes>,
+    bytes: usize,
+    /// The client asked for a sign of life on a transport that has no ping of its own.
+    echo: bool,
+    close_reason: Option<CloseReason>,
+    close_delivered: bool,
+    /// The newest outlet's number.
+    receiver_number: u64,
+    /// When the newest outlet went away; `None` while it is there.
+    detached_since: Option<Instant>,
+    liveness: LivenessTracker,
+}
+
+impl Session {
+    /// A session without an outlet yet.
+    pub fn new(
+        socket: SocketId,
+        app: AppId,
+        transport: Transport,
+        budget: ByteBudget,
+        metrics: Arc<EdgeMetrics>,
+    ) -> Arc<Self> {
+        let now = Instant::now();
+        let state = SessionState {
+            frames: VecDeque::new(),
+            bytes: 0,
+            echo: false,
+            close_reason: None,
+            close_delivered: false,
+            receiver_number: 0,
+            detached_since: Some(now),
+            liveness: LivenessTracker::new(now),
+        };
+        Arc::new(Self { socket, app, transport, state: Mutex::new(state), changed: Notify::new(), budget, metrics })
+    }
+
+    /// Queues a frame. After the end it goes nowhere.
+    pub fn push(&self, frame: Bytes) {
+        let slow = {
+            let mut state = self.lock_state();
+            if state.close_reason.is_some() {
+                return;
+            }
+            let total = self.budget.fetch_add(frame.len(), Ordering::Relaxed) + frame.len();
+            state.bytes += frame.len();
+            state.frames.push_back(frame);
+            state.frames.len() > QUEUED_FRAMES_MAX
+                || state.bytes > QUEUED_BYTES_MAX
+                || (total > TOTAL_QUEUED_BYTES_MAX && state.bytes > FAIR_SHARE_BYTES)
+        };
+        self.metrics.frames.inc();
+        if slow {
+            self.close_slow_consumer();
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Ends a session for which more waits than may wait; what waits is dropped.
+    pub fn close_slow_consumer(&self) {
+        {
+            let mut state = self.lock_state();
+            if state.close_reason.is_some() {
+                return;
+            }
+            self.drop_queued_frames(&mut state);
+            state.close_reason = Some(CloseReason::new(code::OVER_CAPACITY, "the client reads too slowly"));
+        }
+        self.metrics.slow_consumers.inc();
+        tracing::debug!(socket = %self.socket, transport = %self.transport, "a client reads too slowly and is ended");
+        self.changed.notify_waiters();
+    }
+
+    /// Answers a client that asked for a sign of life, with whatever frame comes next or an empty one.
+    pub fn answer_ping(&self) {
+        self.lock_state().echo = true;
+        self.changed.notify_waiters();
+    }
+
+    /// Ends the session; what is queued is still delivered. The first reason stays.
+    pub fn close(&self, closing: CloseReason) {
+        self.lock_state().close_reason.get_or_insert(closing);
+        self.changed.notify_waiters();
+    }
+
+    /// Why it ended, once it has.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.lock_state().close_reason.clone()
+    }
+
+    /// Resolves once it has ended.
+    pub async fn close_requested(&self) {
+        self.wait_for_state(|state| state.close_reason.is_some().then_some(())).await;
+    }
+
+    /// Resolves once the client was told of the end.
+    pub async fn close_delivered(&self) {
+        self.wait_for_state(|state| state.close_delivered.then_some(())).await;
+    }
+
+    /// Resolves once the client was told of the end, or does not listen now.
+    pub async fn close_delivered_or_detached(&self) {
+        self.wait_for_state(|state| (state.close_delivered || state.detached_since.is_some()).then_some(())).await;
+    }
+
+    /// Resolves once no outlet was there for so long.
+    pub async fn detached_for(&self, grace: Duration) {
+        loop {
+            let since = self.wait_for_state(|state| state.detached_since).await;
+            sleep_until((since + grace).into()).await;
+            if self.lock_state().detached_since == Some(since) {
+                return;
+            }
+        }
+    }
+
+    /// The client gave a sign of life.
+    pub fn note_activity(&self) {
+        self.lock_state().liveness.note_activity(Instant::now());
+    }
+
+    /// What its silence asks for now.
+    pub fn next_liveness_step(&self) -> LivenessStep {
+        self.lock_state().liveness.next_step(Instant::now())
+    }
+
+    /// A new outlet, which replaces the one before.
+    pub fn attach_receiver(self: &Arc<Self>) -> FrameReceiver {
+        let number = {
+            let mut state = self.lock_state();
+            state.receiver_number += 1;
+            state.detached_since = None;
+            state.liveness.note_activity(Instant::now());
+            state.receiver_number
+        };
+        self.changed.notify_waiters();
+        FrameReceiver { session: self.clone(), number }
+    }
+
+    fn drop_queued_frames(&self, state: &mut SessionState) {
+        state.frames = VecDeque::new();
+        self.budget.fetch_sub(std::mem::take(&mut state.bytes), Ordering::Relaxed);
+    }
+
+    /// Resolves with what `look` finds, looking again after every change.
+    async fn wait_for_state<T>(&self, mut look: impl FnMut(&mut SessionState) -> Option<T>) -> T {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Registered before looking, so that a change in between is not missed.
+            changed.as_mut().enable();
+            let found = look(&mut self.lock_state());
+            if let Some(found) = found {
+                return found;
+            }
+            changed.await;
+        }
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, SessionState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let waiting = self.lock_state().bytes;
+        self.budget.fetch_sub(waiting, Ordering::Relaxed);
+    }
+}
+
+/// Where a transport takes what it writes. Dropping it tells the session that the transport is gone.
+pub struct FrameReceiver {
+    session: Arc<Session>,
+    number: u64,
+}
+
+impl FrameReceiver {
+    /// What to write next: frames up to about `most` bytes. Nothing is taken unless it resolves.
+    pub async fn next(&self, most: usize) -> OutgoingItem {
+        defer_wakes(self.session.wait_for_state(|state| self.take_outgoing(state, most))).await
+    }
+
+    /// Waits until another outlet takes over; `false` if none does in time.
+    pub async fn wait_replaced(&self, within: Duration) -> bool {
+        let other = self.session.wait_for_state(|state| (state.receiver_number != self.number).then_some(()));
+        timeout(within, other).await.is_ok()
+    }
+
+    fn take_outgoing(&self, state: &mut SessionState, most: usize) -> Option<OutgoingItem> {
+        if state.receiver_number != self.number {
+            return Some(OutgoingItem::Replaced);
+        }
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while let Some(frame) = state.frames.pop_front_if(|frame| taken.is_empty() || bytes + frame.len() <= most) {
+            bytes += frame.len();
+            taken.push(frame);
+        }
+        if !taken.is_empty() || (state.echo && state.close_reason.is_none()) {
+            state.echo = false;
+            state.bytes -= bytes;
+            self.session.budget.fetch_sub(bytes, Ordering::Relaxed);
+            if state.frames.is_empty() {
+                // An idle session keeps no buffer.
+                state.frames = VecDeque::new();
+            }
+            return Some(OutgoingItem::Frames(taken));
+        }
+        let closing = state.close_reason.clone()?;
+        state.close_delivered = true;
+        self.session.changed.notify_waiters();
+        Some(OutgoingItem::Close(closing))
+    }
+}
+
+impl Drop for FrameReceiver {
+    fn drop(&mut self) {
+        {
+            let mut state = self.session.lock_state();
+            if state.receiver_number != self.number {
+                return;
+            }
+            state.detached_since = Some(Instant::now());
+        }
+        self.session.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    pub fn test_session() -> Arc<Session> {
+        Session::new("1.2".into(), "1".into(), Transport::XhrStreaming, ByteBudget::default(), Arc::default())
+    }
+
+    fn outgoing_now(outlet: &FrameReceiver) -> Option<OutgoingItem> {
+        outlet.next(1000).now_or_never()
+    }
+
+    #[tokio::test]
+    async fn an_outlet_that_was_replaced_takes_nothing() {
+        let session = test_session();
+        let first = session.attach_receiver();
+        session.push(Bytes::from_static(b"a"));
+        let second = session.attach_receiver();
+        assert_eq!(outgoing_now(&first), Some(OutgoingItem::Replaced));
+        assert_eq!(outgoing_now(&second), Some(OutgoingItem::Frames(vec![Bytes::from_static(b"a")])));
+        assert_eq!(outgoing_now(&second), None);
+        drop(first);
+        assert!(session.detached_for(Duration::ZERO).now_or_never().is_none(), "the newest outlet is there");
+    }
+
+    #[tokio::test]
+    async fn a_slow_client_is_ended_and_its_memory_given_back() {
+        let session = test_session();
+        let outlet = session.attach_receiver();
+        for _ in 0..=QUEUED_FRAMES_MAX {
+            session.push(Bytes::from_static(b"frame"));
+        }
+        assert!(matches!(
+            outgoing_now(&outlet),
+            Some(OutgoingItem::Close(CloseReason { code: code::OVER_CAPACITY, .. }))
+        ));
+        assert_eq!((session.metrics.slow_consumers.get(), session.budget.load(Ordering::Relaxed)), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn what_was_queued_before_the_end_is_delivered_and_the_first_reason_stays() {
+        let session = test_session();
+        let outlet = session.attach_receiver();
+        session.push(Bytes::from_static(b"a"));
+        session.close(CloseReason::new(4001, "x"));
+        session.close(CloseReason::new(4200, "y"));
+        session.push(Bytes::from_static(b"late"));
+        assert_eq!(outgoing_now(&outlet), Some(OutgoingItem::Frames(vec![Bytes::from_static(b"a")])));
+        assert!(session.close_delivered().now_or_never().is_none());
+        assert_eq!(outgoing_now(&outlet), Some(OutgoingItem::Close(CloseReason::new(4001, "x"))));
+        assert!(session.close_delivered().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_question_is_answered_with_an_empty_batch_or_with_what_waits() {
+        let session = test_session();
+        let outlet = session.attach_receiver();
+        session.answer_ping();
+        assert_eq!(outgoing_now(&outlet), Some(OutgoingItem::Frames(vec![])));
+        session.answer_ping();
+        session.push(Bytes::from_static(b"a"));
+        assert_eq!(outgoing_now(&outlet), Some(OutgoingItem::Frames(vec![Bytes::from_static(b"a")])));
+        assert_eq!(outgoing_now(&outlet), None, "one answer is enough");
+    }
+
+    #[tokio::test]
+    async fn a_session_is_abandoned_after_the_grace() {
+        let session = test_session();
+        drop(session.attach_receiver());
+        assert!(session.detached_for(Duration::from_mins(1)).now_or_never().is_none());
+        let soon = session.detached_for(Duration::from_millis(20));
+        assert!(timeout(Duration::from_secs(5), soon).await.is_ok());
+    }
+}

@@ -1,0 +1,148 @@
+//! Messages that wait for one session over HTTP, whose sends come faster than the session acts on them.
+//!
+//! In: the messages of one request. Out: the same, in the order of arrival, to the one task that acts on them. What
+//! waits is bounded in requests and in bytes; a request that finds no room waits for a while and is then lost, and its
+//! session with it, because clients do not look at the answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+
+use crate::edge::apps::client_address::Caller;
+
+/// Sends that wait for one session.
+pub const INBOX_REQUESTS_MAX: usize = 64;
+
+/// Bytes of messages that wait for one session, with what each of them takes besides its text.
+pub const INBOX_BYTES_MAX: u32 = 512 << 10;
+
+/// How long a send waits for room.
+pub const INBOX_SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The end for the requests.
+#[derive(Clone)]
+pub struct InboxSender {
+    sender: mpsc::Sender<InboxRequest>,
+    room: Arc<Semaphore>,
+}
+
+/// The messages of one request, and the room that they take while they wait.
+pub struct InboxRequest {
+    /// None when the request had only its number to tell.
+    pub messages: Vec<String>,
+    /// Who sent them, where that matters.
+    pub caller: Option<Caller>,
+    /// What tells the request from others.
+    pub mark: RequestId,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// What tells a request from others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RequestId {
+    /// The client's own number.
+    pub number: Option<u64>,
+    /// The id of one that another process handed here, the same when it is handed again.
+    pub relay_number: Option<u128>,
+}
+
+impl InboxRequest {
+    /// A request without messages.
+    pub fn without_messages(number: Option<u64>) -> Self {
+        Self { messages: vec![], caller: None, mark: RequestId { number, relay_number: None }, _room: None }
+    }
+}
+
+/// Why messages do not reach their session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InboxError {
+    /// It has ended.
+    Closed,
+    /// It has not kept up.
+    Timeout,
+}
+
+/// An empty inbox: the end for the requests and the one for the session.
+pub fn open_inbox() -> (InboxSender, mpsc::Receiver<InboxRequest>) {
+    let (sender, receiver) = mpsc::channel(INBOX_REQUESTS_MAX);
+    let room = Arc::new(Semaphore::new(INBOX_BYTES_MAX.try_into().unwrap_or(Semaphore::MAX_PERMITS)));
+    (InboxSender { sender, room }, receiver)
+}
+
+impl InboxSender {
+    /// Hands messages to the session. Those that are larger than all the room wait until they are alone.
+    ///
+    /// # Errors
+    /// The session has ended, or found no time for them.
+    pub async fn send(&self, messages: Vec<String>, mark: RequestId) -> Result<(), InboxError> {
+        self.send_from(messages, None, mark).await
+    }
+
+    /// Tells the number of a request without messages. Where there is no room for it, nothing waits for it either.
+    pub fn send_number(&self, number: Option<u64>) {
+        let _ = self.sender.try_send(InboxRequest::without_messages(number));
+    }
+
+    /// The same, and says who sent them.
+    ///
+    /// # Errors
+    /// The session has ended, or found no time for them.
+    pub async fn send_from(
+        &self,
+        messages: Vec<String>,
+        caller: Option<Caller>,
+        mark: RequestId,
+    ) -> Result<(), InboxError> {
+        let bytes: usize = messages.iter().map(|message| message.len() + size_of::<String>()).sum();
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(INBOX_BYTES_MAX);
+        let sent = async {
+            let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| InboxError::Closed)?;
+            self.sender
+                .send(InboxRequest { messages, caller, mark, _room: Some(room) })
+                .await
+                .map_err(|_| InboxError::Closed)
+        };
+        timeout(INBOX_SEND_TIMEOUT, sent).await.unwrap_or(Err(InboxError::Timeout))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use tokio::task::unconstrained;
+
+    /// Requests that find room at once, of as many as may wait.
+    fn count_fitting(messages: &[String]) -> usize {
+        let (sends, _receiver) = open_inbox();
+        let send = || unconstrained(sends.send(messages.to_vec(), RequestId::default())).now_or_never();
+        (0..INBOX_REQUESTS_MAX).take_while(|_| send() == Some(Ok(()))).count()
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_bounded_in_requests_and_in_bytes() {
+        assert_eq!(count_fitting(&["x".to_owned()]), INBOX_REQUESTS_MAX);
+        assert_eq!(count_fitting(&["x".repeat(100 << 10)]), 5);
+        assert_eq!(count_fitting(&["x".repeat(600 << 10)]), 1, "larger than all the room, and alone");
+        assert_eq!(count_fitting(&vec![String::new(); 10_000]), 2, "empty messages take room too");
+    }
+
+    #[tokio::test]
+    async fn a_send_waits_for_room_and_not_for_ever() {
+        let (sends, mut receiver) = open_inbox();
+        let half = || vec!["x".repeat(300 << 10)];
+        assert_eq!(sends.send(half(), RequestId::default()).await, Ok(()));
+        let taken = async { receiver.recv().await.map(|sent| sent.messages.len()) };
+        assert_eq!(
+            tokio::join!(sends.send(half(), RequestId::default()), taken),
+            (Ok(()), Some(1)),
+            "the first one made room"
+        );
+        assert_eq!(sends.send(half(), RequestId::default()).await, Err(InboxError::Timeout));
+        receiver.close();
+        assert!(receiver.recv().await.is_some());
+        assert_eq!(sends.send(half(), RequestId::default()).await, Err(InboxError::Closed));
+    }
+}

@@ -1,0 +1,89 @@
+//! What one receive is answered: a head, and then frames as its transport wraps them.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures::stream;
+use tokio::time::timeout;
+
+use crate::edge::relay::session_gone;
+use crate::edge::session::OutgoingItem;
+use crate::edge::transport::sockjs::session::{ReceiveOutcome, SockjsReceiver};
+use crate::protocol::fallback::utf16_units;
+use crate::protocol::sockjs::{self, FrameWrapping, HEARTBEAT_FRAME, OPEN_FRAME, RESPONSE_MAX_UNITS};
+
+/// Silence after which an open answer carries a heartbeat, as the protocol has it.
+pub const SOCKJS_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(25);
+
+/// Taken from the session for one frame.
+const SOCKJS_BATCH_BYTES: usize = 32 << 10;
+
+/// What a second receiver is told.
+const SECOND_RECEIVER_CLOSE: (u16, &str) = (2010, "Another connection still open");
+
+/// One answer.
+pub struct ReceiveAnswer {
+    /// `None` once it is over.
+    receive: Option<ReceiveOutcome>,
+    /// Written first, and not counted.
+    head: Option<String>,
+    wrapping: FrameWrapping,
+    /// Units that may be written; the frame that reaches this is the last one.
+    left: usize,
+}
+
+impl ReceiveAnswer {
+    /// An answer that begins with `head`; a poll has one frame.
+    pub fn new(receive: ReceiveOutcome, head: Option<String>, wrapping: FrameWrapping, poll: bool) -> Self {
+        let left = if poll { 1 } else { RESPONSE_MAX_UNITS };
+        Self { receive: Some(receive), head, wrapping, left }
+    }
+
+    /// The answer as a body, whose length nobody knows yet.
+    pub fn into_body(self) -> Body {
+        Body::from_stream(stream::unfold(self, |mut answer| async {
+            let written = answer.next().await?;
+            Some((Ok::<_, Infallible>(Bytes::from(written)), answer))
+        }))
+    }
+
+    async fn next(&mut self) -> Option<String> {
+        if let Some(head) = self.head.take() {
+            return Some(head);
+        }
+        let (frame, last) = match self.receive.as_mut()? {
+            ReceiveOutcome::Busy => (sockjs::encode_close(SECOND_RECEIVER_CLOSE.0, SECOND_RECEIVER_CLOSE.1), true),
+            ReceiveOutcome::Gone => {
+                let closing = session_gone();
+                (sockjs::encode_close(closing.code, &closing.reason), true)
+            }
+            ReceiveOutcome::Receiver(receiver) => next_frame(receiver).await,
+        };
+        let written = self.wrapping.wrap(&frame);
+        self.left = self.left.saturating_sub(utf16_units(&written));
+        if (last || self.left == 0)
+            && let Some(ReceiveOutcome::Receiver(mut receiver)) = self.receive.take()
+        {
+            receiver.finish();
+        }
+        Some(written)
+    }
+}
+
+/// The next frame, and whether nothing comes after it.
+async fn next_frame(receiver: &mut SockjsReceiver) -> (String, bool) {
+    if std::mem::take(&mut receiver.new) {
+        return (OPEN_FRAME.to_owned(), false);
+    }
+    match timeout(SOCKJS_HEARTBEAT_INTERVAL, receiver.next(SOCKJS_BATCH_BYTES)).await {
+        Ok(OutgoingItem::Frames(frames)) => {
+            (sockjs::encode_messages(frames.iter().filter_map(|frame| std::str::from_utf8(frame).ok())), false)
+        }
+        Ok(OutgoingItem::Close(closing)) => (sockjs::encode_close(closing.code, &closing.reason), true),
+        // A session has one receiver, so none takes over.
+        Ok(OutgoingItem::Replaced) => (sockjs::encode_close(SECOND_RECEIVER_CLOSE.0, SECOND_RECEIVER_CLOSE.1), true),
+        Err(_) => (HEARTBEAT_FRAME.to_owned(), false),
+    }
+}

@@ -1,0 +1,377 @@
+//! The answers to the requests, with the headers that the protocol asks for.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimePrinter;
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::edge::apps::client_address::Caller;
+use crate::edge::relay::{RelayServer, RelayTarget, SessionName, SessionOwnership, SessionRelay, session_gone};
+use crate::edge::transport::inbox::RequestId;
+use crate::edge::transport::sockjs::answer::{ReceiveAnswer, SOCKJS_HEARTBEAT_INTERVAL};
+use crate::edge::transport::sockjs::route::{SessionAction, SockjsEndpoint};
+use crate::edge::transport::sockjs::socket::{SocketFraming, SockjsSocket};
+use crate::edge::transport::sockjs::{BASE_PATH, SockjsContext};
+use crate::edge::transport::websocket::{MESSAGE_BYTES_MAX, READ_BUFFER_BYTES, WRITE_BUFFER_BYTES};
+use crate::edge::transport::xhr::session::SessionError;
+use crate::process::clock;
+use crate::protocol::Transport;
+use crate::protocol::sockjs::{self, FrameWrapping};
+
+/// A year, in seconds.
+const CACHE_TTL_SECONDS: &str = "31536000";
+
+/// The same in milliseconds.
+const CACHE_TTL_MS: u64 = 31_536_000_000;
+
+/// Longest name of a callback: what a page would call itself.
+const HTMLFILE_CALLBACK_MAX_LEN: usize = 128;
+
+/// Longest name of a callback, as other servers have it.
+const JSONP_CALLBACK_MAX_LEN: usize = 32;
+
+const PLAIN_CONTENT_TYPE: &str = "text/plain; charset=UTF-8";
+const SCRIPT_CONTENT_TYPE: &str = "application/javascript; charset=UTF-8";
+const HTML_CONTENT_TYPE: &str = "text/html; charset=UTF-8";
+const JSON_CONTENT_TYPE: &str = "application/json; charset=UTF-8";
+const EVENT_STREAM_CONTENT_TYPE: &str = "text/event-stream";
+
+/// Serves a request here, or where its session is.
+pub async fn relay_or_serve(State(peers): State<Arc<SessionRelay>>, request: Request, next: Next) -> Response {
+    let Some((id, action)) = parse_session_request(&request) else { return next.run(request).await };
+    let farewell = match action {
+        SessionAction::Stream | SessionAction::EventSource | SessionAction::HtmlFile => {
+            let (closing, wrapping) = (session_gone(), action.frame_wrapping());
+            Some((wrapping.wrap(&sockjs::encode_close(closing.code, &closing.reason)), wrapping.frame_terminator()))
+        }
+        _ => None,
+    };
+    let receives = action.transport().is_some();
+    peers
+        .relay_or_serve(
+            RelayTarget { name: SessionName::SockJs(id), is_receive: receives, close_frame: farewell },
+            request,
+            next,
+        )
+        .await
+}
+
+/// Lets a request in that another process handed here.
+pub async fn accept_relayed(State(door): State<Arc<RelayServer>>, request: Request, next: Next) -> Response {
+    let name = parse_session_request(&request).map(|(id, _)| SessionName::SockJs(id));
+    door.accept_request(name, request, next).await
+}
+
+/// The session of a request that is one of several; a WebSocket is a session of its own.
+fn parse_session_request(request: &Request) -> Option<(String, SessionAction)> {
+    match SockjsEndpoint::from_path(request.uri().path().strip_prefix(BASE_PATH)?)? {
+        SockjsEndpoint::Session(_, SessionAction::Socket) => None,
+        SockjsEndpoint::Session(id, action) => Some((id, action)),
+        _ => None,
+    }
+}
+
+type UpgradeResult = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
+
+/// Everything below the base path.
+pub async fn serve(
+    State(context): State<SockjsContext>,
+    (method, uri): (Method, Uri),
+    headers: HeaderMap,
+    caller: Caller,
+    upgrade: UpgradeResult,
+    known: Option<Extension<SessionOwnership>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let standing = known.map_or(SessionOwnership::Unowned(None), |Extension(standing)| standing);
+    let rest = uri.path().strip_prefix(BASE_PATH).unwrap_or_default();
+    let Some(endpoint) = SockjsEndpoint::from_path(rest) else { return not_found(HeaderMap::new()) };
+    let transport = match &endpoint {
+        SockjsEndpoint::RawSocket => Some(Transport::SockjsWebsocket),
+        SockjsEndpoint::Session(_, action) => action.transport(),
+        SockjsEndpoint::Greeting | SockjsEndpoint::Iframe | SockjsEndpoint::Info => None,
+    };
+    if transport.is_some_and(|transport| !context.is_served(transport)) {
+        return not_found(HeaderMap::new());
+    }
+    let allowed = endpoint.allowed_methods();
+    if !allowed.contains(&method.as_str()) {
+        let allow = [(header::ALLOW, allowed.join(", "))];
+        return (StatusCode::METHOD_NOT_ALLOWED, allow).into_response();
+    }
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return rejection.into_response(),
+    };
+    let query = uri.query().unwrap_or_default();
+    match (endpoint, method) {
+        (SockjsEndpoint::Greeting, _) => {
+            build_response(StatusCode::OK, content_type_header(PLAIN_CONTENT_TYPE), "Welcome to SockJS!\n")
+        }
+        (SockjsEndpoint::Iframe, _) => answer_iframe(&context, query, &headers),
+        (SockjsEndpoint::Info, Method::OPTIONS) => answer_preflight(&context, &headers, "OPTIONS, GET"),
+        (SockjsEndpoint::Info, _) => answer_info(&context, &headers),
+        (SockjsEndpoint::RawSocket, _) => upgrade_socket(context, upgrade, caller, SocketFraming::Raw),
+        (SockjsEndpoint::Session(_, SessionAction::Socket), _) => {
+            upgrade_socket(context, upgrade, caller, SocketFraming::Frames)
+        }
+        (SockjsEndpoint::Session(..), Method::OPTIONS) => answer_preflight(&context, &headers, "OPTIONS, POST"),
+        (SockjsEndpoint::Session(id, action @ (SessionAction::Send | SessionAction::JsonpSend)), _) => {
+            let mark = RequestId { number: None, relay_number: standing.relay_number() };
+            answer_send(&context, &id, action, (&headers, caller, mark), &body).await
+        }
+        (SockjsEndpoint::Session(id, action), _) => answer_receive(&context, &id, action, query, &headers, standing),
+    }
+}
+
+fn answer_receive(
+    context: &SockjsContext,
+    id: &str,
+    action: SessionAction,
+    query: &str,
+    request: &HeaderMap,
+    standing: SessionOwnership,
+) -> Response {
+    let mut headers = no_cache_headers();
+    set_session_cookie(context, request, &mut headers);
+    let mut wrapping = action.frame_wrapping();
+    let mut head = None;
+    let refuse = |headers, told| build_response(StatusCode::INTERNAL_SERVER_ERROR, headers, told);
+    let kind = match action {
+        SessionAction::HtmlFile => match sockjs::parse_callback(query, HTMLFILE_CALLBACK_MAX_LEN) {
+            Ok(callback) => {
+                head = Some(sockjs::htmlfile_head(&callback));
+                HTML_CONTENT_TYPE
+            }
+            Err(told) => return refuse(headers, told),
+        },
+        SessionAction::Jsonp => match sockjs::parse_callback(query, JSONP_CALLBACK_MAX_LEN) {
+            Ok(callback) => {
+                wrapping = FrameWrapping::Call(callback);
+                // A script that is taken for something else could be made to be something else.
+                headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+                SCRIPT_CONTENT_TYPE
+            }
+            Err(told) => return refuse(headers, told),
+        },
+        SessionAction::EventSource => {
+            head = Some(sockjs::EVENT_PRELUDE.to_owned());
+            // A page without an origin of its own cannot read what names it, so it is let in as everyone.
+            let origin = request.get(header::ORIGIN).filter(|origin| *origin != "null");
+            set_cross_origin_headers(origin, request, &mut headers);
+            EVENT_STREAM_CONTENT_TYPE
+        }
+        _ => {
+            head = (action == SessionAction::Stream).then(sockjs::line_prelude);
+            set_cross_origin_headers(request.get(header::ORIGIN), request, &mut headers);
+            SCRIPT_CONTENT_TYPE
+        }
+    };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    let Some(transport) = action.transport() else { return not_found(headers) };
+    match context.sessions.attach_receiver(&context.shared, id, transport, standing) {
+        Ok(receive) => build_response(
+            StatusCode::OK,
+            headers,
+            ReceiveAnswer::new(receive, head, wrapping, action.is_poll()).into_body(),
+        ),
+        Err(unserved) => unserved.into_response(),
+    }
+}
+
+async fn answer_send(
+    context: &SockjsContext,
+    id: &str,
+    action: SessionAction,
+    (request, caller, mark): (&HeaderMap, Caller, RequestId),
+    body: &[u8],
+) -> Response {
+    let mut headers = no_cache_headers();
+    set_session_cookie(context, request, &mut headers);
+    let messages = if action == SessionAction::JsonpSend {
+        let kind = request.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        sockjs::parse_form(kind, body)
+    } else {
+        set_cross_origin_headers(request.get(header::ORIGIN), request, &mut headers);
+        sockjs::parse_send(body)
+    };
+    let messages = match messages {
+        Ok(messages) => messages,
+        Err(told) => return build_response(StatusCode::INTERNAL_SERVER_ERROR, headers, told),
+    };
+    match context.sessions.send(&context.shared, id, messages, (caller, mark)).await {
+        Ok(()) => {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PLAIN_CONTENT_TYPE));
+            match action {
+                // Some browsers cannot do with no content here.
+                SessionAction::JsonpSend => build_response(StatusCode::OK, headers, "ok"),
+                _ => build_response(StatusCode::NO_CONTENT, headers, Body::empty()),
+            }
+        }
+        Err(SessionError::Unknown) => not_found(headers),
+        Err(unserved) => unserved.into_response(),
+    }
+}
+
+fn upgrade_socket(context: SockjsContext, upgrade: UpgradeResult, caller: Caller, framing: SocketFraming) -> Response {
+    let Ok(upgrade) = upgrade else {
+        return build_response(StatusCode::BAD_REQUEST, HeaderMap::new(), "Not a valid websocket request");
+    };
+    let upgrade = upgrade
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(WRITE_BUFFER_BYTES)
+        .max_message_size(MESSAGE_BYTES_MAX)
+        .max_frame_size(MESSAGE_BYTES_MAX);
+    let (shared, transport) = (context.shared, Transport::SockjsWebsocket);
+    let tasks = shared.session_tasks.clone();
+    upgrade.on_upgrade(move |wire| {
+        let heartbeat = Instant::now() + SOCKJS_HEARTBEAT_INTERVAL;
+        // Tracked, so that the process waits for sessions that are about to leave.
+        tasks.track_future(SockjsSocket { wire, framing, transport, caller, heartbeat }.serve(shared))
+    })
+}
+
+fn answer_info(context: &SockjsContext, request: &HeaderMap) -> Response {
+    let Ok(entropy) = OsRng.try_next_u32() else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
+    let mut info = json!({
+        "websocket": context.is_served(Transport::SockjsWebsocket),
+        "origins": ["*:*"],
+        "cookie_needed": context.settings.cookie,
+        "entropy": entropy,
+    });
+    if let Some(host) = &context.settings.host {
+        info["hostname"] = host.as_str().into();
+    }
+    let mut headers = no_cache_headers();
+    set_cross_origin_headers(request.get(header::ORIGIN), request, &mut headers);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON_CONTENT_TYPE));
+    build_response(StatusCode::OK, headers, info.to_string())
+}
+
+fn answer_iframe(context: &SockjsContext, query: &str, request: &HeaderMap) -> Response {
+    let Some(page) = context.settings.pages.find_by_query(query) else {
+        let told = "this script is not listed for hidden frames: add it to REALTIME_SOCKJS_SCRIPTS\n";
+        return build_response(StatusCode::NOT_FOUND, content_type_header(PLAIN_CONTENT_TYPE), told);
+    };
+    let mut headers = HeaderMap::new();
+    set_cache_headers(&mut headers);
+    insert_header(&mut headers, header::ETAG, &page.tag);
+    if request.get(header::IF_NONE_MATCH).is_some_and(|tag| *tag == page.tag) {
+        return build_response(StatusCode::NOT_MODIFIED, headers, Body::empty());
+    }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(HTML_CONTENT_TYPE));
+    insert_header(&mut headers, header::CONTENT_SECURITY_POLICY, &page.policy);
+    build_response(StatusCode::OK, headers, page.body.clone())
+}
+
+fn answer_preflight(context: &SockjsContext, request: &HeaderMap, methods: &'static str) -> Response {
+    let mut headers = HeaderMap::new();
+    set_session_cookie(context, request, &mut headers);
+    set_cross_origin_headers(request.get(header::ORIGIN), request, &mut headers);
+    set_cache_headers(&mut headers);
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(CACHE_TTL_SECONDS));
+    build_response(StatusCode::NO_CONTENT, headers, Body::empty())
+}
+
+fn not_found(mut headers: HeaderMap) -> Response {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PLAIN_CONTENT_TYPE));
+    build_response(StatusCode::NOT_FOUND, headers, "404 Error: Page not found\n")
+}
+
+fn build_response(status: StatusCode, headers: HeaderMap, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+fn content_type_header(kind: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(kind))])
+}
+
+fn no_cache_headers() -> HeaderMap {
+    let never = HeaderValue::from_static("no-store, no-cache, no-transform, must-revalidate, max-age=0");
+    // Proxies that hold an answer back until they have all of it would hold it back for ever.
+    let at_once = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    HeaderMap::from_iter([(header::CACHE_CONTROL, never), at_once])
+}
+
+fn set_cache_headers(headers: &mut HeaderMap) {
+    let ms = i64::try_from(clock::now_ms() + CACHE_TTL_MS).unwrap_or(i64::MAX);
+    let expires =
+        Timestamp::from_millisecond(ms).and_then(|at| DateTimePrinter::new().timestamp_to_rfc9110_string(&at));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000"));
+    if let Ok(expires) = expires {
+        insert_header(headers, header::EXPIRES, &expires);
+    }
+}
+
+/// Lets the page that asks read the answer, whatever its origin. Nothing here depends on cookies, so there is nothing
+/// to protect by origin.
+fn set_cross_origin_headers(origin: Option<&HeaderValue>, request: &HeaderMap, headers: &mut HeaderMap) {
+    if let Some(origin) = origin {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+    } else {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    }
+    headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+    if let Some(wanted) = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS).filter(|wanted| !wanted.is_empty()) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
+    }
+}
+
+/// Sets the load balancer's cookie, to the client's own value if it has one.
+fn set_session_cookie(context: &SockjsContext, request: &HeaderMap, headers: &mut HeaderMap) {
+    if !context.settings.cookie {
+        return;
+    }
+    let own =
+        request.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok()).find_map(find_session_cookie);
+    insert_header(headers, header::SET_COOKIE, &format!("JSESSIONID={}; path=/", own.unwrap_or("dummy")));
+}
+
+fn find_session_cookie(cookies: &str) -> Option<&str> {
+    let mut pairs = cookies.split(';').filter_map(|pair| pair.split_once('='));
+    pairs.find_map(|(name, value)| (name.trim() == "JSESSIONID" && !value.trim().is_empty()).then(|| value.trim()))
+}
+
+/// A header of our own making; what cannot be one is left out.
+fn insert_header(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clients_own_cookie_is_found_among_others() {
+        for (cookies, found) in [
+            ("JSESSIONID=abcdef", Some("abcdef")),
+            ("a=b; JSESSIONID=x ; c=d", Some("x")),
+            ("JSESSIONIDS=x", None),
+            ("JSESSIONID=", None),
+            ("", None),
+        ] {
+            assert_eq!(find_session_cookie(cookies), found, "{cookies}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What a path below the base means, and which methods it takes.
+
+use crate::protocol::Transport;
+use crate::protocol::sockjs::FrameWrapping;
+
+/// Longest name of a session. Clients use eight characters.
+const SESSION_ID_MAX_LEN: usize = 128;
+
+/// What a path means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SockjsEndpoint {
+    /// The base path: a greeting.
+    Greeting,
+    /// The page of a hidden frame.
+    Iframe,
+    /// What the server can.
+    Info,
+    /// A WebSocket without frames.
+    RawSocket,
+    /// A request of this session.
+    Session(String, SessionAction),
+}
+
+/// What a request of a session does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionAction {
+    /// A WebSocket, which is a session of its own.
+    Socket,
+    /// Receives one frame.
+    Poll,
+    /// Receives frames.
+    Stream,
+    /// Sends messages.
+    Send,
+    /// Receives frames as events.
+    EventSource,
+    /// Receives frames as scripts in a page.
+    HtmlFile,
+    /// Receives one frame as a script.
+    Jsonp,
+    /// Sends messages from a form.
+    JsonpSend,
+}
+
+impl SockjsEndpoint {
+    /// What the rest of a path after the base means; it may end with a slash.
+    pub fn from_path(rest: &str) -> Option<Self> {
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        match rest {
+            "" => return Some(Self::Greeting),
+            "/info" => return Some(Self::Info),
+            "/websocket" => return Some(Self::RawSocket),
+            _ => {}
+        }
+        let rest = rest.strip_prefix('/')?;
+        if is_iframe(rest) {
+            return Some(Self::Iframe);
+        }
+        let mut parts = rest.split('/');
+        let (server, session, action) = (parts.next()?, parts.next()?, parts.next()?);
+        let named = |part: &str| !part.is_empty() && !part.contains('.');
+        if parts.next().is_some() || !named(server) || !named(session) || session.len() > SESSION_ID_MAX_LEN {
+            return None;
+        }
+        // The first part is for load balancers and means nothing here.
+        Some(Self::Session(session.to_owned(), SessionAction::from_name(action)?))
+    }
+
+    /// The methods that it takes.
+    pub fn allowed_methods(&self) -> &'static [&'static str] {
+        match self {
+            Self::Greeting | Self::Iframe | Self::RawSocket => &["GET"],
+            Self::Info => &["OPTIONS", "GET"],
+            Self::Session(_, action) => match action {
+                SessionAction::Poll | SessionAction::Stream | SessionAction::Send => &["POST", "OPTIONS"],
+                SessionAction::JsonpSend => &["POST"],
+                SessionAction::Socket | SessionAction::EventSource | SessionAction::HtmlFile | SessionAction::Jsonp => {
+                    &["GET"]
+                }
+            },
+        }
+    }
+}
+
+/// `iframe.html`, or with a version between the two.
+fn is_iframe(file: &str) -> bool {
+    let version = file.strip_prefix("iframe").and_then(|rest| rest.strip_suffix(".html"));
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c);
+    version.is_some_and(|version| version.chars().all(plain))
+}
+
+impl SessionAction {
+    fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "websocket" => Self::Socket,
+            "xhr" => Self::Poll,
+            "xhr_streaming" => Self::Stream,
+            "xhr_send" => Self::Send,
+            "eventsource" => Self::EventSource,
+            "htmlfile" => Self::HtmlFile,
+            "jsonp" => Self::Jsonp,
+            "jsonp_send" => Self::JsonpSend,
+            _ => return None,
+        })
+    }
+
+    /// The transport that a session counts as when this request opens it; `None` for what opens none.
+    pub fn transport(self) -> Option<Transport> {
+        Some(match self {
+            Self::Socket => Transport::SockjsWebsocket,
+            Self::Stream => Transport::SockjsXhrStreaming,
+            Self::Poll | Self::Jsonp => Transport::SockjsXhr,
+            Self::EventSource | Self::HtmlFile => Transport::SockjsEventsource,
+            Self::Send | Self::JsonpSend => return None,
+        })
+    }
+
+    /// Whether its answer has one frame only.
+    pub fn is_poll(self) -> bool {
+        matches!(self, Self::Poll | Self::Jsonp)
+    }
+
+    /// How it writes frames, if it is no call of a function.
+    pub fn frame_wrapping(self) -> FrameWrapping {
+        match self {
+            Self::EventSource => FrameWrapping::Event,
+            Self::HtmlFile => FrameWrapping::Script,
+            _ => FrameWrapping::Line,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_means_one_thing_or_nothing() {
+        let session = |id: &str, action| Some(SockjsEndpoint::Session(id.to_owned(), action));
+        for (path, endpoint) in [
+            ("", Some(SockjsEndpoint::Greeting)),
+            ("/", Some(SockjsEndpoint::Greeting)),
+            ("//", None),
+            ("/info", Some(SockjsEndpoint::Info)),
+            ("/info/", Some(SockjsEndpoint::Info)),
+            ("/infos", None),
+            ("/websocket", Some(SockjsEndpoint::RawSocket)),
+            ("/iframe.html", Some(SockjsEndpoint::Iframe)),
+            ("/iframe-.html", Some(SockjsEndpoint::Iframe)),
+            ("/iframe-0.1.2abc-dirty.2144.html", Some(SockjsEndpoint::Iframe)),
+            ("/iframe", None),
+            ("/iframe.htm", None),
+            ("/IFRAME.HTML", None),
+            ("/iframe.HTML", None),
+            ("/iframe-/.html", None),
+            ("/0/s/xhr", session("s", SessionAction::Poll)),
+            ("/999/s/xhr/", session("s", SessionAction::Poll)),
+            ("/abc%20/i-j%20/xhr_streaming", session("i-j%20", SessionAction::Stream)),
+            ("/_/_/websocket", session("_", SessionAction::Socket)),
+            ("/0/s/xhr_send", session("s", SessionAction::Send)),
+            ("/0/s/eventsource", session("s", SessionAction::EventSource)),
+            ("/0/s/htmlfile", session("s", SessionAction::HtmlFile)),
+            ("/0/s/jsonp", session("s", SessionAction::Jsonp)),
+            ("/0/s/jsonp_send", session("s", SessionAction::JsonpSend)),
+            ("/0/s/xhr_other", None),
+            ("/a./a/xhr", None),
+            ("/a/a./xhr", None),
+            ("/./../xhr", None),
+            ("///xhr", None),
+            ("//a/xhr", None),
+            ("/a//xhr", None),
+            ("/a/xhr", None),
+            ("/a/b/c/xhr", None),
+            ("/a/b", None),
+        ] {
+            assert_eq!(SockjsEndpoint::from_path(path), endpoint, "{path}");
+        }
+        assert_eq!(SockjsEndpoint::from_path(&format!("/0/{}/xhr", "s".repeat(SESSION_ID_MAX_LEN + 1))), None);
+    }
+}

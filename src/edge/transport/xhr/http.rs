@@ -1,0 +1,302 @@
+//! The requests of the fallbacks: what a receive's answer looks like, and what a send is answered.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::stream;
+use tokio::time::timeout;
+
+use crate::edge::apps::client_address::Caller;
+use crate::edge::hub::Hub;
+use crate::edge::metrics::EdgeMetrics;
+use crate::edge::relay::{RelayServer, RelayTarget, SessionName, SessionOwnership, SessionRelay, session_gone};
+use crate::edge::session::{FrameReceiver, OutgoingItem};
+use crate::edge::transport::inbox::RequestId;
+use crate::edge::transport::xhr::session::{SessionError, SessionId, XhrReceiver, XhrSessions, parse_request_number};
+use crate::protocol::Transport;
+use crate::protocol::fallback::{self, HEARTBEAT_FRAME, OPEN_FRAME, STREAM_LIMIT_UNITS, utf16_units};
+use crate::protocol::frame;
+
+/// Silence after which an open answer carries a heartbeat: less than what proxies cut.
+const XHR_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(20);
+
+/// How long writing pauses for a client that has its 256 KiB and should re-open.
+const STREAM_REOPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Taken from the session for one frame.
+const XHR_BATCH_BYTES: usize = 32 << 10;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct XhrContext {
+    /// The edge.
+    pub shared: Arc<Hub>,
+    /// Its HTTP sessions.
+    pub fallback: Arc<XhrSessions>,
+    /// What opens a session.
+    pub open: Arc<str>,
+}
+
+type SessionPath = Path<(String, String, String)>;
+
+/// What the processes know of a session before the request comes here.
+type KnownOwnership = Option<Extension<SessionOwnership>>;
+
+/// Serves a request here, or where its session is.
+pub async fn relay_or_serve(
+    State(peers): State<Arc<SessionRelay>>,
+    Path((_, srv, session)): SessionPath,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(id) = SessionId::parse(srv, session) else { return next.run(request).await };
+    let path = request.uri().path();
+    let farewell = path.ends_with("/xhr_streaming").then(|| {
+        let closing = session_gone();
+        (fallback::encode_close(closing.code, &closing.reason), "\n")
+    });
+    let receives = !path.ends_with("/xhr_send");
+    peers
+        .relay_or_serve(
+            RelayTarget { name: SessionName::Pusher(id), is_receive: receives, close_frame: farewell },
+            request,
+            next,
+        )
+        .await
+}
+
+/// Lets a request in that another process handed here.
+pub async fn accept_relayed(
+    State(door): State<Arc<RelayServer>>,
+    Path((_, srv, session)): SessionPath,
+    request: Request,
+    next: Next,
+) -> Response {
+    door.accept_request(SessionId::parse(srv, session).map(SessionName::Pusher), request, next).await
+}
+
+/// `POST …/xhr_streaming`: one answer for as long as the client holds it.
+pub async fn receive_streaming(
+    State(context): State<XhrContext>,
+    Path((key, srv, session)): SessionPath,
+    RawQuery(query): RawQuery,
+    caller: Caller,
+    known: KnownOwnership,
+) -> Response {
+    match open_receiver(&context, (key, srv, session), query, &caller, Transport::XhrStreaming, known) {
+        Ok(receive) => build_response(Body::from_stream(stream::unfold(
+            ReceiveStream::new(receive, context.open, context.shared.metrics.clone()),
+            |mut stream| async {
+                let line = stream.next().await?;
+                Some((Ok::<_, Infallible>(Bytes::from(line)), stream))
+            },
+        ))),
+        Err(unserved) => unserved.into_response(),
+    }
+}
+
+/// `POST …/xhr`: one batch.
+pub async fn receive_polling(
+    State(context): State<XhrContext>,
+    Path((key, srv, session)): SessionPath,
+    RawQuery(query): RawQuery,
+    caller: Caller,
+    known: KnownOwnership,
+) -> Response {
+    match open_receiver(&context, (key, srv, session), query, &caller, Transport::XhrPolling, known) {
+        Ok(XhrReceiver { new: true, .. }) => build_response(Body::from(context.open.to_string())),
+        Ok(XhrReceiver { frames: outlet, new: false }) => build_response(Body::from(poll_frames(&outlet).await)),
+        Err(unserved) => unserved.into_response(),
+    }
+}
+
+/// `POST …/xhr_send`: messages of the client.
+pub async fn receive_messages(
+    State(context): State<XhrContext>,
+    Path((key, srv, session)): SessionPath,
+    RawQuery(query): RawQuery,
+    caller: Caller,
+    known: KnownOwnership,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return rejection.into_response(),
+    };
+    let Some(id) = SessionId::parse(srv, session) else { return SessionError::Unknown.into_response() };
+    let messages = match fallback::parse_send(&body) {
+        Ok(messages) => messages,
+        // As SockJS answers.
+        Err(told) => return (StatusCode::INTERNAL_SERVER_ERROR, told).into_response(),
+    };
+    if XhrSessions::check_origin(&context.shared, &key, &caller).is_err() {
+        return SessionError::Forbidden.into_response();
+    }
+    let handed = known.and_then(|Extension(standing)| standing.relay_number());
+    let mark = RequestId { number: parse_request_number(&query.unwrap_or_default()), relay_number: handed };
+    match context.fallback.send(&id, &key, messages, mark).await {
+        Ok(()) => (StatusCode::NO_CONTENT, [(header::CONTENT_TYPE, "text/plain; charset=UTF-8")]).into_response(),
+        Err(unserved) => unserved.into_response(),
+    }
+}
+
+/// `OPTIONS`: a browser asks before each request, because of its content type.
+pub async fn answer_preflight() -> Response {
+    let headers = [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, OPTIONS"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "content-type"),
+        (header::ACCESS_CONTROL_MAX_AGE, "86400"),
+    ];
+    (StatusCode::NO_CONTENT, headers).into_response()
+}
+
+/// Lets the page that asks read the answer. Nothing depends on cookies, so there is nothing to protect by origin; a page
+/// that its app does not allow may read that it is so, or it would come back for ever.
+pub async fn set_cross_origin_headers(
+    State(context): State<XhrContext>,
+    Path((key, _, _)): SessionPath,
+    request: Request,
+    next: Next,
+) -> Response {
+    let allowed = matches!(*request.method(), Method::POST | Method::OPTIONS);
+    let everyone = context.shared.apps.current().by_key(&key).is_none_or(|app| app.allowed_origins.is_empty());
+    let origin = request.headers().get(header::ORIGIN).filter(|_| !everyone).cloned();
+    let mut response = next.run(request).await;
+    if !everyone {
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Origin"));
+    }
+    if allowed {
+        let origin = origin.unwrap_or(HeaderValue::from_static("*"));
+        response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    }
+    response
+}
+
+impl IntoResponse for SessionError {
+    fn into_response(self) -> Response {
+        match self {
+            // Any other status would make pusher-js give up the transport.
+            Self::Refused(closing) => {
+                let told = frame::error_frame(Some(closing.code), &closing.reason);
+                let told = fallback::encode_messages([told.as_str()]);
+                build_response(Body::from(format!(
+                    "{OPEN_FRAME}{told}{}",
+                    fallback::encode_close(closing.code, &closing.reason)
+                )))
+            }
+            Self::Forbidden => (StatusCode::FORBIDDEN, "the app does not allow this origin\n").into_response(),
+            Self::Gone => {
+                let closing = session_gone();
+                build_response(Body::from(fallback::encode_close(closing.code, &closing.reason)))
+            }
+            Self::Unknown => (StatusCode::NOT_FOUND, "there is no such session\n").into_response(),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "the server is full, come back later\n").into_response(),
+        }
+    }
+}
+
+fn open_receiver(
+    context: &XhrContext,
+    (key, srv, session): (String, String, String),
+    query: Option<String>,
+    caller: &Caller,
+    transport: Transport,
+    known: KnownOwnership,
+) -> Result<XhrReceiver, SessionError> {
+    let id = SessionId::parse(srv, session).ok_or(SessionError::Unknown)?;
+    let standing = known.map_or(SessionOwnership::Unowned(None), |Extension(standing)| standing);
+    let query = query.unwrap_or_default();
+    context.fallback.attach_receiver(&context.shared, id, (&key, &query), caller, transport, standing)
+}
+
+fn build_response(body: Body) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/javascript; charset=UTF-8")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform")),
+        (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    (headers, body).into_response()
+}
+
+fn encode_frames(frames: &[Bytes]) -> String {
+    fallback::encode_messages(frames.iter().filter_map(|frame| std::str::from_utf8(frame).ok()))
+}
+
+/// One answer of a poll: messages, the end, or a heartbeat after a while.
+async fn poll_frames(outlet: &FrameReceiver) -> String {
+    match timeout(XHR_HEARTBEAT_INTERVAL, outlet.next(XHR_BATCH_BYTES)).await {
+        Ok(OutgoingItem::Frames(frames)) => encode_frames(&frames),
+        Ok(OutgoingItem::Close(closing)) => fallback::encode_close(closing.code, &closing.reason),
+        // The client has given this request up; any answer goes nowhere.
+        Ok(OutgoingItem::Replaced) => String::new(),
+        Err(_) => HEARTBEAT_FRAME.to_owned(),
+    }
+}
+
+/// One answer of a streaming receive.
+struct ReceiveStream {
+    outlet: FrameReceiver,
+    /// What opens the session, if it is new.
+    open: Option<Arc<str>>,
+    is_ended: bool,
+    /// UTF-16 units written, which is what the client counts.
+    units: usize,
+    metrics: Arc<EdgeMetrics>,
+}
+
+impl ReceiveStream {
+    fn new(XhrReceiver { frames: outlet, new }: XhrReceiver, open: Arc<str>, metrics: Arc<EdgeMetrics>) -> Self {
+        Self { outlet, open: new.then_some(open), is_ended: false, units: 0, metrics }
+    }
+
+    /// The next line, or the end of the answer.
+    async fn next(&mut self) -> Option<String> {
+        let line = self.next_line().await;
+        match &line {
+            Some(line) => self.units += utf16_units(line),
+            None => self.is_ended = true,
+        }
+        line
+    }
+
+    async fn next_line(&mut self) -> Option<String> {
+        if self.is_ended {
+            return None;
+        }
+        if let Some(open) = self.open.take() {
+            return Some(open.to_string());
+        }
+        if self.units > STREAM_LIMIT_UNITS {
+            // The client aborts here and re-opens. What would be written now could be lost with the abort. A client
+            // that does not come is left to the grace.
+            self.outlet.wait_replaced(STREAM_REOPEN_TIMEOUT).await;
+            return None;
+        }
+        match timeout(XHR_HEARTBEAT_INTERVAL, self.outlet.next(XHR_BATCH_BYTES)).await {
+            Ok(OutgoingItem::Frames(frames)) => Some(encode_frames(&frames)),
+            Ok(OutgoingItem::Close(closing)) => {
+                self.is_ended = true;
+                Some(fallback::encode_close(closing.code, &closing.reason))
+            }
+            Ok(OutgoingItem::Replaced) => None,
+            Err(_) => Some(HEARTBEAT_FRAME.to_owned()),
+        }
+    }
+}
+
+impl Drop for ReceiveStream {
+    fn drop(&mut self) {
+        if !self.is_ended && self.units <= STREAM_LIMIT_UNITS {
+            self.metrics.receivers_cut.inc();
+        }
+    }
+}

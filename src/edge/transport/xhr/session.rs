@@ -1,0 +1,311 @@
+//! pusher-js's own HTTP fallbacks, `xhr_streaming` and `xhr_polling`: sessions that outlive their requests.
+//!
+//! In: receives, which carry frames to the client, and sends, which carry messages from it. Out: the same session and
+//! connection that a WebSocket has. They look like SockJS and differ where it matters: an aborted receive does not end
+//! the session, writing pauses where the client will abort to free its memory, and a ping is an empty array. Read from
+//! pusher-js 8.6 `src/core/http`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tracing::Instrument;
+use url::form_urlencoded;
+
+use crate::edge::apps::client_address::Caller;
+use crate::edge::apps::handshake::check_origin;
+use crate::edge::hub::Hub;
+use crate::edge::pusher::connection::Connection;
+use crate::edge::relay::{SessionOwnership, SessionRegistration};
+use crate::edge::server::drain::wait_in_flight_messages;
+use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
+use crate::edge::session::registry::SessionGuard;
+use crate::edge::session::{CloseReason, FrameReceiver, Session};
+use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
+use crate::edge::transport::xhr::reorder::{DuplicateFilter, ReorderBuffer};
+use crate::protocol::Transport;
+use crate::protocol::frame::code;
+
+/// How long a session lives without a receive.
+pub const XHR_RECEIVER_GRACE: Duration = Duration::from_secs(5);
+
+/// Longest that a session stays after its end for a client that holds a receive and does not read it.
+const XHR_LINGER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// HTTP sessions of a process.
+pub const XHR_SESSIONS_MAX: usize = 50_000;
+
+/// Longest part of a session's id. pusher-js uses up to three digits and eight letters.
+pub const SESSION_ID_PART_MAX_LEN: usize = 64;
+
+/// What the client chose to call its session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SessionId {
+    /// The first part.
+    pub srv: String,
+    /// The second part.
+    pub session: String,
+}
+
+impl SessionId {
+    /// Checks both parts: not empty, no dots, not long.
+    pub fn parse(srv: String, session: String) -> Option<Self> {
+        let valid = |part: &str| !part.is_empty() && part.len() <= SESSION_ID_PART_MAX_LEN && !part.contains('.');
+        (valid(&srv) && valid(&session)).then_some(Self { srv, session })
+    }
+}
+
+/// One session and the way to its connection.
+struct XhrEntry {
+    key: String,
+    session: Arc<Session>,
+    sends: InboxSender,
+    /// Says that it is here.
+    registration: Option<Arc<SessionRegistration>>,
+}
+
+/// The HTTP sessions of the process.
+#[derive(Default)]
+pub struct XhrSessions {
+    entries: Mutex<HashMap<SessionId, XhrEntry>>,
+}
+
+/// What a receive found.
+pub struct XhrReceiver {
+    /// Where its frames come from.
+    pub frames: FrameReceiver,
+    /// Whether the session is new, so that the client is told `o`.
+    pub new: bool,
+}
+
+/// Why a request cannot be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionError {
+    /// The client may have no session. It is told so in one answer, and nothing is kept of it: strangers could fill the
+    /// table otherwise.
+    Refused(CloseReason),
+    /// The app does not let the page that asks connect.
+    Forbidden,
+    /// The session was in a process that is gone.
+    Gone,
+    /// There is no such session under this key.
+    Unknown,
+    /// There are as many sessions as may be, or the session does not keep up.
+    Busy,
+}
+
+impl XhrSessions {
+    /// The session of a receive, made if there is none.
+    pub fn attach_receiver(
+        self: &Arc<Self>,
+        shared: &Arc<Hub>,
+        id: SessionId,
+        (key, query): (&str, &str),
+        caller: &Caller,
+        transport: Transport,
+        standing: SessionOwnership,
+    ) -> Result<XhrReceiver, SessionError> {
+        Self::check_origin(shared, key, caller).map_err(SessionError::Refused)?;
+        let number = parse_request_number(query);
+        let mut entries = self.lock_entries();
+        if let Some(entry) = entries.get(&id) {
+            // A stranger learns nothing of a session under another key.
+            if entry.key != key {
+                return Err(SessionError::Unknown);
+            }
+            entry.sends.send_number(number);
+            return Ok(XhrReceiver { frames: entry.session.attach_receiver(), new: false });
+        }
+        let registration = match standing {
+            SessionOwnership::Unowned(registration) => registration,
+            SessionOwnership::OwnerGone => return Err(SessionError::Gone),
+            SessionOwnership::Relayed(_) => return Err(SessionError::Unknown),
+        };
+        if entries.len() >= XHR_SESSIONS_MAX {
+            return Err(SessionError::Busy);
+        }
+        let (sends, inbox) = open_inbox();
+        let place = shared.open(key, query, caller, transport).map_err(SessionError::Refused)?;
+        let session = place.session.clone();
+        let outlet = session.attach_receiver();
+        let span = place.span.clone();
+        shared
+            .session_tasks
+            .spawn(run_session(self.clone(), shared.clone(), place, id.clone(), inbox, number).instrument(span));
+        entries.insert(id, XhrEntry { key: key.to_owned(), session, sends, registration });
+        Ok(XhrReceiver { frames: outlet, new: true })
+    }
+
+    /// Whether the app of this key, if there is one, lets the page that asks connect: each request is a page's own.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub fn check_origin(shared: &Hub, key: &str, caller: &Caller) -> Result<(), CloseReason> {
+        let registry = shared.apps.current();
+        let Some(app) = registry.by_key(key) else { return Ok(()) };
+        check_origin(app, caller.origin.as_deref()).inspect_err(|closing| shared.count_refusal(closing, caller))
+    }
+
+    /// Hands messages to a session, which acts on them in the order of the client's numbers. An empty list is a ping.
+    pub async fn send(
+        &self,
+        id: &SessionId,
+        key: &str,
+        messages: Vec<String>,
+        mark: RequestId,
+    ) -> Result<(), SessionError> {
+        let (session, sends) = {
+            let entries = self.lock_entries();
+            let entry = entries.get(id).filter(|entry| entry.key == key).ok_or(SessionError::Unknown)?;
+            (entry.session.clone(), entry.sends.clone())
+        };
+        session.note_activity();
+        if messages.is_empty() {
+            session.answer_ping();
+            sends.send_number(mark.number);
+            return Ok(());
+        }
+        sends.send(messages, mark).await.map_err(|unsent| match unsent {
+            InboxError::Closed => SessionError::Unknown,
+            InboxError::Timeout => {
+                // pusher-js does not look at the answer, so a lost send must end the session.
+                session.close(CloseReason::new(code::RECONNECT, "a message was lost, come back at once"));
+                SessionError::Busy
+            }
+        })
+    }
+
+    /// Whether it is here.
+    pub fn has_session(&self, id: &SessionId) -> bool {
+        self.lock_entries().contains_key(id)
+    }
+
+    /// Ends a session, if it is here.
+    pub fn close(&self, id: &SessionId, closing: CloseReason) {
+        if let Some(entry) = self.lock_entries().get(id) {
+            entry.session.close(closing);
+        }
+    }
+
+    /// How many there are.
+    pub fn open_count(&self) -> usize {
+        self.lock_entries().len()
+    }
+
+    fn lock_entries(&self) -> MutexGuard<'_, HashMap<SessionId, XhrEntry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The number that pusher-js gives each request of a page.
+pub fn parse_request_number(query: &str) -> Option<u64> {
+    form_urlencoded::parse(query.as_bytes()).find_map(|(name, value)| (name == "n").then(|| value.parse().ok())?)
+}
+
+/// The life of one session: messages in the order in which they were sent, until it is ended or left alone.
+async fn run_session(
+    fallback: Arc<XhrSessions>,
+    shared: Arc<Hub>,
+    place: SessionGuard,
+    id: SessionId,
+    mut inbox: mpsc::Receiver<InboxRequest>,
+    first: Option<u64>,
+) {
+    let session = &place.session.clone();
+    let metrics = shared.metrics.clone();
+    let mut connection = Connection::open(shared, session.clone()).await;
+    let (mut order, mut copies) = (ReorderBuffer::default(), DuplicateFilter::default());
+    order.push(first, InboxRequest::without_messages(first), Instant::now().into());
+    let mut look = Instant::now() + ACTIVITY_TIMEOUT;
+    let (abandoned, heard_out) =
+        (session.detached_for(XHR_RECEIVER_GRACE), wait_in_flight_messages(session.close_delivered()));
+    tokio::pin!(abandoned, heard_out);
+    let mut leaving = false;
+    loop {
+        let due = order.next_due();
+        let ready = tokio::select! {
+            biased;
+            () = session.close_requested(), if !leaving => {
+                leaving = session.close_reason().is_some_and(|closing| closing.drain);
+                if !leaving {
+                    break;
+                }
+                vec![]
+            }
+            () = &mut heard_out, if leaving => break,
+            Some(sent) = inbox.recv() => {
+                if copies.insert_if_new(sent.mark.relay_number) {
+                    order.push(sent.mark.number, sent, Instant::now().into())
+                } else {
+                    metrics.sends_repeated.inc();
+                    vec![]
+                }
+            }
+            () = sleep_until(due.map_or(look, Into::into)), if due.is_some() => order.release_overdue(Instant::now().into()),
+            () = &mut abandoned, if !leaving => {
+                session.close(CloseReason::new(code::INACTIVE, "nobody received for too long"));
+                vec![]
+            }
+            () = connection.pending_due() => {
+                connection.retry_pending().await;
+                vec![]
+            }
+            () = sleep_until(look) => {
+                look = connection.check_liveness().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
+                vec![]
+            }
+        };
+        for message in ready.iter().flat_map(|sent| &sent.messages) {
+            connection.apply_message(message).await;
+        }
+    }
+    inbox.close();
+    connection.tear_down().await;
+    drop(place);
+    linger_after_close(fallback, session.clone(), id).await;
+}
+
+/// Keeps a session that has ended until its client was told, does not ask, or does not read.
+async fn linger_after_close(fallback: Arc<XhrSessions>, session: Arc<Session>, id: SessionId) {
+    let abandoned = session.detached_for(XHR_RECEIVER_GRACE);
+    let told = tokio::select! {
+        () = session.close_delivered() => true,
+        () = abandoned => false,
+        () = tokio::time::sleep(XHR_LINGER_TIMEOUT) => false,
+    };
+    let entry = fallback.lock_entries().remove(&id);
+    if let (false, Some(registration)) = (told, entry.and_then(|entry| entry.registration)) {
+        // Whoever asks next, wherever, hears that it is gone.
+        registration.disarm_release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::session::OutgoingItem;
+    use crate::edge::session::tests::test_session;
+    use axum::response::IntoResponse;
+
+    #[tokio::test]
+    async fn a_session_that_does_not_keep_up_with_its_sends_is_ended_and_the_send_is_told() {
+        let (fallback, session, (sends, _inbox)) = (XhrSessions::default(), test_session(), open_inbox());
+        let outlet = session.attach_receiver();
+        let id = SessionId::parse("7".into(), "s".into()).expect("an id");
+        fallback
+            .lock_entries()
+            .insert(id.clone(), XhrEntry { key: "k".into(), session: session.clone(), sends, registration: None });
+        // Nobody acts on them; 512 KiB may wait.
+        let large = || vec!["x".repeat(200 << 10)];
+        for _ in 0..2 {
+            assert_eq!(fallback.send(&id, "k", large(), RequestId::default()).await, Ok(()));
+        }
+        assert_eq!(session.close_reason(), None);
+        let lost = fallback.send(&id, "k", large(), RequestId::default()).await;
+        assert_eq!(lost, Err(SessionError::Busy));
+        assert_eq!(SessionError::Busy.into_response().status(), 503);
+        assert!(matches!(outlet.next(100).await, OutgoingItem::Close(CloseReason { code: code::RECONNECT, .. })));
+    }
+}

@@ -1,0 +1,215 @@
+use super::*;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+const NOW: i64 = 1_000_000;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("a time")
+}
+
+fn condition(kind: &str, status: &str, reason: &str, since: i64) -> Condition {
+    Condition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message: format!("{kind} says {reason}"),
+        observed_generation: None,
+        last_transition_time: Time(at(since)),
+    }
+}
+
+fn well() -> Vec<Condition> {
+    vec![condition("StreamReady", "True", "StreamActive", 1), condition("WorkloadsAvailable", "True", "Applied", 1)]
+}
+
+fn rolling() -> Vec<Condition> {
+    vec![condition("StreamReady", "True", "StreamActive", 1), condition("WorkloadsAvailable", "False", "RollingOut", 1)]
+}
+
+fn verdict(phase: GatePhase, reason: Reason) -> Verdict {
+    Verdict { phase, ready: phase == GatePhase::Open, reason, message: "the verdict".to_owned(), transports: vec![] }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it stands where there may be none")]
+fn proven(fingerprint: &str) -> Option<GateStatus> {
+    Some(GateStatus {
+        phase: "Open".to_owned(),
+        ever_passed: true,
+        fingerprint: fingerprint.to_owned(),
+        passed_at: Some(at(NOW - 60).to_string()),
+        last_failure: None,
+    })
+}
+
+/// `Ready/reason` and the kstatus marks.
+fn told(
+    conditions: Vec<Condition>,
+    gate: Option<GateStatus>,
+    stop: Option<&ReconcileError>,
+    refusal: Option<&str>,
+    verdict: Option<&Verdict>,
+) -> String {
+    let known = RealtimeClusterStatus { conditions, gate, ..RealtimeClusterStatus::default() };
+    let inputs = StatusInputs {
+        error: stop,
+        startup_refusal: refusal,
+        verdict,
+        webhooks: true,
+        fingerprint: "f1",
+        on_record: 0,
+        known: &known,
+        generation: None,
+        deadline: 600,
+        now: at(NOW),
+    };
+    let decision = decide_status(&inputs);
+    let has = |kind: &str| decision.conditions.iter().any(|said| said.kind == kind && said.status == "True");
+    assert!(!(has("Reconciling") && has("Stalled")), "never both");
+    let mark = match (has("Reconciling"), has("Stalled")) {
+        (true, _) => " reconciling",
+        (_, true) => " stalled",
+        _ => "",
+    };
+    format!("{}/{}{mark}", decision.conditions[0].status, decision.conditions[0].reason)
+}
+
+#[test]
+fn a_table_of_states() {
+    let open = verdict(GatePhase::Open, Reason::Proven);
+    let proving = verdict(GatePhase::Proving, Reason::Proving);
+    let refused = verdict(GatePhase::Refused, Reason::ConfigurationDrift);
+    let nobody = verdict(GatePhase::Refused, Reason::NoPods);
+    let closed = verdict(GatePhase::Closed, Reason::RecordRefused);
+    let waiting = ReconcileError::transient(Reason::StreamCreating, "waiting");
+    let secret = ReconcileError::transient(Reason::SecretMissing, "no Secret");
+    let bad = ReconcileError::terminal(Reason::SpecInvalid, "bad");
+    let deleted = ReconcileError::transient(Reason::Deleting, "going");
+    let not_ours = || vec![condition("StreamReady", "False", "StreamNotOurs", 1)];
+    let invalid = || vec![condition("StreamReady", "False", "StreamInvalid", 1)];
+    let missing = || vec![condition("StreamReady", "False", "StreamMissing", 1)];
+    let child = || vec![condition("WorkloadsAvailable", "False", "ChildNotOurs", 1)];
+    let late = || {
+        let mut all = rolling();
+        all.push(condition("Reconciling", "True", "Proving", NOW - 601));
+        all
+    };
+    for (name, found, expected) in [
+        ("the stream is made", told(vec![], None, Some(&waiting), None, None), "Unknown/StreamCreating reconciling"),
+        ("a Secret is missing", told(vec![], None, Some(&secret), None, None), "False/SecretMissing reconciling"),
+        ("a bad spec", told(vec![], None, Some(&bad), None, None), "False/SpecInvalid stalled"),
+        ("it goes", told(not_ours(), proven("f1"), Some(&deleted), None, None), "False/Deleting reconciling"),
+        ("another's stream", told(not_ours(), None, Some(&waiting), None, None), "False/StreamNotOurs stalled"),
+        ("a stream that never is", told(invalid(), None, Some(&waiting), None, None), "False/StreamInvalid stalled"),
+        ("another's child", told(child(), None, None, None, Some(&open)), "False/ChildNotOurs stalled"),
+        ("the stream was deleted", told(missing(), proven("f1"), None, None, Some(&open)), "False/StreamMissing"),
+        ("nothing was looked at", told(rolling(), None, None, None, None), "Unknown/Proving reconciling"),
+        ("the first pods come up", told(rolling(), None, None, None, Some(&nobody)), "Unknown/RollingOut reconciling"),
+        ("the first proof", told(rolling(), None, None, None, Some(&proving)), "Unknown/Proving reconciling"),
+        (
+            "proven, and pods are not let in yet",
+            told(rolling(), None, None, None, Some(&open)),
+            "Unknown/RollingOut reconciling",
+        ),
+        ("proven", told(well(), None, None, None, Some(&open)), "True/Proven"),
+        (
+            "a pod is replaced in a proven cluster",
+            told(rolling(), proven("f1"), None, None, Some(&open)),
+            "True/Proven",
+        ),
+        ("another template", told(rolling(), proven("f0"), None, None, Some(&open)), "Unknown/RollingOut reconciling"),
+        ("refused", told(rolling(), None, None, None, Some(&refused)), "False/ConfigurationDrift reconciling"),
+        (
+            "a difference before every pod was tried",
+            told(rolling(), None, None, None, Some(&verdict(GatePhase::Proving, Reason::ConfigurationDrift))),
+            "False/ConfigurationDrift reconciling",
+        ),
+        ("closed", told(well(), proven("f1"), None, None, Some(&closed)), "False/RecordRefused"),
+        (
+            "nobody is left",
+            told(rolling(), proven("f1"), None, None, Some(&verdict(GatePhase::Closed, Reason::NoPods))),
+            "False/NoPods",
+        ),
+        (
+            "a server refuses at install",
+            told(rolling(), None, None, Some("p: x"), Some(&proving)),
+            "False/ConfigurationRefused reconciling",
+        ),
+        (
+            "a new pod refuses in a proven cluster",
+            told(rolling(), proven("f1"), None, Some("p: x"), Some(&open)),
+            "True/Proven",
+        ),
+        ("too late", told(late(), None, None, None, Some(&refused)), "False/ConfigurationDrift stalled"),
+    ] {
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
+#[test]
+fn who_takes_over_says_what_was_said_until_he_has_looked_himself() {
+    let ready = |status: &str, reason: &str| {
+        let mut all = well();
+        all.push(condition("Ready", status, reason, NOW - 60));
+        all
+    };
+    let gate = |phase: &str, age: i64| {
+        let passed_at = Some(at(NOW - age).to_string());
+        proven("f1").map(|gate| GateStatus { phase: phase.to_owned(), passed_at, ..gate })
+    };
+    let lapsed = verdict(GatePhase::Closed, Reason::Proving);
+    for (name, found, expected) in [
+        ("proven lately", told(ready("True", "Proven"), gate("Open", 60), None, None, None), "True/Proven"),
+        (
+            "proven long ago",
+            told(ready("True", "Proven"), gate("Open", PROOF_TTL_SECONDS), None, None, None),
+            "Unknown/EvidenceStale reconciling",
+        ),
+        (
+            "proven long ago, and looked at",
+            told(ready("Unknown", "EvidenceStale"), gate("Proving", PROOF_TTL_SECONDS), None, None, Some(&lapsed)),
+            "Unknown/EvidenceStale reconciling",
+        ),
+        ("closed", told(ready("False", "RecordRefused"), gate("Closed", 60), None, None, None), "False/RecordRefused"),
+        (
+            "another template",
+            told(ready("True", "Proven"), proven("f0"), None, None, None),
+            "Unknown/Proving reconciling",
+        ),
+    ] {
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
+#[test]
+fn the_time_of_the_proof_is_written_when_it_turns_and_every_five_minutes() {
+    let open = verdict(GatePhase::Open, Reason::Proven);
+    let passed = |gate: Option<GateStatus>, now: i64| {
+        let known = RealtimeClusterStatus { conditions: well(), gate, ..RealtimeClusterStatus::default() };
+        let inputs = StatusInputs {
+            error: None,
+            startup_refusal: None,
+            verdict: Some(&open),
+            webhooks: true,
+            fingerprint: "f1",
+            on_record: 0,
+            known: &known,
+            generation: None,
+            deadline: 600,
+            now: at(now),
+        };
+        decide_status(&inputs).gate
+    };
+    let first = passed(None, NOW);
+    assert_eq!(first.passed_at, Some(at(NOW).to_string()));
+    assert_eq!(passed(Some(first.clone()), NOW + 299).passed_at, first.passed_at);
+    assert_eq!(passed(Some(first), NOW + 300).passed_at, Some(at(NOW + 300).to_string()));
+}
+
+#[test]
+fn who_takes_over_believes_a_fresh_proof_of_the_same_thing_only() {
+    let known = |gate| RealtimeClusterStatus { gate, ..RealtimeClusterStatus::default() };
+    assert!(is_open(&known(proven("f1")), "f1", at(NOW)));
+    assert!(!is_open(&known(proven("f1")), "f2", at(NOW)));
+    assert!(!is_open(&known(proven("f1")), "f1", at(NOW + PROOF_TTL_SECONDS)));
+    assert!(!is_open(&known(None), "f1", at(NOW)));
+}

@@ -1,0 +1,135 @@
+//! Takes a deleted cluster down in order: its servers first, while what they need is still there.
+//!
+//! An API server collects the children of a deleted object in no order. A dispatcher that loses its Role before it has
+//! ended cannot write how far it is, and whoever takes the stream back tells everything since again. So a cluster stays
+//! until its pods have ended; the rest goes with it, as the API server collects it.
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use serde_json::json;
+
+use super::context::{ControllerContext, ReconcileError};
+use crate::api::RealtimeCluster;
+use crate::desired::render::pod_labels;
+use crate::kubernetes::apply;
+
+/// Keeps a cluster until its pods have ended.
+pub const SERVERS_FINALIZER: &str = "realtime-operator.dev/servers";
+
+/// Set by who deletes a cluster and wants to keep what it made.
+const ORPHAN_FINALIZER: &str = "orphan";
+
+/// How long a pod may outlive the end of its grace, in s: one on a node that is gone never ends.
+const TERMINATION_OVERRUN_MAX_SECONDS: i64 = 30;
+
+/// Marks a cluster before anything is made for it. `true` when that changed the object, which must be read again then.
+///
+/// # Errors
+/// The API server does not let us, or does not answer.
+pub async fn add_finalizer(context: &ControllerContext, cluster: &RealtimeCluster) -> Result<bool, ReconcileError> {
+    if cluster.finalizers().iter().any(|found| found == SERVERS_FINALIZER) {
+        return Ok(false);
+    }
+    let finalizers = cluster.finalizers().iter().map(String::as_str).chain([SERVERS_FINALIZER]).collect();
+    patch_finalizers(context, cluster, finalizers).await?;
+    Ok(true)
+}
+
+/// Takes the servers of a deleted cluster away. `None` once they have ended and the cluster may go; else what is waited
+/// for.
+///
+/// # Errors
+/// The API server does not let us, or does not answer.
+pub async fn finalize_cluster(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+) -> Result<Option<String>, ReconcileError> {
+    let marked = cluster.finalizers().iter().any(|found| found == SERVERS_FINALIZER);
+    if !marked {
+        return Ok(None);
+    }
+    if !cluster.finalizers().iter().any(|found| found == ORPHAN_FINALIZER) {
+        let (namespace, uid) = (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
+        let labels = pod_labels(&cluster.name_any());
+        context.ensure_leader()?;
+        apply::prune_children(&context.client, (&namespace, &labels, &uid), &[("apps/v1", "Deployment")], &[]).await?;
+        let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+        let pods = api.list(&ListParams::default().labels(&labels)).await;
+        let pods = pods.map_err(|error| ReconcileError::from_call("listing pods", &error))?.items;
+        let now = Timestamp::now().as_second();
+        let left: Vec<String> =
+            pods.iter().filter(|pod| is_expected_to_end(pod, now)).map(ResourceExt::name_any).collect();
+        if !left.is_empty() {
+            return Ok(Some(format!("pods that still end: {}", left.join(", "))));
+        }
+    }
+    let finalizers =
+        cluster.finalizers().iter().map(String::as_str).filter(|found| *found != SERVERS_FINALIZER).collect();
+    patch_finalizers(context, cluster, finalizers).await?;
+    Ok(None)
+}
+
+/// Whether this pod is a Deployment's and will still end.
+fn is_expected_to_end(pod: &Pod, now: i64) -> bool {
+    let replica = pod.owner_references().iter().any(|owner| owner.kind == "ReplicaSet");
+    let overdue = pod
+        .metadata
+        .deletion_timestamp
+        .as_ref()
+        .is_some_and(|at| now > at.0.as_second() + TERMINATION_OVERRUN_MAX_SECONDS);
+    replica && !overdue
+}
+
+async fn patch_finalizers(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    finalizers: Vec<&str>,
+) -> Result<(), ReconcileError> {
+    context.ensure_leader()?;
+    let (name, namespace) = (cluster.name_any(), cluster.namespace().unwrap_or_default());
+    let api: Api<RealtimeCluster> = Api::namespaced(context.client.clone(), &namespace);
+    // Of the version that was read: another may have set a finalizer meanwhile.
+    let patch = json!({
+        "metadata": { "resourceVersion": cluster.metadata.resource_version, "finalizers": finalizers }
+    });
+    let parameters = PatchParams { field_manager: Some(apply::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    match api.patch(&name, &parameters, &Patch::Merge(patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(ReconcileError::from_call("writing the finalizer", &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(owner: &str, deleted: Option<&str>) -> Pod {
+        let mut pod = json!({ "metadata": { "name": "p", "ownerReferences": [
+            { "apiVersion": "apps/v1", "kind": owner, "name": "o", "uid": "u" }
+        ] } });
+        if let Some(deleted) = deleted {
+            pod["metadata"]["deletionTimestamp"] = json!(deleted);
+        }
+        serde_json::from_value(pod).expect("a pod")
+    }
+
+    #[test]
+    fn a_cluster_waits_for_the_pods_of_its_deployments_until_they_are_overdue() {
+        for (name, pod, now, expected) in [
+            ("it runs", pod("ReplicaSet", None), 100, true),
+            ("it ends", pod("ReplicaSet", Some("1970-01-01T00:01:00Z")), 60 + TERMINATION_OVERRUN_MAX_SECONDS, true),
+            (
+                "its node is gone",
+                pod("ReplicaSet", Some("1970-01-01T00:01:00Z")),
+                61 + TERMINATION_OVERRUN_MAX_SECONDS,
+                false,
+            ),
+            ("someone else made it", pod("Job", None), 100, false),
+        ] {
+            assert_eq!(is_expected_to_end(&pod, now), expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! The controller of the gate: keeps journeys running, lets pods in, and is the only one to say Ready.
+//!
+//! Journeys never run within a turn: a turn tells the prober what there is to prove, reads what it found, and acts.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use kube::runtime::reflector::{ObjectRef, Store};
+use serde_json::{Map, json};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::conditions::{self, OWNED_CONDITIONS, StatusInputs, is_open, was_proven};
+use super::context::{ControllerContext, ReconcileError, SharedContext, cluster_key, cluster_ref};
+use super::dereference::{self, Dereferenced};
+use super::pod_admission::{self, AdmissionStep};
+use super::pods::ServerPod;
+use super::service_routes::find_service_routes;
+use super::status::{self, StatusPatch};
+use crate::api::cluster::{RealtimeClusterStatus, WebhooksMode};
+use crate::api::{RealtimeCluster, Reason};
+use crate::config::ServerKind;
+use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, pod_labels};
+use crate::desired::{self, DesiredObjects, ValidCluster};
+use crate::gate::{GatePolicy, Verdict};
+use crate::prober::{self, FormerApps, JourneyProof, PodStanding, ProbeApp, ProbePlan, Prober};
+use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
+use crate::protocol::{AppId, Transport};
+
+/// Between two turns when nothing tells of news.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A remark on a pod that was let in and does not serve.
+const REMINDED_ANNOTATION: &str = "realtime-operator.dev/reminded";
+
+/// How long pods may know the registry of before. Pushed, kubelet takes half a second.
+const REGISTRY_LEARNING_GRACE: Duration = Duration::from_secs(30);
+
+/// The probers of all clusters.
+pub struct ClusterProbers {
+    running: Mutex<HashMap<String, RunningProber>>,
+    requeue_sender: mpsc::Sender<ObjectRef<RealtimeCluster>>,
+    shutdown: CancellationToken,
+}
+
+/// One cluster's prober.
+struct RunningProber {
+    uid: String,
+    prober: Prober,
+    stop: CancellationToken,
+    app: AppId,
+    /// The registry as it was, and until when pods may have it without a word.
+    former_apps: Option<(BTreeMap<AppId, String>, Instant)>,
+    /// Pods replaced in a row, by server.
+    replaced: BTreeMap<ServerKind, usize>,
+    /// Pods let in on record.
+    on_record: usize,
+}
+
+/// What a prober found.
+struct ProberFindings {
+    verdict: Option<Verdict>,
+    standings: BTreeMap<String, PodStanding>,
+    replaced: BTreeMap<ServerKind, usize>,
+    on_record: usize,
+}
+
+impl ClusterProbers {
+    /// No prober yet. News are told by the reference of the cluster they are about.
+    pub fn new(news: mpsc::Sender<ObjectRef<RealtimeCluster>>, shutdown: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { running: Mutex::default(), requeue_sender: news, shutdown })
+    }
+
+    /// Ends the probers of clusters that are gone.
+    pub fn stop_for_removed_clusters(&self, context: &ControllerContext, store: &Store<RealtimeCluster>) {
+        self.lock_running().retain(|name, running| {
+            let there = store
+                .state()
+                .iter()
+                .any(|cluster| cluster_key(cluster) == *name && cluster.uid().as_deref() == Some(running.uid.as_str()));
+            if !there {
+                running.shut_down(context);
+            }
+            there
+        });
+    }
+
+    /// Ends the prober of a cluster that goes.
+    fn stop_for_cluster(&self, context: &ControllerContext, cluster: &RealtimeCluster) {
+        if let Some(running) = self.lock_running().remove(&cluster_key(cluster)) {
+            running.shut_down(context);
+        }
+    }
+
+    fn lock_running(&self) -> MutexGuard<'_, HashMap<String, RunningProber>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the prober what there is to prove, starts it if there is none, and reads what it found.
+    fn update_plan(
+        &self,
+        context: &ControllerContext,
+        cluster: &RealtimeCluster,
+        mut plan: ProbePlan,
+    ) -> Result<ProberFindings, ReconcileError> {
+        let (name, uid) = (cluster_key(cluster), cluster.uid().unwrap_or_default());
+        let mut all = self.lock_running();
+        if all.get(&name).is_some_and(|running| running.uid != uid)
+            && let Some(old) = all.remove(&name)
+        {
+            old.shut_down(context);
+        }
+        let Some(running) = all.get_mut(&name) else {
+            let running = self.start_for_cluster(context, cluster, plan)?;
+            let findings =
+                ProberFindings { verdict: None, standings: BTreeMap::new(), replaced: BTreeMap::new(), on_record: 0 };
+            all.insert(name, running);
+            return Ok(findings);
+        };
+        let before = running.prober.plan.borrow().clone();
+        let now = Instant::now();
+        if before.app_digests != plan.app_digests {
+            running.former_apps = Some((before.app_digests.clone(), now + REGISTRY_LEARNING_GRACE));
+        }
+        let former = running.former_apps.as_ref();
+        plan.former_apps =
+            former.map(|(digests, until)| FormerApps { digests: digests.clone(), learning: now < *until });
+        if before.fingerprint != plan.fingerprint {
+            running.replaced.clear();
+            running.on_record = 0;
+        }
+        if !is_same_plan(&before, &plan) {
+            running.prober.plan.send_replace(Arc::new(plan));
+        }
+        let verdict = running.prober.verdicts.borrow().clone();
+        Ok(ProberFindings {
+            // Until it looked at anything, a prober that took over knows no transport.
+            verdict: (!verdict.transports.is_empty()).then_some(verdict),
+            standings: running.prober.pods.borrow().clone(),
+            replaced: running.replaced.clone(),
+            on_record: running.on_record,
+        })
+    }
+
+    fn start_for_cluster(
+        &self,
+        context: &ControllerContext,
+        cluster: &RealtimeCluster,
+        plan: ProbePlan,
+    ) -> Result<RunningProber, ReconcileError> {
+        let stop = self.shutdown.child_token();
+        let app = plan.app.id.clone();
+        let prober = prober::start(plan, context.receiver.clone(), stop.clone()).map_err(|error| {
+            ReconcileError::transient(Reason::Proving, format!("journeys cannot be started: {error}"))
+        })?;
+        let (mut verdicts, mut pods) = (prober.verdicts.clone(), prober.pods.clone());
+        let (news, reference, ended) = (self.requeue_sender.clone(), cluster_ref(cluster), stop.clone());
+        tokio::spawn(async move {
+            loop {
+                let open = tokio::select! {
+                    () = ended.cancelled() => false,
+                    changed = verdicts.changed() => changed.is_ok(),
+                    changed = pods.changed() => changed.is_ok(),
+                };
+                if !open || news.send(reference.clone()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let uid = cluster.uid().unwrap_or_default();
+        Ok(RunningProber { uid, prober, stop, app, former_apps: None, replaced: BTreeMap::new(), on_record: 0 })
+    }
+
+    fn update_counts(&self, cluster: &RealtimeCluster, count: impl FnOnce(&mut RunningProber)) {
+        if let Some(running) = self.lock_running().get_mut(&cluster_key(cluster)) {
+            count(running);
+        }
+    }
+}
+
+impl RunningProber {
+    fn shut_down(&self, context: &ControllerContext) {
+        self.stop.cancel();
+        context.receiver.forget_app(&self.app);
+    }
+}
+
+/// Whether two plans ask for the same.
+fn is_same_plan(one: &ProbePlan, other: &ProbePlan) -> bool {
+    one.fingerprint == other.fingerprint
+        && one.transports == other.transports
+        && one.webhooks == other.webhooks
+        && one.edges == other.edges
+        && one.paths == other.paths
+        && one.dispatchers == other.dispatchers
+        && one.app_digests == other.app_digests
+        && one.former_apps == other.former_apps
+        && one.admin_token.expose() == other.admin_token.expose()
+        && one.app.key == other.app.key
+}
+
+/// One turn.
+///
+/// # Errors
+/// The API server does not answer. What keeps the cluster from being Ready is no error of the turn.
+pub async fn reconcile(
+    context: &SharedContext,
+    probers: &ClusterProbers,
+    cluster: &RealtimeCluster,
+) -> Result<Action, ReconcileError> {
+    let known = cluster.status.clone().unwrap_or_default();
+    let webhooks = cluster.spec.webhooks.mode == WebhooksMode::Kinesis;
+    let deadline = i64::from(cluster.spec.gate.deadline_seconds);
+    let built = if cluster.metadata.deletion_timestamp.is_some() {
+        probers.stop_for_cluster(context, cluster);
+        Err(ReconcileError::transient(Reason::Deleting, "the servers end first; the stream stays"))
+    } else {
+        render_cluster(context, cluster).await
+    };
+    let looked = match &built {
+        Ok(built) => Some(observe_and_admit(context, probers, cluster, built, &known).await?),
+        Err(_) => None,
+    };
+    let refusal = looked.as_ref().and_then(|looked| {
+        let refuses = |pod: &&ServerPod| pod.current && pod.refusal.is_some();
+        let pod = looked.pods.iter().find(refuses)?;
+        Some(format!("{}: {}", pod.name, pod.refusal.as_deref().unwrap_or_default()))
+    });
+    let decision = conditions::decide_status(&StatusInputs {
+        error: built.as_ref().err(),
+        startup_refusal: refusal.as_deref(),
+        verdict: looked.as_ref().and_then(|looked| looked.findings.verdict.as_ref()),
+        webhooks,
+        fingerprint: looked.as_ref().map_or("", |looked| &looked.fingerprint),
+        on_record: looked.as_ref().map_or(0, |looked| looked.findings.on_record),
+        known: &known,
+        generation: cluster.metadata.generation,
+        deadline,
+        now: Timestamp::now(),
+    });
+    publish_ready_event(context, cluster, &known, &decision).await;
+    let mut fields = Map::new();
+    fields.insert("observedGeneration".to_owned(), json!(cluster.metadata.generation));
+    fields.insert("gate".to_owned(), json!(decision.gate));
+    fields.insert("transports".to_owned(), json!(decision.transports));
+    let part = StatusPatch {
+        manager: "realtime-operator-gate",
+        owned_conditions: OWNED_CONDITIONS,
+        conditions: decision.conditions,
+        fields,
+    };
+    status::write(context, cluster, part).await?;
+    Ok(Action::requeue(RESYNC_INTERVAL))
+}
+
+/// An Event when Ready turns.
+async fn publish_ready_event(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    known: &RealtimeClusterStatus,
+    decision: &conditions::StatusDecision,
+) {
+    let Some(ready) = decision.conditions.first() else { return };
+    let before = known.conditions.iter().find(|condition| condition.type_ == ready.kind);
+    if before.is_some_and(|before| before.status == ready.status && before.reason == ready.reason.name()) {
+        return;
+    }
+    let kind = if ready.status == "False" { EventType::Warning } else { EventType::Normal };
+    let note = format!("Ready is {}: {}", ready.status, ready.message);
+    context.publish_event(cluster, kind, ready.reason.name(), "Judge", note).await;
+}
+
+/// What there is to be proven.
+struct RenderedCluster {
+    read: Dereferenced,
+    valid: ValidCluster,
+    desired: DesiredObjects,
+}
+
+async fn render_cluster(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+) -> Result<RenderedCluster, ReconcileError> {
+    let read = dereference::read(context, cluster, true).await?;
+    let (valid, made) = dereference::validate(context, cluster, &read)?;
+    if !made.is_empty() {
+        return Err(ReconcileError::transient(Reason::RollingOut, "waiting for generated secrets"));
+    }
+    let desired = desired::render_objects(&valid)
+        .map_err(|error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string()))?;
+    Ok(RenderedCluster { read, valid, desired })
+}
+
+struct GateObservation {
+    pods: Vec<ServerPod>,
+    fingerprint: String,
+    findings: ProberFindings,
+}
+
+/// Looks at the pods, tells the prober of them, and lets in and replaces as it found.
+async fn observe_and_admit(
+    context: &ControllerContext,
+    probers: &ClusterProbers,
+    cluster: &RealtimeCluster,
+    built: &RenderedCluster,
+    known: &RealtimeClusterStatus,
+) -> Result<GateObservation, ReconcileError> {
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
+    let listed = api.list(&ListParams::default().labels(&pod_labels(&cluster.name_any()))).await;
+    let listed = listed.map_err(|error| ReconcileError::from_call("listing pods", &error))?;
+    let read = |pod| ServerPod::read(pod, &built.valid, &built.desired);
+    let pods: Vec<ServerPod> = listed.items.iter().filter_map(read).collect();
+    let services: Api<Service> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
+    let services = services.list(&ListParams::default().labels(&pod_labels(&cluster.name_any()))).await;
+    let services = services.map_err(|error| ReconcileError::from_call("listing Services", &error))?.items;
+    let fingerprint = compute_fingerprint(known, built);
+    let passed = was_proven(known, &fingerprint);
+    let proof = match (passed, is_open(known, &fingerprint, Timestamp::now())) {
+        (_, true) => JourneyProof::Holds,
+        (true, false) => JourneyProof::Lapsed,
+        (false, false) => JourneyProof::Never,
+    };
+    let plan = build_plan(cluster, built, (&pods, &services), fingerprint.clone(), proof).await?;
+    let mut findings = probers.update_plan(context, cluster, plan)?;
+    let now = Timestamp::now().as_second();
+    for step in pod_admission::decide_steps(&pods, &findings.standings, passed, &findings.replaced, now) {
+        match step {
+            AdmissionStep::Admit { pod, configuration, on_record } => {
+                admit_pod(context, &api, &pod, &configuration, on_record).await?;
+                let server = pods.iter().find(|found| found.name == pod).map(|pod| pod.server);
+                probers.update_counts(cluster, |running| {
+                    running.on_record += usize::from(on_record);
+                    running.replaced.retain(|replaced, _| Some(*replaced) != server);
+                });
+                findings.on_record += usize::from(on_record);
+                if on_record {
+                    let note = format!("{pod} was let in on record: what it runs was proven before");
+                    context
+                        .publish_event(cluster, EventType::Warning, Reason::AdmittedOnRecord.name(), "Admit", note)
+                        .await;
+                }
+            }
+            AdmissionStep::Remind { pod, remark } => {
+                annotate_pod(context, &api, &pod, (REMINDED_ANNOTATION, &remark)).await?;
+            }
+            AdmissionStep::Replace { pod, uid } => {
+                replace_pod(context, cluster, &api, &pod, uid).await?;
+                let server = pods.iter().find(|found| found.name == pod).map(|pod| pod.server);
+                probers.update_counts(cluster, |running| {
+                    if let Some(server) = server {
+                        *running.replaced.entry(server).or_default() += 1;
+                    }
+                });
+            }
+        }
+    }
+    Ok(GateObservation { pods, fingerprint, findings })
+}
+
+/// Names what is proven: the templates, the Secrets read at their start, the stream. Tags and intervals do not count.
+fn compute_fingerprint(known: &RealtimeClusterStatus, built: &RenderedCluster) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for (server, deployment) in &built.desired.deployments {
+        let annotations = deployment.spec.template.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref());
+        let of = |name: &str| annotations.and_then(|all| all.get(name)).cloned().unwrap_or_default();
+        lines.push(format!("{server} {} {}", of(TEMPLATE_ANNOTATION), of(SECRETS_ANNOTATION)));
+    }
+    if let Some(stream) = &known.stream {
+        lines.push(format!("stream {} {}", stream.arn, stream.created_ms));
+    }
+    hex::encode(&Sha256::digest(lines.join("\n"))[..8])
+}
+
+async fn build_plan(
+    cluster: &RealtimeCluster,
+    built: &RenderedCluster,
+    (pods, services): (&[ServerPod], &[Service]),
+    fingerprint: String,
+    proof: JourneyProof,
+) -> Result<ProbePlan, ReconcileError> {
+    let RenderedCluster { read, valid, desired } = built;
+    let edges = pods.iter().filter(|pod| pod.current && pod.server != ServerKind::Dispatcher);
+    // One of the former template holds its shards until another is let in.
+    let dispatchers =
+        pods.iter().filter(|pod| pod.server == ServerKind::Dispatcher && (pod.current || pod.admitted.is_some()));
+    let webhooks = valid.spec.webhooks.mode == WebhooksMode::Kinesis;
+    let stream = match &read.stream {
+        Some(stream) if webhooks => {
+            Some(dereference::connect_stream(cluster, stream.name.clone(), &read.secrets).await?)
+        }
+        _ => None,
+    };
+    let gate = &valid.spec.gate;
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    let transports: BTreeSet<Transport> =
+        Transport::ALL.into_iter().filter(|transport| valid.serves_transport(*transport)).collect();
+    Ok(ProbePlan {
+        fingerprint,
+        proof,
+        max_backoff: seconds(valid.spec.webhooks.dispatcher.max_backoff_seconds),
+        paths: find_service_routes(&valid.name, services, pods, &transports),
+        transports,
+        webhooks,
+        edges: edges.filter_map(|pod| pod.to_edge(valid, desired, &read.secrets)).collect(),
+        dispatchers: dispatchers.filter_map(|pod| pod.to_dispatcher(valid, desired, &read.secrets)).collect(),
+        app: ProbeApp { id: valid.probe.id.clone(), key: valid.probe.key.clone(), secret: valid.probe.secret.clone() },
+        app_digests: valid.registry.app_digests(valid.admin_token.expose()),
+        former_apps: None,
+        admin_token: valid.admin_token.clone(),
+        stream,
+        policy: GatePolicy {
+            interval: seconds(gate.interval_seconds),
+            timeout: seconds(gate.timeout_seconds),
+            open_after: gate.open_after as usize,
+            close_after: gate.close_after as usize,
+            ..GatePolicy::default()
+        },
+    })
+}
+
+/// Lets a pod in: the annotation is what its own `/readyz` waits for, the condition what Services wait for.
+async fn admit_pod(
+    context: &ControllerContext,
+    api: &Api<Pod>,
+    pod: &str,
+    configuration: &str,
+    on_record: bool,
+) -> Result<(), ReconcileError> {
+    if !annotate_pod(context, api, pod, (ADMITTED_ANNOTATION, configuration)).await? {
+        return Ok(());
+    }
+    let reason = if on_record { Reason::AdmittedOnRecord } else { Reason::Proven };
+    let condition = json!({ "status": { "conditions": [{
+        "type": READINESS_GATE,
+        "status": "True",
+        "reason": reason.name(),
+        "lastTransitionTime": Timestamp::now().to_string(),
+    }] } });
+    context.ensure_leader()?;
+    match api.patch_status(pod, &patch_parameters(), &Patch::Strategic(condition)).await {
+        Ok(_) => {
+            tracing::info!(pod, on_record, "let in");
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(ReconcileError::from_call(&format!("opening the readiness gate of {pod}"), &error)),
+    }
+}
+
+/// Writes an annotation; for kubelet, a reason to look at the pod. `false` when the pod is gone.
+async fn annotate_pod(
+    context: &ControllerContext,
+    api: &Api<Pod>,
+    pod: &str,
+    (key, value): (&str, &str),
+) -> Result<bool, ReconcileError> {
+    context.ensure_leader()?;
+    let annotation = json!({ "metadata": { "annotations": { key: value } } });
+    match api.patch(pod, &patch_parameters(), &Patch::Merge(annotation)).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
+        Err(error) => Err(ReconcileError::from_call(&format!("letting {pod} in"), &error)),
+    }
+}
+
+fn patch_parameters() -> PatchParams {
+    PatchParams { field_manager: Some("realtime-operator".to_owned()), ..PatchParams::default() }
+}
+
+async fn replace_pod(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    api: &Api<Pod>,
+    pod: &str,
+    uid: String,
+) -> Result<(), ReconcileError> {
+    context.ensure_leader()?;
+    let preconditions = Preconditions { uid: Some(uid), resource_version: None };
+    let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match api.delete(pod, &parameters).await {
+        Ok(_) => {
+            let note = format!("{pod} is told something else than its template says, and never served: it is replaced");
+            context
+                .publish_event(cluster, EventType::Warning, Reason::ConfigurationDrift.name(), "Replace", note)
+                .await;
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+        Err(error) => Err(ReconcileError::from_call(&format!("replacing {pod}"), &error)),
+    }
+}

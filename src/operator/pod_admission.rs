@@ -1,0 +1,211 @@
+//! Who is let in, and who is replaced. Pure.
+//!
+//! In: the pods of a cluster with what journeys through them showed. Out: which to let in, and why; which to replace.
+//! Nobody is ever turned out: a shared part that breaks must not turn lost webhooks into lost chat.
+
+use std::collections::BTreeMap;
+
+use super::pods::ServerPod;
+use crate::config::ServerKind;
+use crate::gate::Hop;
+use crate::prober::PodStanding;
+
+/// What to do with a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdmissionStep {
+    /// Let it in.
+    Admit {
+        /// The pod.
+        pod: String,
+        /// What it runs.
+        configuration: String,
+        /// Because this was proven before, while what is behind the edges is broken for all.
+        on_record: bool,
+    },
+    /// It was let in and does not know: any change makes kubelet write the file again in which it reads that.
+    Remind {
+        /// The pod.
+        pod: String,
+        /// What to change a remark on it to.
+        remark: String,
+    },
+    /// Its container is told something else than its template says: another may be made as it should be.
+    Replace {
+        /// The pod.
+        pod: String,
+        /// Its UID.
+        uid: String,
+    },
+}
+
+/// How long a pod may be wrong before it is replaced, in s: the first time, and each later one.
+const REPLACE_GRACE_SECONDS: [i64; 3] = [10, 20, 30];
+
+/// Between two reminders, in s; the first may come at once, and does no harm. Now and then a pod that was let in does not
+/// hear of it before kubelet looks at the pod again by itself, a minute or more later.
+const REMINDER_INTERVAL_SECONDS: i64 = 10;
+
+/// Decides on every pod.
+///
+/// `passed` says whether what is wanted was proven before; `replaced` counts replacements in a row per server; `now` is
+/// in s since 1970.
+#[must_use]
+pub fn decide_steps(
+    pods: &[ServerPod],
+    standings: &BTreeMap<String, PodStanding>,
+    passed: bool,
+    replaced: &BTreeMap<ServerKind, usize>,
+    now: i64,
+) -> Vec<AdmissionStep> {
+    let mut steps: Vec<AdmissionStep> =
+        pods.iter().filter_map(|pod| admission_step(pod, pods, standings, passed)).collect();
+    steps.extend(pods.iter().filter_map(|pod| reminder_step(pod, now)));
+    for server in ServerKind::ALL {
+        let count = replaced.get(&server).copied().unwrap_or(0);
+        let patience = REPLACE_GRACE_SECONDS[count.min(REPLACE_GRACE_SECONDS.len() - 1)];
+        let wrong = |pod: &&ServerPod| {
+            pod.server == server && pod.admitted.is_none() && pod.tampered && now - pod.created >= patience
+        };
+        // One at a time: the oldest, which had the most time.
+        let oldest = pods.iter().filter(wrong).min_by_key(|pod| (pod.created, &pod.name));
+        steps.extend(oldest.map(|pod| AdmissionStep::Replace { pod: pod.name.clone(), uid: pod.uid.clone() }));
+    }
+    steps
+}
+
+fn admission_step(
+    pod: &ServerPod,
+    pods: &[ServerPod],
+    standings: &BTreeMap<String, PodStanding>,
+    passed: bool,
+) -> Option<AdmissionStep> {
+    if !pod.current || pod.tampered {
+        return None;
+    }
+    let found = standings.get(&pod.name)?;
+    let configuration = &found.configuration;
+    let done = pod.gate_open && pod.admitted.as_ref() == Some(configuration);
+    if done || configuration.is_empty() {
+        return None;
+    }
+    let admit =
+        |on_record| AdmissionStep::Admit { pod: pod.name.clone(), configuration: configuration.clone(), on_record };
+    if found.standing.proven {
+        return Some(admit(false));
+    }
+    // A pod that was let in with what it runs, whose gate was not written yet.
+    if pod.admitted.as_ref() == Some(configuration) {
+        return Some(admit(false));
+    }
+    let on_record = pod.server != ServerKind::Dispatcher
+        && passed
+        && found.standing.reached
+        && is_broken_behind_edges(pod, pods, standings);
+    on_record.then(|| admit(true))
+}
+
+fn reminder_step(pod: &ServerPod, now: i64) -> Option<AdmissionStep> {
+    let waits = pod.admitted.is_some() && pod.gate_open && !pod.serving && pod.address.is_some();
+    waits
+        .then(|| AdmissionStep::Remind { pod: pod.name.clone(), remark: (now / REMINDER_INTERVAL_SECONDS).to_string() })
+}
+
+/// Whether journeys through pods that were let in, and run the same, break behind the edges too.
+fn is_broken_behind_edges(pod: &ServerPod, pods: &[ServerPod], standings: &BTreeMap<String, PodStanding>) -> bool {
+    let configuration = standings.get(&pod.name).map(|standing| &standing.configuration);
+    let same = pods.iter().filter(|other| other.name != pod.name && other.admitted.as_ref() == configuration);
+    let mut others = same.filter_map(|other| standings.get(&other.name)).peekable();
+    let broken = |standing: &PodStanding| standing.standing.failure.as_ref().is_some_and(|f| f.hop >= Hop::Record);
+    let own = standings.get(&pod.name).is_some_and(broken);
+    own && others.peek().is_some() && others.all(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Reason;
+    use crate::gate::{HopFailure, ProcessProof};
+
+    fn pod(name: &str, admitted: Option<&str>, tampered: bool, created: i64) -> ServerPod {
+        let server = if name.starts_with('d') { ServerKind::Dispatcher } else { ServerKind::Sockjs };
+        ServerPod::for_test(name, server, admitted, tampered, created)
+    }
+
+    fn standing(configuration: &str, broken: Option<Hop>, proven: bool) -> PodStanding {
+        let failure = broken.map(|hop| HopFailure { hop, reason: Reason::RecordMissing, detail: String::new() });
+        let reached = proven || broken.is_some_and(|hop| hop >= Hop::Record);
+        PodStanding {
+            configuration: configuration.to_owned(),
+            standing: ProcessProof { proven, reached, failure },
+            drift: String::new(),
+        }
+    }
+
+    fn decided(pods: &[(ServerPod, PodStanding)], passed: bool, now: i64) -> Vec<AdmissionStep> {
+        let standings = pods.iter().map(|(pod, standing)| (pod.name.clone(), standing.clone())).collect();
+        let pods: Vec<ServerPod> = pods.iter().map(|(pod, _)| pod.clone()).collect();
+        decide_steps(&pods, &standings, passed, &BTreeMap::new(), now)
+    }
+
+    fn admitted(pod: &str, on_record: bool) -> Vec<AdmissionStep> {
+        vec![AdmissionStep::Admit { pod: pod.to_owned(), configuration: "c1".to_owned(), on_record }]
+    }
+
+    #[test]
+    fn a_pod_is_let_in_by_its_own_journeys() {
+        assert_eq!(
+            decided(&[(pod("e1", None, false, 0), standing("c1", None, true))], false, 5),
+            admitted("e1", false)
+        );
+        assert_eq!(decided(&[(pod("e1", None, false, 0), standing("c1", None, false))], true, 5), []);
+        assert_eq!(
+            decided(&[(pod("d1", None, false, 0), standing("c1", None, true))], false, 5),
+            admitted("d1", false)
+        );
+        let other = decided(&[(pod("e1", None, true, 0), standing("c1", None, true))], true, 5);
+        assert_eq!(other, [], "one that is told something else than its template says is not, whatever it shows");
+    }
+
+    #[test]
+    fn a_proven_configuration_is_let_in_while_the_stream_is_away_for_all() {
+        let away = |configuration: &str| standing(configuration, Some(Hop::Record), false);
+        let old = (pod("e1", Some("c1"), false, 0), away("c1"));
+        let new = (pod("e2", None, false, 0), away("c1"));
+        assert_eq!(decided(&[old.clone(), new.clone()], true, 5), admitted("e2", true));
+        assert_eq!(decided(&[old.clone(), new.clone()], false, 5), [], "never proven");
+        let well = (pod("e1", Some("c1"), false, 0), standing("c1", None, true));
+        assert_eq!(decided(&[well, new.clone()], true, 5), [], "others deliver: it is the pod itself");
+        let cut = (pod("e2", None, false, 0), standing("c1", Some(Hop::Subscribe), false));
+        assert_eq!(decided(&[old.clone(), cut], true, 5), [], "it breaks before the stream");
+        let another = (pod("e2", None, false, 0), away("c2"));
+        assert_eq!(decided(&[old, another], true, 5), [], "another configuration");
+        assert_eq!(decided(&[new], true, 5), [], "nobody to compare with");
+    }
+
+    #[test]
+    fn a_pod_that_was_changed_behind_its_template_is_replaced_one_at_a_time() {
+        let wrong = |name: &str, created| (pod(name, None, true, created), standing("c1", Some(Hop::Record), false));
+        assert_eq!(decided(&[wrong("e1", 0)], true, 9), [], "patience first");
+        let steps = decided(&[wrong("e2", 1), wrong("e1", 0)], true, 30);
+        assert_eq!(steps, [AdmissionStep::Replace { pod: "e1".to_owned(), uid: "uid-e1".to_owned() }]);
+        let serving = (pod("e1", Some("c1"), true, 0), standing("c1", None, true));
+        assert_eq!(decided(&[serving], true, 100), [], "one that serves is never taken");
+    }
+
+    #[test]
+    fn a_pod_that_was_let_in_and_does_not_serve_is_reminded_now_and_then() {
+        let serves = pod("e1", Some("1f"), false, 0);
+        let mut deaf = pod("e2", Some("1f"), false, 0);
+        (deaf.serving, deaf.address) = (false, Some(std::net::Ipv4Addr::LOCALHOST.into()));
+        let mut restarts = deaf.clone();
+        (restarts.name, restarts.address) = ("e3".to_owned(), None);
+        let mut strange = deaf.clone();
+        (strange.name, strange.admitted, strange.gate_open) = ("e4".to_owned(), None, false);
+        let pods = [serves, deaf, restarts, strange];
+        let at = |now| decide_steps(&pods, &BTreeMap::new(), true, &BTreeMap::new(), now);
+        let remind = |remark: &str| vec![AdmissionStep::Remind { pod: "e2".to_owned(), remark: remark.to_owned() }];
+        assert_eq!(at(20), remind("2"));
+        assert_eq!(at(29), remind("2"), "which changes nothing any more");
+        assert_eq!(at(30), remind("3"));
+    }
+}

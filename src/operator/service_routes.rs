@@ -1,0 +1,90 @@
+//! The ways that clients take to a cluster's pods. Pure.
+//!
+//! In: the cluster's Services as the API server has them, its pods, the transports that are asked for. Out: a path for
+//! each edge server. One whose Service is not there, or has no address yet, leads nowhere, and so keeps what was never
+//! proven from being so.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use k8s_openapi::api::core::v1::Service;
+use kube::ResourceExt;
+
+use super::pods::ServerPod;
+use crate::config::ServerKind;
+use crate::prober::ServiceRoute;
+use crate::protocol::Transport;
+
+/// The port of a client Service.
+const SERVICE_PORT: u16 = 80;
+
+/// A path for each Service that leads to one of the transports.
+pub fn find_service_routes(
+    cluster: &str,
+    services: &[Service],
+    pods: &[ServerPod],
+    transports: &BTreeSet<Transport>,
+) -> Vec<ServiceRoute> {
+    let servers: BTreeSet<ServerKind> = transports.iter().map(|transport| transport.server_kind()).collect();
+    let path = |server: ServerKind| {
+        let name = format!("{cluster}-{server}");
+        let service = services.iter().find(|service| service.name_any() == name);
+        let address = service.and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse::<IpAddr>().ok());
+        let behind = |pod: &ServerPod| pod.server.serves_as(server) && pod.current && pod.serving;
+        ServiceRoute {
+            name: format!("Service {name}"),
+            public: SocketAddr::new(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), SERVICE_PORT),
+            transports: transports.iter().copied().filter(|transport| transport.server_kind() == server).collect(),
+            serving: address.is_some() && pods.iter().any(behind),
+        }
+    };
+    servers.into_iter().map(path).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::ServiceSpec;
+
+    fn service(name: &str, address: Option<&str>) -> Service {
+        let spec = ServiceSpec { cluster_ip: address.map(str::to_owned), ..ServiceSpec::default() };
+        let mut service = Service { spec: Some(spec), ..Service::default() };
+        service.metadata.name = Some(name.to_owned());
+        service
+    }
+
+    #[test]
+    fn a_table_of_services() {
+        let edge = |admitted| ServerPod::for_test("eu-websocket-0", ServerKind::Websocket, admitted, false, 0);
+        let mut former = edge(Some("1f"));
+        former.current = false;
+        let mut both = edge(Some("1f"));
+        both.server = ServerKind::Edge;
+        let there = || vec![service("eu-websocket", Some("198.18.0.9"))];
+        for (name, services, pods, expected) in [
+            ("no Service", vec![], vec![edge(Some("1f"))], "0.0.0.0:80 false"),
+            ("no address yet", vec![service("eu-websocket", None)], vec![edge(Some("1f"))], "0.0.0.0:80 false"),
+            (
+                "another's",
+                vec![service("us-websocket", Some("198.18.0.9"))],
+                vec![edge(Some("1f"))],
+                "0.0.0.0:80 false",
+            ),
+            ("nobody was let in", there(), vec![edge(None)], "198.18.0.9:80 false"),
+            ("pods of the former template only", there(), vec![former], "198.18.0.9:80 false"),
+            ("it leads to a pod", there(), vec![edge(Some("1f"))], "198.18.0.9:80 true"),
+            ("it leads to a pod of both", there(), vec![both], "198.18.0.9:80 true"),
+        ] {
+            let found = find_service_routes("eu", &services, &pods, &[Transport::Websocket].into());
+            let told: Vec<String> = found.iter().map(|path| format!("{} {}", path.public, path.serving)).collect();
+            assert_eq!(told, [expected], "{name}");
+        }
+    }
+
+    #[test]
+    fn each_server_has_a_path_with_its_own_transports() {
+        let found = find_service_routes("eu", &[], &[], &Transport::ALL.into());
+        let told: Vec<(&str, usize)> = found.iter().map(|path| (path.name.as_str(), path.transports.len())).collect();
+        assert_eq!(told, [("Service eu-websocket", 1), ("Service eu-sockjs", 6)]);
+    }
+}

@@ -1,0 +1,323 @@
+//! The controller of the stream: makes it, or takes back the one that this cluster made before; owns `status.stream`
+//! and `StreamReady`.
+//!
+//! A stream belongs to who its tag names. One without the tag is ours only if we wrote down that we were making it
+//! before it came into being. Anything else is left alone.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+use serde_json::{Map, Value};
+
+use super::context::{ControllerContext, ReconcileError, SharedContext};
+use super::dereference::{self, Dereferenced};
+use super::status::{self, ConditionUpdate, StatusPatch};
+use crate::api::cluster::{StreamMode, StreamStatus, WebhooksMode};
+use crate::api::conditions::condition;
+use crate::api::{RealtimeCluster, Reason};
+use crate::desired;
+use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, StreamSummary};
+use crate::process::clock;
+
+/// Names the owner: this Kubernetes, and the cluster in it.
+const OWNER_TAG: &str = "realtime-operator.dev/owner";
+/// The id that records carry.
+const CLUSTER_ID_TAG: &str = "realtime-operator.dev/cluster-id";
+
+/// How far the clocks of Kinesis and of the operator may differ, in ms.
+const CLOCK_SKEW_MAX_MS: i64 = 60_000;
+
+/// Between two looks at a stream that is well.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
+/// Between two steps of making one.
+const CREATE_STEP_INTERVAL: Duration = Duration::from_millis(200);
+/// Between two looks at one that is not there yet.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One turn.
+///
+/// # Errors
+/// What keeps the stream from being ready; it stands in the status too.
+pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Action, ReconcileError> {
+    if cluster.metadata.deletion_timestamp.is_some() || cluster.spec.webhooks.mode == WebhooksMode::Off {
+        return Ok(Action::await_change());
+    }
+    let known = cluster.status.as_ref().and_then(|status| status.stream.clone()).unwrap_or_default();
+    let (stream, result) = match reconcile_stream(context, cluster, known.clone()).await {
+        Ok((stream, said)) => (stream, Ok(said)),
+        Err(stop) => (known, Err(stop)),
+    };
+    let said = match &result {
+        Ok(said) => said.clone(),
+        Err(stop) => {
+            let unknown = stop.reason == Reason::StreamUnreachable;
+            let status = if unknown { "Unknown" } else { "False" };
+            ConditionUpdate::new(condition::STREAM_READY, status, stop.reason, &stop.message)
+        }
+    };
+    let wait = match (said.status, stream.status.as_str()) {
+        ("True", _) => RESYNC_INTERVAL,
+        // Nothing but our own note has happened yet.
+        (_, "") => CREATE_STEP_INTERVAL,
+        _ => RECHECK_INTERVAL,
+    };
+    write_status(context, cluster, &stream, said).await?;
+    result.map(|_| Action::requeue(wait))
+}
+
+async fn write_status(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    stream: &StreamStatus,
+    said: ConditionUpdate,
+) -> Result<(), ReconcileError> {
+    let mut fields = Map::new();
+    if !stream.name.is_empty() {
+        fields.insert("stream".to_owned(), serde_json::to_value(stream).unwrap_or(Value::Null));
+    }
+    let manager = "realtime-operator-stream";
+    let part = StatusPatch { manager, owned_conditions: &[condition::STREAM_READY], conditions: vec![said], fields };
+    status::write(context, cluster, part).await
+}
+
+async fn reconcile_stream(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    known: StreamStatus,
+) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
+    let read = dereference::read(context, cluster, false).await?;
+    let uid = cluster.uid().unwrap_or_default();
+    let name = desired::stream_name(cluster, &uid);
+    let client = connect_client(cluster, &name, &read).await?;
+    // Another name is another stream: nothing of the former holds for it.
+    let known = if known.name == name.as_str() {
+        known
+    } else {
+        StreamStatus { name: name.to_string(), ..StreamStatus::default() }
+    };
+    match client.describe_stream().await {
+        Ok(summary) => adopt_stream(context, cluster, &client, known, summary).await,
+        Err(error) if error.class == KinesisErrorClass::NotFound && known.arn.is_empty() => {
+            create_stream(context, cluster, &client, known).await
+        }
+        Err(error) if error.class == KinesisErrorClass::NotFound => {
+            let message = format!(
+                "{error}. It was there, and what it held is lost; it is not made again by itself, since a wrong region or account looks the same"
+            );
+            Err(ReconcileError::transient(Reason::StreamMissing, message))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn connect_client(
+    cluster: &RealtimeCluster,
+    name: &crate::protocol::StreamName,
+    read: &Dereferenced,
+) -> Result<KinesisClient, ReconcileError> {
+    dereference::connect_stream(cluster, name.clone(), &read.secrets).await
+}
+
+fn format_owner(context: &ControllerContext, cluster: &RealtimeCluster) -> String {
+    format!("{}/{}", context.kubernetes_uid, super::context::cluster_key(cluster))
+}
+
+async fn create_stream(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    client: &KinesisClient,
+    known: StreamStatus,
+) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
+    let uid = cluster.uid().unwrap_or_default();
+    let making =
+        |message: String| ConditionUpdate::new(condition::STREAM_READY, "False", Reason::StreamCreating, message);
+    let Some(_) = known.creating_since_ms else {
+        // Written down first: who finds the stream after a crash must know that it is ours.
+        let since = i64::try_from(clock::now_ms()).unwrap_or(i64::MAX);
+        let message = format!("making stream {}", known.name);
+        let stream = StreamStatus { creating_since_ms: Some(since), cluster_id: uid, ..known };
+        return Ok((stream, making(message)));
+    };
+    context.ensure_leader()?;
+    let spec = &cluster.spec.webhooks.stream;
+    let shards = match spec.mode {
+        StreamMode::OnDemand => None,
+        StreamMode::Provisioned => spec.shards,
+    };
+    let tags = [(OWNER_TAG, format_owner(context, cluster)), (CLUSTER_ID_TAG, known.cluster_id.clone())];
+    let tags: BTreeMap<String, String> = tags.map(|(name, value)| (name.to_owned(), value)).into();
+    match client.create_stream(shards, &tags).await {
+        Ok(()) => {
+            let note = format!("stream {} was made", known.name);
+            context
+                .publish_event(cluster, kube::runtime::events::EventType::Normal, "StreamCreated", "Create", note)
+                .await;
+        }
+        // Someone was quicker, or the answer to our own call was lost: the next look tells.
+        Err(error) if error.class == KinesisErrorClass::Busy => {}
+        Err(error) => return Err(explain_create_failure(error, spec.mode)),
+    }
+    let message = format!("stream {} is being made", known.name);
+    Ok((known, making(message)))
+}
+
+/// Why a stream cannot be made. Kinesis itself knows both modes; what stands in for it may not.
+fn explain_create_failure(error: KinesisError, mode: StreamMode) -> ReconcileError {
+    let stop = ReconcileError::from(error);
+    if stop.reason != Reason::StreamInvalid || mode != StreamMode::OnDemand {
+        return stop;
+    }
+    let message = format!(
+        "{}. If it knows no on-demand streams, write mode: Provisioned and shards in webhooks.stream",
+        stop.message
+    );
+    ReconcileError { message, ..stop }
+}
+
+async fn adopt_stream(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    client: &KinesisClient,
+    known: StreamStatus,
+    summary: StreamSummary,
+) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
+    let created = i64::try_from(summary.created_ms).unwrap_or(i64::MAX);
+    let same = known.arn == summary.arn && known.created_ms == created;
+    let cluster_id =
+        if same { known.cluster_id.clone() } else { claim_stream(context, cluster, client, &known, created).await? };
+    let stream = StreamStatus {
+        name: known.name,
+        cluster_id,
+        arn: summary.arn,
+        status: summary.status.clone(),
+        created_ms: created,
+        creating_since_ms: None,
+    };
+    let said = if summary.status == "ACTIVE" || summary.status == "UPDATING" {
+        let message = format!("stream {} is {}", stream.name, summary.status);
+        ConditionUpdate::new(condition::STREAM_READY, "True", Reason::StreamActive, message)
+    } else {
+        let message = format!("stream {} is {}", stream.name, summary.status);
+        ConditionUpdate::new(condition::STREAM_READY, "False", Reason::StreamCreating, message)
+    };
+    Ok((stream, said))
+}
+
+/// The id that the stream's records carry, if the stream is ours.
+async fn claim_stream(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    client: &KinesisClient,
+    known: &StreamStatus,
+    created: i64,
+) -> Result<String, ReconcileError> {
+    let tags = client.list_tags().await?;
+    let ours = format_owner(context, cluster);
+    match classify_owner(&tags, &ours, known, created) {
+        StreamOwner::Ours(id) => Ok(id),
+        StreamOwner::OursUntagged => {
+            context.ensure_leader()?;
+            let tags = [(OWNER_TAG, ours), (CLUSTER_ID_TAG, known.cluster_id.clone())];
+            client.add_tags(&tags.map(|(name, value)| (name.to_owned(), value)).into()).await?;
+            Ok(known.cluster_id.clone())
+        }
+        StreamOwner::Theirs(owner) => {
+            let message = format!(
+                "stream {} is there and {owner}: it was not touched. Choose another webhooks.stream.name, or delete the stream if nobody needs it",
+                known.name
+            );
+            Err(ReconcileError::terminal(Reason::StreamNotOurs, message))
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum StreamOwner {
+    /// Our tag is on it; the id of the cluster that made it.
+    Ours(String),
+    /// We were making it, and it has no tag yet.
+    OursUntagged,
+    /// Whose it is.
+    Theirs(String),
+}
+
+/// Whose a stream is, by its tags and by what we wrote down before it came into being.
+fn classify_owner(tags: &BTreeMap<String, String>, ours: &str, known: &StreamStatus, created: i64) -> StreamOwner {
+    match (tags.get(OWNER_TAG), known.creating_since_ms) {
+        (Some(owner), _) if owner == ours => StreamOwner::Ours(tags.get(CLUSTER_ID_TAG).cloned().unwrap_or_default()),
+        (Some(owner), _) => StreamOwner::Theirs(format!("belongs to {owner}")),
+        (None, Some(since)) if created >= since.saturating_sub(CLOCK_SKEW_MAX_MS) => StreamOwner::OursUntagged,
+        (None, _) => StreamOwner::Theirs("carries no tag of ours".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kinesis_will_never_make_is_told_with_what_to_write() {
+        let error = |class, code: &str| KinesisError {
+            operation: "CreateStream",
+            stream: "s".to_owned(),
+            region: "eu-west-1".to_owned(),
+            class,
+            code: format!("{code}: "),
+            message: "ShardCount is required".to_owned(),
+        };
+        let answer = "CreateStream on stream s in eu-west-1: ValidationException: ShardCount is required";
+        let hint = ". If it knows no on-demand streams, write mode: Provisioned and shards in webhooks.stream";
+        let invalid = || error(KinesisErrorClass::Invalid, "ValidationException");
+        for (name, error, mode, reason, terminal, message) in [
+            ("on demand", invalid(), StreamMode::OnDemand, Reason::StreamInvalid, true, format!("{answer}{hint}")),
+            ("provisioned", invalid(), StreamMode::Provisioned, Reason::StreamInvalid, true, answer.to_owned()),
+            (
+                "a failure of another kind",
+                error(KinesisErrorClass::Transient, "InternalFailure"),
+                StreamMode::OnDemand,
+                Reason::StreamUnreachable,
+                false,
+                answer.replace("ValidationException", "InternalFailure"),
+            ),
+        ] {
+            let stop = explain_create_failure(error, mode);
+            assert_eq!((stop.reason, stop.terminal, stop.message), (reason, terminal, message), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_owners() {
+        let tags = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let known = |since| StreamStatus { creating_since_ms: since, ..StreamStatus::default() };
+        let ours = [(OWNER_TAG, "k/n/eu"), (CLUSTER_ID_TAG, "u1")];
+        for (name, tags, known, expected) in [
+            ("our tag", tags(&ours), known(None), StreamOwner::Ours("u1".to_owned())),
+            (
+                "another cluster's",
+                tags(&[(OWNER_TAG, "k/n/us")]),
+                known(None),
+                StreamOwner::Theirs("belongs to k/n/us".to_owned()),
+            ),
+            (
+                "the same name in another Kubernetes",
+                tags(&[(OWNER_TAG, "x/n/eu")]),
+                known(Some(1)),
+                StreamOwner::Theirs("belongs to x/n/eu".to_owned()),
+            ),
+            ("no tag", tags(&[]), known(None), StreamOwner::Theirs("carries no tag of ours".to_owned())),
+            ("made after we said so", tags(&[]), known(Some(1_000_000)), StreamOwner::OursUntagged),
+            (
+                "made long before",
+                tags(&[]),
+                known(Some(2_000_000)),
+                StreamOwner::Theirs("carries no tag of ours".to_owned()),
+            ),
+        ] {
+            assert_eq!(classify_owner(&tags, "k/n/eu", &known, 1_000_500), expected, "{name}");
+        }
+    }
+}

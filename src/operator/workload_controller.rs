@@ -1,0 +1,323 @@
+//! The controller of the children: applies what the cluster is built from, puts back what others changed, takes away
+//! what is not wanted any more; owns `WorkloadsAvailable` and `status.endpoints`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use serde_json::{Map, Value, json};
+
+use super::context::{ControllerContext, ReconcileError, SharedContext};
+use super::dereference::{self, generated_secret_name};
+use super::finalizer;
+use super::status::{self, ConditionUpdate, StatusPatch};
+use crate::api::conditions::condition;
+use crate::api::{RealtimeCluster, Reason};
+use crate::config::ServerKind;
+use crate::desired::{self, DesiredObjects, ValidCluster};
+use crate::kubernetes::foreign_fields::ForeignField;
+use crate::kubernetes::{apply, foreign_fields};
+
+/// Between two looks at what nobody has changed.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
+/// Between two looks while pods come up or something is waited for.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Between two looks while a deleted cluster's pods end.
+const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often a Deployment is repaired in one turn.
+const REPAIR_ATTEMPTS_MAX: usize = 5;
+
+/// What may have to be taken away.
+const PRUNED_KINDS: [(&str, &str); 6] = [
+    ("apps/v1", "Deployment"),
+    ("v1", "Service"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("v1", "ServiceAccount"),
+    ("rbac.authorization.k8s.io/v1", "Role"),
+    ("rbac.authorization.k8s.io/v1", "RoleBinding"),
+];
+
+/// One turn.
+///
+/// # Errors
+/// What keeps the children from being as they should; it stands in the status too.
+pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Action, ReconcileError> {
+    if cluster.metadata.deletion_timestamp.is_some() {
+        let waits = finalizer::finalize_cluster(context, cluster).await?;
+        return Ok(if waits.is_some() { Action::requeue(TERMINATION_POLL_INTERVAL) } else { Action::await_change() });
+    }
+    let result = match finalizer::add_finalizer(context, cluster).await {
+        // The object changed, so what would be decided on it is decided again.
+        Ok(true) => return Ok(Action::requeue(TERMINATION_POLL_INTERVAL)),
+        Ok(false) => reconcile_children(context, cluster).await,
+        Err(stop) => Err(stop),
+    };
+    let (said, endpoints) = match &result {
+        Ok((said, endpoints)) => (said.clone(), Some(endpoints.clone())),
+        Err(stop) => (ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "False", stop.reason, &stop.message), None),
+    };
+    let known = cluster.status.as_ref().and_then(|status| status.endpoints.clone());
+    let endpoints = endpoints.or_else(|| known.and_then(|known| serde_json::to_value(known).ok()));
+    let mut fields = Map::new();
+    fields.extend(endpoints.map(|endpoints| ("endpoints".to_owned(), endpoints)));
+    let steady = said.status == "True";
+    let manager = "realtime-operator-workload";
+    let part =
+        StatusPatch { manager, owned_conditions: &[condition::WORKLOADS_AVAILABLE], conditions: vec![said], fields };
+    status::write(context, cluster, part).await?;
+    result.map(|_| Action::requeue(if steady { RESYNC_INTERVAL } else { RECHECK_INTERVAL }))
+}
+
+async fn reconcile_children(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+) -> Result<(ConditionUpdate, Value), ReconcileError> {
+    let read = dereference::read(context, cluster, false).await?;
+    let (valid, made) = dereference::validate(context, cluster, &read)?;
+    if !made.is_empty() {
+        let mut all = read.generated.clone();
+        all.extend(made);
+        context.ensure_leader()?;
+        apply::apply_object(&context.client, &render_generated_secret(cluster, &valid, &all)).await?;
+    }
+    let desired = desired::render_objects(&valid)
+        .map_err(|error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string()))?;
+    let deployments = apply_children(context, cluster, &desired).await?;
+    Ok((summarize_rollout(&deployments), list_endpoints(&valid, &desired)))
+}
+
+/// The Secret with what was generated. Its values are never made twice: they are read before they are made.
+fn render_generated_secret(cluster: &RealtimeCluster, valid: &ValidCluster, texts: &BTreeMap<String, String>) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": generated_secret_name(cluster),
+            "namespace": valid.namespace,
+            "labels": desired::render::child_labels(valid, "configuration"),
+            "ownerReferences": [valid.owner],
+        },
+        "stringData": texts,
+    })
+}
+
+/// Applies everything in order, and returns the Deployments as they are then.
+async fn apply_children(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    desired: &DesiredObjects,
+) -> Result<Vec<Deployment>, ReconcileError> {
+    let uid = cluster.uid().unwrap_or_default();
+    let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
+    let wanted = desired.to_values().map_err(malformed)?;
+    let mut deployments = Vec::new();
+    // Pods mount the registry, which another controller writes; kubelet waits long before it tries a mount again.
+    if let Some(last) = desired.registry.last() {
+        let last = serde_json::to_value(last).map_err(malformed)?;
+        if apply::fetch_owned(&context.client, &last, &uid).await?.is_none() {
+            return Err(ReconcileError::transient(Reason::RollingOut, "waiting for the app registry to be written"));
+        }
+    }
+    // Looked at before anything is written: half a cluster helps nobody.
+    let mut lives = Vec::new();
+    for object in &wanted {
+        lives.push(apply::fetch_owned(&context.client, object, &uid).await?);
+    }
+    for (object, live) in wanted.iter().zip(lives) {
+        let live = live.map(|live| serde_json::to_value(live).map_err(malformed)).transpose()?;
+        if live.as_ref().is_some_and(|live| is_up_to_date(object, live)) && object["kind"] != "Deployment" {
+            continue;
+        }
+        context.ensure_leader()?;
+        if object["kind"] != "Deployment" {
+            apply::apply_object(&context.client, object).await?;
+            continue;
+        }
+        // Looked at again: it may have changed since, and what the apply puts back is foreign no more.
+        let live = apply::fetch_owned(&context.client, object, &uid).await?;
+        let mut hands = ForeignWriters { context, cluster, wanted: object, reported: vec![] };
+        if let Some(live) = live {
+            hands.report_once(&serde_json::to_value(&live).map_err(malformed)?).await;
+        }
+        let applied = apply::apply_object(&context.client, object).await?;
+        let applied = remove_foreign_fields(&mut hands, applied, &uid).await?;
+        let value = serde_json::to_value(&applied).map_err(malformed)?;
+        deployments.push(serde_json::from_value(value).map_err(malformed)?);
+    }
+    let labels =
+        format!("app.kubernetes.io/managed-by=realtime-operator,app.kubernetes.io/instance={}", cluster.name_any());
+    context.ensure_leader()?;
+    let namespace = cluster.namespace().unwrap_or_default();
+    for gone in apply::prune_children(&context.client, (&namespace, &labels, &uid), &PRUNED_KINDS, &wanted).await? {
+        context
+            .publish_event(cluster, EventType::Normal, "Removed", "Prune", format!("{gone} is not wanted any more"))
+            .await;
+    }
+    Ok(deployments)
+}
+
+/// Who else wrote into a Deployment of ours.
+struct ForeignWriters<'a> {
+    context: &'a ControllerContext,
+    cluster: &'a RealtimeCluster,
+    wanted: &'a Value,
+    reported: Vec<ForeignField>,
+}
+
+impl ForeignWriters<'_> {
+    /// Tells of what is foreign in the live object, each once.
+    async fn report_once(&mut self, live: &Value) {
+        for foreign in foreign_fields::find_foreign_fields(self.wanted, live) {
+            if self.reported.contains(&foreign) {
+                continue;
+            }
+            let name = self.wanted.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+            let note = format!("Deployment {name}: {}, written by {}, was put back", foreign.field, foreign.manager);
+            self.context
+                .publish_event(self.cluster, EventType::Warning, "PutBack", &format_event_action(&foreign.field), note)
+                .await;
+            self.reported.push(foreign);
+        }
+    }
+}
+
+/// Removes what others added, which an apply leaves alone. The object may change at any time, if only in its status: what
+/// was looked at then is looked at again.
+async fn remove_foreign_fields(
+    hands: &mut ForeignWriters<'_>,
+    mut applied: DynamicObject,
+    uid: &str,
+) -> Result<DynamicObject, ReconcileError> {
+    let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
+    let (context, wanted) = (hands.context, hands.wanted);
+    for _ in 0..REPAIR_ATTEMPTS_MAX {
+        let live = serde_json::to_value(&applied).map_err(malformed)?;
+        let leftovers = foreign_fields::find_leftover_paths(wanted, &live);
+        if leftovers.is_empty() {
+            return Ok(applied);
+        }
+        hands.report_once(&live).await;
+        context.ensure_leader()?;
+        if let Err(error) = apply::remove_fields(&context.client, &applied, &leftovers).await {
+            tracing::debug!(%error, "what others added is looked at again");
+        }
+        applied = apply::fetch_owned(&context.client, wanted, uid).await?.unwrap_or(applied);
+    }
+    let name = applied.name_any();
+    Err(ReconcileError::transient(
+        Reason::ApplyFailed,
+        format!("Deployment {name}: what others add comes back as often as it goes"),
+    ))
+}
+
+/// Events of one action and reason are told as one series: the field keeps them apart.
+fn format_event_action(field: &str) -> String {
+    let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    format!("PutBack-{}", field.chars().map(word).collect::<String>())
+}
+
+/// Whether everything that is wanted stands in the live object as it is.
+fn is_up_to_date(wanted: &Value, live: &Value) -> bool {
+    match (wanted, live) {
+        (Value::Object(wanted), Value::Object(live)) => wanted.iter().all(|(name, value)| match live.get(name) {
+            Some(found) => is_up_to_date(value, found),
+            None => value.is_null(),
+        }),
+        (Value::Array(wanted), Value::Array(live)) => {
+            wanted.len() == live.len() && wanted.iter().zip(live).all(|(wanted, live)| is_up_to_date(wanted, live))
+        }
+        _ => wanted == live,
+    }
+}
+
+/// Whether every pod of every Deployment is of the wanted template and up.
+fn summarize_rollout(deployments: &[Deployment]) -> ConditionUpdate {
+    let behind: Vec<String> = deployments.iter().filter_map(describe_lag).collect();
+    if behind.is_empty() {
+        let message = format!("{} Deployments are as they should be", deployments.len());
+        return ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "True", Reason::Applied, message);
+    }
+    ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "False", Reason::RollingOut, behind.join("; "))
+}
+
+fn describe_lag(deployment: &Deployment) -> Option<String> {
+    let name = deployment.name_any();
+    let wanted = deployment.spec.replicas.unwrap_or(1);
+    let status = deployment.status.clone().unwrap_or_default();
+    if status.observed_generation < deployment.metadata.generation {
+        return Some(format!("{name}: not looked at yet"));
+    }
+    let (updated, ready, all) =
+        (status.updated_replicas.unwrap_or(0), status.ready_replicas.unwrap_or(0), status.replicas.unwrap_or(0));
+    // Why a pod is not even made: a quota, a policy, an account that is gone.
+    let failure = status.conditions.iter().flatten().find(|condition| {
+        condition.type_.as_deref() == Some("ReplicaFailure") && condition.status.as_deref() == Some("True")
+    });
+    if let Some(message) = failure.and_then(|condition| condition.message.as_ref()) {
+        return Some(format!("{name}: pods cannot be made: {message}"));
+    }
+    if updated < wanted || all > updated {
+        return Some(format!("{name}: {updated} of {wanted} pods are of the wanted template, {all} in all"));
+    }
+    (ready < wanted).then(|| format!("{name}: {ready} of {wanted} pods are ready"))
+}
+
+fn list_endpoints(cluster: &ValidCluster, desired: &DesiredObjects) -> Value {
+    let of = |server: ServerKind| {
+        let name = format!("{}-{}", cluster.name, server.name());
+        let there = desired.services.iter().any(|service| service.metadata.name.as_deref() == Some(&*name));
+        if there { format!("{name}.{}.svc:80", cluster.namespace) } else { String::new() }
+    };
+    json!({ "websocket": of(ServerKind::Websocket), "sockjs": of(ServerKind::Sockjs) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment(generation: i64, observed: i64, replicas: [i32; 4]) -> Deployment {
+        let [wanted, updated, ready, all] = replicas;
+        serde_json::from_value(json!({
+            "metadata": { "name": "eu-sockjs", "generation": generation },
+            "spec": { "replicas": wanted, "selector": {}, "template": {} },
+            "status": { "observedGeneration": observed, "replicas": all, "updatedReplicas": updated, "readyReplicas": ready },
+        }))
+        .expect("a deployment")
+    }
+
+    #[test]
+    fn a_table_of_rollouts() {
+        for (name, deployment, expected) in [
+            ("done", deployment(2, 2, [3, 3, 3, 3]), None),
+            ("not looked at", deployment(2, 1, [3, 3, 3, 3]), Some("eu-sockjs: not looked at yet")),
+            (
+                "an old pod is left",
+                deployment(2, 2, [3, 3, 3, 4]),
+                Some("eu-sockjs: 3 of 3 pods are of the wanted template, 4 in all"),
+            ),
+            (
+                "the first new pod",
+                deployment(2, 2, [3, 1, 3, 4]),
+                Some("eu-sockjs: 1 of 3 pods are of the wanted template, 4 in all"),
+            ),
+            ("coming up", deployment(2, 2, [3, 3, 1, 3]), Some("eu-sockjs: 1 of 3 pods are ready")),
+        ] {
+            assert_eq!(describe_lag(&deployment).as_deref(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_an_api_server_adds_is_no_difference() {
+        let wanted = json!({ "spec": { "ports": [{ "port": 80 }], "selector": { "a": "b" } } });
+        let mut live = json!({ "spec": { "ports": [{ "port": 80, "protocol": "TCP" }], "selector": { "a": "b" }, "clusterIP": "x" } });
+        assert!(is_up_to_date(&wanted, &live));
+        live["spec"]["selector"]["a"] = json!("c");
+        assert!(!is_up_to_date(&wanted, &live));
+    }
+}

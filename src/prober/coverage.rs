@@ -1,0 +1,40 @@
+//! What there is to be proven: the plan, with what was last seen of stream and holders. Pure.
+
+use std::collections::BTreeSet;
+
+use super::ProbePlan;
+use super::observe::PodObservation;
+use crate::gate::CoverageTargets;
+use crate::kinesis::Shard;
+use crate::protocol::ShardId;
+
+/// Every process of a plan.
+pub(super) fn processes_of(plan: &ProbePlan) -> impl Iterator<Item = &str> {
+    let edges = plan.edges.iter().map(|edge| edge.pod.as_str());
+    edges.chain(plan.dispatchers.iter().map(|dispatcher| dispatcher.pod.as_str()))
+}
+
+fn new_processes(plan: &ProbePlan) -> BTreeSet<String> {
+    let edges = plan.edges.iter().filter(|edge| !edge.admitted).map(|edge| edge.pod.clone());
+    let dispatchers = plan.dispatchers.iter().filter(|pod| !pod.admitted).map(|pod| pod.pod.clone());
+    edges.chain(dispatchers).collect()
+}
+
+/// What there is to be proven, as last seen.
+pub(super) fn coverage_targets(plan: &ProbePlan, shards: &[Shard], observation: &PodObservation) -> CoverageTargets {
+    let pods = plan.edges.iter().map(|edge| (edge.pod.clone(), edge.transports.iter().copied().collect()));
+    let shards: BTreeSet<ShardId> = shards.iter().map(|shard| shard.id.clone()).collect();
+    let holders = observation.dispatchers.iter();
+    let holders = holders.filter(|(_, flow)| flow.shards.keys().any(|shard| shards.contains(shard)));
+    let paths = plan.paths.iter().map(|path| (path.name.clone(), path.transports.iter().copied().collect()));
+    CoverageTargets {
+        paths: paths.collect(),
+        transports: plan.transports.clone(),
+        pods: pods.collect(),
+        processes: processes_of(plan).map(str::to_owned).collect(),
+        newcomers: new_processes(plan),
+        webhooks: plan.webhooks,
+        dispatchers: holders.map(|(pod, _)| pod.clone()).collect(),
+        shards,
+    }
+}

@@ -1,0 +1,178 @@
+//! Which hop broke when a webhook did not come: the stream is read back and the servers' own accounts are asked.
+
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::observe::PodObserver;
+use super::{Entrance, ProbePlan};
+use crate::api::Reason;
+use crate::gate::Hop;
+use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, ReadPosition, is_before};
+use crate::prober::client::BrokenHop;
+use crate::protocol::admin::RecorderState;
+use crate::protocol::record::StreamRecord;
+use crate::protocol::{ChannelName, ShardId, StreamName};
+
+/// Between two reads of one shard: it allows five a second over all its readers, and the dispatcher needs four.
+const BETWEEN_READS: Duration = Duration::from_secs(1);
+
+/// Most reads for one diagnosis.
+const MAX_READS: usize = 10;
+
+/// How far before the journey's start the stream is read, for clocks that differ.
+const MARGIN_MS: u64 = 5_000;
+
+/// How long a stream that could not be read back is not asked again: others who wait would find the same, later.
+const UNRESPONSIVE_AFTER_DELAY: Duration = Duration::from_secs(10);
+
+/// Reads the stream back, one diagnosis at a time.
+#[derive(Default)]
+pub(super) struct ReadBack {
+    /// When the stream last could not be read, and why.
+    turn: Mutex<Option<(Instant, KinesisError)>>,
+}
+
+/// What did not come.
+pub(super) struct MissingWebhook<'a> {
+    /// What the event went into.
+    pub entrance: &'a Entrance,
+    /// The event's name in webhooks.
+    pub event: &'a str,
+    /// Its channel.
+    pub channel: &'a ChannelName,
+    /// The channel's shard.
+    pub shard: &'a ShardId,
+    /// When the journey began, in ms since 1970.
+    pub since_ms: u64,
+    /// How long the webhook was waited for.
+    pub waited: Duration,
+}
+
+impl ReadBack {
+    /// The sequence number of the missing event's record; `None` when the stream was read to its newest record and does
+    /// not have it. Anything less is an error: it proves nothing.
+    async fn find_record(
+        &self,
+        stream: &KinesisClient,
+        missing: &MissingWebhook<'_>,
+    ) -> Result<Option<String>, KinesisError> {
+        let mut turn = self.turn.lock().await;
+        if let Some((at, error)) = turn.as_ref().filter(|(at, _)| at.elapsed() < UNRESPONSIVE_AFTER_DELAY) {
+            tracing::debug!(ago = ?at.elapsed(), "the stream could not be read back a moment ago");
+            return Err(error.clone());
+        }
+        let found = Self::read(stream, missing).await;
+        *turn = found
+            .as_ref()
+            .err()
+            .filter(|error| error.class == KinesisErrorClass::Transient)
+            .map(|e| (Instant::now(), e.clone()));
+        found
+    }
+
+    async fn read(stream: &KinesisClient, missing: &MissingWebhook<'_>) -> Result<Option<String>, KinesisError> {
+        let position = ReadPosition::AtTime(missing.since_ms.saturating_sub(MARGIN_MS));
+        let mut iterator = stream.request_iterator(missing.shard, &position).await?;
+        for read in 0..MAX_READS {
+            if read > 0 {
+                tokio::time::sleep(BETWEEN_READS).await;
+            }
+            let page = stream.read(&iterator, 1000).await?;
+            let found = page.records.iter().find(|record| {
+                StreamRecord::parse(&record.data).is_ok_and(|record| {
+                    record.channel == *missing.channel
+                        && record.events.iter().any(|event| event.kind.name() == missing.event)
+                })
+            });
+            if let Some(found) = found {
+                return Ok(Some(found.sequence.clone()));
+            }
+            match page.next {
+                Some(next) if page.behind_ms > 0 => iterator = next,
+                Some(_) => return Ok(None),
+                None => break,
+            }
+        }
+        Err(KinesisError {
+            operation: "GetRecords",
+            stream: stream.stream().to_string(),
+            region: stream.region().to_owned(),
+            class: KinesisErrorClass::Transient,
+            code: String::new(),
+            message: format!("{} was not read to its newest record", missing.shard),
+        })
+    }
+}
+
+/// Names the first broken hop.
+pub(super) async fn diagnose_missing_webhook(
+    plan: &ProbePlan,
+    observer: &PodObserver,
+    read_back: &ReadBack,
+    missing: &MissingWebhook<'_>,
+) -> BrokenHop {
+    let Some(client) = &plan.stream else {
+        let detail = format!("no {} webhook of {}, and no stream to read back", missing.event, missing.entrance.name);
+        return BrokenHop::ambiguous(Hop::Record, Reason::RecordMissing, detail);
+    };
+    let (pod, stream) = (&missing.entrance.name, client.stream());
+    let seconds = missing.waited.as_secs();
+    match read_back.find_record(client, missing).await {
+        Ok(Some(sequence)) => past_the_stream(plan, observer, missing, (stream, &sequence)).await,
+        Ok(None) => {
+            let flow = match missing.entrance.admin {
+                Some(admin) => observer.read_flow(&plan.admin_token, admin).await,
+                None => None,
+            };
+            let recorder = flow.and_then(|flow| flow.recorder);
+            let writes = recorder.filter(|recorder| recorder.state == RecorderState::Kinesis);
+            if let Some(error) = writes.and_then(|recorder| recorder.last_error) {
+                let detail = format!("subscribed on {pod}, but its records are refused: {error}");
+                return BrokenHop::decisive(Hop::Record, Reason::RecordRefused, detail);
+            }
+            let event = missing.event;
+            let detail = format!("subscribed on {pod}, but no {event} record reached stream {stream} in {seconds} s");
+            BrokenHop::decisive(Hop::Record, Reason::RecordMissing, detail)
+        }
+        Err(error) if error.class == KinesisErrorClass::NotFound => {
+            BrokenHop::decisive(Hop::Record, Reason::StreamMissing, format!("subscribed on {pod}, but {error}"))
+        }
+        Err(error) => {
+            let event = missing.event;
+            let detail =
+                format!("no {event} webhook of {pod} in {seconds} s, and the stream cannot be read back: {error}");
+            BrokenHop::ambiguous(Hop::Record, Reason::RecordMissing, detail)
+        }
+    }
+}
+
+async fn past_the_stream(
+    plan: &ProbePlan,
+    observer: &PodObserver,
+    missing: &MissingWebhook<'_>,
+    (stream, sequence): (&StreamName, &str),
+) -> BrokenHop {
+    let (pod, shard, seconds) = (&missing.entrance.name, missing.shard, missing.waited.as_secs());
+    let observation = observer.observe_all(plan).await;
+    let stuck = |detail| BrokenHop::ambiguous(Hop::Dispatch, Reason::DispatcherStuck, detail);
+    let Some((holder, flow)) = observation.shard_holder(shard) else {
+        return stuck(format!("the event of {pod} is in {shard} of stream {stream}, which no dispatcher holds"));
+    };
+    let error = flow.last_error.as_ref().map_or_else(String::new, |error| format!("; it says: {error}"));
+    if flow.stream != stream.as_str() {
+        return stuck(format!("the event of {pod} is in stream {stream}, but {holder} reads {}{error}", flow.stream));
+    }
+    let read_to = flow.shards.get(shard).and_then(|shard| shard.read_to.as_deref());
+    if read_to.is_none_or(|read_to| is_before(read_to, sequence)) {
+        return stuck(format!(
+            "the event of {pod} is in {shard} of stream {stream}, but {holder} has not read it after {seconds} s{error}"
+        ));
+    }
+    let event = missing.event;
+    let detail =
+        format!("{holder} read the {event} of {pod} from {shard}, but no webhook arrived in {seconds} s{error}");
+    let broken = BrokenHop::ambiguous(Hop::Delivery, Reason::WebhookMissing, detail);
+    BrokenHop { dispatcher: Some(holder.clone()), ..broken }
+}

@@ -1,0 +1,403 @@
+//! One journey: what a customer's event goes through, hop by hop.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::client::{BrokenHop, ProbeClient, told_of};
+use super::diagnose::{MissingWebhook, ReadBack, diagnose_missing_webhook};
+use super::expected_webhooks::{CLIENT_EVENT_NAME, of_coming, of_leaving};
+use super::nonce::JourneyChannels;
+use super::observe::PodObserver;
+use super::receiver::{ReceivedWebhook, WebhookClaim, WebhookReceiver};
+use super::{EdgePod, Entrance, ProbePlan};
+use crate::api::Reason;
+use crate::gate::{Hop, HopFailure, Journey, JourneyOutcome};
+use crate::kinesis::Shard;
+use crate::process::clock;
+use crate::protocol::frame::ServerMessage;
+use crate::protocol::record::EventKind;
+use crate::protocol::{AppId, ShardId, Transport, rest};
+
+/// What a server says of a channel that keeps its last event and has none.
+const CACHE_MISS: &str = "pusher:cache_miss";
+/// The event that is published through the HTTP API.
+const PUBLISHED_EVENT_NAME: &str = "probe-published";
+
+/// Longest that another session may take to connect, so that a dead neighbour costs little.
+const COMPANION_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Sessions that a journey through a path opens besides its own: each may meet another pod.
+const FRESH_SECRET_GRACE: usize = 9;
+
+/// What journeys share.
+#[derive(Clone)]
+pub(super) struct JourneyContext {
+    pub plan: Arc<ProbePlan>,
+    pub receiver: WebhookReceiver,
+    pub observer: PodObserver,
+    pub read_back: Arc<ReadBack>,
+    pub http: reqwest::Client,
+}
+
+/// Which way one journey goes.
+pub(super) struct JourneyRoute {
+    pub transport: Transport,
+    pub entrance: Entrance,
+    /// Where a second session may be, best first.
+    pub companions: Vec<(Transport, EdgePod)>,
+    pub channels: JourneyChannels,
+    /// Open shards, as last listed.
+    pub shards: Arc<Vec<Shard>>,
+    /// Whose records go through them.
+    pub app: AppId,
+}
+
+impl JourneyRoute {
+    /// The shards that the journey's records go through.
+    fn shards_of(&self) -> Vec<ShardId> {
+        let channels = [&self.channels.private, &self.channels.presence];
+        let shard = |channel| JourneyChannels::shard_of(&self.app, channel, &self.shards).cloned();
+        channels.into_iter().filter_map(shard).collect()
+    }
+}
+
+/// Called at every hop: the latency in ms, `None` where a later hop proved it, or what broke.
+pub(super) type HopCallback = Box<dyn FnMut(Hop, Result<Option<u64>, String>) + Send>;
+
+/// A journey whose hops 1 to 10 held and whose farewell is still to come.
+pub(super) struct RunningJourney {
+    context: Arc<JourneyContext>,
+    route: JourneyRoute,
+    client: ProbeClient,
+    claim: WebhookClaim,
+    log: HopLog,
+}
+
+struct HopLog {
+    started_ms: u64,
+    last: Instant,
+    latency_ms: BTreeMap<Hop, u64>,
+    tell: HopCallback,
+}
+
+impl HopLog {
+    fn record_passed(&mut self, hop: Hop) {
+        let ms = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last = Instant::now();
+        self.latency_ms.insert(hop, ms);
+        (self.tell)(hop, Ok(Some(ms)));
+    }
+
+    /// Several hops that one observation proves; the time went into `hop`, as far as can be seen from outside.
+    fn proven_by(&mut self, hop: Hop, proven: &[Hop]) {
+        let ms = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last = Instant::now();
+        for passed in proven {
+            if *passed == hop {
+                self.latency_ms.insert(hop, ms);
+            }
+            (self.tell)(*passed, Ok((*passed == hop).then_some(ms)));
+        }
+    }
+}
+
+/// Hops 1 to 10. The error is the finished journey that broke.
+pub(super) async fn run_journey(
+    context: Arc<JourneyContext>,
+    route: JourneyRoute,
+    tell: HopCallback,
+) -> Result<RunningJourney, Journey> {
+    let mut log = HopLog { started_ms: clock::now_ms(), last: Instant::now(), latency_ms: BTreeMap::new(), tell };
+    let mut claim = context.receiver.claim_webhooks(&route.channels.nonce);
+    match run_hops(&context, &route, &mut claim, &mut log).await {
+        Ok(client) => Ok(RunningJourney { context, route, client, claim, log }),
+        Err(broken) => Err(finish_journey(&route, None, log, Some(broken))),
+    }
+}
+
+async fn run_hops(
+    context: &JourneyContext,
+    route: &JourneyRoute,
+    claim: &mut WebhookClaim,
+    log: &mut HopLog,
+) -> Result<ProbeClient, BrokenHop> {
+    let (plan, entrance, channels) = (&context.plan, &route.entrance, &route.channels);
+    let deadline = Instant::now() + plan.policy.timeout;
+    let address = (entrance.name.as_str(), entrance.public);
+    let mut client = ProbeClient::connect(address, route.transport, &plan.app, |hop| log.record_passed(hop)).await?;
+
+    if entrance.admin.is_none() {
+        fresh_sessions(context, route).await?;
+    }
+
+    client.subscribe(&plan.app, &channels.private, None, deadline).await?;
+    client.subscribe(&plan.app, &channels.presence, Some(&channels.member_id()), deadline).await?;
+    // Asked last: a bus that is away lets clients into private channels in silence, and a presence channel tells of it.
+    told_of_no_event(&mut client, route, deadline).await?;
+    log.record_passed(Hop::Subscribe);
+
+    let companion = run_companion(context, route).await?;
+    client.send_client_event(&channels.presence, CLIENT_EVENT_NAME, &channels.channel_data()).await?;
+    log.record_passed(Hop::Publish);
+
+    if let Some((pod, mut other)) = companion {
+        fan_out(context, route, &mut client, (&pod, &mut other), deadline).await?;
+        log.record_passed(Hop::FanOut);
+    }
+    if plan.webhooks {
+        await_webhook(context, route, &client, claim, log, deadline).await?;
+    }
+    Ok(client)
+}
+
+/// Several sessions over connections of their own, all of which must come up.
+async fn fresh_sessions(context: &JourneyContext, route: &JourneyRoute) -> Result<(), BrokenHop> {
+    let address = (route.entrance.name.as_str(), route.entrance.public);
+    let open = || ProbeClient::connect(address, route.transport, &context.plan.app, |_| {});
+    futures::future::try_join_all((0..FRESH_SECRET_GRACE).map(|_| open())).await.map(drop)
+}
+
+/// A channel that keeps its last event and has none says so to who comes.
+async fn told_of_no_event(client: &mut ProbeClient, route: &JourneyRoute, deadline: Instant) -> Result<(), BrokenHop> {
+    let channel = route.channels.private.as_str();
+    let hop = (Hop::Subscribe, Reason::SubscribeRejected);
+    let told = |message: &ServerMessage| message.event == CACHE_MISS && message.channel.as_deref() == Some(channel);
+    let told = client.wait_for_event(deadline, hop, told).await;
+    told.map(drop)
+        .map_err(|error| BrokenHop { detail: format!("no {CACHE_MISS} for {channel}: {}", error.detail), ..error })
+}
+
+/// A second session that joins the presence channel, and sees the first there. `None` when there is no other pod, or
+/// none that can be reached: their own journeys tell of those.
+async fn run_companion(
+    context: &JourneyContext,
+    route: &JourneyRoute,
+) -> Result<Option<(String, ProbeClient)>, BrokenHop> {
+    let (app, channels) = (&context.plan.app, &route.channels);
+    for (transport, pod) in route.companions.iter().take(2) {
+        let deadline = Instant::now() + COMPANION_TIMEOUT;
+        let connect = ProbeClient::connect((&pod.pod, pod.public), *transport, app, |_| {});
+        let Ok(Ok(mut client)) = timeout_at(deadline, connect).await else { continue };
+        let joined = client.subscribe(app, &channels.presence, Some(&channels.witness_id()), deadline).await;
+        let users = joined.map_err(|broken| BrokenHop {
+            hop: Hop::FanOut,
+            reason: Reason::FanoutBroken,
+            detail: format!("a second session on {} could not subscribe: {}", pod.pod, broken.detail),
+            decisive: broken.proves(true),
+            ..broken
+        })?;
+        if !users.contains(&channels.member_id()) {
+            let detail = format!("{} does not see the member that joined on {}", pod.pod, route.entrance.name);
+            return Err(BrokenHop::decisive(Hop::FanOut, Reason::FanoutBroken, detail));
+        }
+        return Ok(Some((pod.pod.clone(), client)));
+    }
+    Ok(None)
+}
+
+/// The other session sees the client event and a publish, and the first sees the other come.
+async fn fan_out(
+    context: &JourneyContext,
+    route: &JourneyRoute,
+    client: &mut ProbeClient,
+    (pod, other): (&str, &mut ProbeClient),
+    deadline: Instant,
+) -> Result<(), BrokenHop> {
+    let (entrance, channels) = (&route.entrance, &route.channels);
+    let broken = |broken: BrokenHop, what: &str| BrokenHop {
+        hop: Hop::FanOut,
+        reason: Reason::FanoutBroken,
+        detail: format!("{pod} did not get the {what} of {}: {}", entrance.name, broken.detail),
+        decisive: broken.proves(true),
+        ..broken
+    };
+    let hop = (Hop::FanOut, Reason::FanoutBroken);
+    let wanted = serde_json::from_str::<serde_json::Value>(&channels.channel_data()).unwrap_or_default();
+    // A server that refuses the event says so to the one who sent it.
+    let arrived =
+        other.wait_for_event(deadline, hop, |message| message.event == CLIENT_EVENT_NAME && message.data == wanted);
+    let refused = async {
+        match client.wait_for_event(deadline, (Hop::Publish, Reason::PublishRejected), |_| false).await {
+            Err(error) if error.decisive => error,
+            // Silence is no refusal: the other arm ends at the deadline.
+            _ => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        result = arrived => { result.map_err(|error| broken(error, "client event"))?; }
+        error = refused => return Err(error),
+    }
+    publish_event(context, route).await?;
+    other
+        .wait_for_event(deadline, hop, |message| message.event == PUBLISHED_EVENT_NAME)
+        .await
+        .map_err(|error| broken(error, "publish through the HTTP API"))?;
+    let seen = client.wait_for_event(deadline, hop, |message| told_of(message, &channels.witness_id())).await;
+    seen.map_err(|error| BrokenHop {
+        detail: format!("{} was not told of the member on {pod}: {}", entrance.name, error.detail),
+        ..error
+    })?;
+    // It leaves before the first does, so that the channel is vacated through the pod that is proven.
+    other.unsubscribe(&channels.presence).await.map_err(|error| broken(error, "farewell"))?;
+    // The answer to a leave is that the others are told.
+    let left = client.wait_for_event(deadline, hop, |message| message.event == "pusher_internal:member_removed").await;
+    left.map_err(|error| BrokenHop {
+        hop: Hop::FanOut,
+        reason: Reason::FanoutBroken,
+        detail: format!("{} was not told that the member on {pod} left: {}", entrance.name, error.detail),
+        ..error
+    })?;
+    Ok(())
+}
+
+/// Publishes through the HTTP API of the journey's pod.
+async fn publish_event(context: &JourneyContext, route: &JourneyRoute) -> Result<(), BrokenHop> {
+    let app = &context.plan.app;
+    let body = serde_json::json!({ "name": PUBLISHED_EVENT_NAME, "data": "{}", "channels": [route.channels.presence] })
+        .to_string();
+    let path = format!("/apps/{}/events", app.id);
+    let now = clock::now_ms() / 1000;
+    let query = rest::signed_query(app.key.as_str(), &app.secret, ("POST", &path), body.as_bytes(), now);
+    let pairs: Vec<String> = query.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let url = format!("http://{}{path}?{}", route.entrance.public, pairs.join("&"));
+    let request = context.http.post(url).header("content-type", "application/json").body(body);
+    let rejected = |detail| BrokenHop::ambiguous(Hop::Publish, Reason::PublishRejected, detail);
+    let answer = request.send().await.map_err(|error| rejected(error.without_url().to_string()))?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let text = answer.text().await.unwrap_or_default();
+    let detail = format!("the HTTP API of {} answered {status}: {}", route.entrance.name, text.trim());
+    Err(BrokenHop::decisive(Hop::Publish, Reason::PublishRejected, detail))
+}
+
+/// Hops 7 to 10: an authentic webhook of each event proves them all.
+async fn await_webhook(
+    context: &JourneyContext,
+    route: &JourneyRoute,
+    client: &ProbeClient,
+    claim: &mut WebhookClaim,
+    log: &mut HopLog,
+    deadline: Instant,
+) -> Result<(), BrokenHop> {
+    let (entrance, channels) = (&route.entrance, &route.channels);
+    let mut due = of_coming(channels, client.socket_id());
+    while !due.is_empty() {
+        let Ok(Some(arrived)) = timeout_at(deadline, claim.events.recv()).await else {
+            let (event, channel) = (due[0].0.name(), due[0].1);
+            let Some(shard) = JourneyChannels::shard_of(&context.plan.app.id, channel, &route.shards) else {
+                let detail = format!("no {event} webhook of {}, and no open shard holds {channel}", entrance.name);
+                return Err(BrokenHop::ambiguous(Hop::Record, Reason::RecordMissing, detail));
+            };
+            let (since_ms, waited) = (log.started_ms, context.plan.policy.timeout);
+            let missing = MissingWebhook { entrance, event, channel, shard, since_ms, waited };
+            return Err(diagnose_missing_webhook(&context.plan, &context.observer, &context.read_back, &missing).await);
+        };
+        verify_webhook(entrance, &arrived)?;
+        let event = &arrived.event;
+        if let Some(at) = due.iter().position(|(kind, channel)| *kind == event.kind && **channel == event.channel) {
+            due.remove(at);
+            continue;
+        }
+        let kind = event.kind.name();
+        // The second session's member comes too; of any other kind a channel has one event.
+        let another = matches!(event.kind, EventKind::MemberAdded { .. });
+        if !another && due.iter().any(|(due, channel)| due.name() == kind && **channel == event.channel) {
+            let detail = format!("the {kind} webhook of {} says something else than was sent", entrance.name);
+            return Err(BrokenHop::decisive(Hop::Authenticity, Reason::PayloadWrong, detail));
+        }
+    }
+    log.proven_by(Hop::Delivery, &[Hop::Record, Hop::Dispatch, Hop::Delivery, Hop::Authenticity]);
+    Ok(())
+}
+
+fn verify_webhook(entrance: &Entrance, arrived: &ReceivedWebhook) -> Result<(), BrokenHop> {
+    arrived.authentic.clone().map_err(|error| {
+        let detail =
+            format!("the {} webhook of {} is not authentic: {error}", arrived.event.kind.name(), entrance.name);
+        BrokenHop::decisive(Hop::Authenticity, Reason::SignatureInvalid, detail)
+    })
+}
+
+impl RunningJourney {
+    /// Hop 11: leaving is told.
+    pub async fn tear_down(mut self) -> Journey {
+        let result = self.leave_channels().await.err();
+        let Self { context, route, log, .. } = self;
+        let dispatcher = match &result {
+            None if context.plan.webhooks => shard_holder(&context, &route).await,
+            _ => None,
+        };
+        finish_journey(&route, dispatcher, log, result)
+    }
+
+    async fn leave_channels(&mut self) -> Result<(), BrokenHop> {
+        let channels = &self.route.channels;
+        for channel in [&channels.presence, &channels.private] {
+            self.client.unsubscribe(channel).await?;
+        }
+        if !self.context.plan.webhooks {
+            return Ok(());
+        }
+        let mut wanted = of_leaving(channels);
+        let deadline = Instant::now() + self.context.plan.policy.timeout;
+        while !wanted.is_empty() {
+            let Ok(Some(arrived)) = timeout_at(deadline, self.claim.events.recv()).await else {
+                let (pod, seconds) = (&self.route.entrance.name, self.context.plan.policy.timeout.as_secs());
+                let detail = format!("left {pod}, but no {} webhook arrived in {seconds} s", wanted[0].0.name());
+                return Err(BrokenHop::ambiguous(Hop::Farewell, Reason::VacatedMissing, detail));
+            };
+            verify_webhook(&self.route.entrance, &arrived)?;
+            wanted.retain(|(kind, channel)| *kind != arrived.event.kind || **channel != arrived.event.channel);
+        }
+        self.log.record_passed(Hop::Farewell);
+        Ok(())
+    }
+}
+
+/// The dispatcher that holds the private channel's shard.
+async fn shard_holder(context: &JourneyContext, route: &JourneyRoute) -> Option<String> {
+    let shard = JourneyChannels::shard_of(&context.plan.app.id, &route.channels.private, &route.shards)?;
+    for pod in &context.plan.dispatchers {
+        let flow =
+            context.observer.read_flow(&context.plan.admin_token, pod.admin).await.and_then(|flow| flow.dispatcher);
+        if flow.is_some_and(|flow| flow.shards.contains_key(shard)) {
+            return Some(pod.pod.clone());
+        }
+    }
+    None
+}
+
+fn finish_journey(
+    route: &JourneyRoute,
+    dispatcher: Option<String>,
+    mut log: HopLog,
+    broken: Option<BrokenHop>,
+) -> Journey {
+    let dispatcher = dispatcher.or_else(|| broken.as_ref()?.dispatcher.clone());
+    let outcome = match broken {
+        None => JourneyOutcome::Pass,
+        Some(broken) => {
+            (log.tell)(broken.hop, Err(broken.detail.clone()));
+            // A path leads elsewhere when a pod goes, which breaks a session once: that alone is no fault of the path.
+            let proves = broken.proves(route.entrance.admin.is_none());
+            let failure = HopFailure { hop: broken.hop, reason: broken.reason, detail: broken.detail };
+            if proves { JourneyOutcome::Decisive(failure) } else { JourneyOutcome::Ambiguous(failure) }
+        }
+    };
+    Journey {
+        transport: route.transport,
+        entrance: route.entrance.name.clone(),
+        shards: route.shards_of(),
+        dispatcher,
+        started_ms: log.started_ms,
+        ended_ms: clock::now_ms(),
+        latency_ms: log.latency_ms,
+        outcome,
+    }
+}

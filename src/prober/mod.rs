@@ -1,0 +1,168 @@
+//! Journeys: a client and a webhook receiver that know the servers by the wire alone.
+//!
+//! In: pods with what was rendered for them, an app's credentials, a stream to read back from. Out: verdicts of the
+//! gate, and every hop as it is passed. Journeys run on their own schedule and overlap; when a webhook is missing, the
+//! stream and the servers' own accounts are read to name the first broken hop.
+//!
+//! This room must not know the code of edge and dispatcher: it shares `protocol` with them and nothing else, so that it
+//! judges as a customer would.
+
+mod client;
+mod coverage;
+mod diagnose;
+mod expected_webhooks;
+mod fallback;
+mod http_reader;
+mod journey;
+mod nonce;
+mod observe;
+mod progress;
+mod receiver;
+mod scheduler;
+mod service_routes;
+mod sockjs;
+mod websocket;
+
+pub use progress::HopTick;
+pub use receiver::WebhookReceiver;
+pub use scheduler::{PodStanding, Prober, start};
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::gate::GatePolicy;
+use crate::kinesis;
+use crate::protocol::{AppId, AppKey, Secret, Transport};
+
+/// An edge pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EdgePod {
+    /// Its name.
+    pub pod: String,
+    /// Where clients reach it.
+    pub public: SocketAddr,
+    /// Its admin listener.
+    pub admin: SocketAddr,
+    /// What it carries.
+    pub transports: Vec<Transport>,
+    /// What was rendered for it, secrets as salted digests.
+    pub wanted: BTreeMap<String, String>,
+    /// Whether it was let in.
+    pub admitted: bool,
+}
+
+/// A way to the pods that clients take: a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceRoute {
+    /// Its name, as messages tell it.
+    pub name: String,
+    /// Where clients reach it.
+    pub public: SocketAddr,
+    /// What the pods behind it carry.
+    pub transports: Vec<Transport>,
+    /// Whether a pod that was let in stands behind it. Until then nothing can be expected of it.
+    pub serving: bool,
+}
+
+/// What a journey goes into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entrance {
+    /// Its name, as messages tell it.
+    pub name: String,
+    /// Where clients reach it.
+    pub public: SocketAddr,
+    /// The admin listener of the one pod that it is; `None` for a path, behind which there may be any.
+    pub admin: Option<SocketAddr>,
+}
+
+impl From<&EdgePod> for Entrance {
+    fn from(edge: &EdgePod) -> Self {
+        Self { name: edge.pod.clone(), public: edge.public, admin: Some(edge.admin) }
+    }
+}
+
+impl From<&ServiceRoute> for Entrance {
+    fn from(path: &ServiceRoute) -> Self {
+        Self { name: path.name.clone(), public: path.public, admin: None }
+    }
+}
+
+/// A dispatcher pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DispatcherPod {
+    /// Its name.
+    pub pod: String,
+    /// Its admin listener.
+    pub admin: SocketAddr,
+    /// What was rendered for it, secrets as salted digests.
+    pub wanted: BTreeMap<String, String>,
+    /// Whether it was let in.
+    pub admitted: bool,
+    /// Whether it goes as soon as another is let in: it may hold shards until then, and what it runs is no matter.
+    pub leaving: bool,
+}
+
+/// The app of the journeys.
+#[derive(Clone, Debug)]
+pub struct ProbeApp {
+    /// Its id.
+    pub id: AppId,
+    /// Its key.
+    pub key: AppKey,
+    /// Its secret.
+    pub secret: Secret,
+}
+
+/// What is known of a proof before the first journey.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JourneyProof {
+    /// It was never proven.
+    Never,
+    /// It was, and broke or grew old since.
+    Lapsed,
+    /// It was, and holds.
+    Holds,
+}
+
+/// The registry before its last change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormerApps {
+    /// A salted digest of each app.
+    pub digests: BTreeMap<AppId, String>,
+    /// Whether pods may still be learning of the change: kubelet writes mounted Secrets late.
+    pub learning: bool,
+}
+
+/// What to prove.
+#[derive(Clone, Debug)]
+pub struct ProbePlan {
+    /// Names what is proven: evidence of another name does not count for it.
+    pub fingerprint: String,
+    /// Whether this was proven already, as its former prover wrote down.
+    pub proof: JourneyProof,
+    /// Longest that a sender waits before it tries a receiver again that it could not reach.
+    pub max_backoff: Duration,
+    /// Transports that must be proven, whether or not a pod serves them.
+    pub transports: BTreeSet<Transport>,
+    /// Whether there are webhooks.
+    pub webhooks: bool,
+    /// Every edge pod.
+    pub edges: Vec<EdgePod>,
+    /// Every way that clients take to them.
+    pub paths: Vec<ServiceRoute>,
+    /// Every dispatcher pod.
+    pub dispatchers: Vec<DispatcherPod>,
+    /// As whom.
+    pub app: ProbeApp,
+    /// A salted digest of each app as rendered.
+    pub app_digests: BTreeMap<AppId, String>,
+    /// The registry as it was.
+    pub former_apps: Option<FormerApps>,
+    /// Opens the admin listeners.
+    pub admin_token: Secret,
+    /// Reads back; `None` when there are no webhooks.
+    pub stream: Option<kinesis::KinesisClient>,
+    /// The knobs.
+    pub policy: GatePolicy,
+}

@@ -1,0 +1,90 @@
+//! Nonces that send a journey's record to a chosen shard.
+
+use crate::kinesis::Shard;
+use crate::protocol::record::{hash_key, partition_key};
+use crate::protocol::{AppId, ChannelName, ShardId};
+
+/// Most tries for one shard: a shard that holds a thousandth of the keys is missed once in e^10.
+const CHOICE_ATTEMPTS_MAX: usize = 10_000;
+
+/// The two channels of a journey.
+#[derive(Clone, Debug)]
+pub(super) struct JourneyChannels {
+    /// In both names.
+    pub nonce: String,
+    /// `private-cache-probe-…`: nothing is ever published in it, so that it misses its last event and none is kept for it.
+    pub private: ChannelName,
+    /// `presence-probe-…`
+    pub presence: ChannelName,
+}
+
+impl JourneyChannels {
+    /// The channels of a nonce; `None` if it is no part of a channel's name.
+    pub fn new(nonce: &str) -> Option<Self> {
+        let name = |kind: &str| ChannelName::parse(&format!("{kind}-probe-{nonce}")).ok();
+        Some(Self { nonce: nonce.to_owned(), private: name("private-cache")?, presence: name("presence")? })
+    }
+
+    /// As whom the journey's own session is in the presence channel.
+    pub fn member_id(&self) -> String {
+        format!("member-{}", self.nonce)
+    }
+
+    /// As whom a second session is there.
+    pub fn witness_id(&self) -> String {
+        format!("witness-{}", self.nonce)
+    }
+
+    /// The payload of the client event.
+    pub fn channel_data(&self) -> String {
+        format!("{{\"nonce\":\"{}\"}}", self.nonce)
+    }
+
+    /// The shard where records of a channel go.
+    pub fn shard_of<'a>(app: &AppId, channel: &ChannelName, shards: &'a [Shard]) -> Option<&'a ShardId> {
+        let hash = hash_key(&partition_key(app, channel));
+        shards.iter().find(|shard| shard.has_hash_key(hash)).map(|shard| &shard.id)
+    }
+}
+
+/// Channels whose private one falls into `wanted`, out of the nonces that `next` gives.
+pub(super) fn choose_channels(
+    app: &AppId,
+    wanted: &ShardId,
+    shards: &[Shard],
+    mut next: impl FnMut() -> String,
+) -> Option<JourneyChannels> {
+    (0..CHOICE_ATTEMPTS_MAX)
+        .filter_map(|_| JourneyChannels::new(&next()))
+        .find(|channels| JourneyChannels::shard_of(app, &channels.private, shards) == Some(wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shard_can_be_chosen() {
+        let quarter = u128::MAX / 4 + 1;
+        let shards: Vec<Shard> = (0..4_u128)
+            .map(|n| Shard {
+                id: format!("s{n}").into(),
+                start: n * quarter,
+                end: (n * quarter) + (quarter - 1),
+                parents: vec![],
+                open: true,
+            })
+            .collect();
+        assert!(crate::kinesis::covers_all(&shards));
+        let mut n = 0;
+        for shard in &shards {
+            let channels = choose_channels(&"1".into(), &shard.id, &shards, || {
+                n += 1;
+                format!("n{n}")
+            });
+            let channels = channels.expect("a nonce");
+            assert_eq!(JourneyChannels::shard_of(&"1".into(), &channels.private, &shards), Some(&shard.id));
+        }
+        assert!(choose_channels(&"1".into(), &"elsewhere".into(), &shards, || "a".into()).is_none());
+    }
+}

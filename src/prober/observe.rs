@@ -1,0 +1,163 @@
+//! What the servers say of themselves, read from their admin listeners.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::{self, StreamExt};
+use reqwest::{Client as Http, StatusCode};
+use serde::de::DeserializeOwned;
+
+use super::ProbePlan;
+use crate::config::name;
+use crate::gate::{ConfigDrift, ExpectedConfig, FormerRegistry, find_drifts};
+use crate::process::clock;
+use crate::protocol::admin::{DispatcherFlow, EffectiveReport, FlowReport};
+use crate::protocol::{Secret, ShardId};
+
+/// Longest for one answer.
+const OBSERVATION_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Answers that are waited for at once.
+const CONCURRENT_REQUESTS_MAX: usize = 16;
+
+/// Reads admin listeners.
+#[derive(Clone)]
+pub(super) struct PodObserver {
+    http: Http,
+}
+
+/// A pod's name, and its two answers as far as they came.
+type PendingObservation = (String, Option<ObservedPod>, Option<DispatcherFlow>);
+
+/// What a process said of itself.
+#[derive(Clone, Debug)]
+pub(super) struct ObservedPod {
+    /// Its id, new at each start.
+    pub process: String,
+    /// Names what it runs.
+    pub configuration: String,
+    /// Where that differs from what was rendered.
+    pub drifts: Vec<ConfigDrift>,
+}
+
+/// What was seen in one look at every pod.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PodObservation {
+    /// Each pod that answered.
+    pub seen: BTreeMap<String, ObservedPod>,
+    /// The flow of each dispatcher that answered.
+    pub dispatchers: BTreeMap<String, DispatcherFlow>,
+}
+
+impl PodObservation {
+    /// Who holds a shard.
+    pub fn shard_holder(&self, shard: &ShardId) -> Option<(&String, &DispatcherFlow)> {
+        self.dispatchers.iter().find(|(_, flow)| flow.shards.contains_key(shard))
+    }
+}
+
+/// What an admin listener answered.
+enum AdminAnswer<T> {
+    /// What was asked for.
+    Told(T),
+    /// The token is not the one that it runs with.
+    Refused,
+    /// Nothing that can be used.
+    Nothing,
+}
+
+impl PodObserver {
+    pub fn new() -> Result<Self, reqwest::Error> {
+        let http =
+            Http::builder().no_proxy().timeout(OBSERVATION_TIMEOUT).connect_timeout(OBSERVATION_TIMEOUT).build()?;
+        Ok(Self { http })
+    }
+
+    /// What a process runs, against what was rendered for it. `None` when it does not answer.
+    async fn observed_pods(
+        &self,
+        plan: &ProbePlan,
+        admin: SocketAddr,
+        wanted: &BTreeMap<String, String>,
+    ) -> Option<ObservedPod> {
+        let former = plan.former_apps.as_ref();
+        let former = former.map(|former| FormerRegistry { apps: &former.digests, learning: former.learning });
+        let expected = ExpectedConfig { variables: wanted, apps: &plan.app_digests, former };
+        match self.get::<EffectiveReport>(&plan.admin_token, admin, "effective").await {
+            AdminAnswer::Told(found) => Some(ObservedPod {
+                drifts: find_drifts(&expected, &found, clock::now_ms()),
+                process: found.process,
+                configuration: found.configuration,
+            }),
+            // Who refuses the token that was rendered runs with another.
+            AdminAnswer::Refused => Some(ObservedPod {
+                drifts: vec![ConfigDrift::Variable { name: name::ADMIN_TOKEN.to_owned(), wanted: None, found: None }],
+                process: String::new(),
+                configuration: String::new(),
+            }),
+            AdminAnswer::Nothing => None,
+        }
+    }
+
+    /// What flows through a process. `None` when it does not answer.
+    pub async fn read_flow(&self, token: &Secret, admin: SocketAddr) -> Option<FlowReport> {
+        match self.get(token, admin, "flow").await {
+            AdminAnswer::Told(flow) => Some(flow),
+            AdminAnswer::Refused | AdminAnswer::Nothing => None,
+        }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, token: &Secret, admin: SocketAddr, path: &str) -> AdminAnswer<T> {
+        let request = self.http.get(format!("http://{admin}/{path}")).bearer_auth(token.expose());
+        let answer = match request.send().await {
+            Ok(answer) if answer.status() == StatusCode::UNAUTHORIZED => return AdminAnswer::Refused,
+            answer => answer.and_then(reqwest::Response::error_for_status),
+        };
+        let body = match answer {
+            Ok(answer) => answer.bytes().await,
+            Err(error) => Err(error),
+        };
+        match body.map(|body| serde_json::from_slice(&body)) {
+            Ok(Ok(value)) => AdminAnswer::Told(value),
+            Ok(Err(error)) => {
+                tracing::warn!(%admin, path, %error, "an admin listener's answer cannot be read");
+                AdminAnswer::Nothing
+            }
+            Err(error) => {
+                tracing::debug!(%admin, path, %error, "an admin listener does not answer");
+                AdminAnswer::Nothing
+            }
+        }
+    }
+
+    /// Looks at every pod. A pod that does not answer is not in the observation: that is no difference.
+    pub async fn observe_all(&self, plan: &ProbePlan) -> PodObservation {
+        let edges = plan.edges.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, false, false));
+        let dispatchers = plan.dispatchers.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, true, pod.leaving));
+        let mut looks: Vec<BoxFuture<'_, PendingObservation>> = Vec::new();
+        for (pod, admin, wanted, dispatcher, leaving) in edges.chain(dispatchers) {
+            looks.push(Box::pin(async move {
+                let mut seen = self.observed_pods(plan, admin, wanted).await;
+                if let Some(seen) = seen.as_mut().filter(|_| leaving) {
+                    seen.drifts.clear();
+                }
+                let flow = if dispatcher { self.read_flow(&plan.admin_token, admin).await } else { None };
+                let flow = flow.and_then(|flow| flow.dispatcher);
+                (pod.clone(), seen, flow)
+            }));
+        }
+        let mut observation = PodObservation::default();
+        let mut answers = stream::iter(looks).buffer_unordered(CONCURRENT_REQUESTS_MAX);
+        while let Some((pod, seen, flow)) = answers.next().await {
+            if let Some(flow) = flow {
+                observation.dispatchers.insert(pod.clone(), flow);
+            }
+            if let Some(seen) = seen {
+                observation.seen.insert(pod, seen);
+            }
+        }
+        observation
+    }
+}

@@ -1,0 +1,509 @@
+//! The schedule: rounds of journeys, looks at every pod, confirmations, and the verdict that comes of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use ulid::Ulid;
+
+use super::coverage::{coverage_targets, processes_of};
+use super::journey::{JourneyContext, JourneyRoute, run_journey};
+use super::nonce::{JourneyChannels, choose_channels};
+use super::observe::{PodObservation, PodObserver};
+use super::progress::{HopTick, PROGRESS_QUEUE_LEN, send_progress};
+use super::receiver::WebhookReceiver;
+use super::service_routes::RouteTracker;
+use super::{EdgePod, Entrance, JourneyProof, ProbePlan};
+use crate::gate::{Evidence, GatePhase, Journey, ProcessProof, Verdict};
+use crate::kinesis::Shard;
+use crate::process::clock;
+use crate::protocol::{ShardId, Transport};
+
+/// Journeys whose hops are under way at once.
+const CONCURRENT_JOURNEYS_MAX: usize = 32;
+
+/// Between two looks at every pod, until the cluster is proven.
+const FIRST_LOOKS: Duration = Duration::from_millis(500);
+
+/// Between two rounds at least, until the cluster is proven.
+const FIRST_ROUNDS: Duration = Duration::from_millis(500);
+
+/// How long the first round waits for the dispatchers to hold every shard: an event that nobody reads yet would be told
+/// as a failure.
+const SETTLE_DELAY: Duration = Duration::from_secs(5);
+
+/// Between two listings of the shards.
+const SHARD_LIST_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long who took over a proven cluster may look before it judges.
+const WARM_UP_DELAY: Duration = Duration::from_secs(15);
+
+/// How long no dispatcher may hold a shard in a proven cluster: a dead holder is noticed after 8 s.
+const HAND_OVER: Duration = Duration::from_secs(20);
+
+/// Looks in a row without an answer that say that a process does not answer: one may be lost on its way.
+const MISSED_OBSERVATIONS_MAX: usize = 3;
+
+/// How much longer than its senders' longest wait a receiver that took over is not missed.
+const FOUND_AGAIN: Duration = Duration::from_secs(5);
+
+/// Results that wait to be judged.
+const RESULT_QUEUE_LEN: usize = 1024;
+
+/// One process as its journeys and its own account show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodStanding {
+    /// Names what it runs; empty until it said so.
+    pub configuration: String,
+    /// What journeys through it proved.
+    pub standing: ProcessProof,
+    /// Where it differs from what was rendered, in a line; empty when it does not.
+    pub drift: String,
+}
+
+/// Running journeys.
+pub struct Prober {
+    /// The latest verdict.
+    pub verdicts: watch::Receiver<Verdict>,
+    /// Every process of the plan.
+    pub pods: watch::Receiver<BTreeMap<String, PodStanding>>,
+    /// What to prove from now on.
+    pub plan: watch::Sender<Arc<ProbePlan>>,
+    /// Every hop, for a display; a slow one misses some.
+    pub hops: broadcast::Receiver<HopTick>,
+    task: JoinHandle<()>,
+}
+
+impl Prober {
+    /// Waits until the journeys have ended, after the token was cancelled.
+    pub async fn wait_until_stopped(self) {
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the prober ended badly");
+        }
+    }
+}
+
+/// Starts journeys until the token ends them.
+///
+/// # Errors
+/// No HTTP client can be made on this machine.
+pub fn start(
+    plan: ProbePlan,
+    receiver: WebhookReceiver,
+    shutdown: CancellationToken,
+) -> Result<Prober, reqwest::Error> {
+    let http = reqwest::Client::builder().no_proxy().timeout(plan.policy.timeout).build()?;
+    let mut evidence = Evidence::new(plan.policy);
+    if plan.proof != JourneyProof::Never {
+        evidence.restore_proof(plan.proof == JourneyProof::Holds);
+    }
+    let wait = plan.max_backoff + FOUND_AGAIN;
+    let found = (plan.proof != JourneyProof::Never).then(|| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    let found_ms = found.map_or(0, |wait| clock::now_ms().saturating_add(wait));
+    let verdict = evidence.verdict();
+    let (plan, plans) = watch::channel(Arc::new(plan));
+    receiver.expect_webhooks(plans.borrow().app.clone());
+    let context = JourneyContext {
+        plan: plans.borrow().clone(),
+        receiver,
+        observer: PodObserver::new()?,
+        read_back: Arc::default(),
+        http,
+    };
+    let (verdicts, latest) = watch::channel(verdict);
+    let (standings, pods) = watch::channel(BTreeMap::new());
+    let (ticks, hops) = broadcast::channel(PROGRESS_QUEUE_LEN);
+    let (results, arriving) = mpsc::channel(RESULT_QUEUE_LEN);
+    let mut schedule = JourneySchedule {
+        // Who took over a proven cluster looks at all of it before it says anything.
+        warm: context.plan.proof == JourneyProof::Never,
+        context: Arc::new(context),
+        evidence,
+        verdicts,
+        standings,
+        ticks,
+        results,
+        shards: Arc::new(vec![]),
+        observation: PodObservation::default(),
+        held: None,
+        turn: 0,
+        running: Arc::new(Semaphore::new(CONCURRENT_JOURNEYS_MAX)),
+        tried: BTreeSet::new(),
+        confirmed: BTreeMap::new(),
+        misses: BTreeMap::new(),
+        paths: RouteTracker::default(),
+        underway: BTreeSet::new(),
+        began: Instant::now(),
+        found_ms,
+    };
+    schedule.paths.update(&schedule.context.plan.paths, Instant::now());
+    schedule.update_targets();
+    schedule.verdicts.send_replace(schedule.evidence.verdict());
+    let task = tokio::spawn(schedule.run(arriving, plans, shutdown));
+    Ok(Prober { verdicts: latest, pods, plan, hops, task })
+}
+
+/// A transport, and the pod or path that it goes through.
+type TargetPair = (Transport, String);
+
+enum ScheduleEvent {
+    /// Every pod was looked at.
+    Seen(PodObservation),
+    /// The shards were listed.
+    Listed(Vec<Shard>),
+    /// The hops of a journey are over; its farewell may go on.
+    Travelled(TargetPair),
+    /// A journey is over.
+    Finished(Journey),
+}
+
+struct JourneySchedule {
+    context: Arc<JourneyContext>,
+    evidence: Evidence,
+    verdicts: watch::Sender<Verdict>,
+    standings: watch::Sender<BTreeMap<String, PodStanding>>,
+    ticks: broadcast::Sender<HopTick>,
+    results: mpsc::Sender<ScheduleEvent>,
+    shards: Arc<Vec<Shard>>,
+    observation: PodObservation,
+    /// Dispatchers that held shards, and when they were last seen to.
+    held: Option<(BTreeSet<String>, Instant)>,
+    /// Whether enough is known for a verdict.
+    warm: bool,
+    /// Counts journeys, so that shards and companions take turns.
+    turn: usize,
+    running: Arc<Semaphore>,
+    /// What was tried once, by transport, pod and process.
+    tried: BTreeSet<(Transport, String, String)>,
+    /// When each suspect was last tried again.
+    confirmed: BTreeMap<TargetPair, Instant>,
+    /// Looks in a row that a process did not answer.
+    misses: BTreeMap<String, usize>,
+    /// Which paths lead somewhere.
+    paths: RouteTracker,
+    /// Journeys whose hops are not over: one of each pair at a time, or those that fail slowly would pile up.
+    underway: BTreeSet<TargetPair>,
+    began: Instant,
+    /// When senders that could not reach the former receiver have found this one, in ms since 1970.
+    found_ms: u64,
+}
+
+impl JourneySchedule {
+    async fn run(
+        mut self,
+        mut arriving: mpsc::Receiver<ScheduleEvent>,
+        mut plans: watch::Receiver<Arc<ProbePlan>>,
+        shutdown: CancellationToken,
+    ) {
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let (mut looked, mut listed, mut round) = (None, None, None);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                event = arriving.recv() => if let Some(event) = event { self.apply_event(event) },
+                Ok(()) = plans.changed() => {
+                    let plan = plans.borrow_and_update().clone();
+                    self.adopt_plan(plan);
+                    looked = None;
+                }
+                now = tick.tick() => {
+                    let proven = self.verdicts.borrow().phase == GatePhase::Open;
+                    let interval = self.context.plan.policy.interval;
+                    if earliest_due(listed, now, if self.shards.is_empty() { FIRST_LOOKS } else { SHARD_LIST_INTERVAL }) {
+                        listed = Some(now);
+                        self.list_shards();
+                    }
+                    if earliest_due(looked, now, if proven { interval } else { FIRST_LOOKS }) {
+                        looked = Some(now);
+                        self.observe_pods();
+                    }
+                    let first = self.verdicts.borrow().phase == GatePhase::Proving;
+                    // A first proof is as fast as its slowest journey; later, one that hangs keeps nobody else back.
+                    let over = !first || self.underway.is_empty();
+                    if self.warm && over && self.is_settled() && earliest_due(round, now, if first { FIRST_ROUNDS } else { interval }) {
+                        round = Some(now);
+                        self.start_round();
+                    }
+                    if self.warm && self.is_settled() {
+                        self.prove_newcomers();
+                    }
+                    self.confirm_failure(now);
+                }
+            }
+        }
+    }
+
+    /// Another plan: pods that came and went, or another thing to prove.
+    fn adopt_plan(&mut self, plan: Arc<ProbePlan>) {
+        let before = &self.context.plan;
+        if plan.fingerprint != before.fingerprint {
+            self.evidence.reset_proof();
+            self.warm = true;
+            self.held = None;
+            self.began = Instant::now();
+        }
+        self.context.receiver.expect_webhooks(plan.app.clone());
+        let context = JourneyContext { plan, ..(*self.context).clone() };
+        self.context = Arc::new(context);
+        self.paths.update(&self.context.plan.paths, Instant::now());
+        self.observation.seen.retain(|pod, _| processes_of(&self.context.plan).any(|found| found == pod));
+        self.tried.retain(|(_, pod, _)| self.context.plan.edges.iter().any(|edge| edge.pod == *pod));
+        self.observation.dispatchers.retain(|pod, _| processes_of(&self.context.plan).any(|found| found == pod));
+        self.update_targets();
+        self.publish_verdict();
+    }
+
+    /// Whether journeys may begin: every shard is held, or it took too long.
+    fn is_settled(&self) -> bool {
+        let held = |shard: &Shard| self.observation.shard_holder(&shard.id).is_some();
+        let reading = !self.context.plan.webhooks || (!self.shards.is_empty() && self.shards.iter().all(held));
+        reading || self.began.elapsed() > SETTLE_DELAY
+    }
+
+    fn apply_event(&mut self, event: ScheduleEvent) {
+        match event {
+            ScheduleEvent::Seen(mut observation) => {
+                let known: BTreeSet<&str> = processes_of(&self.context.plan).collect();
+                observation.seen.retain(|pod, _| known.contains(pod.as_str()));
+                observation.dispatchers.retain(|pod, _| known.contains(pod.as_str()));
+                for pod in observation.seen.keys() {
+                    self.misses.remove(pod);
+                }
+                self.misses.retain(|pod, _| known.contains(pod.as_str()));
+                for pod in known.into_iter().filter(|pod| !observation.seen.contains_key(*pod)) {
+                    let misses = self.misses.entry(pod.to_owned()).or_default();
+                    *misses += 1;
+                    if self.warm && *misses >= MISSED_OBSERVATIONS_MAX {
+                        self.evidence.mark_unreachable(pod);
+                    }
+                }
+                for (pod, seen) in std::mem::take(&mut self.observation.seen) {
+                    if self.misses.get(&pod).is_some_and(|misses| *misses < MISSED_OBSERVATIONS_MAX) {
+                        observation.seen.entry(pod).or_insert(seen);
+                    }
+                }
+                // One lost answer does not take the shards from their holder.
+                for (pod, flow) in std::mem::take(&mut self.observation.dispatchers) {
+                    if self.misses.get(&pod).is_none_or(|misses| *misses < MISSED_OBSERVATIONS_MAX) {
+                        observation.dispatchers.entry(pod).or_insert(flow);
+                    }
+                }
+                self.observation = observation;
+                let all = processes_of(&self.context.plan).all(|pod| self.observation.seen.contains_key(pod));
+                let listed = !self.context.plan.webhooks || !self.shards.is_empty();
+                self.warm |= (all && listed) || self.began.elapsed() > WARM_UP_DELAY;
+                self.update_targets();
+            }
+            ScheduleEvent::Listed(shards) => {
+                self.shards = Arc::new(shards.into_iter().filter(|shard| shard.open).collect());
+                self.update_targets();
+            }
+            ScheduleEvent::Travelled(pair) => {
+                self.underway.remove(&pair);
+            }
+            ScheduleEvent::Finished(journey) => {
+                tracing::debug!(?journey, unclaimed = self.context.receiver.unclaimed_count(), "a journey is over");
+                self.evidence.add_journey(&journey.void_if_missed_before(self.found_ms));
+            }
+        }
+        self.publish_verdict();
+    }
+
+    fn publish_verdict(&self) {
+        let standings: BTreeMap<String, PodStanding> =
+            processes_of(&self.context.plan).map(|pod| (pod.to_owned(), self.pod_standings(pod))).collect();
+        replace_task(&self.standings, standings);
+        if self.warm {
+            replace_task(&self.verdicts, self.evidence.verdict());
+        }
+    }
+
+    fn pod_standings(&self, pod: &str) -> PodStanding {
+        let seen = self.observation.seen.get(pod);
+        let drifts = seen.map(|seen| seen.drifts.iter().map(ToString::to_string).collect::<Vec<_>>());
+        PodStanding {
+            configuration: seen.map(|seen| seen.configuration.clone()).unwrap_or_default(),
+            standing: self.evidence.process_proof(pod),
+            drift: drifts.unwrap_or_default().join("; "),
+        }
+    }
+
+    fn update_targets(&mut self) {
+        if !self.warm {
+            return;
+        }
+        let mut dimensions = coverage_targets(&self.context.plan, &self.shards, &self.observation);
+        // Between two holders a shard has none for a moment, which is no failure of a cluster that was proven.
+        let now = Instant::now();
+        match &self.held {
+            Some((held, at)) if dimensions.dispatchers.is_empty() && now.duration_since(*at) < HAND_OVER => {
+                dimensions.dispatchers.clone_from(held);
+            }
+            _ => self.held = Some((dimensions.dispatchers.clone(), now)),
+        }
+        let seen = self.observation.seen.iter();
+        self.evidence.observe_all(dimensions, seen.map(|(pod, seen)| (pod, &seen.process, &seen.drifts)));
+    }
+
+    fn observe_pods(&self) {
+        let (context, results) = (self.context.clone(), self.results.clone());
+        tokio::spawn(async move {
+            let observation = context.observer.observe_all(&context.plan).await;
+            // The schedule may have ended.
+            let _ = results.send(ScheduleEvent::Seen(observation)).await;
+        });
+    }
+
+    fn list_shards(&self) {
+        let Some(stream) = self.context.plan.stream.clone() else { return };
+        let results = self.results.clone();
+        tokio::spawn(async move {
+            match stream.list_shards().await {
+                // As above.
+                Ok(shards) => drop(results.send(ScheduleEvent::Listed(shards)).await),
+                Err(error) => tracing::warn!(%error, "the shards cannot be listed; the last listing stays"),
+            }
+        });
+    }
+
+    /// One journey by every transport through every pod, and by every path that leads somewhere.
+    fn start_round(&mut self) {
+        for (transport, edge) in self.target_pairs() {
+            self.tried.extend(self.attempt_journey(transport, &edge));
+            self.begin_journey(transport, Entrance::from(&edge));
+        }
+        let (plan, now) = (self.context.plan.clone(), Instant::now());
+        let leading: Vec<_> = plan.paths.iter().filter(|path| self.paths.is_expected_to_lead(path, now)).collect();
+        for (path, transport) in leading.iter().flat_map(|path| path.transports.iter().map(move |t| (path, t))) {
+            self.begin_journey(*transport, Entrance::from(*path));
+        }
+    }
+
+    /// A pod that waits to be let in is tried as soon as it is up: a rollout goes no faster than this.
+    fn prove_newcomers(&mut self) {
+        let fresh = |(transport, edge): &(Transport, EdgePod)| {
+            !edge.admitted
+                && self.attempt_journey(*transport, edge).is_some_and(|attempt| !self.tried.contains(&attempt))
+        };
+        let waiting: Vec<(Transport, EdgePod)> = self.target_pairs().into_iter().filter(fresh).collect();
+        for (transport, edge) in waiting {
+            self.tried.extend(self.attempt_journey(transport, &edge));
+            self.begin_journey(transport, Entrance::from(&edge));
+        }
+    }
+
+    fn attempt_journey(&self, transport: Transport, edge: &EdgePod) -> Option<(Transport, String, String)> {
+        let seen = self.observation.seen.get(&edge.pod)?;
+        Some((transport, edge.pod.clone(), seen.process.clone()))
+    }
+
+    /// Every transport of every pod that has said what it runs: one that has not is not up yet.
+    fn target_pairs(&self) -> Vec<(Transport, EdgePod)> {
+        let edges = self.context.plan.edges.iter().filter(|edge| self.observation.seen.contains_key(&edge.pod));
+        edges.flat_map(|edge| edge.transports.iter().map(|transport| (*transport, edge.clone()))).collect()
+    }
+
+    /// Tries suspects again, each after a while.
+    fn confirm_failure(&mut self, now: Instant) {
+        let suspects = self.evidence.suspect_routes();
+        self.confirmed.retain(|pair, _| suspects.contains(pair));
+        let every = self.context.plan.policy.confirm_every + self.context.plan.policy.timeout;
+        for pair in suspects {
+            let last = *self.confirmed.entry(pair.clone()).or_insert_with(|| {
+                // The first confirmation comes soon, a later one once the one before must be over.
+                now.checked_sub(self.context.plan.policy.timeout).unwrap_or(now)
+            });
+            if now.duration_since(last) < every {
+                continue;
+            }
+            self.confirmed.insert(pair.clone(), now);
+            if let Some(entrance) = self.entrance_of(&pair.1) {
+                self.begin_journey(pair.0, entrance);
+            }
+        }
+    }
+
+    fn entrance_of(&self, name: &str) -> Option<Entrance> {
+        let ProbePlan { edges, paths, .. } = &*self.context.plan;
+        let edge = edges.iter().find(|edge| edge.pod == name).map(Entrance::from);
+        edge.or_else(|| paths.iter().find(|path| path.name == name).map(Entrance::from))
+    }
+
+    fn begin_journey(&mut self, transport: Transport, entrance: Entrance) {
+        let pair = (transport, entrance.name.clone());
+        if self.underway.contains(&pair) {
+            return;
+        }
+        let Some(channels) = self.choose_channels() else { return };
+        let route = JourneyRoute {
+            transport,
+            companions: self.companion_targets(transport, &entrance),
+            entrance,
+            channels,
+            shards: self.shards.clone(),
+            app: self.context.plan.app.id.clone(),
+        };
+        self.turn += 1;
+        self.underway.insert(pair.clone());
+        let (context, results, running) = (self.context.clone(), self.results.clone(), self.running.clone());
+        let tell = send_progress(self.ticks.clone(), &route);
+        tokio::spawn(async move {
+            // The semaphore is never closed.
+            let place = running.acquire_owned().await;
+            // A task of its own, so that not even a panic in it keeps the next round from starting.
+            let travelled = tokio::spawn(run_journey(context, route, tell)).await;
+            drop(place);
+            // The schedule may have ended: then nobody waits for the journey.
+            let _ = results.send(ScheduleEvent::Travelled(pair)).await;
+            let journey = match travelled {
+                Ok(Ok(underway)) => underway.tear_down().await,
+                Ok(Err(broken)) => broken,
+                Err(error) => {
+                    tracing::error!(%error, "a journey ended badly and says nothing");
+                    return;
+                }
+            };
+            let _ = results.send(ScheduleEvent::Finished(journey)).await;
+        });
+    }
+
+    /// Channels for the next journey: its private one falls into the shard whose turn it is.
+    fn choose_channels(&self) -> Option<JourneyChannels> {
+        let next = || Ulid::new().to_string().to_lowercase();
+        let shard: Option<&ShardId> = (!self.shards.is_empty()).then(|| &self.shards[self.turn % self.shards.len()].id);
+        shard
+            .and_then(|shard| choose_channels(&self.context.plan.app.id, shard, &self.shards, next))
+            .or_else(|| JourneyChannels::new(&next()))
+    }
+
+    /// Other pods, those of the other kind of server first, and another one first each time. Which pod a path led to is
+    /// not known: it may be its own companion.
+    fn companion_targets(&self, transport: Transport, entrance: &Entrance) -> Vec<(Transport, EdgePod)> {
+        let mut others: Vec<_> =
+            self.target_pairs().into_iter().filter(|(_, other)| other.pod != entrance.name).collect();
+        if !others.is_empty() {
+            let first = self.turn % others.len();
+            others.rotate_left(first);
+        }
+        others.sort_by_key(|(other, _)| other.server_kind() == transport.server_kind());
+        others
+    }
+}
+
+/// Tells only of what is new.
+fn replace_task<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|known| {
+        let changed = *known != value;
+        *known = value;
+        changed
+    });
+}
+
+fn earliest_due(last: Option<Instant>, now: Instant, every: Duration) -> bool {
+    last.is_none_or(|last| now.duration_since(last) >= every)
+}

@@ -1,0 +1,59 @@
+//! When journeys through a path may begin. Pure.
+//!
+//! In: the paths of a plan, with whether a pod that was let in stands behind each. Out: those that must lead there by
+//! now. A Service needs a moment from the first ready pod to the rules on every node, and a failure in that moment would
+//! say nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::ServiceRoute;
+
+/// How long a path may take to lead to the first pod that was let in: kubelet, endpoints and every node's rules.
+const ROUTE_GRACE: Duration = Duration::from_secs(2);
+
+/// Since when each path has pods behind it.
+#[derive(Default)]
+pub(super) struct RouteTracker {
+    since: BTreeMap<String, Instant>,
+}
+
+impl RouteTracker {
+    /// Takes down which paths have pods behind them.
+    pub fn update(&mut self, paths: &[ServiceRoute], now: Instant) {
+        let since = |path: &ServiceRoute| self.since.get(&path.name).copied().unwrap_or(now);
+        self.since = paths.iter().filter(|path| path.serving).map(|path| (path.name.clone(), since(path))).collect();
+    }
+
+    /// Whether a path must lead somewhere by now.
+    pub fn is_expected_to_lead(&self, path: &ServiceRoute, now: Instant) -> bool {
+        self.since.get(&path.name).is_some_and(|since| now.duration_since(*since) >= ROUTE_GRACE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_expected_to_lead_somewhere_a_moment_after_the_first_pod() {
+        let path = |serving| ServiceRoute {
+            name: "Service eu-websocket".to_owned(),
+            public: ([127, 0, 0, 1], 1).into(),
+            transports: vec![],
+            serving,
+        };
+        let (mut paths, start) = (RouteTracker::default(), Instant::now());
+        paths.update(&[path(false)], start);
+        assert!(!paths.is_expected_to_lead(&path(false), start + ROUTE_GRACE), "nobody is behind it");
+        let first = start + ROUTE_GRACE;
+        paths.update(&[path(true)], first);
+        assert!(!paths.is_expected_to_lead(&path(true), first), "not yet");
+        paths.update(&[path(true)], first + ROUTE_GRACE);
+        assert!(paths.is_expected_to_lead(&path(true), first + ROUTE_GRACE), "another look does not begin anew");
+        paths.update(&[path(false)], first + ROUTE_GRACE);
+        assert!(!paths.is_expected_to_lead(&path(true), first + ROUTE_GRACE * 2), "nobody is behind it any more");
+    }
+}

@@ -1,0 +1,111 @@
+//! The WebSocket client.
+
+use std::net::SocketAddr;
+
+use futures::{SinkExt, StreamExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::ProbeApp;
+use super::client::{BrokenHop, FRAME_QUEUE_LEN, InboundFrame, OutboundFrame, STEP_TIMEOUT};
+use crate::api::Reason;
+use crate::gate::Hop;
+
+pub(super) async fn open(
+    pod: &str,
+    address: SocketAddr,
+    app: &ProbeApp,
+    passed: &mut impl FnMut(Hop),
+) -> Result<(OutboundFrame, mpsc::Receiver<InboundFrame>, JoinHandle<()>), BrokenHop> {
+    let path = format!("app/{}?protocol=7&client=probe&version={}", app.key, env!("CARGO_PKG_VERSION"));
+    let socket = upgrade_request(pod, address, &path, passed).await?;
+    passed(Hop::Handshake);
+    let plain = SocketFraming { write: |message| message, read: |text| vec![InboundFrame::Message(text.to_owned())] };
+    Ok(pump_frames(socket, plain))
+}
+
+/// How messages stand on a socket.
+#[derive(Clone, Copy)]
+pub(super) struct SocketFraming {
+    /// What is sent for a message.
+    pub write: fn(String) -> String,
+    /// What arrived in a text.
+    pub read: fn(&str) -> Vec<InboundFrame>,
+}
+
+/// A socket that was upgraded.
+pub(super) type ClientSocket = WebSocketStream<TcpStream>;
+
+/// Connects and upgrades.
+pub(super) async fn upgrade_request(
+    pod: &str,
+    address: SocketAddr,
+    path: &str,
+    passed: &mut impl FnMut(Hop),
+) -> Result<ClientSocket, BrokenHop> {
+    let stream = connect_socket(pod, address).await?;
+    passed(Hop::Connect);
+    let url = format!("ws://{address}/{path}");
+    let rejected = |detail| BrokenHop::ambiguous(Hop::Handshake, Reason::HandshakeRejected, detail);
+    let (socket, _) = timeout(STEP_TIMEOUT, tokio_tungstenite::client_async(url, stream))
+        .await
+        .map_err(|_| rejected(format!("{pod} did not answer the upgrade in {} s", STEP_TIMEOUT.as_secs())))?
+        .map_err(|error| rejected(format!("{pod} refused the upgrade: {error}")))?;
+    Ok(socket)
+}
+
+/// Carries messages both ways until one side goes.
+pub(super) fn pump_frames(
+    socket: ClientSocket,
+    framing: SocketFraming,
+) -> (OutboundFrame, mpsc::Receiver<InboundFrame>, JoinHandle<()>) {
+    let (mut writer, mut reader) = socket.split();
+    let (outbound, mut leaving) = mpsc::channel::<String>(FRAME_QUEUE_LEN);
+    let (arrived, inbound) = mpsc::channel(FRAME_QUEUE_LEN);
+    let task = tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                frame = leaving.recv() => {
+                    let Some(frame) = frame else {
+                        // The client is gone; so may the server be.
+                        let _ = writer.close().await;
+                        return;
+                    };
+                    if writer.send(Message::text((framing.write)(frame))).await.is_err() {
+                        return;
+                    }
+                }
+                message = reader.next() => {
+                    let inbound = match message {
+                        Some(Ok(Message::Text(text))) => (framing.read)(&text),
+                        Some(Ok(Message::Close(frame))) => {
+                            vec![InboundFrame::Closed(frame.map(|frame| frame.to_string()).unwrap_or_default())]
+                        }
+                        Some(Ok(_)) => continue,
+                        Some(Err(error)) => vec![InboundFrame::Closed(error.to_string())],
+                        None => return,
+                    };
+                    for inbound in inbound {
+                        if arrived.send(inbound).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    });
+    (OutboundFrame::Websocket(outbound), inbound, task)
+}
+
+/// Opens a TCP connection: the first hop of every transport.
+pub(super) async fn connect_socket(pod: &str, address: SocketAddr) -> Result<TcpStream, BrokenHop> {
+    let unreachable = |detail| BrokenHop::ambiguous(Hop::Connect, Reason::EdgeUnreachable, detail);
+    timeout(STEP_TIMEOUT, TcpStream::connect(address))
+        .await
+        .map_err(|_| unreachable(format!("no connection to {pod} at {address} in {} s", STEP_TIMEOUT.as_secs())))?
+        .map_err(|error| unreachable(format!("no connection to {pod} at {address}: {error}")))
+}

@@ -1,0 +1,135 @@
+//! The admin listener: `/livez`, `/readyz`, `/metrics`, and with the token `/effective`, `/flow` and, where there is one, `/drain`.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+use subtle::ConstantTimeEq;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// The content type of `OpenMetrics` 1.0.
+const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the listener asks the process.
+pub struct AdminEndpoints {
+    /// The bearer token of the guarded paths.
+    pub token: String,
+    /// Whether the process takes work; the text says why not.
+    pub ready: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// What the process really runs.
+    pub effective: Box<dyn Fn() -> Value + Send + Sync>,
+    /// What flows through it.
+    pub flow: Box<dyn Fn() -> Value + Send + Sync>,
+    /// How it sends its clients away, if it has any.
+    pub drain: Option<DrainControl>,
+    /// Its metrics.
+    pub metrics: Registry,
+}
+
+/// Begins to send clients away, with a code of the asker's.
+type BeginDrainFn = dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync;
+
+/// How a process sends its clients away.
+pub struct DrainControl {
+    /// Begins, with the code that clients are told; a text says why not.
+    pub begin: Box<BeginDrainFn>,
+    /// How far it has come.
+    pub progress: Box<dyn Fn() -> Value + Send + Sync>,
+}
+
+/// Serves until the token ends it.
+///
+/// # Errors
+/// The listener fails.
+pub fn serve(
+    listener: TcpListener,
+    admin: AdminEndpoints,
+    shutdown: CancellationToken,
+) -> impl Future<Output = std::io::Result<()>> + Send {
+    let router = build_router(admin);
+    async move { axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await }
+}
+
+fn build_router(admin: AdminEndpoints) -> Router {
+    let router = Router::new();
+    let router = if admin.drain.is_some() {
+        router.route("/drain", get(serve_drain_progress).post(begin_drain))
+    } else {
+        router
+    };
+    router
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(serve_readiness))
+        .route("/metrics", get(serve_metrics))
+        .route("/effective", get(serve_effective))
+        .route("/flow", get(serve_flow))
+        .with_state(Arc::new(admin))
+}
+
+async fn serve_readiness(State(admin): State<Arc<AdminEndpoints>>) -> Response {
+    match (admin.ready)() {
+        Ok(()) => "ok\n".into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
+async fn serve_metrics(State(admin): State<Arc<AdminEndpoints>>) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, &admin.metrics) {
+        Ok(()) => ([(header::CONTENT_TYPE, OPENMETRICS_CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn serve_effective(State(admin): State<Arc<AdminEndpoints>>, headers: HeaderMap) -> Response {
+    require_token(&admin, &headers, || json_response(&(admin.effective)()))
+}
+
+async fn serve_flow(State(admin): State<Arc<AdminEndpoints>>, headers: HeaderMap) -> Response {
+    require_token(&admin, &headers, || json_response(&(admin.flow)()))
+}
+
+async fn serve_drain_progress(State(admin): State<Arc<AdminEndpoints>>, headers: HeaderMap) -> Response {
+    require_token(&admin, &headers, || {
+        json_response(&admin.drain.as_ref().map_or(Value::Null, |drain| (drain.progress)()))
+    })
+}
+
+async fn begin_drain(
+    State(admin): State<Arc<AdminEndpoints>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    require_token(&admin, &headers, || {
+        let asked = query.as_deref().filter(|query| !query.is_empty());
+        let code = asked.map(|query| query.strip_prefix("code=").unwrap_or(query));
+        let Some(drain) = &admin.drain else { return StatusCode::NOT_FOUND.into_response() };
+        match (drain.begin)(code) {
+            Ok(()) => (StatusCode::ACCEPTED, json_response(&(drain.progress)())).into_response(),
+            Err(told) => (StatusCode::BAD_REQUEST, format!("{told}\n")).into_response(),
+        }
+    })
+}
+
+fn json_response(value: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+fn require_token(admin: &AdminEndpoints, headers: &HeaderMap, answer: impl FnOnce() -> Response) -> Response {
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let expected = format!("Bearer {}", admin.token);
+    if !admin.token.is_empty() && bool::from(given.as_bytes().ct_eq(expected.as_bytes())) {
+        answer()
+    } else {
+        let hint = "this path needs `Authorization: Bearer TOKEN` with the cluster's admin token\n";
+        (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], hint).into_response()
+    }
+}

@@ -1,0 +1,73 @@
+//! What kubelet does for a container: its variables from template, Secrets and fields, and its files.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::apps::v1::Deployment;
+
+use crate::desired::{DesiredObjects, MissingReference, resolve_environment};
+use crate::protocol::registry::AppRegistry;
+
+/// The texts of Secrets by name.
+pub type SecretFiles = BTreeMap<String, BTreeMap<String, String>>;
+
+/// One pod of a Deployment.
+#[derive(Clone, Debug)]
+pub struct RenderedPod {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its container's variables.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// The Secrets that were built, beside those that exist already.
+#[must_use]
+pub fn secret_files(desired: &DesiredObjects, existing: &SecretFiles) -> SecretFiles {
+    let mut all = existing.clone();
+    for secret in desired.secrets.iter().chain(&desired.registry) {
+        let texts = secret.data.iter().flatten();
+        let texts = texts.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(&bytes.0).into_owned()));
+        all.insert(secret.metadata.name.clone().unwrap_or_default(), texts.collect());
+    }
+    all
+}
+
+/// The pods of a Deployment, each at an address of its own on this machine.
+///
+/// # Errors
+/// A variable names a Secret or a field that is not there.
+pub fn rendered_pods(deployment: &Deployment, secrets: &SecretFiles) -> Result<Vec<RenderedPod>, MissingReference> {
+    let name = deployment.metadata.name.as_deref().unwrap_or_default();
+    (0..deployment.spec.replicas.unwrap_or(1))
+        .map(|index| {
+            let pod = format!("{name}-{index}");
+            // 127.0.0.1 is the first.
+            let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + u32::try_from(index).unwrap_or(0)).into();
+            let environment = resolve_environment(&deployment.spec.template, (&pod, Some(address)), secrets)?;
+            Ok(RenderedPod { name: pod, address, environment })
+        })
+        .collect()
+}
+
+/// Where a path of a container stands on this machine.
+#[must_use]
+pub fn loopback_address(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// Mounts a registry below `root`.
+///
+/// # Errors
+/// The files cannot be written.
+pub fn mount_registry(root: &Path, path: &str, registry: &AppRegistry) -> io::Result<()> {
+    let directory = loopback_address(root, path);
+    std::fs::create_dir_all(&directory)?;
+    for (name, text) in registry.to_files()? {
+        std::fs::write(directory.join(name), text)?;
+    }
+    Ok(())
+}

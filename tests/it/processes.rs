@@ -1,0 +1,331 @@
+//! The servers as a pod runs them: processes that know nothing but their environment.
+
+// Helpers end a test where they stand; clippy sees only the tests themselves as such.
+#![allow(clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::StatusCode;
+use axum::routing::post;
+use ferrokinesis::store::StoreOptions;
+use futures::{SinkExt, StreamExt};
+use realtime_operator::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
+use realtime_operator::protocol::registry::{
+    App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint,
+};
+use realtime_operator::protocol::webhook::WebhookBody;
+use realtime_operator::protocol::{Secret, signature};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use super::openmetrics;
+use super::redis::resources::command_bound_to_test;
+
+/// Longest until a process serves, or has ended after it was asked to.
+const PROCESS_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Time between two looks at what a process wrote.
+const LOG_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A process that is ended when the test is, however that ends. It listens on ports that the kernel chose, and its log
+/// is shown when the test fails.
+pub struct Server {
+    process: Child,
+    log: tempfile::NamedTempFile,
+    /// The fields of the line that it logs once it serves.
+    started: Value,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already, which is what the good path does.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            eprintln!("log of process {}:\n{}", self.process.id(), self.log());
+        }
+    }
+}
+
+impl Server {
+    /// Starts a server, and waits until it serves.
+    pub async fn start(command: &str, environment: &BTreeMap<String, String>) -> Self {
+        let log = tempfile::NamedTempFile::new().expect("a file");
+        let stderr = log.reopen().expect("the same file");
+        let mut process = command_bound_to_test(env!("CARGO_BIN_EXE_realtime"));
+        process.arg(command).env_clear().envs(environment).stdout(Stdio::null()).stderr(stderr);
+        let process = process.spawn().expect("setpriv is not installed: apt-get install util-linux");
+        let mut server = Self { process, log, started: Value::Null };
+        let serving = async {
+            loop {
+                // Read before the look at the process: the last line of one that ended must not be missed.
+                let ended = server.process.try_wait().expect("a status");
+                if let Some(fields) = started(&server.log()) {
+                    return fields;
+                }
+                assert_eq!(ended, None, "`realtime {command}` ended before it served");
+                tokio::time::sleep(LOG_INTERVAL).await;
+            }
+        };
+        let fields = tokio::time::timeout(PROCESS_TIMEOUT, serving).await;
+        server.started = fields.unwrap_or_else(|_| {
+            panic!("`realtime {command}` logged no line with its addresses within {PROCESS_TIMEOUT:?}")
+        });
+        server
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log.path()).expect("a log")
+    }
+
+    /// An address that it listens on, by its field in the line that it logs once it serves: an edge has `public` and
+    /// `admin`, a dispatcher `address`.
+    pub fn address(&self, field: &str) -> SocketAddr {
+        let address = self.started[field].as_str().unwrap_or_else(|| panic!("no `{field}` in {}", self.started));
+        address.parse().expect("an address")
+    }
+
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Asks it to end as kubelet does, and answers with its exit code.
+    pub async fn terminate(mut self) -> Option<i32> {
+        let asked = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status();
+        assert!(asked.expect("kill runs").success());
+        let ended = async {
+            loop {
+                if let Some(status) = self.process.try_wait().expect("a status") {
+                    return status.code();
+                }
+                tokio::time::sleep(LOG_INTERVAL).await;
+            }
+        };
+        let ended = tokio::time::timeout(PROCESS_TIMEOUT, ended).await;
+        ended.unwrap_or_else(|_| panic!("process {} runs on {PROCESS_TIMEOUT:?} after SIGTERM", self.process.id()))
+    }
+}
+
+/// The fields of the line in which a server says where it serves. Its text is for people and may change.
+fn started(log: &str) -> Option<Value> {
+    let fields = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?.get("fields").cloned());
+    let is_address = |field: &Value| field.as_str().is_some_and(|text| text.parse::<SocketAddr>().is_ok());
+    fields.into_iter().find(|fields| {
+        fields["process"].is_string()
+            && (is_address(&fields["public"]) && is_address(&fields["admin"]) || is_address(&fields["address"]))
+    })
+}
+
+#[test]
+fn the_addresses_of_a_server_are_read_from_fields() {
+    let other = r#"{"level":"WARN","fields":{"message":"m","address":"redis"}}"#;
+    let half = r#"{"level":"INFO","fields":{"message":"m","public":"127.0"#;
+    let edge = r#"{"fields":{"message":"m","public":"127.0.0.1:5","admin":"127.0.0.1:6","process":"p"}}"#;
+    let dispatcher = r#"{"fields":{"message":"m","address":"127.0.0.1:7","process":"p"}}"#;
+    assert_eq!(started(&format!("{other}\nno json\n{half}")), None);
+    assert_eq!(
+        started(&format!("{other}\n{edge}\n")).map(|fields| fields["admin"].clone()),
+        Some("127.0.0.1:6".into())
+    );
+    let found = started(&format!("{other}\n{dispatcher}\n"));
+    assert_eq!(found.map(|fields| fields["address"].clone()), Some("127.0.0.1:7".into()));
+}
+
+async fn kinesis() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+    let (app, _) = ferrokinesis::create_app(StoreOptions { create_stream_ms: 0, ..StoreOptions::default() });
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let settings = StreamSettings {
+        stream: "s".into(),
+        region: "eu-west-1".to_owned(),
+        endpoint: Some(endpoint.clone()),
+        credentials: AwsCredentials::Static { access_key_id: "a".to_owned(), secret_access_key: "b".to_owned() },
+    };
+    KinesisClient::connect(&settings)
+        .await
+        .create_stream(Some(2), &std::collections::BTreeMap::new())
+        .await
+        .expect("created");
+    endpoint
+}
+
+/// A customer's endpoint that hands on what it gets.
+async fn endpoint() -> (String, mpsc::Receiver<WebhookBody>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/hook", listener.local_addr().expect("an address"));
+    let (sender, bodies) = mpsc::channel(64);
+    let receive = move |raw: Bytes| async move {
+        sender.send(serde_json::from_slice(&raw).expect("a webhook")).await.expect("the test waits");
+        StatusCode::OK
+    };
+    tokio::spawn(async move { axum::serve(listener, Router::new().route("/hook", post(receive))).await });
+    (url, bodies)
+}
+
+pub fn write_registry(directory: &Path, url: &str) {
+    let app = App {
+        id: "1".into(),
+        credentials: vec![Credential {
+            key: "key".into(),
+            secret: Secret::new("secret"),
+            state: CredentialState::Active,
+        }],
+        enabled: true,
+        client_events: true,
+        subscription_count: false,
+        authorization_seconds: None,
+        allowed_origins: vec![],
+        limits: AppLimits::default(),
+        webhooks: vec![WebhookEndpoint {
+            name: "hook".into(),
+            url: url.into(),
+            events: vec![],
+            channel_prefix: String::new(),
+            timeout_seconds: 4,
+        }],
+    };
+    for (name, text) in AppRegistry::new([app]).to_files().expect("files") {
+        std::fs::write(directory.join(name), text).expect("written");
+    }
+}
+
+pub fn environment(server: &str, own: &[(&str, String)], shared: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let common = [
+        ("REALTIME_CLUSTER", "channels/eu"),
+        ("REALTIME_CLUSTER_UID", "u"),
+        ("REALTIME_SERVER", server),
+        ("REALTIME_POD", server),
+        ("REALTIME_ADMIN_TOKEN", "t"),
+        ("REALTIME_STREAM_NAME", "s"),
+        ("REALTIME_ADMISSION", "none"),
+        ("REALTIME_LOG", "info"),
+        ("REALTIME_AWS_IDENTITY", "StaticKeys"),
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+        ("AWS_REGION", "eu-west-1"),
+    ];
+    let texts = common.into_iter().chain(shared.iter().copied());
+    let texts = texts.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    texts.chain(own.iter().map(|(name, value)| ((*name).to_owned(), value.clone()))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
+    let apps = tempfile::tempdir().expect("a directory");
+    let (stream, (url, mut bodies)) = (kinesis().await, endpoint().await);
+    write_registry(apps.path(), &url);
+    let path = apps.path().display().to_string();
+    let shared = [("REALTIME_APPS_PATH", path.as_str()), ("AWS_ENDPOINT_URL_KINESIS", stream.as_str())];
+    let any_port = || "127.0.0.1:0".to_owned();
+    let edge = Server::start(
+        "edge",
+        &environment(
+            "websocket",
+            &[
+                ("REALTIME_TRANSPORTS", "websocket".to_owned()),
+                ("REALTIME_WEBHOOKS", "kinesis".to_owned()),
+                ("REALTIME_BUS", "memory".to_owned()),
+                ("REALTIME_PUBLIC_ADDRESS", any_port()),
+                ("REALTIME_ADMIN_ADDRESS", any_port()),
+            ],
+            &shared,
+        ),
+    )
+    .await;
+    let own = [
+        ("REALTIME_ADMIN_ADDRESS", any_port()),
+        ("REALTIME_ALLOWED_NETWORKS", "127.0.0.0/8".to_owned()),
+        ("REALTIME_LEASES", "memory".to_owned()),
+    ];
+    let dispatcher = Server::start("dispatcher", &environment("dispatcher", &own, &shared)).await;
+
+    let url = format!("ws://{}/app/key?protocol=7", edge.address("public"));
+    let (mut socket, _) = tokio_tungstenite::connect_async(&url).await.expect("the edge listens");
+    let established = socket.next().await.expect("a frame").expect("a frame").into_text().expect("text");
+    let established: Value = serde_json::from_str(&established).expect("json");
+    let data: Value = serde_json::from_str(established["data"].as_str().expect("data")).expect("json");
+    let id = data["socket_id"].as_str().expect("a socket id");
+    let signed = signature::sign_message(&Secret::new("secret"), format!("{id}:private-a").as_bytes());
+    for frame in [
+        json!({ "event": "pusher:subscribe", "data": { "channel": "private-a", "auth": format!("key:{signed}") } }),
+        json!({ "event": "client-hello", "channel": "private-a", "data": { "n": 1 } }),
+    ] {
+        socket.send(Message::text(frame.to_string())).await.expect("sent");
+    }
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        let body = tokio::time::timeout(Duration::from_secs(20), bodies.recv()).await;
+        let body = body.unwrap_or_else(|_| panic!("two webhook events wanted, {told:?} came within 20 s"));
+        told.extend(body.expect("a webhook").events.into_iter().map(|event| event.kind.name()));
+    }
+    assert_eq!(told, ["channel_occupied", "client_event"]);
+    let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+    for (admin, family, series) in [
+        (edge.address("admin"), "realtime_edge_connections", "realtime_edge_connections{transport=\"websocket\"}"),
+        (dispatcher.address("address"), "realtime_dispatcher_delivered", "realtime_dispatcher_delivered_total"),
+    ] {
+        let answer = http.get(format!("http://{admin}/metrics")).send().await.expect("an answer");
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        assert_eq!(answer.headers()["content-type"], kind);
+        let families = openmetrics::read(&answer.text().await.expect("a text")).expect("OpenMetrics");
+        assert!(families[family].series[series] >= 1.0, "{families:?}");
+    }
+    drop(socket);
+    assert_eq!(edge.terminate().await, Some(0), "the edge ends cleanly");
+    assert_eq!(dispatcher.terminate().await, Some(0), "the dispatcher ends cleanly");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_names_a_client_by_what_trusted_proxies_say() {
+    let files = tempfile::tempdir().expect("a directory");
+    write_registry(files.path(), "https://shop.example.com/hook");
+    let path = files.path().display().to_string();
+    let own = [
+        ("REALTIME_TRANSPORTS", "websocket".to_owned()),
+        ("REALTIME_WEBHOOKS", "off".to_owned()),
+        ("REALTIME_BUS", "memory".to_owned()),
+        ("REALTIME_PUBLIC_ADDRESS", "127.0.0.1:0".to_owned()),
+        ("REALTIME_ADMIN_ADDRESS", "127.0.0.1:0".to_owned()),
+        ("REALTIME_TRUSTED_PROXIES", "127.0.0.0/8, 10.0.0.0/8".to_owned()),
+    ];
+    let environment =
+        environment("websocket", &own, &[("REALTIME_APPS_PATH", path.as_str()), ("REALTIME_LOG", "debug")]);
+    let edge = Server::start("edge", &environment).await;
+    let connect = async |forwarded: &[&str]| {
+        let url = format!("ws://{}/app/key?protocol=7", edge.address("public"));
+        let mut request = url.into_client_request().expect("a request");
+        for line in forwarded {
+            request.headers_mut().append("x-forwarded-for", line.parse().expect("a value"));
+        }
+        let (mut socket, _) = tokio_tungstenite::connect_async(request).await.expect("a socket");
+        socket.next().await.expect("a frame").expect("a greeting");
+    };
+    connect(&["203.0.113.9, 198.51.100.7", "10.0.0.9"]).await;
+    connect(&[]).await;
+    // What is logged of a session carries its socket and its client.
+    let text = edge.log();
+    let mut clients: Vec<(String, String)> = Vec::new();
+    for line in text.lines() {
+        let line: Value = serde_json::from_str(line).expect("a line of JSON");
+        let (Some(socket), Some(client)) = (line["span"]["socket"].as_str(), line["span"]["client"].as_str()) else {
+            continue;
+        };
+        if clients.iter().all(|(known, _)| known != socket) {
+            clients.push((socket.to_owned(), client.to_owned()));
+        }
+    }
+    let clients: Vec<&str> = clients.iter().map(|(_, client)| client.as_str()).collect();
+    assert_eq!(clients, ["198.51.100.7", "127.0.0.1"], "{text}");
+    assert_eq!(edge.terminate().await, Some(0), "the edge ends cleanly");
+}
