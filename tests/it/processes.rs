@@ -270,6 +270,7 @@ async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
         told.extend(body.expect("a webhook").events.into_iter().map(|event| event.kind.name()));
     }
     assert_eq!(told, ["channel_occupied", "client_event"]);
+    realtime_operator::process::install_tls();
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
     for (admin, family, series) in [
         (edge.address("admin"), "realtime_edge_connections", "realtime_edge_connections{transport=\"websocket\"}"),

@@ -153,6 +153,7 @@ fn relayed_values(
 
 /// A client that opens a connection for each request.
 fn once() -> reqwest::Client {
+    realtime_operator::process::install_tls();
     reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("a client")
 }
 
