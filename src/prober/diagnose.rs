@@ -10,7 +10,7 @@ use super::{Entrance, ProbePlan};
 use crate::api::Reason;
 use crate::gate::Hop;
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, ReadPosition, is_before};
-use crate::prober::client::BrokenHop;
+use crate::prober::clients::link::BrokenHop;
 use crate::protocol::admin::RecorderState;
 use crate::protocol::record::StreamRecord;
 use crate::protocol::{ChannelName, ShardId, StreamName};

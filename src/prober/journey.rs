@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::client::{BrokenHop, ProbeClient, told_of};
+use super::clients::client::{ProbeClient, told_of};
+use super::clients::link::BrokenHop;
 use super::diagnose::{MissingWebhook, ReadBack, diagnose_missing_webhook};
 use super::expected_webhooks::{CLIENT_EVENT_NAME, of_coming, of_leaving};
 use super::nonce::JourneyChannels;

@@ -7,12 +7,11 @@
 //! This room must not know the code of edge and dispatcher: it shares `protocol` with them and nothing else, so that it
 //! judges as a customer would.
 
-mod client;
+mod clients;
 mod coverage;
 mod diagnose;
 mod expected_webhooks;
-mod fallback;
-mod http_reader;
+mod handle;
 mod journey;
 mod nonce;
 mod observe;
@@ -20,12 +19,11 @@ mod progress;
 mod receiver;
 mod scheduler;
 mod service_routes;
-mod sockjs;
-mod websocket;
 
+pub use handle::{PodStanding, Prober};
 pub use progress::HopTick;
 pub use receiver::WebhookReceiver;
-pub use scheduler::{PodStanding, Prober, start};
+pub use scheduler::start;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 use super::coverage::{coverage_targets, processes_of};
+use super::handle::{PodStanding, Prober};
 use super::journey::{JourneyContext, JourneyRoute, run_journey};
 use super::nonce::{JourneyChannels, choose_channels};
 use super::observe::{PodObservation, PodObserver};
@@ -18,7 +18,7 @@ use super::progress::{HopTick, PROGRESS_QUEUE_LEN, send_progress};
 use super::receiver::WebhookReceiver;
 use super::service_routes::RouteTracker;
 use super::{EdgePod, Entrance, JourneyProof, ProbePlan};
-use crate::gate::{Evidence, GatePhase, Journey, ProcessProof, Verdict};
+use crate::gate::{Evidence, GatePhase, Journey, Verdict};
 use crate::kinesis::Shard;
 use crate::process::clock;
 use crate::protocol::{ShardId, Transport};
@@ -53,39 +53,6 @@ const FOUND_AGAIN: Duration = Duration::from_secs(5);
 
 /// Results that wait to be judged.
 const RESULT_QUEUE_LEN: usize = 1024;
-
-/// One process as its journeys and its own account show it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PodStanding {
-    /// Names what it runs; empty until it said so.
-    pub configuration: String,
-    /// What journeys through it proved.
-    pub standing: ProcessProof,
-    /// Where it differs from what was rendered, in a line; empty when it does not.
-    pub drift: String,
-}
-
-/// Running journeys.
-pub struct Prober {
-    /// The latest verdict.
-    pub verdicts: watch::Receiver<Verdict>,
-    /// Every process of the plan.
-    pub pods: watch::Receiver<BTreeMap<String, PodStanding>>,
-    /// What to prove from now on.
-    pub plan: watch::Sender<Arc<ProbePlan>>,
-    /// Every hop, for a display; a slow one misses some.
-    pub hops: broadcast::Receiver<HopTick>,
-    task: JoinHandle<()>,
-}
-
-impl Prober {
-    /// Waits until the journeys have ended, after the token was cancelled.
-    pub async fn wait_until_stopped(self) {
-        if let Err(error) = self.task.await {
-            tracing::error!(%error, "the prober ended badly");
-        }
-    }
-}
 
 /// Starts journeys until the token ends them.
 ///

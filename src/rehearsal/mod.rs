@@ -8,6 +8,7 @@
 //!
 //! This room must not know a second way to configure a server.
 
+mod error;
 mod kinesis_double;
 mod kubelet_double;
 mod overrides;
@@ -15,8 +16,9 @@ mod page;
 mod start;
 mod webhook_receiver;
 
+pub use error::RehearsalError;
 pub use kinesis_double::kinesis_router as cloud;
 pub use overrides::{EditError, ManifestOverride};
 pub use page::host_port;
-pub use start::{LossInjection, RehearsalError, RehearsalOptions, RunningRehearsal, ServingEndpoint, StartRefusal};
+pub use start::{LossInjection, RehearsalOptions, RunningRehearsal, ServingEndpoint, StartRefusal};
 pub use webhook_receiver::DeliveredWebhook;

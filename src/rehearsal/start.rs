@@ -12,19 +12,20 @@ use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::error::RehearsalError;
 use super::kubelet_double::{self, RenderedPod, SecretFiles};
-use super::overrides::{EditError, ManifestOverride, edit_variables, edited_registry};
+use super::overrides::{ManifestOverride, edit_variables, edited_registry};
 use super::webhook_receiver::{self, DeliveredWebhook};
 use super::{kinesis_double, page};
 use crate::api::cluster::WebhooksMode;
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::bus::{Bus, MemoryBus};
 use crate::config::{ServerConfig, ServerKind, name};
-use crate::desired::{self, ClusterInputs, ManifestProblem, MissingReference, ValidCluster};
+use crate::desired::{self, ClusterInputs, ManifestProblem, ValidCluster};
 use crate::dispatcher::{self, EgressOverrides, MemoryLeases};
 use crate::edge;
 use crate::gate;
-use crate::kinesis::{KinesisClient, KinesisError, StreamSettings};
+use crate::kinesis::{KinesisClient, StreamSettings};
 use crate::prober::{self, DispatcherPod, EdgePod, JourneyProof, ProbeApp, ProbePlan, Prober, WebhookReceiver};
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, Transport, signature};
@@ -53,44 +54,6 @@ pub struct RehearsalOptions {
 
 /// Starts a double in front of Kinesis, whose address it is given, and answers with its own.
 pub type LossInjection = Arc<dyn Fn(SocketAddr) -> BoxFuture<'static, std::io::Result<SocketAddr>> + Send + Sync>;
-
-/// Why a rehearsal does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum RehearsalError {
-    /// The manifests cannot be built.
-    #[error("{}", join_list(.0))]
-    Invalid(Vec<ManifestProblem>),
-    /// An edit cannot be made.
-    #[error(transparent)]
-    Edit(#[from] EditError),
-    /// A pod template names what is not there.
-    #[error(transparent)]
-    Missing(#[from] MissingReference),
-    /// The page's port is taken.
-    #[error("port {port} is taken: choose another with --port, or --port 0 for a free one ({error})")]
-    Port {
-        /// The port.
-        port: u16,
-        /// What the system says.
-        error: std::io::Error,
-    },
-    /// The stream cannot be created.
-    #[error("the in-process stream cannot be created: {0}")]
-    Stream(#[from] KinesisError),
-    /// Files or sockets of this machine.
-    #[error("this machine refuses: {0}")]
-    Io(#[from] std::io::Error),
-    /// The journeys have no HTTP client.
-    #[error("no HTTP client can be made: {0}")]
-    Http(String),
-    /// The objects cannot be built.
-    #[error("the objects cannot be built: {0}")]
-    Json(#[from] serde_json::Error),
-}
-
-fn join_list(problems: &[ManifestProblem]) -> String {
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-}
 
 /// A server that did not start, as its container's last line would say.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,19 +7,19 @@ use reqwest::RequestBuilder;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::client::{FRAME_QUEUE_LEN, InboundFrame, STEP_TIMEOUT};
-use super::fallback::{HttpSession, SendError};
+use super::link::{FRAME_QUEUE_LEN, InboundFrame, STEP_TIMEOUT};
+use super::link::{HttpSession, SendError};
 use crate::protocol::fallback::FallbackFrame;
 
 /// A poll is answered by the server's heartbeat at the latest, which is every 25 s.
-pub(super) const POLL_TIMEOUT: Duration = Duration::from_mins(1);
+pub(in crate::prober) const POLL_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Most bytes of an unfinished frame.
 const MAX_FRAME: usize = 1024 * 1024;
 
 /// What the answers of a transport look like.
 #[derive(Clone, Copy)]
-pub(super) struct HttpDialect {
+pub(in crate::prober) struct HttpDialect {
     /// The request that is answered with frames.
     pub request: fn(&HttpSession) -> RequestBuilder,
     /// The frame in a line; `None` for what stands between frames.
@@ -31,12 +31,12 @@ pub(super) struct HttpDialect {
 }
 
 /// A line that is a frame, unless it is the prelude, which is one long heartbeat.
-pub(super) fn frame_or_prelude(line: &str) -> Option<String> {
+pub(in crate::prober) fn frame_or_prelude(line: &str) -> Option<String> {
     (!line.starts_with("hh")).then(|| line.to_owned())
 }
 
 /// Receives until the session ends or the task is aborted; returns once the session is open.
-pub(super) async fn receive_frames(
+pub(in crate::prober) async fn receive_frames(
     session: HttpSession,
     dialect: HttpDialect,
 ) -> Result<(mpsc::Receiver<InboundFrame>, JoinHandle<()>), String> {
@@ -143,7 +143,7 @@ impl ResponseReader {
 }
 
 /// What is said of text that is no frame.
-pub(super) fn no_frame(text: &str) -> String {
+pub(in crate::prober) fn no_frame(text: &str) -> String {
     format!("sent `{}`, which is no frame", text.chars().take(80).collect::<String>())
 }
 

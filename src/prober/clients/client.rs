@@ -2,75 +2,21 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::ProbeApp;
-use super::fallback::HttpSession;
+use super::link::{BrokenHop, FRAME_QUEUE_LEN, InboundFrame, OutboundFrame, STEP_TIMEOUT, SendError};
 use super::{sockjs, websocket};
 use crate::api::Reason;
 use crate::gate::Hop;
+use crate::prober::ProbeApp;
 use crate::protocol::frame::{self, PresenceMember, ServerMessage};
 use crate::protocol::{ChannelName, Transport, signature};
 
-/// Frames that wait to be looked at; a journey meets a dozen.
-pub(super) const FRAME_QUEUE_LEN: usize = 256;
-
-/// Longest for one hop of connecting.
-pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A hop that did not hold.
-#[derive(Clone, Debug)]
-pub(super) struct BrokenHop {
-    /// The hop.
-    pub hop: Hop,
-    /// In a word.
-    pub reason: Reason,
-    /// In a clause.
-    pub detail: String,
-    /// Whether it was measured wrong, rather than missing.
-    pub decisive: bool,
-    /// The dispatcher that had read the event and did not deliver it.
-    pub dispatcher: Option<String>,
-}
-
-impl BrokenHop {
-    pub fn ambiguous(hop: Hop, reason: Reason, detail: String) -> Self {
-        Self { hop, reason, detail, decisive: false, dispatcher: None }
-    }
-
-    pub fn decisive(hop: Hop, reason: Reason, detail: String) -> Self {
-        Self { hop, reason, detail, decisive: true, dispatcher: None }
-    }
-
-    /// Whether this proves a fault. That a server does not know a session is no proof where the session's pod may have
-    /// gone: that of a second session, or the one to which a path led.
-    pub fn proves(&self, may_have_gone: bool) -> bool {
-        self.decisive && !(may_have_gone && self.reason == Reason::AffinityBroken)
-    }
-}
-
-/// How messages leave.
-pub(super) enum OutboundFrame {
-    /// Into the socket's writer.
-    Websocket(mpsc::Sender<String>),
-    /// Each in a request of its own.
-    Http(HttpSession),
-}
-
-/// What arrives from the reader of a session.
-pub(super) enum InboundFrame {
-    /// A frame.
-    Message(String),
-    /// The session is over.
-    Closed(String),
-}
-
 /// An established session.
-pub(super) struct ProbeClient {
+pub(in crate::prober) struct ProbeClient {
     pod: String,
     outbound: OutboundFrame,
     inbound: mpsc::Receiver<InboundFrame>,
@@ -183,11 +129,11 @@ impl ProbeClient {
                 .map_err(|_| BrokenHop::ambiguous(hop, reason, format!("{} closed the connection", self.pod))),
             OutboundFrame::Http(session) => match session.send(frame).await {
                 Ok(()) => Ok(()),
-                Err(super::fallback::SendError::UnknownSession) => {
+                Err(SendError::UnknownSession) => {
                     let detail = format!("a send did not find its session at {}", self.pod);
                     Err(BrokenHop::decisive(hop, Reason::AffinityBroken, detail))
                 }
-                Err(super::fallback::SendError::Other(error)) => {
+                Err(SendError::Other(error)) => {
                     Err(BrokenHop::ambiguous(hop, reason, format!("a send to {} failed: {error}", self.pod)))
                 }
             },
@@ -237,7 +183,7 @@ impl ProbeClient {
 }
 
 /// Whether a roster names a user.
-pub(super) fn told_of(message: &ServerMessage, user: &str) -> bool {
+pub(in crate::prober) fn told_of(message: &ServerMessage, user: &str) -> bool {
     message.event == "pusher_internal:member_added"
         && PresenceMember::parse(&message.data.to_string()).is_some_and(|member| member.user_id == user)
 }

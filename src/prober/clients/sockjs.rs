@@ -12,19 +12,20 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::ProbeApp;
-use super::client::{BrokenHop, InboundFrame, OutboundFrame, STEP_TIMEOUT};
-use super::fallback::{HttpSession, SendError, session_part};
+use super::fallback::session_part;
 use super::http_reader::{HttpDialect, POLL_TIMEOUT, frame_or_prelude, no_frame, receive_frames};
+use super::link::{BrokenHop, InboundFrame, OutboundFrame, STEP_TIMEOUT};
+use super::link::{HttpSession, SendError};
 use super::websocket::{self, SocketFraming};
 use crate::api::Reason;
 use crate::gate::Hop;
+use crate::prober::ProbeApp;
 use crate::protocol::Transport;
 use crate::protocol::fallback::FallbackFrame;
 
 type OpenedSession = (OutboundFrame, mpsc::Receiver<InboundFrame>, JoinHandle<()>);
 
-fn is_rejected(detail: String) -> BrokenHop {
+fn rejected_hop(detail: String) -> BrokenHop {
     BrokenHop::ambiguous(Hop::Handshake, Reason::HandshakeRejected, detail)
 }
 
@@ -35,25 +36,25 @@ fn introduction_message(app: &ProbeApp) -> String {
 }
 
 /// `SRV/SESSION`, as clients choose them: three digits, and a name.
-fn open_session() -> String {
+fn session_path() -> String {
     format!("{:03}/{}", rand::rng().random_range(0..1000), session_part())
 }
 
 /// Opens a session over WebSocket.
-pub(super) async fn open_socket(
+pub(in crate::prober) async fn open_socket(
     pod: &str,
     address: SocketAddr,
     app: &ProbeApp,
     passed: &mut impl FnMut(Hop),
 ) -> Result<OpenedSession, BrokenHop> {
     let mut socket =
-        websocket::upgrade_request(pod, address, &format!("pusher/{}/websocket", open_session()), passed).await?;
+        websocket::upgrade_request(pod, address, &format!("pusher/{}/websocket", session_path()), passed).await?;
     match timeout(STEP_TIMEOUT, socket.next()).await {
         Ok(Some(Ok(Message::Text(text)))) if text.as_str() == "o" => {}
-        Ok(Some(Ok(other))) => return Err(is_rejected(format!("{pod} sent `{other}` instead of an open frame"))),
-        Ok(Some(Err(error))) => return Err(is_rejected(format!("{pod} did not open the session: {error}"))),
-        Ok(None) => return Err(is_rejected(format!("{pod} closed the session before it was open"))),
-        Err(_) => return Err(is_rejected(format!("{pod} sent no open frame in {} s", STEP_TIMEOUT.as_secs()))),
+        Ok(Some(Ok(other))) => return Err(rejected_hop(format!("{pod} sent `{other}` instead of an open frame"))),
+        Ok(Some(Err(error))) => return Err(rejected_hop(format!("{pod} did not open the session: {error}"))),
+        Ok(None) => return Err(rejected_hop(format!("{pod} closed the session before it was open"))),
+        Err(_) => return Err(rejected_hop(format!("{pod} sent no open frame in {} s", STEP_TIMEOUT.as_secs()))),
     }
     passed(Hop::Handshake);
     let framing = SocketFraming {
@@ -75,7 +76,7 @@ pub(super) async fn open_socket(
 }
 
 /// Opens a session over HTTP.
-pub(super) async fn open(
+pub(in crate::prober) async fn open(
     pod: &str,
     address: SocketAddr,
     transport: Transport,
@@ -85,12 +86,12 @@ pub(super) async fn open(
     drop(websocket::connect_socket(pod, address).await?);
     passed(Hop::Connect);
     let base = format!("http://{address}/pusher");
-    let no_client = |error| is_rejected(format!("no HTTP client: {error}"));
+    let no_client = |error| rejected_hop(format!("no HTTP client: {error}"));
     let server = HttpSession::open_sockjs(base.clone()).map_err(no_client)?;
-    fetch_info(&server).await.map_err(|error| is_rejected(format!("{pod} does not say what it can: {error}")))?;
-    let session = HttpSession::open_sockjs(format!("{base}/{}", open_session())).map_err(no_client)?;
+    fetch_info(&server).await.map_err(|error| rejected_hop(format!("{pod} does not say what it can: {error}")))?;
+    let session = HttpSession::open_sockjs(format!("{base}/{}", session_path())).map_err(no_client)?;
     let received = receive_frames(session.clone(), http_dialect(transport)).await;
-    let (inbound, task) = received.map_err(|error| is_rejected(format!("{pod} {error}")))?;
+    let (inbound, task) = received.map_err(|error| rejected_hop(format!("{pod} {error}")))?;
     passed(Hop::Handshake);
     if let Err(error) = session.send(&introduction_message(app)).await {
         task.abort();
@@ -171,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_session_is_named_as_sockjs_clients_name_it() {
-        let name = open_session();
+        let name = session_path();
         let (server, session) = name.split_once('/').expect("two parts");
         assert!(server.len() == 3 && server.parse::<u16>().is_ok() && session.len() == 8, "{name}");
     }

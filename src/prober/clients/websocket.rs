@@ -10,12 +10,12 @@ use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::ProbeApp;
-use super::client::{BrokenHop, FRAME_QUEUE_LEN, InboundFrame, OutboundFrame, STEP_TIMEOUT};
+use super::link::{BrokenHop, FRAME_QUEUE_LEN, InboundFrame, OutboundFrame, STEP_TIMEOUT};
 use crate::api::Reason;
 use crate::gate::Hop;
+use crate::prober::ProbeApp;
 
-pub(super) async fn open(
+pub(in crate::prober) async fn open(
     pod: &str,
     address: SocketAddr,
     app: &ProbeApp,
@@ -30,7 +30,7 @@ pub(super) async fn open(
 
 /// How messages stand on a socket.
 #[derive(Clone, Copy)]
-pub(super) struct SocketFraming {
+pub(in crate::prober) struct SocketFraming {
     /// What is sent for a message.
     pub write: fn(String) -> String,
     /// What arrived in a text.
@@ -38,10 +38,10 @@ pub(super) struct SocketFraming {
 }
 
 /// A socket that was upgraded.
-pub(super) type ClientSocket = WebSocketStream<TcpStream>;
+pub(in crate::prober) type ClientSocket = WebSocketStream<TcpStream>;
 
 /// Connects and upgrades.
-pub(super) async fn upgrade_request(
+pub(in crate::prober) async fn upgrade_request(
     pod: &str,
     address: SocketAddr,
     path: &str,
@@ -59,7 +59,7 @@ pub(super) async fn upgrade_request(
 }
 
 /// Carries messages both ways until one side goes.
-pub(super) fn pump_frames(
+pub(in crate::prober) fn pump_frames(
     socket: ClientSocket,
     framing: SocketFraming,
 ) -> (OutboundFrame, mpsc::Receiver<InboundFrame>, JoinHandle<()>) {
@@ -102,7 +102,7 @@ pub(super) fn pump_frames(
 }
 
 /// Opens a TCP connection: the first hop of every transport.
-pub(super) async fn connect_socket(pod: &str, address: SocketAddr) -> Result<TcpStream, BrokenHop> {
+pub(in crate::prober) async fn connect_socket(pod: &str, address: SocketAddr) -> Result<TcpStream, BrokenHop> {
     let unreachable = |detail| BrokenHop::ambiguous(Hop::Connect, Reason::EdgeUnreachable, detail);
     timeout(STEP_TIMEOUT, TcpStream::connect(address))
         .await

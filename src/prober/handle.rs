@@ -1,0 +1,44 @@
+//! The handle to a running prober: its verdicts, its view of every process, and its plan.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
+
+use super::ProbePlan;
+use super::progress::HopTick;
+use crate::gate::{ProcessProof, Verdict};
+
+/// The state of one process, from its journeys and from its own `/effective`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodStanding {
+    /// Hash of the running configuration; empty until the process has reported it.
+    pub configuration: String,
+    /// The proof that journeys through the process gave.
+    pub standing: ProcessProof,
+    /// The difference from the rendered configuration, in one line; empty without one.
+    pub drift: String,
+}
+
+/// A handle to the running journeys.
+pub struct Prober {
+    /// The latest verdict.
+    pub verdicts: watch::Receiver<Verdict>,
+    /// Every process of the plan.
+    pub pods: watch::Receiver<BTreeMap<String, PodStanding>>,
+    /// The plan that the next journeys follow.
+    pub plan: watch::Sender<Arc<ProbePlan>>,
+    /// Every passed hop, for a display; a slow receiver misses some.
+    pub hops: broadcast::Receiver<HopTick>,
+    pub(super) task: JoinHandle<()>,
+}
+
+impl Prober {
+    /// Waits until the journeys have ended, after the token was cancelled.
+    pub async fn wait_until_stopped(self) {
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "prober task failed");
+        }
+    }
+}
