@@ -30,12 +30,12 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum What {
     Edge(Edge),
-    /// What an edge is compared with, as a process of its own
+    /// A minimal server that an edge is compared with, as a process of its own
     #[command(hide = true)]
     Bare {
-        /// Where `/ws` and `/publish` are served.
+        /// Address of `/ws` and `/publish`.
         public: SocketAddr,
-        /// Where bytes are echoed.
+        /// Address of the byte echo.
         echo: SocketAddr,
     },
 }
@@ -50,8 +50,8 @@ enum What {
 ///
 /// With --pods N it measures what a Redis between N edges costs: it starts `redis-server`, which must be in PATH, and
 /// lets N edges over it take turns with a single edge without it. Figures are then deliveries per CPU second, latency
-/// that the bus adds, subscriptions per second of Redis's CPU, memory of a channel in Redis, how long the others take to
-/// tell of the members of an edge that is killed, and that no event is missed or repeated over all edges.
+/// that the bus adds, subscriptions per second of Redis's CPU, memory of a channel in Redis, the time in which the
+/// others announce the members of a killed edge as removed, and that no event is missed or repeated over all edges.
 #[derive(clap::Args)]
 #[command(after_help = "Begin with:   cargo run --release -- bench edge --quick\n\
                         Beside sockudo, installed for you:  benches/edge-against-sockudo\n\
@@ -78,7 +78,7 @@ struct Edge {
     /// Seconds of every publishing
     #[arg(long, hide = true)]
     seconds: Option<u64>,
-    /// Rounds
+    /// Number of rounds
     #[arg(long, hide = true)]
     rounds: Option<usize>,
     /// Seconds for which idle polls are watched
@@ -102,7 +102,7 @@ fn parse_peer(text: &str) -> Result<PeerServer, String> {
     }
 }
 
-/// Runs the command.
+/// Runs `realtime bench` and returns its exit code.
 pub async fn run(arguments: Arguments) -> u8 {
     match arguments.what {
         What::Edge(edge) => self::bench_edge(edge).await,

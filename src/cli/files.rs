@@ -9,13 +9,13 @@ use crate::desired::Manifests;
 
 /// A cluster with what belongs to it.
 pub struct Input {
-    /// The cluster.
+    /// The single RealtimeCluster of the files.
     pub cluster: RealtimeCluster,
     /// The apps of its namespace.
     pub apps: Vec<RealtimeApp>,
     /// The texts of the Secrets of its namespace.
     pub secrets: BTreeMap<String, BTreeMap<String, String>>,
-    /// What was found beside and left alone.
+    /// Notes on objects in the files that are not used.
     pub notes: Vec<String>,
 }
 

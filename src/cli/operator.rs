@@ -8,7 +8,7 @@ use crate::process::{install_tls, signal, telemetry};
 /// Run the operator.
 ///
 /// It needs an API server (its pod's service account, or `KUBECONFIG`) and the CRDs. Of several replicas one leads; every
-/// one receives webhooks. Exit codes: 0 told to end, 1 lost the lease or could not start.
+/// one receives webhooks. Exit codes: 0 ended by a signal, 1 lost the lease or could not start.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Namespace of the operator's own objects: its Lease and the receiver's slice of endpoints
@@ -20,10 +20,10 @@ pub struct Arguments {
     /// Address of this replica, to which webhooks of the journeys are sent
     #[arg(long, env = "POD_IP", value_name = "ADDRESS")]
     address: IpAddr,
-    /// Where webhooks of the journeys are received
+    /// Address on which webhooks of the journeys are received
     #[arg(long, default_value = "0.0.0.0:8090", value_name = "ADDRESS:PORT")]
     receiver: SocketAddr,
-    /// Where `/livez`, `/readyz` and `/metrics` are answered
+    /// Address of `/livez`, `/readyz` and `/metrics`
     #[arg(long, default_value = "0.0.0.0:9090", value_name = "ADDRESS:PORT")]
     admin: SocketAddr,
     /// Log filter, such as `info` or `realtime_operator::operator=debug`
@@ -31,7 +31,7 @@ pub struct Arguments {
     log: String,
 }
 
-/// Runs the command.
+/// Runs `realtime operator` and returns its exit code.
 pub async fn run(arguments: Arguments) -> u8 {
     telemetry::start(&arguments.log);
     install_tls();

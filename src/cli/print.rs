@@ -1,4 +1,4 @@
-//! Standard output, also when nobody reads it to the end.
+//! Writes to standard output, also into a pipe that closes early.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::api;
 
-/// Prints text. A reader that went away, such as `head`, is no error.
+/// Prints text. A closed pipe, such as that of `head`, is not an error.
 pub fn print_text(text: &str) -> u8 {
     match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -41,7 +41,7 @@ pub struct CrdArguments {
     directory: Option<PathBuf>,
 }
 
-/// The CRDs.
+/// Prints or writes the CustomResourceDefinitions.
 pub fn print_crds(arguments: &CrdArguments) -> u8 {
     let printed = api::crd::all_crds().map_err(|error| error.to_string()).and_then(|crds| {
         if let Some(directory) = &arguments.directory {

@@ -19,7 +19,7 @@ pub struct Arguments {
     receiver: String,
 }
 
-/// Runs the command.
+/// Runs `realtime render` and returns its exit code.
 pub fn run(arguments: &Arguments) -> u8 {
     match render_manifests(arguments) {
         Ok(documents) => print::print_text(&documents),

@@ -15,7 +15,7 @@ use crate::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
 use crate::kubernetes::client::build_clients;
 use crate::process::{self, signal, telemetry};
 
-/// Where kubelet reads why a container ended.
+/// The file from which kubelet reads a container's termination message.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// Runs an edge until a signal ends it.

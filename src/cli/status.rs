@@ -27,7 +27,7 @@ pub struct Arguments {
     /// The namespace; absent means that of the kubeconfig
     #[arg(short, long)]
     namespace: Option<String>,
-    /// Every namespace
+    /// Show the clusters of every namespace
     #[arg(short = 'A', long, conflicts_with_all = ["name", "namespace"])]
     all_namespaces: bool,
     /// Go on, and print a cluster again whenever its status changes
@@ -41,7 +41,7 @@ const HOP_NAMES: [Hop; 11] = Hop::ALL;
 /// Longest that the API server may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Runs the command.
+/// Runs `realtime status` and returns its exit code.
 pub async fn run(arguments: Arguments) -> u8 {
     install_tls();
     match show_status(&arguments).await {

@@ -1,4 +1,4 @@
-//! What there is to be proven: the plan, with what was last seen of stream and holders. Pure.
+//! The targets that need proof: the plan, combined with the latest shards and their holders. Pure.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ fn new_processes(plan: &ProbePlan) -> BTreeSet<String> {
     edges.chain(dispatchers).collect()
 }
 
-/// What there is to be proven, as last seen.
+/// Returns the targets that need proof, from the latest observation.
 pub(super) fn coverage_targets(plan: &ProbePlan, shards: &[Shard], observation: &PodObservation) -> CoverageTargets {
     let pods = plan.edges.iter().map(|edge| (edge.pod.clone(), edge.transports.iter().copied().collect()));
     let shards: BTreeSet<ShardId> = shards.iter().map(|shard| shard.id.clone()).collect();

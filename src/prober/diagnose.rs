@@ -21,10 +21,10 @@ const BETWEEN_READS: Duration = Duration::from_secs(1);
 /// Most reads for one diagnosis.
 const MAX_READS: usize = 10;
 
-/// How far before the journey's start the stream is read, for clocks that differ.
+/// Margin before the journey's start from which the stream is read, since clocks differ.
 const MARGIN_MS: u64 = 5_000;
 
-/// How long a stream that could not be read back is not asked again: others who wait would find the same, later.
+/// Pause before an unreadable stream is read again: other waiting journeys would get the same answer, only later.
 const UNRESPONSIVE_AFTER_DELAY: Duration = Duration::from_secs(10);
 
 /// Reads the stream back, one diagnosis at a time.
@@ -34,19 +34,19 @@ pub(super) struct ReadBack {
     turn: Mutex<Option<(Instant, KinesisError)>>,
 }
 
-/// What did not come.
+/// A webhook that did not arrive, with the place of its record.
 pub(super) struct MissingWebhook<'a> {
-    /// What the event went into.
+    /// The pod or route that took the event.
     pub entrance: &'a Entrance,
     /// The event's name in webhooks.
     pub event: &'a str,
-    /// Its channel.
+    /// The channel of the missing event.
     pub channel: &'a ChannelName,
-    /// The channel's shard.
+    /// The shard that holds the channel's records.
     pub shard: &'a ShardId,
     /// When the journey began, in ms since 1970.
     pub since_ms: u64,
-    /// How long the webhook was waited for.
+    /// Time spent waiting for the webhook.
     pub waited: Duration,
 }
 
@@ -60,7 +60,7 @@ impl ReadBack {
     ) -> Result<Option<String>, KinesisError> {
         let mut turn = self.turn.lock().await;
         if let Some((at, error)) = turn.as_ref().filter(|(at, _)| at.elapsed() < UNRESPONSIVE_AFTER_DELAY) {
-            tracing::debug!(ago = ?at.elapsed(), "the stream could not be read back a moment ago");
+            tracing::debug!(ago = ?at.elapsed(), "read-back of the stream skipped: it failed recently");
             return Err(error.clone());
         }
         let found = Self::read(stream, missing).await;

@@ -1,7 +1,7 @@
 //! The webhooks that a journey must see: every kind, of its two channels. Pure.
 //!
-//! Only what the journey's own session causes is expected. What a second session causes is told by another pod, for
-//! which that pod's own journeys speak.
+//! Only webhooks of the journey's own session are expected. Another pod records the events of the second session; that
+//! pod's own journeys prove them.
 
 use super::nonce::JourneyChannels;
 use crate::protocol::ChannelName;
@@ -13,8 +13,8 @@ pub(super) const CLIENT_EVENT_NAME: &str = "client-probe";
 /// An event and the channel that it is about.
 pub(super) type ExpectedWebhook<'a> = (EventKind, &'a ChannelName);
 
-/// What coming and sending causes. The second session meets the first in the presence channel and never enters the
-/// private one, so that its count is exact and the journey's pod alone tells it.
+/// Webhooks of subscribing and sending. The second session joins only the presence channel, so the private channel's
+/// count is exact and recorded by the journey's pod alone.
 pub(super) fn of_coming<'a>(channels: &'a JourneyChannels, socket_id: &str) -> Vec<ExpectedWebhook<'a>> {
     let sent = EventKind::ClientEvent {
         event: CLIENT_EVENT_NAME.to_owned(),
@@ -32,7 +32,7 @@ pub(super) fn of_coming<'a>(channels: &'a JourneyChannels, socket_id: &str) -> V
     ]
 }
 
-/// What leaving causes.
+/// Webhooks of unsubscribing.
 pub(super) fn of_leaving(channels: &JourneyChannels) -> Vec<ExpectedWebhook<'_>> {
     vec![
         (EventKind::SubscriptionCount { subscription_count: 0 }, &channels.private),

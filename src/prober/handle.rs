@@ -23,7 +23,7 @@ pub struct PodStanding {
 
 /// A handle to the running journeys.
 pub struct Prober {
-    /// The latest verdict.
+    /// The latest verdict of the gate.
     pub verdicts: watch::Receiver<Verdict>,
     /// Every process of the plan.
     pub pods: watch::Receiver<BTreeMap<String, PodStanding>>,

@@ -22,7 +22,7 @@ use crate::protocol::frame::ServerMessage;
 use crate::protocol::record::EventKind;
 use crate::protocol::{AppId, ShardId, Transport, rest};
 
-/// What a server says of a channel that keeps its last event and has none.
+/// The event a server sends for a cache channel without a last event.
 const CACHE_MISS: &str = "pusher:cache_miss";
 /// The event that is published through the HTTP API.
 const PUBLISHED_EVENT_NAME: &str = "probe-published";
@@ -33,7 +33,7 @@ const COMPANION_TIMEOUT: Duration = Duration::from_secs(3);
 /// Sessions that a journey through a path opens besides its own: each may meet another pod.
 const FRESH_SECRET_GRACE: usize = 9;
 
-/// What journeys share.
+/// Dependencies that all journeys share.
 #[derive(Clone)]
 pub(super) struct JourneyContext {
     pub plan: Arc<ProbePlan>,
@@ -47,12 +47,12 @@ pub(super) struct JourneyContext {
 pub(super) struct JourneyRoute {
     pub transport: Transport,
     pub entrance: Entrance,
-    /// Where a second session may be, best first.
+    /// Entry points for the second session, best first.
     pub companions: Vec<(Transport, EdgePod)>,
     pub channels: JourneyChannels,
     /// Open shards, as last listed.
     pub shards: Arc<Vec<Shard>>,
-    /// Whose records go through them.
+    /// The stream whose records pass through the shards.
     pub app: AppId,
 }
 
@@ -172,7 +172,7 @@ async fn told_of_no_event(client: &mut ProbeClient, route: &JourneyRoute, deadli
 }
 
 /// A second session that joins the presence channel, and sees the first there. `None` when there is no other pod, or
-/// none that can be reached: their own journeys tell of those.
+/// none is reachable: the journeys of those pods report that.
 async fn run_companion(
     context: &JourneyContext,
     route: &JourneyRoute,
@@ -326,7 +326,7 @@ fn verify_webhook(entrance: &Entrance, arrived: &ReceivedWebhook) -> Result<(), 
 }
 
 impl RunningJourney {
-    /// Hop 11: leaving is told.
+    /// Hop 11: the webhooks of unsubscribing arrive.
     pub async fn tear_down(mut self) -> Journey {
         let result = self.leave_channels().await.err();
         let Self { context, route, log, .. } = self;

@@ -33,42 +33,42 @@ use crate::gate::GatePolicy;
 use crate::kinesis;
 use crate::protocol::{AppId, AppKey, Secret, Transport};
 
-/// An edge pod.
+/// An edge pod that journeys run through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EdgePod {
-    /// Its name.
+    /// The name of the pod.
     pub pod: String,
-    /// Where clients reach it.
+    /// The address that clients connect to.
     pub public: SocketAddr,
-    /// Its admin listener.
+    /// The address of the admin listener.
     pub admin: SocketAddr,
-    /// What it carries.
+    /// The transports that the pod serves.
     pub transports: Vec<Transport>,
-    /// What was rendered for it, secrets as salted digests.
+    /// The rendered variables, secrets as salted digests.
     pub wanted: BTreeMap<String, String>,
-    /// Whether it was let in.
+    /// Whether the pod is admitted to its Services.
     pub admitted: bool,
 }
 
 /// A way to the pods that clients take: a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceRoute {
-    /// Its name, as messages tell it.
+    /// The name that messages use.
     pub name: String,
-    /// Where clients reach it.
+    /// The address that clients connect to.
     pub public: SocketAddr,
-    /// What the pods behind it carry.
+    /// The transports that the pods behind the Service serve.
     pub transports: Vec<Transport>,
-    /// Whether a pod that was let in stands behind it. Until then nothing can be expected of it.
+    /// Whether an admitted pod is behind the Service. Until then no journey through it is expected to pass.
     pub serving: bool,
 }
 
-/// What a journey goes into.
+/// The entry point of a journey: a pod or a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entrance {
-    /// Its name, as messages tell it.
+    /// The name that messages use.
     pub name: String,
-    /// Where clients reach it.
+    /// The address that clients connect to.
     pub public: SocketAddr,
     /// The admin listener of the one pod that it is; `None` for a path, behind which there may be any.
     pub admin: Option<SocketAddr>,
@@ -86,33 +86,34 @@ impl From<&ServiceRoute> for Entrance {
     }
 }
 
-/// A dispatcher pod.
+/// A dispatcher pod, as planned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DispatcherPod {
-    /// Its name.
+    /// The name of the pod.
     pub pod: String,
-    /// Its admin listener.
+    /// The address of the admin listener.
     pub admin: SocketAddr,
-    /// What was rendered for it, secrets as salted digests.
+    /// The rendered variables, secrets as salted digests.
     pub wanted: BTreeMap<String, String>,
-    /// Whether it was let in.
+    /// Whether the pod is admitted to its Services.
     pub admitted: bool,
-    /// Whether it goes as soon as another is let in: it may hold shards until then, and what it runs is no matter.
+    /// Whether the pod is being replaced: it may hold shards until its successor is admitted, and its configuration does
+    /// not count.
     pub leaving: bool,
 }
 
 /// The app of the journeys.
 #[derive(Clone, Debug)]
 pub struct ProbeApp {
-    /// Its id.
+    /// The id of the app.
     pub id: AppId,
-    /// Its key.
+    /// The public key of the app.
     pub key: AppKey,
-    /// Its secret.
+    /// The secret of the app.
     pub secret: Secret,
 }
 
-/// What is known of a proof before the first journey.
+/// The proof that holds before the first journey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JourneyProof {
     /// It was never proven.
@@ -132,7 +133,7 @@ pub struct FormerApps {
     pub learning: bool,
 }
 
-/// What to prove.
+/// The cluster that journeys have to prove.
 #[derive(Clone, Debug)]
 pub struct ProbePlan {
     /// Names what is proven: evidence of another name does not count for it.
@@ -145,13 +146,13 @@ pub struct ProbePlan {
     pub transports: BTreeSet<Transport>,
     /// Whether there are webhooks.
     pub webhooks: bool,
-    /// Every edge pod.
+    /// Every edge pod of the cluster.
     pub edges: Vec<EdgePod>,
     /// Every way that clients take to them.
     pub paths: Vec<ServiceRoute>,
-    /// Every dispatcher pod.
+    /// Every dispatcher pod of the cluster.
     pub dispatchers: Vec<DispatcherPod>,
-    /// As whom.
+    /// The app that journeys use.
     pub app: ProbeApp,
     /// A salted digest of each app as rendered.
     pub app_digests: BTreeMap<AppId, String>,
@@ -161,6 +162,6 @@ pub struct ProbePlan {
     pub admin_token: Secret,
     /// Reads back; `None` when there are no webhooks.
     pub stream: Option<kinesis::KinesisClient>,
-    /// The knobs.
+    /// The thresholds of the gate.
     pub policy: GatePolicy,
 }

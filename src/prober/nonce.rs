@@ -10,11 +10,11 @@ const CHOICE_ATTEMPTS_MAX: usize = 10_000;
 /// The two channels of a journey.
 #[derive(Clone, Debug)]
 pub(super) struct JourneyChannels {
-    /// In both names.
+    /// The nonce that both channel names contain.
     pub nonce: String,
     /// `private-cache-probe-…`: nothing is ever published in it, so that it misses its last event and none is kept for it.
     pub private: ChannelName,
-    /// `presence-probe-…`
+    /// The presence channel, `presence-probe-…`.
     pub presence: ChannelName,
 }
 

@@ -1,4 +1,4 @@
-//! What the servers say of themselves, read from their admin listeners.
+//! Reads the state of every process from its admin listener.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ const OBSERVATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Answers that are waited for at once.
 const CONCURRENT_REQUESTS_MAX: usize = 16;
 
-/// Reads admin listeners.
+/// The HTTP client for admin listeners.
 #[derive(Clone)]
 pub(super) struct PodObserver {
     http: Http,
@@ -31,18 +31,18 @@ pub(super) struct PodObserver {
 /// A pod's name, and its two answers as far as they came.
 type PendingObservation = (String, Option<ObservedPod>, Option<DispatcherFlow>);
 
-/// What a process said of itself.
+/// The state that a process reported.
 #[derive(Clone, Debug)]
 pub(super) struct ObservedPod {
     /// Its id, new at each start.
     pub process: String,
     /// Names what it runs.
     pub configuration: String,
-    /// Where that differs from what was rendered.
+    /// Differences from the rendered configuration.
     pub drifts: Vec<ConfigDrift>,
 }
 
-/// What was seen in one look at every pod.
+/// One observation of every pod.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PodObservation {
     /// Each pod that answered.
@@ -52,15 +52,15 @@ pub(super) struct PodObservation {
 }
 
 impl PodObservation {
-    /// Who holds a shard.
+    /// Returns the dispatcher that holds a shard.
     pub fn shard_holder(&self, shard: &ShardId) -> Option<(&String, &DispatcherFlow)> {
         self.dispatchers.iter().find(|(_, flow)| flow.shards.contains_key(shard))
     }
 }
 
-/// What an admin listener answered.
+/// A response of an admin listener.
 enum AdminAnswer<T> {
-    /// What was asked for.
+    /// The response body, parsed.
     Told(T),
     /// The token is not the one that it runs with.
     Refused,
@@ -75,7 +75,7 @@ impl PodObserver {
         Ok(Self { http })
     }
 
-    /// What a process runs, against what was rendered for it. `None` when it does not answer.
+    /// Compares a process's configuration with the rendered one. `None` without a response.
     async fn observed_pods(
         &self,
         plan: &ProbePlan,
@@ -101,7 +101,7 @@ impl PodObserver {
         }
     }
 
-    /// What flows through a process. `None` when it does not answer.
+    /// Reads the flow counters of a process. `None` without a response.
     pub async fn read_flow(&self, token: &Secret, admin: SocketAddr) -> Option<FlowReport> {
         match self.get(token, admin, "flow").await {
             AdminAnswer::Told(flow) => Some(flow),
@@ -122,11 +122,11 @@ impl PodObserver {
         match body.map(|body| serde_json::from_slice(&body)) {
             Ok(Ok(value)) => AdminAnswer::Told(value),
             Ok(Err(error)) => {
-                tracing::warn!(%admin, path, %error, "an admin listener's answer cannot be read");
+                tracing::warn!(%admin, path, %error, "admin response unreadable");
                 AdminAnswer::Nothing
             }
             Err(error) => {
-                tracing::debug!(%admin, path, %error, "an admin listener does not answer");
+                tracing::debug!(%admin, path, %error, "admin listener unreachable");
                 AdminAnswer::Nothing
             }
         }

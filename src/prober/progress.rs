@@ -12,17 +12,17 @@ pub(super) const PROGRESS_QUEUE_LEN: usize = 4096;
 /// A hop as it was passed, or as it broke.
 #[derive(Clone, Debug)]
 pub struct HopTick {
-    /// By which transport.
+    /// The transport of the journey.
     pub transport: Transport,
-    /// Through which pod.
+    /// The pod that the journey runs through.
     pub pod: String,
-    /// The hop.
+    /// The hop that has just passed.
     pub hop: Hop,
     /// Its latency in ms, `None` where a later hop proved it, or what broke.
     pub result: Result<Option<u64>, String>,
 }
 
-/// What a journey calls at each hop.
+/// The callback that a journey calls at each passed hop.
 pub(super) fn send_progress(ticks: broadcast::Sender<HopTick>, route: &JourneyRoute) -> HopCallback {
     let (transport, pod) = (route.transport, route.entrance.name.clone());
     Box::new(move |hop, result| {

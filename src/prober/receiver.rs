@@ -27,7 +27,7 @@ const WEBHOOK_QUEUE_LEN: usize = 64;
 /// An event that arrived for a journey.
 #[derive(Clone, Debug)]
 pub(super) struct ReceivedWebhook {
-    /// What it says.
+    /// The event, as a customer reads it.
     pub event: WebhookEvent,
     /// Whether key, signature and form are right; the text says what is wrong.
     pub authentic: Result<(), String>,
@@ -42,18 +42,18 @@ pub struct WebhookReceiver {
 
 #[derive(Default)]
 struct ReceiverState {
-    /// As whom webhooks may be signed, by key.
+    /// Apps whose signatures are accepted, by key.
     apps: Mutex<HashMap<AppKey, ProbeApp>>,
     /// Journeys by the nonce in their channels' names.
     waiting: Mutex<HashMap<String, mpsc::Sender<ReceivedWebhook>>>,
     unclaimed: AtomicU64,
 }
 
-/// A journey's place at the desk; given up when dropped.
+/// A journey's registration for webhooks, removed when dropped.
 pub(super) struct WebhookClaim {
     nonce: String,
     desk: Arc<ReceiverState>,
-    /// What arrives.
+    /// Webhook events for the journey, in order of arrival.
     pub events: mpsc::Receiver<ReceivedWebhook>,
 }
 
@@ -78,19 +78,19 @@ impl WebhookReceiver {
         tokio::spawn(async move {
             let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
             if let Err(error) = served {
-                tracing::error!(%error, "the webhook receiver ended");
+                tracing::error!(%error, "webhook receiver failed");
             }
         });
         Ok(Self { address, desk })
     }
 
-    /// Where it listens.
+    /// The address of the listener.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Says as whom webhooks must be signed: one app of each cluster. Before the first, senders are told to come back.
+    /// Adds an app whose signature is accepted, one per cluster. Before the first app, senders get 503 and retry.
     pub(super) fn expect_webhooks(&self, app: ProbeApp) {
         let mut apps = lock_state(&self.desk.apps);
         apps.retain(|_, known| known.id != app.id);
@@ -109,7 +109,7 @@ impl WebhookReceiver {
         WebhookClaim { nonce: nonce.to_owned(), desk: self.desk.clone(), events }
     }
 
-    /// Events of journeys that are over, or of nobody's.
+    /// Number of events that belong to no running journey.
     pub(super) fn unclaimed_count(&self) -> u64 {
         self.desk.unclaimed.load(Ordering::Relaxed)
     }

@@ -29,29 +29,28 @@ const CONCURRENT_JOURNEYS_MAX: usize = 32;
 /// Between two looks at every pod, until the cluster is proven.
 const FIRST_LOOKS: Duration = Duration::from_millis(500);
 
-/// Between two rounds at least, until the cluster is proven.
+/// Minimum interval of rounds until the cluster is proven.
 const FIRST_ROUNDS: Duration = Duration::from_millis(500);
 
-/// How long the first round waits for the dispatchers to hold every shard: an event that nobody reads yet would be told
-/// as a failure.
+/// Delay of the first round until dispatchers hold every shard: an unread event would count as a failure.
 const SETTLE_DELAY: Duration = Duration::from_secs(5);
 
-/// Between two listings of the shards.
+/// Interval of shard listings.
 const SHARD_LIST_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long who took over a proven cluster may look before it judges.
+/// Delay after taking over a proven cluster before a verdict, so that evidence can be collected first.
 const WARM_UP_DELAY: Duration = Duration::from_secs(15);
 
-/// How long no dispatcher may hold a shard in a proven cluster: a dead holder is noticed after 8 s.
+/// Grace period in which a shard of a proven cluster may have no holder: a dead holder is noticed after 8 s.
 const HAND_OVER: Duration = Duration::from_secs(20);
 
-/// Looks in a row without an answer that say that a process does not answer: one may be lost on its way.
+/// Consecutive observations without a response before a process counts as unreachable: a single one may be lost.
 const MISSED_OBSERVATIONS_MAX: usize = 3;
 
-/// How much longer than its senders' longest wait a receiver that took over is not missed.
+/// Margin on the senders' longest back-off before a receiver that took over counts as missed.
 const FOUND_AGAIN: Duration = Duration::from_secs(5);
 
-/// Results that wait to be judged.
+/// Queue length of results that wait for evaluation.
 const RESULT_QUEUE_LEN: usize = 1024;
 
 /// Starts journeys until the token ends them.
@@ -86,7 +85,7 @@ pub fn start(
     let (ticks, hops) = broadcast::channel(PROGRESS_QUEUE_LEN);
     let (results, arriving) = mpsc::channel(RESULT_QUEUE_LEN);
     let mut schedule = JourneySchedule {
-        // Who took over a proven cluster looks at all of it before it says anything.
+        // After taking over a proven cluster, every pod is observed before a verdict is given.
         warm: context.plan.proof == JourneyProof::Never,
         context: Arc::new(context),
         evidence,
@@ -144,7 +143,7 @@ struct JourneySchedule {
     /// Counts journeys, so that shards and companions take turns.
     turn: usize,
     running: Arc<Semaphore>,
-    /// What was tried once, by transport, pod and process.
+    /// Attempts made, by transport, pod and process.
     tried: BTreeSet<(Transport, String, String)>,
     /// When each suspect was last tried again.
     confirmed: BTreeMap<TargetPair, Instant>,
@@ -274,7 +273,7 @@ impl JourneySchedule {
                 self.underway.remove(&pair);
             }
             ScheduleEvent::Finished(journey) => {
-                tracing::debug!(?journey, unclaimed = self.context.receiver.unclaimed_count(), "a journey is over");
+                tracing::debug!(?journey, unclaimed = self.context.receiver.unclaimed_count(), "journey finished");
                 self.evidence.add_journey(&journey.void_if_missed_before(self.found_ms));
             }
         }
@@ -333,7 +332,7 @@ impl JourneySchedule {
             match stream.list_shards().await {
                 // As above.
                 Ok(shards) => drop(results.send(ScheduleEvent::Listed(shards)).await),
-                Err(error) => tracing::warn!(%error, "the shards cannot be listed; the last listing stays"),
+                Err(error) => tracing::warn!(%error, "shard listing failed: keeping the previous one"),
             }
         });
     }
@@ -351,7 +350,7 @@ impl JourneySchedule {
         }
     }
 
-    /// A pod that waits to be let in is tried as soon as it is up: a rollout goes no faster than this.
+    /// Starts journeys through pods that wait for admission as soon as they are up, since this paces a rollout.
     fn prove_newcomers(&mut self) {
         let fresh = |(transport, edge): &(Transport, EdgePod)| {
             !edge.admitted
@@ -431,7 +430,7 @@ impl JourneySchedule {
                 Ok(Ok(underway)) => underway.tear_down().await,
                 Ok(Err(broken)) => broken,
                 Err(error) => {
-                    tracing::error!(%error, "a journey ended badly and says nothing");
+                    tracing::error!(%error, "journey task failed: no evidence recorded");
                     return;
                 }
             };

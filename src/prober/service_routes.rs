@@ -1,8 +1,7 @@
-//! When journeys through a path may begin. Pure.
+//! Delays journeys through a route until the route can work. Pure.
 //!
-//! In: the paths of a plan, with whether a pod that was let in stands behind each. Out: those that must lead there by
-//! now. A Service needs a moment from the first ready pod to the rules on every node, and a failure in that moment would
-//! say nothing.
+//! In: the routes of a plan, with whether an admitted pod is behind each. Out: the routes that must work by now. A
+//! Service needs a moment from the first ready pod to the rules on every node; a failure in that moment proves nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use tokio::time::Instant;
 
 use super::ServiceRoute;
 
-/// How long a path may take to lead to the first pod that was let in: kubelet, endpoints and every node's rules.
+/// Grace period from the first admitted pod to a working route: kubelet, endpoints and every node's rules.
 const ROUTE_GRACE: Duration = Duration::from_secs(2);
 
 /// Since when each path has pods behind it.

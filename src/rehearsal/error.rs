@@ -19,7 +19,7 @@ pub enum RehearsalError {
     /// The page's port is taken.
     #[error("port {port} is taken: choose another with --port, or --port 0 for a free one ({error})")]
     Port {
-        /// The port.
+        /// The port that was asked for.
         port: u16,
         /// The operating system's error.
         error: std::io::Error,

@@ -37,7 +37,7 @@ pub fn serve(listener: TcpListener, shutdown: CancellationToken) -> tokio::task:
     tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
         if let Err(error) = served {
-            tracing::error!(%error, "the in-process Kinesis ended");
+            tracing::error!(%error, "in-process Kinesis failed");
         }
     })
 }

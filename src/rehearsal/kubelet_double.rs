@@ -1,4 +1,4 @@
-//! What kubelet does for a container: its variables from template, Secrets and fields, and its files.
+//! Does kubelet's part for a container: variables from template, Secrets and fields, and files.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,11 +16,11 @@ pub type SecretFiles = BTreeMap<String, BTreeMap<String, String>>;
 /// One pod of a Deployment.
 #[derive(Clone, Debug)]
 pub struct RenderedPod {
-    /// Its name.
+    /// The name of the pod.
     pub name: String,
-    /// Its address.
+    /// The loopback address of the pod.
     pub address: IpAddr,
-    /// Its container's variables.
+    /// The variables of its container.
     pub environment: BTreeMap<String, String>,
 }
 
@@ -53,7 +53,7 @@ pub fn rendered_pods(deployment: &Deployment, secrets: &SecretFiles) -> Result<V
         .collect()
 }
 
-/// Where a path of a container stands on this machine.
+/// Maps a path of a container to a path of this machine.
 #[must_use]
 pub fn loopback_address(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))

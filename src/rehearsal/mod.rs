@@ -1,10 +1,9 @@
 //! A cluster in one process: edges, dispatcher, stream, bus and probe as tasks.
 //!
-//! In: manifests, and edits such as a hand on a live Deployment would make. Out: the same verdict that the operator
-//! would give, and addresses to try the cluster at. It takes what `desired` builds and hands every server exactly the
-//! rendered variables; what it stands in for is only what surrounds a pod: kubelet (files, addresses, names), the cloud
-//! (Kinesis and its credentials, a region apart from another), Redis, and the network outside, where a webhook for
-//! anything but loopback ends in a receiver of its own.
+//! In: manifests, and edits such as a manual change of a live Deployment. Out: the verdict that the operator would give,
+//! and addresses to try the cluster at. Every server gets exactly the variables that `desired` renders. Only the
+//! environment of a pod is replaced: kubelet (files, addresses, names), the cloud (Kinesis with its credentials, one
+//! stream per region), Redis, and the outside network, where webhooks for anything but loopback end in a receiver here.
 //!
 //! This room must not know a second way to configure a server.
 

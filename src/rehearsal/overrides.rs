@@ -1,4 +1,4 @@
-//! Edits: what a hand on a live Deployment, or a stale copy of a Secret, would change.
+//! Overrides: changes that a manual edit of a Deployment, or a stale copy of a Secret, would make.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,18 +11,18 @@ use crate::desired::{DesiredObjects, ValidCluster};
 use crate::protocol::registry::{App, AppRegistry};
 use crate::protocol::{AppId, Secret};
 
-/// One edit.
+/// One change to a rendered server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestOverride {
     /// The server whose pods get it.
     pub server: ServerKind,
-    /// What is changed.
+    /// The target of the change.
     pub what: OverrideAction,
-    /// The new value.
+    /// The value to set.
     pub value: String,
 }
 
-/// What an edit changes.
+/// The target of an override.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OverrideAction {
     /// A variable of the pod template.
@@ -39,7 +39,7 @@ pub enum EditError {
         "`{0}` is no edit: write SERVER:NAME=VALUE, such as sockjs:REALTIME_WEBHOOKS=off, or SERVER:secret/APP_ID=VALUE"
     )]
     Form(String),
-    /// Another server.
+    /// The server is unknown.
     #[error("{0}")]
     Server(String),
     /// A server that the manifest does not have.

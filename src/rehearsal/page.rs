@@ -33,13 +33,13 @@ const KEPT_WEBHOOKS_MAX: usize = 50;
 /// The app that the page connects to, and where.
 #[derive(Clone, Debug)]
 pub struct DemoSettings {
-    /// Its key.
+    /// The public key of the app.
     pub key: AppKey,
     /// Its secret, with which the page's server signs subscriptions.
     pub secret: Secret,
-    /// Where WebSocket is served, if it is.
+    /// The address of the WebSocket transport, if the cluster has one.
     pub websocket: Option<SocketAddr>,
-    /// Where the fallbacks are served, if they are.
+    /// The address of the HTTP fallbacks, if the cluster has them.
     pub sockjs: Option<SocketAddr>,
 }
 
@@ -98,7 +98,7 @@ pub fn serve(
         let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
         tokio::select! {
             () = keep => {}
-            result = served => if let Err(error) = result { tracing::error!(%error, "the page's server ended"); },
+            result = served => if let Err(error) = result { tracing::error!(%error, "page server failed"); },
         }
     })
 }

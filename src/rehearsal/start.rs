@@ -30,21 +30,21 @@ use crate::prober::{self, DispatcherPod, EdgePod, JourneyProof, ProbeApp, ProbeP
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, Transport, signature};
 
-/// Where the operator's receiver is in a rendered cluster; nothing resolves it here.
+/// Host of the operator's receiver in a rendered cluster; nothing resolves it here.
 const RECEIVER_HOST: &str = "realtime-operator-receiver.realtime-system.svc:8090";
 
-/// How long the parts of a rehearsal may take to end.
+/// Timeout for all parts of a rehearsal to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What to rehearse.
+/// The input of a rehearsal.
 pub struct RehearsalOptions {
-    /// The cluster.
+    /// The cluster to rehearse.
     pub cluster: RealtimeCluster,
-    /// Its apps.
+    /// The apps of the cluster.
     pub apps: Vec<RealtimeApp>,
     /// The texts of the Secrets of its namespace that the files hold.
     pub secrets: SecretFiles,
-    /// What a hand changed.
+    /// Manual changes to apply on top of the rendered objects.
     pub edits: Vec<ManifestOverride>,
     /// The port of the page; `None` for no page, 0 for a free one.
     pub page_port: Option<u16>,
@@ -58,18 +58,18 @@ pub type LossInjection = Arc<dyn Fn(SocketAddr) -> BoxFuture<'static, std::io::R
 /// A server that did not start, as its container's last line would say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartRefusal {
-    /// The server.
+    /// The server that did not start.
     pub server: ServerKind,
-    /// The pod.
+    /// The pod of the server.
     pub pod: String,
-    /// The line.
+    /// The last line of its output.
     pub line: String,
 }
 
-/// Where to try the cluster, and as whom.
+/// An address to try the cluster at, with an app's credentials.
 #[derive(Clone, Debug)]
 pub struct ServingEndpoint {
-    /// The page.
+    /// The address of the demo page.
     pub page: Option<SocketAddr>,
     /// The first websocket pod.
     pub websocket: Option<SocketAddr>,
@@ -79,13 +79,13 @@ pub struct ServingEndpoint {
     pub apps: Vec<(AppId, String, String)>,
 }
 
-/// A running rehearsal.
+/// A rehearsal whose parts run as tasks.
 pub struct RunningRehearsal {
-    /// Where to try it.
+    /// The address to try the cluster at.
     pub serving: ServingEndpoint,
     /// Servers that did not start.
     pub refusals: Vec<StartRefusal>,
-    /// What stands in for a Secret that the files do not hold.
+    /// Generated values for Secrets that the files do not contain.
     pub stand_ins: Vec<String>,
     /// The transports that the manifest asks for.
     pub transports: Vec<Transport>,
@@ -236,13 +236,13 @@ impl RunningRehearsal {
             futures::future::join_all(outside).await;
         };
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, orderly).await.is_err() {
-            tracing::warn!("not everything ended within {} s", SHUTDOWN_TIMEOUT.as_secs());
+            tracing::warn!(timeout = ?SHUTDOWN_TIMEOUT, "shutdown timed out");
         }
         drop(files);
     }
 }
 
-/// What surrounds the pods, and the pods that run so far.
+/// The environment of the pods, and the pods that run so far.
 struct PodSurroundings<'a> {
     cluster: &'a ValidCluster,
     options: &'a RehearsalOptions,
@@ -347,18 +347,18 @@ impl PodSurroundings<'_> {
         })
     }
 
-    /// Where edges hand requests to each other: on one port, each at its own address. Without such addresses, nowhere.
+    /// Binds the relay listener of an edge: one port, a loopback address per edge. `None` without such addresses.
     async fn peer_listener(&mut self, server: ServerKind, address: IpAddr) -> Option<TcpListener> {
         if !server.serves_as(ServerKind::Sockjs) {
             return None;
         }
         let bound = TcpListener::bind((address, self.peer_port)).await;
-        let listener = bound.inspect_err(|error| tracing::warn!(%address, %error, "others cannot ask an edge")).ok()?;
+        let listener = bound.inspect_err(|error| tracing::warn!(%address, %error, "relay listener not bound")).ok()?;
         self.peer_port = listener.local_addr().ok()?.port();
         Some(listener)
     }
 
-    /// Where a server finds Kinesis: what its variables say, in a world whose cloud is this process.
+    /// Builds a server's Kinesis client from its variables, against the in-process stream.
     fn kinesis_client(&self, server: ServerKind, values: &ServerConfig) -> StreamSettings {
         let address = self.doubles.get(&server).copied().unwrap_or(self.cloud);
         let mut settings = kinesis_double::client_settings(

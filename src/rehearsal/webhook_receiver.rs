@@ -18,17 +18,17 @@ use url::Url;
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::webhook;
 
-/// Webhooks that wait for a slow reader; it is told how many it missed.
+/// Queue length for a slow reader, which learns the number of webhooks that it missed.
 const DELIVERY_QUEUE_LEN: usize = 4096;
 
 /// A webhook that arrived, its signature verified.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeliveredWebhook {
-    /// The app.
+    /// The app of the endpoint.
     pub app: String,
-    /// The endpoint's name.
+    /// The endpoint's name within the app.
     pub endpoint: String,
-    /// The body.
+    /// The signed body, as sent.
     pub body: Value,
 }
 
@@ -54,7 +54,7 @@ pub fn serve(
     let task = tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
         if let Err(error) = served {
-            tracing::error!(%error, "the receiver ended");
+            tracing::error!(%error, "webhook receiver failed");
         }
     });
     (sender, task)
@@ -84,7 +84,7 @@ async fn receive_webhook(
     StatusCode::OK
 }
 
-/// Where a request for `url` really goes: the operator's receiver, this world outside, or, on loopback, itself.
+/// Routes `url` to the operator's receiver, to this receiver for outside hosts, or, on loopback, to itself.
 #[must_use]
 pub fn route_url(url: &Url, receiver: (&str, SocketAddr), outside: SocketAddr) -> Option<Url> {
     let host = url.host_str()?;

@@ -35,7 +35,7 @@ pub struct Arguments {
     /// Files with one RealtimeCluster and its RealtimeApps; `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Change a rendered variable of one server, as a hand on the live Deployment would:
+    /// Change a rendered variable of one server, as a manual edit of the Deployment would:
     /// `sockjs:REALTIME_WEBHOOKS=off`.
     /// SERVER is websocket, sockjs or dispatcher; `secret/APP_ID` in place of NAME changes that app's secret in the
     /// server's copy of the registry (`probe` is the app of the journeys)
@@ -74,7 +74,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Runs the command.
+/// Runs `realtime rehearse` and returns its exit code.
 pub async fn run(arguments: Arguments) -> u8 {
     let began = Instant::now();
     telemetry::start(&arguments.log);

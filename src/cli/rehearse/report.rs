@@ -18,25 +18,25 @@ use crate::rehearsal::StartRefusal;
 pub struct RehearsalReport {
     /// Whether the cluster is operational.
     pub ready: bool,
-    /// In a word.
+    /// The reason, as in the Ready condition.
     pub reason: String,
-    /// In a line.
+    /// The message, as in the Ready condition.
     pub message: String,
     /// Since the program's start.
     pub elapsed_ms: u64,
-    /// Each transport.
+    /// One entry per transport.
     pub transports: Vec<TransportReport>,
 }
 
-/// One transport.
+/// The result of one transport.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TransportReport {
-    /// Its name.
+    /// The name of the transport.
     pub name: &'static str,
     /// The server that carries it.
     pub server: &'static str,
-    /// How it fares.
+    /// The state of the transport.
     pub state: TransportState,
     /// The first hop that is broken; empty when none is.
     pub hop: &'static str,
@@ -45,7 +45,7 @@ pub struct TransportReport {
 }
 
 impl RehearsalReport {
-    /// What the gate says.
+    /// Builds the report from a verdict of the gate.
     pub fn new(verdict: &Verdict, elapsed: Duration) -> Self {
         Self {
             ready: verdict.ready,
@@ -107,7 +107,7 @@ impl RehearsalReport {
         Self { ready: false, reason: reason.to_string(), message, elapsed_ms: whole_millis(elapsed), transports }
     }
 
-    /// As JSON.
+    /// Returns the report as one line of JSON.
     pub fn to_json(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! What a person or a program sees of a rehearsal.
+//! The output of a rehearsal, for people or programs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -149,7 +149,7 @@ impl ProgressScreen {
         }
     }
 
-    /// Shows a webhook.
+    /// Shows a delivered webhook.
     pub fn show_webhook(&mut self, webhook: &DeliveredWebhook) {
         if self.json {
             object_name("webhook", serde_json::to_value(webhook).unwrap_or_default());
@@ -176,7 +176,7 @@ impl ProgressScreen {
         }
     }
 
-    /// Takes the live lines away.
+    /// Clears the live lines of the display.
     pub fn end(&mut self) {
         if let Some((all, bars)) = self.bars.take() {
             bars.values().for_each(ProgressBar::finish_and_clear);

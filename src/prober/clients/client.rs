@@ -15,7 +15,7 @@ use crate::prober::ProbeApp;
 use crate::protocol::frame::{self, PresenceMember, ServerMessage};
 use crate::protocol::{ChannelName, Transport, signature};
 
-/// An established session.
+/// A session that has received its socket id.
 pub(in crate::prober) struct ProbeClient {
     pod: String,
     outbound: OutboundFrame,
@@ -33,7 +33,7 @@ impl Drop for ProbeClient {
 }
 
 impl ProbeClient {
-    /// Connects; `passed` is told of each hop.
+    /// Connects and reports each hop to `passed`.
     pub async fn connect(
         (pod, address): (&str, SocketAddr),
         transport: Transport,
@@ -71,8 +71,7 @@ impl ProbeClient {
         &self.socket_id
     }
 
-    /// Subscribes, signed, and waits for the answer; on a presence channel as `user`. Answers with the users that are
-    /// there.
+    /// Subscribes with a signature, on a presence channel as `user`, and returns the channel's members.
     pub async fn subscribe(
         &mut self,
         app: &ProbeApp,
@@ -140,7 +139,7 @@ impl ProbeClient {
         }
     }
 
-    /// Waits for a frame; what comes meanwhile is kept. An error that the server tells ends the wait.
+    /// Waits for a matching frame and keeps the others. An error frame of the server ends the wait.
     pub async fn wait_for_event(
         &mut self,
         deadline: Instant,

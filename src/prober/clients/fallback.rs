@@ -64,7 +64,7 @@ pub(in crate::prober) fn session_part() -> String {
     (0..8).map(|_| char::from(RANDOM_ALPHABET[random.random_range(0..RANDOM_ALPHABET.len())])).collect()
 }
 
-/// What a browser asks before it posts JSON to another origin.
+/// Sends the CORS preflight of a browser that posts JSON to another origin.
 async fn send_preflight(session: &HttpSession) -> Result<(), String> {
     let answer = session
         .http

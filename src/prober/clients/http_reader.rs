@@ -17,7 +17,7 @@ pub(in crate::prober) const POLL_TIMEOUT: Duration = Duration::from_mins(1);
 /// Most bytes of an unfinished frame.
 const MAX_FRAME: usize = 1024 * 1024;
 
-/// What the answers of a transport look like.
+/// The form of a transport's responses.
 #[derive(Clone, Copy)]
 pub(in crate::prober) struct HttpDialect {
     /// The request that is answered with frames.
@@ -142,7 +142,7 @@ impl ResponseReader {
     }
 }
 
-/// What is said of text that is no frame.
+/// Describes text that is not a frame.
 pub(in crate::prober) fn no_frame(text: &str) -> String {
     format!("sent `{}`, which is no frame", text.chars().take(80).collect::<String>())
 }

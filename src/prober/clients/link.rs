@@ -11,20 +11,20 @@ use crate::api::Reason;
 use crate::gate::Hop;
 use crate::process::clock;
 
-/// Frames that wait to be looked at; a journey meets a dozen.
+/// Queue length of received frames; a journey receives about a dozen.
 pub(in crate::prober) const FRAME_QUEUE_LEN: usize = 256;
 
-/// Longest for one hop of connecting.
+/// Timeout of one hop while connecting.
 pub(in crate::prober) const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A hop that did not hold.
+/// A hop that failed.
 #[derive(Clone, Debug)]
 pub(in crate::prober) struct BrokenHop {
-    /// The hop.
+    /// The hop that failed.
     pub hop: Hop,
-    /// In a word.
+    /// The reason for conditions and metrics.
     pub reason: Reason,
-    /// In a clause.
+    /// The detail for the message.
     pub detail: String,
     /// Whether it was measured wrong, rather than missing.
     pub decisive: bool,
@@ -48,7 +48,7 @@ impl BrokenHop {
     }
 }
 
-/// How messages leave.
+/// The sending half of a session.
 pub(in crate::prober) enum OutboundFrame {
     /// Into the socket's writer.
     Websocket(mpsc::Sender<String>),
@@ -56,19 +56,19 @@ pub(in crate::prober) enum OutboundFrame {
     Http(HttpSession),
 }
 
-/// What arrives from the reader of a session.
+/// An item from the reader of a session.
 pub(in crate::prober) enum InboundFrame {
-    /// A frame.
+    /// A frame of the server.
     Message(String),
     /// The session is over.
     Closed(String),
 }
 
-/// Why a send did not arrive.
+/// An error of a send over HTTP.
 pub(in crate::prober) enum SendError {
-    /// The server does not know the session: it went elsewhere than the receiver.
+    /// The server does not know the session: the send was routed to another pod than the receiving request.
     UnknownSession,
-    /// Anything else.
+    /// Another error, as text.
     Other(String),
 }
 

@@ -29,7 +29,7 @@ fn rejected_hop(detail: String) -> BrokenHop {
     BrokenHop::ambiguous(Hop::Handshake, Reason::HandshakeRejected, detail)
 }
 
-/// What a session says first.
+/// Builds the first message of a session, which names the app.
 fn introduction_message(app: &ProbeApp) -> String {
     let version = env!("CARGO_PKG_VERSION");
     serde_json::json!({ "path": format!("/app/{}?protocol=7&client=probe&version={version}", app.key) }).to_string()
@@ -109,7 +109,7 @@ pub(in crate::prober) async fn open(
     Ok((OutboundFrame::Http(session), inbound, task))
 }
 
-/// What a browser asks first, from another origin.
+/// Fetches `/info` as a browser does from another origin.
 async fn fetch_info(server: &HttpSession) -> Result<(), String> {
     let request = server.get("info").header("origin", "https://probe.invalid").timeout(STEP_TIMEOUT);
     let answer = request.send().await.map_err(|error| error.without_url().to_string())?;

@@ -1,4 +1,4 @@
-//! The WebSocket client.
+//! The client of the WebSocket transport.
 
 use std::net::SocketAddr;
 
@@ -28,19 +28,19 @@ pub(in crate::prober) async fn open(
     Ok(pump_frames(socket, plain))
 }
 
-/// How messages stand on a socket.
+/// The framing of messages on a socket.
 #[derive(Clone, Copy)]
 pub(in crate::prober) struct SocketFraming {
-    /// What is sent for a message.
+    /// Encodes an outgoing message as socket text.
     pub write: fn(String) -> String,
-    /// What arrived in a text.
+    /// Decodes the messages of an incoming text.
     pub read: fn(&str) -> Vec<InboundFrame>,
 }
 
 /// A socket that was upgraded.
 pub(in crate::prober) type ClientSocket = WebSocketStream<TcpStream>;
 
-/// Connects and upgrades.
+/// Connects and upgrades to a WebSocket.
 pub(in crate::prober) async fn upgrade_request(
     pod: &str,
     address: SocketAddr,
