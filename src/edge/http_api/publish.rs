@@ -1,4 +1,4 @@
-//! What a backend wants published: bodies in, events out. Pure.
+//! Events that a backend publishes: request bodies in, events out. Pure.
 
 use serde_json::Value;
 
@@ -18,24 +18,24 @@ pub const BATCH_EVENTS_MAX: usize = 10;
 /// One event to publish.
 #[derive(Debug, PartialEq)]
 pub struct ApiEvent {
-    /// Its name.
+    /// The name of the event.
     pub name: String,
-    /// Its data.
+    /// The data of the event.
     pub data: String,
-    /// Where it goes.
+    /// The target channels.
     pub channels: Vec<ChannelName>,
-    /// Who must not get it.
+    /// The socket that must not receive the event.
     pub except: Option<SocketId>,
-    /// What the publisher wants to know of the channels.
+    /// The channel attributes to return.
     pub info: Option<ChannelAttributes>,
 }
 
-/// Reads the body of one event, whose data has at most so many bytes.
+/// Parses the body of one event, whose data is bounded in bytes.
 pub fn parse_event(body: &[u8], most: usize) -> Result<ApiEvent, ApiRefusal> {
     read_event(&parse_json(body)?, most)
 }
 
-/// Reads the body of a batch: each event goes to one channel.
+/// Parses the body of a batch: each event goes to one channel.
 pub fn parse_batch(body: &[u8], most: usize) -> Result<Vec<ApiEvent>, ApiRefusal> {
     let body = parse_json(body)?;
     let Some(Value::Array(events)) = body.get("batch") else {
@@ -104,7 +104,7 @@ fn parse_channels(body: &Value) -> Result<Vec<ChannelName>, String> {
         if channel.kind() == ChannelKind::Internal && channel.addressed_user().is_none() {
             return Err("only the server names such a channel".into());
         }
-        // A channel that is named twice gets the event once.
+        // A channel that is named twice receives the event once.
         if !channels.contains(&channel) {
             channels.push(channel);
         }

@@ -1,7 +1,7 @@
-//! How many connections are in a channel, told to them and to webhooks where an app asked for it.
+//! The `subscription_count` of channels, for clients and webhooks of apps that enabled it.
 //!
-//! The bus says what to tell and when. A large channel is counted aloud every few seconds only; the last count of a
-//! flurry is told by whichever process planned to ask again.
+//! The bus decides when a count is published. A large channel's count is published every few seconds only; the last
+//! count of a burst is published by the process that scheduled the next check.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,14 +12,14 @@ use crate::protocol::ChannelKind;
 use crate::protocol::frame;
 use crate::protocol::record::EventKind;
 
-/// The channels whose count this process asks for again.
+/// The channels whose next check this process has scheduled.
 #[derive(Default)]
 pub struct PendingCounts {
     pending: Mutex<HashSet<ChannelKey>>,
 }
 
 impl PendingCounts {
-    /// Whether this is the first plan for the channel.
+    /// Whether this schedules the channel's only check.
     fn mark_pending(&self, subject: &ChannelKey) -> bool {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(subject.clone())
     }
@@ -29,7 +29,7 @@ impl PendingCounts {
     }
 }
 
-/// Someone came or went.
+/// Publishes the count after a subscribe or unsubscribe.
 pub async fn update_subscription_count(shared: &Arc<Hub>, subject: &ChannelKey) {
     let asked = shared.apps.current().by_id(&subject.app).is_some_and(|app| app.subscription_count);
     if !asked || matches!(subject.channel.kind(), ChannelKind::Presence | ChannelKind::Internal) {
@@ -46,7 +46,7 @@ pub async fn update_subscription_count(shared: &Arc<Hub>, subject: &ChannelKey) 
                 () = shared.draining.wait_started() => return shared.pending_counts.clear_pending(&subject),
                 () = tokio::time::sleep(wait) => {}
             }
-            // Before asking: who comes after the answer plans anew.
+            // Cleared before the count is read: a change after the answer schedules a new check.
             shared.pending_counts.clear_pending(&subject);
             match publish_count(&shared, &subject).await {
                 Some(again) if shared.pending_counts.mark_pending(&subject) => wait = again,
@@ -56,7 +56,7 @@ pub async fn update_subscription_count(shared: &Arc<Hub>, subject: &ChannelKey) 
     });
 }
 
-/// Tells the count, or returns when to ask again.
+/// Publishes the count, or returns the delay until the next check.
 async fn publish_count(shared: &Hub, subject: &ChannelKey) -> Option<std::time::Duration> {
     match shared.subscription_count(subject).await {
         Ok(CountUpdate::Publish(count)) => {

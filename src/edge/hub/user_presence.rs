@@ -1,7 +1,7 @@
-//! A connection that has signed in: its user is online, and it is told of those whom it watches.
+//! A signed-in connection: its user is online, and it receives the status of watched users.
 //!
-//! The bus knows who is online by channels of the server's own: one for the connections of each user, so that the first
-//! and the last are decided as they are for any channel; one for those who watch each user.
+//! The bus tracks online users by channels of the server's own: one for each user's connections, so that the first and
+//! the last are decided as for any channel, and one for each user's watchers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,22 +14,22 @@ use crate::protocol::frame::{self, PresenceMember};
 use crate::protocol::record::EventKind;
 use crate::protocol::{AppId, ChannelName, SocketId};
 
-/// How long a connection that went still counts as its user's. Who loads a page anew, or is told to come back by a server
-/// that goes away, is never offline: as long as webhooks wait before they tell of a leave.
+/// Grace period before a disconnected user is reported offline, so that a page reload or a drain does not flap. As long
+/// as webhooks are debounced before they report a removal.
 pub const OFFLINE_GRACE: Duration = Duration::from_secs(3);
 
-/// What a connection is once it has signed in.
+/// The presence of a signed-in connection.
 pub struct UserPresence {
     /// The user, as shown on presence channels.
     pub member: PresenceMember,
-    /// Where its connections are.
+    /// The channel of the user's connections.
     signed_in_channel: ChannelKey,
-    /// Where it hears of those whom it watches.
+    /// The channels of the watched users.
     watched_channels: Vec<ChannelKey>,
 }
 
 impl UserPresence {
-    /// Signs a session in, and tells it and those who watch its user.
+    /// Registers a signed-in session, and announces its user to the watchers.
     ///
     /// # Errors
     /// The bus does not answer; the session is not signed in.
@@ -41,7 +41,7 @@ impl UserPresence {
     ) -> Result<Self, BusError> {
         let app = &session.app;
         let subject = |name: Option<ChannelName>| user_channel_key(app, name);
-        // Its id was checked when it was read.
+        // The id was validated when it was parsed.
         let Some(home) = subject(ChannelName::signed_in(&user.member.user_id)) else {
             return Err(BusError::Unavailable("the user cannot be named".into()));
         };
@@ -62,7 +62,7 @@ impl UserPresence {
                 }
             }
             Err(error) => {
-                // An answer that was lost may have been a yes.
+                // A lost answer may have been a success.
                 signed_in.remove_subscriptions(shared, session);
                 signed_in.sign_out(shared, &session.socket).await;
                 return Err(error);
@@ -72,7 +72,7 @@ impl UserPresence {
         Ok(signed_in)
     }
 
-    /// The connection goes; its user stays for a while.
+    /// Unregisters the connection; its user stays online for the grace period.
     pub fn sign_out_after_grace(self, shared: &Arc<Hub>, session: &Session) {
         self.remove_subscriptions(shared, session);
         let (shared, socket) = (shared.clone(), session.socket.clone());
@@ -82,7 +82,7 @@ impl UserPresence {
         });
     }
 
-    /// Nothing more is for this connection.
+    /// Removes the connection from its local channels.
     fn remove_subscriptions(&self, shared: &Hub, session: &Session) {
         for subject in &self.watched_channels {
             shared.subscribers.remove(subject, &session.socket);
@@ -90,7 +90,7 @@ impl UserPresence {
         shared.subscribers.remove(&self.signed_in_channel, &session.socket);
     }
 
-    /// The connection does not count as its user's any more.
+    /// Removes the connection from its user's channel.
     async fn sign_out(&self, shared: &Hub, socket: &SocketId) {
         match shared.leave_channel(&self.signed_in_channel, socket, None).await {
             Ok(transitions) if has_transition(&transitions, &EventKind::ChannelVacated) => {
@@ -105,7 +105,7 @@ impl UserPresence {
         notify_user_watchers(shared, &self.signed_in_channel.app, &self.member.user_id, online).await;
     }
 
-    /// Tells who of the watched is here, and from then on who comes and goes.
+    /// Sends the online status of the watched users, and subscribes to changes.
     async fn subscribe_watchlist(&self, shared: &Hub, session: &Arc<Session>, watchlist: &[String]) {
         if watchlist.is_empty() {
             return;
@@ -131,7 +131,7 @@ impl UserPresence {
     }
 }
 
-/// Tells those who watch a user.
+/// Announces a user's status to its watchers.
 pub async fn notify_user_watchers(shared: &Hub, app: &AppId, user: &str, online: bool) {
     let Some(watchers) = user_channel_key(app, ChannelName::watchers_of(user)) else { return };
     let told = if online { frame::watchlist_events(&[user], &[]) } else { frame::watchlist_events(&[], &[user]) };

@@ -1,7 +1,7 @@
-//! Subscriptions to presence channels that wait for the bus.
+//! Presence subscriptions that wait while the bus is unavailable. Pure but for the clock.
 //!
-//! Whoever enters a presence channel is told who is there, which nobody knows while the bus is away. A client that is
-//! refused does not ask again by itself, so it waits for a while: most stores are back by then. Pure but for the clock.
+//! Joining a presence channel returns its members, which are unknown while the bus is unavailable. A refused client
+//! does not retry on its own, so the subscription waits for a while: most stores recover within that time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -12,29 +12,29 @@ use crate::edge::metrics::EdgeMetrics;
 use crate::protocol::ChannelName;
 use crate::protocol::frame::PresenceMember;
 
-/// How long a subscription waits for the bus.
+/// Time for which a subscription waits for the bus.
 pub const PENDING_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Subscriptions of one connection that wait.
+/// Pending subscriptions of one connection.
 pub const CONNECTION_PENDING_MAX: usize = 100;
 
-/// Subscriptions of all connections of the process that wait.
+/// Pending subscriptions of all connections of the process.
 pub const PROCESS_PENDING_MAX: i64 = 50_000;
 
-/// How often it is looked whether the bus is back.
+/// Interval of checks whether the bus has recovered.
 const PENDING_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// One of them.
+/// A subscription that waits for the bus.
 pub struct PendingSubscription {
-    /// Where it will be.
+    /// The channel to join.
     pub channel: ChannelName,
-    /// As whom.
+    /// The member to join as.
     pub member: PresenceMember,
     deadline: Instant,
     _slot: PendingSlot,
 }
 
-/// A place among those of the process, given back when dropped.
+/// A slot among the process's pending subscriptions, released when dropped.
 struct PendingSlot(Gauge);
 
 impl PendingSlot {
@@ -52,14 +52,14 @@ impl Drop for PendingSlot {
 }
 
 impl PendingSubscription {
-    /// One that waits from now on; `None` when too many do.
+    /// Creates a pending subscription; `None` when too many are pending.
     pub fn new(channel: ChannelName, member: PresenceMember, metrics: &EdgeMetrics, now: Instant) -> Option<Self> {
         let place = PendingSlot::acquire(metrics.pending_subscriptions.clone())?;
         Some(Self { channel, member, deadline: now + PENDING_TIMEOUT, _slot: place })
     }
 }
 
-/// Those of one connection, in the order in which they came.
+/// Pending subscriptions of one connection, in order of arrival.
 #[derive(Default)]
 pub struct PendingQueue {
     queue: VecDeque<PendingSubscription>,
@@ -67,36 +67,36 @@ pub struct PendingQueue {
 }
 
 impl PendingQueue {
-    /// Lets one wait, or wait on; gives it back when there are too many.
+    /// Adds a subscription; returns it when too many are pending.
     pub fn enqueue(&mut self, waiter: PendingSubscription, now: Instant) -> Option<PendingSubscription> {
         if self.queue.len() >= CONNECTION_PENDING_MAX {
             return Some(waiter);
         }
-        // One that waits again keeps its time.
+        // A subscription that is pending again keeps its deadline.
         let place = self.queue.partition_point(|other| other.deadline <= waiter.deadline);
         self.queue.insert(place, waiter);
         self.next_retry = Some(now + PENDING_RETRY_INTERVAL);
         None
     }
 
-    /// It no longer wants to.
+    /// Removes the subscription of a channel.
     pub fn remove(&mut self, channel: &ChannelName) -> Option<PendingSubscription> {
         let index = self.queue.iter().position(|waiter| waiter.channel == *channel)?;
         self.queue.remove(index)
     }
 
-    /// How many there are.
+    /// Number of pending subscriptions.
     pub fn len(&self) -> usize {
         self.queue.len()
     }
 
-    /// When to look at them.
+    /// Returns the time of the next check.
     pub fn next_due(&self) -> Option<Instant> {
         if self.queue.is_empty() { None } else { self.next_retry }
     }
 
-    /// The next whose time has come: to enter if the bus is back, or else to be refused. One at a time, so that the
-    /// client is heard in between.
+    /// Returns the next due subscription: to join if the bus has recovered, else to refuse. One at a time, so that the
+    /// client's messages are read in between.
     pub fn next(&mut self, back: bool, now: Instant) -> Option<(PendingSubscription, PendingOutcome)> {
         let late = self.queue.front().is_some_and(|waiter| waiter.deadline <= now);
         self.next_retry = Some(if back || late { now } else { now + PENDING_RETRY_INTERVAL });
@@ -110,12 +110,12 @@ impl PendingQueue {
     }
 }
 
-/// What becomes of one.
+/// The outcome of a pending subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PendingOutcome {
-    /// It may enter.
+    /// The bus has recovered: join.
     Join,
-    /// It waited in vain.
+    /// The deadline has passed: refuse.
     Refuse,
 }
 

@@ -1,6 +1,6 @@
-//! Who signs in: the signature, the user, and whom it watches.
+//! Sign-in of a user: the signature, the user, and its watchlist. Pure.
 //!
-//! In: the app, the socket, what the client sent. Out: the user, or why not. Pure.
+//! In: the app, the socket, the client's message. Out: the user, or the reason of the refusal.
 
 use serde_json::Value;
 
@@ -12,24 +12,24 @@ use crate::protocol::{ChannelName, SocketId, signature};
 /// Users that one connection may watch, as Pusher documents it.
 pub const WATCHED_USERS_MAX: usize = 100;
 
-/// Largest `user_data`, in bytes: it is kept as long as the connection. A whole watchlist fits.
+/// Largest `user_data`, in bytes: kept as long as the connection. A whole watchlist fits.
 pub const USER_DATA_BYTES_MAX: usize = 32 << 10;
 
 /// A user as its app's backend signed it.
 #[derive(Debug, PartialEq)]
 pub struct SignedInUser {
-    /// The id and what is shown of it on presence channels.
+    /// The id, and the data shown on presence channels.
     pub member: PresenceMember,
-    /// Whose coming and going it is told of.
+    /// The ids of the watched users.
     pub watchlist: Vec<String>,
-    /// Whether the list was longer than it may be.
+    /// Whether the watchlist was cut at its limit.
     pub is_watchlist_cut: bool,
 }
 
-/// Decides on one sign-in.
+/// Verifies one sign-in.
 ///
 /// # Errors
-/// A sentence for the client.
+/// A sentence for the client that names the mismatch.
 pub fn verify_sign_in(app: &App, socket: &SocketId, auth: &str, user_data: &str) -> Result<SignedInUser, String> {
     if user_data.len() > USER_DATA_BYTES_MAX {
         return Err(format!("`user_data` is larger than {USER_DATA_BYTES_MAX} bytes"));

@@ -1,11 +1,11 @@
-//! The events that wait for the stream.
+//! The queue of events for the stream. Pure.
 //!
-//! In: events as they happen, the time, and what the stream answered. Out: batches, at most one record per key, each
-//! key's events in order. Knows nothing of Kinesis, tasks or clocks: the caller passes the time in ms of its own
-//! monotonic clock, so that an outage of an hour can be tested at once.
+//! In: events, the time, and the stream's answers. Out: batches with at most one record per key, each key's events in
+//! order. Must not know Kinesis, tasks or clocks: the caller passes the time in ms of its own monotonic clock, so that
+//! a test can cover an outage of an hour.
 //!
-//! Events in flight stay at the front of their key and count as waiting until the stream has acknowledged them. A
-//! refusal only marks them as not in flight: they go again before anything newer of their key, perhaps together with
+//! Events in flight stay at the front of their key and count as queued until the stream acknowledges them. A refusal
+//! only clears the in-flight mark: they are sent again before anything newer of their key, perhaps together with
 //! it.
 
 use std::collections::hash_map::Entry;
@@ -19,28 +19,28 @@ use crate::protocol::record::{EventKind, EventOrder, RecordedEvent};
 /// Bounds of the queue and of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueLimits {
-    /// Events that may wait.
+    /// Events that the queue holds at most.
     pub events: usize,
-    /// Bytes that may wait.
+    /// Bytes that the queue holds at most.
     pub bytes: usize,
-    /// Bytes of events in one record.
+    /// Bytes of events in one record at most.
     pub record_bytes: usize,
-    /// Records in one batch.
+    /// Records in one batch at most.
     pub batch_records: usize,
-    /// Bytes in one batch.
+    /// Bytes in one batch at most.
     pub batch_bytes: usize,
-    /// How long an event waits for others of its key, in ms.
+    /// Delay for collecting further events of a key, in ms.
     pub linger_ms: u64,
-    /// How old a client event may get, in ms.
+    /// Age at which a client event is dropped, in ms.
     pub client_event_ms: u64,
-    /// The first wait after a refusal, in ms.
+    /// First back-off after a refusal, in ms.
     pub backoff_ms: u64,
-    /// The longest wait after a refusal, in ms.
+    /// Longest back-off after a refusal, in ms.
     pub max_backoff_ms: u64,
 }
 
 impl QueueLimits {
-    /// What an edge uses. A batch stays below the 5 MiB of `PutRecords`, which counts keys too.
+    /// The limits of an edge. A batch stays below the 5 MiB of `PutRecords`, which counts keys too.
     pub const DEFAULT: Self = Self {
         events: 50_000,
         bytes: 32 << 20,
@@ -54,26 +54,26 @@ impl QueueLimits {
     };
 }
 
-/// What a record's envelope adds to its events, generously.
+/// Bytes that a record's envelope adds to its events, estimated generously.
 const RECORD_ENVELOPE_BYTES: usize = 768;
 
-/// Why an event was given up.
+/// The reasons for dropping an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DropReason {
-    /// A count or a state that a later one of the same has made old, because the queue was full.
+    /// A count or state that a later one of the same topic replaced, because the queue was full.
     Compacted,
     /// A client event, because the queue was full.
     ClientEventOverflow,
-    /// A state event, because the queue was full of nothing else.
+    /// A state event, because the queue was full of state events only.
     StateOverflow,
-    /// A client event that had waited too long.
+    /// A client event that exceeded its age limit.
     Expired,
-    /// Still waiting when the process ended.
+    /// An event still queued when the process ended.
     Shutdown,
 }
 
 impl DropReason {
-    /// Every reason.
+    /// All reasons, in the order of the metrics page.
     pub const ALL: [Self; 5] =
         [Self::Compacted, Self::ClientEventOverflow, Self::StateOverflow, Self::Expired, Self::Shutdown];
 
@@ -92,9 +92,9 @@ impl DropReason {
 /// The events of one key that go into one record.
 #[derive(Clone, Debug)]
 pub struct OutgoingRecord {
-    /// The key.
+    /// The partition key of the record.
     pub subject: ChannelKey,
-    /// Oldest first.
+    /// The events, oldest first.
     pub events: Vec<RecordedEvent>,
 }
 
@@ -108,25 +108,25 @@ struct QueuedEvent {
 #[derive(Default)]
 struct KeyBacklog {
     events: VecDeque<QueuedEvent>,
-    /// How many of the front are in flight.
+    /// Number of events at the front that are in flight.
     in_flight: usize,
     refusals: u32,
-    /// Its entry in the lane's schedule, when it has one.
+    /// The key's entry in the lane's schedule, if it has one.
     due: Option<(u64, u64)>,
 }
 
-/// What may be dropped when the queue is full, in the order in which it goes; of one rank the oldest first.
+/// The order in which a full queue drops events; within one rank the oldest goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum DropRank {
-    /// The count of a channel of which a later count waits.
+    /// A subscription count that a later one has replaced.
     SupersededCount,
-    /// A client event, or that a channel's last event was missed.
+    /// A client event, or a cache miss.
     Client,
-    /// The latest count of a channel.
+    /// The latest subscription count of a channel.
     Count,
     /// A state that a later one has ended.
     SupersededState,
-    /// What a receiver must end with.
+    /// A final state, which every receiver must learn.
     State,
 }
 
@@ -144,7 +144,7 @@ impl DropRank {
         }
     }
 
-    /// What it becomes once a later one of the same topic waits.
+    /// Returns the rank once a later event of the same topic is queued.
     fn superseded(self) -> Self {
         match self {
             Self::Count | Self::SupersededCount => Self::SupersededCount,
@@ -161,13 +161,13 @@ impl DropRank {
         }
     }
 
-    /// Whether it may get too old.
+    /// Whether events of this rank have an age limit.
     fn can_expire(self) -> bool {
         self < Self::SupersededState
     }
 }
 
-/// What of a channel an event tells the newest of.
+/// The topic of an event: only the newest event of a topic matters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum EventTopic {
     Count,
@@ -188,16 +188,16 @@ impl EventTopic {
     }
 }
 
-/// The queue.
+/// Queued events of all lanes and keys.
 pub struct RecordQueue {
     limits: QueueLimits,
     backlogs: HashMap<ChannelKey, KeyBacklog>,
-    /// Per lane: when which key may go, earliest first. A key stands here exactly while it has events and none of them
-    /// is in flight.
+    /// Per lane, the earliest time at which each key may be sent. A key is listed exactly while it has events and none
+    /// of them is in flight.
     lanes: Vec<BTreeMap<(u64, u64), ChannelKey>>,
-    /// What may be dropped, by rank and oldest first: events that are not in flight.
+    /// Droppable events by rank, oldest first: those not in flight.
     droppable: [BTreeMap<u64, ChannelKey>; DropRank::ALL.len()],
-    /// The latest of those of each topic: by the bus's order, or else by arrival.
+    /// The latest event of each topic: by the bus's order, or else by arrival.
     latest: HashMap<(ChannelKey, EventTopic), (Option<EventOrder>, u64)>,
     hasher: std::hash::BuildHasherDefault<std::hash::DefaultHasher>,
     serial: u64,
@@ -206,7 +206,7 @@ pub struct RecordQueue {
 }
 
 impl RecordQueue {
-    /// An empty queue with so many lanes.
+    /// Creates an empty queue with this number of lanes.
     pub fn new(limits: QueueLimits, lanes: usize) -> Self {
         Self {
             limits,
@@ -221,12 +221,12 @@ impl RecordQueue {
         }
     }
 
-    /// Events that wait, those in flight too.
+    /// Number of queued events, including those in flight.
     pub fn len(&self) -> usize {
         self.events
     }
 
-    /// Which lane a key goes through, always the same.
+    /// Returns the lane of a key, which never changes.
     pub fn lane_of(&self, subject: &ChannelKey) -> usize {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(subject.app.as_str().as_bytes());
@@ -235,7 +235,7 @@ impl RecordQueue {
         usize::try_from(hasher.finish() % self.lanes.len() as u64).unwrap_or_default()
     }
 
-    /// Takes an event in and says what had to go for it.
+    /// Queues an event and returns the reasons of events that were dropped for it.
     pub fn push(&mut self, subject: &ChannelKey, event: RecordedEvent, now: u64) -> Vec<DropReason> {
         let bytes = measure_event(&event);
         self.serial += 1;
@@ -250,8 +250,8 @@ impl RecordQueue {
         self.evict_overflow()
     }
 
-    /// The next batch of a lane: keys that are due, earliest first. Keys that were refused before fill at most half of
-    /// it, so that a hot shard does not hold up the others.
+    /// Returns the next batch of a lane: due keys, earliest first. Keys that were refused before fill at most half of
+    /// it, so that a hot shard does not delay the others.
     pub fn take_batch(&mut self, lane: usize, now: u64) -> Vec<OutgoingRecord> {
         let Some(schedule) = self.lanes.get(lane) else { return Vec::new() };
         let (mut chosen, mut bytes, mut again) = (Vec::new(), 0, 0);
@@ -273,7 +273,7 @@ impl RecordQueue {
         chosen.into_iter().map(|(due, subject, count)| self.mark_in_flight(lane, due, subject, count)).collect()
     }
 
-    /// Notes what the stream answered to a record. `jitter` is from 0 to 1. Returns how many events are done.
+    /// Applies the stream's answer to a record and returns the number of completed events. `jitter` is from 0 to 1.
     pub fn complete_record(&mut self, subject: &ChannelKey, acknowledged: bool, now: u64, jitter: f64) -> usize {
         let Some(backlog) = self.backlogs.get_mut(subject) else { return 0 };
         let count = std::mem::take(&mut backlog.in_flight);
@@ -300,12 +300,12 @@ impl RecordQueue {
         0
     }
 
-    /// When the lane next has something to send.
+    /// Returns the time at which the lane next has something to send.
     pub fn next_due(&self, lane: usize) -> Option<u64> {
         self.lanes.get(lane)?.first_key_value().map(|(&(due, _), _)| due)
     }
 
-    /// Drops client events that have waited too long.
+    /// Drops client events that exceeded their age limit.
     pub fn drop_expired(&mut self, now: u64) -> usize {
         let mut count = 0;
         for rank in DropRank::ALL.into_iter().filter(|rank| rank.can_expire()) {
@@ -340,7 +340,7 @@ impl RecordQueue {
         dropped
     }
 
-    /// Lists an event among those that may be dropped, and finds out which of its topic is the latest.
+    /// Adds an event to its rank and updates the latest event of its topic.
     fn add_droppable(&mut self, subject: &ChannelKey, serial: u64, event: &RecordedEvent) {
         let mut rank = DropRank::of_event(event);
         if let Some(topic) = EventTopic::of_event(event) {
@@ -360,7 +360,7 @@ impl RecordQueue {
         self.droppable[rank as usize].insert(serial, subject.clone());
     }
 
-    /// Forgets that an event is the latest of its topic, if it is.
+    /// Removes an event as the latest of its topic, if it is.
     fn clear_latest(&mut self, subject: &ChannelKey, serial: u64, event: &RecordedEvent) {
         let Some(topic) = EventTopic::of_event(event) else { return };
         if let Entry::Occupied(latest) = self.latest.entry((subject.clone(), topic))
@@ -408,7 +408,7 @@ impl RecordQueue {
         OutgoingRecord { subject, events }
     }
 
-    /// Plans a key that has events, none of them in flight, and no plan yet.
+    /// Schedules a key that has events, none of them in flight, and no schedule entry yet.
     fn schedule_key(&mut self, subject: &ChannelKey) {
         let Some(backlog) = self.backlogs.get(subject) else { return };
         if backlog.in_flight > 0 || backlog.due.is_some() {
@@ -431,8 +431,8 @@ impl RecordQueue {
 }
 
 impl KeyBacklog {
-    /// Where a new event goes: at the end; but before waiting state events that the bus decided later. Two connections
-    /// may hand in what the bus told them in another order than it decided.
+    /// Returns the index for a new event: the end, but before queued state events with a later order. Two connections
+    /// may deliver transitions in another order than the bus decided them.
     fn insertion_index(&self, event: &RecordedEvent) -> usize {
         let end = self.events.len();
         let Some(order) = event.order else { return end };
@@ -444,7 +444,7 @@ impl KeyBacklog {
         self.events.iter().enumerate().skip(self.in_flight).find(|(_, waiting)| waiting.serial == serial)
     }
 
-    /// How many events the next record takes, and their bytes.
+    /// Returns the number of events in the next record, and their bytes.
     fn measure_next_record(&self, most: usize) -> (usize, usize) {
         let (mut count, mut bytes) = (0, 0);
         for waiting in &self.events {
@@ -458,7 +458,7 @@ impl KeyBacklog {
     }
 }
 
-/// The wait after so many refusals in a row: doubled each time up to a bound, then a part from half to all of it.
+/// Returns the back-off after this many consecutive refusals: doubled up to a bound, then 50 to 100 % of it.
 pub fn compute_backoff(first_ms: u64, most_ms: u64, refusals: u32, jitter: f64) -> u64 {
     let doubled = first_ms.saturating_mul(1 << refusals.saturating_sub(1).min(16)).min(most_ms);
     let wait = Duration::from_millis(doubled).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
@@ -661,8 +661,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is refused, and however often: each key's events are acknowledged in the order of their arrival,
-        /// each once, and nothing is left.
+        /// For any sequence of refusals, each key's events are acknowledged exactly once, in order of arrival, and the
+        /// queue ends empty.
         #[test]
         fn the_order_of_a_key_survives_any_refusals(
             keys in proptest::collection::vec(0_u8..5, 1..200),

@@ -1,5 +1,5 @@
-//! Carries the answer of another process to the client, part by part: what the client does not take is not asked for,
-//! and an abort on either side is an abort on the other.
+//! Streams the answer of another process to the client with back-pressure: data is read only as fast as the client
+//! takes it, and an abort on either side aborts the other.
 
 use std::io;
 use std::sync::Arc;
@@ -15,23 +15,23 @@ use crate::edge::metrics::EdgeMetrics;
 use crate::edge::relay::client::ForwardResponse;
 use crate::edge::relay::delay_reconnect;
 
-/// What is said between two ends of a connection and means nothing on the next one.
+/// Hop-by-hop headers, which have no meaning on the next connection (RFC 9110, section 7.6.1).
 const HOP_BY_HOP_HEADERS: [HeaderName; 3] =
     [header::CONNECTION, header::TRANSFER_ENCODING, HeaderName::from_static("keep-alive")];
 
 struct ProxiedBody {
-    /// `None` once it is over.
+    /// The body of the other process; `None` once it has ended.
     body: Option<BodyDataStream>,
     gone: BoxFuture<'static, ()>,
     close_frame: Option<(String, &'static str)>,
-    /// Whether what was carried so far ends with a whole frame.
+    /// Whether the streamed data ends with a complete frame.
     is_at_frame_end: bool,
     metrics: Arc<EdgeMetrics>,
     _permit: OwnedSemaphorePermit,
 }
 
-/// The answer as the client gets it. Should the process go while it is streamed, its client is told so between two
-/// frames: a mere abort would count against the transport.
+/// Builds the client's response. If the process dies while streaming, the client gets a close frame between two
+/// frames, since pusher-js counts a bare abort against the transport.
 pub(crate) fn proxy_body(
     ForwardResponse { response, permit: place }: ForwardResponse,
     farewell: Option<(String, &'static str)>,

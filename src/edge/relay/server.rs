@@ -1,4 +1,4 @@
-//! Where other processes hand requests in: believed if they signed them, and served if the session is here.
+//! The server of the relay: accepts requests that another process signed, if their session is local.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +17,7 @@ use crate::protocol::relay::{
     self, NonceCache, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayRefusal,
 };
 
-/// What lets requests in.
+/// Checks and serves forwarded requests.
 pub struct RelayServer {
     process: String,
     secrets: Vec<Secret>,
@@ -27,7 +27,7 @@ pub struct RelayServer {
 }
 
 impl RelayServer {
-    /// The door of this process.
+    /// Creates the server of this process.
     pub fn new(
         process: String,
         secrets: Vec<Secret>,
@@ -37,7 +37,7 @@ impl RelayServer {
         Arc::new(Self { process, secrets, local_sessions: here, nonces: Mutex::default(), metrics })
     }
 
-    /// Lets a request of a session in, or says why not.
+    /// Passes a verified request of a local session to its route, or refuses it with a reason.
     pub async fn accept_request(&self, name: Option<SessionName>, request: Request, next: Next) -> Response {
         let handed = match self.verify_request(&request) {
             Ok(handed) => handed,
@@ -50,7 +50,7 @@ impl RelayServer {
         if request.method() == Method::HEAD {
             return StatusCode::NO_CONTENT.into_response();
         }
-        // Read only now: nobody who did not sign is read to the end.
+        // The body is read only after the signature check, so that a stranger cannot make the process read it.
         let (mut parts, body) = request.into_parts();
         let body = match Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await {
             Ok(body) => body,
@@ -64,7 +64,7 @@ impl RelayServer {
         next.run(Request::from_parts(parts, Body::from(body))).await
     }
 
-    /// What is no request of a session is not served here.
+    /// Refuses requests that belong to no session.
     pub fn refuse_request(&self, refusal: RelayRefusal) -> Response {
         self.metrics.relay_refused(refusal.name()).inc();
         tracing::debug!(reason = refusal.name(), "what another process handed in was refused");

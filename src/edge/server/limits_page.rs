@@ -1,5 +1,5 @@
-//! Every bound that an edge keeps for clients, as a page of documentation: the numbers come from the constants that the
-//! code works with, and each stands beside what a client is told that goes beyond it.
+//! Renders every limit of an edge as a page of documentation: the numbers come from the constants that the code uses,
+//! each with the answer that a client gets beyond it.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::edge::transport::{sockjs, websocket};
 use crate::edge::{http_api, recorder, relay, session};
 use crate::protocol::{channel, frame, rest};
 
-/// A bound with its unit.
+/// A limit with its unit.
 #[derive(Clone, Copy)]
 enum LimitValue {
     Bytes(u64),
@@ -53,7 +53,7 @@ impl LimitValue {
     }
 }
 
-/// One bound: of what, how much, what happens beyond it, and where it is written.
+/// One row: the limited thing, the limit, the answer beyond it, and the constant.
 struct LimitRow {
     of: &'static str,
     most: LimitValue,
@@ -61,7 +61,7 @@ struct LimitRow {
     source: &'static str,
 }
 
-/// A bound of the constant that it names, so that the page cannot name another.
+/// Builds a row from the constant that it names, so that the page cannot name another one.
 macro_rules! limit {
     ($of:literal, $unit:ident($($constant:ident)::+), $beyond:literal) => {
         LimitRow {
@@ -73,7 +73,7 @@ macro_rules! limit {
     };
 }
 
-/// The parts of the page: a title, what is to be said of it, its bounds.
+/// The sections of the page: a title, an introduction, and rows.
 fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
     vec![
         (
@@ -210,7 +210,7 @@ fn list_process_limits() -> Vec<LimitRow> {
     ]
 }
 
-/// `docs/limits.md`.
+/// Renders `docs/limits.md`.
 #[must_use]
 pub fn render_limits_page() -> String {
     let mut page = String::from(

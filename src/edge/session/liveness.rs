@@ -1,27 +1,27 @@
-//! Whether a client is still there.
+//! Detects clients that went silent. Pure.
 //!
-//! In: when it was last heard of. Out: wait, ask, or give up. Knows no clock: the caller passes the time.
+//! In: the time of the last activity. Out: wait, ping, or close. Must not know clocks: the caller passes the time.
 
 use std::time::{Duration, Instant};
 
-/// Silence after which a side asks the other, told to clients in whole seconds.
+/// Silence after which a side sends a ping, announced to clients in whole seconds.
 pub const ACTIVITY_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// How long an answer may take.
+/// Time that the client has for its pong.
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What to do now.
+/// The next step of the liveness check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LivenessStep {
-    /// Look again at this time.
+    /// Check again at this time.
     Wait(Instant),
-    /// Send a ping.
+    /// Send a ping now.
     SendPing,
-    /// The client did not answer.
+    /// The pong is missing: close.
     GiveUp,
 }
 
-/// One client's signs of life.
+/// The activity of one client.
 #[derive(Clone, Copy, Debug)]
 pub struct LivenessTracker {
     last_activity: Instant,
@@ -29,17 +29,17 @@ pub struct LivenessTracker {
 }
 
 impl LivenessTracker {
-    /// A client that was heard of just now.
+    /// Starts with a client that was active just now.
     pub fn new(now: Instant) -> Self {
         Self { last_activity: now, pinged_at: None }
     }
 
-    /// Any message is a sign of life.
+    /// Records activity: any message counts.
     pub fn note_activity(&mut self, now: Instant) {
         *self = Self::new(now);
     }
 
-    /// What to do now. A question counts as asked once this has said so.
+    /// Returns the next step. A returned ping counts as sent.
     pub fn next_step(&mut self, now: Instant) -> LivenessStep {
         match self.pinged_at {
             Some(asked) if now >= asked + PONG_TIMEOUT => LivenessStep::GiveUp,

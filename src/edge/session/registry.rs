@@ -1,4 +1,4 @@
-//! Every open session of the process, and how many there may be.
+//! All open sessions of the process, and their limit.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,32 +11,32 @@ use crate::edge::session::{ByteBudget, Session};
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, SocketId, Transport};
 
-/// Open sessions that a process takes, over all transports.
+/// Open sessions of a process, over all transports.
 pub const OPEN_SESSIONS_MAX: usize = 100_000;
 
-/// The open sessions.
+/// The registry of open sessions.
 pub struct SessionRegistry {
     open: Mutex<HashMap<SocketId, Arc<Session>>>,
     budget: ByteBudget,
     metrics: Arc<EdgeMetrics>,
 }
 
-/// A session's place among the open ones, given back when it goes.
+/// A session's entry in the registry, removed when dropped.
 pub struct SessionGuard {
-    /// The session.
+    /// The registered session.
     pub session: Arc<Session>,
-    /// What its log lines stand in.
+    /// The span of the session's log lines.
     pub span: Span,
     sessions: Arc<SessionRegistry>,
 }
 
 impl SessionRegistry {
-    /// None yet.
+    /// Creates an empty registry.
     pub fn new(metrics: Arc<EdgeMetrics>) -> Arc<Self> {
         Arc::new(Self { open: Mutex::default(), budget: ByteBudget::default(), metrics })
     }
 
-    /// Opens a session; `None` when there are as many as may be.
+    /// Opens a session; `None` when the limit is reached.
     pub fn open(self: &Arc<Self>, socket: SocketId, app: AppId, transport: Transport) -> Option<SessionGuard> {
         let session = Session::new(socket, app, transport, self.budget.clone(), self.metrics.clone());
         {
@@ -51,12 +51,12 @@ impl SessionRegistry {
         Some(SessionGuard { session, span: Span::none(), sessions: self.clone() })
     }
 
-    /// How many are open.
+    /// Number of open sessions.
     pub fn open_count(&self) -> usize {
         self.lock_open().len()
     }
 
-    /// Ends the sessions of apps that are gone or disabled.
+    /// Closes the sessions of removed or disabled apps.
     pub fn close_sessions_of_removed_apps(&self, registry: &AppRegistry) {
         for session in self.open_sessions() {
             if let Err(closing) = check_app_enabled(registry, &session.app) {
@@ -65,7 +65,7 @@ impl SessionRegistry {
         }
     }
 
-    /// Those that are open now.
+    /// Returns the sessions that are open now.
     pub fn open_sessions(&self) -> Vec<Arc<Session>> {
         self.lock_open().values().cloned().collect()
     }

@@ -1,8 +1,8 @@
-//! Messages that wait for one session over HTTP, whose sends come faster than the session acts on them.
+//! The inbox of one session over HTTP, whose sends may arrive faster than the session handles them.
 //!
-//! In: the messages of one request. Out: the same, in the order of arrival, to the one task that acts on them. What
-//! waits is bounded in requests and in bytes; a request that finds no room waits for a while and is then lost, and its
-//! session with it, because clients do not look at the answer.
+//! In: the messages of one request. Out: the same, in order of arrival, to the one task that handles them. The inbox is
+//! bounded in requests and bytes; a request that finds no room waits briefly and is then lost, together with its
+//! session, because clients do not check the response.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,59 +12,59 @@ use tokio::time::timeout;
 
 use crate::edge::apps::client_address::Caller;
 
-/// Sends that wait for one session.
+/// Sends that one session's inbox holds.
 pub const INBOX_REQUESTS_MAX: usize = 64;
 
-/// Bytes of messages that wait for one session, with what each of them takes besides its text.
+/// Bytes of messages that one session's inbox holds, including a fixed overhead per message.
 pub const INBOX_BYTES_MAX: u32 = 512 << 10;
 
-/// How long a send waits for room.
+/// Time for which a send waits for room.
 pub const INBOX_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The end for the requests.
+/// The sending half of an inbox, for requests.
 #[derive(Clone)]
 pub struct InboxSender {
     sender: mpsc::Sender<InboxRequest>,
     room: Arc<Semaphore>,
 }
 
-/// The messages of one request, and the room that they take while they wait.
+/// The messages of one request, and the room that they hold until handled.
 pub struct InboxRequest {
-    /// None when the request had only its number to tell.
+    /// The messages; empty when the request carries only its number.
     pub messages: Vec<String>,
-    /// Who sent them, where that matters.
+    /// The process that forwarded the request, where that matters.
     pub caller: Option<Caller>,
-    /// What tells the request from others.
+    /// The identity of the request.
     pub mark: RequestId,
     _room: Option<OwnedSemaphorePermit>,
 }
 
-/// What tells a request from others.
+/// The identity of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestId {
     /// The client's own number.
     pub number: Option<u64>,
-    /// The id of one that another process handed here, the same when it is handed again.
+    /// The id of a forwarded request, the same when it is repeated.
     pub relay_number: Option<u128>,
 }
 
 impl InboxRequest {
-    /// A request without messages.
+    /// Creates a request without messages.
     pub fn without_messages(number: Option<u64>) -> Self {
         Self { messages: vec![], caller: None, mark: RequestId { number, relay_number: None }, _room: None }
     }
 }
 
-/// Why messages do not reach their session.
+/// The reasons that messages do not reach their session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InboxError {
-    /// It has ended.
+    /// The session has ended.
     Closed,
-    /// It has not kept up.
+    /// The session is too slow.
     Timeout,
 }
 
-/// An empty inbox: the end for the requests and the one for the session.
+/// Creates an inbox: the half for requests and the half for the session.
 pub fn open_inbox() -> (InboxSender, mpsc::Receiver<InboxRequest>) {
     let (sender, receiver) = mpsc::channel(INBOX_REQUESTS_MAX);
     let room = Arc::new(Semaphore::new(INBOX_BYTES_MAX.try_into().unwrap_or(Semaphore::MAX_PERMITS)));
@@ -72,23 +72,23 @@ pub fn open_inbox() -> (InboxSender, mpsc::Receiver<InboxRequest>) {
 }
 
 impl InboxSender {
-    /// Hands messages to the session. Those that are larger than all the room wait until they are alone.
+    /// Queues messages for the session. Messages larger than the whole room wait until they are alone.
     ///
     /// # Errors
-    /// The session has ended, or found no time for them.
+    /// The session has ended, or did not make room in time.
     pub async fn send(&self, messages: Vec<String>, mark: RequestId) -> Result<(), InboxError> {
         self.send_from(messages, None, mark).await
     }
 
-    /// Tells the number of a request without messages. Where there is no room for it, nothing waits for it either.
+    /// Queues the number of a request without messages. A full inbox drops it: nothing waits for it.
     pub fn send_number(&self, number: Option<u64>) {
         let _ = self.sender.try_send(InboxRequest::without_messages(number));
     }
 
-    /// The same, and says who sent them.
+    /// Queues messages with the process that forwarded them.
     ///
     /// # Errors
-    /// The session has ended, or found no time for them.
+    /// The session has ended, or did not make room in time.
     pub async fn send_from(
         &self,
         messages: Vec<String>,
@@ -114,7 +114,7 @@ mod tests {
     use futures::FutureExt;
     use tokio::task::unconstrained;
 
-    /// Requests that find room at once, of as many as may wait.
+    /// Requests that find room at once, up to the limit.
     fn count_fitting(messages: &[String]) -> usize {
         let (sends, _receiver) = open_inbox();
         let send = || unconstrained(sends.send(messages.to_vec(), RequestId::default())).now_or_never();

@@ -1,33 +1,33 @@
-//! What a session's client sent, in the order in which it sent it, and each once.
+//! Restores the order of a session's sends, and drops duplicates. Pure.
 //!
 //! Sends travel on many connections and over many processes, so a later one may overtake. pusher-js numbers every
-//! request of a page, those that receive too: as long as each number comes, nothing waits. Where one is missing, what
-//! comes behind it waits for a moment, which may be in vain: the number may have been that of another session of the
-//! same page, or of a request that was lost. A request that was handed on twice, because no answer came, has one id.
+//! request of a page, including receives: as long as each number arrives, nothing waits. After a missing number the
+//! later ones wait briefly, perhaps in vain: the number may belong to another session of the same page, or to a lost
+//! request. A request that was forwarded twice, because no answer came, has one id.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How long a missing number is waited for.
+/// Time for which a missing number is awaited.
 const MISSING_NUMBER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long it is waited for on a page whose numbers are missing again and again.
+/// The same on a page whose numbers are missing again and again.
 const UNRELIABLE_NUMBER_TIMEOUT: Duration = Duration::from_millis(5);
 
-/// Waits in vain, one after the other, that show such a page.
+/// Consecutive futile waits that identify such a page.
 const FUTILE_WAITS_MAX: u8 = 3;
 
-/// Ids of requests that are remembered: more than can be under way for one session.
+/// Request ids that are remembered: more than can be in flight for one session.
 const SEEN_IDS_MAX: usize = 256;
 
-/// Ids of requests that were handed on.
+/// Ids of forwarded requests that have arrived.
 #[derive(Debug, Default)]
 pub struct DuplicateFilter {
     seen: VecDeque<u128>,
 }
 
 impl DuplicateFilter {
-    /// Whether this is the first of its kind. What has no id is.
+    /// Whether the id arrives for the first time. Requests without an id always do.
     pub fn insert_if_new(&mut self, id: Option<u128>) -> bool {
         let Some(id) = id else { return true };
         if self.seen.contains(&id) {
@@ -41,9 +41,9 @@ impl DuplicateFilter {
     }
 }
 
-/// What came so far, and what waits for what came too late.
+/// The numbers that have arrived, and requests that wait for a missing one.
 pub struct ReorderBuffer<T> {
-    /// The number that is to come next, once there was one.
+    /// The next expected number, once there was one.
     next: Option<u64>,
     waiting: BTreeMap<u64, (Instant, Vec<T>)>,
     futile_waits: u8,
@@ -56,7 +56,7 @@ impl<T> Default for ReorderBuffer<T> {
 }
 
 impl<T> ReorderBuffer<T> {
-    /// Something came. Out: what is to be done now, in order. What has no number does not wait.
+    /// Adds a request and returns those that are now due, in order. Requests without a number do not wait.
     pub fn push(&mut self, number: Option<u64>, item: T, now: Instant) -> Vec<T> {
         let Some(number) = number else { return vec![item] };
         match self.next {
@@ -71,7 +71,7 @@ impl<T> ReorderBuffer<T> {
                 vec![]
             }
             Some(next) if number < next => {
-                // It was waited for too shortly.
+                // The wait was too short.
                 self.futile_waits = 0;
                 vec![item]
             }
@@ -87,12 +87,12 @@ impl<T> ReorderBuffer<T> {
         }
     }
 
-    /// When to look for what waited long enough.
+    /// Returns the time at which the oldest wait ends.
     pub fn next_due(&self) -> Option<Instant> {
         self.waiting.values().map(|(until, _)| *until).min()
     }
 
-    /// What waited long enough, and what waits no more then.
+    /// Releases requests whose wait has ended, and those that follow them.
     pub fn release_overdue(&mut self, now: Instant) -> Vec<T> {
         let mut ready = Vec::new();
         let late = self.waiting.iter().rev().find(|(_, (until, _))| *until <= now).map(|(number, _)| *number);
@@ -156,7 +156,7 @@ mod tests {
         }
         assert_eq!(order.push(Some(number + 2), 0, start), [0; 0]);
         assert_eq!(order.next_due(), Some(start + UNRELIABLE_NUMBER_TIMEOUT));
-        // One that comes after all shows that it is worth while.
+        // A late arrival shows that waiting is worthwhile.
         assert_eq!(order.push(Some(number + 1), 1, start), [1, 0]);
         assert_eq!(order.push(Some(number + 9), 0, start), [0; 0]);
         assert_eq!(order.next_due(), Some(start + MISSING_NUMBER_TIMEOUT));
