@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::edge::recorder::DropReason;
+use crate::edge::drop_reason::DropReason;
 use crate::protocol::Transport;
 
 /// One transport.

@@ -5,7 +5,7 @@
 
 use url::form_urlencoded;
 
-use crate::edge::session::CloseReason;
+use crate::edge::close_reason::CloseReason;
 use crate::protocol::AppId;
 use crate::protocol::frame::code;
 use crate::protocol::origin;

@@ -6,8 +6,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use url::form_urlencoded;
 
-use crate::edge::http_api::ApiRefusal;
-use crate::edge::hub::Hub;
+use crate::edge::http_api::refusal::ApiRefusal;
+use crate::edge::hub::core::Hub;
 use crate::process::clock;
 use crate::protocol::AppId;
 use crate::protocol::registry::{App, AppLimits};

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::bus::ChannelInfo;
-use crate::edge::http_api::{ApiRefusal, bad_request};
+use crate::edge::http_api::refusal::{ApiRefusal, bad_request};
 use crate::protocol::{ChannelKind, ChannelName};
 
 /// Which attributes are asked for.

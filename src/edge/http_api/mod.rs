@@ -1,11 +1,13 @@
-//! The HTTP API of Pusher Channels: what a customer's backend asks of an app.
+//! The HTTP API of Pusher Channels: the requests of a customer's backend.
 //!
 //! In: signed requests. Out: events in the channels that they name, what is known of channels, or a status with a
-//! sentence. [`publish`] and [`query`] read requests, [`request`] knows who asks.
+//! sentence. [`publish`] and [`channel_info`] parse requests, [`auth`] verifies their
+//! signature. This room must not know transports, nor other processes: it reaches clients through the hub.
 
 pub(crate) mod auth;
 pub(crate) mod channel_info;
 pub(crate) mod publish;
+pub(crate) mod refusal;
 
 use std::sync::Arc;
 
@@ -17,21 +19,15 @@ use serde_json::{Map, Value, json};
 
 use crate::edge::http_api::auth::ApiRequest;
 use crate::edge::http_api::channel_info::ChannelAttributes;
+use crate::edge::http_api::refusal::{ApiRefusal, bad_request};
 use publish::ApiEvent;
 pub use publish::{BATCH_EVENTS_MAX, EVENT_CHANNELS_MAX};
 
 use crate::bus::{BroadcastFrame, BusError, ChannelInfo, ChannelKey, LastEvent};
-use crate::edge::hub::Hub;
+use crate::edge::hub::core::Hub;
 use crate::protocol::frame;
 use crate::protocol::registry::AppLimits;
 use crate::protocol::{AppId, ChannelKind, ChannelName};
-
-/// A status and the sentence that goes with it.
-type ApiRefusal = (StatusCode, String);
-
-fn bad_request(told: impl Into<String>) -> ApiRefusal {
-    (StatusCode::BAD_REQUEST, told.into())
-}
 
 /// `POST /apps/{id}/events`
 pub async fn trigger_event(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {

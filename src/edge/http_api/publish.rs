@@ -5,7 +5,7 @@ use serde_json::Value;
 use axum::http::StatusCode;
 
 use crate::edge::http_api::channel_info::ChannelAttributes;
-use crate::edge::http_api::{ApiRefusal, bad_request};
+use crate::edge::http_api::refusal::{ApiRefusal, bad_request};
 use crate::edge::pusher::connection::EVENT_NAME_MAX_LEN;
 use crate::protocol::{ChannelKind, ChannelName, SocketId};
 

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{BroadcastFrame, RemoteTransitions};
-use crate::edge::hub::Hub;
+use crate::edge::hub::core::Hub;
 use crate::edge::hub::subscription_count;
 use crate::edge::hub::user_presence::notify_user_watchers;
 use crate::protocol::ChannelKind;

@@ -4,8 +4,9 @@
 //! of a process that died. While it does not answer, everyone is let in: a quota is no reason to serve nobody.
 
 use crate::bus::{BusError, ChannelKey};
-use crate::edge::hub::Hub;
-use crate::edge::session::{CloseReason, Session};
+use crate::edge::close_reason::CloseReason;
+use crate::edge::hub::core::Hub;
+use crate::edge::session::Session;
 use crate::protocol::ChannelName;
 use crate::protocol::frame::code;
 use crate::protocol::registry::App;

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use crate::bus::{BroadcastFrame, ChannelKey};
-use crate::edge::session::{CloseReason, Session};
+use crate::edge::close_reason::CloseReason;
+use crate::edge::session::Session;
 use crate::protocol::SocketId;
 use crate::protocol::frame::code;
 

@@ -3,31 +3,13 @@
 //! The bus says what to tell and when. A large channel is counted aloud every few seconds only; the last count of a
 //! flurry is told by whichever process planned to ask again.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::bus::{ChannelKey, CountUpdate};
-use crate::edge::hub::Hub;
+use crate::edge::hub::core::Hub;
 use crate::protocol::ChannelKind;
 use crate::protocol::frame;
 use crate::protocol::record::EventKind;
-
-/// The channels whose count this process asks for again.
-#[derive(Default)]
-pub struct PendingCounts {
-    pending: Mutex<HashSet<ChannelKey>>,
-}
-
-impl PendingCounts {
-    /// Whether this is the first plan for the channel.
-    fn mark_pending(&self, subject: &ChannelKey) -> bool {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(subject.clone())
-    }
-
-    fn clear_pending(&self, subject: &ChannelKey) {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(subject);
-    }
-}
 
 /// Someone came or went.
 pub async fn update_subscription_count(shared: &Arc<Hub>, subject: &ChannelKey) {

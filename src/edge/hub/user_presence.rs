@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bus::{BusError, ChannelKey, Transition};
-use crate::edge::hub::Hub;
-use crate::edge::pusher::sign_in::SignedInUser;
+use crate::edge::hub::core::Hub;
 use crate::edge::session::Session;
 use crate::protocol::frame::{self, PresenceMember};
 use crate::protocol::record::EventKind;
@@ -17,6 +16,17 @@ use crate::protocol::{AppId, ChannelName, SocketId};
 /// How long a connection that went still counts as its user's. Who loads a page anew, or is told to come back by a server
 /// that goes away, is never offline: as long as webhooks wait before they tell of a leave.
 pub const OFFLINE_GRACE: Duration = Duration::from_secs(3);
+
+/// A user as its app's backend signed it.
+#[derive(Debug, PartialEq)]
+pub struct SignedInUser {
+    /// The id, and the info that presence channels show.
+    pub member: PresenceMember,
+    /// The users whose online state this user's connections receive.
+    pub watchlist: Vec<String>,
+    /// Whether the list was longer than the limit and was cut.
+    pub is_watchlist_cut: bool,
+}
 
 /// What a connection is once it has signed in.
 pub struct UserPresence {

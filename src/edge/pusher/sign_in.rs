@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 
+use crate::edge::hub::user_presence::SignedInUser;
 use crate::edge::pusher::authorize::verify_auth;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::registry::App;
@@ -14,17 +15,6 @@ pub const WATCHED_USERS_MAX: usize = 100;
 
 /// Largest `user_data`, in bytes: it is kept as long as the connection. A whole watchlist fits.
 pub const USER_DATA_BYTES_MAX: usize = 32 << 10;
-
-/// A user as its app's backend signed it.
-#[derive(Debug, PartialEq)]
-pub struct SignedInUser {
-    /// The id and what is shown of it on presence channels.
-    pub member: PresenceMember,
-    /// Whose coming and going it is told of.
-    pub watchlist: Vec<String>,
-    /// Whether the list was longer than it may be.
-    pub is_watchlist_cut: bool,
-}
 
 /// Decides on one sign-in.
 ///

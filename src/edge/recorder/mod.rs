@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::Ulid;
 
-pub use queue::DropReason;
 use queue::{QueueLimits, RecordQueue};
 
 use crate::bus::{Bus, ChannelKey, Transition};
+use crate::edge::drop_reason::DropReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::kinesis;
 use crate::process::clock;

@@ -14,6 +14,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use crate::bus::ChannelKey;
+use crate::edge::drop_reason::DropReason;
 use crate::protocol::record::{EventKind, EventOrder, RecordedEvent};
 
 /// Bounds of the queue and of a batch.
@@ -56,38 +57,6 @@ impl QueueLimits {
 
 /// What a record's envelope adds to its events, generously.
 const RECORD_ENVELOPE_BYTES: usize = 768;
-
-/// Why an event was given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum DropReason {
-    /// A count or a state that a later one of the same has made old, because the queue was full.
-    Compacted,
-    /// A client event, because the queue was full.
-    ClientEventOverflow,
-    /// A state event, because the queue was full of nothing else.
-    StateOverflow,
-    /// A client event that had waited too long.
-    Expired,
-    /// Still waiting when the process ended.
-    Shutdown,
-}
-
-impl DropReason {
-    /// Every reason.
-    pub const ALL: [Self; 5] =
-        [Self::Compacted, Self::ClientEventOverflow, Self::StateOverflow, Self::Expired, Self::Shutdown];
-
-    /// The name in metrics and in `/flow`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Compacted => "compacted",
-            Self::ClientEventOverflow => "client_event_overflow",
-            Self::StateOverflow => "state_overflow",
-            Self::Expired => "expired",
-            Self::Shutdown => "shutdown",
-        }
-    }
-}
 
 /// The events of one key that go into one record.
 #[derive(Clone, Debug)]

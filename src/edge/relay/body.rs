@@ -1,6 +1,8 @@
 //! Carries the answer of another process to the client, part by part: what the client does not take is not asked for,
 //! and an abort on either side is an abort on the other.
 
+use std::time::Duration;
+
 use std::io;
 use std::sync::Arc;
 
@@ -13,7 +15,16 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::relay::client::ForwardResponse;
-use crate::edge::relay::delay_reconnect;
+
+/// Bounds the random delay, in ms, from the end of a process until the clients of its sessions reconnect.
+const RECONNECT_DELAY_MS: std::ops::RangeInclusive<u64> = 250..=750;
+
+/// Waits before a client is asked to reconnect because the owner of its session is gone. The client reconnects at once,
+/// and the kernel closes a dead process's connections before its listeners: a client that the load balancer sends there
+/// in between is cut a second time, and pusher-js then waits for 15 s. The delay also spreads the reconnects.
+pub(super) async fn delay_reconnect() {
+    tokio::time::sleep(Duration::from_millis(rand::random_range(RECONNECT_DELAY_MS))).await;
+}
 
 /// What is said between two ends of a connection and means nothing on the next one.
 const HOP_BY_HOP_HEADERS: [HeaderName; 3] =

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::relay::SESSION_REFRESH_INTERVAL;
 use crate::bus::{Bus, BusError, RelayPeer};
+use crate::edge::close_reason::CloseReason;
 use crate::edge::metrics::EdgeMetrics;
-use crate::edge::relay::{LocalSessions, SessionName};
-use crate::edge::session::CloseReason;
+use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionName};
 use crate::protocol::frame::code;
 
 /// How often this process tells that it is there.
@@ -58,7 +58,7 @@ pub(crate) struct OwnerDirectory {
     bus: Arc<dyn Bus>,
     /// This process.
     pub(crate) me: RelayPeer,
-    local_sessions: Arc<LocalSessions>,
+    local_sessions: Arc<dyn HttpSessions>,
     metrics: Arc<EdgeMetrics>,
     /// The processes that are there, this one too.
     peers: watch::Sender<HashMap<String, IpAddr>>,
@@ -93,9 +93,8 @@ pub struct SessionRegistration {
     is_release_disarmed: AtomicBool,
 }
 
-impl SessionRegistration {
-    /// Lets the entry be: it is another's, or it is to say that the session is gone.
-    pub fn disarm_release(&self) {
+impl SessionClaim for SessionRegistration {
+    fn disarm_release(&self) {
         self.is_release_disarmed.store(true, Ordering::Relaxed);
     }
 }
@@ -116,7 +115,7 @@ impl OwnerDirectory {
     pub(crate) fn new(
         bus: Arc<dyn Bus>,
         me: RelayPeer,
-        here: Arc<LocalSessions>,
+        here: Arc<dyn HttpSessions>,
         metrics: Arc<EdgeMetrics>,
     ) -> (Arc<Self>, mpsc::Receiver<String>) {
         let (sender, over) = mpsc::channel(ENDED_SESSIONS_MAX);
@@ -306,7 +305,7 @@ impl OwnerDirectory {
         });
         for name in alive.sessions_with_lost_sends.iter().filter_map(|session| SessionName::parse(session)) {
             self.local_sessions
-                .close(&name, CloseReason::new(code::RECONNECT, "a message was lost, come back at once"));
+                .close_session(&name, CloseReason::new(code::RECONNECT, "a message was lost, come back at once"));
         }
     }
 

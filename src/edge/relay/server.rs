@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::edge::apps::client_address;
 use crate::edge::metrics::EdgeMetrics;
-use crate::edge::relay::{LocalSessions, SessionName, SessionOwnership};
+use crate::edge::transport::session_ownership::{HttpSessions, SessionName, SessionOwnership};
 use crate::process::clock;
 use crate::protocol::Secret;
 use crate::protocol::relay::{
@@ -21,7 +21,7 @@ use crate::protocol::relay::{
 pub struct RelayServer {
     process: String,
     secrets: Vec<Secret>,
-    local_sessions: Arc<LocalSessions>,
+    local_sessions: Arc<dyn HttpSessions>,
     nonces: Mutex<NonceCache>,
     metrics: Arc<EdgeMetrics>,
 }
@@ -31,7 +31,7 @@ impl RelayServer {
     pub fn new(
         process: String,
         secrets: Vec<Secret>,
-        here: Arc<LocalSessions>,
+        here: Arc<dyn HttpSessions>,
         metrics: Arc<EdgeMetrics>,
     ) -> Arc<Self> {
         Arc::new(Self { process, secrets, local_sessions: here, nonces: Mutex::default(), metrics })

@@ -6,20 +6,16 @@
 //! ended.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 use crate::config::{ServerConfig, name};
-use crate::edge::hub::Hub;
 use crate::edge::hub::connection_quota::release_quota_slot;
-use crate::edge::session::CloseReason;
-use crate::edge::transport::xhr::session::XHR_RECEIVER_GRACE;
+use crate::edge::hub::core::Hub;
 use crate::process::admin;
 use crate::protocol::frame::code;
 
@@ -31,9 +27,6 @@ const CLOSE_INTERVAL_JITTER: Duration = Duration::from_millis(2);
 
 /// Longest that is waited for clients to be told that listen.
 const CLOSE_DELIVERY_TIMEOUT: Duration = Duration::from_millis(100);
-
-/// How long after a client was told what it had sent before may still arrive.
-const IN_FLIGHT_MESSAGES_GRACE: Duration = Duration::from_secs(3);
 
 /// How long sessions may take to leave once they were told. A client between two requests hears of it with the next.
 const SESSION_LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,41 +60,6 @@ pub struct DrainProgress {
     pub sessions: usize,
     /// What they are told.
     pub code: u16,
-}
-
-/// Whether the process goes away, as sessions see it.
-#[derive(Debug)]
-pub struct DrainSignal {
-    started: CancellationToken,
-    code: AtomicU16,
-}
-
-impl Default for DrainSignal {
-    fn default() -> Self {
-        Self { started: CancellationToken::new(), code: AtomicU16::new(code::RECONNECT) }
-    }
-}
-
-impl DrainSignal {
-    /// Resolves once nobody new is taken in.
-    pub async fn wait_started(&self) {
-        self.started.cancelled().await;
-    }
-
-    /// Whether nobody new is taken in.
-    pub fn is_started(&self) -> bool {
-        self.started.is_cancelled()
-    }
-
-    /// What a client is told when the server goes away.
-    pub fn close_reason(&self) -> CloseReason {
-        let code = self.code.load(Ordering::Relaxed);
-        let reason = match code {
-            code::OVER_CAPACITY => "the server is going away, come back in a moment",
-            _ => "the server is going away, come back at once",
-        };
-        CloseReason { drain: true, ..CloseReason::new(code, reason) }
-    }
 }
 
 /// The drain of one edge.
@@ -140,7 +98,7 @@ impl EdgeDrain {
             first
         });
         if began {
-            self.shared.draining.code.store(code, Ordering::Relaxed);
+            self.shared.draining.set_code(code);
             tokio::spawn(self.clone().run());
         }
     }
@@ -158,7 +116,7 @@ impl EdgeDrain {
             sleep(self.hold).await;
         }
         self.stage.send_replace(DrainStage::Closing);
-        self.shared.draining.started.cancel();
+        self.shared.draining.start();
         self.close_sessions().await;
         let left = async {
             while self.shared.sessions.open_count() > 0 {
@@ -219,13 +177,6 @@ pub fn build_drain_handlers(drain: Arc<EdgeDrain>) -> admin::DrainControl {
 fn close_batch_size(left: usize, time: Duration) -> usize {
     let goes = (time.as_millis() / (CLOSE_INTERVAL + CLOSE_INTERVAL_JITTER).as_millis()).max(1);
     left.div_ceil(usize::try_from(goes).unwrap_or(usize::MAX))
-}
-
-/// Resolves once a client that was told has had time to say what it had sent before it knew; or never asked.
-pub async fn wait_in_flight_messages(told: impl Future<Output = ()>) {
-    if timeout(XHR_RECEIVER_GRACE, told).await.is_ok() {
-        sleep(IN_FLIGHT_MESSAGES_GRACE).await;
-    }
 }
 
 #[cfg(test)]

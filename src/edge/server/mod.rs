@@ -4,7 +4,6 @@ pub(crate) mod drain;
 pub mod limits_page;
 pub(crate) mod stream_check;
 
-use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,29 +22,32 @@ use ulid::Ulid;
 use crate::bus::{BroadcastFrame, Bus};
 use crate::config::{ServerConfig, name};
 use crate::edge::apps::RegistryWatcher;
+use crate::edge::error::{StartError, StopError};
 use crate::edge::http::listener;
 use crate::edge::http::listener::{ConnectionLimit, ListenerTimeouts};
-use crate::edge::http::router::{RelayGuard, RouteState, build_public_router, build_relay_router};
-use crate::edge::hub::Hub;
+use crate::edge::http::router::{build_public_router, build_relay_router};
+use crate::edge::http::session_routes::{RelayGuard, RouteState};
 use crate::edge::hub::bus_events;
+use crate::edge::hub::core::Hub;
+use crate::edge::hub::pending_counts::PendingCounts;
 use crate::edge::hub::subscribers::ChannelSubscribers;
-use crate::edge::hub::subscription_count::PendingCounts;
 use crate::edge::hub::user_presence;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::recorder::Recorder;
 use crate::edge::relay;
-use crate::edge::relay::{LocalSessions, RelayServer, SessionRelay, session_host};
-use crate::edge::server::drain::{DrainSignal, EdgeDrain};
+use crate::edge::relay::{RelayServer, SessionRelay};
+use crate::edge::server::drain::EdgeDrain;
 use crate::edge::server::stream_check::StreamCheck;
+use crate::edge::session::drain_signal::DrainSignal;
 use crate::edge::session::registry::SessionRegistry;
+use crate::edge::transport::session_ownership::{HttpSessions, LocalSessions, session_host};
 use crate::edge::transport::sockjs;
 use crate::edge::transport::xhr::session::XhrSessions;
-use crate::kinesis::{self, KinesisError};
+use crate::kinesis;
 use crate::process::admin::{self, AdminEndpoints};
 use crate::process::{build, clock, readiness_annotation};
 use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
 use crate::protocol::record::RecordOrigin;
-use crate::protocol::registry::RegistryError;
 use crate::protocol::relay::RelayRefusal;
 use crate::protocol::{self, Transport, signature};
 
@@ -74,56 +76,6 @@ pub struct EdgeDependencies {
     pub bus: Arc<dyn Bus>,
     /// Ends the edge.
     pub shutdown: CancellationToken,
-}
-
-/// Why an edge does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// No file of the registry can be read.
-    #[error("the app registry in {} cannot be read: {error}; mount the registry there", directory.display())]
-    AppsUnreadable {
-        /// Where it was looked for.
-        directory: PathBuf,
-        /// What the system said.
-        error: String,
-    },
-    /// A file of the registry is broken.
-    #[error("{0}; render the registry again with an operator of this release")]
-    AppsBroken(#[from] RegistryError),
-    /// The identity may not use the stream.
-    #[error("{0}; allow kinesis:DescribeStreamSummary and kinesis:PutRecords to this identity")]
-    StreamDenied(KinesisError),
-    /// The configuration and what was handed in say different things.
-    #[error("REALTIME_WEBHOOKS is `{webhooks}`, but the edge was given {given} stream; make the two agree")]
-    StreamMismatch {
-        /// The variable.
-        webhooks: String,
-        /// `a` or `no`.
-        given: &'static str,
-    },
-    /// Another part of this process reads the bus already.
-    #[error("the bus of this process is read by another edge; give each edge an end of its own")]
-    BusTaken,
-    /// A listener has no address.
-    #[error("the listener has no address: {0}; bind it before starting the edge")]
-    Listener(#[from] io::Error),
-    /// Other edges cannot be told where this one is.
-    #[error("REALTIME_POD_IP is `{0}`, which is no address: other edges could not reach the sessions of this one")]
-    NoAddress(String),
-    /// A transport that this release does not serve.
-    #[error("{0}")]
-    Transport(String),
-}
-
-/// Why an edge ended by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum StopError {
-    /// The stream did not appear.
-    #[error("{0}; the stream was missing for two minutes: create it, or correct REALTIME_STREAM_NAME and AWS_REGION")]
-    StreamMissing(KinesisError),
-    /// A listener failed.
-    #[error("a listener failed: {0}; the process must start again")]
-    Listener(String),
 }
 
 /// An edge that serves.
@@ -187,8 +139,8 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let drain = EdgeDrain::new(&values, shared.clone());
 
     let tasks = TaskTracker::new();
-    let (sessions, metrics) = (shared.sessions.clone(), shared.metrics.clone());
-    tasks.spawn(apps.follow_files(deps.apps_dir, files, sessions, metrics, stop.clone()));
+    tasks.spawn(shared.sessions.clone().follow_apps(apps.subscribe(), stop.clone()));
+    tasks.spawn(apps.follow_files(deps.apps_dir, files, shared.metrics.clone(), stop.clone()));
     tasks.spawn(deliver_bus_frames(shared.clone(), messages, stop.clone()));
     if let Some(decided) = decided {
         tasks.spawn(bus_events::apply_remote_transitions(shared.clone(), decided, stop.clone()));
@@ -215,7 +167,8 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let guard = match deps.peer {
         None => RelayGuard::None,
         Some(listener) => {
-            let here = Arc::new(LocalSessions { fallback: fallback.clone(), sockjs: served.sockjs.clone() });
+            let here: Arc<dyn HttpSessions> =
+                Arc::new(LocalSessions::new(vec![fallback.clone(), served.sockjs.clone()]));
             let settings = relay::RelaySettings::from_values(
                 &values,
                 &process,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::edge::{StartError, StopError};
+use crate::edge::error::{StartError, StopError};
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass};
 
 /// Longest that the start waits for an answer.

@@ -6,6 +6,7 @@
 //! memory taken from all.
 
 pub(crate) mod deferred_wake;
+pub(crate) mod drain_signal;
 pub(crate) mod liveness;
 pub(crate) mod registry;
 
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout};
 
+use crate::edge::close_reason::CloseReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::session::deferred_wake::defer_wakes;
 use crate::edge::session::liveness::{LivenessStep, LivenessTracker};
@@ -35,24 +37,6 @@ pub const TOTAL_QUEUED_BYTES_MAX: usize = 256 << 20;
 
 /// What a client may have waiting when the process is short of memory.
 pub const FAIR_SHARE_BYTES: usize = 64 << 10;
-
-/// Why a session ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CloseReason {
-    /// The code that the client is told.
-    pub code: u16,
-    /// The reason that the client is told.
-    pub reason: String,
-    /// Whether the server ended it because it goes away itself.
-    pub drain: bool,
-}
-
-impl CloseReason {
-    /// An end with this code.
-    pub fn new(code: u16, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into(), drain: false }
-    }
-}
 
 /// What an outlet is to write next.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use crate::edge::apps::handshake::check_app_enabled;
@@ -51,13 +53,25 @@ impl SessionRegistry {
         Some(SessionGuard { session, span: Span::none(), sessions: self.clone() })
     }
 
+    /// Closes the sessions of removed and disabled apps after each change of the registry, until the token is cancelled.
+    pub async fn follow_apps(self: Arc<Self>, mut apps: watch::Receiver<Arc<AppRegistry>>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = apps.changed() => if changed.is_err() { return },
+            }
+            let registry = apps.borrow_and_update().clone();
+            self.close_sessions_of_removed_apps(&registry);
+        }
+    }
+
     /// How many are open.
     pub fn open_count(&self) -> usize {
         self.lock_open().len()
     }
 
     /// Ends the sessions of apps that are gone or disabled.
-    pub fn close_sessions_of_removed_apps(&self, registry: &AppRegistry) {
+    fn close_sessions_of_removed_apps(&self, registry: &AppRegistry) {
         for session in self.open_sessions() {
             if let Err(closing) = check_app_enabled(registry, &session.app) {
                 session.close(closing);

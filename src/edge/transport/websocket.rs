@@ -15,11 +15,12 @@ use tokio_tungstenite::tungstenite;
 use tracing::Instrument;
 
 use crate::edge::apps::client_address::Caller;
-use crate::edge::hub::Hub;
+use crate::edge::close_reason::CloseReason;
+use crate::edge::hub::core::Hub;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
-use crate::edge::session::{CloseReason, OutgoingItem, Session};
+use crate::edge::session::{OutgoingItem, Session};
 use crate::protocol::Transport;
 use crate::protocol::frame::{self, code};
 

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures::stream;
 use tokio::time::timeout;
 
-use crate::edge::relay::session_gone;
 use crate::edge::session::OutgoingItem;
+use crate::edge::transport::session_ownership::session_gone;
 use crate::edge::transport::sockjs::session::{ReceiveOutcome, SockjsReceiver};
 use crate::protocol::fallback::utf16_units;
 use crate::protocol::sockjs::{self, FrameWrapping, HEARTBEAT_FRAME, OPEN_FRAME, RESPONSE_MAX_UNITS};

@@ -14,14 +14,15 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument;
 
 use crate::edge::apps::client_address::Caller;
-use crate::edge::hub::Hub;
+use crate::edge::close_reason::CloseReason;
+use crate::edge::hub::core::Hub;
 use crate::edge::pusher::connection::Connection;
-use crate::edge::relay::{SessionOwnership, SessionRegistration};
-use crate::edge::server::drain::wait_in_flight_messages;
+use crate::edge::session::drain_signal::wait_in_flight_messages;
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
-use crate::edge::session::{ByteBudget, CloseReason, FrameReceiver, OutgoingItem, Session};
+use crate::edge::session::{ByteBudget, FrameReceiver, OutgoingItem, Session};
 use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
+use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionName, SessionOwnership};
 use crate::edge::transport::xhr::reorder::DuplicateFilter;
 use crate::edge::transport::xhr::session::SessionError;
 use crate::protocol::frame::{self, code};
@@ -54,7 +55,7 @@ struct SockjsEntry {
     status: watch::Sender<EntryStatus>,
     sends: InboxSender,
     /// Says that it is here.
-    _registration: Option<Arc<SessionRegistration>>,
+    _registration: Option<Arc<dyn SessionClaim>>,
 }
 
 #[derive(Clone)]
@@ -162,19 +163,6 @@ impl SockjsSessions {
         }
     }
 
-    /// Whether it is here.
-    pub fn has_session(&self, id: &str) -> bool {
-        self.lock_entries().contains_key(id)
-    }
-
-    /// Ends a session, if it is here.
-    pub fn close(&self, id: &str, closing: CloseReason) {
-        let session = self.lock_entries().get(id).and_then(|entry| entry.status.borrow().session.clone());
-        if let Some(session) = session {
-            session.close(closing);
-        }
-    }
-
     /// Forgets a session, if the name is still its own.
     fn remove_session(&self, id: &str, entry: &Arc<SockjsEntry>) {
         if let Slot::Occupied(slot) = self.lock_entries().entry(id.to_owned())
@@ -186,6 +174,20 @@ impl SockjsSessions {
 
     fn lock_entries(&self) -> MutexGuard<'_, HashMap<String, Arc<SockjsEntry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HttpSessions for SockjsSessions {
+    fn has_session(&self, name: &SessionName) -> bool {
+        matches!(name, SessionName::SockJs(id) if self.lock_entries().contains_key(id))
+    }
+
+    fn close_session(&self, name: &SessionName, reason: CloseReason) {
+        let SessionName::SockJs(id) = name else { return };
+        let session = self.lock_entries().get(id).and_then(|entry| entry.status.borrow().session.clone());
+        if let Some(session) = session {
+            session.close(reason);
+        }
     }
 }
 

@@ -8,11 +8,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::Instrument;
 
 use crate::edge::apps::client_address::Caller;
-use crate::edge::hub::Hub;
+use crate::edge::close_reason::CloseReason;
+use crate::edge::hub::core::Hub;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
-use crate::edge::session::{CloseReason, OutgoingItem, Session};
+use crate::edge::session::{OutgoingItem, Session};
 use crate::edge::transport::sockjs::answer::SOCKJS_HEARTBEAT_INTERVAL;
 use crate::edge::transport::sockjs::session::{
     INTRODUCTION_TIMEOUT, introduction_missing, open_refused_session, open_requested_session,
