@@ -1,4 +1,4 @@
-//! Who asks: the address of a client, and the origin that its browser tells.
+//! The caller of a request: the address of the client, and the origin that its browser sends.
 //!
 //! In: the address at the other end of the connection, the request's headers, the networks of the proxies that are
 //! trusted. Out: the client's address. Anyone may write any header, so what stands in one is believed as far as trusted
@@ -27,11 +27,11 @@ pub type TrustedProxies = Arc<[IpNet]>;
 #[derive(Clone, Copy, Debug)]
 pub struct PeerAddress(pub IpAddr);
 
-/// Where a client is, as far as it can be known.
+/// The address of a client, as far as it can be known.
 #[derive(Clone, Copy, Debug)]
 struct ClientAddress(IpAddr);
 
-/// Who asks.
+/// The client that sent a request.
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// Its address.

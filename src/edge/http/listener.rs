@@ -50,7 +50,7 @@ pub const HEAD_FIELDS_MAX: usize = 100;
 /// Bytes of the largest body that is read anywhere: an event of the HTTP API, escaped, and a hundred channels.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
 
-/// How long is waited for a client.
+/// Bounds the waits for a client.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenerTimeouts {
     /// For a request's head.
@@ -60,7 +60,7 @@ pub struct ListenerTimeouts {
 }
 
 impl ListenerTimeouts {
-    /// What an edge uses.
+    /// The timeouts of an edge.
     pub const DEFAULT: Self = Self { head: REQUEST_HEAD_TIMEOUT, write: WRITE_STALL_TIMEOUT };
 }
 
@@ -69,7 +69,7 @@ impl ListenerTimeouts {
 pub struct ConnectionLimit {
     /// As many.
     pub most: usize,
-    /// Those refused.
+    /// Counts connections that were refused.
     pub refused: Counter,
 }
 
@@ -221,9 +221,9 @@ impl AsyncWrite for WriteTimeoutStream {
     }
 }
 
-/// What becomes of every request before its route sees it: what only servers of the cluster may say is taken from it,
-/// its client's address is noted, and a body that does not arrive in time is given up: whoever reads it is told of an
-/// error. One that says by its length that nobody will read it is refused before it arrives.
+/// Screens every request before its route: headers that only servers of the cluster may send are removed, the client's
+/// address is noted, and reading a body that does not arrive in time fails. A body that is declared larger than any route
+/// reads is refused before it arrives.
 pub async fn screen_request(State(trusted): State<TrustedProxies>, mut request: Request, next: Next) -> Response {
     client_address::sanitize_request(&mut request, &trusted);
     let length = request.body().size_hint().lower();
@@ -265,7 +265,7 @@ mod tests {
 
     const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-    /// What is read until the server closes the connection.
+    /// Reads until the server closes the connection.
     async fn read_rest(socket: &mut TcpStream) -> String {
         let mut text = String::new();
         timeout(TEST_TIMEOUT, socket.read_to_string(&mut text)).await.expect("in time").expect("read");

@@ -1,4 +1,4 @@
-//! What a backend asks to know of channels: names of attributes in, their values out. Pure.
+//! The attributes of channels in the HTTP API: names in, values out. Pure.
 
 use serde_json::{Map, Value, json};
 
@@ -56,7 +56,7 @@ impl ChannelAttributes {
     }
 }
 
-/// What a list of channels is asked for: the prefix of their names, and whether users are counted.
+/// The parameters of a channel list: the prefix of the names, and whether users are counted.
 pub fn parse_list_query<'a>(prefix: Option<&'a str>, info: Option<&str>) -> Result<(&'a str, bool), ApiRefusal> {
     let prefix = prefix.unwrap_or_default();
     let attributes = ChannelAttributes::parse(info.unwrap_or_default())?;

@@ -117,7 +117,7 @@ pub async fn list_users(
     respond_json(&shared, answer.await)
 }
 
-/// Who asks, and the channel that the path names.
+/// The authenticated app, and the channel that the path names.
 fn authenticate_channel(
     shared: &Hub,
     call: &ApiRequest,
@@ -161,7 +161,7 @@ async fn terminate_user_connections(
     respond_json(shared, answer.await)
 }
 
-/// Kept first, then told: who comes in between is told at least once.
+/// Stores the event first, then publishes it: a subscriber that joins in between receives it at least once.
 async fn broadcast_event(shared: &Hub, app: &AppId, event: &ApiEvent) {
     shared.metrics.published.inc();
     let mut messages = Vec::with_capacity(event.channels.len());
@@ -179,7 +179,7 @@ async fn broadcast_event(shared: &Hub, app: &AppId, event: &ApiEvent) {
     shared.publish_all(messages).await;
 }
 
-/// What a publisher asked to know of each channel; `None` when nothing.
+/// The attributes of each channel that the publisher asked for; `None` when none.
 async fn collect_attributes(
     shared: &Hub,
     app: &AppId,

@@ -1,4 +1,4 @@
-//! What a backend wants published: bodies in, events out. Pure.
+//! The bodies of publish requests: bytes in, events out. Pure.
 
 use serde_json::Value;
 
@@ -22,11 +22,11 @@ pub struct ApiEvent {
     pub name: String,
     /// Its data.
     pub data: String,
-    /// Where it goes.
+    /// The channels that receive it.
     pub channels: Vec<ChannelName>,
-    /// Who must not get it.
+    /// The socket that must not receive it.
     pub except: Option<SocketId>,
-    /// What the publisher wants to know of the channels.
+    /// The channel attributes that the answer contains.
     pub info: Option<ChannelAttributes>,
 }
 

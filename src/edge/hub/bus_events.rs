@@ -1,5 +1,5 @@
-//! What the bus decides without being asked: the connections of a process that died have left, or a store that lost its
-//! memory has heard everyone again. It is told as if it had happened here.
+//! Applies transitions that the bus emits on its own: after another process dies, or after Redis loses its data. Each is
+//! published and recorded like a local transition.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::protocol::ChannelKind;
 use crate::protocol::frame;
 use crate::protocol::record::EventKind;
 
-/// Tells what is decided, until the token ends it.
+/// Applies each transition until the token is cancelled.
 pub async fn apply_remote_transitions(
     shared: Arc<Hub>,
     mut decided: mpsc::Receiver<RemoteTransitions>,

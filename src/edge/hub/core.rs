@@ -31,7 +31,7 @@ use crate::protocol::frame::{self, PresenceMember, code};
 use crate::protocol::record::LeaveCause;
 use crate::protocol::{AppId, ChannelName, SocketId, Transport};
 
-/// Longest that the bus may take for one answer.
+/// Bounds the wait for one answer of the bus: 5 s, so that no connection waits without end.
 const BUS_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The parts of an edge that connections and the HTTP API use.
@@ -40,29 +40,29 @@ pub struct Hub {
     pub apps: Arc<RegistryWatcher>,
     /// Local subscribers.
     pub subscribers: ChannelSubscribers,
-    /// Which channels' counts are told later.
+    /// The channels whose count is published later.
     pub pending_counts: PendingCounts,
     /// Open sessions.
     pub sessions: Arc<SessionRegistry>,
     /// The other edges.
     pub bus: Arc<dyn Bus>,
-    /// The way into the stream.
+    /// The recorder that writes the stream.
     pub recorder: Recorder,
-    /// What Prometheus may ask.
+    /// The metrics of this edge.
     pub metrics: Arc<EdgeMetrics>,
-    /// Set when the process goes away: nobody new is taken in.
+    /// The drain: once it has started, no session is admitted.
     pub draining: DrainSignal,
     /// One task per session.
     pub session_tasks: TaskTracker,
-    /// One task per connection that went and still counts as its user's.
+    /// One task per closed connection that still counts as its user's.
     pub offline_grace_tasks: TaskTracker,
 }
 
 impl Hub {
-    /// Opens a session for whoever asks.
+    /// Opens a session for a client that may have one.
     ///
     /// # Errors
-    /// What the client is told: it may have none, or the server is full, or goes away.
+    /// The close reason: the client may have no session, or the server is full or drains.
     pub fn open(
         &self,
         key: &str,
@@ -87,7 +87,7 @@ impl Hub {
         }
     }
 
-    /// Counts a client that is told at once that it may not stay.
+    /// Counts and logs a client that is refused at once.
     pub fn count_refusal(&self, closing: &CloseReason, caller: &Caller) {
         let (code, reason) = (closing.code, &closing.reason);
         tracing::debug!(client = %caller.address, origin = ?caller.origin, code, reason, "a client was refused");
@@ -97,8 +97,8 @@ impl Hub {
     fn admit_session(&self, app: AppId, transport: Transport) -> Result<SessionGuard, CloseReason> {
         let full = || CloseReason::new(code::OVER_CAPACITY, "the server is full, come back later");
         let place = self.sessions.open(socket_id().ok_or_else(full)?, app, transport).ok_or_else(full)?;
-        // Asked only now: a session that was opened before the drain began, or before its app was changed, is among
-        // those that are ended.
+        // Checked only now: a session that was opened before the drain began, or before its app changed, is closed with
+        // the others.
         if self.draining.is_started() {
             return Err(self.draining.close_reason());
         }
@@ -121,7 +121,7 @@ impl Hub {
         }
     }
 
-    /// Ends everyone in a channel, here and elsewhere.
+    /// Closes the connections of all subscribers of a channel, here and elsewhere.
     pub async fn terminate_subscribers(&self, subject: ChannelKey) {
         let frame = Bytes::from(frame::error_frame(Some(code::UNAUTHORIZED), TERMINATED_MESSAGE));
         self.send(BroadcastFrame { subject, frame, except: None, ends: true }).await;
@@ -134,7 +134,7 @@ impl Hub {
         }
     }
 
-    /// Enters a channel on the bus.
+    /// Joins a channel on the bus.
     pub async fn join_channel(
         &self,
         subject: &ChannelKey,
@@ -154,22 +154,22 @@ impl Hub {
         self.with_timeout(self.bus.leave_channel(subject, socket, cause)).await
     }
 
-    /// Keeps a channel's last event.
+    /// Stores the last event of a cache channel.
     pub async fn store_last_event(&self, subject: &ChannelKey, last: &LastEvent) -> Result<(), BusError> {
         self.with_timeout(self.bus.store_last_event(subject, last)).await
     }
 
-    /// A channel's last event.
+    /// Looks up the last event of a cache channel.
     pub async fn last_event(&self, subject: &ChannelKey) -> Result<LastEventLookup, BusError> {
         self.with_timeout(self.bus.look_up_last_event(subject)).await
     }
 
-    /// Whether to tell how many connections are in a channel.
+    /// Claims the next update of a channel's subscription count.
     pub async fn subscription_count(&self, subject: &ChannelKey) -> Result<CountUpdate, BusError> {
         self.with_timeout(self.bus.claim_count_update(subject)).await
     }
 
-    /// What is known of a channel.
+    /// The connections and users of a channel.
     pub async fn channel_info(&self, subject: &ChannelKey) -> Result<ChannelInfo, BusError> {
         self.with_timeout(self.bus.inspect_channel(subject)).await
     }
@@ -184,7 +184,7 @@ impl Hub {
         self.with_timeout(self.bus.list_channels(app, prefix)).await
     }
 
-    /// No connection waits for the bus without end.
+    /// Bounds a call to the bus, and counts it if the bus is unavailable.
     async fn with_timeout<T>(&self, call: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
         let answer = timeout(BUS_CALL_TIMEOUT, call).await;
         let answer =
@@ -195,7 +195,7 @@ impl Hub {
         answer
     }
 
-    /// Takes down what can only be asked for.
+    /// Updates the gauges that are sampled.
     pub fn sample_gauges(&self) {
         self.metrics.recorder_queued.set(i64::try_from(self.recorder.queued_count()).unwrap_or(i64::MAX));
         self.metrics.bus_up.set(i64::from(self.bus.is_available()));

@@ -1,4 +1,4 @@
-//! Who of this process is in which channel.
+//! The local subscribers of each channel.
 //!
 //! In: subscribers, and frames that are already serialised. Out: the frames, in the queues of those who are there. A
 //! subscriber that has asked but was not yet answered holds back what arrives: it must see the answer first, and must
@@ -22,7 +22,7 @@ const SHARD_COUNT: usize = 16;
 /// Frames held back for one subscriber that waits for its answer. The wait is short; beyond this it is ended.
 pub const HELD_FRAMES_MAX: usize = 1_024;
 
-/// What a client is told whose user's connections the app's backend ended.
+/// The message for clients whose user's connections the app's backend terminated.
 pub const TERMINATED_MESSAGE: &str = "the app's backend ended the connections of this user";
 
 type SubscriberShard = HashMap<ChannelKey, HashMap<SocketId, Subscriber>>;
@@ -35,7 +35,7 @@ pub struct ChannelSubscribers {
 
 struct Subscriber {
     session: Arc<Session>,
-    /// What arrived before the answer; `None` once it was answered.
+    /// Frames held back until the answer to the subscription; `None` once it was sent.
     held_frames: Option<Vec<Bytes>>,
 }
 
@@ -52,7 +52,7 @@ impl ChannelSubscribers {
     }
 
     /// It was admitted: it gets the answer, the channel's last event, what was held back, and from now on everything.
-    /// An event that was kept while it arrived is not told twice.
+    /// An event that was stored while it arrived is delivered once.
     pub fn complete_join(&self, subject: &ChannelKey, socket: &SocketId, answer: Option<Bytes>, last: Option<Bytes>) {
         let mut part = self.lock_shard(subject);
         let Some(subscriber) = part.get_mut(subject).and_then(|there| there.get_mut(socket)) else { return };

@@ -1,7 +1,7 @@
-//! How many connections are in a channel, told to them and to webhooks where an app asked for it.
+//! The number of connections in a channel, published to its subscribers and to webhooks where the app enables it.
 //!
-//! The bus says what to tell and when. A large channel is counted aloud every few seconds only; the last count of a
-//! flurry is told by whichever process planned to ask again.
+//! The bus decides which count is published and when. The count of a large channel is published every few seconds only;
+//! the process that planned the next look publishes the last count of a burst.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::protocol::ChannelKind;
 use crate::protocol::frame;
 use crate::protocol::record::EventKind;
 
-/// Someone came or went.
+/// Publishes the count after a join or a leave, now or later.
 pub async fn update_subscription_count(shared: &Arc<Hub>, subject: &ChannelKey) {
     let asked = shared.apps.current().by_id(&subject.app).is_some_and(|app| app.subscription_count);
     if !asked || matches!(subject.channel.kind(), ChannelKind::Presence | ChannelKind::Internal) {
@@ -28,7 +28,7 @@ pub async fn update_subscription_count(shared: &Arc<Hub>, subject: &ChannelKey) 
                 () = shared.draining.wait_started() => return shared.pending_counts.clear_pending(&subject),
                 () = tokio::time::sleep(wait) => {}
             }
-            // Before asking: who comes after the answer plans anew.
+            // Before the call: a join after the answer plans anew.
             shared.pending_counts.clear_pending(&subject);
             match publish_count(&shared, &subject).await {
                 Some(again) if shared.pending_counts.mark_pending(&subject) => wait = again,
@@ -38,7 +38,7 @@ pub async fn update_subscription_count(shared: &Arc<Hub>, subject: &ChannelKey) 
     });
 }
 
-/// Tells the count, or returns when to ask again.
+/// Publishes the count, or returns the time until the next look.
 async fn publish_count(shared: &Hub, subject: &ChannelKey) -> Option<std::time::Duration> {
     match shared.subscription_count(subject).await {
         Ok(CountUpdate::Publish(count)) => {
@@ -49,7 +49,7 @@ async fn publish_count(shared: &Hub, subject: &ChannelKey) -> Option<std::time::
         Ok(CountUpdate::RetryAfter(wait)) => Some(wait),
         Ok(CountUpdate::Unchanged) => None,
         Err(error) => {
-            tracing::debug!(%error, "a count was not told");
+            tracing::debug!(%error, "subscription count not published");
             None
         }
     }

@@ -1,7 +1,7 @@
-//! A connection that has signed in: its user is online, and it is told of those whom it watches.
+//! The online state of users: a connection that has signed in, and the watchlist that it receives.
 //!
 //! The bus knows who is online by channels of the server's own: one for the connections of each user, so that the first
-//! and the last are decided as they are for any channel; one for those who watch each user.
+//! and the last are decided as they are for any channel; one for the watchers of each user.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use crate::protocol::frame::{self, PresenceMember};
 use crate::protocol::record::EventKind;
 use crate::protocol::{AppId, ChannelName, SocketId};
 
-/// How long a connection that went still counts as its user's. Who loads a page anew, or is told to come back by a server
-/// that goes away, is never offline: as long as webhooks wait before they tell of a leave.
+/// Bounds the time that a closed connection still counts as its user's. A user that reloads a page, or reconnects because
+/// a server drains, is never offline. It equals the delay of the webhooks that report a leave.
 pub const OFFLINE_GRACE: Duration = Duration::from_secs(3);
 
 /// A user as its app's backend signed it.
@@ -28,18 +28,18 @@ pub struct SignedInUser {
     pub is_watchlist_cut: bool,
 }
 
-/// What a connection is once it has signed in.
+/// The user of a connection that has signed in.
 pub struct UserPresence {
     /// The user, as shown on presence channels.
     pub member: PresenceMember,
-    /// Where its connections are.
+    /// The internal channel of the user's connections.
     signed_in_channel: ChannelKey,
-    /// Where it hears of those whom it watches.
+    /// The internal channels of the watched users.
     watched_channels: Vec<ChannelKey>,
 }
 
 impl UserPresence {
-    /// Signs a session in, and tells it and those who watch its user.
+    /// Signs a session in, answers it, and notifies the watchers of its user.
     ///
     /// # Errors
     /// The bus does not answer; the session is not signed in.
@@ -82,7 +82,7 @@ impl UserPresence {
         Ok(signed_in)
     }
 
-    /// The connection goes; its user stays for a while.
+    /// Unsubscribes a closing connection; its user stays online for the grace period.
     pub fn sign_out_after_grace(self, shared: &Arc<Hub>, session: &Session) {
         self.remove_subscriptions(shared, session);
         let (shared, socket) = (shared.clone(), session.socket.clone());
@@ -92,7 +92,7 @@ impl UserPresence {
         });
     }
 
-    /// Nothing more is for this connection.
+    /// Removes the connection from all of its internal channels.
     fn remove_subscriptions(&self, shared: &Hub, session: &Session) {
         for subject in &self.watched_channels {
             shared.subscribers.remove(subject, &session.socket);
@@ -100,14 +100,14 @@ impl UserPresence {
         shared.subscribers.remove(&self.signed_in_channel, &session.socket);
     }
 
-    /// The connection does not count as its user's any more.
+    /// Leaves the user's channel; the last connection to leave makes the user offline.
     async fn sign_out(&self, shared: &Hub, socket: &SocketId) {
         match shared.leave_channel(&self.signed_in_channel, socket, None).await {
             Ok(transitions) if has_transition(&transitions, &EventKind::ChannelVacated) => {
                 self.notify_watchers(shared, false).await
             }
             Ok(_) => {}
-            Err(error) => tracing::debug!(%error, "a user signs out later, once the bus answers"),
+            Err(error) => tracing::debug!(%error, "sign-out deferred until the bus answers"),
         }
     }
 
@@ -115,7 +115,7 @@ impl UserPresence {
         notify_user_watchers(shared, &self.signed_in_channel.app, &self.member.user_id, online).await;
     }
 
-    /// Tells who of the watched is here, and from then on who comes and goes.
+    /// Sends the online state of the watched users, and each later change.
     async fn subscribe_watchlist(&self, shared: &Hub, session: &Arc<Session>, watchlist: &[String]) {
         if watchlist.is_empty() {
             return;
@@ -133,7 +133,7 @@ impl UserPresence {
                 }
                 session.push(frame::watchlist_events(&online, &offline).into());
             }
-            Err(error) => tracing::warn!(%error, "a client is not told who of its watchlist is online"),
+            Err(error) => tracing::warn!(%error, "watchlist state not sent to a client"),
         }
         for subject in &self.watched_channels {
             shared.subscribers.complete_join(subject, &session.socket, None, None);
@@ -141,7 +141,7 @@ impl UserPresence {
     }
 }
 
-/// Tells those who watch a user.
+/// Publishes the online state of a user to its watchers.
 pub async fn notify_user_watchers(shared: &Hub, app: &AppId, user: &str, online: bool) {
     let Some(watchers) = user_channel_key(app, ChannelName::watchers_of(user)) else { return };
     let told = if online { frame::watchlist_events(&[user], &[]) } else { frame::watchlist_events(&[], &[user]) };

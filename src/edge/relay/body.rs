@@ -1,10 +1,9 @@
-//! Carries the answer of another process to the client, part by part: what the client does not take is not asked for,
+//! Carries the answer of another process to the client, part by part: a part is read only once the client takes it,
 //! and an abort on either side is an abort on the other.
-
-use std::time::Duration;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream, Bytes};
 use axum::http::{HeaderName, header};
@@ -26,7 +25,7 @@ pub(super) async fn delay_reconnect() {
     tokio::time::sleep(Duration::from_millis(rand::random_range(RECONNECT_DELAY_MS))).await;
 }
 
-/// What is said between two ends of a connection and means nothing on the next one.
+/// Headers that belong to one connection and must not reach the next one.
 const HOP_BY_HOP_HEADERS: [HeaderName; 3] =
     [header::CONNECTION, header::TRANSFER_ENCODING, HeaderName::from_static("keep-alive")];
 
@@ -41,8 +40,8 @@ struct ProxiedBody {
     _permit: OwnedSemaphorePermit,
 }
 
-/// The answer as the client gets it. Should the process go while it is streamed, its client is told so between two
-/// frames: a mere abort would count against the transport.
+/// Streams the answer to the client. If the owner dies meanwhile, the client receives a close frame between two frames: a
+/// mere abort would count against the transport.
 pub(crate) fn proxy_body(
     ForwardResponse { response, permit: place }: ForwardResponse,
     farewell: Option<(String, &'static str)>,

@@ -83,7 +83,7 @@ pub(crate) struct ForwardResponse {
     pub(crate) permit: OwnedSemaphorePermit,
 }
 
-/// What dials.
+/// The client that forwards requests to other processes.
 pub(crate) struct RelayClient {
     client: Client<HttpConnector, Body>,
     port: u16,

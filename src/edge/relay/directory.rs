@@ -1,8 +1,8 @@
-//! Who has which session, and which processes are there.
+//! The owners of sessions, and the processes that are alive.
 //!
 //! In: what the bus says. Out: owners, remembered for a moment, and the processes as they were last known, so that
 //! sessions are found while the bus is away. This process names its own sessions again and again: an entry that nobody
-//! names lives for a minute at least, in which whoever asks is told that its owner is gone.
+//! refreshes lives for a minute at least, in which a request learns that the owner is gone.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ use crate::edge::metrics::EdgeMetrics;
 use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionName};
 use crate::protocol::frame::code;
 
-/// How often this process tells that it is there.
+/// The interval of the heartbeats by which other processes know that this one is alive.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Longest for one beat.
@@ -43,17 +43,17 @@ const OWNER_CACHE_TTL: Duration = Duration::from_secs(5);
 /// Owners that are remembered.
 const CACHED_OWNERS_MAX: usize = 50_000;
 
-/// Sessions that are over and wait to be told of. Beyond, their entries expire.
+/// Bounds the ended sessions whose release is queued. Beyond it, their entries expire.
 const ENDED_SESSIONS_MAX: usize = 50_000;
 
-/// Who has a session.
+/// The owner of a session.
 pub(crate) struct SessionOwner {
     pub(crate) peer: RelayPeer,
     /// Whether it was not asked for just now.
     pub(crate) is_cached: bool,
 }
 
-/// Who has which session.
+/// The directory of session owners.
 pub(crate) struct OwnerDirectory {
     bus: Arc<dyn Bus>,
     /// This process.
@@ -70,7 +70,7 @@ struct DirectoryState {
     owner_cache: HashMap<String, (String, Instant)>,
     /// This process's own, and when each was last named.
     registered: HashMap<String, Option<Instant>>,
-    /// Those of them that are over and still have an entry.
+    /// Ended sessions that still have an entry.
     ended: HashSet<String>,
     back_off_until: Option<Instant>,
     is_bus_unavailable: bool,
@@ -211,7 +211,7 @@ impl OwnerDirectory {
         Instant::now() < self.lock_state().stale_until
     }
 
-    /// Where a process is asked; the bus is asked for it if it is news. `None` when it is gone.
+    /// The address of a process; an unknown one is looked up on the bus. `None` when the process is gone.
     pub(crate) async fn resolve_peer(&self, process: &str) -> Option<RelayPeer> {
         if let Some(peer) = self.known_peer(process) {
             return Some(peer);
@@ -238,14 +238,14 @@ impl OwnerDirectory {
         }
     }
 
-    /// Has the owner of a session told that a message did not reach it.
+    /// Reports to the owner of a session, over the bus, that a message did not reach it.
     pub(crate) async fn report_lost_send(&self, session: &str, owner: &str) {
         if self.call_bus(BUS_ANSWER_TIMEOUT, self.bus.report_lost_send(session, owner)).await.is_none() {
-            tracing::warn!(owner, "a message was lost, and its session cannot be ended: the bus does not answer");
+            tracing::warn!(owner, "lost send not reported: the bus does not answer, so its session stays open");
         }
     }
 
-    /// Keeps telling that this process is there and which sessions it has.
+    /// Sends heartbeats and releases ended sessions, until the token is cancelled.
     pub(crate) async fn run_heartbeats(self: Arc<Self>, mut over: mpsc::Receiver<String>, stop: CancellationToken) {
         let mut beats = interval(HEARTBEAT_INTERVAL);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -258,7 +258,7 @@ impl OwnerDirectory {
         }
     }
 
-    /// Tells that this process is there, and names the sessions whose time has come.
+    /// Sends a heartbeat, and refreshes the sessions that are due.
     pub(crate) async fn send_heartbeat(&self) {
         self.refresh_peers(HEARTBEAT_TIMEOUT).await;
         let mut due: Vec<String> = {
@@ -279,7 +279,7 @@ impl OwnerDirectory {
         }
     }
 
-    /// Tells that this process is there, and learns who else is and what the others have to say.
+    /// Sends a heartbeat, and reads the live processes and the lost sends that others reported.
     async fn refresh_peers(&self, within: Duration) {
         let was_away = self.lock_state().is_bus_unavailable;
         let Some(alive) = self.call_bus(within, self.bus.send_heartbeat(&self.me)).await else { return };

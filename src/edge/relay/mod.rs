@@ -44,7 +44,7 @@ const SEND_RELAY_TIMEOUT: Duration = Duration::from_secs(6);
 /// How long it may take to begin the answer to a receive: a poll is answered after a heartbeat at the latest.
 const RECEIVE_RELAY_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// What makes the processes of a cluster find each other.
+/// The settings by which the processes of a cluster find each other.
 pub struct RelaySettings {
     /// The other processes.
     pub bus: Arc<dyn Bus>,
@@ -52,12 +52,12 @@ pub struct RelaySettings {
     pub me: RelayPeer,
     /// The port on which all of them listen for each other.
     pub port: u16,
-    /// The first signs; whoever knows one of them is believed.
+    /// The first one signs; a signature by any of them is accepted.
     pub secrets: Vec<Secret>,
 }
 
 impl RelaySettings {
-    /// As the variables say.
+    /// Reads the settings from the variables.
     ///
     /// # Errors
     /// This process has no address.
@@ -77,16 +77,16 @@ pub struct SessionRelay {
     metrics: Arc<EdgeMetrics>,
 }
 
-/// Where a request goes.
+/// The route of a request.
 enum RelayRoute {
-    /// Nowhere else.
+    /// This process serves it.
     Local(SessionOwnership),
-    /// To its owner, which was found a moment ago or just now.
+    /// The owner serves it; the owner was cached or has just been found.
     Remote(SessionOwner),
 }
 
 impl SessionRelay {
-    /// Tells the others that this process is there, and keeps telling until the token ends it.
+    /// Registers this process on the bus; the returned future sends heartbeats until the token is cancelled.
     pub async fn start(
         settings: RelaySettings,
         here: Arc<dyn HttpSessions>,
@@ -122,7 +122,7 @@ impl SessionRelay {
         next.run(request).await
     }
 
-    /// The answer of whoever has the session, or how the request stands here.
+    /// The answer of the owner, or what the request may do here.
     async fn try_relay(&self, asked: &RelayTarget, parts: &Parts, body: &Bytes) -> Result<Response, SessionOwnership> {
         let session = asked.name.bus_key();
         let first = match self.resolve_owner(&session, asked.is_receive, parts).await {
@@ -168,7 +168,7 @@ impl SessionRelay {
             registration.disarm_release();
         }
         let owner = match found {
-            // It ended here, and its client was not told.
+            // It ended here, and its client received no close frame.
             Ok(Some(process)) if process == self.directory.me.process => {
                 return RelayRoute::Local(SessionOwnership::OwnerGone);
             }
@@ -189,7 +189,7 @@ impl SessionRelay {
         }
     }
 
-    /// Hands a request to the owner; a second time when no answer came, under the same number.
+    /// Forwards a request to the owner; without an answer it is retried once, under the same number.
     async fn forward_to_owner(
         &self,
         session: &str,
@@ -213,7 +213,7 @@ impl SessionRelay {
             }
             Err(lost) => {
                 self.metrics.relay_failed(lost.name()).inc();
-                tracing::debug!(process = peer.process, reason = lost.name(), "a request was not handed on");
+                tracing::debug!(process = peer.process, reason = lost.name(), "relay failed");
                 if lost == ForwardError::Silent && !asked.is_receive {
                     // pusher-js does not look at the answer to a send, so a lost one must end the session.
                     self.directory.report_lost_send(session, &peer.process).await;
@@ -225,7 +225,7 @@ impl SessionRelay {
 }
 
 impl ForwardError {
-    /// How a request stands here that its session's process did not serve.
+    /// The ownership of a session whose process did not serve the request.
     async fn into_ownership(self, asked: &RelayTarget) -> SessionOwnership {
         if asked.is_receive && matches!(self, Self::Dead | Self::Silent) {
             body::delay_reconnect().await;

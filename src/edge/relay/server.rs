@@ -1,4 +1,4 @@
-//! Where other processes hand requests in: believed if they signed them, and served if the session is here.
+//! Accepts requests that other processes relay: each must be signed, and its session must be here.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +17,7 @@ use crate::protocol::relay::{
     self, NonceCache, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayRefusal,
 };
 
-/// What lets requests in.
+/// The server side of the relay.
 pub struct RelayServer {
     process: String,
     secrets: Vec<Secret>,
@@ -27,7 +27,7 @@ pub struct RelayServer {
 }
 
 impl RelayServer {
-    /// The door of this process.
+    /// The relay server of this process.
     pub fn new(
         process: String,
         secrets: Vec<Secret>,
@@ -37,7 +37,7 @@ impl RelayServer {
         Arc::new(Self { process, secrets, local_sessions: here, nonces: Mutex::default(), metrics })
     }
 
-    /// Lets a request of a session in, or says why not.
+    /// Serves a relayed request of a session, or refuses it with a reason.
     pub async fn accept_request(&self, name: Option<SessionName>, request: Request, next: Next) -> Response {
         let handed = match self.verify_request(&request) {
             Ok(handed) => handed,
@@ -50,7 +50,7 @@ impl RelayServer {
         if request.method() == Method::HEAD {
             return StatusCode::NO_CONTENT.into_response();
         }
-        // Read only now: nobody who did not sign is read to the end.
+        // Read only now: an unsigned request is never read to its end.
         let (mut parts, body) = request.into_parts();
         let body = match Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await {
             Ok(body) => body,
@@ -64,10 +64,10 @@ impl RelayServer {
         next.run(Request::from_parts(parts, Body::from(body))).await
     }
 
-    /// What is no request of a session is not served here.
+    /// Refuses a relayed request, with the reason in a header and in a metric.
     pub fn refuse_request(&self, refusal: RelayRefusal) -> Response {
         self.metrics.relay_refused(refusal.name()).inc();
-        tracing::debug!(reason = refusal.name(), "what another process handed in was refused");
+        tracing::debug!(reason = refusal.name(), "relayed request refused");
         let status = match refusal {
             RelayRefusal::NotASession => StatusCode::NOT_FOUND,
             RelayRefusal::WrongTarget => StatusCode::MISDIRECTED_REQUEST,

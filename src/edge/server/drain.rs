@@ -1,9 +1,8 @@
-//! How an edge sends its clients to others.
+//! The drain of an edge: its clients reconnect to other edges.
 //!
-//! In: that it is to end, or that somebody asked for it over the admin listener. Out: readiness off at once; then a hold,
-//! in which clients are still served and taken in, because load balancers learn of it late; then every session is ended
-//! at a pace, because pusher-js comes back at once and without jitter. An edge that was asked stays drained until it is
-//! ended.
+//! In: a shutdown, or a request on the admin listener. Out: readiness off at once; then a hold, in which clients are still
+//! served and admitted, because load balancers learn of it late; then every session is closed at a pace, because pusher-js
+//! reconnects at once and without jitter. An edge that was drained on request stays drained until it ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,25 +18,25 @@ use crate::edge::hub::core::Hub;
 use crate::process::admin;
 use crate::protocol::frame::code;
 
-/// Time between two goes. Short, so that whoever watches any 100 ms sees no more than ten goes.
+/// The interval between two steps of closing: 10 ms, so that any 100 ms have at most ten steps.
 const CLOSE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What a timer may add to [`PACE`].
+/// The delay that a timer may add to [`CLOSE_INTERVAL`].
 const CLOSE_INTERVAL_JITTER: Duration = Duration::from_millis(2);
 
-/// Longest that is waited for clients to be told that listen.
+/// Bounds the wait until attached clients have received their close frame.
 const CLOSE_DELIVERY_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long sessions may take to leave once they were told. A client between two requests hears of it with the next.
+/// Bounds the time that sessions take to leave after their close. A client between two requests receives it with the next.
 const SESSION_LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is said of a code that clients cannot be told.
+/// The error for a close code that is not offered.
 const INVALID_CODE_MESSAGE: &str = "code is 4200, come back at once, or 4100, come back after a second";
 
 /// Time between two lines of progress.
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How far it has come.
+/// The stage of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DrainStage {
@@ -47,18 +46,18 @@ pub enum DrainStage {
     Holding,
     /// Sessions are being ended.
     Closing,
-    /// Everyone was told.
+    /// All sessions were closed.
     Drained,
 }
 
-/// What the admin listener answers.
+/// The progress that the admin listener reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct DrainProgress {
-    /// How far it has come.
+    /// The stage of the drain.
     pub stage: DrainStage,
     /// Sessions that are still open.
     pub sessions: usize,
-    /// What they are told.
+    /// The close code that they receive.
     pub code: u16,
 }
 
@@ -78,7 +77,7 @@ impl EdgeDrain {
         Arc::new(Self { shared, hold, window, stage: watch::Sender::new(DrainStage::Serving) })
     }
 
-    /// How far it has come.
+    /// The stage of the drain.
     pub fn progress(&self) -> DrainProgress {
         let sessions = self.shared.sessions.open_count();
         DrainProgress { stage: *self.stage.borrow(), sessions, code: self.shared.draining.close_reason().code }
@@ -89,8 +88,7 @@ impl EdgeDrain {
         *self.stage.borrow() == DrainStage::Serving
     }
 
-    /// Begins, unless it has begun: `code` is what clients are told, 4200 to come back at once or 4100 to come back after
-    /// a second.
+    /// Begins, unless it has begun. Clients receive `code`: 4200 to reconnect at once, or 4100 to reconnect after a second.
     pub fn begin(self: &Arc<Self>, code: u16) {
         let began = self.stage.send_if_modified(|stage| {
             let first = *stage == DrainStage::Serving;
@@ -129,12 +127,12 @@ impl EdgeDrain {
         self.stage.send_replace(DrainStage::Drained);
     }
 
-    /// Tells everyone.
+    /// Closes all sessions at a pace that fits the window.
     async fn close_sessions(&self) {
         let mut left = self.shared.sessions.open_sessions();
         let (total, closing) = (left.len(), self.shared.draining.close_reason());
         tracing::info!(sessions = total, code = closing.code, "sessions are being sent to other edges");
-        let (began, mut told) = (Instant::now(), Instant::now());
+        let (began, mut logged) = (Instant::now(), Instant::now());
         while !left.is_empty() {
             let part =
                 left.split_off(left.len() - close_batch_size(left.len(), self.window.saturating_sub(began.elapsed())));
@@ -142,22 +140,22 @@ impl EdgeDrain {
                 release_quota_slot(&self.shared, session).await;
                 session.close(closing.clone());
             }
-            // A process that is short of time would otherwise tell many at once when it has some.
+            // A process that is short of CPU would otherwise close many at once when it has some.
             let _ = timeout(
                 CLOSE_DELIVERY_TIMEOUT,
                 join_all(part.iter().map(|session| session.close_delivered_or_detached())),
             )
             .await;
             sleep(CLOSE_INTERVAL).await;
-            if told.elapsed() > PROGRESS_LOG_INTERVAL {
-                told = Instant::now();
+            if logged.elapsed() > PROGRESS_LOG_INTERVAL {
+                logged = Instant::now();
                 tracing::info!(left = left.len(), of = total, "sessions are being sent to other edges");
             }
         }
     }
 }
 
-/// What the admin listener asks it.
+/// The handlers for the admin listener.
 pub fn build_drain_handlers(drain: Arc<EdgeDrain>) -> admin::DrainControl {
     let asked = drain.clone();
     let begin = move |code: Option<&str>| {
@@ -173,7 +171,7 @@ pub fn build_drain_handlers(drain: Arc<EdgeDrain>) -> admin::DrainControl {
     admin::DrainControl { begin: Box::new(begin), progress: Box::new(progress) }
 }
 
-/// How many of those that are left are ended in one go: one, unless they are so many that they would not be told in time.
+/// The number of sessions to close in one step: one, unless so many are left that the window would not suffice.
 fn close_batch_size(left: usize, time: Duration) -> usize {
     let goes = (time.as_millis() / (CLOSE_INTERVAL + CLOSE_INTERVAL_JITTER).as_millis()).max(1);
     left.div_ceil(usize::try_from(goes).unwrap_or(usize::MAX))

@@ -1,5 +1,5 @@
 //! Every bound that an edge keeps for clients, as a page of documentation: the numbers come from the constants that the
-//! code works with, and each stands beside what a client is told that goes beyond it.
+//! code works with, and each stands beside the answer to a client that exceeds it.
 
 use std::fmt::Write;
 use std::time::Duration;

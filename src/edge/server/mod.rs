@@ -51,7 +51,7 @@ use crate::protocol::record::RecordOrigin;
 use crate::protocol::relay::RelayRefusal;
 use crate::protocol::{self, Transport, signature};
 
-/// How long HTTP sessions that were told nothing yet may take to ask.
+/// Bounds the wait for HTTP sessions to fetch their close frame.
 const SESSION_TASKS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long open requests may take once the listener is closed.
@@ -60,11 +60,11 @@ const OPEN_REQUESTS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long what waits may take into the stream.
 const RECORDER_FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What an edge is given.
+/// The listeners, clients and tokens that an edge is started with.
 pub struct EdgeDependencies {
     /// For clients and the HTTP API.
     pub public: TcpListener,
-    /// For kubelet, Prometheus and whoever has the token.
+    /// For kubelet, Prometheus and holders of the admin token.
     pub admin: TcpListener,
     /// For other edges, on the port that is the same for all; `None` where sessions are not looked for elsewhere.
     pub peer: Option<TcpListener>,
@@ -80,9 +80,9 @@ pub struct EdgeDependencies {
 
 /// An edge that serves.
 pub struct RunningEdge {
-    /// Where clients are served.
+    /// The address for clients.
     pub public: SocketAddr,
-    /// Where the admin listener is.
+    /// The address of the admin listener.
     pub admin: SocketAddr,
     /// The process's id, new at each start.
     pub process: String,
@@ -90,7 +90,7 @@ pub struct RunningEdge {
 }
 
 impl RunningEdge {
-    /// Resolves when the edge has ended: its clients were told, what waited was written or counted.
+    /// Resolves when the edge has ended: its clients were closed, queued events were written or counted.
     ///
     /// # Errors
     /// It ended although nobody asked it to.
@@ -102,7 +102,7 @@ impl RunningEdge {
 /// Starts an edge.
 ///
 /// # Errors
-/// What it was given cannot work; each variant says what to do.
+/// The configuration or a dependency cannot work; each variant says what to do.
 pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<RunningEdge, StartError> {
     let process = Ulid::new().to_string();
     let transports = parse_transports(&values)?;
@@ -197,7 +197,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     Ok(RunningEdge { public, admin, process, life })
 }
 
-/// What is needed to end an edge in order.
+/// The parts of an edge that its shutdown ends, in order.
 struct EdgeLifecycle {
     shared: Arc<Hub>,
     fallback: Arc<XhrSessions>,
@@ -248,7 +248,7 @@ impl EdgeLifecycle {
         self.listening.cancel();
     }
 
-    /// Users who did not come back elsewhere are told of as offline.
+    /// Waits until users that did not reconnect elsewhere are reported as offline.
     async fn wait_offline_grace(&self) {
         self.shared.offline_grace_tasks.close();
         if timeout(user_presence::OFFLINE_GRACE + OPEN_REQUESTS_TIMEOUT, self.shared.offline_grace_tasks.wait())

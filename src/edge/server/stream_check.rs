@@ -19,7 +19,7 @@ const MISSING_STREAM_GRACE: Duration = Duration::from_mins(2);
 /// Time between two looks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What the first look found.
+/// The result of the first look at the stream.
 pub enum StreamCheck {
     /// The stream, or nothing that speaks against it.
     Stream,

@@ -12,8 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::edge::close_reason::CloseReason;
 use crate::protocol::frame::code;
 
-/// Bounds the time that an HTTP session lives without a receiving request: a client re-opens its receive at once, so 5 s
-/// without one means that the client has left.
+/// Bounds the time that an HTTP session of pusher-js lives without a receive, and the wait for its close frame in a drain.
 pub const RECEIVER_GRACE: Duration = Duration::from_secs(5);
 
 /// Bounds the wait for messages that a client sent before its close frame arrived.

@@ -4,13 +4,13 @@
 
 use std::time::{Duration, Instant};
 
-/// Silence after which a side asks the other, told to clients in whole seconds.
+/// Bounds the silence after which a side pings the other; clients receive it in whole seconds.
 pub const ACTIVITY_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// How long an answer may take.
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What to do now.
+/// The step that a silence asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LivenessStep {
     /// Look again at this time.
@@ -39,7 +39,7 @@ impl LivenessTracker {
         *self = Self::new(now);
     }
 
-    /// What to do now. A question counts as asked once this has said so.
+    /// The step that a silence asks for. A question counts as asked once this has said so.
     pub fn next_step(&mut self, now: Instant) -> LivenessStep {
         match self.pinged_at {
             Some(asked) if now >= asked + PONG_TIMEOUT => LivenessStep::GiveUp,

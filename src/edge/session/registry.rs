@@ -13,7 +13,7 @@ use crate::edge::session::{ByteBudget, Session};
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, SocketId, Transport};
 
-/// Open sessions that a process takes, over all transports.
+/// Bounds the open sessions of a process, over all transports.
 pub const OPEN_SESSIONS_MAX: usize = 100_000;
 
 /// The open sessions.
@@ -23,22 +23,22 @@ pub struct SessionRegistry {
     metrics: Arc<EdgeMetrics>,
 }
 
-/// A session's place among the open ones, given back when it goes.
+/// An open session's entry in the registry, removed when the guard is dropped.
 pub struct SessionGuard {
     /// The session.
     pub session: Arc<Session>,
-    /// What its log lines stand in.
+    /// The span of its log lines.
     pub span: Span,
     sessions: Arc<SessionRegistry>,
 }
 
 impl SessionRegistry {
-    /// None yet.
+    /// An empty registry.
     pub fn new(metrics: Arc<EdgeMetrics>) -> Arc<Self> {
         Arc::new(Self { open: Mutex::default(), budget: ByteBudget::default(), metrics })
     }
 
-    /// Opens a session; `None` when there are as many as may be.
+    /// Opens a session; `None` at the limit.
     pub fn open(self: &Arc<Self>, socket: SocketId, app: AppId, transport: Transport) -> Option<SessionGuard> {
         let session = Session::new(socket, app, transport, self.budget.clone(), self.metrics.clone());
         {
@@ -65,12 +65,12 @@ impl SessionRegistry {
         }
     }
 
-    /// How many are open.
+    /// The number of open sessions.
     pub fn open_count(&self) -> usize {
         self.lock_open().len()
     }
 
-    /// Ends the sessions of apps that are gone or disabled.
+    /// Closes the sessions of removed and disabled apps.
     fn close_sessions_of_removed_apps(&self, registry: &AppRegistry) {
         for session in self.open_sessions() {
             if let Err(closing) = check_app_enabled(registry, &session.app) {
@@ -79,7 +79,7 @@ impl SessionRegistry {
         }
     }
 
-    /// Those that are open now.
+    /// The sessions that are open now.
     pub fn open_sessions(&self) -> Vec<Arc<Session>> {
         self.lock_open().values().cloned().collect()
     }

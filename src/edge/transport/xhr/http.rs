@@ -35,20 +35,20 @@ const STREAM_REOPEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Taken from the session for one frame.
 const XHR_BATCH_BYTES: usize = 32 << 10;
 
-/// What the handlers share.
+/// The state that the handlers share.
 #[derive(Clone)]
 pub struct XhrContext {
     /// The edge.
     pub shared: Arc<Hub>,
     /// Its HTTP sessions.
     pub fallback: Arc<XhrSessions>,
-    /// What opens a session.
+    /// The first line of a new session.
     pub open: Arc<str>,
 }
 
 type SessionPath = Path<(String, String, String)>;
 
-/// What the processes know of a session before the request comes here.
+/// The ownership of the session, as the relay found it.
 type KnownOwnership = Option<Extension<SessionOwnership>>;
 
 /// `POST …/xhr_streaming`: one answer for as long as the client holds it.
@@ -212,7 +212,7 @@ async fn poll_frames(outlet: &FrameReceiver) -> String {
 /// One answer of a streaming receive.
 struct ReceiveStream {
     outlet: FrameReceiver,
-    /// What opens the session, if it is new.
+    /// The first line, if the session is new.
     open: Option<Arc<str>>,
     is_ended: bool,
     /// UTF-16 units written, which is what the client counts.

@@ -1,4 +1,4 @@
-//! What a session's client sent, in the order in which it sent it, and each once.
+//! The messages of a session's client, in the order in which it sent them, and each once.
 //!
 //! Sends travel on many connections and over many processes, so a later one may overtake. pusher-js numbers every
 //! request of a page, those that receive too: as long as each number comes, nothing waits. Where one is missing, what
@@ -41,7 +41,7 @@ impl DuplicateFilter {
     }
 }
 
-/// What came so far, and what waits for what came too late.
+/// The requests that wait for an earlier one.
 pub struct ReorderBuffer<T> {
     /// The number that is to come next, once there was one.
     next: Option<u64>,

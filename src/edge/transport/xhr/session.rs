@@ -53,18 +53,18 @@ pub struct XhrSessions {
     entries: Mutex<HashMap<SessionId, XhrEntry>>,
 }
 
-/// What a receive found.
+/// The receiver that a request attached.
 pub struct XhrReceiver {
-    /// Where its frames come from.
+    /// The receiver of its frames.
     pub frames: FrameReceiver,
-    /// Whether the session is new, so that the client is told `o`.
+    /// Whether the session is new, so that the answer begins with `o`.
     pub new: bool,
 }
 
 /// Why a request cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionError {
-    /// The client may have no session. It is told so in one answer, and nothing is kept of it: strangers could fill the
+    /// The client may have no session. One answer says so, and nothing is stored for it: strangers could fill the
     /// table otherwise.
     Refused(CloseReason),
     /// The app does not let the page that asks connect.
@@ -122,7 +122,7 @@ impl XhrSessions {
     /// Whether the app of this key, if there is one, lets the page that asks connect: each request is a page's own.
     ///
     /// # Errors
-    /// What the client is told.
+    /// The close reason: the app does not allow the origin.
     pub fn check_origin(shared: &Hub, key: &str, caller: &Caller) -> Result<(), CloseReason> {
         let registry = shared.apps.current();
         let Some(app) = registry.by_key(key) else { return Ok(()) };
@@ -249,16 +249,16 @@ async fn run_session(
     linger_after_close(fallback, session.clone(), id).await;
 }
 
-/// Keeps a session that has ended until its client was told, does not ask, or does not read.
+/// Keeps a closed session until its close frame is delivered, or its client does not ask or does not read.
 async fn linger_after_close(fallback: Arc<XhrSessions>, session: Arc<Session>, id: SessionId) {
     let abandoned = session.detached_for(XHR_RECEIVER_GRACE);
-    let told = tokio::select! {
+    let is_delivered = tokio::select! {
         () = session.close_delivered() => true,
         () = abandoned => false,
         () = tokio::time::sleep(XHR_LINGER_TIMEOUT) => false,
     };
     let entry = fallback.lock_entries().remove(&id);
-    if let (false, Some(registration)) = (told, entry.and_then(|entry| entry.registration)) {
+    if let (false, Some(registration)) = (is_delivered, entry.and_then(|entry| entry.registration)) {
         // Whoever asks next, wherever, hears that it is gone.
         registration.disarm_release();
     }
