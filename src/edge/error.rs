@@ -51,7 +51,7 @@ pub enum StopError {
     /// The stream did not appear.
     #[error("{0}; the stream was missing for two minutes: create it, or correct REALTIME_STREAM_NAME and AWS_REGION")]
     StreamMissing(KinesisError),
-    /// A listener failed.
+    /// The listener of the admin endpoints failed.
     #[error("a listener failed: {0}; the process must start again")]
     Listener(String),
 }

@@ -1,4 +1,4 @@
-//! What Prometheus may ask of an edge. Labels take values from fixed lists only, so that no client can make series.
+//! The metrics of an edge. Labels take values from fixed lists only, so that no client can make series.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 use crate::edge::drop_reason::DropReason;
 use crate::protocol::Transport;
 
-/// One transport.
+/// The label of one transport.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TransportLabel {
     transport: &'static str,
@@ -50,7 +50,7 @@ pub struct EdgeMetrics {
     pub receivers_cut: Counter,
     /// Frames put into the queues of sessions.
     pub frames: Counter,
-    /// Client events accepted.
+    /// The client events that were accepted.
     pub client_events: Counter,
     /// Events published over the HTTP API.
     pub published: Counter,

@@ -34,7 +34,7 @@ struct ClientAddress(IpAddr);
 /// The client that sent a request.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Its address.
+    /// The address of the client.
     pub address: IpAddr,
     /// The origin of the page that asks; `None` when it is no browser.
     pub origin: Option<String>,

@@ -1,7 +1,7 @@
 //! The admission of a client: whether it may open a session.
 //!
 //! In: the registry, the key in the path, the query, the page's origin. Out: the app, or the code and reason that the
-//! client is told. The codes are those of Pusher's protocol page; after each of them pusher-js does not reconnect unchanged.
+//! client receives. The codes are those of Pusher's protocol page; after each of them pusher-js does not reconnect unchanged.
 
 use url::form_urlencoded;
 

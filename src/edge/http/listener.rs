@@ -67,7 +67,7 @@ impl ListenerTimeouts {
 /// How many connections there may be at a time, and what counts those beyond, which are closed unheard.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimit {
-    /// As many.
+    /// The number of connections at a time.
     pub most: usize,
     /// Counts connections that were refused.
     pub refused: Counter,

@@ -35,7 +35,7 @@ pub struct RouteState {
     pub shared: Arc<Hub>,
     /// Sessions of pusher-js's own fallbacks.
     pub fallback: Arc<XhrSessions>,
-    /// Sessions of `SockJS`.
+    /// The sessions of `SockJS` over HTTP.
     pub sockjs: Arc<SockjsSessions>,
     /// The settings of `SockJS`.
     pub settings: Arc<sockjs::SockjsSettings>,

@@ -18,7 +18,7 @@ pub struct ApiRequest {
     method: String,
     path: String,
     query: Vec<(String, String)>,
-    /// Raw.
+    /// The raw bytes of the body.
     pub body: Bytes,
 }
 

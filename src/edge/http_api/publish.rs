@@ -18,9 +18,9 @@ pub const BATCH_EVENTS_MAX: usize = 10;
 /// One event to publish.
 #[derive(Debug, PartialEq)]
 pub struct ApiEvent {
-    /// Its name.
+    /// The name of the event.
     pub name: String,
-    /// Its data.
+    /// The data of the event.
     pub data: String,
     /// The channels that receive it.
     pub channels: Vec<ChannelName>,

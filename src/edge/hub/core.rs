@@ -36,15 +36,15 @@ const BUS_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The parts of an edge that connections and the HTTP API use.
 pub struct Hub {
-    /// The registry.
+    /// The app registry, as it is now.
     pub apps: Arc<RegistryWatcher>,
-    /// Local subscribers.
+    /// The subscribers of this process.
     pub subscribers: ChannelSubscribers,
     /// The channels whose count is published later.
     pub pending_counts: PendingCounts,
-    /// Open sessions.
+    /// The open sessions of this process.
     pub sessions: Arc<SessionRegistry>,
-    /// The other edges.
+    /// The bus to the other edges.
     pub bus: Arc<dyn Bus>,
     /// The recorder that writes the stream.
     pub recorder: Recorder,

@@ -27,7 +27,7 @@ pub const TERMINATED_MESSAGE: &str = "the app's backend ended the connections of
 
 type SubscriberShard = HashMap<ChannelKey, HashMap<SocketId, Subscriber>>;
 
-/// The local subscribers.
+/// The local subscribers by channel, in shards.
 pub struct ChannelSubscribers {
     shards: Vec<Mutex<SubscriberShard>>,
     hasher: RandomState,
@@ -40,7 +40,7 @@ struct Subscriber {
 }
 
 impl ChannelSubscribers {
-    /// Nobody is anywhere.
+    /// An empty table of subscribers.
     pub fn new() -> Self {
         Self { shards: (0..SHARD_COUNT).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
     }

@@ -1,4 +1,4 @@
-//! Who may enter a channel: the signature, and on presence channels the member.
+//! The authorization of a subscription: the signature, and on presence channels the member.
 //!
 //! In: the app, the socket, what the client sent, and as whom it signed in. Out: the member to enter as, if any, or why
 //! not. Pure.

@@ -41,18 +41,18 @@ pub const REQUESTS_PER_SECOND_MAX: u32 = 100;
 /// Longest name of an event, in characters, as Pusher documents it.
 pub const EVENT_NAME_MAX_LEN: usize = 200;
 
-/// What a client is told that asks without end.
+/// The error for a client that exceeds its request rate.
 const RATE_LIMIT_MESSAGE: &str = "too many subscriptions in a short time, try again later";
 
-/// One client.
+/// The protocol state of one client.
 pub struct Connection {
     shared: Arc<Hub>,
     session: Arc<Session>,
-    /// Where it is, and as whom.
+    /// The subscribed channels, and the member on each.
     channels: HashMap<ChannelName, Option<PresenceMember>>,
-    /// Where it will be once the bus is back.
+    /// The subscriptions that wait for the bus.
     pending: PendingQueue,
-    /// Who it is, once it has signed in.
+    /// The user, once it has signed in.
     user: Option<UserPresence>,
     /// Its place among the app's connections, where there may be so many only.
     quota_slot: Option<QuotaSlot>,
@@ -284,7 +284,7 @@ impl Connection {
         self.leave_channel(channel, member, None).await;
     }
 
-    /// What the server tells a user, on whichever connection: only the user's own may hear it.
+    /// Subscribes to the server-to-user channel: only connections of that user may.
     fn subscribe_user_channel(&mut self, channel: ChannelName) {
         let user = self.user.as_ref().map(|user| user.member.user_id.as_str());
         if user.is_none() || channel.addressed_user() != user {

@@ -24,11 +24,11 @@ pub const PROCESS_PENDING_MAX: i64 = 50_000;
 /// How often it is looked whether the bus is back.
 const PENDING_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// One of them.
+/// One subscription that waits for the bus.
 pub struct PendingSubscription {
-    /// Where it will be.
+    /// The channel to subscribe to.
     pub channel: ChannelName,
-    /// As whom.
+    /// The member to subscribe as.
     pub member: PresenceMember,
     deadline: Instant,
     _slot: PendingSlot,
@@ -110,10 +110,10 @@ impl PendingQueue {
     }
 }
 
-/// What becomes of one.
+/// The outcome of a pending subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PendingOutcome {
-    /// It may enter.
+    /// The subscription may proceed.
     Join,
     /// It waited in vain.
     Refuse,

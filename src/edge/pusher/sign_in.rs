@@ -1,4 +1,4 @@
-//! Who signs in: the signature, the user, and whom it watches.
+//! The verification of a sign-in: the signature, the user, and its watchlist.
 //!
 //! In: the app, the socket, what the client sent. Out: the user, or why not. Pure.
 

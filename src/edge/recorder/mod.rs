@@ -47,7 +47,7 @@ pub struct Recorder {
     number: std::sync::atomic::AtomicU64,
 }
 
-/// What intake and lanes share.
+/// The state that intake and lanes share.
 pub(crate) struct RecorderCore {
     queue: Mutex<RecordQueue>,
     /// One per lane: something is due earlier than it was.
@@ -131,12 +131,12 @@ impl Recorder {
         }
     }
 
-    /// Events that wait.
+    /// The number of queued events.
     pub fn queued_count(&self) -> usize {
         self.shared.as_ref().map_or(0, |shared| lock_unpoisoned(&shared.queue).len())
     }
 
-    /// What went through, for `/flow`.
+    /// The counts for `/flow`.
     pub fn flow_report(&self) -> RecorderFlow {
         let dropped = DropReason::ALL
             .into_iter()

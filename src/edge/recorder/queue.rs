@@ -61,9 +61,9 @@ const RECORD_ENVELOPE_BYTES: usize = 768;
 /// The events of one key that go into one record.
 #[derive(Clone, Debug)]
 pub struct OutgoingRecord {
-    /// The key.
+    /// The key of the record.
     pub subject: ChannelKey,
-    /// Oldest first.
+    /// The events, oldest first.
     pub events: Vec<RecordedEvent>,
 }
 
@@ -157,7 +157,7 @@ impl EventTopic {
     }
 }
 
-/// The queue.
+/// The queue of all keys.
 pub struct RecordQueue {
     limits: QueueLimits,
     backlogs: HashMap<ChannelKey, KeyBacklog>,

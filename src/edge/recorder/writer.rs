@@ -14,7 +14,7 @@ use crate::protocol::record::{EventOrder, RECORD_VERSION, RecordOrigin, StreamRe
 /// Longest that a lane sleeps without looking again.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_mins(1);
 
-/// What a lane needs.
+/// The writer of one lane.
 pub struct LaneWriter {
     number: usize,
     client: KinesisClient,
@@ -107,7 +107,7 @@ impl LaneWriter {
         self.back_off().await;
     }
 
-    /// Tells the bus what need not be told by another any more.
+    /// Acknowledges recorded transitions, so that no other process records them again.
     fn acknowledge_transitions(&self, taken: &OutgoingRecord) {
         let orders: Vec<EventOrder> = taken.events.iter().filter_map(|event| event.order).collect();
         if !orders.is_empty() {

@@ -56,7 +56,7 @@ pub(crate) struct SessionOwner {
 /// The directory of session owners.
 pub(crate) struct OwnerDirectory {
     bus: Arc<dyn Bus>,
-    /// This process.
+    /// The process id and address of this process.
     pub(crate) me: RelayPeer,
     local_sessions: Arc<dyn HttpSessions>,
     metrics: Arc<EdgeMetrics>,
@@ -89,7 +89,7 @@ impl DirectoryState {
 pub struct SessionRegistration {
     directory: Arc<OwnerDirectory>,
     session: String,
-    /// The entry stays.
+    /// Whether the entry stays after the drop.
     is_release_disarmed: AtomicBool,
 }
 

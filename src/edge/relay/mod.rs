@@ -46,9 +46,9 @@ const RECEIVE_RELAY_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// The settings by which the processes of a cluster find each other.
 pub struct RelaySettings {
-    /// The other processes.
+    /// The bus that lists the other processes.
     pub bus: Arc<dyn Bus>,
-    /// This process.
+    /// The id and address of this process.
     pub me: RelayPeer,
     /// The port on which all of them listen for each other.
     pub port: u16,

@@ -22,7 +22,7 @@ use crate::protocol::frame::code;
 const CLOSE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The delay that a timer may add to [`CLOSE_INTERVAL`].
-const CLOSE_INTERVAL_JITTER: Duration = Duration::from_millis(2);
+const CLOSE_TIMER_DELAY: Duration = Duration::from_millis(2);
 
 /// Bounds the wait until attached clients have received their close frame.
 const CLOSE_DELIVERY_TIMEOUT: Duration = Duration::from_millis(100);
@@ -40,7 +40,7 @@ const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DrainStage {
-    /// Not begun.
+    /// The drain has not begun.
     Serving,
     /// Not ready any more, and still serving.
     Holding,
@@ -70,7 +70,7 @@ pub struct EdgeDrain {
 }
 
 impl EdgeDrain {
-    /// Not begun yet.
+    /// A drain that has not begun.
     pub fn new(values: &ServerConfig, shared: Arc<Hub>) -> Arc<Self> {
         let seconds = |variable| Duration::from_secs(values.number(variable));
         let (hold, window) = (seconds(name::DRAIN_HOLD_SECONDS), seconds(name::DRAIN_WINDOW_SECONDS));
@@ -173,7 +173,7 @@ pub fn build_drain_handlers(drain: Arc<EdgeDrain>) -> admin::DrainControl {
 
 /// The number of sessions to close in one step: one, unless so many are left that the window would not suffice.
 fn close_batch_size(left: usize, time: Duration) -> usize {
-    let goes = (time.as_millis() / (CLOSE_INTERVAL + CLOSE_INTERVAL_JITTER).as_millis()).max(1);
+    let goes = (time.as_millis() / (CLOSE_INTERVAL + CLOSE_TIMER_DELAY).as_millis()).max(1);
     left.div_ceil(usize::try_from(goes).unwrap_or(usize::MAX))
 }
 

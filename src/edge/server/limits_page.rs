@@ -211,7 +211,7 @@ fn list_process_limits() -> Vec<LimitRow> {
     ]
 }
 
-/// `docs/limits.md`.
+/// Renders the text of `docs/limits.md`.
 #[must_use]
 pub fn render_limits_page() -> String {
     let mut page = String::from(

@@ -72,9 +72,9 @@ pub struct EdgeDependencies {
     pub apps_dir: PathBuf,
     /// The stream; there exactly when `REALTIME_WEBHOOKS` is `kinesis`.
     pub kinesis: Option<kinesis::KinesisClient>,
-    /// The other edges.
+    /// The bus to the other edges.
     pub bus: Arc<dyn Bus>,
-    /// Ends the edge.
+    /// Cancelled to shut the edge down.
     pub shutdown: CancellationToken,
 }
 

@@ -15,7 +15,7 @@ pub const PONG_TIMEOUT: Duration = Duration::from_secs(30);
 pub enum LivenessStep {
     /// Look again at this time.
     Wait(Instant),
-    /// Send a ping.
+    /// Send a ping to the client.
     SendPing,
     /// The client did not answer.
     GiveUp,
@@ -39,7 +39,7 @@ impl LivenessTracker {
         *self = Self::new(now);
     }
 
-    /// The step that a silence asks for. A question counts as asked once this has said so.
+    /// The step to take now. A ping counts as sent once this has returned it.
     pub fn next_step(&mut self, now: Instant) -> LivenessStep {
         match self.pinged_at {
             Some(asked) if now >= asked + PONG_TIMEOUT => LivenessStep::GiveUp,

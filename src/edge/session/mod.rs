@@ -43,7 +43,7 @@ pub const FAIR_SHARE_BYTES: usize = 64 << 10;
 pub enum OutgoingItem {
     /// Frames in order; none of them when the client only asked for a sign of life.
     Frames(Vec<Bytes>),
-    /// The end.
+    /// The close, after all frames.
     Close(CloseReason),
     /// Another outlet has taken over.
     Replaced,
@@ -52,9 +52,9 @@ pub enum OutgoingItem {
 /// Bytes that wait for all clients of the process.
 pub type ByteBudget = Arc<AtomicUsize>;
 
-/// One client's session.
+/// The session of one client.
 pub struct Session {
-    /// Its public id.
+    /// The public id of the session.
     pub socket: SocketId,
     /// Its app; empty when it was refused.
     pub app: AppId,

@@ -16,7 +16,7 @@ use crate::protocol::{AppId, SocketId, Transport};
 /// Bounds the open sessions of a process, over all transports.
 pub const OPEN_SESSIONS_MAX: usize = 100_000;
 
-/// The open sessions.
+/// The open sessions of the process.
 pub struct SessionRegistry {
     open: Mutex<HashMap<SocketId, Arc<Session>>>,
     budget: ByteBudget,
@@ -25,7 +25,7 @@ pub struct SessionRegistry {
 
 /// An open session's entry in the registry, removed when the guard is dropped.
 pub struct SessionGuard {
-    /// The session.
+    /// The session that is open.
     pub session: Arc<Session>,
     /// The span of its log lines.
     pub span: Span,
@@ -33,7 +33,7 @@ pub struct SessionGuard {
 }
 
 impl SessionRegistry {
-    /// An empty registry.
+    /// A registry without any session.
     pub fn new(metrics: Arc<EdgeMetrics>) -> Arc<Self> {
         Arc::new(Self { open: Mutex::default(), budget: ByteBudget::default(), metrics })
     }

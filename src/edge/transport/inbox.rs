@@ -32,14 +32,14 @@ pub struct InboxSender {
 pub struct InboxRequest {
     /// None when the request had only its number to tell.
     pub messages: Vec<String>,
-    /// Who sent them, where that matters.
+    /// The sender of the messages, where that matters.
     pub caller: Option<Caller>,
-    /// What tells the request from others.
+    /// The ids by which duplicates are found.
     pub mark: RequestId,
     _room: Option<OwnedSemaphorePermit>,
 }
 
-/// What tells a request from others.
+/// The ids of a request, by which its order and duplicates are found.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestId {
     /// The client's own number.
@@ -58,7 +58,7 @@ impl InboxRequest {
 /// Why messages do not reach their session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InboxError {
-    /// It has ended.
+    /// The session has ended already.
     Closed,
     /// It has not kept up.
     Timeout,

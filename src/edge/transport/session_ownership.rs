@@ -16,9 +16,9 @@ pub const SESSION_ID_PART_MAX_LEN: usize = 64;
 /// The id of a session of pusher-js's fallbacks, as the client chose it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionId {
-    /// The first part.
+    /// The first part of the id.
     pub srv: String,
-    /// The second part.
+    /// The second part of the id.
     pub session: String,
 }
 
@@ -68,7 +68,7 @@ pub trait SessionClaim: Send + Sync {
     fn disarm_release(&self);
 }
 
-/// What a request may do with a session that this process does not have.
+/// The options of a request for a session that this process does not have.
 #[derive(Clone)]
 pub enum SessionOwnership {
     /// No process has the session: the request may open it. The claim, if any, is held with the session.
@@ -91,7 +91,7 @@ impl SessionOwnership {
 
 /// The session that a request is for, and what the relay must know of the request.
 pub struct RelayTarget {
-    /// The session's name.
+    /// The name of the session.
     pub name: SessionName,
     /// Whether the request receives, and so may open the session.
     pub is_receive: bool,

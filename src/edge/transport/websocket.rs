@@ -61,15 +61,15 @@ const MESSAGE_TOO_LARGE_CODE: u16 = 1009;
 
 /// How a socket ended.
 enum WebSocketEnd {
-    /// The client went.
+    /// The client closed the socket.
     Gone,
     /// The session was ended.
     Closed(CloseReason),
-    /// What the client sent cannot be read on.
+    /// The client sent bytes that cannot be read on.
     Unreadable(CloseReason),
 }
 
-/// `GET /app/{key}`
+/// Serves `GET /app/{key}`.
 pub async fn upgrade_websocket(
     State(shared): State<Arc<Hub>>,
     Path(key): Path<String>,
@@ -180,7 +180,7 @@ async fn serve_socket(mut socket: WebSocket, shared: Arc<Hub>, place: SessionGua
     }
 }
 
-/// Tells a client of the end and hears what it had sent before it knew.
+/// Sends the close frame, and applies the messages that the client sent before it arrived.
 async fn receive_last_messages(socket: &mut WebSocket, closing: &CloseReason, connection: &mut Connection) {
     if close(socket, closing).await.is_none() {
         return;

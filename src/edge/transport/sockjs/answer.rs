@@ -1,4 +1,4 @@
-//! What one receive is answered: a head, and then frames as its transport wraps them.
+//! The answer to one receive: a head, and then frames as its transport wraps them.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -20,10 +20,10 @@ pub const SOCKJS_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(25);
 /// Taken from the session for one frame.
 const SOCKJS_BATCH_BYTES: usize = 32 << 10;
 
-/// What a second receiver is told.
+/// The close frame for a second receiver.
 const SECOND_RECEIVER_CLOSE: (u16, &str) = (2010, "Another connection still open");
 
-/// One answer.
+/// The answer to one receive.
 pub struct ReceiveAnswer {
     /// `None` once it is over.
     receive: Option<ReceiveOutcome>,

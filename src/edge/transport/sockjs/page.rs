@@ -12,15 +12,15 @@ use crate::protocol::sockjs::iframe_page;
 /// The digest of the script that stands in the page itself.
 const INLINE_SCRIPT_DIGEST: &str = "sha256-lYmFXEsqdsgpRcqXPmVFJyV4CiaTNuS5IK/HjT7/fdk=";
 
-/// A page.
+/// A page for one script.
 #[derive(Clone, Debug)]
 pub struct IframePage {
     script: String,
-    /// The page itself.
+    /// The HTML of the page.
     pub body: Bytes,
     /// Its digest, in quotes.
     pub tag: String,
-    /// What it may load and reach.
+    /// The content security policy of the page.
     pub policy: String,
 }
 

@@ -1,4 +1,4 @@
-//! What a path below the base means, and which methods it takes.
+//! The meaning of each path below the base, and the methods that it takes.
 
 use crate::protocol::Transport;
 use crate::protocol::sockjs::FrameWrapping;
@@ -6,7 +6,7 @@ use crate::protocol::sockjs::FrameWrapping;
 /// Longest name of a session. Clients use eight characters.
 const SESSION_ID_MAX_LEN: usize = 128;
 
-/// What a path means.
+/// The meaning of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SockjsEndpoint {
     /// The base path: a greeting.
@@ -21,16 +21,16 @@ pub enum SockjsEndpoint {
     Session(String, SessionAction),
 }
 
-/// What a request of a session does.
+/// The action of a session's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionAction {
     /// A WebSocket, which is a session of its own.
     Socket,
-    /// Receives one frame.
+    /// Receives one frame per request.
     Poll,
-    /// Receives frames.
+    /// Receives frames as a stream.
     Stream,
-    /// Sends messages.
+    /// Sends messages of the client.
     Send,
     /// Receives frames as events.
     EventSource,

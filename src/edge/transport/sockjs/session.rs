@@ -41,7 +41,7 @@ const SOCKJS_LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Sessions of a process, those without an app too.
 pub const SOCKJS_SESSIONS_MAX: usize = 50_000;
 
-/// What `SockJS` says of a session whose receiver was cut.
+/// The close frame of a session whose receiver was cut, as `SockJS` defines it.
 const INTERRUPTED_CLOSE: (u16, &str) = (1002, "Connection interrupted");
 
 /// The sessions of the process.
@@ -50,7 +50,7 @@ pub struct SockjsSessions {
     entries: Mutex<HashMap<String, Arc<SockjsEntry>>>,
 }
 
-/// One session.
+/// One session and its state.
 struct SockjsEntry {
     status: watch::Sender<EntryStatus>,
     sends: InboxSender,
@@ -69,11 +69,11 @@ struct EntryStatus {
     session: Option<Arc<Session>>,
 }
 
-/// What a receive found.
+/// The outcome of a receive.
 pub enum ReceiveOutcome {
     /// It is the session's receiver.
     Receiver(SockjsReceiver),
-    /// Another one is.
+    /// Another receiver is attached already.
     Busy,
     /// The session was in a process that is gone.
     Gone,
@@ -255,7 +255,7 @@ pub struct SockjsReceiver {
     shared: Arc<Hub>,
     id: String,
     entry: Arc<SockjsEntry>,
-    /// Whether the session is new, so that the client is told `o`.
+    /// Whether the session is new, so that the answer begins with `o`.
     pub new: bool,
     frames: Option<FrameReceiver>,
     is_finished: bool,

@@ -38,9 +38,9 @@ const XHR_BATCH_BYTES: usize = 32 << 10;
 /// The state that the handlers share.
 #[derive(Clone)]
 pub struct XhrContext {
-    /// The edge.
+    /// The hub of this process.
     pub shared: Arc<Hub>,
-    /// Its HTTP sessions.
+    /// The HTTP sessions of the process.
     pub fallback: Arc<XhrSessions>,
     /// The first line of a new session.
     pub open: Arc<str>,
