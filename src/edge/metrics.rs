@@ -88,7 +88,7 @@ impl EdgeMetrics {
         self.recorder_dropped.get_or_create(&ReasonLabel { reason: reason.name() }).clone()
     }
 
-    /// What clients were refused: a word from the source, never from a client.
+    /// The refusals of clients by reason: a word from the source, never from a client.
     pub fn refused(&self, reason: &'static str) -> Counter {
         self.refused.get_or_create(&ReasonLabel { reason }).clone()
     }
@@ -99,7 +99,7 @@ impl EdgeMetrics {
         self.registry_reads.get_or_create(&ResultLabel { result }).inc();
     }
 
-    /// What was handed in as if by another process, and refused.
+    /// The relayed requests that were refused, by reason.
     pub fn relay_refused(&self, reason: &'static str) -> Counter {
         self.relay_refused.get_or_create(&ReasonLabel { reason }).clone()
     }

@@ -37,7 +37,7 @@ impl TokenBucket {
         Self { burst, per_second, taken: 0, last: None }
     }
 
-    /// Whether one more is within the limit. What is refused does not count.
+    /// Whether one more is within the limit. A refused event does not count.
     pub fn try_take(&mut self, now: Instant) -> bool {
         let since = self.last.map_or(0, |last| now.duration_since(last).as_millis());
         let back = u64::try_from(since).unwrap_or(u64::MAX).saturating_mul(self.per_second.into());

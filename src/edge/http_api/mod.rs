@@ -29,7 +29,7 @@ use crate::protocol::frame;
 use crate::protocol::registry::AppLimits;
 use crate::protocol::{AppId, ChannelKind, ChannelName};
 
-/// Serves `POST /apps/{id}/events`.
+/// Publishes one event: `POST /apps/{id}/events`.
 pub async fn trigger_event(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
     let answer = async {
         let (app, limits) = call.authenticate(&shared, id)?;
@@ -41,7 +41,7 @@ pub async fn trigger_event(State(shared): State<Arc<Hub>>, Path(id): Path<String
     respond_json(&shared, answer.await)
 }
 
-/// Serves `POST /apps/{id}/batch_events`.
+/// Publishes a batch of events: `POST /apps/{id}/batch_events`.
 pub async fn trigger_batch(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
     let answer = async {
         let (app, limits) = call.authenticate(&shared, id)?;
@@ -60,7 +60,7 @@ pub async fn trigger_batch(State(shared): State<Arc<Hub>>, Path(id): Path<String
     respond_json(&shared, answer.await)
 }
 
-/// Serves `GET /apps/{id}/channels`.
+/// Lists the occupied channels: `GET /apps/{id}/channels`.
 pub async fn list_channels(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
     let answer = async {
         let (app, _) = call.authenticate(&shared, id)?;
@@ -81,7 +81,7 @@ pub async fn list_channels(State(shared): State<Arc<Hub>>, Path(id): Path<String
     respond_json(&shared, answer.await)
 }
 
-/// Serves `GET /apps/{id}/channels/{name}`.
+/// Shows one channel and its attributes: `GET /apps/{id}/channels/{name}`.
 pub async fn show_channel(
     State(shared): State<Arc<Hub>>,
     Path((id, name)): Path<(String, String)>,
@@ -99,7 +99,7 @@ pub async fn show_channel(
     respond_json(&shared, answer.await)
 }
 
-/// Serves `GET /apps/{id}/channels/{name}/users`.
+/// Lists the users of a presence channel: `GET /apps/{id}/channels/{name}/users`.
 pub async fn list_users(
     State(shared): State<Arc<Hub>>,
     Path((id, name)): Path<(String, String)>,
@@ -129,7 +129,7 @@ fn authenticate_channel(
     Ok((app, channel))
 }
 
-/// Serves `POST /apps/{id}/users/{user}/terminate_connections`.
+/// Closes all connections of a user: `POST /apps/{id}/users/{user}/terminate_connections`.
 pub async fn terminate_user(
     State(shared): State<Arc<Hub>>,
     Path((id, user)): Path<(String, String)>,

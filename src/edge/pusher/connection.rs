@@ -112,8 +112,8 @@ impl Connection {
         let registry = self.shared.apps.current();
         let Some(app) = registry.by_id(&self.session.app) else { return };
         let closing = self.session.close_reason();
-        // What a client says after its end is not heard, though it may not have been told yet; unless it is the server
-        // that goes: what was sent to others must not be lost with it.
+        // Messages after the close are ignored, even if the close frame is still queued; except in a drain, where the
+        // messages that the client had sent to others must not be lost.
         if closing.as_ref().is_some_and(|closing| !closing.drain) {
             return;
         }
@@ -315,8 +315,8 @@ impl Connection {
         }
     }
 
-    /// What a client that comes to a channel is told of before: its last event, or that there is none. The app's
-    /// backend hears of the latter by a webhook, so that it can publish one.
+    /// The last event of a cache channel for a new subscriber, or a cache miss. The app's backend receives the miss as a
+    /// webhook, so that it can publish an event.
     async fn last_event(&self, subject: &ChannelKey) -> Option<Bytes> {
         if !subject.channel.is_cached() {
             return None;
@@ -338,7 +338,7 @@ impl Connection {
         }
     }
 
-    /// A client that asks twice is told again; the bus says who is there, and nothing changes.
+    /// Answers a repeated subscription again, with the roster of the bus; nothing changes.
     async fn resend_subscription(&self, subject: &ChannelKey) {
         let member = self.channels.get(&subject.channel).cloned().flatten();
         match self.shared.join_channel(subject, &self.session.socket, member.as_ref()).await {

@@ -1,7 +1,8 @@
 //! Subscriptions to presence channels that wait for the bus.
 //!
-//! Whoever enters a presence channel is told who is there, which nobody knows while the bus is away. A client that is
-//! refused does not ask again by itself, so it waits for a while: most stores are back by then. Pure but for the clock.
+//! A presence subscription is answered with the roster, which no process knows while the bus is unavailable. A refused
+//! client does not retry by itself, so its subscription is queued: most stores have recovered by its timeout. Pure but for
+//! the clock.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use crate::edge::metrics::EdgeMetrics;
 use crate::protocol::ChannelName;
 use crate::protocol::frame::PresenceMember;
 
-/// How long a subscription waits for the bus.
+/// Bounds the time that a subscription waits for the bus.
 pub const PENDING_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Subscriptions of one connection that wait.
@@ -21,7 +22,7 @@ pub const CONNECTION_PENDING_MAX: usize = 100;
 /// Subscriptions of all connections of the process that wait.
 pub const PROCESS_PENDING_MAX: i64 = 50_000;
 
-/// How often it is looked whether the bus is back.
+/// The interval at which the queue checks whether the bus is available.
 const PENDING_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// One subscription that waits for the bus.
@@ -34,7 +35,7 @@ pub struct PendingSubscription {
     _slot: PendingSlot,
 }
 
-/// A place among those of the process, given back when dropped.
+/// A slot in the process's bound, released when dropped.
 struct PendingSlot(Gauge);
 
 impl PendingSlot {
@@ -52,14 +53,14 @@ impl Drop for PendingSlot {
 }
 
 impl PendingSubscription {
-    /// One that waits from now on; `None` when too many do.
+    /// A subscription that waits from now on; `None` at the bound.
     pub fn new(channel: ChannelName, member: PresenceMember, metrics: &EdgeMetrics, now: Instant) -> Option<Self> {
         let place = PendingSlot::acquire(metrics.pending_subscriptions.clone())?;
         Some(Self { channel, member, deadline: now + PENDING_TIMEOUT, _slot: place })
     }
 }
 
-/// Those of one connection, in the order in which they came.
+/// The pending subscriptions of one connection, in order of arrival.
 #[derive(Default)]
 pub struct PendingQueue {
     queue: VecDeque<PendingSubscription>,
@@ -67,7 +68,7 @@ pub struct PendingQueue {
 }
 
 impl PendingQueue {
-    /// Lets one wait, or wait on; gives it back when there are too many.
+    /// Queues a subscription, or keeps it queued; returns it when the bound is reached.
     pub fn enqueue(&mut self, waiter: PendingSubscription, now: Instant) -> Option<PendingSubscription> {
         if self.queue.len() >= CONNECTION_PENDING_MAX {
             return Some(waiter);
@@ -79,24 +80,24 @@ impl PendingQueue {
         None
     }
 
-    /// It no longer wants to.
+    /// Removes a channel that the client no longer wants.
     pub fn remove(&mut self, channel: &ChannelName) -> Option<PendingSubscription> {
         let index = self.queue.iter().position(|waiter| waiter.channel == *channel)?;
         self.queue.remove(index)
     }
 
-    /// How many there are.
+    /// The number of pending subscriptions.
     pub fn len(&self) -> usize {
         self.queue.len()
     }
 
-    /// When to look at them.
+    /// The time of the next check.
     pub fn next_due(&self) -> Option<Instant> {
         if self.queue.is_empty() { None } else { self.next_retry }
     }
 
-    /// The next whose time has come: to enter if the bus is back, or else to be refused. One at a time, so that the
-    /// client is heard in between.
+    /// The next subscription that is due: to proceed if the bus is available, or else to be refused. One at a time, so that
+    /// messages of the client are applied in between.
     pub fn next(&mut self, back: bool, now: Instant) -> Option<(PendingSubscription, PendingOutcome)> {
         let late = self.queue.front().is_some_and(|waiter| waiter.deadline <= now);
         self.next_retry = Some(if back || late { now } else { now + PENDING_RETRY_INTERVAL });
@@ -115,7 +116,7 @@ impl PendingQueue {
 pub enum PendingOutcome {
     /// The subscription may proceed.
     Join,
-    /// It waited in vain.
+    /// The subscription has timed out.
     Refuse,
 }
 

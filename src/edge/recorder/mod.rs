@@ -115,7 +115,7 @@ impl Recorder {
     fn enqueue_event(&self, subject: &ChannelKey, event: RecordedEvent) {
         self.metrics.recorder_accepted.inc();
         let Some(shared) = &self.shared else {
-            // Nowhere to be safe: nobody need tell it again.
+            // Without a stream no other process needs to record it again.
             return event.order.iter().for_each(|order| self.bus.acknowledge_recorded(subject, &[*order]));
         };
         let now = shared.elapsed_ms();
@@ -182,7 +182,7 @@ async fn expire_events(shared: Arc<RecorderCore>, closing: CancellationToken) {
     }
 }
 
-/// What is behind a lock, also after a panic of another holder: each change is complete in itself.
+/// Locks a mutex, also after a panic of another holder: each change is complete in itself.
 fn lock_unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -41,7 +41,7 @@ pub struct QueueLimits {
 }
 
 impl QueueLimits {
-    /// What an edge uses. A batch stays below the 5 MiB of `PutRecords`, which counts keys too.
+    /// The limits of an edge. A batch stays below the 5 MiB of `PutRecords`, which counts keys too.
     pub const DEFAULT: Self = Self {
         events: 50_000,
         bytes: 32 << 20,
@@ -55,7 +55,7 @@ impl QueueLimits {
     };
 }
 
-/// What a record's envelope adds to its events, generously.
+/// Bounds the bytes that a record's envelope adds to its events: a generous estimate.
 const RECORD_ENVELOPE_BYTES: usize = 768;
 
 /// The events of one key that go into one record.
@@ -84,7 +84,7 @@ struct KeyBacklog {
     due: Option<(u64, u64)>,
 }
 
-/// What may be dropped when the queue is full, in the order in which it goes; of one rank the oldest first.
+/// The order in which events are dropped when the queue is full; of one rank the oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum DropRank {
     /// The count of a channel of which a later count waits.
@@ -95,7 +95,7 @@ enum DropRank {
     Count,
     /// A state that a later one has ended.
     SupersededState,
-    /// What a receiver must end with.
+    /// The latest state, with which a receiver must end.
     State,
 }
 
@@ -113,7 +113,7 @@ impl DropRank {
         }
     }
 
-    /// What it becomes once a later one of the same topic waits.
+    /// The rank of an event once a later one of the same topic is queued.
     fn superseded(self) -> Self {
         match self {
             Self::Count | Self::SupersededCount => Self::SupersededCount,
@@ -136,7 +136,7 @@ impl DropRank {
     }
 }
 
-/// What of a channel an event tells the newest of.
+/// The state of a channel of which an event is the newest version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum EventTopic {
     Count,
@@ -164,7 +164,7 @@ pub struct RecordQueue {
     /// Per lane: when which key may go, earliest first. A key stands here exactly while it has events and none of them
     /// is in flight.
     lanes: Vec<BTreeMap<(u64, u64), ChannelKey>>,
-    /// What may be dropped, by rank and oldest first: events that are not in flight.
+    /// The droppable events, by rank and oldest first: events that are not in flight.
     droppable: [BTreeMap<u64, ChannelKey>; DropRank::ALL.len()],
     /// The latest of those of each topic: by the bus's order, or else by arrival.
     latest: HashMap<(ChannelKey, EventTopic), (Option<EventOrder>, u64)>,
@@ -400,8 +400,8 @@ impl RecordQueue {
 }
 
 impl KeyBacklog {
-    /// Where a new event goes: at the end; but before waiting state events that the bus decided later. Two connections
-    /// may hand in what the bus told them in another order than it decided.
+    /// The index of a new event: at the end, but before queued state events that the bus decided later. Two connections may
+    /// record transitions in another order than the bus decided them.
     fn insertion_index(&self, event: &RecordedEvent) -> usize {
         let end = self.events.len();
         let Some(order) = event.order else { return end };

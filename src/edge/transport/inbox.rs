@@ -1,8 +1,8 @@
 //! Messages that wait for one session over HTTP, whose sends come faster than the session acts on them.
 //!
-//! In: the messages of one request. Out: the same, in the order of arrival, to the one task that acts on them. What
-//! waits is bounded in requests and in bytes; a request that finds no room waits for a while and is then lost, and its
-//! session with it, because clients do not look at the answer.
+//! In: the messages of one request. Out: the same, in the order of arrival, to the one task that acts on them. The
+//! queue is bounded in requests and in bytes; a request that finds it full waits for a while and is then dropped, and its
+//! session is closed, because clients do not read the answer to a send.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use tokio::time::timeout;
 
 use crate::edge::apps::client_address::Caller;
 
-/// Sends that wait for one session.
+/// Bounds the sends that wait for one session.
 pub const INBOX_REQUESTS_MAX: usize = 64;
 
-/// Bytes of messages that wait for one session, with what each of them takes besides its text.
+/// Bounds the bytes of messages that wait for one session, with the overhead of each.
 pub const INBOX_BYTES_MAX: u32 = 512 << 10;
 
-/// How long a send waits for room.
+/// Bounds the time that a send waits for room in the queue.
 pub const INBOX_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The end for the requests.
@@ -30,7 +30,7 @@ pub struct InboxSender {
 
 /// The messages of one request, and the room that they take while they wait.
 pub struct InboxRequest {
-    /// None when the request had only its number to tell.
+    /// The messages; empty when the request carried only its number.
     pub messages: Vec<String>,
     /// The sender of the messages, where that matters.
     pub caller: Option<Caller>,
@@ -44,7 +44,7 @@ pub struct InboxRequest {
 pub struct RequestId {
     /// The client's own number.
     pub number: Option<u64>,
-    /// The id of one that another process handed here, the same when it is handed again.
+    /// The id of a relayed request, the same when it is relayed again.
     pub relay_number: Option<u128>,
 }
 
@@ -55,12 +55,12 @@ impl InboxRequest {
     }
 }
 
-/// Why messages do not reach their session.
+/// The reason for which messages do not reach their session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InboxError {
     /// The session has ended already.
     Closed,
-    /// It has not kept up.
+    /// The session has not kept up.
     Timeout,
 }
 
@@ -72,7 +72,7 @@ pub fn open_inbox() -> (InboxSender, mpsc::Receiver<InboxRequest>) {
 }
 
 impl InboxSender {
-    /// Hands messages to the session. Those that are larger than all the room wait until they are alone.
+    /// Queues messages for the session. Messages larger than the whole bound wait until the queue is empty.
     ///
     /// # Errors
     /// The session has ended, or found no time for them.
@@ -80,12 +80,12 @@ impl InboxSender {
         self.send_from(messages, None, mark).await
     }
 
-    /// Tells the number of a request without messages. Where there is no room for it, nothing waits for it either.
+    /// Queues the number of a request without messages. If the queue is full, no request waits for this number either.
     pub fn send_number(&self, number: Option<u64>) {
         let _ = self.sender.try_send(InboxRequest::without_messages(number));
     }
 
-    /// The same, and says who sent them.
+    /// Queues messages together with their caller.
     ///
     /// # Errors
     /// The session has ended, or found no time for them.

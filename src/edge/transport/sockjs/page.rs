@@ -1,7 +1,7 @@
 //! The page of a hidden frame: a page of this origin that loads the client's script.
 //!
 //! `js_path` in the query is chosen by whoever made the link, so a script is loaded only when an operator listed it to
-//! the letter. What is in the page comes from that list, never from the request, and a policy lets nothing else run.
+//! the letter. The content of the page comes from that list, never from the request, and a policy lets nothing else run.
 
 use bytes::Bytes;
 use md5::{Digest, Md5};

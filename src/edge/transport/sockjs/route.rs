@@ -13,7 +13,7 @@ pub enum SockjsEndpoint {
     Greeting,
     /// The page of a hidden frame.
     Iframe,
-    /// What the server can.
+    /// The capabilities of the server.
     Info,
     /// A WebSocket without frames.
     RawSocket,
@@ -43,7 +43,7 @@ pub enum SessionAction {
 }
 
 impl SockjsEndpoint {
-    /// What the rest of a path after the base means; it may end with a slash.
+    /// Parses the rest of a path after the base; it may end with a slash.
     pub fn from_path(rest: &str) -> Option<Self> {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         match rest {

@@ -132,7 +132,7 @@ impl SockjsSessions {
         Ok(receiver(entry, true))
     }
 
-    /// Hands messages to a session, in the order of arrival. What comes after its end goes nowhere.
+    /// Queues messages for a session, in the order of arrival. Messages after its end are dropped.
     pub async fn send(
         &self,
         shared: &Hub,
@@ -262,7 +262,7 @@ pub struct SockjsReceiver {
 }
 
 impl SockjsReceiver {
-    /// What to write next: frames up to about `most` bytes. Nothing is taken unless it resolves.
+    /// The next item: frames up to about `most` bytes. Nothing is taken unless it resolves.
     pub async fn next(&mut self, most: usize) -> OutgoingItem {
         let outlet = match self.frames.take() {
             Some(outlet) => outlet,
@@ -360,7 +360,7 @@ pub fn introduction_missing() -> CloseReason {
 /// Opens the session that a first message asks for.
 ///
 /// # Errors
-/// What the client is told.
+/// The close reason of a client that may have no session.
 pub fn open_requested_session(
     shared: &Hub,
     first: &str,
@@ -434,7 +434,7 @@ async fn serve_messages(
     drop(place);
 }
 
-/// Keeps a session that has ended, so that its client is told each time it asks.
+/// Keeps a closed session, so that each later request of its client receives the close frame.
 async fn linger_after_close(shared: &Hub, entry: &SockjsEntry, session: &Session) {
     let told_on_the_way_out = async {
         shared.draining.wait_started().await;

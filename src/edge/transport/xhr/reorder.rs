@@ -1,14 +1,14 @@
 //! The messages of a session's client, in the order in which it sent them, and each once.
 //!
 //! Sends travel on many connections and over many processes, so a later one may overtake. pusher-js numbers every
-//! request of a page, those that receive too: as long as each number comes, nothing waits. Where one is missing, what
-//! comes behind it waits for a moment, which may be in vain: the number may have been that of another session of the
-//! same page, or of a request that was lost. A request that was handed on twice, because no answer came, has one id.
+//! request of a page, those that receive too: as long as each number comes, nothing waits. If one is missing,
+//! later requests wait for a moment, perhaps in vain: the number may belong to another session of the same page, or to a
+//! request that was lost. A request that was relayed twice, because no answer came, has one id.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How long a missing number is waited for.
+/// Bounds the wait for a missing number.
 const MISSING_NUMBER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long it is waited for on a page whose numbers are missing again and again.
@@ -20,14 +20,14 @@ const FUTILE_WAITS_MAX: u8 = 3;
 /// Ids of requests that are remembered: more than can be under way for one session.
 const SEEN_IDS_MAX: usize = 256;
 
-/// Ids of requests that were handed on.
+/// The ids of relayed requests.
 #[derive(Debug, Default)]
 pub struct DuplicateFilter {
     seen: VecDeque<u128>,
 }
 
 impl DuplicateFilter {
-    /// Whether this is the first of its kind. What has no id is.
+    /// Whether this id is new. A request without an id always is.
     pub fn insert_if_new(&mut self, id: Option<u128>) -> bool {
         let Some(id) = id else { return true };
         if self.seen.contains(&id) {
@@ -56,7 +56,7 @@ impl<T> Default for ReorderBuffer<T> {
 }
 
 impl<T> ReorderBuffer<T> {
-    /// Something came. Out: what is to be done now, in order. What has no number does not wait.
+    /// Accepts a request. Returns the requests to apply now, in order. A request without a number does not wait.
     pub fn push(&mut self, number: Option<u64>, item: T, now: Instant) -> Vec<T> {
         let Some(number) = number else { return vec![item] };
         match self.next {
@@ -87,12 +87,12 @@ impl<T> ReorderBuffer<T> {
         }
     }
 
-    /// When to look for what waited long enough.
+    /// The time at which the next request is overdue.
     pub fn next_due(&self) -> Option<Instant> {
         self.waiting.values().map(|(until, _)| *until).min()
     }
 
-    /// What waited long enough, and what waits no more then.
+    /// Releases the requests that waited long enough, and those that then wait no more.
     pub fn release_overdue(&mut self, now: Instant) -> Vec<T> {
         let mut ready = Vec::new();
         let late = self.waiting.iter().rev().find(|(_, (until, _))| *until <= now).map(|(number, _)| *number);
