@@ -1,4 +1,4 @@
-//! The metrics of an edge. Label values come from fixed lists only, so that no client can create series.
+//! The metrics of an edge. Labels take values from fixed lists only, so that no client can make series.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -6,28 +6,28 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::edge::recorder::DropReason;
+use crate::edge::drop_reason::DropReason;
 use crate::protocol::Transport;
 
-/// The label of a transport.
+/// The label of one transport.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TransportLabel {
     transport: &'static str,
 }
 
-/// The label of a reason from a fixed list.
+/// One reason out of a fixed list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
 }
 
-/// The label of a registry read's result.
+/// How a reading ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
 }
 
-/// All counters and gauges of an edge.
+/// Every counter and gauge of an edge.
 #[derive(Debug, Default)]
 pub struct EdgeMetrics {
     connections: Family<TransportLabel, Gauge>,
@@ -40,81 +40,81 @@ pub struct EdgeMetrics {
     pending_outcomes: Family<ResultLabel, Counter>,
     /// Subscriptions that wait for the bus.
     pub pending_subscriptions: Gauge,
-    /// Requests that another process answered, because it owns their session.
+    /// Requests that another process answered, because it has their session.
     pub relayed: Counter,
-    /// Duplicate sends that were dropped.
+    /// Sends that came a second time and were dropped.
     pub sends_repeated: Counter,
     /// Sessions closed because they read too slowly.
     pub slow_consumers: Counter,
-    /// Fallback responses cut while open; frames in flight may be lost.
+    /// Answers of the fallbacks that were cut while they were open; what was on its way in them may be lost.
     pub receivers_cut: Counter,
-    /// Frames queued for sessions.
+    /// Frames put into the queues of sessions.
     pub frames: Counter,
-    /// Accepted client events.
+    /// The client events that were accepted.
     pub client_events: Counter,
     /// Events published over the HTTP API.
     pub published: Counter,
-    /// Failed calls to the bus.
+    /// Calls to the bus that failed.
     pub bus_errors: Counter,
-    /// Events queued by the recorder.
+    /// Events handed to the recorder.
     pub recorder_accepted: Counter,
     /// Events acknowledged by the stream.
     pub recorder_acknowledged: Counter,
-    /// Records that the stream refused and that are retried.
+    /// Records that the stream refused and that are sent again.
     pub records_refused: Counter,
-    /// Events queued for the stream; sampled on each scrape.
+    /// Events that wait for the stream; set when asked.
     pub recorder_queued: Gauge,
-    /// Frames of other processes that were dropped because this one was too slow; updated every second.
+    /// Frames of other processes that this one was too slow to take; brought up to date every second.
     pub bus_lost: Counter,
-    /// Whether the other processes are reachable; sampled on each scrape.
+    /// Whether the other processes can be reached; set when asked.
     pub bus_up: Gauge,
-    /// Transitions that the bus emitted on its own.
+    /// Changes that the bus decided without being asked.
     pub remote_transitions: Counter,
 }
 
 impl EdgeMetrics {
-    /// Returns the gauge of a transport's open sessions.
+    /// Open sessions of a transport.
     pub fn connections(&self, transport: Transport) -> Gauge {
         self.connections.get_or_create(&TransportLabel { transport: transport.name() }).clone()
     }
 
-    /// Returns the counter of a transport's sessions since the start.
+    /// Sessions of a transport since the start.
     pub fn opened(&self, transport: Transport) -> Counter {
         self.opened.get_or_create(&TransportLabel { transport: transport.name() }).clone()
     }
 
-    /// Returns the counter of dropped events.
+    /// Events that the recorder gave up.
     pub fn recorder_dropped(&self, reason: DropReason) -> Counter {
         self.recorder_dropped.get_or_create(&ReasonLabel { reason: reason.name() }).clone()
     }
 
-    /// Returns the counter of refusals; the reason comes from the source, never from a client.
+    /// The refusals of clients by reason: a word from the source, never from a client.
     pub fn refused(&self, reason: &'static str) -> Counter {
         self.refused.get_or_create(&ReasonLabel { reason }).clone()
     }
 
-    /// Returns the counter of registry reads.
+    /// The app registry changed, and could be read or not.
     pub fn registry_read(&self, applied: bool) {
         let result = if applied { "applied" } else { "refused" };
         self.registry_reads.get_or_create(&ResultLabel { result }).inc();
     }
 
-    /// Returns the counter of refused forwarded requests.
+    /// The relayed requests that were refused, by reason.
     pub fn relay_refused(&self, reason: &'static str) -> Counter {
         self.relay_refused.get_or_create(&ReasonLabel { reason }).clone()
     }
 
-    /// Returns the counter of requests that the owning process did not answer.
+    /// Requests for another process that it did not answer.
     pub fn relay_failed(&self, reason: &'static str) -> Counter {
         self.relay_failed.get_or_create(&ReasonLabel { reason }).clone()
     }
 
-    /// Returns the counter of pending subscriptions by outcome.
+    /// Subscriptions that waited for the bus, and what became of them.
     pub fn pending_outcomes(&self, result: &'static str) -> Counter {
         self.pending_outcomes.get_or_create(&ResultLabel { result }).clone()
     }
 
-    /// Registers all metrics.
+    /// Puts all of them into a registry.
     pub fn register(&self, registry: &mut Registry) {
         let edge = registry.sub_registry_with_prefix("realtime_edge");
         edge.register("connections", "Open sessions", self.connections.clone());

@@ -1,16 +1,22 @@
 //! The edge server: clients on one side, the bus and the stream on the other.
 //!
-//! In: sockets, the HTTP fallbacks of pusher-js, and the HTTP API, all on one listener. Out: events to whoever is in
-//! a channel, here and on other edges, and a record in Kinesis for everything that a webhook may tell. Transports feed
-//! one [`session`] type; a [`connection`] holds the Pusher protocol and knows no transport; [`channels`] and the bus
-//! spread frames; the [`recorder`] writes, and never makes a chat message wait. A request whose session another process
-//! has is handed to it by [`peer`].
+//! In: sockets, the HTTP fallbacks of pusher-js, and the HTTP API, all on one listener. Out: frames to the subscribers of
+//! a channel, on this process and on others, and a record in Kinesis for each event that a webhook may report.
+//!
+//! Rooms stand on floors, and import only from floors below: [`metrics`]; [`apps`], the registry and who may connect;
+//! [`session`], one client's queue; [`recorder`], the writer of the stream, which never delays a chat message; [`hub`],
+//! channels and users; [`pusher`], the protocol, which knows no transport; [`transport`]; [`relay`], which forwards a
+//! request to the process that has its session, and [`http_api`]; [`http`], the listeners and routes; [`server`], start
+//! and stop.
 //!
 //! Every queue is bounded, every wait has an end, every loss is counted. No lock is held across an await.
 //!
-//! This room must not know the operator, Kubernetes, nor who reads the stream; it treats every client alike.
+//! This room must not know the operator, Kubernetes, nor the readers of the stream; it treats every client alike.
 
 pub(crate) mod apps;
+pub(crate) mod close_reason;
+pub(crate) mod drop_reason;
+pub(crate) mod error;
 pub(crate) mod http;
 pub(crate) mod http_api;
 pub(crate) mod hub;
@@ -22,4 +28,5 @@ pub mod server;
 pub(crate) mod session;
 pub(crate) mod transport;
 
-pub use server::{EdgeDependencies, RunningEdge, StartError, StopError, start};
+pub use error::{StartError, StopError};
+pub use server::{EdgeDependencies, RunningEdge, start};

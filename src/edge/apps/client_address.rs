@@ -1,8 +1,8 @@
-//! The address of a client, and the origin that its browser sends.
+//! The caller of a request: the address of the client, and the origin that its browser sends.
 //!
-//! In: the peer address of the connection, the request's headers, the networks of trusted proxies. Out: the client's
-//! address. Any client can forge a header, so forwarded addresses are trusted from the right, only as far as trusted
-//! proxies wrote them: up to the first address outside their networks.
+//! In: the address at the other end of the connection, the request's headers, the networks of the proxies that are
+//! trusted. Out: the client's address. Anyone may write any header, so what stands in one is believed as far as trusted
+//! proxies wrote it: from the right, up to the first address that is not one of theirs.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,32 +15,32 @@ use ipnet::IpNet;
 
 use crate::protocol::relay;
 
-/// Forwarded entries that are read: more proxies than any deployment has.
+/// Entries of forwarded addresses that are looked at: more proxies than anyone has.
 const FORWARDED_HOPS_MAX: usize = 32;
 
 const X_FORWARDED_FOR_HEADER: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Networks whose forwarded addresses are trusted.
+/// The networks whose forwarded addresses are believed.
 pub type TrustedProxies = Arc<[IpNet]>;
 
-/// The peer address of the connection, as the listener saw it.
+/// The other end of a connection, as the listener saw it.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerAddress(pub IpAddr);
 
-/// The address of the client, as far as it can be determined.
+/// The address of a client, as far as it can be known.
 #[derive(Clone, Copy, Debug)]
 struct ClientAddress(IpAddr);
 
-/// The client of a request.
+/// The client that sent a request.
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// The address of the client.
     pub address: IpAddr,
-    /// The origin of the page; `None` outside browsers.
+    /// The origin of the page that asks; `None` when it is no browser.
     pub origin: Option<String>,
 }
 
-/// Removes headers that only servers of the cluster may set, and attaches the client's address to the request.
+/// Takes from a request what only servers of the cluster may say, and notes where the client is.
 pub fn sanitize_request(request: &mut Request, trusted: &[IpNet]) {
     let ours: Vec<HeaderName> = request
         .headers()
@@ -56,18 +56,18 @@ pub fn sanitize_request(request: &mut Request, trusted: &[IpNet]) {
     request.extensions_mut().insert(ClientAddress(address));
 }
 
-/// Returns the client's address that was attached before.
+/// The client's address, as it was noted.
 pub fn address_of(parts: &Parts) -> IpAddr {
     parts.extensions.get::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.0)
 }
 
-/// Attaches the client's address to a request that another server forwarded.
+/// Notes where the client of a request is that another server handed here.
 pub fn set_client_address(parts: &mut Parts, address: IpAddr) {
     parts.extensions.insert(ClientAddress(address));
 }
 
-/// Determines the client's address: the nearest one outside the trusted networks. `X-Forwarded-For` takes precedence,
-/// since proxies that write it pass a client's own `Forwarded` on.
+/// The client's address: the nearest one that is not a trusted proxy's. Where proxies write `X-Forwarded-For`, it alone
+/// counts, since they pass a client's own `Forwarded` on.
 fn resolve_client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut nearest = peer.to_canonical();
     let is_proxy = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
@@ -79,7 +79,7 @@ fn resolve_client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) 
     let entries = lines.iter().rev().flat_map(|line| line.rsplit(','));
     for entry in entries.take(FORWARDED_HOPS_MAX) {
         let found = if name == X_FORWARDED_FOR_HEADER { parse_address(entry) } else { parse_forwarded_element(entry) };
-        // An unreadable entry ends the trust.
+        // Beyond what cannot be read, nothing is believed.
         let Some(found) = found else { break };
         nearest = found;
         if !is_proxy(nearest) {
@@ -89,7 +89,7 @@ fn resolve_client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) 
     nearest
 }
 
-/// Parses an address, with or without brackets and port.
+/// An address, with or without brackets and port.
 fn parse_address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
@@ -97,7 +97,7 @@ fn parse_address(text: &str) -> Option<IpAddr> {
     address.map(|address| address.to_canonical())
 }
 
-/// Returns the address in one element of `Forwarded` (RFC 7239): `for=192.0.2.1;proto=https`, quoted if it has a colon.
+/// The address in one element of `Forwarded` (RFC 7239): `for=192.0.2.1;proto=https`, quoted where it has a colon.
 fn parse_forwarded_element(element: &str) -> Option<IpAddr> {
     let mut pairs = element.split(';').filter_map(|pair| pair.split_once('='));
     let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
@@ -198,7 +198,7 @@ mod tests {
             let trusted: [IpNet; 1] = ["10.0.0.0/8".parse().expect("a network")];
             let lines = headers(&[("x-forwarded-for", &line), ("forwarded", &rfc)]);
             prop_assert_eq!(resolve_client_address(peer, &lines, &trusted), peer);
-            // An entry of the client stands left of the proxy's, and does not count.
+            // What a client wrote stands left of what the proxy saw, and does not count.
             let both = headers(&[("x-forwarded-for", &format!("{line}, 198.51.100.7"))]);
             prop_assert_eq!(resolve_client_address(trusted[0].addr(), &both, &trusted).to_string(), "198.51.100.7");
         }

@@ -1,11 +1,11 @@
-//! Who may open a session.
+//! The admission of a client: whether it may open a session.
 //!
 //! In: the registry, the key in the path, the query, the page's origin. Out: the app, or the code and reason that the
-//! client is told. The codes are those of Pusher's protocol page; all of them tell pusher-js not to come back unchanged.
+//! client receives. The codes are those of Pusher's protocol page; after each of them pusher-js does not reconnect unchanged.
 
 use url::form_urlencoded;
 
-use crate::edge::session::CloseReason;
+use crate::edge::close_reason::CloseReason;
 use crate::protocol::AppId;
 use crate::protocol::frame::code;
 use crate::protocol::origin;
@@ -68,7 +68,7 @@ pub fn check_app_enabled(registry: &AppRegistry, app: &AppId) -> Result<(), Clos
     }
 }
 
-/// What a refusal counts as.
+/// The metric label of a refusal.
 pub fn metric_label(closing: &CloseReason) -> &'static str {
     match closing.code {
         code::APP_UNKNOWN => "app_unknown",

@@ -5,20 +5,19 @@ pub(crate) mod handshake;
 pub(crate) mod rate_limit;
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::edge::StartError;
+use crate::edge::error::StartError;
 use crate::edge::metrics::EdgeMetrics;
-use crate::edge::session::registry::SessionRegistry;
 use crate::process::files::{self, DirectorySnapshot};
 use crate::protocol::registry::{AppRegistry, RegistryError};
 
 /// The registry that is in force.
 pub struct RegistryWatcher {
-    current: RwLock<Arc<AppRegistry>>,
+    current: watch::Sender<Arc<AppRegistry>>,
 }
 
 impl RegistryWatcher {
@@ -32,21 +31,25 @@ impl RegistryWatcher {
             .map_err(|error| StartError::AppsUnreadable { directory: directory.clone(), error: error.to_string() })?;
         let registry = parse_registry(&files)?;
         tracing::info!(apps = registry.apps().count(), directory = %directory.display(), "the app registry was read");
-        Ok((Arc::new(Self { current: RwLock::new(Arc::new(registry)) }), files))
+        Ok((Arc::new(Self { current: watch::Sender::new(Arc::new(registry)) }), files))
     }
 
     /// The registry as it is now.
     pub fn current(&self) -> Arc<AppRegistry> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current.borrow().clone()
     }
 
-    /// Follows the files until the token ends it. Sessions read the registry anew with each message; those whose app is
-    /// gone or disabled are ended. A broken file changes nothing: it is logged and counted.
+    /// Follows the registry: each change of the files that is applied.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<AppRegistry>> {
+        self.current.subscribe()
+    }
+
+    /// Follows the files until the token is cancelled. Sessions read the registry anew with each message, and the session
+    /// registry follows [`Self::subscribe`]. A broken file changes nothing: it is logged and counted.
     pub async fn follow_files(
         self: Arc<Self>,
         directory: PathBuf,
         known: DirectorySnapshot,
-        sessions: Arc<SessionRegistry>,
         metrics: Arc<EdgeMetrics>,
         stop: CancellationToken,
     ) {
@@ -58,9 +61,7 @@ impl RegistryWatcher {
                 match parse_registry(&files) {
                     Ok(registry) => {
                         tracing::info!(apps = registry.apps().count(), "the app registry changed");
-                        let registry = Arc::new(registry);
-                        *self.current.write().unwrap_or_else(PoisonError::into_inner) = registry.clone();
-                        sessions.close_sessions_of_removed_apps(&registry);
+                        self.current.send_replace(Arc::new(registry));
                         metrics.registry_read(true);
                     }
                     Err(error) => {

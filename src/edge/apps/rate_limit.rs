@@ -1,8 +1,8 @@
-//! Rate limits of one connection. Pure.
+//! How often a connection may ask for something.
 
 use std::time::{Duration, Instant};
 
-/// Counts events in windows of a second; each window begins with its first event.
+/// Counts events in whole seconds that begin with the first event of each.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FixedWindow {
     since: Option<Instant>,
@@ -10,7 +10,7 @@ pub struct FixedWindow {
 }
 
 impl FixedWindow {
-    /// Whether one more event is within the limit. A refused event does not count.
+    /// Whether one more is within the limit. A refused event does not count.
     pub fn try_take(&mut self, limit: u32, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
             *self = Self { since: Some(now), count: 0 };
@@ -21,23 +21,23 @@ impl FixedWindow {
     }
 }
 
-/// A token bucket: a burst, then a steady rate.
+/// Lets a burst through, and then so many in a second.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenBucket {
     burst: u32,
     per_second: u32,
-    /// Tokens in use, in thousandths.
+    /// Taken and not yet given back, in thousandths.
     taken: u64,
     last: Option<Instant>,
 }
 
 impl TokenBucket {
-    /// Creates a full bucket.
+    /// A bucket from which nothing was taken.
     pub const fn new(burst: u32, per_second: u32) -> Self {
         Self { burst, per_second, taken: 0, last: None }
     }
 
-    /// Whether one more request is within the limit. A refused request does not count.
+    /// Whether one more is within the limit. A refused event does not count.
     pub fn try_take(&mut self, now: Instant) -> bool {
         let since = self.last.map_or(0, |last| now.duration_since(last).as_millis());
         let back = u64::try_from(since).unwrap_or(u64::MAX).saturating_mul(self.per_second.into());

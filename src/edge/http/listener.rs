@@ -1,8 +1,8 @@
-//! The public listener: HTTP/1.1 with a timeout on every wait for a client.
+//! The public listener: HTTP/1.1, and an end to every wait for a client that does not speak.
 //!
-//! A request head must be complete in time, which also bounds idle connections; so must a body; and a client must keep
-//! reading its response. Otherwise a stranger could hold thousands of connections open with one byte
-//! per minute.
+//! A head must be complete in time, which also bounds how long a connection without a request is kept; so must a body,
+//! and whoever is answered must go on reading. Without this, a stranger could hold thousands of connections with a byte
+//! every minute.
 
 use std::io;
 use std::pin::Pin;
@@ -31,31 +31,31 @@ use tokio_util::task::TaskTracker;
 use crate::edge::apps::client_address;
 use crate::edge::apps::client_address::{PeerAddress, TrustedProxies};
 
-/// Timeout of a request's head. Longer than load balancers keep an idle connection (60 s by default): otherwise one of
-/// them would send a request into a connection that is being closed.
+/// Longest for a request's head. Longer than load balancers keep an idle connection (60 s by default), or one of them
+/// would send a request into a connection that is being closed.
 pub const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// Timeout of a request's body, from its head on.
+/// Longest for a request's body, from its head on.
 pub const REQUEST_BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Longest pause of a write while the client does not read.
+/// How long writing may stand still because the client does not read.
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes of a request's head; hyper answers a larger one with 431.
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
 
-/// Fields of a request's head, hyper's default. It answers more with 431.
+/// Fields of a request's head: what hyper takes where nothing else is said. It answers more with 431.
 pub const HEAD_FIELDS_MAX: usize = 100;
 
-/// Bytes of the largest accepted body: an escaped event of the HTTP API with a hundred channels.
+/// Bytes of the largest body that is read anywhere: an event of the HTTP API, escaped, and a hundred channels.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
 
-/// Timeouts of waits for a client.
+/// Bounds the waits for a client.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenerTimeouts {
-    /// Timeout of a request's head.
+    /// For a request's head.
     pub head: Duration,
-    /// Longest pause of a write.
+    /// For it to read on.
     pub write: Duration,
 }
 
@@ -64,20 +64,20 @@ impl ListenerTimeouts {
     pub const DEFAULT: Self = Self { head: REQUEST_HEAD_TIMEOUT, write: WRITE_STALL_TIMEOUT };
 }
 
-/// The limit on concurrent connections, with a counter of those beyond it, which are closed unread.
+/// How many connections there may be at a time, and what counts those beyond, which are closed unheard.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimit {
-    /// Connections that may be open at a time.
+    /// The number of connections at a time.
     pub most: usize,
-    /// Counter of refused connections.
+    /// Counts connections that were refused.
     pub refused: Counter,
 }
 
-/// Pause of accepting when the system has no more sockets.
+/// How long accepting pauses when the system has no more sockets.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// Serves until the token is cancelled, then finishes open requests; upgraded connections are not awaited. Without a
-/// limit the routes bound the number of clients.
+/// Serves until the token ends it, then finishes open requests; upgraded connections are not waited for. Without a bound
+/// it is up to the routes how many clients there may be.
 pub async fn serve(
     listener: TcpListener,
     routes: Router,
@@ -132,7 +132,7 @@ async fn serve_connection(
     patience: ListenerTimeouts,
     stop: CancellationToken,
 ) {
-    // Frames are small and each is sent at once.
+    // Frames are small and each waits for nothing.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "a socket delays small frames");
     }
@@ -162,11 +162,11 @@ async fn serve_connection(
     }
 }
 
-/// A socket whose client must keep reading: a write that stalls for too long is an error.
+/// A socket whose client must go on reading: writing that stands still for too long is an error.
 struct WriteTimeoutStream {
     socket: TcpStream,
     most: Duration,
-    /// The timer of a stalled write; most sockets never need it.
+    /// There while writing stands still; most sockets never need it.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -221,9 +221,9 @@ impl AsyncWrite for WriteTimeoutStream {
     }
 }
 
-/// Prepares every request for its route: removes headers that only servers of the cluster may set, attaches the
-/// client's address, and bounds the body's time. A body that its length shows to be too large is refused before it
-/// arrives.
+/// Screens every request before its route: headers that only servers of the cluster may send are removed, the client's
+/// address is noted, and reading a body that does not arrive in time fails. A body that is declared larger than any route
+/// reads is refused before it arrives.
 pub async fn screen_request(State(trusted): State<TrustedProxies>, mut request: Request, next: Next) -> Response {
     client_address::sanitize_request(&mut request, &trusted);
     let length = request.body().size_hint().lower();
@@ -233,7 +233,7 @@ pub async fn screen_request(State(trusted): State<TrustedProxies>, mut request: 
     next.run(with_body_deadline(request, REQUEST_BODY_TIMEOUT)).await
 }
 
-/// The same for requests that another server forwarded, which carry their client's address.
+/// The same for what another server hands here, which says itself where its client is.
 pub async fn limit_body_time(request: Request, next: Next) -> Response {
     next.run(with_body_deadline(request, REQUEST_BODY_TIMEOUT)).await
 }
@@ -298,7 +298,7 @@ mod tests {
         assert!(!read_rest(&mut half).await.contains("hello"));
         assert_eq!(read_rest(&mut silent).await, "");
         assert!(read_rest(&mut slow).await.starts_with("HTTP/1.1 400"));
-        // Both requests are answered; the connection closes when nothing follows.
+        // Both requests are answered; the connection goes when nothing follows.
         assert_eq!(read_rest(&mut whole).await.matches("hello").count(), 2);
         stop.cancel();
         timeout(TEST_TIMEOUT, served).await.expect("in time").expect("ended");
@@ -313,7 +313,7 @@ mod tests {
         let bound = ConnectionLimit { most: 2, refused: refused.clone() };
         let served = tokio::spawn(serve(listener, routes, ListenerTimeouts::DEFAULT, Some(bound), stop.clone()));
         let ask = async |socket: &mut TcpStream| {
-            // A closed connection may be closed before this write.
+            // One that was closed may be so before this is written.
             let _ = socket.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
             let mut part = [0; 1_024];
             let read = timeout(TEST_TIMEOUT, socket.read(&mut part)).await.expect("in time").unwrap_or(0);

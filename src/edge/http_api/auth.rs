@@ -1,4 +1,4 @@
-//! Authentication of HTTP API requests by the app's signature.
+//! A request of the HTTP API, and whether it comes from the app's backend.
 
 use axum::extract::FromRequest;
 use axum::http::StatusCode;
@@ -6,8 +6,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use url::form_urlencoded;
 
-use crate::edge::http_api::ApiRefusal;
-use crate::edge::hub::Hub;
+use crate::edge::http_api::refusal::ApiRefusal;
+use crate::edge::hub::core::Hub;
 use crate::process::clock;
 use crate::protocol::AppId;
 use crate::protocol::registry::{App, AppLimits};
@@ -18,7 +18,7 @@ pub struct ApiRequest {
     method: String,
     path: String,
     query: Vec<(String, String)>,
-    /// The query, not decoded.
+    /// The raw bytes of the body.
     pub body: Bytes,
 }
 
@@ -34,12 +34,12 @@ impl<S: Send + Sync> FromRequest<S> for ApiRequest {
 }
 
 impl ApiRequest {
-    /// Returns the value of a query parameter.
+    /// The value of a query parameter.
     pub fn query_parameter(&self, name: &str) -> Option<&str> {
         self.signed_request().query_parameter(name)
     }
 
-    /// Returns the app of this id with its limits, if its secret signed the request.
+    /// The app of this id and its limits, if its secret signed the request.
     pub fn authenticate(&self, shared: &Hub, id: String) -> Result<(AppId, AppLimits), ApiRefusal> {
         let registry = shared.apps.current();
         let app = registry
@@ -48,7 +48,7 @@ impl ApiRequest {
         self.verify_signature(app)
     }
 
-    /// Returns the app of the request's key with its limits, if its secret signed the request.
+    /// The app whose key the request names and its limits, if its secret signed the request.
     pub fn authenticate_by_key(&self, shared: &Hub) -> Result<(AppId, AppLimits), ApiRefusal> {
         let registry = shared.apps.current();
         let key = self.auth_key()?;

@@ -1,12 +1,12 @@
-//! Attributes of channels for a backend: names in, values out. Pure.
+//! The attributes of channels in the HTTP API: names in, values out. Pure.
 
 use serde_json::{Map, Value, json};
 
 use crate::bus::ChannelInfo;
-use crate::edge::http_api::{ApiRefusal, bad_request};
+use crate::edge::http_api::refusal::{ApiRefusal, bad_request};
 use crate::protocol::{ChannelKind, ChannelName};
 
-/// The requested attributes.
+/// Which attributes are asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChannelAttributes {
     users: bool,
@@ -15,7 +15,7 @@ pub struct ChannelAttributes {
 }
 
 impl ChannelAttributes {
-    /// Parses a list of names joined by commas.
+    /// Reads a list of names joined by commas.
     pub fn parse(info: &str) -> Result<Self, ApiRefusal> {
         let mut attributes = Self::default();
         for name in info.split(',').map(str::trim).filter(|name| !name.is_empty()) {
@@ -29,7 +29,7 @@ impl ChannelAttributes {
         Ok(attributes)
     }
 
-    /// Checks that channels of this kind have all requested attributes.
+    /// Whether such a channel has all of them.
     pub fn check_channel_kind(self, channel: &ChannelName) -> Result<(), ApiRefusal> {
         if self.users && channel.kind() != ChannelKind::Presence {
             return Err(bad_request("user_count is known of presence channels only"));
@@ -40,7 +40,7 @@ impl ChannelAttributes {
         Ok(())
     }
 
-    /// Returns the values, without attributes that channels of this kind lack.
+    /// Their values, those left out that such a channel does not have.
     pub fn values_for(self, channel: &ChannelName, seen: &ChannelInfo) -> Map<String, Value> {
         let mut values = Map::new();
         if self.users && channel.kind() == ChannelKind::Presence {
@@ -56,7 +56,7 @@ impl ChannelAttributes {
     }
 }
 
-/// The parameters of a channel list: a name prefix, and whether to count users.
+/// The parameters of a channel list: the prefix of the names, and whether users are counted.
 pub fn parse_list_query<'a>(prefix: Option<&'a str>, info: Option<&str>) -> Result<(&'a str, bool), ApiRefusal> {
     let prefix = prefix.unwrap_or_default();
     let attributes = ChannelAttributes::parse(info.unwrap_or_default())?;

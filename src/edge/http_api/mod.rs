@@ -1,11 +1,13 @@
-//! The HTTP API of Pusher Channels: what a customer's backend asks of an app.
+//! The HTTP API of Pusher Channels: the requests of a customer's backend.
 //!
 //! In: signed requests. Out: events in the channels that they name, what is known of channels, or a status with a
-//! sentence. [`publish`] and [`query`] read requests, [`request`] knows who asks.
+//! sentence. [`publish`] and [`channel_info`] parse requests, [`auth`] verifies their
+//! signature. This room must not know transports, nor other processes: it reaches clients through the hub.
 
 pub(crate) mod auth;
 pub(crate) mod channel_info;
 pub(crate) mod publish;
+pub(crate) mod refusal;
 
 use std::sync::Arc;
 
@@ -17,23 +19,17 @@ use serde_json::{Map, Value, json};
 
 use crate::edge::http_api::auth::ApiRequest;
 use crate::edge::http_api::channel_info::ChannelAttributes;
+use crate::edge::http_api::refusal::{ApiRefusal, bad_request};
 use publish::ApiEvent;
 pub use publish::{BATCH_EVENTS_MAX, EVENT_CHANNELS_MAX};
 
 use crate::bus::{BroadcastFrame, BusError, ChannelInfo, ChannelKey, LastEvent};
-use crate::edge::hub::Hub;
+use crate::edge::hub::core::Hub;
 use crate::protocol::frame;
 use crate::protocol::registry::AppLimits;
 use crate::protocol::{AppId, ChannelKind, ChannelName};
 
-/// A status and the sentence that goes with it.
-type ApiRefusal = (StatusCode, String);
-
-fn bad_request(told: impl Into<String>) -> ApiRefusal {
-    (StatusCode::BAD_REQUEST, told.into())
-}
-
-/// `POST /apps/{id}/events`
+/// Publishes one event: `POST /apps/{id}/events`.
 pub async fn trigger_event(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
     let answer = async {
         let (app, limits) = call.authenticate(&shared, id)?;
@@ -45,7 +41,7 @@ pub async fn trigger_event(State(shared): State<Arc<Hub>>, Path(id): Path<String
     respond_json(&shared, answer.await)
 }
 
-/// `POST /apps/{id}/batch_events`
+/// Publishes a batch of events: `POST /apps/{id}/batch_events`.
 pub async fn trigger_batch(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
     let answer = async {
         let (app, limits) = call.authenticate(&shared, id)?;
@@ -64,7 +60,7 @@ pub async fn trigger_batch(State(shared): State<Arc<Hub>>, Path(id): Path<String
     respond_json(&shared, answer.await)
 }
 
-/// `GET /apps/{id}/channels`
+/// Lists the occupied channels: `GET /apps/{id}/channels`.
 pub async fn list_channels(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
     let answer = async {
         let (app, _) = call.authenticate(&shared, id)?;
@@ -85,7 +81,7 @@ pub async fn list_channels(State(shared): State<Arc<Hub>>, Path(id): Path<String
     respond_json(&shared, answer.await)
 }
 
-/// `GET /apps/{id}/channels/{name}`
+/// Shows one channel and its attributes: `GET /apps/{id}/channels/{name}`.
 pub async fn show_channel(
     State(shared): State<Arc<Hub>>,
     Path((id, name)): Path<(String, String)>,
@@ -103,7 +99,7 @@ pub async fn show_channel(
     respond_json(&shared, answer.await)
 }
 
-/// `GET /apps/{id}/channels/{name}/users`
+/// Lists the users of a presence channel: `GET /apps/{id}/channels/{name}/users`.
 pub async fn list_users(
     State(shared): State<Arc<Hub>>,
     Path((id, name)): Path<(String, String)>,
@@ -121,7 +117,7 @@ pub async fn list_users(
     respond_json(&shared, answer.await)
 }
 
-/// Who asks, and the channel that the path names.
+/// The authenticated app, and the channel that the path names.
 fn authenticate_channel(
     shared: &Hub,
     call: &ApiRequest,
@@ -133,7 +129,7 @@ fn authenticate_channel(
     Ok((app, channel))
 }
 
-/// `POST /apps/{id}/users/{user}/terminate_connections`
+/// Closes all connections of a user: `POST /apps/{id}/users/{user}/terminate_connections`.
 pub async fn terminate_user(
     State(shared): State<Arc<Hub>>,
     Path((id, user)): Path<(String, String)>,
@@ -165,7 +161,7 @@ async fn terminate_user_connections(
     respond_json(shared, answer.await)
 }
 
-/// Kept first, then told: who comes in between is told at least once.
+/// Stores the event first, then publishes it: a subscriber that joins in between receives it at least once.
 async fn broadcast_event(shared: &Hub, app: &AppId, event: &ApiEvent) {
     shared.metrics.published.inc();
     let mut messages = Vec::with_capacity(event.channels.len());
@@ -183,7 +179,7 @@ async fn broadcast_event(shared: &Hub, app: &AppId, event: &ApiEvent) {
     shared.publish_all(messages).await;
 }
 
-/// What a publisher asked to know of each channel; `None` when nothing.
+/// The attributes of each channel that the publisher asked for; `None` when none.
 async fn collect_attributes(
     shared: &Hub,
     app: &AppId,

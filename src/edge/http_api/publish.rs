@@ -1,11 +1,11 @@
-//! Events that a backend publishes: request bodies in, events out. Pure.
+//! The bodies of publish requests: bytes in, events out. Pure.
 
 use serde_json::Value;
 
 use axum::http::StatusCode;
 
 use crate::edge::http_api::channel_info::ChannelAttributes;
-use crate::edge::http_api::{ApiRefusal, bad_request};
+use crate::edge::http_api::refusal::{ApiRefusal, bad_request};
 use crate::edge::pusher::connection::EVENT_NAME_MAX_LEN;
 use crate::protocol::{ChannelKind, ChannelName, SocketId};
 
@@ -22,20 +22,20 @@ pub struct ApiEvent {
     pub name: String,
     /// The data of the event.
     pub data: String,
-    /// The target channels.
+    /// The channels that receive it.
     pub channels: Vec<ChannelName>,
-    /// The socket that must not receive the event.
+    /// The socket that must not receive it.
     pub except: Option<SocketId>,
-    /// The channel attributes to return.
+    /// The channel attributes that the answer contains.
     pub info: Option<ChannelAttributes>,
 }
 
-/// Parses the body of one event, whose data is bounded in bytes.
+/// Reads the body of one event, whose data has at most so many bytes.
 pub fn parse_event(body: &[u8], most: usize) -> Result<ApiEvent, ApiRefusal> {
     read_event(&parse_json(body)?, most)
 }
 
-/// Parses the body of a batch: each event goes to one channel.
+/// Reads the body of a batch: each event goes to one channel.
 pub fn parse_batch(body: &[u8], most: usize) -> Result<Vec<ApiEvent>, ApiRefusal> {
     let body = parse_json(body)?;
     let Some(Value::Array(events)) = body.get("batch") else {
@@ -104,7 +104,7 @@ fn parse_channels(body: &Value) -> Result<Vec<ChannelName>, String> {
         if channel.kind() == ChannelKind::Internal && channel.addressed_user().is_none() {
             return Err("only the server names such a channel".into());
         }
-        // A channel that is named twice receives the event once.
+        // A channel that is named twice gets the event once.
         if !channels.contains(&channel) {
             channels.push(channel);
         }

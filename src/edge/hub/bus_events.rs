@@ -1,5 +1,5 @@
-//! Applies transitions that the bus emits on its own: after another process dies, or after the store loses its data.
-//! They are announced as local ones are.
+//! Applies transitions that the bus emits on its own: after another process dies, or after Redis loses its data. Each is
+//! published and recorded like a local transition.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{BroadcastFrame, RemoteTransitions};
-use crate::edge::hub::Hub;
+use crate::edge::hub::core::Hub;
 use crate::edge::hub::subscription_count;
 use crate::edge::hub::user_presence::notify_user_watchers;
 use crate::protocol::ChannelKind;
 use crate::protocol::frame;
 use crate::protocol::record::EventKind;
 
-/// Announces transitions until the token is cancelled.
+/// Applies each transition until the token is cancelled.
 pub async fn apply_remote_transitions(
     shared: Arc<Hub>,
     mut decided: mpsc::Receiver<RemoteTransitions>,

@@ -1,17 +1,18 @@
-//! The limit on an app's connections, over all pods.
+//! The connection quota of an app, over all pods.
 //!
-//! Connections of a limited app join a channel of the server's own, so that the bus counts them and removes those of a
-//! dead process. While the bus is unavailable every connection is admitted: a quota must not cause an outage.
+//! Each connection of an app with a quota joins an internal channel, so that the bus counts it and removes the connections
+//! of a dead process. While the bus is unavailable every connection is admitted: a quota is no reason to serve no one.
 
 use crate::bus::{BusError, ChannelKey};
-use crate::edge::hub::Hub;
-use crate::edge::session::{CloseReason, Session};
+use crate::edge::close_reason::CloseReason;
+use crate::edge::hub::core::Hub;
+use crate::edge::session::Session;
 use crate::protocol::ChannelName;
 use crate::protocol::frame::code;
 use crate::protocol::registry::App;
 
-/// Releases the quota slot before asking the client to reconnect; otherwise the reconnect can hit the limit, and
-/// pusher-js does not retry a 4004.
+/// Releases the quota slot before asking the client to reconnect; otherwise the reconnect can hit the limit, and pusher-js
+/// does not retry a 4004.
 pub async fn release_quota_slot(shared: &Hub, session: &Session) {
     let limited = shared.apps.current().by_id(&session.app).is_some_and(|app| app.limits.connections.is_some());
     if limited && shared.bus.is_available() {
@@ -20,14 +21,14 @@ pub async fn release_quota_slot(shared: &Hub, session: &Session) {
     }
 }
 
-/// A connection's slot in the quota of its app.
+/// One connection's slot in the quota of its app.
 pub struct QuotaSlot(ChannelKey);
 
 impl QuotaSlot {
-    /// Acquires a slot; `None` for an app without a limit.
+    /// Acquires a slot; `None` if the app has no quota.
     ///
     /// # Errors
-    /// All slots are taken; the reason for the client.
+    /// The close reason: all slots are taken.
     pub async fn acquire(shared: &Hub, session: &Session, app: &App) -> Result<Option<Self>, CloseReason> {
         let Some(most) = app.limits.connections else { return Ok(None) };
         let counted = Self(ChannelKey { app: app.id.clone(), channel: ChannelName::all_connections() });
@@ -41,23 +42,23 @@ impl QuotaSlot {
             }
             Ok(_) => Ok(Some(counted)),
             Err(error) => {
-                tracing::debug!(%error, app = %app.id, "a connection is let in uncounted");
-                // A lost answer may have been a success, so the slot is released as any other.
+                tracing::debug!(%error, app = %app.id, "connection quota unknown, connection admitted");
+                // An answer that was lost may have been a yes, so the slot is released as any other.
                 Ok(Some(counted))
             }
         }
     }
 
-    /// Returns the number of connections, including this one.
+    /// Joins, and counts the connections with this one.
     async fn count_connections(&self, shared: &Hub, session: &Session) -> Result<u64, BusError> {
         shared.join_channel(&self.0, &session.socket, None).await?;
         Ok(shared.channel_info(&self.0).await?.connections)
     }
 
-    /// Releases the slot of a closed connection.
+    /// Releases the slot on the bus.
     pub async fn release(self, shared: &Hub, session: &Session) {
         if let Err(error) = shared.leave_channel(&self.0, &session.socket, None).await {
-            tracing::debug!(%error, "a connection is counted until the bus answers");
+            tracing::debug!(%error, "connection quota slot not released until the bus answers");
         }
     }
 }

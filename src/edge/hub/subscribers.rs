@@ -1,8 +1,8 @@
 //! The local subscribers of each channel.
 //!
-//! In: subscribers, and serialised frames. Out: the frames, in the subscribers' queues. A subscriber without its answer
-//! yet has its frames held back: it must see the answer first, and must not miss
-//! frames in between.
+//! In: subscribers, and frames that are already serialised. Out: the frames, in the queues of those who are there. A
+//! subscriber that has asked but was not yet answered holds back what arrives: it must see the answer first, and must
+//! not miss what came between.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -11,22 +11,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use crate::bus::{BroadcastFrame, ChannelKey};
-use crate::edge::session::{CloseReason, Session};
+use crate::edge::close_reason::CloseReason;
+use crate::edge::session::Session;
 use crate::protocol::SocketId;
 use crate::protocol::frame::code;
 
-/// Number of independently locked tables.
+/// Tables that are locked apart from each other.
 const SHARD_COUNT: usize = 16;
 
-/// Frames held back for one subscriber without its answer. The wait is short; beyond this the session is closed.
+/// Frames held back for one subscriber that waits for its answer. The wait is short; beyond this it is ended.
 pub const HELD_FRAMES_MAX: usize = 1_024;
 
-/// The error text for clients whose user's connections the backend terminated.
+/// The message for clients whose user's connections the app's backend terminated.
 pub const TERMINATED_MESSAGE: &str = "the app's backend ended the connections of this user";
 
 type SubscriberShard = HashMap<ChannelKey, HashMap<SocketId, Subscriber>>;
 
-/// The local subscribers of all channels.
+/// The local subscribers by channel, in shards.
 pub struct ChannelSubscribers {
     shards: Vec<Mutex<SubscriberShard>>,
     hasher: RandomState,
@@ -34,24 +35,24 @@ pub struct ChannelSubscribers {
 
 struct Subscriber {
     session: Arc<Session>,
-    /// Frames that arrived before the answer; `None` after the answer.
+    /// Frames held back until the answer to the subscription; `None` once it was sent.
     held_frames: Option<Vec<Bytes>>,
 }
 
 impl ChannelSubscribers {
-    /// Creates tables without subscribers.
+    /// An empty table of subscribers.
     pub fn new() -> Self {
         Self { shards: (0..SHARD_COUNT).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
     }
 
-    /// Adds a session that waits for its answer: frames are held back from now on.
+    /// A session asks to enter: from now on what arrives is held back for it.
     pub fn begin_join(&self, subject: &ChannelKey, session: &Arc<Session>) {
         let subscriber = Subscriber { session: session.clone(), held_frames: Some(Vec::new()) };
         self.lock_shard(subject).entry(subject.clone()).or_default().insert(session.socket.clone(), subscriber);
     }
 
-    /// Confirms a subscription: delivers the answer, the channel's last event, and the held frames.
-    /// A last event that is among the held frames is delivered once.
+    /// It was admitted: it gets the answer, the channel's last event, what was held back, and from now on everything.
+    /// An event that was stored while it arrived is delivered once.
     pub fn complete_join(&self, subject: &ChannelKey, socket: &SocketId, answer: Option<Bytes>, last: Option<Bytes>) {
         let mut part = self.lock_shard(subject);
         let Some(subscriber) = part.get_mut(subject).and_then(|there| there.get_mut(socket)) else { return };
@@ -62,7 +63,7 @@ impl ChannelSubscribers {
         }
     }
 
-    /// Removes a session from a channel.
+    /// It leaves, or was refused.
     pub fn remove(&self, subject: &ChannelKey, socket: &SocketId) {
         let mut part = self.lock_shard(subject);
         let Some(there) = part.get_mut(subject) else { return };
@@ -72,7 +73,7 @@ impl ChannelSubscribers {
         }
     }
 
-    /// Delivers a frame to all subscribers but the excepted one; closes them if the message says so.
+    /// Gives a frame to everyone who is there, but not to whom the message excepts; ends them if it says so.
     pub fn deliver(&self, message: &BroadcastFrame) {
         let mut part = self.lock_shard(&message.subject);
         let Some(there) = part.get_mut(&message.subject) else { return };

@@ -1,35 +1,17 @@
-//! The `subscription_count` of channels, for clients and webhooks of apps that enabled it.
+//! The number of connections in a channel, published to its subscribers and to webhooks where the app enables it.
 //!
-//! The bus decides when a count is published. A large channel's count is published every few seconds only; the last
-//! count of a burst is published by the process that scheduled the next check.
+//! The bus decides which count is published and when. The count of a large channel is published every few seconds only;
+//! the process that planned the next look publishes the last count of a burst.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::bus::{ChannelKey, CountUpdate};
-use crate::edge::hub::Hub;
+use crate::edge::hub::core::Hub;
 use crate::protocol::ChannelKind;
 use crate::protocol::frame;
 use crate::protocol::record::EventKind;
 
-/// The channels whose next check this process has scheduled.
-#[derive(Default)]
-pub struct PendingCounts {
-    pending: Mutex<HashSet<ChannelKey>>,
-}
-
-impl PendingCounts {
-    /// Whether this schedules the channel's only check.
-    fn mark_pending(&self, subject: &ChannelKey) -> bool {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(subject.clone())
-    }
-
-    fn clear_pending(&self, subject: &ChannelKey) {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(subject);
-    }
-}
-
-/// Publishes the count after a subscribe or unsubscribe.
+/// Publishes the count after a join or a leave, now or later.
 pub async fn update_subscription_count(shared: &Arc<Hub>, subject: &ChannelKey) {
     let asked = shared.apps.current().by_id(&subject.app).is_some_and(|app| app.subscription_count);
     if !asked || matches!(subject.channel.kind(), ChannelKind::Presence | ChannelKind::Internal) {
@@ -46,7 +28,7 @@ pub async fn update_subscription_count(shared: &Arc<Hub>, subject: &ChannelKey) 
                 () = shared.draining.wait_started() => return shared.pending_counts.clear_pending(&subject),
                 () = tokio::time::sleep(wait) => {}
             }
-            // Cleared before the count is read: a change after the answer schedules a new check.
+            // Before the call: a join after the answer plans anew.
             shared.pending_counts.clear_pending(&subject);
             match publish_count(&shared, &subject).await {
                 Some(again) if shared.pending_counts.mark_pending(&subject) => wait = again,
@@ -56,7 +38,7 @@ pub async fn update_subscription_count(shared: &Arc<Hub>, subject: &ChannelKey) 
     });
 }
 
-/// Publishes the count, or returns the delay until the next check.
+/// Publishes the count, or returns the time until the next look.
 async fn publish_count(shared: &Hub, subject: &ChannelKey) -> Option<std::time::Duration> {
     match shared.subscription_count(subject).await {
         Ok(CountUpdate::Publish(count)) => {
@@ -67,7 +49,7 @@ async fn publish_count(shared: &Hub, subject: &ChannelKey) -> Option<std::time::
         Ok(CountUpdate::RetryAfter(wait)) => Some(wait),
         Ok(CountUpdate::Unchanged) => None,
         Err(error) => {
-            tracing::debug!(%error, "a count was not told");
+            tracing::debug!(%error, "subscription count not published");
             None
         }
     }

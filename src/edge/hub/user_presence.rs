@@ -1,35 +1,45 @@
-//! A signed-in connection: its user is online, and it receives the status of watched users.
+//! The online state of users: a connection that has signed in, and the watchlist that it receives.
 //!
-//! The bus tracks online users by channels of the server's own: one for each user's connections, so that the first and
-//! the last are decided as for any channel, and one for each user's watchers.
+//! The bus knows who is online by channels of the server's own: one for the connections of each user, so that the first
+//! and the last are decided as they are for any channel; one for the watchers of each user.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bus::{BusError, ChannelKey, Transition};
-use crate::edge::hub::Hub;
-use crate::edge::pusher::sign_in::SignedInUser;
+use crate::edge::hub::core::Hub;
 use crate::edge::session::Session;
 use crate::protocol::frame::{self, PresenceMember};
 use crate::protocol::record::EventKind;
 use crate::protocol::{AppId, ChannelName, SocketId};
 
-/// Grace period before a disconnected user is reported offline, so that a page reload or a drain does not flap. As long
-/// as webhooks are debounced before they report a removal.
+/// Bounds the time that a closed connection still counts as its user's. A user that reloads a page, or reconnects because
+/// a server drains, is never offline. It equals the delay of the webhooks that report a leave.
 pub const OFFLINE_GRACE: Duration = Duration::from_secs(3);
 
-/// The presence of a signed-in connection.
+/// A user as its app's backend signed it.
+#[derive(Debug, PartialEq)]
+pub struct SignedInUser {
+    /// The id, and the info that presence channels show.
+    pub member: PresenceMember,
+    /// The users whose online state this user's connections receive.
+    pub watchlist: Vec<String>,
+    /// Whether the list was longer than the limit and was cut.
+    pub is_watchlist_cut: bool,
+}
+
+/// The user of a connection that has signed in.
 pub struct UserPresence {
     /// The user, as shown on presence channels.
     pub member: PresenceMember,
-    /// The channel of the user's connections.
+    /// The internal channel of the user's connections.
     signed_in_channel: ChannelKey,
-    /// The channels of the watched users.
+    /// The internal channels of the watched users.
     watched_channels: Vec<ChannelKey>,
 }
 
 impl UserPresence {
-    /// Registers a signed-in session, and announces its user to the watchers.
+    /// Signs a session in, answers it, and notifies the watchers of its user.
     ///
     /// # Errors
     /// The bus does not answer; the session is not signed in.
@@ -41,7 +51,7 @@ impl UserPresence {
     ) -> Result<Self, BusError> {
         let app = &session.app;
         let subject = |name: Option<ChannelName>| user_channel_key(app, name);
-        // The id was validated when it was parsed.
+        // Its id was checked when it was read.
         let Some(home) = subject(ChannelName::signed_in(&user.member.user_id)) else {
             return Err(BusError::Unavailable("the user cannot be named".into()));
         };
@@ -62,7 +72,7 @@ impl UserPresence {
                 }
             }
             Err(error) => {
-                // A lost answer may have been a success.
+                // An answer that was lost may have been a yes.
                 signed_in.remove_subscriptions(shared, session);
                 signed_in.sign_out(shared, &session.socket).await;
                 return Err(error);
@@ -72,7 +82,7 @@ impl UserPresence {
         Ok(signed_in)
     }
 
-    /// Unregisters the connection; its user stays online for the grace period.
+    /// Unsubscribes a closing connection; its user stays online for the grace period.
     pub fn sign_out_after_grace(self, shared: &Arc<Hub>, session: &Session) {
         self.remove_subscriptions(shared, session);
         let (shared, socket) = (shared.clone(), session.socket.clone());
@@ -82,7 +92,7 @@ impl UserPresence {
         });
     }
 
-    /// Removes the connection from its local channels.
+    /// Removes the connection from all of its internal channels.
     fn remove_subscriptions(&self, shared: &Hub, session: &Session) {
         for subject in &self.watched_channels {
             shared.subscribers.remove(subject, &session.socket);
@@ -90,14 +100,14 @@ impl UserPresence {
         shared.subscribers.remove(&self.signed_in_channel, &session.socket);
     }
 
-    /// Removes the connection from its user's channel.
+    /// Leaves the user's channel; the last connection to leave makes the user offline.
     async fn sign_out(&self, shared: &Hub, socket: &SocketId) {
         match shared.leave_channel(&self.signed_in_channel, socket, None).await {
             Ok(transitions) if has_transition(&transitions, &EventKind::ChannelVacated) => {
                 self.notify_watchers(shared, false).await
             }
             Ok(_) => {}
-            Err(error) => tracing::debug!(%error, "a user signs out later, once the bus answers"),
+            Err(error) => tracing::debug!(%error, "sign-out deferred until the bus answers"),
         }
     }
 
@@ -105,7 +115,7 @@ impl UserPresence {
         notify_user_watchers(shared, &self.signed_in_channel.app, &self.member.user_id, online).await;
     }
 
-    /// Sends the online status of the watched users, and subscribes to changes.
+    /// Sends the online state of the watched users, and each later change.
     async fn subscribe_watchlist(&self, shared: &Hub, session: &Arc<Session>, watchlist: &[String]) {
         if watchlist.is_empty() {
             return;
@@ -123,7 +133,7 @@ impl UserPresence {
                 }
                 session.push(frame::watchlist_events(&online, &offline).into());
             }
-            Err(error) => tracing::warn!(%error, "a client is not told who of its watchlist is online"),
+            Err(error) => tracing::warn!(%error, "watchlist state not sent to a client"),
         }
         for subject in &self.watched_channels {
             shared.subscribers.complete_join(subject, &session.socket, None, None);
@@ -131,7 +141,7 @@ impl UserPresence {
     }
 }
 
-/// Announces a user's status to its watchers.
+/// Publishes the online state of a user to its watchers.
 pub async fn notify_user_watchers(shared: &Hub, app: &AppId, user: &str, online: bool) {
     let Some(watchers) = user_channel_key(app, ChannelName::watchers_of(user)) else { return };
     let told = if online { frame::watchlist_events(&[user], &[]) } else { frame::watchlist_events(&[], &[user]) };

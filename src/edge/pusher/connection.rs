@@ -12,15 +12,16 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::bus::{BusError, ChannelKey, JoinOutcome, LastEventLookup, Transition};
 use crate::edge::apps::handshake::metric_label;
 use crate::edge::apps::rate_limit::{FixedWindow, TokenBucket};
-use crate::edge::hub::Hub;
+use crate::edge::close_reason::CloseReason;
 use crate::edge::hub::connection_quota::QuotaSlot;
+use crate::edge::hub::core::Hub;
 use crate::edge::hub::subscription_count;
 use crate::edge::hub::user_presence::UserPresence;
 use crate::edge::pusher::authorize::authorize_subscription;
 use crate::edge::pusher::pending_subscriptions::PendingQueue;
 use crate::edge::pusher::sign_in::{WATCHED_USERS_MAX, verify_sign_in};
+use crate::edge::session::Session;
 use crate::edge::session::liveness::{ACTIVITY_TIMEOUT, LivenessStep};
-use crate::edge::session::{CloseReason, Session};
 use crate::protocol::frame::{self, ClientMessage, PresenceMember, code};
 use crate::protocol::record::{EventKind, LeaveCause};
 use crate::protocol::registry::App;
@@ -40,18 +41,18 @@ pub const REQUESTS_PER_SECOND_MAX: u32 = 100;
 /// Longest name of an event, in characters, as Pusher documents it.
 pub const EVENT_NAME_MAX_LEN: usize = 200;
 
-/// What a client is told that asks without end.
+/// The error for a client that exceeds its request rate.
 const RATE_LIMIT_MESSAGE: &str = "too many subscriptions in a short time, try again later";
 
-/// One client.
+/// The protocol state of one client.
 pub struct Connection {
     shared: Arc<Hub>,
     session: Arc<Session>,
-    /// Where it is, and as whom.
+    /// The subscribed channels, and the member on each.
     channels: HashMap<ChannelName, Option<PresenceMember>>,
-    /// Where it will be once the bus is back.
+    /// The subscriptions that wait for the bus.
     pending: PendingQueue,
-    /// Who it is, once it has signed in.
+    /// The user, once it has signed in.
     user: Option<UserPresence>,
     /// Its place among the app's connections, where there may be so many only.
     quota_slot: Option<QuotaSlot>,
@@ -111,8 +112,8 @@ impl Connection {
         let registry = self.shared.apps.current();
         let Some(app) = registry.by_id(&self.session.app) else { return };
         let closing = self.session.close_reason();
-        // What a client says after its end is not heard, though it may not have been told yet; unless it is the server
-        // that goes: what was sent to others must not be lost with it.
+        // Messages after the close are ignored, even if the close frame is still queued; except in a drain, where the
+        // messages that the client had sent to others must not be lost.
         if closing.as_ref().is_some_and(|closing| !closing.drain) {
             return;
         }
@@ -283,7 +284,7 @@ impl Connection {
         self.leave_channel(channel, member, None).await;
     }
 
-    /// What the server tells a user, on whichever connection: only the user's own may hear it.
+    /// Subscribes to the server-to-user channel: only connections of that user may.
     fn subscribe_user_channel(&mut self, channel: ChannelName) {
         let user = self.user.as_ref().map(|user| user.member.user_id.as_str());
         if user.is_none() || channel.addressed_user() != user {
@@ -314,8 +315,8 @@ impl Connection {
         }
     }
 
-    /// What a client that comes to a channel is told of before: its last event, or that there is none. The app's
-    /// backend hears of the latter by a webhook, so that it can publish one.
+    /// The last event of a cache channel for a new subscriber, or a cache miss. The app's backend receives the miss as a
+    /// webhook, so that it can publish an event.
     async fn last_event(&self, subject: &ChannelKey) -> Option<Bytes> {
         if !subject.channel.is_cached() {
             return None;
@@ -337,7 +338,7 @@ impl Connection {
         }
     }
 
-    /// A client that asks twice is told again; the bus says who is there, and nothing changes.
+    /// Answers a repeated subscription again, with the roster of the bus; nothing changes.
     async fn resend_subscription(&self, subject: &ChannelKey) {
         let member = self.channels.get(&subject.channel).cloned().flatten();
         match self.shared.join_channel(subject, &self.session.socket, member.as_ref()).await {

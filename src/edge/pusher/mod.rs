@@ -1,4 +1,7 @@
-//! The Pusher protocol of one connection; it knows no transport.
+//! The Pusher protocol of one connection.
+//!
+//! In: the messages of one client. Out: joins, leaves, publishes and sign-ins on the hub, and the answers to the client.
+//! This room must not know the transport of the connection.
 
 pub(crate) mod authorize;
 pub(crate) mod connection;

@@ -1,7 +1,8 @@
-//! Presence subscriptions that wait while the bus is unavailable. Pure but for the clock.
+//! Subscriptions to presence channels that wait for the bus.
 //!
-//! Joining a presence channel returns its members, which are unknown while the bus is unavailable. A refused client
-//! does not retry on its own, so the subscription waits for a while: most stores recover within that time.
+//! A presence subscription is answered with the roster, which no process knows while the bus is unavailable. A refused
+//! client does not retry by itself, so its subscription is queued: most stores have recovered by its timeout. Pure but for
+//! the clock.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -12,29 +13,29 @@ use crate::edge::metrics::EdgeMetrics;
 use crate::protocol::ChannelName;
 use crate::protocol::frame::PresenceMember;
 
-/// Time for which a subscription waits for the bus.
+/// Bounds the time that a subscription waits for the bus.
 pub const PENDING_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Pending subscriptions of one connection.
+/// Subscriptions of one connection that wait.
 pub const CONNECTION_PENDING_MAX: usize = 100;
 
-/// Pending subscriptions of all connections of the process.
+/// Subscriptions of all connections of the process that wait.
 pub const PROCESS_PENDING_MAX: i64 = 50_000;
 
-/// Interval of checks whether the bus has recovered.
+/// The interval at which the queue checks whether the bus is available.
 const PENDING_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A subscription that waits for the bus.
+/// One subscription that waits for the bus.
 pub struct PendingSubscription {
-    /// The channel to join.
+    /// The channel to subscribe to.
     pub channel: ChannelName,
-    /// The member to join as.
+    /// The member to subscribe as.
     pub member: PresenceMember,
     deadline: Instant,
     _slot: PendingSlot,
 }
 
-/// A slot among the process's pending subscriptions, released when dropped.
+/// A slot in the process's bound, released when dropped.
 struct PendingSlot(Gauge);
 
 impl PendingSlot {
@@ -52,14 +53,14 @@ impl Drop for PendingSlot {
 }
 
 impl PendingSubscription {
-    /// Creates a pending subscription; `None` when too many are pending.
+    /// A subscription that waits from now on; `None` at the bound.
     pub fn new(channel: ChannelName, member: PresenceMember, metrics: &EdgeMetrics, now: Instant) -> Option<Self> {
         let place = PendingSlot::acquire(metrics.pending_subscriptions.clone())?;
         Some(Self { channel, member, deadline: now + PENDING_TIMEOUT, _slot: place })
     }
 }
 
-/// Pending subscriptions of one connection, in order of arrival.
+/// The pending subscriptions of one connection, in order of arrival.
 #[derive(Default)]
 pub struct PendingQueue {
     queue: VecDeque<PendingSubscription>,
@@ -67,36 +68,36 @@ pub struct PendingQueue {
 }
 
 impl PendingQueue {
-    /// Adds a subscription; returns it when too many are pending.
+    /// Queues a subscription, or keeps it queued; returns it when the bound is reached.
     pub fn enqueue(&mut self, waiter: PendingSubscription, now: Instant) -> Option<PendingSubscription> {
         if self.queue.len() >= CONNECTION_PENDING_MAX {
             return Some(waiter);
         }
-        // A subscription that is pending again keeps its deadline.
+        // One that waits again keeps its time.
         let place = self.queue.partition_point(|other| other.deadline <= waiter.deadline);
         self.queue.insert(place, waiter);
         self.next_retry = Some(now + PENDING_RETRY_INTERVAL);
         None
     }
 
-    /// Removes the subscription of a channel.
+    /// Removes a channel that the client no longer wants.
     pub fn remove(&mut self, channel: &ChannelName) -> Option<PendingSubscription> {
         let index = self.queue.iter().position(|waiter| waiter.channel == *channel)?;
         self.queue.remove(index)
     }
 
-    /// Number of pending subscriptions.
+    /// The number of pending subscriptions.
     pub fn len(&self) -> usize {
         self.queue.len()
     }
 
-    /// Returns the time of the next check.
+    /// The time of the next check.
     pub fn next_due(&self) -> Option<Instant> {
         if self.queue.is_empty() { None } else { self.next_retry }
     }
 
-    /// Returns the next due subscription: to join if the bus has recovered, else to refuse. One at a time, so that the
-    /// client's messages are read in between.
+    /// The next subscription that is due: to proceed if the bus is available, or else to be refused. One at a time, so that
+    /// messages of the client are applied in between.
     pub fn next(&mut self, back: bool, now: Instant) -> Option<(PendingSubscription, PendingOutcome)> {
         let late = self.queue.front().is_some_and(|waiter| waiter.deadline <= now);
         self.next_retry = Some(if back || late { now } else { now + PENDING_RETRY_INTERVAL });
@@ -113,9 +114,9 @@ impl PendingQueue {
 /// The outcome of a pending subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PendingOutcome {
-    /// The bus has recovered: join.
+    /// The subscription may proceed.
     Join,
-    /// The deadline has passed: refuse.
+    /// The subscription has timed out.
     Refuse,
 }
 

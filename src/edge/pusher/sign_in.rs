@@ -1,9 +1,10 @@
-//! Sign-in of a user: the signature, the user, and its watchlist. Pure.
+//! The verification of a sign-in: the signature, the user, and its watchlist.
 //!
-//! In: the app, the socket, the client's message. Out: the user, or the reason of the refusal.
+//! In: the app, the socket, what the client sent. Out: the user, or why not. Pure.
 
 use serde_json::Value;
 
+use crate::edge::hub::user_presence::SignedInUser;
 use crate::edge::pusher::authorize::verify_auth;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::registry::App;
@@ -12,24 +13,13 @@ use crate::protocol::{ChannelName, SocketId, signature};
 /// Users that one connection may watch, as Pusher documents it.
 pub const WATCHED_USERS_MAX: usize = 100;
 
-/// Largest `user_data`, in bytes: kept as long as the connection. A whole watchlist fits.
+/// Largest `user_data`, in bytes: it is kept as long as the connection. A whole watchlist fits.
 pub const USER_DATA_BYTES_MAX: usize = 32 << 10;
 
-/// A user as its app's backend signed it.
-#[derive(Debug, PartialEq)]
-pub struct SignedInUser {
-    /// The id, and the data shown on presence channels.
-    pub member: PresenceMember,
-    /// The ids of the watched users.
-    pub watchlist: Vec<String>,
-    /// Whether the watchlist was cut at its limit.
-    pub is_watchlist_cut: bool,
-}
-
-/// Verifies one sign-in.
+/// Decides on one sign-in.
 ///
 /// # Errors
-/// A sentence for the client that names the mismatch.
+/// A sentence for the client.
 pub fn verify_sign_in(app: &App, socket: &SocketId, auth: &str, user_data: &str) -> Result<SignedInUser, String> {
     if user_data.len() > USER_DATA_BYTES_MAX {
         return Err(format!("`user_data` is larger than {USER_DATA_BYTES_MAX} bytes"));

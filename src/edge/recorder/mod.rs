@@ -1,7 +1,7 @@
-//! The recorder: writes events to the stream without delaying chat messages.
+//! The way of events into the stream, beside the chat and never in its way.
 //!
-//! In: transitions of the bus, and accepted client events. Out: records that Kinesis acknowledged, or a count of drops
-//! by reason. [`queue`] decides the order, [`writer`] sends.
+//! In: what the bus decided and which client events were accepted. Out: records, acknowledged by Kinesis, or a count by
+//! reason. [`queue`] decides what goes when, [`writer`] carries it.
 
 pub(crate) mod queue;
 pub(crate) mod writer;
@@ -14,32 +14,32 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::Ulid;
 
-pub use queue::DropReason;
 use queue::{QueueLimits, RecordQueue};
 
 use crate::bus::{Bus, ChannelKey, Transition};
+use crate::edge::drop_reason::DropReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::kinesis;
 use crate::process::clock;
 use crate::protocol::admin::{RecorderFlow, RecorderState};
 use crate::protocol::record::{EventKind, RecordOrigin, RecordedEvent};
 
-/// Lanes that are written independently; each has its share of the partition keys.
+/// Parts of the stream's keys that are written independently of each other.
 const LANE_COUNT: usize = 8;
 
-/// Events queued for the stream at most.
+/// Events that may wait for the stream.
 pub const RECORDER_EVENTS_MAX: usize = QueueLimits::DEFAULT.events;
 
-/// Bytes of events queued for the stream at most.
+/// Bytes of events that may wait for the stream.
 pub const RECORDER_BYTES_MAX: usize = QueueLimits::DEFAULT.bytes;
 
-/// Age at which a queued client event is dropped.
+/// How long a client event may wait for the stream.
 pub const CLIENT_EVENT_TTL: Duration = Duration::from_millis(QueueLimits::DEFAULT.client_event_ms);
 
-/// Interval of checks for expired client events.
+/// How often client events are looked through for those that are too old.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Queues events and writes them to the stream.
+/// Takes events in and has them written.
 pub struct Recorder {
     shared: Option<Arc<RecorderCore>>,
     bus: Arc<dyn Bus>,
@@ -47,10 +47,10 @@ pub struct Recorder {
     number: std::sync::atomic::AtomicU64,
 }
 
-/// State shared by the intake and the lanes.
+/// The state that intake and lanes share.
 pub(crate) struct RecorderCore {
     queue: Mutex<RecordQueue>,
-    /// One per lane, notified when an event is due earlier than before.
+    /// One per lane: something is due earlier than it was.
     wake: Vec<Notify>,
     last_error: Mutex<Option<String>>,
     started: Instant,
@@ -59,8 +59,8 @@ pub(crate) struct RecorderCore {
 }
 
 impl Recorder {
-    /// Creates a recorder that writes to a stream, or discards without one. Its tasks end once `closing` is cancelled
-    /// and the queue is empty.
+    /// A recorder that writes to a stream, or nowhere without one. Its tasks end once `closing` is cancelled and the
+    /// queue is empty.
     pub fn start(
         kinesis: Option<kinesis::KinesisClient>,
         bus: Arc<dyn Bus>,
@@ -87,7 +87,7 @@ impl Recorder {
         Self { shared: Some(shared), bus, metrics, number }
     }
 
-    /// Records transitions of the bus.
+    /// Records what the bus decided.
     pub fn record_transitions(&self, subject: &ChannelKey, transitions: Vec<Transition>) {
         for transition in transitions {
             self.enqueue_event(
@@ -104,18 +104,18 @@ impl Recorder {
         }
     }
 
-    /// Records an event without an order: an accepted client event, or a notice about a channel.
+    /// Records what the bus did not decide: a client event that was accepted, or what was noticed of a channel.
     pub fn record_event(&self, subject: &ChannelKey, kind: EventKind) {
         let n = self.number.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         let (id, time_ms) = (Ulid::new().to_string(), clock::now_ms());
         self.enqueue_event(subject, RecordedEvent { id, time_ms, order: None, n: Some(n), cause: None, kind });
     }
 
-    /// Queues an event. Never waits for the stream.
+    /// Takes an event in. Never waits for the stream.
     fn enqueue_event(&self, subject: &ChannelKey, event: RecordedEvent) {
         self.metrics.recorder_accepted.inc();
         let Some(shared) = &self.shared else {
-            // There is no stream: acknowledged at once, so that no other process records it again.
+            // Without a stream no other process needs to record it again.
             return event.order.iter().for_each(|order| self.bus.acknowledge_recorded(subject, &[*order]));
         };
         let now = shared.elapsed_ms();
@@ -131,12 +131,12 @@ impl Recorder {
         }
     }
 
-    /// Number of queued events.
+    /// The number of queued events.
     pub fn queued_count(&self) -> usize {
         self.shared.as_ref().map_or(0, |shared| lock_unpoisoned(&shared.queue).len())
     }
 
-    /// Returns the counters for `/flow`.
+    /// The counts for `/flow`.
     pub fn flow_report(&self) -> RecorderFlow {
         let dropped = DropReason::ALL
             .into_iter()
@@ -153,7 +153,7 @@ impl Recorder {
         }
     }
 
-    /// Counts the events that are left when the process ends, and returns their number.
+    /// Counts what is left when the process ends, and returns it.
     pub fn drop_queued(&self) -> usize {
         let left = self.queued_count();
         self.metrics.recorder_dropped(DropReason::Shutdown).inc_by(u64::try_from(left).unwrap_or(u64::MAX));
@@ -162,7 +162,7 @@ impl Recorder {
 }
 
 impl RecorderCore {
-    /// Milliseconds since the recorder started, unaffected by corrections of the wall clock.
+    /// Milliseconds since the recorder started, which no correction of the wall clock can turn back.
     fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -182,7 +182,7 @@ async fn expire_events(shared: Arc<RecorderCore>, closing: CancellationToken) {
     }
 }
 
-/// Locks the state, also after a panic of another holder: each change is complete in itself.
+/// Locks a mutex, also after a panic of another holder: each change is complete in itself.
 fn lock_unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,11 @@
-//! The queue of events for the stream. Pure.
+//! The events that wait for the stream.
 //!
-//! In: events, the time, and the stream's answers. Out: batches with at most one record per key, each key's events in
-//! order. Must not know Kinesis, tasks or clocks: the caller passes the time in ms of its own monotonic clock, so that
-//! a test can cover an outage of an hour.
+//! In: events as they happen, the time, and what the stream answered. Out: batches, at most one record per key, each
+//! key's events in order. Knows nothing of Kinesis, tasks or clocks: the caller passes the time in ms of its own
+//! monotonic clock, so that an outage of an hour can be tested at once.
 //!
-//! Events in flight stay at the front of their key and count as queued until the stream acknowledges them. A refusal
-//! only clears the in-flight mark: they are sent again before anything newer of their key, perhaps together with
+//! Events in flight stay at the front of their key and count as waiting until the stream has acknowledged them. A
+//! refusal only marks them as not in flight: they go again before anything newer of their key, perhaps together with
 //! it.
 
 use std::collections::hash_map::Entry;
@@ -14,28 +14,29 @@ use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use crate::bus::ChannelKey;
+use crate::edge::drop_reason::DropReason;
 use crate::protocol::record::{EventKind, EventOrder, RecordedEvent};
 
 /// Bounds of the queue and of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueLimits {
-    /// Events that the queue holds at most.
+    /// Events that may wait.
     pub events: usize,
-    /// Bytes that the queue holds at most.
+    /// Bytes that may wait.
     pub bytes: usize,
-    /// Bytes of events in one record at most.
+    /// Bytes of events in one record.
     pub record_bytes: usize,
-    /// Records in one batch at most.
+    /// Records in one batch.
     pub batch_records: usize,
-    /// Bytes in one batch at most.
+    /// Bytes in one batch.
     pub batch_bytes: usize,
-    /// Delay for collecting further events of a key, in ms.
+    /// How long an event waits for others of its key, in ms.
     pub linger_ms: u64,
-    /// Age at which a client event is dropped, in ms.
+    /// How old a client event may get, in ms.
     pub client_event_ms: u64,
-    /// First back-off after a refusal, in ms.
+    /// The first wait after a refusal, in ms.
     pub backoff_ms: u64,
-    /// Longest back-off after a refusal, in ms.
+    /// The longest wait after a refusal, in ms.
     pub max_backoff_ms: u64,
 }
 
@@ -54,45 +55,13 @@ impl QueueLimits {
     };
 }
 
-/// Bytes that a record's envelope adds to its events, estimated generously.
+/// Bounds the bytes that a record's envelope adds to its events: a generous estimate.
 const RECORD_ENVELOPE_BYTES: usize = 768;
-
-/// The reasons for dropping an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum DropReason {
-    /// A count or state that a later one of the same topic replaced, because the queue was full.
-    Compacted,
-    /// A client event, because the queue was full.
-    ClientEventOverflow,
-    /// A state event, because the queue was full of state events only.
-    StateOverflow,
-    /// A client event that exceeded its age limit.
-    Expired,
-    /// An event still queued when the process ended.
-    Shutdown,
-}
-
-impl DropReason {
-    /// All reasons, in the order of the metrics page.
-    pub const ALL: [Self; 5] =
-        [Self::Compacted, Self::ClientEventOverflow, Self::StateOverflow, Self::Expired, Self::Shutdown];
-
-    /// The name in metrics and in `/flow`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Compacted => "compacted",
-            Self::ClientEventOverflow => "client_event_overflow",
-            Self::StateOverflow => "state_overflow",
-            Self::Expired => "expired",
-            Self::Shutdown => "shutdown",
-        }
-    }
-}
 
 /// The events of one key that go into one record.
 #[derive(Clone, Debug)]
 pub struct OutgoingRecord {
-    /// The partition key of the record.
+    /// The key of the record.
     pub subject: ChannelKey,
     /// The events, oldest first.
     pub events: Vec<RecordedEvent>,
@@ -108,25 +77,25 @@ struct QueuedEvent {
 #[derive(Default)]
 struct KeyBacklog {
     events: VecDeque<QueuedEvent>,
-    /// Number of events at the front that are in flight.
+    /// How many of the front are in flight.
     in_flight: usize,
     refusals: u32,
-    /// The key's entry in the lane's schedule, if it has one.
+    /// Its entry in the lane's schedule, when it has one.
     due: Option<(u64, u64)>,
 }
 
-/// The order in which a full queue drops events; within one rank the oldest goes first.
+/// The order in which events are dropped when the queue is full; of one rank the oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum DropRank {
-    /// A subscription count that a later one has replaced.
+    /// The count of a channel of which a later count waits.
     SupersededCount,
-    /// A client event, or a cache miss.
+    /// A client event, or that a channel's last event was missed.
     Client,
-    /// The latest subscription count of a channel.
+    /// The latest count of a channel.
     Count,
     /// A state that a later one has ended.
     SupersededState,
-    /// A final state, which every receiver must learn.
+    /// The latest state, with which a receiver must end.
     State,
 }
 
@@ -144,7 +113,7 @@ impl DropRank {
         }
     }
 
-    /// Returns the rank once a later event of the same topic is queued.
+    /// The rank of an event once a later one of the same topic is queued.
     fn superseded(self) -> Self {
         match self {
             Self::Count | Self::SupersededCount => Self::SupersededCount,
@@ -161,13 +130,13 @@ impl DropRank {
         }
     }
 
-    /// Whether events of this rank have an age limit.
+    /// Whether it may get too old.
     fn can_expire(self) -> bool {
         self < Self::SupersededState
     }
 }
 
-/// The topic of an event: only the newest event of a topic matters.
+/// The state of a channel of which an event is the newest version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum EventTopic {
     Count,
@@ -188,16 +157,16 @@ impl EventTopic {
     }
 }
 
-/// Queued events of all lanes and keys.
+/// The queue of all keys.
 pub struct RecordQueue {
     limits: QueueLimits,
     backlogs: HashMap<ChannelKey, KeyBacklog>,
-    /// Per lane, the earliest time at which each key may be sent. A key is listed exactly while it has events and none
-    /// of them is in flight.
+    /// Per lane: when which key may go, earliest first. A key stands here exactly while it has events and none of them
+    /// is in flight.
     lanes: Vec<BTreeMap<(u64, u64), ChannelKey>>,
-    /// Droppable events by rank, oldest first: those not in flight.
+    /// The droppable events, by rank and oldest first: events that are not in flight.
     droppable: [BTreeMap<u64, ChannelKey>; DropRank::ALL.len()],
-    /// The latest event of each topic: by the bus's order, or else by arrival.
+    /// The latest of those of each topic: by the bus's order, or else by arrival.
     latest: HashMap<(ChannelKey, EventTopic), (Option<EventOrder>, u64)>,
     hasher: std::hash::BuildHasherDefault<std::hash::DefaultHasher>,
     serial: u64,
@@ -206,7 +175,7 @@ pub struct RecordQueue {
 }
 
 impl RecordQueue {
-    /// Creates an empty queue with this number of lanes.
+    /// An empty queue with so many lanes.
     pub fn new(limits: QueueLimits, lanes: usize) -> Self {
         Self {
             limits,
@@ -221,12 +190,12 @@ impl RecordQueue {
         }
     }
 
-    /// Number of queued events, including those in flight.
+    /// Events that wait, those in flight too.
     pub fn len(&self) -> usize {
         self.events
     }
 
-    /// Returns the lane of a key, which never changes.
+    /// Which lane a key goes through, always the same.
     pub fn lane_of(&self, subject: &ChannelKey) -> usize {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(subject.app.as_str().as_bytes());
@@ -235,7 +204,7 @@ impl RecordQueue {
         usize::try_from(hasher.finish() % self.lanes.len() as u64).unwrap_or_default()
     }
 
-    /// Queues an event and returns the reasons of events that were dropped for it.
+    /// Takes an event in and says what had to go for it.
     pub fn push(&mut self, subject: &ChannelKey, event: RecordedEvent, now: u64) -> Vec<DropReason> {
         let bytes = measure_event(&event);
         self.serial += 1;
@@ -250,8 +219,8 @@ impl RecordQueue {
         self.evict_overflow()
     }
 
-    /// Returns the next batch of a lane: due keys, earliest first. Keys that were refused before fill at most half of
-    /// it, so that a hot shard does not delay the others.
+    /// The next batch of a lane: keys that are due, earliest first. Keys that were refused before fill at most half of
+    /// it, so that a hot shard does not hold up the others.
     pub fn take_batch(&mut self, lane: usize, now: u64) -> Vec<OutgoingRecord> {
         let Some(schedule) = self.lanes.get(lane) else { return Vec::new() };
         let (mut chosen, mut bytes, mut again) = (Vec::new(), 0, 0);
@@ -273,7 +242,7 @@ impl RecordQueue {
         chosen.into_iter().map(|(due, subject, count)| self.mark_in_flight(lane, due, subject, count)).collect()
     }
 
-    /// Applies the stream's answer to a record and returns the number of completed events. `jitter` is from 0 to 1.
+    /// Notes what the stream answered to a record. `jitter` is from 0 to 1. Returns how many events are done.
     pub fn complete_record(&mut self, subject: &ChannelKey, acknowledged: bool, now: u64, jitter: f64) -> usize {
         let Some(backlog) = self.backlogs.get_mut(subject) else { return 0 };
         let count = std::mem::take(&mut backlog.in_flight);
@@ -300,12 +269,12 @@ impl RecordQueue {
         0
     }
 
-    /// Returns the time at which the lane next has something to send.
+    /// When the lane next has something to send.
     pub fn next_due(&self, lane: usize) -> Option<u64> {
         self.lanes.get(lane)?.first_key_value().map(|(&(due, _), _)| due)
     }
 
-    /// Drops client events that exceeded their age limit.
+    /// Drops client events that have waited too long.
     pub fn drop_expired(&mut self, now: u64) -> usize {
         let mut count = 0;
         for rank in DropRank::ALL.into_iter().filter(|rank| rank.can_expire()) {
@@ -340,7 +309,7 @@ impl RecordQueue {
         dropped
     }
 
-    /// Adds an event to its rank and updates the latest event of its topic.
+    /// Lists an event among those that may be dropped, and finds out which of its topic is the latest.
     fn add_droppable(&mut self, subject: &ChannelKey, serial: u64, event: &RecordedEvent) {
         let mut rank = DropRank::of_event(event);
         if let Some(topic) = EventTopic::of_event(event) {
@@ -360,7 +329,7 @@ impl RecordQueue {
         self.droppable[rank as usize].insert(serial, subject.clone());
     }
 
-    /// Removes an event as the latest of its topic, if it is.
+    /// Forgets that an event is the latest of its topic, if it is.
     fn clear_latest(&mut self, subject: &ChannelKey, serial: u64, event: &RecordedEvent) {
         let Some(topic) = EventTopic::of_event(event) else { return };
         if let Entry::Occupied(latest) = self.latest.entry((subject.clone(), topic))
@@ -408,7 +377,7 @@ impl RecordQueue {
         OutgoingRecord { subject, events }
     }
 
-    /// Schedules a key that has events, none of them in flight, and no schedule entry yet.
+    /// Plans a key that has events, none of them in flight, and no plan yet.
     fn schedule_key(&mut self, subject: &ChannelKey) {
         let Some(backlog) = self.backlogs.get(subject) else { return };
         if backlog.in_flight > 0 || backlog.due.is_some() {
@@ -431,8 +400,8 @@ impl RecordQueue {
 }
 
 impl KeyBacklog {
-    /// Returns the index for a new event: the end, but before queued state events with a later order. Two connections
-    /// may deliver transitions in another order than the bus decided them.
+    /// The index of a new event: at the end, but before queued state events that the bus decided later. Two connections may
+    /// record transitions in another order than the bus decided them.
     fn insertion_index(&self, event: &RecordedEvent) -> usize {
         let end = self.events.len();
         let Some(order) = event.order else { return end };
@@ -444,7 +413,7 @@ impl KeyBacklog {
         self.events.iter().enumerate().skip(self.in_flight).find(|(_, waiting)| waiting.serial == serial)
     }
 
-    /// Returns the number of events in the next record, and their bytes.
+    /// How many events the next record takes, and their bytes.
     fn measure_next_record(&self, most: usize) -> (usize, usize) {
         let (mut count, mut bytes) = (0, 0);
         for waiting in &self.events {
@@ -458,7 +427,7 @@ impl KeyBacklog {
     }
 }
 
-/// Returns the back-off after this many consecutive refusals: doubled up to a bound, then 50 to 100 % of it.
+/// The wait after so many refusals in a row: doubled each time up to a bound, then a part from half to all of it.
 pub fn compute_backoff(first_ms: u64, most_ms: u64, refusals: u32, jitter: f64) -> u64 {
     let doubled = first_ms.saturating_mul(1 << refusals.saturating_sub(1).min(16)).min(most_ms);
     let wait = Duration::from_millis(doubled).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
@@ -661,8 +630,8 @@ mod tests {
     }
 
     proptest! {
-        /// For any sequence of refusals, each key's events are acknowledged exactly once, in order of arrival, and the
-        /// queue ends empty.
+        /// Whatever is refused, and however often: each key's events are acknowledged in the order of their arrival,
+        /// each once, and nothing is left.
         #[test]
         fn the_order_of_a_key_survives_any_refusals(
             keys in proptest::collection::vec(0_u8..5, 1..200),

@@ -1,4 +1,4 @@
-//! A lane of the recorder: one `PutRecords` call at a time, so that nothing overtakes within a key.
+//! One lane: one `PutRecords` at a time, so that nothing can overtake within a key.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,22 +11,22 @@ use crate::edge::recorder::{RecorderCore, lock_unpoisoned};
 use crate::kinesis::{KinesisClient, KinesisErrorClass, PutEntry};
 use crate::protocol::record::{EventOrder, RECORD_VERSION, RecordOrigin, StreamRecord, partition_key};
 
-/// Longest sleep of a lane without checking the queue.
+/// Longest that a lane sleeps without looking again.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The state of one lane.
+/// The writer of one lane.
 pub struct LaneWriter {
     number: usize,
     client: KinesisClient,
     origin: RecordOrigin,
     shared: Arc<RecorderCore>,
     closing: CancellationToken,
-    /// Consecutive calls that failed as a whole.
+    /// Calls in a row that failed as a whole.
     failures: u32,
 }
 
 impl LaneWriter {
-    /// Creates a lane that has not started.
+    /// A lane that has not begun.
     pub fn new(
         number: usize,
         client: KinesisClient,
@@ -37,7 +37,7 @@ impl LaneWriter {
         Self { number, client, origin, shared, closing, failures: 0 }
     }
 
-    /// Writes until `closing` is cancelled and the queue is empty.
+    /// Writes until `closing` is cancelled and nothing is left.
     pub async fn run(mut self) {
         loop {
             let now = self.shared.elapsed_ms();
@@ -107,7 +107,7 @@ impl LaneWriter {
         self.back_off().await;
     }
 
-    /// Acknowledges recorded transitions to the bus, so that no other process records them again.
+    /// Acknowledges recorded transitions, so that no other process records them again.
     fn acknowledge_transitions(&self, taken: &OutgoingRecord) {
         let orders: Vec<EventOrder> = taken.events.iter().filter_map(|event| event.order).collect();
         if !orders.is_empty() {
@@ -115,7 +115,7 @@ impl LaneWriter {
         }
     }
 
-    /// Backs off after a call that failed as a whole: the lane's other keys would fail in the same way.
+    /// After a call that failed as a whole the lane rests, or its other keys would knock on the same closed door.
     async fn back_off(&self) {
         if self.failures > 0 {
             let limits = QueueLimits::DEFAULT;

@@ -1,8 +1,9 @@
-//! Streams the answer of another process to the client with back-pressure: data is read only as fast as the client
-//! takes it, and an abort on either side aborts the other.
+//! Carries the answer of another process to the client, part by part: a part is read only once the client takes it,
+//! and an abort on either side is an abort on the other.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream, Bytes};
 use axum::http::{HeaderName, header};
@@ -13,25 +14,34 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::relay::client::ForwardResponse;
-use crate::edge::relay::delay_reconnect;
 
-/// Hop-by-hop headers, which have no meaning on the next connection (RFC 9110, section 7.6.1).
+/// Bounds the random delay, in ms, from the end of a process until the clients of its sessions reconnect.
+const RECONNECT_DELAY_MS: std::ops::RangeInclusive<u64> = 250..=750;
+
+/// Waits before a client is asked to reconnect because the owner of its session is gone. The client reconnects at once,
+/// and the kernel closes a dead process's connections before its listeners: a client that the load balancer sends there
+/// in between is cut a second time, and pusher-js then waits for 15 s. The delay also spreads the reconnects.
+pub(super) async fn delay_reconnect() {
+    tokio::time::sleep(Duration::from_millis(rand::random_range(RECONNECT_DELAY_MS))).await;
+}
+
+/// Headers that belong to one connection and must not reach the next one.
 const HOP_BY_HOP_HEADERS: [HeaderName; 3] =
     [header::CONNECTION, header::TRANSFER_ENCODING, HeaderName::from_static("keep-alive")];
 
 struct ProxiedBody {
-    /// The body of the other process; `None` once it has ended.
+    /// `None` once it is over.
     body: Option<BodyDataStream>,
     gone: BoxFuture<'static, ()>,
     close_frame: Option<(String, &'static str)>,
-    /// Whether the streamed data ends with a complete frame.
+    /// Whether what was carried so far ends with a whole frame.
     is_at_frame_end: bool,
     metrics: Arc<EdgeMetrics>,
     _permit: OwnedSemaphorePermit,
 }
 
-/// Builds the client's response. If the process dies while streaming, the client gets a close frame between two
-/// frames, since pusher-js counts a bare abort against the transport.
+/// Streams the answer to the client. If the owner dies meanwhile, the client receives a close frame between two frames: a
+/// mere abort would count against the transport.
 pub(crate) fn proxy_body(
     ForwardResponse { response, permit: place }: ForwardResponse,
     farewell: Option<(String, &'static str)>,

@@ -1,6 +1,6 @@
-//! The client of the relay: forwards a request to another process, or asks all others for its session.
+//! Hands a request to another process, or asks others whether they have its session.
 //!
-//! Only processes that the bus lists are dialled, and only on the one port that all of them use.
+//! Only processes that the bus named are dialled, and only on the one port on which all of them listen.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,34 +25,34 @@ use crate::process::clock;
 use crate::protocol::Secret;
 use crate::protocol::relay::{self, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayRefusal};
 
-/// Timeout of a connection attempt: all processes are in one cluster.
+/// Longest for a connection: the processes are in one cluster.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Timeout for asking all other processes for a session.
+/// How long all of the others may take to say whether they have a session.
 const OWNER_SEARCH_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Idle time of a pooled connection: shorter than the server's own, so that it is never reused while closing.
+/// How long an idle connection is kept: shorter than the other side keeps it.
 const IDLE_CONNECTION_TTL: Duration = Duration::from_secs(30);
 
-/// Concurrent forwarded requests, including streaming receives. Each takes two sockets.
+/// Requests that are handed on at a time, receives that are streamed through among them. Each takes two sockets.
 pub const CONCURRENT_RELAYS_MAX: usize = 20_000;
 
-/// Client headers that are forwarded, since the session needs them.
+/// The headers of a client's that its session is served by.
 const FORWARDED_HEADERS: [HeaderName; 4] =
     [header::ORIGIN, header::CONTENT_TYPE, header::COOKIE, header::ACCESS_CONTROL_REQUEST_HEADERS];
 
-/// The reasons that the owning process did not serve a forwarded request.
+/// Why a request was not served by the process that it was handed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ForwardError {
-    /// Nothing listens there, or another process does.
+    /// Nobody listens there, or another process does.
     Dead,
-    /// The process does not have the session.
+    /// It does not have the session.
     Unknown,
-    /// The process did not answer in time.
+    /// It did not answer.
     Silent,
-    /// The process rejected the signature.
+    /// It does not believe this process.
     Refused,
-    /// Too many requests are being forwarded.
+    /// Too many requests are being handed on.
     Full,
 }
 
@@ -73,17 +73,17 @@ pub(crate) struct ForwardRequest<'a> {
     pub(crate) peer: &'a RelayPeer,
     pub(crate) parts: &'a Parts,
     pub(crate) body: &'a Bytes,
-    /// Number that stays the same when the request is repeated.
+    /// The same each time that it is tried.
     pub(crate) number: u128,
 }
 
-/// A response of another process, with its slot among the concurrent ones.
+/// An answer that comes from another process, and its place among those that do.
 pub(crate) struct ForwardResponse {
     pub(crate) response: Response<Incoming>,
     pub(crate) permit: OwnedSemaphorePermit,
 }
 
-/// The pooled HTTP client of the relay.
+/// The client that forwards requests to other processes.
 pub(crate) struct RelayClient {
     client: Client<HttpConnector, Body>,
     port: u16,
@@ -110,7 +110,7 @@ impl RelayClient {
         }
     }
 
-    /// Forwards a request. The response head must arrive in time, and before the process is reported gone.
+    /// Hands a request on. The answer's head must come in time, and before the process is known to be gone.
     pub(crate) async fn forward(
         &self,
         call: &ForwardRequest<'_>,
@@ -140,7 +140,7 @@ impl RelayClient {
         }
     }
 
-    /// Asks all processes at once for the session of a request; the first that has it answers.
+    /// Asks all of them at once whether they have the session of a request; the first that does is the answer.
     pub(crate) async fn find_owner(&self, peers: Vec<RelayPeer>, parts: &Parts) -> Option<RelayPeer> {
         let Ok(_place) = self.permits.try_acquire() else {
             self.metrics.relay_failed(ForwardError::Full.name()).inc();

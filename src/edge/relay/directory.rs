@@ -1,8 +1,8 @@
-//! The directory of session owners and of living processes.
+//! The owners of sessions, and the processes that are alive.
 //!
-//! In: the bus's answers. Out: owners, cached briefly, and the last known processes, so that sessions are found while
-//! the bus is unavailable. This process refreshes its own entries: an entry without refreshes lives for at least a
-//! minute, in which a request for the session learns that its owner is gone.
+//! In: what the bus says. Out: owners, remembered for a moment, and the processes as they were last known, so that
+//! sessions are found while the bus is away. This process names its own sessions again and again: an entry that nobody
+//! refreshes lives for a minute at least, in which a request learns that the owner is gone.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -16,51 +16,51 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::relay::SESSION_REFRESH_INTERVAL;
 use crate::bus::{Bus, BusError, RelayPeer};
+use crate::edge::close_reason::CloseReason;
 use crate::edge::metrics::EdgeMetrics;
-use crate::edge::relay::{LocalSessions, SessionName};
-use crate::edge::session::CloseReason;
+use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionName};
 use crate::protocol::frame::code;
 
-/// Interval of this process's heartbeat.
+/// The interval of the heartbeats by which other processes know that this one is alive.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Timeout of one heartbeat.
+/// Longest for one beat.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Longest that a request waits for the bus. An unavailable bus fails at once; a slow one is worth the wait, because
-/// without its answer an existing session may be taken for a new one.
+/// Longest that a request waits for the bus. A bus that is known to be away answers so at once; one that is only slow is
+/// better waited for, since without it a session may be taken for a new one.
 const BUS_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Pause after the bus did not answer.
+/// How long the bus is not asked after it did not answer.
 const BUS_RETRY_BACKOFF: Duration = Duration::from_secs(1);
 
-/// Time of doubt after the bus recovered: other processes may not have re-registered their sessions yet.
+/// How long the bus is doubted that came back: others may not have named their sessions again.
 const STALE_DIRECTORY_GRACE: Duration = Duration::from_secs(10);
 
-/// Time for which an owner is cached after it was last confirmed.
+/// How long an owner is remembered after it was last seen to be one.
 const OWNER_CACHE_TTL: Duration = Duration::from_secs(5);
 
-/// Owners that the cache holds.
+/// Owners that are remembered.
 const CACHED_OWNERS_MAX: usize = 50_000;
 
-/// Closed sessions that wait for removal from the bus. Beyond this number their entries expire.
+/// Bounds the ended sessions whose release is queued. Beyond it, their entries expire.
 const ENDED_SESSIONS_MAX: usize = 50_000;
 
 /// The owner of a session.
 pub(crate) struct SessionOwner {
     pub(crate) peer: RelayPeer,
-    /// Whether the answer came from the cache.
+    /// Whether it was not asked for just now.
     pub(crate) is_cached: bool,
 }
 
-/// Session owners and living processes.
+/// The directory of session owners.
 pub(crate) struct OwnerDirectory {
     bus: Arc<dyn Bus>,
-    /// The id of this process.
+    /// The process id and address of this process.
     pub(crate) me: RelayPeer,
-    local_sessions: Arc<LocalSessions>,
+    local_sessions: Arc<dyn HttpSessions>,
     metrics: Arc<EdgeMetrics>,
-    /// The living processes, including this one.
+    /// The processes that are there, this one too.
     peers: watch::Sender<HashMap<String, IpAddr>>,
     state: Mutex<DirectoryState>,
     ended: mpsc::Sender<String>,
@@ -68,9 +68,9 @@ pub(crate) struct OwnerDirectory {
 
 struct DirectoryState {
     owner_cache: HashMap<String, (String, Instant)>,
-    /// Sessions of this process, with the time of their last refresh.
+    /// This process's own, and when each was last named.
     registered: HashMap<String, Option<Instant>>,
-    /// Closed sessions of this process that still have an entry.
+    /// Ended sessions that still have an entry.
     ended: HashSet<String>,
     back_off_until: Option<Instant>,
     is_bus_unavailable: bool,
@@ -85,17 +85,16 @@ impl DirectoryState {
     }
 }
 
-/// The registration of a local session, held for as long as the session lives.
+/// This process has a session, for as long as this is held.
 pub struct SessionRegistration {
     directory: Arc<OwnerDirectory>,
     session: String,
-    /// Keeps the entry on the bus when dropped.
+    /// Whether the entry stays after the drop.
     is_release_disarmed: AtomicBool,
 }
 
-impl SessionRegistration {
-    /// Keeps the entry: another process owns it now, or it must report the session as gone.
-    pub fn disarm_release(&self) {
+impl SessionClaim for SessionRegistration {
+    fn disarm_release(&self) {
         self.is_release_disarmed.store(true, Ordering::Relaxed);
     }
 }
@@ -116,7 +115,7 @@ impl OwnerDirectory {
     pub(crate) fn new(
         bus: Arc<dyn Bus>,
         me: RelayPeer,
-        here: Arc<LocalSessions>,
+        here: Arc<dyn HttpSessions>,
         metrics: Arc<EdgeMetrics>,
     ) -> (Arc<Self>, mpsc::Receiver<String>) {
         let (sender, over) = mpsc::channel(ENDED_SESSIONS_MAX);
@@ -127,7 +126,7 @@ impl OwnerDirectory {
             ended: HashSet::new(),
             back_off_until: None,
             is_bus_unavailable: false,
-            // Events before the start of this process are unknown to it.
+            // What happened before this process was there, it cannot know.
             stale_until: Instant::now() + STALE_DIRECTORY_GRACE,
         };
         (
@@ -144,7 +143,7 @@ impl OwnerDirectory {
         )
     }
 
-    /// Registers a local session before the bus is asked; `None` when it is registered already.
+    /// Says that a session is this process's, before the bus is asked; `None` when it is already.
     pub(crate) fn register_session(self: &Arc<Self>, session: &str) -> Option<Arc<SessionRegistration>> {
         let mut state = self.lock_state();
         if state.registered.contains_key(session) {
@@ -158,7 +157,7 @@ impl OwnerDirectory {
         }))
     }
 
-    /// Returns the cached owner, if it is fresh.
+    /// The owner that was seen a moment ago.
     pub(crate) fn cached_owner(&self, session: &str) -> Option<SessionOwner> {
         let process = {
             let state = self.lock_state();
@@ -169,7 +168,7 @@ impl OwnerDirectory {
         Some(SessionOwner { peer, is_cached: true })
     }
 
-    /// Caches an owner that was just confirmed.
+    /// Remembers an owner that was just seen to be one.
     pub(crate) fn cache_owner(&self, session: &str, process: &str) {
         let mut state = self.lock_state();
         if state.owner_cache.len() >= CACHED_OWNERS_MAX && !state.owner_cache.contains_key(session) {
@@ -181,12 +180,12 @@ impl OwnerDirectory {
         state.owner_cache.insert(session.to_owned(), (process.to_owned(), Instant::now()));
     }
 
-    /// Removes the cached owner of a session.
+    /// Remembers no owner of this session.
     pub(crate) fn evict_owner(&self, session: &str) {
         self.lock_state().owner_cache.remove(session);
     }
 
-    /// Looks up the owner on the bus, and claims an unowned session if this request opens it. Needs the bus.
+    /// Asks the bus who has a session, and takes it if nobody does and this is to open it. An error when the bus is away.
     pub(crate) async fn look_up_owner(&self, session: &str, opens: bool) -> Result<Option<String>, ()> {
         if self.is_backing_off() {
             return Err(());
@@ -198,7 +197,7 @@ impl OwnerDirectory {
         let owner = self.call_bus(BUS_ANSWER_TIMEOUT, call).await.ok_or(())?;
         let mut state = self.lock_state();
         if opens && owner.as_ref() == Some(me) && state.ended.remove(session) {
-            // A closed session of this process, whose entry may just be expiring: the next heartbeat refreshes it.
+            // It was this process's, is over, and its entry may be going just now: it is named again with the next beat.
             return Ok(None);
         }
         if opens && owner.is_none() {
@@ -207,12 +206,12 @@ impl OwnerDirectory {
         Ok(owner)
     }
 
-    /// Whether the bus may lack entries that it had before.
+    /// Whether the bus may know less than it did.
     pub(crate) fn is_stale(&self) -> bool {
         Instant::now() < self.lock_state().stale_until
     }
 
-    /// Returns the address of a process, from the bus if it is unknown. `None` when the process is gone.
+    /// The address of a process; an unknown one is looked up on the bus. `None` when the process is gone.
     pub(crate) async fn resolve_peer(&self, process: &str) -> Option<RelayPeer> {
         if let Some(peer) = self.known_peer(process) {
             return Some(peer);
@@ -221,7 +220,7 @@ impl OwnerDirectory {
         self.known_peer(process)
     }
 
-    /// Returns the other processes, as last known.
+    /// The other processes, as last known.
     pub(crate) fn other_peers(&self) -> Vec<RelayPeer> {
         let known = self.peers.borrow();
         let others = known.iter().filter(|(process, _)| **process != self.me.process);
@@ -233,20 +232,20 @@ impl OwnerDirectory {
         let (mut known, process) = (self.peers.subscribe(), process.to_owned());
         async move {
             if known.wait_for(|known| !known.contains_key(&process)).await.is_err() {
-                // This process is shutting down, and the drain closes its sessions.
+                // This process goes itself, and says so in its own way.
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// Reports a lost message to the owner of its session.
+    /// Reports to the owner of a session, over the bus, that a message did not reach it.
     pub(crate) async fn report_lost_send(&self, session: &str, owner: &str) {
         if self.call_bus(BUS_ANSWER_TIMEOUT, self.bus.report_lost_send(session, owner)).await.is_none() {
-            tracing::warn!(owner, "a message was lost, and its session cannot be ended: the bus does not answer");
+            tracing::warn!(owner, "lost send not reported: the bus does not answer, so its session stays open");
         }
     }
 
-    /// Runs heartbeats and session refreshes until shutdown.
+    /// Sends heartbeats and releases ended sessions, until the token is cancelled.
     pub(crate) async fn run_heartbeats(self: Arc<Self>, mut over: mpsc::Receiver<String>, stop: CancellationToken) {
         let mut beats = interval(HEARTBEAT_INTERVAL);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -259,7 +258,7 @@ impl OwnerDirectory {
         }
     }
 
-    /// Sends a heartbeat and refreshes the sessions that are due.
+    /// Sends a heartbeat, and refreshes the sessions that are due.
     pub(crate) async fn send_heartbeat(&self) {
         self.refresh_peers(HEARTBEAT_TIMEOUT).await;
         let mut due: Vec<String> = {
@@ -267,7 +266,7 @@ impl OwnerDirectory {
             let is_due = |named: &Option<Instant>| named.is_none_or(|at| at.elapsed() >= SESSION_REFRESH_INTERVAL);
             state.registered.iter().filter(|(_, named)| is_due(named)).map(|(session, _)| session.clone()).collect()
         };
-        // A session that is only being opened is not local yet. Asked without the lock, which its end takes in turn.
+        // One that is only about to be opened is not here yet. Asked without the lock, which its end takes in turn.
         due.retain(|session| SessionName::parse(session).is_some_and(|name| self.local_sessions.has_session(&name)));
         if due.is_empty() || self.is_backing_off() {
             return;
@@ -280,14 +279,14 @@ impl OwnerDirectory {
         }
     }
 
-    /// Sends a heartbeat, and applies the living processes and lost sends of the answer.
+    /// Sends a heartbeat, and reads the live processes and the lost sends that others reported.
     async fn refresh_peers(&self, within: Duration) {
         let was_away = self.lock_state().is_bus_unavailable;
         let Some(alive) = self.call_bus(within, self.bus.send_heartbeat(&self.me)).await else { return };
         let doubted = {
             let mut state = self.lock_state();
             if was_away || !alive.was_registered {
-                // The store may have lost its data: every session is refreshed.
+                // It may have lost its memory: all of them are named again.
                 state.is_bus_unavailable = false;
                 state.stale_until = Instant::now() + STALE_DIRECTORY_GRACE;
                 state.registered.values_mut().for_each(|named| *named = None);
@@ -297,7 +296,7 @@ impl OwnerDirectory {
         self.peers.send_if_modified(|known| {
             let mut peers: HashMap<_, _> = alive.peers.into_iter().map(|peer| (peer.process, peer.address)).collect();
             if doubted {
-                // Processes seen before are assumed to live still.
+                // Whoever was there before is thought to be there still.
                 peers.extend(known.iter().map(|(process, address)| (process.clone(), *address)));
             }
             let changed = *known != peers;
@@ -306,14 +305,14 @@ impl OwnerDirectory {
         });
         for name in alive.sessions_with_lost_sends.iter().filter_map(|session| SessionName::parse(session)) {
             self.local_sessions
-                .close(&name, CloseReason::new(code::RECONNECT, "a message was lost, come back at once"));
+                .close_session(&name, CloseReason::new(code::RECONNECT, "a message was lost, come back at once"));
         }
     }
 
     async fn release_session(&self, session: &str) {
         let due = {
             let state = self.lock_state();
-            // While the bus is unavailable, the entry expires.
+            // While the bus is away, the entry expires.
             state.ended.contains(session) && !state.is_bus_unavailable
         };
         if due {
@@ -331,7 +330,7 @@ impl OwnerDirectory {
         self.lock_state().back_off_until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Returns the bus's answer, if it arrives in time.
+    /// The bus's answer, if it comes in time.
     async fn call_bus<T>(&self, within: Duration, call: impl Future<Output = Result<T, BusError>>) -> Option<T> {
         let answer = if self.bus.is_available() { timeout(within, call).await.ok().and_then(Result::ok) } else { None };
         let mut state = self.lock_state();

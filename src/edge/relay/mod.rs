@@ -1,9 +1,9 @@
 //! Sessions of the HTTP fallbacks over many processes: each request may reach any of them, and one has the session.
 //!
 //! In: a request whose session is not here. Out: the answer of the process that has it, streamed through; or the right
-//! to open it here; or the news that who had it is gone. [`directory`] knows who has what, [`dial`] hands requests on,
-//! [`door`] takes them in on a listener of its own, [`through`] carries the answer. A request is handed on once, never
-//! further.
+//! to open it here; or that its owner is gone. [`directory`] caches owners, [`client`] forwards requests, [`server`]
+//! accepts them on a listener of its own, [`body`] streams the answer. A request is relayed once, never further. This
+//! room must not know which transports exist: it reaches their sessions through a trait.
 //!
 //! Clients of pusher-js keep no cookies, so a load balancer cannot do this.
 
@@ -25,17 +25,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, RelayPeer};
 use crate::config::{ServerConfig, name};
-use crate::edge::StartError;
+use crate::edge::error::StartError;
 use crate::edge::metrics::EdgeMetrics;
 pub use crate::edge::relay::client::CONCURRENT_RELAYS_MAX;
 use crate::edge::relay::client::{ForwardError, ForwardRequest, RelayClient};
 pub use crate::edge::relay::server::RelayServer;
-use crate::edge::session::CloseReason;
-use crate::edge::transport::sockjs::SockjsSessions;
-use crate::edge::transport::xhr::session::{SessionId, XhrSessions};
+use crate::edge::transport::session_ownership::{HttpSessions, RelayTarget, SessionClaim, SessionOwnership};
 use crate::protocol::Secret;
-use crate::protocol::frame::code;
-pub use directory::SessionRegistration;
 use directory::{OwnerDirectory, SessionOwner};
 
 /// Connections of other processes at a time: as many as two of them need that hand everything on that they may, and
@@ -48,128 +44,20 @@ const SEND_RELAY_TIMEOUT: Duration = Duration::from_secs(6);
 /// How long it may take to begin the answer to a receive: a poll is answered after a heartbeat at the latest.
 const RECEIVE_RELAY_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// Shortest and longest, in ms, from the end of a process until the clients of its sessions are told.
-const RECONNECT_DELAY_MS: std::ops::RangeInclusive<u64> = 250..=750;
-
-/// A session of the HTTP fallbacks, wherever it is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum SessionName {
-    /// Of pusher-js's own fallbacks.
-    Pusher(SessionId),
-    /// Of `SockJS`.
-    SockJs(String),
-}
-
-impl SessionName {
-    /// The name on the bus. The parts of a name have no dots.
-    pub fn bus_key(&self) -> String {
-        match self {
-            Self::Pusher(SessionId { srv, session }) => format!("p.{srv}.{session}"),
-            Self::SockJs(session) => format!("s.{session}"),
-        }
-    }
-
-    /// Reads a name from the bus.
-    fn parse(key: &str) -> Option<Self> {
-        match key.split_once('.')? {
-            ("p", rest) => {
-                let (srv, session) = rest.split_once('.')?;
-                SessionId::parse(srv.to_owned(), session.to_owned()).map(Self::Pusher)
-            }
-            ("s", session) => Some(Self::SockJs(session.to_owned())),
-            _ => None,
-        }
-    }
-}
-
-/// The host that clients are to send the rest of a session to, if they are told one.
-pub fn session_host(values: &ServerConfig) -> Option<String> {
-    let host = values.get(name::SESSION_HOST).filter(|host| !host.is_empty());
-    host.map(|host| host.replace("{pod}", values.text(name::POD)))
-}
-
-/// The sessions of this process.
-pub struct LocalSessions {
-    /// Those of pusher-js's own fallbacks.
-    pub fallback: Arc<XhrSessions>,
-    /// Those of `SockJS`.
-    pub sockjs: Arc<SockjsSessions>,
-}
-
-impl LocalSessions {
-    fn has_session(&self, name: &SessionName) -> bool {
-        match name {
-            SessionName::Pusher(id) => self.fallback.has_session(id),
-            SessionName::SockJs(id) => self.sockjs.has_session(id),
-        }
-    }
-
-    fn close(&self, name: &SessionName, closing: CloseReason) {
-        match name {
-            SessionName::Pusher(id) => self.fallback.close(id, closing),
-            SessionName::SockJs(id) => self.sockjs.close(id, closing),
-        }
-    }
-}
-
-/// What a request may do with a session that is not here.
-#[derive(Clone)]
-pub enum SessionOwnership {
-    /// Open it: nobody has it. The registration says that this process does, for as long as it is held.
-    Unowned(Option<Arc<SessionRegistration>>),
-    /// Hear that the process that had it is gone.
-    OwnerGone,
-    /// Nothing: it was handed here because the session was, under this number.
-    Relayed(u128),
-}
-
-impl SessionOwnership {
-    /// The number of a request that was handed here.
-    pub fn relay_number(&self) -> Option<u128> {
-        match self {
-            Self::Relayed(number) => Some(*number),
-            Self::Unowned(_) | Self::OwnerGone => None,
-        }
-    }
-}
-
-/// What a client is told whose session was in a process that is gone.
-pub fn session_gone() -> CloseReason {
-    CloseReason::new(code::RECONNECT, "the server that had this session is gone, come back at once")
-}
-
-/// A moment before a client is told that the process is gone that had its session. It comes back at once, and the
-/// kernel closes a dead process's connections before its listeners: whom the load balancer takes there meanwhile is cut
-/// a second time, and pusher-js then waits for 15 s. It also spreads those who come back.
-async fn delay_reconnect() {
-    tokio::time::sleep(Duration::from_millis(rand::random_range(RECONNECT_DELAY_MS))).await;
-}
-
-/// What a request asks for.
-pub struct RelayTarget {
-    /// Its session.
-    pub name: SessionName,
-    /// Whether it receives, and so may open the session.
-    pub is_receive: bool,
-    /// How the end of a session is written behind other frames, and what each of these ends with; `None` where an answer
-    /// has one frame.
-    pub close_frame: Option<(String, &'static str)>,
-}
-
-/// What makes the processes of a cluster find each other.
+/// The settings by which the processes of a cluster find each other.
 pub struct RelaySettings {
-    /// The other processes.
+    /// The bus that lists the other processes.
     pub bus: Arc<dyn Bus>,
-    /// This process.
+    /// The id and address of this process.
     pub me: RelayPeer,
     /// The port on which all of them listen for each other.
     pub port: u16,
-    /// The first signs; whoever knows one of them is believed.
+    /// The first one signs; a signature by any of them is accepted.
     pub secrets: Vec<Secret>,
 }
 
 impl RelaySettings {
-    /// As the variables say.
+    /// Reads the settings from the variables.
     ///
     /// # Errors
     /// This process has no address.
@@ -185,23 +73,23 @@ impl RelaySettings {
 pub struct SessionRelay {
     directory: Arc<OwnerDirectory>,
     client: RelayClient,
-    local_sessions: Arc<LocalSessions>,
+    local_sessions: Arc<dyn HttpSessions>,
     metrics: Arc<EdgeMetrics>,
 }
 
-/// Where a request goes.
+/// The route of a request.
 enum RelayRoute {
-    /// Nowhere else.
+    /// This process serves it.
     Local(SessionOwnership),
-    /// To its owner, which was found a moment ago or just now.
+    /// The owner serves it; the owner was cached or has just been found.
     Remote(SessionOwner),
 }
 
 impl SessionRelay {
-    /// Tells the others that this process is there, and keeps telling until the token ends it.
+    /// Registers this process on the bus; the returned future sends heartbeats until the token is cancelled.
     pub async fn start(
         settings: RelaySettings,
-        here: Arc<LocalSessions>,
+        here: Arc<dyn HttpSessions>,
         metrics: Arc<EdgeMetrics>,
         stop: CancellationToken,
     ) -> (Arc<Self>, impl Future<Output = ()>) {
@@ -234,7 +122,7 @@ impl SessionRelay {
         next.run(request).await
     }
 
-    /// The answer of whoever has the session, or how the request stands here.
+    /// The answer of the owner, or what the request may do here.
     async fn try_relay(&self, asked: &RelayTarget, parts: &Parts, body: &Bytes) -> Result<Response, SessionOwnership> {
         let session = asked.name.bus_key();
         let first = match self.resolve_owner(&session, asked.is_receive, parts).await {
@@ -268,7 +156,7 @@ impl SessionRelay {
         }
         let registration = if opens {
             match self.directory.register_session(session) {
-                Some(registration) => Some(registration),
+                Some(registration) => Some(registration as Arc<dyn SessionClaim>),
                 // Another request opens it here at this moment.
                 None => return RelayRoute::Local(SessionOwnership::Unowned(None)),
             }
@@ -280,7 +168,7 @@ impl SessionRelay {
             registration.disarm_release();
         }
         let owner = match found {
-            // It ended here, and its client was not told.
+            // It ended here, and its client received no close frame.
             Ok(Some(process)) if process == self.directory.me.process => {
                 return RelayRoute::Local(SessionOwnership::OwnerGone);
             }
@@ -301,7 +189,7 @@ impl SessionRelay {
         }
     }
 
-    /// Hands a request to the owner; a second time when no answer came, under the same number.
+    /// Forwards a request to the owner; without an answer it is retried once, under the same number.
     async fn forward_to_owner(
         &self,
         session: &str,
@@ -325,7 +213,7 @@ impl SessionRelay {
             }
             Err(lost) => {
                 self.metrics.relay_failed(lost.name()).inc();
-                tracing::debug!(process = peer.process, reason = lost.name(), "a request was not handed on");
+                tracing::debug!(process = peer.process, reason = lost.name(), "relay failed");
                 if lost == ForwardError::Silent && !asked.is_receive {
                     // pusher-js does not look at the answer to a send, so a lost one must end the session.
                     self.directory.report_lost_send(session, &peer.process).await;
@@ -337,31 +225,11 @@ impl SessionRelay {
 }
 
 impl ForwardError {
-    /// How a request stands here that its session's process did not serve.
+    /// The ownership of a session whose process did not serve the request.
     async fn into_ownership(self, asked: &RelayTarget) -> SessionOwnership {
         if asked.is_receive && matches!(self, Self::Dead | Self::Silent) {
-            delay_reconnect().await;
+            body::delay_reconnect().await;
         }
         SessionOwnership::OwnerGone
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_is_read_back_as_it_was() {
-        let id = |srv: &str, session: &str| SessionId { srv: srv.to_owned(), session: session.to_owned() };
-        for name in [
-            SessionName::Pusher(id("34", "abcdefgh")),
-            SessionName::Pusher(id("{a}", "b:c/é")),
-            SessionName::SockJs("i-j%20".to_owned()),
-        ] {
-            assert_eq!(SessionName::parse(&name.bus_key()), Some(name));
-        }
-        for bad in ["", "p", "p.", "p.a", "p.a.", "p..b", "p.a.b.c", "x.a"] {
-            assert_eq!(SessionName::parse(bad), None, "{bad}");
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! The server of the relay: accepts requests that another process signed, if their session is local.
+//! Accepts requests that other processes relay: each must be signed, and its session must be here.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,34 +10,34 @@ use axum::response::{IntoResponse, Response};
 
 use crate::edge::apps::client_address;
 use crate::edge::metrics::EdgeMetrics;
-use crate::edge::relay::{LocalSessions, SessionName, SessionOwnership};
+use crate::edge::transport::session_ownership::{HttpSessions, SessionName, SessionOwnership};
 use crate::process::clock;
 use crate::protocol::Secret;
 use crate::protocol::relay::{
     self, NonceCache, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayRefusal,
 };
 
-/// Checks and serves forwarded requests.
+/// The server side of the relay.
 pub struct RelayServer {
     process: String,
     secrets: Vec<Secret>,
-    local_sessions: Arc<LocalSessions>,
+    local_sessions: Arc<dyn HttpSessions>,
     nonces: Mutex<NonceCache>,
     metrics: Arc<EdgeMetrics>,
 }
 
 impl RelayServer {
-    /// Creates the server of this process.
+    /// The relay server of this process.
     pub fn new(
         process: String,
         secrets: Vec<Secret>,
-        here: Arc<LocalSessions>,
+        here: Arc<dyn HttpSessions>,
         metrics: Arc<EdgeMetrics>,
     ) -> Arc<Self> {
         Arc::new(Self { process, secrets, local_sessions: here, nonces: Mutex::default(), metrics })
     }
 
-    /// Passes a verified request of a local session to its route, or refuses it with a reason.
+    /// Serves a relayed request of a session, or refuses it with a reason.
     pub async fn accept_request(&self, name: Option<SessionName>, request: Request, next: Next) -> Response {
         let handed = match self.verify_request(&request) {
             Ok(handed) => handed,
@@ -50,7 +50,7 @@ impl RelayServer {
         if request.method() == Method::HEAD {
             return StatusCode::NO_CONTENT.into_response();
         }
-        // The body is read only after the signature check, so that a stranger cannot make the process read it.
+        // Read only now: an unsigned request is never read to its end.
         let (mut parts, body) = request.into_parts();
         let body = match Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await {
             Ok(body) => body,
@@ -64,10 +64,10 @@ impl RelayServer {
         next.run(Request::from_parts(parts, Body::from(body))).await
     }
 
-    /// Refuses requests that belong to no session.
+    /// Refuses a relayed request, with the reason in a header and in a metric.
     pub fn refuse_request(&self, refusal: RelayRefusal) -> Response {
         self.metrics.relay_refused(refusal.name()).inc();
-        tracing::debug!(reason = refusal.name(), "what another process handed in was refused");
+        tracing::debug!(reason = refusal.name(), "relayed request refused");
         let status = match refusal {
             RelayRefusal::NotASession => StatusCode::NOT_FOUND,
             RelayRefusal::WrongTarget => StatusCode::MISDIRECTED_REQUEST,

@@ -1,107 +1,64 @@
-//! How an edge sends its clients to others.
+//! The drain of an edge: its clients reconnect to other edges.
 //!
-//! In: that it is to end, or that somebody asked for it over the admin listener. Out: readiness off at once; then a hold,
-//! in which clients are still served and taken in, because load balancers learn of it late; then every session is ended
-//! at a pace, because pusher-js comes back at once and without jitter. An edge that was asked stays drained until it is
-//! ended.
+//! In: a shutdown, or a request on the admin listener. Out: readiness off at once; then a hold, in which clients are still
+//! served and admitted, because load balancers learn of it late; then every session is closed at a pace, because pusher-js
+//! reconnects at once and without jitter. An edge that was drained on request stays drained until it ends.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 use crate::config::{ServerConfig, name};
-use crate::edge::hub::Hub;
 use crate::edge::hub::connection_quota::release_quota_slot;
-use crate::edge::session::CloseReason;
-use crate::edge::transport::xhr::session::XHR_RECEIVER_GRACE;
+use crate::edge::hub::core::Hub;
 use crate::process::admin;
 use crate::protocol::frame::code;
 
-/// Time between two goes. Short, so that whoever watches any 100 ms sees no more than ten goes.
+/// The interval between two steps of closing: 10 ms, so that any 100 ms have at most ten steps.
 const CLOSE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What a timer may add to [`PACE`].
-const CLOSE_INTERVAL_JITTER: Duration = Duration::from_millis(2);
+/// The delay that a timer may add to [`CLOSE_INTERVAL`].
+const CLOSE_TIMER_DELAY: Duration = Duration::from_millis(2);
 
-/// Longest that is waited for clients to be told that listen.
+/// Bounds the wait until attached clients have received their close frame.
 const CLOSE_DELIVERY_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long after a client was told what it had sent before may still arrive.
-const IN_FLIGHT_MESSAGES_GRACE: Duration = Duration::from_secs(3);
-
-/// How long sessions may take to leave once they were told. A client between two requests hears of it with the next.
+/// Bounds the time that sessions take to leave after their close. A client between two requests receives it with the next.
 const SESSION_LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is said of a code that clients cannot be told.
+/// The error for a close code that is not offered.
 const INVALID_CODE_MESSAGE: &str = "code is 4200, come back at once, or 4100, come back after a second";
 
 /// Time between two lines of progress.
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How far it has come.
+/// The stage of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DrainStage {
-    /// Not begun.
+    /// The drain has not begun.
     Serving,
     /// Not ready any more, and still serving.
     Holding,
     /// Sessions are being ended.
     Closing,
-    /// Everyone was told.
+    /// All sessions were closed.
     Drained,
 }
 
-/// What the admin listener answers.
+/// The progress that the admin listener reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct DrainProgress {
-    /// How far it has come.
+    /// The stage of the drain.
     pub stage: DrainStage,
     /// Sessions that are still open.
     pub sessions: usize,
-    /// What they are told.
+    /// The close code that they receive.
     pub code: u16,
-}
-
-/// Whether the process goes away, as sessions see it.
-#[derive(Debug)]
-pub struct DrainSignal {
-    started: CancellationToken,
-    code: AtomicU16,
-}
-
-impl Default for DrainSignal {
-    fn default() -> Self {
-        Self { started: CancellationToken::new(), code: AtomicU16::new(code::RECONNECT) }
-    }
-}
-
-impl DrainSignal {
-    /// Resolves once nobody new is taken in.
-    pub async fn wait_started(&self) {
-        self.started.cancelled().await;
-    }
-
-    /// Whether nobody new is taken in.
-    pub fn is_started(&self) -> bool {
-        self.started.is_cancelled()
-    }
-
-    /// What a client is told when the server goes away.
-    pub fn close_reason(&self) -> CloseReason {
-        let code = self.code.load(Ordering::Relaxed);
-        let reason = match code {
-            code::OVER_CAPACITY => "the server is going away, come back in a moment",
-            _ => "the server is going away, come back at once",
-        };
-        CloseReason { drain: true, ..CloseReason::new(code, reason) }
-    }
 }
 
 /// The drain of one edge.
@@ -113,14 +70,14 @@ pub struct EdgeDrain {
 }
 
 impl EdgeDrain {
-    /// Not begun yet.
+    /// A drain that has not begun.
     pub fn new(values: &ServerConfig, shared: Arc<Hub>) -> Arc<Self> {
         let seconds = |variable| Duration::from_secs(values.number(variable));
         let (hold, window) = (seconds(name::DRAIN_HOLD_SECONDS), seconds(name::DRAIN_WINDOW_SECONDS));
         Arc::new(Self { shared, hold, window, stage: watch::Sender::new(DrainStage::Serving) })
     }
 
-    /// How far it has come.
+    /// The stage of the drain.
     pub fn progress(&self) -> DrainProgress {
         let sessions = self.shared.sessions.open_count();
         DrainProgress { stage: *self.stage.borrow(), sessions, code: self.shared.draining.close_reason().code }
@@ -131,8 +88,7 @@ impl EdgeDrain {
         *self.stage.borrow() == DrainStage::Serving
     }
 
-    /// Begins, unless it has begun: `code` is what clients are told, 4200 to come back at once or 4100 to come back after
-    /// a second.
+    /// Begins, unless it has begun. Clients receive `code`: 4200 to reconnect at once, or 4100 to reconnect after a second.
     pub fn begin(self: &Arc<Self>, code: u16) {
         let began = self.stage.send_if_modified(|stage| {
             let first = *stage == DrainStage::Serving;
@@ -140,7 +96,7 @@ impl EdgeDrain {
             first
         });
         if began {
-            self.shared.draining.code.store(code, Ordering::Relaxed);
+            self.shared.draining.set_code(code);
             tokio::spawn(self.clone().run());
         }
     }
@@ -158,7 +114,7 @@ impl EdgeDrain {
             sleep(self.hold).await;
         }
         self.stage.send_replace(DrainStage::Closing);
-        self.shared.draining.started.cancel();
+        self.shared.draining.start();
         self.close_sessions().await;
         let left = async {
             while self.shared.sessions.open_count() > 0 {
@@ -171,12 +127,12 @@ impl EdgeDrain {
         self.stage.send_replace(DrainStage::Drained);
     }
 
-    /// Tells everyone.
+    /// Closes all sessions at a pace that fits the window.
     async fn close_sessions(&self) {
         let mut left = self.shared.sessions.open_sessions();
         let (total, closing) = (left.len(), self.shared.draining.close_reason());
         tracing::info!(sessions = total, code = closing.code, "sessions are being sent to other edges");
-        let (began, mut told) = (Instant::now(), Instant::now());
+        let (began, mut logged) = (Instant::now(), Instant::now());
         while !left.is_empty() {
             let part =
                 left.split_off(left.len() - close_batch_size(left.len(), self.window.saturating_sub(began.elapsed())));
@@ -184,22 +140,22 @@ impl EdgeDrain {
                 release_quota_slot(&self.shared, session).await;
                 session.close(closing.clone());
             }
-            // A process that is short of time would otherwise tell many at once when it has some.
+            // A process that is short of CPU would otherwise close many at once when it has some.
             let _ = timeout(
                 CLOSE_DELIVERY_TIMEOUT,
                 join_all(part.iter().map(|session| session.close_delivered_or_detached())),
             )
             .await;
             sleep(CLOSE_INTERVAL).await;
-            if told.elapsed() > PROGRESS_LOG_INTERVAL {
-                told = Instant::now();
+            if logged.elapsed() > PROGRESS_LOG_INTERVAL {
+                logged = Instant::now();
                 tracing::info!(left = left.len(), of = total, "sessions are being sent to other edges");
             }
         }
     }
 }
 
-/// What the admin listener asks it.
+/// The handlers for the admin listener.
 pub fn build_drain_handlers(drain: Arc<EdgeDrain>) -> admin::DrainControl {
     let asked = drain.clone();
     let begin = move |code: Option<&str>| {
@@ -215,17 +171,10 @@ pub fn build_drain_handlers(drain: Arc<EdgeDrain>) -> admin::DrainControl {
     admin::DrainControl { begin: Box::new(begin), progress: Box::new(progress) }
 }
 
-/// How many of those that are left are ended in one go: one, unless they are so many that they would not be told in time.
+/// The number of sessions to close in one step: one, unless so many are left that the window would not suffice.
 fn close_batch_size(left: usize, time: Duration) -> usize {
-    let goes = (time.as_millis() / (CLOSE_INTERVAL + CLOSE_INTERVAL_JITTER).as_millis()).max(1);
+    let goes = (time.as_millis() / (CLOSE_INTERVAL + CLOSE_TIMER_DELAY).as_millis()).max(1);
     left.div_ceil(usize::try_from(goes).unwrap_or(usize::MAX))
-}
-
-/// Resolves once a client that was told has had time to say what it had sent before it knew; or never asked.
-pub async fn wait_in_flight_messages(told: impl Future<Output = ()>) {
-    if timeout(XHR_RECEIVER_GRACE, told).await.is_ok() {
-        sleep(IN_FLIGHT_MESSAGES_GRACE).await;
-    }
 }
 
 #[cfg(test)]

@@ -1,23 +1,24 @@
-//! Renders every limit of an edge as a page of documentation: the numbers come from the constants that the code uses,
-//! each with the answer that a client gets beyond it.
+//! Every bound that an edge keeps for clients, as a page of documentation: the numbers come from the constants that the
+//! code works with, and each stands beside the answer to a client that exceeds it.
 
 use std::fmt::Write;
 use std::time::Duration;
 
 use crate::bus;
-use crate::edge::http::{listener, router};
+use crate::edge::http::{listener, session_routes};
 use crate::edge::hub::subscribers;
 use crate::edge::pusher::connection;
 use crate::edge::pusher::{authorize, pending_subscriptions, sign_in};
 use crate::edge::session::liveness;
 use crate::edge::session::registry;
 use crate::edge::transport::inbox;
+use crate::edge::transport::session_ownership;
 use crate::edge::transport::xhr::session as xhr_session;
 use crate::edge::transport::{sockjs, websocket};
 use crate::edge::{http_api, recorder, relay, session};
 use crate::protocol::{channel, frame, rest};
 
-/// A limit with its unit.
+/// A bound with its unit.
 #[derive(Clone, Copy)]
 enum LimitValue {
     Bytes(u64),
@@ -53,7 +54,7 @@ impl LimitValue {
     }
 }
 
-/// One row: the limited thing, the limit, the answer beyond it, and the constant.
+/// One bound: of what, how much, what happens beyond it, and where it is written.
 struct LimitRow {
     of: &'static str,
     most: LimitValue,
@@ -61,7 +62,7 @@ struct LimitRow {
     source: &'static str,
 }
 
-/// Builds a row from the constant that it names, so that the page cannot name another one.
+/// A bound of the constant that it names, so that the page cannot name another.
 macro_rules! limit {
     ($of:literal, $unit:ident($($constant:ident)::+), $beyond:literal) => {
         LimitRow {
@@ -73,7 +74,7 @@ macro_rules! limit {
     };
 }
 
-/// The sections of the page: a title, an introduction, and rows.
+/// The parts of the page: a title, what is to be said of it, its bounds.
 fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
     vec![
         (
@@ -95,7 +96,7 @@ fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
                 limit!("fields of a head", count(listener::HEAD_FIELDS_MAX), "431, closed"),
                 limit!("declared size of any body", bytes(listener::BODY_BYTES_MAX), "413 before it arrives"),
                 limit!("size of a body of the HTTP API", bytes(listener::BODY_BYTES_MAX), "413"),
-                limit!("size of a body of a send", bytes(router::SEND_BODY_BYTES_MAX), "413"),
+                limit!("size of a body of a send", bytes(session_routes::SEND_BODY_BYTES_MAX), "413"),
             ],
         ),
         (
@@ -113,37 +114,7 @@ fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
             "Of one client, whatever its transport. An error with a code leaves the connection open; a refused \
              subscription is told by `pusher:error` and `pusher:subscription_error`. How many client events it may send \
              in a second is said in its RealtimeApp; more are refused with error 4301.",
-            vec![
-                limit!("channels", count(connection::CONNECTION_CHANNELS_MAX), "error 4100, status 403"),
-                limit!(
-                    "subscriptions and sign-ins at once",
-                    count(connection::REQUEST_BURST_MAX),
-                    "error 4100, status 429"
-                ),
-                limit!("and then in a second", count(connection::REQUESTS_PER_SECOND_MAX), "error 4100, status 429"),
-                limit!(
-                    "presence channels that wait for the bus",
-                    count(pending_subscriptions::CONNECTION_PENDING_MAX),
-                    "error 4100, status 503"
-                ),
-                limit!("time that they wait", time(pending_subscriptions::PENDING_TIMEOUT), "error 4100, status 503"),
-                limit!("characters of a channel's name", count(channel::CHANNEL_NAME_MAX_LEN), "error"),
-                limit!("characters of a user's id", count(channel::USER_ID_MAX_LEN), "error 4009"),
-                limit!("members of a presence channel", count(bus::PRESENCE_MEMBERS_MAX), "error 4100, status 403"),
-                limit!(
-                    "size of a member's `user_info`",
-                    bytes(authorize::USER_INFO_BYTES_MAX),
-                    "error 4009, status 401"
-                ),
-                limit!("size of `user_data`", bytes(sign_in::USER_DATA_BYTES_MAX), "error 4009"),
-                limit!("users watched", count(sign_in::WATCHED_USERS_MAX), "error 4302, the first ones are watched"),
-                limit!("characters of an event's name", count(connection::EVENT_NAME_MAX_LEN), "error 4301"),
-                limit!("size of a client event's data", bytes(frame::EVENT_BYTES_MAX), "error 4301"),
-                limit!("characters of an error's message", count(frame::EXPLANATION_MAX_LEN), "cut"),
-                limit!("frames that wait for a client", count(session::QUEUED_FRAMES_MAX), "closed with 4100"),
-                limit!("bytes that wait for a client", bytes(session::QUEUED_BYTES_MAX), "closed with 4100"),
-                limit!("frames held back while it enters", count(subscribers::HELD_FRAMES_MAX), "closed with 4100"),
-            ],
+            list_connection_limits(),
         ),
         (
             "Sessions over HTTP",
@@ -159,7 +130,11 @@ fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
                     time(inbox::INBOX_SEND_TIMEOUT),
                     "503, the session is closed with 4200"
                 ),
-                limit!("bytes of each part of a session's id", count(xhr_session::SESSION_ID_PART_MAX_LEN), "404"),
+                limit!(
+                    "bytes of each part of a session's id",
+                    count(session_ownership::SESSION_ID_PART_MAX_LEN),
+                    "404"
+                ),
             ],
         ),
         (
@@ -174,6 +149,32 @@ fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
             ],
         ),
         ("Processes", "Of all clients of one edge together.", list_process_limits()),
+    ]
+}
+
+fn list_connection_limits() -> Vec<LimitRow> {
+    vec![
+        limit!("channels", count(connection::CONNECTION_CHANNELS_MAX), "error 4100, status 403"),
+        limit!("subscriptions and sign-ins at once", count(connection::REQUEST_BURST_MAX), "error 4100, status 429"),
+        limit!("and then in a second", count(connection::REQUESTS_PER_SECOND_MAX), "error 4100, status 429"),
+        limit!(
+            "presence channels that wait for the bus",
+            count(pending_subscriptions::CONNECTION_PENDING_MAX),
+            "error 4100, status 503"
+        ),
+        limit!("time that they wait", time(pending_subscriptions::PENDING_TIMEOUT), "error 4100, status 503"),
+        limit!("characters of a channel's name", count(channel::CHANNEL_NAME_MAX_LEN), "error"),
+        limit!("characters of a user's id", count(channel::USER_ID_MAX_LEN), "error 4009"),
+        limit!("members of a presence channel", count(bus::PRESENCE_MEMBERS_MAX), "error 4100, status 403"),
+        limit!("size of a member's `user_info`", bytes(authorize::USER_INFO_BYTES_MAX), "error 4009, status 401"),
+        limit!("size of `user_data`", bytes(sign_in::USER_DATA_BYTES_MAX), "error 4009"),
+        limit!("users watched", count(sign_in::WATCHED_USERS_MAX), "error 4302, the first ones are watched"),
+        limit!("characters of an event's name", count(connection::EVENT_NAME_MAX_LEN), "error 4301"),
+        limit!("size of a client event's data", bytes(frame::EVENT_BYTES_MAX), "error 4301"),
+        limit!("characters of an error's message", count(frame::EXPLANATION_MAX_LEN), "cut"),
+        limit!("frames that wait for a client", count(session::QUEUED_FRAMES_MAX), "closed with 4100"),
+        limit!("bytes that wait for a client", bytes(session::QUEUED_BYTES_MAX), "closed with 4100"),
+        limit!("frames held back while it enters", count(subscribers::HELD_FRAMES_MAX), "closed with 4100"),
     ]
 }
 
@@ -210,7 +211,7 @@ fn list_process_limits() -> Vec<LimitRow> {
     ]
 }
 
-/// Renders `docs/limits.md`.
+/// Renders the text of `docs/limits.md`.
 #[must_use]
 pub fn render_limits_page() -> String {
     let mut page = String::from(

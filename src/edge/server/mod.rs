@@ -4,7 +4,6 @@ pub(crate) mod drain;
 pub mod limits_page;
 pub(crate) mod stream_check;
 
-use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,33 +22,36 @@ use ulid::Ulid;
 use crate::bus::{BroadcastFrame, Bus};
 use crate::config::{ServerConfig, name};
 use crate::edge::apps::RegistryWatcher;
+use crate::edge::error::{StartError, StopError};
 use crate::edge::http::listener;
 use crate::edge::http::listener::{ConnectionLimit, ListenerTimeouts};
-use crate::edge::http::router::{RelayGuard, RouteState, build_public_router, build_relay_router};
-use crate::edge::hub::Hub;
+use crate::edge::http::router::{build_public_router, build_relay_router};
+use crate::edge::http::session_routes::{RelayGuard, RouteState};
 use crate::edge::hub::bus_events;
+use crate::edge::hub::core::Hub;
+use crate::edge::hub::pending_counts::PendingCounts;
 use crate::edge::hub::subscribers::ChannelSubscribers;
-use crate::edge::hub::subscription_count::PendingCounts;
 use crate::edge::hub::user_presence;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::recorder::Recorder;
 use crate::edge::relay;
-use crate::edge::relay::{LocalSessions, RelayServer, SessionRelay, session_host};
-use crate::edge::server::drain::{DrainSignal, EdgeDrain};
+use crate::edge::relay::{RelayServer, SessionRelay};
+use crate::edge::server::drain::EdgeDrain;
 use crate::edge::server::stream_check::StreamCheck;
+use crate::edge::session::drain_signal::DrainSignal;
 use crate::edge::session::registry::SessionRegistry;
+use crate::edge::transport::session_ownership::{HttpSessions, LocalSessions, session_host};
 use crate::edge::transport::sockjs;
 use crate::edge::transport::xhr::session::XhrSessions;
-use crate::kinesis::{self, KinesisError};
+use crate::kinesis;
 use crate::process::admin::{self, AdminEndpoints};
 use crate::process::{build, clock, readiness_annotation};
 use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
 use crate::protocol::record::RecordOrigin;
-use crate::protocol::registry::RegistryError;
 use crate::protocol::relay::RelayRefusal;
 use crate::protocol::{self, Transport, signature};
 
-/// How long HTTP sessions that were told nothing yet may take to ask.
+/// Bounds the wait for HTTP sessions to fetch their close frame.
 const SESSION_TASKS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long open requests may take once the listener is closed.
@@ -58,11 +60,11 @@ const OPEN_REQUESTS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long what waits may take into the stream.
 const RECORDER_FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What an edge is given.
+/// The listeners, clients and tokens that an edge is started with.
 pub struct EdgeDependencies {
     /// For clients and the HTTP API.
     pub public: TcpListener,
-    /// For kubelet, Prometheus and whoever has the token.
+    /// For kubelet, Prometheus and holders of the admin token.
     pub admin: TcpListener,
     /// For other edges, on the port that is the same for all; `None` where sessions are not looked for elsewhere.
     pub peer: Option<TcpListener>,
@@ -70,67 +72,17 @@ pub struct EdgeDependencies {
     pub apps_dir: PathBuf,
     /// The stream; there exactly when `REALTIME_WEBHOOKS` is `kinesis`.
     pub kinesis: Option<kinesis::KinesisClient>,
-    /// The other edges.
+    /// The bus to the other edges.
     pub bus: Arc<dyn Bus>,
-    /// Ends the edge.
+    /// Cancelled to shut the edge down.
     pub shutdown: CancellationToken,
-}
-
-/// Why an edge does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// No file of the registry can be read.
-    #[error("the app registry in {} cannot be read: {error}; mount the registry there", directory.display())]
-    AppsUnreadable {
-        /// Where it was looked for.
-        directory: PathBuf,
-        /// What the system said.
-        error: String,
-    },
-    /// A file of the registry is broken.
-    #[error("{0}; render the registry again with an operator of this release")]
-    AppsBroken(#[from] RegistryError),
-    /// The identity may not use the stream.
-    #[error("{0}; allow kinesis:DescribeStreamSummary and kinesis:PutRecords to this identity")]
-    StreamDenied(KinesisError),
-    /// The configuration and what was handed in say different things.
-    #[error("REALTIME_WEBHOOKS is `{webhooks}`, but the edge was given {given} stream; make the two agree")]
-    StreamMismatch {
-        /// The variable.
-        webhooks: String,
-        /// `a` or `no`.
-        given: &'static str,
-    },
-    /// Another part of this process reads the bus already.
-    #[error("the bus of this process is read by another edge; give each edge an end of its own")]
-    BusTaken,
-    /// A listener has no address.
-    #[error("the listener has no address: {0}; bind it before starting the edge")]
-    Listener(#[from] io::Error),
-    /// Other edges cannot be told where this one is.
-    #[error("REALTIME_POD_IP is `{0}`, which is no address: other edges could not reach the sessions of this one")]
-    NoAddress(String),
-    /// A transport that this release does not serve.
-    #[error("{0}")]
-    Transport(String),
-}
-
-/// Why an edge ended by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum StopError {
-    /// The stream did not appear.
-    #[error("{0}; the stream was missing for two minutes: create it, or correct REALTIME_STREAM_NAME and AWS_REGION")]
-    StreamMissing(KinesisError),
-    /// A listener failed.
-    #[error("a listener failed: {0}; the process must start again")]
-    Listener(String),
 }
 
 /// An edge that serves.
 pub struct RunningEdge {
-    /// Where clients are served.
+    /// The address for clients.
     pub public: SocketAddr,
-    /// Where the admin listener is.
+    /// The address of the admin listener.
     pub admin: SocketAddr,
     /// The process's id, new at each start.
     pub process: String,
@@ -138,7 +90,7 @@ pub struct RunningEdge {
 }
 
 impl RunningEdge {
-    /// Resolves when the edge has ended: its clients were told, what waited was written or counted.
+    /// Resolves when the edge has ended: its clients were closed, queued events were written or counted.
     ///
     /// # Errors
     /// It ended although nobody asked it to.
@@ -150,7 +102,7 @@ impl RunningEdge {
 /// Starts an edge.
 ///
 /// # Errors
-/// What it was given cannot work; each variant says what to do.
+/// The configuration or a dependency cannot work; each variant says what to do.
 pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<RunningEdge, StartError> {
     let process = Ulid::new().to_string();
     let transports = parse_transports(&values)?;
@@ -187,8 +139,8 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let drain = EdgeDrain::new(&values, shared.clone());
 
     let tasks = TaskTracker::new();
-    let (sessions, metrics) = (shared.sessions.clone(), shared.metrics.clone());
-    tasks.spawn(apps.follow_files(deps.apps_dir, files, sessions, metrics, stop.clone()));
+    tasks.spawn(shared.sessions.clone().follow_apps(apps.subscribe(), stop.clone()));
+    tasks.spawn(apps.follow_files(deps.apps_dir, files, shared.metrics.clone(), stop.clone()));
     tasks.spawn(deliver_bus_frames(shared.clone(), messages, stop.clone()));
     if let Some(decided) = decided {
         tasks.spawn(bus_events::apply_remote_transitions(shared.clone(), decided, stop.clone()));
@@ -215,7 +167,8 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let guard = match deps.peer {
         None => RelayGuard::None,
         Some(listener) => {
-            let here = Arc::new(LocalSessions { fallback: fallback.clone(), sockjs: served.sockjs.clone() });
+            let here: Arc<dyn HttpSessions> =
+                Arc::new(LocalSessions::new(vec![fallback.clone(), served.sockjs.clone()]));
             let settings = relay::RelaySettings::from_values(
                 &values,
                 &process,
@@ -244,7 +197,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     Ok(RunningEdge { public, admin, process, life })
 }
 
-/// What is needed to end an edge in order.
+/// The parts of an edge that its shutdown ends, in order.
 struct EdgeLifecycle {
     shared: Arc<Hub>,
     fallback: Arc<XhrSessions>,
@@ -295,7 +248,7 @@ impl EdgeLifecycle {
         self.listening.cancel();
     }
 
-    /// Users who did not come back elsewhere are told of as offline.
+    /// Waits until users that did not reconnect elsewhere are reported as offline.
     async fn wait_offline_grace(&self) {
         self.shared.offline_grace_tasks.close();
         if timeout(user_presence::OFFLINE_GRACE + OPEN_REQUESTS_TIMEOUT, self.shared.offline_grace_tasks.wait())

@@ -1,36 +1,36 @@
-//! Checks the stream when an edge starts.
+//! Whether the stream is there when an edge starts.
 //!
-//! Missing permissions stop the start: waiting does not help. A missing stream may be about to be created, so the edge
-//! starts and checks again for a while. Without an answer the edge starts too, and its queue fills.
+//! Missing rights stop the start: they do not heal by waiting. A missing stream may be on its way, so the edge starts
+//! and looks again for a while. No answer says nothing about the stream, so the edge starts and its queue fills.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::edge::{StartError, StopError};
+use crate::edge::error::{StartError, StopError};
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass};
 
-/// Timeout of the first check.
+/// Longest that the start waits for an answer.
 const FIRST_CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Longest time for which a stream may be missing.
+/// How long a stream may be missing.
 const MISSING_STREAM_GRACE: Duration = Duration::from_mins(2);
 
-/// Interval of checks for a missing stream.
+/// Time between two looks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The result of the first check.
+/// The result of the first look at the stream.
 pub enum StreamCheck {
-    /// The stream exists, or nothing indicates otherwise.
+    /// The stream, or nothing that speaks against it.
     Stream,
-    /// No stream has this name.
+    /// No stream of this name.
     Missing,
 }
 
-/// Checks the stream once.
+/// Looks once.
 ///
 /// # Errors
-/// The identity may not describe the stream.
+/// The identity may not look at the stream.
 pub async fn check_stream(client: &KinesisClient) -> Result<StreamCheck, StartError> {
     match timeout(FIRST_CHECK_TIMEOUT, client.describe_stream()).await {
         Ok(Ok(summary)) => {
@@ -53,10 +53,10 @@ pub async fn check_stream(client: &KinesisClient) -> Result<StreamCheck, StartEr
     }
 }
 
-/// Checks again until the stream exists.
+/// Looks again until the stream is there.
 ///
 /// # Errors
-/// The stream was missing for too long.
+/// It was missing for as long as it may be.
 pub async fn wait_for_stream(client: KinesisClient) -> Result<(), StopError> {
     let until = Instant::now() + MISSING_STREAM_GRACE;
     loop {

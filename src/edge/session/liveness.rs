@@ -1,27 +1,27 @@
-//! Detects clients that went silent. Pure.
+//! Whether a client is still there.
 //!
-//! In: the time of the last activity. Out: wait, ping, or close. Must not know clocks: the caller passes the time.
+//! In: when it was last heard of. Out: wait, ask, or give up. Knows no clock: the caller passes the time.
 
 use std::time::{Duration, Instant};
 
-/// Silence after which a side sends a ping, announced to clients in whole seconds.
+/// Bounds the silence after which a side pings the other; clients receive it in whole seconds.
 pub const ACTIVITY_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// Time that the client has for its pong.
+/// How long an answer may take.
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The next step of the liveness check.
+/// The step that a silence asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LivenessStep {
-    /// Check again at this time.
+    /// Look again at this time.
     Wait(Instant),
-    /// Send a ping now.
+    /// Send a ping to the client.
     SendPing,
-    /// The pong is missing: close.
+    /// The client did not answer.
     GiveUp,
 }
 
-/// The activity of one client.
+/// One client's signs of life.
 #[derive(Clone, Copy, Debug)]
 pub struct LivenessTracker {
     last_activity: Instant,
@@ -29,17 +29,17 @@ pub struct LivenessTracker {
 }
 
 impl LivenessTracker {
-    /// Starts with a client that was active just now.
+    /// A client that was heard of just now.
     pub fn new(now: Instant) -> Self {
         Self { last_activity: now, pinged_at: None }
     }
 
-    /// Records activity: any message counts.
+    /// Any message is a sign of life.
     pub fn note_activity(&mut self, now: Instant) {
         *self = Self::new(now);
     }
 
-    /// Returns the next step. A returned ping counts as sent.
+    /// The step to take now. A ping counts as sent once this has returned it.
     pub fn next_step(&mut self, now: Instant) -> LivenessStep {
         match self.pinged_at {
             Some(asked) if now >= asked + PONG_TIMEOUT => LivenessStep::GiveUp,

@@ -1,11 +1,12 @@
 //! One client's session, whatever carries it: a bounded queue of frames, and how it ends.
 //!
-//! In: frames for the client, signs of life, a reason to end. Out: through an [`Outlet`], what a transport is to write.
+//! In: frames for the client, signs of life, a reason to end. Out: through a [`FrameReceiver`], the frames that a transport writes.
 //! Only the newest outlet is served, so a request that replaced an aborted one takes over without losing a frame that
 //! was not yet handed out. A client that reads too slowly is ended with 4100: a queue that grows for one client is
 //! memory taken from all.
 
 pub(crate) mod deferred_wake;
+pub(crate) mod drain_signal;
 pub(crate) mod liveness;
 pub(crate) mod registry;
 
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout};
 
+use crate::edge::close_reason::CloseReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::session::deferred_wake::defer_wakes;
 use crate::edge::session::liveness::{LivenessStep, LivenessTracker};
@@ -30,36 +32,18 @@ pub const QUEUED_FRAMES_MAX: usize = 4_096;
 /// Bytes that wait for one client.
 pub const QUEUED_BYTES_MAX: usize = 4 << 20;
 
-/// Bytes that wait for all clients; beyond it, a client with more than [`FAIR_BYTES`] waiting is ended.
+/// Bytes that wait for all clients; beyond it, a client with more than [`FAIR_SHARE_BYTES`] waiting is ended.
 pub const TOTAL_QUEUED_BYTES_MAX: usize = 256 << 20;
 
-/// What a client may have waiting when the process is short of memory.
+/// Bounds the bytes that one client may have queued while [`TOTAL_QUEUED_BYTES_MAX`] is exceeded.
 pub const FAIR_SHARE_BYTES: usize = 64 << 10;
 
-/// Why a session ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CloseReason {
-    /// The code that the client is told.
-    pub code: u16,
-    /// The reason that the client is told.
-    pub reason: String,
-    /// Whether the server ended it because it goes away itself.
-    pub drain: bool,
-}
-
-impl CloseReason {
-    /// An end with this code.
-    pub fn new(code: u16, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into(), drain: false }
-    }
-}
-
-/// What an outlet is to write next.
+/// The next item that a transport writes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum OutgoingItem {
     /// Frames in order; none of them when the client only asked for a sign of life.
     Frames(Vec<Bytes>),
-    /// The end.
+    /// The close, after all frames.
     Close(CloseReason),
     /// Another outlet has taken over.
     Replaced,
@@ -68,13 +52,13 @@ pub enum OutgoingItem {
 /// Bytes that wait for all clients of the process.
 pub type ByteBudget = Arc<AtomicUsize>;
 
-/// One client's session.
+/// The session of one client.
 pub struct Session {
-    /// Its public id.
+    /// The public id of the session.
     pub socket: SocketId,
     /// Its app; empty when it was refused.
     pub app: AppId,
-    /// What carries it.
+    /// The transport that carries it.
     pub transport: Transport,
     state: Mutex<SessionState>,
     changed: Notify,
@@ -177,12 +161,12 @@ impl Session {
         self.wait_for_state(|state| state.close_reason.is_some().then_some(())).await;
     }
 
-    /// Resolves once the client was told of the end.
+    /// Resolves once the close frame was delivered.
     pub async fn close_delivered(&self) {
         self.wait_for_state(|state| state.close_delivered.then_some(())).await;
     }
 
-    /// Resolves once the client was told of the end, or does not listen now.
+    /// Resolves once the close frame was delivered, or no receiver is attached.
     pub async fn close_delivered_or_detached(&self) {
         self.wait_for_state(|state| (state.close_delivered || state.detached_since.is_some()).then_some(())).await;
     }
@@ -203,7 +187,7 @@ impl Session {
         self.lock_state().liveness.note_activity(Instant::now());
     }
 
-    /// What its silence asks for now.
+    /// The step that its silence asks for now.
     pub fn next_liveness_step(&self) -> LivenessStep {
         self.lock_state().liveness.next_step(Instant::now())
     }
@@ -253,14 +237,14 @@ impl Drop for Session {
     }
 }
 
-/// Where a transport takes what it writes. Dropping it tells the session that the transport is gone.
+/// The receiver from which a transport takes frames. Dropping it marks the session as detached.
 pub struct FrameReceiver {
     session: Arc<Session>,
     number: u64,
 }
 
 impl FrameReceiver {
-    /// What to write next: frames up to about `most` bytes. Nothing is taken unless it resolves.
+    /// The next item: frames up to about `most` bytes. Nothing is taken unless it resolves.
     pub async fn next(&self, most: usize) -> OutgoingItem {
         defer_wakes(self.session.wait_for_state(|state| self.take_outgoing(state, most))).await
     }

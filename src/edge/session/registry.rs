@@ -1,8 +1,10 @@
-//! All open sessions of the process, and their limit.
+//! Every open session of the process, and how many there may be.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use crate::edge::apps::handshake::check_app_enabled;
@@ -11,32 +13,32 @@ use crate::edge::session::{ByteBudget, Session};
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, SocketId, Transport};
 
-/// Open sessions of a process, over all transports.
+/// Bounds the open sessions of a process, over all transports.
 pub const OPEN_SESSIONS_MAX: usize = 100_000;
 
-/// The registry of open sessions.
+/// The open sessions of the process.
 pub struct SessionRegistry {
     open: Mutex<HashMap<SocketId, Arc<Session>>>,
     budget: ByteBudget,
     metrics: Arc<EdgeMetrics>,
 }
 
-/// A session's entry in the registry, removed when dropped.
+/// An open session's entry in the registry, removed when the guard is dropped.
 pub struct SessionGuard {
-    /// The registered session.
+    /// The session that is open.
     pub session: Arc<Session>,
-    /// The span of the session's log lines.
+    /// The span of its log lines.
     pub span: Span,
     sessions: Arc<SessionRegistry>,
 }
 
 impl SessionRegistry {
-    /// Creates an empty registry.
+    /// A registry without any session.
     pub fn new(metrics: Arc<EdgeMetrics>) -> Arc<Self> {
         Arc::new(Self { open: Mutex::default(), budget: ByteBudget::default(), metrics })
     }
 
-    /// Opens a session; `None` when the limit is reached.
+    /// Opens a session; `None` at the limit.
     pub fn open(self: &Arc<Self>, socket: SocketId, app: AppId, transport: Transport) -> Option<SessionGuard> {
         let session = Session::new(socket, app, transport, self.budget.clone(), self.metrics.clone());
         {
@@ -51,13 +53,25 @@ impl SessionRegistry {
         Some(SessionGuard { session, span: Span::none(), sessions: self.clone() })
     }
 
-    /// Number of open sessions.
+    /// Closes the sessions of removed and disabled apps after each change of the registry, until the token is cancelled.
+    pub async fn follow_apps(self: Arc<Self>, mut apps: watch::Receiver<Arc<AppRegistry>>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = apps.changed() => if changed.is_err() { return },
+            }
+            let registry = apps.borrow_and_update().clone();
+            self.close_sessions_of_removed_apps(&registry);
+        }
+    }
+
+    /// The number of open sessions.
     pub fn open_count(&self) -> usize {
         self.lock_open().len()
     }
 
-    /// Closes the sessions of removed or disabled apps.
-    pub fn close_sessions_of_removed_apps(&self, registry: &AppRegistry) {
+    /// Closes the sessions of removed and disabled apps.
+    fn close_sessions_of_removed_apps(&self, registry: &AppRegistry) {
         for session in self.open_sessions() {
             if let Err(closing) = check_app_enabled(registry, &session.app) {
                 session.close(closing);
@@ -65,7 +79,7 @@ impl SessionRegistry {
         }
     }
 
-    /// Returns the sessions that are open now.
+    /// The sessions that are open now.
     pub fn open_sessions(&self) -> Vec<Arc<Session>> {
         self.lock_open().values().cloned().collect()
     }

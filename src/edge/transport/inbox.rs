@@ -1,8 +1,8 @@
-//! The inbox of one session over HTTP, whose sends may arrive faster than the session handles them.
+//! Messages that wait for one session over HTTP, whose sends come faster than the session acts on them.
 //!
-//! In: the messages of one request. Out: the same, in order of arrival, to the one task that handles them. The inbox is
-//! bounded in requests and bytes; a request that finds no room waits briefly and is then lost, together with its
-//! session, because clients do not check the response.
+//! In: the messages of one request. Out: the same, in the order of arrival, to the one task that acts on them. The
+//! queue is bounded in requests and in bytes; a request that finds it full waits for a while and is then dropped, and its
+//! session is closed, because clients do not read the answer to a send.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,59 +12,59 @@ use tokio::time::timeout;
 
 use crate::edge::apps::client_address::Caller;
 
-/// Sends that one session's inbox holds.
+/// Bounds the sends that wait for one session.
 pub const INBOX_REQUESTS_MAX: usize = 64;
 
-/// Bytes of messages that one session's inbox holds, including a fixed overhead per message.
+/// Bounds the bytes of messages that wait for one session, with the overhead of each.
 pub const INBOX_BYTES_MAX: u32 = 512 << 10;
 
-/// Time for which a send waits for room.
+/// Bounds the time that a send waits for room in the queue.
 pub const INBOX_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The sending half of an inbox, for requests.
+/// The end for the requests.
 #[derive(Clone)]
 pub struct InboxSender {
     sender: mpsc::Sender<InboxRequest>,
     room: Arc<Semaphore>,
 }
 
-/// The messages of one request, and the room that they hold until handled.
+/// The messages of one request, and the room that they take while they wait.
 pub struct InboxRequest {
-    /// The messages; empty when the request carries only its number.
+    /// The messages; empty when the request carried only its number.
     pub messages: Vec<String>,
-    /// The process that forwarded the request, where that matters.
+    /// The sender of the messages, where that matters.
     pub caller: Option<Caller>,
-    /// The identity of the request.
+    /// The ids by which duplicates are found.
     pub mark: RequestId,
     _room: Option<OwnedSemaphorePermit>,
 }
 
-/// The identity of a request.
+/// The ids of a request, by which its order and duplicates are found.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestId {
     /// The client's own number.
     pub number: Option<u64>,
-    /// The id of a forwarded request, the same when it is repeated.
+    /// The id of a relayed request, the same when it is relayed again.
     pub relay_number: Option<u128>,
 }
 
 impl InboxRequest {
-    /// Creates a request without messages.
+    /// A request without messages.
     pub fn without_messages(number: Option<u64>) -> Self {
         Self { messages: vec![], caller: None, mark: RequestId { number, relay_number: None }, _room: None }
     }
 }
 
-/// The reasons that messages do not reach their session.
+/// The reason for which messages do not reach their session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InboxError {
-    /// The session has ended.
+    /// The session has ended already.
     Closed,
-    /// The session is too slow.
+    /// The session has not kept up.
     Timeout,
 }
 
-/// Creates an inbox: the half for requests and the half for the session.
+/// An empty inbox: the end for the requests and the one for the session.
 pub fn open_inbox() -> (InboxSender, mpsc::Receiver<InboxRequest>) {
     let (sender, receiver) = mpsc::channel(INBOX_REQUESTS_MAX);
     let room = Arc::new(Semaphore::new(INBOX_BYTES_MAX.try_into().unwrap_or(Semaphore::MAX_PERMITS)));
@@ -72,23 +72,23 @@ pub fn open_inbox() -> (InboxSender, mpsc::Receiver<InboxRequest>) {
 }
 
 impl InboxSender {
-    /// Queues messages for the session. Messages larger than the whole room wait until they are alone.
+    /// Queues messages for the session. Messages larger than the whole bound wait until the queue is empty.
     ///
     /// # Errors
-    /// The session has ended, or did not make room in time.
+    /// The session has ended, or found no time for them.
     pub async fn send(&self, messages: Vec<String>, mark: RequestId) -> Result<(), InboxError> {
         self.send_from(messages, None, mark).await
     }
 
-    /// Queues the number of a request without messages. A full inbox drops it: nothing waits for it.
+    /// Queues the number of a request without messages. If the queue is full, no request waits for this number either.
     pub fn send_number(&self, number: Option<u64>) {
         let _ = self.sender.try_send(InboxRequest::without_messages(number));
     }
 
-    /// Queues messages with the process that forwarded them.
+    /// Queues messages together with their caller.
     ///
     /// # Errors
-    /// The session has ended, or did not make room in time.
+    /// The session has ended, or found no time for them.
     pub async fn send_from(
         &self,
         messages: Vec<String>,
@@ -114,7 +114,7 @@ mod tests {
     use futures::FutureExt;
     use tokio::task::unconstrained;
 
-    /// Requests that find room at once, up to the limit.
+    /// Requests that find room at once, of as many as may wait.
     fn count_fitting(messages: &[String]) -> usize {
         let (sends, _receiver) = open_inbox();
         let send = || unconstrained(sends.send(messages.to_vec(), RequestId::default())).now_or_never();

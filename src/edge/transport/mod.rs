@@ -1,6 +1,10 @@
-//! The transports that clients connect by: each feeds one session.
+//! The transports by which clients connect: WebSocket, pusher-js's HTTP fallbacks, and `SockJS`.
+//!
+//! In: sockets and requests. Out: one session and one connection each, whatever the transport. A transport reads from
+//! [`session_ownership`] whether another process has a session; it must not know how a request is relayed.
 
 pub(crate) mod inbox;
+pub(crate) mod session_ownership;
 pub(crate) mod sockjs;
 pub(crate) mod websocket;
 pub(crate) mod xhr;

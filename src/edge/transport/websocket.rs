@@ -15,11 +15,12 @@ use tokio_tungstenite::tungstenite;
 use tracing::Instrument;
 
 use crate::edge::apps::client_address::Caller;
-use crate::edge::hub::Hub;
+use crate::edge::close_reason::CloseReason;
+use crate::edge::hub::core::Hub;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
-use crate::edge::session::{CloseReason, OutgoingItem, Session};
+use crate::edge::session::{OutgoingItem, Session};
 use crate::protocol::Transport;
 use crate::protocol::frame::{self, code};
 
@@ -33,17 +34,17 @@ pub const WRITE_BUFFER_BYTES: usize = 2048;
 /// Largest message of a client: a client event at its limit, escaped, with room for the envelope.
 pub const MESSAGE_BYTES_MAX: usize = 128 << 10;
 
-/// Taken from the session in one go.
+/// Bounds the bytes of one batch from the session.
 pub const SOCKET_BATCH_BYTES: usize = 16 << 10;
 
-/// How long what was taken in one go may take.
+/// Bounds the write of one batch.
 const FRAMES_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the goodbye may take, each way.
+/// Bounds the closing handshake, in each direction.
 pub const CLOSE_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a socket is kept whose client was told that it cannot be read: dropped at once, with what came unread, it
-/// would be reset, and what was told be lost on some systems.
+/// Bounds the time that a socket is kept after the close frame for unreadable bytes: dropped at once with unread bytes,
+/// the socket would be reset, and on some systems the close frame would be lost.
 const UNREADABLE_LINGER_DELAY: Duration = Duration::from_secs(1);
 
 /// Bytes of the reason in a close frame (RFC 6455, 5.5).
@@ -60,15 +61,15 @@ const MESSAGE_TOO_LARGE_CODE: u16 = 1009;
 
 /// How a socket ended.
 enum WebSocketEnd {
-    /// The client went.
+    /// The client closed the socket.
     Gone,
     /// The session was ended.
     Closed(CloseReason),
-    /// What the client sent cannot be read on.
+    /// The client sent bytes that cannot be read on.
     Unreadable(CloseReason),
 }
 
-/// `GET /app/{key}`
+/// Upgrades a request to a session: `GET /app/{key}`.
 pub async fn upgrade_websocket(
     State(shared): State<Arc<Hub>>,
     Path(key): Path<String>,
@@ -80,8 +81,8 @@ pub async fn upgrade_websocket(
     accept_upgrade(shared, upgrade, place)
 }
 
-/// Every path that no other route has: a socket is told so with Pusher's code, since a status would tell a client nothing
-/// and make it come back; other requests are answered 404.
+/// Refuses every path that no other route has: a socket with Pusher's code, since after a mere status the client would
+/// reconnect; other requests with 404.
 pub async fn refuse_unknown_path(
     State(shared): State<Arc<Hub>>,
     caller: Caller,
@@ -179,7 +180,7 @@ async fn serve_socket(mut socket: WebSocket, shared: Arc<Hub>, place: SessionGua
     }
 }
 
-/// Tells a client of the end and hears what it had sent before it knew.
+/// Sends the close frame, and applies the messages that the client sent before it arrived.
 async fn receive_last_messages(socket: &mut WebSocket, closing: &CloseReason, connection: &mut Connection) {
     if close(socket, closing).await.is_none() {
         return;
@@ -194,8 +195,8 @@ async fn receive_last_messages(socket: &mut WebSocket, closing: &CloseReason, co
     let _ = timeout(CLOSE_HANDSHAKE_TIMEOUT, heard).await;
 }
 
-/// What a client is told whose bytes cannot be read on: one of WebSocket's own codes, after which clients of Pusher come
-/// back. `None` when the socket itself is gone.
+/// The close reason for a client whose bytes cannot be read on: one of WebSocket's own codes, after which clients of
+/// Pusher reconnect. `None` when the socket itself is gone.
 pub fn unreadable_close_reason(error: axum::Error) -> Option<CloseReason> {
     use tungstenite::error::{Error, ProtocolError};
     match *error.into_inner().downcast::<Error>().ok()? {

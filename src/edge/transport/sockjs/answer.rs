@@ -1,4 +1,4 @@
-//! The response of one receive: a head, then frames in the form of its transport.
+//! The answer to one receive: a head, and then frames as its transport wraps them.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -8,40 +8,40 @@ use bytes::Bytes;
 use futures::stream;
 use tokio::time::timeout;
 
-use crate::edge::relay::session_gone;
 use crate::edge::session::OutgoingItem;
+use crate::edge::transport::session_ownership::session_gone;
 use crate::edge::transport::sockjs::session::{ReceiveOutcome, SockjsReceiver};
 use crate::protocol::fallback::utf16_units;
 use crate::protocol::sockjs::{self, FrameWrapping, HEARTBEAT_FRAME, OPEN_FRAME, RESPONSE_MAX_UNITS};
 
-/// Silence after which an open response carries a heartbeat, as the protocol requires.
+/// Silence after which an open answer carries a heartbeat, as the protocol has it.
 pub const SOCKJS_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(25);
 
-/// Bytes that are taken from the session for one frame.
+/// Taken from the session for one frame.
 const SOCKJS_BATCH_BYTES: usize = 32 << 10;
 
-/// The close code and reason for a second receiver.
+/// The close frame for a second receiver.
 const SECOND_RECEIVER_CLOSE: (u16, &str) = (2010, "Another connection still open");
 
-/// The response of one receiving request.
+/// The answer to one receive.
 pub struct ReceiveAnswer {
-    /// The receiver; `None` once the response is over.
+    /// `None` once it is over.
     receive: Option<ReceiveOutcome>,
-    /// The head, written first and not counted.
+    /// Written first, and not counted.
     head: Option<String>,
     wrapping: FrameWrapping,
-    /// Units that may still be written; the frame that reaches zero is the last one.
+    /// Units that may be written; the frame that reaches this is the last one.
     left: usize,
 }
 
 impl ReceiveAnswer {
-    /// Creates a response that begins with `head`; a poll has one frame.
+    /// An answer that begins with `head`; a poll has one frame.
     pub fn new(receive: ReceiveOutcome, head: Option<String>, wrapping: FrameWrapping, poll: bool) -> Self {
         let left = if poll { 1 } else { RESPONSE_MAX_UNITS };
         Self { receive: Some(receive), head, wrapping, left }
     }
 
-    /// Returns the response as a body of unknown length.
+    /// The answer as a body, whose length nobody knows yet.
     pub fn into_body(self) -> Body {
         Body::from_stream(stream::unfold(self, |mut answer| async {
             let written = answer.next().await?;
@@ -72,7 +72,7 @@ impl ReceiveAnswer {
     }
 }
 
-/// Returns the next frame, and whether it is the last one.
+/// The next frame, and whether nothing comes after it.
 async fn next_frame(receiver: &mut SockjsReceiver) -> (String, bool) {
     if std::mem::take(&mut receiver.new) {
         return (OPEN_FRAME.to_owned(), false);
@@ -82,7 +82,7 @@ async fn next_frame(receiver: &mut SockjsReceiver) -> (String, bool) {
             (sockjs::encode_messages(frames.iter().filter_map(|frame| std::str::from_utf8(frame).ok())), false)
         }
         Ok(OutgoingItem::Close(closing)) => (sockjs::encode_close(closing.code, &closing.reason), true),
-        // A session has one receiver, so no takeover happens here.
+        // A session has one receiver, so none takes over.
         Ok(OutgoingItem::Replaced) => (sockjs::encode_close(SECOND_RECEIVER_CLOSE.0, SECOND_RECEIVER_CLOSE.1), true),
         Err(_) => (HEARTBEAT_FRAME.to_owned(), false),
     }

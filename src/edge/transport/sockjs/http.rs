@@ -1,7 +1,5 @@
 //! The answers to the requests, with the headers that the protocol asks for.
 
-use std::sync::Arc;
-
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
@@ -9,7 +7,6 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -20,12 +17,12 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::edge::apps::client_address::Caller;
-use crate::edge::relay::{RelayServer, RelayTarget, SessionName, SessionOwnership, SessionRelay, session_gone};
 use crate::edge::transport::inbox::RequestId;
+use crate::edge::transport::session_ownership::SessionOwnership;
 use crate::edge::transport::sockjs::answer::{ReceiveAnswer, SOCKJS_HEARTBEAT_INTERVAL};
+use crate::edge::transport::sockjs::context::{BASE_PATH, SockjsContext};
 use crate::edge::transport::sockjs::route::{SessionAction, SockjsEndpoint};
 use crate::edge::transport::sockjs::socket::{SocketFraming, SockjsSocket};
-use crate::edge::transport::sockjs::{BASE_PATH, SockjsContext};
 use crate::edge::transport::websocket::{MESSAGE_BYTES_MAX, READ_BUFFER_BYTES, WRITE_BUFFER_BYTES};
 use crate::edge::transport::xhr::session::SessionError;
 use crate::process::clock;
@@ -50,34 +47,8 @@ const HTML_CONTENT_TYPE: &str = "text/html; charset=UTF-8";
 const JSON_CONTENT_TYPE: &str = "application/json; charset=UTF-8";
 const EVENT_STREAM_CONTENT_TYPE: &str = "text/event-stream";
 
-/// Serves a request here, or where its session is.
-pub async fn relay_or_serve(State(peers): State<Arc<SessionRelay>>, request: Request, next: Next) -> Response {
-    let Some((id, action)) = parse_session_request(&request) else { return next.run(request).await };
-    let farewell = match action {
-        SessionAction::Stream | SessionAction::EventSource | SessionAction::HtmlFile => {
-            let (closing, wrapping) = (session_gone(), action.frame_wrapping());
-            Some((wrapping.wrap(&sockjs::encode_close(closing.code, &closing.reason)), wrapping.frame_terminator()))
-        }
-        _ => None,
-    };
-    let receives = action.transport().is_some();
-    peers
-        .relay_or_serve(
-            RelayTarget { name: SessionName::SockJs(id), is_receive: receives, close_frame: farewell },
-            request,
-            next,
-        )
-        .await
-}
-
-/// Lets a request in that another process handed here.
-pub async fn accept_relayed(State(door): State<Arc<RelayServer>>, request: Request, next: Next) -> Response {
-    let name = parse_session_request(&request).map(|(id, _)| SessionName::SockJs(id));
-    door.accept_request(name, request, next).await
-}
-
 /// The session of a request that is one of several; a WebSocket is a session of its own.
-fn parse_session_request(request: &Request) -> Option<(String, SessionAction)> {
+pub fn parse_session_request(request: &Request) -> Option<(String, SessionAction)> {
     match SockjsEndpoint::from_path(request.uri().path().strip_prefix(BASE_PATH)?)? {
         SockjsEndpoint::Session(_, SessionAction::Socket) => None,
         SockjsEndpoint::Session(id, action) => Some((id, action)),

@@ -6,6 +6,7 @@
 //! [`answer`] writes what a receiver gets, [`session`] keeps sessions between requests, [`socket`] is the WebSocket.
 
 pub(crate) mod answer;
+pub(crate) mod context;
 pub(crate) mod http;
 pub(crate) mod page;
 pub(crate) mod route;
@@ -15,53 +16,13 @@ pub(crate) mod socket;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
 use axum::routing::any;
 
-use crate::config::{ServerConfig, name};
-use crate::edge::http::router::RelayGuard;
-use crate::edge::hub::Hub;
-use crate::edge::relay::session_host;
+use crate::edge::hub::core::Hub;
+use crate::edge::transport::sockjs::context::{BASE_PATH, SockjsContext};
 use crate::protocol::Transport;
-use page::IframePages;
+pub use context::SockjsSettings;
 pub use session::{INTRODUCTION_TIMEOUT, SOCKJS_RECEIVER_GRACE, SOCKJS_SESSIONS_MAX, SockjsSessions};
-
-/// The base path.
-const BASE_PATH: &str = "/pusher";
-
-/// What an operator may choose.
-pub struct SockjsSettings {
-    pages: IframePages,
-    cookie: bool,
-    /// The host that clients are to send everything to.
-    host: Option<String>,
-}
-
-impl SockjsSettings {
-    /// As the variables say.
-    pub fn from_values(values: &ServerConfig) -> Self {
-        Self {
-            pages: IframePages::new(values.list_items(name::SOCKJS_SCRIPTS)),
-            cookie: values.text(name::SOCKJS_COOKIE) == "on",
-            host: session_host(values),
-        }
-    }
-}
-
-/// What the requests share.
-#[derive(Clone)]
-pub(crate) struct SockjsContext {
-    shared: Arc<Hub>,
-    sessions: Arc<SockjsSessions>,
-    settings: Arc<SockjsSettings>,
-    transports: Arc<[Transport]>,
-}
-
-impl SockjsContext {
-    fn is_served(&self, transport: Transport) -> bool {
-        self.transports.contains(&transport)
-    }
-}
 
 /// Everything below the base path that no other route has; `None` when there is nothing to serve there.
 pub fn build_routes(
@@ -69,7 +30,6 @@ pub fn build_routes(
     sessions: &Arc<SockjsSessions>,
     settings: &Arc<SockjsSettings>,
     transports: &[Transport],
-    guard: &RelayGuard,
 ) -> Option<Router> {
     let ours =
         [Transport::SockjsWebsocket, Transport::SockjsXhrStreaming, Transport::SockjsXhr, Transport::SockjsEventsource];
@@ -84,10 +44,5 @@ pub fn build_routes(
         .route(BASE_PATH, any(http::serve))
         .route("/pusher/", any(http::serve))
         .route("/pusher/{*rest}", any(http::serve));
-    let routes = routes.with_state(context);
-    Some(match guard {
-        RelayGuard::None => routes,
-        RelayGuard::Outbound(peers) => routes.layer(from_fn_with_state(peers.clone(), http::relay_or_serve)),
-        RelayGuard::Inbound(door) => routes.layer(from_fn_with_state(door.clone(), http::accept_relayed)),
-    })
+    Some(routes.with_state(context))
 }

@@ -1,21 +1,21 @@
-//! The routes below the SockJS base path, and the methods of each.
+//! The meaning of each path below the base, and the methods that it takes.
 
 use crate::protocol::Transport;
 use crate::protocol::sockjs::FrameWrapping;
 
-/// Longest session id. Clients use eight characters.
+/// Longest name of a session. Clients use eight characters.
 const SESSION_ID_MAX_LEN: usize = 128;
 
-/// An endpoint below the base path.
+/// The meaning of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SockjsEndpoint {
     /// The base path: a greeting.
     Greeting,
-    /// The iframe page.
+    /// The page of a hidden frame.
     Iframe,
-    /// The server's capabilities.
+    /// The capabilities of the server.
     Info,
-    /// A WebSocket without SockJS frames.
+    /// A WebSocket without frames.
     RawSocket,
     /// A request of this session.
     Session(String, SessionAction),
@@ -26,13 +26,13 @@ pub enum SockjsEndpoint {
 pub enum SessionAction {
     /// A WebSocket, which is a session of its own.
     Socket,
-    /// Receives one frame.
+    /// Receives one frame per request.
     Poll,
-    /// Receives a stream of frames.
+    /// Receives frames as a stream.
     Stream,
-    /// Sends messages.
+    /// Sends messages of the client.
     Send,
-    /// Receives frames as server-sent events.
+    /// Receives frames as events.
     EventSource,
     /// Receives frames as scripts in a page.
     HtmlFile,
@@ -43,7 +43,7 @@ pub enum SessionAction {
 }
 
 impl SockjsEndpoint {
-    /// Parses the rest of a path after the base, with or without a final slash.
+    /// Parses the rest of a path after the base; it may end with a slash.
     pub fn from_path(rest: &str) -> Option<Self> {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         match rest {
@@ -62,11 +62,11 @@ impl SockjsEndpoint {
         if parts.next().is_some() || !named(server) || !named(session) || session.len() > SESSION_ID_MAX_LEN {
             return None;
         }
-        // The first part is for load balancers and has no meaning here.
+        // The first part is for load balancers and means nothing here.
         Some(Self::Session(session.to_owned(), SessionAction::from_name(action)?))
     }
 
-    /// Returns the allowed methods.
+    /// The methods that it takes.
     pub fn allowed_methods(&self) -> &'static [&'static str] {
         match self {
             Self::Greeting | Self::Iframe | Self::RawSocket => &["GET"],
@@ -82,7 +82,7 @@ impl SockjsEndpoint {
     }
 }
 
-/// `iframe.html`, or with a version in between.
+/// `iframe.html`, or with a version between the two.
 fn is_iframe(file: &str) -> bool {
     let version = file.strip_prefix("iframe").and_then(|rest| rest.strip_suffix(".html"));
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c);
@@ -104,7 +104,7 @@ impl SessionAction {
         })
     }
 
-    /// Returns the transport of a session that this request opens; `None` if it opens none.
+    /// The transport that a session counts as when this request opens it; `None` for what opens none.
     pub fn transport(self) -> Option<Transport> {
         Some(match self {
             Self::Socket => Transport::SockjsWebsocket,
@@ -115,12 +115,12 @@ impl SessionAction {
         })
     }
 
-    /// Whether the response has one frame only.
+    /// Whether its answer has one frame only.
     pub fn is_poll(self) -> bool {
         matches!(self, Self::Poll | Self::Jsonp)
     }
 
-    /// Returns the wrapping of frames, unless it is a call of a function.
+    /// How it writes frames, if it is no call of a function.
     pub fn frame_wrapping(self) -> FrameWrapping {
         match self {
             Self::EventSource => FrameWrapping::Event,

@@ -14,14 +14,15 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument;
 
 use crate::edge::apps::client_address::Caller;
-use crate::edge::hub::Hub;
+use crate::edge::close_reason::CloseReason;
+use crate::edge::hub::core::Hub;
 use crate::edge::pusher::connection::Connection;
-use crate::edge::relay::{SessionOwnership, SessionRegistration};
-use crate::edge::server::drain::wait_in_flight_messages;
+use crate::edge::session::drain_signal::wait_in_flight_messages;
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
-use crate::edge::session::{ByteBudget, CloseReason, FrameReceiver, OutgoingItem, Session};
+use crate::edge::session::{ByteBudget, FrameReceiver, OutgoingItem, Session};
 use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
+use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionName, SessionOwnership};
 use crate::edge::transport::xhr::reorder::DuplicateFilter;
 use crate::edge::transport::xhr::session::SessionError;
 use crate::protocol::frame::{self, code};
@@ -40,7 +41,7 @@ const SOCKJS_LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Sessions of a process, those without an app too.
 pub const SOCKJS_SESSIONS_MAX: usize = 50_000;
 
-/// What `SockJS` says of a session whose receiver was cut.
+/// The close frame of a session whose receiver was cut, as `SockJS` defines it.
 const INTERRUPTED_CLOSE: (u16, &str) = (1002, "Connection interrupted");
 
 /// The sessions of the process.
@@ -49,12 +50,12 @@ pub struct SockjsSessions {
     entries: Mutex<HashMap<String, Arc<SockjsEntry>>>,
 }
 
-/// One session.
+/// One session and its state.
 struct SockjsEntry {
     status: watch::Sender<EntryStatus>,
     sends: InboxSender,
     /// Says that it is here.
-    _registration: Option<Arc<SessionRegistration>>,
+    _registration: Option<Arc<dyn SessionClaim>>,
 }
 
 #[derive(Clone)]
@@ -68,11 +69,11 @@ struct EntryStatus {
     session: Option<Arc<Session>>,
 }
 
-/// What a receive found.
+/// The outcome of a receive.
 pub enum ReceiveOutcome {
     /// It is the session's receiver.
     Receiver(SockjsReceiver),
-    /// Another one is.
+    /// Another receiver is attached already.
     Busy,
     /// The session was in a process that is gone.
     Gone,
@@ -131,7 +132,7 @@ impl SockjsSessions {
         Ok(receiver(entry, true))
     }
 
-    /// Hands messages to a session, in the order of arrival. What comes after its end goes nowhere.
+    /// Queues messages for a session, in the order of arrival. Messages after its end are dropped.
     pub async fn send(
         &self,
         shared: &Hub,
@@ -162,19 +163,6 @@ impl SockjsSessions {
         }
     }
 
-    /// Whether it is here.
-    pub fn has_session(&self, id: &str) -> bool {
-        self.lock_entries().contains_key(id)
-    }
-
-    /// Ends a session, if it is here.
-    pub fn close(&self, id: &str, closing: CloseReason) {
-        let session = self.lock_entries().get(id).and_then(|entry| entry.status.borrow().session.clone());
-        if let Some(session) = session {
-            session.close(closing);
-        }
-    }
-
     /// Forgets a session, if the name is still its own.
     fn remove_session(&self, id: &str, entry: &Arc<SockjsEntry>) {
         if let Slot::Occupied(slot) = self.lock_entries().entry(id.to_owned())
@@ -186,6 +174,20 @@ impl SockjsSessions {
 
     fn lock_entries(&self) -> MutexGuard<'_, HashMap<String, Arc<SockjsEntry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HttpSessions for SockjsSessions {
+    fn has_session(&self, name: &SessionName) -> bool {
+        matches!(name, SessionName::SockJs(id) if self.lock_entries().contains_key(id))
+    }
+
+    fn close_session(&self, name: &SessionName, reason: CloseReason) {
+        let SessionName::SockJs(id) = name else { return };
+        let session = self.lock_entries().get(id).and_then(|entry| entry.status.borrow().session.clone());
+        if let Some(session) = session {
+            session.close(reason);
+        }
     }
 }
 
@@ -253,14 +255,14 @@ pub struct SockjsReceiver {
     shared: Arc<Hub>,
     id: String,
     entry: Arc<SockjsEntry>,
-    /// Whether the session is new, so that the client is told `o`.
+    /// Whether the session is new, so that the answer begins with `o`.
     pub new: bool,
     frames: Option<FrameReceiver>,
     is_finished: bool,
 }
 
 impl SockjsReceiver {
-    /// What to write next: frames up to about `most` bytes. Nothing is taken unless it resolves.
+    /// The next item: frames up to about `most` bytes. Nothing is taken unless it resolves.
     pub async fn next(&mut self, most: usize) -> OutgoingItem {
         let outlet = match self.frames.take() {
             Some(outlet) => outlet,
@@ -358,7 +360,7 @@ pub fn introduction_missing() -> CloseReason {
 /// Opens the session that a first message asks for.
 ///
 /// # Errors
-/// What the client is told.
+/// The close reason of a client that may have no session.
 pub fn open_requested_session(
     shared: &Hub,
     first: &str,
@@ -432,7 +434,7 @@ async fn serve_messages(
     drop(place);
 }
 
-/// Keeps a session that has ended, so that its client is told each time it asks.
+/// Keeps a closed session, so that each later request of its client receives the close frame.
 async fn linger_after_close(shared: &Hub, entry: &SockjsEntry, session: &Session) {
     let told_on_the_way_out = async {
         shared.draining.wait_started().await;

@@ -8,11 +8,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::Instrument;
 
 use crate::edge::apps::client_address::Caller;
-use crate::edge::hub::Hub;
+use crate::edge::close_reason::CloseReason;
+use crate::edge::hub::core::Hub;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
-use crate::edge::session::{CloseReason, OutgoingItem, Session};
+use crate::edge::session::{OutgoingItem, Session};
 use crate::edge::transport::sockjs::answer::SOCKJS_HEARTBEAT_INTERVAL;
 use crate::edge::transport::sockjs::session::{
     INTRODUCTION_TIMEOUT, introduction_missing, open_refused_session, open_requested_session,
@@ -24,7 +25,7 @@ use crate::edge::transport::websocket::{
 use crate::protocol::Transport;
 use crate::protocol::sockjs::{self, HEARTBEAT_FRAME, OPEN_FRAME};
 
-/// What is said of text that is not JSON, as the protocol's servers say it.
+/// The close frame for text that is not JSON, as the protocol's servers send it.
 const BROKEN_FRAMING_CLOSE: (u16, &str) = (3000, "Broken framing.");
 
 /// The WebSocket's own end, after the frame that said why.
@@ -35,31 +36,31 @@ const NORMAL_CLOSE: (u16, &str) = (1000, "Normal closure");
 pub enum SocketFraming {
     /// In the protocol's frames.
     Frames,
-    /// One to one.
+    /// Each message is one text.
     Raw,
 }
 
 /// How a socket ended.
 enum SockjsSocketEnd {
-    /// The client went.
+    /// The client closed the socket.
     Gone,
     /// The client sent what nobody can read.
     Broken,
-    /// What the client sent cannot be read on.
+    /// The client sent bytes that cannot be read on.
     Unreadable(CloseReason),
     /// The session was ended.
     Closed(CloseReason),
 }
 
-/// One socket.
+/// One `SockJS` WebSocket of a client.
 pub struct SockjsSocket {
-    /// The socket itself.
+    /// The socket to the client.
     pub wire: WebSocket,
     /// How messages stand on it.
     pub framing: SocketFraming,
-    /// What its session counts as.
+    /// The transport that its session counts as.
     pub transport: Transport,
-    /// Who opened it.
+    /// The client that opened it.
     pub caller: Caller,
     /// When a heartbeat is due.
     pub heartbeat: Instant,
@@ -164,7 +165,7 @@ impl SockjsSocket {
         end
     }
 
-    /// Tells a client of the end and hears what it had sent before it knew.
+    /// Sends the close frame, and applies the messages that the client sent before it arrived.
     async fn receive_last_messages(&mut self, closing: &CloseReason, connection: &mut Connection) {
         if self.send_close(closing).await.is_none() {
             return;
@@ -189,7 +190,7 @@ impl SockjsSocket {
         }
     }
 
-    /// What the client says next; nothing at all is a sign of life.
+    /// The next messages of the client; an empty list is a sign of life.
     async fn read(&mut self) -> Result<Vec<String>, SockjsSocketEnd> {
         match self.wire.recv().await {
             Some(Ok(Message::Text(text))) => match self.framing {

@@ -16,12 +16,12 @@ use futures::stream;
 use tokio::time::timeout;
 
 use crate::edge::apps::client_address::Caller;
-use crate::edge::hub::Hub;
+use crate::edge::hub::core::Hub;
 use crate::edge::metrics::EdgeMetrics;
-use crate::edge::relay::{RelayServer, RelayTarget, SessionName, SessionOwnership, SessionRelay, session_gone};
 use crate::edge::session::{FrameReceiver, OutgoingItem};
 use crate::edge::transport::inbox::RequestId;
-use crate::edge::transport::xhr::session::{SessionError, SessionId, XhrReceiver, XhrSessions, parse_request_number};
+use crate::edge::transport::session_ownership::{SessionId, SessionOwnership, session_gone};
+use crate::edge::transport::xhr::session::{SessionError, XhrReceiver, XhrSessions, parse_request_number};
 use crate::protocol::Transport;
 use crate::protocol::fallback::{self, HEARTBEAT_FRAME, OPEN_FRAME, STREAM_LIMIT_UNITS, utf16_units};
 use crate::protocol::frame;
@@ -35,54 +35,21 @@ const STREAM_REOPEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Taken from the session for one frame.
 const XHR_BATCH_BYTES: usize = 32 << 10;
 
-/// What the handlers share.
+/// The state that the handlers share.
 #[derive(Clone)]
 pub struct XhrContext {
-    /// The edge.
+    /// The hub of this process.
     pub shared: Arc<Hub>,
-    /// Its HTTP sessions.
+    /// The HTTP sessions of the process.
     pub fallback: Arc<XhrSessions>,
-    /// What opens a session.
+    /// The first line of a new session.
     pub open: Arc<str>,
 }
 
 type SessionPath = Path<(String, String, String)>;
 
-/// What the processes know of a session before the request comes here.
+/// The ownership of the session, as the relay found it.
 type KnownOwnership = Option<Extension<SessionOwnership>>;
-
-/// Serves a request here, or where its session is.
-pub async fn relay_or_serve(
-    State(peers): State<Arc<SessionRelay>>,
-    Path((_, srv, session)): SessionPath,
-    request: Request,
-    next: Next,
-) -> Response {
-    let Some(id) = SessionId::parse(srv, session) else { return next.run(request).await };
-    let path = request.uri().path();
-    let farewell = path.ends_with("/xhr_streaming").then(|| {
-        let closing = session_gone();
-        (fallback::encode_close(closing.code, &closing.reason), "\n")
-    });
-    let receives = !path.ends_with("/xhr_send");
-    peers
-        .relay_or_serve(
-            RelayTarget { name: SessionName::Pusher(id), is_receive: receives, close_frame: farewell },
-            request,
-            next,
-        )
-        .await
-}
-
-/// Lets a request in that another process handed here.
-pub async fn accept_relayed(
-    State(door): State<Arc<RelayServer>>,
-    Path((_, srv, session)): SessionPath,
-    request: Request,
-    next: Next,
-) -> Response {
-    door.accept_request(SessionId::parse(srv, session).map(SessionName::Pusher), request, next).await
-}
 
 /// `POST …/xhr_streaming`: one answer for as long as the client holds it.
 pub async fn receive_streaming(
@@ -245,7 +212,7 @@ async fn poll_frames(outlet: &FrameReceiver) -> String {
 /// One answer of a streaming receive.
 struct ReceiveStream {
     outlet: FrameReceiver,
-    /// What opens the session, if it is new.
+    /// The first line, if the session is new.
     open: Option<Arc<str>>,
     is_ended: bool,
     /// UTF-16 units written, which is what the client counts.

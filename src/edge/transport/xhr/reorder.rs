@@ -1,33 +1,33 @@
-//! Restores the order of a session's sends, and drops duplicates. Pure.
+//! The messages of a session's client, in the order in which it sent them, and each once.
 //!
 //! Sends travel on many connections and over many processes, so a later one may overtake. pusher-js numbers every
-//! request of a page, including receives: as long as each number arrives, nothing waits. After a missing number the
-//! later ones wait briefly, perhaps in vain: the number may belong to another session of the same page, or to a lost
-//! request. A request that was forwarded twice, because no answer came, has one id.
+//! request of a page, those that receive too: as long as each number comes, nothing waits. If one is missing,
+//! later requests wait for a moment, perhaps in vain: the number may belong to another session of the same page, or to a
+//! request that was lost. A request that was relayed twice, because no answer came, has one id.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Time for which a missing number is awaited.
+/// Bounds the wait for a missing number.
 const MISSING_NUMBER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The same on a page whose numbers are missing again and again.
+/// How long it is waited for on a page whose numbers are missing again and again.
 const UNRELIABLE_NUMBER_TIMEOUT: Duration = Duration::from_millis(5);
 
-/// Consecutive futile waits that identify such a page.
+/// Waits in vain, one after the other, that show such a page.
 const FUTILE_WAITS_MAX: u8 = 3;
 
-/// Request ids that are remembered: more than can be in flight for one session.
+/// Ids of requests that are remembered: more than can be under way for one session.
 const SEEN_IDS_MAX: usize = 256;
 
-/// Ids of forwarded requests that have arrived.
+/// The ids of relayed requests.
 #[derive(Debug, Default)]
 pub struct DuplicateFilter {
     seen: VecDeque<u128>,
 }
 
 impl DuplicateFilter {
-    /// Whether the id arrives for the first time. Requests without an id always do.
+    /// Whether this id is new. A request without an id always is.
     pub fn insert_if_new(&mut self, id: Option<u128>) -> bool {
         let Some(id) = id else { return true };
         if self.seen.contains(&id) {
@@ -41,9 +41,9 @@ impl DuplicateFilter {
     }
 }
 
-/// The numbers that have arrived, and requests that wait for a missing one.
+/// The requests that wait for an earlier one.
 pub struct ReorderBuffer<T> {
-    /// The next expected number, once there was one.
+    /// The number that is to come next, once there was one.
     next: Option<u64>,
     waiting: BTreeMap<u64, (Instant, Vec<T>)>,
     futile_waits: u8,
@@ -56,7 +56,7 @@ impl<T> Default for ReorderBuffer<T> {
 }
 
 impl<T> ReorderBuffer<T> {
-    /// Adds a request and returns those that are now due, in order. Requests without a number do not wait.
+    /// Accepts a request. Returns the requests to apply now, in order. A request without a number does not wait.
     pub fn push(&mut self, number: Option<u64>, item: T, now: Instant) -> Vec<T> {
         let Some(number) = number else { return vec![item] };
         match self.next {
@@ -71,7 +71,7 @@ impl<T> ReorderBuffer<T> {
                 vec![]
             }
             Some(next) if number < next => {
-                // The wait was too short.
+                // It was waited for too shortly.
                 self.futile_waits = 0;
                 vec![item]
             }
@@ -87,12 +87,12 @@ impl<T> ReorderBuffer<T> {
         }
     }
 
-    /// Returns the time at which the oldest wait ends.
+    /// The time at which the next request is overdue.
     pub fn next_due(&self) -> Option<Instant> {
         self.waiting.values().map(|(until, _)| *until).min()
     }
 
-    /// Releases requests whose wait has ended, and those that follow them.
+    /// Releases the requests that waited long enough, and those that then wait no more.
     pub fn release_overdue(&mut self, now: Instant) -> Vec<T> {
         let mut ready = Vec::new();
         let late = self.waiting.iter().rev().find(|(_, (until, _))| *until <= now).map(|(number, _)| *number);
@@ -156,7 +156,7 @@ mod tests {
         }
         assert_eq!(order.push(Some(number + 2), 0, start), [0; 0]);
         assert_eq!(order.next_due(), Some(start + UNRELIABLE_NUMBER_TIMEOUT));
-        // A late arrival shows that waiting is worthwhile.
+        // One that comes after all shows that it is worth while.
         assert_eq!(order.push(Some(number + 1), 1, start), [1, 0]);
         assert_eq!(order.push(Some(number + 9), 0, start), [0; 0]);
         assert_eq!(order.next_due(), Some(start + MISSING_NUMBER_TIMEOUT));

@@ -16,20 +16,21 @@ use url::form_urlencoded;
 
 use crate::edge::apps::client_address::Caller;
 use crate::edge::apps::handshake::check_origin;
-use crate::edge::hub::Hub;
+use crate::edge::close_reason::CloseReason;
+use crate::edge::hub::core::Hub;
 use crate::edge::pusher::connection::Connection;
-use crate::edge::relay::{SessionOwnership, SessionRegistration};
-use crate::edge::server::drain::wait_in_flight_messages;
+use crate::edge::session::drain_signal::{RECEIVER_GRACE, wait_in_flight_messages};
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
-use crate::edge::session::{CloseReason, FrameReceiver, Session};
+use crate::edge::session::{FrameReceiver, Session};
 use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
+use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionId, SessionName, SessionOwnership};
 use crate::edge::transport::xhr::reorder::{DuplicateFilter, ReorderBuffer};
 use crate::protocol::Transport;
 use crate::protocol::frame::code;
 
-/// How long a session lives without a receive.
-pub const XHR_RECEIVER_GRACE: Duration = Duration::from_secs(5);
+/// Bounds the time that a session lives without a receive.
+pub const XHR_RECEIVER_GRACE: Duration = RECEIVER_GRACE;
 
 /// Longest that a session stays after its end for a client that holds a receive and does not read it.
 const XHR_LINGER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,33 +38,13 @@ const XHR_LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 /// HTTP sessions of a process.
 pub const XHR_SESSIONS_MAX: usize = 50_000;
 
-/// Longest part of a session's id. pusher-js uses up to three digits and eight letters.
-pub const SESSION_ID_PART_MAX_LEN: usize = 64;
-
-/// What the client chose to call its session.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct SessionId {
-    /// The first part.
-    pub srv: String,
-    /// The second part.
-    pub session: String,
-}
-
-impl SessionId {
-    /// Checks both parts: not empty, no dots, not long.
-    pub fn parse(srv: String, session: String) -> Option<Self> {
-        let valid = |part: &str| !part.is_empty() && part.len() <= SESSION_ID_PART_MAX_LEN && !part.contains('.');
-        (valid(&srv) && valid(&session)).then_some(Self { srv, session })
-    }
-}
-
 /// One session and the way to its connection.
 struct XhrEntry {
     key: String,
     session: Arc<Session>,
     sends: InboxSender,
     /// Says that it is here.
-    registration: Option<Arc<SessionRegistration>>,
+    registration: Option<Arc<dyn SessionClaim>>,
 }
 
 /// The HTTP sessions of the process.
@@ -72,18 +53,18 @@ pub struct XhrSessions {
     entries: Mutex<HashMap<SessionId, XhrEntry>>,
 }
 
-/// What a receive found.
+/// The receiver that a request attached.
 pub struct XhrReceiver {
-    /// Where its frames come from.
+    /// The receiver of its frames.
     pub frames: FrameReceiver,
-    /// Whether the session is new, so that the client is told `o`.
+    /// Whether the session is new, so that the answer begins with `o`.
     pub new: bool,
 }
 
 /// Why a request cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionError {
-    /// The client may have no session. It is told so in one answer, and nothing is kept of it: strangers could fill the
+    /// The client may have no session. One answer says so, and nothing is stored for it: strangers could fill the
     /// table otherwise.
     Refused(CloseReason),
     /// The app does not let the page that asks connect.
@@ -141,7 +122,7 @@ impl XhrSessions {
     /// Whether the app of this key, if there is one, lets the page that asks connect: each request is a page's own.
     ///
     /// # Errors
-    /// What the client is told.
+    /// The close reason: the app does not allow the origin.
     pub fn check_origin(shared: &Hub, key: &str, caller: &Caller) -> Result<(), CloseReason> {
         let registry = shared.apps.current();
         let Some(app) = registry.by_key(key) else { return Ok(()) };
@@ -177,18 +158,6 @@ impl XhrSessions {
         })
     }
 
-    /// Whether it is here.
-    pub fn has_session(&self, id: &SessionId) -> bool {
-        self.lock_entries().contains_key(id)
-    }
-
-    /// Ends a session, if it is here.
-    pub fn close(&self, id: &SessionId, closing: CloseReason) {
-        if let Some(entry) = self.lock_entries().get(id) {
-            entry.session.close(closing);
-        }
-    }
-
     /// How many there are.
     pub fn open_count(&self) -> usize {
         self.lock_entries().len()
@@ -196,6 +165,19 @@ impl XhrSessions {
 
     fn lock_entries(&self) -> MutexGuard<'_, HashMap<SessionId, XhrEntry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HttpSessions for XhrSessions {
+    fn has_session(&self, name: &SessionName) -> bool {
+        matches!(name, SessionName::Pusher(id) if self.lock_entries().contains_key(id))
+    }
+
+    fn close_session(&self, name: &SessionName, reason: CloseReason) {
+        let SessionName::Pusher(id) = name else { return };
+        if let Some(entry) = self.lock_entries().get(id) {
+            entry.session.close(reason);
+        }
     }
 }
 
@@ -267,16 +249,16 @@ async fn run_session(
     linger_after_close(fallback, session.clone(), id).await;
 }
 
-/// Keeps a session that has ended until its client was told, does not ask, or does not read.
+/// Keeps a closed session until its close frame is delivered, or its client does not ask or does not read.
 async fn linger_after_close(fallback: Arc<XhrSessions>, session: Arc<Session>, id: SessionId) {
     let abandoned = session.detached_for(XHR_RECEIVER_GRACE);
-    let told = tokio::select! {
+    let is_delivered = tokio::select! {
         () = session.close_delivered() => true,
         () = abandoned => false,
         () = tokio::time::sleep(XHR_LINGER_TIMEOUT) => false,
     };
     let entry = fallback.lock_entries().remove(&id);
-    if let (false, Some(registration)) = (told, entry.and_then(|entry| entry.registration)) {
+    if let (false, Some(registration)) = (is_delivered, entry.and_then(|entry| entry.registration)) {
         // Whoever asks next, wherever, hears that it is gone.
         registration.disarm_release();
     }

@@ -1,0 +1,211 @@
+//! The parts of an edge that its connections and its HTTP API share.
+//!
+//! In: sessions to open, frames to publish, joins and leaves. Out: an admitted session or a close reason; frames in the
+//! queues of local subscribers and on the bus; the answer of the bus, each within five seconds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use crate::bus::{
+    BroadcastFrame, Bus, BusError, ChannelInfo, ChannelKey, CountUpdate, JoinOutcome, LastEvent, LastEventLookup,
+    Transition,
+};
+use crate::edge::apps::RegistryWatcher;
+use crate::edge::apps::client_address::Caller;
+use crate::edge::apps::handshake::{admit_handshake, check_app_enabled, metric_label};
+use crate::edge::close_reason::CloseReason;
+use crate::edge::hub::pending_counts::PendingCounts;
+use crate::edge::hub::subscribers::{ChannelSubscribers, TERMINATED_MESSAGE};
+use crate::edge::metrics::EdgeMetrics;
+use crate::edge::recorder::Recorder;
+use crate::edge::session::Session;
+use crate::edge::session::drain_signal::DrainSignal;
+use crate::edge::session::registry::{SessionGuard, SessionRegistry};
+use crate::protocol::frame::{self, PresenceMember, code};
+use crate::protocol::record::LeaveCause;
+use crate::protocol::{AppId, ChannelName, SocketId, Transport};
+
+/// Bounds the wait for one answer of the bus: 5 s, so that no connection waits without end.
+const BUS_CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The parts of an edge that connections and the HTTP API use.
+pub struct Hub {
+    /// The app registry, as it is now.
+    pub apps: Arc<RegistryWatcher>,
+    /// The subscribers of this process.
+    pub subscribers: ChannelSubscribers,
+    /// The channels whose count is published later.
+    pub pending_counts: PendingCounts,
+    /// The open sessions of this process.
+    pub sessions: Arc<SessionRegistry>,
+    /// The bus to the other edges.
+    pub bus: Arc<dyn Bus>,
+    /// The recorder that writes the stream.
+    pub recorder: Recorder,
+    /// The metrics of this edge.
+    pub metrics: Arc<EdgeMetrics>,
+    /// The drain: once it has started, no session is admitted.
+    pub draining: DrainSignal,
+    /// One task per session.
+    pub session_tasks: TaskTracker,
+    /// One task per closed connection that still counts as its user's.
+    pub offline_grace_tasks: TaskTracker,
+}
+
+impl Hub {
+    /// Opens a session for a client that may have one.
+    ///
+    /// # Errors
+    /// The close reason: the client may have no session, or the server is full or drains.
+    pub fn open(
+        &self,
+        key: &str,
+        query: &str,
+        caller: &Caller,
+        transport: Transport,
+    ) -> Result<SessionGuard, CloseReason> {
+        let origin = caller.origin.as_deref();
+        let opened = admit_handshake(&self.apps.current(), key, query, origin)
+            .and_then(|app| self.admit_session(app, transport));
+        match opened {
+            Ok(mut place) => {
+                let Session { socket, app, .. } = &*place.session;
+                place.span = tracing::debug_span!("session", %socket, %app, %transport, client = %caller.address);
+                tracing::debug!(parent: &place.span, "a session was opened");
+                Ok(place)
+            }
+            Err(closing) => {
+                self.count_refusal(&closing, caller);
+                Err(closing)
+            }
+        }
+    }
+
+    /// Counts and logs a client that is refused at once.
+    pub fn count_refusal(&self, closing: &CloseReason, caller: &Caller) {
+        let (code, reason) = (closing.code, &closing.reason);
+        tracing::debug!(client = %caller.address, origin = ?caller.origin, code, reason, "a client was refused");
+        self.metrics.refused(metric_label(closing)).inc();
+    }
+
+    fn admit_session(&self, app: AppId, transport: Transport) -> Result<SessionGuard, CloseReason> {
+        let full = || CloseReason::new(code::OVER_CAPACITY, "the server is full, come back later");
+        let place = self.sessions.open(socket_id().ok_or_else(full)?, app, transport).ok_or_else(full)?;
+        // Checked only now: a session that was opened before the drain began, or before its app changed, is closed with
+        // the others.
+        if self.draining.is_started() {
+            return Err(self.draining.close_reason());
+        }
+        check_app_enabled(&self.apps.current(), &place.session.app)?;
+        Ok(place)
+    }
+
+    /// Sends a frame to everyone in a channel, here and elsewhere.
+    pub async fn publish_frame(&self, subject: ChannelKey, frame: String, except: Option<SocketId>) {
+        self.send(BroadcastFrame { subject, frame: Bytes::from(frame), except, ends: false }).await;
+    }
+
+    /// Sends frames to everyone in their channels, here and elsewhere, in their order.
+    pub async fn publish_all(&self, messages: Vec<BroadcastFrame>) {
+        for message in &messages {
+            self.subscribers.deliver(message);
+        }
+        if let Err(error) = self.with_timeout(self.bus.publish_frames(messages)).await {
+            tracing::debug!(%error, "frames reached this process only");
+        }
+    }
+
+    /// Closes the connections of all subscribers of a channel, here and elsewhere.
+    pub async fn terminate_subscribers(&self, subject: ChannelKey) {
+        let frame = Bytes::from(frame::error_frame(Some(code::UNAUTHORIZED), TERMINATED_MESSAGE));
+        self.send(BroadcastFrame { subject, frame, except: None, ends: true }).await;
+    }
+
+    async fn send(&self, message: BroadcastFrame) {
+        self.subscribers.deliver(&message);
+        if let Err(error) = self.with_timeout(self.bus.publish_frame(message)).await {
+            tracing::debug!(%error, "a frame reached this process only");
+        }
+    }
+
+    /// Joins a channel on the bus.
+    pub async fn join_channel(
+        &self,
+        subject: &ChannelKey,
+        socket: &SocketId,
+        member: Option<&PresenceMember>,
+    ) -> Result<JoinOutcome, BusError> {
+        self.with_timeout(self.bus.join_channel(subject, socket, member)).await
+    }
+
+    /// Leaves a channel on the bus.
+    pub async fn leave_channel(
+        &self,
+        subject: &ChannelKey,
+        socket: &SocketId,
+        cause: Option<LeaveCause>,
+    ) -> Result<Vec<Transition>, BusError> {
+        self.with_timeout(self.bus.leave_channel(subject, socket, cause)).await
+    }
+
+    /// Stores the last event of a cache channel.
+    pub async fn store_last_event(&self, subject: &ChannelKey, last: &LastEvent) -> Result<(), BusError> {
+        self.with_timeout(self.bus.store_last_event(subject, last)).await
+    }
+
+    /// Looks up the last event of a cache channel.
+    pub async fn last_event(&self, subject: &ChannelKey) -> Result<LastEventLookup, BusError> {
+        self.with_timeout(self.bus.look_up_last_event(subject)).await
+    }
+
+    /// Claims the next update of a channel's subscription count.
+    pub async fn subscription_count(&self, subject: &ChannelKey) -> Result<CountUpdate, BusError> {
+        self.with_timeout(self.bus.claim_count_update(subject)).await
+    }
+
+    /// The connections and users of a channel.
+    pub async fn channel_info(&self, subject: &ChannelKey) -> Result<ChannelInfo, BusError> {
+        self.with_timeout(self.bus.inspect_channel(subject)).await
+    }
+
+    /// Which of these channels have a connection in them.
+    pub async fn are_occupied(&self, subjects: &[ChannelKey]) -> Result<Vec<bool>, BusError> {
+        self.with_timeout(self.bus.are_occupied(subjects)).await
+    }
+
+    /// The app's channels with this prefix.
+    pub async fn list_channels(&self, app: &AppId, prefix: &str) -> Result<Vec<(ChannelName, u64)>, BusError> {
+        self.with_timeout(self.bus.list_channels(app, prefix)).await
+    }
+
+    /// Bounds a call to the bus, and counts it if the bus is unavailable.
+    async fn with_timeout<T>(&self, call: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
+        let answer = timeout(BUS_CALL_TIMEOUT, call).await;
+        let answer =
+            answer.unwrap_or_else(|_| Err(BusError::Unavailable(format!("no answer in {BUS_CALL_TIMEOUT:?}"))));
+        if matches!(answer, Err(BusError::Unavailable(_))) {
+            self.metrics.bus_errors.inc();
+        }
+        answer
+    }
+
+    /// Updates the gauges that are sampled.
+    pub fn sample_gauges(&self) {
+        self.metrics.recorder_queued.set(i64::try_from(self.recorder.queued_count()).unwrap_or(i64::MAX));
+        self.metrics.bus_up.set(i64::from(self.bus.is_available()));
+        let lost = &self.metrics.bus_lost;
+        lost.inc_by(self.bus.lost_frames().saturating_sub(lost.get()));
+    }
+}
+
+/// A new public id. `None` when the operating system gives no random numbers: a guessable id would be worse than none.
+fn socket_id() -> Option<SocketId> {
+    let number = || OsRng.try_next_u64().ok();
+    Some(SocketId::from_random(number()?, number()?))
+}
