@@ -8,10 +8,11 @@ use tokio::time::{sleep, timeout_at};
 
 use super::error::BenchError;
 use super::http::{HttpConnection, find_bytes};
-use super::load::{CONCURRENT_OPENS_MAX, ChannelSubscription, Target, build_subscribe_frame, parse_socket_id};
+use super::load::{CONCURRENT_OPENS_MAX, ChannelSubscription, build_subscribe_frame, parse_socket_id};
 use super::machine::{HostUsage, as_f64};
-use super::server::{APP_KEY, ServerProcess};
+use super::server::ServerProcess;
 use super::sockets::measure_servers;
+use super::target::{APP_KEY, Target};
 
 /// Sessions that come before the first measurement.
 const WARM_UP_SESSION_COUNT: usize = 20;

@@ -12,13 +12,13 @@ use super::error::BenchError;
 use super::http::HttpConnection;
 use super::latency::{LatencyHistogram, LatencyRecorder};
 use super::load::{
-    self, ChannelSubscription, PublishSchedule, RunClock, Target, open_subscribed_socket, post_event_now,
-    private_channel,
+    self, ChannelSubscription, PublishSchedule, RunClock, open_subscribed_socket, post_event_now, private_channel,
 };
 use super::machine::HostUsage;
 use super::plan::EdgePlan;
-use super::server::{ServerKind, ServerProcess};
+use super::server::ServerProcess;
 use super::sockets::{self, CrowdListeners, DeliveryMeasurement};
+use super::target::{ServerKind, Target};
 
 /// Round trips of one measurement without load.
 const TRIP_COUNT: u64 = 300;

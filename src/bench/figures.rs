@@ -153,141 +153,250 @@ pub fn median_of(values: &[f64]) -> f64 {
     }
 }
 
-/// Every figure. A comparison is the median of the rounds' own comparisons: both sides of each ran one after the other.
+/// Computes every figure. A comparison is the median of the rounds' own comparisons: both of its sides ran one after
+/// the other, so a host that was slow for one round was slow for both.
 pub fn compute_edge_figures(rounds: &[EdgeRound], polling: Option<f64>) -> Vec<Figure> {
-    let each = |of: fn(&EdgeRound) -> Option<f64>| {
-        let values = rounds.iter().filter_map(of).filter(|value| value.is_finite());
-        (RoundAggregation::Median, values.collect::<Vec<f64>>())
-    };
-    let all =
-        |of: fn(&EdgeRound) -> Option<f64>| (RoundAggregation::Sum, rounds.iter().filter_map(of).collect::<Vec<f64>>());
-    let most = |value| Some(FigureTarget::AtMost(value));
+    let mut figures = memory_figures(rounds);
+    figures.extend(accept_figures(rounds));
+    figures.extend(fan_out_figures(rounds));
+    figures.extend(crowd_figures(rounds));
+    figures.extend(idle_figures(rounds, polling));
+    figures
+}
+
+fn at_most(value: f64) -> Option<FigureTarget> {
+    Some(FigureTarget::AtMost(value))
+}
+
+fn median(rounds: &[EdgeRound], of: fn(&EdgeRound) -> Option<f64>) -> (RoundAggregation, Vec<f64>) {
+    let values = rounds.iter().filter_map(of).filter(|value| value.is_finite());
+    (RoundAggregation::Median, values.collect())
+}
+
+fn sum(rounds: &[EdgeRound], of: fn(&EdgeRound) -> Option<f64>) -> (RoundAggregation, Vec<f64>) {
+    (RoundAggregation::Sum, rounds.iter().filter_map(of).collect())
+}
+
+fn memory_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
     vec![
         build_figure(
             "plain_kib",
             "memory of an idle subscribed socket",
             "KiB",
-            most(12.0),
-            each(|r| Some(r.edge.plain_kib)),
+            at_most(12.0),
+            median(rounds, |r| Some(r.edge.plain_kib)),
         ),
-        build_figure("plain_peer_kib", "  sockudo's", "KiB", None, each(|r| Some(r.peer.as_ref()?.plain_kib))),
-        build_figure("plain_ratio", "  ours to sockudo's", "×", most(0.1), each(|r| peer_ratio(r, |n| n.plain_kib))),
+        build_figure(
+            "plain_peer_kib",
+            "  sockudo's",
+            "KiB",
+            None,
+            median(rounds, |r| Some(r.peer.as_ref()?.plain_kib)),
+        ),
+        build_figure(
+            "plain_ratio",
+            "  ours to sockudo's",
+            "×",
+            at_most(0.1),
+            median(rounds, |r| peer_ratio(r, |n| n.plain_kib)),
+        ),
         build_figure(
             "member_kib",
             "memory of an idle presence member",
             "KiB",
-            most(16.0),
-            each(|r| Some(r.edge.member_kib)),
+            at_most(16.0),
+            median(rounds, |r| Some(r.edge.member_kib)),
         ),
-        build_figure("member_peer_kib", "  sockudo's", "KiB", None, each(|r| Some(r.peer.as_ref()?.member_kib))),
-        build_figure("member_ratio", "  ours to sockudo's", "×", most(0.1), each(|r| peer_ratio(r, |n| n.member_kib))),
+        build_figure(
+            "member_peer_kib",
+            "  sockudo's",
+            "KiB",
+            None,
+            median(rounds, |r| Some(r.peer.as_ref()?.member_kib)),
+        ),
+        build_figure(
+            "member_ratio",
+            "  ours to sockudo's",
+            "×",
+            at_most(0.1),
+            median(rounds, |r| peer_ratio(r, |n| n.member_kib)),
+        ),
         build_figure(
             "back",
             "memory after they left, to the start",
             "×",
-            most(MEMORY_RELEASED_RATIO_MAX),
-            each(|r| r.edge.released_ratio),
+            at_most(MEMORY_RELEASED_RATIO_MAX),
+            median(rounds, |r| r.edge.released_ratio),
         ),
         build_figure(
             "session_kib",
             "memory of an idle xhr_streaming session",
             "KiB",
-            most(24.0),
-            each(|r| Some(r.session_kib)),
+            at_most(24.0),
+            median(rounds, |r| Some(r.session_kib)),
         ),
+    ]
+}
+
+fn accept_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
+    vec![
         build_figure(
             "accept_us",
             "CPU to take in an authenticated socket",
             "µs",
             None,
-            each(|r| Some(r.edge.accept_us)),
+            median(rounds, |r| Some(r.edge.accept_us)),
         ),
-        build_figure("accept_peer_us", "  sockudo's", "µs", None, each(|r| Some(r.peer.as_ref()?.accept_us))),
-        build_figure("accept_ratio", "  ours to sockudo's", "×", most(0.67), each(|r| peer_ratio(r, |n| n.accept_us))),
-        build_figure("fan_us", "fan-out: CPU per delivery", "µs", None, each(|r| Some(r.edge.fan_out.cpu_us))),
-        build_figure("fan_bare_us", "  a bare axum broadcast's", "µs", None, each(|r| Some(r.baseline.cpu_us))),
+        build_figure("accept_peer_us", "  sockudo's", "µs", None, median(rounds, |r| Some(r.peer.as_ref()?.accept_us))),
+        build_figure(
+            "accept_ratio",
+            "  ours to sockudo's",
+            "×",
+            at_most(0.67),
+            median(rounds, |r| peer_ratio(r, |n| n.accept_us)),
+        ),
+    ]
+}
+
+fn fan_out_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
+    vec![
+        build_figure(
+            "fan_us",
+            "fan-out: CPU per delivery",
+            "µs",
+            None,
+            median(rounds, |r| Some(r.edge.fan_out.cpu_us)),
+        ),
+        build_figure(
+            "fan_bare_us",
+            "  a bare axum broadcast's",
+            "µs",
+            None,
+            median(rounds, |r| Some(r.baseline.cpu_us)),
+        ),
         build_figure(
             "fan_bare_ratio",
             "  ours to the bare one's",
             "×",
-            most(1.3),
-            each(|r| Some(r.edge.fan_out.cpu_us / r.baseline.cpu_us)),
+            at_most(1.3),
+            median(rounds, |r| Some(r.edge.fan_out.cpu_us / r.baseline.cpu_us)),
         ),
-        build_figure("fan_peer_us", "  sockudo's", "µs", None, each(|r| Some(r.peer.as_ref()?.fan_out.cpu_us))),
+        build_figure(
+            "fan_peer_us",
+            "  sockudo's",
+            "µs",
+            None,
+            median(rounds, |r| Some(r.peer.as_ref()?.fan_out.cpu_us)),
+        ),
         build_figure(
             "fan_peer_ratio",
             "  ours to sockudo's",
             "×",
-            most(0.7),
-            each(|r| peer_ratio(r, |n| n.fan_out.cpu_us)),
+            at_most(0.7),
+            median(rounds, |r| peer_ratio(r, |n| n.fan_out.cpu_us)),
         ),
-        build_figure("fan_p50_ms", "fan-out: latency, median", "ms", None, each(|r| Some(r.edge.fan_out.p50_ms))),
+        build_figure(
+            "fan_p50_ms",
+            "fan-out: latency, median",
+            "ms",
+            None,
+            median(rounds, |r| Some(r.edge.fan_out.p50_ms)),
+        ),
         build_figure(
             "fan_p99_ms",
             "fan-out: latency, 99th percentile",
             "ms",
             None,
-            each(|r| Some(r.edge.fan_out.p99_ms)),
+            median(rounds, |r| Some(r.edge.fan_out.p99_ms)),
         ),
-        build_figure("fan_bare_p99_ms", "  a bare axum broadcast's", "ms", None, each(|r| Some(r.baseline.p99_ms))),
-        build_figure("fan_peer_p99_ms", "  sockudo's", "ms", None, each(|r| Some(r.peer.as_ref()?.fan_out.p99_ms))),
+        build_figure(
+            "fan_bare_p99_ms",
+            "  a bare axum broadcast's",
+            "ms",
+            None,
+            median(rounds, |r| Some(r.baseline.p99_ms)),
+        ),
+        build_figure(
+            "fan_peer_p99_ms",
+            "  sockudo's",
+            "ms",
+            None,
+            median(rounds, |r| Some(r.peer.as_ref()?.fan_out.p99_ms)),
+        ),
         build_figure(
             "fan_p99_ratio",
             "  ours to sockudo's",
             "×",
-            most(1.0),
-            each(|r| peer_ratio(r, |n| n.fan_out.p99_ms)),
+            at_most(1.0),
+            median(rounds, |r| peer_ratio(r, |n| n.fan_out.p99_ms)),
         ),
         build_figure(
             "fan_missed",
             "fan-out: events missed",
             "",
-            most(0.0),
-            all(|r| Some(count_to_f64(r.edge.fan_out.tally.missed))),
+            at_most(0.0),
+            sum(rounds, |r| Some(count_to_f64(r.edge.fan_out.tally.missed))),
         ),
         build_figure(
             "fan_repeated",
             "fan-out: events repeated",
             "",
-            most(0.0),
-            all(|r| Some(count_to_f64(r.edge.fan_out.tally.repeated))),
+            at_most(0.0),
+            sum(rounds, |r| Some(count_to_f64(r.edge.fan_out.tally.repeated))),
         ),
+    ]
+}
+
+fn crowd_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
+    vec![
         build_figure(
             "crowd_delivered",
             "crowd: events delivered",
             "",
             None,
-            all(|r| Some(count_to_f64(r.edge.crowd.delivered))),
+            sum(rounds, |r| Some(count_to_f64(r.edge.crowd.delivered))),
         ),
         build_figure(
             "crowd_missed",
             "crowd: events missed",
             "",
-            most(0.0),
-            all(|r| Some(count_to_f64(r.edge.crowd.missed))),
+            at_most(0.0),
+            sum(rounds, |r| Some(count_to_f64(r.edge.crowd.missed))),
         ),
         build_figure(
             "crowd_repeated",
             "crowd: events repeated",
             "",
-            most(0.0),
-            all(|r| Some(count_to_f64(r.edge.crowd.repeated))),
+            at_most(0.0),
+            sum(rounds, |r| Some(count_to_f64(r.edge.crowd.repeated))),
         ),
         build_figure(
             "crowd_peer_missed",
             "  sockudo's missed",
             "",
             None,
-            all(|r| Some(count_to_f64(r.peer.as_ref()?.crowd.missed))),
+            sum(rounds, |r| Some(count_to_f64(r.peer.as_ref()?.crowd.missed))),
         ),
         build_figure(
             "crowd_p99_ms",
             "crowd: latency, 99th percentile",
             "ms",
             None,
-            each(|r| Some(r.edge.crowd_p99_ms)),
+            median(rounds, |r| Some(r.edge.crowd_p99_ms)),
         ),
-        build_figure("crowd_peer_p99_ms", "  sockudo's", "ms", None, each(|r| Some(r.peer.as_ref()?.crowd_p99_ms))),
+        build_figure(
+            "crowd_peer_p99_ms",
+            "  sockudo's",
+            "ms",
+            None,
+            median(rounds, |r| Some(r.peer.as_ref()?.crowd_p99_ms)),
+        ),
+    ]
+}
+
+/// Figures of servers without load: the polling interval, and single deliveries.
+fn idle_figures(rounds: &[EdgeRound], polling: Option<f64>) -> Vec<Figure> {
+    vec![
         build_figure(
             "polling_s",
             "idle xhr_polling: shortest time between requests",
@@ -300,15 +409,15 @@ pub fn compute_edge_figures(rounds: &[EdgeRound], polling: Option<f64>) -> Vec<F
             "a single delivery without load, median",
             "ms",
             None,
-            each(|r| Some(r.single_delivery_ms)),
+            median(rounds, |r| Some(r.single_delivery_ms)),
         ),
-        build_figure("echo_ms", "  a bare loopback echo", "ms", None, each(|r| Some(r.echo_ms))),
+        build_figure("echo_ms", "  a bare loopback echo", "ms", None, median(rounds, |r| Some(r.echo_ms))),
         build_figure(
             "distance_ms",
             "  distance to the echo",
             "ms",
             None,
-            each(|r| Some(r.single_delivery_ms - r.echo_ms)),
+            median(rounds, |r| Some(r.single_delivery_ms - r.echo_ms)),
         ),
     ]
 }

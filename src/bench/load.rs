@@ -1,15 +1,14 @@
 //! What is sent: subscriptions that are signed, and events that carry their number and the time when they were due.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep_until;
 
 use super::http::{HttpConnection, find_bytes};
-use super::server::{APP_ID, APP_KEY, APP_SECRET, ServerKind};
 use super::socket::ClientSocket;
+use super::target::{APP_ID, APP_KEY, APP_SECRET, ServerKind, Target};
 use crate::process::clock;
 use crate::protocol::{Secret, rest, signature};
 
@@ -24,15 +23,6 @@ pub const CONCURRENT_OPENS_MAX: usize = 64;
 
 /// Connections that publish to the crowd.
 const PUBLISHERS_MAX: usize = 8;
-
-/// Where load goes.
-#[derive(Clone, Copy, Debug)]
-pub struct Target {
-    /// Which server it is.
-    pub kind: ServerKind,
-    /// Where it listens.
-    pub address: SocketAddr,
-}
 
 /// What a socket enters.
 #[derive(Clone, Debug)]

@@ -27,6 +27,7 @@ mod sequence;
 mod server;
 mod socket;
 mod sockets;
+mod target;
 
 pub use baseline::serve as serve_bare;
 pub use document::render_page;

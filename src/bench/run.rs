@@ -11,8 +11,9 @@ use super::machine::{self, HostUsage};
 use super::plan::{EdgePlan, PeerServer};
 use super::report::{BenchReport, RunSize, begin_report};
 use super::sequence::DeliveryTally;
-use super::server::{ServerKind, ServerProcess};
+use super::server::ServerProcess;
 use super::sockets::{self, CrowdSpec, DeliveryMeasurement};
+use super::target::ServerKind;
 
 /// Members of one presence channel: as many as Pusher lets in.
 const PRESENCE_MEMBERS_PER_CHANNEL: usize = 100;

@@ -13,52 +13,18 @@ use tokio::time::sleep;
 
 use super::error::BenchError;
 use super::http::HttpConnection;
-use super::load::Target;
 use super::machine;
 use super::plan::PeerServer;
+use super::target::{APP_ID, APP_KEY, APP_SECRET, ServerKind, Target};
 use crate::config::name;
 use crate::protocol::Transport;
 use crate::protocol::registry::{App, AppRegistry};
-
-/// The id of the app that every server has.
-pub const APP_ID: &str = "1";
-
-/// Its key.
-pub const APP_KEY: &str = "bench-key";
-
-/// Its secret. The servers are there for a moment and on loopback only.
-pub const APP_SECRET: &str = "bench-secret";
 
 /// Longest until a server answers.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is left of what a server said when it did not start.
 const OUTPUT_TAIL_LEN: usize = 2_000;
-
-/// Which server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ServerKind {
-    /// Ours, with WebSocket.
-    Edge,
-    /// Ours, with the HTTP fallbacks of pusher-js.
-    Fallbacks,
-    /// sockudo.
-    Sockudo,
-    /// A broadcast over axum's WebSocket with nothing around it.
-    Baseline,
-}
-
-impl ServerKind {
-    /// As it is told.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Edge => "edge",
-            Self::Fallbacks => "edge with the fallbacks",
-            Self::Sockudo => "sockudo",
-            Self::Baseline => "bare axum",
-        }
-    }
-}
 
 /// A server that runs. It is ended when this is dropped.
 pub struct ServerProcess {

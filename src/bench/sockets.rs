@@ -13,13 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::BenchError;
 use super::latency::{LatencyHistogram, LatencyRecorder};
-use super::load::{
-    self, CONCURRENT_OPENS_MAX, ChannelSubscription, PublishSchedule, RunClock, Target, open_subscribed_socket,
-};
+use super::load::{self, CONCURRENT_OPENS_MAX, ChannelSubscription, PublishSchedule, RunClock, open_subscribed_socket};
 use super::machine::{HostUsage, as_f64, read_cpu_ticks, read_host_ticks, ticks_to_us};
 use super::sequence::{DeliveryTally, ServerLanes};
 use super::server::{ServerProcess, sum_cpu_ticks as ticks_of};
 use super::socket::ClientSocket;
+use super::target::Target;
 
 /// Sockets that come and go before the first measurement, so that code and tables are there.
 const WARM_UP_SOCKET_COUNT: usize = 100;

@@ -7,12 +7,13 @@ use tokio::time::sleep;
 
 use super::super::error::BenchError;
 use super::super::load::{
-    ChannelSubscription, Target, connect_socket, count_occupied_channels, subscribe_channel, unsubscribe_channels,
+    ChannelSubscription, connect_socket, count_occupied_channels, subscribe_channel, unsubscribe_channels,
 };
 use super::super::machine::{HostUsage, as_f64};
 use super::super::server::ServerProcess;
 use super::super::socket::ClientSocket;
 use super::super::sockets::{measure_servers, to_server_error};
+use super::super::target::Target;
 use super::redis::RedisProcess;
 
 /// Sockets that do it at one time, each one after another.

@@ -17,7 +17,8 @@ use super::error::BenchError;
 use super::machine::{self, HostUsage};
 use super::plan::PodsPlan;
 use super::report::{BenchReport, RunSize, begin_report};
-use super::server::{BusConnection, ServerKind, ServerProcess};
+use super::server::{BusConnection, ServerProcess};
+use super::target::ServerKind;
 
 /// Runs the plan; `progress` hears what is being done.
 ///
