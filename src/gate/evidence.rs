@@ -1,10 +1,9 @@
 //! What is proven so far, per dimension, and what that makes of the gate.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
-use super::series::{HistoryState as Journeys, JourneyHistory};
-use super::{ConfigDrift, Hop, HopFailure, Journey, JourneyOutcome};
+use super::journey_history::{HistoryState, JourneyHistory};
+use super::{ConfigDrift, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
 use crate::protocol::{ShardId, Transport};
 
 /// Journeys over which the rate of failures is taken.
@@ -12,36 +11,6 @@ const LOSS_RATE_WINDOW_COUNT: usize = 200;
 
 /// Most failures among them, in percent.
 const LOSS_RATE_MAX_PERCENT: usize = 5;
-
-/// The knobs.
-#[derive(Clone, Copy, Debug)]
-pub struct GatePolicy {
-    /// Between two rounds once proven.
-    pub interval: Duration,
-    /// For hops 1 to 10, and apart from that for the farewell.
-    pub timeout: Duration,
-    /// Complete rounds that open.
-    pub open_after: usize,
-    /// Ambiguous failures in a row that close.
-    pub close_after: usize,
-    /// From the first one's start to the last one's end at least this long.
-    pub min_span: Duration,
-    /// Between two confirmations.
-    pub confirm_every: Duration,
-}
-
-impl Default for GatePolicy {
-    fn default() -> Self {
-        Self {
-            interval: Duration::from_secs(15),
-            timeout: Duration::from_secs(10),
-            open_after: 3,
-            close_after: 3,
-            min_span: Duration::from_secs(20),
-            confirm_every: Duration::from_secs(2),
-        }
-    }
-}
 
 /// What there is to be proven. A dimension without a value is a failure, not a pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -255,31 +224,31 @@ impl Evidence {
         let Some(carries) = self.targets.pods.get(pod) else {
             let standing =
                 self.dispatcher_histories.get(pod).map(|series| series.current_state(&self.policy, self.ever_open));
-            let proven = sound && standing == Some(Journeys::Passing);
+            let proven = sound && standing == Some(HistoryState::Passing);
             let failure = match standing {
-                Some(Journeys::Suspect(failure) | Journeys::Failing(failure)) => Some(failure),
+                Some(HistoryState::Suspect(failure) | HistoryState::Failing(failure)) => Some(failure),
                 _ => None,
             };
             return ProcessProof { proven, reached: proven, failure };
         };
-        let standings: Vec<Journeys> = carries
+        let standings: Vec<HistoryState> = carries
             .iter()
             .map(|transport| {
                 let series = self.histories.get(&(*transport, pod.to_owned()));
-                series.map_or(Journeys::Unknown, |series| series.current_state(&self.policy, self.ever_open))
+                series.map_or(HistoryState::Unknown, |series| series.current_state(&self.policy, self.ever_open))
             })
             .collect();
-        let reached = |standing: &Journeys| match standing {
-            Journeys::Passing => true,
-            Journeys::Suspect(failure) | Journeys::Failing(failure) => failure.hop >= Hop::Record,
-            Journeys::Unknown => false,
+        let reached = |standing: &HistoryState| match standing {
+            HistoryState::Passing => true,
+            HistoryState::Suspect(failure) | HistoryState::Failing(failure) => failure.hop >= Hop::Record,
+            HistoryState::Unknown => false,
         };
         let failure = standings.iter().find_map(|standing| match standing {
-            Journeys::Suspect(failure) | Journeys::Failing(failure) => Some(failure.clone()),
+            HistoryState::Suspect(failure) | HistoryState::Failing(failure) => Some(failure.clone()),
             _ => None,
         });
         ProcessProof {
-            proven: sound && standings.iter().all(|standing| *standing == Journeys::Passing),
+            proven: sound && standings.iter().all(|standing| *standing == HistoryState::Passing),
             reached: sound && standings.iter().all(reached),
             failure,
         }
@@ -289,7 +258,7 @@ impl Evidence {
     #[must_use]
     pub fn suspect_routes(&self) -> Vec<(Transport, String)> {
         let suspect = |series: &JourneyHistory| {
-            matches!(series.current_state(&self.policy, self.ever_open), Journeys::Suspect(_))
+            matches!(series.current_state(&self.policy, self.ever_open), HistoryState::Suspect(_))
         };
         self.histories.iter().filter(|(_, series)| suspect(series)).map(|(key, _)| key.clone()).collect()
     }
@@ -361,7 +330,7 @@ impl Evidence {
         let excused = |pod: &str| self.open && self.is_newcomer(pod);
         self.dispatcher_histories.iter().filter(|(pod, _)| !excused(pod)).find_map(|(pod, series)| {
             match series.current_state(&self.policy, self.ever_open) {
-                Journeys::Failing(failure) => Some((pod.as_str(), failure)),
+                HistoryState::Failing(failure) => Some((pod.as_str(), failure)),
                 _ => None,
             }
         })
@@ -379,8 +348,8 @@ impl Evidence {
     pub(super) fn believed_failures(&self) -> impl Iterator<Item = (Transport, &str, HopFailure)> {
         self.histories.iter().filter_map(|((transport, pod), series)| {
             match series.current_state(&self.policy, self.ever_open) {
-                Journeys::Failing(failure) => Some((*transport, pod.as_str(), failure)),
-                Journeys::Suspect(failure) if self.explaining_drifts(pod, &failure).is_some() => {
+                HistoryState::Failing(failure) => Some((*transport, pod.as_str(), failure)),
+                HistoryState::Suspect(failure) if self.explaining_drifts(pod, &failure).is_some() => {
                     Some((*transport, pod.as_str(), failure))
                 }
                 _ => None,
@@ -406,7 +375,7 @@ impl Evidence {
         let pods = self.targets.pods.iter().filter(|(_, carries)| carries.contains(&transport));
         let passes = |pod: &String| {
             let series = self.histories.get(&(transport, pod.clone()));
-            series.is_some_and(|series| series.current_state(&self.policy, self.ever_open) == Journeys::Passing)
+            series.is_some_and(|series| series.current_state(&self.policy, self.ever_open) == HistoryState::Passing)
         };
         let pods: Vec<bool> = pods.map(|(pod, _)| passes(pod)).collect();
         (pods.iter().filter(|passes| **passes).count(), pods.len())

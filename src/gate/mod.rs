@@ -10,11 +10,13 @@ mod config_drift;
 mod evidence;
 mod hop;
 mod journey;
-mod series;
+mod journey_history;
+mod policy;
 mod verdict;
 
 pub use config_drift::{ConfigDrift, ExpectedConfig, FormerRegistry, find_drifts};
-pub use evidence::{CoverageTargets, Evidence, GatePolicy, ProcessProof};
+pub use evidence::{CoverageTargets, Evidence, ProcessProof};
 pub use hop::Hop;
 pub use journey::{HopFailure, Journey, JourneyOutcome};
+pub use policy::GatePolicy;
 pub use verdict::{GatePhase, TransportVerdict, Verdict};
