@@ -14,9 +14,9 @@ use super::super::{
     BusError, CACHE_MISS_INTERVAL, ChannelInfo, ChannelKey, CountUpdate, LARGE_CHANNEL_COUNT_INTERVAL,
     LARGE_CHANNEL_THRESHOLD, LAST_EVENT_TTL, LastEvent, LastEventLookup,
 };
-use super::TOMBSTONE_TTL_SECONDS;
 use super::client::{PIPELINE_COMMANDS_MAX, evaluate_script, malformed_answer, parse_number, to_bus_error};
 use super::keys::{self, KeySpace};
+use super::timing::TOMBSTONE_TTL_SECONDS;
 use crate::protocol::{AppId, ChannelKind, ChannelName};
 
 /// Keys looked at in one step of a list.
@@ -37,10 +37,10 @@ impl RedisChannels {
         Self {
             client,
             names,
-            store_script: Script::from_lua(include_str!("keep.lua")),
-            lookup_script: Script::from_lua(include_str!("recall.lua")),
-            count_script: Script::from_lua(include_str!("count.lua")),
-            inspect_script: Script::from_lua(include_str!("look.lua")),
+            store_script: Script::from_lua(include_str!("cache_set.lua")),
+            lookup_script: Script::from_lua(include_str!("cache_get.lua")),
+            count_script: Script::from_lua(include_str!("claim_count_update.lua")),
+            inspect_script: Script::from_lua(include_str!("channel_info.lua")),
         }
     }
 

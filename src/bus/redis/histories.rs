@@ -20,6 +20,7 @@ use super::super::{Bus, ChannelKey, MemoryBus, RemoteTransitions, Transition};
 use super::keys::KeySpace;
 use super::lease::LeaseKeeper;
 use super::members::MembershipCore;
+use super::reconcile::reconcile_once;
 use super::{BusTiming, client};
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::EventKind;
@@ -116,9 +117,15 @@ impl History {
 
     async fn start_process(&mut self) {
         self.names += 1;
-        let (told, decided) = mpsc::channel(4_096);
+        let (decided_sender, decided) = mpsc::channel(4_096);
         let names = KeySpace { cluster: "u".into(), clustered: false };
-        let core = Arc::new(MembershipCore::new(self.client.clone(), names, format!("p{}", self.names), TIMING, told));
+        let core = Arc::new(MembershipCore::new(
+            self.client.clone(),
+            names,
+            format!("p{}", self.names),
+            TIMING,
+            decided_sender,
+        ));
         let mut keeper = LeaseKeeper::new(core.clone());
         keeper.renew_lease().await.expect("a lease");
         self.processes.push(Process { core, keeper, decided, queue: vec![], sockets: BTreeMap::new() });
@@ -128,11 +135,11 @@ impl History {
     /// As if the store's memory had been young for long enough.
     async fn settle_store(&mut self) {
         for process in &mut self.processes {
-            process.keeper.reconcile_once().await.expect("told");
+            reconcile_once(&process.core).await.expect("told");
         }
         for process in &mut self.processes {
             process.core.state().settling = None;
-            process.keeper.reconcile_once().await.expect("told");
+            reconcile_once(&process.core).await.expect("told");
             process.collect_transitions();
         }
     }
@@ -154,7 +161,7 @@ impl History {
             _ if !self.up => self.reconnect_store().await,
             _ => {
                 for process in &mut self.processes {
-                    process.keeper.reconcile_once().await.expect("told");
+                    reconcile_once(&process.core).await.expect("told");
                     process.collect_transitions();
                 }
             }
@@ -238,7 +245,7 @@ impl History {
         for process in &mut self.processes {
             process.keeper.renew_lease().await.expect("a lease");
             process.core.state().settling = None;
-            process.keeper.reconcile_once().await.expect("swept");
+            reconcile_once(&process.core).await.expect("swept");
             process.collect_transitions();
         }
     }

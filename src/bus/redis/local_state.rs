@@ -168,7 +168,7 @@ impl LocalState {
     fn remember_order(&mut self, subject: &ChannelKey, order: EventOrder, now: Instant) {
         if self.known_orders.len() >= REMEMBERED_ORDERS_MAX && !self.known_orders.contains_key(subject) {
             // What was not touched for an hour has no counter any more either.
-            let age = Duration::from_secs(super::TOMBSTONE_TTL_SECONDS);
+            let age = Duration::from_secs(super::timing::TOMBSTONE_TTL_SECONDS);
             self.known_orders.retain(|_, (_, at)| now.duration_since(*at) < age);
             if self.known_orders.len() >= REMEMBERED_ORDERS_MAX {
                 self.known_orders.clear();

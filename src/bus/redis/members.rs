@@ -9,11 +9,11 @@ use fred::interfaces::SetsInterface;
 use tokio::sync::{Notify, RwLock, mpsc};
 
 use super::super::{BusError, ChannelKey, JoinOutcome, PRESENCE_MEMBERS_MAX, RemoteTransitions, Transition};
-use super::BusTiming;
 use super::client::{to_bus_error, unavailable_error};
 use super::keys::{self, KeySpace};
 use super::local_state::LocalState;
 use super::membership::{MembershipChange, MembershipError, MembershipOutcome, MembershipScript};
+use super::timing::BusTiming;
 use crate::protocol::SocketId;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventOrder, LeaveCause};

@@ -6,9 +6,9 @@ use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
 use super::super::{BusError, ChannelKey, Transition};
-use super::TOMBSTONE_TTL_SECONDS;
 use super::client::{evaluate_script, malformed_answer, parse_number, to_bus_error};
 use super::keys::KeySpace;
+use super::timing::TOMBSTONE_TTL_SECONDS;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
 use crate::protocol::{ChannelKind, SocketId};
@@ -78,7 +78,7 @@ pub(super) struct MembershipScript {
 
 impl MembershipScript {
     pub(super) fn new() -> Self {
-        Self { script: Script::from_lua(include_str!("change.lua")) }
+        Self { script: Script::from_lua(include_str!("membership.lua")) }
     }
 
     pub(super) async fn run(

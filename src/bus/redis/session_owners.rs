@@ -26,10 +26,10 @@ impl SessionOwners {
         Self {
             client,
             names,
-            heartbeat_script: Script::from_lua(include_str!("alive.lua")),
-            release_script: Script::from_lua(include_str!("disown.lua")),
-            report_lost_script: Script::from_lua(include_str!("lose.lua")),
-            take_lost_script: Script::from_lua(include_str!("losers.lua")),
+            heartbeat_script: Script::from_lua(include_str!("process_heartbeat.lua")),
+            release_script: Script::from_lua(include_str!("session_release.lua")),
+            report_lost_script: Script::from_lua(include_str!("lost_send_report.lua")),
+            take_lost_script: Script::from_lua(include_str!("lost_send_take.lua")),
         }
     }
 

@@ -3,15 +3,10 @@
 
 use std::sync::Arc;
 
-use fred::error::Error;
-use fred::types::config::{Server, TlsConfig};
+use fred::types::config::TlsConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::sync::broadcast;
-use tokio_util::sync::CancellationToken;
-
-use super::lease::FirstSyncSender;
 
 /// Believes these authorities, and no other.
 ///
@@ -33,33 +28,8 @@ pub(super) fn build_tls_config(authorities: &str) -> Result<TlsConfig, String> {
     Ok(config.into())
 }
 
-/// Says once why one does not believe the other, and lets nobody wait for a first answer.
-pub(super) async fn watch_connection_errors(
-    mut errors: broadcast::Receiver<(Error, Option<Server>)>,
-    first: FirstSyncSender,
-    shutdown: CancellationToken,
-) {
-    let mut said = None;
-    loop {
-        let error = tokio::select! {
-            () = shutdown.cancelled() => return,
-            error = errors.recv() => error,
-        };
-        let found = match error {
-            Ok((error, _)) => explain_tls_error(error.details()).or_else(|| explain_auth_error(error.details())),
-            Err(broadcast::error::RecvError::Lagged(_)) => continue,
-            Err(broadcast::error::RecvError::Closed) => return,
-        };
-        if let Some(reason) = found.filter(|found| said.as_ref() != Some(found)) {
-            tracing::error!("{reason}");
-            first.send_if_modified(|first| first.is_none() && first.replace(Err(reason.clone())).is_none());
-            said = Some(reason);
-        }
-    }
-}
-
 /// Why a connection came to nothing, if it is for a reason that trying again does not mend.
-fn explain_tls_error(error: &str) -> Option<String> {
+pub(super) fn explain_tls_error(error: &str) -> Option<String> {
     let (_, why) = error.split_once("InvalidCertificate(")?;
     let why = why.trim_end_matches([')', ' ', '}']);
     let told = if why.starts_with("UnknownIssuer") || why.starts_with("BadSignature") {
@@ -72,18 +42,6 @@ fn explain_tls_error(error: &str) -> Option<String> {
         "give Redis another"
     };
     Some(format!("the certificate of Redis is not believed ({why}): {told}"))
-}
-
-/// Why the store does not let this process in, as it says itself.
-fn explain_auth_error(error: &str) -> Option<String> {
-    let told = match error.split([' ', ':']).next()? {
-        "WRONGPASS" => {
-            "it does not know this user with this password; correct the address in the Secret (REALTIME_REDIS_URL)"
-        }
-        "NOAUTH" => "it wants a password; write `redis://USER:PASSWORD@HOST` into the Secret (REALTIME_REDIS_URL)",
-        _ => return None,
-    };
-    Some(format!("Redis lets nobody in: {told} ({error})"))
 }
 
 #[cfg(test)]
@@ -108,23 +66,6 @@ mod tests {
                 Some(says) => assert!(found.as_ref().is_some_and(|found| found.contains(says)), "{error}: {found:?}"),
                 None => assert_eq!(found, None, "{error}"),
             }
-        }
-    }
-
-    #[test]
-    fn a_table_of_stores_that_let_nobody_in() {
-        for (error, says) in [
-            ("WRONGPASS invalid username-password pair or user is disabled.", Some("this password")),
-            ("NOAUTH Authentication required.", Some("wants a password")),
-            ("OOM command not allowed", None),
-            ("", None),
-        ] {
-            let found = explain_auth_error(error);
-            assert_eq!(
-                found.as_ref().map(|found| found.contains(says.unwrap_or("?"))),
-                says.map(|_| true),
-                "{error}: {found:?}"
-            );
         }
     }
 
