@@ -1,5 +1,4 @@
-//! Who believes whom: whose certificates are believed over TLS, and what is said when the store shows none of them, or does
-//! not believe this process.
+//! TLS to the store: the trusted authorities, and remedies for certificates that they have not signed.
 
 use std::sync::Arc;
 
@@ -8,10 +7,10 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
-/// Believes these authorities, and no other.
+/// Builds a TLS configuration that trusts these authorities only.
 ///
 /// # Errors
-/// What is wrong with them.
+/// The text has no usable certificate; the error says what to write.
 pub(super) fn build_tls_config(authorities: &str) -> Result<TlsConfig, String> {
     let wrong = |what: String| format!("REALTIME_REDIS_CA {what}: give the CA's certificates in PEM form");
     let mut roots = RootCertStore::empty();
@@ -28,11 +27,11 @@ pub(super) fn build_tls_config(authorities: &str) -> Result<TlsConfig, String> {
     Ok(config.into())
 }
 
-/// Why a connection came to nothing, if it is for a reason that trying again does not mend.
+/// Turns a certificate error into a remedy; `None` for errors that a retry can mend.
 pub(super) fn explain_tls_error(error: &str) -> Option<String> {
     let (_, why) = error.split_once("InvalidCertificate(")?;
     let why = why.trim_end_matches([')', ' ', '}']);
-    let told = if why.starts_with("UnknownIssuer") || why.starts_with("BadSignature") {
+    let remedy = if why.starts_with("UnknownIssuer") || why.starts_with("BadSignature") {
         "none of the known authorities has signed it; give its own as spec.bus.redis.caSecretRef (REALTIME_REDIS_CA)"
     } else if why.starts_with("NotValidForName") {
         "it is for another name; write one of its names in the address"
@@ -41,7 +40,7 @@ pub(super) fn explain_tls_error(error: &str) -> Option<String> {
     } else {
         "give Redis another"
     };
-    Some(format!("the certificate of Redis is not believed ({why}): {told}"))
+    Some(format!("the certificate of Redis is not trusted ({why}): {remedy}"))
 }
 
 #[cfg(test)]
@@ -49,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_of_certificates_that_are_not_believed() {
+    fn untrusted_certificates_are_explained_and_other_errors_are_not() {
         for (error, says) in [
             ("Custom { kind: InvalidData, error: InvalidCertificate(UnknownIssuer) }", Some("caSecretRef")),
             ("Custom { kind: InvalidData, error: InvalidCertificate(NotValidForName) }", Some("for another name")),
@@ -70,11 +69,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_authority_is_refused_with_what_to_write() {
+    fn a_text_without_authorities_is_refused_with_what_to_write() {
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         for (text, part) in [("", "has no certificate"), ("hello", "has no certificate"), (broken, "of no authority")] {
-            let told = build_tls_config(text).err().unwrap_or_default();
-            assert!(told.contains(part) && told.contains("in PEM form"), "{text}: {told}");
+            let error = build_tls_config(text).err().unwrap_or_default();
+            assert!(error.contains(part) && error.contains("in PEM form"), "{text}: {error}");
         }
     }
 }
