@@ -1,8 +1,8 @@
-//! When a cluster counts as operational. Pure.
+//! The gate: decides from evidence whether a cluster is operational. Pure.
 //!
-//! In: finished journeys, what every process says it runs, and what there is to be proven: transports, pods, shards,
-//! dispatchers. Out: a verdict, with the transport, the hop and, where one is to blame, the variable, in one line.
-//! Unknown, stale, skipped and void all read as *not ready*.
+//! In: finished journeys, the configuration that every process reports, and the targets to be proven: transports, pods,
+//! shards, dispatchers. Out: a verdict in one line, with the transport, the hop and, where one is to blame, the variable.
+//! Unknown, stale, skipped and void all count as *not ready*.
 //!
 //! This room must not know clients, clocks or Kubernetes: the caller passes the times.
 
