@@ -29,7 +29,7 @@ const TOMBSTONE_TTL: Duration = Duration::from_hours(1);
 
 /// One process's connection to a bus in memory.
 pub struct MemoryBus {
-    hub: Arc<MemoryStore>,
+    store: Arc<MemoryStore>,
     process: usize,
     inbox: Mutex<Option<mpsc::Receiver<BroadcastFrame>>>,
     lost: Arc<AtomicU64>,
@@ -73,22 +73,22 @@ impl MemoryBus {
     /// Connects another process to the same bus.
     #[must_use]
     pub fn for_another_process(&self) -> Self {
-        Self::attach_process(self.hub.clone())
+        Self::attach_process(self.store.clone())
     }
 
-    fn attach_process(hub: Arc<MemoryStore>) -> Self {
+    fn attach_process(store: Arc<MemoryStore>) -> Self {
         let (sender, receiver) = mpsc::channel(PROCESS_QUEUE_LEN);
         let lost = Arc::new(AtomicU64::new(0));
         let process = {
-            let mut state = lock_ignoring_poison(&hub.state);
+            let mut state = lock_ignoring_poison(&store.state);
             state.processes.push((sender, lost.clone()));
             state.processes.len() - 1
         };
-        Self { hub, process, inbox: Mutex::new(Some(receiver)), lost }
+        Self { store, process, inbox: Mutex::new(Some(receiver)), lost }
     }
 
     fn send(&self, message: &BroadcastFrame) {
-        let state = lock_ignoring_poison(&self.hub.state);
+        let state = lock_ignoring_poison(&self.store.state);
         for (process, (sender, lost)) in state.processes.iter().enumerate() {
             if process != self.process && sender.try_send(message.clone()).is_err() {
                 lost.fetch_add(1, Ordering::Relaxed);
@@ -110,7 +110,7 @@ impl Bus for MemoryBus {
         socket: &'a SocketId,
         member: Option<&'a PresenceMember>,
     ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
-        let mut state = lock_ignoring_poison(&self.hub.state);
+        let mut state = lock_ignoring_poison(&self.store.state);
         state.remove_expired_channels(Instant::now());
         let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
         Box::pin(ready(channel.add_connection(socket, member)))
@@ -122,7 +122,7 @@ impl Bus for MemoryBus {
         socket: &'a SocketId,
         cause: Option<LeaveCause>,
     ) -> BoxFuture<'a, Result<Vec<Transition>, BusError>> {
-        let mut state = lock_ignoring_poison(&self.hub.state);
+        let mut state = lock_ignoring_poison(&self.store.state);
         let left = |channel: &mut ChannelState| channel.remove_connection(socket, cause);
         Box::pin(ready(Ok(state.channels.get_mut(subject).map(left).unwrap_or_default())))
     }
@@ -144,7 +144,7 @@ impl Bus for MemoryBus {
         subject: &'a ChannelKey,
         last: &'a LastEvent,
     ) -> BoxFuture<'a, Result<(), BusError>> {
-        let mut state = lock_ignoring_poison(&self.hub.state);
+        let mut state = lock_ignoring_poison(&self.store.state);
         state.remove_expired_channels(Instant::now());
         let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
         channel.store_last_event(last, Instant::now());
@@ -152,29 +152,29 @@ impl Bus for MemoryBus {
     }
 
     fn look_up_last_event<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<LastEventLookup, BusError>> {
-        let mut state = lock_ignoring_poison(&self.hub.state);
+        let mut state = lock_ignoring_poison(&self.store.state);
         let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
         Box::pin(ready(Ok(channel.look_up_last_event(Instant::now()))))
     }
 
     fn claim_count_update<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<CountUpdate, BusError>> {
-        let mut state = lock_ignoring_poison(&self.hub.state);
-        let counted = state
+        let mut state = lock_ignoring_poison(&self.store.state);
+        let update = state
             .channels
             .get_mut(subject)
             .map_or(CountUpdate::Unchanged, |channel| channel.claim_count_update(Instant::now()));
-        Box::pin(ready(Ok(counted)))
+        Box::pin(ready(Ok(update)))
     }
 
     fn inspect_channel<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<ChannelInfo, BusError>> {
-        let state = lock_ignoring_poison(&self.hub.state);
-        let seen =
+        let state = lock_ignoring_poison(&self.store.state);
+        let info =
             state.channels.get(subject).map(|channel| channel.inspect_channel(Instant::now())).unwrap_or_default();
-        Box::pin(ready(Ok(seen)))
+        Box::pin(ready(Ok(info)))
     }
 
     fn are_occupied<'a>(&'a self, subjects: &'a [ChannelKey]) -> BoxFuture<'a, Result<Vec<bool>, BusError>> {
-        let state = lock_ignoring_poison(&self.hub.state);
+        let state = lock_ignoring_poison(&self.store.state);
         let occupied = |subject| state.channels.get(subject).is_some_and(|channel| !channel.sockets.is_empty());
         Box::pin(ready(Ok(subjects.iter().map(occupied).collect())))
     }
@@ -184,7 +184,7 @@ impl Bus for MemoryBus {
         app: &'a AppId,
         prefix: &'a str,
     ) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>> {
-        let state = lock_ignoring_poison(&self.hub.state);
+        let state = lock_ignoring_poison(&self.store.state);
         let listed = |subject: &ChannelKey, channel: &ChannelState| {
             subject.app == *app
                 && subject.channel.as_str().starts_with(prefix)
@@ -225,7 +225,7 @@ impl Bus for MemoryBus {
     }
 
     fn send_heartbeat<'a>(&'a self, peer: &'a RelayPeer) -> BoxFuture<'a, Result<HeartbeatResponse, BusError>> {
-        Box::pin(ready(Ok(lock_ignoring_poison(&self.hub.sessions).record_heartbeat(peer, Instant::now()))))
+        Box::pin(ready(Ok(lock_ignoring_poison(&self.store.sessions).record_heartbeat(peer, Instant::now()))))
     }
 
     fn claim_session<'a>(
@@ -233,25 +233,25 @@ impl Bus for MemoryBus {
         session: &'a str,
         process: &'a str,
     ) -> BoxFuture<'a, Result<Option<String>, BusError>> {
-        Box::pin(ready(Ok(lock_ignoring_poison(&self.hub.sessions).claim_session(session, process, Instant::now()))))
+        Box::pin(ready(Ok(lock_ignoring_poison(&self.store.sessions).claim_session(session, process, Instant::now()))))
     }
 
     fn refresh_sessions<'a>(&'a self, sessions: &'a [String], process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
-        lock_ignoring_poison(&self.hub.sessions).refresh_sessions(sessions, process, Instant::now());
+        lock_ignoring_poison(&self.store.sessions).refresh_sessions(sessions, process, Instant::now());
         Box::pin(ready(Ok(())))
     }
 
     fn session_owner<'a>(&'a self, session: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>> {
-        Box::pin(ready(Ok(lock_ignoring_poison(&self.hub.sessions).session_owner(session, Instant::now()))))
+        Box::pin(ready(Ok(lock_ignoring_poison(&self.store.sessions).session_owner(session, Instant::now()))))
     }
 
     fn release_session<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
-        lock_ignoring_poison(&self.hub.sessions).release_session(session, process);
+        lock_ignoring_poison(&self.store.sessions).release_session(session, process);
         Box::pin(ready(Ok(())))
     }
 
     fn report_lost_send<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
-        lock_ignoring_poison(&self.hub.sessions).report_lost_send(session, owner);
+        lock_ignoring_poison(&self.store.sessions).report_lost_send(session, owner);
         Box::pin(ready(Ok(())))
     }
 }

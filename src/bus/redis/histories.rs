@@ -78,7 +78,6 @@ struct Process {
     sockets: BTreeMap<(ChannelKey, SocketId), Option<PresenceMember>>,
 }
 
-/// One history.
 struct History {
     client: fred::clients::Client,
     random: StdRng,

@@ -72,8 +72,8 @@ impl LocalState {
     ) -> bool {
         let channel = self.channels.entry(subject.clone()).or_default();
         let announced = channel.departed.remove(socket).is_some_and(|presence| presence.announced);
-        let fresh = LocalConnection { member: member.cloned(), announced };
-        channel.sockets.entry(socket.clone()).or_insert(fresh);
+        let connection = LocalConnection { member: member.cloned(), announced };
+        channel.sockets.entry(socket.clone()).or_insert(connection);
         channel.indexed_generation != Some(generation)
     }
 
@@ -145,8 +145,9 @@ impl LocalState {
         let Some(last) = transitions.iter().map(|transition| transition.order).max() else { return Vec::new() };
         self.remember_order(subject, last, now);
         let channel = self.channels.entry(subject.clone()).or_default();
-        let fresh = |transition: &&Transition| channel.outbox.insert(transition.order, (*transition).clone()).is_none();
-        transitions.iter().filter(fresh).cloned().collect()
+        let is_new =
+            |transition: &&Transition| channel.outbox.insert(transition.order, (*transition).clone()).is_none();
+        transitions.iter().filter(is_new).cloned().collect()
     }
 
     /// Removes events from the outbox: they are recorded, and acknowledged to the store.
@@ -292,12 +293,15 @@ mod tests {
         let (mut state, room, a, now) = (LocalState::default(), channel_key(), SocketId::from("1.1"), Instant::now());
         state.add_connection(&room, &a, None, 0);
         state.mark_indexed(&room, 0);
-        let fresh = state.add_transitions(&room, &[transition(1), transition(2)], now);
-        assert_eq!(fresh.len(), 2);
+        let added = state.add_transitions(&room, &[transition(1), transition(2)], now);
+        assert_eq!(added.len(), 2);
         assert_eq!(state.add_transitions(&room, &[transition(2)], now), [], "known");
         state.remove_connection(&room, &a);
         state.confirm_connections(&room, [].into_iter(), [&a].into_iter(), false);
-        assert!(state.take_maybe_empty().is_empty() && !state.remove_if_empty(&room), "two events are under way");
+        assert!(
+            state.take_maybe_empty().is_empty() && !state.remove_if_empty(&room),
+            "two events are not acknowledged"
+        );
         state.mark_recorded(&room, &[EventOrder { epoch: 9, seq: 1 }, EventOrder { epoch: 9, seq: 2 }]);
         assert_eq!(state.take_maybe_empty(), std::slice::from_ref(&room));
         assert!(state.remove_if_empty(&room) && !state.remove_if_empty(&room));

@@ -33,9 +33,9 @@ pub(super) struct MembershipCore {
     state: Mutex<MembershipState>,
     channel_locks: Vec<RwLock<()>>,
     hasher: std::hash::RandomState,
-    /// Wakes the reconciliation.
+    /// Wakes the reconciliation before its interval.
     pub wake: Notify,
-    /// Wakes the lease renewal.
+    /// Wakes the lease renewal before its interval.
     pub renew_now: Notify,
     available: AtomicBool,
     remote_transitions: mpsc::Sender<RemoteTransitions>,
