@@ -23,8 +23,8 @@ const SESSIONS_PER_CHANNEL_COUNT: usize = 100;
 /// Sessions whose polling interval is measured.
 const POLLER_COUNT: usize = 5;
 
-/// Least duration of an idle poll: a poll that is answered sooner carried the answer to the subscription.
-const IDLE_POLL_DELAY_MIN: Duration = Duration::from_secs(5);
+/// Bounds the wait for the answer to a subscription: a poll that lasts longer without it was idle.
+const SUBSCRIBE_REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Delay before memory is read, so that a server has finished the work of opening sessions.
 const SERVER_IDLE_DELAY: Duration = Duration::from_secs(2);
@@ -140,7 +140,7 @@ async fn poll_session(target: Target, number: usize, lasts: Duration) -> io::Res
         }
         let is_subscribe_reply = find_bytes(&body, b"subscription_succeeded").is_some();
         last_idle_poll = (subscribed && !is_subscribe_reply).then_some(now);
-        if !subscribed && !is_subscribe_reply && now.elapsed() > IDLE_POLL_DELAY_MIN {
+        if !subscribed && !is_subscribe_reply && now.elapsed() > SUBSCRIBE_REPLY_TIMEOUT {
             return Err(io::Error::other("no answer to a subscription"));
         }
         subscribed |= is_subscribe_reply;
