@@ -1,4 +1,4 @@
-//! What an edge is compared with: axum's WebSocket and a broadcast, and an echo, with nothing around them.
+//! The baseline that an edge is compared with: axum's WebSocket with a broadcast, and an echo, with nothing around them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,19 +13,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 
-/// Messages that a subscriber may be behind.
+/// Bounds the messages that a subscriber may lag behind.
 const SUBSCRIBER_LAG_MAX: usize = 4_096;
 
-/// As the edge has it.
+/// Read buffer of a WebSocket, as large as the edge's.
 const READ_BUFFER_BYTES: usize = 4_096;
 
-/// As the edge has it.
+/// Write buffer of a WebSocket, as large as the edge's.
 const WRITE_BUFFER_BYTES: usize = 2_048;
 
-/// Serves both until the process ends: `/ws` gets what `/publish` is given, and the second address echoes.
+/// Serves until the process ends: subscribers of `/ws` get the bodies of `/publish`, and the second address echoes.
 ///
 /// # Errors
-/// An address cannot be listened on.
+/// A listener cannot be bound to its address.
 pub async fn serve(public: SocketAddr, echo: SocketAddr) -> io::Result<()> {
     let (sender, _) = broadcast::channel(SUBSCRIBER_LAG_MAX);
     let routes = Router::new()
@@ -40,7 +40,7 @@ pub async fn serve(public: SocketAddr, echo: SocketAddr) -> io::Result<()> {
         }
     });
     let listener = TcpListener::bind(public).await?.tap_io(|stream| {
-        // As the edge does.
+        // The edge sets it too.
         let _ = stream.set_nodelay(true);
     });
     axum::serve(listener, routes).await
@@ -60,7 +60,7 @@ async fn echo_stream(mut stream: TcpStream) -> io::Result<()> {
 type TextSender = broadcast::Sender<Utf8Bytes>;
 
 async fn broadcast_body(State(sender): State<TextSender>, body: String) {
-    // Without subscribers it goes nowhere.
+    // Fails only without subscribers.
     let _ = sender.send(body.into());
 }
 

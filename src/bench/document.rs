@@ -1,4 +1,4 @@
-//! The page of a run, in Markdown: nothing in it is written by hand.
+//! The page of a run, in Markdown: no part of it is written by hand.
 
 use std::fmt::Write as _;
 
@@ -54,8 +54,8 @@ own comparisons, and what was missed or repeated is the sum of all rounds.
 
 - **Deliveries per CPU second**: events delivered by the CPU time of all edges together, from `/proc`, the HTTP requests
   with it; against the same of the single edge. Fan-out is one channel with many subscribers, the crowd has a hundred
-  subscribers in each channel. The CPU of Redis is told apart, as Redis tells it, with what it does
-  by itself all the time.
+  subscribers in each channel. The CPU of Redis is reported apart, from its INFO, and includes its
+  background work.
 - **Missed and repeated**: every event has a number, and every subscriber checks them. Each edge keeps the order of the
   events that are published at it; events that are published at two edges have no order.
 - **Latency that the bus adds**: of the calm load, the 99th percentile with several edges less that with a single one.
@@ -69,13 +69,13 @@ own comparisons, and what was missed or repeated is the sum of all rounds.
 - **Memory of Redis**: its `used_memory` with all channels occupied, less that before, by their number. After a channel was left,
   its counter is kept for an hour so that its order never goes back.
 - **An edge is killed** (SIGKILL), with members in presence channels of a hundred. One other member of each channel is at
-  one of the other edges and checks that every member is told of as removed, once. From the first that any of them hears
-  to the last that any of them hears is how long it takes. The longest command is the largest entry of Redis's SLOWLOG
-  from the death on. It is a time on the clock, so like latency it counts only where the host was less than 60 % busy, and Redis
-  is let onto a core before the others for it, where the system allows that (root), as on a machine of its own.
+  one of the other edges and checks that the removal of every member is published once. The duration is from the first
+  removal that any of them receives to the last. The longest command is the largest entry of Redis's SLOWLOG
+  from the kill on. It is a time on the clock, so like latency it counts only where the host was less than 60 % busy, and Redis
+  gets a higher priority than the others for it, where the system allows that (root), as on a machine of its own.
 ";
 
-/// The page.
+/// Renders the report as a page of the documentation.
 #[must_use]
 pub fn render_page(report: &BenchReport) -> String {
     let (head, how, with) = match report.size {
@@ -101,10 +101,10 @@ pub fn render_page(report: &BenchReport) -> String {
     }
     let _ = write!(text, "\n## Figures\n\n| figure | value | target | |\n|---|---:|---|---|\n");
     for figure in &report.figures {
-        let [name, value, target, standing] = format_row(figure);
+        let [name, value, target, outcome] = format_row(figure);
         let name = name.strip_prefix("  ").map_or(name.clone(), |name| format!("– {name}"));
-        let standing = if standing == "MISSED" { "**missed**".to_owned() } else { standing };
-        let _ = writeln!(text, "| {name} | {value} | {target} | {standing} |");
+        let outcome = if outcome == "MISSED" { "**missed**".to_owned() } else { outcome };
+        let _ = writeln!(text, "| {name} | {value} | {target} | {outcome} |");
     }
     let _ = write!(text, "\n{how}");
     text
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_of_several_edges_says_over_which_redis_and_what_to_note() {
+    fn the_page_of_several_edges_names_the_redis_and_the_notes() {
         let versions = ("realtime 0.1.0".to_owned(), Some("Redis 7.0.15".to_owned()));
         let size = RunSize::Pods(PodsPlan::full_run(3));
         let report = BenchReport::without_figures(size, versions, "a machine".to_owned(), "2026-01-02".to_owned());
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_holds_every_figure_and_where_it_comes_from() {
+    fn the_page_has_every_figure_and_its_origin() {
         let mut round = EdgeRound::default();
         round.edge.plain_kib = 13.0;
         let report = test_report(&[round]);

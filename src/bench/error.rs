@@ -1,59 +1,59 @@
-//! Why a benchmark could not be run.
+//! Errors of a benchmark run.
 
 use std::io;
 
-/// What happened, to what, and what to do.
+/// Why a benchmark could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// The system lets a process open too few files.
+    /// The system's limit of open files is too low.
     #[error(
         "{needed} open files are needed and this process may have {allowed}: raise the limit (`ulimit -n {needed}`, as \
          root or in limits.conf), or run with --quick"
     )]
     FileLimit {
-        /// For the largest crowd.
+        /// Open files that the largest crowd needs.
         needed: u64,
-        /// The hard limit.
+        /// Hard limit of this process.
         allowed: u64,
     },
-    /// `/proc` does not say what it says on Linux.
+    /// A file in `/proc` is missing, or has another form than on Linux.
     #[error("{path} cannot be read: {error}; the benchmark needs Linux")]
     Proc {
-        /// What was read.
+        /// Path of the file.
         path: String,
-        /// What went wrong.
+        /// Why it cannot be read.
         error: String,
     },
     /// A server did not start.
     #[error("{server} did not start: {detail}")]
     Start {
-        /// Which.
+        /// Name of the server.
         server: &'static str,
-        /// What it said last.
+        /// Exit status or timeout, and the end of the server's output.
         detail: String,
     },
-    /// A server did not do what was asked of it.
+    /// A server failed a step of the measurement.
     #[error("{server} failed at {step}: {detail}")]
     Server {
-        /// Which.
+        /// Name of the server.
         server: &'static str,
-        /// What was asked.
+        /// Step of the measurement.
         step: &'static str,
-        /// What happened.
+        /// How the step failed.
         detail: String,
     },
-    /// A file or a socket of our own.
+    /// The benchmark's own file or socket failed.
     #[error("{what}: {error}")]
     Io {
-        /// What was to be done.
+        /// The operation of this program that failed.
         what: String,
-        /// What the system said.
+        /// Error of the system.
         error: io::Error,
     },
 }
 
 impl BenchError {
-    /// For `map_err`: what was to be done when the system refused.
+    /// Returns a closure for `map_err` that names the operation that failed.
     pub fn from_io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |error| Self::Io { what: what.into(), error }
     }

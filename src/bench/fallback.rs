@@ -1,4 +1,4 @@
-//! Idle sessions over the HTTP fallbacks: what one holds, and how often one that polls asks.
+//! Idle sessions over the HTTP fallbacks: memory of a streaming session, and polling interval of a polling one.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -8,29 +8,30 @@ use tokio::time::{sleep, timeout_at};
 
 use super::error::BenchError;
 use super::http::{HttpConnection, find_bytes};
-use super::load::{CONCURRENT_OPENS_MAX, ChannelSubscription, Target, build_subscribe_frame, parse_socket_id};
+use super::load::{CONCURRENT_OPENS_MAX, ChannelSubscription, build_subscribe_frame, parse_socket_id};
 use super::machine::{HostUsage, as_f64};
-use super::server::{APP_KEY, ServerProcess};
+use super::server::ServerProcess;
 use super::sockets::measure_servers;
+use super::target::{APP_KEY, Target};
 
-/// Sessions that come before the first measurement.
+/// Sessions that are opened before the first measurement, so that code and tables are loaded.
 const WARM_UP_SESSION_COUNT: usize = 20;
 
-/// Members of one channel.
+/// Sessions that subscribe to the same channel.
 const SESSIONS_PER_CHANNEL_COUNT: usize = 100;
 
-/// Sessions that are watched while they poll.
+/// Sessions whose polling interval is measured.
 const POLLER_COUNT: usize = 5;
 
-/// A poll that is answered sooner than this was not idle: it brought the answer to the subscription.
-const IDLE_POLL_DELAY_MIN: Duration = Duration::from_secs(5);
+/// Bounds the wait for the answer to a subscription: a poll that lasts longer without it was idle.
+const SUBSCRIBE_REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a server may come to rest.
+/// Delay before memory is read, so that a server has finished the work of opening sessions.
 const SERVER_IDLE_DELAY: Duration = Duration::from_secs(2);
 
 const CLIENT_QUERY: &str = "protocol=7&client=js&version=8.6.0";
 
-/// What one idle session over `xhr_streaming` holds, in KiB.
+/// Measures the memory of one idle session over `xhr_streaming`, in KiB.
 pub async fn measure_streaming(
     server: &ServerProcess,
     sessions: usize,
@@ -38,18 +39,18 @@ pub async fn measure_streaming(
 ) -> Result<f64, BenchError> {
     let warm = open_sessions(server, 0, WARM_UP_SESSION_COUNT).await?;
     sleep(SERVER_IDLE_DELAY).await;
-    // Kept: a session lives on for a while without its request, and would be counted as memory given back.
+    // `warm` is kept: its sessions would expire during the measurement, and their memory be subtracted.
     let start = server.rss_kib()?;
-    let (held, _) = measure_servers(std::slice::from_ref(server), watch, async {
+    let (memory_kib, _) = measure_servers(std::slice::from_ref(server), watch, async {
         let sessions = open_sessions(server, WARM_UP_SESSION_COUNT, sessions).await?;
         sleep(SERVER_IDLE_DELAY).await;
-        let held = server.rss_kib()?.saturating_sub(start);
+        let memory_kib = server.rss_kib()?.saturating_sub(start);
         drop(sessions);
-        Ok(held)
+        Ok(memory_kib)
     })
     .await?;
     drop(warm);
-    Ok(as_f64(held) / as_f64(sessions.max(1) as u64))
+    Ok(as_f64(memory_kib) / as_f64(sessions.max(1) as u64))
 }
 
 async fn open_sessions(server: &ServerProcess, first: usize, count: usize) -> Result<Vec<HttpConnection>, BenchError> {
@@ -72,7 +73,7 @@ fn session_subscription(number: usize) -> ChannelSubscription {
     ChannelSubscription::in_private_channel(number / SESSIONS_PER_CHANNEL_COUNT)
 }
 
-/// A session that has subscribed, as pusher-js does it, and whose request stays open.
+/// Opens a session that has subscribed, as pusher-js does it, and whose request stays open.
 async fn open_streaming_session(target: Target, number: usize) -> io::Result<HttpConnection> {
     let session = session_path(number);
     let mut receive = HttpConnection::open(target.address).await?;
@@ -87,7 +88,7 @@ async fn open_streaming_session(target: Target, number: usize) -> io::Result<Htt
     Ok(receive)
 }
 
-/// A client's send, on a connection of its own that does not stay.
+/// Sends a client's frame, on a connection of its own that is closed after it.
 async fn send(target: Target, session: &str, frame: &str) -> io::Result<()> {
     let mut connection = HttpConnection::open(target.address).await?;
     let body = serde_json::json!([frame]).to_string();
@@ -96,8 +97,8 @@ async fn send(target: Target, session: &str, frame: &str) -> io::Result<()> {
     if status == 204 { Ok(()) } else { Err(io::Error::other(format!("a send was answered {status}"))) }
 }
 
-/// The shortest time, in seconds, that sessions which poll and have nothing to hear leave between two requests. `None`
-/// when none of them asked twice.
+/// Measures the shortest time between two requests of an idle polling session, in seconds. `None` when no session
+/// polled twice.
 pub async fn measure_polling(server: &ServerProcess, lasts: Duration) -> Result<Option<f64>, BenchError> {
     let target = server.target;
     let polls = (0..POLLER_COUNT).map(|number| poll_session(target, number, lasts));
@@ -122,11 +123,11 @@ async fn poll_session(target: Target, number: usize, lasts: Duration) -> io::Res
     };
     send(target, &session, &build_subscribe_frame(&id, &session_subscription(number))).await?;
     let until = Instant::now() + lasts;
-    let (mut subscribed, mut asked, mut shortest) = (false, None::<Instant>, None::<Duration>);
+    let (mut subscribed, mut last_idle_poll, mut shortest) = (false, None::<Instant>, None::<Duration>);
     loop {
         let now = Instant::now();
-        // Only requests that follow one that had nothing to bring.
-        if let Some(before) = asked {
+        // Only requests that follow an idle poll.
+        if let Some(before) = last_idle_poll {
             let since = now - before;
             shortest = Some(shortest.map_or(since, |shortest| shortest.min(since)));
         }
@@ -137,11 +138,11 @@ async fn poll_session(target: Target, number: usize, lasts: Duration) -> io::Res
         if status != 200 {
             return Err(io::Error::other(format!("a poll was answered {status}")));
         }
-        let brought = find_bytes(&body, b"subscription_succeeded").is_some();
-        asked = (subscribed && !brought).then_some(now);
-        if !subscribed && !brought && now.elapsed() > IDLE_POLL_DELAY_MIN {
+        let is_subscribe_reply = find_bytes(&body, b"subscription_succeeded").is_some();
+        last_idle_poll = (subscribed && !is_subscribe_reply).then_some(now);
+        if !subscribed && !is_subscribe_reply && now.elapsed() > SUBSCRIBE_REPLY_TIMEOUT {
             return Err(io::Error::other("no answer to a subscription"));
         }
-        subscribed |= brought;
+        subscribed |= is_subscribe_reply;
     }
 }

@@ -1,4 +1,4 @@
-//! One channel with many subscribers; one with a single one, without load; and the echo that nothing can be faster than.
+//! Deliveries to many subscribers of one channel, single deliveries without load, and an echo as their lower bound.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,47 +12,47 @@ use super::error::BenchError;
 use super::http::HttpConnection;
 use super::latency::{LatencyHistogram, LatencyRecorder};
 use super::load::{
-    self, ChannelSubscription, PublishSchedule, RunClock, Target, open_subscribed_socket, post_event_now,
-    private_channel,
+    self, ChannelSubscription, PublishSchedule, RunClock, open_subscribed_socket, post_event_now, private_channel,
 };
 use super::machine::HostUsage;
 use super::plan::EdgePlan;
-use super::server::{ServerKind, ServerProcess};
+use super::server::ServerProcess;
 use super::sockets::{self, CrowdListeners, DeliveryMeasurement};
+use super::target::{ServerKind, Target};
 
-/// Round trips of one measurement without load.
+/// Single deliveries, or echoes, of one measurement.
 const TRIP_COUNT: u64 = 300;
 
-/// Time between two of them.
+/// Time between two single deliveries, or echoes.
 const TRIP_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Bytes of an echo: about an event's frame.
 const ECHO_BYTES: usize = 256;
 
-/// Longest for one trip.
+/// Bounds one single delivery, or echo.
 const TRIP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Publishes to many subscribers of one channel.
+/// Measures deliveries to many subscribers of one channel.
 pub async fn measure_fan_out(
     server: &ServerProcess,
     plan: &EdgePlan,
     watch: &mut HostUsage,
 ) -> Result<DeliveryMeasurement, BenchError> {
     let servers = std::slice::from_ref(server);
-    let places = vec![ChannelSubscription::in_private_channel(0); plan.subscribers];
-    sockets::warm_up(servers, &places).await?;
+    let subscriptions = vec![ChannelSubscription::in_private_channel(0); plan.subscribers];
+    sockets::warm_up(servers, &subscriptions).await?;
     let publishing = PublishSchedule::new(vec![private_channel(0)], plan.events_per_second, plan.publishing);
-    let listeners = CrowdListeners::open_and_listen(servers, &places, &publishing).await?;
-    let heard = listeners.publish_and_close(servers, Some(publishing), watch).await?;
+    let listeners = CrowdListeners::open_and_listen(servers, &subscriptions, &publishing).await?;
+    let delivery = listeners.publish_and_close(servers, Some(publishing), watch).await?;
     let detail = || BenchError::Server {
         server: server.target.kind.name(),
         step: "the fan-out",
         detail: "nothing was published".to_owned(),
     };
-    heard.ok_or_else(detail)
+    delivery.ok_or_else(detail)
 }
 
-/// From a publish at the last of these servers to its arrival at a subscriber of the first, one after another.
+/// Measures single deliveries without load, from a publish at the last of these servers to a subscriber at the first.
 pub async fn measure_single_delivery(servers: &[ServerProcess]) -> Result<LatencyHistogram, BenchError> {
     match servers {
         [] => Ok(LatencyRecorder::new().merge_shards()),
@@ -67,12 +67,12 @@ pub async fn measure_single_delivery(servers: &[ServerProcess]) -> Result<Latenc
 
 async fn time_deliveries(from: Target, to: Target) -> io::Result<LatencyHistogram> {
     let (clock, latencies) = (RunClock::start(), LatencyRecorder::new());
-    let place = ChannelSubscription::in_private_channel(1);
-    let mut socket = open_subscribed_socket(to, &place).await?;
+    let subscription = ChannelSubscription::in_private_channel(1);
+    let mut socket = open_subscribed_socket(to, &subscription).await?;
     let mut publisher = HttpConnection::open(from.address).await?;
     for number in 0..TRIP_COUNT {
-        // At the same time: the arrival may come before the publisher's answer.
-        let publish = post_event_now(&mut publisher, from.kind, &place.channel, number, clock);
+        // Concurrently: the event may arrive before the answer to its publish.
+        let publish = post_event_now(&mut publisher, from.kind, &subscription.channel, number, clock);
         let arrival = async {
             let due = socket.wait_for(|text| load::parse_event(text).map(|(_, due)| due)).await?;
             latencies.record(0, clock.elapsed_since(due));
@@ -85,7 +85,7 @@ async fn time_deliveries(from: Target, to: Target) -> io::Result<LatencyHistogra
     Ok(latencies.merge_shards())
 }
 
-/// There and back over loopback, through a process that does nothing else.
+/// Measures round trips over loopback through a process that only echoes.
 pub async fn measure_echo(server: &ServerProcess) -> Result<LatencyHistogram, BenchError> {
     time_echoes(server.echo_address).await.map_err(|error| BenchError::Server {
         server: ServerKind::Baseline.name(),

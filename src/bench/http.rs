@@ -8,39 +8,39 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Longest for one answer.
+/// Bounds the wait for one response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Largest head or body that is taken.
+/// Bounds the head and the body of a response.
 const RESPONSE_BYTES_MAX: usize = 1 << 20;
 
-/// One connection.
+/// One client connection, which reconnects when the server closes it.
 pub struct HttpConnection {
     address: SocketAddr,
     stream: TcpStream,
-    /// What was read and not yet taken.
+    /// Bytes that were read and not yet parsed.
     buffered: Vec<u8>,
 }
 
-/// What the head of an answer says.
+/// Parsed head of a response.
 #[derive(Debug, PartialEq, Eq)]
 struct ResponseHead {
     status: u16,
-    /// How long the body is; `None` when it comes in chunks.
+    /// Length of the body; `None` when it is chunked.
     length: Option<usize>,
-    /// Whether the server ends the connection after it.
+    /// Whether the server closes the connection after this response.
     closes_connection: bool,
 }
 
 impl HttpConnection {
-    /// Connects.
+    /// Opens a connection without Nagle's delay.
     pub async fn open(address: SocketAddr) -> io::Result<Self> {
         let stream = timeout(RESPONSE_TIMEOUT, TcpStream::connect(address)).await??;
         stream.set_nodelay(true)?;
         Ok(Self { address, stream, buffered: Vec::new() })
     }
 
-    /// Asks, and reads the whole answer: its status and its body, chunks as they are.
+    /// Sends a request and reads the whole response: its status and its body, chunks undecoded.
     pub async fn fetch_response(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
         self.send(method, target, body).await?;
         let (head, body) = timeout(RESPONSE_TIMEOUT, async {
@@ -56,13 +56,13 @@ impl HttpConnection {
         })
         .await??;
         if head.closes_connection {
-            // At once, so that the next request is not late by it.
+            // Reconnects at once, so that the next request does not pay for it.
             *self = Self::open(self.address).await?;
         }
         Ok((head.status, body))
     }
 
-    /// Asks only.
+    /// Sends a request without reading the response.
     pub async fn send(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<()> {
         let length = body.len();
         let head = format!(
@@ -74,7 +74,7 @@ impl HttpConnection {
         timeout(RESPONSE_TIMEOUT, self.stream.write_all(&request)).await?
     }
 
-    /// Reads an answer, or what is there of one that has no end, up to and with these bytes.
+    /// Reads a response up to and including these bytes; the response may be endless.
     pub async fn read_through(&mut self, end: &[u8]) -> io::Result<Vec<u8>> {
         let end = timeout(RESPONSE_TIMEOUT, self.read_until(end)).await??;
         Ok(self.buffered.drain(..end).collect())
@@ -82,12 +82,13 @@ impl HttpConnection {
 
     async fn read_head(&mut self) -> io::Result<ResponseHead> {
         let end = self.read_until(b"\r\n\r\n").await?;
-        let head = parse_head(&self.buffered[..end]).ok_or_else(|| malformed_response("an answer that is not HTTP"))?;
+        let head =
+            parse_head(&self.buffered[..end]).ok_or_else(|| malformed_response("a response that is not HTTP"))?;
         self.buffered.drain(..end);
         Ok(head)
     }
 
-    /// Where these bytes end, once they were read.
+    /// Reads until these bytes are buffered, and returns their end.
     async fn read_until(&mut self, end: &[u8]) -> io::Result<usize> {
         loop {
             if let Some(at) = find_bytes(&self.buffered, end) {
@@ -99,7 +100,7 @@ impl HttpConnection {
 
     async fn read_more(&mut self) -> io::Result<()> {
         if self.buffered.len() > RESPONSE_BYTES_MAX {
-            return Err(malformed_response("an answer that is too large"));
+            return Err(malformed_response("a response that is too large"));
         }
         match self.stream.read_buf(&mut self.buffered).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -108,7 +109,7 @@ impl HttpConnection {
     }
 }
 
-/// Where a text begins in another.
+/// Position of the first occurrence of a text in another.
 pub fn find_bytes(text: &[u8], part: &[u8]) -> Option<usize> {
     text.windows(part.len()).position(|window| window == part)
 }
@@ -121,17 +122,17 @@ fn parse_head(head: &[u8]) -> Option<ResponseHead> {
     let head = std::str::from_utf8(head).ok()?;
     let mut lines = head.split("\r\n");
     let status = lines.next()?.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
-    let (mut length, mut last) = (Some(0), false);
+    let (mut length, mut closes_connection) = (Some(0), false);
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         if name.eq_ignore_ascii_case("content-length") {
             length = Some(value.trim().parse().ok().filter(|length| *length <= RESPONSE_BYTES_MAX)?);
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
             length = None;
         } else if name.eq_ignore_ascii_case("connection") {
-            last = value.trim().eq_ignore_ascii_case("close");
+            closes_connection = value.trim().eq_ignore_ascii_case("close");
         }
     }
-    Some(ResponseHead { status, length, closes_connection: last })
+    Some(ResponseHead { status, length, closes_connection })
 }
 
 #[cfg(test)]
@@ -139,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_of_heads() {
+    fn response_heads_are_parsed_and_others_are_refused() {
         let head = |status, length, last| Some(ResponseHead { status, length, closes_connection: last });
         for (name, text, expected) in [
             ("a length", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", head(200, Some(2), false)),

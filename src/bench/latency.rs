@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// Longest latency that is told apart, in microseconds; longer ones count as this.
+/// Bounds a recorded latency, in microseconds; longer ones count as this one.
 const LATENCY_MAX_US: u64 = 60_000_000;
 
-/// Histograms that are written apart, so that clients do not wait for each other.
+/// Number of histograms that clients are spread over, so that they do not wait for each other's lock.
 const HISTOGRAM_SHARD_COUNT: usize = 8;
 
-/// Collects latencies.
+/// Records the latencies of many clients.
 pub struct LatencyRecorder {
     shards: Vec<Mutex<Histogram<u64>>>,
 }
 
-/// What was collected.
+/// Merged latencies of all clients.
 #[derive(Clone, Debug)]
 pub struct LatencyHistogram(Histogram<u64>);
 
@@ -25,23 +25,23 @@ fn new_histogram() -> Histogram<u64> {
 }
 
 impl LatencyRecorder {
-    /// None yet.
+    /// Creates a recorder without latencies.
     pub fn new() -> Self {
         Self { shards: (0..HISTOGRAM_SHARD_COUNT).map(|_| Mutex::new(new_histogram())).collect() }
     }
 
-    /// One latency of one client.
+    /// Records one latency of one client.
     pub fn record(&self, client: usize, latency: Duration) {
         let us = u64::try_from(latency.as_micros()).unwrap_or(LATENCY_MAX_US).clamp(1, LATENCY_MAX_US);
         let mut part = self.shards[client % HISTOGRAM_SHARD_COUNT].lock().unwrap_or_else(PoisonError::into_inner);
         part.saturating_record(us);
     }
 
-    /// All of them together.
+    /// Merges the latencies of all clients.
     pub fn merge_shards(&self) -> LatencyHistogram {
         let mut all = new_histogram();
         for part in &self.shards {
-            // Same bounds, so nothing can be out of range.
+            // The bounds are the same, so no value is out of range.
             let _ = all.add(&*part.lock().unwrap_or_else(PoisonError::into_inner));
         }
         LatencyHistogram(all)
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_merged_without_a_loss() {
+    fn shards_are_merged_without_a_loss() {
         let latencies = LatencyRecorder::new();
         for n in 1..=1000_u64 {
             latencies.record(usize::try_from(n).expect("small"), Duration::from_micros(n * 1000));

@@ -1,71 +1,61 @@
-//! What is sent: subscriptions that are signed, and events that carry their number and the time when they were due.
+//! The load: signed subscriptions, and events that carry their number and the time when they were due.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep_until;
 
 use super::http::{HttpConnection, find_bytes};
-use super::server::{APP_ID, APP_KEY, APP_SECRET, ServerKind};
 use super::socket::ClientSocket;
+use super::target::{APP_ID, APP_KEY, APP_SECRET, ServerKind, Target};
 use crate::process::clock;
 use crate::protocol::{Secret, rest, signature};
 
-/// Data of an event, in bytes.
+/// Length of an event's data, in bytes.
 const EVENT_PAYLOAD_BYTES: usize = 200;
 
-/// The client's timer is as coarse as this; what it is late by is not the server's.
+/// Bounds the lateness that counts as the client's own: its timer is as coarse as this.
 const TIMER_LATENESS_MAX: Duration = Duration::from_millis(2);
 
-/// Sockets that are being opened at one time.
+/// Bounds the sockets that are opened concurrently.
 pub const CONCURRENT_OPENS_MAX: usize = 64;
 
-/// Connections that publish to the crowd.
+/// Bounds the connections that publish to the crowd.
 const PUBLISHERS_MAX: usize = 8;
 
-/// Where load goes.
-#[derive(Clone, Copy, Debug)]
-pub struct Target {
-    /// Which server it is.
-    pub kind: ServerKind,
-    /// Where it listens.
-    pub address: SocketAddr,
-}
-
-/// What a socket enters.
+/// A subscription of a socket.
 #[derive(Clone, Debug)]
 pub struct ChannelSubscription {
-    /// The channel.
+    /// Name of the channel.
     pub channel: String,
-    /// On a presence channel, as whom.
+    /// User id on a presence channel.
     pub user: Option<String>,
 }
 
 impl ChannelSubscription {
-    /// A private channel of the crowd.
+    /// Subscribes to one of the crowd's private channels.
     pub fn in_private_channel(channel: usize) -> Self {
         Self { channel: private_channel(channel), user: None }
     }
 }
 
-/// The name of a private channel.
+/// Name of one of the crowd's private channels.
 pub fn private_channel(channel: usize) -> String {
     format!("private-bench-{channel}")
 }
 
-/// Opens a socket and enters a channel; returns once the server said yes.
-pub async fn open_subscribed_socket(target: Target, place: &ChannelSubscription) -> io::Result<ClientSocket> {
+/// Opens a socket and subscribes to a channel; returns once the server has acknowledged the subscription.
+pub async fn open_subscribed_socket(target: Target, subscription: &ChannelSubscription) -> io::Result<ClientSocket> {
     if target.kind == ServerKind::Baseline {
         return ClientSocket::open(target.address, "/ws").await;
     }
     let (mut socket, id) = connect_socket(target).await?;
-    subscribe_channel(&mut socket, &id, place).await?;
+    subscribe_channel(&mut socket, &id, subscription).await?;
     Ok(socket)
 }
 
-/// Opens a socket, and hears its id.
+/// Opens a socket, and receives its socket id.
 pub async fn connect_socket(target: Target) -> io::Result<(ClientSocket, String)> {
     let path = format!("/app/{APP_KEY}?protocol=7&client=bench&version=1.0.0");
     let mut socket = ClientSocket::open(target.address, &path).await?;
@@ -73,42 +63,47 @@ pub async fn connect_socket(target: Target) -> io::Result<(ClientSocket, String)
     Ok((socket, id))
 }
 
-/// Enters one more channel; returns once the server said yes.
-pub async fn subscribe_channel(socket: &mut ClientSocket, id: &str, place: &ChannelSubscription) -> io::Result<()> {
-    socket.send(&build_subscribe_frame(id, place)).await?;
+/// Subscribes to one more channel; returns once the server has acknowledged the subscription.
+pub async fn subscribe_channel(
+    socket: &mut ClientSocket,
+    id: &str,
+    subscription: &ChannelSubscription,
+) -> io::Result<()> {
+    socket.send(&build_subscribe_frame(id, subscription)).await?;
     socket.wait_for(parse_subscribe_reply).await?.map_err(io::Error::other)
 }
 
-/// Leaves channels; returns once the server has done so.
-pub async fn unsubscribe_channels(socket: &mut ClientSocket, places: &[ChannelSubscription]) -> io::Result<()> {
-    for place in places {
-        let frame = serde_json::json!({ "event": "pusher:unsubscribe", "data": { "channel": place.channel } });
+/// Unsubscribes from channels; returns once the server has processed all of it.
+pub async fn unsubscribe_channels(socket: &mut ClientSocket, subscriptions: &[ChannelSubscription]) -> io::Result<()> {
+    for subscription in subscriptions {
+        let frame = serde_json::json!({ "event": "pusher:unsubscribe", "data": { "channel": subscription.channel } });
         socket.send(&frame.to_string()).await?;
     }
-    // Nothing answers that, but what a client says is taken in its order.
+    // An unsubscribe has no answer, but a server processes a client's frames in order: the pong follows it.
     socket.send(r#"{"event":"pusher:ping","data":{}}"#).await?;
     socket.wait_for(|text| find_bytes(text, b"pusher:pong").map(drop)).await
 }
 
-/// How many channels of the app are occupied, as the HTTP API tells.
+/// Counts the app's occupied channels over the HTTP API.
 pub async fn count_occupied_channels(target: Target) -> io::Result<usize> {
     let mut connection = HttpConnection::open(target.address).await?;
     let (status, body) = connection.fetch_response("GET", &sign_request_path("GET", "channels", ""), b"").await?;
     let answer: serde_json::Value = serde_json::from_slice(&body).map_err(io::Error::other)?;
     match answer["channels"].as_object() {
         Some(channels) if status == 200 => Ok(channels.len()),
-        _ => Err(io::Error::other(format!("the list of channels was answered {status}: {answer}"))),
+        _ => Err(io::Error::other(format!("the list of channels failed with {status}: {answer}"))),
     }
 }
 
-/// The request to enter a channel, signed as an app's backend signs it.
-pub fn build_subscribe_frame(socket_id: &str, place: &ChannelSubscription) -> String {
-    let data = place.user.as_ref().map(|user| serde_json::json!({ "user_id": user, "user_info": {} }).to_string());
-    let message = signature::channel_message(socket_id, &place.channel, data.as_deref());
+/// Builds a subscription, signed as an app's backend signs it.
+pub fn build_subscribe_frame(socket_id: &str, subscription: &ChannelSubscription) -> String {
+    let data =
+        subscription.user.as_ref().map(|user| serde_json::json!({ "user_id": user, "user_info": {} }).to_string());
+    let message = signature::channel_message(socket_id, &subscription.channel, data.as_deref());
     let auth = format!("{APP_KEY}:{}", signature::sign_message(&Secret::new(APP_SECRET), message.as_bytes()));
     let mut frame = serde_json::json!({
         "event": "pusher:subscribe",
-        "data": { "channel": place.channel, "auth": auth },
+        "data": { "channel": subscription.channel, "auth": auth },
     });
     if let Some(data) = data {
         frame["data"]["channel_data"] = data.into();
@@ -116,7 +111,7 @@ pub fn build_subscribe_frame(socket_id: &str, place: &ChannelSubscription) -> St
     frame.to_string()
 }
 
-/// The id in a `connection_established`, however often that is escaped.
+/// Parses the socket id in a `connection_established`, however often that is escaped.
 pub fn parse_socket_id(text: &[u8]) -> Option<String> {
     let name = b"socket_id";
     let rest = &text[find_bytes(text, name)? + name.len()..];
@@ -125,7 +120,7 @@ pub fn parse_socket_id(text: &[u8]) -> Option<String> {
     String::from_utf8(id).ok().filter(|id| !id.is_empty())
 }
 
-/// What a server said to a subscription, if this is its answer.
+/// Parses the outcome of a subscription; `None` for other frames.
 fn parse_subscribe_reply(text: &[u8]) -> Option<Result<(), String>> {
     if find_bytes(text, b"subscription_succeeded").is_some() {
         return Some(Ok(()));
@@ -134,12 +129,12 @@ fn parse_subscribe_reply(text: &[u8]) -> Option<Result<(), String>> {
     refused.then(|| Err(String::from_utf8_lossy(text).into_owned()))
 }
 
-/// The time of one run, in microseconds.
+/// Clock of one run, in microseconds since its start.
 #[derive(Clone, Copy, Debug)]
 pub struct RunClock(Instant);
 
 impl RunClock {
-    /// From now on.
+    /// Starts the clock at zero.
     pub fn start() -> Self {
         Self(Instant::now())
     }
@@ -148,50 +143,50 @@ impl RunClock {
         u64::try_from(at.saturating_duration_since(self.0).as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// How long ago that was.
+    /// Time since this reading of the clock.
     pub fn elapsed_since(self, us: u64) -> Duration {
         Duration::from_micros(self.micros_at(Instant::now()).saturating_sub(us))
     }
 }
 
-/// An event's data: its number and its time between marks that need no escape, then padding.
+/// Builds an event's data: its number and its time between marks that need no escape, then padding.
 fn build_event_payload(number: u64, us: u64) -> String {
     let mut data = format!("~{number}~{us}~");
     data.extend(std::iter::repeat_n('x', EVENT_PAYLOAD_BYTES.saturating_sub(data.len())));
     data
 }
 
-/// The number and the time in a frame, if it carries an event of ours.
+/// Parses the number and the time in a frame; `None` when it has no event of the load.
 pub fn parse_event(frame: &[u8]) -> Option<(u64, u64)> {
     let mut parts = frame.splitn(4, |byte| *byte == b'~').skip(1);
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
     Some((number()?, number()?))
 }
 
-/// Publishing at a steady pace, each channel's events in the order of their numbers.
+/// Schedule of publishes at a steady rate, each channel's events in the order of their numbers.
 #[derive(Clone, Debug)]
 pub struct PublishSchedule {
-    /// Where to, in turn.
+    /// Channels that are published to, in turn.
     pub channels: Vec<String>,
-    /// Over all of them.
+    /// Publishes per second over all channels.
     pub per_second: u32,
-    /// How many events in all.
+    /// Number of events over all channels.
     pub events: u64,
 }
 
 impl PublishSchedule {
-    /// A pace for some time, to whole turns over the channels, so that all of them get as many.
+    /// Schedules a rate for a duration, rounded to whole turns over the channels, so that all get as many events.
     pub fn new(channels: Vec<String>, per_second: u32, lasts: Duration) -> Self {
         let turns = lasts.as_secs() * u64::from(per_second) / channels.len().max(1) as u64;
         Self { events: turns.max(1) * channels.len() as u64, channels, per_second }
     }
 
-    /// Events of each channel.
+    /// Number of each channel's events.
     pub fn events_per_channel(&self) -> u64 {
         self.events / self.channels.len().max(1) as u64
     }
 
-    /// Publishes all of them: each channel's events at the targets in turn.
+    /// Publishes all events, each channel's at the targets in turn.
     pub async fn run(self, targets: &[Target], clock: RunClock) -> io::Result<()> {
         let publishing = Arc::new(self);
         let publishers = PUBLISHERS_MAX.min(publishing.channels.len());
@@ -206,8 +201,8 @@ impl PublishSchedule {
         Ok(())
     }
 
-    /// The channels of one publisher. An event is due when the pace says so, also when the one before is late: a server
-    /// that does not keep up shows in its latency.
+    /// Publishes to the channels of one publisher. An event is due at its scheduled time even if the one before is late,
+    /// so that a server that does not keep up shows in its latency.
     async fn run_publisher(
         self: Arc<Self>,
         targets: Vec<Target>,
@@ -240,7 +235,7 @@ fn due_seconds(nth: usize, per_second: u32) -> f64 {
     nth as f64 / f64::from(per_second.max(1))
 }
 
-/// Publishes one event that is due now.
+/// Publishes one event, due now.
 pub async fn post_event_now(
     connection: &mut HttpConnection,
     kind: ServerKind,
@@ -260,7 +255,7 @@ async fn post_event(
 ) -> io::Result<()> {
     let data = build_event_payload(number, us);
     let (target, body) = if kind == ServerKind::Baseline {
-        // As large as the frame that the others send.
+        // As large as the frame that the other servers send.
         let frame = serde_json::json!({ "event": "bench", "channel": channel, "data": data });
         ("/publish".to_owned(), frame.to_string())
     } else {
@@ -271,11 +266,11 @@ async fn post_event(
     if status == 200 {
         return Ok(());
     }
-    Err(io::Error::other(format!("a publish was answered {status}: {}", String::from_utf8_lossy(&body))))
+    Err(io::Error::other(format!("a publish failed with {status}: {}", String::from_utf8_lossy(&body))))
 }
 
-fn sign_request_path(method: &str, what: &str, body: &str) -> String {
-    let path = format!("/apps/{APP_ID}/{what}");
+fn sign_request_path(method: &str, resource: &str, body: &str) -> String {
+    let path = format!("/apps/{APP_ID}/{resource}");
     let now = clock::now_ms() / 1000;
     let query = rest::signed_query(APP_KEY, &Secret::new(APP_SECRET), (method, &path), body.as_bytes(), now);
     // Every value is a number or hexadecimal, so nothing needs an escape.

@@ -1,4 +1,4 @@
-//! What `/proc` says of processes and of the host, and what the system allows.
+//! CPU and memory of processes and of the host from `/proc`, and the limits of the system.
 
 use std::fs;
 
@@ -7,33 +7,33 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, setpriority_process, set
 
 use super::error::BenchError;
 
-/// Above this share of the host's CPU that others took, in the time that was measured, a run says nothing.
+/// Bounds the share of the host's CPU that other processes take during the measurement; above it a run is void.
 pub const OTHERS_SHARE_MAX: f64 = 0.8;
 
-/// A niceness at which hardly anything else is let in between.
+/// Niceness at which the scheduler hardly ever preempts a process for another.
 const PREFERRED_PROCESS_NICENESS: i32 = -15;
 
-/// CPU time of the host since its start, in its clock ticks.
+/// CPU time of the host since its start, in clock ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostTicks {
-    /// All of it.
+    /// CPU time of all cores, idle or not.
     pub total: u64,
-    /// What somebody worked in, or the hypervisor took.
+    /// CPU time that was not idle, including time that the hypervisor took.
     pub busy: u64,
 }
 
-/// The host over the time that was measured.
+/// Load of the host over the measured windows.
 #[derive(Clone, Debug, Default)]
 pub struct HostUsage {
     total: u64,
     busy: u64,
     others: u64,
-    /// Processes beside servers and client that are no others.
+    /// Processes beside servers and client that count as ours.
     helpers: Vec<u32>,
 }
 
 impl HostUsage {
-    /// One that counts a process as ours.
+    /// Creates an empty usage that counts a process as ours.
     pub fn with_helper(helper: u32) -> Self {
         Self { helpers: vec![helper], ..Self::default() }
     }
@@ -43,24 +43,24 @@ impl HostUsage {
         self.helpers.iter().map(|helper| read_cpu_ticks(*helper)).sum()
     }
 
-    /// One that has seen nothing yet and knows the same helpers.
+    /// Creates an empty usage with the same helpers.
     pub fn new_window(&self) -> Self {
         Self { helpers: self.helpers.clone(), ..Self::default() }
     }
 
-    /// Adds what another has seen.
+    /// Adds the windows of another usage.
     pub fn merge(&mut self, other: &Self) {
         self.total += other.total;
         self.busy += other.busy;
         self.others += other.others;
     }
 
-    /// The share of the host's CPU that somebody worked in, we too.
+    /// Share of the host's CPU that was busy, with our own processes.
     pub fn busy_share(&self) -> f64 {
         if self.total == 0 { 0.0 } else { as_f64(self.busy) / as_f64(self.total) }
     }
 
-    /// Adds one window: the host's times at its ends, and what our own processes took in it, in the same unit.
+    /// Adds one window: the host's CPU time at its start and end, and our own processes' CPU time in it, in clock ticks.
     pub fn add_window(&mut self, from: HostTicks, to: HostTicks, own: u64) {
         self.total += to.total.saturating_sub(from.total);
         let busy = to.busy.saturating_sub(from.busy);
@@ -68,12 +68,12 @@ impl HostUsage {
         self.others += busy.saturating_sub(own);
     }
 
-    /// The share of the host that others took.
+    /// Share of the host's CPU that other processes took.
     pub fn others_share(&self) -> f64 {
         if self.total == 0 { 0.0 } else { as_f64(self.others) / as_f64(self.total) }
     }
 
-    /// Whether the run says nothing.
+    /// Whether other processes took so much CPU that the run is void.
     pub fn is_void(&self) -> bool {
         self.others_share() > OTHERS_SHARE_MAX
     }
@@ -87,12 +87,12 @@ fn unexpected_format(path: &str) -> BenchError {
     BenchError::Proc { path: path.to_owned(), error: "it has another form".to_owned() }
 }
 
-/// The host's CPU time.
+/// Reads the host's CPU time since its start.
 pub fn read_host_ticks() -> Result<HostTicks, BenchError> {
     parse_host(&read("/proc/stat")?).ok_or_else(|| unexpected_format("/proc/stat"))
 }
 
-/// The first line is `cpu user nice system idle iowait irq softirq steal guest guest_nice`; guests are in user already.
+/// Parses the first line, `cpu user nice system idle iowait irq softirq steal guest guest_nice`; guests are in user already.
 fn parse_host(text: &str) -> Option<HostTicks> {
     let line = text.lines().next()?.strip_prefix("cpu ")?;
     let times: Vec<u64> = line.split_whitespace().take(8).map(|time| time.parse().ok()).collect::<Option<_>>()?;
@@ -101,41 +101,41 @@ fn parse_host(text: &str) -> Option<HostTicks> {
     Some(HostTicks { total, busy: total - idle })
 }
 
-/// CPU time of a process since its start, in clock ticks.
+/// Reads the CPU time of a process since its start, in clock ticks.
 pub fn read_cpu_ticks(pid: u32) -> Result<u64, BenchError> {
     let path = format!("/proc/{pid}/stat");
     parse_ticks(&read(&path)?).ok_or_else(|| unexpected_format(&path))
 }
 
-/// The fields after the name, which is in parentheses and may hold anything; 14 and 15 are user and system time.
+/// Parses the fields after the name, which is in parentheses and may hold any byte; 14 and 15 are user and system time.
 fn parse_ticks(text: &str) -> Option<u64> {
     let fields: Vec<&str> = text.rsplit_once(") ")?.1.split_whitespace().collect();
     Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
 }
 
-/// Resident memory of a process, in KiB.
+/// Reads the resident memory of a process, in KiB.
 pub fn read_rss_kib(pid: u32) -> Result<u64, BenchError> {
     let path = format!("/proc/{pid}/status");
     parse_field(&read(&path)?, "VmRSS:").ok_or_else(|| unexpected_format(&path))
 }
 
-/// The number after a name at the beginning of a line.
+/// Parses the number after a name at the start of a line.
 fn parse_field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }
 
-/// Clock ticks in microseconds.
+/// Converts clock ticks to microseconds.
 pub fn ticks_to_us(ticks: u64) -> f64 {
     as_f64(ticks) * 1e6 / as_f64(clock_ticks_per_second().max(1))
 }
 
-/// Exact for every number that a run can count to.
+/// Converts a count; exact up to 2^53, which no run reaches.
 #[allow(clippy::cast_precision_loss)]
 pub fn as_f64(number: u64) -> f64 {
     number as f64
 }
 
-/// Lets this process, and those that it starts, have so many open files.
+/// Raises the limit of open files of this process, and of those that it starts, to `needed`.
 pub fn allow_files(needed: u64) -> Result<(), BenchError> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= needed) {
@@ -149,13 +149,13 @@ pub fn allow_files(needed: u64) -> Result<(), BenchError> {
     Err(BenchError::FileLimit { needed, allowed })
 }
 
-/// Gives a process the first claim on a core. Whether the system allows that; else nothing changes.
+/// Raises the priority of a process. Returns whether the system allows that; otherwise nothing changes.
 pub fn prefer_process(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     pid.is_some_and(|pid| setpriority_process(Some(pid), PREFERRED_PROCESS_NICENESS).is_ok())
 }
 
-/// The machine in a line: processor, cores, memory, kernel.
+/// Describes the machine in a line: processor, cores, memory, kernel.
 pub fn describe_machine() -> String {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).and_then(|rest| rest.split_once(':'));
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_forms_of_proc_are_read() {
+    fn the_files_of_proc_are_parsed() {
         let host = parse_host("cpu  10 20 30 400 50 6 7 8 9 1\ncpu0 1 2 3\n");
         assert_eq!(host, Some(HostTicks { total: 531, busy: 81 }));
         assert_eq!(parse_host("intr 1"), None);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_there() {
+    fn this_process_has_memory_and_cpu_time() {
         let pid = std::process::id();
         assert!(read_rss_kib(pid).expect("a number") > 0);
         assert!(read_cpu_ticks(pid).is_ok() && read_host_ticks().expect("times").total > 0);
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn more_files_than_the_system_allows_are_refused_with_a_remedy() {
         assert!(allow_files(16).is_ok());
-        let told = allow_files(u64::MAX - 1).expect_err("too many").to_string();
-        assert!(told.contains("ulimit -n") && told.contains("--quick"), "{told}");
+        let error = allow_files(u64::MAX - 1).expect_err("too many").to_string();
+        assert!(error.contains("ulimit -n") && error.contains("--quick"), "{error}");
     }
 }

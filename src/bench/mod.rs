@@ -1,9 +1,10 @@
-//! The benchmarks: what a server costs, measured from outside, beside others in the same run.
+//! The benchmarks: CPU, memory and latency of a server, measured from outside, beside others in the same run.
 //!
-//! In: how large, how long, and whom to measure beside. Out: figures, each with its unit, its target and whether that
-//! is met. Servers are child processes, so that their CPU and memory in `/proc` are theirs alone; they and the load are
-//! on loopback only, and both are bounded. What is compared runs in turn within one round, so that a noisy host is
-//! noisy for all; a figure is the median of its rounds, and a host that was too busy makes the run void.
+//! In: the size and length of a run, and the peer to measure beside. Out: figures, each with its unit, its target and
+//! whether the target is met. Servers are child processes, so that their CPU and memory in `/proc` are theirs alone; they
+//! and the load are on loopback only, and both are bounded. Servers that are compared run in turn within one round, so
+//! that a noisy host is noisy for all; a figure is the median of its rounds, and a host that was too busy makes the run
+//! void.
 //!
 //! Several edges that share a Redis are measured beside a single one in the same way.
 //!
@@ -27,6 +28,7 @@ mod sequence;
 mod server;
 mod socket;
 mod sockets;
+mod target;
 
 pub use baseline::serve as serve_bare;
 pub use document::render_page;

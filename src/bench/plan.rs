@@ -1,4 +1,4 @@
-//! How large and how long a run is.
+//! Size and length of a run.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,45 +8,45 @@ use serde::Serialize;
 /// A server to measure beside ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerServer {
-    /// The program of sockudo.
+    /// Path of the sockudo binary.
     pub program: PathBuf,
 }
 
-/// One run.
+/// One run of a single edge beside others.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EdgePlan {
-    /// Whether it is the short one.
+    /// Whether the run is the quick one.
     pub quick: bool,
-    /// Rounds; each runs every server once, in turn.
+    /// Number of rounds; each runs every server once, in turn.
     pub rounds: usize,
-    /// Sockets of the crowd.
+    /// Number of the crowd's sockets.
     pub sockets: usize,
-    /// Channels of the crowd.
+    /// Number of the crowd's channels.
     pub channels: usize,
     /// Members of presence channels, a hundred to a channel.
     pub members: usize,
-    /// Idle sessions over `xhr_streaming`.
+    /// Number of idle sessions over `xhr_streaming`.
     pub sessions: usize,
     /// Subscribers of the one channel of the fan-out.
     pub subscribers: usize,
-    /// Events a second of the fan-out.
+    /// Events per second of the fan-out.
     pub events_per_second: u32,
-    /// Publishes a second to the crowd, over all channels.
+    /// Publishes per second to the crowd, over all channels.
     pub publishes_per_second: u32,
-    /// How long each publishing lasts.
+    /// Duration of each publishing.
     #[serde(skip)]
     pub publishing: Duration,
-    /// How long idle polling is watched.
+    /// Duration of the measurement of idle polling.
     #[serde(skip)]
     pub polling: Duration,
-    /// Whom to measure beside.
+    /// Server to measure beside ours, if any.
     #[serde(skip)]
     pub peer: Option<PeerServer>,
 }
 
 impl EdgePlan {
-    /// As the targets are worded: about 12 minutes with a peer.
+    /// The size that the targets are worded for: about 12 minutes with a peer.
     #[must_use]
     pub fn full_run() -> Self {
         Self {
@@ -81,7 +81,7 @@ impl EdgePlan {
         }
     }
 
-    /// Another size of every crowd, for trials.
+    /// Bounds every crowd, for trials.
     #[must_use]
     pub fn with_crowds_max(mut self, sockets: usize) -> Self {
         self.sockets = sockets;
@@ -92,7 +92,7 @@ impl EdgePlan {
         self
     }
 
-    /// Files that the load client, or a server, has open at most: its sockets, and some for itself.
+    /// Open files that the load client, or a server, needs at most: its sockets, and 256 of its own.
     #[must_use]
     pub fn open_files_needed(&self) -> u64 {
         let most = self.sockets.max(self.members).max(self.sessions + self.sessions / 8).max(self.subscribers);
@@ -104,39 +104,39 @@ impl EdgePlan {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodsPlan {
-    /// Whether it is the short one.
+    /// Whether the run is the quick one.
     pub quick: bool,
-    /// Edges.
+    /// Number of edges that share a Redis.
     pub pods: usize,
-    /// Rounds; each runs both sides once, in turn.
+    /// Number of rounds; each runs both sides once, in turn.
     pub rounds: usize,
     /// Subscribers of the one channel of the fan-out.
     pub subscribers: usize,
-    /// Its events a second.
+    /// Events per second of the fan-out.
     pub events_per_second: u32,
-    /// Sockets of the crowd.
+    /// Number of the crowd's sockets.
     pub sockets: usize,
-    /// Its channels.
+    /// Number of the crowd's channels.
     pub channels: usize,
-    /// Publishes a second to it, over all channels.
+    /// Publishes per second to the crowd, over all channels.
     pub publishes_per_second: u32,
-    /// Sockets of the calm load, of which latency is told.
+    /// Number of sockets of the calm load, of which latency is measured.
     pub calm_sockets: usize,
-    /// Its channels.
+    /// Number of channels of the calm load.
     pub calm_channels: usize,
-    /// Publishes a second to it, over all channels.
+    /// Publishes per second of the calm load, over all channels.
     pub calm_per_second: u32,
-    /// How long each publishing lasts.
+    /// Duration of each publishing.
     #[serde(skip)]
     pub publishing: Duration,
-    /// Channels that are occupied at once.
+    /// Number of channels that are occupied at once.
     pub occupied: usize,
     /// Presence members of the edge that is killed.
     pub members: usize,
 }
 
 impl PodsPlan {
-    /// As the targets are worded: under 6 minutes with 3 edges.
+    /// The size that the targets are worded for: under 6 minutes with 3 edges.
     #[must_use]
     pub fn full_run(pods: usize) -> Self {
         Self {
@@ -172,7 +172,7 @@ impl PodsPlan {
         }
     }
 
-    /// Another size of every crowd, for trials.
+    /// Bounds every crowd, for trials.
     #[must_use]
     pub fn with_crowds_max(mut self, sockets: usize) -> Self {
         let sockets = sockets.max(1);
@@ -186,7 +186,7 @@ impl PodsPlan {
         self
     }
 
-    /// Files that the load client, or a server, has open at most: its sockets, and some for itself.
+    /// Open files that the load client, or a server, needs at most: its sockets, and 256 of its own.
     #[must_use]
     pub fn open_files_needed(&self) -> u64 {
         let most = self.sockets.max(self.subscribers).max(self.calm_sockets).max(self.members + self.members / 50);

@@ -1,4 +1,4 @@
-//! The result of a run, as programs and people read it.
+//! The report of a run, as JSON and as text.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -11,46 +11,46 @@ use super::machine::{self, HostUsage, OTHERS_SHARE_MAX};
 use super::plan::{EdgePlan, PodsPlan};
 use crate::process::build;
 
-/// How large a run was, and so what was measured.
+/// Plan of a run, which decides the figures that were measured.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub enum RunSize {
-    /// An edge, beside others.
+    /// A single edge beside other servers.
     Edge(EdgePlan),
     /// Several edges that share a Redis, beside a single one.
     Pods(PodsPlan),
 }
 
-/// What a run found.
+/// Report of one run.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BenchReport {
-    /// Whether others kept the host so busy that the figures say nothing.
+    /// Whether other processes kept the host so busy that the figures are void.
     pub void: bool,
-    /// The share of the host's CPU that others took.
+    /// Share of the host's CPU that other processes took.
     pub others: f64,
-    /// How large it was.
+    /// Plan of the run.
     #[serde(flatten)]
     pub size: RunSize,
-    /// Seconds of each publishing.
+    /// Duration of each publishing, in seconds.
     pub seconds: u64,
-    /// What was measured, with its release and build.
+    /// The measured program, with its release and build.
     pub program: String,
-    /// What it was measured beside, or over.
+    /// The server that it was measured beside, or the Redis that edges shared.
     pub peer: Option<String>,
-    /// Where.
+    /// Description of the machine.
     pub machine: String,
-    /// When, in UTC.
+    /// Start of the run, in UTC.
     pub date: String,
-    /// How long the run took, in seconds.
+    /// Duration of the run, in seconds.
     pub took: u64,
-    /// What was found.
+    /// Figures in the order of the report.
     pub figures: Vec<Figure>,
-    /// What a reader must know beside them.
+    /// Remarks that a reader must know beside the figures.
     pub notes: Vec<String>,
 }
 
-/// A run that begins now, on this machine and with this program.
+/// Creates the report of a run that begins now, on this machine and with this program.
 pub async fn begin_report(size: RunSize, peer: Option<String>) -> BenchReport {
     let program = format!("realtime {}, build {}", env!("CARGO_PKG_VERSION"), build::read_build_id().await);
     let date = Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string();
@@ -58,7 +58,7 @@ pub async fn begin_report(size: RunSize, peer: Option<String>) -> BenchReport {
 }
 
 impl BenchReport {
-    /// A run with nothing found yet.
+    /// Creates a report without figures.
     #[must_use]
     pub fn without_figures(
         size: RunSize,
@@ -85,7 +85,7 @@ impl BenchReport {
         }
     }
 
-    /// It ends now, and this was seen of the host.
+    /// Ends the run now, and adds the host's usage to the report.
     pub fn finish_run(&mut self, watch: &HostUsage, began: Instant) {
         (self.void, self.others) = (watch.is_void(), watch.others_share());
         self.took = began.elapsed().as_secs();
@@ -102,10 +102,10 @@ impl BenchReport {
     /// Whether a target that was measured is missed.
     #[must_use]
     pub fn has_missed_target(&self) -> bool {
-        self.figures.iter().any(|figure| figure.standing == TargetOutcome::Missed)
+        self.figures.iter().any(|figure| figure.outcome == TargetOutcome::Missed)
     }
 
-    /// How large the run was, in a line.
+    /// Describes the size of the run in a line.
     pub(super) fn describe_size(&self) -> String {
         let (sizes, rounds) = match &self.size {
             RunSize::Edge(plan) => (
@@ -145,19 +145,19 @@ impl BenchReport {
         format!("{sizes}; {} s each, {rounds} round{}", self.seconds, if rounds == 1 { "" } else { "s" })
     }
 
-    /// How busy others were, in a sentence.
+    /// Describes in a sentence how busy other processes kept the host.
     pub(super) fn describe_host(&self) -> String {
         let share = |share: f64| format!("{:.0} %", share * 100.0);
-        let told = format!("Others took {} of the host's CPU while it was measured", share(self.others));
+        let usage = format!("Others took {} of the host's CPU while it was measured", share(self.others));
         if self.void {
-            format!("{told}, more than {}: this run is void. Run it again on a quieter host.", share(OTHERS_SHARE_MAX))
+            format!("{usage}, more than {}: this run is void. Run it again on a quieter host.", share(OTHERS_SHARE_MAX))
         } else {
-            format!("{told}; above {} a run is void.", share(OTHERS_SHARE_MAX))
+            format!("{usage}; above {} a run is void.", share(OTHERS_SHARE_MAX))
         }
     }
 }
 
-/// A value with as many digits as mean something.
+/// Formats a value with at most two decimals, and fewer for larger values.
 pub(super) fn format_number(value: f64) -> String {
     match value.abs() {
         whole if whole.fract() == 0.0 => format!("{value:.0}"),
@@ -167,7 +167,7 @@ pub(super) fn format_number(value: f64) -> String {
     }
 }
 
-/// The cells of a figure's row: name, value with unit, target, how it stands.
+/// Formats the cells of a figure's row: name, value with unit, target, outcome.
 pub(super) fn format_row(figure: &Figure) -> [String; 4] {
     let with_unit = |value: f64| format!("{} {}", format_number(value), figure.unit).trim_end().to_owned();
     let target = match figure.target {
@@ -175,16 +175,16 @@ pub(super) fn format_row(figure: &Figure) -> [String; 4] {
         Some(FigureTarget::AtMost(most)) => format!("≤ {}", with_unit(most)),
         Some(FigureTarget::AtLeast(least)) => format!("≥ {}", with_unit(least)),
     };
-    let standing = match figure.standing {
+    let outcome = match figure.outcome {
         TargetOutcome::Met => "met",
         TargetOutcome::Missed => "MISSED",
-        TargetOutcome::Told => "",
+        TargetOutcome::NoTarget => "",
         TargetOutcome::NotMeasured => "not measured",
     };
-    [figure.name.to_owned(), figure.value.map(with_unit).unwrap_or_default(), target, standing.to_owned()]
+    [figure.name.to_owned(), figure.value.map(with_unit).unwrap_or_default(), target, outcome.to_owned()]
 }
 
-/// The result for people.
+/// Renders the report as text for a terminal.
 #[must_use]
 pub fn render_text(report: &BenchReport) -> String {
     let mut rows = vec![["figure", "value", "target", ""].map(str::to_owned)];
@@ -192,8 +192,8 @@ pub fn render_text(report: &BenchReport) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
     let (first, second, third) = (width(0), width(1), width(2));
     let mut text = String::new();
-    for [name, value, target, standing] in &rows {
-        let line = format!("{name:first$}  {value:>second$}  {target:third$}  {standing}");
+    for [name, value, target, outcome] in &rows {
+        let line = format!("{name:first$}  {value:>second$}  {target:third$}  {outcome}");
         let _ = writeln!(text, "{}", line.trim_end());
     }
     let fewer = if report.is_quick() { " The quick run: the targets are worded for the full one." } else { "" };
@@ -231,7 +231,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn every_figure_has_its_row_with_value_unit_target_and_standing() {
+    fn every_figure_has_its_row_with_value_unit_target_and_outcome() {
         let mut round = EdgeRound::default();
         (round.edge.plain_kib, round.edge.member_kib, round.edge.accept_us) = (9.876, 17.0, 123.4);
         let report = test_report(&[round]);

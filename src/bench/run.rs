@@ -1,4 +1,4 @@
-//! One run: rounds in which every server has its turn.
+//! A run of a single edge beside other servers, round by round.
 
 use std::time::Instant;
 
@@ -11,16 +11,17 @@ use super::machine::{self, HostUsage};
 use super::plan::{EdgePlan, PeerServer};
 use super::report::{BenchReport, RunSize, begin_report};
 use super::sequence::DeliveryTally;
-use super::server::{ServerKind, ServerProcess};
+use super::server::ServerProcess;
 use super::sockets::{self, CrowdSpec, DeliveryMeasurement};
+use super::target::ServerKind;
 
-/// Members of one presence channel: as many as Pusher lets in.
+/// Members of one presence channel: as many as Pusher admits.
 const PRESENCE_MEMBERS_PER_CHANNEL: usize = 100;
 
-/// Runs the plan; `progress` hears what is being done.
+/// Runs the plan, and reports each step to `progress`.
 ///
 /// # Errors
-/// The system does not let it run, or a server does not do what it must for a figure to mean anything.
+/// A limit of the system is too low, or a server fails a step that a figure depends on.
 pub async fn run(plan: &EdgePlan, progress: &(dyn Fn(String) + Sync)) -> Result<BenchReport, BenchError> {
     let began = Instant::now();
     machine::allow_files(plan.open_files_needed())?;
@@ -30,8 +31,8 @@ pub async fn run(plan: &EdgePlan, progress: &(dyn Fn(String) + Sync)) -> Result<
     let (polling, rounds) = tokio::join!(fallback::measure_polling(&polls, plan.polling), async {
         let mut rounds = Vec::with_capacity(plan.rounds);
         for number in 0..plan.rounds {
-            let told = |what: &str| progress(format!("round {} of {}: {what}", number + 1, plan.rounds));
-            rounds.push(run_round(plan, number, &mut watch, &told).await?);
+            let report_step = |step: &str| progress(format!("round {} of {}: {step}", number + 1, plan.rounds));
+            rounds.push(run_round(plan, number, &mut watch, &report_step).await?);
         }
         progress("waiting for the idle polls".to_owned());
         Ok::<_, BenchError>(rounds)
@@ -41,21 +42,21 @@ pub async fn run(plan: &EdgePlan, progress: &(dyn Fn(String) + Sync)) -> Result<
     Ok(report)
 }
 
-/// What the peer calls itself.
+/// Reads the peer's own name and version.
 fn read_peer_version(peer: &PeerServer) -> String {
-    let asked = std::process::Command::new(&peer.program).arg("--version").output();
-    let told = asked.ok().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    told.filter(|told| !told.is_empty()).unwrap_or_else(|| "sockudo of an unknown release".to_owned())
+    let output = std::process::Command::new(&peer.program).arg("--version").output();
+    let version = output.ok().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    version.filter(|version| !version.is_empty()).unwrap_or_else(|| "sockudo of an unknown release".to_owned())
 }
 
 async fn run_round(
     plan: &EdgePlan,
     number: usize,
     watch: &mut HostUsage,
-    told: &(dyn Fn(&str) + Sync),
+    report_step: &(dyn Fn(&str) + Sync),
 ) -> Result<EdgeRound, BenchError> {
     let mut round = EdgeRound::default();
-    // Who goes first changes, so that none always follows the same one.
+    // The order rotates, so that no server always follows the same one.
     let mut servers = vec![ServerKind::Edge, ServerKind::Baseline];
     if plan.peer.is_some() {
         servers.push(ServerKind::Sockudo);
@@ -63,7 +64,7 @@ async fn run_round(
     let turn = number % servers.len();
     servers.rotate_left(turn);
     for kind in &servers {
-        told(&format!("{}: fan-out to {} subscribers", kind.name(), plan.subscribers));
+        report_step(&format!("{}: fan-out to {} subscribers", kind.name(), plan.subscribers));
         let server = ServerProcess::start(*kind, plan.peer.as_ref()).await?;
         if *kind == ServerKind::Edge {
             round.single_delivery_ms =
@@ -81,12 +82,12 @@ async fn run_round(
     }
     for kind in servers.into_iter().filter(|kind| *kind != ServerKind::Baseline) {
         let into = if kind == ServerKind::Sockudo { round.peer.get_or_insert_default() } else { &mut round.edge };
-        told(&format!("{}: {} sockets over {} channels", kind.name(), plan.sockets, plan.channels));
+        report_step(&format!("{}: {} sockets over {} channels", kind.name(), plan.sockets, plan.channels));
         measure_sockets(plan, kind, into, watch).await?;
-        told(&format!("{}: {} presence members", kind.name(), plan.members));
+        report_step(&format!("{}: {} presence members", kind.name(), plan.members));
         measure_members(plan, kind, into, watch).await?;
     }
-    told(&format!("edge: {} sessions over xhr_streaming", plan.sessions));
+    report_step(&format!("edge: {} sessions over xhr_streaming", plan.sessions));
     let server = ServerProcess::start(ServerKind::Fallbacks, None).await?;
     round.session_kib = fallback::measure_streaming(&server, plan.sessions, watch).await?;
     Ok(round)

@@ -1,28 +1,28 @@
-//! Whether a subscriber got every event once and in order.
+//! Checks that a subscriber received every event once and in order.
 //!
-//! In: the numbers of the events of one channel as they arrive, and how many were published. Out: how many were missed
-//! and how many came again. Pure.
+//! In: the numbers of one channel's events as they arrive, and the number of published events. Out: the numbers of missed
+//! and of repeated events. Pure.
 
-/// What one subscriber has seen of one channel. Events are numbered from 0 and published after it has subscribed.
+/// Events of one channel that one subscriber received. They are numbered from 0 and published after it has subscribed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EventSequence {
     next: u64,
     tally: DeliveryTally,
 }
 
-/// What was seen.
+/// Numbers of delivered, missed and repeated events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeliveryTally {
-    /// Events that arrived, repeated ones too.
+    /// Events that arrived, with repeated ones.
     pub delivered: u64,
-    /// Events that were not there when a later one was.
+    /// Events that had not arrived when a later one did.
     pub missed: u64,
-    /// Events that came again or too late.
+    /// Events that arrived again, or after a later one.
     pub repeated: u64,
 }
 
 impl EventSequence {
-    /// Another event arrived.
+    /// Adds the next event that arrived.
     pub fn add_arrival(&mut self, number: u64) {
         self.tally.delivered += 1;
         if number < self.next {
@@ -33,7 +33,7 @@ impl EventSequence {
         }
     }
 
-    /// Nothing comes any more, and so many events were published.
+    /// Ends the sequence, of which this many events were published.
     #[must_use]
     pub fn into_tally(mut self, published: u64) -> DeliveryTally {
         self.tally.missed += published.saturating_sub(self.next);
@@ -41,26 +41,26 @@ impl EventSequence {
     }
 }
 
-/// What one subscriber has seen of one channel that is published to at several servers in turn. Each server keeps the
-/// order of its own events; what was published at two of them may overtake.
+/// Events that one subscriber received of one channel whose publisher uses several servers in turn. Each server keeps
+/// the order of its own events; events of two servers may overtake each other.
 #[derive(Clone, Debug)]
 pub struct ServerLanes(Vec<EventSequence>);
 
 impl ServerLanes {
-    /// Events go to so many servers in turn.
+    /// Creates the lanes of this many servers.
     #[must_use]
     pub fn for_servers(servers: usize) -> Self {
         Self(vec![EventSequence::default(); servers.max(1)])
     }
 
-    /// Another event arrived.
+    /// Adds the next event that arrived.
     pub fn add_arrival(&mut self, number: u64) {
         let lanes = self.0.len() as u64;
         let lane = usize::try_from(number % lanes).unwrap_or_default();
         self.0[lane].add_arrival(number / lanes);
     }
 
-    /// Nothing comes any more, and so many events were published in all.
+    /// Ends the sequence, of which this many events were published over all servers.
     #[must_use]
     pub fn into_tally(self, published: u64) -> DeliveryTally {
         let lanes = self.0.len() as u64;
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_of_arrivals() {
+    fn missed_and_repeated_events_are_counted() {
         for (name, arrived, published, (missed, repeated)) in [
             ("all of them", &[0, 1, 2][..], 3, (0, 0)),
             ("none was published", &[], 0, (0, 0)),
@@ -93,7 +93,7 @@ mod tests {
             ("two in the middle are missing", &[0, 3], 4, (2, 0)),
             ("the last ones are missing", &[0], 3, (2, 0)),
             ("nothing arrived", &[], 5, (5, 0)),
-            ("one came twice", &[0, 1, 1, 2], 3, (0, 1)),
+            ("an event arrived twice", &[0, 1, 1, 2], 3, (0, 1)),
             ("two changed places", &[0, 2, 1], 3, (1, 1)),
         ] {
             let mut sequence = EventSequence::default();
@@ -111,7 +111,7 @@ mod tests {
             ("in order", 3, &[0, 1, 2, 3, 4][..], 5, (0, 0)),
             ("those of other servers overtake", 3, &[1, 0, 4, 3, 2], 5, (0, 0)),
             ("one of the same server overtakes", 3, &[0, 1, 2, 6, 3], 7, (3, 1)),
-            ("one came twice", 2, &[0, 1, 0, 2], 3, (0, 1)),
+            ("an event arrived twice", 2, &[0, 1, 0, 2], 3, (0, 1)),
             ("the last of each are missing", 2, &[0, 1], 5, (3, 0)),
             ("nothing arrived", 3, &[], 7, (7, 0)),
             ("one server only", 1, &[0, 2, 1], 3, (1, 1)),

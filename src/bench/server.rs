@@ -1,4 +1,4 @@
-//! The servers that are measured: child processes on loopback, started for one measurement and ended after it.
+//! The servers under test: child processes on loopback, started for one measurement and killed after it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,79 +13,45 @@ use tokio::time::sleep;
 
 use super::error::BenchError;
 use super::http::HttpConnection;
-use super::load::Target;
 use super::machine;
 use super::plan::PeerServer;
+use super::target::{APP_ID, APP_KEY, APP_SECRET, ServerKind, Target};
 use crate::config::name;
 use crate::protocol::Transport;
 use crate::protocol::registry::{App, AppRegistry};
 
-/// The id of the app that every server has.
-pub const APP_ID: &str = "1";
-
-/// Its key.
-pub const APP_KEY: &str = "bench-key";
-
-/// Its secret. The servers are there for a moment and on loopback only.
-pub const APP_SECRET: &str = "bench-secret";
-
-/// Longest until a server answers.
+/// Bounds the time until a started server is ready.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What is left of what a server said when it did not start.
+/// Bounds the output of a server in the error that it did not start, in characters from the end.
 const OUTPUT_TAIL_LEN: usize = 2_000;
 
-/// Which server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ServerKind {
-    /// Ours, with WebSocket.
-    Edge,
-    /// Ours, with the HTTP fallbacks of pusher-js.
-    Fallbacks,
-    /// sockudo.
-    Sockudo,
-    /// A broadcast over axum's WebSocket with nothing around it.
-    Baseline,
-}
-
-impl ServerKind {
-    /// As it is told.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Edge => "edge",
-            Self::Fallbacks => "edge with the fallbacks",
-            Self::Sockudo => "sockudo",
-            Self::Baseline => "bare axum",
-        }
-    }
-}
-
-/// A server that runs. It is ended when this is dropped.
+/// A running server, killed on drop.
 pub struct ServerProcess {
-    /// Where its clients go.
+    /// Kind and public address of the server.
     pub target: Target,
-    /// Where the bare one echoes.
+    /// Echo address of the baseline server.
     pub echo_address: SocketAddr,
     process: Child,
     _files: TempDir,
 }
 
-/// What joins an edge to others.
+/// Bus that an edge shares with others.
 #[derive(Clone, Copy, Debug)]
 pub struct BusConnection<'a> {
-    /// The address of Redis.
+    /// URL of the Redis.
     pub url: &'a str,
-    /// What the keys of these edges are told by from those of others in the same Redis.
+    /// UID in the keys of these edges, apart from other edges in the same Redis.
     pub cluster: &'a str,
 }
 
 impl ServerProcess {
-    /// Starts a server and waits until it answers.
+    /// Starts a server, and waits until it is ready.
     pub async fn start(kind: ServerKind, peer: Option<&PeerServer>) -> Result<Self, BenchError> {
         Self::launch_and_wait(kind, peer, None).await
     }
 
-    /// Starts an edge among others, and waits until it answers.
+    /// Starts an edge on a shared bus, and waits until it is ready.
     pub async fn start_on_bus(bus: BusConnection<'_>) -> Result<Self, BenchError> {
         Self::launch_and_wait(ServerKind::Edge, None, Some(bus)).await
     }
@@ -97,26 +63,31 @@ impl ServerProcess {
     ) -> Result<Self, BenchError> {
         let files = tempfile::tempdir().map_err(BenchError::from_io("no temporary directory can be made"))?;
         let [public, second] = [free_port()?, free_port()?];
-        let (mut command, alive) = match kind {
+        let (mut command, readiness) = match kind {
             ServerKind::Edge | ServerKind::Fallbacks => {
                 (build_edge_command(kind, files.path(), [public, second], bus)?, (second, "/readyz"))
             }
             ServerKind::Sockudo => (build_sockudo_command(files.path(), public, peer)?, (public, "/up")),
             ServerKind::Baseline => (build_baseline_command(public, second)?, (public, "/up")),
         };
-        let said = files.path().join("said");
-        let file = std::fs::File::create(&said).map_err(BenchError::from_io("no file for what a server says"))?;
-        let copy = file.try_clone().map_err(BenchError::from_io("no file for what a server says"))?;
+        let output_path = files.path().join("output");
+        let file = std::fs::File::create(&output_path)
+            .map_err(BenchError::from_io("a server's output file cannot be created"))?;
+        let copy = file.try_clone().map_err(BenchError::from_io("a server's output file cannot be created"))?;
         let process = command.stdin(Stdio::null()).stdout(copy).stderr(file).spawn();
         let process = process.map_err(|error| start_error(kind, error.to_string()))?;
         let target = Target { kind, address: public };
         let mut server = Self { target, echo_address: second, process, _files: files };
-        server.wait_until_ready(alive, &said).await?;
+        server.wait_until_ready(readiness, &output_path).await?;
         Ok(server)
     }
 
-    async fn wait_until_ready(&mut self, (address, path): (SocketAddr, &str), said: &Path) -> Result<(), BenchError> {
-        let late = Instant::now() + START_TIMEOUT;
+    async fn wait_until_ready(
+        &mut self,
+        (address, path): (SocketAddr, &str),
+        output_path: &Path,
+    ) -> Result<(), BenchError> {
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
             if let Ok(mut connection) = HttpConnection::open(address).await
                 && let Ok((200, _)) = connection.fetch_response("GET", path, b"").await
@@ -124,41 +95,41 @@ impl ServerProcess {
                 return Ok(());
             }
             let ended = self.process.try_wait().ok().flatten();
-            if ended.is_some() || Instant::now() > late {
+            if ended.is_some() || Instant::now() > deadline {
                 let mut text = String::new();
-                let _ = std::fs::File::open(said).and_then(|mut file| file.read_to_string(&mut text));
+                let _ = std::fs::File::open(output_path).and_then(|mut file| file.read_to_string(&mut text));
                 let tail: String = text.chars().skip(text.chars().count().saturating_sub(OUTPUT_TAIL_LEN)).collect();
                 let how = ended.map_or_else(|| format!("no answer in {START_TIMEOUT:?}"), |status| status.to_string());
-                return Err(start_error(self.target.kind, format!("{how}; it said: {}", tail.trim())));
+                return Err(start_error(self.target.kind, format!("{how}; its output ends: {}", tail.trim())));
             }
             sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Its process.
+    /// Process id of the server.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
 
-    /// Its CPU time so far, in clock ticks.
+    /// CPU time of the server so far, in clock ticks.
     pub fn cpu_ticks(&self) -> Result<u64, BenchError> {
         machine::read_cpu_ticks(self.pid())
     }
 
-    /// Its resident memory, in KiB.
+    /// Resident memory of the server, in KiB.
     pub fn rss_kib(&self) -> Result<u64, BenchError> {
         machine::read_rss_kib(self.pid())
     }
 }
 
-/// CPU time of some servers together, in clock ticks.
+/// Sums the CPU time of several servers, in clock ticks.
 pub fn sum_cpu_ticks(servers: &[ServerProcess]) -> Result<u64, BenchError> {
     servers.iter().map(ServerProcess::cpu_ticks).sum()
 }
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have exited already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -168,7 +139,7 @@ fn start_error(kind: ServerKind, detail: String) -> BenchError {
     BenchError::Start { server: kind.name(), detail }
 }
 
-/// A port that was free a moment ago.
+/// Finds an address with a port that was free a moment ago.
 pub fn free_port() -> Result<SocketAddr, BenchError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(BenchError::from_io("no free port"))?;
     listener.local_addr().map_err(BenchError::from_io("no free port"))
@@ -178,7 +149,7 @@ fn current_program() -> Result<PathBuf, BenchError> {
     std::env::current_exe().map_err(BenchError::from_io("this program cannot be found"))
 }
 
-/// An edge as a pod runs it, without a stream; without others where no bus is given.
+/// Builds the command of an edge as a pod runs it, without a stream; with the memory bus where none is given.
 fn build_edge_command(
     kind: ServerKind,
     files: &Path,
@@ -236,7 +207,8 @@ fn build_edge_command(
     Ok(command)
 }
 
-/// sockudo in one process, with nothing that it does not need for this: no rate limits, no metrics, no log.
+/// Builds the command of sockudo in one process, without features that the measurement does not need: no rate limits, no
+/// metrics, no log.
 fn build_sockudo_command(files: &Path, public: SocketAddr, peer: Option<&PeerServer>) -> Result<Command, BenchError> {
     let peer = peer.ok_or_else(|| start_error(ServerKind::Sockudo, "no program was named".to_owned()))?;
     let path = files.join("sockudo.toml");
@@ -269,7 +241,7 @@ fn sockudo_toml(public: SocketAddr) -> String {
     text
 }
 
-/// What has nothing around it: a hidden command of this program.
+/// Builds the command of the baseline: a hidden subcommand of this program.
 fn build_baseline_command(public: SocketAddr, echo: SocketAddr) -> Result<Command, BenchError> {
     let mut command = Command::new(current_program()?);
     command.args(["bench", "bare", &public.to_string(), &echo.to_string()]).env_clear();

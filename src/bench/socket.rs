@@ -1,6 +1,7 @@
-//! A WebSocket client that does next to nothing: thousands of them run beside the server that they measure.
+//! A WebSocket client with as little work as possible: thousands of them run beside the server that they measure.
 //!
-//! It reads with a buffer on the stack, copies only what a read cut apart, and masks with zeros, which is a mask too.
+//! It reads with a buffer on the stack, copies only frames that a read cut apart, and masks with zeros, which is a valid
+//! mask.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,13 +17,13 @@ use tokio::time::timeout;
 
 use super::http::find_bytes;
 
-/// Longest for the handshake, for one write, and for the goodbye.
+/// Bounds the handshake, one write, and the close handshake.
 const SOCKET_IO_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Taken from a socket at once.
+/// Bytes that one read takes from a socket.
 const READ_BUFFER_BYTES: usize = 8 << 10;
 
-/// Largest frame that is taken.
+/// Bounds the length of a received frame.
 const FRAME_BYTES_MAX: usize = 4 << 20;
 
 const TEXT_OPCODE: u8 = 1;
@@ -30,21 +31,21 @@ const CLOSE_OPCODE: u8 = 8;
 const PING_OPCODE: u8 = 9;
 const PONG_OPCODE: u8 = 10;
 
-/// The length stands in the next two bytes.
+/// Marks a length that is in the next two bytes.
 const LENGTH_16_BIT_MARK: u8 = 0x7e;
 
-/// The length stands in the next eight bytes.
+/// Marks a length that is in the next eight bytes.
 const LENGTH_64_BIT_MARK: u8 = 0x7f;
 
-/// One socket.
+/// One WebSocket connection of a client.
 pub struct ClientSocket {
     stream: TcpStream,
-    /// The beginning of a frame whose end was not yet read.
+    /// Start of a frame whose end has not been read yet.
     partial_frame: Vec<u8>,
 }
 
 impl ClientSocket {
-    /// Connects and shakes hands.
+    /// Connects, and performs the WebSocket handshake.
     pub async fn open(address: SocketAddr, target: &str) -> io::Result<Self> {
         timeout(SOCKET_IO_TIMEOUT, Self::connect_and_upgrade(address, target)).await?
     }
@@ -64,20 +65,20 @@ impl ClientSocket {
             }
             if let Some(end) = find_bytes(&rest, b"\r\n\r\n") {
                 if !rest.starts_with(b"HTTP/1.1 101") {
-                    let told = String::from_utf8_lossy(&rest[..end.min(64)]).into_owned();
-                    return Err(io::Error::new(io::ErrorKind::ConnectionRefused, told));
+                    let status = String::from_utf8_lossy(&rest[..end.min(64)]).into_owned();
+                    return Err(io::Error::new(io::ErrorKind::ConnectionRefused, status));
                 }
                 return Ok(Self { stream, partial_frame: rest.split_off(end + 4) });
             }
         }
     }
 
-    /// Sends a text.
+    /// Sends one text frame.
     pub async fn send(&mut self, text: &str) -> io::Result<()> {
         self.write(TEXT_OPCODE, text.as_bytes()).await
     }
 
-    /// Waits for data, and hands over each text that is complete with it. Pings are answered.
+    /// Waits for data, and calls `each` with every text that it completes. Pings are answered.
     pub async fn read(&mut self, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let pings = poll_fn(|context| self.poll(context, &mut each)).await?;
         for ping in pings {
@@ -86,12 +87,12 @@ impl ClientSocket {
         Ok(())
     }
 
-    /// Reads until a text holds what is wanted; the others are left aside.
+    /// Reads until `wanted` finds its value in a text; other texts are ignored.
     pub async fn wait_for<T>(&mut self, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> io::Result<T> {
         let mut found = None;
         let reading = async {
             loop {
-                // What came with the handshake is there already.
+                // Frames that came with the handshake are buffered already.
                 if !self.partial_frame.is_empty() {
                     self.parse_received(&[], &mut |text| found = found.take().or_else(|| wanted(text)))?;
                 }
@@ -107,15 +108,15 @@ impl ClientSocket {
         timeout(SOCKET_IO_TIMEOUT, reading).await?
     }
 
-    /// Says goodbye, and waits for the server's end of it.
+    /// Performs the close handshake.
     pub async fn close_gracefully(mut self) {
-        let goodbye = async {
+        let handshake = async {
             self.write(CLOSE_OPCODE, &1000_u16.to_be_bytes()).await?;
             while self.read(|_| {}).await.is_ok() {}
             Ok::<_, io::Error>(())
         };
-        // However it goes, the socket is closed.
-        let _ = timeout(SOCKET_IO_TIMEOUT, goodbye).await;
+        // The socket is closed even if the handshake fails.
+        let _ = timeout(SOCKET_IO_TIMEOUT, handshake).await;
     }
 
     fn poll(&mut self, context: &mut Context<'_>, each: &mut impl FnMut(&[u8])) -> Poll<io::Result<Vec<Vec<u8>>>> {
@@ -128,7 +129,7 @@ impl ClientSocket {
         Poll::Ready(self.parse_received(buffer.filled(), each))
     }
 
-    /// Hands over the texts in what was read; answers with the pings in it.
+    /// Calls `each` with the complete texts; returns the pings.
     fn parse_received(&mut self, read: &[u8], each: &mut impl FnMut(&[u8])) -> io::Result<Vec<Vec<u8>>> {
         let mut pings = Vec::new();
         if self.partial_frame.is_empty() {
@@ -147,7 +148,7 @@ impl ClientSocket {
     }
 }
 
-/// One final frame of a client.
+/// Encodes one final frame of a client.
 fn encode_frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(payload.len() + 14);
     frame.push(0x80 | opcode);
@@ -166,7 +167,7 @@ fn encode_frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Takes complete frames of a server, and answers with how many bytes they had.
+/// Parses the complete frames of a server, and returns their length in bytes.
 fn parse_frames(read: &[u8], each: &mut impl FnMut(&[u8]), pings: &mut Vec<Vec<u8>>) -> io::Result<usize> {
     let mut at = 0;
     while let Some((opcode, payload, length)) = parse_frame(&read[at..])? {
@@ -175,8 +176,8 @@ fn parse_frames(read: &[u8], each: &mut impl FnMut(&[u8]), pings: &mut Vec<Vec<u
             PING_OPCODE => pings.push(payload.to_vec()),
             CLOSE_OPCODE => {
                 let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
-                let told = format!("the server closed the socket with {code:?}");
-                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, told));
+                let text = format!("the server closed the socket with {code:?}");
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, text));
             }
             _ => {}
         }
@@ -187,8 +188,8 @@ fn parse_frames(read: &[u8], each: &mut impl FnMut(&[u8]), pings: &mut Vec<Vec<u
 
 type ParsedFrame<'a> = (u8, &'a [u8], usize);
 
-/// The first frame, if it is complete: what it is, its payload, and its length in all. Servers do not mask, and the
-/// frames measured here are not fragmented.
+/// Parses the first frame, if it is complete: its opcode, its payload, and its length with the head. Servers do not
+/// mask, and the frames measured here are not fragmented.
 fn parse_frame(bytes: &[u8]) -> io::Result<Option<ParsedFrame<'_>>> {
     let [first, second, rest @ ..] = bytes else { return Ok(None) };
     let (length, head) = match second & 0x7f {
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_handed_over_pings_kept_and_the_rest_left() {
+    fn complete_texts_and_pings_are_taken_and_a_cut_frame_is_left() {
         let mut bytes =
             [server_frame(TEXT_OPCODE, b"a"), server_frame(PING_OPCODE, b"p"), server_frame(TEXT_OPCODE, b"b")]
                 .concat();
@@ -247,8 +248,8 @@ mod tests {
         let (mut texts, mut pings) = (Vec::new(), Vec::new());
         let taken = parse_frames(&bytes, &mut |text| texts.push(text.to_vec()), &mut pings).expect("frames");
         assert_eq!((taken, texts, pings), (whole, vec![b"a".to_vec(), b"b".to_vec()], vec![b"p".to_vec()]));
-        let told = parse_frames(&server_frame(CLOSE_OPCODE, &4100_u16.to_be_bytes()), &mut |_| {}, &mut Vec::new());
-        assert!(told.expect_err("the end").to_string().contains("4100"));
+        let closed = parse_frames(&server_frame(CLOSE_OPCODE, &4100_u16.to_be_bytes()), &mut |_| {}, &mut Vec::new());
+        assert!(closed.expect_err("the end").to_string().contains("4100"));
         assert!(parse_frame(&encode_frame(TEXT_OPCODE, b"x")).is_err(), "servers do not mask");
     }
 }

@@ -1,4 +1,4 @@
-//! Sockets: what one costs to take in, what it holds while it is idle, what comes to it, and what stays when it goes.
+//! Crowds of sockets: CPU to accept one, memory of an idle one, deliveries to it, and memory after it left.
 
 use std::future::Future;
 use std::io;
@@ -13,67 +13,66 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::BenchError;
 use super::latency::{LatencyHistogram, LatencyRecorder};
-use super::load::{
-    self, CONCURRENT_OPENS_MAX, ChannelSubscription, PublishSchedule, RunClock, Target, open_subscribed_socket,
-};
+use super::load::{self, CONCURRENT_OPENS_MAX, ChannelSubscription, PublishSchedule, RunClock, open_subscribed_socket};
 use super::machine::{HostUsage, as_f64, read_cpu_ticks, read_host_ticks, ticks_to_us};
 use super::sequence::{DeliveryTally, ServerLanes};
 use super::server::{ServerProcess, sum_cpu_ticks as ticks_of};
 use super::socket::ClientSocket;
+use super::target::Target;
 
-/// Sockets that come and go before the first measurement, so that code and tables are there.
+/// Sockets that are opened and closed before the first measurement, so that code and tables are loaded.
 const WARM_UP_SOCKET_COUNT: usize = 100;
 
-/// How long a server may come to rest.
+/// Delay before memory is read, so that a server has finished the work of opening or closing sockets.
 const SERVER_IDLE_DELAY: Duration = Duration::from_secs(2);
 
-/// How long those who came may settle before they are published to.
+/// Delay between the last subscription and the first publish.
 const PUBLISH_START_DELAY: Duration = Duration::from_millis(500);
 
-/// How long memory may take to come back.
+/// Bounds the wait for memory to be released.
 const MEMORY_RELEASE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Memory that is back to this share of the start is back.
+/// Bounds the ratio of memory to that at the start for it to count as released.
 pub const MEMORY_RELEASED_RATIO_MAX: f64 = 1.2;
 
-/// How long the last events may take.
+/// Bounds the wait for the last events after their publish.
 const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What publishing to subscribers gave.
+/// Measurements of a publishing.
 #[derive(Clone, Debug)]
 pub struct DeliveryMeasurement {
-    /// What arrived, and what did not.
+    /// Delivered, missed and repeated events.
     pub tally: DeliveryTally,
-    /// From when an event was due until it was read.
+    /// Latency from the time when an event was due until it was read.
     pub latency: LatencyHistogram,
-    /// The server's CPU for one delivery, its share of the publish in it, in microseconds.
+    /// CPU of the servers for one delivery, with its share of the publish, in microseconds.
     pub cpu_us: f64,
 }
 
-/// What a crowd gave.
+/// Measurements of one crowd.
 #[derive(Clone, Debug)]
 pub struct CrowdMeasurement {
-    /// The server's CPU for one socket that was taken in, authenticated and subscribed, in microseconds.
+    /// CPU of the server to accept, authenticate and subscribe one socket, in microseconds.
     pub accept_us: f64,
-    /// What one idle socket holds, in KiB.
+    /// Memory of one idle socket, in KiB.
     pub held_kib: f64,
-    /// Memory after they left, to that at the start.
+    /// Ratio of the memory after the crowd left to that at the start.
     pub released_ratio: Option<f64>,
-    /// What was published to them.
+    /// Deliveries to the crowd, if there was a publishing.
     pub delivery: Option<DeliveryMeasurement>,
 }
 
-/// What to do with a crowd.
+/// Subscriptions of a crowd, and the measurements to take.
 pub struct CrowdSpec {
-    /// Who is where.
+    /// Subscription of each socket.
     pub subscriptions: Vec<ChannelSubscription>,
-    /// What is published to them; needs sockets in their order over its channels.
+    /// Publishes to the crowd; sockets must be spread evenly over its channels.
     pub publishing: Option<PublishSchedule>,
-    /// Whether to wait for memory to come back.
+    /// Whether to measure the memory after the crowd left.
     pub measure_release: bool,
 }
 
-/// Measures while something is done: the CPU of the servers together, and the host.
+/// Runs `work`, and measures the CPU of the servers together, in clock ticks, and the usage of the host.
 pub async fn measure_servers<T>(
     servers: &[ServerProcess],
     watch: &mut HostUsage,
@@ -82,41 +81,42 @@ pub async fn measure_servers<T>(
     let helpers = watch.helper_ticks()?;
     let own = |helpers: u64| Ok::<_, BenchError>(read_cpu_ticks(std::process::id())? + ticks_of(servers)? + helpers);
     let (before, host_before, own_before) = (ticks_of(servers)?, read_host_ticks()?, own(helpers)?);
-    let done = work.await?;
+    let result = work.await?;
     let took = ticks_of(servers)?.saturating_sub(before);
     let helpers = watch.helper_ticks()?;
     watch.add_window(host_before, read_host_ticks()?, own(helpers)?.saturating_sub(own_before));
-    Ok((done, took))
+    Ok((result, took))
 }
 
-/// For `map_err`: what a server, or one of several, did not do.
+/// Returns a closure for `map_err` that names the server, or the first of several, and the step that failed.
 pub fn to_server_error(servers: &[ServerProcess], step: &'static str) -> impl FnOnce(io::Error) -> BenchError {
     let server = servers.first().map_or("no server", |server| server.target.kind.name());
     move |error| BenchError::Server { server, step, detail: error.to_string() }
 }
 
-/// Where their clients go.
+/// Kinds and public addresses of the servers.
 pub fn targets_of(servers: &[ServerProcess]) -> Vec<Target> {
     servers.iter().map(|server| server.target).collect()
 }
 
-/// Opens sockets, some at a time, at the servers in turn.
+/// Opens sockets at the servers in turn, [`CONCURRENT_OPENS_MAX`] concurrently.
 pub async fn open_sockets(
     servers: &[ServerProcess],
-    places: &[ChannelSubscription],
+    subscriptions: &[ChannelSubscription],
 ) -> Result<Vec<ClientSocket>, BenchError> {
     let turns = targets_of(servers).into_iter().cycle();
-    let opened = stream::iter(places.iter().zip(turns))
-        .map(|(place, target)| open_subscribed_socket(target, place))
+    let opened = stream::iter(subscriptions.iter().zip(turns))
+        .map(|(subscription, target)| open_subscribed_socket(target, subscription))
         .buffered(CONCURRENT_OPENS_MAX);
     opened.try_collect().await.map_err(to_server_error(servers, "opening sockets"))
 }
 
-/// Makes servers have met everything once.
-pub async fn warm_up(servers: &[ServerProcess], places: &[ChannelSubscription]) -> Result<(), BenchError> {
-    let sockets = open_sockets(servers, &places[..places.len().min(WARM_UP_SOCKET_COUNT * servers.len())]).await?;
-    if let Some(place) = places.first() {
-        let publishing = PublishSchedule::new(vec![place.channel.clone()], 100, Duration::from_secs(1));
+/// Warms servers up with sockets and publishes, so that the measurement pays for no first use.
+pub async fn warm_up(servers: &[ServerProcess], subscriptions: &[ChannelSubscription]) -> Result<(), BenchError> {
+    let sockets =
+        open_sockets(servers, &subscriptions[..subscriptions.len().min(WARM_UP_SOCKET_COUNT * servers.len())]).await?;
+    if let Some(subscription) = subscriptions.first() {
+        let publishing = PublishSchedule::new(vec![subscription.channel.clone()], 100, Duration::from_secs(1));
         let targets = targets_of(servers);
         let warmed = publishing.run(&targets, RunClock::start());
         warmed.await.map_err(to_server_error(servers, "publishing"))?;
@@ -129,42 +129,42 @@ pub async fn warm_up(servers: &[ServerProcess], places: &[ChannelSubscription]) 
 /// Runs one crowd against a server.
 pub async fn run(
     server: &ServerProcess,
-    order: CrowdSpec,
+    spec: CrowdSpec,
     watch: &mut HostUsage,
 ) -> Result<CrowdMeasurement, BenchError> {
-    let CrowdSpec { subscriptions: places, publishing, measure_release: leave } = order;
+    let CrowdSpec { subscriptions, publishing, measure_release } = spec;
     let servers = std::slice::from_ref(server);
-    warm_up(servers, &places).await?;
+    warm_up(servers, &subscriptions).await?;
     let start = server.rss_kib()?;
-    let (sockets, took) = measure_servers(servers, watch, open_sockets(servers, &places)).await?;
+    let (sockets, took) = measure_servers(servers, watch, open_sockets(servers, &subscriptions)).await?;
     let count = as_f64(sockets.len().max(1) as u64);
-    // Also those to whom nothing is published hear of each other; whoever does not read would be cut.
+    // Members of presence channels get frames even without a publish; a server closes sockets that do not read.
     let listeners = CrowdListeners::start(sockets, publishing.as_ref(), servers.len());
     sleep(SERVER_IDLE_DELAY).await;
-    let held = server.rss_kib()?.saturating_sub(start);
+    let memory_kib = server.rss_kib()?.saturating_sub(start);
     let delivery = listeners.publish_and_close(servers, publishing, watch).await?;
-    let back = if leave { Some(measure_released_memory(server, start).await?) } else { None };
+    let released_ratio = if measure_release { Some(measure_released_memory(server, start).await?) } else { None };
     Ok(CrowdMeasurement {
         accept_us: ticks_to_us(took) / count,
-        held_kib: as_f64(held) / count,
-        released_ratio: back,
+        held_kib: as_f64(memory_kib) / count,
+        released_ratio,
         delivery,
     })
 }
 
-/// Memory after everyone left, to that at the start, as soon as it is back or when it had its time.
+/// Measures the ratio of memory to that at the start, once it is released or at the timeout.
 async fn measure_released_memory(server: &ServerProcess, start: u64) -> Result<f64, BenchError> {
-    let late = Instant::now() + MEMORY_RELEASE_TIMEOUT;
+    let deadline = Instant::now() + MEMORY_RELEASE_TIMEOUT;
     loop {
         let share = as_f64(server.rss_kib()?) / as_f64(start.max(1));
-        if share <= MEMORY_RELEASED_RATIO_MAX || Instant::now() > late {
+        if share <= MEMORY_RELEASED_RATIO_MAX || Instant::now() > deadline {
             return Ok(share);
         }
         sleep(Duration::from_millis(500)).await;
     }
 }
 
-/// Sockets that are read from.
+/// Sockets of a crowd, each read by a task.
 pub struct CrowdListeners {
     tasks: JoinSet<DeliveryTally>,
     stop: CancellationToken,
@@ -174,18 +174,19 @@ pub struct CrowdListeners {
 }
 
 impl CrowdListeners {
-    /// Opens sockets at the servers in turn, and reads from them.
+    /// Opens sockets at the servers in turn, and starts to read from them.
     pub async fn open_and_listen(
         servers: &[ServerProcess],
-        places: &[ChannelSubscription],
+        subscriptions: &[ChannelSubscription],
         publishing: &PublishSchedule,
     ) -> Result<Self, BenchError> {
-        let listeners = Self::start(open_sockets(servers, places).await?, Some(publishing), servers.len());
+        let listeners = Self::start(open_sockets(servers, subscriptions).await?, Some(publishing), servers.len());
         sleep(PUBLISH_START_DELAY).await;
         Ok(listeners)
     }
 
-    /// One task for each; `publishing` says how many events each is to get, that are published at so many servers.
+    /// Starts one task for each socket; `publishing` gives the number of events that each expects, published at this
+    /// many servers.
     pub fn start(sockets: Vec<ClientSocket>, publishing: Option<&PublishSchedule>, servers: usize) -> Self {
         let (tasks, stop) = (JoinSet::new(), CancellationToken::new());
         let (latencies, clock) = (Arc::new(LatencyRecorder::new()), RunClock::start());
@@ -200,8 +201,8 @@ impl CrowdListeners {
         listeners
     }
 
-    /// Publishes, if there is something to, and waits until everything has arrived or had its time. Then everyone says
-    /// goodbye.
+    /// Publishes, if there is a schedule, and waits until all events have arrived or the timeout has passed. Then closes
+    /// the sockets.
     pub async fn publish_and_close(
         self,
         servers: &[ServerProcess],
@@ -216,8 +217,8 @@ impl CrowdListeners {
         Ok(took.map(|_| delivery))
     }
 
-    /// Publishes, and waits until everything has arrived or had its time. Returns the servers' CPU for it, in clock
-    /// ticks.
+    /// Publishes, and waits until all events have arrived or the timeout has passed. Returns the servers' CPU for it, in
+    /// clock ticks.
     pub async fn publish_and_wait(
         &self,
         servers: &[ServerProcess],
@@ -228,8 +229,8 @@ impl CrowdListeners {
         let targets = targets_of(servers);
         let work = async {
             publishing.run(&targets, self.clock).await.map_err(to_server_error(servers, "publishing"))?;
-            let late = Instant::now() + LAST_EVENTS_TIMEOUT;
-            while self.arrived.load(Ordering::Relaxed) < expected && Instant::now() < late {
+            let deadline = Instant::now() + LAST_EVENTS_TIMEOUT;
+            while self.arrived.load(Ordering::Relaxed) < expected && Instant::now() < deadline {
                 sleep(Duration::from_millis(20)).await;
             }
             Ok(())
@@ -237,7 +238,7 @@ impl CrowdListeners {
         Ok(measure_servers(servers, watch, work).await?.1)
     }
 
-    /// Everyone says goodbye, and tells what was heard of what the servers published in so many ticks of CPU.
+    /// Closes the sockets, and merges their deliveries, for which the servers took this many clock ticks.
     pub async fn close_and_tally(mut self, took: u64) -> DeliveryMeasurement {
         self.stop.cancel();
         let mut tally = DeliveryTally::default();
@@ -272,7 +273,7 @@ async fn read_events(
             biased;
             read = reading => {
                 if read.is_err() {
-                    // A socket that the server cut: what it did not get is missing.
+                    // The server closed the socket: the rest of its events count as missed.
                     break;
                 }
             }

@@ -1,4 +1,4 @@
-//! The bus of one process, or of several edges within one: a table behind a lock.
+//! The bus in memory, for one process or several edges within one: a table behind a lock.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,16 +20,16 @@ use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
 use crate::protocol::{AppId, ChannelKind, ChannelName, SocketId};
 
-/// Frames that wait for one process.
+/// Bounds the frames that wait for one process.
 const PROCESS_QUEUE_LEN: usize = 16_384;
 
-/// How long the counter of a vacated channel is kept, so that its sequence never starts again while events of its past
-/// may still be under way.
+/// TTL of a vacated channel's counter. A sequence that restarted earlier could give new events the orders of events
+/// that are still in the stream or on their way to a webhook.
 const TOMBSTONE_TTL: Duration = Duration::from_hours(1);
 
-/// One process's end of a bus in memory.
+/// One process's connection to a bus in memory.
 pub struct MemoryBus {
-    hub: Arc<MemoryStore>,
+    store: Arc<MemoryStore>,
     process: usize,
     inbox: Mutex<Option<mpsc::Receiver<BroadcastFrame>>>,
     lost: Arc<AtomicU64>,
@@ -51,44 +51,44 @@ struct ChannelTable {
 struct ChannelState {
     epoch: u64,
     seq: u64,
-    /// Each connection, and the user it stands for.
+    /// Each connection, with its user on a presence channel.
     sockets: HashMap<SocketId, Option<String>>,
     members: BTreeMap<String, (PresenceMember, usize)>,
     vacated_at: Option<Instant>,
-    /// The last event, and until when it is kept.
+    /// The last event, and its expiry.
     last_event: Option<(LastEvent, Instant)>,
-    /// When someone was to tell that there is none.
+    /// Time of the last reported cache miss.
     miss_reported_at: Option<Instant>,
-    /// How many connections were last told of, and when.
+    /// The last published count, and its time.
     last_count: Option<(u64, Instant)>,
 }
 
 impl MemoryBus {
-    /// A bus with one end.
+    /// Creates a bus with one connection.
     #[must_use]
     pub fn new() -> Self {
         Self::attach_process(Arc::default())
     }
 
-    /// Another end of the same bus, for another process.
+    /// Connects another process to the same bus.
     #[must_use]
     pub fn for_another_process(&self) -> Self {
-        Self::attach_process(self.hub.clone())
+        Self::attach_process(self.store.clone())
     }
 
-    fn attach_process(hub: Arc<MemoryStore>) -> Self {
+    fn attach_process(store: Arc<MemoryStore>) -> Self {
         let (sender, receiver) = mpsc::channel(PROCESS_QUEUE_LEN);
         let lost = Arc::new(AtomicU64::new(0));
         let process = {
-            let mut state = lock_ignoring_poison(&hub.state);
+            let mut state = lock_ignoring_poison(&store.state);
             state.processes.push((sender, lost.clone()));
             state.processes.len() - 1
         };
-        Self { hub, process, inbox: Mutex::new(Some(receiver)), lost }
+        Self { store, process, inbox: Mutex::new(Some(receiver)), lost }
     }
 
     fn send(&self, message: &BroadcastFrame) {
-        let state = lock_ignoring_poison(&self.hub.state);
+        let state = lock_ignoring_poison(&self.store.state);
         for (process, (sender, lost)) in state.processes.iter().enumerate() {
             if process != self.process && sender.try_send(message.clone()).is_err() {
                 lost.fetch_add(1, Ordering::Relaxed);
@@ -110,7 +110,7 @@ impl Bus for MemoryBus {
         socket: &'a SocketId,
         member: Option<&'a PresenceMember>,
     ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
-        let mut state = lock_ignoring_poison(&self.hub.state);
+        let mut state = lock_ignoring_poison(&self.store.state);
         state.remove_expired_channels(Instant::now());
         let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
         Box::pin(ready(channel.add_connection(socket, member)))
@@ -122,7 +122,7 @@ impl Bus for MemoryBus {
         socket: &'a SocketId,
         cause: Option<LeaveCause>,
     ) -> BoxFuture<'a, Result<Vec<Transition>, BusError>> {
-        let mut state = lock_ignoring_poison(&self.hub.state);
+        let mut state = lock_ignoring_poison(&self.store.state);
         let left = |channel: &mut ChannelState| channel.remove_connection(socket, cause);
         Box::pin(ready(Ok(state.channels.get_mut(subject).map(left).unwrap_or_default())))
     }
@@ -144,7 +144,7 @@ impl Bus for MemoryBus {
         subject: &'a ChannelKey,
         last: &'a LastEvent,
     ) -> BoxFuture<'a, Result<(), BusError>> {
-        let mut state = lock_ignoring_poison(&self.hub.state);
+        let mut state = lock_ignoring_poison(&self.store.state);
         state.remove_expired_channels(Instant::now());
         let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
         channel.store_last_event(last, Instant::now());
@@ -152,29 +152,29 @@ impl Bus for MemoryBus {
     }
 
     fn look_up_last_event<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<LastEventLookup, BusError>> {
-        let mut state = lock_ignoring_poison(&self.hub.state);
+        let mut state = lock_ignoring_poison(&self.store.state);
         let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
         Box::pin(ready(Ok(channel.look_up_last_event(Instant::now()))))
     }
 
     fn claim_count_update<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<CountUpdate, BusError>> {
-        let mut state = lock_ignoring_poison(&self.hub.state);
-        let counted = state
+        let mut state = lock_ignoring_poison(&self.store.state);
+        let update = state
             .channels
             .get_mut(subject)
             .map_or(CountUpdate::Unchanged, |channel| channel.claim_count_update(Instant::now()));
-        Box::pin(ready(Ok(counted)))
+        Box::pin(ready(Ok(update)))
     }
 
     fn inspect_channel<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<ChannelInfo, BusError>> {
-        let state = lock_ignoring_poison(&self.hub.state);
-        let seen =
+        let state = lock_ignoring_poison(&self.store.state);
+        let info =
             state.channels.get(subject).map(|channel| channel.inspect_channel(Instant::now())).unwrap_or_default();
-        Box::pin(ready(Ok(seen)))
+        Box::pin(ready(Ok(info)))
     }
 
     fn are_occupied<'a>(&'a self, subjects: &'a [ChannelKey]) -> BoxFuture<'a, Result<Vec<bool>, BusError>> {
-        let state = lock_ignoring_poison(&self.hub.state);
+        let state = lock_ignoring_poison(&self.store.state);
         let occupied = |subject| state.channels.get(subject).is_some_and(|channel| !channel.sockets.is_empty());
         Box::pin(ready(Ok(subjects.iter().map(occupied).collect())))
     }
@@ -184,7 +184,7 @@ impl Bus for MemoryBus {
         app: &'a AppId,
         prefix: &'a str,
     ) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>> {
-        let state = lock_ignoring_poison(&self.hub.state);
+        let state = lock_ignoring_poison(&self.store.state);
         let listed = |subject: &ChannelKey, channel: &ChannelState| {
             subject.app == *app
                 && subject.channel.as_str().starts_with(prefix)
@@ -209,7 +209,7 @@ impl Bus for MemoryBus {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// What dies here dies with the process.
+    /// Ignores acknowledgements: the bus ends with its process, so no sweeper would read an outbox.
     fn acknowledge_recorded(&self, _subject: &ChannelKey, _orders: &[EventOrder]) {}
 
     fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>> {
@@ -225,7 +225,7 @@ impl Bus for MemoryBus {
     }
 
     fn send_heartbeat<'a>(&'a self, peer: &'a RelayPeer) -> BoxFuture<'a, Result<HeartbeatResponse, BusError>> {
-        Box::pin(ready(Ok(lock_ignoring_poison(&self.hub.sessions).record_heartbeat(peer, Instant::now()))))
+        Box::pin(ready(Ok(lock_ignoring_poison(&self.store.sessions).record_heartbeat(peer, Instant::now()))))
     }
 
     fn claim_session<'a>(
@@ -233,31 +233,31 @@ impl Bus for MemoryBus {
         session: &'a str,
         process: &'a str,
     ) -> BoxFuture<'a, Result<Option<String>, BusError>> {
-        Box::pin(ready(Ok(lock_ignoring_poison(&self.hub.sessions).claim_session(session, process, Instant::now()))))
+        Box::pin(ready(Ok(lock_ignoring_poison(&self.store.sessions).claim_session(session, process, Instant::now()))))
     }
 
     fn refresh_sessions<'a>(&'a self, sessions: &'a [String], process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
-        lock_ignoring_poison(&self.hub.sessions).refresh_sessions(sessions, process, Instant::now());
+        lock_ignoring_poison(&self.store.sessions).refresh_sessions(sessions, process, Instant::now());
         Box::pin(ready(Ok(())))
     }
 
     fn session_owner<'a>(&'a self, session: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>> {
-        Box::pin(ready(Ok(lock_ignoring_poison(&self.hub.sessions).session_owner(session, Instant::now()))))
+        Box::pin(ready(Ok(lock_ignoring_poison(&self.store.sessions).session_owner(session, Instant::now()))))
     }
 
     fn release_session<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
-        lock_ignoring_poison(&self.hub.sessions).release_session(session, process);
+        lock_ignoring_poison(&self.store.sessions).release_session(session, process);
         Box::pin(ready(Ok(())))
     }
 
     fn report_lost_send<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
-        lock_ignoring_poison(&self.hub.sessions).report_lost_send(session, owner);
+        lock_ignoring_poison(&self.store.sessions).report_lost_send(session, owner);
         Box::pin(ready(Ok(())))
     }
 }
 
 impl ChannelTable {
-    /// Forgets channels that have been empty for an hour; looks once a minute.
+    /// Removes channels that have been vacant for [`TOMBSTONE_TTL`]; runs at most once a minute.
     fn remove_expired_channels(&mut self, now: Instant) {
         if self.last_sweep.is_some_and(|last| now.duration_since(last) < Duration::from_mins(1)) {
             return;
@@ -277,7 +277,7 @@ impl ChannelState {
             seq: 0,
             sockets: HashMap::new(),
             members: BTreeMap::new(),
-            // Until someone comes.
+            // Vacant until the first connection joins.
             vacated_at: Some(Instant::now()),
             last_event: None,
             miss_reported_at: None,
@@ -309,7 +309,7 @@ impl ChannelState {
         let count = self.sockets.len() as u64;
         match self.last_count {
             None if count == 0 => return CountUpdate::Unchanged,
-            Some((told, _)) if told == count => return CountUpdate::Unchanged,
+            Some((published, _)) if published == count => return CountUpdate::Unchanged,
             Some((_, at)) if count > LARGE_CHANNEL_THRESHOLD && now < at + LARGE_CHANNEL_COUNT_INTERVAL => {
                 return CountUpdate::RetryAfter(at + LARGE_CHANNEL_COUNT_INTERVAL - now);
             }
@@ -388,7 +388,7 @@ fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The state behind a lock, also after a panic of another holder: every change here is complete in itself.
+/// Locks the state even if another holder panicked: no change here leaves it half done.
 fn lock_ignoring_poison<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_and_the_last_are_told_across_processes() {
+    async fn the_first_join_and_the_last_leave_of_all_processes_are_transitions() {
         let (one, room) = (MemoryBus::new(), channel_key("room"));
         let two = one.for_another_process();
         let (a, b) = (SocketId::from("1.1"), SocketId::from("2.2"));
@@ -424,7 +424,7 @@ mod tests {
         assert_eq!(
             names_and_seqs(&one.join_channel(&room, &a, None).await.expect("joined").transitions),
             [],
-            "entering twice"
+            "joining twice"
         );
         assert_eq!(names_and_seqs(&one.leave_channel(&room, &a, None).await.expect("left")), []);
         assert_eq!(names_and_seqs(&two.leave_channel(&room, &b, None).await.expect("left")), [("channel_vacated", 2)]);
@@ -460,7 +460,7 @@ mod tests {
         );
         assert!(
             bus.join_channel(&room, &late, Some(&member("7"))).await.is_ok(),
-            "another connection of one who is there"
+            "another connection of a user who is a member"
         );
     }
 
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_event_is_kept_for_half_an_hour_and_its_absence_told_once_by_those_who_come_together() {
+    fn the_last_event_is_kept_for_half_an_hour_and_its_absence_is_reported_once_in_five_seconds() {
         let (mut channel, start) = (ChannelState::new(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let last = |event: &str| LastEvent { event: event.into(), data: "{}".into() };
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_is_told_once_and_of_a_large_channel_every_five_seconds() {
+    fn a_count_is_published_once_and_of_a_large_channel_every_five_seconds() {
         let (mut channel, start) = (ChannelState::new(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         let join = |channel: &mut ChannelState, n: u64| {

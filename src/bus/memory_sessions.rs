@@ -1,4 +1,4 @@
-//! Who has which session, in one process: what Redis knows for many.
+//! Session owners and heartbeats of the bus in memory.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use super::relay::{HeartbeatResponse, LOST_SENDS_MAX, PEER_LEASE_TTL, RelayPeer, SESSION_ENTRY_TTL};
 
-/// Sessions, processes, and what these are to be told.
+/// Session owners, live processes, and the sessions that lost a message.
 #[derive(Default)]
 pub(super) struct MemorySessionOwners {
-    /// Who has each, and until when that is remembered.
+    /// Owner of each session, and the expiry of its entry.
     owners: HashMap<String, (String, Instant)>,
     alive_peers: HashMap<String, (IpAddr, Instant)>,
     lost_sends: HashMap<String, Vec<String>>,
@@ -17,7 +17,7 @@ pub(super) struct MemorySessionOwners {
 
 impl MemorySessionOwners {
     pub(super) fn record_heartbeat(&mut self, peer: &RelayPeer, now: Instant) -> HeartbeatResponse {
-        // Often enough that what is over does not pile up.
+        // Heartbeats are frequent enough to keep expired entries from piling up.
         self.owners.retain(|_, (_, until)| *until > now);
         self.alive_peers.retain(|_, (_, until)| *until > now);
         self.lost_sends.retain(|process, _| self.alive_peers.contains_key(process));
@@ -26,11 +26,11 @@ impl MemorySessionOwners {
             process: process.clone(),
             address: *address,
         };
-        let losers = self.lost_sends.remove(&peer.process).unwrap_or_default();
+        let lost_sends = self.lost_sends.remove(&peer.process).unwrap_or_default();
         HeartbeatResponse {
             peers: self.alive_peers.iter().map(found).collect(),
             was_registered: known,
-            sessions_with_lost_sends: losers,
+            sessions_with_lost_sends: lost_sends,
         }
     }
 
@@ -60,9 +60,9 @@ impl MemorySessionOwners {
     }
 
     pub(super) fn report_lost_send(&mut self, session: &str, owner: &str) {
-        let told = self.lost_sends.entry(owner.to_owned()).or_default();
-        if told.len() < LOST_SENDS_MAX {
-            told.push(session.to_owned());
+        let sessions = self.lost_sends.entry(owner.to_owned()).or_default();
+        if sessions.len() < LOST_SENDS_MAX {
+            sessions.push(session.to_owned());
         }
     }
 }
@@ -82,8 +82,8 @@ mod tests {
         assert_eq!(sessions.claim_session("s", "a", start), None);
         assert_eq!(sessions.claim_session("s", "b", start), Some("a".to_owned()));
         sessions.release_session("s", "b");
-        assert_eq!(sessions.session_owner("s", start), Some("a".to_owned()), "only its owner may disown it");
-        // The owner names it for the last time, and dies right before it would again.
+        assert_eq!(sessions.session_owner("s", start), Some("a".to_owned()), "only its owner may release it");
+        // The owner renews the entry for the last time, and dies right before the next renewal.
         let last = start + Duration::from_mins(1);
         sessions.refresh_sessions(&["s".to_owned()], "a", last);
         assert_eq!(sessions.session_owner("s", last + Duration::from_secs(119)), Some("a".to_owned()));
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_alive_for_its_lease_and_is_told_what_was_lost() {
+    fn a_process_is_alive_for_its_lease_and_learns_of_lost_sends_once() {
         let (mut sessions, start) = (MemorySessionOwners::default(), Instant::now());
         assert!(!sessions.record_heartbeat(&peer("a"), start).was_registered);
         let second = sessions.record_heartbeat(&peer("b"), start + Duration::from_secs(9));

@@ -1,8 +1,9 @@
-//! What joins the edges of one cluster: fan-out of events, who is where, and the last event of channels that keep it.
+//! The bus that joins the edges of one cluster: fan-out of frames, membership of channels, and the last events of cache
+//! channels.
 //!
-//! In: a connection that enters or leaves a channel, or a frame for a channel. Out: what that changed for the whole
-//! cluster, with the (epoch, seq) that orders it, and the frames of others. Occupancy is decided here, in one place and
-//! at once, because two edges that decided for themselves would both say "occupied".
+//! In: a connection that joins or leaves a channel, or a frame for a channel. Out: the transitions that follow for the
+//! whole cluster, each with the (epoch, seq) that orders it, and the frames of other processes. Occupancy is decided here,
+//! in one place and atomically, because two edges that decided for themselves would both publish "occupied".
 //!
 //! This room must not know transports, sockets or records.
 
@@ -26,140 +27,139 @@ use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
 use crate::protocol::{AppId, ChannelName, SocketId};
 
-/// Most members of a presence channel, as Pusher documents it.
+/// Bounds the members of a presence channel, as Pusher documents it.
 pub const PRESENCE_MEMBERS_MAX: usize = 100;
 
-/// How long a channel's last event is kept, as Pusher documents it.
+/// TTL of a channel's last event, as Pusher documents it.
 const LAST_EVENT_TTL: Duration = Duration::from_mins(30);
 
-/// Those who come to a channel without a last event are told of once in this time: they come together, and the app's
-/// backend needs a moment to publish one.
+/// Least time between two reported cache misses of one channel. Subscribers join in bursts, and the app's backend needs
+/// a moment to publish an event after the first report.
 const CACHE_MISS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A channel with more connections than this is counted aloud only every [`COUNT_EVERY`].
+/// Connections above which a channel's count is published only every [`LARGE_CHANNEL_COUNT_INTERVAL`].
 const LARGE_CHANNEL_THRESHOLD: u64 = 100;
 
-/// Time between two counts of a large channel.
+/// Least time between two published counts of a large channel.
 const LARGE_CHANNEL_COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One channel of one app.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelKey {
-    /// The app.
+    /// App that the channel belongs to.
     pub app: AppId,
-    /// The channel.
+    /// Name of the channel within its app.
     pub channel: ChannelName,
 }
 
-/// Something that changed for the whole cluster.
+/// A change of a channel's membership as the whole cluster sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transition {
     /// Unique, and the same through every retry.
     pub id: String,
-    /// What changed: occupied, vacated, added or removed.
+    /// Kind of the change: occupied, vacated, added or removed.
     pub kind: EventKind,
-    /// Its place in the channel's history.
+    /// Order within the channel's history.
     pub order: EventOrder,
-    /// When it was decided, in ms since 1970.
+    /// Time of the decision, in ms since 1970.
     pub time_ms: u64,
-    /// What made a member leave.
+    /// Cause of a member's leave, unless the client itself left.
     pub cause: Option<LeaveCause>,
 }
 
-/// What the bus decided without being asked: about the connections of a process that died, or once a store that lost
-/// its memory has heard everyone again.
+/// Transitions that the bus emits on its own: after another process dies, or after the store loses its data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RemoteTransitions {
-    /// The channel.
+    /// Channel whose membership changed.
     pub subject: ChannelKey,
-    /// In the order decided.
+    /// Transitions in the order of the channel's history.
     pub transitions: Vec<Transition>,
-    /// Those who were added.
+    /// Data of the members that were added.
     pub members: Vec<PresenceMember>,
 }
 
-/// What entering a channel changed and found.
+/// Outcome of a join: the transitions that it caused, and the members that it found.
 #[derive(Clone, Debug, Default)]
 pub struct JoinOutcome {
-    /// In the order decided.
+    /// Transitions in the order of the channel's history.
     pub transitions: Vec<Transition>,
-    /// Everyone who is there now, on a presence channel.
+    /// Members of a presence channel after the join; empty on other channels.
     pub roster: Vec<PresenceMember>,
 }
 
-/// A frame on its way to the subscribers of a channel.
+/// A frame for the subscribers of one channel.
 #[derive(Clone, Debug)]
 pub struct BroadcastFrame {
-    /// Where it goes.
+    /// Channel whose subscribers get the frame.
     pub subject: ChannelKey,
-    /// The serialised frame, shared by all who get it.
+    /// The serialised frame, shared by all its receivers.
     pub frame: Bytes,
-    /// A connection that must not get it.
+    /// A connection that does not get the frame: its sender.
     pub except: Option<SocketId>,
-    /// Whether those who get it are ended after it.
+    /// Whether the receiving connections are closed after the frame.
     pub ends: bool,
 }
 
-/// An event that a server published.
+/// The last event that a server published to a channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastEvent {
-    /// Its name.
+    /// Name of the event.
     pub event: String,
-    /// Its data, as text.
+    /// Data of the event, as text.
     pub data: String,
 }
 
-/// What a channel that keeps its last event has for someone who comes.
+/// Outcome of a new subscriber's look-up in a cache channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LastEventLookup {
-    /// The event.
+    /// The channel's last event.
     Found(LastEvent),
-    /// Nothing.
+    /// The channel has no last event.
     Missing {
-        /// Whether this is the one who is to tell.
+        /// Whether the caller reports the cache miss, to the client and as a webhook.
         report_miss: bool,
     },
 }
 
-/// What to tell of how many connections are in a channel.
+/// Decision whether the caller publishes a channel's subscription count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CountUpdate {
-    /// This, now.
+    /// Publish this count now.
     Publish(u64),
-    /// Ask again after this time.
+    /// Claim again after this time: the channel is large and its count was published a moment ago.
     RetryAfter(Duration),
-    /// Nothing: it was told already.
+    /// Publish nothing: this count is published already.
     Unchanged,
 }
 
-/// What is known of a channel.
+/// Connections, users and last event of a channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChannelInfo {
-    /// How many connections are in it.
+    /// Number of connections in the channel.
     pub connections: u64,
-    /// The ids of the users in it, on a presence channel.
+    /// Ids of a presence channel's users.
     pub users: Vec<String>,
-    /// Its last event, and for how long it is kept.
+    /// The last event, and its remaining TTL.
     pub last: Option<(LastEvent, Duration)>,
 }
 
-/// Why the bus did not do it.
+/// Why a call of the bus failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
-    /// The channel has as many members as it may.
+    /// The presence channel has [`PRESENCE_MEMBERS_MAX`] members.
     #[error("the presence channel is full: {0} members")]
     ChannelFull(usize),
-    /// The other side does not answer. Who enters and who leaves is noted, and decided once it answers again.
+    /// The store does not answer. Joins and leaves are noted, and decided once it answers again.
     #[error("the bus does not answer: {0}")]
     Unavailable(String),
-    /// The other side answers, and is not fit to be a bus.
+    /// The store answers, but cannot be a bus, such as a read-only replica.
     #[error("{0}")]
     Unusable(String),
 }
 
-/// A process's end of the bus.
+/// One process's connection to the bus.
 pub trait Bus: Send + Sync {
-    /// A connection enters a channel, as a member on a presence channel. Entering twice changes nothing.
+    /// Adds a connection to a channel, as a member on a presence channel. A second join changes nothing.
     fn join_channel<'a>(
         &'a self,
         subject: &'a ChannelKey,
@@ -167,7 +167,7 @@ pub trait Bus: Send + Sync {
         member: Option<&'a PresenceMember>,
     ) -> BoxFuture<'a, Result<JoinOutcome, BusError>>;
 
-    /// A connection leaves a channel. Leaving twice changes nothing.
+    /// Removes a connection from a channel. A second leave changes nothing.
     fn leave_channel<'a>(
         &'a self,
         subject: &'a ChannelKey,
@@ -175,84 +175,85 @@ pub trait Bus: Send + Sync {
         cause: Option<LeaveCause>,
     ) -> BoxFuture<'a, Result<Vec<Transition>, BusError>>;
 
-    /// Sends a frame to the subscribers of a channel on the *other* processes; this process has served its own.
+    /// Publishes a frame to a channel's subscribers on the *other* processes; this process delivers to its own itself.
     fn publish_frame(&self, message: BroadcastFrame) -> BoxFuture<'_, Result<(), BusError>>;
 
-    /// Sends frames as [`Bus::publish`] does, in their order.
+    /// Publishes frames as [`Bus::publish_frame`] does, in their order.
     fn publish_frames(&self, messages: Vec<BroadcastFrame>) -> BoxFuture<'_, Result<(), BusError>>;
 
-    /// Keeps an event as a channel's last.
+    /// Stores an event as a channel's last event.
     fn store_last_event<'a>(
         &'a self,
         subject: &'a ChannelKey,
         last: &'a LastEvent,
     ) -> BoxFuture<'a, Result<(), BusError>>;
 
-    /// A channel's last event, for someone who comes. Of those who find nothing at one time, one is to tell.
+    /// Looks up a channel's last event for a new subscriber. Of the subscribers that miss it at one time, one reports it.
     fn look_up_last_event<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<LastEventLookup, BusError>>;
 
-    /// Whether to tell how many connections are in a channel. Each count is told by one process.
+    /// Claims the publication of a channel's subscription count. Each count is published by one process.
     fn claim_count_update<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<CountUpdate, BusError>>;
 
-    /// What is known of a channel.
+    /// Returns a channel's connections, users and last event.
     fn inspect_channel<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<ChannelInfo, BusError>>;
 
-    /// Which of these channels have a connection in them, in their order.
+    /// Returns for each channel, in their order, whether it has a connection.
     fn are_occupied<'a>(&'a self, subjects: &'a [ChannelKey]) -> BoxFuture<'a, Result<Vec<bool>, BusError>>;
 
-    /// The app's channels with this prefix that have a connection in them, and how many users are in each. The
-    /// server's own are not among them.
+    /// Lists the app's occupied channels with this prefix, each with its number of users. Channels that the server
+    /// itself uses are left out.
     fn list_channels<'a>(
         &'a self,
         app: &'a AppId,
         prefix: &'a str,
     ) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>>;
 
-    /// The frames of other processes. Taken once; `None` afterwards. The queue is bounded: a process that does not
-    /// keep up loses the newest, which [`Bus::lost`] counts.
+    /// Takes the queue of frames from other processes; `None` after the first call. The queue is bounded: a process that
+    /// does not keep up loses the newest frames, which [`Bus::lost_frames`] counts.
     fn take_incoming_frames(&self) -> Option<mpsc::Receiver<BroadcastFrame>>;
 
-    /// Frames that this process was too slow to take.
+    /// Number of frames that were dropped because this process did not keep up.
     fn lost_frames(&self) -> u64;
 
-    /// These transitions of a channel are safe elsewhere. Until it hears so, the bus keeps them for whoever comes after
-    /// this process.
+    /// Acknowledges that these transitions are recorded in the stream. Until then the bus keeps them for the process
+    /// that sweeps this one.
     fn acknowledge_recorded(&self, subject: &ChannelKey, orders: &[EventOrder]);
 
-    /// What the bus decides without being asked. Taken once; `None` afterwards.
+    /// Takes the queue of transitions that the bus emits on its own; `None` after the first call.
     fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>>;
 
-    /// Whether the other processes can be reached.
+    /// Whether the store answers, so that other processes can be reached.
     fn is_available(&self) -> bool;
 
-    /// Whether it can be told who is in a presence channel: the others can be reached, and each could say whom it has.
+    /// Whether member lists are complete: the store answers, and every process had the time to report its connections.
     fn is_presence_ready(&self) -> bool {
         self.is_available()
     }
 
-    /// The process ends in order: it has nobody anywhere, and nobody need sweep after it.
+    /// Leaves the cluster on an orderly shutdown. The process has no connections, so that no other need sweep it.
     fn leave_cluster(&self) -> BoxFuture<'_, ()>;
 
-    /// This process is alive and may be asked, for [`peers::LEASE`] from now. Tells who else is.
+    /// Registers this process as alive for [`relay::PEER_LEASE_TTL`], and returns every process that is alive.
     fn send_heartbeat<'a>(&'a self, peer: &'a RelayPeer) -> BoxFuture<'a, Result<HeartbeatResponse, BusError>>;
 
-    /// Takes a session for a process, for [`peers::ENTRY`]; `None` when it has it now. Otherwise nothing changes, and the
-    /// process is named that has it.
+    /// Claims a session for a process, for [`relay::SESSION_ENTRY_TTL`]; `None` when the claim succeeded. Otherwise
+    /// nothing changes, and the session's owner is returned.
     fn claim_session<'a>(
         &'a self,
         session: &'a str,
         process: &'a str,
     ) -> BoxFuture<'a, Result<Option<String>, BusError>>;
 
-    /// A process still has these sessions, whatever is known of them.
+    /// Renews a process's claims to these sessions, even where an entry has expired.
     fn refresh_sessions<'a>(&'a self, sessions: &'a [String], process: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
 
-    /// The process that has a session, or had it when it died.
+    /// Returns the process that owns a session, or owned it when it died.
     fn session_owner<'a>(&'a self, session: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>>;
 
-    /// A process has a session no more.
+    /// Releases a process's claim to a session.
     fn release_session<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
 
-    /// A message of a session did not reach its owner, which is to be told: see [`Alive::losers`].
+    /// Reports that a client's message did not reach its session's owner, which learns of it with its next heartbeat:
+    /// see [`HeartbeatResponse::sessions_with_lost_sends`].
     fn report_lost_send<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
 }

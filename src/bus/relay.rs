@@ -1,36 +1,37 @@
-//! Who has which session of the HTTP fallbacks, and where its process is asked.
+//! Owners of the HTTP fallbacks' sessions, and the addresses of their processes.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// How long a process counts as alive after it was last heard of.
+/// TTL of a process's registration: a process without a heartbeat for that long is dead.
 pub const PEER_LEASE_TTL: Duration = Duration::from_secs(10);
 
-/// How long a session's entry is kept after its owner last named it.
+/// TTL of a session's entry after its owner last renewed it.
 pub const SESSION_ENTRY_TTL: Duration = Duration::from_mins(2);
 
-/// How often an owner names its sessions again: an entry outlives its owner by a minute at least.
+/// Time between two renewals of an owner's sessions. It is half of [`SESSION_ENTRY_TTL`], so that an entry outlives its
+/// owner by a minute at least.
 pub const SESSION_REFRESH_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Sessions of which one process is told at a time that a message of theirs was lost.
+/// Bounds the sessions with lost messages that wait for one process's next heartbeat.
 pub(super) const LOST_SENDS_MAX: usize = 1_000;
 
-/// A process that other processes may ask.
+/// A process that relayed requests can go to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RelayPeer {
-    /// Its id, new at each start.
+    /// Id of the process, new at each start.
     pub process: String,
-    /// Where it listens; the port is the same for all.
+    /// Address of its relay listener; the port is the same for all.
     pub address: IpAddr,
 }
 
-/// What a process finds when it tells that it is alive.
+/// Response to a process's heartbeat.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeartbeatResponse {
-    /// Everyone who is, itself too.
+    /// Every process that is alive, the caller included.
     pub peers: Vec<RelayPeer>,
-    /// Whether it was known before: otherwise the store is new to it, or has lost its memory.
+    /// Whether the caller was registered before. If not, it is new to the store, or the store has lost its data.
     pub was_registered: bool,
-    /// Its sessions that lost a message on the way, as [`super::Bus::lose`] said.
+    /// The caller's sessions that lost a message, as [`super::Bus::report_lost_send`] reported.
     pub sessions_with_lost_sends: Vec<String>,
 }

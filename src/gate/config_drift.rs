@@ -1,4 +1,4 @@
-//! What a process runs against what was rendered.
+//! Differences between the configuration that a process runs and the rendered one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -8,31 +8,31 @@ use crate::config::Variable;
 use crate::protocol::AppId;
 use crate::protocol::admin::EffectiveReport;
 
-/// How far a process's clock may be off, in ms.
+/// Bounds the difference of a process's clock from ours, in ms.
 const CLOCK_SKEW_MAX_MS: u64 = 30_000;
 
-/// One difference.
+/// One difference between a process's configuration and the rendered one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigDrift {
-    /// A variable has another value, or is there or absent against what was rendered.
+    /// A variable has another value than the rendered one, is missing, or was added.
     Variable {
-        /// Its name.
+        /// Name of the variable.
         name: String,
-        /// What was rendered.
+        /// The rendered value; `None` when none was rendered.
         wanted: Option<String>,
-        /// What the process runs.
+        /// The process's value; `None` when it has none.
         found: Option<String>,
     },
-    /// An app is known otherwise.
+    /// The process has another version of this app, lacks it, or has it in addition.
     App(AppId),
-    /// The whole registry is the former one, and there was time to learn of the new one.
+    /// The process has the former registry although it had the time to load the new one.
     Registry,
-    /// The clock is off by so many ms.
+    /// The process's clock is off by this many ms.
     Clock(u64),
 }
 
 impl ConfigDrift {
-    /// The word for it.
+    /// The reason that conditions give for this difference.
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
@@ -63,27 +63,27 @@ impl fmt::Display for ConfigDrift {
     }
 }
 
-/// What a process should run.
+/// The configuration that a process should run.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpectedConfig<'a> {
-    /// What was rendered for it, secrets as salted digests.
+    /// Rendered variables, with secrets as salted digests.
     pub variables: &'a BTreeMap<String, String>,
-    /// A salted digest of each app.
+    /// Salted digest of each app in the registry.
     pub apps: &'a BTreeMap<AppId, String>,
-    /// The registry before its last change.
+    /// The registry before its last change, while processes may still have it.
     pub former: Option<FormerRegistry<'a>>,
 }
 
 /// The registry before its last change.
 #[derive(Clone, Copy, Debug)]
 pub struct FormerRegistry<'a> {
-    /// A salted digest of each app.
+    /// Salted digest of each app in the former registry.
     pub apps: &'a BTreeMap<AppId, String>,
-    /// Whether a process may still be learning of the change.
+    /// Whether a process may still be loading the change.
     pub learning: bool,
 }
 
-/// Compares what one process says of itself with what it should run; `now_ms` is our own clock.
+/// Compares the configuration that a process reports with the expected one; `now_ms` is our own clock.
 #[must_use]
 pub fn find_drifts(expected: &ExpectedConfig<'_>, effective: &EffectiveReport, now_ms: u64) -> Vec<ConfigDrift> {
     let variables = expected.variables;
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn a_registry_may_be_the_former_one_for_a_while_and_then_is_stale() {
         let (none, now, before) = (map(&[]), apps(&[("1", "b")]), apps(&[("1", "a")]));
-        let told = |learning, known: &[(&str, &str)]| {
+        let reasons = |learning, known: &[(&str, &str)]| {
             let expected = ExpectedConfig {
                 variables: &none,
                 apps: &now,
@@ -156,14 +156,14 @@ mod tests {
             let drifts = find_drifts(&expected, &effective(&[], known, 100_000), 100_000);
             drifts.iter().map(ConfigDrift::reason).collect::<Vec<_>>()
         };
-        assert_eq!(told(true, &[("1", "a")]), []);
-        assert_eq!(told(false, &[("1", "a")]), [Reason::AppsStale]);
-        assert_eq!(told(true, &[("1", "c")]), [Reason::AppsInconsistent], "neither this one nor that");
-        assert_eq!(told(false, &[("1", "b")]), []);
+        assert_eq!(reasons(true, &[("1", "a")]), []);
+        assert_eq!(reasons(false, &[("1", "a")]), [Reason::AppsStale]);
+        assert_eq!(reasons(true, &[("1", "c")]), [Reason::AppsInconsistent], "neither this one nor that");
+        assert_eq!(reasons(false, &[("1", "b")]), []);
     }
 
     #[test]
-    fn every_difference_is_told_in_words() {
+    fn every_difference_has_its_own_text() {
         let same = [("REALTIME_WEBHOOKS", "kinesis"), ("REALTIME_ADMIN_TOKEN", "d1")];
         let none: [String; 0] = [];
         assert_eq!(found(&same, &[("1", "a")], 100_000), none);

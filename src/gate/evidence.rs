@@ -1,124 +1,93 @@
-//! What is proven so far, per dimension, and what that makes of the gate.
+//! The evidence so far, per dimension, and whether it opens or closes the gate.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
-use super::series::{HistoryState as Journeys, JourneyHistory};
-use super::{ConfigDrift, Hop, HopFailure, Journey, JourneyOutcome};
+use super::journey_history::{HistoryState, JourneyHistory};
+use super::{ConfigDrift, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
 use crate::protocol::{ShardId, Transport};
 
-/// Journeys over which the rate of failures is taken.
+/// Number of latest journeys over which the loss rate is computed.
 const LOSS_RATE_WINDOW_COUNT: usize = 200;
 
-/// Most failures among them, in percent.
+/// Bounds the failed share of these journeys, in percent; the gate closes above it.
 const LOSS_RATE_MAX_PERCENT: usize = 5;
 
-/// The knobs.
-#[derive(Clone, Copy, Debug)]
-pub struct GatePolicy {
-    /// Between two rounds once proven.
-    pub interval: Duration,
-    /// For hops 1 to 10, and apart from that for the farewell.
-    pub timeout: Duration,
-    /// Complete rounds that open.
-    pub open_after: usize,
-    /// Ambiguous failures in a row that close.
-    pub close_after: usize,
-    /// From the first one's start to the last one's end at least this long.
-    pub min_span: Duration,
-    /// Between two confirmations.
-    pub confirm_every: Duration,
-}
-
-impl Default for GatePolicy {
-    fn default() -> Self {
-        Self {
-            interval: Duration::from_secs(15),
-            timeout: Duration::from_secs(10),
-            open_after: 3,
-            close_after: 3,
-            min_span: Duration::from_secs(20),
-            confirm_every: Duration::from_secs(2),
-        }
-    }
-}
-
-/// What there is to be proven. A dimension without a value is a failure, not a pass.
+/// The targets to be proven, per dimension. A dimension without a value is a failure, not a pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CoverageTargets {
     /// Transports that the manifest asks for.
     pub transports: BTreeSet<Transport>,
-    /// Pods that there are, with the transports that they carry.
+    /// Existing pods, with the transports that they carry.
     pub pods: BTreeMap<String, BTreeSet<Transport>>,
-    /// Ways that clients take to the pods, with the transports that go there.
+    /// Paths of clients to the pods, with the transports that use them.
     pub paths: BTreeMap<String, BTreeSet<Transport>>,
-    /// Every process that must say what it runs: edges and dispatchers.
+    /// Processes that must report their configuration: edges and dispatchers.
     pub processes: BTreeSet<String>,
-    /// Those among them that nobody has let in yet. While the gate is open they may take their time to answer; what is
-    /// found against them counts all the same.
+    /// Processes among them that are not admitted yet. While the gate is open, they need not have answered; drifts and
+    /// failures of theirs count all the same.
     pub newcomers: BTreeSet<String>,
-    /// Whether there are webhooks at all; without them shards and dispatchers prove nothing.
+    /// Whether webhooks are on; without them shards and dispatchers prove nothing.
     pub webhooks: bool,
-    /// Open shards.
+    /// Open shards of the stream.
     pub shards: BTreeSet<ShardId>,
-    /// Processes that hold an open shard.
+    /// Dispatchers that hold an open shard.
     pub dispatchers: BTreeSet<String>,
 }
 
 impl CoverageTargets {
-    /// The transports that a pod or a path carries; `None` for one that is not there.
+    /// The transports that a pod or a path carries; `None` when it does not exist.
     fn transports_of(&self, entrance: &str) -> Option<&BTreeSet<Transport>> {
         self.pods.get(entrance).or_else(|| self.paths.get(entrance))
     }
 }
 
-/// How one process stands by itself, apart from the cluster.
+/// Proof of one process by itself, apart from the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProcessProof {
-    /// It runs what was rendered, and journeys through it passed: by each transport through an edge, one at least
-    /// through a dispatcher.
+    /// Whether the process runs the rendered configuration and journeys through it passed: by each transport through an
+    /// edge, at least one through a dispatcher.
     pub proven: bool,
-    /// It runs what was rendered, and journeys through it hold up to the stream.
+    /// Whether the process runs the rendered configuration and journeys through it hold up to the stream.
     pub reached: bool,
-    /// What broke last, believed or not.
+    /// The latest failure, confirmed or not.
     pub failure: Option<HopFailure>,
 }
 
-/// The values that passed since the last complete round.
+/// Values of each dimension that passed since the last complete round.
 #[derive(Clone, Debug, Default)]
 struct RoundCoverage {
     transports: BTreeSet<Transport>,
-    /// Pods, and paths to them.
+    /// Pods, and paths to pods.
     entrances: BTreeSet<String>,
     shards: BTreeSet<ShardId>,
     dispatchers: BTreeSet<String>,
 }
 
-/// Everything that is known. Grows by [`Evidence::add`], shrinks when a pod goes.
+/// Evidence for and against a cluster. Grows by [`Evidence::add_journey`], shrinks when a pod is deleted.
 #[derive(Clone, Debug)]
 pub struct Evidence {
     pub(super) policy: GatePolicy,
     pub(super) targets: CoverageTargets,
     histories: BTreeMap<(Transport, String), JourneyHistory>,
-    /// Differences by pod, as last seen.
+    /// Drifts by pod, as of the latest observation.
     pub(super) drifts: BTreeMap<String, Vec<ConfigDrift>>,
-    /// Processes that said what they run, by the id that each start makes anew.
+    /// Id of each process that reported its configuration; a restart gets another.
     process_ids: BTreeMap<String, String>,
-    /// Journeys whose events a dispatcher had read.
+    /// Journeys by the dispatcher that read their events.
     dispatcher_histories: BTreeMap<String, JourneyHistory>,
     coverage: RoundCoverage,
     rounds: usize,
     /// Whether each of the latest journeys failed, newest last.
     recent_failures: VecDeque<bool>,
     latest_failure: Option<(Transport, String, HopFailure)>,
-    /// When the latest failure ended: a pass that began before it proves nothing of the time since.
+    /// End of the latest failure: a pass that began before it proves nothing of the time since.
     failed_ms: u64,
     pub(super) open: bool,
     pub(super) ever_open: bool,
 }
 
 impl Evidence {
-    /// No evidence.
+    /// Creates evidence without any journey or observation.
     #[must_use]
     pub fn new(policy: GatePolicy) -> Self {
         Self {
@@ -138,53 +107,53 @@ impl Evidence {
         }
     }
 
-    /// Says what there is to be proven. Evidence of a pod that is gone goes with it.
-    pub fn set_targets(&mut self, dimensions: CoverageTargets) {
-        self.replace_targets(dimensions);
+    /// Replaces the targets. Evidence of a deleted pod is dropped.
+    pub fn set_targets(&mut self, targets: CoverageTargets) {
+        self.replace_targets(targets);
         self.update_gate();
     }
 
-    /// Takes what there is to be proven and what every process said of itself, and judges the two together: a half of
-    /// it would read as unknown.
+    /// Replaces the targets and the observations of every process before the gate is updated: targets without
+    /// observations would count as unknown.
     pub fn observe_all<'a>(
         &mut self,
-        dimensions: CoverageTargets,
-        said: impl IntoIterator<Item = (&'a String, &'a String, &'a Vec<ConfigDrift>)>,
+        targets: CoverageTargets,
+        observations: impl IntoIterator<Item = (&'a String, &'a String, &'a Vec<ConfigDrift>)>,
     ) {
-        self.replace_targets(dimensions);
-        for (pod, process, drifts) in said {
+        self.replace_targets(targets);
+        for (pod, process, drifts) in observations {
             self.replace_observation(pod, process, drifts.clone());
         }
         self.update_gate();
     }
 
-    fn replace_targets(&mut self, dimensions: CoverageTargets) {
+    fn replace_targets(&mut self, targets: CoverageTargets) {
         self.histories.retain(|(transport, entrance), _| {
-            dimensions.transports_of(entrance).is_some_and(|carries| carries.contains(transport))
+            targets.transports_of(entrance).is_some_and(|carries| carries.contains(transport))
         });
-        self.drifts.retain(|pod, _| dimensions.processes.contains(pod));
-        self.process_ids.retain(|pod, _| dimensions.processes.contains(pod));
-        self.dispatcher_histories.retain(|pod, _| dimensions.processes.contains(pod));
-        if !self.open && dimensions != self.targets {
+        self.drifts.retain(|pod, _| targets.processes.contains(pod));
+        self.process_ids.retain(|pod, _| targets.processes.contains(pod));
+        self.dispatcher_histories.retain(|pod, _| targets.processes.contains(pod));
+        if !self.open && targets != self.targets {
             self.reset_rounds();
         }
-        self.targets = dimensions;
+        self.targets = targets;
     }
 
-    /// What was proven before holds, as an earlier keeper of this evidence wrote it down; `open` unless it broke since.
+    /// Restores a proof that a former leader recorded; `open` unless the gate closed since.
     pub fn restore_proof(&mut self, open: bool) {
         self.open = open;
         self.ever_open = true;
     }
 
-    /// What is to be proven is another thing now: nothing known of the old one holds for it.
+    /// Drops all evidence: the cluster to be proven is another one now.
     pub fn reset_proof(&mut self) {
-        let dimensions = std::mem::take(&mut self.targets);
-        *self = Self { targets: dimensions, ..Self::new(self.policy) };
+        let targets = std::mem::take(&mut self.targets);
+        *self = Self { targets, ..Self::new(self.policy) };
     }
 
-    /// Takes what was found of one process; nothing means that it runs what was rendered. Of a pod whose process is
-    /// another than before nothing is known any more.
+    /// Replaces the observation of one process; no drifts mean that it runs the rendered configuration. If the pod's
+    /// process was restarted, its evidence is dropped.
     pub fn observe_process(&mut self, pod: &str, process: &str, drifts: Vec<ConfigDrift>) {
         self.replace_observation(pod, process, drifts);
         self.update_gate();
@@ -203,25 +172,25 @@ impl Evidence {
         }
     }
 
-    /// A process no longer says what it runs: unknown is not proven. What was known of it against it stays.
+    /// Notes that a process does not report its configuration: unknown is not proven. Its drifts and failures stay.
     pub fn mark_unreachable(&mut self, pod: &str) {
         self.process_ids.remove(pod);
         self.update_gate();
     }
 
-    /// The first process that has not said what it runs.
+    /// The first process that has not reported its configuration.
     pub(super) fn first_unanswered(&self) -> Option<&str> {
         let excused = |process: &String| self.open && self.targets.newcomers.contains(process);
         let missing = |process: &&String| !self.process_ids.contains_key(*process) && !excused(process);
         self.targets.processes.iter().find(missing).map(String::as_str)
     }
 
-    /// Whether nobody has let this process in yet: it may still be on its way up.
+    /// Whether a process is not admitted yet: it may still be starting.
     pub(super) fn is_newcomer(&self, process: &str) -> bool {
         self.targets.newcomers.contains(process)
     }
 
-    /// Takes a finished journey. One through what is gone says nothing.
+    /// Adds a finished journey. A journey through a deleted pod or path is ignored.
     pub fn add_journey(&mut self, journey: &Journey) {
         if self.targets.transports_of(&journey.entrance).is_none() {
             return;
@@ -248,50 +217,50 @@ impl Evidence {
         self.update_gate();
     }
 
-    /// What is known of one process by itself.
+    /// Returns the proof of one process by itself.
     #[must_use]
     pub fn process_proof(&self, pod: &str) -> ProcessProof {
         let sound = self.process_ids.contains_key(pod) && !self.drifts.contains_key(pod);
         let Some(carries) = self.targets.pods.get(pod) else {
-            let standing =
-                self.dispatcher_histories.get(pod).map(|series| series.current_state(&self.policy, self.ever_open));
-            let proven = sound && standing == Some(Journeys::Passing);
-            let failure = match standing {
-                Some(Journeys::Suspect(failure) | Journeys::Failing(failure)) => Some(failure),
+            let state =
+                self.dispatcher_histories.get(pod).map(|history| history.current_state(&self.policy, self.ever_open));
+            let proven = sound && state == Some(HistoryState::Passing);
+            let failure = match state {
+                Some(HistoryState::Suspect(failure) | HistoryState::Failing(failure)) => Some(failure),
                 _ => None,
             };
             return ProcessProof { proven, reached: proven, failure };
         };
-        let standings: Vec<Journeys> = carries
+        let states: Vec<HistoryState> = carries
             .iter()
             .map(|transport| {
-                let series = self.histories.get(&(*transport, pod.to_owned()));
-                series.map_or(Journeys::Unknown, |series| series.current_state(&self.policy, self.ever_open))
+                let history = self.histories.get(&(*transport, pod.to_owned()));
+                history.map_or(HistoryState::Unknown, |history| history.current_state(&self.policy, self.ever_open))
             })
             .collect();
-        let reached = |standing: &Journeys| match standing {
-            Journeys::Passing => true,
-            Journeys::Suspect(failure) | Journeys::Failing(failure) => failure.hop >= Hop::Record,
-            Journeys::Unknown => false,
+        let reached = |state: &HistoryState| match state {
+            HistoryState::Passing => true,
+            HistoryState::Suspect(failure) | HistoryState::Failing(failure) => failure.hop >= Hop::Record,
+            HistoryState::Unknown => false,
         };
-        let failure = standings.iter().find_map(|standing| match standing {
-            Journeys::Suspect(failure) | Journeys::Failing(failure) => Some(failure.clone()),
+        let failure = states.iter().find_map(|state| match state {
+            HistoryState::Suspect(failure) | HistoryState::Failing(failure) => Some(failure.clone()),
             _ => None,
         });
         ProcessProof {
-            proven: sound && standings.iter().all(|standing| *standing == Journeys::Passing),
-            reached: sound && standings.iter().all(reached),
+            proven: sound && states.iter().all(|state| *state == HistoryState::Passing),
+            reached: sound && states.iter().all(reached),
             failure,
         }
     }
 
-    /// Pairs whose latest failure asks for a confirmation.
+    /// Transports and entrances whose latest failure needs a confirmation.
     #[must_use]
     pub fn suspect_routes(&self) -> Vec<(Transport, String)> {
-        let suspect = |series: &JourneyHistory| {
-            matches!(series.current_state(&self.policy, self.ever_open), Journeys::Suspect(_))
+        let suspect = |history: &JourneyHistory| {
+            matches!(history.current_state(&self.policy, self.ever_open), HistoryState::Suspect(_))
         };
-        self.histories.iter().filter(|(_, series)| suspect(series)).map(|(key, _)| key.clone()).collect()
+        self.histories.iter().filter(|(_, history)| suspect(history)).map(|(key, _)| key.clone()).collect()
     }
 
     fn count_toward_round(&mut self, journey: &Journey) {
@@ -311,7 +280,7 @@ impl Evidence {
         }
     }
 
-    /// The dimension that has no value.
+    /// Describes the first dimension that has no value.
     pub(super) fn missing_dimension(&self) -> Option<String> {
         let carried = |transport: &Transport| self.targets.pods.values().any(|carries| carries.contains(transport));
         if self.targets.transports.is_empty() {
@@ -331,7 +300,7 @@ impl Evidence {
 
     fn update_gate(&mut self) {
         if self.is_refuted() {
-            // What was proven before says nothing of what comes after.
+            // Rounds before a failure prove nothing of the time after it.
             self.reset_rounds();
             self.open = false;
         } else if self.rounds >= self.policy.open_after {
@@ -345,42 +314,41 @@ impl Evidence {
         self.coverage = RoundCoverage::default();
     }
 
-    /// Whether anything that is believed speaks against the cluster.
+    /// Whether confirmed evidence speaks against the cluster.
     fn is_refuted(&self) -> bool {
         self.missing_dimension().is_some()
             || !self.drifts.is_empty()
             || self.first_unanswered().is_some()
-            || self.believed_failures().next().is_some()
+            || self.counted_failures().next().is_some()
             || self.failing_dispatcher().is_some()
             || self.is_loss_rate_exceeded()
     }
 
-    /// A dispatcher of which it is believed that it does not deliver. One that nobody has let in closes no gate that is
-    /// open: others hold its shards soon.
+    /// A dispatcher with confirmed failures. One that is not admitted does not close an open gate: other dispatchers take
+    /// its shards soon.
     pub(super) fn failing_dispatcher(&self) -> Option<(&str, HopFailure)> {
         let excused = |pod: &str| self.open && self.is_newcomer(pod);
-        self.dispatcher_histories.iter().filter(|(pod, _)| !excused(pod)).find_map(|(pod, series)| {
-            match series.current_state(&self.policy, self.ever_open) {
-                Journeys::Failing(failure) => Some((pod.as_str(), failure)),
+        self.dispatcher_histories.iter().filter(|(pod, _)| !excused(pod)).find_map(|(pod, history)| {
+            match history.current_state(&self.policy, self.ever_open) {
+                HistoryState::Failing(failure) => Some((pod.as_str(), failure)),
                 _ => None,
             }
         })
     }
 
-    /// More than 5 % of the last 200 journeys failed.
+    /// Whether more than 5 % of the last 200 journeys failed.
     pub(super) fn is_loss_rate_exceeded(&self) -> bool {
         let failed = self.recent_failures.iter().filter(|failed| **failed).count();
         self.recent_failures.len() == LOSS_RATE_WINDOW_COUNT
             && failed * 100 > LOSS_RATE_MAX_PERCENT * LOSS_RATE_WINDOW_COUNT
     }
 
-    /// The failures that are believed, with transport and pod: those that are confirmed, and those that a known
-    /// difference explains.
-    pub(super) fn believed_failures(&self) -> impl Iterator<Item = (Transport, &str, HopFailure)> {
-        self.histories.iter().filter_map(|((transport, pod), series)| {
-            match series.current_state(&self.policy, self.ever_open) {
-                Journeys::Failing(failure) => Some((*transport, pod.as_str(), failure)),
-                Journeys::Suspect(failure) if self.explaining_drifts(pod, &failure).is_some() => {
+    /// Failures that count, with transport and pod: confirmed ones, and unconfirmed ones that a known drift explains.
+    pub(super) fn counted_failures(&self) -> impl Iterator<Item = (Transport, &str, HopFailure)> {
+        self.histories.iter().filter_map(|((transport, pod), history)| {
+            match history.current_state(&self.policy, self.ever_open) {
+                HistoryState::Failing(failure) => Some((*transport, pod.as_str(), failure)),
+                HistoryState::Suspect(failure) if self.explaining_drifts(pod, &failure).is_some() => {
                     Some((*transport, pod.as_str(), failure))
                 }
                 _ => None,
@@ -388,7 +356,7 @@ impl Evidence {
         })
     }
 
-    /// The differences that explain a failure: on the pod itself, or past the stream on a pod that is no edge.
+    /// The drifts that explain a failure: on the pod itself, or for a hop past the stream on a pod that is no edge.
     pub(super) fn explaining_drifts(&self, pod: &str, failure: &HopFailure) -> Option<(&str, &[ConfigDrift])> {
         let own = self.drifts.get_key_value(pod);
         let past = || self.drifts.iter().find(|(found, _)| !self.targets.pods.contains_key(*found));
@@ -396,27 +364,27 @@ impl Evidence {
         found.map(|(pod, drifts)| (pod.as_str(), drifts.as_slice()))
     }
 
-    /// The latest failure of all, believed or not.
+    /// The latest failure of any journey, confirmed or not.
     pub(super) fn latest_failure(&self) -> Option<&(Transport, String, HopFailure)> {
         self.latest_failure.as_ref()
     }
 
-    /// How many of a transport's pods pass, and of how many.
+    /// Number of a transport's pods that pass, and number of its pods.
     pub(super) fn count_passing_pods(&self, transport: Transport) -> (usize, usize) {
         let pods = self.targets.pods.iter().filter(|(_, carries)| carries.contains(&transport));
         let passes = |pod: &String| {
-            let series = self.histories.get(&(transport, pod.clone()));
-            series.is_some_and(|series| series.current_state(&self.policy, self.ever_open) == Journeys::Passing)
+            let history = self.histories.get(&(transport, pod.clone()));
+            history.is_some_and(|history| history.current_state(&self.policy, self.ever_open) == HistoryState::Passing)
         };
         let pods: Vec<bool> = pods.map(|(pod, _)| passes(pod)).collect();
         (pods.iter().filter(|passes| **passes).count(), pods.len())
     }
 
-    /// The median of each hop of a transport, in ms.
+    /// Median latency of each hop of a transport, in ms.
     pub(super) fn median_latencies(&self, transport: Transport) -> BTreeMap<Hop, u64> {
         let mut all: BTreeMap<Hop, Vec<u64>> = BTreeMap::new();
-        for (_, series) in self.histories.iter().filter(|((found, _), _)| *found == transport) {
-            series.latencies().for_each(|(hop, ms)| all.entry(hop).or_default().push(ms));
+        for (_, history) in self.histories.iter().filter(|((found, _), _)| *found == transport) {
+            history.latencies().for_each(|(hop, ms)| all.entry(hop).or_default().push(ms));
         }
         all.into_iter()
             .map(|(hop, mut ms)| {

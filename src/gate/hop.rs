@@ -4,36 +4,36 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// One step on the way from a client to its webhook. The order is the order of the way.
+/// One step of the path from a client to its webhook, in the order of the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hop {
-    /// TCP to the pod.
+    /// The TCP connection to the pod.
     Connect,
-    /// The transport's own handshake.
+    /// The handshake of the transport.
     Handshake,
     /// `pusher:connection_established` for the app's key.
     Session,
     /// A private cache channel and a presence channel, signed.
     Subscribe,
-    /// A client event.
+    /// A client event is published.
     Publish,
-    /// Another session on another pod sees event, publish and member.
+    /// Another session on another pod receives the client event, a publish and the member.
     FanOut,
-    /// The event is in the stream.
+    /// The event is recorded in the stream.
     Record,
-    /// Its shard is held and read past it.
+    /// A dispatcher holds the event's shard and has read past the event.
     Dispatch,
-    /// The webhook reached the receiver.
+    /// The webhook reaches the receiver.
     Delivery,
-    /// Key, signature and body are right.
+    /// The webhook's key, signature and body are right.
     Authenticity,
-    /// Leaving is told.
+    /// The client's leave reaches the other session and the receiver.
     Farewell,
 }
 
 impl Hop {
-    /// Every hop.
+    /// All hops, in the order of the path.
     pub const ALL: [Self; 11] = [
         Self::Connect,
         Self::Handshake,
@@ -48,7 +48,7 @@ impl Hop {
         Self::Farewell,
     ];
 
-    /// The name in status, metrics and output.
+    /// The hop's name in status, metrics and output.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -81,7 +81,7 @@ mod tests {
     fn the_names_are_the_same_in_text_and_in_json() {
         for (index, hop) in Hop::ALL.into_iter().enumerate() {
             assert_eq!(serde_json::to_value(hop).ok(), Some(hop.name().into()));
-            assert_eq!(hop as usize, index, "the order is the order of the way");
+            assert_eq!(hop as usize, index, "the order is the order of the path");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A finished journey.
+//! A finished journey of the prober: its path, its times and its outcome.
 
 use std::collections::BTreeMap;
 
@@ -6,55 +6,55 @@ use super::Hop;
 use crate::api::Reason;
 use crate::protocol::{ShardId, Transport};
 
-/// How a journey ended.
+/// Outcome of a journey.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JourneyOutcome {
-    /// Every hop held, the farewell too.
+    /// Every hop held, including the farewell.
     Pass,
-    /// Measured wrong, e.g. a bad signature: counts at once.
+    /// A wrong result, such as a bad signature: counts at once.
     Decisive(HopFailure),
     /// A timeout or a reset, which the network alone can cause: needs confirmation.
     Ambiguous(HopFailure),
-    /// Cut short by ourselves: says nothing.
+    /// The prober itself ended the journey early: no evidence.
     Void,
 }
 
-/// Where a journey broke.
+/// The hop at which a journey broke, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HopFailure {
     /// The first hop that did not hold.
     pub hop: Hop,
-    /// Why, in a word.
+    /// Reason for a condition, one word.
     pub reason: Reason,
-    /// Why, in a clause that names the pod.
+    /// Reason as a clause that names the pod.
     pub detail: String,
 }
 
-/// One finished journey.
+/// One finished journey through an entrance of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Journey {
-    /// By which transport.
+    /// Transport of the client.
     pub transport: Transport,
-    /// Into which pod, or through which path.
+    /// Pod that the client connected to, or path to the pods.
     pub entrance: String,
-    /// Through which shards.
+    /// Shards that carried the events.
     pub shards: Vec<ShardId>,
-    /// Through which dispatcher, or the one that had read the event and did not deliver it; `None` when it is not known
-    /// or there is none.
+    /// Dispatcher that delivered the event, or that read it and did not deliver it; `None` when it is unknown or there is
+    /// none.
     pub dispatcher: Option<String>,
-    /// When it began, in ms since 1970.
+    /// Start of the journey, in ms since 1970.
     pub started_ms: u64,
-    /// When it ended.
+    /// End of the journey, in ms since 1970.
     pub ended_ms: u64,
-    /// How long each hop took, in ms.
+    /// Latency of each hop, in ms.
     pub latency_ms: BTreeMap<Hop, u64>,
-    /// How it ended.
+    /// Outcome of the journey.
     pub outcome: JourneyOutcome,
 }
 
 impl Journey {
-    /// The same, but void if it began before the receiver was found again and its webhook was missed: a sender that
-    /// could not reach the former receiver waits before it tries the new one.
+    /// Makes the journey void if its webhook was missed and it began before the receiver was found again: a dispatcher
+    /// that could not reach the former receiver backs off before it tries the new one.
     #[must_use]
     pub fn void_if_missed_before(self, found_ms: u64) -> Self {
         let missed = matches!(&self.outcome, JourneyOutcome::Ambiguous(failure) if failure.hop >= Hop::Delivery);

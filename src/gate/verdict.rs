@@ -1,4 +1,4 @@
-//! The verdict in a form that people and programs read.
+//! The verdict of the gate, for status conditions and on-call engineers.
 
 use std::collections::BTreeMap;
 
@@ -8,58 +8,58 @@ use crate::api::cluster::TransportState;
 use crate::config::ServerKind;
 use crate::protocol::Transport;
 
-/// Differences of one process that a message names.
+/// Bounds the drifts of one process that a message lists.
 const LISTED_DRIFTS_MAX: usize = 4;
 
-/// Where a gate stands.
+/// Phase of a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GatePhase {
-    /// Never open yet, and nothing that is believed speaks against it, or not every transport has been tried.
+    /// Never open yet, and no confirmed evidence speaks against it, or not every transport has been tried.
     Proving,
     /// Proven in every dimension.
     Open,
-    /// Never open yet; every transport was tried, and something that is believed speaks against it.
+    /// Never open yet; every transport was tried, and confirmed evidence speaks against it.
     Refused,
-    /// Was open.
+    /// Open before, and closed by confirmed evidence.
     Closed,
 }
 
-/// What the gate says.
+/// Verdict of the gate at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Where it stands.
+    /// Phase of the gate.
     pub phase: GatePhase,
     /// Whether the cluster is operational.
     pub ready: bool,
-    /// In a word.
+    /// Reason for a condition, one word.
     pub reason: Reason,
-    /// In a line that an on-call engineer can act on.
+    /// Reason in a line that an on-call engineer can act on.
     pub message: String,
-    /// Each transport that the manifest asks for.
+    /// Verdict of each transport that the manifest asks for.
     pub transports: Vec<TransportVerdict>,
 }
 
-/// What is known of one transport.
+/// Verdict of one transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransportVerdict {
-    /// The transport.
+    /// Transport of the clients.
     pub transport: Transport,
-    /// The server that carries it.
+    /// Kind of server that carries the transport.
     pub server: ServerKind,
-    /// How it fares.
+    /// State of the transport in the status.
     pub state: TransportState,
-    /// The first hop that is broken.
+    /// The first hop with a confirmed failure.
     pub hop: Option<Hop>,
-    /// Pods that pass.
+    /// Number of pods whose latest journey passed.
     pub pods_passing: usize,
-    /// Pods that there are.
+    /// Number of pods that carry the transport.
     pub pods: usize,
-    /// Median of each hop in ms.
+    /// Median latency of each hop, in ms.
     pub latency_ms: BTreeMap<Hop, u64>,
 }
 
 impl Evidence {
-    /// What the gate says now.
+    /// Returns the current verdict.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         let transports: Vec<TransportVerdict> =
@@ -83,13 +83,13 @@ impl Evidence {
 
     fn transport_verdict(&self, transport: Transport) -> TransportVerdict {
         let failure =
-            self.believed_failures().filter(|(found, _, _)| *found == transport).map(|(_, _, failure)| failure);
+            self.counted_failures().filter(|(found, _, _)| *found == transport).map(|(_, _, failure)| failure);
         let hop = failure.map(|failure| failure.hop).min();
         let (pods_passing, pods) = self.count_passing_pods(transport);
         let state = match hop {
             Some(_) => TransportState::Failing,
             None if pods > 0 && pods_passing == pods => TransportState::Passing,
-            // A single loss of a proven transport is not believed yet, and unproven ones are not known.
+            // A single loss of a proven transport is not confirmed yet; an unproven transport is unknown.
             None if self.open => TransportState::Passing,
             None => TransportState::Unknown,
         };
@@ -105,11 +105,11 @@ impl Evidence {
         }
     }
 
-    /// What speaks against the cluster, in a word and a line.
+    /// The first objection to the cluster, as a reason and a message.
     fn first_objection(&self, transports: &[TransportVerdict]) -> Option<(Reason, String)> {
         let explained =
             |(_, pod, failure): &(Transport, &str, HopFailure)| self.explaining_drifts(pod, failure).is_some();
-        let first = self.believed_failures().min_by_key(|found| (!explained(found), found.2.hop, found.0));
+        let first = self.counted_failures().min_by_key(|found| (!explained(found), found.2.hop, found.0));
         if let Some(message) = self.missing_dimension()
             && !first.as_ref().is_some_and(explained)
             && self.drifts.is_empty()
@@ -143,7 +143,7 @@ impl Evidence {
             None if self.first_unanswered().is_some_and(|pod| self.ever_open || !self.is_newcomer(pod)) => {
                 let pod = self.first_unanswered()?;
                 let message =
-                    format!("{pod}: its admin listener does not answer, so that nobody knows what it runs{aside}");
+                    format!("{pod}: its admin listener does not answer, so its configuration is unknown{aside}");
                 Some((Reason::EdgeUnreachable, message))
             }
             None if self.failing_dispatcher().is_some() => {
@@ -196,20 +196,20 @@ impl Evidence {
     }
 }
 
-/// Every difference of a process, as far as a line holds them.
+/// Lists a process's drifts, up to [`LISTED_DRIFTS_MAX`].
 fn join_drifts(drifts: &[ConfigDrift]) -> String {
-    let mut told: Vec<String> = drifts.iter().take(LISTED_DRIFTS_MAX).map(ToString::to_string).collect();
+    let mut texts: Vec<String> = drifts.iter().take(LISTED_DRIFTS_MAX).map(ToString::to_string).collect();
     if drifts.len() > LISTED_DRIFTS_MAX {
-        told.push(format!("and {} more", drifts.len() - LISTED_DRIFTS_MAX));
+        texts.push(format!("and {} more", drifts.len() - LISTED_DRIFTS_MAX));
     }
-    told.join("; ")
+    texts.join("; ")
 }
 
 fn format_count(number: usize, of: &str) -> String {
     format!("{number} {of}{}", if number == 1 { "" } else { "s" })
 }
 
-/// `sockjs/xhr_streaming, sockjs/xhr_polling`: every transport that fails at this hop.
+/// Lists the transports that fail at this hop, such as `sockjs/xhr_streaming, sockjs/xhr_polling`.
 fn list_failing_transports(transports: &[TransportVerdict], failure: &HopFailure) -> String {
     let failing = transports.iter().filter(|transport| transport.hop == Some(failure.hop));
     failing.map(|transport| format!("{}/{}", transport.server, transport.transport)).collect::<Vec<_>>().join(", ")

@@ -116,6 +116,16 @@ test("a file whose set-up fails ends although a server is open, and tells what f
   assert.match(output, /the set-up failed/);
 });
 
+test("a tear-down that takes its time is waited for, and what it leaves open is named", async () => {
+  const { code, output } = await runFile("teardown", `
+    import net from "node:net";
+    import { after, test } from "node:test";
+    test("a test", () => { net.createServer().listen(0); });
+    after(async () => { await new Promise((resolve) => setTimeout(resolve, 4_000)); console.log("torn down"); });`);
+  assert.equal(code, 0, output);
+  assert.match(output, /torn down[^]*teardown\.test\.mjs: ended although these are open: .*TCPServerWrap/);
+});
+
 test("a test that hangs is named and ends its file", async () => {
   const { code, output } = await runFile("hangs", `
     import { test } from "node:test";

@@ -3,6 +3,7 @@
 // out of time.
 //   TEST_SECONDS   longest that a test, a set-up or a tear-down may take
 //   RUNNING_TESTS  the folder in which each process notes its tests
+import { AsyncResource } from "node:async_hooks";
 import { rmSync, writeFileSync } from "node:fs";
 import { relative } from "node:path";
 import { after, afterEach, beforeEach } from "node:test";
@@ -58,8 +59,8 @@ if (process.env.NODE_TEST_CONTEXT) {
     running.delete(context);
     note();
   });
-  // This hook is the first; one that it adds is the last, after those of the file.
-  after(() => after(() => void setTimeout(endFile, OPEN_GRACE_MS).unref()));
+  // The first hook adds one that is the last, after those of the file. Without the binding it would be a hook of the hook.
+  after(AsyncResource.bind(() => after(() => void setTimeout(endFile, OPEN_GRACE_MS).unref())));
   process.on("exit", (code) => {
     // A file that was ended by a signal had tests running: their names stay.
     if (process.env.RUNNING_TESTS && code < 128) rmSync(`${process.env.RUNNING_TESTS}/${process.pid}`, { force: true });

@@ -41,7 +41,7 @@ fn a_small_run_has_every_figure_and_loses_no_event() {
     let missed = figures.iter().any(|figure| figure["standing"] == "missed");
     let expected = if report["void"] == true { 2 } else { i32::from(missed) };
     assert_eq!(output.status.code(), Some(expected), "{stderr}");
-    assert!(stderr.contains("round 1 of 1"), "progress is told: {stderr}");
+    assert!(stderr.contains("round 1 of 1"), "progress is reported: {stderr}");
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
 }
 
 #[test]
-fn a_run_of_several_edges_that_cannot_begin_says_what_to_do() {
+fn a_run_of_several_edges_that_cannot_start_says_what_to_do() {
     let bin = env!("CARGO_BIN_EXE_realtime");
     for (arguments, part) in [
         (&["--pods", "2"][..], "apt-get install redis-server"),
@@ -116,7 +116,7 @@ fn a_run_of_several_edges_that_cannot_begin_says_what_to_do() {
 }
 
 #[test]
-fn a_broken_sequence_is_told() {
+fn missed_and_repeated_events_are_counted() {
     let mut sequence = EventSequence::default();
     for number in [0, 1, 3, 3, 4] {
         sequence.add_arrival(number);
@@ -125,7 +125,7 @@ fn a_broken_sequence_is_told() {
 }
 
 #[test]
-fn a_peer_that_is_not_there_is_told_with_what_to_do() {
+fn a_missing_peer_is_reported_with_what_to_do() {
     for peer in ["sockudo=/nowhere/sockudo", "other=/bin/true", "sockudo"] {
         let output = Command::new(env!("CARGO_BIN_EXE_realtime")).args(["bench", "edge", "--peer", peer]).output();
         let output = output.expect("the binary runs");

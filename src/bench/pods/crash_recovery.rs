@@ -1,4 +1,5 @@
-//! The death of an edge: how long the others take to tell that its members are gone, and whether Redis serves meanwhile.
+//! Recovery from the crash of an edge: the time until the other edges have published the removal of its members, and
+//! the longest time for which one command blocks Redis meanwhile.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,36 +20,36 @@ use super::super::socket::ClientSocket;
 use super::super::sockets::{measure_servers, open_sockets};
 use super::redis::{RedisProcess, SlowestCommand};
 
-/// Members of a channel that die: one more watches, and Pusher lets in a hundred.
+/// Members of a channel at the killed edge: Pusher admits a hundred, and one more watches.
 const DYING_MEMBERS_PER_CHANNEL: usize = 99;
 
-/// How long what follows of the last who came may take.
+/// Delay after the last join, in which edges acknowledge its events to Redis.
 const ACKNOWLEDGEMENT_DELAY: Duration = Duration::from_secs(2);
 
-/// Longest until the last was told of, from the death: a lease and the rest of who sweeps come before.
+/// Bounds the time from the kill to the last removal: the lease expires first, and the sweeper's grace period passes.
 const REMOVALS_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How long to look for what comes again.
+/// Delay after the last removal, in which repeated ones are counted.
 const REPEATED_REMOVALS_DELAY: Duration = Duration::from_secs(1);
 
-/// What it gave.
+/// Measurements of one crash.
 #[derive(Clone, Debug, Default)]
 pub struct SweepMeasurement {
-    /// From the death to the first removal that somebody heard of, in seconds.
+    /// Time from the kill to the first removal that a watcher received, in seconds.
     pub dead_s: f64,
-    /// From the first to the last, in seconds.
+    /// Time from the first to the last removal, in seconds.
     pub took_s: f64,
     /// Memory of Redis for one member, in KiB.
     pub member_kib: f64,
-    /// The longest that one command held up the others from the death to the end.
+    /// The command that blocked Redis longest from the kill to the end.
     pub slowest_command: SlowestCommand,
-    /// The share of the host's CPU that was taken meanwhile, by whomever.
+    /// Share of the host's CPU that was busy meanwhile, with our own processes.
     pub busy: f64,
-    /// Removals, as one watcher in each channel heard them.
+    /// Removals that the watchers received, one watcher in each channel.
     pub tally: DeliveryTally,
 }
 
-/// Kills the first of these edges, with so many members on it.
+/// Kills the first of these edges, with this many members on it.
 pub async fn measure_crash_recovery(
     mut servers: Vec<ServerProcess>,
     redis: &mut RedisProcess,
@@ -58,11 +59,11 @@ pub async fn measure_crash_recovery(
     let channel = |number: usize| format!("presence-bench-sweep-{number}");
     let channels = members.div_ceil(DYING_MEMBERS_PER_CHANNEL);
     let dying = servers.remove(0);
-    let places: Vec<ChannelSubscription> = (0..channels)
+    let subscriptions: Vec<ChannelSubscription> = (0..channels)
         .map(|number| ChannelSubscription { channel: channel(number), user: Some("watcher".to_owned()) })
         .collect();
     let mut watchers = RemovalWatchers::default();
-    for (number, socket) in open_sockets(&servers, &places).await?.into_iter().enumerate() {
+    for (number, socket) in open_sockets(&servers, &subscriptions).await?.into_iter().enumerate() {
         let expected = (number..members).step_by(channels).count() as u64;
         watchers.watch_socket(socket, expected);
     }
@@ -72,43 +73,43 @@ pub async fn measure_crash_recovery(
         channel: channel(number % channels),
         user: Some(format!("user-{number}")),
     };
-    let places: Vec<ChannelSubscription> = (0..members).map(member).collect();
-    // Nobody reads from them: all that they are told of fits into what the system keeps for them.
-    let sockets = open_sockets(std::slice::from_ref(&dying), &places).await?;
+    let subscriptions: Vec<ChannelSubscription> = (0..members).map(member).collect();
+    // These sockets are not read: all their frames fit into the system's buffers.
+    let sockets = open_sockets(std::slice::from_ref(&dying), &subscriptions).await?;
     sleep(ACKNOWLEDGEMENT_DELAY).await;
-    let held = redis.read_used_memory().await?.saturating_sub(before);
-    // Its commands are timed on the clock: the edges that sweep are not to push it off its core meanwhile, as they do not
-    // where Redis has a machine of its own.
+    let memory = redis.read_used_memory().await?.saturating_sub(before);
+    // Redis times its commands on the clock: the edges that sweep must not preempt it meanwhile, as they do not where
+    // Redis has a machine of its own.
     prefer_process(redis.pid());
     redis.start_slow_log().await?;
     let died = Instant::now();
     drop(dying);
-    let late = died + REMOVALS_TIMEOUT;
-    let told = async {
-        while watchers.removals.load(Ordering::Relaxed) < members as u64 && Instant::now() < late {
+    let deadline = died + REMOVALS_TIMEOUT;
+    let removals = async {
+        while watchers.removals.load(Ordering::Relaxed) < members as u64 && Instant::now() < deadline {
             sleep(Duration::from_millis(20)).await;
         }
         sleep(REPEATED_REMOVALS_DELAY).await;
         Ok(())
     };
     let mut window = watch.new_window();
-    measure_servers(&servers, &mut window, told).await?;
+    measure_servers(&servers, &mut window, removals).await?;
     watch.merge(&window);
     let longest = redis.take_slowest_command().await?;
     drop(sockets);
     let ObservedRemovals { first, last, tally } = watchers.stop_and_merge().await;
-    let (first, last) = (first.unwrap_or(late), last.unwrap_or(late));
+    let (first, last) = (first.unwrap_or(deadline), last.unwrap_or(deadline));
     Ok(SweepMeasurement {
         dead_s: (first - died).as_secs_f64(),
         took_s: (last - first).as_secs_f64(),
-        member_kib: as_f64(held) / as_f64(members.max(1) as u64) / 1024.0,
+        member_kib: as_f64(memory) / as_f64(members.max(1) as u64) / 1024.0,
         slowest_command: longest,
         busy: window.busy_share(),
         tally,
     })
 }
 
-/// What watchers heard.
+/// Removals that watchers received.
 #[derive(Clone, Copy, Debug, Default)]
 struct ObservedRemovals {
     first: Option<Instant>,
@@ -116,7 +117,7 @@ struct ObservedRemovals {
     tally: DeliveryTally,
 }
 
-/// Those who hear of removals, one in each channel.
+/// Watchers of removals, one in each channel.
 #[derive(Default)]
 struct RemovalWatchers {
     tasks: JoinSet<ObservedRemovals>,
@@ -132,11 +133,11 @@ impl RemovalWatchers {
     async fn stop_and_merge(mut self) -> ObservedRemovals {
         self.stop.cancel();
         let mut all = ObservedRemovals::default();
-        while let Some(heard) = self.tasks.join_next().await {
-            let heard = heard.unwrap_or_default();
-            all.first = [all.first, heard.first].into_iter().flatten().min();
-            all.last = all.last.max(heard.last);
-            all.tally += heard.tally;
+        while let Some(observed) = self.tasks.join_next().await {
+            let observed = observed.unwrap_or_default();
+            all.first = [all.first, observed.first].into_iter().flatten().min();
+            all.last = all.last.max(observed.last);
+            all.tally += observed.tally;
         }
         all
     }
@@ -148,13 +149,13 @@ async fn watch_removals(
     seen: Arc<AtomicU64>,
     stop: CancellationToken,
 ) -> ObservedRemovals {
-    let (mut heard, mut users) = (ObservedRemovals::default(), HashMap::<Vec<u8>, u64>::new());
+    let (mut observed, mut users) = (ObservedRemovals::default(), HashMap::<Vec<u8>, u64>::new());
     loop {
         let reading = socket.read(|text| {
             let Some(user) = parse_removed_user(text) else { return };
             let now = Instant::now();
-            heard.first.get_or_insert(now);
-            heard.last = Some(now);
+            observed.first.get_or_insert(now);
+            observed.last = Some(now);
             *users.entry(user).or_default() += 1;
             seen.fetch_add(1, Ordering::Relaxed);
         });
@@ -163,11 +164,11 @@ async fn watch_removals(
             read = reading => if read.is_err() { break },
         }
     }
-    heard.tally = tally_removals(&users, expected);
-    heard
+    observed.tally = tally_removals(&users, expected);
+    observed
 }
 
-/// Who was removed, if a frame says so.
+/// Parses the removed user; `None` for other frames.
 fn parse_removed_user(text: &[u8]) -> Option<Vec<u8>> {
     let rest = &text[find_bytes(text, b"member_removed")?..];
     let user = &rest[find_bytes(rest, b"user-")?..];
@@ -184,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_was_removed_is_found_in_a_frame_and_counted_once() {
+    fn a_removed_user_is_parsed_and_repeated_removals_are_counted() {
         let frame = |event: &str, user: &str| {
             format!(r#"{{"event":"pusher_internal:{event}","data":"{{\"user_id\":\"{user}\"}}","channel":"c"}}"#)
         };

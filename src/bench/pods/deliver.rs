@@ -1,4 +1,4 @@
-//! What edges deliver: the same subscribers and events at one edge alone, and at several that share a Redis.
+//! Deliveries of the same load at a single edge, and at several that share a Redis.
 
 use super::super::error::BenchError;
 use super::super::fanout;
@@ -10,20 +10,20 @@ use super::super::server::ServerProcess;
 use super::super::sockets::{CrowdListeners, DeliveryMeasurement, warm_up};
 use super::redis::RedisProcess;
 
-/// What one side of a round gave.
+/// Measurements of one side of a round.
 #[derive(Clone, Debug, Default)]
 pub struct SideMeasurement {
-    /// One channel with many subscribers.
+    /// Load on one channel with many subscribers.
     pub fan_out: LoadMeasurement,
-    /// Many channels with a hundred subscribers each.
+    /// Load on many channels with a hundred subscribers each.
     pub crowd: LoadMeasurement,
-    /// Few deliveries, for their latency.
+    /// Load with few deliveries, of which latency is measured.
     pub calm: LoadMeasurement,
     /// Median of single deliveries without load, in ms; from one edge to another where there are several.
     pub single_delivery_ms: f64,
 }
 
-/// What one load gave.
+/// Measurements of one load.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadMeasurement {
     /// CPU of the edges for one delivery, in microseconds.
@@ -34,38 +34,39 @@ pub struct LoadMeasurement {
     pub p50_ms: f64,
     /// 99th percentile of the latency, in ms.
     pub p99_ms: f64,
-    /// What was heard.
+    /// Deliveries to the subscribers.
     pub tally: DeliveryTally,
-    /// The share of the host's CPU that was taken meanwhile, by whomever.
+    /// Share of the host's CPU that was busy during the load, with our own processes.
     pub busy: f64,
 }
 
-/// The subscribers of so many channels. Those of one channel follow each other, so that each is at every edge.
+/// Spreads subscribers over channels. Subscribers of one channel follow each other, so that every edge has some of each
+/// channel.
 fn spread_subscribers(subscribers: usize, channels: usize, edges: usize) -> Vec<ChannelSubscription> {
     (0..subscribers).map(|number| ChannelSubscription::in_private_channel((number / edges) % channels)).collect()
 }
 
-/// Measures one side.
+/// Measures one side of a round with all three loads.
 pub async fn measure_side(
     servers: &[ServerProcess],
     mut redis: Option<&mut RedisProcess>,
     plan: &PodsPlan,
     watch: &mut HostUsage,
-    told: &(dyn Fn(&str) + Sync),
+    report_step: &(dyn Fn(&str) + Sync),
 ) -> Result<SideMeasurement, BenchError> {
     warm_up(servers, &vec![ChannelSubscription::in_private_channel(0); plan.subscribers]).await?;
     let one_ms = fanout::measure_single_delivery(servers).await?.quantile_ms(0.5);
     let mut loads = [LoadMeasurement::default(); 3];
-    for (load, (what, subscribers, channels, per_second)) in loads.iter_mut().zip([
+    for (load, (load_name, subscribers, channels, per_second)) in loads.iter_mut().zip([
         ("fan-out", plan.subscribers, 1, plan.events_per_second),
         ("crowd", plan.sockets, plan.channels, plan.publishes_per_second),
         ("calm", plan.calm_sockets, plan.calm_channels, plan.calm_per_second),
     ]) {
-        told(&format!("{what}: {subscribers} subscribers, {channels} channels, {per_second} publishes/s"));
-        let places = spread_subscribers(subscribers, channels, plan.pods);
+        report_step(&format!("{load_name}: {subscribers} subscribers, {channels} channels, {per_second} publishes/s"));
+        let subscriptions = spread_subscribers(subscribers, channels, plan.pods);
         let publishing =
             PublishSchedule::new((0..channels).map(private_channel).collect(), per_second, plan.publishing);
-        *load = measure_load(servers, redis.as_deref_mut(), (&places, publishing), watch).await?;
+        *load = measure_load(servers, redis.as_deref_mut(), (&subscriptions, publishing), watch).await?;
     }
     let [fan, crowd, calm] = loads;
     Ok(SideMeasurement { fan_out: fan, crowd, calm, single_delivery_ms: one_ms })
@@ -74,11 +75,11 @@ pub async fn measure_side(
 async fn measure_load(
     servers: &[ServerProcess],
     redis: Option<&mut RedisProcess>,
-    (places, publishing): (&[ChannelSubscription], PublishSchedule),
+    (subscriptions, publishing): (&[ChannelSubscription], PublishSchedule),
     watch: &mut HostUsage,
 ) -> Result<LoadMeasurement, BenchError> {
     let events = as_f64(publishing.events.max(1));
-    let listeners = CrowdListeners::open_and_listen(servers, places, &publishing).await?;
+    let listeners = CrowdListeners::open_and_listen(servers, subscriptions, &publishing).await?;
     let mut window = watch.new_window();
     let (took, redis_us) = match redis {
         Some(redis) => {

@@ -1,4 +1,4 @@
-//! From what rounds of several edges gave to figures. Pure.
+//! Turns the measurements of several edges into figures. Pure.
 
 use super::super::figures::{Figure, FigureTarget, RoundAggregation, build_figure};
 use super::super::machine::as_f64;
@@ -7,31 +7,32 @@ use super::crash_recovery::SweepMeasurement;
 use super::deliver::{LoadMeasurement, SideMeasurement};
 use super::join_leave::OccupancyMeasurement;
 
-/// Above this share of the host's CPU, by whomever, a time is that of a queue for the CPU and not of the bus.
+/// Bounds the busy share of the host's CPU for a time to count: above it, processes wait for a core, and times are not
+/// those of the bus.
 const HOST_BUSY_SHARE_MAX: f64 = 0.6;
 
-/// One round.
+/// Measurements of one round.
 #[derive(Clone, Debug, Default)]
 pub struct PodsRound {
-    /// A single edge.
+    /// Measurements of the single edge.
     pub single: SideMeasurement,
-    /// Several.
+    /// Measurements of the several edges.
     pub pods: SideMeasurement,
-    /// Private channels that came and went.
+    /// Joins and leaves of private channels.
     pub private: OccupancyMeasurement,
-    /// Presence channels that came and went.
+    /// Joins and leaves of presence channels.
     pub presence: OccupancyMeasurement,
-    /// The death of an edge.
+    /// Sweep after an edge was killed.
     pub sweep: SweepMeasurement,
 }
 
 impl PodsRound {
-    /// What the bus adds to the latency, where the host had time for both sides.
+    /// Latency that the bus adds; `None` where the host was too busy on either side.
     fn added_ms(&self) -> Option<f64> {
         (self.busy_share() < HOST_BUSY_SHARE_MAX).then_some(self.pods.calm.p99_ms - self.single.calm.p99_ms)
     }
 
-    /// The longest that a command held up Redis, where the host had time for it.
+    /// Longest time for which a command blocked Redis; `None` where the host was too busy.
     fn block_ms(&self) -> Option<f64> {
         (self.sweep.busy < HOST_BUSY_SHARE_MAX).then_some(self.sweep.slowest_command.ms)
     }
@@ -40,7 +41,7 @@ impl PodsRound {
         self.single.calm.busy.max(self.pods.calm.busy)
     }
 
-    /// All that subscribers heard.
+    /// Deliveries of all loads on both sides.
     fn total_tally(&self) -> DeliveryTally {
         let mut all = DeliveryTally::default();
         for side in [&self.single, &self.pods] {
@@ -52,21 +53,22 @@ impl PodsRound {
     }
 }
 
-/// Those who came and left in a second of one core of Redis.
+/// Pairs of a join and a leave per second of one core of Redis.
 fn pairs_per_second(occupied: OccupancyMeasurement) -> f64 {
     1e6 / (occupied.enter_us + occupied.leave_us)
 }
 
-/// Deliveries in a second of the edges' CPU, to those of the single one.
+/// Ratio of the deliveries per CPU second of several edges to those of a single one.
 fn delivery_ratio(single: LoadMeasurement, pods: LoadMeasurement) -> f64 {
     single.cpu_us / pods.cpu_us
 }
 
-/// Every figure. A comparison is the median of the rounds' own comparisons: both sides of each ran one after the other.
+/// Computes every figure. A comparison is the median of the rounds' own comparisons: both sides of each ran one after the
+/// other.
 pub fn compute_pods_figures(rounds: &[PodsRound]) -> Vec<Figure> {
     type RoundFigure = fn(&PodsRound) -> Option<f64>;
     let values = |of: RoundFigure| rounds.iter().filter_map(of).filter(|value| value.is_finite()).collect::<Vec<f64>>();
-    let told =
+    let no_target =
         |id, name, unit, of: RoundFigure| build_figure(id, name, unit, None, (RoundAggregation::Median, values(of)));
     let most = |id, name, unit, most, of: RoundFigure| {
         build_figure(id, name, unit, Some(FigureTarget::AtMost(most)), (RoundAggregation::Median, values(of)))
@@ -81,15 +83,15 @@ pub fn compute_pods_figures(rounds: &[PodsRound]) -> Vec<Figure> {
         least("fan_ratio", "fan-out: deliveries per CPU second, to a single edge's", "×", 0.7, |r| {
             Some(delivery_ratio(r.single.fan_out, r.pods.fan_out))
         }),
-        told("fan_us", "  CPU of the edges per delivery", "µs", |r| Some(r.pods.fan_out.cpu_us)),
-        told("fan_single_us", "  a single edge's", "µs", |r| Some(r.single.fan_out.cpu_us)),
-        told("fan_redis_us", "  CPU of Redis per publish", "µs", |r| r.pods.fan_out.redis_us),
+        no_target("fan_us", "  CPU of the edges per delivery", "µs", |r| Some(r.pods.fan_out.cpu_us)),
+        no_target("fan_single_us", "  a single edge's", "µs", |r| Some(r.single.fan_out.cpu_us)),
+        no_target("fan_redis_us", "  CPU of Redis per publish", "µs", |r| r.pods.fan_out.redis_us),
         least("crowd_ratio", "crowd: deliveries per CPU second, to a single edge's", "×", 0.7, |r| {
             Some(delivery_ratio(r.single.crowd, r.pods.crowd))
         }),
-        told("crowd_us", "  CPU of the edges per delivery", "µs", |r| Some(r.pods.crowd.cpu_us)),
-        told("crowd_single_us", "  a single edge's", "µs", |r| Some(r.single.crowd.cpu_us)),
-        told("crowd_redis_us", "  CPU of Redis per publish", "µs", |r| r.pods.crowd.redis_us),
+        no_target("crowd_us", "  CPU of the edges per delivery", "µs", |r| Some(r.pods.crowd.cpu_us)),
+        no_target("crowd_single_us", "  a single edge's", "µs", |r| Some(r.single.crowd.cpu_us)),
+        no_target("crowd_redis_us", "  CPU of Redis per publish", "µs", |r| r.pods.crowd.redis_us),
         build_figure(
             "delivered",
             "events delivered",
@@ -100,18 +102,18 @@ pub fn compute_pods_figures(rounds: &[PodsRound]) -> Vec<Figure> {
         none("missed", "  missed", |r| Some(as_f64(r.total_tally().missed))),
         none("repeated", "  repeated", |r| Some(as_f64(r.total_tally().repeated))),
         most("added_ms", "latency that the bus adds, 99th percentile", "ms", 5.0, PodsRound::added_ms),
-        told("calm_p99_ms", "  of several edges", "ms", |r| Some(r.pods.calm.p99_ms)),
-        told("calm_single_p99_ms", "  of a single edge", "ms", |r| Some(r.single.calm.p99_ms)),
-        told("calm_p50_ms", "  median of several edges", "ms", |r| Some(r.pods.calm.p50_ms)),
-        told("calm_single_p50_ms", "  median of a single edge", "ms", |r| Some(r.single.calm.p50_ms)),
-        told("calm_busy", "  the host's load meanwhile", "%", |r| Some(r.busy_share() * 100.0)),
-        told("one_ms", "a single delivery from edge to edge, median", "ms", |r| Some(r.pods.single_delivery_ms)),
-        told("one_single_ms", "  at a single edge", "ms", |r| Some(r.single.single_delivery_ms)),
+        no_target("calm_p99_ms", "  of several edges", "ms", |r| Some(r.pods.calm.p99_ms)),
+        no_target("calm_single_p99_ms", "  of a single edge", "ms", |r| Some(r.single.calm.p99_ms)),
+        no_target("calm_p50_ms", "  median of several edges", "ms", |r| Some(r.pods.calm.p50_ms)),
+        no_target("calm_single_p50_ms", "  median of a single edge", "ms", |r| Some(r.single.calm.p50_ms)),
+        no_target("calm_busy", "  the host's load meanwhile", "%", |r| Some(r.busy_share() * 100.0)),
+        no_target("one_ms", "a single delivery from edge to edge, median", "ms", |r| Some(r.pods.single_delivery_ms)),
+        no_target("one_single_ms", "  at a single edge", "ms", |r| Some(r.single.single_delivery_ms)),
         least("private_pairs", "subscribe and unsubscribe, private channels, per core of Redis", "/s", 5_000.0, |r| {
             Some(pairs_per_second(r.private))
         }),
-        told("private_enter_us", "  CPU of Redis to subscribe", "µs", |r| Some(r.private.enter_us)),
-        told("private_leave_us", "  CPU of Redis to unsubscribe", "µs", |r| Some(r.private.leave_us)),
+        no_target("private_enter_us", "  CPU of Redis to subscribe", "µs", |r| Some(r.private.enter_us)),
+        no_target("private_leave_us", "  CPU of Redis to unsubscribe", "µs", |r| Some(r.private.leave_us)),
         least(
             "presence_pairs",
             "subscribe and unsubscribe, presence channels, per core of Redis",
@@ -119,8 +121,8 @@ pub fn compute_pods_figures(rounds: &[PodsRound]) -> Vec<Figure> {
             5_000.0,
             |r| Some(pairs_per_second(r.presence)),
         ),
-        told("presence_enter_us", "  CPU of Redis to subscribe", "µs", |r| Some(r.presence.enter_us)),
-        told("presence_leave_us", "  CPU of Redis to unsubscribe", "µs", |r| Some(r.presence.leave_us)),
+        no_target("presence_enter_us", "  CPU of Redis to subscribe", "µs", |r| Some(r.presence.enter_us)),
+        no_target("presence_leave_us", "  CPU of Redis to unsubscribe", "µs", |r| Some(r.presence.leave_us)),
         none("stayed", "channels still occupied after everyone left", |r| {
             Some(as_f64(r.private.still_occupied.max(r.presence.still_occupied)))
         }),
@@ -128,13 +130,17 @@ pub fn compute_pods_figures(rounds: &[PodsRound]) -> Vec<Figure> {
         most("presence_kib", "memory of Redis per presence channel with one member", "KiB", 1.0, |r| {
             Some(r.presence.held_kib)
         }),
-        told("member_kib", "  per presence member among a hundred", "KiB", |r| Some(r.sweep.member_kib)),
-        told("left_kib", "  per channel in the hour after it was left", "KiB", |r| Some(r.private.left_kib)),
+        no_target("member_kib", "  per presence member among a hundred", "KiB", |r| Some(r.sweep.member_kib)),
+        no_target("left_kib", "  per channel in the hour after it was left", "KiB", |r| Some(r.private.left_kib)),
         most("sweep_s", "an edge is killed: from the first removal to the last", "s", 2.0, |r| Some(r.sweep.took_s)),
         most("sweep_block_ms", "  longest that one command held up Redis", "ms", 5.0, PodsRound::block_ms),
-        told("sweep_longest_ms", "  the same, however busy the host was", "ms", |r| Some(r.sweep.slowest_command.ms)),
-        told("sweep_half_ms", "  half of these commands took at most", "ms", |r| Some(r.sweep.slowest_command.half_ms)),
-        told("dead_s", "  from its death to the first removal", "s", |r| Some(r.sweep.dead_s)),
+        no_target("sweep_longest_ms", "  the same, however busy the host was", "ms", |r| {
+            Some(r.sweep.slowest_command.ms)
+        }),
+        no_target("sweep_half_ms", "  half of these commands took at most", "ms", |r| {
+            Some(r.sweep.slowest_command.half_ms)
+        }),
+        no_target("dead_s", "  from its death to the first removal", "s", |r| Some(r.sweep.dead_s)),
         build_figure(
             "removed",
             "  removals heard",
@@ -147,7 +153,7 @@ pub fn compute_pods_figures(rounds: &[PodsRound]) -> Vec<Figure> {
     ]
 }
 
-/// What a reader must know beside the figures.
+/// Composes the notes: times that were not counted, and the longest command of a sweep.
 pub fn compose_notes(rounds: &[PodsRound]) -> Vec<String> {
     let mut notes = Vec::new();
     for (what, counted) in [
@@ -185,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_standings() {
+    fn each_figure_has_its_value_and_outcome() {
         let side = |cpu_us, p99_ms, busy| SideMeasurement {
             fan_out: test_load(cpu_us, 0.0, 1.0),
             calm: test_load(cpu_us, p99_ms, busy),
@@ -208,7 +214,7 @@ mod tests {
             ..PodsRound::default()
         };
         let figures = compute_pods_figures(std::slice::from_ref(&round));
-        for (id, value, standing) in [
+        for (id, value, outcome) in [
             ("fan_ratio", Some(0.7), TargetOutcome::Met),
             ("added_ms", Some(5.0), TargetOutcome::Met),
             ("private_pairs", Some(5_000.0), TargetOutcome::Met),
@@ -220,13 +226,13 @@ mod tests {
             ("fan_redis_us", None, TargetOutcome::NotMeasured),
         ] {
             let figure = find_figure(&figures, id);
-            assert_eq!((figure.value, figure.standing), (value, standing), "{id}");
+            assert_eq!((figure.value, figure.outcome), (value, outcome), "{id}");
         }
         assert_eq!(compose_notes(&[round]), ["The longest command of any sweep was evalsha with 5.10 ms."]);
     }
 
     #[test]
-    fn times_on_a_busy_host_are_not_counted_and_that_is_said() {
+    fn times_on_a_busy_host_are_not_counted_and_a_note_says_so() {
         let with = |busy: f64, p99_ms| PodsRound {
             pods: SideMeasurement { calm: test_load(1.0, p99_ms, busy), ..SideMeasurement::default() },
             sweep: SweepMeasurement { busy, ..SweepMeasurement::default() },
@@ -235,13 +241,13 @@ mod tests {
         let rounds = [with(0.6, 90.0), with(0.59, 3.0), with(0.9, 90.0)];
         let figures = compute_pods_figures(&rounds);
         let added = find_figure(&figures, "added_ms");
-        assert_eq!((added.value, added.standing, added.rounds.len()), (Some(3.0), TargetOutcome::Met, 1));
+        assert_eq!((added.value, added.outcome, added.rounds.len()), (Some(3.0), TargetOutcome::Met, 1));
         let notes = compose_notes(&rounds);
         assert!(notes[..2].iter().all(|note| note.contains("2 of 3 rounds")) && notes.len() == 3, "{notes:?}");
         assert_eq!(find_figure(&figures, "sweep_block_ms").rounds.len(), 1);
         assert_eq!(find_figure(&figures, "sweep_longest_ms").rounds.len(), 3);
         assert_eq!(
-            find_figure(&super::compute_pods_figures(&rounds[..1]), "added_ms").standing,
+            find_figure(&super::compute_pods_figures(&rounds[..1]), "added_ms").outcome,
             TargetOutcome::NotMeasured
         );
     }

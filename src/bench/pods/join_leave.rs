@@ -1,4 +1,4 @@
-//! Channels that clients come to and leave, each its own: what that costs Redis in CPU, and what it holds meanwhile.
+//! Subscriptions to channels of a single client each: CPU of Redis per join and leave, and memory per occupied channel.
 
 use std::time::Duration;
 
@@ -7,46 +7,47 @@ use tokio::time::sleep;
 
 use super::super::error::BenchError;
 use super::super::load::{
-    ChannelSubscription, Target, connect_socket, count_occupied_channels, subscribe_channel, unsubscribe_channels,
+    ChannelSubscription, connect_socket, count_occupied_channels, subscribe_channel, unsubscribe_channels,
 };
 use super::super::machine::{HostUsage, as_f64};
 use super::super::server::ServerProcess;
 use super::super::socket::ClientSocket;
 use super::super::sockets::{measure_servers, to_server_error};
+use super::super::target::Target;
 use super::redis::RedisProcess;
 
-/// Sockets that do it at one time, each one after another.
+/// Bounds the sockets that subscribe concurrently, each to one channel after another.
 const WALKERS_MAX: usize = 60;
 
-/// How long what follows of the last who came may take: what was decided is told to be safe.
+/// Delay after the last join, in which edges acknowledge its events to Redis.
 const ACKNOWLEDGEMENT_DELAY: Duration = Duration::from_secs(2);
 
-/// How long what follows of the last who left may take: an edge forgets channels every 3 s.
+/// Delay after the last leave: an edge removes empty channels every 3 s.
 const FORGET_CHANNELS_DELAY: Duration = Duration::from_secs(4);
 
-/// What it cost.
+/// Cost of joins and leaves in Redis.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OccupancyMeasurement {
-    /// CPU of Redis for one who came, in microseconds.
+    /// CPU of Redis for one join, in microseconds.
     pub enter_us: f64,
-    /// CPU of Redis for one who left, in microseconds.
+    /// CPU of Redis for one leave, in microseconds.
     pub leave_us: f64,
     /// Memory of Redis for one occupied channel, in KiB.
     pub held_kib: f64,
     /// Memory of Redis for one channel after it was left, in KiB.
     pub left_kib: f64,
-    /// Channels that are occupied although everyone left.
+    /// Channels that are occupied although every client left.
     pub still_occupied: u64,
 }
 
-/// Fills so many channels with one connection each, at all edges, and empties them again.
+/// Measures joins and leaves of this many channels with one connection each, over all edges.
 pub async fn measure_join_leave(
     servers: &[ServerProcess],
     redis: &mut RedisProcess,
     (channels, presence): (usize, bool),
     watch: &mut HostUsage,
 ) -> Result<OccupancyMeasurement, BenchError> {
-    let place = |number: usize| {
+    let subscription = |number: usize| {
         let (kind, user) = if presence { ("presence", Some(format!("user-{number}"))) } else { ("private", None) };
         ChannelSubscription { channel: format!("{kind}-bench-own-{number}"), user }
     };
@@ -54,28 +55,29 @@ pub async fn measure_join_leave(
     let mut walkers = Vec::new();
     for number in 0..WALKERS_MAX.min(channels) {
         let target = servers[number % servers.len()].target;
-        let places: Vec<ChannelSubscription> = (number..channels).step_by(WALKERS_MAX).map(place).collect();
-        walkers.push(ChannelWalker::open(target, places).await.map_err(&step)?);
+        let subscriptions: Vec<ChannelSubscription> =
+            (number..channels).step_by(WALKERS_MAX).map(subscription).collect();
+        walkers.push(ChannelWalker::open(target, subscriptions).await.map_err(&step)?);
     }
     sleep(ACKNOWLEDGEMENT_DELAY).await;
     let (cpu_start, memory_start) = (redis.read_cpu_us().await?, redis.read_used_memory().await?);
-    let coming = async {
+    let joins = async {
         let walked = stream::iter(walkers).map(ChannelWalker::subscribe_all).buffer_unordered(WALKERS_MAX);
         walked.try_collect::<Vec<_>>().await.map_err(&step)
     };
-    let (walkers, _) = measure_servers(servers, watch, coming).await?;
+    let (walkers, _) = measure_servers(servers, watch, joins).await?;
     sleep(ACKNOWLEDGEMENT_DELAY).await;
     let (cpu_full, memory_full) = (redis.read_cpu_us().await?, redis.read_used_memory().await?);
-    let leaving = async {
+    let leaves = async {
         let walked = stream::iter(walkers).map(ChannelWalker::unsubscribe_all).buffer_unordered(WALKERS_MAX);
         walked.try_collect::<Vec<_>>().await.map_err(&step)
     };
-    let (walkers, _) = measure_servers(servers, watch, leaving).await?;
+    let (walkers, _) = measure_servers(servers, watch, leaves).await?;
     sleep(FORGET_CHANNELS_DELAY).await;
     let (cpu_end, memory_end) = (redis.read_cpu_us().await?, redis.read_used_memory().await?);
-    let mut stayed = 0;
+    let mut still_occupied = 0;
     for server in servers {
-        stayed = stayed.max(count_occupied_channels(server.target).await.map_err(&step)?);
+        still_occupied = still_occupied.max(count_occupied_channels(server.target).await.map_err(&step)?);
     }
     drop(walkers);
     let each = as_f64(channels.max(1) as u64);
@@ -85,15 +87,15 @@ pub async fn measure_join_leave(
         leave_us: (cpu_end - cpu_full) / each,
         held_kib: kib(memory_full),
         left_kib: kib(memory_end),
-        still_occupied: stayed as u64,
+        still_occupied: still_occupied as u64,
     })
 }
 
 fn to_step_error(servers: &[ServerProcess]) -> impl Fn(std::io::Error) -> BenchError + '_ {
-    |error| to_server_error(servers, "coming and going")(error)
+    |error| to_server_error(servers, "joining and leaving channels")(error)
 }
 
-/// A socket with the channels that are its own.
+/// A socket that walks over channels of its own.
 struct ChannelWalker {
     socket: ClientSocket,
     id: String,
@@ -101,14 +103,14 @@ struct ChannelWalker {
 }
 
 impl ChannelWalker {
-    async fn open(target: Target, places: Vec<ChannelSubscription>) -> std::io::Result<Self> {
+    async fn open(target: Target, subscriptions: Vec<ChannelSubscription>) -> std::io::Result<Self> {
         let (socket, id) = connect_socket(target).await?;
-        Ok(Self { socket, id, subscriptions: places })
+        Ok(Self { socket, id, subscriptions })
     }
 
     async fn subscribe_all(mut self) -> std::io::Result<Self> {
-        for place in &self.subscriptions {
-            subscribe_channel(&mut self.socket, &self.id, place).await?;
+        for subscription in &self.subscriptions {
+            subscribe_channel(&mut self.socket, &self.id, subscription).await?;
         }
         Ok(self)
     }

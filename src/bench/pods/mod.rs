@@ -1,7 +1,7 @@
-//! Several edges that share a Redis, beside a single edge without one: what the bus costs.
+//! The cost of the bus: several edges that share a Redis, beside a single edge without one.
 //!
-//! In: how large. Out: figures as of any other run. Each round has its own Redis, on which one group of edges delivers
-//! what a single edge delivers in the same round, and another group is filled, emptied and robbed of one of its own.
+//! In: the size of the run. Out: figures as of any other run. Each round has its own Redis, on which one group of edges
+//! has the same load as a single edge in the same round, and another group is filled, emptied, and has one edge killed.
 
 mod crash_recovery;
 mod deliver;
@@ -17,22 +17,23 @@ use super::error::BenchError;
 use super::machine::{self, HostUsage};
 use super::plan::PodsPlan;
 use super::report::{BenchReport, RunSize, begin_report};
-use super::server::{BusConnection, ServerKind, ServerProcess};
+use super::server::{BusConnection, ServerProcess};
+use super::target::ServerKind;
 
-/// Runs the plan; `progress` hears what is being done.
+/// Runs the plan, and reports each step to `progress`.
 ///
 /// # Errors
-/// The system does not let it run, or a server does not do what it must for a figure to mean anything.
+/// A limit of the system is too low, or a server fails a step that a figure depends on.
 pub async fn run(plan: &PodsPlan, progress: &(dyn Fn(String) + Sync)) -> Result<BenchReport, BenchError> {
     let began = Instant::now();
     machine::allow_files(plan.open_files_needed())?;
-    // Before anything that takes long: it may not be installed.
+    // First, because Redis may not be installed.
     let beside = RedisProcess::start().await?.read_version().await?;
     let mut report = begin_report(RunSize::Pods(plan.clone()), Some(beside)).await;
     let (mut rounds, mut all) = (Vec::with_capacity(plan.rounds), HostUsage::default());
     for number in 0..plan.rounds {
-        let told = |what: &str| progress(format!("round {} of {}: {what}", number + 1, plan.rounds));
-        rounds.push(run_round(plan, number, &mut all, &told).await?);
+        let report_step = |step: &str| progress(format!("round {} of {}: {step}", number + 1, plan.rounds));
+        rounds.push(run_round(plan, number, &mut all, &report_step).await?);
     }
     report.figures = compute_pods_figures(&rounds);
     report.notes = compose_notes(&rounds);
@@ -44,30 +45,30 @@ async fn run_round(
     plan: &PodsPlan,
     number: usize,
     all: &mut HostUsage,
-    told: &(dyn Fn(&str) + Sync),
+    report_step: &(dyn Fn(&str) + Sync),
 ) -> Result<PodsRound, BenchError> {
     let mut redis = RedisProcess::start().await?;
     let mut watch = HostUsage::with_helper(redis.pid());
     let mut round = PodsRound::default();
-    // Who goes first changes, so that none always follows the other.
+    // The order alternates, so that neither side always follows the other.
     let first = !number.is_multiple_of(2);
     for several in [first, !first] {
         if several {
             redis.wait_until_settled().await;
             let servers = start_edges(plan.pods, &redis, "bench-deliver").await?;
-            let told = |what: &str| told(&format!("{} edges: {what}", plan.pods));
-            round.pods = deliver::measure_side(&servers, Some(&mut redis), plan, &mut watch, &told).await?;
+            let report_step = |step: &str| report_step(&format!("{} edges: {step}", plan.pods));
+            round.pods = deliver::measure_side(&servers, Some(&mut redis), plan, &mut watch, &report_step).await?;
         } else {
             let servers = [ServerProcess::start(ServerKind::Edge, None).await?];
-            let told = |what: &str| told(&format!("a single edge: {what}"));
-            round.single = deliver::measure_side(&servers, None, plan, &mut watch, &told).await?;
+            let report_step = |step: &str| report_step(&format!("a single edge: {step}"));
+            round.single = deliver::measure_side(&servers, None, plan, &mut watch, &report_step).await?;
         }
     }
     let servers = start_edges(plan.pods, &redis, "bench-store").await?;
-    told(&format!("{} private channels, and {} presence channels", plan.occupied, plan.occupied));
+    report_step(&format!("{} private channels, and {} presence channels", plan.occupied, plan.occupied));
     round.private = join_leave::measure_join_leave(&servers, &mut redis, (plan.occupied, false), &mut watch).await?;
     round.presence = join_leave::measure_join_leave(&servers, &mut redis, (plan.occupied, true), &mut watch).await?;
-    told(&format!("an edge with {} presence members is killed", plan.members));
+    report_step(&format!("an edge with {} presence members is killed", plan.members));
     round.sweep = crash_recovery::measure_crash_recovery(servers, &mut redis, plan.members, &mut watch).await?;
     all.merge(&watch);
     Ok(round)

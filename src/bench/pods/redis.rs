@@ -1,4 +1,4 @@
-//! The Redis of a run: a child process on loopback that keeps nothing, and what it says of itself.
+//! The Redis of a run: a child process on loopback without persistence, and its own figures of CPU, memory and commands.
 
 use std::fmt::Write as _;
 use std::io;
@@ -16,25 +16,25 @@ use super::super::figures::median_of;
 use super::super::machine::as_f64;
 use super::super::server::free_port;
 
-/// The program, as it is found in `PATH`.
+/// Name of the program in `PATH`.
 const REDIS_PROGRAM: &str = "redis-server";
 
-/// Longest until it answers.
+/// Bounds the time until a started Redis answers.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest for one answer.
+/// Bounds the wait for the reply to one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Largest answer that is taken.
+/// Bounds the length of a reply.
 const REPLY_BYTES_MAX: usize = 256 << 20;
 
-/// How long edges hold back what they tell when the memory of a store is young, and some more.
+/// Delay after which edges publish transitions: the settling period of a young store, and a second more.
 const SETTLING_DELAY: Duration = Duration::from_secs(6);
 
-/// Commands that took so many microseconds are noted.
+/// Least duration of a command to be logged as slow, in microseconds.
 const SLOW_COMMAND_US_MIN: u64 = 50;
 
-/// A server that is ended when this is dropped.
+/// A running Redis, killed on drop.
 pub struct RedisProcess {
     process: Child,
     address: SocketAddr,
@@ -43,19 +43,19 @@ pub struct RedisProcess {
     _files: TempDir,
 }
 
-/// The longest that one command held up all others.
+/// The command that blocked Redis longest.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SlowestCommand {
-    /// For how long, in ms; no longer than what is noted at all when nothing was.
+    /// Duration of the command, in ms; [`SLOW_COMMAND_US_MIN`] when none was logged.
     pub ms: f64,
-    /// Which command it was.
+    /// Name of the command.
     pub command: String,
-    /// For how long half of its kind took at most, in ms, of those that are noted.
+    /// Median duration of the logged commands of that name, in ms.
     pub half_ms: f64,
 }
 
 impl RedisProcess {
-    /// Starts one, and waits until it answers.
+    /// Starts a Redis, and waits until it answers.
     pub async fn start() -> Result<Self, BenchError> {
         let files = tempfile::tempdir().map_err(BenchError::from_io("no temporary directory can be made"))?;
         let address = free_port()?;
@@ -69,17 +69,17 @@ impl RedisProcess {
             .spawn()
             .map_err(|error| explain_missing_program(&error))?;
         let mut process = KillOnDrop(Some(process));
-        let late = Instant::now() + START_TIMEOUT;
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
             if let Ok(stream) = TcpStream::connect(address).await {
                 let connection = BufReader::new(stream);
-                let process = process.0.take().ok_or_else(|| redis_error("it has ended".to_owned()))?;
+                let process = process.0.take().ok_or_else(|| redis_error("it has exited".to_owned()))?;
                 let mut redis = Self { process, address, connection, began: Instant::now(), _files: files };
                 redis.run_command(&["PING"]).await?;
                 return Ok(redis);
             }
             let ended = process.0.as_mut().and_then(|process| process.try_wait().ok().flatten());
-            if ended.is_some() || Instant::now() > late {
+            if ended.is_some() || Instant::now() > deadline {
                 let how = ended.map_or_else(|| format!("no answer in {START_TIMEOUT:?}"), |status| status.to_string());
                 return Err(BenchError::Start { server: REDIS_PROGRAM, detail: how });
             }
@@ -87,55 +87,55 @@ impl RedisProcess {
         }
     }
 
-    /// Its address for edges.
+    /// URL of the Redis for edges.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
 
-    /// Its process.
+    /// Process id of the Redis.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
 
-    /// Waits until edges tell at once what happens.
+    /// Waits until edges no longer defer transitions.
     pub async fn wait_until_settled(&self) {
         sleep(SETTLING_DELAY.saturating_sub(self.began.elapsed())).await;
     }
 
-    /// What it is, with its release.
+    /// Reads the product and its release.
     pub async fn read_version(&mut self) -> Result<String, BenchError> {
         let info = self.query_section("server").await?;
         let version = |name: &str| find_field(&info, name).map(str::to_owned);
         match (version("valkey_version"), version("redis_version")) {
             (Some(valkey), _) => Ok(format!("Valkey {valkey}")),
             (None, Some(redis)) => Ok(format!("Redis {redis}")),
-            (None, None) => Err(redis_error("INFO tells no version".to_owned())),
+            (None, None) => Err(redis_error("INFO has no version".to_owned())),
         }
     }
 
-    /// Its CPU time so far, in microseconds.
+    /// Reads the CPU time so far, in microseconds.
     pub async fn read_cpu_us(&mut self) -> Result<f64, BenchError> {
         let info = self.query_section("cpu").await?;
         let seconds = |name: &str| find_field(&info, name)?.parse::<f64>().ok();
         let both = seconds("used_cpu_user").zip(seconds("used_cpu_sys"));
-        both.map(|(user, system)| (user + system) * 1e6).ok_or_else(|| redis_error("INFO tells no CPU time".to_owned()))
+        both.map(|(user, system)| (user + system) * 1e6).ok_or_else(|| redis_error("INFO has no CPU time".to_owned()))
     }
 
-    /// The memory that its data and buffers take, in bytes.
+    /// Reads the memory of data and buffers, in bytes.
     pub async fn read_used_memory(&mut self) -> Result<u64, BenchError> {
         let info = self.query_section("memory").await?;
         let used = find_field(&info, "used_memory").and_then(|used| used.parse().ok());
-        used.ok_or_else(|| redis_error("INFO tells no memory".to_owned()))
+        used.ok_or_else(|| redis_error("INFO has no memory".to_owned()))
     }
 
-    /// From now on, notes commands that take long.
+    /// Starts to log slow commands.
     pub async fn start_slow_log(&mut self) -> Result<(), BenchError> {
         self.run_command(&["CONFIG", "SET", "slowlog-max-len", "100000"]).await?;
         self.run_command(&["CONFIG", "SET", "slowlog-log-slower-than", &SLOW_COMMAND_US_MIN.to_string()]).await?;
         self.run_command(&["SLOWLOG", "RESET"]).await.map(drop)
     }
 
-    /// The longest of them, and notes no more.
+    /// Stops to log slow commands, and returns the slowest.
     pub async fn take_slowest_command(&mut self) -> Result<SlowestCommand, BenchError> {
         self.run_command(&["CONFIG", "SET", "slowlog-log-slower-than", "-1"]).await?;
         find_slowest(&self.run_command(&["SLOWLOG", "GET", "-1"]).await?)
@@ -144,7 +144,7 @@ impl RedisProcess {
     async fn query_section(&mut self, section: &str) -> Result<String, BenchError> {
         match self.run_command(&["INFO", section]).await? {
             RedisReply::Text(text) => Ok(text),
-            other => Err(redis_error(format!("INFO was answered {other:?}"))),
+            other => Err(redis_error(format!("unexpected reply to INFO: {other:?}"))),
         }
     }
 
@@ -158,7 +158,7 @@ impl RedisProcess {
             read(&mut self.connection).await
         });
         match answer.await {
-            Ok(Ok(RedisReply::Error(told))) => Err(redis_error(format!("{}: {told}", words.join(" ")))),
+            Ok(Ok(RedisReply::Error(error))) => Err(redis_error(format!("{}: {error}", words.join(" ")))),
             Ok(answer) => answer.map_err(|error| redis_error(error.to_string())),
             Err(_) => Err(redis_error(format!("{}: no answer in {COMMAND_TIMEOUT:?}", words.join(" ")))),
         }
@@ -171,7 +171,7 @@ impl Drop for RedisProcess {
     }
 }
 
-/// A process that is ended unless it was taken.
+/// A process that is killed on drop unless it was taken.
 struct KillOnDrop(Option<Child>);
 
 impl Drop for KillOnDrop {
@@ -183,7 +183,7 @@ impl Drop for KillOnDrop {
 }
 
 fn kill_process(process: &mut Child) {
-    // It may have ended by itself.
+    // The process may have exited already.
     let _ = process.kill();
     let _ = process.wait();
 }
@@ -199,14 +199,14 @@ fn explain_missing_program(error: &io::Error) -> BenchError {
 }
 
 fn redis_error(detail: String) -> BenchError {
-    BenchError::Server { server: "Redis", step: "telling of itself", detail }
+    BenchError::Server { server: "Redis", step: "a command", detail }
 }
 
 fn find_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-/// An answer.
+/// A reply of Redis in version 2 of its protocol.
 #[derive(Clone, Debug, PartialEq)]
 enum RedisReply {
     Nil,
@@ -216,10 +216,9 @@ enum RedisReply {
     Error(String),
 }
 
-/// Reads one answer in version 2 of the protocol.
 async fn read(connection: &mut BufReader<TcpStream>) -> io::Result<RedisReply> {
-    let invalid = || io::Error::new(io::ErrorKind::InvalidData, "an answer that is none of Redis");
-    // Answers that an answer still holds, innermost last.
+    let invalid = || io::Error::new(io::ErrorKind::InvalidData, "a reply that is not one of Redis");
+    // Arrays that are not complete yet, innermost last.
     let mut open: Vec<(usize, Vec<RedisReply>)> = Vec::new();
     loop {
         let mut line = String::new();
@@ -254,20 +253,20 @@ async fn read(connection: &mut BufReader<TcpStream>) -> io::Result<RedisReply> {
             _ => return Err(invalid()),
         };
         loop {
-            let Some((length, held)) = open.last_mut() else { return Ok(reply) };
-            held.push(reply);
-            if held.len() < *length {
+            let Some((length, items)) = open.last_mut() else { return Ok(reply) };
+            items.push(reply);
+            if items.len() < *length {
                 break;
             }
-            reply = RedisReply::Array(open.pop().map(|(_, held)| held).unwrap_or_default());
+            reply = RedisReply::Array(open.pop().map(|(_, items)| items).unwrap_or_default());
         }
     }
 }
 
-/// The longest entry: each is a number, a time, microseconds, the words of the command, and more.
+/// Finds the slowest entry: each is a number, a time, microseconds, the words of the command, and more.
 fn find_slowest(entries: &RedisReply) -> Result<SlowestCommand, BenchError> {
     let RedisReply::Array(entries) = entries else {
-        return Err(redis_error(format!("SLOWLOG was answered {entries:?}")));
+        return Err(redis_error(format!("unexpected reply to SLOWLOG: {entries:?}")));
     };
     let taken = entries.iter().filter_map(|entry| match entry {
         RedisReply::Array(parts) => match &parts[..] {
@@ -304,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_table_of_answers() {
+    async fn replies_of_every_kind_are_parsed_and_broken_ones_are_refused() {
         let text = |text: &str| RedisReply::Text(text.to_owned());
         for (name, sent, expected) in [
             ("a word", "+OK\r\n", Some(text("OK"))),
@@ -330,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_command_is_found_and_none_is_said_to_be_short() {
+    fn the_slowest_command_is_found_and_an_empty_log_counts_as_the_threshold() {
         let entry = |us, name: &str| {
             let words = RedisReply::Array(vec![RedisReply::Text(name.to_owned()), RedisReply::Text("x".to_owned())]);
             RedisReply::Array(vec![
@@ -349,8 +348,11 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_told_with_what_to_install() {
-        let told = explain_missing_program(&io::ErrorKind::NotFound.into()).to_string();
-        assert!(told.contains("redis-server did not start") && told.contains("apt-get install redis-server"), "{told}");
+    fn a_missing_program_is_reported_with_what_to_install() {
+        let error = explain_missing_program(&io::ErrorKind::NotFound.into()).to_string();
+        assert!(
+            error.contains("redis-server did not start") && error.contains("apt-get install redis-server"),
+            "{error}"
+        );
     }
 }

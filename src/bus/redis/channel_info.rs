@@ -1,4 +1,4 @@
-//! What Redis knows of channels beyond who enters and leaves: their last event, their count, and which there are.
+//! Channels in Redis beyond their membership: last events, subscription counts, and lists of channels.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,15 +14,15 @@ use super::super::{
     BusError, CACHE_MISS_INTERVAL, ChannelInfo, ChannelKey, CountUpdate, LARGE_CHANNEL_COUNT_INTERVAL,
     LARGE_CHANNEL_THRESHOLD, LAST_EVENT_TTL, LastEvent, LastEventLookup,
 };
-use super::TOMBSTONE_TTL_SECONDS;
 use super::client::{PIPELINE_COMMANDS_MAX, evaluate_script, malformed_answer, parse_number, to_bus_error};
 use super::keys::{self, KeySpace};
+use super::timing::TOMBSTONE_TTL_SECONDS;
 use crate::protocol::{AppId, ChannelKind, ChannelName};
 
-/// Keys looked at in one step of a list.
+/// Index entries that one scan of a list returns.
 const SCAN_PAGE_LEN: u32 = 1_000;
 
-/// The scripts and the names of their keys.
+/// Last events, counts and lists of channels in one store.
 pub(super) struct RedisChannels {
     client: Client,
     names: KeySpace,
@@ -37,10 +37,10 @@ impl RedisChannels {
         Self {
             client,
             names,
-            store_script: Script::from_lua(include_str!("keep.lua")),
-            lookup_script: Script::from_lua(include_str!("recall.lua")),
-            count_script: Script::from_lua(include_str!("count.lua")),
-            inspect_script: Script::from_lua(include_str!("look.lua")),
+            store_script: Script::from_lua(include_str!("cache_set.lua")),
+            lookup_script: Script::from_lua(include_str!("cache_get.lua")),
+            count_script: Script::from_lua(include_str!("claim_count_update.lua")),
+            inspect_script: Script::from_lua(include_str!("channel_info.lua")),
         }
     }
 
@@ -85,7 +85,7 @@ impl RedisChannels {
             "" => None,
             text => Some(serde_json::from_str(text).map_err(|_| malformed_answer())?),
         };
-        // A negative time is that of a key that went between the two questions.
+        // PTTL is negative when the key expired between GET and PTTL.
         let remaining =
             Duration::from_millis(remaining.parse::<i64>().map_err(|_| malformed_answer())?.try_into().unwrap_or(0));
         let mut users = users.to_vec();
@@ -98,7 +98,7 @@ impl RedisChannels {
         Ok(self.hash_lengths(&keys).await?.into_iter().map(|length| length > 0).collect())
     }
 
-    /// Every process keeps a list of the channels in which it has someone; together they are all there are.
+    /// Lists an app's occupied channels from the indexes of all processes, which together hold every occupied channel.
     pub(super) async fn list_channels(&self, app: &AppId, prefix: &str) -> Result<Vec<(ChannelName, u64)>, BusError> {
         let processes: Vec<String> =
             self.client.zrange(self.names.leases_key(), 0, -1, None, false, None, false).await.map_err(to_bus_error)?;
@@ -122,7 +122,7 @@ impl RedisChannels {
         let keys = |part| found.iter().map(|subject| self.names.redis_key(subject, part)).collect::<Vec<_>>();
         let (sockets, users) = (self.hash_lengths(&keys("sockets")).await?, self.hash_lengths(&keys("users")).await?);
         let counted = found.into_iter().zip(sockets).zip(users);
-        // A list is written before the first comes, and corrected after the last has gone.
+        // An index has a channel before the first connection joins and after the last has left.
         Ok(counted
             .filter(|((_, sockets), _)| *sockets > 0)
             .map(|((subject, _), users)| (subject.channel, users))

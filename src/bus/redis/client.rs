@@ -1,4 +1,4 @@
-//! Redis itself: how it is reached, whether it is fit to be a bus, and what its errors mean.
+//! The Redis client: connection settings, the check whether the store can be a bus, and remedies for its errors.
 
 use std::time::Duration;
 
@@ -11,25 +11,26 @@ use fred::types::scripts::Script;
 use super::super::BusError;
 use super::tls;
 
-/// Longest for one answer.
+/// Bounds the wait for the answer to one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(4);
-/// Longest for a connection.
+/// Bounds one connection attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longest between two tries to connect, in ms: others wait for this process's account.
+/// Bounds the back-off between two connection attempts: after a loss of data, other processes wait until this one has
+/// re-registered its connections.
 const RECONNECT_BACKOFF_MAX_MS: u32 = 1_000;
-/// Calls that wait while Redis is away; beyond, they fail at once.
+/// Bounds the commands that wait while Redis is unavailable; further commands fail at once.
 const COMMAND_QUEUE_MAX: usize = 10_000;
-/// Commands sent in one go.
+/// Bounds the commands of one pipeline.
 pub(super) const PIPELINE_COMMANDS_MAX: usize = 500;
-/// Oldest release whose scripts replicate what they did rather than themselves.
+/// Oldest release that replicates the effects of a script instead of the script; ours read the clock.
 const REDIS_MAJOR_VERSION_MIN: u32 = 7;
 
-/// Where the store is, and which authorities' certificates it may show.
+/// Address of the store, and the authorities that may have signed its certificate.
 #[derive(Clone, Copy)]
 pub struct RedisAddress<'a> {
-    /// With its credentials.
+    /// URL of the store, with its credentials.
     pub url: &'a str,
-    /// In PEM form; without them, those of the system.
+    /// Certificates of the authorities in PEM form; `None` for the system's own.
     pub authorities: Option<&'a str>,
 }
 
@@ -45,12 +46,12 @@ impl<'a> From<&'a String> for RedisAddress<'a> {
     }
 }
 
-/// How to reach the store at this address.
+/// Configures a client for the store at this address.
 pub(super) fn client_builder(
     RedisAddress { url, authorities }: RedisAddress<'_>,
     queue: usize,
 ) -> Result<Builder, BusError> {
-    // With authorities of its own, those of the system are not looked at: there may be none.
+    // With authorities from the manifest, the system's are not loaded: an image may have none.
     let (read, tls) = match authorities.map(|authorities| (url.strip_prefix("rediss"), authorities)) {
         None => (url.to_owned(), None),
         Some((Some(rest), authorities)) => {
@@ -64,10 +65,10 @@ pub(super) fn client_builder(
             ));
         }
     };
-    // The address holds a password: it is never repeated.
+    // The address holds a password, so the error does not repeat it.
     let mut config = Config::from_url(&read).map_err(|_| {
         BusError::Unusable(
-            "REALTIME_REDIS_URL is no address of a Redis: write redis://USER:PASSWORD@HOST:PORT, rediss:// for TLS, \
+            "REALTIME_REDIS_URL is not the address of a Redis: write redis://USER:PASSWORD@HOST:PORT, rediss:// for TLS, \
              redis-cluster:// for a cluster, or redis-sentinel://…?sentinelServiceName=NAME"
                 .to_owned(),
         )
@@ -75,7 +76,7 @@ pub(super) fn client_builder(
     if tls.is_some() {
         config.tls = tls;
     }
-    // A Redis that is not up yet is waited for like one that went away.
+    // A Redis that has not started yet is retried like one that became unavailable.
     config.fail_fast = false;
     let mut builder = Builder::from_config(config);
     builder
@@ -95,7 +96,7 @@ pub(super) fn client_builder(
     Ok(builder)
 }
 
-/// Runs a script by its hash; by its text where the store does not know it, which is each node's own matter.
+/// Runs a script by its hash, or by its text where the node does not have it cached: each node has its own cache.
 pub(super) async fn evaluate_script(
     client: &Client,
     script: &Script,
@@ -111,18 +112,17 @@ pub(super) async fn evaluate_script(
     }
 }
 
-/// What a store says of itself.
+/// Identity and fitness of a store, from `INFO`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct StoreStatus {
-    /// Tells one run of it from the next.
+    /// Id of the store's run; a restart gets another.
     pub run_id: String,
-    /// For how long it runs, in ms.
+    /// Uptime of the store, in ms.
     pub age_ms: u64,
-    /// Why it cannot be a bus.
+    /// Why the store cannot be a bus; `None` when it can.
     pub unusable_reason: Option<String>,
 }
 
-/// Asks the store.
 pub(super) async fn fetch_store_status(client: &Client, clustered: bool) -> Result<StoreStatus, BusError> {
     let text: String = client.info(None).await.map_err(to_bus_error)?;
     Ok(parse_store_status(&text, clustered))
@@ -134,31 +134,27 @@ fn parse_store_status(text: &str, clustered: bool) -> StoreStatus {
     let version = field("redis_version").unwrap_or_default();
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
     let (limit, policy) = (number("maxmemory").unwrap_or(0), field("maxmemory_policy").unwrap_or("noeviction"));
-    let unfit = if major.is_none_or(|major| major < REDIS_MAJOR_VERSION_MIN) {
+    let unusable_reason = if major.is_none_or(|major| major < REDIS_MAJOR_VERSION_MIN) {
         Some(format!("Redis is of version `{version}`: use 7 or later, or a Valkey"))
     } else if limit > 0 && policy != "noeviction" {
         Some(format!(
-            "Redis evicts keys when it is full (maxmemory-policy is `{policy}`), and would forget who is where: set it to noeviction"
+            "Redis evicts keys when it is full (maxmemory-policy is `{policy}`), and would lose members of channels: set it to noeviction"
         ))
     } else if field("role") == Some("slave") && !clustered {
         Some("the address is that of a read-only replica of Redis: give the primary's".to_owned())
     } else {
         None
     };
-    // In a cluster another node answers each time.
+    // In a cluster another node answers each time, so there is no one run.
     let run = if clustered { "cluster" } else { field("run_id").unwrap_or("unknown") }.to_owned();
-    StoreStatus {
-        run_id: run,
-        age_ms: number("uptime_in_seconds").unwrap_or(0).saturating_mul(1_000),
-        unusable_reason: unfit,
-    }
+    StoreStatus { run_id: run, age_ms: number("uptime_in_seconds").unwrap_or(0).saturating_mul(1_000), unusable_reason }
 }
 
-/// An error of the store, with what to do where it says too little.
+/// Converts an error of the store, with a remedy where its own text has none.
 #[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
 pub(super) fn to_bus_error(error: fred::error::Error) -> BusError {
     let (text, details) = (error.to_string(), error.details());
-    let told = if details.starts_with("OOM") {
+    let text = if details.starts_with("OOM") {
         format!("{text}: Redis is full, give it more memory")
     } else if details.starts_with("READONLY") {
         format!("{text}: the address is that of a replica, give the primary's")
@@ -169,20 +165,20 @@ pub(super) fn to_bus_error(error: fred::error::Error) -> BusError {
     } else {
         text
     };
-    BusError::Unavailable(told)
+    BusError::Unavailable(text)
 }
 
-/// What is said of a store that is known to be away.
+/// The error of calls while the store is known to be unavailable.
 pub(super) fn unavailable_error() -> BusError {
-    BusError::Unavailable("it is away, and is tried again and again".to_owned())
+    BusError::Unavailable("it is unavailable and is being retried".to_owned())
 }
 
-/// A number of an answer.
+/// Parses a number in a script's answer.
 pub(super) fn parse_number(text: &str) -> Result<u64, BusError> {
     text.parse().map_err(|_| malformed_answer())
 }
 
-/// An answer that none of our scripts gives.
+/// The error for an answer that none of our scripts gives.
 pub(super) fn malformed_answer() -> BusError {
     BusError::Unavailable(
         "the answer of Redis is none of our scripts': is another program using the same keys?".to_owned(),
@@ -197,7 +193,7 @@ mod tests {
                         maxmemory_policy:allkeys-lru\r\nrole:master\r\n";
 
     #[test]
-    fn a_store_that_would_forget_is_not_fit() {
+    fn a_store_that_would_lose_data_is_unusable() {
         assert_eq!(
             parse_store_status(INFO_TEXT, false),
             StoreStatus { run_id: "abc".into(), age_ms: 7_000, unusable_reason: None }
@@ -209,13 +205,13 @@ mod tests {
             ("maxmemory:0", "maxmemory:1000", "is `allkeys-lru`"),
             ("role:master", "role:slave", "read-only replica"),
         ] {
-            let unfit = parse_store_status(&INFO_TEXT.replace(from, to), false).unusable_reason.unwrap_or_default();
-            assert!(unfit.contains(part), "{from} → {to}: {unfit}");
+            let reason = parse_store_status(&INFO_TEXT.replace(from, to), false).unusable_reason.unwrap_or_default();
+            assert!(reason.contains(part), "{from} → {to}: {reason}");
         }
     }
 
     #[test]
-    fn an_address_that_is_none_is_told_without_its_password() {
+    fn a_malformed_address_is_refused_without_its_password() {
         let error = client_builder("rediss//:hunter2@nowhere".into(), 1).expect_err("refused").to_string();
         assert!(error.contains("redis://USER:PASSWORD@HOST:PORT") && !error.contains("hunter2"), "{error}");
         for good in [

@@ -1,9 +1,9 @@
-//! Random histories of three processes on a real store: whatever happens, the events that they record, put into their
-//! order, end in what is true.
+//! Random histories of three processes on a real store: whatever happens, the recorded events, put into their order,
+//! end in the true membership.
 //!
-//! What is random: who comes and goes where, which process records what it decided and when, which is killed, and when
-//! the store is away, whether it comes back with its memory or without. Time is not: leases end, and a store's memory
-//! settles, when the history says so.
+//! Random are: joins and leaves, when each process records its events, which process is killed, when the store is
+//! unavailable, and whether it then has lost its data. Time is not random: leases expire and settling ends when the
+//! history says so.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::TcpListener;
@@ -20,19 +20,20 @@ use super::super::{Bus, ChannelKey, MemoryBus, RemoteTransitions, Transition};
 use super::keys::KeySpace;
 use super::lease::LeaseKeeper;
 use super::members::MembershipCore;
+use super::reconcile::reconcile_once;
 use super::{BusTiming, client};
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::EventKind;
 use crate::protocol::{ChannelName, SocketId};
 
-/// Histories in a run of the tests; `HISTORIES` says otherwise.
+/// Histories in a run of the tests; the variable `HISTORIES` overrides it.
 const HISTORY_COUNT: u64 = 600;
-/// Things that happen in one.
+/// Random steps of one history.
 const STEP_COUNT: usize = 40;
-/// Histories at once, each in a database of its own.
+/// Histories that run concurrently, each in a database of its own.
 const WORKER_COUNT: u64 = 4;
 
-/// Nothing ends by itself.
+/// Nothing expires by itself, so that the history alone decides when leases and settling end.
 const TIMING: BusTiming = BusTiming {
     lease_ttl: Duration::from_hours(1),
     renew_interval: Duration::from_hours(1),
@@ -72,23 +73,22 @@ struct Process {
     core: Arc<MembershipCore>,
     keeper: LeaseKeeper,
     decided: mpsc::Receiver<RemoteTransitions>,
-    /// Decided and not yet recorded.
+    /// Events that are not yet recorded.
     queue: Vec<(ChannelKey, Transition)>,
     sockets: BTreeMap<(ChannelKey, SocketId), Option<PresenceMember>>,
 }
 
-/// One history.
 struct History {
     client: fred::clients::Client,
     random: StdRng,
     processes: Vec<Process>,
     names: u64,
     sockets: u64,
-    /// Every event that was recorded.
+    /// Recorded events, in the order of recording.
     log: Vec<(ChannelKey, Transition)>,
     seen: HashMap<String, (ChannelKey, Transition)>,
     up: bool,
-    /// What happened, for whoever reads of a failure.
+    /// The steps so far, for the message of a failure.
     steps: Vec<String>,
 }
 
@@ -116,23 +116,29 @@ impl History {
 
     async fn start_process(&mut self) {
         self.names += 1;
-        let (told, decided) = mpsc::channel(4_096);
+        let (decided_sender, decided) = mpsc::channel(4_096);
         let names = KeySpace { cluster: "u".into(), clustered: false };
-        let core = Arc::new(MembershipCore::new(self.client.clone(), names, format!("p{}", self.names), TIMING, told));
+        let core = Arc::new(MembershipCore::new(
+            self.client.clone(),
+            names,
+            format!("p{}", self.names),
+            TIMING,
+            decided_sender,
+        ));
         let mut keeper = LeaseKeeper::new(core.clone());
         keeper.renew_lease().await.expect("a lease");
         self.processes.push(Process { core, keeper, decided, queue: vec![], sockets: BTreeMap::new() });
         self.settle_store().await;
     }
 
-    /// As if the store's memory had been young for long enough.
+    /// Ends settling as if its time had passed.
     async fn settle_store(&mut self) {
         for process in &mut self.processes {
-            process.keeper.reconcile_once().await.expect("told");
+            reconcile_once(&process.core).await.expect("reconciled");
         }
         for process in &mut self.processes {
             process.core.state().settling = None;
-            process.keeper.reconcile_once().await.expect("told");
+            reconcile_once(&process.core).await.expect("reconciled");
             process.collect_transitions();
         }
     }
@@ -154,7 +160,7 @@ impl History {
             _ if !self.up => self.reconnect_store().await,
             _ => {
                 for process in &mut self.processes {
-                    process.keeper.reconcile_once().await.expect("told");
+                    reconcile_once(&process.core).await.expect("reconciled");
                     process.collect_transitions();
                 }
             }
@@ -172,7 +178,7 @@ impl History {
         let joined = process.core.join_channel(&subject, &socket, member.as_ref()).await;
         match joined {
             Ok(joined) => process.queue.extend(joined.transitions.into_iter().map(|t| (subject.clone(), t))),
-            // A client of a presence channel is refused, and so leaves; another stays.
+            // The edge refuses a presence subscription that fails, so the client leaves; other subscriptions stay.
             Err(_) if presence => {
                 let _ = process.core.leave_channel(&subject, &socket, None).await;
                 return;
@@ -190,13 +196,13 @@ impl History {
         let at = self.random.random_range(0..process.sockets.len());
         let (subject, socket) = process.sockets.keys().nth(at).cloned().expect("a socket");
         process.sockets.remove(&(subject.clone(), socket.clone()));
-        self.steps.push(format!("{p} {} {socket} goes", subject.channel));
+        self.steps.push(format!("{p} {} {socket} leaves", subject.channel));
         if let Ok(transitions) = process.core.leave_channel(&subject, &socket, None).await {
             process.queue.extend(transitions.into_iter().map(|t| (subject.clone(), t)));
         }
     }
 
-    /// The stream takes some of what waits, and the bus hears so if it can.
+    /// Records some of the waiting events, and acknowledges them while the store is available.
     async fn record_some(&mut self, p: usize) {
         let count = self.random.random_range(0..=self.processes[p].queue.len());
         let safe: Vec<_> = self.processes[p].queue.drain(..count).collect();
@@ -204,7 +210,10 @@ impl History {
             if self.up {
                 let core = &self.processes[p].core;
                 let field = format!("{}:{}", transition.order.epoch, transition.order.seq);
-                core.client.hdel::<(), _, _>(core.names.redis_key(&subject, "outbox"), field).await.expect("heard");
+                core.client
+                    .hdel::<(), _, _>(core.names.redis_key(&subject, "outbox"), field)
+                    .await
+                    .expect("acknowledged");
                 core.state().local.mark_recorded(&subject, &[transition.order]);
             }
             self.log_transition(subject, transition);
@@ -217,8 +226,8 @@ impl History {
         self.log.push((subject, transition));
     }
 
-    /// A process dies; another takes its place, and the others sweep after it, now or later. While the store is away
-    /// nobody dies: what only the dead knew, and the store forgets, nobody can tell.
+    /// Kills a process, starts another, and lets the others sweep the dead one, now or later. No process dies while the
+    /// store is unavailable: events that only the dead process and a lost store had cannot be recovered.
     async fn kill_process(&mut self, p: usize) {
         if !self.up {
             return;
@@ -227,7 +236,7 @@ impl History {
         self.steps.push(format!("{p} dies with {}", dead.queue.len()));
         let name = dead.core.state().process.clone();
         let leases = dead.core.names.leases_key();
-        self.client.zadd::<(), _, _>(leases, None, None, false, false, (1.0, name.as_str())).await.expect("ended");
+        self.client.zadd::<(), _, _>(leases, None, None, false, false, (1.0, name.as_str())).await.expect("expired");
         self.start_process().await;
         if self.random.random_bool(0.5) {
             self.sweep_all().await;
@@ -238,14 +247,14 @@ impl History {
         for process in &mut self.processes {
             process.keeper.renew_lease().await.expect("a lease");
             process.core.state().settling = None;
-            process.keeper.reconcile_once().await.expect("swept");
+            reconcile_once(&process.core).await.expect("swept");
             process.collect_transitions();
         }
     }
 
     fn disconnect_store(&mut self) {
         self.up = false;
-        self.steps.push("away".to_owned());
+        self.steps.push("store unavailable".to_owned());
         for process in &mut self.processes {
             process.core.set_available(false);
             process.core.state().available_since = None;
@@ -254,10 +263,10 @@ impl History {
 
     async fn reconnect_store(&mut self) {
         self.up = true;
-        let forgets = self.random.random_bool(0.5);
-        self.steps.push(format!("back, without its memory: {forgets}"));
-        if forgets {
-            // Of the dead, the store alone knows.
+        let loses_data = self.random.random_bool(0.5);
+        self.steps.push(format!("store available, data lost: {loses_data}"));
+        if loses_data {
+            // First sweep the dead processes, of which only the store has the connections.
             for process in &mut self.processes {
                 process.core.set_available(true);
             }
@@ -268,13 +277,13 @@ impl History {
         }
         for process in &mut self.processes {
             process.keeper.renew_lease().await.expect("a lease");
-            // Nobody waits for the others here.
+            // Joins of presence channels need not wait for reports here.
             if let Some(settling) = &mut process.core.state().settling {
                 settling.all_reported_at = Instant::now();
             }
         }
-        // Some go on while the store's memory is young.
-        if forgets {
+        // Some clients join and leave while settling.
+        if loses_data {
             for _ in 0..self.random.random_range(0..4) {
                 let (subject, p) = (self.random_channel(), self.random.random_range(0..self.processes.len()));
                 if self.random.random_bool(0.5) {
@@ -307,15 +316,15 @@ impl History {
                 users.extend(member.as_ref().map(|member| Some(member.user_id.clone())));
             }
         }
-        let told = replay_log(&self.log);
-        if told == truth {
+        let published = replay_log(&self.log);
+        if published == truth {
             return Ok(());
         }
         let line = |(subject, t): &(ChannelKey, Transition)| {
             format!("{} {:?} {}:{}", subject.channel, t.kind, t.order.epoch, t.order.seq)
         };
         let log: Vec<String> = self.log.iter().map(line).collect();
-        Err(format!("told {told:?}\ntrue {truth:?}\n{}\n{}", log.join("\n"), self.steps.join("\n")))
+        Err(format!("published {published:?}\ntrue {truth:?}\n{}\n{}", log.join("\n"), self.steps.join("\n")))
     }
 }
 
@@ -327,20 +336,21 @@ impl Process {
     }
 }
 
-/// The database of one worker loses its memory.
+/// Empties the database of one worker, as a store that loses its data.
 async fn flush_store(client: &fred::clients::Client) {
     let nothing = Vec::<String>::new();
     let flush = client.eval::<String, _, _, _>("return redis.call('FLUSHDB')", nothing.clone(), nothing);
     flush.await.expect("an empty store");
 }
 
-/// What a receiver believes that puts the events into their order: per channel, `None` for occupied, and its users.
+/// Membership as a receiver sees it that puts the events into their order: per channel, `None` for occupied, and its
+/// users.
 fn replay_log(log: &[(ChannelKey, Transition)]) -> BTreeMap<ChannelKey, BTreeSet<Option<String>>> {
     let mut ordered: Vec<_> = log.iter().collect();
     ordered.sort_by(|(one, first), (other, second)| (one, first.order).cmp(&(other, second.order)));
-    let mut told: BTreeMap<ChannelKey, BTreeSet<Option<String>>> = BTreeMap::new();
+    let mut channels: BTreeMap<ChannelKey, BTreeSet<Option<String>>> = BTreeMap::new();
     for (subject, transition) in ordered {
-        let channel = told.entry(subject.clone()).or_default();
+        let channel = channels.entry(subject.clone()).or_default();
         match &transition.kind {
             EventKind::ChannelOccupied => channel.insert(None),
             EventKind::ChannelVacated => channel.remove(&None),
@@ -349,12 +359,12 @@ fn replay_log(log: &[(ChannelKey, Transition)]) -> BTreeMap<ChannelKey, BTreeSet
             other => unreachable!("the bus does not decide {other:?}"),
         };
     }
-    told.retain(|_, channel| !channel.is_empty());
-    told
+    channels.retain(|_, channel| !channel.is_empty());
+    channels
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn every_history_ends_in_what_is_true() {
+async fn the_events_of_every_history_end_in_the_true_membership() {
     let redis = RedisServer::start();
     let wanted = std::env::var("HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(HISTORY_COUNT);
     let worker = async |number: u64| {
@@ -376,7 +386,7 @@ async fn every_history_ends_in_what_is_true() {
 }
 
 #[tokio::test]
-async fn every_history_in_memory_ends_in_what_is_true() {
+async fn the_events_of_every_history_in_memory_end_in_the_true_membership() {
     for seed in 0..10_000 {
         let mut random = StdRng::seed_from_u64(seed);
         let first = MemoryBus::new();

@@ -1,7 +1,7 @@
-//! What this process has in the channels, and what of it the store has confirmed.
+//! This process's connections and events in each channel, and how far the store has confirmed them.
 //!
-//! A store that was away, or that comes back without its memory, is told from here. Pure: knows no connection and no
-//! clock but the one that is passed.
+//! After the store was unavailable or lost its data, reports are made from this state. Pure: it must not know the store's
+//! client, and the caller passes the time.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -11,86 +11,86 @@ use crate::protocol::SocketId;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::EventOrder;
 
-/// Channels whose order is remembered after this process has left them.
+/// Bounds the channels whose order is remembered after this process has left them.
 const REMEMBERED_ORDERS_MAX: usize = 50_000;
 
-/// The channels in which this process has someone, or of which it has something to tell.
+/// Channels in which this process has connections or unacknowledged events.
 #[derive(Default)]
 pub(super) struct LocalState {
     channels: HashMap<ChannelKey, LocalChannel>,
-    /// The highest order seen of a channel, and when.
+    /// The highest order seen of each channel, and when it was last seen.
     known_orders: HashMap<ChannelKey, (EventOrder, Instant)>,
-    /// What the store was not told, or may not have heard.
+    /// Channels whose state the store may not have, or not have in full.
     uncertain: HashSet<ChannelKey>,
-    /// What changed while the store's memory was young, so that nothing was told of it yet.
+    /// Channels that changed while settling, so that their transitions are deferred.
     unsettled: HashSet<ChannelKey>,
-    /// Channels that may hold nothing any more.
+    /// Channels to check for removal.
     maybe_empty: HashSet<ChannelKey>,
 }
 
 #[derive(Default)]
 struct LocalChannel {
     sockets: HashMap<SocketId, LocalConnection>,
-    /// Who left, and the store has not confirmed it.
+    /// Connections whose leave the store has not confirmed.
     departed: HashMap<SocketId, LocalConnection>,
-    /// Decided here and not yet safe in the stream.
+    /// Events that are not yet recorded in the stream.
     outbox: BTreeMap<EventOrder, Transition>,
-    /// Under which of its names the process has told that it has someone here.
+    /// Generation of the name under which the process's index has the channel.
     indexed_generation: Option<u64>,
 }
 
 #[derive(Clone)]
 struct LocalConnection {
     member: Option<PresenceMember>,
-    /// Whether it was told of, as far as there was anything to tell.
+    /// Whether the store has decided on the join, and so published its transitions if there were any.
     announced: bool,
 }
 
-/// What the store must hear of one channel.
+/// The process's state of one channel, for the store.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct ChannelReport {
-    /// Whether the channel was told of as occupied.
+    /// Whether the channel was published as occupied.
     pub occupied_announced: bool,
-    /// Users that were told of.
+    /// Members that were published as added.
     pub announced_members: Vec<PresenceMember>,
-    /// Who is here.
+    /// Connections of this process in the channel.
     pub connections: Vec<(SocketId, Option<PresenceMember>)>,
-    /// Who left meanwhile.
+    /// Connections whose leave is not confirmed.
     pub departed: Vec<SocketId>,
-    /// What was decided and is not safe yet.
+    /// Events that are not yet acknowledged.
     pub outbox: Vec<Transition>,
 }
 
 impl LocalState {
-    /// Someone enters. Returns whether the process must first tell under `name` that it has someone here.
+    /// Adds a connection. Returns whether the process must first add the channel to its index of this generation.
     pub fn add_connection(
         &mut self,
         subject: &ChannelKey,
         socket: &SocketId,
         member: Option<&PresenceMember>,
-        name: u64,
+        generation: u64,
     ) -> bool {
         let channel = self.channels.entry(subject.clone()).or_default();
-        let told = channel.departed.remove(socket).is_some_and(|presence| presence.announced);
-        let fresh = LocalConnection { member: member.cloned(), announced: told };
-        channel.sockets.entry(socket.clone()).or_insert(fresh);
-        channel.indexed_generation != Some(name)
+        let announced = channel.departed.remove(socket).is_some_and(|presence| presence.announced);
+        let connection = LocalConnection { member: member.cloned(), announced };
+        channel.sockets.entry(socket.clone()).or_insert(connection);
+        channel.indexed_generation != Some(generation)
     }
 
-    /// The process has told so.
-    pub fn mark_indexed(&mut self, subject: &ChannelKey, name: u64) {
+    /// Notes that the process's index of this generation has the channel.
+    pub fn mark_indexed(&mut self, subject: &ChannelKey, generation: u64) {
         if let Some(channel) = self.channels.get_mut(subject) {
-            channel.indexed_generation = Some(name);
+            channel.indexed_generation = Some(generation);
         }
     }
 
-    /// The process has to do with a channel, though it has nobody there.
+    /// Tracks a channel in which the process has no connection, for its events.
     pub fn track_channel(&mut self, subject: &ChannelKey) {
         self.channels.entry(subject.clone()).or_default();
         self.maybe_empty.insert(subject.clone());
     }
 
-    /// Someone was refused, and is nowhere.
+    /// Removes a connection whose join was refused.
     pub fn remove_refused(&mut self, subject: &ChannelKey, socket: &SocketId) {
         if let Some(channel) = self.channels.get_mut(subject) {
             channel.sockets.remove(socket);
@@ -98,7 +98,7 @@ impl LocalState {
         }
     }
 
-    /// Someone leaves. Returns whether it was here.
+    /// Removes a connection that leaves. Returns whether it was in the channel, or its leave is not confirmed.
     pub fn remove_connection(&mut self, subject: &ChannelKey, socket: &SocketId) -> bool {
         let Some(channel) = self.channels.get_mut(subject) else { return false };
         let Some(presence) = channel.sockets.remove(socket) else { return channel.departed.contains_key(socket) };
@@ -106,25 +106,25 @@ impl LocalState {
         true
     }
 
-    /// The store has heard of these sockets. `settling` is whether it told nothing yet.
+    /// Notes that the store has these joins and leaves. `settling` is whether it deferred their transitions.
     pub fn confirm_connections<'a>(
         &mut self,
         subject: &ChannelKey,
-        come: impl Iterator<Item = &'a SocketId>,
-        go: impl Iterator<Item = &'a SocketId>,
+        joined: impl Iterator<Item = &'a SocketId>,
+        left: impl Iterator<Item = &'a SocketId>,
         settling: bool,
     ) {
         let Some(channel) = self.channels.get_mut(subject) else { return };
-        // A store that does not know how things stood may not know either what its leaving changed.
+        // If the store may lack the join, it may not have published the leave either: the report must repeat it.
         if !self.uncertain.contains(subject) {
-            for socket in go {
+            for socket in left {
                 channel.departed.remove(socket);
             }
         }
         if settling {
             self.unsettled.insert(subject.clone());
         } else {
-            for socket in come {
+            for socket in joined {
                 if let Some(presence) = channel.sockets.get_mut(socket) {
                     presence.announced = true;
                 }
@@ -135,7 +135,7 @@ impl LocalState {
         }
     }
 
-    /// Notes what was decided: its order, and that it is not yet safe. Returns what was not known.
+    /// Adds transitions to the outbox, and remembers their order. Returns those that were not known.
     pub fn add_transitions(
         &mut self,
         subject: &ChannelKey,
@@ -145,11 +145,12 @@ impl LocalState {
         let Some(last) = transitions.iter().map(|transition| transition.order).max() else { return Vec::new() };
         self.remember_order(subject, last, now);
         let channel = self.channels.entry(subject.clone()).or_default();
-        let fresh = |transition: &&Transition| channel.outbox.insert(transition.order, (*transition).clone()).is_none();
-        transitions.iter().filter(fresh).cloned().collect()
+        let is_new =
+            |transition: &&Transition| channel.outbox.insert(transition.order, (*transition).clone()).is_none();
+        transitions.iter().filter(is_new).cloned().collect()
     }
 
-    /// These are safe in the stream, and the store has heard so.
+    /// Removes events from the outbox: they are recorded, and acknowledged to the store.
     pub fn mark_recorded(&mut self, subject: &ChannelKey, orders: &[EventOrder]) {
         let Some(channel) = self.channels.get_mut(subject) else { return };
         for order in orders {
@@ -160,15 +161,15 @@ impl LocalState {
         }
     }
 
-    /// The highest order known of a channel.
+    /// Returns the highest order known of a channel.
     pub fn known_order(&self, subject: &ChannelKey) -> EventOrder {
         self.known_orders.get(subject).map_or(EventOrder { epoch: 0, seq: 0 }, |(order, _)| *order)
     }
 
     fn remember_order(&mut self, subject: &ChannelKey, order: EventOrder, now: Instant) {
         if self.known_orders.len() >= REMEMBERED_ORDERS_MAX && !self.known_orders.contains_key(subject) {
-            // What was not touched for an hour has no counter any more either.
-            let age = Duration::from_secs(super::TOMBSTONE_TTL_SECONDS);
+            // The counter of a channel that was not seen for an hour has expired in the store too.
+            let age = Duration::from_secs(super::timing::TOMBSTONE_TTL_SECONDS);
             self.known_orders.retain(|_, (_, at)| now.duration_since(*at) < age);
             if self.known_orders.len() >= REMEMBERED_ORDERS_MAX {
                 self.known_orders.clear();
@@ -178,43 +179,43 @@ impl LocalState {
         *entry = (entry.0.max(order), now);
     }
 
-    /// The store may not know how things stand in this channel.
+    /// Marks a channel for a report: the store may not have its state.
     pub fn mark_uncertain(&mut self, subject: &ChannelKey) {
         self.uncertain.insert(subject.clone());
     }
 
-    /// The store may not know how things stand anywhere.
+    /// Marks every channel for a report.
     pub fn mark_all_uncertain(&mut self) {
         self.uncertain.extend(self.channels.keys().cloned());
     }
 
-    /// Channels that the store must be told of.
+    /// Returns the channels to report.
     pub fn uncertain_channels(&self) -> Vec<ChannelKey> {
         self.uncertain.iter().cloned().collect()
     }
 
-    /// Channels of which something may have to be told now that the store's memory has settled.
+    /// Takes the channels whose transitions settling deferred.
     pub fn take_unsettled(&mut self) -> Vec<ChannelKey> {
         self.unsettled.drain().collect()
     }
 
-    /// Channels that may hold nothing any more.
+    /// Takes the channels to check for removal.
     pub fn take_maybe_empty(&mut self) -> Vec<ChannelKey> {
         self.maybe_empty.drain().collect()
     }
 
-    /// What the store must hear of a channel, which is no longer in doubt once it has.
+    /// Returns the report of a channel, which then counts as certain.
     pub fn channel_report(&mut self, subject: &ChannelKey) -> ChannelReport {
         self.uncertain.remove(subject);
         let Some(channel) = self.channels.get(subject) else { return ChannelReport::default() };
         let all = || channel.sockets.values().chain(channel.departed.values());
-        let mut present: Vec<PresenceMember> =
+        let mut members: Vec<PresenceMember> =
             all().filter(|presence| presence.announced).filter_map(|presence| presence.member.clone()).collect();
-        present.sort_by(|one, other| one.user_id.cmp(&other.user_id));
-        present.dedup_by(|one, other| one.user_id == other.user_id);
+        members.sort_by(|one, other| one.user_id.cmp(&other.user_id));
+        members.dedup_by(|one, other| one.user_id == other.user_id);
         ChannelReport {
             occupied_announced: all().any(|presence| presence.announced),
-            announced_members: present,
+            announced_members: members,
             connections: channel
                 .sockets
                 .iter()
@@ -225,7 +226,7 @@ impl LocalState {
         }
     }
 
-    /// Forgets a channel if it holds nothing. Returns whether it did and the process had told that it is here.
+    /// Removes a channel without connections and events. Returns whether it was removed and is in the process's index.
     pub fn remove_if_empty(&mut self, subject: &ChannelKey) -> bool {
         if !self.channels.get(subject).is_some_and(LocalChannel::is_empty) {
             return false;
@@ -233,7 +234,7 @@ impl LocalState {
         self.channels.remove(subject).is_some_and(|channel| channel.indexed_generation.is_some())
     }
 
-    /// Whether the process has nobody anywhere and nothing to tell.
+    /// Whether the process has neither connections nor unacknowledged events.
     pub fn is_empty(&self) -> bool {
         self.channels.values().all(LocalChannel::is_empty)
     }
@@ -265,43 +266,46 @@ mod tests {
     }
 
     #[test]
-    fn what_was_told_is_told_from_what_was_not() {
-        let (mut held, room) = (LocalState::default(), channel_key());
+    fn a_report_keeps_announced_members_apart_from_the_others() {
+        let (mut state, room) = (LocalState::default(), channel_key());
         let (a, b, c) = (SocketId::from("1.1"), SocketId::from("2.2"), SocketId::from("3.3"));
-        assert!(held.add_connection(&room, &a, Some(&member("a")), 0));
-        held.mark_indexed(&room, 0);
-        assert!(!held.add_connection(&room, &b, Some(&member("b")), 0));
-        assert!(held.add_connection(&room, &c, Some(&member("c")), 1), "another name of the process");
-        held.confirm_connections(&room, [&a, &b].into_iter(), [].into_iter(), false);
-        held.confirm_connections(&room, [&c].into_iter(), [].into_iter(), true);
+        assert!(state.add_connection(&room, &a, Some(&member("a")), 0));
+        state.mark_indexed(&room, 0);
+        assert!(!state.add_connection(&room, &b, Some(&member("b")), 0));
+        assert!(state.add_connection(&room, &c, Some(&member("c")), 1), "another name of the process");
+        state.confirm_connections(&room, [&a, &b].into_iter(), [].into_iter(), false);
+        state.confirm_connections(&room, [&c].into_iter(), [].into_iter(), true);
         assert!(
-            held.remove_connection(&room, &b)
-                && held.remove_connection(&room, &b)
-                && !held.remove_connection(&room, &"9.9".into())
+            state.remove_connection(&room, &b)
+                && state.remove_connection(&room, &b)
+                && !state.remove_connection(&room, &"9.9".into())
         );
-        let account = held.channel_report(&room);
-        assert_eq!((account.occupied_announced, account.announced_members), (true, vec![member("a"), member("b")]));
-        assert_eq!((account.connections.len(), account.departed), (2, vec![b.clone()]));
-        assert_eq!(held.take_unsettled(), std::slice::from_ref(&room));
-        held.confirm_connections(&room, [].into_iter(), [&b].into_iter(), false);
-        assert_eq!(held.channel_report(&room).announced_members, [member("a")], "its leave was told");
+        let report = state.channel_report(&room);
+        assert_eq!((report.occupied_announced, report.announced_members), (true, vec![member("a"), member("b")]));
+        assert_eq!((report.connections.len(), report.departed), (2, vec![b.clone()]));
+        assert_eq!(state.take_unsettled(), std::slice::from_ref(&room));
+        state.confirm_connections(&room, [].into_iter(), [&b].into_iter(), false);
+        assert_eq!(state.channel_report(&room).announced_members, [member("a")], "its leave was published");
     }
 
     #[test]
-    fn a_channel_is_forgotten_once_all_of_it_is_safe() {
-        let (mut held, room, a, now) = (LocalState::default(), channel_key(), SocketId::from("1.1"), Instant::now());
-        held.add_connection(&room, &a, None, 0);
-        held.mark_indexed(&room, 0);
-        let fresh = held.add_transitions(&room, &[transition(1), transition(2)], now);
-        assert_eq!(fresh.len(), 2);
-        assert_eq!(held.add_transitions(&room, &[transition(2)], now), [], "known");
-        held.remove_connection(&room, &a);
-        held.confirm_connections(&room, [].into_iter(), [&a].into_iter(), false);
-        assert!(held.take_maybe_empty().is_empty() && !held.remove_if_empty(&room), "two events are under way");
-        held.mark_recorded(&room, &[EventOrder { epoch: 9, seq: 1 }, EventOrder { epoch: 9, seq: 2 }]);
-        assert_eq!(held.take_maybe_empty(), std::slice::from_ref(&room));
-        assert!(held.remove_if_empty(&room) && !held.remove_if_empty(&room));
-        assert_eq!(held.known_order(&room), EventOrder { epoch: 9, seq: 2 }, "its order outlives it");
-        assert!(held.is_empty());
+    fn a_channel_is_removed_once_all_its_events_are_recorded() {
+        let (mut state, room, a, now) = (LocalState::default(), channel_key(), SocketId::from("1.1"), Instant::now());
+        state.add_connection(&room, &a, None, 0);
+        state.mark_indexed(&room, 0);
+        let added = state.add_transitions(&room, &[transition(1), transition(2)], now);
+        assert_eq!(added.len(), 2);
+        assert_eq!(state.add_transitions(&room, &[transition(2)], now), [], "known");
+        state.remove_connection(&room, &a);
+        state.confirm_connections(&room, [].into_iter(), [&a].into_iter(), false);
+        assert!(
+            state.take_maybe_empty().is_empty() && !state.remove_if_empty(&room),
+            "two events are not acknowledged"
+        );
+        state.mark_recorded(&room, &[EventOrder { epoch: 9, seq: 1 }, EventOrder { epoch: 9, seq: 2 }]);
+        assert_eq!(state.take_maybe_empty(), std::slice::from_ref(&room));
+        assert!(state.remove_if_empty(&room) && !state.remove_if_empty(&room));
+        assert_eq!(state.known_order(&room), EventOrder { epoch: 9, seq: 2 }, "its order outlives it");
+        assert!(state.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! What the tasks and the calls of one process's end share.
+//! Membership of channels as one process sees it: joins, leaves and reports, with the state that calls and tasks share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,21 +9,22 @@ use fred::interfaces::SetsInterface;
 use tokio::sync::{Notify, RwLock, mpsc};
 
 use super::super::{BusError, ChannelKey, JoinOutcome, PRESENCE_MEMBERS_MAX, RemoteTransitions, Transition};
-use super::BusTiming;
 use super::client::{to_bus_error, unavailable_error};
 use super::keys::{self, KeySpace};
 use super::local_state::LocalState;
 use super::membership::{MembershipChange, MembershipError, MembershipOutcome, MembershipScript};
+use super::timing::BusTiming;
 use crate::protocol::SocketId;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventOrder, LeaveCause};
 
-/// Locks that keep a channel's account and its single changes apart.
+/// Number of locks that keep a channel's report apart from its single changes. Channels share them by hash; 64 keep
+/// collisions rare without a lock per channel.
 const CHANNEL_LOCK_COUNT: usize = 64;
-/// Connections told of in one call, so that it does not hold up the store.
+/// Bounds the connections of one report call: the store serves no other client meanwhile.
 const REPORT_CONNECTIONS_MAX: usize = 250;
 
-/// The shared part.
+/// State that the calls and the tasks of one process share.
 pub(super) struct MembershipCore {
     pub client: Client,
     pub names: KeySpace,
@@ -32,41 +33,44 @@ pub(super) struct MembershipCore {
     state: Mutex<MembershipState>,
     channel_locks: Vec<RwLock<()>>,
     hasher: std::hash::RandomState,
-    /// There is something for the worker to do.
+    /// Wakes the reconciliation before its interval.
     pub wake: Notify,
-    /// The lease is to be renewed now.
+    /// Wakes the lease renewal before its interval.
     pub renew_now: Notify,
     available: AtomicBool,
     remote_transitions: mpsc::Sender<RemoteTransitions>,
-    /// What was decided and nobody took; it stays in the outbox.
+    /// Number of transitions dropped at a full queue; their events stay in the outbox.
     pub dropped_transitions: AtomicU64,
 }
 
 pub(super) struct MembershipState {
-    /// The process's name on the bus, another after each loss of its lease.
+    /// Name under which the process holds its lease: another after each expiry.
     pub process: String,
-    /// How many names it has had.
+    /// Number of expired leases, and so of former names.
     pub generation: u64,
-    /// The store's memory, as last seen.
+    /// Incarnation of the store's data, as of the latest renewal.
     pub incarnation: String,
-    /// Until when nothing is told; and since when everyone can have told whom it has.
+    /// While set, transitions are deferred.
     pub settling: Option<SettlingWindow>,
     pub local: LocalState,
-    /// Processes that have died, as last heard.
+    /// Processes with an expired lease, as of the latest renewal.
     pub dead_processes: Vec<String>,
-    /// Since when the store has answered without a break.
+    /// Start of the current stretch in which the store has answered.
     pub available_since: Option<Instant>,
-    /// Since when its memory is what it is.
+    /// Birth of the store's current data.
     pub store_memory_since: Option<Instant>,
 }
 
+/// The time after a loss of the store's data.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SettlingWindow {
+    /// Time by which every process had the time to report its connections.
     pub all_reported_at: Instant,
+    /// Time from which transitions are published again.
     pub ends_at: Instant,
 }
 
-/// As whom one call is made.
+/// State of the process at the start of one call.
 struct CallerIdentity {
     process: String,
     generation: u64,
@@ -137,11 +141,11 @@ impl MembershipCore {
         }
     }
 
-    /// One change of a channel, and what follows for what this process knows.
+    /// Applies one change of a channel in the store, then in the local state.
     async fn apply_change(
         &self,
         subject: &ChannelKey,
-        whom: &CallerIdentity,
+        caller: &CallerIdentity,
         change: &MembershipChange<'_>,
     ) -> Result<MembershipOutcome, BusError> {
         if !self.is_available() {
@@ -152,11 +156,11 @@ impl MembershipCore {
         let mut state = self.state();
         match answer {
             Ok(changed) => {
-                let come = change.joining.iter().map(|(socket, _)| socket);
-                // A piece of an account settles with its last one.
-                state.local.confirm_connections(subject, come, change.leaving.iter(), whom.settling);
-                if state.generation != whom.generation {
-                    // It may have come after the sweep of the name under which it went.
+                let joined = change.joining.iter().map(|(socket, _)| socket);
+                // `settling` of the caller, not of the change: earlier pieces of a report are decided with its last one.
+                state.local.confirm_connections(subject, joined, change.leaving.iter(), caller.settling);
+                if state.generation != caller.generation {
+                    // The change may have reached the store after the sweep of the former name.
                     state.local.mark_uncertain(subject);
                     self.wake.notify_one();
                 }
@@ -170,19 +174,19 @@ impl MembershipCore {
                 Err(match refused {
                     MembershipError::Bus(error) => error,
                     MembershipError::StaleIncarnation => {
-                        BusError::Unavailable("it has lost its memory, and is told anew".to_owned())
+                        BusError::Unavailable("it has lost its data: re-registering all connections".to_owned())
                     }
                 })
             }
         }
     }
 
-    /// Tells that the process has someone in a channel, so that others can find it should the process die.
-    async fn add_to_index(&self, subject: &ChannelKey, whom: &CallerIdentity) -> Result<(), BusError> {
+    /// Adds the channel to the process's index, from which a sweeper finds it if the process dies.
+    async fn add_to_index(&self, subject: &ChannelKey, caller: &CallerIdentity) -> Result<(), BusError> {
         if self.is_available() {
-            let key = self.names.channel_index_key(&whom.process);
+            let key = self.names.channel_index_key(&caller.process);
             self.client.sadd::<(), _, _>(key, keys::index_entry(subject)).await.map_err(to_bus_error)?;
-            self.state().local.mark_indexed(subject, whom.generation);
+            self.state().local.mark_indexed(subject, caller.generation);
         }
         Ok(())
     }
@@ -197,20 +201,20 @@ impl MembershipCore {
             self.wait_for_all_reports().await;
         }
         let _turn = self.channel_lock(subject).read().await;
-        let (whom, untold) = {
+        let (caller, needs_index) = {
             let mut state = self.state();
-            let name = state.generation;
-            let untold = state.local.add_connection(subject, socket, member, name);
-            (Self::caller_for(&state, subject), untold)
+            let generation = state.generation;
+            let needs_index = state.local.add_connection(subject, socket, member, generation);
+            (Self::caller_for(&state, subject), needs_index)
         };
-        if untold && let Err(error) = self.add_to_index(subject, &whom).await {
+        if needs_index && let Err(error) = self.add_to_index(subject, &caller).await {
             self.state().local.mark_uncertain(subject);
             self.renew_now.notify_one();
             return Err(error);
         }
-        let come = [(socket.clone(), member.cloned())];
-        let change = MembershipChange { with_roster: member.is_some(), joining: &come, ..empty_change(&whom) };
-        match self.apply_change(subject, &whom, &change).await {
+        let joining = [(socket.clone(), member.cloned())];
+        let change = MembershipChange { with_roster: member.is_some(), joining: &joining, ..empty_change(&caller) };
+        match self.apply_change(subject, &caller, &change).await {
             Ok(changed) => {
                 let transitions = self.state().local.add_transitions(subject, &changed.transitions, Instant::now());
                 Ok(JoinOutcome { transitions, roster: changed.roster })
@@ -231,62 +235,63 @@ impl MembershipCore {
         cause: Option<LeaveCause>,
     ) -> Result<Vec<Transition>, BusError> {
         let _turn = self.channel_lock(subject).read().await;
-        let whom = {
+        let caller = {
             let mut state = self.state();
             if !state.local.remove_connection(subject, socket) {
                 return Ok(Vec::new());
             }
             Self::caller_for(&state, subject)
         };
-        let go = [socket.clone()];
-        let changed =
-            self.apply_change(subject, &whom, &MembershipChange { cause, leaving: &go, ..empty_change(&whom) }).await?;
+        let leaving = [socket.clone()];
+        let changed = self
+            .apply_change(subject, &caller, &MembershipChange { cause, leaving: &leaving, ..empty_change(&caller) })
+            .await?;
         Ok(self.state().local.add_transitions(subject, &changed.transitions, Instant::now()))
     }
 
-    /// Whether everyone could say whom it has.
+    /// Whether every process had the time to report its connections.
     pub fn is_presence_ready(&self) -> bool {
         self.is_available() && self.state().settling.is_none_or(|settling| settling.all_reported_at <= Instant::now())
     }
 
-    /// Who comes to a presence channel is told who is there: not before everyone could say so.
+    /// Delays a join of a presence channel until its member list can be complete.
     async fn wait_for_all_reports(&self) {
-        let told = self.state().settling.map(|settling| settling.all_reported_at);
-        if let Some(told) = told {
-            tokio::time::sleep_until(told.into()).await;
+        let all_reported_at = self.state().settling.map(|settling| settling.all_reported_at);
+        if let Some(all_reported_at) = all_reported_at {
+            tokio::time::sleep_until(all_reported_at.into()).await;
         }
     }
 
-    /// Tells the store everything about a channel, and hears what follows.
+    /// Reports a channel's local state to the store, and emits the transitions that follow.
     pub async fn report_channel(&self, subject: &ChannelKey) -> Result<(), BusError> {
         let _turn = self.channel_lock(subject).write().await;
-        let (whom, account) = {
+        let (caller, report) = {
             let mut state = self.state();
-            // It may have something to tell of a channel that it has left.
+            // The process may hold events of a channel that it has left.
             state.local.track_channel(subject);
-            let account = state.local.channel_report(subject);
-            (Self::caller_for(&state, subject), account)
+            let report = state.local.channel_report(subject);
+            (Self::caller_for(&state, subject), report)
         };
-        if let Err(error) = self.add_to_index(subject, &whom).await {
+        if let Err(error) = self.add_to_index(subject, &caller).await {
             self.state().local.mark_uncertain(subject);
             return Err(error);
         }
-        // In pieces, of which only the last has everything told: before it, the channel may look empty.
-        let mut come = account.connections.chunks(REPORT_CONNECTIONS_MAX).peekable();
+        // In pieces. Only the last one decides transitions: before it, the channel may look empty.
+        let mut pieces = report.connections.chunks(REPORT_CONNECTIONS_MAX).peekable();
         loop {
-            let part = come.next().unwrap_or_default();
-            let last = come.peek().is_none();
+            let piece = pieces.next().unwrap_or_default();
+            let last = pieces.peek().is_none();
             let change = MembershipChange {
                 members_max: usize::MAX >> 12,
                 full_check: last,
-                settling: whom.settling || !last,
-                announced_members: account.occupied_announced.then_some(&account.announced_members[..]),
-                joining: part,
-                leaving: if last { &account.departed } else { &[] },
-                outbox: if last { &account.outbox } else { &[] },
-                ..empty_change(&whom)
+                settling: caller.settling || !last,
+                announced_members: report.occupied_announced.then_some(&report.announced_members[..]),
+                joining: piece,
+                leaving: if last { &report.departed } else { &[] },
+                outbox: if last { &report.outbox } else { &[] },
+                ..empty_change(&caller)
             };
-            let changed = self.apply_change(subject, &whom, &change).await?;
+            let changed = self.apply_change(subject, &caller, &change).await?;
             self.emit_transitions(subject, changed);
             if last {
                 return Ok(());
@@ -294,29 +299,29 @@ impl MembershipCore {
         }
     }
 
-    /// Removes the connections of a process that died from a channel, and takes over what it had to tell.
+    /// Removes a dead process's connections from a channel, and takes over its outbox. Returns the number of transitions.
     pub async fn sweep_channel(&self, subject: &ChannelKey, dead: &str) -> Result<u64, BusError> {
         let _turn = self.channel_lock(subject).read().await;
-        let whom = {
+        let caller = {
             let mut state = self.state();
             state.local.track_channel(subject);
             Self::caller_for(&state, subject)
         };
-        self.add_to_index(subject, &whom).await?;
-        let (mut cursor, mut told) = ("0".to_owned(), 0);
+        self.add_to_index(subject, &caller).await?;
+        let (mut cursor, mut transitions) = ("0".to_owned(), 0);
         loop {
             let change =
-                MembershipChange { full_check: true, dead_process: Some((dead, &cursor)), ..empty_change(&whom) };
-            let changed = self.apply_change(subject, &whom, &change).await?;
+                MembershipChange { full_check: true, dead_process: Some((dead, &cursor)), ..empty_change(&caller) };
+            let changed = self.apply_change(subject, &caller, &change).await?;
             cursor.clone_from(&changed.cursor);
-            told += self.emit_transitions(subject, changed);
+            transitions += self.emit_transitions(subject, changed);
             if cursor.is_empty() {
-                return Ok(told);
+                return Ok(transitions);
             }
         }
     }
 
-    /// Hands on what was decided. Returns how much.
+    /// Emits the transitions of a report or a sweep that are not known yet. Returns their number.
     fn emit_transitions(&self, subject: &ChannelKey, changed: MembershipOutcome) -> u64 {
         let transitions = {
             let mut state = self.state();
@@ -335,7 +340,7 @@ impl MembershipCore {
         count
     }
 
-    /// Forgets a channel in which the process has nobody and of which it has nothing to tell.
+    /// Forgets a channel in which the process has neither connections nor unacknowledged events.
     pub async fn forget_channel(&self, subject: &ChannelKey) -> Result<(), BusError> {
         let _turn = self.channel_lock(subject).write().await;
         let process = {
@@ -349,19 +354,19 @@ impl MembershipCore {
         self.client.srem::<(), _, _>(key, keys::index_entry(subject)).await.map_err(to_bus_error)
     }
 
-    /// How long until what was not told may be.
+    /// Time until transitions are published again; `None` when they are.
     pub fn settling_time_left(&self) -> Option<Duration> {
         self.state().settling.map(|settling| settling.ends_at.saturating_duration_since(Instant::now()))
     }
 }
 
-/// A change that changes nothing yet.
-fn empty_change(whom: &CallerIdentity) -> MembershipChange<'_> {
+/// A change without joins, leaves or sweep, to fill in with `..`.
+fn empty_change(caller: &CallerIdentity) -> MembershipChange<'_> {
     MembershipChange {
-        process: &whom.process,
-        incarnation: &whom.incarnation,
-        settling: whom.settling,
-        known_order: whom.known_order,
+        process: &caller.process,
+        incarnation: &caller.incarnation,
+        settling: caller.settling,
+        known_order: caller.known_order,
         cause: None,
         members_max: PRESENCE_MEMBERS_MAX,
         full_check: false,

@@ -1,4 +1,4 @@
-//! The one script that changes who is in a channel: what it is asked, and what it answers.
+//! The script that changes a channel's membership: its arguments and its answer.
 
 use fred::clients::Client;
 use fred::types::scripts::Script;
@@ -6,79 +6,80 @@ use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
 use super::super::{BusError, ChannelKey, Transition};
-use super::TOMBSTONE_TTL_SECONDS;
 use super::client::{evaluate_script, malformed_answer, parse_number, to_bus_error};
 use super::keys::KeySpace;
+use super::timing::TOMBSTONE_TTL_SECONDS;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
 use crate::protocol::{ChannelKind, SocketId};
 
-/// Most events of one channel that wait in the store to be safe elsewhere. Beyond it they wait in their process alone.
+/// Bounds the outbox of one channel in the store, so that a stream that is unavailable does not fill the store. Beyond
+/// it, events wait in their process alone, and are lost if that process dies.
 const OUTBOX_MAX: u64 = 256;
 
-/// What is asked of one channel.
+/// One change of a channel's membership.
 #[derive(Clone, Debug)]
 pub(super) struct MembershipChange<'a> {
-    /// As whom.
+    /// Name under which the caller holds its lease.
     pub process: &'a str,
-    /// The incarnation of the store's memory that the process knows.
+    /// The incarnation of the store's data that the caller knows.
     pub incarnation: &'a str,
-    /// Whether nothing may be told yet.
+    /// Whether transitions are deferred until settling ends.
     pub settling: bool,
-    /// The highest order that the process knows.
+    /// The highest order that the caller knows.
     pub known_order: EventOrder,
-    /// Why those who go do so.
+    /// Cause of the leaves, recorded with their transitions.
     pub cause: Option<LeaveCause>,
-    /// Most members.
+    /// Bound of the channel's members for this change.
     pub members_max: usize,
-    /// Whether to look at every user, and to return what of the process is not safe yet.
+    /// Whether to decide on every user of the channel, and to return the caller's outbox.
     pub full_check: bool,
-    /// Whether who is there is returned.
+    /// Whether to return the channel's members.
     pub with_roster: bool,
-    /// A process that died, and where to go on in the list of the channel's connections.
+    /// A dead process to sweep, and the cursor where its sweep continues.
     pub dead_process: Option<(&'a str, &'a str)>,
-    /// Which users the process knows as members, if it knows the channel as occupied.
+    /// Members that the caller knows were published as added, if it knows the channel was published as occupied.
     pub announced_members: Option<&'a [PresenceMember]>,
-    /// Who comes.
+    /// Connections that join, each with its member on a presence channel.
     pub joining: &'a [(SocketId, Option<PresenceMember>)],
-    /// Who goes.
+    /// Connections that leave the channel.
     pub leaving: &'a [SocketId],
-    /// What the process has decided and is not safe yet, for a store that lost it.
+    /// Unacknowledged events that the caller holds, for a store that lost them.
     pub outbox: &'a [Transition],
 }
 
-/// What it answered.
+/// The script's answer to a change.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct MembershipOutcome {
-    /// What this decided.
+    /// Transitions that the change caused.
     pub transitions: Vec<Transition>,
-    /// Those who were added.
+    /// Data of the members that were added.
     pub added_members: Vec<PresenceMember>,
-    /// What was decided before, and is not safe yet.
+    /// Earlier events that are not acknowledged yet.
     pub outbox: Vec<Transition>,
-    /// Where to go on; empty at the end.
+    /// Cursor where a sweep continues; empty at its end.
     pub cursor: String,
-    /// Who is there, if that was asked.
+    /// The channel's members, if they were asked for.
     pub roster: Vec<PresenceMember>,
 }
 
-/// Why there is no such answer.
+/// Why a change failed.
 #[derive(Debug, PartialEq)]
 pub(super) enum MembershipError {
-    /// The store's memory is another than the process knows.
+    /// The incarnation of the store's data is not the one that the caller knows.
     StaleIncarnation,
-    /// As told.
+    /// The bus failed, or the channel is full.
     Bus(BusError),
 }
 
-/// The script.
+/// The loaded membership script.
 pub(super) struct MembershipScript {
     script: Script,
 }
 
 impl MembershipScript {
     pub(super) fn new() -> Self {
-        Self { script: Script::from_lua(include_str!("change.lua")) }
+        Self { script: Script::from_lua(include_str!("membership.lua")) }
     }
 
     pub(super) async fn run(
@@ -89,7 +90,7 @@ impl MembershipScript {
         change: &MembershipChange<'_>,
     ) -> Result<MembershipOutcome, MembershipError> {
         let mut keys = names.redis_keys(subject, ["order", "sockets", "users", "infos", "outbox"]);
-        // In a cluster of stores it would be another's.
+        // In a Redis cluster the incarnation is in another slot, so the script cannot compare it.
         keys.extend((!names.clustered).then(|| names.incarnation_key()));
         let arguments = change.script_arguments(!names.clustered, subject).map_err(MembershipError::Bus)?;
         let answer = evaluate_script(client, &self.script, keys, arguments).await;
@@ -104,14 +105,14 @@ impl MembershipScript {
 }
 
 impl MembershipChange<'_> {
-    fn script_arguments(&self, compare: bool, subject: &ChannelKey) -> Result<Vec<String>, BusError> {
+    fn script_arguments(&self, compares_incarnation: bool, subject: &ChannelKey) -> Result<Vec<String>, BusError> {
         let flag = |flag: bool| if flag { "1" } else { "0" }.to_owned();
         let (dead, cursor) = self.dead_process.unwrap_or(("", "0"));
         let present = self.announced_members.unwrap_or_default();
         let outbox = if subject.channel.kind() == ChannelKind::Internal { 0 } else { OUTBOX_MAX };
         let mut arguments = vec![
             self.incarnation.to_owned(),
-            flag(compare),
+            flag(compares_incarnation),
             self.process.to_owned(),
             self.known_order.epoch.to_string(),
             self.known_order.seq.to_string(),
@@ -151,7 +152,7 @@ impl MembershipChange<'_> {
                 EventKind::ChannelVacated => ("vacated", ""),
                 EventKind::MemberAdded { user_id } => ("added", user_id.as_str()),
                 EventKind::MemberRemoved { user_id } => ("removed", user_id.as_str()),
-                // The bus decides nothing else.
+                // The bus decides no other kind.
                 _ => continue,
             };
             arguments.extend([format!("{}:{}", order.epoch, order.seq), format!("{kind} {time_ms} {cause} {user}")]);
@@ -227,7 +228,7 @@ fn parse_transition(
     })
 }
 
-/// The same for everyone who tells of it: whoever finds it after its process died gives it the same id.
+/// Derives an event's id from its order, so that a sweeper that publishes it again uses the same id.
 fn transition_id(names: &KeySpace, subject: &ChannelKey, order: EventOrder, time_ms: u64) -> String {
     let text = format!("{} {} {} {}:{}", names.cluster, subject.app, subject.channel, order.epoch, order.seq);
     let digest = Sha256::digest(text.as_bytes());
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_read_and_rubbish_is_not() {
+    fn a_complete_answer_is_parsed_and_a_cut_one_is_not() {
         let text = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>();
         let info = r#"{"user_id":"a b","user_info":1}"#;
         let answer = text(&["ok", "9", "5", "", "2", "1", "occupied", "3", "", "", "added", "4", "a b", info]);
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_the_same_wherever_it_is_made_and_for_nothing_else() {
+    fn an_event_id_is_the_same_in_every_process_and_differs_by_cluster_and_order() {
         let order = EventOrder { epoch: 9, seq: 1 };
         let id = |names: &KeySpace, order, time| super::transition_id(names, &channel_key(), order, time);
         assert_eq!(id(&test_keys(), order, 5), id(&test_keys(), order, 5));

@@ -1,14 +1,18 @@
-//! The bus of many processes: Redis 7 or Valkey, alone, behind Sentinel, or a cluster of them.
+//! The bus of many processes: Redis 7 or Valkey, alone, behind Sentinel, or as a cluster.
 //!
-//! Who is where is decided by one script per channel, atomic: two edges that decided for themselves would both say
-//! "occupied". Frames travel by publish and subscribe, which loses what nobody hears; state does not depend on it.
+//! Membership is decided by one atomic script per channel: two edges that decided for themselves would both publish
+//! "occupied". Frames go over Redis publish/subscribe, which drops frames that no process receives; no state depends on
+//! them.
 //!
-//! Every process keeps a lease. Whoever finds that one has ended sweeps after it: its connections leave, and what it had
-//! decided and not yet recorded is told by the sweeper, under the same ids. A store that was away is told again who is
-//! where; one that lost its memory tells nothing until everyone has told it ([`Timing::settle`]).
+//! Every process renews a lease. A process that finds an expired lease sweeps the dead process: its connections leave,
+//! and its events that are not yet recorded are published by the sweeper, under the same ids. After the store was
+//! unavailable, every process re-registers its connections; after the store lost its data, no transition is published
+//! until every process had the time to do so ([`BusTiming::settling_period`]).
 
+mod acknowledge;
 mod channel_info;
 mod client;
+mod first_sync;
 #[cfg(test)]
 mod histories;
 mod keys;
@@ -16,7 +20,9 @@ mod lease;
 mod local_state;
 mod members;
 mod membership;
+mod reconcile;
 mod session_owners;
+mod timing;
 mod tls;
 mod wire;
 
@@ -36,6 +42,7 @@ pub use self::client::RedisAddress;
 use self::client::{PIPELINE_COMMANDS_MAX, to_bus_error, unavailable_error};
 use self::keys::KeySpace;
 use self::members::MembershipCore;
+pub use self::timing::BusTiming;
 use super::relay::{HeartbeatResponse, RelayPeer};
 use super::{
     BroadcastFrame, Bus, BusError, ChannelInfo, ChannelKey, CountUpdate, JoinOutcome, LastEvent, LastEventLookup,
@@ -45,42 +52,16 @@ use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventOrder, LeaveCause};
 use crate::protocol::{AppId, ChannelName, SocketId};
 
-/// Seconds for which the counter of a vacated channel is kept, so that its sequence never starts again while events of
-/// its past may still be under way.
-const TOMBSTONE_TTL_SECONDS: u64 = 3_600;
-/// Frames that wait for this process.
+/// Bounds the frames that wait for this process.
 const FRAME_QUEUE_LEN: usize = 16_384;
-/// Channels of which something was decided unasked and waits to be taken.
+/// Bounds the channels whose transitions, emitted by the bus on its own, wait to be taken.
 const TRANSITION_QUEUE_LEN: usize = 16_384;
-/// Longest that a process waits for its first contact before it goes on without.
+/// Bounds the wait for the first contact at start. Without one the server starts anyway and delivers locally.
 const FIRST_SYNC_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest for a farewell.
+/// Bounds the release of the lease on shutdown; a lease that is not released expires by itself.
 const LEAVE_CLUSTER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long things take on the bus.
-#[derive(Clone, Copy, Debug)]
-pub struct BusTiming {
-    /// A process that was silent for so long is dead.
-    pub lease_ttl: Duration,
-    /// Time between two signs of life.
-    pub renew_interval: Duration,
-    /// A store that lost its memory is told everything in this time, and tells nothing.
-    pub settling_period: Duration,
-    /// Nobody sweeps whose own contact with the store, or the store's memory, is younger.
-    pub sweep_grace: Duration,
-}
-
-impl BusTiming {
-    /// What edges use.
-    pub const EDGE_DEFAULTS: Self = Self {
-        lease_ttl: Duration::from_secs(10),
-        renew_interval: Duration::from_secs(3),
-        settling_period: Duration::from_secs(5),
-        sweep_grace: Duration::from_secs(15),
-    };
-}
-
-/// One process's end of a bus in Redis.
+/// One process's connection to a bus in Redis.
 pub struct RedisBus {
     core: Arc<MembershipCore>,
     process: String,
@@ -95,11 +76,11 @@ pub struct RedisBus {
 }
 
 impl RedisBus {
-    /// An end of the bus of `cluster`, and its first contact. Redis need not answer yet: until it does, calls fail
-    /// soon.
+    /// Connects to the bus of `cluster`, and waits for the first contact. Redis need not answer yet: until it does, calls
+    /// fail at once.
     ///
     /// # Errors
-    /// The address is none, or what answers there cannot be a bus.
+    /// The address is malformed, or the store there cannot be a bus.
     pub async fn connect<'a>(
         address: impl Into<RedisAddress<'a>>,
         cluster: &str,
@@ -107,21 +88,21 @@ impl RedisBus {
         shutdown: CancellationToken,
     ) -> Result<Self, BusError> {
         let bus = Self::start(address, cluster, process, BusTiming::EDGE_DEFAULTS, shutdown)?;
-        let mut first = bus.first_sync.clone();
-        if let Ok(Ok(found)) = timeout(FIRST_SYNC_TIMEOUT, first.wait_for(Option::is_some)).await {
+        let mut first_sync = bus.first_sync.clone();
+        if let Ok(Ok(found)) = timeout(FIRST_SYNC_TIMEOUT, first_sync.wait_for(Option::is_some)).await {
             if let Some(Err(reason)) = &*found {
                 return Err(BusError::Unusable(reason.clone()));
             }
         } else {
-            tracing::warn!("the bus does not answer yet; the server goes on and tries again");
+            tracing::warn!("bus unavailable at start: starting anyway and retrying");
         }
         Ok(bus)
     }
 
-    /// The same without waiting, and with other times.
+    /// Connects without waiting for the first contact, with the given timing.
     ///
     /// # Errors
-    /// The address is none.
+    /// The address is malformed.
     pub fn start<'a>(
         address: impl Into<RedisAddress<'a>>,
         cluster: &str,
@@ -133,16 +114,20 @@ impl RedisBus {
         let client = builder.build().map_err(to_bus_error)?;
         let subscriber = builder.build_subscriber_client().map_err(to_bus_error)?;
         let names = KeySpace { cluster: cluster.to_owned(), clustered: client.is_clustered() };
-        let (told, decided) = mpsc::channel(TRANSITION_QUEUE_LEN);
-        let core = MembershipCore::new(client.clone(), names.clone(), process.to_owned(), timing, told);
+        let (decided_sender, decided) = mpsc::channel(TRANSITION_QUEUE_LEN);
+        let core = MembershipCore::new(client.clone(), names.clone(), process.to_owned(), timing, decided_sender);
         let core = Arc::new(core);
-        let (first_sender, first) = watch::channel(None);
-        let (safe, acknowledged) = mpsc::channel(lease::ACKNOWLEDGEMENT_QUEUE_LEN);
-        // They listen before there is anything to hear.
-        tokio::spawn(tls::watch_connection_errors(client.error_rx(), first_sender.clone(), shutdown.clone()));
-        tokio::spawn(lease::LeaseKeeper::new(core.clone()).run_lease_renewal(first_sender, shutdown.clone()));
-        tokio::spawn(lease::LeaseKeeper::new(core.clone()).run_maintenance(shutdown.clone()));
-        tokio::spawn(lease::run_acknowledgements(core.clone(), acknowledged, shutdown.clone()));
+        let (first_sync_sender, first_sync) = watch::channel(None);
+        let (acknowledgements, acknowledged) = mpsc::channel(acknowledge::ACKNOWLEDGEMENT_QUEUE_LEN);
+        // Before `connect`, so that the tasks miss no connection error.
+        tokio::spawn(first_sync::watch_connection_errors(
+            client.error_rx(),
+            first_sync_sender.clone(),
+            shutdown.clone(),
+        ));
+        tokio::spawn(lease::LeaseKeeper::new(core.clone()).run_lease_renewal(first_sync_sender, shutdown.clone()));
+        tokio::spawn(reconcile::run_reconciliation(core.clone(), shutdown.clone()));
+        tokio::spawn(acknowledge::run_acknowledgements(core.clone(), acknowledged, shutdown.clone()));
         client.connect();
         subscriber.connect();
         subscriber.manage_subscriptions();
@@ -164,21 +149,21 @@ impl RedisBus {
             process: process.to_owned(),
             inbox: Mutex::new(Some(inbox)),
             remote_transitions: Mutex::new(Some(decided)),
-            acknowledgements: safe,
+            acknowledgements,
             lost_frames: lost,
-            first_sync: first,
+            first_sync,
             _subscriber: subscriber,
         })
     }
 
-    /// Nobody waits for a store that is known to be away.
+    /// Fails at once while the store is known to be unavailable, instead of after a timeout.
     async fn call_if_available<T>(&self, call: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
         if self.is_available() { call.await } else { Err(unavailable_error()) }
     }
 }
 
-/// Takes the frames of other processes until the token ends it. The subscription outlives a connection; frames sent in
-/// between are lost to this process, as they are to a client whose own connection breaks.
+/// Receives the frames of other processes until shutdown. The subscription outlives a connection; frames that are
+/// published in between are lost to this process, as they are to a client whose own connection breaks.
 async fn receive_frames(
     subscriber: SubscriberClient,
     frames: String,
@@ -194,7 +179,7 @@ async fn receive_frames(
             answer = subscriber.subscribe(frames.clone()) => match answer {
                 Ok(()) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "the bus cannot be listened to; trying again");
+                    tracing::warn!(%error, "bus subscription failed: retrying");
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
             }
@@ -225,7 +210,7 @@ async fn receive_frames(
             }
             wire::DecodedFrame::Malformed => {
                 lost.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!("a frame on the bus cannot be read: is another release or program using it?");
+                tracing::warn!("malformed frame on the bus: is another release or program using it?");
             }
         }
     }
@@ -271,7 +256,7 @@ impl Bus for RedisBus {
                 return Err(unavailable_error());
             }
             for part in messages.chunks(PIPELINE_COMMANDS_MAX) {
-                // In one go: a round trip for each would take most of the time of a sweep.
+                // One pipeline, because a round trip per frame would take most of the time of a sweep.
                 let pipeline = self.core.client.pipeline();
                 for message in part {
                     let bytes = wire::encode(message, &self.process)?;
@@ -327,7 +312,8 @@ impl Bus for RedisBus {
     }
 
     fn acknowledge_recorded(&self, subject: &ChannelKey, orders: &[EventOrder]) {
-        // What does not fit stays in the outbox, and is told again, under the same id, should this process die.
+        // An acknowledgement that does not fit leaves its event in the outbox; if this process dies, the sweeper
+        // publishes it again, under the same id.
         let _ = self.acknowledgements.try_send((subject.clone(), orders.to_vec()));
     }
 
@@ -346,7 +332,7 @@ impl Bus for RedisBus {
     fn leave_cluster(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             if timeout(LEAVE_CLUSTER_TIMEOUT, lease::release_lease(&self.core)).await.is_err() {
-                tracing::debug!("the bus did not hear the farewell; the lease ends by itself");
+                tracing::debug!("bus lease not released in time: it expires by itself");
             }
         })
     }

@@ -1,5 +1,5 @@
-//! Who has which session, in Redis: one key for each session, one for all processes, and one for each process with what
-//! it is to be told. No call touches two of them together, so each may be in another slot.
+//! Session owners in Redis: one key for each session, one for all live processes, and one for each process with its
+//! sessions that lost a message. No call uses two of them together, so each may be in another slot.
 
 use fred::clients::Client;
 use fred::interfaces::KeysInterface;
@@ -11,7 +11,7 @@ use super::super::relay::{HeartbeatResponse, LOST_SENDS_MAX, PEER_LEASE_TTL, Rel
 use super::client::{PIPELINE_COMMANDS_MAX, evaluate_script, malformed_answer, to_bus_error};
 use super::keys::KeySpace;
 
-/// The scripts and the names of the keys.
+/// Session owners and heartbeats in one store.
 pub(super) struct SessionOwners {
     client: Client,
     names: KeySpace,
@@ -26,10 +26,10 @@ impl SessionOwners {
         Self {
             client,
             names,
-            heartbeat_script: Script::from_lua(include_str!("alive.lua")),
-            release_script: Script::from_lua(include_str!("disown.lua")),
-            report_lost_script: Script::from_lua(include_str!("lose.lua")),
-            take_lost_script: Script::from_lua(include_str!("losers.lua")),
+            heartbeat_script: Script::from_lua(include_str!("process_heartbeat.lua")),
+            release_script: Script::from_lua(include_str!("session_release.lua")),
+            report_lost_script: Script::from_lua(include_str!("lost_send_report.lua")),
+            take_lost_script: Script::from_lua(include_str!("lost_send_take.lua")),
         }
     }
 
@@ -40,10 +40,10 @@ impl SessionOwners {
         let answer = self.run(&self.heartbeat_script, key, arguments).await?;
         let (known, rest) = answer.split_first().ok_or_else(malformed_answer)?;
         let peer = |pair: &[String]| Some(RelayPeer { process: pair[0].clone(), address: pair[1].parse().ok()? });
-        // What another release wrote and cannot be read is nobody to ask.
+        // An address that another release wrote in another form is left out: nothing can be relayed to it.
         let peers = rest.chunks_exact(2).filter_map(peer).collect();
-        let losers = self.run(&self.take_lost_script, self.names.lost_sends_key(&process), Vec::new()).await?;
-        Ok(HeartbeatResponse { peers, was_registered: known == "1", sessions_with_lost_sends: losers })
+        let lost_sends = self.run(&self.take_lost_script, self.names.lost_sends_key(&process), Vec::new()).await?;
+        Ok(HeartbeatResponse { peers, was_registered: known == "1", sessions_with_lost_sends: lost_sends })
     }
 
     pub(super) async fn claim_session(&self, session: &str, process: &str) -> Result<Option<String>, BusError> {

@@ -1,22 +1,16 @@
-//! Who believes whom: whose certificates are believed over TLS, and what is said when the store shows none of them, or does
-//! not believe this process.
+//! TLS to the store: the trusted authorities, and remedies for certificates that they have not signed.
 
 use std::sync::Arc;
 
-use fred::error::Error;
-use fred::types::config::{Server, TlsConfig};
+use fred::types::config::TlsConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::sync::broadcast;
-use tokio_util::sync::CancellationToken;
 
-use super::lease::FirstSyncSender;
-
-/// Believes these authorities, and no other.
+/// Builds a TLS configuration that trusts these authorities only.
 ///
 /// # Errors
-/// What is wrong with them.
+/// The text has no usable certificate; the error says what to write.
 pub(super) fn build_tls_config(authorities: &str) -> Result<TlsConfig, String> {
     let wrong = |what: String| format!("REALTIME_REDIS_CA {what}: give the CA's certificates in PEM form");
     let mut roots = RootCertStore::empty();
@@ -33,36 +27,11 @@ pub(super) fn build_tls_config(authorities: &str) -> Result<TlsConfig, String> {
     Ok(config.into())
 }
 
-/// Says once why one does not believe the other, and lets nobody wait for a first answer.
-pub(super) async fn watch_connection_errors(
-    mut errors: broadcast::Receiver<(Error, Option<Server>)>,
-    first: FirstSyncSender,
-    shutdown: CancellationToken,
-) {
-    let mut said = None;
-    loop {
-        let error = tokio::select! {
-            () = shutdown.cancelled() => return,
-            error = errors.recv() => error,
-        };
-        let found = match error {
-            Ok((error, _)) => explain_tls_error(error.details()).or_else(|| explain_auth_error(error.details())),
-            Err(broadcast::error::RecvError::Lagged(_)) => continue,
-            Err(broadcast::error::RecvError::Closed) => return,
-        };
-        if let Some(reason) = found.filter(|found| said.as_ref() != Some(found)) {
-            tracing::error!("{reason}");
-            first.send_if_modified(|first| first.is_none() && first.replace(Err(reason.clone())).is_none());
-            said = Some(reason);
-        }
-    }
-}
-
-/// Why a connection came to nothing, if it is for a reason that trying again does not mend.
-fn explain_tls_error(error: &str) -> Option<String> {
+/// Turns a certificate error into a remedy; `None` for errors that a retry can mend.
+pub(super) fn explain_tls_error(error: &str) -> Option<String> {
     let (_, why) = error.split_once("InvalidCertificate(")?;
     let why = why.trim_end_matches([')', ' ', '}']);
-    let told = if why.starts_with("UnknownIssuer") || why.starts_with("BadSignature") {
+    let remedy = if why.starts_with("UnknownIssuer") || why.starts_with("BadSignature") {
         "none of the known authorities has signed it; give its own as spec.bus.redis.caSecretRef (REALTIME_REDIS_CA)"
     } else if why.starts_with("NotValidForName") {
         "it is for another name; write one of its names in the address"
@@ -71,19 +40,7 @@ fn explain_tls_error(error: &str) -> Option<String> {
     } else {
         "give Redis another"
     };
-    Some(format!("the certificate of Redis is not believed ({why}): {told}"))
-}
-
-/// Why the store does not let this process in, as it says itself.
-fn explain_auth_error(error: &str) -> Option<String> {
-    let told = match error.split([' ', ':']).next()? {
-        "WRONGPASS" => {
-            "it does not know this user with this password; correct the address in the Secret (REALTIME_REDIS_URL)"
-        }
-        "NOAUTH" => "it wants a password; write `redis://USER:PASSWORD@HOST` into the Secret (REALTIME_REDIS_URL)",
-        _ => return None,
-    };
-    Some(format!("Redis lets nobody in: {told} ({error})"))
+    Some(format!("the certificate of Redis is not trusted ({why}): {remedy}"))
 }
 
 #[cfg(test)]
@@ -91,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_of_certificates_that_are_not_believed() {
+    fn untrusted_certificates_are_explained_and_other_errors_are_not() {
         for (error, says) in [
             ("Custom { kind: InvalidData, error: InvalidCertificate(UnknownIssuer) }", Some("caSecretRef")),
             ("Custom { kind: InvalidData, error: InvalidCertificate(NotValidForName) }", Some("for another name")),
@@ -112,28 +69,11 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_stores_that_let_nobody_in() {
-        for (error, says) in [
-            ("WRONGPASS invalid username-password pair or user is disabled.", Some("this password")),
-            ("NOAUTH Authentication required.", Some("wants a password")),
-            ("OOM command not allowed", None),
-            ("", None),
-        ] {
-            let found = explain_auth_error(error);
-            assert_eq!(
-                found.as_ref().map(|found| found.contains(says.unwrap_or("?"))),
-                says.map(|_| true),
-                "{error}: {found:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_is_no_authority_is_refused_with_what_to_write() {
+    fn a_text_without_authorities_is_refused_with_what_to_write() {
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         for (text, part) in [("", "has no certificate"), ("hello", "has no certificate"), (broken, "of no authority")] {
-            let told = build_tls_config(text).err().unwrap_or_default();
-            assert!(told.contains(part) && told.contains("in PEM form"), "{text}: {told}");
+            let error = build_tls_config(text).err().unwrap_or_default();
+            assert!(error.contains(part) && error.contains("in PEM form"), "{text}: {error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A frame on its way between processes: a line of JSON that says where it goes, then the frame as it is.
+//! Encoding of frames between processes: one line of JSON with the address, then the frame unchanged.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -17,25 +17,25 @@ struct FrameHeader {
     ends: bool,
 }
 
-/// What arrived.
+/// Outcome of decoding a message of the bus.
 pub(super) enum DecodedFrame {
-    /// A frame of this process, which has served its own.
+    /// A frame of this process, which has delivered it to its own subscribers already.
     FromSelf,
-    /// A frame of another.
+    /// A frame of another process.
     Frame(BroadcastFrame),
-    /// Nothing that can be read.
+    /// A message that is not a frame of this release.
     Malformed,
 }
 
 pub(super) fn encode(message: &BroadcastFrame, process: &str) -> Result<Bytes, BusError> {
-    let address = FrameHeader {
+    let header = FrameHeader {
         from: process.to_owned(),
         app: message.subject.app.clone(),
         channel: message.subject.channel.to_string(),
         except: message.except.clone(),
         ends: message.ends,
     };
-    let mut bytes = serde_json::to_vec(&address).map_err(|error| BusError::Unavailable(error.to_string()))?;
+    let mut bytes = serde_json::to_vec(&header).map_err(|error| BusError::Unavailable(error.to_string()))?;
     bytes.push(b'\n');
     bytes.extend_from_slice(&message.frame);
     Ok(bytes.into())
@@ -43,17 +43,17 @@ pub(super) fn encode(message: &BroadcastFrame, process: &str) -> Result<Bytes, B
 
 pub(super) fn decode(bytes: &Bytes, process: &str) -> DecodedFrame {
     let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return DecodedFrame::Malformed };
-    let Ok(address) = serde_json::from_slice::<FrameHeader>(&bytes[..end]) else { return DecodedFrame::Malformed };
-    if address.from == process {
+    let Ok(header) = serde_json::from_slice::<FrameHeader>(&bytes[..end]) else { return DecodedFrame::Malformed };
+    if header.from == process {
         return DecodedFrame::FromSelf;
     }
-    let Ok(channel) = ChannelName::parse_any(&address.channel) else { return DecodedFrame::Malformed };
-    let subject = ChannelKey { app: address.app, channel };
+    let Ok(channel) = ChannelName::parse_any(&header.channel) else { return DecodedFrame::Malformed };
+    let subject = ChannelKey { app: header.app, channel };
     DecodedFrame::Frame(BroadcastFrame {
         subject,
         frame: bytes.slice(end + 1..),
-        except: address.except,
-        ends: address.ends,
+        except: header.except,
+        ends: header.ends,
     })
 }
 
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_arrives_as_it_was_sent_at_the_others_only() {
+    fn a_frame_is_decoded_unchanged_by_other_processes_only() {
         let subject = ChannelKey { app: "1".into(), channel: ChannelName::signed_in("é").expect("a name") };
         let (frame, except) = (Bytes::from_static(b"{\"a\":\n1}\xff"), Some(SocketId::from("1.2")));
         let message = BroadcastFrame { subject, frame, except, ends: true };

@@ -10,7 +10,7 @@ const SERVED: [Transport; 3] = [Transport::Websocket, Transport::XhrStreaming, T
 const PODS: [(&str, &[Transport]); 2] =
     [("eu-websocket-0", &[Transport::Websocket]), ("eu-sockjs-0", &[Transport::XhrStreaming, Transport::XhrPolling])];
 
-fn dimensions() -> CoverageTargets {
+fn test_targets() -> CoverageTargets {
     CoverageTargets {
         transports: SERVED.into(),
         pods: PODS.map(|(pod, carries)| (pod.to_owned(), carries.iter().copied().collect())).into(),
@@ -25,8 +25,8 @@ fn dimensions() -> CoverageTargets {
 
 fn evidence() -> Evidence {
     let mut evidence = Evidence::new(GatePolicy { open_after: 2, ..GatePolicy::default() });
-    evidence.set_targets(dimensions());
-    for process in dimensions().processes {
+    evidence.set_targets(test_targets());
+    for process in test_targets().processes {
         evidence.observe_process(&process, "p1", vec![]);
     }
     evidence
@@ -89,7 +89,7 @@ fn it_opens_after_complete_rounds_and_not_before() {
 }
 
 #[test]
-fn a_process_that_does_not_say_what_it_runs_keeps_the_gate_closed() {
+fn a_process_that_does_not_report_its_configuration_keeps_the_gate_closed() {
     let mut evidence = evidence();
     evidence.mark_unreachable("eu-dispatcher-0");
     rounds(&mut evidence, 0, 3);
@@ -105,12 +105,16 @@ fn a_process_that_does_not_say_what_it_runs_keeps_the_gate_closed() {
 }
 
 #[test]
-fn a_path_must_lead_to_the_pods_before_it_opens_and_closes_it_when_it_no_longer_does() {
+fn the_gate_needs_a_pass_through_every_path_and_closes_when_a_path_fails() {
     let mut evidence = evidence();
     let path = ("Service eu-websocket".to_owned(), [Transport::Websocket].into());
-    evidence.set_targets(CoverageTargets { paths: [path].into(), ..dimensions() });
+    evidence.set_targets(CoverageTargets { paths: [path].into(), ..test_targets() });
     rounds(&mut evidence, 0, 3);
-    assert_eq!(evidence.verdict().phase, GatePhase::Proving, "every pod passed, and nobody came through the Service");
+    assert_eq!(
+        evidence.verdict().phase,
+        GatePhase::Proving,
+        "every pod passed, but no journey went through the Service"
+    );
     let through = |at, outcome| Journey {
         entrance: "Service eu-websocket".to_owned(),
         ..journey(Transport::Websocket, at, outcome)
@@ -137,10 +141,10 @@ fn a_path_must_lead_to_the_pods_before_it_opens_and_closes_it_when_it_no_longer_
 #[test]
 fn a_dispatcher_that_does_not_deliver_is_named_although_others_do() {
     let two = |newcomers: &[&str]| {
-        let mut dimensions = dimensions();
-        dimensions.processes.insert("eu-dispatcher-1".to_owned());
-        dimensions.newcomers = newcomers.iter().map(|name| (*name).to_owned()).collect();
-        dimensions
+        let mut targets = test_targets();
+        targets.processes.insert("eu-dispatcher-1".to_owned());
+        targets.newcomers = newcomers.iter().map(|name| (*name).to_owned()).collect();
+        targets
     };
     let by = |dispatcher: &str, at, outcome| Journey {
         dispatcher: Some(dispatcher.to_owned()),
@@ -154,7 +158,7 @@ fn a_dispatcher_that_does_not_deliver_is_named_although_others_do() {
             rounds(&mut evidence, 0, first);
         }
         for at in 0..4 {
-            // Between its losses the other delivers, so that no transport and no pod stands out.
+            // The other dispatcher delivers between the losses, so that no transport and no pod fails.
             evidence.add_journey(&by("eu-dispatcher-1", first + 2 * at, lost()));
             for transport in SERVED {
                 evidence.add_journey(&journey(transport, first + 2 * at + 1, JourneyOutcome::Pass));
@@ -162,20 +166,20 @@ fn a_dispatcher_that_does_not_deliver_is_named_although_others_do() {
         }
         (evidence.verdict(), evidence.process_proof("eu-dispatcher-1"))
     };
-    let (verdict, standing) = fails(&["eu-dispatcher-1"], 0);
+    let (verdict, proof) = fails(&["eu-dispatcher-1"], 0);
     assert_eq!((verdict.phase, verdict.reason), (GatePhase::Refused, Reason::WebhookMissing));
     assert!(verdict.message.starts_with("eu-dispatcher-1: "), "{}", verdict.message);
-    assert!(!standing.proven && standing.failure.is_some());
-    assert_eq!(fails(&["eu-dispatcher-1"], 3).0.phase, GatePhase::Open, "a newcomer closes nothing");
-    assert_eq!(fails(&[], 3).0.phase, GatePhase::Closed, "one that was let in does");
+    assert!(!proof.proven && proof.failure.is_some());
+    assert_eq!(fails(&["eu-dispatcher-1"], 3).0.phase, GatePhase::Open, "a newcomer does not close the gate");
+    assert_eq!(fails(&[], 3).0.phase, GatePhase::Closed, "an admitted dispatcher does");
 }
 
 #[test]
-fn a_process_that_is_on_its_way_up_is_waited_for() {
+fn a_newcomer_that_has_not_answered_keeps_the_gate_proving() {
     let mut evidence = evidence();
-    let mut dimensions = dimensions();
-    dimensions.newcomers = dimensions.processes.clone();
-    evidence.set_targets(dimensions);
+    let mut targets = test_targets();
+    targets.newcomers = targets.processes.clone();
+    evidence.set_targets(targets);
     evidence.mark_unreachable("eu-dispatcher-0");
     rounds(&mut evidence, 0, 3);
     let verdict = evidence.verdict();
@@ -184,7 +188,7 @@ fn a_process_that_is_on_its_way_up_is_waited_for() {
 }
 
 #[test]
-fn passes_that_began_before_a_failure_do_not_wipe_it_out() {
+fn passes_that_began_before_a_failure_do_not_clear_it() {
     let mut evidence = evidence();
     let mut late = journey(Transport::Websocket, 9, silent());
     late.ended_ms = 95_000;
@@ -208,7 +212,7 @@ fn a_round_without_one_of_the_shards_is_not_complete() {
 }
 
 #[test]
-fn webhooks_off_on_the_fallbacks_is_told_with_hop_and_variable() {
+fn webhooks_off_on_the_fallbacks_is_reported_with_hop_and_variable() {
     let mut evidence = evidence();
     evidence.observe_process("eu-sockjs-0", "p1", off());
     evidence.add_journey(&journey(Transport::Websocket, 0, JourneyOutcome::Pass));
@@ -228,7 +232,7 @@ fn webhooks_off_on_the_fallbacks_is_told_with_hop_and_variable() {
 }
 
 #[test]
-fn without_a_difference_no_variable_is_blamed() {
+fn without_a_drift_no_variable_is_blamed() {
     let mut evidence = evidence();
     evidence.add_journey(&journey(Transport::Websocket, 0, JourneyOutcome::Pass));
     evidence.add_journey(&journey(Transport::XhrStreaming, 0, silent()));
@@ -239,7 +243,7 @@ fn without_a_difference_no_variable_is_blamed() {
 }
 
 #[test]
-fn a_difference_refuses_although_every_journey_passes() {
+fn a_drift_refuses_although_every_journey_passes() {
     let mut evidence = evidence();
     evidence.observe_process("eu-dispatcher-0", "p1", vec![ConfigDrift::App("1001".into())]);
     rounds(&mut evidence, 0, 5);
@@ -247,20 +251,21 @@ fn a_difference_refuses_although_every_journey_passes() {
     assert_eq!((verdict.phase, verdict.ready, verdict.reason), (GatePhase::Refused, false, Reason::AppsInconsistent));
     assert!(verdict.message.starts_with("eu-dispatcher-0: app 1001 differs"), "{}", verdict.message);
     evidence.observe_process("eu-dispatcher-0", "p1", vec![]);
-    assert!(!evidence.verdict().ready, "what passed meanwhile proves nothing");
+    assert!(!evidence.verdict().ready, "rounds during the drift prove nothing");
     rounds(&mut evidence, 5, 2);
     assert!(evidence.verdict().ready);
 }
 
 #[test]
-fn a_dispatchers_difference_explains_what_breaks_past_the_stream() {
+fn a_dispatchers_drift_explains_failures_past_the_stream() {
     let mut evidence = evidence();
     let mut changed = off();
     if let Some(ConfigDrift::Variable { name, .. }) = changed.first_mut() {
         *name = "REALTIME_STREAM_NAME".to_owned();
     }
     evidence.observe_process("eu-dispatcher-0", "p1", changed);
-    let stuck = HopFailure { hop: Hop::Dispatch, reason: Reason::DispatcherStuck, detail: "no one reads".to_owned() };
+    let stuck =
+        HopFailure { hop: Hop::Dispatch, reason: Reason::DispatcherStuck, detail: "the shard is not read".to_owned() };
     for transport in SERVED {
         evidence.add_journey(&journey(transport, 0, JourneyOutcome::Decisive(stuck.clone())));
     }
@@ -283,9 +288,9 @@ fn an_empty_dimension_is_a_failure() {
         let mut evidence = evidence();
         rounds(&mut evidence, 0, 2);
         assert!(evidence.verdict().ready, "{name}");
-        let mut dimensions = dimensions();
-        change(&mut dimensions);
-        evidence.set_targets(dimensions);
+        let mut targets = test_targets();
+        change(&mut targets);
+        evidence.set_targets(targets);
         let verdict = evidence.verdict();
         assert_eq!((verdict.phase, verdict.reason), (GatePhase::Closed, Reason::NoPods), "{name}");
         assert!(verdict.message.contains(says), "{name}: {}", verdict.message);
@@ -299,7 +304,7 @@ fn without_webhooks_shards_and_dispatchers_prove_nothing() {
         webhooks: false,
         shards: BTreeSet::new(),
         dispatchers: BTreeSet::new(),
-        ..dimensions()
+        ..test_targets()
     });
     rounds(&mut evidence, 0, 2);
     assert_eq!(evidence.verdict().reason, Reason::ReadyWithoutWebhooks);
@@ -335,22 +340,22 @@ fn a_steady_rate_of_losses_closes() {
 }
 
 #[test]
-fn evidence_of_a_pod_that_is_gone_goes_with_it() {
+fn evidence_of_a_deleted_pod_is_dropped() {
     let mut evidence = evidence();
     evidence.add_journey(&journey(Transport::Websocket, 0, silent()));
-    let mut dimensions = dimensions();
-    if let Some(carries) = dimensions.pods.remove("eu-websocket-0") {
-        dimensions.pods.insert("eu-websocket-1".to_owned(), carries);
+    let mut targets = test_targets();
+    if let Some(carries) = targets.pods.remove("eu-websocket-0") {
+        targets.pods.insert("eu-websocket-1".to_owned(), carries);
     }
-    evidence.set_targets(dimensions);
+    evidence.set_targets(targets);
     assert_eq!(evidence.verdict().phase, GatePhase::Proving);
 }
 
 proptest! {
-    /// Whatever happens: ready means that every transport's latest journey passed or is one unconfirmed loss, that
-    /// enough journeys passed, and that no difference is known.
+    /// In every history, ready means that every transport's latest journey passed or is one unconfirmed loss, that
+    /// enough journeys passed, and that no drift is known.
     #[test]
-    fn ready_is_never_said_without_proof(steps in prop::collection::vec((0_usize..3, 0_u8..10), 0..120)) {
+    fn the_gate_is_never_ready_without_proof(steps in prop::collection::vec((0_usize..3, 0_u8..10), 0..120)) {
         let mut evidence = evidence();
         let mut passes = 0;
         for (at, (transport, dice)) in (0..).zip(steps) {

@@ -1,6 +1,7 @@
--- A process tells that it is alive, and learns who else is.
--- KEYS: the processes; ARGV: process, its address, ms for which it counts as alive
--- Out: '1' if it was known as alive before, else '0'; then process and address of each that is alive.
+-- Registers a process as alive, and returns every process that is alive.
+-- KEYS: the processes; ARGV: process, its address, TTL of the registration in ms
+-- Out: '1' if the process was registered before, else '0'; then process and address of each that is alive.
+local process_ttl_ms = ARGV[3]
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local out = { '0' }
@@ -21,8 +22,8 @@ for n, value in ipairs(redis.call('HGETALL', KEYS[1])) do
     end
   end
 end
-redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now + tonumber(ARGV[3])) .. ' ' .. ARGV[2])
-redis.call('PEXPIRE', KEYS[1], 2 * ARGV[3])
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now + tonumber(process_ttl_ms)) .. ' ' .. ARGV[2])
+redis.call('PEXPIRE', KEYS[1], 2 * process_ttl_ms)
 out[#out + 1] = ARGV[1]
 out[#out + 1] = ARGV[2]
 return out

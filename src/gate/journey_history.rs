@@ -1,44 +1,44 @@
-//! The journeys of one transport through one pod, or those through one dispatcher.
+//! History of the journeys of one transport through one entrance, or of all journeys through one dispatcher.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::{GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
 
-/// Journeys that are remembered for latencies.
+/// Bounds the journeys that are remembered for the medians of latencies.
 const LATENCY_SAMPLES_MAX: usize = 20;
 
-/// How a series stands.
+/// State of a history after its latest journey.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum HistoryState {
-    /// Nothing is known.
+    /// No journey passed or failed yet.
     Unknown,
     /// The latest journey passed.
     Passing,
-    /// A failure that the network alone can cause: not yet believed.
+    /// The latest journey failed in a way that the network alone can cause: not confirmed yet.
     Suspect(HopFailure),
-    /// A failure that is believed.
+    /// The latest journey failed, and the failure is decisive or confirmed.
     Failing(HopFailure),
 }
 
-/// The journeys of one transport through one pod.
+/// History of journeys that share a transport and an entrance, or a dispatcher.
 #[derive(Clone, Debug, Default)]
 pub(super) struct JourneyHistory {
-    /// Ambiguous failures in a row.
+    /// Number of ambiguous failures in a row.
     ambiguous_count: usize,
-    /// When the first of them began.
+    /// Start of the first of these failures.
     run_started_ms: u64,
-    /// When the last of them ended.
+    /// End of the last of these failures.
     run_ended_ms: u64,
-    /// When the latest failure ended.
+    /// End of the latest failure of any kind.
     failed_ms: u64,
     last_outcome: Option<JourneyOutcome>,
     latencies: VecDeque<BTreeMap<Hop, u64>>,
 }
 
 impl JourneyHistory {
-    /// Takes the latest journey. A void one changes nothing, nor does a pass that began before a failure ended: journeys
-    /// overlap, and an older one may end later.
+    /// Adds a journey. A void one changes nothing, nor does a pass that began before a failure ended: journeys overlap,
+    /// and an older one may end later.
     pub fn add(&mut self, journey: &Journey) {
         match &journey.outcome {
             JourneyOutcome::Void => return,
@@ -61,8 +61,8 @@ impl JourneyHistory {
         self.latencies.push_back(journey.latency_ms.clone());
     }
 
-    /// How it stands. Once a cluster has been proven, a run of failures must also span some time, so that a hand-over
-    /// of a lease alone cannot close it.
+    /// Returns the current state. Once a cluster has been proven, a run of failures must also span
+    /// [`GatePolicy::min_span`], so that a shard's lease that moves cannot close the gate by itself.
     pub fn current_state(&self, policy: &GatePolicy, proven: bool) -> HistoryState {
         match &self.last_outcome {
             None | Some(JourneyOutcome::Void) => HistoryState::Unknown,
@@ -79,7 +79,7 @@ impl JourneyHistory {
         }
     }
 
-    /// How long each hop takes, the median of the latest journeys, in ms.
+    /// Latencies of each hop in the latest journeys, in ms.
     pub fn latencies(&self) -> impl Iterator<Item = (Hop, u64)> {
         self.latencies.iter().flat_map(|hops| hops.iter().map(|(hop, ms)| (*hop, *ms)))
     }
@@ -96,10 +96,10 @@ mod tests {
     }
 
     /// Journeys that take ten seconds each, one begun every `every` seconds.
-    fn series(every: u64, outcomes: &[JourneyOutcome]) -> JourneyHistory {
-        let mut series = JourneyHistory::default();
+    fn history(every: u64, outcomes: &[JourneyOutcome]) -> JourneyHistory {
+        let mut history = JourneyHistory::default();
         for (n, outcome) in (0..).zip(outcomes) {
-            series.add(&Journey {
+            history.add(&Journey {
                 transport: Transport::Websocket,
                 entrance: "p".into(),
                 shards: vec![],
@@ -110,11 +110,11 @@ mod tests {
                 outcome: outcome.clone(),
             });
         }
-        series
+        history
     }
 
     #[test]
-    fn a_table_of_series() {
+    fn only_confirmed_or_decisive_failures_are_failing() {
         let lost = || JourneyOutcome::Ambiguous(failure(Hop::Delivery));
         let failing = |hop| HistoryState::Failing(failure(hop));
         let suspect = || HistoryState::Suspect(failure(Hop::Delivery));
@@ -124,7 +124,7 @@ mod tests {
             ("nothing yet", 15, vec![], true, HistoryState::Unknown),
             ("only void journeys", 15, vec![void.clone(), void.clone()], true, HistoryState::Unknown),
             ("one pass", 15, vec![pass.clone()], true, HistoryState::Passing),
-            ("the first loss is not believed", 15, vec![pass.clone(), lost()], true, suspect()),
+            ("the first loss is not confirmed", 15, vec![pass.clone(), lost()], true, suspect()),
             ("three losses that span 40 s are", 15, vec![lost(), lost(), lost()], true, failing(Hop::Delivery)),
             (
                 "three losses within 14 s are not: a lease may have moved",
@@ -151,7 +151,7 @@ mod tests {
             ("a decisive failure counts at once", 15, vec![pass.clone(), decisive.clone()], true, failing(Hop::Record)),
             ("a pass after it ends it", 15, vec![decisive, pass], true, HistoryState::Passing),
         ] {
-            assert_eq!(series(every, &outcomes).current_state(&GatePolicy::default(), proven), expected, "{name}");
+            assert_eq!(history(every, &outcomes).current_state(&GatePolicy::default(), proven), expected, "{name}");
         }
     }
 }

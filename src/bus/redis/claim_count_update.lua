@@ -1,0 +1,18 @@
+-- Decides whether the caller publishes a channel's subscription count; each count is published by one process.
+-- KEYS: sockets, published; ARGV: connections above which a channel is large, ms between two counts of a large channel,
+--       TTL of the published count in seconds
+-- Out: 'tell' and the count; or 'later' and the ms to wait; or 'told' when the count is published already.
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local count = redis.call('HLEN', KEYS[1])
+local published = redis.call('HMGET', KEYS[2], 'count', 'at')
+if published[1] then
+  if tonumber(published[1]) == count then return { 'told' } end
+  local wait = tonumber(published[2]) + tonumber(ARGV[2]) - now
+  if count > tonumber(ARGV[1]) and wait > 0 then return { 'later', string.format('%.0f', wait) } end
+elseif count == 0 then
+  return { 'told' }
+end
+redis.call('HSET', KEYS[2], 'count', tostring(count), 'at', string.format('%.0f', now))
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return { 'tell', tostring(count) }
