@@ -48,21 +48,21 @@ pub fn plan_assignment(
         !running.contains(id) && holder.is_none_or(|holder| holder == member)
     };
     let take = readable.iter().filter(free).take(share.saturating_sub(running.len())).cloned().collect();
-    let give_back = if running.len() > share { running.last().cloned() } else { None };
-    ShardAssignment { acquire: take, release: give_back }
+    let release = if running.len() > share { running.last().cloned() } else { None };
+    ShardAssignment { acquire: take, release }
 }
 
 /// The number of shards that a member should hold.
 fn fair_share(shards: usize, view: &LeaseSnapshot, member: &str) -> usize {
-    let proven = |standing: &MemberStatus| standing.proven;
-    let trying = |standing: &MemberStatus| !standing.proven && !standing.backing_off;
+    let proven = |status: &MemberStatus| status.proven;
+    let on_probation = |status: &MemberStatus| !status.proven && !status.backing_off;
     if !view.members.values().any(proven) {
         return even_share(shards, view, member, |_| true);
     }
     match view.members.get(member) {
-        Some(own) if !own.proven => usize::from(trying(own)),
+        Some(own) if !own.proven => usize::from(on_probation(own)),
         _ => {
-            let others = view.members.values().filter(|standing| trying(standing)).count();
+            let others = view.members.values().filter(|status| on_probation(status)).count();
             even_share(shards.saturating_sub(others), view, member, proven)
         }
     }
@@ -71,7 +71,7 @@ fn fair_share(shards: usize, view: &LeaseSnapshot, member: &str) -> usize {
 /// A member's part of `shards`, split evenly among the members for which `counts` is true.
 fn even_share(shards: usize, view: &LeaseSnapshot, member: &str, counts: impl Fn(&MemberStatus) -> bool) -> usize {
     let held = |name: &str| view.leases.values().filter(|lease| lease.holder.as_deref() == Some(name)).count();
-    let counted = view.members.iter().filter(|(name, standing)| counts(standing) || *name == member);
+    let counted = view.members.iter().filter(|(name, status)| counts(status) || *name == member);
     let mut names: Vec<(Reverse<usize>, &str)> =
         counted.map(|(name, _)| (Reverse(held(name)), name.as_str())).collect();
     names.sort_unstable();
@@ -90,16 +90,16 @@ mod tests {
 
     fn snapshot_of(members: usize, held: &[(&str, &str)]) -> LeaseSnapshot {
         let lease = |holder: &str| ShardLease { holder: Some(holder.to_owned()), ..ShardLease::default() };
-        let well = MemberStatus { proven: true, backing_off: false };
+        let proven_member = MemberStatus { proven: true, backing_off: false };
         let names = ["me", "you", "they"].into_iter().take(members);
-        let members = names.map(|name| (name.to_owned(), well)).collect();
+        let members = names.map(|name| (name.to_owned(), proven_member)).collect();
         LeaseSnapshot { members, leases: held.iter().map(|(id, holder)| (ShardId::from(*id), lease(holder))).collect() }
     }
 
     #[test]
-    fn a_table_of_shares() {
+    fn shards_are_shared_evenly() {
         let two = snapshot_of(2, &[("a", "me"), ("b", "me"), ("c", "me"), ("d", "me")]);
-        for (name, shards, view, running, take, give_back) in [
+        for (name, shards, view, running, take, release) in [
             ("a lone member takes all shards", "a b c", snapshot_of(1, &[]), "", "a b c", None),
             (
                 "one of two takes half, and the remainder if its name sorts first",
@@ -123,14 +123,14 @@ mod tests {
             ("an even share stays", "a b c d", two, "a b", "", None),
             ("no living member is no division by zero", "a", snapshot_of(0, &[]), "", "a", None),
         ] {
-            let expected = ShardAssignment { acquire: shard_ids(take), release: give_back.map(ShardId::from) };
+            let expected = ShardAssignment { acquire: shard_ids(take), release: release.map(ShardId::from) };
             assert_eq!(plan_assignment(&shard_ids(shards), &view, "me", &shard_ids(running)), expected, "{name}");
         }
     }
 
     #[test]
     fn an_unproven_member_gets_one_shard_and_no_shard_stays_unheld() {
-        let standing = |text: &str| MemberStatus { proven: text == "proven", backing_off: text == "resting" };
+        let status = |text: &str| MemberStatus { proven: text == "proven", backing_off: text == "resting" };
         for (name, shards, members, expected) in [
             ("no member is proven", 4, vec!["new", "new"], vec![2, 2]),
             ("one member is proven", 4, vec!["proven", "new"], vec![3, 1]),
@@ -144,7 +144,7 @@ mod tests {
             ("more new ones than shards", 1, vec!["proven", "new", "new"], vec![0, 1, 1]),
         ] {
             let names = ["me", "you", "they"];
-            let members = names.iter().zip(&members).map(|(name, text)| ((*name).to_owned(), standing(text))).collect();
+            let members = names.iter().zip(&members).map(|(name, text)| ((*name).to_owned(), status(text))).collect();
             let view = LeaseSnapshot { members, ..LeaseSnapshot::default() };
             let shares: Vec<usize> = names
                 .iter()

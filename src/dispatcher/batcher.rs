@@ -14,14 +14,14 @@ use super::retry::{RetryPolicy, backoff_ms};
 use crate::protocol::webhook::WebhookEvent;
 use crate::protocol::{AppId, ChannelName};
 
-/// Bounds the events of a body, so that an endpoint can handle one within its attempt timeout.
+/// Bounds the events of one body.
 const BATCH_EVENTS_MAX: usize = 100;
-/// Bounds the bytes of a body's events; receivers commonly refuse larger requests.
+/// Bounds the bytes of one body's events; a single larger event is posted alone.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Bounds the bodies in flight to one endpoint, the parts of a split one not counted.
 const IN_FLIGHT_BATCHES_MAX: usize = 4;
-/// Bounds the part of a shard's unfinished events that one endpoint may hold: a quarter, so that three others can go
-/// on.
+/// Bounds the part of a shard's unfinished events that one endpoint may hold: at a quarter a failing endpoint loses its
+/// oldest events, and cannot fill the shard alone.
 const ENDPOINT_EVENTS_MAX: usize = checkpoint_tracker::UNFINISHED_EVENTS_MAX / 4;
 const ENDPOINT_BYTES_MAX: usize = checkpoint_tracker::UNFINISHED_BYTES_MAX / 4;
 /// Answered failures after which a body is split, so that one bad event does not hold up the others.
@@ -319,38 +319,38 @@ mod tests {
 
     #[test]
     fn a_body_has_at_most_a_hundred_events_and_its_channel_stays_busy() {
-        let mut assembler = test_batcher();
+        let mut batcher = test_batcher();
         for n in 0..150 {
-            assembler.push(&test_endpoint(), test_delivery(n, "a", 10));
+            batcher.push(&test_endpoint(), test_delivery(n, "a", 10));
         }
-        let mut first = assembler.take_due_batches(0);
+        let mut first = batcher.take_due_batches(0);
         assert_eq!(first.iter().map(|body| body.items.len()).collect::<Vec<_>>(), [100]);
-        assert!(assembler.take_due_batches(0).is_empty(), "the channel is busy");
-        let finished = assembler.complete_attempt(first.remove(0), AttemptOutcome::Delivered, 0, 0.0);
+        assert!(batcher.take_due_batches(0).is_empty(), "the channel is busy");
+        let finished = batcher.complete_attempt(first.remove(0), AttemptOutcome::Delivered, 0, 0.0);
         assert_eq!(finished.delivered.len(), 100);
-        assert_eq!(record_numbers(&assembler.take_due_batches(0)[0]), (100..150).collect::<Vec<_>>());
+        assert_eq!(record_numbers(&batcher.take_due_batches(0)[0]), (100..150).collect::<Vec<_>>());
     }
 
     #[test]
     fn a_body_is_bounded_in_bytes() {
-        let mut assembler = test_batcher();
+        let mut batcher = test_batcher();
         for n in 0..3 {
-            assembler.push(&test_endpoint(), test_delivery(n, &format!("c{n}"), BATCH_BYTES_MAX / 2));
+            batcher.push(&test_endpoint(), test_delivery(n, &format!("c{n}"), BATCH_BYTES_MAX / 2));
         }
-        assert_eq!(assembler.take_due_batches(0).iter().map(record_numbers).collect::<Vec<_>>(), [vec![0, 1], vec![2]]);
+        assert_eq!(batcher.take_due_batches(0).iter().map(record_numbers).collect::<Vec<_>>(), [vec![0, 1], vec![2]]);
     }
 
     #[test]
     fn a_failed_body_backs_off_and_other_channels_are_delivered() {
-        let mut assembler = test_batcher();
-        assembler.push(&test_endpoint(), test_delivery(1, "a", 1));
-        let body = assembler.take_due_batches(0).remove(0);
-        assembler.complete_attempt(body, FAILED, 0, 1.0);
-        assembler.push(&test_endpoint(), test_delivery(2, "a", 1));
-        assembler.push(&test_endpoint(), test_delivery(3, "b", 1));
-        assert_eq!(assembler.take_due_batches(499).iter().map(record_numbers).collect::<Vec<_>>(), [[3]]);
+        let mut batcher = test_batcher();
+        batcher.push(&test_endpoint(), test_delivery(1, "a", 1));
+        let body = batcher.take_due_batches(0).remove(0);
+        batcher.complete_attempt(body, FAILED, 0, 1.0);
+        batcher.push(&test_endpoint(), test_delivery(2, "a", 1));
+        batcher.push(&test_endpoint(), test_delivery(3, "b", 1));
+        assert_eq!(batcher.take_due_batches(499).iter().map(record_numbers).collect::<Vec<_>>(), [[3]]);
         assert_eq!(
-            assembler.take_due_batches(500).iter().map(record_numbers).collect::<Vec<_>>(),
+            batcher.take_due_batches(500).iter().map(record_numbers).collect::<Vec<_>>(),
             [[1]],
             "2 waits for 1"
         );
@@ -358,25 +358,25 @@ mod tests {
 
     #[test]
     fn after_three_answered_failures_a_body_is_split_by_channel_and_then_by_halves() {
-        let mut assembler = test_batcher();
+        let mut batcher = test_batcher();
         for (n, channel) in [(1, "a"), (2, "b"), (3, "a"), (4, "a")] {
-            assembler.push(&test_endpoint(), test_delivery(n, channel, 1));
+            batcher.push(&test_endpoint(), test_delivery(n, channel, 1));
         }
-        let mut bodies = assembler.take_due_batches(0);
+        let mut bodies = batcher.take_due_batches(0);
         for _ in 0..3 {
-            assembler.complete_attempt(bodies.remove(0), FAILED, 0, 0.0);
-            bodies = assembler.take_due_batches(0);
+            batcher.complete_attempt(bodies.remove(0), FAILED, 0, 0.0);
+            bodies = batcher.take_due_batches(0);
         }
         assert_eq!(bodies.iter().map(record_numbers).collect::<Vec<_>>(), [vec![1, 3, 4], vec![2]]);
         let other = bodies.pop().expect("two parts");
-        assert_eq!(assembler.complete_attempt(other, AttemptOutcome::Delivered, 0, 0.0).delivered, [2]);
+        assert_eq!(batcher.complete_attempt(other, AttemptOutcome::Delivered, 0, 0.0).delivered, [2]);
         for _ in 0..3 {
-            assembler.complete_attempt(bodies.remove(0), FAILED, 0, 0.0);
-            bodies = assembler.take_due_batches(0);
+            batcher.complete_attempt(bodies.remove(0), FAILED, 0, 0.0);
+            bodies = batcher.take_due_batches(0);
         }
         assert_eq!(bodies.iter().map(record_numbers).collect::<Vec<_>>(), [[1, 3]]);
-        assembler.complete_attempt(bodies.remove(0), AttemptOutcome::Delivered, 0, 0.0);
-        assert_eq!(record_numbers(&assembler.take_due_batches(0)[0]), [4]);
+        batcher.complete_attempt(bodies.remove(0), AttemptOutcome::Delivered, 0, 0.0);
+        assert_eq!(record_numbers(&batcher.take_due_batches(0)[0]), [4]);
     }
 
     #[test]
@@ -388,28 +388,28 @@ mod tests {
             ("failed at the window's end", FAILED, 300_000, 0, Some(DropReason::RetryWindowOver)),
             ("a busy endpoint is no failure", AttemptOutcome::Busy, 300_000, 0, None),
         ] {
-            let mut assembler = test_batcher();
-            assembler.push(&test_endpoint(), test_delivery(1, "a", 1));
-            let body = assembler.take_due_batches(0).remove(0);
-            let finished = assembler.complete_attempt(body, outcome, now, 0.0);
+            let mut batcher = test_batcher();
+            batcher.push(&test_endpoint(), test_delivery(1, "a", 1));
+            let body = batcher.take_due_batches(0).remove(0);
+            let finished = batcher.complete_attempt(body, outcome, now, 0.0);
             assert_eq!(finished.delivered.len(), taken, "{name}");
             assert_eq!(finished.dropped.first().map(|(reason, _)| *reason), lost, "{name}");
             let left = taken == 0 && lost.is_none();
-            assert_eq!(assembler.take_due_batches(u64::MAX).len(), usize::from(left), "{name}");
+            assert_eq!(batcher.take_due_batches(u64::MAX).len(), usize::from(left), "{name}");
         }
     }
 
     #[test]
     fn only_a_failing_endpoint_loses_events_over_its_limit() {
-        let mut assembler = test_batcher();
+        let mut batcher = test_batcher();
         for n in 0..=ENDPOINT_EVENTS_MAX as u64 {
-            assert!(assembler.push(&test_endpoint(), test_delivery(n, "a", 1)).dropped.is_empty());
+            assert!(batcher.push(&test_endpoint(), test_delivery(n, "a", 1)).dropped.is_empty());
         }
-        assert!(assembler.has_full_endpoint(), "a working endpoint makes the reader wait");
-        let body = assembler.take_due_batches(0).remove(0);
-        assembler.complete_attempt(body, FAILED, 0, 0.0);
-        assert!(!assembler.has_full_endpoint());
-        let lost = assembler.push(&test_endpoint(), test_delivery(9_999, "a", 1)).dropped;
+        assert!(batcher.has_full_endpoint(), "a working endpoint makes the reader wait");
+        let body = batcher.take_due_batches(0).remove(0);
+        batcher.complete_attempt(body, FAILED, 0, 0.0);
+        assert!(!batcher.has_full_endpoint());
+        let lost = batcher.push(&test_endpoint(), test_delivery(9_999, "a", 1)).dropped;
         assert_eq!(
             lost.iter().map(|(_, item)| item.record).collect::<Vec<_>>(),
             [100, 101],

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use super::leases::AckedOutOfOrder;
 
-/// Bounds the unfinished events of a shard, and with them the events that a crash delivers twice.
+/// Bounds the unfinished events of a shard; reading pauses at it.
 pub const UNFINISHED_EVENTS_MAX: usize = 10_000;
 /// Bounds the bytes of a shard's unfinished records, and with them the memory of a process that holds many shards.
 pub const UNFINISHED_BYTES_MAX: usize = 32 * 1024 * 1024;

@@ -1,4 +1,4 @@
-//! Decodes a record's bytes into events, and tells records of this cluster from foreign, newer and broken ones.
+//! Decodes a record's bytes into events and separates those of this cluster from foreign, newer and broken ones.
 
 use std::collections::{HashSet, VecDeque};
 

@@ -35,13 +35,13 @@ impl TrackedEvent {
         }
     }
 
-    /// Whether the event says that its subject left.
+    /// Whether the event is a departure of its subject.
     #[must_use]
     pub fn is_departure(&self) -> bool {
         matches!(self.event.kind, EventKind::ChannelVacated | EventKind::MemberRemoved { .. })
     }
 
-    /// Whether the event says that its subject arrived.
+    /// Whether the event is an arrival of its subject.
     #[must_use]
     pub fn is_arrival(&self) -> bool {
         matches!(self.event.kind, EventKind::ChannelOccupied | EventKind::MemberAdded { .. })

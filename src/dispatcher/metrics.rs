@@ -147,7 +147,7 @@ impl DispatcherMetrics {
         registry.register("delivered", "Events that an endpoint took", self.delivered.clone());
         registry.register("attempts", "Attempts to post", self.attempts.clone());
         registry.register("dropped", "Events lost", self.dropped.clone());
-        registry.register("settled", "Events rightly not told", self.skipped.clone());
+        registry.register("settled", "Events that need no delivery", self.skipped.clone());
         registry.register("registry_reads", "Changed app registries", self.registry_reads.clone());
         registry.register("order_gaps", "Missing events that were passed", self.gaps.clone());
         registry.register("unfinished_events", "Events read and not yet done", self.unfinished.clone());

@@ -17,7 +17,7 @@ use crate::protocol::ShardId;
 
 /// Least interval between two reads: a shard allows five a second over all its readers.
 const READ_INTERVAL: Duration = Duration::from_millis(250);
-/// Bounds the records of a page, so that one read stays small enough to process between ticks.
+/// Bounds the records of one page.
 const PAGE_RECORDS_MAX: i32 = 1_000;
 /// Longest back-off after errors.
 const READ_BACKOFF_MAX_MS: u64 = 5_000;

@@ -2,7 +2,7 @@
 
 use jiff::fmt::rfc2822::DateTimeParser;
 
-/// Upper end of the first back-off, short enough for an endpoint that merely restarts.
+/// Upper end of the first back-off; each further failure doubles it.
 const FIRST_BACKOFF_MS: u64 = 500;
 /// Longest `Retry-After` that is honoured.
 const RETRY_AFTER_MAX_MS: u64 = 60_000;

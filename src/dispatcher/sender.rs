@@ -162,8 +162,8 @@ impl WebhookSender {
         }
         let mut answer = request.body(text).send().await.map_err(|error| find_root_cause(&error))?;
         let status = answer.status();
-        let asked = answer.headers().get("Retry-After").and_then(|value| value.to_str().ok());
-        let retry_after_ms = asked.and_then(|value| retry_after_ms(value, now));
+        let header = answer.headers().get("Retry-After").and_then(|value| value.to_str().ok());
+        let retry_after_ms = header.and_then(|value| retry_after_ms(value, now));
         // The status has decided; the rest is read only so that the connection can be used again.
         let rest = async {
             let mut read = 0;

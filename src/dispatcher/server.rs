@@ -78,7 +78,7 @@ pub async fn start(
         EgressPolicy::new(values.list_items(name::ALLOWED_NETWORKS), values.list_items(name::ALLOWED_ENDPOINTS));
     let sender = WebhookSender::new(policy, network, apps.clone(), Arc::clone(&metrics))
         .map_err(|error| StartError::Client(error.to_string()))?;
-    let patience = RetryPolicy {
+    let retry_policy = RetryPolicy {
         window_ms: values.number(name::RETRY_WINDOW_SECONDS) * 1_000,
         max_backoff_ms: values.number(name::MAX_BACKOFF_SECONDS) * 1_000,
     };
@@ -100,17 +100,18 @@ pub async fn start(
     let admin_stop = CancellationToken::new();
     let serving = tokio::spawn(admin::serve(listener, admin, admin_stop.clone()));
 
-    let again = Arc::new(Notify::new());
+    let relist = Arc::new(Notify::new());
     let (sent, listings) = watch::channel(Arc::default());
     let discovery = shard_supervisor::discover_shards(
         kinesis.clone(),
         Arc::clone(&metrics),
         sent,
-        Arc::clone(&again),
+        Arc::clone(&relist),
         stop.clone(),
     );
-    let shared = WorkerResources { client: kinesis, leases, sender, apps, metrics, cluster, retry_policy: patience };
-    let shards = ShardSupervisor::new(Arc::new(shared), process.clone(), again, admitted).run(listings, stop.clone());
+    let resources = WorkerResources { client: kinesis, leases, sender, apps, metrics, cluster, retry_policy };
+    let shards =
+        ShardSupervisor::new(Arc::new(resources), process.clone(), relist, admitted).run(listings, stop.clone());
     let (fail, failure) = watch::channel(None);
     let work = tokio::spawn(async move {
         let discovery = async {

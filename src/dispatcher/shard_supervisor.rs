@@ -19,7 +19,7 @@ use super::shard_worker::{ShardWorker, WorkerResources};
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, Shard, covers_all};
 use crate::protocol::ShardId;
 
-/// Interval between two listings of the shards; a reshard takes about as long.
+/// Interval between two listings of the shards, after which a reshard is noticed at the latest.
 const LIST_INTERVAL: Duration = Duration::from_secs(30);
 /// Delay before the shards are listed again after an error.
 const LIST_RETRY_DELAY: Duration = Duration::from_secs(2);
@@ -50,7 +50,7 @@ pub async fn discover_shards(
     client: KinesisClient,
     metrics: Arc<DispatcherMetrics>,
     listings: watch::Sender<Arc<ShardListing>>,
-    again: Arc<Notify>,
+    relist: Arc<Notify>,
     shutdown: CancellationToken,
 ) -> Option<String> {
     let started = Instant::now();
@@ -88,7 +88,7 @@ pub async fn discover_shards(
         };
         tokio::select! {
             () = shutdown.cancelled() => return None,
-            () = again.notified() => {}
+            () = relist.notified() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -134,7 +134,7 @@ impl ShardSupervisor {
     pub fn new(
         shared: Arc<WorkerResources>,
         member: String,
-        again: Arc<Notify>,
+        relist: Arc<Notify>,
         admitted: watch::Receiver<bool>,
     ) -> Self {
         let (ended, trial) = (Arc::default(), MemberProbation::default());
@@ -143,7 +143,7 @@ impl ShardSupervisor {
             member,
             workers: HashMap::new(),
             created_ms: 0,
-            relist: again,
+            relist,
             worker_ended: ended,
             admitted,
             probation: trial,
@@ -181,8 +181,8 @@ impl ShardSupervisor {
 
     async fn rebalance_shards(&mut self, listing: &ShardListing) -> Result<(), LeaseError> {
         let leases = Arc::clone(&self.resources.leases);
-        let standing = self.assess_member();
-        let view = call_with_timeout(leases.send_heartbeat(&self.member, standing)).await?;
+        let status = self.assess_member();
+        let view = call_with_timeout(leases.send_heartbeat(&self.member, status)).await?;
         if listing.created_ms != self.created_ms {
             // Another stream of the same name: nothing in flight belongs to it.
             self.abort_workers();
@@ -201,9 +201,9 @@ impl ShardSupervisor {
                 Err(error) => return Err(error),
             }
         }
-        let stopping = self.workers.values().any(|holder| holder.stop.is_cancelled());
-        if let Some(holder) = plan.release.and_then(|shard| self.workers.get(&shard)).filter(|_| !stopping) {
-            holder.stop.cancel();
+        let stopping = self.workers.values().any(|worker| worker.stop.is_cancelled());
+        if let Some(worker) = plan.release.and_then(|shard| self.workers.get(&shard)).filter(|_| !stopping) {
+            worker.stop.cancel();
         }
         Ok(())
     }
@@ -223,18 +223,18 @@ impl ShardSupervisor {
                 backs_off_until: Some(Instant::now() + PROBATION_BACKOFF),
             };
         }
-        let resting = !proven && self.probation.backs_off_until.is_some_and(|until| Instant::now() < until);
-        MemberStatus { proven, backing_off: resting }
+        let backing_off = !proven && self.probation.backs_off_until.is_some_and(|until| Instant::now() < until);
+        MemberStatus { proven, backing_off }
     }
 
     /// Removes workers that ended, and aborts those whose shard another member holds now.
     fn reap_workers(&mut self, view: &LeaseSnapshot) {
         let member = &self.member;
-        let again = &self.relist;
+        let relist = &self.relist;
         self.workers.retain(|shard, running| {
             if running.task.is_finished() {
                 // The worker may have reached the shard's end, behind which are children.
-                again.notify_one();
+                relist.notify_one();
                 return false;
             }
             let lease = view.leases.get(shard);
@@ -252,10 +252,10 @@ impl ShardSupervisor {
 
     fn start_worker(&mut self, shard: ShardId, lease: super::leases::ShardLease) {
         let stop = CancellationToken::new();
-        let holder = ShardWorker::new(Arc::clone(&self.resources), shard.clone(), lease.generation, self.created_ms);
+        let worker = ShardWorker::new(Arc::clone(&self.resources), shard.clone(), lease.generation, self.created_ms);
         let (ended, token) = (Arc::clone(&self.worker_ended), stop.clone());
         let task = tokio::spawn(async move {
-            holder.run(lease.checkpoint, token).await;
+            worker.run(lease.checkpoint, token).await;
             ended.notify_one();
         });
         self.workers.insert(shard, RunningWorker { stop, task, generation: lease.generation });

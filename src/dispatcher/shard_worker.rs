@@ -95,10 +95,10 @@ pub struct ShardWorker {
 impl ShardWorker {
     /// A worker for a lease that was acquired.
     #[must_use]
-    pub fn new(common: Arc<WorkerResources>, shard: ShardId, generation: u64, stream_created_ms: u64) -> Self {
-        let assembler = WebhookBatcher::new(common.retry_policy);
+    pub fn new(resources: Arc<WorkerResources>, shard: ShardId, generation: u64, stream_created_ms: u64) -> Self {
+        let batcher = WebhookBatcher::new(resources.retry_policy);
         Self {
-            resources: common,
+            resources,
             shard,
             generation,
             stream_created_ms,
@@ -113,7 +113,7 @@ impl ShardWorker {
             sequencer: Sequencer::default(),
             debounce: AbsenceDebouncer::default(),
             unknown_app_events: VecDeque::new(),
-            batcher: assembler,
+            batcher,
             tracker: CheckpointTracker::default(),
             predecessor_acked: None,
             written_checkpoint: None,
@@ -123,7 +123,7 @@ impl ShardWorker {
 
     /// Holds the shard until it is stopped, reaches the shard's end, or loses the lease.
     pub async fn run(mut self, checkpoint: Option<Checkpoint>, stop: CancellationToken) {
-        let common = Arc::clone(&self.resources);
+        let resources = Arc::clone(&self.resources);
         let checkpoint = checkpoint.filter(|it| it.stream_created_ms == self.stream_created_ms);
         self.written_checkpoint.clone_from(&checkpoint);
         let position = match checkpoint {
@@ -137,7 +137,7 @@ impl ShardWorker {
         };
         tracing::info!(shard = %self.shard, ?position, "shard acquired");
         let (sender, pages) = mpsc::channel(1);
-        let (client, metrics) = (common.client.clone(), Arc::clone(&common.metrics));
+        let (client, metrics) = (resources.client.clone(), Arc::clone(&resources.metrics));
         let reader = ShardReader { client, shard: self.shard.clone(), metrics };
         // The reader ends when `pages` is dropped, at the end of this function.
         tokio::spawn(reader.run(position, sender));
@@ -150,7 +150,7 @@ impl ShardWorker {
             tracing::warn!(shard = %self.shard, %error, "shard worker ended");
         }
         attempts.abort_all();
-        common.metrics.remove_shard(&self.shard);
+        resources.metrics.remove_shard(&self.shard);
     }
 
     async fn run_pipeline(
@@ -251,7 +251,7 @@ impl ShardWorker {
 
     fn accept_record(&mut self, record: ReadRecord) {
         let (sequence, bytes) = (record.sequence.clone(), record.data.len());
-        let settled = self.predecessor_acked.as_ref().is_some_and(|settled| settled.is_done(&sequence));
+        let already_acked = self.predecessor_acked.as_ref().is_some_and(|acked| acked.is_done(&sequence));
         match decode::decode_record(&record.data, &self.resources.cluster) {
             DecodedRecord::Ours(ours) => {
                 let read = ours.events.len();
@@ -260,7 +260,7 @@ impl ShardWorker {
                 self.resources.metrics.count_skipped(SkipReason::Duplicate, read - events.len());
                 // Events that the former holder delivered go through the sequencer alone, which must know each
                 // subject's last state.
-                let number = self.tracker.begin_record(&sequence, if settled { 0 } else { events.len() }, bytes);
+                let number = self.tracker.begin_record(&sequence, if already_acked { 0 } else { events.len() }, bytes);
                 for event in events {
                     let event =
                         TrackedEvent { record: number, app: ours.app.clone(), channel: ours.channel.clone(), event };
@@ -268,7 +268,7 @@ impl ShardWorker {
                     self.apply_sequenced(steps);
                 }
             }
-            DecodedRecord::Foreign(..) | DecodedRecord::Poison(_) if settled => {
+            DecodedRecord::Foreign(..) | DecodedRecord::Poison(_) if already_acked => {
                 self.tracker.begin_record(&sequence, 0, 0);
             }
             DecodedRecord::Foreign(cluster, events) => {
@@ -364,9 +364,9 @@ impl ShardWorker {
 
     fn send_due_batches(&mut self, attempts: &mut JoinSet<(WebhookBatch, AttemptOutcome)>) {
         for body in self.batcher.take_due_batches(self.mono_ms()) {
-            let common = Arc::clone(&self.resources);
+            let resources = Arc::clone(&self.resources);
             attempts.spawn(async move {
-                let outcome = common.sender.send_batch(&body).await;
+                let outcome = resources.sender.send_batch(&body).await;
                 (body, outcome)
             });
         }
@@ -426,17 +426,17 @@ impl ShardWorker {
 
     /// Whether this worker's last read record precedes the end of the former holder's finished ones.
     fn is_behind_predecessor(&self, own: &AckedOutOfOrder) -> bool {
-        self.predecessor_acked.as_ref().is_some_and(|settled| is_before(&own.through, &settled.through))
+        self.predecessor_acked.as_ref().is_some_and(|acked| is_before(&own.through, &acked.through))
     }
 
     fn write_checkpoint(&mut self, writes: &mut JoinSet<Result<(), LeaseError>>) {
         let Some(checkpoint) = self.build_checkpoint().filter(|it| self.written_checkpoint.as_ref() != Some(it)) else {
             return;
         };
-        let (common, shard, generation) = (Arc::clone(&self.resources), self.shard.clone(), self.generation);
+        let (resources, shard, generation) = (Arc::clone(&self.resources), self.shard.clone(), self.generation);
         self.written_checkpoint = Some(checkpoint.clone());
         writes.spawn(async move {
-            timeout(LEASE_WRITE_TIMEOUT, common.leases.renew(&shard, generation, Some(checkpoint)))
+            timeout(LEASE_WRITE_TIMEOUT, resources.leases.renew(&shard, generation, Some(checkpoint)))
                 .await
                 .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
         });

@@ -40,7 +40,7 @@ pub enum AwsCredentials {
 pub struct StreamSettings {
     /// The stream's name.
     pub stream: StreamName,
-    /// The region, always explicit: the SDK would guess one.
+    /// The region, always explicit.
     pub region: String,
     /// An address of Kinesis other than the region's own.
     pub endpoint: Option<String>,
