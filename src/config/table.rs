@@ -11,7 +11,7 @@ pub enum ValueKind {
     Number(u64, u64),
     /// `ADDRESS:PORT` of a listener.
     Address,
-    /// An absolute path.
+    /// Absolute path of a file or directory.
     Path,
     /// An `http://` or `https://` URL.
     Url,

@@ -76,7 +76,7 @@ pub enum StartError {
     /// The registry cannot be read.
     #[error("the app registry in {directory} cannot be read: {message}: mount it, or correct the file")]
     Apps {
-        /// The registry's directory.
+        /// Directory of the registry's files.
         directory: String,
         /// The cause of the failure.
         message: String,

@@ -38,7 +38,7 @@ pub enum AwsCredentials {
 /// The stream, its region and the credentials for it.
 #[derive(Clone, Debug)]
 pub struct StreamSettings {
-    /// The stream's name.
+    /// Name of the stream.
     pub stream: StreamName,
     /// The region, always explicit.
     pub region: String,
@@ -165,7 +165,7 @@ impl KinesisClient {
         Self { sdk, stream: settings.stream.clone(), region: settings.region.clone() }
     }
 
-    /// The stream's name.
+    /// Name of the client's stream.
     #[must_use]
     pub fn stream(&self) -> &StreamName {
         &self.stream

@@ -326,7 +326,7 @@ pub fn event_frame(name: &str, channel: &ChannelName, data: &str, user_id: Optio
 /// A server's message, as a client parses it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerMessage {
-    /// The event's name.
+    /// Name of the event, with its prefix.
     pub event: String,
     /// The channel, if the event belongs to one.
     pub channel: Option<String>,

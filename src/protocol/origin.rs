@@ -5,7 +5,6 @@
 //! Without a scheme it matches every scheme and, unless it names one, every port. `*` matches all; `null`, which
 //! browsers send for pages without an origin of their own, matches nothing else.
 
-/// A parsed pattern.
 #[derive(Debug, PartialEq, Eq)]
 enum OriginPattern<'a> {
     All,

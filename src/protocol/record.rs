@@ -18,7 +18,7 @@ const PARTITION_KEY_MAX_LEN: usize = 256;
 /// One record of the stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StreamRecord {
-    /// The envelope's version.
+    /// Version of the envelope's form.
     pub v: u32,
     /// The app that the events belong to.
     pub app: AppId,
@@ -37,7 +37,7 @@ pub struct RecordOrigin {
     pub cluster: String,
     /// The kind of server, as its name.
     pub server: String,
-    /// The pod's name.
+    /// Name of the writing pod.
     pub pod: String,
     /// The process's id, new at each start.
     pub process: String,
@@ -101,7 +101,7 @@ pub enum EventKind {
     },
     /// A client event was accepted.
     ClientEvent {
-        /// The event's name.
+        /// The event's name, with its prefix.
         event: String,
         /// The payload, always text: some SDKs read nothing else.
         data: String,
