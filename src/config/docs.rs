@@ -1,10 +1,10 @@
-//! The table as a page of documentation.
+//! Renders the table as a page of documentation.
 
 use std::fmt::Write;
 
 use super::table::{Requirement, VARIABLE_TABLE, ValueKind, Variable};
 
-/// `docs/variables.md`.
+/// Renders the page `docs/variables.md`.
 #[must_use]
 pub fn render_variables_page() -> String {
     let mut page = String::from(

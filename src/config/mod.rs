@@ -1,12 +1,12 @@
 //! The one table of variables that every server reads.
 //!
 //! In: the environment of a process. Out: typed values with defaults filled in, or one line that names the variable and
-//! says what to do. Servers parse from the table, the operator renders from it, `docs/variables.md` is generated from
-//! it: there is no second list. A variable that is unknown, missing or contradictory stops the server before it takes a
-//! client, and "no webhooks" is a word that someone must write: the outage this project exists for was one wrong
-//! variable that switched something off in silence.
+//! its remedy. Servers parse from the table, the operator renders from it, `docs/variables.md` is generated from it:
+//! there is no second list. A variable that is unknown, missing or contradictory stops the server before it accepts a
+//! client, and "no webhooks" must be written explicitly: the outage that this project answers was one wrong variable
+//! that switched something off in silence.
 //!
-//! This room knows no I/O and no other room.
+//! This room must not know I/O, nor any other room.
 
 mod docs;
 mod parse;

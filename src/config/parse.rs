@@ -1,4 +1,4 @@
-//! From an environment to values, or to the one line that says why not.
+//! Parses an environment into values, or into the one line that explains its refusal.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,59 +14,59 @@ pub struct ServerConfig {
     values: BTreeMap<&'static str, String>,
 }
 
-/// Why a server does not start. Every variant names the variable and what to do.
+/// The reason why a server does not start. Every variant names the variable and its remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// A guarded name that no row has.
+    /// A guarded name that is not in the table.
     #[error("{name} is not a variable of this release{hint}: remove it")]
     Unknown {
-        /// As found.
+        /// The name as found in the environment.
         name: String,
-        /// A near name, if there is one.
+        /// A similar name, if there is one.
         hint: String,
     },
-    /// A row that this server does not read.
+    /// A variable that this server does not read.
     #[error("{name} is not read by the {server} server: remove it, it belongs to {belongs}")]
     NotForServer {
-        /// The variable.
+        /// The name of the variable.
         name: &'static str,
-        /// This server.
+        /// The kind of this server.
         server: ServerKind,
         /// The servers that read it.
         belongs: String,
     },
-    /// A variable that must be there is not.
+    /// A required variable is absent.
     #[error("{name} is missing{why}: set it. {about}")]
     Missing {
-        /// The variable.
+        /// The name of the variable.
         name: &'static str,
-        /// Because of which other variable.
+        /// The other variable that requires it.
         why: String,
-        /// What it is for.
+        /// The variable's description in the table.
         about: &'static str,
     },
     /// A value of a wrong form.
     #[error("{name} is `{found}`: write {wanted}")]
     Invalid {
-        /// The variable.
+        /// The name of the variable.
         name: &'static str,
         /// The value, or its absence.
         found: String,
-        /// What to write.
+        /// The form of a valid value.
         wanted: String,
     },
     /// Two values that exclude each other.
     #[error("{name} is set, but {other}: remove one of the two")]
     Contradiction {
-        /// The variable.
+        /// The name of the variable.
         name: &'static str,
-        /// What it contradicts.
+        /// The variable or value that it contradicts.
         other: String,
     },
 }
 
-/// Whether a variable of this name changes what a server does, so that it must be in the table: `REALTIME_*`, `AWS_*`,
-/// `SSL_*` and, in either case of letters, `*_PROXY`.
+/// Whether a variable of this name changes a server's behaviour, so that it must be in the table: `REALTIME_*`,
+/// `AWS_*`, `SSL_*` and, in either case of letters, `*_PROXY`.
 #[must_use]
 pub fn is_guarded(name: &str) -> bool {
     let upper = name.to_ascii_uppercase();
@@ -74,7 +74,7 @@ pub fn is_guarded(name: &str) -> bool {
 }
 
 impl ServerConfig {
-    /// Checks an environment. Names that are not guarded are left alone.
+    /// Checks an environment. Names that are not guarded are ignored.
     ///
     /// # Errors
     /// The first variable that is unknown, not for this server, missing, malformed or contradictory.
@@ -120,7 +120,7 @@ impl ServerConfig {
         }
     }
 
-    /// Which server these are for.
+    /// The kind of server that these variables are for.
     #[must_use]
     pub fn server(&self) -> ServerKind {
         self.server
@@ -132,7 +132,7 @@ impl ServerConfig {
         self.get(name).unwrap_or_default()
     }
 
-    /// A value, if it is there.
+    /// A value, if it is present.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str)
@@ -144,7 +144,7 @@ impl ServerConfig {
         self.text(name).parse().unwrap_or_default()
     }
 
-    /// A listener's address.
+    /// The address of a listener.
     #[must_use]
     pub fn address(&self, name: &str) -> Option<SocketAddr> {
         self.text(name).parse().ok()
@@ -155,7 +155,8 @@ impl ServerConfig {
         self.text(name).split(',').map(str::trim).filter(|item| !item.is_empty())
     }
 
-    /// What this process really runs, secrets replaced by `digest` of them: for comparison with what was rendered.
+    /// The variables that this process runs with, secrets replaced by their `digest`, for comparison with the rendered
+    /// ones.
     pub fn redacted_variables(&self, digest: impl Fn(&str) -> String) -> BTreeMap<String, String> {
         self.values
             .iter()
@@ -250,7 +251,7 @@ fn check_value(row: &Variable, value: &str) -> Result<(), ConfigError> {
     Err(ConfigError::Invalid { name: row.name, found, wanted })
 }
 
-/// Whether an address can stand in a page and in a header about it: nothing in it ends either.
+/// Whether a URL can stand in a page and in a header about it without ending either.
 #[must_use]
 pub fn is_script(item: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._~:/@%+=?".contains(c);
@@ -258,7 +259,7 @@ pub fn is_script(item: &str) -> bool {
     rest.is_some_and(|rest| !rest.is_empty() && rest.chars().all(plain))
 }
 
-/// Whether a host can stand in an address, once the pod's name is put in.
+/// Whether a host can stand in a URL, once the pod's name is inserted.
 #[must_use]
 pub fn is_host(value: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-';
@@ -274,7 +275,7 @@ fn is_endpoint(item: &str) -> bool {
 }
 
 fn format_suggestion(unknown: &str) -> String {
-    // The prefix is common to many and says nothing of what was meant.
+    // The prefix is common to many names and would make them all similar.
     let own = |name: &'static str| name.strip_prefix("REALTIME_").unwrap_or(name);
     let meant = suggest_name(
         unknown.strip_prefix("REALTIME_").unwrap_or(unknown),
@@ -325,8 +326,8 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_refusals_each_naming_the_variable_and_what_to_do() {
-        for (name, result, says) in [
+    fn every_refusal_names_the_variable_and_its_remedy() {
+        for (name, result, remedy) in [
             ("unknown", parse_edge_with("REALTIME_WEBHOKS", Some("off")), "did you mean REALTIME_WEBHOOKS?: remove it"),
             (
                 "injected by kubelet",
@@ -366,7 +367,7 @@ mod tests {
             ),
             ("no transport", parse_edge_with("REALTIME_TRANSPORTS", Some("")), "separated by commas"),
             ("no host", parse_edge_with("REALTIME_SESSION_HOST", Some("https://x")), "write a host such as"),
-            ("another's name", parse_edge_with("REALTIME_SESSION_HOST", Some("{node}.x")), "write a host such as"),
+            ("another placeholder", parse_edge_with("REALTIME_SESSION_HOST", Some("{node}.x")), "write a host such as"),
             ("no address", parse_edge_with("REALTIME_POD_IP", Some("pod-1")), "write an IP address"),
             ("no script", parse_edge_with("REALTIME_SOCKJS_SCRIPTS", Some(" , ")), "separated by commas"),
             (
@@ -387,24 +388,28 @@ mod tests {
             ("no server", parse_edge_with("REALTIME_SERVER", None), "REALTIME_SERVER is missing"),
         ] {
             let error = result.expect_err(name).to_string();
-            assert!(error.contains(says), "{name}: {error}");
+            assert!(error.contains(remedy), "{name}: {error}");
             assert!(!error.contains('\n'), "one line: {error}");
         }
     }
 
     #[test]
-    fn the_edge_that_is_both_carries_what_each_does() {
+    fn the_combined_edge_carries_the_transports_of_both() {
         let all = "websocket,xhr_streaming,sockjs_xhr";
         let mut pairs = edge_environment();
         pairs.retain(|(name, _)| !["REALTIME_TRANSPORTS", "REALTIME_SERVER"].contains(name));
         pairs.extend([("REALTIME_TRANSPORTS", all), ("REALTIME_SERVER", "edge")]);
         let values = parse(&pairs).expect("values");
         assert_eq!((values.server(), values.text("REALTIME_TRANSPORTS")), (ServerKind::Edge, all));
-        assert_eq!(values.text("REALTIME_SOCKJS_COOKIE"), "off", "it reads what the fallbacks need");
+        assert_eq!(
+            values.text("REALTIME_SOCKJS_COOKIE"),
+            "off",
+            "the combined edge reads the variables of the fallbacks"
+        );
     }
 
     #[test]
-    fn off_is_a_word_and_the_stream_may_stay() {
+    fn webhooks_may_be_off_while_the_stream_is_named() {
         assert_eq!(
             parse_edge_with("REALTIME_WEBHOOKS", Some("off")).map(|v| v.text("REALTIME_WEBHOOKS").to_owned()),
             Ok("off".into())
@@ -431,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn other_names_are_left_alone() {
+    fn unguarded_names_are_ignored() {
         assert!(parse_edge_with("PATH", Some("/bin")).is_ok());
     }
 }

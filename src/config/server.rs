@@ -1,11 +1,11 @@
-//! The kinds of server.
+//! The kinds of server that a cluster runs.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The kinds of server that a cluster runs, each a Deployment: either the two edges apart, or the one that is both.
+/// The kinds of server that a cluster runs, each a Deployment: either the two separate edges, or the combined one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ServerKind {
@@ -20,7 +20,7 @@ pub enum ServerKind {
 }
 
 impl ServerKind {
-    /// Every kind.
+    /// Every kind of server, in the order of the documentation.
     pub const ALL: [Self; 4] = [Self::Websocket, Self::Sockjs, Self::Edge, Self::Dispatcher];
 
     /// The name used in labels, variables and on the command line.
@@ -36,7 +36,7 @@ impl ServerKind {
 }
 
 impl ServerKind {
-    /// Whether it does the work of the other when the two run apart: the edge that is both does that of each.
+    /// Whether it does the work of the other: the combined edge does that of both separate ones.
     #[must_use]
     pub fn serves_as(self, other: Self) -> bool {
         self == other || (self == Self::Edge && other != Self::Dispatcher)
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_edge_that_is_both_serves_as_each_and_none_as_it() {
+    fn the_combined_edge_serves_as_both_others_and_neither_as_it() {
         use ServerKind::{Dispatcher, Edge, Sockjs, Websocket};
         assert!(ServerKind::ALL.into_iter().all(|server| server.serves_as(server)));
         assert!(Edge.serves_as(Websocket) && Edge.serves_as(Sockjs) && !Edge.serves_as(Dispatcher));

@@ -1,4 +1,4 @@
-//! What someone probably meant.
+//! Suggests the known name that is most similar to a misspelt one.
 
 /// The candidate that differs from `found` by few slips: one for every three letters at most.
 #[must_use]
@@ -13,7 +13,7 @@ pub fn suggest_name<'a>(found: &str, candidates: impl IntoIterator<Item = &'a st
         .map(|(_, candidate)| candidate)
 }
 
-/// Slips that make one text the other: a letter too many, too few, wrong, or swapped with its neighbour (optimal string
+/// Number of slips between two texts: a letter too many, too few, wrong, or swapped with its neighbour (optimal string
 /// alignment).
 fn edit_distance(a: &[u8], b: &[u8]) -> usize {
     let mut before: Vec<usize> = Vec::new();
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slips_are_recognised_and_other_words_are_not() {
+    fn misspelt_names_are_recognised_and_other_words_are_not() {
         let names = ["region", "websocket", "endpointURL", "log"];
         for (found, expected) in [
             ("regoin", Some("region")),

@@ -1,21 +1,21 @@
-//! The table itself.
+//! The table of variables.
 
 use super::ServerKind::{self, Dispatcher, Edge, Sockjs, Websocket};
 
-/// What a value must look like.
+/// The form of a variable's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ValueKind {
     /// Any text that is not empty.
     Text,
     /// A whole number within bounds, both included.
     Number(u64, u64),
-    /// `ADDRESS:PORT` to listen on.
+    /// `ADDRESS:PORT` of a listener.
     Address,
-    /// An absolute path.
+    /// Absolute path of a file or directory.
     Path,
-    /// An `http://` or `https://` address.
+    /// An `http://` or `https://` URL.
     Url,
-    /// A comma-separated list of such addresses that can stand in a page as they are, not empty.
+    /// A comma-separated list of URLs that can stand in a page without escaping, not empty.
     Scripts,
     /// One of these words.
     Word(&'static [&'static str]),
@@ -25,33 +25,33 @@ pub enum ValueKind {
     Networks,
     /// A comma-separated list of `HOST:PORT`.
     Endpoints,
-    /// An IP address.
+    /// An IPv4 or IPv6 address.
     Ip,
     /// The name of a host, in which `{pod}` may stand for the pod's.
     Host,
 }
 
-/// When a variable must be there.
+/// The condition under which a variable is required.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requirement {
-    /// Always.
+    /// Required on every server that reads it.
     Required,
-    /// Absent means this value.
+    /// Optional; absent means this value.
     Default(&'static str),
     /// Required exactly when another variable has this value.
     When(&'static str, &'static str),
-    /// Read by a library when the platform or the manifest gives it, with one of these identities.
+    /// Read by a library when the platform or the manifest sets it, with one of these identities.
     Optional(&'static [&'static str]),
 }
 
-/// One row.
+/// One row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Variable {
     /// The name in the environment.
     pub name: &'static str,
-    /// What a value must look like.
+    /// The form of a value.
     pub kind: ValueKind,
-    /// When it must be there.
+    /// The condition under which it is required.
     pub need: Requirement,
     /// The servers that read it; others refuse it.
     pub servers: &'static [ServerKind],
@@ -59,7 +59,7 @@ pub struct Variable {
     pub secret: bool,
     /// The first release that reads it; the operator renders it for that release and later ones only.
     pub since: &'static str,
-    /// What it is for, in a sentence.
+    /// The description of its purpose, in a sentence.
     pub about: &'static str,
 }
 
@@ -69,69 +69,69 @@ pub mod name {
     pub const CLUSTER: &str = "REALTIME_CLUSTER";
     /// UID of the cluster object.
     pub const CLUSTER_UID: &str = "REALTIME_CLUSTER_UID";
-    /// Which server this is.
+    /// Kind of this server.
     pub const SERVER: &str = "REALTIME_SERVER";
-    /// The pod's name.
+    /// Name of the pod.
     pub const POD: &str = "REALTIME_POD";
-    /// The admin listener.
+    /// Address of the admin listener.
     pub const ADMIN_ADDRESS: &str = "REALTIME_ADMIN_ADDRESS";
-    /// The token of the admin listener's guarded paths.
+    /// Token of the admin listener's guarded paths.
     pub const ADMIN_TOKEN: &str = "REALTIME_ADMIN_TOKEN";
-    /// The directory of the app registry.
+    /// Directory of the app registry.
     pub const APPS_PATH: &str = "REALTIME_APPS_PATH";
-    /// What lets a pod take clients or shards.
+    /// Method by which a pod is admitted to take clients or shards.
     pub const ADMISSION: &str = "REALTIME_ADMISSION";
-    /// The file with the pod's annotations.
+    /// File with the pod's annotations.
     pub const ANNOTATIONS_PATH: &str = "REALTIME_ANNOTATIONS_PATH";
-    /// Where shards are leased.
+    /// Store of the shard leases.
     pub const LEASES: &str = "REALTIME_LEASES";
-    /// The log filter.
+    /// Filter of the logs.
     pub const LOG: &str = "REALTIME_LOG";
-    /// The public listener.
+    /// Address of the public listener.
     pub const PUBLIC_ADDRESS: &str = "REALTIME_PUBLIC_ADDRESS";
-    /// The proxies whose word on a client's address is believed.
+    /// Networks of the proxies whose forwarding headers are trusted.
     pub const TRUSTED_PROXIES: &str = "REALTIME_TRUSTED_PROXIES";
-    /// The transports that an edge serves.
+    /// Transports that an edge serves.
     pub const TRANSPORTS: &str = "REALTIME_TRANSPORTS";
-    /// What the pages for hidden frames may load.
+    /// Scripts that the pages for hidden frames may load.
     pub const SOCKJS_SCRIPTS: &str = "REALTIME_SOCKJS_SCRIPTS";
-    /// The listener for other edges.
+    /// Address of the listener for other edges.
     pub const PEER_ADDRESS: &str = "REALTIME_PEER_ADDRESS";
-    /// What edges sign with that hand requests to each other.
+    /// Secret with which edges sign the requests that they relay.
     pub const PEER_SECRET: &str = "REALTIME_PEER_SECRET";
-    /// The pod's address.
+    /// Address of the pod.
     pub const POD_IP: &str = "REALTIME_POD_IP";
-    /// The host that clients are to send the rest of a session to.
+    /// Host to which clients send the further requests of a session.
     pub const SESSION_HOST: &str = "REALTIME_SESSION_HOST";
     /// Whether sessions set a cookie.
     pub const SOCKJS_COOKIE: &str = "REALTIME_SOCKJS_COOKIE";
-    /// How long an edge that ends still serves.
+    /// Seconds for which an ending edge still serves before it drains.
     pub const DRAIN_HOLD_SECONDS: &str = "REALTIME_DRAIN_HOLD_SECONDS";
-    /// How long an edge that ends may take to send its clients away.
+    /// Seconds within which an ending edge drains its clients.
     pub const DRAIN_WINDOW_SECONDS: &str = "REALTIME_DRAIN_WINDOW_SECONDS";
     /// Whether webhook events are written.
     pub const WEBHOOKS: &str = "REALTIME_WEBHOOKS";
-    /// The Kinesis stream.
+    /// Name of the Kinesis stream.
     pub const STREAM_NAME: &str = "REALTIME_STREAM_NAME";
-    /// The bus between edges.
+    /// Bus between the edges.
     pub const BUS: &str = "REALTIME_BUS";
     /// Address of Redis, with its credentials.
     pub const REDIS_URL: &str = "REALTIME_REDIS_URL";
-    /// Whose certificates Redis may show.
+    /// Certificate authorities that may have signed Redis's certificate.
     pub const REDIS_CA: &str = "REALTIME_REDIS_CA";
-    /// Where AWS credentials come from.
+    /// Source of the AWS credentials.
     pub const AWS_IDENTITY: &str = "REALTIME_AWS_IDENTITY";
     /// Private networks that webhooks may go to.
     pub const ALLOWED_NETWORKS: &str = "REALTIME_ALLOWED_NETWORKS";
     /// Exact private endpoints that webhooks may go to.
     pub const ALLOWED_ENDPOINTS: &str = "REALTIME_ALLOWED_ENDPOINTS";
-    /// How long a webhook is retried.
+    /// Seconds for which a webhook is retried.
     pub const RETRY_WINDOW_SECONDS: &str = "REALTIME_RETRY_WINDOW_SECONDS";
-    /// The longest wait between two tries.
+    /// Longest back-off of a webhook, in seconds.
     pub const MAX_BACKOFF_SECONDS: &str = "REALTIME_MAX_BACKOFF_SECONDS";
-    /// The region of the stream.
+    /// Region of the stream.
     pub const AWS_REGION: &str = "AWS_REGION";
-    /// Another address of Kinesis.
+    /// Address of Kinesis that replaces the region's own.
     pub const AWS_ENDPOINT_URL_KINESIS: &str = "AWS_ENDPOINT_URL_KINESIS";
 }
 
@@ -184,14 +184,14 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         ValueKind::Word(&["websocket", "sockjs", "edge", "dispatcher"]),
         Requirement::Required,
         ALL_SERVERS,
-        "Which server this process is; the other variables are checked for it.",
+        "Kind of server that this process is; the other variables are checked for it.",
     ),
     define_variable(
         name::POD,
         ValueKind::Text,
         Requirement::Required,
         ALL_SERVERS,
-        "Name of the pod, as records and diagnoses call it.",
+        "Name of the pod, as records and diagnoses name it.",
     ),
     define_variable(
         name::ADMIN_ADDRESS,
@@ -219,7 +219,7 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         ValueKind::Word(&["annotation", "none"]),
         Requirement::Default("annotation"),
         ALL_SERVERS,
-        "`annotation`: `/readyz` says no until the pod's annotation `realtime-operator.dev/admitted` names the configuration that runs. `none`: nobody admits, as in a trial without Kubernetes.",
+        "`annotation`: `/readyz` fails until the pod's annotation `realtime-operator.dev/admitted` names the configuration that runs. `none`: the process is ready without an admission, as in a trial without Kubernetes.",
     ),
     define_variable(
         name::ANNOTATIONS_PATH,
@@ -262,35 +262,35 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         ValueKind::Networks,
         Requirement::Default(""),
         EDGE_SERVERS,
-        "Networks of load balancers and proxies, separated by commas: only from there `X-Forwarded-For` (or, without it, `Forwarded`) is believed. Without it a client's address is that of the connection.",
+        "Networks of load balancers and proxies, separated by commas: only from there `X-Forwarded-For` (or, without it, `Forwarded`) is trusted. Without it a client's address is that of the connection.",
     ),
     define_variable(
         name::PEER_ADDRESS,
         ValueKind::Address,
         Requirement::Default("0.0.0.0:8081"),
         FALLBACK_SERVERS,
-        "Listener for other edges, which hand on what clients sent to the wrong pod; with `REALTIME_BUS=redis` only. The port is the same for all of them.",
+        "Listener for other edges, which relay requests that clients sent to the wrong pod; with `REALTIME_BUS=redis` only. The port is the same for all of them.",
     ),
     define_variable(
         name::POD_IP,
         ValueKind::Ip,
         Requirement::When(name::BUS, "redis"),
         FALLBACK_SERVERS,
-        "Address of the pod, at which other edges find the sessions that it has.",
+        "Address of the pod, at which other edges reach the sessions that it owns.",
     ),
     mark_secret(define_variable(
         name::PEER_SECRET,
         ValueKind::Text,
         Requirement::When(name::BUS, "redis"),
         FALLBACK_SERVERS,
-        "What edges sign with that hand requests to each other. Two, separated by a comma, while it is being changed: the first signs, both are believed.",
+        "Secret with which edges sign the requests that they relay to each other. Two, separated by a comma, during a rotation: the first signs, both verify.",
     )),
     define_variable(
         name::SESSION_HOST,
         ValueKind::Host,
         Requirement::Default(""),
         FALLBACK_SERVERS,
-        "Host that clients are told to send the rest of a session to, in which `{pod}` stands for the pod's name. Without it, they send it where they began, and any pod takes it.",
+        "Host to which clients send the further requests of a session, in which `{pod}` stands for the pod's name. Without it, they send them to the first request's host, and any pod relays them.",
     ),
     define_variable(
         name::SOCKJS_SCRIPTS,
@@ -313,21 +313,21 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         ValueKind::Number(0, 3_600),
         Requirement::Default("0"),
         EDGE_SERVERS,
-        "Seconds for which an edge that is to end, and is not ready any more, still serves: load balancers learn of it late.",
+        "Seconds for which an ending edge, which is not ready any more, still serves: load balancers notice late.",
     ),
     define_variable(
         name::DRAIN_WINDOW_SECONDS,
         ValueKind::Number(1, 3_600),
         Requirement::Default("120"),
         EDGE_SERVERS,
-        "Seconds after that in which clients are sent to other edges. They go one by one, about a hundred in a second, and faster only when there are too many for this time.",
+        "Seconds after the hold in which clients are asked to reconnect to other edges: one by one, about a hundred in a second, and faster only when there are too many for this time.",
     ),
     define_variable(
         name::WEBHOOKS,
         ValueKind::Word(&["kinesis", "off"]),
         Requirement::Required,
         EDGE_SERVERS,
-        "Whether webhook events are written to the stream. `off` must be written; it is never what an absence means.",
+        "Whether webhook events are written to the stream. `off` must be written explicitly; it is never the default.",
     ),
     define_variable(
         name::STREAM_NAME,
@@ -341,7 +341,7 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         ValueKind::Word(&["memory", "redis"]),
         Requirement::Required,
         EDGE_SERVERS,
-        "What joins several edges: `redis`, or `memory` for a single process.",
+        "Bus between several edges: `redis`, or `memory` for a single process.",
     ),
     mark_secret(define_variable(
         name::REDIS_URL,
@@ -355,14 +355,14 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         ValueKind::Text,
         Requirement::Default(""),
         EDGE_SERVERS,
-        "Certificates in PEM form of the authorities that may have signed Redis's; without it, those that the system trusts.",
+        "Certificates in PEM form of the authorities that may have signed Redis's; without it, the system's trust store.",
     )),
     define_variable(
         name::LEASES,
         ValueKind::Word(&["kubernetes", "memory"]),
         Requirement::Default("kubernetes"),
         DISPATCHER_SERVERS,
-        "Where shards are leased and checkpoints kept: `kubernetes`, or `memory` for a single process that may forget.",
+        "Store of shard leases and checkpoints: `kubernetes`, or `memory` for a single process that may lose them.",
     ),
     define_variable(
         name::ALLOWED_NETWORKS,
@@ -390,28 +390,28 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         ValueKind::Number(1, 3_600),
         Requirement::Default("30"),
         DISPATCHER_SERVERS,
-        "Longest wait in seconds between two tries of one webhook.",
+        "Longest back-off in seconds between two attempts of one webhook.",
     ),
     define_variable(
         name::AWS_IDENTITY,
         ValueKind::Word(ANY_IDENTITY),
         Requirement::Required,
         ALL_SERVERS,
-        "Where AWS credentials come from. Only this source is asked: there is no silent fallback to the node's role.",
+        "Source of the AWS credentials. No other source is used: there is no silent fallback to the node's role.",
     ),
     define_variable(
         name::AWS_REGION,
         ValueKind::Text,
         Requirement::Required,
         ALL_SERVERS,
-        "Region of the stream. Never guessed.",
+        "Region of the stream, never guessed.",
     ),
     define_variable(
         name::AWS_ENDPOINT_URL_KINESIS,
         ValueKind::Url,
         Requirement::Optional(ANY_IDENTITY),
         ALL_SERVERS,
-        "Address of Kinesis where it is not the region's own: a VPC endpoint or an emulator.",
+        "Address of Kinesis that replaces the region's own: a VPC endpoint or an emulator.",
     ),
     define_variable(
         "AWS_EC2_METADATA_DISABLED",

@@ -1,8 +1,8 @@
-//! From events to bodies, and what to do with a body that failed.
+//! Groups events into webhook bodies and schedules retries of bodies that failed.
 //!
-//! In: events for an endpoint, in the order in which it must see them per channel, and how each attempt ended. Out:
-//! bodies to post now, and events that are finished. A channel is in one unfinished body at a time, which is all that
-//! the order needs: a bad event delays its own channel and no other. Pure: the caller passes the time.
+//! In: events for an endpoint, in the order in which the endpoint must see them per channel, and the outcome of each
+//! attempt. Out: bodies to post now, and finished events. A channel is in one unfinished body at a time, which is all
+//! that the order needs: a bad event delays its own channel and no other. Pure: the caller passes the time.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -14,26 +14,27 @@ use super::retry::{RetryPolicy, backoff_ms};
 use crate::protocol::webhook::WebhookEvent;
 use crate::protocol::{AppId, ChannelName};
 
-/// Most events of a body.
+/// Bounds the events of one body.
 const BATCH_EVENTS_MAX: usize = 100;
-/// Most bytes of a body's events.
+/// Bounds the bytes of one body's events; a single larger event is posted alone.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
-/// Bodies that an endpoint may have on their way, parts of a split one not counted.
+/// Bounds the bodies in flight to one endpoint, the parts of a split one not counted.
 const IN_FLIGHT_BATCHES_MAX: usize = 4;
-/// What one endpoint may hold of a shard's bounds.
+/// Bounds the part of a shard's unfinished events that one endpoint may hold: at a quarter a failing endpoint loses its
+/// oldest events, and cannot fill the shard alone.
 const ENDPOINT_EVENTS_MAX: usize = checkpoint_tracker::UNFINISHED_EVENTS_MAX / 4;
 const ENDPOINT_BYTES_MAX: usize = checkpoint_tracker::UNFINISHED_BYTES_MAX / 4;
-/// Answered failures after which a body is split, lest one bad event keep the others.
+/// Answered failures after which a body is split, so that one bad event does not hold up the others.
 const SPLIT_FAILURE_COUNT: u32 = 3;
-/// The wait of a body that found no room at its endpoint.
+/// Delay before a body is tried again that found no free attempt slot at its endpoint.
 const BUSY_RETRY_DELAY_MS: u64 = 200;
 
-/// One endpoint of one app.
+/// Identifies one webhook endpoint of one app.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EndpointId {
-    /// The app.
+    /// The app that configures the endpoint.
     pub app: AppId,
-    /// The endpoint's name.
+    /// The endpoint's name within the app.
     pub endpoint: String,
 }
 
@@ -43,78 +44,77 @@ impl fmt::Display for EndpointId {
     }
 }
 
-/// An event as it is sent.
+/// An event in the form in which it is sent.
 #[derive(Debug)]
 pub struct OutgoingEvent {
-    /// What the customer reads.
+    /// The webhook event that the customer receives.
     pub event: WebhookEvent,
-    /// When it was decided, in ms since 1970.
+    /// Time at which the bus decided the event, in ms since 1970.
     pub time_ms: u64,
-    /// About how long it is as text.
+    /// Approximate length of the event's JSON text.
     pub bytes: usize,
 }
 
-/// An event on its way to one endpoint.
+/// An event to be delivered to one endpoint.
 #[derive(Clone, Debug)]
 pub struct PendingDelivery {
-    /// The tracker's number of its record.
+    /// Number that the checkpoint tracker gave the event's record.
     pub record: u64,
-    /// When its turn came; the retry window counts from here.
+    /// Time at which the event was queued here; the retry window counts from it.
     pub since_ms: u64,
-    /// The event, shared by the endpoints that want it.
+    /// The event, shared by all endpoints that subscribe to it.
     pub outgoing: Arc<OutgoingEvent>,
 }
 
-/// Events that are posted together.
+/// Events that are posted together in one body.
 #[derive(Debug)]
 pub struct WebhookBatch {
-    /// Where to.
+    /// The endpoint to post to.
     pub target: EndpointId,
-    /// What.
+    /// The events, oldest first.
     pub items: Vec<PendingDelivery>,
     failures: u32,
     answered: u32,
     part: bool,
 }
 
-/// How an attempt ended.
+/// The outcome of one attempt to post a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptOutcome {
-    /// The endpoint took it.
+    /// The endpoint acknowledged the body.
     Delivered,
-    /// It did not, and may have said when to come again.
+    /// The endpoint did not acknowledge, perhaps with a `Retry-After`.
     Failed {
-        /// Whether it answered at all.
+        /// Whether the endpoint answered at all.
         answered: bool,
-        /// The wait that it asked for.
+        /// The delay that the endpoint asked for.
         retry_after_ms: Option<u64>,
     },
-    /// There was no room; this was no attempt.
+    /// No attempt slot was free; this does not count as an attempt.
     Busy,
-    /// There is no such endpoint any more.
+    /// The endpoint is no longer configured.
     Removed,
 }
 
-/// Events that are finished.
+/// Events that need no further attempt.
 #[derive(Debug, Default)]
 pub struct FinishedDeliveries {
-    /// The tracker's numbers of the records of events that were taken.
+    /// The tracker's numbers of the records whose events were acknowledged.
     pub delivered: Vec<u64>,
-    /// What was lost, with the reason.
+    /// Lost events, each with the reason.
     pub dropped: Vec<(DropReason, PendingDelivery)>,
 }
 
-/// The queues of one shard, by endpoint.
+/// The queues of one shard, one per endpoint.
 #[derive(Debug)]
 pub struct WebhookBatcher {
-    patience: RetryPolicy,
+    retry_policy: RetryPolicy,
     queues: HashMap<EndpointId, EndpointQueue>,
 }
 
 #[derive(Debug, Default)]
 struct EndpointQueue {
     waiting: VecDeque<PendingDelivery>,
-    /// Channels of unfinished bodies.
     busy: HashSet<ChannelName>,
     scheduled: Vec<(u64, WebhookBatch)>,
     bodies: usize,
@@ -124,13 +124,13 @@ struct EndpointQueue {
 }
 
 impl WebhookBatcher {
-    /// Empty queues.
+    /// A batcher with empty queues.
     #[must_use]
-    pub fn new(patience: RetryPolicy) -> Self {
-        Self { patience, queues: HashMap::new() }
+    pub fn new(retry_policy: RetryPolicy) -> Self {
+        Self { retry_policy, queues: HashMap::new() }
     }
 
-    /// Takes an event for an endpoint. An endpoint that fails and holds more than its part loses its oldest.
+    /// Queues an event for an endpoint. A failing endpoint that is over its limit loses its oldest events.
     pub fn push(&mut self, target: &EndpointId, item: PendingDelivery) -> FinishedDeliveries {
         let queue = self.queues.entry(target.clone()).or_default();
         queue.events += 1;
@@ -145,14 +145,14 @@ impl WebhookBatcher {
         finished
     }
 
-    /// Whether an endpoint that works holds its part: then nothing more is taken in, since dropping would lose events
-    /// that are only waiting for their turn.
+    /// Whether a working endpoint is over its limit. The shard then reads no further: dropping would lose events that
+    /// only wait for their turn.
     #[must_use]
     pub fn has_full_endpoint(&self) -> bool {
         self.queues.values().any(|queue| !queue.failing && queue.is_over_limit())
     }
 
-    /// Bodies to post now. Each is answered by [`Assembler::ended`].
+    /// Returns the bodies to post now. Each one ends with a call of [`Self::complete_attempt`].
     pub fn take_due_batches(&mut self, now_ms: u64) -> Vec<WebhookBatch> {
         let mut bodies = Vec::new();
         for (target, queue) in &mut self.queues {
@@ -168,7 +168,7 @@ impl WebhookBatcher {
         bodies
     }
 
-    /// An attempt ended; `random` spreads the next one.
+    /// Records the outcome of an attempt; `random` spreads the next one.
     pub fn complete_attempt(
         &mut self,
         mut body: WebhookBatch,
@@ -176,7 +176,7 @@ impl WebhookBatcher {
         now_ms: u64,
         random: f64,
     ) -> FinishedDeliveries {
-        let patience = self.patience;
+        let retry_policy = self.retry_policy;
         let queue = self.queues.entry(body.target.clone()).or_default();
         let mut finished = FinishedDeliveries::default();
         match outcome {
@@ -194,12 +194,14 @@ impl WebhookBatcher {
                 queue.failing = true;
                 body.failures += 1;
                 body.answered += u32::from(answered);
-                let over = |item: &mut PendingDelivery| item.since_ms + patience.window_ms <= now_ms;
+                let over = |item: &mut PendingDelivery| item.since_ms + retry_policy.window_ms <= now_ms;
                 let lost: Vec<PendingDelivery> = body.items.extract_if(.., over).collect();
                 queue.drop_expired(&body, &lost);
                 finished.dropped.extend(lost.into_iter().map(|item| (DropReason::RetryWindowOver, item)));
-                // Never sooner than without the header: an endpoint that says 0 would be asked all the time.
-                let wait = backoff_ms(body.failures, patience.max_backoff_ms, random).max(retry_after_ms.unwrap_or(0));
+                // Never sooner than without the header: an endpoint that answers `Retry-After: 0` would be asked all
+                // the time.
+                let wait =
+                    backoff_ms(body.failures, retry_policy.max_backoff_ms, random).max(retry_after_ms.unwrap_or(0));
                 queue.schedule_retry(body, now_ms + wait);
             }
         }
@@ -213,7 +215,7 @@ impl EndpointQueue {
         self.events > ENDPOINT_EVENTS_MAX || self.bytes > ENDPOINT_BYTES_MAX
     }
 
-    /// The oldest events of channels that are free, as many as a body takes.
+    /// The oldest events of channels that are not busy, as many as one body holds.
     fn assemble_batch(&mut self) -> Option<Vec<PendingDelivery>> {
         let (mut items, mut left, mut bytes) = (Vec::new(), VecDeque::with_capacity(self.waiting.len()), 0);
         while let Some(item) = self.waiting.pop_front() {
@@ -247,7 +249,7 @@ impl EndpointQueue {
         self.bodies -= usize::from(!body.part);
     }
 
-    /// Events left a body; channels that have none in it any more are free.
+    /// Removes lost events from a body and frees the channels that have none left in it.
     fn drop_expired(&mut self, body: &WebhookBatch, lost: &[PendingDelivery]) {
         for item in lost {
             self.subtract_delivery(item);
@@ -258,7 +260,7 @@ impl EndpointQueue {
         }
     }
 
-    /// A failed body waits, or its parts do: by channel, and a single channel by halves.
+    /// Schedules the retry of a failed body, split into its channels or a single channel into halves.
     fn schedule_retry(&mut self, mut body: WebhookBatch, at_ms: u64) {
         if body.items.is_empty() {
             self.bodies -= usize::from(!body.part);
@@ -316,98 +318,102 @@ mod tests {
     }
 
     #[test]
-    fn a_body_has_at_most_a_hundred_events_and_its_channel_waits() {
-        let mut assembler = test_batcher();
+    fn a_body_has_at_most_a_hundred_events_and_its_channel_stays_busy() {
+        let mut batcher = test_batcher();
         for n in 0..150 {
-            assembler.push(&test_endpoint(), test_delivery(n, "a", 10));
+            batcher.push(&test_endpoint(), test_delivery(n, "a", 10));
         }
-        let mut first = assembler.take_due_batches(0);
+        let mut first = batcher.take_due_batches(0);
         assert_eq!(first.iter().map(|body| body.items.len()).collect::<Vec<_>>(), [100]);
-        assert!(assembler.take_due_batches(0).is_empty(), "the channel is under way");
-        let finished = assembler.complete_attempt(first.remove(0), AttemptOutcome::Delivered, 0, 0.0);
+        assert!(batcher.take_due_batches(0).is_empty(), "the channel is busy");
+        let finished = batcher.complete_attempt(first.remove(0), AttemptOutcome::Delivered, 0, 0.0);
         assert_eq!(finished.delivered.len(), 100);
-        assert_eq!(record_numbers(&assembler.take_due_batches(0)[0]), (100..150).collect::<Vec<_>>());
+        assert_eq!(record_numbers(&batcher.take_due_batches(0)[0]), (100..150).collect::<Vec<_>>());
     }
 
     #[test]
-    fn a_body_is_no_longer_than_it_may_be() {
-        let mut assembler = test_batcher();
+    fn a_body_is_bounded_in_bytes() {
+        let mut batcher = test_batcher();
         for n in 0..3 {
-            assembler.push(&test_endpoint(), test_delivery(n, &format!("c{n}"), BATCH_BYTES_MAX / 2));
+            batcher.push(&test_endpoint(), test_delivery(n, &format!("c{n}"), BATCH_BYTES_MAX / 2));
         }
-        assert_eq!(assembler.take_due_batches(0).iter().map(record_numbers).collect::<Vec<_>>(), [vec![0, 1], vec![2]]);
+        assert_eq!(batcher.take_due_batches(0).iter().map(record_numbers).collect::<Vec<_>>(), [vec![0, 1], vec![2]]);
     }
 
     #[test]
-    fn a_failed_body_waits_and_other_channels_go_on() {
-        let mut assembler = test_batcher();
-        assembler.push(&test_endpoint(), test_delivery(1, "a", 1));
-        let body = assembler.take_due_batches(0).remove(0);
-        assembler.complete_attempt(body, FAILED, 0, 1.0);
-        assembler.push(&test_endpoint(), test_delivery(2, "a", 1));
-        assembler.push(&test_endpoint(), test_delivery(3, "b", 1));
-        assert_eq!(assembler.take_due_batches(499).iter().map(record_numbers).collect::<Vec<_>>(), [[3]]);
+    fn a_failed_body_backs_off_and_other_channels_are_delivered() {
+        let mut batcher = test_batcher();
+        batcher.push(&test_endpoint(), test_delivery(1, "a", 1));
+        let body = batcher.take_due_batches(0).remove(0);
+        batcher.complete_attempt(body, FAILED, 0, 1.0);
+        batcher.push(&test_endpoint(), test_delivery(2, "a", 1));
+        batcher.push(&test_endpoint(), test_delivery(3, "b", 1));
+        assert_eq!(batcher.take_due_batches(499).iter().map(record_numbers).collect::<Vec<_>>(), [[3]]);
         assert_eq!(
-            assembler.take_due_batches(500).iter().map(record_numbers).collect::<Vec<_>>(),
+            batcher.take_due_batches(500).iter().map(record_numbers).collect::<Vec<_>>(),
             [[1]],
             "2 waits for 1"
         );
     }
 
     #[test]
-    fn after_three_answers_a_body_is_split_by_channel_and_then_by_halves() {
-        let mut assembler = test_batcher();
+    fn after_three_answered_failures_a_body_is_split_by_channel_and_then_by_halves() {
+        let mut batcher = test_batcher();
         for (n, channel) in [(1, "a"), (2, "b"), (3, "a"), (4, "a")] {
-            assembler.push(&test_endpoint(), test_delivery(n, channel, 1));
+            batcher.push(&test_endpoint(), test_delivery(n, channel, 1));
         }
-        let mut bodies = assembler.take_due_batches(0);
+        let mut bodies = batcher.take_due_batches(0);
         for _ in 0..3 {
-            assembler.complete_attempt(bodies.remove(0), FAILED, 0, 0.0);
-            bodies = assembler.take_due_batches(0);
+            batcher.complete_attempt(bodies.remove(0), FAILED, 0, 0.0);
+            bodies = batcher.take_due_batches(0);
         }
         assert_eq!(bodies.iter().map(record_numbers).collect::<Vec<_>>(), [vec![1, 3, 4], vec![2]]);
         let other = bodies.pop().expect("two parts");
-        assert_eq!(assembler.complete_attempt(other, AttemptOutcome::Delivered, 0, 0.0).delivered, [2]);
+        assert_eq!(batcher.complete_attempt(other, AttemptOutcome::Delivered, 0, 0.0).delivered, [2]);
         for _ in 0..3 {
-            assembler.complete_attempt(bodies.remove(0), FAILED, 0, 0.0);
-            bodies = assembler.take_due_batches(0);
+            batcher.complete_attempt(bodies.remove(0), FAILED, 0, 0.0);
+            bodies = batcher.take_due_batches(0);
         }
         assert_eq!(bodies.iter().map(record_numbers).collect::<Vec<_>>(), [[1, 3]]);
-        assembler.complete_attempt(bodies.remove(0), AttemptOutcome::Delivered, 0, 0.0);
-        assert_eq!(record_numbers(&assembler.take_due_batches(0)[0]), [4]);
+        batcher.complete_attempt(bodies.remove(0), AttemptOutcome::Delivered, 0, 0.0);
+        assert_eq!(record_numbers(&batcher.take_due_batches(0)[0]), [4]);
     }
 
     #[test]
-    fn a_table_of_endings() {
+    fn attempt_outcomes_drop_or_keep_events() {
         for (name, outcome, now, taken, lost) in [
             ("taken", AttemptOutcome::Delivered, 0, 1, None),
             ("removed", AttemptOutcome::Removed, 0, 0, Some(DropReason::EndpointRemoved)),
             ("failed within the window", FAILED, 299_999, 0, None),
-            ("failed at its end", FAILED, 300_000, 0, Some(DropReason::RetryWindowOver)),
-            ("no room is no failure", AttemptOutcome::Busy, 300_000, 0, None),
+            ("failed at the window's end", FAILED, 300_000, 0, Some(DropReason::RetryWindowOver)),
+            ("a busy endpoint is no failure", AttemptOutcome::Busy, 300_000, 0, None),
         ] {
-            let mut assembler = test_batcher();
-            assembler.push(&test_endpoint(), test_delivery(1, "a", 1));
-            let body = assembler.take_due_batches(0).remove(0);
-            let finished = assembler.complete_attempt(body, outcome, now, 0.0);
+            let mut batcher = test_batcher();
+            batcher.push(&test_endpoint(), test_delivery(1, "a", 1));
+            let body = batcher.take_due_batches(0).remove(0);
+            let finished = batcher.complete_attempt(body, outcome, now, 0.0);
             assert_eq!(finished.delivered.len(), taken, "{name}");
             assert_eq!(finished.dropped.first().map(|(reason, _)| *reason), lost, "{name}");
             let left = taken == 0 && lost.is_none();
-            assert_eq!(assembler.take_due_batches(u64::MAX).len(), usize::from(left), "{name}");
+            assert_eq!(batcher.take_due_batches(u64::MAX).len(), usize::from(left), "{name}");
         }
     }
 
     #[test]
-    fn only_an_endpoint_that_fails_loses_what_is_too_much() {
-        let mut assembler = test_batcher();
+    fn only_a_failing_endpoint_loses_events_over_its_limit() {
+        let mut batcher = test_batcher();
         for n in 0..=ENDPOINT_EVENTS_MAX as u64 {
-            assert!(assembler.push(&test_endpoint(), test_delivery(n, "a", 1)).dropped.is_empty());
+            assert!(batcher.push(&test_endpoint(), test_delivery(n, "a", 1)).dropped.is_empty());
         }
-        assert!(assembler.has_full_endpoint(), "one that works makes the reader wait");
-        let body = assembler.take_due_batches(0).remove(0);
-        assembler.complete_attempt(body, FAILED, 0, 0.0);
-        assert!(!assembler.has_full_endpoint());
-        let lost = assembler.push(&test_endpoint(), test_delivery(9_999, "a", 1)).dropped;
-        assert_eq!(lost.iter().map(|(_, item)| item.record).collect::<Vec<_>>(), [100, 101], "its oldest that waits");
+        assert!(batcher.has_full_endpoint(), "a working endpoint makes the reader wait");
+        let body = batcher.take_due_batches(0).remove(0);
+        batcher.complete_attempt(body, FAILED, 0, 0.0);
+        assert!(!batcher.has_full_endpoint());
+        let lost = batcher.push(&test_endpoint(), test_delivery(9_999, "a", 1)).dropped;
+        assert_eq!(
+            lost.iter().map(|(_, item)| item.record).collect::<Vec<_>>(),
+            [100, 101],
+            "the oldest waiting events are dropped"
+        );
     }
 }

@@ -1,31 +1,31 @@
-//! How far a shard is done.
+//! Tracks how far a shard is done.
 //!
-//! In: records as they are read, and word of each of their events that is finished. Out: the sequence number that ends
-//! the contiguous done prefix, what is done beyond it, and how much is unfinished. Pure.
+//! In: records as they are read, and a note for each of their events that is finished. Out: the sequence number that
+//! ends the contiguous done prefix, the records done beyond it, and the amount that is unfinished. Pure.
 
 use std::collections::VecDeque;
 
 use super::leases::AckedOutOfOrder;
 
-/// Most unfinished events of a shard.
+/// Bounds the unfinished events of a shard; reading pauses at it.
 pub const UNFINISHED_EVENTS_MAX: usize = 10_000;
-/// Most bytes of unfinished records of a shard.
+/// Bounds the bytes of a shard's unfinished records, and with them the memory of a process that holds many shards.
 pub const UNFINISHED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// How far cancelled pairs may hold the checkpoint back, in records: pairs that overlap without end, as of many clients
-/// that come and go, would hold it for ever. Beyond it, a take-over may tell half of a pair.
+/// Bounds how far cancelled pairs may hold the checkpoint back, in records: pairs that overlap without end, as when
+/// many clients join and leave, would hold it for ever. Beyond the bound, a take-over may deliver half of a pair.
 const HELD_RECORDS_MAX: u64 = 1_000;
 
-/// Most open records that are named beyond the prefix: a checkpoint stays small.
+/// Bounds the open records that are listed beyond the prefix, so that a checkpoint stays small.
 const OPEN_RECORDS_MAX: usize = 100;
 
 /// The records of one shard that are not behind the checkpoint.
 #[derive(Debug, Default)]
 pub struct CheckpointTracker {
-    /// The number of the record at the front.
+    /// Number of the record at the front.
     first: u64,
     records: VecDeque<TrackedRecord>,
-    /// A checkpoint within one of these would replay half of a cancelled pair; sorted by their ends.
+    /// Spans of cancelled pairs, sorted by their ends. A checkpoint within one would replay half of the pair.
     spans: Vec<(u64, u64)>,
     checkpoint: Option<String>,
     events: usize,
@@ -40,13 +40,13 @@ struct TrackedRecord {
 }
 
 impl CheckpointTracker {
-    /// Goes on behind a checkpoint.
+    /// A tracker that resumes behind a checkpoint.
     #[must_use]
     pub fn resume_from(checkpoint: Option<String>) -> Self {
         Self { checkpoint, ..Self::default() }
     }
 
-    /// A record was read, with so many events; returns its number.
+    /// Adds a record that was read with `events` events; returns its number.
     pub fn begin_record(&mut self, sequence: &str, events: usize, bytes: usize) -> u64 {
         let number = self.first + self.records.len() as u64;
         let bytes = if events == 0 { 0 } else { bytes };
@@ -57,7 +57,7 @@ impl CheckpointTracker {
         number
     }
 
-    /// An event of the record became several deliveries, each to be finished.
+    /// Counts further deliveries of a record, when one event goes to several endpoints.
     pub fn add_deliveries(&mut self, record: u64, more: usize) {
         if let Some(slot) = self.record_mut(record) {
             slot.open += more;
@@ -65,7 +65,7 @@ impl CheckpointTracker {
         }
     }
 
-    /// One of the record's events is finished, however it ended.
+    /// Marks one of the record's events as finished, with any outcome.
     pub fn finish_event(&mut self, record: u64) {
         let Some(slot) = self.record_mut(record) else { return };
         if slot.open == 0 {
@@ -78,7 +78,8 @@ impl CheckpointTracker {
         self.advance_checkpoint();
     }
 
-    /// Two records hold the halves of a cancelled pair: the checkpoint passes both or none. Said before they are done.
+    /// Joins two records that hold the halves of a cancelled pair: the checkpoint passes both or none. Must be called
+    /// before they are done.
     pub fn join_records(&mut self, one: u64, other: u64) {
         if one != other {
             let span = (one.min(other), one.max(other));
@@ -87,14 +88,14 @@ impl CheckpointTracker {
         }
     }
 
-    /// The end of the contiguous done prefix, if it has one yet.
+    /// The end of the contiguous done prefix, if there is one yet.
     #[must_use]
     pub fn checkpoint(&self) -> Option<&str> {
         self.checkpoint.as_deref()
     }
 
-    /// What is done beyond that prefix: what waits, as an absence that may still be undone, holds the prefix back and not
-    /// what came after it.
+    /// The records done beyond that prefix. A held event, such as an absence that may still be cancelled, then holds
+    /// back the prefix only and not the records after it.
     #[must_use]
     pub fn acked_out_of_order(&self) -> Option<AckedOutOfOrder> {
         let all = self.records.len();
@@ -107,20 +108,20 @@ impl CheckpointTracker {
         Some(AckedOutOfOrder { open: open.map(|slot| slot.sequence.clone()).collect(), through })
     }
 
-    /// Whether any of the record's events is not finished.
+    /// Whether an event of the record is unfinished.
     #[must_use]
     pub fn is_open(&self, record: u64) -> bool {
         let index = record.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
         index.and_then(|index| self.records.get(index)).is_some_and(|slot| slot.open > 0)
     }
 
-    /// Events that are not finished.
+    /// Number of events that are not finished.
     #[must_use]
     pub fn unfinished_events(&self) -> usize {
         self.events
     }
 
-    /// Whether reading must stop for a while.
+    /// Whether reading must pause until events finish.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.events >= UNFINISHED_EVENTS_MAX || self.bytes >= UNFINISHED_BYTES_MAX
@@ -144,9 +145,9 @@ impl CheckpointTracker {
         self.spans.retain(|(_, to)| *to >= end);
     }
 
-    /// The latest end at or before this one that lies between no halves of a pair.
+    /// The latest end at or before this one that does not split a pair.
     fn clamp_to_spans(&self, end: u64) -> u64 {
-        // From the latest end down: what moves the end back to a span's start can only bring earlier spans into play.
+        // From the latest end down: moving the end back to a span's start can only bring earlier spans into play.
         self.spans.iter().rev().fold(end, |end, (from, to)| if *from < end && end <= *to { *from } else { end })
     }
 }
@@ -178,12 +179,12 @@ mod tests {
         assert_eq!(
             (tracker.checkpoint(), tracker.unfinished_events()),
             (Some("3"), 0),
-            "a second word changes nothing"
+            "finishing a record twice changes nothing"
         );
     }
 
     #[test]
-    fn several_deliveries_of_an_event_are_all_waited_for() {
+    fn a_record_is_done_after_all_deliveries_of_its_event() {
         let mut tracker = tracker_of(&[1]);
         tracker.add_deliveries(0, 1);
         tracker.finish_event(0);
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_that_overlap_without_end_hold_the_checkpoint_back_by_a_bound() {
+    fn overlapping_pairs_hold_the_checkpoint_back_by_at_most_the_bound() {
         let mut tracker = CheckpointTracker::default();
         for n in 0..5_000_u64 {
             tracker.begin_record(&n.to_string(), 1, 10);
@@ -220,26 +221,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_beyond_what_waits_is_told_apart() {
-        let told = |tracker: &CheckpointTracker| {
+    fn records_done_beyond_an_open_one_are_listed() {
+        let acked = |tracker: &CheckpointTracker| {
             tracker.acked_out_of_order().map(|beyond| (beyond.through, beyond.open.join(" ")))
         };
         let beyond = |through: &str, open: &str| Some((through.to_owned(), open.to_owned()));
         let mut tracker = tracker_of(&[1, 1, 1, 0, 1]);
-        assert_eq!(told(&tracker), beyond("3", "0 1 2"), "an empty record is done");
+        assert_eq!(acked(&tracker), beyond("3", "0 1 2"), "an empty record is done");
         assert!(tracker.is_open(0) && !tracker.is_open(3) && !tracker.is_open(9));
         tracker.finish_event(1);
-        assert_eq!(told(&tracker), beyond("3", "0 2"));
+        assert_eq!(acked(&tracker), beyond("3", "0 2"));
         tracker.finish_event(0);
-        assert_eq!((tracker.checkpoint(), told(&tracker)), (Some("1"), beyond("3", "2")));
+        assert_eq!((tracker.checkpoint(), acked(&tracker)), (Some("1"), beyond("3", "2")));
         assert!(!tracker.is_open(0), "behind the checkpoint");
         tracker.finish_event(2);
         tracker.finish_event(4);
-        assert_eq!((tracker.checkpoint(), told(&tracker)), (Some("4"), None), "nothing is beyond it");
+        assert_eq!((tracker.checkpoint(), acked(&tracker)), (Some("4"), None), "nothing is beyond it");
     }
 
     #[test]
-    fn only_so_many_open_records_are_named_and_no_pair_is_cut() {
+    fn the_list_of_open_records_is_bounded_and_splits_no_pair() {
         let mut tracker = tracker_of(&[1; 300]);
         (0..300).filter(|n| n % 2 == 1).for_each(|n| tracker.finish_event(n));
         let beyond = tracker.acked_out_of_order().expect("half of them are done");
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_tracker_says_so() {
+    fn a_tracker_is_full_at_its_bounds() {
         let mut tracker = CheckpointTracker::default();
         tracker.begin_record("1", 1, UNFINISHED_BYTES_MAX);
         assert!(tracker.is_full());

@@ -1,36 +1,36 @@
-//! A page that reloads is not an absence.
+//! Cancels absences that are too short to report, such as a page that reloads.
 //!
-//! In: events in the bus's order. Out: the same, but "vacated" and "removed" are held for a while, and when their subject
-//! comes back in that while, neither half is told. The while has passed only when the shard was *read* past it: a slow
-//! reader must not take its own delay for an absence. Pure: the caller passes the times.
+//! In: events in the bus's order. Out: the same events, but "vacated" and "removed" are held for a grace period, and
+//! when their subject returns within it, neither half is delivered. The grace period is over only once the shard was
+//! *read* past it: a slow reader must not mistake its own delay for an absence. Pure: the caller passes the times.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::events::{ChannelKey, TrackedEvent};
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
 
-/// How long an absence must last (Pusher documents up to 3 s).
+/// Shortest absence that is delivered: Pusher documents up to 3 s.
 const ABSENCE_GRACE_MS: u64 = 3_000;
-/// The same when a server asked its clients to move.
+/// Shortest absence after a server asked its clients to reconnect, which takes them longer.
 const DRAIN_GRACE_MS: u64 = 10_000;
 
-/// What becomes of an event.
+/// The result of pushing an event.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DebounceVerdict {
-    /// Tell it now.
+    /// The event can be delivered now.
     Pass(TrackedEvent),
-    /// Nothing yet.
+    /// The event is held for its grace period.
     Held,
-    /// It undoes these; none of them is told.
+    /// The event cancels held ones; none of them is delivered.
     Cancels {
-        /// What was held, oldest first.
+        /// The held absences, oldest first.
         held: Vec<TrackedEvent>,
-        /// The return that undid it.
+        /// The arrival that cancels them.
         by: TrackedEvent,
     },
 }
 
-/// The absences of one shard that may still be undone.
+/// The absences of one shard that may still be cancelled.
 #[derive(Debug, Default)]
 pub struct AbsenceDebouncer {
     held: HashMap<ChannelKey, BTreeMap<EventOrder, HeldAbsence>>,
@@ -43,14 +43,14 @@ struct HeldAbsence {
 }
 
 impl AbsenceDebouncer {
-    /// Takes an event that the sequencer released now.
+    /// Accepts an event that the sequencer released now.
     pub fn push(&mut self, event: TrackedEvent, now_ms: u64) -> DebounceVerdict {
         let Some(order) = event.event.order else {
             return DebounceVerdict::Pass(event);
         };
         if event.is_departure() {
             let hold = if event.event.cause == Some(LeaveCause::Drain) { DRAIN_GRACE_MS } else { ABSENCE_GRACE_MS };
-            // A clock that runs ahead must not hold an event for longer than its while.
+            // A clock that runs ahead must not hold an event for longer than its grace period.
             let until_ms = event.event.time_ms.min(now_ms) + hold;
             self.held.entry(event.channel_key()).or_default().insert(order, HeldAbsence { until_ms, event });
             return DebounceVerdict::Held;
@@ -59,8 +59,8 @@ impl AbsenceDebouncer {
         if held.is_empty() { DebounceVerdict::Pass(event) } else { DebounceVerdict::Cancels { held, by: event } }
     }
 
-    /// The absences that lasted, in the bus's order per channel; `read_past_ms` is the time up to which the shard was
-    /// read.
+    /// Releases absences that outlasted their grace period, in the bus's order per channel; `read_past_ms` is the time
+    /// up to which the shard was read.
     pub fn release_due(&mut self, now_ms: u64, read_past_ms: u64) -> Vec<TrackedEvent> {
         let passed = now_ms.min(read_past_ms);
         let mut out = Vec::new();
@@ -71,7 +71,7 @@ impl AbsenceDebouncer {
                 .filter(|(_, held)| {
                     let vacated = held.event.event.kind == EventKind::ChannelVacated;
                     let ripe = held.until_ms <= passed && !(vacated && members_wait);
-                    // A channel is empty only after its members have gone.
+                    // A channel is vacated only after its members were removed.
                     members_wait |= !ripe && !vacated;
                     ripe
                 })
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absence_is_told_after_its_while_and_after_reading_past_it() {
+    fn an_absence_is_delivered_after_its_grace_period_and_after_reading_past_it() {
         let mut debounce = AbsenceDebouncer::default();
         let vacated = tracked_event(2, EventKind::ChannelVacated);
         assert_eq!(debounce.push(vacated.clone(), 2), DebounceVerdict::Held);
@@ -130,11 +130,11 @@ mod tests {
     }
 
     #[test]
-    fn a_return_undoes_it_and_neither_is_told() {
+    fn an_arrival_cancels_the_absence_and_neither_is_delivered() {
         let mut debounce = AbsenceDebouncer::default();
         debounce.push(member_removed(2), 2);
         let other = tracked_event(3, EventKind::MemberAdded { user_id: "v".into() });
-        assert!(matches!(debounce.push(other, 3), DebounceVerdict::Pass(_)), "another user is no return");
+        assert!(matches!(debounce.push(other, 3), DebounceVerdict::Pass(_)), "another user's arrival cancels nothing");
         let back = tracked_event(4, EventKind::MemberAdded { user_id: "u".into() });
         let DebounceVerdict::Cancels { held, by } = debounce.push(back, 4) else { panic!("undone") };
         assert_eq!((sequence_numbers(&held), by.record), (vec![2], 4));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_is_vacated_after_its_members_left_and_a_drain_takes_longer() {
+    fn a_channel_is_vacated_after_its_members_left_and_a_drain_has_a_longer_grace() {
         let mut debounce = AbsenceDebouncer::default();
         let mut slow = member_removed(2);
         slow.event.cause = Some(LeaveCause::Drain);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_runs_ahead_holds_for_its_while_only() {
+    fn a_clock_that_runs_ahead_does_not_prolong_the_grace_period() {
         let mut debounce = AbsenceDebouncer::default();
         let mut vacated = tracked_event(2, EventKind::ChannelVacated);
         vacated.event.time_ms = 1_000_000;
@@ -161,8 +161,8 @@ mod tests {
         assert_eq!(debounce.release_due(3_010, FOREVER).len(), 1);
     }
 
-    /// Two users and the channel itself come and go: `choices` says who turns next. Returns the history in the bus's
-    /// order; the channel is occupied before anyone joins and vacated only when nobody is there.
+    /// Two users join and leave a channel: `choices` selects who changes next. Returns the history in the bus's order;
+    /// the channel is occupied before a user joins and vacated only when it is empty.
     fn history(choices: &[u8]) -> Vec<EventKind> {
         let (mut kinds, mut there) = (Vec::new(), [false; 3]);
         for choice in choices {
@@ -183,16 +183,16 @@ mod tests {
     }
 
     fn state(events: &[TrackedEvent]) -> BTreeMap<Option<String>, bool> {
-        let told = events.iter().map(|event| (event.subject_user_id().map(str::to_owned), event.is_arrival()));
-        // A subject that was never told of is absent, as one that left.
-        told.collect::<BTreeMap<_, _>>().into_iter().filter(|(_, there)| *there).collect()
+        let arrivals = events.iter().map(|event| (event.subject_user_id().map(str::to_owned), event.is_arrival()));
+        // A subject without any delivered event is absent, as one that left.
+        arrivals.collect::<BTreeMap<_, _>>().into_iter().filter(|(_, there)| *there).collect()
     }
 
     proptest! {
-        /// Whatever the arrival order within the gap time, each subject's events come out by seq, no event is lost
-        /// without a word, and replaying them ends in the truth.
+        /// For any arrival order within the gap timeout, each subject's events are released by seq, each event is
+        /// accounted for, and replaying them gives the final state.
         #[test]
-        fn any_arrival_order_tells_the_truth(
+        fn any_arrival_order_replays_to_the_final_state(
             choices in proptest::collection::vec(0u8..3, 1..30),
             delays in proptest::collection::vec(0u64..GAP_TIMEOUT_MS, 30),
             spacing in 1u64..2_000,

@@ -1,26 +1,26 @@
-//! From bytes to events: what is ours, what must wait, what is lost.
+//! Decodes a record's bytes into events and separates those of this cluster from foreign, newer and broken ones.
 
 use std::collections::{HashSet, VecDeque};
 
 use crate::protocol::record::{RecordError, StreamRecord};
 
-/// Ids of events that are remembered per shard. Repeats of a producer stand close together.
+/// Bounds the event ids remembered per shard; a producer's repeats are close together in the stream.
 const EVENT_IDS_MAX: usize = 20_000;
 
-/// What a record is.
+/// A record, classified by origin.
 #[derive(Debug)]
 pub enum DecodedRecord {
-    /// Ours.
+    /// A record of this cluster.
     Ours(StreamRecord),
-    /// Of another cluster, with so many events.
+    /// Another cluster's record, with its name and number of events.
     Foreign(String, usize),
-    /// No record of ours.
+    /// Bytes that are no record, with the reason.
     Poison(String),
-    /// A newer release wrote it: the shard waits.
+    /// A record of a newer release, at which the shard waits.
     TooNew(String),
 }
 
-/// Reads a record's bytes.
+/// Decodes and classifies a record's bytes.
 #[must_use]
 pub fn decode_record(bytes: &[u8], cluster: &str) -> DecodedRecord {
     match StreamRecord::parse(bytes) {
@@ -31,7 +31,7 @@ pub fn decode_record(bytes: &[u8], cluster: &str) -> DecodedRecord {
     }
 }
 
-/// The ids that were seen lately.
+/// The most recently seen event ids.
 #[derive(Debug, Default)]
 pub struct RecentEventIds {
     known: HashSet<String>,
@@ -39,7 +39,7 @@ pub struct RecentEventIds {
 }
 
 impl RecentEventIds {
-    /// Whether the id is new; it is remembered.
+    /// Remembers the id; returns whether it is new.
     pub fn insert(&mut self, id: &str) -> bool {
         if !self.known.insert(id.to_owned()) {
             return false;
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_of_records() {
+    fn records_are_classified_by_origin_and_version() {
         let record = |cluster: &str| {
             format!(
                 r#"{{"v":1,"app":"1","channel":"a","edge":{{"cluster":"{cluster}","server":"s","pod":"p","process":"b"}},"events":[]}}"#
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_remembered_for_a_while() {
+    fn the_oldest_ids_are_forgotten() {
         let mut recent = RecentEventIds::default();
         assert!(recent.insert("a"));
         assert!(!recent.insert("a"));

@@ -1,8 +1,8 @@
-//! Where webhooks may go.
+//! Decides which addresses webhooks may be sent to.
 //!
-//! In: the address that a customer wrote, and what the cluster's owner allows beyond the public internet. Out: the way
-//! to it, or why not. A name proves nothing, since whoever owns it decides what it resolves to: the judge is asked about
-//! the very addresses that a connection is made to.
+//! In: the URL that a customer configured, and the exceptions that the cluster's owner allows beyond the public
+//! internet. Out: the egress class of the URL, or a refusal. A host name proves nothing, since its owner decides what
+//! it resolves to: the policy also judges the very addresses that a connection is made to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,40 +12,40 @@ use url::{Host, Url};
 /// Ports that a public endpoint may have.
 const PUBLIC_PORTS: [u16; 2] = [443, 8443];
 
-/// What is allowed.
+/// The configured exceptions to public addresses.
 #[derive(Clone, Debug, Default)]
 pub struct EgressPolicy {
     networks: Vec<IpNet>,
     endpoints: Vec<(String, u16)>,
 }
 
-/// How an endpoint is reached, by what it may resolve to.
+/// The class of an endpoint: the addresses that it may resolve to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EgressClass {
     /// Public addresses and allowed networks.
     Public,
     /// Allowed networks only, because the scheme or the port is not one for the internet.
     Private,
-    /// An exact exception: anything.
+    /// An exactly listed exception: any address.
     Exempt,
 }
 
-/// Why a webhook is not sent there.
+/// The reason for not sending a webhook to an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EgressRefusal {
-    /// Not an address of a web server.
+    /// The text is no http or https URL.
     #[error("`{0}` is no http or https address: correct the endpoint")]
     Malformed(String),
-    /// The addresses that it has are not public.
+    /// The endpoint's addresses are not public.
     #[error("{0} is not a public address: correct the endpoint, or allow its network in the RealtimeCluster")]
     Address(String),
-    /// Another scheme or port than the internet's.
+    /// The scheme or the port is not one for the internet.
     #[error("{0} is not https on 443 or 8443: correct the endpoint, or allow it in the RealtimeCluster")]
     Port(String),
 }
 
 impl EgressPolicy {
-    /// Reads the two lists of exceptions; items that cannot be read allow nothing.
+    /// Parses the two lists of exceptions; items that cannot be parsed allow nothing.
     #[must_use]
     pub fn new<'a>(networks: impl Iterator<Item = &'a str>, endpoints: impl Iterator<Item = &'a str>) -> Self {
         let endpoint = |text: &str| {
@@ -58,10 +58,10 @@ impl EgressPolicy {
         }
     }
 
-    /// The way to an address, as far as its text decides it.
+    /// The egress class of a URL, as far as its text decides it.
     ///
     /// # Errors
-    /// It is not allowed, whatever its name resolves to.
+    /// The URL is refused for every address that it may resolve to.
     pub fn classify_url(&self, url: &Url) -> Result<EgressClass, EgressRefusal> {
         let (Some(host), Some(port), "https" | "http") = (url.host(), url.port_or_known_default(), url.scheme()) else {
             return Err(EgressRefusal::Malformed(url.to_string()));
@@ -75,15 +75,15 @@ impl EgressPolicy {
             return Ok(EgressClass::Exempt);
         }
         let public = url.scheme() == "https" && PUBLIC_PORTS.contains(&port);
-        let way = if public { EgressClass::Public } else { EgressClass::Private };
+        let class = if public { EgressClass::Public } else { EgressClass::Private };
         let literal = match host {
-            Host::Domain(_) if public || !self.networks.is_empty() => return Ok(way),
+            Host::Domain(_) if public || !self.networks.is_empty() => return Ok(class),
             Host::Domain(_) => return Err(EgressRefusal::Port(format!("{text}:{port}"))),
             Host::Ipv4(address) => IpAddr::V4(address),
             Host::Ipv6(address) => IpAddr::V6(address),
         };
-        if self.is_allowed(way, literal) {
-            Ok(way)
+        if self.is_allowed(class, literal) {
+            Ok(class)
         } else if is_global(literal) {
             Err(EgressRefusal::Port(format!("{text}:{port}")))
         } else {
@@ -91,12 +91,12 @@ impl EgressPolicy {
         }
     }
 
-    /// Whether a connection may be made to this address on this way.
+    /// Whether an endpoint of this class may be connected to at this address.
     #[must_use]
-    pub fn is_allowed(&self, way: EgressClass, address: IpAddr) -> bool {
+    pub fn is_allowed(&self, class: EgressClass, address: IpAddr) -> bool {
         let meant = unwrap_embedded_ipv4(address);
         let allowed = || self.networks.iter().any(|network| network.contains(&meant));
-        match way {
+        match class {
             EgressClass::Exempt => true,
             EgressClass::Private => allowed(),
             EgressClass::Public => is_global(address) || allowed(),
@@ -104,7 +104,7 @@ impl EgressPolicy {
     }
 }
 
-/// The IPv4 address that a mapped or NAT64 address means; any other as it is.
+/// The IPv4 address within a mapped or NAT64 address; any other address unchanged.
 fn unwrap_embedded_ipv4(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
     match v6.segments() {
@@ -144,7 +144,7 @@ fn is_global_v4(address: Ipv4Addr) -> bool {
 
 fn is_global_v6(address: Ipv6Addr) -> bool {
     match address.segments() {
-        // Protocol assignments (Teredo, benchmarking, ORCHID), documentation twice, 6to4 with whatever it embeds.
+        // Protocol assignments (Teredo, benchmarking, ORCHID), documentation twice, 6to4 with any embedded address.
         [0x2001, 0..=0x01ff | 0x0db8, ..] | [0x2002, ..] | [0x3fff, 0..=0x0fff, ..] => false,
         [first, ..] => (0x2000..=0x3fff).contains(&first),
     }
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_of_addresses() {
+    fn special_purpose_addresses_are_not_global() {
         for (name, address, global) in [
             ("a public one", "93.184.216.34", true),
             ("this network", "0.0.0.0", false),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_endpoints() {
+    fn endpoints_are_classified_by_scheme_port_and_exceptions() {
         let strict = EgressPolicy::default();
         let open = EgressPolicy::new(["127.0.0.0/8"].into_iter(), ["receiver.test:8080", "[::1]:9000"].into_iter());
         for (name, policy, url, expected) in [
@@ -214,27 +214,31 @@ mod tests {
             ("another scheme", &strict, "ftp://a.test/", None),
             ("an allowed network", &open, "http://127.0.0.1:9999/", Some(EgressClass::Private)),
             ("an allowed network, mapped", &open, "http://[::ffff:127.0.0.1]:9999/", Some(EgressClass::Private)),
-            ("a network that is not", &open, "http://10.0.0.1/", None),
+            ("a network that is not allowed", &open, "http://10.0.0.1/", None),
             ("a name that may lie in an allowed network", &open, "http://a.test/", Some(EgressClass::Private)),
             ("an exact endpoint", &open, "http://Receiver.test:8080/x", Some(EgressClass::Exempt)),
             ("an exact endpoint, v6", &open, "http://[::1]:9000/x", Some(EgressClass::Exempt)),
-            ("another port of it", &open, "http://[::1]:9001/x", None),
+            ("another port of an exact endpoint", &open, "http://[::1]:9001/x", None),
         ] {
             assert_eq!(policy.classify_url(&url.parse().expect(url)).ok(), expected, "{name}");
         }
     }
 
     #[test]
-    fn an_address_that_a_name_resolved_to_is_judged_by_the_way() {
+    fn a_resolved_address_is_judged_by_the_endpoint_class() {
         let open = EgressPolicy::new(["10.0.0.0/8"].into_iter(), std::iter::empty());
         let (public, private): (IpAddr, IpAddr) = ([93, 184, 216, 34].into(), [10, 0, 0, 1].into());
         let loopback = IpAddr::from([127, 0, 0, 1]);
-        for (way, allowed) in [
+        for (class, allowed) in [
             (EgressClass::Public, [true, true, false]),
             (EgressClass::Private, [false, true, false]),
             (EgressClass::Exempt, [true; 3]),
         ] {
-            assert_eq!([public, private, loopback].map(|address| open.is_allowed(way, address)), allowed, "{way:?}");
+            assert_eq!(
+                [public, private, loopback].map(|address| open.is_allowed(class, address)),
+                allowed,
+                "{class:?}"
+            );
         }
     }
 }

@@ -1,32 +1,32 @@
-//! An event on its way through a shard's pipeline.
+//! An event in a shard's pipeline.
 
 use crate::protocol::record::{EventKind, RecordedEvent};
 use crate::protocol::{AppId, ChannelName};
 
-/// An event with what the pipeline must know of it.
+/// An event with its record, app and channel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrackedEvent {
-    /// The tracker's number of the record that it came in.
+    /// The tracker's number of the event's record.
     pub record: u64,
-    /// Whose.
+    /// The app that the event belongs to.
     pub app: AppId,
-    /// Where.
+    /// The channel that changed or received it.
     pub channel: ChannelName,
-    /// What.
+    /// The event as the edge recorded it.
     pub event: RecordedEvent,
 }
 
-/// Where an order holds: the channels of two apps may share a name.
+/// The scope of an order: two apps may have channels of one name.
 pub type ChannelKey = (AppId, ChannelName);
 
 impl TrackedEvent {
-    /// The app and channel.
+    /// The app and channel, as the key of the event's order.
     #[must_use]
     pub fn channel_key(&self) -> ChannelKey {
         (self.app.clone(), self.channel.clone())
     }
 
-    /// Whose state the event tells: a user's, or with `None` the channel's own.
+    /// The user whose state the event changes; `None` for the channel's own state.
     #[must_use]
     pub fn subject_user_id(&self) -> Option<&str> {
         match &self.event.kind {
@@ -35,13 +35,13 @@ impl TrackedEvent {
         }
     }
 
-    /// Whether it says that its subject went.
+    /// Whether the event is a departure of its subject.
     #[must_use]
     pub fn is_departure(&self) -> bool {
         matches!(self.event.kind, EventKind::ChannelVacated | EventKind::MemberRemoved { .. })
     }
 
-    /// Whether it says that its subject came.
+    /// Whether the event is an arrival of its subject.
     #[must_use]
     pub fn is_arrival(&self) -> bool {
         matches!(self.event.kind, EventKind::ChannelOccupied | EventKind::MemberAdded { .. })

@@ -1,8 +1,8 @@
-//! Leases in Kubernetes: one object per living member, and one per shard with its holder and its checkpoint.
+//! Shard leases in Kubernetes: one object per living member, and one per shard with its holder and its checkpoint.
 //!
-//! They are named by the stream, carry no owner and no label by which an operator prunes: a cluster that is deleted and
-//! applied again over the same stream goes on where it was. Whether a member lives is judged by this process's own
-//! monotonic clock, from when its object was last seen to change.
+//! The objects are named by the stream and carry neither an owner nor a label by which an operator prunes: a cluster
+//! that is deleted and applied again over the same stream resumes at its checkpoints. Whether a member lives is judged
+//! by this process's own monotonic clock, from the moment at which its object was last seen to change.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,22 +19,22 @@ use crate::kubernetes::client::KubernetesClients;
 use crate::kubernetes::lease_store::{LeaseRecord, LeaseStore, RecordError};
 use crate::protocol::ShardId;
 
-/// What a shard's object says of how far it is done.
+/// Annotation on a shard's object with its checkpoint as JSON.
 const CHECKPOINT_ANNOTATION: &str = "realtime-operator.dev/checkpoint";
-/// The shard's id, which an object's name may not spell.
+/// Annotation with the shard's id, which may contain characters that an object's name may not.
 const SHARD_ANNOTATION: &str = "realtime-operator.dev/shard";
-/// Whether a member was let in.
+/// Annotation on a member's object: whether it was admitted.
 const PROVEN_ANNOTATION: &str = "realtime-operator.dev/proven";
-/// Whether a member gave its shard back for a while.
+/// Annotation on a member's object: whether it backs off after failing to deliver.
 const RESTING_ANNOTATION: &str = "realtime-operator.dev/resting";
-/// Names the stream.
+/// Label that identifies the stream.
 const STREAM_HASH_LABEL: &str = "realtime-operator.dev/stream-hash";
 
-/// Longest for one answer of the API server: a heartbeat must end before the member counts as dead.
+/// Bounds one call to the API server: a heartbeat must end before the member counts as dead.
 const CALL_TIMEOUT: Duration = Duration::from_millis(2_500);
-/// Between two looks; beyond it nobody is called dead for having been silent meanwhile.
+/// Largest gap between two observations; after a longer one no member is declared dead for its silence meanwhile.
 const OBSERVATION_GAP_MAX: Duration = Duration::from_secs(5);
-/// How long the object of a dead member stays, for who looks.
+/// Time for which the object of a dead member is kept for inspection.
 const DEAD_MEMBER_TTL: Duration = Duration::from_mins(1);
 
 /// The leases of one stream, in a namespace.
@@ -42,7 +42,7 @@ pub struct KubernetesLeases {
     clients: KubernetesClients,
     namespace: String,
     kinesis: Kinesis,
-    /// Known once the stream has answered.
+    /// Set once the stream has answered.
     stream: OnceCell<(LeaseStore, String)>,
     cache: Mutex<LeaseCache>,
 }
@@ -51,16 +51,16 @@ pub struct KubernetesLeases {
 struct LeaseCache {
     /// The version at which each member's object was last seen, and since when.
     last_changes: HashMap<String, (String, Instant)>,
-    /// When everyone was last looked at.
+    /// Time of the last observation of all members.
     last_observed_at: Option<Instant>,
-    /// This process's own object.
+    /// This process's own member object.
     own_record: Option<LeaseRecord>,
     /// The objects of shards as last read or written.
     shards: BTreeMap<ShardId, LeaseRecord>,
 }
 
 impl KubernetesLeases {
-    /// The leases of the stream that `kinesis` reads. Nothing is asked yet.
+    /// The leases of the stream that `kinesis` reads. Sends no request yet.
     #[must_use]
     pub fn new(clients: KubernetesClients, namespace: &str, kinesis: Kinesis) -> Self {
         Self { clients, namespace: namespace.to_owned(), kinesis, stream: OnceCell::new(), cache: Mutex::default() }
@@ -70,7 +70,8 @@ impl KubernetesLeases {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The store, and the prefix of its objects' names. The stream's ARN names them, so it must have answered once.
+    /// The store, and the prefix of its objects' names. They contain the stream's ARN, so the stream must have answered
+    /// once.
     async fn stream(&self) -> Result<&(LeaseStore, String), LeaseError> {
         self.stream
             .get_or_try_init(|| async {
@@ -85,7 +86,7 @@ impl KubernetesLeases {
             .await
     }
 
-    async fn write_heartbeat(&self, member: &str, standing: MemberStatus) -> Result<LeaseSnapshot, LeaseError> {
+    async fn write_heartbeat(&self, member: &str, status: MemberStatus) -> Result<LeaseSnapshot, LeaseError> {
         let (records, prefix) = self.stream().await?;
         let own = self.cache().own_record.clone();
         let name = member_name(prefix, member);
@@ -95,22 +96,22 @@ impl KubernetesLeases {
         };
         record.name = name;
         record.holder = Some(member.to_owned());
-        let word = |said: bool| if said { "true" } else { "false" }.to_owned();
-        record.texts.insert(PROVEN_ANNOTATION.to_owned(), word(standing.proven));
-        record.texts.insert(RESTING_ANNOTATION.to_owned(), word(standing.backing_off));
+        let bool_text = |value: bool| if value { "true" } else { "false" }.to_owned();
+        record.texts.insert(PROVEN_ANNOTATION.to_owned(), bool_text(status.proven));
+        record.texts.insert(RESTING_ANNOTATION.to_owned(), bool_text(status.backing_off));
         match records.write(&record).await {
             Ok(written) => self.cache().own_record = Some(written),
             Err(error) => {
-                // Someone thought this member dead and took its object away: the next beat makes it anew.
+                // Another member considered this one dead and deleted its object: the next heartbeat creates it again.
                 self.cache().own_record = None;
                 return Err(to_unavailable(error));
             }
         }
         let all = records.list().await.map_err(to_unavailable)?;
-        let (view, buried) = self.cache().observe_records(prefix, member, all, Instant::now());
-        for name in buried {
+        let (view, removed) = self.cache().observe_records(prefix, member, all, Instant::now());
+        for name in removed {
             if let Err(error) = records.delete(&name).await {
-                tracing::debug!(name, %error, "the object of a dead member stays for now");
+                tracing::debug!(name, %error, "dead member's object not deleted: trying again later");
             }
         }
         Ok(view)
@@ -118,7 +119,7 @@ impl KubernetesLeases {
 
     async fn try_acquire(&self, shard: &ShardId, member: &str) -> Result<ShardLease, LeaseError> {
         let (records, prefix) = self.stream().await?;
-        // What the last look showed; of two who saw the same, one is refused.
+        // The version from the last observation; of two members that saw the same version, one write is refused.
         let known = self.cache().shards.get(shard).cloned();
         let mut record = known.unwrap_or_default();
         record.name = shard_name(prefix, shard);
@@ -157,7 +158,8 @@ impl KubernetesLeases {
         let written = match records.write(&record).await {
             Ok(written) => written,
             Err(RecordError::Conflict) => {
-                // An older look than our own last write may have given the version: what stands there tells whose it is.
+                // An observation older than our own last write may have given the version: the object itself names the
+                // current holder.
                 let now = records.get(&record.name).await.map_err(to_unavailable)?.ok_or_else(lost_it)?;
                 if now.generation != generation || now.holder.is_none() {
                     return Err(lost_it());
@@ -173,7 +175,7 @@ impl KubernetesLeases {
 }
 
 impl LeaseCache {
-    /// What the objects say, and the members that have been dead for so long that their objects can go.
+    /// The snapshot in the objects, and the members dead for so long that their objects can be deleted.
     fn observe_records(
         &mut self,
         prefix: &str,
@@ -181,8 +183,8 @@ impl LeaseCache {
         all: Vec<LeaseRecord>,
         now: Instant,
     ) -> (LeaseSnapshot, Vec<String>) {
-        let (mut view, mut buried) = (LeaseSnapshot::default(), Vec::new());
-        // While nobody could look, nobody could show that he lives either.
+        let (mut view, mut removed) = (LeaseSnapshot::default(), Vec::new());
+        // During an interval in which no observation was possible, no member could be seen to live either.
         if self.last_observed_at.replace(now).is_some_and(|last| now.duration_since(last) > OBSERVATION_GAP_MAX) {
             self.last_changes.values_mut().for_each(|(_, at)| *at = now);
         }
@@ -202,13 +204,13 @@ impl LeaseCache {
             }
             let silent = now.duration_since(seen.1);
             if name == member || silent < MEMBER_TTL {
-                let says = |text: &str| record.texts.get(text).is_some_and(|said| said == "true");
+                let is_true = |text: &str| record.texts.get(text).is_some_and(|value| value == "true");
                 view.members.insert(
                     name,
-                    MemberStatus { proven: says(PROVEN_ANNOTATION), backing_off: says(RESTING_ANNOTATION) },
+                    MemberStatus { proven: is_true(PROVEN_ANNOTATION), backing_off: is_true(RESTING_ANNOTATION) },
                 );
             } else if silent > DEAD_MEMBER_TTL {
-                buried.push(record.name);
+                removed.push(record.name);
             }
         }
         self.last_changes.retain(|name, _| there.contains(name));
@@ -220,7 +222,7 @@ impl LeaseCache {
             view.leases.insert(shard.clone(), seen);
             self.shards.insert(shard, record);
         }
-        (view, buried)
+        (view, removed)
     }
 }
 
@@ -236,7 +238,7 @@ fn member_name(prefix: &str, member: &str) -> String {
     format!("{prefix}-member-{}", member.to_lowercase())
 }
 
-/// A name that Kubernetes takes: shard ids are letters, digits, `_`, `.` and `-`, up to 128.
+/// An object name that Kubernetes accepts: shard ids are letters, digits, `_`, `.` and `-`, up to 128.
 fn shard_name(prefix: &str, shard: &ShardId) -> String {
     let lower = shard.as_str().to_lowercase();
     let plain = lower.len() <= 60 && lower.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
@@ -268,9 +270,9 @@ impl ShardLeases for KubernetesLeases {
     fn send_heartbeat<'a>(
         &'a self,
         member: &'a str,
-        standing: MemberStatus,
+        status: MemberStatus,
     ) -> BoxFuture<'a, Result<LeaseSnapshot, LeaseError>> {
-        Box::pin(with_timeout(self.write_heartbeat(member, standing)))
+        Box::pin(with_timeout(self.write_heartbeat(member, status)))
     }
 
     fn acquire_shard<'a>(
@@ -334,30 +336,30 @@ mod tests {
     }
 
     #[test]
-    fn a_member_whose_object_does_not_change_is_dead_by_our_own_clock() {
+    fn a_member_whose_object_does_not_change_is_dead_by_the_observers_clock() {
         let (mut memory, start) = (LeaseCache::default(), Instant::now());
         let all = |version: &str| {
             vec![member_record("me", "9"), member_record("you", version), shard_record("shardId-000", "you")]
         };
         let holder = |view: &LeaseSnapshot| view.leases[&ShardId::from("shardId-000")].holder.clone();
-        let mut look = |version: &str, seconds: u64| {
+        let mut observe = |version: &str, seconds: u64| {
             memory.observe_records("rtl-1", "me", all(version), start + Duration::from_secs(seconds))
         };
-        let (view, _) = look("1", 0);
+        let (view, _) = observe("1", 0);
         assert_eq!((view.members.len(), holder(&view)), (2, Some("you".to_owned())));
-        assert_eq!((look("1", 4).0.members.len(), look("1", 7).0.members.len()), (2, 2));
-        let (view, buried) = look("1", 9);
-        assert_eq!((view.members.len(), holder(&view), buried.len()), (1, None, 0));
-        assert_eq!(look("2", 10).0.members.len(), 2, "it was only slow");
-        assert_eq!(look("2", 50).0.members.len(), 2, "nobody could look for 40 s");
+        assert_eq!((observe("1", 4).0.members.len(), observe("1", 7).0.members.len()), (2, 2));
+        let (view, removed) = observe("1", 9);
+        assert_eq!((view.members.len(), holder(&view), removed.len()), (1, None, 0));
+        assert_eq!(observe("2", 10).0.members.len(), 2, "the member was only slow");
+        assert_eq!(observe("2", 50).0.members.len(), 2, "no observation was made for 40 s");
         for second in 51..110 {
-            assert_eq!(look("2", second).1, Vec::<String>::new());
+            assert_eq!(observe("2", second).1, Vec::<String>::new());
         }
-        assert_eq!(look("2", 111).1, [member_name("rtl-1", "you")]);
+        assert_eq!(observe("2", 111).1, [member_name("rtl-1", "you")]);
     }
 
     #[test]
-    fn names_are_such_as_kubernetes_takes() {
+    fn object_names_are_valid_for_kubernetes() {
         assert_eq!(shard_name("rtl-1", &"shardId-000000000000".into()), "rtl-1-shardid-000000000000");
         let odd = shard_name("rtl-1", &"shard_A.b".into());
         assert!(odd.starts_with("rtl-1-") && !odd.contains('_'), "{odd}");

@@ -1,8 +1,8 @@
-//! Who holds which shard, and how far it is done.
+//! Shard leases: the holder of each shard, and its checkpoint.
 //!
 //! A store with a compare-and-swap fits behind the trait: one object per member, renewed while it lives, and one per
-//! shard with its holder, the checkpoint and a generation that every change of holder raises. Whoever writes with an
-//! older generation has lost the shard without knowing it, and its write fails.
+//! shard with its holder, the checkpoint and a generation that every change of holder raises. A member that writes with
+//! an older generation has lost the shard without knowing it, and its write fails.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,20 +15,21 @@ use tokio::time::Instant;
 use crate::kinesis::is_before;
 use crate::protocol::ShardId;
 
-/// How often a member says that it lives.
+/// Interval of a member's heartbeats: three may be lost before it counts as dead.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
-/// A member that was not heard of for so long is dead, by the observer's monotonic clock.
+/// A member without a heartbeat for this long is dead, by the observer's monotonic clock.
 pub const MEMBER_TTL: Duration = Duration::from_secs(8);
 
-/// How far a shard is done. It belongs to one stream, told from a later one of the same name by its creation time.
+/// The checkpoint of a shard. The creation time of its stream distinguishes it from one of a later stream of the same
+/// name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Checkpoint {
     /// When the stream was created, in ms since 1970.
     pub stream_created_ms: u64,
-    /// Where.
+    /// The contiguous done prefix of the shard.
     pub position: CheckpointPosition,
-    /// What is done beyond that, so that a hand-over repeats only what was under way.
+    /// Records done beyond that prefix, so that a take-over repeats only the records in flight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beyond: Option<AckedOutOfOrder>,
 }
@@ -37,14 +38,14 @@ pub struct Checkpoint {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AckedOutOfOrder {
-    /// All up to and with this sequence number are done,
+    /// The last sequence number that this covers: all records up to it are done,
     pub through: String,
-    /// but for these.
+    /// except these, which were still open.
     pub open: Vec<String>,
 }
 
 impl AckedOutOfOrder {
-    /// Whether this record is done.
+    /// Whether the record with this sequence number is done.
     #[must_use]
     pub fn is_done(&self, sequence: &str) -> bool {
         !is_before(&self.through, sequence) && !self.open.iter().any(|open| open == sequence)
@@ -55,45 +56,45 @@ impl AckedOutOfOrder {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum CheckpointPosition {
-    /// Up to and with this sequence number.
+    /// Done up to and including this sequence number.
     Through(String),
-    /// All of it: it is closed, and its children may be read.
+    /// The whole shard is done: it is closed, and its children may be read.
     ShardEnd,
 }
 
-/// A shard's lease as anyone sees it.
+/// A shard's lease as all members see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShardLease {
-    /// The member that holds it, if that one lives.
+    /// The member that holds the shard, if that member lives.
     pub holder: Option<String>,
-    /// Raised by every change of holder.
+    /// Generation, raised by every change of holder.
     pub generation: u64,
-    /// How far the shard is done.
+    /// The shard's last written checkpoint.
     pub checkpoint: Option<Checkpoint>,
 }
 
-/// What a member says of itself.
+/// The status that a member publishes with its heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemberStatus {
-    /// It was let in: an authentic webhook came through a shard that it held.
+    /// Admitted: an authentic webhook came through a shard that the member held.
     pub proven: bool,
-    /// It could not deliver and gave its shard back for a while.
+    /// Backing off: the member could not deliver and released its shard for a while.
     pub backing_off: bool,
 }
 
-/// What everyone sees.
+/// The members and leases at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct LeaseSnapshot {
-    /// Members that live, the caller too.
+    /// Members that live, the caller included.
     pub members: BTreeMap<String, MemberStatus>,
-    /// Every lease there is.
+    /// All leases of the stream.
     pub leases: BTreeMap<ShardId, ShardLease>,
 }
 
-/// Why the store did not do it.
+/// The reason why the store refused a call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseError {
-    /// Someone else holds the shard.
+    /// Another member holds the shard.
     #[error("the lease of shard {0} is held by another dispatcher: stop reading it")]
     Lost(ShardId),
     /// The store does not answer.
@@ -101,23 +102,23 @@ pub enum LeaseError {
     Unavailable(String),
 }
 
-/// The leases of one stream.
+/// A store of the leases of one stream.
 pub trait ShardLeases: Send + Sync {
-    /// Says that the member lives, and looks at everything.
+    /// Renews the member's own object and returns a snapshot of all.
     fn send_heartbeat<'a>(
         &'a self,
         member: &'a str,
         standing: MemberStatus,
     ) -> BoxFuture<'a, Result<LeaseSnapshot, LeaseError>>;
 
-    /// Takes a shard that nobody alive holds, or takes it anew.
+    /// Acquires a shard that has no living holder, or the caller's own again.
     fn acquire_shard<'a>(
         &'a self,
         shard: &'a ShardId,
         member: &'a str,
     ) -> BoxFuture<'a, Result<ShardLease, LeaseError>>;
 
-    /// Writes how far the shard is done, which also proves that it is still held.
+    /// Writes the shard's checkpoint, which also proves that the shard is still held.
     fn renew<'a>(
         &'a self,
         shard: &'a ShardId,
@@ -125,7 +126,7 @@ pub trait ShardLeases: Send + Sync {
         checkpoint: Option<Checkpoint>,
     ) -> BoxFuture<'a, Result<(), LeaseError>>;
 
-    /// Writes how far the shard is done and gives it back.
+    /// Writes the shard's checkpoint and releases the shard.
     fn release_shard<'a>(
         &'a self,
         shard: &'a ShardId,
@@ -133,11 +134,11 @@ pub trait ShardLeases: Send + Sync {
         checkpoint: Option<Checkpoint>,
     ) -> BoxFuture<'a, Result<(), LeaseError>>;
 
-    /// The member goes; what it still holds is free.
+    /// Removes the member, which frees the shards that it still holds.
     fn remove_member<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>>;
 }
 
-/// Leases within one process: clones share them.
+/// Leases within one process; clones share one table.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryLeases(Arc<Mutex<LeaseTable>>);
 

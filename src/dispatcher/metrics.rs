@@ -1,4 +1,4 @@
-//! What the dispatcher says of itself: counters, gauges, and what stands in `/flow`.
+//! The dispatcher's counters and gauges, and the report at `/flow`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -14,56 +14,56 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::protocol::ShardId;
 use crate::protocol::admin::{DispatcherFlow, ShardFlow};
 
-/// Errors that are shown at most; beyond, new sources are not noted.
+/// Bounds the error sources that are remembered; beyond it, new sources are not noted.
 const SHOWN_ERRORS_MAX: usize = 1_000;
 
-/// Why an event is lost.
+/// The reason for which an event is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelValue)]
 pub enum DropReason {
-    /// Another cluster wrote it.
+    /// Another cluster wrote the record.
     ForeignCluster,
-    /// Not a record of ours.
+    /// The bytes are not a record.
     Poison,
-    /// No such app, after waiting for the registry.
+    /// The app is unknown, even after waiting for the registry.
     UnknownApp,
-    /// Nobody took it in time.
+    /// No endpoint acknowledged it within the retry window.
     RetryWindowOver,
-    /// Its endpoint fails and holds too much.
+    /// The endpoint fails and is over its limit of waiting events.
     EndpointBehind,
-    /// Its endpoint was taken away while it waited.
+    /// The endpoint was removed while the event waited.
     EndpointRemoved,
 }
 
-/// Why an event is rightly not told.
+/// The reason for which an event needs no delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum SkipReason {
-    /// One half of an absence that was undone.
+    /// One half of an absence that was cancelled.
     Cancelled,
-    /// Something newer of its subject was told.
+    /// A newer event of its subject was delivered.
     Superseded,
-    /// Read before.
+    /// The event was read before.
     Duplicate,
 }
 
-/// How an attempt ended.
+/// The result of an attempt, by class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum ResponseClass {
-    /// Any 2xx.
+    /// The endpoint acknowledged with a 2xx.
     Success,
-    /// Another answer.
+    /// The endpoint answered with another status.
     Answered,
-    /// No answer.
+    /// The endpoint did not answer.
     Unanswered,
-    /// Not allowed to go there.
+    /// The egress policy refused the address.
     Refused,
 }
 
-/// How a reading of the app registry ended.
+/// The result of reading the app registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 enum RegistryReadResult {
-    /// It is in force.
+    /// The new registry is in force.
     Applied,
-    /// The one before stays.
+    /// The new registry is invalid; the previous one stays in force.
     Refused,
 }
 
@@ -87,22 +87,22 @@ struct AttemptLabels {
     result: ResponseClass,
 }
 
-/// Where an error comes from: a success of the same source clears it, and no other.
+/// The source of an error: only a success of the same source clears it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ErrorSource {
-    /// Finding the shards.
+    /// Listing the shards of the stream.
     Discovery,
-    /// The leases.
+    /// Reading or writing the leases.
     Leases,
-    /// Reading a shard.
+    /// Reading one shard's records.
     Shard(ShardId),
-    /// A record that the shard waits at.
+    /// A record at which the shard waits.
     Record(ShardId),
-    /// Sending to an endpoint, called by app and name.
+    /// Sending to an endpoint, identified by app and name.
     Endpoint(String),
 }
 
-/// Everything that is counted; one per process.
+/// All counters and gauges of the process.
 #[derive(Debug, Default)]
 pub struct DispatcherMetrics {
     delivered: Counter,
@@ -126,28 +126,28 @@ struct FlowState {
     error_count: u64,
 }
 
-/// What became of attempts since the process started.
+/// Deliveries and failures since the process started.
 #[derive(Clone, Copy, Debug)]
 pub struct AttemptCounts {
-    /// Events that an endpoint took.
+    /// Events that an endpoint acknowledged.
     pub delivered: u64,
-    /// Attempts that failed.
+    /// Attempts to post that failed.
     pub failed: u64,
 }
 
 impl DispatcherMetrics {
-    /// What became of attempts since the process started.
+    /// Deliveries and failures since the process started.
     pub fn attempt_counts(&self) -> AttemptCounts {
         AttemptCounts { delivered: self.delivered.get(), failed: self.live().failed_attempts }
     }
 
-    /// Registers everything under its name.
+    /// Registers each metric under its name.
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("realtime_dispatcher");
         registry.register("delivered", "Events that an endpoint took", self.delivered.clone());
         registry.register("attempts", "Attempts to post", self.attempts.clone());
         registry.register("dropped", "Events lost", self.dropped.clone());
-        registry.register("settled", "Events rightly not told", self.skipped.clone());
+        registry.register("settled", "Events that need no delivery", self.skipped.clone());
         registry.register("registry_reads", "Changed app registries", self.registry_reads.clone());
         registry.register("order_gaps", "Missing events that were passed", self.gaps.clone());
         registry.register("unfinished_events", "Events read and not yet done", self.unfinished.clone());
@@ -156,18 +156,18 @@ impl DispatcherMetrics {
         registry.register_with_unit("behind", help, Unit::Seconds, self.behind.clone());
     }
 
-    /// Events that an endpoint took.
+    /// Counts events that an endpoint acknowledged.
     pub fn count_delivered(&self, events: usize) {
         self.delivered.inc_by(events as u64);
     }
 
-    /// The app registry changed, and could be read or not.
+    /// Counts a changed app registry, by whether it is valid.
     pub fn count_registry_read(&self, applied: bool) {
         let result = if applied { RegistryReadResult::Applied } else { RegistryReadResult::Refused };
         self.registry_reads.get_or_create(&RegistryReadLabels { result }).inc();
     }
 
-    /// An attempt ended.
+    /// Counts an attempt by its result.
     pub fn count_attempt(&self, result: ResponseClass) {
         self.attempts.get_or_create(&AttemptLabels { result }).inc();
         if result != ResponseClass::Success {
@@ -175,23 +175,23 @@ impl DispatcherMetrics {
         }
     }
 
-    /// Events were lost.
+    /// Counts lost events by reason.
     pub fn count_dropped(&self, reason: DropReason, events: usize) {
         self.dropped.get_or_create(&DropLabels { reason }).inc_by(events as u64);
         *self.live().drop_counts.entry(reason).or_default() += events as u64;
     }
 
-    /// Events are rightly not told.
+    /// Counts events that need no delivery, by reason.
     pub fn count_skipped(&self, reason: SkipReason, events: usize) {
         self.skipped.get_or_create(&SkipLabels { reason }).inc_by(events as u64);
     }
 
-    /// Missing events were passed.
+    /// Counts missing events that were passed.
     pub fn count_gaps(&self, gaps: u64) {
         self.gaps.inc_by(gaps);
     }
 
-    /// Something failed; the newest is shown.
+    /// Notes an error; `/flow` shows the newest.
     pub fn set_error(&self, source: ErrorSource, error: String) {
         let mut live = self.live();
         live.error_count += 1;
@@ -201,19 +201,19 @@ impl DispatcherMetrics {
         }
     }
 
-    /// The source works again.
+    /// Removes the error of a source that works again.
     pub fn clear_error(&self, source: &ErrorSource) {
         self.live().errors.remove(source);
     }
 
-    /// How a held shard is.
+    /// Sets the flow and the unfinished events of a held shard.
     pub fn set_shard(&self, id: &ShardId, flow: ShardFlow, unfinished: usize) {
         let mut live = self.live();
         live.shards.insert(id.clone(), (flow, unfinished));
         self.update_gauges(&live);
     }
 
-    /// A shard is not held any more.
+    /// Removes a shard that is no longer held.
     pub fn remove_shard(&self, id: &ShardId) {
         let mut live = self.live();
         live.shards.remove(id);
@@ -222,7 +222,7 @@ impl DispatcherMetrics {
         self.update_gauges(&live);
     }
 
-    /// What `/flow` says.
+    /// Builds the report that `/flow` answers.
     #[must_use]
     pub fn flow_report(&self, stream: &str) -> DispatcherFlow {
         let live = self.live();
@@ -245,7 +245,7 @@ impl DispatcherMetrics {
         self.behind.set(Duration::from_millis(behind).as_secs_f64());
     }
 
-    // A holder that failed within these few lines leaves numbers behind that are still worth showing.
+    // A worker that panicked within these few lines leaves numbers behind that are still worth showing.
     fn live(&self) -> MutexGuard<'_, FlowState> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }

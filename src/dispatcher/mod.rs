@@ -1,12 +1,13 @@
-//! The reader of the stream and the sender of webhooks.
+//! The dispatcher: reads the stream and sends webhooks.
 //!
-//! In: records of a Kinesis stream, the app registry, and the leases that say which shards are this process's. Out:
-//! signed webhooks to the customers' endpoints, checkpoints, and a count of every event that was not told, by reason.
+//! In: records of a Kinesis stream, the app registry, and the leases that assign shards to this process. Out: signed
+//! webhooks to the customers' endpoints, checkpoints, and a count of every event that was not delivered, by reason.
 //!
-//! The way of an event: shards → holder → reader → intake → sequencer → debounce → assembler → sender → tracker →
-//! checkpoint. What decides is pure and stands in a file of its own; one task per shard owns the state of that shard.
+//! Path of an event: `shard_supervisor` → `shard_worker` → `reader` → `decode` → `sequencer` → `debounce` → `batcher` →
+//! `sender` → `checkpoint_tracker` → checkpoint. The deciding parts are pure and have a file each; one task per shard
+//! owns the state of that shard.
 //!
-//! This room must not know edges, nor who stands behind an endpoint.
+//! This room must not know edges, nor the service behind an endpoint.
 
 mod apps;
 mod assignment;
@@ -43,41 +44,41 @@ pub use server::{RunningDispatcher, start};
 
 use crate::kinesis::KinesisClient;
 
-/// What a dispatcher is given besides its variables.
+/// Resources that a dispatcher needs besides its variables.
 pub struct DispatcherDependencies {
-    /// The admin listener.
+    /// The listener for the admin server.
     pub admin: TcpListener,
-    /// Where the directory of `REALTIME_APPS_PATH` is found.
+    /// The directory of `REALTIME_APPS_PATH`.
     pub apps_dir: PathBuf,
-    /// The stream.
+    /// The client of the stream.
     pub kinesis: KinesisClient,
-    /// Which shards are whose.
+    /// The store of shard leases.
     pub leases: Arc<dyn ShardLeases>,
-    /// How webhooks leave.
+    /// Overrides of the network for webhooks.
     pub egress: EgressOverrides,
-    /// Ends the process.
+    /// Token whose cancellation ends the process.
     pub shutdown: CancellationToken,
 }
 
-/// Where an address is really found.
+/// Maps a webhook's URL to the one that is really called.
 pub type RerouteFn = Arc<dyn Fn(&Url) -> Option<Url> + Send + Sync>;
 
-/// How webhooks leave.
+/// Overrides of the network for webhooks.
 #[derive(Clone, Default)]
 pub struct EgressOverrides {
-    /// Stands for the resolver and the network of wherever the process runs; `None` is the real one.
+    /// Replaces the resolver and network of the machine on which the process runs; `None` uses the real ones.
     pub reroute: Option<RerouteFn>,
 }
 
-/// Why a dispatcher does not start.
+/// The reason why a dispatcher does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The registry cannot be read.
     #[error("the app registry in {directory} cannot be read: {message}: mount it, or correct the file")]
     Apps {
-        /// Where.
+        /// Directory of the registry's files.
         directory: String,
-        /// Why not.
+        /// The cause of the failure.
         message: String,
     },
     /// The identity may not read the stream.

@@ -1,7 +1,7 @@
 //! Reads one shard, page by page.
 //!
-//! In: where to begin. Out: pages into a queue of one, so that whoever does not take them stops the reading. Errors do
-//! not end it: they are shown, and it tries again.
+//! In: the position to begin at. Out: pages into a queue of one, so that a busy worker pauses the reading. Errors do
+//! not end the reader: it reports them and tries again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,21 +15,21 @@ use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, ReadPositio
 use crate::process::clock::now_ms;
 use crate::protocol::ShardId;
 
-/// Least time between two reads: a shard allows five a second over all its readers.
+/// Least interval between two reads: a shard allows five a second over all its readers.
 const READ_INTERVAL: Duration = Duration::from_millis(250);
-/// Records of a page.
+/// Bounds the records of one page.
 const PAGE_RECORDS_MAX: i32 = 1_000;
-/// Longest wait after errors.
+/// Longest back-off after errors.
 const READ_BACKOFF_MAX_MS: u64 = 5_000;
 
-/// What one read found.
+/// The result of one read.
 #[derive(Debug)]
 pub struct ShardRead {
     /// The records, oldest first.
     pub records: Vec<ReadRecord>,
-    /// How far behind the newest record.
+    /// Distance to the newest record of the shard, in ms.
     pub behind_ms: u64,
-    /// When it was asked, in ms since 1970.
+    /// Time at which the request was sent, in ms since 1970.
     pub asked_ms: u64,
     /// Whether the shard is closed and ends here.
     pub last: bool,
@@ -37,16 +37,16 @@ pub struct ShardRead {
 
 /// A reader of one shard.
 pub struct ShardReader {
-    /// The client.
+    /// The client of the stream.
     pub client: KinesisClient,
-    /// The shard.
+    /// The id of the shard.
     pub shard: ShardId,
-    /// Where errors are shown.
+    /// The metrics in which errors are shown.
     pub metrics: Arc<DispatcherMetrics>,
 }
 
 impl ShardReader {
-    /// Reads from a position until the shard ends or nobody takes the pages.
+    /// Reads from a position until the shard ends or the receiver of `pages` is dropped.
     pub async fn run(self, mut position: ReadPosition, pages: mpsc::Sender<ShardRead>) {
         let source = ErrorSource::Shard(self.shard.clone());
         let (mut iterator, mut failures) = (None, 0);
@@ -98,16 +98,16 @@ impl ShardReader {
 
     fn report_error(&self, error: &KinesisError, position: &mut ReadPosition, source: &ErrorSource) {
         match error.class {
-            // Paused for longer than an iterator lives; the next one begins where this one stood.
+            // The reader paused for longer than an iterator lives; a new one begins at the same position.
             KinesisErrorClass::Expired => return,
-            // The stream keeps nothing of that place any more: what is left is better than nothing.
+            // The stream has trimmed that position: reading resumes at the oldest record that is left.
             KinesisErrorClass::Invalid
                 if matches!(position, ReadPosition::After(_)) && error.operation == "GetShardIterator" =>
             {
-                tracing::error!(shard = %self.shard, %error, "records may be lost: the place to go on from is gone");
+                tracing::error!(shard = %self.shard, %error, "records may be lost: position trimmed from the stream");
                 *position = ReadPosition::TrimHorizon;
             }
-            _ => tracing::warn!(shard = %self.shard, %error, "the shard cannot be read; trying again"),
+            _ => tracing::warn!(shard = %self.shard, %error, "shard read failed: trying again"),
         }
         self.metrics.set_error(source.clone(), error.to_string());
     }

@@ -1,22 +1,22 @@
-//! When to try again.
+//! Back-off of webhook attempts and `Retry-After`.
 
 use jiff::fmt::rfc2822::DateTimeParser;
 
-/// The first wait's upper end.
+/// Upper end of the first back-off; each further failure doubles it.
 const FIRST_BACKOFF_MS: u64 = 500;
 /// Longest `Retry-After` that is honoured.
 const RETRY_AFTER_MAX_MS: u64 = 60_000;
 
-/// For how long and how patiently a webhook is tried.
+/// The retry window and back-off of webhooks.
 #[derive(Clone, Copy, Debug)]
 pub struct RetryPolicy {
-    /// From an event's turn to its last try.
+    /// Time from an event's turn to its last attempt.
     pub window_ms: u64,
-    /// The longest wait between two tries.
+    /// The longest back-off between two attempts.
     pub max_backoff_ms: u64,
 }
 
-/// The wait after so many failures: anywhere up to a bound that doubles, so that many senders spread out.
+/// The back-off after a number of failures: random up to a bound that doubles, so that many senders spread out.
 #[must_use]
 #[expect(
     clippy::cast_precision_loss,
@@ -29,7 +29,7 @@ pub fn backoff_ms(failures: u32, max_ms: u64, random: f64) -> u64 {
     (doubled.min(max_ms) as f64 * random) as u64
 }
 
-/// What a `Retry-After` header asks for, in either of its forms.
+/// The delay that a `Retry-After` header asks for, in either of its forms.
 #[must_use]
 pub fn retry_after_ms(header: &str, now_ms: u64) -> Option<u64> {
     let header = header.trim();
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_the_longest_and_are_spread() {
+    fn the_back_off_doubles_up_to_its_bound_and_is_spread() {
         for (failures, random, expected) in
             [(1, 1.0, 500), (2, 1.0, 1_000), (3, 0.5, 1_000), (9, 1.0, 30_000), (99, 1.0, 30_000), (5, 0.0, 0)]
         {
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_retry_after() {
+    fn retry_after_is_read_in_both_forms_and_bounded() {
         for (name, header, expected) in [
             ("seconds", "7", Some(7_000)),
             ("no more than a minute", "3600", Some(60_000)),

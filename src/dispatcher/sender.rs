@@ -1,6 +1,6 @@
 //! One attempt: sign, post, judge the answer.
 //!
-//! In: a body. Out: how the attempt ended. When to try again is not decided here.
+//! In: a body. Out: the outcome of the attempt. The time of the next attempt is decided by the batcher.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,20 +25,20 @@ use crate::protocol::webhook::{self, CONTENT_TYPE, KEY_HEADER, ORIGINAL_TIME_HEA
 
 /// Age from which a body carries the attempt's time, because an SDK refuses bodies of 300 s.
 const RESTAMP_AGE_MS: u64 = 240_000;
-/// Seconds for an attempt where the endpoint does not say.
+/// Seconds for an attempt if the endpoint configures none.
 const DEFAULT_ATTEMPT_TIMEOUT_SECONDS: u32 = 4;
-/// Most of an answer that is read, to keep its connection.
+/// Bounds the part of an answer that is read to keep its connection; a longer one closes it.
 const RESPONSE_READ_MAX_BYTES: usize = 64 * 1024;
-/// Longest that the rest of an answer is waited for.
+/// Longest wait for the rest of an answer.
 const RESPONSE_DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
-/// Attempts that one endpoint gets at a time.
+/// Bounds the concurrent attempts to one endpoint.
 const CONCURRENT_ATTEMPTS_MAX: usize = 16;
-/// Failures in a row after which it gets one at a time.
+/// Consecutive failures after which an endpoint gets one attempt at a time.
 const BREAKER_FAILURE_COUNT: u32 = 5;
-/// Endpoints whose failures are remembered.
+/// Bounds the endpoints whose failures are remembered.
 const BREAKERS_MAX: usize = 10_000;
 
-/// Posts bodies. Shared by the shards of a process.
+/// Posts bodies; shared by the shards of a process.
 pub struct WebhookSender {
     clients: HashMap<EgressClass, reqwest::Client>,
     policy: Arc<EgressPolicy>,
@@ -48,7 +48,7 @@ pub struct WebhookSender {
     metrics: Arc<DispatcherMetrics>,
 }
 
-/// Why an attempt failed.
+/// The reason why an attempt failed.
 #[derive(Debug, thiserror::Error)]
 enum AttemptFailure {
     #[error(transparent)]
@@ -62,7 +62,7 @@ enum AttemptFailure {
 }
 
 impl WebhookSender {
-    /// Makes the clients: one per way, since each resolves names by its own rule.
+    /// Builds the HTTP clients: one per egress class, since each resolves names by its own rule.
     ///
     /// # Errors
     /// TLS cannot be set up.
@@ -73,8 +73,8 @@ impl WebhookSender {
         metrics: Arc<DispatcherMetrics>,
     ) -> reqwest::Result<Self> {
         let policy = Arc::new(policy);
-        let clients = [EgressClass::Public, EgressClass::Private, EgressClass::Exempt].map(|way| {
-            let resolver = Arc::new(EgressResolver { policy: Arc::clone(&policy), class: way });
+        let clients = [EgressClass::Public, EgressClass::Private, EgressClass::Exempt].map(|class| {
+            let resolver = Arc::new(EgressResolver { policy: Arc::clone(&policy), class });
             let client = reqwest::Client::builder()
                 .no_proxy()
                 .redirect(redirect::Policy::none())
@@ -82,13 +82,13 @@ impl WebhookSender {
                 .pool_idle_timeout(Duration::from_mins(1))
                 .user_agent(concat!("realtime/", env!("CARGO_PKG_VERSION")))
                 .build()?;
-            Ok((way, client))
+            Ok((class, client))
         });
         let clients = clients.into_iter().collect::<reqwest::Result<_>>()?;
         Ok(Self { clients, policy, reroute: network.reroute, apps, breakers: Mutex::default(), metrics })
     }
 
-    /// Tries once.
+    /// Makes one attempt to post a body.
     pub async fn send_batch(&self, body: &WebhookBatch) -> AttemptOutcome {
         let registry = Arc::clone(&self.apps.borrow());
         let app = registry.by_id(&body.target.app);
@@ -125,7 +125,7 @@ impl WebhookSender {
             AttemptFailure::Refused(_) => ResponseClass::Refused,
             AttemptFailure::Unanswered(_) | AttemptFailure::NoKey => ResponseClass::Unanswered,
         });
-        tracing::debug!(endpoint = name, events, error = %failure, "an attempt failed");
+        tracing::debug!(endpoint = name, events, error = %failure, "webhook attempt failed");
         self.metrics.set_error(ErrorSource::Endpoint(name.clone()), format!("endpoint {name}: {failure}"));
         match failure {
             AttemptFailure::Answered { retry_after_ms, .. } => {
@@ -141,8 +141,8 @@ impl WebhookSender {
         endpoint: &WebhookEndpoint,
         body: &WebhookBatch,
     ) -> Result<(), AttemptFailure> {
-        let (url, way) = self.resolve_route(&endpoint.url)?;
-        let Some(client) = self.clients.get(&way) else {
+        let (url, class) = self.resolve_route(&endpoint.url)?;
+        let Some(client) = self.clients.get(&class) else {
             return Err(AttemptFailure::Unanswered("no client".to_owned()));
         };
         let credential = app.signing_credential().ok_or(AttemptFailure::NoKey)?;
@@ -162,8 +162,8 @@ impl WebhookSender {
         }
         let mut answer = request.body(text).send().await.map_err(|error| find_root_cause(&error))?;
         let status = answer.status();
-        let asked = answer.headers().get("Retry-After").and_then(|value| value.to_str().ok());
-        let retry_after_ms = asked.and_then(|value| retry_after_ms(value, now));
+        let header = answer.headers().get("Retry-After").and_then(|value| value.to_str().ok());
+        let retry_after_ms = header.and_then(|value| retry_after_ms(value, now));
         // The status has decided; the rest is read only so that the connection can be used again.
         let rest = async {
             let mut read = 0;
@@ -181,14 +181,16 @@ impl WebhookSender {
         }
     }
 
-    /// Where a request really goes. A rerouted one is judged as written, and by the literal address that it goes to
-    /// where only a network is excepted.
+    /// The URL that is really called. A rerouted URL is judged as written, and also by its literal address where only a
+    /// network is excepted.
     fn resolve_route(&self, text: &str) -> Result<(Url, EgressClass), EgressRefusal> {
         let url: Url = text.parse().map_err(|_| EgressRefusal::Malformed(text.to_owned()))?;
-        let way = self.policy.classify_url(&url)?;
+        let class = self.policy.classify_url(&url)?;
         match self.reroute.as_ref().and_then(|reroute| reroute(&url)) {
-            None => Ok((url, way)),
-            Some(other) if way == EgressClass::Private => self.policy.classify_url(&other).map(|way| (other, way)),
+            None => Ok((url, class)),
+            Some(other) if class == EgressClass::Private => {
+                self.policy.classify_url(&other).map(|class| (other, class))
+            }
             Some(other) => Ok((other, EgressClass::Exempt)),
         }
     }
@@ -202,7 +204,7 @@ impl WebhookSender {
     }
 }
 
-/// The reason of an error that stands deepest: a refusal of ours, or what the network said.
+/// The innermost cause of an error: a refusal of our policy, or the network's error.
 fn find_root_cause(error: &reqwest::Error) -> AttemptFailure {
     let mut deepest: &dyn std::error::Error = error;
     while let Some(source) = deepest.source() {
@@ -214,7 +216,7 @@ fn find_root_cause(error: &reqwest::Error) -> AttemptFailure {
     }
 }
 
-/// Keeps an endpoint that fails from being asked by everyone at once. Never closes it: one attempt always goes on.
+/// Limits a failing endpoint to one attempt at a time. It never opens fully: one attempt always goes on.
 #[derive(Debug)]
 struct CircuitBreaker {
     failures: AtomicU32,
@@ -247,7 +249,8 @@ impl CircuitBreaker {
     }
 }
 
-/// Resolves names to the addresses that a way allows. A literal address never comes here: it was judged before.
+/// Resolves names to the addresses that an egress class allows. Literal addresses never get here: they are judged
+/// before.
 struct EgressResolver {
     policy: Arc<EgressPolicy>,
     class: EgressClass,
@@ -255,11 +258,11 @@ struct EgressResolver {
 
 impl Resolve for EgressResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let (policy, way) = (Arc::clone(&self.policy), self.class);
+        let (policy, class) = (Arc::clone(&self.policy), self.class);
         Box::pin(async move {
             let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             let allowed: Vec<_> =
-                found.iter().copied().filter(|address| policy.is_allowed(way, address.ip())).collect();
+                found.iter().copied().filter(|address| policy.is_allowed(class, address.ip())).collect();
             if allowed.is_empty() {
                 let found = found.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>().join(", ");
                 return Err(EgressRefusal::Address(format!("{} ({found})", name.as_str())).into());
@@ -275,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_open_breaker_lets_one_through_and_a_success_closes_it() {
+    fn an_open_breaker_admits_one_attempt_and_a_success_closes_it() {
         let breaker = CircuitBreaker::default();
         (0..BREAKER_FAILURE_COUNT).for_each(|_| breaker.note_result(false));
         let turn = breaker.try_acquire().expect("one at a time");
@@ -297,15 +300,15 @@ mod tests {
         let (_, apps) = tokio::sync::watch::channel(Arc::default());
         let network = EgressOverrides { reroute: Some(reroute) };
         let sender = WebhookSender::new(policy, network, apps, Arc::default()).expect("a sender");
-        for (name, url, way) in [
-            ("what stands for the internet is trusted to be there", "https://a.test/", Some(EgressClass::Exempt)),
+        for (name, url, class) in [
+            ("a double of a public endpoint is trusted", "https://a.test/", Some(EgressClass::Exempt)),
             ("an exact endpoint goes anywhere", "http://receiver.test/far", Some(EgressClass::Exempt)),
             ("a network's exception needs the network", "http://a.test/", Some(EgressClass::Private)),
-            ("and not another", "http://a.test/far", None),
-            ("a scheme that is never sent to", "ftp://a.test/", None),
-            ("what is not rerouted is judged as ever", "https://10.0.0.1/", None),
+            ("another network is refused", "http://a.test/far", None),
+            ("a scheme other than http and https", "ftp://a.test/", None),
+            ("a URL that is not rerouted is judged as usual", "https://10.0.0.1/", None),
         ] {
-            assert_eq!(sender.resolve_route(url).ok().map(|(_, way)| way), way, "{name}");
+            assert_eq!(sender.resolve_route(url).ok().map(|(_, class)| class), class, "{name}");
         }
     }
 

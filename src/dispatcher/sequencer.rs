@@ -1,9 +1,9 @@
-//! The bus's order, restored.
+//! Restores the order in which the bus decided events.
 //!
-//! In: events in the order in which Kinesis took them, which for several pods is not the order in which the bus decided
-//! them. Out: the state events of each channel by (epoch, seq). A missing one is waited for, but never for long; one
-//! that comes after a newer of the same subject would tell a receiver an old truth and is not told. Pure: the caller
-//! passes the time.
+//! In: events in Kinesis's order, which for several pods is not the order in which the bus decided them. Out: the state
+//! events of each channel by (epoch, seq). A missing event is waited for, for a bounded time; one that arrives after a
+//! newer event of the same subject is dropped, since a receiver would take an outdated state for the current one. Pure:
+//! the caller passes the time.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -12,15 +12,15 @@ use crate::protocol::record::EventOrder;
 
 /// Longest that an event waits for an earlier one, counted from its own arrival.
 pub const GAP_TIMEOUT_MS: u64 = 3_000;
-/// Channels whose history is remembered. A forgotten channel's next event waits as a gap does.
+/// Bounds the channels whose history is remembered. A forgotten channel's next event waits as for a gap.
 const CHANNEL_HISTORIES_MAX: usize = 50_000;
 
-/// What became of an event.
+/// The result of pushing an event.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SequencedEvent {
-    /// It is its turn.
+    /// The event is next in its channel's order.
     Release(TrackedEvent),
-    /// Something newer of its subject was released before.
+    /// A newer event of the same subject was released before.
     Superseded(TrackedEvent),
 }
 
@@ -28,7 +28,7 @@ pub enum SequencedEvent {
 #[derive(Debug, Default)]
 pub struct Sequencer {
     channels: HashMap<ChannelKey, ChannelHistory>,
-    /// When the patience of an arrival ends; the wait is the same for all, so this stays sorted.
+    /// Deadlines of arrivals; the timeout is the same for all, so this stays sorted.
     deadlines: VecDeque<(u64, ChannelKey)>,
     gaps: u64,
 }
@@ -42,7 +42,7 @@ struct ChannelHistory {
 }
 
 impl Sequencer {
-    /// Takes an event that arrived now. Events without an order pass at once.
+    /// Accepts an event that arrived now. Events without an order pass at once.
     pub fn push(&mut self, event: TrackedEvent, now_ms: u64) -> Vec<SequencedEvent> {
         let Some(order) = event.event.order else {
             return vec![SequencedEvent::Release(event)];
@@ -60,7 +60,7 @@ impl Sequencer {
         steps
     }
 
-    /// What has waited long enough.
+    /// Releases the events that have waited for the gap timeout.
     pub fn release_due(&mut self, now_ms: u64) -> Vec<SequencedEvent> {
         let mut steps = Vec::new();
         while self.deadlines.front().is_some_and(|(at, _)| *at <= now_ms) {
@@ -72,12 +72,12 @@ impl Sequencer {
         steps
     }
 
-    /// Gaps that were passed since the last call.
+    /// Returns the gaps passed since the last call.
     pub fn take_gaps(&mut self) -> u64 {
         std::mem::take(&mut self.gaps)
     }
 
-    /// Makes room: the half that was touched longest ago goes, unless it waits for something.
+    /// Evicts the half of the histories that was touched longest ago, except those with waiting events.
     fn evict_idle_channels(&mut self) {
         if self.channels.len() < CHANNEL_HISTORIES_MAX {
             return;
@@ -91,7 +91,7 @@ impl Sequencer {
 }
 
 impl ChannelHistory {
-    /// Releases what is next, and everything up to an event whose patience has ended. Returns the gaps passed.
+    /// Releases the next events, and all up to an event whose deadline has passed. Returns the gaps passed.
     fn release_ready(&mut self, now_ms: u64, steps: &mut Vec<SequencedEvent>) -> u64 {
         let tired = |(order, (arrived, _)): (&EventOrder, &(u64, TrackedEvent))| {
             (arrived + GAP_TIMEOUT_MS <= now_ms).then_some(*order)
@@ -123,7 +123,7 @@ impl ChannelHistory {
     }
 }
 
-/// Whether nothing can stand between the two: the numbers are contiguous, and a new epoch starts at one.
+/// Whether no event can lie between the two: the numbers are contiguous, and a new epoch starts at one.
 fn is_successor(last: Option<EventOrder>, order: EventOrder) -> bool {
     match last {
         None => order.seq == 1,
@@ -149,7 +149,7 @@ pub(super) mod tests {
         tracked_event(seq, if seq % 2 == 1 { EventKind::ChannelOccupied } else { EventKind::ChannelVacated })
     }
 
-    /// Pushes (time, seq) pairs, ends at a time, and tells what came out: negative for superseded.
+    /// Pushes (time, seq) pairs, advances to a time, and returns the released seqs: negative for superseded.
     fn run(arrivals: &[(u64, u64)], end: u64) -> (Vec<i64>, u64) {
         let mut sequencer = Sequencer::default();
         let mut steps = Vec::new();
@@ -158,23 +158,29 @@ pub(super) mod tests {
             steps.extend(sequencer.push(state_event(*seq), *now));
         }
         steps.extend(sequencer.release_due(end));
-        let told = |step: SequencedEvent| match step {
+        let signed_seq = |step: SequencedEvent| match step {
             SequencedEvent::Release(event) => event.record.cast_signed(),
             SequencedEvent::Superseded(event) => -event.record.cast_signed(),
         };
-        (steps.into_iter().map(told).collect(), sequencer.take_gaps())
+        (steps.into_iter().map(signed_seq).collect(), sequencer.take_gaps())
     }
 
     #[test]
-    fn a_table_of_arrivals() {
+    fn late_and_missing_events_are_ordered_or_passed() {
         for (name, arrivals, end, out, gaps) in [
-            ("in order they pass at once", &[(0, 1), (0, 2), (1, 3)][..], 1, vec![1, 2, 3], 0),
+            ("events in order pass at once", &[(0, 1), (0, 2), (1, 3)][..], 1, vec![1, 2, 3], 0),
             ("a late first is waited for", &[(0, 2), (100, 1)], 100, vec![1, 2], 0),
             ("an unknown history waits for the gap time", &[(0, 7)], 2_999, vec![], 0),
-            ("and then passes", &[(0, 7)], 3_000, vec![7], 1),
-            ("after it the numbers go on", &[(0, 7), (3_000, 8)], 3_000, vec![7, 8], 1),
-            ("what fills no gap is released with the tired one", &[(0, 5), (2_900, 3)], 3_000, vec![3, 5], 2),
-            ("an old truth of the same subject is not told", &[(0, 4), (3_100, 2)], 3_100, vec![4, -2], 1),
+            ("and passes after it", &[(0, 7)], 3_000, vec![7], 1),
+            ("after a gap the numbers go on", &[(0, 7), (3_000, 8)], 3_000, vec![7, 8], 1),
+            (
+                "an event that fills no gap is released with the expired one",
+                &[(0, 5), (2_900, 3)],
+                3_000,
+                vec![3, 5],
+                2,
+            ),
+            ("an outdated event of the same subject is superseded", &[(0, 4), (3_100, 2)], 3_100, vec![4, -2], 1),
             ("a repeat is superseded", &[(0, 1), (5, 1)], 5, vec![1, -1], 0),
         ] {
             assert_eq!(run(arrivals, end), (out, gaps), "{name}");
@@ -189,7 +195,7 @@ pub(super) mod tests {
         let joined = tracked_event(3, EventKind::MemberAdded { user_id: "u".into() });
         assert!(
             matches!(sequencer.push(joined, 3_001)[..], [SequencedEvent::Release(_)]),
-            "late, but news of its subject"
+            "late, but the newest of its subject"
         );
         assert!(matches!(
             sequencer.push(tracked_event(0, EventKind::ChannelOccupied), 3_001)[..],

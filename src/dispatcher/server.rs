@@ -1,4 +1,4 @@
-//! The process: puts the parts together, answers the admin listener, ends.
+//! The process: starts the parts, serves the admin listener, stops.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,33 +27,34 @@ use crate::process::{build, readiness_annotation};
 use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
 use crate::protocol::signature::salted_digest;
 
-/// How long the start looks for the stream; beyond, it goes on looking in the background.
+/// Bounds the start's check for the stream; after it, discovery goes on in the background.
 const STREAM_CHECK_TIMEOUT: Duration = Duration::from_millis(2_500);
-/// Longest that the admin listener may take to end.
+/// Bounds the stop of the admin listener, because a client may keep its connection open.
 const ADMIN_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A dispatcher at work. Dropped, it stops.
+/// A running dispatcher, which stops when dropped.
 pub struct RunningDispatcher {
-    /// Where the admin listener is.
+    /// Address of the admin listener.
     pub admin: SocketAddr,
     /// The process's id, a ULID, new at each start.
     pub process: String,
-    /// Why it ended by itself, in a line for a person; `None` while it works and after a wanted end.
+    /// The reason for which the dispatcher ended by itself, in one line for a person; `None` while it runs and after a
+    /// requested end.
     pub failure: watch::Receiver<Option<String>>,
     work: JoinHandle<()>,
     _stop: DropGuard,
 }
 
 impl RunningDispatcher {
-    /// Waits until it has ended, which its token asks for or which it decides itself: then `failure` says why.
+    /// Waits until the dispatcher has stopped, by its token or by its own failure: `failure` then has the reason.
     pub async fn wait_until_stopped(self) {
         if let Err(error) = self.work.await {
-            tracing::error!(%error, "the dispatcher broke");
+            tracing::error!(%error, "dispatcher task panicked");
         }
     }
 }
 
-/// Starts a dispatcher. Returns soon also when the stream is missing or out of reach: `/flow` shows it.
+/// Starts a dispatcher. Returns soon also when the stream is missing or unavailable: `/flow` shows it.
 ///
 /// # Errors
 /// The registry cannot be read, or the stream is denied.
@@ -77,7 +78,7 @@ pub async fn start(
         EgressPolicy::new(values.list_items(name::ALLOWED_NETWORKS), values.list_items(name::ALLOWED_ENDPOINTS));
     let sender = WebhookSender::new(policy, network, apps.clone(), Arc::clone(&metrics))
         .map_err(|error| StartError::Client(error.to_string()))?;
-    let patience = RetryPolicy {
+    let retry_policy = RetryPolicy {
         window_ms: values.number(name::RETRY_WINDOW_SECONDS) * 1_000,
         max_backoff_ms: values.number(name::MAX_BACKOFF_SECONDS) * 1_000,
     };
@@ -99,39 +100,40 @@ pub async fn start(
     let admin_stop = CancellationToken::new();
     let serving = tokio::spawn(admin::serve(listener, admin, admin_stop.clone()));
 
-    let again = Arc::new(Notify::new());
+    let relist = Arc::new(Notify::new());
     let (sent, listings) = watch::channel(Arc::default());
     let discovery = shard_supervisor::discover_shards(
         kinesis.clone(),
         Arc::clone(&metrics),
         sent,
-        Arc::clone(&again),
+        Arc::clone(&relist),
         stop.clone(),
     );
-    let shared = WorkerResources { client: kinesis, leases, sender, apps, metrics, cluster, retry_policy: patience };
-    let shards = ShardSupervisor::new(Arc::new(shared), process.clone(), again, admitted).run(listings, stop.clone());
+    let resources = WorkerResources { client: kinesis, leases, sender, apps, metrics, cluster, retry_policy };
+    let shards =
+        ShardSupervisor::new(Arc::new(resources), process.clone(), relist, admitted).run(listings, stop.clone());
     let (fail, failure) = watch::channel(None);
     let work = tokio::spawn(async move {
         let discovery = async {
             if let Some(line) = discovery.await {
-                tracing::error!(line, "the dispatcher ends");
+                tracing::error!(line, "dispatcher failed: stopping");
                 fail.send_replace(Some(line));
                 stop.cancel();
             }
         };
         tokio::join!(discovery, shards);
         admin_stop.cancel();
-        // A connection that someone keeps open must not keep the process.
+        // A connection that a client keeps open must not delay the end of the process.
         let aborting = serving.abort_handle();
         if timeout(ADMIN_STOP_TIMEOUT, serving).await.is_err() {
             aborting.abort();
         }
     });
-    tracing::info!(%process, %address, "the dispatcher works");
+    tracing::info!(%process, %address, "dispatcher started");
     Ok(RunningDispatcher { admin: address, process, failure, work, _stop: guard })
 }
 
-/// What the admin listener answers.
+/// The answers of the admin listener.
 fn build_admin(
     effective: EffectiveReport,
     values: &ServerConfig,
@@ -154,7 +156,7 @@ fn build_admin(
             dispatcher: Some(metrics.flow_report(&stream)),
         })
     };
-    // Whether Kinesis answers is no matter of readiness: it would take every dispatcher away at once.
+    // Readiness does not depend on Kinesis: its outage would make every dispatcher unready at once.
     let ready = Box::new(move || {
         let admitted = *admitted.borrow();
         admitted

@@ -1,7 +1,7 @@
-//! Finds the shards and keeps this process's share of them.
+//! Discovers the shards and keeps this process's share of them.
 //!
-//! In: listings of the stream and the leases. Out: one holder task per held shard. Two tasks, because a Kinesis that
-//! does not answer must not keep a member from saying that it lives.
+//! In: listings of the stream and the leases. Out: one worker task per held shard. Discovery and leases are two tasks,
+//! because a Kinesis that does not answer must not delay a member's heartbeat.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,38 +19,38 @@ use super::shard_worker::{ShardWorker, WorkerResources};
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, Shard, covers_all};
 use crate::protocol::ShardId;
 
-/// How often the shards are listed.
+/// Interval between two listings of the shards, after which a reshard is noticed at the latest.
 const LIST_INTERVAL: Duration = Duration::from_secs(30);
-/// How soon again after an error.
+/// Delay before the shards are listed again after an error.
 const LIST_RETRY_DELAY: Duration = Duration::from_secs(2);
-/// How long a stream that was never there is waited for.
+/// Longest wait for a stream that has never existed.
 const MISSING_STREAM_TIMEOUT: Duration = Duration::from_mins(2);
-/// How long shards are held while the lease store does not answer.
+/// Time for which shards are held while the lease store does not answer.
 const LEASE_OUTAGE_GRACE: Duration = Duration::from_mins(1);
-/// Attempts that may fail, without one that succeeds, before a member that is not proven gives its shard back.
+/// Bounds the failed attempts without a success before an unproven member releases its shard.
 const PROBATION_FAILURES_MAX: u64 = 3;
-/// How long it then leaves shards to others.
+/// Time for which that member then leaves shards to others.
 const PROBATION_BACKOFF: Duration = Duration::from_secs(30);
-/// Longest that a call to the lease store may take; shorter than a member's life.
+/// Bounds a call to the lease store; shorter than a member's TTL.
 const LEASE_CALL_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longest that holders may take to stop; beyond, they are abandoned and their leases run out.
+/// Bounds the stop of the workers; after it they are aborted and their leases expire.
 const WORKERS_STOP_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// The stream as it was found.
+/// The stream's shards as last listed.
 #[derive(Debug, Default)]
 pub struct ShardListing {
-    /// When it was created, in ms since 1970.
+    /// When the stream was created, in ms since 1970.
     pub created_ms: u64,
-    /// Its shards.
+    /// The shards, open and closed.
     pub shards: Vec<Shard>,
 }
 
-/// Lists the shards until the token ends it. A stream that stays missing ends it with a line that says so.
+/// Lists the shards until the token is cancelled. For a stream that stays missing, it returns with a line that says so.
 pub async fn discover_shards(
     client: KinesisClient,
     metrics: Arc<DispatcherMetrics>,
     listings: watch::Sender<Arc<ShardListing>>,
-    again: Arc<Notify>,
+    relist: Arc<Notify>,
     shutdown: CancellationToken,
 ) -> Option<String> {
     let started = Instant::now();
@@ -67,7 +67,8 @@ pub async fn discover_shards(
                 if whole {
                     metrics.clear_error(&ErrorSource::Discovery);
                 } else {
-                    // Mid-reshard, a listing may be older than the change; what it names can be read all the same.
+                    // During a reshard a listing may be older than the change; the shards in it can be read all the
+                    // same.
                     metrics.set_error(
                         ErrorSource::Discovery,
                         "the open shards do not cover all hash keys: listing again".into(),
@@ -77,7 +78,7 @@ pub async fn discover_shards(
                 if whole { LIST_INTERVAL } else { LIST_RETRY_DELAY }
             }
             Err(error) => {
-                tracing::warn!(%error, "the shards cannot be listed; trying again");
+                tracing::warn!(%error, "shard listing failed: trying again");
                 metrics.set_error(ErrorSource::Discovery, error.to_string());
                 if error.class == KinesisErrorClass::NotFound && !found && started.elapsed() > MISSING_STREAM_TIMEOUT {
                     return Some(format!("{error}: create the stream, or correct its name, region and account"));
@@ -87,7 +88,7 @@ pub async fn discover_shards(
         };
         tokio::select! {
             () = shutdown.cancelled() => return None,
-            () = again.notified() => {}
+            () = relist.notified() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -98,26 +99,26 @@ async fn list_shards(client: &KinesisClient) -> Result<ShardListing, KinesisErro
     Ok(ShardListing { created_ms, shards: client.list_shards().await? })
 }
 
-/// The shards that this process holds.
+/// Holds the shards of this process.
 pub struct ShardSupervisor {
     resources: Arc<WorkerResources>,
     member: String,
     workers: HashMap<ShardId, RunningWorker>,
     created_ms: u64,
     relist: Arc<Notify>,
-    /// Told when a holder ends.
+    /// Notified when a worker ends.
     worker_ended: Arc<Notify>,
-    /// Whether this process was let in.
+    /// Whether this process was admitted.
     admitted: watch::Receiver<bool>,
     probation: MemberProbation,
 }
 
-/// What a member that is not proven yet has shown.
+/// The record of a member that is not proven yet.
 #[derive(Debug, Default)]
 struct MemberProbation {
-    /// Attempts that had failed when it last began to hold a shard.
+    /// Number of failed attempts when the member last acquired a shard.
     failed_before: u64,
-    /// Until when it leaves shards to others.
+    /// Time until which the member leaves shards to others.
     backs_off_until: Option<Instant>,
 }
 
@@ -128,12 +129,12 @@ struct RunningWorker {
 }
 
 impl ShardSupervisor {
-    /// None held yet.
+    /// A supervisor that holds no shard yet.
     #[must_use]
     pub fn new(
         shared: Arc<WorkerResources>,
         member: String,
-        again: Arc<Notify>,
+        relist: Arc<Notify>,
         admitted: watch::Receiver<bool>,
     ) -> Self {
         let (ended, trial) = (Arc::default(), MemberProbation::default());
@@ -142,28 +143,28 @@ impl ShardSupervisor {
             member,
             workers: HashMap::new(),
             created_ms: 0,
-            relist: again,
+            relist,
             worker_ended: ended,
             admitted,
             probation: trial,
         }
     }
 
-    /// Holds its share until the token ends it, then gives everything back.
+    /// Holds its share of the shards until the token is cancelled, then releases all.
     pub async fn run(mut self, mut listings: watch::Receiver<Arc<ShardListing>>, shutdown: CancellationToken) {
-        let mut heard = Instant::now();
+        let mut last_answer_at = Instant::now();
         let ended = Arc::clone(&self.worker_ended);
         while !shutdown.is_cancelled() {
             let listing = Arc::clone(&listings.borrow_and_update());
             match self.rebalance_shards(&listing).await {
                 Ok(()) => {
-                    heard = Instant::now();
+                    last_answer_at = Instant::now();
                     self.resources.metrics.clear_error(&ErrorSource::Leases);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the leases are out of reach");
+                    tracing::warn!(%error, "lease store unavailable: keeping the held shards");
                     self.resources.metrics.set_error(ErrorSource::Leases, error.to_string());
-                    if heard.elapsed() > LEASE_OUTAGE_GRACE {
+                    if last_answer_at.elapsed() > LEASE_OUTAGE_GRACE {
                         self.abort_workers();
                     }
                 }
@@ -180,10 +181,10 @@ impl ShardSupervisor {
 
     async fn rebalance_shards(&mut self, listing: &ShardListing) -> Result<(), LeaseError> {
         let leases = Arc::clone(&self.resources.leases);
-        let standing = self.assess_member();
-        let view = call_with_timeout(leases.send_heartbeat(&self.member, standing)).await?;
+        let status = self.assess_member();
+        let view = call_with_timeout(leases.send_heartbeat(&self.member, status)).await?;
         if listing.created_ms != self.created_ms {
-            // Another stream of the same name: nothing that is under way belongs to it.
+            // Another stream of the same name: nothing in flight belongs to it.
             self.abort_workers();
             self.created_ms = listing.created_ms;
         }
@@ -195,20 +196,20 @@ impl ShardSupervisor {
         for shard in plan.acquire {
             match call_with_timeout(leases.acquire_shard(&shard, &self.member)).await {
                 Ok(lease) => self.start_worker(shard, lease),
-                // Someone was quicker.
+                // Another member acquired it first.
                 Err(LeaseError::Lost(_)) => {}
                 Err(error) => return Err(error),
             }
         }
-        let stopping = self.workers.values().any(|holder| holder.stop.is_cancelled());
-        if let Some(holder) = plan.release.and_then(|shard| self.workers.get(&shard)).filter(|_| !stopping) {
-            holder.stop.cancel();
+        let stopping = self.workers.values().any(|worker| worker.stop.is_cancelled());
+        if let Some(worker) = plan.release.and_then(|shard| self.workers.get(&shard)).filter(|_| !stopping) {
+            worker.stop.cancel();
         }
         Ok(())
     }
 
-    /// What this member says of itself. One that is not proven and fails three times without a success gives its shard
-    /// back and rests, if anyone else can take it.
+    /// The status of this member. An unproven member that fails three times without a success releases its shard and
+    /// backs off, if another member can take it.
     fn assess_member(&mut self) -> MemberStatus {
         let proven = *self.admitted.borrow();
         let flow = self.resources.metrics.attempt_counts();
@@ -222,18 +223,18 @@ impl ShardSupervisor {
                 backs_off_until: Some(Instant::now() + PROBATION_BACKOFF),
             };
         }
-        let resting = !proven && self.probation.backs_off_until.is_some_and(|until| Instant::now() < until);
-        MemberStatus { proven, backing_off: resting }
+        let backing_off = !proven && self.probation.backs_off_until.is_some_and(|until| Instant::now() < until);
+        MemberStatus { proven, backing_off }
     }
 
-    /// Forgets holders that ended, and ends those whose shard is someone else's now.
+    /// Removes workers that ended, and aborts those whose shard another member holds now.
     fn reap_workers(&mut self, view: &LeaseSnapshot) {
         let member = &self.member;
-        let again = &self.relist;
+        let relist = &self.relist;
         self.workers.retain(|shard, running| {
             if running.task.is_finished() {
-                // It may have reached the shard's end, behind which are children.
-                again.notify_one();
+                // The worker may have reached the shard's end, behind which are children.
+                relist.notify_one();
                 return false;
             }
             let lease = view.leases.get(shard);
@@ -241,7 +242,7 @@ impl ShardSupervisor {
                 lease.generation == running.generation && lease.holder.as_ref().is_none_or(|holder| holder == member)
             });
             if !ours {
-                tracing::warn!(%shard, "the shard is another dispatcher's now: dropping what is under way");
+                tracing::warn!(%shard, "shard lost to another dispatcher: dropping its events in flight");
                 running.task.abort();
                 self.resources.metrics.remove_shard(shard);
             }
@@ -251,10 +252,10 @@ impl ShardSupervisor {
 
     fn start_worker(&mut self, shard: ShardId, lease: super::leases::ShardLease) {
         let stop = CancellationToken::new();
-        let holder = ShardWorker::new(Arc::clone(&self.resources), shard.clone(), lease.generation, self.created_ms);
+        let worker = ShardWorker::new(Arc::clone(&self.resources), shard.clone(), lease.generation, self.created_ms);
         let (ended, token) = (Arc::clone(&self.worker_ended), stop.clone());
         let task = tokio::spawn(async move {
-            holder.run(lease.checkpoint, token).await;
+            worker.run(lease.checkpoint, token).await;
             ended.notify_one();
         });
         self.workers.insert(shard, RunningWorker { stop, task, generation: lease.generation });
@@ -272,12 +273,12 @@ impl ShardSupervisor {
         let tasks: Vec<JoinHandle<()>> = self.workers.drain().map(|(_, running)| running.task).collect();
         let aborts: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
         if timeout(WORKERS_STOP_TIMEOUT, futures::future::join_all(tasks)).await.is_err() {
-            tracing::warn!("some shards did not stop in time; their leases run out");
+            tracing::warn!("shard workers not stopped in time: their leases expire");
             aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
         let leases = Arc::clone(&self.resources.leases);
         if let Err(error) = call_with_timeout(leases.remove_member(&self.member)).await {
-            tracing::warn!(%error, "the member could not be signed off; it runs out");
+            tracing::warn!(%error, "member not removed from the lease store: it expires");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! One held shard: everything between its records and its checkpoint.
+//! The pipeline of one held shard, from its records to its checkpoint.
 //!
-//! In: pages of the reader and the ends of attempts. Out: attempts, checkpoints, counts. One task owns all the state of a
-//! shard, so nothing is locked; the parts that decide are pure and stand in their own files.
+//! In: pages of the reader and the outcomes of attempts. Out: attempts, checkpoints, counts. One task owns all the
+//! state of a shard, so nothing is locked; the deciding parts are pure and have their own files.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -32,38 +32,38 @@ use crate::protocol::ShardId;
 use crate::protocol::admin::ShardFlow;
 use crate::protocol::webhook::WebhookEvent;
 
-/// How often what waits is looked at.
+/// Interval at which waiting events are checked for release.
 const TICK_INTERVAL: Duration = Duration::from_millis(50);
-/// How often a checkpoint is written at most.
+/// Least interval between two checkpoints of a shard.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
-/// Longest that a write to the leases may take.
+/// Bounds a write to the lease store.
 const LEASE_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a holder that stops goes on with what needs no waiting.
+/// Time for which a stopping worker goes on with attempts in flight.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an unknown app is waited for.
+/// Longest wait for an app that is not in the registry yet.
 const UNKNOWN_APP_TIMEOUT_MS: u64 = 30_000;
-/// Least time between two log lines on one kind of loss.
+/// Least interval between two log lines on one drop reason.
 const DROP_LOG_INTERVAL_MS: u64 = 5_000;
 
-/// What the shards of a process share.
+/// Resources that the shards of a process share.
 pub struct WorkerResources {
-    /// The stream.
+    /// The client of the stream.
     pub client: KinesisClient,
-    /// Where checkpoints go.
+    /// The store that checkpoints are written to.
     pub leases: Arc<dyn ShardLeases>,
-    /// Posts.
+    /// The sender of webhooks.
     pub sender: WebhookSender,
-    /// Who wants what.
+    /// The registry of apps and endpoints.
     pub apps: RegistryReceiver,
-    /// Counts.
+    /// The metrics of the process.
     pub metrics: Arc<DispatcherMetrics>,
-    /// Whose records are delivered.
+    /// The cluster whose records are delivered.
     pub cluster: String,
-    /// How long is retried.
+    /// The retry window and back-off.
     pub retry_policy: RetryPolicy,
 }
 
-/// A shard, held.
+/// The worker of one held shard.
 pub struct ShardWorker {
     resources: Arc<WorkerResources>,
     shard: ShardId,
@@ -71,9 +71,9 @@ pub struct ShardWorker {
     stream_created_ms: u64,
     started: Instant,
     flow: ShardFlow,
-    /// Records of the page at hand that are not taken in yet.
+    /// Records of the current page that are not accepted yet.
     page: VecDeque<ReadRecord>,
-    /// What becomes true when the page at hand is taken in: the time that is read past, and whether the shard ends.
+    /// State to set once the current page is accepted: the time that is read past, and whether the shard ends.
     after_page: (u64, bool),
     read_past_ms: u64,
     ended: bool,
@@ -85,20 +85,20 @@ pub struct ShardWorker {
     unknown_app_events: VecDeque<(u64, TrackedEvent)>,
     batcher: WebhookBatcher,
     tracker: CheckpointTracker,
-    /// What the former holder was done with beyond where this one began to read.
+    /// Records that the former holder finished beyond the position at which this worker began to read.
     predecessor_acked: Option<AckedOutOfOrder>,
     written_checkpoint: Option<Checkpoint>,
-    /// When each kind of loss was last logged.
+    /// Time of the last log line per drop reason.
     last_drop_log_ms: BTreeMap<DropReason, u64>,
 }
 
 impl ShardWorker {
-    /// A holder of a lease that was acquired.
+    /// A worker for a lease that was acquired.
     #[must_use]
-    pub fn new(common: Arc<WorkerResources>, shard: ShardId, generation: u64, stream_created_ms: u64) -> Self {
-        let assembler = WebhookBatcher::new(common.retry_policy);
+    pub fn new(resources: Arc<WorkerResources>, shard: ShardId, generation: u64, stream_created_ms: u64) -> Self {
+        let batcher = WebhookBatcher::new(resources.retry_policy);
         Self {
-            resources: common,
+            resources,
             shard,
             generation,
             stream_created_ms,
@@ -113,7 +113,7 @@ impl ShardWorker {
             sequencer: Sequencer::default(),
             debounce: AbsenceDebouncer::default(),
             unknown_app_events: VecDeque::new(),
-            batcher: assembler,
+            batcher,
             tracker: CheckpointTracker::default(),
             predecessor_acked: None,
             written_checkpoint: None,
@@ -121,9 +121,9 @@ impl ShardWorker {
         }
     }
 
-    /// Holds the shard until told to stop, until its end, or until the lease is lost.
+    /// Holds the shard until it is stopped, reaches the shard's end, or loses the lease.
     pub async fn run(mut self, checkpoint: Option<Checkpoint>, stop: CancellationToken) {
-        let common = Arc::clone(&self.resources);
+        let resources = Arc::clone(&self.resources);
         let checkpoint = checkpoint.filter(|it| it.stream_created_ms == self.stream_created_ms);
         self.written_checkpoint.clone_from(&checkpoint);
         let position = match checkpoint {
@@ -135,11 +135,11 @@ impl ShardWorker {
             }
             _ => ReadPosition::TrimHorizon,
         };
-        tracing::info!(shard = %self.shard, ?position, "holding a shard");
+        tracing::info!(shard = %self.shard, ?position, "shard acquired");
         let (sender, pages) = mpsc::channel(1);
-        let (client, metrics) = (common.client.clone(), Arc::clone(&common.metrics));
+        let (client, metrics) = (resources.client.clone(), Arc::clone(&resources.metrics));
         let reader = ShardReader { client, shard: self.shard.clone(), metrics };
-        // Ends when `pages` goes, which it does with this function.
+        // The reader ends when `pages` is dropped, at the end of this function.
         tokio::spawn(reader.run(position, sender));
         let mut attempts = JoinSet::new();
         let outcome = self.run_pipeline(pages, &mut attempts, &stop).await;
@@ -147,10 +147,10 @@ impl ShardWorker {
             self.drain_attempts(&mut attempts).await;
             self.release_lease().await;
         } else if let Err(error) = outcome {
-            tracing::warn!(shard = %self.shard, %error, "the shard is not held any more");
+            tracing::warn!(shard = %self.shard, %error, "shard worker ended");
         }
         attempts.abort_all();
-        common.metrics.remove_shard(&self.shard);
+        resources.metrics.remove_shard(&self.shard);
     }
 
     async fn run_pipeline(
@@ -175,7 +175,7 @@ impl ShardWorker {
                 () = stop.cancelled() => return Ok(()),
                 page = pages.recv(), if self.page.is_empty() && !self.ended => match page {
                     Some(page) => self.accept_page(page),
-                    None => return Err("its reader has ended".to_owned()),
+                    None => return Err("the shard's reader ended".to_owned()),
                 },
                 Some(attempt) = attempts.join_next() => self.complete_attempt(attempt)?,
                 Some(written) = writes.join_next() => self.on_checkpoint_written(written)?,
@@ -185,7 +185,7 @@ impl ShardWorker {
         }
     }
 
-    /// Goes on with what needs no waiting, so that a hand-over repeats little.
+    /// Waits for attempts in flight, so that a take-over repeats few of them.
     async fn drain_attempts(&mut self, attempts: &mut JoinSet<(WebhookBatch, AttemptOutcome)>) {
         let end = Instant::now() + DRAIN_TIMEOUT;
         while let Ok(Some(attempt)) = tokio::time::timeout_at(end, attempts.join_next()).await {
@@ -208,7 +208,8 @@ impl ShardWorker {
         self.flow.behind_ms = read.behind_ms;
         self.flow.read_at_ms = now_ms();
         let past = match (read.last, read.behind_ms) {
-            // Nothing more can come here; a return after a reshard comes in a child and is told as such.
+            // Nothing more can arrive in this shard; a return after a reshard arrives in a child and is delivered as an
+            // arrival.
             (true, _) => u64::MAX,
             (false, 0) => read.asked_ms,
             _ => arrived,
@@ -225,9 +226,9 @@ impl ShardWorker {
         self.ended = self.after_page.1;
     }
 
-    /// Moves everything on that can move now.
+    /// Moves all events on that can move now.
     fn advance_pipeline(&mut self) {
-        // Those who waited for their app go before what comes now.
+        // Events that waited for their app precede newer ones.
         self.retry_unknown_apps();
         while !self.stuck && !self.tracker.is_full() && !self.batcher.has_full_endpoint() {
             let Some(record) = self.page.pop_front() else { break };
@@ -239,8 +240,8 @@ impl ShardWorker {
         let steps = self.sequencer.release_due(self.mono_ms());
         self.apply_sequenced(steps);
         self.resources.metrics.count_gaps(self.sequencer.take_gaps());
-        // A full shard is not read, so waiting to read on would wait for itself: then the clock alone decides, and a
-        // return that was not read yet is told after the absence.
+        // A full shard is not read, so waiting to read on would wait for itself: the clock alone then decides, and a
+        // return that was not read yet is delivered after the absence.
         let read_past_ms = if self.tracker.is_full() { u64::MAX } else { self.read_past_ms };
         for event in self.debounce.release_due(now_ms(), read_past_ms) {
             self.fan_out(event);
@@ -250,15 +251,16 @@ impl ShardWorker {
 
     fn accept_record(&mut self, record: ReadRecord) {
         let (sequence, bytes) = (record.sequence.clone(), record.data.len());
-        let settled = self.predecessor_acked.as_ref().is_some_and(|settled| settled.is_done(&sequence));
+        let already_acked = self.predecessor_acked.as_ref().is_some_and(|acked| acked.is_done(&sequence));
         match decode::decode_record(&record.data, &self.resources.cluster) {
             DecodedRecord::Ours(ours) => {
                 let read = ours.events.len();
                 let events: Vec<_> =
                     ours.events.into_iter().filter(|event| self.recent_ids.insert(&event.id)).collect();
                 self.resources.metrics.count_skipped(SkipReason::Duplicate, read - events.len());
-                // What the former holder told goes through the sequencer alone, which must know how far each subject is.
-                let number = self.tracker.begin_record(&sequence, if settled { 0 } else { events.len() }, bytes);
+                // Events that the former holder delivered go through the sequencer alone, which must know each
+                // subject's last state.
+                let number = self.tracker.begin_record(&sequence, if already_acked { 0 } else { events.len() }, bytes);
                 for event in events {
                     let event =
                         TrackedEvent { record: number, app: ours.app.clone(), channel: ours.channel.clone(), event };
@@ -266,7 +268,7 @@ impl ShardWorker {
                     self.apply_sequenced(steps);
                 }
             }
-            DecodedRecord::Foreign(..) | DecodedRecord::Poison(_) if settled => {
+            DecodedRecord::Foreign(..) | DecodedRecord::Poison(_) if already_acked => {
                 self.tracker.begin_record(&sequence, 0, 0);
             }
             DecodedRecord::Foreign(cluster, events) => {
@@ -278,7 +280,7 @@ impl ShardWorker {
                 self.tracker.begin_record(&sequence, 0, 0);
             }
             DecodedRecord::TooNew(why) => {
-                tracing::error!(shard = %self.shard, sequence, why, "the shard waits");
+                tracing::error!(shard = %self.shard, sequence, why, "shard waits at a record of a newer release");
                 self.resources.metrics.set_error(ErrorSource::Record(self.shard.clone()), why);
                 self.stuck = true;
                 self.page.push_front(record);
@@ -316,7 +318,7 @@ impl ShardWorker {
         }
     }
 
-    /// Its turn has come: to every endpoint that wants it.
+    /// Queues an event whose turn has come to every endpoint that subscribes to it.
     fn fan_out(&mut self, event: TrackedEvent) {
         let registry = Arc::clone(&self.resources.apps.borrow());
         let Some(app) = registry.by_id(&event.app) else {
@@ -326,9 +328,9 @@ impl ShardWorker {
         let wants = app.webhooks.iter().filter(|it| it.wants_event(event.event.kind.name(), event.channel.as_str()));
         let targets: Vec<EndpointId> =
             wants.map(|it| EndpointId { app: event.app.clone(), endpoint: it.name.clone() }).collect();
-        let told = WebhookEvent::new(&event.channel, &event.event);
-        let bytes = serde_json::to_string(&told).map_or(0, |text| text.len());
-        let outgoing = Arc::new(OutgoingEvent { event: told, time_ms: event.event.time_ms, bytes });
+        let webhook = WebhookEvent::new(&event.channel, &event.event);
+        let bytes = serde_json::to_string(&webhook).map_or(0, |text| text.len());
+        let outgoing = Arc::new(OutgoingEvent { event: webhook, time_ms: event.event.time_ms, bytes });
         self.tracker.add_deliveries(event.record, targets.len());
         let since_ms = self.mono_ms();
         for target in targets {
@@ -336,11 +338,11 @@ impl ShardWorker {
             let finished = self.batcher.push(&target, item);
             self.complete_deliveries(&target, finished);
         }
-        // The event itself is done: its deliveries have taken its place.
+        // The event itself is done: its deliveries count in its place.
         self.tracker.finish_event(event.record);
     }
 
-    /// Events whose app has come, and those that waited for it too long.
+    /// Retries events whose app is known now, and drops those that waited too long.
     fn retry_unknown_apps(&mut self) {
         let now = self.mono_ms();
         let registry = Arc::clone(&self.resources.apps.borrow());
@@ -362,9 +364,9 @@ impl ShardWorker {
 
     fn send_due_batches(&mut self, attempts: &mut JoinSet<(WebhookBatch, AttemptOutcome)>) {
         for body in self.batcher.take_due_batches(self.mono_ms()) {
-            let common = Arc::clone(&self.resources);
+            let resources = Arc::clone(&self.resources);
             attempts.spawn(async move {
-                let outcome = common.sender.send_batch(&body).await;
+                let outcome = resources.sender.send_batch(&body).await;
                 (body, outcome)
             });
         }
@@ -374,7 +376,7 @@ impl ShardWorker {
         &mut self,
         attempt: Result<(WebhookBatch, AttemptOutcome), tokio::task::JoinError>,
     ) -> Result<(), String> {
-        // The body went with the task; whoever holds the shard next reads it again.
+        // The body is lost with the task; the next holder of the shard reads it again.
         let (body, outcome) = attempt.map_err(|error| format!("an attempt broke: {error}"))?;
         let target = body.target.clone();
         let finished = self.batcher.complete_attempt(body, outcome, self.mono_ms(), rand::random());
@@ -390,14 +392,14 @@ impl ShardWorker {
         finished.delivered.into_iter().chain(lost).for_each(|record| self.tracker.finish_event(record));
     }
 
-    /// Where events are given up, all of them: a dead letter would be written here.
+    /// The one place at which events are dropped: a dead-letter queue would be written here.
     fn drop_events(&mut self, reason: DropReason, events: usize, what: &str) {
         self.resources.metrics.count_dropped(reason, events);
-        // Every event is counted; the log gets an example now and then.
+        // Every event is counted; the log gets an example per interval.
         let now = self.mono_ms();
         if self.last_drop_log_ms.get(&reason).is_none_or(|at| at + DROP_LOG_INTERVAL_MS <= now) {
             self.last_drop_log_ms.insert(reason, now);
-            tracing::warn!(shard = %self.shard, ?reason, events, what, "events are lost");
+            tracing::warn!(shard = %self.shard, ?reason, events, what, "events dropped");
         }
     }
 
@@ -412,7 +414,7 @@ impl ShardWorker {
         let done = self.ended && self.tracker.unfinished_events() == 0;
         let through = || self.tracker.checkpoint().map(|sequence| CheckpointPosition::Through(sequence.to_owned()));
         let position = if done { Some(CheckpointPosition::ShardEnd) } else { through() }?;
-        // What the former holder was done with and this one has not read again yet stays done.
+        // Records that the former holder finished and this worker has not read again yet stay done.
         let beyond = self
             .tracker
             .acked_out_of_order()
@@ -422,19 +424,19 @@ impl ShardWorker {
         Some(Checkpoint { stream_created_ms: self.stream_created_ms, position, beyond })
     }
 
-    /// Whether what this holder has read ends before what its predecessor was done with.
+    /// Whether this worker's last read record precedes the end of the former holder's finished ones.
     fn is_behind_predecessor(&self, own: &AckedOutOfOrder) -> bool {
-        self.predecessor_acked.as_ref().is_some_and(|settled| is_before(&own.through, &settled.through))
+        self.predecessor_acked.as_ref().is_some_and(|acked| is_before(&own.through, &acked.through))
     }
 
     fn write_checkpoint(&mut self, writes: &mut JoinSet<Result<(), LeaseError>>) {
         let Some(checkpoint) = self.build_checkpoint().filter(|it| self.written_checkpoint.as_ref() != Some(it)) else {
             return;
         };
-        let (common, shard, generation) = (Arc::clone(&self.resources), self.shard.clone(), self.generation);
+        let (resources, shard, generation) = (Arc::clone(&self.resources), self.shard.clone(), self.generation);
         self.written_checkpoint = Some(checkpoint.clone());
         writes.spawn(async move {
-            timeout(LEASE_WRITE_TIMEOUT, common.leases.renew(&shard, generation, Some(checkpoint)))
+            timeout(LEASE_WRITE_TIMEOUT, resources.leases.renew(&shard, generation, Some(checkpoint)))
                 .await
                 .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
         });
@@ -449,7 +451,7 @@ impl ShardWorker {
             Ok(Err(error @ LeaseError::Lost(_))) => Err(error.to_string()),
             Ok(Err(error)) => {
                 self.written_checkpoint = None;
-                tracing::warn!(shard = %self.shard, %error, "the checkpoint is not written; trying again");
+                tracing::warn!(shard = %self.shard, %error, "checkpoint write failed: trying again");
                 Ok(())
             }
             Err(error) => Err(format!("a checkpoint's write broke: {error}")),
@@ -458,12 +460,12 @@ impl ShardWorker {
 
     async fn release_lease(&self) {
         let checkpoint = self.build_checkpoint();
-        tracing::info!(shard = %self.shard, ?checkpoint, "giving a shard back");
+        tracing::info!(shard = %self.shard, ?checkpoint, "releasing shard");
         let released =
             timeout(LEASE_WRITE_TIMEOUT, self.resources.leases.release_shard(&self.shard, self.generation, checkpoint))
                 .await;
         if !matches!(released, Ok(Ok(()))) {
-            tracing::warn!(shard = %self.shard, ?released, "the shard could not be given back; its lease runs out");
+            tracing::warn!(shard = %self.shard, ?released, "shard release failed: its lease expires");
         }
     }
 }

@@ -17,34 +17,34 @@ use super::error::classify_code;
 use super::{KinesisError, KinesisErrorClass, Shard};
 use crate::protocol::{ShardId, StreamName};
 
-/// Longest that one attempt may take. Shorter would write batches twice: a put that was stored and whose answer came
-/// late counts as failed.
+/// Bounds one attempt. A shorter timeout would write batches twice: a put that was stored and whose answer came late
+/// counts as failed.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the credentials come from.
+/// The source of the AWS credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AwsCredentials {
-    /// The SDK's chain, which the contract narrows to the one configured identity.
+    /// The SDK's chain, which the configuration narrows to the one identity.
     Chain,
-    /// A fixed pair.
+    /// A fixed access key.
     Static {
-        /// Access key id.
+        /// The id of the access key.
         access_key_id: String,
-        /// Secret access key.
+        /// The secret of the access key.
         secret_access_key: String,
     },
 }
 
-/// Which stream, where.
+/// The stream, its region and the credentials for it.
 #[derive(Clone, Debug)]
 pub struct StreamSettings {
-    /// The stream's name.
+    /// Name of the stream.
     pub stream: StreamName,
-    /// Always explicit.
+    /// The region, always explicit.
     pub region: String,
-    /// Another address than the region's own.
+    /// An address of Kinesis other than the region's own.
     pub endpoint: Option<String>,
-    /// Who asks.
+    /// The source of the credentials.
     pub credentials: AwsCredentials,
 }
 
@@ -59,38 +59,38 @@ pub struct KinesisClient {
 /// One record to put.
 #[derive(Clone, Debug)]
 pub struct PutEntry {
-    /// Decides the shard.
+    /// The key that decides the shard.
     pub partition_key: String,
-    /// The record.
+    /// The bytes of the record.
     pub data: Bytes,
 }
 
-/// Where an accepted record stands.
+/// The position of an accepted record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PutReceipt {
-    /// Its shard.
+    /// The shard that stores the record.
     pub shard: ShardId,
-    /// Its sequence number there.
+    /// The record's sequence number in that shard.
     pub sequence: String,
 }
 
-/// Why one entry of a batch was not taken while others were.
+/// The reason why one entry of a batch was refused while others were accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PutRejection {
-    /// The service's code.
+    /// The service's error code.
     pub code: String,
-    /// What it said.
+    /// The service's error message.
     pub message: String,
-    /// What to do about it.
+    /// The class of the error, by its remedy.
     pub class: KinesisErrorClass,
 }
 
-/// Where to begin to read a shard.
+/// The position from which a shard is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadPosition {
     /// The oldest record that is kept.
     TrimHorizon,
-    /// After the newest.
+    /// After the newest record.
     Latest,
     /// Just after this sequence number.
     After(String),
@@ -103,38 +103,39 @@ pub enum ReadPosition {
 pub struct ReadRecord {
     /// Its sequence number, decimal text that grows within a shard.
     pub sequence: String,
-    /// When the stream took it, in ms since 1970.
+    /// Time at which the stream accepted it, in ms since 1970.
     pub arrival_ms: u64,
-    /// Its partition key.
+    /// The key that decided its shard.
     pub partition_key: String,
-    /// The record.
+    /// The bytes of the record.
     pub data: Bytes,
 }
 
 /// One answer of `GetRecords`.
 #[derive(Clone, Debug)]
 pub struct RecordPage {
-    /// What was read, oldest first.
+    /// The records, oldest first.
     pub records: Vec<ReadRecord>,
     /// The next iterator; `None` at the end of a closed shard.
     pub next: Option<String>,
-    /// How far behind the newest record the reader is, in ms.
+    /// Distance of the reader to the newest record, in ms.
     pub behind_ms: u64,
 }
 
-/// A stream as it is.
+/// The description of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamSummary {
-    /// Its ARN.
+    /// The ARN of the stream.
     pub arn: String,
-    /// `ACTIVE`, `CREATING`, …
+    /// The status, such as `ACTIVE` or `CREATING`.
     pub status: String,
-    /// When it was created, in ms since 1970: the only mark that tells it from a later stream of the same name.
+    /// Creation time, in ms since 1970: the only property that distinguishes a stream from a later one of the same
+    /// name.
     pub created_ms: u64,
 }
 
 impl KinesisClient {
-    /// Makes a client. Nothing is looked up yet.
+    /// Builds a client. Sends no request yet.
     pub async fn connect(settings: &StreamSettings) -> Self {
         let http =
             aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
@@ -164,13 +165,13 @@ impl KinesisClient {
         Self { sdk, stream: settings.stream.clone(), region: settings.region.clone() }
     }
 
-    /// The stream's name.
+    /// Name of the client's stream.
     #[must_use]
     pub fn stream(&self) -> &StreamName {
         &self.stream
     }
 
-    /// The region.
+    /// The region of the stream.
     #[must_use]
     pub fn region(&self) -> &str {
         &self.region
@@ -218,7 +219,7 @@ impl KinesisClient {
     /// Lists every shard that still holds records, closed ones too.
     ///
     /// # Errors
-    /// The call failed.
+    /// The call to Kinesis failed.
     pub async fn list_shards(&self) -> Result<Vec<Shard>, KinesisError> {
         let operation = "ListShards";
         let mut shards = Vec::new();
@@ -251,10 +252,10 @@ impl KinesisClient {
         }
     }
 
-    /// Gets an iterator, which lives for five minutes.
+    /// Requests an iterator, which lives for five minutes.
     ///
     /// # Errors
-    /// The call failed.
+    /// The call to Kinesis failed.
     pub async fn request_iterator(&self, shard: &ShardId, position: &ReadPosition) -> Result<String, KinesisError> {
         let operation = "GetShardIterator";
         let request = self.sdk.get_shard_iterator().stream_name(self.stream.as_str()).shard_id(shard.as_str());
@@ -272,10 +273,10 @@ impl KinesisClient {
         answer.shard_iterator.ok_or_else(|| self.malformed_answer(operation, "no iterator in the answer"))
     }
 
-    /// Reads on. A shard allows five reads a second over all its readers.
+    /// Reads the next page. A shard allows five reads a second over all its readers.
     ///
     /// # Errors
-    /// The call failed; [`Class::Expired`] asks for a new iterator.
+    /// The call failed; [`KinesisErrorClass::Expired`] requires a new iterator.
     pub async fn read(&self, iterator: &str, limit: i32) -> Result<RecordPage, KinesisError> {
         let request = self.sdk.get_records().shard_iterator(iterator).limit(limit);
         let answer = request.send().await.map_err(|e| self.call_error("GetRecords", &e))?;
@@ -293,10 +294,10 @@ impl KinesisClient {
         Ok(RecordPage { records, next: answer.next_shard_iterator, behind_ms })
     }
 
-    /// Describes the stream.
+    /// Describes the stream: ARN, status and creation time.
     ///
     /// # Errors
-    /// The call failed; [`Class::NotFound`] when there is no such stream.
+    /// The call failed; [`KinesisErrorClass::NotFound`] when there is no such stream.
     pub async fn describe_stream(&self) -> Result<StreamSummary, KinesisError> {
         let operation = "DescribeStreamSummary";
         let request = self.sdk.describe_stream_summary().stream_name(self.stream.as_str());
@@ -311,11 +312,11 @@ impl KinesisClient {
         })
     }
 
-    /// Creates the stream: with so many shards, or with as many as Kinesis sees fit. The tags come into being with it,
-    /// so that there is no moment at which it belongs to nobody.
+    /// Creates the stream, with a fixed number of shards or on demand. Its tags are part of the same call, so that the
+    /// stream is never without an owner.
     ///
     /// # Errors
-    /// The call failed; [`Class::Busy`] when it exists.
+    /// The call failed; [`KinesisErrorClass::Busy`] when the stream exists.
     pub async fn create_stream(
         &self,
         shards: Option<i32>,
@@ -335,10 +336,10 @@ impl KinesisClient {
         Ok(())
     }
 
-    /// The stream's tags.
+    /// Lists the tags of the stream.
     ///
     /// # Errors
-    /// The call failed.
+    /// The call to Kinesis failed.
     pub async fn list_tags(&self) -> Result<BTreeMap<String, String>, KinesisError> {
         let operation = "ListTagsForStream";
         let mut tags = BTreeMap::new();
@@ -355,10 +356,10 @@ impl KinesisClient {
         }
     }
 
-    /// Adds tags, or gives them another value.
+    /// Adds tags, or changes the values of existing ones.
     ///
     /// # Errors
-    /// The call failed.
+    /// The call to Kinesis failed.
     pub async fn add_tags(&self, tags: &BTreeMap<String, String>) -> Result<(), KinesisError> {
         let mut request = self.sdk.add_tags_to_stream().stream_name(self.stream.as_str());
         for (name, value) in tags {
@@ -381,7 +382,7 @@ impl KinesisClient {
             operation,
             stream: self.stream.to_string(),
             region: self.region.clone(),
-            // An answer that cannot be used is none.
+            // An answer that cannot be used counts as none.
             class: KinesisErrorClass::Transient,
             code: String::new(),
             message: message.to_owned(),

@@ -1,23 +1,23 @@
-//! What went wrong with a call, and what to do about it.
+//! Errors of calls to Kinesis, classed by their remedy.
 
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 
-/// What to do about an error.
+/// The class of an error, by its remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KinesisErrorClass {
     /// The stream does not exist in this region and account: create it, or correct the name.
     NotFound,
     /// The identity may not do this, or there is none: a person must change a policy or a variable.
     Denied,
-    /// Slow down and try again.
+    /// The rate limit is exceeded: back off and try again.
     Throttled,
-    /// Another operation is under way, or the resource exists: look again.
+    /// Another operation is in progress, or the resource exists: describe it again.
     Busy,
     /// An iterator is too old: get a new one.
     Expired,
     /// The request can never succeed.
     Invalid,
-    /// No answer, or a failure on the other side: try again.
+    /// No answer, or a failure of the service: try again.
     Transient,
 }
 
@@ -27,19 +27,19 @@ pub enum KinesisErrorClass {
 pub struct KinesisError {
     /// The API's name of the call.
     pub operation: &'static str,
-    /// The stream.
+    /// The name of the stream.
     pub stream: String,
-    /// The region.
+    /// The region of the stream.
     pub region: String,
-    /// What to do about it.
+    /// The class of the error, by its remedy.
     pub class: KinesisErrorClass,
     /// The service's code with `: ` after it, or nothing when the service did not answer.
     pub code: String,
-    /// What the service or the network said.
+    /// The message of the service or the network.
     pub message: String,
 }
 
-/// Classes a service's error code. Codes that the SDK's model lacks are matched here all the same.
+/// Classes a service's error code, including codes that the SDK's model lacks.
 pub(super) fn classify_code(code: Option<&str>) -> KinesisErrorClass {
     match code {
         Some("ResourceNotFoundException") => KinesisErrorClass::NotFound,
@@ -77,14 +77,14 @@ impl KinesisError {
         R: std::fmt::Debug + 'static,
     {
         let code = error.code();
-        let said = error.message().map(str::to_owned);
-        let message = said.unwrap_or_else(|| match error {
+        let service_message = error.message().map(str::to_owned);
+        let message = service_message.unwrap_or_else(|| match error {
             SdkError::ServiceError(_) => String::new(),
             SdkError::TimeoutError(_) => "no answer in time".to_owned(),
             other => innermost_message(other),
         });
         let class = match (classify_code(code), error) {
-            // A missing identity is found before anything is sent.
+            // A missing identity is detected before any request is sent.
             (KinesisErrorClass::Transient, SdkError::DispatchFailure(failure))
                 if !failure.is_io() && !failure.is_timeout() =>
             {
@@ -103,7 +103,7 @@ impl KinesisError {
     }
 }
 
-/// What a chain of errors ends in: the layers around it say the same in other words.
+/// The innermost message of a chain of errors: the layers around it repeat it in other words.
 fn innermost_message(error: &(dyn std::error::Error + 'static)) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_are_classed_by_what_to_do() {
+    fn codes_are_classed_by_their_remedy() {
         for (code, expected) in [
             (Some("ResourceNotFoundException"), KinesisErrorClass::NotFound),
             (Some("UnrecognizedClientException"), KinesisErrorClass::Denied),

@@ -1,10 +1,10 @@
-//! Kinesis as the rest of the project sees it: put, list shards, read, create.
+//! The Kinesis client: put, list shards, read, create.
 //!
-//! In: a region, a stream's name and where credentials come from. Out: plain values, and errors that are classed by
-//! what to do about them. One attempt per call: whoever calls retries, because a retry that this room made in silence
-//! could write a batch twice or reorder it.
+//! In: a region, a stream's name and the source of credentials. Out: plain values, and errors that are classed by their
+//! remedy. One attempt per call: the caller retries, because a silent retry within this room could write a batch twice
+//! or reorder it.
 //!
-//! This room must not know Kubernetes, nor what is in a record.
+//! This room must not know Kubernetes, nor the content of a record.
 
 mod client;
 mod error;

@@ -1,19 +1,19 @@
-//! Shards: which hash keys each holds.
+//! Shards and their ranges of hash keys.
 
 use crate::protocol::ShardId;
 
 /// One shard of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
-    /// Its id.
+    /// The id of the shard.
     pub id: ShardId,
-    /// The first hash key that it holds.
+    /// The first hash key in its range.
     pub start: u128,
-    /// The last one.
+    /// The last hash key in its range.
     pub end: u128,
-    /// The shards it came from by a split or a merge.
+    /// The shards from which it came by a split or a merge.
     pub parents: Vec<ShardId>,
-    /// Whether it takes records.
+    /// Whether it accepts new records.
     pub open: bool,
 }
 
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_shard_holds_nothing() {
+    fn a_closed_shard_accepts_no_hash_key() {
         assert!(shard(0, 9, true).has_hash_key(9));
         assert!(!shard(0, 9, true).has_hash_key(10));
         assert!(!shard(0, 9, false).has_hash_key(9));

@@ -1,4 +1,5 @@
-//! The admin listener: `/livez`, `/readyz`, `/metrics`, and with the token `/effective`, `/flow` and, where there is one, `/drain`.
+//! The admin listener: `/livez`, `/readyz`, `/metrics`, and with the token `/effective`, `/flow` and, on an edge,
+//! `/drain`.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,37 +19,37 @@ use tokio_util::sync::CancellationToken;
 /// The content type of `OpenMetrics` 1.0.
 const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What the listener asks the process.
+/// The process's answers to the listener's requests.
 pub struct AdminEndpoints {
     /// The bearer token of the guarded paths.
     pub token: String,
-    /// Whether the process takes work; the text says why not.
+    /// Whether the process is ready; the text gives the reason when it is not.
     pub ready: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
-    /// What the process really runs.
+    /// The configuration that the process runs, the answer of `/effective`.
     pub effective: Box<dyn Fn() -> Value + Send + Sync>,
-    /// What flows through it.
+    /// The events that pass through the process, the answer of `/flow`.
     pub flow: Box<dyn Fn() -> Value + Send + Sync>,
-    /// How it sends its clients away, if it has any.
+    /// Control of the drain, on a process with clients.
     pub drain: Option<DrainControl>,
-    /// Its metrics.
+    /// The metrics of the process.
     pub metrics: Registry,
 }
 
-/// Begins to send clients away, with a code of the asker's.
+/// Begins the drain, with a close code of the caller's choice.
 type BeginDrainFn = dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync;
 
-/// How a process sends its clients away.
+/// Starts a process's drain and reports its progress.
 pub struct DrainControl {
-    /// Begins, with the code that clients are told; a text says why not.
+    /// Begins the drain with the close code that clients receive; the text gives the reason of a refusal.
     pub begin: Box<BeginDrainFn>,
-    /// How far it has come.
+    /// The progress of the drain.
     pub progress: Box<dyn Fn() -> Value + Send + Sync>,
 }
 
-/// Serves until the token ends it.
+/// Serves until the token is cancelled.
 ///
 /// # Errors
-/// The listener fails.
+/// The listener fails while it serves.
 pub fn serve(
     listener: TcpListener,
     admin: AdminEndpoints,
@@ -114,7 +115,7 @@ async fn begin_drain(
         let Some(drain) = &admin.drain else { return StatusCode::NOT_FOUND.into_response() };
         match (drain.begin)(code) {
             Ok(()) => (StatusCode::ACCEPTED, json_response(&(drain.progress)())).into_response(),
-            Err(told) => (StatusCode::BAD_REQUEST, format!("{told}\n")).into_response(),
+            Err(refusal) => (StatusCode::BAD_REQUEST, format!("{refusal}\n")).into_response(),
         }
     })
 }

@@ -1,16 +1,16 @@
-//! Which build this process runs.
+//! The id of the build that this process runs.
 
 use std::sync::OnceLock;
 
 use sha2::{Digest, Sha256};
 
-/// As [`id`], off the threads that serve: the program is read whole, once.
+/// As [`build_id`], off the threads that serve: the whole program is read once.
 pub async fn read_build_id() -> &'static str {
     tokio::task::spawn_blocking(build_id).await.unwrap_or(env!("CARGO_PKG_VERSION"))
 }
 
-/// Names the program by its content, so that two builds of one release are told apart. Read once; where the program
-/// cannot be read, its release must do.
+/// A hash of the program's content, which distinguishes two builds of one release. Read once; if the program cannot be
+/// read, its release is the id.
 #[must_use]
 pub fn build_id() -> &'static str {
     static BUILD_ID: OnceLock<String> = OnceLock::new();
@@ -23,7 +23,7 @@ pub fn build_id() -> &'static str {
         match read {
             Ok(digest) => hex::encode(digest.get(..8).unwrap_or_default()),
             Err(error) => {
-                tracing::warn!(%error, "the program cannot be read; its release stands for its build");
+                tracing::warn!(%error, "program not readable: using its release as the build id");
                 env!("CARGO_PKG_VERSION").to_owned()
             }
         }

@@ -1,4 +1,4 @@
-//! A directory of small files that is read again when it changes: how Secrets reach a running process.
+//! A directory of small files, read again when it changes, by which Secrets reach a running process.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How often a directory is looked at. kubelet swaps mounted files without a signal.
+/// Interval at which a directory is read: kubelet swaps mounted files without a signal.
 const DIRECTORY_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The files of a directory by name.
@@ -31,9 +31,9 @@ pub async fn read_directory(directory: &Path) -> io::Result<DirectorySnapshot> {
     Ok(files)
 }
 
-/// Tells of every new content of a directory until the token ends it. A directory that cannot be read for a while, or
-/// has lost a file, changes nothing: what was read last stays. The files of a mount never change their names, so one
-/// that is missing is a mount that went away, and not an intention.
+/// Publishes every new content of a directory until the token is cancelled. A directory that is unreadable for a while,
+/// or has lost a file, changes nothing: the last content stays. The files of a mount never change their names, so a
+/// missing one means a lost mount, and not an intention.
 pub async fn watch_directory(
     directory: &Path,
     known: DirectorySnapshot,
@@ -65,7 +65,7 @@ pub async fn watch_directory(
             }
             Err(error) if !failing => {
                 failing = true;
-                tracing::warn!(directory = %directory.display(), %error, "the directory cannot be read; what was read last stays");
+                tracing::warn!(directory = %directory.display(), %error, "directory not readable: keeping its last content");
             }
             Err(_) => {}
         }
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_change_is_told_and_other_files_are_left_alone() {
+    async fn a_change_is_published_and_other_files_are_ignored() {
         let directory = tempfile::tempdir().expect("a directory");
         std::fs::write(directory.path().join("a.json"), "[]").expect("written");
         std::fs::write(directory.path().join("b.txt"), "no").expect("written");
@@ -94,10 +94,7 @@ mod tests {
         assert_eq!(receiver.borrow_and_update()["a.json"], b"[1]");
         std::fs::remove_file(directory.path().join("a.json")).expect("removed");
         std::fs::write(directory.path().join("c.json"), "[2]").expect("written");
-        assert!(
-            tokio::time::timeout(3 * DIRECTORY_POLL_INTERVAL, receiver.changed()).await.is_err(),
-            "a mount that went away"
-        );
+        assert!(tokio::time::timeout(3 * DIRECTORY_POLL_INTERVAL, receiver.changed()).await.is_err(), "a lost mount");
         std::fs::write(directory.path().join("a.json"), "[3]").expect("written");
         tokio::time::timeout(Duration::from_secs(5), receiver.changed()).await.expect("in time").expect("a change");
         assert_eq!(receiver.borrow()["a.json"], b"[3]");

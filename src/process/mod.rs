@@ -1,7 +1,7 @@
-//! What every process has: logs, metrics, the admin listener, the clock, a token that ends it.
+//! Parts that every process has: logs, metrics, the admin listener, the clock, and the shutdown token.
 //!
-//! In: functions that say how a process is. Out: answers for kubelet, for Prometheus and for whoever has the token.
-//! This room knows no business: what `/effective` and `/flow` say is handed in as JSON.
+//! In: functions that report the state of a process. Out: answers for kubelet, for Prometheus and for clients that have
+//! the token. This room must not know the content of `/effective` and `/flow`, which it receives as JSON.
 
 pub mod admin;
 pub mod build;
@@ -11,9 +11,9 @@ pub mod readiness_annotation;
 pub mod signal;
 pub mod telemetry;
 
-/// Which pair of TLS algorithms the process uses: ring, for every client. Called once at the start of a process; a
-/// second call changes nothing.
+/// Installs ring as the TLS provider of every client. Called once at the start of a process; a second call changes
+/// nothing.
 pub fn install_tls() {
-    // The error says that one is installed already, which is what was wanted.
+    // The error says that a provider is installed already, which is the wanted state.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

@@ -1,8 +1,8 @@
-//! Whether someone who may do so has let this pod in.
+//! Whether this pod has been admitted by its annotation.
 //!
-//! In: the file in which kubelet keeps the pod's annotations, and the name of the configuration that runs. Out: yes once
-//! the annotation names exactly that. A container that starts again with the same configuration is let in at once,
-//! also while nobody is there to do it; one with another configuration is not.
+//! In: the file in which kubelet keeps the pod's annotations, and the hash of the configuration that runs. Out: yes
+//! once the annotation names exactly that hash. A container that restarts with the same configuration is admitted at
+//! once, also while no operator runs; one with another configuration is not.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{ServerConfig, name};
 
-/// The annotation.
+/// The annotation that admits a pod, with the hash of its configuration.
 pub const ADMITTED_ANNOTATION: &str = "realtime-operator.dev/admitted";
 
-/// How often the file is looked at: it is small and local, and every pod of a rollout waits for it.
+/// Interval at which the file is read: it is small and local, and every pod of a rollout waits for it.
 const ANNOTATION_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Whether a process with this configuration is let in, as its variables say that this is to be found out.
+/// Follows the admission of a process with this configuration, by the method that its variables choose.
 #[must_use]
 pub fn watch_admission(
     values: &ServerConfig,
@@ -31,8 +31,8 @@ pub fn watch_admission(
     }
 }
 
-/// Follows the file until the token ends it. A file that cannot be read lets nobody in who was not, and turns nobody
-/// out who was.
+/// Follows the file until the token is cancelled. An unreadable file changes nothing: the process stays admitted or not
+/// admitted.
 #[must_use]
 pub fn follow_annotation(path: PathBuf, configuration: String, shutdown: CancellationToken) -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
@@ -52,7 +52,7 @@ pub fn follow_annotation(path: PathBuf, configuration: String, shutdown: Cancell
                 }
                 Err(error) if !unreadable => {
                     unreadable = true;
-                    tracing::warn!(path = %path.display(), %error, "the pod's annotations cannot be read");
+                    tracing::warn!(path = %path.display(), %error, "pod annotations not readable: admission unchanged");
                 }
                 Err(_) => {}
             }
@@ -66,7 +66,7 @@ pub fn follow_annotation(path: PathBuf, configuration: String, shutdown: Cancell
     receiver
 }
 
-/// Always let in.
+/// An admission that always holds.
 #[must_use]
 pub fn always_admitted() -> watch::Receiver<bool> {
     watch::channel(true).1
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_of_files() {
+    fn an_annotation_is_parsed_from_the_file() {
         for (name, text, expected) in [
             ("nothing", "", None),
             ("another annotation", "a/b=\"x\"\n", None),
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_configuration_that_runs_lets_in_and_a_lost_file_turns_nobody_out() {
+    async fn only_the_running_configuration_is_admitted_and_a_lost_file_revokes_nothing() {
         let directory = tempfile::tempdir().expect("a directory");
         let (path, shutdown) = (directory.path().join("annotations"), CancellationToken::new());
         let mut admitted = follow_annotation(path.clone(), "1f".to_owned(), shutdown.clone());

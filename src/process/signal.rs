@@ -1,4 +1,4 @@
-//! How a process learns that it is to end.
+//! The signals that end a process.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;

@@ -1,4 +1,5 @@
-//! What the admin listener answers to whoever has the token: what a process really runs, and what flows through it.
+//! Answers of the admin listener's guarded paths: the configuration that a process runs, and the events that pass
+//! through it.
 
 use std::collections::BTreeMap;
 
@@ -15,23 +16,23 @@ use super::{AppId, ShardId};
 pub struct EffectiveReport {
     /// The process's id, new at each start.
     pub process: String,
-    /// The release.
+    /// The release that the process runs.
     pub version: String,
-    /// Names build and configuration together: what an operator admits.
+    /// Hash of build and configuration together; an operator admits a pod by it.
     pub configuration: String,
     /// The process's clock, in ms since 1970.
     pub time_ms: u64,
     /// Every contract variable with defaults filled in, secrets as salted digests.
     pub variables: BTreeMap<String, String>,
-    /// A salted digest per app.
+    /// A salted digest for each app.
     pub apps: BTreeMap<AppId, String>,
 }
 
-/// What tells a pod from another of its template.
+/// Variables that differ between pods of one template.
 const POD_VARIABLES: [&str; 2] = [contract::POD, contract::POD_IP];
 
-/// Names a build and what it runs: two processes with one name behave alike. A pod's own name and address do not count:
-/// what one pod has proven, another of its template need not prove again.
+/// Hashes a build and its configuration: two processes with the same hash behave alike. A pod's own name and address do
+/// not count, so that another pod of its template need not prove again what one has proven.
 #[must_use]
 pub fn hash_configuration(build: &str, variables: &BTreeMap<String, String>) -> String {
     let lines = variables.iter().filter(|(name, _)| !POD_VARIABLES.contains(&name.as_str()));
@@ -46,29 +47,29 @@ pub fn hash_configuration(build: &str, variables: &BTreeMap<String, String>) -> 
 pub struct FlowReport {
     /// The process's id, new at each start.
     pub process: String,
-    /// The edge's half, on an edge.
+    /// The recorder's flow, present on an edge.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub recorder: Option<RecorderFlow>,
-    /// The dispatcher's half, on a dispatcher.
+    /// The dispatcher's flow, present on a dispatcher.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub dispatcher: Option<DispatcherFlow>,
 }
 
-/// What went through an edge's recorder since the process started.
+/// Events that passed through an edge's recorder since the process started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecorderFlow {
     /// Whether events are written at all.
     pub state: RecorderState,
-    /// Events handed to the recorder.
+    /// Events that the recorder accepted.
     pub accepted: u64,
     /// Events that the stream acknowledged.
     pub acknowledged: u64,
-    /// Events waiting.
+    /// Events that wait to be written.
     pub queued: u64,
-    /// Events given up, by reason.
+    /// Events dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
-    /// What the stream last answered when it refused; absent after a success.
+    /// The stream's last refusal; absent after a success.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_error: Option<String>,
 }
@@ -77,30 +78,30 @@ pub struct RecorderFlow {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RecorderState {
-    /// To Kinesis.
+    /// Events are written to Kinesis.
     #[default]
     Kinesis,
-    /// Nowhere, because someone wrote `off`.
+    /// Events are not written, because the configuration says `off`.
     Off,
 }
 
-/// What a dispatcher reads and sends.
+/// The state of a dispatcher's reading and sending.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DispatcherFlow {
-    /// The stream it reads.
+    /// The stream that it reads.
     pub stream: String,
-    /// The shards it holds.
+    /// The shards that it holds.
     pub shards: BTreeMap<ShardId, ShardFlow>,
-    /// Webhooks that an endpoint took.
+    /// Webhooks that an endpoint acknowledged.
     pub delivered: u64,
-    /// Attempts that failed.
+    /// Attempts to post that failed.
     pub failed_attempts: u64,
     /// Events not delivered, by reason.
     pub dropped: BTreeMap<String, u64>,
     /// Events read and not yet done.
     pub unfinished: u64,
-    /// Why the last read or attempt failed; absent after a success.
+    /// The reason of the last failed read or attempt; absent after a success.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_error: Option<String>,
 }
@@ -115,9 +116,9 @@ pub struct ShardFlow {
     /// The end of the contiguous done prefix; absent before the first.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub checkpoint: Option<String>,
-    /// How far behind the newest record, in ms, as Kinesis says.
+    /// Distance to the newest record, in ms, as Kinesis reports it.
     pub behind_ms: u64,
-    /// When it was last read without an error, in ms since 1970.
+    /// Time of the last read without an error, in ms since 1970.
     pub read_at_ms: u64,
 }
 
@@ -126,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_pods_of_one_template_run_the_same() {
+    fn two_pods_of_one_template_have_the_same_hash() {
         let named = |variables: &[(&str, &str)]| {
             hash_configuration("b", &variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect())
         };
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_has_one_half() {
+    fn a_report_has_the_flow_of_its_own_kind_of_server_only() {
         let flow = FlowReport { process: "b".into(), recorder: Some(RecorderFlow::default()), dispatcher: None };
         let value = serde_json::to_value(&flow).expect("json");
         assert!(value.get("dispatcher").is_none());

@@ -1,4 +1,4 @@
-//! Channel names: which are valid, and what a name's prefix promises.
+//! Channel names: their validity, and the kind that a name's prefix declares.
 //!
 //! Source: the channel naming conventions in Pusher's documentation (`using_channels/channels`).
 
@@ -6,52 +6,52 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest name that the server SDKs send. Pusher documents 164, its SDKs let 200 through.
+/// The longest name that the server SDKs send. Pusher documents 164, its SDKs accept 200.
 pub const CHANNEL_NAME_MAX_LEN: usize = 200;
 
-/// What a channel's prefix says about who may enter and what is known of them.
+/// The kind that a channel's prefix declares: it decides which clients may subscribe and whether members are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ChannelKind {
-    /// Anyone may subscribe.
+    /// Any client may subscribe.
     Public,
-    /// A signature is needed.
+    /// A subscription needs a signature.
     Private,
-    /// As private, with payloads that only the members can read.
+    /// As private, with payloads that only the members can decrypt.
     Encrypted,
     /// As private, with a roster of members.
     Presence,
-    /// The server's own: never in a list, never in a record.
+    /// Reserved for the server: never in a list, never in a record.
     Internal,
 }
 
-/// What every channel for one user's connections begins with; the user's id follows.
+/// Prefix of the channel for one user's connections; the user's id follows.
 const USER_CHANNEL_PREFIX: &str = "#server-to-user-";
 
-/// What the channels of connections that signed in begin with.
+/// Prefix of the channel for the connections that signed in as a user.
 const SIGNED_IN_PREFIX: &str = "#signed-in-";
 
-/// What the channels of those who watch a user begin with.
+/// Prefix of the channel for the connections that watch a user.
 const WATCHING_PREFIX: &str = "#watching-";
 
-/// Where all connections of an app are.
+/// The channel of all connections of an app.
 const CONNECTIONS_CHANNEL: &str = "#connections";
 
-/// All that may begin the name of a channel of the server's own that belongs to a user.
+/// Prefixes of internal channels that belong to a user.
 const INTERNAL_PREFIXES: [&str; 3] = [USER_CHANNEL_PREFIX, SIGNED_IN_PREFIX, WATCHING_PREFIX];
 
 /// Longest user id, in characters, as Pusher documents it.
 pub const USER_ID_MAX_LEN: usize = 128;
 
-/// A channel name that was checked.
+/// A valid channel name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ChannelName(String);
 
 impl ChannelName {
-    /// Checks a name: 1 to 200 of `A-Z a-z 0-9 _ - = @ , . ;`.
+    /// Parses a name: 1 to 200 of `A-Z a-z 0-9 _ - = @ , . ;`.
     ///
     /// # Errors
-    /// Says what is wrong with the name; `#` is refused because only the server names such channels.
+    /// The name is invalid, with the reason; `#` is refused because only the server names such channels.
     pub fn parse(text: &str) -> Result<Self, InvalidChannelName> {
         if text.is_empty() {
             return Err(InvalidChannelName::Empty);
@@ -65,10 +65,10 @@ impl ChannelName {
         }
     }
 
-    /// Checks a name of either sort: what [`Self::parse`] takes, or a channel of the server's own.
+    /// Parses a name that [`Self::parse`] accepts, or that of an internal channel.
     ///
     /// # Errors
-    /// Says what is wrong with the name.
+    /// The name is invalid, with the reason.
     pub fn parse_any(text: &str) -> Result<Self, InvalidChannelName> {
         if text == CONNECTIONS_CHANNEL {
             return Ok(Self::all_connections());
@@ -79,25 +79,25 @@ impl ChannelName {
         }
     }
 
-    /// Where a server speaks to one user, on whichever connections. `None` when this cannot be a user's id.
+    /// The channel on which a server addresses all connections of one user. `None` when this cannot be a user's id.
     #[must_use]
     pub fn to_user(user_id: &str) -> Option<Self> {
         Self::of_user(USER_CHANNEL_PREFIX, user_id)
     }
 
-    /// The connections that have signed in as a user.
+    /// The channel of the connections that signed in as a user.
     #[must_use]
     pub fn signed_in(user_id: &str) -> Option<Self> {
         Self::of_user(SIGNED_IN_PREFIX, user_id)
     }
 
-    /// The connections that are told when a user comes and goes.
+    /// The channel of the connections that are notified when a user goes online or offline.
     #[must_use]
     pub fn watchers_of(user_id: &str) -> Option<Self> {
         Self::of_user(WATCHING_PREFIX, user_id)
     }
 
-    /// All connections of an app, counted where there may be so many only.
+    /// The channel of all connections of an app, counted only where the app has a limit of connections.
     #[must_use]
     pub fn all_connections() -> Self {
         Self(CONNECTIONS_CHANNEL.to_owned())
@@ -109,25 +109,25 @@ impl ChannelName {
         valid.then(|| Self(format!("{prefix}{user_id}")))
     }
 
-    /// The user whom the server speaks to on this channel.
+    /// The user whom the server addresses on this channel.
     #[must_use]
     pub fn addressed_user(&self) -> Option<&str> {
         self.0.strip_prefix(USER_CHANNEL_PREFIX)
     }
 
-    /// The user whose connections are here, on a channel of those who have signed in.
+    /// The user of a channel of signed-in connections.
     #[must_use]
     pub fn signed_in_user(&self) -> Option<&str> {
         self.0.strip_prefix(SIGNED_IN_PREFIX)
     }
 
-    /// The name as text.
+    /// The name as a string slice.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// What the prefix promises. The order of the tests matters: `private-encrypted-` begins with `private-`.
+    /// The kind that the prefix declares. The order of the tests matters: `private-encrypted-` begins with `private-`.
     #[must_use]
     pub fn kind(&self) -> ChannelKind {
         if self.0.starts_with('#') {
@@ -149,7 +149,7 @@ impl ChannelName {
         matches!(self.kind(), ChannelKind::Private | ChannelKind::Encrypted | ChannelKind::Presence)
     }
 
-    /// Whether the last event is kept for those who come later: `cache-` stands after what tells the kind.
+    /// Whether the last event is kept for later subscribers: `cache-` follows the prefix of the kind.
     #[must_use]
     pub fn is_cached(&self) -> bool {
         let base = match self.kind() {
@@ -183,19 +183,19 @@ impl From<ChannelName> for String {
     }
 }
 
-/// Why a channel name is refused.
+/// The reason why a channel name is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidChannelName {
-    /// No name at all.
+    /// The name is empty.
     #[error("the channel name is empty")]
     Empty,
-    /// More characters than any SDK sends.
+    /// The name has more characters than any SDK sends.
     #[error("the channel name has {0} characters, at most {CHANNEL_NAME_MAX_LEN} are allowed")]
     TooLong(usize),
-    /// A character outside the documented set.
+    /// The name has a character outside the documented set.
     #[error("the channel name has `{0}` in it: use letters, digits and _ - = @ , . ;")]
     Character(char),
-    /// A channel for a user who cannot exist.
+    /// The user's id in an internal name is invalid.
     #[error("a user id has 1 to {USER_ID_MAX_LEN} characters and no control characters")]
     User,
 }
@@ -206,7 +206,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_prefix_tells_the_kind() {
+    fn the_prefix_declares_the_kind() {
         for (name, kind) in [
             ("room", ChannelKind::Public),
             ("cache-room", ChannelKind::Public),
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_channels_that_cache() {
+    fn a_channel_caches_by_the_prefix_after_its_kind() {
         for (name, caches) in [
             ("cache-room", true),
             ("private-cache-room", true),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_own_channels_are_named_by_the_server_only() {
+    fn a_client_cannot_name_an_internal_channel() {
         let long = "u".repeat(USER_ID_MAX_LEN + 1);
         for (user, valid) in [("7", true), ("ann@example.com/é", true), ("", false), ("a\n", false), (&*long, false)] {
             let name = ChannelName::to_user(user);
@@ -269,20 +269,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_of_the_documented_signs_is_taken_and_kept(name in "[A-Za-z0-9_=@,.;-]{1,200}") {
+        fn a_name_of_documented_characters_is_accepted_unchanged(name in "[A-Za-z0-9_=@,.;-]{1,200}") {
             let parsed = ChannelName::parse(&name).expect("a name");
             prop_assert_eq!(parsed.as_str(), &name);
             prop_assert_eq!(ChannelName::parse_any(&name), Ok(parsed));
         }
 
         #[test]
-        fn any_other_sign_is_refused(before in "[a-z]{0,9}", sign in any::<char>(), after in "[a-z]{0,9}") {
+        fn any_other_character_is_refused(before in "[a-z]{0,9}", sign in any::<char>(), after in "[a-z]{0,9}") {
             prop_assume!(!sign.is_ascii_alphanumeric() && !"_-=@,.;".contains(sign));
             prop_assert_eq!(ChannelName::parse(&format!("{before}{sign}{after}")), Err(InvalidChannelName::Character(sign)));
         }
 
         #[test]
-        fn a_user_is_found_in_the_name_of_its_channel(user in any::<String>()) {
+        fn the_user_is_parsed_from_an_internal_name(user in any::<String>()) {
             if let Some(name) = ChannelName::to_user(&user) {
                 prop_assert_eq!(name.addressed_user(), Some(&*user));
                 prop_assert_eq!(ChannelName::parse_any(name.as_str()), Ok(name));

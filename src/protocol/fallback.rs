@@ -1,51 +1,52 @@
-//! The frames of pusher-js's own HTTP fallbacks (`xhr_streaming`, `xhr_polling`), which look like `SockJS` and are not.
+//! Frames of pusher-js's own HTTP fallbacks (`xhr_streaming`, `xhr_polling`), which resemble `SockJS` and differ from
+//! it.
 //!
 //! Frames end with a newline: `o`, `a["…"]`, `h`, `c[code,"reason"]`. A client pings by posting `[]` and must be
 //! answered with `a[]`: an `h` would make it answer in turn, without end. Read from pusher-js 8.6 `src/core/http`.
 
 use serde_json::{Value, json};
 
-/// Frames a client counts before it re-opens its streaming request, in UTF-16 code units (256 KiB).
+/// Units a client receives before it re-opens its streaming request, in UTF-16 code units (256 KiB).
 pub const STREAM_LIMIT_UNITS: usize = 262_144;
 
-/// `o`: a new session.
+/// `o`: opens a new session.
 pub const OPEN_FRAME: &str = "o\n";
 
-/// `o`: a new session, whose client is to send everything that follows to another host.
+/// `o`: opens a new session, whose client sends all further requests to another host.
 #[must_use]
 pub fn encode_open(hostname: Option<&str>) -> String {
     hostname.map_or_else(|| OPEN_FRAME.to_owned(), |hostname| format!("o{}\n", json!({ "hostname": hostname })))
 }
 
-/// `h`: still here.
+/// `h`: a heartbeat without content.
 pub const HEARTBEAT_FRAME: &str = "h\n";
 
 /// `a[]`: the answer to a client's ping.
 pub const EMPTY_FRAME: &str = "a[]\n";
 
-/// `a[…]`: messages.
+/// `a[…]`: a batch of messages.
 #[must_use]
 pub fn encode_messages<'a>(messages: impl IntoIterator<Item = &'a str>) -> String {
     let list: Vec<&str> = messages.into_iter().collect();
     format!("a{}\n", json!(list))
 }
 
-/// `c[code,"reason"]`: the session is over.
+/// `c[code,"reason"]`: ends the session.
 #[must_use]
 pub fn encode_close(code: u16, reason: &str) -> String {
     format!("c{}\n", json!([code, reason]))
 }
 
-/// How many UTF-16 code units a text has, which is what the client counts.
+/// Number of UTF-16 code units of a text, the unit in which the client counts.
 #[must_use]
 pub fn utf16_units(text: &str) -> usize {
     text.encode_utf16().count()
 }
 
-/// Reads the body of `xhr_send`: a JSON array of texts, each a message. `[]` is a ping.
+/// Parses the body of `xhr_send`: a JSON array of texts, each a message. `[]` is a ping.
 ///
 /// # Errors
-/// The body is not such an array; the text says what a client is to send.
+/// The body is not such an array; the text says what a client should send.
 pub fn parse_send(body: &[u8]) -> Result<Vec<String>, &'static str> {
     if body.is_empty() {
         return Err("Payload expected.");
@@ -56,18 +57,18 @@ pub fn parse_send(body: &[u8]) -> Result<Vec<String>, &'static str> {
 /// One frame, as a client reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FallbackFrame {
-    /// `o`
+    /// `o`, the start of a session.
     Open,
-    /// `h`
+    /// `h`, a heartbeat without content.
     Heartbeat,
-    /// `a[…]`
+    /// `a[…]`, a batch of messages.
     Messages(Vec<String>),
-    /// `c[code,"reason"]`
+    /// `c[code,"reason"]`, the end of the session.
     Close(u16, String),
 }
 
 impl FallbackFrame {
-    /// Reads one line, without its newline. `None` when it is no frame.
+    /// Parses one line, without its newline. `None` when it is no frame.
     #[must_use]
     pub fn parse(line: &str) -> Option<Self> {
         let (kind, rest) = (line.get(..1)?, line.get(1..)?);
@@ -91,7 +92,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn frames_are_read_as_they_were_written() {
+    fn frames_round_trip() {
         for (text, frame) in [
             (OPEN_FRAME.to_owned(), FallbackFrame::Open),
             (encode_open(Some("pod-1.example.com")), FallbackFrame::Open),
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_send_is_an_array_of_texts() {
+    fn a_send_body_is_an_array_of_texts() {
         assert_eq!(parse_send(b"[]"), Ok(vec![]));
         assert_eq!(parse_send(br#"["{}"]"#), Ok(vec!["{}".to_owned()]));
         for bad in [&b""[..], b"{}", b"[1]", b"[", b"\xff"] {
@@ -122,26 +123,26 @@ mod tests {
     }
 
     #[test]
-    fn a_surrogate_pair_counts_as_two() {
+    fn a_surrogate_pair_counts_as_two_units() {
         assert_eq!(utf16_units("a😀"), 3);
     }
 
     proptest! {
         #[test]
-        fn messages_read_back_as_they_were(list in proptest::collection::vec(any::<String>(), 0..4)) {
+        fn messages_round_trip(list in proptest::collection::vec(any::<String>(), 0..4)) {
             let frame = encode_messages(list.iter().map(String::as_str));
             prop_assert_eq!(parse_send(&frame.as_bytes()[1..]), Ok(list.clone()));
             prop_assert_eq!(FallbackFrame::parse(frame.trim_end()), Some(FallbackFrame::Messages(list)));
         }
 
         #[test]
-        fn an_end_reads_back_as_it_was(code in any::<u16>(), reason in any::<String>()) {
+        fn a_close_frame_round_trips(code in any::<u16>(), reason in any::<String>()) {
             let frame = encode_close(code, &reason);
             prop_assert_eq!(FallbackFrame::parse(frame.strip_suffix('\n').expect("a line")), Some(FallbackFrame::Close(code, reason)));
         }
 
         #[test]
-        fn no_bytes_break_the_readers(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn no_bytes_make_the_parsers_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = (parse_send(&bytes), FallbackFrame::parse(&String::from_utf8_lossy(&bytes)));
         }
     }

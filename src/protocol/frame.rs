@@ -1,7 +1,7 @@
-//! Frames of Pusher protocol 7, both ways, and the close codes.
+//! Frames of Pusher protocol 7, in both directions, and the close codes.
 //!
-//! Every message is a JSON object with `event`, and perhaps `channel`, `data` and `user_id`. What a server sends carries
-//! its `data` as a *string* that holds JSON, except `pusher:error`; what a client sends may carry either. Source:
+//! Every message is a JSON object with `event`, and perhaps `channel`, `data` and `user_id`. A server sends its `data`
+//! as a *string* that holds JSON, except in `pusher:error`; a client may send either. Source:
 //! `pusher-websockets-protocol` in Pusher's documentation, and pusher-js 8.6 `src/core/connection/protocol`.
 
 use serde::{Deserialize, Serialize};
@@ -13,59 +13,59 @@ use super::ChannelName;
 /// The largest client event or published payload, in bytes, as Pusher documents it (10 KB).
 pub const EVENT_BYTES_MAX: usize = 10 * 1024;
 
-/// Longest explanation of an error, in characters. Explanations repeat what a client sent: without a bound, a large
+/// Longest explanation of an error, in characters. Explanations repeat the client's text: without a bound, a large
 /// message would be answered with a larger one.
 pub const EXPLANATION_MAX_LEN: usize = 2_048;
 
-/// What a client is told that cannot enter a channel because the servers cannot reach each other.
+/// Error message for a subscription that fails because the servers cannot reach each other.
 pub const BUS_UNAVAILABLE_MESSAGE: &str = "the bus between the servers does not answer, try again";
 
-/// What a client is told, as an error without a code, whose subscription waits until the servers reach each other again.
+/// Error message, sent without a code, for a subscription that waits until the servers reach each other again.
 pub const SUBSCRIPTION_QUEUED_MESSAGE: &str =
     "the bus between the servers does not answer, the subscription waits for it";
 
-/// Close codes and error codes. 4000–4099: do not come back unchanged. 4100–4199: come back after a while. 4200–4299:
-/// come back at once. 43xx are told in `pusher:error` and leave the connection open.
+/// Close codes and error codes. 4000–4099: do not reconnect unchanged. 4100–4199: reconnect after a back-off.
+/// 4200–4299: reconnect immediately. 43xx are sent in `pusher:error` and leave the connection open.
 pub mod code {
     /// No app has this key.
     pub const APP_UNKNOWN: u16 = 4001;
     /// The app is disabled.
     pub const APP_DISABLED: u16 = 4003;
-    /// The app has as many connections as it may have.
+    /// The app has reached its limit of connections.
     pub const OVER_QUOTA: u16 = 4004;
-    /// No app can be meant by this path.
+    /// The path names no app.
     pub const PATH_UNKNOWN: u16 = 4005;
     /// The `protocol` in the query is not a number.
     pub const VERSION_INVALID: u16 = 4006;
-    /// The `protocol` in the query is a version nobody speaks any more.
+    /// The `protocol` in the query is a version that this server does not speak.
     pub const PROTOCOL_UNSUPPORTED: u16 = 4007;
     /// The query has no `protocol`.
     pub const PROTOCOL_MISSING: u16 = 4008;
-    /// A signature does not verify, or none came in time, or the app does not allow the page's origin, or its backend
+    /// A signature does not verify or did not arrive in time, the app does not allow the page's origin, or its backend
     /// ended the connection.
     pub const UNAUTHORIZED: u16 = 4009;
     /// The server is full, or the client reads too slowly.
     pub const OVER_CAPACITY: u16 = 4100;
-    /// Come back at once; also what a server says that is going away.
+    /// Reconnect immediately; also sent by a server that drains.
     pub const RECONNECT: u16 = 4200;
     /// The client did not answer a ping.
     pub const PONG_MISSING: u16 = 4201;
-    /// The session was silent for too long.
+    /// The session was idle for too long.
     pub const INACTIVE: u16 = 4202;
     /// A client event was refused.
     pub const CLIENT_EVENT_REFUSED: u16 = 4301;
-    /// The list of watched users was longer than it may be; its beginning is in force.
+    /// The watchlist was longer than allowed; its beginning is in force.
     pub const WATCHLIST_CUT: u16 = 4302;
 }
 
-/// What a client sent, understood.
+/// A parsed message of a client.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ClientMessage {
-    /// `pusher:ping`
+    /// `pusher:ping`, which asks for a pong.
     Ping,
-    /// `pusher:pong`
+    /// `pusher:pong`, the answer to a ping.
     Pong,
-    /// `pusher:subscribe`
+    /// `pusher:subscribe`, a request to join a channel.
     Subscribe {
         /// The name as sent; not yet checked.
         channel: String,
@@ -74,44 +74,44 @@ pub enum ClientMessage {
         /// The exact text that was signed.
         channel_data: Option<String>,
     },
-    /// `pusher:unsubscribe`
+    /// `pusher:unsubscribe`, a request to leave a channel.
     Unsubscribe {
-        /// The name as sent.
+        /// The name as sent; not yet checked.
         channel: String,
     },
-    /// `pusher:signin`
+    /// `pusher:signin`, a request to sign in as a user.
     SignIn {
-        /// `KEY:HEX`
+        /// `KEY:HEX`, the signature of the sign-in.
         auth: String,
         /// The exact text that was signed.
         user_data: String,
     },
-    /// `client-…`
+    /// `client-…`, an event for the other subscribers of a channel.
     ClientEvent {
         /// The event's name, with its prefix.
         event: String,
-        /// The name as sent.
+        /// The name as sent; not yet checked.
         channel: String,
-        /// The payload in the form in which it is passed on: text that is JSON, or an opaque string.
+        /// The payload in the form in which it is forwarded: text that is JSON, or an opaque string.
         data: String,
     },
-    /// An event of another name, which the server has no answer to.
+    /// An event of another name, to which the server has no answer.
     Other {
-        /// Its name.
+        /// The name of the event.
         event: String,
     },
 }
 
-/// Why a client's frame was not understood.
+/// The reason why a client's frame cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// Not JSON, or not an object with a text `event`.
+    /// The frame is not JSON, or not an object with a text `event`.
     #[error("the message is not a JSON object with an `event`: {0}")]
     NotAMessage(String),
-    /// A known event without what it needs.
+    /// A known event lacks a required field.
     #[error("`{event}` needs `{field}`")]
     Missing {
-        /// The event.
+        /// The name of the event.
         event: &'static str,
         /// The field that is missing or of a wrong type.
         field: &'static str,
@@ -130,7 +130,7 @@ struct MessageEnvelope<'a> {
 }
 
 impl ClientMessage {
-    /// Reads one text frame of a client.
+    /// Parses one text frame of a client.
     ///
     /// # Errors
     /// The frame is no JSON object with an `event`, or a known event lacks a field.
@@ -171,8 +171,8 @@ impl ClientMessage {
     }
 }
 
-/// A payload as it is passed on: a string stays what it is, anything else stays the JSON text that it came as, with the
-/// order of its keys and every digit.
+/// A payload in the form in which it is forwarded: a string stays unchanged, any other value stays the JSON text that
+/// it came as, with the order of its keys and every digit.
 fn as_text(data: Option<&RawValue>) -> String {
     let raw = data.map_or("null", RawValue::get);
     serde_json::from_str::<String>(raw).unwrap_or_else(|_| raw.to_owned())
@@ -192,12 +192,12 @@ fn text_field(data: &Value, name: &str) -> Option<String> {
 pub struct PresenceMember {
     /// The user's id; a number in `channel_data` is read as its text.
     pub user_id: String,
-    /// Whatever the app's backend signed for this user.
+    /// The value that the app's backend signed for this user.
     pub user_info: Value,
 }
 
 impl PresenceMember {
-    /// Reads `channel_data`. `None` when it is no JSON object with a `user_id` that is a text or a number.
+    /// Parses `channel_data`. `None` when it is no JSON object with a `user_id` that is a text or a number.
     #[must_use]
     pub fn parse(channel_data: &str) -> Option<Self> {
         let mut data: Value = serde_json::from_str(channel_data).ok()?;
@@ -217,7 +217,7 @@ pub fn signin_success(user_data: &str) -> String {
     json!({ "event": "pusher:signin_success", "data": json!({ "user_data": user_data }).to_string() }).to_string()
 }
 
-/// `pusher_internal:watchlist_events`: who of the watched users came and who went.
+/// `pusher_internal:watchlist_events`: the watched users that went online or offline.
 #[must_use]
 pub fn watchlist_events(online: &[&str], offline: &[&str]) -> String {
     let events: Vec<Value> = [("online", online), ("offline", offline)]
@@ -236,15 +236,15 @@ pub fn connection_established(socket_id: &str, activity_timeout: u32) -> String 
     json!({ "event": "pusher:connection_established", "data": data }).to_string()
 }
 
-/// `pusher:error`, the one frame whose data is an object. A long message is cut at [`MAX_EXPLANATION`].
+/// `pusher:error`, the one frame whose data is an object. A long message is cut at [`EXPLANATION_MAX_LEN`].
 #[must_use]
 pub fn error_frame(code: Option<u16>, message: &str) -> String {
     let message = truncate_explanation(message);
     json!({ "event": "pusher:error", "data": { "code": code, "message": message } }).to_string()
 }
 
-/// The answer to a refused subscription, told apart from other errors by its event and channel. A long message is cut
-/// at [`MAX_EXPLANATION`].
+/// The answer to a refused subscription, distinguished from other errors by its event and channel. A long message is
+/// cut at [`EXPLANATION_MAX_LEN`].
 #[must_use]
 pub fn subscription_error(channel: &str, kind: &str, status: u16, message: &str) -> String {
     let message = truncate_explanation(message);
@@ -256,13 +256,13 @@ fn truncate_explanation(message: &str) -> &str {
     message.char_indices().nth(EXPLANATION_MAX_LEN).map_or(message, |(end, _)| &message[..end])
 }
 
-/// `pusher:ping`
+/// `pusher:ping`, which asks the client for a pong.
 #[must_use]
 pub fn ping_frame() -> String {
     r#"{"event":"pusher:ping","data":"{}"}"#.to_owned()
 }
 
-/// `pusher:pong`
+/// `pusher:pong`, the answer to a client's ping.
 #[must_use]
 pub fn pong_frame() -> String {
     r#"{"event":"pusher:pong","data":"{}"}"#.to_owned()
@@ -283,20 +283,20 @@ pub fn subscription_succeeded(channel: &ChannelName, roster: Option<&[PresenceMe
     event_frame("pusher_internal:subscription_succeeded", channel, &data.to_string(), None)
 }
 
-/// `pusher_internal:member_added`
+/// `pusher_internal:member_added`: a user joined a presence channel.
 #[must_use]
 pub fn member_added(channel: &ChannelName, member: &PresenceMember) -> String {
     let data = json!({ "user_id": member.user_id, "user_info": member.user_info }).to_string();
     event_frame("pusher_internal:member_added", channel, &data, None)
 }
 
-/// `pusher_internal:member_removed`
+/// `pusher_internal:member_removed`: a user left a presence channel.
 #[must_use]
 pub fn member_removed(channel: &ChannelName, user_id: &str) -> String {
     event_frame("pusher_internal:member_removed", channel, &json!({ "user_id": user_id }).to_string(), None)
 }
 
-/// `pusher_internal:subscription_count`
+/// `pusher_internal:subscription_count`: the number of connections in a channel changed.
 #[must_use]
 pub fn subscription_count(channel: &ChannelName, count: u64) -> String {
     event_frame(
@@ -307,13 +307,13 @@ pub fn subscription_count(channel: &ChannelName, count: u64) -> String {
     )
 }
 
-/// `pusher:cache_miss`: a channel that keeps its last event has none.
+/// `pusher:cache_miss`: a cache channel has no last event.
 #[must_use]
 pub fn cache_miss(channel: &ChannelName) -> String {
     json!({ "event": "pusher:cache_miss", "channel": channel.as_str(), "data": "{}" }).to_string()
 }
 
-/// An event on a channel; `user_id` is told on presence channels.
+/// An event on a channel; `user_id` is set on presence channels.
 #[must_use]
 pub fn event_frame(name: &str, channel: &ChannelName, data: &str, user_id: Option<&str>) -> String {
     let mut frame = json!({ "event": name, "channel": channel.as_str(), "data": data });
@@ -323,21 +323,21 @@ pub fn event_frame(name: &str, channel: &ChannelName, data: &str, user_id: Optio
     frame.to_string()
 }
 
-/// What a server sent, as a client reads it.
+/// A server's message, as a client parses it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerMessage {
-    /// The event's name.
+    /// Name of the event, with its prefix.
     pub event: String,
-    /// The channel, if it belongs to one.
+    /// The channel, if the event belongs to one.
     pub channel: Option<String>,
-    /// The payload; a string that holds JSON is opened, another string stays one.
+    /// The payload; a string that holds JSON is decoded, another string stays one.
     pub data: Value,
-    /// Who sent a client event on a presence channel.
+    /// The sender of a client event on a presence channel.
     pub user_id: Option<String>,
 }
 
 impl ServerMessage {
-    /// Reads one frame of a server.
+    /// Parses one frame of a server.
     ///
     /// # Errors
     /// The text is no JSON object with an `event`.
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_client_frames() {
+    fn client_frames_are_parsed_or_refused() {
         let subscribe = |auth: Option<&str>, channel_data: Option<&str>| ClientMessage::Subscribe {
             channel: "room".into(),
             auth: auth.map(Into::into),
@@ -384,7 +384,7 @@ mod tests {
                 Err(FrameError::Missing { event: "pusher:subscribe", field: "channel" }),
             ),
             (
-                "an object is passed on as its text",
+                "an object is forwarded as its text",
                 r#"{"event":"client-a","channel":"room","data":{"x":1}}"#,
                 Ok(ClientMessage::ClientEvent {
                     event: "client-a".into(),
@@ -393,7 +393,7 @@ mod tests {
                 }),
             ),
             (
-                "an object is passed on as it came: order of keys, digits and spaces",
+                "an object is forwarded unchanged: order of keys, digits and spaces",
                 r#"{"event":"client-a","channel":"room","data":{ "z":1.0, "a":12345678901234567890123 }}"#,
                 Ok(ClientMessage::ClientEvent {
                     event: "client-a".into(),
@@ -402,7 +402,7 @@ mod tests {
                 }),
             ),
             (
-                "an opaque string is passed on unchanged",
+                "an opaque string is forwarded unchanged",
                 r#"{"event":"client-a","channel":"room","data":"plain"}"#,
                 Ok(ClientMessage::ClientEvent {
                     event: "client-a".into(),
@@ -416,7 +416,7 @@ mod tests {
                 Ok(ClientMessage::SignIn { auth: "k:s".into(), user_data: "{}".into() }),
             ),
             (
-                "a sign-in of nobody",
+                "a sign-in without a user",
                 r#"{"event":"pusher:signin","data":{"auth":"k:s"}}"#,
                 Err(FrameError::Missing { event: "pusher:signin", field: "user_data" }),
             ),
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_what_users_are_told() {
+    fn server_frames_have_the_documented_form() {
         let read = |text: String| {
             let message = ServerMessage::parse(&text).expect("a frame");
             (message.event, message.channel, message.data)
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_writes_the_client_reads() {
+    fn server_frames_are_parsed_by_the_client() {
         let established = ServerMessage::parse(&connection_established("1.2", 120)).expect("a frame");
         assert_eq!(established.data, json!({ "socket_id": "1.2", "activity_timeout": 120 }));
         let members = [PresenceMember { user_id: "7".into(), user_info: json!({ "name": "x" }) }];
@@ -488,7 +488,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_client_event_is_told_as_it_was_sent(name in any::<String>(), text in any::<String>(), n in any::<i64>()) {
+        fn a_client_event_is_forwarded_as_it_was_sent(name in any::<String>(), text in any::<String>(), n in any::<i64>()) {
             let room = channel("private-room");
             for data in [json!(text), json!({ &*text: [n] }), json!(n)] {
                 let sent = json!({ "event": format!("client-{name}"), "channel": "private-room", "data": data });
@@ -497,23 +497,23 @@ mod tests {
                     return Err(TestCaseError::fail(sent.to_string()));
                 };
                 prop_assert_eq!((&*event, &*channel), (&*format!("client-{name}"), "private-room"));
-                let told = ServerMessage::parse(&super::event_frame(&event, &room, &passed, None)).expect("a frame");
-                // A text that holds JSON is opened, as every client of Pusher does.
+                let received = ServerMessage::parse(&super::event_frame(&event, &room, &passed, None)).expect("a frame");
+                // A text that holds JSON is decoded, as every client of Pusher does.
                 let opened = data.as_str().and_then(|text| serde_json::from_str(text).ok());
-                prop_assert_eq!(told.data, opened.unwrap_or(data));
+                prop_assert_eq!(received.data, opened.unwrap_or(data));
             }
         }
 
         #[test]
-        fn no_text_breaks_the_readers_and_no_answer_is_longer_than_it_may_be(text in any::<String>(), times in 1_usize..4096) {
+        fn no_text_makes_the_parsers_panic_and_explanations_are_bounded(text in any::<String>(), times in 1_usize..4096) {
             let _ = (ServerMessage::parse(&text), PresenceMember::parse(&text));
             let long = text.repeat(times);
             let error = match ClientMessage::parse(&long) {
                 Ok(message) => format!("{message:?}"),
                 Err(error) => error.to_string(),
             };
-            let told = ServerMessage::parse(&super::error_frame(None, &error)).expect("a frame").data;
-            let shown = told["message"].as_str().expect("a text");
+            let received = ServerMessage::parse(&super::error_frame(None, &error)).expect("a frame").data;
+            let shown = received["message"].as_str().expect("a text");
             prop_assert!(error.starts_with(shown) && shown.chars().count() <= EXPLANATION_MAX_LEN);
         }
     }

@@ -1,11 +1,11 @@
-//! Wire formats, pure: what goes over a socket, into a record and out in a webhook.
+//! Wire formats: the bytes on a socket, in a record and in a webhook.
 //!
-//! In: bytes and values. Out: values and bytes, or an error that says what was wrong. Here stand the Pusher frames and
-//! close codes, the frames of the HTTP fallbacks, the three signatures, the Kinesis record, the webhook body, and the
-//! one list of transports, and which origins fit a pattern. Edge, dispatcher and probe share this room and nothing else, so that the probe judges the
-//! servers by the wire alone.
+//! In: bytes and values. Out: values and bytes, or an error that says what was wrong. The room holds the Pusher frames
+//! and close codes, the frames of the HTTP fallbacks, the three signatures, the Kinesis record, the webhook body, the
+//! one list of transports, and the patterns of allowed origins. Edge, dispatcher and prober share this room and nothing
+//! else, so that the prober judges the servers by the wire alone.
 //!
-//! This room must not know I/O, clocks or configuration: whoever calls passes the time.
+//! Pure. This room must not know I/O, clocks or configuration: the caller passes the time.
 
 pub mod admin;
 pub mod channel;

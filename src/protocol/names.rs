@@ -1,4 +1,4 @@
-//! Newtypes for names that can be mixed up.
+//! Newtypes for names that are easily confused.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ macro_rules! name {
         pub struct $type(pub String);
 
         impl $type {
-            /// The name as text.
+            /// The name as a string slice.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -52,7 +52,7 @@ name!(
     StreamName
 );
 name!(
-    /// The id of a shard, as Kinesis gives it.
+    /// The id of a shard, as Kinesis assigns it.
     ShardId
 );
 name!(
@@ -61,8 +61,8 @@ name!(
 );
 
 impl SocketId {
-    /// The id made of two random numbers. The caller takes them from the operating system: an id that comes back would
-    /// let old signatures admit strangers.
+    /// The id made of two random numbers. The caller takes them from the operating system: an id that repeats would let
+    /// old signatures admit strangers.
     #[must_use]
     pub fn from_random(high: u64, low: u64) -> Self {
         Self(format!("{high}.{low}"))
@@ -76,13 +76,13 @@ impl SocketId {
     }
 }
 
-/// A secret that does not show itself in logs or debug output.
+/// A secret, redacted in logs and debug output.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Wraps a secret.
+    /// Wraps the text of a secret.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -114,18 +114,18 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_does_not_print_itself() {
+    fn a_secret_is_redacted_in_debug_output() {
         assert!(!format!("{:?}", Secret::new("hunter2")).contains("hunter2"));
     }
 
     proptest! {
         #[test]
-        fn every_id_of_ours_has_the_form_that_sdks_check(high in any::<u64>(), low in any::<u64>()) {
+        fn every_generated_id_has_the_form_that_sdks_check(high in any::<u64>(), low in any::<u64>()) {
             prop_assert!(SocketId::is_valid(SocketId::from_random(high, low).as_str()));
         }
 
         #[test]
-        fn no_text_breaks_the_check(text in any::<String>()) {
+        fn no_text_makes_the_check_panic(text in any::<String>()) {
             let digits = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
             prop_assert!(!SocketId::is_valid(&text) || digits);
         }

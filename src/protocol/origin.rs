@@ -1,11 +1,10 @@
-//! Which pages may connect to an app: patterns, and whether the origin that a browser tells fits one of them. Pure.
+//! Patterns of the origins that may connect to an app, and their match with the origin that a browser sends. Pure.
 //!
-//! An origin is a scheme, a host and, where it is not the scheme's own, a port (RFC 6454). A pattern is written the same
-//! way: `https://shop.example.com`. Its host may begin with `*.`, which stands for every name below; its port may be
-//! `*`. Without a scheme it fits every scheme and, unless it names one, every port. `*` fits all; `null`, which browsers
-//! say of pages without an origin of their own, fits nothing else.
+//! An origin is a scheme, a host and, if it is not the scheme's default, a port (RFC 6454). A pattern is written the
+//! same: `https://shop.example.com`. Its host may begin with `*.`, which matches every name below; its port may be `*`.
+//! Without a scheme it matches every scheme and, unless it names one, every port. `*` matches all; `null`, which
+//! browsers send for pages without an origin of their own, matches nothing else.
 
-/// A pattern that was read.
 #[derive(Debug, PartialEq, Eq)]
 enum OriginPattern<'a> {
     All,
@@ -16,13 +15,13 @@ enum OriginPattern<'a> {
 #[derive(Debug, PartialEq, Eq)]
 enum PortPattern {
     Any,
-    /// The scheme's own.
+    /// The default port of the scheme.
     SchemeDefault,
     Number(u16),
 }
 
-/// Whether a request with this origin may connect. Without patterns everyone may. What sends no origin is no browser:
-/// there it would keep nobody out, since such a client could claim any.
+/// Whether a request with this origin may connect. Without patterns every origin may. A client that sends no origin is
+/// no browser and may connect: a refusal would keep none of them out, since such a client could claim any origin.
 #[must_use]
 pub fn is_origin_allowed(patterns: &[String], origin: Option<&str>) -> bool {
     let Some(origin) = origin else { return true };
@@ -30,7 +29,7 @@ pub fn is_origin_allowed(patterns: &[String], origin: Option<&str>) -> bool {
         || patterns.iter().filter_map(|text| parse_pattern(text)).any(|pattern| pattern.matches_origin(origin))
 }
 
-/// Whether the text is a pattern. What is none fits no origin.
+/// Whether the text is a valid pattern. An invalid one matches no origin.
 #[must_use]
 pub fn is_pattern(text: &str) -> bool {
     parse_pattern(text).is_some()
@@ -88,7 +87,7 @@ impl OriginPattern<'_> {
     }
 }
 
-/// Host and port; an IPv6 address stands in brackets.
+/// Host and port; an IPv6 address is in brackets.
 fn split_port(rest: &str) -> (&str, Option<&str>) {
     match rest.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
@@ -123,7 +122,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_table_of_patterns_and_origins() {
+    fn patterns_match_their_origins_only() {
         for (pattern, fit, others) in [
             (
                 "https://shop.example.com",
@@ -158,20 +157,20 @@ mod tests {
         ] {
             let patterns = [pattern.to_owned()];
             for origin in fit {
-                assert!(is_origin_allowed(&patterns, Some(origin)), "{pattern} fits {origin}");
+                assert!(is_origin_allowed(&patterns, Some(origin)), "{pattern} matches {origin}");
             }
             for origin in others {
-                assert!(!is_origin_allowed(&patterns, Some(origin)), "{pattern} does not fit {origin}");
+                assert!(!is_origin_allowed(&patterns, Some(origin)), "{pattern} does not match {origin}");
             }
             assert!(is_origin_allowed(&patterns, None), "{pattern}: no browser");
         }
-        assert!(is_origin_allowed(&[], Some("https://example.com")), "without patterns everyone may");
+        assert!(is_origin_allowed(&[], Some("https://example.com")), "without patterns every origin may connect");
         let two = ["https://a.example".to_owned(), "https://b.example".to_owned()];
-        assert!(is_origin_allowed(&two, Some("https://b.example")), "one of them is enough");
+        assert!(is_origin_allowed(&two, Some("https://b.example")), "one matching pattern is enough");
     }
 
     #[test]
-    fn a_table_of_what_is_no_pattern() {
+    fn invalid_patterns_are_refused() {
         for text in [
             "",
             "https://",
@@ -195,12 +194,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_texts_break_the_reader(pattern in "\\PC{0,24}", origin in "\\PC{0,24}") {
+        fn no_texts_make_the_matcher_panic(pattern in "\\PC{0,24}", origin in "\\PC{0,24}") {
             let _ = is_origin_allowed(&[pattern], Some(&origin));
         }
 
         #[test]
-        fn what_is_below_fits_and_what_only_ends_so_does_not(name in "[a-z]{1,9}") {
+        fn a_wildcard_matches_subdomains_and_no_mere_suffix(name in "[a-z]{1,9}") {
             let patterns = ["https://*.example.com".to_owned()];
             let (below, beside) = (format!("https://{name}.example.com"), format!("https://{name}example.com"));
             prop_assert!(is_origin_allowed(&patterns, Some(&below)));

@@ -1,7 +1,7 @@
 //! The Kinesis record: one JSON envelope with the events of one channel.
 //!
-//! Kinesis does not order what several pods put, so state events carry the (epoch, seq) that the bus gave when it
-//! decided them; the others carry a number of their process.
+//! Kinesis does not order the puts of several pods, so state events carry the (epoch, seq) that the bus assigned when
+//! it decided them; other events carry a number of their process.
 
 use md5::Md5;
 use serde::{Deserialize, Serialize};
@@ -12,21 +12,21 @@ use super::{AppId, ChannelName};
 /// The version that this release writes and the newest that it reads.
 pub const RECORD_VERSION: u32 = 1;
 
-/// Longest partition key that Kinesis takes, in characters (API reference, `PutRecordsRequestEntry`).
+/// Longest partition key that Kinesis accepts, in characters (API reference, `PutRecordsRequestEntry`).
 const PARTITION_KEY_MAX_LEN: usize = 256;
 
-/// One record.
+/// One record of the stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StreamRecord {
-    /// The envelope's version.
+    /// Version of the envelope's form.
     pub v: u32,
-    /// Whose event it is.
+    /// The app that the events belong to.
     pub app: AppId,
-    /// Where it happened.
+    /// The channel that the events belong to.
     pub channel: ChannelName,
-    /// Who wrote it.
+    /// The process that wrote the record.
     pub edge: RecordOrigin,
-    /// What happened, oldest first.
+    /// The events, oldest first.
     pub events: Vec<RecordedEvent>,
 }
 
@@ -35,49 +35,49 @@ pub struct StreamRecord {
 pub struct RecordOrigin {
     /// UID of the cluster; a record of another cluster is never delivered.
     pub cluster: String,
-    /// The server's name.
+    /// The kind of server, as its name.
     pub server: String,
-    /// The pod's name.
+    /// Name of the writing pod.
     pub pod: String,
     /// The process's id, new at each start.
     pub process: String,
 }
 
-/// One event.
+/// One event in a record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecordedEvent {
     /// A ULID that the event keeps through every retry.
     pub id: String,
-    /// When it was decided, in ms since 1970.
+    /// Time at which the event was decided, in ms since 1970.
     pub time_ms: u64,
-    /// Where it stands among the channel's state events; absent for others.
+    /// Position among the channel's state events; absent for other events.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub order: Option<EventOrder>,
     /// Its number within the process, for events without `order`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub n: Option<u64>,
-    /// Why, if not by a client's own will.
+    /// The cause, if the client did not leave by itself.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cause: Option<LeaveCause>,
-    /// What happened.
+    /// The kind of event, with its fields.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// The place of a state event in its channel's history, decided by the bus.
+/// The position of a state event in its channel's history, decided by the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EventOrder {
-    /// When the channel's key was created, in µs of bus time.
+    /// Time at which the channel's key was created, in µs of bus time.
     pub epoch: u64,
-    /// From 1, without gaps, one counter per channel.
+    /// Counts from 1, without gaps, one counter per channel.
     pub seq: u64,
 }
 
-/// What made a member leave.
+/// The cause of a member's leaving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LeaveCause {
-    /// Its server is going away and asked it to move.
+    /// Its server is draining and asked it to reconnect.
     Drain,
 }
 
@@ -85,43 +85,43 @@ pub enum LeaveCause {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case")]
 pub enum EventKind {
-    /// The first subscriber came.
+    /// The first subscriber joined the channel.
     ChannelOccupied,
-    /// The last subscriber left.
+    /// The last subscriber left the channel.
     ChannelVacated,
-    /// A user's first connection came.
+    /// A user's first connection joined.
     MemberAdded {
-        /// The user.
+        /// The id of the user.
         user_id: String,
     },
     /// A user's last connection left.
     MemberRemoved {
-        /// The user.
+        /// The id of the user.
         user_id: String,
     },
     /// A client event was accepted.
     ClientEvent {
-        /// The event's name.
+        /// The event's name, with its prefix.
         event: String,
         /// The payload, always text: some SDKs read nothing else.
         data: String,
-        /// Who sent it.
+        /// Socket id of the sender.
         socket_id: String,
-        /// As whom, on presence channels.
+        /// User id of the sender, on presence channels.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         user_id: Option<String>,
     },
-    /// Someone came to a channel that keeps its last event, and there was none.
+    /// A client subscribed to a cache channel that has no last event.
     CacheMiss,
-    /// How many connections are in a channel has changed.
+    /// The number of connections in a channel changed.
     SubscriptionCount {
-        /// How many they are.
+        /// The new number of connections.
         subscription_count: u64,
     },
 }
 
 impl EventKind {
-    /// The name by which webhooks and filters call it.
+    /// The name that webhooks and filters use.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -136,19 +136,19 @@ impl EventKind {
     }
 }
 
-/// Why a record cannot be read.
+/// The reason why a record cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// A newer release wrote it: wait for an upgrade, never drop it.
     #[error("the record has version {0}, this release reads up to {RECORD_VERSION}: upgrade the dispatcher")]
     TooNew(u32),
-    /// Not one of our records.
+    /// The bytes are not one of our records.
     #[error("not a record of ours: {0}")]
     Malformed(String),
 }
 
 impl StreamRecord {
-    /// The bytes that go into the stream.
+    /// Encodes the record for the stream.
     ///
     /// # Errors
     /// Never for values of this type; the library's signature has one.
@@ -156,7 +156,7 @@ impl StreamRecord {
         serde_json::to_vec(self)
     }
 
-    /// Reads a record.
+    /// Parses a record's bytes.
     ///
     /// # Errors
     /// A newer version, which must wait, or bytes that are no record.
@@ -174,14 +174,14 @@ impl StreamRecord {
     }
 }
 
-/// The partition key of a channel: `app_id/channel`, or its hash where Kinesis would not take it.
+/// The partition key of a channel: `app_id/channel`, or its hash if that is too long for Kinesis.
 #[must_use]
 pub fn partition_key(app: &AppId, channel: &ChannelName) -> String {
     let key = format!("{app}/{channel}");
     if key.chars().count() <= PARTITION_KEY_MAX_LEN { key } else { hex::encode(Sha256::digest(key.as_bytes())) }
 }
 
-/// Where Kinesis puts a partition key: its MD5 as a number, which one shard's range holds.
+/// The hash key of a partition key: its MD5 as a number, which lies in one shard's range.
 #[must_use]
 pub fn hash_key(partition_key: &str) -> u128 {
     u128::from_be_bytes(Md5::digest(partition_key.as_bytes()).into())
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn records_survive_the_way_there_and_back() {
+    fn records_round_trip() {
         let client_event = RecordedEvent {
             id: "01B".into(),
             time_ms: 6,
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_version_waits_and_rubbish_does_not() {
+    fn a_newer_version_waits_and_a_broken_record_does_not() {
         assert_eq!(StreamRecord::parse(br#"{"v":2,"else":true}"#), Err(RecordError::TooNew(2)));
         for bad in [&b""[..], b"\xf3\x89\x9a\xc2", b"{}", br#"{"v":1}"#] {
             assert!(matches!(StreamRecord::parse(bad), Err(RecordError::Malformed(_))));
@@ -268,7 +268,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_event_survives_the_way_there_and_back(
+        fn any_event_round_trips(
             texts in proptest::array::uniform4(any::<String>()),
             (time_ms, epoch, seq) in any::<(u64, u64, u64)>(),
             (ordered, drained, which) in (any::<bool>(), any::<bool>(), 0..7),
@@ -290,12 +290,12 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             prop_assert!(StreamRecord::parse(&bytes).is_err());
         }
 
         #[test]
-        fn every_key_is_one_that_the_stream_takes(app in any::<String>(), name in "[a-z]{1,200}") {
+        fn every_partition_key_is_accepted_by_the_stream(app in any::<String>(), name in "[a-z]{1,200}") {
             let channel = ChannelName::parse(&name).expect("a name");
             prop_assert!(partition_key(&app.into(), &channel).chars().count() <= PARTITION_KEY_MAX_LEN);
         }

@@ -11,22 +11,22 @@ use serde::{Deserialize, Serialize};
 use super::frame::EVENT_BYTES_MAX;
 use super::{AppId, AppKey, Secret, signature};
 
-/// How many files the registry has.
+/// Number of files in the registry.
 pub const BUCKET_COUNT: u8 = 16;
 
 /// One app as a server knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct App {
-    /// Digits.
+    /// The app's id, digits only.
     pub id: AppId,
-    /// Every pair that is accepted, oldest first.
+    /// Every key and secret that is accepted, oldest first.
     pub credentials: Vec<Credential>,
-    /// A disabled app takes no connection and no publish.
+    /// Whether the app is served; a disabled one takes no connection and no publish.
     pub enabled: bool,
     /// Whether its clients may send client events.
     pub client_events: bool,
-    /// Whether it is told how many connections are in a channel.
+    /// Whether it receives the number of connections in a channel.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub subscription_count: bool,
     /// Seconds in which a connection must show a signature; `None` when it need not.
@@ -35,9 +35,9 @@ pub struct App {
     /// Patterns of the origins whose pages may connect; empty for all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_origins: Vec<String>,
-    /// What the app and each of its clients may do.
+    /// The limits of the app and each of its clients.
     pub limits: AppLimits,
-    /// Where its webhooks go.
+    /// The endpoints that receive its webhooks.
     pub webhooks: Vec<WebhookEndpoint>,
 }
 
@@ -45,24 +45,24 @@ pub struct App {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Credential {
-    /// The public half.
+    /// The public half, which clients send.
     pub key: AppKey,
-    /// The secret half.
+    /// The secret half, which signs.
     pub secret: Secret,
     /// Whether new signatures are still made with it.
     pub state: CredentialState,
 }
 
-/// Both states are accepted; webhooks are signed by the oldest active one.
+/// State of a credential. Both states are accepted; webhooks are signed by the oldest active one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CredentialState {
-    /// In use.
+    /// Signs and verifies; in normal use.
     Active,
-    /// On its way out.
+    /// Still verifies; about to be removed.
     Retiring,
 }
 
-/// What an app and each of its clients may do.
+/// The limits of an app and each of its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AppLimits {
@@ -83,7 +83,7 @@ impl AppLimits {
 }
 
 impl Default for AppLimits {
-    /// As Pusher documents them.
+    /// The limits that Pusher documents.
     fn default() -> Self {
         Self { connections: None, message_bytes: Self::message_bytes(), client_events_per_second: 10 }
     }
@@ -93,13 +93,13 @@ impl Default for AppLimits {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WebhookEndpoint {
-    /// Unique within the app.
+    /// Name of the endpoint, unique within the app.
     pub name: String,
-    /// Where to post.
+    /// The URL to post to.
     pub url: String,
-    /// Names of the events it wants; empty for all.
+    /// Names of the events that it receives; empty for all.
     pub events: Vec<String>,
-    /// Only channels that begin so; empty for all.
+    /// Prefix of the channels whose events it receives; empty for all.
     pub channel_prefix: String,
     /// Seconds for one attempt in total.
     pub timeout_seconds: u32,
@@ -118,7 +118,8 @@ impl App {
         self.credentials.iter().find(|credential| credential.key.as_str() == key).map(|credential| &credential.secret)
     }
 
-    /// A salted digest of all that a server does differently for this app, to compare servers with what was rendered.
+    /// A salted digest of all settings that change how a server treats this app, to compare servers with the rendered
+    /// registry.
     #[must_use]
     pub fn salted_digest(&self, salt: &str) -> String {
         let text = serde_json::to_string(self).unwrap_or_default();
@@ -127,7 +128,7 @@ impl App {
 }
 
 impl WebhookEndpoint {
-    /// Whether the endpoint wants this event.
+    /// Whether the endpoint receives this event.
     #[must_use]
     pub fn wants_event(&self, event: &str, channel: &str) -> bool {
         (self.events.is_empty() || self.events.iter().any(|name| name == event))
@@ -142,13 +143,13 @@ pub struct AppRegistry {
     keys: BTreeMap<AppKey, AppId>,
 }
 
-/// Why a registry file cannot be used.
+/// The reason why a registry file cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("registry file `{file}`: {message}")]
 pub struct RegistryError {
-    /// The file's name.
+    /// The name of the file.
     pub file: String,
-    /// What is wrong with it.
+    /// The defect of the file.
     pub message: String,
 }
 
@@ -162,10 +163,10 @@ impl AppRegistry {
         Self { apps, keys }
     }
 
-    /// Reads the files of a registry.
+    /// Parses the files of a registry.
     ///
     /// # Errors
-    /// Names the first file that is no list of apps: a server keeps what it has rather than lose apps.
+    /// The first file that is no list of apps: a server keeps its previous registry rather than lose apps.
     pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<Self, RegistryError> {
         let mut apps = Vec::new();
         for (file, bytes) in files {
@@ -189,13 +190,13 @@ impl AppRegistry {
             .collect()
     }
 
-    /// The app of an id.
+    /// Finds an app by its id.
     #[must_use]
     pub fn by_id(&self, id: &AppId) -> Option<&App> {
         self.apps.get(id)
     }
 
-    /// The app of a key.
+    /// Finds an app by one of its keys.
     #[must_use]
     pub fn by_key(&self, key: &str) -> Option<&App> {
         self.apps.get(self.keys.get(&AppKey::from(key))?)
@@ -206,7 +207,7 @@ impl AppRegistry {
         self.apps.values()
     }
 
-    /// A salted digest per app.
+    /// A salted digest for each app.
     #[must_use]
     pub fn app_digests(&self, salt: &str) -> BTreeMap<AppId, String> {
         self.apps.iter().map(|(id, app)| (id.clone(), app.salted_digest(salt))).collect()
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_as_they_were_written() {
+    fn registry_files_round_trip() {
         let registry =
             AppRegistry::new((0..100).map(|n| app(&n.to_string(), &[(&format!("k{n}"), CredentialState::Active)])));
         let files = registry.to_files().expect("files");
@@ -260,16 +261,16 @@ mod tests {
     }
 
     #[test]
-    fn limits_that_are_not_told_are_pushers() {
+    fn absent_limits_default_to_those_of_pusher() {
         let read: AppLimits = serde_json::from_str(r#"{"clientEventsPerSecond":10}"#).expect("limits");
         assert_eq!(read, AppLimits::default());
-        let told = r#"{"connections":2,"messageBytes":100,"clientEventsPerSecond":1}"#;
-        let read: AppLimits = serde_json::from_str(told).expect("limits");
-        assert_eq!(serde_json::to_string(&read).expect("text"), told);
+        let text = r#"{"connections":2,"messageBytes":100,"clientEventsPerSecond":1}"#;
+        let read: AppLimits = serde_json::from_str(text).expect("limits");
+        assert_eq!(serde_json::to_string(&read).expect("text"), text);
     }
 
     #[test]
-    fn a_bad_file_is_named() {
+    fn an_invalid_file_is_named_in_the_error() {
         let error = AppRegistry::parse([("a.json", &b"[]"[..]), ("b.json", b"{")]).expect_err("an error");
         assert_eq!(error.file, "b.json");
     }
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_takes_what_it_asked_for() {
+    fn an_endpoint_receives_the_events_that_it_subscribes_to() {
         let mut endpoint = WebhookEndpoint {
             name: "a".into(),
             url: "https://a".into(),
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_tells_apps_apart_and_hides_the_secret() {
+    fn a_digest_distinguishes_apps_and_hides_the_secret() {
         let one = app("1", &[("k", CredentialState::Active)]);
         let mut two = one.clone();
         two.credentials[0].secret = Secret::new("t");
@@ -312,7 +313,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_apps_are_read_as_they_were_written(apps in proptest::collection::vec((any::<String>(), any::<String>()), 0..8)) {
+        fn any_registry_round_trips(apps in proptest::collection::vec((any::<String>(), any::<String>()), 0..8)) {
             let registry = AppRegistry::new(apps.iter().map(|(id, key)| app(id, &[(key, CredentialState::Active)])));
             let files = registry.to_files().expect("files");
             let read = AppRegistry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
@@ -320,7 +321,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = AppRegistry::parse([("0.json", &bytes[..])]);
         }
     }

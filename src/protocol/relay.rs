@@ -1,8 +1,9 @@
-//! A request of a session that one process hands on to the process that has the session, and how they know each other.
+//! Relayed requests: the headers with which one process forwards a session's request to the process that owns the
+//! session, and by which the two authenticate each other.
 //!
-//! In: the request, the shared secrets, the time. Out: two headers, or whether those of a request that arrived may be
-//! believed. One header says who hands on what to whom, the other signs it together with the request itself. Each is
-//! good for one process, once, and for half a minute.
+//! In: the request, the shared secrets, the time. Out: two headers, or whether those of a request that arrived are
+//! authentic. One header names the target and describes the relay, the other signs it together with the request itself.
+//! Each is valid for one process, once, and for half a minute.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -11,79 +12,79 @@ use sha2::{Digest, Sha256};
 
 use super::{Secret, signature};
 
-/// What the headers begin with that only processes of a cluster may send each other.
+/// Prefix of the headers that only processes of a cluster may send each other.
 pub const RELAY_HEADER_PREFIX: &str = "x-realtime-";
 
-/// The header that says who hands on what to whom.
+/// The header that describes the relay: its target, time, nonce and client.
 pub const RELAY_HEADER: &str = "x-realtime-relay";
 
-/// The header that signs it.
+/// The header that signs the relay header.
 pub const RELAY_SIGNATURE_HEADER: &str = "x-realtime-signature";
 
-/// The header by which the process that was asked says why it does not serve a request; a served one has none.
+/// The header in which the target gives the reason for not serving a request; absent on a served one.
 pub const REFUSAL_HEADER: &str = "x-realtime-refused";
 
-/// What [`REFUSED`] says of a session that the process does not have.
+/// Value of [`REFUSAL_HEADER`] for a session that the process does not own.
 pub const UNKNOWN_SESSION: &str = "unknown";
 
-/// How far the clocks of two processes may differ, and how long a request may be under way, in ms.
+/// Bounds the difference of two processes' clocks, and the time for which a request may be in flight, in ms.
 pub const REQUEST_TTL_MS: u64 = 30_000;
 
-/// Nonces that are remembered in twice the window, 16 bytes each. Beyond, requests are refused: to forget one would let
-/// its request be replayed.
+/// Bounds the nonces remembered in twice the window, 16 bytes each. Beyond it requests are refused: a forgotten nonce
+/// would let its request be replayed.
 const NONCES_MAX: usize = 1 << 19;
 
-/// The first word of the header, so that another form can be told from this one.
+/// The first word of the header, so that another version can be distinguished from this one.
 const HEADER_VERSION: &str = "1";
 
-/// What stands in the header.
+/// The content of the relay header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayHeader {
-    /// How often the request was handed on, this time included.
+    /// Number of times the request was relayed, this one included.
     pub hops: u32,
-    /// The process that it is for.
+    /// The process that the request is for.
     pub target: String,
-    /// When it was handed on, in ms since 1970.
+    /// Time of the relay, in ms since 1970.
     pub time_ms: u64,
-    /// Unique for each time that a request is handed on.
+    /// Unique for each relay of a request.
     pub nonce: u128,
-    /// Unique for each request, and the same when it is handed on again because no answer came.
+    /// Unique for each request, and the same when it is relayed again because no answer came.
     pub number: u128,
     /// SHA-256 of the body, in lower-case hexadecimal.
     pub body: String,
-    /// The client's address.
+    /// The address of the client.
     pub client: IpAddr,
 }
 
-/// The request itself.
+/// The request that is relayed.
 #[derive(Clone, Copy, Debug)]
 pub struct RelayedRequest<'a> {
-    /// In capital letters.
+    /// The method in capital letters.
     pub method: &'a str,
-    /// As it stands in the request, not decoded.
+    /// The path as it stands in the request, not decoded.
     pub path: &'a str,
-    /// What follows the question mark, or nothing.
+    /// The text after the question mark, or nothing.
     pub query: &'a str,
 }
 
-/// Why a request is not believed, or not served.
+/// The reason why a request is not authentic, or not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RelayRefusal {
-    /// Nobody of this cluster signed it as it is.
+    /// No process of this cluster signed it as it is.
     Forged,
-    /// It came before.
+    /// The same request arrived before.
     Replayed,
     /// Its time is too far from now.
     Expired,
-    /// It was handed on before it was handed here.
+    /// It was relayed more than once.
     TwoHops,
     /// It is for another process.
     WrongTarget,
     /// It is no request of a session.
     NotASession,
-    /// It came in where clients do.
+    /// It arrived at the listener for clients.
     PublicPort,
-    /// More requests come than can be told from replays.
+    /// More requests arrive than nonces can be remembered.
     Full,
 }
 
@@ -105,14 +106,14 @@ impl RelayRefusal {
 }
 
 impl RelayHeader {
-    /// The header's value.
+    /// Encodes the header's value.
     #[must_use]
     pub fn encode(&self) -> String {
         let Self { hops, target, time_ms, nonce, number, body, client } = self;
         format!("{HEADER_VERSION} {hops} {target} {time_ms} {nonce:032x} {number:032x} {body} {client}")
     }
 
-    /// Reads a header's value. `None` when it is none.
+    /// Parses a header's value. `None` when it is invalid.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.split(' ').collect();
@@ -136,66 +137,66 @@ pub fn hash_body(body: &[u8]) -> String {
     hex::encode(Sha256::digest(body))
 }
 
-/// The value of the header that signs.
+/// The value of the signature header.
 #[must_use]
-pub fn sign_request(secret: &Secret, request: RelayedRequest<'_>, handed: &str) -> String {
-    signature::sign_message(secret, build_message(request, handed).as_bytes())
+pub fn sign_request(secret: &Secret, request: RelayedRequest<'_>, header: &str) -> String {
+    signature::sign_message(secret, build_message(request, header).as_bytes())
 }
 
-fn build_message(RelayedRequest { method, path, query }: RelayedRequest<'_>, handed: &str) -> String {
+fn build_message(RelayedRequest { method, path, query }: RelayedRequest<'_>, header: &str) -> String {
     // None of the first three can hold a line break.
-    format!("{method}\n{path}\n{query}\n{handed}")
+    format!("{method}\n{path}\n{query}\n{header}")
 }
 
-/// Whether a request was handed to this process by another one of its cluster. Its body is still to be compared with
-/// [`Handed::body`], so that nobody is read to the end who did not sign.
+/// Verifies that another process of the cluster relayed this request to this process. The body is still to be compared
+/// with [`RelayHeader::body`], so that no unsigned body is read to its end.
 ///
 /// # Errors
-/// Why it is not believed.
+/// The reason why the request is not authentic.
 pub fn verify_request(
     secrets: &[Secret],
     request: RelayedRequest<'_>,
-    (handed, signed): (&[&str], &[&str]),
+    (header, signed): (&[&str], &[&str]),
     process: &str,
     nonces: &mut NonceCache,
     now_ms: u64,
 ) -> Result<RelayHeader, RelayRefusal> {
-    let (handed, signed) = match (handed, signed) {
-        ([handed], [signed]) => (*handed, *signed),
-        // A second pair is what a process would add that hands on what was handed to it.
+    let (header, signed) = match (header, signed) {
+        ([header], [signed]) => (*header, *signed),
+        // A process that relays an already relayed request would add a second pair.
         ([_, _, ..], _) | (_, [_, _, ..]) => return Err(RelayRefusal::TwoHops),
         _ => return Err(RelayRefusal::Forged),
     };
-    let message = build_message(request, handed);
+    let message = build_message(request, header);
     if !secrets.iter().any(|secret| signature::verify_signature(secret, message.as_bytes(), signed)) {
         return Err(RelayRefusal::Forged);
     }
-    let handed = RelayHeader::parse(handed).ok_or(RelayRefusal::Forged)?;
-    if handed.hops != 1 {
+    let header = RelayHeader::parse(header).ok_or(RelayRefusal::Forged)?;
+    if header.hops != 1 {
         return Err(RelayRefusal::TwoHops);
     }
-    if handed.target != process {
+    if header.target != process {
         return Err(RelayRefusal::WrongTarget);
     }
-    if handed.time_ms.abs_diff(now_ms) > REQUEST_TTL_MS {
+    if header.time_ms.abs_diff(now_ms) > REQUEST_TTL_MS {
         return Err(RelayRefusal::Expired);
     }
-    nonces.insert(handed.nonce, now_ms)?;
-    Ok(handed)
+    nonces.insert(header.nonce, now_ms)?;
+    Ok(header)
 }
 
-/// The nonces that were seen, for as long as a request with one of them could be believed.
+/// The nonces that were seen, for as long as a request with one of them could be valid.
 #[derive(Debug, Default)]
 pub struct NonceCache {
     current: HashSet<u128>,
     previous: HashSet<u128>,
-    /// Since when they go into `now`, in ms since 1970.
+    /// Time since which nonces go into `now`, in ms since 1970.
     since_ms: u64,
 }
 
 impl NonceCache {
     fn insert(&mut self, nonce: u128, now_ms: u64) -> Result<(), RelayRefusal> {
-        // A request may be of the future by the window, and is then believed for two windows.
+        // A request may be of the future by the window, and is then valid for two windows.
         let age = now_ms.abs_diff(self.since_ms);
         if age >= 2 * REQUEST_TTL_MS {
             self.previous = std::mem::take(&mut self.current);
@@ -240,12 +241,12 @@ mod tests {
         [Secret::new("new"), Secret::new("old")]
     }
 
-    fn verify_arrival(request: RelayedRequest<'_>, handed: &str, signed: &str) -> Result<RelayHeader, RelayRefusal> {
-        verify_request(&secrets(), request, (&[handed], &[signed]), "01P", &mut NonceCache::default(), NOW)
+    fn verify_arrival(request: RelayedRequest<'_>, header: &str, signed: &str) -> Result<RelayHeader, RelayRefusal> {
+        verify_request(&secrets(), request, (&[header], &[signed]), "01P", &mut NonceCache::default(), NOW)
     }
 
     #[test]
-    fn what_was_handed_on_arrives_under_either_secret() {
+    fn a_relayed_request_verifies_under_either_secret() {
         let text = test_header().encode();
         for secret in secrets() {
             assert_eq!(
@@ -260,42 +261,42 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_forgeries() {
+    fn a_changed_request_or_header_does_not_verify() {
         let text = test_header().encode();
         let signed = sign_request(&secrets()[0], SEND_REQUEST, &text);
         let other = |change: &dyn Fn(&mut RelayHeader)| {
-            let mut handed = test_header();
-            change(&mut handed);
-            handed.encode()
+            let mut header = test_header();
+            change(&mut header);
+            header.encode()
         };
         for (name, request, text) in [
             ("another method", RelayedRequest { method: "GET", ..SEND_REQUEST }, text.clone()),
             ("another path", RelayedRequest { path: "/pusher/app/k/1/abd/xhr_send", ..SEND_REQUEST }, text.clone()),
             ("another query", RelayedRequest { query: "t=1&n=3", ..SEND_REQUEST }, text.clone()),
             (
-                "path and query parted elsewhere",
+                "path and query split elsewhere",
                 RelayedRequest { path: "/pusher", query: "", ..SEND_REQUEST },
                 text.clone(),
             ),
-            ("another body", SEND_REQUEST, other(&|handed| handed.body = hash_body(b"[\"y\"]"))),
-            ("another client", SEND_REQUEST, other(&|handed| handed.client = "192.0.2.1".parse().expect("an address"))),
-            ("another target", SEND_REQUEST, other(&|handed| handed.target = "02P".to_owned())),
-            ("another time", SEND_REQUEST, other(&|handed| handed.time_ms += 1)),
-            ("another nonce", SEND_REQUEST, other(&|handed| handed.nonce += 1)),
-            ("another number", SEND_REQUEST, other(&|handed| handed.number += 1)),
-            ("more hops", SEND_REQUEST, other(&|handed| handed.hops += 1)),
+            ("another body", SEND_REQUEST, other(&|header| header.body = hash_body(b"[\"y\"]"))),
+            ("another client", SEND_REQUEST, other(&|header| header.client = "192.0.2.1".parse().expect("an address"))),
+            ("another target", SEND_REQUEST, other(&|header| header.target = "02P".to_owned())),
+            ("another time", SEND_REQUEST, other(&|header| header.time_ms += 1)),
+            ("another nonce", SEND_REQUEST, other(&|header| header.nonce += 1)),
+            ("another number", SEND_REQUEST, other(&|header| header.number += 1)),
+            ("more hops", SEND_REQUEST, other(&|header| header.hops += 1)),
             ("an empty header", SEND_REQUEST, String::new()),
         ] {
             assert_eq!(verify_arrival(request, &text, &signed), Err(RelayRefusal::Forged), "{name}");
         }
-        for (name, handed, signed) in [
+        for (name, header, signed) in [
             ("no headers", vec![], vec![]),
             ("no signature", vec![text.as_str()], vec![]),
             ("only a signature", vec![], vec![signed.as_str()]),
             ("an empty signature", vec![text.as_str()], vec![""]),
         ] {
             let found =
-                verify_request(&secrets(), SEND_REQUEST, (&handed, &signed), "01P", &mut NonceCache::default(), NOW);
+                verify_request(&secrets(), SEND_REQUEST, (&header, &signed), "01P", &mut NonceCache::default(), NOW);
             assert_eq!(found, Err(RelayRefusal::Forged), "{name}");
         }
         let unreadable = "1 1 01P";
@@ -312,21 +313,21 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_what_is_signed_and_refused_all_the_same() {
+    fn signed_requests_are_refused_by_time_target_and_hops() {
         let case = |change: &dyn Fn(&mut RelayHeader)| {
-            let mut handed = test_header();
-            change(&mut handed);
-            let text = handed.encode();
+            let mut header = test_header();
+            change(&mut header);
+            let text = header.encode();
             verify_arrival(SEND_REQUEST, &text, &sign_request(&secrets()[1], SEND_REQUEST, &text)).map(|_| ())
         };
         for (name, found, expected) in [
-            ("as old as may be", case(&|handed| handed.time_ms = NOW - REQUEST_TTL_MS), Ok(())),
-            ("as new as may be", case(&|handed| handed.time_ms = NOW + REQUEST_TTL_MS), Ok(())),
-            ("too old", case(&|handed| handed.time_ms = NOW - REQUEST_TTL_MS - 1), Err(RelayRefusal::Expired)),
-            ("of the future", case(&|handed| handed.time_ms = NOW + REQUEST_TTL_MS + 1), Err(RelayRefusal::Expired)),
-            ("for another process", case(&|handed| handed.target = "02P".to_owned()), Err(RelayRefusal::WrongTarget)),
-            ("handed on twice", case(&|handed| handed.hops = 2), Err(RelayRefusal::TwoHops)),
-            ("handed on by nobody", case(&|handed| handed.hops = 0), Err(RelayRefusal::TwoHops)),
+            ("as old as may be", case(&|header| header.time_ms = NOW - REQUEST_TTL_MS), Ok(())),
+            ("as new as may be", case(&|header| header.time_ms = NOW + REQUEST_TTL_MS), Ok(())),
+            ("too old", case(&|header| header.time_ms = NOW - REQUEST_TTL_MS - 1), Err(RelayRefusal::Expired)),
+            ("of the future", case(&|header| header.time_ms = NOW + REQUEST_TTL_MS + 1), Err(RelayRefusal::Expired)),
+            ("for another process", case(&|header| header.target = "02P".to_owned()), Err(RelayRefusal::WrongTarget)),
+            ("relayed twice", case(&|header| header.hops = 2), Err(RelayRefusal::TwoHops)),
+            ("relayed by no process", case(&|header| header.hops = 0), Err(RelayRefusal::TwoHops)),
         ] {
             assert_eq!(found, expected, "{name}");
         }
@@ -344,9 +345,9 @@ mod tests {
     }
 
     #[test]
-    fn a_nonce_is_good_once_for_as_long_as_its_request_could_be_believed() {
+    fn a_nonce_is_accepted_once_for_as_long_as_its_request_is_valid() {
         let mut nonces = NonceCache::default();
-        // It is of the future by as much as may be.
+        // The request is of the future by as much as allowed.
         let ahead = RelayHeader { time_ms: NOW + REQUEST_TTL_MS, ..test_header() }.encode();
         let signed = sign_request(&secrets()[0], SEND_REQUEST, &ahead);
         let mut at =
@@ -359,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn nonces_take_a_bounded_room_and_none_is_forgotten_early() {
+    fn the_nonce_cache_is_bounded_and_forgets_none_early() {
         let mut nonces = NonceCache { since_ms: NOW, ..NonceCache::default() };
         for nonce in 0..NONCES_MAX as u128 {
             assert_eq!(nonces.insert(nonce, NOW), Ok(()));
@@ -372,16 +373,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn headers_read_back_as_they_were(
+        fn headers_round_trip(
             hops in any::<u32>(), target in "[0-9A-Z]{0,26}", time_ms in any::<u64>(), nonce in any::<u128>(),
             number in any::<u128>(), body in "[0-9a-f]{0,64}", client in any::<IpAddr>(),
         ) {
-            let handed = RelayHeader { hops, target, time_ms, nonce, number, body, client };
-            prop_assert_eq!(RelayHeader::parse(&handed.encode()), Some(handed));
+            let header = RelayHeader { hops, target, time_ms, nonce, number, body, client };
+            prop_assert_eq!(RelayHeader::parse(&header.encode()), Some(header));
         }
 
         #[test]
-        fn no_header_breaks_the_reader(text in any::<String>()) {
+        fn no_header_makes_the_parser_panic(text in any::<String>()) {
             let _ = RelayHeader::parse(&text);
         }
     }

@@ -1,36 +1,36 @@
-//! The signature of the HTTP API: which requests a server believes.
+//! The signature of the HTTP API, which authenticates requests of an app's backend.
 //!
-//! Source: `rest-api` in Pusher's documentation. A request that is repeated within the window is accepted, as Pusher
-//! does; one outside it, or with a body that its signature does not cover, is not.
+//! Source: `rest-api` in Pusher's documentation. A request that is repeated within the window is accepted, as by
+//! Pusher; one outside it, or with a body that its signature does not cover, is refused.
 
 use super::{Secret, signature};
 
-/// How far a request's clock may be off, in seconds either way.
+/// Bounds the deviation of a request's clock, in seconds in both directions, as Pusher documents it.
 pub const CLOCK_SKEW_MAX_SECONDS: u64 = 600;
 
 /// A request as it arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct RestRequest<'a> {
-    /// In any case.
+    /// The method, in any case.
     pub method: &'a str,
-    /// Without the query.
+    /// The path without the query.
     pub path: &'a str,
-    /// Decoded pairs.
+    /// The decoded pairs of the query.
     pub query: &'a [(String, String)],
-    /// Raw.
+    /// The raw bytes of the body.
     pub body: &'a [u8],
 }
 
-/// Why a request is not believed; each is answered with 401.
+/// The reason why a request is not authentic; each is answered with 401.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestAuthError {
     /// A query parameter is absent.
     #[error("the query lacks `{0}`")]
     Missing(&'static str),
-    /// Only version 1.0 exists.
+    /// The version of the signature is not 1.0, the only one.
     #[error("`auth_version` must be 1.0")]
     Version,
-    /// Too old, or from the future.
+    /// The timestamp is too old, or from the future.
     #[error("`auth_timestamp` is more than {CLOCK_SKEW_MAX_SECONDS} s away from this server's clock, which says {now}")]
     Expired {
         /// The server's time, in seconds since 1970.
@@ -39,7 +39,7 @@ pub enum RestAuthError {
     /// The signature does not cover this body.
     #[error("`body_md5` is not the MD5 of the body")]
     BodyMd5,
-    /// Wrong secret, or the request was changed on its way.
+    /// The secret is wrong, or the request was changed in transit.
     #[error("invalid signature: you should have sent the HMAC-SHA256 of {0:?} under your secret")]
     Signature(String),
 }
@@ -54,7 +54,7 @@ impl<'a> RestRequest<'a> {
     /// Whether `secret` signed this request, `now` being in seconds since 1970.
     ///
     /// # Errors
-    /// Says which part of the signature is absent or wrong.
+    /// The part of the signature that is absent or wrong.
     pub fn verify(&self, secret: &Secret, now: u64) -> Result<(), RestAuthError> {
         let need = |name| self.query_parameter(name).ok_or(RestAuthError::Missing(name));
         let signature = need("auth_signature")?;
@@ -77,7 +77,7 @@ impl<'a> RestRequest<'a> {
     }
 }
 
-/// The query that signs a request: what a server SDK sends.
+/// The query that signs a request, as a server SDK sends it.
 #[must_use]
 pub fn signed_query(
     key: &str,
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signed_request_is_believed_within_its_window_and_for_its_body() {
+    fn a_signed_request_verifies_within_its_window_and_for_its_body() {
         let query = signed_query("k", &Secret::new("s"), ("POST", "/apps/1/events"), BODY, 1000);
         assert_eq!(verify_query(&query, BODY, 1000), Ok(()));
         assert_eq!(verify_query(&query, BODY, 1600), Ok(()));
@@ -136,7 +136,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_signed_is_believed_and_nothing_else_is(
+        fn only_the_signed_request_verifies(
             body in proptest::collection::vec(any::<u8>(), 0..64),
             secret in any::<String>(),
             now in CLOCK_SKEW_MAX_SECONDS..u64::MAX / 2,

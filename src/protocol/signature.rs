@@ -31,8 +31,8 @@ pub fn verify_signature(secret: &Secret, message: &[u8], signature: &str) -> boo
     !expected.is_empty() && bool::from(expected.as_bytes().ct_eq(signature.as_bytes()))
 }
 
-/// What a subscription's `auth` signs: `SOCKET_ID:CHANNEL`, and `:CHANNEL_DATA` when that was sent, on private channels
-/// too.
+/// The text that a subscription's `auth` signs: `SOCKET_ID:CHANNEL`, and `:CHANNEL_DATA` when that was sent, on private
+/// channels too.
 #[must_use]
 pub fn channel_message(socket_id: &str, channel: &str, channel_data: Option<&str>) -> String {
     match channel_data {
@@ -41,13 +41,14 @@ pub fn channel_message(socket_id: &str, channel: &str, channel_data: Option<&str
     }
 }
 
-/// What a sign-in's `auth` signs.
+/// The text that a sign-in's `auth` signs.
 #[must_use]
 pub fn user_message(socket_id: &str, user_data: &str) -> String {
     format!("{socket_id}::user::{user_data}")
 }
 
-/// What a REST request signs: method, path and the sorted query without `auth_signature`, values not percent-encoded.
+/// The text that a REST request signs: method, path and the sorted query without `auth_signature`, values not
+/// percent-encoded.
 #[must_use]
 pub fn rest_message(method: &str, path: &str, query: &[(String, String)]) -> String {
     let mut pairs: Vec<(String, &str)> = query
@@ -122,7 +123,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_signature_verifies_what_it_signs_and_nothing_else(
+        fn a_signature_verifies_its_own_message_only(
             message in proptest::collection::vec(any::<u8>(), 0..64),
             other in proptest::collection::vec(any::<u8>(), 0..64),
             text in any::<String>(),

@@ -1,8 +1,8 @@
-//! `SockJS` 0.3.3: its frames, how each transport wraps them, and what a client may send.
+//! `SockJS` 0.3.3: its frames, their wrapping for each transport, and the parsing of client messages.
 //!
-//! A frame is `o`, `h`, `a["…"]` or `c[code,"reason"]`. Some browsers mangle what others let pass, so a fixed list of
-//! characters is sent as `\uXXXX` only. In: texts and bodies. Out: frames and messages, or the words that the protocol
-//! answers with. pusher-js's own fallbacks look alike and have their rules in [`super::fallback`].
+//! A frame is `o`, `h`, `a["…"]` or `c[code,"reason"]`. Some browsers mangle characters that others keep, so a fixed
+//! list is sent as `\uXXXX` only. In: texts and bodies. Out: frames and messages, or the texts with which the protocol
+//! answers. pusher-js's own fallbacks look similar and have their rules in [`super::fallback`].
 
 use std::fmt::Write;
 
@@ -10,28 +10,28 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use url::form_urlencoded;
 
-/// A new session.
+/// `o`: opens a new session.
 pub const OPEN_FRAME: &str = "o";
 
-/// Still here.
+/// `h`: a heartbeat without content.
 pub const HEARTBEAT_FRAME: &str = "h";
 
 /// Units after which a streaming answer ends, so that a browser can free it.
 pub const RESPONSE_MAX_UNITS: usize = 128 << 10;
 
-/// Units that stand before the first frame of `xhr_streaming`, for browsers that hold the first ones back.
+/// Units before the first frame of `xhr_streaming`, for browsers that buffer the first ones.
 const PRELUDE_UNIT_COUNT: usize = 2_048;
 
-/// Units that the head of `htmlfile` has at least, its callback's name not counted, for the same reason.
+/// Least units in the head of `htmlfile`, its callback's name not counted, for the same reason.
 const HTMLFILE_HEAD_MIN_UNITS: usize = 1_023;
 
-/// The body is missing, or no array.
+/// Answer to a body that is missing, or no array.
 pub const PAYLOAD_EXPECTED: &str = "Payload expected.";
 
-/// The body is not JSON.
+/// Answer to a body that is not JSON.
 pub const BROKEN_JSON: &str = "Broken JSON encoding.";
 
-/// `a[…]`: messages.
+/// `a[…]`: a batch of messages.
 #[must_use]
 pub fn encode_messages<'a>(messages: impl IntoIterator<Item = &'a str>) -> String {
     let mut frame = String::from("a[");
@@ -45,13 +45,13 @@ pub fn encode_messages<'a>(messages: impl IntoIterator<Item = &'a str>) -> Strin
     frame
 }
 
-/// `c[code,"reason"]`: the session is over.
+/// `c[code,"reason"]`: ends the session.
 #[must_use]
 pub fn encode_close(code: u16, reason: &str) -> String {
     format!("c[{code},{}]", quote_json(reason))
 }
 
-/// A JSON string in which everything that a browser might mangle is escaped.
+/// A JSON string in which all characters that a browser might mangle are escaped.
 #[must_use]
 pub fn quote_json(text: &str) -> String {
     let plain = Value::from(text).to_string();
@@ -83,7 +83,7 @@ fn is_mangled(c: char) -> bool {
         | '\u{fff0}'..=char::MAX)
 }
 
-/// How a transport writes a frame.
+/// The form in which a transport writes a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FrameWrapping {
     /// `xhr` and `xhr_streaming`: a line each.
@@ -97,7 +97,7 @@ pub enum FrameWrapping {
 }
 
 impl FrameWrapping {
-    /// The frame as it is written.
+    /// The frame as it is written to the response.
     #[must_use]
     pub fn wrap(&self, frame: &str) -> String {
         match self {
@@ -113,7 +113,7 @@ impl FrameWrapping {
         }
     }
 
-    /// What a frame ends with as it is written, and nothing within it does.
+    /// The text that ends a written frame and never occurs within it.
     #[must_use]
     pub fn frame_terminator(&self) -> &'static str {
         match self {
@@ -125,13 +125,13 @@ impl FrameWrapping {
     }
 }
 
-/// What stands before the first frame of `xhr_streaming`.
+/// The text before the first frame of `xhr_streaming`.
 #[must_use]
 pub fn line_prelude() -> String {
     format!("{}\n", "h".repeat(PRELUDE_UNIT_COUNT))
 }
 
-/// What stands before the first frame of `eventsource`.
+/// The text before the first frame of `eventsource`.
 pub const EVENT_PRELUDE: &str = "\r\n";
 
 /// The head of an `htmlfile`, which the protocol fixes to the letter.
@@ -175,16 +175,16 @@ pub fn iframe_page(script: &str) -> String {
     )
 }
 
-/// The script that stands in the page of a hidden frame.
+/// The script in the page of a hidden frame.
 pub const IFRAME_SCRIPT: &str = "
     document.domain = document.domain;
     SockJS.bootstrap_iframe();
   ";
 
-/// The function that `htmlfile` and `jsonp` are to call, from the query; its name has at most so many letters.
+/// The function that `htmlfile` and `jsonp` call, from the query; its name has at most `most` letters.
 ///
 /// # Errors
-/// There is none, or its name could be more than a name.
+/// The name is absent, or contains more than a name may.
 pub fn parse_callback(query: &str, most: usize) -> Result<String, &'static str> {
     let named = |wanted: &str| {
         let mut pairs = form_urlencoded::parse(query.as_bytes());
@@ -198,10 +198,10 @@ pub fn parse_callback(query: &str, most: usize) -> Result<String, &'static str> 
     Ok(callback)
 }
 
-/// Reads the body of `xhr_send`: a JSON array, each element a message.
+/// Parses the body of `xhr_send`: a JSON array, each element a message.
 ///
 /// # Errors
-/// It is something else; the text is the protocol's answer.
+/// The body has another form; the text is the protocol's answer.
 pub fn parse_send(body: &[u8]) -> Result<Vec<String>, &'static str> {
     let text = String::from_utf8_lossy(body);
     if text.is_empty() {
@@ -214,10 +214,10 @@ pub fn parse_send(body: &[u8]) -> Result<Vec<String>, &'static str> {
     }
 }
 
-/// Reads the body of `jsonp_send`: a form whose field `d` is what `xhr_send` takes, or that itself.
+/// Parses the body of `jsonp_send`: a form whose field `d` holds the body of an `xhr_send`, or that body itself.
 ///
 /// # Errors
-/// It is something else; the text is the protocol's answer.
+/// The body has another form; the text is the protocol's answer.
 pub fn parse_form(content_type: &str, body: &[u8]) -> Result<Vec<String>, &'static str> {
     match content_type.split(';').next().unwrap_or_default() {
         "application/x-www-form-urlencoded" => {
@@ -229,10 +229,10 @@ pub fn parse_form(content_type: &str, body: &[u8]) -> Result<Vec<String>, &'stat
     }
 }
 
-/// Reads what came over a WebSocket: an array of messages or one message; nothing means nothing.
+/// Parses a text of a WebSocket: an array of messages or one message; an empty text has none.
 ///
 /// # Errors
-/// It is not JSON: the socket is to be closed.
+/// The text is not JSON: the socket is to be closed.
 pub fn parse_socket(text: &str) -> Result<Vec<String>, &'static str> {
     if text.is_empty() {
         return Ok(Vec::new());
@@ -243,14 +243,14 @@ pub fn parse_socket(text: &str) -> Result<Vec<String>, &'static str> {
     }
 }
 
-/// A message out of its JSON. Browsers send texts; whatever else it is goes on as it came.
+/// A message out of its JSON. Browsers send texts; any other value is forwarded as its JSON.
 fn parse_message(json: &str) -> String {
     serde_json::from_str(json)
         .or_else(|_| serde_json::from_str(&without_lone_surrogates(json)))
         .unwrap_or_else(|_| json.to_owned())
 }
 
-/// JSON in which escaped halves of a pair that stand alone are replaced: JavaScript has such texts, Unicode does not.
+/// JSON in which lone escaped surrogates are replaced: JavaScript has such texts, Unicode does not.
 fn without_lone_surrogates(json: &str) -> String {
     let mut whole = String::with_capacity(json.len());
     let mut rest = json;
@@ -281,8 +281,8 @@ fn parse_escaped_unit(text: &str) -> Option<u16> {
     digits.chars().all(|c| c.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?
 }
 
-/// The key and the query out of a session's first message, `{"path":"/app/KEY?protocol=7&…"}`. Whatever stands before
-/// `/app` is the client's own prefix.
+/// The key and the query from a session's first message, `{"path":"/app/KEY?protocol=7&…"}`. Any text before `/app` is
+/// the client's own prefix.
 #[must_use]
 pub fn first_message(text: &str) -> Option<(String, String)> {
     let message: Value = serde_json::from_str(text).ok()?;
@@ -298,7 +298,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_browsers_mangle_is_escaped_and_the_rest_is_not() {
+    fn only_characters_that_browsers_mangle_are_escaped() {
         for (text, quoted) in [
             ("plain ü € <&>", r#""plain ü € <&>""#),
             ("\"\\/", r#""\"\\/""#),
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn every_transport_wraps_a_frame_in_its_own_way() {
+    fn every_transport_wraps_a_frame_differently() {
         let call = FrameWrapping::Call("a.b".into());
         for (wrapping, frame, written) in [
             (&FrameWrapping::Line, encode_messages(["x"]), "a[\"x\"]\n"),
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_heads_are_as_long_as_browsers_need() {
+    fn the_preludes_are_as_long_as_browsers_need() {
         assert_eq!(line_prelude().len(), 2_049);
         for callback in ["c", "callback", "_jp.a1b2c3d"] {
             let head = htmlfile_head(callback);
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_send_is_an_array() {
+    fn a_send_body_is_an_array() {
         for (body, found) in [
             ("[]", Ok(vec![])),
             (r#"["a","b"]"#, Ok(vec!["a", "b"])),
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_takes_arrays_single_messages_and_nothing() {
+    fn a_socket_accepts_arrays_single_messages_and_empty_texts() {
         let one = |text: &str| Ok(vec![text.to_owned()]);
         for (text, found) in [
             ("", Ok(vec![])),
@@ -445,27 +445,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn quoted_texts_read_back_as_they_were(text in any::<String>()) {
+        fn quoted_texts_round_trip(text in any::<String>()) {
             let quoted = quote_json(&text);
             prop_assert!(!quoted.chars().any(is_mangled));
             prop_assert_eq!(serde_json::from_str::<String>(&quoted).ok(), Some(text));
         }
 
         #[test]
-        fn messages_read_back_as_they_were(list in proptest::collection::vec(any::<String>(), 0..4)) {
+        fn messages_round_trip(list in proptest::collection::vec(any::<String>(), 0..4)) {
             let frame = encode_messages(list.iter().map(String::as_str));
             prop_assert_eq!(parse_send(&frame.as_bytes()[1..]), Ok(list));
         }
 
         #[test]
-        fn any_units_make_a_message(units in proptest::collection::vec(any::<u16>(), 0..12)) {
+        fn any_code_units_make_a_message(units in proptest::collection::vec(any::<u16>(), 0..12)) {
             let escaped = units.iter().fold(String::new(), |text, unit| format!("{text}\\u{unit:04x}"));
             let body = format!("[\"{escaped}\"]");
             prop_assert_eq!(parse_send(body.as_bytes()), Ok(vec![String::from_utf16_lossy(&units)]));
         }
 
         #[test]
-        fn no_body_breaks_the_reader(body in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn no_body_makes_the_parsers_panic(body in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = (parse_send(&body), parse_form("", &body), parse_socket(&String::from_utf8_lossy(&body)));
         }
 

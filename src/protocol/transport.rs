@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::ServerKind;
 
-/// How a client reaches an edge server, by the names that pusher-js uses; those of `SockJS` say so.
+/// The transport of a client's connection, named as in pusher-js; the variants of `SockJS` carry its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
     /// RFC 6455 on `/app/{key}`.
     Websocket,
-    /// pusher-js's first fallback: one long answer, sends beside it.
+    /// pusher-js's first fallback: one long answer, with sends in requests beside it.
     XhrStreaming,
     /// pusher-js's second fallback: one answer per batch of messages.
     XhrPolling,
-    /// `SockJS` over WebSocket, its raw one too.
+    /// `SockJS` over WebSocket, its raw variant included.
     SockjsWebsocket,
     /// `SockJS` with one long answer.
     SockjsXhrStreaming,
-    /// `SockJS` with one answer per frame, `jsonp` too.
+    /// `SockJS` with one answer per frame, `jsonp` included.
     SockjsXhr,
-    /// `SockJS` with a stream of events, `htmlfile` too: what pusher-js's `sockjs` takes first.
+    /// `SockJS` with a stream of events, `htmlfile` included: the first choice of pusher-js's `sockjs`.
     SockjsEventsource,
 }
 

@@ -1,56 +1,55 @@
 //! The webhook's body, headers and signature.
 //!
 //! Every field is text or a number, because some SDKs read nothing else; `Content-Type` is exactly `application/json`,
-//! because the Node SDK compares it. `id`, `epoch` and `seq` stand beside Pusher's fields for receivers that drop
-//! repeats.
+//! because the Node SDK compares it. `id`, `epoch` and `seq` accompany Pusher's fields for receivers that drop repeats.
 
 use serde::{Deserialize, Serialize};
 
 use super::record::{EventKind, EventOrder, RecordedEvent};
 use super::{ChannelName, Secret, signature};
 
-/// Names the key whose secret signed the body.
+/// Header with the key whose secret signed the body.
 pub const KEY_HEADER: &str = "X-Pusher-Key";
-/// HMAC-SHA256 of the raw body.
+/// Header with the HMAC-SHA256 of the raw body.
 pub const SIGNATURE_HEADER: &str = "X-Pusher-Signature";
-/// The time of the oldest event where the body had to be stamped anew.
+/// Header with the time of the oldest event, if the body had to be stamped anew.
 pub const ORIGINAL_TIME_HEADER: &str = "X-Realtime-Original-Time";
-/// The only content type that the Node SDK takes.
+/// The only content type that the Node SDK accepts.
 pub const CONTENT_TYPE: &str = "application/json";
 
 /// The body of one webhook.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WebhookBody {
-    /// When the events were made, in ms since 1970; SDKs refuse what is older than five minutes.
+    /// Time at which the events were made, in ms since 1970; SDKs refuse events older than five minutes.
     pub time_ms: u64,
     /// The events, oldest first.
     pub events: Vec<WebhookEvent>,
 }
 
-/// One event as a customer reads it.
+/// One event as a customer receives it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WebhookEvent {
-    /// What happened, with the fields of its kind.
+    /// The kind of event, with its fields.
     #[serde(flatten)]
     pub kind: EventKind,
-    /// Where.
+    /// The channel that the event belongs to.
     pub channel: ChannelName,
-    /// The same through every repeat.
+    /// The event's id, the same through every repeat.
     pub id: String,
-    /// The place among the channel's state events.
+    /// Position among the channel's state events.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub order: Option<EventOrder>,
 }
 
 impl WebhookEvent {
-    /// What a customer reads of a recorded event.
+    /// The customer's view of a recorded event.
     #[must_use]
     pub fn new(channel: &ChannelName, event: &RecordedEvent) -> Self {
         Self { kind: event.kind.clone(), channel: channel.clone(), id: event.id.clone(), order: event.order }
     }
 }
 
-/// Whether key, signature and body belong together.
+/// Whether the signature is that of the raw body under the secret.
 #[must_use]
 pub fn verify_webhook(secret: &Secret, raw_body: &[u8], signature: &str) -> bool {
     signature::verify_signature(secret, raw_body, signature)
@@ -92,7 +91,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             prop_assert!(serde_json::from_slice::<WebhookBody>(&bytes).is_err());
         }
     }
