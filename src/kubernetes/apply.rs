@@ -14,7 +14,7 @@ pub const FIELD_MANAGER: &str = "realtime-operator";
 pub enum ApplyError {
     /// Something of that name is there and belongs to someone else.
     #[error(
-        "{kind} {namespace}/{name} is there and not ours ({owner}): it was not touched. Rename or delete it, or give the cluster another name"
+        "{kind} {namespace}/{name} already exists and is not ours ({owner}): it was not changed. Rename or delete it, or give the cluster another name"
     )]
     NotOurs {
         /// Its kind.
