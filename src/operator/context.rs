@@ -94,7 +94,7 @@ impl From<ApplyError> for ReconcileError {
     fn from(error: ApplyError) -> Self {
         match &error {
             ApplyError::NotOurs { .. } => Self::terminal(Reason::ChildNotOurs, error.to_string()),
-            ApplyError::Api { what, error } => Self::from_call(what, error),
+            ApplyError::Api { operation, error } => Self::from_call(operation, error),
             ApplyError::Malformed(_) => Self::transient(Reason::ApplyFailed, error.to_string()),
         }
     }
