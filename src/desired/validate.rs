@@ -47,7 +47,7 @@ pub struct StreamIdentity {
 /// An app that is not served, with its problems.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedApp {
-    /// Name of the RealtimeApp object.
+    /// Name of the `RealtimeApp` object.
     pub name: String,
     /// The problems, each with path and remedy.
     pub problems: Vec<ManifestProblem>,

@@ -12,7 +12,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct KubernetesClients {
     /// Client for watches, which stay open for minutes.
     pub watch: Client,
-    /// Client for calls, each bounded by [`CALL_TIMEOUT`].
+    /// Client for calls, each bounded by 10 s.
     pub call: Client,
 }
 

@@ -10,13 +10,13 @@ use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
-/// Name of the webhook receiver's Service and EndpointSlice.
+/// Name of the webhook receiver's Service and its `EndpointSlice`.
 pub const RECEIVER_SERVICE: &str = "realtime-operator-receiver";
 
 /// Points the receiver's Service at this replica.
 ///
 /// # Errors
-/// The API server refuses the EndpointSlice or does not answer.
+/// The API server refuses the `EndpointSlice` or does not answer.
 pub async fn apply_endpoint_slice(
     client: &Client,
     namespace: &str,

@@ -1,4 +1,4 @@
-//! Renders the pods: ServiceAccounts, Deployments, disruption budgets and pod templates.
+//! Renders the pods: service accounts, Deployments, disruption budgets and pod templates.
 
 use std::collections::BTreeMap;
 

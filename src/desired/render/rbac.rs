@@ -17,7 +17,7 @@ pub(super) fn render_role(cluster: &ValidCluster) -> Role {
     Role { metadata: child_metadata(cluster, child_name(cluster, "dispatcher"), "dispatcher"), rules: Some(vec![rule]) }
 }
 
-/// Binds the Role to the dispatcher's ServiceAccount.
+/// Binds the Role to the dispatcher's service account.
 pub(super) fn render_role_binding(cluster: &ValidCluster) -> RoleBinding {
     RoleBinding {
         metadata: child_metadata(cluster, child_name(cluster, "dispatcher"), "dispatcher"),
