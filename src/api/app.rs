@@ -91,7 +91,7 @@ pub enum CredentialState {
     Retiring,
 }
 
-/// What an app and each of its clients may do.
+/// Limits of the app and of each client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AppLimitsSpec {

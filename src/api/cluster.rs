@@ -230,14 +230,14 @@ pub struct EdgeServer {
     /// Whether this server is deployed.
     #[serde(default)]
     pub state: EnabledState,
-    /// Number of pods.
+    /// Number of pods to run.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 1, max = 1000))]
     pub replicas: i32,
     /// How a terminating pod moves its clients to other pods.
     #[serde(default)]
     pub drain: DrainSpec,
-    /// Additional environment variables.
+    /// Additional environment variables of the server.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub env: Vec<ExtraVariable>,
@@ -353,7 +353,7 @@ pub enum WebhooksMode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DispatcherServer {
-    /// Number of pods.
+    /// Number of pods to run.
     #[serde(default = "DispatcherServer::replicas")]
     #[schemars(range(min = 1, max = 100))]
     pub replicas: i32,
@@ -365,7 +365,7 @@ pub struct DispatcherServer {
     #[serde(default = "DispatcherServer::max_backoff")]
     #[schemars(range(min = 1, max = 3600))]
     pub max_backoff_seconds: u32,
-    /// Additional environment variables.
+    /// Additional environment variables of the server.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub env: Vec<ExtraVariable>,

@@ -19,7 +19,7 @@ pub const PROOF_TTL_SECONDS: i64 = 15 * 60;
 /// Time between two updates of `status.gate.passedAt`, in s: each is a write of the object.
 const PASSED_AT_INTERVAL_SECONDS: i64 = 5 * 60;
 
-/// Inputs of [`decide_status`].
+/// Inputs from which [`decide_status`] decides.
 pub struct StatusInputs<'a> {
     /// The error that keeps the cluster from being rendered.
     pub error: Option<&'a ReconcileError>,
