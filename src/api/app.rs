@@ -1,4 +1,4 @@
-//! `RealtimeApp`: one app whose clients a cluster serves.
+//! `RealtimeApp`: spec and status of an app whose clients a cluster serves.
 #![expect(
     clippy::duplicated_attributes,
     reason = "columns have one type in common, and the lint reads their arguments apart"
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{EnabledState, SecretRef};
 
-/// What a user wants of an app.
+/// The desired state of an app.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "realtime-operator.dev",
@@ -31,37 +31,37 @@ use super::{EnabledState, SecretRef};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct RealtimeAppSpec {
-    /// Digits, because the server SDKs refuse others; immutable.
+    /// Id of the app: digits only, because the server SDKs refuse other characters. Immutable.
     #[serde(rename = "appID")]
     #[schemars(regex(pattern = "^[0-9]{1,20}$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("appID is immutable: create another app"))]
     pub app_id: String,
-    /// Pairs of key and secret, oldest first; absent means that one is generated.
+    /// Pairs of key and secret, oldest first; by default one pair is generated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub credentials: Vec<AppCredential>,
-    /// A disabled app takes no connection and no publish.
+    /// Whether the app accepts connections and publishes.
     #[serde(default)]
     pub state: EnabledState,
     /// Whether clients may send client events.
     #[serde(default = "app_disabled")]
     pub client_events: EnabledState,
-    /// Whether clients and webhooks are told how many connections are in a channel, presence channels left out.
+    /// Whether clients and webhooks receive the number of connections in a channel, except for presence channels.
     #[serde(default = "app_disabled")]
     pub subscription_count: EnabledState,
-    /// Seconds in which a connection must sign in, or enter a channel that needs a signature; absent means that it
-    /// need not.
+    /// Seconds in which a connection must sign in, or subscribe to a channel that needs a signature; by default it need
+    /// not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3600))]
     pub authorization_seconds: Option<u32>,
     /// Origins whose pages may connect, such as `https://shop.example.com`, `https://*.example.com` or
-    /// `http://localhost:*`; absent means all. Clients that send no origin are no browsers and may always connect.
+    /// `http://localhost:*`; by default all. Clients that send no origin are not browsers and may always connect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), inner(length(max = 300), regex(pattern = r"^[A-Za-z0-9.:/*\[\]_+-]+$")))]
     pub allowed_origins: Vec<String>,
-    /// What the app and each of its clients may do.
+    /// Limits of the app and of each client.
     #[serde(default)]
     pub limits: AppLimitsSpec,
-    /// Where webhooks go.
+    /// Endpoints that receive the app's webhooks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub webhooks: Vec<WebhookSpec>,
 }
@@ -70,40 +70,40 @@ fn app_disabled() -> EnabledState {
     EnabledState::Disabled
 }
 
-/// A pair of key and secret.
+/// A pair of key and secret, by which clients and backends authenticate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AppCredential {
-    /// A Secret with `key` and `secret`.
+    /// Secret with the keys `key` and `secret`.
     pub secret_ref: SecretRef,
-    /// Whether new signatures are made with it.
+    /// Whether webhooks are signed with this pair.
     #[serde(default)]
     pub state: CredentialState,
 }
 
-/// Both states are accepted from clients.
+/// Use of a credential; clients may use both states.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum CredentialState {
-    /// In use.
+    /// Signs webhooks and authenticates clients.
     #[default]
     Active,
-    /// On its way out.
+    /// Only authenticates clients, until it is removed.
     Retiring,
 }
 
-/// What an app and each of its clients may do.
+/// Limits of the app and of each client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AppLimitsSpec {
-    /// Connections of the app, on all pods together; absent means any number.
+    /// Largest number of connections of the app on all pods together; by default unlimited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub connections: Option<u32>,
-    /// Bytes of data in one event, of clients and of the app's backend.
+    /// Largest size of an event's data in bytes, from clients and from the app's backend.
     #[serde(default = "AppLimitsSpec::message_bytes")]
     #[schemars(range(min = 1, max = 10240))]
     pub message_bytes: u32,
-    /// Client events of one connection in a second.
+    /// Largest number of client events per second and connection.
     #[serde(default = "AppLimitsSpec::client_events")]
     #[schemars(range(min = 1, max = 10000))]
     pub client_events_per_second: u32,
@@ -129,23 +129,23 @@ impl Default for AppLimitsSpec {
     }
 }
 
-/// One webhook endpoint.
+/// An endpoint that receives webhooks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookSpec {
-    /// Unique within the app.
+    /// Name of the endpoint, unique within the app.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// Where to post.
+    /// URL to which webhooks are posted.
     #[schemars(regex(pattern = "^https?://.+"))]
     pub url: String,
-    /// The events it wants; absent means all.
+    /// Kinds of events to send; by default all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<EventName>,
-    /// Only channels whose name begins so.
+    /// Prefix of the channel names whose events are sent; by default all channels.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub channel_prefix: String,
-    /// Seconds for one attempt in total.
+    /// Timeout of one attempt, in seconds.
     #[serde(default = "WebhookSpec::timeout")]
     #[schemars(range(min = 1, max = 30))]
     pub timeout_seconds: u32,
@@ -157,28 +157,28 @@ impl WebhookSpec {
     }
 }
 
-/// The kinds of event that a webhook may carry.
+/// Kinds of events in webhooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventName {
-    /// The first subscriber came.
+    /// A channel got its first subscriber.
     ChannelOccupied,
-    /// The last subscriber left.
+    /// A channel lost its last subscriber.
     ChannelVacated,
-    /// A user came.
+    /// A user joined a presence channel.
     MemberAdded,
-    /// A user left.
+    /// A user left a presence channel.
     MemberRemoved,
     /// A client sent an event.
     ClientEvent,
-    /// Someone came to a cache channel that had nothing to show.
+    /// A client subscribed to a cache channel whose cache is empty.
     CacheMiss,
-    /// How many connections are in a channel has changed; sent if `subscriptionCount` is `Enabled`.
+    /// The number of connections in a channel changed; sent only if `subscriptionCount` is `Enabled`.
     SubscriptionCount,
 }
 
 impl EventName {
-    /// Every kind.
+    /// All kinds of events, in the order of the documentation.
     pub const ALL: [Self; 7] = [
         Self::ChannelOccupied,
         Self::ChannelVacated,
@@ -189,7 +189,7 @@ impl EventName {
         Self::SubscriptionCount,
     ];
 
-    /// The name in a webhook.
+    /// Name of the kind in a webhook.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -204,14 +204,14 @@ impl EventName {
     }
 }
 
-/// What the operator saw of an app.
+/// Observed state of an app.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RealtimeAppStatus {
-    /// The generation that this status is about; -1 until anyone looked.
+    /// Generation of the spec that this status describes; -1 until it was first reconciled.
     #[serde(default = "unobserved_status")]
     pub observed_generation: i64,
-    /// The conditions, one of each type.
+    /// Conditions, one of each type.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -1,4 +1,4 @@
-//! `RealtimeCluster`: one realtime cluster.
+//! `RealtimeCluster`: spec of a realtime cluster.
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -9,10 +9,10 @@ pub use super::status::{
 };
 use super::{EnabledState, SecretKeyRef, SecretRef};
 
-/// Longest name of a cluster: children add up to 23 characters, and a name has 63.
+/// Longest name of a cluster: children append up to 23 characters, and Kubernetes allows 63.
 pub const MAX_NAME: usize = 40;
 
-/// What a user wants of a cluster.
+/// The desired state of a cluster.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "realtime-operator.dev",
@@ -40,51 +40,51 @@ pub const MAX_NAME: usize = 40;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct RealtimeClusterSpec {
-    /// The image of every server.
+    /// Container image of all servers.
     #[serde(default)]
     pub image: ImageSpec,
-    /// Where the stream is, and who may use it.
+    /// Region, endpoint and identity for the Kinesis stream.
     pub aws: AwsSpec,
-    /// What joins the edges.
+    /// The bus through which edges exchange events.
     pub bus: BusSpec,
-    /// Whether WebSocket and the HTTP fallbacks are served apart or by one Deployment, whose `replicas`, `drain` and `env`
-    /// are those of `websocket`. The Services are the same either way. Immutable.
+    /// Whether WebSocket and the HTTP fallbacks are served by separate Deployments or by one, whose `replicas`, `drain` and
+    /// `env` are those of `websocket`. The Services are the same in both cases. Immutable.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("servers is immutable: create another cluster and move to it"))]
     pub servers: ServerLayout,
-    /// The edges that serve WebSocket.
+    /// Edge servers for WebSocket.
     #[serde(default)]
     pub websocket: EdgeServer,
-    /// The edges that serve the HTTP fallbacks.
+    /// Edge servers for the HTTP fallbacks of `SockJS`.
     #[serde(default)]
     pub sockjs: EdgeServer,
-    /// What clients of `SockJS` are given by the sockjs server.
+    /// Settings that the sockjs server sends to `SockJS` clients.
     #[serde(default)]
     pub sockjs_clients: SockjsClients,
-    /// Networks of the load balancers and proxies in front of the edges, such as `10.20.0.0/16`: only from there
-    /// `X-Forwarded-For` is believed.
+    /// Networks of the load balancers and proxies in front of the edges, such as `10.20.0.0/16`: `X-Forwarded-For` is
+    /// trusted only from these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub trusted_proxies: Vec<String>,
-    /// How events become webhooks.
+    /// Delivery of events as webhooks.
     #[serde(default)]
     pub webhooks: WebhookPipelineSpec,
-    /// When the cluster counts as operational.
+    /// When the cluster counts as ready.
     #[serde(default)]
     pub gate: GateSpec,
 }
 
-/// An image.
+/// Container image of the servers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageSpec {
-    /// Without tag.
+    /// Image repository without a tag.
     #[serde(default = "ImageSpec::default_repository")]
     pub repository: String,
-    /// The release; absent means the operator's own.
+    /// Image tag; defaults to the operator's own release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
-    /// `sha256:…`; wins over the tag.
+    /// Image digest, `sha256:…`; takes precedence over the tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
 }
@@ -101,27 +101,27 @@ impl Default for ImageSpec {
     }
 }
 
-/// Where the stream is, and who may use it.
+/// Region, endpoint and identity for the Kinesis stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.endpointURL) || self.endpointURL.startsWith('https://') || (has(self.allowInsecureEndpoint) && self.allowInsecureEndpoint)").message("endpointURL is not https://: use https://, or write allowInsecureEndpoint: true for an emulator"))]
 pub struct AwsSpec {
-    /// The stream's region: never guessed, immutable.
+    /// AWS region of the stream. Required and immutable.
     #[schemars(length(min = 1))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("region is immutable: create another cluster and move to it"))]
     pub region: String,
-    /// Address of an emulator or of a VPC endpoint.
+    /// URL of a Kinesis emulator or VPC endpoint; defaults to the public endpoint of the region.
     #[serde(rename = "endpointURL", default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = "^https?://.+"))]
     pub endpoint_url: Option<String>,
-    /// Lets `endpointURL` be plain HTTP.
+    /// Allows plain HTTP in `endpointURL`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_insecure_endpoint: Option<bool>,
-    /// Where credentials come from.
+    /// Source of AWS credentials.
     pub identity: IdentitySpec,
 }
 
-/// Where credentials come from: exactly one way, without a silent fallback.
+/// Source of AWS credentials: exactly one, without a silent fallback.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -130,38 +130,38 @@ pub struct AwsSpec {
     validation = Rule::new("!(self.type in ['IRSA', 'WebIdentity']) || (has(self.edge) && has(self.dispatcher))").message("type: IRSA and WebIdentity need edge.roleARN and dispatcher.roleARN")
 )]
 pub struct IdentitySpec {
-    /// The way.
+    /// Type of the credential source.
     #[serde(rename = "type")]
     pub kind: IdentityType,
-    /// The edges' role.
+    /// IAM role of the edges.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edge: Option<IdentityRole>,
-    /// The dispatcher's role.
+    /// IAM role of the dispatcher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dispatcher: Option<IdentityRole>,
-    /// With `StaticKeys`: a Secret with `accessKeyID` and `secretAccessKey`.
+    /// Secret with the keys `accessKeyID` and `secretAccessKey`; only with type `StaticKeys`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
 }
 
-/// The ways to credentials.
+/// Types of credential sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum IdentityType {
-    /// IAM roles for service accounts, on EKS.
+    /// EKS IAM roles for service accounts.
     #[serde(rename = "IRSA")]
     Irsa,
-    /// EKS Pod Identity.
+    /// EKS Pod Identity associations.
     PodIdentity,
-    /// A projected token and a role, on self-managed Kubernetes.
+    /// A projected service account token with an IAM role, on self-managed Kubernetes.
     WebIdentity,
-    /// A pair of keys in a Secret.
+    /// A pair of access keys in a Secret.
     StaticKeys,
-    /// The node's own role.
+    /// The IAM role of the node.
     NodeRole,
 }
 
 impl IdentityType {
-    /// The word, as in the manifest and in the variable.
+    /// Name of the type, as in the manifest and in the variable.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -174,86 +174,87 @@ impl IdentityType {
     }
 }
 
-/// An IAM role.
+/// An IAM role of one server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IdentityRole {
-    /// Its ARN.
+    /// ARN of the role.
     #[serde(rename = "roleARN")]
     #[schemars(regex(pattern = "^arn:"))]
     pub role_arn: String,
 }
 
-/// What joins the edges.
+/// The bus through which edges exchange events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BusSpec {
-    /// The kind of bus.
+    /// Type of the bus.
     #[serde(rename = "type")]
     pub kind: BusType,
-    /// With `type: Redis`.
+    /// Settings for type `Redis`.
     pub redis: RedisSpec,
 }
 
-/// The kinds of bus.
+/// Supported types of bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum BusType {
-    /// A Redis that you run.
+    /// A Redis that you operate.
     Redis,
 }
 
-/// A Redis that you run.
+/// A Redis that you operate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RedisSpec {
-    /// Where its address stands: `redis://`, `redis-sentinel://` or `redis-cluster://`, and `rediss…://` with TLS.
+    /// Secret key with the URL: `redis://`, `redis-sentinel://` or `redis-cluster://`, and `rediss…://` for TLS.
     pub url_secret_ref: SecretKeyRef,
-    /// With TLS: where the certificates stand, in PEM form, of the authorities that may have signed Redis's. Without it,
-    /// only public ones are believed.
+    /// Secret key with CA certificates in PEM form that verify the certificate of Redis; only for TLS. By default only
+    /// public CAs are trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKeyRef>,
 }
 
-/// Which edges are one Deployment.
+/// Whether edge servers share a Deployment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ServerLayout {
-    /// One for WebSocket, one for the HTTP fallbacks.
+    /// One Deployment for WebSocket and one for the HTTP fallbacks.
     #[default]
     Separate,
-    /// One for both.
+    /// One Deployment for both.
     Combined,
 }
 
-/// One kind of edge server.
+/// Edge servers of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EdgeServer {
-    /// Whether it runs.
+    /// Whether this server is deployed.
     #[serde(default)]
     pub state: EnabledState,
-    /// How many pods.
+    /// Number of pods to run.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 1, max = 1000))]
     pub replicas: i32,
-    /// How a pod that ends sends its clients to others.
+    /// How a terminating pod moves its clients to other pods.
     #[serde(default)]
     pub drain: DrainSpec,
-    /// Extra variables.
+    /// Additional environment variables of the server.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub env: Vec<ExtraVariable>,
 }
 
-/// How a pod that ends sends its clients to others. It has 30 seconds more than both together before it is killed.
+/// How a terminating pod moves its clients to other pods. The termination grace period is 30 seconds longer than both
+/// phases together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DrainSpec {
-    /// Seconds for which it still serves and takes clients in, though it is not ready any more: what load balancers need
-    /// to learn of it. An NLB in front of pods needs about 120, an ALB 30.
+    /// Seconds in which the pod still serves and accepts clients although it is not ready any more, until load balancers
+    /// have deregistered it. An NLB in front of pods needs about 120, an ALB 30.
     #[serde(default = "DrainSpec::hold")]
     #[schemars(range(min = 0, max = 3600))]
     pub hold_seconds: u32,
-    /// Seconds after that in which clients are told to go. They go one by one, about a hundred in a second, and faster
-    /// only when there are too many for this time.
+    /// Seconds after the hold in which clients are asked to reconnect, about a hundred per second, and faster only when
+    /// there are too many for this time.
     #[serde(default = "DrainSpec::window")]
     #[schemars(range(min = 1, max = 3600))]
     pub window_seconds: u32,
@@ -285,86 +286,86 @@ impl Default for EdgeServer {
     }
 }
 
-/// What clients of `SockJS` are given.
+/// Settings that the sockjs server sends to `SockJS` clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SockjsClients {
-    /// Scripts that hidden frames may load: the first one, or another that `js_path` names to the letter. Absent means
-    /// those of the current sockjs-client and pusher-js, at their usual addresses.
+    /// URLs of scripts that hidden frames may load: the first one, or another that `js_path` matches exactly. Defaults to
+    /// the scripts of the current sockjs-client and pusher-js at their usual addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50), inner(regex(pattern = r"^https?://[A-Za-z0-9._~:/@%+=?-]+$")))]
     pub scripts: Vec<String>,
-    /// Whether sessions set the cookie `JSESSIONID`, for a load balancer that keeps a client on one pod by it.
+    /// Whether sessions set the cookie `JSESSIONID`, for load balancers with cookie affinity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cookie: Option<EnabledState>,
-    /// This cluster's own name for its host: clients are told to send the rest of a session there. In it `{pod}` stands
-    /// for the pod's name, so that each pod can have a host of its own. Absent means where they began; any pod takes it.
+    /// Host to which clients send the further requests of a session. `{pod}` is replaced by the name of the pod, so that
+    /// each pod can have its own host. Defaults to the host of the first request; any pod accepts any request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253), regex(pattern = r"^([A-Za-z0-9.-]|\{pod\})+$"))]
     pub canonical_host: Option<String>,
 }
 
-/// A variable beside those that the operator renders.
+/// An environment variable in addition to those that the operator renders.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 pub struct ExtraVariable {
-    /// Its name.
-    // An API server takes a rule only where it can bound what the rule costs: by lengths of texts and lists.
+    /// Name of the variable.
+    // An API server accepts a rule only if it can bound its cost: by lengths of texts and lists.
     #[schemars(length(min = 1, max = 200))]
     #[x_kube(validation = Rule::new("!self.startsWith('REALTIME_') && !self.startsWith('AWS_') && !self.startsWith('SSL_') && !self.lowerAscii().endsWith('_proxy')").message("this variable belongs to the operator: remove it and use the field of the spec that sets it"))]
     pub name: String,
-    /// Its value.
+    /// Value of the variable.
     #[serde(default)]
     pub value: String,
 }
 
-/// How events become webhooks.
+/// Delivery of events as webhooks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookPipelineSpec {
-    /// Whether there are webhooks.
+    /// Whether webhooks are sent.
     #[serde(default)]
     pub mode: WebhooksMode,
-    /// With `mode: Off`: the cluster's name, so that nobody switches webhooks off by a slip.
+    /// Name of the cluster, required with mode `Off`, so that webhooks are not disabled by mistake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acknowledge_no_webhooks: Option<String>,
-    /// Private networks that webhooks may go to, such as `10.20.0.0/16`.
+    /// Private networks to which webhooks may be sent, such as `10.20.0.0/16`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_networks: Vec<String>,
-    /// The server that sends them.
+    /// The dispatcher, which sends webhooks.
     #[serde(default)]
     pub dispatcher: DispatcherServer,
-    /// What they travel through.
+    /// The Kinesis stream between edges and dispatcher.
     #[serde(default)]
     pub stream: StreamSpec,
 }
 
-/// Whether there are webhooks.
+/// Whether webhooks are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum WebhooksMode {
-    /// Through Kinesis.
+    /// Webhooks are sent through a Kinesis stream.
     #[default]
     Kinesis,
-    /// None.
+    /// No webhooks are sent.
     Off,
 }
 
-/// The server that sends webhooks.
+/// The dispatcher, which sends webhooks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DispatcherServer {
-    /// How many pods.
+    /// Number of pods to run.
     #[serde(default = "DispatcherServer::replicas")]
     #[schemars(range(min = 1, max = 100))]
     pub replicas: i32,
-    /// How long a webhook is tried again, in seconds.
+    /// Seconds in which a failed webhook is retried.
     #[serde(default = "DispatcherServer::retry_window")]
     #[schemars(range(min = 1, max = 86400))]
     pub retry_window_seconds: u32,
-    /// Longest wait between two tries, in seconds.
+    /// Longest back-off between two attempts, in seconds.
     #[serde(default = "DispatcherServer::max_backoff")]
     #[schemars(range(min = 1, max = 3600))]
     pub max_backoff_seconds: u32,
-    /// Extra variables.
+    /// Additional environment variables of the server.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub env: Vec<ExtraVariable>,
@@ -395,55 +396,55 @@ impl Default for DispatcherServer {
     }
 }
 
-/// What webhook events travel through.
+/// The Kinesis stream between edges and dispatcher.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("(has(self.mode) && self.mode == 'Provisioned') == has(self.shards)").message("shards go with mode: Provisioned, and with nothing else"))]
 pub struct StreamSpec {
-    /// Its name; absent means `rtc-<namespace>-<name>-<first 6 of the UID>`.
+    /// Name of the stream; defaults to `rtc-<namespace>-<name>-<first 6 of the UID>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128), regex(pattern = "^[a-zA-Z0-9_.-]+$"))]
     pub name: Option<String>,
-    /// Who decides how many shards there are.
+    /// Capacity mode of the stream.
     #[serde(default)]
     pub mode: StreamMode,
-    /// With `mode: Provisioned`: how many.
+    /// Number of shards; only with mode `Provisioned`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub shards: Option<i32>,
 }
 
-/// Who decides how many shards a stream has.
+/// Capacity mode of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum StreamMode {
-    /// Kinesis, by load.
+    /// Kinesis scales the shards by load.
     #[default]
     OnDemand,
-    /// You.
+    /// The manifest sets the number of shards.
     Provisioned,
 }
 
-/// When the cluster counts as operational.
+/// When the cluster counts as ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GateSpec {
-    /// Seconds between two rounds of journeys.
+    /// Seconds between two rounds of journeys, which test each transport from connect to webhook.
     #[serde(default = "GateSpec::interval")]
     #[schemars(range(min = 1, max = 3600))]
     pub interval_seconds: u32,
-    /// Seconds for one journey, and apart from it for its farewell.
+    /// Timeout of one journey in seconds, and the same again for its disconnect.
     #[serde(default = "GateSpec::timeout")]
     #[schemars(range(min = 1, max = 300))]
     pub timeout_seconds: u32,
-    /// Complete rounds that open.
+    /// Complete rounds after which the gate opens.
     #[serde(default = "GateSpec::rounds")]
     #[schemars(range(min = 1, max = 100))]
     pub open_after: u32,
-    /// Failures in a row that close.
+    /// Consecutive failures after which the gate closes.
     #[serde(default = "GateSpec::rounds")]
     #[schemars(range(min = 1, max = 100))]
     pub close_after: u32,
-    /// Seconds after which a proof that does not come is told as stalled; it goes on all the same.
+    /// Seconds after which a missing proof is reported as stalled; journeys continue all the same.
     #[serde(default = "GateSpec::deadline")]
     #[schemars(range(min = 1, max = 86400))]
     pub deadline_seconds: u32,

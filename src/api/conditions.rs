@@ -1,5 +1,4 @@
-//! The reasons of conditions: constants in one file, each with a paragraph in `docs/reasons.md` that a test keeps
-//! complete.
+//! Types and reasons of conditions. A test keeps `docs/reasons.md` complete.
 
 use std::fmt::{self, Write};
 
@@ -7,23 +6,23 @@ use serde::{Deserialize, Serialize};
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
-        /// Why a condition has its status: one word that stays the same, for people, alerts and programs.
+        /// Reason of a condition: one stable word for users, alerts and programs.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         pub enum Reason {
             $($(#[doc = $doc])+ $name),+
         }
 
         impl Reason {
-            /// Every reason, in the order of the documentation.
+            /// All reasons, in the order of the documentation.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// What it means, in a sentence.
+            /// Meaning of the reason in one sentence.
             #[must_use]
             pub fn about(self) -> &'static str {
                 match self { $(Self::$name => concat!($($doc),+).trim_ascii()),+ }
             }
 
-            /// The word.
+            /// The reason as written into conditions.
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name)),+ }
@@ -35,11 +34,11 @@ macro_rules! reasons {
 reasons! {
     /// Every dimension is proven on this fingerprint.
     Proven,
-    /// Webhooks are off because someone wrote it; hops 1 to 6 are proven.
+    /// Webhooks are off by the manifest; hops 1 to 6 are proven.
     ReadyWithoutWebhooks,
-    /// The first proof is under way.
+    /// The first proof is in progress.
     Proving,
-    /// No connection to the edge.
+    /// The edge accepts no connection.
     EdgeUnreachable,
     /// The transport's own handshake failed.
     HandshakeRejected,
@@ -53,7 +52,7 @@ reasons! {
     AffinityBroken,
     /// Another session did not get the event.
     FanoutBroken,
-    /// The event did not reach the stream, and nobody said why.
+    /// The event did not reach the stream, and no component reported an error.
     RecordMissing,
     /// The stream refused the event.
     RecordRefused,
@@ -63,61 +62,61 @@ reasons! {
     WebhookMissing,
     /// A webhook arrived whose signature does not verify.
     SignatureInvalid,
-    /// A webhook arrived that says something else than what happened.
+    /// A webhook arrived whose content differs from the event.
     PayloadWrong,
-    /// Leaving was not told.
+    /// No webhook reported that the channel was vacated.
     VacatedMissing,
-    /// A server runs another configuration than was rendered.
+    /// A server runs a configuration that differs from the rendered one.
     ConfigurationDrift,
     /// A server refused its configuration.
     ConfigurationRefused,
-    /// A server knows an app otherwise than was rendered.
+    /// A server has an app that differs from the rendered one.
     AppsInconsistent,
     /// A server's clock is off by more than 30 s.
     ClockSkew,
-    /// A transport, a shard's holder or a server has nobody behind it.
+    /// A transport, a shard or a server has no pod.
     NoPods,
     /// The stream does not exist.
     StreamMissing,
-    /// The stream is being made.
+    /// The stream is being created.
     StreamCreating,
-    /// The stream is there and ours.
+    /// The stream exists and belongs to this cluster.
     StreamActive,
-    /// A stream of the wanted name belongs to someone else, and was not touched.
+    /// A stream of the wanted name belongs to another owner, and was not changed.
     StreamNotOurs,
-    /// Kinesis will never take the stream as it is asked for.
+    /// Kinesis refuses the stream as it is specified.
     StreamInvalid,
     /// Kinesis does not answer.
     StreamUnreachable,
-    /// The operator's identity may not do what it has to.
+    /// The operator's identity lacks a permission.
     AccessDenied,
-    /// Every child is as it should be.
+    /// Every child is applied and up to date.
     Applied,
-    /// An object of a child's name belongs to someone else, and was not touched.
+    /// An object of a child's name belongs to another owner, and was not changed.
     ChildNotOurs,
-    /// A Secret that the manifest names is not there, or lacks the key.
+    /// A Secret that the manifest references does not exist, or lacks the key.
     SecretMissing,
-    /// The manifest contradicts itself in a way that the schema cannot see.
+    /// The manifest contradicts itself in a way that the schema cannot express.
     SpecInvalid,
     /// The API server refused an object.
     ApplyFailed,
-    /// Pods of the wanted template are still coming up.
+    /// Pods of the rendered template are still starting.
     RollingOut,
     /// The app is served.
     AppAccepted,
     /// Another app has this id or key.
     KeyConflict,
-    /// What the app names is not there or not usable.
+    /// A field or a referenced Secret of the app is missing or invalid.
     AppInvalid,
     /// Some pods do not have the latest registry yet.
     AppsStale,
-    /// The proof is too old to be believed.
+    /// The proof is too old to be trusted.
     EvidenceStale,
-    /// Not proven within the time that the gate allows.
+    /// The proof did not complete within the gate's deadline.
     DeadlineExceeded,
     /// The cluster is being deleted.
     Deleting,
-    /// Let in because its configuration was proven before, while the way behind the edges is broken for all.
+    /// A pod was admitted because its configuration was proven before, while the path behind the edges fails for all.
     AdmittedOnRecord,
 }
 
@@ -129,35 +128,35 @@ impl fmt::Display for Reason {
 
 /// The types of conditions.
 pub mod condition {
-    /// Whether the cluster is operational: the only one to wait for.
+    /// Whether the cluster is operational: the only condition to wait for.
     pub const READY: &str = "Ready";
-    /// Present while something is under way.
+    /// Present while a change or a proof is in progress.
     pub const RECONCILING: &str = "Reconciling";
-    /// Present while only a person can go on.
+    /// Present while only a user can fix the cluster, or its proof is overdue.
     pub const STALLED: &str = "Stalled";
-    /// Whether the stream is there and ours.
+    /// Whether the stream exists and belongs to this cluster.
     pub const STREAM_READY: &str = "StreamReady";
-    /// Whether every child is applied and every pod of the wanted template is up.
+    /// Whether every child is applied and every pod has the rendered template and is ready.
     pub const WORKLOADS_AVAILABLE: &str = "WorkloadsAvailable";
-    /// Whether every app is known to every pod.
+    /// Whether the registry with every app was pushed to every pod.
     pub const APPS_SYNCED: &str = "AppsSynced";
-    /// Whether the journeys hold, whatever else is said.
+    /// Whether journeys prove the delivery of webhooks.
     pub const WEBHOOKS_DELIVERED: &str = "WebhooksDelivered";
-    /// Whether there are webhooks at all.
+    /// Whether webhooks are enabled in the manifest.
     pub const WEBHOOKS_ENABLED: &str = "WebhooksEnabled";
-    /// On an app: whether it is served.
+    /// On an app: whether the cluster serves it.
     pub const ACCEPTED: &str = "Accepted";
 }
 
-/// `docs/reasons.md`: every reason with what it means and what to do about it.
+/// Renders `docs/reasons.md`: every reason with its meaning and its remedy.
 #[must_use]
 pub fn reasons_page() -> String {
     let mut page = String::from(
         "<!-- Generated by `realtime reasons`; a test compares. -->\n\
          # Reasons\n\n\
-         Why a cluster is, or is not, Ready. The message of the condition names transport, hop, pod and, where one is to\n\
-         blame, the variable with what was wanted and what was found.\n\n\
-         | reason | what it means | what to do |\n|---|---|---|\n",
+         Why a cluster is, or is not, Ready. The message of the condition names transport, hop, pod and, if a variable is the\n\
+         cause, the variable with its rendered and its actual value.\n\n\
+         | reason | meaning | remedy |\n|---|---|---|\n",
     );
     for reason in Reason::ALL {
         // Writing to a String cannot fail.
@@ -167,7 +166,7 @@ pub fn reasons_page() -> String {
 }
 
 impl Reason {
-    /// What a person does about it.
+    /// The user's remedy in one sentence.
     #[must_use]
     pub fn remedy(self) -> &'static str {
         match self {
@@ -178,51 +177,55 @@ impl Reason {
             | Self::Applied
             | Self::AppAccepted
             | Self::Deleting => "Nothing.",
-            Self::ReadyWithoutWebhooks => "Nothing, if it is meant; else set `webhooks.mode: Kinesis`.",
-            Self::EdgeUnreachable => "Look at the pod named: does it run, and does it listen?",
+            Self::ReadyWithoutWebhooks => "Nothing, if this is intended; otherwise set `webhooks.mode: Kinesis`.",
+            Self::EdgeUnreachable => "Check that the pod named runs and listens.",
             Self::HandshakeRejected => {
-                "Look for a proxy that answers in the server's place, buffers or refuses the upgrade."
+                "Find a proxy that answers instead of the server, buffers, or refuses the upgrade."
             }
             Self::SessionRefused => "Compare the app's key at the server with the registry.",
             Self::SubscribeRejected => "Compare the app's secret at the edge with the registry.",
             Self::PublishRejected => "Read the edge's answer in the message: client events or a limit of the app.",
-            Self::AffinityBroken => "Let requests of one session reach the pod that holds it.",
-            Self::FanoutBroken => "Look at the bus: address, credentials, and whether it is this cluster's own.",
+            Self::AffinityBroken => "Route requests of one session to the pod that owns it.",
+            Self::FanoutBroken => "Check the bus: its address, its credentials, and that no other cluster uses it.",
             Self::RecordMissing => {
-                "Look whether the edge writes at all: `REALTIME_WEBHOOKS`, the stream's name, a proxy between."
+                "Check that the edge writes: `REALTIME_WEBHOOKS`, the stream's name, a proxy in between."
             }
-            Self::RecordRefused => "Read the stream's answer in the message: name, region, permission or throughput.",
-            Self::DispatcherStuck => "Look whether a dispatcher holds the shard named and reads this stream.",
+            Self::RecordRefused => "Read the stream's error in the message: name, region, permission or throughput.",
+            Self::DispatcherStuck => "Check that a dispatcher holds the shard named and reads this stream.",
             Self::WebhookMissing => {
-                "Look at the dispatcher's last error: resolving, connecting, or the endpoint's answer."
+                "Read the dispatcher's last error: resolving, connecting, or the endpoint's answer."
             }
             Self::SignatureInvalid => "Compare the app's secret at the dispatcher with the registry.",
             Self::PayloadWrong => "Compare the releases of edge and dispatcher.",
-            Self::VacatedMissing => "Look at the dispatcher's debounce and at the clock of the edge.",
-            Self::ConfigurationDrift => "Undo what changed the variable named: a hand, a policy, an injector.",
-            Self::ConfigurationRefused => "Do what the server's line says.",
-            Self::AppsInconsistent => "Look why the server named has another copy of the registry.",
-            Self::ClockSkew => "Set the clock of the node.",
-            Self::NoPods => "Scale up what has no pod, or look why its pods do not start.",
-            Self::StreamMissing => "Create the stream, or correct its name.",
-            Self::StreamNotOurs => "Choose another `webhooks.stream.name`, or remove the stream if nobody needs it.",
-            Self::StreamInvalid => {
-                "Correct `webhooks.stream` by Kinesis's answer in the message; where it knows no on-demand streams, \
-                 write `mode: Provisioned` there."
+            Self::VacatedMissing => "Check the dispatcher's debounce and the clock of the edge.",
+            Self::ConfigurationDrift => {
+                "Revert the change of the variable named: a manual edit, a policy, or an injector."
             }
-            Self::StreamUnreachable => "Look at region, endpoint and network between the operator and Kinesis.",
-            Self::AccessDenied => "Allow the operator's identity what the message names.",
-            Self::ChildNotOurs => "Rename or delete the object named, or give the cluster another name.",
-            Self::SecretMissing => "Create the Secret with the key named; nothing needs to be restarted.",
+            Self::ConfigurationRefused => "Follow the server's message: it names the variable and the remedy.",
+            Self::AppsInconsistent => "Find out why the server named has another copy of the registry.",
+            Self::ClockSkew => "Set the clock of the node.",
+            Self::NoPods => "Scale up the server without a pod, or find out why its pods do not start.",
+            Self::StreamMissing => "Create the stream, or correct its name.",
+            Self::StreamNotOurs => "Choose another `webhooks.stream.name`, or remove the stream if it is not needed.",
+            Self::StreamInvalid => {
+                "Correct `webhooks.stream` by Kinesis's error in the message; if the endpoint does not support on-demand \
+                 streams, write `mode: Provisioned`."
+            }
+            Self::StreamUnreachable => {
+                "Check the region, the endpoint and the network between the operator and Kinesis."
+            }
+            Self::AccessDenied => "Grant the operator's identity the permission that the message names.",
+            Self::ChildNotOurs => "Rename or delete the object named, or rename the cluster.",
+            Self::SecretMissing => "Create the Secret with the key named; no restart is needed.",
             Self::SpecInvalid => "Correct the field named.",
-            Self::ApplyFailed => "Read the API server's answer: a quota, a policy or a missing permission.",
-            Self::RollingOut => "Wait; if it lasts, look at the newest pod of the Deployment named.",
+            Self::ApplyFailed => "Read the API server's error: a quota, a policy or a missing permission.",
+            Self::RollingOut => "Wait; if it persists, check the newest pod of the Deployment named.",
             Self::KeyConflict => "Give the younger app another id or key.",
-            Self::AppInvalid => "Correct the field named, or create the Secret it names.",
-            Self::AppsStale => "Look at the pods named: they learn of apps through their mounted Secrets.",
+            Self::AppInvalid => "Correct the field named, or create the Secret that it references.",
+            Self::AppsStale => "Check the pods named: they read apps from their mounted Secrets.",
             Self::EvidenceStale => "Wait for the next round.",
-            Self::DeadlineExceeded => "Read the message: it names the hop that does not hold.",
-            Self::AdmittedOnRecord => "Mend what is behind the edges; Ready stays False until it works.",
+            Self::DeadlineExceeded => "Read the message: it names the hop that fails.",
+            Self::AdmittedOnRecord => "Fix the parts behind the edges; Ready stays False until they work.",
         }
     }
 }
@@ -232,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_says_what_it_means_and_what_to_do() {
+    fn every_reason_has_a_meaning_and_a_remedy() {
         for reason in Reason::ALL {
             assert!(reason.about().ends_with('.'), "{reason}");
             assert!(reason.remedy().ends_with(['.', '?']), "{reason}");

@@ -1,4 +1,4 @@
-//! The CRDs as they are applied: what the derive makes, with what it leaves out put right.
+//! Builds the CRDs: the output of the derive macro, with corrections that Kubernetes needs.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -9,18 +9,18 @@ use super::{RealtimeApp, RealtimeCluster};
 /// One CRD and the name of its file in `crds/`.
 #[derive(Clone, Debug)]
 pub struct CrdFile {
-    /// The file's name.
+    /// Name of the file in `crds/`.
     pub file: &'static str,
-    /// The kind.
+    /// Kind that the CRD defines.
     pub kind: &'static str,
-    /// The object.
+    /// The CRD as a JSON value.
     pub object: Value,
 }
 
-/// Every CRD.
+/// Builds all CRDs of the API group.
 ///
 /// # Errors
-/// Never for these types; the library's signature has one.
+/// Never for these types; the signature of `serde_json` requires one.
 pub fn all_crds() -> Result<Vec<CrdFile>, serde_json::Error> {
     Ok(vec![
         CrdFile { file: "realtimeapps.yaml", kind: "RealtimeApp", object: finish_schema(&RealtimeApp::crd())? },
@@ -32,7 +32,7 @@ pub fn all_crds() -> Result<Vec<CrdFile>, serde_json::Error> {
     ])
 }
 
-/// The schema of a kind, `None` for a kind that is not ours.
+/// Returns the schema of a kind; `None` for a kind of another API group.
 #[must_use]
 pub fn object_schema(kind: &str) -> Option<Value> {
     let crd = all_crds().ok()?.into_iter().find(|crd| crd.kind == kind)?;
@@ -42,8 +42,8 @@ pub fn object_schema(kind: &str) -> Option<Value> {
 fn finish_schema(crd: &CustomResourceDefinition) -> Result<Value, serde_json::Error> {
     let mut object = serde_json::to_value(crd)?;
     if let Some(schema) = object.pointer_mut("/spec/versions/0/schema/openAPIV3Schema") {
-        // An API server fills the default of a field only where its object has one: without this, an object that
-        // nobody has looked at would read as "no status", which deployment tools take for done.
+        // An API server fills defaults only into an object that exists: without this default, an object that was not
+        // reconciled yet would have no status, which deployment tools take for done.
         if let Some(status) = schema.pointer_mut("/properties/status") {
             status["default"] = json!({ "observedGeneration": -1 });
         }
@@ -53,7 +53,7 @@ fn finish_schema(crd: &CustomResourceDefinition) -> Result<Value, serde_json::Er
     Ok(object)
 }
 
-/// Bounds of integers come out as `1.0`, which is another text for the same number on every regeneration elsewhere.
+/// Turns bounds such as `1.0` into `1`: other generators print integers, and each regeneration would differ.
 fn whole_numbers(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -74,7 +74,7 @@ fn whole_numbers(value: &mut Value) {
     }
 }
 
-/// Of an integer Kubernetes knows the formats of signed ones, and warns whoever applies another; the bounds stay.
+/// Removes formats of unsigned integers: Kubernetes knows only signed ones, and warns on every apply. The bounds stay.
 fn known_formats(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_object_that_nobody_has_looked_at_says_so() {
+    fn an_object_that_was_not_reconciled_yet_has_a_status() {
         for crd in all_crds().expect("crds") {
             let status = crd.object.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/status");
             assert_eq!(

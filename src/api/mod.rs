@@ -1,10 +1,10 @@
-//! What users write, and what they read back.
+//! The public API: the custom resources with their spec and status.
 //!
 //! In: nothing. Out: the kinds with their schema and rules, the condition types and reasons, and the CRDs printed from
-//! them. The rules stand in the schema and are run in this process too, so that a file is judged the same by
-//! `realtime render` and by an API server.
+//! them. The rules are part of the schema and are evaluated in this process too, so that `realtime render` and an API
+//! server judge a file alike.
 //!
-//! This room must not know clients nor how anything is reconciled.
+//! This room must not know clients nor how objects are reconciled.
 
 pub mod app;
 pub mod cluster;
@@ -22,34 +22,34 @@ pub use schema_validation::{SchemaFinding, check_schema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The API group of every kind.
+/// API group of all kinds.
 pub const API_GROUP: &str = "realtime-operator.dev";
 
-/// Whether a part is there at all. Not a boolean: a third value may come.
+/// Whether a part is enabled. An enum instead of a boolean, so that a third value can be added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum EnabledState {
-    /// It is.
+    /// The part is enabled.
     #[default]
     Enabled,
-    /// It is not.
+    /// The part is disabled.
     Disabled,
 }
 
-/// A Secret of the same namespace.
+/// Reference to a Secret in the same namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SecretRef {
-    /// The Secret's name.
+    /// Name of the Secret.
     #[schemars(length(min = 1))]
     pub name: String,
 }
 
-/// One key of a Secret of the same namespace.
+/// Reference to one key of a Secret in the same namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SecretKeyRef {
-    /// The Secret's name.
+    /// Name of the Secret.
     #[schemars(length(min = 1))]
     pub name: String,
-    /// The key in it.
+    /// Key within the Secret.
     #[schemars(length(min = 1))]
     pub key: String,
 }

@@ -1,20 +1,20 @@
-//! Judges an object by the schema of its kind, as strictly as an API server with `fieldValidation=Strict`, and says
-//! where and what to write instead.
+//! Validates an object against the schema of its kind, as strictly as an API server with `fieldValidation=Strict`, and
+//! reports path and remedy.
 
 use serde_json::Value;
 
 use crate::config::{is_host, is_script, suggest_name};
 
-/// Something wrong in an object.
+/// A violation of the schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SchemaFinding {
-    /// Where: `spec.aws.region`.
+    /// Path of the field: `spec.aws.region`.
     pub path: String,
-    /// What is wrong and what to write instead.
+    /// The violation and its remedy.
     pub message: String,
 }
 
-/// Everything in `value` that `schema` does not allow, in the order of the document.
+/// Finds all violations of `schema` in `value`, in the order of the document.
 #[must_use]
 pub fn check_schema(value: &Value, schema: &Value) -> Vec<SchemaFinding> {
     let mut findings = Vec::new();
@@ -26,30 +26,35 @@ fn visit_value(value: &Value, schema: &Value, path: &str, findings: &mut Vec<Sch
     if value.is_null() && schema["nullable"] == true {
         return;
     }
-    let mut tell = |message: String| findings.push(SchemaFinding { path: path.to_owned(), message });
+    let mut report = |message: String| findings.push(SchemaFinding { path: path.to_owned(), message });
     let wanted = schema["type"].as_str().unwrap_or_default();
     if !has_type(value, wanted) {
-        tell(format!("is {}, {} is wanted{}", describe_value(value), indefinite_article(wanted), check_choice(schema)));
+        report(format!(
+            "is {}, {} is wanted{}",
+            describe_value(value),
+            indefinite_article(wanted),
+            check_choice(schema)
+        ));
         return;
     }
     if let Some(allowed) = schema["enum"].as_array()
         && !allowed.contains(value)
     {
-        tell(format!("is {}: write one of {}", describe_value(value), join_list(allowed)));
+        report(format!("is {}: write one of {}", describe_value(value), join_list(allowed)));
     }
     match value {
         Value::String(text) => {
             let length = text.chars().count() as u64;
             if schema["minLength"].as_u64().is_some_and(|least| length < least) {
-                tell("is empty: write a value".to_owned());
+                report("is empty: write a value".to_owned());
             }
             if let Some(most) = schema["maxLength"].as_u64().filter(|most| length > *most) {
-                tell(format!("has {length} characters, at most {most} are allowed: shorten it"));
+                report(format!("has {length} characters, at most {most} are allowed: shorten it"));
             }
             if let Some(pattern) = schema["pattern"].as_str()
                 && !matches_type(pattern, text)
             {
-                tell(format!("is {}: write a text that matches `{pattern}`", describe_value(value)));
+                report(format!("is {}: write a text that matches `{pattern}`", describe_value(value)));
             }
         }
         Value::Number(number) => {
@@ -57,12 +62,12 @@ fn visit_value(value: &Value, schema: &Value, path: &str, findings: &mut Vec<Sch
             let (least, most) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
             if least.is_some_and(|least| number < least) || most.is_some_and(|most| number > most) {
                 let bound = |bound: Option<f64>| bound.map_or_else(|| "any".to_owned(), |bound| bound.to_string());
-                tell(format!("is {number}: write a number from {} to {}", bound(least), bound(most)));
+                report(format!("is {number}: write a number from {} to {}", bound(least), bound(most)));
             }
         }
         Value::Array(items) => {
             if let Some(most) = schema["maxItems"].as_u64().filter(|most| items.len() as u64 > *most) {
-                tell(format!("has {} entries, at most {most} are allowed: remove some", items.len()));
+                report(format!("has {} entries, at most {most} are allowed: remove some", items.len()));
             }
             for (index, item) in items.iter().enumerate() {
                 visit_value(item, &schema["items"], &format!("{path}[{index}]"), findings);
@@ -94,7 +99,7 @@ fn check_object(
         match known.get(name) {
             Some(_) if value.is_null() => {}
             Some(field) => visit_value(value, field, &join(name), findings),
-            // The schema of these is the API server's own.
+            // These belong to the API server's own schema.
             None if path.is_empty() && ["apiVersion", "kind", "metadata"].contains(&name.as_str()) => {}
             None => findings.push(SchemaFinding { path: join(name), message: unknown_field(name, known) }),
         }
@@ -151,7 +156,7 @@ fn join_list(allowed: &[Value]) -> String {
     allowed.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// The few patterns of these schemas, without a regular-expression engine; a test holds that there are no others.
+/// Matches the few patterns of these schemas without a regular-expression engine; a test fails on an unknown pattern.
 fn matches_type(pattern: &str, text: &str) -> bool {
     match pattern {
         "^https?://.+" => {
@@ -202,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_findings() {
+    fn each_violation_is_reported_with_its_path_and_remedy() {
         for (name, patch, path, says) in [
             ("a misspelt field", json!({ "websockets": {} }), "spec.websockets", "did you mean `websocket`?"),
             ("a field of nowhere", json!({ "aws": { "zone": 1 } }), "spec.aws.zone", "or write one of"),

@@ -1,91 +1,91 @@
-//! What a user reads back of a cluster.
+//! Status of a `RealtimeCluster`.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What the operator saw of a cluster.
+/// Observed state of a cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RealtimeClusterStatus {
-    /// The generation that this status is about; -1 until anyone looked.
+    /// Generation of the spec that this status describes; -1 until it was first reconciled.
     #[serde(default = "unobserved_status")]
     pub observed_generation: i64,
-    /// The conditions, one of each type.
+    /// Conditions, one of each type.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// Where the gate stands.
+    /// State of the gate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateStatus>,
-    /// What is proven of each transport.
+    /// State of each transport.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub transports: Vec<TransportStatus>,
-    /// The stream.
+    /// The Kinesis stream, once its creation has begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamStatus>,
-    /// Where clients connect, within Kubernetes.
+    /// Addresses for clients within the Kubernetes cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<EndpointsStatus>,
 }
 
-/// Where the gate stands.
+/// State of the gate, which admits pods and decides Ready.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GateStatus {
-    /// `Proving`, `Open`, `Refused` or `Closed`.
+    /// Phase of the gate: `Proving`, `Open`, `Refused` or `Closed`.
     pub phase: String,
-    /// Whether it was ever open on this fingerprint.
+    /// Whether the gate was ever open with this fingerprint.
     #[serde(default)]
     pub ever_passed: bool,
-    /// Names what was proven: templates, Secrets and stream.
+    /// Digest of the templates, Secrets and stream that are proven.
     #[serde(default)]
     pub fingerprint: String,
-    /// When it was last known to be open, RFC 3339; written when it turns and every five minutes.
+    /// Last time at which the gate was known to be open, RFC 3339; updated when it opens and every five minutes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passed_at: Option<String>,
-    /// Why it last closed or refused.
+    /// Failure for which the gate last closed or refused to open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<LastFailure>,
 }
 
-/// Why a gate last closed or refused.
+/// Failure for which a gate closed or refused to open.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LastFailure {
-    /// In a word.
+    /// Reason, as in the condition.
     pub reason: String,
-    /// In a line.
+    /// Message, as in the condition.
     pub message: String,
-    /// When, RFC 3339.
+    /// Time of the failure, RFC 3339.
     pub time: String,
 }
 
-/// The stream as it is.
+/// Observed state of the Kinesis stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StreamStatus {
-    /// Its name.
+    /// Name of the stream.
     pub name: String,
-    /// The id that records carry: of the cluster that made the stream.
+    /// Cluster id in the stream's records: that of the cluster that created the stream.
     #[serde(rename = "clusterID", default)]
     pub cluster_id: String,
-    /// Its ARN; empty until it exists.
+    /// ARN of the stream; empty until it exists.
     #[serde(default)]
     pub arn: String,
-    /// As Kinesis says: `ACTIVE`, `CREATING`.
+    /// Status as reported by Kinesis, e.g. `ACTIVE` or `CREATING`.
     #[serde(default)]
     pub status: String,
-    /// When it was created, in ms since 1970: what tells it from a later stream of the same name.
+    /// Time of creation, in ms since 1970; distinguishes the stream from a later one of the same name.
     #[serde(default)]
     pub created_ms: i64,
-    /// Since when this cluster has been making it, in ms since 1970.
+    /// Time at which this cluster began to create the stream, in ms since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creating_since_ms: Option<i64>,
 }
 
-/// Where clients connect.
+/// Addresses for clients within the Kubernetes cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EndpointsStatus {
     /// `HOST:PORT` of the WebSocket edges; empty when they are disabled.
@@ -113,30 +113,30 @@ impl Default for RealtimeClusterStatus {
     }
 }
 
-/// What is proven of one transport.
+/// State of one transport.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TransportStatus {
-    /// The transport.
+    /// Name of the transport.
     pub name: String,
-    /// The server that carries it.
+    /// Server that serves the transport.
     pub server: String,
-    /// How it fares.
+    /// Result of the latest journeys.
     pub state: TransportState,
-    /// The first hop that is broken; empty when none is.
+    /// First hop that fails; empty when none does.
     #[serde(default)]
     pub hop: String,
-    /// Pods that are proven, of all: `3/3`.
+    /// Number of proven pods of all pods: `3/3`.
     #[serde(default)]
     pub pods: String,
 }
 
-/// How a transport fares.
+/// Result of the latest journeys through a transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TransportState {
-    /// Proven.
+    /// Journeys through the transport pass.
     Passing,
-    /// A journey broke.
+    /// A journey through the transport failed.
     Failing,
-    /// Not yet tried, or too long ago.
+    /// No journey has run yet, or the last one is too old.
     Unknown,
 }

@@ -1,22 +1,22 @@
-//! YAML as the tools of Kubernetes read it: by version 1.1, where `Off`, `no` and `y` are booleans unless quoted.
+//! Writes YAML for the tools of Kubernetes, which read version 1.1, where unquoted `Off`, `no` and `y` are booleans.
 //!
-//! In: an object. Out: its text, which means the same by both versions. A CRD whose enum holds an unquoted `Off` would
-//! refuse `Off`, and a variable with the value `off` would be no text.
+//! In: an object. Out: its text, which has the same meaning in versions 1.1 and 1.2. Otherwise a CRD with an unquoted
+//! `Off` in an enum would refuse `Off`, and a variable with the value `off` would not be a string.
 
 use serde_json::Value;
 
-/// Texts that version 1.1 takes for booleans and version 1.2, by which they are written, does not.
+/// Texts that are booleans in version 1.1 but not in version 1.2, by which the serializer writes.
 const BOOLEAN_WORDS: [&str; 6] = ["y", "n", "yes", "no", "on", "off"];
 
-/// One YAML document.
+/// Serializes an object to one YAML document.
 ///
 /// # Errors
-/// Never for objects; the library's signature has one.
+/// Never for objects; the signature of `serde_yaml` requires one.
 pub fn yaml_document(object: &Value) -> Result<String, serde_yaml::Error> {
     Ok(quote_scalars(&serde_yaml::to_string(object)?))
 }
 
-/// Quotes what would change its type; lines of a block scalar stay as they are.
+/// Quotes scalars whose type would change; lines of a block scalar stay unchanged.
 fn quote_scalars(text: &str) -> String {
     let mut written = String::with_capacity(text.len());
     let mut block = None;
@@ -40,7 +40,7 @@ fn quote_scalars(text: &str) -> String {
     written
 }
 
-/// What stands at the end of a line: after its key, or after the dash of a list.
+/// Returns the scalar at the end of a line: after its key, or after the dash of a list.
 fn write_scalar(line: &str) -> &str {
     match line.rsplit_once(": ") {
         Some((_, value)) => value,
@@ -51,7 +51,7 @@ fn write_scalar(line: &str) -> &str {
     }
 }
 
-/// Whether the lines below are a text of several lines.
+/// Whether the lines below belong to a block scalar.
 fn opens_block(line: &str) -> bool {
     let header = line.rsplit(' ').next().unwrap_or_default();
     header.starts_with(['|', '>']) && header[1..].chars().all(|c| c.is_ascii_digit() || c == '-' || c == '+')
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_no_quotes_gets_none() {
+    fn scalars_that_need_no_quotes_get_none() {
         for object in [
             json!({ "a": "on time", "b": true, "c": "office", "d": "'off'", "e": "a: off", "f": "", "g": null }),
             json!({ "text": "first\noff\n- no\nkey: yes\n", "after": "x" }),

@@ -1,26 +1,26 @@
-//! The variables that kubelet hands to a container: texts, keys of Secrets and the pod's own fields.
+//! Resolves a container's variables as kubelet does: texts, keys of Secrets and the pod's own fields.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{EnvVar, PodTemplateSpec};
 
-/// Why a container cannot be started from its template.
+/// A variable whose source does not exist, so that kubelet would not start the container.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{pod}: variable {variable} names {reference}, which does not exist")]
+#[error("{pod}: variable {variable} references {reference}, which does not exist: create it")]
 pub struct MissingReference {
-    /// The pod.
+    /// Name of the pod.
     pub pod: String,
-    /// The variable.
+    /// Name of the variable.
     pub variable: String,
-    /// What it names.
+    /// The source that is missing.
     pub reference: String,
 }
 
-/// The variables of the first container of a template, in a pod of this name and address.
+/// Resolves the variables of a template's first container, for a pod of this name and address.
 ///
 /// # Errors
-/// A variable names a Secret or a field that is not there.
+/// A variable references a Secret or a field that does not exist.
 pub fn resolve_environment(
     template: &PodTemplateSpec,
     (pod, address): (&str, Option<IpAddr>),

@@ -1,4 +1,4 @@
-//! Reads manifests, strictly: a field that the schema does not have is a mistake, not a comment.
+//! Reads manifests strictly: a field that is not in the schema is an error.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::api::{self, API_GROUP, RealtimeApp, RealtimeCluster};
 
-/// What files hold.
+/// Objects read from manifest files.
 #[derive(Clone, Debug, Default)]
 pub struct Manifests {
     /// Clusters, each with the file it came from.
@@ -18,20 +18,20 @@ pub struct Manifests {
     pub apps: Vec<(String, RealtimeApp)>,
     /// The texts of Secrets by namespace and name.
     pub secrets: BTreeMap<(String, String), BTreeMap<String, String>>,
-    /// Objects of other kinds, which are left alone: `Namespace channels`.
+    /// Objects of other kinds, which are ignored: `Namespace channels`.
     pub others: Vec<String>,
 }
 
-/// Something wrong in a file.
+/// An error in a manifest file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputError {
-    /// The file.
+    /// Path of the file, as given.
     pub file: String,
-    /// The object: `RealtimeCluster eu`; empty when the file cannot be read at all.
+    /// Kind and name of the object: `RealtimeCluster eu`; empty when the document cannot be parsed.
     pub object: String,
-    /// The field; empty for the whole object.
+    /// Path of the field; empty for the whole object.
     pub path: String,
-    /// What is wrong and what to write instead.
+    /// The error and its remedy.
     pub message: String,
 }
 
@@ -49,14 +49,14 @@ impl fmt::Display for InputError {
 }
 
 impl Manifests {
-    /// Adds what a file holds: any number of YAML documents.
+    /// Adds the objects of a file: any number of YAML documents.
     ///
     /// # Errors
-    /// Everything that is wrong in the file, not only the first.
+    /// All errors of the file, not only the first.
     pub fn add_file(&mut self, file: &str, text: &str) -> Result<(), Vec<InputError>> {
         let mut errors = Vec::new();
         for document in serde_yaml::Deserializer::from_str(text) {
-            // The first step refuses a key that is there twice, which the second would not see.
+            // Parsing to YAML first refuses duplicate keys, which a JSON value would silently merge.
             let value = serde_yaml::Value::deserialize(document)
                 .map_err(|error| error.to_string())
                 .and_then(|value| serde_json::to_value(value).map_err(|error| error.to_string()));
@@ -175,7 +175,7 @@ spec:
     }
 
     #[test]
-    fn a_table_of_mistakes_each_told_with_file_path_and_remedy() {
+    fn each_mistake_is_reported_with_file_path_and_remedy() {
         for (name, from, to, says) in [
             ("an unknown field", "aws: {", "awz: {}, aws: {", "eu.yaml: "),
             (
@@ -225,20 +225,20 @@ spec:
     }
 
     #[test]
-    fn every_mistake_of_a_file_is_told_at_once() {
+    fn all_mistakes_of_a_file_are_reported_at_once() {
         let found = errors(&GOOD.replace("region: eu-west-1", "region: ''").replace("type: Redis", "type: NATS"));
         assert_eq!(found.len(), 2, "{found:?}");
     }
 
     #[test]
-    fn what_is_no_object_is_told() {
+    fn a_document_that_is_no_object_is_reported() {
         assert!(errors("a: [").iter().any(|error| error.contains("is not YAML")));
         assert!(errors("a: 1").iter().any(|error| error.contains("no apiVersion and kind")));
         assert!(errors("").is_empty());
     }
 
     #[test]
-    fn secrets_are_read_and_other_kinds_left_alone() {
+    fn secrets_are_read_and_other_kinds_ignored() {
         let mut manifests = Manifests::default();
         let text = "apiVersion: v1\nkind: Secret\nmetadata: { name: s, namespace: n }\nstringData: { key: k }\n---\n\
                     apiVersion: v1\nkind: Namespace\nmetadata: { name: n }\n";

@@ -1,11 +1,11 @@
-//! From what users wrote to what should exist: validate, then build. Pure.
+//! Turns manifests into the objects that should exist: validate, then render. Pure.
 //!
-//! In: manifests, the Secrets they name, and a source of generated secrets. Out: typed Kubernetes objects with the
-//! variables of every server in their pod templates, or findings that say where and what to write instead. After
-//! [`validate()`] nobody looks at the raw manifest again.
+//! In: manifests, the Secrets that they reference, and a source of generated secrets. Out: typed Kubernetes objects with
+//! the variables of every server in their pod templates, or problems with path and remedy. After [`validate()`] no code
+//! reads the raw manifest again.
 //!
-//! The operator applies what this room builds, `realtime render` prints it, and a rehearsal runs it: there is no second
-//! way to configure a server. This room must not know clients.
+//! The operator applies the rendered objects, `realtime render` prints them, and a rehearsal runs them: servers are
+//! configured in no other way. This room must not know clients.
 
 mod environment;
 pub mod manifest;

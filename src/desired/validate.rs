@@ -1,4 +1,4 @@
-//! From raw manifests to a cluster whose names are whole and whose references are followed.
+//! Turns raw manifests into a valid cluster: names are derived, references are resolved.
 
 use std::collections::BTreeMap;
 
@@ -13,115 +13,116 @@ use crate::protocol::origin;
 use crate::protocol::registry::{App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint};
 use crate::protocol::{AppId, AppKey, Secret, StreamName, Transport, signature};
 
-/// How many shards a stream on demand begins with (Kinesis developer guide).
+/// Shards with which an on-demand stream starts (Kinesis developer guide).
 const ON_DEMAND_SHARD_COUNT: u32 = 4;
 
-/// All that a cluster is built from.
+/// Inputs from which a cluster is validated.
 pub struct ClusterInputs<'a> {
-    /// The cluster.
+    /// The cluster's manifest, as written.
     pub cluster: &'a RealtimeCluster,
-    /// The apps that it serves.
+    /// Manifests of the apps in its namespace, oldest first.
     pub apps: &'a [RealtimeApp],
-    /// The texts of Secrets of its namespace, by name.
+    /// Texts of the Secrets of its namespace, by name and key.
     pub secrets: &'a BTreeMap<String, BTreeMap<String, String>>,
-    /// Makes or remembers a secret for a purpose such as `admin-token`: the same text for the same purpose.
+    /// Generates or recalls a secret for a purpose such as `admin-token`: the same text for the same purpose.
     pub generate: &'a dyn Fn(&str) -> String,
     /// `HOST:PORT` of the operator's webhook receiver.
     pub receiver: &'a str,
-    /// The release that runs, used where the manifest names no image tag.
+    /// Release of this program, used when the manifest has no image tag.
     pub version: &'a str,
-    /// The stream that was found or made; absent means the one that the manifest asks for.
+    /// The stream that was adopted or created; `None` means the one that the manifest asks for.
     pub stream: Option<&'a StreamIdentity>,
 }
 
 /// A stream that belongs to a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamIdentity {
-    /// Its name.
+    /// Name of the stream.
     pub name: StreamName,
-    /// The id that its records carry: of the cluster that made it, which may have been deleted and applied again.
+    /// Cluster id in the stream's records: that of the cluster that created it, which may have been deleted and applied
+    /// again since.
     pub cluster_id: String,
 }
 
-/// An app that is not served, and why.
+/// An app that is not served, with its problems.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedApp {
-    /// The object's name.
+    /// Name of the `RealtimeApp` object.
     pub name: String,
-    /// What is wrong with it.
+    /// The problems, each with path and remedy.
     pub problems: Vec<ManifestProblem>,
 }
 
-/// A cluster that can be built.
+/// A cluster that can be rendered.
 #[derive(Clone, Debug)]
 pub struct ValidCluster {
-    /// Its name.
+    /// Name of the cluster.
     pub name: String,
-    /// Its namespace.
+    /// Namespace of the cluster.
     pub namespace: String,
-    /// The id that records and keys carry: its UID, or that of the cluster whose stream it took over.
+    /// Cluster id in records and Redis keys: its UID, or the id of the stream that it adopted.
     pub uid: String,
-    /// The object that owns what is built; `None` for a manifest that was never applied.
+    /// Owner of the rendered objects; `None` for a manifest that was never applied.
     pub owner: Option<OwnerReference>,
-    /// Of each server, what changes with the Secrets that its pods read at their start.
+    /// By server, a digest of the Secrets that its pods read at their start.
     pub secrets_digests: BTreeMap<ServerKind, String>,
-    /// Apps that are not served.
+    /// Apps that are not served, with their problems.
     pub refused: Vec<RefusedApp>,
-    /// What the user wrote, defaults filled in.
+    /// The manifest's spec, with defaults filled in.
     pub spec: RealtimeClusterSpec,
-    /// The stream's name.
+    /// Name of the Kinesis stream.
     pub stream: StreamName,
-    /// The shards that the stream begins with.
+    /// Number of shards with which the stream starts.
     pub shards: u32,
-    /// Every app, the probe's among them.
+    /// All served apps, with the probe app.
     pub registry: AppRegistry,
-    /// The app of the journeys.
+    /// The app through which journeys run.
     pub probe: ProbeApp,
     /// Token of the admin listeners.
     pub admin_token: Secret,
-    /// What edges sign with that hand requests to each other.
+    /// Secret with which edges sign relayed requests.
     pub peer_secret: Secret,
-    /// `HOST:PORT` of the receiver.
+    /// `HOST:PORT` of the operator's webhook receiver.
     pub receiver: String,
-    /// The image tag.
+    /// Tag of the servers' image.
     pub tag: String,
 }
 
-/// The app of the journeys: ordinary to every server.
+/// The app of the journeys; servers treat it like any other app.
 #[derive(Clone, Debug)]
 pub struct ProbeApp {
-    /// Its id.
+    /// App id of the probe.
     pub id: AppId,
-    /// Its key.
+    /// App key of the probe.
     pub key: AppKey,
-    /// Its secret.
+    /// Secret of the app key.
     pub secret: Secret,
 }
 
-/// Something that keeps a cluster from being built.
+/// A problem that keeps a cluster from being rendered, or an app from being served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{object}: {path} {message}")]
 pub struct ManifestProblem {
-    /// `RealtimeApp shop`
+    /// Kind and name of the object: `RealtimeApp shop`.
     pub object: String,
-    /// The field.
+    /// Path of the field.
     pub path: String,
-    /// What is wrong and what to do.
+    /// The problem and its remedy.
     pub message: String,
 }
 
-/// A key of a Secret that the manifests need.
+/// A key of a Secret that the manifests reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecretReference {
-    /// The Secret.
+    /// Name of the Secret.
     pub name: String,
-    /// The key in it.
+    /// Key within the Secret.
     pub key: String,
-    /// What for.
+    /// Purpose of the value, for messages.
     pub purpose: &'static str,
 }
 
-/// The Secrets that a cluster and its apps name.
+/// Lists the keys of Secrets that a cluster and its apps reference.
 #[must_use]
 pub fn collect_secret_references(cluster: &RealtimeCluster, apps: &[RealtimeApp]) -> Vec<SecretReference> {
     let reference =
@@ -142,10 +143,10 @@ pub fn collect_secret_references(cluster: &RealtimeCluster, apps: &[RealtimeApp]
     found
 }
 
-/// Checks what the schema cannot, and follows every reference.
+/// Checks the rules that the schema cannot express, and resolves every reference.
 ///
 /// # Errors
-/// Every problem of the cluster, not only the first. An app with a problem is refused alone: [`Cluster::refused`].
+/// All problems of the cluster, not only the first. A problem of an app refuses that app alone: [`ValidCluster::refused`].
 pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<ManifestProblem>> {
     let mut problems = Vec::new();
     let reference = object_reference(inputs.cluster);
@@ -230,7 +231,7 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
     })
 }
 
-/// The stream that a cluster asks for.
+/// Name of the stream that a cluster asks for, explicitly or by default.
 #[must_use]
 pub fn stream_name(cluster: &RealtimeCluster, uid: &str) -> StreamName {
     let reference = object_reference(cluster);
@@ -240,11 +241,12 @@ pub fn stream_name(cluster: &RealtimeCluster, uid: &str) -> StreamName {
     StreamName(asked.unwrap_or_else(|| format!("rtc-{namespace}-{name}-{short}")))
 }
 
-/// A digest of the Secrets that pods read at their start, salted, since it stands where everyone may read it.
+/// Digest of the Secrets that pods read at their start; salted, since annotations are readable to every user of the
+/// namespace.
 fn secrets_digest(inputs: &ClusterInputs<'_>, server: ServerKind, salt: &Secret, peer: &Secret) -> String {
     let redis = &inputs.cluster.spec.bus.redis;
     let of_redis: Vec<_> = std::iter::once(&redis.url_secret_ref).chain(&redis.ca_secret_ref).collect();
-    // Only edges are joined by Redis: another address of it is no news to a dispatcher.
+    // Only edges connect to Redis: a change of its address must not roll dispatchers.
     let reads = |found: &&SecretReference| {
         let is = |redis: &&SecretKeyRef| (&redis.name, &redis.key) == (&found.name, &found.key);
         server != ServerKind::Dispatcher || !of_redis.iter().any(is)
@@ -272,7 +274,7 @@ fn describe_app(app: &RealtimeApp) -> String {
     format!("RealtimeApp {}", app.metadata.name.as_deref().unwrap_or_default())
 }
 
-/// Fifteen digits that no customer is likely to have, the same for a cluster at all times.
+/// App id of the probe: 15 digits that no customer is likely to have, derived so that a cluster keeps its id.
 fn derive_probe_id(uid: &str) -> AppId {
     let digest = signature::body_md5(uid.as_bytes());
     let number = digest.get(..10).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or_default();
@@ -289,7 +291,7 @@ fn build_probe_app(probe: &ProbeApp, receiver: &str) -> App {
         }],
         enabled: true,
         client_events: true,
-        // Every kind of webhook is checked, so all that an app can ask for is asked for.
+        // Journeys check every kind of webhook, so the probe app enables all optional ones.
         subscription_count: true,
         authorization_seconds: None,
         allowed_origins: vec![],
@@ -336,7 +338,9 @@ fn validate_app(raw: &RealtimeApp, inputs: &ClusterInputs<'_>) -> Result<App, Ve
             _ => problems.push(ManifestProblem {
                 object: describe_app(raw),
                 path: format!("spec.credentials[{index}].secretRef"),
-                message: format!("names the Secret `{secret}`, which lacks `key` or `secret`: create it with both"),
+                message: format!(
+                    "references the Secret `{secret}`, which lacks `key` or `secret`: create it with both"
+                ),
             }),
         }
     }
@@ -405,7 +409,7 @@ fn validate_app(raw: &RealtimeApp, inputs: &ClusterInputs<'_>) -> Result<App, Ve
 }
 
 impl ValidCluster {
-    /// The edges that it has, each with what was asked of it.
+    /// The edge servers of the cluster, each with its section of the manifest.
     #[must_use]
     pub fn edge_servers(&self) -> Vec<(ServerKind, &EdgeServer)> {
         if self.spec.servers == ServerLayout::Combined {
@@ -415,13 +419,13 @@ impl ValidCluster {
         all.into_iter().filter(|(_, edge)| edge.state == EnabledState::Enabled).collect()
     }
 
-    /// Whether something serves this transport.
+    /// Whether a server of the cluster serves this transport.
     #[must_use]
     pub fn serves_transport(&self, transport: Transport) -> bool {
         self.edge_servers().iter().any(|(server, _)| server.serves_as(transport.server_kind()))
     }
 
-    /// Where the credentials of AWS come from.
+    /// Source of the AWS credentials.
     #[must_use]
     pub fn identity_type(&self) -> IdentityType {
         self.spec.aws.identity.kind
@@ -477,7 +481,7 @@ spec:
     }
 
     #[test]
-    fn names_are_derived_and_the_probe_is_an_app_among_others() {
+    fn names_are_derived_and_the_probe_app_is_registered() {
         let cluster = check(&[APP], &[("shop", &[("key", "k"), ("secret", "s")])]).expect("a cluster");
         assert_eq!(cluster.stream.as_str(), "rtc-channels-eu-1a2b3c");
         assert_eq!(cluster.shards, 4);
@@ -487,7 +491,7 @@ spec:
     }
 
     #[test]
-    fn another_authority_of_redis_is_news_to_edges_alone() {
+    fn a_changed_ca_of_redis_rolls_edges_alone() {
         let with = CLUSTER.replace("key: url }", "key: url }, caSecretRef: { name: eu-redis, key: ca.crt }");
         let digests = |cluster: &str, authority: &str| {
             let keys: &[(&str, &str)] = &[("url", "rediss://r"), ("ca.crt", authority), ("else", authority)];
@@ -497,11 +501,11 @@ spec:
         for server in ServerKind::ALL {
             assert_eq!(before[&server] != after[&server], server != ServerKind::Dispatcher, "{server}");
         }
-        assert_eq!(digests(CLUSTER, "old"), digests(CLUSTER, "new"), "what nobody reads is no news");
+        assert_eq!(digests(CLUSTER, "old"), digests(CLUSTER, "new"), "a key that no server reads rolls nothing");
     }
 
     #[test]
-    fn a_missing_secret_and_a_double_id_are_told() {
+    fn a_missing_secret_and_a_duplicate_id_are_reported() {
         let problems = |apps: &[&str]| -> Vec<ManifestProblem> {
             let cluster = check(apps, &[]).expect("a cluster");
             cluster.refused.into_iter().flat_map(|refused| refused.problems).collect()
@@ -509,7 +513,7 @@ spec:
         assert!(
             problems(&[APP])[0]
                 .to_string()
-                .contains("RealtimeApp shop: spec.credentials[0].secretRef names the Secret `shop`")
+                .contains("RealtimeApp shop: spec.credentials[0].secretRef references the Secret `shop`")
         );
         let bare = APP.replace(", credentials: [{ secretRef: { name: shop } }]", "");
         assert!(
@@ -527,7 +531,7 @@ spec:
     }
 
     #[test]
-    fn origins_and_limits_reach_the_servers_and_bad_ones_are_told() {
+    fn origins_and_limits_reach_the_registry_and_invalid_ones_are_reported() {
         let origins = |origins: &str| {
             let limits = "limits: { connections: 5, messageBytes: 100 }";
             APP.replace("appID: '1001',", &format!("appID: '1001', allowedOrigins: [{origins}], {limits},"))
@@ -567,7 +571,7 @@ spec:
     }
 
     #[test]
-    fn networks_that_are_none_are_told() {
+    fn invalid_networks_are_reported() {
         let spec = "  trustedProxies: [10.0.0.0/8, proxy]\n  webhooks: { allowedNetworks: ['10.0.0.0/99'] }\n";
         assert_eq!(problems(spec), ["spec.webhooks.allowedNetworks[0]", "spec.trustedProxies[1]"]);
     }

@@ -1,4 +1,4 @@
-//! Puts objects where they should be, and takes away those that should not be there any more: only what is ours.
+//! Applies, reads, repairs and prunes objects, and touches only objects of the given owner.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
@@ -6,46 +6,46 @@ use kube::core::{ApiResource, GroupVersionKind, TypeMeta};
 use kube::{Client, ResourceExt};
 use serde_json::Value;
 
-/// The field manager of everything that is applied.
+/// Field manager of all applied fields.
 pub const FIELD_MANAGER: &str = "realtime-operator";
 
-/// Why an object is not as it should be.
+/// An error of reading, applying or deleting an object.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// Something of that name is there and belongs to someone else.
+    /// An object of that name belongs to another owner.
     #[error(
-        "{kind} {namespace}/{name} is there and not ours ({owner}): it was not touched. Rename or delete it, or give the cluster another name"
+        "{kind} {namespace}/{name} already exists and is not ours ({owner}): it was not changed. Rename or delete it, or give the cluster another name"
     )]
     NotOurs {
-        /// Its kind.
+        /// Kind of the object.
         kind: String,
-        /// Its namespace.
+        /// Namespace of the object.
         namespace: String,
-        /// Its name.
+        /// Name of the object.
         name: String,
-        /// Whose it is.
+        /// The owner, as a clause for the message.
         owner: String,
     },
-    /// What was to be applied is no object.
+    /// The value has no kind, namespace or name, or an invalid API version.
     #[error("{0} is no object that can be applied")]
     Malformed(String),
-    /// The API server said no, or nothing.
-    #[error("{what}: {error}")]
+    /// The API server refused the call or did not answer.
+    #[error("{operation}: {error}")]
     Api {
-        /// The call.
-        what: String,
-        /// Its answer.
+        /// The call, e.g. `applying Service n/eu-sockjs`.
+        operation: String,
+        /// Error of the client or the API server.
         error: Box<kube::Error>,
     },
 }
 
 impl ApplyError {
-    fn from_call(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
-        let what = what.into();
-        move |error| Self::Api { what, error: Box::new(error) }
+    fn from_call(operation: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
+        let operation = operation.into();
+        move |error| Self::Api { operation, error: Box::new(error) }
     }
 
-    /// Whether the API server refused what was asked, so that asking again changes nothing by itself.
+    /// Whether the API server refused the call, so that a retry alone cannot succeed.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         match self {
@@ -57,7 +57,6 @@ impl ApplyError {
     }
 }
 
-/// An object's place.
 struct ObjectHandle {
     api: Api<DynamicObject>,
     kind: String,
@@ -81,56 +80,57 @@ impl ObjectHandle {
     }
 }
 
-/// The object as it is, if it is there and ours.
+/// Reads the live object; `None` when it does not exist.
 ///
 /// # Errors
-/// It is someone else's, or the API server does not answer.
+/// The object belongs to another owner, or the API server does not answer.
 pub async fn fetch_owned(client: &Client, object: &Value, owner: &str) -> Result<Option<DynamicObject>, ApplyError> {
-    let place = ObjectHandle::from_json(client, object)?;
-    let what = format!("reading {} {}/{}", place.kind, place.namespace, place.name);
-    let found = place.api.get_opt(&place.name).await.map_err(ApplyError::from_call(what))?;
+    let handle = ObjectHandle::from_json(client, object)?;
+    let operation = format!("reading {} {}/{}", handle.kind, handle.namespace, handle.name);
+    let found = handle.api.get_opt(&handle.name).await.map_err(ApplyError::from_call(operation))?;
     match found {
         Some(found) if !is_owned_by(found.owner_references(), owner) => Err(ApplyError::NotOurs {
             owner: describe_owner(&found),
-            kind: place.kind,
-            namespace: place.namespace,
-            name: place.name,
+            kind: handle.kind,
+            namespace: handle.namespace,
+            name: handle.name,
         }),
         found => Ok(found),
     }
 }
 
-/// Applies one object on the server's side. One that is there must be ours already: see [`live`].
+/// Applies one object by server-side apply. An existing object must have been checked by [`fetch_owned`] first, since the
+/// apply takes over every conflicting field.
 ///
 /// # Errors
-/// The API server refused it or does not answer.
+/// The API server refuses the object or does not answer.
 pub async fn apply_object(client: &Client, object: &Value) -> Result<DynamicObject, ApplyError> {
-    let place = ObjectHandle::from_json(client, object)?;
-    let what = format!("applying {} {}/{}", place.kind, place.namespace, place.name);
+    let handle = ObjectHandle::from_json(client, object)?;
+    let operation = format!("applying {} {}/{}", handle.kind, handle.namespace, handle.name);
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
-    place.api.patch(&place.name, &parameters, &Patch::Apply(object)).await.map_err(ApplyError::from_call(what))
+    handle.api.patch(&handle.name, &parameters, &Patch::Apply(object)).await.map_err(ApplyError::from_call(operation))
 }
 
-/// Takes foreign fields out of an object by a patch that holds only for the version that was looked at.
+/// Removes fields from an object by a patch that holds only for the version that was read.
 ///
 /// # Errors
-/// The object changed meanwhile, or the API server does not answer.
+/// The object changed since it was read, or the API server does not answer.
 pub async fn remove_fields(client: &Client, object: &DynamicObject, paths: &[String]) -> Result<(), ApplyError> {
     let value = serde_json::to_value(object).map_err(|error| ApplyError::Malformed(error.to_string()))?;
-    let place = ObjectHandle::from_json(client, &value)?;
+    let handle = ObjectHandle::from_json(client, &value)?;
     let version = object.resource_version().unwrap_or_default();
     let mut operations =
         vec![serde_json::json!({ "op": "test", "path": "/metadata/resourceVersion", "value": version })];
     operations.extend(paths.iter().map(|path| serde_json::json!({ "op": "remove", "path": path })));
     let operations: json_patch::Patch =
         serde_json::from_value(operations.into()).map_err(|error| ApplyError::Malformed(error.to_string()))?;
-    let what = format!("repairing {} {}/{}", place.kind, place.namespace, place.name);
+    let operation = format!("repairing {} {}/{}", handle.kind, handle.namespace, handle.name);
     let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    let patched = place.api.patch(&place.name, &parameters, &Patch::Json::<()>(operations)).await;
-    patched.map(|_| ()).map_err(ApplyError::from_call(what))
+    let patched = handle.api.patch(&handle.name, &parameters, &Patch::Json::<()>(operations)).await;
+    patched.map(|_| ()).map_err(ApplyError::from_call(operation))
 }
 
-/// Deletes children of `owner` with these labels that are not among the wanted objects.
+/// Deletes children of `owner` with these labels that are not among the wanted objects, and returns their names.
 ///
 /// # Errors
 /// The API server does not answer.
@@ -140,7 +140,7 @@ pub async fn prune_children(
     kinds: &[(&str, &str)],
     wanted: &[Value],
 ) -> Result<Vec<String>, ApplyError> {
-    let mut gone = Vec::new();
+    let mut pruned = Vec::new();
     for (version, kind) in kinds {
         let types = TypeMeta { api_version: (*version).to_owned(), kind: (*kind).to_owned() };
         let gvk = GroupVersionKind::try_from(&types).map_err(|_| ApplyError::Malformed((*kind).to_owned()))?;
@@ -157,13 +157,13 @@ pub async fn prune_children(
             let preconditions = Preconditions { uid: object.uid(), resource_version: None };
             let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
             match api.delete(&name, &parameters).await {
-                Ok(_) => gone.push(format!("{kind} {name}")),
+                Ok(_) => pruned.push(format!("{kind} {name}")),
                 Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
                 Err(error) => return Err(ApplyError::from_call(format!("deleting {kind} {name}"))(error)),
             }
         }
     }
-    Ok(gone)
+    Ok(pruned)
 }
 
 fn is_owned_by(owners: &[OwnerReference], uid: &str) -> bool {
@@ -173,6 +173,6 @@ fn is_owned_by(owners: &[OwnerReference], uid: &str) -> bool {
 fn describe_owner(object: &DynamicObject) -> String {
     match object.owner_references().iter().find(|owner| owner.controller == Some(true)) {
         Some(owner) => format!("it belongs to {} {}", owner.kind, owner.name),
-        None => "nobody's".to_owned(),
+        None => "it has no owner".to_owned(),
     }
 }

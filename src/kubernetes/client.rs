@@ -1,40 +1,40 @@
-//! Clients of the API server.
+//! Builds the clients of the API server.
 
 use std::time::Duration;
 
 use kube::{Client, Config};
 
-/// Longest for one call that is answered at once.
+/// Bounds reading and writing of one call, so that a connection without answers fails soon.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Two clients: a watch stays open for minutes, a call must not.
+/// Two clients, because their timeouts differ: a watch stays open for minutes, a call must not.
 #[derive(Clone)]
 pub struct KubernetesClients {
-    /// For watches.
+    /// Client for watches, which stay open for minutes.
     pub watch: Client,
-    /// For calls.
+    /// Client for calls, each bounded by 10 s.
     pub call: Client,
 }
 
-/// Why there is no client.
+/// An error of configuring the clients.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Neither a pod's files nor a kubeconfig.
+    /// Neither a service account nor a kubeconfig exists.
     #[error("no API server is configured: {0}. Run in a pod with a service account, or set KUBECONFIG")]
     Config(#[from] kube::config::InferConfigError),
-    /// The configuration cannot be used.
-    #[error("the API server cannot be used: {0}")]
+    /// The configuration exists but is invalid.
+    #[error("the configuration of the API server is invalid: {0}. Check the service account or the kubeconfig")]
     Client(#[from] kube::Error),
 }
 
-/// Makes clients from the pod's service account, or from the kubeconfig. Nothing is asked yet.
+/// Builds clients from the pod's service account, or from the kubeconfig, without a call to the API server.
 ///
 /// # Errors
-/// There is no configuration, or it cannot be used.
+/// No configuration exists, or it is invalid.
 pub async fn build_clients() -> Result<KubernetesClients, ConnectError> {
     crate::process::install_tls();
     let mut config = Config::infer().await?;
-    // The API server stands in the same network as its clients.
+    // The API server is in the same network as its clients.
     config.proxy_url = None;
     config.connect_timeout = Some(Duration::from_secs(5));
     let watch = Client::try_from(config.clone())?;

@@ -1,9 +1,8 @@
-//! What others put into an object of ours. Pure.
+//! Finds fields that other managers wrote into our Deployments. Pure.
 //!
-//! In: a Deployment as it should be and as it is. Out: every field of our container that someone else wrote and that
-//! does not belong there, with who wrote it, and the paths to remove. Server-side apply takes back the values that we
-//! set; what others *added* it leaves alone, and a variable that was added can send webhooks elsewhere as well as one
-//! that was changed.
+//! In: a rendered Deployment and the live one. Out: every foreign field of our container with its manager, and the paths
+//! to remove. Server-side apply reverts values that we set, but leaves fields alone that others *added*; an added variable
+//! can redirect webhooks just as a changed one can.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,22 +10,22 @@ use serde_json::Value;
 
 use super::apply::FIELD_MANAGER;
 
-/// Something that does not belong there.
+/// A field that differs from the rendered object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignField {
-    /// What: `env AWS_ENDPOINT_URL_KINESIS`, `envFrom`.
+    /// Name of the field: `env AWS_ENDPOINT_URL_KINESIS`, `envFrom`.
     pub field: String,
-    /// The field manager that wrote it.
+    /// Field manager that wrote it.
     pub manager: String,
 }
 
-/// Fields of a container that are lists of named entries, each with the key of an entry.
+/// Fields of a container that are lists of named entries, each with the key that names an entry.
 const KEYED_LIST_FIELDS: [(&str, &str); 2] = [("env", "name"), ("volumeMounts", "mountPath")];
 
-/// Fields of a container that belong there as rendered or not at all.
+/// Fields of a container that must be as rendered, or absent.
 const EXACT_FIELDS: [&str; 6] = ["envFrom", "command", "args", "image", "workingDir", "lifecycle"];
 
-/// What is foreign in the live object.
+/// Finds fields of the live object that other managers changed or added.
 #[must_use]
 pub fn find_foreign_fields(desired: &Value, live: &Value) -> Vec<ForeignField> {
     let mut found = Vec::new();
@@ -56,7 +55,7 @@ pub fn find_foreign_fields(desired: &Value, live: &Value) -> Vec<ForeignField> {
             }
         }
     }
-    // A value that we changed ourselves is no hand of another.
+    // Our own manager's values are an older rendering, not foreign.
     found.retain(|foreign| foreign.manager != FIELD_MANAGER);
     if !live.pointer("/spec/template/spec/dnsConfig").unwrap_or(&Value::Null).is_null() {
         found.push(ForeignField { field: "dnsConfig".to_owned(), manager: "unknown".to_owned() });
@@ -64,7 +63,7 @@ pub fn find_foreign_fields(desired: &Value, live: &Value) -> Vec<ForeignField> {
     found
 }
 
-/// The paths of what server-side apply leaves: to be removed from the object as it is after the apply.
+/// JSON pointers of foreign fields that server-side apply leaves, in the object as it is after the apply.
 #[must_use]
 pub fn find_leftover_paths(desired: &Value, live: &Value) -> Vec<String> {
     let mut paths = Vec::new();
@@ -76,7 +75,7 @@ pub fn find_leftover_paths(desired: &Value, live: &Value) -> Vec<String> {
         for (list, key) in KEYED_LIST_FIELDS {
             let entries = index_by_key(&wanted[list], key);
             let items = container[list].as_array().map(Vec::as_slice).unwrap_or_default();
-            // From the end, so that an index stays right while others go.
+            // From the end, so that earlier removals do not shift later indices.
             for (at, item) in items.iter().enumerate().rev() {
                 let entry = item[key].as_str().unwrap_or_default();
                 if !entries.contains_key(entry) && !is_injected_by_eks(list, entry) {
@@ -96,7 +95,7 @@ pub fn find_leftover_paths(desired: &Value, live: &Value) -> Vec<String> {
     paths
 }
 
-/// What EKS puts into pods that use an identity: known, and not fought.
+/// Whether EKS injects this entry into pods that use one of its identities: it is not removed.
 fn is_injected_by_eks(list: &str, entry: &str) -> bool {
     match list {
         "volumeMounts" => {
@@ -117,8 +116,8 @@ fn index_by_key<'a>(list: &'a Value, key: &str) -> BTreeMap<&'a str, &'a Value> 
     items.iter().filter_map(|item| Some((item[key].as_str()?, item))).collect()
 }
 
-/// Whether the live value holds what is wanted: an API server adds defaults and takes nothing away. An empty text is
-/// left out by it.
+/// Whether the live value has every rendered field with its rendered value: the API server adds defaults, removes
+/// nothing, but leaves out empty texts.
 fn is_satisfied_by(wanted: &Value, live: &Value) -> bool {
     match (wanted, live) {
         (Value::Object(wanted), Value::Object(live)) => {
@@ -126,7 +125,7 @@ fn is_satisfied_by(wanted: &Value, live: &Value) -> bool {
                 Some(found) => is_satisfied_by(value, found),
                 None => value.as_str() == Some("") || value.is_null(),
             });
-            // A source in place of a value is another thing, not a default.
+            // A source in place of a value is a change, not a default.
             let same_kind = wanted.contains_key("valueFrom") == live.contains_key("valueFrom");
             here && same_kind
         }
@@ -134,7 +133,7 @@ fn is_satisfied_by(wanted: &Value, live: &Value) -> bool {
     }
 }
 
-/// Who wrote a field, as the object itself tells. Several may hold it: one who is not us is named.
+/// Finds the manager of a field in `managedFields`. Of several managers, one that is not ours is returned.
 fn find_field_manager(live: &Value, container: &str, field: &str, entry: Option<(&str, &str)>) -> String {
     let entries = live.pointer("/metadata/managedFields").and_then(Value::as_array).map(Vec::as_slice);
     let container = format!("k:{{\"name\":\"{container}\"}}");
@@ -182,7 +181,7 @@ mod tests {
         json!({ "manager": manager, "operation": "Update", "fieldsV1": fields })
     }
 
-    fn told(container: &Value, managed: &Value) -> Vec<(String, String)> {
+    fn found_fields(container: &Value, managed: &Value) -> Vec<(String, String)> {
         let desired = deployment(&rendered(), &json!([]));
         let found = find_foreign_fields(&desired, &deployment(container, managed));
         found.into_iter().map(|foreign| (foreign.field, foreign.manager)).collect()
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_api_server_fills_in_is_not_foreign() {
+    fn defaults_of_the_api_server_are_not_foreign() {
         let mut live = rendered();
         live["imagePullPolicy"] = json!("IfNotPresent");
         live["env"][1]["valueFrom"]["fieldRef"]["apiVersion"] = json!("v1");
@@ -203,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_and_an_added_variable_are_told_with_who_wrote_them() {
+    fn a_changed_and_an_added_variable_are_reported_with_their_manager() {
         let mut live = rendered();
         live["env"][0]["value"] = json!("off");
         live["env"].as_array_mut().expect("a list").push(json!({ "name": "AWS_ENDPOINT_URL_KINESIS", "value": "x" }));
@@ -215,7 +214,7 @@ mod tests {
             held("kubectl-set", &fields)
         ]);
         assert_eq!(
-            told(&live, &managed),
+            found_fields(&live, &managed),
             [pair("env AWS_ENDPOINT_URL_KINESIS", "kubectl-set"), pair("env REALTIME_WEBHOOKS", "kubectl-set")]
         );
         let paths = find_leftover_paths(&deployment(&rendered(), &json!([])), &deployment(&live, &managed));
@@ -223,14 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn an_added_source_command_and_mount_go_from_the_end() {
+    fn an_added_source_command_and_mount_are_removed_from_the_end() {
         let mut live = rendered();
         live["envFrom"] = json!([{ "secretRef": { "name": "x" } }]);
         live["command"] = json!(["/bin/x"]);
         live["volumeMounts"] = json!([{ "name": "a", "mountPath": "/a" }, rendered()["volumeMounts"][0],
                                       { "name": "b", "mountPath": "/b" }]);
         let managed = json!([held("kubectl-edit", &json!({ "f:envFrom": {}, "f:command": {} }))]);
-        let found = told(&live, &managed);
+        let found = found_fields(&live, &managed);
         assert!(found.contains(&pair("envFrom", "kubectl-edit")), "{found:?}");
         assert!(found.contains(&pair("command", "kubectl-edit")), "{found:?}");
         let base = "/spec/template/spec/containers/0";
@@ -246,10 +245,10 @@ mod tests {
     }
 
     #[test]
-    fn our_own_change_is_not_told_as_a_hand_of_another() {
+    fn our_own_change_is_not_foreign() {
         let mut live = rendered();
         live["env"][0]["value"] = json!("off");
         let fields = json!({ "f:env": { "k:{\"name\":\"REALTIME_WEBHOOKS\"}": { "f:value": {} } } });
-        assert_eq!(told(&live, &json!([held(FIELD_MANAGER, &fields)])), []);
+        assert_eq!(found_fields(&live, &json!([held(FIELD_MANAGER, &fields)])), []);
     }
 }

@@ -1,9 +1,9 @@
 //! Leader election over one Lease.
 //!
-//! A candidate takes the Lease when nobody holds it, or when its holder has not changed it for the lease's duration *by
+//! A candidate takes the Lease when it has no holder, or when its holder has not changed it for the lease's duration *by
 //! the candidate's own monotonic clock*: clocks of other machines are not compared. The holder counts its right to write
-//! from the moment before its last successful renewal, so that one that was stopped and goes on finds by itself, before
-//! any answer, that another may lead.
+//! from the moment before its last successful renewal, so that a process that was suspended finds by itself, before any
+//! answer of the API server, that another may lead.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,25 +17,27 @@ use kube::{Client, ResourceExt};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// How long a holder that does nothing keeps others out.
+/// Time without a renewal after which a candidate takes the Lease.
 const LEASE_TTL: Duration = Duration::from_secs(15);
-/// How long after its last renewal a holder may write.
+/// Time after its last renewal in which a holder may write: 5 s less than the TTL, so that it stops before a candidate
+/// starts.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two tries.
+/// Time between two attempts to take or renew the Lease: short against the renew deadline, so that single failures do not
+/// cost the leadership.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
-/// Longest for one call.
+/// Bounds one call to the API server, so that a second attempt fits into the renew deadline.
 const LEASE_CALL_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// The right to write.
+/// The right to write, shared by all tasks of the process.
 #[derive(Clone, Debug)]
 pub struct Leadership {
     began: Instant,
-    /// Until when, in ms since `began`; 0 for never.
+    /// End of the right to write, in ms since `began`; 0 for never.
     until_ms: Arc<AtomicU64>,
 }
 
 impl Leadership {
-    /// Not yet, or not any more.
+    /// The state of a candidate: writes are not allowed.
     #[must_use]
     pub fn not_leading() -> Self {
         Self { began: Instant::now(), until_ms: Arc::default() }
@@ -63,18 +65,17 @@ pub struct LeaderElector {
     name: String,
     identity: String,
     leadership: Leadership,
-    /// The version that was seen last, and when it was seen first.
+    /// Version of the Lease that was read last, and when it was first read.
     last_observed: Option<(String, Instant)>,
 }
 
-/// How one try ended.
 enum LeaseAttempt {
     Held,
     NotHeld,
 }
 
 impl LeaderElector {
-    /// A candidate.
+    /// Creates a candidate that does not hold the Lease.
     #[must_use]
     pub fn new(client: Client, namespace: &str, name: &str, identity: &str) -> Self {
         Self {
@@ -86,13 +87,13 @@ impl LeaderElector {
         }
     }
 
-    /// The right to write, as it is at any time.
+    /// A handle to the right to write, updated with every renewal.
     #[must_use]
     pub fn leadership(&self) -> Leadership {
         self.leadership.clone()
     }
 
-    /// Waits until this candidate leads; `false` when it was told to end first.
+    /// Waits until this candidate leads; `false` when `shutdown` is cancelled first.
     pub async fn wait_until_leading(&mut self, shutdown: &CancellationToken) -> bool {
         loop {
             if matches!(self.try_lease().await, LeaseAttempt::Held) {
@@ -105,10 +106,10 @@ impl LeaderElector {
         }
     }
 
-    /// Keeps leading until told to end, then gives the Lease back; or until it is lost, which is final.
+    /// Renews the Lease until `shutdown` is cancelled, then releases it. A lost Lease is final.
     ///
     /// # Errors
-    /// It was lost.
+    /// The Lease was lost.
     pub async fn hold_lease(mut self, shutdown: CancellationToken) -> Result<(), LeaseLost> {
         loop {
             tokio::select! {
@@ -118,7 +119,7 @@ impl LeaderElector {
                 }
                 () = sleep(RETRY_INTERVAL) => {}
             }
-            // Who was stopped for too long does not try again: another may have led and ended meanwhile.
+            // No retry after the deadline: another process may have led and released the Lease since.
             if !self.leadership.may_write() {
                 self.leadership.end_now();
                 return Err(LeaseLost);
@@ -139,11 +140,11 @@ impl LeaderElector {
             }
             Ok(Ok(false)) => LeaseAttempt::NotHeld,
             Ok(Err(error)) => {
-                tracing::warn!(lease = self.name, %error, "the lease cannot be taken or renewed");
+                tracing::warn!(lease = self.name, %error, "lease not acquired or renewed");
                 LeaseAttempt::NotHeld
             }
             Err(_) => {
-                tracing::warn!(lease = self.name, "no answer about the lease");
+                tracing::warn!(lease = self.name, "lease call timed out");
                 LeaseAttempt::NotHeld
             }
         }
@@ -178,7 +179,7 @@ impl LeaderElector {
         let acquired = spec.acquire_time.filter(|_| holder == self.identity);
         lease.spec = Some(self.lease_spec(transitions, acquired));
         lease.metadata.managed_fields = None;
-        // The version that was read goes with it: of two candidates one is refused.
+        // Sent with the version that was read: of two concurrent candidates the API server refuses one.
         match self.api.replace(&self.name, &PostParams::default(), &lease).await {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if status.is_conflict() => Ok(false),
@@ -198,7 +199,7 @@ impl LeaderElector {
         }
     }
 
-    /// Gives the Lease back, so that a successor need not wait.
+    /// Releases the Lease, so that a successor need not wait for the TTL.
     async fn release_lease(&self) {
         self.leadership.end_now();
         let release = async {
@@ -216,15 +217,15 @@ impl LeaderElector {
         };
         match timeout(LEASE_CALL_TIMEOUT, release).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the lease could not be given back; it runs out by itself"),
-            Err(_) => tracing::warn!("the lease could not be given back in time; it runs out by itself"),
+            Ok(Err(error)) => tracing::warn!(%error, "lease not released: it expires after its TTL"),
+            Err(_) => tracing::warn!("lease release timed out: it expires after its TTL"),
         }
     }
 }
 
-/// Another leads, or may lead.
+/// Another process leads, or may lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the lease was lost: another operator leads now")]
+#[error("the lease was lost: another operator leads now. This process must restart as a candidate")]
 pub struct LeaseLost;
 
 #[cfg(test)]
@@ -243,10 +244,10 @@ mod tests {
         };
         long_ago.extend_from(long_ago.began);
         assert!(!long_ago.may_write(), "renewed a minute ago, as after a stop");
-        leadership_given_up();
     }
 
-    fn leadership_given_up() {
+    #[test]
+    fn released_leadership_forbids_writes() {
         let leadership = Leadership::not_leading();
         leadership.extend_from(Instant::now());
         leadership.end_now();

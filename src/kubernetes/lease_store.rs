@@ -8,28 +8,28 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 
-/// One record.
+/// One Lease, as a record with texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseRecord {
-    /// Its name.
+    /// Name of the Lease.
     pub name: String,
-    /// The version that was read; empty for a new one.
+    /// Resource version that was read; empty for a new record.
     pub version: String,
-    /// Who holds it.
+    /// Identity of the holder; `None` when it is free.
     pub holder: Option<String>,
-    /// Raised by every change of holder.
+    /// Increases with every change of holder.
     pub generation: u64,
-    /// What else it says.
+    /// Further texts by name, stored as annotations.
     pub texts: BTreeMap<String, String>,
 }
 
-/// Why a record could not be read or written.
+/// An error of reading or writing a record.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// Another wrote it since it was read, or made it first.
-    #[error("another was quicker")]
+    /// Another process wrote or created the record since it was read.
+    #[error("another process wrote the record first: read it again")]
     Conflict,
-    /// The API server does not let us, or does not answer.
+    /// The API server refuses the call or does not answer.
     #[error("{0}")]
     Unavailable(Box<kube::Error>),
 }
@@ -37,7 +37,7 @@ pub enum RecordError {
 impl From<kube::Error> for RecordError {
     fn from(error: kube::Error) -> Self {
         match &error {
-            // Who writes what is gone is as late as who writes what changed.
+            // A record that was deleted since it was read is a conflict too.
             kube::Error::Api(status) if status.is_conflict() || status.is_already_exists() || status.is_not_found() => {
                 Self::Conflict
             }
@@ -46,7 +46,7 @@ impl From<kube::Error> for RecordError {
     }
 }
 
-/// Records of one namespace that carry the same labels.
+/// Store of the records in one namespace that carry the same labels.
 #[derive(Clone)]
 pub struct LeaseStore {
     api: Api<Lease>,
@@ -54,35 +54,35 @@ pub struct LeaseStore {
 }
 
 impl LeaseStore {
-    /// Records of a namespace with these labels.
+    /// Creates a store for the records of a namespace with these labels.
     #[must_use]
     pub fn new(client: Client, namespace: &str, labels: BTreeMap<String, String>) -> Self {
         Self { api: Api::namespaced(client, namespace), labels }
     }
 
-    /// Every record.
+    /// Lists all records of the store.
     ///
     /// # Errors
-    /// The API server does not let us, or does not answer.
+    /// The API server refuses the call or does not answer.
     pub async fn list(&self) -> Result<Vec<LeaseRecord>, RecordError> {
         let labels: Vec<String> = self.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let listed = self.api.list(&ListParams::default().labels(&labels.join(","))).await?;
         Ok(listed.items.into_iter().map(record_from_lease).collect())
     }
 
-    /// One record, if it is there.
+    /// Reads one record; `None` when it does not exist.
     ///
     /// # Errors
-    /// The API server does not let us, or does not answer.
+    /// The API server refuses the call or does not answer.
     pub async fn get(&self, name: &str) -> Result<Option<LeaseRecord>, RecordError> {
         Ok(self.api.get_opt(name).await?.map(record_from_lease))
     }
 
-    /// Writes a record: a new one if it has no version, else over exactly the version that was read. The answer has the
-    /// new version.
+    /// Writes a record: creates it if it has no version, else replaces exactly the version that was read. Returns the
+    /// record with its new version.
     ///
     /// # Errors
-    /// Another was quicker, or the API server does not answer.
+    /// Another process wrote the record first, or the API server does not answer.
     pub async fn write(&self, record: &LeaseRecord) -> Result<LeaseRecord, RecordError> {
         let spec = LeaseSpec {
             holder_identity: record.holder.clone(),
@@ -107,10 +107,10 @@ impl LeaseStore {
         Ok(self::record_from_lease(written))
     }
 
-    /// Deletes a record; one that is gone is no error.
+    /// Deletes a record; a missing record is no error.
     ///
     /// # Errors
-    /// The API server does not let us, or does not answer.
+    /// The API server refuses the call or does not answer.
     pub async fn delete(&self, name: &str) -> Result<(), RecordError> {
         match self.api.delete(name, &DeleteParams::default()).await.map_err(RecordError::from) {
             Ok(_) | Err(RecordError::Conflict) => Ok(()),

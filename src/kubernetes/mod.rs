@@ -1,9 +1,9 @@
-//! The API server: objects are applied, repaired and removed, leases are kept.
+//! Calls to the API server: applies, repairs and deletes objects, and keeps leases.
 //!
-//! In: objects as they should be, and whose they are. Out: the same objects on the API server, or why not. Only what
-//! belongs to the given owner is written or removed; what others added to it is found and taken out.
+//! In: rendered objects and their owner. Out: the same objects on the API server, or an error. Only objects of the given
+//! owner are written or deleted; fields that other managers added to them are found and removed.
 //!
-//! This room must not know what is applied: it treats every object alike.
+//! This room must not know the content of objects: it treats every object alike.
 
 pub mod apply;
 pub mod client;

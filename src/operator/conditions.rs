@@ -1,8 +1,8 @@
-//! What a cluster's status says. Pure.
+//! Decides the status of a cluster. Pure.
 //!
-//! In: what stands in the way before any journey, what the other controllers say, the gate's verdict, what was said
-//! before. Out: the conditions that the gate owns, `status.gate` and `status.transports`. The first hit wins, from what
-//! only a person can mend down to what proves that everything works.
+//! In: the error that prevents journeys, the conditions of the other controllers, the gate's verdict, the previous status.
+//! Out: the conditions that the gate owns, `status.gate` and `status.transports`. The first match wins, from errors that
+//! only a user can fix down to the proof that everything works.
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -13,48 +13,44 @@ use crate::api::cluster::{GateStatus, LastFailure, RealtimeClusterStatus, Transp
 use crate::api::conditions::condition;
 use crate::gate::{GatePhase, Hop, Verdict};
 
-/// How old a proof may be, in s, to be believed by who takes over.
+/// Oldest proof, in s, that a new leader accepts without journeys of its own.
 pub const PROOF_TTL_SECONDS: i64 = 15 * 60;
 
-/// Between two writings of the time of the proof, in s.
+/// Time between two updates of `status.gate.passedAt`, in s: each is a write of the object.
 const PASSED_AT_INTERVAL_SECONDS: i64 = 5 * 60;
 
-/// All that a decision is made of.
+/// Inputs from which [`decide_status`] decides.
 pub struct StatusInputs<'a> {
-    /// What keeps the cluster from being built at all.
+    /// The error that keeps the cluster from being rendered.
     pub error: Option<&'a ReconcileError>,
-    /// A server that refuses to start: `eu-sockjs-x: REALTIME_…`.
+    /// Pod and message of a server that refuses to start: `eu-sockjs-x: REALTIME_…`.
     pub startup_refusal: Option<&'a str>,
-    /// What the journeys show; `None` until enough is known.
+    /// The gate's verdict on the journeys; `None` until the prober has observed a pod.
     pub verdict: Option<&'a Verdict>,
-    /// Whether there are to be webhooks.
+    /// Whether webhooks are enabled.
     pub webhooks: bool,
-    /// Names what is to be proven.
+    /// Digest of the templates, Secrets and stream that are to be proven.
     pub fingerprint: &'a str,
-    /// Pods let in on record, for the message.
+    /// Number of pods admitted on record, for the message.
     pub on_record: usize,
-    /// What was said before, by this and the other controllers.
+    /// The previous status, written by this and the other controllers.
     pub known: &'a RealtimeClusterStatus,
-    /// The version of the manifest.
+    /// Generation of the manifest.
     pub generation: Option<i64>,
-    /// Seconds that a proof may take.
+    /// Seconds after which a missing proof is reported as stalled.
     pub deadline: i64,
-    /// Now.
     pub now: Timestamp,
 }
 
-/// What is said.
+/// The status fields that the gate owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusDecision {
-    /// The conditions.
     pub conditions: Vec<ConditionUpdate>,
-    /// Where the gate stands.
     pub gate: GateStatus,
-    /// Each transport.
     pub transports: Vec<TransportStatus>,
 }
 
-/// The types of conditions that are decided here.
+/// Types of conditions that [`decide_status`] owns.
 pub const OWNED_CONDITIONS: &[&str] = &[
     condition::READY,
     condition::RECONCILING,
@@ -63,42 +59,42 @@ pub const OWNED_CONDITIONS: &[&str] = &[
     condition::WEBHOOKS_ENABLED,
 ];
 
-/// How a cluster stands.
+/// Content of Ready, and which of Stalled and Reconciling is present.
 struct ReadyState {
     ready: &'static str,
     reason: Reason,
     message: String,
-    /// Only a person can go on.
+    /// Only a user can fix it, or the deadline has passed.
     stalled: bool,
-    /// Something is under way.
+    /// A change or a proof is in progress.
     reconciling: bool,
 }
 
-/// Decides.
+/// Decides the conditions, the gate's status and the status of each transport.
 #[must_use]
 pub fn decide_status(inputs: &StatusInputs<'_>) -> StatusDecision {
     let passed = is_proven(inputs);
-    let mut stand = assess_readiness(inputs, passed);
-    if inputs.on_record > 0 && stand.ready != "True" {
-        stand.message = format!("{}; {} pods were let in on record", stand.message, inputs.on_record);
+    let mut state = assess_readiness(inputs, passed);
+    if inputs.on_record > 0 && state.ready != "True" {
+        state.message = format!("{}; {} pods were admitted on record", state.message, inputs.on_record);
     }
-    stall_if_overdue(inputs, &mut stand);
-    let said = build_conditions(inputs, &stand);
-    let ready = stand.ready == "True";
+    stall_if_overdue(inputs, &mut state);
+    let conditions = build_conditions(inputs, &state);
+    let ready = state.ready == "True";
     StatusDecision {
-        conditions: said,
-        gate: build_gate_status(inputs, &stand, passed || ready),
+        conditions,
+        gate: build_gate_status(inputs, &state, passed || ready),
         transports: build_transport_statuses(inputs),
     }
 }
 
-/// Whether the present fingerprint was proven before.
+/// Whether this fingerprint was proven before.
 #[must_use]
 pub fn was_proven(known: &RealtimeClusterStatus, fingerprint: &str) -> bool {
     known.gate.as_ref().is_some_and(|gate| gate.ever_passed && gate.fingerprint == fingerprint)
 }
 
-/// Whether who takes over may believe that the gate is open: proven, said to be open, and lately.
+/// Whether a new leader may assume that the gate is open: it was proven, `Open`, and within [`PROOF_TTL_SECONDS`].
 #[must_use]
 pub fn is_open(known: &RealtimeClusterStatus, fingerprint: &str, now: Timestamp) -> bool {
     let Some(gate) = &known.gate else { return false };
@@ -112,19 +108,19 @@ fn is_proven(inputs: &StatusInputs<'_>) -> bool {
 }
 
 fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
-    if let Some(stop) = inputs.error.filter(|stop| stop.reason == Reason::Deleting) {
-        let message = stop.message.clone();
-        return ReadyState { ready: "False", reason: stop.reason, message, stalled: false, reconciling: true };
+    if let Some(error) = inputs.error.filter(|error| error.reason == Reason::Deleting) {
+        let message = error.message.clone();
+        return ReadyState { ready: "False", reason: error.reason, message, stalled: false, reconciling: true };
     }
-    let says = |kind: &str| inputs.known.conditions.iter().find(|condition| condition.type_ == kind);
+    let find_condition = |kind: &str| inputs.known.conditions.iter().find(|condition| condition.type_ == kind);
     let is = |kind: &str, reasons: &[Reason]| {
-        says(kind).filter(|c| c.status != "True").and_then(|c| {
+        find_condition(kind).filter(|c| c.status != "True").and_then(|c| {
             let reason = reasons.iter().find(|reason| reason.name() == c.reason)?;
             Some((*reason, c.message.clone()))
         })
     };
-    let hopeless = [Reason::StreamNotOurs, Reason::AccessDenied, Reason::StreamInvalid];
-    if let Some((reason, message)) = is(condition::STREAM_READY, &hopeless) {
+    let terminal = [Reason::StreamNotOurs, Reason::AccessDenied, Reason::StreamInvalid];
+    if let Some((reason, message)) = is(condition::STREAM_READY, &terminal) {
         return ReadyState { ready: "False", reason, message, stalled: true, reconciling: false };
     }
     if let Some((reason, message)) = is(condition::WORKLOADS_AVAILABLE, &[Reason::ChildNotOurs, Reason::SpecInvalid]) {
@@ -133,31 +129,32 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
     if let Some((reason, message)) = is(condition::STREAM_READY, &[Reason::StreamMissing]) {
         return ReadyState { ready: "False", reason, message, stalled: false, reconciling: false };
     }
-    if let Some(stop) = inputs.error {
-        // A first proof that has not begun is no failure.
-        let under_way = matches!(stop.reason, Reason::StreamCreating | Reason::RollingOut | Reason::Proving);
-        // What the stream's own controller says is nearer to the cause than that the stream is waited for.
+    if let Some(error) = inputs.error {
+        // A first proof that has not started is no failure.
+        let under_way = matches!(error.reason, Reason::StreamCreating | Reason::RollingOut | Reason::Proving);
+        // The stream controller's own error is nearer to the cause than `waiting for the stream`.
         let (reason, message) = is(condition::STREAM_READY, &[Reason::StreamUnreachable])
             .filter(|_| under_way)
-            .unwrap_or_else(|| (stop.reason, stop.message.clone()));
-        let ready = if reason == stop.reason && under_way { "Unknown" } else { "False" };
-        return ReadyState { ready, reason, message, stalled: stop.terminal, reconciling: !stop.terminal };
+            .unwrap_or_else(|| (error.reason, error.message.clone()));
+        let ready = if reason == error.reason && under_way { "Unknown" } else { "False" };
+        return ReadyState { ready, reason, message, stalled: error.terminal, reconciling: !error.terminal };
     }
     if let Some((reason, message)) = is(condition::WORKLOADS_AVAILABLE, &[Reason::ApplyFailed]) {
         return ReadyState { ready: "False", reason, message, stalled: false, reconciling: true };
     }
-    // What was said of an older manifest says nothing of this one.
-    let workloads = says(condition::WORKLOADS_AVAILABLE).filter(|c| c.observed_generation == inputs.generation);
+    // A condition of an older generation does not describe this one.
+    let workloads =
+        find_condition(condition::WORKLOADS_AVAILABLE).filter(|c| c.observed_generation == inputs.generation);
     let rolling = workloads.is_none_or(|c| c.status != "True");
     let rollout = workloads.map_or_else(|| "the manifest is being applied".to_owned(), |c| c.message.clone());
     let under_way =
         |reason, message| ReadyState { ready: "Unknown", reason, message, stalled: false, reconciling: true };
     let Some(verdict) = inputs.verdict else {
         return inherit_readiness(inputs, passed)
-            .unwrap_or_else(|| under_way(Reason::Proving, "looking at the pods".to_owned()));
+            .unwrap_or_else(|| under_way(Reason::Proving, "observing the pods".to_owned()));
     };
     let open = verdict.phase == GatePhase::Open;
-    // A cluster that serves is not closed by one new pod that cannot start; it is never opened with one.
+    // One new pod that cannot start does not close a cluster that serves; a closed cluster never opens with such a pod.
     if let Some(line) = inputs.startup_refusal
         && !(open && passed)
     {
@@ -176,19 +173,19 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
             ReadyState { ready: "True", reason, message, stalled: false, reconciling: false }
         }
         GatePhase::Open => under_way(Reason::RollingOut, rollout),
-        // Pods that are not there yet are no failure of a first proof.
+        // Missing pods are no failure during the first rollout.
         GatePhase::Proving | GatePhase::Refused if rolling && !passed && reason == Reason::NoPods => {
             under_way(Reason::RollingOut, rollout)
         }
-        // A known difference is told as such, also while the pods that replace each other were not all tried.
+        // A known difference is reported at once, also during a rollout in which some pods were not tried yet.
         GatePhase::Proving if matches!(reason, Reason::ConfigurationDrift | Reason::ClockSkew) => {
             ReadyState { ready: "False", reason, message, stalled: false, reconciling: true }
         }
         GatePhase::Proving => under_way(Reason::Proving, message),
         GatePhase::Refused => ReadyState { ready: "False", reason, message, stalled: false, reconciling: true },
-        // Taken over with a proof that was too old: nothing speaks against it, and it is not believed yet.
+        // A new leader found a proof that was too old: no failure is known, and the new proof is not complete.
         GatePhase::Closed
-            if reason == Reason::Proving && says(condition::READY).is_some_and(|c| c.status == "Unknown") =>
+            if reason == Reason::Proving && find_condition(condition::READY).is_some_and(|c| c.status == "Unknown") =>
         {
             under_way(Reason::EvidenceStale, message)
         }
@@ -196,22 +193,23 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
     }
 }
 
-/// What who takes over says before it looked at anything: what was said of the same thing, unless the proof is too old.
+/// Readiness that a new leader reports before its first observation: the previous one of the same generation and
+/// fingerprint, unless the proof is too old.
 fn inherit_readiness(inputs: &StatusInputs<'_>, passed: bool) -> Option<ReadyState> {
-    let said = inputs.known.conditions.iter().find(|condition| condition.type_ == condition::READY)?;
-    if !passed || said.observed_generation != inputs.generation {
+    let previous = inputs.known.conditions.iter().find(|condition| condition.type_ == condition::READY)?;
+    if !passed || previous.observed_generation != inputs.generation {
         return None;
     }
-    let message = said.message.clone();
-    let reason = Reason::ALL.iter().copied().find(|reason| reason.name() == said.reason)?;
-    match said.status.as_str() {
+    let message = previous.message.clone();
+    let reason = Reason::ALL.iter().copied().find(|reason| reason.name() == previous.reason)?;
+    match previous.status.as_str() {
         "True" if is_open(inputs.known, inputs.fingerprint, inputs.now) => {
             Some(ReadyState { ready: "True", reason, message, stalled: false, reconciling: false })
         }
         "True" => Some(ReadyState {
             ready: "Unknown",
             reason: Reason::EvidenceStale,
-            message: "nobody looked for more than 15 minutes: it is proven anew".to_owned(),
+            message: "the last proof is more than 15 minutes old: proving again".to_owned(),
             stalled: false,
             reconciling: true,
         }),
@@ -220,9 +218,10 @@ fn inherit_readiness(inputs: &StatusInputs<'_>, passed: bool) -> Option<ReadySta
     }
 }
 
-/// What takes too long is told as stalled, so that deployment tools stop waiting; journeys go on and clear it.
-fn stall_if_overdue(inputs: &StatusInputs<'_>, stand: &mut ReadyState) {
-    if !stand.reconciling {
+/// Marks the cluster as stalled after the deadline, so that deployment tools error waiting; journeys continue and clear
+/// it.
+fn stall_if_overdue(inputs: &StatusInputs<'_>, state: &mut ReadyState) {
+    if !state.reconciling {
         return;
     }
     let since = |kind: &str| {
@@ -230,32 +229,32 @@ fn stall_if_overdue(inputs: &StatusInputs<'_>, stand: &mut ReadyState) {
             inputs.known.conditions.iter().find(|condition| condition.type_ == kind && condition.status == "True");
         found.map(|condition| inputs.now.as_second() - condition.last_transition_time.0.as_second())
     };
-    // Before a pod is there, no journey can run, and no time counts.
+    // The deadline runs only from the first pod: without one no journey can run.
     let begun = inputs.verdict.is_some();
     let late = begun && since(condition::RECONCILING).is_some_and(|seconds| seconds > inputs.deadline);
     if late || since(condition::STALLED).is_some_and(|_| begun) {
-        stand.stalled = true;
-        stand.reconciling = false;
+        state.stalled = true;
+        state.reconciling = false;
     }
 }
 
-fn build_conditions(inputs: &StatusInputs<'_>, stand: &ReadyState) -> Vec<ConditionUpdate> {
-    let mut said = vec![ConditionUpdate::new(condition::READY, stand.ready, stand.reason, &stand.message)];
-    if stand.stalled {
-        said.push(ConditionUpdate::new(condition::STALLED, "True", stand.reason, &stand.message));
-    } else if stand.reconciling {
-        said.push(ConditionUpdate::new(condition::RECONCILING, "True", stand.reason, &stand.message));
+fn build_conditions(inputs: &StatusInputs<'_>, state: &ReadyState) -> Vec<ConditionUpdate> {
+    let mut updates = vec![ConditionUpdate::new(condition::READY, state.ready, state.reason, &state.message)];
+    if state.stalled {
+        updates.push(ConditionUpdate::new(condition::STALLED, "True", state.reason, &state.message));
+    } else if state.reconciling {
+        updates.push(ConditionUpdate::new(condition::RECONCILING, "True", state.reason, &state.message));
     }
     if inputs.webhooks {
         let status = match inputs.verdict.map(|verdict| verdict.phase) {
-            Some(GatePhase::Open) if stand.ready != "False" => "True",
-            None if stand.ready == "True" => "True",
+            Some(GatePhase::Open) if state.ready != "False" => "True",
+            None if state.ready == "True" => "True",
             Some(GatePhase::Refused | GatePhase::Closed) => "False",
-            _ if stand.ready == "False" => "False",
+            _ if state.ready == "False" => "False",
             _ => "Unknown",
         };
-        said.push(ConditionUpdate::new(condition::WEBHOOKS_DELIVERED, status, stand.reason, &stand.message));
-        said.push(ConditionUpdate::new(
+        updates.push(ConditionUpdate::new(condition::WEBHOOKS_DELIVERED, status, state.reason, &state.message));
+        updates.push(ConditionUpdate::new(
             condition::WEBHOOKS_ENABLED,
             "True",
             Reason::Applied,
@@ -263,22 +262,22 @@ fn build_conditions(inputs: &StatusInputs<'_>, stand: &ReadyState) -> Vec<Condit
         ));
     } else {
         let message = "webhooks are off: webhooks.mode is Off and acknowledged";
-        said.push(ConditionUpdate::new(condition::WEBHOOKS_ENABLED, "False", Reason::ReadyWithoutWebhooks, message));
+        updates.push(ConditionUpdate::new(condition::WEBHOOKS_ENABLED, "False", Reason::ReadyWithoutWebhooks, message));
     }
-    said
+    updates
 }
 
-fn build_gate_status(inputs: &StatusInputs<'_>, stand: &ReadyState, ever_passed: bool) -> GateStatus {
+fn build_gate_status(inputs: &StatusInputs<'_>, state: &ReadyState, ever_passed: bool) -> GateStatus {
     let known = inputs.known.gate.clone().unwrap_or_default();
-    let ready = stand.ready == "True";
-    let phase = match (ready, stand.ready, ever_passed) {
+    let ready = state.ready == "True";
+    let phase = match (ready, state.ready, ever_passed) {
         (true, _, _) => "Open",
         (false, "False", true) => "Closed",
         (false, "False", false) => "Refused",
         _ => "Proving",
     };
     let now = inputs.now.to_string();
-    // Who says again what was said before has proven nothing itself.
+    // An inherited Ready is no new proof.
     let passed_at = if ready && inputs.verdict.is_some() {
         let before = known.passed_at.as_ref().and_then(|at| at.parse::<Timestamp>().ok());
         let due = before.is_none_or(|at| inputs.now.as_second() - at.as_second() >= PASSED_AT_INTERVAL_SECONDS);
@@ -286,15 +285,15 @@ fn build_gate_status(inputs: &StatusInputs<'_>, stand: &ReadyState, ever_passed:
     } else {
         known.passed_at.clone()
     };
-    let failed = stand.ready == "False";
+    let failed = state.ready == "False";
     let last_failure = match &known.last_failure {
-        Some(last) if !failed || last.message == stand.message => Some(last.clone()),
+        Some(last) if !failed || last.message == state.message => Some(last.clone()),
         _ if failed => {
-            Some(LastFailure { reason: stand.reason.to_string(), message: stand.message.clone(), time: now })
+            Some(LastFailure { reason: state.reason.to_string(), message: state.message.clone(), time: now })
         }
         _ => None,
     };
-    // Without a fingerprint nothing new is to be proven: what was known of the former stays.
+    // Without a fingerprint, e.g. during deletion, the previous proof stays.
     let fingerprint = if inputs.fingerprint.is_empty() { known.fingerprint } else { inputs.fingerprint.to_owned() };
     let ever_passed = if inputs.fingerprint.is_empty() { known.ever_passed } else { ever_passed };
     GateStatus { phase: phase.to_owned(), ever_passed, fingerprint, passed_at, last_failure }

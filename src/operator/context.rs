@@ -1,4 +1,4 @@
-//! What every controller works with, and why one stops.
+//! Clients and state shared by the controllers, and the error that ends a reconcile.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,62 +13,61 @@ use crate::kinesis::KinesisError;
 use crate::kubernetes::apply::ApplyError;
 use crate::prober::WebhookReceiver;
 
-/// Longest that one turn of a controller may take.
+/// Bounds one reconcile, so that a call that hangs cannot hold one of the controller's workers for ever.
 pub const RECONCILE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// The shortest wait after a failure.
+/// First back-off after a failure; it doubles with each further failure.
 const RETRY_BACKOFF_MIN: Duration = Duration::from_millis(500);
 
-/// The longest wait for what a person mends with kubectl: nothing tells of it, and to look costs little.
+/// Longest back-off for an error that a user fixes with kubectl: the controller gets no event of the fix, and a retry
+/// costs little.
 const USER_FIX_BACKOFF_MAX: Duration = Duration::from_secs(5);
 
-/// The longest wait for anything else: AWS counts calls.
+/// Longest back-off for any other error: AWS limits the rate of calls.
 const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(30);
 
-/// What every controller works with.
+/// Clients and state shared by all controllers.
 pub struct ControllerContext {
-    /// Calls that are answered within seconds or fail.
+    /// Client for calls, not for watches: each call is answered within seconds or fails.
     pub client: Client,
-    /// Tells people.
     pub recorder: Recorder,
-    /// Whether this process may still write: false from the moment at which another may have taken over.
+    /// Whether this process may still write: false from the moment at which another process may hold the lease.
     pub may_write: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Where webhooks of the journeys arrive.
+    /// Receives the webhooks of the journeys.
     pub receiver: WebhookReceiver,
-    /// `HOST:PORT` under which dispatchers reach it.
+    /// `HOST:PORT` under which dispatchers reach the receiver.
     pub receiver_address: String,
-    /// Names this Kubernetes: the UID of its `kube-system` namespace.
+    /// Identifies this Kubernetes cluster: the UID of its `kube-system` namespace.
     pub kubernetes_uid: String,
-    /// Failures in a row, by controller and object.
+    /// Consecutive failures by controller and object.
     pub failures: Mutex<HashMap<(&'static str, String), u32>>,
 }
 
-/// Why a controller's turn ended early.
+/// An error that ends a reconcile early.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{reason}: {message}")]
 pub struct ReconcileError {
-    /// In a word.
     pub reason: Reason,
-    /// In a line, with what to do.
+    /// One line, with the remedy.
     pub message: String,
-    /// Whether only a person can go on.
+    /// Whether only a user can fix it.
     pub terminal: bool,
-    /// Whether the object changed since it was read: then the turn is taken again, and nothing is wrong.
+    /// Whether the object changed since it was read: then the reconcile is repeated, and no failure is counted.
     pub is_conflict: bool,
 }
 
 impl ReconcileError {
-    /// It may mend itself.
+    /// An error that may resolve without a user.
     pub fn transient(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), terminal: false, is_conflict: false }
     }
 
-    /// Only a person can go on.
+    /// An error that only a user can fix.
     pub fn terminal(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), terminal: true, is_conflict: false }
     }
 
-    /// The longest wait until it is looked at again.
+    /// Longest back-off before the next reconcile after this error.
     fn backoff_max(&self) -> Duration {
         match self.reason {
             Reason::ChildNotOurs | Reason::RollingOut | Reason::SecretMissing | Reason::StreamCreating => {
@@ -78,15 +77,15 @@ impl ReconcileError {
         }
     }
 
-    /// A call that failed.
-    pub fn from_call(what: &str, error: &kube::Error) -> Self {
+    /// Classifies a failed call to the API server.
+    pub fn from_call(operation: &str, error: &kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => {
                 let reason = if status.is_forbidden() { Reason::AccessDenied } else { Reason::ApplyFailed };
                 let late = status.is_conflict();
-                Self { is_conflict: late, ..Self::transient(reason, format!("{what}: {}", status.message)) }
+                Self { is_conflict: late, ..Self::transient(reason, format!("{operation}: {}", status.message)) }
             }
-            _ => Self::transient(Reason::ApplyFailed, format!("{what}: {error}")),
+            _ => Self::transient(Reason::ApplyFailed, format!("{operation}: {error}")),
         }
     }
 }
@@ -95,7 +94,7 @@ impl From<ApplyError> for ReconcileError {
     fn from(error: ApplyError) -> Self {
         match &error {
             ApplyError::NotOurs { .. } => Self::terminal(Reason::ChildNotOurs, error.to_string()),
-            ApplyError::Api { what, error } => Self::from_call(what, error),
+            ApplyError::Api { operation, error } => Self::from_call(operation, error),
             ApplyError::Malformed(_) => Self::transient(Reason::ApplyFailed, error.to_string()),
         }
     }
@@ -114,7 +113,7 @@ impl From<KinesisError> for ReconcileError {
 }
 
 impl ControllerContext {
-    /// Refuses to write once another may lead. Asked right before every write.
+    /// Refuses to write once another process may lead. Called right before every write.
     ///
     /// # Errors
     /// The lease's renew deadline has passed.
@@ -122,31 +121,34 @@ impl ControllerContext {
         if (self.may_write)() {
             Ok(())
         } else {
-            Err(ReconcileError::transient(Reason::ApplyFailed, "this operator no longer leads: another writes"))
+            Err(ReconcileError::transient(
+                Reason::ApplyFailed,
+                "this operator lost the lease and must not write; the new leader continues",
+            ))
         }
     }
 
-    /// How long to wait after a failure: longer after each.
+    /// Counts a failure and returns the back-off, which doubles with each consecutive failure.
     pub fn count_failure(
         &self,
         controller: &'static str,
         cluster: &RealtimeCluster,
-        stop: &ReconcileError,
+        error: &ReconcileError,
     ) -> Duration {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let count = failures.entry((controller, cluster_key(cluster))).or_default();
         let wait = RETRY_BACKOFF_MIN.saturating_mul(2_u32.saturating_pow((*count).min(10)));
         *count += 1;
-        wait.min(stop.backoff_max())
+        wait.min(error.backoff_max())
     }
 
-    /// The turn went through.
+    /// Resets the back-off after a successful reconcile.
     pub fn reset_failures(&self, controller: &'static str, cluster: &RealtimeCluster) {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         failures.remove(&(controller, cluster_key(cluster)));
     }
 
-    /// Tells people about a cluster. What cannot be told stands in the log.
+    /// Publishes a Kubernetes Event about a cluster, and logs it. An Event that cannot be written is only logged.
     pub async fn publish_event(
         &self,
         cluster: &RealtimeCluster,
@@ -156,16 +158,16 @@ impl ControllerContext {
         note: String,
     ) {
         let note: String = note.chars().take(1000).collect();
-        tracing::info!(cluster = cluster_key(cluster), reason, action, note, "told");
+        tracing::info!(cluster = cluster_key(cluster), reason, action, note, "publishing Event");
         let (reason, action) = (reason.to_owned(), action.to_owned());
         let event = Event { type_: kind, reason, note: Some(note), action, secondary: None };
         if let Err(error) = self.recorder.publish(&event, &cluster.object_ref(&())).await {
-            tracing::warn!(%error, "an Event could not be written");
+            tracing::warn!(%error, "Event could not be written");
         }
     }
 }
 
-/// `namespace/name`.
+/// Key of a cluster in maps and logs: `namespace/name`.
 #[must_use]
 pub fn cluster_key(cluster: &RealtimeCluster) -> String {
     let metadata = &cluster.metadata;
@@ -173,11 +175,10 @@ pub fn cluster_key(cluster: &RealtimeCluster) -> String {
     format!("{}/{}", text(&metadata.namespace), text(&metadata.name))
 }
 
-/// A reference for a controller's queue.
+/// Reference of a cluster for a controller's queue.
 #[must_use]
 pub fn cluster_ref(cluster: &RealtimeCluster) -> ObjectRef<RealtimeCluster> {
     ObjectRef::from_obj(cluster)
 }
 
-/// Shared by every controller.
 pub type SharedContext = Arc<ControllerContext>;

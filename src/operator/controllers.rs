@@ -1,4 +1,4 @@
-//! The process: listens, waits to lead, runs the controllers, ends.
+//! The operator's process: opens its listeners, waits for the lease, runs the controllers, releases the lease.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -29,75 +29,76 @@ use crate::kubernetes::lease::{LeaderElector, Leadership, LeaseLost};
 use crate::prober::WebhookReceiver;
 use crate::process::admin;
 
-/// The Lease of the one that leads.
+/// Lease that elects the leading replica.
 const LEADER_LEASE_NAME: &str = "realtime-operator";
 
-/// Turns of one controller at once.
+/// Reconciles that one controller runs at once, each on its own cluster.
 const CONCURRENT_RECONCILES_MAX: u16 = 8;
 
-/// How soon a turn is taken again whose object changed meanwhile.
+/// Delay before a reconcile is repeated whose object changed since it was read.
 const CONFLICT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// News of probers that wait for a turn.
+/// Requeue requests of probers that may wait; a prober whose request finds no room waits.
 const REQUEUE_BUFFER_LEN: usize = 1024;
 
-/// How the operator runs.
+/// Settings of the operator's process, from its arguments.
 #[derive(Clone, Debug)]
 pub struct OperatorSettings {
-    /// Its own namespace.
+    /// Namespace of the operator itself.
     pub namespace: String,
-    /// Its pod's name.
+    /// Name of the operator's pod: its identity in the Lease.
     pub pod: String,
-    /// Its pod's address, under which dispatchers reach it.
+    /// Address of the operator's pod, under which dispatchers reach its webhook receiver.
     pub address: IpAddr,
-    /// Where webhooks arrive.
+    /// Listening address of the webhook receiver.
     pub receiver: SocketAddr,
-    /// Where the admin listener is.
+    /// Listening address of the admin endpoints.
     pub admin: SocketAddr,
 }
 
-/// Why the operator ended.
+/// An error that ends the operator's process.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
-    /// No API server.
+    /// The API server cannot be reached or is not configured.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// A port is taken.
-    #[error("{what} cannot listen on {address}: {error}. Free the port or choose another")]
+    /// A listener's port cannot be bound.
+    #[error("{listener} cannot listen on {address}: {error}. Free the port or choose another")]
     Listen {
-        /// What for.
-        what: &'static str,
-        /// The address.
+        /// The listener, as the subject of the message.
+        listener: &'static str,
+        /// The address that was asked for.
         address: SocketAddr,
-        /// Why not.
+        /// The operating system's error.
         error: std::io::Error,
     },
-    /// The API server does not let us do what is needed at the start.
-    #[error("{what}: {error}")]
+    /// The API server refuses a call that the start needs.
+    #[error("{operation}: {error}")]
     Start {
-        /// What was tried.
-        what: &'static str,
-        /// The answer.
+        /// The call that failed.
+        operation: &'static str,
+        /// The API server's error.
         error: Box<kube::Error>,
     },
-    /// The kinds are not known to the API server.
+    /// The CRDs are not installed.
     #[error("the API server does not know RealtimeCluster: apply the CRDs first (`realtime crd | kubectl apply -f -`)")]
     NoCrds,
-    /// Another leads.
+    /// Another replica took the lease.
     #[error(transparent)]
     Lost(#[from] LeaseLost),
 }
 
-/// Runs until the token ends it.
+/// Runs the operator until `shutdown` is cancelled.
 ///
 /// # Errors
-/// It cannot start, or it lost the lease: then the process must end, and start again as a candidate.
+/// The operator cannot start, or it lost the lease: then the process must exit, and restart as a candidate.
 pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Result<(), OperatorError> {
     let clients = build_clients().await?;
     let receiver_listener = bind_listener("the webhook receiver", settings.receiver).await?;
     let admin_listener = bind_listener("the admin listener", settings.admin).await?;
-    let receiver = WebhookReceiver::start(receiver_listener, shutdown.clone())
-        .map_err(|error| OperatorError::Listen { what: "the webhook receiver", address: settings.receiver, error })?;
+    let receiver = WebhookReceiver::start(receiver_listener, shutdown.clone()).map_err(|error| {
+        OperatorError::Listen { listener: "the webhook receiver", address: settings.receiver, error }
+    })?;
     let mut elector = LeaderElector::new(clients.call.clone(), &settings.namespace, LEADER_LEASE_NAME, &settings.pod);
     let leadership = elector.leadership();
     let started = Arc::new(AtomicBool::new(false));
@@ -106,12 +107,12 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
     ensure_crds(&clients.call).await?;
     started.store(true, Ordering::Relaxed);
 
-    tracing::info!(pod = settings.pod, "waiting to lead");
+    tracing::info!(pod = settings.pod, "waiting for the leader lease");
     if !elector.wait_until_leading(&shutdown).await {
         return Ok(());
     }
-    tracing::info!(pod = settings.pod, "this operator leads");
-    let start = |what| move |error| OperatorError::Start { what, error: Box::new(error) };
+    tracing::info!(pod = settings.pod, "leading: starting the controllers");
+    let start = |operation| move |error| OperatorError::Start { operation, error: Box::new(error) };
     receiver::apply_endpoint_slice(&clients.call, &settings.namespace, settings.address, settings.receiver.port())
         .await
         .map_err(start("writing the receiver's EndpointSlice"))?;
@@ -133,7 +134,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
     });
     let work = shutdown.child_token();
     let controllers = tokio::spawn(run_controllers(context, clients.watch, work.clone()));
-    // The Lease is given back only once nothing is written any more.
+    // Released only after the last write, so that two replicas never write at once.
     let holding = CancellationToken::new();
     let mut keeping = tokio::spawn(elector.hold_lease(holding.clone()));
     tokio::select! {
@@ -148,7 +149,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         }
     }
     if tokio::time::timeout(Duration::from_secs(10), controllers).await.is_err() {
-        tracing::warn!("turns were still running and are cut");
+        tracing::warn!("reconciles did not end within 10 s and are cancelled");
     }
     holding.cancel();
     match keeping.await {
@@ -157,27 +158,28 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
     }
 }
 
-async fn bind_listener(what: &'static str, address: SocketAddr) -> Result<TcpListener, OperatorError> {
-    TcpListener::bind(address).await.map_err(|error| OperatorError::Listen { what, address, error })
+async fn bind_listener(listener: &'static str, address: SocketAddr) -> Result<TcpListener, OperatorError> {
+    TcpListener::bind(address).await.map_err(|error| OperatorError::Listen { listener, address, error })
 }
 
-/// Names this Kubernetes for the tags of streams.
+/// Reads the UID that identifies this Kubernetes cluster in the tags of streams.
 async fn read_kubernetes_uid(client: &Client) -> Result<String, OperatorError> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let found = namespaces.get("kube-system").await.map_err(|error| OperatorError::Start {
-        what: "reading the namespace kube-system, whose UID names this Kubernetes",
+        operation: "reading the namespace kube-system, whose UID identifies this Kubernetes cluster",
         error: Box::new(error),
     })?;
     Ok(found.uid().unwrap_or_default())
 }
 
-/// Watches of an unknown kind would fail for ever, with a message that helps nobody.
+/// Fails early when the CRDs are missing: watches of an unknown kind would fail for ever, with a message that names no
+/// remedy.
 async fn ensure_crds(client: &Client) -> Result<(), OperatorError> {
     let clusters: Api<RealtimeCluster> = Api::all(client.clone());
     match clusters.list(&ListParams::default().limit(1)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Err(OperatorError::NoCrds),
-        Err(error) => Err(OperatorError::Start { what: "listing RealtimeClusters", error: Box::new(error) }),
+        Err(error) => Err(OperatorError::Start { operation: "listing RealtimeClusters", error: Box::new(error) }),
     }
 }
 
@@ -189,7 +191,7 @@ async fn serve_admin(
 ) {
     let metrics = metrics::build_registry(leadership.clone());
     let answers = admin::AdminEndpoints {
-        // Without a token nobody asks for more than health.
+        // Without a token only the health endpoints answer.
         token: String::new(),
         ready: Box::new(move || {
             started.load(Ordering::Relaxed).then_some(()).ok_or_else(|| "not started yet".to_owned())
@@ -200,11 +202,11 @@ async fn serve_admin(
         metrics,
     };
     if let Err(error) = admin::serve(listener, answers, shutdown).await {
-        tracing::error!(%error, "the admin listener ended");
+        tracing::error!(%error, "admin listener ended");
     }
 }
 
-/// Runs the four controllers until the token ends them.
+/// Runs the four controllers until `shutdown` is cancelled.
 async fn run_controllers(context: SharedContext, watch: Client, shutdown: CancellationToken) {
     let clusters = || Api::<RealtimeCluster>::all(watch.clone());
     let ours = || watcher::Config::default().labels("app.kubernetes.io/managed-by=realtime-operator");
@@ -221,23 +223,23 @@ async fn run_controllers(context: SharedContext, watch: Client, shutdown: Cancel
     let apps = apps
         .watches(Api::<RealtimeApp>::all(watch.clone()), any(), move |app| {
             let namespace = app.namespace();
-            let of = served.state();
-            let of: Vec<_> = of
+            let clusters = served.state();
+            let references: Vec<_> = clusters
                 .iter()
                 .filter(|cluster| cluster.namespace() == namespace)
                 .map(|c| ObjectRef::from_obj(&**c))
                 .collect();
-            of
+            references
         })
         .watches(Api::<PartialObjectMeta<Secret>>::all(watch.clone()), ours(), |secret| cluster_by_owner(&secret))
         .watches(Api::<PartialObjectMeta<Pod>>::all(watch.clone()), ours(), |pod| cluster_by_label(&pod));
-    let (news, arriving) = mpsc::channel(REQUEUE_BUFFER_LEN);
-    let probers = ClusterProbers::new(news, shutdown.clone());
+    let (requeue_sender, requeue_receiver) = mpsc::channel(REQUEUE_BUFFER_LEN);
+    let probers = ClusterProbers::new(requeue_sender, shutdown.clone());
     let gate = make();
     let store = gate.store();
     let gate = gate
         .watches(Api::<Pod>::all(watch.clone()), ours(), |pod| cluster_by_label(&pod))
-        .reconcile_on(stream_from_receiver(arriving));
+        .reconcile_on(stream_from_receiver(requeue_receiver));
     let sweeping = {
         let (context, probers, shutdown) = (context.clone(), probers.clone(), shutdown.clone());
         async move {
@@ -275,42 +277,41 @@ fn stream_from_receiver<T: Send + 'static>(mut receiver: mpsc::Receiver<T>) -> i
     futures::stream::poll_fn(move |context| receiver.poll_recv(context))
 }
 
-/// The cluster that a pod belongs to, by its labels.
+/// Finds the cluster of a pod by its labels.
 fn cluster_by_label<K: ResourceExt>(object: &K) -> Option<ObjectRef<RealtimeCluster>> {
     let name = object.labels().get("app.kubernetes.io/instance")?;
     Some(ObjectRef::new(name).within(&object.namespace()?))
 }
 
-/// The cluster that owns an object.
+/// Finds the cluster that owns an object.
 fn cluster_by_owner<K: ResourceExt>(object: &K) -> Option<ObjectRef<RealtimeCluster>> {
     let owner = object.owner_references().iter().find(|owner| owner.kind == "RealtimeCluster")?;
     Some(ObjectRef::new(&owner.name).within(&object.namespace()?))
 }
 
-/// One turn that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct FailedReconcile(ReconcileError);
 
-/// Runs one controller: a turn has a time, a failure a back-off.
+/// Runs one controller: bounds each reconcile by [`RECONCILE_TIMEOUT`] and backs off after a failure.
 async fn drive_controller<F, R>(
     name: &'static str,
     controller: Controller<RealtimeCluster>,
     context: SharedContext,
-    turn: F,
+    reconcile: F,
 ) where
     F: Fn(SharedContext, Arc<RealtimeCluster>) -> R + Send + Sync + 'static,
     R: Future<Output = Result<Action, ReconcileError>> + Send + 'static,
 {
-    let turn = Arc::new(turn);
-    let reconcile = move |cluster: Arc<RealtimeCluster>, context: SharedContext| {
-        let turn = turn.clone();
+    let reconcile = Arc::new(reconcile);
+    let bounded_reconcile = move |cluster: Arc<RealtimeCluster>, context: SharedContext| {
+        let reconcile = reconcile.clone();
         async move {
-            let work = tokio::time::timeout(RECONCILE_TIMEOUT, turn(context.clone(), cluster.clone()));
+            let work = tokio::time::timeout(RECONCILE_TIMEOUT, reconcile(context.clone(), cluster.clone()));
             let result = work.await.unwrap_or_else(|_| {
                 Err(ReconcileError::transient(
                     Reason::ApplyFailed,
-                    format!("no end of the turn after {} s", RECONCILE_TIMEOUT.as_secs()),
+                    format!("the reconcile did not end within {} s; it is retried", RECONCILE_TIMEOUT.as_secs()),
                 ))
             });
             match result {
@@ -318,10 +319,10 @@ async fn drive_controller<F, R>(
                     context.reset_failures(name, &cluster);
                     Ok(action)
                 }
-                Err(stop) if stop.is_conflict => Ok(Action::requeue(CONFLICT_RETRY_DELAY)),
-                Err(stop) => {
-                    tracing::info!(controller = name, cluster = cluster_key(&cluster), %stop, "the turn ended early");
-                    Err(FailedReconcile(stop))
+                Err(error) if error.is_conflict => Ok(Action::requeue(CONFLICT_RETRY_DELAY)),
+                Err(error) => {
+                    tracing::info!(controller = name, cluster = cluster_key(&cluster), %error, "reconcile failed");
+                    Err(FailedReconcile(error))
                 }
             }
         }
@@ -330,10 +331,10 @@ async fn drive_controller<F, R>(
         Action::requeue(context.count_failure(name, &cluster, &failed.0))
     };
     controller
-        .run(reconcile, policy, context)
+        .run(bounded_reconcile, policy, context)
         .for_each(|result| async move {
             if let Err(error) = result {
-                tracing::debug!(controller = name, %error, "a turn ended with an error");
+                tracing::debug!(controller = name, %error, "controller reported an error");
             }
         })
         .await;

@@ -1,4 +1,4 @@
-//! Reads what a cluster is built from: its apps, the Secrets that it names, what was generated for it, its stream.
+//! Reads the inputs of a cluster: its apps, the Secrets that it references, its generated secrets, its stream.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,34 +15,34 @@ use crate::desired::{self, ClusterInputs, StreamIdentity, ValidCluster};
 use crate::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
 use crate::protocol::StreamName;
 
-/// The texts of Secrets by name.
+/// Texts of Secrets, by name and key.
 pub type SecretTexts = BTreeMap<String, BTreeMap<String, String>>;
 
-/// Length of what is generated: 62^24 are more than 2^142.
+/// Letters and digits of a generated secret. Lower-cased, 24 of them carry about 122 bits.
 const GENERATED_SECRET_LEN: usize = 24;
 
-/// All that was read.
+/// The inputs of a cluster, as read from the API server.
 pub struct Dereferenced {
-    /// Apps, the oldest first: of two that want the same id the older keeps it.
+    /// Apps, the oldest first: of two with the same id the older keeps it.
     pub apps: Vec<RealtimeApp>,
-    /// The Secrets that cluster and apps name.
+    /// The Secrets that cluster and apps reference.
     pub secrets: SecretTexts,
-    /// What was generated for this cluster, by purpose.
+    /// Generated secrets of this cluster, by purpose.
     pub generated: BTreeMap<String, String>,
-    /// The stream, once it is known.
+    /// The stream; `None` until the stream controller has created or adopted it.
     pub stream: Option<StreamIdentity>,
 }
 
-/// Where generated secrets are kept.
+/// Name of the Secret that stores the generated secrets of a cluster.
 #[must_use]
 pub fn generated_secret_name(cluster: &RealtimeCluster) -> String {
     format!("{}-generated", cluster.name_any())
 }
 
-/// Reads everything; a Secret that is not there is simply not in the answer.
+/// Reads all inputs; a missing Secret is left out, and [`validate`] reports it.
 ///
 /// # Errors
-/// The API server does not answer, or an object of our name is someone else's.
+/// The API server does not answer, or another owner has the Secret of generated values.
 pub async fn read(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
@@ -80,7 +80,7 @@ pub async fn read(
         && !secret.owner_references().iter().any(|owner| owner.uid == uid)
     {
         let message = format!(
-            "Secret {namespace}/{name} is there and not ours: it was not touched. Delete it, or give the cluster another name"
+            "Secret {namespace}/{name} already exists and is not ours: it was not changed. Delete it, or rename the cluster"
         );
         return Err(ReconcileError::terminal(Reason::ChildNotOurs, message));
     }
@@ -96,32 +96,32 @@ fn texts_of(secret: &Secret) -> BTreeMap<String, String> {
     data.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(&bytes.0).into_owned())).collect()
 }
 
-/// The cluster as it can be built, and what had to be generated for it.
+/// Validates the inputs. Returns the cluster, and the secrets that were newly generated for it.
 ///
 /// # Errors
-/// A Secret is missing, the manifest contradicts itself, or the stream is not known yet.
+/// A Secret is missing, the manifest contradicts itself, or the stream does not exist yet.
 pub fn validate(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
     read: &Dereferenced,
 ) -> Result<(ValidCluster, BTreeMap<String, String>), ReconcileError> {
-    // The rules of the schema, also where an API server did not hold them.
+    // Also checked here: objects of an older schema were never checked by the API server.
     if let Err(errors) = cluster.validate_cel() {
-        let told: Vec<String> =
+        let messages: Vec<String> =
             errors.into_vec().into_iter().map(|error| format!("{} {}", error.field_path, error.message)).collect();
-        return Err(ReconcileError::terminal(Reason::SpecInvalid, told.join("; ")));
+        return Err(ReconcileError::terminal(Reason::SpecInvalid, messages.join("; ")));
     }
     ensure_secrets_exist(cluster, read)?;
     if cluster.spec.webhooks.mode == WebhooksMode::Kinesis && read.stream.is_none() {
         return Err(ReconcileError::transient(Reason::StreamCreating, "waiting for the stream"));
     }
-    let made = RefCell::new(BTreeMap::new());
+    let generated = RefCell::new(BTreeMap::new());
     let generate = |purpose: &str| {
         if let Some(known) = read.generated.get(purpose) {
             return known.clone();
         }
         let fresh = || Alphanumeric.sample_string(&mut rand::rng(), GENERATED_SECRET_LEN).to_lowercase();
-        made.borrow_mut().entry(purpose.to_owned()).or_insert_with(fresh).clone()
+        generated.borrow_mut().entry(purpose.to_owned()).or_insert_with(fresh).clone()
     };
     let inputs = ClusterInputs {
         cluster,
@@ -133,10 +133,10 @@ pub fn validate(
         stream: read.stream.as_ref(),
     };
     let valid = desired::validate(&inputs).map_err(|problems| {
-        let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        ReconcileError::terminal(Reason::SpecInvalid, told.join("; "))
+        let messages: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        ReconcileError::terminal(Reason::SpecInvalid, messages.join("; "))
     })?;
-    Ok((valid, made.into_inner()))
+    Ok((valid, generated.into_inner()))
 }
 
 fn ensure_secrets_exist(cluster: &RealtimeCluster, read: &Dereferenced) -> Result<(), ReconcileError> {
@@ -159,10 +159,10 @@ fn ensure_secrets_exist(cluster: &RealtimeCluster, read: &Dereferenced) -> Resul
     Ok(())
 }
 
-/// A client of the cluster's stream, as the operator.
+/// Connects to the cluster's stream with the operator's own identity, or with the cluster's static keys.
 ///
 /// # Errors
-/// The keys of a cluster that names some are not there.
+/// The Secret with the cluster's static keys is missing or incomplete.
 pub async fn connect_stream(
     cluster: &RealtimeCluster,
     stream: StreamName,

@@ -1,8 +1,8 @@
-//! Takes a deleted cluster down in order: its servers first, while what they need is still there.
+//! Deletes a cluster in order: its servers first, while the objects that they need still exist.
 //!
-//! An API server collects the children of a deleted object in no order. A dispatcher that loses its Role before it has
-//! ended cannot write how far it is, and whoever takes the stream back tells everything since again. So a cluster stays
-//! until its pods have ended; the rest goes with it, as the API server collects it.
+//! The garbage collector deletes the children of an object in no order. A dispatcher that loses its Role before it has
+//! ended cannot write its checkpoint, and a later cluster that adopts the stream sends every webhook since again. So a
+//! finalizer keeps the cluster until its pods have ended; the garbage collector deletes the rest.
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
@@ -15,19 +15,19 @@ use crate::api::RealtimeCluster;
 use crate::desired::render::pod_labels;
 use crate::kubernetes::apply;
 
-/// Keeps a cluster until its pods have ended.
+/// Finalizer that keeps a cluster until its pods have ended.
 pub const SERVERS_FINALIZER: &str = "realtime-operator.dev/servers";
 
-/// Set by who deletes a cluster and wants to keep what it made.
+/// Finalizer that the API server sets when a cluster is deleted with `--cascade=orphan`: its children stay.
 const ORPHAN_FINALIZER: &str = "orphan";
 
-/// How long a pod may outlive the end of its grace, in s: one on a node that is gone never ends.
+/// How long to wait for a pod after its termination grace period, in s: a pod on a lost node never ends.
 const TERMINATION_OVERRUN_MAX_SECONDS: i64 = 30;
 
-/// Marks a cluster before anything is made for it. `true` when that changed the object, which must be read again then.
+/// Adds the finalizer before any child is created. `true` when that changed the object, which must be read again then.
 ///
 /// # Errors
-/// The API server does not let us, or does not answer.
+/// The API server refuses the call or does not answer.
 pub async fn add_finalizer(context: &ControllerContext, cluster: &RealtimeCluster) -> Result<bool, ReconcileError> {
     if cluster.finalizers().iter().any(|found| found == SERVERS_FINALIZER) {
         return Ok(false);
@@ -37,11 +37,11 @@ pub async fn add_finalizer(context: &ControllerContext, cluster: &RealtimeCluste
     Ok(true)
 }
 
-/// Takes the servers of a deleted cluster away. `None` once they have ended and the cluster may go; else what is waited
-/// for.
+/// Deletes the Deployments of a deleted cluster. `None` once their pods have ended and the finalizer is removed, else
+/// the pods that still run.
 ///
 /// # Errors
-/// The API server does not let us, or does not answer.
+/// The API server refuses the call or does not answer.
 pub async fn finalize_cluster(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
@@ -62,7 +62,7 @@ pub async fn finalize_cluster(
         let left: Vec<String> =
             pods.iter().filter(|pod| is_expected_to_end(pod, now)).map(ResourceExt::name_any).collect();
         if !left.is_empty() {
-            return Ok(Some(format!("pods that still end: {}", left.join(", "))));
+            return Ok(Some(format!("waiting for pods to terminate: {}", left.join(", "))));
         }
     }
     let finalizers =
@@ -71,7 +71,7 @@ pub async fn finalize_cluster(
     Ok(None)
 }
 
-/// Whether this pod is a Deployment's and will still end.
+/// Whether a pod belongs to a Deployment and is expected to terminate.
 fn is_expected_to_end(pod: &Pod, now: i64) -> bool {
     let replica = pod.owner_references().iter().any(|owner| owner.kind == "ReplicaSet");
     let overdue = pod
@@ -90,7 +90,7 @@ async fn patch_finalizers(
     context.ensure_leader()?;
     let (name, namespace) = (cluster.name_any(), cluster.namespace().unwrap_or_default());
     let api: Api<RealtimeCluster> = Api::namespaced(context.client.clone(), &namespace);
-    // Of the version that was read: another may have set a finalizer meanwhile.
+    // Holds only for the version that was read: another controller may have added a finalizer since.
     let patch = json!({
         "metadata": { "resourceVersion": cluster.metadata.resource_version, "finalizers": finalizers }
     });

@@ -1,6 +1,6 @@
-//! The controller of the gate: keeps journeys running, lets pods in, and is the only one to say Ready.
+//! Reconciles the gate: keeps journeys running, admits pods, and is the only controller that sets Ready.
 //!
-//! Journeys never run within a turn: a turn tells the prober what there is to prove, reads what it found, and acts.
+//! Journeys never run within a reconcile: a reconcile updates the prober's plan, reads its findings, and acts on them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,37 +35,37 @@ use crate::prober::{self, FormerApps, JourneyProof, PodStanding, ProbeApp, Probe
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
 use crate::protocol::{AppId, Transport};
 
-/// Between two turns when nothing tells of news.
+/// Time between two reconciles without an event; changed pods and findings of the prober trigger earlier ones.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A remark on a pod that was let in and does not serve.
+/// Annotation that is changed to make kubelet refresh the downward-API file of an admitted pod.
 const REMINDED_ANNOTATION: &str = "realtime-operator.dev/reminded";
 
-/// How long pods may know the registry of before. Pushed, kubelet takes half a second.
+/// Grace period in which pods may still have the previous app registry. After the push kubelet takes half a second.
 const REGISTRY_LEARNING_GRACE: Duration = Duration::from_secs(30);
 
-/// The probers of all clusters.
+/// Running probers, one per cluster.
 pub struct ClusterProbers {
     running: Mutex<HashMap<String, RunningProber>>,
     requeue_sender: mpsc::Sender<ObjectRef<RealtimeCluster>>,
     shutdown: CancellationToken,
 }
 
-/// One cluster's prober.
+/// Prober of one cluster, and the counts that outlive a reconcile.
 struct RunningProber {
     uid: String,
     prober: Prober,
     stop: CancellationToken,
     app: AppId,
-    /// The registry as it was, and until when pods may have it without a word.
+    /// Digests of the previous registry, and until when a pod that still has it is no failure.
     former_apps: Option<(BTreeMap<AppId, String>, Instant)>,
-    /// Pods replaced in a row, by server.
+    /// Consecutive replacements of pods, by server.
     replaced: BTreeMap<ServerKind, usize>,
-    /// Pods let in on record.
+    /// Number of pods that were admitted on record.
     on_record: usize,
 }
 
-/// What a prober found.
+/// Latest results of a prober.
 struct ProberFindings {
     verdict: Option<Verdict>,
     standings: BTreeMap<String, PodStanding>,
@@ -74,26 +74,26 @@ struct ProberFindings {
 }
 
 impl ClusterProbers {
-    /// No prober yet. News are told by the reference of the cluster they are about.
-    pub fn new(news: mpsc::Sender<ObjectRef<RealtimeCluster>>, shutdown: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { running: Mutex::default(), requeue_sender: news, shutdown })
+    /// Starts without probers. A prober with new findings requeues its cluster through `requeue_sender`.
+    pub fn new(requeue_sender: mpsc::Sender<ObjectRef<RealtimeCluster>>, shutdown: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { running: Mutex::default(), requeue_sender, shutdown })
     }
 
-    /// Ends the probers of clusters that are gone.
+    /// Stops the probers of clusters that do not exist any more.
     pub fn stop_for_removed_clusters(&self, context: &ControllerContext, store: &Store<RealtimeCluster>) {
         self.lock_running().retain(|name, running| {
-            let there = store
+            let exists = store
                 .state()
                 .iter()
                 .any(|cluster| cluster_key(cluster) == *name && cluster.uid().as_deref() == Some(running.uid.as_str()));
-            if !there {
+            if !exists {
                 running.shut_down(context);
             }
-            there
+            exists
         });
     }
 
-    /// Ends the prober of a cluster that goes.
+    /// Stops the prober of a cluster that is being deleted.
     fn stop_for_cluster(&self, context: &ControllerContext, cluster: &RealtimeCluster) {
         if let Some(running) = self.lock_running().remove(&cluster_key(cluster)) {
             running.shut_down(context);
@@ -104,7 +104,7 @@ impl ClusterProbers {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the prober what there is to prove, starts it if there is none, and reads what it found.
+    /// Sends the plan to the cluster's prober, or starts one, and returns the prober's latest findings.
     fn update_plan(
         &self,
         context: &ControllerContext,
@@ -142,7 +142,7 @@ impl ClusterProbers {
         }
         let verdict = running.prober.verdicts.borrow().clone();
         Ok(ProberFindings {
-            // Until it looked at anything, a prober that took over knows no transport.
+            // Before its first observation a prober knows no transport, and its verdict means nothing.
             verdict: (!verdict.transports.is_empty()).then_some(verdict),
             standings: running.prober.pods.borrow().clone(),
             replaced: running.replaced.clone(),
@@ -158,11 +158,10 @@ impl ClusterProbers {
     ) -> Result<RunningProber, ReconcileError> {
         let stop = self.shutdown.child_token();
         let app = plan.app.id.clone();
-        let prober = prober::start(plan, context.receiver.clone(), stop.clone()).map_err(|error| {
-            ReconcileError::transient(Reason::Proving, format!("journeys cannot be started: {error}"))
-        })?;
+        let prober = prober::start(plan, context.receiver.clone(), stop.clone())
+            .map_err(|error| ReconcileError::transient(Reason::Proving, format!("journeys cannot start: {error}")))?;
         let (mut verdicts, mut pods) = (prober.verdicts.clone(), prober.pods.clone());
-        let (news, reference, ended) = (self.requeue_sender.clone(), cluster_ref(cluster), stop.clone());
+        let (requeue_sender, reference, ended) = (self.requeue_sender.clone(), cluster_ref(cluster), stop.clone());
         tokio::spawn(async move {
             loop {
                 let open = tokio::select! {
@@ -170,7 +169,7 @@ impl ClusterProbers {
                     changed = verdicts.changed() => changed.is_ok(),
                     changed = pods.changed() => changed.is_ok(),
                 };
-                if !open || news.send(reference.clone()).await.is_err() {
+                if !open || requeue_sender.send(reference.clone()).await.is_err() {
                     return;
                 }
             }
@@ -193,7 +192,7 @@ impl RunningProber {
     }
 }
 
-/// Whether two plans ask for the same.
+/// Whether two plans ask for the same journeys.
 fn is_same_plan(one: &ProbePlan, other: &ProbePlan) -> bool {
     one.fingerprint == other.fingerprint
         && one.transports == other.transports
@@ -207,10 +206,10 @@ fn is_same_plan(one: &ProbePlan, other: &ProbePlan) -> bool {
         && one.app.key == other.app.key
 }
 
-/// One turn.
+/// Reconciles the gate of one cluster.
 ///
 /// # Errors
-/// The API server does not answer. What keeps the cluster from being Ready is no error of the turn.
+/// The API server does not answer. An error that keeps the cluster from being Ready goes into the status instead.
 pub async fn reconcile(
     context: &SharedContext,
     probers: &ClusterProbers,
@@ -221,26 +220,26 @@ pub async fn reconcile(
     let deadline = i64::from(cluster.spec.gate.deadline_seconds);
     let built = if cluster.metadata.deletion_timestamp.is_some() {
         probers.stop_for_cluster(context, cluster);
-        Err(ReconcileError::transient(Reason::Deleting, "the servers end first; the stream stays"))
+        Err(ReconcileError::transient(Reason::Deleting, "the servers terminate first; the stream is kept"))
     } else {
         render_cluster(context, cluster).await
     };
-    let looked = match &built {
+    let observation = match &built {
         Ok(built) => Some(observe_and_admit(context, probers, cluster, built, &known).await?),
         Err(_) => None,
     };
-    let refusal = looked.as_ref().and_then(|looked| {
+    let refusal = observation.as_ref().and_then(|observation| {
         let refuses = |pod: &&ServerPod| pod.current && pod.refusal.is_some();
-        let pod = looked.pods.iter().find(refuses)?;
+        let pod = observation.pods.iter().find(refuses)?;
         Some(format!("{}: {}", pod.name, pod.refusal.as_deref().unwrap_or_default()))
     });
     let decision = conditions::decide_status(&StatusInputs {
         error: built.as_ref().err(),
         startup_refusal: refusal.as_deref(),
-        verdict: looked.as_ref().and_then(|looked| looked.findings.verdict.as_ref()),
+        verdict: observation.as_ref().and_then(|observation| observation.findings.verdict.as_ref()),
         webhooks,
-        fingerprint: looked.as_ref().map_or("", |looked| &looked.fingerprint),
-        on_record: looked.as_ref().map_or(0, |looked| looked.findings.on_record),
+        fingerprint: observation.as_ref().map_or("", |observation| &observation.fingerprint),
+        on_record: observation.as_ref().map_or(0, |observation| observation.findings.on_record),
         known: &known,
         generation: cluster.metadata.generation,
         deadline,
@@ -261,7 +260,7 @@ pub async fn reconcile(
     Ok(Action::requeue(RESYNC_INTERVAL))
 }
 
-/// An Event when Ready turns.
+/// Publishes an Event when the status or reason of Ready changes.
 async fn publish_ready_event(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
@@ -278,7 +277,7 @@ async fn publish_ready_event(
     context.publish_event(cluster, kind, ready.reason.name(), "Judge", note).await;
 }
 
-/// What there is to be proven.
+/// A valid cluster with its rendered objects and the inputs they were rendered from.
 struct RenderedCluster {
     read: Dereferenced,
     valid: ValidCluster,
@@ -305,7 +304,7 @@ struct GateObservation {
     findings: ProberFindings,
 }
 
-/// Looks at the pods, tells the prober of them, and lets in and replaces as it found.
+/// Lists the pods, updates the prober's plan, and admits and replaces pods by the findings.
 async fn observe_and_admit(
     context: &ControllerContext,
     probers: &ClusterProbers,
@@ -342,7 +341,7 @@ async fn observe_and_admit(
                 });
                 findings.on_record += usize::from(on_record);
                 if on_record {
-                    let note = format!("{pod} was let in on record: what it runs was proven before");
+                    let note = format!("{pod} was admitted on record: its configuration was proven before");
                     context
                         .publish_event(cluster, EventType::Warning, Reason::AdmittedOnRecord.name(), "Admit", note)
                         .await;
@@ -365,7 +364,8 @@ async fn observe_and_admit(
     Ok(GateObservation { pods, fingerprint, findings })
 }
 
-/// Names what is proven: the templates, the Secrets read at their start, the stream. Tags and intervals do not count.
+/// Digest of the templates, the Secrets that servers read at their start, and the stream. Tags and intervals do not
+/// count.
 fn compute_fingerprint(known: &RealtimeClusterStatus, built: &RenderedCluster) -> String {
     let mut lines: Vec<String> = Vec::new();
     for (server, deployment) in &built.desired.deployments {
@@ -388,7 +388,7 @@ async fn build_plan(
 ) -> Result<ProbePlan, ReconcileError> {
     let RenderedCluster { read, valid, desired } = built;
     let edges = pods.iter().filter(|pod| pod.current && pod.server != ServerKind::Dispatcher);
-    // One of the former template holds its shards until another is let in.
+    // A dispatcher of the previous template holds its shards until a new one is admitted.
     let dispatchers =
         pods.iter().filter(|pod| pod.server == ServerKind::Dispatcher && (pod.current || pod.admitted.is_some()));
     let webhooks = valid.spec.webhooks.mode == WebhooksMode::Kinesis;
@@ -426,7 +426,7 @@ async fn build_plan(
     })
 }
 
-/// Lets a pod in: the annotation is what its own `/readyz` waits for, the condition what Services wait for.
+/// Admits a pod: its own `/readyz` waits for the annotation, Services wait for the condition.
 async fn admit_pod(
     context: &ControllerContext,
     api: &Api<Pod>,
@@ -447,7 +447,7 @@ async fn admit_pod(
     context.ensure_leader()?;
     match api.patch_status(pod, &patch_parameters(), &Patch::Strategic(condition)).await {
         Ok(_) => {
-            tracing::info!(pod, on_record, "let in");
+            tracing::info!(pod, on_record, "pod admitted");
             Ok(())
         }
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
@@ -455,7 +455,7 @@ async fn admit_pod(
     }
 }
 
-/// Writes an annotation; for kubelet, a reason to look at the pod. `false` when the pod is gone.
+/// Writes an annotation, which also makes kubelet sync the pod. `false` when the pod does not exist any more.
 async fn annotate_pod(
     context: &ControllerContext,
     api: &Api<Pod>,
@@ -467,7 +467,7 @@ async fn annotate_pod(
     match api.patch(pod, &patch_parameters(), &Patch::Merge(annotation)).await {
         Ok(_) => Ok(true),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
-        Err(error) => Err(ReconcileError::from_call(&format!("letting {pod} in"), &error)),
+        Err(error) => Err(ReconcileError::from_call(&format!("annotating {pod}"), &error)),
     }
 }
 
@@ -487,7 +487,7 @@ async fn replace_pod(
     let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     match api.delete(pod, &parameters).await {
         Ok(_) => {
-            let note = format!("{pod} is told something else than its template says, and never served: it is replaced");
+            let note = format!("{pod} differs from its template and was never admitted: it is replaced");
             context
                 .publish_event(cluster, EventType::Warning, Reason::ConfigurationDrift.name(), "Replace", note)
                 .await;

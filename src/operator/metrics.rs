@@ -1,4 +1,4 @@
-//! What Prometheus may ask of the operator.
+//! The operator's Prometheus metrics.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 
 use crate::kubernetes::lease::Leadership;
 
-/// Whether this process is the one that writes, looked up at each scrape.
+/// Gauge of leadership, read at each scrape.
 #[derive(Debug)]
 struct LeaderGauge(Leadership);
 
@@ -21,7 +21,6 @@ impl Collector for LeaderGauge {
     }
 }
 
-/// All of them.
 pub fn build_registry(leadership: Leadership) -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(LeaderGauge(leadership)));
@@ -33,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_that_does_not_lead_says_so() {
+    fn the_gauge_is_zero_without_leadership() {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &build_registry(Leadership::not_leading())).expect("text");
         let expected = "# HELP realtime_operator_leads Whether this process is the one that writes.\n\

@@ -1,15 +1,15 @@
-//! The operator: makes clusters what their manifests say, and says Ready only of what is proven.
+//! The operator: reconciles clusters with their manifests, and reports Ready only while journeys prove it.
 //!
-//! In: `RealtimeCluster`s and `RealtimeApp`s on an API server. Out: their children, a stream, pods that are let in one by
-//! one, and a status. Four controllers on one kind, each a straight line (read, validate, build, apply, observe, decide,
-//! status), each with its own queue and its own part of the status, so that a slow stream stalls no rollout:
+//! In: `RealtimeCluster`s and `RealtimeApp`s on an API server. Out: their children, a stream, pods that are admitted one
+//! by one, and a status. Four controllers reconcile one kind, each in a straight line (read, validate, render, apply,
+//! observe, decide, status), each with its own queue and its own status fields, so that a slow stream stalls no rollout:
 //!
-//! - [`stream`] makes the stream or takes it back
-//! - [`workload`] applies the children and puts back what others changed
-//! - [`apps`] writes the registry
-//! - [`gate`] runs journeys, lets pods in, says Ready
+//! - `stream_controller` creates the stream or adopts the one that the cluster created before
+//! - `workload_controller` applies the children and reverts foreign changes
+//! - `apps_controller` writes the app registry
+//! - `gate_controller` runs journeys, admits pods and sets Ready
 //!
-//! This room must not know the code of edge and dispatcher: they meet in `contract`.
+//! This room must not know the code of edge and dispatcher: they share `config` alone.
 
 mod apps_controller;
 mod conditions;

@@ -1,7 +1,8 @@
-//! Who is let in, and who is replaced. Pure.
+//! Decides which pods are admitted and which are replaced. Pure.
 //!
-//! In: the pods of a cluster with what journeys through them showed. Out: which to let in, and why; which to replace.
-//! Nobody is ever turned out: a shared part that breaks must not turn lost webhooks into lost chat.
+//! In: the pods of a cluster with the results of journeys through them. Out: the pods to admit, with the reason, and the
+//! pods to replace. An admitted pod is never evicted: the failure of a shared part, which costs webhooks, must not cost
+//! chat as well.
 
 use std::collections::BTreeMap;
 
@@ -10,45 +11,40 @@ use crate::config::ServerKind;
 use crate::gate::Hop;
 use crate::prober::PodStanding;
 
-/// What to do with a pod.
+/// An action on one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdmissionStep {
-    /// Let it in.
+    /// Open the pod's readiness gate and annotate the pod.
     Admit {
-        /// The pod.
         pod: String,
-        /// What it runs.
+        /// Digest of the configuration that the pod runs.
         configuration: String,
-        /// Because this was proven before, while what is behind the edges is broken for all.
+        /// Whether it is admitted because this configuration was proven before, while the parts behind the edges fail for
+        /// every pod.
         on_record: bool,
     },
-    /// It was let in and does not know: any change makes kubelet write the file again in which it reads that.
+    /// The pod is admitted but has not seen the annotation. Touching the pod makes kubelet refresh its downward-API file.
     Remind {
-        /// The pod.
         pod: String,
-        /// What to change a remark on it to.
+        /// New value of the reminder annotation.
         remark: String,
     },
-    /// Its container is told something else than its template says: another may be made as it should be.
-    Replace {
-        /// The pod.
-        pod: String,
-        /// Its UID.
-        uid: String,
-    },
+    /// Delete a pod whose container differs from its template: its successor may be created as rendered.
+    Replace { pod: String, uid: String },
 }
 
-/// How long a pod may be wrong before it is replaced, in s: the first time, and each later one.
+/// Grace period before a pod that differs from its template is replaced, in s: for the first, second and each later
+/// replacement in a row. A webhook that mutates every pod must not cause a replacement storm.
 const REPLACE_GRACE_SECONDS: [i64; 3] = [10, 20, 30];
 
-/// Between two reminders, in s; the first may come at once, and does no harm. Now and then a pod that was let in does not
-/// hear of it before kubelet looks at the pod again by itself, a minute or more later.
+/// Time between two reminders of one pod, in s; the first may come at once, and does no harm. Now and then kubelet misses
+/// a changed annotation, and without a reminder refreshes the file only at its next sync, a minute or more later.
 const REMINDER_INTERVAL_SECONDS: i64 = 10;
 
-/// Decides on every pod.
+/// Decides the actions on all pods.
 ///
-/// `passed` says whether what is wanted was proven before; `replaced` counts replacements in a row per server; `now` is
-/// in s since 1970.
+/// `passed` is whether the present fingerprint was proven before; `replaced` counts consecutive replacements by server;
+/// `now` is in s since 1970.
 #[must_use]
 pub fn decide_steps(
     pods: &[ServerPod],
@@ -62,11 +58,11 @@ pub fn decide_steps(
     steps.extend(pods.iter().filter_map(|pod| reminder_step(pod, now)));
     for server in ServerKind::ALL {
         let count = replaced.get(&server).copied().unwrap_or(0);
-        let patience = REPLACE_GRACE_SECONDS[count.min(REPLACE_GRACE_SECONDS.len() - 1)];
+        let grace = REPLACE_GRACE_SECONDS[count.min(REPLACE_GRACE_SECONDS.len() - 1)];
         let wrong = |pod: &&ServerPod| {
-            pod.server == server && pod.admitted.is_none() && pod.tampered && now - pod.created >= patience
+            pod.server == server && pod.admitted.is_none() && pod.tampered && now - pod.created >= grace
         };
-        // One at a time: the oldest, which had the most time.
+        // One pod of a server at a time, the oldest first.
         let oldest = pods.iter().filter(wrong).min_by_key(|pod| (pod.created, &pod.name));
         steps.extend(oldest.map(|pod| AdmissionStep::Replace { pod: pod.name.clone(), uid: pod.uid.clone() }));
     }
@@ -93,7 +89,7 @@ fn admission_step(
     if found.standing.proven {
         return Some(admit(false));
     }
-    // A pod that was let in with what it runs, whose gate was not written yet.
+    // The pod has its annotation, but the gate's condition was not written yet.
     if pod.admitted.as_ref() == Some(configuration) {
         return Some(admit(false));
     }
@@ -110,7 +106,7 @@ fn reminder_step(pod: &ServerPod, now: i64) -> Option<AdmissionStep> {
         .then(|| AdmissionStep::Remind { pod: pod.name.clone(), remark: (now / REMINDER_INTERVAL_SECONDS).to_string() })
 }
 
-/// Whether journeys through pods that were let in, and run the same, break behind the edges too.
+/// Whether journeys through this pod, and through every admitted pod of the same configuration, fail behind the edges.
 fn is_broken_behind_edges(pod: &ServerPod, pods: &[ServerPod], standings: &BTreeMap<String, PodStanding>) -> bool {
     let configuration = standings.get(&pod.name).map(|standing| &standing.configuration);
     let same = pods.iter().filter(|other| other.name != pod.name && other.admitted.as_ref() == configuration);
@@ -152,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_let_in_by_its_own_journeys() {
+    fn a_pod_is_admitted_by_its_own_journeys() {
         assert_eq!(
             decided(&[(pod("e1", None, false, 0), standing("c1", None, true))], false, 5),
             admitted("e1", false)
@@ -163,49 +159,49 @@ mod tests {
             admitted("d1", false)
         );
         let other = decided(&[(pod("e1", None, true, 0), standing("c1", None, true))], true, 5);
-        assert_eq!(other, [], "one that is told something else than its template says is not, whatever it shows");
+        assert_eq!(other, [], "a pod that differs from its template is not admitted, even if its journeys pass");
     }
 
     #[test]
-    fn a_proven_configuration_is_let_in_while_the_stream_is_away_for_all() {
-        let away = |configuration: &str| standing(configuration, Some(Hop::Record), false);
-        let old = (pod("e1", Some("c1"), false, 0), away("c1"));
-        let new = (pod("e2", None, false, 0), away("c1"));
+    fn a_proven_configuration_is_admitted_while_the_stream_is_unavailable_to_all_pods() {
+        let unavailable = |configuration: &str| standing(configuration, Some(Hop::Record), false);
+        let old = (pod("e1", Some("c1"), false, 0), unavailable("c1"));
+        let new = (pod("e2", None, false, 0), unavailable("c1"));
         assert_eq!(decided(&[old.clone(), new.clone()], true, 5), admitted("e2", true));
         assert_eq!(decided(&[old.clone(), new.clone()], false, 5), [], "never proven");
         let well = (pod("e1", Some("c1"), false, 0), standing("c1", None, true));
-        assert_eq!(decided(&[well, new.clone()], true, 5), [], "others deliver: it is the pod itself");
+        assert_eq!(decided(&[well, new.clone()], true, 5), [], "other pods deliver, so the fault is in this pod");
         let cut = (pod("e2", None, false, 0), standing("c1", Some(Hop::Subscribe), false));
-        assert_eq!(decided(&[old.clone(), cut], true, 5), [], "it breaks before the stream");
-        let another = (pod("e2", None, false, 0), away("c2"));
+        assert_eq!(decided(&[old.clone(), cut], true, 5), [], "the journey fails before the stream");
+        let another = (pod("e2", None, false, 0), unavailable("c2"));
         assert_eq!(decided(&[old, another], true, 5), [], "another configuration");
-        assert_eq!(decided(&[new], true, 5), [], "nobody to compare with");
+        assert_eq!(decided(&[new], true, 5), [], "there is no admitted pod to compare with");
     }
 
     #[test]
-    fn a_pod_that_was_changed_behind_its_template_is_replaced_one_at_a_time() {
+    fn pods_that_differ_from_their_template_are_replaced_one_at_a_time() {
         let wrong = |name: &str, created| (pod(name, None, true, created), standing("c1", Some(Hop::Record), false));
-        assert_eq!(decided(&[wrong("e1", 0)], true, 9), [], "patience first");
+        assert_eq!(decided(&[wrong("e1", 0)], true, 9), [], "within the grace period");
         let steps = decided(&[wrong("e2", 1), wrong("e1", 0)], true, 30);
         assert_eq!(steps, [AdmissionStep::Replace { pod: "e1".to_owned(), uid: "uid-e1".to_owned() }]);
         let serving = (pod("e1", Some("c1"), true, 0), standing("c1", None, true));
-        assert_eq!(decided(&[serving], true, 100), [], "one that serves is never taken");
+        assert_eq!(decided(&[serving], true, 100), [], "an admitted pod is never replaced");
     }
 
     #[test]
-    fn a_pod_that_was_let_in_and_does_not_serve_is_reminded_now_and_then() {
+    fn an_admitted_pod_that_is_not_ready_is_reminded_every_ten_seconds() {
         let serves = pod("e1", Some("1f"), false, 0);
-        let mut deaf = pod("e2", Some("1f"), false, 0);
-        (deaf.serving, deaf.address) = (false, Some(std::net::Ipv4Addr::LOCALHOST.into()));
-        let mut restarts = deaf.clone();
+        let mut uninformed = pod("e2", Some("1f"), false, 0);
+        (uninformed.serving, uninformed.address) = (false, Some(std::net::Ipv4Addr::LOCALHOST.into()));
+        let mut restarts = uninformed.clone();
         (restarts.name, restarts.address) = ("e3".to_owned(), None);
-        let mut strange = deaf.clone();
+        let mut strange = uninformed.clone();
         (strange.name, strange.admitted, strange.gate_open) = ("e4".to_owned(), None, false);
-        let pods = [serves, deaf, restarts, strange];
+        let pods = [serves, uninformed, restarts, strange];
         let at = |now| decide_steps(&pods, &BTreeMap::new(), true, &BTreeMap::new(), now);
         let remind = |remark: &str| vec![AdmissionStep::Remind { pod: "e2".to_owned(), remark: remark.to_owned() }];
         assert_eq!(at(20), remind("2"));
-        assert_eq!(at(29), remind("2"), "which changes nothing any more");
+        assert_eq!(at(29), remind("2"), "the same value, so that nothing changes");
         assert_eq!(at(30), remind("3"));
     }
 }

@@ -1,4 +1,4 @@
-//! What the gate has to know of a pod. Pure.
+//! Reads a pod into the facts that the gate decides on. Pure.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,10 +15,10 @@ use crate::process::readiness_annotation;
 use crate::protocol::Transport;
 use crate::protocol::signature::salted_digest;
 
-/// Exit code of a server that refuses its configuration.
+/// Exit code with which a server refuses its configuration: `EX_CONFIG` of sysexits.
 const CONFIG_REFUSED_EXIT_CODE: i32 = 78;
 
-/// Variables that EKS puts into pods that use one of its identities: known, and not fought.
+/// Variables that EKS injects into pods that use one of its identities: they are no drift, and are not reverted.
 const EKS_INJECTED_VARIABLES: [&str; 7] = [
     "AWS_ROLE_ARN",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -29,38 +29,35 @@ const EKS_INJECTED_VARIABLES: [&str; 7] = [
     "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
 ];
 
-/// A pod of a server.
+/// A live pod of one server of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, in any combination")]
 pub struct ServerPod {
-    /// Its name.
     pub name: String,
-    /// Its UID.
     pub uid: String,
-    /// What it serves.
     pub server: ServerKind,
-    /// When it was created, in s since 1970.
+    /// Time of creation, in s since 1970.
     pub created: i64,
-    /// Its address, while its container runs.
+    /// IP address of the pod, while its container runs.
     pub address: Option<IpAddr>,
-    /// Whether it was made from the template that is wanted now.
+    /// Whether it was created from the template that is rendered now.
     pub current: bool,
-    /// Whether its container is told something else than its template says.
+    /// Whether its container's command, image or variables differ from its template's digest.
     pub tampered: bool,
-    /// The configuration that was let in.
+    /// Digest of the configuration with which the pod was admitted.
     pub admitted: Option<String>,
-    /// Whether its readiness gate is open.
+    /// Whether the readiness gate's condition is True.
     pub gate_open: bool,
-    /// Whether Services send clients to it.
+    /// Whether the pod is Ready, so that Services route clients to it.
     pub serving: bool,
-    /// The line with which it refused to start.
+    /// Termination message of a server that refused its configuration.
     pub refusal: Option<String>,
-    /// Variables that EKS put in.
+    /// Variables that EKS injected, by name.
     injected: BTreeMap<String, String>,
 }
 
 impl ServerPod {
-    /// A pod as the gate sees it; `None` for one that goes, or that is no server's.
+    /// Reads a pod; `None` for one that terminates, has ended, or belongs to no server.
     pub fn read(pod: &Pod, cluster: &ValidCluster, desired: &DesiredObjects) -> Option<Self> {
         let ended = matches!(pod.status.as_ref()?.phase.as_deref(), Some("Failed" | "Succeeded"));
         if pod.metadata.deletion_timestamp.is_some() || ended {
@@ -111,7 +108,7 @@ impl ServerPod {
         Some(SocketAddr::new(self.address?, u16::try_from(port).ok()?))
     }
 
-    /// What was rendered for it, secrets as salted digests.
+    /// The variables that were rendered for this pod, and the injected ones.
     fn rendered_variables(&self, desired: &DesiredObjects, secrets: &SecretsByName) -> Option<ServerConfig> {
         let (_, deployment) = desired.deployments.iter().find(|(server, _)| *server == self.server)?;
         let mut all = secrets.clone();
@@ -127,7 +124,7 @@ impl ServerPod {
         ServerConfig::parse(variables).ok()
     }
 
-    /// As an edge that journeys go through.
+    /// Converts to an edge that journeys run through; `None` while it has no address.
     pub fn to_edge(
         &self,
         cluster: &ValidCluster,
@@ -147,7 +144,7 @@ impl ServerPod {
         })
     }
 
-    /// As a dispatcher.
+    /// Converts to a dispatcher that journeys check; `None` while it has no address.
     pub fn to_dispatcher(
         &self,
         cluster: &ValidCluster,
@@ -165,13 +162,13 @@ impl ServerPod {
     }
 }
 
-/// The texts of Secrets by name.
+/// Texts of Secrets, by name and key.
 pub type SecretsByName = BTreeMap<String, BTreeMap<String, String>>;
 
-/// The container as its template has it, and what EKS put in.
+/// Splits a live container into the container of its template and the variables that EKS injected.
 fn split_injected(container: &Container) -> (Container, BTreeMap<String, String>) {
     let (mut kept, mut injected) = (container.clone(), BTreeMap::new());
-    // A name that was rendered stands first; EKS adds its own behind.
+    // A rendered variable comes first; EKS appends its own of the same name.
     let mut seen = Vec::new();
     kept.env = Some(
         container
@@ -195,7 +192,7 @@ fn split_injected(container: &Container) -> (Container, BTreeMap<String, String>
 
 #[cfg(test)]
 impl ServerPod {
-    /// A pod of the wanted template.
+    /// A pod of the rendered template, without an address.
     pub fn for_test(name: &str, server: ServerKind, admitted: Option<&str>, tampered: bool, created: i64) -> Self {
         Self {
             name: name.to_owned(),

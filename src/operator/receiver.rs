@@ -1,7 +1,7 @@
-//! Where the webhooks of the journeys go: to the replica that leads.
+//! Routes the webhooks of the journeys to the leading replica.
 //!
-//! Every replica listens; the Service has no selector, and who leads writes its one endpoint. A webhook that reaches
-//! another replica in between is answered 503 and comes again.
+//! Every replica listens; the Service has no selector, and the leader writes its one endpoint. A webhook that reaches
+//! another replica during a change of leader is answered 503, and the dispatcher retries it.
 
 use std::net::IpAddr;
 
@@ -10,13 +10,13 @@ use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
-/// The Service of the receiver.
+/// Name of the webhook receiver's Service and its `EndpointSlice`.
 pub const RECEIVER_SERVICE: &str = "realtime-operator-receiver";
 
-/// Makes this replica the one that receives.
+/// Points the receiver's Service at this replica.
 ///
 /// # Errors
-/// The API server refused it or does not answer.
+/// The API server refuses the `EndpointSlice` or does not answer.
 pub async fn apply_endpoint_slice(
     client: &Client,
     namespace: &str,

@@ -1,8 +1,7 @@
-//! The ways that clients take to a cluster's pods. Pure.
+//! Routes of clients through Services to a cluster's pods. Pure.
 //!
-//! In: the cluster's Services as the API server has them, its pods, the transports that are asked for. Out: a path for
-//! each edge server. One whose Service is not there, or has no address yet, leads nowhere, and so keeps what was never
-//! proven from being so.
+//! In: the cluster's live Services, its pods, the requested transports. Out: a route for each edge server. A route whose
+//! Service is missing, or has no address yet, serves nothing, so that a first proof cannot complete without it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,10 +14,10 @@ use crate::config::ServerKind;
 use crate::prober::ServiceRoute;
 use crate::protocol::Transport;
 
-/// The port of a client Service.
+/// Port of the Services that clients connect to.
 const SERVICE_PORT: u16 = 80;
 
-/// A path for each Service that leads to one of the transports.
+/// One route for each Service that carries at least one of the transports.
 pub fn find_service_routes(
     cluster: &str,
     services: &[Service],
@@ -26,7 +25,7 @@ pub fn find_service_routes(
     transports: &BTreeSet<Transport>,
 ) -> Vec<ServiceRoute> {
     let servers: BTreeSet<ServerKind> = transports.iter().map(|transport| transport.server_kind()).collect();
-    let path = |server: ServerKind| {
+    let route = |server: ServerKind| {
         let name = format!("{cluster}-{server}");
         let service = services.iter().find(|service| service.name_any() == name);
         let address = service.and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse::<IpAddr>().ok());
@@ -38,7 +37,7 @@ pub fn find_service_routes(
             serving: address.is_some() && pods.iter().any(behind),
         }
     };
-    servers.into_iter().map(path).collect()
+    servers.into_iter().map(route).collect()
 }
 
 #[cfg(test)]
@@ -54,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_services() {
+    fn a_route_serves_when_its_service_has_an_address_and_a_current_pod() {
         let edge = |admitted| ServerPod::for_test("eu-websocket-0", ServerKind::Websocket, admitted, false, 0);
         let mut former = edge(Some("1f"));
         former.current = false;
@@ -76,15 +75,16 @@ mod tests {
             ("it leads to a pod of both", there(), vec![both], "198.18.0.9:80 true"),
         ] {
             let found = find_service_routes("eu", &services, &pods, &[Transport::Websocket].into());
-            let told: Vec<String> = found.iter().map(|path| format!("{} {}", path.public, path.serving)).collect();
-            assert_eq!(told, [expected], "{name}");
+            let routes: Vec<String> = found.iter().map(|route| format!("{} {}", route.public, route.serving)).collect();
+            assert_eq!(routes, [expected], "{name}");
         }
     }
 
     #[test]
-    fn each_server_has_a_path_with_its_own_transports() {
+    fn each_server_has_a_route_with_its_own_transports() {
         let found = find_service_routes("eu", &[], &[], &Transport::ALL.into());
-        let told: Vec<(&str, usize)> = found.iter().map(|path| (path.name.as_str(), path.transports.len())).collect();
-        assert_eq!(told, [("Service eu-websocket", 1), ("Service eu-sockjs", 6)]);
+        let routes: Vec<(&str, usize)> =
+            found.iter().map(|route| (route.name.as_str(), route.transports.len())).collect();
+        assert_eq!(routes, [("Service eu-websocket", 1), ("Service eu-sockjs", 6)]);
     }
 }

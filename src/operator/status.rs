@@ -1,4 +1,4 @@
-//! Writes the status: each controller its own conditions and fields, and only when they say something new.
+//! Writes the status: each controller its own conditions and fields, and only when one of them changed.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -8,45 +8,39 @@ use serde_json::{Map, Value, json};
 use super::context::{ControllerContext, ReconcileError};
 use crate::api::{API_GROUP, RealtimeCluster, Reason};
 
-/// What a condition says.
+/// New content of one condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConditionUpdate {
-    /// Its type.
     pub kind: &'static str,
     /// `True`, `False` or `Unknown`.
     pub status: &'static str,
-    /// In a word.
     pub reason: Reason,
-    /// In a line.
     pub message: String,
 }
 
 impl ConditionUpdate {
-    /// A condition.
     pub fn new(kind: &'static str, status: &'static str, reason: Reason, message: impl Into<String>) -> Self {
         Self { kind, status, reason, message: message.into() }
     }
 }
 
-/// A controller's part of the status.
+/// The status fields that one controller owns.
 pub struct StatusPatch {
-    /// Its field manager.
     pub manager: &'static str,
-    /// The types of conditions that it owns.
+    /// Types of conditions that the controller owns; an owned condition that is not in `conditions` is removed.
     pub owned_conditions: &'static [&'static str],
-    /// Those that there are now.
     pub conditions: Vec<ConditionUpdate>,
-    /// Its other fields, by name.
+    /// Fields beside the conditions, by name.
     pub fields: Map<String, Value>,
 }
 
-/// Longest message of a condition, as the schema of `Condition` allows.
+/// Longest message that the schema of `Condition` allows.
 const MESSAGE_LEN_MAX: usize = 32_768;
 
-/// Writes a part, if it says something new.
+/// Applies the patch if it changes the status.
 ///
 /// # Errors
-/// Another leads, the object changed meanwhile, or the API server does not answer.
+/// Leadership was lost, the object changed since it was read, or the API server does not answer.
 pub async fn write(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
@@ -59,7 +53,7 @@ pub async fn write(
     let body = json!({
         "apiVersion": format!("{API_GROUP}/v1alpha1"),
         "kind": "RealtimeCluster",
-        // Of the version that was read: who decided on an older one decides again.
+        // Holds only for the version that was read: a decision on an older version must be repeated.
         "metadata": { "name": name, "namespace": namespace, "resourceVersion": metadata.resource_version },
         "status": status,
     });
@@ -67,25 +61,25 @@ pub async fn write(
     let parameters = PatchParams::apply(part.manager).force();
     match api.patch_status(&name, &parameters, &Patch::Apply(body)).await {
         Ok(_) => Ok(()),
-        // It went away: there is nothing to say about it any more.
+        // The object was deleted: it has no status any more.
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(ReconcileError::from_call("writing the status", &error)),
     }
 }
 
-/// The part as it would be written; `None` when the object says it already.
+/// Builds the status to write; `None` when the object already has it.
 fn merge_status(cluster: &RealtimeCluster, part: &StatusPatch, now: Timestamp) -> Option<Value> {
     let known = cluster.status.clone().unwrap_or_default();
     let generation = cluster.metadata.generation;
     let mut changed = false;
     let mut conditions = Vec::new();
-    for said in &part.conditions {
-        let before = known.conditions.iter().find(|condition| condition.type_ == said.kind);
-        let message: String = said.message.chars().take(MESSAGE_LEN_MAX).collect();
+    for update in &part.conditions {
+        let before = known.conditions.iter().find(|condition| condition.type_ == update.kind);
+        let message: String = update.message.chars().take(MESSAGE_LEN_MAX).collect();
         let mut condition = Condition {
-            type_: said.kind.to_owned(),
-            status: said.status.to_owned(),
-            reason: said.reason.to_string(),
+            type_: update.kind.to_owned(),
+            status: update.status.to_owned(),
+            reason: update.reason.to_string(),
             message,
             observed_generation: generation,
             last_transition_time: Time(now),
@@ -98,11 +92,11 @@ fn merge_status(cluster: &RealtimeCluster, part: &StatusPatch, now: Timestamp) -
         changed |= before != Some(&condition);
         conditions.push(condition);
     }
-    let gone = |condition: &Condition| {
+    let is_removed = |condition: &Condition| {
         part.owned_conditions.contains(&condition.type_.as_str())
-            && !part.conditions.iter().any(|said| said.kind == condition.type_)
+            && !part.conditions.iter().any(|update| update.kind == condition.type_)
     };
-    changed |= known.conditions.iter().any(gone);
+    changed |= known.conditions.iter().any(is_removed);
     let known = serde_json::to_value(&known).unwrap_or_default();
     changed |= part.fields.iter().any(|(name, value)| {
         let before = &known[name];
@@ -135,8 +129,8 @@ spec:
         cluster
     }
 
-    fn part(said: Vec<ConditionUpdate>) -> StatusPatch {
-        StatusPatch { manager: "m", owned_conditions: &["Ready", "Stalled"], conditions: said, fields: Map::new() }
+    fn part(update: Vec<ConditionUpdate>) -> StatusPatch {
+        StatusPatch { manager: "m", owned_conditions: &["Ready", "Stalled"], conditions: update, fields: Map::new() }
     }
 
     fn status(written: &Value) -> RealtimeClusterStatus {
@@ -144,26 +138,26 @@ spec:
     }
 
     #[test]
-    fn only_news_is_written_and_times_move_with_the_status_alone() {
+    fn a_status_is_written_only_when_it_changed_and_times_move_with_the_status_alone() {
         let at = |seconds| Timestamp::from_second(seconds).expect("a time");
-        let said = |status, message: &str| ConditionUpdate::new("Ready", status, Reason::Proving, message);
-        let first = merge_status(&cluster(None), &part(vec![said("Unknown", "a")]), at(1)).expect("news");
+        let update = |status, message: &str| ConditionUpdate::new("Ready", status, Reason::Proving, message);
+        let first = merge_status(&cluster(None), &part(vec![update("Unknown", "a")]), at(1)).expect("a change");
         let known = cluster(Some(status(&first)));
-        assert_eq!(merge_status(&known, &part(vec![said("Unknown", "a")]), at(2)), None);
-        let message = merge_status(&known, &part(vec![said("Unknown", "b")]), at(3)).expect("another message");
+        assert_eq!(merge_status(&known, &part(vec![update("Unknown", "a")]), at(2)), None);
+        let message = merge_status(&known, &part(vec![update("Unknown", "b")]), at(3)).expect("another message");
         assert_eq!(message["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:01Z");
-        let turned = merge_status(&known, &part(vec![said("False", "b")]), at(4)).expect("another status");
-        assert_eq!(turned["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:04Z");
-        assert!(merge_status(&known, &part(vec![]), at(5)).is_some(), "a condition that goes is news");
-        assert_eq!(turned["conditions"][0]["observedGeneration"], 2);
+        let flipped = merge_status(&known, &part(vec![update("False", "b")]), at(4)).expect("another status");
+        assert_eq!(flipped["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:04Z");
+        assert!(merge_status(&known, &part(vec![]), at(5)).is_some(), "a removed condition is a change");
+        assert_eq!(flipped["conditions"][0]["observedGeneration"], 2);
     }
 
     #[test]
-    fn a_field_that_changed_is_news() {
+    fn a_changed_field_is_written() {
         let mut fields = Map::new();
         fields.insert("observedGeneration".to_owned(), json!(2));
         let part = StatusPatch { manager: "m", owned_conditions: &[], conditions: vec![], fields };
-        let written = merge_status(&cluster(None), &part, Timestamp::now()).expect("news");
+        let written = merge_status(&cluster(None), &part, Timestamp::now()).expect("a change");
         assert_eq!(merge_status(&cluster(Some(status(&written))), &part, Timestamp::now()), None);
     }
 }

@@ -1,8 +1,8 @@
-//! The controller of the stream: makes it, or takes back the one that this cluster made before; owns `status.stream`
-//! and `StreamReady`.
+//! Reconciles the stream: creates it, or adopts the one that this cluster created before; owns `status.stream` and
+//! `StreamReady`.
 //!
-//! A stream belongs to who its tag names. One without the tag is ours only if we wrote down that we were making it
-//! before it came into being. Anything else is left alone.
+//! A stream belongs to the cluster that its owner tag names. A stream without the tag is ours only if the status recorded
+//! the intent to create it before it was created. Any other stream is left alone.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,49 +21,49 @@ use crate::desired;
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, StreamSummary};
 use crate::process::clock;
 
-/// Names the owner: this Kubernetes, and the cluster in it.
+/// Tag with the owner: the UID of this Kubernetes cluster, and the realtime cluster in it.
 const OWNER_TAG: &str = "realtime-operator.dev/owner";
-/// The id that records carry.
+/// Tag with the cluster id that the stream's records carry.
 const CLUSTER_ID_TAG: &str = "realtime-operator.dev/cluster-id";
 
-/// How far the clocks of Kinesis and of the operator may differ, in ms.
+/// Largest difference between the clocks of Kinesis and of the operator, in ms, when their times are compared.
 const CLOCK_SKEW_MAX_MS: i64 = 60_000;
 
-/// Between two looks at a stream that is well.
+/// Time between two reconciles of an active stream.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
-/// Between two steps of making one.
+/// Time between recording the intent and creating the stream.
 const CREATE_STEP_INTERVAL: Duration = Duration::from_millis(200);
-/// Between two looks at one that is not there yet.
+/// Time between two reconciles until the stream is active.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// One turn.
+/// Reconciles the stream of one cluster.
 ///
 /// # Errors
-/// What keeps the stream from being ready; it stands in the status too.
+/// The stream cannot be created, adopted or described; the status has the same reason.
 pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Action, ReconcileError> {
     if cluster.metadata.deletion_timestamp.is_some() || cluster.spec.webhooks.mode == WebhooksMode::Off {
         return Ok(Action::await_change());
     }
     let known = cluster.status.as_ref().and_then(|status| status.stream.clone()).unwrap_or_default();
     let (stream, result) = match reconcile_stream(context, cluster, known.clone()).await {
-        Ok((stream, said)) => (stream, Ok(said)),
-        Err(stop) => (known, Err(stop)),
+        Ok((stream, update)) => (stream, Ok(update)),
+        Err(error) => (known, Err(error)),
     };
-    let said = match &result {
-        Ok(said) => said.clone(),
-        Err(stop) => {
-            let unknown = stop.reason == Reason::StreamUnreachable;
+    let update = match &result {
+        Ok(update) => update.clone(),
+        Err(error) => {
+            let unknown = error.reason == Reason::StreamUnreachable;
             let status = if unknown { "Unknown" } else { "False" };
-            ConditionUpdate::new(condition::STREAM_READY, status, stop.reason, &stop.message)
+            ConditionUpdate::new(condition::STREAM_READY, status, error.reason, &error.message)
         }
     };
-    let wait = match (said.status, stream.status.as_str()) {
+    let wait = match (update.status, stream.status.as_str()) {
         ("True", _) => RESYNC_INTERVAL,
-        // Nothing but our own note has happened yet.
+        // Only the intent was recorded so far.
         (_, "") => CREATE_STEP_INTERVAL,
         _ => RECHECK_INTERVAL,
     };
-    write_status(context, cluster, &stream, said).await?;
+    write_status(context, cluster, &stream, update).await?;
     result.map(|_| Action::requeue(wait))
 }
 
@@ -71,14 +71,14 @@ async fn write_status(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
     stream: &StreamStatus,
-    said: ConditionUpdate,
+    update: ConditionUpdate,
 ) -> Result<(), ReconcileError> {
     let mut fields = Map::new();
     if !stream.name.is_empty() {
         fields.insert("stream".to_owned(), serde_json::to_value(stream).unwrap_or(Value::Null));
     }
     let manager = "realtime-operator-stream";
-    let part = StatusPatch { manager, owned_conditions: &[condition::STREAM_READY], conditions: vec![said], fields };
+    let part = StatusPatch { manager, owned_conditions: &[condition::STREAM_READY], conditions: vec![update], fields };
     status::write(context, cluster, part).await
 }
 
@@ -91,7 +91,7 @@ async fn reconcile_stream(
     let uid = cluster.uid().unwrap_or_default();
     let name = desired::stream_name(cluster, &uid);
     let client = connect_client(cluster, &name, &read).await?;
-    // Another name is another stream: nothing of the former holds for it.
+    // The name changed: the status of the previous stream does not apply to this one.
     let known = if known.name == name.as_str() {
         known
     } else {
@@ -104,7 +104,7 @@ async fn reconcile_stream(
         }
         Err(error) if error.class == KinesisErrorClass::NotFound => {
             let message = format!(
-                "{error}. It was there, and what it held is lost; it is not made again by itself, since a wrong region or account looks the same"
+                "{error}. It existed before, and its records are lost; it is not created again automatically, since a wrong region or account looks the same. Correct the region or account, or create the stream"
             );
             Err(ReconcileError::transient(Reason::StreamMissing, message))
         }
@@ -131,14 +131,14 @@ async fn create_stream(
     known: StreamStatus,
 ) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
     let uid = cluster.uid().unwrap_or_default();
-    let making =
+    let creating =
         |message: String| ConditionUpdate::new(condition::STREAM_READY, "False", Reason::StreamCreating, message);
     let Some(_) = known.creating_since_ms else {
-        // Written down first: who finds the stream after a crash must know that it is ours.
+        // Recorded first: after a crash the operator must recognize the stream as its own.
         let since = i64::try_from(clock::now_ms()).unwrap_or(i64::MAX);
-        let message = format!("making stream {}", known.name);
+        let message = format!("creating stream {}", known.name);
         let stream = StreamStatus { creating_since_ms: Some(since), cluster_id: uid, ..known };
-        return Ok((stream, making(message)));
+        return Ok((stream, creating(message)));
     };
     context.ensure_leader()?;
     let spec = &cluster.spec.webhooks.stream;
@@ -150,30 +150,30 @@ async fn create_stream(
     let tags: BTreeMap<String, String> = tags.map(|(name, value)| (name.to_owned(), value)).into();
     match client.create_stream(shards, &tags).await {
         Ok(()) => {
-            let note = format!("stream {} was made", known.name);
+            let note = format!("stream {} was created", known.name);
             context
                 .publish_event(cluster, kube::runtime::events::EventType::Normal, "StreamCreated", "Create", note)
                 .await;
         }
-        // Someone was quicker, or the answer to our own call was lost: the next look tells.
+        // The stream exists by now, or the answer to an earlier call was lost: the next reconcile describes it.
         Err(error) if error.class == KinesisErrorClass::Busy => {}
         Err(error) => return Err(explain_create_failure(error, spec.mode)),
     }
-    let message = format!("stream {} is being made", known.name);
-    Ok((known, making(message)))
+    let message = format!("stream {} is being created", known.name);
+    Ok((known, creating(message)))
 }
 
-/// Why a stream cannot be made. Kinesis itself knows both modes; what stands in for it may not.
+/// Adds a hint to a refused creation: Kinesis supports both modes, an emulator may not.
 fn explain_create_failure(error: KinesisError, mode: StreamMode) -> ReconcileError {
-    let stop = ReconcileError::from(error);
-    if stop.reason != Reason::StreamInvalid || mode != StreamMode::OnDemand {
-        return stop;
+    let error = ReconcileError::from(error);
+    if error.reason != Reason::StreamInvalid || mode != StreamMode::OnDemand {
+        return error;
     }
     let message = format!(
-        "{}. If it knows no on-demand streams, write mode: Provisioned and shards in webhooks.stream",
-        stop.message
+        "{}. If the endpoint does not support on-demand streams, write mode: Provisioned and shards in webhooks.stream",
+        error.message
     );
-    ReconcileError { message, ..stop }
+    ReconcileError { message, ..error }
 }
 
 async fn adopt_stream(
@@ -195,17 +195,17 @@ async fn adopt_stream(
         created_ms: created,
         creating_since_ms: None,
     };
-    let said = if summary.status == "ACTIVE" || summary.status == "UPDATING" {
+    let update = if summary.status == "ACTIVE" || summary.status == "UPDATING" {
         let message = format!("stream {} is {}", stream.name, summary.status);
         ConditionUpdate::new(condition::STREAM_READY, "True", Reason::StreamActive, message)
     } else {
         let message = format!("stream {} is {}", stream.name, summary.status);
         ConditionUpdate::new(condition::STREAM_READY, "False", Reason::StreamCreating, message)
     };
-    Ok((stream, said))
+    Ok((stream, update))
 }
 
-/// The id that the stream's records carry, if the stream is ours.
+/// Returns the cluster id that the stream's records carry, and tags the stream if only its tags are missing.
 async fn claim_stream(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
@@ -225,7 +225,7 @@ async fn claim_stream(
         }
         StreamOwner::Theirs(owner) => {
             let message = format!(
-                "stream {} is there and {owner}: it was not touched. Choose another webhooks.stream.name, or delete the stream if nobody needs it",
+                "stream {} already exists and {owner}: it was not changed. Choose another webhooks.stream.name, or delete the stream if nobody needs it",
                 known.name
             );
             Err(ReconcileError::terminal(Reason::StreamNotOurs, message))
@@ -235,15 +235,15 @@ async fn claim_stream(
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum StreamOwner {
-    /// Our tag is on it; the id of the cluster that made it.
+    /// The stream has our owner tag; holds the id of the cluster that created it.
     Ours(String),
-    /// We were making it, and it has no tag yet.
+    /// The stream was created after the intent was recorded, and has no tag yet.
     OursUntagged,
-    /// Whose it is.
+    /// Another owner, as a clause for the message.
     Theirs(String),
 }
 
-/// Whose a stream is, by its tags and by what we wrote down before it came into being.
+/// Classifies the owner of a stream by its tags and by the intent that was recorded before its creation.
 fn classify_owner(tags: &BTreeMap<String, String>, ours: &str, known: &StreamStatus, created: i64) -> StreamOwner {
     match (tags.get(OWNER_TAG), known.creating_since_ms) {
         (Some(owner), _) if owner == ours => StreamOwner::Ours(tags.get(CLUSTER_ID_TAG).cloned().unwrap_or_default()),
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_kinesis_will_never_make_is_told_with_what_to_write() {
+    fn a_refused_on_demand_stream_is_reported_with_the_setting_to_write() {
         let error = |class, code: &str| KinesisError {
             operation: "CreateStream",
             stream: "s".to_owned(),
@@ -268,7 +268,7 @@ mod tests {
             message: "ShardCount is required".to_owned(),
         };
         let answer = "CreateStream on stream s in eu-west-1: ValidationException: ShardCount is required";
-        let hint = ". If it knows no on-demand streams, write mode: Provisioned and shards in webhooks.stream";
+        let hint = ". If the endpoint does not support on-demand streams, write mode: Provisioned and shards in webhooks.stream";
         let invalid = || error(KinesisErrorClass::Invalid, "ValidationException");
         for (name, error, mode, reason, terminal, message) in [
             ("on demand", invalid(), StreamMode::OnDemand, Reason::StreamInvalid, true, format!("{answer}{hint}")),
@@ -282,13 +282,13 @@ mod tests {
                 answer.replace("ValidationException", "InternalFailure"),
             ),
         ] {
-            let stop = explain_create_failure(error, mode);
-            assert_eq!((stop.reason, stop.terminal, stop.message), (reason, terminal, message), "{name}");
+            let error = explain_create_failure(error, mode);
+            assert_eq!((error.reason, error.terminal, error.message), (reason, terminal, message), "{name}");
         }
     }
 
     #[test]
-    fn a_table_of_owners() {
+    fn a_stream_is_ours_by_its_tag_or_by_a_recorded_intent() {
         let tags = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
         };
@@ -309,9 +309,9 @@ mod tests {
                 StreamOwner::Theirs("belongs to x/n/eu".to_owned()),
             ),
             ("no tag", tags(&[]), known(None), StreamOwner::Theirs("carries no tag of ours".to_owned())),
-            ("made after we said so", tags(&[]), known(Some(1_000_000)), StreamOwner::OursUntagged),
+            ("created after the intent was recorded", tags(&[]), known(Some(1_000_000)), StreamOwner::OursUntagged),
             (
-                "made long before",
+                "created long before",
                 tags(&[]),
                 known(Some(2_000_000)),
                 StreamOwner::Theirs("carries no tag of ours".to_owned()),

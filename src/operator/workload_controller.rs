@@ -1,5 +1,5 @@
-//! The controller of the children: applies what the cluster is built from, puts back what others changed, takes away
-//! what is not wanted any more; owns `WorkloadsAvailable` and `status.endpoints`.
+//! Reconciles the children: applies the rendered objects, reverts foreign changes, prunes objects that are not rendered
+//! any more; owns `WorkloadsAvailable` and `status.endpoints`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,18 +22,19 @@ use crate::desired::{self, DesiredObjects, ValidCluster};
 use crate::kubernetes::foreign_fields::ForeignField;
 use crate::kubernetes::{apply, foreign_fields};
 
-/// Between two looks at what nobody has changed.
+/// Time between two reconciles of a cluster whose rollout is complete; changes of its objects trigger earlier ones.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
-/// Between two looks while pods come up or something is waited for.
+/// Time between two reconciles during a rollout or while waiting for another controller.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Between two looks while a deleted cluster's pods end.
+/// Time between two checks whether the pods of a deleted cluster have ended.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How often a Deployment is repaired in one turn.
+/// Attempts to remove foreign fields from a Deployment in one reconcile. Another writer may add them again each time, so
+/// the loop must end.
 const REPAIR_ATTEMPTS_MAX: usize = 5;
 
-/// What may have to be taken away.
+/// Kinds of children that are pruned when they are not rendered any more.
 const PRUNED_KINDS: [(&str, &str); 6] = [
     ("apps/v1", "Deployment"),
     ("v1", "Service"),
@@ -43,33 +44,35 @@ const PRUNED_KINDS: [(&str, &str); 6] = [
     ("rbac.authorization.k8s.io/v1", "RoleBinding"),
 ];
 
-/// One turn.
+/// Reconciles the children of one cluster.
 ///
 /// # Errors
-/// What keeps the children from being as they should; it stands in the status too.
+/// A child cannot be rendered, applied or observed; the status has the same reason.
 pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Action, ReconcileError> {
     if cluster.metadata.deletion_timestamp.is_some() {
-        let waits = finalizer::finalize_cluster(context, cluster).await?;
-        return Ok(if waits.is_some() { Action::requeue(TERMINATION_POLL_INTERVAL) } else { Action::await_change() });
+        let waiting = finalizer::finalize_cluster(context, cluster).await?;
+        return Ok(if waiting.is_some() { Action::requeue(TERMINATION_POLL_INTERVAL) } else { Action::await_change() });
     }
     let result = match finalizer::add_finalizer(context, cluster).await {
-        // The object changed, so what would be decided on it is decided again.
+        // The object changed: reconcile the new version.
         Ok(true) => return Ok(Action::requeue(TERMINATION_POLL_INTERVAL)),
         Ok(false) => reconcile_children(context, cluster).await,
-        Err(stop) => Err(stop),
+        Err(error) => Err(error),
     };
-    let (said, endpoints) = match &result {
-        Ok((said, endpoints)) => (said.clone(), Some(endpoints.clone())),
-        Err(stop) => (ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "False", stop.reason, &stop.message), None),
+    let (update, endpoints) = match &result {
+        Ok((update, endpoints)) => (update.clone(), Some(endpoints.clone())),
+        Err(error) => {
+            (ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "False", error.reason, &error.message), None)
+        }
     };
     let known = cluster.status.as_ref().and_then(|status| status.endpoints.clone());
     let endpoints = endpoints.or_else(|| known.and_then(|known| serde_json::to_value(known).ok()));
     let mut fields = Map::new();
     fields.extend(endpoints.map(|endpoints| ("endpoints".to_owned(), endpoints)));
-    let steady = said.status == "True";
+    let steady = update.status == "True";
     let manager = "realtime-operator-workload";
     let part =
-        StatusPatch { manager, owned_conditions: &[condition::WORKLOADS_AVAILABLE], conditions: vec![said], fields };
+        StatusPatch { manager, owned_conditions: &[condition::WORKLOADS_AVAILABLE], conditions: vec![update], fields };
     status::write(context, cluster, part).await?;
     result.map(|_| Action::requeue(if steady { RESYNC_INTERVAL } else { RECHECK_INTERVAL }))
 }
@@ -92,7 +95,7 @@ async fn reconcile_children(
     Ok((summarize_rollout(&deployments), list_endpoints(&valid, &desired)))
 }
 
-/// The Secret with what was generated. Its values are never made twice: they are read before they are made.
+/// Renders the Secret of generated values. A value is never generated twice: it is read before it is generated.
 fn render_generated_secret(cluster: &RealtimeCluster, valid: &ValidCluster, texts: &BTreeMap<String, String>) -> Value {
     json!({
         "apiVersion": "v1",
@@ -107,7 +110,7 @@ fn render_generated_secret(cluster: &RealtimeCluster, valid: &ValidCluster, text
     })
 }
 
-/// Applies everything in order, and returns the Deployments as they are then.
+/// Applies all children in order, and returns the Deployments after the apply.
 async fn apply_children(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
@@ -117,14 +120,14 @@ async fn apply_children(
     let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
     let wanted = desired.to_values().map_err(malformed)?;
     let mut deployments = Vec::new();
-    // Pods mount the registry, which another controller writes; kubelet waits long before it tries a mount again.
+    // Pods mount the registry, which another controller writes; kubelet backs off long before it retries a mount.
     if let Some(last) = desired.registry.last() {
         let last = serde_json::to_value(last).map_err(malformed)?;
         if apply::fetch_owned(&context.client, &last, &uid).await?.is_none() {
             return Err(ReconcileError::transient(Reason::RollingOut, "waiting for the app registry to be written"));
         }
     }
-    // Looked at before anything is written: half a cluster helps nobody.
+    // All children are read before the first write, so that an object of another owner does not leave half a cluster.
     let mut lives = Vec::new();
     for object in &wanted {
         lives.push(apply::fetch_owned(&context.client, object, &uid).await?);
@@ -139,14 +142,14 @@ async fn apply_children(
             apply::apply_object(&context.client, object).await?;
             continue;
         }
-        // Looked at again: it may have changed since, and what the apply puts back is foreign no more.
+        // Read again: it may have changed since, and after the apply reverted fields are not foreign any more.
         let live = apply::fetch_owned(&context.client, object, &uid).await?;
-        let mut hands = ForeignWriters { context, cluster, wanted: object, reported: vec![] };
+        let mut writers = ForeignWriters { context, cluster, wanted: object, reported: vec![] };
         if let Some(live) = live {
-            hands.report_once(&serde_json::to_value(&live).map_err(malformed)?).await;
+            writers.report_once(&serde_json::to_value(&live).map_err(malformed)?).await;
         }
         let applied = apply::apply_object(&context.client, object).await?;
-        let applied = remove_foreign_fields(&mut hands, applied, &uid).await?;
+        let applied = remove_foreign_fields(&mut writers, applied, &uid).await?;
         let value = serde_json::to_value(&applied).map_err(malformed)?;
         deployments.push(serde_json::from_value(value).map_err(malformed)?);
     }
@@ -154,15 +157,15 @@ async fn apply_children(
         format!("app.kubernetes.io/managed-by=realtime-operator,app.kubernetes.io/instance={}", cluster.name_any());
     context.ensure_leader()?;
     let namespace = cluster.namespace().unwrap_or_default();
-    for gone in apply::prune_children(&context.client, (&namespace, &labels, &uid), &PRUNED_KINDS, &wanted).await? {
+    for pruned in apply::prune_children(&context.client, (&namespace, &labels, &uid), &PRUNED_KINDS, &wanted).await? {
         context
-            .publish_event(cluster, EventType::Normal, "Removed", "Prune", format!("{gone} is not wanted any more"))
+            .publish_event(cluster, EventType::Normal, "Removed", "Prune", format!("{pruned} is not rendered any more"))
             .await;
     }
     Ok(deployments)
 }
 
-/// Who else wrote into a Deployment of ours.
+/// Reports foreign fields of one Deployment.
 struct ForeignWriters<'a> {
     context: &'a ControllerContext,
     cluster: &'a RealtimeCluster,
@@ -171,14 +174,14 @@ struct ForeignWriters<'a> {
 }
 
 impl ForeignWriters<'_> {
-    /// Tells of what is foreign in the live object, each once.
+    /// Publishes an Event for each foreign field of the live object, once per field.
     async fn report_once(&mut self, live: &Value) {
         for foreign in foreign_fields::find_foreign_fields(self.wanted, live) {
             if self.reported.contains(&foreign) {
                 continue;
             }
             let name = self.wanted.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-            let note = format!("Deployment {name}: {}, written by {}, was put back", foreign.field, foreign.manager);
+            let note = format!("Deployment {name}: {}, written by {}, was reverted", foreign.field, foreign.manager);
             self.context
                 .publish_event(self.cluster, EventType::Warning, "PutBack", &format_event_action(&foreign.field), note)
                 .await;
@@ -187,42 +190,42 @@ impl ForeignWriters<'_> {
     }
 }
 
-/// Removes what others added, which an apply leaves alone. The object may change at any time, if only in its status: what
-/// was looked at then is looked at again.
+/// Removes fields that other managers added, which an apply leaves alone. Each patch holds for one version of the object;
+/// since its status may change at any time, the object is read again and the patch retried.
 async fn remove_foreign_fields(
-    hands: &mut ForeignWriters<'_>,
+    writers: &mut ForeignWriters<'_>,
     mut applied: DynamicObject,
     uid: &str,
 ) -> Result<DynamicObject, ReconcileError> {
     let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
-    let (context, wanted) = (hands.context, hands.wanted);
+    let (context, wanted) = (writers.context, writers.wanted);
     for _ in 0..REPAIR_ATTEMPTS_MAX {
         let live = serde_json::to_value(&applied).map_err(malformed)?;
         let leftovers = foreign_fields::find_leftover_paths(wanted, &live);
         if leftovers.is_empty() {
             return Ok(applied);
         }
-        hands.report_once(&live).await;
+        writers.report_once(&live).await;
         context.ensure_leader()?;
         if let Err(error) = apply::remove_fields(&context.client, &applied, &leftovers).await {
-            tracing::debug!(%error, "what others added is looked at again");
+            tracing::debug!(%error, "removing foreign fields failed: retrying with the new version");
         }
         applied = apply::fetch_owned(&context.client, wanted, uid).await?.unwrap_or(applied);
     }
     let name = applied.name_any();
     Err(ReconcileError::transient(
         Reason::ApplyFailed,
-        format!("Deployment {name}: what others add comes back as often as it goes"),
+        format!("Deployment {name}: another writer adds fields again as often as they are removed; stop that writer"),
     ))
 }
 
-/// Events of one action and reason are told as one series: the field keeps them apart.
+/// Puts the field into the action: Events of one action and reason would be merged into one series.
 fn format_event_action(field: &str) -> String {
     let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     format!("PutBack-{}", field.chars().map(word).collect::<String>())
 }
 
-/// Whether everything that is wanted stands in the live object as it is.
+/// Whether the live object has every rendered field with its rendered value.
 fn is_up_to_date(wanted: &Value, live: &Value) -> bool {
     match (wanted, live) {
         (Value::Object(wanted), Value::Object(live)) => wanted.iter().all(|(name, value)| match live.get(name) {
@@ -236,11 +239,11 @@ fn is_up_to_date(wanted: &Value, live: &Value) -> bool {
     }
 }
 
-/// Whether every pod of every Deployment is of the wanted template and up.
+/// Decides `WorkloadsAvailable`: True when every pod of every Deployment has the rendered template and is ready.
 fn summarize_rollout(deployments: &[Deployment]) -> ConditionUpdate {
     let behind: Vec<String> = deployments.iter().filter_map(describe_lag).collect();
     if behind.is_empty() {
-        let message = format!("{} Deployments are as they should be", deployments.len());
+        let message = format!("{} Deployments are up to date and ready", deployments.len());
         return ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "True", Reason::Applied, message);
     }
     ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "False", Reason::RollingOut, behind.join("; "))
@@ -251,19 +254,19 @@ fn describe_lag(deployment: &Deployment) -> Option<String> {
     let wanted = deployment.spec.replicas.unwrap_or(1);
     let status = deployment.status.clone().unwrap_or_default();
     if status.observed_generation < deployment.metadata.generation {
-        return Some(format!("{name}: not looked at yet"));
+        return Some(format!("{name}: not observed by the Deployment controller yet"));
     }
     let (updated, ready, all) =
         (status.updated_replicas.unwrap_or(0), status.ready_replicas.unwrap_or(0), status.replicas.unwrap_or(0));
-    // Why a pod is not even made: a quota, a policy, an account that is gone.
+    // Why a pod is not even created: a quota, a policy, a missing ServiceAccount.
     let failure = status.conditions.iter().flatten().find(|condition| {
         condition.type_.as_deref() == Some("ReplicaFailure") && condition.status.as_deref() == Some("True")
     });
     if let Some(message) = failure.and_then(|condition| condition.message.as_ref()) {
-        return Some(format!("{name}: pods cannot be made: {message}"));
+        return Some(format!("{name}: pods cannot be created: {message}"));
     }
     if updated < wanted || all > updated {
-        return Some(format!("{name}: {updated} of {wanted} pods are of the wanted template, {all} in all"));
+        return Some(format!("{name}: {updated} of {wanted} pods have the rendered template, {all} in all"));
     }
     (ready < wanted).then(|| format!("{name}: {ready} of {wanted} pods are ready"))
 }
@@ -292,19 +295,23 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_rollouts() {
+    fn a_rollout_lags_until_every_pod_has_the_template_and_is_ready() {
         for (name, deployment, expected) in [
             ("done", deployment(2, 2, [3, 3, 3, 3]), None),
-            ("not looked at", deployment(2, 1, [3, 3, 3, 3]), Some("eu-sockjs: not looked at yet")),
+            (
+                "not observed",
+                deployment(2, 1, [3, 3, 3, 3]),
+                Some("eu-sockjs: not observed by the Deployment controller yet"),
+            ),
             (
                 "an old pod is left",
                 deployment(2, 2, [3, 3, 3, 4]),
-                Some("eu-sockjs: 3 of 3 pods are of the wanted template, 4 in all"),
+                Some("eu-sockjs: 3 of 3 pods have the rendered template, 4 in all"),
             ),
             (
                 "the first new pod",
                 deployment(2, 2, [3, 1, 3, 4]),
-                Some("eu-sockjs: 1 of 3 pods are of the wanted template, 4 in all"),
+                Some("eu-sockjs: 1 of 3 pods have the rendered template, 4 in all"),
             ),
             ("coming up", deployment(2, 2, [3, 3, 1, 3]), Some("eu-sockjs: 1 of 3 pods are ready")),
         ] {
@@ -313,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_api_server_adds_is_no_difference() {
+    fn defaults_of_the_api_server_are_no_difference() {
         let wanted = json!({ "spec": { "ports": [{ "port": 80 }], "selector": { "a": "b" } } });
         let mut live = json!({ "spec": { "ports": [{ "port": 80, "protocol": "TCP" }], "selector": { "a": "b" }, "clusterIP": "x" } });
         assert!(is_up_to_date(&wanted, &live));

@@ -318,7 +318,7 @@ test("what is not ours is not touched, and what is missing or changes is told an
       return `${said(found)}${is(found, "Stalled") === "True" ? " stalled" : ""}` === expected && condition(found, "Ready").message;
     }, { timeout: 30_000, what: expected, ...options });
   await apply(manifest(namespace, { "    stream:\n": "    stream:\n      name: theirs\n", "key: url\n": "key: address\n", "replicas: 2": "replicas: 1" }));
-  assert.match(await become("False/StreamNotOurs stalled"), /stream theirs is there and carries no tag of ours: it was not touched/);
+  assert.match(await become("False/StreamNotOurs stalled"), /stream theirs already exists and carries no tag of ours: it was not changed/);
   assert.deepEqual(await outside.kinesis.call("ListTagsForStream", { StreamName: "theirs" }).then(({ Tags }) => Tags), []);
 
   await spec(namespace, { webhooks: { stream: { name: "others-own" } } });
@@ -326,7 +326,7 @@ test("what is not ours is not touched, and what is missing or changes is told an
   const address = (url) => kubectl(["patch", "secret", "eu-redis", "-n", namespace, "--type=merge", "-p", JSON.stringify({ stringData: { address: url } })]);
   await address(outside.redis.url);
   const taken = await become("False/ChildNotOurs stalled");
-  assert.match(taken, /Deployment others\/eu-sockjs is there and not ours .*: it was not touched. Rename or delete it/);
+  assert.match(taken, /Deployment others\/eu-sockjs already exists and is not ours .*: it was not changed. Rename or delete it/);
   assert.deepEqual((await get("deployment", namespace, "eu-sockjs")).spec.selector, { matchLabels: { a: "b" } });
   assert.equal((await get("deployments", namespace)).items.length, 1, "nothing else was made either");
   await kubectl(["delete", "deployment", "eu-sockjs", "-n", namespace]);

@@ -1,4 +1,4 @@
-//! The objects that should exist for a cluster.
+//! Renders the Kubernetes objects of a valid cluster.
 
 mod pods;
 mod rbac;
@@ -23,46 +23,46 @@ use crate::config::ServerKind;
 pub use secrets::{admin_secret_name, peer_secret_name, registry_secret_name, render_registry_secrets};
 pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_digest};
 
-/// The port on which edges serve clients.
+/// Container port on which edges serve clients.
 pub const PUBLIC_PORT: i32 = 8080;
-/// The port on which edges listen for each other.
+/// Container port on which edges accept relayed requests of other edges.
 pub const PEER_PORT: i32 = 8081;
-/// The port of the admin listener.
+/// Container port of the admin listener.
 pub const ADMIN_PORT: i32 = 9090;
-/// Where the app registry is mounted.
+/// Mount path of the app registry.
 pub const APPS_PATH: &str = "/etc/realtime/apps";
 
-/// Where the pod's annotations are mounted.
+/// Mount path of the downward-API volume with the pod's annotations.
 pub const POD_PATH: &str = "/etc/realtime/pod";
 
-/// Everything that should exist.
+/// All objects that should exist for a cluster.
 #[derive(Clone, Debug, Default)]
 pub struct DesiredObjects {
-    /// Who the pods are.
+    /// Identities of the pods: one for edges, one for dispatchers.
     pub service_accounts: Vec<ServiceAccount>,
-    /// What the dispatcher may do on the API server.
+    /// Permissions of the dispatcher on the API server.
     pub roles: Vec<Role>,
-    /// Who has these roles.
+    /// Bindings of the roles to the dispatcher's account.
     pub role_bindings: Vec<RoleBinding>,
-    /// The admin token, and the secret between edges.
+    /// The admin token, and the secret with which edges sign relayed requests.
     pub secrets: Vec<Secret>,
-    /// The app registry, which changes with every app and rolls no pod.
+    /// The app registry: it changes with every app, without a rollout.
     pub registry: Vec<Secret>,
-    /// Where clients reach the edges.
+    /// Services through which clients reach the edges.
     pub services: Vec<Service>,
-    /// How many pods may go at once.
+    /// Limits on voluntary evictions, one per server.
     pub disruption_budgets: Vec<PodDisruptionBudget>,
-    /// The servers.
+    /// One Deployment per server.
     pub deployments: Vec<(ServerKind, Deployment)>,
 }
 
 impl DesiredObjects {
-    /// The objects as they are applied, in that order; the registry is applied apart from them.
+    /// Serializes the objects in the order of their apply; the registry is applied separately.
     ///
     /// # Errors
-    /// Never for these types; the library's signature has one.
+    /// Never for these types; the signature of `serde_json` requires one.
     pub fn to_values(&self) -> Result<Vec<Value>, serde_json::Error> {
-        // Without `..`, so that a new kind cannot be forgotten here.
+        // Destructured without `..`, so that the compiler reports a kind that is forgotten here.
         let Self {
             service_accounts,
             roles,
@@ -99,20 +99,20 @@ impl DesiredObjects {
     }
 }
 
-/// Builds everything.
+/// Renders all objects of a cluster.
 ///
 /// # Errors
-/// Never for these types; the library's signature has one.
+/// Never for these types; the signature of `serde_json` requires one.
 pub fn render_objects(cluster: &ValidCluster) -> Result<DesiredObjects, serde_json::Error> {
     let edges = cluster.edge_servers();
     let servers: Vec<(ServerKind, i32)> = edges.iter().map(|(server, edge)| (*server, edge.replicas)).collect();
-    // Named by what clients ask for, whichever server answers.
+    // A Service is named by the server that clients ask for, whichever server answers.
     let behind =
         |asked: ServerKind| servers.iter().find(|(server, _)| server.serves_as(asked)).map(|(server, _)| *server);
     let asked = [ServerKind::Websocket, ServerKind::Sockjs].into_iter();
     let services = asked.filter_map(|asked| Some(render_service(cluster, asked, behind(asked)?))).collect();
     let dispatcher = (ServerKind::Dispatcher, cluster.spec.webhooks.dispatcher.replicas);
-    // Without webhooks there is nothing to dispatch.
+    // Without webhooks there is no dispatcher.
     let dispatcher = (cluster.spec.webhooks.mode == WebhooksMode::Kinesis).then_some(dispatcher);
     let all: Vec<(ServerKind, i32)> = servers.into_iter().chain(dispatcher).collect();
     let leasing = dispatcher.is_some();
@@ -131,7 +131,7 @@ pub fn render_objects(cluster: &ValidCluster) -> Result<DesiredObjects, serde_js
     })
 }
 
-/// Name, namespace and labels of a child.
+/// Metadata of a child: name, namespace, labels and owner.
 fn child_metadata(cluster: &ValidCluster, name: String, component: &str) -> ObjectMeta {
     ObjectMeta {
         name: Some(name),
@@ -142,7 +142,7 @@ fn child_metadata(cluster: &ValidCluster, name: String, component: &str) -> Obje
     }
 }
 
-/// The labels of a child.
+/// Labels of a child: its selector, and the labels by which the operator lists it.
 #[must_use]
 pub fn child_labels(cluster: &ValidCluster, component: &str) -> BTreeMap<String, String> {
     let mut labels = pod_selector(cluster, component);
@@ -151,7 +151,8 @@ pub fn child_labels(cluster: &ValidCluster, component: &str) -> BTreeMap<String,
     labels
 }
 
-/// The labels by which a Deployment and a Service find their pods: never changed once applied.
+/// Labels by which a Deployment and a Service select their pods. A Deployment's selector is immutable, so they never
+/// change.
 fn pod_selector(cluster: &ValidCluster, component: &str) -> BTreeMap<String, String> {
     [
         ("app.kubernetes.io/name", "realtime"),
@@ -162,7 +163,7 @@ fn pod_selector(cluster: &ValidCluster, component: &str) -> BTreeMap<String, Str
     .into()
 }
 
-/// Selects the pods of a cluster of this name.
+/// Label selector for all pods of the cluster of this name.
 #[must_use]
 pub fn pod_labels(name: &str) -> String {
     format!(
@@ -174,13 +175,13 @@ fn child_name(cluster: &ValidCluster, suffix: &str) -> String {
     format!("{}-{suffix}", cluster.name)
 }
 
-/// Where clients reach what serves them.
+/// Renders the Service through which clients reach `server`, named by the server that they ask for.
 fn render_service(cluster: &ValidCluster, asked: ServerKind, server: ServerKind) -> Service {
     Service {
         metadata: child_metadata(cluster, child_name(cluster, asked.name()), server.name()),
         spec: Some(ServiceSpec {
             selector: Some(pod_selector(cluster, server.name())),
-            // Any pod takes any request of an HTTP session; one that comes to the pod that has it is not handed on.
+            // Any pod accepts any request of an HTTP session; affinity saves the relay to the pod that owns the session.
             session_affinity: (asked == ServerKind::Sockjs).then(|| "ClientIP".to_owned()),
             ports: Some(vec![ServicePort {
                 name: Some("public".to_owned()),

@@ -1,4 +1,4 @@
-//! The pods: who they are, what they run, what they may.
+//! Renders the pods: service accounts, Deployments, disruption budgets and pod templates.
 
 use std::collections::BTreeMap;
 
@@ -24,21 +24,21 @@ use crate::api::cluster::{DrainSpec, IdentityType};
 use crate::config::ServerKind;
 use crate::protocol::registry::{BUCKET_COUNT, file_name};
 
-/// The user of the image.
+/// User id of the image's unprivileged user.
 const IMAGE_USER_ID: i64 = 65532;
 
-/// Seconds that a dispatcher may take to end: it finishes what it sends.
+/// Termination grace period of a dispatcher, in s: it finishes the webhooks that it is sending.
 const DISPATCHER_GRACE_SECONDS: i64 = 60;
 
-/// Seconds that an edge may take to end once its clients were sent away: they leave, and what waits is written.
+/// Seconds that an edge has after its drain: the last clients disconnect, and queued records are written to the stream.
 const AFTER_DRAIN_GRACE_SECONDS: u32 = 30;
 
 fn account_name(server: ServerKind) -> &'static str {
     if server == ServerKind::Dispatcher { "dispatcher" } else { "edge" }
 }
 
-/// Two accounts, because least privilege needs two: edges write the stream, the dispatcher reads it. They are never
-/// renamed: trust policies name them.
+/// Renders two accounts for least privilege: edges write the stream, the dispatcher reads it. Their names never change,
+/// since trust policies contain them.
 pub(super) fn render_service_accounts(cluster: &ValidCluster) -> Vec<ServiceAccount> {
     let identity = &cluster.spec.aws.identity;
     [("edge", &identity.edge), ("dispatcher", &identity.dispatcher)]
@@ -62,7 +62,7 @@ pub(super) fn render_deployment(cluster: &ValidCluster, server: ServerKind, repl
                 match_labels: Some(pod_selector(cluster, server.name())),
                 ..LabelSelector::default()
             },
-            // A new pod must be let in before an old one goes: a rollout to something that does not work ends there.
+            // A new pod must be admitted before an old one is deleted: a rollout of a broken template stops at its first pod.
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".to_owned()),
                 rolling_update: Some(RollingUpdateDeployment {
@@ -90,7 +90,7 @@ fn render_pod_template(cluster: &ValidCluster, server: ServerKind) -> PodTemplat
     PodTemplateSpec { metadata: Some(metadata), spec: Some(pod) }
 }
 
-/// At most one pod of a server goes at a time when a node is drained; one that never worked may always go.
+/// Allows one eviction per server at a time during a node drain; a pod that was never ready may always be evicted.
 pub(super) fn render_disruption_budget(cluster: &ValidCluster, server: ServerKind) -> PodDisruptionBudget {
     PodDisruptionBudget {
         metadata: child_metadata(cluster, child_name(cluster, server.name()), server.name()),
@@ -112,7 +112,7 @@ fn render_pod_spec(cluster: &ValidCluster, server: ServerKind) -> PodSpec {
         readiness_gates: Some(vec![PodReadinessGate { condition_type: READINESS_GATE.to_owned() }]),
         containers: vec![render_container(cluster, server)],
         service_account_name: Some(child_name(cluster, account_name(server))),
-        // The dispatcher keeps its leases on the API server; edges have no business there.
+        // The dispatcher keeps its leases on the API server; edges need no access.
         automount_service_account_token: Some(server == ServerKind::Dispatcher),
         // kubelet would inject REALTIME_…_SERVICE_HOST for a Service named realtime-….
         enable_service_links: Some(false),

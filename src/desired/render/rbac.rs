@@ -1,11 +1,11 @@
-//! What the dispatcher may do on the API server: keep its leases, nothing else. Edges may do nothing there.
+//! Renders the dispatcher's permissions on the API server: its leases, nothing else. Edges have none.
 
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
 
 use super::super::ValidCluster;
 use super::{child_metadata, child_name};
 
-/// The dispatcher's role.
+/// Renders the Role that lets dispatchers manage their leases.
 pub(super) fn render_role(cluster: &ValidCluster) -> Role {
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
     let rule = PolicyRule {
@@ -17,7 +17,7 @@ pub(super) fn render_role(cluster: &ValidCluster) -> Role {
     Role { metadata: child_metadata(cluster, child_name(cluster, "dispatcher"), "dispatcher"), rules: Some(vec![rule]) }
 }
 
-/// Who has it.
+/// Binds the Role to the dispatcher's service account.
 pub(super) fn render_role_binding(cluster: &ValidCluster) -> RoleBinding {
     RoleBinding {
         metadata: child_metadata(cluster, child_name(cluster, "dispatcher"), "dispatcher"),

@@ -1,4 +1,4 @@
-//! The Secrets that the operator writes: the admin token, the secret between edges, and the app registry.
+//! Renders the Secrets: the admin token, the peer secret of edges, and the app registry.
 
 use std::collections::BTreeMap;
 
@@ -9,19 +9,19 @@ use super::super::ValidCluster;
 use super::{child_metadata, child_name};
 use crate::protocol::registry::{BUCKET_COUNT, file_name};
 
-/// The Secret with the admin token, under `token`.
+/// Name of the Secret with the admin token, under `token`.
 #[must_use]
 pub fn admin_secret_name(cluster: &ValidCluster) -> String {
     child_name(cluster, "admin")
 }
 
-/// The Secret with what edges sign with that hand requests to each other, under `secret`.
+/// Name of the Secret with which edges sign relayed requests, under `secret`.
 #[must_use]
 pub fn peer_secret_name(cluster: &ValidCluster) -> String {
     child_name(cluster, "peer")
 }
 
-/// The Secret of one bucket of the registry.
+/// Name of the Secret with one bucket of the app registry.
 #[must_use]
 pub fn registry_secret_name(cluster: &ValidCluster, bucket: u8) -> String {
     child_name(cluster, &format!("apps-{bucket:x}"))
@@ -35,10 +35,10 @@ pub(super) fn render_peer_secret(cluster: &ValidCluster) -> Secret {
     render_secret(cluster, peer_secret_name(cluster), "secret", cluster.peer_secret.expose())
 }
 
-/// The Secrets of the app registry, one per bucket.
+/// Renders the Secrets of the app registry, one per bucket.
 ///
 /// # Errors
-/// Never for these types; the library's signature has one.
+/// Never for these types; the signature of `serde_json` requires one.
 pub fn render_registry_secrets(cluster: &ValidCluster) -> Result<Vec<Secret>, serde_json::Error> {
     let mut files = cluster.registry.to_files()?;
     let buckets = (0..BUCKET_COUNT).map(|bucket| {

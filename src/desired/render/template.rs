@@ -1,19 +1,20 @@
-//! What marks a pod template, so that a pod can be judged against what was rendered for it.
+//! Marks of a pod template, by which a live pod is compared with its rendered template.
 
 use k8s_openapi::api::core::v1::{Container, EnvVar};
 use sha2::{Digest, Sha256};
 
-/// The readiness gate of every pod.
+/// Condition type of the readiness gate in every pod.
 pub const READINESS_GATE: &str = "realtime-operator.dev/webhooks-delivered";
-/// Annotation of a pod template: a digest of what its container is told to run.
+/// Annotation of a pod template: a digest of its container's image, command, arguments and variables.
 pub const TEMPLATE_ANNOTATION: &str = "realtime-operator.dev/template";
-/// Annotation of a pod template: a digest of the Secrets that are read at the start, so that a change rolls the pods.
+/// Annotation of a pod template: a digest of the Secrets that servers read at their start, so that a change starts a
+/// rollout.
 pub const SECRETS_ANNOTATION: &str = "realtime-operator.dev/secrets";
-/// Annotation of a pod: a digest of the registry that it should have. Its change makes kubelet look at once.
+/// Annotation of a pod: a digest of the current app registry. A change makes kubelet refresh the mounted Secrets at once.
 pub const REGISTRY_ANNOTATION: &str = "realtime-operator.dev/registry";
 
-/// Names what a container is told to run: image, command, arguments and variables. What an API server fills in does not
-/// count, so that a live container has the digest of the rendered one exactly when nobody changed it.
+/// Digest of a container's image, command, arguments and variables. Defaults of the API server do not count, so that a
+/// live container has the digest of the rendered one exactly when it was not changed.
 #[must_use]
 pub fn template_digest(container: &Container) -> String {
     let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default().join(" ");
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_of_an_api_server_do_not_count_and_every_change_does() {
+    fn the_digest_ignores_defaults_of_the_api_server_and_shows_every_change() {
         let rendered = template_digest(&container());
         let mut live = container();
         live.image_pull_policy = Some("IfNotPresent".to_owned());

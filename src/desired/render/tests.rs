@@ -1,4 +1,4 @@
-//! Tests of what is built.
+//! Tests of the rendered objects.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ fn cluster(identity: &str, extra: &str) -> ValidCluster {
     validate(&inputs).expect("a cluster")
 }
 
-/// What a kubelet would hand to the container, secrets and fields as stand-ins.
+/// Variables as kubelet would set them, with placeholders for Secrets and fields.
 fn environment(desired: &DesiredObjects, server: ServerKind) -> BTreeMap<String, String> {
     let (_, deployment) = desired.deployments.iter().find(|(found, _)| *found == server).expect("a deployment");
     let pod = deployment.spec.template.spec.as_ref().expect("a pod");
@@ -44,7 +44,7 @@ fn environment(desired: &DesiredObjects, server: ServerKind) -> BTreeMap<String,
 }
 
 #[test]
-fn what_is_rendered_starts_every_server_with_every_identity() {
+fn rendered_variables_start_every_server_with_every_identity() {
     let roles = "edge: { roleARN: 'arn:e' }, dispatcher: { roleARN: 'arn:d' }";
     for identity in [
         "{ type: PodIdentity }".to_owned(),
@@ -99,7 +99,7 @@ fn the_authority_of_redis_is_read_from_its_secret_by_edges_alone() {
 }
 
 #[test]
-fn off_is_rendered_as_the_word() {
+fn webhooks_off_is_rendered_explicitly() {
     let off = cluster("{ type: PodIdentity }", "  webhooks: { mode: Off, acknowledgeNoWebhooks: eu }\n");
     let desired = render_objects(&off).expect("objects");
     assert_eq!(environment(&desired, ServerKind::Sockjs)["REALTIME_WEBHOOKS"], "off");
@@ -108,7 +108,7 @@ fn off_is_rendered_as_the_word() {
 }
 
 #[test]
-fn what_sockjs_clients_are_given_is_rendered_for_that_server_alone() {
+fn settings_of_sockjs_clients_are_rendered_for_the_sockjs_server_alone() {
     let given = "  sockjsClients: { scripts: [https://a.example/s.js, https://b.example/s.js], cookie: Enabled }\n";
     let desired = render_objects(&cluster("{ type: PodIdentity }", given)).expect("objects");
     let fallbacks = environment(&desired, ServerKind::Sockjs);
@@ -137,7 +137,7 @@ fn trusted_proxies_are_rendered_for_edges_alone() {
 }
 
 #[test]
-fn edges_with_sessions_over_http_find_each_other_and_nobody_else_knows_their_secret() {
+fn edges_with_http_sessions_find_each_other_and_share_their_secret_with_no_other_server() {
     let desired = render_objects(&cluster("{ type: PodIdentity }", "")).expect("objects");
     for (server, deployment) in &desired.deployments {
         let pod = deployment.spec.template.spec.as_ref().expect("a pod");
@@ -159,7 +159,7 @@ fn edges_with_sessions_over_http_find_each_other_and_nobody_else_knows_their_sec
 }
 
 #[test]
-fn a_pod_that_ends_has_time_to_hold_to_send_its_clients_away_and_to_write_what_waits() {
+fn the_termination_grace_covers_hold_drain_and_the_queued_records() {
     let given = "  websocket: { drain: { holdSeconds: 120, windowSeconds: 300 } }\n";
     let desired = render_objects(&cluster("{ type: PodIdentity }", given)).expect("objects");
     let grace = |(server, deployment): &(ServerKind, Deployment)| {
@@ -177,7 +177,7 @@ fn a_pod_that_ends_has_time_to_hold_to_send_its_clients_away_and_to_write_what_w
 }
 
 #[test]
-fn a_disabled_server_is_not_built_and_children_have_distinct_names() {
+fn a_disabled_server_is_not_rendered_and_children_have_distinct_names() {
     let desired =
         render_objects(&cluster("{ type: PodIdentity }", "  sockjs: { state: Disabled }\n")).expect("objects");
     assert_eq!(

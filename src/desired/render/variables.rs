@@ -1,4 +1,4 @@
-//! The variables of a server, rendered from the contract's table.
+//! Renders the variables of a server from the table in `config`.
 
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, SecretKeySelector};
 
@@ -9,7 +9,7 @@ use crate::api::{EnabledState, SecretKeyRef};
 use crate::config::{ServerKind, VARIABLE_TABLE, Variable, name};
 use crate::protocol::Transport;
 
-/// Where the token of a `WebIdentity` is mounted.
+/// Mount path of the projected token of a `WebIdentity`.
 pub(super) const TOKEN_DIRECTORY: &str = "/var/run/secrets/realtime";
 
 enum VariableSource {
@@ -18,7 +18,7 @@ enum VariableSource {
     Field(&'static str),
 }
 
-/// The variables of a server, in the table's order, then the user's own.
+/// Renders the variables of a server in the table's order, then the user's own.
 pub(super) fn render_variables(cluster: &ValidCluster, server: ServerKind) -> Vec<EnvVar> {
     let ours = VARIABLE_TABLE
         .iter()
@@ -29,7 +29,7 @@ pub(super) fn render_variables(cluster: &ValidCluster, server: ServerKind) -> Ve
     ours.chain(extra).collect()
 }
 
-/// What the manifest says of an edge server.
+/// The manifest's section for an edge server; `None` for the dispatcher.
 pub(super) fn edge_spec(cluster: &ValidCluster, server: ServerKind) -> Option<&EdgeServer> {
     match server {
         ServerKind::Websocket | ServerKind::Edge => Some(&cluster.spec.websocket),
@@ -50,9 +50,9 @@ fn resolve_source(cluster: &ValidCluster, server: ServerKind, row: &Variable) ->
         name::ADMIN_TOKEN => Some(VariableSource::Secret { name: admin_secret_name(cluster), key: "token".to_owned() }),
         name::APPS_PATH => text(APPS_PATH),
         name::TRANSPORTS => {
-            let carried: Vec<&str> =
+            let transports: Vec<&str> =
                 Transport::ALL.into_iter().filter(|t| server.serves_as(t.server_kind())).map(Transport::name).collect();
-            text(&carried.join(","))
+            text(&transports.join(","))
         }
         name::TRUSTED_PROXIES => join_list(&spec.trusted_proxies),
         name::POD_IP => Some(VariableSource::Field("status.podIP")),

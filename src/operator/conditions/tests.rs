@@ -41,8 +41,8 @@ fn proven(fingerprint: &str) -> Option<GateStatus> {
     })
 }
 
-/// `Ready/reason` and the kstatus marks.
-fn told(
+/// Summarizes a decision: `Ready/reason`, and which kstatus condition is present.
+fn summary(
     conditions: Vec<Condition>,
     gate: Option<GateStatus>,
     stop: Option<&ReconcileError>,
@@ -74,7 +74,7 @@ fn told(
 }
 
 #[test]
-fn a_table_of_states() {
+fn the_first_match_from_terminal_errors_to_the_proof_decides_ready() {
     let open = verdict(GatePhase::Open, Reason::Proven);
     let proving = verdict(GatePhase::Proving, Reason::Proving);
     let refused = verdict(GatePhase::Refused, Reason::ConfigurationDrift);
@@ -94,59 +94,67 @@ fn a_table_of_states() {
         all
     };
     for (name, found, expected) in [
-        ("the stream is made", told(vec![], None, Some(&waiting), None, None), "Unknown/StreamCreating reconciling"),
-        ("a Secret is missing", told(vec![], None, Some(&secret), None, None), "False/SecretMissing reconciling"),
-        ("a bad spec", told(vec![], None, Some(&bad), None, None), "False/SpecInvalid stalled"),
-        ("it goes", told(not_ours(), proven("f1"), Some(&deleted), None, None), "False/Deleting reconciling"),
-        ("another's stream", told(not_ours(), None, Some(&waiting), None, None), "False/StreamNotOurs stalled"),
-        ("a stream that never is", told(invalid(), None, Some(&waiting), None, None), "False/StreamInvalid stalled"),
-        ("another's child", told(child(), None, None, None, Some(&open)), "False/ChildNotOurs stalled"),
-        ("the stream was deleted", told(missing(), proven("f1"), None, None, Some(&open)), "False/StreamMissing"),
-        ("nothing was looked at", told(rolling(), None, None, None, None), "Unknown/Proving reconciling"),
-        ("the first pods come up", told(rolling(), None, None, None, Some(&nobody)), "Unknown/RollingOut reconciling"),
-        ("the first proof", told(rolling(), None, None, None, Some(&proving)), "Unknown/Proving reconciling"),
+        ("the stream is made", summary(vec![], None, Some(&waiting), None, None), "Unknown/StreamCreating reconciling"),
+        ("a Secret is missing", summary(vec![], None, Some(&secret), None, None), "False/SecretMissing reconciling"),
+        ("a bad spec", summary(vec![], None, Some(&bad), None, None), "False/SpecInvalid stalled"),
+        ("it goes", summary(not_ours(), proven("f1"), Some(&deleted), None, None), "False/Deleting reconciling"),
+        ("another's stream", summary(not_ours(), None, Some(&waiting), None, None), "False/StreamNotOurs stalled"),
+        ("a stream that never is", summary(invalid(), None, Some(&waiting), None, None), "False/StreamInvalid stalled"),
+        ("another's child", summary(child(), None, None, None, Some(&open)), "False/ChildNotOurs stalled"),
+        ("the stream was deleted", summary(missing(), proven("f1"), None, None, Some(&open)), "False/StreamMissing"),
+        ("nothing was looked at", summary(rolling(), None, None, None, None), "Unknown/Proving reconciling"),
         (
-            "proven, and pods are not let in yet",
-            told(rolling(), None, None, None, Some(&open)),
+            "the first pods come up",
+            summary(rolling(), None, None, None, Some(&nobody)),
             "Unknown/RollingOut reconciling",
         ),
-        ("proven", told(well(), None, None, None, Some(&open)), "True/Proven"),
+        ("the first proof", summary(rolling(), None, None, None, Some(&proving)), "Unknown/Proving reconciling"),
+        (
+            "proven, and pods are not let in yet",
+            summary(rolling(), None, None, None, Some(&open)),
+            "Unknown/RollingOut reconciling",
+        ),
+        ("proven", summary(well(), None, None, None, Some(&open)), "True/Proven"),
         (
             "a pod is replaced in a proven cluster",
-            told(rolling(), proven("f1"), None, None, Some(&open)),
+            summary(rolling(), proven("f1"), None, None, Some(&open)),
             "True/Proven",
         ),
-        ("another template", told(rolling(), proven("f0"), None, None, Some(&open)), "Unknown/RollingOut reconciling"),
-        ("refused", told(rolling(), None, None, None, Some(&refused)), "False/ConfigurationDrift reconciling"),
+        (
+            "another template",
+            summary(rolling(), proven("f0"), None, None, Some(&open)),
+            "Unknown/RollingOut reconciling",
+        ),
+        ("refused", summary(rolling(), None, None, None, Some(&refused)), "False/ConfigurationDrift reconciling"),
         (
             "a difference before every pod was tried",
-            told(rolling(), None, None, None, Some(&verdict(GatePhase::Proving, Reason::ConfigurationDrift))),
+            summary(rolling(), None, None, None, Some(&verdict(GatePhase::Proving, Reason::ConfigurationDrift))),
             "False/ConfigurationDrift reconciling",
         ),
-        ("closed", told(well(), proven("f1"), None, None, Some(&closed)), "False/RecordRefused"),
+        ("closed", summary(well(), proven("f1"), None, None, Some(&closed)), "False/RecordRefused"),
         (
             "nobody is left",
-            told(rolling(), proven("f1"), None, None, Some(&verdict(GatePhase::Closed, Reason::NoPods))),
+            summary(rolling(), proven("f1"), None, None, Some(&verdict(GatePhase::Closed, Reason::NoPods))),
             "False/NoPods",
         ),
         (
             "a server refuses at install",
-            told(rolling(), None, None, Some("p: x"), Some(&proving)),
+            summary(rolling(), None, None, Some("p: x"), Some(&proving)),
             "False/ConfigurationRefused reconciling",
         ),
         (
             "a new pod refuses in a proven cluster",
-            told(rolling(), proven("f1"), None, Some("p: x"), Some(&open)),
+            summary(rolling(), proven("f1"), None, Some("p: x"), Some(&open)),
             "True/Proven",
         ),
-        ("too late", told(late(), None, None, None, Some(&refused)), "False/ConfigurationDrift stalled"),
+        ("too late", summary(late(), None, None, None, Some(&refused)), "False/ConfigurationDrift stalled"),
     ] {
         assert_eq!(found, expected, "{name}");
     }
 }
 
 #[test]
-fn who_takes_over_says_what_was_said_until_he_has_looked_himself() {
+fn a_new_leader_keeps_the_previous_status_until_its_first_observation() {
     let ready = |status: &str, reason: &str| {
         let mut all = well();
         all.push(condition("Ready", status, reason, NOW - 60));
@@ -158,21 +166,25 @@ fn who_takes_over_says_what_was_said_until_he_has_looked_himself() {
     };
     let lapsed = verdict(GatePhase::Closed, Reason::Proving);
     for (name, found, expected) in [
-        ("proven lately", told(ready("True", "Proven"), gate("Open", 60), None, None, None), "True/Proven"),
+        ("proven lately", summary(ready("True", "Proven"), gate("Open", 60), None, None, None), "True/Proven"),
         (
             "proven long ago",
-            told(ready("True", "Proven"), gate("Open", PROOF_TTL_SECONDS), None, None, None),
+            summary(ready("True", "Proven"), gate("Open", PROOF_TTL_SECONDS), None, None, None),
             "Unknown/EvidenceStale reconciling",
         ),
         (
             "proven long ago, and looked at",
-            told(ready("Unknown", "EvidenceStale"), gate("Proving", PROOF_TTL_SECONDS), None, None, Some(&lapsed)),
+            summary(ready("Unknown", "EvidenceStale"), gate("Proving", PROOF_TTL_SECONDS), None, None, Some(&lapsed)),
             "Unknown/EvidenceStale reconciling",
         ),
-        ("closed", told(ready("False", "RecordRefused"), gate("Closed", 60), None, None, None), "False/RecordRefused"),
+        (
+            "closed",
+            summary(ready("False", "RecordRefused"), gate("Closed", 60), None, None, None),
+            "False/RecordRefused",
+        ),
         (
             "another template",
-            told(ready("True", "Proven"), proven("f0"), None, None, None),
+            summary(ready("True", "Proven"), proven("f0"), None, None, None),
             "Unknown/Proving reconciling",
         ),
     ] {
@@ -181,7 +193,7 @@ fn who_takes_over_says_what_was_said_until_he_has_looked_himself() {
 }
 
 #[test]
-fn the_time_of_the_proof_is_written_when_it_turns_and_every_five_minutes() {
+fn passed_at_is_written_when_the_gate_opens_and_every_five_minutes() {
     let open = verdict(GatePhase::Open, Reason::Proven);
     let passed = |gate: Option<GateStatus>, now: i64| {
         let known = RealtimeClusterStatus { conditions: well(), gate, ..RealtimeClusterStatus::default() };
@@ -206,7 +218,7 @@ fn the_time_of_the_proof_is_written_when_it_turns_and_every_five_minutes() {
 }
 
 #[test]
-fn who_takes_over_believes_a_fresh_proof_of_the_same_thing_only() {
+fn a_new_leader_accepts_only_a_fresh_proof_of_the_same_fingerprint() {
     let known = |gate| RealtimeClusterStatus { gate, ..RealtimeClusterStatus::default() };
     assert!(is_open(&known(proven("f1")), "f1", at(NOW)));
     assert!(!is_open(&known(proven("f1")), "f2", at(NOW)));
