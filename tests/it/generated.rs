@@ -61,3 +61,52 @@ fn every_close_code_has_a_line_and_every_line_a_code() {
     let told: Vec<String> = lines.map(|line| format!("4{}", &line[..3])).collect();
     assert!(codes.len() > 12 && codes == told, "docs/clients.md has {told:?}, the code has {codes:?}");
 }
+
+/// Words in backticks of a page, outside its blocks of code.
+fn quoted_words(page: &str) -> Vec<&str> {
+    let outside = page.split("```").step_by(2);
+    outside.flat_map(|text| text.split('`').skip(1).step_by(2)).collect()
+}
+
+/// Every file of a folder, with the folders in it.
+fn files_below(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            files_below(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_path_and_test_that_the_architecture_page_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/architecture.md")).expect("docs/architecture.md");
+    let mut files = Vec::new();
+    files_below(&root.join("src"), &mut files);
+    files_below(&root.join("tests/it"), &mut files);
+    let sources: Vec<String> = files
+        .iter()
+        .filter(|path| path.extension().is_some_and(|ending| ending == "rs"))
+        .map(|path| std::fs::read_to_string(path).expect("a source"))
+        .collect();
+    let is_path = |word: &str| ["src/", "tests/", "crds/", "docs/"].iter().any(|folder| word.starts_with(folder));
+    let is_function =
+        |word: &str| word.contains('_') && word.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_');
+    let is_defined = |word: &str| {
+        let quoted = format!("\"{word}\"");
+        sources.iter().any(|text| {
+            text.contains(&format!("fn {word}(")) || text.contains(&quoted) || {
+                // A room of the edge, in the table of its floors.
+                text.contains(&format!("mod {word};"))
+            }
+        })
+    };
+    let words = quoted_words(&page);
+    let paths = words.iter().filter(|word| is_path(word) && !root.join(word).exists());
+    let functions = words.iter().filter(|word| is_function(word) && !is_defined(word));
+    let missing: Vec<&str> = paths.chain(functions).copied().collect();
+    assert!(words.len() > 100 && missing.is_empty(), "docs/architecture.md names what is not there: {missing:?}");
+}
