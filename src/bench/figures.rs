@@ -166,8 +166,8 @@ pub fn compute_edge_figures(rounds: &[EdgeRound], polling: Option<f64>) -> Vec<F
     figures
 }
 
-fn at_most(value: f64) -> Option<FigureTarget> {
-    Some(FigureTarget::AtMost(value))
+fn at_most(value: f64) -> FigureTarget {
+    FigureTarget::AtMost(value)
 }
 
 fn median(rounds: &[EdgeRound], of: fn(&EdgeRound) -> Option<f64>) -> (RoundAggregation, Vec<f64>) {
@@ -185,7 +185,7 @@ fn memory_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
             "plain_kib",
             "memory of an idle subscribed socket",
             "KiB",
-            at_most(12.0),
+            Some(at_most(12.0)),
             median(rounds, |r| Some(r.edge.plain_kib)),
         ),
         build_figure(
@@ -199,14 +199,14 @@ fn memory_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
             "plain_ratio",
             "  ours to sockudo's",
             "×",
-            at_most(0.1),
+            Some(at_most(0.1)),
             median(rounds, |r| peer_ratio(r, |n| n.plain_kib)),
         ),
         build_figure(
             "member_kib",
             "memory of an idle presence member",
             "KiB",
-            at_most(16.0),
+            Some(at_most(16.0)),
             median(rounds, |r| Some(r.edge.member_kib)),
         ),
         build_figure(
@@ -220,21 +220,21 @@ fn memory_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
             "member_ratio",
             "  ours to sockudo's",
             "×",
-            at_most(0.1),
+            Some(at_most(0.1)),
             median(rounds, |r| peer_ratio(r, |n| n.member_kib)),
         ),
         build_figure(
             "back",
             "memory after they left, to the start",
             "×",
-            at_most(MEMORY_RELEASED_RATIO_MAX),
+            Some(at_most(MEMORY_RELEASED_RATIO_MAX)),
             median(rounds, |r| r.edge.released_ratio),
         ),
         build_figure(
             "session_kib",
             "memory of an idle xhr_streaming session",
             "KiB",
-            at_most(24.0),
+            Some(at_most(24.0)),
             median(rounds, |r| Some(r.session_kib)),
         ),
     ]
@@ -254,7 +254,7 @@ fn accept_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
             "accept_ratio",
             "  ours to sockudo's",
             "×",
-            at_most(0.67),
+            Some(at_most(0.67)),
             median(rounds, |r| peer_ratio(r, |n| n.accept_us)),
         ),
     ]
@@ -280,7 +280,7 @@ fn fan_out_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
             "fan_bare_ratio",
             "  ours to the bare one's",
             "×",
-            at_most(1.3),
+            Some(at_most(1.3)),
             median(rounds, |r| Some(r.edge.fan_out.cpu_us / r.baseline.cpu_us)),
         ),
         build_figure(
@@ -294,7 +294,7 @@ fn fan_out_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
             "fan_peer_ratio",
             "  ours to sockudo's",
             "×",
-            at_most(0.7),
+            Some(at_most(0.7)),
             median(rounds, |r| peer_ratio(r, |n| n.fan_out.cpu_us)),
         ),
         build_figure(
@@ -329,21 +329,21 @@ fn fan_out_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
             "fan_p99_ratio",
             "  ours to sockudo's",
             "×",
-            at_most(1.0),
+            Some(at_most(1.0)),
             median(rounds, |r| peer_ratio(r, |n| n.fan_out.p99_ms)),
         ),
         build_figure(
             "fan_missed",
             "fan-out: events missed",
             "",
-            at_most(0.0),
+            Some(at_most(0.0)),
             sum(rounds, |r| Some(count_to_f64(r.edge.fan_out.tally.missed))),
         ),
         build_figure(
             "fan_repeated",
             "fan-out: events repeated",
             "",
-            at_most(0.0),
+            Some(at_most(0.0)),
             sum(rounds, |r| Some(count_to_f64(r.edge.fan_out.tally.repeated))),
         ),
     ]
@@ -362,14 +362,14 @@ fn crowd_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
             "crowd_missed",
             "crowd: events missed",
             "",
-            at_most(0.0),
+            Some(at_most(0.0)),
             sum(rounds, |r| Some(count_to_f64(r.edge.crowd.missed))),
         ),
         build_figure(
             "crowd_repeated",
             "crowd: events repeated",
             "",
-            at_most(0.0),
+            Some(at_most(0.0)),
             sum(rounds, |r| Some(count_to_f64(r.edge.crowd.repeated))),
         ),
         build_figure(

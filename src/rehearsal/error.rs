@@ -13,7 +13,7 @@ pub enum RehearsalError {
     /// An edit cannot be made.
     #[error(transparent)]
     Edit(#[from] EditError),
-    /// A pod template refers to a missing ConfigMap or Secret.
+    /// A pod template refers to a missing `ConfigMap` or Secret.
     #[error(transparent)]
     Missing(#[from] MissingReference),
     /// The page's port is taken.

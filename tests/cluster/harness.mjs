@@ -161,9 +161,17 @@ export function deleteNamespace(name, seconds = 120) {
   return kubectl(["delete", "namespace", name, "--ignore-not-found", "--wait", `--timeout=${seconds}s`]);
 }
 
+const deletions = [];
+
+/** Waits until the namespaces of tests that have ended are gone; fails if one of them cannot go. */
+export async function namespacesDeleted() {
+  const failed = (await Promise.allSettled(deletions.splice(0))).find(({ status }) => status === "rejected");
+  if (failed) throw failed.reason;
+}
+
 /**
  * Runs `fn` in a namespace of its own, which goes afterwards in any case: what a failed test leaves would take the machine
- * from those after it.
+ * from those after it. The next test does not wait for that: servers take 15 s to send their last clients away.
  */
 export async function inNamespace(name, fn) {
   await kubectl(["create", "namespace", name]);
@@ -174,7 +182,11 @@ export async function inNamespace(name, fn) {
     return result;
   } finally {
     // All of them together would be too much for a machine.
-    if (!KEEP || !failed) await deleteNamespace(name);
+    if (!KEEP || !failed) {
+      const deletion = deleteNamespace(name);
+      deletion.catch(() => {});
+      deletions.push(deletion);
+    }
   }
 }
 

@@ -5,7 +5,7 @@ import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
 import { startedFields } from "../conformance/processes.mjs";
-import { apply, audit, condition, get, inNamespace, kubectl, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, wait, watchObject } from "./harness.mjs";
+import { apply, audit, condition, get, inNamespace, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, wait, watchObject } from "./harness.mjs";
 import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said, spec } from "./operator_fixtures.mjs";
 
 const NAMESPACE = "channels";
@@ -358,6 +358,8 @@ test("an operator killed in the middle of an install makes everything once", () 
 }));
 
 test("the stream away while every edge is evicted: a proven configuration goes on serving, and is not Ready", async () => {
+  // A cluster on its way out has to reach its stream.
+  await namespacesDeleted();
   await ready(NAMESPACE);
   const before = (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready"));
   assert.equal(before.length, 4);

@@ -4,7 +4,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { after, before } from "node:test";
 
 import {
-  apply, applyCrds, condition, deleteNamespace, diagnosed, file, KEEP, kubectl, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, wait,
+  apply, applyCrds, condition, deleteNamespace, diagnosed, file, KEEP, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, wait,
 } from "./harness.mjs";
 
 export const COMPONENT = "app.kubernetes.io/component";
@@ -23,6 +23,7 @@ before(() =>
 
 // An operator that is gone first could not say that the clusters' pods have ended.
 after(async () => {
+  await namespacesDeleted();
   if (KEEP) return;
   await kubectl(["delete", "realtimeclusters", "-A", "--all", "--timeout=100s"]);
   await deleteNamespace(OPERATOR_NAMESPACE);

@@ -287,9 +287,9 @@ impl History {
             for _ in 0..self.random.random_range(0..4) {
                 let (subject, p) = (self.random_channel(), self.random.random_range(0..self.processes.len()));
                 if self.random.random_bool(0.5) {
-                    self.join_random_user(p, subject).await
+                    self.join_random_user(p, subject).await;
                 } else {
-                    self.leave_random_channel(p).await
+                    self.leave_random_channel(p).await;
                 }
             }
         }

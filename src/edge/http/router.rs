@@ -19,8 +19,8 @@ use crate::protocol::Transport;
 use crate::protocol::relay::{self, RelayRefusal};
 
 /// The paths of an edge.
-pub fn build_public_router(served: &RouteState, guard: &RelayGuard, trusted: TrustedProxies) -> Router {
-    let shared = &served.shared;
+pub fn build_public_router(state: &RouteState, guard: &RelayGuard, trusted: TrustedProxies) -> Router {
+    let shared = &state.shared;
     let api = Router::new()
         .route("/apps/{id}/events", post(http_api::trigger_event))
         .route("/apps/{id}/batch_events", post(http_api::trigger_batch))
@@ -32,22 +32,22 @@ pub fn build_public_router(served: &RouteState, guard: &RelayGuard, trusted: Tru
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(shared.clone());
     let mut router = api;
-    if served.transports.contains(&Transport::Websocket) {
+    if state.transports.contains(&Transport::Websocket) {
         let sockets = Router::new()
             .route("/app/{key}", get(websocket::upgrade_websocket))
             .fallback(websocket::refuse_unknown_path);
         router = router.merge(sockets.with_state(shared.clone()));
     }
-    let router = router.merge(build_session_routes(served, guard));
+    let router = router.merge(build_session_routes(state, guard));
     router
         .layer(from_fn_with_state(trusted, screen_request))
         .layer(from_fn_with_state(shared.clone(), count_spoofed_relay_headers))
 }
 
 /// The paths on which other processes relay requests: the paths of sessions only.
-pub fn build_relay_router(served: &RouteState, server: &Arc<RelayServer>) -> Router {
+pub fn build_relay_router(state: &RouteState, server: &Arc<RelayServer>) -> Router {
     let refused = server.clone();
-    build_session_routes(served, &RelayGuard::Inbound(server.clone()))
+    build_session_routes(state, &RelayGuard::Inbound(server.clone()))
         .fallback(move || std::future::ready(refused.refuse_request(RelayRefusal::NotASession)))
         .layer(from_fn(limit_body_time))
 }

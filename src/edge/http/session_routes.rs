@@ -56,8 +56,8 @@ pub enum RelayGuard {
 }
 
 /// The paths of the HTTP fallbacks.
-pub fn build_session_routes(served: &RouteState, guard: &RelayGuard) -> Router {
-    let RouteState { shared, fallback, sockjs, settings, open, transports } = served;
+pub fn build_session_routes(state: &RouteState, guard: &RelayGuard) -> Router {
+    let RouteState { shared, fallback, sockjs, settings, open, transports } = state;
     let offered = |transport| transports.contains(&transport);
     let mut router = Router::new();
     let (stream, poll) = (offered(Transport::XhrStreaming), offered(Transport::XhrPolling));
@@ -73,25 +73,25 @@ pub fn build_session_routes(served: &RouteState, guard: &RelayGuard) -> Router {
             requests = requests.route(&format!("{base}/xhr"), post(receive_polling).options(answer_preflight));
         }
         let context = XhrContext { shared: shared.clone(), fallback: fallback.clone(), open: open.clone() };
-        let requests = requests.with_state(context.clone());
-        let requests = match guard {
-            RelayGuard::None => requests,
-            RelayGuard::Outbound(relay) => requests.layer(from_fn_with_state(relay.clone(), relay_xhr)),
-            RelayGuard::Inbound(server) => requests.layer(from_fn_with_state(server.clone(), accept_xhr)),
+        let stateful = requests.with_state(context.clone());
+        let relayed = match guard {
+            RelayGuard::None => stateful,
+            RelayGuard::Outbound(relay) => stateful.layer(from_fn_with_state(relay.clone(), relay_xhr)),
+            RelayGuard::Inbound(server) => stateful.layer(from_fn_with_state(server.clone(), accept_xhr)),
         };
         router = router.merge(
-            requests
+            relayed
                 .layer(DefaultBodyLimit::max(SEND_BODY_BYTES_MAX))
                 .layer(from_fn_with_state(context, set_cross_origin_headers)),
         );
     }
-    if let Some(routes) = sockjs::build_routes(shared, sockjs, settings, transports) {
-        let routes = match guard {
-            RelayGuard::None => routes,
-            RelayGuard::Outbound(relay) => routes.layer(from_fn_with_state(relay.clone(), relay_sockjs)),
-            RelayGuard::Inbound(server) => routes.layer(from_fn_with_state(server.clone(), accept_sockjs)),
+    if let Some(sockjs_routes) = sockjs::build_routes(shared, sockjs, settings, transports) {
+        let relayed = match guard {
+            RelayGuard::None => sockjs_routes,
+            RelayGuard::Outbound(relay) => sockjs_routes.layer(from_fn_with_state(relay.clone(), relay_sockjs)),
+            RelayGuard::Inbound(server) => sockjs_routes.layer(from_fn_with_state(server.clone(), accept_sockjs)),
         };
-        router = router.merge(routes.layer(DefaultBodyLimit::max(SEND_BODY_BYTES_MAX)));
+        router = router.merge(relayed.layer(DefaultBodyLimit::max(SEND_BODY_BYTES_MAX)));
     }
     router
 }

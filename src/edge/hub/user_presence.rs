@@ -104,7 +104,7 @@ impl UserPresence {
     async fn sign_out(&self, shared: &Hub, socket: &SocketId) {
         match shared.leave_channel(&self.signed_in_channel, socket, None).await {
             Ok(transitions) if has_transition(&transitions, &EventKind::ChannelVacated) => {
-                self.notify_watchers(shared, false).await
+                self.notify_watchers(shared, false).await;
             }
             Ok(_) => {}
             Err(error) => tracing::debug!(%error, "sign-out deferred until the bus answers"),

@@ -228,7 +228,8 @@ impl SockjsSocket {
             SockjsSocketEnd::Gone => complete_close(self.wire, None).await,
             SockjsSocketEnd::Unreadable(closing) => close_unreadable(self.wire, &closing).await,
             SockjsSocketEnd::Broken => {
-                complete_close(self.wire, Some(&CloseReason::new(BROKEN_FRAMING_CLOSE.0, BROKEN_FRAMING_CLOSE.1))).await
+                complete_close(self.wire, Some(&CloseReason::new(BROKEN_FRAMING_CLOSE.0, BROKEN_FRAMING_CLOSE.1)))
+                    .await;
             }
             SockjsSocketEnd::Closed(closing) => {
                 if self.send_close(&closing).await.is_some() {
