@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 
-use super::BAD_INPUT;
+use super::BAD_INPUT_EXIT_CODE;
 use crate::bench::{self, BenchError, BenchReport, EdgePlan, PeerServer, PodsPlan};
 use crate::process::{signal, telemetry};
 
@@ -24,12 +24,12 @@ const INTERRUPTED_EXIT_CODE: u8 = 130;
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(subcommand)]
-    what: What,
+    what: BenchCommand,
 }
 
 #[derive(Subcommand)]
-enum What {
-    Edge(Edge),
+enum BenchCommand {
+    Edge(EdgeArguments),
     /// A minimal server that an edge is compared with, as a process of its own
     #[command(hide = true)]
     Bare {
@@ -56,7 +56,7 @@ enum What {
 #[command(after_help = "Begin with:   cargo run --release -- bench edge --quick\n\
                         Beside sockudo, installed for you:  benches/edge-against-sockudo\n\
                         Three edges over a Redis:           benches/pods (or with --quick --pods 3)")]
-struct Edge {
+struct EdgeArguments {
     /// Smaller crowds and fewer rounds: under 3 minutes
     #[arg(long)]
     quick: bool,
@@ -105,22 +105,22 @@ fn parse_peer(text: &str) -> Result<PeerServer, String> {
 /// Runs `realtime bench` and returns its exit code.
 pub async fn run(arguments: Arguments) -> u8 {
     match arguments.what {
-        What::Edge(edge) => self::bench_edge(edge).await,
-        What::Bare { public, echo } => match bench::serve_bare(public, echo).await {
+        BenchCommand::Edge(edge) => self::bench_edge(edge).await,
+        BenchCommand::Bare { public, echo } => match bench::serve_bare(public, echo).await {
             Ok(()) => 0,
             Err(error) => {
                 eprintln!("realtime: {error}");
-                BAD_INPUT
+                BAD_INPUT_EXIT_CODE
             }
         },
     }
 }
 
-async fn bench_edge(arguments: Edge) -> u8 {
+async fn bench_edge(arguments: EdgeArguments) -> u8 {
     telemetry::start("error");
     let Ok(shutdown) = signal::shutdown_token() else {
         eprintln!("realtime: signals cannot be listened to");
-        return BAD_INPUT;
+        return BAD_INPUT_EXIT_CODE;
     };
     if cfg!(debug_assertions) {
         eprintln!("realtime: this is no release build, so its figures mean little: use cargo run --release");
@@ -128,8 +128,8 @@ async fn bench_edge(arguments: Edge) -> u8 {
     let progress = |what: String| eprintln!("{what}");
     let measured = async {
         match arguments.pods {
-            Some(pods) => bench::run_pods(&pods_plan(&arguments, pods.into()), &progress).await,
-            None => bench::run(&build_plan(&arguments), &progress).await,
+            Some(pods) => bench::run_pods(&build_pods_plan(&arguments, pods.into()), &progress).await,
+            None => bench::run(&build_edge_plan(&arguments), &progress).await,
         }
     };
     let report = tokio::select! {
@@ -142,12 +142,12 @@ async fn bench_edge(arguments: Edge) -> u8 {
         Ok(_) => 0,
         Err(error) => {
             eprintln!("realtime: {error}");
-            BAD_INPUT
+            BAD_INPUT_EXIT_CODE
         }
     }
 }
 
-fn build_plan(arguments: &Edge) -> EdgePlan {
+fn build_edge_plan(arguments: &EdgeArguments) -> EdgePlan {
     let mut plan = if arguments.quick { EdgePlan::quick_run() } else { EdgePlan::full_run() };
     if let Some(sockets) = arguments.sockets {
         plan = plan.with_crowds_max(sockets);
@@ -159,7 +159,7 @@ fn build_plan(arguments: &Edge) -> EdgePlan {
     plan
 }
 
-fn pods_plan(arguments: &Edge, pods: usize) -> PodsPlan {
+fn build_pods_plan(arguments: &EdgeArguments, pods: usize) -> PodsPlan {
     let mut plan = if arguments.quick { PodsPlan::quick_run(pods) } else { PodsPlan::full_run(pods) };
     if let Some(sockets) = arguments.sockets {
         plan = plan.with_crowds_max(sockets);
@@ -169,7 +169,7 @@ fn pods_plan(arguments: &Edge, pods: usize) -> PodsPlan {
     plan
 }
 
-fn print_report(report: &BenchReport, arguments: &Edge) -> Result<(), BenchError> {
+fn print_report(report: &BenchReport, arguments: &EdgeArguments) -> Result<(), BenchError> {
     if let (Some(path), false) = (&arguments.write, report.void) {
         let what = format!("{} cannot be written", path.display());
         std::fs::write(path, bench::render_page(report)).map_err(|error| BenchError::Io { what, error })?;

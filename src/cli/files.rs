@@ -8,7 +8,7 @@ use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::desired::Manifests;
 
 /// A cluster with what belongs to it.
-pub struct Input {
+pub struct InputManifests {
     /// The single RealtimeCluster of the files.
     pub cluster: RealtimeCluster,
     /// The apps of its namespace.
@@ -23,7 +23,7 @@ pub struct Input {
 ///
 /// # Errors
 /// Every mistake in the files, a line each.
-pub fn read(files: &[PathBuf]) -> Result<Input, Vec<String>> {
+pub fn read(files: &[PathBuf]) -> Result<InputManifests, Vec<String>> {
     let mut manifests = Manifests::default();
     let mut errors = Vec::new();
     for file in files {
@@ -68,5 +68,5 @@ pub fn read(files: &[PathBuf]) -> Result<Input, Vec<String>> {
     }));
     let secrets = manifests.secrets.into_iter().filter(|((found, _), _)| *found == namespace);
     let secrets = secrets.map(|((_, name), texts)| (name, texts)).collect();
-    Ok(Input { cluster, apps, secrets, notes })
+    Ok(InputManifests { cluster, apps, secrets, notes })
 }

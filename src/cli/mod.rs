@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 /// The exit code for input that cannot be used.
-const BAD_INPUT: u8 = 2;
+const BAD_INPUT_EXIT_CODE: u8 = 2;
 
 /// Realtime clusters that are Ready only when a client's event has arrived as a signed webhook.
 #[derive(Parser)]

@@ -22,7 +22,7 @@ pub fn print_text(text: &str) -> u8 {
 ///
 /// # Errors
 /// Never for objects; the library's signature has one.
-pub fn print_yaml(objects: &[Value]) -> Result<String, serde_yaml::Error> {
+pub fn join_yaml_documents(objects: &[Value]) -> Result<String, serde_yaml::Error> {
     let mut documents = String::new();
     for (index, object) in objects.iter().enumerate() {
         if index > 0 {
@@ -48,7 +48,7 @@ pub fn print_crds(arguments: &CrdArguments) -> u8 {
             return write(directory, &crds).map(|()| String::new());
         }
         let objects: Vec<Value> = crds.into_iter().map(|crd| crd.object).collect();
-        print_yaml(&objects).map_err(|error| error.to_string())
+        join_yaml_documents(&objects).map_err(|error| error.to_string())
     });
     match printed {
         Ok(documents) => print_text(&documents),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{BAD_INPUT, files, print};
+use super::{BAD_INPUT_EXIT_CODE, files, print};
 use crate::desired::{self, ClusterInputs};
 
 /// Print the objects that a manifest becomes.
@@ -27,7 +27,7 @@ pub fn run(arguments: &Arguments) -> u8 {
             for error in &errors {
                 eprintln!("realtime: {error}");
             }
-            BAD_INPUT
+            BAD_INPUT_EXIT_CODE
         }
     }
 }
@@ -64,5 +64,5 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
     for secret in &desired.registry {
         objects.push(serde_json::to_value(secret).map_err(|error| one(&error))?);
     }
-    print::print_yaml(&objects).map_err(|error| one(&error))
+    print::join_yaml_documents(&objects).map_err(|error| one(&error))
 }

@@ -16,24 +16,24 @@ use crate::kubernetes::client::build_clients;
 use crate::process::{self, signal, telemetry};
 
 /// The file from which kubelet reads a container's termination message.
-const TERMINATION_LOG: &str = "/dev/termination-log";
+const TERMINATION_LOG_PATH: &str = "/dev/termination-log";
 
 /// Runs an edge until a signal ends it.
 pub async fn serve_edge() -> u8 {
-    exit_code(run_edge().await)
+    report_exit(run_edge().await)
 }
 
 /// Runs a dispatcher until a signal ends it.
 pub async fn serve_dispatcher() -> u8 {
-    exit_code(run_dispatcher().await)
+    report_exit(run_dispatcher().await)
 }
 
-fn exit_code(result: Result<(), String>) -> u8 {
+fn report_exit(result: Result<(), String>) -> u8 {
     let Err(line) = result else { return 0 };
     eprintln!("realtime: {line}");
-    if std::path::Path::new(TERMINATION_LOG).exists() {
+    if std::path::Path::new(TERMINATION_LOG_PATH).exists() {
         // Without it kubelet shows the exit code alone, which is less and not wrong.
-        let _ = std::fs::write(TERMINATION_LOG, &line);
+        let _ = std::fs::write(TERMINATION_LOG_PATH, &line);
     }
     CONFIG_EXIT_CODE
 }

@@ -36,7 +36,7 @@ pub struct Arguments {
 }
 
 /// The hops as they are shown, in the order of the way.
-const HOP_NAMES: [Hop; 11] = Hop::ALL;
+const DISPLAYED_HOPS: [Hop; 11] = Hop::ALL;
 
 /// Longest that the API server may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -68,8 +68,9 @@ async fn show_status(arguments: &Arguments) -> Result<u8, String> {
     }
     let code = print::print_text(&text);
     if !arguments.watch {
-        let ready =
-            clusters.iter().all(|cluster| status_of(cluster, condition::READY).is_some_and(|(s, _)| s == "True"));
+        let ready = clusters
+            .iter()
+            .all(|cluster| condition_status(cluster, condition::READY).is_some_and(|(s, _)| s == "True"));
         return Ok(if code == 0 { u8::from(!ready) } else { code });
     }
     let mut shown: std::collections::BTreeMap<String, String> =
@@ -119,7 +120,7 @@ async fn list_clusters(api: &Api<RealtimeCluster>, name: Option<&str>) -> Result
     }
 }
 
-fn status_of<'a>(cluster: &'a RealtimeCluster, kind: &str) -> Option<(&'a str, &'a str)> {
+fn condition_status<'a>(cluster: &'a RealtimeCluster, kind: &str) -> Option<(&'a str, &'a str)> {
     let conditions = &cluster.status.as_ref()?.conditions;
     let found = conditions.iter().find(|condition| condition.type_ == kind)?;
     Some((found.status.as_str(), found.reason.as_str()))
@@ -145,8 +146,8 @@ fn cluster_page(cluster: &RealtimeCluster) -> String {
         let _ = writeln!(page, "  of an older version of the manifest: the newest was not looked at yet");
     }
     for transport in &status.transports {
-        let broken = HOP_NAMES.iter().position(|hop| hop.name() == transport.hop);
-        let hops: Vec<String> = HOP_NAMES
+        let broken = DISPLAYED_HOPS.iter().position(|hop| hop.name() == transport.hop);
+        let hops: Vec<String> = DISPLAYED_HOPS
             .iter()
             .enumerate()
             .map(|(index, hop)| match (transport.state, broken) {

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 const LEASE_TTL: Duration = Duration::from_secs(15);
 /// Time after its last renewal in which a holder may write: 5 s less than the TTL, so that it stops before a candidate
 /// starts.
-const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+const RENEW_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between two attempts to take or renew the Lease: short against the renew deadline, so that single failures do not
 /// cost the leadership.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
@@ -50,7 +50,7 @@ impl Leadership {
     }
 
     fn extend_from(&self, at: Instant) {
-        let until = at.duration_since(self.began) + RENEW_DEADLINE;
+        let until = at.duration_since(self.began) + RENEW_TIMEOUT;
         self.until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
     }
 

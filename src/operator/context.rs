@@ -17,7 +17,7 @@ use crate::prober::WebhookReceiver;
 pub const RECONCILE_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// First back-off after a failure; it doubles with each further failure.
-const RETRY_BACKOFF_MIN: Duration = Duration::from_millis(500);
+const RETRY_MIN_BACKOFF: Duration = Duration::from_millis(500);
 
 /// Longest back-off for an error that a user fixes with kubectl: the controller gets no event of the fix, and a retry
 /// costs little.
@@ -137,7 +137,7 @@ impl ControllerContext {
     ) -> Duration {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let count = failures.entry((controller, cluster_key(cluster))).or_default();
-        let wait = RETRY_BACKOFF_MIN.saturating_mul(2_u32.saturating_pow((*count).min(10)));
+        let wait = RETRY_MIN_BACKOFF.saturating_mul(2_u32.saturating_pow((*count).min(10)));
         *count += 1;
         wait.min(error.backoff_max())
     }

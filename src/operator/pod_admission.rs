@@ -86,7 +86,7 @@ fn admission_step(
     }
     let admit =
         |on_record| AdmissionStep::Admit { pod: pod.name.clone(), configuration: configuration.clone(), on_record };
-    if found.standing.proven {
+    if found.proof.proven {
         return Some(admit(false));
     }
     // The pod has its annotation, but the gate's condition was not written yet.
@@ -95,7 +95,7 @@ fn admission_step(
     }
     let on_record = pod.server != ServerKind::Dispatcher
         && passed
-        && found.standing.reached
+        && found.proof.reached
         && is_broken_behind_edges(pod, pods, standings);
     on_record.then(|| admit(true))
 }
@@ -111,7 +111,7 @@ fn is_broken_behind_edges(pod: &ServerPod, pods: &[ServerPod], standings: &BTree
     let configuration = standings.get(&pod.name).map(|standing| &standing.configuration);
     let same = pods.iter().filter(|other| other.name != pod.name && other.admitted.as_ref() == configuration);
     let mut others = same.filter_map(|other| standings.get(&other.name)).peekable();
-    let broken = |standing: &PodStanding| standing.standing.failure.as_ref().is_some_and(|f| f.hop >= Hop::Record);
+    let broken = |standing: &PodStanding| standing.proof.failure.as_ref().is_some_and(|f| f.hop >= Hop::Record);
     let own = standings.get(&pod.name).is_some_and(broken);
     own && others.peek().is_some() && others.all(broken)
 }
@@ -132,7 +132,7 @@ mod tests {
         let reached = proven || broken.is_some_and(|hop| hop >= Hop::Record);
         PodStanding {
             configuration: configuration.to_owned(),
-            standing: ProcessProof { proven, reached, failure },
+            proof: ProcessProof { proven, reached, failure },
             drift: String::new(),
         }
     }

@@ -9,7 +9,7 @@ use crate::kinesis::Shard;
 use crate::protocol::ShardId;
 
 /// Every process of a plan.
-pub(super) fn processes_of(plan: &ProbePlan) -> impl Iterator<Item = &str> {
+pub(super) fn process_names(plan: &ProbePlan) -> impl Iterator<Item = &str> {
     let edges = plan.edges.iter().map(|edge| edge.pod.as_str());
     edges.chain(plan.dispatchers.iter().map(|dispatcher| dispatcher.pod.as_str()))
 }
@@ -31,7 +31,7 @@ pub(super) fn coverage_targets(plan: &ProbePlan, shards: &[Shard], observation: 
         paths: paths.collect(),
         transports: plan.transports.clone(),
         pods: pods.collect(),
-        processes: processes_of(plan).map(str::to_owned).collect(),
+        processes: process_names(plan).map(str::to_owned).collect(),
         newcomers: new_processes(plan),
         webhooks: plan.webhooks,
         dispatchers: holders.map(|(pod, _)| pod.clone()).collect(),

@@ -16,22 +16,22 @@ use crate::protocol::record::StreamRecord;
 use crate::protocol::{ChannelName, ShardId, StreamName};
 
 /// Between two reads of one shard: it allows five a second over all its readers, and the dispatcher needs four.
-const BETWEEN_READS: Duration = Duration::from_secs(1);
+const READ_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Most reads for one diagnosis.
-const MAX_READS: usize = 10;
+const DIAGNOSIS_READS_MAX: usize = 10;
 
 /// Margin before the journey's start from which the stream is read, since clocks differ.
-const MARGIN_MS: u64 = 5_000;
+const CLOCK_SKEW_MARGIN_MS: u64 = 5_000;
 
 /// Pause before an unreadable stream is read again: other waiting journeys would get the same answer, only later.
-const UNRESPONSIVE_AFTER_DELAY: Duration = Duration::from_secs(10);
+const READ_RETRY_DELAY: Duration = Duration::from_secs(10);
 
 /// Reads the stream back, one diagnosis at a time.
 #[derive(Default)]
-pub(super) struct ReadBack {
+pub(super) struct StreamReadBack {
     /// When the stream last could not be read, and why.
-    turn: Mutex<Option<(Instant, KinesisError)>>,
+    last_failure: Mutex<Option<(Instant, KinesisError)>>,
 }
 
 /// A webhook that did not arrive, with the place of its record.
@@ -50,7 +50,7 @@ pub(super) struct MissingWebhook<'a> {
     pub waited: Duration,
 }
 
-impl ReadBack {
+impl StreamReadBack {
     /// The sequence number of the missing event's record; `None` when the stream was read to its newest record and does
     /// not have it. Anything less is an error: it proves nothing.
     async fn find_record(
@@ -58,8 +58,8 @@ impl ReadBack {
         stream: &KinesisClient,
         missing: &MissingWebhook<'_>,
     ) -> Result<Option<String>, KinesisError> {
-        let mut turn = self.turn.lock().await;
-        if let Some((at, error)) = turn.as_ref().filter(|(at, _)| at.elapsed() < UNRESPONSIVE_AFTER_DELAY) {
+        let mut turn = self.last_failure.lock().await;
+        if let Some((at, error)) = turn.as_ref().filter(|(at, _)| at.elapsed() < READ_RETRY_DELAY) {
             tracing::debug!(ago = ?at.elapsed(), "read-back of the stream skipped: it failed recently");
             return Err(error.clone());
         }
@@ -73,11 +73,11 @@ impl ReadBack {
     }
 
     async fn read(stream: &KinesisClient, missing: &MissingWebhook<'_>) -> Result<Option<String>, KinesisError> {
-        let position = ReadPosition::AtTime(missing.since_ms.saturating_sub(MARGIN_MS));
+        let position = ReadPosition::AtTime(missing.since_ms.saturating_sub(CLOCK_SKEW_MARGIN_MS));
         let mut iterator = stream.request_iterator(missing.shard, &position).await?;
-        for read in 0..MAX_READS {
+        for read in 0..DIAGNOSIS_READS_MAX {
             if read > 0 {
-                tokio::time::sleep(BETWEEN_READS).await;
+                tokio::time::sleep(READ_INTERVAL).await;
             }
             let page = stream.read(&iterator, 1000).await?;
             let found = page.records.iter().find(|record| {
@@ -110,7 +110,7 @@ impl ReadBack {
 pub(super) async fn diagnose_missing_webhook(
     plan: &ProbePlan,
     observer: &PodObserver,
-    read_back: &ReadBack,
+    read_back: &StreamReadBack,
     missing: &MissingWebhook<'_>,
 ) -> BrokenHop {
     let Some(client) = &plan.stream else {
@@ -120,7 +120,7 @@ pub(super) async fn diagnose_missing_webhook(
     let (pod, stream) = (&missing.entrance.name, client.stream());
     let seconds = missing.waited.as_secs();
     match read_back.find_record(client, missing).await {
-        Ok(Some(sequence)) => past_the_stream(plan, observer, missing, (stream, &sequence)).await,
+        Ok(Some(sequence)) => diagnose_after_stream(plan, observer, missing, (stream, &sequence)).await,
         Ok(None) => {
             let flow = match missing.entrance.admin {
                 Some(admin) => observer.read_flow(&plan.admin_token, admin).await,
@@ -148,7 +148,7 @@ pub(super) async fn diagnose_missing_webhook(
     }
 }
 
-async fn past_the_stream(
+async fn diagnose_after_stream(
     plan: &ProbePlan,
     observer: &PodObserver,
     missing: &MissingWebhook<'_>,

@@ -15,10 +15,10 @@ pub(super) type ExpectedWebhook<'a> = (EventKind, &'a ChannelName);
 
 /// Webhooks of subscribing and sending. The second session joins only the presence channel, so the private channel's
 /// count is exact and recorded by the journey's pod alone.
-pub(super) fn of_coming<'a>(channels: &'a JourneyChannels, socket_id: &str) -> Vec<ExpectedWebhook<'a>> {
+pub(super) fn webhooks_of_joining<'a>(channels: &'a JourneyChannels, socket_id: &str) -> Vec<ExpectedWebhook<'a>> {
     let sent = EventKind::ClientEvent {
         event: CLIENT_EVENT_NAME.to_owned(),
-        data: channels.channel_data(),
+        data: channels.client_event_payload(),
         socket_id: socket_id.to_owned(),
         user_id: Some(channels.member_id()),
     };
@@ -32,8 +32,8 @@ pub(super) fn of_coming<'a>(channels: &'a JourneyChannels, socket_id: &str) -> V
     ]
 }
 
-/// Webhooks of unsubscribing.
-pub(super) fn of_leaving(channels: &JourneyChannels) -> Vec<ExpectedWebhook<'_>> {
+/// Returns the webhooks of unsubscribing.
+pub(super) fn webhooks_of_leaving(channels: &JourneyChannels) -> Vec<ExpectedWebhook<'_>> {
     vec![
         (EventKind::SubscriptionCount { subscription_count: 0 }, &channels.private),
         (EventKind::ChannelVacated, &channels.private),
@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn a_journey_expects_every_kind_that_a_webhook_may_carry() {
         let channels = JourneyChannels::new("n1").expect("channels");
-        let expected = of_coming(&channels, "1.2").into_iter().chain(of_leaving(&channels));
+        let expected = webhooks_of_joining(&channels, "1.2").into_iter().chain(webhooks_of_leaving(&channels));
         let expected: BTreeSet<&str> = expected.map(|(kind, _)| kind.name()).collect();
         assert_eq!(expected, BTreeSet::from(EventName::ALL.map(EventName::name)));
         assert!(channels.private.is_cached(), "or nothing is missed");

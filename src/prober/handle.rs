@@ -16,7 +16,7 @@ pub struct PodStanding {
     /// Hash of the running configuration; empty until the process has reported it.
     pub configuration: String,
     /// The proof that journeys through the process gave.
-    pub standing: ProcessProof,
+    pub proof: ProcessProof,
     /// The difference from the rendered configuration, in one line; empty without one.
     pub drift: String,
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::clients::client::{ProbeClient, told_of};
+use super::clients::client::{ProbeClient, is_member_added_for};
 use super::clients::link::BrokenHop;
-use super::diagnose::{MissingWebhook, ReadBack, diagnose_missing_webhook};
-use super::expected_webhooks::{CLIENT_EVENT_NAME, of_coming, of_leaving};
+use super::diagnose::{MissingWebhook, StreamReadBack, diagnose_missing_webhook};
+use super::expected_webhooks::{CLIENT_EVENT_NAME, webhooks_of_joining, webhooks_of_leaving};
 use super::nonce::JourneyChannels;
 use super::observe::PodObserver;
 use super::receiver::{ReceivedWebhook, WebhookClaim, WebhookReceiver};
@@ -23,7 +23,7 @@ use crate::protocol::record::EventKind;
 use crate::protocol::{AppId, ShardId, Transport, rest};
 
 /// The event a server sends for a cache channel without a last event.
-const CACHE_MISS: &str = "pusher:cache_miss";
+const CACHE_MISS_EVENT_NAME: &str = "pusher:cache_miss";
 /// The event that is published through the HTTP API.
 const PUBLISHED_EVENT_NAME: &str = "probe-published";
 
@@ -31,7 +31,7 @@ const PUBLISHED_EVENT_NAME: &str = "probe-published";
 const COMPANION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Sessions that a journey through a path opens besides its own: each may meet another pod.
-const FRESH_SECRET_GRACE: usize = 9;
+const EXTRA_SESSIONS_COUNT: usize = 9;
 
 /// Dependencies that all journeys share.
 #[derive(Clone)]
@@ -39,7 +39,7 @@ pub(super) struct JourneyContext {
     pub plan: Arc<ProbePlan>,
     pub receiver: WebhookReceiver,
     pub observer: PodObserver,
-    pub read_back: Arc<ReadBack>,
+    pub read_back: Arc<StreamReadBack>,
     pub http: reqwest::Client,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct JourneyRoute {
 
 impl JourneyRoute {
     /// The shards that the journey's records go through.
-    fn shards_of(&self) -> Vec<ShardId> {
+    fn record_shards(&self) -> Vec<ShardId> {
         let channels = [&self.channels.private, &self.channels.presence];
         let shard = |channel| JourneyChannels::shard_of(&self.app, channel, &self.shards).cloned();
         channels.into_iter().filter_map(shard).collect()
@@ -81,7 +81,7 @@ struct HopLog {
     started_ms: u64,
     last: Instant,
     latency_ms: BTreeMap<Hop, u64>,
-    tell: HopCallback,
+    report_hop: HopCallback,
 }
 
 impl HopLog {
@@ -89,18 +89,18 @@ impl HopLog {
         let ms = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last = Instant::now();
         self.latency_ms.insert(hop, ms);
-        (self.tell)(hop, Ok(Some(ms)));
+        (self.report_hop)(hop, Ok(Some(ms)));
     }
 
     /// Several hops that one observation proves; the time went into `hop`, as far as can be seen from outside.
-    fn proven_by(&mut self, hop: Hop, proven: &[Hop]) {
+    fn record_proven(&mut self, hop: Hop, proven: &[Hop]) {
         let ms = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last = Instant::now();
         for passed in proven {
             if *passed == hop {
                 self.latency_ms.insert(hop, ms);
             }
-            (self.tell)(*passed, Ok((*passed == hop).then_some(ms)));
+            (self.report_hop)(*passed, Ok((*passed == hop).then_some(ms)));
         }
     }
 }
@@ -111,7 +111,8 @@ pub(super) async fn run_journey(
     route: JourneyRoute,
     tell: HopCallback,
 ) -> Result<RunningJourney, Journey> {
-    let mut log = HopLog { started_ms: clock::now_ms(), last: Instant::now(), latency_ms: BTreeMap::new(), tell };
+    let mut log =
+        HopLog { started_ms: clock::now_ms(), last: Instant::now(), latency_ms: BTreeMap::new(), report_hop: tell };
     let mut claim = context.receiver.claim_webhooks(&route.channels.nonce);
     match run_hops(&context, &route, &mut claim, &mut log).await {
         Ok(client) => Ok(RunningJourney { context, route, client, claim, log }),
@@ -131,49 +132,52 @@ async fn run_hops(
     let mut client = ProbeClient::connect(address, route.transport, &plan.app, |hop| log.record_passed(hop)).await?;
 
     if entrance.admin.is_none() {
-        fresh_sessions(context, route).await?;
+        open_extra_sessions(context, route).await?;
     }
 
     client.subscribe(&plan.app, &channels.private, None, deadline).await?;
     client.subscribe(&plan.app, &channels.presence, Some(&channels.member_id()), deadline).await?;
     // Asked last: a bus that is away lets clients into private channels in silence, and a presence channel tells of it.
-    told_of_no_event(&mut client, route, deadline).await?;
+    expect_cache_miss(&mut client, route, deadline).await?;
     log.record_passed(Hop::Subscribe);
 
-    let companion = run_companion(context, route).await?;
-    client.send_client_event(&channels.presence, CLIENT_EVENT_NAME, &channels.channel_data()).await?;
+    let companion = join_companion(context, route).await?;
+    client.send_client_event(&channels.presence, CLIENT_EVENT_NAME, &channels.client_event_payload()).await?;
     log.record_passed(Hop::Publish);
 
     if let Some((pod, mut other)) = companion {
-        fan_out(context, route, &mut client, (&pod, &mut other), deadline).await?;
+        check_fan_out(context, route, &mut client, (&pod, &mut other), deadline).await?;
         log.record_passed(Hop::FanOut);
     }
     if plan.webhooks {
-        await_webhook(context, route, &client, claim, log, deadline).await?;
+        await_webhooks(context, route, &client, claim, log, deadline).await?;
     }
     Ok(client)
 }
 
 /// Several sessions over connections of their own, all of which must come up.
-async fn fresh_sessions(context: &JourneyContext, route: &JourneyRoute) -> Result<(), BrokenHop> {
+async fn open_extra_sessions(context: &JourneyContext, route: &JourneyRoute) -> Result<(), BrokenHop> {
     let address = (route.entrance.name.as_str(), route.entrance.public);
     let open = || ProbeClient::connect(address, route.transport, &context.plan.app, |_| {});
-    futures::future::try_join_all((0..FRESH_SECRET_GRACE).map(|_| open())).await.map(drop)
+    futures::future::try_join_all((0..EXTRA_SESSIONS_COUNT).map(|_| open())).await.map(drop)
 }
 
 /// A channel that keeps its last event and has none says so to who comes.
-async fn told_of_no_event(client: &mut ProbeClient, route: &JourneyRoute, deadline: Instant) -> Result<(), BrokenHop> {
+async fn expect_cache_miss(client: &mut ProbeClient, route: &JourneyRoute, deadline: Instant) -> Result<(), BrokenHop> {
     let channel = route.channels.private.as_str();
     let hop = (Hop::Subscribe, Reason::SubscribeRejected);
-    let told = |message: &ServerMessage| message.event == CACHE_MISS && message.channel.as_deref() == Some(channel);
+    let told =
+        |message: &ServerMessage| message.event == CACHE_MISS_EVENT_NAME && message.channel.as_deref() == Some(channel);
     let told = client.wait_for_event(deadline, hop, told).await;
-    told.map(drop)
-        .map_err(|error| BrokenHop { detail: format!("no {CACHE_MISS} for {channel}: {}", error.detail), ..error })
+    told.map(drop).map_err(|error| BrokenHop {
+        detail: format!("no {CACHE_MISS_EVENT_NAME} for {channel}: {}", error.detail),
+        ..error
+    })
 }
 
 /// A second session that joins the presence channel, and sees the first there. `None` when there is no other pod, or
 /// none is reachable: the journeys of those pods report that.
-async fn run_companion(
+async fn join_companion(
     context: &JourneyContext,
     route: &JourneyRoute,
 ) -> Result<Option<(String, ProbeClient)>, BrokenHop> {
@@ -187,7 +191,7 @@ async fn run_companion(
             hop: Hop::FanOut,
             reason: Reason::FanoutBroken,
             detail: format!("a second session on {} could not subscribe: {}", pod.pod, broken.detail),
-            decisive: broken.proves(true),
+            decisive: broken.is_proof_of_fault(true),
             ..broken
         })?;
         if !users.contains(&channels.member_id()) {
@@ -200,7 +204,7 @@ async fn run_companion(
 }
 
 /// The other session sees the client event and a publish, and the first sees the other come.
-async fn fan_out(
+async fn check_fan_out(
     context: &JourneyContext,
     route: &JourneyRoute,
     client: &mut ProbeClient,
@@ -212,11 +216,11 @@ async fn fan_out(
         hop: Hop::FanOut,
         reason: Reason::FanoutBroken,
         detail: format!("{pod} did not get the {what} of {}: {}", entrance.name, broken.detail),
-        decisive: broken.proves(true),
+        decisive: broken.is_proof_of_fault(true),
         ..broken
     };
     let hop = (Hop::FanOut, Reason::FanoutBroken);
-    let wanted = serde_json::from_str::<serde_json::Value>(&channels.channel_data()).unwrap_or_default();
+    let wanted = serde_json::from_str::<serde_json::Value>(&channels.client_event_payload()).unwrap_or_default();
     // A server that refuses the event says so to the one who sent it.
     let arrived =
         other.wait_for_event(deadline, hop, |message| message.event == CLIENT_EVENT_NAME && message.data == wanted);
@@ -232,12 +236,13 @@ async fn fan_out(
         result = arrived => { result.map_err(|error| broken(error, "client event"))?; }
         error = refused => return Err(error),
     }
-    publish_event(context, route).await?;
+    publish_over_http(context, route).await?;
     other
         .wait_for_event(deadline, hop, |message| message.event == PUBLISHED_EVENT_NAME)
         .await
         .map_err(|error| broken(error, "publish through the HTTP API"))?;
-    let seen = client.wait_for_event(deadline, hop, |message| told_of(message, &channels.witness_id())).await;
+    let seen =
+        client.wait_for_event(deadline, hop, |message| is_member_added_for(message, &channels.witness_id())).await;
     seen.map_err(|error| BrokenHop {
         detail: format!("{} was not told of the member on {pod}: {}", entrance.name, error.detail),
         ..error
@@ -256,7 +261,7 @@ async fn fan_out(
 }
 
 /// Publishes through the HTTP API of the journey's pod.
-async fn publish_event(context: &JourneyContext, route: &JourneyRoute) -> Result<(), BrokenHop> {
+async fn publish_over_http(context: &JourneyContext, route: &JourneyRoute) -> Result<(), BrokenHop> {
     let app = &context.plan.app;
     let body = serde_json::json!({ "name": PUBLISHED_EVENT_NAME, "data": "{}", "channels": [route.channels.presence] })
         .to_string();
@@ -278,7 +283,7 @@ async fn publish_event(context: &JourneyContext, route: &JourneyRoute) -> Result
 }
 
 /// Hops 7 to 10: an authentic webhook of each event proves them all.
-async fn await_webhook(
+async fn await_webhooks(
     context: &JourneyContext,
     route: &JourneyRoute,
     client: &ProbeClient,
@@ -287,7 +292,7 @@ async fn await_webhook(
     deadline: Instant,
 ) -> Result<(), BrokenHop> {
     let (entrance, channels) = (&route.entrance, &route.channels);
-    let mut due = of_coming(channels, client.socket_id());
+    let mut due = webhooks_of_joining(channels, client.socket_id());
     while !due.is_empty() {
         let Ok(Some(arrived)) = timeout_at(deadline, claim.events.recv()).await else {
             let (event, channel) = (due[0].0.name(), due[0].1);
@@ -299,7 +304,7 @@ async fn await_webhook(
             let missing = MissingWebhook { entrance, event, channel, shard, since_ms, waited };
             return Err(diagnose_missing_webhook(&context.plan, &context.observer, &context.read_back, &missing).await);
         };
-        verify_webhook(entrance, &arrived)?;
+        check_authenticity(entrance, &arrived)?;
         let event = &arrived.event;
         if let Some(at) = due.iter().position(|(kind, channel)| *kind == event.kind && **channel == event.channel) {
             due.remove(at);
@@ -313,11 +318,11 @@ async fn await_webhook(
             return Err(BrokenHop::decisive(Hop::Authenticity, Reason::PayloadWrong, detail));
         }
     }
-    log.proven_by(Hop::Delivery, &[Hop::Record, Hop::Dispatch, Hop::Delivery, Hop::Authenticity]);
+    log.record_proven(Hop::Delivery, &[Hop::Record, Hop::Dispatch, Hop::Delivery, Hop::Authenticity]);
     Ok(())
 }
 
-fn verify_webhook(entrance: &Entrance, arrived: &ReceivedWebhook) -> Result<(), BrokenHop> {
+fn check_authenticity(entrance: &Entrance, arrived: &ReceivedWebhook) -> Result<(), BrokenHop> {
     arrived.authentic.clone().map_err(|error| {
         let detail =
             format!("the {} webhook of {} is not authentic: {error}", arrived.event.kind.name(), entrance.name);
@@ -331,7 +336,7 @@ impl RunningJourney {
         let result = self.leave_channels().await.err();
         let Self { context, route, log, .. } = self;
         let dispatcher = match &result {
-            None if context.plan.webhooks => shard_holder(&context, &route).await,
+            None if context.plan.webhooks => find_shard_holder(&context, &route).await,
             _ => None,
         };
         finish_journey(&route, dispatcher, log, result)
@@ -345,7 +350,7 @@ impl RunningJourney {
         if !self.context.plan.webhooks {
             return Ok(());
         }
-        let mut wanted = of_leaving(channels);
+        let mut wanted = webhooks_of_leaving(channels);
         let deadline = Instant::now() + self.context.plan.policy.timeout;
         while !wanted.is_empty() {
             let Ok(Some(arrived)) = timeout_at(deadline, self.claim.events.recv()).await else {
@@ -353,7 +358,7 @@ impl RunningJourney {
                 let detail = format!("left {pod}, but no {} webhook arrived in {seconds} s", wanted[0].0.name());
                 return Err(BrokenHop::ambiguous(Hop::Farewell, Reason::VacatedMissing, detail));
             };
-            verify_webhook(&self.route.entrance, &arrived)?;
+            check_authenticity(&self.route.entrance, &arrived)?;
             wanted.retain(|(kind, channel)| *kind != arrived.event.kind || **channel != arrived.event.channel);
         }
         self.log.record_passed(Hop::Farewell);
@@ -362,7 +367,7 @@ impl RunningJourney {
 }
 
 /// The dispatcher that holds the private channel's shard.
-async fn shard_holder(context: &JourneyContext, route: &JourneyRoute) -> Option<String> {
+async fn find_shard_holder(context: &JourneyContext, route: &JourneyRoute) -> Option<String> {
     let shard = JourneyChannels::shard_of(&context.plan.app.id, &route.channels.private, &route.shards)?;
     for pod in &context.plan.dispatchers {
         let flow =
@@ -384,9 +389,9 @@ fn finish_journey(
     let outcome = match broken {
         None => JourneyOutcome::Pass,
         Some(broken) => {
-            (log.tell)(broken.hop, Err(broken.detail.clone()));
+            (log.report_hop)(broken.hop, Err(broken.detail.clone()));
             // A path leads elsewhere when a pod goes, which breaks a session once: that alone is no fault of the path.
-            let proves = broken.proves(route.entrance.admin.is_none());
+            let proves = broken.is_proof_of_fault(route.entrance.admin.is_none());
             let failure = HopFailure { hop: broken.hop, reason: broken.reason, detail: broken.detail };
             if proves { JourneyOutcome::Decisive(failure) } else { JourneyOutcome::Ambiguous(failure) }
         }
@@ -394,7 +399,7 @@ fn finish_journey(
     Journey {
         transport: route.transport,
         entrance: route.entrance.name.clone(),
-        shards: route.shards_of(),
+        shards: route.record_shards(),
         dispatcher,
         started_ms: log.started_ms,
         ended_ms: clock::now_ms(),

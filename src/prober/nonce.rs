@@ -36,7 +36,7 @@ impl JourneyChannels {
     }
 
     /// The payload of the client event.
-    pub fn channel_data(&self) -> String {
+    pub fn client_event_payload(&self) -> String {
         format!("{{\"nonce\":\"{}\"}}", self.nonce)
     }
 

@@ -29,7 +29,7 @@ pub(super) struct PodObserver {
 }
 
 /// A pod's name, and its two answers as far as they came.
-type PendingObservation = (String, Option<ObservedPod>, Option<DispatcherFlow>);
+type PodAnswers = (String, Option<ObservedPod>, Option<DispatcherFlow>);
 
 /// The state that a process reported.
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ pub(super) struct ObservedPod {
 #[derive(Clone, Debug, Default)]
 pub(super) struct PodObservation {
     /// Each pod that answered.
-    pub seen: BTreeMap<String, ObservedPod>,
+    pub pods: BTreeMap<String, ObservedPod>,
     /// The flow of each dispatcher that answered.
     pub dispatchers: BTreeMap<String, DispatcherFlow>,
 }
@@ -61,11 +61,11 @@ impl PodObservation {
 /// A response of an admin listener.
 enum AdminAnswer<T> {
     /// The response body, parsed.
-    Told(T),
+    Parsed(T),
     /// The token is not the one that it runs with.
     Refused,
     /// Nothing that can be used.
-    Nothing,
+    Unusable,
 }
 
 impl PodObserver {
@@ -76,7 +76,7 @@ impl PodObserver {
     }
 
     /// Compares a process's configuration with the rendered one. `None` without a response.
-    async fn observed_pods(
+    async fn observe_configuration(
         &self,
         plan: &ProbePlan,
         admin: SocketAddr,
@@ -86,7 +86,7 @@ impl PodObserver {
         let former = former.map(|former| FormerRegistry { apps: &former.digests, learning: former.learning });
         let expected = ExpectedConfig { variables: wanted, apps: &plan.app_digests, former };
         match self.get::<EffectiveReport>(&plan.admin_token, admin, "effective").await {
-            AdminAnswer::Told(found) => Some(ObservedPod {
+            AdminAnswer::Parsed(found) => Some(ObservedPod {
                 drifts: find_drifts(&expected, &found, clock::now_ms()),
                 process: found.process,
                 configuration: found.configuration,
@@ -97,15 +97,15 @@ impl PodObserver {
                 process: String::new(),
                 configuration: String::new(),
             }),
-            AdminAnswer::Nothing => None,
+            AdminAnswer::Unusable => None,
         }
     }
 
     /// Reads the flow counters of a process. `None` without a response.
     pub async fn read_flow(&self, token: &Secret, admin: SocketAddr) -> Option<FlowReport> {
         match self.get(token, admin, "flow").await {
-            AdminAnswer::Told(flow) => Some(flow),
-            AdminAnswer::Refused | AdminAnswer::Nothing => None,
+            AdminAnswer::Parsed(flow) => Some(flow),
+            AdminAnswer::Refused | AdminAnswer::Unusable => None,
         }
     }
 
@@ -120,14 +120,14 @@ impl PodObserver {
             Err(error) => Err(error),
         };
         match body.map(|body| serde_json::from_slice(&body)) {
-            Ok(Ok(value)) => AdminAnswer::Told(value),
+            Ok(Ok(value)) => AdminAnswer::Parsed(value),
             Ok(Err(error)) => {
                 tracing::warn!(%admin, path, %error, "admin response unreadable");
-                AdminAnswer::Nothing
+                AdminAnswer::Unusable
             }
             Err(error) => {
                 tracing::debug!(%admin, path, %error, "admin listener unreachable");
-                AdminAnswer::Nothing
+                AdminAnswer::Unusable
             }
         }
     }
@@ -136,10 +136,10 @@ impl PodObserver {
     pub async fn observe_all(&self, plan: &ProbePlan) -> PodObservation {
         let edges = plan.edges.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, false, false));
         let dispatchers = plan.dispatchers.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, true, pod.leaving));
-        let mut looks: Vec<BoxFuture<'_, PendingObservation>> = Vec::new();
+        let mut looks: Vec<BoxFuture<'_, PodAnswers>> = Vec::new();
         for (pod, admin, wanted, dispatcher, leaving) in edges.chain(dispatchers) {
             looks.push(Box::pin(async move {
-                let mut seen = self.observed_pods(plan, admin, wanted).await;
+                let mut seen = self.observe_configuration(plan, admin, wanted).await;
                 if let Some(seen) = seen.as_mut().filter(|_| leaving) {
                     seen.drifts.clear();
                 }
@@ -155,7 +155,7 @@ impl PodObserver {
                 observation.dispatchers.insert(pod.clone(), flow);
             }
             if let Some(seen) = seen {
-                observation.seen.insert(pod, seen);
+                observation.pods.insert(pod, seen);
             }
         }
         observation

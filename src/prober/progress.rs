@@ -23,7 +23,7 @@ pub struct HopTick {
 }
 
 /// The callback that a journey calls at each passed hop.
-pub(super) fn send_progress(ticks: broadcast::Sender<HopTick>, route: &JourneyRoute) -> HopCallback {
+pub(super) fn progress_callback(ticks: broadcast::Sender<HopTick>, route: &JourneyRoute) -> HopCallback {
     let (transport, pod) = (route.transport, route.entrance.name.clone());
     Box::new(move |hop, result| {
         // Without a display nobody listens.

@@ -19,7 +19,7 @@ use crate::protocol::webhook::{self, WebhookBody, WebhookEvent};
 use crate::protocol::{AppId, AppKey};
 
 /// Largest body: a dispatcher sends 256 KiB.
-const MAX_BODY: usize = 1024 * 1024;
+const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// Events that wait for one journey, which causes twelve.
 const WEBHOOK_QUEUE_LEN: usize = 64;
@@ -37,7 +37,7 @@ pub(super) struct ReceivedWebhook {
 #[derive(Clone)]
 pub struct WebhookReceiver {
     address: SocketAddr,
-    desk: Arc<ReceiverState>,
+    state: Arc<ReceiverState>,
 }
 
 #[derive(Default)]
@@ -45,21 +45,21 @@ struct ReceiverState {
     /// Apps whose signatures are accepted, by key.
     apps: Mutex<HashMap<AppKey, ProbeApp>>,
     /// Journeys by the nonce in their channels' names.
-    waiting: Mutex<HashMap<String, mpsc::Sender<ReceivedWebhook>>>,
+    claims: Mutex<HashMap<String, mpsc::Sender<ReceivedWebhook>>>,
     unclaimed: AtomicU64,
 }
 
 /// A journey's registration for webhooks, removed when dropped.
 pub(super) struct WebhookClaim {
     nonce: String,
-    desk: Arc<ReceiverState>,
+    state: Arc<ReceiverState>,
     /// Webhook events for the journey, in order of arrival.
     pub events: mpsc::Receiver<ReceivedWebhook>,
 }
 
 impl Drop for WebhookClaim {
     fn drop(&mut self) {
-        lock_state(&self.desk.waiting).remove(&self.nonce);
+        lock_state(&self.state.claims).remove(&self.nonce);
     }
 }
 
@@ -73,7 +73,7 @@ impl WebhookReceiver {
         let desk = Arc::new(ReceiverState::default());
         let router = Router::new()
             .route("/webhooks", post(receive_webhook))
-            .layer(DefaultBodyLimit::max(MAX_BODY))
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(desk.clone());
         tokio::spawn(async move {
             let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
@@ -81,7 +81,7 @@ impl WebhookReceiver {
                 tracing::error!(%error, "webhook receiver failed");
             }
         });
-        Ok(Self { address, desk })
+        Ok(Self { address, state: desk })
     }
 
     /// The address of the listener.
@@ -91,27 +91,27 @@ impl WebhookReceiver {
     }
 
     /// Adds an app whose signature is accepted, one per cluster. Before the first app, senders get 503 and retry.
-    pub(super) fn expect_webhooks(&self, app: ProbeApp) {
-        let mut apps = lock_state(&self.desk.apps);
+    pub(super) fn accept_app(&self, app: ProbeApp) {
+        let mut apps = lock_state(&self.state.apps);
         apps.retain(|_, known| known.id != app.id);
         apps.insert(app.key.clone(), app);
     }
 
     /// Forgets an app, of a cluster that is gone.
     pub fn forget_app(&self, id: &AppId) {
-        lock_state(&self.desk.apps).retain(|_, known| known.id != *id);
+        lock_state(&self.state.apps).retain(|_, known| known.id != *id);
     }
 
     /// Waits for the events of a nonce. A nonce is claimed once.
     pub(super) fn claim_webhooks(&self, nonce: &str) -> WebhookClaim {
         let (sender, events) = mpsc::channel(WEBHOOK_QUEUE_LEN);
-        lock_state(&self.desk.waiting).insert(nonce.to_owned(), sender);
-        WebhookClaim { nonce: nonce.to_owned(), desk: self.desk.clone(), events }
+        lock_state(&self.state.claims).insert(nonce.to_owned(), sender);
+        WebhookClaim { nonce: nonce.to_owned(), state: self.state.clone(), events }
     }
 
     /// Number of events that belong to no running journey.
     pub(super) fn unclaimed_count(&self) -> u64 {
-        self.desk.unclaimed.load(Ordering::Relaxed)
+        self.state.unclaimed.load(Ordering::Relaxed)
     }
 }
 
@@ -133,7 +133,7 @@ async fn receive_webhook(State(desk): State<Arc<ReceiverState>>, headers: Header
         return StatusCode::BAD_REQUEST;
     };
     for event in parsed.events {
-        let Some(waiting) = is_claimed(&desk, &event) else {
+        let Some(waiting) = find_claim(&desk, &event) else {
             desk.unclaimed.fetch_add(1, Ordering::Relaxed);
             continue;
         };
@@ -145,9 +145,9 @@ async fn receive_webhook(State(desk): State<Arc<ReceiverState>>, headers: Header
     StatusCode::OK
 }
 
-fn is_claimed(desk: &ReceiverState, event: &WebhookEvent) -> Option<mpsc::Sender<ReceivedWebhook>> {
+fn find_claim(desk: &ReceiverState, event: &WebhookEvent) -> Option<mpsc::Sender<ReceivedWebhook>> {
     let (_, nonce) = event.channel.as_str().split_once("-probe-")?;
-    lock_state(&desk.waiting).get(nonce).cloned()
+    lock_state(&desk.claims).get(nonce).cloned()
 }
 
 fn authenticate_webhook(app: &ProbeApp, headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
@@ -194,7 +194,7 @@ mod tests {
         let body = r#"{"time_ms":1,"events":[{"name":"channel_occupied","channel":"private-cache-probe-n1","id":"a"},
                        {"name":"channel_occupied","channel":"presence-probe-n2","id":"b"}]}"#;
         assert_eq!(post(&receiver, "s", body).await, 503, "nobody knows yet whose webhooks these are");
-        receiver.expect_webhooks(ProbeApp { id: "1".into(), key: "k".into(), secret: Secret::new("s") });
+        receiver.accept_app(ProbeApp { id: "1".into(), key: "k".into(), secret: Secret::new("s") });
         let mut claim = receiver.claim_webhooks("n1");
         assert_eq!(post(&receiver, "s", body).await, 200);
         assert_eq!(post(&receiver, "wrong", body).await, 200);

@@ -9,12 +9,12 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-use super::coverage::{coverage_targets, processes_of};
+use super::coverage::{coverage_targets, process_names};
 use super::handle::{PodStanding, Prober};
 use super::journey::{JourneyContext, JourneyRoute, run_journey};
 use super::nonce::{JourneyChannels, choose_channels};
 use super::observe::{PodObservation, PodObserver};
-use super::progress::{HopTick, PROGRESS_QUEUE_LEN, send_progress};
+use super::progress::{HopTick, PROGRESS_QUEUE_LEN, progress_callback};
 use super::receiver::WebhookReceiver;
 use super::service_routes::RouteTracker;
 use super::{EdgePod, Entrance, JourneyProof, ProbePlan};
@@ -27,13 +27,13 @@ use crate::protocol::{ShardId, Transport};
 const CONCURRENT_JOURNEYS_MAX: usize = 32;
 
 /// Between two looks at every pod, until the cluster is proven.
-const FIRST_LOOKS: Duration = Duration::from_millis(500);
+const UNPROVEN_OBSERVATION_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Minimum interval of rounds until the cluster is proven.
-const FIRST_ROUNDS: Duration = Duration::from_millis(500);
+const UNPROVEN_ROUND_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Delay of the first round until dispatchers hold every shard: an unread event would count as a failure.
-const SETTLE_DELAY: Duration = Duration::from_secs(5);
+const FIRST_ROUND_DELAY: Duration = Duration::from_secs(5);
 
 /// Interval of shard listings.
 const SHARD_LIST_INTERVAL: Duration = Duration::from_secs(30);
@@ -42,13 +42,13 @@ const SHARD_LIST_INTERVAL: Duration = Duration::from_secs(30);
 const WARM_UP_DELAY: Duration = Duration::from_secs(15);
 
 /// Grace period in which a shard of a proven cluster may have no holder: a dead holder is noticed after 8 s.
-const HAND_OVER: Duration = Duration::from_secs(20);
+const SHARD_HANDOVER_GRACE: Duration = Duration::from_secs(20);
 
 /// Consecutive observations without a response before a process counts as unreachable: a single one may be lost.
 const MISSED_OBSERVATIONS_MAX: usize = 3;
 
 /// Margin on the senders' longest back-off before a receiver that took over counts as missed.
-const FOUND_AGAIN: Duration = Duration::from_secs(5);
+const SENDER_RETRY_MARGIN: Duration = Duration::from_secs(5);
 
 /// Queue length of results that wait for evaluation.
 const RESULT_QUEUE_LEN: usize = 1024;
@@ -67,12 +67,12 @@ pub fn start(
     if plan.proof != JourneyProof::Never {
         evidence.restore_proof(plan.proof == JourneyProof::Holds);
     }
-    let wait = plan.max_backoff + FOUND_AGAIN;
+    let wait = plan.max_backoff + SENDER_RETRY_MARGIN;
     let found = (plan.proof != JourneyProof::Never).then(|| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
     let found_ms = found.map_or(0, |wait| clock::now_ms().saturating_add(wait));
     let verdict = evidence.verdict();
     let (plan, plans) = watch::channel(Arc::new(plan));
-    receiver.expect_webhooks(plans.borrow().app.clone());
+    receiver.accept_app(plans.borrow().app.clone());
     let context = JourneyContext {
         plan: plans.borrow().clone(),
         receiver,
@@ -90,21 +90,21 @@ pub fn start(
         context: Arc::new(context),
         evidence,
         verdicts,
-        standings,
+        reports: standings,
         ticks,
         results,
         shards: Arc::new(vec![]),
         observation: PodObservation::default(),
-        held: None,
-        turn: 0,
-        running: Arc::new(Semaphore::new(CONCURRENT_JOURNEYS_MAX)),
-        tried: BTreeSet::new(),
-        confirmed: BTreeMap::new(),
-        misses: BTreeMap::new(),
+        last_holders: None,
+        journey_count: 0,
+        journey_slots: Arc::new(Semaphore::new(CONCURRENT_JOURNEYS_MAX)),
+        attempted: BTreeSet::new(),
+        last_confirmations: BTreeMap::new(),
+        missed_observations: BTreeMap::new(),
         paths: RouteTracker::default(),
         underway: BTreeSet::new(),
         began: Instant::now(),
-        found_ms,
+        receiver_found_ms: found_ms,
     };
     schedule.paths.update(&schedule.context.plan.paths, Instant::now());
     schedule.update_targets();
@@ -118,44 +118,44 @@ type TargetPair = (Transport, String);
 
 enum ScheduleEvent {
     /// Every pod was looked at.
-    Seen(PodObservation),
+    PodsObserved(PodObservation),
     /// The shards were listed.
-    Listed(Vec<Shard>),
+    ShardsListed(Vec<Shard>),
     /// The hops of a journey are over; its farewell may go on.
-    Travelled(TargetPair),
+    HopsEnded(TargetPair),
     /// A journey is over.
-    Finished(Journey),
+    JourneyEnded(Journey),
 }
 
 struct JourneySchedule {
     context: Arc<JourneyContext>,
     evidence: Evidence,
     verdicts: watch::Sender<Verdict>,
-    standings: watch::Sender<BTreeMap<String, PodStanding>>,
+    reports: watch::Sender<BTreeMap<String, PodStanding>>,
     ticks: broadcast::Sender<HopTick>,
     results: mpsc::Sender<ScheduleEvent>,
     shards: Arc<Vec<Shard>>,
     observation: PodObservation,
     /// Dispatchers that held shards, and when they were last seen to.
-    held: Option<(BTreeSet<String>, Instant)>,
+    last_holders: Option<(BTreeSet<String>, Instant)>,
     /// Whether enough is known for a verdict.
     warm: bool,
     /// Counts journeys, so that shards and companions take turns.
-    turn: usize,
-    running: Arc<Semaphore>,
+    journey_count: usize,
+    journey_slots: Arc<Semaphore>,
     /// Attempts made, by transport, pod and process.
-    tried: BTreeSet<(Transport, String, String)>,
+    attempted: BTreeSet<(Transport, String, String)>,
     /// When each suspect was last tried again.
-    confirmed: BTreeMap<TargetPair, Instant>,
+    last_confirmations: BTreeMap<TargetPair, Instant>,
     /// Looks in a row that a process did not answer.
-    misses: BTreeMap<String, usize>,
+    missed_observations: BTreeMap<String, usize>,
     /// Which paths lead somewhere.
     paths: RouteTracker,
     /// Journeys whose hops are not over: one of each pair at a time, or those that fail slowly would pile up.
     underway: BTreeSet<TargetPair>,
     began: Instant,
     /// When senders that could not reach the former receiver have found this one, in ms since 1970.
-    found_ms: u64,
+    receiver_found_ms: u64,
 }
 
 impl JourneySchedule {
@@ -180,25 +180,25 @@ impl JourneySchedule {
                 now = tick.tick() => {
                     let proven = self.verdicts.borrow().phase == GatePhase::Open;
                     let interval = self.context.plan.policy.interval;
-                    if earliest_due(listed, now, if self.shards.is_empty() { FIRST_LOOKS } else { SHARD_LIST_INTERVAL }) {
+                    if is_due(listed, now, if self.shards.is_empty() { UNPROVEN_OBSERVATION_INTERVAL } else { SHARD_LIST_INTERVAL }) {
                         listed = Some(now);
                         self.list_shards();
                     }
-                    if earliest_due(looked, now, if proven { interval } else { FIRST_LOOKS }) {
+                    if is_due(looked, now, if proven { interval } else { UNPROVEN_OBSERVATION_INTERVAL }) {
                         looked = Some(now);
                         self.observe_pods();
                     }
                     let first = self.verdicts.borrow().phase == GatePhase::Proving;
                     // A first proof is as fast as its slowest journey; later, one that hangs keeps nobody else back.
                     let over = !first || self.underway.is_empty();
-                    if self.warm && over && self.is_settled() && earliest_due(round, now, if first { FIRST_ROUNDS } else { interval }) {
+                    if self.warm && over && self.is_ready() && is_due(round, now, if first { UNPROVEN_ROUND_INTERVAL } else { interval }) {
                         round = Some(now);
                         self.start_round();
                     }
-                    if self.warm && self.is_settled() {
+                    if self.warm && self.is_ready() {
                         self.prove_newcomers();
                     }
-                    self.confirm_failure(now);
+                    self.retry_suspects(now);
                 }
             }
         }
@@ -210,71 +210,71 @@ impl JourneySchedule {
         if plan.fingerprint != before.fingerprint {
             self.evidence.reset_proof();
             self.warm = true;
-            self.held = None;
+            self.last_holders = None;
             self.began = Instant::now();
         }
-        self.context.receiver.expect_webhooks(plan.app.clone());
+        self.context.receiver.accept_app(plan.app.clone());
         let context = JourneyContext { plan, ..(*self.context).clone() };
         self.context = Arc::new(context);
         self.paths.update(&self.context.plan.paths, Instant::now());
-        self.observation.seen.retain(|pod, _| processes_of(&self.context.plan).any(|found| found == pod));
-        self.tried.retain(|(_, pod, _)| self.context.plan.edges.iter().any(|edge| edge.pod == *pod));
-        self.observation.dispatchers.retain(|pod, _| processes_of(&self.context.plan).any(|found| found == pod));
+        self.observation.pods.retain(|pod, _| process_names(&self.context.plan).any(|found| found == pod));
+        self.attempted.retain(|(_, pod, _)| self.context.plan.edges.iter().any(|edge| edge.pod == *pod));
+        self.observation.dispatchers.retain(|pod, _| process_names(&self.context.plan).any(|found| found == pod));
         self.update_targets();
         self.publish_verdict();
     }
 
     /// Whether journeys may begin: every shard is held, or it took too long.
-    fn is_settled(&self) -> bool {
+    fn is_ready(&self) -> bool {
         let held = |shard: &Shard| self.observation.shard_holder(&shard.id).is_some();
         let reading = !self.context.plan.webhooks || (!self.shards.is_empty() && self.shards.iter().all(held));
-        reading || self.began.elapsed() > SETTLE_DELAY
+        reading || self.began.elapsed() > FIRST_ROUND_DELAY
     }
 
     fn apply_event(&mut self, event: ScheduleEvent) {
         match event {
-            ScheduleEvent::Seen(mut observation) => {
-                let known: BTreeSet<&str> = processes_of(&self.context.plan).collect();
-                observation.seen.retain(|pod, _| known.contains(pod.as_str()));
+            ScheduleEvent::PodsObserved(mut observation) => {
+                let known: BTreeSet<&str> = process_names(&self.context.plan).collect();
+                observation.pods.retain(|pod, _| known.contains(pod.as_str()));
                 observation.dispatchers.retain(|pod, _| known.contains(pod.as_str()));
-                for pod in observation.seen.keys() {
-                    self.misses.remove(pod);
+                for pod in observation.pods.keys() {
+                    self.missed_observations.remove(pod);
                 }
-                self.misses.retain(|pod, _| known.contains(pod.as_str()));
-                for pod in known.into_iter().filter(|pod| !observation.seen.contains_key(*pod)) {
-                    let misses = self.misses.entry(pod.to_owned()).or_default();
+                self.missed_observations.retain(|pod, _| known.contains(pod.as_str()));
+                for pod in known.into_iter().filter(|pod| !observation.pods.contains_key(*pod)) {
+                    let misses = self.missed_observations.entry(pod.to_owned()).or_default();
                     *misses += 1;
                     if self.warm && *misses >= MISSED_OBSERVATIONS_MAX {
                         self.evidence.mark_unreachable(pod);
                     }
                 }
-                for (pod, seen) in std::mem::take(&mut self.observation.seen) {
-                    if self.misses.get(&pod).is_some_and(|misses| *misses < MISSED_OBSERVATIONS_MAX) {
-                        observation.seen.entry(pod).or_insert(seen);
+                for (pod, seen) in std::mem::take(&mut self.observation.pods) {
+                    if self.missed_observations.get(&pod).is_some_and(|misses| *misses < MISSED_OBSERVATIONS_MAX) {
+                        observation.pods.entry(pod).or_insert(seen);
                     }
                 }
                 // One lost answer does not take the shards from their holder.
                 for (pod, flow) in std::mem::take(&mut self.observation.dispatchers) {
-                    if self.misses.get(&pod).is_none_or(|misses| *misses < MISSED_OBSERVATIONS_MAX) {
+                    if self.missed_observations.get(&pod).is_none_or(|misses| *misses < MISSED_OBSERVATIONS_MAX) {
                         observation.dispatchers.entry(pod).or_insert(flow);
                     }
                 }
                 self.observation = observation;
-                let all = processes_of(&self.context.plan).all(|pod| self.observation.seen.contains_key(pod));
+                let all = process_names(&self.context.plan).all(|pod| self.observation.pods.contains_key(pod));
                 let listed = !self.context.plan.webhooks || !self.shards.is_empty();
                 self.warm |= (all && listed) || self.began.elapsed() > WARM_UP_DELAY;
                 self.update_targets();
             }
-            ScheduleEvent::Listed(shards) => {
+            ScheduleEvent::ShardsListed(shards) => {
                 self.shards = Arc::new(shards.into_iter().filter(|shard| shard.open).collect());
                 self.update_targets();
             }
-            ScheduleEvent::Travelled(pair) => {
+            ScheduleEvent::HopsEnded(pair) => {
                 self.underway.remove(&pair);
             }
-            ScheduleEvent::Finished(journey) => {
+            ScheduleEvent::JourneyEnded(journey) => {
                 tracing::debug!(?journey, unclaimed = self.context.receiver.unclaimed_count(), "journey finished");
-                self.evidence.add_journey(&journey.void_if_missed_before(self.found_ms));
+                self.evidence.add_journey(&journey.void_if_missed_before(self.receiver_found_ms));
             }
         }
         self.publish_verdict();
@@ -282,19 +282,19 @@ impl JourneySchedule {
 
     fn publish_verdict(&self) {
         let standings: BTreeMap<String, PodStanding> =
-            processes_of(&self.context.plan).map(|pod| (pod.to_owned(), self.pod_standings(pod))).collect();
-        replace_task(&self.standings, standings);
+            process_names(&self.context.plan).map(|pod| (pod.to_owned(), self.pod_report(pod))).collect();
+        send_if_changed(&self.reports, standings);
         if self.warm {
-            replace_task(&self.verdicts, self.evidence.verdict());
+            send_if_changed(&self.verdicts, self.evidence.verdict());
         }
     }
 
-    fn pod_standings(&self, pod: &str) -> PodStanding {
-        let seen = self.observation.seen.get(pod);
+    fn pod_report(&self, pod: &str) -> PodStanding {
+        let seen = self.observation.pods.get(pod);
         let drifts = seen.map(|seen| seen.drifts.iter().map(ToString::to_string).collect::<Vec<_>>());
         PodStanding {
             configuration: seen.map(|seen| seen.configuration.clone()).unwrap_or_default(),
-            standing: self.evidence.process_proof(pod),
+            proof: self.evidence.process_proof(pod),
             drift: drifts.unwrap_or_default().join("; "),
         }
     }
@@ -306,13 +306,13 @@ impl JourneySchedule {
         let mut dimensions = coverage_targets(&self.context.plan, &self.shards, &self.observation);
         // Between two holders a shard has none for a moment, which is no failure of a cluster that was proven.
         let now = Instant::now();
-        match &self.held {
-            Some((held, at)) if dimensions.dispatchers.is_empty() && now.duration_since(*at) < HAND_OVER => {
+        match &self.last_holders {
+            Some((held, at)) if dimensions.dispatchers.is_empty() && now.duration_since(*at) < SHARD_HANDOVER_GRACE => {
                 dimensions.dispatchers.clone_from(held);
             }
-            _ => self.held = Some((dimensions.dispatchers.clone(), now)),
+            _ => self.last_holders = Some((dimensions.dispatchers.clone(), now)),
         }
-        let seen = self.observation.seen.iter();
+        let seen = self.observation.pods.iter();
         self.evidence.observe_all(dimensions, seen.map(|(pod, seen)| (pod, &seen.process, &seen.drifts)));
     }
 
@@ -321,7 +321,7 @@ impl JourneySchedule {
         tokio::spawn(async move {
             let observation = context.observer.observe_all(&context.plan).await;
             // The schedule may have ended.
-            let _ = results.send(ScheduleEvent::Seen(observation)).await;
+            let _ = results.send(ScheduleEvent::PodsObserved(observation)).await;
         });
     }
 
@@ -331,7 +331,7 @@ impl JourneySchedule {
         tokio::spawn(async move {
             match stream.list_shards().await {
                 // As above.
-                Ok(shards) => drop(results.send(ScheduleEvent::Listed(shards)).await),
+                Ok(shards) => drop(results.send(ScheduleEvent::ShardsListed(shards)).await),
                 Err(error) => tracing::warn!(%error, "shard listing failed: keeping the previous one"),
             }
         });
@@ -340,11 +340,11 @@ impl JourneySchedule {
     /// One journey by every transport through every pod, and by every path that leads somewhere.
     fn start_round(&mut self) {
         for (transport, edge) in self.target_pairs() {
-            self.tried.extend(self.attempt_journey(transport, &edge));
+            self.attempted.extend(self.attempt_key(transport, &edge));
             self.begin_journey(transport, Entrance::from(&edge));
         }
         let (plan, now) = (self.context.plan.clone(), Instant::now());
-        let leading: Vec<_> = plan.paths.iter().filter(|path| self.paths.is_expected_to_lead(path, now)).collect();
+        let leading: Vec<_> = plan.paths.iter().filter(|path| self.paths.is_expected_to_work(path, now)).collect();
         for (path, transport) in leading.iter().flat_map(|path| path.transports.iter().map(move |t| (path, t))) {
             self.begin_journey(*transport, Entrance::from(*path));
         }
@@ -354,47 +354,47 @@ impl JourneySchedule {
     fn prove_newcomers(&mut self) {
         let fresh = |(transport, edge): &(Transport, EdgePod)| {
             !edge.admitted
-                && self.attempt_journey(*transport, edge).is_some_and(|attempt| !self.tried.contains(&attempt))
+                && self.attempt_key(*transport, edge).is_some_and(|attempt| !self.attempted.contains(&attempt))
         };
         let waiting: Vec<(Transport, EdgePod)> = self.target_pairs().into_iter().filter(fresh).collect();
         for (transport, edge) in waiting {
-            self.tried.extend(self.attempt_journey(transport, &edge));
+            self.attempted.extend(self.attempt_key(transport, &edge));
             self.begin_journey(transport, Entrance::from(&edge));
         }
     }
 
-    fn attempt_journey(&self, transport: Transport, edge: &EdgePod) -> Option<(Transport, String, String)> {
-        let seen = self.observation.seen.get(&edge.pod)?;
+    fn attempt_key(&self, transport: Transport, edge: &EdgePod) -> Option<(Transport, String, String)> {
+        let seen = self.observation.pods.get(&edge.pod)?;
         Some((transport, edge.pod.clone(), seen.process.clone()))
     }
 
     /// Every transport of every pod that has said what it runs: one that has not is not up yet.
     fn target_pairs(&self) -> Vec<(Transport, EdgePod)> {
-        let edges = self.context.plan.edges.iter().filter(|edge| self.observation.seen.contains_key(&edge.pod));
+        let edges = self.context.plan.edges.iter().filter(|edge| self.observation.pods.contains_key(&edge.pod));
         edges.flat_map(|edge| edge.transports.iter().map(|transport| (*transport, edge.clone()))).collect()
     }
 
     /// Tries suspects again, each after a while.
-    fn confirm_failure(&mut self, now: Instant) {
+    fn retry_suspects(&mut self, now: Instant) {
         let suspects = self.evidence.suspect_routes();
-        self.confirmed.retain(|pair, _| suspects.contains(pair));
+        self.last_confirmations.retain(|pair, _| suspects.contains(pair));
         let every = self.context.plan.policy.confirm_every + self.context.plan.policy.timeout;
         for pair in suspects {
-            let last = *self.confirmed.entry(pair.clone()).or_insert_with(|| {
+            let last = *self.last_confirmations.entry(pair.clone()).or_insert_with(|| {
                 // The first confirmation comes soon, a later one once the one before must be over.
                 now.checked_sub(self.context.plan.policy.timeout).unwrap_or(now)
             });
             if now.duration_since(last) < every {
                 continue;
             }
-            self.confirmed.insert(pair.clone(), now);
-            if let Some(entrance) = self.entrance_of(&pair.1) {
+            self.last_confirmations.insert(pair.clone(), now);
+            if let Some(entrance) = self.find_entrance(&pair.1) {
                 self.begin_journey(pair.0, entrance);
             }
         }
     }
 
-    fn entrance_of(&self, name: &str) -> Option<Entrance> {
+    fn find_entrance(&self, name: &str) -> Option<Entrance> {
         let ProbePlan { edges, paths, .. } = &*self.context.plan;
         let edge = edges.iter().find(|edge| edge.pod == name).map(Entrance::from);
         edge.or_else(|| paths.iter().find(|path| path.name == name).map(Entrance::from))
@@ -414,10 +414,10 @@ impl JourneySchedule {
             shards: self.shards.clone(),
             app: self.context.plan.app.id.clone(),
         };
-        self.turn += 1;
+        self.journey_count += 1;
         self.underway.insert(pair.clone());
-        let (context, results, running) = (self.context.clone(), self.results.clone(), self.running.clone());
-        let tell = send_progress(self.ticks.clone(), &route);
+        let (context, results, running) = (self.context.clone(), self.results.clone(), self.journey_slots.clone());
+        let tell = progress_callback(self.ticks.clone(), &route);
         tokio::spawn(async move {
             // The semaphore is never closed.
             let place = running.acquire_owned().await;
@@ -425,7 +425,7 @@ impl JourneySchedule {
             let travelled = tokio::spawn(run_journey(context, route, tell)).await;
             drop(place);
             // The schedule may have ended: then nobody waits for the journey.
-            let _ = results.send(ScheduleEvent::Travelled(pair)).await;
+            let _ = results.send(ScheduleEvent::HopsEnded(pair)).await;
             let journey = match travelled {
                 Ok(Ok(underway)) => underway.tear_down().await,
                 Ok(Err(broken)) => broken,
@@ -434,14 +434,15 @@ impl JourneySchedule {
                     return;
                 }
             };
-            let _ = results.send(ScheduleEvent::Finished(journey)).await;
+            let _ = results.send(ScheduleEvent::JourneyEnded(journey)).await;
         });
     }
 
     /// Channels for the next journey: its private one falls into the shard whose turn it is.
     fn choose_channels(&self) -> Option<JourneyChannels> {
         let next = || Ulid::new().to_string().to_lowercase();
-        let shard: Option<&ShardId> = (!self.shards.is_empty()).then(|| &self.shards[self.turn % self.shards.len()].id);
+        let shard: Option<&ShardId> =
+            (!self.shards.is_empty()).then(|| &self.shards[self.journey_count % self.shards.len()].id);
         shard
             .and_then(|shard| choose_channels(&self.context.plan.app.id, shard, &self.shards, next))
             .or_else(|| JourneyChannels::new(&next()))
@@ -453,16 +454,16 @@ impl JourneySchedule {
         let mut others: Vec<_> =
             self.target_pairs().into_iter().filter(|(_, other)| other.pod != entrance.name).collect();
         if !others.is_empty() {
-            let first = self.turn % others.len();
+            let first = self.journey_count % others.len();
             others.rotate_left(first);
         }
         others.sort_by_key(|(other, _)| other.server_kind() == transport.server_kind());
         others
     }
 }
-
+/// Sends a value only if it differs from the current one.
 /// Tells only of what is new.
-fn replace_task<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+fn send_if_changed<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
     sender.send_if_modified(|known| {
         let changed = *known != value;
         *known = value;
@@ -470,6 +471,6 @@ fn replace_task<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
     });
 }
 
-fn earliest_due(last: Option<Instant>, now: Instant, every: Duration) -> bool {
+fn is_due(last: Option<Instant>, now: Instant, every: Duration) -> bool {
     last.is_none_or(|last| now.duration_since(last) >= every)
 }

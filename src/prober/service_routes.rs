@@ -16,19 +16,20 @@ const ROUTE_GRACE: Duration = Duration::from_secs(2);
 /// Since when each path has pods behind it.
 #[derive(Default)]
 pub(super) struct RouteTracker {
-    since: BTreeMap<String, Instant>,
+    serving_since: BTreeMap<String, Instant>,
 }
 
 impl RouteTracker {
     /// Takes down which paths have pods behind them.
     pub fn update(&mut self, paths: &[ServiceRoute], now: Instant) {
-        let since = |path: &ServiceRoute| self.since.get(&path.name).copied().unwrap_or(now);
-        self.since = paths.iter().filter(|path| path.serving).map(|path| (path.name.clone(), since(path))).collect();
+        let since = |path: &ServiceRoute| self.serving_since.get(&path.name).copied().unwrap_or(now);
+        self.serving_since =
+            paths.iter().filter(|path| path.serving).map(|path| (path.name.clone(), since(path))).collect();
     }
 
     /// Whether a path must lead somewhere by now.
-    pub fn is_expected_to_lead(&self, path: &ServiceRoute, now: Instant) -> bool {
-        self.since.get(&path.name).is_some_and(|since| now.duration_since(*since) >= ROUTE_GRACE)
+    pub fn is_expected_to_work(&self, path: &ServiceRoute, now: Instant) -> bool {
+        self.serving_since.get(&path.name).is_some_and(|since| now.duration_since(*since) >= ROUTE_GRACE)
     }
 }
 
@@ -46,13 +47,13 @@ mod tests {
         };
         let (mut paths, start) = (RouteTracker::default(), Instant::now());
         paths.update(&[path(false)], start);
-        assert!(!paths.is_expected_to_lead(&path(false), start + ROUTE_GRACE), "nobody is behind it");
+        assert!(!paths.is_expected_to_work(&path(false), start + ROUTE_GRACE), "nobody is behind it");
         let first = start + ROUTE_GRACE;
         paths.update(&[path(true)], first);
-        assert!(!paths.is_expected_to_lead(&path(true), first), "not yet");
+        assert!(!paths.is_expected_to_work(&path(true), first), "not yet");
         paths.update(&[path(true)], first + ROUTE_GRACE);
-        assert!(paths.is_expected_to_lead(&path(true), first + ROUTE_GRACE), "another look does not begin anew");
+        assert!(paths.is_expected_to_work(&path(true), first + ROUTE_GRACE), "another look does not begin anew");
         paths.update(&[path(false)], first + ROUTE_GRACE);
-        assert!(!paths.is_expected_to_lead(&path(true), first + ROUTE_GRACE * 2), "nobody is behind it any more");
+        assert!(!paths.is_expected_to_work(&path(true), first + ROUTE_GRACE * 2), "nobody is behind it any more");
     }
 }

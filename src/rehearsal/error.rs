@@ -1,6 +1,6 @@
 //! The errors of a rehearsal's start, each with the step that failed.
 
-use super::overrides::EditError;
+use super::overrides::OverrideError;
 use crate::desired::{ManifestProblem, MissingReference};
 use crate::kinesis::KinesisError;
 
@@ -12,7 +12,7 @@ pub enum RehearsalError {
     Invalid(Vec<ManifestProblem>),
     /// An edit cannot be made.
     #[error(transparent)]
-    Edit(#[from] EditError),
+    Edit(#[from] OverrideError),
     /// A pod template refers to a missing `ConfigMap` or Secret.
     #[error(transparent)]
     Missing(#[from] MissingReference),

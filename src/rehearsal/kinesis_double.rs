@@ -21,14 +21,14 @@ use crate::kinesis::{AwsCredentials, KinesisClient, KinesisError, KinesisErrorCl
 use crate::protocol::StreamName;
 
 /// A stream's creation takes this long here; in the cloud it is some seconds.
-const CREATE_MS: u64 = 20;
+const STREAM_CREATE_DELAY_MS: u64 = 20;
 
 #[derive(Clone, Default)]
 struct RegionStores(Arc<Mutex<HashMap<String, Router>>>);
 
 /// Kinesis, to be served or put behind something that watches or breaks it.
 pub fn kinesis_router() -> Router {
-    Router::new().fallback(call).with_state(RegionStores::default())
+    Router::new().fallback(route_by_region).with_state(RegionStores::default())
 }
 
 /// Serves Kinesis on `listener` until the token ends it.
@@ -42,7 +42,7 @@ pub fn serve(listener: TcpListener, shutdown: CancellationToken) -> tokio::task:
     })
 }
 
-async fn call(State(regions): State<RegionStores>, request: Request) -> Response {
+async fn route_by_region(State(regions): State<RegionStores>, request: Request) -> Response {
     let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let region = authorization.and_then(region_of).unwrap_or("none").to_owned();
     let store = {
@@ -55,7 +55,7 @@ async fn call(State(regions): State<RegionStores>, request: Request) -> Response
 fn region_store(region: String) -> Router {
     let options = StoreOptions {
         aws_region: region,
-        create_stream_ms: CREATE_MS,
+        create_stream_ms: STREAM_CREATE_DELAY_MS,
         shard_limit: 10_000,
         max_retained_bytes: Some(256 * 1024 * 1024),
         ..StoreOptions::default()

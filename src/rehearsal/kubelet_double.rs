@@ -11,7 +11,7 @@ use crate::desired::{DesiredObjects, MissingReference, resolve_environment};
 use crate::protocol::registry::AppRegistry;
 
 /// The texts of Secrets by name.
-pub type SecretFiles = BTreeMap<String, BTreeMap<String, String>>;
+pub type SecretTexts = BTreeMap<String, BTreeMap<String, String>>;
 
 /// One pod of a Deployment.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub struct RenderedPod {
 
 /// The Secrets that were built, beside those that exist already.
 #[must_use]
-pub fn secret_files(desired: &DesiredObjects, existing: &SecretFiles) -> SecretFiles {
+pub fn collect_secret_texts(desired: &DesiredObjects, existing: &SecretTexts) -> SecretTexts {
     let mut all = existing.clone();
     for secret in desired.secrets.iter().chain(&desired.registry) {
         let texts = secret.data.iter().flatten();
@@ -40,7 +40,7 @@ pub fn secret_files(desired: &DesiredObjects, existing: &SecretFiles) -> SecretF
 ///
 /// # Errors
 /// A variable names a Secret or a field that is not there.
-pub fn rendered_pods(deployment: &Deployment, secrets: &SecretFiles) -> Result<Vec<RenderedPod>, MissingReference> {
+pub fn rendered_pods(deployment: &Deployment, secrets: &SecretTexts) -> Result<Vec<RenderedPod>, MissingReference> {
     let name = deployment.metadata.name.as_deref().unwrap_or_default();
     (0..deployment.spec.replicas.unwrap_or(1))
         .map(|index| {
@@ -55,7 +55,7 @@ pub fn rendered_pods(deployment: &Deployment, secrets: &SecretFiles) -> Result<V
 
 /// Maps a path of a container to a path of this machine.
 #[must_use]
-pub fn loopback_address(root: &Path, path: &str) -> PathBuf {
+pub fn map_container_path(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
@@ -64,7 +64,7 @@ pub fn loopback_address(root: &Path, path: &str) -> PathBuf {
 /// # Errors
 /// The files cannot be written.
 pub fn mount_registry(root: &Path, path: &str, registry: &AppRegistry) -> io::Result<()> {
-    let directory = loopback_address(root, path);
+    let directory = map_container_path(root, path);
     std::fs::create_dir_all(&directory)?;
     for (name, text) in registry.to_files()? {
         std::fs::write(directory.join(name), text)?;

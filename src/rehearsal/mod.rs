@@ -17,7 +17,7 @@ mod webhook_receiver;
 
 pub use error::RehearsalError;
 pub use kinesis_double::kinesis_router as cloud;
-pub use overrides::{EditError, ManifestOverride};
+pub use overrides::{ManifestOverride, OverrideError};
 pub use page::host_port;
-pub use start::{LossInjection, RehearsalOptions, RunningRehearsal, ServingEndpoint, StartRefusal};
+pub use start::{KinesisInterposer, RehearsalOptions, RunningRehearsal, ServingAddresses, StartRefusal};
 pub use webhook_receiver::DeliveredWebhook;

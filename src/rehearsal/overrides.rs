@@ -17,14 +17,14 @@ pub struct ManifestOverride {
     /// The server whose pods get it.
     pub server: ServerKind,
     /// The target of the change.
-    pub what: OverrideAction,
+    pub target: OverrideTarget,
     /// The value to set.
     pub value: String,
 }
 
 /// The target of an override.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OverrideAction {
+pub enum OverrideTarget {
     /// A variable of the pod template.
     Variable(String),
     /// The secret of an app in this server's copy of the registry; `probe` names the app of the journeys.
@@ -33,7 +33,7 @@ pub enum OverrideAction {
 
 /// Why an edit is not understood or cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EditError {
+pub enum OverrideError {
     /// Not of the form.
     #[error(
         "`{0}` is no edit: write SERVER:NAME=VALUE, such as sockjs:REALTIME_WEBHOOKS=off, or SERVER:secret/APP_ID=VALUE"
@@ -51,28 +51,28 @@ pub enum EditError {
 }
 
 impl FromStr for ManifestOverride {
-    type Err = EditError;
+    type Err = OverrideError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let form = || EditError::Form(text.to_owned());
+        let form = || OverrideError::Form(text.to_owned());
         let (server, rest) = text.split_once(':').ok_or_else(form)?;
         let (name, value) = rest.split_once('=').ok_or_else(form)?;
         if name.is_empty() || name.contains(char::is_whitespace) {
             return Err(form());
         }
         let what = match name.strip_prefix("secret/") {
-            Some(app) => OverrideAction::AppSecret(app.to_owned()),
-            None => OverrideAction::Variable(name.to_owned()),
+            Some(app) => OverrideTarget::AppSecret(app.to_owned()),
+            None => OverrideTarget::Variable(name.to_owned()),
         };
-        Ok(Self { server: server.parse().map_err(EditError::Server)?, what, value: value.to_owned() })
+        Ok(Self { server: server.parse().map_err(OverrideError::Server)?, target: what, value: value.to_owned() })
     }
 }
 
 impl fmt::Display for ManifestOverride {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.what {
-            OverrideAction::Variable(name) => write!(f, "{}:{name}={}", self.server, self.value),
-            OverrideAction::AppSecret(app) => write!(f, "{}:secret/{app}=…", self.server),
+        match &self.target {
+            OverrideTarget::Variable(name) => write!(f, "{}:{name}={}", self.server, self.value),
+            OverrideTarget::AppSecret(app) => write!(f, "{}:secret/{app}=…", self.server),
         }
     }
 }
@@ -81,11 +81,11 @@ impl fmt::Display for ManifestOverride {
 ///
 /// # Errors
 /// A server that is not there.
-pub fn edit_variables(desired: &mut DesiredObjects, edits: &[ManifestOverride]) -> Result<(), EditError> {
+pub fn override_variables(desired: &mut DesiredObjects, edits: &[ManifestOverride]) -> Result<(), OverrideError> {
     for edit in edits {
         let deployment = desired.deployments.iter_mut().find(|(server, _)| *server == edit.server);
-        let Some((_, deployment)) = deployment else { return Err(EditError::NoServer(edit.server)) };
-        let OverrideAction::Variable(name) = &edit.what else { continue };
+        let Some((_, deployment)) = deployment else { return Err(OverrideError::NoServer(edit.server)) };
+        let OverrideTarget::Variable(name) = &edit.target else { continue };
         let containers = deployment.spec.template.spec.as_mut().map(|pod| pod.containers.as_mut_slice());
         for container in containers.unwrap_or_default() {
             let variables = container.env.get_or_insert_default();
@@ -100,16 +100,16 @@ pub fn edit_variables(desired: &mut DesiredObjects, edits: &[ManifestOverride]) 
 ///
 /// # Errors
 /// An app that is not there.
-pub fn edited_registry(
+pub fn overridden_registry(
     cluster: &ValidCluster,
     server: ServerKind,
     edits: &[ManifestOverride],
-) -> Result<AppRegistry, EditError> {
+) -> Result<AppRegistry, OverrideError> {
     let mut apps: BTreeMap<AppId, App> = cluster.registry.apps().map(|app| (app.id.clone(), app.clone())).collect();
     for edit in edits.iter().filter(|edit| edit.server == server) {
-        let OverrideAction::AppSecret(name) = &edit.what else { continue };
+        let OverrideTarget::AppSecret(name) = &edit.target else { continue };
         let id = if name == "probe" { cluster.probe.id.clone() } else { AppId(name.clone()) };
-        let app = apps.get_mut(&id).ok_or_else(|| EditError::NoApp(name.clone()))?;
+        let app = apps.get_mut(&id).ok_or_else(|| OverrideError::NoApp(name.clone()))?;
         for credential in &mut app.credentials {
             credential.secret = Secret::new(edit.value.clone());
         }
@@ -128,19 +128,19 @@ mod tests {
             edit,
             ManifestOverride {
                 server: ServerKind::Sockjs,
-                what: OverrideAction::Variable("REALTIME_WEBHOOKS".into()),
+                target: OverrideTarget::Variable("REALTIME_WEBHOOKS".into()),
                 value: "off".into()
             }
         );
         let edit: ManifestOverride = "dispatcher:secret/1001=a=b".parse().expect("an edit");
-        assert_eq!((edit.what, edit.value), (OverrideAction::AppSecret("1001".into()), "a=b".into()));
+        assert_eq!((edit.target, edit.value), (OverrideTarget::AppSecret("1001".into()), "a=b".into()));
         assert_eq!("websocket:X=".parse::<ManifestOverride>().map(|edit| edit.value), Ok(String::new()));
     }
 
     #[test]
     fn what_is_no_edit_is_answered_with_the_form() {
         for bad in ["", "sockjs", "sockjs:REALTIME_WEBHOOKS", "sockjs:=x", "sockjs:A B=x"] {
-            assert!(matches!(bad.parse::<ManifestOverride>(), Err(EditError::Form(_))), "{bad}");
+            assert!(matches!(bad.parse::<ManifestOverride>(), Err(OverrideError::Form(_))), "{bad}");
         }
         let error = "nobody:A=b".parse::<ManifestOverride>().expect_err("no server").to_string();
         assert!(error.contains("websocket, sockjs, edge, dispatcher"), "{error}");

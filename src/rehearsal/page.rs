@@ -28,7 +28,7 @@ const STYLE_CSS: &str = include_str!("page/page.css");
 const PUSHER_JS: &str = include_str!("../../third_party/pusher-js/pusher.min.js");
 
 /// Webhooks that are shown to a page that is opened later.
-const KEPT_WEBHOOKS_MAX: usize = 50;
+const RECENT_WEBHOOKS_MAX: usize = 50;
 
 /// The app that the page connects to, and where.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ struct DemoPage {
     demo: DemoSettings,
     verdict: watch::Receiver<Option<Value>>,
     delivered: broadcast::Sender<DeliveredWebhook>,
-    kept: Mutex<VecDeque<DeliveredWebhook>>,
+    recent: Mutex<VecDeque<DeliveredWebhook>>,
     shutdown: CancellationToken,
 }
 
@@ -75,7 +75,7 @@ pub fn serve(
     shutdown: CancellationToken,
 ) -> tokio::task::JoinHandle<()> {
     let mut incoming = delivered.subscribe();
-    let page = Arc::new(DemoPage { demo, verdict, delivered, kept: Mutex::default(), shutdown: shutdown.clone() });
+    let page = Arc::new(DemoPage { demo, verdict, delivered, recent: Mutex::default(), shutdown: shutdown.clone() });
     let router = Router::new()
         .route("/", get(|| async { ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], INDEX_HTML) }))
         .route("/page.js", get(|| async { ([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], SCRIPT_JS) }))
@@ -89,7 +89,7 @@ pub fn serve(
         let keep = async {
             loop {
                 match incoming.recv().await {
-                    Ok(webhook) => page.keep_webhook(webhook),
+                    Ok(webhook) => page.add_recent(webhook),
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
                 }
@@ -104,9 +104,9 @@ pub fn serve(
 }
 
 impl DemoPage {
-    fn keep_webhook(&self, webhook: DeliveredWebhook) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == KEPT_WEBHOOKS_MAX {
+    fn add_recent(&self, webhook: DeliveredWebhook) {
+        let mut kept = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == RECENT_WEBHOOKS_MAX {
             kept.pop_front();
         }
         kept.push_back(webhook);
@@ -155,7 +155,7 @@ async fn authorize_channel(State(page): State<Arc<DemoPage>>, Form(wanted): Form
 async fn stream_webhooks(State(page): State<Arc<DemoPage>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let later = page.delivered.subscribe();
     let kept: Vec<DeliveredWebhook> =
-        page.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+        page.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
     let later = stream::unfold(later, |mut later| async {
         loop {
             match later.recv().await {

@@ -13,8 +13,8 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::error::RehearsalError;
-use super::kubelet_double::{self, RenderedPod, SecretFiles};
-use super::overrides::{ManifestOverride, edit_variables, edited_registry};
+use super::kubelet_double::{self, RenderedPod, SecretTexts};
+use super::overrides::{ManifestOverride, overridden_registry, override_variables};
 use super::webhook_receiver::{self, DeliveredWebhook};
 use super::{kinesis_double, page};
 use crate::api::cluster::WebhooksMode;
@@ -43,17 +43,17 @@ pub struct RehearsalOptions {
     /// The apps of the cluster.
     pub apps: Vec<RealtimeApp>,
     /// The texts of the Secrets of its namespace that the files hold.
-    pub secrets: SecretFiles,
+    pub secrets: SecretTexts,
     /// Manual changes to apply on top of the rendered objects.
     pub edits: Vec<ManifestOverride>,
     /// The port of the page; `None` for no page, 0 for a free one.
     pub page_port: Option<u16>,
     /// Doubles between one server and Kinesis, for tests of what no real part does on request.
-    pub between: BTreeMap<ServerKind, LossInjection>,
+    pub interposers: BTreeMap<ServerKind, KinesisInterposer>,
 }
 
 /// Starts a double in front of Kinesis, whose address it is given, and answers with its own.
-pub type LossInjection = Arc<dyn Fn(SocketAddr) -> BoxFuture<'static, std::io::Result<SocketAddr>> + Send + Sync>;
+pub type KinesisInterposer = Arc<dyn Fn(SocketAddr) -> BoxFuture<'static, std::io::Result<SocketAddr>> + Send + Sync>;
 
 /// A server that did not start, as its container's last line would say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub struct StartRefusal {
 
 /// An address to try the cluster at, with an app's credentials.
 #[derive(Clone, Debug)]
-pub struct ServingEndpoint {
+pub struct ServingAddresses {
     /// The address of the demo page.
     pub page: Option<SocketAddr>,
     /// The first websocket pod.
@@ -82,7 +82,7 @@ pub struct ServingEndpoint {
 /// A rehearsal whose parts run as tasks.
 pub struct RunningRehearsal {
     /// The address to try the cluster at.
-    pub serving: ServingEndpoint,
+    pub serving: ServingAddresses,
     /// Servers that did not start.
     pub refusals: Vec<StartRefusal>,
     /// Generated values for Secrets that the files do not contain.
@@ -99,7 +99,7 @@ pub struct RunningRehearsal {
 }
 
 struct BackgroundTasks {
-    probing: CancellationToken,
+    prober_shutdown: CancellationToken,
     serving: CancellationToken,
     cloud: CancellationToken,
     edges: Vec<edge::RunningEdge>,
@@ -128,17 +128,17 @@ impl RunningRehearsal {
             }
             None => None,
         };
-        let (secrets, stand_ins) = stand_ins(&options);
+        let (secrets, stand_ins) = stand_in_secrets(&options);
         let cluster = validate(&options, &secrets)?;
         let mut desired = desired::render_objects(&cluster)?;
         let rendered = desired.clone();
-        edit_variables(&mut desired, &options.edits)?;
-        let secrets = kubelet_double::secret_files(&desired, &secrets);
+        override_variables(&mut desired, &options.edits)?;
+        let secrets = kubelet_double::collect_secret_texts(&desired, &secrets);
 
         let (probing, serving, end_cloud) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let files = tempfile::tempdir()?;
-        let cloud_listener = loopback_socket().await?;
+        let cloud_listener = bind_loopback().await?;
         let cloud_address = cloud_listener.local_addr()?;
         let mut outside = vec![kinesis_double::serve(cloud_listener, end_cloud.clone())];
         let region = cluster.spec.aws.region.clone();
@@ -147,22 +147,22 @@ impl RunningRehearsal {
         kinesis_double::create_stream(&stream, cluster.shards).await?;
 
         let mut doubles = BTreeMap::new();
-        for (server, between) in &options.between {
+        for (server, between) in &options.interposers {
             doubles.insert(*server, between(cloud_address).await?);
         }
-        let receiver = WebhookReceiver::start(loopback_socket().await?, end_cloud.clone())?;
-        let outside_listener = loopback_socket().await?;
+        let receiver = WebhookReceiver::start(bind_loopback().await?, end_cloud.clone())?;
+        let outside_listener = bind_loopback().await?;
         let outside_address = outside_listener.local_addr()?;
         let (delivered, task) = webhook_receiver::serve(outside_listener, cluster.registry.clone(), end_cloud.clone());
         outside.push(task);
 
-        let mut surroundings = PodSurroundings {
+        let mut surroundings = PodLauncher {
             cluster: &cluster,
             options: &options,
             files: files.path(),
             cloud: cloud_address,
             doubles,
-            network: egress_policy(receiver.address(), outside_address),
+            egress: egress_overrides(receiver.address(), outside_address),
             bus: MemoryBus::new(),
             leases: MemoryLeases::default(),
             shutdown: serving.clone(),
@@ -180,7 +180,7 @@ impl RunningRehearsal {
                 surroundings.start(*server, pod, &wanted).await?;
             }
         }
-        let PodSurroundings { edges, dispatchers, edge_pods, dispatcher_pods, refusals, .. } = surroundings;
+        let PodLauncher { edges, dispatchers, edge_pods, dispatcher_pods, refusals, .. } = surroundings;
 
         let first = |server: ServerKind| {
             let carries = |pod: &&EdgePod| pod.transports.iter().any(|transport| transport.server_kind() == server);
@@ -188,7 +188,7 @@ impl RunningRehearsal {
         };
         let addresses = (first(ServerKind::Websocket), first(ServerKind::Sockjs));
         let (shown, verdict) = watch::channel(None);
-        let apps = customer_urls(&cluster);
+        let apps = customer_credentials(&cluster);
         let page_address = match page_listener {
             Some(listener) => {
                 let address = listener.local_addr()?;
@@ -208,21 +208,30 @@ impl RunningRehearsal {
         });
         let prober = prober.transpose().map_err(|error| RehearsalError::Http(error.to_string()))?;
         Ok(Self {
-            serving: ServingEndpoint { page: page_address, websocket: addresses.0, sockjs: addresses.1, apps },
+            serving: ServingAddresses { page: page_address, websocket: addresses.0, sockjs: addresses.1, apps },
             refusals,
             stand_ins,
             transports,
             prober,
             delivered,
             shown,
-            tasks: BackgroundTasks { probing, serving, cloud: end_cloud, edges, dispatchers, outside, _files: files },
+            tasks: BackgroundTasks {
+                prober_shutdown: probing,
+                serving,
+                cloud: end_cloud,
+                edges,
+                dispatchers,
+                outside,
+                _files: files,
+            },
         })
     }
 
     /// Ends everything in order: the journeys, the edges, the dispatchers once they have sent what the edges flushed,
     /// the stream.
     pub async fn stop(self) {
-        let BackgroundTasks { probing, serving, cloud, edges, dispatchers, outside, _files: files } = self.tasks;
+        let BackgroundTasks { prober_shutdown: probing, serving, cloud, edges, dispatchers, outside, _files: files } =
+            self.tasks;
         let orderly = async {
             probing.cancel();
             if let Some(prober) = self.prober {
@@ -243,13 +252,13 @@ impl RunningRehearsal {
 }
 
 /// The environment of the pods, and the pods that run so far.
-struct PodSurroundings<'a> {
+struct PodLauncher<'a> {
     cluster: &'a ValidCluster,
     options: &'a RehearsalOptions,
     files: &'a Path,
     cloud: SocketAddr,
     doubles: BTreeMap<ServerKind, SocketAddr>,
-    network: EgressOverrides,
+    egress: EgressOverrides,
     bus: MemoryBus,
     leases: MemoryLeases,
     shutdown: CancellationToken,
@@ -262,9 +271,9 @@ struct PodSurroundings<'a> {
     refusals: Vec<StartRefusal>,
 }
 
-impl PodSurroundings<'_> {
+impl PodLauncher<'_> {
     fn write_mounts(&self, server: ServerKind) -> Result<(), RehearsalError> {
-        let registry: AppRegistry = edited_registry(self.cluster, server, &self.options.edits)?;
+        let registry: AppRegistry = overridden_registry(self.cluster, server, &self.options.edits)?;
         Ok(kubelet_double::mount_registry(&self.files.join(server.name()), desired::render::APPS_PATH, &registry)?)
     }
 
@@ -296,16 +305,17 @@ impl PodSurroundings<'_> {
         values: ServerConfig,
         wanted: BTreeMap<String, String>,
     ) -> Result<Result<(), String>, RehearsalError> {
-        let apps_dir = kubelet_double::loopback_address(&self.files.join(server.name()), values.text(name::APPS_PATH));
+        let apps_dir =
+            kubelet_double::map_container_path(&self.files.join(server.name()), values.text(name::APPS_PATH));
         let kinesis = KinesisClient::connect(&self.kinesis_client(server, &values)).await;
-        let admin = loopback_socket().await?;
+        let admin = bind_loopback().await?;
         if server == ServerKind::Dispatcher {
             let dependencies = dispatcher::DispatcherDependencies {
                 admin,
                 apps_dir,
                 kinesis,
                 leases: Arc::new(self.leases.clone()),
-                egress: self.network.clone(),
+                egress: self.egress.clone(),
                 shutdown: self.shutdown.clone(),
             };
             return Ok(match dispatcher::start(values, dependencies).await {
@@ -328,7 +338,7 @@ impl PodSurroundings<'_> {
         let bus: Arc<dyn Bus> = Arc::new(self.bus.for_another_process());
         let kinesis = (values.text(name::WEBHOOKS) == "kinesis").then_some(kinesis);
         let dependencies = edge::EdgeDependencies {
-            public: loopback_socket().await?,
+            public: bind_loopback().await?,
             admin,
             peer: self.peer_listener(server, address).await,
             apps_dir,
@@ -375,18 +385,18 @@ impl PodSurroundings<'_> {
     }
 }
 
-async fn loopback_socket() -> std::io::Result<TcpListener> {
+async fn bind_loopback() -> std::io::Result<TcpListener> {
     TcpListener::bind("127.0.0.1:0").await
 }
 
-fn egress_policy(receiver: SocketAddr, outside: SocketAddr) -> EgressOverrides {
+fn egress_overrides(receiver: SocketAddr, outside: SocketAddr) -> EgressOverrides {
     EgressOverrides {
         reroute: Some(Arc::new(move |url| webhook_receiver::route_url(url, (RECEIVER_HOST, receiver), outside))),
     }
 }
 
 /// The Secrets of the files, and a stand-in for each that a manifest names and no file holds.
-fn stand_ins(options: &RehearsalOptions) -> (SecretFiles, Vec<String>) {
+fn stand_in_secrets(options: &RehearsalOptions) -> (SecretTexts, Vec<String>) {
     let mut secrets = options.secrets.clone();
     let mut told = Vec::new();
     for reference in desired::collect_secret_references(&options.cluster, &options.apps) {
@@ -400,7 +410,7 @@ fn stand_ins(options: &RehearsalOptions) -> (SecretFiles, Vec<String>) {
     (secrets, told)
 }
 
-fn validate(options: &RehearsalOptions, secrets: &SecretFiles) -> Result<ValidCluster, RehearsalError> {
+fn validate(options: &RehearsalOptions, secrets: &SecretTexts) -> Result<ValidCluster, RehearsalError> {
     let made = std::cell::RefCell::new(BTreeMap::<String, String>::new());
     let generate =
         |purpose: &str| made.borrow_mut().entry(purpose.to_owned()).or_insert_with(|| random_secret(20)).clone();
@@ -426,7 +436,7 @@ fn random_secret(length: usize) -> String {
     Alphanumeric.sample_string(&mut rand::rng(), length).to_lowercase()
 }
 
-fn customer_urls(cluster: &ValidCluster) -> Vec<(AppId, String, String)> {
+fn customer_credentials(cluster: &ValidCluster) -> Vec<(AppId, String, String)> {
     let apps = cluster.registry.apps().filter(|app| app.id != cluster.probe.id);
     apps.filter_map(|app| {
         let credential = app.signing_credential()?;

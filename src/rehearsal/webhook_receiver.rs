@@ -33,7 +33,7 @@ pub struct DeliveredWebhook {
 }
 
 #[derive(Deserialize)]
-struct DeliverySender {
+struct OutsideTarget {
     url: String,
 }
 
@@ -62,7 +62,7 @@ pub fn serve(
 
 async fn receive_webhook(
     State(outside): State<Arc<CustomerEndpoints>>,
-    Query(to): Query<DeliverySender>,
+    Query(to): Query<OutsideTarget>,
     headers: HeaderMap,
     body: Bytes,
 ) -> StatusCode {

@@ -18,7 +18,7 @@ use realtime_operator::config::ServerKind;
 use realtime_operator::desired::Manifests;
 use realtime_operator::gate::{GatePhase, Hop, Verdict};
 use realtime_operator::protocol::Transport;
-use realtime_operator::rehearsal::{LossInjection, RehearsalOptions, RunningRehearsal};
+use realtime_operator::rehearsal::{KinesisInterposer, RehearsalOptions, RunningRehearsal};
 use serde_json::{Value, json};
 
 /// A cluster with a gate that is quick to judge.
@@ -40,11 +40,15 @@ metadata: { name: shop, namespace: channels }
 spec: { appID: '1001', clientEvents: Enabled, webhooks: [{ name: orders, url: 'https://shop.example.com/hook' }] }
 ";
 
-async fn start(edits: &[&str], between: BTreeMap<ServerKind, LossInjection>) -> RunningRehearsal {
+async fn start(edits: &[&str], between: BTreeMap<ServerKind, KinesisInterposer>) -> RunningRehearsal {
     start_from(MANIFEST, edits, between).await
 }
 
-async fn start_from(manifest: &str, edits: &[&str], between: BTreeMap<ServerKind, LossInjection>) -> RunningRehearsal {
+async fn start_from(
+    manifest: &str,
+    edits: &[&str],
+    between: BTreeMap<ServerKind, KinesisInterposer>,
+) -> RunningRehearsal {
     let mut manifests = Manifests::default();
     manifests.add_file("eu.yaml", manifest).expect("a manifest");
     let (_, cluster) = manifests.clusters.remove(0);
@@ -54,7 +58,7 @@ async fn start_from(manifest: &str, edits: &[&str], between: BTreeMap<ServerKind
         secrets: BTreeMap::new(),
         edits: edits.iter().map(|edit| edit.parse().expect("an edit")).collect(),
         page_port: None,
-        between,
+        interposers: between,
     };
     RunningRehearsal::start(options).await.expect("a rehearsal")
 }
@@ -76,7 +80,7 @@ fn state(verdict: &Verdict, transport: Transport) -> (TransportState, Option<Hop
     (found.state, found.hop)
 }
 
-async fn refused(edits: &[&str], between: BTreeMap<ServerKind, LossInjection>) -> Verdict {
+async fn refused(edits: &[&str], between: BTreeMap<ServerKind, KinesisInterposer>) -> Verdict {
     let mut rehearsal = start(edits, between).await;
     let verdict = verdict(&mut rehearsal, decided).await;
     assert!(!verdict.ready && verdict.phase == GatePhase::Refused, "{verdict:?}");
@@ -188,7 +192,7 @@ async fn a_dispatcher_on_another_stream_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_acknowledges_and_stores_nothing_is_refused_without_blaming_a_variable() {
-    let between: LossInjection = Arc::new(|kinesis| Box::pin(proxy(kinesis, Behaviour::Swallow)));
+    let between: KinesisInterposer = Arc::new(|kinesis| Box::pin(proxy(kinesis, Behaviour::Swallow)));
     let verdict = refused(&[], BTreeMap::from([(ServerKind::Sockjs, between)])).await;
     assert_eq!(state(&verdict, Transport::Websocket), PASSING, "{verdict:?}");
     assert_eq!(state(&verdict, Transport::XhrStreaming), failing_at(Hop::Record), "{verdict:?}");
@@ -201,7 +205,7 @@ async fn a_stream_that_acknowledges_and_stores_nothing_is_refused_without_blamin
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_goes_away_closes_the_gate_and_its_return_opens_it() {
     let away = Arc::new(AtomicBool::new(false));
-    let between: LossInjection = {
+    let between: KinesisInterposer = {
         let away = away.clone();
         Arc::new(move |kinesis| Box::pin(proxy(kinesis, Behaviour::FailWhile(away.clone()))))
     };
@@ -220,7 +224,7 @@ async fn a_stream_that_goes_away_closes_the_gate_and_its_return_opens_it() {
 /// The verdicts on clusters of which one server loses the events of one kind, for kinds that stand or fall alone.
 async fn without_one_kind(server: ServerKind) -> Vec<(&'static str, Verdict)> {
     let rehearse = async |kind| {
-        let between: LossInjection = Arc::new(move |kinesis| Box::pin(proxy(kinesis, Behaviour::Lose(kind))));
+        let between: KinesisInterposer = Arc::new(move |kinesis| Box::pin(proxy(kinesis, Behaviour::Lose(kind))));
         (kind, refused(&[], BTreeMap::from([(server, between)])).await)
     };
     futures::future::join_all(["cache_miss", "subscription_count"].map(rehearse)).await

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::report::RehearsalReport;
 use self::screen::ProgressScreen;
-use super::{BAD_INPUT, files};
+use super::{BAD_INPUT_EXIT_CODE, files};
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::gate::{GatePhase, Verdict};
 use crate::process::{signal, telemetry};
@@ -80,7 +80,7 @@ pub async fn run(arguments: Arguments) -> u8 {
     telemetry::start(&arguments.log);
     let mut input = match files::read(&arguments.files) {
         Ok(input) => input,
-        Err(errors) => return bad_input(&errors),
+        Err(errors) => return report_bad_input(&errors),
     };
     if input.apps.is_empty() && !arguments.once {
         input.apps.extend(demo_app(&input.cluster));
@@ -91,23 +91,23 @@ pub async fn run(arguments: Arguments) -> u8 {
         return REFUSED_EXIT_CODE;
     };
     let mut screen = ProgressScreen::new(arguments.output == Output::Json, arguments.once);
-    screen.begin_rehearsal(&input, &arguments.edits);
+    screen.show_header(&input, &arguments.edits);
     let options = RehearsalOptions {
         cluster: input.cluster,
         apps: input.apps,
         secrets: input.secrets,
         edits: arguments.edits,
         page_port: (!arguments.once).then_some(arguments.port),
-        between: std::collections::BTreeMap::new(),
+        interposers: std::collections::BTreeMap::new(),
     };
     let mut rehearsal = match RunningRehearsal::start(options).await {
         Ok(rehearsal) => rehearsal,
         Err(error) => {
             return match error {
                 RehearsalError::Invalid(problems) => {
-                    bad_input(&problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+                    report_bad_input(&problems.iter().map(ToString::to_string).collect::<Vec<_>>())
                 }
-                RehearsalError::Edit(_) | RehearsalError::Port { .. } => bad_input(&[error.to_string()]),
+                RehearsalError::Edit(_) | RehearsalError::Port { .. } => report_bad_input(&[error.to_string()]),
                 other => {
                     eprintln!("realtime: {other}");
                     REFUSED_EXIT_CODE
@@ -118,7 +118,7 @@ pub async fn run(arguments: Arguments) -> u8 {
     let delivered = rehearsal.delivered.subscribe();
     screen.show_started(&rehearsal);
     let code = tokio::select! {
-        report = verdict_code(&mut rehearsal, &mut screen, began, arguments.timeout) => {
+        report = await_verdict(&mut rehearsal, &mut screen, began, arguments.timeout) => {
             let _ = rehearsal.shown.send(Some(report.to_json()));
             screen.show_verdict(&report, &rehearsal);
             if !report.ready {
@@ -132,7 +132,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         }
         () = shutdown.cancelled() => INTERRUPTED_EXIT_CODE,
     };
-    screen.end();
+    screen.clear_bars();
     rehearsal.stop().await;
     code
 }
@@ -152,15 +152,15 @@ fn demo_app(cluster: &RealtimeCluster) -> Option<RealtimeApp> {
     serde_json::from_value(app).ok()
 }
 
-fn bad_input(errors: &[String]) -> u8 {
+fn report_bad_input(errors: &[String]) -> u8 {
     for error in errors {
         eprintln!("realtime: {error}");
     }
-    BAD_INPUT
+    BAD_INPUT_EXIT_CODE
 }
 
 /// Waits for the verdict, showing hops as they pass.
-async fn verdict_code(
+async fn await_verdict(
     rehearsal: &mut RunningRehearsal,
     screen: &mut ProgressScreen,
     began: Instant,

@@ -78,7 +78,7 @@ impl RehearsalReport {
     /// A server that did not start.
     pub fn of_refusal(refusal: &StartRefusal, transports: &[Transport], elapsed: Duration) -> Self {
         let message = format!("{}: {} refuses to start: {}", refusal.server, refusal.pod, refusal.line);
-        let mut report = Self::untried_hops(Reason::ConfigurationRefused, message, transports, elapsed);
+        let mut report = Self::with_untried_transports(Reason::ConfigurationRefused, message, transports, elapsed);
         let ours = |transport: &&mut TransportReport| {
             transport.server.parse().is_ok_and(|server| refusal.server.serves_as(server))
         };
@@ -92,10 +92,10 @@ impl RehearsalReport {
     /// The journeys ended by themselves.
     pub fn without_verdict(transports: &[Transport], elapsed: Duration) -> Self {
         let message = "the journeys ended before a verdict: see the log with --log info".to_owned();
-        Self::untried_hops(Reason::Proving, message, transports, elapsed)
+        Self::with_untried_transports(Reason::Proving, message, transports, elapsed)
     }
 
-    fn untried_hops(reason: Reason, message: String, transports: &[Transport], elapsed: Duration) -> Self {
+    fn with_untried_transports(reason: Reason, message: String, transports: &[Transport], elapsed: Duration) -> Self {
         let untried = |transport: &Transport| TransportReport {
             name: transport.name(),
             server: transport.server_kind().name(),

@@ -7,7 +7,7 @@ use std::io::IsTerminal;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::super::{files::Input, print};
+use super::super::{files::InputManifests, print};
 use super::report::RehearsalReport;
 use crate::api::cluster::TransportState;
 use crate::gate::Hop;
@@ -33,7 +33,7 @@ impl ProgressScreen {
     }
 
     /// Says what is about to happen.
-    pub fn begin_rehearsal(&mut self, input: &Input, edits: &[ManifestOverride]) {
+    pub fn show_header(&mut self, input: &InputManifests, edits: &[ManifestOverride]) {
         if self.json {
             return;
         }
@@ -55,7 +55,7 @@ impl ProgressScreen {
     pub fn show_started(&mut self, rehearsal: &RunningRehearsal) {
         if self.json {
             if !self.once {
-                object_name("serving", describe_serving(rehearsal));
+                print_json_line("serving", describe_serving(rehearsal));
             }
             return;
         }
@@ -110,11 +110,11 @@ impl ProgressScreen {
             if self.once {
                 print::print_text(&format!("{}\n", report.to_json()));
             } else {
-                object_name("verdict", report.to_json());
+                print_json_line("verdict", report.to_json());
             }
             return;
         }
-        self.end();
+        self.clear_bars();
         self.print_line("");
         for transport in &report.transports {
             let mark = match transport.state {
@@ -135,14 +135,14 @@ impl ProgressScreen {
         let word = if report.ready { "Ready" } else { "Refused" };
         self.print_line(&format!("{word} after {seconds:.1} s ({}): {}", report.reason, report.message));
         if report.ready && !self.once {
-            self.print_line(&list_addresses(rehearsal));
+            self.print_line(&describe_addresses(rehearsal));
         }
     }
 
     /// Shows a later change of the verdict.
     pub fn show_change(&mut self, report: &RehearsalReport) {
         if self.json {
-            object_name("verdict", report.to_json());
+            print_json_line("verdict", report.to_json());
         } else {
             let word = if report.ready { "Ready again" } else { "No longer Ready" };
             self.print_line(&format!("{word} ({}): {}", report.reason, report.message));
@@ -152,7 +152,7 @@ impl ProgressScreen {
     /// Shows a delivered webhook.
     pub fn show_webhook(&mut self, webhook: &DeliveredWebhook) {
         if self.json {
-            object_name("webhook", serde_json::to_value(webhook).unwrap_or_default());
+            print_json_line("webhook", serde_json::to_value(webhook).unwrap_or_default());
             return;
         }
         for event in webhook.body["events"].as_array().into_iter().flatten() {
@@ -162,7 +162,7 @@ impl ProgressScreen {
             for field in ["user_id", "event", "data"] {
                 if !text(field).is_empty() {
                     // Writing to a String cannot fail.
-                    let _ = write!(line, "  {field}={}", shorten(text(field)));
+                    let _ = write!(line, "  {field}={}", shorten_text(text(field)));
                 }
             }
             self.print_line(&line);
@@ -177,7 +177,7 @@ impl ProgressScreen {
     }
 
     /// Clears the live lines of the display.
-    pub fn end(&mut self) {
+    pub fn clear_bars(&mut self) {
         if let Some((all, bars)) = self.bars.take() {
             bars.values().for_each(ProgressBar::finish_and_clear);
             // A terminal that went away is no error.
@@ -199,12 +199,12 @@ impl ProgressScreen {
 }
 
 /// A line of JSON for a program.
-fn object_name(kind: &str, mut value: Value) {
+fn print_json_line(kind: &str, mut value: Value) {
     value["type"] = kind.into();
     print::print_text(&format!("{value}\n"));
 }
 
-fn shorten(text: &str) -> String {
+fn shorten_text(text: &str) -> String {
     if text.chars().count() <= 60 { text.to_owned() } else { text.chars().take(59).chain(['…']).collect() }
 }
 
@@ -221,7 +221,7 @@ fn describe_serving(rehearsal: &RunningRehearsal) -> Value {
     })
 }
 
-fn list_addresses(rehearsal: &RunningRehearsal) -> String {
+fn describe_addresses(rehearsal: &RunningRehearsal) -> String {
     let serving = &rehearsal.serving;
     let mut text = String::from("\n");
     let mut row = |name: &str, value: String| {

@@ -66,8 +66,8 @@ pub fn set_client_address(parts: &mut Parts, address: IpAddr) {
     parts.extensions.insert(ClientAddress(address));
 }
 
-/// The client's address: the nearest one that is not a trusted proxy's. Where proxies write `X-Forwarded-For`, it alone
-/// counts, since they pass a client's own `Forwarded` on.
+/// The client's address: the nearest one that is not a trusted proxy's. A proxy's `X-Forwarded-For`, if present, alone
+/// counts, since such proxies pass a client's own `Forwarded` on.
 fn resolve_client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut nearest = peer.to_canonical();
     let is_proxy = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));

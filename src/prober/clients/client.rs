@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::link::{BrokenHop, FRAME_QUEUE_LEN, InboundFrame, OutboundFrame, STEP_TIMEOUT, SendError};
+use super::link::{BrokenHop, FRAME_QUEUE_LEN, FrameSender, InboundFrame, STEP_TIMEOUT, SendError};
 use super::{sockjs, websocket};
 use crate::api::Reason;
 use crate::gate::Hop;
@@ -18,7 +18,7 @@ use crate::protocol::{ChannelName, Transport, signature};
 /// A session that has received its socket id.
 pub(in crate::prober) struct ProbeClient {
     pod: String,
-    outbound: OutboundFrame,
+    outbound: FrameSender,
     inbound: mpsc::Receiver<InboundFrame>,
     /// Frames that were read while another was waited for.
     unread: VecDeque<ServerMessage>,
@@ -122,11 +122,11 @@ impl ProbeClient {
 
     async fn send(&mut self, frame: &str, (hop, reason): (Hop, Reason)) -> Result<(), BrokenHop> {
         match &self.outbound {
-            OutboundFrame::Websocket(sender) => sender
+            FrameSender::Websocket(sender) => sender
                 .send(frame.to_owned())
                 .await
                 .map_err(|_| BrokenHop::ambiguous(hop, reason, format!("{} closed the connection", self.pod))),
-            OutboundFrame::Http(session) => match session.send(frame).await {
+            FrameSender::Http(session) => match session.send(frame).await {
                 Ok(()) => Ok(()),
                 Err(SendError::UnknownSession) => {
                     let detail = format!("a send did not find its session at {}", self.pod);
@@ -182,7 +182,7 @@ impl ProbeClient {
 }
 
 /// Whether a roster names a user.
-pub(in crate::prober) fn told_of(message: &ServerMessage, user: &str) -> bool {
+pub(in crate::prober) fn is_member_added_for(message: &ServerMessage, user: &str) -> bool {
     message.event == "pusher_internal:member_added"
         && PresenceMember::parse(&message.data.to_string()).is_some_and(|member| member.user_id == user)
 }
@@ -204,7 +204,7 @@ mod tests {
             let (told_sender, inbound) = mpsc::channel(8);
             let reader = tokio::spawn(async {});
             let (unread, socket_id) = (VecDeque::new(), "1.2".to_owned());
-            let outbound = OutboundFrame::Websocket(sender);
+            let outbound = FrameSender::Websocket(sender);
             let mut client = ProbeClient { pod: "p".to_owned(), outbound, inbound, unread, socket_id, reader };
             told_sender.send(InboundFrame::Message(frame::error_frame(code, told))).await.expect("room");
             let deadline = Instant::now() + STEP_TIMEOUT;
@@ -222,7 +222,7 @@ mod tests {
             ("a refusal by a pod that may have gone", broken(Reason::PublishRejected), true, true),
             ("silence", BrokenHop::ambiguous(Hop::Publish, Reason::AffinityBroken, String::new()), false, false),
         ] {
-            assert_eq!(broken.proves(may_have_gone), proves, "{name}");
+            assert_eq!(broken.is_proof_of_fault(may_have_gone), proves, "{name}");
         }
     }
 }

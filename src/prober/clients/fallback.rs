@@ -7,8 +7,8 @@ use reqwest::Method;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::http_reader::{HttpDialect, POLL_TIMEOUT, frame_or_prelude, receive_frames};
-use super::link::{BrokenHop, HttpSession, InboundFrame, OutboundFrame, STEP_TIMEOUT};
+use super::http_reader::{HttpDialect, POLL_TIMEOUT, receive_frames, skip_prelude};
+use super::link::{BrokenHop, FrameSender, HttpSession, InboundFrame, STEP_TIMEOUT};
 use super::websocket;
 use crate::api::Reason;
 use crate::gate::Hop;
@@ -21,44 +21,44 @@ pub(in crate::prober) async fn open(
     transport: Transport,
     app: &ProbeApp,
     passed: &mut impl FnMut(Hop),
-) -> Result<(OutboundFrame, mpsc::Receiver<InboundFrame>, JoinHandle<()>), BrokenHop> {
+) -> Result<(FrameSender, mpsc::Receiver<InboundFrame>, JoinHandle<()>), BrokenHop> {
     drop(websocket::connect_socket(pod, address).await?);
     passed(Hop::Connect);
     let rejected = |detail| BrokenHop::ambiguous(Hop::Handshake, Reason::HandshakeRejected, detail);
-    let base = format!("http://{address}/pusher/app/{}/{}/{}", app.key, server_part(), session_part());
+    let base = format!("http://{address}/pusher/app/{}/{}/{}", app.key, random_server_part(), random_session_part());
     let session = HttpSession::open_pusher(base).map_err(|error| rejected(format!("no HTTP client: {error}")))?;
     send_preflight(&session).await.map_err(|error| rejected(format!("{pod} refused the CORS preflight: {error}")))?;
 
-    let dialect = if transport == Transport::XhrStreaming { STREAMING } else { POLLING };
+    let dialect = if transport == Transport::XhrStreaming { STREAMING_DIALECT } else { POLLING_DIALECT };
     let (inbound, task) =
         receive_frames(session.clone(), dialect).await.map_err(|error| rejected(format!("{pod} {error}")))?;
     passed(Hop::Handshake);
-    Ok((OutboundFrame::Http(session), inbound, task))
+    Ok((FrameSender::Http(session), inbound, task))
 }
 
 /// One long answer, whose end is the session's; the client answers each heartbeat.
-const STREAMING: HttpDialect = HttpDialect {
+const STREAMING_DIALECT: HttpDialect = HttpDialect {
     request: |session| session.build_request("xhr_streaming", true),
-    unwrap: frame_or_prelude,
-    again: false,
-    echoes: true,
+    unwrap_line: skip_prelude,
+    polls_again: false,
+    echoes_heartbeats: true,
 };
 
 /// One answer per batch.
-const POLLING: HttpDialect = HttpDialect {
+const POLLING_DIALECT: HttpDialect = HttpDialect {
     request: |session| session.build_request("xhr", true).timeout(POLL_TIMEOUT),
-    unwrap: frame_or_prelude,
-    again: true,
-    echoes: false,
+    unwrap_line: skip_prelude,
+    polls_again: true,
+    echoes_heartbeats: false,
 };
 
 /// An integer below 1000, not padded, as pusher-js chooses it.
-fn server_part() -> String {
+fn random_server_part() -> String {
     rand::rng().random_range(0..1000).to_string()
 }
 
 /// Eight letters of base 32.
-pub(in crate::prober) fn session_part() -> String {
+pub(in crate::prober) fn random_session_part() -> String {
     const RANDOM_ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz012345";
     let mut random = rand::rng();
     (0..8).map(|_| char::from(RANDOM_ALPHABET[random.random_range(0..RANDOM_ALPHABET.len())])).collect()
@@ -99,8 +99,8 @@ mod tests {
 
     #[test]
     fn a_session_is_named_as_pusher_js_names_it() {
-        assert!(server_part().parse::<u16>().is_ok_and(|n| n < 1000));
-        let session = session_part();
+        assert!(random_server_part().parse::<u16>().is_ok_and(|n| n < 1000));
+        let session = random_session_part();
         assert!(session.len() == 8 && session.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()));
     }
 }

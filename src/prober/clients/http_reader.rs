@@ -15,7 +15,7 @@ use crate::protocol::fallback::FallbackFrame;
 pub(in crate::prober) const POLL_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Most bytes of an unfinished frame.
-const MAX_FRAME: usize = 1024 * 1024;
+const FRAME_BYTES_MAX: usize = 1024 * 1024;
 
 /// The form of a transport's responses.
 #[derive(Clone, Copy)]
@@ -23,15 +23,15 @@ pub(in crate::prober) struct HttpDialect {
     /// The request that is answered with frames.
     pub request: fn(&HttpSession) -> RequestBuilder,
     /// The frame in a line; `None` for what stands between frames.
-    pub unwrap: fn(&str) -> Option<String>,
+    pub unwrap_line: fn(&str) -> Option<String>,
     /// Whether the client asks again when an answer has ended; else the session has ended with it.
-    pub again: bool,
+    pub polls_again: bool,
     /// Whether the client answers each heartbeat.
-    pub echoes: bool,
+    pub echoes_heartbeats: bool,
 }
 
 /// A line that is a frame, unless it is the prelude, which is one long heartbeat.
-pub(in crate::prober) fn frame_or_prelude(line: &str) -> Option<String> {
+pub(in crate::prober) fn skip_prelude(line: &str) -> Option<String> {
     (!line.starts_with("hh")).then(|| line.to_owned())
 }
 
@@ -43,7 +43,7 @@ pub(in crate::prober) async fn receive_frames(
     let (arrived, inbound) = mpsc::channel(FRAME_QUEUE_LEN);
     let (opened, first) = oneshot::channel();
     let task = tokio::spawn(ResponseReader { session, dialect, arrived, opened: Some(opened) }.run());
-    match opened_in_time(first).await {
+    match wait_until_open(first).await {
         Ok(()) => Ok((inbound, task)),
         Err(error) => {
             task.abort();
@@ -53,7 +53,7 @@ pub(in crate::prober) async fn receive_frames(
 }
 
 /// Waits for the open frame.
-async fn opened_in_time(first: oneshot::Receiver<Result<(), String>>) -> Result<(), String> {
+async fn wait_until_open(first: oneshot::Receiver<Result<(), String>>) -> Result<(), String> {
     match tokio::time::timeout(STEP_TIMEOUT, first).await {
         Ok(Ok(Ok(()))) => Ok(()),
         Ok(Ok(Err(error))) => Err(format!("did not open the session: {error}")),
@@ -74,7 +74,7 @@ impl ResponseReader {
     /// Receives until the session ends, one answer after another.
     async fn run(mut self) {
         loop {
-            match self.receive_lines().await {
+            match self.receive_response().await {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
@@ -90,7 +90,7 @@ impl ResponseReader {
     }
 
     /// One answer; whether there is to be another.
-    async fn receive_lines(&mut self) -> Result<bool, String> {
+    async fn receive_response(&mut self) -> Result<bool, String> {
         let request = (self.dialect.request)(&self.session);
         let answer = request.send().await.map_err(|error| error.without_url().to_string())?;
         if !answer.status().is_success() {
@@ -101,17 +101,17 @@ impl ResponseReader {
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(|error| error.without_url().to_string())?;
             for line in lines.push(&chunk)? {
-                if !self.parse_line(&line).await? {
+                if !self.accept_line(&line).await? {
                     return Ok(false);
                 }
             }
         }
-        if self.dialect.again { Ok(true) } else { Err("the streaming answer ended".to_owned()) }
+        if self.dialect.polls_again { Ok(true) } else { Err("the streaming answer ended".to_owned()) }
     }
 
     /// One line; whether the session goes on.
-    async fn parse_line(&mut self, line: &str) -> Result<bool, String> {
-        let Some(text) = (self.dialect.unwrap)(line) else { return Ok(true) };
+    async fn accept_line(&mut self, line: &str) -> Result<bool, String> {
+        let Some(text) = (self.dialect.unwrap_line)(line) else { return Ok(true) };
         match FallbackFrame::parse(&text) {
             Some(FallbackFrame::Open) => match self.opened.take() {
                 Some(opened) => {
@@ -121,7 +121,7 @@ impl ResponseReader {
                 }
                 None => Err("the server lost the session: it opened it again".to_owned()),
             },
-            Some(FallbackFrame::Heartbeat) if !self.dialect.echoes => Ok(true),
+            Some(FallbackFrame::Heartbeat) if !self.dialect.echoes_heartbeats => Ok(true),
             Some(FallbackFrame::Heartbeat) => {
                 self.session.post_message("[]").await.map(|()| true).map_err(|error| match error {
                     SendError::UnknownSession => "the session is unknown".to_owned(),
@@ -137,13 +137,13 @@ impl ResponseReader {
                 Ok(true)
             }
             Some(FallbackFrame::Close(code, reason)) => Err(format!("{code} {reason}")),
-            None => Err(no_frame(&text)),
+            None => Err(describe_invalid_frame(&text)),
         }
     }
 }
 
 /// Describes text that is not a frame.
-pub(in crate::prober) fn no_frame(text: &str) -> String {
+pub(in crate::prober) fn describe_invalid_frame(text: &str) -> String {
     format!("sent `{}`, which is no frame", text.chars().take(80).collect::<String>())
 }
 
@@ -164,8 +164,8 @@ impl LineBuffer {
                 lines.push(text.to_owned());
             }
         }
-        if self.rest.len() > MAX_FRAME {
-            return Err(format!("sent a frame of more than {MAX_FRAME} bytes"));
+        if self.rest.len() > FRAME_BYTES_MAX {
+            return Err(format!("sent a frame of more than {FRAME_BYTES_MAX} bytes"));
         }
         Ok(lines)
     }
@@ -183,13 +183,13 @@ mod tests {
             let found: Vec<String> = text.chunks(size).flat_map(|chunk| lines.push(chunk).expect("lines")).collect();
             assert_eq!(found, ["o", "a[\"ü\"]", "h"], "chunks of {size}");
         }
-        assert!(LineBuffer::default().push(&vec![b'x'; MAX_FRAME + 1]).is_err());
+        assert!(LineBuffer::default().push(&vec![b'x'; FRAME_BYTES_MAX + 1]).is_err());
     }
 
     #[test]
     fn a_prelude_is_no_frame() {
         for (line, frame) in [("o", Some("o")), ("h", Some("h")), (&"h".repeat(2048), None)] {
-            assert_eq!(frame_or_prelude(line).as_deref(), frame, "{line}");
+            assert_eq!(skip_prelude(line).as_deref(), frame, "{line}");
         }
     }
 }

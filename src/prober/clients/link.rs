@@ -43,13 +43,13 @@ impl BrokenHop {
 
     /// Whether this proves a fault. That a server does not know a session is no proof where the session's pod may have
     /// gone: that of a second session, or the one to which a path led.
-    pub fn proves(&self, may_have_gone: bool) -> bool {
+    pub fn is_proof_of_fault(&self, may_have_gone: bool) -> bool {
         self.decisive && !(may_have_gone && self.reason == Reason::AffinityBroken)
     }
 }
 
 /// The sending half of a session.
-pub(in crate::prober) enum OutboundFrame {
+pub(in crate::prober) enum FrameSender {
     /// Into the socket's writer.
     Websocket(mpsc::Sender<String>),
     /// Each in a request of its own.
@@ -84,12 +84,12 @@ pub(in crate::prober) struct HttpSession {
 /// The client of every session. No idle connection is kept, so that every request is a fresh one, as a load balancer
 /// sees it; making a client takes longer than a session does.
 fn http_client() -> reqwest::Result<Http> {
-    static CLIENT: OnceLock<Http> = OnceLock::new();
-    if let Some(client) = CLIENT.get() {
+    static SHARED_CLIENT: OnceLock<Http> = OnceLock::new();
+    if let Some(client) = SHARED_CLIENT.get() {
         return Ok(client.clone());
     }
     let made = Http::builder().no_proxy().pool_max_idle_per_host(0).connect_timeout(STEP_TIMEOUT).build()?;
-    Ok(CLIENT.get_or_init(|| made).clone())
+    Ok(SHARED_CLIENT.get_or_init(|| made).clone())
 }
 
 impl HttpSession {

@@ -12,9 +12,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::fallback::session_part;
-use super::http_reader::{HttpDialect, POLL_TIMEOUT, frame_or_prelude, no_frame, receive_frames};
-use super::link::{BrokenHop, InboundFrame, OutboundFrame, STEP_TIMEOUT};
+use super::fallback::random_session_part;
+use super::http_reader::{HttpDialect, POLL_TIMEOUT, describe_invalid_frame, receive_frames, skip_prelude};
+use super::link::{BrokenHop, FrameSender, InboundFrame, STEP_TIMEOUT};
 use super::link::{HttpSession, SendError};
 use super::websocket::{self, SocketFraming};
 use crate::api::Reason;
@@ -23,7 +23,7 @@ use crate::prober::ProbeApp;
 use crate::protocol::Transport;
 use crate::protocol::fallback::FallbackFrame;
 
-type OpenedSession = (OutboundFrame, mpsc::Receiver<InboundFrame>, JoinHandle<()>);
+type OpenedSession = (FrameSender, mpsc::Receiver<InboundFrame>, JoinHandle<()>);
 
 fn rejected_hop(detail: String) -> BrokenHop {
     BrokenHop::ambiguous(Hop::Handshake, Reason::HandshakeRejected, detail)
@@ -37,7 +37,7 @@ fn introduction_message(app: &ProbeApp) -> String {
 
 /// `SRV/SESSION`, as clients choose them: three digits, and a name.
 fn session_path() -> String {
-    format!("{:03}/{}", rand::rng().random_range(0..1000), session_part())
+    format!("{:03}/{}", rand::rng().random_range(0..1000), random_session_part())
 }
 
 /// Opens a session over WebSocket.
@@ -64,11 +64,11 @@ pub(in crate::prober) async fn open_socket(
             Some(FallbackFrame::Heartbeat) => vec![],
             Some(FallbackFrame::Close(code, reason)) => vec![InboundFrame::Closed(format!("{code} {reason}"))],
             Some(FallbackFrame::Open) => vec![InboundFrame::Closed("the session was opened again".to_owned())],
-            None => vec![InboundFrame::Closed(no_frame(text))],
+            None => vec![InboundFrame::Closed(describe_invalid_frame(text))],
         },
     };
     let (outbound, inbound, task) = websocket::pump_frames(socket, framing);
-    if let OutboundFrame::Websocket(sender) = &outbound {
+    if let FrameSender::Websocket(sender) = &outbound {
         // A reader that has ended says why.
         let _ = sender.send(introduction_message(app)).await;
     }
@@ -106,7 +106,7 @@ pub(in crate::prober) async fn open(
             }
         });
     }
-    Ok((OutboundFrame::Http(session), inbound, task))
+    Ok((FrameSender::Http(session), inbound, task))
 }
 
 /// Fetches `/info` as a browser does from another origin.
@@ -133,13 +133,13 @@ async fn fetch_info(server: &HttpSession) -> Result<(), String> {
 fn http_dialect(transport: Transport) -> HttpDialect {
     let polling = HttpDialect {
         request: |session| session.build_request("xhr", false).timeout(POLL_TIMEOUT),
-        unwrap: frame_or_prelude,
-        again: true,
-        echoes: false,
+        unwrap_line: skip_prelude,
+        polls_again: true,
+        echoes_heartbeats: false,
     };
     match transport {
         Transport::SockjsEventsource => {
-            HttpDialect { request: |session| session.get("eventsource"), unwrap: data_of_event, ..polling }
+            HttpDialect { request: |session| session.get("eventsource"), unwrap_line: extract_event_frame, ..polling }
         }
         Transport::SockjsXhrStreaming => {
             HttpDialect { request: |session| session.build_request("xhr_streaming", false), ..polling }
@@ -149,7 +149,7 @@ fn http_dialect(transport: Transport) -> HttpDialect {
 }
 
 /// The frame in a line of events; `None` for what stands between them.
-fn data_of_event(line: &str) -> Option<String> {
+fn extract_event_frame(line: &str) -> Option<String> {
     let data = line.trim_end_matches('\r').strip_prefix("data: ")?;
     Some(data.replace("%25", "%"))
 }
@@ -166,7 +166,7 @@ mod tests {
             ("data: a[\"100 %25\"]\r", Some("a[\"100 %\"]")),
             (": a comment", None),
         ] {
-            assert_eq!(data_of_event(line).as_deref(), frame, "{line}");
+            assert_eq!(extract_event_frame(line).as_deref(), frame, "{line}");
         }
     }
 

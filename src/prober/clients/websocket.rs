@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::link::{BrokenHop, FRAME_QUEUE_LEN, InboundFrame, OutboundFrame, STEP_TIMEOUT};
+use super::link::{BrokenHop, FRAME_QUEUE_LEN, FrameSender, InboundFrame, STEP_TIMEOUT};
 use crate::api::Reason;
 use crate::gate::Hop;
 use crate::prober::ProbeApp;
@@ -20,7 +20,7 @@ pub(in crate::prober) async fn open(
     address: SocketAddr,
     app: &ProbeApp,
     passed: &mut impl FnMut(Hop),
-) -> Result<(OutboundFrame, mpsc::Receiver<InboundFrame>, JoinHandle<()>), BrokenHop> {
+) -> Result<(FrameSender, mpsc::Receiver<InboundFrame>, JoinHandle<()>), BrokenHop> {
     let path = format!("app/{}?protocol=7&client=probe&version={}", app.key, env!("CARGO_PKG_VERSION"));
     let socket = upgrade_request(pod, address, &path, passed).await?;
     passed(Hop::Handshake);
@@ -62,7 +62,7 @@ pub(in crate::prober) async fn upgrade_request(
 pub(in crate::prober) fn pump_frames(
     socket: ClientSocket,
     framing: SocketFraming,
-) -> (OutboundFrame, mpsc::Receiver<InboundFrame>, JoinHandle<()>) {
+) -> (FrameSender, mpsc::Receiver<InboundFrame>, JoinHandle<()>) {
     let (mut writer, mut reader) = socket.split();
     let (outbound, mut leaving) = mpsc::channel::<String>(FRAME_QUEUE_LEN);
     let (arrived, inbound) = mpsc::channel(FRAME_QUEUE_LEN);
@@ -98,7 +98,7 @@ pub(in crate::prober) fn pump_frames(
             }
         }
     });
-    (OutboundFrame::Websocket(outbound), inbound, task)
+    (FrameSender::Websocket(outbound), inbound, task)
 }
 
 /// Opens a TCP connection: the first hop of every transport.
