@@ -121,13 +121,7 @@ impl RunningRehearsal {
 
     async fn start_parts(options: RehearsalOptions) -> Result<Self, RehearsalError> {
         crate::process::install_tls();
-        let page_listener = match options.page_port {
-            Some(port) => {
-                let bound = TcpListener::bind(("127.0.0.1", port)).await;
-                Some(bound.map_err(|error| RehearsalError::Port { port, error })?)
-            }
-            None => None,
-        };
+        let page_listener = bind_page(options.page_port).await?;
         let (secrets, stand_ins) = stand_in_secrets(&options);
         let cluster = validate(&options, &secrets)?;
         let mut desired = desired::render_objects(&cluster)?;
@@ -383,6 +377,13 @@ impl PodLauncher<'_> {
         }
         settings
     }
+}
+
+/// Binds the page's port; `None` without a page.
+async fn bind_page(port: Option<u16>) -> Result<Option<TcpListener>, RehearsalError> {
+    let Some(port) = port else { return Ok(None) };
+    let bound = TcpListener::bind(("127.0.0.1", port)).await;
+    bound.map(Some).map_err(|error| RehearsalError::Port { port, error })
 }
 
 async fn bind_loopback() -> std::io::Result<TcpListener> {
