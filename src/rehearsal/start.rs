@@ -192,8 +192,7 @@ impl RunningRehearsal {
             }
             None => None,
         };
-        let transports: Vec<Transport> =
-            Transport::ALL.into_iter().filter(|transport| cluster.serves_transport(*transport)).collect();
+        let transports = served_transports(&cluster);
         let prober = refusals.is_empty().then(|| {
             let mut plan = build_plan(&cluster, dispatcher_pods, stream);
             plan.transports = transports.iter().copied().collect();
@@ -377,6 +376,11 @@ impl PodLauncher<'_> {
         }
         settings
     }
+}
+
+/// Returns the transports that the manifest asks for.
+fn served_transports(cluster: &ValidCluster) -> Vec<Transport> {
+    Transport::ALL.into_iter().filter(|transport| cluster.serves_transport(*transport)).collect()
 }
 
 /// Binds the page's port; `None` without a page.
