@@ -92,7 +92,7 @@ async function runFile(name, text, { pattern, seconds = 20, signalAfter } = {}) 
   const args = ["--import", WATCHDOG, "--test", ...(pattern ? [`--test-name-pattern=${pattern}`] : [])];
   const reporters = ["spec", REPORTER].flatMap((reporter) => ["--test-reporter", reporter, "--test-reporter-destination", "stdout"]);
   const { NODE_TEST_CONTEXT: _, ...env } = process.env;
-  Object.assign(env, { TEST_FILES: file, TEST_NAME_ONLY: pattern ? "1" : "0", TEST_SECONDS: String(seconds), TEST_OPEN_GRACE_SECONDS: "3", RUNNING_TESTS: notes });
+  Object.assign(env, { TEST_FILES: file, TEST_NAME_ONLY: pattern ? "1" : "0", TEST_SECONDS: String(seconds), RUNNING_TESTS: notes });
   const child = spawn(process.execPath, [...args, ...reporters, file], { env, stdio: ["ignore", "pipe", "pipe"], detached: true });
   let output = "";
   for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk) => (output += chunk));

@@ -2,20 +2,16 @@
 // something keeps it alive after its last hook, and notes which tests run, for ./test to print when the tier itself runs
 // out of time.
 //   TEST_SECONDS   longest that a test, a set-up or a tear-down may take
-//   TEST_OPEN_GRACE_SECONDS  longest that anything may stay open after the tests
 //   RUNNING_TESTS  the folder in which each process notes its tests
+import { AsyncResource } from "node:async_hooks";
 import { rmSync, writeFileSync } from "node:fs";
 import { relative } from "node:path";
 import { after, afterEach, beforeEach } from "node:test";
 
 const LIMIT_SECONDS = Number(process.env.TEST_SECONDS ?? 300);
 
-/**
- * Longest that anything may stay open after the tests, and that the results may take to the runner then. Node gives no
- * sign of the last hook's end, so the longest tear-down, two minutes for a namespace, must fit.
- */
-const OPEN_GRACE_MS = Number(process.env.TEST_OPEN_GRACE_SECONDS ?? 150) * 1000;
-const REPORT_GRACE_MS = 1_000;
+/** Longest that anything may stay open after the last hook, and that the results may take to the runner then. */
+const [OPEN_GRACE_MS, REPORT_GRACE_MS] = [3_000, 1_000];
 
 /** Time between two looks at whether the runner is still there. */
 const PARENT_INTERVAL_MS = 1_000;
@@ -39,7 +35,12 @@ function note() {
     process.exit(1);
   }, LIMIT_SECONDS * 1000);
   alarm.unref();
-  if (process.env.RUNNING_TESTS) writeFileSync(`${process.env.RUNNING_TESTS}/${process.pid}`, `${current().join("\n")}\n`);
+  if (!process.env.RUNNING_TESTS) return;
+  try {
+    writeFileSync(`${process.env.RUNNING_TESTS}/${process.pid}`, `${current().join("\n")}\n`);
+  } catch {
+    // No test fails because a note could not be written.
+  }
 }
 
 /** As Node does by itself when nothing is open any more; a set-up that failed leaves servers and clients open. */
@@ -63,7 +64,10 @@ if (process.env.NODE_TEST_CONTEXT) {
     running.delete(context);
     note();
   });
-  after(() => void setTimeout(endFile, OPEN_GRACE_MS).unref());
+  // Node runs hooks one after the other in the order of their registration. This one is the first, and adds one that is the
+  // last, after every tear-down of the file; bound, because it would be a hook of the hook otherwise. A Node that did not run
+  // it would leave the file to the limit of a tear-down above.
+  after(AsyncResource.bind(() => after(() => void setTimeout(endFile, OPEN_GRACE_MS).unref())));
   process.on("exit", (code) => {
     // A file that was ended by a signal had tests running: their names stay.
     if (process.env.RUNNING_TESTS && code < 128) rmSync(`${process.env.RUNNING_TESTS}/${process.pid}`, { force: true });
