@@ -3,13 +3,18 @@
 //! `UPDATE_GOLDEN=1 cargo test --test it golden` writes the files of `tests/golden/`. A difference in one of them is a
 //! change that users, other releases or running processes see, and belongs into the changelog.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use realtime_operator::bus::{BroadcastFrame, Bus, BusTiming, ChannelKey, LastEvent, RedisBus};
+use realtime_operator::api::conditions::condition;
+use realtime_operator::api::{API_GROUP, Reason};
+use realtime_operator::bus::{BroadcastFrame, Bus, BusTiming, ChannelKey, LastEvent, RedisBus, RelayPeer};
+use realtime_operator::config::{ServerKind, VARIABLE_TABLE};
+use realtime_operator::gate::Hop;
+use realtime_operator::kubernetes::apply::FIELD_MANAGER;
 use realtime_operator::protocol::admin::{DispatcherFlow, EffectiveReport, FlowReport, RecorderFlow, ShardFlow};
 use realtime_operator::protocol::frame::{self, PresenceMember};
 use realtime_operator::protocol::record::{
@@ -20,12 +25,16 @@ use realtime_operator::protocol::registry::{
 };
 use realtime_operator::protocol::relay::{self, RelayHeader};
 use realtime_operator::protocol::webhook::{self, WebhookBody, WebhookEvent};
-use realtime_operator::protocol::{ChannelName, Secret, SocketId, sockjs};
+use realtime_operator::protocol::{ChannelName, Secret, SocketId, Transport, fallback, sockjs};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::redis::Redis;
+use crate::source_tree::{SourceFile, parse_sources, read_sources};
+
+/// Longest that a test waits for a server.
+const SERVER_WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Compares `actual` with the committed file; the error names the first line that differs.
 fn compare(expected: &str, actual: &str) -> Result<(), String> {
@@ -46,14 +55,19 @@ fn compare(expected: &str, actual: &str) -> Result<(), String> {
     Err("the last line's end differs".to_owned())
 }
 
+/// The committed text of a golden file; empty for one that is yet to be written.
+fn read_golden(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
 fn golden(file: &str, actual: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("the folder is writable");
         std::fs::write(&path, actual).expect("the file is writable");
     }
-    let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    let compared = compare(&expected, actual);
+    let compared = compare(&read_golden(file), actual);
     assert_eq!(compared, Ok(()), "tests/golden/{file} differs; UPDATE_GOLDEN=1 writes it, if the change is meant");
 }
 
@@ -61,9 +75,7 @@ fn golden(file: &str, actual: &str) {
 fn golden_json<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(file: &str, values: &[T]) {
     let lines: Vec<String> = values.iter().map(|value| serde_json::to_string(value).expect("json")).collect();
     golden(file, &format!("{}\n", lines.join("\n")));
-    let committed = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file));
-    let read: Vec<T> = committed
-        .expect("the file was just compared")
+    let read: Vec<T> = read_golden(file)
         .lines()
         .map(|line| serde_json::from_str(line).expect("a committed line is readable"))
         .collect();
@@ -294,6 +306,145 @@ fn pusher_and_sockjs_frames() {
     golden("frames.txt", &format!("{}\n", lines.join("\n")));
 }
 
+/// Bytes as a Rust literal, so that line ends and blanks at the end of a line are seen.
+fn quote_lines<'a>(texts: impl IntoIterator<Item = (&'a str, String)>) -> String {
+    texts.into_iter().fold(String::new(), |text, (name, bytes)| format!("{text}{name} {bytes:?}\n"))
+}
+
+#[test]
+fn fallback_frames_and_wrappings() {
+    use sockjs::FrameWrapping;
+    let frame = sockjs::encode_messages(["a%</script>"]);
+    let wrapped = |wrapping: FrameWrapping| wrapping.wrap(&frame);
+    golden(
+        "fallbacks.txt",
+        &quote_lines([
+            ("pusher open", fallback::encode_open(None)),
+            ("pusher open with a host", fallback::encode_open(Some("eu-1.example.com"))),
+            ("pusher heartbeat", fallback::HEARTBEAT_FRAME.to_owned()),
+            ("pusher empty", fallback::EMPTY_FRAME.to_owned()),
+            ("pusher messages", fallback::encode_messages(["a", "\"b\""])),
+            ("pusher close", fallback::encode_close(4200, "reconnect")),
+            ("sockjs open", sockjs::OPEN_FRAME.to_owned()),
+            ("sockjs heartbeat", sockjs::HEARTBEAT_FRAME.to_owned()),
+            ("sockjs line", wrapped(FrameWrapping::Line)),
+            ("sockjs event", wrapped(FrameWrapping::Event)),
+            ("sockjs script", wrapped(FrameWrapping::Script)),
+            ("sockjs call", wrapped(FrameWrapping::Call("back".into()))),
+            ("sockjs line prelude", sockjs::line_prelude()),
+            ("sockjs event prelude", sockjs::EVENT_PRELUDE.to_owned()),
+            ("sockjs htmlfile", sockjs::htmlfile_head("back")),
+            ("sockjs iframe", sockjs::iframe_page("https://example.com/sockjs.js")),
+            ("sockjs payload expected", sockjs::PAYLOAD_EXPECTED.to_owned()),
+            ("sockjs broken JSON", sockjs::BROKEN_JSON.to_owned()),
+        ]),
+    );
+}
+
+#[test]
+fn close_codes() {
+    use frame::code;
+    let codes = [
+        ("unknown app", code::APP_UNKNOWN),
+        ("disabled app", code::APP_DISABLED),
+        ("over quota", code::OVER_QUOTA),
+        ("unknown path", code::PATH_UNKNOWN),
+        ("invalid version", code::VERSION_INVALID),
+        ("unsupported protocol", code::PROTOCOL_UNSUPPORTED),
+        ("missing protocol", code::PROTOCOL_MISSING),
+        ("unauthorized", code::UNAUTHORIZED),
+        ("over capacity", code::OVER_CAPACITY),
+        ("reconnect", code::RECONNECT),
+        ("missing pong", code::PONG_MISSING),
+        ("inactive", code::INACTIVE),
+        ("refused client event", code::CLIENT_EVENT_REFUSED),
+        ("cut watchlist", code::WATCHLIST_CUT),
+    ];
+    golden("close-codes.txt", &codes.map(|(name, code)| format!("{code} {name}\n")).concat());
+}
+
+/// String literals of a source outside its tests that begin with `prefix`.
+fn literals<'a>(text: &'a str, prefix: &str) -> Vec<&'a str> {
+    let begin = format!("\"{prefix}");
+    let found = text.match_indices(&begin).map(|(at, _)| &text[at + 1..]);
+    found.map(|rest| rest.split('"').next().unwrap_or_default()).collect()
+}
+
+/// Reasons and actions of Events: the literals of the calls that publish one.
+fn event_words(text: &str) -> Vec<&str> {
+    let calls = text.split(".publish_event(").skip(1).map(|call| call.split(".await").next().unwrap_or_default());
+    let words = calls.flat_map(|call| literals(call, ""));
+    words.filter(|word| word.starts_with(char::is_uppercase) && word.chars().all(char::is_alphanumeric)).collect()
+}
+
+/// Families of metrics as they are registered, also those that a page shows only once they have a series.
+fn metric_families(text: &str) -> Vec<&str> {
+    let calls = text.split(".register").skip(1).filter_map(|call| {
+        let arguments = call.strip_prefix("_with_unit").unwrap_or(call).strip_prefix('(')?;
+        arguments.trim_start().strip_prefix('"')?.split('"').next()
+    });
+    calls.chain(literals(text, "realtime_")).collect()
+}
+
+/// Labels of metrics with their fixed values: they are the names of fields and variants.
+fn metric_labels(file: &SourceFile) -> Vec<String> {
+    let derives = |attributes: &[syn::Attribute], name: &str| {
+        attributes.iter().any(|attribute| {
+            attribute.meta.require_list().is_ok_and(|list| list.tokens.to_string().split([',', ' ']).any(|w| w == name))
+        })
+    };
+    let mut labels = Vec::new();
+    for item in &file.items {
+        match item {
+            syn::Item::Struct(item) if derives(&item.attrs, "EncodeLabelSet") => {
+                labels.extend(item.fields.iter().filter_map(|field| Some(format!("label {}", field.ident.as_ref()?))));
+            }
+            syn::Item::Enum(item) if derives(&item.attrs, "EncodeLabelValue") => {
+                labels.extend(item.variants.iter().map(|variant| format!("value {}", variant.ident)));
+            }
+            _ => {}
+        }
+    }
+    labels
+}
+
+/// Words that other programs match on. Those of private constants are found in the source, whatever their constants
+/// are called.
+#[test]
+fn names_in_kubernetes_and_metrics() {
+    let files = parse_sources(&read_sources());
+    let texts: Vec<String> = files.iter().map(|file| file.lines.join("\n")).collect();
+    let mut text = format!("group {API_GROUP}\nfield manager {FIELD_MANAGER}\n");
+    let mut list = |title: &str, words: BTreeSet<String>| {
+        assert!(!words.is_empty(), "{title}: none was found");
+        writeln!(text, "== {title}\n{}", words.into_iter().collect::<Vec<_>>().join("\n")).expect("written");
+    };
+    let keys = ["realtime-operator.dev/", "app.kubernetes.io/", "endpointslice.kubernetes.io/", "kubernetes.io/"];
+    let in_source = |prefix| texts.iter().flat_map(move |text| literals(text, prefix)).map(str::to_owned);
+    list("labels, annotations, finalizers and gates", keys.into_iter().flat_map(in_source).collect());
+    list("words of Events", texts.iter().flat_map(|text| event_words(text)).map(str::to_owned).collect());
+    list("families of metrics", texts.iter().flat_map(|text| metric_families(text)).map(str::to_owned).collect());
+    list("labels of metrics and their values", files.iter().flat_map(metric_labels).collect());
+    list("reasons", Reason::ALL.iter().map(|reason| reason.name().to_owned()).collect());
+    let conditions = [
+        condition::READY,
+        condition::RECONCILING,
+        condition::STALLED,
+        condition::STREAM_READY,
+        condition::WORKLOADS_AVAILABLE,
+        condition::APPS_SYNCED,
+        condition::WEBHOOKS_DELIVERED,
+        condition::WEBHOOKS_ENABLED,
+        condition::ACCEPTED,
+    ];
+    list("conditions", conditions.map(str::to_owned).into());
+    list("hops", Hop::ALL.map(|hop| hop.name().to_owned()).into());
+    list("transports", Transport::ALL.map(|transport| transport.name().to_owned()).into());
+    list("servers", ServerKind::ALL.map(|server| server.name().to_owned()).into());
+    list("variables", VARIABLE_TABLE.iter().map(|variable| variable.name.to_owned()).collect());
+    golden("names.txt", &text);
+}
+
 /// What differs from run to run: times of the store, and what is made of them.
 fn normalise(text: &str) -> String {
     let mut out = String::new();
@@ -366,7 +517,7 @@ async fn redis_keys_and_frames() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), ready).await.expect("the bus answers");
+    tokio::time::timeout(SERVER_WAIT_TIMEOUT, ready).await.expect("the bus answers");
     let (socket, member) = (
         SocketId::from("1.1"),
         PresenceMember { user_id: "user-1".into(), user_info: serde_json::json!({ "name": "\"é\"" }) },
@@ -379,6 +530,8 @@ async fn redis_keys_and_frames() {
         .await
         .expect("kept");
     bus.claim_session("session-1", "p1").await.expect("owned");
+    let peer = RelayPeer { process: "p1".into(), address: "10.0.0.1".parse().expect("an address") };
+    bus.send_heartbeat(&peer).await.expect("registered");
     bus.report_lost_send("session-1", "p1").await.expect("lost");
     let message = |frame: &'static str, except: Option<SocketId>, ends: bool| BroadcastFrame {
         subject: key("room"),
@@ -386,9 +539,14 @@ async fn redis_keys_and_frames() {
         except,
         ends,
     };
-    bus.publish_frame(message(r#"{"event":"one"}"#, None, false)).await.expect("published");
-    bus.publish_frame(message(r#"{"event":"two"}"#, Some(socket.clone()), false)).await.expect("published");
-    bus.publish_frame(message(r#"{"event":"three"}"#, None, true)).await.expect("published");
+    let messages = [
+        message(r#"{"event":"one"}"#, None, false),
+        message(r#"{"event":"two"}"#, Some(socket.clone()), false),
+        message(r#"{"event":"three"}"#, None, true),
+    ];
+    for message in messages.clone() {
+        bus.publish_frame(message).await.expect("published");
+    }
     // Published on the same connection as the frames before it, so that whoever hears it has heard them.
     let heard = tokio::task::spawn_blocking(move || {
         use std::io::BufRead;
@@ -406,32 +564,322 @@ async fn redis_keys_and_frames() {
         let _ = listener.wait();
         lines.join("\n")
     });
-    let heard = tokio::time::timeout(Duration::from_secs(20), heard).await.expect("frames in time").expect("frames");
+    let heard = tokio::time::timeout(SERVER_WAIT_TIMEOUT, heard).await.expect("frames in time").expect("frames");
     golden("redis.txt", &format!("{}\n== frames\n{}\n", dump(&redis), normalise(&heard)));
+
+    let reader = RedisBus::start(&redis.url(), "uid-1", "p2", timing, CancellationToken::new()).expect("a bus");
+    let mut incoming = reader.take_incoming_frames().expect("taken once");
+    let subscribed = async {
+        // Redis answers with the number of those who heard the bytes, which are no frame.
+        while !redis.command(&["publish", "rt:uid-1:frames", "rubbish"]).starts_with('2') {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(SERVER_WAIT_TIMEOUT, subscribed).await.expect("both buses are subscribed");
+    let committed = read_golden("redis.txt");
+    // `redis-cli --no-raw` quotes what is in these frames as JSON does.
+    let payloads = committed.lines().filter_map(|line| line.strip_prefix("3) ")).filter(|line| line.contains("from"));
+    let payloads: Vec<String> = payloads.map(|line| serde_json::from_str(line).expect("a quoted text")).collect();
+    assert_eq!(payloads.len(), messages.len(), "{committed}");
+    for (payload, message) in payloads.iter().zip(messages) {
+        redis.command(&["publish", "rt:uid-1:frames", payload]);
+        let read = tokio::time::timeout(SERVER_WAIT_TIMEOUT, incoming.recv()).await.expect("in time").expect("a frame");
+        let fields = |frame: BroadcastFrame| (frame.subject, frame.frame, frame.except, frame.ends);
+        assert_eq!(fields(read), fields(message), "a committed frame is read back");
+    }
 }
 
-fn command(arguments: &[&str]) -> String {
+/// Runs the program without this machine's settings: its exit code, and what it prints.
+fn run_program(arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_realtime"))
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env_clear()
+        .env("KUBECONFIG", "/nowhere")
         .output()
         .expect("the program runs");
-    format!("exit {:?}\n{}", output.status.code(), String::from_utf8_lossy(&output.stdout))
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Names, labels, annotations, variables, ports and volumes of everything that a cluster becomes.
 #[test]
 fn rendered_objects() {
-    golden("render-eu.yaml", &command(&["render", "examples/eu.yaml"]));
+    let (code, objects) = run_program(&["render", "examples/eu.yaml"]);
+    golden("render-eu.yaml", &format!("exit {code:?}\n{objects}"));
 }
 
-#[test]
-fn names_of_commands() {
-    let help = command(&["--help"]);
+/// The names below `Commands:` of a help.
+fn subcommands(help: &str) -> Vec<String> {
     let listed = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
     // A name is indented by two; the lines of its explanation by more.
     let entries = listed.take_while(|line| line.starts_with("  ")).filter(|line| !line.starts_with("   "));
-    let names: Vec<&str> = entries.filter_map(|line| line.split_whitespace().next()).collect();
-    golden("commands.txt", &format!("{}\n", names.join("\n")));
+    entries.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+#[cfg(all(feature = "rehearsal", feature = "bench"))]
+#[test]
+fn names_of_commands() {
+    let (_, help) = run_program(&["--help"]);
+    golden("commands.txt", &format!("{}\n", subcommands(&help).join("\n")));
+}
+
+#[cfg(all(feature = "rehearsal", feature = "bench"))]
+#[test]
+fn options_of_commands() {
+    let mut text = String::new();
+    let mut commands = vec![Vec::new()];
+    while let Some(command) = commands.pop() {
+        let arguments: Vec<&str> = command.iter().map(String::as_str).chain(["--help"]).collect();
+        let (_, help) = run_program(&arguments);
+        let below = subcommands(&help).into_iter().filter(|name| name != "help");
+        commands.extend(below.map(|name| [command.clone(), vec![name]].concat()));
+        writeln!(text, "== {}", [vec!["realtime".to_owned()], command].concat().join(" ")).expect("written");
+        // The end of the name of an option or argument is where its explanation is set off, or the line.
+        for option in help.lines().map(str::trim_start).filter(|line| line.starts_with(['-', '<'])) {
+            writeln!(text, "{}", option.split("  ").next().unwrap_or_default()).expect("written");
+        }
+    }
+    assert!(text.contains("--once") && text.contains("== realtime bench edge"), "{text}");
+    golden("options.txt", &text);
+}
+
+#[test]
+fn exit_codes() {
+    let mut text = String::new();
+    for arguments in [
+        &["render", "examples/eu.yaml"][..],
+        &["render", "nowhere.yaml"],
+        &["crd"],
+        &["crd", "--directory", "/nowhere"],
+        &["variables"],
+        &["limits"],
+        &["reasons"],
+        &["status"],
+        &["operator"],
+        &["operator", "--pod", "operator", "--address", "127.0.0.1"],
+        &["edge"],
+        &["dispatcher"],
+        &["nonsense"],
+    ] {
+        writeln!(text, "{:?} {}", run_program(arguments).0, arguments.join(" ")).expect("written");
+    }
+    golden("exit-codes.txt", &text);
+}
+
+/// The verdict of a rehearsal, without its times and without its text for people.
+#[cfg(feature = "rehearsal")]
+#[test]
+fn verdicts_as_json() {
+    let mut text = String::new();
+    for more in [&[][..], &["--edit", "sockjs:REALTIME_WEBHOOKS="]] {
+        let (code, line) = run_program(&[&["rehearse", "examples/eu.yaml", "--once", "-o", "json"], more].concat());
+        let mut verdict: serde_json::Value = serde_json::from_str(&line).expect("json");
+        assert!(verdict["message"].is_string() && verdict["elapsedMs"].is_u64(), "{line}");
+        verdict["message"] = "<text>".into();
+        verdict["elapsedMs"] = 0.into();
+        for transport in verdict["transports"].as_array_mut().expect("a list") {
+            for (_, latency) in transport["latencyMs"].as_object_mut().expect("latencies") {
+                assert!(latency.is_u64(), "{line}");
+                *latency = 0.into();
+            }
+        }
+        writeln!(text, "exit {code:?} {verdict}").expect("written");
+    }
+    golden("verdicts.txt", &text);
+}
+
+#[cfg(feature = "rehearsal")]
+mod with_kinesis {
+    //! Formats of processes that read a stream; its double runs in this process.
+
+    use std::sync::{Arc, Mutex};
+
+    use axum::extract::{Path as UrlPath, State};
+    use axum::http::StatusCode;
+    use axum::routing::get;
+    use axum::{Json, Router};
+    use ferrokinesis::store::StoreOptions;
+    use realtime_operator::config::ServerConfig;
+    use realtime_operator::dispatcher::{
+        self, Checkpoint, CheckpointPosition, DispatcherDependencies, EgressOverrides, KubernetesLeases, MemberStatus,
+        MemoryLeases, ShardLeases,
+    };
+    use realtime_operator::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
+    use realtime_operator::kubernetes::client::KubernetesClients;
+    use realtime_operator::protocol::ShardId;
+    use serde_json::{Value, json};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// The form of a time of a Lease. The API server wants six digits behind the point.
+    const STABLE_TIME: &str = "2026-01-01T00:00:00.000000Z";
+
+    async fn serve(router: Router) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        format!("http://{address}")
+    }
+
+    async fn stream() -> KinesisClient {
+        realtime_operator::process::install_tls();
+        let (router, _) = ferrokinesis::create_app(StoreOptions { create_stream_ms: 0, ..StoreOptions::default() });
+        let credentials = AwsCredentials::Static { access_key_id: "a".into(), secret_access_key: "b".into() };
+        let (region, endpoint) = ("us-east-1".into(), Some(serve(router).await));
+        let settings = StreamSettings { stream: "events".into(), region, endpoint, credentials };
+        let kinesis = KinesisClient::connect(&settings).await;
+        kinesis.create_stream(Some(1), &BTreeMap::new()).await.expect("created");
+        let active = async {
+            while !kinesis.describe_stream().await.is_ok_and(|summary| summary.status == "ACTIVE") {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(SERVER_WAIT_TIMEOUT, active).await.expect("the stream is active");
+        kinesis
+    }
+
+    /// The Leases of a namespace, by name.
+    type Leases = Arc<Mutex<BTreeMap<String, Value>>>;
+
+    async fn list_leases(State(leases): State<Leases>) -> Json<Value> {
+        let items: Vec<Value> = leases.lock().expect("not poisoned").values().cloned().collect();
+        Json(json!({
+            "apiVersion": "coordination.k8s.io/v1", "kind": "LeaseList", "metadata": {}, "items": items,
+        }))
+    }
+
+    fn name_of(lease: &Value) -> String {
+        lease["metadata"]["name"].as_str().expect("a name").to_owned()
+    }
+
+    async fn write_lease(State(leases): State<Leases>, Json(mut lease): Json<Value>) -> Json<Value> {
+        lease["metadata"]["resourceVersion"] = "1".into();
+        leases.lock().expect("not poisoned").insert(name_of(&lease), lease.clone());
+        Json(lease)
+    }
+
+    async fn read_lease(State(leases): State<Leases>, UrlPath(name): UrlPath<String>) -> (StatusCode, Json<Value>) {
+        let found = leases.lock().expect("not poisoned").get(&name).cloned();
+        let gone = || json!({ "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404 });
+        let status = if found.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
+        (status, Json(found.unwrap_or_else(gone)))
+    }
+
+    /// An API server that has these Leases, and a dispatcher's view of it.
+    async fn lease_store(leases: &Leases, kinesis: &KinesisClient) -> KubernetesLeases {
+        let folder = "/apis/coordination.k8s.io/v1/namespaces/channels/leases";
+        let router = Router::new()
+            .route(folder, get(list_leases).post(write_lease))
+            .route(&format!("{folder}/{{name}}"), get(read_lease).put(write_lease))
+            .with_state(leases.clone());
+        let url = serve(router).await.parse().expect("a url");
+        let client = kube::Client::try_from(kube::Config::new(url)).expect("a client");
+        let clients = KubernetesClients { watch: client.clone(), call: client };
+        KubernetesLeases::new(clients, "channels", kinesis.clone())
+    }
+
+    #[tokio::test]
+    async fn leases_and_checkpoints_of_a_dispatcher() {
+        let checkpoint = |position| Checkpoint { stream_created_ms: 1_700_000_000_000, position, beyond: None };
+        let through = checkpoint(CheckpointPosition::Through("49".into()));
+        // The type of the part beyond has no name outside its room.
+        let beyond = json!({
+            "streamCreatedMs": 1_700_000_000_000_u64,
+            "position": { "through": "49" },
+            "beyond": { "through": "53", "open": ["50", "52"] },
+        });
+        let beyond: Checkpoint = serde_json::from_value(beyond).expect("a checkpoint");
+        let end = checkpoint(CheckpointPosition::ShardEnd);
+        golden_json("checkpoints.jsonl", &[through, beyond.clone(), end.clone()]);
+
+        let kinesis = stream().await;
+        let leases = Leases::default();
+        let store = lease_store(&leases, &kinesis).await;
+        let status = |backing_off| MemberStatus { proven: true, backing_off };
+        let (open, closed) = (ShardId::from("shardId-000000000000"), ShardId::from("shard_A.b"));
+        store.send_heartbeat("01JMEMBER", status(false)).await.expect("registered");
+        for (shard, checkpoint) in [(&open, beyond.clone()), (&closed, end.clone())] {
+            let lease = store.acquire_shard(shard, "01JMEMBER").await.expect("acquired");
+            store.renew(shard, lease.generation, Some(checkpoint)).await.expect("renewed");
+        }
+        let released = store.acquire_shard(&closed, "01JMEMBER").await.expect("acquired");
+        store.release_shard(&closed, released.generation, None).await.expect("released");
+
+        let mut text = String::new();
+        for lease in leases.lock().expect("not poisoned").values_mut() {
+            let time = lease["spec"]["renewTime"].as_str().expect("a time");
+            assert_eq!(time.len(), STABLE_TIME.len(), "{time}");
+            lease["spec"]["renewTime"] = STABLE_TIME.into();
+            writeln!(text, "{lease}").expect("written");
+        }
+        golden("leases.jsonl", &text);
+
+        let committed = read_golden("leases.jsonl");
+        let committed = committed.lines().map(|line| serde_json::from_str::<Value>(line).expect("a Lease"));
+        let committed: BTreeMap<String, Value> = committed.map(|lease| (name_of(&lease), lease)).collect();
+        let reader = lease_store(&Arc::new(Mutex::new(committed)), &kinesis).await;
+        let seen = reader.send_heartbeat("01JREADER", status(true)).await.expect("registered");
+        assert_eq!(seen.members["01JMEMBER"], status(false));
+        let lease = |shard: &ShardId| {
+            let lease = seen.leases[shard].clone();
+            (lease.holder, lease.generation, lease.checkpoint)
+        };
+        assert_eq!(lease(&open), (Some("01JMEMBER".into()), 1, Some(beyond)));
+        assert_eq!(lease(&closed), (None, 2, Some(end)));
+    }
+
+    /// What Prometheus reads, without the values of the series.
+    fn metric_names(page: &str) -> String {
+        let name = |line: &str| if line.starts_with('#') { line.to_owned() } else { without_value(line) };
+        page.lines().fold(String::new(), |text, line| format!("{text}{}\n", name(line)))
+    }
+
+    fn without_value(line: &str) -> String {
+        format!("{} <value>", line.rsplit_once(' ').expect("a series and its value").0)
+    }
+
+    /// A file of its own: names of metrics may follow a convention later.
+    #[tokio::test]
+    async fn metrics_of_an_edge() {
+        let edge = crate::edge::alone("websocket").await;
+        let mut socket = crate::edge::dial(edge.running.public, "/app/key1?protocol=7").await;
+        crate::edge::received(&mut socket).await;
+        let page = edge.admin("/metrics").await.text().await.expect("a text");
+        golden("metrics-edge.txt", &metric_names(&page));
+    }
+
+    #[tokio::test]
+    async fn metrics_of_a_dispatcher() {
+        let apps = tempfile::tempdir().expect("a directory");
+        for (name, text) in AppRegistry::new([app("17")]).to_files().expect("files") {
+            std::fs::write(apps.path().join(name), text).expect("written");
+        }
+        let variables = [
+            ("REALTIME_CLUSTER", "channels/eu"),
+            ("REALTIME_CLUSTER_UID", "uid-1"),
+            ("REALTIME_SERVER", "dispatcher"),
+            ("REALTIME_POD", "pod"),
+            ("REALTIME_ADMIN_TOKEN", "token"),
+            ("REALTIME_APPS_PATH", "/etc/realtime/apps"),
+            ("REALTIME_STREAM_NAME", "events"),
+            ("REALTIME_AWS_IDENTITY", "PodIdentity"),
+            ("AWS_REGION", "us-east-1"),
+        ];
+        let pairs = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let dependencies = DispatcherDependencies {
+            admin: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
+            apps_dir: apps.path().to_owned(),
+            kinesis: stream().await,
+            leases: Arc::new(MemoryLeases::default()),
+            egress: EgressOverrides::default(),
+            shutdown: CancellationToken::new(),
+        };
+        let config = ServerConfig::parse(pairs).expect("values");
+        let running = dispatcher::start(config, dependencies).await.expect("started");
+        let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let request = http.get(format!("http://{}/metrics", running.admin)).bearer_auth("token");
+        let page = request.send().await.expect("an answer").text().await.expect("a text");
+        golden("metrics-dispatcher.txt", &metric_names(&page));
+    }
 }
