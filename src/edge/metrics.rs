@@ -15,19 +15,19 @@ struct TransportLabel {
     transport: &'static str,
 }
 
-/// One reason out of a fixed list.
+/// The label of a reason from a fixed list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
 }
 
-/// How a reading ended.
+/// The label of a registry read's result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
 }
 
-/// Every counter and gauge of an edge.
+/// All counters and gauges of an edge.
 #[derive(Debug, Default)]
 pub struct EdgeMetrics {
     connections: Family<TransportLabel, Gauge>,
@@ -40,50 +40,50 @@ pub struct EdgeMetrics {
     pending_outcomes: Family<ResultLabel, Counter>,
     /// Subscriptions that wait for the bus.
     pub pending_subscriptions: Gauge,
-    /// Requests that another process answered, because it has their session.
+    /// Requests that another process answered, because it owns their session.
     pub relayed: Counter,
-    /// Sends that came a second time and were dropped.
+    /// Duplicate sends that were dropped.
     pub sends_repeated: Counter,
     /// Sessions closed because they read too slowly.
     pub slow_consumers: Counter,
-    /// Answers of the fallbacks that were cut while they were open; what was on its way in them may be lost.
+    /// Fallback responses cut while open; frames in flight may be lost.
     pub receivers_cut: Counter,
-    /// Frames put into the queues of sessions.
+    /// Frames queued for sessions.
     pub frames: Counter,
     /// The client events that were accepted.
     pub client_events: Counter,
     /// Events published over the HTTP API.
     pub published: Counter,
-    /// Calls to the bus that failed.
+    /// Failed calls to the bus.
     pub bus_errors: Counter,
-    /// Events handed to the recorder.
+    /// Events queued by the recorder.
     pub recorder_accepted: Counter,
     /// Events acknowledged by the stream.
     pub recorder_acknowledged: Counter,
-    /// Records that the stream refused and that are sent again.
+    /// Records that the stream refused and that are retried.
     pub records_refused: Counter,
-    /// Events that wait for the stream; set when asked.
+    /// Events queued for the stream; sampled on each scrape.
     pub recorder_queued: Gauge,
-    /// Frames of other processes that this one was too slow to take; brought up to date every second.
+    /// Frames of other processes that were dropped because this one was too slow; updated every second.
     pub bus_lost: Counter,
-    /// Whether the other processes can be reached; set when asked.
+    /// Whether the other processes are reachable; sampled on each scrape.
     pub bus_up: Gauge,
-    /// Changes that the bus decided without being asked.
+    /// Transitions that the bus emitted on its own.
     pub remote_transitions: Counter,
 }
 
 impl EdgeMetrics {
-    /// Open sessions of a transport.
+    /// Returns the gauge of a transport's open sessions.
     pub fn connections(&self, transport: Transport) -> Gauge {
         self.connections.get_or_create(&TransportLabel { transport: transport.name() }).clone()
     }
 
-    /// Sessions of a transport since the start.
+    /// Returns the counter of a transport's sessions since the start.
     pub fn opened(&self, transport: Transport) -> Counter {
         self.opened.get_or_create(&TransportLabel { transport: transport.name() }).clone()
     }
 
-    /// Events that the recorder gave up.
+    /// Returns the counter of dropped events.
     pub fn recorder_dropped(&self, reason: DropReason) -> Counter {
         self.recorder_dropped.get_or_create(&ReasonLabel { reason: reason.name() }).clone()
     }
@@ -93,7 +93,7 @@ impl EdgeMetrics {
         self.refused.get_or_create(&ReasonLabel { reason }).clone()
     }
 
-    /// The app registry changed, and could be read or not.
+    /// Returns the counter of registry reads.
     pub fn registry_read(&self, applied: bool) {
         let result = if applied { "applied" } else { "refused" };
         self.registry_reads.get_or_create(&ResultLabel { result }).inc();
@@ -104,17 +104,17 @@ impl EdgeMetrics {
         self.relay_refused.get_or_create(&ReasonLabel { reason }).clone()
     }
 
-    /// Requests for another process that it did not answer.
+    /// Returns the counter of requests that the owning process did not answer.
     pub fn relay_failed(&self, reason: &'static str) -> Counter {
         self.relay_failed.get_or_create(&ReasonLabel { reason }).clone()
     }
 
-    /// Subscriptions that waited for the bus, and what became of them.
+    /// Returns the counter of pending subscriptions by outcome.
     pub fn pending_outcomes(&self, result: &'static str) -> Counter {
         self.pending_outcomes.get_or_create(&ResultLabel { result }).clone()
     }
 
-    /// Puts all of them into a registry.
+    /// Registers every metric of the edge.
     pub fn register(&self, registry: &mut Registry) {
         let edge = registry.sub_registry_with_prefix("realtime_edge");
         edge.register("connections", "Open sessions", self.connections.clone());

@@ -61,7 +61,7 @@ pub struct RelayHeader {
 pub struct RelayedRequest<'a> {
     /// The method in capital letters.
     pub method: &'a str,
-    /// The path as it stands in the request, not decoded.
+    /// The request path, not decoded.
     pub path: &'a str,
     /// The text after the question mark, or nothing.
     pub query: &'a str,

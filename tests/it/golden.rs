@@ -445,7 +445,7 @@ fn names_in_kubernetes_and_metrics() {
     golden("names.txt", &text);
 }
 
-/// What differs from run to run: times of the store, and what is made of them.
+/// Replaces values that differ from run to run: times of the store and values derived from them.
 fn normalise(text: &str) -> String {
     let mut out = String::new();
     let mut digits = String::new();
@@ -829,7 +829,7 @@ mod with_kinesis {
         assert_eq!(lease(&closed), (None, 2, Some(end)));
     }
 
-    /// What Prometheus reads, without the values of the series.
+    /// The metrics page without the values of the series.
     fn metric_names(page: &str) -> String {
         let name = |line: &str| if line.starts_with('#') { line.to_owned() } else { without_value(line) };
         page.lines().fold(String::new(), |text, line| format!("{text}{}\n", name(line)))

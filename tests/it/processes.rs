@@ -83,7 +83,7 @@ impl Server {
         server
     }
 
-    /// What it has logged so far.
+    /// The log lines so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log.path()).expect("a log")
     }

@@ -1,8 +1,8 @@
 //! The caller of a request: the address of the client, and the origin that its browser sends.
 //!
-//! In: the address at the other end of the connection, the request's headers, the networks of the proxies that are
-//! trusted. Out: the client's address. Anyone may write any header, so what stands in one is believed as far as trusted
-//! proxies wrote it: from the right, up to the first address that is not one of theirs.
+//! In: the peer address of the connection, the request's headers, the networks of trusted proxies. Out: the client's
+//! address. Any client can forge a header, so forwarded addresses are trusted from the right, only as far as trusted
+//! proxies wrote them: up to the first address outside their networks.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,15 +15,15 @@ use ipnet::IpNet;
 
 use crate::protocol::relay;
 
-/// Entries of forwarded addresses that are looked at: more proxies than anyone has.
+/// Forwarded entries that are read: more proxies than any deployment has.
 const FORWARDED_HOPS_MAX: usize = 32;
 
 const X_FORWARDED_FOR_HEADER: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The networks whose forwarded addresses are believed.
+/// Networks whose forwarded addresses are trusted.
 pub type TrustedProxies = Arc<[IpNet]>;
 
-/// The other end of a connection, as the listener saw it.
+/// The peer address of the connection, as the listener saw it.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerAddress(pub IpAddr);
 
@@ -36,11 +36,11 @@ struct ClientAddress(IpAddr);
 pub struct Caller {
     /// The address of the client.
     pub address: IpAddr,
-    /// The origin of the page that asks; `None` when it is no browser.
+    /// The origin of the page; `None` outside browsers.
     pub origin: Option<String>,
 }
 
-/// Takes from a request what only servers of the cluster may say, and notes where the client is.
+/// Removes headers that only servers of the cluster may set, and attaches the client's address to the request.
 pub fn sanitize_request(request: &mut Request, trusted: &[IpNet]) {
     let ours: Vec<HeaderName> = request
         .headers()
@@ -56,12 +56,12 @@ pub fn sanitize_request(request: &mut Request, trusted: &[IpNet]) {
     request.extensions_mut().insert(ClientAddress(address));
 }
 
-/// The client's address, as it was noted.
+/// Returns the client's address that was attached before.
 pub fn address_of(parts: &Parts) -> IpAddr {
     parts.extensions.get::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.0)
 }
 
-/// Notes where the client of a request is that another server handed here.
+/// Attaches the client's address to a request that another server forwarded.
 pub fn set_client_address(parts: &mut Parts, address: IpAddr) {
     parts.extensions.insert(ClientAddress(address));
 }
@@ -79,7 +79,7 @@ fn resolve_client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) 
     let entries = lines.iter().rev().flat_map(|line| line.rsplit(','));
     for entry in entries.take(FORWARDED_HOPS_MAX) {
         let found = if name == X_FORWARDED_FOR_HEADER { parse_address(entry) } else { parse_forwarded_element(entry) };
-        // Beyond what cannot be read, nothing is believed.
+        // An unreadable entry ends the trust.
         let Some(found) = found else { break };
         nearest = found;
         if !is_proxy(nearest) {
@@ -89,7 +89,7 @@ fn resolve_client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) 
     nearest
 }
 
-/// An address, with or without brackets and port.
+/// Parses an address, with or without brackets and port.
 fn parse_address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
@@ -97,7 +97,7 @@ fn parse_address(text: &str) -> Option<IpAddr> {
     address.map(|address| address.to_canonical())
 }
 
-/// The address in one element of `Forwarded` (RFC 7239): `for=192.0.2.1;proto=https`, quoted where it has a colon.
+/// Returns the address in one element of `Forwarded` (RFC 7239): `for=192.0.2.1;proto=https`, quoted if it has a colon.
 fn parse_forwarded_element(element: &str) -> Option<IpAddr> {
     let mut pairs = element.split(';').filter_map(|pair| pair.split_once('='));
     let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
@@ -198,7 +198,7 @@ mod tests {
             let trusted: [IpNet; 1] = ["10.0.0.0/8".parse().expect("a network")];
             let lines = headers(&[("x-forwarded-for", &line), ("forwarded", &rfc)]);
             prop_assert_eq!(resolve_client_address(peer, &lines, &trusted), peer);
-            // What a client wrote stands left of what the proxy saw, and does not count.
+            // An entry of the client stands left of the proxy's, and does not count.
             let both = headers(&[("x-forwarded-for", &format!("{line}, 198.51.100.7"))]);
             prop_assert_eq!(resolve_client_address(trusted[0].addr(), &both, &trusted).to_string(), "198.51.100.7");
         }

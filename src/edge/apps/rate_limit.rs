@@ -1,8 +1,8 @@
-//! How often a connection may ask for something.
+//! Rate limits of one connection. Pure.
 
 use std::time::{Duration, Instant};
 
-/// Counts events in whole seconds that begin with the first event of each.
+/// Counts events in windows of a second; each window begins with its first event.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FixedWindow {
     since: Option<Instant>,
@@ -10,7 +10,7 @@ pub struct FixedWindow {
 }
 
 impl FixedWindow {
-    /// Whether one more is within the limit. A refused event does not count.
+    /// Whether one more event is within the limit. A refused event does not count.
     pub fn try_take(&mut self, limit: u32, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
             *self = Self { since: Some(now), count: 0 };
@@ -21,18 +21,18 @@ impl FixedWindow {
     }
 }
 
-/// Lets a burst through, and then so many in a second.
+/// A token bucket: a burst, then a steady rate.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenBucket {
     burst: u32,
     per_second: u32,
-    /// Taken and not yet given back, in thousandths.
+    /// Tokens in use, in thousandths.
     taken: u64,
     last: Option<Instant>,
 }
 
 impl TokenBucket {
-    /// A bucket from which nothing was taken.
+    /// Creates a full bucket.
     pub const fn new(burst: u32, per_second: u32) -> Self {
         Self { burst, per_second, taken: 0, last: None }
     }

@@ -1,8 +1,8 @@
-//! The public listener: HTTP/1.1, and an end to every wait for a client that does not speak.
+//! The public listener: HTTP/1.1 with a timeout on every wait for a client.
 //!
-//! A head must be complete in time, which also bounds how long a connection without a request is kept; so must a body,
-//! and whoever is answered must go on reading. Without this, a stranger could hold thousands of connections with a byte
-//! every minute.
+//! A request head must be complete in time, which also bounds idle connections; so must a body; and a client must keep
+//! reading its response. Otherwise a stranger could hold thousands of connections open with one byte
+//! per minute.
 
 use std::io;
 use std::pin::Pin;
@@ -31,31 +31,31 @@ use tokio_util::task::TaskTracker;
 use crate::edge::apps::client_address;
 use crate::edge::apps::client_address::{PeerAddress, TrustedProxies};
 
-/// Longest for a request's head. Longer than load balancers keep an idle connection (60 s by default), or one of them
-/// would send a request into a connection that is being closed.
+/// Timeout of a request's head. Longer than load balancers keep an idle connection (60 s by default): otherwise one of
+/// them would send a request into a connection that is being closed.
 pub const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// Longest for a request's body, from its head on.
+/// Timeout of a request's body, from its head on.
 pub const REQUEST_BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long writing may stand still because the client does not read.
+/// Longest pause of a write while the client does not read.
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes of a request's head; hyper answers a larger one with 431.
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
 
-/// Fields of a request's head: what hyper takes where nothing else is said. It answers more with 431.
+/// Fields of a request's head, hyper's default. It answers more with 431.
 pub const HEAD_FIELDS_MAX: usize = 100;
 
-/// Bytes of the largest body that is read anywhere: an event of the HTTP API, escaped, and a hundred channels.
+/// Bytes of the largest accepted body: an escaped event of the HTTP API with a hundred channels.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// Bounds the waits for a client.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenerTimeouts {
-    /// For a request's head.
+    /// Timeout of a request's head.
     pub head: Duration,
-    /// For it to read on.
+    /// Longest pause of a write.
     pub write: Duration,
 }
 
@@ -64,7 +64,7 @@ impl ListenerTimeouts {
     pub const DEFAULT: Self = Self { head: REQUEST_HEAD_TIMEOUT, write: WRITE_STALL_TIMEOUT };
 }
 
-/// How many connections there may be at a time, and what counts those beyond, which are closed unheard.
+/// The limit on concurrent connections, with a counter of those beyond it, which are closed unread.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimit {
     /// The number of connections at a time.
@@ -73,11 +73,11 @@ pub struct ConnectionLimit {
     pub refused: Counter,
 }
 
-/// How long accepting pauses when the system has no more sockets.
+/// Pause of accepting when the system has no more sockets.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// Serves until the token ends it, then finishes open requests; upgraded connections are not waited for. Without a bound
-/// it is up to the routes how many clients there may be.
+/// Serves until the token is cancelled, then finishes open requests; upgraded connections are not awaited. Without a
+/// limit the routes bound the number of clients.
 pub async fn serve(
     listener: TcpListener,
     routes: Router,
@@ -132,7 +132,7 @@ async fn serve_connection(
     patience: ListenerTimeouts,
     stop: CancellationToken,
 ) {
-    // Frames are small and each waits for nothing.
+    // Frames are small and each is sent at once.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "a socket delays small frames");
     }
@@ -162,11 +162,11 @@ async fn serve_connection(
     }
 }
 
-/// A socket whose client must go on reading: writing that stands still for too long is an error.
+/// A socket whose client must keep reading: a write that stalls for too long is an error.
 struct WriteTimeoutStream {
     socket: TcpStream,
     most: Duration,
-    /// There while writing stands still; most sockets never need it.
+    /// The timer of a stalled write; most sockets never need it.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -233,7 +233,7 @@ pub async fn screen_request(State(trusted): State<TrustedProxies>, mut request: 
     next.run(with_body_deadline(request, REQUEST_BODY_TIMEOUT)).await
 }
 
-/// The same for what another server hands here, which says itself where its client is.
+/// The same for requests that another server forwarded, which carry their client's address.
 pub async fn limit_body_time(request: Request, next: Next) -> Response {
     next.run(with_body_deadline(request, REQUEST_BODY_TIMEOUT)).await
 }
@@ -298,7 +298,7 @@ mod tests {
         assert!(!read_rest(&mut half).await.contains("hello"));
         assert_eq!(read_rest(&mut silent).await, "");
         assert!(read_rest(&mut slow).await.starts_with("HTTP/1.1 400"));
-        // Both requests are answered; the connection goes when nothing follows.
+        // Both requests are answered; the connection closes when nothing follows.
         assert_eq!(read_rest(&mut whole).await.matches("hello").count(), 2);
         stop.cancel();
         timeout(TEST_TIMEOUT, served).await.expect("in time").expect("ended");
@@ -313,7 +313,7 @@ mod tests {
         let bound = ConnectionLimit { most: 2, refused: refused.clone() };
         let served = tokio::spawn(serve(listener, routes, ListenerTimeouts::DEFAULT, Some(bound), stop.clone()));
         let ask = async |socket: &mut TcpStream| {
-            // One that was closed may be so before this is written.
+            // A closed connection may be closed before this write.
             let _ = socket.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
             let mut part = [0; 1_024];
             let read = timeout(TEST_TIMEOUT, socket.read(&mut part)).await.expect("in time").unwrap_or(0);

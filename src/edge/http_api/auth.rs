@@ -1,4 +1,4 @@
-//! A request of the HTTP API, and whether it comes from the app's backend.
+//! Authentication of HTTP API requests by the app's signature.
 
 use axum::extract::FromRequest;
 use axum::http::StatusCode;
@@ -34,12 +34,12 @@ impl<S: Send + Sync> FromRequest<S> for ApiRequest {
 }
 
 impl ApiRequest {
-    /// The value of a query parameter.
+    /// Returns the value of a query parameter.
     pub fn query_parameter(&self, name: &str) -> Option<&str> {
         self.signed_request().query_parameter(name)
     }
 
-    /// The app of this id and its limits, if its secret signed the request.
+    /// Returns the app of this id with its limits, if its secret signed the request.
     pub fn authenticate(&self, shared: &Hub, id: String) -> Result<(AppId, AppLimits), ApiRefusal> {
         let registry = shared.apps.current();
         let app = registry
@@ -48,7 +48,7 @@ impl ApiRequest {
         self.verify_signature(app)
     }
 
-    /// The app whose key the request names and its limits, if its secret signed the request.
+    /// Returns the app of the request's key with its limits, if its secret signed the request.
     pub fn authenticate_by_key(&self, shared: &Hub) -> Result<(AppId, AppLimits), ApiRefusal> {
         let registry = shared.apps.current();
         let key = self.auth_key()?;

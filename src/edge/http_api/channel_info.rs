@@ -6,7 +6,7 @@ use crate::bus::ChannelInfo;
 use crate::edge::http_api::refusal::{ApiRefusal, bad_request};
 use crate::protocol::{ChannelKind, ChannelName};
 
-/// Which attributes are asked for.
+/// The channel attributes that a request asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChannelAttributes {
     users: bool,
@@ -15,7 +15,7 @@ pub struct ChannelAttributes {
 }
 
 impl ChannelAttributes {
-    /// Reads a list of names joined by commas.
+    /// Parses a list of names joined by commas.
     pub fn parse(info: &str) -> Result<Self, ApiRefusal> {
         let mut attributes = Self::default();
         for name in info.split(',').map(str::trim).filter(|name| !name.is_empty()) {
@@ -29,7 +29,7 @@ impl ChannelAttributes {
         Ok(attributes)
     }
 
-    /// Whether such a channel has all of them.
+    /// Checks that channels of this kind have all requested attributes.
     pub fn check_channel_kind(self, channel: &ChannelName) -> Result<(), ApiRefusal> {
         if self.users && channel.kind() != ChannelKind::Presence {
             return Err(bad_request("user_count is known of presence channels only"));
@@ -40,7 +40,7 @@ impl ChannelAttributes {
         Ok(())
     }
 
-    /// Their values, those left out that such a channel does not have.
+    /// Returns the values, without attributes that channels of this kind lack.
     pub fn values_for(self, channel: &ChannelName, seen: &ChannelInfo) -> Map<String, Value> {
         let mut values = Map::new();
         if self.users && channel.kind() == ChannelKind::Presence {

@@ -30,12 +30,12 @@ pub struct ApiEvent {
     pub info: Option<ChannelAttributes>,
 }
 
-/// Reads the body of one event, whose data has at most so many bytes.
+/// Parses the body of one event, whose data is bounded in bytes.
 pub fn parse_event(body: &[u8], most: usize) -> Result<ApiEvent, ApiRefusal> {
     read_event(&parse_json(body)?, most)
 }
 
-/// Reads the body of a batch: each event goes to one channel.
+/// Parses the body of a batch: each event goes to one channel.
 pub fn parse_batch(body: &[u8], most: usize) -> Result<Vec<ApiEvent>, ApiRefusal> {
     let body = parse_json(body)?;
     let Some(Value::Array(events)) = body.get("batch") else {
@@ -104,7 +104,7 @@ fn parse_channels(body: &Value) -> Result<Vec<ChannelName>, String> {
         if channel.kind() == ChannelKind::Internal && channel.addressed_user().is_none() {
             return Err("only the server names such a channel".into());
         }
-        // A channel that is named twice gets the event once.
+        // A channel that is named twice receives the event once.
         if !channels.contains(&channel) {
             channels.push(channel);
         }

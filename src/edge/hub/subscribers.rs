@@ -1,8 +1,8 @@
 //! The local subscribers of each channel.
 //!
-//! In: subscribers, and frames that are already serialised. Out: the frames, in the queues of those who are there. A
-//! subscriber that has asked but was not yet answered holds back what arrives: it must see the answer first, and must
-//! not miss what came between.
+//! In: subscribers, and serialised frames. Out: the frames, in the subscribers' queues. A subscriber without its answer
+//! yet has its frames held back: it must see the answer first, and must not miss
+//! frames in between.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -16,10 +16,10 @@ use crate::edge::session::Session;
 use crate::protocol::SocketId;
 use crate::protocol::frame::code;
 
-/// Tables that are locked apart from each other.
+/// Number of independently locked tables.
 const SHARD_COUNT: usize = 16;
 
-/// Frames held back for one subscriber that waits for its answer. The wait is short; beyond this it is ended.
+/// Frames held back for one subscriber without its answer. The wait is short; beyond this the session is closed.
 pub const HELD_FRAMES_MAX: usize = 1_024;
 
 /// The message for clients whose user's connections the app's backend terminated.
@@ -45,7 +45,7 @@ impl ChannelSubscribers {
         Self { shards: (0..SHARD_COUNT).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
     }
 
-    /// A session asks to enter: from now on what arrives is held back for it.
+    /// Adds a session that waits for its answer: frames are held back from now on.
     pub fn begin_join(&self, subject: &ChannelKey, session: &Arc<Session>) {
         let subscriber = Subscriber { session: session.clone(), held_frames: Some(Vec::new()) };
         self.lock_shard(subject).entry(subject.clone()).or_default().insert(session.socket.clone(), subscriber);
@@ -63,7 +63,7 @@ impl ChannelSubscribers {
         }
     }
 
-    /// It leaves, or was refused.
+    /// Removes a session from a channel.
     pub fn remove(&self, subject: &ChannelKey, socket: &SocketId) {
         let mut part = self.lock_shard(subject);
         let Some(there) = part.get_mut(subject) else { return };
@@ -73,7 +73,7 @@ impl ChannelSubscribers {
         }
     }
 
-    /// Gives a frame to everyone who is there, but not to whom the message excepts; ends them if it says so.
+    /// Delivers a frame to all subscribers but the excepted one; closes them if the message says so.
     pub fn deliver(&self, message: &BroadcastFrame) {
         let mut part = self.lock_shard(&message.subject);
         let Some(there) = part.get_mut(&message.subject) else { return };

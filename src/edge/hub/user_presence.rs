@@ -51,7 +51,7 @@ impl UserPresence {
     ) -> Result<Self, BusError> {
         let app = &session.app;
         let subject = |name: Option<ChannelName>| user_channel_key(app, name);
-        // Its id was checked when it was read.
+        // The id was validated when it was parsed.
         let Some(home) = subject(ChannelName::signed_in(&user.member.user_id)) else {
             return Err(BusError::Unavailable("the user cannot be named".into()));
         };
@@ -72,7 +72,7 @@ impl UserPresence {
                 }
             }
             Err(error) => {
-                // An answer that was lost may have been a yes.
+                // A lost answer may have been a success.
                 signed_in.remove_subscriptions(shared, session);
                 signed_in.sign_out(shared, &session.socket).await;
                 return Err(error);

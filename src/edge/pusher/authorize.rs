@@ -1,7 +1,7 @@
 //! The authorization of a subscription: the signature, and on presence channels the member.
 //!
-//! In: the app, the socket, what the client sent, and as whom it signed in. Out: the member to enter as, if any, or why
-//! not. Pure.
+//! In: the app, the socket, the client's message, the signed-in user. Out: the member for presence channels, or the
+//! reason of the refusal. Pure.
 
 use crate::protocol::channel::USER_ID_MAX_LEN;
 use crate::protocol::frame::PresenceMember;
@@ -11,10 +11,10 @@ use crate::protocol::{ChannelKind, ChannelName, SocketId, signature};
 /// Largest `user_info`, in bytes, as Pusher documents it.
 pub const USER_INFO_BYTES_MAX: usize = 1024;
 
-/// Decides on one subscription.
+/// Authorizes one subscription.
 ///
 /// # Errors
-/// A sentence for the client.
+/// A sentence for the client that names the mismatch.
 pub fn authorize_subscription(
     app: &App,
     socket: &SocketId,
@@ -47,10 +47,10 @@ pub fn authorize_subscription(
     Ok(Some(member))
 }
 
-/// Whether `auth`, which is `KEY:SIGNATURE`, signs this message for this app.
+/// Checks that `auth`, in the form `KEY:SIGNATURE`, signs this message for this app.
 ///
 /// # Errors
-/// A sentence for the client.
+/// A sentence for the client that names the mismatch.
 pub fn verify_auth(app: &App, auth: &str, message: &str) -> Result<(), String> {
     let (key, hex) = auth.split_once(':').ok_or("`auth` must be KEY:SIGNATURE")?;
     let secret = app.secret_for(key).ok_or_else(|| format!("the key in `auth` does not belong to app {}", app.id))?;

@@ -1,4 +1,4 @@
-//! Subscriptions to presence channels that wait for the bus.
+//! Presence subscriptions that wait while the bus is unavailable. Pure but for the clock.
 //!
 //! A presence subscription is answered with the roster, which no process knows while the bus is unavailable. A refused
 //! client does not retry by itself, so its subscription is queued: most stores have recovered by its timeout. Pure but for
@@ -16,10 +16,10 @@ use crate::protocol::frame::PresenceMember;
 /// Bounds the time that a subscription waits for the bus.
 pub const PENDING_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Subscriptions of one connection that wait.
+/// Pending subscriptions of one connection.
 pub const CONNECTION_PENDING_MAX: usize = 100;
 
-/// Subscriptions of all connections of the process that wait.
+/// Pending subscriptions of all connections of the process.
 pub const PROCESS_PENDING_MAX: i64 = 50_000;
 
 /// The interval at which the queue checks whether the bus is available.
@@ -73,7 +73,7 @@ impl PendingQueue {
         if self.queue.len() >= CONNECTION_PENDING_MAX {
             return Some(waiter);
         }
-        // One that waits again keeps its time.
+        // A subscription that is pending again keeps its deadline.
         let place = self.queue.partition_point(|other| other.deadline <= waiter.deadline);
         self.queue.insert(place, waiter);
         self.next_retry = Some(now + PENDING_RETRY_INTERVAL);

@@ -1,6 +1,6 @@
 //! The verification of a sign-in: the signature, the user, and its watchlist.
 //!
-//! In: the app, the socket, what the client sent. Out: the user, or why not. Pure.
+//! In: the app, the socket, the client's message. Out: the user, or the reason of the refusal.
 
 use serde_json::Value;
 
@@ -13,13 +13,13 @@ use crate::protocol::{ChannelName, SocketId, signature};
 /// Users that one connection may watch, as Pusher documents it.
 pub const WATCHED_USERS_MAX: usize = 100;
 
-/// Largest `user_data`, in bytes: it is kept as long as the connection. A whole watchlist fits.
+/// Largest `user_data`, in bytes: kept as long as the connection. A whole watchlist fits.
 pub const USER_DATA_BYTES_MAX: usize = 32 << 10;
 
-/// Decides on one sign-in.
+/// Verifies one sign-in.
 ///
 /// # Errors
-/// A sentence for the client.
+/// A sentence for the client that names the mismatch.
 pub fn verify_sign_in(app: &App, socket: &SocketId, auth: &str, user_data: &str) -> Result<SignedInUser, String> {
     if user_data.len() > USER_DATA_BYTES_MAX {
         return Err(format!("`user_data` is larger than {USER_DATA_BYTES_MAX} bytes"));

@@ -1,7 +1,7 @@
-//! The way of events into the stream, beside the chat and never in its way.
+//! The recorder: writes events to the stream without delaying chat messages.
 //!
-//! In: what the bus decided and which client events were accepted. Out: records, acknowledged by Kinesis, or a count by
-//! reason. [`queue`] decides what goes when, [`writer`] carries it.
+//! In: transitions of the bus, and accepted client events. Out: records that Kinesis acknowledged, or a count of drops
+//! by reason. [`queue`] decides the order, [`writer`] sends.
 
 pub(crate) mod queue;
 pub(crate) mod writer;
@@ -24,22 +24,22 @@ use crate::process::clock;
 use crate::protocol::admin::{RecorderFlow, RecorderState};
 use crate::protocol::record::{EventKind, RecordOrigin, RecordedEvent};
 
-/// Parts of the stream's keys that are written independently of each other.
+/// Lanes that are written independently; each has its share of the partition keys.
 const LANE_COUNT: usize = 8;
 
-/// Events that may wait for the stream.
+/// Events queued for the stream at most.
 pub const RECORDER_EVENTS_MAX: usize = QueueLimits::DEFAULT.events;
 
-/// Bytes of events that may wait for the stream.
+/// Bytes of events queued for the stream at most.
 pub const RECORDER_BYTES_MAX: usize = QueueLimits::DEFAULT.bytes;
 
-/// How long a client event may wait for the stream.
+/// Age at which a queued client event is dropped.
 pub const CLIENT_EVENT_TTL: Duration = Duration::from_millis(QueueLimits::DEFAULT.client_event_ms);
 
-/// How often client events are looked through for those that are too old.
+/// Interval of checks for expired client events.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Takes events in and has them written.
+/// Queues events and writes them to the stream.
 pub struct Recorder {
     shared: Option<Arc<RecorderCore>>,
     bus: Arc<dyn Bus>,
@@ -50,7 +50,7 @@ pub struct Recorder {
 /// The state that intake and lanes share.
 pub(crate) struct RecorderCore {
     queue: Mutex<RecordQueue>,
-    /// One per lane: something is due earlier than it was.
+    /// One per lane, notified when an event is due earlier than before.
     wake: Vec<Notify>,
     last_error: Mutex<Option<String>>,
     started: Instant,
@@ -59,8 +59,8 @@ pub(crate) struct RecorderCore {
 }
 
 impl Recorder {
-    /// A recorder that writes to a stream, or nowhere without one. Its tasks end once `closing` is cancelled and the
-    /// queue is empty.
+    /// Creates a recorder that writes to a stream, or discards without one. Its tasks end once `closing` is cancelled
+    /// and the queue is empty.
     pub fn start(
         kinesis: Option<kinesis::KinesisClient>,
         bus: Arc<dyn Bus>,
@@ -87,7 +87,7 @@ impl Recorder {
         Self { shared: Some(shared), bus, metrics, number }
     }
 
-    /// Records what the bus decided.
+    /// Records transitions of the bus.
     pub fn record_transitions(&self, subject: &ChannelKey, transitions: Vec<Transition>) {
         for transition in transitions {
             self.enqueue_event(
@@ -104,14 +104,14 @@ impl Recorder {
         }
     }
 
-    /// Records what the bus did not decide: a client event that was accepted, or what was noticed of a channel.
+    /// Records an event without an order: an accepted client event, or a notice about a channel.
     pub fn record_event(&self, subject: &ChannelKey, kind: EventKind) {
         let n = self.number.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         let (id, time_ms) = (Ulid::new().to_string(), clock::now_ms());
         self.enqueue_event(subject, RecordedEvent { id, time_ms, order: None, n: Some(n), cause: None, kind });
     }
 
-    /// Takes an event in. Never waits for the stream.
+    /// Queues an event. Never waits for the stream.
     fn enqueue_event(&self, subject: &ChannelKey, event: RecordedEvent) {
         self.metrics.recorder_accepted.inc();
         let Some(shared) = &self.shared else {
@@ -153,7 +153,7 @@ impl Recorder {
         }
     }
 
-    /// Counts what is left when the process ends, and returns it.
+    /// Counts the events that are left when the process ends, and returns their number.
     pub fn drop_queued(&self) -> usize {
         let left = self.queued_count();
         self.metrics.recorder_dropped(DropReason::Shutdown).inc_by(u64::try_from(left).unwrap_or(u64::MAX));
@@ -162,7 +162,7 @@ impl Recorder {
 }
 
 impl RecorderCore {
-    /// Milliseconds since the recorder started, which no correction of the wall clock can turn back.
+    /// Milliseconds since the recorder started, unaffected by corrections of the wall clock.
     fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }

@@ -1,11 +1,11 @@
-//! The events that wait for the stream.
+//! The queue of events for the stream. Pure.
 //!
-//! In: events as they happen, the time, and what the stream answered. Out: batches, at most one record per key, each
-//! key's events in order. Knows nothing of Kinesis, tasks or clocks: the caller passes the time in ms of its own
-//! monotonic clock, so that an outage of an hour can be tested at once.
+//! In: events, the time, and the stream's answers. Out: batches with at most one record per key, each key's events in
+//! order. Must not know Kinesis, tasks or clocks: the caller passes the time in ms of its own monotonic clock, so that
+//! a test can cover an outage of an hour.
 //!
-//! Events in flight stay at the front of their key and count as waiting until the stream has acknowledged them. A
-//! refusal only marks them as not in flight: they go again before anything newer of their key, perhaps together with
+//! Events in flight stay at the front of their key and count as queued until the stream acknowledges them. A refusal
+//! only clears the in-flight mark: they are sent again before anything newer of their key, perhaps together with
 //! it.
 
 use std::collections::hash_map::Entry;
@@ -20,23 +20,23 @@ use crate::protocol::record::{EventKind, EventOrder, RecordedEvent};
 /// Bounds of the queue and of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueLimits {
-    /// Events that may wait.
+    /// Events that the queue holds at most.
     pub events: usize,
-    /// Bytes that may wait.
+    /// Bytes that the queue holds at most.
     pub bytes: usize,
-    /// Bytes of events in one record.
+    /// Bytes of events in one record at most.
     pub record_bytes: usize,
-    /// Records in one batch.
+    /// Records in one batch at most.
     pub batch_records: usize,
-    /// Bytes in one batch.
+    /// Bytes in one batch at most.
     pub batch_bytes: usize,
-    /// How long an event waits for others of its key, in ms.
+    /// Delay for collecting further events of a key, in ms.
     pub linger_ms: u64,
-    /// How old a client event may get, in ms.
+    /// Age at which a client event is dropped, in ms.
     pub client_event_ms: u64,
-    /// The first wait after a refusal, in ms.
+    /// First back-off after a refusal, in ms.
     pub backoff_ms: u64,
-    /// The longest wait after a refusal, in ms.
+    /// Longest back-off after a refusal, in ms.
     pub max_backoff_ms: u64,
 }
 
@@ -77,21 +77,21 @@ struct QueuedEvent {
 #[derive(Default)]
 struct KeyBacklog {
     events: VecDeque<QueuedEvent>,
-    /// How many of the front are in flight.
+    /// Number of events at the front that are in flight.
     in_flight: usize,
     refusals: u32,
-    /// Its entry in the lane's schedule, when it has one.
+    /// The key's entry in the lane's schedule, if it has one.
     due: Option<(u64, u64)>,
 }
 
 /// The order in which events are dropped when the queue is full; of one rank the oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum DropRank {
-    /// The count of a channel of which a later count waits.
+    /// A subscription count that a later one has replaced.
     SupersededCount,
-    /// A client event, or that a channel's last event was missed.
+    /// A client event, or a cache miss.
     Client,
-    /// The latest count of a channel.
+    /// The latest subscription count of a channel.
     Count,
     /// A state that a later one has ended.
     SupersededState,
@@ -130,7 +130,7 @@ impl DropRank {
         }
     }
 
-    /// Whether it may get too old.
+    /// Whether events of this rank have an age limit.
     fn can_expire(self) -> bool {
         self < Self::SupersededState
     }
@@ -161,12 +161,12 @@ impl EventTopic {
 pub struct RecordQueue {
     limits: QueueLimits,
     backlogs: HashMap<ChannelKey, KeyBacklog>,
-    /// Per lane: when which key may go, earliest first. A key stands here exactly while it has events and none of them
-    /// is in flight.
+    /// Per lane, the earliest time at which each key may be sent. A key is listed exactly while it has events and none
+    /// of them is in flight.
     lanes: Vec<BTreeMap<(u64, u64), ChannelKey>>,
     /// The droppable events, by rank and oldest first: events that are not in flight.
     droppable: [BTreeMap<u64, ChannelKey>; DropRank::ALL.len()],
-    /// The latest of those of each topic: by the bus's order, or else by arrival.
+    /// The latest event of each topic: by the bus's order, or else by arrival.
     latest: HashMap<(ChannelKey, EventTopic), (Option<EventOrder>, u64)>,
     hasher: std::hash::BuildHasherDefault<std::hash::DefaultHasher>,
     serial: u64,
@@ -175,7 +175,7 @@ pub struct RecordQueue {
 }
 
 impl RecordQueue {
-    /// An empty queue with so many lanes.
+    /// Creates an empty queue with this number of lanes.
     pub fn new(limits: QueueLimits, lanes: usize) -> Self {
         Self {
             limits,
@@ -190,12 +190,12 @@ impl RecordQueue {
         }
     }
 
-    /// Events that wait, those in flight too.
+    /// Number of queued events, including those in flight.
     pub fn len(&self) -> usize {
         self.events
     }
 
-    /// Which lane a key goes through, always the same.
+    /// Returns the lane of a key, which never changes.
     pub fn lane_of(&self, subject: &ChannelKey) -> usize {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(subject.app.as_str().as_bytes());
@@ -204,7 +204,7 @@ impl RecordQueue {
         usize::try_from(hasher.finish() % self.lanes.len() as u64).unwrap_or_default()
     }
 
-    /// Takes an event in and says what had to go for it.
+    /// Queues an event and returns the reasons of events that were dropped for it.
     pub fn push(&mut self, subject: &ChannelKey, event: RecordedEvent, now: u64) -> Vec<DropReason> {
         let bytes = measure_event(&event);
         self.serial += 1;
@@ -219,8 +219,8 @@ impl RecordQueue {
         self.evict_overflow()
     }
 
-    /// The next batch of a lane: keys that are due, earliest first. Keys that were refused before fill at most half of
-    /// it, so that a hot shard does not hold up the others.
+    /// Returns the next batch of a lane: due keys, earliest first. Keys that were refused before fill at most half of
+    /// it, so that a hot shard does not delay the others.
     pub fn take_batch(&mut self, lane: usize, now: u64) -> Vec<OutgoingRecord> {
         let Some(schedule) = self.lanes.get(lane) else { return Vec::new() };
         let (mut chosen, mut bytes, mut again) = (Vec::new(), 0, 0);
@@ -242,7 +242,7 @@ impl RecordQueue {
         chosen.into_iter().map(|(due, subject, count)| self.mark_in_flight(lane, due, subject, count)).collect()
     }
 
-    /// Notes what the stream answered to a record. `jitter` is from 0 to 1. Returns how many events are done.
+    /// Applies the stream's answer to a record and returns the number of completed events. `jitter` is from 0 to 1.
     pub fn complete_record(&mut self, subject: &ChannelKey, acknowledged: bool, now: u64, jitter: f64) -> usize {
         let Some(backlog) = self.backlogs.get_mut(subject) else { return 0 };
         let count = std::mem::take(&mut backlog.in_flight);
@@ -269,12 +269,12 @@ impl RecordQueue {
         0
     }
 
-    /// When the lane next has something to send.
+    /// Returns the time at which the lane next has something to send.
     pub fn next_due(&self, lane: usize) -> Option<u64> {
         self.lanes.get(lane)?.first_key_value().map(|(&(due, _), _)| due)
     }
 
-    /// Drops client events that have waited too long.
+    /// Drops client events that exceeded their age limit.
     pub fn drop_expired(&mut self, now: u64) -> usize {
         let mut count = 0;
         for rank in DropRank::ALL.into_iter().filter(|rank| rank.can_expire()) {
@@ -309,7 +309,7 @@ impl RecordQueue {
         dropped
     }
 
-    /// Lists an event among those that may be dropped, and finds out which of its topic is the latest.
+    /// Adds an event to its rank and updates the latest event of its topic.
     fn add_droppable(&mut self, subject: &ChannelKey, serial: u64, event: &RecordedEvent) {
         let mut rank = DropRank::of_event(event);
         if let Some(topic) = EventTopic::of_event(event) {
@@ -329,7 +329,7 @@ impl RecordQueue {
         self.droppable[rank as usize].insert(serial, subject.clone());
     }
 
-    /// Forgets that an event is the latest of its topic, if it is.
+    /// Removes an event as the latest of its topic, if it is.
     fn clear_latest(&mut self, subject: &ChannelKey, serial: u64, event: &RecordedEvent) {
         let Some(topic) = EventTopic::of_event(event) else { return };
         if let Entry::Occupied(latest) = self.latest.entry((subject.clone(), topic))
@@ -377,7 +377,7 @@ impl RecordQueue {
         OutgoingRecord { subject, events }
     }
 
-    /// Plans a key that has events, none of them in flight, and no plan yet.
+    /// Schedules a key that has events, none of them in flight, and no schedule entry yet.
     fn schedule_key(&mut self, subject: &ChannelKey) {
         let Some(backlog) = self.backlogs.get(subject) else { return };
         if backlog.in_flight > 0 || backlog.due.is_some() {
@@ -413,7 +413,7 @@ impl KeyBacklog {
         self.events.iter().enumerate().skip(self.in_flight).find(|(_, waiting)| waiting.serial == serial)
     }
 
-    /// How many events the next record takes, and their bytes.
+    /// Returns the number of events in the next record, and their bytes.
     fn measure_next_record(&self, most: usize) -> (usize, usize) {
         let (mut count, mut bytes) = (0, 0);
         for waiting in &self.events {
@@ -427,7 +427,7 @@ impl KeyBacklog {
     }
 }
 
-/// The wait after so many refusals in a row: doubled each time up to a bound, then a part from half to all of it.
+/// Returns the back-off after this many consecutive refusals: doubled up to a bound, then 50 to 100 % of it.
 pub fn compute_backoff(first_ms: u64, most_ms: u64, refusals: u32, jitter: f64) -> u64 {
     let doubled = first_ms.saturating_mul(1 << refusals.saturating_sub(1).min(16)).min(most_ms);
     let wait = Duration::from_millis(doubled).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
@@ -630,8 +630,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is refused, and however often: each key's events are acknowledged in the order of their arrival,
-        /// each once, and nothing is left.
+        /// For any sequence of refusals, each key's events are acknowledged exactly once, in order of arrival, and the
+        /// queue ends empty.
         #[test]
         fn the_order_of_a_key_survives_any_refusals(
             keys in proptest::collection::vec(0_u8..5, 1..200),

@@ -1,4 +1,4 @@
-//! One lane: one `PutRecords` at a time, so that nothing can overtake within a key.
+//! A lane of the recorder: one `PutRecords` call at a time, so that nothing overtakes within a key.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::edge::recorder::{RecorderCore, lock_unpoisoned};
 use crate::kinesis::{KinesisClient, KinesisErrorClass, PutEntry};
 use crate::protocol::record::{EventOrder, RECORD_VERSION, RecordOrigin, StreamRecord, partition_key};
 
-/// Longest that a lane sleeps without looking again.
+/// Longest sleep of a lane without checking the queue.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The writer of one lane.
@@ -21,12 +21,12 @@ pub struct LaneWriter {
     origin: RecordOrigin,
     shared: Arc<RecorderCore>,
     closing: CancellationToken,
-    /// Calls in a row that failed as a whole.
+    /// Consecutive calls that failed as a whole.
     failures: u32,
 }
 
 impl LaneWriter {
-    /// A lane that has not begun.
+    /// Creates a lane that has not started.
     pub fn new(
         number: usize,
         client: KinesisClient,
@@ -37,7 +37,7 @@ impl LaneWriter {
         Self { number, client, origin, shared, closing, failures: 0 }
     }
 
-    /// Writes until `closing` is cancelled and nothing is left.
+    /// Writes until `closing` is cancelled and the queue is empty.
     pub async fn run(mut self) {
         loop {
             let now = self.shared.elapsed_ms();
@@ -86,14 +86,14 @@ impl LaneWriter {
                 }
                 if let Some((count, error)) = &refused {
                     self.shared.metrics.records_refused.inc_by(u64::try_from(*count).unwrap_or(u64::MAX));
-                    tracing::debug!(lane = self.number, count, %error, "the stream refused records; they are sent again");
+                    tracing::debug!(lane = self.number, count, %error, "stream refused records: retrying");
                 }
                 *lock_unpoisoned(&self.shared.last_error) = refused.map(|(_, error)| error);
             }
             Err(error) => {
                 self.failures = self.failures.saturating_add(1);
                 if self.failures.is_power_of_two() {
-                    tracing::warn!(lane = self.number, failures = self.failures, %error, "the stream takes nothing; events wait");
+                    tracing::warn!(lane = self.number, failures = self.failures, %error, "stream unavailable: events stay queued");
                 }
                 self.shared.metrics.records_refused.inc_by(u64::try_from(batch.len()).unwrap_or(u64::MAX));
                 *lock_unpoisoned(&self.shared.last_error) = Some(describe_error(error.class, &error.to_string()));
@@ -115,7 +115,7 @@ impl LaneWriter {
         }
     }
 
-    /// After a call that failed as a whole the lane rests, or its other keys would knock on the same closed door.
+    /// Backs off after a call that failed as a whole: the lane's other keys would fail in the same way.
     async fn back_off(&self) {
         if self.failures > 0 {
             let limits = QueueLimits::DEFAULT;

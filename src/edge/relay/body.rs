@@ -30,11 +30,11 @@ const HOP_BY_HOP_HEADERS: [HeaderName; 3] =
     [header::CONNECTION, header::TRANSFER_ENCODING, HeaderName::from_static("keep-alive")];
 
 struct ProxiedBody {
-    /// `None` once it is over.
+    /// The body of the other process; `None` once it has ended.
     body: Option<BodyDataStream>,
     gone: BoxFuture<'static, ()>,
     close_frame: Option<(String, &'static str)>,
-    /// Whether what was carried so far ends with a whole frame.
+    /// Whether the streamed data ends with a complete frame.
     is_at_frame_end: bool,
     metrics: Arc<EdgeMetrics>,
     _permit: OwnedSemaphorePermit,

@@ -1,6 +1,6 @@
-//! Hands a request to another process, or asks others whether they have its session.
+//! The client of the relay: forwards a request to another process, or asks all others for its session.
 //!
-//! Only processes that the bus named are dialled, and only on the one port on which all of them listen.
+//! Only processes that the bus lists are dialled, and only on the one port that all of them use.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,34 +25,34 @@ use crate::process::clock;
 use crate::protocol::Secret;
 use crate::protocol::relay::{self, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayRefusal};
 
-/// Longest for a connection: the processes are in one cluster.
+/// Timeout of a connection attempt: all processes are in one cluster.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long all of the others may take to say whether they have a session.
+/// Timeout for asking all other processes for a session.
 const OWNER_SEARCH_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long an idle connection is kept: shorter than the other side keeps it.
+/// Idle time of a pooled connection: shorter than the server's own, so that it is never reused while closing.
 const IDLE_CONNECTION_TTL: Duration = Duration::from_secs(30);
 
-/// Requests that are handed on at a time, receives that are streamed through among them. Each takes two sockets.
+/// Concurrent forwarded requests, including streaming receives. Each takes two sockets.
 pub const CONCURRENT_RELAYS_MAX: usize = 20_000;
 
-/// The headers of a client's that its session is served by.
+/// Client headers that are forwarded, since the session needs them.
 const FORWARDED_HEADERS: [HeaderName; 4] =
     [header::ORIGIN, header::CONTENT_TYPE, header::COOKIE, header::ACCESS_CONTROL_REQUEST_HEADERS];
 
-/// Why a request was not served by the process that it was handed to.
+/// The reasons that the owning process did not serve a forwarded request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ForwardError {
-    /// Nobody listens there, or another process does.
+    /// Nothing listens there, or another process does.
     Dead,
-    /// It does not have the session.
+    /// The process does not have the session.
     Unknown,
-    /// It did not answer.
+    /// The process did not answer in time.
     Silent,
-    /// It does not believe this process.
+    /// The process rejected the signature.
     Refused,
-    /// Too many requests are being handed on.
+    /// Too many requests are being forwarded.
     Full,
 }
 
@@ -73,11 +73,11 @@ pub(crate) struct ForwardRequest<'a> {
     pub(crate) peer: &'a RelayPeer,
     pub(crate) parts: &'a Parts,
     pub(crate) body: &'a Bytes,
-    /// The same each time that it is tried.
+    /// Number that stays the same when the request is repeated.
     pub(crate) number: u128,
 }
 
-/// An answer that comes from another process, and its place among those that do.
+/// A response of another process, with its slot among the concurrent ones.
 pub(crate) struct ForwardResponse {
     pub(crate) response: Response<Incoming>,
     pub(crate) permit: OwnedSemaphorePermit,
@@ -110,7 +110,7 @@ impl RelayClient {
         }
     }
 
-    /// Hands a request on. The answer's head must come in time, and before the process is known to be gone.
+    /// Forwards a request. The response head must arrive in time, and before the process is reported gone.
     pub(crate) async fn forward(
         &self,
         call: &ForwardRequest<'_>,
@@ -134,13 +134,13 @@ impl RelayClient {
             Some(word) if word == RelayRefusal::WrongTarget.name().as_bytes() => Err(ForwardError::Dead),
             Some(word) => {
                 let reason = String::from_utf8_lossy(word);
-                tracing::warn!(process = call.peer.process, %reason, "another process does not believe this one: do they have the same REALTIME_PEER_SECRET, and the same time?");
+                tracing::warn!(process = call.peer.process, %reason, "relay request rejected: do both processes have the same REALTIME_PEER_SECRET, and the same time?");
                 Err(ForwardError::Refused)
             }
         }
     }
 
-    /// Asks all of them at once whether they have the session of a request; the first that does is the answer.
+    /// Asks all processes at once for the session of a request; the first that has it answers.
     pub(crate) async fn find_owner(&self, peers: Vec<RelayPeer>, parts: &Parts) -> Option<RelayPeer> {
         let Ok(_place) = self.permits.try_acquire() else {
             self.metrics.relay_failed(ForwardError::Full.name()).inc();

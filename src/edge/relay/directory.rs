@@ -24,23 +24,23 @@ use crate::protocol::frame::code;
 /// The interval of the heartbeats by which other processes know that this one is alive.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Longest for one beat.
+/// Timeout of one heartbeat.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Longest that a request waits for the bus. A bus that is known to be away answers so at once; one that is only slow is
-/// better waited for, since without it a session may be taken for a new one.
+/// Longest that a request waits for the bus. An unavailable bus fails at once; a slow one is worth the wait, because
+/// without its answer an existing session may be taken for a new one.
 const BUS_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the bus is not asked after it did not answer.
+/// Pause after the bus did not answer.
 const BUS_RETRY_BACKOFF: Duration = Duration::from_secs(1);
 
-/// How long the bus is doubted that came back: others may not have named their sessions again.
+/// Time of doubt after the bus recovered: other processes may not have re-registered their sessions yet.
 const STALE_DIRECTORY_GRACE: Duration = Duration::from_secs(10);
 
-/// How long an owner is remembered after it was last seen to be one.
+/// Time for which an owner is cached after it was last confirmed.
 const OWNER_CACHE_TTL: Duration = Duration::from_secs(5);
 
-/// Owners that are remembered.
+/// Owners that the cache holds.
 const CACHED_OWNERS_MAX: usize = 50_000;
 
 /// Bounds the ended sessions whose release is queued. Beyond it, their entries expire.
@@ -49,7 +49,7 @@ const ENDED_SESSIONS_MAX: usize = 50_000;
 /// The owner of a session.
 pub(crate) struct SessionOwner {
     pub(crate) peer: RelayPeer,
-    /// Whether it was not asked for just now.
+    /// Whether the answer came from the cache.
     pub(crate) is_cached: bool,
 }
 
@@ -60,7 +60,7 @@ pub(crate) struct OwnerDirectory {
     pub(crate) me: RelayPeer,
     local_sessions: Arc<dyn HttpSessions>,
     metrics: Arc<EdgeMetrics>,
-    /// The processes that are there, this one too.
+    /// The living processes, including this one.
     peers: watch::Sender<HashMap<String, IpAddr>>,
     state: Mutex<DirectoryState>,
     ended: mpsc::Sender<String>,
@@ -68,7 +68,7 @@ pub(crate) struct OwnerDirectory {
 
 struct DirectoryState {
     owner_cache: HashMap<String, (String, Instant)>,
-    /// This process's own, and when each was last named.
+    /// Sessions of this process, with the time of their last refresh.
     registered: HashMap<String, Option<Instant>>,
     /// Ended sessions that still have an entry.
     ended: HashSet<String>,
@@ -85,7 +85,7 @@ impl DirectoryState {
     }
 }
 
-/// This process has a session, for as long as this is held.
+/// The registration of a local session, held for as long as the session lives.
 pub struct SessionRegistration {
     directory: Arc<OwnerDirectory>,
     session: String,
@@ -126,7 +126,7 @@ impl OwnerDirectory {
             ended: HashSet::new(),
             back_off_until: None,
             is_bus_unavailable: false,
-            // What happened before this process was there, it cannot know.
+            // Events before the start of this process are unknown to it.
             stale_until: Instant::now() + STALE_DIRECTORY_GRACE,
         };
         (
@@ -143,7 +143,7 @@ impl OwnerDirectory {
         )
     }
 
-    /// Says that a session is this process's, before the bus is asked; `None` when it is already.
+    /// Registers a local session before the bus is asked; `None` when it is registered already.
     pub(crate) fn register_session(self: &Arc<Self>, session: &str) -> Option<Arc<SessionRegistration>> {
         let mut state = self.lock_state();
         if state.registered.contains_key(session) {
@@ -157,7 +157,7 @@ impl OwnerDirectory {
         }))
     }
 
-    /// The owner that was seen a moment ago.
+    /// Returns the cached owner, if it is fresh.
     pub(crate) fn cached_owner(&self, session: &str) -> Option<SessionOwner> {
         let process = {
             let state = self.lock_state();
@@ -168,7 +168,7 @@ impl OwnerDirectory {
         Some(SessionOwner { peer, is_cached: true })
     }
 
-    /// Remembers an owner that was just seen to be one.
+    /// Caches an owner that was just confirmed.
     pub(crate) fn cache_owner(&self, session: &str, process: &str) {
         let mut state = self.lock_state();
         if state.owner_cache.len() >= CACHED_OWNERS_MAX && !state.owner_cache.contains_key(session) {
@@ -180,12 +180,12 @@ impl OwnerDirectory {
         state.owner_cache.insert(session.to_owned(), (process.to_owned(), Instant::now()));
     }
 
-    /// Remembers no owner of this session.
+    /// Removes the cached owner of a session.
     pub(crate) fn evict_owner(&self, session: &str) {
         self.lock_state().owner_cache.remove(session);
     }
 
-    /// Asks the bus who has a session, and takes it if nobody does and this is to open it. An error when the bus is away.
+    /// Looks up the owner on the bus, and claims an unowned session if this request opens it. Needs the bus.
     pub(crate) async fn look_up_owner(&self, session: &str, opens: bool) -> Result<Option<String>, ()> {
         if self.is_backing_off() {
             return Err(());
@@ -197,7 +197,7 @@ impl OwnerDirectory {
         let owner = self.call_bus(BUS_ANSWER_TIMEOUT, call).await.ok_or(())?;
         let mut state = self.lock_state();
         if opens && owner.as_ref() == Some(me) && state.ended.remove(session) {
-            // It was this process's, is over, and its entry may be going just now: it is named again with the next beat.
+            // A closed session of this process, whose entry may just be expiring: the next heartbeat refreshes it.
             return Ok(None);
         }
         if opens && owner.is_none() {
@@ -206,7 +206,7 @@ impl OwnerDirectory {
         Ok(owner)
     }
 
-    /// Whether the bus may know less than it did.
+    /// Whether the bus may lack entries that it had before.
     pub(crate) fn is_stale(&self) -> bool {
         Instant::now() < self.lock_state().stale_until
     }
@@ -220,7 +220,7 @@ impl OwnerDirectory {
         self.known_peer(process)
     }
 
-    /// The other processes, as last known.
+    /// Returns the other processes, as last known.
     pub(crate) fn other_peers(&self) -> Vec<RelayPeer> {
         let known = self.peers.borrow();
         let others = known.iter().filter(|(process, _)| **process != self.me.process);
@@ -232,7 +232,7 @@ impl OwnerDirectory {
         let (mut known, process) = (self.peers.subscribe(), process.to_owned());
         async move {
             if known.wait_for(|known| !known.contains_key(&process)).await.is_err() {
-                // This process goes itself, and says so in its own way.
+                // This process is shutting down, and the drain closes its sessions.
                 std::future::pending::<()>().await;
             }
         }
@@ -266,7 +266,7 @@ impl OwnerDirectory {
             let is_due = |named: &Option<Instant>| named.is_none_or(|at| at.elapsed() >= SESSION_REFRESH_INTERVAL);
             state.registered.iter().filter(|(_, named)| is_due(named)).map(|(session, _)| session.clone()).collect()
         };
-        // One that is only about to be opened is not here yet. Asked without the lock, which its end takes in turn.
+        // A session that is only being opened is not local yet. Asked without the lock, which its end takes in turn.
         due.retain(|session| SessionName::parse(session).is_some_and(|name| self.local_sessions.has_session(&name)));
         if due.is_empty() || self.is_backing_off() {
             return;
@@ -286,7 +286,7 @@ impl OwnerDirectory {
         let doubted = {
             let mut state = self.lock_state();
             if was_away || !alive.was_registered {
-                // It may have lost its memory: all of them are named again.
+                // The store may have lost its data: every session is refreshed.
                 state.is_bus_unavailable = false;
                 state.stale_until = Instant::now() + STALE_DIRECTORY_GRACE;
                 state.registered.values_mut().for_each(|named| *named = None);
@@ -296,7 +296,7 @@ impl OwnerDirectory {
         self.peers.send_if_modified(|known| {
             let mut peers: HashMap<_, _> = alive.peers.into_iter().map(|peer| (peer.process, peer.address)).collect();
             if doubted {
-                // Whoever was there before is thought to be there still.
+                // Processes seen before are assumed to live still.
                 peers.extend(known.iter().map(|(process, address)| (process.clone(), *address)));
             }
             let changed = *known != peers;
@@ -312,7 +312,7 @@ impl OwnerDirectory {
     async fn release_session(&self, session: &str) {
         let due = {
             let state = self.lock_state();
-            // While the bus is away, the entry expires.
+            // While the bus is unavailable, the entry expires.
             state.ended.contains(session) && !state.is_bus_unavailable
         };
         if due {
@@ -330,7 +330,7 @@ impl OwnerDirectory {
         self.lock_state().back_off_until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// The bus's answer, if it comes in time.
+    /// Returns the bus's answer, if it arrives in time.
     async fn call_bus<T>(&self, within: Duration, call: impl Future<Output = Result<T, BusError>>) -> Option<T> {
         let answer = if self.bus.is_available() { timeout(within, call).await.ok().and_then(Result::ok) } else { None };
         let mut state = self.lock_state();

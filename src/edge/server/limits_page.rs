@@ -18,7 +18,7 @@ use crate::edge::transport::{sockjs, websocket};
 use crate::edge::{http_api, recorder, relay, session};
 use crate::protocol::{channel, frame, rest};
 
-/// A bound with its unit.
+/// A limit with its unit.
 #[derive(Clone, Copy)]
 enum LimitValue {
     Bytes(u64),
@@ -54,7 +54,7 @@ impl LimitValue {
     }
 }
 
-/// One bound: of what, how much, what happens beyond it, and where it is written.
+/// One row: the limited thing, the limit, the answer beyond it, and the constant.
 struct LimitRow {
     of: &'static str,
     most: LimitValue,
@@ -62,7 +62,7 @@ struct LimitRow {
     source: &'static str,
 }
 
-/// A bound of the constant that it names, so that the page cannot name another.
+/// Builds a row from the constant that it names, so that the page cannot name another one.
 macro_rules! limit {
     ($of:literal, $unit:ident($($constant:ident)::+), $beyond:literal) => {
         LimitRow {
@@ -74,7 +74,7 @@ macro_rules! limit {
     };
 }
 
-/// The parts of the page: a title, what is to be said of it, its bounds.
+/// The sections of the page: a title, an introduction, and rows.
 fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
     vec![
         (

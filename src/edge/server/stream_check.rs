@@ -1,7 +1,7 @@
-//! Whether the stream is there when an edge starts.
+//! Checks the stream when an edge starts.
 //!
-//! Missing rights stop the start: they do not heal by waiting. A missing stream may be on its way, so the edge starts
-//! and looks again for a while. No answer says nothing about the stream, so the edge starts and its queue fills.
+//! Missing permissions stop the start: waiting does not help. A missing stream may be about to be created, so the edge
+//! starts and checks again for a while. Without an answer the edge starts too, and its queue fills.
 
 use std::time::Duration;
 
@@ -10,27 +10,27 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::edge::error::{StartError, StopError};
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass};
 
-/// Longest that the start waits for an answer.
+/// Timeout of the first check.
 const FIRST_CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a stream may be missing.
+/// Longest time for which a stream may be missing.
 const MISSING_STREAM_GRACE: Duration = Duration::from_mins(2);
 
-/// Time between two looks.
+/// Interval of checks for a missing stream.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The result of the first look at the stream.
 pub enum StreamCheck {
-    /// The stream, or nothing that speaks against it.
+    /// The stream exists, or nothing indicates otherwise.
     Stream,
-    /// No stream of this name.
+    /// No stream has this name.
     Missing,
 }
 
-/// Looks once.
+/// Checks the stream once.
 ///
 /// # Errors
-/// The identity may not look at the stream.
+/// The identity may not describe the stream.
 pub async fn check_stream(client: &KinesisClient) -> Result<StreamCheck, StartError> {
     match timeout(FIRST_CHECK_TIMEOUT, client.describe_stream()).await {
         Ok(Ok(summary)) => {
@@ -53,10 +53,10 @@ pub async fn check_stream(client: &KinesisClient) -> Result<StreamCheck, StartEr
     }
 }
 
-/// Looks again until the stream is there.
+/// Checks again until the stream exists.
 ///
 /// # Errors
-/// It was missing for as long as it may be.
+/// The stream was missing for too long.
 pub async fn wait_for_stream(client: KinesisClient) -> Result<(), StopError> {
     let until = Instant::now() + MISSING_STREAM_GRACE;
     loop {

@@ -1,10 +1,10 @@
-//! Waking many tasks at once.
+//! Wakes many tasks together.
 //!
-//! In: a future. Out: the same, but what wakes it does so only once the worker has run everything that is ready.
+//! In: a future. Out: the same future, whose wake-ups are deferred until the worker has run everything that is ready.
 //!
-//! A frame for a hundred sessions makes a hundred tasks ready, one after the other. Tokio asks an idle worker for help
-//! at each of them, and the system may let that worker run in place of the one that is still waking: it finds a single
-//! task, runs it, goes to sleep and is called again for the next. Tasks that wait for the end of the turn are made
+//! A frame for a hundred sessions makes a hundred tasks ready, one after another. Tokio wakes an idle worker at each of
+//! them, and the system may run that worker in place of the waking one: it finds a single task, runs it, sleeps, and is
+//! woken again for the next. Tasks deferred to the end of the turn become ready together, and one wake-up suffices.
 //! ready all together, and help is asked for once.
 
 use std::future::poll_fn;
@@ -14,7 +14,7 @@ use std::task::{Context, Wake, Waker};
 
 use tokio::task::yield_now;
 
-/// Wakes a task at the end of the worker's turn; at once where no worker is.
+/// Wakes a task at the end of the worker's turn, or at once outside a worker.
 struct DeferredWaker(Waker);
 
 impl Wake for DeferredWaker {
@@ -23,14 +23,14 @@ impl Wake for DeferredWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Tokio wakes whoever yields at the end of the turn, and has no other way to ask for that. Nobody waits for the
-        // yielding itself: a waker that was taken is always used.
+        // Tokio wakes yielding tasks at the end of the turn; there is no other way to ask for it. The yield is never
+        // awaited: a stored waker is always used.
         let yielding = pin!(yield_now());
         let _ = yielding.poll(&mut Context::from_waker(&self.0));
     }
 }
 
-/// Resolves as the future does, woken together with others.
+/// Resolves as the future does, with deferred wake-ups.
 pub async fn defer_wakes<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     let mut known: Option<(Waker, Waker)> = None;
@@ -51,7 +51,7 @@ mod tests {
     use tokio::sync::{Notify, mpsc};
     use tokio::time::timeout;
 
-    /// In which order two tasks run of which the first was woken, and the second only became ready then.
+    /// Returns the order of two tasks, of which the first was woken and the second became ready later.
     async fn order(first_waits: impl Future<Output = ()> + Send + 'static, notify: &Notify) -> Vec<&'static str> {
         let (sender, mut ran) = mpsc::unbounded_channel();
         let other = sender.clone();
@@ -59,7 +59,7 @@ mod tests {
             first_waits.await;
             let _ = sender.send("woken");
         });
-        // It waits now.
+        // The task is pending from here on.
         yield_now().await;
         notify.notify_waiters();
         tokio::spawn(async move {
@@ -109,7 +109,7 @@ mod tests {
             for _ in 0..100 {
                 timeout(Duration::from_secs(5), ran.recv()).await.expect("nobody sleeps on").expect("a turn");
             }
-            // From a worker, too.
+            // The same from within a worker.
             let notify = notify.clone();
             tokio::spawn(async move { notify.notify_waiters() }).await.expect("told");
         }

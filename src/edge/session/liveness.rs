@@ -1,27 +1,27 @@
-//! Whether a client is still there.
+//! Detects clients that went silent. Pure.
 //!
-//! In: when it was last heard of. Out: wait, ask, or give up. Knows no clock: the caller passes the time.
+//! In: the time of the last activity. Out: wait, ping, or close. Must not know clocks: the caller passes the time.
 
 use std::time::{Duration, Instant};
 
 /// Bounds the silence after which a side pings the other; clients receive it in whole seconds.
 pub const ACTIVITY_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// How long an answer may take.
+/// Time that the client has for its pong.
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The step that a silence asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LivenessStep {
-    /// Look again at this time.
+    /// Check again at this time.
     Wait(Instant),
     /// Send a ping to the client.
     SendPing,
-    /// The client did not answer.
+    /// The pong is missing: close.
     GiveUp,
 }
 
-/// One client's signs of life.
+/// The activity of one client.
 #[derive(Clone, Copy, Debug)]
 pub struct LivenessTracker {
     last_activity: Instant,
@@ -29,12 +29,12 @@ pub struct LivenessTracker {
 }
 
 impl LivenessTracker {
-    /// A client that was heard of just now.
+    /// Starts with a client that was active just now.
     pub fn new(now: Instant) -> Self {
         Self { last_activity: now, pinged_at: None }
     }
 
-    /// Any message is a sign of life.
+    /// Records activity: any message counts.
     pub fn note_activity(&mut self, now: Instant) {
         *self = Self::new(now);
     }

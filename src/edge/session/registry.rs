@@ -1,4 +1,4 @@
-//! Every open session of the process, and how many there may be.
+//! All open sessions of the process, and their limit.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! Messages that wait for one session over HTTP, whose sends come faster than the session acts on them.
+//! The inbox of one session over HTTP, whose sends may arrive faster than the session handles them.
 //!
 //! In: the messages of one request. Out: the same, in the order of arrival, to the one task that acts on them. The
 //! queue is bounded in requests and in bytes; a request that finds it full waits for a while and is then dropped, and its
@@ -21,14 +21,14 @@ pub const INBOX_BYTES_MAX: u32 = 512 << 10;
 /// Bounds the time that a send waits for room in the queue.
 pub const INBOX_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The end for the requests.
+/// The sending half of an inbox, for requests.
 #[derive(Clone)]
 pub struct InboxSender {
     sender: mpsc::Sender<InboxRequest>,
     room: Arc<Semaphore>,
 }
 
-/// The messages of one request, and the room that they take while they wait.
+/// The messages of one request, and the room that they hold until handled.
 pub struct InboxRequest {
     /// The messages; empty when the request carried only its number.
     pub messages: Vec<String>,
@@ -49,7 +49,7 @@ pub struct RequestId {
 }
 
 impl InboxRequest {
-    /// A request without messages.
+    /// Creates a request without messages.
     pub fn without_messages(number: Option<u64>) -> Self {
         Self { messages: vec![], caller: None, mark: RequestId { number, relay_number: None }, _room: None }
     }
@@ -64,7 +64,7 @@ pub enum InboxError {
     Timeout,
 }
 
-/// An empty inbox: the end for the requests and the one for the session.
+/// Creates an inbox: the half for requests and the half for the session.
 pub fn open_inbox() -> (InboxSender, mpsc::Receiver<InboxRequest>) {
     let (sender, receiver) = mpsc::channel(INBOX_REQUESTS_MAX);
     let room = Arc::new(Semaphore::new(INBOX_BYTES_MAX.try_into().unwrap_or(Semaphore::MAX_PERMITS)));
@@ -75,7 +75,7 @@ impl InboxSender {
     /// Queues messages for the session. Messages larger than the whole bound wait until the queue is empty.
     ///
     /// # Errors
-    /// The session has ended, or found no time for them.
+    /// The session has ended, or did not make room in time.
     pub async fn send(&self, messages: Vec<String>, mark: RequestId) -> Result<(), InboxError> {
         self.send_from(messages, None, mark).await
     }
@@ -88,7 +88,7 @@ impl InboxSender {
     /// Queues messages together with their caller.
     ///
     /// # Errors
-    /// The session has ended, or found no time for them.
+    /// The session has ended, or did not make room in time.
     pub async fn send_from(
         &self,
         messages: Vec<String>,
@@ -114,7 +114,7 @@ mod tests {
     use futures::FutureExt;
     use tokio::task::unconstrained;
 
-    /// Requests that find room at once, of as many as may wait.
+    /// Requests that find room at once, up to the limit.
     fn count_fitting(messages: &[String]) -> usize {
         let (sends, _receiver) = open_inbox();
         let send = || unconstrained(sends.send(messages.to_vec(), RequestId::default())).now_or_never();

@@ -1,4 +1,4 @@
-//! What tests of several processes share on one machine: ports, and programs that must not outlive a test.
+//! Resources that tests of several processes share on one machine: ports, and programs bound to the life of a test.
 
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};

@@ -1,4 +1,4 @@
-//! Subscriptions that wait until the bus can say who is in a presence channel.
+//! Subscriptions that wait until the bus knows the members of a presence channel.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::protocol::ChannelName;
 use crate::protocol::frame::{self, PresenceMember};
 
 impl Connection {
-    /// Resolves when it is time for [`Self::look_again`]: never while nothing waits.
+    /// Resolves when [`Self::retry_pending`] is due: never without pending subscriptions.
     pub async fn pending_due(&self) {
         match self.pending.next_due() {
             Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -17,7 +17,7 @@ impl Connection {
         }
     }
 
-    /// Lets one of the subscriptions in that waited for the bus, if it is back.
+    /// Retries one pending subscription, if the bus has recovered.
     pub async fn retry_pending(&mut self) {
         match self.pending.next(self.shared.bus.is_presence_ready(), Instant::now()) {
             Some((waiter, PendingOutcome::Join)) => self.join_pending(waiter).await,
@@ -26,16 +26,16 @@ impl Connection {
         }
     }
 
-    /// Nobody can say who is in a presence channel: it is entered once the bus is back.
+    /// Queues a presence subscription: the members are unknown until the bus recovers.
     pub(crate) fn queue_subscription(&mut self, channel: &ChannelName, member: PresenceMember) {
-        // It has shown a signature.
+        // A valid signature was shown.
         self.authorization_deadline = None;
         let now = Instant::now();
         let waiter = PendingSubscription::new(channel.clone(), member, &self.shared.metrics, now);
         if waiter.is_none_or(|waiter| self.pending.enqueue(waiter, now).is_some()) {
             return self.refuse_join(channel, &BusError::Unavailable("too many wait for it".to_owned()));
         }
-        // One that only waits until all have said whom they have is back.
+        // A bus that only waits for all processes to re-register is up.
         if !self.shared.bus.is_available() || self.shared.bus.is_presence_ready() {
             self.session.push(frame::error_frame(None, frame::SUBSCRIPTION_QUEUED_MESSAGE).into());
         }
@@ -49,7 +49,7 @@ impl Connection {
                 self.complete_join(subject, Some(waiter.member), joined).await;
             }
             Err(BusError::Unavailable(_)) => {
-                // It went away again.
+                // The bus became unavailable again.
                 self.leave_channel(waiter.channel.clone(), Some(&waiter.member), None).await;
                 if let Some(waiter) = self.pending.enqueue(waiter, Instant::now()) {
                     self.refuse_pending(&waiter);

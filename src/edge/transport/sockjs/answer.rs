@@ -14,10 +14,10 @@ use crate::edge::transport::sockjs::session::{ReceiveOutcome, SockjsReceiver};
 use crate::protocol::fallback::utf16_units;
 use crate::protocol::sockjs::{self, FrameWrapping, HEARTBEAT_FRAME, OPEN_FRAME, RESPONSE_MAX_UNITS};
 
-/// Silence after which an open answer carries a heartbeat, as the protocol has it.
+/// Silence after which an open response carries a heartbeat, as the protocol requires.
 pub const SOCKJS_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(25);
 
-/// Taken from the session for one frame.
+/// Bytes that are taken from the session for one frame.
 const SOCKJS_BATCH_BYTES: usize = 32 << 10;
 
 /// The close frame for a second receiver.
@@ -25,23 +25,23 @@ const SECOND_RECEIVER_CLOSE: (u16, &str) = (2010, "Another connection still open
 
 /// The answer to one receive.
 pub struct ReceiveAnswer {
-    /// `None` once it is over.
+    /// The receiver; `None` once the response is over.
     receive: Option<ReceiveOutcome>,
-    /// Written first, and not counted.
+    /// The head, written first and not counted.
     head: Option<String>,
     wrapping: FrameWrapping,
-    /// Units that may be written; the frame that reaches this is the last one.
+    /// Units that may still be written; the frame that reaches zero is the last one.
     left: usize,
 }
 
 impl ReceiveAnswer {
-    /// An answer that begins with `head`; a poll has one frame.
+    /// Creates a response that begins with `head`; a poll has one frame.
     pub fn new(receive: ReceiveOutcome, head: Option<String>, wrapping: FrameWrapping, poll: bool) -> Self {
         let left = if poll { 1 } else { RESPONSE_MAX_UNITS };
         Self { receive: Some(receive), head, wrapping, left }
     }
 
-    /// The answer as a body, whose length nobody knows yet.
+    /// Returns the response as a body of unknown length.
     pub fn into_body(self) -> Body {
         Body::from_stream(stream::unfold(self, |mut answer| async {
             let written = answer.next().await?;
@@ -72,7 +72,7 @@ impl ReceiveAnswer {
     }
 }
 
-/// The next frame, and whether nothing comes after it.
+/// Returns the next frame, and whether it is the last one.
 async fn next_frame(receiver: &mut SockjsReceiver) -> (String, bool) {
     if std::mem::take(&mut receiver.new) {
         return (OPEN_FRAME.to_owned(), false);
@@ -82,7 +82,7 @@ async fn next_frame(receiver: &mut SockjsReceiver) -> (String, bool) {
             (sockjs::encode_messages(frames.iter().filter_map(|frame| std::str::from_utf8(frame).ok())), false)
         }
         Ok(OutgoingItem::Close(closing)) => (sockjs::encode_close(closing.code, &closing.reason), true),
-        // A session has one receiver, so none takes over.
+        // A session has one receiver, so no takeover happens here.
         Ok(OutgoingItem::Replaced) => (sockjs::encode_close(SECOND_RECEIVER_CLOSE.0, SECOND_RECEIVER_CLOSE.1), true),
         Err(_) => (HEARTBEAT_FRAME.to_owned(), false),
     }

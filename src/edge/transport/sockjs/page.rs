@@ -1,4 +1,4 @@
-//! The page of a hidden frame: a page of this origin that loads the client's script.
+//! The iframe page: a page of this origin that loads the client's script.
 //!
 //! `js_path` in the query is chosen by whoever made the link, so a script is loaded only when an operator listed it to
 //! the letter. The content of the page comes from that list, never from the request, and a policy lets nothing else run.
@@ -9,7 +9,7 @@ use url::form_urlencoded;
 
 use crate::protocol::sockjs::iframe_page;
 
-/// The digest of the script that stands in the page itself.
+/// The digest of the page's inline script.
 const INLINE_SCRIPT_DIGEST: &str = "sha256-lYmFXEsqdsgpRcqXPmVFJyV4CiaTNuS5IK/HjT7/fdk=";
 
 /// A page for one script.
@@ -18,22 +18,22 @@ pub struct IframePage {
     script: String,
     /// The HTML of the page.
     pub body: Bytes,
-    /// Its digest, in quotes.
+    /// The digest of the page, in quotes.
     pub tag: String,
     /// The content security policy of the page.
     pub policy: String,
 }
 
-/// A page per script.
+/// One page per listed script.
 pub struct IframePages(Vec<IframePage>);
 
 impl IframePages {
-    /// Pages for these scripts, the usual one first.
+    /// Builds the pages of these scripts, the default one first.
     pub fn new<'a>(scripts: impl Iterator<Item = &'a str>) -> Self {
         Self(scripts.map(IframePage::new).collect())
     }
 
-    /// The page that a query asks for; `None` for a script that is not listed.
+    /// Returns the page that a query asks for; `None` for a script that is not listed.
     pub fn find_by_query(&self, query: &str) -> Option<&IframePage> {
         match form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "js_path") {
             Some((_, wanted)) => self.0.iter().find(|page| page.script == wanted),
@@ -46,7 +46,7 @@ impl IframePage {
     fn new(script: &str) -> Self {
         let body = iframe_page(script);
         let tag = format!("\"{}\"", hex::encode(Md5::digest(&body)));
-        // It talks to this origin only, by requests and by frames of its own; it may be put into any page.
+        // The page reaches this origin only, by requests and frames; any page may embed it.
         let policy = format!(
             "default-src 'none'; script-src {script} '{INLINE_SCRIPT_DIGEST}'; connect-src 'self'; frame-src 'self'; \
              form-action 'self'; base-uri 'none'"

@@ -3,7 +3,7 @@
 use crate::protocol::Transport;
 use crate::protocol::sockjs::FrameWrapping;
 
-/// Longest name of a session. Clients use eight characters.
+/// Longest session id. Clients use eight characters.
 const SESSION_ID_MAX_LEN: usize = 128;
 
 /// The meaning of a path.
@@ -11,11 +11,11 @@ const SESSION_ID_MAX_LEN: usize = 128;
 pub enum SockjsEndpoint {
     /// The base path: a greeting.
     Greeting,
-    /// The page of a hidden frame.
+    /// The page for a hidden iframe.
     Iframe,
     /// The capabilities of the server.
     Info,
-    /// A WebSocket without frames.
+    /// A WebSocket without SockJS frames.
     RawSocket,
     /// A request of this session.
     Session(String, SessionAction),
@@ -32,7 +32,7 @@ pub enum SessionAction {
     Stream,
     /// Sends messages of the client.
     Send,
-    /// Receives frames as events.
+    /// Receives frames as server-sent events.
     EventSource,
     /// Receives frames as scripts in a page.
     HtmlFile,
@@ -62,11 +62,11 @@ impl SockjsEndpoint {
         if parts.next().is_some() || !named(server) || !named(session) || session.len() > SESSION_ID_MAX_LEN {
             return None;
         }
-        // The first part is for load balancers and means nothing here.
+        // The first part is for load balancers and has no meaning here.
         Some(Self::Session(session.to_owned(), SessionAction::from_name(action)?))
     }
 
-    /// The methods that it takes.
+    /// Returns the allowed methods.
     pub fn allowed_methods(&self) -> &'static [&'static str] {
         match self {
             Self::Greeting | Self::Iframe | Self::RawSocket => &["GET"],
@@ -82,7 +82,7 @@ impl SockjsEndpoint {
     }
 }
 
-/// `iframe.html`, or with a version between the two.
+/// `iframe.html`, or with a version in between.
 fn is_iframe(file: &str) -> bool {
     let version = file.strip_prefix("iframe").and_then(|rest| rest.strip_suffix(".html"));
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c);
@@ -104,7 +104,7 @@ impl SessionAction {
         })
     }
 
-    /// The transport that a session counts as when this request opens it; `None` for what opens none.
+    /// Returns the transport of a session that this request opens; `None` if it opens none.
     pub fn transport(self) -> Option<Transport> {
         Some(match self {
             Self::Socket => Transport::SockjsWebsocket,
@@ -115,12 +115,12 @@ impl SessionAction {
         })
     }
 
-    /// Whether its answer has one frame only.
+    /// Whether the response has one frame only.
     pub fn is_poll(self) -> bool {
         matches!(self, Self::Poll | Self::Jsonp)
     }
 
-    /// How it writes frames, if it is no call of a function.
+    /// Returns the wrapping of frames, unless it is a call of a function.
     pub fn frame_wrapping(self) -> FrameWrapping {
         match self {
             Self::EventSource => FrameWrapping::Event,

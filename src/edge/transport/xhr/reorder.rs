@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 /// Bounds the wait for a missing number.
 const MISSING_NUMBER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long it is waited for on a page whose numbers are missing again and again.
+/// The same on a page whose numbers are missing again and again.
 const UNRELIABLE_NUMBER_TIMEOUT: Duration = Duration::from_millis(5);
 
-/// Waits in vain, one after the other, that show such a page.
+/// Consecutive futile waits that identify such a page.
 const FUTILE_WAITS_MAX: u8 = 3;
 
-/// Ids of requests that are remembered: more than can be under way for one session.
+/// Request ids that are remembered: more than can be in flight for one session.
 const SEEN_IDS_MAX: usize = 256;
 
 /// The ids of relayed requests.
@@ -43,7 +43,7 @@ impl DuplicateFilter {
 
 /// The requests that wait for an earlier one.
 pub struct ReorderBuffer<T> {
-    /// The number that is to come next, once there was one.
+    /// The next expected number, once there was one.
     next: Option<u64>,
     waiting: BTreeMap<u64, (Instant, Vec<T>)>,
     futile_waits: u8,
@@ -71,7 +71,7 @@ impl<T> ReorderBuffer<T> {
                 vec![]
             }
             Some(next) if number < next => {
-                // It was waited for too shortly.
+                // The wait was too short.
                 self.futile_waits = 0;
                 vec![item]
             }
@@ -156,7 +156,7 @@ mod tests {
         }
         assert_eq!(order.push(Some(number + 2), 0, start), [0; 0]);
         assert_eq!(order.next_due(), Some(start + UNRELIABLE_NUMBER_TIMEOUT));
-        // One that comes after all shows that it is worth while.
+        // A late arrival shows that waiting is worthwhile.
         assert_eq!(order.push(Some(number + 1), 1, start), [1, 0]);
         assert_eq!(order.push(Some(number + 9), 0, start), [0; 0]);
         assert_eq!(order.next_due(), Some(start + MISSING_NUMBER_TIMEOUT));
