@@ -795,3 +795,55 @@ async fn sessions_have_one_owner_and_processes_know_each_other() {
     assert_eq!(two.send_heartbeat(&b).await.expect("alive").sessions_with_lost_sends, ["s.1", "s.2"]);
     assert_eq!(two.send_heartbeat(&b).await.expect("alive").sessions_with_lost_sends, [""; 0], "told once");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connected_bus_has_its_subscription_in_the_store() {
+    let redis = Redis::start(None);
+    for round in 1..=20 {
+        let life = CancellationToken::new();
+        let bus = RedisBus::connect(&redis.url(), "uid-1", "p1", life.clone()).await.expect("a bus");
+        let mut frames = bus.take_incoming_frames().expect("an outlet");
+        // Another program publishes, so nothing but the subscription can delay the frame.
+        let frame = "{\"from\":\"p2\",\"app\":\"1\",\"channel\":\"room\"}\nhello";
+        assert_ne!(redis.command(&["publish", "rt:uid-1:frames", frame]).trim(), "0", "round {round}: no subscriber");
+        let received = tokio::time::timeout(WAIT_TIMEOUT, frames.recv()).await.expect("a frame in time");
+        assert_eq!(received.expect("a frame").frame, "hello");
+        life.cancel();
+        bus.leave_cluster().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_and_a_leave_that_the_caller_cuts_off_are_decided_all_the_same() {
+    const PAUSE_MS: &str = "400";
+    let redis = Redis::start(None);
+    let bus = redis.bus("p1").await;
+    let mut decided = bus.take_remote_transitions().expect("an outlet");
+    let (room, socket) = (subject("room"), SocketId::from_random(7, 1));
+    // The scripts are loaded, so that one command decides.
+    bus.join_channel(&subject("other"), &socket, None).await.expect("joined");
+    let short = Duration::from_millis(50);
+    redis.command(&["client", "pause", PAUSE_MS]);
+    let joined = tokio::time::timeout(short, bus.join_channel(&room, &socket, None)).await;
+    assert!(joined.is_err(), "a paused store has answered: {joined:?}");
+    expect_remote_transition(&mut decided, &EventKind::ChannelOccupied).await;
+    redis.command(&["client", "pause", PAUSE_MS]);
+    let left = tokio::time::timeout(short, bus.leave_channel(&room, &socket, None)).await;
+    assert!(left.is_err(), "a paused store has answered: {left:?}");
+    expect_remote_transition(&mut decided, &EventKind::ChannelVacated).await;
+}
+
+/// Waits for a transition of the channel `room` that the bus emits on its own.
+async fn expect_remote_transition(decided: &mut mpsc::Receiver<RemoteTransitions>, kind: &EventKind) {
+    let mut seen = Vec::new();
+    let arrives = async {
+        while let Some(remote) = decided.recv().await {
+            seen.extend(remote.transitions.iter().map(|transition| transition.kind.clone()));
+            if remote.subject == subject("room") && seen.last() == Some(kind) {
+                return;
+            }
+        }
+    };
+    let arrived = tokio::time::timeout(WAIT_TIMEOUT, arrives).await;
+    assert!(arrived.is_ok(), "no {kind:?} within {WAIT_TIMEOUT:?}; seen: {seen:?}");
+}

@@ -63,6 +63,11 @@ impl KeySpace {
     pub fn frames_channel(&self) -> String {
         format!("rt:{}:frames", self.cluster)
     }
+
+    /// Publish/subscribe channel on which a process confirms its own subscription.
+    pub fn confirmation_channel(&self, process: &str) -> String {
+        format!("rt:{}:confirm:{process}", self.cluster)
+    }
 }
 
 /// Formats a channel as an entry of an index.

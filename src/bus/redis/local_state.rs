@@ -62,19 +62,17 @@ pub(super) struct ChannelReport {
 }
 
 impl LocalState {
-    /// Adds a connection. Returns whether the process must first add the channel to its index of this generation.
-    pub fn add_connection(
-        &mut self,
-        subject: &ChannelKey,
-        socket: &SocketId,
-        member: Option<&PresenceMember>,
-        generation: u64,
-    ) -> bool {
+    /// Adds a connection.
+    pub fn add_connection(&mut self, subject: &ChannelKey, socket: &SocketId, member: Option<&PresenceMember>) {
         let channel = self.channels.entry(subject.clone()).or_default();
         let announced = channel.departed.remove(socket).is_some_and(|presence| presence.announced);
         let connection = LocalConnection { member: member.cloned(), announced };
         channel.sockets.entry(socket.clone()).or_insert(connection);
-        channel.indexed_generation != Some(generation)
+    }
+
+    /// Returns whether the process's index of this generation has the channel.
+    pub fn is_indexed(&self, subject: &ChannelKey, generation: u64) -> bool {
+        self.channels.get(subject).is_some_and(|channel| channel.indexed_generation == Some(generation))
     }
 
     /// Notes that the process's index of this generation has the channel.
@@ -269,10 +267,13 @@ mod tests {
     fn a_report_keeps_announced_members_apart_from_the_others() {
         let (mut state, room) = (LocalState::default(), channel_key());
         let (a, b, c) = (SocketId::from("1.1"), SocketId::from("2.2"), SocketId::from("3.3"));
-        assert!(state.add_connection(&room, &a, Some(&member("a")), 0));
+        state.add_connection(&room, &a, Some(&member("a")));
+        assert!(!state.is_indexed(&room, 0));
         state.mark_indexed(&room, 0);
-        assert!(!state.add_connection(&room, &b, Some(&member("b")), 0));
-        assert!(state.add_connection(&room, &c, Some(&member("c")), 1), "another name of the process");
+        state.add_connection(&room, &b, Some(&member("b")));
+        assert!(state.is_indexed(&room, 0));
+        state.add_connection(&room, &c, Some(&member("c")));
+        assert!(!state.is_indexed(&room, 1), "another name of the process");
         state.confirm_connections(&room, [&a, &b].into_iter(), [].into_iter(), false);
         state.confirm_connections(&room, [&c].into_iter(), [].into_iter(), true);
         assert!(
@@ -291,7 +292,7 @@ mod tests {
     #[test]
     fn a_channel_is_removed_once_all_its_events_are_recorded() {
         let (mut state, room, a, now) = (LocalState::default(), channel_key(), SocketId::from("1.1"), Instant::now());
-        state.add_connection(&room, &a, None, 0);
+        state.add_connection(&room, &a, None);
         state.mark_indexed(&room, 0);
         let added = state.add_transitions(&room, &[transition(1), transition(2)], now);
         assert_eq!(added.len(), 2);

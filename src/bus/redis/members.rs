@@ -141,6 +141,15 @@ impl MembershipCore {
         }
     }
 
+    /// Runs a change of a channel, and has the channel reported if the caller drops the change halfway: the store may have
+    /// the change then, or not.
+    async fn report_if_cut<T>(&self, subject: &ChannelKey, change: impl Future<Output = T>) -> T {
+        let mut cut = CutChange { core: self, subject, completed: false };
+        let outcome = change.await;
+        cut.completed = true;
+        outcome
+    }
+
     /// Applies one change of a channel in the store, then in the local state.
     async fn apply_change(
         &self,
@@ -200,14 +209,22 @@ impl MembershipCore {
         if member.is_some() {
             self.wait_for_all_reports().await;
         }
+        self.state().local.add_connection(subject, socket, member);
+        self.report_if_cut(subject, self.register_join(subject, socket, member)).await
+    }
+
+    async fn register_join(
+        &self,
+        subject: &ChannelKey,
+        socket: &SocketId,
+        member: Option<&PresenceMember>,
+    ) -> Result<JoinOutcome, BusError> {
         let _turn = self.channel_lock(subject).read().await;
-        let (caller, needs_index) = {
-            let mut state = self.state();
-            let generation = state.generation;
-            let needs_index = state.local.add_connection(subject, socket, member, generation);
-            (Self::caller_for(&state, subject), needs_index)
+        let (caller, is_indexed) = {
+            let state = self.state();
+            (Self::caller_for(&state, subject), state.local.is_indexed(subject, state.generation))
         };
-        if needs_index && let Err(error) = self.add_to_index(subject, &caller).await {
+        if !is_indexed && let Err(error) = self.add_to_index(subject, &caller).await {
             self.state().local.mark_uncertain(subject);
             self.renew_now.notify_one();
             return Err(error);
@@ -234,14 +251,20 @@ impl MembershipCore {
         socket: &SocketId,
         cause: Option<LeaveCause>,
     ) -> Result<Vec<Transition>, BusError> {
+        if !self.state().local.remove_connection(subject, socket) {
+            return Ok(Vec::new());
+        }
+        self.report_if_cut(subject, self.register_leave(subject, socket, cause)).await
+    }
+
+    async fn register_leave(
+        &self,
+        subject: &ChannelKey,
+        socket: &SocketId,
+        cause: Option<LeaveCause>,
+    ) -> Result<Vec<Transition>, BusError> {
         let _turn = self.channel_lock(subject).read().await;
-        let caller = {
-            let mut state = self.state();
-            if !state.local.remove_connection(subject, socket) {
-                return Ok(Vec::new());
-            }
-            Self::caller_for(&state, subject)
-        };
+        let caller = Self::caller_for(&self.state(), subject);
         let leaving = [socket.clone()];
         let changed = self
             .apply_change(subject, &caller, &MembershipChange { cause, leaving: &leaving, ..empty_change(&caller) })
@@ -357,6 +380,22 @@ impl MembershipCore {
     /// Time until transitions are published again; `None` when they are.
     pub fn settling_time_left(&self) -> Option<Duration> {
         self.state().settling.map(|settling| settling.ends_at.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// A change that is being made; dropped before it is complete, it marks its channel for a report.
+struct CutChange<'a> {
+    core: &'a MembershipCore,
+    subject: &'a ChannelKey,
+    completed: bool,
+}
+
+impl Drop for CutChange<'_> {
+    fn drop(&mut self) {
+        if !self.completed {
+            self.core.state().local.mark_uncertain(self.subject);
+            self.core.wake.notify_one();
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod members;
 mod membership;
 mod reconcile;
 mod session_owners;
+mod subscription;
 mod timing;
 mod tls;
 mod wire;
@@ -30,11 +31,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use fred::clients::SubscriberClient;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use futures::future::BoxFuture;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -72,6 +72,7 @@ pub struct RedisBus {
     acknowledgements: mpsc::Sender<(ChannelKey, Vec<EventOrder>)>,
     lost_frames: Arc<AtomicU64>,
     first_sync: watch::Receiver<Option<Result<(), String>>>,
+    subscribed: watch::Receiver<bool>,
     _subscriber: SubscriberClient,
 }
 
@@ -88,15 +89,25 @@ impl RedisBus {
         shutdown: CancellationToken,
     ) -> Result<Self, BusError> {
         let bus = Self::start(address, cluster, process, BusTiming::EDGE_DEFAULTS, shutdown)?;
-        let mut first_sync = bus.first_sync.clone();
-        if let Ok(Ok(found)) = timeout(FIRST_SYNC_TIMEOUT, first_sync.wait_for(Option::is_some)).await {
-            if let Some(Err(reason)) = &*found {
-                return Err(BusError::Unusable(reason.clone()));
-            }
-        } else {
-            tracing::warn!("bus unavailable at start: starting anyway and retrying");
+        match timeout(FIRST_SYNC_TIMEOUT, bus.wait_first_sync()).await {
+            Ok(synced) => synced?,
+            Err(_) => tracing::warn!("bus unavailable at start: starting anyway and retrying"),
         }
         Ok(bus)
+    }
+
+    /// Waits until the process has a lease, and receives the frames of other processes: a frame that is published before
+    /// would be lost to its first clients.
+    async fn wait_first_sync(&self) -> Result<(), BusError> {
+        let (mut first_sync, mut subscribed) = (self.first_sync.clone(), self.subscribed.clone());
+        if let Ok(found) = first_sync.wait_for(Option::is_some).await
+            && let Some(Err(reason)) = &*found
+        {
+            return Err(BusError::Unusable(reason.clone()));
+        }
+        // Fails once the receiving task has ended, so on shutdown only.
+        let _ = subscribed.wait_for(|subscribed| *subscribed).await;
+        Ok(())
     }
 
     /// Connects without waiting for the first contact, with the given timing.
@@ -128,20 +139,23 @@ impl RedisBus {
         tokio::spawn(lease::LeaseKeeper::new(core.clone()).run_lease_renewal(first_sync_sender, shutdown.clone()));
         tokio::spawn(reconcile::run_reconciliation(core.clone(), shutdown.clone()));
         tokio::spawn(acknowledge::run_acknowledgements(core.clone(), acknowledged, shutdown.clone()));
+        let messages = subscriber.message_rx();
         client.connect();
         subscriber.connect();
         subscriber.manage_subscriptions();
         let (sender, inbox) = mpsc::channel(FRAME_QUEUE_LEN);
         let lost = Arc::new(AtomicU64::new(0));
-        let listening = receive_frames(
-            subscriber.clone(),
-            names.frames_channel(),
-            process.to_owned(),
-            sender,
-            lost.clone(),
-            shutdown,
-        );
-        tokio::spawn(listening);
+        let (confirmed, subscribed) = watch::channel(false);
+        let frames = subscription::FrameSubscription {
+            subscriber: subscriber.clone(),
+            publisher: client.clone(),
+            names: names.clone(),
+            process: process.to_owned(),
+            frames: sender,
+            lost_frames: lost.clone(),
+            confirmed,
+        };
+        tokio::spawn(frames.receive_frames(messages, shutdown));
         Ok(Self {
             sessions: session_owners::SessionOwners::new(client.clone(), names.clone()),
             channels: channel_info::RedisChannels::new(client, names),
@@ -152,6 +166,7 @@ impl RedisBus {
             acknowledgements,
             lost_frames: lost,
             first_sync,
+            subscribed,
             _subscriber: subscriber,
         })
     }
@@ -159,60 +174,6 @@ impl RedisBus {
     /// Fails at once while the store is known to be unavailable, instead of after a timeout.
     async fn call_if_available<T>(&self, call: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
         if self.is_available() { call.await } else { Err(unavailable_error()) }
-    }
-}
-
-/// Receives the frames of other processes until shutdown. The subscription outlives a connection; frames that are
-/// published in between are lost to this process, as they are to a client whose own connection breaks.
-async fn receive_frames(
-    subscriber: SubscriberClient,
-    frames: String,
-    process: String,
-    sender: mpsc::Sender<BroadcastFrame>,
-    lost: Arc<AtomicU64>,
-    shutdown: CancellationToken,
-) {
-    let mut arriving = subscriber.message_rx();
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            answer = subscriber.subscribe(frames.clone()) => match answer {
-                Ok(()) => break,
-                Err(error) => {
-                    tracing::warn!(%error, "bus subscription failed: retrying");
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-            }
-        }
-    }
-    loop {
-        let message = tokio::select! {
-            () = shutdown.cancelled() => return,
-            message = arriving.recv() => message,
-        };
-        let bytes: Bytes = match message {
-            Ok(message) => match message.value.into_bytes() {
-                Some(bytes) => bytes,
-                None => continue,
-            },
-            Err(broadcast::error::RecvError::Lagged(missed)) => {
-                lost.fetch_add(missed, Ordering::Relaxed);
-                continue;
-            }
-            Err(broadcast::error::RecvError::Closed) => return,
-        };
-        match wire::decode(&bytes, &process) {
-            wire::DecodedFrame::FromSelf => {}
-            wire::DecodedFrame::Frame(message) => {
-                if sender.try_send(message).is_err() {
-                    lost.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            wire::DecodedFrame::Malformed => {
-                lost.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!("malformed frame on the bus: is another release or program using it?");
-            }
-        }
     }
 }
 

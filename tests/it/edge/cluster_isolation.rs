@@ -98,12 +98,15 @@ async fn two_clusters_on_one_redis_do_not_hear_of_each_other() {
     assert!(ours.sum("realtime_edge_relayed_total").await > 0, "within a cluster it is handed on");
     assert_eq!(theirs.sum("realtime_edge_relayed_total").await, 0);
 
-    // Who goes leaves its own cluster only.
+    // A client that leaves is announced in its own cluster only.
     here.socket.close(None).await.expect("closed");
     let heard = timeout(PATIENCE, there.socket.next()).await;
     let reregistered = redis.reregistered("uid-1");
     if reregistered.is_empty() {
-        let message = heard.expect("`there` hears within 20 s that `here` left").expect("a message").expect("no error");
+        let Ok(message) = heard else {
+            panic!("no `member_removed` within {PATIENCE:?}; {}", describe_bus(&redis, &ours).await);
+        };
+        let message = message.expect("a message").expect("no error");
         let frame = ServerMessage::parse(message.to_text().expect("text")).expect("a frame");
         assert_eq!(frame.event, "pusher_internal:member_removed", "{frame:?}");
     } else {
@@ -115,4 +118,26 @@ async fn two_clusters_on_one_redis_do_not_hear_of_each_other() {
     }
     strange.still_serves().await;
     assert_eq!(channels(&stranger.backend("GET", "/channels", "").await), ["presence-room"]);
+}
+
+/// The bus as Redis and the pods see it, for the message of a failure.
+async fn describe_bus(redis: &Redis, cluster: &Cluster) -> String {
+    let mut lines = vec!["Redis has".to_owned()];
+    for key in redis.command(&["keys", "rt:{uid-1*"]).lines() {
+        let read = match redis.command(&["type", key]).trim() {
+            "hash" => redis.command(&["hgetall", key]),
+            "zset" => redis.command(&["zrange", key, "0", "-1", "withscores"]),
+            "set" => redis.command(&["smembers", key]),
+            _ => redis.command(&["get", key]),
+        };
+        lines.push(format!("  {key}: {:?}", read.lines().collect::<Vec<_>>()));
+    }
+    lines.push(redis.command(&["time"]).replace('\n', " "));
+    lines.push(redis.command(&["client", "list"]));
+    for (number, pod) in cluster.pods.iter().enumerate() {
+        let page = pod.admin("/metrics").await.text().await.unwrap_or_default();
+        lines.push(format!("pod {number}"));
+        lines.extend(page.lines().filter(|line| line.starts_with("realtime_edge_bus")).map(str::to_owned));
+    }
+    lines.join("\n")
 }
