@@ -72,13 +72,13 @@ struct EdgeArguments {
     /// Write the result as a page in Markdown too, unless the run is void
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// Sockets of every crowd
+    /// Sockets in each crowd, instead of the plan's number
     #[arg(long, hide = true)]
     sockets: Option<usize>,
-    /// Seconds of every publishing
+    /// Seconds for which each step publishes
     #[arg(long, hide = true)]
     seconds: Option<u64>,
-    /// Number of rounds
+    /// Number of rounds that are measured
     #[arg(long, hide = true)]
     rounds: Option<usize>,
     /// Seconds for which idle polls are watched

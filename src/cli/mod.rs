@@ -38,7 +38,7 @@ enum Command {
     Rehearse(rehearse::Arguments),
     /// Print the objects that a manifest becomes, with every server's variables
     Render(render::Arguments),
-    /// Print the CustomResourceDefinitions
+    /// Print the CustomResourceDefinitions, to apply before the operator
     Crd(print::CrdArguments),
     /// Print the table of variables that servers read, as Markdown
     Variables,

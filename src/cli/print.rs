@@ -33,7 +33,7 @@ pub fn join_yaml_documents(objects: &[Value]) -> Result<String, serde_yaml::Erro
     Ok(documents)
 }
 
-/// Print the CustomResourceDefinitions.
+/// Prints the CustomResourceDefinitions, or writes one file per kind.
 #[derive(clap::Args)]
 pub struct CrdArguments {
     /// Write one file per kind into this directory instead

@@ -62,7 +62,7 @@ pub(super) struct ChannelReport {
 }
 
 impl LocalState {
-    /// Adds a connection.
+    /// Adds a connection; one that left unconfirmed is taken back.
     pub fn add_connection(&mut self, subject: &ChannelKey, socket: &SocketId, member: Option<&PresenceMember>) {
         let channel = self.channels.entry(subject.clone()).or_default();
         let announced = channel.departed.remove(socket).is_some_and(|presence| presence.announced);
