@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::plan::PeerKind;
 use super::sequence::DeliveryTally;
 use super::sockets::MEMORY_RELEASED_RATIO_MAX;
 
@@ -25,6 +26,8 @@ pub struct ServerMeasurement {
     pub crowd_p99_ms: f64,
     /// Measurements of the fan-out.
     pub fan_out: FanOutMeasurement,
+    /// Memory of an idle session over `xhr_streaming`, in KiB.
+    pub session_kib: f64,
 }
 
 /// Measurements of one fan-out.
@@ -49,8 +52,6 @@ pub struct EdgeRound {
     pub peer: Option<ServerMeasurement>,
     /// Fan-out of the bare broadcast.
     pub baseline: FanOutMeasurement,
-    /// Memory of an idle session over `xhr_streaming`, in KiB.
-    pub session_kib: f64,
     /// Median of single deliveries without load, in ms.
     pub single_delivery_ms: f64,
     /// Median of the echo, in ms.
@@ -157,14 +158,73 @@ pub fn median_of(values: &[f64]) -> f64 {
 
 /// Computes every figure. A comparison is the median of the rounds' own comparisons: both of its sides ran one after
 /// the other, so a host that was slow for one round was slow for both.
-pub fn compute_edge_figures(rounds: &[EdgeRound], polling: Option<f64>) -> Vec<Figure> {
-    let mut figures = memory_figures(rounds);
-    figures.extend(accept_figures(rounds));
-    figures.extend(fan_out_figures(rounds));
-    figures.extend(crowd_figures(rounds));
+pub fn compute_edge_figures(rounds: &[EdgeRound], polling: Option<f64>, peer: PeerKind) -> Vec<Figure> {
+    let peer = PeerRows::of(peer);
+    let mut figures = memory_figures(rounds, &peer);
+    figures.extend(accept_figures(rounds, &peer));
+    figures.extend(fan_out_figures(rounds, &peer));
+    figures.extend(crowd_figures(rounds, &peer));
     figures.extend(idle_figures(rounds, polling));
     figures
 }
+
+/// Wording of the rows that compare with a peer.
+struct PeerRows {
+    value: &'static str,
+    ratio: &'static str,
+    missed: &'static str,
+    /// Whether the peer has everything that ours has, so that every figure is compared, and no ratio is a target.
+    is_former_build: bool,
+}
+
+impl PeerRows {
+    fn of(kind: PeerKind) -> Self {
+        match kind {
+            PeerKind::Sockudo => Self {
+                value: "  sockudo's",
+                ratio: "  ours to sockudo's",
+                missed: "  sockudo's missed",
+                is_former_build: false,
+            },
+            PeerKind::Realtime => Self {
+                value: "  the former build's",
+                ratio: "  ours to the former build's",
+                missed: "  the former build's missed",
+                is_former_build: true,
+            },
+        }
+    }
+
+    /// The rows of one measurement: the peer's value, and the ratio of ours to it. `ratio_max` is a target for servers
+    /// that are not ours.
+    fn compare(
+        &self,
+        rounds: &[EdgeRound],
+        [value_id, ratio_id]: [&'static str; 2],
+        unit: &'static str,
+        ratio_max: Option<f64>,
+        of: MeasuredValue,
+    ) -> [Figure; 2] {
+        let finite = |value: fn(&EdgeRound, MeasuredValue) -> Option<f64>| {
+            let values = rounds.iter().filter_map(|round| value(round, of)).filter(|value| value.is_finite());
+            (RoundAggregation::Median, values.collect())
+        };
+        let target = ratio_max.filter(|_| !self.is_former_build).map(at_most);
+        [
+            build_figure(value_id, self.value, unit, None, finite(|round, of| Some(of(round.peer.as_ref()?)))),
+            build_figure(
+                ratio_id,
+                self.ratio,
+                "×",
+                target,
+                finite(|round, of| Some(of(&round.edge) / of(round.peer.as_ref()?))),
+            ),
+        ]
+    }
+}
+
+/// One value of a server's measurements.
+type MeasuredValue = fn(&ServerMeasurement) -> f64;
 
 fn at_most(value: f64) -> FigureTarget {
     FigureTarget::AtMost(value)
@@ -179,103 +239,44 @@ fn sum(rounds: &[EdgeRound], of: fn(&EdgeRound) -> Option<f64>) -> (RoundAggrega
     (RoundAggregation::Sum, rounds.iter().filter_map(of).collect())
 }
 
-fn memory_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
-    vec![
-        build_figure(
-            "plain_kib",
-            "memory of an idle subscribed socket",
-            "KiB",
-            Some(at_most(12.0)),
-            median(rounds, |r| Some(r.edge.plain_kib)),
-        ),
-        build_figure(
-            "plain_peer_kib",
-            "  sockudo's",
-            "KiB",
-            None,
-            median(rounds, |r| Some(r.peer.as_ref()?.plain_kib)),
-        ),
-        build_figure(
-            "plain_ratio",
-            "  ours to sockudo's",
-            "×",
-            Some(at_most(0.1)),
-            median(rounds, |r| peer_ratio(r, |n| n.plain_kib)),
-        ),
-        build_figure(
-            "member_kib",
-            "memory of an idle presence member",
-            "KiB",
-            Some(at_most(16.0)),
-            median(rounds, |r| Some(r.edge.member_kib)),
-        ),
-        build_figure(
-            "member_peer_kib",
-            "  sockudo's",
-            "KiB",
-            None,
-            median(rounds, |r| Some(r.peer.as_ref()?.member_kib)),
-        ),
-        build_figure(
-            "member_ratio",
-            "  ours to sockudo's",
-            "×",
-            Some(at_most(0.1)),
-            median(rounds, |r| peer_ratio(r, |n| n.member_kib)),
-        ),
-        build_figure(
-            "back",
-            "memory after they left, to the start",
-            "×",
-            Some(at_most(MEMORY_RELEASED_RATIO_MAX)),
-            median(rounds, |r| r.edge.released_ratio),
-        ),
-        build_figure(
-            "session_kib",
-            "memory of an idle xhr_streaming session",
-            "KiB",
-            Some(at_most(24.0)),
-            median(rounds, |r| Some(r.session_kib)),
-        ),
-    ]
+fn memory_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
+    let most = |id, name, unit, most, of| build_figure(id, name, unit, Some(at_most(most)), median(rounds, of));
+    let mut figures =
+        vec![most("plain_kib", "memory of an idle subscribed socket", "KiB", 12.0, |r| Some(r.edge.plain_kib))];
+    figures
+        .extend(peer.compare(rounds, ["plain_peer_kib", "plain_ratio"], "KiB", Some(0.1), |server| server.plain_kib));
+    figures.push(most("member_kib", "memory of an idle presence member", "KiB", 16.0, |r| Some(r.edge.member_kib)));
+    figures.extend(
+        peer.compare(rounds, ["member_peer_kib", "member_ratio"], "KiB", Some(0.1), |server| server.member_kib),
+    );
+    figures.push(most("back", "memory after they left, to the start", "×", MEMORY_RELEASED_RATIO_MAX, |r| {
+        r.edge.released_ratio
+    }));
+    figures.push(most("session_kib", "memory of an idle xhr_streaming session", "KiB", 24.0, |r| {
+        Some(r.edge.session_kib)
+    }));
+    if peer.is_former_build {
+        figures.extend(
+            peer.compare(rounds, ["session_peer_kib", "session_ratio"], "KiB", None, |server| server.session_kib),
+        );
+    }
+    figures
 }
 
-fn accept_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
-    vec![
-        build_figure(
-            "accept_us",
-            "CPU to take in an authenticated socket",
-            "µs",
-            None,
-            median(rounds, |r| Some(r.edge.accept_us)),
-        ),
-        build_figure("accept_peer_us", "  sockudo's", "µs", None, median(rounds, |r| Some(r.peer.as_ref()?.accept_us))),
-        build_figure(
-            "accept_ratio",
-            "  ours to sockudo's",
-            "×",
-            Some(at_most(0.67)),
-            median(rounds, |r| peer_ratio(r, |n| n.accept_us)),
-        ),
-    ]
+fn accept_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
+    let accept = median(rounds, |r| Some(r.edge.accept_us));
+    let mut figures = vec![build_figure("accept_us", "CPU to take in an authenticated socket", "µs", None, accept)];
+    figures
+        .extend(peer.compare(rounds, ["accept_peer_us", "accept_ratio"], "µs", Some(0.67), |server| server.accept_us));
+    figures
 }
 
-fn fan_out_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
-    vec![
-        build_figure(
-            "fan_us",
-            "fan-out: CPU per delivery",
-            "µs",
-            None,
-            median(rounds, |r| Some(r.edge.fan_out.cpu_us)),
-        ),
-        build_figure(
-            "fan_bare_us",
-            "  a bare axum broadcast's",
-            "µs",
-            None,
-            median(rounds, |r| Some(r.baseline.cpu_us)),
-        ),
+fn fan_out_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
+    let value = |id, name, unit, of| build_figure(id, name, unit, None, median(rounds, of));
+    let none = |id, name, of| build_figure(id, name, "", Some(at_most(0.0)), sum(rounds, of));
+    let mut figures = vec![
+        value("fan_us", "fan-out: CPU per delivery", "µs", |r| Some(r.edge.fan_out.cpu_us)),
+        value("fan_bare_us", "  a bare axum broadcast's", "µs", |r| Some(r.baseline.cpu_us)),
         build_figure(
             "fan_bare_ratio",
             "  ours to the bare one's",
@@ -283,102 +284,34 @@ fn fan_out_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
             Some(at_most(1.3)),
             median(rounds, |r| Some(r.edge.fan_out.cpu_us / r.baseline.cpu_us)),
         ),
-        build_figure(
-            "fan_peer_us",
-            "  sockudo's",
-            "µs",
-            None,
-            median(rounds, |r| Some(r.peer.as_ref()?.fan_out.cpu_us)),
-        ),
-        build_figure(
-            "fan_peer_ratio",
-            "  ours to sockudo's",
-            "×",
-            Some(at_most(0.7)),
-            median(rounds, |r| peer_ratio(r, |n| n.fan_out.cpu_us)),
-        ),
-        build_figure(
-            "fan_p50_ms",
-            "fan-out: latency, median",
-            "ms",
-            None,
-            median(rounds, |r| Some(r.edge.fan_out.p50_ms)),
-        ),
-        build_figure(
-            "fan_p99_ms",
-            "fan-out: latency, 99th percentile",
-            "ms",
-            None,
-            median(rounds, |r| Some(r.edge.fan_out.p99_ms)),
-        ),
-        build_figure(
-            "fan_bare_p99_ms",
-            "  a bare axum broadcast's",
-            "ms",
-            None,
-            median(rounds, |r| Some(r.baseline.p99_ms)),
-        ),
-        build_figure(
-            "fan_peer_p99_ms",
-            "  sockudo's",
-            "ms",
-            None,
-            median(rounds, |r| Some(r.peer.as_ref()?.fan_out.p99_ms)),
-        ),
-        build_figure(
-            "fan_p99_ratio",
-            "  ours to sockudo's",
-            "×",
-            Some(at_most(1.0)),
-            median(rounds, |r| peer_ratio(r, |n| n.fan_out.p99_ms)),
-        ),
-        build_figure(
-            "fan_missed",
-            "fan-out: events missed",
-            "",
-            Some(at_most(0.0)),
-            sum(rounds, |r| Some(count_to_f64(r.edge.fan_out.tally.missed))),
-        ),
-        build_figure(
-            "fan_repeated",
-            "fan-out: events repeated",
-            "",
-            Some(at_most(0.0)),
-            sum(rounds, |r| Some(count_to_f64(r.edge.fan_out.tally.repeated))),
-        ),
-    ]
+    ];
+    figures.extend(
+        peer.compare(rounds, ["fan_peer_us", "fan_peer_ratio"], "µs", Some(0.7), |server| server.fan_out.cpu_us),
+    );
+    figures.extend([
+        value("fan_p50_ms", "fan-out: latency, median", "ms", |r| Some(r.edge.fan_out.p50_ms)),
+        value("fan_p99_ms", "fan-out: latency, 99th percentile", "ms", |r| Some(r.edge.fan_out.p99_ms)),
+        value("fan_bare_p99_ms", "  a bare axum broadcast's", "ms", |r| Some(r.baseline.p99_ms)),
+    ]);
+    figures.extend(
+        peer.compare(rounds, ["fan_peer_p99_ms", "fan_p99_ratio"], "ms", Some(1.0), |server| server.fan_out.p99_ms),
+    );
+    figures.extend([
+        none("fan_missed", "fan-out: events missed", |r| Some(count_to_f64(r.edge.fan_out.tally.missed))),
+        none("fan_repeated", "fan-out: events repeated", |r| Some(count_to_f64(r.edge.fan_out.tally.repeated))),
+    ]);
+    figures
 }
 
-fn crowd_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
-    vec![
-        build_figure(
-            "crowd_delivered",
-            "crowd: events delivered",
-            "",
-            None,
-            sum(rounds, |r| Some(count_to_f64(r.edge.crowd.delivered))),
-        ),
-        build_figure(
-            "crowd_missed",
-            "crowd: events missed",
-            "",
-            Some(at_most(0.0)),
-            sum(rounds, |r| Some(count_to_f64(r.edge.crowd.missed))),
-        ),
-        build_figure(
-            "crowd_repeated",
-            "crowd: events repeated",
-            "",
-            Some(at_most(0.0)),
-            sum(rounds, |r| Some(count_to_f64(r.edge.crowd.repeated))),
-        ),
-        build_figure(
-            "crowd_peer_missed",
-            "  sockudo's missed",
-            "",
-            None,
-            sum(rounds, |r| Some(count_to_f64(r.peer.as_ref()?.crowd.missed))),
-        ),
+fn crowd_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
+    let count = |id, name, target, of| build_figure(id, name, "", target, sum(rounds, of));
+    let mut figures = vec![
+        count("crowd_delivered", "crowd: events delivered", None, |r| Some(count_to_f64(r.edge.crowd.delivered))),
+        count("crowd_missed", "crowd: events missed", Some(at_most(0.0)), |r| Some(count_to_f64(r.edge.crowd.missed))),
+        count("crowd_repeated", "crowd: events repeated", Some(at_most(0.0)), |r| {
+            Some(count_to_f64(r.edge.crowd.repeated))
+        }),
+        count("crowd_peer_missed", peer.missed, None, |r| Some(count_to_f64(r.peer.as_ref()?.crowd.missed))),
         build_figure(
             "crowd_p99_ms",
             "crowd: latency, 99th percentile",
@@ -386,14 +319,14 @@ fn crowd_figures(rounds: &[EdgeRound]) -> Vec<Figure> {
             None,
             median(rounds, |r| Some(r.edge.crowd_p99_ms)),
         ),
-        build_figure(
-            "crowd_peer_p99_ms",
-            "  sockudo's",
-            "ms",
-            None,
-            median(rounds, |r| Some(r.peer.as_ref()?.crowd_p99_ms)),
-        ),
-    ]
+    ];
+    let [value, ratio] =
+        peer.compare(rounds, ["crowd_peer_p99_ms", "crowd_p99_ratio"], "ms", None, |server| server.crowd_p99_ms);
+    figures.push(value);
+    if peer.is_former_build {
+        figures.push(ratio);
+    }
+    figures
 }
 
 /// Figures of servers without load: the polling interval, and single deliveries.
@@ -422,10 +355,6 @@ fn idle_figures(rounds: &[EdgeRound], polling: Option<f64>) -> Vec<Figure> {
             median(rounds, |r| Some(r.single_delivery_ms - r.echo_ms)),
         ),
     ]
-}
-
-fn peer_ratio(round: &EdgeRound, of: fn(&ServerMeasurement) -> f64) -> Option<f64> {
-    Some(of(&round.edge) / of(round.peer.as_ref()?))
 }
 
 fn count_to_f64(number: u64) -> f64 {
@@ -481,7 +410,11 @@ mod tests {
             ..EdgeRound::default()
         };
         // The host was slower in the second round, for both.
-        let figures = compute_edge_figures(&[round(10.0, 20.0), round(50.0, 100.0), round(10.0, 10.0)], Some(20.1));
+        let figures = compute_edge_figures(
+            &[round(10.0, 20.0), round(50.0, 100.0), round(10.0, 10.0)],
+            Some(20.1),
+            PeerKind::Sockudo,
+        );
         let ratio = find_figure(&figures, "accept_ratio");
         assert_eq!((ratio.value, ratio.outcome, ratio.rounds.len()), (Some(0.5), TargetOutcome::Met, 3));
         assert_eq!(find_figure(&figures, "plain_ratio").outcome, TargetOutcome::Missed);
@@ -490,11 +423,28 @@ mod tests {
 
     #[test]
     fn without_a_peer_its_rows_are_there_and_not_measured() {
-        let figures = compute_edge_figures(&[EdgeRound { edge: test_measurement(1.0), ..EdgeRound::default() }], None);
+        let figures = compute_edge_figures(
+            &[EdgeRound { edge: test_measurement(1.0), ..EdgeRound::default() }],
+            None,
+            PeerKind::Sockudo,
+        );
         for id in ["plain_peer_kib", "plain_ratio", "accept_ratio", "fan_peer_ratio", "fan_p99_ratio", "polling_s"] {
             assert_eq!(find_figure(&figures, id).outcome, TargetOutcome::NotMeasured, "{id}");
         }
         assert_eq!(find_figure(&figures, "plain_kib").outcome, TargetOutcome::Met);
+    }
+
+    #[test]
+    fn ratios_to_a_former_build_have_no_target() {
+        let round =
+            EdgeRound { edge: test_measurement(3.0), peer: Some(test_measurement(1.0)), ..EdgeRound::default() };
+        let figures = compute_edge_figures(&[round], None, PeerKind::Realtime);
+        let ratio = find_figure(&figures, "accept_ratio");
+        assert_eq!((ratio.value, ratio.outcome), (Some(3.0), TargetOutcome::NoTarget));
+        assert_eq!(ratio.name, "  ours to the former build's");
+        for id in ["session_ratio", "crowd_p99_ratio"] {
+            assert!(figures.iter().any(|figure| figure.id == id), "{id} is missing");
+        }
     }
 
     #[test]
@@ -504,7 +454,8 @@ mod tests {
             edge: ServerMeasurement { crowd: broken, ..ServerMeasurement::default() },
             ..EdgeRound::default()
         };
-        let figures = compute_edge_figures(&[EdgeRound::default(), missed, EdgeRound::default()], None);
+        let figures =
+            compute_edge_figures(&[EdgeRound::default(), missed, EdgeRound::default()], None, PeerKind::Sockudo);
         assert_eq!(find_figure(&figures, "crowd_missed").outcome, TargetOutcome::Missed);
         assert_eq!(find_figure(&figures, "crowd_repeated").outcome, TargetOutcome::Met);
     }

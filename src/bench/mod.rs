@@ -34,7 +34,7 @@ pub use baseline::serve as serve_bare;
 pub use document::render_page;
 pub use error::BenchError;
 pub use figures::{Figure, TargetOutcome};
-pub use plan::{EdgePlan, PeerServer, PodsPlan};
+pub use plan::{EdgePlan, PeerKind, PeerServer, PodsPlan};
 pub use pods::run as run_pods;
 pub use report::{BenchReport, RunSize, render_text};
 pub use run::run;

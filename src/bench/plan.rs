@@ -8,8 +8,19 @@ use serde::Serialize;
 /// A server to measure beside ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerServer {
-    /// Path of the sockudo binary.
+    /// Kind of the server.
+    pub kind: PeerKind,
+    /// Path of its program.
     pub program: PathBuf,
+}
+
+/// Kind of a server that is measured beside ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerKind {
+    /// A sockudo server in one process.
+    Sockudo,
+    /// Another build of this program, to compare two releases in one run.
+    Realtime,
 }
 
 /// One run of a single edge beside others.
@@ -133,6 +144,9 @@ pub struct PodsPlan {
     pub occupied: usize,
     /// Presence members of the edge that is killed.
     pub members: usize,
+    /// Another build of this program whose edges take their turn, if any.
+    #[serde(skip)]
+    pub former_program: Option<PathBuf>,
 }
 
 impl PodsPlan {
@@ -154,6 +168,7 @@ impl PodsPlan {
             publishing: Duration::from_secs(5),
             occupied: 20_000,
             members: 10_000,
+            former_program: None,
         }
     }
 

@@ -217,6 +217,7 @@ pub fn render_text(report: &BenchReport) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::figures::{EdgeRound, compute_edge_figures};
+    use super::super::plan::PeerKind;
     use super::*;
 
     pub fn test_report(rounds: &[EdgeRound]) -> BenchReport {
@@ -227,7 +228,7 @@ pub(super) mod tests {
             "a machine".to_owned(),
             "2026-01-02".to_owned(),
         );
-        BenchReport { figures: compute_edge_figures(rounds, Some(20.5)), ..report }
+        BenchReport { figures: compute_edge_figures(rounds, Some(20.5), PeerKind::Sockudo), ..report }
     }
 
     #[test]

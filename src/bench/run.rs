@@ -8,7 +8,7 @@ use super::fanout;
 use super::figures::{EdgeRound, FanOutMeasurement, ServerMeasurement, compute_edge_figures};
 use super::load::{ChannelSubscription, PublishSchedule, private_channel};
 use super::machine::{self, HostUsage};
-use super::plan::{EdgePlan, PeerServer};
+use super::plan::{EdgePlan, PeerKind, PeerServer};
 use super::report::{BenchReport, RunSize, begin_report};
 use super::sequence::DeliveryTally;
 use super::server::ServerProcess;
@@ -37,7 +37,8 @@ pub async fn run(plan: &EdgePlan, progress: &(dyn Fn(String) + Sync)) -> Result<
         progress("waiting for the idle polls".to_owned());
         Ok::<_, BenchError>(rounds)
     });
-    report.figures = compute_edge_figures(&rounds?, polling?);
+    let peer = plan.peer.as_ref().map_or(PeerKind::Sockudo, |peer| peer.kind);
+    report.figures = compute_edge_figures(&rounds?, polling?, peer);
     report.finish_run(&watch, began);
     Ok(report)
 }
@@ -46,7 +47,12 @@ pub async fn run(plan: &EdgePlan, progress: &(dyn Fn(String) + Sync)) -> Result<
 fn read_peer_version(peer: &PeerServer) -> String {
     let output = std::process::Command::new(&peer.program).arg("--version").output();
     let version = output.ok().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    version.filter(|version| !version.is_empty()).unwrap_or_else(|| "sockudo of an unknown release".to_owned())
+    let kind = match peer.kind {
+        PeerKind::Sockudo => "sockudo",
+        PeerKind::Realtime => "realtime",
+    };
+    let version = version.filter(|version| !version.is_empty());
+    version.unwrap_or_else(|| format!("{kind} of an unknown release"))
 }
 
 async fn run_round(
@@ -58,9 +64,11 @@ async fn run_round(
     let mut round = EdgeRound::default();
     // The order rotates, so that no server always follows the same one.
     let mut servers = vec![ServerKind::Edge, ServerKind::Baseline];
-    if plan.peer.is_some() {
-        servers.push(ServerKind::Sockudo);
-    }
+    let peer_kind = plan.peer.as_ref().map(|peer| match peer.kind {
+        PeerKind::Sockudo => ServerKind::Sockudo,
+        PeerKind::Realtime => ServerKind::FormerEdge,
+    });
+    servers.extend(peer_kind);
     let turn = number % servers.len();
     servers.rotate_left(turn);
     for kind in &servers {
@@ -76,21 +84,36 @@ async fn run_round(
         let fan = summarize_fan_out(&fanout::measure_fan_out(&server, plan, watch).await?);
         match kind {
             ServerKind::Baseline => round.baseline = fan,
-            ServerKind::Sockudo => round.peer.get_or_insert_default().fan_out = fan,
-            ServerKind::Edge | ServerKind::Fallbacks => round.edge.fan_out = fan,
+            ServerKind::Edge => round.edge.fan_out = fan,
+            _ => round.peer.get_or_insert_default().fan_out = fan,
         }
     }
     for kind in servers.into_iter().filter(|kind| *kind != ServerKind::Baseline) {
-        let into = if kind == ServerKind::Sockudo { round.peer.get_or_insert_default() } else { &mut round.edge };
+        let into = if kind == ServerKind::Edge { &mut round.edge } else { round.peer.get_or_insert_default() };
         report_step(&format!("{}: {} sockets over {} channels", kind.name(), plan.sockets, plan.channels));
         measure_sockets(plan, kind, into, watch).await?;
         report_step(&format!("{}: {} presence members", kind.name(), plan.members));
         measure_members(plan, kind, into, watch).await?;
     }
-    report_step(&format!("edge: {} sessions over xhr_streaming", plan.sessions));
-    let server = ServerProcess::start(ServerKind::Fallbacks, None).await?;
-    round.session_kib = fallback::measure_streaming(&server, plan.sessions, watch).await?;
+    if peer_kind == Some(ServerKind::FormerEdge) {
+        let into = round.peer.get_or_insert_default();
+        measure_sessions(plan, ServerKind::FormerFallbacks, into, watch, report_step).await?;
+    }
+    measure_sessions(plan, ServerKind::Fallbacks, &mut round.edge, watch, report_step).await?;
     Ok(round)
+}
+
+async fn measure_sessions(
+    plan: &EdgePlan,
+    kind: ServerKind,
+    into: &mut ServerMeasurement,
+    watch: &mut HostUsage,
+    report_step: &(dyn Fn(&str) + Sync),
+) -> Result<(), BenchError> {
+    report_step(&format!("{}: {} sessions over xhr_streaming", kind.name(), plan.sessions));
+    let server = ServerProcess::start(kind, plan.peer.as_ref()).await?;
+    into.session_kib = fallback::measure_streaming(&server, plan.sessions, watch).await?;
+    Ok(())
 }
 
 async fn measure_sockets(

@@ -48,26 +48,38 @@ pub struct BusConnection<'a> {
 impl ServerProcess {
     /// Starts a server, and waits until it is ready.
     pub async fn start(kind: ServerKind, peer: Option<&PeerServer>) -> Result<Self, BenchError> {
-        Self::launch_and_wait(kind, peer, None).await
+        Self::launch_and_wait(kind, peer.map(|peer| peer.program.as_path()), None).await
     }
 
     /// Starts an edge on a shared bus, and waits until it is ready.
-    pub async fn start_on_bus(bus: BusConnection<'_>) -> Result<Self, BenchError> {
-        Self::launch_and_wait(ServerKind::Edge, None, Some(bus)).await
+    pub async fn start_on_bus(
+        kind: ServerKind,
+        program: Option<&Path>,
+        bus: BusConnection<'_>,
+    ) -> Result<Self, BenchError> {
+        Self::launch_and_wait(kind, program, Some(bus)).await
     }
 
     async fn launch_and_wait(
         kind: ServerKind,
-        peer: Option<&PeerServer>,
+        peer_program: Option<&Path>,
         bus: Option<BusConnection<'_>>,
     ) -> Result<Self, BenchError> {
         let files = tempfile::tempdir().map_err(BenchError::from_io("no temporary directory can be made"))?;
         let [public, second] = [free_port()?, free_port()?];
         let (mut command, readiness) = match kind {
             ServerKind::Edge | ServerKind::Fallbacks => {
-                (build_edge_command(kind, files.path(), [public, second], bus)?, (second, "/readyz"))
+                let program = current_program()?;
+                (build_edge_command(&program, kind, files.path(), [public, second], bus)?, (second, "/readyz"))
             }
-            ServerKind::Sockudo => (build_sockudo_command(files.path(), public, peer)?, (public, "/up")),
+            ServerKind::FormerEdge | ServerKind::FormerFallbacks => {
+                let program = require_program(kind, peer_program)?;
+                (build_edge_command(program, kind, files.path(), [public, second], bus)?, (second, "/readyz"))
+            }
+            ServerKind::Sockudo => {
+                let program = require_program(kind, peer_program)?;
+                (build_sockudo_command(program, files.path(), public)?, (public, "/up"))
+            }
             ServerKind::Baseline => (build_baseline_command(public, second)?, (public, "/up")),
         };
         let output_path = files.path().join("output");
@@ -145,12 +157,17 @@ pub fn free_port() -> Result<SocketAddr, BenchError> {
     listener.local_addr().map_err(BenchError::from_io("no free port"))
 }
 
+fn require_program(kind: ServerKind, program: Option<&Path>) -> Result<&Path, BenchError> {
+    program.ok_or_else(|| start_error(kind, "no program was named".to_owned()))
+}
+
 fn current_program() -> Result<PathBuf, BenchError> {
     std::env::current_exe().map_err(BenchError::from_io("this program cannot be found"))
 }
 
 /// Builds the command of an edge as a pod runs it, without a stream; with the memory bus where none is given.
 fn build_edge_command(
+    program: &Path,
     kind: ServerKind,
     files: &Path,
     [public, admin]: [SocketAddr; 2],
@@ -172,7 +189,7 @@ fn build_edge_command(
         std::fs::write(apps.join(name), text).map_err(BenchError::from_io("the app registry cannot be written"))?;
     }
     let (server, transports) = match kind {
-        ServerKind::Fallbacks => {
+        ServerKind::Fallbacks | ServerKind::FormerFallbacks => {
             ("sockjs", [Transport::XhrStreaming, Transport::XhrPolling].map(Transport::name).join(","))
         }
         _ => ("websocket", Transport::Websocket.name().to_owned()),
@@ -202,19 +219,18 @@ fn build_edge_command(
             (name::CLUSTER_UID, bus.cluster.to_owned()),
         ]);
     }
-    let mut command = Command::new(current_program()?);
+    let mut command = Command::new(program);
     command.arg("edge").env_clear().envs(variables);
     Ok(command)
 }
 
 /// Builds the command of sockudo in one process, without features that the measurement does not need: no rate limits, no
 /// metrics, no log.
-fn build_sockudo_command(files: &Path, public: SocketAddr, peer: Option<&PeerServer>) -> Result<Command, BenchError> {
-    let peer = peer.ok_or_else(|| start_error(ServerKind::Sockudo, "no program was named".to_owned()))?;
+fn build_sockudo_command(program: &Path, files: &Path, public: SocketAddr) -> Result<Command, BenchError> {
     let path = files.join("sockudo.toml");
     std::fs::write(&path, sockudo_toml(public))
         .map_err(BenchError::from_io("sockudo's configuration cannot be written"))?;
-    let mut command = Command::new(&peer.program);
+    let mut command = Command::new(program);
     command.arg("--config").arg(path).env_clear().env("RUST_LOG", "error").current_dir(files);
     Ok(command)
 }

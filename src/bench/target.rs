@@ -20,6 +20,10 @@ pub enum ServerKind {
     Fallbacks,
     /// A sockudo server in one process.
     Sockudo,
+    /// An edge of another build, over WebSocket.
+    FormerEdge,
+    /// An edge of another build, over the HTTP fallbacks.
+    FormerFallbacks,
     /// A broadcast over axum's WebSocket with nothing around it.
     Baseline,
 }
@@ -31,6 +35,8 @@ impl ServerKind {
             Self::Edge => "edge",
             Self::Fallbacks => "edge with the fallbacks",
             Self::Sockudo => "sockudo",
+            Self::FormerEdge => "former edge",
+            Self::FormerFallbacks => "former edge with the fallbacks",
             Self::Baseline => "bare axum",
         }
     }

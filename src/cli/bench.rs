@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Subcommand, ValueEnum};
 
 use super::BAD_INPUT_EXIT_CODE;
-use crate::bench::{self, BenchError, BenchReport, EdgePlan, PeerServer, PodsPlan};
+use crate::bench::{self, BenchError, BenchReport, EdgePlan, PeerKind, PeerServer, PodsPlan};
 use crate::process::{signal, telemetry};
 
 /// The exit code when a target is missed.
@@ -44,8 +44,8 @@ enum BenchCommand {
 ///
 /// Edges are started as processes of their own on loopback, with the memory bus and without webhooks, and driven over
 /// WebSocket, the HTTP fallbacks and the signed HTTP API. Each figure is printed with its unit, its target and whether it
-/// is met; it is the median of the rounds. With --peer another server takes its turn in every round; without it, rows
-/// that compare with it are not measured. Use a release build. Exit codes: 0 every measured target is met, 1 one is
+/// is met; it is the median of the rounds. With --peer another server, or another build of this program, takes its turn in
+/// every round; without it, rows that compare with it are not measured. Use a release build. Exit codes: 0 every measured target is met, 1 one is
 /// missed, 2 the run is void (others took more than 80 % of the host) or could not begin.
 ///
 /// With --pods N it measures what a Redis between N edges costs: it starts `redis-server`, which must be in PATH, and
@@ -61,9 +61,9 @@ struct EdgeArguments {
     #[arg(long)]
     quick: bool,
     /// Edges that share a Redis, measured beside a single one: 2 or more, 3 as documented; under 6 minutes
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=16), conflicts_with = "peer")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=16))]
     pods: Option<u8>,
-    /// Another server to measure in the same run: `sockudo=PATH`
+    /// Another server to measure in the same run: `sockudo=PATH`, or `realtime=PATH` for another build of this program
     #[arg(long, value_name = "NAME=PATH", value_parser = parse_peer)]
     peer: Option<PeerServer>,
     /// Text for people, or JSON
@@ -93,12 +93,15 @@ enum Output {
 }
 
 fn parse_peer(text: &str) -> Result<PeerServer, String> {
-    match text.split_once('=') {
-        Some(("sockudo", path)) if !path.is_empty() => match PathBuf::from_str(path) {
-            Ok(program) if program.is_file() => Ok(PeerServer { program }),
-            _ => Err(format!("{path} is no file: build sockudo with benches/edge-against-sockudo")),
-        },
-        _ => Err("write sockudo=PATH, with the path of its program".to_owned()),
+    let (kind, path) = match text.split_once('=') {
+        Some(("sockudo", path)) if !path.is_empty() => (PeerKind::Sockudo, path),
+        Some(("realtime", path)) if !path.is_empty() => (PeerKind::Realtime, path),
+        _ => return Err("write sockudo=PATH or realtime=PATH, with the path of its program".to_owned()),
+    };
+    match (PathBuf::from_str(path), kind) {
+        (Ok(program), _) if program.is_file() => Ok(PeerServer { kind, program }),
+        (_, PeerKind::Sockudo) => Err(format!("{path} is no file: build sockudo with benches/edge-against-sockudo")),
+        (_, PeerKind::Realtime) => Err(format!("{path} is no file: name the `realtime` of another release build")),
     }
 }
 
@@ -126,6 +129,11 @@ async fn bench_edge(arguments: EdgeArguments) -> u8 {
         eprintln!("realtime: this is no release build, so its figures mean little: use cargo run --release");
     }
     let progress = |what: String| eprintln!("{what}");
+    let sockudo = arguments.peer.as_ref().is_some_and(|peer| peer.kind == PeerKind::Sockudo);
+    if sockudo && arguments.pods.is_some() {
+        eprintln!("realtime: --pods measures our edges alone: leave out --peer, or compare with --peer realtime=PATH");
+        return BAD_INPUT_EXIT_CODE;
+    }
     let measured = async {
         match arguments.pods {
             Some(pods) => bench::run_pods(&build_pods_plan(&arguments, pods.into()), &progress).await,
@@ -166,6 +174,7 @@ fn build_pods_plan(arguments: &EdgeArguments, pods: usize) -> PodsPlan {
     }
     plan.rounds = arguments.rounds.unwrap_or(plan.rounds).max(1);
     plan.publishing = arguments.seconds.map_or(plan.publishing, Duration::from_secs);
+    plan.former_program = arguments.peer.as_ref().map(|peer| peer.program.clone());
     plan
 }
 

@@ -5,6 +5,33 @@ use std::process::Command;
 use realtime_operator::bench::{DeliveryTally, EventSequence};
 use serde_json::Value;
 
+use crate::golden::golden;
+
+/// The form of a report: its keys, and the rows with their units and targets, without measured values.
+fn describe_form(report: &Value) -> String {
+    let object = report.as_object().expect("an object");
+    let mut lines: Vec<String> = object
+        .iter()
+        .map(|(key, value)| {
+            let kind = match value {
+                Value::Null => "null",
+                Value::Bool(_) => "bool",
+                Value::Number(_) => "number",
+                Value::String(_) => "string",
+                Value::Array(_) => "array",
+                Value::Object(_) => "object",
+            };
+            format!("{key}: {kind}")
+        })
+        .collect();
+    for figure in report["figures"].as_array().expect("figures") {
+        let keys: Vec<&str> = figure.as_object().expect("an object").keys().map(String::as_str).collect();
+        let text = |key: &str| figure[key].as_str().expect("a text").to_owned();
+        lines.push(format!("{} | {} | {} | {} | {keys:?}", text("id"), text("name"), text("unit"), figure["target"]));
+    }
+    lines.join("\n") + "\n"
+}
+
 #[test]
 fn a_small_run_has_every_figure_and_loses_no_event() {
     let output = Command::new(env!("CARGO_BIN_EXE_realtime"))
@@ -38,6 +65,7 @@ fn a_small_run_has_every_figure_and_loses_no_event() {
         let rounds = figure["rounds"].as_array().expect("rounds");
         assert_eq!(figure["value"].is_number(), !rounds.is_empty(), "{figure}");
     }
+    golden("bench-edge.txt", &describe_form(&report));
     let missed = figures.iter().any(|figure| figure["standing"] == "missed");
     let expected = if report["void"] == true { 2 } else { i32::from(missed) };
     assert_eq!(output.status.code(), Some(expected), "{stderr}");
@@ -46,10 +74,12 @@ fn a_small_run_has_every_figure_and_loses_no_event() {
 
 #[test]
 fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
+    // The program takes its own place as a former build.
+    let former = format!("realtime={}", env!("CARGO_BIN_EXE_realtime"));
     let directory = tempfile::tempdir().expect("a directory");
     let page = directory.path().join("page.md");
     let output = Command::new(env!("CARGO_BIN_EXE_realtime"))
-        .args(["bench", "edge", "--pods", "2", "-o", "json"])
+        .args(["bench", "edge", "--pods", "2", "-o", "json", "--peer", &former])
         .args(["--sockets", "24", "--seconds", "1", "--rounds", "1", "--write"])
         .arg(&page)
         .env_clear()
@@ -66,8 +96,8 @@ fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
     for id in ["missed", "repeated", "stayed", "removed_missed", "removed_repeated"] {
         assert_eq!(found(id), ("met", Some(0.0)), "{id}: {report:#}");
     }
-    // Both sides: 50 events to 24 subscribers, 198 to 8 of each of 3 channels, 99 likewise.
-    assert_eq!(found("delivered").1, Some(f64::from(2 * (50 * 24 + 198 * 8 + 99 * 8))), "{report:#}");
+    // Three sides: 50 events to 24 subscribers, 198 to 8 of each of 3 channels, 99 likewise.
+    assert_eq!(found("delivered").1, Some(f64::from(3 * (50 * 24 + 198 * 8 + 99 * 8))), "{report:#}");
     assert_eq!(found("removed").1, Some(24.0), "{report:#}");
     // What so little costs says nothing; that it was measured does.
     let measured = ["fan_ratio", "crowd_ratio", "private_pairs", "presence_pairs", "private_kib", "presence_kib"];
@@ -87,6 +117,10 @@ fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
         "member_kib",
         "left_kib",
         "dead_s",
+        "fan_former_ratio",
+        "crowd_former_ratio",
+        "calm_former_ratio",
+        "one_former_ratio",
     ] {
         assert_eq!(found(id).0, "told", "{id}: {report:#}");
     }
@@ -95,6 +129,7 @@ fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
         "{report:#}"
     );
     assert_eq!((&report["pods"], &report["rounds"]), (&Value::from(2), &Value::from(1)));
+    golden("bench-pods.txt", &describe_form(&report));
     let written = std::fs::read_to_string(&page).unwrap_or_default();
     assert_eq!(written.contains("| latency that the bus adds"), report["void"] == false, "{written}");
 }
@@ -105,7 +140,7 @@ fn a_run_of_several_edges_that_cannot_start_says_what_to_do() {
     for (arguments, part) in [
         (&["--pods", "2"][..], "apt-get install redis-server"),
         (&["--pods", "1"], "2..=16"),
-        (&["--pods", "2", "--peer", "sockudo=/bin/true"], "cannot be used with"),
+        (&["--pods", "2", "--peer", "sockudo=/bin/true"], "compare with --peer realtime=PATH"),
     ] {
         let output = Command::new(bin).args(["bench", "edge"]).args(arguments).env("PATH", "/nowhere").output();
         let output = output.expect("the binary runs");
@@ -126,11 +161,16 @@ fn missed_and_repeated_events_are_counted() {
 
 #[test]
 fn a_missing_peer_is_reported_with_what_to_do() {
-    for peer in ["sockudo=/nowhere/sockudo", "other=/bin/true", "sockudo"] {
+    for (peer, part) in [
+        ("sockudo=/nowhere/sockudo", "edge-against-sockudo"),
+        ("realtime=/nowhere/realtime", "of another release build"),
+        ("other=/bin/true", "sockudo=PATH or realtime=PATH"),
+        ("sockudo", "sockudo=PATH or realtime=PATH"),
+    ] {
         let output = Command::new(env!("CARGO_BIN_EXE_realtime")).args(["bench", "edge", "--peer", peer]).output();
         let output = output.expect("the binary runs");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{stderr}");
-        assert!(stderr.contains("edge-against-sockudo") || stderr.contains("sockudo=PATH"), "{stderr}");
+        assert!(stderr.contains(part), "{peer}: {stderr}");
     }
 }

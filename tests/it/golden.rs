@@ -61,7 +61,7 @@ fn read_golden(file: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-fn golden(file: &str, actual: &str) {
+pub fn golden(file: &str, actual: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("the folder is writable");

@@ -18,6 +18,8 @@ pub struct PodsRound {
     pub single: SideMeasurement,
     /// Measurements of the several edges.
     pub pods: SideMeasurement,
+    /// Measurements of as many edges of a former build, if there is one.
+    pub former: Option<SideMeasurement>,
     /// Joins and leaves of private channels.
     pub private: OccupancyMeasurement,
     /// Joins and leaves of presence channels.
@@ -41,10 +43,10 @@ impl PodsRound {
         self.single.calm.busy.max(self.pods.calm.busy)
     }
 
-    /// Deliveries of all loads on both sides.
+    /// Deliveries of all loads on all sides.
     fn total_tally(&self) -> DeliveryTally {
         let mut all = DeliveryTally::default();
-        for side in [&self.single, &self.pods] {
+        for side in [Some(&self.single), Some(&self.pods), self.former.as_ref()].into_iter().flatten() {
             for load in [side.fan_out, side.crowd, side.calm] {
                 all += load.tally;
             }
@@ -151,6 +153,41 @@ pub fn compute_pods_figures(rounds: &[PodsRound]) -> Vec<Figure> {
         none("removed_missed", "  missed", |r| Some(as_f64(r.sweep.tally.missed))),
         none("removed_repeated", "  repeated", |r| Some(as_f64(r.sweep.tally.repeated))),
     ]
+}
+
+/// Compares the edges with as many of a former build: the former's value, and the ratio of ours to it.
+pub fn compare_with_former_build(rounds: &[PodsRound]) -> Vec<Figure> {
+    type SideValue = fn(&SideMeasurement) -> f64;
+    let rows: [([&'static str; 3], &'static str, SideValue); 4] = [
+        (["fan_former_us", "fan_former_ratio", "fan-out: CPU per delivery, the former build's"], "µs", |side| {
+            side.fan_out.cpu_us
+        }),
+        (["crowd_former_us", "crowd_former_ratio", "crowd: CPU per delivery, the former build's"], "µs", |side| {
+            side.crowd.cpu_us
+        }),
+        (
+            ["calm_former_p99_ms", "calm_former_ratio", "calm: latency, 99th percentile, the former build's"],
+            "ms",
+            |side| side.calm.p99_ms,
+        ),
+        (
+            ["one_former_ms", "one_former_ratio", "a single delivery from edge to edge, the former build's"],
+            "ms",
+            |side| side.single_delivery_ms,
+        ),
+    ];
+    let mut figures = Vec::new();
+    for ([value_id, ratio_id, name], unit, of) in rows {
+        let values = |value: fn(&PodsRound, SideValue) -> Option<f64>| {
+            let values = rounds.iter().filter_map(|round| value(round, of)).filter(|value| value.is_finite());
+            (RoundAggregation::Median, values.collect())
+        };
+        let former = values(|round, of| Some(of(round.former.as_ref()?)));
+        let ratio = values(|round, of| Some(of(&round.pods) / of(round.former.as_ref()?)));
+        figures.push(build_figure(value_id, name, unit, None, former));
+        figures.push(build_figure(ratio_id, "  ours to the former build's", "×", None, ratio));
+    }
+    figures
 }
 
 /// Composes the notes: times that were not counted, and the longest command of a sweep.

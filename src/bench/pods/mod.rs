@@ -11,7 +11,7 @@ mod redis;
 
 use std::time::Instant;
 
-use self::figures::{PodsRound, compose_notes, compute_pods_figures};
+use self::figures::{PodsRound, compare_with_former_build, compose_notes, compute_pods_figures};
 use self::redis::RedisProcess;
 use super::error::BenchError;
 use super::machine::{self, HostUsage};
@@ -36,6 +36,9 @@ pub async fn run(plan: &PodsPlan, progress: &(dyn Fn(String) + Sync)) -> Result<
         rounds.push(run_round(plan, number, &mut all, &report_step).await?);
     }
     report.figures = compute_pods_figures(&rounds);
+    if plan.former_program.is_some() {
+        report.figures.extend(compare_with_former_build(&rounds));
+    }
     report.notes = compose_notes(&rounds);
     report.finish_run(&all, began);
     Ok(report)
@@ -50,21 +53,31 @@ async fn run_round(
     let mut redis = RedisProcess::start().await?;
     let mut watch = HostUsage::with_helper(redis.pid());
     let mut round = PodsRound::default();
-    // The order alternates, so that neither side always follows the other.
-    let first = !number.is_multiple_of(2);
-    for several in [first, !first] {
-        if several {
-            redis.wait_until_settled().await;
-            let servers = start_edges(plan.pods, &redis, "bench-deliver").await?;
-            let report_step = |step: &str| report_step(&format!("{} edges: {step}", plan.pods));
-            round.pods = deliver::measure_side(&servers, Some(&mut redis), plan, &mut watch, &report_step).await?;
-        } else {
-            let servers = [ServerProcess::start(ServerKind::Edge, None).await?];
-            let report_step = |step: &str| report_step(&format!("a single edge: {step}"));
-            round.single = deliver::measure_side(&servers, None, plan, &mut watch, &report_step).await?;
+    // The order rotates, so that no side always follows the same one.
+    let mut sides = vec![Side::Single, Side::Pods];
+    sides.extend(plan.former_program.is_some().then_some(Side::FormerPods));
+    let turn = number % sides.len();
+    sides.rotate_left(turn);
+    for side in sides {
+        let report_step = |step: &str| report_step(&format!("{}: {step}", side.describe(plan.pods)));
+        let measured = match side {
+            Side::Single => {
+                let servers = [ServerProcess::start(ServerKind::Edge, None).await?];
+                deliver::measure_side(&servers, None, plan, &mut watch, &report_step).await?
+            }
+            Side::Pods | Side::FormerPods => {
+                redis.wait_until_settled().await;
+                let servers = start_edges(plan, side, &redis, side.cluster()).await?;
+                deliver::measure_side(&servers, Some(&mut redis), plan, &mut watch, &report_step).await?
+            }
+        };
+        match side {
+            Side::Single => round.single = measured,
+            Side::Pods => round.pods = measured,
+            Side::FormerPods => round.former = Some(measured),
         }
     }
-    let servers = start_edges(plan.pods, &redis, "bench-store").await?;
+    let servers = start_edges(plan, Side::Pods, &redis, "bench-store").await?;
     report_step(&format!("{} private channels, and {} presence channels", plan.occupied, plan.occupied));
     round.private = join_leave::measure_join_leave(&servers, &mut redis, (plan.occupied, false), &mut watch).await?;
     round.presence = join_leave::measure_join_leave(&servers, &mut redis, (plan.occupied, true), &mut watch).await?;
@@ -74,11 +87,49 @@ async fn run_round(
     Ok(round)
 }
 
-async fn start_edges(pods: usize, redis: &RedisProcess, cluster: &str) -> Result<Vec<ServerProcess>, BenchError> {
+/// One side of a round.
+#[derive(Clone, Copy)]
+enum Side {
+    /// A single edge with the memory bus.
+    Single,
+    /// Several edges that share a Redis.
+    Pods,
+    /// Several edges of another build that share a Redis.
+    FormerPods,
+}
+
+impl Side {
+    fn describe(self, pods: usize) -> String {
+        match self {
+            Self::Single => "a single edge".to_owned(),
+            Self::Pods => format!("{pods} edges"),
+            Self::FormerPods => format!("{pods} edges of the former build"),
+        }
+    }
+
+    /// UID in the keys of the side's edges.
+    fn cluster(self) -> &'static str {
+        match self {
+            Self::Single | Self::Pods => "bench-deliver",
+            Self::FormerPods => "bench-former",
+        }
+    }
+}
+
+async fn start_edges(
+    plan: &PodsPlan,
+    side: Side,
+    redis: &RedisProcess,
+    cluster: &str,
+) -> Result<Vec<ServerProcess>, BenchError> {
     let url = redis.url();
-    let mut servers = Vec::with_capacity(pods);
-    for _ in 0..pods {
-        servers.push(ServerProcess::start_on_bus(BusConnection { url: &url, cluster }).await?);
+    let (kind, program) = match side {
+        Side::FormerPods => (ServerKind::FormerEdge, plan.former_program.as_deref()),
+        Side::Single | Side::Pods => (ServerKind::Edge, None),
+    };
+    let mut servers = Vec::with_capacity(plan.pods);
+    for _ in 0..plan.pods {
+        servers.push(ServerProcess::start_on_bus(kind, program, BusConnection { url: &url, cluster }).await?);
     }
     Ok(servers)
 }
