@@ -1,45 +1,17 @@
-//! The evidence so far, per dimension, and whether it opens or closes the gate.
+//! The evidence so far, per value of each dimension, and whether it opens or closes the gate.
+//!
+//! Evidence belongs to one fingerprint of what runs, and it ages: the caller advances the time. Every call folds its fact
+//! into the record of its values, then decides the gate by the chain of checks.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 
+use super::checks::{FindingClass, find_stale_evidence, first_finding};
+use super::coverage::{Coverage, CoverageTargets, TargetValue};
 use super::journey_history::{HistoryState, JourneyHistory};
+use super::loss_window::LossWindow;
 use super::{ConfigDrift, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
-use crate::protocol::{ShardId, Transport};
-
-/// Number of latest journeys over which the loss rate is computed.
-const LOSS_RATE_WINDOW_COUNT: usize = 200;
-
-/// Bounds the failed share of these journeys, in percent; the gate closes above it.
-const LOSS_RATE_MAX_PERCENT: usize = 5;
-
-/// The targets to be proven, per dimension. A dimension without a value is a failure, not a pass.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CoverageTargets {
-    /// Transports that the manifest asks for.
-    pub transports: BTreeSet<Transport>,
-    /// Existing pods, with the transports that they carry.
-    pub pods: BTreeMap<String, BTreeSet<Transport>>,
-    /// Paths of clients to the pods, with the transports that use them.
-    pub paths: BTreeMap<String, BTreeSet<Transport>>,
-    /// Processes that must report their configuration: edges and dispatchers.
-    pub processes: BTreeSet<String>,
-    /// Processes among them that are not admitted yet. While the gate is open, they need not have answered; drifts and
-    /// failures of theirs count all the same.
-    pub newcomers: BTreeSet<String>,
-    /// Whether webhooks are on; without them shards and dispatchers prove nothing.
-    pub webhooks: bool,
-    /// Open shards of the stream.
-    pub shards: BTreeSet<ShardId>,
-    /// Dispatchers that hold an open shard.
-    pub dispatchers: BTreeSet<String>,
-}
-
-impl CoverageTargets {
-    /// The transports that a pod or a path carries; `None` when it does not exist.
-    fn transports_of(&self, entrance: &str) -> Option<&BTreeSet<Transport>> {
-        self.pods.get(entrance).or_else(|| self.paths.get(entrance))
-    }
-}
+use crate::api::Reason;
+use crate::protocol::Transport;
 
 /// Proof of one process by itself, apart from the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,20 +25,20 @@ pub struct ProcessProof {
     pub failure: Option<HopFailure>,
 }
 
-/// Values of each dimension that passed since the last complete round.
-#[derive(Clone, Debug, Default)]
-struct RoundCoverage {
-    transports: BTreeSet<Transport>,
-    /// Pods, and paths to pods.
-    entrances: BTreeSet<String>,
-    shards: BTreeSet<ShardId>,
-    dispatchers: BTreeSet<String>,
+/// A proof that a former leader recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestoredProof {
+    /// Whether the gate is open still.
+    pub open: bool,
+    /// Start of the oldest pass of its last complete round, in ms since 1970.
+    pub passed_ms: u64,
 }
 
 /// Evidence for and against a cluster. Grows by [`Evidence::add_journey`], shrinks when a pod is deleted.
 #[derive(Clone, Debug)]
 pub struct Evidence {
     pub(super) policy: GatePolicy,
+    pub(super) fingerprint: String,
     pub(super) targets: CoverageTargets,
     histories: BTreeMap<(Transport, String), JourneyHistory>,
     /// Drifts by pod, as of the latest observation.
@@ -75,36 +47,55 @@ pub struct Evidence {
     process_ids: BTreeMap<String, String>,
     /// Journeys by the dispatcher that read their events.
     dispatcher_histories: BTreeMap<String, JourneyHistory>,
-    coverage: RoundCoverage,
-    rounds: usize,
-    /// Whether each of the latest journeys failed, newest last.
-    recent_failures: VecDeque<bool>,
+    pub(super) coverage: Coverage,
+    pub(super) losses: LossWindow,
     latest_failure: Option<(Transport, String, HopFailure)>,
-    /// End of the latest failure: a pass that began before it proves nothing of the time since.
-    failed_ms: u64,
+    /// End of the latest decisive failure: a pass that began before it proves nothing of the time since.
+    decisive_ms: u64,
+    /// The latest time that the caller gave, in ms since 1970.
+    pub(super) now_ms: u64,
+    /// Start of the oldest pass of a former leader's last round, until this one has completed a round of its own.
+    pub(super) inherited_ms: Option<u64>,
+    /// Reason and message of the latest closing, until the gate opens again.
+    pub(super) closing: Option<(Reason, String)>,
     pub(super) open: bool,
     pub(super) ever_open: bool,
 }
 
 impl Evidence {
-    /// Creates evidence without any journey or observation.
+    /// Creates evidence without any journey or observation, of what has this fingerprint.
     #[must_use]
-    pub fn new(policy: GatePolicy) -> Self {
+    pub fn new(policy: GatePolicy, fingerprint: impl Into<String>) -> Self {
         Self {
             policy,
+            fingerprint: fingerprint.into(),
             targets: CoverageTargets::default(),
             histories: BTreeMap::new(),
             drifts: BTreeMap::new(),
             process_ids: BTreeMap::new(),
             dispatcher_histories: BTreeMap::new(),
-            coverage: RoundCoverage::default(),
-            rounds: 0,
-            recent_failures: VecDeque::new(),
+            coverage: Coverage::default(),
+            losses: LossWindow::default(),
             latest_failure: None,
-            failed_ms: 0,
+            decisive_ms: 0,
+            now_ms: 0,
+            inherited_ms: None,
+            closing: None,
             open: false,
             ever_open: false,
         }
+    }
+
+    /// Advances the time, in ms since 1970: evidence that is too old closes the gate. The time never goes back.
+    pub fn advance(&mut self, now_ms: u64) {
+        self.now_ms = self.now_ms.max(now_ms);
+        self.update_gate();
+    }
+
+    /// Replaces the policy; it is in force at once.
+    pub fn set_policy(&mut self, policy: GatePolicy) {
+        self.policy = policy;
+        self.update_gate();
     }
 
     /// Replaces the targets. Evidence of a deleted pod is dropped.
@@ -128,28 +119,31 @@ impl Evidence {
     }
 
     fn replace_targets(&mut self, targets: CoverageTargets) {
+        if targets == self.targets {
+            return;
+        }
         self.histories.retain(|(transport, entrance), _| {
             targets.transports_of(entrance).is_some_and(|carries| carries.contains(transport))
         });
         self.drifts.retain(|pod, _| targets.processes.contains(pod));
         self.process_ids.retain(|pod, _| targets.processes.contains(pod));
         self.dispatcher_histories.retain(|pod, _| targets.processes.contains(pod));
-        if !self.open && targets != self.targets {
-            self.reset_rounds();
-        }
         self.targets = targets;
+        self.coverage.set_targets(&self.targets, self.open, self.now_ms);
     }
 
-    /// Restores a proof that a former leader recorded; `open` unless the gate closed since.
-    pub fn restore_proof(&mut self, open: bool) {
-        self.open = open;
+    /// Restores a proof of this fingerprint that a former leader recorded.
+    pub fn restore_proof(&mut self, restored: RestoredProof) {
+        self.open = restored.open;
         self.ever_open = true;
+        self.inherited_ms = Some(restored.passed_ms);
     }
 
-    /// Drops all evidence: the cluster to be proven is another one now.
-    pub fn reset_proof(&mut self) {
-        let targets = std::mem::take(&mut self.targets);
-        *self = Self { targets, ..Self::new(self.policy) };
+    /// Drops all evidence: what is to be proven has another fingerprint now.
+    pub fn reset_proof(&mut self, fingerprint: impl Into<String>) {
+        let (targets, now_ms) = (std::mem::take(&mut self.targets), self.now_ms);
+        *self = Self { now_ms, ..Self::new(self.policy, fingerprint) };
+        self.replace_targets(targets);
     }
 
     /// Replaces the observation of one process; no drifts mean that it runs the rendered configuration. If the pod's
@@ -164,6 +158,7 @@ impl Evidence {
         if before.is_some_and(|before| before != process) {
             self.histories.retain(|(_, found), _| found != pod);
             self.dispatcher_histories.remove(pod);
+            self.coverage.forget_process(pod);
         }
         if drifts.is_empty() {
             self.drifts.remove(pod);
@@ -180,8 +175,7 @@ impl Evidence {
 
     /// The first process that has not reported its configuration.
     pub(super) fn first_unanswered(&self) -> Option<&str> {
-        let excused = |process: &String| self.open && self.targets.newcomers.contains(process);
-        let missing = |process: &&String| !self.process_ids.contains_key(*process) && !excused(process);
+        let missing = |process: &&String| !self.process_ids.contains_key(*process) && !self.is_excused(process);
         self.targets.processes.iter().find(missing).map(String::as_str)
     }
 
@@ -190,31 +184,67 @@ impl Evidence {
         self.targets.newcomers.contains(process)
     }
 
-    /// Adds a finished journey. A journey through a deleted pod or path is ignored.
+    /// Whether a process does not count: clients do not reach it, so it does not close an open gate.
+    fn is_excused(&self, process: &str) -> bool {
+        self.open && self.is_newcomer(process)
+    }
+
+    /// The first drift of a process that counts.
+    pub(super) fn first_drift(&self) -> Option<(&str, &[ConfigDrift])> {
+        let counts = |(pod, _): &(&String, &Vec<ConfigDrift>)| !self.is_excused(pod);
+        self.drifts.iter().find(counts).map(|(pod, drifts)| (pod.as_str(), drifts.as_slice()))
+    }
+
+    /// Adds a finished journey. A journey through a deleted pod or path, or of another fingerprint, is ignored.
     pub fn add_journey(&mut self, journey: &Journey) {
-        if self.targets.transports_of(&journey.entrance).is_none() {
+        let exists =
+            self.targets.transports_of(&journey.entrance).is_some_and(|carries| carries.contains(&journey.transport));
+        if !exists || journey.fingerprint != self.fingerprint {
             return;
         }
-        let key = (journey.transport, journey.entrance.clone());
-        self.histories.entry(key).or_default().add(journey);
-        if let Some(dispatcher) = &journey.dispatcher {
+        self.now_ms = self.now_ms.max(journey.ended_ms);
+        let route = (journey.transport, journey.entrance.clone());
+        self.histories.entry(route.clone()).or_default().add(journey);
+        let excused = self.is_excused(&journey.entrance);
+        if let Some(dispatcher) =
+            journey.dispatcher.as_ref().filter(|_| !excused || journey.outcome == JourneyOutcome::Pass)
+        {
             self.dispatcher_histories.entry(dispatcher.clone()).or_default().add(journey);
         }
+        if journey.outcome == JourneyOutcome::Void {
+            return;
+        }
+        let mut values = vec![TargetValue::Route(route.0, route.1)];
+        values.extend(journey.shards.iter().cloned().map(TargetValue::Shard));
+        values.extend(journey.dispatcher.iter().cloned().map(TargetValue::Dispatcher));
+        for value in &values {
+            self.coverage.add_finish(value, journey.ended_ms);
+        }
         match &journey.outcome {
-            JourneyOutcome::Void => return,
-            JourneyOutcome::Pass if journey.started_ms < self.failed_ms => {}
-            JourneyOutcome::Pass => self.count_toward_round(journey),
+            JourneyOutcome::Void => {}
+            JourneyOutcome::Pass => {
+                if journey.started_ms >= self.decisive_ms && self.coverage.add_pass(&values, journey.started_ms) {
+                    self.inherited_ms = None;
+                }
+            }
             JourneyOutcome::Decisive(failure) | JourneyOutcome::Ambiguous(failure) => {
-                self.reset_rounds();
-                self.failed_ms = self.failed_ms.max(journey.ended_ms);
                 self.latest_failure = Some((journey.transport, journey.entrance.clone(), failure.clone()));
             }
         }
-        if self.recent_failures.len() == LOSS_RATE_WINDOW_COUNT {
-            self.recent_failures.pop_front();
+        match &journey.outcome {
+            _ if excused => {}
+            JourneyOutcome::Decisive(_) => {
+                // What was measured wrong closes at once, and everything is proven anew.
+                self.decisive_ms = self.decisive_ms.max(journey.ended_ms);
+                self.coverage.restart_proof(journey.ended_ms);
+                self.losses.restart();
+            }
+            outcome => self.losses.add(*outcome != JourneyOutcome::Pass),
         }
-        self.recent_failures.push_back(journey.outcome != JourneyOutcome::Pass);
-        self.update_gate();
+        // A pass cannot close an open gate.
+        if !self.open || journey.outcome != JourneyOutcome::Pass {
+            self.update_gate();
+        }
     }
 
     /// Returns the proof of one process by itself.
@@ -226,25 +256,19 @@ impl Evidence {
                 self.dispatcher_histories.get(pod).map(|history| history.current_state(&self.policy, self.ever_open));
             let proven = sound && state == Some(HistoryState::Passing);
             let failure = match state {
-                Some(HistoryState::Suspect(failure) | HistoryState::Failing(failure)) => Some(failure),
+                Some(HistoryState::Suspect(failure) | HistoryState::Failing(failure)) => Some(failure.clone()),
                 _ => None,
             };
             return ProcessProof { proven, reached: proven, failure };
         };
-        let states: Vec<HistoryState> = carries
-            .iter()
-            .map(|transport| {
-                let history = self.histories.get(&(*transport, pod.to_owned()));
-                history.map_or(HistoryState::Unknown, |history| history.current_state(&self.policy, self.ever_open))
-            })
-            .collect();
-        let reached = |state: &HistoryState| match state {
+        let states: Vec<HistoryState<'_>> = carries.iter().map(|transport| self.route_state(*transport, pod)).collect();
+        let reached = |state: &HistoryState<'_>| match state {
             HistoryState::Passing => true,
             HistoryState::Suspect(failure) | HistoryState::Failing(failure) => failure.hop >= Hop::Record,
             HistoryState::Unknown => false,
         };
         let failure = states.iter().find_map(|state| match state {
-            HistoryState::Suspect(failure) | HistoryState::Failing(failure) => Some(failure.clone()),
+            HistoryState::Suspect(failure) | HistoryState::Failing(failure) => Some((*failure).clone()),
             _ => None,
         });
         ProcessProof {
@@ -252,6 +276,11 @@ impl Evidence {
             reached: sound && states.iter().all(reached),
             failure,
         }
+    }
+
+    fn route_state(&self, transport: Transport, entrance: &str) -> HistoryState<'_> {
+        let history = self.histories.get(&(transport, entrance.to_owned()));
+        history.map_or(HistoryState::Unknown, |history| history.current_state(&self.policy, self.ever_open))
     }
 
     /// Transports and entrances whose latest failure needs a confirmation.
@@ -263,72 +292,57 @@ impl Evidence {
         self.histories.iter().filter(|(_, history)| suspect(history)).map(|(key, _)| key.clone()).collect()
     }
 
-    fn count_toward_round(&mut self, journey: &Journey) {
-        let covered = &mut self.coverage;
-        covered.transports.insert(journey.transport);
-        covered.entrances.insert(journey.entrance.clone());
-        covered.shards.extend(journey.shards.iter().cloned());
-        covered.dispatchers.extend(journey.dispatcher.clone());
-        let wanted = &self.targets;
-        let edges = wanted.transports.is_subset(&covered.transports)
-            && wanted.pods.keys().chain(wanted.paths.keys()).all(|entrance| covered.entrances.contains(entrance));
-        let pipeline = !wanted.webhooks
-            || (wanted.shards.is_subset(&covered.shards) && wanted.dispatchers.is_subset(&covered.dispatchers));
-        if edges && pipeline && self.missing_dimension().is_none() {
-            self.rounds += 1;
-            self.coverage = RoundCoverage::default();
-        }
-    }
-
-    /// Describes the first dimension that has no value.
-    pub(super) fn missing_dimension(&self) -> Option<String> {
-        let carried = |transport: &Transport| self.targets.pods.values().any(|carries| carries.contains(transport));
-        if self.targets.transports.is_empty() {
-            return Some("no transport is asked for".to_owned());
-        }
-        if let Some(transport) = self.targets.transports.iter().find(|transport| !carried(transport)) {
-            return Some(format!("{}/{transport}: no pod serves it", transport.server_kind()));
-        }
-        if self.targets.webhooks && self.targets.shards.is_empty() {
-            return Some("the stream has no open shard".to_owned());
-        }
-        if self.targets.webhooks && self.targets.dispatchers.is_empty() {
-            return Some("dispatcher: no process holds a shard".to_owned());
-        }
-        None
-    }
-
+    /// Closes the gate on the first finding against it or on evidence that is too old, and opens it when no finding is
+    /// left and enough journeys passed.
     fn update_gate(&mut self) {
-        if self.is_refuted() {
-            // Rounds before a failure prove nothing of the time after it.
-            self.reset_rounds();
-            self.open = false;
-        } else if self.rounds >= self.policy.open_after {
-            self.open = true;
-            self.ever_open = true;
+        if self.open
+            && let Some(message) = find_stale_evidence(self)
+        {
+            self.close((Reason::EvidenceStale, message));
+        }
+        match first_finding(self).map(|finding| finding.class) {
+            Some(FindingClass::Refutes | FindingClass::RefutesRounds) if self.open => {
+                if let Some(reason) = self.describe_first_finding() {
+                    self.close(reason);
+                }
+            }
+            Some(FindingClass::RefutesRounds) => self.coverage.restart_proof(self.now_ms),
+            Some(FindingClass::Refutes | FindingClass::Delays) => {}
+            None | Some(FindingClass::Explains) => self.open_if_proven(),
         }
     }
 
-    fn reset_rounds(&mut self) {
-        self.rounds = 0;
-        self.coverage = RoundCoverage::default();
+    fn close(&mut self, closing: (Reason, String)) {
+        self.open = false;
+        self.closing = Some(closing);
+        // Journeys before the closing prove nothing of the time after it, and do not speak against it.
+        self.losses.restart();
+        self.coverage.set_targets(&self.targets, false, self.now_ms);
+        self.coverage.restart_proof(self.now_ms);
     }
 
-    /// Whether confirmed evidence speaks against the cluster.
-    fn is_refuted(&self) -> bool {
-        self.missing_dimension().is_some()
-            || !self.drifts.is_empty()
-            || self.first_unanswered().is_some()
-            || self.counted_failures().next().is_some()
-            || self.failing_dispatcher().is_some()
-            || self.is_loss_rate_exceeded()
+    fn open_if_proven(&mut self) {
+        let proven = !self.open
+            && self.losses.allows_opening(self.policy.open_after * self.targets.route_count())
+            && self.coverage.has_passed_each(self.policy.open_after)
+            && self.newest_journeys_passed()
+            && find_stale_evidence(self).is_none();
+        if proven {
+            (self.open, self.ever_open, self.closing) = (true, true, None);
+            self.coverage.set_targets(&self.targets, true, self.now_ms);
+        }
+    }
+
+    fn newest_journeys_passed(&self) -> bool {
+        let passed =
+            |history: &JourneyHistory| history.current_state(&self.policy, self.ever_open) == HistoryState::Passing;
+        self.histories.values().all(passed)
     }
 
     /// A dispatcher with confirmed failures. One that is not admitted does not close an open gate: other dispatchers take
     /// its shards soon.
-    pub(super) fn failing_dispatcher(&self) -> Option<(&str, HopFailure)> {
-        let excused = |pod: &str| self.open && self.is_newcomer(pod);
-        self.dispatcher_histories.iter().filter(|(pod, _)| !excused(pod)).find_map(|(pod, history)| {
+    pub(super) fn failing_dispatcher(&self) -> Option<(&str, &HopFailure)> {
+        self.dispatcher_histories.iter().filter(|(pod, _)| !self.is_excused(pod)).find_map(|(pod, history)| {
             match history.current_state(&self.policy, self.ever_open) {
                 HistoryState::Failing(failure) => Some((pod.as_str(), failure)),
                 _ => None,
@@ -336,19 +350,12 @@ impl Evidence {
         })
     }
 
-    /// Whether more than 5 % of the last 200 journeys failed.
-    pub(super) fn is_loss_rate_exceeded(&self) -> bool {
-        let failed = self.recent_failures.iter().filter(|failed| **failed).count();
-        self.recent_failures.len() == LOSS_RATE_WINDOW_COUNT
-            && failed * 100 > LOSS_RATE_MAX_PERCENT * LOSS_RATE_WINDOW_COUNT
-    }
-
     /// Failures that count, with transport and pod: confirmed ones, and unconfirmed ones that a known drift explains.
-    pub(super) fn counted_failures(&self) -> impl Iterator<Item = (Transport, &str, HopFailure)> {
-        self.histories.iter().filter_map(|((transport, pod), history)| {
+    pub(super) fn counted_failures(&self) -> impl Iterator<Item = (Transport, &str, &HopFailure)> {
+        self.histories.iter().filter(|((_, pod), _)| !self.is_excused(pod)).filter_map(|((transport, pod), history)| {
             match history.current_state(&self.policy, self.ever_open) {
                 HistoryState::Failing(failure) => Some((*transport, pod.as_str(), failure)),
-                HistoryState::Suspect(failure) if self.explaining_drifts(pod, &failure).is_some() => {
+                HistoryState::Suspect(failure) if self.explaining_drifts(pod, failure).is_some() => {
                     Some((*transport, pod.as_str(), failure))
                 }
                 _ => None,
@@ -369,15 +376,12 @@ impl Evidence {
         self.latest_failure.as_ref()
     }
 
-    /// Number of a transport's pods that pass, and number of its pods.
+    /// Number of a transport's pods that pass, and number of those that exist or that the manifest asks for.
     pub(super) fn count_passing_pods(&self, transport: Transport) -> (usize, usize) {
-        let pods = self.targets.pods.iter().filter(|(_, carries)| carries.contains(&transport));
-        let passes = |pod: &String| {
-            let history = self.histories.get(&(transport, pod.clone()));
-            history.is_some_and(|history| history.current_state(&self.policy, self.ever_open) == HistoryState::Passing)
-        };
-        let pods: Vec<bool> = pods.map(|(pod, _)| passes(pod)).collect();
-        (pods.iter().filter(|passes| **passes).count(), pods.len())
+        let carrying = self.targets.pods.iter().filter(|(_, carries)| carries.contains(&transport));
+        let passing = carrying.filter(|(pod, _)| self.route_state(transport, pod) == HistoryState::Passing).count();
+        let wanted = self.targets.wanted_pods.get(&transport).copied().unwrap_or_default();
+        (passing, wanted.max(self.targets.count_pods(transport)))
     }
 
     /// Median latency of each hop of a transport, in ms.

@@ -33,6 +33,8 @@ pub struct HopFailure {
 /// One finished journey through an entrance of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Journey {
+    /// Fingerprint of the plan under which it began.
+    pub fingerprint: String,
     /// Transport of the client.
     pub transport: Transport,
     /// Pod that the client connected to, or path to the pods.
@@ -80,6 +82,7 @@ mod tests {
             ("passed", JourneyOutcome::Pass, 9, JourneyOutcome::Pass),
         ] {
             let journey = Journey {
+                fingerprint: "f1".into(),
                 transport: Transport::Websocket,
                 entrance: "p".into(),
                 shards: vec![],

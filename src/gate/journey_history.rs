@@ -9,16 +9,16 @@ use super::{GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
 const LATENCY_SAMPLES_MAX: usize = 20;
 
 /// State of a history after its latest journey.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum HistoryState {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HistoryState<'a> {
     /// No journey passed or failed yet.
     Unknown,
     /// The latest journey passed.
     Passing,
     /// The latest journey failed in a way that the network alone can cause: not confirmed yet.
-    Suspect(HopFailure),
+    Suspect(&'a HopFailure),
     /// The latest journey failed, and the failure is decisive or confirmed.
-    Failing(HopFailure),
+    Failing(&'a HopFailure),
 }
 
 /// History of journeys that share a transport and an entrance, or a dispatcher.
@@ -63,17 +63,17 @@ impl JourneyHistory {
 
     /// Returns the current state. Once a cluster has been proven, a run of failures must also span
     /// [`GatePolicy::min_span`], so that a shard's lease that moves cannot close the gate by itself.
-    pub fn current_state(&self, policy: &GatePolicy, proven: bool) -> HistoryState {
+    pub fn current_state(&self, policy: &GatePolicy, proven: bool) -> HistoryState<'_> {
         match &self.last_outcome {
             None | Some(JourneyOutcome::Void) => HistoryState::Unknown,
             Some(JourneyOutcome::Pass) => HistoryState::Passing,
-            Some(JourneyOutcome::Decisive(failure)) => HistoryState::Failing(failure.clone()),
+            Some(JourneyOutcome::Decisive(failure)) => HistoryState::Failing(failure),
             Some(JourneyOutcome::Ambiguous(failure)) => {
                 let span = Duration::from_millis(self.run_ended_ms.saturating_sub(self.run_started_ms));
                 if self.ambiguous_count >= policy.close_after && (!proven || span >= policy.min_span) {
-                    HistoryState::Failing(failure.clone())
+                    HistoryState::Failing(failure)
                 } else {
-                    HistoryState::Suspect(failure.clone())
+                    HistoryState::Suspect(failure)
                 }
             }
         }
@@ -100,6 +100,7 @@ mod tests {
         let mut history = JourneyHistory::default();
         for (n, outcome) in (0..).zip(outcomes) {
             history.add(&Journey {
+                fingerprint: "f1".into(),
                 transport: Transport::Websocket,
                 entrance: "p".into(),
                 shards: vec![],
@@ -116,8 +117,9 @@ mod tests {
     #[test]
     fn only_confirmed_or_decisive_failures_are_failing() {
         let lost = || JourneyOutcome::Ambiguous(failure(Hop::Delivery));
-        let failing = |hop| HistoryState::Failing(failure(hop));
-        let suspect = || HistoryState::Suspect(failure(Hop::Delivery));
+        let (at_delivery, at_record) = (failure(Hop::Delivery), failure(Hop::Record));
+        let failing = |hop| HistoryState::Failing(if hop == Hop::Record { &at_record } else { &at_delivery });
+        let suspect = || HistoryState::Suspect(&at_delivery);
         let (pass, void) = (JourneyOutcome::Pass, JourneyOutcome::Void);
         let decisive = JourneyOutcome::Decisive(failure(Hop::Record));
         for (name, every, outcomes, proven, expected) in [

@@ -6,16 +6,20 @@
 //!
 //! This room must not know clients, clocks or Kubernetes: the caller passes the times.
 
+mod checks;
 mod config_drift;
+mod coverage;
 mod evidence;
 mod hop;
 mod journey;
 mod journey_history;
+mod loss_window;
 mod policy;
 mod verdict;
 
 pub use config_drift::{ConfigDrift, ExpectedConfig, FormerRegistry, find_drifts};
-pub use evidence::{CoverageTargets, Evidence, ProcessProof};
+pub use coverage::CoverageTargets;
+pub use evidence::{Evidence, ProcessProof, RestoredProof};
 pub use hop::Hop;
 pub use journey::{HopFailure, Journey, JourneyOutcome};
 pub use policy::GatePolicy;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Settings of a gate, from the manifest.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GatePolicy {
     /// Time between two rounds once the cluster is proven.
     pub interval: Duration,
@@ -17,6 +17,26 @@ pub struct GatePolicy {
     pub min_span: Duration,
     /// Time between two confirming journeys after an ambiguous failure.
     pub confirm_every: Duration,
+    /// Age at which evidence of a former leader is too old.
+    pub inherited_evidence_max: Duration,
+}
+
+/// Evidence counts for so many intervals at least.
+const STALE_INTERVALS: u32 = 3;
+
+/// Evidence counts for so long at least.
+const STALE_AFTER_MIN: Duration = Duration::from_mins(1);
+
+/// Evidence counts for so long at most.
+const STALE_AFTER_MAX: Duration = Duration::from_mins(15);
+
+impl GatePolicy {
+    /// Time without a finished journey after which a value that is visited every `rounds` rounds is unknown.
+    #[must_use]
+    pub fn stale_after(&self, rounds: usize) -> Duration {
+        let rounds = u32::try_from(rounds.max(1)).unwrap_or(u32::MAX);
+        self.interval.saturating_mul(rounds).saturating_mul(STALE_INTERVALS).clamp(STALE_AFTER_MIN, STALE_AFTER_MAX)
+    }
 }
 
 impl Default for GatePolicy {
@@ -28,6 +48,7 @@ impl Default for GatePolicy {
             close_after: 3,
             min_span: Duration::from_secs(20),
             confirm_every: Duration::from_secs(2),
+            inherited_evidence_max: Duration::from_mins(15),
         }
     }
 }

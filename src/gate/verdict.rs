@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::checks::{Finding, FindingSubject, first_finding};
 use super::{ConfigDrift, Evidence, Hop, HopFailure};
 use crate::api::Reason;
 use crate::api::cluster::TransportState;
@@ -27,6 +28,12 @@ pub enum GatePhase {
 /// Verdict of the gate at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
+    /// Fingerprint of what it was reached on: it says nothing of anything else.
+    pub fingerprint: String,
+    /// Start of the oldest pass of the latest complete round, in ms since 1970; `None` before the first one.
+    pub passed_ms: Option<u64>,
+    /// Whether the proof is a former leader's, until this one has completed a round of its own.
+    pub inherited: bool,
     /// Phase of the gate.
     pub phase: GatePhase,
     /// Whether the cluster is operational.
@@ -52,7 +59,7 @@ pub struct TransportVerdict {
     pub hop: Option<Hop>,
     /// Number of pods whose latest journey passed.
     pub pods_passing: usize,
-    /// Number of pods that carry the transport.
+    /// Number of pods that carry the transport, or that the manifest asks for.
     pub pods: usize,
     /// Median latency of each hop, in ms.
     pub latency_ms: BTreeMap<Hop, u64>,
@@ -64,21 +71,37 @@ impl Evidence {
     pub fn verdict(&self) -> Verdict {
         let transports: Vec<TransportVerdict> =
             self.targets.transports.iter().map(|transport| self.transport_verdict(*transport)).collect();
-        let tried =
-            transports.iter().all(|transport| transport.state != TransportState::Unknown || transport.pods == 0);
-        let against = self.first_objection(&transports);
+        let tried = transports.iter().all(|transport| {
+            transport.state != TransportState::Unknown || self.targets.count_pods(transport.transport) == 0
+        });
+        // A process that starts for the first time has nothing to report yet.
+        let starting = |finding: &Finding<'_>| match finding.subject {
+            FindingSubject::Unanswered { pod } => !self.ever_open && self.is_newcomer(pod),
+            _ => false,
+        };
+        let finding = first_finding(self).filter(|finding| !starting(finding));
+        let refuted = finding.as_ref().is_some_and(Finding::refutes);
         let phase = match (self.open, self.ever_open) {
             (true, _) => GatePhase::Open,
             (false, true) => GatePhase::Closed,
-            (false, false) if against.is_some() && tried => GatePhase::Refused,
+            (false, false) if refuted && tried => GatePhase::Refused,
             (false, false) => GatePhase::Proving,
         };
-        let (reason, message) = match (phase, against) {
-            (GatePhase::Open, _) => self.proven_summary(),
-            (_, Some(against)) => against,
-            (_, None) => (Reason::Proving, self.progress_summary(&transports)),
+        let (reason, message) = match finding {
+            _ if phase == GatePhase::Open => self.proven_summary(),
+            Some(finding) => self.describe_finding(&finding, &transports),
+            None => (Reason::Proving, self.progress_summary(&transports)),
         };
-        Verdict { phase, ready: self.open, reason, message, transports }
+        Verdict {
+            fingerprint: self.fingerprint.clone(),
+            passed_ms: self.inherited_ms.or_else(|| self.coverage.passed_ms()),
+            inherited: self.inherited_ms.is_some(),
+            phase,
+            ready: self.open,
+            reason,
+            message,
+            transports,
+        }
     }
 
     fn transport_verdict(&self, transport: Transport) -> TransportVerdict {
@@ -105,61 +128,60 @@ impl Evidence {
         }
     }
 
-    /// The first objection to the cluster, as a reason and a message.
-    fn first_objection(&self, transports: &[TransportVerdict]) -> Option<(Reason, String)> {
-        let explained =
-            |(_, pod, failure): &(Transport, &str, HopFailure)| self.explaining_drifts(pod, failure).is_some();
-        let first = self.counted_failures().min_by_key(|found| (!explained(found), found.2.hop, found.0));
-        if let Some(message) = self.missing_dimension()
-            && !first.as_ref().is_some_and(explained)
-            && self.drifts.is_empty()
-        {
-            return Some((Reason::NoPods, message));
-        }
+    /// Returns the reason and the message of the first finding.
+    pub(super) fn describe_first_finding(&self) -> Option<(Reason, String)> {
+        let transports: Vec<TransportVerdict> =
+            self.targets.transports.iter().map(|transport| self.transport_verdict(*transport)).collect();
+        first_finding(self).map(|finding| self.describe_finding(&finding, &transports))
+    }
+
+    /// Returns the reason and the message of a finding.
+    fn describe_finding(&self, finding: &Finding<'_>, transports: &[TransportVerdict]) -> (Reason, String) {
         let passing: Vec<&str> = transports
             .iter()
             .filter(|transport| transport.state == TransportState::Passing)
             .map(|transport| transport.transport.name())
             .collect();
         let aside = if passing.is_empty() { String::new() } else { format!(" ({}: Passing)", passing.join(", ")) };
-        match first {
-            Some((_, pod, failure)) => {
-                let place = list_failing_transports(transports, &failure);
-                let drifts = self.explaining_drifts(pod, &failure);
+        match &finding.subject {
+            FindingSubject::Failure { pod, failure } => {
+                let place = list_failing_transports(transports, failure);
+                let drifts = self.explaining_drifts(pod, failure);
                 let reason = drifts.and_then(|(_, drifts)| drifts.first()).map_or(failure.reason, ConfigDrift::reason);
                 let blame = drifts.map_or_else(String::new, |(found, drifts)| {
-                    if found == pod {
+                    if found == *pod {
                         format!("; {}", join_drifts(drifts))
                     } else {
                         format!("; on {found}, {}", join_drifts(drifts))
                     }
                 });
-                Some((reason, format!("{place}: {}{aside}{blame}", failure.detail)))
+                (reason, format!("{place}: {}{aside}{blame}", failure.detail))
             }
-            None if !self.drifts.is_empty() => {
-                let (pod, drifts) = self.drifts.iter().next()?;
-                Some((drifts.first()?.reason(), format!("{pod}: {}{aside}", join_drifts(drifts))))
+            FindingSubject::EmptyDimension(message) => (Reason::NoPods, message.clone()),
+            FindingSubject::Drift { pod, drifts } => {
+                let reason = drifts.first().map_or(Reason::ConfigurationDrift, ConfigDrift::reason);
+                (reason, format!("{pod}: {}{aside}", join_drifts(drifts)))
             }
-            None if self.first_unanswered().is_some_and(|pod| self.ever_open || !self.is_newcomer(pod)) => {
-                let pod = self.first_unanswered()?;
+            FindingSubject::Unanswered { pod } => {
                 let message =
                     format!("{pod}: its admin listener does not answer, so its configuration is unknown{aside}");
-                Some((Reason::EdgeUnreachable, message))
+                (Reason::EdgeUnreachable, message)
             }
-            None if self.failing_dispatcher().is_some() => {
-                let (pod, failure) = self.failing_dispatcher()?;
-                Some((failure.reason, format!("{pod}: {}{aside}", failure.detail)))
+            FindingSubject::Dispatcher { pod, failure } => {
+                (failure.reason, format!("{pod}: {}{aside}", failure.detail))
             }
-            None if self.is_loss_rate_exceeded() => {
-                let (transport, pod, failure) = self.latest_failure()?;
+            FindingSubject::LossRate { transport, pod, failure } => {
                 let message = format!(
                     "{}/{transport}: more than 5 % of the last 200 journeys were lost, the latest on {pod}: {}",
                     transport.server_kind(),
                     failure.detail
                 );
-                Some((failure.reason, message))
+                (failure.reason, message)
             }
-            None => None,
+            FindingSubject::MissingPods(message) => {
+                (Reason::RollingOut, format!("{message}; {}", self.progress_summary(transports)))
+            }
+            FindingSubject::Closing { reason, message } => (*reason, (*message).to_owned()),
         }
     }
 

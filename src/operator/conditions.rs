@@ -42,6 +42,13 @@ pub struct StatusInputs<'a> {
     pub now: Timestamp,
 }
 
+impl StatusInputs<'_> {
+    /// The verdict, if it was reached on what has to be proven now.
+    fn current_verdict(&self) -> Option<&Verdict> {
+        self.verdict.filter(|verdict| verdict.fingerprint == self.fingerprint)
+    }
+}
+
 /// The status fields that the gate owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusDecision {
@@ -92,6 +99,13 @@ pub fn decide_status(inputs: &StatusInputs<'_>) -> StatusDecision {
 #[must_use]
 pub fn was_proven(known: &RealtimeClusterStatus, fingerprint: &str) -> bool {
     known.gate.as_ref().is_some_and(|gate| gate.ever_passed && gate.fingerprint == fingerprint)
+}
+
+/// Start of the oldest pass of the last complete round, in ms since 1970, as the status has it.
+#[must_use]
+pub fn passed_ms(known: &RealtimeClusterStatus) -> Option<u64> {
+    let at: Timestamp = known.gate.as_ref()?.passed_at.as_ref()?.parse().ok()?;
+    u64::try_from(at.as_millisecond()).ok()
 }
 
 /// Whether a new leader may assume that the gate is open: it was proven, `Open`, and within [`PROOF_TTL_SECONDS`].
@@ -149,7 +163,8 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
     let rollout = workloads.map_or_else(|| "the manifest is being applied".to_owned(), |c| c.message.clone());
     let under_way =
         |reason, message| ReadyState { ready: "Unknown", reason, message, stalled: false, reconciling: true };
-    let Some(verdict) = inputs.verdict else {
+    // A verdict on what ran before says nothing of what is to run now.
+    let Some(verdict) = inputs.current_verdict() else {
         return inherit_readiness(inputs, passed)
             .unwrap_or_else(|| under_way(Reason::Proving, "observing the pods".to_owned()));
     };
@@ -181,6 +196,7 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
         GatePhase::Proving if matches!(reason, Reason::ConfigurationDrift | Reason::ClockSkew) => {
             ReadyState { ready: "False", reason, message, stalled: false, reconciling: true }
         }
+        GatePhase::Proving if reason == Reason::RollingOut => under_way(reason, message),
         GatePhase::Proving => under_way(Reason::Proving, message),
         GatePhase::Refused => ReadyState { ready: "False", reason, message, stalled: false, reconciling: true },
         // A new leader found a proof that was too old: no failure is known, and the new proof is not complete.
@@ -189,6 +205,7 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
         {
             under_way(Reason::EvidenceStale, message)
         }
+        GatePhase::Closed if reason == Reason::EvidenceStale => under_way(reason, message),
         GatePhase::Closed => ReadyState { ready: "False", reason, message, stalled: false, reconciling: false },
     }
 }
@@ -230,7 +247,7 @@ fn stall_if_overdue(inputs: &StatusInputs<'_>, state: &mut ReadyState) {
         found.map(|condition| inputs.now.as_second() - condition.last_transition_time.0.as_second())
     };
     // The deadline runs only from the first pod: without one no journey can run.
-    let begun = inputs.verdict.is_some();
+    let begun = inputs.current_verdict().is_some();
     let late = begun && since(condition::RECONCILING).is_some_and(|seconds| seconds > inputs.deadline);
     if late || since(condition::STALLED).is_some_and(|_| begun) {
         state.stalled = true;
@@ -246,7 +263,7 @@ fn build_conditions(inputs: &StatusInputs<'_>, state: &ReadyState) -> Vec<Condit
         updates.push(ConditionUpdate::new(condition::RECONCILING, "True", state.reason, &state.message));
     }
     if inputs.webhooks {
-        let status = match inputs.verdict.map(|verdict| verdict.phase) {
+        let status = match inputs.current_verdict().map(|verdict| verdict.phase) {
             Some(GatePhase::Open) if state.ready != "False" => "True",
             None if state.ready == "True" => "True",
             Some(GatePhase::Refused | GatePhase::Closed) => "False",
@@ -277,14 +294,7 @@ fn build_gate_status(inputs: &StatusInputs<'_>, state: &ReadyState, ever_passed:
         _ => "Proving",
     };
     let now = inputs.now.to_string();
-    // An inherited Ready is no new proof.
-    let passed_at = if ready && inputs.verdict.is_some() {
-        let before = known.passed_at.as_ref().and_then(|at| at.parse::<Timestamp>().ok());
-        let due = before.is_none_or(|at| inputs.now.as_second() - at.as_second() >= PASSED_AT_INTERVAL_SECONDS);
-        if due || known.phase != "Open" { Some(now.clone()) } else { known.passed_at.clone() }
-    } else {
-        known.passed_at.clone()
-    };
+    let passed_at = decide_passed_at(inputs, &known, ready);
     let failed = state.ready == "False";
     let last_failure = match &known.last_failure {
         Some(last) if !failed || last.message == state.message => Some(last.clone()),
@@ -299,8 +309,20 @@ fn build_gate_status(inputs: &StatusInputs<'_>, state: &ReadyState, ever_passed:
     GateStatus { phase: phase.to_owned(), ever_passed, fingerprint, passed_at, last_failure }
 }
 
+/// The time of the last complete round: the start of its oldest pass, never the time of writing. An inherited proof is no
+/// new one.
+fn decide_passed_at(inputs: &StatusInputs<'_>, known: &GateStatus, ready: bool) -> Option<String> {
+    let proof = inputs.current_verdict().filter(|verdict| ready && !verdict.inherited);
+    let passed = proof.and_then(|verdict| Timestamp::from_millisecond(i64::try_from(verdict.passed_ms?).ok()?).ok());
+    let Some(passed) = passed else { return known.passed_at.clone() };
+    let before = known.passed_at.as_ref().and_then(|at| at.parse::<Timestamp>().ok());
+    let due = before.is_none_or(|before| passed.as_second() - before.as_second() >= PASSED_AT_INTERVAL_SECONDS);
+    let same_proof = known.phase == "Open" && known.fingerprint == inputs.fingerprint;
+    if due || !same_proof { Some(passed.to_string()) } else { known.passed_at.clone() }
+}
+
 fn build_transport_statuses(inputs: &StatusInputs<'_>) -> Vec<TransportStatus> {
-    let Some(verdict) = inputs.verdict else { return inputs.known.transports.clone() };
+    let Some(verdict) = inputs.current_verdict() else { return inputs.known.transports.clone() };
     let transports = verdict.transports.iter().map(|transport| TransportStatus {
         name: transport.transport.name().to_owned(),
         server: transport.server.name().to_owned(),

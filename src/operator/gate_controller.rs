@@ -200,6 +200,8 @@ fn is_same_plan(one: &ProbePlan, other: &ProbePlan) -> bool {
         && one.edges == other.edges
         && one.paths == other.paths
         && one.dispatchers == other.dispatchers
+        && one.wanted_pods == other.wanted_pods
+        && one.policy == other.policy
         && one.app_digests == other.app_digests
         && one.former_apps == other.former_apps
         && one.admin_token.expose() == other.admin_token.expose()
@@ -322,9 +324,10 @@ async fn observe_and_admit(
     let services = services.map_err(|error| ReconcileError::from_call("listing Services", &error))?.items;
     let fingerprint = compute_fingerprint(known, built);
     let passed = was_proven(known, &fingerprint);
+    let passed_ms = conditions::passed_ms(known).unwrap_or_default();
     let proof = match (passed, is_open(known, &fingerprint, Timestamp::now())) {
-        (_, true) => JourneyProof::Holds,
-        (true, false) => JourneyProof::Lapsed,
+        (_, true) => JourneyProof::Holds { passed_ms },
+        (true, false) => JourneyProof::Lapsed { passed_ms },
         (false, false) => JourneyProof::Never,
     };
     let plan = build_plan(cluster, built, (&pods, &services), fingerprint.clone(), proof).await?;
@@ -407,6 +410,7 @@ async fn build_plan(
         proof,
         max_backoff: seconds(valid.spec.webhooks.dispatcher.max_backoff_seconds),
         paths: find_service_routes(&valid.name, services, pods, &transports),
+        wanted_pods: count_wanted_pods(valid, &transports),
         transports,
         webhooks,
         edges: edges.filter_map(|pod| pod.to_edge(valid, desired, &read.secrets)).collect(),
@@ -424,6 +428,16 @@ async fn build_plan(
             ..GatePolicy::default()
         },
     })
+}
+
+/// Number of pods that the manifest asks for, by the transport that they carry.
+fn count_wanted_pods(valid: &ValidCluster, transports: &BTreeSet<Transport>) -> BTreeMap<Transport, usize> {
+    let servers = valid.edge_servers();
+    let wanted = |transport: &Transport| {
+        let serving = servers.iter().filter(|(server, _)| server.serves_as(transport.server_kind()));
+        serving.map(|(_, edge)| usize::try_from(edge.replicas).unwrap_or_default()).sum()
+    };
+    transports.iter().map(|transport| (*transport, wanted(transport))).collect()
 }
 
 /// Admits a pod: its own `/readyz` waits for the annotation, Services wait for the condition.

@@ -29,6 +29,7 @@ pub(super) fn coverage_targets(plan: &ProbePlan, shards: &[Shard], observation: 
     let paths = plan.paths.iter().map(|path| (path.name.clone(), path.transports.iter().copied().collect()));
     CoverageTargets {
         paths: paths.collect(),
+        wanted_pods: plan.wanted_pods.clone(),
         transports: plan.transports.clone(),
         pods: pods.collect(),
         processes: process_names(plan).map(str::to_owned).collect(),

@@ -45,6 +45,8 @@ pub(super) struct JourneyContext {
 
 /// Which way one journey goes.
 pub(super) struct JourneyRoute {
+    /// Fingerprint of the plan under which the journey begins.
+    pub fingerprint: String,
     pub transport: Transport,
     pub entrance: Entrance,
     /// Entry points for the second session, best first.
@@ -397,6 +399,7 @@ fn finish_journey(
         }
     };
     Journey {
+        fingerprint: route.fingerprint.clone(),
         transport: route.transport,
         entrance: route.entrance.name.clone(),
         shards: route.record_shards(),

@@ -118,10 +118,16 @@ pub struct ProbeApp {
 pub enum JourneyProof {
     /// It was never proven.
     Never,
-    /// It was, and broke or grew old since.
-    Lapsed,
+    /// It was, and broke or grew old since its last complete round, whose start is given in ms since 1970.
+    Lapsed {
+        /// Start of the oldest pass of the last complete round.
+        passed_ms: u64,
+    },
     /// It was, and holds.
-    Holds,
+    Holds {
+        /// Start of the oldest pass of the last complete round.
+        passed_ms: u64,
+    },
 }
 
 /// The registry before its last change.
@@ -146,6 +152,8 @@ pub struct ProbePlan {
     pub transports: BTreeSet<Transport>,
     /// Whether there are webhooks.
     pub webhooks: bool,
+    /// Number of pods that the manifest asks for, by the transport that they carry.
+    pub wanted_pods: BTreeMap<Transport, usize>,
     /// Every edge pod of the cluster.
     pub edges: Vec<EdgePod>,
     /// Every way that clients take to them.

@@ -18,7 +18,7 @@ use super::progress::{HopTick, PROGRESS_QUEUE_LEN, progress_callback};
 use super::receiver::WebhookReceiver;
 use super::service_routes::RouteTracker;
 use super::{EdgePod, Entrance, JourneyProof, ProbePlan};
-use crate::gate::{Evidence, GatePhase, Journey, Verdict};
+use crate::gate::{Evidence, GatePhase, Journey, JourneyOutcome, RestoredProof, Verdict};
 use crate::kinesis::Shard;
 use crate::process::clock;
 use crate::protocol::{ShardId, Transport};
@@ -31,6 +31,15 @@ const UNPROVEN_OBSERVATION_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Minimum interval of rounds until the cluster is proven.
 const UNPROVEN_ROUND_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Interval of rounds while the gate is closed, so that a mended cluster is Ready again soon.
+const CLOSED_ROUND_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Rounds with failures in a row after which rounds keep their usual interval again.
+const FAILED_ROUNDS_MAX: usize = 10;
+
+/// Interval at which the age of the evidence is checked.
+const AGEING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Delay of the first round until dispatchers hold every shard: an unread event would count as a failure.
 const FIRST_ROUND_DELAY: Duration = Duration::from_secs(5);
@@ -63,9 +72,12 @@ pub fn start(
     shutdown: CancellationToken,
 ) -> Result<Prober, reqwest::Error> {
     let http = reqwest::Client::builder().no_proxy().timeout(plan.policy.timeout).build()?;
-    let mut evidence = Evidence::new(plan.policy);
-    if plan.proof != JourneyProof::Never {
-        evidence.restore_proof(plan.proof == JourneyProof::Holds);
+    let mut evidence = Evidence::new(plan.policy, plan.fingerprint.clone());
+    evidence.advance(clock::now_ms());
+    match plan.proof {
+        JourneyProof::Never => {}
+        JourneyProof::Lapsed { passed_ms } => evidence.restore_proof(RestoredProof { open: false, passed_ms }),
+        JourneyProof::Holds { passed_ms } => evidence.restore_proof(RestoredProof { open: true, passed_ms }),
     }
     let wait = plan.max_backoff + SENDER_RETRY_MARGIN;
     let found = (plan.proof != JourneyProof::Never).then(|| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
@@ -104,6 +116,8 @@ pub fn start(
         paths: RouteTracker::default(),
         underway: BTreeSet::new(),
         began: Instant::now(),
+        round_failed: false,
+        failed_rounds: 0,
         receiver_found_ms: found_ms,
     };
     schedule.paths.update(&schedule.context.plan.paths, Instant::now());
@@ -154,6 +168,10 @@ struct JourneySchedule {
     /// Journeys whose hops are not over: one of each pair at a time, or those that fail slowly would pile up.
     underway: BTreeSet<TargetPair>,
     began: Instant,
+    /// Whether a journey has failed since the latest round began.
+    round_failed: bool,
+    /// Number of rounds in a row with a failed journey.
+    failed_rounds: usize,
     /// When senders that could not reach the former receiver have found this one, in ms since 1970.
     receiver_found_ms: u64,
 }
@@ -167,7 +185,7 @@ impl JourneySchedule {
     ) {
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let (mut looked, mut listed, mut round) = (None, None, None);
+        let (mut looked, mut listed, mut round, mut aged) = (None, None, None, None);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -188,10 +206,15 @@ impl JourneySchedule {
                         looked = Some(now);
                         self.observe_pods();
                     }
-                    let first = self.verdicts.borrow().phase == GatePhase::Proving;
+                    if is_due(aged, now, AGEING_INTERVAL) {
+                        aged = Some(now);
+                        self.evidence.advance(clock::now_ms());
+                        self.publish_verdict();
+                    }
                     // A first proof is as fast as its slowest journey; later, one that hangs keeps nobody else back.
+                    let first = self.verdicts.borrow().phase == GatePhase::Proving;
                     let over = !first || self.underway.is_empty();
-                    if self.warm && over && self.is_ready() && is_due(round, now, if first { UNPROVEN_ROUND_INTERVAL } else { interval }) {
+                    if self.warm && over && self.is_ready() && is_due(round, now, self.round_interval()) {
                         round = Some(now);
                         self.start_round();
                     }
@@ -204,11 +227,23 @@ impl JourneySchedule {
         }
     }
 
+    /// Time between two rounds: short until the gate is open, unless rounds have failed for long.
+    fn round_interval(&self) -> Duration {
+        let interval = self.context.plan.policy.interval;
+        match self.verdicts.borrow().phase {
+            GatePhase::Open => interval,
+            GatePhase::Proving => UNPROVEN_ROUND_INTERVAL.min(interval),
+            GatePhase::Refused | GatePhase::Closed if self.failed_rounds >= FAILED_ROUNDS_MAX => interval,
+            GatePhase::Refused | GatePhase::Closed => CLOSED_ROUND_INTERVAL.min(interval),
+        }
+    }
+
     /// Another plan: pods that came and went, or another thing to prove.
     fn adopt_plan(&mut self, plan: Arc<ProbePlan>) {
         let before = &self.context.plan;
+        self.evidence.set_policy(plan.policy);
         if plan.fingerprint != before.fingerprint {
-            self.evidence.reset_proof();
+            self.evidence.reset_proof(plan.fingerprint.clone());
             self.warm = true;
             self.last_holders = None;
             self.began = Instant::now();
@@ -274,6 +309,8 @@ impl JourneySchedule {
             }
             ScheduleEvent::JourneyEnded(journey) => {
                 tracing::debug!(?journey, unclaimed = self.context.receiver.unclaimed_count(), "journey finished");
+                self.round_failed |=
+                    matches!(journey.outcome, JourneyOutcome::Decisive(_) | JourneyOutcome::Ambiguous(_));
                 self.evidence.add_journey(&journey.void_if_missed_before(self.receiver_found_ms));
             }
         }
@@ -339,6 +376,8 @@ impl JourneySchedule {
 
     /// One journey by every transport through every pod, and by every path that leads somewhere.
     fn start_round(&mut self) {
+        self.failed_rounds = if self.round_failed { self.failed_rounds + 1 } else { 0 };
+        self.round_failed = false;
         for (transport, edge) in self.target_pairs() {
             self.attempted.extend(self.attempt_key(transport, &edge));
             self.begin_journey(transport, Entrance::from(&edge));
@@ -413,6 +452,7 @@ impl JourneySchedule {
             channels,
             shards: self.shards.clone(),
             app: self.context.plan.app.id.clone(),
+            fingerprint: self.context.plan.fingerprint.clone(),
         };
         self.journey_count += 1;
         self.underway.insert(pair.clone());
@@ -451,8 +491,11 @@ impl JourneySchedule {
     /// Other pods, those of the other kind of server first, and another one first each time. Which pod a path led to is
     /// not known: it may be its own companion.
     fn companion_targets(&self, transport: Transport, entrance: &Entrance) -> Vec<(Transport, EdgePod)> {
-        let mut others: Vec<_> =
-            self.target_pairs().into_iter().filter(|(_, other)| other.pod != entrance.name).collect();
+        // A pod that no client reaches must not fail the journeys of one that clients reach.
+        let is_admitted = |name: &str| self.context.plan.edges.iter().any(|edge| edge.pod == name && edge.admitted);
+        let admitted_only = entrance.admin.is_none() || is_admitted(&entrance.name);
+        let may_accompany = |other: &EdgePod| other.pod != entrance.name && (other.admitted || !admitted_only);
+        let mut others: Vec<_> = self.target_pairs().into_iter().filter(|(_, other)| may_accompany(other)).collect();
         if !others.is_empty() {
             let first = self.journey_count % others.len();
             others.rotate_left(first);

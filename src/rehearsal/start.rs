@@ -459,6 +459,7 @@ fn build_plan(cluster: &ValidCluster, dispatchers: Vec<DispatcherPod>, stream: K
         max_backoff: seconds(cluster.spec.webhooks.dispatcher.max_backoff_seconds),
         transports: BTreeSet::new(),
         webhooks: cluster.spec.webhooks.mode == WebhooksMode::Kinesis,
+        wanted_pods: BTreeMap::new(),
         edges: vec![],
         paths: vec![],
         dispatchers,

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::gate::{ConfigDrift, CoverageTargets, GatePolicy, Journey, JourneyOutcome};
+use crate::gate::{ConfigDrift, CoverageTargets, GatePolicy, Journey, JourneyOutcome, RestoredProof};
 
 const SERVED: [Transport; 3] = [Transport::Websocket, Transport::XhrStreaming, Transport::XhrPolling];
 
@@ -14,6 +14,7 @@ fn test_targets() -> CoverageTargets {
     CoverageTargets {
         transports: SERVED.into(),
         pods: PODS.map(|(pod, carries)| (pod.to_owned(), carries.iter().copied().collect())).into(),
+        wanted_pods: BTreeMap::new(),
         paths: BTreeMap::new(),
         processes: ["eu-websocket-0".to_owned(), "eu-sockjs-0".to_owned(), "eu-dispatcher-0".to_owned()].into(),
         newcomers: BTreeSet::new(),
@@ -24,7 +25,7 @@ fn test_targets() -> CoverageTargets {
 }
 
 fn evidence() -> Evidence {
-    let mut evidence = Evidence::new(GatePolicy { open_after: 2, ..GatePolicy::default() });
+    let mut evidence = Evidence::new(GatePolicy { open_after: 2, ..GatePolicy::default() }, "f1");
     evidence.set_targets(test_targets());
     for process in test_targets().processes {
         evidence.observe_process(&process, "p1", vec![]);
@@ -32,16 +33,21 @@ fn evidence() -> Evidence {
     evidence
 }
 
+/// Time between two rounds of these tests.
+const ROUND_MS: u64 = 30_000;
+
+/// A journey that begins with the round of this number.
 fn journey(transport: Transport, at: u64, outcome: JourneyOutcome) -> Journey {
     let pod = if transport == Transport::Websocket { "eu-websocket-0" } else { "eu-sockjs-0" };
     let shard = if at.is_multiple_of(2) { "s0" } else { "s1" };
     Journey {
+        fingerprint: "f1".to_owned(),
         transport,
         entrance: pod.to_owned(),
         shards: vec![shard.into()],
         dispatcher: Some("eu-dispatcher-0".to_owned()),
-        started_ms: at * 10_000,
-        ended_ms: at * 10_000 + 500,
+        started_ms: at * ROUND_MS,
+        ended_ms: at * ROUND_MS + 500,
         latency_ms: BTreeMap::from([(Hop::Delivery, at)]),
         outcome,
     }
@@ -50,9 +56,16 @@ fn journey(transport: Transport, at: u64, outcome: JourneyOutcome) -> Journey {
 fn rounds(evidence: &mut Evidence, from: u64, count: u64) {
     for at in from..from + count {
         for (n, transport) in (0..).zip(SERVED) {
-            evidence.add_journey(&journey(transport, at + n, JourneyOutcome::Pass));
+            evidence.add_journey(&pass_in_round(transport, at, n));
         }
     }
+}
+
+/// The pass of one transport in a round; every round visits both shards.
+fn pass_in_round(transport: Transport, at: u64, number: u64) -> Journey {
+    let visited = journey(transport, number, JourneyOutcome::Pass).shards;
+    let started_ms = at * ROUND_MS + number * 1_000;
+    Journey { shards: visited, started_ms, ended_ms: started_ms + 500, ..journey(transport, at, JourneyOutcome::Pass) }
 }
 
 fn silent() -> JourneyOutcome {
@@ -191,7 +204,7 @@ fn a_newcomer_that_has_not_answered_keeps_the_gate_proving() {
 fn passes_that_began_before_a_failure_do_not_clear_it() {
     let mut evidence = evidence();
     let mut late = journey(Transport::Websocket, 9, silent());
-    late.ended_ms = 95_000;
+    late.ended_ms = 9 * ROUND_MS + 5_000;
     evidence.add_journey(&late);
     rounds(&mut evidence, 0, 6);
     let verdict = evidence.verdict();
@@ -314,26 +327,37 @@ fn without_webhooks_shards_and_dispatchers_prove_nothing() {
 fn one_loss_does_not_close_and_asks_for_confirmation() {
     let mut evidence = evidence();
     rounds(&mut evidence, 0, 2);
-    evidence.add_journey(&journey(Transport::Websocket, 3, lost()));
+    lose_websocket(&mut evidence, 2);
     assert!(evidence.verdict().ready);
     assert_eq!(evidence.suspect_routes(), [(Transport::Websocket, "eu-websocket-0".to_owned())]);
-    evidence.add_journey(&journey(Transport::Websocket, 4, lost()));
-    evidence.add_journey(&journey(Transport::Websocket, 5, lost()));
+    lose_websocket(&mut evidence, 3);
+    lose_websocket(&mut evidence, 4);
     let verdict = evidence.verdict();
     assert_eq!((verdict.phase, verdict.reason), (GatePhase::Closed, Reason::WebhookMissing));
-    rounds(&mut evidence, 6, 1);
+    rounds(&mut evidence, 5, 1);
     assert!(!evidence.verdict().ready, "one round does not open again");
-    rounds(&mut evidence, 7, 1);
+    rounds(&mut evidence, 6, 1);
     assert!(evidence.verdict().ready);
+}
+
+/// A round in which every transport but one passes.
+fn lose_websocket(evidence: &mut Evidence, at: u64) {
+    for (number, transport) in [(1, Transport::XhrStreaming), (2, Transport::XhrPolling)] {
+        evidence.add_journey(&pass_in_round(transport, at, number));
+    }
+    evidence.add_journey(&Journey { outcome: lost(), ..pass_in_round(Transport::Websocket, at, 3) });
 }
 
 #[test]
 fn a_steady_rate_of_losses_closes() {
     let mut evidence = evidence();
     rounds(&mut evidence, 0, 2);
-    for at in 0..200 {
-        let outcome = if at % 10 == 0 { lost() } else { JourneyOutcome::Pass };
-        evidence.add_journey(&journey(Transport::Websocket, at, outcome));
+    for at in 2..14 {
+        // Never the same transport twice in a row, so that no failure is confirmed.
+        for (number, transport) in (0..).zip(SERVED) {
+            let outcome = if number == at % 3 { lost() } else { JourneyOutcome::Pass };
+            evidence.add_journey(&Journey { outcome, ..pass_in_round(transport, at, number) });
+        }
     }
     let verdict = evidence.verdict();
     assert!(!verdict.ready && verdict.message.contains("more than 5 %"), "{verdict:?}");
@@ -351,7 +375,237 @@ fn evidence_of_a_deleted_pod_is_dropped() {
     assert_eq!(evidence.verdict().phase, GatePhase::Proving);
 }
 
+#[test]
+fn a_journey_of_another_fingerprint_proves_nothing() {
+    let mut evidence = evidence();
+    for at in 0..4 {
+        for (number, transport) in (0..).zip(SERVED) {
+            let journey = Journey { fingerprint: "f0".to_owned(), ..pass_in_round(transport, at, number) };
+            evidence.add_journey(&journey);
+        }
+    }
+    assert_eq!(evidence.verdict().phase, GatePhase::Proving);
+    rounds(&mut evidence, 4, 2);
+    assert!(evidence.verdict().ready);
+    evidence.reset_proof("f2");
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.fingerprint.as_str(), verdict.ready, verdict.passed_ms), ("f2", false, None));
+}
+
+#[test]
+fn evidence_that_no_journey_renews_closes_the_gate_and_is_unknown() {
+    let mut evidence = evidence();
+    rounds(&mut evidence, 0, 2);
+    let last_ms = ROUND_MS + 2_500;
+    evidence.advance(last_ms + 50_000);
+    assert!(evidence.verdict().ready);
+    // One transport goes on, which says nothing of the others.
+    evidence.add_journey(&pass_in_round(Transport::Websocket, 2, 0));
+    evidence.advance(last_ms + 61_000);
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Closed, Reason::EvidenceStale));
+    assert!(verdict.message.contains("xhr_streaming through eu-sockjs-0: no journey has ended for"), "{verdict:?}");
+    rounds(&mut evidence, 4, 1);
+    assert_eq!(evidence.verdict().reason, Reason::EvidenceStale, "one round is not enough");
+    rounds(&mut evidence, 5, 1);
+    assert!(evidence.verdict().ready);
+}
+
+#[test]
+fn an_inherited_proof_is_marked_is_not_renewed_and_ends_after_a_quarter_of_an_hour() {
+    let passed_ms = 1_000_000;
+    let inherit = |now_ms| {
+        let mut evidence = Evidence::new(GatePolicy { open_after: 2, ..GatePolicy::default() }, "f1");
+        evidence.advance(now_ms);
+        evidence.restore_proof(RestoredProof { open: true, passed_ms });
+        let observed: Vec<_> =
+            test_targets().processes.into_iter().map(|process| (process, "p1".to_owned(), vec![])).collect();
+        evidence.observe_all(test_targets(), observed.iter().map(|(pod, process, drifts)| (pod, process, drifts)));
+        evidence
+    };
+    let mut evidence = inherit(passed_ms + 30_000);
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.ready, verdict.inherited, verdict.passed_ms), (true, true, Some(passed_ms)));
+    let first = passed_ms / ROUND_MS + 3;
+    evidence.add_journey(&pass_in_round(Transport::Websocket, first, 0));
+    assert_eq!(evidence.verdict().passed_ms, Some(passed_ms), "one journey is no round");
+    rounds(&mut evidence, first, 1);
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.inherited, verdict.passed_ms), (false, Some(first * ROUND_MS)), "the oldest pass of the round");
+    let mut late = inherit(passed_ms + 15 * 60_000);
+    assert!(late.verdict().ready);
+    late.advance(passed_ms + 15 * 60_000 + 1);
+    assert_eq!((late.verdict().ready, late.verdict().reason), (false, Reason::EvidenceStale));
+}
+
+#[test]
+fn a_change_of_pods_while_closed_adds_what_must_be_covered() {
+    let mut evidence = evidence();
+    rounds(&mut evidence, 0, 1);
+    let mut targets = test_targets();
+    targets.pods.insert("eu-websocket-1".to_owned(), [Transport::Websocket].into());
+    evidence.set_targets(targets);
+    rounds(&mut evidence, 1, 1);
+    let second = |at| Journey { entrance: "eu-websocket-1".to_owned(), ..pass_in_round(Transport::Websocket, at, 3) };
+    evidence.add_journey(&second(1));
+    assert!(!evidence.verdict().ready, "the new pod has passed once");
+    evidence.add_journey(&second(2));
+    assert!(evidence.verdict().ready, "the others' passes count still");
+}
+
+#[test]
+fn pods_that_the_manifest_asks_for_delay_the_opening_and_do_not_close() {
+    let mut evidence = evidence();
+    let wanted = |count| CoverageTargets { wanted_pods: [(Transport::Websocket, count)].into(), ..test_targets() };
+    evidence.set_targets(wanted(2));
+    rounds(&mut evidence, 0, 3);
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Proving, Reason::RollingOut));
+    assert!(verdict.message.starts_with("websocket/websocket: 1 of 2 pods run"), "{}", verdict.message);
+    assert_eq!((verdict.transports[0].pods_passing, verdict.transports[0].pods), (1, 2));
+    evidence.set_targets(wanted(1));
+    assert!(evidence.verdict().ready);
+    evidence.set_targets(wanted(3));
+    assert!(evidence.verdict().ready);
+}
+
+#[test]
+fn a_pod_that_no_client_reaches_does_not_close_an_open_gate() {
+    let mut evidence = evidence();
+    rounds(&mut evidence, 0, 2);
+    let mut targets = test_targets();
+    targets.pods.insert("eu-websocket-1".to_owned(), [Transport::Websocket].into());
+    targets.processes.insert("eu-websocket-1".to_owned());
+    targets.newcomers.insert("eu-websocket-1".to_owned());
+    evidence.set_targets(targets.clone());
+    evidence.observe_process("eu-websocket-1", "p1", off());
+    let through = |at| Journey {
+        entrance: "eu-websocket-1".to_owned(),
+        outcome: silent(),
+        ..pass_in_round(Transport::Websocket, at, 3)
+    };
+    for at in 2..6 {
+        rounds(&mut evidence, at, 1);
+        evidence.add_journey(&through(at));
+        assert!(evidence.verdict().ready);
+    }
+    assert_eq!(evidence.verdict().passed_ms, Some(5 * ROUND_MS), "rounds are complete without it");
+    assert!(!evidence.process_proof("eu-websocket-1").proven);
+    targets.newcomers.clear();
+    evidence.set_targets(targets);
+    evidence.advance(0);
+    assert_eq!(evidence.verdict().reason, Reason::ConfigurationDrift, "an admitted pod does");
+}
+
+#[test]
+fn another_policy_is_in_force_at_once() {
+    let mut evidence = evidence();
+    rounds(&mut evidence, 0, 1);
+    assert!(!evidence.verdict().ready);
+    evidence.set_policy(GatePolicy { open_after: 1, ..GatePolicy::default() });
+    assert!(evidence.verdict().ready);
+}
+
+/// One fact of a generated history.
+#[derive(Clone, Debug)]
+enum Fact {
+    /// A journey of one transport, which began so many ms ago.
+    Journey { transport: usize, age_ms: u64, outcome: u8, own_fingerprint: bool },
+    /// Time passes.
+    Wait { ms: u64 },
+    /// A pod comes or goes.
+    Pods { extra: bool },
+    /// What runs has another fingerprint.
+    Fingerprint,
+}
+
+fn any_fact() -> impl Strategy<Value = Fact> {
+    prop_oneof![
+        12 => (0_usize..3, 0_u64..20_000, 0_u8..12, prop::bool::weighted(0.9))
+            .prop_map(|(transport, age_ms, outcome, own_fingerprint)| Fact::Journey {
+                transport, age_ms, outcome, own_fingerprint
+            }),
+        4 => (0_u64..40_000).prop_map(|ms| Fact::Wait { ms }),
+        1 => any::<bool>().prop_map(|extra| Fact::Pods { extra }),
+        1 => Just(Fact::Fingerprint),
+    ]
+}
+
 proptest! {
+    /// In every history with a clock, the gate opens on its own fingerprint only, is not open past the age of its
+    /// evidence, and the time of the proof is that of a pass in a complete round.
+    #[test]
+    fn no_history_opens_on_other_evidence_or_keeps_it_too_long(facts in prop::collection::vec(any_fact(), 0..200)) {
+        let mut evidence = evidence();
+        let (mut now_ms, mut fingerprint) = (1_000_000_u64, 1);
+        evidence.advance(now_ms);
+        evidence.reset_proof("f1");
+        // Starts of the passes under the current fingerprint, and the end of the latest journey of each transport.
+        let (mut passes, mut finished): (Vec<(usize, u64)>, [u64; 3]) = (vec![], [0; 3]);
+        let mut passed_ms = None;
+        for fact in facts {
+            match fact {
+                Fact::Journey { transport, age_ms, outcome, own_fingerprint } => {
+                    let outcome = match outcome {
+                        0 => silent(),
+                        1 => lost(),
+                        2 => JourneyOutcome::Void,
+                        _ => JourneyOutcome::Pass,
+                    };
+                    let name = if own_fingerprint { fingerprint } else { fingerprint - 1 };
+                    let (started_ms, shards) = (now_ms - age_ms, vec!["s0".into(), "s1".into()]);
+                    if own_fingerprint && outcome == JourneyOutcome::Pass {
+                        passes.push((transport, started_ms));
+                    }
+                    if own_fingerprint && outcome != JourneyOutcome::Void {
+                        finished[transport] = now_ms;
+                    }
+                    evidence.add_journey(&Journey {
+                        fingerprint: format!("f{name}"),
+                        started_ms,
+                        ended_ms: now_ms,
+                        shards,
+                        ..journey(SERVED[transport], 0, outcome)
+                    });
+                }
+                Fact::Wait { ms } => {
+                    now_ms += ms;
+                    evidence.advance(now_ms);
+                }
+                Fact::Pods { extra } => {
+                    let mut targets = test_targets();
+                    if extra {
+                        targets.pods.insert("eu-websocket-1".to_owned(), [Transport::Websocket].into());
+                    }
+                    evidence.set_targets(targets);
+                }
+                Fact::Fingerprint => {
+                    fingerprint += 1;
+                    passes.clear();
+                    evidence.reset_proof(format!("f{fingerprint}"));
+                    for process in test_targets().processes {
+                        evidence.observe_process(&process, "p1", vec![]);
+                    }
+                    passed_ms = None;
+                }
+            }
+            let verdict = evidence.verdict();
+            prop_assert_eq!(&verdict.fingerprint, &format!("f{fingerprint}"));
+            if verdict.ready {
+                for (transport, ended_ms) in finished.iter().enumerate() {
+                    let count = passes.iter().filter(|(found, _)| *found == transport).count();
+                    prop_assert!(count >= 2, "{transport} passed {count} times");
+                    prop_assert!(now_ms - ended_ms <= 60_000, "{transport} is too old");
+                }
+            }
+            if verdict.passed_ms != passed_ms {
+                passed_ms = verdict.passed_ms;
+                let known = passes.iter().any(|(_, started_ms)| Some(*started_ms) == passed_ms);
+                prop_assert!(known, "{passed_ms:?} is no pass under this fingerprint");
+            }
+        }
+    }
+
     /// In every history, ready means that every transport's latest journey passed or is one unconfirmed loss, that
     /// enough journeys passed, and that no drift is known.
     #[test]

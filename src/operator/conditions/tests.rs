@@ -27,7 +27,16 @@ fn rolling() -> Vec<Condition> {
 }
 
 fn verdict(phase: GatePhase, reason: Reason) -> Verdict {
-    Verdict { phase, ready: phase == GatePhase::Open, reason, message: "the verdict".to_owned(), transports: vec![] }
+    Verdict {
+        fingerprint: "f1".to_owned(),
+        passed_ms: Some(u64::try_from(NOW - 30).expect("positive") * 1_000),
+        inherited: false,
+        phase,
+        ready: phase == GatePhase::Open,
+        reason,
+        message: "the verdict".to_owned(),
+        transports: vec![],
+    }
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "it stands where there may be none")]
@@ -41,6 +50,22 @@ fn proven(fingerprint: &str) -> Option<GateStatus> {
     })
 }
 
+/// Inputs without an error, a refusal or a verdict.
+fn inputs(known: &RealtimeClusterStatus) -> StatusInputs<'_> {
+    StatusInputs {
+        error: None,
+        startup_refusal: None,
+        verdict: None,
+        webhooks: true,
+        fingerprint: "f1",
+        on_record: 0,
+        known,
+        generation: None,
+        deadline: 600,
+        now: at(NOW),
+    }
+}
+
 /// Summarizes a decision: `Ready/reason`, and which kstatus condition is present.
 fn summary(
     conditions: Vec<Condition>,
@@ -50,19 +75,7 @@ fn summary(
     verdict: Option<&Verdict>,
 ) -> String {
     let known = RealtimeClusterStatus { conditions, gate, ..RealtimeClusterStatus::default() };
-    let inputs = StatusInputs {
-        error: stop,
-        startup_refusal: refusal,
-        verdict,
-        webhooks: true,
-        fingerprint: "f1",
-        on_record: 0,
-        known: &known,
-        generation: None,
-        deadline: 600,
-        now: at(NOW),
-    };
-    let decision = decide_status(&inputs);
+    let decision = decide_status(&StatusInputs { error: stop, startup_refusal: refusal, verdict, ..inputs(&known) });
     let has = |kind: &str| decision.conditions.iter().any(|said| said.kind == kind && said.status == "True");
     assert!(!(has("Reconciling") && has("Stalled")), "never both");
     let mark = match (has("Reconciling"), has("Stalled")) {
@@ -193,28 +206,48 @@ fn a_new_leader_keeps_the_previous_status_until_its_first_observation() {
 }
 
 #[test]
-fn passed_at_is_written_when_the_gate_opens_and_every_five_minutes() {
-    let open = verdict(GatePhase::Open, Reason::Proven);
-    let passed = |gate: Option<GateStatus>, now: i64| {
+fn passed_at_is_the_time_of_a_complete_round_and_written_every_five_minutes() {
+    let passed = |gate: Option<GateStatus>, open: &Verdict| {
         let known = RealtimeClusterStatus { conditions: well(), gate, ..RealtimeClusterStatus::default() };
-        let inputs = StatusInputs {
-            error: None,
-            startup_refusal: None,
-            verdict: Some(&open),
-            webhooks: true,
-            fingerprint: "f1",
-            on_record: 0,
-            known: &known,
-            generation: None,
-            deadline: 600,
-            now: at(now),
-        };
-        decide_status(&inputs).gate
+        decide_status(&StatusInputs { verdict: Some(open), known: &known, ..inputs(&known) }).gate
     };
-    let first = passed(None, NOW);
-    assert_eq!(first.passed_at, Some(at(NOW).to_string()));
-    assert_eq!(passed(Some(first.clone()), NOW + 299).passed_at, first.passed_at);
-    assert_eq!(passed(Some(first), NOW + 300).passed_at, Some(at(NOW + 300).to_string()));
+    let round_at = |second: i64| Verdict {
+        passed_ms: Some(u64::try_from(second).expect("positive") * 1_000),
+        ..verdict(GatePhase::Open, Reason::Proven)
+    };
+    let first = passed(None, &round_at(NOW - 30));
+    assert_eq!(first.passed_at, Some(at(NOW - 30).to_string()), "the start of the round, not the time of writing");
+    assert_eq!(passed(Some(first.clone()), &round_at(NOW + 269)).passed_at, first.passed_at);
+    let later = round_at(NOW + 270);
+    assert_eq!(passed(Some(first.clone()), &later).passed_at, Some(at(NOW + 270).to_string()));
+    let inherited = Verdict { inherited: true, ..later };
+    assert_eq!(
+        passed(Some(first.clone()), &inherited).passed_at,
+        first.passed_at,
+        "a former leader's proof is not new"
+    );
+}
+
+#[test]
+fn a_verdict_on_another_fingerprint_is_no_verdict() {
+    let known = RealtimeClusterStatus { conditions: well(), gate: proven("f0"), ..RealtimeClusterStatus::default() };
+    let old = Verdict { fingerprint: "f0".to_owned(), ..verdict(GatePhase::Open, Reason::Proven) };
+    let decision = decide_status(&StatusInputs { verdict: Some(&old), ..inputs(&known) });
+    let ready = &decision.conditions[0];
+    assert_eq!((ready.status, ready.reason), ("Unknown", Reason::Proving));
+    assert_eq!((decision.gate.ever_passed, decision.gate.fingerprint.as_str()), (false, "f1"));
+    assert_eq!(decision.gate.passed_at, proven("f0").and_then(|gate| gate.passed_at), "of the former proof");
+    let new = verdict(GatePhase::Open, Reason::Proven);
+    let decision = decide_status(&StatusInputs { verdict: Some(&new), ..inputs(&known) });
+    assert_eq!((decision.conditions[0].status, decision.gate.ever_passed), ("True", true));
+}
+
+#[test]
+fn evidence_that_is_too_old_is_unknown() {
+    let known = RealtimeClusterStatus { conditions: well(), gate: proven("f1"), ..RealtimeClusterStatus::default() };
+    let stale = verdict(GatePhase::Closed, Reason::EvidenceStale);
+    let decision = decide_status(&StatusInputs { verdict: Some(&stale), ..inputs(&known) });
+    assert_eq!((decision.conditions[0].status, decision.conditions[0].reason), ("Unknown", Reason::EvidenceStale));
 }
 
 #[test]

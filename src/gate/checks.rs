@@ -1,0 +1,195 @@
+//! The chain of checks: what speaks against the cluster, most telling first. Pure.
+//!
+//! Each check reads the evidence and returns a finding or nothing; the first finding counts. Another observation of a
+//! cluster becomes another row of [`CHECKS`].
+
+use std::time::Duration;
+
+use super::coverage::TargetValue;
+use super::{ConfigDrift, Evidence, HopFailure};
+use crate::api::Reason;
+use crate::protocol::Transport;
+
+/// Effect of a finding on the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FindingClass {
+    /// Closes the gate and keeps it closed.
+    Refutes,
+    /// As [`Self::Refutes`], and rounds meanwhile prove nothing, because something that they rely on is wrong or unknown.
+    RefutesRounds,
+    /// Keeps a closed gate closed, and leaves an open one open.
+    Delays,
+    /// Says why the gate was closed, and does not keep it so.
+    Explains,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Finding<'a> {
+    pub class: FindingClass,
+    pub subject: FindingSubject<'a>,
+}
+
+impl Finding<'_> {
+    /// Whether it speaks against the cluster: measured wrong, missing or unknown.
+    pub fn refutes(&self) -> bool {
+        matches!(self.class, FindingClass::Refutes | FindingClass::RefutesRounds)
+    }
+}
+
+/// The subject of a finding, from which its reason and its message are made.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum FindingSubject<'a> {
+    /// Confirmed failures, of which this one names the hop.
+    Failure { pod: &'a str, failure: &'a HopFailure },
+    /// A dimension without a value.
+    EmptyDimension(String),
+    /// A process that runs another configuration.
+    Drift { pod: &'a str, drifts: &'a [ConfigDrift] },
+    /// A process that does not report its configuration.
+    Unanswered { pod: &'a str },
+    /// A dispatcher through which journeys fail.
+    Dispatcher { pod: &'a str, failure: &'a HopFailure },
+    /// Too many journeys failed; the latest one.
+    LossRate { transport: Transport, pod: &'a str, failure: &'a HopFailure },
+    /// Fewer pods run than the manifest asks for.
+    MissingPods(String),
+    /// The latest closing; nothing speaks against the cluster since, and too little for it.
+    Closing { reason: Reason, message: &'a str },
+}
+
+type Check = for<'a> fn(&'a Evidence) -> Option<Finding<'a>>;
+
+/// The checks in their order.
+const CHECKS: [Check; 9] = [
+    find_explained_failure,
+    find_empty_dimension,
+    find_failure,
+    find_drift,
+    find_unanswered_process,
+    find_failing_dispatcher,
+    find_loss_rate,
+    find_missing_pods,
+    find_closing,
+];
+
+/// Returns the first finding against the cluster.
+pub(super) fn first_finding(evidence: &Evidence) -> Option<Finding<'_>> {
+    CHECKS.iter().find_map(|check| check(evidence))
+}
+
+fn find_explained_failure(evidence: &Evidence) -> Option<Finding<'_>> {
+    let explained =
+        |(_, pod, failure): &(Transport, &str, &HopFailure)| evidence.explaining_drifts(pod, failure).is_some();
+    first_failure(evidence.counted_failures().filter(explained))
+}
+
+/// A dimension without a value. A known drift says more: it may be the cause.
+fn find_empty_dimension(evidence: &Evidence) -> Option<Finding<'_>> {
+    if !evidence.drifts.is_empty() {
+        return None;
+    }
+    let subject = FindingSubject::EmptyDimension(describe_empty_dimension(evidence)?);
+    Some(Finding { class: FindingClass::RefutesRounds, subject })
+}
+
+fn find_failure(evidence: &Evidence) -> Option<Finding<'_>> {
+    first_failure(evidence.counted_failures())
+}
+
+/// The failure at the first hop.
+fn first_failure<'a>(failures: impl Iterator<Item = (Transport, &'a str, &'a HopFailure)>) -> Option<Finding<'a>> {
+    let (_, pod, failure) = failures.min_by_key(|(transport, _, failure)| (failure.hop, *transport))?;
+    Some(Finding { class: FindingClass::Refutes, subject: FindingSubject::Failure { pod, failure } })
+}
+
+fn find_drift(evidence: &Evidence) -> Option<Finding<'_>> {
+    let (pod, drifts) = evidence.first_drift()?;
+    Some(Finding { class: FindingClass::RefutesRounds, subject: FindingSubject::Drift { pod, drifts } })
+}
+
+fn find_unanswered_process(evidence: &Evidence) -> Option<Finding<'_>> {
+    let pod = evidence.first_unanswered()?;
+    Some(Finding { class: FindingClass::RefutesRounds, subject: FindingSubject::Unanswered { pod } })
+}
+
+fn find_failing_dispatcher(evidence: &Evidence) -> Option<Finding<'_>> {
+    let (pod, failure) = evidence.failing_dispatcher()?;
+    Some(Finding { class: FindingClass::Refutes, subject: FindingSubject::Dispatcher { pod, failure } })
+}
+
+fn find_loss_rate(evidence: &Evidence) -> Option<Finding<'_>> {
+    if !evidence.losses.is_exceeded() {
+        return None;
+    }
+    let (transport, pod, failure) = evidence.latest_failure()?;
+    let subject = FindingSubject::LossRate { transport: *transport, pod, failure };
+    Some(Finding { class: FindingClass::Refutes, subject })
+}
+
+fn find_missing_pods(evidence: &Evidence) -> Option<Finding<'_>> {
+    let subject = evidence.targets.wanted_pods.iter().find_map(|(transport, wanted)| {
+        let running = evidence.targets.count_pods(*transport);
+        (running < *wanted).then(|| {
+            format!(
+                "{}/{transport}: {running} of {wanted} pods run what the manifest asks for",
+                transport.server_kind()
+            )
+        })
+    })?;
+    Some(Finding { class: FindingClass::Delays, subject: FindingSubject::MissingPods(subject) })
+}
+
+fn find_closing(evidence: &Evidence) -> Option<Finding<'_>> {
+    let (reason, message) = evidence.closing.as_ref()?;
+    Some(Finding { class: FindingClass::Explains, subject: FindingSubject::Closing { reason: *reason, message } })
+}
+
+/// Describes the first dimension that has no value.
+pub(super) fn describe_empty_dimension(evidence: &Evidence) -> Option<String> {
+    let targets = &evidence.targets;
+    let carried = |transport: &Transport| targets.pods.values().any(|carries| carries.contains(transport));
+    if targets.transports.is_empty() {
+        return Some("no transport is asked for".to_owned());
+    }
+    if let Some(transport) = targets.transports.iter().find(|transport| !carried(transport)) {
+        return Some(format!("{}/{transport}: no pod serves it", transport.server_kind()));
+    }
+    if targets.webhooks && targets.shards.is_empty() {
+        return Some("the stream has no open shard".to_owned());
+    }
+    if targets.webhooks && targets.dispatchers.is_empty() {
+        return Some("dispatcher: no process holds a shard".to_owned());
+    }
+    None
+}
+
+/// Describes the first evidence that is too old for an open gate.
+pub(super) fn find_stale_evidence(evidence: &Evidence) -> Option<String> {
+    let policy = &evidence.policy;
+    if let Some(passed_ms) = evidence.inherited_ms {
+        let age = Duration::from_millis(evidence.now_ms.saturating_sub(passed_ms));
+        if age > policy.inherited_evidence_max {
+            return Some(format!(
+                "the last complete round began {} s ago, before this operator led, and none was completed since",
+                age.as_secs()
+            ));
+        }
+    }
+    // Shards take turns: with more shards than journeys in a round, each is visited every few rounds.
+    let routes = evidence.targets.route_count().max(1);
+    let pipeline_rounds = evidence.targets.shards.len().div_ceil(routes);
+    let stale_after = |value: &TargetValue| match value {
+        TargetValue::Route(..) => policy.stale_after(1),
+        TargetValue::Shard(_) | TargetValue::Dispatcher(_) => policy.stale_after(pipeline_rounds),
+    };
+    let (value, silence) = evidence.coverage.first_stale(evidence.now_ms, stale_after)?;
+    let value = match value {
+        TargetValue::Route(transport, entrance) => {
+            format!("{}/{transport} through {entrance}", transport.server_kind())
+        }
+        TargetValue::Shard(shard) => format!("shard {shard}"),
+        TargetValue::Dispatcher(pod) => format!("dispatcher {pod}"),
+    };
+    Some(format!("{value}: no journey has ended for {} s", silence.as_secs()))
+}
