@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use super::checks::{FindingClass, find_stale_evidence, first_finding};
 use super::coverage::{Coverage, CoverageTargets, TargetValue};
 use super::journey_history::{HistoryState, JourneyHistory};
 use super::loss_window::LossWindow;
@@ -292,48 +291,7 @@ impl Evidence {
         self.histories.iter().filter(|(_, history)| suspect(history)).map(|(key, _)| key.clone()).collect()
     }
 
-    /// Closes the gate on the first finding against it or on evidence that is too old, and opens it when no finding is
-    /// left and enough journeys passed.
-    fn update_gate(&mut self) {
-        if self.open
-            && let Some(message) = find_stale_evidence(self)
-        {
-            self.close((Reason::EvidenceStale, message));
-        }
-        match first_finding(self).map(|finding| finding.class) {
-            Some(FindingClass::Refutes | FindingClass::RefutesRounds) if self.open => {
-                if let Some(reason) = self.describe_first_finding() {
-                    self.close(reason);
-                }
-            }
-            Some(FindingClass::RefutesRounds) => self.coverage.restart_proof(self.now_ms),
-            Some(FindingClass::Refutes | FindingClass::Delays) => {}
-            None | Some(FindingClass::Explains) => self.open_if_proven(),
-        }
-    }
-
-    fn close(&mut self, closing: (Reason, String)) {
-        self.open = false;
-        self.closing = Some(closing);
-        // Journeys before the closing prove nothing of the time after it, and do not speak against it.
-        self.losses.restart();
-        self.coverage.set_targets(&self.targets, false, self.now_ms);
-        self.coverage.restart_proof(self.now_ms);
-    }
-
-    fn open_if_proven(&mut self) {
-        let proven = !self.open
-            && self.losses.allows_opening(self.policy.open_after * self.targets.route_count())
-            && self.coverage.has_passed_each(self.policy.open_after)
-            && self.newest_journeys_passed()
-            && find_stale_evidence(self).is_none();
-        if proven {
-            (self.open, self.ever_open, self.closing) = (true, true, None);
-            self.coverage.set_targets(&self.targets, true, self.now_ms);
-        }
-    }
-
-    fn newest_journeys_passed(&self) -> bool {
+    pub(super) fn newest_journeys_passed(&self) -> bool {
         let passed =
             |history: &JourneyHistory| history.current_state(&self.policy, self.ever_open) == HistoryState::Passing;
         self.histories.values().all(passed)

@@ -39,12 +39,12 @@ impl LossWindow {
         self.failed_count += usize::from(failed);
     }
 
-    /// Begins anew.
+    /// Forgets all outcomes so far.
     pub fn restart(&mut self) {
         *self = Self::default();
     }
 
-    /// Whether more journeys failed than 5 % of the window.
+    /// Whether more journeys failed than 5 % of a full window.
     pub fn is_exceeded(&self) -> bool {
         self.failed_count * 100 > LOSS_MAX_PERCENT * WINDOW_LEN
     }
@@ -78,7 +78,8 @@ mod tests {
             ("two of thirty", every(15, 30).collect(), false, false),
             ("one of twenty", every(20, 200).collect(), true, false),
             ("one of ten", every(10, 200).collect(), false, true),
-            ("a short outage counts", [vec![true; 10], vec![false; 30]].concat(), false, false),
+            ("a short outage counts", [vec![true; 5], vec![false; 30]].concat(), false, false),
+            ("and so does a longer one", [vec![true; 11], vec![false; 30]].concat(), false, true),
             ("a long one does not, once it is over", [vec![true; 100], vec![false; 30]].concat(), true, false),
             ("during it", vec![true; 100], false, true),
         ] {

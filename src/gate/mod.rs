@@ -9,6 +9,7 @@
 mod checks;
 mod config_drift;
 mod coverage;
+mod decision;
 mod evidence;
 mod hop;
 mod journey;

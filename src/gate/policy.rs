@@ -25,17 +25,27 @@ pub struct GatePolicy {
 const STALE_INTERVALS: u32 = 3;
 
 /// Evidence counts for so long at least.
-const STALE_AFTER_MIN: Duration = Duration::from_mins(1);
+const SHORTEST_EVIDENCE_TTL: Duration = Duration::from_mins(1);
 
 /// Evidence counts for so long at most.
-const STALE_AFTER_MAX: Duration = Duration::from_mins(15);
+const LONGEST_EVIDENCE_TTL: Duration = Duration::from_mins(15);
 
 impl GatePolicy {
+    /// Time until the next confirming journey, after so many of them. As many as can confirm a failure follow each other
+    /// at once; later ones wait until the one before must be over.
+    #[must_use]
+    pub fn confirmation_delay(&self, count: usize) -> Duration {
+        if count + 1 < self.close_after { self.confirm_every } else { self.confirm_every + self.timeout }
+    }
+
     /// Time without a finished journey after which a value that is visited every `rounds` rounds is unknown.
     #[must_use]
     pub fn stale_after(&self, rounds: usize) -> Duration {
         let rounds = u32::try_from(rounds.max(1)).unwrap_or(u32::MAX);
-        self.interval.saturating_mul(rounds).saturating_mul(STALE_INTERVALS).clamp(STALE_AFTER_MIN, STALE_AFTER_MAX)
+        self.interval
+            .saturating_mul(rounds)
+            .saturating_mul(STALE_INTERVALS)
+            .clamp(SHORTEST_EVIDENCE_TTL, LONGEST_EVIDENCE_TTL)
     }
 }
 

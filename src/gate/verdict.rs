@@ -66,6 +66,16 @@ pub struct TransportVerdict {
 }
 
 impl Evidence {
+    /// Returns the current phase, without the reasons for it.
+    #[must_use]
+    pub fn phase(&self) -> GatePhase {
+        match (self.open, self.ever_open) {
+            (true, _) => GatePhase::Open,
+            (false, true) => GatePhase::Closed,
+            (false, false) => GatePhase::Proving,
+        }
+    }
+
     /// Returns the current verdict.
     #[must_use]
     pub fn verdict(&self) -> Verdict {

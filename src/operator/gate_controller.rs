@@ -22,7 +22,7 @@ use super::conditions::{self, OWNED_CONDITIONS, StatusInputs, is_open, was_prove
 use super::context::{ControllerContext, ReconcileError, SharedContext, cluster_key, cluster_ref};
 use super::dereference::{self, Dereferenced};
 use super::pod_admission::{self, AdmissionStep};
-use super::pods::ServerPod;
+use super::pods::{ServerPod, count_wanted_pods};
 use super::service_routes::find_service_routes;
 use super::status::{self, StatusPatch};
 use crate::api::cluster::{RealtimeClusterStatus, WebhooksMode};
@@ -137,7 +137,7 @@ impl ClusterProbers {
             running.replaced.clear();
             running.on_record = 0;
         }
-        if !is_same_plan(&before, &plan) {
+        if !before.is_same_as(&plan) {
             running.prober.plan.send_replace(Arc::new(plan));
         }
         let verdict = running.prober.verdicts.borrow().clone();
@@ -190,22 +190,6 @@ impl RunningProber {
         self.stop.cancel();
         context.receiver.forget_app(&self.app);
     }
-}
-
-/// Whether two plans ask for the same journeys.
-fn is_same_plan(one: &ProbePlan, other: &ProbePlan) -> bool {
-    one.fingerprint == other.fingerprint
-        && one.transports == other.transports
-        && one.webhooks == other.webhooks
-        && one.edges == other.edges
-        && one.paths == other.paths
-        && one.dispatchers == other.dispatchers
-        && one.wanted_pods == other.wanted_pods
-        && one.policy == other.policy
-        && one.app_digests == other.app_digests
-        && one.former_apps == other.former_apps
-        && one.admin_token.expose() == other.admin_token.expose()
-        && one.app.key == other.app.key
 }
 
 /// Reconciles the gate of one cluster.
@@ -428,16 +412,6 @@ async fn build_plan(
             ..GatePolicy::default()
         },
     })
-}
-
-/// Number of pods that the manifest asks for, by the transport that they carry.
-fn count_wanted_pods(valid: &ValidCluster, transports: &BTreeSet<Transport>) -> BTreeMap<Transport, usize> {
-    let servers = valid.edge_servers();
-    let wanted = |transport: &Transport| {
-        let serving = servers.iter().filter(|(server, _)| server.serves_as(transport.server_kind()));
-        serving.map(|(_, edge)| usize::try_from(edge.replicas).unwrap_or_default()).sum()
-    };
-    transports.iter().map(|transport| (*transport, wanted(transport))).collect()
 }
 
 /// Admits a pod: its own `/readyz` waits for the annotation, Services wait for the condition.

@@ -1,6 +1,6 @@
 //! Reads a pod into the facts that the gate decides on. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -160,6 +160,16 @@ impl ServerPod {
             leaving: !self.current,
         })
     }
+}
+
+/// Number of pods that the manifest asks for, by the transport that they carry.
+pub fn count_wanted_pods(valid: &ValidCluster, transports: &BTreeSet<Transport>) -> BTreeMap<Transport, usize> {
+    let servers = valid.edge_servers();
+    let wanted = |transport: &Transport| {
+        let serving = servers.iter().filter(|(server, _)| server.serves_as(transport.server_kind()));
+        serving.map(|(_, edge)| usize::try_from(edge.replicas).unwrap_or_default()).sum()
+    };
+    transports.iter().map(|transport| (*transport, wanted(transport))).collect()
 }
 
 /// Texts of Secrets, by name and key.

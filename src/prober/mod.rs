@@ -13,6 +13,7 @@ mod diagnose;
 mod expected_webhooks;
 mod handle;
 mod journey;
+mod launch;
 mod nonce;
 mod observe;
 mod progress;
@@ -172,4 +173,23 @@ pub struct ProbePlan {
     pub stream: Option<kinesis::KinesisClient>,
     /// The thresholds of the gate.
     pub policy: GatePolicy,
+}
+
+impl ProbePlan {
+    /// Whether another plan asks for the same journeys.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+            && self.transports == other.transports
+            && self.webhooks == other.webhooks
+            && self.edges == other.edges
+            && self.paths == other.paths
+            && self.dispatchers == other.dispatchers
+            && self.wanted_pods == other.wanted_pods
+            && self.policy == other.policy
+            && self.app_digests == other.app_digests
+            && self.former_apps == other.former_apps
+            && self.admin_token.expose() == other.admin_token.expose()
+            && self.app.key == other.app.key
+    }
 }

@@ -7,21 +7,19 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use ulid::Ulid;
 
 use super::coverage::{coverage_targets, process_names};
 use super::handle::{PodStanding, Prober};
-use super::journey::{JourneyContext, JourneyRoute, run_journey};
-use super::nonce::{JourneyChannels, choose_channels};
+use super::journey::JourneyContext;
 use super::observe::{PodObservation, PodObserver};
-use super::progress::{HopTick, PROGRESS_QUEUE_LEN, progress_callback};
+use super::progress::{HopTick, PROGRESS_QUEUE_LEN};
 use super::receiver::WebhookReceiver;
 use super::service_routes::RouteTracker;
 use super::{EdgePod, Entrance, JourneyProof, ProbePlan};
 use crate::gate::{Evidence, GatePhase, Journey, JourneyOutcome, RestoredProof, Verdict};
 use crate::kinesis::Shard;
 use crate::process::clock;
-use crate::protocol::{ShardId, Transport};
+use crate::protocol::Transport;
 
 /// Journeys whose hops are under way at once.
 const CONCURRENT_JOURNEYS_MAX: usize = 32;
@@ -111,10 +109,10 @@ pub fn start(
         journey_count: 0,
         journey_slots: Arc::new(Semaphore::new(CONCURRENT_JOURNEYS_MAX)),
         attempted: BTreeSet::new(),
-        last_confirmations: BTreeMap::new(),
+        confirmations: BTreeMap::new(),
         missed_observations: BTreeMap::new(),
         paths: RouteTracker::default(),
-        underway: BTreeSet::new(),
+        underway: BTreeMap::new(),
         began: Instant::now(),
         round_failed: false,
         failed_rounds: 0,
@@ -128,9 +126,10 @@ pub fn start(
 }
 
 /// A transport, and the pod or path that it goes through.
-type TargetPair = (Transport, String);
+pub(super) type TargetPair = (Transport, String);
 
-enum ScheduleEvent {
+/// What the schedule waits for.
+pub(super) enum ScheduleEvent {
     /// Every pod was looked at.
     PodsObserved(PodObservation),
     /// The shards were listed.
@@ -141,32 +140,33 @@ enum ScheduleEvent {
     JourneyEnded(Journey),
 }
 
-struct JourneySchedule {
-    context: Arc<JourneyContext>,
-    evidence: Evidence,
+/// The schedule of one cluster's journeys.
+pub(super) struct JourneySchedule {
+    pub(super) context: Arc<JourneyContext>,
+    pub(super) evidence: Evidence,
     verdicts: watch::Sender<Verdict>,
     reports: watch::Sender<BTreeMap<String, PodStanding>>,
-    ticks: broadcast::Sender<HopTick>,
-    results: mpsc::Sender<ScheduleEvent>,
-    shards: Arc<Vec<Shard>>,
+    pub(super) ticks: broadcast::Sender<HopTick>,
+    pub(super) results: mpsc::Sender<ScheduleEvent>,
+    pub(super) shards: Arc<Vec<Shard>>,
     observation: PodObservation,
     /// Dispatchers that held shards, and when they were last seen to.
     last_holders: Option<(BTreeSet<String>, Instant)>,
     /// Whether enough is known for a verdict.
     warm: bool,
     /// Counts journeys, so that shards and companions take turns.
-    journey_count: usize,
-    journey_slots: Arc<Semaphore>,
+    pub(super) journey_count: usize,
+    pub(super) journey_slots: Arc<Semaphore>,
     /// Attempts made, by transport, pod and process.
     attempted: BTreeSet<(Transport, String, String)>,
-    /// When each suspect was last tried again.
-    last_confirmations: BTreeMap<TargetPair, Instant>,
+    /// When each suspect is tried again, and how often it was.
+    pub(super) confirmations: BTreeMap<TargetPair, (Instant, usize)>,
     /// Looks in a row that a process did not answer.
     missed_observations: BTreeMap<String, usize>,
     /// Which paths lead somewhere.
     paths: RouteTracker,
-    /// Journeys whose hops are not over: one of each pair at a time, or those that fail slowly would pile up.
-    underway: BTreeSet<TargetPair>,
+    /// Journeys whose hops are not over: one of each pair in a round, or those that fail slowly would pile up.
+    pub(super) underway: BTreeMap<TargetPair, usize>,
     began: Instant,
     /// Whether a journey has failed since the latest round began.
     round_failed: bool,
@@ -231,6 +231,8 @@ impl JourneySchedule {
     fn round_interval(&self) -> Duration {
         let interval = self.context.plan.policy.interval;
         match self.verdicts.borrow().phase {
+            // A loss asks for the next round once the lost journey is over.
+            GatePhase::Open if self.round_failed => interval.min(self.context.plan.policy.timeout),
             GatePhase::Open => interval,
             GatePhase::Proving => UNPROVEN_ROUND_INTERVAL.min(interval),
             GatePhase::Refused | GatePhase::Closed if self.failed_rounds >= FAILED_ROUNDS_MAX => interval,
@@ -305,7 +307,11 @@ impl JourneySchedule {
                 self.update_targets();
             }
             ScheduleEvent::HopsEnded(pair) => {
-                self.underway.remove(&pair);
+                if let Some(count) = self.underway.get_mut(&pair).filter(|count| **count > 1) {
+                    *count -= 1;
+                } else {
+                    self.underway.remove(&pair);
+                }
             }
             ScheduleEvent::JourneyEnded(journey) => {
                 tracing::debug!(?journey, unclaimed = self.context.receiver.unclaimed_count(), "journey finished");
@@ -408,104 +414,13 @@ impl JourneySchedule {
     }
 
     /// Every transport of every pod that has said what it runs: one that has not is not up yet.
-    fn target_pairs(&self) -> Vec<(Transport, EdgePod)> {
+    pub(super) fn target_pairs(&self) -> Vec<(Transport, EdgePod)> {
         let edges = self.context.plan.edges.iter().filter(|edge| self.observation.pods.contains_key(&edge.pod));
         edges.flat_map(|edge| edge.transports.iter().map(|transport| (*transport, edge.clone()))).collect()
     }
-
-    /// Tries suspects again, each after a while.
-    fn retry_suspects(&mut self, now: Instant) {
-        let suspects = self.evidence.suspect_routes();
-        self.last_confirmations.retain(|pair, _| suspects.contains(pair));
-        let every = self.context.plan.policy.confirm_every + self.context.plan.policy.timeout;
-        for pair in suspects {
-            let last = *self.last_confirmations.entry(pair.clone()).or_insert_with(|| {
-                // The first confirmation comes soon, a later one once the one before must be over.
-                now.checked_sub(self.context.plan.policy.timeout).unwrap_or(now)
-            });
-            if now.duration_since(last) < every {
-                continue;
-            }
-            self.last_confirmations.insert(pair.clone(), now);
-            if let Some(entrance) = self.find_entrance(&pair.1) {
-                self.begin_journey(pair.0, entrance);
-            }
-        }
-    }
-
-    fn find_entrance(&self, name: &str) -> Option<Entrance> {
-        let ProbePlan { edges, paths, .. } = &*self.context.plan;
-        let edge = edges.iter().find(|edge| edge.pod == name).map(Entrance::from);
-        edge.or_else(|| paths.iter().find(|path| path.name == name).map(Entrance::from))
-    }
-
-    fn begin_journey(&mut self, transport: Transport, entrance: Entrance) {
-        let pair = (transport, entrance.name.clone());
-        if self.underway.contains(&pair) {
-            return;
-        }
-        let Some(channels) = self.choose_channels() else { return };
-        let route = JourneyRoute {
-            transport,
-            companions: self.companion_targets(transport, &entrance),
-            entrance,
-            channels,
-            shards: self.shards.clone(),
-            app: self.context.plan.app.id.clone(),
-            fingerprint: self.context.plan.fingerprint.clone(),
-        };
-        self.journey_count += 1;
-        self.underway.insert(pair.clone());
-        let (context, results, running) = (self.context.clone(), self.results.clone(), self.journey_slots.clone());
-        let tell = progress_callback(self.ticks.clone(), &route);
-        tokio::spawn(async move {
-            // The semaphore is never closed.
-            let place = running.acquire_owned().await;
-            // A task of its own, so that not even a panic in it keeps the next round from starting.
-            let travelled = tokio::spawn(run_journey(context, route, tell)).await;
-            drop(place);
-            // The schedule may have ended: then nobody waits for the journey.
-            let _ = results.send(ScheduleEvent::HopsEnded(pair)).await;
-            let journey = match travelled {
-                Ok(Ok(underway)) => underway.tear_down().await,
-                Ok(Err(broken)) => broken,
-                Err(error) => {
-                    tracing::error!(%error, "journey task failed: no evidence recorded");
-                    return;
-                }
-            };
-            let _ = results.send(ScheduleEvent::JourneyEnded(journey)).await;
-        });
-    }
-
-    /// Channels for the next journey: its private one falls into the shard whose turn it is.
-    fn choose_channels(&self) -> Option<JourneyChannels> {
-        let next = || Ulid::new().to_string().to_lowercase();
-        let shard: Option<&ShardId> =
-            (!self.shards.is_empty()).then(|| &self.shards[self.journey_count % self.shards.len()].id);
-        shard
-            .and_then(|shard| choose_channels(&self.context.plan.app.id, shard, &self.shards, next))
-            .or_else(|| JourneyChannels::new(&next()))
-    }
-
-    /// Other pods, those of the other kind of server first, and another one first each time. Which pod a path led to is
-    /// not known: it may be its own companion.
-    fn companion_targets(&self, transport: Transport, entrance: &Entrance) -> Vec<(Transport, EdgePod)> {
-        // A pod that no client reaches must not fail the journeys of one that clients reach.
-        let is_admitted = |name: &str| self.context.plan.edges.iter().any(|edge| edge.pod == name && edge.admitted);
-        let admitted_only = entrance.admin.is_none() || is_admitted(&entrance.name);
-        let may_accompany = |other: &EdgePod| other.pod != entrance.name && (other.admitted || !admitted_only);
-        let mut others: Vec<_> = self.target_pairs().into_iter().filter(|(_, other)| may_accompany(other)).collect();
-        if !others.is_empty() {
-            let first = self.journey_count % others.len();
-            others.rotate_left(first);
-        }
-        others.sort_by_key(|(other, _)| other.server_kind() == transport.server_kind());
-        others
-    }
 }
+
 /// Sends a value only if it differs from the current one.
-/// Tells only of what is new.
 fn send_if_changed<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
     sender.send_if_modified(|known| {
         let changed = *known != value;
