@@ -6,7 +6,7 @@ use super::super::ValidCluster;
 use super::{APPS_PATH, admin_secret_name, peer_secret_name};
 use crate::api::cluster::{EdgeServer, IdentityType, WebhooksMode};
 use crate::api::{EnabledState, SecretKeyRef};
-use crate::config::{ServerKind, VARIABLE_TABLE, Variable, name};
+use crate::config::{ServerKind, VARIABLE_TABLE, Variable, VariableKey};
 use crate::protocol::Transport;
 
 /// Mount path of the projected token of a `WebIdentity`.
@@ -42,56 +42,75 @@ fn resolve_source(cluster: &ValidCluster, server: ServerKind, row: &Variable) ->
     let spec = &cluster.spec;
     let identity = &spec.aws.identity;
     let text = |text: &str| Some(VariableSource::Text(text.to_owned()));
-    match row.name {
-        name::CLUSTER => text(&format!("{}/{}", cluster.namespace, cluster.name)),
-        name::CLUSTER_UID => text(&cluster.uid),
-        name::SERVER => text(server.name()),
-        name::POD => Some(VariableSource::Field("metadata.name")),
-        name::ADMIN_TOKEN => Some(VariableSource::Secret { name: admin_secret_name(cluster), key: "token".to_owned() }),
-        name::APPS_PATH => text(APPS_PATH),
-        name::TRANSPORTS => {
+    match row.key {
+        VariableKey::Cluster => text(&format!("{}/{}", cluster.namespace, cluster.name)),
+        VariableKey::ClusterUid => text(&cluster.uid),
+        VariableKey::Server => text(server.name()),
+        VariableKey::Pod => Some(VariableSource::Field("metadata.name")),
+        VariableKey::AdminToken => {
+            Some(VariableSource::Secret { name: admin_secret_name(cluster), key: "token".to_owned() })
+        }
+        VariableKey::AppsPath => text(APPS_PATH),
+        VariableKey::Transports => {
             let transports: Vec<&str> =
                 Transport::ALL.into_iter().filter(|t| server.serves_as(t.server_kind())).map(Transport::name).collect();
             text(&transports.join(","))
         }
-        name::TRUSTED_PROXIES => join_list(&spec.trusted_proxies),
-        name::POD_IP => Some(VariableSource::Field("status.podIP")),
-        name::PEER_SECRET => Some(VariableSource::Secret { name: peer_secret_name(cluster), key: "secret".to_owned() }),
-        name::SESSION_HOST => spec.sockjs_clients.canonical_host.as_deref().and_then(text),
-        name::SOCKJS_SCRIPTS => join_list(&spec.sockjs_clients.scripts),
-        name::SOCKJS_COOKIE if spec.sockjs_clients.cookie == Some(EnabledState::Enabled) => text("on"),
-        name::DRAIN_HOLD_SECONDS => {
+        VariableKey::TrustedProxies => join_list(&spec.trusted_proxies),
+        VariableKey::PodIp => Some(VariableSource::Field("status.podIP")),
+        VariableKey::PeerSecret => {
+            Some(VariableSource::Secret { name: peer_secret_name(cluster), key: "secret".to_owned() })
+        }
+        VariableKey::SessionHost => spec.sockjs_clients.canonical_host.as_deref().and_then(text),
+        VariableKey::SockjsScripts => join_list(&spec.sockjs_clients.scripts),
+        VariableKey::SockjsCookie => {
+            (spec.sockjs_clients.cookie == Some(EnabledState::Enabled)).then(|| VariableSource::Text("on".to_owned()))
+        }
+        VariableKey::DrainHoldSeconds => {
             edge_spec(cluster, server).and_then(|edge| text(&edge.drain.hold_seconds.to_string()))
         }
-        name::DRAIN_WINDOW_SECONDS => {
+        VariableKey::DrainWindowSeconds => {
             edge_spec(cluster, server).and_then(|edge| text(&edge.drain.window_seconds.to_string()))
         }
-        name::WEBHOOKS => text(match spec.webhooks.mode {
+        VariableKey::Webhooks => text(match spec.webhooks.mode {
             WebhooksMode::Kinesis => "kinesis",
             WebhooksMode::Off => "off",
         }),
-        name::STREAM_NAME => text(cluster.stream.as_str()),
-        name::BUS => text("redis"),
-        name::REDIS_URL => Some(secret_source(&spec.bus.redis.url_secret_ref)),
-        name::REDIS_CA => spec.bus.redis.ca_secret_ref.as_ref().map(secret_source),
-        name::ALLOWED_NETWORKS => join_list(&spec.webhooks.allowed_networks),
-        name::ALLOWED_ENDPOINTS => text(&cluster.receiver),
-        name::RETRY_WINDOW_SECONDS => text(&spec.webhooks.dispatcher.retry_window_seconds.to_string()),
-        name::MAX_BACKOFF_SECONDS => text(&spec.webhooks.dispatcher.max_backoff_seconds.to_string()),
-        name::AWS_IDENTITY => text(cluster.identity_type().name()),
-        name::AWS_REGION => text(&spec.aws.region),
-        name::AWS_ENDPOINT_URL_KINESIS => spec.aws.endpoint_url.as_deref().and_then(text),
-        "AWS_EC2_METADATA_DISABLED" if identity.kind != IdentityType::NodeRole => text("true"),
-        "AWS_ROLE_ARN" if identity.kind == IdentityType::WebIdentity => {
+        VariableKey::StreamName => text(cluster.stream.as_str()),
+        VariableKey::Bus => text("redis"),
+        VariableKey::RedisUrl => Some(secret_source(&spec.bus.redis.url_secret_ref)),
+        VariableKey::RedisCa => spec.bus.redis.ca_secret_ref.as_ref().map(secret_source),
+        VariableKey::AllowedNetworks => join_list(&spec.webhooks.allowed_networks),
+        VariableKey::AllowedEndpoints => text(&cluster.receiver),
+        VariableKey::RetryWindowSeconds => text(&spec.webhooks.dispatcher.retry_window_seconds.to_string()),
+        VariableKey::MaxBackoffSeconds => text(&spec.webhooks.dispatcher.max_backoff_seconds.to_string()),
+        VariableKey::AwsIdentity => text(cluster.identity_type().name()),
+        VariableKey::AwsRegion => text(&spec.aws.region),
+        VariableKey::AwsEndpointUrlKinesis => spec.aws.endpoint_url.as_deref().and_then(text),
+        VariableKey::AwsEc2MetadataDisabled => {
+            (identity.kind != IdentityType::NodeRole).then(|| VariableSource::Text("true".to_owned()))
+        }
+        VariableKey::AwsRoleArn => {
             let role = if server == ServerKind::Dispatcher { &identity.dispatcher } else { &identity.edge };
-            role.as_ref().and_then(|role| text(&role.role_arn))
+            role.as_ref().filter(|_| identity.kind == IdentityType::WebIdentity).and_then(|role| text(&role.role_arn))
         }
-        "AWS_WEB_IDENTITY_TOKEN_FILE" if identity.kind == IdentityType::WebIdentity => {
-            text(&format!("{TOKEN_DIRECTORY}/token"))
-        }
-        "AWS_ACCESS_KEY_ID" => static_key_source(identity.secret_ref.as_ref(), "accessKeyID"),
-        "AWS_SECRET_ACCESS_KEY" => static_key_source(identity.secret_ref.as_ref(), "secretAccessKey"),
-        _ => None,
+        VariableKey::AwsWebIdentityTokenFile => (identity.kind == IdentityType::WebIdentity)
+            .then(|| VariableSource::Text(format!("{TOKEN_DIRECTORY}/token"))),
+        VariableKey::AwsAccessKeyId => static_key_source(identity.secret_ref.as_ref(), "accessKeyID"),
+        VariableKey::AwsSecretAccessKey => static_key_source(identity.secret_ref.as_ref(), "secretAccessKey"),
+        // The servers' defaults fit the rendered ports, volumes and permissions.
+        VariableKey::AdminAddress
+        | VariableKey::PublicAddress
+        | VariableKey::PeerAddress
+        | VariableKey::Admission
+        | VariableKey::AnnotationsPath
+        | VariableKey::Leases
+        | VariableKey::Log => None,
+        // EKS injects these.
+        VariableKey::AwsStsRegionalEndpoints
+        | VariableKey::AwsDefaultRegion
+        | VariableKey::AwsContainerCredentialsFullUri
+        | VariableKey::AwsContainerAuthorizationTokenFile => None,
     }
 }
 
