@@ -153,20 +153,6 @@ pub enum IdentityType {
     NodeRole,
 }
 
-impl IdentityType {
-    /// Name of the type, as in the manifest and in the variable.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Irsa => "IRSA",
-            Self::PodIdentity => "PodIdentity",
-            Self::WebIdentity => "WebIdentity",
-            Self::StaticKeys => "StaticKeys",
-            Self::NodeRole => "NodeRole",
-        }
-    }
-}
-
 /// An IAM role of one server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IdentityRole {

@@ -1,12 +1,12 @@
 //! Renders the variables of a server from the table in `config`.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, SecretKeySelector};
 
-use super::super::ValidCluster;
+use super::super::{AwsIdentity, SecretReference, ValidCluster, ValidServer};
 use super::{APPS_PATH, admin_secret_name, peer_secret_name};
-use crate::api::cluster::{EdgeServer, IdentityType, WebhooksMode};
-use crate::api::{EnabledState, SecretKeyRef};
-use crate::config::{ServerKind, VARIABLE_TABLE, Variable, VariableKey};
+use crate::config::{VARIABLE_TABLE, VariableKey};
 use crate::protocol::Transport;
 
 /// Mount path of the projected token of a `WebIdentity`.
@@ -19,85 +19,68 @@ enum VariableSource {
 }
 
 /// Renders the variables of a server in the table's order, then the user's own.
-pub(super) fn render_variables(cluster: &ValidCluster, server: ServerKind) -> Vec<EnvVar> {
+pub(super) fn render_variables(cluster: &ValidCluster, server: &ValidServer) -> Vec<EnvVar> {
     let ours = VARIABLE_TABLE
         .iter()
-        .filter(|row| row.servers.contains(&server))
-        .filter_map(|row| resolve_source(cluster, server, row).map(|source| render_variable(row.name, source)));
-    let extra = edge_spec(cluster, server).map_or(&cluster.spec.webhooks.dispatcher.env, |edge| &edge.env);
-    let extra = extra.iter().map(|extra| render_variable(&extra.name, VariableSource::Text(extra.value.clone())));
+        .filter(|row| row.servers.contains(&server.kind))
+        .filter_map(|row| Some(render_variable(row.name, resolve_source(cluster, server, row.key)?)));
+    let extra = server.extra_variables.iter();
+    let extra = extra.map(|extra| render_variable(&extra.name, VariableSource::Text(extra.value.clone())));
     ours.chain(extra).collect()
 }
 
-/// The manifest's section for an edge server; `None` for the dispatcher.
-pub(super) fn edge_spec(cluster: &ValidCluster, server: ServerKind) -> Option<&EdgeServer> {
-    match server {
-        ServerKind::Websocket | ServerKind::Edge => Some(&cluster.spec.websocket),
-        ServerKind::Sockjs => Some(&cluster.spec.sockjs),
-        ServerKind::Dispatcher => None,
-    }
-}
-
-fn resolve_source(cluster: &ValidCluster, server: ServerKind, row: &Variable) -> Option<VariableSource> {
-    let spec = &cluster.spec;
-    let identity = &spec.aws.identity;
-    let text = |text: &str| Some(VariableSource::Text(text.to_owned()));
-    match row.key {
+/// Source of a variable; `None` leaves the variable out. A match without a wildcard, so that no variable is forgotten.
+fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey) -> Option<VariableSource> {
+    use VariableSource::{Field, Secret, Text};
+    let text = |text: &str| Some(Text(text.to_owned()));
+    let seconds = |duration: Duration| Some(Text(duration.as_secs().to_string()));
+    let secret = |name: String, key: &str| Some(Secret { name, key: key.to_owned() });
+    let referenced = |found: &SecretReference| secret(found.name.clone(), &found.key);
+    let identity = &cluster.stream.identity;
+    match key {
         VariableKey::Cluster => text(&format!("{}/{}", cluster.namespace, cluster.name)),
         VariableKey::ClusterUid => text(&cluster.uid),
-        VariableKey::Server => text(server.name()),
-        VariableKey::Pod => Some(VariableSource::Field("metadata.name")),
-        VariableKey::AdminToken => {
-            Some(VariableSource::Secret { name: admin_secret_name(cluster), key: "token".to_owned() })
-        }
+        VariableKey::Server => text(server.kind.name()),
+        VariableKey::Pod => Some(Field("metadata.name")),
+        VariableKey::AdminToken => secret(admin_secret_name(cluster), "token"),
         VariableKey::AppsPath => text(APPS_PATH),
         VariableKey::Transports => {
-            let transports: Vec<&str> =
-                Transport::ALL.into_iter().filter(|t| server.serves_as(t.server_kind())).map(Transport::name).collect();
-            text(&transports.join(","))
+            let served = Transport::ALL.into_iter().filter(|transport| server.kind.serves_as(transport.server_kind()));
+            text(&served.map(Transport::name).collect::<Vec<_>>().join(","))
         }
-        VariableKey::TrustedProxies => join_list(&spec.trusted_proxies),
-        VariableKey::PodIp => Some(VariableSource::Field("status.podIP")),
-        VariableKey::PeerSecret => {
-            Some(VariableSource::Secret { name: peer_secret_name(cluster), key: "secret".to_owned() })
-        }
-        VariableKey::SessionHost => spec.sockjs_clients.canonical_host.as_deref().and_then(text),
-        VariableKey::SockjsScripts => join_list(&spec.sockjs_clients.scripts),
-        VariableKey::SockjsCookie => {
-            (spec.sockjs_clients.cookie == Some(EnabledState::Enabled)).then(|| VariableSource::Text("on".to_owned()))
-        }
-        VariableKey::DrainHoldSeconds => {
-            edge_spec(cluster, server).and_then(|edge| text(&edge.drain.hold_seconds.to_string()))
-        }
-        VariableKey::DrainWindowSeconds => {
-            edge_spec(cluster, server).and_then(|edge| text(&edge.drain.window_seconds.to_string()))
-        }
-        VariableKey::Webhooks => text(match spec.webhooks.mode {
-            WebhooksMode::Kinesis => "kinesis",
-            WebhooksMode::Off => "off",
-        }),
-        VariableKey::StreamName => text(cluster.stream.as_str()),
+        VariableKey::TrustedProxies => join_list(&cluster.trusted_proxies),
+        VariableKey::PodIp => Some(Field("status.podIP")),
+        VariableKey::PeerSecret => secret(peer_secret_name(cluster), "secret"),
+        VariableKey::SessionHost => cluster.sockjs.session_host.as_deref().and_then(text),
+        VariableKey::SockjsScripts => join_list(&cluster.sockjs.scripts),
+        VariableKey::SockjsCookie => cluster.sockjs.has_cookie.then_some("on").and_then(text),
+        VariableKey::DrainHoldSeconds => server.drain().and_then(|drain| seconds(drain.hold)),
+        VariableKey::DrainWindowSeconds => server.drain().and_then(|drain| seconds(drain.window)),
+        VariableKey::Webhooks => text(if cluster.dispatcher().is_some() { "kinesis" } else { "off" }),
+        VariableKey::StreamName => text(cluster.stream.name.as_str()),
         VariableKey::Bus => text("redis"),
-        VariableKey::RedisUrl => Some(secret_source(&spec.bus.redis.url_secret_ref)),
-        VariableKey::RedisCa => spec.bus.redis.ca_secret_ref.as_ref().map(secret_source),
-        VariableKey::AllowedNetworks => join_list(&spec.webhooks.allowed_networks),
+        VariableKey::RedisUrl => referenced(&cluster.redis.url),
+        VariableKey::RedisCa => cluster.redis.ca.as_ref().and_then(referenced),
+        VariableKey::AllowedNetworks => server.dispatcher().and_then(|settings| join_list(&settings.allowed_networks)),
         VariableKey::AllowedEndpoints => text(&cluster.receiver),
-        VariableKey::RetryWindowSeconds => text(&spec.webhooks.dispatcher.retry_window_seconds.to_string()),
-        VariableKey::MaxBackoffSeconds => text(&spec.webhooks.dispatcher.max_backoff_seconds.to_string()),
-        VariableKey::AwsIdentity => text(cluster.identity_type().name()),
-        VariableKey::AwsRegion => text(&spec.aws.region),
-        VariableKey::AwsEndpointUrlKinesis => spec.aws.endpoint_url.as_deref().and_then(text),
-        VariableKey::AwsEc2MetadataDisabled => {
-            (identity.kind != IdentityType::NodeRole).then(|| VariableSource::Text("true".to_owned()))
+        VariableKey::RetryWindowSeconds => server.dispatcher().and_then(|settings| seconds(settings.retry_window)),
+        VariableKey::MaxBackoffSeconds => server.dispatcher().and_then(|settings| seconds(settings.max_backoff)),
+        VariableKey::AwsIdentity => text(identity.name()),
+        VariableKey::AwsRegion => text(&cluster.stream.region),
+        VariableKey::AwsEndpointUrlKinesis => cluster.stream.endpoint_url.as_deref().and_then(text),
+        VariableKey::AwsEc2MetadataDisabled => (*identity != AwsIdentity::NodeRole).then_some("true").and_then(text),
+        VariableKey::AwsRoleArn => match identity {
+            AwsIdentity::WebIdentity(roles) => text(roles.of_server(server.kind)),
+            _ => None,
+        },
+        VariableKey::AwsWebIdentityTokenFile => match identity {
+            AwsIdentity::WebIdentity(_) => text(&format!("{TOKEN_DIRECTORY}/token")),
+            _ => None,
+        },
+        VariableKey::AwsAccessKeyId => identity.keys_secret().and_then(|name| secret(name.to_owned(), "accessKeyID")),
+        VariableKey::AwsSecretAccessKey => {
+            identity.keys_secret().and_then(|name| secret(name.to_owned(), "secretAccessKey"))
         }
-        VariableKey::AwsRoleArn => {
-            let role = if server == ServerKind::Dispatcher { &identity.dispatcher } else { &identity.edge };
-            role.as_ref().filter(|_| identity.kind == IdentityType::WebIdentity).and_then(|role| text(&role.role_arn))
-        }
-        VariableKey::AwsWebIdentityTokenFile => (identity.kind == IdentityType::WebIdentity)
-            .then(|| VariableSource::Text(format!("{TOKEN_DIRECTORY}/token"))),
-        VariableKey::AwsAccessKeyId => static_key_source(identity.secret_ref.as_ref(), "accessKeyID"),
-        VariableKey::AwsSecretAccessKey => static_key_source(identity.secret_ref.as_ref(), "secretAccessKey"),
         // The servers' defaults fit the rendered ports, volumes and permissions.
         VariableKey::AdminAddress
         | VariableKey::PublicAddress
@@ -116,14 +99,6 @@ fn resolve_source(cluster: &ValidCluster, server: ServerKind, row: &Variable) ->
 
 fn join_list(items: &[String]) -> Option<VariableSource> {
     (!items.is_empty()).then(|| VariableSource::Text(items.join(",")))
-}
-
-fn secret_source(reference: &SecretKeyRef) -> VariableSource {
-    VariableSource::Secret { name: reference.name.clone(), key: reference.key.clone() }
-}
-
-fn static_key_source(secret: Option<&crate::api::SecretRef>, key: &str) -> Option<VariableSource> {
-    secret.map(|secret| VariableSource::Secret { name: secret.name.clone(), key: key.to_owned() })
 }
 
 fn render_variable(name: &str, source: VariableSource) -> EnvVar {
