@@ -9,6 +9,7 @@ pub const MINIMAL_CLUSTER: &str = include_str!("../../tests/fixtures/minimal-clu
 ///
 /// # Panics
 /// The lines do not fit the type.
+#[must_use]
 pub fn applied_cluster(extra: &str) -> RealtimeCluster {
     let mut cluster: RealtimeCluster = serde_yaml::from_str(&format!("{MINIMAL_CLUSTER}{extra}")).expect("a cluster");
     cluster.metadata.uid = Some("1a2b3c4d-0000".to_owned());

@@ -79,7 +79,16 @@ const CLIENTS: &[Client] = &[
 ];
 
 /// Files that work on the validated cluster. What they import of `api` would be a part of the raw manifest.
-const AFTER_VALIDATION: &[&str] = &["desired/cluster.rs", "desired/render/", "prober/plan.rs"];
+const AFTER_VALIDATION: &[&str] = &[
+    "desired/cluster.rs",
+    "desired/environment.rs",
+    "desired/render/",
+    "operator/pods.rs",
+    "prober/plan.rs",
+    "rehearsal/kubelet_double.rs",
+    "rehearsal/overrides.rs",
+    "rehearsal/page.rs",
+];
 
 /// Lines of a file without its tests.
 const FILE_LINES_MAX: usize = 500;

@@ -45,8 +45,9 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         VariableKey::AdminToken => secret(admin_secret_name(cluster), "token"),
         VariableKey::AppsPath => text(APPS_PATH),
         VariableKey::Transports => {
-            let served = Transport::ALL.into_iter().filter(|transport| server.kind.serves_as(transport.server_kind()));
-            text(&served.map(Transport::name).collect::<Vec<_>>().join(","))
+            let transports =
+                Transport::ALL.into_iter().filter(|transport| server.kind.serves_as(transport.server_kind()));
+            text(&transports.map(Transport::name).collect::<Vec<_>>().join(","))
         }
         VariableKey::TrustedProxies => join_list(&cluster.trusted_proxies),
         VariableKey::PodIp => Some(Field("status.podIP")),
@@ -81,16 +82,15 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         VariableKey::AwsSecretAccessKey => {
             identity.keys_secret().and_then(|name| secret(name.to_owned(), "secretAccessKey"))
         }
-        // The servers' defaults fit the rendered ports, volumes and permissions.
+        // The servers' defaults fit the rendered ports, volumes and permissions; the last four are injected by EKS.
         VariableKey::AdminAddress
         | VariableKey::PublicAddress
         | VariableKey::PeerAddress
         | VariableKey::Admission
         | VariableKey::AnnotationsPath
         | VariableKey::Leases
-        | VariableKey::Log => None,
-        // EKS injects these.
-        VariableKey::AwsStsRegionalEndpoints
+        | VariableKey::Log
+        | VariableKey::AwsStsRegionalEndpoints
         | VariableKey::AwsDefaultRegion
         | VariableKey::AwsContainerCredentialsFullUri
         | VariableKey::AwsContainerAuthorizationTokenFile => None,
