@@ -93,39 +93,23 @@ pub enum CredentialState {
 
 /// Limits of the app and of each client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct AppLimitsSpec {
     /// Largest number of connections of the app on all pods together; by default unlimited.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub connections: Option<u32>,
     /// Largest size of an event's data in bytes, from clients and from the app's backend.
-    #[serde(default = "AppLimitsSpec::message_bytes")]
     #[schemars(range(min = 1, max = 10240))]
     pub message_bytes: u32,
     /// Largest number of client events per second and connection.
-    #[serde(default = "AppLimitsSpec::client_events")]
     #[schemars(range(min = 1, max = 10000))]
     pub client_events_per_second: u32,
 }
 
-impl AppLimitsSpec {
-    fn message_bytes() -> u32 {
-        10_240
-    }
-
-    fn client_events() -> u32 {
-        10
-    }
-}
-
 impl Default for AppLimitsSpec {
     fn default() -> Self {
-        Self {
-            connections: None,
-            message_bytes: Self::message_bytes(),
-            client_events_per_second: Self::client_events(),
-        }
+        Self { connections: None, message_bytes: 10_240, client_events_per_second: 10 }
     }
 }
 

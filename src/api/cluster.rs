@@ -76,28 +76,21 @@ pub struct RealtimeClusterSpec {
 
 /// Container image of the servers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct ImageSpec {
     /// Image repository without a tag.
-    #[serde(default = "ImageSpec::default_repository")]
     pub repository: String,
     /// Image tag; defaults to the operator's own release.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
     /// Image digest, `sha256:…`; takes precedence over the tag.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-}
-
-impl ImageSpec {
-    fn default_repository() -> String {
-        "realtime-operator/realtime".to_owned()
-    }
 }
 
 impl Default for ImageSpec {
     fn default() -> Self {
-        Self { repository: Self::default_repository(), tag: None, digest: None }
+        Self { repository: "realtime-operator/realtime".to_owned(), tag: None, digest: None }
     }
 }
 
@@ -160,20 +153,6 @@ pub enum IdentityType {
     NodeRole,
 }
 
-impl IdentityType {
-    /// Name of the type, as in the manifest and in the variable.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Irsa => "IRSA",
-            Self::PodIdentity => "PodIdentity",
-            Self::WebIdentity => "WebIdentity",
-            Self::StaticKeys => "StaticKeys",
-            Self::NodeRole => "NodeRole",
-        }
-    }
-}
-
 /// An IAM role of one server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IdentityRole {
@@ -225,20 +204,17 @@ pub enum ServerLayout {
 
 /// Edge servers of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct EdgeServer {
     /// Whether this server is deployed.
-    #[serde(default)]
     pub state: EnabledState,
     /// Number of pods to run.
-    #[serde(default = "default_replicas")]
     #[schemars(range(min = 1, max = 1000))]
     pub replicas: i32,
     /// How a terminating pod moves its clients to other pods.
-    #[serde(default)]
     pub drain: DrainSpec,
     /// Additional environment variables of the server.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub env: Vec<ExtraVariable>,
 }
@@ -246,61 +222,45 @@ pub struct EdgeServer {
 /// How a terminating pod moves its clients to other pods. The termination grace period is 30 seconds longer than both
 /// phases together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct DrainSpec {
     /// Seconds in which the pod still serves and accepts clients although it is not ready any more, until load balancers
     /// have deregistered it. An NLB in front of pods needs about 120, an ALB 30.
-    #[serde(default = "DrainSpec::hold")]
     #[schemars(range(min = 0, max = 3600))]
     pub hold_seconds: u32,
     /// Seconds after the hold in which clients are asked to reconnect, about a hundred per second, and faster only when
     /// there are too many for this time.
-    #[serde(default = "DrainSpec::window")]
     #[schemars(range(min = 1, max = 3600))]
     pub window_seconds: u32,
 }
 
-impl DrainSpec {
-    fn hold() -> u32 {
-        15
-    }
-
-    fn window() -> u32 {
-        120
-    }
-}
-
 impl Default for DrainSpec {
     fn default() -> Self {
-        Self { hold_seconds: Self::hold(), window_seconds: Self::window() }
+        Self { hold_seconds: 15, window_seconds: 120 }
     }
-}
-
-fn default_replicas() -> i32 {
-    3
 }
 
 impl Default for EdgeServer {
     fn default() -> Self {
-        Self { state: EnabledState::Enabled, replicas: default_replicas(), drain: DrainSpec::default(), env: vec![] }
+        Self { state: EnabledState::Enabled, replicas: 3, drain: DrainSpec::default(), env: vec![] }
     }
 }
 
 /// Settings that the sockjs server sends to `SockJS` clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct SockjsClients {
     /// URLs of scripts that hidden frames may load: the first one, or another that `js_path` matches exactly. Defaults to
     /// the scripts of the current sockjs-client and pusher-js at their usual addresses.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50), inner(regex(pattern = r"^https?://[A-Za-z0-9._~:/@%+=?-]+$")))]
     pub scripts: Vec<String>,
     /// Whether sessions set the cookie `JSESSIONID`, for load balancers with cookie affinity.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cookie: Option<EnabledState>,
     /// Host to which clients send the further requests of a session. `{pod}` is replaced by the name of the pod, so that
     /// each pod can have its own host. Defaults to the host of the first request; any pod accepts any request.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253), regex(pattern = r"^([A-Za-z0-9.-]|\{pod\})+$"))]
     pub canonical_host: Option<String>,
 }
@@ -320,22 +280,19 @@ pub struct ExtraVariable {
 
 /// Delivery of events as webhooks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct WebhookPipelineSpec {
     /// Whether webhooks are sent.
-    #[serde(default)]
     pub mode: WebhooksMode,
     /// Name of the cluster, required with mode `Off`, so that webhooks are not disabled by mistake.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub acknowledge_no_webhooks: Option<String>,
     /// Private networks to which webhooks may be sent, such as `10.20.0.0/16`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed_networks: Vec<String>,
     /// The dispatcher, which sends webhooks.
-    #[serde(default)]
     pub dispatcher: DispatcherServer,
     /// The Kinesis stream between edges and dispatcher.
-    #[serde(default)]
     pub stream: StreamSpec,
 }
 
@@ -351,48 +308,26 @@ pub enum WebhooksMode {
 
 /// The dispatcher, which sends webhooks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct DispatcherServer {
     /// Number of pods to run.
-    #[serde(default = "DispatcherServer::replicas")]
     #[schemars(range(min = 1, max = 100))]
     pub replicas: i32,
     /// Seconds in which a failed webhook is retried.
-    #[serde(default = "DispatcherServer::retry_window")]
     #[schemars(range(min = 1, max = 86400))]
     pub retry_window_seconds: u32,
     /// Longest back-off between two attempts, in seconds.
-    #[serde(default = "DispatcherServer::max_backoff")]
     #[schemars(range(min = 1, max = 3600))]
     pub max_backoff_seconds: u32,
     /// Additional environment variables of the server.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub env: Vec<ExtraVariable>,
 }
 
-impl DispatcherServer {
-    fn replicas() -> i32 {
-        2
-    }
-
-    fn retry_window() -> u32 {
-        300
-    }
-
-    fn max_backoff() -> u32 {
-        30
-    }
-}
-
 impl Default for DispatcherServer {
     fn default() -> Self {
-        Self {
-            replicas: Self::replicas(),
-            retry_window_seconds: Self::retry_window(),
-            max_backoff_seconds: Self::max_backoff(),
-            env: vec![],
-        }
+        Self { replicas: 2, retry_window_seconds: 300, max_backoff_seconds: 30, env: vec![] }
     }
 }
 
@@ -426,56 +361,27 @@ pub enum StreamMode {
 
 /// When the cluster counts as ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct GateSpec {
     /// Seconds between two rounds of journeys, which test each transport from connect to webhook.
-    #[serde(default = "GateSpec::interval")]
     #[schemars(range(min = 1, max = 3600))]
     pub interval_seconds: u32,
     /// Timeout of one journey in seconds, and the same again for its disconnect.
-    #[serde(default = "GateSpec::timeout")]
     #[schemars(range(min = 1, max = 300))]
     pub timeout_seconds: u32,
     /// Complete rounds after which the gate opens.
-    #[serde(default = "GateSpec::rounds")]
     #[schemars(range(min = 1, max = 100))]
     pub open_after: u32,
     /// Consecutive failures after which the gate closes.
-    #[serde(default = "GateSpec::rounds")]
     #[schemars(range(min = 1, max = 100))]
     pub close_after: u32,
     /// Seconds after which a missing proof is reported as stalled; journeys continue all the same.
-    #[serde(default = "GateSpec::deadline")]
     #[schemars(range(min = 1, max = 86400))]
     pub deadline_seconds: u32,
 }
 
-impl GateSpec {
-    fn interval() -> u32 {
-        15
-    }
-
-    fn timeout() -> u32 {
-        10
-    }
-
-    fn deadline() -> u32 {
-        600
-    }
-
-    fn rounds() -> u32 {
-        3
-    }
-}
-
 impl Default for GateSpec {
     fn default() -> Self {
-        Self {
-            interval_seconds: Self::interval(),
-            timeout_seconds: Self::timeout(),
-            open_after: Self::rounds(),
-            close_after: Self::rounds(),
-            deadline_seconds: Self::deadline(),
-        }
+        Self { interval_seconds: 15, timeout_seconds: 10, open_after: 3, close_after: 3, deadline_seconds: 600 }
     }
 }

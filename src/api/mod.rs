@@ -10,6 +10,8 @@ pub mod app;
 pub mod cluster;
 pub mod conditions;
 pub mod crd;
+#[cfg(test)]
+pub mod fixture;
 mod schema_validation;
 pub mod status;
 pub mod yaml;

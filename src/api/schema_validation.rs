@@ -180,17 +180,11 @@ fn matches_type(pattern: &str, text: &str) -> bool {
 mod tests {
     use super::*;
     use crate::api::crd;
+    use crate::api::fixture::MINIMAL_CLUSTER;
     use serde_json::json;
 
     fn cluster(patch: &Value) -> Vec<SchemaFinding> {
-        let mut value = json!({
-            "apiVersion": "realtime-operator.dev/v1alpha1", "kind": "RealtimeCluster",
-            "metadata": { "name": "eu", "namespace": "channels" },
-            "spec": {
-                "aws": { "region": "eu-west-1", "identity": { "type": "PodIdentity" } },
-                "bus": { "type": "Redis", "redis": { "urlSecretRef": { "name": "eu-redis", "key": "url" } } },
-            },
-        });
+        let mut value: Value = serde_yaml::from_str(MINIMAL_CLUSTER).expect("a manifest");
         merge(&mut value["spec"], patch);
         check_schema(&value, &crd::object_schema("RealtimeCluster").expect("a schema"))
     }

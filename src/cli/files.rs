@@ -1,11 +1,10 @@
 //! Manifests from files, and the one cluster that they are about.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;
 
 use crate::api::{RealtimeApp, RealtimeCluster};
-use crate::desired::Manifests;
+use crate::desired::{Manifests, SecretTexts};
 
 /// A cluster with what belongs to it.
 pub struct InputManifests {
@@ -14,7 +13,7 @@ pub struct InputManifests {
     /// The apps of its namespace.
     pub apps: Vec<RealtimeApp>,
     /// The texts of the Secrets of its namespace.
-    pub secrets: BTreeMap<String, BTreeMap<String, String>>,
+    pub secrets: SecretTexts,
     /// Notes on objects in the files that are not used.
     pub notes: Vec<String>,
 }

@@ -1,5 +1,6 @@
 //! `realtime render`: what a manifest becomes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{BAD_INPUT_EXIT_CODE, files, print};
@@ -42,11 +43,13 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
         let stand_in = format!("<{} of Secret {}>", reference.key, reference.name);
         texts.entry(reference.key).or_insert(stand_in);
     }
+    let credentials =
+        desired::generate_credentials(&input.cluster, &input.apps, &BTreeMap::new(), |purpose| format!("<{purpose}>"));
     let inputs = ClusterInputs {
         cluster: &input.cluster,
         apps: &input.apps,
         secrets: &input.secrets,
-        generate: &|purpose| format!("<{purpose}>"),
+        credentials: &credentials,
         receiver: &arguments.receiver,
         version: env!("CARGO_PKG_VERSION"),
         stream: None,

@@ -179,25 +179,12 @@ fn cluster_page(cluster: &RealtimeCluster) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn cluster(status: &str) -> RealtimeCluster {
-        let text = format!(
-            "
-apiVersion: realtime-operator.dev/v1alpha1
-kind: RealtimeCluster
-metadata: {{ name: eu, namespace: channels, generation: 1 }}
-spec:
-  aws: {{ region: eu-west-1, identity: {{ type: PodIdentity }} }}
-  bus: {{ type: Redis, redis: {{ urlSecretRef: {{ name: eu-redis, key: url }} }} }}
-{status}"
-        );
-        serde_yaml::from_str(&text).expect("a cluster")
-    }
+    use crate::api::fixture::applied_cluster;
 
     #[test]
     fn a_broken_hop_is_seen_on_its_transports_line() {
         let time = "lastTransitionTime: '2026-01-01T00:00:00Z'";
-        let page = cluster_page(&cluster(&format!(
+        let page = cluster_page(&applied_cluster(&format!(
             "status:
   observedGeneration: 1
   conditions:
@@ -217,9 +204,10 @@ spec:
 
     #[test]
     fn an_object_that_nobody_looked_at_says_so() {
-        assert!(cluster_page(&cluster("")).contains("no operator has looked at it yet"));
+        assert!(cluster_page(&applied_cluster("")).contains("no operator has looked at it yet"));
         assert!(
-            cluster_page(&cluster("status: { observedGeneration: -1 }")).contains("no operator has looked at it yet")
+            cluster_page(&applied_cluster("status: { observedGeneration: -1 }"))
+                .contains("no operator has looked at it yet")
         );
     }
 }

@@ -13,12 +13,14 @@ mod parse;
 mod server;
 mod suggest;
 mod table;
+mod variable_key;
 
 pub use docs::render_variables_page;
 pub use parse::{ConfigError, ServerConfig, is_guarded, is_host, is_script};
 pub use server::ServerKind;
 pub use suggest::suggest_name;
-pub use table::{Requirement, VARIABLE_TABLE, ValueKind, Variable, name};
+pub use table::{Requirement, VARIABLE_TABLE, ValueKind, Variable};
+pub use variable_key::{VariableKey, name};
 
 /// The exit code of a server that refuses its configuration (`EX_CONFIG` of sysexits.h).
 pub const CONFIG_EXIT_CODE: u8 = 78;

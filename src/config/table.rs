@@ -1,6 +1,7 @@
 //! The table of variables.
 
 use super::ServerKind::{self, Dispatcher, Edge, Sockjs, Websocket};
+use super::variable_key::{VariableKey, name};
 
 /// The form of a variable's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub enum Requirement {
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Variable {
+    /// Key by which the operator renders it.
+    pub key: VariableKey,
     /// The name in the environment.
     pub name: &'static str,
     /// The form of a value.
@@ -61,78 +64,6 @@ pub struct Variable {
     pub since: &'static str,
     /// The description of its purpose, in a sentence.
     pub about: &'static str,
-}
-
-/// The names, so that a typing error does not compile.
-pub mod name {
-    /// `namespace/name` of the cluster.
-    pub const CLUSTER: &str = "REALTIME_CLUSTER";
-    /// UID of the cluster object.
-    pub const CLUSTER_UID: &str = "REALTIME_CLUSTER_UID";
-    /// Kind of this server.
-    pub const SERVER: &str = "REALTIME_SERVER";
-    /// Name of the pod.
-    pub const POD: &str = "REALTIME_POD";
-    /// Address of the admin listener.
-    pub const ADMIN_ADDRESS: &str = "REALTIME_ADMIN_ADDRESS";
-    /// Token of the admin listener's guarded paths.
-    pub const ADMIN_TOKEN: &str = "REALTIME_ADMIN_TOKEN";
-    /// Directory of the app registry.
-    pub const APPS_PATH: &str = "REALTIME_APPS_PATH";
-    /// Method by which a pod is admitted to take clients or shards.
-    pub const ADMISSION: &str = "REALTIME_ADMISSION";
-    /// File with the pod's annotations.
-    pub const ANNOTATIONS_PATH: &str = "REALTIME_ANNOTATIONS_PATH";
-    /// Store of the shard leases.
-    pub const LEASES: &str = "REALTIME_LEASES";
-    /// Filter of the logs.
-    pub const LOG: &str = "REALTIME_LOG";
-    /// Address of the public listener.
-    pub const PUBLIC_ADDRESS: &str = "REALTIME_PUBLIC_ADDRESS";
-    /// Networks of the proxies whose forwarding headers are trusted.
-    pub const TRUSTED_PROXIES: &str = "REALTIME_TRUSTED_PROXIES";
-    /// Transports that an edge serves.
-    pub const TRANSPORTS: &str = "REALTIME_TRANSPORTS";
-    /// Scripts that the pages for hidden frames may load.
-    pub const SOCKJS_SCRIPTS: &str = "REALTIME_SOCKJS_SCRIPTS";
-    /// Address of the listener for other edges.
-    pub const PEER_ADDRESS: &str = "REALTIME_PEER_ADDRESS";
-    /// Secret with which edges sign the requests that they relay.
-    pub const PEER_SECRET: &str = "REALTIME_PEER_SECRET";
-    /// Address of the pod.
-    pub const POD_IP: &str = "REALTIME_POD_IP";
-    /// Host to which clients send the further requests of a session.
-    pub const SESSION_HOST: &str = "REALTIME_SESSION_HOST";
-    /// Whether sessions set a cookie.
-    pub const SOCKJS_COOKIE: &str = "REALTIME_SOCKJS_COOKIE";
-    /// Seconds for which an ending edge still serves before it drains.
-    pub const DRAIN_HOLD_SECONDS: &str = "REALTIME_DRAIN_HOLD_SECONDS";
-    /// Seconds within which an ending edge drains its clients.
-    pub const DRAIN_WINDOW_SECONDS: &str = "REALTIME_DRAIN_WINDOW_SECONDS";
-    /// Whether webhook events are written.
-    pub const WEBHOOKS: &str = "REALTIME_WEBHOOKS";
-    /// Name of the Kinesis stream.
-    pub const STREAM_NAME: &str = "REALTIME_STREAM_NAME";
-    /// Bus between the edges.
-    pub const BUS: &str = "REALTIME_BUS";
-    /// Address of Redis, with its credentials.
-    pub const REDIS_URL: &str = "REALTIME_REDIS_URL";
-    /// Certificate authorities that may have signed Redis's certificate.
-    pub const REDIS_CA: &str = "REALTIME_REDIS_CA";
-    /// Source of the AWS credentials.
-    pub const AWS_IDENTITY: &str = "REALTIME_AWS_IDENTITY";
-    /// Private networks that webhooks may go to.
-    pub const ALLOWED_NETWORKS: &str = "REALTIME_ALLOWED_NETWORKS";
-    /// Exact private endpoints that webhooks may go to.
-    pub const ALLOWED_ENDPOINTS: &str = "REALTIME_ALLOWED_ENDPOINTS";
-    /// Seconds for which a webhook is retried.
-    pub const RETRY_WINDOW_SECONDS: &str = "REALTIME_RETRY_WINDOW_SECONDS";
-    /// Longest back-off of a webhook, in seconds.
-    pub const MAX_BACKOFF_SECONDS: &str = "REALTIME_MAX_BACKOFF_SECONDS";
-    /// Region of the stream.
-    pub const AWS_REGION: &str = "AWS_REGION";
-    /// Address of Kinesis that replaces the region's own.
-    pub const AWS_ENDPOINT_URL_KINESIS: &str = "AWS_ENDPOINT_URL_KINESIS";
 }
 
 const EDGE_SERVERS: &[ServerKind] = &[Websocket, Sockjs, Edge];
@@ -150,13 +81,13 @@ const TOKEN_IDENTITY: &[&str] = &[IRSA_IDENTITY, WEB_IDENTITY];
 const EKS_IDENTITY: &[&str] = &[IRSA_IDENTITY, POD_IDENTITY];
 
 const fn define_variable(
-    name: &'static str,
+    key: VariableKey,
     kind: ValueKind,
     need: Requirement,
     servers: &'static [ServerKind],
     about: &'static str,
 ) -> Variable {
-    Variable { name, kind, need, servers, secret: false, since: "0.1.0", about }
+    Variable { key, name: key.name(), kind, need, servers, secret: false, since: "0.1.0", about }
 }
 
 const fn mark_secret(row: Variable) -> Variable {
@@ -166,77 +97,77 @@ const fn mark_secret(row: Variable) -> Variable {
 /// Every variable, in the order in which the documentation shows them.
 pub const VARIABLE_TABLE: &[Variable] = &[
     define_variable(
-        name::CLUSTER,
+        VariableKey::Cluster,
         ValueKind::Text,
         Requirement::Required,
         ALL_SERVERS,
         "Namespace and name of the RealtimeCluster, as `namespace/name`.",
     ),
     define_variable(
-        name::CLUSTER_UID,
+        VariableKey::ClusterUid,
         ValueKind::Text,
         Requirement::Required,
         ALL_SERVERS,
         "UID of the RealtimeCluster. Records carry it, and records of another cluster are not delivered.",
     ),
     define_variable(
-        name::SERVER,
+        VariableKey::Server,
         ValueKind::Word(&["websocket", "sockjs", "edge", "dispatcher"]),
         Requirement::Required,
         ALL_SERVERS,
         "Kind of server that this process is; the other variables are checked for it.",
     ),
     define_variable(
-        name::POD,
+        VariableKey::Pod,
         ValueKind::Text,
         Requirement::Required,
         ALL_SERVERS,
         "Name of the pod, as records and diagnoses name it.",
     ),
     define_variable(
-        name::ADMIN_ADDRESS,
+        VariableKey::AdminAddress,
         ValueKind::Address,
         Requirement::Default("0.0.0.0:9090"),
         ALL_SERVERS,
         "Listener for `/livez`, `/readyz`, `/metrics` and, with the token, `/effective`, `/flow` and, on edges, `/drain`.",
     ),
     mark_secret(define_variable(
-        name::ADMIN_TOKEN,
+        VariableKey::AdminToken,
         ValueKind::Text,
         Requirement::Required,
         ALL_SERVERS,
         "Bearer token of the admin listener, and the salt under which secrets are compared.",
     )),
     define_variable(
-        name::APPS_PATH,
+        VariableKey::AppsPath,
         ValueKind::Path,
         Requirement::Required,
         ALL_SERVERS,
         "Directory of the app registry: JSON files, read again when they change.",
     ),
     define_variable(
-        name::ADMISSION,
+        VariableKey::Admission,
         ValueKind::Word(&["annotation", "none"]),
         Requirement::Default("annotation"),
         ALL_SERVERS,
         "`annotation`: `/readyz` fails until the pod's annotation `realtime-operator.dev/admitted` names the configuration that runs. `none`: the process is ready without an admission, as in a trial without Kubernetes.",
     ),
     define_variable(
-        name::ANNOTATIONS_PATH,
+        VariableKey::AnnotationsPath,
         ValueKind::Path,
         Requirement::Default("/etc/realtime/pod/annotations"),
         ALL_SERVERS,
         "File with the pod's annotations, as a downwardAPI volume writes it.",
     ),
     define_variable(
-        name::LOG,
+        VariableKey::Log,
         ValueKind::Text,
         Requirement::Default("info"),
         ALL_SERVERS,
         "Log filter, in the syntax of `tracing`: `info,realtime_operator=debug`.",
     ),
     define_variable(
-        name::TRANSPORTS,
+        VariableKey::Transports,
         ValueKind::Words(&[
             "websocket",
             "xhr_streaming",
@@ -251,49 +182,49 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         "Transports that this edge serves, separated by commas.",
     ),
     define_variable(
-        name::PUBLIC_ADDRESS,
+        VariableKey::PublicAddress,
         ValueKind::Address,
         Requirement::Default("0.0.0.0:8080"),
         EDGE_SERVERS,
         "Listener for clients and for the HTTP API.",
     ),
     define_variable(
-        name::TRUSTED_PROXIES,
+        VariableKey::TrustedProxies,
         ValueKind::Networks,
         Requirement::Default(""),
         EDGE_SERVERS,
         "Networks of load balancers and proxies, separated by commas: only from there `X-Forwarded-For` (or, without it, `Forwarded`) is trusted. Without it a client's address is that of the connection.",
     ),
     define_variable(
-        name::PEER_ADDRESS,
+        VariableKey::PeerAddress,
         ValueKind::Address,
         Requirement::Default("0.0.0.0:8081"),
         FALLBACK_SERVERS,
         "Listener for other edges, which relay requests that clients sent to the wrong pod; with `REALTIME_BUS=redis` only. The port is the same for all of them.",
     ),
     define_variable(
-        name::POD_IP,
+        VariableKey::PodIp,
         ValueKind::Ip,
         Requirement::When(name::BUS, "redis"),
         FALLBACK_SERVERS,
         "Address of the pod, at which other edges reach the sessions that it owns.",
     ),
     mark_secret(define_variable(
-        name::PEER_SECRET,
+        VariableKey::PeerSecret,
         ValueKind::Text,
         Requirement::When(name::BUS, "redis"),
         FALLBACK_SERVERS,
         "Secret with which edges sign the requests that they relay to each other. Two, separated by a comma, during a rotation: the first signs, both verify.",
     )),
     define_variable(
-        name::SESSION_HOST,
+        VariableKey::SessionHost,
         ValueKind::Host,
         Requirement::Default(""),
         FALLBACK_SERVERS,
         "Host to which clients send the further requests of a session, in which `{pod}` stands for the pod's name. Without it, they send them to the first request's host, and any pod relays them.",
     ),
     define_variable(
-        name::SOCKJS_SCRIPTS,
+        VariableKey::SockjsScripts,
         ValueKind::Scripts,
         Requirement::Default(
             "https://cdn.jsdelivr.net/npm/sockjs-client@1.6.1/dist/sockjs.min.js,https://js.pusher.com/8.6.0/sockjs.min.js,https://js.pusher.com/8.6.0/sockjs.js,http://js.pusher.com/8.6.0/sockjs.min.js,http://js.pusher.com/8.6.0/sockjs.js",
@@ -302,175 +233,175 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         "Scripts that the hidden frames of SockJS may load, separated by commas: the first one, or another that `js_path` names to the letter, as pusher-js does with the `sockjs.js` of its release.",
     ),
     define_variable(
-        name::SOCKJS_COOKIE,
+        VariableKey::SockjsCookie,
         ValueKind::Word(&["off", "on"]),
         Requirement::Default("off"),
         FALLBACK_SERVERS,
         "Whether SockJS sessions set the cookie `JSESSIONID`, for a load balancer that keeps a client on one pod by it.",
     ),
     define_variable(
-        name::DRAIN_HOLD_SECONDS,
+        VariableKey::DrainHoldSeconds,
         ValueKind::Number(0, 3_600),
         Requirement::Default("0"),
         EDGE_SERVERS,
         "Seconds for which an ending edge, which is not ready any more, still serves: load balancers notice late.",
     ),
     define_variable(
-        name::DRAIN_WINDOW_SECONDS,
+        VariableKey::DrainWindowSeconds,
         ValueKind::Number(1, 3_600),
         Requirement::Default("120"),
         EDGE_SERVERS,
         "Seconds after the hold in which clients are asked to reconnect to other edges: one by one, about a hundred in a second, and faster only when there are too many for this time.",
     ),
     define_variable(
-        name::WEBHOOKS,
+        VariableKey::Webhooks,
         ValueKind::Word(&["kinesis", "off"]),
         Requirement::Required,
         EDGE_SERVERS,
         "Whether webhook events are written to the stream. `off` must be written explicitly; it is never the default.",
     ),
     define_variable(
-        name::STREAM_NAME,
+        VariableKey::StreamName,
         ValueKind::Text,
         Requirement::When(name::WEBHOOKS, "kinesis"),
         ALL_SERVERS,
         "Name of the Kinesis stream that edges write and the dispatcher reads.",
     ),
     define_variable(
-        name::BUS,
+        VariableKey::Bus,
         ValueKind::Word(&["memory", "redis"]),
         Requirement::Required,
         EDGE_SERVERS,
         "Bus between several edges: `redis`, or `memory` for a single process.",
     ),
     mark_secret(define_variable(
-        name::REDIS_URL,
+        VariableKey::RedisUrl,
         ValueKind::Text,
         Requirement::When(name::BUS, "redis"),
         EDGE_SERVERS,
         "Address of Redis with credentials: `redis://`, `redis-sentinel://` or `redis-cluster://`, `rediss…` with TLS.",
     )),
     mark_secret(define_variable(
-        name::REDIS_CA,
+        VariableKey::RedisCa,
         ValueKind::Text,
         Requirement::Default(""),
         EDGE_SERVERS,
         "Certificates in PEM form of the authorities that may have signed Redis's; without it, the system's trust store.",
     )),
     define_variable(
-        name::LEASES,
+        VariableKey::Leases,
         ValueKind::Word(&["kubernetes", "memory"]),
         Requirement::Default("kubernetes"),
         DISPATCHER_SERVERS,
         "Store of shard leases and checkpoints: `kubernetes`, or `memory` for a single process that may lose them.",
     ),
     define_variable(
-        name::ALLOWED_NETWORKS,
+        VariableKey::AllowedNetworks,
         ValueKind::Networks,
         Requirement::Default(""),
         DISPATCHER_SERVERS,
         "Private networks that webhooks may be sent to, separated by commas; without it public addresses only.",
     ),
     define_variable(
-        name::ALLOWED_ENDPOINTS,
+        VariableKey::AllowedEndpoints,
         ValueKind::Endpoints,
         Requirement::Default(""),
         DISPATCHER_SERVERS,
         "Exact `HOST:PORT` pairs that webhooks may be sent to although they are private, over plain HTTP too.",
     ),
     define_variable(
-        name::RETRY_WINDOW_SECONDS,
+        VariableKey::RetryWindowSeconds,
         ValueKind::Number(1, 86_400),
         Requirement::Default("300"),
         DISPATCHER_SERVERS,
         "Seconds for which a webhook is tried again before it is given up.",
     ),
     define_variable(
-        name::MAX_BACKOFF_SECONDS,
+        VariableKey::MaxBackoffSeconds,
         ValueKind::Number(1, 3_600),
         Requirement::Default("30"),
         DISPATCHER_SERVERS,
         "Longest back-off in seconds between two attempts of one webhook.",
     ),
     define_variable(
-        name::AWS_IDENTITY,
+        VariableKey::AwsIdentity,
         ValueKind::Word(ANY_IDENTITY),
         Requirement::Required,
         ALL_SERVERS,
         "Source of the AWS credentials. No other source is used: there is no silent fallback to the node's role.",
     ),
     define_variable(
-        name::AWS_REGION,
+        VariableKey::AwsRegion,
         ValueKind::Text,
         Requirement::Required,
         ALL_SERVERS,
         "Region of the stream, never guessed.",
     ),
     define_variable(
-        name::AWS_ENDPOINT_URL_KINESIS,
+        VariableKey::AwsEndpointUrlKinesis,
         ValueKind::Url,
         Requirement::Optional(ANY_IDENTITY),
         ALL_SERVERS,
         "Address of Kinesis that replaces the region's own: a VPC endpoint or an emulator.",
     ),
     define_variable(
-        "AWS_EC2_METADATA_DISABLED",
+        VariableKey::AwsEc2MetadataDisabled,
         ValueKind::Word(&["true"]),
         Requirement::Optional(&[IRSA_IDENTITY, POD_IDENTITY, WEB_IDENTITY, STATIC_KEYS]),
         ALL_SERVERS,
         "Keeps every library away from the node's metadata.",
     ),
     define_variable(
-        "AWS_ROLE_ARN",
+        VariableKey::AwsRoleArn,
         ValueKind::Text,
         Requirement::Optional(TOKEN_IDENTITY),
         ALL_SERVERS,
         "Role to assume with the token, set by EKS or the manifest.",
     ),
     define_variable(
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        VariableKey::AwsWebIdentityTokenFile,
         ValueKind::Path,
         Requirement::Optional(TOKEN_IDENTITY),
         ALL_SERVERS,
         "The token, mounted by EKS or the manifest.",
     ),
     define_variable(
-        "AWS_STS_REGIONAL_ENDPOINTS",
+        VariableKey::AwsStsRegionalEndpoints,
         ValueKind::Text,
         Requirement::Optional(EKS_IDENTITY),
         ALL_SERVERS,
         "Set by EKS.",
     ),
     define_variable(
-        "AWS_DEFAULT_REGION",
+        VariableKey::AwsDefaultRegion,
         ValueKind::Text,
         Requirement::Optional(EKS_IDENTITY),
         ALL_SERVERS,
         "Set by EKS; not used, `AWS_REGION` is.",
     ),
     define_variable(
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        VariableKey::AwsContainerCredentialsFullUri,
         ValueKind::Url,
         Requirement::Optional(&[POD_IDENTITY]),
         ALL_SERVERS,
         "Set by EKS Pod Identity.",
     ),
     define_variable(
-        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        VariableKey::AwsContainerAuthorizationTokenFile,
         ValueKind::Path,
         Requirement::Optional(&[POD_IDENTITY]),
         ALL_SERVERS,
         "Set by EKS Pod Identity.",
     ),
     mark_secret(define_variable(
-        "AWS_ACCESS_KEY_ID",
+        VariableKey::AwsAccessKeyId,
         ValueKind::Text,
         Requirement::When(name::AWS_IDENTITY, STATIC_KEYS),
         ALL_SERVERS,
         "Access key, with `StaticKeys` only.",
     )),
     mark_secret(define_variable(
-        "AWS_SECRET_ACCESS_KEY",
+        VariableKey::AwsSecretAccessKey,
         ValueKind::Text,
         Requirement::When(name::AWS_IDENTITY, STATIC_KEYS),
         ALL_SERVERS,
@@ -478,10 +409,41 @@ pub const VARIABLE_TABLE: &[Variable] = &[
     )),
 ];
 
+/// Whether the table has exactly one row per key, in the order of the keys.
+const fn has_row_per_key(table: &[Variable]) -> bool {
+    let mut index = 0;
+    while index < table.len() {
+        if table[index].key as usize != index {
+            return false;
+        }
+        index += 1;
+    }
+    index == VariableKey::ALL.len()
+}
+
+// A key without a row does not compile.
+const _: () = assert!(has_row_per_key(VARIABLE_TABLE), "VARIABLE_TABLE needs one row per VariableKey, in their order");
+
 impl Variable {
     /// The row of a name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<&'static Self> {
         VARIABLE_TABLE.iter().find(|variable| variable.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_a_doubled_and_a_moved_row_are_found() {
+        assert!(has_row_per_key(VARIABLE_TABLE));
+        assert!(!has_row_per_key(&VARIABLE_TABLE[1..]), "the first is missing");
+        assert!(!has_row_per_key(&VARIABLE_TABLE[..VARIABLE_TABLE.len() - 1]), "the last is missing");
+        assert!(!has_row_per_key(&[VARIABLE_TABLE, &VARIABLE_TABLE[..1]].concat()), "one is there twice");
+        let mut moved = VARIABLE_TABLE.to_vec();
+        moved.swap(0, 1);
+        assert!(!has_row_per_key(&moved), "two changed places");
     }
 }

@@ -151,15 +151,7 @@ impl Manifests {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const GOOD: &str = "
-apiVersion: realtime-operator.dev/v1alpha1
-kind: RealtimeCluster
-metadata: { name: eu, namespace: channels }
-spec:
-  aws: { region: eu-west-1, identity: { type: PodIdentity } }
-  bus: { type: Redis, redis: { urlSecretRef: { name: eu-redis, key: url } } }
-";
+    use crate::api::fixture::MINIMAL_CLUSTER;
 
     fn errors(text: &str) -> Vec<String> {
         let result = Manifests::default().add_file("eu.yaml", text);
@@ -169,7 +161,7 @@ spec:
     #[test]
     fn the_smallest_useful_manifest_is_read() {
         let mut manifests = Manifests::default();
-        manifests.add_file("eu.yaml", GOOD).expect("read");
+        manifests.add_file("eu.yaml", MINIMAL_CLUSTER).expect("read");
         assert_eq!(manifests.clusters.len(), 1);
         assert_eq!(manifests.clusters[0].1.spec.websocket.replicas, 3);
     }
@@ -202,7 +194,7 @@ spec:
             ("another kind", "RealtimeCluster", "RealtimeClutser", "write RealtimeCluster or RealtimeApp"),
             ("another version", "v1alpha1", "v1", "apiVersion is `realtime-operator.dev/v1`"),
         ] {
-            let found = errors(&GOOD.replacen(from, to, 1));
+            let found = errors(&MINIMAL_CLUSTER.replacen(from, to, 1));
             assert!(found.iter().any(|error| error.contains(says)), "{name}: {found:?}");
         }
         for (name, extra, says) in [
@@ -219,14 +211,15 @@ spec:
             ("a word of no meaning", "servers: Together", "write one of Separate, Combined"),
             ("no server at all", "websocket: { state: Disabled }\n  sockjs: { state: Disabled }", "enable one of them"),
         ] {
-            let found = errors(&format!("{GOOD}  {extra}\n"));
+            let found = errors(&format!("{MINIMAL_CLUSTER}  {extra}\n"));
             assert!(found.iter().any(|error| error.contains(says)), "{name}: {found:?}");
         }
     }
 
     #[test]
     fn all_mistakes_of_a_file_are_reported_at_once() {
-        let found = errors(&GOOD.replace("region: eu-west-1", "region: ''").replace("type: Redis", "type: NATS"));
+        let found =
+            errors(&MINIMAL_CLUSTER.replace("region: eu-west-1", "region: ''").replace("type: Redis", "type: NATS"));
         assert_eq!(found.len(), 2, "{found:?}");
     }
 

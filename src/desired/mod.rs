@@ -1,21 +1,30 @@
-//! Turns manifests into the objects that should exist: validate, then render. Pure.
+//! Turns manifests into the objects that should exist: generate credentials, validate, render. Pure.
 //!
-//! In: manifests, the Secrets that they reference, and a source of generated secrets. Out: typed Kubernetes objects with
-//! the variables of every server in their pod templates, or problems with path and remedy. After [`validate()`] no code
-//! reads the raw manifest again.
+//! In: manifests, the Secrets that they reference, and a source of random text. Out: typed Kubernetes objects with the
+//! variables of every server in their pod templates, or problems with path and remedy. [`validate()`] turns manifests into
+//! a [`ValidCluster`], and no code after it reads a manifest again.
 //!
 //! The operator applies the rendered objects, `realtime render` prints them, and a rehearsal runs them: servers are
 //! configured in no other way. This room must not know clients.
 
+mod apps;
+mod cluster;
+mod credentials;
 mod environment;
 pub mod manifest;
+mod problem;
 pub mod render;
+mod secret_references;
 mod validate;
 
-pub use environment::{MissingReference, resolve_environment};
-pub use manifest::{InputError, Manifests};
-pub use render::{DesiredObjects, render_objects};
-pub use validate::{
-    ClusterInputs, ManifestProblem, ProbeApp, RefusedApp, SecretReference, StreamIdentity, ValidCluster,
-    collect_secret_references, stream_name, validate,
+pub use cluster::{
+    AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
+    SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
+pub use credentials::{ClusterCredentials, GeneratedPair, generate_credentials};
+pub use environment::{MissingReference, PodFacts, resolve_environment};
+pub use manifest::{InputError, Manifests};
+pub use problem::{ManifestProblem, RefusedApp};
+pub use render::{DesiredObjects, render_objects};
+pub use secret_references::{RedisReferences, SecretReference, SecretTexts, collect_secret_references};
+pub use validate::{ClusterInputs, StreamIdentity, validate, validate_stream};

@@ -1,6 +1,5 @@
 //! Reads the inputs of a cluster: its apps, the Secrets that it references, its generated secrets, its stream.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -9,14 +8,10 @@ use kube::api::{Api, ListParams};
 use rand::distr::{Alphanumeric, SampleString};
 
 use super::context::{ControllerContext, ReconcileError};
-use crate::api::cluster::{IdentityType, WebhooksMode};
 use crate::api::{RealtimeApp, RealtimeCluster, Reason};
-use crate::desired::{self, ClusterInputs, StreamIdentity, ValidCluster};
+use crate::desired::{self, AwsIdentity, ClusterCredentials, SecretTexts, StreamIdentity, ValidStream};
 use crate::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
 use crate::protocol::StreamName;
-
-/// Texts of Secrets, by name and key.
-pub type SecretTexts = BTreeMap<String, BTreeMap<String, String>>;
 
 /// Letters and digits of a generated secret. Lower-cased, 24 of them carry about 122 bits.
 const GENERATED_SECRET_LEN: usize = 24;
@@ -39,7 +34,7 @@ pub fn generated_secret_name(cluster: &RealtimeCluster) -> String {
     format!("{}-generated", cluster.name_any())
 }
 
-/// Reads all inputs; a missing Secret is left out, and [`validate`] reports it.
+/// Reads all inputs; a missing Secret is left out, and validating reports it.
 ///
 /// # Errors
 /// The API server does not answer, or another owner has the Secret of generated values.
@@ -96,92 +91,38 @@ fn texts_of(secret: &Secret) -> BTreeMap<String, String> {
     data.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(&bytes.0).into_owned())).collect()
 }
 
-/// Validates the inputs. Returns the cluster, and the secrets that were newly generated for it.
-///
-/// # Errors
-/// A Secret is missing, the manifest contradicts itself, or the stream does not exist yet.
-pub fn validate(
-    context: &ControllerContext,
-    cluster: &RealtimeCluster,
-    read: &Dereferenced,
-) -> Result<(ValidCluster, BTreeMap<String, String>), ReconcileError> {
-    // Also checked here: objects of an older schema were never checked by the API server.
-    if let Err(errors) = cluster.validate_cel() {
-        let messages: Vec<String> =
-            errors.into_vec().into_iter().map(|error| format!("{} {}", error.field_path, error.message)).collect();
-        return Err(ReconcileError::terminal(Reason::SpecInvalid, messages.join("; ")));
-    }
-    ensure_secrets_exist(cluster, read)?;
-    if cluster.spec.webhooks.mode == WebhooksMode::Kinesis && read.stream.is_none() {
-        return Err(ReconcileError::transient(Reason::StreamCreating, "waiting for the stream"));
-    }
-    let generated = RefCell::new(BTreeMap::new());
-    let generate = |purpose: &str| {
-        if let Some(known) = read.generated.get(purpose) {
-            return known.clone();
-        }
-        let fresh = || Alphanumeric.sample_string(&mut rand::rng(), GENERATED_SECRET_LEN).to_lowercase();
-        generated.borrow_mut().entry(purpose.to_owned()).or_insert_with(fresh).clone()
-    };
-    let inputs = ClusterInputs {
-        cluster,
-        apps: &read.apps,
-        secrets: &read.secrets,
-        generate: &generate,
-        receiver: &context.receiver_address,
-        version: env!("CARGO_PKG_VERSION"),
-        stream: read.stream.as_ref(),
-    };
-    let valid = desired::validate(&inputs).map_err(|problems| {
-        let messages: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        ReconcileError::terminal(Reason::SpecInvalid, messages.join("; "))
-    })?;
-    Ok((valid, generated.into_inner()))
-}
-
-fn ensure_secrets_exist(cluster: &RealtimeCluster, read: &Dereferenced) -> Result<(), ReconcileError> {
-    let namespace = cluster.namespace().unwrap_or_default();
-    for reference in desired::collect_secret_references(cluster, &[]) {
-        let (name, key) = (&reference.name, &reference.key);
-        let why = match read.secrets.get(name) {
-            None => "does not exist".to_owned(),
-            Some(texts) => match texts.get(key) {
-                Some(text) if !text.is_empty() => continue,
-                _ => {
-                    let keys: Vec<&str> = texts.keys().map(String::as_str).collect();
-                    format!("has no key `{key}` (it has: {})", keys.join(", "))
-                }
-            },
-        };
-        let message = format!("Secret {namespace}/{name} {why}: create it with {}, key `{key}`", reference.purpose);
-        return Err(ReconcileError::transient(Reason::SecretMissing, message));
-    }
-    Ok(())
+/// Recalls the credentials of a cluster, and generates those that are missing: random, but without I/O. The caller stores
+/// [`ClusterCredentials::fresh`] once the cluster is valid.
+#[must_use]
+pub fn generate_credentials(cluster: &RealtimeCluster, read: &Dereferenced) -> ClusterCredentials {
+    desired::generate_credentials(cluster, &read.apps, &read.generated, |_| {
+        Alphanumeric.sample_string(&mut rand::rng(), GENERATED_SECRET_LEN).to_lowercase()
+    })
 }
 
 /// Connects to the cluster's stream with the operator's own identity, or with the cluster's static keys.
 ///
 /// # Errors
 /// The Secret with the cluster's static keys is missing or incomplete.
-pub async fn connect_stream(
-    cluster: &RealtimeCluster,
-    stream: StreamName,
-    secrets: &SecretTexts,
-) -> Result<KinesisClient, ReconcileError> {
-    let aws = &cluster.spec.aws;
-    let credentials = match (&aws.identity.kind, &aws.identity.secret_ref) {
-        (IdentityType::StaticKeys, Some(reference)) => {
-            let text = |key: &str| secrets.get(&reference.name).and_then(|texts| texts.get(key)).cloned();
+pub async fn connect_stream(stream: &ValidStream, secrets: &SecretTexts) -> Result<KinesisClient, ReconcileError> {
+    let credentials = match &stream.identity {
+        AwsIdentity::StaticKeys(name) => {
+            let text = |key: &str| secrets.get(name).and_then(|texts| texts.get(key)).cloned();
             let (Some(access_key_id), Some(secret_access_key)) = (text("accessKeyID"), text("secretAccessKey")) else {
-                let name = &reference.name;
                 let message = format!("Secret {name} has no accessKeyID and secretAccessKey: create it with both");
                 return Err(ReconcileError::transient(Reason::SecretMissing, message));
             };
             AwsCredentials::Static { access_key_id, secret_access_key }
         }
-        _ => AwsCredentials::Chain,
+        AwsIdentity::Irsa(_) | AwsIdentity::PodIdentity | AwsIdentity::WebIdentity(_) | AwsIdentity::NodeRole => {
+            AwsCredentials::Chain
+        }
     };
-    let settings =
-        StreamSettings { stream, region: aws.region.clone(), endpoint: aws.endpoint_url.clone(), credentials };
+    let settings = StreamSettings {
+        stream: stream.name.clone(),
+        region: stream.region.clone(),
+        endpoint: stream.endpoint_url.clone(),
+        credentials,
+    };
     Ok(KinesisClient::connect(&settings).await)
 }

@@ -2,7 +2,7 @@
 //!
 //! Journeys never run within a reconcile: a reconcile updates the prober's plan, reads its findings, and acts on them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,15 +25,16 @@ use super::pod_admission::{self, AdmissionStep};
 use super::pods::{ServerPod, count_wanted_pods};
 use super::service_routes::find_service_routes;
 use super::status::{self, StatusPatch};
+use super::validation::validate_cluster;
 use crate::api::cluster::{RealtimeClusterStatus, WebhooksMode};
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
 use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, pod_labels};
 use crate::desired::{self, DesiredObjects, ValidCluster};
-use crate::gate::{GatePolicy, Verdict};
-use crate::prober::{self, FormerApps, JourneyProof, PodStanding, ProbeApp, ProbePlan, Prober};
+use crate::gate::Verdict;
+use crate::prober::{self, FormerApps, JourneyProof, PodStanding, ProbePlan, Prober};
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
-use crate::protocol::{AppId, Transport};
+use crate::protocol::AppId;
 
 /// Time between two reconciles without an event; changed pods and findings of the prober trigger earlier ones.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(5);
@@ -202,6 +203,7 @@ pub async fn reconcile(
     cluster: &RealtimeCluster,
 ) -> Result<Action, ReconcileError> {
     let known = cluster.status.clone().unwrap_or_default();
+    // Read from the manifest: one that is invalid has a status too.
     let webhooks = cluster.spec.webhooks.mode == WebhooksMode::Kinesis;
     let deadline = i64::from(cluster.spec.gate.deadline_seconds);
     let built = if cluster.metadata.deletion_timestamp.is_some() {
@@ -275,13 +277,20 @@ async fn render_cluster(
     cluster: &RealtimeCluster,
 ) -> Result<RenderedCluster, ReconcileError> {
     let read = dereference::read(context, cluster, true).await?;
-    let (valid, made) = dereference::validate(context, cluster, &read)?;
-    if !made.is_empty() {
+    let credentials = dereference::generate_credentials(cluster, &read);
+    let valid = validate_cluster(cluster, &read, &credentials, &context.receiver_address)?;
+    if !credentials.fresh.is_empty() {
         return Err(ReconcileError::transient(Reason::RollingOut, "waiting for generated secrets"));
     }
     let desired = desired::render_objects(&valid)
         .map_err(|error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string()))?;
     Ok(RenderedCluster { read, valid, desired })
+}
+
+/// Live objects of a cluster, as listed from the API server.
+struct ObservedObjects<'a> {
+    pods: &'a [ServerPod],
+    services: &'a [Service],
 }
 
 struct GateObservation {
@@ -314,7 +323,8 @@ async fn observe_and_admit(
         (true, false) => JourneyProof::Lapsed { passed_ms },
         (false, false) => JourneyProof::Never,
     };
-    let plan = build_plan(cluster, built, (&pods, &services), fingerprint.clone(), proof).await?;
+    let observed = ObservedObjects { pods: &pods, services: &services };
+    let plan = build_plan(built, observed, fingerprint.clone(), proof).await?;
     let mut findings = probers.update_plan(context, cluster, plan)?;
     let now = Timestamp::now().as_second();
     for step in pod_admission::decide_steps(&pods, &findings.standings, passed, &findings.replaced, now) {
@@ -335,7 +345,7 @@ async fn observe_and_admit(
                 }
             }
             AdmissionStep::Remind { pod, remark } => {
-                annotate_pod(context, &api, &pod, (REMINDED_ANNOTATION, &remark)).await?;
+                annotate_pod(context, &api, &pod, REMINDED_ANNOTATION, &remark).await?;
             }
             AdmissionStep::Replace { pod, uid } => {
                 replace_pod(context, cluster, &api, &pod, uid).await?;
@@ -366,51 +376,33 @@ fn compute_fingerprint(known: &RealtimeClusterStatus, built: &RenderedCluster) -
     hex::encode(&Sha256::digest(lines.join("\n"))[..8])
 }
 
+/// Adds to the plan of the cluster what was observed of it.
 async fn build_plan(
-    cluster: &RealtimeCluster,
     built: &RenderedCluster,
-    (pods, services): (&[ServerPod], &[Service]),
+    observed: ObservedObjects<'_>,
     fingerprint: String,
     proof: JourneyProof,
 ) -> Result<ProbePlan, ReconcileError> {
     let RenderedCluster { read, valid, desired } = built;
+    let ObservedObjects { pods, services } = observed;
+    let plan = ProbePlan::of_cluster(valid);
     let edges = pods.iter().filter(|pod| pod.current && pod.server != ServerKind::Dispatcher);
     // A dispatcher of the previous template holds its shards until a new one is admitted.
     let dispatchers =
         pods.iter().filter(|pod| pod.server == ServerKind::Dispatcher && (pod.current || pod.admitted.is_some()));
-    let webhooks = valid.spec.webhooks.mode == WebhooksMode::Kinesis;
     let stream = match &read.stream {
-        Some(stream) if webhooks => {
-            Some(dereference::connect_stream(cluster, stream.name.clone(), &read.secrets).await?)
-        }
+        Some(_) if plan.webhooks => Some(dereference::connect_stream(&valid.stream, &read.secrets).await?),
         _ => None,
     };
-    let gate = &valid.spec.gate;
-    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-    let transports: BTreeSet<Transport> =
-        Transport::ALL.into_iter().filter(|transport| valid.serves_transport(*transport)).collect();
     Ok(ProbePlan {
         fingerprint,
         proof,
-        max_backoff: seconds(valid.spec.webhooks.dispatcher.max_backoff_seconds),
-        paths: find_service_routes(&valid.name, services, pods, &transports),
-        wanted_pods: count_wanted_pods(valid, &transports),
-        transports,
-        webhooks,
+        paths: find_service_routes(&valid.name, services, pods, &plan.transports),
+        wanted_pods: count_wanted_pods(valid, &plan.transports),
         edges: edges.filter_map(|pod| pod.to_edge(valid, desired, &read.secrets)).collect(),
         dispatchers: dispatchers.filter_map(|pod| pod.to_dispatcher(valid, desired, &read.secrets)).collect(),
-        app: ProbeApp { id: valid.probe.id.clone(), key: valid.probe.key.clone(), secret: valid.probe.secret.clone() },
-        app_digests: valid.registry.app_digests(valid.admin_token.expose()),
-        former_apps: None,
-        admin_token: valid.admin_token.clone(),
         stream,
-        policy: GatePolicy {
-            interval: seconds(gate.interval_seconds),
-            timeout: seconds(gate.timeout_seconds),
-            open_after: gate.open_after as usize,
-            close_after: gate.close_after as usize,
-            ..GatePolicy::default()
-        },
+        ..plan
     })
 }
 
@@ -422,7 +414,7 @@ async fn admit_pod(
     configuration: &str,
     on_record: bool,
 ) -> Result<(), ReconcileError> {
-    if !annotate_pod(context, api, pod, (ADMITTED_ANNOTATION, configuration)).await? {
+    if !annotate_pod(context, api, pod, ADMITTED_ANNOTATION, configuration).await? {
         return Ok(());
     }
     let reason = if on_record { Reason::AdmittedOnRecord } else { Reason::Proven };
@@ -448,7 +440,8 @@ async fn annotate_pod(
     context: &ControllerContext,
     api: &Api<Pod>,
     pod: &str,
-    (key, value): (&str, &str),
+    key: &str,
+    value: &str,
 ) -> Result<bool, ReconcileError> {
     context.ensure_leader()?;
     let annotation = json!({ "metadata": { "annotations": { key: value } } });

@@ -25,6 +25,7 @@ mod receiver;
 mod service_routes;
 mod status;
 mod stream_controller;
+mod validation;
 mod workload_controller;
 
 pub use controllers::{OperatorError, OperatorSettings, run};

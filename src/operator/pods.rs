@@ -6,10 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt;
 
-use crate::api::cluster::IdentityType;
 use crate::config::{ServerConfig, ServerKind};
 use crate::desired::render::{ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, TEMPLATE_ANNOTATION, template_digest};
-use crate::desired::{DesiredObjects, ValidCluster, resolve_environment};
+use crate::desired::{DesiredObjects, PodFacts, SecretTexts, ValidCluster, resolve_environment};
 use crate::prober::{DispatcherPod, EdgePod};
 use crate::process::readiness_annotation;
 use crate::protocol::Transport;
@@ -73,7 +72,7 @@ impl ServerPod {
             let wanted = wanted.and_then(|metadata| metadata.annotations.as_ref()).and_then(|all| all.get(name));
             wanted.is_some() && wanted == pod.annotations().get(name)
         };
-        let eks = matches!(cluster.identity_type(), IdentityType::Irsa | IdentityType::PodIdentity);
+        let eks = cluster.stream.identity.is_injected_by_eks();
         let (container, injected) = if eks { split_injected(container) } else { (container.clone(), BTreeMap::new()) };
         let status = pod.status.as_ref()?;
         let state = status.container_statuses.iter().flatten().find(|status| status.name == server.name());
@@ -109,7 +108,7 @@ impl ServerPod {
     }
 
     /// The variables that were rendered for this pod, and the injected ones.
-    fn rendered_variables(&self, desired: &DesiredObjects, secrets: &SecretsByName) -> Option<ServerConfig> {
+    fn rendered_variables(&self, desired: &DesiredObjects, secrets: &SecretTexts) -> Option<ServerConfig> {
         let (_, deployment) = desired.deployments.iter().find(|(server, _)| *server == self.server)?;
         let mut all = secrets.clone();
         for secret in &desired.secrets {
@@ -117,7 +116,8 @@ impl ServerPod {
             let texts = texts.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(&bytes.0).into_owned()));
             all.insert(secret.name_any(), texts.collect());
         }
-        let mut variables = resolve_environment(&deployment.spec.template, (&self.name, self.address), &all).ok()?;
+        let facts = PodFacts { name: &self.name, address: self.address };
+        let mut variables = resolve_environment(&deployment.spec.template, facts, &all).ok()?;
         for (name, value) in &self.injected {
             variables.entry(name.clone()).or_insert_with(|| value.clone());
         }
@@ -125,12 +125,7 @@ impl ServerPod {
     }
 
     /// Converts to an edge that journeys run through; `None` while it has no address.
-    pub fn to_edge(
-        &self,
-        cluster: &ValidCluster,
-        desired: &DesiredObjects,
-        secrets: &SecretsByName,
-    ) -> Option<EdgePod> {
+    pub fn to_edge(&self, cluster: &ValidCluster, desired: &DesiredObjects, secrets: &SecretTexts) -> Option<EdgePod> {
         let values = self.rendered_variables(desired, secrets)?;
         let transports = values.list_items(crate::config::name::TRANSPORTS).filter_map(|name| name.parse().ok());
         let transports: Vec<Transport> = transports.collect();
@@ -149,7 +144,7 @@ impl ServerPod {
         &self,
         cluster: &ValidCluster,
         desired: &DesiredObjects,
-        secrets: &SecretsByName,
+        secrets: &SecretTexts,
     ) -> Option<DispatcherPod> {
         let values = self.rendered_variables(desired, secrets)?;
         Some(DispatcherPod {
@@ -164,16 +159,12 @@ impl ServerPod {
 
 /// Number of pods that the manifest asks for, by the transport that they carry.
 pub fn count_wanted_pods(valid: &ValidCluster, transports: &BTreeSet<Transport>) -> BTreeMap<Transport, usize> {
-    let servers = valid.edge_servers();
     let wanted = |transport: &Transport| {
-        let serving = servers.iter().filter(|(server, _)| server.serves_as(transport.server_kind()));
-        serving.map(|(_, edge)| usize::try_from(edge.replicas).unwrap_or_default()).sum()
+        let serving = valid.servers.iter().filter(|server| server.kind.serves_as(transport.server_kind()));
+        serving.map(|server| usize::try_from(server.replicas).unwrap_or_default()).sum()
     };
     transports.iter().map(|transport| (*transport, wanted(transport))).collect()
 }
-
-/// Texts of Secrets, by name and key.
-pub type SecretsByName = BTreeMap<String, BTreeMap<String, String>>;
 
 /// Splits a live container into the container of its template and the variables that EKS injected.
 fn split_injected(container: &Container) -> (Container, BTreeMap<String, String>) {

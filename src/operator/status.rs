@@ -114,19 +114,10 @@ fn merge_status(cluster: &RealtimeCluster, part: &StatusPatch, now: Timestamp) -
 mod tests {
     use super::*;
     use crate::api::cluster::RealtimeClusterStatus;
+    use crate::api::fixture;
 
     fn cluster(status: Option<RealtimeClusterStatus>) -> RealtimeCluster {
-        let text = "
-apiVersion: realtime-operator.dev/v1alpha1
-kind: RealtimeCluster
-metadata: { name: eu, namespace: channels, generation: 2 }
-spec:
-  aws: { region: eu-west-1, identity: { type: PodIdentity } }
-  bus: { type: Redis, redis: { urlSecretRef: { name: eu-redis, key: url } } }
-";
-        let mut cluster: RealtimeCluster = serde_yaml::from_str(text).expect("a cluster");
-        cluster.status = status;
-        cluster
+        RealtimeCluster { status, ..fixture::applied_cluster("") }
     }
 
     fn part(update: Vec<ConditionUpdate>) -> StatusPatch {

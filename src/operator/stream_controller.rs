@@ -12,12 +12,13 @@ use kube::runtime::controller::Action;
 use serde_json::{Map, Value};
 
 use super::context::{ControllerContext, ReconcileError, SharedContext};
-use super::dereference::{self, Dereferenced};
+use super::dereference;
 use super::status::{self, ConditionUpdate, StatusPatch};
-use crate::api::cluster::{StreamMode, StreamStatus, WebhooksMode};
+use super::validation::validate_stream;
+use crate::api::cluster::{StreamStatus, WebhooksMode};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
-use crate::desired;
+use crate::desired::StreamCapacity;
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, StreamSummary};
 use crate::process::clock;
 
@@ -88,19 +89,18 @@ async fn reconcile_stream(
     known: StreamStatus,
 ) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
     let read = dereference::read(context, cluster, false).await?;
-    let uid = cluster.uid().unwrap_or_default();
-    let name = desired::stream_name(cluster, &uid);
-    let client = connect_client(cluster, &name, &read).await?;
+    let stream = validate_stream(cluster)?;
+    let client = dereference::connect_stream(&stream, &read.secrets).await?;
     // The name changed: the status of the previous stream does not apply to this one.
-    let known = if known.name == name.as_str() {
+    let known = if known.name == stream.name.as_str() {
         known
     } else {
-        StreamStatus { name: name.to_string(), ..StreamStatus::default() }
+        StreamStatus { name: stream.name.to_string(), ..StreamStatus::default() }
     };
     match client.describe_stream().await {
         Ok(summary) => adopt_stream(context, cluster, &client, known, summary).await,
         Err(error) if error.class == KinesisErrorClass::NotFound && known.arn.is_empty() => {
-            create_stream(context, cluster, &client, known).await
+            create_stream(context, cluster, &client, stream.capacity, known).await
         }
         Err(error) if error.class == KinesisErrorClass::NotFound => {
             let message = format!(
@@ -112,14 +112,6 @@ async fn reconcile_stream(
     }
 }
 
-async fn connect_client(
-    cluster: &RealtimeCluster,
-    name: &crate::protocol::StreamName,
-    read: &Dereferenced,
-) -> Result<KinesisClient, ReconcileError> {
-    dereference::connect_stream(cluster, name.clone(), &read.secrets).await
-}
-
 fn format_owner(context: &ControllerContext, cluster: &RealtimeCluster) -> String {
     format!("{}/{}", context.kubernetes_uid, super::context::cluster_key(cluster))
 }
@@ -128,6 +120,7 @@ async fn create_stream(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
     client: &KinesisClient,
+    capacity: StreamCapacity,
     known: StreamStatus,
 ) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
     let uid = cluster.uid().unwrap_or_default();
@@ -141,10 +134,9 @@ async fn create_stream(
         return Ok((stream, creating(message)));
     };
     context.ensure_leader()?;
-    let spec = &cluster.spec.webhooks.stream;
-    let shards = match spec.mode {
-        StreamMode::OnDemand => None,
-        StreamMode::Provisioned => spec.shards,
+    let shards = match capacity {
+        StreamCapacity::OnDemand => None,
+        StreamCapacity::Provisioned(shards) => Some(i32::try_from(shards).unwrap_or(i32::MAX)),
     };
     let tags = [(OWNER_TAG, format_owner(context, cluster)), (CLUSTER_ID_TAG, known.cluster_id.clone())];
     let tags: BTreeMap<String, String> = tags.map(|(name, value)| (name.to_owned(), value)).into();
@@ -157,16 +149,16 @@ async fn create_stream(
         }
         // The stream exists by now, or the answer to an earlier call was lost: the next reconcile describes it.
         Err(error) if error.class == KinesisErrorClass::Busy => {}
-        Err(error) => return Err(explain_create_failure(error, spec.mode)),
+        Err(error) => return Err(explain_create_failure(error, capacity)),
     }
     let message = format!("stream {} is being created", known.name);
     Ok((known, creating(message)))
 }
 
 /// Adds a hint to a refused creation: Kinesis supports both modes, an emulator may not.
-fn explain_create_failure(error: KinesisError, mode: StreamMode) -> ReconcileError {
+fn explain_create_failure(error: KinesisError, capacity: StreamCapacity) -> ReconcileError {
     let error = ReconcileError::from(error);
-    if error.reason != Reason::StreamInvalid || mode != StreamMode::OnDemand {
+    if error.reason != Reason::StreamInvalid || capacity != StreamCapacity::OnDemand {
         return error;
     }
     let message = format!(
@@ -271,12 +263,12 @@ mod tests {
         let hint = ". If the endpoint does not support on-demand streams, write mode: Provisioned and shards in webhooks.stream";
         let invalid = || error(KinesisErrorClass::Invalid, "ValidationException");
         for (name, error, mode, reason, terminal, message) in [
-            ("on demand", invalid(), StreamMode::OnDemand, Reason::StreamInvalid, true, format!("{answer}{hint}")),
-            ("provisioned", invalid(), StreamMode::Provisioned, Reason::StreamInvalid, true, answer.to_owned()),
+            ("on demand", invalid(), StreamCapacity::OnDemand, Reason::StreamInvalid, true, format!("{answer}{hint}")),
+            ("provisioned", invalid(), StreamCapacity::Provisioned(1), Reason::StreamInvalid, true, answer.to_owned()),
             (
                 "a failure of another kind",
                 error(KinesisErrorClass::Transient, "InternalFailure"),
-                StreamMode::OnDemand,
+                StreamCapacity::OnDemand,
                 Reason::StreamUnreachable,
                 false,
                 answer.replace("ValidationException", "InternalFailure"),

@@ -15,6 +15,7 @@ use super::context::{ControllerContext, ReconcileError, SharedContext};
 use super::dereference::{self, generated_secret_name};
 use super::finalizer;
 use super::status::{self, ConditionUpdate, StatusPatch};
+use super::validation::validate_cluster;
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
@@ -82,10 +83,11 @@ async fn reconcile_children(
     cluster: &RealtimeCluster,
 ) -> Result<(ConditionUpdate, Value), ReconcileError> {
     let read = dereference::read(context, cluster, false).await?;
-    let (valid, made) = dereference::validate(context, cluster, &read)?;
-    if !made.is_empty() {
+    let credentials = dereference::generate_credentials(cluster, &read);
+    let valid = validate_cluster(cluster, &read, &credentials, &context.receiver_address)?;
+    if !credentials.fresh.is_empty() {
         let mut all = read.generated.clone();
-        all.extend(made);
+        all.extend(credentials.fresh);
         context.ensure_leader()?;
         apply::apply_object(&context.client, &render_generated_secret(cluster, &valid, &all)).await?;
     }

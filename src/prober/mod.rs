@@ -16,11 +16,13 @@ mod journey;
 mod launch;
 mod nonce;
 mod observe;
+mod plan;
 mod progress;
 mod receiver;
 mod scheduler;
 mod service_routes;
 
+pub use crate::desired::ProbeApp;
 pub use handle::{PodStanding, Prober};
 pub use progress::HopTick;
 pub use receiver::WebhookReceiver;
@@ -32,7 +34,7 @@ use std::time::Duration;
 
 use crate::gate::GatePolicy;
 use crate::kinesis;
-use crate::protocol::{AppId, AppKey, Secret, Transport};
+use crate::protocol::{AppId, Secret, Transport};
 
 /// An edge pod that journeys run through.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,17 +103,6 @@ pub struct DispatcherPod {
     /// Whether the pod is being replaced: it may hold shards until its successor is admitted, and its configuration does
     /// not count.
     pub leaving: bool,
-}
-
-/// The app of the journeys.
-#[derive(Clone, Debug)]
-pub struct ProbeApp {
-    /// The id of the app.
-    pub id: AppId,
-    /// The public key of the app.
-    pub key: AppKey,
-    /// The secret of the app.
-    pub secret: Secret,
 }
 
 /// The proof that holds before the first journey.

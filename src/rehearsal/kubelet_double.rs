@@ -7,11 +7,8 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::Deployment;
 
-use crate::desired::{DesiredObjects, MissingReference, resolve_environment};
+use crate::desired::{DesiredObjects, MissingReference, PodFacts, SecretTexts, resolve_environment};
 use crate::protocol::registry::AppRegistry;
-
-/// The texts of Secrets by name.
-pub type SecretTexts = BTreeMap<String, BTreeMap<String, String>>;
 
 /// One pod of a Deployment.
 #[derive(Clone, Debug)]
@@ -47,7 +44,8 @@ pub fn rendered_pods(deployment: &Deployment, secrets: &SecretTexts) -> Result<V
             let pod = format!("{name}-{index}");
             // 127.0.0.1 is the first.
             let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + u32::try_from(index).unwrap_or(0)).into();
-            let environment = resolve_environment(&deployment.spec.template, (&pod, Some(address)), secrets)?;
+            let facts = PodFacts { name: &pod, address: Some(address) };
+            let environment = resolve_environment(&deployment.spec.template, facts, secrets)?;
             Ok(RenderedPod { name: pod, address, environment })
         })
         .collect()

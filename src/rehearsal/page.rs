@@ -30,6 +30,15 @@ const PUSHER_JS: &str = include_str!("../../third_party/pusher-js/pusher.min.js"
 /// Webhooks that are shown to a page that is opened later.
 const RECENT_WEBHOOKS_MAX: usize = 50;
 
+/// Addresses of the first edges; `None` for a transport that the cluster has not.
+#[derive(Clone, Copy, Debug)]
+pub struct EdgeAddresses {
+    /// An edge that serves WebSocket.
+    pub websocket: Option<SocketAddr>,
+    /// An edge that serves the HTTP fallbacks.
+    pub sockjs: Option<SocketAddr>,
+}
+
 /// The app that the page connects to, and where.
 #[derive(Clone, Debug)]
 pub struct DemoSettings {
@@ -45,15 +54,15 @@ pub struct DemoSettings {
 
 impl DemoSettings {
     /// The page connects to the first app that lets clients send; failing that, to the first.
-    pub fn of_cluster(cluster: &ValidCluster, (websocket, sockjs): (Option<SocketAddr>, Option<SocketAddr>)) -> Self {
+    pub fn of_cluster(cluster: &ValidCluster, edges: EdgeAddresses) -> Self {
         let mut apps: Vec<_> = cluster.registry.apps().filter(|app| app.id != cluster.probe.id).collect();
         apps.sort_by_key(|app| !app.client_events);
         let credential = apps.first().and_then(|app| app.signing_credential());
         Self {
             key: credential.map_or_else(|| cluster.probe.key.clone(), |credential| credential.key.clone()),
             secret: credential.map_or_else(|| cluster.probe.secret.clone(), |credential| credential.secret.clone()),
-            websocket,
-            sockjs,
+            websocket: edges.websocket,
+            sockjs: edges.sockjs,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Starts a whole cluster as tasks, and ends it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -13,20 +13,18 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::error::RehearsalError;
-use super::kubelet_double::{self, RenderedPod, SecretTexts};
+use super::kubelet_double::{self, RenderedPod};
 use super::overrides::{ManifestOverride, overridden_registry, override_variables};
 use super::webhook_receiver::{self, DeliveredWebhook};
 use super::{kinesis_double, page};
-use crate::api::cluster::WebhooksMode;
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::bus::{Bus, MemoryBus};
 use crate::config::{ServerConfig, ServerKind, name};
-use crate::desired::{self, ClusterInputs, ManifestProblem, ValidCluster};
+use crate::desired::{self, ClusterInputs, ManifestProblem, SecretTexts, ServerRole, ValidCluster, ValidStream};
 use crate::dispatcher::{self, EgressOverrides, MemoryLeases};
 use crate::edge;
-use crate::gate;
 use crate::kinesis::{KinesisClient, StreamSettings};
-use crate::prober::{self, DispatcherPod, EdgePod, JourneyProof, ProbeApp, ProbePlan, Prober, WebhookReceiver};
+use crate::prober::{self, DispatcherPod, EdgePod, ProbePlan, Prober, WebhookReceiver};
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, Transport, signature};
 
@@ -135,15 +133,8 @@ impl RunningRehearsal {
         let cloud_listener = bind_loopback().await?;
         let cloud_address = cloud_listener.local_addr()?;
         let mut outside = vec![kinesis_double::serve(cloud_listener, end_cloud.clone())];
-        let region = cluster.spec.aws.region.clone();
-        let stream =
-            KinesisClient::connect(&kinesis_double::client_settings(cloud_address, &region, &cluster.stream)).await;
-        kinesis_double::create_stream(&stream, cluster.shards).await?;
-
-        let mut doubles = BTreeMap::new();
-        for (server, between) in &options.interposers {
-            doubles.insert(*server, between(cloud_address).await?);
-        }
+        let stream = create_stream(&cluster.stream, cloud_address).await?;
+        let doubles = start_interposers(&options.interposers, cloud_address).await?;
         let receiver = WebhookReceiver::start(bind_loopback().await?, end_cloud.clone())?;
         let outside_listener = bind_loopback().await?;
         let outside_address = outside_listener.local_addr()?;
@@ -176,11 +167,7 @@ impl RunningRehearsal {
         }
         let PodLauncher { edges, dispatchers, edge_pods, dispatcher_pods, refusals, .. } = surroundings;
 
-        let first = |server: ServerKind| {
-            let carries = |pod: &&EdgePod| pod.transports.iter().any(|transport| transport.server_kind() == server);
-            edge_pods.iter().find(carries).map(|pod| pod.public)
-        };
-        let addresses = (first(ServerKind::Websocket), first(ServerKind::Sockjs));
+        let addresses = first_edges(&edge_pods);
         let (shown, verdict) = watch::channel(None);
         let apps = customer_credentials(&cluster);
         let page_address = match page_listener {
@@ -194,14 +181,22 @@ impl RunningRehearsal {
         };
         let transports = served_transports(&cluster);
         let prober = refusals.is_empty().then(|| {
-            let mut plan = build_plan(&cluster, dispatcher_pods, stream);
-            plan.transports = transports.iter().copied().collect();
-            plan.edges = edge_pods;
+            let plan = ProbePlan {
+                edges: edge_pods,
+                dispatchers: dispatcher_pods,
+                stream: Some(stream),
+                ..ProbePlan::of_cluster(&cluster)
+            };
             prober::start(plan, receiver, probing.clone())
         });
         let prober = prober.transpose().map_err(|error| RehearsalError::Http(error.to_string()))?;
         Ok(Self {
-            serving: ServingAddresses { page: page_address, websocket: addresses.0, sockjs: addresses.1, apps },
+            serving: ServingAddresses {
+                page: page_address,
+                websocket: addresses.websocket,
+                sockjs: addresses.sockjs,
+                apps,
+            },
             refusals,
             stand_ins,
             transports,
@@ -280,8 +275,8 @@ impl PodLauncher<'_> {
         let digest = |secret: &str| signature::salted_digest(token, secret);
         // What was rendered is a configuration that starts: the contract's own test holds that.
         let wanted = ServerConfig::parse(rendered.environment.clone()).map(|values| values.redacted_variables(digest));
-        let started = match (ServerConfig::parse(pod.environment), wanted) {
-            (Ok(values), Ok(wanted)) => self.run(server, (&pod.name, pod.address), values, wanted).await?,
+        let started = match (ServerConfig::parse(pod.environment.clone()), wanted) {
+            (Ok(values), Ok(wanted)) => self.run(server, &pod, values, wanted).await?,
             (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
         };
         if let Err(line) = started {
@@ -294,7 +289,7 @@ impl PodLauncher<'_> {
     async fn run(
         &mut self,
         server: ServerKind,
-        (pod, address): (&str, IpAddr),
+        pod: &RenderedPod,
         values: ServerConfig,
         wanted: BTreeMap<String, String>,
     ) -> Result<Result<(), String>, RehearsalError> {
@@ -315,7 +310,7 @@ impl PodLauncher<'_> {
                 Ok(running) => {
                     let admin = running.admin;
                     self.dispatcher_pods.push(DispatcherPod {
-                        pod: pod.to_owned(),
+                        pod: pod.name.clone(),
                         admin,
                         wanted,
                         admitted: true,
@@ -333,7 +328,7 @@ impl PodLauncher<'_> {
         let dependencies = edge::EdgeDependencies {
             public: bind_loopback().await?,
             admin,
-            peer: self.peer_listener(server, address).await,
+            peer: self.peer_listener(server, pod.address).await,
             apps_dir,
             kinesis,
             bus,
@@ -342,7 +337,14 @@ impl PodLauncher<'_> {
         Ok(match edge::start(values, dependencies).await {
             Ok(running) => {
                 let (public, admin) = (running.public, running.admin);
-                self.edge_pods.push(EdgePod { pod: pod.to_owned(), public, admin, transports, wanted, admitted: true });
+                self.edge_pods.push(EdgePod {
+                    pod: pod.name.clone(),
+                    public,
+                    admin,
+                    transports,
+                    wanted,
+                    admitted: true,
+                });
                 self.edges.push(running);
                 Ok(())
             }
@@ -370,12 +372,41 @@ impl PodLauncher<'_> {
             &values.text(name::STREAM_NAME).into(),
         );
         let endpoint = values.get(name::AWS_ENDPOINT_URL_KINESIS);
-        if endpoint.is_some() && endpoint != self.cluster.spec.aws.endpoint_url.as_deref() {
+        if endpoint.is_some() && endpoint != self.cluster.stream.endpoint_url.as_deref() {
             // A wrong address leads nowhere: the discard port of this machine, where nobody listens.
             settings.endpoint = Some("http://127.0.0.1:9".to_owned());
         }
         settings
     }
+}
+
+/// Creates the cluster's stream in the double of Kinesis.
+async fn create_stream(stream: &ValidStream, cloud: SocketAddr) -> Result<KinesisClient, RehearsalError> {
+    let settings = kinesis_double::client_settings(cloud, &stream.region, &stream.name);
+    let client = KinesisClient::connect(&settings).await;
+    kinesis_double::create_stream(&client, stream.capacity.initial_shards()).await?;
+    Ok(client)
+}
+
+/// Starts the doubles in front of Kinesis, and returns their addresses.
+async fn start_interposers(
+    interposers: &BTreeMap<ServerKind, KinesisInterposer>,
+    cloud: SocketAddr,
+) -> std::io::Result<BTreeMap<ServerKind, SocketAddr>> {
+    let mut doubles = BTreeMap::new();
+    for (server, between) in interposers {
+        doubles.insert(*server, between(cloud).await?);
+    }
+    Ok(doubles)
+}
+
+/// Finds the first edge for WebSocket and the first for the HTTP fallbacks.
+fn first_edges(edges: &[EdgePod]) -> page::EdgeAddresses {
+    let first = |server: ServerKind| {
+        let carries = |pod: &&EdgePod| pod.transports.iter().any(|transport| transport.server_kind() == server);
+        edges.iter().find(carries).map(|pod| pod.public)
+    };
+    page::EdgeAddresses { websocket: first(ServerKind::Websocket), sockjs: first(ServerKind::Sockjs) }
 }
 
 /// Returns the transports that the manifest asks for.
@@ -395,9 +426,8 @@ async fn bind_loopback() -> std::io::Result<TcpListener> {
 }
 
 fn egress_overrides(receiver: SocketAddr, outside: SocketAddr) -> EgressOverrides {
-    EgressOverrides {
-        reroute: Some(Arc::new(move |url| webhook_receiver::route_url(url, (RECEIVER_HOST, receiver), outside))),
-    }
+    let receiver = webhook_receiver::ReceiverRoute { host: RECEIVER_HOST, address: receiver };
+    EgressOverrides { reroute: Some(Arc::new(move |url| webhook_receiver::route_url(url, receiver, outside))) }
 }
 
 /// The Secrets of the files, and a stand-in for each that a manifest names and no file holds.
@@ -416,22 +446,23 @@ fn stand_in_secrets(options: &RehearsalOptions) -> (SecretTexts, Vec<String>) {
 }
 
 fn validate(options: &RehearsalOptions, secrets: &SecretTexts) -> Result<ValidCluster, RehearsalError> {
-    let made = std::cell::RefCell::new(BTreeMap::<String, String>::new());
-    let generate =
-        |purpose: &str| made.borrow_mut().entry(purpose.to_owned()).or_insert_with(|| random_secret(20)).clone();
+    let (cluster, apps) = (&options.cluster, &options.apps);
+    let credentials = desired::generate_credentials(cluster, apps, &BTreeMap::new(), |_| random_secret(20));
     let inputs = ClusterInputs {
-        cluster: &options.cluster,
-        apps: &options.apps,
+        cluster,
+        apps,
         secrets,
-        generate: &generate,
+        credentials: &credentials,
         receiver: RECEIVER_HOST,
         version: env!("CARGO_PKG_VERSION"),
         stream: None,
     };
     let mut cluster = desired::validate(&inputs).map_err(RehearsalError::Invalid)?;
     // There is no load balancer that must learn of an end.
-    for edge in [&mut cluster.spec.websocket, &mut cluster.spec.sockjs] {
-        edge.drain.hold_seconds = 0;
+    for server in &mut cluster.servers {
+        if let ServerRole::Edge(drain) = &mut server.role {
+            drain.hold = Duration::ZERO;
+        }
     }
     let refused: Vec<ManifestProblem> = cluster.refused.iter().flat_map(|refused| refused.problems.clone()).collect();
     if refused.is_empty() { Ok(cluster) } else { Err(RehearsalError::Invalid(refused)) }
@@ -448,36 +479,4 @@ fn customer_credentials(cluster: &ValidCluster) -> Vec<(AppId, String, String)> 
         Some((app.id.clone(), credential.key.to_string(), credential.secret.expose().to_owned()))
     })
     .collect()
-}
-
-fn build_plan(cluster: &ValidCluster, dispatchers: Vec<DispatcherPod>, stream: KinesisClient) -> ProbePlan {
-    let gate = &cluster.spec.gate;
-    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-    ProbePlan {
-        fingerprint: String::new(),
-        proof: JourneyProof::Never,
-        max_backoff: seconds(cluster.spec.webhooks.dispatcher.max_backoff_seconds),
-        transports: BTreeSet::new(),
-        webhooks: cluster.spec.webhooks.mode == WebhooksMode::Kinesis,
-        wanted_pods: BTreeMap::new(),
-        edges: vec![],
-        paths: vec![],
-        dispatchers,
-        app: ProbeApp {
-            id: cluster.probe.id.clone(),
-            key: cluster.probe.key.clone(),
-            secret: cluster.probe.secret.clone(),
-        },
-        app_digests: cluster.registry.app_digests(cluster.admin_token.expose()),
-        former_apps: None,
-        admin_token: cluster.admin_token.clone(),
-        stream: Some(stream),
-        policy: gate::GatePolicy {
-            interval: seconds(gate.interval_seconds),
-            timeout: seconds(gate.timeout_seconds),
-            open_after: gate.open_after as usize,
-            close_after: gate.close_after as usize,
-            ..gate::GatePolicy::default()
-        },
-    }
 }

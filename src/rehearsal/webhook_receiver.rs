@@ -84,13 +84,22 @@ async fn receive_webhook(
     StatusCode::OK
 }
 
+/// Route to the operator's receiver.
+#[derive(Clone, Copy, Debug)]
+pub struct ReceiverRoute<'a> {
+    /// `HOST:PORT` that dispatchers are configured with.
+    pub host: &'a str,
+    /// Address at which the receiver listens here.
+    pub address: SocketAddr,
+}
+
 /// Routes `url` to the operator's receiver, to this receiver for outside hosts, or, on loopback, to itself.
 #[must_use]
-pub fn route_url(url: &Url, receiver: (&str, SocketAddr), outside: SocketAddr) -> Option<Url> {
+pub fn route_url(url: &Url, receiver: ReceiverRoute<'_>, outside: SocketAddr) -> Option<Url> {
     let host = url.host_str()?;
     let port = url.port_or_known_default()?;
-    if format!("{host}:{port}") == receiver.0 {
-        return Url::parse(&format!("http://{}{}", receiver.1, url.path())).ok();
+    if format!("{host}:{port}") == receiver.host {
+        return Url::parse(&format!("http://{}{}", receiver.address, url.path())).ok();
     }
     let loopback = match url.host()? {
         url::Host::Ipv4(address) => address.is_loopback(),
@@ -114,7 +123,8 @@ mod tests {
         let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let go = |url: &str| {
             let url = Url::parse(url).expect("an address");
-            route_url(&url, ("receiver.svc:8090", address(1)), address(2)).map(String::from)
+            route_url(&url, ReceiverRoute { host: "receiver.svc:8090", address: address(1) }, address(2))
+                .map(String::from)
         };
         assert_eq!(go("http://receiver.svc:8090/webhooks").as_deref(), Some("http://127.0.0.1:1/webhooks"));
         assert_eq!(go("https://a.example/x").as_deref(), Some("http://127.0.0.1:2/?url=https%3A%2F%2Fa.example%2Fx"));

@@ -156,8 +156,14 @@ export async function applyCrds() {
   await kubectl(["wait", "--for=condition=Established", "--timeout=30s", "crd/realtimeclusters.realtime-operator.dev", "crd/realtimeapps.realtime-operator.dev"]);
 }
 
-/** Deletes a namespace with all that is in it, and waits until it is gone. */
-export function deleteNamespace(name, seconds = 120) {
+/**
+ * Deletes a namespace with all that is in it, and waits until it is gone. Its clusters are deleted first: in a namespace
+ * that is being deleted, servers and what they need end in any order, and a server without its bus drains for long.
+ */
+export async function deleteNamespace(name, seconds = 120) {
+  const clusters = ["delete", "realtimeclusters", "--all", "-n", name, "--ignore-not-found", "--timeout=60s"];
+  // Without the definition, or without an operator that answers, the namespace's own deletion has to do.
+  await kubectl(clusters).catch(() => {});
   return kubectl(["delete", "namespace", name, "--ignore-not-found", "--wait", `--timeout=${seconds}s`]);
 }
 

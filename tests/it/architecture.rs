@@ -78,6 +78,18 @@ const CLIENTS: &[Client] = &[
     (&["fred"], &["bus"]),
 ];
 
+/// Files that work on the validated cluster. What they import of `api` would be a part of the raw manifest.
+const AFTER_VALIDATION: &[&str] = &[
+    "desired/cluster.rs",
+    "desired/environment.rs",
+    "desired/render/",
+    "operator/pods.rs",
+    "prober/plan.rs",
+    "rehearsal/kubelet_double.rs",
+    "rehearsal/overrides.rs",
+    "rehearsal/page.rs",
+];
+
 /// Lines of a file without its tests.
 const FILE_LINES_MAX: usize = 500;
 
@@ -289,6 +301,22 @@ impl Graph {
             format!("src/{path}: `{}` has {} lines, at most {FUNCTION_LINES_MAX}", function.name, function.lines)
         });
         long.collect()
+    }
+
+    /// Imports of a room by files whose path begins so.
+    fn imports_of_room(&self, room: &str, importers: &[&str]) -> BTreeSet<String> {
+        let mut wrong = BTreeSet::new();
+        for (mention, resolution) in &self.mentions {
+            let path = &self.files[mention.file].path;
+            let is_item = |target: &Target| matches!(target, Target::Item(file) if self.files[*file].room == room);
+            let is_module = |module: &Vec<String>| module.first().is_some_and(|first| first == room);
+            if importers.iter().any(|importer| path.starts_with(importer))
+                && (resolution.targets.iter().any(is_item) || resolution.modules.iter().any(is_module))
+            {
+                wrong.insert(format!("{}: not here, of `{room}`", self.place(mention)));
+            }
+        }
+        wrong
     }
 
     fn files_that_mention(&self, word: &str, rooms: &[&str]) -> Vec<&str> {
@@ -660,6 +688,15 @@ fn functions_have_one_concern_and_so_few_lines() {
 }
 
 #[test]
+fn nothing_after_validation_reads_a_manifest() {
+    assert_none(source_graph().imports_of_room("api", AFTER_VALIDATION));
+    for file in AFTER_VALIDATION {
+        let exists = source_graph().files.iter().any(|found| found.path.starts_with(file));
+        assert!(exists, "src/{file} does not exist: correct AFTER_VALIDATION");
+    }
+}
+
+#[test]
 fn servers_do_not_mention_the_prober() {
     assert_none(source_graph().files_that_mention("probe", &["edge", "dispatcher"]));
 }
@@ -810,6 +847,19 @@ fn a_client_is_recognised_however_it_is_imported() {
     assert!(of("use crate::bus::redis; fn f() { redis::connect() }") >= 1 && of("use reqwest;") == 1);
     assert!(of("fn f() { spawn!(reqwest::get(1)) }") == 1 && of("use tokio_tungstenite::{connect_async};") == 1);
     assert_eq!(of("use kube::api::ApiResource; use tokio_tungstenite::WebSocketStream; fn reqwest() {}"), 0);
+}
+
+#[test]
+fn a_manifest_that_is_read_after_validation_is_seen() {
+    let of = |text: &str| {
+        let api = [("api/mod.rs", "pub mod cluster; pub use cluster::Spec;"), ("api/cluster.rs", "pub struct Spec;")];
+        let desired = [("desired/mod.rs", "pub use crate::api::Spec as Manifest;"), ("desired/render/pods.rs", text)];
+        let sources = [("lib.rs", ""), api[0], api[1], desired[0], desired[1]];
+        Graph::parse(&sources).imports_of_room("api", AFTER_VALIDATION).len()
+    };
+    assert!(of("use crate::api::cluster::Spec;") == 1 && of("use crate::api;") == 1);
+    assert!(of("fn f(_: &crate::api::Spec) {}") == 1 && of("use super::super::Manifest;") == 1);
+    assert_eq!(of("use super::super::ValidCluster; fn f(_: ValidCluster) {}"), 0);
 }
 
 #[test]

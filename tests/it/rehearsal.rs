@@ -22,14 +22,9 @@ use realtime_operator::rehearsal::{KinesisInterposer, RehearsalOptions, RunningR
 use serde_json::{Value, json};
 
 /// A cluster with a gate that is quick to judge.
-const MANIFEST: &str = "
-apiVersion: realtime-operator.dev/v1alpha1
-kind: RealtimeCluster
-metadata: { name: eu, namespace: channels }
-spec:
-  aws: { region: eu-west-1, identity: { type: PodIdentity } }
-  bus: { type: Redis, redis: { urlSecretRef: { name: eu-redis, key: url } } }
-  websocket: { replicas: 1 }
+const MANIFEST: &str = concat!(
+    include_str!("../fixtures/minimal-cluster.yaml"),
+    "  websocket: { replicas: 1 }
   sockjs: { replicas: 1 }
   webhooks: { dispatcher: { replicas: 1 }, stream: { mode: Provisioned, shards: 2 } }
   gate: { intervalSeconds: 1, timeoutSeconds: 8, openAfter: 1 }
@@ -38,7 +33,8 @@ apiVersion: realtime-operator.dev/v1alpha1
 kind: RealtimeApp
 metadata: { name: shop, namespace: channels }
 spec: { appID: '1001', clientEvents: Enabled, webhooks: [{ name: orders, url: 'https://shop.example.com/hook' }] }
-";
+"
+);
 
 async fn start(edits: &[&str], between: BTreeMap<ServerKind, KinesisInterposer>) -> RunningRehearsal {
     start_from(MANIFEST, edits, between).await

@@ -231,17 +231,11 @@ async fn serve(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::fixture::applied_cluster;
 
     #[test]
     fn a_cluster_without_apps_can_be_tried() {
-        let cluster = RealtimeCluster::new(
-            "eu",
-            serde_json::from_value(serde_json::json!({
-                "aws": { "region": "eu-west-1", "identity": { "type": "PodIdentity" } },
-                "bus": { "type": "Redis", "redis": { "urlSecretRef": { "name": "r", "key": "url" } } },
-            }))
-            .expect("a spec"),
-        );
+        let cluster = applied_cluster("");
         let app = demo_app(&cluster).expect("an app");
         assert!(app.validate_cel().is_ok());
         assert_eq!(app.spec.app_id, "1");

@@ -17,7 +17,6 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use super::ValidCluster;
-use crate::api::cluster::WebhooksMode;
 use crate::config::ServerKind;
 
 pub use secrets::{admin_secret_name, peer_secret_name, registry_secret_name, render_registry_secrets};
@@ -104,29 +103,28 @@ impl DesiredObjects {
 /// # Errors
 /// Never for these types; the signature of `serde_json` requires one.
 pub fn render_objects(cluster: &ValidCluster) -> Result<DesiredObjects, serde_json::Error> {
-    let edges = cluster.edge_servers();
-    let servers: Vec<(ServerKind, i32)> = edges.iter().map(|(server, edge)| (*server, edge.replicas)).collect();
     // A Service is named by the server that clients ask for, whichever server answers.
-    let behind =
-        |asked: ServerKind| servers.iter().find(|(server, _)| server.serves_as(asked)).map(|(server, _)| *server);
-    let asked = [ServerKind::Websocket, ServerKind::Sockjs].into_iter();
-    let services = asked.filter_map(|asked| Some(render_service(cluster, asked, behind(asked)?))).collect();
-    let dispatcher = (ServerKind::Dispatcher, cluster.spec.webhooks.dispatcher.replicas);
-    // Without webhooks there is no dispatcher.
-    let dispatcher = (cluster.spec.webhooks.mode == WebhooksMode::Kinesis).then_some(dispatcher);
-    let all: Vec<(ServerKind, i32)> = servers.into_iter().chain(dispatcher).collect();
-    let leasing = dispatcher.is_some();
+    let services = [ServerKind::Websocket, ServerKind::Sockjs].into_iter().filter_map(|asked| {
+        let behind = cluster.servers.iter().find(|server| server.kind.serves_as(asked))?;
+        Some(render_service(cluster, asked, behind.kind))
+    });
+    let has_leases = cluster.dispatcher().is_some();
     Ok(DesiredObjects {
-        roles: leasing.then(|| rbac::render_role(cluster)).into_iter().collect(),
-        role_bindings: leasing.then(|| rbac::render_role_binding(cluster)).into_iter().collect(),
-        disruption_budgets: all.iter().map(|(server, _)| pods::render_disruption_budget(cluster, *server)).collect(),
+        roles: has_leases.then(|| rbac::render_role(cluster)).into_iter().collect(),
+        role_bindings: has_leases.then(|| rbac::render_role_binding(cluster)).into_iter().collect(),
+        disruption_budgets: cluster
+            .servers
+            .iter()
+            .map(|server| pods::render_disruption_budget(cluster, server.kind))
+            .collect(),
         service_accounts: pods::render_service_accounts(cluster),
         secrets: vec![secrets::render_admin_secret(cluster), secrets::render_peer_secret(cluster)],
         registry: render_registry_secrets(cluster)?,
-        services,
-        deployments: all
-            .into_iter()
-            .map(|(server, replicas)| (server, pods::render_deployment(cluster, server, replicas)))
+        services: services.collect(),
+        deployments: cluster
+            .servers
+            .iter()
+            .map(|server| (server.kind, pods::render_deployment(cluster, server)))
             .collect(),
     })
 }

@@ -13,14 +13,13 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec}
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::super::ValidCluster;
+use super::super::{AwsIdentity, DrainPhases, ServerRole, ValidCluster, ValidServer};
 use super::template::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_digest};
-use super::variables::{TOKEN_DIRECTORY, edge_spec, render_variables};
+use super::variables::{TOKEN_DIRECTORY, render_variables};
 use super::{
     ADMIN_PORT, APPS_PATH, PEER_PORT, POD_PATH, PUBLIC_PORT, child_labels, child_metadata, child_name, pod_selector,
     registry_secret_name,
 };
-use crate::api::cluster::{DrainSpec, IdentityType};
 use crate::config::ServerKind;
 use crate::protocol::registry::{BUCKET_COUNT, file_name};
 
@@ -28,10 +27,10 @@ use crate::protocol::registry::{BUCKET_COUNT, file_name};
 const IMAGE_USER_ID: i64 = 65532;
 
 /// Termination grace period of a dispatcher, in s: it finishes the webhooks that it is sending.
-const DISPATCHER_GRACE_SECONDS: i64 = 60;
+const DISPATCHER_GRACE_SECONDS: u64 = 60;
 
 /// Seconds that an edge has after its drain: the last clients disconnect, and queued records are written to the stream.
-const AFTER_DRAIN_GRACE_SECONDS: u32 = 30;
+const AFTER_DRAIN_GRACE_SECONDS: u64 = 30;
 
 fn account_name(server: ServerKind) -> &'static str {
     if server == ServerKind::Dispatcher { "dispatcher" } else { "edge" }
@@ -40,12 +39,12 @@ fn account_name(server: ServerKind) -> &'static str {
 /// Renders two accounts for least privilege: edges write the stream, the dispatcher reads it. Their names never change,
 /// since trust policies contain them.
 pub(super) fn render_service_accounts(cluster: &ValidCluster) -> Vec<ServiceAccount> {
-    let identity = &cluster.spec.aws.identity;
-    [("edge", &identity.edge), ("dispatcher", &identity.dispatcher)]
-        .map(|(name, role)| {
+    [ServerKind::Edge, ServerKind::Dispatcher]
+        .map(|server| {
+            let name = account_name(server);
             let mut metadata = child_metadata(cluster, child_name(cluster, name), name);
-            if let (IdentityType::Irsa, Some(role)) = (identity.kind, role) {
-                let annotation = ("eks.amazonaws.com/role-arn".to_owned(), role.role_arn.clone());
+            if let AwsIdentity::Irsa(roles) = &cluster.stream.identity {
+                let annotation = ("eks.amazonaws.com/role-arn".to_owned(), roles.of_server(server).to_owned());
                 metadata.annotations = Some(BTreeMap::from([annotation]));
             }
             ServiceAccount { metadata, automount_service_account_token: Some(false), ..ServiceAccount::default() }
@@ -53,13 +52,13 @@ pub(super) fn render_service_accounts(cluster: &ValidCluster) -> Vec<ServiceAcco
         .into()
 }
 
-pub(super) fn render_deployment(cluster: &ValidCluster, server: ServerKind, replicas: i32) -> Deployment {
+pub(super) fn render_deployment(cluster: &ValidCluster, server: &ValidServer) -> Deployment {
     Deployment {
-        metadata: child_metadata(cluster, child_name(cluster, server.name()), server.name()),
+        metadata: child_metadata(cluster, child_name(cluster, server.kind.name()), server.kind.name()),
         spec: DeploymentSpec {
-            replicas: Some(replicas),
+            replicas: Some(server.replicas),
             selector: LabelSelector {
-                match_labels: Some(pod_selector(cluster, server.name())),
+                match_labels: Some(pod_selector(cluster, server.kind.name())),
                 ..LabelSelector::default()
             },
             // A new pod must be admitted before an old one is deleted: a rollout of a broken template stops at its first pod.
@@ -77,13 +76,13 @@ pub(super) fn render_deployment(cluster: &ValidCluster, server: ServerKind, repl
     }
 }
 
-fn render_pod_template(cluster: &ValidCluster, server: ServerKind) -> PodTemplateSpec {
+fn render_pod_template(cluster: &ValidCluster, server: &ValidServer) -> PodTemplateSpec {
     let pod = render_pod_spec(cluster, server);
     let digest = pod.containers.first().map(template_digest).unwrap_or_default();
-    let secrets = cluster.secrets_digests.get(&server).cloned().unwrap_or_default();
+    let secrets = cluster.secrets_digests.get(&server.kind).cloned().unwrap_or_default();
     let annotations = [(TEMPLATE_ANNOTATION, digest), (SECRETS_ANNOTATION, secrets)];
     let metadata = ObjectMeta {
-        labels: Some(child_labels(cluster, server.name())),
+        labels: Some(child_labels(cluster, server.kind.name())),
         annotations: Some(annotations.map(|(name, value)| (name.to_owned(), value)).into()),
         ..ObjectMeta::default()
     };
@@ -107,16 +106,16 @@ pub(super) fn render_disruption_budget(cluster: &ValidCluster, server: ServerKin
     }
 }
 
-fn render_pod_spec(cluster: &ValidCluster, server: ServerKind) -> PodSpec {
+fn render_pod_spec(cluster: &ValidCluster, server: &ValidServer) -> PodSpec {
     PodSpec {
         readiness_gates: Some(vec![PodReadinessGate { condition_type: READINESS_GATE.to_owned() }]),
         containers: vec![render_container(cluster, server)],
-        service_account_name: Some(child_name(cluster, account_name(server))),
+        service_account_name: Some(child_name(cluster, account_name(server.kind))),
         // The dispatcher keeps its leases on the API server; edges need no access.
-        automount_service_account_token: Some(server == ServerKind::Dispatcher),
+        automount_service_account_token: Some(server.kind == ServerKind::Dispatcher),
         // kubelet would inject REALTIME_…_SERVICE_HOST for a Service named realtime-….
         enable_service_links: Some(false),
-        termination_grace_period_seconds: Some(termination_grace_seconds(cluster, server)),
+        termination_grace_period_seconds: Some(termination_grace_seconds(server)),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
             run_as_user: Some(IMAGE_USER_ID),
@@ -129,27 +128,26 @@ fn render_pod_spec(cluster: &ValidCluster, server: ServerKind) -> PodSpec {
     }
 }
 
-fn termination_grace_seconds(cluster: &ValidCluster, server: ServerKind) -> i64 {
-    edge_spec(cluster, server).map_or(DISPATCHER_GRACE_SECONDS, |edge| {
-        let DrainSpec { hold_seconds, window_seconds } = edge.drain;
-        i64::from(hold_seconds + window_seconds + AFTER_DRAIN_GRACE_SECONDS)
-    })
+fn termination_grace_seconds(server: &ValidServer) -> i64 {
+    let seconds = match &server.role {
+        ServerRole::Edge(DrainPhases { hold, window }) => (*hold + *window).as_secs() + AFTER_DRAIN_GRACE_SECONDS,
+        ServerRole::Dispatcher(_) => DISPATCHER_GRACE_SECONDS,
+    };
+    i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
-fn render_container(cluster: &ValidCluster, server: ServerKind) -> Container {
-    let image = &cluster.spec.image;
-    let edge = server != ServerKind::Dispatcher;
-    let reference = image.digest.as_ref().map_or_else(|| format!(":{}", cluster.tag), |digest| format!("@{digest}"));
+fn render_container(cluster: &ValidCluster, server: &ValidServer) -> Container {
+    let edge = server.kind != ServerKind::Dispatcher;
     let mut ports = vec![render_port("admin", ADMIN_PORT)];
     if edge {
         ports.insert(0, render_port("public", PUBLIC_PORT));
     }
-    if server.serves_as(ServerKind::Sockjs) {
+    if server.kind.serves_as(ServerKind::Sockjs) {
         ports.push(render_port("peer", PEER_PORT));
     }
     Container {
-        name: server.name().to_owned(),
-        image: Some(format!("{}{reference}", image.repository)),
+        name: server.kind.name().to_owned(),
+        image: Some(cluster.image.clone()),
         args: Some(vec![if edge { "edge" } else { "dispatcher" }.to_owned()]),
         env: Some(render_variables(cluster, server)),
         ports: Some(ports),
@@ -192,7 +190,7 @@ fn render_volume_mounts(cluster: &ValidCluster) -> Vec<VolumeMount> {
         ..VolumeMount::default()
     };
     let mut mounts = vec![mount("apps", APPS_PATH), mount("pod", POD_PATH)];
-    if cluster.identity_type() == IdentityType::WebIdentity {
+    if matches!(cluster.stream.identity, AwsIdentity::WebIdentity(_)) {
         mounts.push(mount("aws-token", TOKEN_DIRECTORY));
     }
     mounts
@@ -225,7 +223,7 @@ fn render_volumes(cluster: &ValidCluster) -> Vec<Volume> {
         ..VolumeProjection::default()
     };
     let mut volumes = vec![projected("apps", buckets.collect()), projected("pod", vec![pod])];
-    if cluster.identity_type() == IdentityType::WebIdentity {
+    if matches!(cluster.stream.identity, AwsIdentity::WebIdentity(_)) {
         let token = ServiceAccountTokenProjection {
             audience: Some("sts.amazonaws.com".to_owned()),
             expiration_seconds: Some(3600),

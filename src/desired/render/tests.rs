@@ -5,25 +5,23 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::EnvVar;
 
 use super::*;
-use crate::api::SecretKeyRef;
+use crate::api::fixture::MINIMAL_CLUSTER;
 use crate::config::{ServerConfig, Variable};
-use crate::desired::{ClusterInputs, Manifests, validate};
+use crate::desired::{ClusterInputs, Manifests, SecretReference, generate_credentials, validate};
 use crate::protocol::Transport;
 
 fn cluster(identity: &str, extra: &str) -> ValidCluster {
-    let text = format!(
-        "apiVersion: realtime-operator.dev/v1alpha1\nkind: RealtimeCluster\n\
-         metadata: {{ name: eu, namespace: channels, uid: 1a2b3c4d-0000 }}\nspec:\n  \
-         aws: {{ region: eu-west-1, identity: {identity} }}\n  \
-         bus: {{ type: Redis, redis: {{ urlSecretRef: {{ name: eu-redis, key: url }} }} }}\n{extra}"
-    );
+    let text = MINIMAL_CLUSTER.replace("{ type: PodIdentity }", identity);
     let mut manifests = Manifests::default();
-    manifests.add_file("eu.yaml", &text).expect("a manifest");
+    manifests.add_file("eu.yaml", &format!("{text}{extra}")).expect("a manifest");
+    let (_, mut cluster) = manifests.clusters.remove(0);
+    cluster.metadata.uid = Some("1a2b3c4d-0000".to_owned());
+    let generate = |purpose: &str| format!("generated-{purpose}");
     let inputs = ClusterInputs {
-        cluster: &manifests.clusters[0].1,
+        cluster: &cluster,
         apps: &[],
         secrets: &BTreeMap::new(),
-        generate: &|purpose| format!("generated-{purpose}"),
+        credentials: &generate_credentials(&cluster, &[], &BTreeMap::new(), generate),
         receiver: "receiver.svc:8090",
         version: "0.1.0",
         stream: None,
@@ -89,8 +87,7 @@ fn the_authority_of_redis_is_read_from_its_secret_by_edges_alone() {
         Some((key.name, key.key))
     };
     assert_eq!(named(&render_objects(&given).expect("objects"), ServerKind::Sockjs), None);
-    let key = SecretKeyRef { name: "redis-tls".to_owned(), key: "ca.crt".to_owned() };
-    given.spec.bus.redis.ca_secret_ref = Some(key);
+    given.redis.ca = Some(SecretReference { name: "redis-tls".to_owned(), key: "ca.crt".to_owned(), purpose: "TLS" });
     let desired = render_objects(&given).expect("objects");
     let expected = Some(("redis-tls".to_owned(), "ca.crt".to_owned()));
     assert_eq!(named(&desired, ServerKind::Websocket), expected);

@@ -1,12 +1,12 @@
 //! Renders the variables of a server from the table in `config`.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, SecretKeySelector};
 
-use super::super::ValidCluster;
+use super::super::{AwsIdentity, SecretReference, ValidCluster, ValidServer};
 use super::{APPS_PATH, admin_secret_name, peer_secret_name};
-use crate::api::cluster::{EdgeServer, IdentityType, WebhooksMode};
-use crate::api::{EnabledState, SecretKeyRef};
-use crate::config::{ServerKind, VARIABLE_TABLE, Variable, name};
+use crate::config::{VARIABLE_TABLE, VariableKey};
 use crate::protocol::Transport;
 
 /// Mount path of the projected token of a `WebIdentity`.
@@ -19,92 +19,86 @@ enum VariableSource {
 }
 
 /// Renders the variables of a server in the table's order, then the user's own.
-pub(super) fn render_variables(cluster: &ValidCluster, server: ServerKind) -> Vec<EnvVar> {
+pub(super) fn render_variables(cluster: &ValidCluster, server: &ValidServer) -> Vec<EnvVar> {
     let ours = VARIABLE_TABLE
         .iter()
-        .filter(|row| row.servers.contains(&server))
-        .filter_map(|row| resolve_source(cluster, server, row).map(|source| render_variable(row.name, source)));
-    let extra = edge_spec(cluster, server).map_or(&cluster.spec.webhooks.dispatcher.env, |edge| &edge.env);
-    let extra = extra.iter().map(|extra| render_variable(&extra.name, VariableSource::Text(extra.value.clone())));
+        .filter(|row| row.servers.contains(&server.kind))
+        .filter_map(|row| Some(render_variable(row.name, resolve_source(cluster, server, row.key)?)));
+    let extra = server.extra_variables.iter();
+    let extra = extra.map(|extra| render_variable(&extra.name, VariableSource::Text(extra.value.clone())));
     ours.chain(extra).collect()
 }
 
-/// The manifest's section for an edge server; `None` for the dispatcher.
-pub(super) fn edge_spec(cluster: &ValidCluster, server: ServerKind) -> Option<&EdgeServer> {
-    match server {
-        ServerKind::Websocket | ServerKind::Edge => Some(&cluster.spec.websocket),
-        ServerKind::Sockjs => Some(&cluster.spec.sockjs),
-        ServerKind::Dispatcher => None,
-    }
-}
-
-fn resolve_source(cluster: &ValidCluster, server: ServerKind, row: &Variable) -> Option<VariableSource> {
-    let spec = &cluster.spec;
-    let identity = &spec.aws.identity;
-    let text = |text: &str| Some(VariableSource::Text(text.to_owned()));
-    match row.name {
-        name::CLUSTER => text(&format!("{}/{}", cluster.namespace, cluster.name)),
-        name::CLUSTER_UID => text(&cluster.uid),
-        name::SERVER => text(server.name()),
-        name::POD => Some(VariableSource::Field("metadata.name")),
-        name::ADMIN_TOKEN => Some(VariableSource::Secret { name: admin_secret_name(cluster), key: "token".to_owned() }),
-        name::APPS_PATH => text(APPS_PATH),
-        name::TRANSPORTS => {
-            let transports: Vec<&str> =
-                Transport::ALL.into_iter().filter(|t| server.serves_as(t.server_kind())).map(Transport::name).collect();
-            text(&transports.join(","))
+/// Source of a variable; `None` leaves the variable out. A match without a wildcard, so that no variable is forgotten.
+fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey) -> Option<VariableSource> {
+    use VariableSource::{Field, Secret, Text};
+    let text = |text: &str| Some(Text(text.to_owned()));
+    let seconds = |duration: Duration| Some(Text(duration.as_secs().to_string()));
+    let secret = |name: String, key: &str| Some(Secret { name, key: key.to_owned() });
+    let referenced = |found: &SecretReference| secret(found.name.clone(), &found.key);
+    let identity = &cluster.stream.identity;
+    match key {
+        VariableKey::Cluster => text(&format!("{}/{}", cluster.namespace, cluster.name)),
+        VariableKey::ClusterUid => text(&cluster.uid),
+        VariableKey::Server => text(server.kind.name()),
+        VariableKey::Pod => Some(Field("metadata.name")),
+        VariableKey::AdminToken => secret(admin_secret_name(cluster), "token"),
+        VariableKey::AppsPath => text(APPS_PATH),
+        VariableKey::Transports => {
+            let transports =
+                Transport::ALL.into_iter().filter(|transport| server.kind.serves_as(transport.server_kind()));
+            text(&transports.map(Transport::name).collect::<Vec<_>>().join(","))
         }
-        name::TRUSTED_PROXIES => join_list(&spec.trusted_proxies),
-        name::POD_IP => Some(VariableSource::Field("status.podIP")),
-        name::PEER_SECRET => Some(VariableSource::Secret { name: peer_secret_name(cluster), key: "secret".to_owned() }),
-        name::SESSION_HOST => spec.sockjs_clients.canonical_host.as_deref().and_then(text),
-        name::SOCKJS_SCRIPTS => join_list(&spec.sockjs_clients.scripts),
-        name::SOCKJS_COOKIE if spec.sockjs_clients.cookie == Some(EnabledState::Enabled) => text("on"),
-        name::DRAIN_HOLD_SECONDS => {
-            edge_spec(cluster, server).and_then(|edge| text(&edge.drain.hold_seconds.to_string()))
+        VariableKey::TrustedProxies => join_list(&cluster.trusted_proxies),
+        VariableKey::PodIp => Some(Field("status.podIP")),
+        VariableKey::PeerSecret => secret(peer_secret_name(cluster), "secret"),
+        VariableKey::SessionHost => cluster.sockjs.session_host.as_deref().and_then(text),
+        VariableKey::SockjsScripts => join_list(&cluster.sockjs.scripts),
+        VariableKey::SockjsCookie => cluster.sockjs.has_cookie.then_some("on").and_then(text),
+        VariableKey::DrainHoldSeconds => server.drain().and_then(|drain| seconds(drain.hold)),
+        VariableKey::DrainWindowSeconds => server.drain().and_then(|drain| seconds(drain.window)),
+        VariableKey::Webhooks => text(if cluster.dispatcher().is_some() { "kinesis" } else { "off" }),
+        VariableKey::StreamName => text(cluster.stream.name.as_str()),
+        VariableKey::Bus => text("redis"),
+        VariableKey::RedisUrl => referenced(&cluster.redis.url),
+        VariableKey::RedisCa => cluster.redis.ca.as_ref().and_then(referenced),
+        VariableKey::AllowedNetworks => server.dispatcher().and_then(|settings| join_list(&settings.allowed_networks)),
+        VariableKey::AllowedEndpoints => text(&cluster.receiver),
+        VariableKey::RetryWindowSeconds => server.dispatcher().and_then(|settings| seconds(settings.retry_window)),
+        VariableKey::MaxBackoffSeconds => server.dispatcher().and_then(|settings| seconds(settings.max_backoff)),
+        VariableKey::AwsIdentity => text(identity.name()),
+        VariableKey::AwsRegion => text(&cluster.stream.region),
+        VariableKey::AwsEndpointUrlKinesis => cluster.stream.endpoint_url.as_deref().and_then(text),
+        VariableKey::AwsEc2MetadataDisabled => (*identity != AwsIdentity::NodeRole).then_some("true").and_then(text),
+        VariableKey::AwsRoleArn => match identity {
+            AwsIdentity::WebIdentity(roles) => text(roles.of_server(server.kind)),
+            _ => None,
+        },
+        VariableKey::AwsWebIdentityTokenFile => match identity {
+            AwsIdentity::WebIdentity(_) => text(&format!("{TOKEN_DIRECTORY}/token")),
+            _ => None,
+        },
+        VariableKey::AwsAccessKeyId => identity.keys_secret().and_then(|name| secret(name.to_owned(), "accessKeyID")),
+        VariableKey::AwsSecretAccessKey => {
+            identity.keys_secret().and_then(|name| secret(name.to_owned(), "secretAccessKey"))
         }
-        name::DRAIN_WINDOW_SECONDS => {
-            edge_spec(cluster, server).and_then(|edge| text(&edge.drain.window_seconds.to_string()))
-        }
-        name::WEBHOOKS => text(match spec.webhooks.mode {
-            WebhooksMode::Kinesis => "kinesis",
-            WebhooksMode::Off => "off",
-        }),
-        name::STREAM_NAME => text(cluster.stream.as_str()),
-        name::BUS => text("redis"),
-        name::REDIS_URL => Some(secret_source(&spec.bus.redis.url_secret_ref)),
-        name::REDIS_CA => spec.bus.redis.ca_secret_ref.as_ref().map(secret_source),
-        name::ALLOWED_NETWORKS => join_list(&spec.webhooks.allowed_networks),
-        name::ALLOWED_ENDPOINTS => text(&cluster.receiver),
-        name::RETRY_WINDOW_SECONDS => text(&spec.webhooks.dispatcher.retry_window_seconds.to_string()),
-        name::MAX_BACKOFF_SECONDS => text(&spec.webhooks.dispatcher.max_backoff_seconds.to_string()),
-        name::AWS_IDENTITY => text(cluster.identity_type().name()),
-        name::AWS_REGION => text(&spec.aws.region),
-        name::AWS_ENDPOINT_URL_KINESIS => spec.aws.endpoint_url.as_deref().and_then(text),
-        "AWS_EC2_METADATA_DISABLED" if identity.kind != IdentityType::NodeRole => text("true"),
-        "AWS_ROLE_ARN" if identity.kind == IdentityType::WebIdentity => {
-            let role = if server == ServerKind::Dispatcher { &identity.dispatcher } else { &identity.edge };
-            role.as_ref().and_then(|role| text(&role.role_arn))
-        }
-        "AWS_WEB_IDENTITY_TOKEN_FILE" if identity.kind == IdentityType::WebIdentity => {
-            text(&format!("{TOKEN_DIRECTORY}/token"))
-        }
-        "AWS_ACCESS_KEY_ID" => static_key_source(identity.secret_ref.as_ref(), "accessKeyID"),
-        "AWS_SECRET_ACCESS_KEY" => static_key_source(identity.secret_ref.as_ref(), "secretAccessKey"),
-        _ => None,
+        // The servers' defaults fit the rendered ports, volumes and permissions; the last four are injected by EKS.
+        VariableKey::AdminAddress
+        | VariableKey::PublicAddress
+        | VariableKey::PeerAddress
+        | VariableKey::Admission
+        | VariableKey::AnnotationsPath
+        | VariableKey::Leases
+        | VariableKey::Log
+        | VariableKey::AwsStsRegionalEndpoints
+        | VariableKey::AwsDefaultRegion
+        | VariableKey::AwsContainerCredentialsFullUri
+        | VariableKey::AwsContainerAuthorizationTokenFile => None,
     }
 }
 
 fn join_list(items: &[String]) -> Option<VariableSource> {
     (!items.is_empty()).then(|| VariableSource::Text(items.join(",")))
-}
-
-fn secret_source(reference: &SecretKeyRef) -> VariableSource {
-    VariableSource::Secret { name: reference.name.clone(), key: reference.key.clone() }
-}
-
-fn static_key_source(secret: Option<&crate::api::SecretRef>, key: &str) -> Option<VariableSource> {
-    secret.map(|secret| VariableSource::Secret { name: secret.name.clone(), key: key.to_owned() })
 }
 
 fn render_variable(name: &str, source: VariableSource) -> EnvVar {

@@ -1,0 +1,169 @@
+//! Validates apps: resolves their credentials, checks their origins and webhooks, finds conflicts between them.
+
+use super::cluster::ProbeApp;
+use super::credentials::{ClusterCredentials, GeneratedPair};
+use super::problem::ManifestProblem;
+use super::secret_references::SecretTexts;
+use crate::api::app::CredentialState as ApiCredentialState;
+use crate::api::{EnabledState, RealtimeApp};
+use crate::protocol::registry::{App, AppLimits, Credential, CredentialState, WebhookEndpoint};
+use crate::protocol::{AppId, AppKey, Secret, origin, signature};
+
+/// Names an app in problems.
+pub(super) fn describe_app(app: &RealtimeApp) -> String {
+    format!("RealtimeApp {}", app.metadata.name.as_deref().unwrap_or_default())
+}
+
+/// App id of the probe: 15 digits that no customer is likely to have, derived so that a cluster keeps its id.
+pub(super) fn derive_probe_id(uid: &str) -> AppId {
+    let digest = signature::body_md5(uid.as_bytes());
+    let number = digest.get(..10).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or_default();
+    AppId(format!("9{number:014}"))
+}
+
+pub(super) fn build_probe_app(probe: &ProbeApp, receiver: &str) -> App {
+    App {
+        id: probe.id.clone(),
+        credentials: vec![Credential {
+            key: probe.key.clone(),
+            secret: probe.secret.clone(),
+            state: CredentialState::Active,
+        }],
+        enabled: true,
+        client_events: true,
+        // Journeys check every kind of webhook, so the probe app enables all optional ones.
+        subscription_count: true,
+        authorization_seconds: None,
+        allowed_origins: vec![],
+        limits: AppLimits::default(),
+        webhooks: vec![WebhookEndpoint {
+            name: "receiver".to_owned(),
+            url: format!("http://{receiver}/webhooks"),
+            events: vec![],
+            channel_prefix: String::new(),
+            timeout_seconds: 4,
+        }],
+    }
+}
+
+pub(super) fn find_conflict(apps: &[App], app: &App) -> Option<String> {
+    let taken =
+        |other: &App| other.credentials.iter().any(|credential| app.secret_for(credential.key.as_str()).is_some());
+    if apps.iter().any(|other| other.id == app.id) {
+        Some(format!("is `{}`, which another app has: choose another", app.id))
+    } else if apps.iter().any(taken) {
+        Some("belongs to an app with a key that another app has: give it its own".to_owned())
+    } else {
+        None
+    }
+}
+
+/// Validates one app. Its credentials come from the Secrets that it references; without a reference they are generated.
+pub(super) fn validate_app(
+    raw: &RealtimeApp,
+    secrets: &SecretTexts,
+    credentials: &ClusterCredentials,
+) -> Result<App, Vec<ManifestProblem>> {
+    let mut problems = Vec::new();
+    let credentials = resolve_credentials(raw, secrets, credentials, &mut problems);
+    for (index, origin) in raw.spec.allowed_origins.iter().enumerate() {
+        if !origin::is_pattern(origin) {
+            problems.push(ManifestProblem {
+                object: describe_app(raw),
+                path: format!("spec.allowedOrigins[{index}]"),
+                message: format!(
+                    "is `{origin}`: write an origin such as https://shop.example.com or https://*.example.com, without a path"
+                ),
+            });
+        }
+    }
+    for (index, webhook) in raw.spec.webhooks.iter().enumerate() {
+        if url::Url::parse(&webhook.url).is_err() {
+            problems.push(ManifestProblem {
+                object: describe_app(raw),
+                path: format!("spec.webhooks[{index}].url"),
+                message: format!("is `{}`, which is no address: write https://HOST/PATH", webhook.url),
+            });
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(App {
+        id: AppId(raw.spec.app_id.clone()),
+        credentials,
+        enabled: raw.spec.state == EnabledState::Enabled,
+        client_events: raw.spec.client_events == EnabledState::Enabled,
+        subscription_count: raw.spec.subscription_count == EnabledState::Enabled,
+        authorization_seconds: raw.spec.authorization_seconds,
+        allowed_origins: raw.spec.allowed_origins.clone(),
+        limits: AppLimits {
+            connections: raw.spec.limits.connections.map(u64::from),
+            message_bytes: usize::try_from(raw.spec.limits.message_bytes).unwrap_or(usize::MAX),
+            client_events_per_second: raw.spec.limits.client_events_per_second,
+        },
+        webhooks: raw
+            .spec
+            .webhooks
+            .iter()
+            .map(|webhook| WebhookEndpoint {
+                name: webhook.name.clone(),
+                url: webhook.url.clone(),
+                events: webhook.events.iter().map(|event| event.name().to_owned()).collect(),
+                channel_prefix: webhook.channel_prefix.clone(),
+                timeout_seconds: webhook.timeout_seconds,
+            })
+            .collect(),
+    })
+}
+
+/// Resolves the credentials of an app, in the order of its manifest.
+fn resolve_credentials(
+    raw: &RealtimeApp,
+    secrets: &SecretTexts,
+    generated: &ClusterCredentials,
+    problems: &mut Vec<ManifestProblem>,
+) -> Vec<Credential> {
+    if raw.spec.credentials.is_empty() {
+        let Some(GeneratedPair { key, secret }) = generated.apps.get(&raw.spec.app_id).cloned() else {
+            problems.push(ManifestProblem {
+                object: describe_app(raw),
+                path: "spec.credentials".to_owned(),
+                message: "is empty, and no pair was generated yet: wait, or reference a Secret".to_owned(),
+            });
+            return vec![];
+        };
+        return vec![Credential { key, secret, state: CredentialState::Active }];
+    }
+    let mut found = Vec::new();
+    for (index, credential) in raw.spec.credentials.iter().enumerate() {
+        let secret = &credential.secret_ref.name;
+        let texts = secrets.get(secret);
+        let text = |key: &str| texts.and_then(|texts| texts.get(key)).filter(|text| !text.is_empty());
+        match (text("key"), text("secret")) {
+            (Some(key), Some(secret)) => found.push(Credential {
+                key: AppKey(key.clone()),
+                secret: Secret::new(secret),
+                state: match credential.state {
+                    ApiCredentialState::Active => CredentialState::Active,
+                    ApiCredentialState::Retiring => CredentialState::Retiring,
+                },
+            }),
+            _ => problems.push(ManifestProblem {
+                object: describe_app(raw),
+                path: format!("spec.credentials[{index}].secretRef"),
+                message: format!(
+                    "references the Secret `{secret}`, which lacks `key` or `secret`: create it with both"
+                ),
+            }),
+        }
+    }
+    if problems.is_empty() && !found.iter().any(|c| c.state == CredentialState::Active) {
+        problems.push(ManifestProblem {
+            object: describe_app(raw),
+            path: "spec.credentials".to_owned(),
+            message: "has no Active pair, so that no webhook could be signed: make one Active".to_owned(),
+        });
+    }
+    found
+}

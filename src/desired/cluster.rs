@@ -1,0 +1,273 @@
+//! The validated cluster: defaults are applied, references are resolved, types are parsed. Rendering, planning and
+//! everything after read this type and no manifest.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+use super::problem::RefusedApp;
+use super::secret_references::RedisReferences;
+use crate::config::ServerKind;
+use crate::protocol::registry::AppRegistry;
+use crate::protocol::{AppId, AppKey, Secret, StreamName, Transport};
+
+/// Shards with which an on-demand stream starts (Kinesis developer guide).
+const ON_DEMAND_SHARD_COUNT: u32 = 4;
+
+/// A cluster that can be rendered.
+#[derive(Clone, Debug)]
+pub struct ValidCluster {
+    /// Name of the cluster.
+    pub name: String,
+    /// Namespace of the cluster.
+    pub namespace: String,
+    /// Cluster id in records and Redis keys: its UID, or the id of the stream that it adopted.
+    pub uid: String,
+    /// Owner of the rendered objects; `None` for a manifest that was never applied.
+    pub owner: Option<OwnerReference>,
+    /// Reference of the servers' image, with its tag or digest.
+    pub image: String,
+    /// Servers that are deployed: edges, then the dispatcher, if there are webhooks.
+    pub servers: Vec<ValidServer>,
+    /// By server, a digest of the Secrets that its pods read at their start.
+    pub secrets_digests: BTreeMap<ServerKind, String>,
+    /// The Kinesis stream, with the access to it.
+    pub stream: ValidStream,
+    /// Sources of the address and the CA of Redis.
+    pub redis: RedisReferences,
+    /// Settings for HTTP fallback sessions.
+    pub sockjs: SockjsSettings,
+    /// Networks of trusted proxies, as the manifest spells them: another spelling would change every pod.
+    pub trusted_proxies: Vec<String>,
+    /// Thresholds of the gate.
+    pub gate: GateSettings,
+    /// All served apps, with the probe app.
+    pub registry: AppRegistry,
+    /// Apps that are not served, with their problems.
+    pub refused: Vec<RefusedApp>,
+    /// The app through which journeys run.
+    pub probe: ProbeApp,
+    /// Token of the admin listeners.
+    pub admin_token: Secret,
+    /// Secret with which edges sign relayed requests.
+    pub peer_secret: Secret,
+    /// `HOST:PORT` of the operator's webhook receiver.
+    pub receiver: String,
+}
+
+/// A server that is deployed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValidServer {
+    /// Kind of the server.
+    pub kind: ServerKind,
+    /// Number of pods to run.
+    pub replicas: i32,
+    /// Variables in addition to those that are rendered.
+    pub extra_variables: Vec<ServerVariable>,
+    /// Settings of this kind of server.
+    pub role: ServerRole,
+}
+
+/// A variable that a user adds to a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerVariable {
+    /// Name of the variable.
+    pub name: String,
+    /// Value of the variable.
+    pub value: String,
+}
+
+/// Settings that edges or dispatchers have, not both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerRole {
+    /// Settings of an edge.
+    Edge(DrainPhases),
+    /// Settings of the dispatcher.
+    Dispatcher(DispatcherSettings),
+}
+
+/// How long a terminating edge serves, then moves its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainPhases {
+    /// Time in which a pod still serves although it is not ready any more.
+    pub hold: Duration,
+    /// Time after the hold in which clients are asked to reconnect.
+    pub window: Duration,
+}
+
+/// Settings of the dispatcher.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DispatcherSettings {
+    /// Time in which a failed webhook is retried.
+    pub retry_window: Duration,
+    /// Longest back-off between two attempts.
+    pub max_backoff: Duration,
+    /// Private networks to which webhooks may be sent, as the manifest spells them.
+    pub allowed_networks: Vec<String>,
+}
+
+/// The Kinesis stream of a cluster, with the access to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValidStream {
+    /// Name of the stream.
+    pub name: StreamName,
+    /// AWS region of the stream.
+    pub region: String,
+    /// URL of an emulator or VPC endpoint; `None` for the public endpoint of the region.
+    pub endpoint_url: Option<String>,
+    /// Source of AWS credentials.
+    pub identity: AwsIdentity,
+    /// Capacity with which the stream is created.
+    pub capacity: StreamCapacity,
+}
+
+/// Capacity with which a stream is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamCapacity {
+    /// Kinesis scales the shards by load.
+    OnDemand,
+    /// The manifest sets this number of shards.
+    Provisioned(u32),
+}
+
+/// Source of AWS credentials, with all that it needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AwsIdentity {
+    /// EKS IAM roles for service accounts.
+    Irsa(RoleArns),
+    /// EKS Pod Identity associations.
+    PodIdentity,
+    /// A projected service account token with an IAM role.
+    WebIdentity(RoleArns),
+    /// A pair of access keys in the Secret of this name.
+    StaticKeys(String),
+    /// The IAM role of the node.
+    NodeRole,
+}
+
+/// ARNs of the IAM roles of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleArns {
+    /// Role of the edges.
+    pub edge: String,
+    /// Role of the dispatcher.
+    pub dispatcher: String,
+}
+
+/// Settings for HTTP fallback sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SockjsSettings {
+    /// URLs of scripts that hidden frames may load; empty for the server's own list.
+    pub scripts: Vec<String>,
+    /// Whether sessions set the cookie `JSESSIONID`.
+    pub has_cookie: bool,
+    /// Host to which clients send the further requests of a session; `None` for the host of the first request.
+    pub session_host: Option<String>,
+}
+
+/// Thresholds of the gate. The deadline is not among them: a manifest that is invalid can miss it too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GateSettings {
+    /// Time between two rounds of journeys.
+    pub interval: Duration,
+    /// Timeout of one journey.
+    pub timeout: Duration,
+    /// Complete rounds after which the gate opens.
+    pub open_after: usize,
+    /// Consecutive failures after which the gate closes.
+    pub close_after: usize,
+}
+
+/// The app of the journeys; servers treat it like any other app.
+#[derive(Clone, Debug)]
+pub struct ProbeApp {
+    /// App id of the probe.
+    pub id: AppId,
+    /// App key of the probe.
+    pub key: AppKey,
+    /// Secret of the app key.
+    pub secret: Secret,
+}
+
+impl ValidCluster {
+    /// Whether a server of the cluster serves this transport.
+    #[must_use]
+    pub fn serves_transport(&self, transport: Transport) -> bool {
+        self.servers.iter().any(|server| server.kind.serves_as(transport.server_kind()))
+    }
+
+    /// Settings of the dispatcher; `None` without webhooks.
+    #[must_use]
+    pub fn dispatcher(&self) -> Option<&DispatcherSettings> {
+        self.servers.iter().find_map(ValidServer::dispatcher)
+    }
+}
+
+impl ValidServer {
+    /// Drain phases of an edge; `None` for the dispatcher.
+    #[must_use]
+    pub fn drain(&self) -> Option<DrainPhases> {
+        match &self.role {
+            ServerRole::Edge(drain) => Some(*drain),
+            ServerRole::Dispatcher(_) => None,
+        }
+    }
+
+    /// Settings of the dispatcher; `None` for an edge.
+    #[must_use]
+    pub fn dispatcher(&self) -> Option<&DispatcherSettings> {
+        match &self.role {
+            ServerRole::Edge(_) => None,
+            ServerRole::Dispatcher(settings) => Some(settings),
+        }
+    }
+}
+
+impl RoleArns {
+    /// Role of a server: edges share one.
+    #[must_use]
+    pub fn of_server(&self, server: ServerKind) -> &str {
+        if server == ServerKind::Dispatcher { &self.dispatcher } else { &self.edge }
+    }
+}
+
+impl StreamCapacity {
+    /// Number of shards with which the stream starts.
+    #[must_use]
+    pub fn initial_shards(self) -> u32 {
+        match self {
+            Self::OnDemand => ON_DEMAND_SHARD_COUNT,
+            Self::Provisioned(shards) => shards,
+        }
+    }
+}
+
+impl AwsIdentity {
+    /// Name of the source, as in the manifest and in the variable.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Irsa(_) => "IRSA",
+            Self::PodIdentity => "PodIdentity",
+            Self::WebIdentity(_) => "WebIdentity",
+            Self::StaticKeys(_) => "StaticKeys",
+            Self::NodeRole => "NodeRole",
+        }
+    }
+
+    /// Name of the Secret with the access keys; `None` for another source.
+    #[must_use]
+    pub fn keys_secret(&self) -> Option<&str> {
+        match self {
+            Self::StaticKeys(name) => Some(name),
+            Self::Irsa(_) | Self::PodIdentity | Self::WebIdentity(_) | Self::NodeRole => None,
+        }
+    }
+
+    /// Whether EKS injects variables of its own into pods with this identity.
+    #[must_use]
+    pub fn is_injected_by_eks(&self) -> bool {
+        matches!(self, Self::Irsa(_) | Self::PodIdentity)
+    }
+}

@@ -1,0 +1,62 @@
+//! The Secrets that manifests reference.
+
+use std::collections::BTreeMap;
+
+use crate::api::cluster::RedisSpec;
+use crate::api::{RealtimeApp, RealtimeCluster, SecretKeyRef};
+
+/// Texts of the Secrets of a namespace, by name and key.
+pub type SecretTexts = BTreeMap<String, BTreeMap<String, String>>;
+
+/// A key of a Secret that the manifests reference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretReference {
+    /// Name of the Secret.
+    pub name: String,
+    /// Key within the Secret.
+    pub key: String,
+    /// Purpose of the value, for messages.
+    pub purpose: &'static str,
+}
+
+impl SecretReference {
+    fn new(name: &str, key: &str, purpose: &'static str) -> Self {
+        Self { name: name.to_owned(), key: key.to_owned(), purpose }
+    }
+}
+
+/// Sources of what edges need to connect to Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisReferences {
+    /// Source of the address, with its credentials.
+    pub url: SecretReference,
+    /// Source of the CA certificates; `None` for the public CAs.
+    pub ca: Option<SecretReference>,
+}
+
+impl RedisReferences {
+    /// Reads them from the manifest.
+    pub(super) fn of_spec(redis: &RedisSpec) -> Self {
+        let reference = |key: &SecretKeyRef, purpose| SecretReference::new(&key.name, &key.key, purpose);
+        Self {
+            url: reference(&redis.url_secret_ref, "the address of Redis"),
+            ca: redis.ca_secret_ref.as_ref().map(|key| reference(key, "the CA of Redis")),
+        }
+    }
+}
+
+/// Lists the keys of Secrets that a cluster and its apps reference.
+#[must_use]
+pub fn collect_secret_references(cluster: &RealtimeCluster, apps: &[RealtimeApp]) -> Vec<SecretReference> {
+    let redis = RedisReferences::of_spec(&cluster.spec.bus.redis);
+    let mut found: Vec<SecretReference> = std::iter::once(redis.url).chain(redis.ca).collect();
+    if let Some(keys) = &cluster.spec.aws.identity.secret_ref {
+        found.push(SecretReference::new(&keys.name, "accessKeyID", "the AWS access key"));
+        found.push(SecretReference::new(&keys.name, "secretAccessKey", "the AWS secret key"));
+    }
+    for credential in apps.iter().flat_map(|app| &app.spec.credentials) {
+        found.push(SecretReference::new(&credential.secret_ref.name, "key", "an app's key"));
+        found.push(SecretReference::new(&credential.secret_ref.name, "secret", "an app's secret"));
+    }
+    found
+}

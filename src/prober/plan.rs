@@ -1,0 +1,35 @@
+//! Plans the journeys of a validated cluster.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{JourneyProof, ProbePlan};
+use crate::desired::{GateSettings, ValidCluster};
+use crate::gate::GatePolicy;
+use crate::protocol::Transport;
+
+impl ProbePlan {
+    /// Plans the journeys of a cluster of which no pod, Service, stream or proof is known yet.
+    #[must_use]
+    pub fn of_cluster(cluster: &ValidCluster) -> Self {
+        let GateSettings { interval, timeout, open_after, close_after } = cluster.gate;
+        let dispatcher = cluster.dispatcher();
+        Self {
+            fingerprint: String::new(),
+            proof: JourneyProof::Never,
+            max_backoff: dispatcher.map_or(Duration::ZERO, |dispatcher| dispatcher.max_backoff),
+            transports: Transport::ALL.into_iter().filter(|transport| cluster.serves_transport(*transport)).collect(),
+            webhooks: dispatcher.is_some(),
+            wanted_pods: BTreeMap::new(),
+            edges: vec![],
+            paths: vec![],
+            dispatchers: vec![],
+            app: cluster.probe.clone(),
+            app_digests: cluster.registry.app_digests(cluster.admin_token.expose()),
+            former_apps: None,
+            admin_token: cluster.admin_token.clone(),
+            stream: None,
+            policy: GatePolicy { interval, timeout, open_after, close_after, ..GatePolicy::default() },
+        }
+    }
+}
