@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::secret_references::decode_secret;
 use crate::api::{self, API_GROUP, RealtimeApp, RealtimeCluster};
 
 /// Objects read from manifest files.
@@ -136,12 +137,7 @@ impl Manifests {
     }
 
     fn add_secret(&mut self, secret: Secret) {
-        let mut texts: BTreeMap<String, String> = secret
-            .data
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(key, bytes)| (key, String::from_utf8_lossy(&bytes.0).into_owned()))
-            .collect();
+        let mut texts = decode_secret(&secret);
         texts.extend(secret.string_data.unwrap_or_default());
         let namespace = secret.metadata.namespace.unwrap_or_else(|| "default".to_owned());
         self.secrets.insert((namespace, secret.metadata.name.unwrap_or_default()), texts);

@@ -2,11 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::Secret;
+
 use crate::api::cluster::RedisSpec;
 use crate::api::{RealtimeApp, RealtimeCluster, SecretKeyRef};
 
 /// Texts of the Secrets of a namespace, by name and key.
 pub type SecretTexts = BTreeMap<String, BTreeMap<String, String>>;
+
+/// Decodes the texts of a Secret by key.
+#[must_use]
+pub fn decode_secret(secret: &Secret) -> BTreeMap<String, String> {
+    let data = secret.data.iter().flatten();
+    data.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(&bytes.0).into_owned())).collect()
+}
 
 /// A key of a Secret that the manifests reference.
 #[derive(Clone, Debug, PartialEq, Eq)]

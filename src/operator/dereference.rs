@@ -64,7 +64,7 @@ pub async fn read(
         let found =
             found.map_err(|error| ReconcileError::from_call(&format!("reading Secret {}", reference.name), &error))?;
         if let Some(secret) = found {
-            texts.insert(reference.name, texts_of(&secret));
+            texts.insert(reference.name, desired::decode_secret(&secret));
         }
     }
     let name = generated_secret_name(cluster);
@@ -83,12 +83,12 @@ pub async fn read(
     let stream = stream
         .filter(|stream| !stream.arn.is_empty())
         .map(|stream| StreamIdentity { name: StreamName(stream.name.clone()), cluster_id: stream.cluster_id.clone() });
-    Ok(Dereferenced { apps, secrets: texts, generated: found.as_ref().map(texts_of).unwrap_or_default(), stream })
-}
-
-fn texts_of(secret: &Secret) -> BTreeMap<String, String> {
-    let data = secret.data.iter().flatten();
-    data.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(&bytes.0).into_owned())).collect()
+    Ok(Dereferenced {
+        apps,
+        secrets: texts,
+        generated: found.as_ref().map(desired::decode_secret).unwrap_or_default(),
+        stream,
+    })
 }
 
 /// Recalls the credentials of a cluster, and generates those that are missing: random, but without I/O. The caller stores

@@ -1,8 +1,8 @@
 //! The operator: reconciles clusters with their manifests, and reports Ready only while journeys prove it.
 //!
 //! In: `RealtimeCluster`s and `RealtimeApp`s on an API server. Out: their children, a stream, pods that are admitted one
-//! by one, and a status. Four controllers reconcile one kind, each in a straight line (read, validate, render, apply,
-//! observe, decide, status), each with its own queue and its own status fields, so that a slow stream stalls no rollout:
+//! by one, and a status. Four controllers reconcile one kind, each in a straight line (dereference, generate,
+//! validate, render, apply, observe, status), each with its own queue and its own status fields, so that a slow stream stalls no rollout:
 //!
 //! - `stream_controller` creates the stream or adopts the one that the cluster created before
 //! - `workload_controller` applies the children and reverts foreign changes

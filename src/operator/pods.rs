@@ -8,7 +8,7 @@ use kube::ResourceExt;
 
 use crate::config::{ServerConfig, ServerKind};
 use crate::desired::render::{ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, TEMPLATE_ANNOTATION, template_digest};
-use crate::desired::{DesiredObjects, PodFacts, SecretTexts, ValidCluster, resolve_environment};
+use crate::desired::{DesiredObjects, PodFacts, SecretTexts, ValidCluster, decode_secret, resolve_environment};
 use crate::prober::{DispatcherPod, EdgePod};
 use crate::process::readiness_annotation;
 use crate::protocol::Transport;
@@ -112,9 +112,7 @@ impl ServerPod {
         let (_, deployment) = desired.deployments.iter().find(|(server, _)| *server == self.server)?;
         let mut all = secrets.clone();
         for secret in &desired.secrets {
-            let texts = secret.data.iter().flatten();
-            let texts = texts.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(&bytes.0).into_owned()));
-            all.insert(secret.name_any(), texts.collect());
+            all.insert(secret.name_any(), decode_secret(secret));
         }
         let facts = PodFacts { name: &self.name, address: self.address };
         let mut variables = resolve_environment(&deployment.spec.template, facts, &all).ok()?;

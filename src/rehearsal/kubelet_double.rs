@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::Deployment;
 
-use crate::desired::{DesiredObjects, MissingReference, PodFacts, SecretTexts, resolve_environment};
+use crate::desired::{DesiredObjects, MissingReference, PodFacts, SecretTexts, decode_secret, resolve_environment};
 use crate::protocol::registry::AppRegistry;
 
 /// One pod of a Deployment.
@@ -26,9 +26,7 @@ pub struct RenderedPod {
 pub fn collect_secret_texts(desired: &DesiredObjects, existing: &SecretTexts) -> SecretTexts {
     let mut all = existing.clone();
     for secret in desired.secrets.iter().chain(&desired.registry) {
-        let texts = secret.data.iter().flatten();
-        let texts = texts.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(&bytes.0).into_owned()));
-        all.insert(secret.metadata.name.clone().unwrap_or_default(), texts.collect());
+        all.insert(secret.metadata.name.clone().unwrap_or_default(), decode_secret(secret));
     }
     all
 }
