@@ -202,7 +202,9 @@ impl GateSimulation {
                 due.push(*route);
             }
         }
-        due.into_iter().for_each(|route| self.begin_journey(route));
+        for route in due {
+            self.begin_journey(route);
+        }
     }
 
     /// Runs until the gate is in the phase. Returns the time that it took, in ms.

@@ -836,7 +836,7 @@ async fn a_join_and_a_leave_that_the_caller_cuts_off_are_decided_all_the_same() 
 /// Waits for a transition of the channel `room` that the bus emits on its own.
 async fn expect_remote_transition(decided: &mut mpsc::Receiver<RemoteTransitions>, kind: &EventKind) {
     let mut seen = Vec::new();
-    let arrives = async {
+    let expected = async {
         while let Some(remote) = decided.recv().await {
             seen.extend(remote.transitions.iter().map(|transition| transition.kind.clone()));
             if remote.subject == subject("room") && seen.last() == Some(kind) {
@@ -844,6 +844,6 @@ async fn expect_remote_transition(decided: &mut mpsc::Receiver<RemoteTransitions
             }
         }
     };
-    let arrived = tokio::time::timeout(WAIT_TIMEOUT, arrives).await;
-    assert!(arrived.is_ok(), "no {kind:?} within {WAIT_TIMEOUT:?}; seen: {seen:?}");
+    let found = tokio::time::timeout(WAIT_TIMEOUT, expected).await;
+    assert!(found.is_ok(), "no {kind:?} within {WAIT_TIMEOUT:?}; seen: {seen:?}");
 }

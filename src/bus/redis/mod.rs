@@ -72,7 +72,7 @@ pub struct RedisBus {
     acknowledgements: mpsc::Sender<(ChannelKey, Vec<EventOrder>)>,
     lost_frames: Arc<AtomicU64>,
     first_sync: watch::Receiver<Option<Result<(), String>>>,
-    subscribed: watch::Receiver<bool>,
+    is_subscribed: watch::Receiver<bool>,
     _subscriber: SubscriberClient,
 }
 
@@ -89,9 +89,10 @@ impl RedisBus {
         shutdown: CancellationToken,
     ) -> Result<Self, BusError> {
         let bus = Self::start(address, cluster, process, BusTiming::EDGE_DEFAULTS, shutdown)?;
-        match timeout(FIRST_SYNC_TIMEOUT, bus.wait_first_sync()).await {
-            Ok(synced) => synced?,
-            Err(_) => tracing::warn!("bus unavailable at start: starting anyway and retrying"),
+        if let Ok(synced) = timeout(FIRST_SYNC_TIMEOUT, bus.wait_first_sync()).await {
+            synced?;
+        } else {
+            tracing::warn!("bus unavailable at start: starting anyway and retrying");
         }
         Ok(bus)
     }
@@ -99,14 +100,14 @@ impl RedisBus {
     /// Waits until the process has a lease, and receives the frames of other processes: a frame that is published before
     /// would be lost to its first clients.
     async fn wait_first_sync(&self) -> Result<(), BusError> {
-        let (mut first_sync, mut subscribed) = (self.first_sync.clone(), self.subscribed.clone());
+        let (mut first_sync, mut is_subscribed) = (self.first_sync.clone(), self.is_subscribed.clone());
         if let Ok(found) = first_sync.wait_for(Option::is_some).await
             && let Some(Err(reason)) = &*found
         {
             return Err(BusError::Unusable(reason.clone()));
         }
         // Fails once the receiving task has ended, so on shutdown only.
-        let _ = subscribed.wait_for(|subscribed| *subscribed).await;
+        let _ = is_subscribed.wait_for(|is_subscribed| *is_subscribed).await;
         Ok(())
     }
 
@@ -145,7 +146,7 @@ impl RedisBus {
         subscriber.manage_subscriptions();
         let (sender, inbox) = mpsc::channel(FRAME_QUEUE_LEN);
         let lost = Arc::new(AtomicU64::new(0));
-        let (confirmed, subscribed) = watch::channel(false);
+        let (confirmed, is_subscribed) = watch::channel(false);
         let frames = subscription::FrameSubscription {
             subscriber: subscriber.clone(),
             publisher: client.clone(),
@@ -166,7 +167,7 @@ impl RedisBus {
             acknowledgements,
             lost_frames: lost,
             first_sync,
-            subscribed,
+            is_subscribed,
             _subscriber: subscriber,
         })
     }
