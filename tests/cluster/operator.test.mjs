@@ -5,7 +5,7 @@ import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
 import { startedFields } from "../conformance/processes.mjs";
-import { apply, audit, condition, get, inNamespace, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, wait, watchObject } from "./harness.mjs";
+import { apply, audit, condition, get, inNamespace, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, startRedis, wait, watchObject } from "./harness.mjs";
 import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said, spec } from "./operator_fixtures.mjs";
 
 const NAMESPACE = "channels";
@@ -230,6 +230,51 @@ async function injected(objects, namespace, component, acts) {
 }
 
 const remove = (name) => kubectl(["delete", `mutatingadmissionpolicybinding/${name}`, `mutatingadmissionpolicy/${name}`]);
+
+test("a rotated Secret is Unknown until every pod that the manifest asks for runs it", async () => {
+  await ready(NAMESPACE);
+  const other = await startRedis();
+  const [cluster, podVersions, nodes] = await Promise.all([
+    watchObject("realtimeclusters", NAMESPACE, "eu"), watchObject("pods", NAMESPACE), kubectl(["get", "nodes", "-o", "name"]),
+  ]);
+  const former = (await cluster.until(() => true)).status.gate.fingerprint;
+  const secretsOf = ({ metadata }) => metadata.annotations?.["realtime-operator.dev/secrets"];
+  const old = new Set(podVersions.versions.map(({ object }) => secretsOf(object)));
+  const isNew = (pod) => secretsOf(pod) !== undefined && !old.has(secretsOf(pod)) && pod.metadata.labels?.[COMPONENT] !== "dispatcher";
+  const setUrl = (url) => kubectl(["patch", "secret", "eu-redis", "-n", NAMESPACE, "--type=merge", "-p", JSON.stringify({ stringData: { url } })]);
+  const node = nodes.trim().split("\n")[0];
+  await setUrl(other.url);
+  try {
+    // The rollout stands still: one pod of each server is new, and the next cannot start.
+    await Promise.all(["websocket", "sockjs"].map((server) =>
+      podVersions.until((pod) => isNew(pod) && pod.metadata.labels[COMPONENT] === server && pod.spec.nodeName, { timeout: 60_000 })));
+    await kubectl(["cordon", node]);
+    await cluster.until((object) => object.status.gate.fingerprint !== former && /of 2 pods run what the manifest asks for/.test(condition(object, "Ready").message), { timeout: 60_000 });
+    await new Promise((resolve) => setTimeout(resolve, 10_000));
+    assert.notEqual(is(cluster.last(), "Ready"), "True", condition(cluster.last(), "Ready").message);
+  } finally {
+    await kubectl(["uncordon", node]);
+  }
+  await ready(NAMESPACE);
+  await cluster.until((object) => object.status.gate.fingerprint !== former && is(object, "Ready") === "True", { timeout: 30_000 });
+  const since = cluster.versions.findIndex(({ object }) => object.status.gate.fingerprint !== former);
+  const proven = cluster.versions.findIndex(({ object }, index) => index >= since && is(object, "Ready") === "True");
+  for (const { object } of cluster.versions.slice(since, proven)) {
+    assert.equal(is(object, "Ready"), "Unknown", condition(object, "Ready").message);
+    assert.equal(object.status.gate.everPassed, false, "it was proven before it ran");
+  }
+  const at = cluster.versions[proven].at;
+  const newest = new Map(podVersions.versions.filter((version) => version.at <= at).map((version) => [version.object.metadata.name, version]));
+  const running = [...newest.values()].filter(({ type, object }) => type !== "DELETED" && !object.metadata.deletionTimestamp && isNew(object));
+  for (const server of ["websocket", "sockjs"]) {
+    assert.equal(running.filter(({ object }) => object.metadata.labels[COMPONENT] === server).length, 2, `${server} pods that run the new Secret`);
+  }
+  console.log(`# the Secret was rotated: ${proven - since} versions were Unknown, none True before all four pods ran it`);
+  await setUrl(outside.redis.url);
+  await wait(async () => (await get("realtimecluster", NAMESPACE, "eu")).status.gate.fingerprint !== cluster.versions[proven].object.status.gate.fingerprint, { what: "the Secret's former value" });
+  await ready(NAMESPACE);
+  await Promise.all([cluster.stop(), podVersions.stop(), other.stop()]);
+});
 
 test("a dispatcher that cannot deliver never holds more than one shard", async () => {
   const aliases = `[Object.spec.hostAliases{ip: "198.18.127.254", hostnames: ["realtime-operator-receiver.${OPERATOR_NAMESPACE}.svc"]}]`;
