@@ -38,8 +38,9 @@ use crate::edge::relay;
 use crate::edge::relay::{RelayServer, SessionRelay};
 use crate::edge::server::drain::EdgeDrain;
 use crate::edge::server::stream_check::StreamCheck;
-use crate::edge::session::drain_signal::DrainSignal;
+use crate::edge::session::opener::SessionOpener;
 use crate::edge::session::registry::SessionRegistry;
+use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::session_ownership::{HttpSessions, LocalSessions, session_host};
 use crate::edge::transport::sockjs;
 use crate::edge::transport::xhr::session::XhrSessions;
@@ -121,25 +122,29 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let origin = build_record_origin(&values, &process);
     let recorder =
         Recorder::start(deps.kinesis.clone(), deps.bus.clone(), &origin, metrics.clone(), &writers, &flushed);
+    let opener = Arc::new(SessionOpener {
+        apps: apps.clone(),
+        sessions: SessionRegistry::new(metrics.clone()),
+        draining: Arc::default(),
+        session_tasks: TaskTracker::new(),
+        metrics: metrics.clone(),
+    });
     let shared = Arc::new(Hub {
         apps: apps.clone(),
         subscribers: ChannelSubscribers::new(),
-        pending_counts: PendingCounts::default(),
-        sessions: SessionRegistry::new(metrics.clone()),
+        pending_counts: PendingCounts::new(opener.session_tasks.clone(), opener.draining.clone()),
         bus: deps.bus,
         recorder,
         metrics,
-        draining: DrainSignal::default(),
-        session_tasks: TaskTracker::new(),
         offline_grace_tasks: TaskTracker::new(),
     });
     let fallback = Arc::new(XhrSessions::default());
     let stop = CancellationToken::new();
     let (failures, failed) = mpsc::channel(1);
-    let drain = EdgeDrain::new(&values, shared.clone());
+    let drain = EdgeDrain::new(&values, shared.clone(), opener.clone());
 
     let tasks = TaskTracker::new();
-    tasks.spawn(shared.sessions.clone().follow_apps(apps.subscribe(), stop.clone()));
+    tasks.spawn(opener.sessions.clone().follow_apps(apps.subscribe(), stop.clone()));
     tasks.spawn(apps.follow_files(deps.apps_dir, files, shared.metrics.clone(), stop.clone()));
     tasks.spawn(deliver_bus_frames(shared.clone(), messages, stop.clone()));
     if let Some(decided) = decided {
@@ -156,7 +161,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     // The contract has checked them.
     let trusted = values.list_items(name::TRUSTED_PROXIES).filter_map(|network| network.parse().ok()).collect();
     let served = RouteState {
-        shared: shared.clone(),
+        shared: Arc::new(TransportContext { opener: opener.clone(), hub: shared.clone() }),
         fallback: fallback.clone(),
         sockjs: Arc::default(),
         settings: Arc::new(sockjs::SockjsSettings::from_values(&values)),
@@ -192,7 +197,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));
 
     tracing::info!(%public, %admin, %process, transports = values.text(name::TRANSPORTS), "the edge serves");
-    let life = EdgeLifecycle { shared, fallback, drain, listening, flushed, writers, stop, tasks };
+    let life = EdgeLifecycle { shared, opener, fallback, drain, listening, flushed, writers, stop, tasks };
     let life = tokio::spawn(life.run_until_shutdown(deps.shutdown, failed));
     Ok(RunningEdge { public, admin, process, life })
 }
@@ -200,6 +205,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
 /// The parts of an edge that its shutdown ends, in order.
 struct EdgeLifecycle {
     shared: Arc<Hub>,
+    opener: Arc<SessionOpener>,
     fallback: Arc<XhrSessions>,
     drain: Arc<EdgeDrain>,
     listening: CancellationToken,
@@ -230,7 +236,7 @@ impl EdgeLifecycle {
     /// still answered, because a fallback client between two requests hears of the end with its next one.
     async fn shut_down(self) {
         self.drain.run_to_completion().await;
-        self.shared.session_tasks.close();
+        self.opener.session_tasks.close();
         tokio::join!(self.answer_last_requests(), self.flush_recorder(), self.wait_offline_grace());
         self.shared.bus.leave_cluster().await;
         self.tasks.close();
@@ -242,7 +248,7 @@ impl EdgeLifecycle {
     }
 
     async fn answer_last_requests(&self) {
-        if timeout(SESSION_TASKS_TIMEOUT, self.shared.session_tasks.wait()).await.is_err() {
+        if timeout(SESSION_TASKS_TIMEOUT, self.opener.session_tasks.wait()).await.is_err() {
             tracing::info!(sessions = self.fallback.open_count(), "some clients did not hear the goodbye out");
         }
         self.listening.cancel();

@@ -208,7 +208,7 @@ fn upgrade_socket(context: SockjsContext, upgrade: UpgradeResult, caller: Caller
         .max_message_size(MESSAGE_BYTES_MAX)
         .max_frame_size(MESSAGE_BYTES_MAX);
     let (shared, transport) = (context.shared, Transport::SockjsWebsocket);
-    let tasks = shared.session_tasks.clone();
+    let tasks = shared.opener.session_tasks.clone();
     upgrade.on_upgrade(move |wire| {
         let heartbeat = Instant::now() + SOCKJS_HEARTBEAT_INTERVAL;
         // Tracked, so that the process waits for sessions that are about to leave.

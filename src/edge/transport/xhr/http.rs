@@ -16,9 +16,9 @@ use futures::stream;
 use tokio::time::timeout;
 
 use crate::edge::apps::client_address::Caller;
-use crate::edge::hub::core::Hub;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::session::{FrameReceiver, OutgoingItem};
+use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::inbox::RequestId;
 use crate::edge::transport::session_ownership::{SessionId, SessionOwnership, session_gone};
 use crate::edge::transport::xhr::session::{SessionError, XhrReceiver, XhrSessions, parse_request_number};
@@ -38,8 +38,8 @@ const XHR_BATCH_BYTES: usize = 32 << 10;
 /// The state that the handlers share.
 #[derive(Clone)]
 pub struct XhrContext {
-    /// The hub of this process.
-    pub shared: Arc<Hub>,
+    /// The services that transports share.
+    pub shared: Arc<TransportContext>,
     /// The HTTP sessions of the process.
     pub fallback: Arc<XhrSessions>,
     /// The first line of a new session.
@@ -61,7 +61,7 @@ pub async fn receive_streaming(
 ) -> Response {
     match open_receiver(&context, (key, srv, session), query, &caller, Transport::XhrStreaming, known) {
         Ok(receive) => build_response(Body::from_stream(stream::unfold(
-            ReceiveStream::new(receive, context.open, context.shared.metrics.clone()),
+            ReceiveStream::new(receive, context.open, context.shared.hub.metrics.clone()),
             |mut stream| async {
                 let line = stream.next().await?;
                 Some((Ok::<_, Infallible>(Bytes::from(line)), stream))
@@ -135,7 +135,7 @@ pub async fn set_cross_origin_headers(
     next: Next,
 ) -> Response {
     let allowed = matches!(*request.method(), Method::POST | Method::OPTIONS);
-    let everyone = context.shared.apps.current().by_key(&key).is_none_or(|app| app.allowed_origins.is_empty());
+    let everyone = context.shared.opener.apps.current().by_key(&key).is_none_or(|app| app.allowed_origins.is_empty());
     let origin = request.headers().get(header::ORIGIN).filter(|_| !everyone).cloned();
     let mut response = next.run(request).await;
     if !everyone {
