@@ -46,17 +46,17 @@ const RATE_LIMIT_MESSAGE: &str = "too many subscriptions in a short time, try ag
 
 /// The protocol state of one client.
 pub struct Connection {
-    shared: Arc<Hub>,
-    session: Arc<Session>,
+    pub(super) shared: Arc<Hub>,
+    pub(super) session: Arc<Session>,
     /// The subscribed channels, and the member on each.
-    channels: HashMap<ChannelName, Option<PresenceMember>>,
+    pub(super) channels: HashMap<ChannelName, Option<PresenceMember>>,
     /// The subscriptions that wait for the bus.
     pending: PendingQueue,
     /// The user, once it has signed in.
     user: Option<UserPresence>,
     /// Its place among the app's connections, where there may be so many only.
     quota_slot: Option<QuotaSlot>,
-    client_event_rate: FixedWindow,
+    pub(super) client_event_rate: FixedWindow,
     request_bucket: TokenBucket,
     /// Ends the session that shows no signature in time; gone once it has shown one.
     authorization_deadline: Option<AbortOnDropHandle<()>>,
@@ -128,8 +128,8 @@ impl Connection {
             Ok(ClientMessage::SignIn { auth, user_data }) => self.sign_in(app, &auth, &user_data).await,
             Ok(ClientMessage::Unsubscribe { channel }) => self.unsubscribe(&channel).await,
             Ok(ClientMessage::ClientEvent { event, channel, data }) => {
-                if let Err((reason, told)) = self.client_event(app, event, &channel, data).await {
-                    self.send_refusal(reason, Some(code::CLIENT_EVENT_REFUSED), &told);
+                if let Err(refusal) = self.publish_client_event(app, event, &channel, data).await {
+                    self.send_refusal(refusal.metric, Some(code::CLIENT_EVENT_REFUSED), &refusal.message);
                 }
             }
             Ok(ClientMessage::Other { event }) => {
@@ -387,47 +387,7 @@ impl Connection {
         }
     }
 
-    async fn client_event(
-        &mut self,
-        app: &App,
-        event: String,
-        name: &str,
-        data: String,
-    ) -> Result<(), (&'static str, String)> {
-        if !app.client_events {
-            return Err(("client_events_off", "client events are not enabled for this app".into()));
-        }
-        let channel = ChannelName::parse(name).map_err(|error| ("channel_name", error.to_string()))?;
-        if channel.kind() == ChannelKind::Public {
-            return Err(("public_channel", "client events need a private or presence channel".into()));
-        }
-        let Some(member) = self.channels.get(&channel) else {
-            return Err(("not_subscribed", format!("subscribe to `{channel}` before sending to it")));
-        };
-        if event.chars().count() > EVENT_NAME_MAX_LEN {
-            return Err(("event_name", format!("the event's name is longer than {EVENT_NAME_MAX_LEN} characters")));
-        }
-        let most = app.limits.message_bytes;
-        if data.len() > most {
-            let told = format!("the event has {} bytes of data, at most {most} are allowed", data.len());
-            return Err(("too_large", told));
-        }
-        let limit = app.limits.client_events_per_second;
-        if !self.client_event_rate.try_take(limit, Instant::now()) {
-            return Err(("rate", format!("more than {limit} client events in a second")));
-        }
-        let user_id = member.as_ref().map(|member| member.user_id.clone());
-        let told = frame::event_frame(&event, &channel, &data, user_id.as_deref());
-        let subject = self.channel_key(&channel);
-        let socket = &self.session.socket;
-        self.shared.metrics.client_events.inc();
-        let recorded = EventKind::ClientEvent { event, data, socket_id: socket.to_string(), user_id };
-        self.shared.recorder.record_event(&subject, recorded);
-        self.shared.publish_frame(subject, told, Some(socket.clone())).await;
-        Ok(())
-    }
-
-    fn channel_key(&self, channel: &ChannelName) -> ChannelKey {
+    pub(super) fn channel_key(&self, channel: &ChannelName) -> ChannelKey {
         ChannelKey { app: self.session.app.clone(), channel: channel.clone() }
     }
 
