@@ -44,6 +44,17 @@ pub const EVENT_NAME_MAX_LEN: usize = 200;
 /// The error for a client that exceeds its request rate.
 const RATE_LIMIT_MESSAGE: &str = "too many subscriptions in a short time, try again later";
 
+/// The error of a refused subscription, as a client receives it.
+#[derive(Clone, Copy)]
+struct SubscriptionError {
+    /// Code of the error on the connection.
+    code: u16,
+    /// Type of the error on the channel.
+    kind: &'static str,
+    /// HTTP status that the error on the channel carries.
+    status: u16,
+}
+
 /// The protocol state of one client.
 pub struct Connection {
     pub(super) shared: Arc<Hub>,
@@ -223,7 +234,7 @@ impl Connection {
             return self.refuse_subscription(
                 "asks",
                 &channel,
-                (code::OVER_CAPACITY, "LimitReached", 429),
+                SubscriptionError { code: code::OVER_CAPACITY, kind: "LimitReached", status: 429 },
                 RATE_LIMIT_MESSAGE,
             );
         }
@@ -234,13 +245,23 @@ impl Connection {
         let member = match authorize_subscription(app, &self.session.socket, &channel, auth, channel_data, user) {
             Ok(member) => member,
             Err(told) => {
-                return self.refuse_subscription("signature", &channel, (code::UNAUTHORIZED, "AuthError", 401), &told);
+                return self.refuse_subscription(
+                    "signature",
+                    &channel,
+                    SubscriptionError { code: code::UNAUTHORIZED, kind: "AuthError", status: 401 },
+                    &told,
+                );
             }
         };
         let known = self.channels.contains_key(&channel);
         if !known && self.channels.len() + self.pending.len() >= CONNECTION_CHANNELS_MAX {
             let told = format!("a connection may be in {CONNECTION_CHANNELS_MAX} channels");
-            return self.refuse_subscription("channels", &channel, (code::OVER_CAPACITY, "LimitReached", 403), &told);
+            return self.refuse_subscription(
+                "channels",
+                &channel,
+                SubscriptionError { code: code::OVER_CAPACITY, kind: "LimitReached", status: 403 },
+                &told,
+            );
         }
         let subject = self.channel_key(&channel);
         if known {
@@ -289,7 +310,12 @@ impl Connection {
         let user = self.user.as_ref().map(|user| user.member.user_id.as_str());
         if user.is_none() || channel.addressed_user() != user {
             let told = "this channel is for a user who has signed in";
-            return self.refuse_subscription("own", &channel, (code::UNAUTHORIZED, "AuthError", 401), told);
+            return self.refuse_subscription(
+                "own",
+                &channel,
+                SubscriptionError { code: code::UNAUTHORIZED, kind: "AuthError", status: 401 },
+                told,
+            );
         }
         let (subject, answer) = (self.channel_key(&channel), frame::subscription_succeeded(&channel, None));
         self.shared.subscribers.begin_join(&subject, &self.session);
@@ -394,12 +420,12 @@ impl Connection {
     fn refuse_join(&self, channel: &ChannelName, error: &BusError) {
         match error {
             BusError::ChannelFull(_) => {
-                let answer = (code::OVER_CAPACITY, "LimitReached", 403);
+                let answer = SubscriptionError { code: code::OVER_CAPACITY, kind: "LimitReached", status: 403 };
                 self.refuse_subscription("presence_full", channel, answer, &error.to_string());
             }
             BusError::Unavailable(_) | BusError::Unusable(_) => {
                 tracing::warn!(%error, %channel, "a client could not enter");
-                let answer = (code::OVER_CAPACITY, "Unavailable", 503);
+                let answer = SubscriptionError { code: code::OVER_CAPACITY, kind: "Unavailable", status: 503 };
                 self.refuse_subscription("bus", channel, answer, frame::BUS_UNAVAILABLE_MESSAGE);
             }
         }
@@ -407,13 +433,8 @@ impl Connection {
 
     /// Pusher answers with an error on the connection; clients that bind to the channel hear of it there only, so both
     /// are sent.
-    fn refuse_subscription(
-        &self,
-        reason: &'static str,
-        channel: &ChannelName,
-        (code, kind, status): (u16, &str, u16),
-        told: &str,
-    ) {
+    fn refuse_subscription(&self, reason: &'static str, channel: &ChannelName, error: SubscriptionError, told: &str) {
+        let SubscriptionError { code, kind, status } = error;
         self.send_refusal(reason, Some(code), told);
         self.session.push(frame::subscription_error(channel.as_str(), kind, status, told).into());
     }
