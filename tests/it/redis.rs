@@ -844,6 +844,6 @@ async fn expect_remote_transition(decided: &mut mpsc::Receiver<RemoteTransitions
             }
         }
     };
-    let arrived = tokio::time::timeout(WAIT_TIMEOUT, arrives).await;
-    assert!(arrived.is_ok(), "no {kind:?} within {WAIT_TIMEOUT:?}; seen: {seen:?}");
+    let outcome = tokio::time::timeout(WAIT_TIMEOUT, arrives).await;
+    assert!(outcome.is_ok(), "no {kind:?} within {WAIT_TIMEOUT:?}; seen: {seen:?}");
 }

@@ -378,7 +378,7 @@ async fn the_events_of_every_history_end_in_the_true_membership() {
             for _ in 0..STEP_COUNT {
                 history.run_step().await;
             }
-            let ended = history.compare_with_truth().await;
+            let ended = Box::pin(history.compare_with_truth()).await;
             assert!(ended.is_ok(), "history {seed}: {}", ended.unwrap_err());
         }
     };

@@ -89,9 +89,10 @@ impl RedisBus {
         shutdown: CancellationToken,
     ) -> Result<Self, BusError> {
         let bus = Self::start(address, cluster, process, BusTiming::EDGE_DEFAULTS, shutdown)?;
-        match timeout(FIRST_SYNC_TIMEOUT, bus.wait_first_sync()).await {
-            Ok(synced) => synced?,
-            Err(_) => tracing::warn!("bus unavailable at start: starting anyway and retrying"),
+        if let Ok(synced) = timeout(FIRST_SYNC_TIMEOUT, bus.wait_first_sync()).await {
+            synced?;
+        } else {
+            tracing::warn!("bus unavailable at start: starting anyway and retrying");
         }
         Ok(bus)
     }
@@ -145,7 +146,7 @@ impl RedisBus {
         subscriber.manage_subscriptions();
         let (sender, inbox) = mpsc::channel(FRAME_QUEUE_LEN);
         let lost = Arc::new(AtomicU64::new(0));
-        let (confirmed, subscribed) = watch::channel(false);
+        let (confirmed, confirmation) = watch::channel(false);
         let frames = subscription::FrameSubscription {
             subscriber: subscriber.clone(),
             publisher: client.clone(),
@@ -166,7 +167,7 @@ impl RedisBus {
             acknowledgements,
             lost_frames: lost,
             first_sync,
-            subscribed,
+            subscribed: confirmation,
             _subscriber: subscriber,
         })
     }
