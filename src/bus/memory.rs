@@ -12,9 +12,9 @@ use ulid::Ulid;
 use super::memory_sessions::MemorySessionOwners;
 use super::relay::{HeartbeatResponse, RelayPeer};
 use super::{
-    BroadcastFrame, Bus, BusError, CACHE_MISS_INTERVAL, ChannelInfo, ChannelKey, CountUpdate, JoinOutcome,
-    LARGE_CHANNEL_COUNT_INTERVAL, LARGE_CHANNEL_THRESHOLD, LAST_EVENT_TTL, LastEvent, LastEventLookup,
-    PRESENCE_MEMBERS_MAX, RemoteTransitions, Transition,
+    Broadcast, BroadcastFrame, BusError, CACHE_MISS_INTERVAL, ChannelInfo, ChannelKey, ChannelStore, CountUpdate,
+    Health, JoinOutcome, LARGE_CHANNEL_COUNT_INTERVAL, LARGE_CHANNEL_THRESHOLD, LAST_EVENT_TTL, LastEvent,
+    LastEventLookup, Membership, PRESENCE_MEMBERS_MAX, RemoteTransitions, SessionDirectory, Transition,
 };
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
@@ -103,7 +103,7 @@ impl Default for MemoryBus {
     }
 }
 
-impl Bus for MemoryBus {
+impl Membership for MemoryBus {
     fn join_channel<'a>(
         &'a self,
         subject: &'a ChannelKey,
@@ -127,6 +127,19 @@ impl Bus for MemoryBus {
         Box::pin(ready(Ok(state.channels.get_mut(subject).map(left).unwrap_or_default())))
     }
 
+    /// Ignores acknowledgements: the bus ends with its process, so no sweeper would read an outbox.
+    fn acknowledge_recorded(&self, _subject: &ChannelKey, _orders: &[EventOrder]) {}
+
+    fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>> {
+        None
+    }
+
+    fn leave_cluster(&self) -> BoxFuture<'_, ()> {
+        Box::pin(ready(()))
+    }
+}
+
+impl Broadcast for MemoryBus {
     fn publish_frame(&self, message: BroadcastFrame) -> BoxFuture<'_, Result<(), BusError>> {
         self.send(&message);
         Box::pin(ready(Ok(())))
@@ -139,6 +152,16 @@ impl Bus for MemoryBus {
         Box::pin(ready(Ok(())))
     }
 
+    fn take_incoming_frames(&self) -> Option<mpsc::Receiver<BroadcastFrame>> {
+        lock_ignoring_poison(&self.inbox).take()
+    }
+
+    fn lost_frames(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+impl ChannelStore for MemoryBus {
     fn store_last_event<'a>(
         &'a self,
         subject: &'a ChannelKey,
@@ -200,30 +223,9 @@ impl Bus for MemoryBus {
         channels.sort();
         Box::pin(ready(Ok(channels)))
     }
+}
 
-    fn take_incoming_frames(&self) -> Option<mpsc::Receiver<BroadcastFrame>> {
-        lock_ignoring_poison(&self.inbox).take()
-    }
-
-    fn lost_frames(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
-    }
-
-    /// Ignores acknowledgements: the bus ends with its process, so no sweeper would read an outbox.
-    fn acknowledge_recorded(&self, _subject: &ChannelKey, _orders: &[EventOrder]) {}
-
-    fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>> {
-        None
-    }
-
-    fn is_available(&self) -> bool {
-        true
-    }
-
-    fn leave_cluster(&self) -> BoxFuture<'_, ()> {
-        Box::pin(ready(()))
-    }
-
+impl SessionDirectory for MemoryBus {
     fn send_heartbeat<'a>(&'a self, peer: &'a RelayPeer) -> BoxFuture<'a, Result<HeartbeatResponse, BusError>> {
         Box::pin(ready(Ok(lock_ignoring_poison(&self.store.sessions).record_heartbeat(peer, Instant::now()))))
     }
@@ -253,6 +255,12 @@ impl Bus for MemoryBus {
     fn report_lost_send<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
         lock_ignoring_poison(&self.store.sessions).report_lost_send(session, owner);
         Box::pin(ready(Ok(())))
+    }
+}
+
+impl Health for MemoryBus {
+    fn is_available(&self) -> bool {
+        true
     }
 }
 

@@ -157,8 +157,8 @@ pub enum BusError {
     Unusable(String),
 }
 
-/// One process's connection to the bus.
-pub trait Bus: Send + Sync {
+/// Membership of channels, as the whole cluster sees it: joins, leaves and the transitions that follow.
+pub trait Membership: Send + Sync {
     /// Adds a connection to a channel, as a member on a presence channel. A second join changes nothing.
     fn join_channel<'a>(
         &'a self,
@@ -175,12 +175,35 @@ pub trait Bus: Send + Sync {
         cause: Option<LeaveCause>,
     ) -> BoxFuture<'a, Result<Vec<Transition>, BusError>>;
 
+    /// Acknowledges that these transitions are recorded in the stream. Until then the bus keeps them for the process
+    /// that sweeps this one.
+    fn acknowledge_recorded(&self, subject: &ChannelKey, orders: &[EventOrder]);
+
+    /// Takes the queue of transitions that the bus emits on its own; `None` after the first call.
+    fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>>;
+
+    /// Leaves the cluster on an orderly shutdown. The process has no connections, so that no other need sweep it.
+    fn leave_cluster(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Fan-out of frames between the processes of a cluster.
+pub trait Broadcast: Send + Sync {
     /// Publishes a frame to a channel's subscribers on the *other* processes; this process delivers to its own itself.
     fn publish_frame(&self, message: BroadcastFrame) -> BoxFuture<'_, Result<(), BusError>>;
 
-    /// Publishes frames as [`Bus::publish_frame`] does, in their order.
+    /// Publishes frames as [`Broadcast::publish_frame`] does, in their order.
     fn publish_frames(&self, messages: Vec<BroadcastFrame>) -> BoxFuture<'_, Result<(), BusError>>;
 
+    /// Takes the queue of frames from other processes; `None` after the first call. The queue is bounded: a process that
+    /// does not keep up loses the newest frames, which [`Broadcast::lost_frames`] counts.
+    fn take_incoming_frames(&self) -> Option<mpsc::Receiver<BroadcastFrame>>;
+
+    /// Number of frames that were dropped because this process did not keep up.
+    fn lost_frames(&self) -> u64;
+}
+
+/// Values that the bus keeps for each channel: the last event, the published count, and its connections.
+pub trait ChannelStore: Send + Sync {
     /// Stores an event as a channel's last event.
     fn store_last_event<'a>(
         &'a self,
@@ -207,32 +230,11 @@ pub trait Bus: Send + Sync {
         app: &'a AppId,
         prefix: &'a str,
     ) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>>;
+}
 
-    /// Takes the queue of frames from other processes; `None` after the first call. The queue is bounded: a process that
-    /// does not keep up loses the newest frames, which [`Bus::lost_frames`] counts.
-    fn take_incoming_frames(&self) -> Option<mpsc::Receiver<BroadcastFrame>>;
-
-    /// Number of frames that were dropped because this process did not keep up.
-    fn lost_frames(&self) -> u64;
-
-    /// Acknowledges that these transitions are recorded in the stream. Until then the bus keeps them for the process
-    /// that sweeps this one.
-    fn acknowledge_recorded(&self, subject: &ChannelKey, orders: &[EventOrder]);
-
-    /// Takes the queue of transitions that the bus emits on its own; `None` after the first call.
-    fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>>;
-
-    /// Whether the store answers, so that other processes can be reached.
-    fn is_available(&self) -> bool;
-
-    /// Whether member lists are complete: the store answers, and every process had the time to report its connections.
-    fn is_presence_ready(&self) -> bool {
-        self.is_available()
-    }
-
-    /// Leaves the cluster on an orderly shutdown. The process has no connections, so that no other need sweep it.
-    fn leave_cluster(&self) -> BoxFuture<'_, ()>;
-
+/// The processes that are alive, and the HTTP sessions that each of them owns. Callers check [`Health::is_available`]
+/// before a call, so that an unavailable store costs a request nothing.
+pub trait SessionDirectory: Health {
     /// Registers this process as alive for [`relay::PEER_LEASE_TTL`], and returns every process that is alive.
     fn send_heartbeat<'a>(&'a self, peer: &'a RelayPeer) -> BoxFuture<'a, Result<HeartbeatResponse, BusError>>;
 
@@ -257,3 +259,19 @@ pub trait Bus: Send + Sync {
     /// see [`HeartbeatResponse::sessions_with_lost_sends`].
     fn report_lost_send<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
 }
+
+/// State of the bus's connection to its store.
+pub trait Health: Send + Sync {
+    /// Whether the store answers, so that other processes can be reached.
+    fn is_available(&self) -> bool;
+
+    /// Whether member lists are complete: the store answers, and every process had the time to report its connections.
+    fn is_presence_ready(&self) -> bool {
+        self.is_available()
+    }
+}
+
+/// One process's connection to the bus, with all its parts. A user that needs one part takes that trait alone.
+pub trait Bus: Membership + Broadcast + ChannelStore + SessionDirectory + Health {}
+
+impl<T: Membership + Broadcast + ChannelStore + SessionDirectory + Health> Bus for T {}

@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use realtime_operator::api::conditions::condition;
 use realtime_operator::api::{API_GROUP, Reason};
-use realtime_operator::bus::{BroadcastFrame, Bus, BusTiming, ChannelKey, LastEvent, RedisBus, RelayPeer};
+use realtime_operator::bus::{
+    Broadcast, BroadcastFrame, BusTiming, ChannelKey, ChannelStore, Health, LastEvent, Membership, RedisBus, RelayPeer,
+    SessionDirectory,
+};
 use realtime_operator::config::{ServerKind, VARIABLE_TABLE};
 use realtime_operator::gate::Hop;
 use realtime_operator::kubernetes::apply::FIELD_MANAGER;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use fred::interfaces::{ClientLike, ConfigInterface, KeysInterface, SortedSetsInterface};
 use realtime_operator::bus::{
-    BroadcastFrame, Bus, BusError, BusTiming, ChannelKey, CountUpdate, LastEvent, LastEventLookup, RedisAddress,
-    RedisBus, RelayPeer, RemoteTransitions, Transition,
+    Broadcast, BroadcastFrame, BusError, BusTiming, ChannelKey, ChannelStore, CountUpdate, Health, LastEvent,
+    LastEventLookup, Membership, RedisAddress, RedisBus, RelayPeer, RemoteTransitions, SessionDirectory, Transition,
 };
 use realtime_operator::protocol::frame::PresenceMember;
 use realtime_operator::protocol::record::{EventKind, LeaveCause};

@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 
-use super::super::{Bus, ChannelKey, MemoryBus, RemoteTransitions, Transition};
+use super::super::{ChannelKey, Membership, MemoryBus, RemoteTransitions, Transition};
 use super::keys::KeySpace;
 use super::lease::LeaseKeeper;
 use super::members::MembershipCore;

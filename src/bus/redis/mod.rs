@@ -45,8 +45,8 @@ use self::members::MembershipCore;
 pub use self::timing::BusTiming;
 use super::relay::{HeartbeatResponse, RelayPeer};
 use super::{
-    BroadcastFrame, Bus, BusError, ChannelInfo, ChannelKey, CountUpdate, JoinOutcome, LastEvent, LastEventLookup,
-    RemoteTransitions, Transition,
+    Broadcast, BroadcastFrame, BusError, ChannelInfo, ChannelKey, ChannelStore, CountUpdate, Health, JoinOutcome,
+    LastEvent, LastEventLookup, Membership, RemoteTransitions, SessionDirectory, Transition,
 };
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventOrder, LeaveCause};
@@ -178,7 +178,7 @@ impl RedisBus {
     }
 }
 
-impl Bus for RedisBus {
+impl Membership for RedisBus {
     fn join_channel<'a>(
         &'a self,
         subject: &'a ChannelKey,
@@ -197,6 +197,26 @@ impl Bus for RedisBus {
         Box::pin(self.core.leave_channel(subject, socket, cause))
     }
 
+    fn acknowledge_recorded(&self, subject: &ChannelKey, orders: &[EventOrder]) {
+        // An acknowledgement that does not fit leaves its event in the outbox; if this process dies, the sweeper
+        // publishes it again, under the same id.
+        let _ = self.acknowledgements.try_send((subject.clone(), orders.to_vec()));
+    }
+
+    fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>> {
+        self.remote_transitions.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn leave_cluster(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            if timeout(LEAVE_CLUSTER_TIMEOUT, lease::release_lease(&self.core)).await.is_err() {
+                tracing::debug!("bus lease not released in time: it expires by itself");
+            }
+        })
+    }
+}
+
+impl Broadcast for RedisBus {
     fn publish_frame(&self, message: BroadcastFrame) -> BoxFuture<'_, Result<(), BusError>> {
         Box::pin(async move {
             if !self.is_available() {
@@ -233,6 +253,16 @@ impl Bus for RedisBus {
         })
     }
 
+    fn take_incoming_frames(&self) -> Option<mpsc::Receiver<BroadcastFrame>> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn lost_frames(&self) -> u64 {
+        self.lost_frames.load(Ordering::Relaxed) + self.core.dropped_transitions.load(Ordering::Relaxed)
+    }
+}
+
+impl ChannelStore for RedisBus {
     fn store_last_event<'a>(
         &'a self,
         subject: &'a ChannelKey,
@@ -264,41 +294,9 @@ impl Bus for RedisBus {
     ) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>> {
         Box::pin(self.call_if_available(self.channels.list_channels(app, prefix)))
     }
+}
 
-    fn take_incoming_frames(&self) -> Option<mpsc::Receiver<BroadcastFrame>> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    fn lost_frames(&self) -> u64 {
-        self.lost_frames.load(Ordering::Relaxed) + self.core.dropped_transitions.load(Ordering::Relaxed)
-    }
-
-    fn acknowledge_recorded(&self, subject: &ChannelKey, orders: &[EventOrder]) {
-        // An acknowledgement that does not fit leaves its event in the outbox; if this process dies, the sweeper
-        // publishes it again, under the same id.
-        let _ = self.acknowledgements.try_send((subject.clone(), orders.to_vec()));
-    }
-
-    fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>> {
-        self.remote_transitions.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    fn is_available(&self) -> bool {
-        self.core.is_available()
-    }
-
-    fn is_presence_ready(&self) -> bool {
-        self.core.is_presence_ready()
-    }
-
-    fn leave_cluster(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            if timeout(LEAVE_CLUSTER_TIMEOUT, lease::release_lease(&self.core)).await.is_err() {
-                tracing::debug!("bus lease not released in time: it expires by itself");
-            }
-        })
-    }
-
+impl SessionDirectory for RedisBus {
     fn send_heartbeat<'a>(&'a self, peer: &'a RelayPeer) -> BoxFuture<'a, Result<HeartbeatResponse, BusError>> {
         Box::pin(self.sessions.send_heartbeat(peer))
     }
@@ -325,5 +323,15 @@ impl Bus for RedisBus {
 
     fn report_lost_send<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
         Box::pin(self.sessions.report_lost_send(session, owner))
+    }
+}
+
+impl Health for RedisBus {
+    fn is_available(&self) -> bool {
+        self.core.is_available()
+    }
+
+    fn is_presence_ready(&self) -> bool {
+        self.core.is_presence_ready()
     }
 }

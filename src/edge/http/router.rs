@@ -30,7 +30,7 @@ pub fn build_public_router(state: &RouteState, guard: &RelayGuard, trusted: Trus
         .route("/apps/{id}/users/{user}/terminate_connections", post(http_api::terminate_user))
         .route("/users/{user}/terminate_connections", post(http_api::terminate_user_by_key))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(shared.clone());
+        .with_state(shared.hub.clone());
     let mut router = api;
     if state.transports.contains(&Transport::Websocket) {
         let sockets = Router::new()
@@ -41,7 +41,7 @@ pub fn build_public_router(state: &RouteState, guard: &RelayGuard, trusted: Trus
     let router = router.merge(build_session_routes(state, guard));
     router
         .layer(from_fn_with_state(trusted, screen_request))
-        .layer(from_fn_with_state(shared.clone(), count_spoofed_relay_headers))
+        .layer(from_fn_with_state(shared.hub.clone(), count_spoofed_relay_headers))
 }
 
 /// The paths on which other processes relay requests: the paths of sessions only.

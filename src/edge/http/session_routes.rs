@@ -11,8 +11,8 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::post;
 
-use crate::edge::hub::core::Hub;
 use crate::edge::relay::{RelayServer, SessionRelay};
+use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::session_ownership::{RelayTarget, SessionId, SessionName, session_gone};
 use crate::edge::transport::sockjs;
 use crate::edge::transport::sockjs::SockjsSessions;
@@ -31,8 +31,8 @@ pub const SEND_BODY_BYTES_MAX: usize = 256 << 10;
 
 /// The state that the paths of an edge share.
 pub struct RouteState {
-    /// The hub of this process.
-    pub shared: Arc<Hub>,
+    /// The services that transports share.
+    pub shared: Arc<TransportContext>,
     /// Sessions of pusher-js's own fallbacks.
     pub fallback: Arc<XhrSessions>,
     /// The sessions of `SockJS` over HTTP.

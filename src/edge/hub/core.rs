@@ -1,14 +1,12 @@
 //! The parts of an edge that its connections and its HTTP API share.
 //!
-//! In: sessions to open, frames to publish, joins and leaves. Out: an admitted session or a close reason; frames in the
-//! queues of local subscribers and on the bus; the answer of the bus, each within five seconds.
+//! In: frames to publish, joins and leaves. Out: frames in the queues of local subscribers and on the bus; the answer of
+//! the bus, each within five seconds.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rand::TryRngCore;
-use rand::rngs::OsRng;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
@@ -17,19 +15,13 @@ use crate::bus::{
     Transition,
 };
 use crate::edge::apps::RegistryWatcher;
-use crate::edge::apps::client_address::Caller;
-use crate::edge::apps::handshake::{admit_handshake, check_app_enabled, metric_label};
-use crate::edge::close_reason::CloseReason;
 use crate::edge::hub::pending_counts::PendingCounts;
 use crate::edge::hub::subscribers::{ChannelSubscribers, TERMINATED_MESSAGE};
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::recorder::Recorder;
-use crate::edge::session::Session;
-use crate::edge::session::drain_signal::DrainSignal;
-use crate::edge::session::registry::{SessionGuard, SessionRegistry};
 use crate::protocol::frame::{self, PresenceMember, code};
 use crate::protocol::record::LeaveCause;
-use crate::protocol::{AppId, ChannelName, SocketId, Transport};
+use crate::protocol::{AppId, ChannelName, SocketId};
 
 /// Bounds the wait for one answer of the bus: 5 s, so that no connection waits without end.
 const BUS_CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,70 +34,17 @@ pub struct Hub {
     pub subscribers: ChannelSubscribers,
     /// The channels whose count is published later.
     pub pending_counts: PendingCounts,
-    /// The open sessions of this process.
-    pub sessions: Arc<SessionRegistry>,
     /// The bus to the other edges.
     pub bus: Arc<dyn Bus>,
     /// The recorder that writes the stream.
     pub recorder: Recorder,
     /// The metrics of this edge.
     pub metrics: Arc<EdgeMetrics>,
-    /// The drain: once it has started, no session is admitted.
-    pub draining: DrainSignal,
-    /// One task per session.
-    pub session_tasks: TaskTracker,
     /// One task per closed connection that still counts as its user's.
     pub offline_grace_tasks: TaskTracker,
 }
 
 impl Hub {
-    /// Opens a session for a client that may have one.
-    ///
-    /// # Errors
-    /// The close reason: the client may have no session, or the server is full or drains.
-    pub fn open(
-        &self,
-        key: &str,
-        query: &str,
-        caller: &Caller,
-        transport: Transport,
-    ) -> Result<SessionGuard, CloseReason> {
-        let origin = caller.origin.as_deref();
-        let opened = admit_handshake(&self.apps.current(), key, query, origin)
-            .and_then(|app| self.admit_session(app, transport));
-        match opened {
-            Ok(mut place) => {
-                let Session { socket, app, .. } = &*place.session;
-                place.span = tracing::debug_span!("session", %socket, %app, %transport, client = %caller.address);
-                tracing::debug!(parent: &place.span, "a session was opened");
-                Ok(place)
-            }
-            Err(closing) => {
-                self.count_refusal(&closing, caller);
-                Err(closing)
-            }
-        }
-    }
-
-    /// Counts and logs a client that is refused at once.
-    pub fn count_refusal(&self, closing: &CloseReason, caller: &Caller) {
-        let (code, reason) = (closing.code, &closing.reason);
-        tracing::debug!(client = %caller.address, origin = ?caller.origin, code, reason, "a client was refused");
-        self.metrics.refused(metric_label(closing)).inc();
-    }
-
-    fn admit_session(&self, app: AppId, transport: Transport) -> Result<SessionGuard, CloseReason> {
-        let full = || CloseReason::new(code::OVER_CAPACITY, "the server is full, come back later");
-        let place = self.sessions.open(socket_id().ok_or_else(full)?, app, transport).ok_or_else(full)?;
-        // Checked only now: a session that was opened before the drain began, or before its app changed, is closed with
-        // the others.
-        if self.draining.is_started() {
-            return Err(self.draining.close_reason());
-        }
-        check_app_enabled(&self.apps.current(), &place.session.app)?;
-        Ok(place)
-    }
-
     /// Sends a frame to everyone in a channel, here and elsewhere.
     pub async fn publish_frame(&self, subject: ChannelKey, frame: String, except: Option<SocketId>) {
         self.send(BroadcastFrame { subject, frame: Bytes::from(frame), except, ends: false }).await;
@@ -202,10 +141,4 @@ impl Hub {
         let lost = &self.metrics.bus_lost;
         lost.inc_by(self.bus.lost_frames().saturating_sub(lost.get()));
     }
-}
-
-/// A new public id. `None` when the operating system gives no random numbers: a guessable id would be worse than none.
-fn socket_id() -> Option<SocketId> {
-    let number = || OsRng.try_next_u64().ok();
-    Some(SocketId::from_random(number()?, number()?))
 }

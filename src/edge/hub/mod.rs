@@ -7,6 +7,7 @@
 pub(crate) mod bus_events;
 pub(crate) mod connection_quota;
 pub(crate) mod core;
+pub(crate) mod fan_out;
 pub(crate) mod pending_counts;
 pub(crate) mod subscribers;
 pub(crate) mod subscription_count;

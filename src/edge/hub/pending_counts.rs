@@ -1,17 +1,28 @@
 //! The channels whose subscription count this process publishes later.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio_util::task::TaskTracker;
 
 use crate::bus::ChannelKey;
+use crate::edge::session::drain_signal::DrainSignal;
 
 /// The channels for which a later look at the count is planned: one plan per channel.
-#[derive(Default)]
 pub struct PendingCounts {
     pending: Mutex<HashSet<ChannelKey>>,
+    /// One task per planned channel.
+    pub(crate) tasks: TaskTracker,
+    /// Ends the plans: a draining process leaves the last count to others.
+    pub(crate) draining: Arc<DrainSignal>,
 }
 
 impl PendingCounts {
+    /// Creates an empty plan, whose tasks end when the drain starts.
+    pub(crate) fn new(tasks: TaskTracker, draining: Arc<DrainSignal>) -> Self {
+        Self { pending: Mutex::default(), tasks, draining }
+    }
+
     /// Plans a channel; `false` if it was planned already.
     pub(crate) fn mark_pending(&self, subject: &ChannelKey) -> bool {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(subject.clone())

@@ -22,10 +22,10 @@ pub async fn update_subscription_count(shared: &Arc<Hub>, subject: &ChannelKey) 
         return;
     }
     let (shared, subject, mut wait) = (shared.clone(), subject.clone(), wait);
-    shared.session_tasks.clone().spawn(async move {
+    shared.pending_counts.tasks.clone().spawn(async move {
         loop {
             tokio::select! {
-                () = shared.draining.wait_started() => return shared.pending_counts.clear_pending(&subject),
+                () = shared.pending_counts.draining.wait_started() => return shared.pending_counts.clear_pending(&subject),
                 () = tokio::time::sleep(wait) => {}
             }
             // Before the call: a join after the answer plans anew.

@@ -44,19 +44,30 @@ pub const EVENT_NAME_MAX_LEN: usize = 200;
 /// The error for a client that exceeds its request rate.
 const RATE_LIMIT_MESSAGE: &str = "too many subscriptions in a short time, try again later";
 
+/// The error of a refused subscription, as a client receives it.
+#[derive(Clone, Copy)]
+struct SubscriptionError {
+    /// Code of the error on the connection.
+    code: u16,
+    /// Type of the error on the channel.
+    kind: &'static str,
+    /// HTTP status that the error on the channel carries.
+    status: u16,
+}
+
 /// The protocol state of one client.
 pub struct Connection {
-    shared: Arc<Hub>,
-    session: Arc<Session>,
+    pub(super) shared: Arc<Hub>,
+    pub(super) session: Arc<Session>,
     /// The subscribed channels, and the member on each.
-    channels: HashMap<ChannelName, Option<PresenceMember>>,
+    pub(super) channels: HashMap<ChannelName, Option<PresenceMember>>,
     /// The subscriptions that wait for the bus.
     pending: PendingQueue,
     /// The user, once it has signed in.
     user: Option<UserPresence>,
     /// Its place among the app's connections, where there may be so many only.
     quota_slot: Option<QuotaSlot>,
-    client_event_rate: FixedWindow,
+    pub(super) client_event_rate: FixedWindow,
     request_bucket: TokenBucket,
     /// Ends the session that shows no signature in time; gone once it has shown one.
     authorization_deadline: Option<AbortOnDropHandle<()>>,
@@ -128,8 +139,8 @@ impl Connection {
             Ok(ClientMessage::SignIn { auth, user_data }) => self.sign_in(app, &auth, &user_data).await,
             Ok(ClientMessage::Unsubscribe { channel }) => self.unsubscribe(&channel).await,
             Ok(ClientMessage::ClientEvent { event, channel, data }) => {
-                if let Err((reason, told)) = self.client_event(app, event, &channel, data).await {
-                    self.send_refusal(reason, Some(code::CLIENT_EVENT_REFUSED), &told);
+                if let Err(refusal) = self.publish_client_event(app, event, &channel, data).await {
+                    self.send_refusal(refusal.metric, Some(code::CLIENT_EVENT_REFUSED), &refusal.message);
                 }
             }
             Ok(ClientMessage::Other { event }) => {
@@ -223,7 +234,7 @@ impl Connection {
             return self.refuse_subscription(
                 "asks",
                 &channel,
-                (code::OVER_CAPACITY, "LimitReached", 429),
+                SubscriptionError { code: code::OVER_CAPACITY, kind: "LimitReached", status: 429 },
                 RATE_LIMIT_MESSAGE,
             );
         }
@@ -234,13 +245,23 @@ impl Connection {
         let member = match authorize_subscription(app, &self.session.socket, &channel, auth, channel_data, user) {
             Ok(member) => member,
             Err(told) => {
-                return self.refuse_subscription("signature", &channel, (code::UNAUTHORIZED, "AuthError", 401), &told);
+                return self.refuse_subscription(
+                    "signature",
+                    &channel,
+                    SubscriptionError { code: code::UNAUTHORIZED, kind: "AuthError", status: 401 },
+                    &told,
+                );
             }
         };
         let known = self.channels.contains_key(&channel);
         if !known && self.channels.len() + self.pending.len() >= CONNECTION_CHANNELS_MAX {
             let told = format!("a connection may be in {CONNECTION_CHANNELS_MAX} channels");
-            return self.refuse_subscription("channels", &channel, (code::OVER_CAPACITY, "LimitReached", 403), &told);
+            return self.refuse_subscription(
+                "channels",
+                &channel,
+                SubscriptionError { code: code::OVER_CAPACITY, kind: "LimitReached", status: 403 },
+                &told,
+            );
         }
         let subject = self.channel_key(&channel);
         if known {
@@ -289,7 +310,12 @@ impl Connection {
         let user = self.user.as_ref().map(|user| user.member.user_id.as_str());
         if user.is_none() || channel.addressed_user() != user {
             let told = "this channel is for a user who has signed in";
-            return self.refuse_subscription("own", &channel, (code::UNAUTHORIZED, "AuthError", 401), told);
+            return self.refuse_subscription(
+                "own",
+                &channel,
+                SubscriptionError { code: code::UNAUTHORIZED, kind: "AuthError", status: 401 },
+                told,
+            );
         }
         let (subject, answer) = (self.channel_key(&channel), frame::subscription_succeeded(&channel, None));
         self.shared.subscribers.begin_join(&subject, &self.session);
@@ -387,59 +413,19 @@ impl Connection {
         }
     }
 
-    async fn client_event(
-        &mut self,
-        app: &App,
-        event: String,
-        name: &str,
-        data: String,
-    ) -> Result<(), (&'static str, String)> {
-        if !app.client_events {
-            return Err(("client_events_off", "client events are not enabled for this app".into()));
-        }
-        let channel = ChannelName::parse(name).map_err(|error| ("channel_name", error.to_string()))?;
-        if channel.kind() == ChannelKind::Public {
-            return Err(("public_channel", "client events need a private or presence channel".into()));
-        }
-        let Some(member) = self.channels.get(&channel) else {
-            return Err(("not_subscribed", format!("subscribe to `{channel}` before sending to it")));
-        };
-        if event.chars().count() > EVENT_NAME_MAX_LEN {
-            return Err(("event_name", format!("the event's name is longer than {EVENT_NAME_MAX_LEN} characters")));
-        }
-        let most = app.limits.message_bytes;
-        if data.len() > most {
-            let told = format!("the event has {} bytes of data, at most {most} are allowed", data.len());
-            return Err(("too_large", told));
-        }
-        let limit = app.limits.client_events_per_second;
-        if !self.client_event_rate.try_take(limit, Instant::now()) {
-            return Err(("rate", format!("more than {limit} client events in a second")));
-        }
-        let user_id = member.as_ref().map(|member| member.user_id.clone());
-        let told = frame::event_frame(&event, &channel, &data, user_id.as_deref());
-        let subject = self.channel_key(&channel);
-        let socket = &self.session.socket;
-        self.shared.metrics.client_events.inc();
-        let recorded = EventKind::ClientEvent { event, data, socket_id: socket.to_string(), user_id };
-        self.shared.recorder.record_event(&subject, recorded);
-        self.shared.publish_frame(subject, told, Some(socket.clone())).await;
-        Ok(())
-    }
-
-    fn channel_key(&self, channel: &ChannelName) -> ChannelKey {
+    pub(super) fn channel_key(&self, channel: &ChannelName) -> ChannelKey {
         ChannelKey { app: self.session.app.clone(), channel: channel.clone() }
     }
 
     fn refuse_join(&self, channel: &ChannelName, error: &BusError) {
         match error {
             BusError::ChannelFull(_) => {
-                let answer = (code::OVER_CAPACITY, "LimitReached", 403);
+                let answer = SubscriptionError { code: code::OVER_CAPACITY, kind: "LimitReached", status: 403 };
                 self.refuse_subscription("presence_full", channel, answer, &error.to_string());
             }
             BusError::Unavailable(_) | BusError::Unusable(_) => {
                 tracing::warn!(%error, %channel, "a client could not enter");
-                let answer = (code::OVER_CAPACITY, "Unavailable", 503);
+                let answer = SubscriptionError { code: code::OVER_CAPACITY, kind: "Unavailable", status: 503 };
                 self.refuse_subscription("bus", channel, answer, frame::BUS_UNAVAILABLE_MESSAGE);
             }
         }
@@ -447,13 +433,8 @@ impl Connection {
 
     /// Pusher answers with an error on the connection; clients that bind to the channel hear of it there only, so both
     /// are sent.
-    fn refuse_subscription(
-        &self,
-        reason: &'static str,
-        channel: &ChannelName,
-        (code, kind, status): (u16, &str, u16),
-        told: &str,
-    ) {
+    fn refuse_subscription(&self, reason: &'static str, channel: &ChannelName, error: SubscriptionError, told: &str) {
+        let SubscriptionError { code, kind, status } = error;
         self.send_refusal(reason, Some(code), told);
         self.session.push(frame::subscription_error(channel.as_str(), kind, status, told).into());
     }

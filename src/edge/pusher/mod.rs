@@ -4,6 +4,7 @@
 //! This room must not know the transport of the connection.
 
 pub(crate) mod authorize;
+pub(crate) mod client_event;
 pub(crate) mod connection;
 pub(crate) mod pending_subscriptions;
 pub(crate) mod sign_in;

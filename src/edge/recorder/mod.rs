@@ -16,7 +16,7 @@ use ulid::Ulid;
 
 use queue::{QueueLimits, RecordQueue};
 
-use crate::bus::{Bus, ChannelKey, Transition};
+use crate::bus::{ChannelKey, Membership, Transition};
 use crate::edge::drop_reason::DropReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::kinesis;
@@ -42,7 +42,7 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Queues events and writes them to the stream.
 pub struct Recorder {
     shared: Option<Arc<RecorderCore>>,
-    bus: Arc<dyn Bus>,
+    bus: Arc<dyn Membership>,
     metrics: Arc<EdgeMetrics>,
     number: std::sync::atomic::AtomicU64,
 }
@@ -54,7 +54,7 @@ pub(crate) struct RecorderCore {
     wake: Vec<Notify>,
     last_error: Mutex<Option<String>>,
     started: Instant,
-    bus: Arc<dyn Bus>,
+    bus: Arc<dyn Membership>,
     metrics: Arc<EdgeMetrics>,
 }
 
@@ -63,7 +63,7 @@ impl Recorder {
     /// and the queue is empty.
     pub fn start(
         kinesis: Option<kinesis::KinesisClient>,
-        bus: Arc<dyn Bus>,
+        bus: Arc<dyn Membership>,
         origin: &RecordOrigin,
         metrics: Arc<EdgeMetrics>,
         tasks: &TaskTracker,

@@ -15,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::relay::SESSION_REFRESH_INTERVAL;
-use crate::bus::{Bus, BusError, RelayPeer};
+use crate::bus::{BusError, RelayPeer, SessionDirectory};
 use crate::edge::close_reason::CloseReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionName};
@@ -55,7 +55,7 @@ pub(crate) struct SessionOwner {
 
 /// The directory of session owners.
 pub(crate) struct OwnerDirectory {
-    bus: Arc<dyn Bus>,
+    bus: Arc<dyn SessionDirectory>,
     /// The process id and address of this process.
     pub(crate) me: RelayPeer,
     local_sessions: Arc<dyn HttpSessions>,
@@ -113,7 +113,7 @@ impl Drop for SessionRegistration {
 
 impl OwnerDirectory {
     pub(crate) fn new(
-        bus: Arc<dyn Bus>,
+        bus: Arc<dyn SessionDirectory>,
         me: RelayPeer,
         here: Arc<dyn HttpSessions>,
         metrics: Arc<EdgeMetrics>,

@@ -23,7 +23,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Bus, RelayPeer};
+use crate::bus::{RelayPeer, SessionDirectory};
 use crate::config::{ServerConfig, name};
 use crate::edge::error::StartError;
 use crate::edge::metrics::EdgeMetrics;
@@ -47,7 +47,7 @@ const RECEIVE_RELAY_TIMEOUT: Duration = Duration::from_secs(35);
 /// The settings by which the processes of a cluster find each other.
 pub struct RelaySettings {
     /// The bus that lists the other processes.
-    pub bus: Arc<dyn Bus>,
+    pub bus: Arc<dyn SessionDirectory>,
     /// The id and address of this process.
     pub me: RelayPeer,
     /// The port on which all of them listen for each other.
@@ -61,7 +61,12 @@ impl RelaySettings {
     ///
     /// # Errors
     /// This process has no address.
-    pub fn from_values(values: &ServerConfig, process: &str, bus: Arc<dyn Bus>, port: u16) -> Result<Self, StartError> {
+    pub fn from_values(
+        values: &ServerConfig,
+        process: &str,
+        bus: Arc<dyn SessionDirectory>,
+        port: u16,
+    ) -> Result<Self, StartError> {
         let address = values.text(name::POD_IP);
         let address = address.parse().map_err(|_| StartError::NoAddress(address.to_owned()))?;
         let secrets = values.list_items(name::PEER_SECRET).map(Secret::new).collect();

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::config::{ServerConfig, name};
 use crate::edge::hub::connection_quota::release_quota_slot;
 use crate::edge::hub::core::Hub;
+use crate::edge::session::opener::SessionOpener;
 use crate::process::admin;
 use crate::protocol::frame::code;
 
@@ -64,6 +65,7 @@ pub struct DrainProgress {
 /// The drain of one edge.
 pub struct EdgeDrain {
     shared: Arc<Hub>,
+    opener: Arc<SessionOpener>,
     hold: Duration,
     window: Duration,
     stage: watch::Sender<DrainStage>,
@@ -71,16 +73,16 @@ pub struct EdgeDrain {
 
 impl EdgeDrain {
     /// A drain that has not begun.
-    pub fn new(values: &ServerConfig, shared: Arc<Hub>) -> Arc<Self> {
+    pub fn new(values: &ServerConfig, shared: Arc<Hub>, opener: Arc<SessionOpener>) -> Arc<Self> {
         let seconds = |variable| Duration::from_secs(values.number(variable));
         let (hold, window) = (seconds(name::DRAIN_HOLD_SECONDS), seconds(name::DRAIN_WINDOW_SECONDS));
-        Arc::new(Self { shared, hold, window, stage: watch::Sender::new(DrainStage::Serving) })
+        Arc::new(Self { shared, opener, hold, window, stage: watch::Sender::new(DrainStage::Serving) })
     }
 
     /// The stage of the drain.
     pub fn progress(&self) -> DrainProgress {
-        let sessions = self.shared.sessions.open_count();
-        DrainProgress { stage: *self.stage.borrow(), sessions, code: self.shared.draining.close_reason().code }
+        let sessions = self.opener.sessions.open_count();
+        DrainProgress { stage: *self.stage.borrow(), sessions, code: self.opener.draining.close_reason().code }
     }
 
     /// Whether clients should be sent here.
@@ -96,7 +98,7 @@ impl EdgeDrain {
             first
         });
         if began {
-            self.shared.draining.set_code(code);
+            self.opener.draining.set_code(code);
             tokio::spawn(self.clone().run());
         }
     }
@@ -114,23 +116,23 @@ impl EdgeDrain {
             sleep(self.hold).await;
         }
         self.stage.send_replace(DrainStage::Closing);
-        self.shared.draining.start();
+        self.opener.draining.start();
         self.close_sessions().await;
         let left = async {
-            while self.shared.sessions.open_count() > 0 {
+            while self.opener.sessions.open_count() > 0 {
                 sleep(CLOSE_INTERVAL).await;
             }
         };
         if timeout(SESSION_LEAVE_TIMEOUT, left).await.is_err() {
-            tracing::warn!(sessions = self.shared.sessions.open_count(), "sessions did not leave in time");
+            tracing::warn!(sessions = self.opener.sessions.open_count(), "sessions did not leave in time");
         }
         self.stage.send_replace(DrainStage::Drained);
     }
 
     /// Closes all sessions at a pace that fits the window.
     async fn close_sessions(&self) {
-        let mut left = self.shared.sessions.open_sessions();
-        let (total, closing) = (left.len(), self.shared.draining.close_reason());
+        let mut left = self.opener.sessions.open_sessions();
+        let (total, closing) = (left.len(), self.opener.draining.close_reason());
         tracing::info!(sessions = total, code = closing.code, "sessions are being sent to other edges");
         let (began, mut logged) = (Instant::now(), Instant::now());
         while !left.is_empty() {

@@ -1,25 +1,23 @@
 //! Start and stop of an edge.
 
+pub(crate) mod admin;
 pub(crate) mod drain;
 pub mod limits_page;
+pub(crate) mod shutdown;
 pub(crate) mod stream_check;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use prometheus_client::registry::Registry;
-use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::Ulid;
 
-use crate::bus::{BroadcastFrame, Bus};
+use crate::bus::Bus;
 use crate::config::{ServerConfig, name};
 use crate::edge::apps::RegistryWatcher;
 use crate::edge::error::{StartError, StopError};
@@ -29,36 +27,27 @@ use crate::edge::http::router::{build_public_router, build_relay_router};
 use crate::edge::http::session_routes::{RelayGuard, RouteState};
 use crate::edge::hub::bus_events;
 use crate::edge::hub::core::Hub;
+use crate::edge::hub::fan_out;
 use crate::edge::hub::pending_counts::PendingCounts;
 use crate::edge::hub::subscribers::ChannelSubscribers;
-use crate::edge::hub::user_presence;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::recorder::Recorder;
 use crate::edge::relay;
 use crate::edge::relay::{RelayServer, SessionRelay};
+use crate::edge::server::admin::{build_admin_handlers, serve_admin};
 use crate::edge::server::drain::EdgeDrain;
+use crate::edge::server::shutdown::EdgeLifecycle;
 use crate::edge::server::stream_check::StreamCheck;
-use crate::edge::session::drain_signal::DrainSignal;
+use crate::edge::session::opener::SessionOpener;
 use crate::edge::session::registry::SessionRegistry;
+use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::session_ownership::{HttpSessions, LocalSessions, session_host};
 use crate::edge::transport::sockjs;
 use crate::edge::transport::xhr::session::XhrSessions;
 use crate::kinesis;
-use crate::process::admin::{self, AdminEndpoints};
-use crate::process::{build, clock, readiness_annotation};
-use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
 use crate::protocol::record::RecordOrigin;
 use crate::protocol::relay::RelayRefusal;
-use crate::protocol::{self, Transport, signature};
-
-/// Bounds the wait for HTTP sessions to fetch their close frame.
-const SESSION_TASKS_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long open requests may take once the listener is closed.
-const OPEN_REQUESTS_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long what waits may take into the stream.
-const RECORDER_FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::protocol::{self, Transport};
 
 /// The listeners, clients and tokens that an edge is started with.
 pub struct EdgeDependencies {
@@ -121,27 +110,31 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let origin = build_record_origin(&values, &process);
     let recorder =
         Recorder::start(deps.kinesis.clone(), deps.bus.clone(), &origin, metrics.clone(), &writers, &flushed);
+    let opener = Arc::new(SessionOpener {
+        apps: apps.clone(),
+        sessions: SessionRegistry::new(metrics.clone()),
+        draining: Arc::default(),
+        session_tasks: TaskTracker::new(),
+        metrics: metrics.clone(),
+    });
     let shared = Arc::new(Hub {
         apps: apps.clone(),
         subscribers: ChannelSubscribers::new(),
-        pending_counts: PendingCounts::default(),
-        sessions: SessionRegistry::new(metrics.clone()),
+        pending_counts: PendingCounts::new(opener.session_tasks.clone(), opener.draining.clone()),
         bus: deps.bus,
         recorder,
         metrics,
-        draining: DrainSignal::default(),
-        session_tasks: TaskTracker::new(),
         offline_grace_tasks: TaskTracker::new(),
     });
     let fallback = Arc::new(XhrSessions::default());
     let stop = CancellationToken::new();
     let (failures, failed) = mpsc::channel(1);
-    let drain = EdgeDrain::new(&values, shared.clone());
+    let drain = EdgeDrain::new(&values, shared.clone(), opener.clone());
 
     let tasks = TaskTracker::new();
-    tasks.spawn(shared.sessions.clone().follow_apps(apps.subscribe(), stop.clone()));
+    tasks.spawn(opener.sessions.clone().follow_apps(apps.subscribe(), stop.clone()));
     tasks.spawn(apps.follow_files(deps.apps_dir, files, shared.metrics.clone(), stop.clone()));
-    tasks.spawn(deliver_bus_frames(shared.clone(), messages, stop.clone()));
+    tasks.spawn(fan_out::deliver_bus_frames(shared.clone(), messages, stop.clone()));
     if let Some(decided) = decided {
         tasks.spawn(bus_events::apply_remote_transitions(shared.clone(), decided, stop.clone()));
     }
@@ -156,7 +149,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     // The contract has checked them.
     let trusted = values.list_items(name::TRUSTED_PROXIES).filter_map(|network| network.parse().ok()).collect();
     let served = RouteState {
-        shared: shared.clone(),
+        shared: Arc::new(TransportContext { opener: opener.clone(), hub: shared.clone() }),
         fallback: fallback.clone(),
         sockjs: Arc::default(),
         settings: Arc::new(sockjs::SockjsSettings::from_values(&values)),
@@ -192,84 +185,9 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));
 
     tracing::info!(%public, %admin, %process, transports = values.text(name::TRANSPORTS), "the edge serves");
-    let life = EdgeLifecycle { shared, fallback, drain, listening, flushed, writers, stop, tasks };
+    let life = EdgeLifecycle { shared, opener, fallback, drain, listening, flushed, writers, stop, tasks };
     let life = tokio::spawn(life.run_until_shutdown(deps.shutdown, failed));
     Ok(RunningEdge { public, admin, process, life })
-}
-
-/// The parts of an edge that its shutdown ends, in order.
-struct EdgeLifecycle {
-    shared: Arc<Hub>,
-    fallback: Arc<XhrSessions>,
-    drain: Arc<EdgeDrain>,
-    listening: CancellationToken,
-    flushed: CancellationToken,
-    writers: TaskTracker,
-    stop: CancellationToken,
-    tasks: TaskTracker,
-}
-
-impl EdgeLifecycle {
-    async fn run_until_shutdown(
-        self,
-        shutdown: CancellationToken,
-        mut failed: mpsc::Receiver<StopError>,
-    ) -> Result<(), StopError> {
-        let ended = tokio::select! {
-            () = shutdown.cancelled() => Ok(()),
-            Some(error) = failed.recv() => {
-                tracing::error!(%error, "the edge ends");
-                Err(error)
-            }
-        };
-        self.shut_down().await;
-        ended
-    }
-
-    /// Clients first: once they have left, nothing new is recorded. Then what waits for the stream, while requests are
-    /// still answered, because a fallback client between two requests hears of the end with its next one.
-    async fn shut_down(self) {
-        self.drain.run_to_completion().await;
-        self.shared.session_tasks.close();
-        tokio::join!(self.answer_last_requests(), self.flush_recorder(), self.wait_offline_grace());
-        self.shared.bus.leave_cluster().await;
-        self.tasks.close();
-        self.stop.cancel();
-        if timeout(OPEN_REQUESTS_TIMEOUT, self.tasks.wait()).await.is_err() {
-            tracing::warn!("requests were still open and are cut");
-        }
-        tracing::info!("the edge has ended");
-    }
-
-    async fn answer_last_requests(&self) {
-        if timeout(SESSION_TASKS_TIMEOUT, self.shared.session_tasks.wait()).await.is_err() {
-            tracing::info!(sessions = self.fallback.open_count(), "some clients did not hear the goodbye out");
-        }
-        self.listening.cancel();
-    }
-
-    /// Waits until users that did not reconnect elsewhere are reported as offline.
-    async fn wait_offline_grace(&self) {
-        self.shared.offline_grace_tasks.close();
-        if timeout(user_presence::OFFLINE_GRACE + OPEN_REQUESTS_TIMEOUT, self.shared.offline_grace_tasks.wait())
-            .await
-            .is_err()
-        {
-            tracing::warn!(
-                users = self.shared.offline_grace_tasks.len(),
-                "some users stay online until the bus forgets this process"
-            );
-        }
-    }
-
-    async fn flush_recorder(&self) {
-        self.writers.close();
-        self.flushed.cancel();
-        if timeout(RECORDER_FLUSH_TIMEOUT, self.writers.wait()).await.is_err() {
-            let events = self.shared.recorder.drop_queued();
-            tracing::error!(events, "the stream did not take what waited in time; these events are lost");
-        }
-    }
 }
 
 fn parse_transports(values: &ServerConfig) -> Result<Vec<Transport>, StartError> {
@@ -291,86 +209,6 @@ fn build_record_origin(values: &ServerConfig, process: &str) -> RecordOrigin {
         server: values.server().name().to_owned(),
         pod: values.text(name::POD).to_owned(),
         process: process.to_owned(),
-    }
-}
-
-async fn build_admin_handlers(
-    values: &ServerConfig,
-    process: &str,
-    shared: &Arc<Hub>,
-    drain: &Arc<EdgeDrain>,
-    stop: &CancellationToken,
-) -> AdminEndpoints {
-    let mut metrics = Registry::default();
-    shared.metrics.register(&mut metrics);
-    let token = values.text(name::ADMIN_TOKEN).to_owned();
-    let variables = values.redacted_variables(|secret| signature::salted_digest(&token, secret));
-    let configuration = hash_configuration(build::read_build_id().await, &variables);
-    let admitted = readiness_annotation::watch_admission(values, &configuration, stop.clone());
-    let effective = {
-        let (shared, process, salt) = (shared.clone(), process.to_owned(), token.clone());
-        move || {
-            encode_json(&EffectiveReport {
-                process: process.clone(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                configuration: configuration.clone(),
-                time_ms: clock::now_ms(),
-                variables: variables.clone(),
-                apps: shared.apps.current().app_digests(&salt),
-            })
-        }
-    };
-    let flow = {
-        let (shared, process) = (shared.clone(), process.to_owned());
-        move || {
-            encode_json(&FlowReport {
-                process: process.clone(),
-                recorder: Some(shared.recorder.flow_report()),
-                dispatcher: None,
-            })
-        }
-    };
-    let serving = drain.clone();
-    let ready = move || match (serving.is_serving(), *admitted.borrow()) {
-        (false, _) => Err("going away".to_owned()),
-        (_, false) => Err("not admitted yet: a client's event through this pod must arrive first".to_owned()),
-        (true, true) => Ok(()),
-    };
-    let drain = drain::build_drain_handlers(drain.clone());
-    AdminEndpoints {
-        token,
-        ready: Box::new(ready),
-        effective: Box::new(effective),
-        flow: Box::new(flow),
-        drain: Some(drain),
-        metrics,
-    }
-}
-
-fn encode_json(value: &impl serde::Serialize) -> Value {
-    serde_json::to_value(value).unwrap_or_else(|error| json!({ "error": error.to_string() }))
-}
-
-/// Gives the frames of other processes to the subscribers of this one.
-async fn deliver_bus_frames(shared: Arc<Hub>, mut messages: mpsc::Receiver<BroadcastFrame>, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            Some(message) = messages.recv() => shared.subscribers.deliver(&message),
-            _ = tick.tick() => shared.sample_gauges(),
-        }
-    }
-}
-
-async fn serve_admin(
-    listener: TcpListener,
-    answers: AdminEndpoints,
-    stop: CancellationToken,
-    failures: mpsc::Sender<StopError>,
-) {
-    if let Err(error) = admin::serve(listener, answers, stop).await {
-        let _ = failures.send(StopError::Listener(error.to_string())).await;
     }
 }
 

@@ -8,6 +8,7 @@
 pub(crate) mod deferred_wake;
 pub(crate) mod drain_signal;
 pub(crate) mod liveness;
+pub(crate) mod opener;
 pub(crate) mod registry;
 
 use std::collections::VecDeque;

@@ -3,6 +3,7 @@
 //! In: sockets and requests. Out: one session and one connection each, whatever the transport. A transport reads from
 //! [`session_ownership`] whether another process has a session; it must not know how a request is relayed.
 
+pub(crate) mod context;
 pub(crate) mod inbox;
 pub(crate) mod session_ownership;
 pub(crate) mod sockjs;

@@ -16,11 +16,11 @@ use tracing::Instrument;
 
 use crate::edge::apps::client_address::Caller;
 use crate::edge::close_reason::CloseReason;
-use crate::edge::hub::core::Hub;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::session::{OutgoingItem, Session};
+use crate::edge::transport::context::TransportContext;
 use crate::protocol::Transport;
 use crate::protocol::frame::{self, code};
 
@@ -71,36 +71,40 @@ enum WebSocketEnd {
 
 /// Upgrades a request to a session: `GET /app/{key}`.
 pub async fn upgrade_websocket(
-    State(shared): State<Arc<Hub>>,
+    State(shared): State<Arc<TransportContext>>,
     Path(key): Path<String>,
     RawQuery(query): RawQuery,
     caller: Caller,
     upgrade: WebSocketUpgrade,
 ) -> Response {
-    let place = shared.open(&key, query.as_deref().unwrap_or_default(), &caller, Transport::Websocket);
+    let place = shared.opener.open(&key, query.as_deref().unwrap_or_default(), &caller, Transport::Websocket);
     accept_upgrade(shared, upgrade, place)
 }
 
 /// Refuses every path that no other route has: a socket with Pusher's code, since after a mere status the client would
 /// reconnect; other requests with 404.
 pub async fn refuse_unknown_path(
-    State(shared): State<Arc<Hub>>,
+    State(shared): State<Arc<TransportContext>>,
     caller: Caller,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
     let Ok(upgrade) = upgrade else { return StatusCode::NOT_FOUND.into_response() };
     let closing = CloseReason::new(code::PATH_UNKNOWN, "no app has this path: connect to /app/KEY");
-    shared.count_refusal(&closing, &caller);
+    shared.opener.count_refusal(&closing, &caller);
     accept_upgrade(shared, upgrade, Err(closing))
 }
 
-fn accept_upgrade(shared: Arc<Hub>, upgrade: WebSocketUpgrade, place: Result<SessionGuard, CloseReason>) -> Response {
+fn accept_upgrade(
+    shared: Arc<TransportContext>,
+    upgrade: WebSocketUpgrade,
+    place: Result<SessionGuard, CloseReason>,
+) -> Response {
     let upgrade = upgrade
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES)
         .max_message_size(MESSAGE_BYTES_MAX)
         .max_frame_size(MESSAGE_BYTES_MAX);
-    let tasks = shared.session_tasks.clone();
+    let tasks = shared.opener.session_tasks.clone();
     upgrade.on_upgrade(move |socket| {
         // Tracked, so that the process waits for sessions that are about to leave.
         tasks.track_future(async move {
@@ -121,11 +125,11 @@ async fn refuse_socket(mut socket: WebSocket, closing: &CloseReason) {
     complete_close(socket, Some(closing)).await;
 }
 
-async fn serve_socket(mut socket: WebSocket, shared: Arc<Hub>, place: SessionGuard) {
+async fn serve_socket(mut socket: WebSocket, shared: Arc<TransportContext>, place: SessionGuard) {
     let session = place.session.clone();
-    let unreadable_frames = shared.metrics.refused("unreadable");
+    let unreadable_frames = shared.hub.metrics.refused("unreadable");
     let outlet = session.attach_receiver();
-    let mut connection = Connection::open(shared, session.clone()).await;
+    let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
     // One timer for the whole life, not one that enters and leaves the runtime's wheel with every event.
     let look = sleep_until(Instant::now() + ACTIVITY_TIMEOUT);
     tokio::pin!(look);

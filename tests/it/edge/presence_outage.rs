@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use realtime_operator::bus::{Bus, ChannelKey, RedisBus};
+use realtime_operator::bus::{Bus, ChannelKey, ChannelStore, RedisBus};
 use realtime_operator::protocol::ChannelName;
 
 use super::relay::counter;

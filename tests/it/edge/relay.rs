@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use realtime_operator::bus::{Bus, RedisBus};
+use realtime_operator::bus::{RedisBus, SessionDirectory};
 use realtime_operator::process::clock;
 use realtime_operator::protocol::relay::{
     self, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayedRequest,

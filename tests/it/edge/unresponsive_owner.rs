@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use fred::interfaces::{ClientLike, HashesInterface};
-use realtime_operator::bus::{Bus, RedisBus, RelayPeer};
+use realtime_operator::bus::{RedisBus, RelayPeer, SessionDirectory};
 use realtime_operator::protocol::relay::{RELAY_HEADER, RelayHeader};
 use reqwest::StatusCode;
 

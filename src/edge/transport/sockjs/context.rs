@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::config::{ServerConfig, name};
-use crate::edge::hub::core::Hub;
+use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::session_ownership::session_host;
 use crate::edge::transport::sockjs::page::IframePages;
 use crate::edge::transport::sockjs::session::SockjsSessions;
@@ -34,7 +34,7 @@ impl SockjsSettings {
 /// The state that all requests share.
 #[derive(Clone)]
 pub(crate) struct SockjsContext {
-    pub(super) shared: Arc<Hub>,
+    pub(super) shared: Arc<TransportContext>,
     pub(super) sessions: Arc<SockjsSessions>,
     pub(super) settings: Arc<SockjsSettings>,
     pub(super) transports: Arc<[Transport]>,

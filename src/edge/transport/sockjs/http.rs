@@ -103,7 +103,8 @@ pub async fn serve(
         (SockjsEndpoint::Session(..), Method::OPTIONS) => answer_preflight(&context, &headers, "OPTIONS, POST"),
         (SockjsEndpoint::Session(id, action @ (SessionAction::Send | SessionAction::JsonpSend)), _) => {
             let mark = RequestId { number: None, relay_number: standing.relay_number() };
-            answer_send(&context, &id, action, (&headers, caller, mark), &body).await
+            let sent = SendRequest { headers: &headers, caller, mark, body: &body };
+            answer_send(&context, &id, action, sent).await
         }
         (SockjsEndpoint::Session(id, action), _) => answer_receive(&context, &id, action, query, &headers, standing),
     }
@@ -164,13 +165,16 @@ fn answer_receive(
     }
 }
 
-async fn answer_send(
-    context: &SockjsContext,
-    id: &str,
-    action: SessionAction,
-    (request, caller, mark): (&HeaderMap, Caller, RequestId),
-    body: &[u8],
-) -> Response {
+/// A request that carries messages of a client.
+struct SendRequest<'a> {
+    headers: &'a HeaderMap,
+    caller: Caller,
+    mark: RequestId,
+    body: &'a [u8],
+}
+
+async fn answer_send(context: &SockjsContext, id: &str, action: SessionAction, sent: SendRequest<'_>) -> Response {
+    let SendRequest { headers: request, caller, mark, body } = sent;
     let mut headers = no_cache_headers();
     set_session_cookie(context, request, &mut headers);
     let messages = if action == SessionAction::JsonpSend {
@@ -208,7 +212,7 @@ fn upgrade_socket(context: SockjsContext, upgrade: UpgradeResult, caller: Caller
         .max_message_size(MESSAGE_BYTES_MAX)
         .max_frame_size(MESSAGE_BYTES_MAX);
     let (shared, transport) = (context.shared, Transport::SockjsWebsocket);
-    let tasks = shared.session_tasks.clone();
+    let tasks = shared.opener.session_tasks.clone();
     upgrade.on_upgrade(move |wire| {
         let heartbeat = Instant::now() + SOCKJS_HEARTBEAT_INTERVAL;
         // Tracked, so that the process waits for sessions that are about to leave.

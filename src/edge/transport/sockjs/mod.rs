@@ -18,7 +18,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::any;
 
-use crate::edge::hub::core::Hub;
+use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::sockjs::context::{BASE_PATH, SockjsContext};
 use crate::protocol::Transport;
 pub use context::SockjsSettings;
@@ -26,7 +26,7 @@ pub use session::{INTRODUCTION_TIMEOUT, SOCKJS_RECEIVER_GRACE, SOCKJS_SESSIONS_M
 
 /// Everything below the base path that no other route has; `None` when there is nothing to serve there.
 pub fn build_routes(
-    shared: &Arc<Hub>,
+    shared: &Arc<TransportContext>,
     sessions: &Arc<SockjsSessions>,
     settings: &Arc<SockjsSettings>,
     transports: &[Transport],

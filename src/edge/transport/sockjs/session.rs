@@ -15,12 +15,12 @@ use tracing::Instrument;
 
 use crate::edge::apps::client_address::Caller;
 use crate::edge::close_reason::CloseReason;
-use crate::edge::hub::core::Hub;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::drain_signal::wait_in_flight_messages;
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::session::{ByteBudget, FrameReceiver, OutgoingItem, Session};
+use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
 use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionName, SessionOwnership};
 use crate::edge::transport::xhr::reorder::DuplicateFilter;
@@ -83,7 +83,7 @@ impl SockjsSessions {
     /// The receiver of a session, which is made if there is none.
     pub fn attach_receiver(
         self: &Arc<Self>,
-        shared: &Arc<Hub>,
+        shared: &Arc<TransportContext>,
         id: &str,
         transport: Transport,
         standing: SessionOwnership,
@@ -121,7 +121,7 @@ impl SockjsSessions {
         let status = EntryStatus { receiving: true, since: Instant::now(), aborted: false, session: None };
         let entry = Arc::new(SockjsEntry { status: watch::Sender::new(status), sends, _registration: registration });
         entries.insert(id.to_owned(), entry.clone());
-        shared.session_tasks.spawn(run_session(
+        shared.opener.session_tasks.spawn(run_session(
             self.clone(),
             shared.clone(),
             id.to_owned(),
@@ -135,7 +135,7 @@ impl SockjsSessions {
     /// Queues messages for a session, in the order of arrival. Messages after its end are dropped.
     pub async fn send(
         &self,
-        shared: &Hub,
+        shared: &TransportContext,
         id: &str,
         messages: Vec<String>,
         (caller, mark): (Caller, RequestId),
@@ -151,7 +151,7 @@ impl SockjsSessions {
         match entry.sends.send_from(messages, Some(caller), mark).await {
             Ok(()) => Ok(()),
             Err(InboxError::Closed) => {
-                shared.metrics.refused("session_over").inc();
+                shared.hub.metrics.refused("session_over").inc();
                 Ok(())
             }
             Err(InboxError::Timeout) => {
@@ -228,9 +228,9 @@ impl SockjsEntry {
 }
 
 /// A session that only says why there is none.
-pub fn open_refused_session(shared: &Hub, transport: Transport, closing: &CloseReason) -> Arc<Session> {
+pub fn open_refused_session(shared: &TransportContext, transport: Transport, closing: &CloseReason) -> Arc<Session> {
     let (socket, app) = (String::new().into(), AppId::from(""));
-    let session = Session::new(socket, app, transport, ByteBudget::default(), shared.metrics.clone());
+    let session = Session::new(socket, app, transport, ByteBudget::default(), shared.hub.metrics.clone());
     session.push(frame::error_frame(Some(closing.code), &closing.reason).into());
     session.close(closing.clone());
     session
@@ -252,7 +252,7 @@ async fn wait_for_status<T>(
 /// The one that receives. Dropping it before its answer is [`over`](Self::finish) is an abort.
 pub struct SockjsReceiver {
     sessions: Arc<SockjsSessions>,
-    shared: Arc<Hub>,
+    shared: Arc<TransportContext>,
     id: String,
     entry: Arc<SockjsEntry>,
     /// Whether the session is new, so that the answer begins with `o`.
@@ -287,7 +287,7 @@ impl Drop for SockjsReceiver {
         if self.is_finished {
             return;
         }
-        self.shared.metrics.receivers_cut.inc();
+        self.shared.hub.metrics.receivers_cut.inc();
         // At once, so that whoever asks next gets a session of its own.
         self.sessions.remove_session(&self.id, &self.entry);
         self.entry.release_receiver(true);
@@ -297,7 +297,7 @@ impl Drop for SockjsReceiver {
 /// The life of one session.
 async fn run_session(
     sessions: Arc<SockjsSessions>,
-    shared: Arc<Hub>,
+    shared: Arc<TransportContext>,
     id: String,
     entry: Arc<SockjsEntry>,
     transport: Transport,
@@ -334,7 +334,7 @@ async fn run_session(
 
 /// Waits for the first message and opens the session that it asks for, with the messages that came with it.
 async fn receive_introduction(
-    shared: &Hub,
+    shared: &TransportContext,
     transport: Transport,
     inbox: &mut mpsc::Receiver<InboxRequest>,
     copies: &mut DuplicateFilter,
@@ -347,7 +347,7 @@ async fn receive_introduction(
             let Some(caller) = sent.caller.take() else { return Err(introduction_missing()) };
             Ok((open_requested_session(shared, &first, &caller, transport)?, sent.messages))
         }
-        () = shared.draining.wait_started() => Err(shared.draining.close_reason()),
+        () = shared.opener.draining.wait_started() => Err(shared.opener.draining.close_reason()),
         () = sleep(INTRODUCTION_TIMEOUT) => Err(introduction_missing()),
     }
 }
@@ -362,7 +362,7 @@ pub fn introduction_missing() -> CloseReason {
 /// # Errors
 /// The close reason of a client that may have no session.
 pub fn open_requested_session(
-    shared: &Hub,
+    shared: &TransportContext,
     first: &str,
     caller: &Caller,
     transport: Transport,
@@ -370,15 +370,15 @@ pub fn open_requested_session(
     let Some((key, query)) = first_message(first) else {
         let told = "the first message must be {\"path\":\"/app/KEY?protocol=7\"}";
         let closing = CloseReason::new(code::PATH_UNKNOWN, told);
-        shared.count_refusal(&closing, caller);
+        shared.opener.count_refusal(&closing, caller);
         return Err(closing);
     };
-    shared.open(&key, &query, caller, transport)
+    shared.opener.open(&key, &query, caller, transport)
 }
 
 /// Messages in the order in which they came, until the session is ended, left alone or cut.
 async fn serve_messages(
-    shared: &Arc<Hub>,
+    shared: &Arc<TransportContext>,
     entry: &SockjsEntry,
     place: SessionGuard,
     first: Vec<String>,
@@ -386,7 +386,7 @@ async fn serve_messages(
     copies: &mut DuplicateFilter,
 ) {
     let session = &place.session.clone();
-    let mut connection = Connection::open(shared.clone(), session.clone()).await;
+    let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
     for message in first {
         connection.apply_message(&message).await;
     }
@@ -414,7 +414,7 @@ async fn serve_messages(
             }
             Some(sent) = inbox.recv() => {
                 if !copies.insert_if_new(sent.mark.relay_number) {
-                    shared.metrics.sends_repeated.inc();
+                    shared.hub.metrics.sends_repeated.inc();
                     continue;
                 }
                 for message in &sent.messages {
@@ -435,9 +435,9 @@ async fn serve_messages(
 }
 
 /// Keeps a closed session, so that each later request of its client receives the close frame.
-async fn linger_after_close(shared: &Hub, entry: &SockjsEntry, session: &Session) {
+async fn linger_after_close(shared: &TransportContext, entry: &SockjsEntry, session: &Session) {
     let told_on_the_way_out = async {
-        shared.draining.wait_started().await;
+        shared.opener.draining.wait_started().await;
         session.close_delivered().await;
     };
     tokio::select! {

@@ -9,11 +9,11 @@ use tracing::Instrument;
 
 use crate::edge::apps::client_address::Caller;
 use crate::edge::close_reason::CloseReason;
-use crate::edge::hub::core::Hub;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::session::{OutgoingItem, Session};
+use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::sockjs::answer::SOCKJS_HEARTBEAT_INTERVAL;
 use crate::edge::transport::sockjs::session::{
     INTRODUCTION_TIMEOUT, introduction_missing, open_refused_session, open_requested_session,
@@ -68,8 +68,8 @@ pub struct SockjsSocket {
 
 impl SockjsSocket {
     /// Serves it to its end.
-    pub async fn serve(mut self, shared: Arc<Hub>) {
-        let unreadable_frames = shared.metrics.refused("unreadable");
+    pub async fn serve(mut self, shared: Arc<TransportContext>) {
+        let unreadable_frames = shared.hub.metrics.refused("unreadable");
         let end = match self.receive_introduction(&shared).await {
             Ok((place, messages)) => {
                 let span = place.span.clone();
@@ -93,7 +93,10 @@ impl SockjsSocket {
     }
 
     /// Opens the session that the first message asks for, with the messages that came with it.
-    async fn receive_introduction(&mut self, shared: &Hub) -> Result<(SessionGuard, Vec<String>), SockjsSocketEnd> {
+    async fn receive_introduction(
+        &mut self,
+        shared: &TransportContext,
+    ) -> Result<(SessionGuard, Vec<String>), SockjsSocketEnd> {
         if self.framing == SocketFraming::Frames {
             self.send_text(OPEN_FRAME).await.ok_or(SockjsSocketEnd::Gone)?;
         }
@@ -107,16 +110,21 @@ impl SockjsSocket {
                         return Ok((open_requested_session(shared, &first, &self.caller, self.transport).map_err(SockjsSocketEnd::Closed)?, messages));
                     }
                 }
-                () = shared.draining.wait_started() => return Err(SockjsSocketEnd::Closed(shared.draining.close_reason())),
+                () = shared.opener.draining.wait_started() => return Err(SockjsSocketEnd::Closed(shared.opener.draining.close_reason())),
                 () = sleep_until(late) => return Err(SockjsSocketEnd::Closed(introduction_missing())),
             }
         }
     }
 
-    async fn run_session(&mut self, shared: Arc<Hub>, place: SessionGuard, first: Vec<String>) -> SockjsSocketEnd {
+    async fn run_session(
+        &mut self,
+        shared: Arc<TransportContext>,
+        place: SessionGuard,
+        first: Vec<String>,
+    ) -> SockjsSocketEnd {
         let session = place.session.clone();
         let outlet = session.attach_receiver();
-        let mut connection = Connection::open(shared, session.clone()).await;
+        let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
         for message in first {
             connection.apply_message(&message).await;
         }

@@ -4,10 +4,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Extension;
 use axum::body::Body;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, RawQuery, Request, State};
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -16,9 +16,9 @@ use futures::stream;
 use tokio::time::timeout;
 
 use crate::edge::apps::client_address::Caller;
-use crate::edge::hub::core::Hub;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::session::{FrameReceiver, OutgoingItem};
+use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::inbox::RequestId;
 use crate::edge::transport::session_ownership::{SessionId, SessionOwnership, session_gone};
 use crate::edge::transport::xhr::session::{SessionError, XhrReceiver, XhrSessions, parse_request_number};
@@ -38,8 +38,8 @@ const XHR_BATCH_BYTES: usize = 32 << 10;
 /// The state that the handlers share.
 #[derive(Clone)]
 pub struct XhrContext {
-    /// The hub of this process.
-    pub shared: Arc<Hub>,
+    /// The services that transports share.
+    pub shared: Arc<TransportContext>,
     /// The HTTP sessions of the process.
     pub fallback: Arc<XhrSessions>,
     /// The first line of a new session.
@@ -48,20 +48,35 @@ pub struct XhrContext {
 
 type SessionPath = Path<(String, String, String)>;
 
-/// The ownership of the session, as the relay found it.
-type KnownOwnership = Option<Extension<SessionOwnership>>;
+/// The parts of a request for a session.
+pub struct SessionRequest {
+    /// Key of the app that the path names.
+    key: String,
+    /// Id of the session; `None` if the path has no valid one.
+    id: Option<SessionId>,
+    query: String,
+    caller: Caller,
+    /// The ownership of the session, as the relay found it.
+    ownership: SessionOwnership,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for SessionRequest {
+    type Rejection = PathRejection;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, PathRejection> {
+        let Path((key, srv, session)) = SessionPath::from_request_parts(parts, state).await?;
+        let Ok(caller) = Caller::from_request_parts(parts, state).await;
+        let ownership = parts.extensions.get().cloned().unwrap_or(SessionOwnership::Unowned(None));
+        let query = parts.uri.query().unwrap_or_default().to_owned();
+        Ok(Self { key, id: SessionId::parse(srv, session), query, caller, ownership })
+    }
+}
 
 /// `POST …/xhr_streaming`: one answer for as long as the client holds it.
-pub async fn receive_streaming(
-    State(context): State<XhrContext>,
-    Path((key, srv, session)): SessionPath,
-    RawQuery(query): RawQuery,
-    caller: Caller,
-    known: KnownOwnership,
-) -> Response {
-    match open_receiver(&context, (key, srv, session), query, &caller, Transport::XhrStreaming, known) {
+pub async fn receive_streaming(State(context): State<XhrContext>, asked: SessionRequest) -> Response {
+    match open_receiver(&context, asked, Transport::XhrStreaming) {
         Ok(receive) => build_response(Body::from_stream(stream::unfold(
-            ReceiveStream::new(receive, context.open, context.shared.metrics.clone()),
+            ReceiveStream::new(receive, context.open, context.shared.hub.metrics.clone()),
             |mut stream| async {
                 let line = stream.next().await?;
                 Some((Ok::<_, Infallible>(Bytes::from(line)), stream))
@@ -72,14 +87,8 @@ pub async fn receive_streaming(
 }
 
 /// `POST …/xhr`: one batch.
-pub async fn receive_polling(
-    State(context): State<XhrContext>,
-    Path((key, srv, session)): SessionPath,
-    RawQuery(query): RawQuery,
-    caller: Caller,
-    known: KnownOwnership,
-) -> Response {
-    match open_receiver(&context, (key, srv, session), query, &caller, Transport::XhrPolling, known) {
+pub async fn receive_polling(State(context): State<XhrContext>, asked: SessionRequest) -> Response {
+    match open_receiver(&context, asked, Transport::XhrPolling) {
         Ok(XhrReceiver { new: true, .. }) => build_response(Body::from(context.open.to_string())),
         Ok(XhrReceiver { frames: outlet, new: false }) => build_response(Body::from(poll_frames(&outlet).await)),
         Err(unserved) => unserved.into_response(),
@@ -89,17 +98,15 @@ pub async fn receive_polling(
 /// `POST …/xhr_send`: messages of the client.
 pub async fn receive_messages(
     State(context): State<XhrContext>,
-    Path((key, srv, session)): SessionPath,
-    RawQuery(query): RawQuery,
-    caller: Caller,
-    known: KnownOwnership,
+    asked: SessionRequest,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let body = match body {
         Ok(body) => body,
         Err(rejection) => return rejection.into_response(),
     };
-    let Some(id) = SessionId::parse(srv, session) else { return SessionError::Unknown.into_response() };
+    let SessionRequest { key, id, query, caller, ownership } = asked;
+    let Some(id) = id else { return SessionError::Unknown.into_response() };
     let messages = match fallback::parse_send(&body) {
         Ok(messages) => messages,
         // As SockJS answers.
@@ -108,8 +115,7 @@ pub async fn receive_messages(
     if XhrSessions::check_origin(&context.shared, &key, &caller).is_err() {
         return SessionError::Forbidden.into_response();
     }
-    let handed = known.and_then(|Extension(standing)| standing.relay_number());
-    let mark = RequestId { number: parse_request_number(&query.unwrap_or_default()), relay_number: handed };
+    let mark = RequestId { number: parse_request_number(&query), relay_number: ownership.relay_number() };
     match context.fallback.send(&id, &key, messages, mark).await {
         Ok(()) => (StatusCode::NO_CONTENT, [(header::CONTENT_TYPE, "text/plain; charset=UTF-8")]).into_response(),
         Err(unserved) => unserved.into_response(),
@@ -135,7 +141,7 @@ pub async fn set_cross_origin_headers(
     next: Next,
 ) -> Response {
     let allowed = matches!(*request.method(), Method::POST | Method::OPTIONS);
-    let everyone = context.shared.apps.current().by_key(&key).is_none_or(|app| app.allowed_origins.is_empty());
+    let everyone = context.shared.opener.apps.current().by_key(&key).is_none_or(|app| app.allowed_origins.is_empty());
     let origin = request.headers().get(header::ORIGIN).filter(|_| !everyone).cloned();
     let mut response = next.run(request).await;
     if !everyone {
@@ -171,18 +177,15 @@ impl IntoResponse for SessionError {
     }
 }
 
+/// Attaches the receiver that a request asks for.
 fn open_receiver(
     context: &XhrContext,
-    (key, srv, session): (String, String, String),
-    query: Option<String>,
-    caller: &Caller,
+    asked: SessionRequest,
     transport: Transport,
-    known: KnownOwnership,
 ) -> Result<XhrReceiver, SessionError> {
-    let id = SessionId::parse(srv, session).ok_or(SessionError::Unknown)?;
-    let standing = known.map_or(SessionOwnership::Unowned(None), |Extension(standing)| standing);
-    let query = query.unwrap_or_default();
-    context.fallback.attach_receiver(&context.shared, id, (&key, &query), caller, transport, standing)
+    let SessionRequest { key, id, query, caller, ownership } = asked;
+    let id = id.ok_or(SessionError::Unknown)?;
+    context.fallback.attach_receiver(&context.shared, id, (&key, &query), &caller, transport, ownership)
 }
 
 fn build_response(body: Body) -> Response {

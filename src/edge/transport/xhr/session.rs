@@ -17,12 +17,12 @@ use url::form_urlencoded;
 use crate::edge::apps::client_address::Caller;
 use crate::edge::apps::handshake::check_origin;
 use crate::edge::close_reason::CloseReason;
-use crate::edge::hub::core::Hub;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::drain_signal::{RECEIVER_GRACE, wait_in_flight_messages};
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::session::{FrameReceiver, Session};
+use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
 use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionId, SessionName, SessionOwnership};
 use crate::edge::transport::xhr::reorder::{DuplicateFilter, ReorderBuffer};
@@ -81,7 +81,7 @@ impl XhrSessions {
     /// The session of a receive, made if there is none.
     pub fn attach_receiver(
         self: &Arc<Self>,
-        shared: &Arc<Hub>,
+        shared: &Arc<TransportContext>,
         id: SessionId,
         (key, query): (&str, &str),
         caller: &Caller,
@@ -108,11 +108,12 @@ impl XhrSessions {
             return Err(SessionError::Busy);
         }
         let (sends, inbox) = open_inbox();
-        let place = shared.open(key, query, caller, transport).map_err(SessionError::Refused)?;
+        let place = shared.opener.open(key, query, caller, transport).map_err(SessionError::Refused)?;
         let session = place.session.clone();
         let outlet = session.attach_receiver();
         let span = place.span.clone();
         shared
+            .opener
             .session_tasks
             .spawn(run_session(self.clone(), shared.clone(), place, id.clone(), inbox, number).instrument(span));
         entries.insert(id, XhrEntry { key: key.to_owned(), session, sends, registration });
@@ -123,10 +124,10 @@ impl XhrSessions {
     ///
     /// # Errors
     /// The close reason: the app does not allow the origin.
-    pub fn check_origin(shared: &Hub, key: &str, caller: &Caller) -> Result<(), CloseReason> {
-        let registry = shared.apps.current();
+    pub fn check_origin(shared: &TransportContext, key: &str, caller: &Caller) -> Result<(), CloseReason> {
+        let registry = shared.opener.apps.current();
         let Some(app) = registry.by_key(key) else { return Ok(()) };
-        check_origin(app, caller.origin.as_deref()).inspect_err(|closing| shared.count_refusal(closing, caller))
+        check_origin(app, caller.origin.as_deref()).inspect_err(|closing| shared.opener.count_refusal(closing, caller))
     }
 
     /// Hands messages to a session, which acts on them in the order of the client's numbers. An empty list is a ping.
@@ -189,15 +190,15 @@ pub fn parse_request_number(query: &str) -> Option<u64> {
 /// The life of one session: messages in the order in which they were sent, until it is ended or left alone.
 async fn run_session(
     fallback: Arc<XhrSessions>,
-    shared: Arc<Hub>,
+    shared: Arc<TransportContext>,
     place: SessionGuard,
     id: SessionId,
     mut inbox: mpsc::Receiver<InboxRequest>,
     first: Option<u64>,
 ) {
     let session = &place.session.clone();
-    let metrics = shared.metrics.clone();
-    let mut connection = Connection::open(shared, session.clone()).await;
+    let metrics = shared.hub.metrics.clone();
+    let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
     let (mut order, mut copies) = (ReorderBuffer::default(), DuplicateFilter::default());
     order.push(first, InboxRequest::without_messages(first), Instant::now().into());
     let mut look = Instant::now() + ACTIVITY_TIMEOUT;

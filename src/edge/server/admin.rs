@@ -1,0 +1,88 @@
+//! The answers of an edge on its admin listener.
+
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{ServerConfig, name};
+use crate::edge::error::StopError;
+use crate::edge::hub::core::Hub;
+use crate::edge::server::drain::{self, EdgeDrain};
+use crate::process::admin::{self, AdminEndpoints};
+use crate::process::{build, clock, readiness_annotation};
+use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
+use crate::protocol::signature;
+
+/// Builds the handlers of `/readyz`, `/effective`, `/flow`, the drain and the metrics.
+pub(crate) async fn build_admin_handlers(
+    values: &ServerConfig,
+    process: &str,
+    shared: &Arc<Hub>,
+    drain: &Arc<EdgeDrain>,
+    stop: &CancellationToken,
+) -> AdminEndpoints {
+    let mut metrics = Registry::default();
+    shared.metrics.register(&mut metrics);
+    let token = values.text(name::ADMIN_TOKEN).to_owned();
+    let variables = values.redacted_variables(|secret| signature::salted_digest(&token, secret));
+    let configuration = hash_configuration(build::read_build_id().await, &variables);
+    let admitted = readiness_annotation::watch_admission(values, &configuration, stop.clone());
+    let effective = {
+        let (shared, process, salt) = (shared.clone(), process.to_owned(), token.clone());
+        move || {
+            encode_json(&EffectiveReport {
+                process: process.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                configuration: configuration.clone(),
+                time_ms: clock::now_ms(),
+                variables: variables.clone(),
+                apps: shared.apps.current().app_digests(&salt),
+            })
+        }
+    };
+    let flow = {
+        let (shared, process) = (shared.clone(), process.to_owned());
+        move || {
+            encode_json(&FlowReport {
+                process: process.clone(),
+                recorder: Some(shared.recorder.flow_report()),
+                dispatcher: None,
+            })
+        }
+    };
+    let serving = drain.clone();
+    let ready = move || match (serving.is_serving(), *admitted.borrow()) {
+        (false, _) => Err("going away".to_owned()),
+        (_, false) => Err("not admitted yet: a client's event through this pod must arrive first".to_owned()),
+        (true, true) => Ok(()),
+    };
+    let drain = drain::build_drain_handlers(drain.clone());
+    AdminEndpoints {
+        token,
+        ready: Box::new(ready),
+        effective: Box::new(effective),
+        flow: Box::new(flow),
+        drain: Some(drain),
+        metrics,
+    }
+}
+
+fn encode_json(value: &impl serde::Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_else(|error| json!({ "error": error.to_string() }))
+}
+
+/// Serves the admin listener, and reports its failure.
+pub(crate) async fn serve_admin(
+    listener: TcpListener,
+    answers: AdminEndpoints,
+    stop: CancellationToken,
+    failures: mpsc::Sender<StopError>,
+) {
+    if let Err(error) = admin::serve(listener, answers, stop).await {
+        let _ = failures.send(StopError::Listener(error.to_string())).await;
+    }
+}

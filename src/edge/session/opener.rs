@@ -1,0 +1,90 @@
+//! Opens sessions, or refuses clients with a close reason.
+//!
+//! In: the key, the query and the address of a client. Out: a session in the registry, or the close reason, which is
+//! counted and logged. It must not know channels, nor the bus.
+
+use std::sync::Arc;
+
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use tokio_util::task::TaskTracker;
+
+use crate::edge::apps::RegistryWatcher;
+use crate::edge::apps::client_address::Caller;
+use crate::edge::apps::handshake::{admit_handshake, check_app_enabled, metric_label};
+use crate::edge::close_reason::CloseReason;
+use crate::edge::metrics::EdgeMetrics;
+use crate::edge::session::Session;
+use crate::edge::session::drain_signal::DrainSignal;
+use crate::edge::session::registry::{SessionGuard, SessionRegistry};
+use crate::protocol::frame::code;
+use crate::protocol::{AppId, SocketId, Transport};
+
+/// Opens sessions while the process does not drain.
+pub struct SessionOpener {
+    /// The app registry, as it is now.
+    pub apps: Arc<RegistryWatcher>,
+    /// The open sessions of this process.
+    pub sessions: Arc<SessionRegistry>,
+    /// The drain: once it has started, no session is admitted.
+    pub draining: Arc<DrainSignal>,
+    /// One task per session.
+    pub session_tasks: TaskTracker,
+    /// The metrics of this edge.
+    pub metrics: Arc<EdgeMetrics>,
+}
+
+impl SessionOpener {
+    /// Opens a session for a client that may have one.
+    ///
+    /// # Errors
+    /// The close reason: the client may have no session, or the server is full or drains.
+    pub fn open(
+        &self,
+        key: &str,
+        query: &str,
+        caller: &Caller,
+        transport: Transport,
+    ) -> Result<SessionGuard, CloseReason> {
+        let origin = caller.origin.as_deref();
+        let opened = admit_handshake(&self.apps.current(), key, query, origin)
+            .and_then(|app| self.admit_session(app, transport));
+        match opened {
+            Ok(mut place) => {
+                let Session { socket, app, .. } = &*place.session;
+                place.span = tracing::debug_span!("session", %socket, %app, %transport, client = %caller.address);
+                tracing::debug!(parent: &place.span, "a session was opened");
+                Ok(place)
+            }
+            Err(closing) => {
+                self.count_refusal(&closing, caller);
+                Err(closing)
+            }
+        }
+    }
+
+    /// Counts and logs a client that is refused at once.
+    pub fn count_refusal(&self, closing: &CloseReason, caller: &Caller) {
+        let (code, reason) = (closing.code, &closing.reason);
+        tracing::debug!(client = %caller.address, origin = ?caller.origin, code, reason, "a client was refused");
+        self.metrics.refused(metric_label(closing)).inc();
+    }
+
+    fn admit_session(&self, app: AppId, transport: Transport) -> Result<SessionGuard, CloseReason> {
+        let full = || CloseReason::new(code::OVER_CAPACITY, "the server is full, come back later");
+        let place = self.sessions.open(socket_id().ok_or_else(full)?, app, transport).ok_or_else(full)?;
+        // Checked only now: a session that was opened before the drain began, or before its app changed, is closed with
+        // the others.
+        if self.draining.is_started() {
+            return Err(self.draining.close_reason());
+        }
+        check_app_enabled(&self.apps.current(), &place.session.app)?;
+        Ok(place)
+    }
+}
+
+/// A new public id. `None` when the operating system gives no random numbers: a guessable id would be worse than none.
+fn socket_id() -> Option<SocketId> {
+    let number = || OsRng.try_next_u64().ok();
+    Some(SocketId::from_random(number()?, number()?))
+}
