@@ -84,9 +84,11 @@ fn find_explained_failure(evidence: &Evidence) -> Option<Finding<'_>> {
     first_failure(evidence.counted_failures().filter(explained))
 }
 
-/// A dimension without a value. A known drift says more: it may be the cause.
+/// A dimension without a value. A known drift says more: it may be the cause. Before the first proof, pods that are yet to
+/// start are no failure.
 fn find_empty_dimension(evidence: &Evidence) -> Option<Finding<'_>> {
-    if !evidence.drifts.is_empty() {
+    let rolling_out = !evidence.ever_open && find_missing_pods(evidence).is_some();
+    if !evidence.drifts.is_empty() || rolling_out {
         return None;
     }
     let subject = FindingSubject::EmptyDimension(describe_empty_dimension(evidence)?);

@@ -470,6 +470,23 @@ fn pods_that_the_manifest_asks_for_delay_the_opening_and_do_not_close() {
 }
 
 #[test]
+fn pods_that_are_yet_to_start_are_a_rollout_before_the_first_proof_and_a_failure_after_it() {
+    let nowhere = || CoverageTargets {
+        pods: BTreeMap::new(),
+        wanted_pods: SERVED.map(|transport| (transport, 1)).into(),
+        ..test_targets()
+    };
+    let mut evidence = evidence();
+    evidence.set_targets(nowhere());
+    assert_eq!((evidence.verdict().phase, evidence.verdict().reason), (GatePhase::Proving, Reason::RollingOut));
+    evidence.set_targets(CoverageTargets { pods: test_targets().pods, ..nowhere() });
+    rounds(&mut evidence, 0, 2);
+    assert!(evidence.verdict().ready);
+    evidence.set_targets(nowhere());
+    assert_eq!((evidence.verdict().phase, evidence.verdict().reason), (GatePhase::Closed, Reason::NoPods));
+}
+
+#[test]
 fn a_pod_that_no_client_reaches_does_not_close_an_open_gate() {
     let mut evidence = evidence();
     rounds(&mut evidence, 0, 2);
