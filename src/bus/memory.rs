@@ -209,6 +209,11 @@ impl Bus for MemoryBus {
         self.lost.load(Ordering::Relaxed)
     }
 
+    /// Always 0: no other process could sweep this one.
+    fn lost_leases(&self) -> u64 {
+        0
+    }
+
     /// Ignores acknowledgements: the bus ends with its process, so no sweeper would read an outbox.
     fn acknowledge_recorded(&self, _subject: &ChannelKey, _orders: &[EventOrder]) {}
 

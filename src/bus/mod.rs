@@ -215,6 +215,9 @@ pub trait Bus: Send + Sync {
     /// Number of frames that were dropped because this process did not keep up.
     fn lost_frames(&self) -> u64;
 
+    /// Number of this process's leases that expired, after each of which it re-registered all connections.
+    fn lost_leases(&self) -> u64;
+
     /// Acknowledges that these transitions are recorded in the stream. Until then the bus keeps them for the process
     /// that sweeps this one.
     fn acknowledge_recorded(&self, subject: &ChannelKey, orders: &[EventOrder]);

@@ -272,6 +272,10 @@ impl Bus for RedisBus {
         self.lost_frames.load(Ordering::Relaxed) + self.core.dropped_transitions.load(Ordering::Relaxed)
     }
 
+    fn lost_leases(&self) -> u64 {
+        self.core.state().generation
+    }
+
     fn acknowledge_recorded(&self, subject: &ChannelKey, orders: &[EventOrder]) {
         // An acknowledgement that does not fit leaves its event in the outbox; if this process dies, the sweeper
         // publishes it again, under the same id.
