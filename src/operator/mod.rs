@@ -28,3 +28,4 @@ mod stream_controller;
 mod workload_controller;
 
 pub use controllers::{OperatorError, OperatorSettings, run};
+pub use metrics::OperatorMetrics;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use prometheus_client::metrics::counter::Counter;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use tokio::time::timeout;
@@ -18,7 +19,7 @@ use crate::bus::{
 };
 use crate::edge::apps::RegistryWatcher;
 use crate::edge::apps::client_address::Caller;
-use crate::edge::apps::handshake::{admit_handshake, check_app_enabled, metric_label};
+use crate::edge::apps::handshake::{admit_handshake, check_app_enabled, refusal_reason};
 use crate::edge::close_reason::CloseReason;
 use crate::edge::hub::pending_counts::PendingCounts;
 use crate::edge::hub::subscribers::{ChannelSubscribers, TERMINATED_MESSAGE};
@@ -91,7 +92,7 @@ impl Hub {
     pub fn count_refusal(&self, closing: &CloseReason, caller: &Caller) {
         let (code, reason) = (closing.code, &closing.reason);
         tracing::debug!(client = %caller.address, origin = ?caller.origin, code, reason, "a client was refused");
-        self.metrics.refused(metric_label(closing)).inc();
+        self.metrics.refusals.with_label(refusal_reason(closing)).inc();
     }
 
     fn admit_session(&self, app: AppId, transport: Transport) -> Result<SessionGuard, CloseReason> {
@@ -195,12 +196,13 @@ impl Hub {
         answer
     }
 
-    /// Updates the gauges that are sampled.
-    pub fn sample_gauges(&self) {
-        self.metrics.recorder_queued.set(i64::try_from(self.recorder.queued_count()).unwrap_or(i64::MAX));
+    /// Updates the metrics that are sampled.
+    pub fn sample_metrics(&self) {
+        self.metrics.recorder_queued_events.set(i64::try_from(self.recorder.queued_count()).unwrap_or(i64::MAX));
         self.metrics.bus_up.set(i64::from(self.bus.is_available()));
-        let lost = &self.metrics.bus_lost;
-        lost.inc_by(self.bus.lost_frames().saturating_sub(lost.get()));
+        let raise = |counter: &Counter, total: u64| counter.inc_by(total.saturating_sub(counter.get()));
+        raise(&self.metrics.bus_frames_lost, self.bus.lost_frames());
+        raise(&self.metrics.bus_leases_lost, self.bus.lost_leases());
     }
 }
 

@@ -10,13 +10,14 @@ use bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::bus::{BusError, ChannelKey, JoinOutcome, LastEventLookup, Transition};
-use crate::edge::apps::handshake::metric_label;
+use crate::edge::apps::handshake::refusal_reason;
 use crate::edge::apps::rate_limit::{FixedWindow, TokenBucket};
 use crate::edge::close_reason::CloseReason;
 use crate::edge::hub::connection_quota::QuotaSlot;
 use crate::edge::hub::core::Hub;
 use crate::edge::hub::subscription_count;
 use crate::edge::hub::user_presence::UserPresence;
+use crate::edge::metrics::{RefusalReason, WaitResult};
 use crate::edge::pusher::authorize::authorize_subscription;
 use crate::edge::pusher::pending_subscriptions::PendingQueue;
 use crate::edge::pusher::sign_in::{WATCHED_USERS_MAX, verify_sign_in};
@@ -78,14 +79,15 @@ impl Connection {
                 counted
             }
             Err(closing) => {
-                shared.metrics.refused(metric_label(&closing)).inc();
+                shared.metrics.refusals.with_label(refusal_reason(&closing)).inc();
                 session.push(frame::error_frame(Some(closing.code), &closing.reason).into());
                 session.close(closing);
                 None
             }
         };
         let deadline = app.and_then(|app| app.authorization_seconds).map(|seconds| {
-            let (session, late) = (session.clone(), shared.metrics.refused("authorization_late"));
+            let (session, late) =
+                (session.clone(), shared.metrics.refusals.with_label(RefusalReason::AuthorizationLate));
             AbortOnDropHandle::new(tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_secs(seconds.into())).await;
                 late.inc();
@@ -134,15 +136,19 @@ impl Connection {
             }
             Ok(ClientMessage::Other { event }) => {
                 let shown: String = event.chars().take(64).collect();
-                self.send_refusal("unknown_event", None, &format!("the server has no answer to the event `{shown}`"));
+                self.send_refusal(
+                    RefusalReason::UnknownEvent,
+                    None,
+                    &format!("the server has no answer to the event `{shown}`"),
+                );
             }
-            Err(error) => self.send_refusal("not_a_message", None, &error.to_string()),
+            Err(error) => self.send_refusal(RefusalReason::NotAMessage, None, &error.to_string()),
         }
     }
 
     /// A frame in a form that the protocol does not have.
     pub fn refuse_binary(&self) {
-        self.send_refusal("binary", None, "binary frames are not supported: send text");
+        self.send_refusal(RefusalReason::Binary, None, "binary frames are not supported: send text");
     }
 
     /// Asks a silent client, or gives it up. Returns when to look again.
@@ -165,7 +171,11 @@ impl Connection {
 
     /// Leaves every channel: the client is gone.
     pub async fn tear_down(mut self) {
-        self.shared.metrics.pending_outcomes("left").inc_by(u64::try_from(self.pending.len()).unwrap_or(u64::MAX));
+        self.shared
+            .metrics
+            .pending_subscription_outcomes
+            .with_label(WaitResult::Left)
+            .inc_by(u64::try_from(self.pending.len()).unwrap_or(u64::MAX));
         let drain = self.session.close_reason().is_some_and(|closing| closing.drain);
         for (channel, member) in std::mem::take(&mut self.channels) {
             self.leave_channel(channel, member.as_ref(), drain.then_some(LeaveCause::Drain)).await;
@@ -180,18 +190,18 @@ impl Connection {
 
     async fn sign_in(&mut self, app: &App, auth: &str, user_data: &str) {
         if !self.request_bucket.try_take(Instant::now()) {
-            return self.send_refusal("asks", Some(code::OVER_CAPACITY), RATE_LIMIT_MESSAGE);
+            return self.send_refusal(RefusalReason::RequestRate, Some(code::OVER_CAPACITY), RATE_LIMIT_MESSAGE);
         }
         let user = match verify_sign_in(app, &self.session.socket, auth, user_data) {
             Ok(user) => user,
-            Err(told) => return self.send_refusal("signin", Some(code::UNAUTHORIZED), &told),
+            Err(told) => return self.send_refusal(RefusalReason::SignIn, Some(code::UNAUTHORIZED), &told),
         };
         if let Some(known) = &self.user {
             if known.member.user_id == user.member.user_id {
                 return self.session.push(frame::signin_success(user_data).into());
             }
             return self.send_refusal(
-                "signin",
+                RefusalReason::SignIn,
                 Some(code::UNAUTHORIZED),
                 "the connection has signed in as another user",
             );
@@ -201,13 +211,17 @@ impl Connection {
             Ok(user) => (self.user, self.authorization_deadline) = (Some(user), None),
             Err(error) => {
                 tracing::warn!(%error, "a client could not sign in");
-                return self.send_refusal("bus", Some(code::OVER_CAPACITY), frame::BUS_UNAVAILABLE_MESSAGE);
+                return self.send_refusal(
+                    RefusalReason::Bus,
+                    Some(code::OVER_CAPACITY),
+                    frame::BUS_UNAVAILABLE_MESSAGE,
+                );
             }
         }
         if cut {
             let told =
                 format!("a watchlist has at most {WATCHED_USERS_MAX} users; the first {WATCHED_USERS_MAX} are watched");
-            self.send_refusal("watchlist", Some(code::WATCHLIST_CUT), &told);
+            self.send_refusal(RefusalReason::Watchlist, Some(code::WATCHLIST_CUT), &told);
         }
     }
 
@@ -216,12 +230,12 @@ impl Connection {
             Ok(channel) => channel,
             Err(error) => {
                 // Only what could be a channel's name is repeated to the client.
-                return self.send_refusal("channel_name", None, &error.to_string());
+                return self.send_refusal(RefusalReason::ChannelName, None, &error.to_string());
             }
         };
         if !self.request_bucket.try_take(Instant::now()) {
             return self.refuse_subscription(
-                "asks",
+                RefusalReason::RequestRate,
                 &channel,
                 (code::OVER_CAPACITY, "LimitReached", 429),
                 RATE_LIMIT_MESSAGE,
@@ -234,13 +248,23 @@ impl Connection {
         let member = match authorize_subscription(app, &self.session.socket, &channel, auth, channel_data, user) {
             Ok(member) => member,
             Err(told) => {
-                return self.refuse_subscription("signature", &channel, (code::UNAUTHORIZED, "AuthError", 401), &told);
+                return self.refuse_subscription(
+                    RefusalReason::Signature,
+                    &channel,
+                    (code::UNAUTHORIZED, "AuthError", 401),
+                    &told,
+                );
             }
         };
         let known = self.channels.contains_key(&channel);
         if !known && self.channels.len() + self.pending.len() >= CONNECTION_CHANNELS_MAX {
             let told = format!("a connection may be in {CONNECTION_CHANNELS_MAX} channels");
-            return self.refuse_subscription("channels", &channel, (code::OVER_CAPACITY, "LimitReached", 403), &told);
+            return self.refuse_subscription(
+                RefusalReason::Channels,
+                &channel,
+                (code::OVER_CAPACITY, "LimitReached", 403),
+                &told,
+            );
         }
         let subject = self.channel_key(&channel);
         if known {
@@ -289,7 +313,12 @@ impl Connection {
         let user = self.user.as_ref().map(|user| user.member.user_id.as_str());
         if user.is_none() || channel.addressed_user() != user {
             let told = "this channel is for a user who has signed in";
-            return self.refuse_subscription("own", &channel, (code::UNAUTHORIZED, "AuthError", 401), told);
+            return self.refuse_subscription(
+                RefusalReason::UserChannel,
+                &channel,
+                (code::UNAUTHORIZED, "AuthError", 401),
+                told,
+            );
         }
         let (subject, answer) = (self.channel_key(&channel), frame::subscription_succeeded(&channel, None));
         self.shared.subscribers.begin_join(&subject, &self.session);
@@ -357,7 +386,7 @@ impl Connection {
     async fn unsubscribe(&mut self, name: &str) {
         let Ok(channel) = ChannelName::parse_any(name) else { return };
         if self.pending.remove(&channel).is_some() {
-            self.shared.metrics.pending_outcomes("left").inc();
+            self.shared.metrics.pending_subscription_outcomes.with_label(WaitResult::Left).inc();
         }
         if let Some(member) = self.channels.remove(&channel) {
             self.leave_channel(channel, member.as_ref(), None).await;
@@ -393,28 +422,31 @@ impl Connection {
         event: String,
         name: &str,
         data: String,
-    ) -> Result<(), (&'static str, String)> {
+    ) -> Result<(), (RefusalReason, String)> {
         if !app.client_events {
-            return Err(("client_events_off", "client events are not enabled for this app".into()));
+            return Err((RefusalReason::ClientEventsOff, "client events are not enabled for this app".into()));
         }
-        let channel = ChannelName::parse(name).map_err(|error| ("channel_name", error.to_string()))?;
+        let channel = ChannelName::parse(name).map_err(|error| (RefusalReason::ChannelName, error.to_string()))?;
         if channel.kind() == ChannelKind::Public {
-            return Err(("public_channel", "client events need a private or presence channel".into()));
+            return Err((RefusalReason::PublicChannel, "client events need a private or presence channel".into()));
         }
         let Some(member) = self.channels.get(&channel) else {
-            return Err(("not_subscribed", format!("subscribe to `{channel}` before sending to it")));
+            return Err((RefusalReason::NotSubscribed, format!("subscribe to `{channel}` before sending to it")));
         };
         if event.chars().count() > EVENT_NAME_MAX_LEN {
-            return Err(("event_name", format!("the event's name is longer than {EVENT_NAME_MAX_LEN} characters")));
+            return Err((
+                RefusalReason::EventName,
+                format!("the event's name is longer than {EVENT_NAME_MAX_LEN} characters"),
+            ));
         }
         let most = app.limits.message_bytes;
         if data.len() > most {
             let told = format!("the event has {} bytes of data, at most {most} are allowed", data.len());
-            return Err(("too_large", told));
+            return Err((RefusalReason::TooLarge, told));
         }
         let limit = app.limits.client_events_per_second;
         if !self.client_event_rate.try_take(limit, Instant::now()) {
-            return Err(("rate", format!("more than {limit} client events in a second")));
+            return Err((RefusalReason::ClientEventRate, format!("more than {limit} client events in a second")));
         }
         let user_id = member.as_ref().map(|member| member.user_id.clone());
         let told = frame::event_frame(&event, &channel, &data, user_id.as_deref());
@@ -435,12 +467,12 @@ impl Connection {
         match error {
             BusError::ChannelFull(_) => {
                 let answer = (code::OVER_CAPACITY, "LimitReached", 403);
-                self.refuse_subscription("presence_full", channel, answer, &error.to_string());
+                self.refuse_subscription(RefusalReason::PresenceFull, channel, answer, &error.to_string());
             }
             BusError::Unavailable(_) | BusError::Unusable(_) => {
                 tracing::warn!(%error, %channel, "a client could not enter");
                 let answer = (code::OVER_CAPACITY, "Unavailable", 503);
-                self.refuse_subscription("bus", channel, answer, frame::BUS_UNAVAILABLE_MESSAGE);
+                self.refuse_subscription(RefusalReason::Bus, channel, answer, frame::BUS_UNAVAILABLE_MESSAGE);
             }
         }
     }
@@ -449,7 +481,7 @@ impl Connection {
     /// are sent.
     fn refuse_subscription(
         &self,
-        reason: &'static str,
+        reason: RefusalReason,
         channel: &ChannelName,
         (code, kind, status): (u16, &str, u16),
         told: &str,
@@ -458,8 +490,8 @@ impl Connection {
         self.session.push(frame::subscription_error(channel.as_str(), kind, status, told).into());
     }
 
-    fn send_refusal(&self, reason: &'static str, code: Option<u16>, told: &str) {
-        self.shared.metrics.refused(reason).inc();
+    fn send_refusal(&self, reason: RefusalReason, code: Option<u16>, told: &str) {
+        self.shared.metrics.refusals.with_label(reason).inc();
         self.session.push(frame::error_frame(code, told).into());
     }
 }
