@@ -159,6 +159,11 @@ impl Broadcast for MemoryBus {
     fn lost_frames(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
+
+    /// Always 0: no other process could sweep this one.
+    fn lost_leases(&self) -> u64 {
+        0
+    }
 }
 
 impl ChannelStore for MemoryBus {

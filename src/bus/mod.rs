@@ -200,6 +200,9 @@ pub trait Broadcast: Send + Sync {
 
     /// Number of frames that were dropped because this process did not keep up.
     fn lost_frames(&self) -> u64;
+
+    /// Number of this process's leases that expired, after each of which it re-registered all connections.
+    fn lost_leases(&self) -> u64;
 }
 
 /// Values that the bus keeps for each channel: the last event, the published count, and its connections.

@@ -18,6 +18,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::dispatcher::metrics::DispatcherSeries;
+use crate::edge::metrics::EdgeMetrics;
+use crate::operator::OperatorMetrics;
+use crate::process::metrics::{MetricRow, render_metrics_page};
+
 /// The exit code for input that cannot be used.
 const BAD_INPUT_EXIT_CODE: u8 = 2;
 
@@ -44,6 +49,9 @@ enum Command {
     Variables,
     /// Print what an edge takes from clients and answers beyond that, as Markdown
     Limits,
+    /// Print the table of metrics that every process exports, as Markdown
+    #[command(hide = true)]
+    Metrics,
     /// Print the reasons of conditions, as Markdown
     Reasons,
     #[cfg(feature = "bench")]
@@ -54,6 +62,12 @@ enum Command {
     Edge,
     /// Run a webhook dispatcher; its configuration is its environment (see `realtime variables`)
     Dispatcher,
+}
+
+/// Lists the metrics of every process: edge, dispatcher and operator.
+#[must_use]
+pub fn metric_rows() -> Vec<MetricRow> {
+    [EdgeMetrics::metric_rows(), DispatcherSeries::metric_rows(), OperatorMetrics::metric_rows()].concat()
 }
 
 /// Runs the command line.
@@ -75,6 +89,7 @@ pub fn main() -> ExitCode {
             Command::Crd(arguments) => print::print_crds(&arguments),
             Command::Variables => print::print_text(&crate::config::render_variables_page()),
             Command::Limits => print::print_text(&crate::edge::server::limits_page::render_limits_page()),
+            Command::Metrics => print::print_text(&render_metrics_page(&metric_rows())),
             Command::Reasons => print::print_text(&crate::api::conditions::reasons_page()),
             #[cfg(feature = "bench")]
             Command::Bench(arguments) => bench::run(arguments).await,

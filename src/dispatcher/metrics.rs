@@ -5,86 +5,87 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
+use crate::process::metrics::{Labeled, RegistryReadResult, label_values, metric_table};
 use crate::protocol::ShardId;
 use crate::protocol::admin::{DispatcherFlow, ShardFlow};
 
 /// Bounds the error sources that are remembered; beyond it, new sources are not noted.
 const SHOWN_ERRORS_MAX: usize = 1_000;
 
-/// The reason for which an event is lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelValue)]
-pub enum DropReason {
-    /// Another cluster wrote the record.
-    ForeignCluster,
-    /// The bytes are not a record.
-    Poison,
-    /// The app is unknown, even after waiting for the registry.
-    UnknownApp,
-    /// No endpoint acknowledged it within the retry window.
-    RetryWindowOver,
-    /// The endpoint fails and is over its limit of waiting events.
-    EndpointBehind,
-    /// The endpoint was removed while the event waited.
-    EndpointRemoved,
+label_values! {
+    /// The reason for which an event is lost.
+    pub enum DropReason as "reason" {
+        /// Another cluster wrote the record.
+        ForeignCluster = "foreign_cluster",
+        /// The bytes are not a record.
+        Poison = "poison",
+        /// The app is unknown, even after waiting for the registry.
+        UnknownApp = "unknown_app",
+        /// No endpoint acknowledged it within the retry window.
+        RetryWindowOver = "retry_window_over",
+        /// The endpoint fails and is over its limit of waiting events.
+        EndpointBehind = "endpoint_behind",
+        /// The endpoint was removed while the event waited.
+        EndpointRemoved = "endpoint_removed",
+    }
 }
 
-/// The reason for which an event needs no delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum SkipReason {
-    /// One half of an absence that was cancelled.
-    Cancelled,
-    /// A newer event of its subject was delivered.
-    Superseded,
-    /// The event was read before.
-    Duplicate,
+label_values! {
+    /// The reason for which an event needs no delivery.
+    pub enum SkipReason as "reason" {
+        /// One half of an absence that was cancelled.
+        Cancelled = "cancelled",
+        /// A newer event of its subject was delivered.
+        Superseded = "superseded",
+        /// The event was read before.
+        Duplicate = "duplicate",
+    }
 }
 
-/// The result of an attempt, by class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum ResponseClass {
-    /// The endpoint acknowledged with a 2xx.
-    Success,
-    /// The endpoint answered with another status.
-    Answered,
-    /// The endpoint did not answer.
-    Unanswered,
-    /// The egress policy refused the address.
-    Refused,
+label_values! {
+    /// The result of an attempt, by class.
+    pub enum ResponseClass as "result" {
+        /// The endpoint acknowledged with a 2xx.
+        Success = "success",
+        /// The endpoint answered with another status.
+        Answered = "answered",
+        /// The endpoint did not answer.
+        Unanswered = "unanswered",
+        /// The egress policy refused the address.
+        Refused = "refused",
+    }
 }
 
-/// The result of reading the app registry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum RegistryReadResult {
-    /// The new registry is in force.
-    Applied,
-    /// The new registry is invalid; the previous one stays in force.
-    Refused,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RegistryReadLabels {
-    result: RegistryReadResult,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DropLabels {
-    reason: DropReason,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SkipLabels {
-    reason: SkipReason,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AttemptLabels {
-    result: ResponseClass,
+metric_table! {
+    /// Counters and gauges of a dispatcher.
+    pub struct DispatcherSeries of "dispatcher" {
+        /// Events that an endpoint acknowledged.
+        events_delivered: Counter => "Nothing; it is the load of the endpoints.",
+        /// Attempts to post a webhook.
+        attempts: Labeled<ResponseClass, Counter> =>
+            "If others than `success` grow, read the last error in `/flow`: it names the endpoint.",
+        /// Events that are lost, with their webhooks.
+        events_dropped: Labeled<DropReason, Counter> =>
+            "Look the reason up below; most of them need the owner of the endpoint.",
+        /// Events that need no delivery.
+        events_skipped: Labeled<SkipReason, Counter> =>
+            "Nothing; `duplicate` grows after a restart, by the events behind the checkpoint.",
+        /// Reads of an app registry that has changed.
+        registry_reads: Labeled<RegistryReadResult, Counter> =>
+            "If `refused` grows, read the log of the dispatcher and correct the app that it names.",
+        /// Missing events of a channel that were passed without them.
+        order_gaps: Counter => "Compare with the events that edges dropped: `realtime_edge_recorder_events_dropped_total`.",
+        /// Events that were read and are neither delivered nor dropped yet.
+        unfinished_events: Gauge => "Check the endpoints: each event waits until its endpoint acknowledges it.",
+        /// Shards that this dispatcher holds now.
+        shards: Gauge => "Nothing; over all dispatchers the sum is the number of shards.",
+        /// Distance of the slowest held shard from the end of the stream, in seconds.
+        lag_seconds: Gauge<f64, AtomicU64> => "Add dispatchers or shards, or find the endpoint that is slow.",
+    }
 }
 
 /// The source of an error: only a success of the same source clears it.
@@ -105,15 +106,7 @@ pub enum ErrorSource {
 /// All counters and gauges of the process.
 #[derive(Debug, Default)]
 pub struct DispatcherMetrics {
-    delivered: Counter,
-    attempts: Family<AttemptLabels, Counter>,
-    dropped: Family<DropLabels, Counter>,
-    skipped: Family<SkipLabels, Counter>,
-    registry_reads: Family<RegistryReadLabels, Counter>,
-    gaps: Counter,
-    unfinished: Gauge,
-    shards: Gauge,
-    behind: Gauge<f64, AtomicU64>,
+    series: DispatcherSeries,
     live: Mutex<FlowState>,
 }
 
@@ -138,38 +131,28 @@ pub struct AttemptCounts {
 impl DispatcherMetrics {
     /// Deliveries and failures since the process started.
     pub fn attempt_counts(&self) -> AttemptCounts {
-        AttemptCounts { delivered: self.delivered.get(), failed: self.live().failed_attempts }
+        AttemptCounts { delivered: self.series.events_delivered.get(), failed: self.live().failed_attempts }
     }
 
     /// Registers each metric under its name.
     pub fn register(&self, registry: &mut Registry) {
-        let registry = registry.sub_registry_with_prefix("realtime_dispatcher");
-        registry.register("delivered", "Events that an endpoint took", self.delivered.clone());
-        registry.register("attempts", "Attempts to post", self.attempts.clone());
-        registry.register("dropped", "Events lost", self.dropped.clone());
-        registry.register("settled", "Events that need no delivery", self.skipped.clone());
-        registry.register("registry_reads", "Changed app registries", self.registry_reads.clone());
-        registry.register("order_gaps", "Missing events that were passed", self.gaps.clone());
-        registry.register("unfinished_events", "Events read and not yet done", self.unfinished.clone());
-        registry.register("shards", "Shards held", self.shards.clone());
-        let help = "How far the slowest held shard is behind";
-        registry.register_with_unit("behind", help, Unit::Seconds, self.behind.clone());
+        self.series.register(registry);
     }
 
     /// Counts events that an endpoint acknowledged.
     pub fn count_delivered(&self, events: usize) {
-        self.delivered.inc_by(events as u64);
+        self.series.events_delivered.inc_by(events as u64);
     }
 
     /// Counts a changed app registry, by whether it is valid.
     pub fn count_registry_read(&self, applied: bool) {
         let result = if applied { RegistryReadResult::Applied } else { RegistryReadResult::Refused };
-        self.registry_reads.get_or_create(&RegistryReadLabels { result }).inc();
+        self.series.registry_reads.with_label(result).inc();
     }
 
     /// Counts an attempt by its result.
     pub fn count_attempt(&self, result: ResponseClass) {
-        self.attempts.get_or_create(&AttemptLabels { result }).inc();
+        self.series.attempts.with_label(result).inc();
         if result != ResponseClass::Success {
             self.live().failed_attempts += 1;
         }
@@ -177,18 +160,18 @@ impl DispatcherMetrics {
 
     /// Counts lost events by reason.
     pub fn count_dropped(&self, reason: DropReason, events: usize) {
-        self.dropped.get_or_create(&DropLabels { reason }).inc_by(events as u64);
+        self.series.events_dropped.with_label(reason).inc_by(events as u64);
         *self.live().drop_counts.entry(reason).or_default() += events as u64;
     }
 
     /// Counts events that need no delivery, by reason.
     pub fn count_skipped(&self, reason: SkipReason, events: usize) {
-        self.skipped.get_or_create(&SkipLabels { reason }).inc_by(events as u64);
+        self.series.events_skipped.with_label(reason).inc_by(events as u64);
     }
 
     /// Counts missing events that were passed.
     pub fn count_gaps(&self, gaps: u64) {
-        self.gaps.inc_by(gaps);
+        self.series.order_gaps.inc_by(gaps);
     }
 
     /// Notes an error; `/flow` shows the newest.
@@ -229,7 +212,7 @@ impl DispatcherMetrics {
         DispatcherFlow {
             stream: stream.to_owned(),
             shards: live.shards.iter().map(|(id, (flow, _))| (id.clone(), flow.clone())).collect(),
-            delivered: self.delivered.get(),
+            delivered: self.series.events_delivered.get(),
             failed_attempts: live.failed_attempts,
             dropped: live.drop_counts.iter().map(|(reason, count)| (format!("{reason:?}"), *count)).collect(),
             unfinished: live.shards.values().map(|(_, unfinished)| *unfinished as u64).sum(),
@@ -239,10 +222,10 @@ impl DispatcherMetrics {
 
     fn update_gauges(&self, live: &FlowState) {
         let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        set(&self.shards, live.shards.len() as u64);
-        set(&self.unfinished, live.shards.values().map(|(_, unfinished)| *unfinished as u64).sum());
+        set(&self.series.shards, live.shards.len() as u64);
+        set(&self.series.unfinished_events, live.shards.values().map(|(_, unfinished)| *unfinished as u64).sum());
         let behind = live.shards.values().map(|(flow, _)| flow.behind_ms).max().unwrap_or(0);
-        self.behind.set(Duration::from_millis(behind).as_secs_f64());
+        self.series.lag_seconds.set(Duration::from_millis(behind).as_secs_f64());
     }
 
     // A worker that panicked within these few lines leaves numbers behind that are still worth showing.
@@ -277,9 +260,9 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
         for line in [
-            "realtime_dispatcher_dropped_total{reason=\"ForeignCluster\"} 2",
-            "realtime_dispatcher_attempts_total{result=\"Success\"} 1",
-            "realtime_dispatcher_delivered_total 0",
+            "realtime_dispatcher_events_dropped_total{reason=\"foreign_cluster\"} 2",
+            "realtime_dispatcher_attempts_total{result=\"success\"} 1",
+            "realtime_dispatcher_events_delivered_total 0",
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }

@@ -19,7 +19,7 @@ mod egress_policy;
 mod events;
 mod kubernetes_leases;
 mod leases;
-mod metrics;
+pub(crate) mod metrics;
 mod reader;
 mod retry;
 mod sender;

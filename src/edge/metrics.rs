@@ -1,149 +1,206 @@
 //! The metrics of an edge. Labels take values from fixed lists only, so that no client can make series.
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
 use crate::edge::drop_reason::DropReason;
+use crate::process::metrics::{LabelValue, Labeled, RegistryReadResult, label_values, metric_table};
 use crate::protocol::Transport;
+use crate::protocol::relay::RelayRefusal;
 
-/// The label of one transport.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TransportLabel {
-    transport: &'static str,
+impl LabelValue for Transport {
+    const LABEL: &'static str = "transport";
+    const ALL: &'static [Self] = &Self::ALL;
+
+    fn name(self) -> &'static str {
+        self.name()
+    }
 }
 
-/// The label of a reason from a fixed list.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
+impl LabelValue for RelayRefusal {
+    const LABEL: &'static str = "reason";
+    const ALL: &'static [Self] = &Self::ALL;
+
+    fn name(self) -> &'static str {
+        self.name()
+    }
+
+    fn meaning(self) -> &'static str {
+        match self {
+            Self::Forged => "No process of this cluster signed the request as it is.",
+            Self::Replayed => "The same request arrived before.",
+            Self::Expired => "The time of the request is too far from now.",
+            Self::TwoHops => "The request was relayed more than once.",
+            Self::WrongTarget => "The request is for another process.",
+            Self::NotASession => "The request is not one of a session.",
+            Self::PublicPort => "The request arrived at the listener for clients, and is served as one of a client.",
+            Self::Full => "More requests or connections arrive than are allowed.",
+        }
+    }
 }
 
-/// The label of a registry read's result.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabel {
-    result: &'static str,
+label_values! {
+    /// The reason for which a client is refused.
+    pub enum RefusalReason as "reason" {
+        /// No app has the key, or the app was removed.
+        AppUnknown = "app_unknown",
+        /// The app is disabled.
+        AppDisabled = "app_disabled",
+        /// The app has all connections that its limit allows.
+        OverQuota = "over_quota",
+        /// The path is none of the server's.
+        PathUnknown = "path_unknown",
+        /// The query names no supported version of the protocol.
+        Protocol = "protocol",
+        /// The app does not allow pages of this origin.
+        Origin = "origin",
+        /// The server has all sessions that it can have.
+        ServerFull = "server_full",
+        /// The server drains and admits nobody.
+        GoingAway = "going_away",
+        /// Neither a sign-in nor a signed subscription came in time.
+        AuthorizationLate = "authorization_late",
+        /// A frame is not valid on its transport.
+        Unreadable = "unreadable",
+        /// A frame is binary, and text is expected.
+        Binary = "binary",
+        /// A frame is not a message of the protocol.
+        NotAMessage = "not_a_message",
+        /// The server has no answer to the event.
+        UnknownEvent = "unknown_event",
+        /// A send reached a session that has ended.
+        SessionOver = "session_over",
+        /// Subscriptions and sign-ins exceed the rate for one connection.
+        RequestRate = "request_rate",
+        /// The sign-in is invalid, or for another user than before.
+        SignIn = "sign_in",
+        /// The watchlist is longer than allowed, and was cut.
+        Watchlist = "watchlist",
+        /// The name of a channel is invalid.
+        ChannelName = "channel_name",
+        /// The signature of a subscription is invalid.
+        Signature = "signature",
+        /// The connection has all channels that it may have.
+        Channels = "channels",
+        /// The channel belongs to a user, and the connection has not signed in as this user.
+        UserChannel = "user_channel",
+        /// The presence channel has all members that it may have.
+        PresenceFull = "presence_full",
+        /// The bus is unavailable.
+        Bus = "bus",
+        /// The app does not allow client events.
+        ClientEventsOff = "client_events_off",
+        /// A client event is for a public channel.
+        PublicChannel = "public_channel",
+        /// A client event is for a channel without a subscription.
+        NotSubscribed = "not_subscribed",
+        /// The name of a client event is too long.
+        EventName = "event_name",
+        /// The data of a client event exceeds the app's limit.
+        TooLarge = "too_large",
+        /// Client events exceed the app's rate.
+        ClientEventRate = "client_event_rate",
+        /// A request of the HTTP API was answered with an error.
+        HttpApi = "http_api",
+    }
 }
 
-/// All counters and gauges of an edge.
-#[derive(Debug, Default)]
-pub struct EdgeMetrics {
-    connections: Family<TransportLabel, Gauge>,
-    opened: Family<TransportLabel, Counter>,
-    recorder_dropped: Family<ReasonLabel, Counter>,
-    refused: Family<ReasonLabel, Counter>,
-    registry_reads: Family<ResultLabel, Counter>,
-    relay_refused: Family<ReasonLabel, Counter>,
-    relay_failed: Family<ReasonLabel, Counter>,
-    pending_outcomes: Family<ResultLabel, Counter>,
-    /// Subscriptions that wait for the bus.
-    pub pending_subscriptions: Gauge,
-    /// Requests that another process answered, because it owns their session.
-    pub relayed: Counter,
-    /// Duplicate sends that were dropped.
-    pub sends_repeated: Counter,
-    /// Sessions closed because they read too slowly.
-    pub slow_consumers: Counter,
-    /// Fallback responses cut while open; frames in flight may be lost.
-    pub receivers_cut: Counter,
-    /// Frames queued for sessions.
-    pub frames: Counter,
-    /// The client events that were accepted.
-    pub client_events: Counter,
-    /// Events published over the HTTP API.
-    pub published: Counter,
-    /// Failed calls to the bus.
-    pub bus_errors: Counter,
-    /// Events queued by the recorder.
-    pub recorder_accepted: Counter,
-    /// Events acknowledged by the stream.
-    pub recorder_acknowledged: Counter,
-    /// Records that the stream refused and that are retried.
-    pub records_refused: Counter,
-    /// Events queued for the stream; sampled on each scrape.
-    pub recorder_queued: Gauge,
-    /// Frames of other processes that were dropped because this one was too slow; updated every second.
-    pub bus_lost: Counter,
-    /// Whether the other processes are reachable; sampled on each scrape.
-    pub bus_up: Gauge,
-    /// Transitions that the bus emitted on its own.
-    pub remote_transitions: Counter,
+label_values! {
+    /// The reason for which the owner of a session did not serve a forwarded request.
+    pub enum RelayFailure as "reason" {
+        /// Nothing listens at the owner's address, or another process does.
+        Dead = "dead",
+        /// The owner does not have the session.
+        Unknown = "unknown",
+        /// The owner did not answer in time.
+        Silent = "silent",
+        /// The owner rejected the signature.
+        Refused = "refused",
+        /// Too many requests are being forwarded.
+        Full = "full",
+        /// The owner's answer ended before its end.
+        Cut = "cut",
+    }
+}
+
+label_values! {
+    /// The outcome of a subscription that waited for the bus.
+    pub enum WaitResult as "result" {
+        /// The client entered the channel.
+        Entered = "entered",
+        /// The wait was too long, or the bus refused the client.
+        Refused = "refused",
+        /// The client unsubscribed or disconnected.
+        Left = "left",
+    }
+}
+
+metric_table! {
+    /// All counters and gauges of an edge.
+    pub struct EdgeMetrics of "edge" {
+        /// Sessions that are open now.
+        connections: Labeled<Transport, Gauge> => "Add edges before memory or CPU runs out.",
+        /// Sessions that were opened.
+        connections_opened: Labeled<Transport, Counter> =>
+            "If it grows faster than `realtime_edge_connections`, find out why clients reconnect: a proxy, or a drain.",
+        /// Connections, subscriptions, client events and requests that were refused.
+        refusals: Labeled<RefusalReason, Counter> =>
+            "Look the reason up below; `server_full` and `bus` need an operator, others the app's owner.",
+        /// Reads of an app registry that has changed.
+        registry_reads: Labeled<RegistryReadResult, Counter> =>
+            "If `refused` grows, read the log of the edge and correct the app that it names.",
+        /// Requests that another edge answered because it owns their session.
+        requests_relayed: Counter => "Nothing; affinity at the load balancer would save the hop.",
+        /// Requests that the edge which owns their session did not serve.
+        relay_failures: Labeled<RelayFailure, Counter> =>
+            "Check the network between edges, and that all have the same `REALTIME_PEER_SECRET`.",
+        /// Relayed requests of other edges that this edge refused.
+        relay_refusals: Labeled<RelayRefusal, Counter> =>
+            "Compare clocks and `REALTIME_PEER_SECRET` of the edges; `public_port` counts clients that send the headers of a relay.",
+        /// Duplicate sends of fallback clients that were dropped.
+        sends_repeated: Counter => "Nothing; a proxy or a client repeats requests.",
+        /// Sessions that were closed because the client reads too slowly.
+        slow_consumers: Counter => "Send fewer or smaller events to each client.",
+        /// Responses of fallback transports that ended early, with frames in flight that may be lost.
+        receivers_cut: Counter => "Find the proxy that ends long responses.",
+        /// Frames that were queued for sessions.
+        frames: Counter => "Nothing; it is the load of the edge.",
+        /// Client events that were accepted.
+        client_events: Counter => "Nothing; it is the load by clients.",
+        /// Events that were published over the HTTP API.
+        events_published: Counter => "Nothing; it is the load by backends.",
+        /// Calls to the bus that failed because it was unavailable.
+        bus_errors: Counter => "Check Redis and the network to it.",
+        /// Whether the bus answers, so that other edges can be reached, sampled every second.
+        bus_up: Gauge => "At 0, check Redis: its address, its credentials, its memory.",
+        /// Leases on the bus that expired while this edge was running, after which it re-registered all connections.
+        bus_leases_lost: Counter => "Check Redis, the network to it, and that the edge gets enough CPU.",
+        /// Frames and changes of other edges that were dropped because this edge was too slow.
+        bus_frames_lost: Counter => "Add edges, or give each more CPU.",
+        /// Changes of occupancy that no client of this edge caused: another edge died, or Redis lost its data.
+        bus_remote_transitions: Counter => "Find out why edges die or Redis restarts.",
+        /// Presence subscriptions that wait for the bus now.
+        pending_subscriptions: Gauge => "Check Redis; a subscription that waits too long is refused.",
+        /// Presence subscriptions that have waited for the bus.
+        pending_subscription_outcomes: Labeled<WaitResult, Counter> => "If `refused` grows, check Redis.",
+        /// Events that were queued for the stream.
+        recorder_events_accepted: Counter => "Nothing; it is the load of the stream.",
+        /// Events that the stream acknowledged.
+        recorder_events_acknowledged: Counter => "Nothing; it should follow the accepted events.",
+        /// Events that never reached the stream.
+        recorder_events_dropped: Labeled<DropReason, Counter> =>
+            "Their webhooks are lost; check the stream's throughput and permissions.",
+        /// Records that the stream refused and that are retried.
+        recorder_records_refused: Counter => "Add shards, or use on-demand capacity.",
+        /// Events that wait for the stream now, sampled every second.
+        recorder_queued_events: Gauge => "Check the stream; a full queue drops events.",
+    }
 }
 
 impl EdgeMetrics {
-    /// Returns the gauge of a transport's open sessions.
-    pub fn connections(&self, transport: Transport) -> Gauge {
-        self.connections.get_or_create(&TransportLabel { transport: transport.name() }).clone()
-    }
-
-    /// Returns the counter of a transport's sessions since the start.
-    pub fn opened(&self, transport: Transport) -> Counter {
-        self.opened.get_or_create(&TransportLabel { transport: transport.name() }).clone()
-    }
-
-    /// Returns the counter of dropped events.
-    pub fn recorder_dropped(&self, reason: DropReason) -> Counter {
-        self.recorder_dropped.get_or_create(&ReasonLabel { reason: reason.name() }).clone()
-    }
-
-    /// The refusals of clients by reason: a word from the source, never from a client.
-    pub fn refused(&self, reason: &'static str) -> Counter {
-        self.refused.get_or_create(&ReasonLabel { reason }).clone()
-    }
-
-    /// Returns the counter of registry reads.
-    pub fn registry_read(&self, applied: bool) {
-        let result = if applied { "applied" } else { "refused" };
-        self.registry_reads.get_or_create(&ResultLabel { result }).inc();
-    }
-
-    /// The relayed requests that were refused, by reason.
-    pub fn relay_refused(&self, reason: &'static str) -> Counter {
-        self.relay_refused.get_or_create(&ReasonLabel { reason }).clone()
-    }
-
-    /// Returns the counter of requests that the owning process did not answer.
-    pub fn relay_failed(&self, reason: &'static str) -> Counter {
-        self.relay_failed.get_or_create(&ReasonLabel { reason }).clone()
-    }
-
-    /// Returns the counter of pending subscriptions by outcome.
-    pub fn pending_outcomes(&self, result: &'static str) -> Counter {
-        self.pending_outcomes.get_or_create(&ResultLabel { result }).clone()
-    }
-
-    /// Registers every metric of the edge.
-    pub fn register(&self, registry: &mut Registry) {
-        let edge = registry.sub_registry_with_prefix("realtime_edge");
-        edge.register("connections", "Open sessions", self.connections.clone());
-        edge.register("connections_opened", "Sessions since the start", self.opened.clone());
-        edge.register("refused", "What clients were refused", self.refused.clone());
-        edge.register("registry_reads", "Changed app registries", self.registry_reads.clone());
-        edge.register("relayed", "Requests that another process answered", self.relayed.clone());
-        edge.register("relay_failed", "Requests that another process did not answer", self.relay_failed.clone());
-        edge.register("relay_refused", "Requests of other processes refused", self.relay_refused.clone());
-        edge.register("sends_repeated", "Sends that came again and were dropped", self.sends_repeated.clone());
-        edge.register("slow_consumers", "Sessions closed because they read too slowly", self.slow_consumers.clone());
-        edge.register("receivers_cut", "Fallback answers cut while open", self.receivers_cut.clone());
-        edge.register("frames", "Frames put into the queues of sessions", self.frames.clone());
-        edge.register("client_events", "Client events accepted", self.client_events.clone());
-        edge.register("published", "Events published over the HTTP API", self.published.clone());
-        edge.register("bus_errors", "Calls to the bus that failed", self.bus_errors.clone());
-        edge.register("bus_up", "Whether the other edges can be reached", self.bus_up.clone());
-        edge.register(
-            "subscriptions_waiting",
-            "Subscriptions that wait for the bus",
-            self.pending_subscriptions.clone(),
-        );
-        edge.register("subscriptions_waited", "Subscriptions that waited for the bus", self.pending_outcomes.clone());
-        edge.register("bus_decided", "Changes that nobody asked for: a process died", self.remote_transitions.clone());
-        edge.register("bus_lost", "Frames of other processes lost here", self.bus_lost.clone());
-        edge.register("recorder_accepted", "Events handed to the recorder", self.recorder_accepted.clone());
-        edge.register("recorder_acknowledged", "Events that the stream took", self.recorder_acknowledged.clone());
-        edge.register("recorder_dropped", "Events given up", self.recorder_dropped.clone());
-        edge.register("recorder_records_refused", "Records refused and sent again", self.records_refused.clone());
-        edge.register("recorder_queued", "Events that wait for the stream", self.recorder_queued.clone());
+    /// Counts a changed app registry, by whether it is valid.
+    pub fn count_registry_read(&self, applied: bool) {
+        let result = if applied { RegistryReadResult::Applied } else { RegistryReadResult::Refused };
+        self.registry_reads.with_label(result).inc();
     }
 }

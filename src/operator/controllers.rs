@@ -16,13 +16,15 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::context::{ControllerContext, RECONCILE_TIMEOUT, ReconcileError, SharedContext, cluster_key};
 use super::gate_controller::ClusterProbers;
-use super::{apps_controller, gate_controller, metrics, receiver, stream_controller, workload_controller};
+use super::metrics::OperatorMetrics;
+use super::{apps_controller, gate_controller, receiver, stream_controller, workload_controller};
 use crate::api::{RealtimeApp, RealtimeCluster, Reason};
 use crate::kubernetes::client::{ConnectError, build_clients};
 use crate::kubernetes::lease::{LeaderElector, Leadership, LeaseLost};
@@ -189,7 +191,8 @@ async fn serve_admin(
     leadership: Leadership,
     shutdown: CancellationToken,
 ) {
-    let metrics = metrics::build_registry(leadership.clone());
+    let mut metrics = Registry::default();
+    OperatorMetrics::new(leadership.clone()).register(&mut metrics);
     let answers = admin::AdminEndpoints {
         // Without a token only the health endpoints answer.
         token: String::new(),

@@ -29,3 +29,4 @@ mod validation;
 mod workload_controller;
 
 pub use controllers::{OperatorError, OperatorSettings, run};
+pub use metrics::OperatorMetrics;

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod build;
 pub mod clock;
 pub mod files;
+pub mod metrics;
 pub mod readiness_annotation;
 pub mod signal;
 pub mod telemetry;

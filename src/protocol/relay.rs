@@ -89,6 +89,18 @@ pub enum RelayRefusal {
 }
 
 impl RelayRefusal {
+    /// Every reason, in the order of the documentation.
+    pub const ALL: [Self; 8] = [
+        Self::Forged,
+        Self::Replayed,
+        Self::Expired,
+        Self::TwoHops,
+        Self::WrongTarget,
+        Self::NotASession,
+        Self::PublicPort,
+        Self::Full,
+    ];
+
     /// The word for logs, metrics and the answer.
     #[must_use]
     pub fn name(self) -> &'static str {

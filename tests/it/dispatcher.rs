@@ -239,7 +239,7 @@ async fn a_thousand_events_of_a_channel_arrive_signed_and_in_order() {
     wait("all is done", async || flow(&running).await.unfinished == 0).await;
     assert_eq!(flow(&running).await.delivered, 1_001);
     assert!(get(&running, "/effective").await.contains("REALTIME_STREAM_NAME"));
-    assert!(get(&running, "/metrics").await.contains("realtime_dispatcher_delivered_total 1001"));
+    assert!(get(&running, "/metrics").await.contains("realtime_dispatcher_events_delivered_total 1001"));
 }
 
 #[tokio::test]

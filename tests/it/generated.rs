@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use realtime_operator::{api, config, edge};
+use realtime_operator::process::metrics::render_metrics_page;
+use realtime_operator::{api, cli, config, edge};
 
 fn compare(file: &str, printed: &str, command: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
@@ -31,6 +32,11 @@ fn the_page_of_limits_is_up_to_date() {
 #[test]
 fn the_page_of_reasons_is_up_to_date() {
     compare("docs/reasons.md", &api::conditions::reasons_page(), "./test --generate");
+}
+
+#[test]
+fn the_page_of_metrics_is_up_to_date() {
+    compare("docs/metrics.md", &render_metrics_page(&cli::metric_rows()), "./test --generate");
 }
 
 #[test]

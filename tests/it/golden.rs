@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use realtime_operator::api::conditions::condition;
 use realtime_operator::api::{API_GROUP, Reason};
 use realtime_operator::bus::{
@@ -18,6 +19,10 @@ use realtime_operator::bus::{
 use realtime_operator::config::{ServerKind, VARIABLE_TABLE};
 use realtime_operator::gate::Hop;
 use realtime_operator::kubernetes::apply::FIELD_MANAGER;
+use realtime_operator::kubernetes::lease::Leadership;
+use realtime_operator::operator::OperatorMetrics;
+use realtime_operator::process::admin::{self, AdminEndpoints};
+use realtime_operator::process::metrics::MetricRow;
 use realtime_operator::protocol::admin::{DispatcherFlow, EffectiveReport, FlowReport, RecorderFlow, ShardFlow};
 use realtime_operator::protocol::frame::{self, PresenceMember};
 use realtime_operator::protocol::record::{
@@ -33,8 +38,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::{assert_page_is_the_table, without_values};
 use crate::redis::Redis;
-use crate::source_tree::{SourceFile, parse_sources, read_sources};
+use crate::source_tree::{parse_sources, read_sources};
 
 /// Longest that a test waits for a server.
 const SERVER_WAIT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -380,37 +386,6 @@ fn event_words(text: &str) -> Vec<&str> {
     words.filter(|word| word.starts_with(char::is_uppercase) && word.chars().all(char::is_alphanumeric)).collect()
 }
 
-/// Families of metrics as they are registered, also those that a page shows only once they have a series.
-fn metric_families(text: &str) -> Vec<&str> {
-    let calls = text.split(".register").skip(1).filter_map(|call| {
-        let arguments = call.strip_prefix("_with_unit").unwrap_or(call).strip_prefix('(')?;
-        arguments.trim_start().strip_prefix('"')?.split('"').next()
-    });
-    calls.chain(literals(text, "realtime_")).collect()
-}
-
-/// Labels of metrics with their fixed values: they are the names of fields and variants.
-fn metric_labels(file: &SourceFile) -> Vec<String> {
-    let derives = |attributes: &[syn::Attribute], name: &str| {
-        attributes.iter().any(|attribute| {
-            attribute.meta.require_list().is_ok_and(|list| list.tokens.to_string().split([',', ' ']).any(|w| w == name))
-        })
-    };
-    let mut labels = Vec::new();
-    for item in &file.items {
-        match item {
-            syn::Item::Struct(item) if derives(&item.attrs, "EncodeLabelSet") => {
-                labels.extend(item.fields.iter().filter_map(|field| Some(format!("label {}", field.ident.as_ref()?))));
-            }
-            syn::Item::Enum(item) if derives(&item.attrs, "EncodeLabelValue") => {
-                labels.extend(item.variants.iter().map(|variant| format!("value {}", variant.ident)));
-            }
-            _ => {}
-        }
-    }
-    labels
-}
-
 /// Words that other programs match on. Those of private constants are found in the source, whatever their constants
 /// are called.
 #[test]
@@ -426,8 +401,11 @@ fn names_in_kubernetes_and_metrics() {
     let in_source = |prefix| texts.iter().flat_map(move |text| literals(text, prefix)).map(str::to_owned);
     list("labels, annotations, finalizers and gates", keys.into_iter().flat_map(in_source).collect());
     list("words of Events", texts.iter().flat_map(|text| event_words(text)).map(str::to_owned).collect());
-    list("families of metrics", texts.iter().flat_map(|text| metric_families(text)).map(str::to_owned).collect());
-    list("labels of metrics and their values", files.iter().flat_map(metric_labels).collect());
+    let metrics = realtime_operator::cli::metric_rows();
+    list("metrics", metrics.iter().map(MetricRow::name).collect());
+    let labels = metrics.iter().filter_map(|row| row.label.as_ref());
+    let labels = labels.flat_map(|label| label.values.iter().map(|(value, _)| format!("{} {value}", label.name)));
+    list("labels of metrics with their values", labels.collect());
     list("reasons", Reason::ALL.iter().map(|reason| reason.name().to_owned()).collect());
     let conditions = [
         condition::READY,
@@ -602,6 +580,34 @@ fn run_program(arguments: &[&str]) -> (Option<i32>, String) {
         .output()
         .expect("the program runs");
     (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Compares a page of metrics with its golden file, without the values of the series, and with the table of metrics.
+fn golden_metrics(process: &str, page: &str) {
+    golden(&format!("metrics-{process}.txt"), &without_values(page));
+    assert_page_is_the_table(process, page);
+}
+
+#[tokio::test]
+async fn metrics_of_an_operator() {
+    realtime_operator::process::install_tls();
+    let mut metrics = Registry::default();
+    OperatorMetrics::new(Leadership::not_leading()).register(&mut metrics);
+    let endpoints = AdminEndpoints {
+        token: String::new(),
+        ready: Box::new(|| Ok(())),
+        effective: Box::new(|| serde_json::Value::Null),
+        flow: Box::new(|| serde_json::Value::Null),
+        drain: None,
+        metrics,
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/metrics", listener.local_addr().expect("an address"));
+    tokio::spawn(admin::serve(listener, endpoints, CancellationToken::new()));
+    let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let page = http.get(url).send().await.expect("an answer").text().await.expect("a text");
+    assert!(page.contains("\nrealtime_operator_held_leases 0\n"), "without leadership: {page}");
+    golden_metrics("operator", &page);
 }
 
 /// Names, labels, annotations, variables, ports and volumes of everything that a cluster becomes.
@@ -832,24 +838,13 @@ mod with_kinesis {
         assert_eq!(lease(&closed), (None, 2, Some(end)));
     }
 
-    /// The metrics page without the values of the series.
-    fn metric_names(page: &str) -> String {
-        let name = |line: &str| if line.starts_with('#') { line.to_owned() } else { without_value(line) };
-        page.lines().fold(String::new(), |text, line| format!("{text}{}\n", name(line)))
-    }
-
-    fn without_value(line: &str) -> String {
-        format!("{} <value>", line.rsplit_once(' ').expect("a series and its value").0)
-    }
-
-    /// A file of its own: names of metrics may follow a convention later.
     #[tokio::test]
     async fn metrics_of_an_edge() {
         let edge = crate::edge::alone("websocket").await;
         let mut socket = crate::edge::dial(edge.running.public, "/app/key1?protocol=7").await;
         crate::edge::received(&mut socket).await;
         let page = edge.admin("/metrics").await.text().await.expect("a text");
-        golden("metrics-edge.txt", &metric_names(&page));
+        golden_metrics("edge", &page);
     }
 
     #[tokio::test]
@@ -883,6 +878,6 @@ mod with_kinesis {
         let http = reqwest::Client::builder().no_proxy().build().expect("a client");
         let request = http.get(format!("http://{}/metrics", running.admin)).bearer_auth("token");
         let page = request.send().await.expect("an answer").text().await.expect("a text");
-        golden("metrics-dispatcher.txt", &metric_names(&page));
+        golden_metrics("dispatcher", &page);
     }
 }

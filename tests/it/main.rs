@@ -11,6 +11,7 @@ mod edge;
 mod fuzz;
 mod generated;
 mod golden;
+mod metrics;
 #[cfg(feature = "rehearsal")]
 mod multi_edge;
 #[cfg(feature = "rehearsal")]

@@ -274,7 +274,11 @@ async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
     for (admin, family, series) in [
         (edge.address("admin"), "realtime_edge_connections", "realtime_edge_connections{transport=\"websocket\"}"),
-        (dispatcher.address("address"), "realtime_dispatcher_delivered", "realtime_dispatcher_delivered_total"),
+        (
+            dispatcher.address("address"),
+            "realtime_dispatcher_events_delivered",
+            "realtime_dispatcher_events_delivered_total",
+        ),
     ] {
         let answer = http.get(format!("http://{admin}/metrics")).send().await.expect("an answer");
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

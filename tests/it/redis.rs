@@ -119,12 +119,6 @@ impl Redis {
         String::from_utf8_lossy(&output.expect("timeout of coreutils").stdout).into_owned()
     }
 
-    /// Processes of a cluster whose lease ended and that registered again, which they do under a name with a number.
-    pub fn reregistered(&self, cluster: &str) -> Vec<String> {
-        let names = self.command(&["zrange", &format!("rt:{{{cluster}}}:leases"), "0", "-1"]);
-        names.lines().filter(|name| name.contains('.')).map(str::to_owned).collect()
-    }
-
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
@@ -717,6 +711,7 @@ async fn who_was_taken_for_dead_comes_back_with_everyone_it_has() {
     };
     let names = tokio::time::timeout(WAIT_TIMEOUT, renamed).await.expect("`p1` is swept, and is there as `p1.1`");
     assert_eq!(names.len(), 2);
+    assert_eq!((one.lost_leases(), two.lost_leases()), (1, 0));
     let seen = two.inspect_channel(&room).await.expect("seen");
     assert_eq!((seen.connections, seen.users), (2, vec!["a".to_owned(), "b".to_owned()]));
     let left = one.leave_channel(&room, &a, Some(LeaveCause::Drain)).await.expect("left");

@@ -260,6 +260,10 @@ impl Broadcast for RedisBus {
     fn lost_frames(&self) -> u64 {
         self.lost_frames.load(Ordering::Relaxed) + self.core.dropped_transitions.load(Ordering::Relaxed)
     }
+
+    fn lost_leases(&self) -> u64 {
+        self.core.state().generation
+    }
 }
 
 impl ChannelStore for RedisBus {

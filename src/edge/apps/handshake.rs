@@ -6,6 +6,7 @@
 use url::form_urlencoded;
 
 use crate::edge::close_reason::CloseReason;
+use crate::edge::metrics::RefusalReason;
 use crate::protocol::AppId;
 use crate::protocol::frame::code;
 use crate::protocol::origin;
@@ -68,17 +69,17 @@ pub fn check_app_enabled(registry: &AppRegistry, app: &AppId) -> Result<(), Clos
     }
 }
 
-/// The metric label of a refusal.
-pub fn metric_label(closing: &CloseReason) -> &'static str {
+/// The reason of a refusal, for its metric.
+pub fn refusal_reason(closing: &CloseReason) -> RefusalReason {
     match closing.code {
-        code::APP_UNKNOWN => "app_unknown",
-        code::APP_DISABLED => "app_disabled",
-        code::OVER_QUOTA => "over_quota",
-        code::PATH_UNKNOWN => "path_unknown",
-        code::VERSION_INVALID | code::PROTOCOL_UNSUPPORTED | code::PROTOCOL_MISSING => "protocol",
-        code::UNAUTHORIZED => "origin",
-        code::OVER_CAPACITY => "server_full",
-        _ => "going_away",
+        code::APP_UNKNOWN => RefusalReason::AppUnknown,
+        code::APP_DISABLED => RefusalReason::AppDisabled,
+        code::OVER_QUOTA => RefusalReason::OverQuota,
+        code::PATH_UNKNOWN => RefusalReason::PathUnknown,
+        code::VERSION_INVALID | code::PROTOCOL_UNSUPPORTED | code::PROTOCOL_MISSING => RefusalReason::Protocol,
+        code::UNAUTHORIZED => RefusalReason::Origin,
+        code::OVER_CAPACITY => RefusalReason::ServerFull,
+        _ => RefusalReason::GoingAway,
     }
 }
 

@@ -62,10 +62,10 @@ impl RegistryWatcher {
                     Ok(registry) => {
                         tracing::info!(apps = registry.apps().count(), "the app registry changed");
                         self.current.send_replace(Arc::new(registry));
-                        metrics.registry_read(true);
+                        metrics.count_registry_read(true);
                     }
                     Err(error) => {
-                        metrics.registry_read(false);
+                        metrics.count_registry_read(false);
                         tracing::error!(%error, "the app registry is broken; the one before stays in force");
                     }
                 }

@@ -57,7 +57,7 @@ async fn count_spoofed_relay_headers(State(shared): State<Arc<Hub>>, request: Re
     if request.headers().contains_key(relay::RELAY_HEADER)
         || request.headers().contains_key(relay::RELAY_SIGNATURE_HEADER)
     {
-        shared.metrics.relay_refused(RelayRefusal::PublicPort.name()).inc();
+        shared.metrics.relay_refusals.with_label(RelayRefusal::PublicPort).inc();
     }
     next.run(request).await
 }

@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 use crate::edge::http_api::auth::ApiRequest;
 use crate::edge::http_api::channel_info::ChannelAttributes;
 use crate::edge::http_api::refusal::{ApiRefusal, bad_request};
+use crate::edge::metrics::RefusalReason;
 use publish::ApiEvent;
 pub use publish::{BATCH_EVENTS_MAX, EVENT_CHANNELS_MAX};
 
@@ -163,7 +164,7 @@ async fn terminate_user_connections(
 
 /// Stores the event first, then publishes it: a subscriber that joins in between receives it at least once.
 async fn broadcast_event(shared: &Hub, app: &AppId, event: &ApiEvent) {
-    shared.metrics.published.inc();
+    shared.metrics.events_published.inc();
     let mut messages = Vec::with_capacity(event.channels.len());
     for channel in &event.channels {
         let subject = ChannelKey { app: app.clone(), channel: channel.clone() };
@@ -210,7 +211,7 @@ fn respond_json(shared: &Hub, answer: Result<Value, ApiRefusal>) -> Response {
     match answer {
         Ok(answer) => axum::Json(answer).into_response(),
         Err((status, told)) => {
-            shared.metrics.refused("http_api").inc();
+            shared.metrics.refusals.with_label(RefusalReason::HttpApi).inc();
             (status, format!("{told}\n")).into_response()
         }
     }

@@ -31,7 +31,7 @@ pub async fn apply_remote_transitions(
 
 async fn apply_transitions(shared: &Arc<Hub>, decided: RemoteTransitions) {
     let RemoteTransitions { subject, transitions, members } = decided;
-    shared.metrics.remote_transitions.inc_by(u64::try_from(transitions.len()).unwrap_or(u64::MAX));
+    shared.metrics.bus_remote_transitions.inc_by(u64::try_from(transitions.len()).unwrap_or(u64::MAX));
     if subject.channel.kind() == ChannelKind::Internal {
         let Some(user) = subject.channel.signed_in_user() else { return };
         for transition in &transitions {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
@@ -134,11 +135,12 @@ impl Hub {
         answer
     }
 
-    /// Updates the gauges that are sampled.
-    pub fn sample_gauges(&self) {
-        self.metrics.recorder_queued.set(i64::try_from(self.recorder.queued_count()).unwrap_or(i64::MAX));
+    /// Updates the metrics that are sampled.
+    pub fn sample_metrics(&self) {
+        self.metrics.recorder_queued_events.set(i64::try_from(self.recorder.queued_count()).unwrap_or(i64::MAX));
         self.metrics.bus_up.set(i64::from(self.bus.is_available()));
-        let lost = &self.metrics.bus_lost;
-        lost.inc_by(self.bus.lost_frames().saturating_sub(lost.get()));
+        let raise = |counter: &Counter, total: u64| counter.inc_by(total.saturating_sub(counter.get()));
+        raise(&self.metrics.bus_frames_lost, self.bus.lost_frames());
+        raise(&self.metrics.bus_leases_lost, self.bus.lost_leases());
     }
 }

@@ -20,7 +20,7 @@ pub async fn deliver_bus_frames(
         tokio::select! {
             () = stop.cancelled() => return,
             Some(message) = messages.recv() => shared.subscribers.deliver(&message),
-            _ = tick.tick() => shared.sample_gauges(),
+            _ = tick.tick() => shared.sample_metrics(),
         }
     }
 }

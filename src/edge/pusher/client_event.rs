@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::edge::metrics::RefusalReason;
 use crate::edge::pusher::connection::{Connection, EVENT_NAME_MAX_LEN};
 use crate::protocol::frame;
 use crate::protocol::record::EventKind;
@@ -10,15 +11,15 @@ use crate::protocol::{ChannelKind, ChannelName};
 
 /// The refusal of a client event.
 pub(crate) struct ClientEventRefusal {
-    /// Label of the refusal in the metrics.
-    pub(crate) metric: &'static str,
+    /// Reason of the refusal in the metrics.
+    pub(crate) reason: RefusalReason,
     /// Text that the client receives.
     pub(crate) message: String,
 }
 
 impl ClientEventRefusal {
-    fn new(metric: &'static str, message: impl Into<String>) -> Self {
-        Self { metric, message: message.into() }
+    fn new(reason: RefusalReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
     }
 }
 
@@ -35,33 +36,42 @@ impl Connection {
         data: String,
     ) -> Result<(), ClientEventRefusal> {
         if !app.client_events {
-            return Err(ClientEventRefusal::new("client_events_off", "client events are not enabled for this app"));
+            return Err(ClientEventRefusal::new(
+                RefusalReason::ClientEventsOff,
+                "client events are not enabled for this app",
+            ));
         }
-        let channel =
-            ChannelName::parse(name).map_err(|error| ClientEventRefusal::new("channel_name", error.to_string()))?;
+        let channel = ChannelName::parse(name)
+            .map_err(|error| ClientEventRefusal::new(RefusalReason::ChannelName, error.to_string()))?;
         if channel.kind() == ChannelKind::Public {
-            return Err(ClientEventRefusal::new("public_channel", "client events need a private or presence channel"));
+            return Err(ClientEventRefusal::new(
+                RefusalReason::PublicChannel,
+                "client events need a private or presence channel",
+            ));
         }
         let Some(member) = self.channels.get(&channel) else {
             return Err(ClientEventRefusal::new(
-                "not_subscribed",
+                RefusalReason::NotSubscribed,
                 format!("subscribe to `{channel}` before sending to it"),
             ));
         };
         if event.chars().count() > EVENT_NAME_MAX_LEN {
             return Err(ClientEventRefusal::new(
-                "event_name",
+                RefusalReason::EventName,
                 format!("the event's name is longer than {EVENT_NAME_MAX_LEN} characters"),
             ));
         }
         let most = app.limits.message_bytes;
         if data.len() > most {
             let told = format!("the event has {} bytes of data, at most {most} are allowed", data.len());
-            return Err(ClientEventRefusal::new("too_large", told));
+            return Err(ClientEventRefusal::new(RefusalReason::TooLarge, told));
         }
         let limit = app.limits.client_events_per_second;
         if !self.client_event_rate.try_take(limit, Instant::now()) {
-            return Err(ClientEventRefusal::new("rate", format!("more than {limit} client events in a second")));
+            return Err(ClientEventRefusal::new(
+                RefusalReason::ClientEventRate,
+                format!("more than {limit} client events in a second"),
+            ));
         }
         let user_id = member.as_ref().map(|member| member.user_id.clone());
         let told = frame::event_frame(&event, &channel, &data, user_id.as_deref());

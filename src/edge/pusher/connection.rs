@@ -10,13 +10,14 @@ use bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::bus::{BusError, ChannelKey, JoinOutcome, LastEventLookup, Transition};
-use crate::edge::apps::handshake::metric_label;
+use crate::edge::apps::handshake::refusal_reason;
 use crate::edge::apps::rate_limit::{FixedWindow, TokenBucket};
 use crate::edge::close_reason::CloseReason;
 use crate::edge::hub::connection_quota::QuotaSlot;
 use crate::edge::hub::core::Hub;
 use crate::edge::hub::subscription_count;
 use crate::edge::hub::user_presence::UserPresence;
+use crate::edge::metrics::{RefusalReason, WaitResult};
 use crate::edge::pusher::authorize::authorize_subscription;
 use crate::edge::pusher::pending_subscriptions::PendingQueue;
 use crate::edge::pusher::sign_in::{WATCHED_USERS_MAX, verify_sign_in};
@@ -89,14 +90,15 @@ impl Connection {
                 counted
             }
             Err(closing) => {
-                shared.metrics.refused(metric_label(&closing)).inc();
+                shared.metrics.refusals.with_label(refusal_reason(&closing)).inc();
                 session.push(frame::error_frame(Some(closing.code), &closing.reason).into());
                 session.close(closing);
                 None
             }
         };
         let deadline = app.and_then(|app| app.authorization_seconds).map(|seconds| {
-            let (session, late) = (session.clone(), shared.metrics.refused("authorization_late"));
+            let (session, late) =
+                (session.clone(), shared.metrics.refusals.with_label(RefusalReason::AuthorizationLate));
             AbortOnDropHandle::new(tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_secs(seconds.into())).await;
                 late.inc();
@@ -140,20 +142,24 @@ impl Connection {
             Ok(ClientMessage::Unsubscribe { channel }) => self.unsubscribe(&channel).await,
             Ok(ClientMessage::ClientEvent { event, channel, data }) => {
                 if let Err(refusal) = self.publish_client_event(app, event, &channel, data).await {
-                    self.send_refusal(refusal.metric, Some(code::CLIENT_EVENT_REFUSED), &refusal.message);
+                    self.send_refusal(refusal.reason, Some(code::CLIENT_EVENT_REFUSED), &refusal.message);
                 }
             }
             Ok(ClientMessage::Other { event }) => {
                 let shown: String = event.chars().take(64).collect();
-                self.send_refusal("unknown_event", None, &format!("the server has no answer to the event `{shown}`"));
+                self.send_refusal(
+                    RefusalReason::UnknownEvent,
+                    None,
+                    &format!("the server has no answer to the event `{shown}`"),
+                );
             }
-            Err(error) => self.send_refusal("not_a_message", None, &error.to_string()),
+            Err(error) => self.send_refusal(RefusalReason::NotAMessage, None, &error.to_string()),
         }
     }
 
     /// A frame in a form that the protocol does not have.
     pub fn refuse_binary(&self) {
-        self.send_refusal("binary", None, "binary frames are not supported: send text");
+        self.send_refusal(RefusalReason::Binary, None, "binary frames are not supported: send text");
     }
 
     /// Asks a silent client, or gives it up. Returns when to look again.
@@ -176,7 +182,11 @@ impl Connection {
 
     /// Leaves every channel: the client is gone.
     pub async fn tear_down(mut self) {
-        self.shared.metrics.pending_outcomes("left").inc_by(u64::try_from(self.pending.len()).unwrap_or(u64::MAX));
+        self.shared
+            .metrics
+            .pending_subscription_outcomes
+            .with_label(WaitResult::Left)
+            .inc_by(u64::try_from(self.pending.len()).unwrap_or(u64::MAX));
         let drain = self.session.close_reason().is_some_and(|closing| closing.drain);
         for (channel, member) in std::mem::take(&mut self.channels) {
             self.leave_channel(channel, member.as_ref(), drain.then_some(LeaveCause::Drain)).await;
@@ -191,18 +201,18 @@ impl Connection {
 
     async fn sign_in(&mut self, app: &App, auth: &str, user_data: &str) {
         if !self.request_bucket.try_take(Instant::now()) {
-            return self.send_refusal("asks", Some(code::OVER_CAPACITY), RATE_LIMIT_MESSAGE);
+            return self.send_refusal(RefusalReason::RequestRate, Some(code::OVER_CAPACITY), RATE_LIMIT_MESSAGE);
         }
         let user = match verify_sign_in(app, &self.session.socket, auth, user_data) {
             Ok(user) => user,
-            Err(told) => return self.send_refusal("signin", Some(code::UNAUTHORIZED), &told),
+            Err(told) => return self.send_refusal(RefusalReason::SignIn, Some(code::UNAUTHORIZED), &told),
         };
         if let Some(known) = &self.user {
             if known.member.user_id == user.member.user_id {
                 return self.session.push(frame::signin_success(user_data).into());
             }
             return self.send_refusal(
-                "signin",
+                RefusalReason::SignIn,
                 Some(code::UNAUTHORIZED),
                 "the connection has signed in as another user",
             );
@@ -212,13 +222,17 @@ impl Connection {
             Ok(user) => (self.user, self.authorization_deadline) = (Some(user), None),
             Err(error) => {
                 tracing::warn!(%error, "a client could not sign in");
-                return self.send_refusal("bus", Some(code::OVER_CAPACITY), frame::BUS_UNAVAILABLE_MESSAGE);
+                return self.send_refusal(
+                    RefusalReason::Bus,
+                    Some(code::OVER_CAPACITY),
+                    frame::BUS_UNAVAILABLE_MESSAGE,
+                );
             }
         }
         if cut {
             let told =
                 format!("a watchlist has at most {WATCHED_USERS_MAX} users; the first {WATCHED_USERS_MAX} are watched");
-            self.send_refusal("watchlist", Some(code::WATCHLIST_CUT), &told);
+            self.send_refusal(RefusalReason::Watchlist, Some(code::WATCHLIST_CUT), &told);
         }
     }
 
@@ -227,12 +241,12 @@ impl Connection {
             Ok(channel) => channel,
             Err(error) => {
                 // Only what could be a channel's name is repeated to the client.
-                return self.send_refusal("channel_name", None, &error.to_string());
+                return self.send_refusal(RefusalReason::ChannelName, None, &error.to_string());
             }
         };
         if !self.request_bucket.try_take(Instant::now()) {
             return self.refuse_subscription(
-                "asks",
+                RefusalReason::RequestRate,
                 &channel,
                 SubscriptionError { code: code::OVER_CAPACITY, kind: "LimitReached", status: 429 },
                 RATE_LIMIT_MESSAGE,
@@ -246,7 +260,7 @@ impl Connection {
             Ok(member) => member,
             Err(told) => {
                 return self.refuse_subscription(
-                    "signature",
+                    RefusalReason::Signature,
                     &channel,
                     SubscriptionError { code: code::UNAUTHORIZED, kind: "AuthError", status: 401 },
                     &told,
@@ -257,7 +271,7 @@ impl Connection {
         if !known && self.channels.len() + self.pending.len() >= CONNECTION_CHANNELS_MAX {
             let told = format!("a connection may be in {CONNECTION_CHANNELS_MAX} channels");
             return self.refuse_subscription(
-                "channels",
+                RefusalReason::Channels,
                 &channel,
                 SubscriptionError { code: code::OVER_CAPACITY, kind: "LimitReached", status: 403 },
                 &told,
@@ -311,7 +325,7 @@ impl Connection {
         if user.is_none() || channel.addressed_user() != user {
             let told = "this channel is for a user who has signed in";
             return self.refuse_subscription(
-                "own",
+                RefusalReason::UserChannel,
                 &channel,
                 SubscriptionError { code: code::UNAUTHORIZED, kind: "AuthError", status: 401 },
                 told,
@@ -383,7 +397,7 @@ impl Connection {
     async fn unsubscribe(&mut self, name: &str) {
         let Ok(channel) = ChannelName::parse_any(name) else { return };
         if self.pending.remove(&channel).is_some() {
-            self.shared.metrics.pending_outcomes("left").inc();
+            self.shared.metrics.pending_subscription_outcomes.with_label(WaitResult::Left).inc();
         }
         if let Some(member) = self.channels.remove(&channel) {
             self.leave_channel(channel, member.as_ref(), None).await;
@@ -421,26 +435,26 @@ impl Connection {
         match error {
             BusError::ChannelFull(_) => {
                 let answer = SubscriptionError { code: code::OVER_CAPACITY, kind: "LimitReached", status: 403 };
-                self.refuse_subscription("presence_full", channel, answer, &error.to_string());
+                self.refuse_subscription(RefusalReason::PresenceFull, channel, answer, &error.to_string());
             }
             BusError::Unavailable(_) | BusError::Unusable(_) => {
                 tracing::warn!(%error, %channel, "a client could not enter");
                 let answer = SubscriptionError { code: code::OVER_CAPACITY, kind: "Unavailable", status: 503 };
-                self.refuse_subscription("bus", channel, answer, frame::BUS_UNAVAILABLE_MESSAGE);
+                self.refuse_subscription(RefusalReason::Bus, channel, answer, frame::BUS_UNAVAILABLE_MESSAGE);
             }
         }
     }
 
     /// Pusher answers with an error on the connection; clients that bind to the channel hear of it there only, so both
     /// are sent.
-    fn refuse_subscription(&self, reason: &'static str, channel: &ChannelName, error: SubscriptionError, told: &str) {
+    fn refuse_subscription(&self, reason: RefusalReason, channel: &ChannelName, error: SubscriptionError, told: &str) {
         let SubscriptionError { code, kind, status } = error;
         self.send_refusal(reason, Some(code), told);
         self.session.push(frame::subscription_error(channel.as_str(), kind, status, told).into());
     }
 
-    fn send_refusal(&self, reason: &'static str, code: Option<u16>, told: &str) {
-        self.shared.metrics.refused(reason).inc();
+    fn send_refusal(&self, reason: RefusalReason, code: Option<u16>, told: &str) {
+        self.shared.metrics.refusals.with_label(reason).inc();
         self.session.push(frame::error_frame(code, told).into());
     }
 }

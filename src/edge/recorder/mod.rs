@@ -21,6 +21,7 @@ use crate::edge::drop_reason::DropReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::kinesis;
 use crate::process::clock;
+use crate::process::metrics::LabelValue;
 use crate::protocol::admin::{RecorderFlow, RecorderState};
 use crate::protocol::record::{EventKind, RecordOrigin, RecordedEvent};
 
@@ -113,7 +114,7 @@ impl Recorder {
 
     /// Queues an event. Never waits for the stream.
     fn enqueue_event(&self, subject: &ChannelKey, event: RecordedEvent) {
-        self.metrics.recorder_accepted.inc();
+        self.metrics.recorder_events_accepted.inc();
         let Some(shared) = &self.shared else {
             // Without a stream no other process needs to record it again.
             return event.order.iter().for_each(|order| self.bus.acknowledge_recorded(subject, &[*order]));
@@ -124,7 +125,7 @@ impl Recorder {
             (queue.lane_of(subject), queue.push(subject, event, now))
         };
         for reason in dropped {
-            shared.metrics.recorder_dropped(reason).inc();
+            shared.metrics.recorder_events_dropped.with_label(reason).inc();
         }
         if let Some(wake) = shared.wake.get(lane) {
             wake.notify_one();
@@ -139,14 +140,14 @@ impl Recorder {
     /// The counts for `/flow`.
     pub fn flow_report(&self) -> RecorderFlow {
         let dropped = DropReason::ALL
-            .into_iter()
-            .map(|reason| (reason.name().to_owned(), self.metrics.recorder_dropped(reason).get()))
+            .iter()
+            .map(|reason| (reason.name().to_owned(), self.metrics.recorder_events_dropped.with_label(*reason).get()))
             .filter(|(_, count)| *count > 0)
             .collect();
         RecorderFlow {
             state: if self.shared.is_some() { RecorderState::Kinesis } else { RecorderState::Off },
-            accepted: self.metrics.recorder_accepted.get(),
-            acknowledged: self.metrics.recorder_acknowledged.get(),
+            accepted: self.metrics.recorder_events_accepted.get(),
+            acknowledged: self.metrics.recorder_events_acknowledged.get(),
             queued: u64::try_from(self.queued_count()).unwrap_or(u64::MAX),
             dropped,
             last_error: self.shared.as_ref().and_then(|shared| lock_unpoisoned(&shared.last_error).clone()),
@@ -156,7 +157,10 @@ impl Recorder {
     /// Counts the events that are left when the process ends, and returns their number.
     pub fn drop_queued(&self) -> usize {
         let left = self.queued_count();
-        self.metrics.recorder_dropped(DropReason::Shutdown).inc_by(u64::try_from(left).unwrap_or(u64::MAX));
+        self.metrics
+            .recorder_events_dropped
+            .with_label(DropReason::Shutdown)
+            .inc_by(u64::try_from(left).unwrap_or(u64::MAX));
         left
     }
 }
@@ -177,7 +181,11 @@ async fn expire_events(shared: Arc<RecorderCore>, closing: CancellationToken) {
         let count = lock_unpoisoned(&shared.queue).drop_expired(shared.elapsed_ms());
         if count > 0 {
             tracing::warn!(count, "client events waited too long for the stream and were dropped");
-            shared.metrics.recorder_dropped(DropReason::Expired).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+            shared
+                .metrics
+                .recorder_events_dropped
+                .with_label(DropReason::Expired)
+                .inc_by(u64::try_from(count).unwrap_or(u64::MAX));
         }
     }
 }

@@ -85,7 +85,7 @@ impl LaneWriter {
                     }
                 }
                 if let Some((count, error)) = &refused {
-                    self.shared.metrics.records_refused.inc_by(u64::try_from(*count).unwrap_or(u64::MAX));
+                    self.shared.metrics.recorder_records_refused.inc_by(u64::try_from(*count).unwrap_or(u64::MAX));
                     tracing::debug!(lane = self.number, count, %error, "stream refused records: retrying");
                 }
                 *lock_unpoisoned(&self.shared.last_error) = refused.map(|(_, error)| error);
@@ -95,7 +95,7 @@ impl LaneWriter {
                 if self.failures.is_power_of_two() {
                     tracing::warn!(lane = self.number, failures = self.failures, %error, "stream unavailable: events stay queued");
                 }
-                self.shared.metrics.records_refused.inc_by(u64::try_from(batch.len()).unwrap_or(u64::MAX));
+                self.shared.metrics.recorder_records_refused.inc_by(u64::try_from(batch.len()).unwrap_or(u64::MAX));
                 *lock_unpoisoned(&self.shared.last_error) = Some(describe_error(error.class, &error.to_string()));
                 let mut queue = lock_unpoisoned(&self.shared.queue);
                 for taken in &batch {
@@ -103,7 +103,7 @@ impl LaneWriter {
                 }
             }
         }
-        self.shared.metrics.recorder_acknowledged.inc_by(u64::try_from(acknowledged).unwrap_or(u64::MAX));
+        self.shared.metrics.recorder_events_acknowledged.inc_by(u64::try_from(acknowledged).unwrap_or(u64::MAX));
         self.back_off().await;
     }
 

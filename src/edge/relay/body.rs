@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::edge::metrics::EdgeMetrics;
+use crate::edge::metrics::{EdgeMetrics, RelayFailure};
 use crate::edge::relay::client::ForwardResponse;
 
 /// Bounds the random delay, in ms, from the end of a process until the clients of its sessions reconnect.
@@ -83,7 +83,7 @@ impl ProxiedBody {
             }
             Err(error) => {
                 self.body = None;
-                self.metrics.relay_failed("cut").inc();
+                self.metrics.relay_failures.with_label(RelayFailure::Cut).inc();
                 match self.close_frame.take() {
                     Some((farewell, _)) if self.is_at_frame_end => {
                         delay_reconnect().await;

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use crate::bus::RelayPeer;
 use crate::edge::apps::client_address::address_of;
-use crate::edge::metrics::EdgeMetrics;
+use crate::edge::metrics::{EdgeMetrics, RelayFailure};
 use crate::process::clock;
 use crate::protocol::Secret;
 use crate::protocol::relay::{self, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayRefusal};
@@ -40,33 +40,6 @@ pub const CONCURRENT_RELAYS_MAX: usize = 20_000;
 /// Client headers that are forwarded, since the session needs them.
 const FORWARDED_HEADERS: [HeaderName; 4] =
     [header::ORIGIN, header::CONTENT_TYPE, header::COOKIE, header::ACCESS_CONTROL_REQUEST_HEADERS];
-
-/// The reasons that the owning process did not serve a forwarded request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ForwardError {
-    /// Nothing listens there, or another process does.
-    Dead,
-    /// The process does not have the session.
-    Unknown,
-    /// The process did not answer in time.
-    Silent,
-    /// The process rejected the signature.
-    Refused,
-    /// Too many requests are being forwarded.
-    Full,
-}
-
-impl ForwardError {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Dead => "dead",
-            Self::Unknown => "unknown",
-            Self::Silent => "silent",
-            Self::Refused => "refused",
-            Self::Full => "full",
-        }
-    }
-}
 
 /// A request for another process.
 pub(crate) struct ForwardRequest<'a> {
@@ -116,26 +89,26 @@ impl RelayClient {
         call: &ForwardRequest<'_>,
         within: Duration,
         gone: impl Future<Output = ()>,
-    ) -> Result<ForwardResponse, ForwardError> {
-        let place = self.permits.clone().try_acquire_owned().map_err(|_| ForwardError::Full)?;
-        let request = self.build_request(call, call.parts.method.clone()).ok_or(ForwardError::Refused)?;
+    ) -> Result<ForwardResponse, RelayFailure> {
+        let place = self.permits.clone().try_acquire_owned().map_err(|_| RelayFailure::Full)?;
+        let request = self.build_request(call, call.parts.method.clone()).ok_or(RelayFailure::Refused)?;
         let answer = tokio::select! {
             answer = timeout(within, self.client.request(request)) => answer,
-            () = gone => return Err(ForwardError::Dead),
+            () = gone => return Err(RelayFailure::Dead),
         };
         let response = match answer {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) if error.is_connect() => return Err(ForwardError::Dead),
-            Ok(Err(_)) | Err(_) => return Err(ForwardError::Silent),
+            Ok(Err(error)) if error.is_connect() => return Err(RelayFailure::Dead),
+            Ok(Err(_)) | Err(_) => return Err(RelayFailure::Silent),
         };
         match response.headers().get(REFUSAL_HEADER).map(HeaderValue::as_bytes) {
             None => Ok(ForwardResponse { response, permit: place }),
-            Some(word) if word == relay::UNKNOWN_SESSION.as_bytes() => Err(ForwardError::Unknown),
-            Some(word) if word == RelayRefusal::WrongTarget.name().as_bytes() => Err(ForwardError::Dead),
+            Some(word) if word == relay::UNKNOWN_SESSION.as_bytes() => Err(RelayFailure::Unknown),
+            Some(word) if word == RelayRefusal::WrongTarget.name().as_bytes() => Err(RelayFailure::Dead),
             Some(word) => {
                 let reason = String::from_utf8_lossy(word);
                 tracing::warn!(process = call.peer.process, %reason, "relay request rejected: do both processes have the same REALTIME_PEER_SECRET, and the same time?");
-                Err(ForwardError::Refused)
+                Err(RelayFailure::Refused)
             }
         }
     }
@@ -143,7 +116,7 @@ impl RelayClient {
     /// Asks all processes at once for the session of a request; the first that has it answers.
     pub(crate) async fn find_owner(&self, peers: Vec<RelayPeer>, parts: &Parts) -> Option<RelayPeer> {
         let Ok(_place) = self.permits.try_acquire() else {
-            self.metrics.relay_failed(ForwardError::Full.name()).inc();
+            self.metrics.relay_failures.with_label(RelayFailure::Full).inc();
             return None;
         };
         let ask = |peer: RelayPeer| async move {

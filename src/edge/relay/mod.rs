@@ -26,11 +26,12 @@ use tokio_util::sync::CancellationToken;
 use crate::bus::{RelayPeer, SessionDirectory};
 use crate::config::{ServerConfig, name};
 use crate::edge::error::StartError;
-use crate::edge::metrics::EdgeMetrics;
+use crate::edge::metrics::{EdgeMetrics, RelayFailure};
 pub use crate::edge::relay::client::CONCURRENT_RELAYS_MAX;
-use crate::edge::relay::client::{ForwardError, ForwardRequest, RelayClient};
+use crate::edge::relay::client::{ForwardRequest, RelayClient};
 pub use crate::edge::relay::server::RelayServer;
 use crate::edge::transport::session_ownership::{HttpSessions, RelayTarget, SessionClaim, SessionOwnership};
+use crate::process::metrics::LabelValue;
 use crate::protocol::Secret;
 use directory::{OwnerDirectory, SessionOwner};
 
@@ -139,7 +140,7 @@ impl SessionRelay {
             Err(lost) => lost,
         };
         self.directory.evict_owner(&session);
-        if !matches!(lost, ForwardError::Unknown | ForwardError::Dead) || !first.is_cached {
+        if !matches!(lost, RelayFailure::Unknown | RelayFailure::Dead) || !first.is_cached {
             return Err(lost.into_ownership(asked).await);
         }
         // What was remembered is no longer so.
@@ -202,24 +203,24 @@ impl SessionRelay {
         asked: &RelayTarget,
         parts: &Parts,
         body: &Bytes,
-    ) -> Result<Response, ForwardError> {
+    ) -> Result<Response, RelayFailure> {
         let call = ForwardRequest { peer, parts, body, number: rand::random() };
         let wait = if asked.is_receive { RECEIVE_RELAY_TIMEOUT } else { SEND_RELAY_TIMEOUT };
         let gone = || self.directory.wait_peer_gone(&peer.process);
         let mut answer = self.client.forward(&call, wait, gone()).await;
-        if matches!(answer, Err(ForwardError::Silent)) {
+        if matches!(answer, Err(RelayFailure::Silent)) {
             answer = self.client.forward(&call, wait, gone()).await;
         }
         match answer {
             Ok(answer) => {
                 self.directory.cache_owner(session, &peer.process);
-                self.metrics.relayed.inc();
+                self.metrics.requests_relayed.inc();
                 Ok(body::proxy_body(answer, asked.close_frame.clone(), gone(), self.metrics.clone()))
             }
             Err(lost) => {
-                self.metrics.relay_failed(lost.name()).inc();
+                self.metrics.relay_failures.with_label(lost).inc();
                 tracing::debug!(process = peer.process, reason = lost.name(), "relay failed");
-                if lost == ForwardError::Silent && !asked.is_receive {
+                if lost == RelayFailure::Silent && !asked.is_receive {
                     // pusher-js does not look at the answer to a send, so a lost one must end the session.
                     self.directory.report_lost_send(session, &peer.process).await;
                 }
@@ -229,7 +230,7 @@ impl SessionRelay {
     }
 }
 
-impl ForwardError {
+impl RelayFailure {
     /// The ownership of a session whose process did not serve the request.
     async fn into_ownership(self, asked: &RelayTarget) -> SessionOwnership {
         if asked.is_receive && matches!(self, Self::Dead | Self::Silent) {

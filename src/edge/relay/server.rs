@@ -66,7 +66,7 @@ impl RelayServer {
 
     /// Refuses a relayed request, with the reason in a header and in a metric.
     pub fn refuse_request(&self, refusal: RelayRefusal) -> Response {
-        self.metrics.relay_refused(refusal.name()).inc();
+        self.metrics.relay_refusals.with_label(refusal).inc();
         tracing::debug!(reason = refusal.name(), "relayed request refused");
         let status = match refusal {
             RelayRefusal::NotASession => StatusCode::NOT_FOUND,

@@ -102,7 +102,7 @@ fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
         (
             "WebSockets",
             "Text that is not UTF-8 closes the socket with 1007, what is no frame with 1002; binary frames are refused \
-             with an error. All of it is counted in `realtime_edge_refused_total`.",
+             with an error. All of it is counted in `realtime_edge_refusals_total`.",
             vec![
                 limit!("size of a message, also in parts", bytes(websocket::MESSAGE_BYTES_MAX), "closed with 1009"),
                 limit!("silence before a ping", time(liveness::ACTIVITY_TIMEOUT), "`pusher:ping`"),
@@ -203,7 +203,7 @@ fn list_process_limits() -> Vec<LimitRow> {
         limit!(
             "events that wait for the stream",
             count(recorder::RECORDER_EVENTS_MAX),
-            "counted in `realtime_edge_recorder_dropped_total`: old counts go first, then client events, last \
+            "counted in `realtime_edge_recorder_events_dropped_total`: old counts go first, then client events, last \
                      counts, states that ended, last states"
         ),
         limit!("bytes of them", bytes(recorder::RECORDER_BYTES_MAX), "the same"),
@@ -220,7 +220,7 @@ pub fn render_limits_page() -> String {
          What an edge takes from clients, and what it answers beyond that. Each number is the one that the code works\n\
          with; the last column says where it stands in `src/edge/`, `src/protocol/` or `src/bus/`. Codes are those of Pusher's\n\
          protocol: 4100 means come back after a while, 4200 at once. What is refused is counted by reason in\n\
-         `realtime_edge_refused_total`, clients closed because they do not read in\n\
+         `realtime_edge_refusals_total`, clients closed because they do not read in\n\
          `realtime_edge_slow_consumers_total`.\n",
     );
     for (title, about, limits) in list_sections() {

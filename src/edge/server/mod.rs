@@ -171,7 +171,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
             let door =
                 RelayServer::new(process.clone(), settings.secrets.clone(), here.clone(), shared.metrics.clone());
             let routes = build_relay_router(&served, &door);
-            let refused = shared.metrics.relay_refused(RelayRefusal::Full.name());
+            let refused = shared.metrics.relay_refusals.with_label(RelayRefusal::Full);
             let bound = Some(ConnectionLimit { most: relay::RELAY_CONNECTIONS_MAX, refused });
             tasks.spawn(listener::serve(listener, routes, ListenerTimeouts::DEFAULT, bound, listening.clone()));
             let (peers, following) = SessionRelay::start(settings, here, shared.metrics.clone(), stop.clone()).await;

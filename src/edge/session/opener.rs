@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::edge::apps::RegistryWatcher;
 use crate::edge::apps::client_address::Caller;
-use crate::edge::apps::handshake::{admit_handshake, check_app_enabled, metric_label};
+use crate::edge::apps::handshake::{admit_handshake, check_app_enabled, refusal_reason};
 use crate::edge::close_reason::CloseReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::session::Session;
@@ -67,7 +67,7 @@ impl SessionOpener {
     pub fn count_refusal(&self, closing: &CloseReason, caller: &Caller) {
         let (code, reason) = (closing.code, &closing.reason);
         tracing::debug!(client = %caller.address, origin = ?caller.origin, code, reason, "a client was refused");
-        self.metrics.refused(metric_label(closing)).inc();
+        self.metrics.refusals.with_label(refusal_reason(closing)).inc();
     }
 
     fn admit_session(&self, app: AppId, transport: Transport) -> Result<SessionGuard, CloseReason> {

@@ -48,8 +48,8 @@ impl SessionRegistry {
             }
             open.insert(session.socket.clone(), session.clone());
         }
-        self.metrics.connections(transport).inc();
-        self.metrics.opened(transport).inc();
+        self.metrics.connections.with_label(transport).inc();
+        self.metrics.connections_opened.with_label(transport).inc();
         Some(SessionGuard { session, span: Span::none(), sessions: self.clone() })
     }
 
@@ -92,6 +92,6 @@ impl SessionRegistry {
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         self.sessions.lock_open().remove(&self.session.socket);
-        self.sessions.metrics.connections(self.session.transport).dec();
+        self.sessions.metrics.connections.with_label(self.session.transport).dec();
     }
 }

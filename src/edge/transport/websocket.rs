@@ -16,6 +16,7 @@ use tracing::Instrument;
 
 use crate::edge::apps::client_address::Caller;
 use crate::edge::close_reason::CloseReason;
+use crate::edge::metrics::RefusalReason;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
@@ -127,7 +128,7 @@ async fn refuse_socket(mut socket: WebSocket, closing: &CloseReason) {
 
 async fn serve_socket(mut socket: WebSocket, shared: Arc<TransportContext>, place: SessionGuard) {
     let session = place.session.clone();
-    let unreadable_frames = shared.hub.metrics.refused("unreadable");
+    let unreadable_frames = shared.hub.metrics.refusals.with_label(RefusalReason::Unreadable);
     let outlet = session.attach_receiver();
     let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
     // One timer for the whole life, not one that enters and leaves the runtime's wheel with every event.

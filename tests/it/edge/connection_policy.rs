@@ -77,7 +77,7 @@ async fn a_socket_is_closed_with_pushers_code() {
     for (reason, count) in
         [("app_unknown", 1), ("app_disabled", 1), ("path_unknown", 4), ("protocol", 4), ("origin", 3)]
     {
-        edge.metric(&format!("realtime_edge_refused_total{{reason=\"{reason}\"}} {count}")).await;
+        edge.metric(&format!("realtime_edge_refusals_total{{reason=\"{reason}\"}} {count}")).await;
     }
     for (path, headers) in [
         ("/app/key5?protocol=7", vec![("origin", GOOD)]),
@@ -119,7 +119,7 @@ async fn pages_of_other_origins_have_no_session_over_http() {
     assert_eq!((answer.status().as_u16(), allows(&answer)), (204, GOOD));
     let open = edge.asked(Method::POST, &format!("/pusher/app/key1/7/other/xhr?{query}"), Some(BAD), "").await;
     assert_eq!((allows(&open), open.headers().get("vary")), ("*", None), "an app without a list");
-    edge.metric("realtime_edge_refused_total{reason=\"origin\"} 4").await;
+    edge.metric("realtime_edge_refusals_total{reason=\"origin\"} 4").await;
     edge.stop().await;
 }
 
@@ -175,7 +175,7 @@ async fn an_app_has_as_many_connections_as_it_may_on_all_pods_together() {
     let path = "/app/key1?protocol=7";
     for edge in [&one, &two] {
         assert_eq!(Ws::with(edge, path, &[]).await.refusal().await, 4004);
-        edge.metric("realtime_edge_refused_total{reason=\"over_quota\"} 1").await;
+        edge.metric("realtime_edge_refusals_total{reason=\"over_quota\"} 1").await;
     }
     let mut xhr = Xhr::new(&fallbacks, "key1", "one-too-many", "xhr_streaming");
     assert_eq!(xhr.frame().await, FallbackFrame::Open);

@@ -79,7 +79,7 @@ async fn metric(edge: &Edge, name: &str) -> u64 {
 }
 
 async fn refused(edge: &Edge, reason: &str) -> u64 {
-    metric(edge, &format!("realtime_edge_refused_total{{reason=\"{reason}\"}}")).await
+    metric(edge, &format!("realtime_edge_refusals_total{{reason=\"{reason}\"}}")).await
 }
 
 /// The status of a request of the HTTP API that was signed at this time.
@@ -401,7 +401,7 @@ async fn a_socket_is_in_as_many_channels_as_may_be_and_is_refused_more() {
     // So many at once, and a hundred in each second since.
     assert!(full >= 2_048 && often > 0, "{full} and {often}");
     assert_eq!(refused(&edge, "channels").await, u64::try_from(full).expect("a number"));
-    assert_eq!(refused(&edge, "asks").await, u64::try_from(often).expect("a number"));
+    assert_eq!(refused(&edge, "request_rate").await, u64::try_from(often).expect("a number"));
     bystander.hears(&edge).await;
     ws.still_serves().await;
     edge.stop().await;

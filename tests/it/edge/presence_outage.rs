@@ -31,7 +31,7 @@ async fn edge_on(server: &str, redis: &Redis, pod: &str) -> Edge {
 
 async fn waiting(edge: &Edge, count: u64) {
     eventually("so many wait", async || {
-        (counter(edge, "realtime_edge_subscriptions_waiting").await == count).then_some(())
+        (counter(edge, "realtime_edge_pending_subscriptions").await == count).then_some(())
     })
     .await;
 }
@@ -81,7 +81,7 @@ async fn who_comes_while_redis_is_away_waits_and_hears_who_is_there_once_it_is_b
     let unsubscribe = json!({ "event": "pusher:unsubscribe", "data": { "channel": "presence-room" } });
     changes_its_mind.send(&unsubscribe).await;
     waiting(&one, 2).await;
-    assert_eq!(counter(&one, "realtime_edge_subscriptions_waited_total{result=\"left\"}").await, 2);
+    assert_eq!(counter(&one, "realtime_edge_pending_subscription_outcomes_total{result=\"left\"}").await, 2);
 
     let _empty = Redis::start(Some(port));
     let back = Instant::now();
@@ -103,7 +103,7 @@ async fn who_comes_while_redis_is_away_waits_and_hears_who_is_there_once_it_is_b
     assert_eq!(bus.inspect_channel(&subject("presence-other")).await.expect("seen").users, ["changes"]);
     waiting(&one, 0).await;
     waiting(&two, 0).await;
-    assert_eq!(counter(&one, "realtime_edge_subscriptions_waited_total{result=\"entered\"}").await, 2);
+    assert_eq!(counter(&one, "realtime_edge_pending_subscription_outcomes_total{result=\"entered\"}").await, 2);
     // What is said there from now on is heard by them.
     let mut missing: BTreeSet<&str> = ["came", "over-http"].into();
     while !missing.is_empty() {
@@ -144,5 +144,5 @@ async fn who_waits_in_vain_is_told_so_and_stays_connected() {
     assert!(asked.elapsed() > Duration::from_secs(15), "{:?}", asked.elapsed());
     client.still_serves().await;
     waiting(&edge, 0).await;
-    assert_eq!(counter(&edge, "realtime_edge_subscriptions_waited_total{result=\"refused\"}").await, 1);
+    assert_eq!(counter(&edge, "realtime_edge_pending_subscription_outcomes_total{result=\"refused\"}").await, 1);
 }

@@ -390,7 +390,7 @@ async fn thousands(transport: &'static str, redis_dies: bool) {
     timeout(Duration::from_mins(2), async { tokio::join!(up, arrives, down, comes, dies) }).await.expect("in time");
     let again = heard.opened_again.load(Ordering::Relaxed);
     assert!(again >= 10, "opened again {again} times");
-    let relayed = pods.sum("realtime_edge_relayed_total").await;
+    let relayed = pods.sum("realtime_edge_requests_relayed_total").await;
     assert!(relayed > 500, "two of three requests come to another edge: {relayed} were handed on");
     assert_eq!(
         pods.sum("realtime_edge_connections_opened_total{transport=\"xhr_streaming\"}").await
@@ -463,7 +463,7 @@ async fn a_secret_is_exchanged_while_sessions_are_handed_on() {
         }
     }
     for (owner, refuses) in [(0, true), (1, false), (2, false), (3, true)] {
-        let metric = "realtime_edge_relay_refused_total{reason=\"forged\"}";
+        let metric = "realtime_edge_relay_refusals_total{reason=\"forged\"}";
         assert_eq!(counter(&pods.pods[owner], metric).await > 0, refuses, "{owner}");
     }
 }
@@ -479,7 +479,7 @@ async fn sessions_are_found_through_a_cluster_of_stores() {
         assert_eq!((status, sent), (StatusCode::OK, StatusCode::NO_CONTENT), "{owner} {asked}: {text}");
         assert!(text.contains("pusher:connection_established"), "{owner} {asked}: {text}");
     }
-    assert!(pods.sum("realtime_edge_relayed_total").await >= 24);
+    assert!(pods.sum("realtime_edge_requests_relayed_total").await >= 24);
     let bus = RedisBus::connect(&url, "uid-1", "test", CancellationToken::new()).await.expect("a bus");
     assert_eq!(bus.claim_session("p.7.dead", "a process that died").await, Ok(None));
     let answer = once().post(format!("http://{}/pusher/app/key1/7/dead/xhr", pods.entry)).send().await;
@@ -538,7 +538,7 @@ async fn sessions_of_sockjs_are_found_on_every_transport() {
         let all = timeout(PATIENCE, all).await;
         assert!(all.is_ok(), "{receive}: two pongs wanted, {pongs} came within {PATIENCE:?}");
     }
-    assert!(pods.sum("realtime_edge_relayed_total").await > 5);
+    assert!(pods.sum("realtime_edge_requests_relayed_total").await > 5);
     let sent = http.post(format!("http://{}/pusher/0/nobody/xhr_send", pods.entry)).body("[\"x\"]").send().await;
     assert_eq!(sent.expect("an answer").status(), StatusCode::NOT_FOUND);
 }
@@ -634,10 +634,10 @@ async fn what_no_other_edge_signed_for_this_one_is_refused_and_counted() {
     for (reason, count) in
         [("forged", 3), ("replayed", 1), ("expired", 1), ("two_hops", 1), ("not_a_session", 5), ("public_port", 1)]
     {
-        let metric = format!("realtime_edge_relay_refused_total{{reason=\"{reason}\"}}");
+        let metric = format!("realtime_edge_relay_refusals_total{{reason=\"{reason}\"}}");
         assert_eq!(counter(pod, &metric).await, count, "{reason}");
     }
-    let wrong = "realtime_edge_relay_refused_total{reason=\"wrong_target\"}";
+    let wrong = "realtime_edge_relay_refusals_total{reason=\"wrong_target\"}";
     assert_eq!(counter(&pods.pods[1], wrong).await, 1);
 }
 

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::bus::BusError;
+use crate::edge::metrics::WaitResult;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::pusher::pending_subscriptions::{PendingOutcome, PendingSubscription};
 use crate::protocol::ChannelName;
@@ -45,7 +46,7 @@ impl Connection {
         let subject = self.channel_key(&waiter.channel);
         match self.join_channel(&subject, Some(&waiter.member)).await {
             Ok(joined) => {
-                self.shared.metrics.pending_outcomes("entered").inc();
+                self.shared.metrics.pending_subscription_outcomes.with_label(WaitResult::Entered).inc();
                 self.complete_join(subject, Some(waiter.member), joined).await;
             }
             Err(BusError::Unavailable(_)) => {
@@ -56,14 +57,14 @@ impl Connection {
                 }
             }
             Err(error) => {
-                self.shared.metrics.pending_outcomes("refused").inc();
+                self.shared.metrics.pending_subscription_outcomes.with_label(WaitResult::Refused).inc();
                 self.abort_join(waiter.channel, Some(&waiter.member), &error).await;
             }
         }
     }
 
     fn refuse_pending(&self, waiter: &PendingSubscription) {
-        self.shared.metrics.pending_outcomes("refused").inc();
+        self.shared.metrics.pending_subscription_outcomes.with_label(WaitResult::Refused).inc();
         self.refuse_join(&waiter.channel, &BusError::Unavailable("it did not come back in time".to_owned()));
     }
 }

@@ -15,6 +15,7 @@ use tracing::Instrument;
 
 use crate::edge::apps::client_address::Caller;
 use crate::edge::close_reason::CloseReason;
+use crate::edge::metrics::RefusalReason;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::drain_signal::wait_in_flight_messages;
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
@@ -151,7 +152,7 @@ impl SockjsSessions {
         match entry.sends.send_from(messages, Some(caller), mark).await {
             Ok(()) => Ok(()),
             Err(InboxError::Closed) => {
-                shared.hub.metrics.refused("session_over").inc();
+                shared.hub.metrics.refusals.with_label(RefusalReason::SessionOver).inc();
                 Ok(())
             }
             Err(InboxError::Timeout) => {

@@ -9,6 +9,7 @@ use tracing::Instrument;
 
 use crate::edge::apps::client_address::Caller;
 use crate::edge::close_reason::CloseReason;
+use crate::edge::metrics::RefusalReason;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
@@ -69,7 +70,7 @@ pub struct SockjsSocket {
 impl SockjsSocket {
     /// Serves it to its end.
     pub async fn serve(mut self, shared: Arc<TransportContext>) {
-        let unreadable_frames = shared.hub.metrics.refused("unreadable");
+        let unreadable_frames = shared.hub.metrics.refusals.with_label(RefusalReason::Unreadable);
         let end = match self.receive_introduction(&shared).await {
             Ok((place, messages)) => {
                 let span = place.span.clone();

@@ -1,0 +1,420 @@
+//! The table of metrics: each process declares its metrics once, with name, help, unit, label and remedy, and both its
+//! registration and `docs/metrics.md` follow from that declaration.
+//!
+//! Label values come from enums only, so that no client, app or channel can create a series. The derives of
+//! `prometheus-client` write the names of variants, in camel case; [`label_values`] writes words in snake case.
+
+use std::fmt::{self, Write};
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::{Registry, Unit};
+
+/// The values of one label.
+pub trait LabelValue: Copy + Eq + Hash + fmt::Debug + Send + Sync + 'static {
+    /// The name of the label.
+    const LABEL: &'static str;
+    /// Every value, in the order of the documentation.
+    const ALL: &'static [Self];
+
+    /// The value in a series.
+    fn name(self) -> &'static str;
+
+    /// The meaning of the value in one sentence; empty if its name says it.
+    fn meaning(self) -> &'static str {
+        ""
+    }
+}
+
+/// Declares an enum of label values: the comment of a variant is the value's meaning in the documentation.
+macro_rules! label_values {
+    (
+        $(#[doc = $about:literal])+
+        $visibility:vis enum $name:ident as $label:literal {
+            $($(#[doc = $meaning:literal])+ $variant:ident = $word:literal,)+
+        }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        $visibility enum $name {
+            $($(#[doc = $meaning])+ $variant,)+
+        }
+
+        impl $crate::process::metrics::LabelValue for $name {
+            const LABEL: &'static str = $label;
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            fn name(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+
+            fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($meaning),+).trim_ascii()),+ }
+            }
+        }
+    };
+}
+pub(crate) use label_values;
+
+label_values! {
+    /// The result of reading a changed app registry.
+    pub enum RegistryReadResult as "result" {
+        /// The new registry is in force.
+        Applied = "applied",
+        /// The new registry is invalid, and the previous one stays in force.
+        Refused = "refused",
+    }
+}
+
+/// The label set of one value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct LabelSet<L>(L);
+
+impl<L: LabelValue> EncodeLabelSet for LabelSet<L> {
+    fn encode(&self, encoder: &mut LabelSetEncoder) -> fmt::Result {
+        [(L::LABEL, self.0.name())].encode(encoder)
+    }
+}
+
+/// A metric with one series per value of a label. Every series exists from the start, so that a rate over it misses no
+/// first increment.
+#[derive(Clone, Debug)]
+pub struct Labeled<L, M>(Family<LabelSet<L>, M>);
+
+impl<L: LabelValue, M: Clone + Default> Labeled<L, M> {
+    /// The series of one value.
+    pub fn with_label(&self, value: L) -> M {
+        self.0.get_or_create_owned(&LabelSet(value))
+    }
+}
+
+impl<L: LabelValue, M: Clone + Default> Default for Labeled<L, M> {
+    fn default() -> Self {
+        let series = Self(Family::default());
+        for value in L::ALL {
+            series.with_label(*value);
+        }
+        series
+    }
+}
+
+impl<L: LabelValue, M: EncodeMetric + TypedMetric> EncodeMetric for Labeled<L, M> {
+    fn encode(&self, encoder: MetricEncoder) -> fmt::Result {
+        self.0.encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        M::TYPE
+    }
+}
+
+/// A gauge whose value is read at each scrape.
+#[derive(Clone)]
+pub struct SampledGauge(Arc<dyn Fn() -> i64 + Send + Sync>);
+
+impl SampledGauge {
+    /// A gauge that `read` supplies.
+    pub fn new(read: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+}
+
+impl Default for SampledGauge {
+    fn default() -> Self {
+        Self::new(|| 0)
+    }
+}
+
+impl fmt::Debug for SampledGauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SampledGauge").field(&(self.0)()).finish()
+    }
+}
+
+impl EncodeMetric for SampledGauge {
+    fn encode(&self, encoder: MetricEncoder) -> fmt::Result {
+        ConstGauge::new((self.0)()).encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
+
+/// The type of a metric: counters only grow and end in `_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    /// A number that only grows while the process lives.
+    Counter,
+    /// A number that rises and falls.
+    Gauge,
+}
+
+impl MetricKind {
+    /// The type in the exposition.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+        }
+    }
+}
+
+/// A label with all its values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricLabel {
+    /// The name of the label.
+    pub name: &'static str,
+    /// Every value with its meaning.
+    pub values: Vec<(&'static str, &'static str)>,
+}
+
+/// A Rust type that is one metric of the table.
+pub trait TableMetric: EncodeMetric + Clone + fmt::Debug + Send + Sync + 'static {
+    /// The type of the metric.
+    const KIND: MetricKind;
+
+    /// The label of the metric, if it has one.
+    #[must_use]
+    fn label() -> Option<MetricLabel> {
+        None
+    }
+}
+
+impl TableMetric for Counter {
+    const KIND: MetricKind = MetricKind::Counter;
+}
+
+impl TableMetric for Gauge {
+    const KIND: MetricKind = MetricKind::Gauge;
+}
+
+impl TableMetric for Gauge<f64, AtomicU64> {
+    const KIND: MetricKind = MetricKind::Gauge;
+}
+
+impl TableMetric for SampledGauge {
+    const KIND: MetricKind = MetricKind::Gauge;
+}
+
+impl<L: LabelValue, M: TableMetric + TypedMetric> TableMetric for Labeled<L, M> {
+    const KIND: MetricKind = M::KIND;
+
+    fn label() -> Option<MetricLabel> {
+        let values = L::ALL.iter().map(|value| (value.name(), value.meaning())).collect();
+        Some(MetricLabel { name: L::LABEL, values })
+    }
+}
+
+/// One metric of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricRow {
+    /// The process that exports the metric.
+    pub process: &'static str,
+    /// The part of the name between the process and `_total`, with the unit.
+    pub stem: &'static str,
+    /// The type of the metric.
+    pub kind: MetricKind,
+    /// The label of the metric, if it has one.
+    pub label: Option<MetricLabel>,
+    /// The meaning of the metric: the help text of the exposition.
+    pub help: &'static str,
+    /// The remedy when the metric grows.
+    pub remedy: &'static str,
+}
+
+/// Units, each with its suffix in names.
+const UNITS: [(&str, Unit); 2] = [("_seconds", Unit::Seconds), ("_bytes", Unit::Bytes)];
+
+impl MetricRow {
+    /// The row of a metric of type `M`.
+    #[must_use]
+    pub fn of<M: TableMetric>(
+        process: &'static str,
+        stem: &'static str,
+        help: &'static str,
+        remedy: &'static str,
+    ) -> Self {
+        Self { process, stem, kind: M::KIND, label: M::label(), help, remedy }
+    }
+
+    /// The name of the metric's series.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let total = if self.kind == MetricKind::Counter { "_total" } else { "" };
+        format!("{}{total}", self.family())
+    }
+
+    /// The name of the metric's family, to which a counter's series add `_total`.
+    #[must_use]
+    pub fn family(&self) -> String {
+        format!("realtime_{}_{}", self.process, self.stem)
+    }
+
+    /// The unit of the metric; empty for a plain number.
+    #[must_use]
+    pub fn unit(&self) -> &'static str {
+        UNITS.iter().find(|(suffix, _)| self.stem.ends_with(suffix)).map_or("", |(suffix, _)| &suffix[1..])
+    }
+
+    /// Registers the metric under its name.
+    pub fn register<M: TableMetric>(&self, registry: &mut Registry, metric: M) {
+        // The library writes the full stop of the help and the suffix of the unit itself.
+        let (family, help) = (self.family(), self.help.trim_end_matches('.'));
+        let unit = UNITS.into_iter().find_map(|(suffix, unit)| Some((family.strip_suffix(suffix)?, unit)));
+        match unit {
+            Some((name, unit)) => registry.register_with_unit(name, help, unit, metric),
+            None => registry.register(family.clone(), help, metric),
+        }
+    }
+}
+
+/// Declares the metrics of a process: a struct with one public field per metric, whose name is the field's name, whose
+/// help is the field's comment, and whose remedy follows the type.
+macro_rules! metric_table {
+    (
+        $(#[doc = $about:literal])+
+        $visibility:vis struct $name:ident of $process:literal {
+            $($(#[doc = $help:literal])+ $metric:ident: $kind:ty => $remedy:literal,)+
+        }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Debug, Default)]
+        $visibility struct $name {
+            $($(#[doc = $help])+ pub $metric: $kind,)+
+        }
+
+        impl $name {
+            /// Lists every metric, in the order of the exposition.
+            $visibility fn metric_rows() -> Vec<$crate::process::metrics::MetricRow> {
+                vec![$($crate::process::metrics::MetricRow::of::<$kind>(
+                    $process,
+                    stringify!($metric),
+                    concat!($($help),+).trim_ascii(),
+                    $remedy,
+                )),+]
+            }
+
+            /// Registers every metric under its name.
+            $visibility fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+                let mut rows = Self::metric_rows().into_iter();
+                $(if let Some(row) = rows.next() {
+                    row.register(registry, self.$metric.clone());
+                })+
+            }
+        }
+    };
+}
+pub(crate) use metric_table;
+
+/// Renders `docs/metrics.md`: one table per process, then the values of its labels.
+#[must_use]
+pub fn render_metrics_page(rows: &[MetricRow]) -> String {
+    let mut page = String::from(
+        "<!-- Generated by `realtime metrics`; a test compares. -->\n\
+         # Metrics\n\n\
+         Every process serves its metrics at `/metrics` of its admin listener, as OpenMetrics text and without a token. A name is\n\
+         `realtime_`, the process, and a plural noun or a quantity. Counters end in `_total` and begin at 0 with each process;\n\
+         durations are in seconds, sizes in bytes; a gauge that ends in `_up` is 1 or 0. Every series exists from the start of a\n\
+         process, and label values come from the lists below, so that no client, app or channel creates a series.\n",
+    );
+    let mut processes: Vec<&str> = rows.iter().map(|row| row.process).collect();
+    processes.dedup();
+    for process in processes {
+        let rows: Vec<&MetricRow> = rows.iter().filter(|row| row.process == process).collect();
+        // Writing to a String cannot fail.
+        let _ = write_process(&mut page, process, &rows);
+    }
+    page
+}
+
+fn write_process(page: &mut String, process: &str, rows: &[&MetricRow]) -> fmt::Result {
+    write!(
+        page,
+        "\n## Metrics of the {process}\n\n\
+         | metric | type | unit | label | meaning | remedy when it grows |\n|---|---|---|---|---|---|\n"
+    )?;
+    let mut labels: Vec<(&MetricLabel, Vec<String>)> = Vec::new();
+    for row in rows {
+        let (name, kind, unit) = (row.name(), row.kind.name(), row.unit());
+        let label = row.label.as_ref().map_or_else(String::new, |label| format!("`{}`", label.name));
+        writeln!(page, "| `{name}` | {kind} | {unit} | {label} | {} | {} |", row.help, row.remedy)?;
+        if let Some(label) = &row.label {
+            match labels.iter_mut().find(|(known, _)| *known == label) {
+                Some((_, names)) => names.push(format!("`{name}`")),
+                None => labels.push((label, vec![format!("`{name}`")])),
+            }
+        }
+    }
+    for (label, names) in labels {
+        write!(page, "\nValues of `{}` in {}", label.name, names.join(" and "))?;
+        if label.values.iter().all(|(_, meaning)| meaning.is_empty()) {
+            let values: Vec<String> = label.values.iter().map(|(value, _)| format!("`{value}`")).collect();
+            writeln!(page, ": {}.", values.join(", "))?;
+            continue;
+        }
+        write!(page, ":\n\n| value | meaning |\n|---|---|\n")?;
+        for (value, meaning) in &label.values {
+            writeln!(page, "| `{value}` | {meaning} |")?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    metric_table! {
+        /// Metrics of a test.
+        struct TestMetrics of "test" {
+            /// Registries that were read again.
+            reads: Labeled<RegistryReadResult, Counter> => "Read the log.",
+            /// Time since the last read, in seconds.
+            age_seconds: Gauge<f64, AtomicU64> => "Nothing.",
+            /// Whether the store answers.
+            store_up: SampledGauge => "Nothing.",
+        }
+    }
+
+    #[test]
+    fn a_declaration_is_the_exposition() {
+        let metrics = TestMetrics { store_up: SampledGauge::new(|| 1), ..TestMetrics::default() };
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        metrics.reads.with_label(RegistryReadResult::Refused).inc();
+        metrics.age_seconds.set(0.5);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
+        for line in [
+            "# HELP realtime_test_reads Registries that were read again.\n# TYPE realtime_test_reads counter",
+            "realtime_test_reads_total{result=\"applied\"} 0",
+            "realtime_test_reads_total{result=\"refused\"} 1",
+            "# UNIT realtime_test_age_seconds seconds\nrealtime_test_age_seconds 0.5",
+            "# TYPE realtime_test_store_up gauge\nrealtime_test_store_up 1",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_declaration_is_a_row_of_the_page() {
+        let page = render_metrics_page(&TestMetrics::metric_rows());
+        for line in [
+            "\n## Metrics of the test\n",
+            "| `realtime_test_reads_total` | counter |  | `result` | Registries that were read again. | Read the log. |",
+            "| `realtime_test_age_seconds` | gauge | seconds |  | Time since the last read, in seconds. | Nothing. |",
+            "\nValues of `result` in `realtime_test_reads_total`:\n",
+            "| `applied` | The new registry is in force. |",
+        ] {
+            assert!(page.contains(line), "{line} in {page}");
+        }
+    }
+}
