@@ -11,7 +11,9 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::api::Reason;
-use crate::gate::{CoverageTargets, Evidence, GatePhase, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
+use crate::gate::{
+    CoverageTargets, Evidence, GatePhase, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome, RestoredProof,
+};
 use crate::protocol::{ShardId, Transport};
 
 /// Duration of a journey that passes, in ms.
@@ -47,7 +49,7 @@ pub struct GateRow {
     pub loss_percent: u32,
     /// Number of edge pods.
     pub pods: usize,
-    /// Median time until a new gate opens, in s; `None` when it never did.
+    /// Median time until a closed gate opens again, in s; `None` when it never did.
     pub opens_s: Option<f64>,
     /// Share of the simulated hours in which the gate was open.
     pub open_share: f64,
@@ -136,7 +138,8 @@ impl GateSimulation {
         self.failed_rounds = if self.round_failed { self.failed_rounds + 1 } else { 0 };
         self.round_failed = false;
         for route in 0..self.routes.len() {
-            if self.busy[route] == 0 {
+            let most = if self.phase == GatePhase::Open { 1 } else { 2 };
+            if self.busy[route] < most {
                 self.begin_journey(route);
             }
         }
@@ -145,7 +148,7 @@ impl GateSimulation {
             + match self.phase {
                 GatePhase::Open => interval,
                 _ if self.failed_rounds >= FAILED_ROUNDS_MAX => interval,
-                GatePhase::Proving => PROVING_ROUND_MS,
+                GatePhase::Proving if self.underway.is_empty() => PROVING_ROUND_MS,
                 _ => CLOSED_ROUND_MS,
             };
     }
@@ -257,7 +260,12 @@ fn build_targets(pods: usize) -> CoverageTargets {
 fn simulate_row((loss_percent, pods): (u32, usize), hours: u64, trials: u64) -> GateRow {
     let loss = f64::from(loss_percent) / 100.0;
     let mut opened: Vec<Option<u64>> = (0..trials)
-        .map(|seed| GateSimulation::new(pods, loss, seed).run_until(|phase| phase == GatePhase::Open))
+        .map(|seed| {
+            let mut simulation = GateSimulation::new(pods, loss, seed);
+            simulation.evidence.restore_proof(RestoredProof { open: false, passed_ms: 0 });
+            simulation.phase = GatePhase::Closed;
+            simulation.run_until(|phase| phase == GatePhase::Open)
+        })
         .collect();
     opened.sort_unstable_by_key(|ms| ms.unwrap_or(u64::MAX));
     let mut closed: Vec<Option<u64>> = (0..trials)
@@ -374,17 +382,18 @@ pub fn render_gate_page(rows: &[GateRow], hours: u64) -> String {
         "{GATE_PAGE_HEAD}## Under random losses\n\nThis page is written by a command, \
          `realtime bench gate --write docs/gate.md`. It simulates {hours} hours of the real\ndecision with the prober's \
          intervals, each share of lost journeys, and each number of pods; a lost journey takes its\n10 s, a pass 0.3 s. \
-         Half of the pods carry WebSocket and half the fallbacks; a single pod carries both. The times to open and to\n\
-         close are of {TRIAL_COUNT} trials each.\n\n{table}"
+         Half of the pods carry WebSocket and half the fallbacks; a single pod carries both. The times to open again and\n\
+         to close are of {TRIAL_COUNT} trials each.\n\n{table}"
     )
 }
 
 /// Renders the rows as a table in Markdown.
 #[must_use]
 pub fn render_gate_table(rows: &[GateRow]) -> String {
-    let mut text = "| journeys lost | edge pods | opens after (median) | open | closings | closes after (p99) |\n\
+    let mut text =
+        "| journeys lost | edge pods | opens again after (median) | open | closings | closes after (p99) |\n\
                     |---:|---:|---:|---:|---:|---:|\n"
-        .to_owned();
+            .to_owned();
     for row in rows {
         let seconds = |value: Option<f64>| value.map_or_else(|| "never".to_owned(), |value| format!("{value:.1} s"));
         let _ = writeln!(

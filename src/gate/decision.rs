@@ -34,10 +34,15 @@ impl Evidence {
         self.coverage.restart_proof(self.now_ms);
     }
 
+    /// Whether few enough journeys were lost, and every value has passed often enough.
+    pub(super) fn has_enough_passes(&self) -> bool {
+        self.losses.allows_opening(self.policy.open_after * self.targets.route_count())
+            && self.coverage.has_passed_each(self.policy.open_after)
+    }
+
     fn open_if_proven(&mut self) {
         let proven = !self.open
-            && self.losses.allows_opening(self.policy.open_after * self.targets.route_count())
-            && self.coverage.has_passed_each(self.policy.open_after)
+            && self.has_enough_passes()
             && self.newest_journeys_passed()
             && find_stale_evidence(self).is_none();
         if proven {

@@ -240,8 +240,9 @@ impl Evidence {
             }
             outcome => self.losses.add(*outcome != JourneyOutcome::Pass),
         }
-        // A pass cannot close an open gate.
-        if !self.open || journey.outcome != JourneyOutcome::Pass {
+        // A pass cannot close an open gate, and a failure cannot open a closed one.
+        let passed = journey.outcome == JourneyOutcome::Pass;
+        if self.open != passed && (self.open || self.has_enough_passes()) {
             self.update_gate();
         }
     }

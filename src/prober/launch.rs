@@ -8,6 +8,7 @@ use super::nonce::{JourneyChannels, choose_channels};
 use super::progress::progress_callback;
 use super::scheduler::{JourneySchedule, ScheduleEvent};
 use super::{EdgePod, Entrance, ProbePlan};
+use crate::gate::GatePhase;
 use crate::protocol::{ShardId, Transport};
 
 impl JourneySchedule {
@@ -37,7 +38,10 @@ impl JourneySchedule {
     }
 
     pub(super) fn begin_journey(&mut self, transport: Transport, entrance: Entrance) {
-        if !self.underway.contains_key(&(transport, entrance.name.clone())) {
+        let underway = self.underway.get(&(transport, entrance.name.clone())).copied().unwrap_or_default();
+        // Until the gate is open, a journey that hangs does not delay the next one of its route.
+        let most = if self.verdicts.borrow().phase == GatePhase::Open { 1 } else { 2 };
+        if underway < most {
             self.launch_journey(transport, entrance);
         }
     }

@@ -144,7 +144,7 @@ pub(super) enum ScheduleEvent {
 pub(super) struct JourneySchedule {
     pub(super) context: Arc<JourneyContext>,
     pub(super) evidence: Evidence,
-    verdicts: watch::Sender<Verdict>,
+    pub(super) verdicts: watch::Sender<Verdict>,
     reports: watch::Sender<BTreeMap<String, PodStanding>>,
     pub(super) ticks: broadcast::Sender<HopTick>,
     pub(super) results: mpsc::Sender<ScheduleEvent>,
@@ -165,7 +165,7 @@ pub(super) struct JourneySchedule {
     missed_observations: BTreeMap<String, usize>,
     /// Which paths lead somewhere.
     paths: RouteTracker,
-    /// Journeys whose hops are not over: one of each pair in a round, or those that fail slowly would pile up.
+    /// Journeys whose hops are not over: few of each pair at a time, or those that fail slowly would pile up.
     pub(super) underway: BTreeMap<TargetPair, usize>,
     began: Instant,
     /// Whether a journey has failed since the latest round began.
@@ -211,10 +211,7 @@ impl JourneySchedule {
                         self.evidence.advance(clock::now_ms());
                         self.publish_verdict();
                     }
-                    // A first proof is as fast as its slowest journey; later, one that hangs keeps nobody else back.
-                    let first = self.verdicts.borrow().phase == GatePhase::Proving;
-                    let over = !first || self.underway.is_empty();
-                    if self.warm && over && self.is_ready() && is_due(round, now, self.round_interval()) {
+                    if self.warm && self.is_ready() && is_due(round, now, self.round_interval()) {
                         round = Some(now);
                         self.start_round();
                     }
@@ -234,7 +231,9 @@ impl JourneySchedule {
             // A loss asks for the next round once the lost journey is over.
             GatePhase::Open if self.round_failed => interval.min(self.context.plan.policy.timeout),
             GatePhase::Open => interval,
-            GatePhase::Proving => UNPROVEN_ROUND_INTERVAL.min(interval),
+            // A first proof is as fast as its slowest journey; one that hangs does not delay the others for long.
+            GatePhase::Proving if self.underway.is_empty() => UNPROVEN_ROUND_INTERVAL.min(interval),
+            GatePhase::Proving => CLOSED_ROUND_INTERVAL.min(interval),
             GatePhase::Refused | GatePhase::Closed if self.failed_rounds >= FAILED_ROUNDS_MAX => interval,
             GatePhase::Refused | GatePhase::Closed => CLOSED_ROUND_INTERVAL.min(interval),
         }

@@ -35,7 +35,7 @@ pub const CONNECTION_CHANNELS_MAX: usize = 2_048;
 /// channels at once.
 pub const REQUEST_BURST_MAX: u32 = 4_096;
 
-/// Subscriptions and sign-ins that one connection may ask for in a second, once it has asked for [`ASKS`]. One that
+/// Subscriptions and sign-ins that one connection may ask for in a second, once it has asked for [`REQUEST_BURST_MAX`]. One that
 /// comes and goes without end would keep the bus busy for all.
 pub const REQUESTS_PER_SECOND_MAX: u32 = 100;
 

@@ -1,4 +1,4 @@
-//! Presence subscriptions that wait while the bus is unavailable. Pure but for the clock.
+//! Presence subscriptions that wait while the bus is unavailable.
 //!
 //! A presence subscription is answered with the roster, which no process knows while the bus is unavailable. A refused
 //! client does not retry by itself, so its subscription is queued: most stores have recovered by its timeout. Pure but for

@@ -1,7 +1,7 @@
 //! One client's session, whatever carries it: a bounded queue of frames, and how it ends.
 //!
 //! In: frames for the client, signs of life, a reason to end. Out: through a [`FrameReceiver`], the frames that a transport writes.
-//! Only the newest outlet is served, so a request that replaced an aborted one takes over without losing a frame that
+//! Only the newest receiver is served, so a request that replaced an aborted one takes over without losing a frame that
 //! was not yet handed out. A client that reads too slowly is ended with 4100: a queue that grows for one client is
 //! memory taken from all.
 
