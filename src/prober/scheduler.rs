@@ -233,9 +233,8 @@ impl JourneySchedule {
             GatePhase::Open => interval,
             // A first proof is as fast as its slowest journey; one that hangs does not delay the others for long.
             GatePhase::Proving if self.underway.is_empty() => UNPROVEN_ROUND_INTERVAL.min(interval),
-            GatePhase::Proving => CLOSED_ROUND_INTERVAL.min(interval),
             GatePhase::Refused | GatePhase::Closed if self.failed_rounds >= FAILED_ROUNDS_MAX => interval,
-            GatePhase::Refused | GatePhase::Closed => CLOSED_ROUND_INTERVAL.min(interval),
+            GatePhase::Proving | GatePhase::Refused | GatePhase::Closed => CLOSED_ROUND_INTERVAL.min(interval),
         }
     }
 
