@@ -29,12 +29,14 @@ pub fn find_service_routes(
         let name = format!("{cluster}-{server}");
         let service = services.iter().find(|service| service.name_any() == name);
         let address = service.and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse::<IpAddr>().ok());
-        let behind = |pod: &ServerPod| pod.server.serves_as(server) && pod.current && pod.serving;
+        let behind = |pod: &&ServerPod| pod.server.serves_as(server) && pod.serving;
+        // While a pod of the former template is behind it too, a journey may lead there and proves nothing of this one.
+        let (current, former): (Vec<_>, Vec<_>) = pods.iter().filter(behind).partition(|pod| pod.current);
         ServiceRoute {
             name: format!("Service {name}"),
             public: SocketAddr::new(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), SERVICE_PORT),
             transports: transports.iter().copied().filter(|transport| transport.server_kind() == server).collect(),
-            serving: address.is_some() && pods.iter().any(behind),
+            serving: address.is_some() && !current.is_empty() && former.is_empty(),
         }
     };
     servers.into_iter().map(route).collect()
@@ -53,10 +55,13 @@ mod tests {
     }
 
     #[test]
-    fn a_route_serves_when_its_service_has_an_address_and_a_current_pod() {
+    fn a_route_serves_when_its_service_has_an_address_and_current_pods_only() {
         let edge = |admitted| ServerPod::for_test("eu-websocket-0", ServerKind::Websocket, admitted, false, 0);
-        let mut former = edge(Some("1f"));
-        former.current = false;
+        let former = || {
+            let mut former = edge(Some("1f"));
+            former.current = false;
+            former
+        };
         let mut both = edge(Some("1f"));
         both.server = ServerKind::Edge;
         let there = || vec![service("eu-websocket", Some("198.18.0.9"))];
@@ -70,7 +75,8 @@ mod tests {
                 "0.0.0.0:80 false",
             ),
             ("nobody was let in", there(), vec![edge(None)], "198.18.0.9:80 false"),
-            ("pods of the former template only", there(), vec![former], "198.18.0.9:80 false"),
+            ("pods of the former template only", there(), vec![former()], "198.18.0.9:80 false"),
+            ("pods of both templates", there(), vec![edge(Some("1f")), former()], "198.18.0.9:80 false"),
             ("it leads to a pod", there(), vec![edge(Some("1f"))], "198.18.0.9:80 true"),
             ("it leads to a pod of both", there(), vec![both], "198.18.0.9:80 true"),
         ] {
