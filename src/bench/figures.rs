@@ -205,19 +205,21 @@ impl PeerRows {
         ratio_max: Option<f64>,
         of: MeasuredValue,
     ) -> [Figure; 2] {
-        let finite = |value: fn(&EdgeRound, MeasuredValue) -> Option<f64>| {
-            let values = rounds.iter().filter_map(|round| value(round, of)).filter(|value| value.is_finite());
-            (RoundAggregation::Median, values.collect())
-        };
         let target = ratio_max.filter(|_| !self.is_former_build).map(at_most);
         [
-            build_figure(value_id, self.value, unit, None, finite(|round, of| Some(of(round.peer.as_ref()?)))),
+            build_figure(
+                value_id,
+                self.value,
+                unit,
+                None,
+                median_of_finite(rounds.iter().filter_map(|round| Some(of(round.peer.as_ref()?)))),
+            ),
             build_figure(
                 ratio_id,
                 self.ratio,
                 "×",
                 target,
-                finite(|round, of| Some(of(&round.edge) / of(round.peer.as_ref()?))),
+                median_of_finite(rounds.iter().filter_map(|round| Some(of(&round.edge) / of(round.peer.as_ref()?)))),
             ),
         ]
     }
@@ -231,8 +233,12 @@ fn at_most(value: f64) -> FigureTarget {
 }
 
 fn median(rounds: &[EdgeRound], of: fn(&EdgeRound) -> Option<f64>) -> (RoundAggregation, Vec<f64>) {
-    let values = rounds.iter().filter_map(of).filter(|value| value.is_finite());
-    (RoundAggregation::Median, values.collect())
+    median_of_finite(rounds.iter().filter_map(of))
+}
+
+/// The median of the values that could be measured.
+pub(super) fn median_of_finite(values: impl Iterator<Item = f64>) -> (RoundAggregation, Vec<f64>) {
+    (RoundAggregation::Median, values.filter(|value| value.is_finite()).collect())
 }
 
 fn sum(rounds: &[EdgeRound], of: fn(&EdgeRound) -> Option<f64>) -> (RoundAggregation, Vec<f64>) {

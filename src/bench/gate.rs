@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -13,20 +14,12 @@ use rand::{Rng, SeedableRng};
 use crate::api::Reason;
 use crate::gate::{
     CoverageTargets, Evidence, GatePhase, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome, RestoredProof,
+    RoundState,
 };
 use crate::protocol::{ShardId, Transport};
 
 /// Duration of a journey that passes, in ms.
 const PASS_MS: u64 = 300;
-
-/// Interval of rounds before the first proof, in ms, as the prober has it.
-const PROVING_ROUND_MS: u64 = 500;
-
-/// Interval of rounds while the gate is closed, in ms, as the prober has it.
-const CLOSED_ROUND_MS: u64 = 2_000;
-
-/// Failed rounds in a row after which a closed gate keeps the usual interval, as the prober has it.
-const FAILED_ROUNDS_MAX: usize = 10;
 
 /// Shares of lost journeys that are simulated, in percent.
 const LOSSES_PERCENT: [u32; 4] = [0, 1, 5, 40];
@@ -138,26 +131,25 @@ impl GateSimulation {
         self.failed_rounds = if self.round_failed { self.failed_rounds + 1 } else { 0 };
         self.round_failed = false;
         for route in 0..self.routes.len() {
-            let most = if self.phase == GatePhase::Open { 1 } else { 2 };
-            if self.busy[route] < most {
+            if self.busy[route] < GatePolicy::concurrent_journeys_max(self.phase) {
                 self.begin_journey(route);
             }
         }
-        let interval = u64::try_from(self.policy.interval.as_millis()).unwrap_or(u64::MAX);
-        self.next_round_ms = self.now_ms
-            + match self.phase {
-                GatePhase::Open => interval,
-                _ if self.failed_rounds >= FAILED_ROUNDS_MAX => interval,
-                GatePhase::Proving if self.underway.is_empty() => PROVING_ROUND_MS,
-                _ => CLOSED_ROUND_MS,
-            };
+        // The evidence has no word for a refusal: a cluster whose first rounds fail is one.
+        let refused = self.phase == GatePhase::Proving && self.failed_rounds > 0;
+        let round = RoundState {
+            phase: if refused { GatePhase::Refused } else { self.phase },
+            idle: self.underway.is_empty(),
+            failed: false,
+            failed_rounds: self.failed_rounds,
+        };
+        self.next_round_ms = self.now_ms + as_ms(self.policy.round_interval(round));
     }
 
     fn begin_journey(&mut self, route: usize) {
         self.busy[route] += 1;
         let lost = self.random.random_bool(self.loss);
-        let timeout = u64::try_from(self.policy.timeout.as_millis()).unwrap_or(u64::MAX);
-        let ended_ms = self.now_ms + if lost { timeout } else { PASS_MS };
+        let ended_ms = self.now_ms + if lost { as_ms(self.policy.timeout) } else { PASS_MS };
         self.underway.push(Reverse((ended_ms, route, self.now_ms)));
     }
 
@@ -187,8 +179,7 @@ impl GateSimulation {
                 self.next_round_ms = self.next_round_ms.min(self.now_ms);
             }
             self.round_failed = true;
-            let soon = u64::try_from(self.policy.confirm_every.as_millis()).unwrap_or(u64::MAX);
-            self.retries.entry(route).or_insert((self.now_ms + soon, 0));
+            self.retries.entry(route).or_insert((self.now_ms + as_ms(self.policy.confirm_every), 0));
         } else {
             self.retries.remove(&route);
         }
@@ -200,8 +191,7 @@ impl GateSimulation {
         for (route, (at, count)) in &mut self.retries {
             if *at <= self.now_ms {
                 *count += 1;
-                let wait = self.policy.confirmation_delay(*count);
-                *at = self.now_ms + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                *at = self.now_ms + as_ms(self.policy.confirmation_delay(*count));
                 due.push(*route);
             }
         }
@@ -233,6 +223,10 @@ impl GateSimulation {
         }
         (open_ms, closings)
     }
+}
+
+fn as_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Targets of a cluster whose pods are half WebSocket servers and half servers of the fallbacks; a single pod is both.

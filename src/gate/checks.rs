@@ -23,7 +23,7 @@ pub(super) enum FindingClass {
     Explains,
 }
 
-/// What a check found.
+/// A finding of one check.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Finding<'a> {
     pub class: FindingClass,
@@ -40,6 +40,8 @@ impl Finding<'_> {
 /// The subject of a finding, from which its reason and its message are made.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum FindingSubject<'a> {
+    /// Evidence that is too old for an open gate.
+    Stale(String),
     /// Confirmed failures, of which this one names the hop.
     Failure { pod: &'a str, failure: &'a HopFailure },
     /// A dimension without a value.
@@ -61,7 +63,8 @@ pub(super) enum FindingSubject<'a> {
 type Check = for<'a> fn(&'a Evidence) -> Option<Finding<'a>>;
 
 /// The checks in their order.
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 10] = [
+    find_stale_evidence,
     find_explained_failure,
     find_empty_dimension,
     find_failure,
@@ -76,6 +79,12 @@ const CHECKS: [Check; 9] = [
 /// Returns the first finding against the cluster.
 pub(super) fn first_finding(evidence: &Evidence) -> Option<Finding<'_>> {
     CHECKS.iter().find_map(|check| check(evidence))
+}
+
+/// Evidence that is too old. A closed gate relies on none, so it is asked before the opening alone.
+fn find_stale_evidence(evidence: &Evidence) -> Option<Finding<'_>> {
+    let message = evidence.open.then(|| describe_stale_evidence(evidence))??;
+    Some(Finding { class: FindingClass::Refutes, subject: FindingSubject::Stale(message) })
 }
 
 fn find_explained_failure(evidence: &Evidence) -> Option<Finding<'_>> {
@@ -167,7 +176,7 @@ pub(super) fn describe_empty_dimension(evidence: &Evidence) -> Option<String> {
 }
 
 /// Describes the first evidence that is too old for an open gate.
-pub(super) fn find_stale_evidence(evidence: &Evidence) -> Option<String> {
+pub(super) fn describe_stale_evidence(evidence: &Evidence) -> Option<String> {
     let policy = &evidence.policy;
     if let Some(passed_ms) = evidence.inherited_ms {
         let age = Duration::from_millis(evidence.now_ms.saturating_sub(passed_ms));

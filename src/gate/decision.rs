@@ -1,18 +1,12 @@
 //! Opens and closes the gate by the findings of the chain.
 
 use super::Evidence;
-use super::checks::{FindingClass, find_stale_evidence, first_finding};
+use super::checks::{FindingClass, describe_stale_evidence, first_finding};
 use crate::api::Reason;
 
 impl Evidence {
-    /// Closes the gate on the first finding against it or on evidence that is too old, and opens it when no finding is
-    /// left and enough journeys passed.
+    /// Closes the gate on the first finding against it, and opens it when no finding is left and enough journeys passed.
     pub(super) fn update_gate(&mut self) {
-        if self.open
-            && let Some(message) = find_stale_evidence(self)
-        {
-            self.close((Reason::EvidenceStale, message));
-        }
         match first_finding(self).map(|finding| finding.class) {
             Some(FindingClass::Refutes | FindingClass::RefutesRounds) if self.open => {
                 if let Some(reason) = self.describe_first_finding() {
@@ -44,7 +38,7 @@ impl Evidence {
         let proven = !self.open
             && self.has_enough_passes()
             && self.newest_journeys_passed()
-            && find_stale_evidence(self).is_none();
+            && describe_stale_evidence(self).is_none();
         if proven {
             (self.open, self.ever_open, self.closing) = (true, true, None);
             self.coverage.set_targets(&self.targets, true, self.now_ms);

@@ -15,6 +15,7 @@ mod hop;
 mod journey;
 mod journey_history;
 mod loss_window;
+mod phase;
 mod policy;
 mod verdict;
 
@@ -23,5 +24,6 @@ pub use coverage::CoverageTargets;
 pub use evidence::{Evidence, ProcessProof, RestoredProof};
 pub use hop::Hop;
 pub use journey::{HopFailure, Journey, JourneyOutcome};
-pub use policy::GatePolicy;
-pub use verdict::{GatePhase, TransportVerdict, Verdict};
+pub use phase::GatePhase;
+pub use policy::{GatePolicy, RoundState};
+pub use verdict::{TransportVerdict, Verdict};

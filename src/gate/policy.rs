@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::GatePhase;
+
 /// Settings of a gate, from the manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GatePolicy {
@@ -30,7 +32,51 @@ const SHORTEST_EVIDENCE_TTL: Duration = Duration::from_mins(1);
 /// Evidence counts for so long at most.
 const LONGEST_EVIDENCE_TTL: Duration = Duration::from_mins(15);
 
+/// Interval of rounds before the first proof.
+const UNPROVEN_ROUND_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Interval of rounds while the gate is closed, so that a mended cluster is Ready again soon.
+const CLOSED_ROUND_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Rounds with failures in a row after which rounds keep their usual interval again.
+const FAILED_ROUNDS_MAX: usize = 10;
+
+/// State on which the pace of rounds depends.
+#[derive(Clone, Copy, Debug)]
+pub struct RoundState {
+    /// Phase of the gate.
+    pub phase: GatePhase,
+    /// Whether no journey is under way.
+    pub idle: bool,
+    /// Whether a journey has failed since the latest round began.
+    pub failed: bool,
+    /// Number of rounds in a row with a failed journey.
+    pub failed_rounds: usize,
+}
+
 impl GatePolicy {
+    /// Time from the start of a round to that of the next one: short until the gate is open, unless rounds have failed
+    /// for long.
+    #[must_use]
+    pub fn round_interval(&self, round: RoundState) -> Duration {
+        match round.phase {
+            // A loss asks for the next round once the lost journey is over.
+            GatePhase::Open if round.failed => self.interval.min(self.timeout),
+            GatePhase::Open => self.interval,
+            // A first proof is as fast as its slowest journey; one that hangs does not delay the others for long.
+            GatePhase::Proving if round.idle => UNPROVEN_ROUND_INTERVAL.min(self.interval),
+            GatePhase::Refused | GatePhase::Closed if round.failed_rounds >= FAILED_ROUNDS_MAX => self.interval,
+            GatePhase::Proving | GatePhase::Refused | GatePhase::Closed => CLOSED_ROUND_INTERVAL.min(self.interval),
+        }
+    }
+
+    /// Journeys of one route that rounds may have under way at once. Until the gate is open, a journey that hangs does not
+    /// delay the next one of its route.
+    #[must_use]
+    pub fn concurrent_journeys_max(phase: GatePhase) -> usize {
+        if phase == GatePhase::Open { 1 } else { 2 }
+    }
+
     /// Time until the next confirming journey, after so many of them. As many as can confirm a failure follow each other
     /// at once; later ones wait until the one before must be over.
     #[must_use]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::checks::{Finding, FindingSubject, first_finding};
-use super::{ConfigDrift, Evidence, Hop, HopFailure};
+use super::{ConfigDrift, Evidence, GatePhase, Hop, HopFailure};
 use crate::api::Reason;
 use crate::api::cluster::TransportState;
 use crate::config::ServerKind;
@@ -11,19 +11,6 @@ use crate::protocol::Transport;
 
 /// Bounds the drifts of one process that a message lists.
 const LISTED_DRIFTS_MAX: usize = 4;
-
-/// Phase of a gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GatePhase {
-    /// Never open yet, and no confirmed evidence speaks against it, or not every transport has been tried.
-    Proving,
-    /// Proven in every dimension.
-    Open,
-    /// Never open yet; every transport was tried, and confirmed evidence speaks against it.
-    Refused,
-    /// Open before, and closed by confirmed evidence.
-    Closed,
-}
 
 /// Verdict of the gate at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +53,7 @@ pub struct TransportVerdict {
 }
 
 impl Evidence {
-    /// Returns the current phase, without the reasons for it.
+    /// Returns the current phase without its reasons: a refusal is still `Proving`.
     #[must_use]
     pub fn phase(&self) -> GatePhase {
         match (self.open, self.ever_open) {
@@ -79,8 +66,7 @@ impl Evidence {
     /// Returns the current verdict.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
-        let transports: Vec<TransportVerdict> =
-            self.targets.transports.iter().map(|transport| self.transport_verdict(*transport)).collect();
+        let transports = self.transport_verdicts();
         let tried = transports.iter().all(|transport| {
             transport.state != TransportState::Unknown || self.targets.count_pods(transport.transport) == 0
         });
@@ -91,11 +77,9 @@ impl Evidence {
         };
         let finding = first_finding(self).filter(|finding| !starting(finding));
         let refuted = finding.as_ref().is_some_and(Finding::refutes);
-        let phase = match (self.open, self.ever_open) {
-            (true, _) => GatePhase::Open,
-            (false, true) => GatePhase::Closed,
-            (false, false) if refuted && tried => GatePhase::Refused,
-            (false, false) => GatePhase::Proving,
+        let phase = match self.phase() {
+            GatePhase::Proving if refuted && tried => GatePhase::Refused,
+            phase => phase,
         };
         let (reason, message) = match finding {
             _ if phase == GatePhase::Open => self.proven_summary(),
@@ -112,6 +96,10 @@ impl Evidence {
             message,
             transports,
         }
+    }
+
+    fn transport_verdicts(&self) -> Vec<TransportVerdict> {
+        self.targets.transports.iter().map(|transport| self.transport_verdict(*transport)).collect()
     }
 
     fn transport_verdict(&self, transport: Transport) -> TransportVerdict {
@@ -140,9 +128,7 @@ impl Evidence {
 
     /// Returns the reason and the message of the first finding.
     pub(super) fn describe_first_finding(&self) -> Option<(Reason, String)> {
-        let transports: Vec<TransportVerdict> =
-            self.targets.transports.iter().map(|transport| self.transport_verdict(*transport)).collect();
-        first_finding(self).map(|finding| self.describe_finding(&finding, &transports))
+        first_finding(self).map(|finding| self.describe_finding(&finding, &self.transport_verdicts()))
     }
 
     /// Returns the reason and the message of a finding.
@@ -167,6 +153,7 @@ impl Evidence {
                 });
                 (reason, format!("{place}: {}{aside}{blame}", failure.detail))
             }
+            FindingSubject::Stale(message) => (Reason::EvidenceStale, message.clone()),
             FindingSubject::EmptyDimension(message) => (Reason::NoPods, message.clone()),
             FindingSubject::Drift { pod, drifts } => {
                 let reason = drifts.first().map_or(Reason::ConfigurationDrift, ConfigDrift::reason);

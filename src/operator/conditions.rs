@@ -104,16 +104,18 @@ pub fn was_proven(known: &RealtimeClusterStatus, fingerprint: &str) -> bool {
 /// Start of the oldest pass of the last complete round, in ms since 1970, as the status has it.
 #[must_use]
 pub fn passed_ms(known: &RealtimeClusterStatus) -> Option<u64> {
-    let at: Timestamp = known.gate.as_ref()?.passed_at.as_ref()?.parse().ok()?;
-    u64::try_from(at.as_millisecond()).ok()
+    u64::try_from(parse_passed_at(known.gate.as_ref()?)?.as_millisecond()).ok()
+}
+
+fn parse_passed_at(gate: &GateStatus) -> Option<Timestamp> {
+    gate.passed_at.as_ref()?.parse().ok()
 }
 
 /// Whether a new leader may assume that the gate is open: it was proven, `Open`, and within [`PROOF_TTL_SECONDS`].
 #[must_use]
 pub fn is_open(known: &RealtimeClusterStatus, fingerprint: &str, now: Timestamp) -> bool {
     let Some(gate) = &known.gate else { return false };
-    let fresh = gate.passed_at.as_ref().and_then(|at| at.parse::<Timestamp>().ok());
-    let fresh = fresh.is_some_and(|at| now.as_second() - at.as_second() < PROOF_TTL_SECONDS);
+    let fresh = parse_passed_at(gate).is_some_and(|at| now.as_second() - at.as_second() < PROOF_TTL_SECONDS);
     was_proven(known, fingerprint) && gate.phase == "Open" && fresh
 }
 
@@ -315,8 +317,8 @@ fn decide_passed_at(inputs: &StatusInputs<'_>, known: &GateStatus, ready: bool) 
     let proof = inputs.current_verdict().filter(|verdict| ready && !verdict.inherited);
     let passed = proof.and_then(|verdict| Timestamp::from_millisecond(i64::try_from(verdict.passed_ms?).ok()?).ok());
     let Some(passed) = passed else { return known.passed_at.clone() };
-    let before = known.passed_at.as_ref().and_then(|at| at.parse::<Timestamp>().ok());
-    let due = before.is_none_or(|before| passed.as_second() - before.as_second() >= PASSED_AT_INTERVAL_SECONDS);
+    let due = parse_passed_at(known)
+        .is_none_or(|before| passed.as_second() - before.as_second() >= PASSED_AT_INTERVAL_SECONDS);
     let same_proof = known.phase == "Open" && known.fingerprint == inputs.fingerprint;
     if due || !same_proof { Some(passed.to_string()) } else { known.passed_at.clone() }
 }

@@ -8,7 +8,7 @@ use super::nonce::{JourneyChannels, choose_channels};
 use super::progress::progress_callback;
 use super::scheduler::{JourneySchedule, ScheduleEvent};
 use super::{EdgePod, Entrance, ProbePlan};
-use crate::gate::GatePhase;
+use crate::gate::GatePolicy;
 use crate::protocol::{ShardId, Transport};
 
 impl JourneySchedule {
@@ -39,9 +39,7 @@ impl JourneySchedule {
 
     pub(super) fn begin_journey(&mut self, transport: Transport, entrance: Entrance) {
         let underway = self.underway.get(&(transport, entrance.name.clone())).copied().unwrap_or_default();
-        // Until the gate is open, a journey that hangs does not delay the next one of its route.
-        let most = if self.verdicts.borrow().phase == GatePhase::Open { 1 } else { 2 };
-        if underway < most {
+        if underway < GatePolicy::concurrent_journeys_max(self.verdicts.borrow().phase) {
             self.launch_journey(transport, entrance);
         }
     }

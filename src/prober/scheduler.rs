@@ -16,7 +16,7 @@ use super::progress::{HopTick, PROGRESS_QUEUE_LEN};
 use super::receiver::WebhookReceiver;
 use super::service_routes::RouteTracker;
 use super::{EdgePod, Entrance, JourneyProof, ProbePlan};
-use crate::gate::{Evidence, GatePhase, Journey, JourneyOutcome, RestoredProof, Verdict};
+use crate::gate::{Evidence, GatePhase, Journey, JourneyOutcome, RestoredProof, RoundState, Verdict};
 use crate::kinesis::Shard;
 use crate::process::clock;
 use crate::protocol::Transport;
@@ -26,15 +26,6 @@ const CONCURRENT_JOURNEYS_MAX: usize = 32;
 
 /// Between two looks at every pod, until the cluster is proven.
 const UNPROVEN_OBSERVATION_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Minimum interval of rounds until the cluster is proven.
-const UNPROVEN_ROUND_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Interval of rounds while the gate is closed, so that a mended cluster is Ready again soon.
-const CLOSED_ROUND_INTERVAL: Duration = Duration::from_secs(2);
-
-/// Rounds with failures in a row after which rounds keep their usual interval again.
-const FAILED_ROUNDS_MAX: usize = 10;
 
 /// Interval at which the age of the evidence is checked.
 const AGEING_INTERVAL: Duration = Duration::from_secs(1);
@@ -128,7 +119,7 @@ pub fn start(
 /// A transport, and the pod or path that it goes through.
 pub(super) type TargetPair = (Transport, String);
 
-/// What the schedule waits for.
+/// An event on which the schedule acts.
 pub(super) enum ScheduleEvent {
     /// Every pod was looked at.
     PodsObserved(PodObservation),
@@ -211,7 +202,7 @@ impl JourneySchedule {
                         self.evidence.advance(clock::now_ms());
                         self.publish_verdict();
                     }
-                    if self.warm && self.is_ready() && is_due(round, now, self.round_interval()) {
+                    if self.warm && self.is_ready() && is_due(round, now, self.context.plan.policy.round_interval(self.round_state())) {
                         round = Some(now);
                         self.start_round();
                     }
@@ -224,17 +215,12 @@ impl JourneySchedule {
         }
     }
 
-    /// Time between two rounds: short until the gate is open, unless rounds have failed for long.
-    fn round_interval(&self) -> Duration {
-        let interval = self.context.plan.policy.interval;
-        match self.verdicts.borrow().phase {
-            // A loss asks for the next round once the lost journey is over.
-            GatePhase::Open if self.round_failed => interval.min(self.context.plan.policy.timeout),
-            GatePhase::Open => interval,
-            // A first proof is as fast as its slowest journey; one that hangs does not delay the others for long.
-            GatePhase::Proving if self.underway.is_empty() => UNPROVEN_ROUND_INTERVAL.min(interval),
-            GatePhase::Refused | GatePhase::Closed if self.failed_rounds >= FAILED_ROUNDS_MAX => interval,
-            GatePhase::Proving | GatePhase::Refused | GatePhase::Closed => CLOSED_ROUND_INTERVAL.min(interval),
+    fn round_state(&self) -> RoundState {
+        RoundState {
+            phase: self.verdicts.borrow().phase,
+            idle: self.underway.is_empty(),
+            failed: self.round_failed,
+            failed_rounds: self.failed_rounds,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Turns the measurements of several edges into figures. Pure.
 
-use super::super::figures::{Figure, FigureTarget, RoundAggregation, build_figure};
+use super::super::figures::{Figure, FigureTarget, RoundAggregation, build_figure, median_of_finite};
 use super::super::machine::as_f64;
 use super::super::sequence::DeliveryTally;
 use super::crash_recovery::SweepMeasurement;
@@ -178,12 +178,9 @@ pub fn compare_with_former_build(rounds: &[PodsRound]) -> Vec<Figure> {
     ];
     let mut figures = Vec::new();
     for ([value_id, ratio_id, name], unit, of) in rows {
-        let values = |value: fn(&PodsRound, SideValue) -> Option<f64>| {
-            let values = rounds.iter().filter_map(|round| value(round, of)).filter(|value| value.is_finite());
-            (RoundAggregation::Median, values.collect())
-        };
-        let former = values(|round, of| Some(of(round.former.as_ref()?)));
-        let ratio = values(|round, of| Some(of(&round.pods) / of(round.former.as_ref()?)));
+        let former = median_of_finite(rounds.iter().filter_map(|round| Some(of(round.former.as_ref()?))));
+        let ratio =
+            median_of_finite(rounds.iter().filter_map(|round| Some(of(&round.pods) / of(round.former.as_ref()?))));
         figures.push(build_figure(value_id, name, unit, None, former));
         figures.push(build_figure(ratio_id, "  ours to the former build's", "×", None, ratio));
     }

@@ -532,7 +532,7 @@ enum Fact {
     Wait { ms: u64 },
     /// A pod comes or goes.
     Pods { extra: bool },
-    /// What runs has another fingerprint.
+    /// Another configuration runs, so the fingerprint changes.
     Fingerprint,
 }
 
