@@ -2,6 +2,7 @@
 //! each app's status whether it is served; owns `AppsSynced`.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
@@ -16,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::context::{ControllerContext, ReconcileError, SharedContext};
 use super::dereference;
+use super::registry_histories::record_registry;
 use super::status::{self, ConditionUpdate, StatusPatch};
 use super::validation::validate_cluster;
 use crate::api::conditions::condition;
@@ -23,6 +25,7 @@ use crate::api::{API_GROUP, RealtimeApp, RealtimeCluster, Reason};
 use crate::desired::render::REGISTRY_ANNOTATION;
 use crate::desired::{self, RefusedApp, ValidCluster};
 use crate::kubernetes::apply;
+use crate::process::clock;
 
 /// Time between two reconciles of a registry that is in sync; changes of apps and pods trigger earlier ones.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
@@ -38,6 +41,11 @@ const PUSH_INTERVAL: Duration = Duration::from_millis(50);
 pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Action, ReconcileError> {
     if cluster.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
+    }
+    let history = context.registries.of_cluster(cluster);
+    let wait = history.read().unwrap_or_else(PoisonError::into_inner).change_wait_ms(clock::now_ms());
+    if wait > 0 {
+        return Ok(Action::requeue(Duration::from_millis(wait)));
     }
     let result = reconcile_registry(context, cluster).await;
     let update = match &result {
@@ -83,6 +91,7 @@ async fn reconcile_registry(
         context.ensure_leader()?;
         store_generated_credentials(context, cluster, &fresh).await?;
     }
+    record_registry(&context.registries.of_cluster(cluster), &valid);
     let digest = write_registry_secrets(context, cluster, &valid).await?;
     let pods = push_registry_digest(context, cluster, &digest).await?;
     for app in &read.apps {

@@ -8,6 +8,7 @@ use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
 
+use super::registry_histories::RegistryHistories;
 use crate::api::{RealtimeCluster, Reason};
 use crate::kinesis::KinesisError;
 use crate::kubernetes::apply::ApplyError;
@@ -39,6 +40,8 @@ pub struct ControllerContext {
     pub receiver_address: String,
     /// Identifies this Kubernetes cluster: the UID of its `kube-system` namespace.
     pub kubernetes_uid: String,
+    /// The versions of each cluster's app registry.
+    pub registries: RegistryHistories,
     /// Consecutive failures by controller and object.
     pub failures: Mutex<HashMap<(&'static str, String), u32>>,
 }

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::{ControllerContext, RECONCILE_TIMEOUT, ReconcileError, SharedContext, cluster_key};
 use super::gate_controller::ClusterProbers;
 use super::metrics::OperatorMetrics;
+use super::registry_histories::RegistryHistories;
 use super::{apps_controller, gate_controller, receiver, stream_controller, workload_controller};
 use crate::api::{RealtimeApp, RealtimeCluster, Reason};
 use crate::kubernetes::client::{ConnectError, build_clients};
@@ -132,6 +133,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
             settings.receiver.port()
         ),
         kubernetes_uid: kubernetes,
+        registries: RegistryHistories::default(),
         failures: Mutex::new(HashMap::new()),
     });
     let work = shutdown.child_token();

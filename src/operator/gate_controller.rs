@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::jiff::Timestamp;
@@ -23,6 +23,7 @@ use super::context::{ControllerContext, ReconcileError, SharedContext, cluster_k
 use super::dereference::{self, Dereferenced};
 use super::pod_admission::{self, AdmissionStep};
 use super::pods::{ServerPod, count_wanted_pods};
+use super::registry_histories::begin_history;
 use super::service_routes::find_service_routes;
 use super::status::{self, StatusPatch};
 use super::validation::validate_cluster;
@@ -32,7 +33,7 @@ use crate::config::ServerKind;
 use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, pod_labels};
 use crate::desired::{self, DesiredObjects, ValidCluster};
 use crate::gate::Verdict;
-use crate::prober::{self, FormerApps, JourneyProof, PodStanding, ProbePlan, Prober};
+use crate::prober::{self, JourneyProof, PodStanding, ProbePlan, Prober};
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
 use crate::protocol::AppId;
 
@@ -41,9 +42,6 @@ const RESYNC_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Annotation that is changed to make kubelet refresh the downward-API file of an admitted pod.
 const REMINDED_ANNOTATION: &str = "realtime-operator.dev/reminded";
-
-/// Grace period in which pods may still have the previous app registry. After the push kubelet takes half a second.
-const REGISTRY_LEARNING_GRACE: Duration = Duration::from_secs(30);
 
 /// Running probers, one per cluster.
 pub struct ClusterProbers {
@@ -58,8 +56,6 @@ struct RunningProber {
     prober: Prober,
     stop: CancellationToken,
     app: AppId,
-    /// Digests of the previous registry, and until when a pod that still has it is no failure.
-    former_apps: Option<(BTreeMap<AppId, String>, Instant)>,
     /// Consecutive replacements of pods, by server.
     replaced: BTreeMap<ServerKind, usize>,
     /// Number of pods that were admitted on record.
@@ -110,7 +106,7 @@ impl ClusterProbers {
         &self,
         context: &ControllerContext,
         cluster: &RealtimeCluster,
-        mut plan: ProbePlan,
+        plan: ProbePlan,
     ) -> Result<ProberFindings, ReconcileError> {
         let (name, uid) = (cluster_key(cluster), cluster.uid().unwrap_or_default());
         let mut all = self.lock_running();
@@ -127,13 +123,6 @@ impl ClusterProbers {
             return Ok(findings);
         };
         let before = running.prober.plan.borrow().clone();
-        let now = Instant::now();
-        if before.app_digests != plan.app_digests {
-            running.former_apps = Some((before.app_digests.clone(), now + REGISTRY_LEARNING_GRACE));
-        }
-        let former = running.former_apps.as_ref();
-        plan.former_apps =
-            former.map(|(digests, until)| FormerApps { digests: digests.clone(), learning: now < *until });
         if before.fingerprint != plan.fingerprint {
             running.replaced.clear();
             running.on_record = 0;
@@ -176,7 +165,7 @@ impl ClusterProbers {
             }
         });
         let uid = cluster.uid().unwrap_or_default();
-        Ok(RunningProber { uid, prober, stop, app, former_apps: None, replaced: BTreeMap::new(), on_record: 0 })
+        Ok(RunningProber { uid, prober, stop, app, replaced: BTreeMap::new(), on_record: 0 })
     }
 
     fn update_counts(&self, cluster: &RealtimeCluster, count: impl FnOnce(&mut RunningProber)) {
@@ -189,6 +178,7 @@ impl ClusterProbers {
 impl RunningProber {
     fn shut_down(&self, context: &ControllerContext) {
         self.stop.cancel();
+        context.registries.forget(&self.uid);
         context.receiver.forget_app(&self.app);
     }
 }
@@ -324,7 +314,10 @@ async fn observe_and_admit(
         (false, false) => JourneyProof::Never,
     };
     let observed = ObservedObjects { pods: &pods, services: &services };
+    let registry = context.registries.of_cluster(cluster);
+    begin_history(&registry, &built.valid);
     let plan = build_plan(built, observed, fingerprint.clone(), proof).await?;
+    let plan = ProbePlan { registry, ..plan };
     let mut findings = probers.update_plan(context, cluster, plan)?;
     let now = Timestamp::now().as_second();
     for step in pod_admission::decide_steps(&pods, &findings.standings, passed, &findings.replaced, now) {

@@ -22,6 +22,7 @@ mod metrics;
 mod pod_admission;
 mod pods;
 mod receiver;
+mod registry_histories;
 mod service_routes;
 mod status;
 mod stream_controller;
