@@ -58,7 +58,9 @@ impl fmt::Display for ConfigDrift {
                 (None, None) => write!(f, "{name} differs"),
             },
             Self::App(id) => write!(f, "app {id} differs: the pod's copy of the registry is another"),
-            Self::StaleApp(id) => write!(f, "app {id} is a former version: the mounted Secrets were not refreshed in time"),
+            Self::StaleApp(id) => {
+                write!(f, "app {id} is a former version: the mounted Secrets were not refreshed in time")
+            }
             Self::Clock(off) => write!(f, "the clock is off by {} s", off / 1000),
         }
     }

@@ -10,7 +10,7 @@ use kube::{Client, Resource};
 
 use super::registry_histories::RegistryHistories;
 use crate::api::{RealtimeCluster, Reason};
-use crate::kinesis::KinesisError;
+use crate::kinesis::{KinesisConnections, KinesisError};
 use crate::kubernetes::apply::ApplyError;
 use crate::prober::WebhookReceiver;
 
@@ -40,6 +40,8 @@ pub struct ControllerContext {
     pub receiver_address: String,
     /// Identifies this Kubernetes cluster: the UID of its `kube-system` namespace.
     pub kubernetes_uid: String,
+    /// Connections to Kinesis, shared by all clusters of one region, endpoint and identity.
+    pub kinesis: KinesisConnections,
     /// The versions of each cluster's app registry.
     pub registries: RegistryHistories,
     /// Consecutive failures by controller and object.

@@ -27,6 +27,7 @@ use super::metrics::OperatorMetrics;
 use super::registry_histories::RegistryHistories;
 use super::{apps_controller, gate_controller, receiver, stream_controller, workload_controller};
 use crate::api::{RealtimeApp, RealtimeCluster, Reason};
+use crate::kinesis::KinesisConnections;
 use crate::kubernetes::client::{ConnectError, build_clients};
 use crate::kubernetes::lease::{LeaderElector, Leadership, LeaseLost};
 use crate::prober::WebhookReceiver;
@@ -133,6 +134,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
             settings.receiver.port()
         ),
         kubernetes_uid: kubernetes,
+        kinesis: KinesisConnections::default(),
         registries: RegistryHistories::default(),
         failures: Mutex::new(HashMap::new()),
     });

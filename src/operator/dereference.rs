@@ -104,7 +104,11 @@ pub fn generate_credentials(cluster: &RealtimeCluster, read: &Dereferenced) -> C
 ///
 /// # Errors
 /// The Secret with the cluster's static keys is missing or incomplete.
-pub async fn connect_stream(stream: &ValidStream, secrets: &SecretTexts) -> Result<KinesisClient, ReconcileError> {
+pub async fn connect_stream(
+    context: &ControllerContext,
+    stream: &ValidStream,
+    secrets: &SecretTexts,
+) -> Result<KinesisClient, ReconcileError> {
     let credentials = match &stream.identity {
         AwsIdentity::StaticKeys(name) => {
             let text = |key: &str| secrets.get(name).and_then(|texts| texts.get(key)).cloned();
@@ -124,5 +128,5 @@ pub async fn connect_stream(stream: &ValidStream, secrets: &SecretTexts) -> Resu
         endpoint: stream.endpoint_url.clone(),
         credentials,
     };
-    Ok(KinesisClient::connect(&settings).await)
+    Ok(context.kinesis.client(&settings).await)
 }

@@ -316,7 +316,7 @@ async fn observe_and_admit(
     let observed = ObservedObjects { pods: &pods, services: &services };
     let registry = context.registries.of_cluster(cluster);
     begin_history(&registry, &built.valid);
-    let plan = build_plan(built, observed, fingerprint.clone(), proof).await?;
+    let plan = build_plan(context, built, observed, fingerprint.clone(), proof).await?;
     let plan = ProbePlan { registry, ..plan };
     let mut findings = probers.update_plan(context, cluster, plan)?;
     let now = Timestamp::now().as_second();
@@ -371,6 +371,7 @@ fn compute_fingerprint(known: &RealtimeClusterStatus, built: &RenderedCluster) -
 
 /// Adds to the plan of the cluster what was observed of it.
 async fn build_plan(
+    context: &ControllerContext,
     built: &RenderedCluster,
     observed: ObservedObjects<'_>,
     fingerprint: String,
@@ -384,7 +385,7 @@ async fn build_plan(
     let dispatchers =
         pods.iter().filter(|pod| pod.server == ServerKind::Dispatcher && (pod.current || pod.admitted.is_some()));
     let stream = match &read.stream {
-        Some(_) if plan.webhooks => Some(dereference::connect_stream(&valid.stream, &read.secrets).await?),
+        Some(_) if plan.webhooks => Some(dereference::connect_stream(context, &valid.stream, &read.secrets).await?),
         _ => None,
     };
     Ok(ProbePlan {

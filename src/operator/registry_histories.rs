@@ -25,8 +25,7 @@ impl RegistryHistories {
             let proven = cluster.status.as_ref().and_then(|status| status.gate.as_ref()).is_some_and(|g| g.ever_passed);
             // Pods of a proven cluster may still load a version that an earlier leader wrote. A cluster without a proof
             // must not pass with a version that nobody rendered.
-            let history =
-                if proven { RegistryHistory::inherited(clock::now_ms()) } else { RegistryHistory::default() };
+            let history = if proven { RegistryHistory::inherited(clock::now_ms()) } else { RegistryHistory::default() };
             Arc::new(RwLock::new(history))
         });
         history.clone()

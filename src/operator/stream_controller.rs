@@ -90,7 +90,7 @@ async fn reconcile_stream(
 ) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
     let read = dereference::read(context, cluster, false).await?;
     let stream = validate_stream(cluster)?;
-    let client = dereference::connect_stream(&stream, &read.secrets).await?;
+    let client = dereference::connect_stream(context, &stream, &read.secrets).await?;
     // The name changed: the status of the previous stream does not apply to this one.
     let known = if known.name == stream.name.as_str() {
         known
