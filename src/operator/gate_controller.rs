@@ -9,7 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -20,18 +20,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::conditions::{self, OWNED_CONDITIONS, StatusInputs, is_open, was_proven};
 use super::context::{ControllerContext, ReconcileError, SharedContext, cluster_key, cluster_ref};
-use super::dereference::{self, Dereferenced};
+use super::dereference;
 use super::pod_admission::{self, AdmissionStep};
 use super::pods::{ServerPod, count_wanted_pods};
 use super::registry_histories::begin_history;
+use super::rendered_clusters::{RenderedCluster, render_cluster};
 use super::service_routes::find_service_routes;
 use super::status::{self, StatusPatch};
-use super::validation::validate_cluster;
 use crate::api::cluster::{RealtimeClusterStatus, WebhooksMode};
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
-use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, pod_labels};
-use crate::desired::{self, DesiredObjects, ValidCluster};
+use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION};
 use crate::gate::Verdict;
 use crate::prober::{self, JourneyProof, PodStanding, ProbePlan, Prober};
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
@@ -179,6 +178,7 @@ impl RunningProber {
     fn shut_down(&self, context: &ControllerContext) {
         self.stop.cancel();
         context.registries.forget(&self.uid);
+        context.rendered.forget(&self.uid);
         context.receiver.forget_app(&self.app);
     }
 }
@@ -200,7 +200,7 @@ pub async fn reconcile(
         probers.stop_for_cluster(context, cluster);
         Err(ReconcileError::transient(Reason::Deleting, "the servers terminate first; the stream is kept"))
     } else {
-        render_cluster(context, cluster).await
+        render_stored_cluster(context, cluster).await
     };
     let observation = match &built {
         Ok(built) => Some(observe_and_admit(context, probers, cluster, built, &known).await?),
@@ -255,29 +255,21 @@ async fn publish_ready_event(
     context.publish_event(cluster, kind, ready.reason.name(), "Judge", note).await;
 }
 
-/// A valid cluster with its rendered objects and the inputs they were rendered from.
-struct RenderedCluster {
-    read: Dereferenced,
-    valid: ValidCluster,
-    desired: DesiredObjects,
-}
-
-async fn render_cluster(
+/// The rendered cluster, once its own generated values are stored. An app without credentials is not served yet, which is
+/// no state of the cluster.
+async fn render_stored_cluster(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
-) -> Result<RenderedCluster, ReconcileError> {
-    let read = dereference::read(context, cluster, true).await?;
-    let credentials = dereference::generate_credentials(cluster, &read);
-    let valid = validate_cluster(cluster, &read, &credentials, &context.receiver_address)?;
-    if !credentials.fresh.is_empty() {
-        return Err(ReconcileError::transient(Reason::RollingOut, "waiting for generated secrets"));
+) -> Result<Arc<RenderedCluster>, ReconcileError> {
+    let rendered = render_cluster(context, cluster).await?;
+    if rendered.fresh_of_cluster().is_empty() {
+        Ok(rendered)
+    } else {
+        Err(ReconcileError::transient(Reason::RollingOut, "waiting for generated secrets"))
     }
-    let desired = desired::render_objects(&valid)
-        .map_err(|error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string()))?;
-    Ok(RenderedCluster { read, valid, desired })
 }
 
-/// Live objects of a cluster, as listed from the API server.
+/// Live objects of a cluster.
 struct ObservedObjects<'a> {
     pods: &'a [ServerPod],
     services: &'a [Service],
@@ -289,7 +281,7 @@ struct GateObservation {
     findings: ProberFindings,
 }
 
-/// Lists the pods, updates the prober's plan, and admits and replaces pods by the findings.
+/// Reads the pods, updates the prober's plan, and admits and replaces pods by the findings.
 async fn observe_and_admit(
     context: &ControllerContext,
     probers: &ClusterProbers,
@@ -298,13 +290,10 @@ async fn observe_and_admit(
     known: &RealtimeClusterStatus,
 ) -> Result<GateObservation, ReconcileError> {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
-    let listed = api.list(&ListParams::default().labels(&pod_labels(&cluster.name_any()))).await;
-    let listed = listed.map_err(|error| ReconcileError::from_call("listing pods", &error))?;
-    let read = |pod| ServerPod::read(pod, &built.valid, &built.desired);
-    let pods: Vec<ServerPod> = listed.items.iter().filter_map(read).collect();
-    let services: Api<Service> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
-    let services = services.list(&ListParams::default().labels(&pod_labels(&cluster.name_any()))).await;
-    let services = services.map_err(|error| ReconcileError::from_call("listing Services", &error))?.items;
+    let live = context.live.pods_of(cluster);
+    let pods: Vec<ServerPod> =
+        live.iter().filter_map(|pod| ServerPod::read(pod, &built.valid, &built.desired)).collect();
+    let services = context.live.services_of(cluster);
     let fingerprint = compute_fingerprint(known, built);
     let passed = was_proven(known, &fingerprint);
     let passed_ms = conditions::passed_ms(known).unwrap_or_default();
@@ -315,7 +304,9 @@ async fn observe_and_admit(
     };
     let observed = ObservedObjects { pods: &pods, services: &services };
     let registry = context.registries.of_cluster(cluster);
-    begin_history(&registry, &built.valid);
+    if built.fresh.is_empty() {
+        begin_history(&registry, &built.valid);
+    }
     let plan = build_plan(context, built, observed, fingerprint.clone(), proof).await?;
     let plan = ProbePlan { registry, ..plan };
     let mut findings = probers.update_plan(context, cluster, plan)?;
@@ -377,7 +368,7 @@ async fn build_plan(
     fingerprint: String,
     proof: JourneyProof,
 ) -> Result<ProbePlan, ReconcileError> {
-    let RenderedCluster { read, valid, desired } = built;
+    let RenderedCluster { read, valid, desired, .. } = built;
     let ObservedObjects { pods, services } = observed;
     let plan = ProbePlan::of_cluster(valid);
     let edges = pods.iter().filter(|pod| pod.current && pod.server != ServerKind::Dispatcher);

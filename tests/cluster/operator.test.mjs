@@ -20,6 +20,9 @@ const TRANSPORTS = ["websocket", ...FALLBACKS];
 /** Seconds for which the stream is away: `STREAM_AWAY_SECONDS=300 ./test cluster` is the long run. */
 const AWAY = Number(process.env.STREAM_AWAY_SECONDS ?? 60);
 
+/** Seconds for which nothing changes: `QUIET_SECONDS=300 ./test cluster -k "from apply|quiet"` is the long run. */
+const QUIET = Number(process.env.QUIET_SECONDS ?? 60);
+
 /** The operator's own pods, the leader first. */
 async function operators() {
   const lease = await get("lease", OPERATOR_NAMESPACE, "realtime-operator");
@@ -88,6 +91,27 @@ test("realtime status tells a person how far an event comes", async () => {
   const missing = await realtime("status", "us", "-n", NAMESPACE);
   assert.equal(missing.code, 2);
   assert.match(missing.stderr, /realtimeclusters.* "us" not found/);
+});
+
+test("a quiet cluster is read from watches: no listing, each Secret once a minute, one status write", { timeout: (QUIET + 60) * 1000 }, async () => {
+  await ready(NAMESPACE);
+  // The status of the first minute still changes: pods learn of the registry, the first complete round ends.
+  await new Promise((resolve) => setTimeout(resolve, 10_000));
+  const began = Date.now();
+  await new Promise((resolve) => setTimeout(resolve, QUIET * 1000));
+  const calls = audit(({ user, stage, stageTimestamp, objectRef }) =>
+    user.username === OPERATOR && stage === "ResponseComplete" && Date.parse(stageTimestamp) > began && objectRef?.resource !== "leases");
+  const name = ({ verb, objectRef }) => `${verb} ${objectRef.resource}${objectRef.subresource ? `/${objectRef.subresource}` : ""} ${objectRef.name ?? ""}`;
+  const counts = new Map();
+  for (const call of calls.filter(({ verb }) => verb !== "watch")) counts.set(name(call), (counts.get(name(call)) ?? 0) + 1);
+  const line = [...counts].map(([call, times]) => `${call}: ${times}`).join(", ");
+  console.log(`# in ${QUIET} quiet s: ${line}`);
+  const minutes = Math.ceil(QUIET / 60);
+  for (const [call, times] of counts) {
+    if (/^get secrets /.test(call)) assert.ok(times <= minutes + 1, `${call}: ${times} times`);
+    else if (/^patch realtimeclusters\/status /.test(call)) assert.ok(times <= Math.ceil(QUIET / 300), `${call}: ${times} times`);
+    else assert.fail(`${call}: ${times} times in ${QUIET} s without a change`);
+  }
 });
 
 test("pusher-js reaches both pods through the Services by every transport, and every webhook verifies", { timeout: 90_000 }, async () => {
