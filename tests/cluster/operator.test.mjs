@@ -6,7 +6,7 @@ import PusherClient from "pusher-js";
 
 import { startedFields } from "../conformance/processes.mjs";
 import { apply, audit, condition, get, inNamespace, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, startRedis, wait, watchObject } from "./harness.mjs";
-import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said, spec } from "./operator_fixtures.mjs";
+import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
 
 const NAMESPACE = "channels";
 const ADMITTED = "realtime-operator.dev/admitted";
@@ -265,7 +265,7 @@ test("a rotated Secret is Unknown until every pod that the manifest asks for run
   const secretsOf = ({ metadata }) => metadata.annotations?.["realtime-operator.dev/secrets"];
   const old = new Set(podVersions.versions.map(({ object }) => secretsOf(object)));
   const isNew = (pod) => secretsOf(pod) !== undefined && !old.has(secretsOf(pod)) && pod.metadata.labels?.[COMPONENT] !== "dispatcher";
-  const setUrl = (url) => kubectl(["patch", "secret", "eu-redis", "-n", NAMESPACE, "--type=merge", "-p", JSON.stringify({ stringData: { url } })]);
+  const setUrl = (url) => rotateSecret(NAMESPACE, "eu-redis", "url", url);
   const node = nodes.trim().split("\n")[0];
   await setUrl(other.url);
   try {
@@ -392,7 +392,7 @@ test("what is not ours is not touched, and what is missing or changes is told an
 
   await spec(namespace, { webhooks: { stream: { name: "others-own" } } });
   assert.match(await become("False/SecretMissing"), /Secret others\/eu-redis has no key `address` \(it has: url\): create it/);
-  const address = (url) => kubectl(["patch", "secret", "eu-redis", "-n", namespace, "--type=merge", "-p", JSON.stringify({ stringData: { address: url } })]);
+  const address = (url) => rotateSecret(namespace, "eu-redis", "address", url);
   await address(outside.redis.url);
   const taken = await become("False/ChildNotOurs stalled");
   assert.match(taken, /Deployment others\/eu-sockjs already exists and is not ours .*: it was not changed. Rename or delete it/);
