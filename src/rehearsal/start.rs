@@ -298,12 +298,15 @@ impl PodLauncher<'_> {
         let kinesis = KinesisClient::connect(&self.kinesis_client(server, &values)).await;
         let admin = bind_loopback().await?;
         if server == ServerKind::Dispatcher {
+            // Dispatchers are told apart by the address that posts a webhook.
+            let own = TcpListener::bind((pod.address, 0)).await;
+            let (admin, source) = own.map_or((admin, None), |own| (own, Some(pod.address)));
             let dependencies = dispatcher::DispatcherDependencies {
                 admin,
                 apps_dir,
                 kinesis,
                 leases: Arc::new(self.leases.clone()),
-                egress: self.egress.clone(),
+                egress: EgressOverrides { source, ..self.egress.clone() },
                 shutdown: self.shutdown.clone(),
             };
             return Ok(match dispatcher::start(values, dependencies).await {
@@ -427,7 +430,10 @@ async fn bind_loopback() -> std::io::Result<TcpListener> {
 
 fn egress_overrides(receiver: SocketAddr, outside: SocketAddr) -> EgressOverrides {
     let receiver = webhook_receiver::ReceiverRoute { host: RECEIVER_HOST, address: receiver };
-    EgressOverrides { reroute: Some(Arc::new(move |url| webhook_receiver::route_url(url, receiver, outside))) }
+    EgressOverrides {
+        reroute: Some(Arc::new(move |url| webhook_receiver::route_url(url, receiver, outside))),
+        source: None,
+    }
 }
 
 /// The Secrets of the files, and a stand-in for each that a manifest names and no file holds.

@@ -11,7 +11,7 @@ use super::super::{files::InputManifests, print};
 use super::report::RehearsalReport;
 use crate::api::cluster::TransportState;
 use crate::gate::Hop;
-use crate::prober::HopTick;
+use crate::prober::{HopResult, HopTick};
 use crate::protocol::Transport;
 use crate::rehearsal::{DeliveredWebhook, ManifestOverride, RunningRehearsal, host_port};
 
@@ -79,12 +79,16 @@ impl ProgressScreen {
     pub fn show_hop(&mut self, tick: &HopTick) {
         let seen = self.shown.entry(tick.transport).or_default();
         match &tick.result {
-            Ok(latency_ms) => {
+            HopResult::Passed(_) | HopResult::Proven | HopResult::NotApplicable => {
                 if self.json || seen.contains(&tick.hop) {
                     return;
                 }
                 seen.push(tick.hop);
-                let latency = latency_ms.map_or_else(|| "proven".to_owned(), |ms| format!("{ms} ms"));
+                let latency = match &tick.result {
+                    HopResult::Passed(ms) => format!("{ms} ms"),
+                    HopResult::NotApplicable => "n/a".to_owned(),
+                    _ => "proven".to_owned(),
+                };
                 let passed = format!("{:<21} {:<12} {latency:>8}  {}", tick.transport, tick.hop.name(), tick.pod);
                 let of = Hop::ALL.len();
                 let ticks = format!("{:·<of$} {:>2}/{of} {}", "✓".repeat(seen.len()), seen.len(), tick.hop);
@@ -97,10 +101,10 @@ impl ProgressScreen {
                     None => self.print_line(&format!("  {passed}")),
                 }
             }
-            Err(detail) if !self.json => {
+            HopResult::Broken(detail) if !self.json => {
                 self.print_line(&format!("  {:<21} {:<12} ✗ {}: {detail}", tick.transport, tick.hop.name(), tick.pod));
             }
-            Err(_) => {}
+            HopResult::Broken(_) => {}
         }
     }
 
