@@ -18,13 +18,14 @@ mod nonce;
 mod observe;
 mod plan;
 mod progress;
+mod read_back;
 mod receiver;
 mod scheduler;
 mod service_routes;
 
 pub use crate::desired::ProbeApp;
 pub use handle::{PodStanding, Prober};
-pub use progress::HopTick;
+pub use progress::{HopResult, HopTick};
 pub use receiver::WebhookReceiver;
 pub use scheduler::start;
 
@@ -95,7 +96,7 @@ impl From<&ServiceRoute> for Entrance {
 pub struct DispatcherPod {
     /// The name of the pod.
     pub pod: String,
-    /// The address of the admin listener.
+    /// The address of the admin listener, at the address from which the pod posts webhooks.
     pub admin: SocketAddr,
     /// The rendered variables, secrets as salted digests.
     pub wanted: BTreeMap<String, String>,
