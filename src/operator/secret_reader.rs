@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use kube::{Client, ResourceExt};
 
-use super::context::ReconcileError;
+use super::reconcile_error::ReconcileError;
 
 /// How long the content of a Secret is used before it is read again.
 const FOUND_TTL: Duration = Duration::from_mins(1);
@@ -65,8 +65,7 @@ impl CachedSecret {
     /// Whether the content may be used for this user.
     fn is_fresh(&self, user: &SecretUser, now: Instant) -> bool {
         let ttl = if self.secret.is_some() { FOUND_TTL } else { MISSING_TTL };
-        self.read_at.is_some_and(|at| now.duration_since(at) < ttl)
-            && self.users.get(&user.uid) == Some(&user.version)
+        self.read_at.is_some_and(|at| now.duration_since(at) < ttl) && self.users.get(&user.uid) == Some(&user.version)
     }
 
     fn store(&mut self, secret: Option<Secret>, user: &SecretUser, now: Instant) {
