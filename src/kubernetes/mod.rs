@@ -10,3 +10,4 @@ pub mod client;
 pub mod foreign_fields;
 pub mod lease;
 pub mod lease_store;
+pub mod watch;

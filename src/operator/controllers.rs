@@ -32,6 +32,7 @@ use crate::api::{RealtimeCluster, Reason};
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::client::{ConnectError, build_clients};
 use crate::kubernetes::lease::{LeaderElector, Leadership, LeaseLost};
+use crate::kubernetes::watch::open_watch;
 use crate::prober::WebhookReceiver;
 use crate::process::admin;
 
@@ -232,8 +233,7 @@ async fn run_controllers(context: SharedContext, watch: Client, shutdown: Cancel
     let workload = make(TriggeredController::Workload).reconcile_on(stream_from_receiver(receivers.workload));
     let apps = make(TriggeredController::Apps).reconcile_on(stream_from_receiver(receivers.apps));
     let gate = make(TriggeredController::Gate).reconcile_on(stream_from_receiver(receivers.gate));
-    let clusters = watcher(Api::<RealtimeCluster>::all(watch.clone()), watcher::Config::default())
-        .default_backoff()
+    let clusters = open_watch(Api::<RealtimeCluster>::all(watch.clone()), watcher::Config::default())
         .modify(|cluster| cluster.managed_fields_mut().clear())
         .reflect_shared(writer)
         .for_each(|event| async move {

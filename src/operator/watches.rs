@@ -22,6 +22,7 @@ use super::object_index::{ObjectChange, ObjectIndex};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::desired::render::REGISTRY_ANNOTATION;
+use crate::kubernetes::watch::open_watch;
 
 /// Label selector of the children of all clusters.
 pub const CHILDREN_SELECTOR: &str = "app.kubernetes.io/managed-by=realtime-operator";
@@ -121,7 +122,7 @@ async fn follow<K, F>(
     F: Future<Output = ()>,
 {
     let kind = api.resource_url().to_owned();
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff().modify(trim));
+    let mut events = std::pin::pin!(open_watch(api, config).modify(trim));
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
