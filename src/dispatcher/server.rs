@@ -164,6 +164,7 @@ fn build_admin(
             .ok_or_else(|| "not admitted yet: a webhook through this pod must arrive first".to_owned())
     });
     AdminEndpoints {
+        live: Box::new(|| Ok(())),
         token,
         ready,
         effective: Box::new(effective),

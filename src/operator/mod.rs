@@ -14,6 +14,8 @@
 mod apps_controller;
 mod conditions;
 mod context;
+mod controller_loop;
+mod controller_progress;
 mod controllers;
 mod dereference;
 mod finalizer;
@@ -30,6 +32,8 @@ mod secret_reader;
 mod service_routes;
 mod status;
 mod stream_controller;
+mod unreadable_objects;
+mod unreadable_reports;
 mod validation;
 mod watches;
 mod workload_controller;

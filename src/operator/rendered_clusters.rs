@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use super::context::{ControllerContext, ReconcileError};
 use super::dereference::{self, ClusterReferences, Dereferenced};
 use super::validation::validate_cluster;
-use crate::api::{RealtimeCluster, Reason};
+use crate::api::{RealtimeApp, RealtimeCluster, Reason};
 use crate::desired::{self, DesiredObjects, ValidCluster};
 
 /// Beginning of the purposes of generated values that belong to an app and not to the cluster.
@@ -71,6 +71,7 @@ pub async fn render_cluster(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
 ) -> Result<Arc<RenderedCluster>, ReconcileError> {
+    ensure_apps_readable(context, cluster)?;
     let mut references = dereference::read(context, cluster).await?;
     let (uid, inputs) = (cluster.uid().unwrap_or_default(), digest_inputs(cluster, &references));
     if let Some(rendered) = context.rendered.find(&uid, inputs) {
@@ -111,4 +112,16 @@ fn digest_inputs(cluster: &RealtimeCluster, references: &ClusterReferences) -> u
     }
     references.generated.as_ref().map(|secret| (secret.uid(), secret.resource_version())).hash(&mut hasher);
     hasher.finish()
+}
+
+/// Refuses to render a cluster without an app that this version cannot read: servers would end its sessions.
+fn ensure_apps_readable(context: &ControllerContext, cluster: &RealtimeCluster) -> Result<(), ReconcileError> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    let names = context.unreadable.names_of::<RealtimeApp>(&namespace);
+    let Some(name) = names.iter().find(|name| context.live.apps.get(&namespace, name).is_none()) else { return Ok(()) };
+    let message = format!(
+        "this version of the operator cannot read RealtimeApp {name}, whose clients would be disconnected without it: the \
+         cluster stays as it is. Upgrade the operator, or correct the app as its condition says"
+    );
+    Err(ReconcileError::transient(Reason::VersionUnsupported, message))
 }

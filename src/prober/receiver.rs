@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::ProbeApp;
+use crate::process::heartbeat::Heartbeat;
 use crate::protocol::webhook::{self, WebhookBody, WebhookEvent};
 use crate::protocol::{AppId, AppKey};
 
@@ -68,7 +69,7 @@ impl WebhookReceiver {
     ///
     /// # Errors
     /// The listener has no address.
-    pub fn start(listener: TcpListener, shutdown: CancellationToken) -> std::io::Result<Self> {
+    pub fn start(listener: TcpListener, heartbeat: Heartbeat, shutdown: CancellationToken) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
         let desk = Arc::new(ReceiverState::default());
         let router = Router::new()
@@ -76,6 +77,8 @@ impl WebhookReceiver {
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(desk.clone());
         tokio::spawn(async move {
+            // Dropped with the task: a listener that ends is noticed.
+            let _heartbeat = heartbeat;
             let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
             if let Err(error) = served {
                 tracing::error!(%error, "webhook receiver failed");
@@ -171,6 +174,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::process::heartbeat::Heartbeats;
     use crate::protocol::{Secret, signature};
 
     async fn post(receiver: &WebhookReceiver, secret: &str, body: &str) -> u16 {
@@ -190,7 +194,8 @@ mod tests {
     async fn events_reach_the_journey_that_claimed_them_with_a_word_on_the_signature() {
         let shutdown = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let receiver = WebhookReceiver::start(listener, shutdown.clone()).expect("a receiver");
+        let heartbeat = Heartbeats::default().register("receiver", None, &shutdown);
+        let receiver = WebhookReceiver::start(listener, heartbeat, shutdown.clone()).expect("a receiver");
         let body = r#"{"time_ms":1,"events":[{"name":"channel_occupied","channel":"private-cache-probe-n1","id":"a"},
                        {"name":"channel_occupied","channel":"presence-probe-n2","id":"b"}]}"#;
         assert_eq!(post(&receiver, "s", body).await, 503, "nobody knows yet whose webhooks these are");

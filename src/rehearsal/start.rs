@@ -24,7 +24,8 @@ use crate::desired::{self, ClusterInputs, ManifestProblem, SecretTexts, ServerRo
 use crate::dispatcher::{self, EgressOverrides, MemoryLeases};
 use crate::edge;
 use crate::kinesis::{KinesisClient, StreamSettings};
-use crate::prober::{self, DispatcherPod, EdgePod, ProbePlan, Prober, WebhookReceiver};
+use crate::prober::{self, DispatcherPod, EdgePod, ProbePlan, Prober, ProberReports, WebhookReceiver};
+use crate::process::heartbeat::Heartbeats;
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, Transport, signature};
 
@@ -127,15 +128,16 @@ impl RunningRehearsal {
         override_variables(&mut desired, &options.edits)?;
         let secrets = kubelet_double::collect_secret_texts(&desired, &secrets);
 
-        let (probing, serving, end_cloud) =
-            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let [probing, serving, end_cloud] = std::array::from_fn(|_| CancellationToken::new());
         let files = tempfile::tempdir()?;
         let cloud_listener = bind_loopback().await?;
         let cloud_address = cloud_listener.local_addr()?;
         let mut outside = vec![kinesis_double::serve(cloud_listener, end_cloud.clone())];
         let stream = create_stream(&cluster.stream, cloud_address).await?;
         let doubles = start_interposers(&options.interposers, cloud_address).await?;
-        let receiver = WebhookReceiver::start(bind_loopback().await?, end_cloud.clone())?;
+        let heartbeats = Heartbeats::default();
+        let receiving = heartbeats.register("webhook receiver", None, &end_cloud);
+        let receiver = WebhookReceiver::start(bind_loopback().await?, receiving, end_cloud.clone())?;
         let outside_listener = bind_loopback().await?;
         let outside_address = outside_listener.local_addr()?;
         let (delivered, task) = webhook_receiver::serve(outside_listener, cluster.registry.clone(), end_cloud.clone());
@@ -187,7 +189,9 @@ impl RunningRehearsal {
                 stream: Some(stream),
                 ..ProbePlan::of_cluster(&cluster)
             };
-            prober::start(plan, receiver, probing.clone())
+            let reports =
+                ProberReports { heartbeat: heartbeats.register("prober", None, &probing), metrics: Arc::default() };
+            prober::start(plan, receiver, reports, probing.clone())
         });
         let prober = prober.transpose().map_err(|error| RehearsalError::Http(error.to_string()))?;
         Ok(Self {
