@@ -266,7 +266,9 @@ struct PodLauncher<'a> {
 impl PodLauncher<'_> {
     fn write_mounts(&self, server: ServerKind) -> Result<(), RehearsalError> {
         let registry: AppRegistry = overridden_registry(self.cluster, server, &self.options.edits)?;
-        Ok(kubelet_double::mount_registry(&self.files.join(server.name()), desired::render::APPS_PATH, &registry)?)
+        let root = self.files.join(server.name());
+        let path = desired::render::APPS_PATH;
+        Ok(kubelet_double::mount_registry(&root, path, &registry, &self.cluster.receiver)?)
     }
 
     async fn start(
