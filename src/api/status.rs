@@ -115,6 +115,7 @@ impl Default for RealtimeClusterStatus {
 
 /// State of one transport.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct TransportStatus {
     /// Name of the transport.
     pub name: String,
@@ -125,6 +126,9 @@ pub struct TransportStatus {
     /// First hop that fails; empty when none does.
     #[serde(default)]
     pub hop: String,
+    /// Hops that were not tried because they do not apply: `fan-out` in a cluster of one pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_applicable: Vec<String>,
     /// Number of proven pods of all pods: `3/3`.
     #[serde(default)]
     pub pods: String,

@@ -171,6 +171,7 @@ impl GateSimulation {
             started_ms,
             ended_ms,
             latency_ms: BTreeMap::new(),
+            fan_out_tried: true,
             outcome: if lost { JourneyOutcome::Ambiguous(failure()) } else { JourneyOutcome::Pass },
         });
         if lost {

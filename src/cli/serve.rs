@@ -94,7 +94,7 @@ async fn run_dispatcher() -> Result<(), String> {
         apps_dir: PathBuf::from(values.text(name::APPS_PATH)),
         kinesis,
         leases,
-        egress: EgressOverrides { reroute: None },
+        egress: EgressOverrides::default(),
         shutdown,
     };
     let running = dispatcher::start(values, dependencies).await.map_err(|error| error.to_string())?;

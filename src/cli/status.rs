@@ -151,6 +151,7 @@ fn cluster_page(cluster: &RealtimeCluster) -> String {
             .iter()
             .enumerate()
             .map(|(index, hop)| match (transport.state, broken) {
+                _ if transport.not_applicable.iter().any(|found| found == hop.name()) => format!("– {hop} (n/a)"),
                 (TransportState::Passing, _) => format!("✓ {hop}"),
                 (TransportState::Failing, Some(broken)) if index < broken => format!("✓ {hop}"),
                 (TransportState::Failing, Some(broken)) if index == broken => format!("✗ {hop}"),
@@ -192,12 +193,14 @@ mod tests {
   - {{ type: StreamReady, status: 'True', reason: StreamActive, message: fine, {time} }}
   transports:
   - {{ name: websocket, server: websocket, state: Passing, pods: 1/1 }}
+  - {{ name: xhr_streaming, server: sockjs, state: Passing, notApplicable: [fan-out], pods: 1/1 }}
   - {{ name: xhr_polling, server: sockjs, state: Failing, hop: record, pods: 0/1 }}
 "
         )));
         assert!(page.starts_with("channels/eu: NOT READY (ConfigurationDrift)\n  why\n"), "{page}");
         let line = |name: &str| page.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_default();
         assert!(line("websocket").contains("✓ farewell"), "{page}");
+        assert!(line("xhr_streaming").contains("✓ publish  – fan-out (n/a)  ✓ record"), "{page}");
         assert!(line("xhr_polling").contains("✓ fan-out  ✗ record  · dispatch"), "{page}");
         assert!(!page.contains("StreamReady"), "what is well is not told: {page}");
     }

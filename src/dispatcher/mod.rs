@@ -29,6 +29,7 @@ mod server;
 mod shard_supervisor;
 mod shard_worker;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -69,6 +70,8 @@ pub type RerouteFn = Arc<dyn Fn(&Url) -> Option<Url> + Send + Sync>;
 pub struct EgressOverrides {
     /// Replaces the resolver and network of the machine on which the process runs; `None` uses the real ones.
     pub reroute: Option<RerouteFn>,
+    /// The address of this machine from which webhooks are posted; `None` lets the system choose.
+    pub source: Option<IpAddr>,
 }
 
 /// The reason why a dispatcher does not start.

@@ -76,6 +76,7 @@ impl WebhookSender {
             let resolver = Arc::new(EgressResolver { policy: Arc::clone(&policy), class });
             let client = reqwest::Client::builder()
                 .no_proxy()
+                .local_address(network.source)
                 .redirect(redirect::Policy::none())
                 .dns_resolver(resolver)
                 .pool_idle_timeout(Duration::from_mins(1))
@@ -297,7 +298,7 @@ mod tests {
             url.domain().and_then(|_| format!("http://{address}:1/").parse().ok())
         });
         let (_, apps) = tokio::sync::watch::channel(Arc::default());
-        let network = EgressOverrides { reroute: Some(reroute) };
+        let network = EgressOverrides { reroute: Some(reroute), source: None };
         let sender = WebhookSender::new(Arc::new(policy), network, apps, Arc::default()).expect("a sender");
         for (name, url, class) in [
             ("a double of a public endpoint is trusted", "https://a.test/", Some(EgressClass::Exempt)),

@@ -188,6 +188,18 @@ impl Evidence {
         self.open && self.is_newcomer(process)
     }
 
+    /// Whether at most one edge pod counts, so that no journey can meet another pod.
+    fn is_single_pod(&self) -> bool {
+        self.targets.pods.keys().filter(|pod| !self.is_excused(pod)).count() <= 1
+    }
+
+    /// Hops that the journeys of a transport pass without a trial, because the cluster has one pod.
+    pub(super) fn not_applicable_hops(&self, transport: Transport) -> Vec<Hop> {
+        let mut histories = self.histories.iter().filter(|((found, _), _)| *found == transport);
+        let lacks_fan_out = histories.any(|(_, history)| history.lacks_fan_out());
+        if lacks_fan_out { vec![Hop::FanOut] } else { vec![] }
+    }
+
     /// The first drift of a process that counts.
     pub(super) fn first_drift(&self) -> Option<(&str, &[ConfigDrift])> {
         let counts = |(pod, _): &(&String, &Vec<ConfigDrift>)| !self.is_excused(pod);
@@ -222,12 +234,20 @@ impl Evidence {
         match &journey.outcome {
             JourneyOutcome::Void => {}
             JourneyOutcome::Pass => {
-                if journey.started_ms >= self.decisive_ms && self.coverage.add_pass(&values, journey.started_ms) {
+                // A pass without the fan-out admits a pod; where there are others, it opens and renews nothing.
+                let complete = journey.fan_out_tried || self.is_single_pod();
+                if complete
+                    && journey.started_ms >= self.decisive_ms
+                    && self.coverage.add_pass(&values, journey.started_ms)
+                {
                     self.inherited_ms = None;
                 }
             }
             JourneyOutcome::Decisive(failure) | JourneyOutcome::Ambiguous(failure) => {
-                self.latest_failure = Some((journey.transport, journey.entrance.clone(), failure.clone()));
+                // One outage fails journeys everywhere: the first of equal failures is named, so that the text stays.
+                if self.latest_failure.as_ref().is_none_or(|(_, _, latest)| !latest.is_same_as(failure)) {
+                    self.latest_failure = Some((journey.transport, journey.entrance.clone(), failure.clone()));
+                }
             }
         }
         match &journey.outcome {

@@ -30,6 +30,23 @@ pub struct HopFailure {
     pub detail: String,
 }
 
+impl HopFailure {
+    /// Whether another failure says the same. Names with digits may differ: shards and dispatchers take turns, and ids of
+    /// requests are new each time.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.hop == other.hop
+            && self.reason == other.reason
+            && mask_numbers(&self.detail) == mask_numbers(&other.detail)
+    }
+}
+
+/// The words of a text, with those that have digits masked.
+fn mask_numbers(text: &str) -> Vec<&str> {
+    let words = text.split(|c: char| c.is_whitespace() || ":;,".contains(c)).filter(|word| !word.is_empty());
+    words.map(|word| if word.contains(|c: char| c.is_ascii_digit()) { "#" } else { word }).collect()
+}
+
 /// One finished journey through an entrance of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Journey {
@@ -50,6 +67,8 @@ pub struct Journey {
     pub ended_ms: u64,
     /// Latency of each hop, in ms.
     pub latency_ms: BTreeMap<Hop, u64>,
+    /// Whether the fan-out was tried. The journeys of the only pod have no other pod to try it with.
+    pub fan_out_tried: bool,
     /// Outcome of the journey.
     pub outcome: JourneyOutcome,
 }
@@ -68,6 +87,19 @@ impl Journey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failures_that_differ_in_numbered_names_alone_are_the_same() {
+        let failure =
+            |hop, detail: &str| HopFailure { hop, reason: Reason::DispatcherStuck, detail: detail.to_owned() };
+        let first = failure(Hop::Dispatch, "the event is in shardId-000000000001, which eu-dispatcher-0 has not read");
+        let other_shard =
+            failure(Hop::Dispatch, "the event is in shardId-000000000002, which eu-dispatcher-1 has not read");
+        let other_text = failure(Hop::Dispatch, "the event is in shardId-000000000001, which no dispatcher holds");
+        let other_hop = failure(Hop::Delivery, &first.detail);
+        assert!(first.is_same_as(&other_shard));
+        assert!(!first.is_same_as(&other_text) && !first.is_same_as(&other_hop));
+    }
 
     #[test]
     fn a_webhook_that_may_have_gone_to_the_former_receiver_is_not_missed() {
@@ -90,6 +122,7 @@ mod tests {
                 started_ms,
                 ended_ms: 20,
                 latency_ms: BTreeMap::new(),
+                fan_out_tried: true,
                 outcome,
             };
             assert_eq!(journey.void_if_missed_before(10).outcome, expected, "{name}");

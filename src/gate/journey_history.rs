@@ -33,6 +33,8 @@ pub(super) struct JourneyHistory {
     /// End of the latest failure of any kind.
     failed_ms: u64,
     last_outcome: Option<JourneyOutcome>,
+    /// Whether the latest journey that counts tried the fan-out, or failed before it.
+    fan_out_tried: bool,
     latencies: VecDeque<BTreeMap<Hop, u64>>,
 }
 
@@ -54,7 +56,10 @@ impl JourneyHistory {
                 self.failed_ms = self.failed_ms.max(journey.ended_ms);
             }
         }
-        self.last_outcome = Some(journey.outcome.clone());
+        if !self.is_repeat(&journey.outcome) {
+            self.last_outcome = Some(journey.outcome.clone());
+        }
+        self.fan_out_tried = journey.fan_out_tried;
         if self.latencies.len() == LATENCY_SAMPLES_MAX {
             self.latencies.pop_front();
         }
@@ -77,6 +82,21 @@ impl JourneyHistory {
                 }
             }
         }
+    }
+
+    /// Whether an outcome says the same as the latest one. The text of a failure that repeats stays as it was, so that an
+    /// outage changes no verdict at each journey.
+    fn is_repeat(&self, outcome: &JourneyOutcome) -> bool {
+        match (&self.last_outcome, outcome) {
+            (Some(JourneyOutcome::Decisive(last)), JourneyOutcome::Decisive(new))
+            | (Some(JourneyOutcome::Ambiguous(last)), JourneyOutcome::Ambiguous(new)) => last.is_same_as(new),
+            _ => false,
+        }
+    }
+
+    /// Whether the latest journey passed without the fan-out, for want of another pod.
+    pub fn lacks_fan_out(&self) -> bool {
+        !self.fan_out_tried && self.last_outcome == Some(JourneyOutcome::Pass)
     }
 
     /// Latencies of each hop in the latest journeys, in ms.
@@ -108,6 +128,7 @@ mod tests {
                 started_ms: n * every * 1000,
                 ended_ms: (n * every + 10) * 1000,
                 latency_ms: BTreeMap::new(),
+                fan_out_tried: true,
                 outcome: outcome.clone(),
             });
         }

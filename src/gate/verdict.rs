@@ -44,12 +44,38 @@ pub struct TransportVerdict {
     pub state: TransportState,
     /// The first hop with a confirmed failure.
     pub hop: Option<Hop>,
+    /// Hops that were not tried because they do not apply, such as the fan-out of the only pod.
+    pub not_applicable: Vec<Hop>,
     /// Number of pods whose latest journey passed.
     pub pods_passing: usize,
     /// Number of pods that carry the transport, or that the manifest asks for.
     pub pods: usize,
     /// Median latency of each hop, in ms.
     pub latency_ms: BTreeMap<Hop, u64>,
+}
+
+impl Verdict {
+    /// Whether another verdict says the same, apart from latencies and the time of the latest round: these change with
+    /// every journey, and nobody acts on them.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let Self { fingerprint, passed_ms: _, inherited, phase, ready, reason, message, transports } = self;
+        let same_transports = transports.len() == other.transports.len()
+            && transports.iter().zip(&other.transports).all(|(one, two)| one.is_same_as(two));
+        *fingerprint == other.fingerprint
+            && (*inherited, *phase, *ready, *reason) == (other.inherited, other.phase, other.ready, other.reason)
+            && *message == other.message
+            && same_transports
+    }
+}
+
+impl TransportVerdict {
+    fn is_same_as(&self, other: &Self) -> bool {
+        let Self { transport, server, state, hop, not_applicable, pods_passing, pods, latency_ms: _ } = self;
+        (*transport, *server, *state, *hop) == (other.transport, other.server, other.state, other.hop)
+            && *not_applicable == other.not_applicable
+            && (*pods_passing, *pods) == (other.pods_passing, other.pods)
+    }
 }
 
 impl Evidence {
@@ -120,6 +146,7 @@ impl Evidence {
             server,
             state,
             hop,
+            not_applicable: self.not_applicable_hops(transport),
             pods_passing,
             pods,
             latency_ms: self.median_latencies(transport),

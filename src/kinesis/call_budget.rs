@@ -54,7 +54,7 @@ mod tests {
         assert_eq!(turns[50], Some(Duration::from_secs(10)));
         assert_eq!(turns[51], None);
         assert_eq!(
-            budget.reserve(now + Duration::from_secs(60)),
+            budget.reserve(now + Duration::from_mins(1)),
             Some(Duration::ZERO),
             "an idle budget saves nothing up"
         );

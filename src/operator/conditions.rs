@@ -330,6 +330,7 @@ fn build_transport_statuses(inputs: &StatusInputs<'_>) -> Vec<TransportStatus> {
         server: transport.server.name().to_owned(),
         state: transport.state,
         hop: transport.hop.map_or("", Hop::name).to_owned(),
+        not_applicable: transport.not_applicable.iter().map(|hop| hop.name().to_owned()).collect(),
         pods: format!("{}/{}", transport.pods_passing, transport.pods),
     });
     transports.collect()

@@ -1,6 +1,7 @@
 //! One journey: what a customer's event goes through, hop by hop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +9,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::clients::client::{ProbeClient, is_member_added_for};
 use super::clients::link::BrokenHop;
-use super::diagnose::{MissingWebhook, StreamReadBack, diagnose_missing_webhook};
+use super::diagnose::{MissingWebhook, diagnose_missing_webhook};
 use super::expected_webhooks::{CLIENT_EVENT_NAME, webhooks_of_joining, webhooks_of_leaving};
 use super::nonce::JourneyChannels;
 use super::observe::PodObserver;
+use super::progress::{HopCallback, HopResult};
+use super::read_back::{SoughtRecord, StreamReadBack};
 use super::receiver::{ReceivedWebhook, WebhookClaim, WebhookReceiver};
-use super::{EdgePod, Entrance, ProbePlan};
+use super::{DispatcherPod, EdgePod, Entrance, ProbePlan};
 use crate::api::Reason;
 use crate::gate::{Hop, HopFailure, Journey, JourneyOutcome};
 use crate::kinesis::Shard;
@@ -30,6 +33,9 @@ const PUBLISHED_EVENT_NAME: &str = "probe-published";
 /// Longest that another session may take to connect, so that a dead neighbour costs little.
 const COMPANION_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Pods that are tried for the second session.
+const COMPANION_ATTEMPTS_MAX: usize = 2;
+
 /// Sessions that a journey through a path opens besides its own: each may meet another pod.
 const EXTRA_SESSIONS_COUNT: usize = 9;
 
@@ -43,14 +49,33 @@ pub(super) struct JourneyContext {
     pub http: reqwest::Client,
 }
 
+/// Pods for the second session of a journey.
+#[derive(Clone, Debug)]
+pub(super) enum Companions {
+    /// There is no other pod: the fan-out between pods does not apply.
+    NotApplicable,
+    /// Other pods, best first; none when those that should be there do not answer.
+    Pods(Vec<(Transport, EdgePod)>),
+}
+
+/// How messages name the pod of the second session: another one each time, which would make each message new.
+const COMPANION_NAME: &str = "another pod";
+
+/// A second session on another pod.
+struct Companion {
+    client: ProbeClient,
+    /// Whether clients reach the pod: only then is a failure measured wrong.
+    admitted: bool,
+}
+
 /// Which way one journey goes.
 pub(super) struct JourneyRoute {
     /// Fingerprint of the plan under which the journey begins.
     pub fingerprint: String,
     pub transport: Transport,
     pub entrance: Entrance,
-    /// Entry points for the second session, best first.
-    pub companions: Vec<(Transport, EdgePod)>,
+    /// Entry points for the second session.
+    pub companions: Companions,
     pub channels: JourneyChannels,
     /// Open shards, as last listed.
     pub shards: Arc<Vec<Shard>>,
@@ -67,9 +92,6 @@ impl JourneyRoute {
     }
 }
 
-/// Called at every hop: the latency in ms, `None` where a later hop proved it, or what broke.
-pub(super) type HopCallback = Box<dyn FnMut(Hop, Result<Option<u64>, String>) + Send>;
-
 /// A journey whose hops 1 to 10 held and whose farewell is still to come.
 pub(super) struct RunningJourney {
     context: Arc<JourneyContext>,
@@ -77,12 +99,15 @@ pub(super) struct RunningJourney {
     client: ProbeClient,
     claim: WebhookClaim,
     log: HopLog,
+    /// Addresses that posted webhooks of the private channel.
+    senders: BTreeSet<IpAddr>,
 }
 
 struct HopLog {
     started_ms: u64,
     last: Instant,
     latency_ms: BTreeMap<Hop, u64>,
+    fan_out_tried: bool,
     report_hop: HopCallback,
 }
 
@@ -91,7 +116,12 @@ impl HopLog {
         let ms = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last = Instant::now();
         self.latency_ms.insert(hop, ms);
-        (self.report_hop)(hop, Ok(Some(ms)));
+        (self.report_hop)(hop, HopResult::Passed(ms));
+    }
+
+    fn record_not_applicable(&mut self, hop: Hop) {
+        self.fan_out_tried &= hop != Hop::FanOut;
+        (self.report_hop)(hop, HopResult::NotApplicable);
     }
 
     /// Several hops that one observation proves; the time went into `hop`, as far as can be seen from outside.
@@ -102,7 +132,7 @@ impl HopLog {
             if *passed == hop {
                 self.latency_ms.insert(hop, ms);
             }
-            (self.report_hop)(*passed, Ok((*passed == hop).then_some(ms)));
+            (self.report_hop)(*passed, if *passed == hop { HopResult::Passed(ms) } else { HopResult::Proven });
         }
     }
 }
@@ -111,13 +141,19 @@ impl HopLog {
 pub(super) async fn run_journey(
     context: Arc<JourneyContext>,
     route: JourneyRoute,
-    tell: HopCallback,
+    report_hop: HopCallback,
 ) -> Result<RunningJourney, Journey> {
-    let mut log =
-        HopLog { started_ms: clock::now_ms(), last: Instant::now(), latency_ms: BTreeMap::new(), report_hop: tell };
-    let mut claim = context.receiver.claim_webhooks(&route.channels.nonce);
+    let mut log = HopLog {
+        started_ms: clock::now_ms(),
+        last: Instant::now(),
+        latency_ms: BTreeMap::new(),
+        // Until the fan-out turns out not to apply.
+        fan_out_tried: true,
+        report_hop,
+    };
+    let mut claim = context.receiver.claim_webhooks(&route.channels.nonce, &context.plan.app);
     match run_hops(&context, &route, &mut claim, &mut log).await {
-        Ok(client) => Ok(RunningJourney { context, route, client, claim, log }),
+        Ok((client, senders)) => Ok(RunningJourney { context, route, client, claim, log, senders }),
         Err(broken) => Err(finish_journey(&route, None, log, Some(broken))),
     }
 }
@@ -127,7 +163,7 @@ async fn run_hops(
     route: &JourneyRoute,
     claim: &mut WebhookClaim,
     log: &mut HopLog,
-) -> Result<ProbeClient, BrokenHop> {
+) -> Result<(ProbeClient, BTreeSet<IpAddr>), BrokenHop> {
     let (plan, entrance, channels) = (&context.plan, &route.entrance, &route.channels);
     let deadline = Instant::now() + plan.policy.timeout;
     let address = (entrance.name.as_str(), entrance.public);
@@ -147,14 +183,19 @@ async fn run_hops(
     client.send_client_event(&channels.presence, CLIENT_EVENT_NAME, &channels.client_event_payload()).await?;
     log.record_passed(Hop::Publish);
 
-    if let Some((pod, mut other)) = companion {
-        check_fan_out(context, route, &mut client, (&pod, &mut other), deadline).await?;
-        log.record_passed(Hop::FanOut);
+    match companion {
+        Some(mut companion) => {
+            check_fan_out(context, route, &mut client, &mut companion, deadline).await?;
+            log.record_passed(Hop::FanOut);
+        }
+        None => log.record_not_applicable(Hop::FanOut),
     }
-    if plan.webhooks {
-        await_webhooks(context, route, &client, claim, log, deadline).await?;
-    }
-    Ok(client)
+    let senders = if plan.webhooks {
+        await_webhooks(context, route, &client, claim, log, deadline).await?
+    } else {
+        BTreeSet::new()
+    };
+    Ok((client, senders))
 }
 
 /// Several sessions over connections of their own, all of which must come up.
@@ -172,37 +213,64 @@ async fn expect_cache_miss(client: &mut ProbeClient, route: &JourneyRoute, deadl
         |message: &ServerMessage| message.event == CACHE_MISS_EVENT_NAME && message.channel.as_deref() == Some(channel);
     let told = client.wait_for_event(deadline, hop, told).await;
     told.map(drop).map_err(|error| BrokenHop {
-        detail: format!("no {CACHE_MISS_EVENT_NAME} for {channel}: {}", error.detail),
+        detail: format!("no {CACHE_MISS_EVENT_NAME} for the private channel: {}", error.detail),
         ..error
     })
 }
 
-/// A second session that joins the presence channel, and sees the first there. `None` when there is no other pod, or
-/// none is reachable: the journeys of those pods report that.
-async fn join_companion(
+/// A second session that joins the presence channel and sees the first there; `None` when there is no other pod. A pod
+/// that clients do not reach is no proof against this one: the next is tried.
+async fn join_companion(context: &JourneyContext, route: &JourneyRoute) -> Result<Option<Companion>, BrokenHop> {
+    let Companions::Pods(pods) = &route.companions else { return Ok(None) };
+    let mut failure = BrokenHop::ambiguous(
+        Hop::FanOut,
+        Reason::FanoutBroken,
+        format!("no other pod could be reached beside {}", route.entrance.name),
+    );
+    for (transport, pod) in pods.iter().take(COMPANION_ATTEMPTS_MAX) {
+        let deadline = Instant::now() + COMPANION_TIMEOUT;
+        let app = &context.plan.app;
+        let connect = ProbeClient::connect((COMPANION_NAME, pod.public), *transport, app, |_| {});
+        let Ok(Ok(client)) = timeout_at(deadline, connect).await else { continue };
+        let mut companion = Companion { client, admitted: pod.admitted };
+        match join_presence(context, route, &mut companion, deadline).await {
+            Ok(()) => return Ok(Some(companion)),
+            Err(broken) if pod.admitted => return Err(broken),
+            Err(broken) => failure = broken,
+        }
+    }
+    Err(failure)
+}
+
+/// The second session subscribes, and sees the first in the presence channel.
+async fn join_presence(
     context: &JourneyContext,
     route: &JourneyRoute,
-) -> Result<Option<(String, ProbeClient)>, BrokenHop> {
+    companion: &mut Companion,
+    deadline: Instant,
+) -> Result<(), BrokenHop> {
     let (app, channels) = (&context.plan.app, &route.channels);
-    for (transport, pod) in route.companions.iter().take(2) {
-        let deadline = Instant::now() + COMPANION_TIMEOUT;
-        let connect = ProbeClient::connect((&pod.pod, pod.public), *transport, app, |_| {});
-        let Ok(Ok(mut client)) = timeout_at(deadline, connect).await else { continue };
-        let joined = client.subscribe(app, &channels.presence, Some(&channels.witness_id()), deadline).await;
-        let users = joined.map_err(|broken| BrokenHop {
+    let joined = companion.client.subscribe(app, &channels.presence, Some(&channels.witness_id()), deadline).await;
+    let users = joined.map_err(|error| companion.fan_out_failure(error, "a second session could not subscribe"))?;
+    if users.contains(&channels.member_id()) {
+        return Ok(());
+    }
+    let detail = format!("{COMPANION_NAME} does not see the member that joined on {}", route.entrance.name);
+    let broken = BrokenHop::ambiguous(Hop::FanOut, Reason::FanoutBroken, detail);
+    Err(BrokenHop { decisive: companion.admitted, ..broken })
+}
+
+impl Companion {
+    /// A failure of the second session. It is measured wrong only where clients reach the pod.
+    fn fan_out_failure(&self, broken: BrokenHop, failed: &str) -> BrokenHop {
+        BrokenHop {
             hop: Hop::FanOut,
             reason: Reason::FanoutBroken,
-            detail: format!("a second session on {} could not subscribe: {}", pod.pod, broken.detail),
-            decisive: broken.is_proof_of_fault(true),
+            detail: format!("{failed}: {}", broken.detail),
+            decisive: self.admitted && broken.is_proof_of_fault(true),
             ..broken
-        })?;
-        if !users.contains(&channels.member_id()) {
-            let detail = format!("{} does not see the member that joined on {}", pod.pod, route.entrance.name);
-            return Err(BrokenHop::decisive(Hop::FanOut, Reason::FanoutBroken, detail));
         }
-        return Ok(Some((pod.pod.clone(), client)));
     }
-    Ok(None)
 }
 
 /// The other session sees the client event and a publish, and the first sees the other come.
@@ -210,22 +278,17 @@ async fn check_fan_out(
     context: &JourneyContext,
     route: &JourneyRoute,
     client: &mut ProbeClient,
-    (pod, other): (&str, &mut ProbeClient),
+    companion: &mut Companion,
     deadline: Instant,
 ) -> Result<(), BrokenHop> {
     let (entrance, channels) = (&route.entrance, &route.channels);
-    let broken = |broken: BrokenHop, what: &str| BrokenHop {
-        hop: Hop::FanOut,
-        reason: Reason::FanoutBroken,
-        detail: format!("{pod} did not get the {what} of {}: {}", entrance.name, broken.detail),
-        decisive: broken.is_proof_of_fault(true),
-        ..broken
-    };
+    let missed = |what: &str| format!("{COMPANION_NAME} did not get the {what} of {}", entrance.name);
     let hop = (Hop::FanOut, Reason::FanoutBroken);
     let wanted = serde_json::from_str::<serde_json::Value>(&channels.client_event_payload()).unwrap_or_default();
-    // A server that refuses the event says so to the one who sent it.
-    let arrived =
-        other.wait_for_event(deadline, hop, |message| message.event == CLIENT_EVENT_NAME && message.data == wanted);
+    // A server that refuses the event says so to its sender.
+    let arrived = companion
+        .client
+        .wait_for_event(deadline, hop, |message| message.event == CLIENT_EVENT_NAME && message.data == wanted);
     let refused = async {
         match client.wait_for_event(deadline, (Hop::Publish, Reason::PublishRejected), |_| false).await {
             Err(error) if error.decisive => error,
@@ -233,33 +296,31 @@ async fn check_fan_out(
             _ => std::future::pending().await,
         }
     };
-    tokio::select! {
+    let arrived = tokio::select! {
         biased;
-        result = arrived => { result.map_err(|error| broken(error, "client event"))?; }
+        result = arrived => result,
         error = refused => return Err(error),
-    }
+    };
+    arrived.map_err(|error| companion.fan_out_failure(error, &missed("client event")))?;
     publish_over_http(context, route).await?;
-    other
-        .wait_for_event(deadline, hop, |message| message.event == PUBLISHED_EVENT_NAME)
-        .await
-        .map_err(|error| broken(error, "publish through the HTTP API"))?;
+    let published =
+        companion.client.wait_for_event(deadline, hop, |message| message.event == PUBLISHED_EVENT_NAME).await;
+    published.map_err(|error| companion.fan_out_failure(error, &missed("publish through the HTTP API")))?;
     let seen =
         client.wait_for_event(deadline, hop, |message| is_member_added_for(message, &channels.witness_id())).await;
-    seen.map_err(|error| BrokenHop {
-        detail: format!("{} was not told of the member on {pod}: {}", entrance.name, error.detail),
-        ..error
+    seen.map_err(|error| {
+        let failed = format!("{} did not announce the member on {COMPANION_NAME}", entrance.name);
+        companion.fan_out_failure(error, &failed)
     })?;
     // It leaves before the first does, so that the channel is vacated through the pod that is proven.
-    other.unsubscribe(&channels.presence).await.map_err(|error| broken(error, "farewell"))?;
-    // The answer to a leave is that the others are told.
+    let left = companion.client.unsubscribe(&channels.presence).await;
+    left.map_err(|error| companion.fan_out_failure(error, &missed("farewell")))?;
+    // The answer to a leave is the announcement to the others.
     let left = client.wait_for_event(deadline, hop, |message| message.event == "pusher_internal:member_removed").await;
-    left.map_err(|error| BrokenHop {
-        hop: Hop::FanOut,
-        reason: Reason::FanoutBroken,
-        detail: format!("{} was not told that the member on {pod} left: {}", entrance.name, error.detail),
-        ..error
-    })?;
-    Ok(())
+    left.map(drop).map_err(|error| {
+        let failed = format!("{} did not announce that the member on {COMPANION_NAME} left", entrance.name);
+        companion.fan_out_failure(error, &failed)
+    })
 }
 
 /// Publishes through the HTTP API of the journey's pod.
@@ -273,6 +334,7 @@ async fn publish_over_http(context: &JourneyContext, route: &JourneyRoute) -> Re
     let pairs: Vec<String> = query.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let url = format!("http://{}{path}?{}", route.entrance.public, pairs.join("&"));
     let request = context.http.post(url).header("content-type", "application/json").body(body);
+    let request = request.timeout(context.plan.policy.timeout);
     let rejected = |detail| BrokenHop::ambiguous(Hop::Publish, Reason::PublishRejected, detail);
     let answer = request.send().await.map_err(|error| rejected(error.without_url().to_string()))?;
     let status = answer.status();
@@ -292,8 +354,9 @@ async fn await_webhooks(
     claim: &mut WebhookClaim,
     log: &mut HopLog,
     deadline: Instant,
-) -> Result<(), BrokenHop> {
+) -> Result<BTreeSet<IpAddr>, BrokenHop> {
     let (entrance, channels) = (&route.entrance, &route.channels);
+    let mut senders = BTreeSet::new();
     let mut due = webhooks_of_joining(channels, client.socket_id());
     while !due.is_empty() {
         let Ok(Some(arrived)) = timeout_at(deadline, claim.events.recv()).await else {
@@ -302,12 +365,15 @@ async fn await_webhooks(
                 let detail = format!("no {event} webhook of {}, and no open shard holds {channel}", entrance.name);
                 return Err(BrokenHop::ambiguous(Hop::Record, Reason::RecordMissing, detail));
             };
-            let (since_ms, waited) = (log.started_ms, context.plan.policy.timeout);
-            let missing = MissingWebhook { entrance, event, channel, shard, since_ms, waited };
+            let record = SoughtRecord { event, channel, shard, since_ms: log.started_ms };
+            let missing = MissingWebhook { entrance, record, waited: context.plan.policy.timeout };
             return Err(diagnose_missing_webhook(&context.plan, &context.observer, &context.read_back, &missing).await);
         };
         check_authenticity(entrance, &arrived)?;
         let event = &arrived.event;
+        if event.channel == channels.private {
+            senders.insert(arrived.sender);
+        }
         if let Some(at) = due.iter().position(|(kind, channel)| *kind == event.kind && **channel == event.channel) {
             due.remove(at);
             continue;
@@ -321,7 +387,7 @@ async fn await_webhooks(
         }
     }
     log.record_proven(Hop::Delivery, &[Hop::Record, Hop::Dispatch, Hop::Delivery, Hop::Authenticity]);
-    Ok(())
+    Ok(senders)
 }
 
 fn check_authenticity(entrance: &Entrance, arrived: &ReceivedWebhook) -> Result<(), BrokenHop> {
@@ -336,10 +402,10 @@ impl RunningJourney {
     /// Hop 11: the webhooks of unsubscribing arrive.
     pub async fn tear_down(mut self) -> Journey {
         let result = self.leave_channels().await.err();
-        let Self { context, route, log, .. } = self;
+        let Self { context, route, log, senders, .. } = self;
         let dispatcher = match &result {
-            None if context.plan.webhooks => find_shard_holder(&context, &route).await,
-            _ => None,
+            None => find_sender(&context.plan.dispatchers, &senders),
+            Some(_) => None,
         };
         finish_journey(&route, dispatcher, log, result)
     }
@@ -368,17 +434,18 @@ impl RunningJourney {
     }
 }
 
-/// The dispatcher that holds the private channel's shard.
-async fn find_shard_holder(context: &JourneyContext, route: &JourneyRoute) -> Option<String> {
-    let shard = JourneyChannels::shard_of(&context.plan.app.id, &route.channels.private, &route.shards)?;
-    for pod in &context.plan.dispatchers {
-        let flow =
-            context.observer.read_flow(&context.plan.admin_token, pod.admin).await.and_then(|flow| flow.dispatcher);
-        if flow.is_some_and(|flow| flow.shards.contains_key(shard)) {
-            return Some(pod.pod.clone());
+/// The dispatcher whose address posted the webhooks; `None` when several did, or when the address is no dispatcher's.
+fn find_sender(dispatchers: &[DispatcherPod], senders: &BTreeSet<IpAddr>) -> Option<String> {
+    let sender = senders.first().filter(|_| senders.len() == 1)?;
+    let mut matching = dispatchers.iter().filter(|pod| pod.admin.ip().to_canonical() == *sender);
+    match (matching.next(), matching.next()) {
+        (Some(pod), None) => Some(pod.pod.clone()),
+        (None, _) => {
+            tracing::warn!(%sender, "webhook sender unknown: the address is no dispatcher's, so that none is proven by it");
+            None
         }
+        (Some(_), Some(_)) => None,
     }
-    None
 }
 
 fn finish_journey(
@@ -391,10 +458,12 @@ fn finish_journey(
     let outcome = match broken {
         None => JourneyOutcome::Pass,
         Some(broken) => {
-            (log.report_hop)(broken.hop, Err(broken.detail.clone()));
+            // A server's answer repeats the names of the channels, which are new with each journey.
+            let detail = broken.detail.replace(&route.channels.nonce, "…");
+            (log.report_hop)(broken.hop, HopResult::Broken(detail.clone()));
             // A path leads elsewhere when a pod goes, which breaks a session once: that alone is no fault of the path.
             let proves = broken.is_proof_of_fault(route.entrance.admin.is_none());
-            let failure = HopFailure { hop: broken.hop, reason: broken.reason, detail: broken.detail };
+            let failure = HopFailure { hop: broken.hop, reason: broken.reason, detail };
             if proves { JourneyOutcome::Decisive(failure) } else { JourneyOutcome::Ambiguous(failure) }
         }
     };
@@ -407,6 +476,7 @@ fn finish_journey(
         started_ms: log.started_ms,
         ended_ms: clock::now_ms(),
         latency_ms: log.latency_ms,
+        fan_out_tried: log.fan_out_tried,
         outcome,
     }
 }

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use ulid::Ulid;
 
-use super::journey::{JourneyRoute, run_journey};
+use super::journey::{Companions, JourneyRoute, run_journey};
 use super::nonce::{JourneyChannels, choose_channels};
 use super::progress::progress_callback;
 use super::scheduler::{JourneySchedule, ScheduleEvent};
@@ -50,7 +50,7 @@ impl JourneySchedule {
         let Some(channels) = self.choose_channels() else { return };
         let route = JourneyRoute {
             transport,
-            companions: self.companion_targets(transport, &entrance),
+            companions: self.find_companions(transport, &entrance),
             entrance,
             channels,
             shards: self.shards.clone(),
@@ -61,7 +61,7 @@ impl JourneySchedule {
         *self.underway.entry(pair.clone()).or_default() += 1;
         let (context, results, running) = (self.context.clone(), self.results.clone(), self.journey_slots.clone());
         let span = tracing::info_span!("journey", transport = transport.name(), entrance = pair.1);
-        let tell = progress_callback(self.ticks.clone(), &route);
+        let tell = progress_callback(self.ticks.clone(), transport, route.entrance.name.clone());
         tokio::spawn(async move {
             // The semaphore is never closed.
             let place = running.acquire_owned().await;
@@ -92,19 +92,95 @@ impl JourneySchedule {
             .or_else(|| JourneyChannels::new(&next()))
     }
 
-    /// Other pods, those of the other kind of server first, and another one first each time. Which pod a path led to is
-    /// not known: it may be its own companion.
-    fn companion_targets(&self, transport: Transport, entrance: &Entrance) -> Vec<(Transport, EdgePod)> {
-        // A pod that no client reaches must not fail the journeys of one that clients reach.
-        let is_admitted = |name: &str| self.context.plan.edges.iter().any(|edge| edge.pod == name && edge.admitted);
-        let admitted_only = entrance.admin.is_none() || is_admitted(&entrance.name);
-        let may_accompany = |other: &EdgePod| other.pod != entrance.name && (other.admitted || !admitted_only);
-        let mut others: Vec<_> = self.target_pairs().into_iter().filter(|(_, other)| may_accompany(other)).collect();
-        if !others.is_empty() {
-            let first = self.journey_count % others.len();
-            others.rotate_left(first);
+    fn find_companions(&self, transport: Transport, entrance: &Entrance) -> Companions {
+        let found =
+            choose_companions(&self.context.plan.edges, self.target_pairs(), (transport, entrance), self.journey_count);
+        tracing::debug!(entrance = entrance.name, %transport, ?found, "companions chosen");
+        found
+    }
+}
+
+/// Chooses the pods for the second session of a journey from those that are up: admitted pods first, then those of the
+/// other kind of server, and another one first each time. An admitted pod's journeys use admitted ones only: a pod that
+/// no client reaches must not fail them. Which pod a path led to is not known: it may be its own companion.
+fn choose_companions(
+    edges: &[EdgePod],
+    up: Vec<(Transport, EdgePod)>,
+    (transport, entrance): (Transport, &Entrance),
+    turn: usize,
+) -> Companions {
+    let is_other = |edge: &EdgePod| edge.pod != entrance.name;
+    let path = entrance.admin.is_none();
+    if edges.iter().filter(|edge| is_other(edge)).count() <= usize::from(path) {
+        return Companions::NotApplicable;
+    }
+    let admitted_only = path || edges.iter().any(|edge| !is_other(edge) && edge.admitted);
+    let may_accompany = |other: &EdgePod| is_other(other) && (other.admitted || !admitted_only);
+    let mut others: Vec<_> = up.into_iter().filter(|(_, other)| may_accompany(other)).collect();
+    // Pods that are not admitted and not up yet are no pods for clients.
+    if others.is_empty() && !edges.iter().any(|edge| is_other(edge) && edge.admitted) {
+        return Companions::NotApplicable;
+    }
+    if !others.is_empty() {
+        let first = turn % others.len();
+        others.rotate_left(first);
+    }
+    others.sort_by_key(|(carried, other)| (!other.admitted, carried.server_kind() == transport.server_kind()));
+    Companions::Pods(others)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::prober::ServiceRoute;
+
+    /// Name, pods of the plan, pods that are up, entrance, and the companions.
+    type CompanionCase<'a> = (&'a str, &'a [&'a EdgePod], &'a [&'a EdgePod], &'a Entrance, Option<&'a [&'a str]>);
+
+    fn edge(pod: &str, transport: Transport, admitted: bool) -> EdgePod {
+        let address = ([127, 0, 0, 1], 1).into();
+        let (transports, wanted) = (vec![transport], BTreeMap::new());
+        EdgePod { pod: pod.to_owned(), public: address, admin: address, transports, wanted, admitted }
+    }
+
+    fn names(companions: &Companions) -> Option<Vec<&str>> {
+        match companions {
+            Companions::NotApplicable => None,
+            Companions::Pods(pods) => Some(pods.iter().map(|(_, pod)| pod.pod.as_str()).collect()),
         }
-        others.sort_by_key(|(other, _)| other.server_kind() == transport.server_kind());
-        others
+    }
+
+    #[test]
+    fn a_companion_is_another_pod_that_clients_reach_and_one_pod_has_none() {
+        let (ws, sockjs) = (Transport::Websocket, Transport::XhrPolling);
+        let (a, b) = (edge("a", ws, true), edge("b", sockjs, true));
+        let (new, newer) = (edge("new", ws, false), edge("newer", sockjs, false));
+        let path = ServiceRoute { name: "path".into(), public: a.public, transports: vec![ws], serving: true };
+        let (of_a, of_new, of_path) = (Entrance::from(&a), Entrance::from(&new), Entrance::from(&path));
+        let cases: [CompanionCase<'_>; 9] = [
+            ("the only pod has none", &[&a], &[&a], &of_a, None),
+            ("nor has a path to the only pod", &[&a], &[&a], &of_path, None),
+            ("the other pod", &[&a, &b], &[&a, &b], &of_a, Some(&["b"])),
+            ("a path takes either", &[&a, &b], &[&a, &b], &of_path, Some(&["b", "a"])),
+            ("an admitted pod that is not up is missed", &[&a, &b], &[&a], &of_a, Some(&[])),
+            ("a pod that is not admitted fails no other", &[&a, &new], &[&a, &new], &of_a, None),
+            (
+                "a newcomer has admitted ones first",
+                &[&a, &new, &newer],
+                &[&a, &new, &newer],
+                &of_new,
+                Some(&["a", "newer"]),
+            ),
+            ("newcomers have each other", &[&new, &newer], &[&new, &newer], &of_new, Some(&["newer"])),
+            ("but none that is not up", &[&new, &newer], &[&new], &of_new, None),
+        ];
+        for (name, edges, up, entrance, expected) in cases {
+            let edges: Vec<EdgePod> = edges.iter().copied().cloned().collect();
+            let up = up.iter().map(|edge| (edge.transports[0], (*edge).clone())).collect();
+            let found = choose_companions(&edges, up, (ws, entrance), 0);
+            assert_eq!(names(&found).as_deref(), expected, "{name}");
+        }
     }
 }

@@ -19,6 +19,7 @@ mod nonce;
 mod observe;
 mod plan;
 mod progress;
+mod read_back;
 mod receiver;
 mod scheduler;
 mod service_routes;
@@ -26,7 +27,7 @@ mod service_routes;
 pub use crate::desired::ProbeApp;
 pub use handle::{PodStanding, Prober};
 pub use metrics::JourneyMetrics;
-pub use progress::HopTick;
+pub use progress::{HopResult, HopTick};
 pub use receiver::WebhookReceiver;
 pub use scheduler::{ProberReports, start};
 
@@ -97,7 +98,7 @@ impl From<&ServiceRoute> for Entrance {
 pub struct DispatcherPod {
     /// The name of the pod.
     pub pod: String,
-    /// The address of the admin listener.
+    /// The address of the admin listener, at the address from which the pod posts webhooks.
     pub admin: SocketAddr,
     /// The rendered variables, secrets as salted digests.
     pub wanted: BTreeMap<String, String>,

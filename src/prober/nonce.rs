@@ -7,6 +7,19 @@ use crate::protocol::{AppId, ChannelName, ShardId};
 /// Most tries for one shard: a shard that holds a thousandth of the keys is missed once in e^10.
 const CHOICE_ATTEMPTS_MAX: usize = 10_000;
 
+/// What precedes the nonce in the names of a journey's channels.
+const NONCE_PREFIX: &str = "-probe-";
+
+/// Whether a channel has the name of a journey's channel.
+pub(super) fn is_journey_channel(channel: &ChannelName) -> bool {
+    nonce_of(channel).is_some()
+}
+
+/// The nonce in the name of a journey's channel.
+pub(super) fn nonce_of(channel: &ChannelName) -> Option<&str> {
+    channel.as_str().split_once(NONCE_PREFIX).map(|(_, nonce)| nonce)
+}
+
 /// The two channels of a journey.
 #[derive(Clone, Debug)]
 pub(super) struct JourneyChannels {
@@ -21,7 +34,7 @@ pub(super) struct JourneyChannels {
 impl JourneyChannels {
     /// The channels of a nonce; `None` if it is no part of a channel's name.
     pub fn new(nonce: &str) -> Option<Self> {
-        let name = |kind: &str| ChannelName::parse(&format!("{kind}-probe-{nonce}")).ok();
+        let name = |kind: &str| ChannelName::parse(&format!("{kind}{NONCE_PREFIX}{nonce}")).ok();
         Some(Self { nonce: nonce.to_owned(), private: name("private-cache")?, presence: name("presence")? })
     }
 

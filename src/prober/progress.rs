@@ -2,7 +2,6 @@
 
 use tokio::sync::broadcast;
 
-use super::journey::{HopCallback, JourneyRoute};
 use crate::gate::Hop;
 use crate::protocol::Transport;
 
@@ -16,15 +15,30 @@ pub struct HopTick {
     pub transport: Transport,
     /// The pod that the journey runs through.
     pub pod: String,
-    /// The hop that has just passed.
+    /// The hop that the result is about.
     pub hop: Hop,
-    /// Its latency in ms, `None` where a later hop proved it, or what broke.
-    pub result: Result<Option<u64>, String>,
+    /// The result of the hop.
+    pub result: HopResult,
 }
 
-/// The callback that a journey calls at each passed hop.
-pub(super) fn progress_callback(ticks: broadcast::Sender<HopTick>, route: &JourneyRoute) -> HopCallback {
-    let (transport, pod) = (route.transport, route.entrance.name.clone());
+/// The result of one hop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HopResult {
+    /// It passed, after so many ms.
+    Passed(u64),
+    /// A later hop proved it.
+    Proven,
+    /// It cannot be tried, because the cluster has one pod.
+    NotApplicable,
+    /// It broke, for this cause.
+    Broken(String),
+}
+
+/// Called at every hop with its result.
+pub(super) type HopCallback = Box<dyn FnMut(Hop, HopResult) + Send>;
+
+/// The callback that a journey of `transport` through `pod` calls at each hop.
+pub(super) fn progress_callback(ticks: broadcast::Sender<HopTick>, transport: Transport, pod: String) -> HopCallback {
     Box::new(move |hop, result| {
         // Without a display nobody listens.
         let _ = ticks.send(HopTick { transport, pod: pod.clone(), hop, result });

@@ -1,13 +1,16 @@
-//! The webhook receiver: verifies for itself, and hands each event to the journey that waits for it.
+//! The webhook receiver: verifies for itself, and passes each event to the journey that waits for it.
+//!
+//! A webhook counts for a journey if the key and the secret of the journey's own cluster signed it. The address that
+//! posted it names the dispatcher.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::post;
 use tokio::net::TcpListener;
@@ -15,9 +18,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::ProbeApp;
+use super::nonce::nonce_of;
 use crate::process::heartbeat::Heartbeat;
+use crate::protocol::AppId;
 use crate::protocol::webhook::{self, WebhookBody, WebhookEvent};
-use crate::protocol::{AppId, AppKey};
 
 /// Largest body: a dispatcher sends 256 KiB.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -32,6 +36,8 @@ pub(super) struct ReceivedWebhook {
     pub event: WebhookEvent,
     /// Whether key, signature and form are right; the text says what is wrong.
     pub authentic: Result<(), String>,
+    /// The address that posted the webhook.
+    pub sender: IpAddr,
 }
 
 /// The receiver. Cheap to clone.
@@ -43,11 +49,19 @@ pub struct WebhookReceiver {
 
 #[derive(Default)]
 struct ReceiverState {
-    /// Apps whose signatures are accepted, by key.
-    apps: Mutex<HashMap<AppKey, ProbeApp>>,
+    /// The probe apps of the clusters under proof; without any, another replica leads.
+    apps: Mutex<BTreeSet<AppId>>,
     /// Journeys by the nonce in their channels' names.
-    claims: Mutex<HashMap<String, mpsc::Sender<ReceivedWebhook>>>,
+    claims: Mutex<HashMap<String, ClaimEntry>>,
     unclaimed: AtomicU64,
+}
+
+/// The journey that waits for the webhooks of a nonce.
+#[derive(Clone)]
+struct ClaimEntry {
+    /// The probe app of the journey's cluster: no other app's signature counts.
+    app: ProbeApp,
+    sender: mpsc::Sender<ReceivedWebhook>,
 }
 
 /// A journey's registration for webhooks, removed when dropped.
@@ -79,7 +93,9 @@ impl WebhookReceiver {
         tokio::spawn(async move {
             // Dropped with the task: a listener that ends is noticed.
             let _heartbeat = heartbeat;
-            let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+            let served = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+                .with_graceful_shutdown(shutdown.cancelled_owned())
+                .await;
             if let Err(error) = served {
                 tracing::error!(%error, "webhook receiver failed");
             }
@@ -93,22 +109,20 @@ impl WebhookReceiver {
         self.address
     }
 
-    /// Adds an app whose signature is accepted, one per cluster. Before the first app, senders get 503 and retry.
-    pub(super) fn accept_app(&self, app: ProbeApp) {
-        let mut apps = lock_state(&self.state.apps);
-        apps.retain(|_, known| known.id != app.id);
-        apps.insert(app.key.clone(), app);
+    /// Adds the probe app of a cluster. Before the first app, senders get 503 and retry.
+    pub(super) fn accept_app(&self, id: AppId) {
+        lock_state(&self.state.apps).insert(id);
     }
 
     /// Forgets an app, of a cluster that is gone.
     pub fn forget_app(&self, id: &AppId) {
-        lock_state(&self.state.apps).retain(|_, known| known.id != *id);
+        lock_state(&self.state.apps).remove(id);
     }
 
-    /// Waits for the events of a nonce. A nonce is claimed once.
-    pub(super) fn claim_webhooks(&self, nonce: &str) -> WebhookClaim {
+    /// Waits for the events of a nonce, signed by `app`. A nonce is claimed once.
+    pub(super) fn claim_webhooks(&self, nonce: &str, app: &ProbeApp) -> WebhookClaim {
         let (sender, events) = mpsc::channel(WEBHOOK_QUEUE_LEN);
-        lock_state(&self.state.claims).insert(nonce.to_owned(), sender);
+        lock_state(&self.state.claims).insert(nonce.to_owned(), ClaimEntry { app: app.clone(), sender });
         WebhookClaim { nonce: nonce.to_owned(), state: self.state.clone(), events }
     }
 
@@ -118,44 +132,50 @@ impl WebhookReceiver {
     }
 }
 
-async fn receive_webhook(State(desk): State<Arc<ReceiverState>>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    let key = headers.get(webhook::KEY_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let app = {
-        let apps = lock_state(&desk.apps);
-        if apps.is_empty() {
-            return StatusCode::SERVICE_UNAVAILABLE;
-        }
-        apps.get(&AppKey::from(key)).cloned()
-    };
-    let authentic = match &app {
-        Some(app) => authenticate_webhook(app, &headers, &body),
-        None => Err(format!("{} is `{key}`", webhook::KEY_HEADER)),
-    };
+async fn receive_webhook(
+    State(desk): State<Arc<ReceiverState>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
+    if lock_state(&desk.apps).is_empty() {
+        return StatusCode::SERVICE_UNAVAILABLE;
+    }
     let Ok(parsed) = serde_json::from_slice::<WebhookBody>(&body) else {
         desk.unclaimed.fetch_add(1, Ordering::Relaxed);
         return StatusCode::BAD_REQUEST;
     };
+    let sender = peer.ip().to_canonical();
+    // The events of one body are of one app, so that its signature is verified once.
+    let mut verified: Option<(AppId, Result<(), String>)> = None;
     for event in parsed.events {
-        let Some(waiting) = find_claim(&desk, &event) else {
+        let Some(claim) = find_claim(&desk, &event) else {
             desk.unclaimed.fetch_add(1, Ordering::Relaxed);
             continue;
         };
+        let authentic = match verified.take() {
+            Some((app, result)) if app == claim.app.id => result,
+            _ => authenticate_webhook(&claim.app, &headers, &body),
+        };
+        verified = Some((claim.app.id.clone(), authentic.clone()));
         // A journey that is over, or was flooded, needs no more; at-least-once delivery may repeat.
-        if waiting.try_send(ReceivedWebhook { event, authentic: authentic.clone() }).is_err() {
+        if claim.sender.try_send(ReceivedWebhook { event, authentic, sender }).is_err() {
             desk.unclaimed.fetch_add(1, Ordering::Relaxed);
         }
     }
     StatusCode::OK
 }
 
-fn find_claim(desk: &ReceiverState, event: &WebhookEvent) -> Option<mpsc::Sender<ReceivedWebhook>> {
-    let (_, nonce) = event.channel.as_str().split_once("-probe-")?;
-    lock_state(&desk.claims).get(nonce).cloned()
+fn find_claim(desk: &ReceiverState, event: &WebhookEvent) -> Option<ClaimEntry> {
+    lock_state(&desk.claims).get(nonce_of(&event.channel)?).cloned()
 }
 
 fn authenticate_webhook(app: &ProbeApp, headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind = text(header::CONTENT_TYPE.as_str());
+    let (key, kind) = (text(webhook::KEY_HEADER), text(header::CONTENT_TYPE.as_str()));
+    if key != app.key.as_str() {
+        return Err(format!("{} is `{key}`, which is not the key of this cluster's journeys", webhook::KEY_HEADER));
+    }
     if !webhook::verify_webhook(&app.secret, body, text(webhook::SIGNATURE_HEADER)) {
         return Err(format!("{} does not verify", webhook::SIGNATURE_HEADER));
     }
@@ -177,39 +197,74 @@ mod tests {
     use crate::process::heartbeat::Heartbeats;
     use crate::protocol::{Secret, signature};
 
-    async fn post(receiver: &WebhookReceiver, secret: &str, body: &str) -> u16 {
+    fn probe_app(id: &str, key: &str, secret: &str) -> ProbeApp {
+        ProbeApp { id: id.into(), key: key.into(), secret: Secret::new(secret) }
+    }
+
+    async fn post(receiver: &WebhookReceiver, (key, secret): (&str, &str), body: &str) -> u16 {
         crate::process::install_tls();
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
         let signature = signature::sign_message(&Secret::new(secret), body.as_bytes());
         let request = client
             .post(format!("http://{}/webhooks", receiver.address()))
             .header("content-type", "application/json")
-            .header(webhook::KEY_HEADER, "k")
+            .header(webhook::KEY_HEADER, key)
             .header(webhook::SIGNATURE_HEADER, signature)
             .body(body.to_owned());
         request.send().await.expect("an answer").status().as_u16()
     }
 
+    async fn next_event(claim: &mut WebhookClaim) -> ReceivedWebhook {
+        let next = tokio::time::timeout(Duration::from_secs(5), claim.events.recv());
+        next.await.expect("in time").expect("an event")
+    }
+
+    async fn start_receiver(shutdown: &CancellationToken) -> WebhookReceiver {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let heartbeat = Heartbeats::default().register("receiver", None, shutdown);
+        WebhookReceiver::start(listener, heartbeat, shutdown.clone()).expect("a receiver")
+    }
+
     #[tokio::test]
     async fn events_reach_the_journey_that_claimed_them_with_a_word_on_the_signature() {
         let shutdown = CancellationToken::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let heartbeat = Heartbeats::default().register("receiver", None, &shutdown);
-        let receiver = WebhookReceiver::start(listener, heartbeat, shutdown.clone()).expect("a receiver");
+        let receiver = start_receiver(&shutdown).await;
         let body = r#"{"time_ms":1,"events":[{"name":"channel_occupied","channel":"private-cache-probe-n1","id":"a"},
                        {"name":"channel_occupied","channel":"presence-probe-n2","id":"b"}]}"#;
-        assert_eq!(post(&receiver, "s", body).await, 503, "nobody knows yet whose webhooks these are");
-        receiver.accept_app(ProbeApp { id: "1".into(), key: "k".into(), secret: Secret::new("s") });
-        let mut claim = receiver.claim_webhooks("n1");
-        assert_eq!(post(&receiver, "s", body).await, 200);
-        assert_eq!(post(&receiver, "wrong", body).await, 200);
-        assert_eq!(post(&receiver, "s", "rubbish").await, 400);
-        let next = async || tokio::time::timeout(Duration::from_secs(5), claim.events.recv()).await;
-        let mut next = next;
-        assert_eq!(next().await.expect("in time").expect("an event").authentic, Ok(()));
-        let forged = next().await.expect("in time").expect("an event");
+        assert_eq!(post(&receiver, ("k", "s"), body).await, 503, "no cluster is under proof here yet");
+        receiver.accept_app("1".into());
+        let mut claim = receiver.claim_webhooks("n1", &probe_app("1", "k", "s"));
+        assert_eq!(post(&receiver, ("k", "s"), body).await, 200);
+        assert_eq!(post(&receiver, ("k", "wrong"), body).await, 200);
+        assert_eq!(post(&receiver, ("k", "s"), "rubbish").await, 400);
+        let good = next_event(&mut claim).await;
+        assert_eq!((good.authentic, good.sender), (Ok(()), IpAddr::from([127, 0, 0, 1])));
+        let forged = next_event(&mut claim).await;
         assert!(forged.authentic.is_err_and(|error| error.contains("does not verify")));
         assert_eq!(receiver.unclaimed_count(), 3, "two of another nonce and the rubbish");
+        shutdown.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_webhook_that_another_cluster_signed_is_not_authentic() {
+        let shutdown = CancellationToken::new();
+        let receiver = start_receiver(&shutdown).await;
+        let (ours, theirs) = (probe_app("1", "k1", "s1"), probe_app("2", "k2", "s2"));
+        receiver.accept_app(ours.id.clone());
+        receiver.accept_app(theirs.id.clone());
+        let mut claim = receiver.claim_webhooks("n1", &ours);
+        let mut other = receiver.claim_webhooks("n2", &theirs);
+        let body = r#"{"time_ms":1,"events":[{"name":"channel_occupied","channel":"presence-probe-n1","id":"a"},
+                       {"name":"channel_occupied","channel":"presence-probe-n2","id":"b"}]}"#;
+        for (key, secret, error) in
+            [("k2", "s2", "not the key of this cluster's journeys"), ("k1", "s2", "does not verify")]
+        {
+            assert_eq!(post(&receiver, (key, secret), body).await, 200);
+            let forged = next_event(&mut claim).await;
+            assert!(forged.authentic.clone().is_err_and(|told| told.contains(error)), "{key}: {forged:?}");
+            let authentic = next_event(&mut other).await.authentic;
+            assert_eq!(authentic.is_ok(), key == "k2", "each event is judged by its own journey's app");
+        }
         shutdown.cancel();
     }
 }

@@ -63,7 +63,8 @@ pub fn start(
     reports: ProberReports,
     shutdown: CancellationToken,
 ) -> Result<Prober, reqwest::Error> {
-    let http = reqwest::Client::builder().no_proxy().timeout(plan.policy.timeout).build()?;
+    // Each request has its own timeout: the plan's may change.
+    let http = reqwest::Client::builder().no_proxy().build()?;
     let mut evidence = Evidence::new(plan.policy, plan.fingerprint.clone());
     evidence.advance(clock::now_ms());
     match plan.proof {
@@ -76,7 +77,7 @@ pub fn start(
     let found_ms = found.map_or(0, |wait| clock::now_ms().saturating_add(wait));
     let verdict = evidence.verdict();
     let (plan, plans) = watch::channel(Arc::new(plan));
-    receiver.accept_app(plans.borrow().app.clone());
+    receiver.accept_app(plans.borrow().app.id.clone());
     let context = JourneyContext {
         plan: plans.borrow().clone(),
         receiver,
@@ -249,7 +250,7 @@ impl JourneySchedule {
             self.last_holders = None;
             self.began = Instant::now();
         }
-        self.context.receiver.accept_app(plan.app.clone());
+        self.context.receiver.accept_app(plan.app.id.clone());
         let context = JourneyContext { plan, ..(*self.context).clone() };
         self.context = Arc::new(context);
         self.paths.update(&self.context.plan.paths, Instant::now());
@@ -329,7 +330,13 @@ impl JourneySchedule {
             process_names(&self.context.plan).map(|pod| (pod.to_owned(), self.pod_report(pod))).collect();
         send_if_changed(&self.reports, standings);
         if self.warm {
-            send_if_changed(&self.verdicts, self.evidence.verdict());
+            let verdict = self.evidence.verdict();
+            // Whoever reads it gets the newest latencies; nobody is woken for them.
+            self.verdicts.send_if_modified(|known| {
+                let changed = !known.is_same_as(&verdict);
+                *known = verdict;
+                changed
+            });
         }
     }
 

@@ -1,8 +1,20 @@
 //! The errors of a rehearsal's start, each with the step that failed.
 
 use super::overrides::OverrideError;
+use crate::config::ServerKind;
 use crate::desired::{ManifestProblem, MissingReference};
 use crate::kinesis::KinesisError;
+
+/// A server that did not start, as its container's last line would say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartRefusal {
+    /// The server that did not start.
+    pub server: ServerKind,
+    /// The pod of the server.
+    pub pod: String,
+    /// The last line of its output.
+    pub line: String,
+}
 
 /// Errors that prevent a rehearsal from starting.
 #[derive(Debug, thiserror::Error)]

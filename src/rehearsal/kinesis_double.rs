@@ -1,7 +1,8 @@
 //! Kinesis in this process, with a region apart from another as in the real one.
 //!
 //! A call is signed for a region, and the stores of two regions know nothing of each other: a server with the wrong
-//! region finds no stream, as it would in the cloud.
+//! region finds no stream, as it would in the cloud. Each server has an identity of its own, by which faults of the
+//! account, such as a denied call, concern some servers only.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,30 +11,47 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header;
-use axum::response::Response;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use ferrokinesis::store::StoreOptions;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::faults::{Fault, FaultSwitches};
+use crate::config::ServerKind;
 use crate::kinesis::{AwsCredentials, KinesisClient, KinesisError, KinesisErrorClass, StreamSettings};
 use crate::protocol::StreamName;
 
 /// A stream's creation takes this long here; in the cloud it is some seconds.
 const STREAM_CREATE_DELAY_MS: u64 = 20;
 
+/// Largest request that is read to acknowledge it without storing it: `PutRecords` takes 5 MiB, in base64.
+const DISCARDED_REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Content type of answers in JSON, as Kinesis has it.
+const JSON_CONTENT_TYPE: &str = "application/x-amz-json-1.1";
+
+/// The account: a store per region, and what is wrong with it.
 #[derive(Clone, Default)]
-struct RegionStores(Arc<Mutex<HashMap<String, Router>>>);
+struct CloudAccount {
+    stores: Arc<Mutex<HashMap<String, Router>>>,
+    faults: FaultSwitches,
+}
 
 /// Kinesis, to be served or put behind something that watches or breaks it.
 pub fn kinesis_router() -> Router {
-    Router::new().fallback(route_by_region).with_state(RegionStores::default())
+    build_router(FaultSwitches::default())
 }
 
-/// Serves Kinesis on `listener` until the token ends it.
-pub fn serve(listener: TcpListener, shutdown: CancellationToken) -> tokio::task::JoinHandle<()> {
-    let router = kinesis_router();
+fn build_router(faults: FaultSwitches) -> Router {
+    Router::new().fallback(route_by_region).with_state(CloudAccount { faults, ..CloudAccount::default() })
+}
+
+/// Serves Kinesis on `listener`, with the faults that are on, until the token ends it.
+pub fn serve(listener: TcpListener, faults: FaultSwitches, shutdown: CancellationToken) -> tokio::task::JoinHandle<()> {
+    let router = build_router(faults);
     tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
         if let Err(error) = served {
@@ -42,11 +60,16 @@ pub fn serve(listener: TcpListener, shutdown: CancellationToken) -> tokio::task:
     })
 }
 
-async fn route_by_region(State(regions): State<RegionStores>, request: Request) -> Response {
-    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let region = authorization.and_then(region_of).unwrap_or("none").to_owned();
+async fn route_by_region(State(account): State<CloudAccount>, request: Request) -> Response {
+    let KinesisCall { region, by_fallbacks, operation } = KinesisCall::read(request.headers());
+    if let Some((code, message)) = find_refusal(&account.faults, &operation) {
+        return refuse_call(code, message);
+    }
+    if by_fallbacks && operation == "PutRecords" && account.faults.is_on(Fault::OldImage) {
+        return discard_records(request).await;
+    }
     let store = {
-        let mut stores = regions.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stores = account.stores.lock().unwrap_or_else(PoisonError::into_inner);
         stores.entry(region.clone()).or_insert_with(|| region_store(region)).clone()
     };
     store.oneshot(request).await.unwrap_or_else(|never: std::convert::Infallible| match never {})
@@ -63,20 +86,69 @@ fn region_store(region: String) -> Router {
     ferrokinesis::create_app(options).0
 }
 
-/// The region in `AWS4-HMAC-SHA256 Credential=KEY/DATE/REGION/kinesis/aws4_request, …`.
-fn region_of(authorization: &str) -> Option<&str> {
-    authorization.split("Credential=").nth(1)?.split('/').nth(2)
+/// The part of a request that its headers hold.
+struct KinesisCall {
+    region: String,
+    /// Whether the identity is that of the server of the fallbacks.
+    by_fallbacks: bool,
+    operation: String,
 }
 
-/// The client settings by which a process reaches this cloud.
+impl KinesisCall {
+    fn read(headers: &HeaderMap) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let authorization = text(header::AUTHORIZATION.as_str());
+        let caller = credential_part(authorization, 0).unwrap_or_default().parse();
+        Self {
+            region: credential_part(authorization, 2).unwrap_or("none").to_owned(),
+            by_fallbacks: caller.is_ok_and(|server: ServerKind| server.serves_as(ServerKind::Sockjs)),
+            operation: text("x-amz-target").rsplit('.').next().unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+/// The error by which the account refuses a call while a fault is on.
+fn find_refusal(faults: &FaultSwitches, operation: &str) -> Option<(&'static str, &'static str)> {
+    let puts = operation == "PutRecords";
+    if faults.is_on(Fault::StreamGone) {
+        return Some(("ResourceNotFoundException", "the stream does not exist"));
+    }
+    if puts && faults.is_on(Fault::PutDenied) {
+        return Some(("AccessDeniedException", "no policy allows the identity to perform kinesis:PutRecords"));
+    }
+    let throttled = puts && faults.is_on(Fault::Throttled);
+    throttled.then_some(("ProvisionedThroughputExceededException", "the rate of every shard is exceeded"))
+}
+
+fn refuse_call(code: &str, message: &str) -> Response {
+    let body = json!({ "__type": code, "message": message }).to_string();
+    (StatusCode::BAD_REQUEST, [(header::CONTENT_TYPE, JSON_CONTENT_TYPE)], body).into_response()
+}
+
+/// Acknowledges every record and stores none.
+async fn discard_records(request: Request) -> Response {
+    let body = axum::body::to_bytes(request.into_body(), DISCARDED_REQUEST_BYTES_MAX).await.unwrap_or_default();
+    let request: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let count = request["Records"].as_array().map_or(0, Vec::len);
+    let record = json!({ "SequenceNumber": "0", "ShardId": "shardId-000000000000" });
+    let answer = json!({ "FailedRecordCount": 0, "Records": vec![record; count] });
+    ([(header::CONTENT_TYPE, JSON_CONTENT_TYPE)], answer.to_string()).into_response()
+}
+
+/// A part of the credential in `AWS4-HMAC-SHA256 Credential=KEY/DATE/REGION/kinesis/aws4_request, …`.
+fn credential_part(authorization: &str, index: usize) -> Option<&str> {
+    authorization.split("Credential=").nth(1)?.split('/').nth(index)
+}
+
+/// The client settings by which a process reaches this cloud as `caller`.
 #[must_use]
-pub fn client_settings(address: SocketAddr, region: &str, stream: &StreamName) -> StreamSettings {
+pub fn client_settings(address: SocketAddr, caller: &str, region: &str, stream: &StreamName) -> StreamSettings {
     StreamSettings {
         stream: stream.clone(),
         region: region.to_owned(),
         endpoint: Some(format!("http://{address}")),
         credentials: AwsCredentials::Static {
-            access_key_id: "rehearsal".to_owned(),
+            access_key_id: caller.to_owned(),
             secret_access_key: "rehearsal".to_owned(),
         },
     }
@@ -109,10 +181,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_region_is_read_from_the_signature() {
+    fn caller_and_region_are_read_from_the_signature() {
         let text = "AWS4-HMAC-SHA256 Credential=AK/20260101/eu-west-1/kinesis/aws4_request, SignedHeaders=host";
-        assert_eq!(region_of(text), Some("eu-west-1"));
-        assert_eq!(region_of("Basic x"), None);
+        assert_eq!((credential_part(text, 0), credential_part(text, 2)), (Some("AK"), Some("eu-west-1")));
+        assert_eq!(credential_part("Basic x", 2), None);
     }
 
     #[tokio::test]
@@ -120,10 +192,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shutdown = CancellationToken::new();
-        let served = serve(listener, shutdown.clone());
+        let served = serve(listener, FaultSwitches::default(), shutdown.clone());
         let stream = StreamName::from("s");
-        let here = KinesisClient::connect(&client_settings(address, "eu-west-1", &stream)).await;
-        let there = KinesisClient::connect(&client_settings(address, "us-east-1", &stream)).await;
+        let here = KinesisClient::connect(&client_settings(address, "test", "eu-west-1", &stream)).await;
+        let there = KinesisClient::connect(&client_settings(address, "test", "us-east-1", &stream)).await;
         create_stream(&here, 2).await.expect("created");
         assert_eq!(here.list_shards().await.expect("shards").len(), 2);
         assert_eq!(there.describe_stream().await.expect_err("none").class, KinesisErrorClass::NotFound);

@@ -1,12 +1,15 @@
-//! The world outside: a receiver where every webhook ends whose endpoint is not on loopback.
+//! The customers' endpoints: a receiver for every one outside, and the way to one on loopback, which really gets its
+//! webhooks. Both are shown with the answer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,19 +18,29 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::protocol::registry::AppRegistry;
+use super::RehearsalError;
+use crate::protocol::registry::{App, AppRegistry};
 use crate::protocol::webhook;
+
+/// Longest for an endpoint's answer; the dispatcher gives up sooner.
+const FORWARD_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Queue length for a slow reader, which learns the number of webhooks that it missed.
 const DELIVERY_QUEUE_LEN: usize = 4096;
 
-/// A webhook that arrived, its signature verified.
+/// A webhook that was posted to an app's endpoint.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeliveredWebhook {
     /// The app of the endpoint.
     pub app: String,
     /// The endpoint's name within the app.
     pub endpoint: String,
+    /// The address of the endpoint.
+    pub url: String,
+    /// The answer's status; `None` without an answer.
+    pub status: Option<u16>,
+    /// The cause of a refusal or of a missing answer; empty otherwise.
+    pub error: String,
     /// The signed body, as sent.
     pub body: Value,
 }
@@ -39,17 +52,26 @@ struct OutsideTarget {
 
 struct CustomerEndpoints {
     registry: AppRegistry,
+    http: reqwest::Client,
     delivered: broadcast::Sender<DeliveredWebhook>,
 }
 
-/// Serves the world outside until the token ends it.
+/// The webhooks as they arrive, and the task that receives them.
+type ReceiverParts = (broadcast::Sender<DeliveredWebhook>, tokio::task::JoinHandle<()>);
+
+/// Serves the customers' endpoints until the token ends it.
+///
+/// # Errors
+/// No HTTP client can be made.
 pub fn serve(
     listener: TcpListener,
     registry: AppRegistry,
     shutdown: CancellationToken,
-) -> (broadcast::Sender<DeliveredWebhook>, tokio::task::JoinHandle<()>) {
+) -> Result<ReceiverParts, RehearsalError> {
     let (sender, _) = broadcast::channel(DELIVERY_QUEUE_LEN);
-    let outside = Arc::new(CustomerEndpoints { registry, delivered: sender.clone() });
+    let http = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+    let http = http.timeout(FORWARD_TIMEOUT).build().map_err(|error| RehearsalError::Http(error.to_string()))?;
+    let outside = Arc::new(CustomerEndpoints { registry, http, delivered: sender.clone() });
     let router = Router::new().route("/", post(receive_webhook)).with_state(outside);
     let task = tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
@@ -57,7 +79,7 @@ pub fn serve(
             tracing::error!(%error, "webhook receiver failed");
         }
     });
-    (sender, task)
+    Ok((sender, task))
 }
 
 async fn receive_webhook(
@@ -65,23 +87,74 @@ async fn receive_webhook(
     Query(to): Query<OutsideTarget>,
     headers: HeaderMap,
     body: Bytes,
-) -> StatusCode {
+) -> Response {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let (key, signature) = (text(webhook::KEY_HEADER), text(webhook::SIGNATURE_HEADER));
-    let Some(app) = outside.registry.by_key(key) else { return StatusCode::FORBIDDEN };
-    if !app.secret_for(key).is_some_and(|secret| webhook::verify_webhook(secret, &body, signature)) {
-        return StatusCode::FORBIDDEN;
-    }
-    let Ok(body) = serde_json::from_slice(&body) else { return StatusCode::BAD_REQUEST };
+    let Some(app) = outside.registry.by_key(key) else { return StatusCode::FORBIDDEN.into_response() };
+    let Ok(parsed) = serde_json::from_slice(&body) else { return StatusCode::BAD_REQUEST.into_response() };
+    let (response, status, error) = if to.url.parse().is_ok_and(|url: Url| is_loopback(&url)) {
+        forward_webhook(&outside.http, &to.url, &headers, body).await
+    } else {
+        judge_webhook(app, (key, signature), &body)
+    };
     let endpoint = app.webhooks.iter().find(|endpoint| endpoint.url == to.url);
     let delivered = DeliveredWebhook {
         app: app.id.to_string(),
         endpoint: endpoint.map(|endpoint| endpoint.name.clone()).unwrap_or_default(),
-        body,
+        url: to.url,
+        status,
+        error,
+        body: parsed,
     };
     // No reader is no error: a rehearsal that only asks for the verdict has none.
     let _ = outside.delivered.send(delivered);
-    StatusCode::OK
+    response
+}
+
+/// The answer of an endpoint outside: it accepts an authentic webhook.
+fn judge_webhook(app: &App, (key, signature): (&str, &str), body: &[u8]) -> (Response, Option<u16>, String) {
+    let authentic = app.secret_for(key).is_some_and(|secret| webhook::verify_webhook(secret, body, signature));
+    let (status, error) =
+        if authentic { (StatusCode::OK, "") } else { (StatusCode::FORBIDDEN, "the signature does not verify") };
+    (status.into_response(), Some(status.as_u16()), error.to_owned())
+}
+
+/// Posts a webhook to an endpoint on loopback, and returns its answer.
+async fn forward_webhook(
+    http: &reqwest::Client,
+    url: &str,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> (Response, Option<u16>, String) {
+    let hop_by_hop = [header::HOST, header::CONTENT_LENGTH, header::CONNECTION, header::TRANSFER_ENCODING];
+    let mut request = http.post(url).body(body);
+    for (name, value) in headers.iter().filter(|(name, _)| !hop_by_hop.contains(name)) {
+        request = request.header(name, value);
+    }
+    match request.send().await {
+        Ok(answer) => {
+            let (status, retry) = (answer.status(), answer.headers().get(header::RETRY_AFTER).cloned());
+            let mut response = status.into_response();
+            response.headers_mut().extend(retry.map(|value| (header::RETRY_AFTER, value)));
+            (response, Some(status.as_u16()), String::new())
+        }
+        Err(error) => {
+            let mut cause: &dyn std::error::Error = &error;
+            while let Some(source) = cause.source() {
+                cause = source;
+            }
+            (StatusCode::BAD_GATEWAY.into_response(), None, cause.to_string())
+        }
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
 }
 
 /// Route to the operator's receiver.
@@ -89,25 +162,17 @@ async fn receive_webhook(
 pub struct ReceiverRoute<'a> {
     /// `HOST:PORT` that dispatchers are configured with.
     pub host: &'a str,
-    /// Address at which the receiver listens here.
-    pub address: SocketAddr,
+    /// `HOST:PORT` at which the receiver listens here.
+    pub address: &'a str,
 }
 
-/// Routes `url` to the operator's receiver, to this receiver for outside hosts, or, on loopback, to itself.
+/// Routes `url` to the operator's receiver or to the customers' endpoints.
 #[must_use]
 pub fn route_url(url: &Url, receiver: ReceiverRoute<'_>, outside: SocketAddr) -> Option<Url> {
     let host = url.host_str()?;
     let port = url.port_or_known_default()?;
     if format!("{host}:{port}") == receiver.host {
         return Url::parse(&format!("http://{}{}", receiver.address, url.path())).ok();
-    }
-    let loopback = match url.host()? {
-        url::Host::Ipv4(address) => address.is_loopback(),
-        url::Host::Ipv6(address) => address.is_loopback(),
-        url::Host::Domain(name) => name == "localhost",
-    };
-    if loopback {
-        return None;
     }
     let mut target = Url::parse(&format!("http://{outside}/")).ok()?;
     target.query_pairs_mut().append_pair("url", url.as_str());
@@ -119,16 +184,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_loopback_is_really_reached() {
-        let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    fn an_endpoint_is_reached_by_its_own_address_on_loopback_alone() {
+        let outside = SocketAddr::from(([127, 0, 0, 1], 2));
         let go = |url: &str| {
             let url = Url::parse(url).expect("an address");
-            route_url(&url, ReceiverRoute { host: "receiver.svc:8090", address: address(1) }, address(2))
-                .map(String::from)
+            let receiver = ReceiverRoute { host: "receiver.svc:8090", address: "127.0.0.1:1" };
+            (route_url(&url, receiver, outside).map(String::from), is_loopback(&url))
         };
-        assert_eq!(go("http://receiver.svc:8090/webhooks").as_deref(), Some("http://127.0.0.1:1/webhooks"));
-        assert_eq!(go("https://a.example/x").as_deref(), Some("http://127.0.0.1:2/?url=https%3A%2F%2Fa.example%2Fx"));
-        assert_eq!(go("http://127.0.0.1:9/hook"), None);
-        assert_eq!(go("http://localhost:9/hook"), None);
+        let through = |url: &str| Some(format!("http://127.0.0.1:2/?url={url}"));
+        for (url, expected, loopback) in [
+            ("http://receiver.svc:8090/webhooks", Some("http://127.0.0.1:1/webhooks".to_owned()), false),
+            ("https://a.example/x", through("https%3A%2F%2Fa.example%2Fx"), false),
+            ("http://127.0.0.1:9/hook", through("http%3A%2F%2F127.0.0.1%3A9%2Fhook"), true),
+            ("http://localhost:9/hook", through("http%3A%2F%2Flocalhost%3A9%2Fhook"), true),
+        ] {
+            assert_eq!(go(url), (expected, loopback), "{url}");
+        }
     }
 }

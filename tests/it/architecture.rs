@@ -64,7 +64,7 @@ const CLIENTS: &[Client] = &[
     (&["aws_smithy_http_client"], &["kinesis"]),
     (&["kube::Client", "kube::client::Client"], &["kubernetes", "operator", "cli"]),
     (&["kube::Api", "kube::api::Api"], &["kubernetes", "operator", "cli"]),
-    (&["reqwest"], &["dispatcher", "prober"]),
+    (&["reqwest"], &["dispatcher", "prober", "rehearsal"]),
     (
         &[
             "tokio_tungstenite::client_async",

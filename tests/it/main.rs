@@ -8,6 +8,7 @@ mod cli;
 mod dispatcher;
 #[cfg(feature = "rehearsal")]
 mod edge;
+mod faults;
 mod fuzz;
 mod generated;
 mod golden;

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use tokio::sync::broadcast;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::report::RehearsalReport;
@@ -16,7 +17,7 @@ use super::{BAD_INPUT_EXIT_CODE, files};
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::gate::{GatePhase, Verdict};
 use crate::process::{signal, telemetry};
-use crate::rehearsal::{DeliveredWebhook, ManifestOverride, RehearsalError, RehearsalOptions, RunningRehearsal};
+use crate::rehearsal::{DeliveredWebhook, Fault, ManifestOverride, RehearsalError, RehearsalOptions, RunningRehearsal};
 
 /// The exit code of a cluster that did not become Ready.
 const REFUSED_EXIT_CODE: u8 = 1;
@@ -24,12 +25,15 @@ const REFUSED_EXIT_CODE: u8 = 1;
 /// The exit code of a run that a signal ended before the verdict.
 const INTERRUPTED_EXIT_CODE: u8 = 130;
 
+/// Interval at which the page gets newer latencies.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Run a whole cluster in this process and see whether it would become Ready.
 ///
 /// Edges, dispatcher, an in-process Kinesis and the journeys of the gate are started from exactly what `realtime render`
 /// prints. The cluster is Ready once a client's events have arrived over every transport, as signed webhooks of every
-/// kind; then it goes on serving, with a page to try it, until Ctrl-C. Exit codes: 0 became Ready, 1 refused, 2 bad
-/// input.
+/// kind. Ready or refused, it goes on serving until Ctrl-C, with a page that shows every hop, a client to try, and faults
+/// to switch on and off. Exit codes: 0 became Ready, 1 refused, 2 bad input.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Files with one RealtimeCluster and its RealtimeApps; `-` is standard input
@@ -41,6 +45,9 @@ pub struct Arguments {
     /// server's copy of the registry (`probe` is the app of the journeys)
     #[arg(long = "edit", value_name = "SERVER:NAME=VALUE")]
     edits: Vec<ManifestOverride>,
+    /// Switch a fault on at the start; the page, and `POST /faults/NAME` with `on` or `off` at its address, switch it later
+    #[arg(long = "fault", value_name = "NAME", value_parser = fault_parser())]
+    faults: Vec<Fault>,
     /// Print the verdict and stop
     #[arg(long)]
     once: bool,
@@ -72,6 +79,12 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
         _ => Err(format!("`{text}` has an unknown unit: write 60s or 2m")),
     }
+}
+
+/// Parses the name of a fault; the long help has a line on each.
+fn fault_parser() -> impl TypedValueParser<Value = Fault> {
+    let names = Fault::ALL.map(|fault| PossibleValue::new(fault.name()).help(fault.help()));
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<Fault>())
 }
 
 /// Runs `realtime rehearse` and returns its exit code.
@@ -115,20 +128,23 @@ pub async fn run(arguments: Arguments) -> u8 {
             };
         }
     };
-    let delivered = rehearsal.delivered.subscribe();
+    for fault in arguments.faults {
+        if let Err(error) = rehearsal.faults.switch(fault, true).await {
+            rehearsal.stop().await;
+            return report_bad_input(&[format!("--fault {fault}: {error}")]);
+        }
+    }
+    // Before the verdict: a client may already be connected.
+    let mut delivered = rehearsal.delivered.subscribe();
     screen.show_started(&rehearsal);
     let code = tokio::select! {
         report = await_verdict(&mut rehearsal, &mut screen, began, arguments.timeout) => {
-            let _ = rehearsal.shown.send(Some(report.to_json()));
+            rehearsal.shown.send_replace(Some(report.to_json()));
             screen.show_verdict(&report, &rehearsal);
-            if !report.ready {
-                REFUSED_EXIT_CODE
-            } else if arguments.once {
-                0
-            } else {
-                serve(&mut rehearsal, &mut screen, delivered, began, &shutdown).await;
-                0
+            if !arguments.once {
+                serve(&mut rehearsal, &mut screen, &mut delivered, (report.ready, began), &shutdown).await;
             }
+            if report.ready { 0 } else { REFUSED_EXIT_CODE }
         }
         () = shutdown.cancelled() => INTERRUPTED_EXIT_CODE,
     };
@@ -195,37 +211,58 @@ async fn await_verdict(
     }
 }
 
-/// Goes on serving until the token: prints webhooks, and the verdict whenever it changes.
+/// Goes on serving until the token: prints webhooks, switched faults, and the verdict whenever it changes.
 async fn serve(
     rehearsal: &mut RunningRehearsal,
     screen: &mut ProgressScreen,
-    mut delivered: broadcast::Receiver<DeliveredWebhook>,
-    began: Instant,
+    delivered: &mut broadcast::Receiver<DeliveredWebhook>,
+    (ready, began): (bool, Instant),
     shutdown: &CancellationToken,
 ) {
-    let Some(prober) = rehearsal.prober.as_mut() else { return };
-    let mut ready = true;
+    let mut faults = rehearsal.faults.subscribe();
+    let mut verdicts = rehearsal.prober.as_ref().map(|prober| prober.verdicts.clone());
+    let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
+    let (mut known, mut active) = (None, rehearsal.faults.active());
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             webhook = delivered.recv() => match webhook {
-                Ok(webhook) => screen.show_webhook(&webhook),
-                Err(broadcast::error::RecvError::Lagged(missed)) => screen.show_missed(missed),
+                Ok(webhook) => {
+                    screen.show_webhook(&webhook);
+                    continue;
+                }
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    screen.show_missed(missed);
+                    continue;
+                }
                 Err(broadcast::error::RecvError::Closed) => return,
             },
-            changed = prober.verdicts.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                let report = RehearsalReport::new(&prober.verdicts.borrow_and_update(), began.elapsed());
-                let _ = rehearsal.shown.send(Some(report.to_json()));
-                if report.ready != ready {
-                    ready = report.ready;
-                    screen.show_change(&report);
-                }
+            Ok(()) = faults.changed() => {
+                let now = faults.borrow_and_update().clone();
+                now.symmetric_difference(&active).for_each(|fault| screen.show_fault(*fault, now.contains(fault)));
+                active = now;
             }
+            Some(()) = next_change(&mut verdicts) => {}
+            _ = refresh.tick() => {}
         }
+        let Some(verdicts) = &verdicts else { continue };
+        let report = RehearsalReport::new(&verdicts.borrow(), began.elapsed());
+        let (was_ready, reason) = known.clone().unwrap_or((ready, report.reason.clone()));
+        if was_ready != report.ready || reason != report.reason {
+            screen.show_change(&report);
+        }
+        known = Some((report.ready, report.reason.clone()));
+        rehearsal.shown.send_replace(Some(report.to_json()));
     }
+}
+
+/// Waits for another verdict; `None` when there will be none.
+async fn next_change(verdicts: &mut Option<watch::Receiver<Verdict>>) -> Option<()> {
+    let changed = verdicts.as_mut()?.changed().await;
+    if changed.is_err() {
+        *verdicts = None;
+    }
+    changed.ok()
 }
 
 #[cfg(test)]

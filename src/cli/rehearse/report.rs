@@ -40,6 +40,8 @@ pub struct TransportReport {
     pub state: TransportState,
     /// The first hop that is broken; empty when none is.
     pub hop: &'static str,
+    /// Hops that do not apply, because the cluster has one pod.
+    pub not_applicable: Vec<&'static str>,
     /// Median of each hop in ms.
     pub latency_ms: BTreeMap<Hop, u64>,
 }
@@ -60,6 +62,7 @@ impl RehearsalReport {
                     server: transport.server.name(),
                     state: transport.state,
                     hop: transport.hop.map_or("", Hop::name),
+                    not_applicable: transport.not_applicable.iter().map(|hop| hop.name()).collect(),
                     latency_ms: transport.latency_ms.clone(),
                 })
                 .collect(),
@@ -101,6 +104,7 @@ impl RehearsalReport {
             server: transport.server_kind().name(),
             state: TransportState::Unknown,
             hop: "",
+            not_applicable: vec![],
             latency_ms: BTreeMap::new(),
         };
         let transports = transports.iter().map(untried).collect();

@@ -11,9 +11,9 @@ use super::super::{files::InputManifests, print};
 use super::report::RehearsalReport;
 use crate::api::cluster::TransportState;
 use crate::gate::Hop;
-use crate::prober::HopTick;
+use crate::prober::{HopResult, HopTick};
 use crate::protocol::Transport;
-use crate::rehearsal::{DeliveredWebhook, ManifestOverride, RunningRehearsal, host_port};
+use crate::rehearsal::{DeliveredWebhook, Fault, ManifestOverride, RunningRehearsal, host_port};
 
 /// The output of one run.
 pub struct ProgressScreen {
@@ -79,12 +79,16 @@ impl ProgressScreen {
     pub fn show_hop(&mut self, tick: &HopTick) {
         let seen = self.shown.entry(tick.transport).or_default();
         match &tick.result {
-            Ok(latency_ms) => {
+            HopResult::Passed(_) | HopResult::Proven | HopResult::NotApplicable => {
                 if self.json || seen.contains(&tick.hop) {
                     return;
                 }
                 seen.push(tick.hop);
-                let latency = latency_ms.map_or_else(|| "proven".to_owned(), |ms| format!("{ms} ms"));
+                let latency = match &tick.result {
+                    HopResult::Passed(ms) => format!("{ms} ms"),
+                    HopResult::NotApplicable => "n/a".to_owned(),
+                    _ => "proven".to_owned(),
+                };
                 let passed = format!("{:<21} {:<12} {latency:>8}  {}", tick.transport, tick.hop.name(), tick.pod);
                 let of = Hop::ALL.len();
                 let ticks = format!("{:·<of$} {:>2}/{of} {}", "✓".repeat(seen.len()), seen.len(), tick.hop);
@@ -97,10 +101,10 @@ impl ProgressScreen {
                     None => self.print_line(&format!("  {passed}")),
                 }
             }
-            Err(detail) if !self.json => {
+            HopResult::Broken(detail) if !self.json => {
                 self.print_line(&format!("  {:<21} {:<12} ✗ {}: {detail}", tick.transport, tick.hop.name(), tick.pod));
             }
-            Err(_) => {}
+            HopResult::Broken(_) => {}
         }
     }
 
@@ -134,7 +138,7 @@ impl ProgressScreen {
         let seconds = f64::from(u32::try_from(report.elapsed_ms).unwrap_or(u32::MAX)) / 1000.0;
         let word = if report.ready { "Ready" } else { "Refused" };
         self.print_line(&format!("{word} after {seconds:.1} s ({}): {}", report.reason, report.message));
-        if report.ready && !self.once {
+        if !self.once {
             self.print_line(&describe_addresses(rehearsal));
         }
     }
@@ -144,8 +148,18 @@ impl ProgressScreen {
         if self.json {
             print_json_line("verdict", report.to_json());
         } else {
-            let word = if report.ready { "Ready again" } else { "No longer Ready" };
+            let word = if report.ready { "Ready" } else { "Not Ready" };
             self.print_line(&format!("{word} ({}): {}", report.reason, report.message));
+        }
+    }
+
+    /// Shows a fault that was switched.
+    pub fn show_fault(&mut self, fault: Fault, on: bool) {
+        if self.json {
+            print_json_line("fault", json!({ "name": fault.name(), "on": on }));
+        } else {
+            let (word, end) = if on { ("on", fault.help()) } else { ("off", "mended") };
+            self.print_line(&format!("fault {fault} is {word}: {end}"));
         }
     }
 
@@ -157,8 +171,14 @@ impl ProgressScreen {
         }
         for event in webhook.body["events"].as_array().into_iter().flatten() {
             let text = |name: &str| event[name].as_str().unwrap_or_default();
-            let mut line =
-                format!("webhook → {}/{}  {:<17} {}", webhook.app, webhook.endpoint, text("name"), text("channel"));
+            let answer = webhook.status.map_or_else(|| webhook.error.clone(), |status| status.to_string());
+            let mut line = format!(
+                "webhook → {}/{}  {answer}  {:<17} {}",
+                webhook.app,
+                webhook.endpoint,
+                text("name"),
+                text("channel")
+            );
             for field in ["user_id", "event", "data"] {
                 if !text(field).is_empty() {
                     // Writing to a String cannot fail.
@@ -243,6 +263,6 @@ fn describe_addresses(rehearsal: &RunningRehearsal) -> String {
     for (id, key, secret) in &serving.apps {
         row(&format!("app {id}"), format!("key {key}  secret {secret}"));
     }
-    text.push_str("\nWebhooks are printed as they arrive. Ctrl-C stops.\n");
+    text.push_str("\nWebhooks are printed as they arrive. Faults are switched on the page. Ctrl-C stops.\n");
     text
 }

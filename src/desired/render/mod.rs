@@ -179,8 +179,6 @@ fn render_service(cluster: &ValidCluster, asked: ServerKind, server: ServerKind)
         metadata: child_metadata(cluster, child_name(cluster, asked.name()), server.name()),
         spec: Some(ServiceSpec {
             selector: Some(pod_selector(cluster, server.name())),
-            // Any pod accepts any request of an HTTP session; affinity saves the relay to the pod that owns the session.
-            session_affinity: (asked == ServerKind::Sockjs).then(|| "ClientIP".to_owned()),
             ports: Some(vec![ServicePort {
                 name: Some("public".to_owned()),
                 port: 80,

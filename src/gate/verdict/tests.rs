@@ -49,6 +49,7 @@ fn journey(transport: Transport, at: u64, outcome: JourneyOutcome) -> Journey {
         started_ms: at * ROUND_MS,
         ended_ms: at * ROUND_MS + 500,
         latency_ms: BTreeMap::from([(Hop::Delivery, at)]),
+        fan_out_tried: true,
         outcome,
     }
 }
@@ -521,6 +522,64 @@ fn another_policy_is_in_force_at_once() {
     assert!(!evidence.verdict().ready);
     evidence.set_policy(GatePolicy { open_after: 1, ..GatePolicy::default() });
     assert!(evidence.verdict().ready);
+}
+
+#[test]
+fn an_outage_changes_the_verdict_once_and_not_at_each_journey() {
+    let mut evidence = evidence();
+    rounds(&mut evidence, 0, 2);
+    assert!(evidence.verdict().ready);
+    let stuck = |at: u64| {
+        JourneyOutcome::Ambiguous(HopFailure {
+            hop: Hop::Dispatch,
+            reason: Reason::DispatcherStuck,
+            detail: format!("the event of eu-sockjs-0 is in shardId-{:012}, which no dispatcher holds", at % 4),
+        })
+    };
+    let (mut last, mut changes) = (evidence.verdict(), Vec::new());
+    for at in 2..40 {
+        for (n, transport) in (0..).zip(SERVED) {
+            let (started_ms, latency_ms) = (at * ROUND_MS + n, BTreeMap::from([(Hop::Connect, at * 7 + n)]));
+            evidence.add_journey(&Journey { started_ms, latency_ms, ..journey(transport, at, stuck(at)) });
+            evidence.advance(at * ROUND_MS + 500);
+            let verdict = evidence.verdict();
+            if !verdict.is_same_as(&last) {
+                changes.push((at, verdict.message.clone()));
+            }
+            last = verdict;
+        }
+    }
+    assert!(!last.ready && last.reason == Reason::DispatcherStuck, "{last:?}");
+    // One transport after the other is confirmed to fail by three rounds; nothing is new in the 35 rounds after.
+    assert!(changes.iter().all(|(at, _)| *at <= 4), "{changes:#?}");
+    assert!(last.transports[0].latency_ms[&Hop::Connect] > 20 * 7, "the latencies are new still: {last:?}");
+}
+
+#[test]
+fn a_pass_without_the_fan_out_proves_a_pod_and_opens_only_a_cluster_of_one_pod() {
+    let alone = |at, n, transport| Journey { fan_out_tried: false, ..pass_in_round(transport, at, n) };
+    let mut evidence = evidence();
+    let add_rounds = |evidence: &mut Evidence| {
+        for (at, (n, transport)) in (0..3).flat_map(|at| (0..).zip(SERVED).map(move |found| (at, found))) {
+            evidence.add_journey(&alone(at, n, transport));
+        }
+    };
+    add_rounds(&mut evidence);
+    assert!(evidence.process_proof("eu-sockjs-0").proven);
+    let verdict = evidence.verdict();
+    assert!(!verdict.ready && verdict.passed_ms.is_none(), "{verdict:?}");
+    assert_eq!(verdict.transports[0].not_applicable, [Hop::FanOut]);
+
+    let mut targets = test_targets();
+    targets.pods = [("eu-websocket-0".to_owned(), SERVED.into())].into();
+    let mut single = self::evidence();
+    single.set_targets(targets);
+    for at in 0..3 {
+        for (n, transport) in (0..).zip(SERVED) {
+            single.add_journey(&Journey { entrance: "eu-websocket-0".to_owned(), ..alone(at, n, transport) });
+        }
+    }
+    assert!(single.verdict().ready, "{:?}", single.verdict());
 }
 
 /// One fact of a generated history.

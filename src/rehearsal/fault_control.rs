@@ -1,0 +1,202 @@
+//! Switches faults while a rehearsal runs: one at a time, from the command line, the page or a test.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::error::{RehearsalError, StartRefusal};
+use super::faults::{Fault, FaultSwitches};
+use super::overrides::{ManifestOverride, overridden_registry};
+use super::pods::{EdgeAddresses, PodSet};
+use crate::config::ServerKind;
+use crate::prober::{FormerApps, ProbePlan};
+use crate::protocol::registry::AppRegistry;
+use crate::protocol::{AppId, Secret};
+
+/// Requests that wait for their turn.
+const REQUEST_QUEUE_LEN: usize = 16;
+
+/// Why a fault is not switched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SwitchError {
+    /// The fault is about a customer's app, and the files hold none.
+    #[error("the files hold no RealtimeApp, whose registry entry the fault changes: add one")]
+    NoApp,
+    /// No journey runs, because a server refused to start.
+    #[error("a server refuses to start, so that no journey runs: correct the manifest and start again")]
+    NoJourneys,
+    /// A pod did not start again.
+    #[error("{0}")]
+    Refused(String),
+    /// The rehearsal has ended.
+    #[error("the rehearsal has ended: start it again")]
+    Ended,
+}
+
+/// A request to switch a fault.
+struct SwitchRequest {
+    fault: Fault,
+    on: bool,
+    done: oneshot::Sender<Result<(), SwitchError>>,
+}
+
+/// The handle by which faults are switched. Cheap to clone.
+#[derive(Clone)]
+pub struct FaultControl {
+    requests: mpsc::Sender<SwitchRequest>,
+    switches: FaultSwitches,
+}
+
+impl FaultControl {
+    /// Switches a fault, and waits until the processes or doubles concerned have changed.
+    ///
+    /// # Errors
+    /// It cannot be switched in this rehearsal.
+    pub async fn switch(&self, fault: Fault, on: bool) -> Result<(), SwitchError> {
+        let (done, result) = oneshot::channel();
+        self.requests.send(SwitchRequest { fault, on, done }).await.map_err(|_| SwitchError::Ended)?;
+        result.await.unwrap_or(Err(SwitchError::Ended))
+    }
+
+    /// The faults that are on.
+    #[must_use]
+    pub fn active(&self) -> BTreeSet<Fault> {
+        self.switches.active()
+    }
+
+    /// Follows the faults that are on.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<BTreeSet<Fault>> {
+        self.switches.subscribe()
+    }
+}
+
+/// Owns the pods, and changes them as faults are switched.
+pub(super) struct FaultSwitcher {
+    pub pods: PodSet,
+    pub edits: Vec<ManifestOverride>,
+    pub switches: FaultSwitches,
+    /// The plan of the journeys; `None` when none run.
+    pub plan: Option<watch::Sender<Arc<ProbePlan>>>,
+    /// The edges' addresses, as the page shows them.
+    pub addresses: watch::Sender<EdgeAddresses>,
+    /// Number of changes of the first app; the dispatchers' copy may be one behind.
+    pub app_changes: u32,
+}
+
+impl FaultSwitcher {
+    /// Starts the task that switches. It ends with the token, and then waits for the pods.
+    pub fn start(self, shutdown: CancellationToken) -> (FaultControl, JoinHandle<()>) {
+        let (requests, mut received) = mpsc::channel::<SwitchRequest>(REQUEST_QUEUE_LEN);
+        let control = FaultControl { requests, switches: self.switches.clone() };
+        let task = tokio::spawn(async move {
+            let mut switcher = self;
+            loop {
+                let request = tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    request = received.recv() => request,
+                };
+                let Some(SwitchRequest { fault, on, done }) = request else {
+                    shutdown.cancelled().await;
+                    break;
+                };
+                // The asking side may have gone.
+                let _ = done.send(Box::pin(switcher.switch(fault, on)).await);
+            }
+            switcher.pods.wait_stopped().await;
+        });
+        (control, task)
+    }
+
+    async fn switch(&mut self, fault: Fault, on: bool) -> Result<(), SwitchError> {
+        let Some(plan) = self.plan.clone() else { return Err(SwitchError::NoJourneys) };
+        if self.switches.is_on(fault) == on {
+            return Ok(());
+        }
+        if fault.changes_registry() && self.first_app().is_none() {
+            return Err(SwitchError::NoApp);
+        }
+        tracing::info!(%fault, on, "fault switched");
+        let former = self.current_registry().map(|registry| self.digest_apps(&registry));
+        self.app_changes += u32::from(fault == Fault::StaleRegistry && on);
+        self.switches.set(fault, on);
+        let failed = |error: &dyn std::fmt::Display| SwitchError::Refused(error.to_string());
+        let mut refusal = None;
+        if let Some(server) = fault.restarts() {
+            let restarted = self.pods.restart(server).await.map_err(|error| failed(&error))?;
+            refusal = restarted.err();
+        }
+        if fault.changes_registry() {
+            self.mount_registries().map_err(|error| failed(&error))?;
+        }
+        let registry = self.current_registry();
+        plan.send_modify(|plan| {
+            let stale = self.switches.is_on(Fault::StaleRegistry);
+            let former_apps = match (&plan.former_apps, former) {
+                (Some(known), _) if stale => Some(known.clone()),
+                (None, Some(digests)) if stale => Some(FormerApps { digests, learning: false }),
+                _ => None,
+            };
+            let app_digests = registry.map_or_else(|| plan.app_digests.clone(), |registry| self.digest_apps(&registry));
+            let (edges, dispatchers) = (self.pods.edges(), self.pods.dispatchers());
+            *plan = Arc::new(ProbePlan { edges, dispatchers, app_digests, former_apps, ..(**plan).clone() });
+        });
+        self.addresses.send_replace(EdgeAddresses::of_edges(&self.pods.edges()));
+        match refusal {
+            Some(StartRefusal { server, pod, line }) => {
+                Err(SwitchError::Refused(format!("{server}: {pod} refuses to start: {line}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The first app of a customer.
+    fn first_app(&self) -> Option<AppId> {
+        let cluster = &self.pods.environment().cluster;
+        cluster.registry.apps().map(|app| app.id.clone()).find(|id| *id != cluster.probe.id)
+    }
+
+    /// The registry as the operator would push it now.
+    fn current_registry(&self) -> Option<AppRegistry> {
+        let first = self.first_app()?;
+        let apps = self.pods.environment().cluster.registry.apps().cloned().map(|mut app| {
+            if app.id == first {
+                app.limits.client_events_per_second += self.app_changes;
+            }
+            app
+        });
+        Some(AppRegistry::new(apps))
+    }
+
+    fn digest_apps(&self, registry: &AppRegistry) -> BTreeMap<AppId, String> {
+        registry.app_digests(self.pods.environment().cluster.admin_token.expose())
+    }
+
+    /// Writes each server's copy of the registry.
+    fn mount_registries(&self) -> Result<(), RehearsalError> {
+        let Some(first) = self.first_app() else { return Ok(()) };
+        let cluster = &self.pods.environment().cluster;
+        for server in cluster.servers.iter().map(|server| server.kind) {
+            let behind = server == ServerKind::Dispatcher && self.switches.is_on(Fault::StaleRegistry);
+            let wrong = server == ServerKind::Dispatcher && self.switches.is_on(Fault::AppSecret);
+            let apps: Vec<_> = overridden_registry(cluster, server, &self.edits)?
+                .apps()
+                .cloned()
+                .map(|mut app| {
+                    if app.id == first {
+                        app.limits.client_events_per_second += self.app_changes - u32::from(behind);
+                        for credential in app.credentials.iter_mut().filter(|_| wrong) {
+                            credential.secret = Secret::new("another secret");
+                        }
+                    }
+                    app
+                })
+                .collect();
+            self.pods.mount_registry(server, &AppRegistry::new(apps))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! Faults that are switched on and off in one life of a rehearsal: each is refused with its reason, mended, refused again
+//! and mended again.
+//!
+//! `fast` runs the rows that one journey decides; `./test rehearsal-faults` runs all.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use realtime_operator::api::Reason;
+use realtime_operator::desired::Manifests;
+use realtime_operator::gate::Verdict;
+use realtime_operator::rehearsal::{Fault, RehearsalOptions, RunningRehearsal, SwitchError};
+
+/// A cluster with a gate that is quick to judge, and a dispatcher that soon tries again.
+const MANIFEST: &str = concat!(
+    include_str!("../fixtures/minimal-cluster.yaml"),
+    "  websocket: { replicas: 1 }
+  sockjs: { replicas: 1 }
+  webhooks: { dispatcher: { replicas: 1, maxBackoffSeconds: 1 }, stream: { mode: Provisioned, shards: 1 } }
+  gate: { intervalSeconds: 1, timeoutSeconds: 4, openAfter: 1 }
+"
+);
+
+const APP: &str = "---
+apiVersion: realtime-operator.dev/v1alpha1
+kind: RealtimeApp
+metadata: { name: shop, namespace: channels }
+spec: { appID: '1001', clientEvents: Enabled, webhooks: [{ name: orders, url: 'https://shop.example.com/hook' }] }
+";
+
+/// Clusters that run at once on a machine with two cores.
+const CONCURRENT_CLUSTERS: usize = 4;
+
+/// Longest for a change of the verdict: an ambiguous failure is confirmed over 20 s.
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// The fault, its reason, and a part of its message.
+type Row = (Fault, Reason, &'static str);
+
+/// Rows that one journey or one look at the pods decides.
+const QUICK_ROWS: [Row; 3] = [
+    (Fault::PutDenied, Reason::RecordRefused, "AccessDeniedException"),
+    (Fault::AppSecret, Reason::AppsInconsistent, "app 1001 differs"),
+    (Fault::WrongStream, Reason::ConfigurationDrift, "REALTIME_STREAM_NAME differs"),
+];
+
+const OTHER_ROWS: [Row; 11] = [
+    (Fault::WebhooksOff, Reason::ConfigurationDrift, "REALTIME_WEBHOOKS differs: want kinesis, pod runs off"),
+    (Fault::WrongRegion, Reason::ConfigurationDrift, "AWS_REGION differs: want eu-west-1, pod runs us-east-1"),
+    (Fault::StreamGone, Reason::StreamMissing, "the stream does not exist"),
+    (Fault::DispatcherStream, Reason::ConfigurationDrift, "REALTIME_STREAM_NAME differs"),
+    (Fault::ReceiverUnresolved, Reason::WebhookMissing, "no webhook arrived"),
+    (Fault::StaleRegistry, Reason::AppsStale, "the registry is the former one"),
+    (Fault::BusUnreachable, Reason::FanoutBroken, "sockjs/"),
+    (Fault::ForeignBus, Reason::FanoutBroken, "another pod does not see the member"),
+    (Fault::OldImage, Reason::RecordMissing, "record reached stream"),
+    (Fault::ReceiverUnreachable, Reason::WebhookMissing, "no webhook arrived"),
+    (Fault::Throttled, Reason::RecordRefused, "ProvisionedThroughputExceededException"),
+];
+
+async fn start(manifest: &str) -> RunningRehearsal {
+    let mut manifests = Manifests::default();
+    manifests.add_file("eu.yaml", manifest).expect("a manifest");
+    let (_, cluster) = manifests.clusters.remove(0);
+    let options = RehearsalOptions {
+        cluster,
+        apps: manifests.apps.into_iter().map(|(_, app)| app).collect(),
+        secrets: BTreeMap::new(),
+        edits: vec![],
+        page_port: None,
+        interposers: BTreeMap::new(),
+    };
+    RunningRehearsal::start(options).await.expect("a rehearsal")
+}
+
+async fn wait_for(rehearsal: &mut RunningRehearsal, step: &str, enough: impl Fn(&Verdict) -> bool) -> Verdict {
+    let verdicts = &mut rehearsal.prober.as_mut().expect("journeys").verdicts;
+    let waited = tokio::time::timeout(VERDICT_TIMEOUT, verdicts.wait_for(|verdict| enough(verdict))).await;
+    let found = waited.map(|found| found.expect("journeys go on").clone());
+    assert!(found.is_ok(), "{step}: {:?}", verdicts.borrow());
+    found.expect("asserted")
+}
+
+/// Wrong, mended, wrong, mended, in one life.
+async fn run_row((fault, reason, part): Row) {
+    let began = Instant::now();
+    let mut rehearsal = start(&format!("{MANIFEST}{APP}")).await;
+    wait_for(&mut rehearsal, &format!("{fault}: at first"), |verdict| verdict.ready).await;
+    for time in ["first", "second"] {
+        rehearsal.faults.switch(fault, true).await.expect("switched on");
+        let step = format!("{fault}, {time} time on");
+        let refused = wait_for(&mut rehearsal, &step, |verdict| !verdict.ready && verdict.reason == reason).await;
+        assert!(refused.message.contains(part), "{step}: {}", refused.message);
+        rehearsal.faults.switch(fault, false).await.expect("switched off");
+        wait_for(&mut rehearsal, &format!("{fault}, {time} time mended"), |verdict| verdict.ready).await;
+    }
+    rehearsal.stop().await;
+    println!("{fault}: {:.1} s", began.elapsed().as_secs_f64());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_fault_is_refused_and_mended_twice_in_one_life() {
+    let mut rows = QUICK_ROWS.to_vec();
+    if std::env::var("FAULT_ROWS").is_ok_and(|rows| rows == "all") {
+        rows.extend(OTHER_ROWS);
+        assert_eq!(rows.len(), Fault::ALL.len(), "each fault has its row");
+    }
+    let rows = futures::stream::iter(rows).map(|row| tokio::spawn(run_row(row)));
+    let results: Vec<_> = rows.buffer_unordered(CONCURRENT_CLUSTERS).collect().await;
+    let failed: Vec<String> = results.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
+    assert_eq!(failed, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_of_an_app_needs_an_app_and_is_not_switched_without() {
+    let rehearsal = start(MANIFEST).await;
+    assert_eq!(rehearsal.faults.switch(Fault::AppSecret, true).await, Err(SwitchError::NoApp));
+    assert!(rehearsal.faults.active().is_empty());
+    rehearsal.stop().await;
+}
