@@ -1,7 +1,7 @@
 //! Switches faults while a rehearsal runs: one at a time, from the command line, the page or a test.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -12,7 +12,9 @@ use super::faults::{Fault, FaultSwitches};
 use super::overrides::{ManifestOverride, overridden_registry};
 use super::pods::{EdgeAddresses, PodSet};
 use crate::config::ServerKind;
-use crate::prober::{FormerApps, ProbePlan};
+use crate::gate::{LOADING_GRACE_MS, RegistryHistory};
+use crate::prober::ProbePlan;
+use crate::process::clock;
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, Secret};
 
@@ -134,15 +136,18 @@ impl FaultSwitcher {
         }
         let registry = self.current_registry();
         plan.send_modify(|plan| {
-            let stale = self.switches.is_on(Fault::StaleRegistry);
-            let former_apps = match (&plan.former_apps, former) {
-                (Some(known), _) if stale => Some(known.clone()),
-                (None, Some(digests)) if stale => Some(FormerApps { digests, learning: false }),
-                _ => None,
+            let registry = match (registry, former) {
+                // A change as old as a process may take to load it.
+                (Some(current), Some(former)) if self.switches.is_on(Fault::StaleRegistry) => {
+                    let mut history = RegistryHistory::of_registry(former);
+                    history.record(self.digest_apps(&current), clock::now_ms().saturating_sub(LOADING_GRACE_MS + 1));
+                    Arc::new(RwLock::new(history))
+                }
+                (Some(current), _) => Arc::new(RwLock::new(RegistryHistory::of_registry(self.digest_apps(&current)))),
+                (None, _) => plan.registry.clone(),
             };
-            let app_digests = registry.map_or_else(|| plan.app_digests.clone(), |registry| self.digest_apps(&registry));
             let (edges, dispatchers) = (self.pods.edges(), self.pods.dispatchers());
-            *plan = Arc::new(ProbePlan { edges, dispatchers, app_digests, former_apps, ..(**plan).clone() });
+            *plan = Arc::new(ProbePlan { edges, dispatchers, registry, ..(**plan).clone() });
         });
         self.addresses.send_replace(EdgeAddresses::of_edges(&self.pods.edges()));
         match refusal {
