@@ -7,15 +7,20 @@ use std::time::Duration;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
+use tokio_util::sync::CancellationToken;
 
 use super::live_objects::LiveObjects;
+use super::metrics::OperatorMetrics;
 pub use super::reconcile_error::ReconcileError;
 use super::registry_histories::RegistryHistories;
 use super::rendered_clusters::RenderedClusters;
 use super::secret_reader::SecretReader;
+use super::unreadable_objects::UnreadableObjects;
 use crate::api::{RealtimeCluster, Reason};
 use crate::kinesis::KinesisConnections;
+use crate::kubernetes::scope::WatchScope;
 use crate::prober::WebhookReceiver;
+use crate::process::heartbeat::Heartbeats;
 
 /// Bounds one reconcile, so that a call that hangs cannot hold one of the controller's workers for ever.
 pub const RECONCILE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -43,6 +48,16 @@ pub struct ControllerContext {
     pub kinesis: KinesisConnections,
     /// The versions of each cluster's app registry.
     pub registries: RegistryHistories,
+    /// Namespaces whose clusters are reconciled.
+    pub scope: WatchScope,
+    /// The objects that this version cannot read.
+    pub unreadable: UnreadableObjects,
+    /// The metrics of the process.
+    pub metrics: Arc<OperatorMetrics>,
+    /// The tasks on which the process depends.
+    pub heartbeats: Heartbeats,
+    /// Stops the controllers and all that they started.
+    pub stop: CancellationToken,
     /// Consecutive failures by controller and object.
     pub failures: Mutex<HashMap<(&'static str, String), u32>>,
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::metrics::ReconcileResult;
 use crate::api::Reason;
 use crate::kinesis::KinesisError;
 use crate::kubernetes::apply::ApplyError;
@@ -49,6 +50,17 @@ impl ReconcileError {
             _ => RETRY_BACKOFF_MAX,
         };
         RETRY_MIN_BACKOFF.saturating_mul(2_u32.saturating_pow(failures.min(10))).min(longest)
+    }
+
+    /// The class of the error in metrics.
+    pub fn metric_result(&self) -> ReconcileResult {
+        match self.reason {
+            _ if self.is_conflict => ReconcileResult::Conflict,
+            Reason::AccessDenied => ReconcileResult::Denied,
+            Reason::OperatorFault => ReconcileResult::Panicked,
+            _ if self.terminal => ReconcileResult::Terminal,
+            _ => ReconcileResult::Transient,
+        }
     }
 
     /// Classifies a failed call to the API server.

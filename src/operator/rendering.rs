@@ -10,7 +10,7 @@ use super::dereference;
 use super::reconcile_error::ReconcileError;
 use super::rendered_clusters::RenderedCluster;
 use super::validation::validate_cluster;
-use crate::api::{RealtimeCluster, Reason};
+use crate::api::{RealtimeApp, RealtimeCluster, Reason};
 use crate::desired;
 
 /// Renders a cluster, or recalls the rendering if no input changed since.
@@ -21,6 +21,7 @@ pub async fn render_cluster(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
 ) -> Result<Arc<RenderedCluster>, ReconcileError> {
+    ensure_apps_readable(context, cluster)?;
     let mut references = dereference::read(context, cluster).await?;
     let (uid, inputs) = (cluster.uid().unwrap_or_default(), digest_inputs(cluster, &references));
     if let Some(rendered) = context.rendered.find(&uid, inputs) {
@@ -44,4 +45,16 @@ pub async fn render_cluster(
         context.rendered.store(uid, digest_inputs(cluster, &references), rendered.clone());
     }
     Ok(rendered)
+}
+
+/// Refuses to render a cluster without an app that this version cannot read: servers would end its sessions.
+fn ensure_apps_readable(context: &ControllerContext, cluster: &RealtimeCluster) -> Result<(), ReconcileError> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    let names = context.unreadable.names_of::<RealtimeApp>(&namespace);
+    let Some(name) = names.iter().find(|name| context.live.apps.get(&namespace, name).is_none()) else { return Ok(()) };
+    let message = format!(
+        "this version of the operator cannot read RealtimeApp {name}, whose clients would be disconnected without it: the \
+         cluster stays as it is. Upgrade the operator, or correct the app as its condition says"
+    );
+    Err(ReconcileError::transient(Reason::VersionUnsupported, message))
 }
