@@ -188,7 +188,8 @@ function connect(transport) {
     log(current);
   });
   own.connection.bind("error", (error) => {
-    if (own === pusher) log("error", JSON.stringify(error.data ?? error.error ?? error));
+    const cause = error.data ?? error.error?.data ?? error.error ?? error;
+    if (own === pusher) log("error", cause.message ? `${cause.code ?? ""} ${cause.message}`.trim() : JSON.stringify(cause));
   });
   const channel = own.subscribe("private-demo");
   channel.bind("pusher:subscription_succeeded", () => {
