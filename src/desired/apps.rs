@@ -1,5 +1,7 @@
 //! Validates apps: resolves their credentials, checks their origins and webhooks, finds conflicts between them.
 
+use std::collections::HashSet;
+
 use super::cluster::ProbeApp;
 use super::credentials::{ClusterCredentials, GeneratedPair};
 use super::problem::ManifestProblem;
@@ -46,14 +48,30 @@ pub(super) fn build_probe_app(probe: &ProbeApp, receiver: &str) -> App {
     }
 }
 
-pub(super) fn find_conflict(apps: &[App], app: &App) -> Option<String> {
-    let taken =
-        |other: &App| other.credentials.iter().any(|credential| app.secret_for(credential.key.as_str()).is_some());
-    if apps.iter().any(|other| other.id == app.id) {
-        Some(format!("is `{}`, which another app has: choose another", app.id))
-    } else if apps.iter().any(taken) {
-        Some("belongs to an app with a key that another app has: give it its own".to_owned())
-    } else {
+/// The ids and keys of the apps that are served. Of two apps with the same one, the app that claims first keeps it.
+#[derive(Debug)]
+pub(super) struct ClaimedNames {
+    ids: HashSet<AppId>,
+    keys: HashSet<AppKey>,
+}
+
+impl ClaimedNames {
+    /// The names of the first app, which no other app can have claimed before.
+    pub fn of_app(app: &App) -> Self {
+        let keys = app.credentials.iter().map(|credential| credential.key.clone()).collect();
+        Self { ids: HashSet::from([app.id.clone()]), keys }
+    }
+
+    /// Claims the id and the keys of an app, or returns the conflict.
+    pub fn claim(&mut self, app: &App) -> Option<String> {
+        if self.ids.contains(&app.id) {
+            return Some(format!("is `{}`, which another app has: choose another", app.id));
+        }
+        if app.credentials.iter().any(|credential| self.keys.contains(&credential.key)) {
+            return Some("belongs to an app with a key that another app has: give it its own".to_owned());
+        }
+        self.ids.insert(app.id.clone());
+        self.keys.extend(app.credentials.iter().map(|credential| credential.key.clone()));
         None
     }
 }

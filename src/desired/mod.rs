@@ -26,5 +26,7 @@ pub use environment::{MissingReference, PodFacts, resolve_environment};
 pub use manifest::{InputError, Manifests};
 pub use problem::{ManifestProblem, RefusedApp};
 pub use render::{DesiredObjects, render_objects};
-pub use secret_references::{RedisReferences, SecretReference, SecretTexts, collect_secret_references, decode_secret};
+pub use secret_references::{
+    RedisReferences, SecretReference, SecretTexts, app_secret_names, collect_secret_references, decode_secret,
+};
 pub use validate::{ClusterInputs, StreamIdentity, validate, validate_stream};

@@ -63,9 +63,14 @@ pub fn collect_secret_references(cluster: &RealtimeCluster, apps: &[RealtimeApp]
         found.push(SecretReference::new(&keys.name, "accessKeyID", "the AWS access key"));
         found.push(SecretReference::new(&keys.name, "secretAccessKey", "the AWS secret key"));
     }
-    for credential in apps.iter().flat_map(|app| &app.spec.credentials) {
-        found.push(SecretReference::new(&credential.secret_ref.name, "key", "an app's key"));
-        found.push(SecretReference::new(&credential.secret_ref.name, "secret", "an app's secret"));
+    for name in apps.iter().flat_map(app_secret_names) {
+        found.push(SecretReference::new(name, "key", "an app's key"));
+        found.push(SecretReference::new(name, "secret", "an app's secret"));
     }
     found
+}
+
+/// Names the Secrets with the credentials of an app.
+pub fn app_secret_names(app: &RealtimeApp) -> impl Iterator<Item = &str> {
+    app.spec.credentials.iter().map(|credential| credential.secret_ref.name.as_str())
 }

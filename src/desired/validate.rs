@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
-use super::apps::{build_probe_app, derive_probe_id, describe_app, find_conflict, validate_app};
+use super::apps::{ClaimedNames, build_probe_app, derive_probe_id, describe_app, validate_app};
 use super::cluster::{
     AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
     SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
@@ -148,12 +148,14 @@ fn check_networks(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
 
 /// Returns the apps that are served, the probe app first, and those that are refused.
 fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp) -> (Vec<App>, Vec<RefusedApp>) {
-    let mut apps = vec![build_probe_app(probe, inputs.receiver)];
+    let probe = build_probe_app(probe, inputs.receiver);
+    let mut claimed = ClaimedNames::of_app(&probe);
+    let mut apps = vec![probe];
     let mut refused = Vec::new();
     for raw in inputs.apps {
         let problems = match validate_app(raw, inputs.secrets, inputs.credentials) {
             Ok(app) => {
-                let Some(message) = find_conflict(&apps, &app) else {
+                let Some(message) = claimed.claim(&app) else {
                     apps.push(app);
                     continue;
                 };

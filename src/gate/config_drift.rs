@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use super::registry_history::{AppVersion, RegistryHistory};
 use crate::api::Reason;
 use crate::config::Variable;
 use crate::protocol::AppId;
@@ -23,10 +24,10 @@ pub enum ConfigDrift {
         /// The process's value; `None` when it has none.
         found: Option<String>,
     },
-    /// The process has another version of this app, lacks it, or has it in addition.
+    /// The process has a version of this app that was never rendered, lacks it, or has it in addition.
     App(AppId),
-    /// The process has the former registry although it had the time to load the new one.
-    Registry,
+    /// The process has a superseded version of this app, although it had the time to load the current one.
+    StaleApp(AppId),
     /// The process's clock is off by this many ms.
     Clock(u64),
 }
@@ -38,7 +39,7 @@ impl ConfigDrift {
         match self {
             Self::Variable { .. } => Reason::ConfigurationDrift,
             Self::App(_) => Reason::AppsInconsistent,
-            Self::Registry => Reason::AppsStale,
+            Self::StaleApp(_) => Reason::AppsStale,
             Self::Clock(_) => Reason::ClockSkew,
         }
     }
@@ -57,7 +58,9 @@ impl fmt::Display for ConfigDrift {
                 (None, None) => write!(f, "{name} differs"),
             },
             Self::App(id) => write!(f, "app {id} differs: the pod's copy of the registry is another"),
-            Self::Registry => write!(f, "the registry is the former one: its mounted Secrets were not renewed in time"),
+            Self::StaleApp(id) => {
+                write!(f, "app {id} is a former version: the mounted Secrets were not refreshed in time")
+            }
             Self::Clock(off) => write!(f, "the clock is off by {} s", off / 1000),
         }
     }
@@ -68,19 +71,8 @@ impl fmt::Display for ConfigDrift {
 pub struct ExpectedConfig<'a> {
     /// Rendered variables, with secrets as salted digests.
     pub variables: &'a BTreeMap<String, String>,
-    /// Salted digest of each app in the registry.
-    pub apps: &'a BTreeMap<AppId, String>,
-    /// The registry before its last change, while processes may still have it.
-    pub former: Option<FormerRegistry<'a>>,
-}
-
-/// The registry before its last change.
-#[derive(Clone, Copy, Debug)]
-pub struct FormerRegistry<'a> {
-    /// Salted digest of each app in the former registry.
-    pub apps: &'a BTreeMap<AppId, String>,
-    /// Whether a process may still be loading the change.
-    pub learning: bool,
+    /// The versions of the registry.
+    pub registry: &'a RegistryHistory,
 }
 
 /// Compares the configuration that a process reports with the expected one; `now_ms` is our own clock.
@@ -97,22 +89,17 @@ pub fn find_drifts(expected: &ExpectedConfig<'_>, effective: &EffectiveReport, n
             found: effective.variables.get(name).cloned(),
         })
         .collect();
-    drifts.extend(find_app_drifts(expected, &effective.apps));
+    let differing = expected.registry.differing_apps(&effective.apps, now_ms);
+    drifts.extend(differing.filter_map(|(id, version)| match version {
+        AppVersion::Foreign => Some(ConfigDrift::App(id.clone())),
+        AppVersion::Stale => Some(ConfigDrift::StaleApp(id.clone())),
+        AppVersion::Current | AppVersion::Loading => None,
+    }));
     let skew = now_ms.abs_diff(effective.time_ms);
     if skew > CLOCK_SKEW_MAX_MS {
         drifts.push(ConfigDrift::Clock(skew));
     }
     drifts
-}
-
-fn find_app_drifts(expected: &ExpectedConfig<'_>, found: &BTreeMap<AppId, String>) -> Vec<ConfigDrift> {
-    let wanted = expected.apps;
-    let former = expected.former.filter(|former| former.apps == found && wanted != found);
-    if let Some(former) = former {
-        return if former.learning { vec![] } else { vec![ConfigDrift::Registry] };
-    }
-    let ids: BTreeSet<&AppId> = wanted.keys().chain(found.keys()).collect();
-    ids.into_iter().filter(|id| wanted.get(*id) != found.get(*id)).cloned().map(ConfigDrift::App).collect()
 }
 
 #[cfg(test)]
@@ -140,26 +127,25 @@ mod tests {
 
     fn found(variables: &[(&str, &str)], known: &[(&str, &str)], time_ms: u64) -> Vec<String> {
         let wanted = map(&[("REALTIME_WEBHOOKS", "kinesis"), ("REALTIME_ADMIN_TOKEN", "d1")]);
-        let expected = ExpectedConfig { variables: &wanted, apps: &apps(&[("1", "a")]), former: None };
+        let registry = RegistryHistory::of_registry(apps(&[("1", "a")]));
+        let expected = ExpectedConfig { variables: &wanted, registry: &registry };
         find_drifts(&expected, &effective(variables, known, time_ms), 100_000).iter().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn a_registry_may_be_the_former_one_for_a_while_and_then_is_stale() {
-        let (none, now, before) = (map(&[]), apps(&[("1", "b")]), apps(&[("1", "a")]));
-        let reasons = |learning, known: &[(&str, &str)]| {
-            let expected = ExpectedConfig {
-                variables: &none,
-                apps: &now,
-                former: Some(FormerRegistry { apps: &before, learning }),
-            };
-            let drifts = find_drifts(&expected, &effective(&[], known, 100_000), 100_000);
+    fn a_superseded_app_is_no_drift_while_it_loads_and_then_is_stale() {
+        let mut registry = RegistryHistory::of_registry(apps(&[("1", "a")]));
+        registry.record(apps(&[("1", "b")]), 0);
+        let none = map(&[]);
+        let reasons = |known: &[(&str, &str)], now_ms| {
+            let expected = ExpectedConfig { variables: &none, registry: &registry };
+            let drifts = find_drifts(&expected, &effective(&[], known, now_ms), now_ms);
             drifts.iter().map(ConfigDrift::reason).collect::<Vec<_>>()
         };
-        assert_eq!(reasons(true, &[("1", "a")]), []);
-        assert_eq!(reasons(false, &[("1", "a")]), [Reason::AppsStale]);
-        assert_eq!(reasons(true, &[("1", "c")]), [Reason::AppsInconsistent], "neither this one nor that");
-        assert_eq!(reasons(false, &[("1", "b")]), []);
+        assert_eq!(reasons(&[("1", "a")], 90_000), []);
+        assert_eq!(reasons(&[("1", "a")], 90_001), [Reason::AppsStale]);
+        assert_eq!(reasons(&[("1", "c")], 1), [Reason::AppsInconsistent], "a version that was never rendered");
+        assert_eq!(reasons(&[("1", "b")], 90_001), []);
     }
 
     #[test]

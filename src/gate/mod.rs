@@ -17,13 +17,15 @@ mod journey_history;
 mod loss_window;
 mod phase;
 mod policy;
+mod registry_history;
 mod verdict;
 
-pub use config_drift::{ConfigDrift, ExpectedConfig, FormerRegistry, find_drifts};
+pub use config_drift::{ConfigDrift, ExpectedConfig, find_drifts};
 pub use coverage::CoverageTargets;
 pub use evidence::{Evidence, ProcessProof, RestoredProof};
 pub use hop::Hop;
 pub use journey::{HopFailure, Journey, JourneyOutcome};
 pub use phase::GatePhase;
 pub use policy::{GatePolicy, RoundState};
+pub use registry_history::RegistryHistory;
 pub use verdict::{TransportVerdict, Verdict};

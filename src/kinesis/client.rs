@@ -1,6 +1,7 @@
 //! The client of one stream.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, Region};
@@ -13,6 +14,7 @@ use aws_smithy_http_client::tls;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use bytes::Bytes;
 
+use super::call_budget::CallBudget;
 use super::error::classify_code;
 use super::{KinesisError, KinesisErrorClass, Shard};
 use crate::protocol::{ShardId, StreamName};
@@ -54,6 +56,29 @@ pub struct KinesisClient {
     sdk: Sdk,
     stream: StreamName,
     region: String,
+    budgets: Arc<AccountBudgets>,
+}
+
+/// Budgets of the calls that AWS limits for the whole account.
+#[derive(Debug)]
+struct AccountBudgets {
+    /// `DescribeStreamSummary`: AWS allows 20 a second (API reference).
+    describe: CallBudget,
+    /// `ListTagsForStream`: AWS allows 5 a second (API reference).
+    tags: CallBudget,
+    /// `ListShards`: AWS allows 1,000 a second and stream; the pace of one process that watches many streams.
+    shards: CallBudget,
+}
+
+impl Default for AccountBudgets {
+    /// Half of what AWS allows, since others use the account too.
+    fn default() -> Self {
+        Self {
+            describe: CallBudget::per_second(10),
+            tags: CallBudget::per_second(2),
+            shards: CallBudget::per_second(100),
+        }
+    }
 }
 
 /// One record to put.
@@ -162,7 +187,13 @@ impl KinesisClient {
             loader = loader.endpoint_url(endpoint);
         }
         let sdk = Sdk::new(&loader.load().await);
-        Self { sdk, stream: settings.stream.clone(), region: settings.region.clone() }
+        Self { sdk, stream: settings.stream.clone(), region: settings.region.clone(), budgets: Arc::default() }
+    }
+
+    /// A client of another stream that shares connections, credentials and budgets with this one.
+    #[must_use]
+    pub fn of_stream(&self, stream: StreamName) -> Self {
+        Self { stream, ..self.clone() }
     }
 
     /// Name of the client's stream.
@@ -222,6 +253,7 @@ impl KinesisClient {
     /// The call to Kinesis failed.
     pub async fn list_shards(&self) -> Result<Vec<Shard>, KinesisError> {
         let operation = "ListShards";
+        self.wait_for_budget(operation, &self.budgets.shards).await?;
         let mut shards = Vec::new();
         let mut token: Option<String> = None;
         loop {
@@ -300,6 +332,7 @@ impl KinesisClient {
     /// The call failed; [`KinesisErrorClass::NotFound`] when there is no such stream.
     pub async fn describe_stream(&self) -> Result<StreamSummary, KinesisError> {
         let operation = "DescribeStreamSummary";
+        self.wait_for_budget(operation, &self.budgets.describe).await?;
         let request = self.sdk.describe_stream_summary().stream_name(self.stream.as_str());
         let answer = request.send().await.map_err(|e| self.call_error(operation, &e))?;
         let found = answer
@@ -342,6 +375,7 @@ impl KinesisClient {
     /// The call to Kinesis failed.
     pub async fn list_tags(&self) -> Result<BTreeMap<String, String>, KinesisError> {
         let operation = "ListTagsForStream";
+        self.wait_for_budget(operation, &self.budgets.tags).await?;
         let mut tags = BTreeMap::new();
         loop {
             let last = tags.keys().next_back().cloned();
@@ -375,6 +409,20 @@ impl KinesisClient {
         R: std::fmt::Debug + 'static,
     {
         KinesisError::new(operation, self.stream.as_str(), &self.region, error)
+    }
+
+    async fn wait_for_budget(&self, operation: &'static str, budget: &CallBudget) -> Result<(), KinesisError> {
+        if budget.wait().await {
+            return Ok(());
+        }
+        Err(KinesisError {
+            operation,
+            stream: self.stream.to_string(),
+            region: self.region.clone(),
+            class: KinesisErrorClass::Throttled,
+            code: String::new(),
+            message: "not sent: too many calls of this kind wait for this account".to_owned(),
+        })
     }
 
     fn malformed_answer(&self, operation: &'static str, message: &str) -> KinesisError {

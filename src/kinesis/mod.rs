@@ -6,7 +6,9 @@
 //!
 //! This room must not know Kubernetes, nor the content of a record.
 
+mod call_budget;
 mod client;
+mod connections;
 mod error;
 mod shard;
 
@@ -14,5 +16,6 @@ pub use client::{
     AwsCredentials, KinesisClient, PutEntry, PutReceipt, PutRejection, ReadPosition, ReadRecord, RecordPage,
     StreamSettings, StreamSummary,
 };
+pub use connections::KinesisConnections;
 pub use error::{KinesisError, KinesisErrorClass};
 pub use shard::{Shard, covers_all, is_before};

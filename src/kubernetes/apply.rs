@@ -1,7 +1,9 @@
 //! Applies, reads, repairs and prunes objects, and touches only objects of the given owner.
 
+use std::sync::Arc;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::core::{ApiResource, GroupVersionKind, TypeMeta};
 use kube::{Client, ResourceExt};
 use serde_json::Value;
@@ -88,15 +90,26 @@ pub async fn fetch_owned(client: &Client, object: &Value, owner: &str) -> Result
     let handle = ObjectHandle::from_json(client, object)?;
     let operation = format!("reading {} {}/{}", handle.kind, handle.namespace, handle.name);
     let found = handle.api.get_opt(&handle.name).await.map_err(ApplyError::from_call(operation))?;
-    match found {
-        Some(found) if !is_owned_by(found.owner_references(), owner) => Err(ApplyError::NotOurs {
-            owner: describe_owner(&found),
-            kind: handle.kind,
-            namespace: handle.namespace,
-            name: handle.name,
-        }),
-        found => Ok(found),
+    if let Some(found) = &found {
+        ensure_owned(found, owner)?;
     }
+    Ok(found)
+}
+
+/// Checks that a live object belongs to this owner.
+///
+/// # Errors
+/// It belongs to another owner.
+pub fn ensure_owned(live: &DynamicObject, owner: &str) -> Result<(), ApplyError> {
+    if is_owned_by(live.owner_references(), owner) {
+        return Ok(());
+    }
+    Err(ApplyError::NotOurs {
+        owner: describe_owner(live),
+        kind: live.types.as_ref().map_or_else(|| "object".to_owned(), |types| types.kind.clone()),
+        namespace: live.namespace().unwrap_or_default(),
+        name: live.name_any(),
+    })
 }
 
 /// Applies one object by server-side apply. An existing object must have been checked by [`fetch_owned`] first, since the
@@ -130,37 +143,36 @@ pub async fn remove_fields(client: &Client, object: &DynamicObject, paths: &[Str
     patched.map(|_| ()).map_err(ApplyError::from_call(operation))
 }
 
-/// Deletes children of `owner` with these labels that are not among the wanted objects, and returns their names.
+/// Deletes those of the live children, each with its API version and kind, that belong to `owner` and are not among the
+/// wanted objects; returns their names.
 ///
 /// # Errors
 /// The API server does not answer.
 pub async fn prune_children(
     client: &Client,
-    (namespace, labels, owner): (&str, &str, &str),
-    kinds: &[(&str, &str)],
+    children: &[((&'static str, &'static str), Arc<DynamicObject>)],
+    owner: &str,
     wanted: &[Value],
 ) -> Result<Vec<String>, ApplyError> {
     let mut pruned = Vec::new();
-    for (version, kind) in kinds {
+    for ((version, kind), object) in children {
+        let name = object.name_any();
+        let keep = wanted.iter().any(|wanted| {
+            wanted["kind"] == *kind && wanted.pointer("/metadata/name").and_then(Value::as_str) == Some(&name)
+        });
+        if keep || !is_owned_by(object.owner_references(), owner) || object.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
         let types = TypeMeta { api_version: (*version).to_owned(), kind: (*kind).to_owned() };
         let gvk = GroupVersionKind::try_from(&types).map_err(|_| ApplyError::Malformed((*kind).to_owned()))?;
-        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &ApiResource::from_gvk(&gvk));
-        let found = api.list_metadata(&ListParams::default().labels(labels)).await;
-        for object in found.map_err(ApplyError::from_call(format!("listing {kind}s")))? {
-            let name = object.name_any();
-            let keep = wanted.iter().any(|wanted| {
-                wanted["kind"] == *kind && wanted.pointer("/metadata/name").and_then(Value::as_str) == Some(&name)
-            });
-            if keep || !is_owned_by(object.owner_references(), owner) || object.metadata.deletion_timestamp.is_some() {
-                continue;
-            }
-            let preconditions = Preconditions { uid: object.uid(), resource_version: None };
-            let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-            match api.delete(&name, &parameters).await {
-                Ok(_) => pruned.push(format!("{kind} {name}")),
-                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
-                Err(error) => return Err(ApplyError::from_call(format!("deleting {kind} {name}"))(error)),
-            }
+        let namespace = object.namespace().unwrap_or_default();
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &ApiResource::from_gvk(&gvk));
+        let preconditions = Preconditions { uid: object.uid(), resource_version: None };
+        let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        match api.delete(&name, &parameters).await {
+            Ok(_) => pruned.push(format!("{kind} {name}")),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
+            Err(error) => return Err(ApplyError::from_call(format!("deleting {kind} {name}"))(error)),
         }
     }
     Ok(pruned)

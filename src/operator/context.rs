@@ -8,8 +8,12 @@ use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
 
+use super::live_objects::LiveObjects;
+use super::registry_histories::RegistryHistories;
+use super::rendered_clusters::RenderedClusters;
+use super::secret_reader::SecretReader;
 use crate::api::{RealtimeCluster, Reason};
-use crate::kinesis::KinesisError;
+use crate::kinesis::{KinesisConnections, KinesisError};
 use crate::kubernetes::apply::ApplyError;
 use crate::prober::WebhookReceiver;
 
@@ -39,6 +43,16 @@ pub struct ControllerContext {
     pub receiver_address: String,
     /// Identifies this Kubernetes cluster: the UID of its `kube-system` namespace.
     pub kubernetes_uid: String,
+    /// The live objects of the watched kinds.
+    pub live: LiveObjects,
+    /// Reads Secrets, which are not watched.
+    pub secrets: SecretReader,
+    /// The rendered clusters.
+    pub rendered: RenderedClusters,
+    /// Connections to Kinesis, shared by all clusters of one region, endpoint and identity.
+    pub kinesis: KinesisConnections,
+    /// The versions of each cluster's app registry.
+    pub registries: RegistryHistories,
     /// Consecutive failures by controller and object.
     pub failures: Mutex<HashMap<(&'static str, String), u32>>,
 }

@@ -8,13 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
-use kube::api::{Api, ListParams, PartialObjectMeta};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{Api, ListParams};
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::ObjectRef;
-use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Client, ResourceExt};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -23,9 +21,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::{ControllerContext, RECONCILE_TIMEOUT, ReconcileError, SharedContext, cluster_key};
 use super::gate_controller::ClusterProbers;
+use super::live_objects::LiveObjects;
 use super::metrics::OperatorMetrics;
-use super::{apps_controller, gate_controller, receiver, stream_controller, workload_controller};
-use crate::api::{RealtimeApp, RealtimeCluster, Reason};
+use super::registry_histories::RegistryHistories;
+use super::rendered_clusters::RenderedClusters;
+use super::secret_reader::SecretReader;
+use super::watches::{ControllerQueues, TriggeredController};
+use super::{apps_controller, gate_controller, receiver, stream_controller, watches, workload_controller};
+use crate::api::{RealtimeCluster, Reason};
+use crate::kinesis::KinesisConnections;
 use crate::kubernetes::client::{ConnectError, build_clients};
 use crate::kubernetes::lease::{LeaderElector, Leadership, LeaseLost};
 use crate::prober::WebhookReceiver;
@@ -40,8 +44,8 @@ const CONCURRENT_RECONCILES_MAX: u16 = 8;
 /// Delay before a reconcile is repeated whose object changed since it was read.
 const CONFLICT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Requeue requests of probers that may wait; a prober whose request finds no room waits.
-const REQUEUE_BUFFER_LEN: usize = 1024;
+/// Clusters that wait between their watch and the queues of the controllers.
+const CLUSTER_BUFFER_LEN: usize = 1024;
 
 /// Settings of the operator's process, from its arguments.
 #[derive(Clone, Debug)]
@@ -132,6 +136,11 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
             settings.receiver.port()
         ),
         kubernetes_uid: kubernetes,
+        live: LiveObjects::default(),
+        secrets: SecretReader::new(clients.call.clone()),
+        rendered: RenderedClusters::default(),
+        kinesis: KinesisConnections::default(),
+        registries: RegistryHistories::default(),
         failures: Mutex::new(HashMap::new()),
     });
     let work = shutdown.child_token();
@@ -209,87 +218,95 @@ async fn serve_admin(
     }
 }
 
-/// Runs the four controllers until `shutdown` is cancelled.
+/// Runs the watches and the four controllers until `shutdown` is cancelled.
 async fn run_controllers(context: SharedContext, watch: Client, shutdown: CancellationToken) {
-    let clusters = || Api::<RealtimeCluster>::all(watch.clone());
-    let ours = || watcher::Config::default().labels("app.kubernetes.io/managed-by=realtime-operator");
-    let any = watcher::Config::default;
-    let make = || {
-        Controller::new(clusters(), any())
+    let (store, writer) = reflector::store_shared::<RealtimeCluster>(CLUSTER_BUFFER_LEN);
+    let make = |controller: TriggeredController| {
+        let changed = writer.subscribe().map(|clusters| filter_changed(clusters, controller));
+        Controller::for_shared_stream(futures::stream::iter(changed).flatten(), store.clone())
             .with_config(Config::default().concurrency(CONCURRENT_RECONCILES_MAX).debounce(Duration::from_millis(50)))
             .graceful_shutdown_on(shutdown.clone().cancelled_owned())
     };
-    let stream = make();
-    let workload = make().owns(Api::<Deployment>::all(watch.clone()), ours());
-    let apps = make();
-    let served = apps.store();
-    let apps = apps
-        .watches(Api::<RealtimeApp>::all(watch.clone()), any(), move |app| {
-            let namespace = app.namespace();
-            let clusters = served.state();
-            let references: Vec<_> = clusters
-                .iter()
-                .filter(|cluster| cluster.namespace() == namespace)
-                .map(|c| ObjectRef::from_obj(&**c))
-                .collect();
-            references
-        })
-        .watches(Api::<PartialObjectMeta<Secret>>::all(watch.clone()), ours(), |secret| cluster_by_owner(&secret))
-        .watches(Api::<PartialObjectMeta<Pod>>::all(watch.clone()), ours(), |pod| cluster_by_label(&pod));
-    let (requeue_sender, requeue_receiver) = mpsc::channel(REQUEUE_BUFFER_LEN);
-    let probers = ClusterProbers::new(requeue_sender, shutdown.clone());
-    let gate = make();
-    let store = gate.store();
-    let gate = gate
-        .watches(Api::<Pod>::all(watch.clone()), ours(), |pod| cluster_by_label(&pod))
-        .reconcile_on(stream_from_receiver(requeue_receiver));
-    let sweeping = {
-        let (context, probers, shutdown) = (context.clone(), probers.clone(), shutdown.clone());
-        async move {
-            loop {
-                tokio::select! {
-                    () = shutdown.cancelled() => return,
-                    () = tokio::time::sleep(Duration::from_secs(5)) => probers.stop_for_removed_clusters(&context, &store),
-                }
+    let (queues, receivers) = ControllerQueues::new();
+    let stream = make(TriggeredController::Stream);
+    let workload = make(TriggeredController::Workload).reconcile_on(stream_from_receiver(receivers.workload));
+    let apps = make(TriggeredController::Apps).reconcile_on(stream_from_receiver(receivers.apps));
+    let gate = make(TriggeredController::Gate).reconcile_on(stream_from_receiver(receivers.gate));
+    let clusters = watcher(Api::<RealtimeCluster>::all(watch.clone()), watcher::Config::default())
+        .default_backoff()
+        .modify(|cluster| cluster.managed_fields_mut().clear())
+        .reflect_shared(writer)
+        .for_each(|event| async move {
+            if let Err(error) = event {
+                tracing::warn!(kind = "RealtimeCluster", %error, "watch failed: it is opened again after a back-off");
+            }
+        });
+    let probers = ClusterProbers::new(queues.gate.clone(), shutdown.clone());
+    let watching = async {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            _ = futures::future::join(clusters, watches::run_watches(&watch, &context.live, &store, &queues)) => {}
+        }
+    };
+    let sweeping = async {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_secs(5)) => probers.stop_for_removed_clusters(&context, &store),
             }
         }
     };
-    let gating = {
-        let probers = probers.clone();
-        drive_controller("gate", gate, context.clone(), move |context, cluster| {
+    let controlling = async {
+        // A missing object says nothing before its kind is listed.
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = context.live.wait_until_listed() => {}
+        }
+        let gating = {
             let probers = probers.clone();
-            async move { gate_controller::reconcile(&context, &probers, &cluster).await }
-        })
+            drive_controller("gate", gate, context.clone(), move |context, cluster| {
+                let probers = probers.clone();
+                async move { gate_controller::reconcile(&context, &probers, &cluster).await }
+            })
+        };
+        tokio::join!(
+            drive_controller("stream", stream, context.clone(), |context, cluster| async move {
+                stream_controller::reconcile(&context, &cluster).await
+            }),
+            drive_controller("workload", workload, context.clone(), |context, cluster| async move {
+                workload_controller::reconcile(&context, &cluster).await
+            }),
+            drive_controller("apps", apps, context.clone(), |context, cluster| async move {
+                apps_controller::reconcile(&context, &cluster).await
+            }),
+            gating,
+        );
     };
-    tokio::join!(
-        drive_controller("stream", stream, context.clone(), |context, cluster| async move {
-            stream_controller::reconcile(&context, &cluster).await
-        }),
-        drive_controller("workload", workload, context.clone(), |context, cluster| async move {
-            workload_controller::reconcile(&context, &cluster).await
-        }),
-        drive_controller("apps", apps, context.clone(), |context, cluster| async move {
-            apps_controller::reconcile(&context, &cluster).await
-        }),
-        gating,
-        sweeping,
-    );
+    tokio::join!(watching, sweeping, controlling);
+}
+
+/// Passes on the clusters in which a part that this controller acts on has changed.
+fn filter_changed(
+    clusters: impl Stream<Item = Arc<RealtimeCluster>> + Send + 'static,
+    controller: TriggeredController,
+) -> impl Stream<Item = Arc<RealtimeCluster>> + Send + 'static {
+    let mut known: HashMap<String, u64> = HashMap::new();
+    clusters.filter(move |cluster| {
+        let key = cluster_key(cluster);
+        // A cluster that is being deleted passes each time, so that its entry can go.
+        let changed = if cluster.metadata.deletion_timestamp.is_some() {
+            known.remove(&key);
+            true
+        } else {
+            let digest = controller.digest_inputs(cluster);
+            known.insert(key, digest) != Some(digest)
+        };
+        futures::future::ready(changed)
+    })
 }
 
 fn stream_from_receiver<T: Send + 'static>(mut receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> + Send + 'static {
     futures::stream::poll_fn(move |context| receiver.poll_recv(context))
-}
-
-/// Finds the cluster of a pod by its labels.
-fn cluster_by_label<K: ResourceExt>(object: &K) -> Option<ObjectRef<RealtimeCluster>> {
-    let name = object.labels().get("app.kubernetes.io/instance")?;
-    Some(ObjectRef::new(name).within(&object.namespace()?))
-}
-
-/// Finds the cluster that owns an object.
-fn cluster_by_owner<K: ResourceExt>(object: &K) -> Option<ObjectRef<RealtimeCluster>> {
-    let owner = object.owner_references().iter().find(|owner| owner.kind == "RealtimeCluster")?;
-    Some(ObjectRef::new(&owner.name).within(&object.namespace()?))
 }
 
 #[derive(Debug, thiserror::Error)]

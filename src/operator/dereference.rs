@@ -1,13 +1,15 @@
 //! Reads the inputs of a cluster: its apps, the Secrets that it references, its generated secrets, its stream.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
-use kube::api::{Api, ListParams};
 use rand::distr::{Alphanumeric, SampleString};
 
 use super::context::{ControllerContext, ReconcileError};
+use super::secret_reader::SecretUser;
 use crate::api::{RealtimeApp, RealtimeCluster, Reason};
 use crate::desired::{self, AwsIdentity, ClusterCredentials, SecretTexts, StreamIdentity, ValidStream};
 use crate::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
@@ -16,7 +18,20 @@ use crate::protocol::StreamName;
 /// Letters and digits of a generated secret. Lower-cased, 24 of them carry about 122 bits.
 const GENERATED_SECRET_LEN: usize = 24;
 
-/// The inputs of a cluster, as read from the API server.
+/// Secrets that are read at once for one cluster.
+const CONCURRENT_READS_MAX: usize = 16;
+
+/// The objects that a cluster is rendered from.
+pub struct ClusterReferences {
+    /// Apps, the oldest first.
+    pub apps: Vec<Arc<RealtimeApp>>,
+    /// The Secrets that cluster and apps reference, as far as they exist, by name.
+    pub secrets: BTreeMap<String, Arc<Secret>>,
+    /// The Secret of generated values.
+    pub generated: Option<Arc<Secret>>,
+}
+
+/// The inputs of a cluster as values.
 pub struct Dereferenced {
     /// Apps, the oldest first: of two with the same id the older keeps it.
     pub apps: Vec<RealtimeApp>,
@@ -26,6 +41,28 @@ pub struct Dereferenced {
     pub generated: BTreeMap<String, String>,
     /// The stream; `None` until the stream controller has created or adopted it.
     pub stream: Option<StreamIdentity>,
+}
+
+impl ClusterReferences {
+    /// Decodes the objects.
+    #[must_use]
+    pub fn resolve(&self, cluster: &RealtimeCluster) -> Dereferenced {
+        let stream = cluster.status.as_ref().and_then(|status| status.stream.as_ref());
+        let stream = stream.filter(|stream| !stream.arn.is_empty()).map(|stream| StreamIdentity {
+            name: StreamName(stream.name.clone()),
+            cluster_id: stream.cluster_id.clone(),
+        });
+        Dereferenced {
+            apps: self.apps.iter().map(|app| (**app).clone()).collect(),
+            secrets: decode_secrets(&self.secrets),
+            generated: self.generated.as_deref().map(desired::decode_secret).unwrap_or_default(),
+            stream,
+        }
+    }
+}
+
+fn decode_secrets(secrets: &BTreeMap<String, Arc<Secret>>) -> SecretTexts {
+    secrets.iter().map(|(name, secret)| (name.clone(), desired::decode_secret(secret))).collect()
 }
 
 /// Name of the Secret that stores the generated secrets of a cluster.
@@ -38,40 +75,19 @@ pub fn generated_secret_name(cluster: &RealtimeCluster) -> String {
 ///
 /// # Errors
 /// The API server does not answer, or another owner has the Secret of generated values.
-pub async fn read(
-    context: &ControllerContext,
-    cluster: &RealtimeCluster,
-    with_apps: bool,
-) -> Result<Dereferenced, ReconcileError> {
+pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Result<ClusterReferences, ReconcileError> {
     let namespace = cluster.namespace().unwrap_or_default();
-    let mut apps = Vec::new();
-    if with_apps {
-        let api: Api<RealtimeApp> = Api::namespaced(context.client.clone(), &namespace);
-        let listed = api
-            .list(&ListParams::default())
-            .await
-            .map_err(|error| ReconcileError::from_call("listing apps", &error))?;
-        apps = listed.items;
-        apps.sort_by_key(|app| (app.metadata.creation_timestamp.clone(), app.name_any()));
+    let apps = context.live.apps_of(cluster);
+    let mut references = list_cluster_references(cluster);
+    for app in &apps {
+        let user = SecretUser::of(&**app);
+        references.extend(desired::app_secret_names(app).map(|name| (name.to_owned(), user.clone())));
     }
-    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
-    let mut texts = SecretTexts::new();
-    for reference in desired::collect_secret_references(cluster, &apps) {
-        if texts.contains_key(&reference.name) {
-            continue;
-        }
-        let found = secrets.get_opt(&reference.name).await;
-        let found =
-            found.map_err(|error| ReconcileError::from_call(&format!("reading Secret {}", reference.name), &error))?;
-        if let Some(secret) = found {
-            texts.insert(reference.name, desired::decode_secret(&secret));
-        }
-    }
+    let secrets = read_secrets(context, &namespace, references).await?;
     let name = generated_secret_name(cluster);
-    let found = secrets.get_opt(&name).await;
-    let found = found.map_err(|error| ReconcileError::from_call(&format!("reading Secret {name}"), &error))?;
+    let generated = context.secrets.read(&namespace, &name, &SecretUser::of(cluster)).await?;
     let uid = cluster.uid().unwrap_or_default();
-    if let Some(secret) = &found
+    if let Some(secret) = &generated
         && !secret.owner_references().iter().any(|owner| owner.uid == uid)
     {
         let message = format!(
@@ -79,16 +95,38 @@ pub async fn read(
         );
         return Err(ReconcileError::terminal(Reason::ChildNotOurs, message));
     }
-    let stream = cluster.status.as_ref().and_then(|status| status.stream.as_ref());
-    let stream = stream
-        .filter(|stream| !stream.arn.is_empty())
-        .map(|stream| StreamIdentity { name: StreamName(stream.name.clone()), cluster_id: stream.cluster_id.clone() });
-    Ok(Dereferenced {
-        apps,
-        secrets: texts,
-        generated: found.as_ref().map(desired::decode_secret).unwrap_or_default(),
-        stream,
-    })
+    Ok(ClusterReferences { apps, secrets, generated })
+}
+
+/// Reads the Secrets that the cluster itself references.
+///
+/// # Errors
+/// The API server does not answer.
+pub async fn read_cluster_secrets(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+) -> Result<SecretTexts, ReconcileError> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    Ok(decode_secrets(&read_secrets(context, &namespace, list_cluster_references(cluster)).await?))
+}
+
+fn list_cluster_references(cluster: &RealtimeCluster) -> Vec<(String, SecretUser)> {
+    let user = SecretUser::of(cluster);
+    let references = desired::collect_secret_references(cluster, &[]);
+    references.into_iter().map(|reference| (reference.name, user.clone())).collect()
+}
+
+async fn read_secrets(
+    context: &ControllerContext,
+    namespace: &str,
+    references: Vec<(String, SecretUser)>,
+) -> Result<BTreeMap<String, Arc<Secret>>, ReconcileError> {
+    let read = |(name, user): (String, SecretUser)| async move {
+        let found = context.secrets.read(namespace, &name, &user).await?;
+        Ok::<_, ReconcileError>(found.map(|secret| (name, secret)))
+    };
+    let found: Vec<_> = stream::iter(references).map(read).buffer_unordered(CONCURRENT_READS_MAX).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
 }
 
 /// Recalls the credentials of a cluster, and generates those that are missing: random, but without I/O. The caller stores
@@ -104,7 +142,11 @@ pub fn generate_credentials(cluster: &RealtimeCluster, read: &Dereferenced) -> C
 ///
 /// # Errors
 /// The Secret with the cluster's static keys is missing or incomplete.
-pub async fn connect_stream(stream: &ValidStream, secrets: &SecretTexts) -> Result<KinesisClient, ReconcileError> {
+pub async fn connect_stream(
+    context: &ControllerContext,
+    stream: &ValidStream,
+    secrets: &SecretTexts,
+) -> Result<KinesisClient, ReconcileError> {
     let credentials = match &stream.identity {
         AwsIdentity::StaticKeys(name) => {
             let text = |key: &str| secrets.get(name).and_then(|texts| texts.get(key)).cloned();
@@ -124,5 +166,5 @@ pub async fn connect_stream(stream: &ValidStream, secrets: &SecretTexts) -> Resu
         endpoint: stream.endpoint_url.clone(),
         credentials,
     };
-    Ok(KinesisClient::connect(&settings).await)
+    Ok(context.kinesis.client(&settings).await)
 }

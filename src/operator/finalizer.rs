@@ -54,7 +54,9 @@ pub async fn finalize_cluster(
         let (namespace, uid) = (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
         let labels = pod_labels(&cluster.name_any());
         context.ensure_leader()?;
-        apply::prune_children(&context.client, (&namespace, &labels, &uid), &[("apps/v1", "Deployment")], &[]).await?;
+        let deployments: Vec<_> =
+            context.live.children_of(cluster).into_iter().filter(|((_, kind), _)| *kind == "Deployment").collect();
+        apply::prune_children(&context.client, &deployments, &uid, &[]).await?;
         let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
         let pods = api.list(&ListParams::default().labels(&labels)).await;
         let pods = pods.map_err(|error| ReconcileError::from_call("listing pods", &error))?.items;

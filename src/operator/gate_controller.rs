@@ -4,12 +4,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -20,19 +20,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::conditions::{self, OWNED_CONDITIONS, StatusInputs, is_open, was_proven};
 use super::context::{ControllerContext, ReconcileError, SharedContext, cluster_key, cluster_ref};
-use super::dereference::{self, Dereferenced};
+use super::dereference;
 use super::pod_admission::{self, AdmissionStep};
 use super::pods::{ServerPod, count_wanted_pods};
+use super::registry_histories::begin_history;
+use super::rendered_clusters::{RenderedCluster, render_cluster};
 use super::service_routes::find_service_routes;
 use super::status::{self, StatusPatch};
-use super::validation::validate_cluster;
 use crate::api::cluster::{RealtimeClusterStatus, WebhooksMode};
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
-use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, pod_labels};
-use crate::desired::{self, DesiredObjects, ValidCluster};
+use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION};
 use crate::gate::Verdict;
-use crate::prober::{self, FormerApps, JourneyProof, PodStanding, ProbePlan, Prober};
+use crate::prober::{self, JourneyProof, PodStanding, ProbePlan, Prober};
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
 use crate::protocol::AppId;
 
@@ -41,9 +41,6 @@ const RESYNC_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Annotation that is changed to make kubelet refresh the downward-API file of an admitted pod.
 const REMINDED_ANNOTATION: &str = "realtime-operator.dev/reminded";
-
-/// Grace period in which pods may still have the previous app registry. After the push kubelet takes half a second.
-const REGISTRY_LEARNING_GRACE: Duration = Duration::from_secs(30);
 
 /// Running probers, one per cluster.
 pub struct ClusterProbers {
@@ -58,8 +55,6 @@ struct RunningProber {
     prober: Prober,
     stop: CancellationToken,
     app: AppId,
-    /// Digests of the previous registry, and until when a pod that still has it is no failure.
-    former_apps: Option<(BTreeMap<AppId, String>, Instant)>,
     /// Consecutive replacements of pods, by server.
     replaced: BTreeMap<ServerKind, usize>,
     /// Number of pods that were admitted on record.
@@ -110,7 +105,7 @@ impl ClusterProbers {
         &self,
         context: &ControllerContext,
         cluster: &RealtimeCluster,
-        mut plan: ProbePlan,
+        plan: ProbePlan,
     ) -> Result<ProberFindings, ReconcileError> {
         let (name, uid) = (cluster_key(cluster), cluster.uid().unwrap_or_default());
         let mut all = self.lock_running();
@@ -127,13 +122,6 @@ impl ClusterProbers {
             return Ok(findings);
         };
         let before = running.prober.plan.borrow().clone();
-        let now = Instant::now();
-        if before.app_digests != plan.app_digests {
-            running.former_apps = Some((before.app_digests.clone(), now + REGISTRY_LEARNING_GRACE));
-        }
-        let former = running.former_apps.as_ref();
-        plan.former_apps =
-            former.map(|(digests, until)| FormerApps { digests: digests.clone(), learning: now < *until });
         if before.fingerprint != plan.fingerprint {
             running.replaced.clear();
             running.on_record = 0;
@@ -176,7 +164,7 @@ impl ClusterProbers {
             }
         });
         let uid = cluster.uid().unwrap_or_default();
-        Ok(RunningProber { uid, prober, stop, app, former_apps: None, replaced: BTreeMap::new(), on_record: 0 })
+        Ok(RunningProber { uid, prober, stop, app, replaced: BTreeMap::new(), on_record: 0 })
     }
 
     fn update_counts(&self, cluster: &RealtimeCluster, count: impl FnOnce(&mut RunningProber)) {
@@ -189,6 +177,8 @@ impl ClusterProbers {
 impl RunningProber {
     fn shut_down(&self, context: &ControllerContext) {
         self.stop.cancel();
+        context.registries.forget(&self.uid);
+        context.rendered.forget(&self.uid);
         context.receiver.forget_app(&self.app);
     }
 }
@@ -210,7 +200,7 @@ pub async fn reconcile(
         probers.stop_for_cluster(context, cluster);
         Err(ReconcileError::transient(Reason::Deleting, "the servers terminate first; the stream is kept"))
     } else {
-        render_cluster(context, cluster).await
+        render_stored_cluster(context, cluster).await
     };
     let observation = match &built {
         Ok(built) => Some(observe_and_admit(context, probers, cluster, built, &known).await?),
@@ -265,29 +255,21 @@ async fn publish_ready_event(
     context.publish_event(cluster, kind, ready.reason.name(), "Judge", note).await;
 }
 
-/// A valid cluster with its rendered objects and the inputs they were rendered from.
-struct RenderedCluster {
-    read: Dereferenced,
-    valid: ValidCluster,
-    desired: DesiredObjects,
-}
-
-async fn render_cluster(
+/// The rendered cluster, once its own generated values are stored. An app without credentials is not served yet, which is
+/// no state of the cluster.
+async fn render_stored_cluster(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
-) -> Result<RenderedCluster, ReconcileError> {
-    let read = dereference::read(context, cluster, true).await?;
-    let credentials = dereference::generate_credentials(cluster, &read);
-    let valid = validate_cluster(cluster, &read, &credentials, &context.receiver_address)?;
-    if !credentials.fresh.is_empty() {
-        return Err(ReconcileError::transient(Reason::RollingOut, "waiting for generated secrets"));
+) -> Result<Arc<RenderedCluster>, ReconcileError> {
+    let rendered = render_cluster(context, cluster).await?;
+    if rendered.fresh_of_cluster().is_empty() {
+        Ok(rendered)
+    } else {
+        Err(ReconcileError::transient(Reason::RollingOut, "waiting for generated secrets"))
     }
-    let desired = desired::render_objects(&valid)
-        .map_err(|error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string()))?;
-    Ok(RenderedCluster { read, valid, desired })
 }
 
-/// Live objects of a cluster, as listed from the API server.
+/// Live objects of a cluster.
 struct ObservedObjects<'a> {
     pods: &'a [ServerPod],
     services: &'a [Service],
@@ -299,7 +281,7 @@ struct GateObservation {
     findings: ProberFindings,
 }
 
-/// Lists the pods, updates the prober's plan, and admits and replaces pods by the findings.
+/// Reads the pods, updates the prober's plan, and admits and replaces pods by the findings.
 async fn observe_and_admit(
     context: &ControllerContext,
     probers: &ClusterProbers,
@@ -308,13 +290,10 @@ async fn observe_and_admit(
     known: &RealtimeClusterStatus,
 ) -> Result<GateObservation, ReconcileError> {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
-    let listed = api.list(&ListParams::default().labels(&pod_labels(&cluster.name_any()))).await;
-    let listed = listed.map_err(|error| ReconcileError::from_call("listing pods", &error))?;
-    let read = |pod| ServerPod::read(pod, &built.valid, &built.desired);
-    let pods: Vec<ServerPod> = listed.items.iter().filter_map(read).collect();
-    let services: Api<Service> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
-    let services = services.list(&ListParams::default().labels(&pod_labels(&cluster.name_any()))).await;
-    let services = services.map_err(|error| ReconcileError::from_call("listing Services", &error))?.items;
+    let live = context.live.pods_of(cluster);
+    let pods: Vec<ServerPod> =
+        live.iter().filter_map(|pod| ServerPod::read(pod, &built.valid, &built.desired)).collect();
+    let services = context.live.services_of(cluster);
     let fingerprint = compute_fingerprint(known, built);
     let passed = was_proven(known, &fingerprint);
     let passed_ms = conditions::passed_ms(known).unwrap_or_default();
@@ -324,7 +303,12 @@ async fn observe_and_admit(
         (false, false) => JourneyProof::Never,
     };
     let observed = ObservedObjects { pods: &pods, services: &services };
-    let plan = build_plan(built, observed, fingerprint.clone(), proof).await?;
+    let registry = context.registries.of_cluster(cluster);
+    if built.fresh.is_empty() {
+        begin_history(&registry, &built.valid);
+    }
+    let plan = build_plan(context, built, observed, fingerprint.clone(), proof).await?;
+    let plan = ProbePlan { registry, ..plan };
     let mut findings = probers.update_plan(context, cluster, plan)?;
     let now = Timestamp::now().as_second();
     for step in pod_admission::decide_steps(&pods, &findings.standings, passed, &findings.replaced, now) {
@@ -378,12 +362,13 @@ fn compute_fingerprint(known: &RealtimeClusterStatus, built: &RenderedCluster) -
 
 /// Adds to the plan of the cluster what was observed of it.
 async fn build_plan(
+    context: &ControllerContext,
     built: &RenderedCluster,
     observed: ObservedObjects<'_>,
     fingerprint: String,
     proof: JourneyProof,
 ) -> Result<ProbePlan, ReconcileError> {
-    let RenderedCluster { read, valid, desired } = built;
+    let RenderedCluster { read, valid, desired, .. } = built;
     let ObservedObjects { pods, services } = observed;
     let plan = ProbePlan::of_cluster(valid);
     let edges = pods.iter().filter(|pod| pod.current && pod.server != ServerKind::Dispatcher);
@@ -391,7 +376,7 @@ async fn build_plan(
     let dispatchers =
         pods.iter().filter(|pod| pod.server == ServerKind::Dispatcher && (pod.current || pod.admitted.is_some()));
     let stream = match &read.stream {
-        Some(_) if plan.webhooks => Some(dereference::connect_stream(&valid.stream, &read.secrets).await?),
+        Some(_) if plan.webhooks => Some(dereference::connect_stream(context, &valid.stream, &read.secrets).await?),
         _ => None,
     };
     Ok(ProbePlan {

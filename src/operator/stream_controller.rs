@@ -30,8 +30,9 @@ const CLUSTER_ID_TAG: &str = "realtime-operator.dev/cluster-id";
 /// Largest difference between the clocks of Kinesis and of the operator, in ms, when their times are compared.
 const CLOCK_SKEW_MAX_MS: i64 = 60_000;
 
-/// Time between two reconciles of an active stream.
-const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
+/// Time between two reconciles of an active stream; the end of Ready=True triggers an earlier one. AWS limits descriptions
+/// per account.
+const RESYNC_INTERVAL: Duration = Duration::from_mins(5);
 /// Time between recording the intent and creating the stream.
 const CREATE_STEP_INTERVAL: Duration = Duration::from_millis(200);
 /// Time between two reconciles until the stream is active.
@@ -88,9 +89,9 @@ async fn reconcile_stream(
     cluster: &RealtimeCluster,
     known: StreamStatus,
 ) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
-    let read = dereference::read(context, cluster, false).await?;
+    let secrets = dereference::read_cluster_secrets(context, cluster).await?;
     let stream = validate_stream(cluster)?;
-    let client = dereference::connect_stream(&stream, &read.secrets).await?;
+    let client = dereference::connect_stream(context, &stream, &secrets).await?;
     // The name changed: the status of the previous stream does not apply to this one.
     let known = if known.name == stream.name.as_str() {
         known

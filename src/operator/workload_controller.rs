@@ -2,6 +2,7 @@
 //! any more; owns `WorkloadsAvailable` and `status.endpoints`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -12,10 +13,11 @@ use kube::runtime::events::EventType;
 use serde_json::{Map, Value, json};
 
 use super::context::{ControllerContext, ReconcileError, SharedContext};
-use super::dereference::{self, generated_secret_name};
+use super::dereference::generated_secret_name;
 use super::finalizer;
+use super::rendered_clusters::render_cluster;
+use super::secret_reader::SecretUser;
 use super::status::{self, ConditionUpdate, StatusPatch};
-use super::validation::validate_cluster;
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
@@ -34,16 +36,6 @@ const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Attempts to remove foreign fields from a Deployment in one reconcile. Another writer may add them again each time, so
 /// the loop must end.
 const REPAIR_ATTEMPTS_MAX: usize = 5;
-
-/// Kinds of children that are pruned when they are not rendered any more.
-const PRUNED_KINDS: [(&str, &str); 6] = [
-    ("apps/v1", "Deployment"),
-    ("v1", "Service"),
-    ("policy/v1", "PodDisruptionBudget"),
-    ("v1", "ServiceAccount"),
-    ("rbac.authorization.k8s.io/v1", "Role"),
-    ("rbac.authorization.k8s.io/v1", "RoleBinding"),
-];
 
 /// Reconciles the children of one cluster.
 ///
@@ -82,19 +74,17 @@ async fn reconcile_children(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
 ) -> Result<(ConditionUpdate, Value), ReconcileError> {
-    let read = dereference::read(context, cluster, false).await?;
-    let credentials = dereference::generate_credentials(cluster, &read);
-    let valid = validate_cluster(cluster, &read, &credentials, &context.receiver_address)?;
-    if !credentials.fresh.is_empty() {
-        let mut all = read.generated.clone();
-        all.extend(credentials.fresh);
+    let rendered = render_cluster(context, cluster).await?;
+    let fresh = rendered.fresh_of_cluster();
+    if !fresh.is_empty() {
+        let mut all = rendered.read.generated.clone();
+        all.extend(fresh);
         context.ensure_leader()?;
-        apply::apply_object(&context.client, &render_generated_secret(cluster, &valid, &all)).await?;
+        apply::apply_object(&context.client, &render_generated_secret(cluster, &rendered.valid, &all)).await?;
+        context.secrets.forget(&rendered.valid.namespace, &generated_secret_name(cluster));
     }
-    let desired = desired::render_objects(&valid)
-        .map_err(|error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string()))?;
-    let deployments = apply_children(context, cluster, &desired).await?;
-    Ok((summarize_rollout(&deployments), list_endpoints(&valid, &desired)))
+    let deployments = apply_children(context, cluster, &rendered.desired).await?;
+    Ok((summarize_rollout(&deployments), list_endpoints(&rendered.valid, &rendered.desired)))
 }
 
 /// Renders the Secret of generated values. A value is never generated twice: it is read before it is generated.
@@ -118,30 +108,39 @@ async fn apply_children(
     cluster: &RealtimeCluster,
     desired: &DesiredObjects,
 ) -> Result<Vec<Deployment>, ReconcileError> {
-    let uid = cluster.uid().unwrap_or_default();
+    let (namespace, uid) = (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
     let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
     let wanted = desired.to_values().map_err(malformed)?;
     let mut deployments = Vec::new();
     // Pods mount the registry, which another controller writes; kubelet backs off long before it retries a mount.
     if let Some(last) = desired.registry.last() {
         let last = serde_json::to_value(last).map_err(malformed)?;
-        if apply::fetch_owned(&context.client, &last, &uid).await?.is_none() {
+        if fetch_live(context, cluster, &last).await?.is_none() {
             return Err(ReconcileError::transient(Reason::RollingOut, "waiting for the app registry to be written"));
         }
     }
     // All children are read before the first write, so that an object of another owner does not leave half a cluster.
     let mut lives = Vec::new();
     for object in &wanted {
-        lives.push(apply::fetch_owned(&context.client, object, &uid).await?);
+        lives.push(fetch_live(context, cluster, object).await?);
     }
     for (object, live) in wanted.iter().zip(lives) {
-        let live = live.map(|live| serde_json::to_value(live).map_err(malformed)).transpose()?;
-        if live.as_ref().is_some_and(|live| is_up_to_date(object, live)) && object["kind"] != "Deployment" {
-            continue;
+        let is_deployment = object["kind"] == "Deployment";
+        if let Some(live) = &live {
+            let value = serde_json::to_value(&**live).map_err(malformed)?;
+            if is_up_to_date(object, &value) && !(is_deployment && has_foreign_fields(object, &value)) {
+                if is_deployment {
+                    deployments.push(serde_json::from_value(value).map_err(malformed)?);
+                }
+                continue;
+            }
         }
         context.ensure_leader()?;
-        if object["kind"] != "Deployment" {
+        if !is_deployment {
             apply::apply_object(&context.client, object).await?;
+            if object["kind"] == "Secret" {
+                context.secrets.forget(&namespace, object["metadata"]["name"].as_str().unwrap_or_default());
+            }
             continue;
         }
         // Read again: it may have changed since, and after the apply reverted fields are not foreign any more.
@@ -155,16 +154,47 @@ async fn apply_children(
         let value = serde_json::to_value(&applied).map_err(malformed)?;
         deployments.push(serde_json::from_value(value).map_err(malformed)?);
     }
-    let labels =
-        format!("app.kubernetes.io/managed-by=realtime-operator,app.kubernetes.io/instance={}", cluster.name_any());
     context.ensure_leader()?;
-    let namespace = cluster.namespace().unwrap_or_default();
-    for pruned in apply::prune_children(&context.client, (&namespace, &labels, &uid), &PRUNED_KINDS, &wanted).await? {
+    for pruned in apply::prune_children(&context.client, &context.live.children_of(cluster), &uid, &wanted).await? {
         context
             .publish_event(cluster, EventType::Normal, "Removed", "Prune", format!("{pruned} is not rendered any more"))
             .await;
     }
     Ok(deployments)
+}
+
+/// Finds the live object of a rendered one: from its watch, from the last read of the Secret, and from the API server when
+/// neither has it, since an object of another owner is not watched.
+async fn fetch_live(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    rendered: &Value,
+) -> Result<Option<Arc<DynamicObject>>, ReconcileError> {
+    let uid = cluster.uid().unwrap_or_default();
+    let known = if rendered["kind"] == "Secret" {
+        let name = rendered["metadata"]["name"].as_str().unwrap_or_default();
+        let namespace = cluster.namespace().unwrap_or_default();
+        let Some(secret) = context.secrets.read(&namespace, name, &SecretUser::of(cluster)).await? else {
+            return Ok(None);
+        };
+        let malformed = |error: serde_json::Error| ReconcileError::transient(Reason::ApplyFailed, error.to_string());
+        let value = serde_json::to_value(&*secret).map_err(malformed)?;
+        Some(Arc::new(serde_json::from_value(value).map_err(malformed)?))
+    } else {
+        context.live.find_child(rendered)
+    };
+    match known {
+        Some(live) => {
+            apply::ensure_owned(&live, &uid)?;
+            Ok(Some(live))
+        }
+        None => Ok(apply::fetch_owned(&context.client, rendered, &uid).await?.map(Arc::new)),
+    }
+}
+
+fn has_foreign_fields(wanted: &Value, live: &Value) -> bool {
+    !foreign_fields::find_foreign_fields(wanted, live).is_empty()
+        || !foreign_fields::find_leftover_paths(wanted, live).is_empty()
 }
 
 /// Reports foreign fields of one Deployment.

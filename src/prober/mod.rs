@@ -31,11 +31,12 @@ pub use scheduler::start;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use crate::gate::GatePolicy;
+use crate::gate::{GatePolicy, RegistryHistory};
 use crate::kinesis;
-use crate::protocol::{AppId, Secret, Transport};
+use crate::protocol::{Secret, Transport};
 
 /// An edge pod that journeys run through.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,14 +124,9 @@ pub enum JourneyProof {
     },
 }
 
-/// The registry before its last change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FormerApps {
-    /// A salted digest of each app.
-    pub digests: BTreeMap<AppId, String>,
-    /// Whether pods may still be learning of the change: kubelet writes mounted Secrets late.
-    pub learning: bool,
-}
+/// The versions of the app registry, recorded by the writer of the registry and read at each look at a pod: a pod may load
+/// a version before the next plan reaches the prober.
+pub type SharedRegistryHistory = Arc<RwLock<RegistryHistory>>;
 
 /// The cluster that journeys have to prove.
 #[derive(Clone, Debug)]
@@ -155,10 +151,8 @@ pub struct ProbePlan {
     pub dispatchers: Vec<DispatcherPod>,
     /// The app that journeys use.
     pub app: ProbeApp,
-    /// A salted digest of each app as rendered.
-    pub app_digests: BTreeMap<AppId, String>,
-    /// The registry as it was.
-    pub former_apps: Option<FormerApps>,
+    /// The versions of the app registry that pods may run.
+    pub registry: SharedRegistryHistory,
     /// Opens the admin listeners.
     pub admin_token: Secret,
     /// Reads back; `None` when there are no webhooks.
@@ -179,8 +173,7 @@ impl ProbePlan {
             && self.dispatchers == other.dispatchers
             && self.wanted_pods == other.wanted_pods
             && self.policy == other.policy
-            && self.app_digests == other.app_digests
-            && self.former_apps == other.former_apps
+            && Arc::ptr_eq(&self.registry, &other.registry)
             && self.admin_token.expose() == other.admin_token.expose()
             && self.app.key == other.app.key
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -11,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::ProbePlan;
 use crate::config::name;
-use crate::gate::{ConfigDrift, ExpectedConfig, FormerRegistry, find_drifts};
+use crate::gate::{ConfigDrift, ExpectedConfig, find_drifts};
 use crate::process::clock;
 use crate::protocol::admin::{DispatcherFlow, EffectiveReport, FlowReport};
 use crate::protocol::{Secret, ShardId};
@@ -82,12 +83,9 @@ impl PodObserver {
         admin: SocketAddr,
         wanted: &BTreeMap<String, String>,
     ) -> Option<ObservedPod> {
-        let former = plan.former_apps.as_ref();
-        let former = former.map(|former| FormerRegistry { apps: &former.digests, learning: former.learning });
-        let expected = ExpectedConfig { variables: wanted, apps: &plan.app_digests, former };
         match self.get::<EffectiveReport>(&plan.admin_token, admin, "effective").await {
             AdminAnswer::Parsed(found) => Some(ObservedPod {
-                drifts: find_drifts(&expected, &found, clock::now_ms()),
+                drifts: find_pod_drifts(plan, wanted, &found),
                 process: found.process,
                 configuration: found.configuration,
             }),
@@ -160,4 +158,11 @@ impl PodObserver {
         }
         observation
     }
+}
+
+/// Compares what a pod reports with the rendered variables and with the registry as it is now: the report may be older than
+/// the registry, and never newer.
+fn find_pod_drifts(plan: &ProbePlan, wanted: &BTreeMap<String, String>, found: &EffectiveReport) -> Vec<ConfigDrift> {
+    let registry = plan.registry.read().unwrap_or_else(PoisonError::into_inner);
+    find_drifts(&ExpectedConfig { variables: wanted, registry: &registry }, found, clock::now_ms())
 }

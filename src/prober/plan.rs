@@ -1,11 +1,12 @@
 //! Plans the journeys of a validated cluster.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use super::{JourneyProof, ProbePlan};
 use crate::desired::{GateSettings, ValidCluster};
-use crate::gate::GatePolicy;
+use crate::gate::{GatePolicy, RegistryHistory};
 use crate::protocol::Transport;
 
 impl ProbePlan {
@@ -25,8 +26,9 @@ impl ProbePlan {
             paths: vec![],
             dispatchers: vec![],
             app: cluster.probe.clone(),
-            app_digests: cluster.registry.app_digests(cluster.admin_token.expose()),
-            former_apps: None,
+            registry: Arc::new(RwLock::new(RegistryHistory::of_registry(
+                cluster.registry.app_digests(cluster.admin_token.expose()),
+            ))),
             admin_token: cluster.admin_token.clone(),
             stream: None,
             policy: GatePolicy { interval, timeout, open_after, close_after, ..GatePolicy::default() },

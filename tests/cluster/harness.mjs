@@ -226,7 +226,7 @@ export function condition(object, type) {
   return object?.status?.conditions?.find((one) => one.type === type);
 }
 
-/** Every write that the API server took part in since the cluster began, oldest first: who, what, to which object. */
+/** The API server's audit log since the cluster began, oldest first: every write, and every read of the operator. */
 export function audit(matches = () => true) {
   const lines = readFileSync(`${DIR}/log/audit.log`, "utf8").split("\n");
   // The last line may be half written.

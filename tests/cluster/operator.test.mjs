@@ -6,7 +6,7 @@ import PusherClient from "pusher-js";
 
 import { startedFields } from "../conformance/processes.mjs";
 import { apply, audit, condition, get, inNamespace, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, startRedis, wait, watchObject } from "./harness.mjs";
-import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said, spec } from "./operator_fixtures.mjs";
+import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
 
 const NAMESPACE = "channels";
 const ADMITTED = "realtime-operator.dev/admitted";
@@ -19,6 +19,9 @@ const TRANSPORTS = ["websocket", ...FALLBACKS];
 
 /** Seconds for which the stream is away: `STREAM_AWAY_SECONDS=300 ./test cluster` is the long run. */
 const AWAY = Number(process.env.STREAM_AWAY_SECONDS ?? 60);
+
+/** Seconds for which nothing changes: `QUIET_SECONDS=300 ./test cluster -k "from apply|quiet"` is the long run. */
+const QUIET = Number(process.env.QUIET_SECONDS ?? 60);
 
 /** The operator's own pods, the leader first. */
 async function operators() {
@@ -56,7 +59,7 @@ test("from apply to Ready, pod by pod, and not before a client's event arrived",
   console.log(`# apply to Ready: ${seconds.toFixed(1)} s`);
   assert.ok(seconds <= 60);
 
-  const found = cluster.last();
+  const found = await cluster.until((object) => is(object, "Ready") === "True");
   assert.equal(found.status.observedGeneration, found.metadata.generation);
   assert.deepEqual(found.status.transports.map(({ name, state, pods }) => [name, state, pods]), TRANSPORTS.map((name) => [name, "Passing", "2/2"]));
   assert.equal(found.status.stream.status, "ACTIVE");
@@ -88,6 +91,27 @@ test("realtime status tells a person how far an event comes", async () => {
   const missing = await realtime("status", "us", "-n", NAMESPACE);
   assert.equal(missing.code, 2);
   assert.match(missing.stderr, /realtimeclusters.* "us" not found/);
+});
+
+test("a quiet cluster is read from watches: no listing, each Secret once a minute, one status write", { timeout: (QUIET + 60) * 1000 }, async () => {
+  await ready(NAMESPACE);
+  // The status of the first minute still changes: pods learn of the registry, the first complete round ends.
+  await new Promise((resolve) => setTimeout(resolve, 10_000));
+  const began = Date.now();
+  await new Promise((resolve) => setTimeout(resolve, QUIET * 1000));
+  const calls = audit(({ user, stage, stageTimestamp, objectRef }) =>
+    user.username === OPERATOR && stage === "ResponseComplete" && Date.parse(stageTimestamp) > began && objectRef?.resource !== "leases");
+  const name = ({ verb, objectRef }) => `${verb} ${objectRef.resource}${objectRef.subresource ? `/${objectRef.subresource}` : ""} ${objectRef.name ?? ""}`;
+  const counts = new Map();
+  for (const call of calls.filter(({ verb }) => verb !== "watch")) counts.set(name(call), (counts.get(name(call)) ?? 0) + 1);
+  const line = [...counts].map(([call, times]) => `${call}: ${times}`).join(", ");
+  console.log(`# in ${QUIET} quiet s: ${line}`);
+  const minutes = Math.ceil(QUIET / 60);
+  for (const [call, times] of counts) {
+    if (/^get secrets /.test(call)) assert.ok(times <= minutes + 1, `${call}: ${times} times`);
+    else if (/^patch realtimeclusters\/status /.test(call)) assert.ok(times <= Math.ceil(QUIET / 300), `${call}: ${times} times`);
+    else assert.fail(`${call}: ${times} times in ${QUIET} s without a change`);
+  }
 });
 
 test("pusher-js reaches both pods through the Services by every transport, and every webhook verifies", { timeout: 90_000 }, async () => {
@@ -241,7 +265,7 @@ test("a rotated Secret is Unknown until every pod that the manifest asks for run
   const secretsOf = ({ metadata }) => metadata.annotations?.["realtime-operator.dev/secrets"];
   const old = new Set(podVersions.versions.map(({ object }) => secretsOf(object)));
   const isNew = (pod) => secretsOf(pod) !== undefined && !old.has(secretsOf(pod)) && pod.metadata.labels?.[COMPONENT] !== "dispatcher";
-  const setUrl = (url) => kubectl(["patch", "secret", "eu-redis", "-n", NAMESPACE, "--type=merge", "-p", JSON.stringify({ stringData: { url } })]);
+  const setUrl = (url) => rotateSecret(NAMESPACE, "eu-redis", "url", url);
   const node = nodes.trim().split("\n")[0];
   await setUrl(other.url);
   try {
@@ -274,6 +298,41 @@ test("a rotated Secret is Unknown until every pod that the manifest asks for run
   await wait(async () => (await get("realtimecluster", NAMESPACE, "eu")).status.gate.fingerprint !== cluster.versions[proven].object.status.gate.fingerprint, { what: "the Secret's former value" });
   await ready(NAMESPACE);
   await Promise.all([cluster.stop(), podVersions.stop(), other.stop()]);
+});
+
+test("twenty apps one by one and twenty changes a second never turn a Ready cluster", { timeout: 180_000 }, async () => {
+  await ready(NAMESPACE);
+  const cluster = await watchObject("realtimeclusters", NAMESPACE, "eu");
+  await cluster.until((object) => is(object, "Ready") === "True");
+  const since = cluster.versions.length;
+  const app = (number, connections) => ({
+    apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeApp", metadata: { name: `added-${number}`, namespace: NAMESPACE },
+    // One of them references a Secret that nobody created.
+    spec: { appID: String(9000 + number), limits: { connections }, ...(number === 7 && { credentials: [{ secretRef: { name: "nowhere-to-be-found" } }] }) },
+  });
+  for (let number = 0; number < 20; number++) await apply(app(number, 100));
+  const began = Date.now();
+  let changes = 0;
+  while (Date.now() - began < 20_000) {
+    const turn = Date.now();
+    await apply({ apiVersion: "v1", kind: "List", items: Array.from({ length: 20 }, (_, number) => app(number, 101 + changes)) });
+    changes += 20;
+    await new Promise((resolve) => setTimeout(resolve, Math.max(0, 1000 - (Date.now() - turn))));
+  }
+  const rate = changes / ((Date.now() - began) / 1000);
+  // The last change has reached every pod, and is not stale.
+  await wait(async () => {
+    const { items } = await get("realtimeapps", NAMESPACE);
+    const states = items.filter(({ metadata }) => /^added-/.test(metadata.name)).map((one) => `${one.metadata.name} ${is(one, "Accepted")}`);
+    const refused = states.filter((state) => !/True$/.test(state));
+    return states.length === 20 && refused.join() === "added-7 False" && is(await get("realtimecluster", NAMESPACE, "eu"), "AppsSynced") === "True";
+  }, { timeout: 30_000, what: "19 accepted apps and one without its Secret" });
+  await new Promise((resolve) => setTimeout(resolve, 20_000));
+  const seen = cluster.versions.slice(since).map(({ object }) => `${said(object)} ${condition(object, "Ready").message}`);
+  console.log(`# ${rate.toFixed(0)} changes of apps a second for 20 s: ${seen.length} versions of the cluster`);
+  assert.deepEqual(seen.filter((state) => !state.startsWith("True/")), []);
+  await kubectl(["delete", "realtimeapps", "-n", NAMESPACE, ...Array.from({ length: 20 }, (_, number) => `added-${number}`)]);
+  await cluster.stop();
 });
 
 test("a dispatcher that cannot deliver never holds more than one shard", async () => {
@@ -368,7 +427,7 @@ test("what is not ours is not touched, and what is missing or changes is told an
 
   await spec(namespace, { webhooks: { stream: { name: "others-own" } } });
   assert.match(await become("False/SecretMissing"), /Secret others\/eu-redis has no key `address` \(it has: url\): create it/);
-  const address = (url) => kubectl(["patch", "secret", "eu-redis", "-n", namespace, "--type=merge", "-p", JSON.stringify({ stringData: { address: url } })]);
+  const address = (url) => rotateSecret(namespace, "eu-redis", "address", url);
   await address(outside.redis.url);
   const taken = await become("False/ChildNotOurs stalled");
   assert.match(taken, /Deployment others\/eu-sockjs already exists and is not ours .*: it was not changed. Rename or delete it/);

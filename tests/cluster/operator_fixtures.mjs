@@ -54,6 +54,12 @@ export const edges = async (namespace) => (await pods(namespace, {})).filter(({ 
 export const spec = (namespace, patch, name = "eu") =>
   kubectl(["patch", "realtimecluster", name, "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: patch })]);
 
+/** Changes a key of a cluster's Secret, and has the operator read it at once: on its own it reads a Secret once a minute. */
+export async function rotateSecret(namespace, secret, key, value, name = "eu") {
+  await kubectl(["patch", "secret", secret, "-n", namespace, "--type=merge", "-p", JSON.stringify({ stringData: { [key]: value } })]);
+  await kubectl(["annotate", "realtimecluster", name, "-n", namespace, "--overwrite", `realtime-operator.dev/rotated-at=${new Date().toISOString()}`]);
+}
+
 /** The process id of a pod's first container on this machine. `command` is in its command line. */
 export function processOf(pod, command) {
   const container = pod.status.containerStatuses[0].containerID.split("//")[1];

@@ -1,0 +1,151 @@
+//! The live objects that the controllers read, from one watch per kind instead of a listing per reconcile.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+use serde_json::Value;
+
+use super::object_index::ObjectIndex;
+use crate::api::{RealtimeApp, RealtimeCluster};
+
+/// Kinds of children that are watched, with their API version, and pruned when they are not rendered any more.
+pub const CHILD_KINDS: [(&str, &str); 6] = [
+    ("apps/v1", "Deployment"),
+    ("v1", "Service"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("v1", "ServiceAccount"),
+    ("rbac.authorization.k8s.io/v1", "Role"),
+    ("rbac.authorization.k8s.io/v1", "RoleBinding"),
+];
+
+/// Label of a child with the name of its cluster.
+pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
+
+/// The objects of all watched kinds, as their watches report them.
+#[derive(Debug)]
+pub struct LiveObjects {
+    /// Every app.
+    pub apps: ObjectIndex<RealtimeApp>,
+    /// The pods of all clusters.
+    pub pods: ObjectIndex<Pod>,
+    /// The other children of all clusters, by kind.
+    children: BTreeMap<&'static str, ObjectIndex<DynamicObject>>,
+}
+
+impl Default for LiveObjects {
+    fn default() -> Self {
+        let children = CHILD_KINDS.iter().map(|(_, kind)| (*kind, ObjectIndex::default())).collect();
+        Self { apps: ObjectIndex::default(), pods: ObjectIndex::default(), children }
+    }
+}
+
+impl LiveObjects {
+    /// Waits until every kind is listed: before that, a missing object says nothing.
+    pub async fn wait_until_listed(&self) {
+        self.apps.wait_until_listed().await;
+        self.pods.wait_until_listed().await;
+        for index in self.children.values() {
+            index.wait_until_listed().await;
+        }
+    }
+
+    /// The index of a kind of [`CHILD_KINDS`].
+    pub fn children(&self, kind: &str) -> Option<&ObjectIndex<DynamicObject>> {
+        self.children.get(kind)
+    }
+
+    /// The live object of a rendered one, if its kind is watched.
+    pub fn find_child(&self, rendered: &Value) -> Option<Arc<DynamicObject>> {
+        let text = |pointer| rendered.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        self.children(text("/kind"))?.get(text("/metadata/namespace"), text("/metadata/name"))
+    }
+
+    /// The children of a cluster by their label, each with its API version and kind.
+    pub fn children_of(&self, cluster: &RealtimeCluster) -> Vec<((&'static str, &'static str), Arc<DynamicObject>)> {
+        let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+        let found = |types: (&'static str, &'static str)| {
+            let index = self.children(types.1);
+            let objects = index.map(|index| index.find(&namespace, |object| belongs_to(object, &name)));
+            objects.unwrap_or_default().into_iter().map(move |object| (types, object))
+        };
+        CHILD_KINDS.into_iter().flat_map(found).collect()
+    }
+
+    /// The pods of a cluster.
+    pub fn pods_of(&self, cluster: &RealtimeCluster) -> Vec<Arc<Pod>> {
+        let name = cluster.name_any();
+        self.pods.find(&cluster.namespace().unwrap_or_default(), |pod| belongs_to(pod, &name))
+    }
+
+    /// The Services of a cluster.
+    pub fn services_of(&self, cluster: &RealtimeCluster) -> Vec<Service> {
+        let name = cluster.name_any();
+        let index = self.children("Service");
+        let found = index.map(|index| index.find(&cluster.namespace().unwrap_or_default(), |o| belongs_to(o, &name)));
+        found.unwrap_or_default().iter().filter_map(|object| (**object).clone().try_parse().ok()).collect()
+    }
+
+    /// The apps of a cluster, the oldest first: of two with the same id the older keeps it.
+    pub fn apps_of(&self, cluster: &RealtimeCluster) -> Vec<Arc<RealtimeApp>> {
+        let mut apps = self.apps.find(&cluster.namespace().unwrap_or_default(), |_| true);
+        apps.sort_by_cached_key(|app| (app.metadata.creation_timestamp.clone(), app.name_any()));
+        apps
+    }
+}
+
+fn belongs_to<K: ResourceExt>(object: &K, cluster: &str) -> bool {
+    object.labels().get(INSTANCE_LABEL).is_some_and(|name| name == cluster)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::fixture::applied_cluster;
+    use kube::runtime::watcher::Event;
+    use serde_json::json;
+
+    #[test]
+    fn a_clusters_objects_are_those_of_its_namespace_and_label() {
+        let live = LiveObjects::default();
+        let cluster = applied_cluster("");
+        let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+        for (namespace, child, instance) in
+            [(namespace.as_str(), "a", name.as_str()), (namespace.as_str(), "b", "another"), ("elsewhere", "c", &name)]
+        {
+            let metadata = json!({ "name": child, "namespace": namespace, "labels": { INSTANCE_LABEL: instance } });
+            let service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata });
+            let service = serde_json::from_value(service).expect("a Service");
+            live.children("Service").expect("a watched kind").apply_event(Event::Apply(service));
+            let pod = serde_json::from_value(json!({ "metadata": metadata })).expect("a pod");
+            live.pods.apply_event(Event::Apply(pod));
+        }
+        let pods: Vec<_> = live.pods_of(&cluster).iter().map(|pod| pod.name_any()).collect();
+        let services: Vec<_> = live.services_of(&cluster).iter().map(ResourceExt::name_any).collect();
+        assert_eq!((pods, services), (vec!["a".to_owned()], vec!["a".to_owned()]));
+        let rendered = json!({ "kind": "Service", "metadata": { "name": "b", "namespace": namespace } });
+        assert_eq!(live.find_child(&rendered).expect("a live object").name_any(), "b");
+        assert!(live.find_child(&json!({ "kind": "Secret" })).is_none(), "Secrets are not watched");
+        let children: Vec<_> =
+            live.children_of(&cluster).into_iter().map(|(types, o)| (types.1, o.name_any())).collect();
+        assert_eq!(children, [("Service", "a".to_owned())]);
+    }
+
+    #[test]
+    fn apps_are_ordered_by_age() {
+        let live = LiveObjects::default();
+        let cluster = applied_cluster("");
+        for (name, created) in [("young", "2026-01-02T00:00:00Z"), ("old", "2026-01-01T00:00:00Z")] {
+            let app = json!({
+                "apiVersion": "realtime-operator.dev/v1alpha1", "kind": "RealtimeApp",
+                "metadata": { "name": name, "namespace": cluster.namespace(), "creationTimestamp": created },
+                "spec": { "appID": "1" },
+            });
+            live.apps.apply_event(Event::Apply(serde_json::from_value(app).expect("an app")));
+        }
+        let names: Vec<_> = live.apps_of(&cluster).iter().map(|app| app.name_any()).collect();
+        assert_eq!(names, ["old", "young"]);
+    }
+}

@@ -1,0 +1,52 @@
+//! The versions of each cluster's app registry, shared by their writer, the apps controller, and their reader, the prober.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use kube::ResourceExt;
+
+use crate::api::RealtimeCluster;
+use crate::desired::ValidCluster;
+use crate::gate::RegistryHistory;
+use crate::prober::SharedRegistryHistory;
+use crate::process::clock;
+
+/// The registry histories of all clusters, by UID.
+#[derive(Debug, Default)]
+pub struct RegistryHistories {
+    by_uid: Mutex<HashMap<String, SharedRegistryHistory>>,
+}
+
+impl RegistryHistories {
+    /// The history of a cluster; begins one for a cluster that has none.
+    pub fn of_cluster(&self, cluster: &RealtimeCluster) -> SharedRegistryHistory {
+        let mut all = self.by_uid.lock().unwrap_or_else(PoisonError::into_inner);
+        let history = all.entry(cluster.uid().unwrap_or_default()).or_insert_with(|| {
+            let proven = cluster.status.as_ref().and_then(|status| status.gate.as_ref()).is_some_and(|g| g.ever_passed);
+            // Pods of a proven cluster may still load a version that an earlier leader wrote. A cluster without a proof
+            // must not pass with a version that nobody rendered.
+            let history = if proven { RegistryHistory::inherited(clock::now_ms()) } else { RegistryHistory::default() };
+            Arc::new(RwLock::new(history))
+        });
+        history.clone()
+    }
+
+    /// Drops the history of a deleted cluster.
+    pub fn forget(&self, uid: &str) {
+        self.by_uid.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+/// Records the rendered registry. Called before it is written, so that no pod can load a version that is not recorded.
+pub fn record_registry(history: &SharedRegistryHistory, cluster: &ValidCluster) {
+    let digests = cluster.registry.app_digests(cluster.admin_token.expose());
+    history.write().unwrap_or_else(PoisonError::into_inner).record(digests, clock::now_ms());
+}
+
+/// The history, as far as the apps controller has recorded the registry. Before that, after a change of leader, it begins
+/// with the registry as this process renders it.
+pub fn begin_history(history: &SharedRegistryHistory, cluster: &ValidCluster) {
+    if !history.read().unwrap_or_else(PoisonError::into_inner).is_recorded() {
+        record_registry(history, cluster);
+    }
+}

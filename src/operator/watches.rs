@@ -1,0 +1,253 @@
+//! The watches: each keeps an index of live objects up to date, and requeues the clusters that a change concerns.
+//!
+//! One stream per kind, each with its own back-off, so that one kind that cannot be watched delays no other.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::core::{GroupVersionKind, TypeMeta};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use super::live_objects::{CHILD_KINDS, INSTANCE_LABEL, LiveObjects};
+use super::object_index::{ObjectChange, ObjectIndex};
+use crate::api::conditions::condition;
+use crate::api::{RealtimeApp, RealtimeCluster};
+use crate::desired::render::REGISTRY_ANNOTATION;
+
+/// Label selector of the children of all clusters.
+pub const CHILDREN_SELECTOR: &str = "app.kubernetes.io/managed-by=realtime-operator";
+
+/// Requests that one controller's queue holds; a watch whose request finds no room waits.
+const REQUEUE_BUFFER_LEN: usize = 1024;
+
+/// A queue of requests to reconcile a cluster.
+pub type RequeueSender = mpsc::Sender<ObjectRef<RealtimeCluster>>;
+
+/// The queues of the controllers that watches requeue clusters for.
+#[derive(Clone)]
+pub struct ControllerQueues {
+    pub workload: RequeueSender,
+    pub apps: RequeueSender,
+    pub gate: RequeueSender,
+}
+
+/// The other ends of [`ControllerQueues`].
+pub struct QueueReceivers {
+    pub workload: mpsc::Receiver<ObjectRef<RealtimeCluster>>,
+    pub apps: mpsc::Receiver<ObjectRef<RealtimeCluster>>,
+    pub gate: mpsc::Receiver<ObjectRef<RealtimeCluster>>,
+}
+
+impl ControllerQueues {
+    pub fn new() -> (Self, QueueReceivers) {
+        let (workload, workload_receiver) = mpsc::channel(REQUEUE_BUFFER_LEN);
+        let (apps, apps_receiver) = mpsc::channel(REQUEUE_BUFFER_LEN);
+        let (gate, gate_receiver) = mpsc::channel(REQUEUE_BUFFER_LEN);
+        let receivers = QueueReceivers { workload: workload_receiver, apps: apps_receiver, gate: gate_receiver };
+        (Self { workload, apps, gate }, receivers)
+    }
+}
+
+/// Runs the watches of apps, pods and children. Never ends by itself.
+pub async fn run_watches(
+    client: &Client,
+    live: &LiveObjects,
+    clusters: &Store<RealtimeCluster>,
+    queues: &ControllerQueues,
+) {
+    let labelled = || watcher::Config::default().labels(CHILDREN_SELECTOR);
+    let apps = follow(
+        Api::<RealtimeApp>::all(client.clone()),
+        watcher::Config::default(),
+        &live.apps,
+        trim_metadata,
+        |change| {
+            let references = if is_spec_change(&change) { find_clusters_of_app(&change, clusters) } else { vec![] };
+            async move {
+                for reference in references {
+                    send(&queues.apps, &reference).await;
+                    send(&queues.gate, &reference).await;
+                }
+            }
+        },
+    );
+    let pods = follow(Api::<Pod>::all(client.clone()), labelled(), &live.pods, trim_metadata, |change| async move {
+        let Some(reference) = change.object().and_then(|pod| find_cluster_by_label(&**pod)) else { return };
+        send(&queues.gate, &reference).await;
+        // A new pod has to load the registry at once.
+        if change.after.as_ref().is_some_and(|pod| !pod.annotations().contains_key(REGISTRY_ANNOTATION)) {
+            send(&queues.apps, &reference).await;
+        }
+    });
+    let children = CHILD_KINDS.into_iter().filter_map(|(version, kind)| {
+        let types = TypeMeta { api_version: version.to_owned(), kind: kind.to_owned() };
+        let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(&types).ok()?);
+        let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+        let index = live.children(kind)?;
+        let complete = move |object: &mut DynamicObject| {
+            // Items of a listing carry no kind.
+            object.types = Some(types.clone());
+            // The managers of a Deployment's fields are named in Events.
+            if kind != "Deployment" {
+                trim_metadata(object);
+            }
+        };
+        Some(follow(api, labelled(), index, complete, |change| async move {
+            let Some(reference) = change.object().and_then(|object| find_cluster_by_label(&**object)) else { return };
+            send(&queues.workload, &reference).await;
+        }))
+    });
+    tokio::join!(apps, pods, futures::future::join_all(children));
+}
+
+/// Follows one watch, and keeps its index up to date before it reports a change. `trim` drops what nobody reads.
+async fn follow<K, F>(
+    api: Api<K>,
+    config: watcher::Config,
+    index: &ObjectIndex<K>,
+    trim: impl Fn(&mut K),
+    report: impl Fn(ObjectChange<K>) -> F,
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    F: Future<Output = ()>,
+{
+    let kind = api.resource_url().to_owned();
+    let mut events = std::pin::pin!(watcher(api, config).default_backoff().modify(trim));
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => {
+                for change in index.apply_event(event) {
+                    report(change).await;
+                }
+            }
+            Err(error) => tracing::warn!(kind, %error, "watch failed: it is opened again after a back-off"),
+        }
+    }
+}
+
+fn trim_metadata<K: ResourceExt>(object: &mut K) {
+    object.managed_fields_mut().clear();
+}
+
+async fn send(queue: &RequeueSender, reference: &ObjectRef<RealtimeCluster>) {
+    // A closed queue means that the operator ends.
+    let _ = queue.send(reference.clone()).await;
+}
+
+/// Whether a change concerns more than the status.
+fn is_spec_change<K: ResourceExt>(change: &ObjectChange<K>) -> bool {
+    let version = |object: &Arc<K>| {
+        let metadata = object.meta();
+        (metadata.uid.clone(), metadata.generation, metadata.deletion_timestamp.is_some())
+    };
+    change.before.as_ref().map(version) != change.after.as_ref().map(version)
+}
+
+fn find_clusters_of_app(
+    change: &ObjectChange<RealtimeApp>,
+    clusters: &Store<RealtimeCluster>,
+) -> Vec<ObjectRef<RealtimeCluster>> {
+    let namespace = change.object().and_then(|app| app.namespace());
+    let found = clusters.state_filter(|cluster| cluster.namespace() == namespace);
+    found.iter().map(|cluster| ObjectRef::from_obj(&**cluster)).collect()
+}
+
+/// Finds the cluster of a child by its labels.
+fn find_cluster_by_label<K: ResourceExt>(object: &K) -> Option<ObjectRef<RealtimeCluster>> {
+    let name = object.labels().get(INSTANCE_LABEL)?;
+    Some(ObjectRef::new(name).within(&object.namespace()?))
+}
+
+/// A controller whose own status writes, and those of the others, are not to start it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TriggeredController {
+    Stream,
+    Workload,
+    Apps,
+    Gate,
+}
+
+impl TriggeredController {
+    /// Digest of the parts of a cluster that this controller acts on: only a change of it starts a reconcile.
+    pub fn digest_inputs(self, cluster: &RealtimeCluster) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        let metadata = &cluster.metadata;
+        (&metadata.uid, metadata.generation, metadata.deletion_timestamp.is_some()).hash(&mut hasher);
+        (&metadata.finalizers, &metadata.annotations).hash(&mut hasher);
+        let status = cluster.status.as_ref();
+        if let (Self::Workload | Self::Apps | Self::Gate, Some(stream)) = (self, status.and_then(|s| s.stream.as_ref()))
+        {
+            (&stream.name, &stream.arn, &stream.cluster_id, stream.created_ms).hash(&mut hasher);
+        }
+        let condition = |kind: &str| {
+            let found = status.into_iter().flat_map(|status| &status.conditions).find(|found| found.type_ == kind);
+            found.map(|found| {
+                (found.status.clone(), found.reason.clone(), found.message.clone(), found.observed_generation)
+            })
+        };
+        match self {
+            // A cluster that stops working is a reason to look at its stream before the next resync.
+            Self::Stream => condition(condition::READY).map(|(status, ..)| status).hash(&mut hasher),
+            Self::Gate => {
+                condition(condition::STREAM_READY).hash(&mut hasher);
+                condition(condition::WORKLOADS_AVAILABLE).hash(&mut hasher);
+            }
+            Self::Workload | Self::Apps => {}
+        }
+        hasher.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::cluster::{RealtimeClusterStatus, StreamStatus};
+    use crate::api::fixture::applied_cluster;
+    use TriggeredController::{Apps, Gate, Stream, Workload};
+
+    #[test]
+    fn a_status_write_starts_only_the_controllers_that_read_the_changed_part() {
+        let change = |edit: &dyn Fn(&mut RealtimeCluster)| {
+            let before = RealtimeCluster { status: Some(RealtimeClusterStatus::default()), ..applied_cluster("") };
+            let mut after = before.clone();
+            edit(&mut after);
+            let started = |controller: &TriggeredController| {
+                controller.digest_inputs(&before) != controller.digest_inputs(&after)
+            };
+            [Stream, Workload, Apps, Gate].into_iter().filter(started).collect::<Vec<_>>()
+        };
+        let with_condition = |kind: &'static str| {
+            move |cluster: &mut RealtimeCluster| {
+                let condition = serde_json::json!({
+                    "type": kind, "status": "False", "reason": "X", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
+                });
+                let condition = serde_json::from_value(condition).expect("a condition");
+                cluster.status.as_mut().expect("a status").conditions.push(condition);
+            }
+        };
+        let spec = |cluster: &mut RealtimeCluster| cluster.metadata.generation = Some(9);
+        let observed = |cluster: &mut RealtimeCluster| {
+            cluster.status.as_mut().expect("a status").observed_generation = 9;
+        };
+        let stream = |cluster: &mut RealtimeCluster| {
+            let stream = StreamStatus { arn: "a".to_owned(), ..StreamStatus::default() };
+            cluster.status.as_mut().expect("a status").stream = Some(stream);
+        };
+        assert_eq!(change(&spec), [Stream, Workload, Apps, Gate]);
+        assert_eq!(change(&observed), []);
+        assert_eq!(change(&stream), [Workload, Apps, Gate]);
+        assert_eq!(change(&with_condition(condition::READY)), [Stream]);
+        assert_eq!(change(&with_condition(condition::STREAM_READY)), [Gate]);
+        assert_eq!(change(&with_condition(condition::WORKLOADS_AVAILABLE)), [Gate]);
+        assert_eq!(change(&with_condition(condition::APPS_SYNCED)), []);
+    }
+}
