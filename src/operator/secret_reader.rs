@@ -65,8 +65,7 @@ impl CachedSecret {
     /// Whether the content may be used for this user.
     fn is_fresh(&self, user: &SecretUser, now: Instant) -> bool {
         let ttl = if self.secret.is_some() { FOUND_TTL } else { MISSING_TTL };
-        self.read_at.is_some_and(|at| now.duration_since(at) < ttl)
-            && self.users.get(&user.uid) == Some(&user.version)
+        self.read_at.is_some_and(|at| now.duration_since(at) < ttl) && self.users.get(&user.uid) == Some(&user.version)
     }
 
     fn store(&mut self, secret: Option<Secret>, user: &SecretUser, now: Instant) {
