@@ -26,6 +26,9 @@ pub struct RealtimeClusterStatus {
     /// The Kinesis stream, once its creation has begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamStatus>,
+    /// Names of the immutable copies of referenced Secrets that pods read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secret_copies: Vec<String>,
     /// Addresses for clients within the Kubernetes cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<EndpointsStatus>,
@@ -103,6 +106,7 @@ fn unobserved_status() -> i64 {
 impl Default for RealtimeClusterStatus {
     fn default() -> Self {
         Self {
+            secret_copies: vec![],
             observed_generation: unobserved_status(),
             conditions: vec![],
             gate: None,

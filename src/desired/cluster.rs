@@ -7,6 +7,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::problem::RefusedApp;
+use super::secret_copies::SecretCopy;
 use super::secret_references::RedisReferences;
 use crate::config::ServerKind;
 use crate::protocol::registry::AppRegistry;
@@ -32,6 +33,8 @@ pub struct ValidCluster {
     pub servers: Vec<ValidServer>,
     /// By server, a digest of the Secrets that its pods read at their start.
     pub secrets_digests: BTreeMap<ServerKind, String>,
+    /// Copies of the Secrets that pods read at their start.
+    pub secret_copies: Vec<SecretCopy>,
     /// The Kinesis stream, with the access to it.
     pub stream: ValidStream,
     /// Sources of the address and the CA of Redis.
@@ -191,6 +194,13 @@ pub struct ProbeApp {
 }
 
 impl ValidCluster {
+    /// Name of the Secret that pods read in place of a referenced one.
+    #[must_use]
+    pub fn copy_of<'a>(&'a self, source: &'a str) -> &'a str {
+        let copy = self.secret_copies.iter().find(|copy| copy.source == source);
+        copy.map_or(source, |copy| copy.name.as_str())
+    }
+
     /// Whether a server of the cluster serves this transport.
     #[must_use]
     pub fn serves_transport(&self, transport: Transport) -> bool {

@@ -38,7 +38,18 @@ pub fn resolve_environment(
     secrets: &SecretTexts,
 ) -> Result<BTreeMap<String, String>, MissingReference> {
     let container = template.spec.as_ref().and_then(|pod| pod.containers.first());
-    let variables = container.and_then(|container| container.env.as_deref()).unwrap_or_default();
+    resolve_variables(container.and_then(|container| container.env.as_deref()).unwrap_or_default(), pod, secrets)
+}
+
+/// Resolves the variables of a container, for one pod.
+///
+/// # Errors
+/// A variable references a Secret or a field that does not exist.
+pub fn resolve_variables(
+    variables: &[EnvVar],
+    pod: PodFacts<'_>,
+    secrets: &SecretTexts,
+) -> Result<BTreeMap<String, String>, MissingReference> {
     variables.iter().map(|variable| Ok((variable.name.clone(), resolve_variable(variable, pod, secrets)?))).collect()
 }
 

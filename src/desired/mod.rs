@@ -14,6 +14,7 @@ mod environment;
 pub mod manifest;
 mod problem;
 pub mod render;
+mod secret_copies;
 mod secret_references;
 mod validate;
 
@@ -22,10 +23,11 @@ pub use cluster::{
     SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 pub use credentials::{ClusterCredentials, GeneratedPair, generate_credentials};
-pub use environment::{MissingReference, PodFacts, resolve_environment};
+pub use environment::{MissingReference, PodFacts, resolve_environment, resolve_variables};
 pub use manifest::{InputError, Manifests};
 pub use problem::{ManifestProblem, RefusedApp};
 pub use render::{DesiredObjects, render_objects};
+pub use secret_copies::SecretCopy;
 pub use secret_references::{
     RedisReferences, SecretReference, SecretTexts, app_secret_names, collect_secret_references, decode_secret,
 };

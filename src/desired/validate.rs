@@ -11,6 +11,7 @@ use super::cluster::{
 };
 use super::credentials::ClusterCredentials;
 use super::problem::{ManifestProblem, RefusedApp};
+use super::secret_copies::copy_secrets;
 use super::secret_references::{RedisReferences, SecretReference, SecretTexts, collect_secret_references};
 use crate::api::cluster::{
     EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, ImageSpec, ServerLayout, SockjsClients,
@@ -71,6 +72,12 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
         owner: owner_reference(cluster),
         image: image_reference(&spec.image, inputs.version),
         servers: resolve_servers(spec),
+        secret_copies: copy_secrets(
+            &cluster_name(cluster),
+            &collect_secret_references(cluster, &[]),
+            inputs.secrets,
+            &credentials.admin_token,
+        ),
         secrets_digests: ServerKind::ALL.map(|server| (server, secrets_digest(inputs, server))).into(),
         stream: ValidStream { name: inputs.stream.map_or(stream.name, |adopted| adopted.name.clone()), ..stream },
         redis: RedisReferences::of_spec(&spec.bus.redis),

@@ -20,9 +20,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::cluster_probers::ClusterProbers;
 use super::context::{ControllerContext, SharedContext, cluster_key};
 use super::controller_loop::drive_controller;
-use super::gate_controller::ClusterProbers;
 use super::live_objects::LiveObjects;
 use super::metrics::{ControllerName, OperatorMetrics};
 use super::receiver::ReceiverRoute;

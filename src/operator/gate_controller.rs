@@ -2,8 +2,8 @@
 //!
 //! Journeys never run within a reconcile: a reconcile updates the prober's plan, reads its findings, and acts on them.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -12,207 +12,34 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
-use kube::runtime::reflector::{ObjectRef, Store};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
+use super::cluster_probers::{ClusterProbers, ProberFindings};
 use super::conditions::{self, OWNED_CONDITIONS, StatusInputs, is_open, was_proven};
-use super::context::{ControllerContext, ReconcileError, SharedContext, cluster_key, cluster_ref};
+use super::context::{ControllerContext, ReconcileError, SharedContext};
 use super::dereference;
-use super::metrics::OperatorMetrics;
 use super::pod_admission::{self, AdmissionStep};
 use super::pods::{ServerPod, count_wanted_pods};
 use super::registry_histories::begin_history;
 use super::rendered_clusters::RenderedCluster;
 use super::rendering::render_cluster;
+use super::secret_reader::SecretUser;
 use super::service_routes::find_service_routes;
 use super::status::{self, StatusPatch};
 use crate::api::cluster::{RealtimeClusterStatus, WebhooksMode};
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
+use crate::desired::decode_secret;
 use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION};
-use crate::gate::Verdict;
-use crate::prober::{self, JourneyProof, PodStanding, ProbePlan, Prober, ProberReports};
-use crate::process::clock;
+use crate::prober::{JourneyProof, ProbePlan};
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
-use crate::protocol::AppId;
 
 /// Time between two reconciles without an event; changed pods and findings of the prober trigger earlier ones.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Longest time without a turn of a prober: two intervals of the default gate. It takes ten turns a second.
-const PROBER_SILENCE_MAX: Duration = Duration::from_secs(30);
-
 /// Annotation that is changed to make kubelet refresh the downward-API file of an admitted pod.
 const REMINDED_ANNOTATION: &str = "realtime-operator.dev/reminded";
-
-/// Running probers, one per cluster.
-pub struct ClusterProbers {
-    running: Mutex<HashMap<String, RunningProber>>,
-    requeue_sender: mpsc::Sender<ObjectRef<RealtimeCluster>>,
-    shutdown: CancellationToken,
-}
-
-/// Namespace and name of a cluster.
-struct ClusterName {
-    namespace: String,
-    name: String,
-}
-
-/// Prober of one cluster, and the counts that outlive a reconcile.
-struct RunningProber {
-    uid: String,
-    cluster: ClusterName,
-    prober: Prober,
-    stop: CancellationToken,
-    app: AppId,
-    /// Consecutive replacements of pods, by server.
-    replaced: BTreeMap<ServerKind, usize>,
-    /// Number of pods that were admitted on record.
-    on_record: usize,
-}
-
-/// Latest results of a prober.
-struct ProberFindings {
-    verdict: Option<Verdict>,
-    standings: BTreeMap<String, PodStanding>,
-    replaced: BTreeMap<ServerKind, usize>,
-    on_record: usize,
-}
-
-impl ClusterProbers {
-    /// Starts without probers. A prober with new findings requeues its cluster through `requeue_sender`.
-    pub fn new(requeue_sender: mpsc::Sender<ObjectRef<RealtimeCluster>>, shutdown: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { running: Mutex::default(), requeue_sender, shutdown })
-    }
-
-    /// Stops the probers of clusters that do not exist any more.
-    pub fn stop_for_removed_clusters(&self, context: &ControllerContext, store: &Store<RealtimeCluster>) {
-        self.lock_running().retain(|name, running| {
-            let exists = store
-                .state()
-                .iter()
-                .any(|cluster| cluster_key(cluster) == *name && cluster.uid().as_deref() == Some(running.uid.as_str()));
-            if !exists {
-                running.shut_down(context);
-            }
-            exists
-        });
-    }
-
-    /// Stops the prober of a cluster that is being deleted.
-    fn stop_for_cluster(&self, context: &ControllerContext, cluster: &RealtimeCluster) {
-        if let Some(running) = self.lock_running().remove(&cluster_key(cluster)) {
-            running.shut_down(context);
-        }
-    }
-
-    fn lock_running(&self) -> MutexGuard<'_, HashMap<String, RunningProber>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sends the plan to the cluster's prober, or starts one, and returns the prober's latest findings.
-    fn update_plan(
-        &self,
-        context: &ControllerContext,
-        cluster: &RealtimeCluster,
-        plan: ProbePlan,
-    ) -> Result<ProberFindings, ReconcileError> {
-        let (name, uid) = (cluster_key(cluster), cluster.uid().unwrap_or_default());
-        let mut all = self.lock_running();
-        if all.get(&name).is_some_and(|running| running.uid != uid)
-            && let Some(old) = all.remove(&name)
-        {
-            old.shut_down(context);
-        }
-        let Some(running) = all.get_mut(&name) else {
-            let running = self.start_for_cluster(context, cluster, plan)?;
-            let findings =
-                ProberFindings { verdict: None, standings: BTreeMap::new(), replaced: BTreeMap::new(), on_record: 0 };
-            all.insert(name, running);
-            return Ok(findings);
-        };
-        let before = running.prober.plan.borrow().clone();
-        if before.fingerprint != plan.fingerprint {
-            running.replaced.clear();
-            running.on_record = 0;
-        }
-        if !before.is_same_as(&plan) {
-            running.prober.plan.send_replace(Arc::new(plan));
-        }
-        let verdict = running.prober.verdicts.borrow().clone();
-        running.report_evidence(&context.metrics, &verdict);
-        Ok(ProberFindings {
-            // Before its first observation a prober knows no transport, and its verdict means nothing.
-            verdict: (!verdict.transports.is_empty()).then_some(verdict),
-            standings: running.prober.pods.borrow().clone(),
-            replaced: running.replaced.clone(),
-            on_record: running.on_record,
-        })
-    }
-
-    fn start_for_cluster(
-        &self,
-        context: &ControllerContext,
-        cluster: &RealtimeCluster,
-        plan: ProbePlan,
-    ) -> Result<RunningProber, ReconcileError> {
-        let stop = self.shutdown.child_token();
-        let app = plan.app.id.clone();
-        let task = format!("prober of {}", cluster_key(cluster));
-        let heartbeat = context.heartbeats.register(task, Some(PROBER_SILENCE_MAX), &stop);
-        let reports = ProberReports { heartbeat, metrics: context.metrics.journeys.clone() };
-        let prober = prober::start(plan, context.receiver.clone(), reports, stop.clone())
-            .map_err(|error| ReconcileError::transient(Reason::Proving, format!("journeys cannot start: {error}")))?;
-        let (mut verdicts, mut pods) = (prober.verdicts.clone(), prober.pods.clone());
-        let (requeue_sender, reference, ended) = (self.requeue_sender.clone(), cluster_ref(cluster), stop.clone());
-        tokio::spawn(async move {
-            loop {
-                let open = tokio::select! {
-                    () = ended.cancelled() => false,
-                    changed = verdicts.changed() => changed.is_ok(),
-                    changed = pods.changed() => changed.is_ok(),
-                };
-                if !open || requeue_sender.send(reference.clone()).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let uid = cluster.uid().unwrap_or_default();
-        let cluster = ClusterName { namespace: cluster.namespace().unwrap_or_default(), name: cluster.name_any() };
-        Ok(RunningProber { uid, cluster, prober, stop, app, replaced: BTreeMap::new(), on_record: 0 })
-    }
-
-    fn update_counts(&self, cluster: &RealtimeCluster, count: impl FnOnce(&mut RunningProber)) {
-        if let Some(running) = self.lock_running().get_mut(&cluster_key(cluster)) {
-            count(running);
-        }
-    }
-}
-
-impl RunningProber {
-    fn report_evidence(&self, metrics: &OperatorMetrics, verdict: &Verdict) {
-        let ClusterName { namespace, name } = &self.cluster;
-        let interval = self.prober.plan.borrow().policy.interval;
-        metrics.series.round_interval_seconds.set(namespace, name, interval.as_secs_f64());
-        if let Some(passed_ms) = verdict.passed_ms {
-            let age = Duration::from_millis(clock::now_ms().saturating_sub(passed_ms));
-            metrics.series.evidence_age_seconds.set(namespace, name, age.as_secs_f64());
-        }
-    }
-
-    fn shut_down(&self, context: &ControllerContext) {
-        self.stop.cancel();
-        let series = &context.metrics.series;
-        series.evidence_age_seconds.remove(&self.cluster.namespace, &self.cluster.name);
-        series.round_interval_seconds.remove(&self.cluster.namespace, &self.cluster.name);
-        context.registries.forget(&self.uid);
-        context.rendered.forget(&self.uid);
-        context.receiver.forget_app(&self.app);
-    }
-}
 
 /// Reconciles the gate of one cluster.
 ///
@@ -340,7 +167,9 @@ async fn observe_and_admit(
     }
     let plan = build_plan(context, built, observed, fingerprint.clone(), proof).await?;
     let plan = ProbePlan { registry, ..plan };
+    let former = build_former_plan(context, cluster, built, &pods, &plan).await?;
     let mut findings = probers.update_plan(context, cluster, plan)?;
+    findings.standings.extend(probers.update_former_plan(context, cluster, former)?);
     let now = Timestamp::now().as_second();
     for step in pod_admission::decide_steps(&pods, &findings.standings, passed, &findings.replaced, now) {
         match step {
@@ -420,6 +249,39 @@ async fn build_plan(
         stream,
         ..plan
     })
+}
+
+/// Plans the journeys through pods of a former template, while one of them waits for admission: during a rollout that
+/// stands still, an evicted pod is created again from that template, and clients need it. `None` without such a pod.
+async fn build_former_plan(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    built: &RenderedCluster,
+    pods: &[ServerPod],
+    plan: &ProbePlan,
+) -> Result<Option<ProbePlan>, ReconcileError> {
+    let waiting = pods.iter().find(|pod| pod.former.is_some() && pod.admitted.is_none() && pod.address.is_some());
+    let Some(template) = waiting.and_then(|pod| pod.former.as_ref()).map(|former| former.digest.clone()) else {
+        return Ok(None);
+    };
+    let same = |pod: &&ServerPod| pod.former.as_ref().is_some_and(|former| former.digest == template);
+    let mut secrets = built.read.secrets.clone();
+    for name in pods.iter().filter(same).flat_map(ServerPod::secret_names) {
+        if let Some(secret) = context.secrets.read(&built.valid.namespace, &name, &SecretUser::of(cluster)).await? {
+            secrets.insert(name, decode_secret(&secret));
+        }
+    }
+    let edges =
+        pods.iter().filter(same).filter_map(|pod| pod.to_edge(&built.valid, &built.desired, &secrets)).collect();
+    // Their own evidence: it admits them, and says nothing of the template that is to be proven.
+    Ok(Some(ProbePlan {
+        fingerprint: format!("former {template}"),
+        proof: JourneyProof::Never,
+        paths: vec![],
+        wanted_pods: BTreeMap::new(),
+        edges,
+        ..plan.clone()
+    }))
 }
 
 /// Admits a pod: its own `/readyz` waits for the annotation, Services wait for the condition.

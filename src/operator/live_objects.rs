@@ -11,9 +11,11 @@ use serde_json::Value;
 use super::object_index::ObjectIndex;
 use crate::api::{RealtimeApp, RealtimeCluster};
 
-/// Kinds of children that are watched, with their API version, and pruned when they are not rendered any more.
-pub const CHILD_KINDS: [(&str, &str); 6] = [
+/// Kinds of children that are watched, with their API version, and pruned when they are not rendered any more. Only a
+/// `ReplicaSet` is never pruned: it belongs to its Deployment.
+pub const CHILD_KINDS: [(&str, &str); 7] = [
     ("apps/v1", "Deployment"),
+    ("apps/v1", "ReplicaSet"),
     ("v1", "Service"),
     ("policy/v1", "PodDisruptionBudget"),
     ("v1", "ServiceAccount"),

@@ -13,6 +13,7 @@
 
 mod apps_controller;
 mod cluster_inputs;
+mod cluster_probers;
 mod conditions;
 mod context;
 mod controller_loop;
@@ -31,6 +32,7 @@ mod reconcile_error;
 mod registry_histories;
 mod rendered_clusters;
 mod rendering;
+mod secret_copies;
 mod secret_reader;
 mod service_routes;
 mod status;

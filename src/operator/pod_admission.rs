@@ -75,7 +75,8 @@ fn admission_step(
     standings: &BTreeMap<String, PodStanding>,
     passed: bool,
 ) -> Option<AdmissionStep> {
-    if !pod.current || pod.tampered {
+    // A pod of a former template is admitted by its own proof: clients need it while a rollout stands still.
+    if pod.tampered || !(pod.current || pod.former.is_some()) {
         return None;
     }
     let found = standings.get(&pod.name)?;
@@ -94,7 +95,7 @@ fn admission_step(
         return Some(admit(false));
     }
     let on_record = pod.server != ServerKind::Dispatcher
-        && passed
+        && (passed || pod.former.is_some())
         && found.proof.reached
         && is_broken_behind_edges(pod, pods, standings);
     on_record.then(|| admit(true))

@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, PodTemplateSpec};
 use kube::ResourceExt;
 
 use crate::config::{ServerConfig, ServerKind};
-use crate::desired::render::{ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, TEMPLATE_ANNOTATION, template_digest};
-use crate::desired::{DesiredObjects, PodFacts, SecretTexts, ValidCluster, decode_secret, resolve_environment};
+use crate::desired::render::{
+    ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_digest,
+};
+use crate::desired::{DesiredObjects, PodFacts, SecretTexts, ValidCluster, decode_secret, resolve_variables};
 use crate::prober::{DispatcherPod, EdgePod};
 use crate::process::readiness_annotation;
 use crate::protocol::Transport;
@@ -29,7 +31,7 @@ const EKS_INJECTED_VARIABLES: [&str; 7] = [
 ];
 
 /// A live pod of one server of a cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, in any combination")]
 pub struct ServerPod {
     pub name: String,
@@ -53,6 +55,16 @@ pub struct ServerPod {
     pub refusal: Option<String>,
     /// Variables that EKS injected, by name.
     injected: BTreeMap<String, String>,
+    /// The template of a pod that was created from a former one and runs it unchanged.
+    pub former: Option<FormerTemplate>,
+}
+
+/// The template of a pod as far as it is rendered: the pod's own container, whose digest its template carries.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FormerTemplate {
+    /// Digest of the template and its Secrets.
+    pub digest: String,
+    variables: Vec<EnvVar>,
 }
 
 impl ServerPod {
@@ -75,6 +87,14 @@ impl ServerPod {
         let eks = cluster.stream.identity.is_injected_by_eks();
         let (container, injected) = if eks { split_injected(container) } else { (container.clone(), BTreeMap::new()) };
         let status = pod.status.as_ref()?;
+        let tampered = template.is_none_or(|template| template_digest(&container) != *template);
+        let current = same(TEMPLATE_ANNOTATION) && same(SECRETS_ANNOTATION);
+        let former = (!current && !tampered && server != ServerKind::Dispatcher).then(|| FormerTemplate {
+            digest: [TEMPLATE_ANNOTATION, SECRETS_ANNOTATION]
+                .map(|name| pod.annotations().get(name).map(String::as_str).unwrap_or_default())
+                .join(" "),
+            variables: container.env.clone().unwrap_or_default(),
+        });
         let state = status.container_statuses.iter().flatten().find(|status| status.name == server.name());
         let running = state.and_then(|status| status.state.as_ref()).is_some_and(|state| state.running.is_some());
         let holds = |kind: &str| {
@@ -93,14 +113,22 @@ impl ServerPod {
             server,
             created: pod.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
             address: status.pod_ip.as_ref().filter(|_| running).and_then(|ip| ip.parse().ok()),
-            current: same(TEMPLATE_ANNOTATION) && same(crate::desired::render::SECRETS_ANNOTATION),
-            tampered: template.is_none_or(|template| template_digest(&container) != *template),
+            current,
+            tampered,
             admitted: pod.annotations().get(readiness_annotation::ADMITTED_ANNOTATION).cloned(),
             gate_open: holds(READINESS_GATE),
             serving: holds("Ready"),
             refusal,
             injected,
+            former,
         })
+    }
+
+    /// Names the Secrets that the variables of a former template reference.
+    pub fn secret_names(&self) -> BTreeSet<String> {
+        let variables = self.former.iter().flat_map(|former| &former.variables);
+        let selectors = variables.filter_map(|variable| variable.value_from.as_ref()?.secret_key_ref.as_ref());
+        selectors.map(|selector| selector.name.clone()).collect()
     }
 
     fn socket_address(&self, port: i32) -> Option<SocketAddr> {
@@ -109,13 +137,15 @@ impl ServerPod {
 
     /// The variables that were rendered for this pod, and the injected ones.
     fn rendered_variables(&self, desired: &DesiredObjects, secrets: &SecretTexts) -> Option<ServerConfig> {
-        let (_, deployment) = desired.deployments.iter().find(|(server, _)| *server == self.server)?;
+        let rendered = || desired.deployments.iter().find(|(server, _)| *server == self.server);
+        let rendered = || rendered().and_then(|(_, deployment)| first_variables(&deployment.spec.template));
+        let template = self.former.as_ref().map(|former| former.variables.as_slice()).or_else(rendered)?;
         let mut all = secrets.clone();
         for secret in &desired.secrets {
             all.insert(secret.name_any(), decode_secret(secret));
         }
         let facts = PodFacts { name: &self.name, address: self.address };
-        let mut variables = resolve_environment(&deployment.spec.template, facts, &all).ok()?;
+        let mut variables = resolve_variables(template, facts, &all).ok()?;
         for (name, value) in &self.injected {
             variables.entry(name.clone()).or_insert_with(|| value.clone());
         }
@@ -153,6 +183,10 @@ impl ServerPod {
             leaving: !self.current,
         })
     }
+}
+
+fn first_variables(template: &PodTemplateSpec) -> Option<&[EnvVar]> {
+    template.spec.as_ref()?.containers.first()?.env.as_deref()
 }
 
 /// Number of pods that the manifest asks for, by the transport that they carry.
@@ -206,6 +240,7 @@ impl ServerPod {
             serving: admitted.is_some(),
             refusal: None,
             injected: BTreeMap::new(),
+            former: None,
         }
     }
 }

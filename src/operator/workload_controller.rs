@@ -16,6 +16,7 @@ use super::context::{ControllerContext, ReconcileError, SharedContext};
 use super::dereference::generated_secret_name;
 use super::finalizer;
 use super::rendering::render_cluster;
+use super::secret_copies::prune_secret_copies;
 use super::secret_reader::SecretUser;
 use super::status::{self, ConditionUpdate, StatusPatch};
 use crate::api::conditions::condition;
@@ -52,16 +53,22 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         Ok(false) => reconcile_children(context, cluster).await,
         Err(error) => Err(error),
     };
-    let (update, endpoints) = match &result {
-        Ok((update, endpoints)) => (update.clone(), Some(endpoints.clone())),
+    let mut fields = Map::new();
+    let update = match &result {
+        Ok(AppliedChildren { update, endpoints, secret_copies }) => {
+            fields.insert("endpoints".to_owned(), endpoints.clone());
+            fields.insert("secretCopies".to_owned(), json!(secret_copies));
+            update.clone()
+        }
         Err(error) => {
-            (ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "False", error.reason, &error.message), None)
+            // A field that an apply leaves out is removed.
+            if let Some(known) = &cluster.status {
+                fields.extend(known.endpoints.as_ref().map(|endpoints| ("endpoints".to_owned(), json!(endpoints))));
+                fields.insert("secretCopies".to_owned(), json!(known.secret_copies));
+            }
+            ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "False", error.reason, &error.message)
         }
     };
-    let known = cluster.status.as_ref().and_then(|status| status.endpoints.clone());
-    let endpoints = endpoints.or_else(|| known.and_then(|known| serde_json::to_value(known).ok()));
-    let mut fields = Map::new();
-    fields.extend(endpoints.map(|endpoints| ("endpoints".to_owned(), endpoints)));
     let steady = update.status == "True";
     let manager = "realtime-operator-workload";
     let part =
@@ -70,10 +77,18 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
     result.map(|_| Action::requeue(if steady { RESYNC_INTERVAL } else { RECHECK_INTERVAL }))
 }
 
+/// Status of the children after a reconcile.
+struct AppliedChildren {
+    update: ConditionUpdate,
+    endpoints: Value,
+    /// Names of the copies of Secrets that exist.
+    secret_copies: Vec<String>,
+}
+
 async fn reconcile_children(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
-) -> Result<(ConditionUpdate, Value), ReconcileError> {
+) -> Result<AppliedChildren, ReconcileError> {
     let rendered = render_cluster(context, cluster).await?;
     let fresh = rendered.fresh_of_cluster();
     if !fresh.is_empty() {
@@ -84,7 +99,11 @@ async fn reconcile_children(
         context.secrets.forget(&rendered.valid.namespace, &generated_secret_name(cluster));
     }
     let deployments = apply_children(context, cluster, &rendered.desired).await?;
-    Ok((summarize_rollout(&deployments), list_endpoints(&rendered.valid, &rendered.desired)))
+    Ok(AppliedChildren {
+        update: summarize_rollout(&deployments),
+        endpoints: list_endpoints(&rendered.valid, &rendered.desired),
+        secret_copies: prune_secret_copies(context, cluster, &rendered.valid).await?,
+    })
 }
 
 /// Renders the Secret of generated values. A value is never generated twice: it is read before it is generated.

@@ -191,7 +191,7 @@ test("what a hand adds to a live Deployment is put back and told, and never serv
   await Promise.all([slices.stop(), podVersions.stop()]);
 });
 
-test("a rollout to what does not work ends at its first pod, and the old manifest is Ready again", async () => {
+test("a rollout to what does not work ends at its first pod, an evicted old pod serves again, and the old manifest is Ready again", { timeout: 240_000 }, async () => {
   const podVersions = await watchObject("pods", NAMESPACE);
   const serving = (await edges(NAMESPACE)).map(({ metadata }) => metadata.name).sort();
   await kubectl(["create", "secret", "generic", "nowhere", "-n", NAMESPACE, "--from-literal=url=redis://198.18.0.1:1"]);
@@ -206,14 +206,35 @@ test("a rollout to what does not work ends at its first pod, and the old manifes
     assert.equal(status.updatedReplicas, 1, `${name} stops at the first new pod`);
     assert.equal(status.readyReplicas, 2, `${name} goes on with the old pods`);
   }
+  const returned = await evictFormer(podVersions, serving);
+  assert.notEqual(said(await get("realtimecluster", NAMESPACE, "eu")).split("/")[0], "True", "its pass is no proof of the new manifest");
   await spec(NAMESPACE, { bus: { redis: { urlSecretRef: { name: "eu-redis" } } } });
   await wait(async () => (await get("realtimecluster", NAMESPACE, "eu")).status.observedGeneration === broken.metadata.generation + 1);
   await ready(NAMESPACE, "eu", 60);
-  assert.deepEqual((await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).map(({ metadata }) => metadata.name).sort(), serving);
-  const fresh = podVersions.versions.filter(({ object }) => !serving.includes(object.metadata.name) && object.metadata.labels?.[COMPONENT] !== "dispatcher");
+  const old = [...serving.filter((name) => name !== returned.evicted), returned.name].sort();
+  assert.deepEqual((await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).map(({ metadata }) => metadata.name).sort(), old);
+  const fresh = podVersions.versions.filter(({ object }) => ![...serving, ...old].includes(object.metadata.name) && object.metadata.labels?.[COMPONENT] !== "dispatcher");
   assert.ok(fresh.length > 0 && fresh.every(({ object }) => !object.metadata.annotations?.[ADMITTED]), "no new edge was let in");
   await podVersions.stop();
 });
+
+/** Evicts one of these WebSocket pods: its former ReplicaSet creates another, which is admitted by its own proof. */
+async function evictFormer(podVersions, serving) {
+  const pod = (await edges(NAMESPACE)).find(({ metadata }) => serving.includes(metadata.name) && metadata.labels[COMPONENT] === "websocket");
+  const { name: evicted, labels } = pod.metadata;
+  const eviction = { apiVersion: "policy/v1", kind: "Eviction", metadata: { name: evicted, namespace: NAMESPACE } };
+  await kubectl(["create", "--raw", `/api/v1/namespaces/${NAMESPACE}/pods/${evicted}/eviction`, "-f", "-"], { input: JSON.stringify(eviction) });
+  const successor = ({ metadata }) => metadata.labels?.["pod-template-hash"] === labels["pod-template-hash"] && !serving.includes(metadata.name) && metadata.labels[COMPONENT] === "websocket";
+  const runs = (object) => object.status?.containerStatuses?.some(({ state }) => state?.running);
+  const began = Date.now();
+  await podVersions.until((object) => successor(object) && podIs(object, "Ready"), { timeout: 60_000 });
+  const capacity = (Date.now() - began) / 1000;
+  const at = (matches) => podVersions.versions.find(({ object }) => successor(object) && matches(object)).at;
+  const admitted = (at(({ metadata }) => metadata.annotations?.[ADMITTED]) - at(runs)) / 1000;
+  console.log(`# an evicted pod of the former template: annotation ${admitted.toFixed(1)} s after its container ran, Ready ${capacity.toFixed(1)} s after the eviction`);
+  assert.ok(admitted <= 30, `annotation after ${admitted} s`);
+  return { evicted, name: podVersions.versions.find(({ object }) => successor(object)).object.metadata.name };
+}
 
 /** A policy that changes what pods of one server run, behind everyone's back. */
 function policy(name, component, mutation) {

@@ -43,7 +43,7 @@ pub struct DesiredObjects {
     pub roles: Vec<Role>,
     /// Bindings of the roles to the dispatcher's account.
     pub role_bindings: Vec<RoleBinding>,
-    /// The admin token, and the secret with which edges sign relayed requests.
+    /// The admin token, the secret with which edges sign relayed requests, and the copies of referenced Secrets.
     pub secrets: Vec<Secret>,
     /// The app registry: it changes with every app, without a rollout.
     pub registry: Vec<Secret>,
@@ -118,7 +118,10 @@ pub fn render_objects(cluster: &ValidCluster) -> Result<DesiredObjects, serde_js
             .map(|server| pods::render_disruption_budget(cluster, server.kind))
             .collect(),
         service_accounts: pods::render_service_accounts(cluster),
-        secrets: vec![secrets::render_admin_secret(cluster), secrets::render_peer_secret(cluster)],
+        secrets: [secrets::render_admin_secret(cluster), secrets::render_peer_secret(cluster)]
+            .into_iter()
+            .chain(secrets::render_secret_copies(cluster))
+            .collect(),
         registry: render_registry_secrets(cluster)?,
         services: services.collect(),
         deployments: cluster

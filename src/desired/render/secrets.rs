@@ -1,11 +1,11 @@
-//! Renders the Secrets: the admin token, the peer secret of edges, and the app registry.
+//! Renders the Secrets: the admin token, the peer secret of edges, copies of referenced Secrets, and the app registry.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 
-use super::super::ValidCluster;
+use super::super::{SecretCopy, ValidCluster};
 use super::{child_metadata, child_name};
 use crate::protocol::registry::{BUCKET_COUNT, ENDPOINTS_FILE, file_name};
 
@@ -33,6 +33,23 @@ pub(super) fn render_admin_secret(cluster: &ValidCluster) -> Secret {
 
 pub(super) fn render_peer_secret(cluster: &ValidCluster) -> Secret {
     render_secret(cluster, peer_secret_name(cluster), "secret", cluster.peer_secret.expose())
+}
+
+/// Renders the copies of referenced Secrets. Immutable: a changed value is another copy.
+pub(super) fn render_secret_copies(cluster: &ValidCluster) -> Vec<Secret> {
+    let render = |copy: &SecretCopy| Secret {
+        metadata: child_metadata(cluster, copy.name.clone(), "configuration"),
+        data: Some(
+            copy.values
+                .iter()
+                .map(|(key, value)| (key.clone(), ByteString(value.expose().as_bytes().to_vec())))
+                .collect(),
+        ),
+        immutable: Some(true),
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    };
+    cluster.secret_copies.iter().map(render).collect()
 }
 
 /// Renders the Secrets of the app registry, one per bucket. The first one carries the endpoint of the receiver too: it is

@@ -35,7 +35,8 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
     let text = |text: &str| Some(Text(text.to_owned()));
     let seconds = |duration: Duration| Some(Text(duration.as_secs().to_string()));
     let secret = |name: String, key: &str| Some(Secret { name, key: key.to_owned() });
-    let referenced = |found: &SecretReference| secret(found.name.clone(), &found.key);
+    let copied = |source: &str, key: &str| secret(cluster.copy_of(source).to_owned(), key);
+    let referenced = |found: &SecretReference| copied(&found.name, &found.key);
     let identity = &cluster.stream.identity;
     match key {
         VariableKey::Cluster => text(&format!("{}/{}", cluster.namespace, cluster.name)),
@@ -77,10 +78,8 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
             AwsIdentity::WebIdentity(_) => text(&format!("{TOKEN_DIRECTORY}/token")),
             _ => None,
         },
-        VariableKey::AwsAccessKeyId => identity.keys_secret().and_then(|name| secret(name.to_owned(), "accessKeyID")),
-        VariableKey::AwsSecretAccessKey => {
-            identity.keys_secret().and_then(|name| secret(name.to_owned(), "secretAccessKey"))
-        }
+        VariableKey::AwsAccessKeyId => identity.keys_secret().and_then(|name| copied(name, "accessKeyID")),
+        VariableKey::AwsSecretAccessKey => identity.keys_secret().and_then(|name| copied(name, "secretAccessKey")),
         // The servers' defaults fit the rendered ports, volumes and permissions, and allowed endpoints are a file beside the
         // registry; the last four are injected by EKS.
         VariableKey::AdminAddress

@@ -1,0 +1,88 @@
+//! Deletes copies of Secrets that no pod can read any more.
+//!
+//! The operator may not list Secrets, so the status of a cluster names the copies that exist.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, DeleteParams, DynamicObject};
+use serde_json::Value;
+
+use super::context::ControllerContext;
+use super::reconcile_error::ReconcileError;
+use crate::api::RealtimeCluster;
+use crate::desired::ValidCluster;
+
+/// Deletes the copies that are neither rendered nor named by a `ReplicaSet` with pods; returns the names of those that
+/// remain, for the status.
+///
+/// # Errors
+/// The API server refuses a deletion or does not answer.
+pub async fn prune_secret_copies(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    valid: &ValidCluster,
+) -> Result<Vec<String>, ReconcileError> {
+    let mut used: BTreeSet<String> = valid.secret_copies.iter().map(|copy| copy.name.clone()).collect();
+    for ((_, kind), object) in context.live.children_of(cluster) {
+        if kind == "ReplicaSet" && has_pods(&object) {
+            used.extend(list_secret_names(&object.data));
+        }
+    }
+    let known = cluster.status.as_ref().map(|status| status.secret_copies.clone()).unwrap_or_default();
+    let mut remaining: BTreeSet<String> = valid.secret_copies.iter().map(|copy| copy.name.clone()).collect();
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &valid.namespace);
+    for name in known {
+        if used.contains(&name) {
+            remaining.insert(name);
+            continue;
+        }
+        context.ensure_leader()?;
+        match secrets.delete(&name, &DeleteParams::default()).await {
+            Ok(_) => tracing::info!(secret = name, "copy of a Secret deleted: no pod reads it any more"),
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            Err(error) => return Err(ReconcileError::from_call(&format!("deleting Secret {name}"), &error)),
+        }
+        context.secrets.forget(&valid.namespace, &name);
+    }
+    Ok(remaining.into_iter().collect())
+}
+
+/// Whether a `ReplicaSet` has pods, or is to create some.
+fn has_pods(replica_set: &DynamicObject) -> bool {
+    let count = |pointer: &str| replica_set.data.pointer(pointer).and_then(Value::as_i64).unwrap_or_default();
+    count("/spec/replicas") > 0 || count("/status/replicas") > 0
+}
+
+/// Names the Secrets that the variables of a pod template reference.
+fn list_secret_names(workload: &Value) -> BTreeSet<String> {
+    let containers = workload.pointer("/spec/template/spec/containers").and_then(Value::as_array);
+    let variables = containers.into_iter().flatten().filter_map(|container| container["env"].as_array()).flatten();
+    let names = variables.filter_map(|variable| variable.pointer("/valueFrom/secretKeyRef/name")?.as_str());
+    names.map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_replica_set_with_pods_keeps_the_secrets_that_its_template_names() {
+        let replica_set = |wanted: i64, live: i64| -> DynamicObject {
+            serde_json::from_value(json!({
+                "apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": { "name": "eu-websocket-1" },
+                "spec": { "replicas": wanted, "template": { "spec": { "containers": [{ "env": [
+                    { "name": "A", "value": "1" },
+                    { "name": "REALTIME_REDIS_URL", "valueFrom": { "secretKeyRef": { "name": "eu-copy-1", "key": "url" } } },
+                ] }] } } },
+                "status": { "replicas": live },
+            }))
+            .expect("a ReplicaSet")
+        };
+        assert!(has_pods(&replica_set(1, 0)), "a pod that was evicted is created again");
+        assert!(has_pods(&replica_set(0, 1)), "a pod that terminates still reads it");
+        assert!(!has_pods(&replica_set(0, 0)));
+        assert_eq!(list_secret_names(&replica_set(1, 1).data), BTreeSet::from(["eu-copy-1".to_owned()]));
+    }
+}
