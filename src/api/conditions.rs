@@ -118,6 +118,10 @@ reasons! {
     Deleting,
     /// A pod was admitted because its configuration was proven before, while the path behind the edges fails for all.
     AdmittedOnRecord,
+    /// The operator's own code failed at this object; other objects go on.
+    OperatorFault,
+    /// This version of the operator cannot read the object, and does not act on it; other objects go on.
+    VersionUnsupported,
 }
 
 impl fmt::Display for Reason {
@@ -226,6 +230,10 @@ impl Reason {
             Self::EvidenceStale => "Wait for the next round.",
             Self::DeadlineExceeded => "Read the message: it names the hop that fails.",
             Self::AdmittedOnRecord => "Fix the parts behind the edges; Ready stays False until they work.",
+            Self::OperatorFault => {
+                "Report the message and the operator's log; the reconcile is repeated with a back-off."
+            }
+            Self::VersionUnsupported => "Upgrade the operator, or correct the field named.",
         }
     }
 }

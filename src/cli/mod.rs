@@ -21,7 +21,8 @@ use clap::{Parser, Subcommand};
 use crate::dispatcher::metrics::DispatcherSeries;
 use crate::edge::metrics::EdgeMetrics;
 use crate::operator::OperatorMetrics;
-use crate::process::metrics::{MetricRow, render_metrics_page};
+use crate::process::metrics::MetricRow;
+use crate::process::metrics_page::render_metrics_page;
 
 /// The exit code for input that cannot be used.
 const BAD_INPUT_EXIT_CODE: u8 = 2;

@@ -2,18 +2,25 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::operator::{self, OperatorSettings};
+use crate::kubernetes::scope::WatchScope;
+use crate::operator::{self, OperatorError, OperatorSettings};
 use crate::process::{install_tls, signal, telemetry};
+
+/// The exit code after a task ended or made no progress (`EX_SOFTWARE` of sysexits.h).
+const EXIT_TASK_FAULT: u8 = 70;
 
 /// Run the operator.
 ///
 /// It needs an API server (its pod's service account, or `KUBECONFIG`) and the CRDs. Of several replicas one leads; every
-/// one receives webhooks. Exit codes: 0 ended by a signal, 1 lost the lease or could not start.
+/// one receives webhooks. Exit codes: 0 ended by a signal, 1 lost the lease or could not start, 70 a task ended or made no progress.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Namespace of the operator's own objects: its Lease and the receiver's slice of endpoints
     #[arg(long, env = "POD_NAMESPACE", default_value = "realtime-operator")]
     namespace: String,
+    /// Namespaces whose clusters this operator reconciles, separated by commas; all of them by default
+    #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',', value_name = "NAMESPACES")]
+    watch_namespaces: Vec<String>,
     /// Name of this replica
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pod: String,
@@ -42,12 +49,13 @@ pub async fn run(arguments: Arguments) -> u8 {
             return 1;
         }
     };
-    let Arguments { namespace, pod, address, receiver, admin, log: _ } = arguments;
-    match operator::run(OperatorSettings { namespace, pod, address, receiver, admin }, shutdown).await {
+    let Arguments { namespace, watch_namespaces, pod, address, receiver, admin, log: _ } = arguments;
+    let scope = WatchScope::of_namespaces(watch_namespaces);
+    match operator::run(OperatorSettings { namespace, scope, pod, address, receiver, admin }, shutdown).await {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("realtime: {error}");
-            1
+            if matches!(error, OperatorError::Task(_)) { EXIT_TASK_FAULT } else { 1 }
         }
     }
 }

@@ -5,6 +5,7 @@
 //! it resolves to: the policy also judges the very addresses that a connection is made to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{PoisonError, RwLock};
 
 use ipnet::IpNet;
 use url::{Host, Url};
@@ -13,11 +14,16 @@ use url::{Host, Url};
 const PUBLIC_PORTS: [u16; 2] = [443, 8443];
 
 /// The configured exceptions to public addresses.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct EgressPolicy {
     networks: Vec<IpNet>,
-    endpoints: Vec<(String, u16)>,
+    endpoints: Vec<Endpoint>,
+    /// Endpoints that change while the process runs.
+    listed: RwLock<Vec<Endpoint>>,
 }
+
+/// A host in lower case, and a port.
+type Endpoint = (String, u16);
 
 /// The class of an endpoint: the addresses that it may resolve to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,14 +54,21 @@ impl EgressPolicy {
     /// Parses the two lists of exceptions; items that cannot be parsed allow nothing.
     #[must_use]
     pub fn new<'a>(networks: impl Iterator<Item = &'a str>, endpoints: impl Iterator<Item = &'a str>) -> Self {
-        let endpoint = |text: &str| {
-            let (host, port) = text.rsplit_once(':')?;
-            Some((host.trim_matches(['[', ']']).to_ascii_lowercase(), port.parse().ok()?))
-        };
         Self {
             networks: networks.filter_map(|text| text.parse().ok()).collect(),
-            endpoints: endpoints.filter_map(endpoint).collect(),
+            endpoints: endpoints.filter_map(parse_endpoint).collect(),
+            listed: RwLock::default(),
         }
+    }
+
+    /// Replaces the endpoints that change while the process runs; an item that cannot be parsed allows nothing.
+    pub fn set_listed<'a>(&self, endpoints: impl Iterator<Item = &'a str>) {
+        *self.listed.write().unwrap_or_else(PoisonError::into_inner) = endpoints.filter_map(parse_endpoint).collect();
+    }
+
+    fn is_exempt(&self, host: &str, port: u16) -> bool {
+        let listed = self.listed.read().unwrap_or_else(PoisonError::into_inner);
+        self.endpoints.iter().chain(listed.iter()).any(|(name, exact)| *name == host && *exact == port)
     }
 
     /// The egress class of a URL, as far as its text decides it.
@@ -71,7 +84,7 @@ impl EgressPolicy {
             Host::Ipv4(address) => address.to_string(),
             Host::Ipv6(address) => address.to_string(),
         };
-        if self.endpoints.iter().any(|(name, exact)| *name == text && *exact == port) {
+        if self.is_exempt(&text, port) {
             return Ok(EgressClass::Exempt);
         }
         let public = url.scheme() == "https" && PUBLIC_PORTS.contains(&port);
@@ -102,6 +115,11 @@ impl EgressPolicy {
             EgressClass::Public => is_global(address) || allowed(),
         }
     }
+}
+
+fn parse_endpoint(text: &str) -> Option<Endpoint> {
+    let (host, port) = text.rsplit_once(':')?;
+    Some((host.trim_matches(['[', ']']).to_ascii_lowercase(), port.parse().ok()?))
 }
 
 /// The IPv4 address within a mapped or NAT64 address; any other address unchanged.

@@ -67,12 +67,11 @@ impl WebhookSender {
     /// # Errors
     /// TLS cannot be set up.
     pub fn new(
-        policy: EgressPolicy,
+        policy: Arc<EgressPolicy>,
         network: EgressOverrides,
         apps: RegistryReceiver,
         metrics: Arc<DispatcherMetrics>,
     ) -> reqwest::Result<Self> {
-        let policy = Arc::new(policy);
         let clients = [EgressClass::Public, EgressClass::Private, EgressClass::Exempt].map(|class| {
             let resolver = Arc::new(EgressResolver { policy: Arc::clone(&policy), class });
             let client = reqwest::Client::builder()
@@ -300,7 +299,7 @@ mod tests {
         });
         let (_, apps) = tokio::sync::watch::channel(Arc::default());
         let network = EgressOverrides { reroute: Some(reroute), source: None };
-        let sender = WebhookSender::new(policy, network, apps, Arc::default()).expect("a sender");
+        let sender = WebhookSender::new(Arc::new(policy), network, apps, Arc::default()).expect("a sender");
         for (name, url, class) in [
             ("a double of a public endpoint is trusted", "https://a.test/", Some(EgressClass::Exempt)),
             ("an exact endpoint goes anywhere", "http://receiver.test/far", Some(EgressClass::Exempt)),

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::allowed_endpoints;
 use super::apps::{self, RegistryReceiver};
 use super::egress_policy::EgressPolicy;
 use super::metrics::{DispatcherMetrics, ErrorSource};
@@ -76,6 +77,8 @@ pub async fn start(
     }
     let policy =
         EgressPolicy::new(values.list_items(name::ALLOWED_NETWORKS), values.list_items(name::ALLOWED_ENDPOINTS));
+    let policy = Arc::new(policy);
+    allowed_endpoints::follow_endpoints(&apps_dir, Arc::clone(&policy), stop.clone()).await;
     let sender = WebhookSender::new(policy, network, apps.clone(), Arc::clone(&metrics))
         .map_err(|error| StartError::Client(error.to_string()))?;
     let retry_policy = RetryPolicy {
@@ -164,6 +167,7 @@ fn build_admin(
             .ok_or_else(|| "not admitted yet: a webhook through this pod must arrive first".to_owned())
     });
     AdminEndpoints {
+        live: Box::new(|| Ok(())),
         token,
         ready,
         effective: Box::new(effective),

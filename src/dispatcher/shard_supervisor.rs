@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::assignment::{list_readable_shards, plan_assignment};
 use super::leases::{HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, MemberStatus};
@@ -254,8 +255,9 @@ impl ShardSupervisor {
         let stop = CancellationToken::new();
         let worker = ShardWorker::new(Arc::clone(&self.resources), shard.clone(), lease.generation, self.created_ms);
         let (ended, token) = (Arc::clone(&self.worker_ended), stop.clone());
+        let span = tracing::info_span!("shard", shard = %shard, generation = lease.generation);
         let task = tokio::spawn(async move {
-            worker.run(lease.checkpoint, token).await;
+            worker.run(lease.checkpoint, token).instrument(span).await;
             ended.notify_one();
         });
         self.workers.insert(shard, RunningWorker { stop, task, generation: lease.generation });

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use kube::{Client, Config};
 
+use super::watch::WATCH_SILENCE_TIMEOUT;
+
 /// Bounds reading and writing of one call, so that a connection without answers fails soon.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -37,6 +39,10 @@ pub async fn build_clients() -> Result<KubernetesClients, ConnectError> {
     // The API server is in the same network as its clients.
     config.proxy_url = None;
     config.connect_timeout = Some(Duration::from_secs(5));
+    // kube would send a refused write again for minutes, behind the back of the caller, who may have lost the lease.
+    config.default_retry = false;
+    config.reset_reader_on_write = true;
+    config.read_timeout = Some(WATCH_SILENCE_TIMEOUT);
     let watch = Client::try_from(config.clone())?;
     config.read_timeout = Some(CALL_TIMEOUT);
     config.write_timeout = Some(CALL_TIMEOUT);

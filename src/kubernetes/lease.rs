@@ -4,6 +4,9 @@
 //! the candidate's own monotonic clock*: clocks of other machines are not compared. The holder counts its right to write
 //! from the moment before its last successful renewal, so that a process that was suspended finds by itself, before any
 //! answer of the API server, that another may lead.
+//!
+//! Before it leads and with each renewal a candidate reads the Leases of all operators: where two scopes overlap, the
+//! older Lease wins, and the holder of the younger one does not lead.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +15,16 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, ResourceExt};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+
+use super::scope::{
+    LeaseObservations, RivalLease, SCOPE_LABEL, ScopeClaim, WATCHED_ANNOTATION, WatchScope, judge_leases,
+};
+use crate::process::heartbeat::Heartbeat;
 
 /// Time without a renewal after which a candidate takes the Lease.
 const LEASE_TTL: Duration = Duration::from_secs(15);
@@ -27,6 +36,9 @@ const RENEW_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// Bounds one call to the API server, so that a second attempt fits into the renew deadline.
 const LEASE_CALL_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Longest time without an attempt to renew: several attempts and their timeouts.
+pub const LEASE_SILENCE_MAX: Duration = Duration::from_secs(20);
 
 /// The right to write, shared by all tasks of the process.
 #[derive(Clone, Debug)]
@@ -62,26 +74,45 @@ impl Leadership {
 /// A candidate for one Lease.
 pub struct LeaderElector {
     api: Api<Lease>,
+    /// The Leases of the operators in all namespaces.
+    all: Api<Lease>,
+    namespace: String,
     name: String,
     identity: String,
+    scope: WatchScope,
     leadership: Leadership,
+    observations: LeaseObservations,
+    /// The operator to which this one yields.
+    rival: watch::Sender<Option<RivalLease>>,
     /// Version of the Lease that was read last, and when it was first read.
     last_observed: Option<(String, Instant)>,
 }
 
 enum LeaseAttempt {
+    /// This candidate holds the Lease and leads.
     Held,
+    /// The Lease is its own and was not among those that were read: they are read again before it leads.
+    Registered,
+    /// The Lease is its own, and a younger operator has to end first.
+    Awaiting,
     NotHeld,
+    /// An older operator watches the same objects.
+    Yielded,
 }
 
 impl LeaderElector {
     /// Creates a candidate that does not hold the Lease.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, name: &str, identity: &str) -> Self {
+    pub fn new(client: Client, namespace: &str, name: &str, identity: &str, scope: WatchScope) -> Self {
         Self {
+            all: Api::all(client.clone()),
             api: Api::namespaced(client, namespace),
+            namespace: namespace.to_owned(),
             name: name.to_owned(),
             identity: identity.to_owned(),
+            scope,
+            observations: LeaseObservations::default(),
+            rival: watch::Sender::new(None),
             leadership: Leadership::not_leading(),
             last_observed: None,
         }
@@ -93,11 +124,19 @@ impl LeaderElector {
         self.leadership.clone()
     }
 
+    /// The operator to which this one yields, if any.
+    #[must_use]
+    pub fn rival(&self) -> watch::Receiver<Option<RivalLease>> {
+        self.rival.subscribe()
+    }
+
     /// Waits until this candidate leads; `false` when `shutdown` is cancelled first.
     pub async fn wait_until_leading(&mut self, shutdown: &CancellationToken) -> bool {
         loop {
-            if matches!(self.try_lease().await, LeaseAttempt::Held) {
-                return true;
+            match self.try_lease().await {
+                LeaseAttempt::Held => return true,
+                LeaseAttempt::Registered => continue,
+                LeaseAttempt::Awaiting | LeaseAttempt::NotHeld | LeaseAttempt::Yielded => {}
             }
             tokio::select! {
                 () = shutdown.cancelled() => return false,
@@ -110,8 +149,9 @@ impl LeaderElector {
     ///
     /// # Errors
     /// The Lease was lost.
-    pub async fn hold_lease(mut self, shutdown: CancellationToken) -> Result<(), LeaseLost> {
+    pub async fn hold_lease(mut self, heartbeat: Heartbeat, shutdown: CancellationToken) -> Result<(), LeaseLost> {
         loop {
+            heartbeat.beat();
             tokio::select! {
                 () = shutdown.cancelled() => {
                     self.release_lease().await;
@@ -124,7 +164,8 @@ impl LeaderElector {
                 self.leadership.end_now();
                 return Err(LeaseLost);
             }
-            if matches!(self.try_lease().await, LeaseAttempt::NotHeld) && !self.leadership.may_write() {
+            let attempt = self.try_lease().await;
+            if matches!(attempt, LeaseAttempt::Yielded) || !self.leadership.may_write() {
                 self.leadership.end_now();
                 return Err(LeaseLost);
             }
@@ -133,12 +174,13 @@ impl LeaderElector {
 
     async fn try_lease(&mut self) -> LeaseAttempt {
         let began = Instant::now();
-        match timeout(LEASE_CALL_TIMEOUT, self.acquire_or_renew()).await {
-            Ok(Ok(true)) => {
-                self.leadership.extend_from(began);
-                LeaseAttempt::Held
+        match timeout(LEASE_CALL_TIMEOUT, self.claim_lease()).await {
+            Ok(Ok(attempt)) => {
+                if matches!(attempt, LeaseAttempt::Held) {
+                    self.leadership.extend_from(began);
+                }
+                attempt
             }
-            Ok(Ok(false)) => LeaseAttempt::NotHeld,
             Ok(Err(error)) => {
                 tracing::warn!(lease = self.name, %error, "lease not acquired or renewed");
                 LeaseAttempt::NotHeld
@@ -150,9 +192,71 @@ impl LeaderElector {
         }
     }
 
-    async fn acquire_or_renew(&mut self) -> Result<bool, kube::Error> {
-        let Some(mut lease) = self.api.get_opt(&self.name).await? else {
-            let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+    /// Acquires or renews the Lease unless an older operator watches the same objects.
+    async fn claim_lease(&mut self) -> Result<LeaseAttempt, kube::Error> {
+        let leads = self.leadership.may_write();
+        let leases = match self.all.list(&ListParams::default().labels(SCOPE_LABEL)).await {
+            Ok(leases) => leases.items,
+            // A leader goes on: the rival, if there is one, cannot have begun to lead before it read the Leases.
+            Err(error) if leads => {
+                tracing::warn!(%error, "leases of other operators not read");
+                vec![]
+            }
+            Err(error) => return Err(error),
+        };
+        let own = (self.namespace.as_str(), self.name.as_str());
+        let at = (Instant::now(), LEASE_TTL);
+        let claim = judge_leases(&leases, own, &self.scope, &mut self.observations, at);
+        self.report_claim(&claim);
+        let is_own =
+            |lease: &&Lease| lease.namespace().as_ref() == Some(&self.namespace) && lease.name_any() == self.name;
+        let known = leases.iter().find(is_own).cloned();
+        if let ScopeClaim::Yield(_) = claim {
+            let holder = known.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity);
+            if leads || holder.as_ref() == Some(&self.identity) {
+                self.release_lease().await;
+            }
+            return Ok(LeaseAttempt::Yielded);
+        }
+        let is_registered = known.is_some();
+        Ok(match self.acquire_or_renew(known).await? {
+            false => LeaseAttempt::NotHeld,
+            true if leads => LeaseAttempt::Held,
+            true if !is_registered => LeaseAttempt::Registered,
+            true if claim == ScopeClaim::Free => LeaseAttempt::Held,
+            true => LeaseAttempt::Awaiting,
+        })
+    }
+
+    fn report_claim(&self, claim: &ScopeClaim) {
+        let rival = match claim {
+            ScopeClaim::Yield(rival) => Some(rival.clone()),
+            ScopeClaim::Free | ScopeClaim::Await(_) => None,
+        };
+        self.rival.send_if_modified(|known| {
+            let changed = *known != rival;
+            match &rival {
+                Some(rival) if changed => tracing::error!(%rival, "this operator does not lead"),
+                None if changed => tracing::info!("the other operator ended: this one may lead"),
+                _ => {}
+            }
+            known.clone_from(&rival);
+            changed
+        });
+    }
+
+    async fn acquire_or_renew(&mut self, known: Option<Lease>) -> Result<bool, kube::Error> {
+        let lease = match known {
+            Some(lease) => Some(lease),
+            None => self.api.get_opt(&self.name).await?,
+        };
+        let Some(mut lease) = lease else {
+            let metadata = ObjectMeta {
+                name: Some(self.name.clone()),
+                labels: Some(self.scope.labels()),
+                annotations: Some(self.scope.annotations()),
+                ..ObjectMeta::default()
+            };
             let lease = Lease { metadata, spec: Some(self.lease_spec(0, None)) };
             return match self.api.create(&PostParams::default(), &lease).await {
                 Ok(_) => Ok(true),
@@ -179,6 +283,10 @@ impl LeaderElector {
         let acquired = spec.acquire_time.filter(|_| holder == self.identity);
         lease.spec = Some(self.lease_spec(transitions, acquired));
         lease.metadata.managed_fields = None;
+        lease.metadata.labels.get_or_insert_default().extend(self.scope.labels());
+        let annotations = lease.metadata.annotations.get_or_insert_default();
+        annotations.remove(WATCHED_ANNOTATION);
+        annotations.extend(self.scope.annotations());
         // Sent with the version that was read: of two concurrent candidates the API server refuses one.
         match self.api.replace(&self.name, &PostParams::default(), &lease).await {
             Ok(_) => Ok(true),
@@ -223,7 +331,7 @@ impl LeaderElector {
     }
 }
 
-/// Another process leads, or may lead.
+/// Another process leads, or may lead: a replica, or an older operator of the same scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the lease was lost: another operator leads now. This process must restart as a candidate")]
 pub struct LeaseLost;

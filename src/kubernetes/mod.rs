@@ -10,3 +10,5 @@ pub mod client;
 pub mod foreign_fields;
 pub mod lease;
 pub mod lease_store;
+pub mod scope;
+pub mod watch;

@@ -1,7 +1,6 @@
 //! The operator's process: opens its listeners, waits for the lease, runs the controllers, releases the lease.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,30 +9,40 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, ListParams};
-use kube::runtime::controller::{Action, Config, Controller};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::{Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Client, ResourceExt};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::context::{ControllerContext, RECONCILE_TIMEOUT, ReconcileError, SharedContext, cluster_key};
+use super::context::{ControllerContext, SharedContext, cluster_key};
+use super::controller_loop::drive_controller;
 use super::gate_controller::ClusterProbers;
 use super::live_objects::LiveObjects;
-use super::metrics::OperatorMetrics;
+use super::metrics::{ControllerName, OperatorMetrics};
+use super::receiver::ReceiverRoute;
 use super::registry_histories::RegistryHistories;
 use super::rendered_clusters::RenderedClusters;
 use super::secret_reader::SecretReader;
-use super::watches::{ControllerQueues, TriggeredController};
-use super::{apps_controller, gate_controller, receiver, stream_controller, watches, workload_controller};
-use crate::api::{RealtimeCluster, Reason};
+use super::unreadable_objects::{LastVersion, UnreadableObjects, UnreadableReport, keep_readable};
+use super::watches::ControllerQueues;
+use super::{
+    apps_controller, gate_controller, receiver, stream_controller, unreadable_reports, watches, workload_controller,
+};
+use crate::api::RealtimeCluster;
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::client::{ConnectError, build_clients};
-use crate::kubernetes::lease::{LeaderElector, Leadership, LeaseLost};
+use crate::kubernetes::lease::{LEASE_SILENCE_MAX, LeaderElector, Leadership, LeaseLost};
+use crate::kubernetes::scope::{RivalLease, WatchScope};
+use crate::kubernetes::watch::open_watch;
 use crate::prober::WebhookReceiver;
 use crate::process::admin;
+use crate::process::heartbeat::{Heartbeats, TaskFault};
 
 /// Lease that elects the leading replica.
 const LEADER_LEASE_NAME: &str = "realtime-operator";
@@ -41,8 +50,8 @@ const LEADER_LEASE_NAME: &str = "realtime-operator";
 /// Reconciles that one controller runs at once, each on its own cluster.
 const CONCURRENT_RECONCILES_MAX: u16 = 8;
 
-/// Delay before a reconcile is repeated whose object changed since it was read.
-const CONFLICT_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// Bounds the end of aborted tasks, and of the release of the lease after a failure.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Clusters that wait between their watch and the queues of the controllers.
 const CLUSTER_BUFFER_LEN: usize = 1024;
@@ -52,6 +61,8 @@ const CLUSTER_BUFFER_LEN: usize = 1024;
 pub struct OperatorSettings {
     /// Namespace of the operator itself.
     pub namespace: String,
+    /// Namespaces whose clusters this operator reconciles.
+    pub scope: WatchScope,
     /// Name of the operator's pod: its identity in the Lease.
     pub pod: String,
     /// Address of the operator's pod, under which dispatchers reach its webhook receiver.
@@ -92,7 +103,14 @@ pub enum OperatorError {
     /// Another replica took the lease.
     #[error(transparent)]
     Lost(#[from] LeaseLost),
+    /// A task on which the process depends ended or stood still.
+    #[error("{0}. The process must restart; if it happens again, read the log before this line")]
+    Task(#[from] TaskFault),
 }
+
+/// Silence of the first listing of all watches after which the process restarts: the log names the kind that cannot be
+/// listed.
+const FIRST_LISTING_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// Runs the operator until `shutdown` is cancelled.
 ///
@@ -102,28 +120,57 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
     let clients = build_clients().await?;
     let receiver_listener = bind_listener("the webhook receiver", settings.receiver).await?;
     let admin_listener = bind_listener("the admin listener", settings.admin).await?;
-    let receiver = WebhookReceiver::start(receiver_listener, shutdown.clone()).map_err(|error| {
+    let heartbeats = Heartbeats::default();
+    let receiving = heartbeats.register("webhook receiver", None, &shutdown);
+    let receiver = WebhookReceiver::start(receiver_listener, receiving, shutdown.clone()).map_err(|error| {
         OperatorError::Listen { listener: "the webhook receiver", address: settings.receiver, error }
     })?;
-    let mut elector = LeaderElector::new(clients.call.clone(), &settings.namespace, LEADER_LEASE_NAME, &settings.pod);
+    let mut elector = LeaderElector::new(
+        clients.call.clone(),
+        &settings.namespace,
+        LEADER_LEASE_NAME,
+        &settings.pod,
+        settings.scope.clone(),
+    );
     let leadership = elector.leadership();
     let started = Arc::new(AtomicBool::new(false));
-    tokio::spawn(serve_admin(admin_listener, started.clone(), leadership.clone(), shutdown.clone()));
+    let metrics = Arc::new(OperatorMetrics::new(leadership.clone()));
+    let health = OperatorHealth {
+        rival: elector.rival(),
+        started: started.clone(),
+        heartbeats: heartbeats.clone(),
+        leadership: leadership.clone(),
+    };
+    tokio::spawn(serve_admin(admin_listener, health, metrics.clone(), shutdown.clone()));
     let kubernetes = read_kubernetes_uid(&clients.call).await?;
     ensure_crds(&clients.call).await?;
     started.store(true, Ordering::Relaxed);
 
     tracing::info!(pod = settings.pod, "waiting for the leader lease");
-    if !elector.wait_until_leading(&shutdown).await {
+    let leads = tokio::select! {
+        leads = elector.wait_until_leading(&shutdown) => leads,
+        fault = heartbeats.wait_for_fault() => return Err(report_fault(fault)),
+    };
+    if !leads {
         return Ok(());
     }
     tracing::info!(pod = settings.pod, "leading: starting the controllers");
-    let start = |operation| move |error| OperatorError::Start { operation, error: Box::new(error) };
-    receiver::apply_endpoint_slice(&clients.call, &settings.namespace, settings.address, settings.receiver.port())
-        .await
-        .map_err(start("writing the receiver's EndpointSlice"))?;
+    let work = shutdown.child_token();
+    let route = ReceiverRoute {
+        client: clients.call.clone(),
+        namespace: settings.namespace.clone(),
+        address: settings.address,
+        port: settings.receiver.port(),
+    };
+    route.apply_endpoint_slice().await.map_err(|error| OperatorError::Start {
+        operation: "writing the receiver's EndpointSlice",
+        error: Box::new(error),
+    })?;
+    let keeping_route = heartbeats.register("receiver's EndpointSlice", Some(receiver::ROUTE_SILENCE_MAX), &work);
+    tokio::spawn(route.keep(leadership.clone(), keeping_route, work.clone()));
     let reporter = Reporter { controller: "realtime-operator".to_owned(), instance: Some(settings.pod.clone()) };
     let rights = leadership.clone();
+    let (unreadable, reports) = UnreadableObjects::new();
     let context: SharedContext = Arc::new(ControllerContext {
         client: clients.call.clone(),
         recorder: Recorder::new(clients.call.clone(), reporter),
@@ -141,14 +188,32 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         rendered: RenderedClusters::default(),
         kinesis: KinesisConnections::default(),
         registries: RegistryHistories::default(),
+        unreadable,
+        scope: settings.scope,
+        metrics,
+        heartbeats: heartbeats.clone(),
+        stop: work.clone(),
         failures: Mutex::new(HashMap::new()),
     });
-    let work = shutdown.child_token();
-    let controllers = tokio::spawn(run_controllers(context, clients.watch, work.clone()));
+    lead(context, clients.watch, reports, elector, &shutdown).await
+}
+
+/// Runs the controllers while this replica holds the lease, and releases it after the last write.
+async fn lead(
+    context: SharedContext,
+    watch: Client,
+    reports: mpsc::Receiver<UnreadableReport>,
+    elector: LeaderElector,
+    shutdown: &CancellationToken,
+) -> Result<(), OperatorError> {
+    let (work, heartbeats) = (context.stop.clone(), context.heartbeats.clone());
+    let mut controllers = tokio::spawn(run_controllers(context, watch, reports, work.clone()));
     // Released only after the last write, so that two replicas never write at once.
     let holding = CancellationToken::new();
-    let mut keeping = tokio::spawn(elector.hold_lease(holding.clone()));
+    let lease_heartbeat = heartbeats.register("lease keeper", Some(LEASE_SILENCE_MAX), &holding);
+    let mut keeping = tokio::spawn(elector.hold_lease(lease_heartbeat, holding.clone()));
     tokio::select! {
+        biased;
         () = shutdown.cancelled() => {}
         lost = &mut keeping => {
             work.cancel();
@@ -157,6 +222,16 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
                 Ok(Err(lost)) => Err(lost.into()),
                 _ => Err(LeaseLost.into()),
             };
+        }
+        fault = heartbeats.wait_for_fault() => {
+            let error = report_fault(fault);
+            work.cancel();
+            controllers.abort();
+            // An aborted task writes nothing more once it has ended, unless it is the one that is stuck.
+            let _ = tokio::time::timeout(ABORT_TIMEOUT, &mut controllers).await;
+            holding.cancel();
+            let _ = tokio::time::timeout(ABORT_TIMEOUT, keeping).await;
+            return Err(error);
         }
     }
     if tokio::time::timeout(Duration::from_secs(10), controllers).await.is_err() {
@@ -194,24 +269,49 @@ async fn ensure_crds(client: &Client) -> Result<(), OperatorError> {
     }
 }
 
+fn report_fault(fault: TaskFault) -> OperatorError {
+    tracing::error!(%fault, "task failed: stopping the process");
+    fault.into()
+}
+
+/// State of the process that the admin listener reports.
+struct OperatorHealth {
+    started: Arc<AtomicBool>,
+    heartbeats: Heartbeats,
+    leadership: Leadership,
+    /// The operator to which this one yields.
+    rival: watch::Receiver<Option<RivalLease>>,
+}
+
+impl OperatorHealth {
+    fn check_readiness(&self) -> Result<(), String> {
+        match &*self.rival.borrow() {
+            Some(rival) => Err(rival.to_string()),
+            None if self.started.load(Ordering::Relaxed) => Ok(()),
+            None => Err("not started yet".to_owned()),
+        }
+    }
+}
+
 async fn serve_admin(
     listener: TcpListener,
-    started: Arc<AtomicBool>,
-    leadership: Leadership,
+    health: OperatorHealth,
+    metrics: Arc<OperatorMetrics>,
     shutdown: CancellationToken,
 ) {
-    let mut metrics = Registry::default();
-    OperatorMetrics::new(leadership.clone()).register(&mut metrics);
+    let (heartbeats, leadership) = (health.heartbeats.clone(), health.leadership.clone());
+    let _heartbeat = heartbeats.register("admin listener", None, &shutdown);
+    let mut registry = Registry::default();
+    metrics.register(&mut registry);
     let answers = admin::AdminEndpoints {
         // Without a token only the health endpoints answer.
         token: String::new(),
-        ready: Box::new(move || {
-            started.load(Ordering::Relaxed).then_some(()).ok_or_else(|| "not started yet".to_owned())
-        }),
+        live: Box::new(move || heartbeats.check().map_err(|fault| fault.to_string())),
+        ready: Box::new(move || health.check_readiness()),
         effective: Box::new(|| serde_json::Value::Null),
         flow: Box::new(move || serde_json::json!({ "leads": leadership.may_write() })),
         drain: None,
-        metrics,
+        metrics: registry,
     };
     if let Err(error) = admin::serve(listener, answers, shutdown).await {
         tracing::error!(%error, "admin listener ended");
@@ -219,33 +319,44 @@ async fn serve_admin(
 }
 
 /// Runs the watches and the four controllers until `shutdown` is cancelled.
-async fn run_controllers(context: SharedContext, watch: Client, shutdown: CancellationToken) {
+async fn run_controllers(
+    context: SharedContext,
+    watch: Client,
+    reports: mpsc::Receiver<UnreadableReport>,
+    shutdown: CancellationToken,
+) {
     let (store, writer) = reflector::store_shared::<RealtimeCluster>(CLUSTER_BUFFER_LEN);
-    let make = |controller: TriggeredController| {
+    let make = |controller: ControllerName| {
         let changed = writer.subscribe().map(|clusters| filter_changed(clusters, controller));
         Controller::for_shared_stream(futures::stream::iter(changed).flatten(), store.clone())
             .with_config(Config::default().concurrency(CONCURRENT_RECONCILES_MAX).debounce(Duration::from_millis(50)))
             .graceful_shutdown_on(shutdown.clone().cancelled_owned())
     };
     let (queues, receivers) = ControllerQueues::new();
-    let stream = make(TriggeredController::Stream);
-    let workload = make(TriggeredController::Workload).reconcile_on(stream_from_receiver(receivers.workload));
-    let apps = make(TriggeredController::Apps).reconcile_on(stream_from_receiver(receivers.apps));
-    let gate = make(TriggeredController::Gate).reconcile_on(stream_from_receiver(receivers.gate));
-    let clusters = watcher(Api::<RealtimeCluster>::all(watch.clone()), watcher::Config::default())
-        .default_backoff()
-        .modify(|cluster| cluster.managed_fields_mut().clear())
-        .reflect_shared(writer)
-        .for_each(|event| async move {
+    let stream = make(ControllerName::Stream);
+    let workload = make(ControllerName::Workload).reconcile_on(stream_from_receiver(receivers.workload));
+    let apps = make(ControllerName::Apps).reconcile_on(stream_from_receiver(receivers.apps));
+    let gate = make(ControllerName::Gate).reconcile_on(stream_from_receiver(receivers.gate));
+    let guarded = Api::<DeserializeGuard<RealtimeCluster>>::all(watch.clone());
+    let guarded = watches::within_scope(open_watch(guarded, watcher::Config::default()), context.scope.clone());
+    let readable = store.clone();
+    // A prober must not go on with a manifest that is out of date.
+    let clusters = keep_readable(guarded, context.unreadable.clone(), LastVersion::Removed, move |namespace, name| {
+        readable.get(&ObjectRef::new(name).within(namespace)).map(|cluster| (*cluster).clone())
+    });
+    let clusters = clusters.modify(|cluster| cluster.managed_fields_mut().clear()).reflect_shared(writer).for_each(
+        |event| async move {
             if let Err(error) = event {
                 tracing::warn!(kind = "RealtimeCluster", %error, "watch failed: it is opened again after a back-off");
             }
-        });
+        },
+    );
     let probers = ClusterProbers::new(queues.gate.clone(), shutdown.clone());
     let watching = async {
+        let _heartbeat = context.heartbeats.register("watches", None, &shutdown);
         tokio::select! {
             () = shutdown.cancelled() => {}
-            _ = futures::future::join(clusters, watches::run_watches(&watch, &context.live, &store, &queues)) => {}
+            _ = futures::future::join(clusters, watches::run_watches(&watch, &context.live, &context.unreadable, &store, &queues)) => {}
         }
     };
     let sweeping = async {
@@ -254,41 +365,66 @@ async fn run_controllers(context: SharedContext, watch: Client, shutdown: Cancel
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(Duration::from_secs(5)) => probers.stop_for_removed_clusters(&context, &store),
             }
+            report_queues(&context.metrics, &queues);
         }
     };
     let controlling = async {
         // A missing object says nothing before its kind is listed.
+        let listed = shutdown.child_token();
+        let listing = context.heartbeats.register("first listing", Some(FIRST_LISTING_TIMEOUT), &listed);
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = context.live.wait_until_listed() => {}
         }
+        listed.cancel();
+        drop(listing);
         let gating = {
             let probers = probers.clone();
-            drive_controller("gate", gate, context.clone(), move |context, cluster| {
+            drive_controller(ControllerName::Gate, gate, context.clone(), move |context, cluster| {
                 let probers = probers.clone();
                 async move { gate_controller::reconcile(&context, &probers, &cluster).await }
             })
         };
         tokio::join!(
-            drive_controller("stream", stream, context.clone(), |context, cluster| async move {
+            drive_controller(ControllerName::Stream, stream, context.clone(), |context, cluster| async move {
                 stream_controller::reconcile(&context, &cluster).await
             }),
-            drive_controller("workload", workload, context.clone(), |context, cluster| async move {
+            drive_controller(ControllerName::Workload, workload, context.clone(), |context, cluster| async move {
                 workload_controller::reconcile(&context, &cluster).await
             }),
-            drive_controller("apps", apps, context.clone(), |context, cluster| async move {
+            drive_controller(ControllerName::Apps, apps, context.clone(), |context, cluster| async move {
                 apps_controller::reconcile(&context, &cluster).await
             }),
             gating,
         );
     };
-    tokio::join!(watching, sweeping, controlling);
+    let reporting = async {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = unreadable_reports::run_reports(&context, reports) => {}
+        }
+    };
+    tokio::join!(watching, sweeping, controlling, reporting);
+}
+
+/// Sets the gauges of the requests that wait in the controllers' queues.
+fn report_queues(metrics: &OperatorMetrics, queues: &ControllerQueues) {
+    let queues = [
+        (ControllerName::Workload, &queues.workload),
+        (ControllerName::Apps, &queues.apps),
+        (ControllerName::Gate, &queues.gate),
+    ];
+    for (controller, queue) in queues {
+        let waiting = queue.max_capacity() - queue.capacity();
+        let gauge = metrics.series.queued_reconciles.with_label(controller);
+        gauge.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
 }
 
 /// Passes on the clusters in which a part that this controller acts on has changed.
 fn filter_changed(
     clusters: impl Stream<Item = Arc<RealtimeCluster>> + Send + 'static,
-    controller: TriggeredController,
+    controller: ControllerName,
 ) -> impl Stream<Item = Arc<RealtimeCluster>> + Send + 'static {
     let mut known: HashMap<String, u64> = HashMap::new();
     clusters.filter(move |cluster| {
@@ -307,55 +443,4 @@ fn filter_changed(
 
 fn stream_from_receiver<T: Send + 'static>(mut receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> + Send + 'static {
     futures::stream::poll_fn(move |context| receiver.poll_recv(context))
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct FailedReconcile(ReconcileError);
-
-/// Runs one controller: bounds each reconcile by [`RECONCILE_TIMEOUT`] and backs off after a failure.
-async fn drive_controller<F, R>(
-    name: &'static str,
-    controller: Controller<RealtimeCluster>,
-    context: SharedContext,
-    reconcile: F,
-) where
-    F: Fn(SharedContext, Arc<RealtimeCluster>) -> R + Send + Sync + 'static,
-    R: Future<Output = Result<Action, ReconcileError>> + Send + 'static,
-{
-    let reconcile = Arc::new(reconcile);
-    let bounded_reconcile = move |cluster: Arc<RealtimeCluster>, context: SharedContext| {
-        let reconcile = reconcile.clone();
-        async move {
-            let work = tokio::time::timeout(RECONCILE_TIMEOUT, reconcile(context.clone(), cluster.clone()));
-            let result = work.await.unwrap_or_else(|_| {
-                Err(ReconcileError::transient(
-                    Reason::ApplyFailed,
-                    format!("the reconcile did not end within {} s; it is retried", RECONCILE_TIMEOUT.as_secs()),
-                ))
-            });
-            match result {
-                Ok(action) => {
-                    context.reset_failures(name, &cluster);
-                    Ok(action)
-                }
-                Err(error) if error.is_conflict => Ok(Action::requeue(CONFLICT_RETRY_DELAY)),
-                Err(error) => {
-                    tracing::info!(controller = name, cluster = cluster_key(&cluster), %error, "reconcile failed");
-                    Err(FailedReconcile(error))
-                }
-            }
-        }
-    };
-    let policy = move |cluster: Arc<RealtimeCluster>, failed: &FailedReconcile, context: SharedContext| {
-        Action::requeue(context.count_failure(name, &cluster, &failed.0))
-    };
-    controller
-        .run(bounded_reconcile, policy, context)
-        .for_each(|result| async move {
-            if let Err(error) = result {
-                tracing::debug!(controller = name, %error, "controller reported an error");
-            }
-        })
-        .await;
 }

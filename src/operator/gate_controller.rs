@@ -21,10 +21,12 @@ use tokio_util::sync::CancellationToken;
 use super::conditions::{self, OWNED_CONDITIONS, StatusInputs, is_open, was_proven};
 use super::context::{ControllerContext, ReconcileError, SharedContext, cluster_key, cluster_ref};
 use super::dereference;
+use super::metrics::OperatorMetrics;
 use super::pod_admission::{self, AdmissionStep};
 use super::pods::{ServerPod, count_wanted_pods};
 use super::registry_histories::begin_history;
-use super::rendered_clusters::{RenderedCluster, render_cluster};
+use super::rendered_clusters::RenderedCluster;
+use super::rendering::render_cluster;
 use super::service_routes::find_service_routes;
 use super::status::{self, StatusPatch};
 use crate::api::cluster::{RealtimeClusterStatus, WebhooksMode};
@@ -32,12 +34,16 @@ use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
 use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION};
 use crate::gate::Verdict;
-use crate::prober::{self, JourneyProof, PodStanding, ProbePlan, Prober};
+use crate::prober::{self, JourneyProof, PodStanding, ProbePlan, Prober, ProberReports};
+use crate::process::clock;
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
 use crate::protocol::AppId;
 
 /// Time between two reconciles without an event; changed pods and findings of the prober trigger earlier ones.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Longest time without a turn of a prober: two intervals of the default gate. It takes ten turns a second.
+const PROBER_SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Annotation that is changed to make kubelet refresh the downward-API file of an admitted pod.
 const REMINDED_ANNOTATION: &str = "realtime-operator.dev/reminded";
@@ -49,9 +55,16 @@ pub struct ClusterProbers {
     shutdown: CancellationToken,
 }
 
+/// Namespace and name of a cluster.
+struct ClusterName {
+    namespace: String,
+    name: String,
+}
+
 /// Prober of one cluster, and the counts that outlive a reconcile.
 struct RunningProber {
     uid: String,
+    cluster: ClusterName,
     prober: Prober,
     stop: CancellationToken,
     app: AppId,
@@ -130,6 +143,7 @@ impl ClusterProbers {
             running.prober.plan.send_replace(Arc::new(plan));
         }
         let verdict = running.prober.verdicts.borrow().clone();
+        running.report_evidence(&context.metrics, &verdict);
         Ok(ProberFindings {
             // Before its first observation a prober knows no transport, and its verdict means nothing.
             verdict: (!verdict.transports.is_empty()).then_some(verdict),
@@ -147,7 +161,10 @@ impl ClusterProbers {
     ) -> Result<RunningProber, ReconcileError> {
         let stop = self.shutdown.child_token();
         let app = plan.app.id.clone();
-        let prober = prober::start(plan, context.receiver.clone(), stop.clone())
+        let task = format!("prober of {}", cluster_key(cluster));
+        let heartbeat = context.heartbeats.register(task, Some(PROBER_SILENCE_MAX), &stop);
+        let reports = ProberReports { heartbeat, metrics: context.metrics.journeys.clone() };
+        let prober = prober::start(plan, context.receiver.clone(), reports, stop.clone())
             .map_err(|error| ReconcileError::transient(Reason::Proving, format!("journeys cannot start: {error}")))?;
         let (mut verdicts, mut pods) = (prober.verdicts.clone(), prober.pods.clone());
         let (requeue_sender, reference, ended) = (self.requeue_sender.clone(), cluster_ref(cluster), stop.clone());
@@ -164,7 +181,8 @@ impl ClusterProbers {
             }
         });
         let uid = cluster.uid().unwrap_or_default();
-        Ok(RunningProber { uid, prober, stop, app, replaced: BTreeMap::new(), on_record: 0 })
+        let cluster = ClusterName { namespace: cluster.namespace().unwrap_or_default(), name: cluster.name_any() };
+        Ok(RunningProber { uid, cluster, prober, stop, app, replaced: BTreeMap::new(), on_record: 0 })
     }
 
     fn update_counts(&self, cluster: &RealtimeCluster, count: impl FnOnce(&mut RunningProber)) {
@@ -175,8 +193,21 @@ impl ClusterProbers {
 }
 
 impl RunningProber {
+    fn report_evidence(&self, metrics: &OperatorMetrics, verdict: &Verdict) {
+        let ClusterName { namespace, name } = &self.cluster;
+        let interval = self.prober.plan.borrow().policy.interval;
+        metrics.series.round_interval_seconds.set(namespace, name, interval.as_secs_f64());
+        if let Some(passed_ms) = verdict.passed_ms {
+            let age = Duration::from_millis(clock::now_ms().saturating_sub(passed_ms));
+            metrics.series.evidence_age_seconds.set(namespace, name, age.as_secs_f64());
+        }
+    }
+
     fn shut_down(&self, context: &ControllerContext) {
         self.stop.cancel();
+        let series = &context.metrics.series;
+        series.evidence_age_seconds.remove(&self.cluster.namespace, &self.cluster.name);
+        series.round_interval_seconds.remove(&self.cluster.namespace, &self.cluster.name);
         context.registries.forget(&self.uid);
         context.rendered.forget(&self.uid);
         context.receiver.forget_app(&self.app);

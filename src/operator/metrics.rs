@@ -1,20 +1,101 @@
 //! The metrics that an operator exports.
 
+use std::sync::Arc;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
 use crate::kubernetes::lease::Leadership;
-use crate::process::metrics::{SampledGauge, metric_table};
+use crate::prober::JourneyMetrics;
+use crate::process::metrics::{
+    ClusterGauge, DurationHistogram, Labeled, MetricRow, SampledGauge, label_values, metric_table,
+};
+
+label_values! {
+    /// A controller of the operator.
+    pub enum ControllerName as "controller" {
+        /// Creates or adopts the stream.
+        Stream = "stream",
+        /// Applies the children of the cluster.
+        Workload = "workload",
+        /// Writes the app registry.
+        Apps = "apps",
+        /// Runs journeys, admits pods and sets Ready.
+        Gate = "gate",
+    }
+}
+
+label_values! {
+    /// The result of a reconcile, by class.
+    pub enum ReconcileResult as "result" {
+        /// It did what it had to do.
+        Success = "success",
+        /// The object had changed since it was read.
+        Conflict = "conflict",
+        /// A user has to fix the cluster.
+        Terminal = "terminal",
+        /// A permission is missing.
+        Denied = "denied",
+        /// An error that may resolve by itself.
+        Transient = "transient",
+        /// It did not end in time.
+        TimedOut = "timed_out",
+        /// The operator's own code failed.
+        Panicked = "panicked",
+    }
+}
 
 metric_table! {
-    /// All metrics of an operator.
-    pub struct OperatorMetrics of "operator" {
+    /// The metrics of an operator beside those of its journeys.
+    pub struct OperatorSeries of "operator" {
         /// Leadership leases that this replica holds: 1 on the replica that writes, 0 on the others.
         held_leases: SampledGauge => "Over all replicas the sum is 1; at 0 for longer than a lease, read the log of each replica.",
+        /// Reconciles that ended, by controller and result.
+        reconciles: Labeled<(ControllerName, ReconcileResult), Counter> =>
+            "If results other than `success` grow, read the conditions of the clusters and the log of the leader.",
+        /// Time from the start to the end of a reconcile, in seconds.
+        reconcile_duration_seconds: Labeled<ControllerName, DurationHistogram> =>
+            "Look for slow calls to the API server or to AWS in the log of the leader.",
+        /// Reconciles of each controller that are under way.
+        running_reconciles: Labeled<ControllerName, Gauge> =>
+            "At 8 for long, the controller is at its limit: look at the duration of its reconciles.",
+        /// Requests of watches and journeys that wait for a reconcile of each controller.
+        queued_reconciles: Labeled<ControllerName, Gauge> => "Look at the duration of the reconciles.",
+        /// Age of the evidence on which a cluster is Ready, by cluster, in seconds.
+        evidence_age_seconds: ClusterGauge =>
+            "Beyond a minute or three intervals the cluster is not Ready: read its condition, it names the missing evidence.",
+        /// Time between two rounds of journeys through a cluster, in seconds.
+        round_interval_seconds: ClusterGauge => "Compare with the interval in the spec of the cluster.",
     }
+}
+
+/// All metrics of an operator.
+#[derive(Debug, Default)]
+pub struct OperatorMetrics {
+    /// The operator's own series.
+    pub series: OperatorSeries,
+    /// The series of the journeys.
+    pub journeys: Arc<JourneyMetrics>,
 }
 
 impl OperatorMetrics {
     /// The metrics of the replica with this leadership.
     #[must_use]
     pub fn new(leadership: Leadership) -> Self {
-        Self { held_leases: SampledGauge::new(move || i64::from(leadership.may_write())) }
+        let held_leases = SampledGauge::new(move || i64::from(leadership.may_write()));
+        Self { series: OperatorSeries { held_leases, ..OperatorSeries::default() }, journeys: Arc::default() }
+    }
+
+    /// Registers every metric under its name.
+    pub fn register(&self, registry: &mut Registry) {
+        self.series.register(registry);
+        self.journeys.register(registry);
+    }
+
+    /// Lists every metric, in the order of the exposition.
+    #[must_use]
+    pub fn metric_rows() -> Vec<MetricRow> {
+        [OperatorSeries::metric_rows(), JourneyMetrics::metric_rows()].concat()
     }
 }

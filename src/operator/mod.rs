@@ -12,8 +12,11 @@
 //! This room must not know the code of edge and dispatcher: they share `config` alone.
 
 mod apps_controller;
+mod cluster_inputs;
 mod conditions;
 mod context;
+mod controller_loop;
+mod controller_progress;
 mod controllers;
 mod dereference;
 mod finalizer;
@@ -24,12 +27,16 @@ mod object_index;
 mod pod_admission;
 mod pods;
 mod receiver;
+mod reconcile_error;
 mod registry_histories;
 mod rendered_clusters;
+mod rendering;
 mod secret_reader;
 mod service_routes;
 mod status;
 mod stream_controller;
+mod unreadable_objects;
+mod unreadable_reports;
 mod validation;
 mod watches;
 mod workload_controller;

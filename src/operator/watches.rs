@@ -2,32 +2,54 @@
 //!
 //! One stream per kind, each with its own back-off, so that one kind that cannot be watched delays no other.
 
-use std::fmt::Debug;
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ApiResource, DynamicObject};
-use kube::core::{GroupVersionKind, TypeMeta};
+use kube::core::{DeserializeGuard, GroupVersionKind, TypeMeta};
+use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use super::live_objects::{CHILD_KINDS, INSTANCE_LABEL, LiveObjects};
+use super::metrics::ControllerName;
 use super::object_index::{ObjectChange, ObjectIndex};
+use super::unreadable_objects::{LastVersion, UnreadableObjects, keep_readable};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::desired::render::REGISTRY_ANNOTATION;
+use crate::kubernetes::scope::WatchScope;
+use crate::kubernetes::watch::open_watch;
 
 /// Label selector of the children of all clusters.
 pub const CHILDREN_SELECTOR: &str = "app.kubernetes.io/managed-by=realtime-operator";
 
 /// Requests that one controller's queue holds; a watch whose request finds no room waits.
 const REQUEUE_BUFFER_LEN: usize = 1024;
+
+/// Drops the events of clusters outside the scope of this operator.
+pub fn within_scope<K>(
+    events: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send,
+    scope: WatchScope,
+) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send
+where
+    K: Resource + Send,
+{
+    events.filter(move |event| {
+        let is_watched = match event {
+            Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => {
+                scope.contains(object.meta().namespace.as_deref().unwrap_or_default())
+            }
+            Ok(Event::Init | Event::InitDone) | Err(_) => true,
+        };
+        futures::future::ready(is_watched)
+    })
+}
 
 /// A queue of requests to reconcile a cluster.
 pub type RequeueSender = mpsc::Sender<ObjectRef<RealtimeCluster>>;
@@ -61,26 +83,26 @@ impl ControllerQueues {
 pub async fn run_watches(
     client: &Client,
     live: &LiveObjects,
+    unreadable: &UnreadableObjects,
     clusters: &Store<RealtimeCluster>,
     queues: &ControllerQueues,
 ) {
     let labelled = || watcher::Config::default().labels(CHILDREN_SELECTOR);
-    let apps = follow(
-        Api::<RealtimeApp>::all(client.clone()),
-        watcher::Config::default(),
-        &live.apps,
-        trim_metadata,
-        |change| {
-            let references = if is_spec_change(&change) { find_clusters_of_app(&change, clusters) } else { vec![] };
-            async move {
-                for reference in references {
-                    send(&queues.apps, &reference).await;
-                    send(&queues.gate, &reference).await;
-                }
+    let apps = open_watch(Api::<DeserializeGuard<RealtimeApp>>::all(client.clone()), watcher::Config::default());
+    // Removing an app ends its sessions: one that becomes unreadable is served as it was.
+    let find = |namespace: &str, name: &str| live.apps.get(namespace, name).map(|app| (*app).clone());
+    let apps = keep_readable(apps, unreadable.clone(), LastVersion::Kept, find);
+    let apps = follow("realtimeapps", apps.modify(trim_metadata), &live.apps, |change| {
+        let references = if is_spec_change(&change) { find_clusters_of_app(&change, clusters) } else { vec![] };
+        async move {
+            for reference in references {
+                send(&queues.apps, &reference).await;
+                send(&queues.gate, &reference).await;
             }
-        },
-    );
-    let pods = follow(Api::<Pod>::all(client.clone()), labelled(), &live.pods, trim_metadata, |change| async move {
+        }
+    });
+    let pods = open_watch(Api::<Pod>::all(client.clone()), labelled()).modify(trim_metadata);
+    let pods = follow("pods", pods, &live.pods, |change| async move {
         let Some(reference) = change.object().and_then(|pod| find_cluster_by_label(&**pod)) else { return };
         send(&queues.gate, &reference).await;
         // A new pod has to load the registry at once.
@@ -101,7 +123,7 @@ pub async fn run_watches(
                 trim_metadata(object);
             }
         };
-        Some(follow(api, labelled(), index, complete, |change| async move {
+        Some(follow(kind, open_watch(api, labelled()).modify(complete), index, |change| async move {
             let Some(reference) = change.object().and_then(|object| find_cluster_by_label(&**object)) else { return };
             send(&queues.workload, &reference).await;
         }))
@@ -109,19 +131,17 @@ pub async fn run_watches(
     tokio::join!(apps, pods, futures::future::join_all(children));
 }
 
-/// Follows one watch, and keeps its index up to date before it reports a change. `trim` drops what nobody reads.
+/// Follows one watch, and keeps its index up to date before it reports a change.
 async fn follow<K, F>(
-    api: Api<K>,
-    config: watcher::Config,
+    kind: &str,
+    events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
     index: &ObjectIndex<K>,
-    trim: impl Fn(&mut K),
     report: impl Fn(ObjectChange<K>) -> F,
 ) where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    K: ResourceExt,
     F: Future<Output = ()>,
 {
-    let kind = api.resource_url().to_owned();
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff().modify(trim));
+    let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
@@ -167,16 +187,7 @@ fn find_cluster_by_label<K: ResourceExt>(object: &K) -> Option<ObjectRef<Realtim
     Some(ObjectRef::new(name).within(&object.namespace()?))
 }
 
-/// A controller whose own status writes, and those of the others, are not to start it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TriggeredController {
-    Stream,
-    Workload,
-    Apps,
-    Gate,
-}
-
-impl TriggeredController {
+impl ControllerName {
     /// Digest of the parts of a cluster that this controller acts on: only a change of it starts a reconcile.
     pub fn digest_inputs(self, cluster: &RealtimeCluster) -> u64 {
         let mut hasher = DefaultHasher::new();
@@ -212,7 +223,7 @@ mod tests {
     use super::*;
     use crate::api::cluster::{RealtimeClusterStatus, StreamStatus};
     use crate::api::fixture::applied_cluster;
-    use TriggeredController::{Apps, Gate, Stream, Workload};
+    use ControllerName::{Apps, Gate, Stream, Workload};
 
     #[test]
     fn a_status_write_starts_only_the_controllers_that_read_the_changed_part() {
@@ -220,9 +231,8 @@ mod tests {
             let before = RealtimeCluster { status: Some(RealtimeClusterStatus::default()), ..applied_cluster("") };
             let mut after = before.clone();
             edit(&mut after);
-            let started = |controller: &TriggeredController| {
-                controller.digest_inputs(&before) != controller.digest_inputs(&after)
-            };
+            let started =
+                |controller: &ControllerName| controller.digest_inputs(&before) != controller.digest_inputs(&after);
             [Stream, Workload, Apps, Gate].into_iter().filter(started).collect::<Vec<_>>()
         };
         let with_condition = |kind: &'static str| {

@@ -1,6 +1,7 @@
 //! The start of journeys: which routes are tried again, through which channels, beside which companions.
 
 use tokio::time::Instant;
+use tracing::Instrument;
 use ulid::Ulid;
 
 use super::journey::{Companions, JourneyRoute, run_journey};
@@ -59,17 +60,18 @@ impl JourneySchedule {
         self.journey_count += 1;
         *self.underway.entry(pair.clone()).or_default() += 1;
         let (context, results, running) = (self.context.clone(), self.results.clone(), self.journey_slots.clone());
+        let span = tracing::info_span!("journey", transport = transport.name(), entrance = pair.1);
         let tell = progress_callback(self.ticks.clone(), transport, route.entrance.name.clone());
         tokio::spawn(async move {
             // The semaphore is never closed.
             let place = running.acquire_owned().await;
             // A task of its own, so that not even a panic in it keeps the next round from starting.
-            let travelled = tokio::spawn(run_journey(context, route, tell)).await;
+            let travelled = tokio::spawn(run_journey(context, route, tell).instrument(span.clone())).await;
             drop(place);
             // The schedule may have ended: then nobody waits for the journey.
             let _ = results.send(ScheduleEvent::HopsEnded(pair)).await;
             let journey = match travelled {
-                Ok(Ok(underway)) => underway.tear_down().await,
+                Ok(Ok(underway)) => underway.tear_down().instrument(span).await,
                 Ok(Err(broken)) => broken,
                 Err(error) => {
                     tracing::error!(%error, "journey task failed: no evidence recorded");

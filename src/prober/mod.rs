@@ -14,6 +14,7 @@ mod expected_webhooks;
 mod handle;
 mod journey;
 mod launch;
+mod metrics;
 mod nonce;
 mod observe;
 mod plan;
@@ -25,9 +26,10 @@ mod service_routes;
 
 pub use crate::desired::ProbeApp;
 pub use handle::{PodStanding, Prober};
+pub use metrics::JourneyMetrics;
 pub use progress::{HopResult, HopTick};
 pub use receiver::WebhookReceiver;
-pub use scheduler::start;
+pub use scheduler::{ProberReports, start};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ProbeApp;
 use super::nonce::nonce_of;
+use crate::process::heartbeat::Heartbeat;
 use crate::protocol::AppId;
 use crate::protocol::webhook::{self, WebhookBody, WebhookEvent};
 
@@ -82,7 +83,7 @@ impl WebhookReceiver {
     ///
     /// # Errors
     /// The listener has no address.
-    pub fn start(listener: TcpListener, shutdown: CancellationToken) -> std::io::Result<Self> {
+    pub fn start(listener: TcpListener, heartbeat: Heartbeat, shutdown: CancellationToken) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
         let desk = Arc::new(ReceiverState::default());
         let router = Router::new()
@@ -90,6 +91,8 @@ impl WebhookReceiver {
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(desk.clone());
         tokio::spawn(async move {
+            // Dropped with the task: a listener that ends is noticed.
+            let _heartbeat = heartbeat;
             let served = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
                 .with_graceful_shutdown(shutdown.cancelled_owned())
                 .await;
@@ -191,6 +194,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::process::heartbeat::Heartbeats;
     use crate::protocol::{Secret, signature};
 
     fn probe_app(id: &str, key: &str, secret: &str) -> ProbeApp {
@@ -217,7 +221,8 @@ mod tests {
 
     async fn start_receiver(shutdown: &CancellationToken) -> WebhookReceiver {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        WebhookReceiver::start(listener, shutdown.clone()).expect("a receiver")
+        let heartbeat = Heartbeats::default().register("receiver", None, shutdown);
+        WebhookReceiver::start(listener, heartbeat, shutdown.clone()).expect("a receiver")
     }
 
     #[tokio::test]

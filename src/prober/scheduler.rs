@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::coverage::{coverage_targets, process_names};
 use super::handle::{PodStanding, Prober};
 use super::journey::JourneyContext;
+use super::metrics::JourneyMetrics;
 use super::observe::{PodObservation, PodObserver};
 use super::progress::{HopTick, PROGRESS_QUEUE_LEN};
 use super::receiver::WebhookReceiver;
@@ -19,6 +20,7 @@ use super::{EdgePod, Entrance, JourneyProof, ProbePlan};
 use crate::gate::{Evidence, GatePhase, Journey, JourneyOutcome, RestoredProof, RoundState, Verdict};
 use crate::kinesis::Shard;
 use crate::process::clock;
+use crate::process::heartbeat::Heartbeat;
 use crate::protocol::Transport;
 
 /// Journeys whose hops are under way at once.
@@ -58,6 +60,7 @@ const RESULT_QUEUE_LEN: usize = 1024;
 pub fn start(
     plan: ProbePlan,
     receiver: WebhookReceiver,
+    reports: ProberReports,
     shutdown: CancellationToken,
 ) -> Result<Prober, reqwest::Error> {
     // Each request has its own timeout: the plan's may change.
@@ -109,6 +112,7 @@ pub fn start(
         round_failed: false,
         failed_rounds: 0,
         receiver_found_ms: found_ms,
+        process: reports,
     };
     schedule.paths.update(&schedule.context.plan.paths, Instant::now());
     schedule.update_targets();
@@ -166,6 +170,16 @@ pub(super) struct JourneySchedule {
     failed_rounds: usize,
     /// When senders that could not reach the former receiver have found this one, in ms since 1970.
     receiver_found_ms: u64,
+    /// Reports to the process: progress and counts.
+    process: ProberReports,
+}
+
+/// A prober's reports to its process.
+pub struct ProberReports {
+    /// Reports that the schedule goes on. Journeys that never end make the evidence stale instead.
+    pub heartbeat: Heartbeat,
+    /// Counts the journeys of all clusters.
+    pub metrics: Arc<JourneyMetrics>,
 }
 
 impl JourneySchedule {
@@ -188,6 +202,7 @@ impl JourneySchedule {
                     looked = None;
                 }
                 now = tick.tick() => {
+                    self.process.heartbeat.beat();
                     let proven = self.verdicts.borrow().phase == GatePhase::Open;
                     let interval = self.context.plan.policy.interval;
                     if is_due(listed, now, if self.shards.is_empty() { UNPROVEN_OBSERVATION_INTERVAL } else { SHARD_LIST_INTERVAL }) {
@@ -302,7 +317,9 @@ impl JourneySchedule {
                 tracing::debug!(?journey, unclaimed = self.context.receiver.unclaimed_count(), "journey finished");
                 self.round_failed |=
                     matches!(journey.outcome, JourneyOutcome::Decisive(_) | JourneyOutcome::Ambiguous(_));
-                self.evidence.add_journey(&journey.void_if_missed_before(self.receiver_found_ms));
+                let journey = journey.void_if_missed_before(self.receiver_found_ms);
+                self.process.metrics.count_journey(&journey);
+                self.evidence.add_journey(&journey);
             }
         }
         self.publish_verdict();

@@ -19,12 +19,17 @@ use tokio_util::sync::CancellationToken;
 /// The content type of `OpenMetrics` 1.0.
 const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Checks the health of a process.
+pub type HealthCheckFn = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
 /// The process's answers to the listener's requests.
 pub struct AdminEndpoints {
     /// The bearer token of the guarded paths.
     pub token: String,
+    /// Whether the process makes progress; the text gives the reason when it must be restarted.
+    pub live: HealthCheckFn,
     /// Whether the process is ready; the text gives the reason when it is not.
-    pub ready: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    pub ready: HealthCheckFn,
     /// The configuration that the process runs, the answer of `/effective`.
     pub effective: Box<dyn Fn() -> Value + Send + Sync>,
     /// The events that pass through the process, the answer of `/flow`.
@@ -67,7 +72,7 @@ fn build_router(admin: AdminEndpoints) -> Router {
         router
     };
     router
-        .route("/livez", get(|| async { "ok\n" }))
+        .route("/livez", get(serve_liveness))
         .route("/readyz", get(serve_readiness))
         .route("/metrics", get(serve_metrics))
         .route("/effective", get(serve_effective))
@@ -75,8 +80,16 @@ fn build_router(admin: AdminEndpoints) -> Router {
         .with_state(Arc::new(admin))
 }
 
+async fn serve_liveness(State(admin): State<Arc<AdminEndpoints>>) -> Response {
+    health_response((admin.live)())
+}
+
 async fn serve_readiness(State(admin): State<Arc<AdminEndpoints>>) -> Response {
-    match (admin.ready)() {
+    health_response((admin.ready)())
+}
+
+fn health_response(health: Result<(), String>) -> Response {
+    match health {
         Ok(()) => "ok\n".into_response(),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }

@@ -4,15 +4,17 @@
 //! Label values come from enums only, so that no client, app or channel can create a series. The derives of
 //! `prometheus-client` write the names of variants, in camel case; [`label_values`] writes words in snake case.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
 
@@ -72,39 +74,80 @@ label_values! {
     }
 }
 
-/// The label set of one value.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct LabelSet<L>(L);
+/// The labels of a series: one label, or two as a pair.
+pub trait SeriesLabels: Copy + Eq + Hash + fmt::Debug + Send + Sync + 'static {
+    /// The values of every series.
+    fn all() -> Vec<Self>;
 
-impl<L: LabelValue> EncodeLabelSet for LabelSet<L> {
-    fn encode(&self, encoder: &mut LabelSetEncoder) -> fmt::Result {
-        [(L::LABEL, self.0.name())].encode(encoder)
+    /// Names and values, in the order of the labels.
+    fn pairs(self) -> Vec<(&'static str, &'static str)>;
+
+    /// The labels with all their values.
+    fn labels() -> Vec<MetricLabel>;
+}
+
+impl<L: LabelValue> SeriesLabels for L {
+    fn all() -> Vec<Self> {
+        L::ALL.to_vec()
+    }
+
+    fn pairs(self) -> Vec<(&'static str, &'static str)> {
+        vec![(L::LABEL, self.name())]
+    }
+
+    fn labels() -> Vec<MetricLabel> {
+        let values = L::ALL.iter().map(|value| (value.name(), value.meaning())).collect();
+        vec![MetricLabel { name: L::LABEL, values }]
     }
 }
 
-/// A metric with one series per value of a label. Every series exists from the start, so that a rate over it misses no
-/// first increment.
+impl<A: LabelValue, B: LabelValue> SeriesLabels for (A, B) {
+    fn all() -> Vec<Self> {
+        A::ALL.iter().flat_map(|first| B::ALL.iter().map(|second| (*first, *second))).collect()
+    }
+
+    fn pairs(self) -> Vec<(&'static str, &'static str)> {
+        [self.0.pairs(), self.1.pairs()].concat()
+    }
+
+    fn labels() -> Vec<MetricLabel> {
+        [A::labels(), B::labels()].concat()
+    }
+}
+
+/// The label set of one series.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct LabelSet<L>(L);
+
+impl<L: SeriesLabels> EncodeLabelSet for LabelSet<L> {
+    fn encode(&self, encoder: &mut LabelSetEncoder) -> fmt::Result {
+        self.0.pairs().encode(encoder)
+    }
+}
+
+/// A metric with one series per value of a label, or of a pair of labels. Every series exists from the start, so that a
+/// rate over it misses no first increment.
 #[derive(Clone, Debug)]
 pub struct Labeled<L, M>(Family<LabelSet<L>, M>);
 
-impl<L: LabelValue, M: Clone + Default> Labeled<L, M> {
+impl<L: SeriesLabels, M: Clone + Default> Labeled<L, M> {
     /// The series of one value.
     pub fn with_label(&self, value: L) -> M {
         self.0.get_or_create_owned(&LabelSet(value))
     }
 }
 
-impl<L: LabelValue, M: Clone + Default> Default for Labeled<L, M> {
+impl<L: SeriesLabels, M: Clone + Default> Default for Labeled<L, M> {
     fn default() -> Self {
         let series = Self(Family::default());
-        for value in L::ALL {
-            series.with_label(*value);
+        for value in L::all() {
+            series.with_label(value);
         }
         series
     }
 }
 
-impl<L: LabelValue, M: EncodeMetric + TypedMetric> EncodeMetric for Labeled<L, M> {
+impl<L: SeriesLabels, M: EncodeMetric + TypedMetric> EncodeMetric for Labeled<L, M> {
     fn encode(&self, encoder: MetricEncoder) -> fmt::Result {
         self.0.encode(encoder)
     }
@@ -147,6 +190,96 @@ impl EncodeMetric for SampledGauge {
     }
 }
 
+/// Upper bounds of the buckets of durations, in seconds: from a call within the cluster to the longest reconcile.
+const DURATION_BUCKETS_SECONDS: [f64; 11] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 90.0];
+
+/// A histogram of durations.
+#[derive(Clone, Debug)]
+pub struct DurationHistogram(Histogram);
+
+impl DurationHistogram {
+    /// Counts a duration in its bucket.
+    pub fn observe(&self, duration: Duration) {
+        self.0.observe(duration.as_secs_f64());
+    }
+}
+
+impl Default for DurationHistogram {
+    fn default() -> Self {
+        Self(Histogram::new(DURATION_BUCKETS_SECONDS))
+    }
+}
+
+impl EncodeMetric for DurationHistogram {
+    fn encode(&self, encoder: MetricEncoder) -> fmt::Result {
+        self.0.encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+impl TypedMetric for DurationHistogram {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+/// Labels of a cluster.
+const CLUSTER_LABELS: [&str; 2] = ["namespace", "cluster"];
+
+/// The label set of one cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ClusterLabels {
+    namespace: String,
+    name: String,
+}
+
+impl EncodeLabelSet for ClusterLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder) -> fmt::Result {
+        let [namespace, cluster] = CLUSTER_LABELS;
+        [(namespace, self.namespace.as_str()), (cluster, self.name.as_str())].encode(encoder)
+    }
+}
+
+/// A gauge with one series per cluster, from its first value until the cluster is gone.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterGauge(Family<ClusterLabels, Gauge<f64, AtomicU64>>);
+
+impl ClusterGauge {
+    /// Sets the value of a cluster.
+    pub fn set(&self, namespace: &str, name: &str, value: f64) {
+        let labels = ClusterLabels { namespace: namespace.to_owned(), name: name.to_owned() };
+        self.0.get_or_create_owned(&labels).set(value);
+    }
+
+    /// Removes the series of a cluster that is gone.
+    pub fn remove(&self, namespace: &str, name: &str) {
+        self.0.remove(&ClusterLabels { namespace: namespace.to_owned(), name: name.to_owned() });
+    }
+}
+
+impl EncodeMetric for ClusterGauge {
+    fn encode(&self, encoder: MetricEncoder) -> fmt::Result {
+        self.0.encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
+
+impl TableMetric for ClusterGauge {
+    const KIND: MetricKind = MetricKind::Gauge;
+
+    fn labels() -> Vec<MetricLabel> {
+        CLUSTER_LABELS.into_iter().map(|name| MetricLabel { name, values: vec![] }).collect()
+    }
+}
+
+impl TableMetric for DurationHistogram {
+    const KIND: MetricKind = MetricKind::Histogram;
+}
+
 /// The type of a metric: counters only grow and end in `_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricKind {
@@ -154,6 +287,8 @@ pub enum MetricKind {
     Counter,
     /// A number that rises and falls.
     Gauge,
+    /// Observations, counted in buckets.
+    Histogram,
 }
 
 impl MetricKind {
@@ -163,6 +298,7 @@ impl MetricKind {
         match self {
             Self::Counter => "counter",
             Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
         }
     }
 }
@@ -172,7 +308,7 @@ impl MetricKind {
 pub struct MetricLabel {
     /// The name of the label.
     pub name: &'static str,
-    /// Every value with its meaning.
+    /// Every value with its meaning; empty for the namespaces and names of clusters.
     pub values: Vec<(&'static str, &'static str)>,
 }
 
@@ -181,10 +317,10 @@ pub trait TableMetric: EncodeMetric + Clone + fmt::Debug + Send + Sync + 'static
     /// The type of the metric.
     const KIND: MetricKind;
 
-    /// The label of the metric, if it has one.
+    /// The labels of the metric.
     #[must_use]
-    fn label() -> Option<MetricLabel> {
-        None
+    fn labels() -> Vec<MetricLabel> {
+        vec![]
     }
 }
 
@@ -204,12 +340,11 @@ impl TableMetric for SampledGauge {
     const KIND: MetricKind = MetricKind::Gauge;
 }
 
-impl<L: LabelValue, M: TableMetric + TypedMetric> TableMetric for Labeled<L, M> {
+impl<L: SeriesLabels, M: TableMetric + TypedMetric> TableMetric for Labeled<L, M> {
     const KIND: MetricKind = M::KIND;
 
-    fn label() -> Option<MetricLabel> {
-        let values = L::ALL.iter().map(|value| (value.name(), value.meaning())).collect();
-        Some(MetricLabel { name: L::LABEL, values })
+    fn labels() -> Vec<MetricLabel> {
+        L::labels()
     }
 }
 
@@ -222,8 +357,8 @@ pub struct MetricRow {
     pub stem: &'static str,
     /// The type of the metric.
     pub kind: MetricKind,
-    /// The label of the metric, if it has one.
-    pub label: Option<MetricLabel>,
+    /// The labels of the metric.
+    pub labels: Vec<MetricLabel>,
     /// The meaning of the metric: the help text of the exposition.
     pub help: &'static str,
     /// The remedy when the metric grows.
@@ -242,7 +377,7 @@ impl MetricRow {
         help: &'static str,
         remedy: &'static str,
     ) -> Self {
-        Self { process, stem, kind: M::KIND, label: M::label(), help, remedy }
+        Self { process, stem, kind: M::KIND, labels: M::labels(), help, remedy }
     }
 
     /// The name of the metric's series.
@@ -314,63 +449,18 @@ macro_rules! metric_table {
 }
 pub(crate) use metric_table;
 
-/// Renders `docs/metrics.md`: one table per process, then the values of its labels.
-#[must_use]
-pub fn render_metrics_page(rows: &[MetricRow]) -> String {
-    let mut page = String::from(
-        "<!-- Generated by `realtime metrics`; a test compares. -->\n\
-         # Metrics\n\n\
-         Every process serves its metrics at `/metrics` of its admin listener, as OpenMetrics text and without a token. A name is\n\
-         `realtime_`, the process, and a plural noun or a quantity. Counters end in `_total` and begin at 0 with each process;\n\
-         durations are in seconds, sizes in bytes; a gauge that ends in `_up` is 1 or 0. Every series exists from the start of a\n\
-         process, and label values come from the lists below, so that no client, app or channel creates a series.\n",
-    );
-    let mut processes: Vec<&str> = rows.iter().map(|row| row.process).collect();
-    processes.dedup();
-    for process in processes {
-        let rows: Vec<&MetricRow> = rows.iter().filter(|row| row.process == process).collect();
-        // Writing to a String cannot fail.
-        let _ = write_process(&mut page, process, &rows);
-    }
-    page
-}
-
-fn write_process(page: &mut String, process: &str, rows: &[&MetricRow]) -> fmt::Result {
-    write!(
-        page,
-        "\n## Metrics of the {process}\n\n\
-         | metric | type | unit | label | meaning | remedy when it grows |\n|---|---|---|---|---|---|\n"
-    )?;
-    let mut labels: Vec<(&MetricLabel, Vec<String>)> = Vec::new();
-    for row in rows {
-        let (name, kind, unit) = (row.name(), row.kind.name(), row.unit());
-        let label = row.label.as_ref().map_or_else(String::new, |label| format!("`{}`", label.name));
-        writeln!(page, "| `{name}` | {kind} | {unit} | {label} | {} | {} |", row.help, row.remedy)?;
-        if let Some(label) = &row.label {
-            match labels.iter_mut().find(|(known, _)| *known == label) {
-                Some((_, names)) => names.push(format!("`{name}`")),
-                None => labels.push((label, vec![format!("`{name}`")])),
-            }
-        }
-    }
-    for (label, names) in labels {
-        write!(page, "\nValues of `{}` in {}", label.name, names.join(" and "))?;
-        if label.values.iter().all(|(_, meaning)| meaning.is_empty()) {
-            let values: Vec<String> = label.values.iter().map(|(value, _)| format!("`{value}`")).collect();
-            writeln!(page, ": {}.", values.join(", "))?;
-            continue;
-        }
-        write!(page, ":\n\n| value | meaning |\n|---|---|\n")?;
-        for (value, meaning) in &label.values {
-            writeln!(page, "| `{value}` | {meaning} |")?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::metrics_page::render_metrics_page;
+
+    label_values! {
+        /// A side.
+        enum TestSide as "side" {
+            /// The left one.
+            Left = "left",
+        }
+    }
 
     metric_table! {
         /// Metrics of a test.
@@ -379,6 +469,12 @@ mod tests {
             reads: Labeled<RegistryReadResult, Counter> => "Read the log.",
             /// Time since the last read, in seconds.
             age_seconds: Gauge<f64, AtomicU64> => "Nothing.",
+            /// Reads by result and side.
+            pairs: Labeled<(RegistryReadResult, TestSide), Counter> => "Nothing.",
+            /// Time of one read, in seconds.
+            read_duration_seconds: DurationHistogram => "Nothing.",
+            /// Age of a cluster, in seconds.
+            cluster_age_seconds: ClusterGauge => "Nothing.",
             /// Whether the store answers.
             store_up: SampledGauge => "Nothing.",
         }
@@ -391,6 +487,10 @@ mod tests {
         metrics.register(&mut registry);
         metrics.reads.with_label(RegistryReadResult::Refused).inc();
         metrics.age_seconds.set(0.5);
+        metrics.read_duration_seconds.observe(Duration::from_millis(40));
+        metrics.cluster_age_seconds.set("a", "eu", 2.0);
+        metrics.cluster_age_seconds.set("a", "us", 2.0);
+        metrics.cluster_age_seconds.remove("a", "us");
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
         for line in [
@@ -398,10 +498,16 @@ mod tests {
             "realtime_test_reads_total{result=\"applied\"} 0",
             "realtime_test_reads_total{result=\"refused\"} 1",
             "# UNIT realtime_test_age_seconds seconds\nrealtime_test_age_seconds 0.5",
+            "realtime_test_pairs_total{result=\"applied\",side=\"left\"} 0",
+            "# TYPE realtime_test_read_duration_seconds histogram",
+            "realtime_test_read_duration_seconds_bucket{le=\"0.01\"} 0",
+            "realtime_test_read_duration_seconds_bucket{le=\"0.05\"} 1",
+            "realtime_test_cluster_age_seconds{namespace=\"a\",cluster=\"eu\"} 2",
             "# TYPE realtime_test_store_up gauge\nrealtime_test_store_up 1",
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
+        assert!(!text.contains("cluster=\"us\""), "the series of a removed cluster: {text}");
     }
 
     #[test]
@@ -411,7 +517,8 @@ mod tests {
             "\n## Metrics of the test\n",
             "| `realtime_test_reads_total` | counter |  | `result` | Registries that were read again. | Read the log. |",
             "| `realtime_test_age_seconds` | gauge | seconds |  | Time since the last read, in seconds. | Nothing. |",
-            "\nValues of `result` in `realtime_test_reads_total`:\n",
+            "| `realtime_test_cluster_age_seconds` | gauge | seconds | `namespace`, `cluster` | Age of a cluster, in seconds. | Nothing. |",
+            "\nValues of `result` in `realtime_test_reads_total` and `realtime_test_pairs_total`:\n",
             "| `applied` | The new registry is in force. |",
         ] {
             assert!(page.contains(line), "{line} in {page}");

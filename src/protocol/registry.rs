@@ -14,6 +14,10 @@ use super::{AppId, AppKey, Secret, signature};
 /// Number of files in the registry.
 pub const BUCKET_COUNT: u8 = 16;
 
+/// Name of the file beside the registry with the private endpoints that webhooks may be sent to, one `HOST:PORT` a line.
+/// A server reads it again when it changes, as it does the registry.
+pub const ENDPOINTS_FILE: &str = "allowed-endpoints";
+
 /// One app as a server knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

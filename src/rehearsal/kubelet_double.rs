@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::apps::v1::Deployment;
 
 use crate::desired::{DesiredObjects, MissingReference, PodFacts, SecretTexts, decode_secret, resolve_environment};
-use crate::protocol::registry::AppRegistry;
+use crate::protocol::registry::{AppRegistry, ENDPOINTS_FILE};
 
 /// One pod of a Deployment.
 #[derive(Clone, Debug)]
@@ -55,15 +55,16 @@ pub fn map_container_path(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
-/// Mounts a registry below `root`.
+/// Mounts a registry, and the endpoint beside it, below `root`.
 ///
 /// # Errors
 /// The files cannot be written.
-pub fn mount_registry(root: &Path, path: &str, registry: &AppRegistry) -> io::Result<()> {
+pub fn mount_registry(root: &Path, path: &str, registry: &AppRegistry, endpoint: &str) -> io::Result<()> {
     let directory = map_container_path(root, path);
     std::fs::create_dir_all(&directory)?;
     for (name, text) in registry.to_files()? {
         std::fs::write(directory.join(name), text)?;
     }
+    std::fs::write(directory.join(ENDPOINTS_FILE), format!("{endpoint}\n"))?;
     Ok(())
 }

@@ -106,7 +106,8 @@ impl PodSet {
     /// Writes the mounted registry of a server.
     pub fn mount_registry(&self, server: ServerKind, registry: &AppRegistry) -> std::io::Result<()> {
         let root = self.environment.files.join(server.name());
-        kubelet_double::mount_registry(&root, desired::render::APPS_PATH, registry)
+        let endpoint = &self.environment.cluster.receiver;
+        kubelet_double::mount_registry(&root, desired::render::APPS_PATH, registry, endpoint)
     }
 
     /// Starts a pod; the inner error is a server that refuses to start.

@@ -25,7 +25,8 @@ use crate::config::ServerKind;
 use crate::desired::{self, ClusterInputs, ManifestProblem, SecretTexts, ServerRole, ValidCluster, ValidStream};
 use crate::dispatcher::{EgressOverrides, MemoryLeases};
 use crate::kinesis::KinesisClient;
-use crate::prober::{self, ProbePlan, Prober, WebhookReceiver};
+use crate::prober::{self, ProbePlan, Prober, ProberReports, WebhookReceiver};
+use crate::process::heartbeat::Heartbeats;
 use crate::protocol::{AppId, Transport};
 
 /// Host of the operator's receiver in a rendered cluster; nothing resolves it here.
@@ -115,15 +116,16 @@ impl RunningRehearsal {
         let page_listener = bind_page(options.page_port).await?;
         let (secrets, stand_ins) = stand_in_secrets(&options);
         let cluster = validate(&options, &secrets)?;
-        let (probing, serving, end_cloud) =
-            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let [probing, serving, end_cloud] = std::array::from_fn(|_| CancellationToken::new());
         let switches = FaultSwitches::default();
         let files = tempfile::tempdir()?;
         let cloud_listener = bind_loopback().await?;
         let cloud = cloud_listener.local_addr()?;
         let mut outside = vec![kinesis_double::serve(cloud_listener, switches.clone(), end_cloud.clone())];
         let stream = create_stream(&cluster.stream, cloud).await?;
-        let receiver = WebhookReceiver::start(bind_loopback().await?, end_cloud.clone())?;
+        let heartbeats = Heartbeats::default();
+        let receiving = heartbeats.register("webhook receiver", None, &end_cloud);
+        let receiver = WebhookReceiver::start(bind_loopback().await?, receiving, end_cloud.clone())?;
         let outside_listener = bind_loopback().await?;
         let outside_address = outside_listener.local_addr()?;
         let (delivered, task) = webhook_receiver::serve(outside_listener, cluster.registry.clone(), end_cloud.clone())?;
@@ -151,7 +153,9 @@ impl RunningRehearsal {
                 stream: Some(stream),
                 ..ProbePlan::of_cluster(&cluster)
             };
-            prober::start(plan, receiver, probing.clone())
+            let reports =
+                ProberReports { heartbeat: heartbeats.register("prober", None, &probing), metrics: Arc::default() };
+            prober::start(plan, receiver, reports, probing.clone())
         });
         let prober = prober.transpose().map_err(|error| RehearsalError::Http(error.to_string()))?;
         let switching = FaultSwitcher {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use realtime_operator::process::metrics::render_metrics_page;
+use realtime_operator::process::metrics_page::render_metrics_page;
 use realtime_operator::{api, cli, config, edge};
 
 fn compare(file: &str, printed: &str, command: &str) {

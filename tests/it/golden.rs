@@ -403,7 +403,7 @@ fn names_in_kubernetes_and_metrics() {
     list("words of Events", texts.iter().flat_map(|text| event_words(text)).map(str::to_owned).collect());
     let metrics = realtime_operator::cli::metric_rows();
     list("metrics", metrics.iter().map(MetricRow::name).collect());
-    let labels = metrics.iter().filter_map(|row| row.label.as_ref());
+    let labels = metrics.iter().flat_map(|row| &row.labels);
     let labels = labels.flat_map(|label| label.values.iter().map(|(value, _)| format!("{} {value}", label.name)));
     list("labels of metrics with their values", labels.collect());
     list("reasons", Reason::ALL.iter().map(|reason| reason.name().to_owned()).collect());
@@ -595,6 +595,7 @@ async fn metrics_of_an_operator() {
     OperatorMetrics::new(Leadership::not_leading()).register(&mut metrics);
     let endpoints = AdminEndpoints {
         token: String::new(),
+        live: Box::new(|| Ok(())),
         ready: Box::new(|| Ok(())),
         effective: Box::new(|| serde_json::Value::Null),
         flow: Box::new(|| serde_json::Value::Null),

@@ -9,7 +9,10 @@ use realtime_operator::process::metrics::{MetricKind, MetricLabel, MetricRow};
 const PROCESSES: [&str; 3] = ["edge", "dispatcher", "operator"];
 
 /// Names of labels; each has its values from an enum.
-const LABELS: [&str; 3] = ["reason", "result", "transport"];
+const LABELS: [&str; 5] = ["controller", "hop", "reason", "result", "transport"];
+
+/// Names of labels with the namespace and the name of a cluster.
+const CLUSTER_LABELS: [&str; 2] = ["namespace", "cluster"];
 
 /// Words of a name that are a unit; only the first two are allowed, as the last word.
 const UNIT_WORDS: [&str; 14] = [
@@ -63,7 +66,7 @@ fn broken_rules(row: &MetricRow) -> Vec<&'static str> {
     rule(row.name().ends_with("_total") == (row.kind == MetricKind::Counter), "counters end in _total");
     let is_noun = match row.kind {
         _ if !unit.is_empty() => true,
-        MetricKind::Counter => words.iter().any(|word| is_plural(word)),
+        MetricKind::Counter | MetricKind::Histogram => words.iter().any(|word| is_plural(word)),
         MetricKind::Gauge => is_plural(last) || last == "up",
     };
     rule(is_noun, "a name is a plural noun, has a unit, or is a gauge in _up");
@@ -76,7 +79,7 @@ fn broken_rules(row: &MetricRow) -> Vec<&'static str> {
     );
     rule(!row.help.contains(['|', '`', '\\', '\n']), "a help text is plain");
     rule(is_sentence(row.remedy) && !row.remedy.contains('|'), "a remedy is a sentence");
-    if let Some(MetricLabel { name, values }) = &row.label {
+    for MetricLabel { name, values } in row.labels.iter().filter(|label| !CLUSTER_LABELS.contains(&label.name)) {
         let unique: BTreeSet<&str> = values.iter().map(|(value, _)| *value).collect();
         rule(LABELS.contains(name), "a label has a known name");
         rule(!values.is_empty() && unique.len() == values.len(), "a label has values, each once");
@@ -107,13 +110,13 @@ fn a_metric_that_breaks_the_convention_is_found() {
         process: "edge",
         stem: "frames_lost",
         kind: MetricKind::Counter,
-        label: Some(MetricLabel { name: "reason", values: vec![("too_slow", "The client is slow."), ("gone", "")] }),
+        labels: vec![MetricLabel { name: "reason", values: vec![("too_slow", "The client is slow."), ("gone", "")] }],
         help: "Frames that were lost.",
         remedy: "Nothing.",
     };
     let gauge = |stem| MetricRow { stem, kind: MetricKind::Gauge, ..good() };
     let label = |name, values: &[(&'static str, &'static str)]| MetricRow {
-        label: Some(MetricLabel { name, values: values.to_vec() }),
+        labels: vec![MetricLabel { name, values: values.to_vec() }],
         ..good()
     };
     let lag = MetricRow { help: "Age of the oldest frame, in seconds.", ..gauge("lag_seconds") };
@@ -167,6 +170,29 @@ pub fn without_values(page: &str) -> String {
 }
 
 /// The lines that rows become on a page, without values.
+/// The series of a row that exist from the start: every combination of its labels' values.
+fn series_lines(row: &MetricRow, name: &str) -> Vec<String> {
+    let mut sets = vec![String::new()];
+    for MetricLabel { name, values } in &row.labels {
+        let extend = |set: &String| {
+            let comma = if set.is_empty() { "" } else { "," };
+            values.iter().map(|(value, _)| format!("{set}{comma}{name}=\"{value}\"")).collect::<Vec<_>>()
+        };
+        sets = sets.iter().flat_map(extend).collect();
+    }
+    let braces = |labels: &str| if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+    if row.kind != MetricKind::Histogram {
+        return sets.iter().map(|set| format!("{name}{} <value>", braces(set))).collect();
+    }
+    let bounds = ["0.01", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "30.0", "90.0", "+Inf"];
+    let of_set = |set: &String| {
+        let comma = if set.is_empty() { "" } else { "," };
+        let buckets = bounds.iter().map(|bound| format!("{name}_bucket{{le=\"{bound}\"{comma}{set}}} <value>"));
+        buckets.chain(["sum", "count"].map(|part| format!("{name}_{part}{} <value>", braces(set)))).collect::<Vec<_>>()
+    };
+    sets.iter().flat_map(of_set).collect()
+}
+
 fn page_lines(rows: &[MetricRow]) -> BTreeSet<String> {
     let mut lines = BTreeSet::from(["# EOF".to_owned()]);
     for row in rows {
@@ -177,11 +203,7 @@ fn page_lines(rows: &[MetricRow]) -> BTreeSet<String> {
             lines.insert(format!("# UNIT {family} {}", row.unit()));
         }
         let name = row.name();
-        match &row.label {
-            Some(label) => lines
-                .extend(label.values.iter().map(|(value, _)| format!("{name}{{{}=\"{value}\"}} <value>", label.name))),
-            None => drop(lines.insert(format!("{name} <value>"))),
-        }
+        lines.extend(series_lines(row, &name));
     }
     lines
 }
@@ -202,7 +224,8 @@ pub fn assert_page_is_the_table(process: &str, page: &str) {
 
 #[test]
 fn a_page_that_differs_from_the_table_is_found() {
-    let rows: Vec<MetricRow> = metric_rows().into_iter().filter(|row| row.process == "operator").collect();
+    let rows: Vec<MetricRow> =
+        metric_rows().into_iter().filter(|row| row.family() == "realtime_operator_held_leases").collect();
     let name = rows[0].name();
     let page = format!("# HELP {name} {}\n# TYPE {name} gauge\n{name} 1\n# EOF\n", rows[0].help);
     assert_eq!(page_differences(&rows, &page), [""; 0]);

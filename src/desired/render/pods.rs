@@ -21,7 +21,7 @@ use super::{
     registry_secret_name,
 };
 use crate::config::ServerKind;
-use crate::protocol::registry::{BUCKET_COUNT, file_name};
+use crate::protocol::registry::{BUCKET_COUNT, ENDPOINTS_FILE, file_name};
 
 /// User id of the image's unprivileged user.
 const IMAGE_USER_ID: i64 = 65532;
@@ -210,6 +210,19 @@ fn render_volumes(cluster: &ValidCluster) -> Vec<Volume> {
         }),
         ..VolumeProjection::default()
     });
+    // Optional: a Secret that an older operator wrote has no such key.
+    let endpoints = VolumeProjection {
+        secret: Some(SecretProjection {
+            name: registry_secret_name(cluster, 0),
+            items: Some(vec![KeyToPath {
+                key: ENDPOINTS_FILE.to_owned(),
+                path: ENDPOINTS_FILE.to_owned(),
+                ..KeyToPath::default()
+            }]),
+            optional: Some(true),
+        }),
+        ..VolumeProjection::default()
+    };
     let annotations = DownwardAPIVolumeFile {
         path: "annotations".to_owned(),
         field_ref: Some(ObjectFieldSelector {
@@ -222,7 +235,7 @@ fn render_volumes(cluster: &ValidCluster) -> Vec<Volume> {
         downward_api: Some(DownwardAPIProjection { items: Some(vec![annotations]) }),
         ..VolumeProjection::default()
     };
-    let mut volumes = vec![projected("apps", buckets.collect()), projected("pod", vec![pod])];
+    let mut volumes = vec![projected("apps", buckets.chain([endpoints]).collect()), projected("pod", vec![pod])];
     if matches!(cluster.stream.identity, AwsIdentity::WebIdentity(_)) {
         let token = ServiceAccountTokenProjection {
             audience: Some("sts.amazonaws.com".to_owned()),

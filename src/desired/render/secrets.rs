@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 
 use super::super::ValidCluster;
 use super::{child_metadata, child_name};
-use crate::protocol::registry::{BUCKET_COUNT, file_name};
+use crate::protocol::registry::{BUCKET_COUNT, ENDPOINTS_FILE, file_name};
 
 /// Name of the Secret with the admin token, under `token`.
 #[must_use]
@@ -35,7 +35,8 @@ pub(super) fn render_peer_secret(cluster: &ValidCluster) -> Secret {
     render_secret(cluster, peer_secret_name(cluster), "secret", cluster.peer_secret.expose())
 }
 
-/// Renders the Secrets of the app registry, one per bucket.
+/// Renders the Secrets of the app registry, one per bucket. The first one carries the endpoint of the receiver too: it is
+/// no part of a pod's template, so that an operator that moves to another namespace restarts no pod.
 ///
 /// # Errors
 /// Never for these types; the signature of `serde_json` requires one.
@@ -46,7 +47,11 @@ pub fn render_registry_secrets(cluster: &ValidCluster) -> Result<Vec<Secret>, se
         let text = files.remove(&file).unwrap_or_else(|| "[]".to_owned());
         render_secret(cluster, registry_secret_name(cluster, bucket), &file, &text)
     });
-    Ok(buckets.collect())
+    let mut secrets: Vec<Secret> = buckets.collect();
+    if let Some(data) = secrets.first_mut().and_then(|secret| secret.data.as_mut()) {
+        data.insert(ENDPOINTS_FILE.to_owned(), ByteString(format!("{}\n", cluster.receiver).into_bytes()));
+    }
+    Ok(secrets)
 }
 
 fn render_secret(cluster: &ValidCluster, name: String, key: &str, text: &str) -> Secret {

@@ -9,6 +9,7 @@ use crate::api::fixture::MINIMAL_CLUSTER;
 use crate::config::{ServerConfig, Variable};
 use crate::desired::{ClusterInputs, Manifests, SecretReference, generate_credentials, validate};
 use crate::protocol::Transport;
+use crate::protocol::registry::ENDPOINTS_FILE;
 
 fn cluster(identity: &str, extra: &str) -> ValidCluster {
     let text = MINIMAL_CLUSTER.replace("{ type: PodIdentity }", identity);
@@ -220,4 +221,20 @@ fn pods_are_restricted_and_get_no_service_links() {
         assert_eq!(security.read_only_root_filesystem, Some(true), "{server}");
         assert_eq!(security.allow_privilege_escalation, Some(false), "{server}");
     }
+}
+
+#[test]
+fn the_address_of_the_receiver_is_in_the_registry_and_in_no_template() {
+    let here = cluster("{ type: PodIdentity }", "");
+    let there = ValidCluster { receiver: "receiver.elsewhere.svc:8090".to_owned(), ..here.clone() };
+    let (here, there) = (render_objects(&here).expect("objects"), render_objects(&there).expect("objects"));
+    let templates = |desired: &DesiredObjects| serde_json::to_string(&desired.deployments).expect("JSON");
+    assert_eq!(templates(&here), templates(&there));
+    assert!(!templates(&here).contains("receiver.svc"), "not even in a variable");
+    let endpoints = |desired: &DesiredObjects| {
+        let found = desired.registry.iter().filter_map(|secret| secret.data.as_ref()?.get(ENDPOINTS_FILE).cloned());
+        found.map(|bytes| String::from_utf8(bytes.0).expect("a text")).collect::<Vec<_>>()
+    };
+    assert_eq!(endpoints(&here), ["receiver.svc:8090\n"]);
+    assert_eq!(endpoints(&there), ["receiver.elsewhere.svc:8090\n"]);
 }

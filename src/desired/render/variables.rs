@@ -63,7 +63,6 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         VariableKey::RedisUrl => referenced(&cluster.redis.url),
         VariableKey::RedisCa => cluster.redis.ca.as_ref().and_then(referenced),
         VariableKey::AllowedNetworks => server.dispatcher().and_then(|settings| join_list(&settings.allowed_networks)),
-        VariableKey::AllowedEndpoints => text(&cluster.receiver),
         VariableKey::RetryWindowSeconds => server.dispatcher().and_then(|settings| seconds(settings.retry_window)),
         VariableKey::MaxBackoffSeconds => server.dispatcher().and_then(|settings| seconds(settings.max_backoff)),
         VariableKey::AwsIdentity => text(identity.name()),
@@ -82,11 +81,13 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         VariableKey::AwsSecretAccessKey => {
             identity.keys_secret().and_then(|name| secret(name.to_owned(), "secretAccessKey"))
         }
-        // The servers' defaults fit the rendered ports, volumes and permissions; the last four are injected by EKS.
+        // The servers' defaults fit the rendered ports, volumes and permissions, and allowed endpoints are a file beside the
+        // registry; the last four are injected by EKS.
         VariableKey::AdminAddress
         | VariableKey::PublicAddress
         | VariableKey::PeerAddress
         | VariableKey::Admission
+        | VariableKey::AllowedEndpoints
         | VariableKey::AnnotationsPath
         | VariableKey::Leases
         | VariableKey::Log

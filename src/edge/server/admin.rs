@@ -62,6 +62,7 @@ pub(crate) async fn build_admin_handlers(
     };
     let drain = drain::build_drain_handlers(drain.clone());
     AdminEndpoints {
+        live: Box::new(|| Ok(())),
         token,
         ready: Box::new(ready),
         effective: Box::new(effective),

@@ -1,0 +1,145 @@
+//! Runs one controller: bounds each reconcile, survives its panic, backs off after a failure, and reports progress.
+
+use std::any::Any;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use kube::runtime::controller::{Action, Controller, Error};
+use kube::runtime::events::EventType;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::Instrument;
+
+use super::context::{ControllerContext, RECONCILE_TIMEOUT, ReconcileError, SharedContext, cluster_key};
+use super::controller_progress::{CONTROLLER_SILENCE_MAX, ControllerProgress, PROGRESS_CHECK_INTERVAL};
+use super::metrics::{ControllerName, ReconcileResult};
+use crate::api::{RealtimeCluster, Reason};
+use crate::process::metrics::LabelValue;
+
+/// Delay before a reconcile is repeated whose object changed since it was read.
+const CONFLICT_RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// Longest time that a controller asks for until its next reconcile.
+const REQUEUE_INTERVAL_MAX: Duration = Duration::from_mins(1);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct FailedReconcile(ReconcileError);
+
+/// Runs one controller until its trigger ends.
+pub async fn drive_controller<F, R>(
+    name: ControllerName,
+    controller: Controller<RealtimeCluster>,
+    context: SharedContext,
+    reconcile: F,
+) where
+    F: Fn(SharedContext, Arc<RealtimeCluster>) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Action, ReconcileError>> + Send + 'static,
+{
+    let task = format!("{} controller", name.name());
+    let heartbeat = context.heartbeats.register(task, Some(CONTROLLER_SILENCE_MAX), &context.stop);
+    let progress = Arc::new(ControllerProgress::new(heartbeat));
+    let reconcile = Arc::new(reconcile);
+    let (running, policy_progress) = (progress.clone(), progress.clone());
+    let bounded_reconcile = move |cluster: Arc<RealtimeCluster>, context: SharedContext| {
+        let (reconcile, progress) = (reconcile.clone(), running.clone());
+        async move {
+            let key = cluster_key(&cluster);
+            progress.begin(&key);
+            let span = tracing::info_span!("reconcile", controller = name.name(), cluster = key);
+            let work = async { reconcile(context.clone(), cluster.clone()).await };
+            let result = run_bounded(name, &context, &cluster, work).instrument(span).await;
+            match result {
+                Ok(action) => {
+                    context.reset_failures(name.name(), &cluster);
+                    let next = (action != Action::await_change()).then_some(REQUEUE_INTERVAL_MAX);
+                    progress.finish(&key, next);
+                    Ok(action)
+                }
+                Err(error) if error.is_conflict => {
+                    progress.finish(&key, Some(CONFLICT_RETRY_DELAY));
+                    Ok(Action::requeue(CONFLICT_RETRY_DELAY))
+                }
+                Err(error) => {
+                    tracing::info!(controller = name.name(), cluster = key, %error, "reconcile failed");
+                    Err(FailedReconcile(error))
+                }
+            }
+        }
+    };
+    let policy = move |cluster: Arc<RealtimeCluster>, failed: &FailedReconcile, context: SharedContext| {
+        let backoff = context.count_failure(name.name(), &cluster, &failed.0);
+        policy_progress.finish(&cluster_key(&cluster), Some(backoff));
+        Action::requeue(backoff)
+    };
+    let mut results = pin!(controller.run(bounded_reconcile, policy, context));
+    let mut check = interval(PROGRESS_CHECK_INTERVAL);
+    check.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            _ = check.tick() => progress.check(),
+            result = results.next() => match result {
+                None => return,
+                Some(Ok(_)) => {}
+                Some(Err(Error::ObjectNotFound(cluster))) => {
+                    progress.forget(&format!("{}/{}", cluster.namespace.unwrap_or_default(), cluster.name));
+                }
+                Some(Err(error)) => tracing::debug!(controller = name.name(), %error, "controller reported an error"),
+            },
+        }
+    }
+}
+
+/// Runs one reconcile to its end, its timeout or its panic, and counts it.
+async fn run_bounded(
+    name: ControllerName,
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    work: impl Future<Output = Result<Action, ReconcileError>>,
+) -> Result<Action, ReconcileError> {
+    let series = &context.metrics.series;
+    let (began, running) = (Instant::now(), series.running_reconciles.with_label(name));
+    running.inc();
+    let ended = AssertUnwindSafe(timeout(RECONCILE_TIMEOUT, work)).catch_unwind().await;
+    running.dec();
+    series.reconcile_duration_seconds.with_label(name).observe(began.elapsed());
+    let mut timed_out = false;
+    let result = match ended {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => {
+            timed_out = true;
+            let message = format!("the reconcile did not end within {} s; it is retried", RECONCILE_TIMEOUT.as_secs());
+            Err(ReconcileError::transient(Reason::ApplyFailed, message))
+        }
+        Err(panic) => Err(report_panic(name, context, cluster, &describe_panic(&*panic)).await),
+    };
+    let class = match &result {
+        Ok(_) => ReconcileResult::Success,
+        Err(_) if timed_out => ReconcileResult::TimedOut,
+        Err(error) => error.metric_result(),
+    };
+    series.reconciles.with_label((name, class)).inc();
+    result
+}
+
+/// Reports a panic on the object whose reconcile caused it: other objects go on.
+async fn report_panic(
+    name: ControllerName,
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    text: &str,
+) -> ReconcileError {
+    let message = format!("the {} controller failed at this cluster: {text}; it is retried", name.name());
+    tracing::error!(controller = name.name(), cluster = cluster_key(cluster), panic = text, "reconcile panicked");
+    let reason = Reason::OperatorFault;
+    context.publish_event(cluster, EventType::Warning, reason.name(), "Reconcile", message.clone()).await;
+    ReconcileError::transient(reason, message)
+}
+
+fn describe_panic(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message").to_owned()
+}
