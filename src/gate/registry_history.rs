@@ -44,7 +44,6 @@ struct SupersededVersion {
 /// The version of an app that a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppVersion {
-    /// The current one.
     Current,
     /// A superseded one that the process had no time to replace yet.
     Loading,

@@ -1,4 +1,4 @@
-//! Clients and state shared by the controllers, and the error that ends a reconcile.
+//! Clients and state shared by the controllers.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,30 +10,20 @@ use kube::{Client, Resource};
 use tokio_util::sync::CancellationToken;
 
 use super::live_objects::LiveObjects;
-use super::metrics::{OperatorMetrics, ReconcileResult};
+use super::metrics::OperatorMetrics;
+pub use super::reconcile_error::ReconcileError;
 use super::registry_histories::RegistryHistories;
 use super::rendered_clusters::RenderedClusters;
 use super::secret_reader::SecretReader;
 use super::unreadable_objects::UnreadableObjects;
 use crate::api::{RealtimeCluster, Reason};
-use crate::kinesis::{KinesisConnections, KinesisError};
-use crate::kubernetes::apply::ApplyError;
+use crate::kinesis::KinesisConnections;
 use crate::kubernetes::scope::WatchScope;
 use crate::prober::WebhookReceiver;
 use crate::process::heartbeat::Heartbeats;
 
 /// Bounds one reconcile, so that a call that hangs cannot hold one of the controller's workers for ever.
 pub const RECONCILE_TIMEOUT: Duration = Duration::from_secs(90);
-
-/// First back-off after a failure; it doubles with each further failure.
-const RETRY_MIN_BACKOFF: Duration = Duration::from_millis(500);
-
-/// Longest back-off for an error that a user fixes with kubectl: the controller gets no event of the fix, and a retry
-/// costs little.
-const USER_FIX_BACKOFF_MAX: Duration = Duration::from_secs(5);
-
-/// Longest back-off for any other error: AWS limits the rate of calls.
-const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 /// Clients and state shared by all controllers.
 pub struct ControllerContext {
@@ -52,7 +42,7 @@ pub struct ControllerContext {
     pub live: LiveObjects,
     /// Reads Secrets, which are not watched.
     pub secrets: SecretReader,
-    /// The rendered clusters.
+    /// The rendering of each cluster, shared by the controllers.
     pub rendered: RenderedClusters,
     /// Connections to Kinesis, shared by all clusters of one region, endpoint and identity.
     pub kinesis: KinesisConnections,
@@ -70,86 +60,6 @@ pub struct ControllerContext {
     pub stop: CancellationToken,
     /// Consecutive failures by controller and object.
     pub failures: Mutex<HashMap<(&'static str, String), u32>>,
-}
-
-/// An error that ends a reconcile early.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{reason}: {message}")]
-pub struct ReconcileError {
-    pub reason: Reason,
-    /// One line, with the remedy.
-    pub message: String,
-    /// Whether only a user can fix it.
-    pub terminal: bool,
-    /// Whether the object changed since it was read: then the reconcile is repeated, and no failure is counted.
-    pub is_conflict: bool,
-}
-
-impl ReconcileError {
-    /// An error that may resolve without a user.
-    pub fn transient(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), terminal: false, is_conflict: false }
-    }
-
-    /// An error that only a user can fix.
-    pub fn terminal(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), terminal: true, is_conflict: false }
-    }
-
-    /// Longest back-off before the next reconcile after this error.
-    fn backoff_max(&self) -> Duration {
-        match self.reason {
-            Reason::ChildNotOurs | Reason::RollingOut | Reason::SecretMissing | Reason::StreamCreating => {
-                USER_FIX_BACKOFF_MAX
-            }
-            _ => RETRY_BACKOFF_MAX,
-        }
-    }
-
-    /// The class of the error in metrics.
-    pub fn metric_result(&self) -> ReconcileResult {
-        match self.reason {
-            _ if self.is_conflict => ReconcileResult::Conflict,
-            Reason::AccessDenied => ReconcileResult::Denied,
-            Reason::OperatorFault => ReconcileResult::Panicked,
-            _ if self.terminal => ReconcileResult::Terminal,
-            _ => ReconcileResult::Transient,
-        }
-    }
-
-    /// Classifies a failed call to the API server.
-    pub fn from_call(operation: &str, error: &kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) => {
-                let reason = if status.is_forbidden() { Reason::AccessDenied } else { Reason::ApplyFailed };
-                let late = status.is_conflict();
-                Self { is_conflict: late, ..Self::transient(reason, format!("{operation}: {}", status.message)) }
-            }
-            _ => Self::transient(Reason::ApplyFailed, format!("{operation}: {error}")),
-        }
-    }
-}
-
-impl From<ApplyError> for ReconcileError {
-    fn from(error: ApplyError) -> Self {
-        match &error {
-            ApplyError::NotOurs { .. } => Self::terminal(Reason::ChildNotOurs, error.to_string()),
-            ApplyError::Api { operation, error } => Self::from_call(operation, error),
-            ApplyError::Malformed(_) => Self::transient(Reason::ApplyFailed, error.to_string()),
-        }
-    }
-}
-
-impl From<KinesisError> for ReconcileError {
-    fn from(error: KinesisError) -> Self {
-        use crate::kinesis::KinesisErrorClass;
-        match error.class {
-            KinesisErrorClass::Denied => Self::terminal(Reason::AccessDenied, error.to_string()),
-            KinesisErrorClass::Invalid => Self::terminal(Reason::StreamInvalid, error.to_string()),
-            KinesisErrorClass::NotFound => Self::transient(Reason::StreamMissing, error.to_string()),
-            _ => Self::transient(Reason::StreamUnreachable, error.to_string()),
-        }
-    }
 }
 
 impl ControllerContext {
@@ -177,9 +87,9 @@ impl ControllerContext {
     ) -> Duration {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let count = failures.entry((controller, cluster_key(cluster))).or_default();
-        let wait = RETRY_MIN_BACKOFF.saturating_mul(2_u32.saturating_pow((*count).min(10)));
+        let wait = error.backoff(*count);
         *count += 1;
-        wait.min(error.backoff_max())
+        wait
     }
 
     /// Resets the back-off after a successful reconcile.

@@ -8,62 +8,19 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use rand::distr::{Alphanumeric, SampleString};
 
-use super::context::{ControllerContext, ReconcileError};
+use super::cluster_inputs::{ClusterReferences, Dereferenced, decode_secrets};
+use super::context::ControllerContext;
+use super::reconcile_error::ReconcileError;
 use super::secret_reader::SecretUser;
-use crate::api::{RealtimeApp, RealtimeCluster, Reason};
-use crate::desired::{self, AwsIdentity, ClusterCredentials, SecretTexts, StreamIdentity, ValidStream};
+use crate::api::{RealtimeCluster, Reason};
+use crate::desired::{self, AwsIdentity, ClusterCredentials, SecretTexts, ValidStream};
 use crate::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
-use crate::protocol::StreamName;
 
 /// Letters and digits of a generated secret. Lower-cased, 24 of them carry about 122 bits.
 const GENERATED_SECRET_LEN: usize = 24;
 
 /// Secrets that are read at once for one cluster.
 const CONCURRENT_READS_MAX: usize = 16;
-
-/// The objects that a cluster is rendered from.
-pub struct ClusterReferences {
-    /// Apps, the oldest first.
-    pub apps: Vec<Arc<RealtimeApp>>,
-    /// The Secrets that cluster and apps reference, as far as they exist, by name.
-    pub secrets: BTreeMap<String, Arc<Secret>>,
-    /// The Secret of generated values.
-    pub generated: Option<Arc<Secret>>,
-}
-
-/// The inputs of a cluster as values.
-pub struct Dereferenced {
-    /// Apps, the oldest first: of two with the same id the older keeps it.
-    pub apps: Vec<RealtimeApp>,
-    /// The Secrets that cluster and apps reference.
-    pub secrets: SecretTexts,
-    /// Generated secrets of this cluster, by purpose.
-    pub generated: BTreeMap<String, String>,
-    /// The stream; `None` until the stream controller has created or adopted it.
-    pub stream: Option<StreamIdentity>,
-}
-
-impl ClusterReferences {
-    /// Decodes the objects.
-    #[must_use]
-    pub fn resolve(&self, cluster: &RealtimeCluster) -> Dereferenced {
-        let stream = cluster.status.as_ref().and_then(|status| status.stream.as_ref());
-        let stream = stream.filter(|stream| !stream.arn.is_empty()).map(|stream| StreamIdentity {
-            name: StreamName(stream.name.clone()),
-            cluster_id: stream.cluster_id.clone(),
-        });
-        Dereferenced {
-            apps: self.apps.iter().map(|app| (**app).clone()).collect(),
-            secrets: decode_secrets(&self.secrets),
-            generated: self.generated.as_deref().map(desired::decode_secret).unwrap_or_default(),
-            stream,
-        }
-    }
-}
-
-fn decode_secrets(secrets: &BTreeMap<String, Arc<Secret>>) -> SecretTexts {
-    secrets.iter().map(|(name, secret)| (name.clone(), desired::decode_secret(secret))).collect()
-}
 
 /// Name of the Secret that stores the generated secrets of a cluster.
 #[must_use]

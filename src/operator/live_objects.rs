@@ -27,7 +27,7 @@ pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
 /// The objects of all watched kinds, as their watches report them.
 #[derive(Debug)]
 pub struct LiveObjects {
-    /// Every app.
+    /// The apps of all namespaces.
     pub apps: ObjectIndex<RealtimeApp>,
     /// The pods of all clusters.
     pub pods: ObjectIndex<Pod>,

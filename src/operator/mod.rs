@@ -12,6 +12,7 @@
 //! This room must not know the code of edge and dispatcher: they share `config` alone.
 
 mod apps_controller;
+mod cluster_inputs;
 mod conditions;
 mod context;
 mod controller_loop;
@@ -26,8 +27,10 @@ mod object_index;
 mod pod_admission;
 mod pods;
 mod receiver;
+mod reconcile_error;
 mod registry_histories;
 mod rendered_clusters;
+mod rendering;
 mod secret_reader;
 mod service_routes;
 mod status;

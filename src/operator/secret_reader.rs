@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use kube::{Client, ResourceExt};
 
-use super::context::ReconcileError;
+use super::reconcile_error::ReconcileError;
 
 /// How long the content of a Secret is used before it is read again.
 const FOUND_TTL: Duration = Duration::from_mins(1);

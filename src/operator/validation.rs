@@ -2,8 +2,8 @@
 
 use kube::ResourceExt;
 
-use super::context::ReconcileError;
-use super::dereference::Dereferenced;
+use super::cluster_inputs::Dereferenced;
+use super::reconcile_error::ReconcileError;
 use crate::api::cluster::WebhooksMode;
 use crate::api::{RealtimeCluster, Reason};
 use crate::desired::{self, ClusterCredentials, ClusterInputs, ManifestProblem, ValidCluster, ValidStream};

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::context::{ControllerContext, ReconcileError, SharedContext};
 use super::dereference::generated_secret_name;
 use super::finalizer;
-use super::rendered_clusters::render_cluster;
+use super::rendering::render_cluster;
 use super::secret_reader::SecretUser;
 use super::status::{self, ConditionUpdate, StatusPatch};
 use crate::api::conditions::condition;

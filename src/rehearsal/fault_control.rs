@@ -1,7 +1,8 @@
 //! Switches faults while a rehearsal runs: one at a time, from the command line, the page or a test.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, RwLock};
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -12,7 +13,6 @@ use super::faults::{Fault, FaultSwitches};
 use super::overrides::{ManifestOverride, overridden_registry};
 use super::pods::{EdgeAddresses, PodSet};
 use crate::config::ServerKind;
-use crate::gate::{LOADING_GRACE_MS, RegistryHistory};
 use crate::prober::ProbePlan;
 use crate::process::clock;
 use crate::protocol::registry::AppRegistry;
@@ -20,6 +20,9 @@ use crate::protocol::{AppId, Secret};
 
 /// Requests that wait for their turn.
 const REQUEST_QUEUE_LEN: usize = 16;
+
+/// How long ago a change of the registry was made that a pod has not loaded; it has 90 s to load one.
+const STALE_CHANGE_AGE: Duration = Duration::from_mins(2);
 
 /// Why a fault is not switched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -122,8 +125,10 @@ impl FaultSwitcher {
             return Err(SwitchError::NoApp);
         }
         tracing::info!(%fault, on, "fault switched");
-        let former = self.current_registry().map(|registry| self.digest_apps(&registry));
-        self.app_changes += u32::from(fault == Fault::StaleRegistry && on);
+        if fault == Fault::StaleRegistry && on {
+            self.app_changes += 1;
+            self.record_registry(&plan.borrow());
+        }
         self.switches.set(fault, on);
         let failed = |error: &dyn std::fmt::Display| SwitchError::Refused(error.to_string());
         let mut refusal = None;
@@ -134,20 +139,9 @@ impl FaultSwitcher {
         if fault.changes_registry() {
             self.mount_registries().map_err(|error| failed(&error))?;
         }
-        let registry = self.current_registry();
         plan.send_modify(|plan| {
-            let registry = match (registry, former) {
-                // A change as old as a process may take to load it.
-                (Some(current), Some(former)) if self.switches.is_on(Fault::StaleRegistry) => {
-                    let mut history = RegistryHistory::of_registry(former);
-                    history.record(self.digest_apps(&current), clock::now_ms().saturating_sub(LOADING_GRACE_MS + 1));
-                    Arc::new(RwLock::new(history))
-                }
-                (Some(current), _) => Arc::new(RwLock::new(RegistryHistory::of_registry(self.digest_apps(&current)))),
-                (None, _) => plan.registry.clone(),
-            };
             let (edges, dispatchers) = (self.pods.edges(), self.pods.dispatchers());
-            *plan = Arc::new(ProbePlan { edges, dispatchers, registry, ..(**plan).clone() });
+            *plan = Arc::new(ProbePlan { edges, dispatchers, ..(**plan).clone() });
         });
         self.addresses.send_replace(EdgeAddresses::of_edges(&self.pods.edges()));
         match refusal {
@@ -164,20 +158,20 @@ impl FaultSwitcher {
         cluster.registry.apps().map(|app| app.id.clone()).find(|id| *id != cluster.probe.id)
     }
 
-    /// The registry as the operator would push it now.
-    fn current_registry(&self) -> Option<AppRegistry> {
-        let first = self.first_app()?;
-        let apps = self.pods.environment().cluster.registry.apps().cloned().map(|mut app| {
-            if app.id == first {
+    /// Records the registry as the operator would have rendered it a while ago.
+    fn record_registry(&self, plan: &ProbePlan) {
+        let cluster = &self.pods.environment().cluster;
+        let first = self.first_app();
+        let apps = cluster.registry.apps().cloned().map(|mut app| {
+            if Some(&app.id) == first.as_ref() {
                 app.limits.client_events_per_second += self.app_changes;
             }
             app
         });
-        Some(AppRegistry::new(apps))
-    }
-
-    fn digest_apps(&self, registry: &AppRegistry) -> BTreeMap<AppId, String> {
-        registry.app_digests(self.pods.environment().cluster.admin_token.expose())
+        let digests = AppRegistry::new(apps).app_digests(cluster.admin_token.expose());
+        let age_ms = u64::try_from(STALE_CHANGE_AGE.as_millis()).unwrap_or(u64::MAX);
+        let mut history = plan.registry.write().unwrap_or_else(PoisonError::into_inner);
+        history.record(digests, clock::now_ms().saturating_sub(age_ms));
     }
 
     /// Writes each server's copy of the registry.

@@ -80,7 +80,7 @@ spec:
   appID: "1001"
   clientEvents: Enabled
   limits: { clientEventsPerSecond: 10000 }
-  webhooks: [{ name: orders, url: "${url}" }]
+  webhooks: ${url ? `[{ name: orders, url: "${url}" }]` : "[]"}
 `;
 
 /** An app that wants to be told how many connections are in a channel. */
@@ -101,13 +101,13 @@ const STOP_SECONDS = 20;
 
 /**
  * A rehearsal that is Ready, with `receiver` as the customer's endpoint, with `more` objects, and with `spec` as
- * further lines of the cluster's.
+ * further lines of the cluster's. `flags` are more of its command line; with `refused` its verdict is to be a refusal.
  */
-export async function startRehearsal(receiver, more = "", spec = "") {
+export async function startRehearsal(receiver, more = "", spec = "", { flags = [], refused = false } = {}) {
   const folder = await mkdtemp(join(tmpdir(), "rehearsal-"));
   const file = join(folder, "eu.yaml");
   await writeFile(file, manifest(receiver.url, spec) + more);
-  const child = spawnBound(BIN, ["rehearse", file, "--port", "0", "-o", "json"], {
+  const child = spawnBound(BIN, ["rehearse", file, "--port", "0", "-o", "json", ...flags], {
     env: cleanEnvironment(),
     stdio: ["ignore", "pipe", "pipe"],
   });
@@ -139,7 +139,7 @@ export async function startRehearsal(receiver, more = "", spec = "") {
   try {
     const serving = await eventually(told("serving"), () => `no "serving" line; ${errors}`);
     const verdict = await eventually(told("verdict"), () => `no verdict; ${errors}`, 60);
-    if (!verdict.ready) throw new Error(`not Ready: ${verdict.message}`);
+    if (verdict.ready === refused) throw new Error(`${verdict.reason}: ${verdict.message}`);
     return { serving, verdict, app: serving.apps.find(({ id }) => id === "1001"), stop };
   } catch (error) {
     // A process that is left would also keep the test run from ending.

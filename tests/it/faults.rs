@@ -51,7 +51,7 @@ const OTHER_ROWS: [Row; 11] = [
     (Fault::StreamGone, Reason::StreamMissing, "the stream does not exist"),
     (Fault::DispatcherStream, Reason::ConfigurationDrift, "REALTIME_STREAM_NAME differs"),
     (Fault::ReceiverUnresolved, Reason::WebhookMissing, "no webhook arrived"),
-    (Fault::StaleRegistry, Reason::AppsStale, "the registry is the former one"),
+    (Fault::StaleRegistry, Reason::AppsStale, "app 1001 is a former version"),
     (Fault::BusUnreachable, Reason::FanoutBroken, "sockjs/"),
     (Fault::ForeignBus, Reason::FanoutBroken, "another pod does not see the member"),
     (Fault::OldImage, Reason::RecordMissing, "record reached stream"),

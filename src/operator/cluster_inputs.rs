@@ -1,0 +1,73 @@
+//! The inputs that a cluster is rendered from, as objects and as values. Pure.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+
+use crate::api::{RealtimeApp, RealtimeCluster};
+use crate::desired::{self, SecretTexts, StreamIdentity};
+use crate::protocol::StreamName;
+
+/// The objects that a cluster is rendered from.
+pub struct ClusterReferences {
+    /// Apps, the oldest first.
+    pub apps: Vec<Arc<RealtimeApp>>,
+    /// The Secrets that cluster and apps reference, as far as they exist, by name.
+    pub secrets: BTreeMap<String, Arc<Secret>>,
+    /// The Secret of generated values.
+    pub generated: Option<Arc<Secret>>,
+}
+
+/// The inputs of a cluster as values.
+pub struct Dereferenced {
+    /// Apps, the oldest first: of two with the same id the older keeps it.
+    pub apps: Vec<RealtimeApp>,
+    /// The Secrets that cluster and apps reference.
+    pub secrets: SecretTexts,
+    /// Generated secrets of this cluster, by purpose.
+    pub generated: BTreeMap<String, String>,
+    /// The stream; `None` until the stream controller has created or adopted it.
+    pub stream: Option<StreamIdentity>,
+}
+
+impl ClusterReferences {
+    /// Decodes Secrets and status into the values that validating takes.
+    #[must_use]
+    pub fn resolve(&self, cluster: &RealtimeCluster) -> Dereferenced {
+        let stream = cluster.status.as_ref().and_then(|status| status.stream.as_ref());
+        let stream = stream.filter(|stream| !stream.arn.is_empty()).map(|stream| StreamIdentity {
+            name: StreamName(stream.name.clone()),
+            cluster_id: stream.cluster_id.clone(),
+        });
+        Dereferenced {
+            apps: self.apps.iter().map(|app| (**app).clone()).collect(),
+            secrets: decode_secrets(&self.secrets),
+            generated: self.generated.as_deref().map(desired::decode_secret).unwrap_or_default(),
+            stream,
+        }
+    }
+}
+
+pub fn decode_secrets(secrets: &BTreeMap<String, Arc<Secret>>) -> SecretTexts {
+    secrets.iter().map(|(name, secret)| (name.clone(), desired::decode_secret(secret))).collect()
+}
+
+/// Digest of the versions of all inputs.
+pub fn digest_inputs(cluster: &RealtimeCluster, references: &ClusterReferences) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (cluster.uid(), cluster.metadata.generation).hash(&mut hasher);
+    if let Some(stream) = cluster.status.as_ref().and_then(|status| status.stream.as_ref()) {
+        (&stream.name, &stream.arn, &stream.cluster_id).hash(&mut hasher);
+    }
+    for app in &references.apps {
+        (app.uid(), app.metadata.generation).hash(&mut hasher);
+    }
+    for (name, secret) in &references.secrets {
+        (name, secret.uid(), secret.resource_version()).hash(&mut hasher);
+    }
+    references.generated.as_ref().map(|secret| (secret.uid(), secret.resource_version())).hash(&mut hasher);
+    hasher.finish()
+}
