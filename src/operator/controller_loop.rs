@@ -103,26 +103,44 @@ async fn run_bounded(
     let series = &context.metrics.series;
     let (began, running) = (Instant::now(), series.running_reconciles.with_label(name));
     running.inc();
-    let ended = AssertUnwindSafe(timeout(RECONCILE_TIMEOUT, work)).catch_unwind().await;
+    let end = await_end(work).await;
     running.dec();
     series.reconcile_duration_seconds.with_label(name).observe(began.elapsed());
-    let mut timed_out = false;
-    let result = match ended {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => {
-            timed_out = true;
-            let message = format!("the reconcile did not end within {} s; it is retried", RECONCILE_TIMEOUT.as_secs());
-            Err(ReconcileError::transient(Reason::ApplyFailed, message))
+    let (result, class) = match end {
+        ReconcileEnd::Returned(Ok(action)) => (Ok(action), ReconcileResult::Success),
+        ReconcileEnd::Returned(Err(error)) => {
+            let class = error.metric_result();
+            (Err(error), class)
         }
-        Err(panic) => Err(report_panic(name, context, cluster, &describe_panic(&*panic)).await),
-    };
-    let class = match &result {
-        Ok(_) => ReconcileResult::Success,
-        Err(_) if timed_out => ReconcileResult::TimedOut,
-        Err(error) => error.metric_result(),
+        ReconcileEnd::TimedOut => {
+            let message = format!("the reconcile did not end within {} s; it is retried", RECONCILE_TIMEOUT.as_secs());
+            (Err(ReconcileError::transient(Reason::ApplyFailed, message)), ReconcileResult::TimedOut)
+        }
+        ReconcileEnd::Panicked(text) => {
+            (Err(report_panic(name, context, cluster, &text).await), ReconcileResult::Panicked)
+        }
     };
     series.reconciles.with_label((name, class)).inc();
     result
+}
+
+/// The end of a reconcile.
+#[derive(Debug, PartialEq, Eq)]
+enum ReconcileEnd<T> {
+    Returned(T),
+    TimedOut,
+    /// Message of the panic.
+    Panicked(String),
+}
+
+/// Waits for the end of a reconcile, at most [`RECONCILE_TIMEOUT`]. A panic that left this function would end the
+/// controller, and with it the reconciles of all other objects.
+async fn await_end<T>(work: impl Future<Output = T>) -> ReconcileEnd<T> {
+    match AssertUnwindSafe(timeout(RECONCILE_TIMEOUT, work)).catch_unwind().await {
+        Ok(Ok(result)) => ReconcileEnd::Returned(result),
+        Ok(Err(_)) => ReconcileEnd::TimedOut,
+        Err(panic) => ReconcileEnd::Panicked(describe_panic(&*panic)),
+    }
 }
 
 /// Reports a panic on the object whose reconcile caused it: other objects go on.
@@ -142,4 +160,20 @@ async fn report_panic(
 fn describe_panic(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reconcile_that_panics_or_hangs_ends_itself_alone() {
+        let index = std::hint::black_box(3);
+        let panics = async { [1, 2].get(index).copied().expect("an item of the list") };
+        let returns = async { 1 };
+        let (first, second, third) =
+            tokio::join!(await_end(panics), await_end(returns), await_end(std::future::pending::<i32>()));
+        assert_eq!(first, ReconcileEnd::Panicked("an item of the list".to_owned()));
+        assert_eq!((second, third), (ReconcileEnd::Returned(1), ReconcileEnd::TimedOut));
+    }
 }

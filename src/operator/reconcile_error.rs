@@ -57,7 +57,6 @@ impl ReconcileError {
         match self.reason {
             _ if self.is_conflict => ReconcileResult::Conflict,
             Reason::AccessDenied => ReconcileResult::Denied,
-            Reason::OperatorFault => ReconcileResult::Panicked,
             _ if self.terminal => ReconcileResult::Terminal,
             _ => ReconcileResult::Transient,
         }

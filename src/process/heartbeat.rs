@@ -141,13 +141,6 @@ impl Heartbeat {
             task.last_beat = Instant::now();
         }
     }
-
-    /// Changes the longest time without progress.
-    pub fn set_silence_max(&self, silence_max: Duration) {
-        if let Some(task) = self.heartbeats.lock().tasks.get_mut(&self.id) {
-            task.silence_max = Some(silence_max);
-        }
-    }
 }
 
 impl Drop for Heartbeat {
