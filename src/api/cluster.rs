@@ -375,7 +375,8 @@ pub struct GateSpec {
     /// Consecutive failures after which the gate closes.
     #[schemars(range(min = 1, max = 100))]
     pub close_after: u32,
-    /// Seconds after which a missing proof is reported as stalled; journeys continue all the same.
+    /// Seconds after which a missing proof is reported as `DeadlineExceeded`; journeys continue all the same. They count
+    /// from the first moment at which a journey can run.
     #[schemars(range(min = 1, max = 86400))]
     pub deadline_seconds: u32,
 }

@@ -136,7 +136,7 @@ pub mod condition {
     pub const READY: &str = "Ready";
     /// Present while a change or a proof is in progress.
     pub const RECONCILING: &str = "Reconciling";
-    /// Present while only a user can fix the cluster, or its proof is overdue.
+    /// Present while only a user can fix the cluster.
     pub const STALLED: &str = "Stalled";
     /// Whether the stream exists and belongs to this cluster.
     pub const STREAM_READY: &str = "StreamReady";
@@ -148,6 +148,8 @@ pub mod condition {
     pub const WEBHOOKS_DELIVERED: &str = "WebhooksDelivered";
     /// Whether webhooks are enabled in the manifest.
     pub const WEBHOOKS_ENABLED: &str = "WebhooksEnabled";
+    /// Whether the operator's own calls to the API server and to AWS succeed. A failed one is no finding about the cluster.
+    pub const OPERATOR_HEALTHY: &str = "OperatorHealthy";
     /// On an app: whether the cluster serves it.
     pub const ACCEPTED: &str = "Accepted";
 }

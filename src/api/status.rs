@@ -49,6 +49,10 @@ pub struct GateStatus {
     /// Last time at which the gate was known to be open, RFC 3339; updated when it opens and every five minutes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passed_at: Option<String>,
+    /// First moment at which a journey could run for this generation, RFC 3339, while the proof is not complete: the gate's
+    /// deadline counts from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proving_since: Option<String>,
     /// Failure for which the gate last closed or refused to open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<LastFailure>,

@@ -1,7 +1,7 @@
 //! Reconciles the app registry: writes the apps of a cluster into its 16 Secrets, pushes them to the pods, and reports in
 //! each app's status whether it is served; owns `AppsSynced`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -92,7 +92,10 @@ async fn reconcile_registry(
     record_registry(&context.registries.of_cluster(cluster), valid);
     let digest = write_registry_secrets(context, cluster, valid).await?;
     let pods = push_registry_digest(context, cluster, &digest).await?;
-    for app in &read.apps {
+    // The rendering is shared and may be older than the status of its apps; an app edited since is rendered again first.
+    let version = |app: &RealtimeApp| (app.uid(), app.metadata.generation);
+    let rendered_versions: HashSet<_> = read.apps.iter().map(version).collect();
+    for app in context.live.apps_of(cluster).iter().filter(|app| rendered_versions.contains(&version(app))) {
         update_app_status(context, app, valid.refused.iter().find(|refused| refused.name == app.name_any())).await?;
     }
     let served = valid.registry.apps().count().saturating_sub(1);

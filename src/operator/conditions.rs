@@ -1,12 +1,14 @@
 //! Decides the status of a cluster. Pure.
 //!
-//! In: the error that prevents journeys, the conditions of the other controllers, the gate's verdict, the previous status.
+//! In: the error that prevents journeys, the findings of the other controllers, the gate's verdict, the previous status.
 //! Out: the conditions that the gate owns, `status.gate` and `status.transports`. The first match wins, from errors that
 //! only a user can fix down to the proof that everything works.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
-use super::context::ReconcileError;
+use super::findings::{ControllerFinding, FindingClass};
+use super::reconcile_error::ReconcileError;
 use super::status::ConditionUpdate;
 use crate::api::Reason;
 use crate::api::cluster::{GateStatus, LastFailure, RealtimeClusterStatus, TransportStatus};
@@ -37,7 +39,7 @@ pub struct StatusInputs<'a> {
     pub known: &'a RealtimeClusterStatus,
     /// Generation of the manifest.
     pub generation: Option<i64>,
-    /// Seconds after which a missing proof is reported as stalled.
+    /// Seconds after which a missing proof is reported as overdue.
     pub deadline: i64,
     pub now: Timestamp,
 }
@@ -64,6 +66,7 @@ pub const OWNED_CONDITIONS: &[&str] = &[
     condition::STALLED,
     condition::WEBHOOKS_DELIVERED,
     condition::WEBHOOKS_ENABLED,
+    condition::OPERATOR_HEALTHY,
 ];
 
 /// Content of Ready, and which of Stalled and Reconciling is present.
@@ -71,7 +74,7 @@ struct ReadyState {
     ready: &'static str,
     reason: Reason,
     message: String,
-    /// Only a user can fix it, or the deadline has passed.
+    /// Only a user can fix it.
     stalled: bool,
     /// A change or a proof is in progress.
     reconciling: bool,
@@ -85,12 +88,16 @@ pub fn decide_status(inputs: &StatusInputs<'_>) -> StatusDecision {
     if inputs.on_record > 0 && state.ready != "True" {
         state.message = format!("{}; {} pods were admitted on record", state.message, inputs.on_record);
     }
-    stall_if_overdue(inputs, &mut state);
+    let proving_since = find_proving_since(inputs, &state);
+    report_overdue(inputs, &mut state, proving_since);
     let conditions = build_conditions(inputs, &state);
     let ready = state.ready == "True";
     StatusDecision {
         conditions,
-        gate: build_gate_status(inputs, &state, passed || ready),
+        gate: GateStatus {
+            proving_since: proving_since.map(|since| since.to_string()),
+            ..build_gate_status(inputs, &state, passed || ready)
+        },
         transports: build_transport_statuses(inputs),
     }
 }
@@ -128,41 +135,41 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
         let message = error.message.clone();
         return ReadyState { ready: "False", reason: error.reason, message, stalled: false, reconciling: true };
     }
-    let find_condition = |kind: &str| inputs.known.conditions.iter().find(|condition| condition.type_ == kind);
-    let is = |kind: &str, reasons: &[Reason]| {
-        find_condition(kind).filter(|c| c.status != "True").and_then(|c| {
-            let reason = reasons.iter().find(|reason| reason.name() == c.reason)?;
-            Some((*reason, c.message.clone()))
-        })
+    let find = |kind: &str| ControllerFinding::of_generation(inputs.known, kind, inputs.generation);
+    let (stream, workloads) = (find(condition::STREAM_READY), find(condition::WORKLOADS_AVAILABLE));
+    let classed = |class: FindingClass| {
+        let findings = [&stream, &workloads].into_iter().flatten();
+        findings.clone().find(|finding| finding.class(inputs.now) == class).cloned()
     };
-    let terminal = [Reason::StreamNotOurs, Reason::AccessDenied, Reason::StreamInvalid];
-    if let Some((reason, message)) = is(condition::STREAM_READY, &terminal) {
+    // The operator's own rights say nothing about a cluster whose events arrive.
+    let is_proven_open = passed && inputs.current_verdict().is_some_and(|verdict| verdict.phase == GatePhase::Open);
+    if let Some(ControllerFinding { reason, message, .. }) =
+        classed(FindingClass::Terminal).filter(|found| !(is_proven_open && found.reason == Reason::AccessDenied))
+    {
         return ReadyState { ready: "False", reason, message, stalled: true, reconciling: false };
     }
-    if let Some((reason, message)) = is(condition::WORKLOADS_AVAILABLE, &[Reason::ChildNotOurs, Reason::SpecInvalid]) {
-        return ReadyState { ready: "False", reason, message, stalled: true, reconciling: false };
-    }
-    if let Some((reason, message)) = is(condition::STREAM_READY, &[Reason::StreamMissing]) {
+    if let Some(ControllerFinding { reason, message, .. }) = classed(FindingClass::Fault) {
         return ReadyState { ready: "False", reason, message, stalled: false, reconciling: false };
     }
     if let Some(error) = inputs.error {
+        if let Some(kept) = keep_readiness(inputs, error) {
+            return kept;
+        }
         // A first proof that has not started is no failure.
         let under_way = matches!(error.reason, Reason::StreamCreating | Reason::RollingOut | Reason::Proving);
         // The stream controller's own error is nearer to the cause than `waiting for the stream`.
-        let (reason, message) = is(condition::STREAM_READY, &[Reason::StreamUnreachable])
-            .filter(|_| under_way)
-            .unwrap_or_else(|| (error.reason, error.message.clone()));
+        let (reason, message) = stream
+            .filter(|found| under_way && found.is_operator_call(inputs.now))
+            .map_or_else(|| (error.reason, error.message.clone()), |found| (found.reason, found.message));
         let ready = if reason == error.reason && under_way { "Unknown" } else { "False" };
         return ReadyState { ready, reason, message, stalled: error.terminal, reconciling: !error.terminal };
     }
-    if let Some((reason, message)) = is(condition::WORKLOADS_AVAILABLE, &[Reason::ApplyFailed]) {
+    if let Some(found) = workloads.as_ref().filter(|found| found.is_operator_call(inputs.now) && !is_proven_open) {
+        let (reason, message) = (found.reason, found.message.clone());
         return ReadyState { ready: "False", reason, message, stalled: false, reconciling: true };
     }
-    // A condition of an older generation does not describe this one.
-    let workloads =
-        find_condition(condition::WORKLOADS_AVAILABLE).filter(|c| c.observed_generation == inputs.generation);
-    let rolling = workloads.is_none_or(|c| c.status != "True");
-    let rollout = workloads.map_or_else(|| "the manifest is being applied".to_owned(), |c| c.message.clone());
+    let rolling = workloads.as_ref().is_none_or(|found| !found.holds);
+    let rollout = workloads.map_or_else(|| "the manifest is being applied".to_owned(), |found| found.message);
     let under_way =
         |reason, message| ReadyState { ready: "Unknown", reason, message, stalled: false, reconciling: true };
     // A verdict on what ran before says nothing of what is to run now.
@@ -203,7 +210,7 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
         GatePhase::Refused => ReadyState { ready: "False", reason, message, stalled: false, reconciling: true },
         // A new leader found a proof that was too old: no failure is known, and the new proof is not complete.
         GatePhase::Closed
-            if reason == Reason::Proving && find_condition(condition::READY).is_some_and(|c| c.status == "Unknown") =>
+            if reason == Reason::Proving && find_ready(inputs.known).is_some_and(|c| c.status == "Unknown") =>
         {
             under_way(Reason::EvidenceStale, message)
         }
@@ -215,7 +222,7 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
 /// Readiness that a new leader reports before its first observation: the previous one of the same generation and
 /// fingerprint, unless the proof is too old.
 fn inherit_readiness(inputs: &StatusInputs<'_>, passed: bool) -> Option<ReadyState> {
-    let previous = inputs.known.conditions.iter().find(|condition| condition.type_ == condition::READY)?;
+    let previous = find_ready(inputs.known)?;
     if !passed || previous.observed_generation != inputs.generation {
         return None;
     }
@@ -237,24 +244,56 @@ fn inherit_readiness(inputs: &StatusInputs<'_>, passed: bool) -> Option<ReadySta
     }
 }
 
-/// Marks the cluster as stalled after the deadline, so that deployment tools error waiting; journeys continue and clear
-/// it.
-fn stall_if_overdue(inputs: &StatusInputs<'_>, state: &mut ReadyState) {
-    if !state.reconciling {
-        return;
+fn find_ready(known: &RealtimeClusterStatus) -> Option<&Condition> {
+    known.conditions.iter().find(|condition| condition.type_ == condition::READY)
+}
+
+/// Readiness while the operator's own calls fail, which is no finding about the cluster: the previous one of the same
+/// generation, until its proof is too old.
+fn keep_readiness(inputs: &StatusInputs<'_>, error: &ReconcileError) -> Option<ReadyState> {
+    if !error.is_operator_call() {
+        return None;
     }
-    let since = |kind: &str| {
-        let found =
-            inputs.known.conditions.iter().find(|condition| condition.type_ == kind && condition.status == "True");
-        found.map(|condition| inputs.now.as_second() - condition.last_transition_time.0.as_second())
-    };
-    // The deadline runs only from the first pod: without one no journey can run.
-    let begun = inputs.current_verdict().is_some();
-    let late = begun && since(condition::RECONCILING).is_some_and(|seconds| seconds > inputs.deadline);
-    if late || since(condition::STALLED).is_some_and(|_| begun) {
-        state.stalled = true;
-        state.reconciling = false;
+    let fingerprint = &inputs.known.gate.as_ref()?.fingerprint;
+    inherit_readiness(&StatusInputs { fingerprint, ..*inputs }, was_proven(inputs.known, fingerprint))
+}
+
+/// The first moment at which a journey could run for this generation and fingerprint; `None` while none can, and once the
+/// cluster is Ready or has failed after it was.
+fn find_proving_since(inputs: &StatusInputs<'_>, state: &ReadyState) -> Option<Timestamp> {
+    inputs.current_verdict().filter(|_| state.reconciling)?;
+    let known = inputs.known.gate.as_ref().filter(|gate| {
+        gate.fingerprint == inputs.fingerprint && Some(inputs.known.observed_generation) == inputs.generation
+    });
+    let known = known.and_then(|gate| gate.proving_since.as_ref()?.parse().ok());
+    Some(known.unwrap_or(inputs.now))
+}
+
+/// Reports a proof that did not complete within the deadline. Journeys continue and may still complete it, so the cluster
+/// is not stalled: that would end the waiting of deployment tools for good.
+fn report_overdue(inputs: &StatusInputs<'_>, state: &mut ReadyState, proving_since: Option<Timestamp>) {
+    let Some(since) = proving_since else { return };
+    if inputs.now.as_second() - since.as_second() > inputs.deadline {
+        state.message = format!("not proven within {} s: {}: {}", inputs.deadline, state.reason, state.message);
+        state.reason = Reason::DeadlineExceeded;
+        state.ready = "False";
     }
+}
+
+/// Whether the operator can read and write what it needs for this cluster.
+fn assess_operator(inputs: &StatusInputs<'_>) -> ConditionUpdate {
+    let finding = [condition::STREAM_READY, condition::WORKLOADS_AVAILABLE, condition::APPS_SYNCED]
+        .into_iter()
+        .filter_map(|kind| ControllerFinding::of_generation(inputs.known, kind, inputs.generation))
+        .find(|finding| finding.is_operator_call(inputs.now));
+    let own = inputs.error.filter(|error| error.is_operator_call());
+    let failed = own.map(|error| (error.reason, error.message.clone()));
+    let failed = failed.or_else(|| finding.map(|finding| (finding.reason, finding.message)));
+    let (status, reason, message) = failed.map_or_else(
+        || ("True", Reason::Applied, "the operator's calls to the API server and to AWS succeed".to_owned()),
+        |(reason, message)| ("False", reason, message),
+    );
+    ConditionUpdate::new(condition::OPERATOR_HEALTHY, status, reason, message)
 }
 
 fn build_conditions(inputs: &StatusInputs<'_>, state: &ReadyState) -> Vec<ConditionUpdate> {
@@ -264,6 +303,7 @@ fn build_conditions(inputs: &StatusInputs<'_>, state: &ReadyState) -> Vec<Condit
     } else if state.reconciling {
         updates.push(ConditionUpdate::new(condition::RECONCILING, "True", state.reason, &state.message));
     }
+    updates.push(assess_operator(inputs));
     if inputs.webhooks {
         let status = match inputs.current_verdict().map(|verdict| verdict.phase) {
             Some(GatePhase::Open) if state.ready != "False" => "True",
@@ -308,7 +348,7 @@ fn build_gate_status(inputs: &StatusInputs<'_>, state: &ReadyState, ever_passed:
     // Without a fingerprint, e.g. during deletion, the previous proof stays.
     let fingerprint = if inputs.fingerprint.is_empty() { known.fingerprint } else { inputs.fingerprint.to_owned() };
     let ever_passed = if inputs.fingerprint.is_empty() { known.ever_passed } else { ever_passed };
-    GateStatus { phase: phase.to_owned(), ever_passed, fingerprint, passed_at, last_failure }
+    GateStatus { phase: phase.to_owned(), ever_passed, fingerprint, passed_at, proving_since: None, last_failure }
 }
 
 /// The time of the last complete round: the start of its oldest pass, never the time of writing. An inherited proof is no

@@ -167,7 +167,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         error: Box::new(error),
     })?;
     let keeping_route = heartbeats.register("receiver's EndpointSlice", Some(receiver::ROUTE_SILENCE_MAX), &work);
-    tokio::spawn(route.keep(leadership.clone(), keeping_route, work.clone()));
+    tokio::spawn(route.keep(clients.watch.clone(), leadership.clone(), keeping_route, work.clone()));
     let reporter = Reporter { controller: "realtime-operator".to_owned(), instance: Some(settings.pod.clone()) };
     let rights = leadership.clone();
     let (unreadable, reports) = UnreadableObjects::new();

@@ -21,6 +21,7 @@ mod controller_progress;
 mod controllers;
 mod dereference;
 mod finalizer;
+mod findings;
 mod gate_controller;
 mod live_objects;
 mod metrics;

@@ -4,28 +4,32 @@
 //! that reaches another replica during a change of leader is answered 503, and the dispatcher retries it.
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::time::Duration;
 
+use futures::StreamExt;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::watcher::{self, Event};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::lease::Leadership;
+use crate::kubernetes::watch::open_watch;
 use crate::process::heartbeat::Heartbeat;
 
 /// Name of the webhook receiver's Service and its `EndpointSlice`.
 pub const RECEIVER_SERVICE: &str = "realtime-operator-receiver";
 
-/// Interval at which the `EndpointSlice` is checked: shorter than the time in which a lost webhook closes a gate.
-const ROUTE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Time between two attempts to repair the `EndpointSlice`: shorter than the time in which a lost webhook closes a gate.
+const REPAIR_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Bounds one check, a call to read and a call to write.
-const ROUTE_CHECK_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bounds one repair.
+const REPAIR_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Longest time without a check that ended.
+/// Longest time without a turn of [`ReceiverRoute::keep`].
 pub const ROUTE_SILENCE_MAX: Duration = Duration::from_mins(1);
 
 /// The route of webhooks to this replica.
@@ -57,39 +61,46 @@ impl ReceiverRoute {
         }
     }
 
-    /// Checks the `EndpointSlice` at intervals, and repairs it, until `stop` is cancelled.
-    pub async fn keep(self, leadership: Leadership, heartbeat: Heartbeat, stop: CancellationToken) {
-        let mut failing = false;
+    /// Watches the `EndpointSlice`, and repairs it, until `stop` is cancelled.
+    pub async fn keep(self, watch: Client, leadership: Leadership, heartbeat: Heartbeat, stop: CancellationToken) {
+        let api: Api<EndpointSlice> = Api::namespaced(watch, &self.namespace);
+        let only = watcher::Config::default().fields(&format!("metadata.name={RECEIVER_SERVICE}"));
+        let mut events = pin!(open_watch(api, only));
+        // `None` while it is not known: before the first listing and during a later one.
+        let mut live: Option<Option<EndpointSlice>> = None;
+        let mut listed = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = sleep(ROUTE_CHECK_INTERVAL) => {}
+                () = sleep(REPAIR_RETRY_INTERVAL) => {}
+                event = events.next() => match event {
+                    Some(Ok(Event::Init)) => (live, listed) = (None, None),
+                    Some(Ok(Event::InitApply(slice))) => listed = Some(slice),
+                    Some(Ok(Event::InitDone)) => live = Some(listed.take()),
+                    Some(Ok(Event::Apply(slice))) => live = Some(Some(slice)),
+                    Some(Ok(Event::Delete(_))) => live = Some(None),
+                    Some(Err(error)) => tracing::warn!(%error, "receiver's EndpointSlice not watched: retrying"),
+                    None => return,
+                },
             }
-            let result = timeout(ROUTE_CHECK_TIMEOUT, self.check(&leadership)).await;
             heartbeat.beat();
-            let error = match result {
-                Ok(Ok(())) => {
-                    failing = false;
-                    continue;
-                }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "the API server did not answer in time".to_owned(),
-            };
-            if !failing {
-                tracing::warn!(error, "receiver's EndpointSlice not checked: retrying");
+            if let Some(live) = &live
+                && let Err(error) = timeout(REPAIR_TIMEOUT, self.repair(live.as_ref(), &leadership))
+                    .await
+                    .unwrap_or_else(|_| Err("the API server did not answer in time".to_owned()))
+            {
+                tracing::warn!(error, "receiver's EndpointSlice not repaired: retrying");
             }
-            failing = true;
         }
     }
 
-    async fn check(&self, leadership: &Leadership) -> Result<(), kube::Error> {
-        let live = self.api().get_opt(RECEIVER_SERVICE).await?;
+    async fn repair(&self, live: Option<&EndpointSlice>, leadership: &Leadership) -> Result<(), String> {
         let live = live.and_then(|live| serde_json::to_value(live).ok()).unwrap_or_default();
         if routes_to(&live, &self.render_endpoint_slice()) || !leadership.may_write() {
             return Ok(());
         }
         tracing::warn!(address = %self.address, "receiver's EndpointSlice differs: webhooks are routed here again");
-        self.apply_endpoint_slice().await
+        self.apply_endpoint_slice().await.map_err(|error| error.to_string())
     }
 
     fn api(&self) -> Api<EndpointSlice> {

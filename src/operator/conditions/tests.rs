@@ -1,5 +1,6 @@
 use super::*;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use proptest::prelude::*;
 
 const NOW: i64 = 1_000_000;
 
@@ -46,6 +47,7 @@ fn proven(fingerprint: &str) -> Option<GateStatus> {
         ever_passed: true,
         fingerprint: fingerprint.to_owned(),
         passed_at: Some(at(NOW - 60).to_string()),
+        proving_since: None,
         last_failure: None,
     })
 }
@@ -101,11 +103,8 @@ fn the_first_match_from_terminal_errors_to_the_proof_decides_ready() {
     let invalid = || vec![condition("StreamReady", "False", "StreamInvalid", 1)];
     let missing = || vec![condition("StreamReady", "False", "StreamMissing", 1)];
     let child = || vec![condition("WorkloadsAvailable", "False", "ChildNotOurs", 1)];
-    let late = || {
-        let mut all = rolling();
-        all.push(condition("Reconciling", "True", "Proving", NOW - 601));
-        all
-    };
+    let denied = |seconds: i64| vec![condition("StreamReady", "False", "AccessDenied", NOW - seconds)];
+    let unwritten = || vec![condition("WorkloadsAvailable", "False", "ApplyFailed", NOW - 5)];
     for (name, found, expected) in [
         ("the stream is made", summary(vec![], None, Some(&waiting), None, None), "Unknown/StreamCreating reconciling"),
         ("a Secret is missing", summary(vec![], None, Some(&secret), None, None), "False/SecretMissing reconciling"),
@@ -160,7 +159,11 @@ fn the_first_match_from_terminal_errors_to_the_proof_decides_ready() {
             summary(rolling(), proven("f1"), None, Some("p: x"), Some(&open)),
             "True/Proven",
         ),
-        ("too late", summary(late(), None, None, None, Some(&refused)), "False/ConfigurationDrift stalled"),
+        ("a missing right", summary(denied(299), None, Some(&waiting), None, None), "False/AccessDenied reconciling"),
+        ("no right for 5 min", summary(denied(300), None, Some(&waiting), None, None), "False/AccessDenied stalled"),
+        ("no right, and events arrive", summary(denied(900), proven("f1"), None, None, Some(&open)), "True/Proven"),
+        ("children unwritten", summary(unwritten(), None, None, None, Some(&proving)), "False/ApplyFailed reconciling"),
+        ("unwritten, and events arrive", summary(unwritten(), proven("f1"), None, None, Some(&open)), "True/Proven"),
     ] {
         assert_eq!(found, expected, "{name}");
     }
@@ -257,4 +260,108 @@ fn a_new_leader_accepts_only_a_fresh_proof_of_the_same_fingerprint() {
     assert!(!is_open(&known(proven("f1")), "f2", at(NOW)));
     assert!(!is_open(&known(proven("f1")), "f1", at(NOW + PROOF_TTL_SECONDS)));
     assert!(!is_open(&known(None), "f1", at(NOW)));
+}
+
+/// The decision for generation 2, and the names of the conditions among Reconciling and Stalled that are True.
+fn decide(known: &RealtimeClusterStatus, verdict: Option<&Verdict>, now: i64) -> (StatusDecision, Vec<&'static str>) {
+    let decision = decide_status(&StatusInputs { verdict, generation: Some(2), now: at(now), ..inputs(known) });
+    let is_present =
+        |kind: &&str| decision.conditions.iter().any(|found| found.kind == *kind && found.status == "True");
+    let present = ["Reconciling", "Stalled"].into_iter().filter(is_present).collect();
+    (decision, present)
+}
+
+#[test]
+fn the_deadline_counts_from_the_first_possible_journey_of_a_generation_and_never_stalls() {
+    let refused = verdict(GatePhase::Refused, Reason::RecordMissing);
+    let mut known = RealtimeClusterStatus { observed_generation: 2, ..RealtimeClusterStatus::default() };
+    let (first, _) = decide(&known, None, NOW);
+    assert_eq!(first.gate.proving_since, None, "no journey can run without a pod");
+    known.gate = Some(first.gate);
+    let (second, _) = decide(&known, Some(&refused), NOW + 5_000);
+    assert_eq!(second.conditions[0].reason, Reason::RecordMissing, "the time without a pod does not count");
+    known.gate = Some(second.gate);
+    let (late, present) = decide(&known, Some(&refused), NOW + 5_601);
+    assert_eq!((late.conditions[0].status, late.conditions[0].reason), ("False", Reason::DeadlineExceeded));
+    assert_eq!(late.conditions[0].message, "not proven within 600 s: RecordMissing: the verdict");
+    assert_eq!(present, ["Reconciling"]);
+    known.gate = Some(late.gate);
+    known.observed_generation = 1;
+    let (edited, _) = decide(&known, Some(&refused), NOW + 5_602);
+    assert_eq!(edited.conditions[0].reason, Reason::RecordMissing, "a new generation has its own deadline");
+    known.observed_generation = 2;
+    let (proven, present) = decide(&known, Some(&verdict(GatePhase::Open, Reason::Proven)), NOW + 5_603);
+    assert!(proven.gate.proving_since.is_some() && present == ["Reconciling"], "pods are still rolling out");
+}
+
+#[test]
+fn a_new_generation_shows_nothing_of_the_former_one() {
+    let of_generation = |generation, reason: &str| Condition {
+        observed_generation: Some(generation),
+        ..condition("StreamReady", "False", reason, 1)
+    };
+    for reason in ["StreamNotOurs", "StreamInvalid", "AccessDenied", "StreamMissing"] {
+        let known = |generation| RealtimeClusterStatus {
+            conditions: vec![of_generation(generation, reason), condition("Stalled", "True", reason, 1)],
+            observed_generation: generation,
+            ..RealtimeClusterStatus::default()
+        };
+        let (former, present) = decide(&known(1), None, NOW);
+        assert_eq!(
+            (former.conditions[0].status, former.conditions[0].reason),
+            ("Unknown", Reason::Proving),
+            "{reason}"
+        );
+        assert_eq!(present, ["Reconciling"], "{reason}");
+        assert_eq!(decide(&known(2), None, NOW).0.conditions[0].reason.name(), reason);
+    }
+}
+
+#[test]
+fn a_failed_call_of_the_operator_changes_ready_only_when_the_proof_grows_old() {
+    let known = |age: i64| RealtimeClusterStatus {
+        conditions: vec![condition("Ready", "True", "Proven", 1)],
+        gate: proven("f1").map(|gate| GateStatus { passed_at: Some(at(NOW - age).to_string()), ..gate }),
+        ..RealtimeClusterStatus::default()
+    };
+    let failed = ReconcileError::transient(Reason::ApplyFailed, "reading Secret channels/eu-redis: 500");
+    for (age, expected) in [(60, ("True", Reason::Proven)), (901, ("Unknown", Reason::EvidenceStale))] {
+        let known = known(age);
+        let decision = decide_status(&StatusInputs { error: Some(&failed), fingerprint: "", ..inputs(&known) });
+        assert_eq!((decision.conditions[0].status, decision.conditions[0].reason), expected);
+        let healthy = decision.conditions.iter().find(|found| found.kind == "OperatorHealthy").expect("a condition");
+        assert_eq!((healthy.status, healthy.reason), ("False", Reason::ApplyFailed));
+        assert_eq!(healthy.message, failed.message);
+    }
+}
+
+proptest! {
+    /// Whatever was found and decided before, the two kstatus conditions never stand together, and a generation that no
+    /// other controller has looked at is never stalled.
+    #[test]
+    fn kstatus_conditions_exclude_each_other(
+        steps in prop::collection::vec((0_usize..9, 0_usize..5, 0_i64..4, 1_i64..700), 1..30),
+    ) {
+        let reasons = ["StreamNotOurs", "StreamInvalid", "AccessDenied", "StreamMissing", "StreamUnreachable",
+            "StreamCreating", "ChildNotOurs", "ApplyFailed", "RollingOut"];
+        let phases = [GatePhase::Proving, GatePhase::Refused, GatePhase::Open, GatePhase::Closed];
+        let mut known = RealtimeClusterStatus::default();
+        let mut now = NOW;
+        for (reason, phase, generation, seconds) in steps {
+            now += seconds;
+            let kind = if reason < 6 { "StreamReady" } else { "WorkloadsAvailable" };
+            known.conditions.retain(|found| found.type_ != kind);
+            known.conditions.push(Condition {
+                observed_generation: Some(generation), ..condition(kind, "False", reasons[reason], now - 400)
+            });
+            let verdict = phases.get(phase).map(|phase| verdict(*phase, Reason::RecordMissing));
+            let (decision, present) = decide(&known, verdict.as_ref(), now);
+            prop_assert!(present.len() <= 1);
+            if !known.conditions.iter().any(|found| found.observed_generation == Some(2)) {
+                prop_assert!(!present.contains(&"Stalled"), "{:?}", decision.conditions);
+            }
+            known.gate = Some(decision.gate);
+            known.observed_generation = 2;
+        }
+    }
 }
