@@ -24,7 +24,7 @@ pub struct ControllerFinding {
 /// What a finding means for Ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FindingClass {
-    /// Nothing is wrong.
+    /// The condition holds, so there is nothing to report.
     Fine,
     /// A person must act.
     Terminal,
@@ -49,7 +49,7 @@ impl ControllerFinding {
         })
     }
 
-    /// Classifies the finding.
+    /// What the finding means for Ready at this time.
     pub fn class(&self, now: Timestamp) -> FindingClass {
         if self.holds {
             return FindingClass::Fine;

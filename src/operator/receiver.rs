@@ -26,7 +26,7 @@ pub const RECEIVER_SERVICE: &str = "realtime-operator-receiver";
 /// Time between two attempts to repair the `EndpointSlice`: shorter than the time in which a lost webhook closes a gate.
 const REPAIR_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Bounds one repair.
+/// Bounds one repair, a call or two to the API server.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Longest time without a turn of [`ReceiverRoute::keep`].

@@ -48,7 +48,7 @@ const SHARD_HANDOVER_GRACE: Duration = Duration::from_secs(20);
 const MISSED_OBSERVATIONS_MAX: usize = 3;
 
 /// Margin on the senders' longest back-off before a receiver that took over counts as missed.
-const SENDER_RETRY_MARGIN: Duration = Duration::from_secs(5);
+const SENDER_RETRY_GRACE: Duration = Duration::from_secs(5);
 
 /// Queue length of results that wait for evaluation.
 const RESULT_QUEUE_LEN: usize = 1024;
@@ -72,7 +72,7 @@ pub fn start(
         JourneyProof::Lapsed { passed_ms } => evidence.restore_proof(RestoredProof { open: false, passed_ms }),
         JourneyProof::Holds { passed_ms } => evidence.restore_proof(RestoredProof { open: true, passed_ms }),
     }
-    let wait = plan.max_backoff + SENDER_RETRY_MARGIN;
+    let wait = plan.max_backoff + SENDER_RETRY_GRACE;
     let found = (plan.proof != JourneyProof::Never).then(|| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
     let found_ms = found.map_or(0, |wait| clock::now_ms().saturating_add(wait));
     let verdict = evidence.verdict();
