@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::secret_references::decode_secret;
+use super::secret_references::{decode_secret, trim_texts};
 use crate::api::{self, API_GROUP, RealtimeApp, RealtimeCluster};
 
 /// Objects read from manifest files.
@@ -140,7 +140,7 @@ impl Manifests {
         let mut texts = decode_secret(&secret);
         texts.extend(secret.string_data.unwrap_or_default());
         let namespace = secret.metadata.namespace.unwrap_or_else(|| "default".to_owned());
-        self.secrets.insert((namespace, secret.metadata.name.unwrap_or_default()), texts);
+        self.secrets.insert((namespace, secret.metadata.name.unwrap_or_default()), trim_texts(texts));
     }
 }
 

@@ -30,5 +30,6 @@ pub use render::{DesiredObjects, render_objects};
 pub use secret_copies::SecretCopy;
 pub use secret_references::{
     RedisReferences, SecretReference, SecretTexts, app_secret_names, collect_secret_references, decode_secret,
+    trim_texts,
 };
 pub use validate::{ClusterInputs, StreamIdentity, validate, validate_stream};

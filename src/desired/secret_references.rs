@@ -17,6 +17,12 @@ pub fn decode_secret(secret: &Secret) -> BTreeMap<String, String> {
     data.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(&bytes.0).into_owned())).collect()
 }
 
+/// Trims the texts of a Secret that a person wrote: `echo … | base64` adds a newline, which no credential has.
+#[must_use]
+pub fn trim_texts(texts: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    texts.into_iter().map(|(key, text)| (key, text.trim().to_owned())).collect()
+}
+
 /// A key of a Secret that the manifests reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecretReference {
@@ -73,4 +79,17 @@ pub fn collect_secret_references(cluster: &RealtimeCluster, apps: &[RealtimeApp]
 /// Names the Secrets with the credentials of an app.
 pub fn app_secret_names(app: &RealtimeApp) -> impl Iterator<Item = &str> {
     app.spec.credentials.iter().map(|credential| credential.secret_ref.name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn white_space_around_a_credential_is_removed() {
+        let texts =
+            BTreeMap::from([("url".to_owned(), " redis://a\r\n".to_owned()), ("ca".to_owned(), "a\nb\n".to_owned())]);
+        let trimmed = trim_texts(texts);
+        assert_eq!((trimmed["url"].as_str(), trimmed["ca"].as_str()), ("redis://a", "a\nb"));
+    }
 }

@@ -51,8 +51,9 @@ impl ClusterReferences {
     }
 }
 
+/// The texts of Secrets that people wrote.
 pub fn decode_secrets(secrets: &BTreeMap<String, Arc<Secret>>) -> SecretTexts {
-    secrets.iter().map(|(name, secret)| (name.clone(), desired::decode_secret(secret))).collect()
+    secrets.iter().map(|(name, secret)| (name.clone(), desired::trim_texts(desired::decode_secret(secret)))).collect()
 }
 
 /// Digest of the versions of all inputs.
