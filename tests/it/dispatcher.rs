@@ -258,7 +258,7 @@ async fn failures_are_retried_without_changing_the_order() {
 }
 
 #[tokio::test]
-async fn state_is_told_in_the_decided_order_and_a_short_absence_is_not_told() {
+async fn state_is_sent_in_the_decided_order_and_a_short_absence_is_not_sent() {
     let bed = Bed::new(1).await;
     let (_running, _) = bed.dispatcher(&[LOOPBACK]).await;
     let now = now_ms();
@@ -321,7 +321,7 @@ async fn two_dispatchers_share_the_shards_and_one_takes_over_without_loss() {
 }
 
 #[tokio::test]
-async fn a_hand_over_repeats_nothing_that_was_told_behind_an_absence_that_waits() {
+async fn a_shard_handover_repeats_no_event_sent_after_a_pending_absence() {
     let bed = Bed::new(1).await;
     let (one, stop) = bed.dispatcher(&[LOOPBACK]).await;
     bed.put(CLUSTER, "a", vec![state("occupied", now_ms(), 1, EventKind::ChannelOccupied)]).await;
@@ -409,7 +409,7 @@ async fn a_split_shard_is_read_to_its_end_and_then_its_children() {
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_counted_and_does_not_stop_the_shard() {
+async fn foreign_records_are_counted_and_do_not_stop_the_shard() {
     let bed = Bed::new(1).await;
     let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
     bed.put("cluster-2", "a", vec![message("foreign", 0)]).await;
@@ -423,7 +423,7 @@ async fn what_is_not_ours_is_counted_and_does_not_stop_the_shard() {
 }
 
 #[tokio::test]
-async fn a_newer_record_is_waited_at_and_shown() {
+async fn a_record_of_a_newer_format_blocks_its_shard_and_is_reported() {
     let bed = Bed::new(1).await;
     let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
     bed.put(CLUSTER, "a", vec![message("before", 0)]).await;

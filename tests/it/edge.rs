@@ -413,7 +413,7 @@ impl Xhr {
 }
 
 #[tokio::test]
-async fn client_events_go_between_sockets_and_not_back() {
+async fn client_events_reach_the_other_subscribers_and_not_their_sender() {
     let edge = alone("websocket").await;
     let (mut one, mut two) = (edge.websocket().await, edge.websocket().await);
     assert_eq!(one.subscribe("private-room", None).await, json!({}));
@@ -434,7 +434,7 @@ async fn client_events_go_between_sockets_and_not_back() {
 }
 
 #[tokio::test]
-async fn a_client_is_told_where_to_send_the_rest_of_its_session() {
+async fn a_client_learns_the_host_of_its_session() {
     for (told, open, host) in [
         (
             &[("REALTIME_SESSION_HOST", "{pod}.rt.example")][..],
@@ -461,7 +461,7 @@ async fn a_client_is_told_where_to_send_the_rest_of_its_session() {
 }
 
 #[tokio::test]
-async fn members_are_told_of_each_other() {
+async fn members_receive_each_others_joins_and_leaves() {
     let edge = alone("websocket").await;
     let (mut ann, mut bob) = (edge.websocket().await, edge.websocket().await);
     assert_eq!(ann.subscribe("presence-room", Some("ann")).await["presence"]["ids"], json!(["ann"]));
@@ -514,7 +514,7 @@ async fn a_refused_message_leaves_the_connection_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_not_admitted_is_told_why_on_every_transport() {
+async fn a_refused_client_receives_the_reason_on_every_transport() {
     let bus = MemoryBus::new();
     let (sockets, fallbacks) =
         (start("websocket", bus.for_another_process(), None).await, start("sockjs", bus, None).await);
@@ -624,7 +624,7 @@ async fn a_long_stream_is_resumed_without_loss_and_without_a_second_open() {
 }
 
 #[tokio::test]
-async fn a_session_that_nobody_receives_leaves_after_the_grace() {
+async fn a_session_without_a_receiver_ends_after_the_grace_period() {
     let bus = MemoryBus::new();
     let (sockets, fallbacks) =
         (start("websocket", bus.for_another_process(), None).await, start("sockjs", bus, None).await);
@@ -648,7 +648,7 @@ async fn a_session_that_nobody_receives_leaves_after_the_grace() {
 }
 
 #[tokio::test]
-async fn the_http_api_says_what_is_wrong() {
+async fn the_http_api_names_the_mistake_in_a_request() {
     let edge = alone("sockjs").await;
     let body = json!({ "name": "a", "data": "{}", "channel": "room" });
     let large = json!({ "name": "a", "data": "x".repeat(11 * 1024), "channel": "room" });
@@ -671,7 +671,7 @@ async fn the_http_api_says_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn what_webhooks_tell_is_in_the_stream_in_order() {
+async fn the_events_of_webhooks_are_in_the_stream_in_order() {
     let stream = stream().await;
     let edge = start("websocket", MemoryBus::new(), Some(stream.clone())).await;
     let (mut ann, mut bob) = (edge.websocket().await, edge.websocket().await);
@@ -706,7 +706,7 @@ async fn what_webhooks_tell_is_in_the_stream_in_order() {
 }
 
 #[tokio::test]
-async fn without_kinesis_the_chat_goes_on_and_events_wait() {
+async fn without_kinesis_chat_continues_and_events_are_queued() {
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a listener").local_addr().expect("an address");
     let client = kinesis(format!("http://{closed}")).await;
     let edge = start("websocket", MemoryBus::new(), Some(client)).await;
@@ -749,7 +749,7 @@ async fn the_registry_is_followed_and_a_broken_one_is_not() {
 }
 
 #[tokio::test]
-async fn an_edge_does_not_start_with_what_cannot_work() {
+async fn an_edge_refuses_to_start_with_a_configuration_that_cannot_work() {
     let apps = tempfile::tempdir().expect("a directory");
     let told = async |webhooks: &str, deps: EdgeDependencies| {
         let started = edge::start(values("websocket", webhooks, apps.path(), &[]), deps).await;
@@ -794,7 +794,7 @@ async fn a_client_that_does_not_read_is_ended_and_others_are_not() {
 }
 
 #[tokio::test]
-async fn a_fallback_client_hears_of_the_end() {
+async fn an_http_client_receives_the_close_code_of_a_stopping_edge() {
     let edge = alone("sockjs").await;
     let (mut streaming, mut polling) =
         (Xhr::new(&edge, "key1", "a", "xhr_streaming"), Xhr::new(&edge, "key1", "b", "xhr"));

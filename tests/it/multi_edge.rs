@@ -239,7 +239,7 @@ fn members(events: &[(String, RecordedEvent)], removed: bool) -> HashMap<(String
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_is_killed_leaves_with_all_its_members_once() {
+async fn each_member_of_a_killed_pod_is_removed_once() {
     const MEMBERS: usize = 3_000;
     let redis = Redis::start(None);
     let mut pods = Pods::start(&redis).await;
@@ -355,11 +355,11 @@ async fn redis_dies(durable: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_dies_and_comes_back_with_its_data() {
+async fn a_restart_of_redis_with_its_data_reports_nobody_as_gone() {
     redis_dies(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_dies_and_comes_back_empty() {
+async fn a_restart_of_redis_without_its_data_reports_nobody_as_gone() {
     redis_dies(false).await;
 }

@@ -292,7 +292,7 @@ async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_log_names_a_client_by_what_trusted_proxies_say() {
+async fn the_log_names_a_client_by_the_address_from_trusted_proxies() {
     let files = tempfile::tempdir().expect("a directory");
     write_registry(files.path(), "https://shop.example.com/hook");
     let path = files.path().display().to_string();

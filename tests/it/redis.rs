@@ -214,7 +214,7 @@ async fn a_user_counts_once_and_the_roster_shows_everyone() {
 }
 
 #[tokio::test]
-async fn what_two_processes_decide_at_once_has_one_order_without_gaps() {
+async fn concurrent_transitions_of_two_processes_have_one_order_without_gaps() {
     let redis = Redis::start(None);
     let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
     let room = subject("room");
@@ -275,7 +275,7 @@ async fn frames_reach_the_other_processes_only_and_other_clusters_not_at_all() {
 }
 
 #[tokio::test]
-async fn the_last_event_is_kept_for_all_and_its_absence_told_by_one() {
+async fn the_last_event_is_cached_for_all_processes_and_a_miss_is_reported_once() {
     let redis = Redis::start(None);
     let (one, two, room) = (redis.bus("p1").await, redis.bus("p2").await, subject("cache-room"));
     let last = LastEvent { event: "e".into(), data: "\"é\"\n".into() };
@@ -290,7 +290,7 @@ async fn the_last_event_is_kept_for_all_and_its_absence_told_by_one() {
 }
 
 #[tokio::test]
-async fn channels_are_counted_listed_and_looked_at_across_processes() {
+async fn channels_are_counted_listed_and_described_across_processes() {
     let redis = Redis::start(None);
     let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
     let (room, presence) = (subject("room"), subject("presence-room"));
@@ -349,13 +349,13 @@ async fn unasked(decided: &mut mpsc::Receiver<RemoteTransitions>, count: usize) 
 }
 
 #[tokio::test]
-async fn a_dead_process_is_swept_once_and_what_it_had_decided_keeps_its_id() {
+async fn a_dead_process_is_swept_once_and_its_unrecorded_transitions_keep_their_ids() {
     let redis = Redis::start(None);
     a_process_dies(&redis.url()).await;
 }
 
 #[tokio::test]
-async fn many_of_a_dead_process_go_in_parts_and_each_is_told_of_once() {
+async fn many_members_of_a_dead_process_are_removed_in_parts_and_reported_once_each() {
     let redis = Redis::start(None);
     let (death, life) = (CancellationToken::new(), CancellationToken::new());
     let dying = end(&redis.url(), "p0", death.clone()).await;
@@ -435,13 +435,13 @@ async fn join(nodes: &[Redis]) {
 }
 
 #[tokio::test]
-async fn a_dead_process_is_swept_in_a_cluster_of_stores_too() {
+async fn a_dead_process_is_swept_in_a_redis_cluster() {
     let (_nodes, url) = cluster_of_stores().await;
     a_process_dies(&url).await;
 }
 
 #[tokio::test]
-async fn a_sentinel_names_another_store_and_the_bus_goes_on_there() {
+async fn the_bus_follows_a_sentinel_to_another_primary() {
     let files = || tempfile::tempdir().expect("a directory");
     let primary = Redis::with(None, files(), &["--appendonly", "no", "--repl-diskless-sync-delay", "0"]);
     let (host, port) = ("127.0.0.1", primary.port.to_string());
@@ -510,7 +510,7 @@ impl Authority {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_is_reached_over_tls_if_a_known_authority_signed_it() {
+async fn redis_is_reached_over_tls_if_a_trusted_authority_signed_its_certificate() {
     let (authority, other) = (Authority::new(), Authority::new());
     let (_redis, port) = authority.server("DNS:localhost,IP:127.0.0.1");
     let (_elsewhere, other_port) = authority.server("DNS:redis.example");
@@ -553,7 +553,7 @@ async fn a_redis_is_reached_over_tls_if_a_known_authority_signed_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_with_the_documented_rights_is_enough_and_one_who_is_not_let_in_is_told_why() {
+async fn a_redis_user_with_the_documented_rights_suffices_and_a_denied_one_ends_the_start_with_the_reason() {
     let docs = include_str!("../../docs/bus.md");
     let line = docs.lines().find_map(|line| line.strip_prefix("ACL SETUSER ")).expect("the rights are documented");
     let mut user: Vec<&str> = vec!["--user"];
@@ -638,7 +638,7 @@ async fn a_process_dies(url: &str) {
 }
 
 #[tokio::test]
-async fn a_store_that_lost_its_memory_hears_everyone_and_tells_only_what_changed() {
+async fn after_redis_loses_its_data_all_members_re_register_and_only_changes_are_reported() {
     let redis = Redis::start(None);
     let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
     let (mut first, mut second) =
@@ -685,7 +685,7 @@ async fn a_store_that_lost_its_memory_hears_everyone_and_tells_only_what_changed
 }
 
 #[tokio::test]
-async fn who_was_taken_for_dead_comes_back_with_everyone_it_has() {
+async fn a_process_that_was_swept_re_registers_all_its_members() {
     let redis = Redis::start(None);
     let (one, two) = (redis.bus("p1").await, redis.bus("p2").await);
     let room = subject("presence-room");
@@ -722,7 +722,7 @@ async fn who_was_taken_for_dead_comes_back_with_everyone_it_has() {
 }
 
 #[tokio::test]
-async fn a_store_that_would_forget_is_refused_at_the_start() {
+async fn a_redis_that_evicts_keys_is_refused_at_the_start() {
     let redis = Redis::start(None);
     let bus = redis.bus("p1").await;
     let raw =
@@ -738,7 +738,7 @@ async fn a_store_that_would_forget_is_refused_at_the_start() {
 }
 
 #[tokio::test]
-async fn a_foreign_key_and_a_full_store_are_told_and_lose_nothing() {
+async fn a_key_of_another_type_and_a_full_redis_are_reported_and_lose_nothing() {
     let redis = Redis::start(None);
     let (bus, room, socket) = (redis.bus("p1").await, subject("room"), SocketId::from("1.1"));
     let raw =
@@ -792,7 +792,7 @@ async fn sessions_have_one_owner_and_processes_know_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connected_bus_has_its_subscription_in_the_store() {
+async fn a_connected_bus_has_its_subscription_in_redis() {
     let redis = Redis::start(None);
     for round in 1..=20 {
         let life = CancellationToken::new();
@@ -809,7 +809,7 @@ async fn a_connected_bus_has_its_subscription_in_the_store() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_join_and_a_leave_that_the_caller_cuts_off_are_decided_all_the_same() {
+async fn a_join_and_a_leave_whose_caller_stopped_waiting_are_decided_all_the_same() {
     const PAUSE_MS: &str = "400";
     let redis = Redis::start(None);
     let bus = redis.bus("p1").await;

@@ -186,7 +186,7 @@ async fn every_way_of_receiving_carries_a_session() {
 }
 
 #[tokio::test]
-async fn a_session_may_change_its_way_and_its_server_part() {
+async fn a_session_may_change_its_transport_and_its_server_id() {
     let edge = alone("sockjs").await;
     let (mut client, id) = SockJs::connect(&edge, "changes", XHR).await;
     client.send(&subscribe(&id, "private-room", None)).await;
@@ -203,7 +203,7 @@ async fn a_session_may_change_its_way_and_its_server_part() {
 }
 
 #[tokio::test]
-async fn a_second_receiver_is_turned_away_and_an_abort_ends_the_session() {
+async fn a_second_receiver_is_refused_and_an_abort_ends_the_session() {
     let edge = alone("sockjs").await;
     let (mut other, id) = SockJs::connect(&edge, "other", STREAMING).await;
     other.send(&subscribe(&id, "presence-room", Some("bob"))).await;
@@ -240,7 +240,7 @@ async fn a_second_receiver_is_turned_away_and_an_abort_ends_the_session() {
 }
 
 #[tokio::test]
-async fn the_end_is_told_again_until_the_session_is_forgotten() {
+async fn the_close_frame_is_repeated_until_the_session_is_forgotten() {
     let edge = alone("sockjs").await;
     let unknown = r#"{"path":"/app/nobody?protocol=7"}"#;
     for (n, (first, code)) in
@@ -273,7 +273,7 @@ async fn the_end_is_told_again_until_the_session_is_forgotten() {
 }
 
 #[tokio::test]
-async fn a_session_that_nobody_receives_ends_after_five_seconds() {
+async fn a_session_without_a_receiver_ends_after_five_seconds() {
     let edge = alone("sockjs").await;
     let (mut other, id) = SockJs::connect(&edge, "other", STREAMING).await;
     other.send(&subscribe(&id, "presence-room", Some("bob"))).await;
@@ -322,7 +322,7 @@ async fn a_long_answer_ends_after_128_kib_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn clients_hear_of_a_drain() {
+async fn clients_receive_the_close_code_of_a_drain() {
     let edge = alone("sockjs").await;
     let mut clients = Vec::new();
     for (n, way) in WAYS.into_iter().enumerate() {
@@ -453,7 +453,7 @@ async fn a_script_of_a_hidden_frame_is_never_the_clients_choice() {
 }
 
 #[tokio::test]
-async fn the_websocket_server_has_none_of_it() {
+async fn the_websocket_server_serves_no_sockjs() {
     let edge = alone("websocket").await;
     for path in ["/pusher", "/pusher/", "/pusher/info", "/pusher/0/s/xhr", "/pusher/websocket"] {
         assert_eq!(edge.http.get(edge.url(path)).send().await.expect("an answer").status(), 404, "{path}");

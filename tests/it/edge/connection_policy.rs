@@ -162,7 +162,7 @@ async fn pages_of_other_origins_are_refused_when_a_sockjs_session_names_its_app(
 }
 
 #[tokio::test]
-async fn an_app_has_as_many_connections_as_it_may_on_all_pods_together() {
+async fn the_connection_limit_of_an_app_holds_for_all_pods_together() {
     let bus = MemoryBus::new();
     let apps = || {
         let limits = AppLimits { connections: Some(2), ..AppLimits::default() };
@@ -196,7 +196,7 @@ async fn an_app_has_as_many_connections_as_it_may_on_all_pods_together() {
 }
 
 #[tokio::test]
-async fn no_client_makes_a_series_of_its_own() {
+async fn no_client_adds_a_time_series() {
     let edge = start("websocket", MemoryBus::new(), None).await;
     let series = async || {
         let text = edge.admin("/metrics").await.text().await.expect("a text");

@@ -26,7 +26,7 @@ async fn stage(edge: &Edge, wanted: &str) {
 }
 
 #[tokio::test]
-async fn an_edge_that_is_asked_serves_on_for_a_while_then_sends_everyone_away_and_stays_drained() {
+async fn a_requested_drain_holds_then_closes_every_session_and_stays_in_force() {
     let variables = [("REALTIME_DRAIN_HOLD_SECONDS", "2")];
     let edge = start_with("websocket", vec![app("1", true)], &variables, MemoryBus::new(), None).await;
     let mut early = edge.websocket().await;
@@ -63,7 +63,7 @@ async fn an_edge_that_is_asked_serves_on_for_a_while_then_sends_everyone_away_an
 }
 
 #[tokio::test]
-async fn everyone_is_told_in_turn_and_never_many_at_once() {
+async fn a_drain_closes_sessions_one_by_one_and_never_many_at_once() {
     let edge = alone("websocket").await;
     let mut crowd = Vec::new();
     for _ in 0..CROWD {
@@ -83,7 +83,7 @@ async fn everyone_is_told_in_turn_and_never_many_at_once() {
 }
 
 #[tokio::test]
-async fn who_is_sent_away_finds_a_place_although_the_app_may_have_no_more_connections() {
+async fn a_drained_client_can_reconnect_although_its_app_is_at_its_connection_limit() {
     let bus = MemoryBus::new();
     let mut limited = app("1", true);
     limited.limits.connections = Some(20);
@@ -117,7 +117,7 @@ async fn numbers(watcher: &mut Ws, count: usize) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn what_clients_had_sent_before_they_knew_is_not_lost() {
+async fn messages_sent_before_the_close_frame_are_not_lost() {
     let bus = MemoryBus::new();
     let other = start("websocket", bus.for_another_process(), None).await;
     let mut watcher = other.websocket().await;

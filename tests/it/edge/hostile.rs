@@ -95,7 +95,7 @@ fn now() -> u64 {
 }
 
 #[tokio::test]
-async fn a_request_that_is_none_or_too_large_is_refused_at_once() {
+async fn a_malformed_or_too_large_request_is_refused_at_once() {
     let edge = alone("websocket").await;
     let mut bystander = Bystander::join(&edge).await;
     let many = "x: y\r\n".repeat(101);
@@ -133,7 +133,7 @@ async fn a_request_that_is_none_or_too_large_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_given_up_and_nothing_waits_for_it() {
+async fn a_body_that_does_not_arrive_times_out() {
     let bus = MemoryBus::new();
     let (sockets, fallbacks) =
         (start("websocket", bus.for_another_process(), None).await, start("sockjs", bus, None).await);
@@ -232,7 +232,7 @@ async fn frames_that_break_the_protocol_close_their_socket_alone_with_a_code() {
 }
 
 #[tokio::test]
-async fn json_that_no_reader_likes_is_refused_or_passed_on_as_it_came() {
+async fn unusual_json_is_refused_or_forwarded_unchanged() {
     let edge = alone("websocket").await;
     let (mut ws, mut other) = (edge.websocket().await, edge.websocket().await);
     ws.subscribe("private-room", None).await;
@@ -286,7 +286,7 @@ async fn json_that_no_reader_likes_is_refused_or_passed_on_as_it_came() {
 }
 
 #[tokio::test]
-async fn sends_that_nobody_can_read_or_that_are_for_no_session_are_refused() {
+async fn unreadable_sends_and_sends_to_no_session_are_refused() {
     let edge = alone("sockjs").await;
     let mut xhr = Xhr::new(&edge, "key1", "odd", "xhr_streaming");
     let id = xhr.greeted().await;
@@ -345,7 +345,7 @@ async fn a_signature_is_for_one_socket_and_for_ten_minutes() {
 }
 
 #[tokio::test]
-async fn what_is_signed_may_be_huge_and_its_refusal_is_not() {
+async fn a_huge_signed_text_is_refused_with_a_short_message() {
     let edge = alone("websocket").await;
     let mut ws = edge.websocket().await;
     let large = json!({ "user_id": "7", "user_info": "x".repeat(100 << 10) }).to_string();
@@ -372,7 +372,7 @@ async fn what_is_signed_may_be_huge_and_its_refusal_is_not() {
 }
 
 #[tokio::test]
-async fn a_socket_is_in_as_many_channels_as_may_be_and_is_refused_more() {
+async fn a_socket_is_refused_channels_beyond_the_limit() {
     const ASKED: usize = 20_000;
     let edge = alone("websocket").await;
     let mut bystander = Bystander::join(&edge).await;
@@ -408,7 +408,7 @@ async fn a_socket_is_in_as_many_channels_as_may_be_and_is_refused_more() {
 }
 
 #[tokio::test]
-async fn a_fallback_client_that_does_not_read_is_told_so_when_it_comes_back() {
+async fn an_http_client_that_did_not_read_receives_the_reason_when_it_polls_again() {
     let bus = MemoryBus::new();
     let (sockets, fallbacks) =
         (start("websocket", bus.for_another_process(), None).await, start("sockjs", bus, None).await);
@@ -437,7 +437,7 @@ async fn a_fallback_client_that_does_not_read_is_told_so_when_it_comes_back() {
 }
 
 #[tokio::test]
-async fn a_socket_that_ends_without_a_word_leaves() {
+async fn a_socket_that_ends_without_a_close_frame_leaves_its_channels() {
     let edge = alone("websocket").await;
     let mut ann = edge.websocket().await;
     ann.subscribe("presence-room", Some("ann")).await;
@@ -460,7 +460,7 @@ async fn a_socket_that_ends_without_a_word_leaves() {
 }
 
 #[tokio::test]
-async fn many_sessions_of_one_client_go_when_it_does_not_come_back() {
+async fn many_sessions_of_one_client_end_when_it_does_not_return() {
     const COUNT: u64 = 400;
     let bus = MemoryBus::new();
     let (sockets, fallbacks) =
@@ -497,7 +497,7 @@ fn peak(process: u32) -> u64 {
 }
 
 #[tokio::test]
-async fn a_process_takes_no_more_memory_than_its_bounds_for_all_that_is_declared() {
+async fn declared_lengths_take_no_more_memory_than_the_bounds_of_the_process() {
     const EACH: usize = 100;
     let apps = tempfile::tempdir().expect("a directory");
     write_apps(apps.path(), vec![app("1", true)]);

@@ -38,7 +38,7 @@ async fn waiting(edge: &Edge, count: u64) {
 
 /// Over both kinds of transport: one task each, which must not stand still.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_while_redis_is_away_waits_and_hears_who_is_there_once_it_is_back() {
+async fn presence_subscriptions_wait_while_redis_is_unavailable_and_receive_the_roster_after_it_returns() {
     let redis = Redis::start(None);
     let (one, two) = tokio::join!(edge_on("websocket", &redis, "p1"), edge_on("sockjs", &redis, "p2"));
     let mut there = one.websocket().await;
@@ -124,7 +124,7 @@ fn redis_url(port: u16) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_in_vain_is_told_so_and_stays_connected() {
+async fn a_presence_subscription_that_times_out_is_refused_and_its_client_stays_connected() {
     let redis = Redis::start(None);
     let edge = edge_on("websocket", &redis, "p1").await;
     let mut client = edge.websocket().await;

@@ -411,12 +411,12 @@ async fn a_thousand_messages_each_way_arrive_once_and_in_order_over_polls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_find_their_session_while_redis_is_away_and_when_it_comes_back_empty() {
+async fn streams_find_their_session_while_redis_is_unavailable_and_after_it_lost_its_data() {
     thousands("xhr_streaming", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn polls_find_their_session_while_redis_is_away_and_when_it_comes_back_empty() {
+async fn polls_find_their_session_while_redis_is_unavailable_and_after_it_lost_its_data() {
     thousands("xhr_polling", true).await;
 }
 
@@ -435,7 +435,7 @@ async fn asked_for(pods: &Cluster, owner: usize, asked: usize) -> (StatusCode, S
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_is_exchanged_while_sessions_are_handed_on() {
+async fn the_peer_secret_is_rotated_while_sessions_are_relayed() {
     let redis = Redis::start(None);
     // As they stand beside each other while pods are replaced, twice: the new one is believed before anyone signs with
     // it, and the old one until nobody does. The last two have nothing in common.
@@ -469,7 +469,7 @@ async fn a_secret_is_exchanged_while_sessions_are_handed_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_are_found_through_a_cluster_of_stores() {
+async fn sessions_are_found_through_a_redis_cluster() {
     let (_nodes, url) = crate::redis::cluster_of_stores().await;
     let pods = Cluster::with(&url, ("uid-1", "sockjs"), &[SECRET; 3]).await;
     // Their keys are in all of its slots.
@@ -544,7 +544,7 @@ async fn sessions_of_sockjs_are_found_on_every_transport() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receive_for_a_dead_owner_is_told_to_come_back_and_a_send_finds_nothing() {
+async fn a_receive_for_a_dead_owner_asks_to_reconnect_and_a_send_answers_404() {
     let redis = Redis::start(None);
     let pods = Cluster::start(&redis).await;
     let bus = RedisBus::connect(&redis.url(), "uid-1", "test", CancellationToken::new()).await.expect("a bus");
@@ -573,7 +573,7 @@ async fn a_receive_for_a_dead_owner_is_told_to_come_back_and_a_send_finds_nothin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_other_edge_signed_for_this_one_is_refused_and_counted() {
+async fn relayed_requests_without_a_valid_signature_are_refused_and_counted() {
     let redis = Redis::start(None);
     let pods = Cluster::start(&redis).await;
     let (pod, peer) = (&pods.pods[0], pods.peers[0]);
@@ -669,7 +669,7 @@ pub async fn processes(redis: &Redis) -> (Vec<Server>, Vec<SocketAddr>, tempfile
 
 /// Three processes, of which one is killed.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_client_of_a_killed_owner_is_told_within_two_seconds_and_comes_back() {
+async fn the_client_of_a_killed_owner_is_closed_within_two_seconds_and_reconnects() {
     let redis = Redis::start(None);
     let (mut servers, mut public, _apps) = processes(&redis).await;
     let owner = public.remove(0);

@@ -67,7 +67,7 @@ async fn a_new_app_is_served_and_both_keys_of_a_rotation_are_good() {
 }
 
 #[tokio::test]
-async fn what_an_app_may_do_changes_for_open_sockets() {
+async fn changed_permissions_of_an_app_apply_to_open_sockets() {
     let edge = start_with("websocket", vec![app("1", true), app("3", true)], &[], MemoryBus::new(), None).await;
     let mut ws = edge.websocket().await;
     ws.subscribe("private-room", None).await;
@@ -108,7 +108,7 @@ async fn what_an_app_may_do_changes_for_open_sockets() {
 }
 
 #[tokio::test]
-async fn the_sockets_of_an_app_that_goes_are_ended_with_its_code_and_others_stay() {
+async fn the_sockets_of_a_removed_app_are_closed_with_its_code_and_others_stay() {
     let edge = start_with("websocket", vec![app("1", true), app("3", true)], &[], MemoryBus::new(), None).await;
     let (mut own, mut other) = (edge.socket_of("key1").await, edge.socket_of("key3").await);
     write_apps(edge.apps.path(), vec![app("1", false), app("3", true)]);
@@ -126,7 +126,7 @@ async fn the_sockets_of_an_app_that_goes_are_ended_with_its_code_and_others_stay
 }
 
 #[tokio::test]
-async fn sessions_over_http_hear_that_their_app_was_disabled() {
+async fn http_sessions_receive_the_close_code_of_a_disabled_app() {
     let edge = start_with("sockjs", vec![app("1", true), app("3", true)], &[], MemoryBus::new(), None).await;
     let mut other = Xhr::new(&edge, "key3", "other", "xhr_streaming");
     let id = other.greeted().await;

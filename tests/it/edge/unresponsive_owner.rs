@@ -41,7 +41,7 @@ async fn stop(server: &Server) {
 /// Three processes, of which the first is stopped right after it has told that it is there, so that its lease of 10 s
 /// holds as long as it can.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_owner_that_is_stopped_for_a_while_gets_a_send_once_and_for_longer_its_clients_come_back_elsewhere() {
+async fn a_briefly_stopped_owner_receives_a_send_once_and_clients_of_a_long_stopped_owner_reconnect_elsewhere() {
     let redis = Redis::start(None);
     let (servers, public, _apps) = processes(&redis).await;
     let config = fred::types::config::Config::from_url(&redis.url()).expect("an address");

@@ -83,7 +83,7 @@ fn plain(channel: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_channel_keeps_its_last_event_for_those_who_come_and_tells_once_that_it_has_none() {
+async fn a_cache_channel_replays_its_last_event_and_reports_a_miss_once() {
     let stream = stream().await;
     let Pair { one, two } = pair(Some(stream.clone())).await;
     let (mut a, mut b) = (one.websocket().await, two.websocket().await);
@@ -115,7 +115,7 @@ async fn a_channel_keeps_its_last_event_for_those_who_come_and_tells_once_that_i
 }
 
 #[tokio::test]
-async fn a_user_is_spoken_to_and_ended_on_every_connection_and_nobody_else_is() {
+async fn a_user_receives_events_and_is_terminated_on_every_connection_and_nobody_else_is() {
     let Pair { one, two } = pair(None).await;
     let (mut ann, mut again, mut bob) = (one.websocket().await, two.websocket().await, two.websocket().await);
     let mut strangers = one.websocket().await;
@@ -212,7 +212,7 @@ async fn every_path_of_the_http_api_wants_a_signature_of_an_app_that_is_enabled(
 }
 
 #[tokio::test]
-async fn those_who_watch_a_user_hear_of_its_first_and_last_connection() {
+async fn watchers_receive_the_first_and_last_connection_of_a_user() {
     let Pair { one, two } = pair(None).await;
     let mut watcher = one.websocket().await;
     let mut ann = two.websocket().await;
@@ -245,7 +245,7 @@ async fn those_who_watch_a_user_hear_of_its_first_and_last_connection() {
 }
 
 #[tokio::test]
-async fn who_comes_back_at_once_was_never_offline() {
+async fn a_user_that_reconnects_at_once_was_never_offline() {
     let Pair { one, two } = pair(None).await;
     let (mut watcher, mut ann) = (one.websocket().await, two.websocket().await);
     ann.signed_in(&json!({ "id": "ann" })).await;
@@ -269,7 +269,7 @@ async fn who_comes_back_at_once_was_never_offline() {
 }
 
 #[tokio::test]
-async fn a_count_is_told_where_the_app_asked_for_it_and_a_signature_must_come_in_time() {
+async fn subscription_counts_are_sent_where_the_app_enables_them_and_a_signature_must_arrive_in_time() {
     let stream = stream().await;
     let edge = start("websocket", MemoryBus::new(), Some(stream.clone())).await;
     write_apps(edge.apps.path(), vec![app("1", true), strict()]);
@@ -325,7 +325,7 @@ async fn a_count_is_told_where_the_app_asked_for_it_and_a_signature_must_come_in
 }
 
 #[tokio::test]
-async fn a_large_channel_is_counted_now_and_then_and_its_last_count_is_told() {
+async fn a_large_channel_is_counted_at_intervals_and_its_last_count_is_sent() {
     let edge = alone("websocket").await;
     write_apps(edge.apps.path(), vec![App { subscription_count: true, ..app("4", true) }]);
     let path = "/app/key4?protocol=7";
@@ -412,7 +412,7 @@ async fn the_http_api_knows_the_channels_of_every_edge() {
 }
 
 #[tokio::test]
-async fn a_connection_that_subscribes_without_end_is_refused_and_goes_on() {
+async fn a_connection_beyond_its_subscription_rate_is_refused_and_stays_open() {
     let edge = alone("websocket").await;
     let mut ws = edge.websocket().await;
     let (mut asked, mut refused) = (0, 0);
@@ -442,7 +442,7 @@ async fn a_connection_that_subscribes_without_end_is_refused_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_stranger_on_a_fallback_is_told_all_at_once_and_leaves_no_session() {
+async fn an_http_client_with_an_unknown_key_is_refused_and_leaves_no_session() {
     let edge = alone("sockjs").await;
     for path in ["xhr_streaming", "xhr"] {
         let mut stranger = Xhr::new(&edge, "nobody", path, path);
