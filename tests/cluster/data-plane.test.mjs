@@ -68,7 +68,7 @@ before(() =>
 
 after(() => deleteNamespace(NAMESPACE));
 
-test("the smallest manifest is taken, and reads as one that nobody has looked at", async () => {
+test("the smallest manifest is accepted, and its status is unobserved", async () => {
   await apply(cluster());
   const { spec, status } = await get("realtimecluster", NAMESPACE, "eu");
   assert.equal(status.observedGeneration, -1);
@@ -76,13 +76,13 @@ test("the smallest manifest is taken, and reads as one that nobody has looked at
   await kubectl(["delete", "realtimecluster", "eu", "-n", NAMESPACE]);
 });
 
-test("the example of the front page is taken without a warning", async () => {
+test("the example of the README is accepted without a warning", async () => {
   const said = await kubectl(["apply", "--validate=strict", "-f", "-"], { input: file("examples/eu.yaml") });
   assert.match(said, /realtimecluster.*\/eu created\nrealtimeapp.*\/shop created/);
   assert.equal((await get("realtimeapp", NAMESPACE, "shop")).status.observedGeneration, -1);
 });
 
-test("the operator's own manifests are taken, and let it give Leases to dispatchers and nothing that it has not", async () => {
+test("the operator's manifests are accepted, and let it grant Leases to dispatchers and no right that it lacks", async () => {
   await kubectl(["apply", "--validate=strict", "-f", "-"], { input: file("examples/operator.yaml", { "replicas: 2": "replicas: 0" }) });
   const role = (...what) =>
     kubectl(["create", "role", "given", ...what, "-n", NAMESPACE, "--dry-run=server", `--as=system:serviceaccount:${OPERATOR_NAMESPACE}:realtime-operator`]);
@@ -137,7 +137,7 @@ function misspelt(object, path = "spec") {
   });
 }
 
-test("a misspelt field that a client lets be pruned switches no webhooks off", async () => {
+test("a misspelt field that a client allows to be pruned switches no webhooks off", async () => {
   const written = {
     ...cluster().spec,
     websocket: { replicas: 3 }, sockjs: { state: "Enabled", replicas: 3 }, gate: { intervalSeconds: 15 },
@@ -166,7 +166,7 @@ test("a misspelt field that a client lets be pruned switches no webhooks off", a
   assert.ok(taken.filter(([, mode]) => mode === "Kinesis").length >= 10);
 });
 
-test("refused: another region for a cluster that is there", async () => {
+test("refused: another region for an existing cluster", async () => {
   const said = await refused(cluster({ aws: { region: "us-east-1", identity: { type: "PodIdentity" } } }));
   assert.match(said, /region is immutable: create another cluster and move to it/);
 });
@@ -179,14 +179,14 @@ test("the image runs without rights, without a shell and on a root that cannot b
   assert.match((await ended("shell")).message, /no such file or directory/);
 });
 
-test("a server that refuses its environment says why where kubelet finds it", async () => {
+test("a server that refuses its environment writes the reason to its termination message", async () => {
   await apply(pod("edge", { args: ["edge"] }));
   const { exitCode, message } = await ended("edge");
   assert.equal(exitCode, 78);
   assert.match(message, /^REALTIME_SERVER is missing: set it/);
 });
 
-test("Kinesis does as it is told, and a pod reaches it", async () => {
+test("the Kinesis double switches its faults, and a pod reaches it", async () => {
   const kinesis = await startKinesis();
   await kinesis.call("CreateStream", { StreamName: "s", ShardCount: 2 });
   await kinesis.deny("ListStreams");
@@ -214,7 +214,7 @@ test("Kinesis does as it is told, and a pod reaches it", async () => {
   await kinesis.stop();
 });
 
-test("a pod's Service answers from here too, and Redis hangs and comes back", async () => {
+test("a pod's Service answers from the host, and Redis hangs and resumes", async () => {
   const redis = await startRedis();
   const ping = () => new Promise((resolve, reject) => {
     const socket = connect(redis.port, HOST, () => socket.write("PING\r\n"));
@@ -240,7 +240,7 @@ test("a pod's Service answers from here too, and Redis hangs and comes back", as
   assert.equal((await wait(alive, { what: "the pod behind its Service" })).status, 200);
 });
 
-test("a watch sees every version, and the audit log who wrote it", async () => {
+test("a watch sees every version, and the audit log names its writer", async () => {
   const watch = await watchObject("configmaps", NAMESPACE, "counted");
   const counted = (data) => ({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: "counted", namespace: NAMESPACE }, data });
   for (const n of ["1", "2", "3"]) await apply(counted({ n }));

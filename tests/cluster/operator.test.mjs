@@ -81,7 +81,7 @@ test("from apply to Ready, pod by pod, and not before a client's event arrived",
   await Promise.all([cluster.stop(), slices.stop(), podVersions.stop()]);
 });
 
-test("realtime status tells a person how far an event comes", async () => {
+test("realtime status shows every hop of an event", async () => {
   const shown = await realtime("status", "eu", "-n", NAMESPACE);
   assert.equal(shown.code, 0, shown.stderr);
   assert.match(shown.stdout, new RegExp(`^${NAMESPACE}/eu: Ready \\(Proven\\)\n`));
@@ -157,7 +157,7 @@ test("pusher-js reaches both pods through the Services by every transport, and e
   for (const request of outside.receiver.requests) assert.ok(server.webhook(request).isValid(), "the signature");
 });
 
-test("what a hand adds to a live Deployment is put back and told, and never serves", async () => {
+test("manual edits of a live Deployment are reverted and reported, and never serve", async () => {
   const [slices, podVersions] = await Promise.all([watchObject("endpointslices", NAMESPACE), watchObject("pods", NAMESPACE)]);
   await kubectl(["set", "env", "deployment/eu-sockjs", "-n", NAMESPACE, "REALTIME_WEBHOOKS=off", "AWS_ENDPOINT_URL=http://elsewhere:1", "AWS_ENDPOINT_URL_KINESIS=http://elsewhere:1"]);
   await kubectl(["patch", "deployment", "eu-websocket", "-n", NAMESPACE, "--type=json", "--field-manager=a-hand", "-p", JSON.stringify([
@@ -191,7 +191,7 @@ test("what a hand adds to a live Deployment is put back and told, and never serv
   await Promise.all([slices.stop(), podVersions.stop()]);
 });
 
-test("a rollout to what does not work ends at its first pod, an evicted old pod serves again, and the old manifest is Ready again", { timeout: 240_000 }, async () => {
+test("a broken rollout stops at its first pod, an evicted old pod serves again, and the fix is Ready", { timeout: 240_000 }, async () => {
   const [podVersions, cluster] = await Promise.all([watchObject("pods", NAMESPACE), watchObject("realtimeclusters", NAMESPACE, "eu")]);
   const serving = (await edges(NAMESPACE)).map(({ metadata }) => metadata.name).sort();
   await kubectl(["create", "secret", "generic", "nowhere", "-n", NAMESPACE, "--from-literal=url=redis://198.18.0.1:1"]);
@@ -400,7 +400,7 @@ test("a dispatcher that cannot deliver never holds more than one shard", async (
   await ready(NAMESPACE, "eu", 60);
 });
 
-test("webhooks switched off behind everyone's back: never Ready in one version, told why, and Ready once it ends", () => inNamespace("incident", async (namespace) => {
+test("webhooks switched off by an admission policy: never Ready in one version, with the variable named, and Ready once it is removed", () => inNamespace("incident", async (namespace) => {
   const expression = 'Object{spec: Object.spec{containers: [Object.spec.containers{name: "sockjs", env: [Object.spec.containers.env{name: "REALTIME_WEBHOOKS", value: "off"}]}]}}';
   const off = { patchType: "ApplyConfiguration", applyConfiguration: { expression } };
   await injected(policy("webhooks-off", "sockjs", off), namespace, "sockjs", ({ containers }) => containers[0].env?.[0].value === "off");
@@ -438,7 +438,7 @@ test("a Service named realtime-… and a cluster named realtime do no harm", () 
   await ready(namespace, "realtime", 60);
 }));
 
-test("what is not ours is not touched, and what is missing or changes is told and waited for", () => inNamespace("others", async (namespace) => {
+test("foreign objects are not changed, and missing or changed Secrets are reported and waited for", () => inNamespace("others", async (namespace) => {
   await outside.kinesis.call("CreateStream", { StreamName: "theirs", ShardCount: 1 });
   const theirs = {
     apiVersion: "apps/v1", kind: "Deployment", metadata: { name: "eu-sockjs", namespace },
@@ -471,7 +471,7 @@ test("what is not ours is not touched, and what is missing or changes is told an
   await ready(namespace, "eu", 60);
 }));
 
-test("an operator killed in the middle of an install makes everything once", () => inNamespace("killed", async (namespace) => {
+test("an operator killed during an install creates every object once", () => inNamespace("killed", async (namespace) => {
   const deployments = await watchObject("deployments", namespace);
   const created = (await outside.kinesis.calls()).CreateStream ?? 0;
   await apply(manifest(namespace, { "replicas: 2": "replicas: 1" }));
@@ -490,7 +490,7 @@ test("an operator killed in the middle of an install makes everything once", () 
   for (const { object } of deployments.versions) assert.equal(object.metadata.generation, 1, object.metadata.name);
 }));
 
-test("the stream away while every edge is evicted: a proven configuration goes on serving, and is not Ready", async () => {
+test("the stream unavailable while every edge is evicted: a proven configuration keeps serving, and is not Ready", async () => {
   // A cluster on its way out has to reach its stream.
   await namespacesDeleted();
   await ready(NAMESPACE);
@@ -550,7 +550,7 @@ test("the stream away while every edge is evicted: a proven configuration goes o
   await Promise.all([podVersions.stop(), cluster.stop()]);
 });
 
-test("without an operator pods go on serving, and it is Ready soon after its return", async () => {
+test("without an operator pods keep serving, and the cluster is Ready soon after its return", async () => {
   await kubectl(["scale", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--replicas=0"]);
   await wait(async () => (await pods(OPERATOR_NAMESPACE, {})).length === 0, { what: "no operator" });
   const { items } = await get("pods", NAMESPACE);
@@ -565,7 +565,7 @@ test("without an operator pods go on serving, and it is Ready soon after its ret
   await ready(NAMESPACE, "eu", 60);
 });
 
-test("a leader that was stopped and goes on writes nothing", async () => {
+test("a leader that was stopped and resumes writes nothing", async () => {
   const [leader] = await operators();
   const name = leader.metadata.name;
   const pid = await processOf(leader, "operator");
@@ -590,7 +590,7 @@ test("a leader that was stopped and goes on writes nothing", async () => {
   await ready(NAMESPACE, "eu", 60);
 });
 
-test("a cluster that is deleted and applied again takes its stream back, and repeats nothing", () => inNamespace("again", async (namespace) => {
+test("a cluster that is deleted and applied again adopts its stream, and repeats nothing", () => inNamespace("again", async (namespace) => {
   const own = await startReceiver();
   const text = manifest(namespace, { "    stream:\n": "    stream:\n      name: kept\n", "replicas: 2": "replicas: 1", [outside.receiver.url]: own.url });
   await apply(text);

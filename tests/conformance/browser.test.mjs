@@ -84,7 +84,7 @@ test("the page names app, key and endpoint, and shows each hop of each transport
   await page.close();
 });
 
-test("a transport is pressed while its client is there", async () => {
+test("a transport's button is pressed while its client is connected", async () => {
   const page = await browser.newPage();
   await page.goto(rehearsal.serving.page);
   const button = page.locator('[data-transport="xhr_polling"]');

@@ -106,7 +106,7 @@ async function runFile(name, text, { pattern, seconds = 20, signalAfter } = {}) 
   return { code, output, running: (await read()).join("") };
 }
 
-test("a file whose set-up fails ends although a server is open, and tells what failed", async () => {
+test("a file whose set-up fails ends although a server is open, and names the failure", async () => {
   const { code, output } = await runFile("setup", `
     import net from "node:net";
     import { before, test } from "node:test";
@@ -116,7 +116,7 @@ test("a file whose set-up fails ends although a server is open, and tells what f
   assert.match(output, /the set-up failed/);
 });
 
-test("a tear-down that takes its time is waited for, and what it leaves open is named", async () => {
+test("a slow tear-down is awaited, and the handles that it leaves open are named", async () => {
   const { code, output } = await runFile("teardown", `
     import net from "node:net";
     import { after, test } from "node:test";
@@ -134,7 +134,7 @@ test("a test that hangs is named and ends its file", async () => {
   assert.match(output, /not within 2 s.*\n.*hangs\.test\.mjs: the one that hangs/);
 });
 
-test("what ran when a run was ended stays noted", async () => {
+test("the tests that ran when a run was ended stay noted", async () => {
   const { running } = await runFile("ended", `
     import { test } from "node:test";
     test("the first", () => {});
@@ -143,7 +143,7 @@ test("what ran when a run was ended stays noted", async () => {
   assert.doesNotMatch(running, /the first/);
 });
 
-test("a run by name counts what it was asked for, and is no success when that is nothing", async () => {
+test("a run by name counts the tests of that name, and fails when there are none", async () => {
   const text = `
     import { test } from "node:test";
     test("one thing", () => {});

@@ -44,7 +44,7 @@ function connect({ user, member } = {}) {
   return clients.connect("ws", { user, member, server });
 }
 
-test("a client is let in with what it signs", async () => {
+test("a client subscribes with the signatures of the SDK", async () => {
   const client = await connect({ user: { id: "ann", user_info: { name: "Ann" } } });
   await signIn(client);
   await subscribe(client, "private-signed");
@@ -57,7 +57,7 @@ test("a client is let in with what it signs", async () => {
   assert.deepEqual([client.failures, other.failures], [[], []]);
 });
 
-test("what it publishes arrives, at all but the one that it leaves out", async () => {
+test("an event published by the SDK reaches all but the excluded socket", async () => {
   const [one, two] = [await connect(), await connect()];
   const got = { one: [], two: [] };
   for (const [client, list] of [[one, got.one], [two, got.two]]) {
@@ -81,7 +81,7 @@ test("what it publishes arrives, at all but the one that it leaves out", async (
   assert.deepEqual(got.two, [...first, ["news", "two"], ["news", 1], encrypted, ["sport", 3]]);
 });
 
-test("what it asks of channels is answered", async () => {
+test("the SDK's queries of channels are answered", async () => {
   const client = await connect({ member: "bob" });
   for (const name of ["presence-asked", "cache-asked"]) await subscribe(client, name);
   await ask("trigger", { channels: "cache-asked", event_name: "kept", data: { n: 1 } });
@@ -100,7 +100,7 @@ test("what it asks of channels is answered", async () => {
   assert.deepEqual(await ask("users_info", { channel: "presence-asked" }), { users: [{ id: "bob" }] });
 });
 
-test("a user is spoken to and ended", async () => {
+test("a user receives events and is terminated", async () => {
   const [eve, dan] = [await connect({ user: { id: "eve" } }), await connect({ user: { id: "dan" } })];
   for (const client of [eve, dan]) await signIn(client);
   const got = [];
@@ -113,7 +113,7 @@ test("a user is spoken to and ended", async () => {
   assert.equal(dan.connection.state, "connected");
 });
 
-test("what is wrong raises what it has for that", async () => {
+test("mistakes raise the SDK's own exceptions", async () => {
   const rejected = async (method, args, error, part) => {
     const answer = await python.call("1001", method, args);
     assert.equal(answer.error, error, JSON.stringify(answer));

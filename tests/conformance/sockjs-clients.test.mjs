@@ -87,7 +87,7 @@ for (const transport of ["websocket", "xhr-streaming", "eventsource", "xhr-polli
   });
 }
 
-test("an edge serves the SockJS transports that it is told, and its info says so", async () => {
+test("an edge serves the configured SockJS transports, and its info lists them", async () => {
   const small = await startEdge({ REALTIME_TRANSPORTS: "sockjs_xhr" });
   const base = `http://127.0.0.1:${small.port}/pusher`;
   const ask = async (method, path) => (await fetch(base + path, { method })).status;

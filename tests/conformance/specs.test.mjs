@@ -131,7 +131,7 @@ describe("pusher-js's own specs", { concurrency: true }, () => {
   }
 });
 
-test("a transport that the runtime has not is a failure, though the suite is content with it", async () => {
+test("a transport that the runtime lacks is a failure, although the suite accepts it", async () => {
   const results = await inChromium("xdr_streaming");
   assert.equal(results.end.overall, "passed");
   assert.throws(() => complete(results, "xdr_streaming"), /every spec was executed/);

@@ -159,12 +159,12 @@ function densest(times, stretch) {
   return most;
 }
 
-test("the most that lies within a stretch of time is found", () => {
+test("the largest number of events within a window is found", () => {
   assert.equal(densest([], 100), 0);
   assert.equal(densest([0, 99, 100, 150, 198, 199.5], 100), 4);
 });
 
-test("a pod that goes sends its clients away a few at a time, and nobody is told that anybody left", async (t) => {
+test("a terminating pod closes its clients a few at a time, and no departure is reported", async (t) => {
   const crowd = [];
   for (const [transport, count] of Object.entries(CROWD)) {
     for (let n = 0; n < count; n += 50) {

@@ -78,7 +78,7 @@ async function members(room, count) {
 
 const told = (room, ...names) => outside.receiver.events().filter(({ channel, name }) => channel === room && names.includes(name));
 
-test("pods that do not share a bus are not Ready when a cluster is made, and are once they do", async () => {
+test("pods without a common bus are not Ready at install, and are once they share one", async () => {
   other = await startRedis();
   redirector = await startRedirector(outside.redis, other);
   // Whoever comes first is alone.
@@ -101,7 +101,7 @@ test("pods that do not share a bus are not Ready when a cluster is made, and are
   await versions.stop();
 });
 
-test("a pod that comes to another bus later closes the gate and is named, and goes on serving", async () => {
+test("a pod that moves to another bus closes the gate and is named, and keeps serving", async () => {
   const [pod] = await pods(NAMESPACE, { [COMPONENT]: "sockjs" });
   redirector.strays = (address) => address === pod.status.podIP;
   redirector.cut();
@@ -116,7 +116,7 @@ test("a pod that comes to another bus later closes the gate and is named, and go
   await ready(NAMESPACE, "eu", 90);
 });
 
-test("with Redis away chat goes on and nobody is told of as gone; it is told, and Ready again after", async () => {
+test("with Redis unavailable chat continues and nobody is reported as gone; the status says so, and is Ready again afterwards", async () => {
   const room = "presence-while-away";
   // Enough for two of them to be on one pod.
   const clients = await members(room, 6);
@@ -150,7 +150,7 @@ test("with Redis away chat goes on and nobody is told of as gone; it is told, an
   assert.equal(told(room, "member_removed").length, clients.length);
 });
 
-test("who was on a container that is killed is told of as gone within 15 seconds, once, and the channel stays", async () => {
+test("members on a killed container are reported as gone within 15 seconds, once, and the channel stays", async () => {
   const room = "presence-killed";
   const clients = await members(room, 40);
   await wait(() => told(room, "member_added").length === clients.length, { what: "a webhook of every member" });
