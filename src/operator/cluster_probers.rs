@@ -216,6 +216,14 @@ impl ClusterProbers {
         Ok((prober, stop))
     }
 
+    /// The latest verdict on a cluster, whatever plan it was reached by; `None` without a prober.
+    pub fn latest_verdict(&self, cluster: &RealtimeCluster) -> Option<Verdict> {
+        let all = self.lock_running();
+        let running =
+            all.get(&cluster_key(cluster)).filter(|running| Some(running.uid.as_str()) == cluster.uid().as_deref())?;
+        Some(running.prober.verdicts.borrow().clone())
+    }
+
     /// Changes the counts of a cluster's prober.
     pub fn update_counts(&self, cluster: &RealtimeCluster, count: impl FnOnce(&mut RunningProber)) {
         if let Some(running) = self.lock_running().get_mut(&cluster_key(cluster)) {

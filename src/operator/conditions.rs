@@ -139,12 +139,11 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
     let (stream, workloads) = (find(condition::STREAM_READY), find(condition::WORKLOADS_AVAILABLE));
     let classed = |class: FindingClass| {
         let findings = [&stream, &workloads].into_iter().flatten();
-        findings.clone().find(|finding| finding.class(inputs.now) == class).cloned()
+        findings.clone().find(|finding| finding.class(inputs.known, inputs.generation, inputs.now) == class).cloned()
     };
-    // The operator's own rights say nothing about a cluster whose events arrive.
-    let is_proven_open = passed && inputs.current_verdict().is_some_and(|verdict| verdict.phase == GatePhase::Open);
+    // The operator's own rights say nothing about a cluster that was proven: its journeys do.
     if let Some(ControllerFinding { reason, message, .. }) =
-        classed(FindingClass::Terminal).filter(|found| !(is_proven_open && found.reason == Reason::AccessDenied))
+        classed(FindingClass::Terminal).filter(|found| !(passed && found.reason == Reason::AccessDenied))
     {
         return ReadyState { ready: "False", reason, message, stalled: true, reconciling: false };
     }
@@ -159,12 +158,12 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
         let under_way = matches!(error.reason, Reason::StreamCreating | Reason::RollingOut | Reason::Proving);
         // The stream controller's own error is nearer to the cause than `waiting for the stream`.
         let (reason, message) = stream
-            .filter(|found| under_way && found.is_operator_call(inputs.now))
+            .filter(|found| under_way && found.is_operator_call())
             .map_or_else(|| (error.reason, error.message.clone()), |found| (found.reason, found.message));
         let ready = if reason == error.reason && under_way { "Unknown" } else { "False" };
         return ReadyState { ready, reason, message, stalled: error.terminal, reconciling: !error.terminal };
     }
-    if let Some(found) = workloads.as_ref().filter(|found| found.is_operator_call(inputs.now) && !is_proven_open) {
+    if let Some(found) = workloads.as_ref().filter(|found| found.is_operator_call() && !passed) {
         let (reason, message) = (found.reason, found.message.clone());
         return ReadyState { ready: "False", reason, message, stalled: false, reconciling: true };
     }
@@ -254,7 +253,20 @@ fn keep_readiness(inputs: &StatusInputs<'_>, error: &ReconcileError) -> Option<R
     if !error.is_operator_call() {
         return None;
     }
+    let previous = find_ready(inputs.known).filter(|previous| previous.observed_generation == inputs.generation)?;
+    if previous.status == "Unknown" {
+        let reason = Reason::ALL.iter().copied().find(|reason| reason.name() == previous.reason)?;
+        let message = previous.message.clone();
+        return Some(ReadyState { ready: "Unknown", reason, message, stalled: false, reconciling: true });
+    }
     let fingerprint = &inputs.known.gate.as_ref()?.fingerprint;
+    // Journeys run on, and may have closed the gate meanwhile.
+    if let Some(verdict) = inputs.verdict.filter(|verdict| {
+        verdict.fingerprint == *fingerprint && verdict.phase == GatePhase::Closed && previous.status == "True"
+    }) {
+        let (reason, message) = (verdict.reason, verdict.message.clone());
+        return Some(ReadyState { ready: "False", reason, message, stalled: false, reconciling: false });
+    }
     inherit_readiness(&StatusInputs { fingerprint, ..*inputs }, was_proven(inputs.known, fingerprint))
 }
 
@@ -285,7 +297,7 @@ fn assess_operator(inputs: &StatusInputs<'_>) -> ConditionUpdate {
     let finding = [condition::STREAM_READY, condition::WORKLOADS_AVAILABLE, condition::APPS_SYNCED]
         .into_iter()
         .filter_map(|kind| ControllerFinding::of_generation(inputs.known, kind, inputs.generation))
-        .find(|finding| finding.is_operator_call(inputs.now));
+        .find(|finding| finding.is_operator_call());
     let own = inputs.error.filter(|error| error.is_operator_call());
     let failed = own.map(|error| (error.reason, error.message.clone()));
     let failed = failed.or_else(|| finding.map(|finding| (finding.reason, finding.message)));
@@ -338,8 +350,9 @@ fn build_gate_status(inputs: &StatusInputs<'_>, state: &ReadyState, ever_passed:
     let now = inputs.now.to_string();
     let passed_at = decide_passed_at(inputs, &known, ready);
     let failed = state.ready == "False";
+    let same_generation = inputs.generation.is_none_or(|generation| generation == inputs.known.observed_generation);
     let last_failure = match &known.last_failure {
-        Some(last) if !failed || last.message == state.message => Some(last.clone()),
+        Some(last) if !failed || (last.message == state.message && same_generation) => Some(last.clone()),
         _ if failed => {
             Some(LastFailure { reason: state.reason.to_string(), message: state.message.clone(), time: now })
         }

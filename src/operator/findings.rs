@@ -17,8 +17,6 @@ pub struct ControllerFinding {
     pub reason: Reason,
     /// One line for the conditions that repeat it.
     pub message: String,
-    /// When the condition became what it is, in s since 1970.
-    since: i64,
 }
 
 /// What a finding means for Ready.
@@ -45,12 +43,24 @@ impl ControllerFinding {
             holds: found.status == "True",
             reason: Reason::ALL.iter().copied().find(|reason| reason.name() == found.reason)?,
             message: found.message.clone(),
-            since: found.last_transition_time.0.as_second(),
         })
     }
 
+    /// Whether AWS has refused with this message, for this generation and without a break, for so long that a person must
+    /// act. The gate's last failure has the time of the first refusal: a condition's time moves with its status alone.
+    fn is_denied_for_long(&self, status: &RealtimeClusterStatus, generation: Option<i64>, now: Timestamp) -> bool {
+        let failure = status.gate.as_ref().and_then(|gate| gate.last_failure.as_ref());
+        let failure = failure.filter(|failure| {
+            Some(status.observed_generation) == generation
+                && failure.reason == Reason::AccessDenied.name()
+                && failure.message == self.message
+        });
+        let since = failure.and_then(|failure| failure.time.parse::<Timestamp>().ok());
+        since.is_some_and(|since| now.as_second() - since.as_second() >= ACCESS_DENIED_GRACE_SECONDS)
+    }
+
     /// What the finding means for Ready at this time.
-    pub fn class(&self, now: Timestamp) -> FindingClass {
+    pub fn class(&self, status: &RealtimeClusterStatus, generation: Option<i64>, now: Timestamp) -> FindingClass {
         if self.holds {
             return FindingClass::Fine;
         }
@@ -58,19 +68,19 @@ impl ControllerFinding {
             Reason::StreamNotOurs | Reason::StreamInvalid | Reason::ChildNotOurs | Reason::SpecInvalid => {
                 FindingClass::Terminal
             }
-            Reason::AccessDenied if now.as_second() - self.since >= ACCESS_DENIED_GRACE_SECONDS => {
-                FindingClass::Terminal
-            }
+            Reason::AccessDenied if self.is_denied_for_long(status, generation, now) => FindingClass::Terminal,
             Reason::StreamMissing => FindingClass::Fault,
-            Reason::AccessDenied | Reason::StreamUnreachable | Reason::ApplyFailed | Reason::OperatorFault => {
-                FindingClass::OperatorCall
-            }
+            _ if self.is_operator_call() => FindingClass::OperatorCall,
             _ => FindingClass::UnderWay,
         }
     }
 
     /// Whether the operator's own call failed, however long it has done so.
-    pub fn is_operator_call(&self, now: Timestamp) -> bool {
-        !self.holds && (self.reason == Reason::AccessDenied || self.class(now) == FindingClass::OperatorCall)
+    pub fn is_operator_call(&self) -> bool {
+        !self.holds
+            && matches!(
+                self.reason,
+                Reason::AccessDenied | Reason::StreamUnreachable | Reason::ApplyFailed | Reason::OperatorFault
+            )
     }
 }

@@ -69,10 +69,12 @@ pub async fn reconcile(
         let pod = observation.pods.iter().find(refuses)?;
         Some(format!("{}: {}", pod.name, pod.refusal.as_deref().unwrap_or_default()))
     });
+    // Without an observation the journeys run on by the last plan.
+    let latest = probers.latest_verdict(cluster);
     let decision = conditions::decide_status(&StatusInputs {
         error: built.as_ref().err(),
         startup_refusal: refusal.as_deref(),
-        verdict: observation.as_ref().and_then(|observation| observation.findings.verdict.as_ref()),
+        verdict: observation.as_ref().map_or(latest.as_ref(), |observation| observation.findings.verdict.as_ref()),
         webhooks,
         fingerprint: observation.as_ref().map_or("", |observation| &observation.fingerprint),
         on_record: observation.as_ref().map_or(0, |observation| observation.findings.on_record),
@@ -169,7 +171,10 @@ async fn observe_and_admit(
     let plan = ProbePlan { registry, ..plan };
     let former = build_former_plan(context, cluster, built, &pods, &plan).await?;
     let mut findings = probers.update_plan(context, cluster, plan)?;
-    findings.standings.extend(probers.update_former_plan(context, cluster, former)?);
+    let former = probers.update_former_plan(context, cluster, former)?;
+    // The dispatchers of that plan are those of the cluster, on whom the main prober decides.
+    let is_former = |name: &String| pods.iter().any(|pod| pod.former.is_some() && pod.name == *name);
+    findings.standings.extend(former.into_iter().filter(|(name, _)| is_former(name)));
     let now = Timestamp::now().as_second();
     for step in pod_admission::decide_steps(&pods, &findings.standings, passed, &findings.replaced, now) {
         match step {
@@ -260,22 +265,20 @@ async fn build_former_plan(
     pods: &[ServerPod],
     plan: &ProbePlan,
 ) -> Result<Option<ProbePlan>, ReconcileError> {
-    let waiting = pods.iter().find(|pod| pod.former.is_some() && pod.admitted.is_none() && pod.address.is_some());
-    let Some(template) = waiting.and_then(|pod| pod.former.as_ref()).map(|former| former.digest.clone()) else {
+    let former = || pods.iter().filter(|pod| pod.former.is_some());
+    if !former().any(|pod| pod.admitted.is_none() && pod.address.is_some()) {
         return Ok(None);
-    };
-    let same = |pod: &&ServerPod| pod.former.as_ref().is_some_and(|former| former.digest == template);
+    }
     let mut secrets = built.read.secrets.clone();
-    for name in pods.iter().filter(same).flat_map(ServerPod::secret_names) {
+    for name in former().flat_map(ServerPod::secret_names) {
         if let Some(secret) = context.secrets.read(&built.valid.namespace, &name, &SecretUser::of(cluster)).await? {
             secrets.insert(name, decode_secret(&secret));
         }
     }
-    let edges =
-        pods.iter().filter(same).filter_map(|pod| pod.to_edge(&built.valid, &built.desired, &secrets)).collect();
+    let edges = former().filter_map(|pod| pod.to_edge(&built.valid, &built.desired, &secrets)).collect();
     // Their own evidence: it admits them, and says nothing of the template that is to be proven.
     Ok(Some(ProbePlan {
-        fingerprint: format!("former {template}"),
+        fingerprint: "former templates".to_owned(),
         proof: JourneyProof::Never,
         paths: vec![],
         wanted_pods: BTreeMap::new(),

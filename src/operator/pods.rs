@@ -62,8 +62,6 @@ pub struct ServerPod {
 /// The template of a pod as far as it is rendered: the pod's own container, whose digest its template carries.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FormerTemplate {
-    /// Digest of the template and its Secrets.
-    pub digest: String,
     variables: Vec<EnvVar>,
 }
 
@@ -89,12 +87,8 @@ impl ServerPod {
         let status = pod.status.as_ref()?;
         let tampered = template.is_none_or(|template| template_digest(&container) != *template);
         let current = same(TEMPLATE_ANNOTATION) && same(SECRETS_ANNOTATION);
-        let former = (!current && !tampered && server != ServerKind::Dispatcher).then(|| FormerTemplate {
-            digest: [TEMPLATE_ANNOTATION, SECRETS_ANNOTATION]
-                .map(|name| pod.annotations().get(name).map(String::as_str).unwrap_or_default())
-                .join(" "),
-            variables: container.env.clone().unwrap_or_default(),
-        });
+        let former = (!current && !tampered && server != ServerKind::Dispatcher)
+            .then(|| FormerTemplate { variables: container.env.clone().unwrap_or_default() });
         let state = status.container_statuses.iter().flatten().find(|status| status.name == server.name());
         let running = state.and_then(|status| status.state.as_ref()).is_some_and(|state| state.running.is_some());
         let holds = |kind: &str| {

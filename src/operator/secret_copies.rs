@@ -5,11 +5,13 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, DeleteParams, DynamicObject};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, DynamicObject, Preconditions};
 use serde_json::Value;
 
 use super::context::ControllerContext;
 use super::reconcile_error::ReconcileError;
+use super::secret_reader::SecretUser;
 use crate::api::RealtimeCluster;
 use crate::desired::ValidCluster;
 
@@ -31,16 +33,24 @@ pub async fn prune_secret_copies(
     }
     let known = cluster.status.as_ref().map(|status| status.secret_copies.clone()).unwrap_or_default();
     let mut remaining: BTreeSet<String> = valid.secret_copies.iter().map(|copy| copy.name.clone()).collect();
+    let uid = cluster.metadata.uid.as_ref();
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &valid.namespace);
     for name in known {
         if used.contains(&name) {
             remaining.insert(name);
             continue;
         }
+        // The status is no proof of ownership: whoever may write it could name any Secret.
+        let live = context.secrets.read(&valid.namespace, &name, &SecretUser::of(cluster)).await?;
+        let Some(live) = live.filter(|live| live.owner_references().iter().any(|owner| Some(&owner.uid) == uid)) else {
+            continue;
+        };
         context.ensure_leader()?;
-        match secrets.delete(&name, &DeleteParams::default()).await {
+        let preconditions = Preconditions { uid: live.uid(), resource_version: None };
+        let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        match secrets.delete(&name, &parameters).await {
             Ok(_) => tracing::info!(secret = name, "copy of a Secret deleted: no pod reads it any more"),
-            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
             Err(error) => return Err(ReconcileError::from_call(&format!("deleting Secret {name}"), &error)),
         }
         context.secrets.forget(&valid.namespace, &name);

@@ -103,7 +103,7 @@ fn the_first_match_from_terminal_errors_to_the_proof_decides_ready() {
     let invalid = || vec![condition("StreamReady", "False", "StreamInvalid", 1)];
     let missing = || vec![condition("StreamReady", "False", "StreamMissing", 1)];
     let child = || vec![condition("WorkloadsAvailable", "False", "ChildNotOurs", 1)];
-    let denied = |seconds: i64| vec![condition("StreamReady", "False", "AccessDenied", NOW - seconds)];
+    let denied = || vec![condition("StreamReady", "False", "AccessDenied", NOW - 900)];
     let unwritten = || vec![condition("WorkloadsAvailable", "False", "ApplyFailed", NOW - 5)];
     for (name, found, expected) in [
         ("the stream is made", summary(vec![], None, Some(&waiting), None, None), "Unknown/StreamCreating reconciling"),
@@ -159,9 +159,13 @@ fn the_first_match_from_terminal_errors_to_the_proof_decides_ready() {
             summary(rolling(), proven("f1"), None, Some("p: x"), Some(&open)),
             "True/Proven",
         ),
-        ("a missing right", summary(denied(299), None, Some(&waiting), None, None), "False/AccessDenied reconciling"),
-        ("no right for 5 min", summary(denied(300), None, Some(&waiting), None, None), "False/AccessDenied stalled"),
-        ("no right, and events arrive", summary(denied(900), proven("f1"), None, None, Some(&open)), "True/Proven"),
+        ("a missing right", summary(denied(), None, Some(&waiting), None, None), "False/AccessDenied reconciling"),
+        ("no right, and events arrive", summary(denied(), proven("f1"), None, None, Some(&open)), "True/Proven"),
+        (
+            "no right, and events stop",
+            summary(denied(), proven("f1"), None, None, Some(&closed)),
+            "False/RecordRefused",
+        ),
         ("children unwritten", summary(unwritten(), None, None, None, Some(&proving)), "False/ApplyFailed reconciling"),
         ("unwritten, and events arrive", summary(unwritten(), proven("f1"), None, None, Some(&open)), "True/Proven"),
     ] {
@@ -300,7 +304,7 @@ fn a_new_generation_shows_nothing_of_the_former_one() {
         observed_generation: Some(generation),
         ..condition("StreamReady", "False", reason, 1)
     };
-    for reason in ["StreamNotOurs", "StreamInvalid", "AccessDenied", "StreamMissing"] {
+    for reason in ["StreamNotOurs", "StreamInvalid", "StreamMissing"] {
         let known = |generation| RealtimeClusterStatus {
             conditions: vec![of_generation(generation, reason), condition("Stalled", "True", reason, 1)],
             observed_generation: generation,
@@ -314,6 +318,49 @@ fn a_new_generation_shows_nothing_of_the_former_one() {
         );
         assert_eq!(present, ["Reconciling"], "{reason}");
         assert_eq!(decide(&known(2), None, NOW).0.conditions[0].reason.name(), reason);
+    }
+}
+
+#[test]
+fn a_refusal_by_aws_stalls_after_five_minutes_without_a_break_in_one_generation() {
+    let waiting = ReconcileError::transient(Reason::StreamCreating, "waiting");
+    let mut known = RealtimeClusterStatus { observed_generation: 1, ..RealtimeClusterStatus::default() };
+    let mut stalled = |reason: &str, generation: i64, now: i64| {
+        let found = Condition { observed_generation: Some(generation), ..condition("StreamReady", "False", reason, 1) };
+        known.conditions = vec![found];
+        let inputs =
+            StatusInputs { error: Some(&waiting), generation: Some(generation), now: at(now), ..inputs(&known) };
+        let decision = decide_status(&inputs);
+        known.gate = Some(decision.gate);
+        known.observed_generation = generation;
+        decision.conditions.iter().any(|found| found.kind == "Stalled")
+    };
+    assert!(!stalled("StreamCreating", 1, NOW), "the condition is False for long, by another reason");
+    assert!(!stalled("AccessDenied", 1, NOW + 10));
+    assert!(!stalled("AccessDenied", 1, NOW + 309));
+    assert!(stalled("AccessDenied", 1, NOW + 310));
+    assert!(!stalled("AccessDenied", 2, NOW + 311), "an edit has its own five minutes");
+    assert!(!stalled("AccessDenied", 2, NOW + 610));
+    assert!(stalled("AccessDenied", 2, NOW + 611));
+}
+
+#[test]
+fn a_failed_call_of_the_operator_keeps_unknown_and_hides_no_closed_gate() {
+    let failed = ReconcileError::transient(Reason::ApplyFailed, "reading Secret channels/eu-redis: 500");
+    let ready = |status: &str, reason: &str| RealtimeClusterStatus {
+        conditions: vec![condition("Ready", status, reason, 1)],
+        gate: proven("f1"),
+        ..RealtimeClusterStatus::default()
+    };
+    let closed = verdict(GatePhase::Closed, Reason::RecordRefused);
+    for (known, verdict, expected) in [
+        (ready("Unknown", "Proving"), None, ("Unknown", Reason::Proving)),
+        (ready("Unknown", "EvidenceStale"), None, ("Unknown", Reason::EvidenceStale)),
+        (ready("True", "Proven"), Some(&closed), ("False", Reason::RecordRefused)),
+    ] {
+        let inputs = StatusInputs { error: Some(&failed), fingerprint: "", verdict, ..inputs(&known) };
+        let decision = decide_status(&inputs);
+        assert_eq!((decision.conditions[0].status, decision.conditions[0].reason), expected);
     }
 }
 
