@@ -297,7 +297,7 @@ fn assess_operator(inputs: &StatusInputs<'_>) -> ConditionUpdate {
     let finding = [condition::STREAM_READY, condition::WORKLOADS_AVAILABLE, condition::APPS_SYNCED]
         .into_iter()
         .filter_map(|kind| ControllerFinding::of_generation(inputs.known, kind, inputs.generation))
-        .find(|finding| finding.is_operator_call());
+        .find(ControllerFinding::is_operator_call);
     let own = inputs.error.filter(|error| error.is_operator_call());
     let failed = own.map(|error| (error.reason, error.message.clone()));
     let failed = failed.or_else(|| finding.map(|finding| (finding.reason, finding.message)));
