@@ -11,7 +11,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::controller::Action;
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
 
@@ -36,18 +35,18 @@ const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Time between two pushes to pods: 20 a second, so that a large cluster does not burst against the API server.
 const PUSH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Reconciles the registry of one cluster.
+/// Reconciles the registry of one cluster, and returns the time until the next reconcile without a change.
 ///
 /// # Errors
 /// The registry cannot be rendered or written; the status has the same reason.
-pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Action, ReconcileError> {
+pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Option<Duration>, ReconcileError> {
     if cluster.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+        return Ok(None);
     }
     let history = context.registries.of_cluster(cluster);
     let wait = history.read().unwrap_or_else(PoisonError::into_inner).change_wait_ms(clock::now_ms());
     if wait > 0 {
-        return Ok(Action::requeue(Duration::from_millis(wait)));
+        return Ok(Some(Duration::from_millis(wait)));
     }
     let result = reconcile_registry(context, cluster).await;
     let update = match &result {
@@ -69,7 +68,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         fields: Map::new(),
     };
     status::write(context, cluster, part).await?;
-    result.map(|_| Action::requeue(wait))
+    result.map(|_| Some(wait))
 }
 
 /// Returns the message of `AppsSynced`; `None` while the Secret of generated values does not exist, which the workload

@@ -22,14 +22,12 @@ use crate::process::metrics::LabelValue;
 /// Delay before a reconcile is repeated whose object changed since it was read.
 const CONFLICT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Longest time that a controller asks for until its next reconcile.
-const REQUEUE_INTERVAL_MAX: Duration = Duration::from_mins(1);
-
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct FailedReconcile(ReconcileError);
 
-/// Runs one controller until its trigger ends.
+/// Runs one controller until its trigger ends. `reconcile` returns the time until the next reconcile without a change;
+/// `None` waits for one.
 pub async fn drive_controller<F, R>(
     name: ControllerName,
     controller: Controller<RealtimeCluster>,
@@ -37,7 +35,7 @@ pub async fn drive_controller<F, R>(
     reconcile: F,
 ) where
     F: Fn(SharedContext, Arc<RealtimeCluster>) -> R + Send + Sync + 'static,
-    R: Future<Output = Result<Action, ReconcileError>> + Send + 'static,
+    R: Future<Output = Result<Option<Duration>, ReconcileError>> + Send + 'static,
 {
     let task = format!("{} controller", name.name());
     let heartbeat = context.heartbeats.register(task, Some(CONTROLLER_SILENCE_MAX), &context.stop);
@@ -53,11 +51,10 @@ pub async fn drive_controller<F, R>(
             let work = async { reconcile(context.clone(), cluster.clone()).await };
             let result = run_bounded(name, &context, &cluster, work).instrument(span).await;
             match result {
-                Ok(action) => {
+                Ok(next) => {
                     context.reset_failures(name.name(), &cluster);
-                    let next = (action != Action::await_change()).then_some(REQUEUE_INTERVAL_MAX);
                     progress.finish(&key, next);
-                    Ok(action)
+                    Ok(next.map_or_else(Action::await_change, Action::requeue))
                 }
                 Err(error) if error.is_conflict => {
                     progress.finish(&key, Some(CONFLICT_RETRY_DELAY));
@@ -98,8 +95,8 @@ async fn run_bounded(
     name: ControllerName,
     context: &ControllerContext,
     cluster: &RealtimeCluster,
-    work: impl Future<Output = Result<Action, ReconcileError>>,
-) -> Result<Action, ReconcileError> {
+    work: impl Future<Output = Result<Option<Duration>, ReconcileError>>,
+) -> Result<Option<Duration>, ReconcileError> {
     let series = &context.metrics.series;
     let (began, running) = (Instant::now(), series.running_reconciles.with_label(name));
     running.inc();
@@ -107,7 +104,7 @@ async fn run_bounded(
     running.dec();
     series.reconcile_duration_seconds.with_label(name).observe(began.elapsed());
     let (result, class) = match end {
-        ReconcileEnd::Returned(Ok(action)) => (Ok(action), ReconcileResult::Success),
+        ReconcileEnd::Returned(Ok(next)) => (Ok(next), ReconcileResult::Success),
         ReconcileEnd::Returned(Err(error)) => {
             let class = error.metric_result();
             (Err(error), class)

@@ -10,7 +10,6 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
@@ -41,7 +40,7 @@ const RESYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// Annotation that is changed to make kubelet refresh the downward-API file of an admitted pod.
 const REMINDED_ANNOTATION: &str = "realtime-operator.dev/reminded";
 
-/// Reconciles the gate of one cluster.
+/// Reconciles the gate of one cluster, and returns the time until the next reconcile without a change.
 ///
 /// # Errors
 /// The API server does not answer. An error that keeps the cluster from being Ready goes into the status instead.
@@ -49,7 +48,7 @@ pub async fn reconcile(
     context: &SharedContext,
     probers: &ClusterProbers,
     cluster: &RealtimeCluster,
-) -> Result<Action, ReconcileError> {
+) -> Result<Option<Duration>, ReconcileError> {
     let known = cluster.status.clone().unwrap_or_default();
     // Read from the manifest: one that is invalid has a status too.
     let webhooks = cluster.spec.webhooks.mode == WebhooksMode::Kinesis;
@@ -95,7 +94,7 @@ pub async fn reconcile(
         fields,
     };
     status::write(context, cluster, part).await?;
-    Ok(Action::requeue(RESYNC_INTERVAL))
+    Ok(Some(RESYNC_INTERVAL))
 }
 
 /// Publishes an Event when the status or reason of Ready changes.

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::ResourceExt;
-use kube::runtime::controller::Action;
 use serde_json::{Map, Value};
 
 use super::context::{ControllerContext, ReconcileError, SharedContext};
@@ -38,13 +37,13 @@ const CREATE_STEP_INTERVAL: Duration = Duration::from_millis(200);
 /// Time between two reconciles until the stream is active.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Reconciles the stream of one cluster.
+/// Reconciles the stream of one cluster, and returns the time until the next reconcile without a change.
 ///
 /// # Errors
 /// The stream cannot be created, adopted or described; the status has the same reason.
-pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Action, ReconcileError> {
+pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Option<Duration>, ReconcileError> {
     if cluster.metadata.deletion_timestamp.is_some() || cluster.spec.webhooks.mode == WebhooksMode::Off {
-        return Ok(Action::await_change());
+        return Ok(None);
     }
     let known = cluster.status.as_ref().and_then(|status| status.stream.clone()).unwrap_or_default();
     let (stream, result) = match reconcile_stream(context, cluster, known.clone()).await {
@@ -66,7 +65,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         _ => RECHECK_INTERVAL,
     };
     write_status(context, cluster, &stream, update).await?;
-    result.map(|_| Action::requeue(wait))
+    result.map(|_| Some(wait))
 }
 
 async fn write_status(

@@ -8,7 +8,6 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
-use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use serde_json::{Map, Value, json};
 
@@ -38,18 +37,18 @@ const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// the loop must end.
 const REPAIR_ATTEMPTS_MAX: usize = 5;
 
-/// Reconciles the children of one cluster.
+/// Reconciles the children of one cluster, and returns the time until the next reconcile without a change.
 ///
 /// # Errors
 /// A child cannot be rendered, applied or observed; the status has the same reason.
-pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Action, ReconcileError> {
+pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Option<Duration>, ReconcileError> {
     if cluster.metadata.deletion_timestamp.is_some() {
         let waiting = finalizer::finalize_cluster(context, cluster).await?;
-        return Ok(if waiting.is_some() { Action::requeue(TERMINATION_POLL_INTERVAL) } else { Action::await_change() });
+        return Ok(waiting.map(|_| TERMINATION_POLL_INTERVAL));
     }
     let result = match finalizer::add_finalizer(context, cluster).await {
         // The object changed: reconcile the new version.
-        Ok(true) => return Ok(Action::requeue(TERMINATION_POLL_INTERVAL)),
+        Ok(true) => return Ok(Some(TERMINATION_POLL_INTERVAL)),
         Ok(false) => reconcile_children(context, cluster).await,
         Err(error) => Err(error),
     };
@@ -74,7 +73,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
     let part =
         StatusPatch { manager, owned_conditions: &[condition::WORKLOADS_AVAILABLE], conditions: vec![update], fields };
     status::write(context, cluster, part).await?;
-    result.map(|_| Action::requeue(if steady { RESYNC_INTERVAL } else { RECHECK_INTERVAL }))
+    result.map(|_| Some(if steady { RESYNC_INTERVAL } else { RECHECK_INTERVAL }))
 }
 
 /// Status of the children after a reconcile.
