@@ -172,6 +172,18 @@ pub fn reasons_page() -> String {
 }
 
 impl Reason {
+    /// The reason of that name, as written into conditions.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.name() == name)
+    }
+
+    /// Whether the operator's own call failed, so that nothing is known about the cluster.
+    #[must_use]
+    pub fn is_operator_call(self) -> bool {
+        matches!(self, Self::ApplyFailed | Self::AccessDenied | Self::StreamUnreachable | Self::OperatorFault)
+    }
+
     /// The user's remedy in one sentence.
     #[must_use]
     pub fn remedy(self) -> &'static str {

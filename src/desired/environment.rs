@@ -28,17 +28,11 @@ pub struct PodFacts<'a> {
     pub address: Option<IpAddr>,
 }
 
-/// Resolves the variables of a template's first container, for one pod.
-///
-/// # Errors
-/// A variable references a Secret or a field that does not exist.
-pub fn resolve_environment(
-    template: &PodTemplateSpec,
-    pod: PodFacts<'_>,
-    secrets: &SecretTexts,
-) -> Result<BTreeMap<String, String>, MissingReference> {
+/// The variables of a template's first container.
+#[must_use]
+pub fn template_variables(template: &PodTemplateSpec) -> &[EnvVar] {
     let container = template.spec.as_ref().and_then(|pod| pod.containers.first());
-    resolve_variables(container.and_then(|container| container.env.as_deref()).unwrap_or_default(), pod, secrets)
+    container.and_then(|container| container.env.as_deref()).unwrap_or_default()
 }
 
 /// Resolves the variables of a container, for one pod.

@@ -23,7 +23,7 @@ pub use cluster::{
     SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 pub use credentials::{ClusterCredentials, GeneratedPair, generate_credentials};
-pub use environment::{MissingReference, PodFacts, resolve_environment, resolve_variables};
+pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};
 pub use manifest::{InputError, Manifests};
 pub use problem::{ManifestProblem, RefusedApp};
 pub use render::{DesiredObjects, render_objects};

@@ -11,7 +11,7 @@ use crate::protocol::AppId;
 /// Time that a process has to load a change of the registry, in ms.
 pub const LOADING_GRACE_MS: u64 = 90_000;
 
-/// How long a superseded version is remembered, in ms: after that it cannot be told from one that was never rendered.
+/// Retention of superseded versions, in ms. An older version counts as one that was never rendered.
 const SUPERSEDED_TTL_MS: u64 = 900_000;
 
 /// Shortest time between two changes of the registry, in ms: changes in between are written together.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{AwsCredentials, KinesisClient, StreamSettings};
 
-/// How long an unused connection is kept, such as one of rotated keys.
+/// Retention of an unused connection, such as one of rotated keys.
 const IDLE_TTL: Duration = Duration::from_hours(1);
 
 /// The open connections of a process.

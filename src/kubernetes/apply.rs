@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::core::{ApiResource, GroupVersionKind, TypeMeta};
 use kube::{Client, ResourceExt};
@@ -101,7 +100,7 @@ pub async fn fetch_owned(client: &Client, object: &Value, owner: &str) -> Result
 /// # Errors
 /// It belongs to another owner.
 pub fn ensure_owned(live: &DynamicObject, owner: &str) -> Result<(), ApplyError> {
-    if is_owned_by(live.owner_references(), owner) {
+    if is_owned_by(live, owner) {
         return Ok(());
     }
     Err(ApplyError::NotOurs {
@@ -160,7 +159,7 @@ pub async fn prune_children(
         let keep = wanted.iter().any(|wanted| {
             wanted["kind"] == *kind && wanted.pointer("/metadata/name").and_then(Value::as_str) == Some(&name)
         });
-        if keep || !is_owned_by(object.owner_references(), owner) || object.metadata.deletion_timestamp.is_some() {
+        if keep || !is_owned_by(&**object, owner) || object.metadata.deletion_timestamp.is_some() {
             continue;
         }
         let types = TypeMeta { api_version: (*version).to_owned(), kind: (*kind).to_owned() };
@@ -178,8 +177,9 @@ pub async fn prune_children(
     Ok(pruned)
 }
 
-fn is_owned_by(owners: &[OwnerReference], uid: &str) -> bool {
-    owners.iter().any(|owner| owner.uid == uid)
+/// Whether the owner with this UID is among the owners of a live object.
+pub fn is_owned_by<K: ResourceExt>(live: &K, uid: &str) -> bool {
+    live.owner_references().iter().any(|owner| owner.uid == uid)
 }
 
 fn describe_owner(object: &DynamicObject) -> String {

@@ -111,7 +111,7 @@ impl fmt::Display for RivalLease {
     }
 }
 
-/// What the Leases of other operators mean for this one.
+/// Claim of this operator to its scope, given the Leases of the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ScopeClaim {
     /// No live Lease overlaps.

@@ -2,7 +2,6 @@
 //! each app's status whether it is served; owns `AppsSynced`.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
@@ -14,9 +13,10 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
 
-use super::context::{ControllerContext, ReconcileError, SharedContext};
+use super::context::{ControllerContext, SharedContext};
 use super::dereference;
-use super::registry_histories::record_registry;
+use super::reconcile_error::ReconcileError;
+use super::registry_histories::{change_wait, record_registry};
 use super::rendered_clusters::RenderedCluster;
 use super::rendering::render_cluster;
 use super::secret_reader::SecretUser;
@@ -26,7 +26,6 @@ use crate::api::{API_GROUP, RealtimeApp, RealtimeCluster, Reason};
 use crate::desired::render::REGISTRY_ANNOTATION;
 use crate::desired::{self, RefusedApp, ValidCluster};
 use crate::kubernetes::apply;
-use crate::process::clock;
 
 /// Time between two reconciles of a registry that is in sync; changes of apps and pods trigger earlier ones.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
@@ -43,10 +42,9 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
     if cluster.metadata.deletion_timestamp.is_some() {
         return Ok(None);
     }
-    let history = context.registries.of_cluster(cluster);
-    let wait = history.read().unwrap_or_else(PoisonError::into_inner).change_wait_ms(clock::now_ms());
-    if wait > 0 {
-        return Ok(Some(Duration::from_millis(wait)));
+    let wait = change_wait(&context.registries.of_cluster(cluster));
+    if !wait.is_zero() {
+        return Ok(Some(wait));
     }
     let result = reconcile_registry(context, cluster).await;
     let update = match &result {
@@ -132,9 +130,7 @@ async fn write_registry_secrets(
         }
         let name = secret.name_any();
         let live = context.secrets.read(&valid.namespace, &name, &user).await?;
-        if live.is_some_and(|live| {
-            live.owner_references().iter().any(|owner| owner.uid == uid) && live.data == secret.data
-        }) {
+        if live.is_some_and(|live| apply::is_owned_by(&*live, &uid) && live.data == secret.data) {
             continue;
         }
         let object = serde_json::to_value(&secret).map_err(malformed)?;

@@ -39,21 +39,29 @@ struct ClusterName {
 pub struct RunningProber {
     uid: String,
     cluster: ClusterName,
-    prober: Prober,
-    stop: CancellationToken,
+    current: ProberTask,
     app: AppId,
-    /// The prober of pods of a former template, while one of them waits for admission.
-    former: Option<FormerProber>,
+    /// The prober of pods of former templates, while one of them waits for admission: its evidence counts for them alone.
+    former: Option<ProberTask>,
     /// Consecutive replacements of pods, by server.
     pub replaced: BTreeMap<ServerKind, usize>,
     /// Number of pods that were admitted on record.
     pub on_record: usize,
 }
 
-/// Prober whose evidence counts for the admission of its pods alone.
-struct FormerProber {
+/// A running prober and the token that stops it.
+struct ProberTask {
     prober: Prober,
     stop: CancellationToken,
+}
+
+impl ProberTask {
+    /// Sends the plan, unless it asks for the journeys that are running.
+    fn update_plan(&self, plan: ProbePlan) {
+        if !self.prober.plan.borrow().is_same_as(&plan) {
+            self.prober.plan.send_replace(Arc::new(plan));
+        }
+    }
 }
 
 /// Latest results of a prober.
@@ -123,20 +131,17 @@ impl ClusterProbers {
             all.insert(name, running);
             return Ok(findings);
         };
-        let before = running.prober.plan.borrow().clone();
-        if before.fingerprint != plan.fingerprint {
+        if running.current.prober.plan.borrow().fingerprint != plan.fingerprint {
             running.replaced.clear();
             running.on_record = 0;
         }
-        if !before.is_same_as(&plan) {
-            running.prober.plan.send_replace(Arc::new(plan));
-        }
-        let verdict = running.prober.verdicts.borrow().clone();
+        running.current.update_plan(plan);
+        let verdict = running.current.prober.verdicts.borrow().clone();
         running.report_evidence(&context.metrics, &verdict);
         Ok(ProberFindings {
             // Before its first observation a prober knows no transport, and its verdict means nothing.
             verdict: (!verdict.transports.is_empty()).then_some(verdict),
-            standings: running.prober.pods.borrow().clone(),
+            standings: running.current.prober.pods.borrow().clone(),
             replaced: running.replaced.clone(),
             on_record: running.on_record,
         })
@@ -149,10 +154,10 @@ impl ClusterProbers {
         plan: ProbePlan,
     ) -> Result<RunningProber, ReconcileError> {
         let app = plan.app.id.clone();
-        let (prober, stop) = self.start_prober(context, cluster, plan, "prober")?;
+        let current = self.start_prober(context, cluster, plan, "prober")?;
         let uid = cluster.uid().unwrap_or_default();
         let cluster = ClusterName { namespace: cluster.namespace().unwrap_or_default(), name: cluster.name_any() };
-        Ok(RunningProber { uid, cluster, prober, stop, app, former: None, replaced: BTreeMap::new(), on_record: 0 })
+        Ok(RunningProber { uid, cluster, current, app, former: None, replaced: BTreeMap::new(), on_record: 0 })
     }
 
     /// Sends the plan of pods of a former template to their prober, starts it with the first plan, and stops it without
@@ -175,13 +180,10 @@ impl ClusterProbers {
             return Ok(BTreeMap::new());
         };
         let Some(former) = &running.former else {
-            let (prober, stop) = self.start_prober(context, cluster, plan, "prober of former pods")?;
-            running.former = Some(FormerProber { prober, stop });
+            running.former = Some(self.start_prober(context, cluster, plan, "prober of former pods")?);
             return Ok(BTreeMap::new());
         };
-        if !former.prober.plan.borrow().is_same_as(&plan) {
-            former.prober.plan.send_replace(Arc::new(plan));
-        }
+        former.update_plan(plan);
         Ok(former.prober.pods.borrow().clone())
     }
 
@@ -192,7 +194,7 @@ impl ClusterProbers {
         cluster: &RealtimeCluster,
         plan: ProbePlan,
         name: &str,
-    ) -> Result<(Prober, CancellationToken), ReconcileError> {
+    ) -> Result<ProberTask, ReconcileError> {
         let stop = self.shutdown.child_token();
         let task = format!("{name} of {}", cluster_key(cluster));
         let heartbeat = context.heartbeats.register(task, Some(PROBER_SILENCE_MAX), &stop);
@@ -213,7 +215,7 @@ impl ClusterProbers {
                 }
             }
         });
-        Ok((prober, stop))
+        Ok(ProberTask { prober, stop })
     }
 
     /// The latest verdict on a cluster, whatever plan it was reached by; `None` without a prober.
@@ -221,7 +223,7 @@ impl ClusterProbers {
         let all = self.lock_running();
         let running =
             all.get(&cluster_key(cluster)).filter(|running| Some(running.uid.as_str()) == cluster.uid().as_deref())?;
-        Some(running.prober.verdicts.borrow().clone())
+        Some(running.current.prober.verdicts.borrow().clone())
     }
 
     /// Changes the counts of a cluster's prober.
@@ -235,7 +237,7 @@ impl ClusterProbers {
 impl RunningProber {
     fn report_evidence(&self, metrics: &OperatorMetrics, verdict: &Verdict) {
         let ClusterName { namespace, name } = &self.cluster;
-        let interval = self.prober.plan.borrow().policy.interval;
+        let interval = self.current.prober.plan.borrow().policy.interval;
         metrics.series.round_interval_seconds.set(namespace, name, interval.as_secs_f64());
         if let Some(passed_ms) = verdict.passed_ms {
             let age = Duration::from_millis(clock::now_ms().saturating_sub(passed_ms));
@@ -244,9 +246,8 @@ impl RunningProber {
     }
 
     fn shut_down(&self, context: &ControllerContext) {
-        self.stop.cancel();
-        if let Some(former) = &self.former {
-            former.stop.cancel();
+        for task in std::iter::once(&self.current).chain(&self.former) {
+            task.stop.cancel();
         }
         let series = &context.metrics.series;
         series.evidence_age_seconds.remove(&self.cluster.namespace, &self.cluster.name);

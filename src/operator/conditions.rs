@@ -7,7 +7,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
-use super::findings::{ControllerFinding, FindingClass};
+use super::findings::ControllerFinding;
 use super::reconcile_error::ReconcileError;
 use super::status::ConditionUpdate;
 use crate::api::Reason;
@@ -137,17 +137,17 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
     }
     let find = |kind: &str| ControllerFinding::of_generation(inputs.known, kind, inputs.generation);
     let (stream, workloads) = (find(condition::STREAM_READY), find(condition::WORKLOADS_AVAILABLE));
-    let classed = |class: FindingClass| {
-        let findings = [&stream, &workloads].into_iter().flatten();
-        findings.clone().find(|finding| finding.class(inputs.known, inputs.generation, inputs.now) == class).cloned()
+    let is_terminal = |found: &&ControllerFinding| {
+        // The operator's own rights say nothing about a cluster that was proven: its journeys do.
+        found.is_terminal(inputs.known, inputs.generation, inputs.now)
+            && !(passed && found.reason == Reason::AccessDenied)
     };
-    // The operator's own rights say nothing about a cluster that was proven: its journeys do.
-    if let Some(ControllerFinding { reason, message, .. }) =
-        classed(FindingClass::Terminal).filter(|found| !(passed && found.reason == Reason::AccessDenied))
-    {
+    if let Some(found) = [&stream, &workloads].into_iter().flatten().find(is_terminal) {
+        let (reason, message) = (found.reason, found.message.clone());
         return ReadyState { ready: "False", reason, message, stalled: true, reconciling: false };
     }
-    if let Some(ControllerFinding { reason, message, .. }) = classed(FindingClass::Fault) {
+    if let Some(found) = stream.as_ref().filter(|found| !found.holds && found.reason == Reason::StreamMissing) {
+        let (reason, message) = (found.reason, found.message.clone());
         return ReadyState { ready: "False", reason, message, stalled: false, reconciling: false };
     }
     if let Some(error) = inputs.error {
@@ -226,7 +226,7 @@ fn inherit_readiness(inputs: &StatusInputs<'_>, passed: bool) -> Option<ReadySta
         return None;
     }
     let message = previous.message.clone();
-    let reason = Reason::ALL.iter().copied().find(|reason| reason.name() == previous.reason)?;
+    let reason = Reason::by_name(&previous.reason)?;
     match previous.status.as_str() {
         "True" if is_open(inputs.known, inputs.fingerprint, inputs.now) => {
             Some(ReadyState { ready: "True", reason, message, stalled: false, reconciling: false })
@@ -250,12 +250,12 @@ fn find_ready(known: &RealtimeClusterStatus) -> Option<&Condition> {
 /// Readiness while the operator's own calls fail, which is no finding about the cluster: the previous one of the same
 /// generation, until its proof is too old.
 fn keep_readiness(inputs: &StatusInputs<'_>, error: &ReconcileError) -> Option<ReadyState> {
-    if !error.is_operator_call() {
+    if !error.reason.is_operator_call() {
         return None;
     }
     let previous = find_ready(inputs.known).filter(|previous| previous.observed_generation == inputs.generation)?;
     if previous.status == "Unknown" {
-        let reason = Reason::ALL.iter().copied().find(|reason| reason.name() == previous.reason)?;
+        let reason = Reason::by_name(&previous.reason)?;
         let message = previous.message.clone();
         return Some(ReadyState { ready: "Unknown", reason, message, stalled: false, reconciling: true });
     }
@@ -298,7 +298,7 @@ fn assess_operator(inputs: &StatusInputs<'_>) -> ConditionUpdate {
         .into_iter()
         .filter_map(|kind| ControllerFinding::of_generation(inputs.known, kind, inputs.generation))
         .find(ControllerFinding::is_operator_call);
-    let own = inputs.error.filter(|error| error.is_operator_call());
+    let own = inputs.error.filter(|error| error.reason.is_operator_call());
     let failed = own.map(|error| (error.reason, error.message.clone()));
     let failed = failed.or_else(|| finding.map(|finding| (finding.reason, finding.message)));
     let (status, reason, message) = failed.map_or_else(

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::live_objects::LiveObjects;
 use super::metrics::OperatorMetrics;
-pub use super::reconcile_error::ReconcileError;
+use super::reconcile_error::ReconcileError;
 use super::registry_histories::RegistryHistories;
 use super::rendered_clusters::RenderedClusters;
 use super::secret_reader::SecretReader;

@@ -13,9 +13,10 @@ use kube::runtime::events::EventType;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::Instrument;
 
-use super::context::{ControllerContext, RECONCILE_TIMEOUT, ReconcileError, SharedContext, cluster_key};
+use super::context::{ControllerContext, RECONCILE_TIMEOUT, SharedContext, cluster_key};
 use super::controller_progress::{CONTROLLER_SILENCE_MAX, ControllerProgress, PROGRESS_CHECK_INTERVAL};
 use super::metrics::{ControllerName, ReconcileResult};
+use super::reconcile_error::ReconcileError;
 use crate::api::{RealtimeCluster, Reason};
 use crate::process::metrics::LabelValue;
 

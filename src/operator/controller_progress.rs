@@ -107,7 +107,7 @@ mod tests {
         due.finish("a/eu", resync, at(1));
         assert!(!due.is_overdue(at(36)) && due.is_overdue(at(37)), "a requeue that nothing takes up");
         due.begin("a/eu", at(36));
-        due.finish("a/eu", Some(Duration::from_secs(300)), at(40));
+        due.finish("a/eu", Some(Duration::from_mins(5)), at(40));
         assert!(!due.is_overdue(at(370)) && due.is_overdue(at(371)), "a controller may ask for any interval");
         due.begin("a/eu", at(360));
         due.finish("a/eu", None, at(361));

@@ -15,6 +15,7 @@ use super::secret_reader::SecretUser;
 use crate::api::{RealtimeCluster, Reason};
 use crate::desired::{self, AwsIdentity, ClusterCredentials, SecretTexts, ValidStream};
 use crate::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
+use crate::kubernetes::apply;
 
 /// Letters and digits of a generated secret. Lower-cased, 24 of them carry about 122 bits.
 const GENERATED_SECRET_LEN: usize = 24;
@@ -45,7 +46,7 @@ pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Res
     let generated = context.secrets.read(&namespace, &name, &SecretUser::of(cluster)).await?;
     let uid = cluster.uid().unwrap_or_default();
     if let Some(secret) = &generated
-        && !secret.owner_references().iter().any(|owner| owner.uid == uid)
+        && !apply::is_owned_by(&**secret, &uid)
     {
         let message = format!(
             "Secret {namespace}/{name} already exists and is not ours: it was not changed. Delete it, or rename the cluster"

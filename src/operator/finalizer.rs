@@ -10,7 +10,8 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
 
-use super::context::{ControllerContext, ReconcileError};
+use super::context::ControllerContext;
+use super::reconcile_error::ReconcileError;
 use crate::api::RealtimeCluster;
 use crate::desired::render::pod_labels;
 use crate::kubernetes::apply;
@@ -54,8 +55,8 @@ pub async fn finalize_cluster(
         let (namespace, uid) = (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
         let labels = pod_labels(&cluster.name_any());
         context.ensure_leader()?;
-        let deployments: Vec<_> =
-            context.live.children_of(cluster).into_iter().filter(|((_, kind), _)| *kind == "Deployment").collect();
+        let deployments = context.live.children_of_kind(cluster, "Deployment").into_iter();
+        let deployments: Vec<_> = deployments.map(|deployment| (("apps/v1", "Deployment"), deployment)).collect();
         apply::prune_children(&context.client, &deployments, &uid, &[]).await?;
         let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
         let pods = api.list(&ListParams::default().labels(&labels)).await;

@@ -1,4 +1,4 @@
-//! What the other controllers found about the present generation of a cluster, read from their conditions. Pure.
+//! Findings of the other controllers about the present generation of a cluster, read from their conditions. Pure.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
@@ -19,21 +19,6 @@ pub struct ControllerFinding {
     pub message: String,
 }
 
-/// What a finding means for Ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FindingClass {
-    /// The condition holds, so there is nothing to report.
-    Fine,
-    /// A person must act.
-    Terminal,
-    /// A fault of the cluster that may mend itself.
-    Fault,
-    /// The work is in progress.
-    UnderWay,
-    /// The operator could not read or write: nothing is known about the cluster.
-    OperatorCall,
-}
-
 impl ControllerFinding {
     /// The finding in a condition, unless it is of another generation, which says nothing about this one.
     pub fn of_generation(status: &RealtimeClusterStatus, kind: &str, generation: Option<i64>) -> Option<Self> {
@@ -41,7 +26,7 @@ impl ControllerFinding {
         let found = status.conditions.iter().find(is_current)?;
         Some(Self {
             holds: found.status == "True",
-            reason: Reason::ALL.iter().copied().find(|reason| reason.name() == found.reason)?,
+            reason: Reason::by_name(&found.reason)?,
             message: found.message.clone(),
         })
     }
@@ -59,28 +44,18 @@ impl ControllerFinding {
         since.is_some_and(|since| now.as_second() - since.as_second() >= ACCESS_DENIED_GRACE_SECONDS)
     }
 
-    /// What the finding means for Ready at this time.
-    pub fn class(&self, status: &RealtimeClusterStatus, generation: Option<i64>, now: Timestamp) -> FindingClass {
-        if self.holds {
-            return FindingClass::Fine;
-        }
-        match self.reason {
-            Reason::StreamNotOurs | Reason::StreamInvalid | Reason::ChildNotOurs | Reason::SpecInvalid => {
-                FindingClass::Terminal
+    /// Whether a person must act.
+    pub fn is_terminal(&self, status: &RealtimeClusterStatus, generation: Option<i64>, now: Timestamp) -> bool {
+        !self.holds
+            && match self.reason {
+                Reason::StreamNotOurs | Reason::StreamInvalid | Reason::ChildNotOurs | Reason::SpecInvalid => true,
+                Reason::AccessDenied => self.is_denied_for_long(status, generation, now),
+                _ => false,
             }
-            Reason::AccessDenied if self.is_denied_for_long(status, generation, now) => FindingClass::Terminal,
-            Reason::StreamMissing => FindingClass::Fault,
-            _ if self.is_operator_call() => FindingClass::OperatorCall,
-            _ => FindingClass::UnderWay,
-        }
     }
 
     /// Whether the operator's own call failed, however long it has done so.
     pub fn is_operator_call(&self) -> bool {
-        !self.holds
-            && matches!(
-                self.reason,
-                Reason::AccessDenied | Reason::StreamUnreachable | Reason::ApplyFailed | Reason::OperatorFault
-            )
+        !self.holds && self.reason.is_operator_call()
     }
 }

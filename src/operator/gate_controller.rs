@@ -16,10 +16,11 @@ use sha2::{Digest, Sha256};
 
 use super::cluster_probers::{ClusterProbers, ProberFindings};
 use super::conditions::{self, OWNED_CONDITIONS, StatusInputs, is_open, was_proven};
-use super::context::{ControllerContext, ReconcileError, SharedContext};
+use super::context::{ControllerContext, SharedContext};
 use super::dereference;
 use super::pod_admission::{self, AdmissionStep};
 use super::pods::{ServerPod, count_wanted_pods};
+use super::reconcile_error::ReconcileError;
 use super::registry_histories::begin_history;
 use super::rendered_clusters::RenderedCluster;
 use super::rendering::render_cluster;
@@ -69,7 +70,7 @@ pub async fn reconcile(
         Some(format!("{}: {}", pod.name, pod.refusal.as_deref().unwrap_or_default()))
     });
     // Without an observation the journeys run on by the last plan.
-    let latest = probers.latest_verdict(cluster);
+    let latest = if observation.is_none() { probers.latest_verdict(cluster) } else { None };
     let decision = conditions::decide_status(&StatusInputs {
         error: built.as_ref().err(),
         startup_refusal: refusal.as_deref(),

@@ -67,13 +67,18 @@ impl LiveObjects {
 
     /// The children of a cluster by their label, each with its API version and kind.
     pub fn children_of(&self, cluster: &RealtimeCluster) -> Vec<((&'static str, &'static str), Arc<DynamicObject>)> {
-        let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
         let found = |types: (&'static str, &'static str)| {
-            let index = self.children(types.1);
-            let objects = index.map(|index| index.find(&namespace, |object| belongs_to(object, &name)));
-            objects.unwrap_or_default().into_iter().map(move |object| (types, object))
+            self.children_of_kind(cluster, types.1).into_iter().map(move |object| (types, object))
         };
         CHILD_KINDS.into_iter().flat_map(found).collect()
+    }
+
+    /// The children of a cluster that are of one kind.
+    pub fn children_of_kind(&self, cluster: &RealtimeCluster, kind: &str) -> Vec<Arc<DynamicObject>> {
+        let name = cluster.name_any();
+        let index = self.children(kind);
+        let found = index.map(|index| index.find(&cluster.namespace().unwrap_or_default(), |o| belongs_to(o, &name)));
+        found.unwrap_or_default()
     }
 
     /// The pods of a cluster.
@@ -84,10 +89,8 @@ impl LiveObjects {
 
     /// The Services of a cluster.
     pub fn services_of(&self, cluster: &RealtimeCluster) -> Vec<Service> {
-        let name = cluster.name_any();
-        let index = self.children("Service");
-        let found = index.map(|index| index.find(&cluster.namespace().unwrap_or_default(), |o| belongs_to(o, &name)));
-        found.unwrap_or_default().iter().filter_map(|object| (**object).clone().try_parse().ok()).collect()
+        let found = self.children_of_kind(cluster, "Service");
+        found.iter().filter_map(|object| (**object).clone().try_parse().ok()).collect()
     }
 
     /// The apps of a cluster, the oldest first: of two with the same id the older keeps it.

@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{Container, EnvVar, Pod};
 use kube::ResourceExt;
 
 use crate::config::{ServerConfig, ServerKind};
 use crate::desired::render::{
     ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_digest,
 };
-use crate::desired::{DesiredObjects, PodFacts, SecretTexts, ValidCluster, decode_secret, resolve_variables};
+use crate::desired::{
+    DesiredObjects, PodFacts, SecretTexts, ValidCluster, decode_secret, resolve_variables, template_variables,
+};
 use crate::prober::{DispatcherPod, EdgePod};
 use crate::process::readiness_annotation;
 use crate::protocol::Transport;
@@ -131,8 +133,10 @@ impl ServerPod {
 
     /// The variables that were rendered for this pod, and the injected ones.
     fn rendered_variables(&self, desired: &DesiredObjects, secrets: &SecretTexts) -> Option<ServerConfig> {
-        let rendered = || desired.deployments.iter().find(|(server, _)| *server == self.server);
-        let rendered = || rendered().and_then(|(_, deployment)| first_variables(&deployment.spec.template));
+        let rendered = || {
+            let (_, deployment) = desired.deployments.iter().find(|(server, _)| *server == self.server)?;
+            Some(template_variables(&deployment.spec.template))
+        };
         let template = self.former.as_ref().map(|former| former.variables.as_slice()).or_else(rendered)?;
         let mut all = secrets.clone();
         for secret in &desired.secrets {
@@ -177,10 +181,6 @@ impl ServerPod {
             leaving: !self.current,
         })
     }
-}
-
-fn first_variables(template: &PodTemplateSpec) -> Option<&[EnvVar]> {
-    template.spec.as_ref()?.containers.first()?.env.as_deref()
 }
 
 /// Number of pods that the manifest asks for, by the transport that they carry.

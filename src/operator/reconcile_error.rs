@@ -52,14 +52,6 @@ impl ReconcileError {
         RETRY_MIN_BACKOFF.saturating_mul(2_u32.saturating_pow(failures.min(10))).min(longest)
     }
 
-    /// Whether the operator's own call failed, so that nothing is known about the cluster.
-    pub fn is_operator_call(&self) -> bool {
-        matches!(
-            self.reason,
-            Reason::ApplyFailed | Reason::AccessDenied | Reason::StreamUnreachable | Reason::OperatorFault
-        )
-    }
-
     /// The class of the error in metrics.
     pub fn metric_result(&self) -> ReconcileResult {
         match self.reason {

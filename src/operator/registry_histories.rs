@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use kube::ResourceExt;
 
@@ -43,8 +44,14 @@ pub fn record_registry(history: &SharedRegistryHistory, cluster: &ValidCluster) 
     history.write().unwrap_or_else(PoisonError::into_inner).record(digests, clock::now_ms());
 }
 
-/// The history, as far as the apps controller has recorded the registry. Before that, after a change of leader, it begins
-/// with the registry as this process renders it.
+/// Time until the registry may change again: changes in between are written together.
+pub fn change_wait(history: &SharedRegistryHistory) -> Duration {
+    let wait = history.read().unwrap_or_else(PoisonError::into_inner).change_wait_ms(clock::now_ms());
+    Duration::from_millis(wait)
+}
+
+/// Begins a history that the apps controller has not recorded yet, after a change of leader, with the registry as this
+/// process renders it.
 pub fn begin_history(history: &SharedRegistryHistory, cluster: &ValidCluster) {
     if !history.read().unwrap_or_else(PoisonError::into_inner).is_recorded() {
         record_registry(history, cluster);

@@ -14,6 +14,7 @@ use super::reconcile_error::ReconcileError;
 use super::secret_reader::SecretUser;
 use crate::api::RealtimeCluster;
 use crate::desired::ValidCluster;
+use crate::kubernetes::apply;
 
 /// Deletes the copies that are neither rendered nor named by a `ReplicaSet` with pods; returns the names of those that
 /// remain, for the status.
@@ -25,24 +26,25 @@ pub async fn prune_secret_copies(
     cluster: &RealtimeCluster,
     valid: &ValidCluster,
 ) -> Result<Vec<String>, ReconcileError> {
-    let mut used: BTreeSet<String> = valid.secret_copies.iter().map(|copy| copy.name.clone()).collect();
-    for ((_, kind), object) in context.live.children_of(cluster) {
-        if kind == "ReplicaSet" && has_pods(&object) {
-            used.extend(list_secret_names(&object.data));
-        }
-    }
+    let rendered = valid.secret_copies.iter().map(|copy| copy.name.clone());
+    let mut remaining: BTreeSet<String> = rendered.collect();
+    let replica_sets = context.live.children_of_kind(cluster, "ReplicaSet");
+    let of_pods: BTreeSet<String> = replica_sets
+        .iter()
+        .filter(|object| has_pods(object))
+        .flat_map(|object| list_secret_names(&object.data))
+        .collect();
     let known = cluster.status.as_ref().map(|status| status.secret_copies.clone()).unwrap_or_default();
-    let mut remaining: BTreeSet<String> = valid.secret_copies.iter().map(|copy| copy.name.clone()).collect();
-    let uid = cluster.metadata.uid.as_ref();
+    let uid = cluster.uid().unwrap_or_default();
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &valid.namespace);
     for name in known {
-        if used.contains(&name) {
+        if remaining.contains(&name) || of_pods.contains(&name) {
             remaining.insert(name);
             continue;
         }
         // The status is no proof of ownership: whoever may write it could name any Secret.
         let live = context.secrets.read(&valid.namespace, &name, &SecretUser::of(cluster)).await?;
-        let Some(live) = live.filter(|live| live.owner_references().iter().any(|owner| Some(&owner.uid) == uid)) else {
+        let Some(live) = live.filter(|live| apply::is_owned_by(&**live, &uid)) else {
             continue;
         };
         context.ensure_leader()?;

@@ -13,11 +13,11 @@ use kube::{Client, ResourceExt};
 
 use super::reconcile_error::ReconcileError;
 
-/// How long the content of a Secret is used before it is read again.
+/// Time after which the content of a Secret is read again.
 const FOUND_TTL: Duration = Duration::from_mins(1);
-/// How long a Secret counts as missing: somebody is about to create it.
+/// Time after which a missing Secret is looked for again: a user is about to create it.
 const MISSING_TTL: Duration = Duration::from_secs(2);
-/// How long the content of a Secret that nobody asks for is kept.
+/// Retention of the content of a Secret that no reconcile reads.
 const UNUSED_TTL: Duration = Duration::from_mins(10);
 /// Time between two searches for unused contents.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);

@@ -5,7 +5,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Map, Value, json};
 
-use super::context::{ControllerContext, ReconcileError};
+use super::context::ControllerContext;
+use super::reconcile_error::ReconcileError;
 use crate::api::{API_GROUP, RealtimeCluster, Reason};
 
 /// New content of one condition.

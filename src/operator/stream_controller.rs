@@ -10,8 +10,9 @@ use std::time::Duration;
 use kube::ResourceExt;
 use serde_json::{Map, Value};
 
-use super::context::{ControllerContext, ReconcileError, SharedContext};
+use super::context::{ControllerContext, SharedContext};
 use super::dereference;
+use super::reconcile_error::ReconcileError;
 use super::status::{self, ConditionUpdate, StatusPatch};
 use super::validation::validate_stream;
 use crate::api::cluster::{StreamStatus, WebhooksMode};

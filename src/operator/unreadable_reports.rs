@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::context::{ControllerContext, ReconcileError};
+use super::context::ControllerContext;
+use super::reconcile_error::ReconcileError;
 use super::unreadable_objects::{ObjectName, UnreadableReport};
 use crate::api::conditions::condition;
 use crate::api::{API_GROUP, Reason, check_schema, crd};

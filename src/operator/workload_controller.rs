@@ -11,9 +11,10 @@ use kube::api::DynamicObject;
 use kube::runtime::events::EventType;
 use serde_json::{Map, Value, json};
 
-use super::context::{ControllerContext, ReconcileError, SharedContext};
+use super::context::{ControllerContext, SharedContext};
 use super::dereference::generated_secret_name;
 use super::finalizer;
+use super::reconcile_error::ReconcileError;
 use super::rendering::render_cluster;
 use super::secret_copies::prune_secret_copies;
 use super::secret_reader::SecretUser;

@@ -7,7 +7,7 @@ use crate::protocol::{AppId, ChannelName, ShardId};
 /// Most tries for one shard: a shard that holds a thousandth of the keys is missed once in e^10.
 const CHOICE_ATTEMPTS_MAX: usize = 10_000;
 
-/// What precedes the nonce in the names of a journey's channels.
+/// Prefix of the nonce in the names of a journey's channels.
 const NONCE_PREFIX: &str = "-probe-";
 
 /// Whether a channel has the name of a journey's channel.

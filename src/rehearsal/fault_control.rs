@@ -21,7 +21,7 @@ use crate::protocol::{AppId, Secret};
 /// Requests that wait for their turn.
 const REQUEST_QUEUE_LEN: usize = 16;
 
-/// How long ago a change of the registry was made that a pod has not loaded; it has 90 s to load one.
+/// Age of the change of the registry that a pod has not loaded, beyond the 90 s that it has for one.
 const STALE_CHANGE_AGE: Duration = Duration::from_mins(2);
 
 /// Why a fault is not switched.

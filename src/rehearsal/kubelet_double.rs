@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::Deployment;
 
-use crate::desired::{DesiredObjects, MissingReference, PodFacts, SecretTexts, decode_secret, resolve_environment};
+use crate::desired::{
+    DesiredObjects, MissingReference, PodFacts, SecretTexts, decode_secret, resolve_variables, template_variables,
+};
 use crate::protocol::registry::{AppRegistry, ENDPOINTS_FILE};
 
 /// One pod of a Deployment.
@@ -43,7 +45,7 @@ pub fn rendered_pods(deployment: &Deployment, secrets: &SecretTexts) -> Result<V
             // 127.0.0.1 is the first.
             let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + u32::try_from(index).unwrap_or(0)).into();
             let facts = PodFacts { name: &pod, address: Some(address) };
-            let environment = resolve_environment(&deployment.spec.template, facts, secrets)?;
+            let environment = resolve_variables(template_variables(&deployment.spec.template), facts, secrets)?;
             Ok(RenderedPod { name: pod, address, environment })
         })
         .collect()

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use realtime_operator::api::Reason;
-use realtime_operator::desired::Manifests;
 use realtime_operator::gate::Verdict;
-use realtime_operator::rehearsal::{Fault, RehearsalOptions, RunningRehearsal, SwitchError};
+use realtime_operator::rehearsal::{Fault, RunningRehearsal, SwitchError};
+
+use crate::rehearsal::start_from;
 
 /// A cluster with a gate that is quick to judge, and a dispatcher that soon tries again.
 const MANIFEST: &str = concat!(
@@ -59,21 +60,6 @@ const OTHER_ROWS: [Row; 11] = [
     (Fault::Throttled, Reason::RecordRefused, "ProvisionedThroughputExceededException"),
 ];
 
-async fn start(manifest: &str) -> RunningRehearsal {
-    let mut manifests = Manifests::default();
-    manifests.add_file("eu.yaml", manifest).expect("a manifest");
-    let (_, cluster) = manifests.clusters.remove(0);
-    let options = RehearsalOptions {
-        cluster,
-        apps: manifests.apps.into_iter().map(|(_, app)| app).collect(),
-        secrets: BTreeMap::new(),
-        edits: vec![],
-        page_port: None,
-        interposers: BTreeMap::new(),
-    };
-    RunningRehearsal::start(options).await.expect("a rehearsal")
-}
-
 async fn wait_for(rehearsal: &mut RunningRehearsal, step: &str, enough: impl Fn(&Verdict) -> bool) -> Verdict {
     let verdicts = &mut rehearsal.prober.as_mut().expect("journeys").verdicts;
     let waited = tokio::time::timeout(VERDICT_TIMEOUT, verdicts.wait_for(|verdict| enough(verdict))).await;
@@ -85,7 +71,7 @@ async fn wait_for(rehearsal: &mut RunningRehearsal, step: &str, enough: impl Fn(
 /// Wrong, mended, wrong, mended, in one life.
 async fn run_row((fault, reason, part): Row) {
     let began = Instant::now();
-    let mut rehearsal = start(&format!("{MANIFEST}{APP}")).await;
+    let mut rehearsal = start_from(&format!("{MANIFEST}{APP}"), &[], BTreeMap::new()).await;
     wait_for(&mut rehearsal, &format!("{fault}: at first"), |verdict| verdict.ready).await;
     for time in ["first", "second"] {
         rehearsal.faults.switch(fault, true).await.expect("switched on");
@@ -114,7 +100,7 @@ async fn every_fault_is_refused_and_mended_twice_in_one_life() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fault_of_an_app_needs_an_app_and_is_not_switched_without() {
-    let rehearsal = start(MANIFEST).await;
+    let rehearsal = start_from(MANIFEST, &[], BTreeMap::new()).await;
     assert_eq!(rehearsal.faults.switch(Fault::AppSecret, true).await, Err(SwitchError::NoApp));
     assert!(rehearsal.faults.active().is_empty());
     rehearsal.stop().await;

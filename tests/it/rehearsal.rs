@@ -40,7 +40,8 @@ async fn start(edits: &[&str], between: BTreeMap<ServerKind, KinesisInterposer>)
     start_from(MANIFEST, edits, between).await
 }
 
-async fn start_from(
+/// Starts a rehearsal of a manifest with its apps.
+pub async fn start_from(
     manifest: &str,
     edits: &[&str],
     between: BTreeMap<ServerKind, KinesisInterposer>,
