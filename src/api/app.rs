@@ -36,8 +36,10 @@ pub struct RealtimeAppSpec {
     #[schemars(regex(pattern = "^[0-9]{1,20}$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("appID is immutable: create another app"))]
     pub app_id: String,
-    /// Pairs of key and secret, oldest first; by default one pair is generated.
+    /// Pairs of key and secret, oldest first, each with a Secret of its own; by default one pair is generated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    #[x_kube(validation = Rule::new("self.all(pair, self.exists_one(other, other.secretRef.name == pair.secretRef.name))").message("two entries reference the same Secret: reference each Secret once"))]
     pub credentials: Vec<AppCredential>,
     /// Whether the app accepts connections and publishes.
     #[serde(default)]
@@ -63,6 +65,8 @@ pub struct RealtimeAppSpec {
     pub limits: AppLimitsSpec,
     /// Endpoints that receive the app's webhooks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub webhooks: Vec<WebhookSpec>,
 }
 
@@ -114,14 +118,21 @@ impl Default for AppLimitsSpec {
 }
 
 /// An endpoint that receives webhooks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookSpec {
     /// Name of the endpoint, unique within the app.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// URL to which webhooks are posted.
-    #[schemars(regex(pattern = "^https?://.+"))]
+    /// URL to which webhooks are posted. Without `webhooks.allowedNetworks` of the cluster it is `https://` with a public
+    /// address and port 443 or 8443.
+    // An API server accepts a rule only if it can bound its cost.
+    #[schemars(length(max = 2048))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('https://') || self.startsWith('http://')").message("the URL has another scheme than https and http: write https://HOST/PATH"),
+        validation = Rule::new("!self.matches('^https?://[^/?#]*@')").message("the URL contains a user or a password: remove them, webhooks are signed instead"),
+        validation = Rule::new(r"!self.matches('^https?://') || self.matches('^https?://([^/?#@]*@)?(\\[[0-9A-Fa-f:.]+\\]|[^/?#@:\\\\\\[\\]\\s]+)(:[0-9]{1,5})?([/?#].*)?$')").message("the URL has no host that can be connected to: write https://HOST/PATH")
+    )]
     pub url: String,
     /// Kinds of events to send; by default all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::desired::OPERATOR_NAMESPACE;
 use crate::kubernetes::scope::WatchScope;
 use crate::operator::{self, OperatorError, OperatorSettings};
 use crate::process::{install_tls, signal, telemetry};
@@ -16,7 +17,7 @@ const EXIT_TASK_FAULT: u8 = 70;
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Namespace of the operator's own objects: its Lease and the receiver's slice of endpoints
-    #[arg(long, env = "POD_NAMESPACE", default_value = "realtime-operator")]
+    #[arg(long, env = "POD_NAMESPACE", default_value = OPERATOR_NAMESPACE)]
     namespace: String,
     /// Namespaces whose clusters this operator reconciles, separated by commas; all of them by default
     #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',', value_name = "NAMESPACES")]

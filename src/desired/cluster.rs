@@ -47,7 +47,7 @@ pub struct ValidCluster {
     pub gate: GateSettings,
     /// All served apps, with the probe app.
     pub registry: AppRegistry,
-    /// Apps that are not served, with their problems.
+    /// Apps that are not accepted, with their problems; those with a refused endpoint are in the registry all the same.
     pub refused: Vec<RefusedApp>,
     /// The app through which journeys run.
     pub probe: ProbeApp,

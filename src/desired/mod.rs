@@ -13,6 +13,7 @@ mod credentials;
 mod environment;
 pub mod manifest;
 mod problem;
+mod receiver;
 pub mod render;
 mod secret_copies;
 mod secret_references;
@@ -25,7 +26,8 @@ pub use cluster::{
 pub use credentials::{ClusterCredentials, GeneratedPair, generate_credentials};
 pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};
 pub use manifest::{InputError, Manifests};
-pub use problem::{ManifestProblem, RefusedApp};
+pub use problem::{ManifestProblem, RefusalCause, RefusedApp};
+pub use receiver::{OPERATOR_NAMESPACE, RECEIVER_PORT, RECEIVER_SERVICE, receiver_address};
 pub use render::{DesiredObjects, render_objects};
 pub use secret_copies::SecretCopy;
 pub use secret_references::{

@@ -35,6 +35,7 @@ use super::{
     apps_controller, gate_controller, receiver, stream_controller, unreadable_reports, watches, workload_controller,
 };
 use crate::api::RealtimeCluster;
+use crate::desired::receiver_address;
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::client::{ConnectError, build_clients};
 use crate::kubernetes::lease::{LEASE_SILENCE_MAX, LeaderElector, Leadership, LeaseLost};
@@ -176,12 +177,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         recorder: Recorder::new(clients.call.clone(), reporter),
         may_write: Box::new(move || rights.may_write()),
         receiver,
-        receiver_address: format!(
-            "{}.{}.svc:{}",
-            receiver::RECEIVER_SERVICE,
-            settings.namespace,
-            settings.receiver.port()
-        ),
+        receiver_address: receiver_address(&settings.namespace, settings.receiver.port()),
         kubernetes_uid: kubernetes,
         live: LiveObjects::default(),
         secrets: SecretReader::new(clients.call.clone()),
