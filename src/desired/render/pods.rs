@@ -20,7 +20,7 @@ use super::{
     ADMIN_PORT, APPS_PATH, PEER_PORT, POD_PATH, PUBLIC_PORT, child_labels, child_metadata, child_name, pod_selector,
     registry_secret_name,
 };
-use crate::config::ServerKind;
+use crate::config::{IAM_ROLE_ANNOTATION, ServerKind};
 use crate::protocol::registry::{BUCKET_COUNT, ENDPOINTS_FILE, file_name};
 
 /// User id of the image's unprivileged user.
@@ -44,7 +44,7 @@ pub(super) fn render_service_accounts(cluster: &ValidCluster) -> Vec<ServiceAcco
             let name = account_name(server);
             let mut metadata = child_metadata(cluster, child_name(cluster, name), name);
             if let AwsIdentity::Irsa(roles) = &cluster.stream.identity {
-                let annotation = ("eks.amazonaws.com/role-arn".to_owned(), roles.of_server(server).to_owned());
+                let annotation = (IAM_ROLE_ANNOTATION.to_owned(), roles.of_server(server).to_owned());
                 metadata.annotations = Some(BTreeMap::from([annotation]));
             }
             ServiceAccount { metadata, automount_service_account_token: Some(false), ..ServiceAccount::default() }
