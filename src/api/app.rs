@@ -210,6 +210,41 @@ pub struct RealtimeAppStatus {
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// Clusters that serve the app or refuse it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub clusters: Vec<AppClusterStatus>,
+}
+
+/// State of an app in one cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AppClusterStatus {
+    /// Name of the cluster.
+    pub name: String,
+    /// Pods that have loaded the app, of those that the cluster wanted when they were counted: `6/6`. Empty if the cluster
+    /// refuses the app.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub loaded: String,
+    /// `AppAccepted`, or the reason of the refusal.
+    #[serde(default)]
+    pub reason: String,
+    /// The refusal in one line; empty without one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+impl AppClusterStatus {
+    /// Whether the cluster accepts the app.
+    #[must_use]
+    pub fn is_accepted(&self) -> bool {
+        self.message.is_empty()
+    }
+
+    /// Whether every wanted pod of the cluster has loaded the app.
+    #[must_use]
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.split_once('/').is_some_and(|(loaded, wanted)| loaded == wanted)
+    }
 }
 
 fn unobserved_status() -> i64 {

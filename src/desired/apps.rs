@@ -180,6 +180,14 @@ fn resolve_credentials(
         let texts = secrets.get(secret);
         let text = |key: &str| texts.and_then(|texts| texts.get(key)).filter(|text| !text.is_empty());
         match (text("key"), text("secret")) {
+            // The key is part of URLs and of a header of webhooks.
+            (Some(key), Some(_)) if !key.bytes().all(|b| b.is_ascii_graphic()) => problems.push(ManifestProblem {
+                object: describe_app(raw),
+                path: format!("spec.credentials[{index}].secretRef"),
+                message: format!(
+                    "references the Secret `{secret}`, whose `key` has a blank or a character that no header can carry: write letters and digits"
+                ),
+            }),
             (Some(key), Some(secret)) => found.push(Credential {
                 key: AppKey(key.clone()),
                 secret: Secret::new(secret),

@@ -549,6 +549,26 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
     }
 
     #[test]
+    fn a_secret_with_a_line_end_is_that_without_and_a_key_with_a_blank_is_refused() {
+        let served = |key: &str| {
+            let secret = format!(
+                "apiVersion: v1\nkind: Secret\nmetadata: {{ name: shop, namespace: channels }}\nstringData: {{ key: {key}, secret: \"s\\n\" }}\n"
+            );
+            let mut manifests = Manifests::default();
+            manifests.add_file("s.yaml", &secret).expect("a Secret");
+            let texts = &manifests.secrets[&("channels".to_owned(), "shop".to_owned())];
+            let texts: Vec<(&str, &str)> = texts.iter().map(|(key, text)| (key.as_str(), text.as_str())).collect();
+            check(&[APP], &[("shop", &texts)]).expect("a cluster")
+        };
+        let cluster = served("\" k\\r\\n\"");
+        assert_eq!(cluster.registry.by_key("k").map(|app| app.credentials[0].secret.expose()), Some("s"));
+        for key in ["\"a b\"", "\"a\\nb\"", "ä"] {
+            let refused = served(key).refused;
+            assert!(refused[0].problems[0].to_string().contains("a character that no header can carry"), "{key}");
+        }
+    }
+
+    #[test]
     fn an_app_that_could_sign_nothing_is_refused() {
         let retiring = APP.replace("{ name: shop } }", "{ name: shop }, state: Retiring }");
         let cluster = check(&[&retiring], &[("shop", &[("key", "k"), ("secret", "s")])]).expect("a cluster");

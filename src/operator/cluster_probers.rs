@@ -226,6 +226,14 @@ impl ClusterProbers {
         Some(running.current.prober.verdicts.borrow().clone())
     }
 
+    /// The state of each pod of a cluster, by name; empty without a prober.
+    pub fn standings(&self, cluster: &RealtimeCluster) -> BTreeMap<String, PodStanding> {
+        let all = self.lock_running();
+        let running = all.get(&cluster_key(cluster));
+        let running = running.filter(|running| Some(running.uid.as_str()) == cluster.uid().as_deref());
+        running.map(|running| running.current.prober.pods.borrow().clone()).unwrap_or_default()
+    }
+
     /// Changes the counts of a cluster's prober.
     pub fn update_counts(&self, cluster: &RealtimeCluster, count: impl FnOnce(&mut RunningProber)) {
         if let Some(running) = self.lock_running().get_mut(&cluster_key(cluster)) {

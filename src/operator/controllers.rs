@@ -32,7 +32,8 @@ use super::secret_reader::SecretReader;
 use super::unreadable_objects::{LastVersion, UnreadableObjects, UnreadableReport, keep_readable};
 use super::watches::ControllerQueues;
 use super::{
-    apps_controller, gate_controller, receiver, stream_controller, unreadable_reports, watches, workload_controller,
+    app_status, apps_controller, gate_controller, receiver, stream_controller, unreadable_reports, watches,
+    workload_controller,
 };
 use crate::api::RealtimeCluster;
 use crate::desired::receiver_address;
@@ -381,6 +382,19 @@ async fn run_controllers(
                 async move { gate_controller::reconcile(&context, &probers, &cluster).await }
             })
         };
+        let reporting_unselected = async {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = app_status::report_unselected_apps(&context, &store) => {}
+            }
+        };
+        let registering = {
+            let (probers, store) = (probers.clone(), store.clone());
+            drive_controller(ControllerName::Apps, apps, context.clone(), move |context, cluster| {
+                let (probers, store) = (probers.clone(), store.clone());
+                async move { apps_controller::reconcile(&context, &probers, &store, &cluster).await }
+            })
+        };
         tokio::join!(
             drive_controller(ControllerName::Stream, stream, context.clone(), |context, cluster| async move {
                 stream_controller::reconcile(&context, &cluster).await
@@ -388,10 +402,9 @@ async fn run_controllers(
             drive_controller(ControllerName::Workload, workload, context.clone(), |context, cluster| async move {
                 workload_controller::reconcile(&context, &cluster).await
             }),
-            drive_controller(ControllerName::Apps, apps, context.clone(), |context, cluster| async move {
-                apps_controller::reconcile(&context, &cluster).await
-            }),
+            registering,
             gating,
+            reporting_unselected,
         );
     };
     let reporting = async {

@@ -135,6 +135,7 @@ mod tests {
             configuration: configuration.to_owned(),
             proof: ProcessProof { proven, reached, failure },
             drift: String::new(),
+            registry: None,
         }
     }
 

@@ -92,35 +92,24 @@ test("the operator's manifests are accepted, and let it grant Leases to dispatch
 });
 
 const REFUSALS = [
-  [
-    "webhooks that are off without the cluster's name",
-    { webhooks: { mode: "Off" } },
-    "webhooks.mode is Off: write the cluster's name into webhooks.acknowledgeNoWebhooks, or set mode: Kinesis",
-  ],
-  [
-    "webhooks that are off with another cluster's name",
-    { webhooks: { mode: "Off", acknowledgeNoWebhooks: "us" } },
-    "webhooks.mode is Off: write the cluster's name",
-  ],
-  [
-    "plain HTTP to Kinesis that nobody asked for",
-    { aws: { region: "eu-west-1", identity: { type: "PodIdentity" }, endpointURL: "http://kinesis:4567" } },
-    "endpointURL is not https://",
-  ],
-  [
-    "a variable that belongs to the operator",
-    { websocket: { env: [{ name: "REALTIME_WEBHOOKS", value: "off" }] } },
-    "this variable belongs to the operator",
-  ],
-  ["a field that does not exist", { webhook: { mode: "Kinesis" } }, 'unknown field "spec.webhook"'],
+  ...JSON.parse(file("tests/fixtures/refused.json")),
+  { what: "a field that does not exist", kind: "RealtimeCluster", name: "other", spec: { webhook: { mode: "Kinesis" } }, message: 'unknown field "spec.webhook"' },
 ];
 
-for (const [what, spec, message] of REFUSALS) {
+for (const { what, kind, name, spec, message, apiServer } of REFUSALS) {
   test(`refused: ${what}`, async () => {
-    const said = await refused({ ...cluster(spec), metadata: { name: "other", namespace: NAMESPACE } });
-    assert.ok(said.includes(message), said);
+    const base = kind === "RealtimeCluster" ? cluster(spec) : { ...cluster(), kind, spec };
+    const said = await refused({ ...base, metadata: { name, namespace: NAMESPACE } });
+    assert.ok(said.includes(apiServer ?? message), said);
   });
 }
+
+test("accepted: every URL that some cluster can allow", async () => {
+  const urls = ["https://a.test", "https://a.test:8443/x?y=https://b@c#d", "http://10.0.0.1/", "https://[2606:4700::1111]:443/", "https://müller.test/ä", "https://a_b.test/x@y"];
+  const webhooks = urls.map((url, index) => ({ name: `hook-${index}`, url }));
+  await apply({ ...cluster(), kind: "RealtimeApp", metadata: { name: "urls", namespace: NAMESPACE }, spec: { appID: "2", webhooks } });
+  await kubectl(["delete", "realtimeapp", "urls", "-n", NAMESPACE]);
+});
 
 test("refused: an Off without quotes, which is a boolean in YAML", async () => {
   const manifest = file("examples/eu.yaml", { "name: eu\n": "name: other\n", "  websocket:": "  webhooks: { mode: Off }\n  websocket:" });

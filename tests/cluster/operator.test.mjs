@@ -65,6 +65,8 @@ test("from apply to Ready, pod by pod, and not before a client's event arrived",
   assert.equal(found.status.stream.status, "ACTIVE");
   assert.equal(is(found, "Reconciling"), undefined);
   assert.equal(is(found, "Stalled"), undefined);
+  await kubectl(["wait", "--for=condition=Ready", "realtimeapp/shop", "-n", NAMESPACE, "--timeout=30s"]);
+  assert.deepEqual((await get("realtimeapp", NAMESPACE, "shop")).status.clusters, [{ name: "eu", loaded: "6/6", reason: "AppAccepted" }]);
   const first = cluster.versions[0].object;
   assert.equal(first.status.observedGeneration, -1);
 
@@ -469,6 +471,32 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   assert.match(await become("False/FanoutBroken", { timeout: 90_000 }), /bus between the servers does not answer/);
   await address(outside.redis.url);
   await ready(namespace, "eu", 60);
+
+  // Another name would leave undelivered events in the stream that exists.
+  await assert.rejects(spec(namespace, { webhooks: { stream: { name: "another" } } }), /webhooks\.stream\.name is immutable once the stream exists/);
+  await spec(namespace, { webhooks: { stream: { shards: 3 } } });
+  const pending = async () => (await get("realtimecluster", namespace, "eu")).status.stream.pendingSteps?.join();
+  await wait(async () => /^shards is 3, and the stream has 2: .* or write shards: 2$/.test(await pending()), { what: "the pending change of shards" });
+  await ready(namespace, "eu", 60);
+  await spec(namespace, { webhooks: { stream: { shards: 2 } } });
+  await wait(async () => (await pending()) === undefined, { what: "no pending change" });
+
+  const annotations = async () => (await get("serviceaccount", namespace, "eu-edge")).metadata.annotations ?? {};
+  await kubectl(["annotate", "serviceaccount", "eu-edge", "-n", namespace, "eks.amazonaws.com/role-arn=arn:aws:iam::1:role/x", "team=a"]);
+  await wait(async () => !("eks.amazonaws.com/role-arn" in (await annotations())), { what: "the removal of another identity's annotation" });
+  assert.equal((await annotations()).team, "a", "other annotations stay");
+
+  const shop = async () => {
+    const app = await get("realtimeapp", namespace, "shop");
+    return `${said(app)} ${condition(app, "Accepted").reason} ${condition(app, "Ready").message}`;
+  };
+  const webhook = (url) => kubectl(["patch", "realtimeapp", "shop", "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: { webhooks: [{ name: "orders", url }] } })]);
+  await webhook("http://10.0.0.1/hook");
+  await wait(async () => /^False\/EndpointNotAllowed EndpointNotAllowed .*gets no webhook from cluster eu: 10\.0\.0\.1 is not a public address/.test(await shop()), { what: "the endpoint that is not allowed" });
+  await webhook(outside.receiver.url);
+  await wait(async () => /^True\/AppAccepted AppAccepted/.test(await shop()), { timeout: 60_000, what: "the app to be loaded" });
+  await kubectl(["delete", "realtimecluster", "eu", "-n", namespace, "--timeout=60s"]);
+  await wait(async () => /^False\/NoCluster NoCluster/.test(await shop()), { timeout: 30_000, what: "the app without a cluster" });
 }));
 
 test("an operator killed during an install creates every object once", () => inNamespace("killed", async (namespace) => {
