@@ -82,7 +82,7 @@ pub enum SocketFraming {
 /// One read of a socket.
 #[derive(Debug)]
 pub enum SocketInput {
-    /// One message.
+    /// One message of the client.
     Message(Utf8Bytes),
     /// The messages of one frame; none of them is a sign of life.
     Messages(Vec<String>),
