@@ -170,7 +170,7 @@ pub enum IdentityType {
 pub struct IdentityRole {
     /// ARN of the role.
     #[serde(rename = "roleARN")]
-    #[schemars(regex(pattern = "^arn:"))]
+    #[schemars(length(max = 2048), regex(pattern = "^arn:"))]
     pub role_arn: String,
 }
 
