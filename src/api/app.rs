@@ -27,6 +27,7 @@ use super::{EnabledState, SecretRef};
     derive = "PartialEq",
     printcolumn(name = "App", type_ = "string", json_path = ".spec.appID"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

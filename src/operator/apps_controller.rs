@@ -35,7 +35,8 @@ use crate::protocol::AppId;
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// Time between two reconciles while waiting for another controller.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// Time between two reconciles while pods load a change: until then an app is not Ready.
+/// Time between two reconciles while pods load a change, for each thousand apps that are compared: until then an app is not
+/// Ready.
 const LOADING_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// Time between two pushes to pods: 20 a second, so that a large cluster does not burst against the API server.
 const PUSH_INTERVAL: Duration = Duration::from_millis(50);
@@ -82,7 +83,8 @@ pub async fn reconcile(
         let names = others.iter().map(|other| other.name_any()).chain([cluster.name_any()]).collect();
         let standings = probers.standings(cluster);
         if !update_app_statuses(context, cluster, &rendered, &standings, &names).await? {
-            wait = LOADING_CHECK_INTERVAL;
+            let thousands = u32::try_from(rendered.read.apps.len() / 1_000).unwrap_or(u32::MAX);
+            wait = LOADING_CHECK_INTERVAL.saturating_mul(thousands.saturating_add(1)).min(RESYNC_INTERVAL);
         }
     }
     Ok(Some(wait))
