@@ -5,7 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::status::{
-    EndpointsStatus, GateStatus, LastFailure, RealtimeClusterStatus, StreamStatus, TransportState, TransportStatus,
+    EndpointsStatus, GateStatus, LastFailure, PodReplacements, RealtimeClusterStatus, StreamStatus, TransportState,
+    TransportStatus,
 };
 use super::{EnabledState, SecretKeyRef, SecretRef};
 

@@ -274,10 +274,4 @@ impl AwsIdentity {
             Self::Irsa(_) | Self::PodIdentity | Self::WebIdentity(_) | Self::NodeRole => None,
         }
     }
-
-    /// Whether EKS injects variables of its own into pods with this identity.
-    #[must_use]
-    pub fn is_injected_by_eks(&self) -> bool {
-        matches!(self, Self::Irsa(_) | Self::PodIdentity)
-    }
 }

@@ -42,9 +42,7 @@ pub fn find_foreign_fields(desired: &Value, live: &Value) -> Vec<ForeignField> {
         for (list, key) in KEYED_LIST_FIELDS {
             let entries = index_by_key(&wanted[list], key);
             for (entry, value) in index_by_key(&container[list], key) {
-                if entries.get(entry).is_none_or(|wanted| !is_satisfied_by(wanted, value))
-                    && !is_injected_by_eks(list, entry)
-                {
+                if entries.get(entry).is_none_or(|wanted| !is_satisfied_by(wanted, value)) {
                     let manager = find_field_manager(live, name, list, Some((key, entry)));
                     found.push(ForeignField { field: format!("{list} {entry}"), manager });
                 }
@@ -83,7 +81,7 @@ pub fn find_leftover_paths(desired: &Value, live: &Value) -> Vec<String> {
             // From the end, so that earlier removals do not shift later indices.
             for (at, item) in items.iter().enumerate().rev() {
                 let entry = item[key].as_str().unwrap_or_default();
-                if !entries.contains_key(entry) && !is_injected_by_eks(list, entry) {
+                if !entries.contains_key(entry) {
                     paths.push(format!("{base}/containers/{index}/{list}/{at}"));
                 }
             }
@@ -108,18 +106,6 @@ fn find_leftover_annotations(desired: &Value, live: &Value) -> Vec<String> {
     let has = |object: &Value, name: &str| !object["metadata"]["annotations"][name].is_null();
     let leftovers = IDENTITY_ANNOTATIONS.iter().filter(|name| has(live, name) && !has(desired, name));
     leftovers.map(|name| format!("/metadata/annotations/{}", name.replace('~', "~0").replace('/', "~1"))).collect()
-}
-
-/// Whether EKS injects this entry into pods that use one of its identities: it is not removed.
-fn is_injected_by_eks(list: &str, entry: &str) -> bool {
-    match list {
-        "volumeMounts" => {
-            entry.starts_with("/var/run/secrets/eks.amazonaws.com")
-                || entry.starts_with("/var/run/secrets/pods.eks.amazonaws.com")
-                || entry.starts_with("/var/run/secrets/kubernetes.io")
-        }
-        _ => false,
-    }
 }
 
 fn pod_containers(object: &Value) -> &[Value] {

@@ -36,6 +36,7 @@ use super::{
     workload_controller,
 };
 use crate::api::RealtimeCluster;
+use crate::desired::KnownInjectors;
 use crate::desired::receiver_address;
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::client::{ConnectError, build_clients};
@@ -65,6 +66,8 @@ pub struct OperatorSettings {
     pub namespace: String,
     /// Namespaces whose clusters this operator reconciles.
     pub scope: WatchScope,
+    /// The injectors whose additions to pods are accepted.
+    pub known_injectors: KnownInjectors,
     /// Name of the operator's pod: its identity in the Lease.
     pub pod: String,
     /// Address of the operator's pod, under which dispatchers reach its webhook receiver.
@@ -186,6 +189,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         kinesis: KinesisConnections::default(),
         registries: RegistryHistories::default(),
         unreadable,
+        known_injectors: settings.known_injectors,
         scope: settings.scope,
         metrics,
         heartbeats: heartbeats.clone(),

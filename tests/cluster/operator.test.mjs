@@ -429,9 +429,46 @@ test("webhooks switched off by an admission policy: never Ready in one version, 
     await remove("webhooks-off");
   }
   const ended = Date.now();
+  // Pods are replaced three times at most, and ever more slowly.
+  await kubectl(["delete", "pods", "-n", namespace, "-l", `${COMPONENT}=sockjs`, "--wait=false"]);
   await ready(namespace, "eu", 60);
   console.log(`# policy removed to Ready: ${((Date.now() - ended) / 1000).toFixed(1)} s`);
   await Promise.all([cluster.stop(), podVersions.stop()]);
+}));
+
+test("known injectors are accepted and listed, and a pod with an unknown container is replaced, never admitted and named", { timeout: 240_000 }, () => inNamespace("injected", async (namespace) => {
+  const secured = 'Object.spec.containers.securityContext{allowPrivilegeEscalation: false, capabilities: Object.spec.containers.securityContext.capabilities{drop: ["ALL"]}}';
+  const sidecar = (name) => `Object.spec.containers{name: "${name}", image: "localhost/pause:1", securityContext: ${secured}}`;
+  const containers = (...list) => ({ patchType: "ApplyConfiguration", applyConfiguration: { expression: `Object{spec: Object.spec{containers: [${list.join(", ")}]}}` } });
+  const known = containers('Object.spec.containers{name: "sockjs", env: [Object.spec.containers.env{name: "DD_ENV", value: "trial"}]}', sidecar("linkerd-proxy"));
+  const names = ({ containers }) => containers.map(({ name }) => name);
+  await injected(policy("known-injector", "sockjs", known), namespace, "sockjs", (made) => names(made).includes("linkerd-proxy"));
+  try {
+    await injected(policy("unknown-injector", "websocket", containers(sidecar("stranger"))), namespace, "websocket", (made) => names(made).includes("stranger"));
+    const [cluster, podVersions] = await Promise.all([watchObject("realtimeclusters", namespace, "eu"), watchObject("pods", namespace)]);
+    try {
+      await apply(manifest(namespace));
+      for (const count of [1, 2]) {
+        const line = new RegExp(`^eu-websocket-[-a-z0-9]+ differs from its template: container stranger: want none, found one that no known injector adds; replaced ${count} of 3 times$`);
+        await cluster.until((object) => said(object) === "False/ConfigurationDrift" && line.test(condition(object, "Ready").message), {
+          timeout: 90_000, what: `the message after replacement ${count}`,
+        });
+      }
+      const strange = ({ object }) => names(object.spec).includes("stranger");
+      assert.ok(podVersions.versions.filter(strange).every(({ object }) => !object.metadata.annotations?.[ADMITTED]), "none was admitted");
+      assert.equal((await get("realtimecluster", namespace, "eu")).status.gate.replacements[0].count, 2);
+    } finally {
+      await remove("unknown-injector");
+    }
+    await kubectl(["delete", "pods", "-n", namespace, "-l", `${COMPONENT}=websocket`, "--wait=false"]);
+    await ready(namespace, "eu", 60);
+    const { gate } = (await get("realtimecluster", namespace, "eu")).status;
+    assert.deepEqual(gate.injectors.filter((name) => name !== "Kubernetes service account token"), ["Datadog", "Linkerd"]);
+    assert.ok((await pods(namespace, { [COMPONENT]: "sockjs" })).every((pod) => names(pod.spec).includes("linkerd-proxy")));
+    await Promise.all([cluster.stop(), podVersions.stop()]);
+  } finally {
+    await remove("known-injector");
+  }
 }));
 
 test("a Service named realtime-… and a cluster named realtime do no harm", () => inNamespace("links", async (namespace) => {

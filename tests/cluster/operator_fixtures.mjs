@@ -16,10 +16,26 @@ before(() =>
   diagnosed(async () => {
     [outside.redis, outside.kinesis, outside.receiver] = await Promise.all([startRedis(), startKinesis(), startReceiver()]);
     await applyCrds();
-    // A probe that kubelet answers with a restart would end the leader that a test stops.
-    await apply(file("examples/operator.yaml").replace(/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"));
+    await apply(operatorManifest());
     await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
   }));
+
+/** The operator's manifest, with a probe that never restarts the leader that a test stops, and one more known injector. */
+function operatorManifest() {
+  const injectors = `${file("src/desired/known_injectors.yaml")}  - name: trial\n    hostNames: ["realtime-operator-receiver.*"]\n`;
+  const metadata = { name: "known-injectors", namespace: OPERATOR_NAMESPACE };
+  const map = { apiVersion: "v1", kind: "ConfigMap", metadata, data: { "injectors.yaml": injectors } };
+  const changed = [
+    [/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"],
+    ["args: [operator]", "args: [operator, --known-injectors=/etc/known/injectors.yaml]\n          volumeMounts: [{ name: known, mountPath: /etc/known }]"],
+    [/( +)containers:\n( +)- name: operator\n/, "$1volumes: [{ name: known, configMap: { name: known-injectors } }]\n$1containers:\n$2- name: operator\n"],
+  ].reduce((text, [from, to]) => {
+    const replaced = text.replace(from, to);
+    assert.notEqual(replaced, text, `the manifest holds ${from}`);
+    return replaced;
+  }, file("examples/operator.yaml"));
+  return `${changed}---\n${JSON.stringify(map)}\n`;
+}
 
 // An operator that is gone first could not say that the clusters' pods have ended.
 after(async () => {
