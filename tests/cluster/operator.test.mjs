@@ -6,7 +6,7 @@ import PusherClient from "pusher-js";
 
 import { startedFields } from "../conformance/processes.mjs";
 import { apply, audit, condition, get, inNamespace, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, startRedis, wait, watchObject } from "./harness.mjs";
-import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
+import { COMPONENT, edges, is, kstatus, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
 
 const NAMESPACE = "channels";
 const ADMITTED = "realtime-operator.dev/admitted";
@@ -221,6 +221,10 @@ test("a broken rollout stops at its first pod, an evicted old pod serves again, 
     if (object.status.observedGeneration === late.status.observedGeneration) assert.equal(is(object, "Reconciling"), "True", said(object));
     if (object.status.observedGeneration > late.status.observedGeneration) assert.match(said(object), /^(Unknown|True)\//);
   }
+  const versions = cluster.versions.map(({ object }) => object).filter(({ metadata }) => metadata.generation >= broken.metadata.generation);
+  const computed = kstatus(versions).map((status, at) => `${versions[at].metadata.generation} ${status}`);
+  const [wrong, mended] = [broken.metadata.generation, broken.metadata.generation + 1];
+  assert.deepEqual([...new Set(computed)], [`${wrong} InProgress`, `${mended} InProgress`, `${mended} Current`], "by the rules of Flux and Helm");
   const old = [...serving.filter((name) => name !== returned.evicted), returned.name].sort();
   assert.deepEqual((await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).map(({ metadata }) => metadata.name).sort(), old);
   const fresh = podVersions.versions.filter(({ object }) => ![...serving, ...old].includes(object.metadata.name) && object.metadata.labels?.[COMPONENT] !== "dispatcher");
@@ -484,11 +488,14 @@ test("foreign objects are not changed, and missing or changed Secrets are report
     spec: { replicas: 0, selector: { matchLabels: { a: "b" } }, template: { metadata: { labels: { a: "b" } }, spec: { containers: [{ name: "c", image: "localhost/pause:1" }] } } },
   };
   await apply(theirs);
-  const become = (expected, options) =>
-    wait(async () => {
-      const found = await get("realtimecluster", namespace, "eu");
-      return `${said(found)}${is(found, "Stalled") === "True" ? " stalled" : ""}` === expected && condition(found, "Ready").message;
+  const become = async (expected, options) => {
+    const found = await wait(async () => {
+      const object = await get("realtimecluster", namespace, "eu");
+      return `${said(object)}${is(object, "Stalled") === "True" ? " stalled" : ""}` === expected && object;
     }, { timeout: 30_000, what: expected, ...options });
+    assert.deepEqual(kstatus([found]), [expected.endsWith("stalled") ? "Failed" : "InProgress"], "tools give up only where a person must act");
+    return condition(found, "Ready").message;
+  };
   await apply(manifest(namespace, { "    stream:\n": "    stream:\n      name: theirs\n", "key: url\n": "key: address\n", "replicas: 2": "replicas: 1" }));
   assert.match(await become("False/StreamNotOurs stalled"), /stream theirs already exists and carries no tag of ours: it was not changed/);
   assert.deepEqual(await outside.kinesis.call("ListTagsForStream", { StreamName: "theirs" }).then(({ Tags }) => Tags), []);

@@ -1,5 +1,6 @@
 // An operator on the cluster and the outside that its clusters need, for the tests of one file.
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
 import { after, before } from "node:test";
 
@@ -74,6 +75,12 @@ export const spec = (namespace, patch, name = "eu") =>
 export async function rotateSecret(namespace, secret, key, value, name = "eu") {
   await kubectl(["patch", "secret", secret, "-n", namespace, "--type=merge", "-p", JSON.stringify({ stringData: { [key]: value } })]);
   await kubectl(["annotate", "realtimecluster", name, "-n", namespace, "--overwrite", `realtime-operator.dev/rotated-at=${new Date().toISOString()}`]);
+}
+
+/** What kstatus, by whose rules Flux and Helm wait, makes of each object: `InProgress`, `Current`, `Failed`, `Terminating`. */
+export function kstatus(objects) {
+  const input = objects.map((object) => JSON.stringify(object)).join("\n");
+  return execFileSync(process.env.KSTATUS, { input, encoding: "utf8" }).trim().split("\n");
 }
 
 /** The process id of a pod's first container on this machine. `command` is in its command line. */
