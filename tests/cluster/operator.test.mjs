@@ -262,7 +262,7 @@ function policy(name, component, mutation) {
           objectSelector: { matchLabels: { [COMPONENT]: component } },
         },
         failurePolicy: "Fail", reinvocationPolicy: "Never",
-        mutations: [mutation],
+        mutations: [mutation].flat(),
       },
     },
     { apiVersion: "admissionregistration.k8s.io/v1", kind: `${kind}Binding`, metadata: { name }, spec: { policyName: name } },
@@ -442,13 +442,19 @@ test("webhooks switched off by an admission policy: never Ready in one version, 
 
 test("known injectors are accepted and listed, and a pod with an unknown container is replaced, never admitted and named", { timeout: 240_000 }, () => inNamespace("injected", async (namespace) => {
   const secured = 'Object.spec.containers.securityContext{allowPrivilegeEscalation: false, capabilities: Object.spec.containers.securityContext.capabilities{drop: ["ALL"]}}';
-  const sidecar = (name) => `Object.spec.containers{name: "${name}", image: "localhost/pause:1", securityContext: ${secured}}`;
-  const containers = (...list) => ({ patchType: "ApplyConfiguration", applyConfiguration: { expression: `Object{spec: Object.spec{containers: [${list.join(", ")}]}}` } });
-  const known = containers('Object.spec.containers{name: "sockjs", env: [Object.spec.containers.env{name: "DD_ENV", value: "trial"}]}', sidecar("linkerd-proxy"));
+  // Lists such as that of capabilities cannot be part of an apply configuration.
+  const sidecar = (name) => ({
+    patchType: "JSONPatch",
+    jsonPatch: { expression: `[JSONPatch{op: "add", path: "/spec/containers/-", value: Object.spec.containers{name: "${name}", image: "localhost/pause:1", securityContext: ${secured}}}]` },
+  });
+  const variable = {
+    patchType: "ApplyConfiguration",
+    applyConfiguration: { expression: 'Object{spec: Object.spec{containers: [Object.spec.containers{name: "sockjs", env: [Object.spec.containers.env{name: "DD_ENV", value: "trial"}]}]}}' },
+  };
   const names = ({ containers }) => containers.map(({ name }) => name);
-  await injected(policy("known-injector", "sockjs", known), namespace, "sockjs", (made) => names(made).includes("linkerd-proxy"));
+  await injected(policy("known-injector", "sockjs", [variable, sidecar("linkerd-proxy")]), namespace, "sockjs", (made) => names(made).includes("linkerd-proxy"));
   try {
-    await injected(policy("unknown-injector", "websocket", containers(sidecar("stranger"))), namespace, "websocket", (made) => names(made).includes("stranger"));
+    await injected(policy("unknown-injector", "websocket", sidecar("stranger")), namespace, "websocket", (made) => names(made).includes("stranger"));
     const [cluster, podVersions] = await Promise.all([watchObject("realtimeclusters", namespace, "eu"), watchObject("pods", namespace)]);
     try {
       await apply(manifest(namespace));
