@@ -247,8 +247,8 @@ async fn a_dispatcher_that_loses_one_kind_of_event_is_refused_and_the_kind_is_na
             assert_eq!(state(&verdict, transport), failing_at(Hop::Delivery), "{kind}: {verdict:?}");
         }
         assert_eq!(verdict.reason, Reason::WebhookMissing, "{kind}: {verdict:?}");
-        let told = format!("eu-dispatcher-0 read the {kind} of");
-        assert!(verdict.message.contains(&told), "{kind}: {}", verdict.message);
+        let expected = format!("eu-dispatcher-0 read the {kind} of");
+        assert!(verdict.message.contains(&expected), "{kind}: {}", verdict.message);
     }
 }
 

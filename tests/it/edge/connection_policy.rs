@@ -1,4 +1,4 @@
-//! Who may connect, how many of them, and what the others are told.
+//! Origins, keys and connection limits: a refused client receives the reason.
 
 use reqwest::{Method, Response};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -20,14 +20,14 @@ impl Ws {
             request.headers_mut().append(*name, value.parse().expect("a value"));
         }
         let (socket, _) = tokio_tungstenite::connect_async(request).await.expect("a socket");
-        Self { socket, id: String::new() }
+        Self { socket: Wire::new(socket), id: String::new() }
     }
 
-    /// What a socket that may not stay is told: an error and then the close frame, with one code.
+    /// The code of a refused socket, which is in an error and then in the close frame.
     async fn refusal(&mut self) -> u16 {
-        let told = self.expect("pusher:error").await.data["code"].clone();
+        let error = self.expect("pusher:error").await.data["code"].clone();
         let code = self.closed().await;
-        assert_eq!(told, json!(code));
+        assert_eq!(error, json!(code));
         code
     }
 }
@@ -38,7 +38,7 @@ impl Edge {
         if let Some(origin) = origin {
             request = request.header("origin", origin);
         }
-        timeout(PATIENCE, request.send()).await.expect("in time").expect("an answer")
+        within(WAIT_TIMEOUT, path, request.send()).await.expect("an answer")
     }
 
     async fn metric(&self, line: &str) {
@@ -101,8 +101,8 @@ async fn pages_of_other_origins_have_no_session_over_http() {
         let asked = format!("/pusher/app/key5/7/bad-{path}/{path}?{query}");
         let answer = edge.asked(Method::POST, &asked, Some(BAD), "").await;
         assert_eq!((answer.status().as_u16(), allows(&answer)), (200, BAD), "it may read why");
-        let told = answer.text().await.expect("a text");
-        assert!(told.starts_with("o\n") && told.contains("c[4009,"), "{told}");
+        let text = answer.text().await.expect("a text");
+        assert!(text.starts_with("o\n") && text.contains("c[4009,"), "{text}");
     }
     let answer = edge.asked(Method::POST, &format!("{base}/xhr?{query}"), Some(GOOD), "").await;
     assert_eq!((allows(&answer), answer.headers()["vary"].to_str().ok()), (GOOD, Some("Origin")));
@@ -127,7 +127,7 @@ async fn pages_of_other_origins_have_no_session_over_http() {
 async fn pages_of_other_origins_are_refused_when_a_sockjs_session_names_its_app() {
     let edge = start_with("sockjs", vec![app("1", true), guarded()], &[], MemoryBus::new(), None).await;
     let first = |key: &str| json!([json!({ "path": format!("/app/{key}?protocol=7") }).to_string()]).to_string();
-    for (n, (key, origin, told)) in [
+    for (n, (key, origin, expected)) in [
         ("key5", Some(BAD), "c[4009,"),
         ("key5", Some(GOOD), ESTABLISHED),
         ("key5", None, ESTABLISHED),
@@ -148,11 +148,11 @@ async fn pages_of_other_origins_are_refused_when_a_sockjs_session_names_its_app(
         if answer.contains("pusher:error") {
             answer = poll().await;
         }
-        assert!(answer.contains(told), "{key} {origin:?}: {answer}");
+        assert!(answer.contains(expected), "{key} {origin:?}: {answer}");
         let headers: Vec<_> = origin.map(|origin| ("origin", origin)).into_iter().collect();
         let mut socket = Ws::with(&edge, "/pusher/websocket", &headers).await;
         socket.text(&json!({ "path": format!("/app/{key}?protocol=7") }).to_string()).await;
-        if told == ESTABLISHED {
+        if expected == ESTABLISHED {
             socket.greeted().await;
         } else {
             assert_eq!(socket.refusal().await, 4009);
@@ -184,9 +184,10 @@ async fn the_connection_limit_of_an_app_holds_for_all_pods_together() {
     second.still_serves().await;
     Ws::with(&one, "/app/key3?protocol=7", &[]).await.greeted().await;
     drop(first);
-    let mut third = eventually("a place is given back", async || {
+    let mut third = eventually_ok("a released quota slot", async || {
         let mut ws = Ws::with(&two, path, &[]).await;
-        (ws.next().await.event == ESTABLISHED).then_some(ws)
+        let greeting = ws.next().await;
+        if greeting.event == ESTABLISHED { Ok(ws) } else { Err(greeting) }
     })
     .await;
     third.still_serves().await;
@@ -200,7 +201,7 @@ async fn no_client_adds_a_time_series() {
     let edge = start("websocket", MemoryBus::new(), None).await;
     let series = async || {
         let text = edge.admin("/metrics").await.text().await.expect("a text");
-        let families = openmetrics::read(&text).unwrap_or_else(|told| panic!("{told}"));
+        let families = openmetrics::read(&text).unwrap_or_else(|fault| panic!("{fault}"));
         families.values().flat_map(|family| family.series.keys().cloned()).collect::<Vec<_>>()
     };
     let attack = async |mark: &str| {

@@ -23,7 +23,7 @@ impl Bystander {
         Self { ws, heard: 0 }
     }
 
-    /// It is told what is published now, and was told nothing else.
+    /// It receives the event that is published now, and received nothing else.
     async fn hears(&mut self, edge: &Edge) {
         self.heard += 1;
         let body = json!({ "name": "news", "data": self.heard.to_string(), "channel": "private-bystander" });
@@ -55,7 +55,7 @@ impl Raw {
                 }
             }
         };
-        timeout(3 * PATIENCE, read).await.expect("an answer or the end in time");
+        within(3 * WAIT_TIMEOUT, "an answer or the end of the connection", read).await;
         let answer = String::from_utf8_lossy(&answer);
         answer.split(' ').nth(1).map_or(0, |status| status.parse().expect("a status"))
     }
@@ -63,7 +63,7 @@ impl Raw {
     /// Nothing more comes: the server has closed.
     async fn ended(&mut self) {
         let mut rest = Vec::new();
-        let ended = timeout(3 * PATIENCE, self.0.read_to_end(&mut rest)).await;
+        let ended = timeout(3 * WAIT_TIMEOUT, self.0.read_to_end(&mut rest)).await;
         assert!(ended.is_ok(), "the server holds a connection that it refused");
     }
 }
@@ -216,7 +216,7 @@ async fn frames_that_break_the_protocol_close_their_socket_alone_with_a_code() {
         ws.socket.get_mut().write_all(bytes).await.expect("written");
         assert_eq!(ws.closed().await, *code, "{name}");
         let mut sockjs = Ws::open(fallbacks.running.public, "/pusher/7/any/websocket").await;
-        assert_eq!(sockjs.message().await, Message::text("o"));
+        assert_eq!(received(&mut sockjs.socket, "open frame").await, Message::text("o"));
         sockjs.socket.get_mut().write_all(bytes).await.expect("written");
         assert_eq!(sockjs.closed().await, *code, "SockJS: {name}");
     }
@@ -224,7 +224,7 @@ async fn frames_that_break_the_protocol_close_their_socket_alone_with_a_code() {
     assert_eq!([refused(&sockets, "unreadable").await, refused(&fallbacks, "unreadable").await], [count; 2]);
     let mut ws = sockets.websocket().await;
     ws.socket.send(Message::binary(vec![0xff; 9])).await.expect("sent");
-    assert!(ws.expect("pusher:error").await.data["message"].as_str().is_some_and(|told| told.contains("binary")));
+    assert!(ws.expect("pusher:error").await.data["message"].as_str().is_some_and(|text| text.contains("binary")));
     ws.still_serves().await;
     bystander.hears(&sockets).await;
     sockets.stop().await;
@@ -259,10 +259,10 @@ async fn unusual_json_is_refused_or_forwarded_unchanged() {
         ("nothing", String::new(), "not a JSON object"),
     ] {
         ws.text(&text).await;
-        let message = ws.message().await;
+        let message = received(&mut ws.socket, name).await;
         assert!(message.len() < 32 << 10, "{name}: an answer of {} bytes", message.len());
-        let told = ServerMessage::parse(message.to_text().expect("text")).expect("a frame").data;
-        assert!(told["message"].as_str().is_some_and(|told| told.contains(part)), "{name}: {told}");
+        let error = ServerMessage::parse(message.to_text().expect("text")).expect("a frame").data;
+        assert!(error["message"].as_str().is_some_and(|text| text.contains(part)), "{name}: {error}");
     }
     for (name, data, passed) in [
         ("half a surrogate", r#""\ud800""#.to_owned(), r#""\ud800""#.to_owned()),
@@ -360,7 +360,7 @@ async fn a_huge_signed_text_is_refused_with_a_short_message() {
         } });
         ws.send(&message).await;
         for expected in ["pusher:error", "pusher:subscription_error"] {
-            let answer = ws.message().await;
+            let answer = received(&mut ws.socket, name).await;
             assert!(answer.len() < 32 << 10, "{name}: an answer of {} bytes", answer.len());
             let answer = ServerMessage::parse(answer.to_text().expect("text")).expect("a frame");
             assert_eq!(answer.event, expected, "{name}");
@@ -427,7 +427,7 @@ async fn an_http_client_that_did_not_read_receives_the_reason_when_it_polls_agai
             bystander.hears(&sockets).await;
         }
     };
-    timeout(3 * PATIENCE, ended).await.expect("in time");
+    within(3 * WAIT_TIMEOUT, "the end of the connection", ended).await;
     slow.abort();
     slow.receive().await;
     assert!(matches!(slow.frame().await, FallbackFrame::Close(4100, _)));
@@ -478,11 +478,8 @@ async fn many_sessions_of_one_client_end_when_it_does_not_return() {
     let opened = metric(&fallbacks, "realtime_edge_connections_opened_total{transport=\"xhr_polling\"}").await;
     assert_eq!(opened, COUNT, "those of SockJS that name no app are no sessions");
     bystander.hears(&sockets).await;
-    eventually("all have gone", async || {
-        let open = metric(&fallbacks, "realtime_edge_connections{transport=\"xhr_polling\"}").await;
-        (open == 0).then_some(())
-    })
-    .await;
+    let open = async || metric(&fallbacks, "realtime_edge_connections{transport=\"xhr_polling\"}").await;
+    eventually("the end of every session", open, |open| *open == 0).await;
     assert!(began.elapsed() > Duration::from_secs(5));
     bystander.hears(&sockets).await;
     sockets.stop().await;
@@ -500,7 +497,7 @@ fn peak(process: u32) -> u64 {
 async fn declared_lengths_take_no_more_memory_than_the_bounds_of_the_process() {
     const EACH: usize = 100;
     let apps = tempfile::tempdir().expect("a directory");
-    write_apps(apps.path(), vec![app("1", true)]);
+    write_registry(apps.path(), vec![app("1", true)]);
     let own = [
         ("REALTIME_TRANSPORTS", "websocket".to_owned()),
         ("REALTIME_WEBHOOKS", "off".to_owned()),
