@@ -2,11 +2,11 @@
 // surrounds the nodes. No operator runs.
 import assert from "node:assert/strict";
 import { connect } from "node:net";
-import { after, before, test } from "node:test";
+import { before, test } from "node:test";
 
 import {
   apply, applyCrds, audit, deleteNamespace, diagnosed, file, get, HOST, IMAGE, kubectl, logs, OPERATOR_NAMESPACE, refused, service, startKinesis,
-  startRedis, wait, watchObject,
+  startRedis, tearDown, wait, watchObject,
 } from "./harness.mjs";
 
 const NAMESPACE = "channels";
@@ -66,7 +66,7 @@ before(() =>
     await wait(() => get("serviceaccount", NAMESPACE, "default"), { what: "the default ServiceAccount" });
   }));
 
-after(() => deleteNamespace(NAMESPACE));
+tearDown(() => deleteNamespace(NAMESPACE));
 
 test("the smallest manifest is accepted, and its status is unobserved", async () => {
   await apply(cluster());
