@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt, stream};
 use realtime_operator::kinesis::{KinesisClient, ReadPosition};
+use realtime_operator::process::clock;
 use realtime_operator::protocol::record::{EventKind, EventOrder, RecordedEvent, StreamRecord};
 use realtime_operator::protocol::{Secret, ShardId, signature};
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use super::fixtures::{start_kinesis, write_registry};
 use super::processes::{Server, build_registry_app, environment};
 use super::redis::server::Redis;
+use super::waiting::describe_last;
 
 /// Longest that a test waits for one thing: thousands of clients join.
 const CROWD_TIMEOUT: Duration = Duration::from_mins(1);
@@ -82,38 +84,55 @@ fn path(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// Time in which a record may still become visible before records that were read. The double of Kinesis numbers a record
+/// before it stores it, so on a busy machine a reader can pass a record that is on its way.
+const OVERLAP_MS: u64 = 10_000;
+
+/// A shard, read again and again from a record that is older than [`OVERLAP_MS`].
+struct ShardReader {
+    id: ShardId,
+    position: ReadPosition,
+    seen: BTreeSet<String>,
+}
+
 /// Reads the stream on and on.
 struct Reader {
     client: KinesisClient,
-    iterators: BTreeMap<ShardId, String>,
+    shards: Vec<ShardReader>,
     /// Every event, by channel.
     events: Vec<(String, RecordedEvent)>,
 }
 
 impl Reader {
     async fn new(client: KinesisClient) -> Self {
-        let mut iterators = BTreeMap::new();
-        for shard in client.list_shards().await.expect("shards") {
-            let iterator = client.request_iterator(&shard.id, &ReadPosition::TrimHorizon).await.expect("an iterator");
-            iterators.insert(shard.id, iterator);
-        }
-        Self { client, iterators, events: vec![] }
+        let shards = client.list_shards().await.expect("shards").into_iter();
+        let reader = |id| ShardReader { id, position: ReadPosition::TrimHorizon, seen: BTreeSet::new() };
+        Self { shards: shards.map(|shard| reader(shard.id)).collect(), client, events: vec![] }
     }
 
     async fn read(&mut self) {
-        for iterator in self.iterators.values_mut() {
-            let page = self.client.read(iterator, 1_000).await.expect("a page");
-            for read in page.records {
-                let record = StreamRecord::parse(&read.data).expect("a record");
-                let channel = record.channel.to_string();
-                self.events.extend(record.events.into_iter().map(|event| (channel.clone(), event)));
+        let settled_ms = clock::now_ms() - OVERLAP_MS;
+        for shard in &mut self.shards {
+            let mut next = Some(self.client.request_iterator(&shard.id, &shard.position).await.expect("an iterator"));
+            while let Some(iterator) = next {
+                let page = self.client.read(&iterator, 1_000).await.expect("a page");
+                next = page.next.filter(|_| !page.records.is_empty());
+                for read in page.records {
+                    if read.arrival_ms < settled_ms {
+                        shard.position = ReadPosition::After(read.sequence.clone());
+                    }
+                    if shard.seen.insert(read.sequence) {
+                        let record = StreamRecord::parse(&read.data).expect("a record");
+                        let channel = record.channel.to_string();
+                        self.events.extend(record.events.into_iter().map(|event| (channel.clone(), event)));
+                    }
+                }
             }
-            *iterator = page.next.expect("an open shard");
         }
     }
 
     /// Reads until something holds of all events, and returns when it did.
-    async fn until(&mut self, what: &str, holds: impl Fn(&[(String, RecordedEvent)]) -> bool) -> Instant {
+    async fn until(&mut self, awaited: &str, holds: impl Fn(&[(String, RecordedEvent)]) -> bool) -> Instant {
         let read = async {
             while !holds(&self.events) {
                 sleep(Duration::from_millis(100)).await;
@@ -122,8 +141,10 @@ impl Reader {
             Instant::now()
         };
         let read = timeout(CROWD_TIMEOUT, read).await;
-        let (count, last) = (self.events.len(), self.events.last());
-        read.unwrap_or_else(|_| panic!("not within {CROWD_TIMEOUT:?}: {what}; {count} events came, the last {last:?}"))
+        read.unwrap_or_else(|_| {
+            let (count, last) = (self.events.len(), describe_last(Some(&self.state())));
+            panic!("not within {CROWD_TIMEOUT:?}: {awaited}; {count} events came; {last}")
+        })
     }
 
     /// The state after all events in their order: per channel, its users, and `None` for occupied.
