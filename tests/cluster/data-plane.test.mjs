@@ -68,6 +68,18 @@ before(() =>
 
 tearDown(() => deleteNamespace(NAMESPACE));
 
+test("a namespace that is not deleted in time is named with its finalizers", async () => {
+  const name = "stays";
+  await kubectl(["create", "namespace", name]);
+  await apply({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: "held", namespace: name, finalizers: ["example.com/held"] } });
+  try {
+    await assert.rejects(deleteNamespace(name, 5), /namespace stays is not deleted after 5 s[^]*ConfigMap\/held has the finalizers example\.com\/held/);
+  } finally {
+    await kubectl(["patch", "configmap", "held", "-n", name, "--type=merge", "-p", JSON.stringify({ metadata: { finalizers: null } })]);
+  }
+  await deleteNamespace(name);
+});
+
 test("the smallest manifest is accepted, and its status is unobserved", async () => {
   await apply(cluster());
   const { spec, status } = await get("realtimecluster", NAMESPACE, "eu");
