@@ -60,10 +60,13 @@ pub struct Edge {
     pub http: reqwest::Client,
 }
 
+/// The values of an edge; `more` replaces some of them.
 fn values(server: &str, webhooks: &str, apps: &Path, more: &[(&str, &str)]) -> ServerConfig {
+    let fallbacks = "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource";
     let transports = match server {
-        "websocket" => "websocket",
-        _ => "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource",
+        "websocket" => "websocket".to_owned(),
+        "sockjs" => fallbacks.to_owned(),
+        _ => format!("websocket,{fallbacks}"),
     };
     let variables = [
         ("REALTIME_CLUSTER", "ns/eu"),
@@ -72,7 +75,7 @@ fn values(server: &str, webhooks: &str, apps: &Path, more: &[(&str, &str)]) -> S
         ("REALTIME_POD", "pod-1"),
         ("REALTIME_ADMIN_TOKEN", TOKEN),
         ("REALTIME_APPS_PATH", apps.to_str().expect("a path")),
-        ("REALTIME_TRANSPORTS", transports),
+        ("REALTIME_TRANSPORTS", &transports),
         ("REALTIME_WEBHOOKS", webhooks),
         ("REALTIME_STREAM_NAME", "events"),
         ("REALTIME_BUS", "memory"),
@@ -136,6 +139,13 @@ impl Edge {
         let query = rest::signed_query(&format!("key{app}"), &secret, ("POST", &path), body.as_bytes(), now);
         let url = url::Url::parse_with_params(&self.url(&path), query).expect("a url");
         self.http.post(url).body(body).send().await.expect("an answer")
+    }
+
+    /// A counter or gauge, 0 while it has no series.
+    async fn metric(&self, series: &str) -> u64 {
+        let page = self.admin("/metrics").await.text().await.expect("a text");
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0, |value| value.parse().expect("a number"))
     }
 
     pub async fn admin(&self, path: &str) -> reqwest::Response {

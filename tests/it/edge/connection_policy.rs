@@ -41,9 +41,8 @@ impl Edge {
         within(WAIT_TIMEOUT, path, request.send()).await.expect("an answer")
     }
 
-    async fn metric(&self, line: &str) {
-        let metrics = self.admin("/metrics").await.text().await.expect("a text");
-        assert!(metrics.lines().any(|found| found == line), "{line} in {metrics}");
+    pub(super) async fn refusals(&self, reason: &str) -> u64 {
+        self.metric(&format!("realtime_edge_refusals_total{{reason=\"{reason}\"}}")).await
     }
 }
 
@@ -77,7 +76,7 @@ async fn a_socket_is_closed_with_pushers_code() {
     for (reason, count) in
         [("app_unknown", 1), ("app_disabled", 1), ("path_unknown", 4), ("protocol", 4), ("origin", 3)]
     {
-        edge.metric(&format!("realtime_edge_refusals_total{{reason=\"{reason}\"}} {count}")).await;
+        assert_eq!(edge.refusals(reason).await, count, "{reason}");
     }
     for (path, headers) in [
         ("/app/key5?protocol=7", vec![("origin", GOOD)]),
@@ -119,7 +118,7 @@ async fn pages_of_other_origins_have_no_session_over_http() {
     assert_eq!((answer.status().as_u16(), allows(&answer)), (204, GOOD));
     let open = edge.asked(Method::POST, &format!("/pusher/app/key1/7/other/xhr?{query}"), Some(BAD), "").await;
     assert_eq!((allows(&open), open.headers().get("vary")), ("*", None), "an app without a list");
-    edge.metric("realtime_edge_refusals_total{reason=\"origin\"} 4").await;
+    assert_eq!(edge.refusals("origin").await, 4);
     edge.stop().await;
 }
 
@@ -175,7 +174,7 @@ async fn the_connection_limit_of_an_app_holds_for_all_pods_together() {
     let path = "/app/key1?protocol=7";
     for edge in [&one, &two] {
         assert_eq!(Ws::with(edge, path, &[]).await.refusal().await, 4004);
-        edge.metric("realtime_edge_refusals_total{reason=\"over_quota\"} 1").await;
+        assert_eq!(edge.refusals("over_quota").await, 1);
     }
     let mut xhr = Xhr::new(&fallbacks, "key1", "one-too-many", "xhr_streaming");
     assert_eq!(xhr.frame().await, FallbackFrame::Open);

@@ -6,7 +6,6 @@ use std::time::Instant;
 use realtime_operator::bus::{ChannelKey, ChannelStore, RedisBus};
 use realtime_operator::protocol::ChannelName;
 
-use super::relay::counter;
 use super::*;
 use crate::redis::server::Redis;
 
@@ -30,7 +29,7 @@ async fn edge_on(server: &str, redis: &Redis, pod: &str) -> Edge {
 }
 
 async fn waiting(edge: &Edge, count: u64) {
-    let pending = async || counter(edge, "realtime_edge_pending_subscriptions").await;
+    let pending = async || edge.metric("realtime_edge_pending_subscriptions").await;
     eventually(&format!("{count} pending subscriptions"), pending, |pending| *pending == count).await;
 }
 
@@ -78,7 +77,7 @@ async fn presence_subscriptions_wait_while_redis_is_unavailable_and_receive_the_
     let unsubscribe = json!({ "event": "pusher:unsubscribe", "data": { "channel": "presence-room" } });
     changes_its_mind.send(&unsubscribe).await;
     waiting(&one, 2).await;
-    assert_eq!(counter(&one, "realtime_edge_pending_subscription_outcomes_total{result=\"left\"}").await, 2);
+    assert_eq!(one.metric("realtime_edge_pending_subscription_outcomes_total{result=\"left\"}").await, 2);
 
     let _empty = redis.replace().await;
     let back = Instant::now();
@@ -100,7 +99,7 @@ async fn presence_subscriptions_wait_while_redis_is_unavailable_and_receive_the_
     assert_eq!(bus.inspect_channel(&subject("presence-other")).await.expect("seen").users, ["changes"]);
     waiting(&one, 0).await;
     waiting(&two, 0).await;
-    assert_eq!(counter(&one, "realtime_edge_pending_subscription_outcomes_total{result=\"entered\"}").await, 2);
+    assert_eq!(one.metric("realtime_edge_pending_subscription_outcomes_total{result=\"entered\"}").await, 2);
     // What is said there from now on is heard by them.
     let mut missing: BTreeSet<&str> = ["came", "over-http"].into();
     while !missing.is_empty() {
@@ -137,5 +136,5 @@ async fn a_presence_subscription_that_times_out_is_refused_and_its_client_stays_
     assert!(asked.elapsed() > Duration::from_secs(15), "{:?}", asked.elapsed());
     client.still_serves().await;
     waiting(&edge, 0).await;
-    assert_eq!(counter(&edge, "realtime_edge_pending_subscription_outcomes_total{result=\"refused\"}").await, 1);
+    assert_eq!(edge.metric("realtime_edge_pending_subscription_outcomes_total{result=\"refused\"}").await, 1);
 }

@@ -20,7 +20,7 @@ use crate::redis::server::{Redis, start_redis_cluster};
 pub(super) use page::Page;
 use page::once;
 use pods::round_robin;
-pub(super) use pods::{Cluster, SECRET, counter, fast, start_processes};
+pub(super) use pods::{Cluster, SECRET, fast, start_processes};
 
 /// Messages each way.
 const MANY: usize = 1_000;
@@ -167,7 +167,7 @@ async fn the_peer_secret_is_rotated_while_sessions_are_relayed() {
     }
     for (owner, refuses) in [(0, true), (1, false), (2, false), (3, true)] {
         let metric = "realtime_edge_relay_refusals_total{reason=\"forged\"}";
-        assert_eq!(counter(&pods.pods[owner], metric).await > 0, refuses, "{owner}");
+        assert_eq!(pods.pods[owner].metric(metric).await > 0, refuses, "{owner}");
     }
 }
 
@@ -338,10 +338,10 @@ async fn relayed_requests_without_a_valid_signature_are_refused_and_counted() {
         [("forged", 3), ("replayed", 1), ("expired", 1), ("two_hops", 1), ("not_a_session", 5), ("public_port", 1)]
     {
         let metric = format!("realtime_edge_relay_refusals_total{{reason=\"{reason}\"}}");
-        assert_eq!(counter(pod, &metric).await, count, "{reason}");
+        assert_eq!(pod.metric(&metric).await, count, "{reason}");
     }
     let wrong = "realtime_edge_relay_refusals_total{reason=\"wrong_target\"}";
-    assert_eq!(counter(&pods.pods[1], wrong).await, 1);
+    assert_eq!(pods.pods[1].metric(wrong).await, 1);
 }
 
 /// Three processes, of which one is killed.

@@ -1,6 +1,6 @@
 //! Edges that relay to each other: in this process, or as processes of their own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -56,8 +56,15 @@ impl Cluster {
         for (listener, secret) in listeners.into_iter().zip(secrets) {
             let apps = tempfile::tempdir().expect("a directory");
             write_registry(apps.path(), vec![fast()]);
-            let address = listener.local_addr().expect("an address").ip();
-            let values = relayed_values(apps.path(), redis, address, (uid, server), secret);
+            let address = listener.local_addr().expect("an address").ip().to_string();
+            let own = [
+                ("REALTIME_CLUSTER_UID", uid),
+                ("REALTIME_POD_IP", &address),
+                ("REALTIME_PEER_SECRET", secret),
+                ("REALTIME_BUS", "redis"),
+                ("REALTIME_REDIS_URL", redis),
+            ];
+            let values = values(server, "off", apps.path(), &own);
             let shutdown = CancellationToken::new();
             let bus = RedisBus::connect(redis, uid, &format!("p{}", pods.len()), shutdown.clone()).await;
             let deps = EdgeDependencies {
@@ -80,53 +87,16 @@ impl Cluster {
     pub async fn sum(&self, metric: &str) -> u64 {
         let mut sum = 0;
         for pod in &self.pods {
-            sum += counter(pod, metric).await;
+            sum += pod.metric(metric).await;
         }
         sum
     }
-}
-
-pub async fn counter(pod: &Edge, metric: &str) -> u64 {
-    let text = pod.admin("/metrics").await.text().await.expect("a text");
-    let line = text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
-    line.map_or(0, |value| value.parse().expect("a number"))
 }
 
 pub fn fast() -> App {
     let mut app = app("1", true);
     app.limits.client_events_per_second = 1_000_000;
     app
-}
-
-pub fn relayed_values(
-    apps: &Path,
-    redis: &str,
-    address: IpAddr,
-    (uid, server): (&str, &str),
-    secret: &str,
-) -> ServerConfig {
-    let address = address.to_string();
-    let fallbacks =
-        "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource".to_owned();
-    let transports = if server == "edge" { format!("websocket,{fallbacks}") } else { fallbacks };
-    let variables = [
-        ("REALTIME_CLUSTER", "ns/eu"),
-        ("REALTIME_CLUSTER_UID", uid),
-        ("REALTIME_SERVER", server),
-        ("REALTIME_POD", "pod-1"),
-        ("REALTIME_POD_IP", &address),
-        ("REALTIME_PEER_SECRET", secret),
-        ("REALTIME_ADMIN_TOKEN", TOKEN),
-        ("REALTIME_APPS_PATH", apps.to_str().expect("a path")),
-        ("REALTIME_TRANSPORTS", &transports),
-        ("REALTIME_WEBHOOKS", "off"),
-        ("REALTIME_BUS", "redis"),
-        ("REALTIME_REDIS_URL", redis),
-        ("REALTIME_ADMISSION", "none"),
-        ("REALTIME_AWS_IDENTITY", "PodIdentity"),
-        ("AWS_REGION", "eu-west-1"),
-    ];
-    ServerConfig::parse(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).expect("values")
 }
 
 /// Three edges as processes of their own, where clients reach them, and the apps that they know.
