@@ -496,7 +496,7 @@ export async function startKinesis() {
 /**
  * A receiver of webhooks that pods reach at `url`: keeps every request, raw. `status` is what it answers with.
  */
-export async function startReceiver({ port = 0 } = {}) {
+export async function startReceiver() {
   const requests = [];
   const receiver = { status: 200, requests };
   const server = createServer((request, response) => {
@@ -507,7 +507,7 @@ export async function startReceiver({ port = 0 } = {}) {
       response.writeHead(receiver.status).end();
     });
   });
-  server.listen(port, HOST);
+  server.listen(0, HOST);
   await once(server, "listening");
   receiver.url = `http://${HOST}:${server.address().port}/hook`;
   receiver.events = () => requests.flatMap(({ rawBody }) => JSON.parse(rawBody).events);

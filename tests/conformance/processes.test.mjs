@@ -26,6 +26,12 @@ before(async () => {
 
 after(() => rm(folder, { recursive: true, force: true }));
 
+async function listen(port, host) {
+  const server = createServer().listen(port, host);
+  await once(server, "listening");
+  return server;
+}
+
 test("a drawn port is not drawn again, also not by another process, and can be listened on", async () => {
   const ports = await startOnFreePorts(20, async (...drawn) => drawn);
   assert.equal(new Set(ports).size, ports.length);
@@ -33,8 +39,7 @@ test("a drawn port is not drawn again, also not by another process, and can be l
     + `s.bind({ port: ${ports[0]}, address: "127.77.0.1", exclusive: true }, () => { console.log("bound"); process.exit(); });`;
   assert.equal(spawnSync(process.execPath, ["-e", bind], { encoding: "utf8" }).stdout, "EADDRINUSE\n");
   for (const host of ["127.0.0.1", "0.0.0.0"]) {
-    const server = createServer().listen(ports[0], host);
-    await once(server, "listening");
+    const server = await startOnFreePorts(1, (port) => listen(port, host));
     server.close();
     await once(server, "close");
   }
@@ -44,8 +49,7 @@ test("a Redis whose port is in use is started on another", async () => {
   const [blockers, programs] = [[], []];
   const launch = async (args) => {
     if (blockers.length < 2) {
-      blockers.push(createServer().listen(Number(args[args.indexOf("--port") + 1]), "127.0.0.1"));
-      await once(blockers.at(-1), "listening");
+      blockers.push(await listen(Number(args[args.indexOf("--port") + 1]), "127.0.0.1"));
     }
     programs.push(spawnLogged("redis-server", args, { cwd: folder }));
     return programs.at(-1);

@@ -179,14 +179,18 @@ fn append(log: &tempfile::NamedTempFile) -> Stdio {
     std::fs::File::options().append(true).open(log.path()).expect("the same file").into()
 }
 
-#[test]
-fn a_drawn_port_is_not_drawn_again() {
+#[tokio::test]
+async fn a_drawn_port_is_not_drawn_again_and_can_be_listened_on() {
     let ports: std::collections::BTreeSet<u16> = (0..50).map(|_| draw_port()).collect();
     assert_eq!(ports.len(), 50);
     for port in ports {
         assert!(UdpSocket::bind((CLAIM_ADDRESS, port)).is_err(), "{port} could be claimed twice");
-        assert!(std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok(), "{port} cannot be used");
     }
+    let listener = start_on_free_ports(async |[port]: [u16; 1]| {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await;
+        listener.map_err(|error| error.to_string())
+    });
+    assert!(listener.await.local_addr().expect("an address").ip().is_unspecified());
 }
 
 #[tokio::test]
@@ -194,7 +198,8 @@ async fn a_server_whose_port_is_in_use_is_started_on_another() {
     let mut blockers = Vec::new();
     let (port, mut server) = start_on_free_ports(async |[port]: [u16; 1]| {
         if blockers.len() < 2 {
-            blockers.push((port, TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.expect("a free port")));
+            let blocker = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
+            blockers.push((port, blocker.map_err(|error| error.to_string())?));
         }
         let mut command = command_bound_to_test("redis-server");
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);

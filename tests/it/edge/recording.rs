@@ -14,7 +14,7 @@ pub async fn read_events(client: &KinesisClient) -> Vec<RecordedEvent> {
         for read in client.read(&iterator, 1000).await.expect("a page").records {
             let record = StreamRecord::parse(&read.data).expect("a record");
             assert_eq!((record.edge.cluster.as_str(), record.edge.pod.as_str()), ("uid-1", "pod-1"));
-            assert_eq!(read.partition_key, format!("1/{}", record.channel));
+            assert_eq!(read.partition_key, format!("{}/{}", record.app, record.channel));
             events.extend(record.events);
         }
     }

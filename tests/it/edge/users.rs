@@ -302,17 +302,14 @@ async fn subscription_counts_are_sent_where_the_app_enables_them_and_a_signature
     assert_eq!(one.expect(counted).await.data, json!({ "subscription_count": 1 }));
     one.still_serves().await;
     edge.stop().await;
-    let mut counts = Vec::new();
-    for shard in stream.list_shards().await.expect("shards") {
-        let iterator = stream.request_iterator(&shard.id, &ReadPosition::TrimHorizon).await.expect("an iterator");
-        for read in stream.read(&iterator, 1000).await.expect("a page").records {
-            let record = StreamRecord::parse(&read.data).expect("a record");
-            counts.extend(record.events.into_iter().filter_map(|event| match event.kind {
-                EventKind::SubscriptionCount { subscription_count } => Some(subscription_count),
-                _ => None,
-            }));
-        }
-    }
+    let counts: Vec<u64> = read_events(&stream)
+        .await
+        .into_iter()
+        .filter_map(|event| match event.kind {
+            EventKind::SubscriptionCount { subscription_count } => Some(subscription_count),
+            _ => None,
+        })
+        .collect();
     assert_eq!(counts, [1, 2, 1, 0]);
 }
 
