@@ -2,7 +2,6 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 
 import Pusher from "pusher";
 
@@ -87,10 +86,16 @@ async function start(command, variables, webhooks) {
   await writeFile(join(folder, "0.json"), JSON.stringify([app]));
   const program = spawnLogged(BIN, [command], { env: { ...cleanEnvironment(), ...COMMON, REALTIME_APPS_PATH: folder, ...variables } });
   const remove = () => rm(folder, { recursive: true, force: true });
-  const readStart = (log) => startedFields(log.split("\n"));
+  let started;
+  try {
+    started = await waitUntilReady(`realtime ${command}`, program, (log) => startedFields(log.split("\n")));
+  } catch (error) {
+    await remove();
+    throw error;
+  }
   return {
     /** The fields of the line that it logs once it serves. */
-    started: await waitUntilReady(`realtime ${command}`, program, readStart).catch((error) => remove().then(() => Promise.reject(error))),
+    started,
     /** Ends it as a node does that loses its power. */
     async kill() {
       await program.stop();
