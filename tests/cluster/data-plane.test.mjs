@@ -3,11 +3,11 @@
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { connect } from "node:net";
-import { after, before, test } from "node:test";
+import { before, test } from "node:test";
 
 import {
   apply, applyCrds, audit, deleteNamespace, diagnosed, DIR, file, get, HOST, IMAGE, kubectl, logs, OPERATOR_NAMESPACE, realtime, refused, service,
-  startKinesis, startRedis, wait, watchObject,
+  startKinesis, startRedis, tearDown, wait, watchObject,
 } from "./harness.mjs";
 
 const NAMESPACE = "channels";
@@ -67,7 +67,19 @@ before(() =>
     await wait(() => get("serviceaccount", NAMESPACE, "default"), { what: "the default ServiceAccount" });
   }));
 
-after(() => deleteNamespace(NAMESPACE));
+tearDown(() => deleteNamespace(NAMESPACE));
+
+test("a namespace that is not deleted in time is named with its finalizers", async () => {
+  const name = "stays";
+  await kubectl(["create", "namespace", name]);
+  await apply({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: "held", namespace: name, finalizers: ["example.com/held"] } });
+  try {
+    await assert.rejects(deleteNamespace(name, 5), /namespace stays is not deleted after 5 s[^]*ConfigMap\/held has the finalizers example\.com\/held/);
+  } finally {
+    await kubectl(["patch", "configmap", "held", "-n", name, "--type=merge", "-p", JSON.stringify({ metadata: { finalizers: null } })]);
+  }
+  await deleteNamespace(name);
+});
 
 test("the smallest manifest is accepted, and its status is unobserved", async () => {
   await apply(cluster());

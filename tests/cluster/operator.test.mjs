@@ -1,4 +1,4 @@
-// The operator on a real Kubernetes: it refuses Ready until a client's event arrived, and puts back, lets in and goes on.
+// The operator on a real Kubernetes: it refuses Ready until a client's event arrived, and reverts, admits and goes on.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import Pusher from "pusher";
@@ -30,7 +30,7 @@ async function operators() {
   return (await pods(OPERATOR_NAMESPACE, {})).sort((one, other) => leads(other) - leads(one));
 }
 
-/** Every address that was ever a ready endpoint is that of a pod that had been let in before. */
+/** Every address that was ever a ready endpoint is that of a pod that had been admitted before. */
 function assertOnlyAdmittedServed(slices, podVersions) {
   for (const { object, at } of slices.versions) {
     for (const endpoint of object.endpoints ?? []) {
@@ -39,7 +39,7 @@ function assertOnlyAdmittedServed(slices, podVersions) {
       const before = podVersions.versions.some(
         (version) => version.object.metadata.name === pod && version.at <= at + 100 && version.object.metadata.annotations?.[ADMITTED],
       );
-      assert.ok(before, `${pod} was an endpoint before it was let in`);
+      assert.ok(before, `${pod} was an endpoint before it was admitted`);
     }
   }
 }
@@ -76,9 +76,9 @@ test("from apply to Ready, pod by pod, and not before a client's event arrived",
   assertOnlyAdmittedServed(slices, podVersions);
   for (const { object } of podVersions.versions) {
     if (!object.metadata.labels?.[COMPONENT]) continue;
-    const let_in = Boolean(object.metadata.annotations?.[ADMITTED]);
-    assert.ok(let_in || !podIs(object, "ContainersReady"), `${object.metadata.name}: containers ready before it was let in`);
-    assert.ok(let_in || !podIs(object, GATE), `${object.metadata.name}: gate open before it was let in`);
+    const admitted = Boolean(object.metadata.annotations?.[ADMITTED]);
+    assert.ok(admitted || !podIs(object, "ContainersReady"), `${object.metadata.name}: containers ready before it was admitted`);
+    assert.ok(admitted || !podIs(object, GATE), `${object.metadata.name}: gate open before it was admitted`);
   }
   await Promise.all([cluster.stop(), slices.stop(), podVersions.stop()]);
 });
@@ -152,9 +152,9 @@ test("pusher-js reaches both pods through the Services by every transport, and e
   } finally {
     clients.forEach((client) => client.disconnect());
   }
-  const told = (name) => outside.receiver.events().filter((event) => event.name === name && event.channel === "private-everyone").length;
-  await wait(() => told("channel_vacated") === 1, { what: "channel_vacated" });
-  assert.equal(told("channel_occupied"), 1, "once for all pods");
+  const reported = (name) => outside.receiver.events().filter((event) => event.name === name && event.channel === "private-everyone").length;
+  await wait(() => reported("channel_vacated") === 1, { what: "channel_vacated" });
+  assert.equal(reported("channel_occupied"), 1, "once for all pods");
   assert.ok(outside.receiver.requests.length > 0);
   for (const request of outside.receiver.requests) assert.ok(server.webhook(request).isValid(), "the signature");
 });
@@ -189,7 +189,7 @@ test("manual edits of a live Deployment are reverted and reported, and never ser
     const { env = [], envFrom } = object.spec.containers[0];
     return envFrom || env.some(({ name, value }) => (name === "REALTIME_WEBHOOKS" && value === "off") || value === "http://elsewhere:1");
   };
-  assert.ok(!podVersions.versions.some((version) => wrong(version) && version.object.metadata.annotations?.[ADMITTED]), "none of them was let in");
+  assert.ok(!podVersions.versions.some((version) => wrong(version) && version.object.metadata.annotations?.[ADMITTED]), "none of them was admitted");
   await Promise.all([slices.stop(), podVersions.stop()]);
 });
 
@@ -228,7 +228,7 @@ test("a broken rollout stops at its first pod, an evicted old pod serves again, 
   const old = [...serving.filter((name) => name !== returned.evicted), returned.name].sort();
   assert.deepEqual((await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).map(({ metadata }) => metadata.name).sort(), old);
   const fresh = podVersions.versions.filter(({ object }) => ![...serving, ...old].includes(object.metadata.name) && object.metadata.labels?.[COMPONENT] !== "dispatcher");
-  assert.ok(fresh.length > 0 && fresh.every(({ object }) => !object.metadata.annotations?.[ADMITTED]), "no new edge was let in");
+  assert.ok(fresh.length > 0 && fresh.every(({ object }) => !object.metadata.annotations?.[ADMITTED]), "no new edge was admitted");
   await Promise.all([podVersions.stop(), cluster.stop()]);
 });
 
@@ -424,7 +424,7 @@ test("webhooks switched off by an admission policy: never Ready in one version, 
     // Long enough for pods to be replaced, in vain.
     await new Promise((resolve) => setTimeout(resolve, 20_000));
     assert.ok(cluster.versions.every(({ object }) => is(object, "Ready") !== "True"), "never Ready");
-    assert.ok(podVersions.versions.every(({ object }) => object.metadata.labels?.[COMPONENT] !== "sockjs" || !object.metadata.annotations?.[ADMITTED]), "no such pod was let in");
+    assert.ok(podVersions.versions.every(({ object }) => object.metadata.labels?.[COMPONENT] !== "sockjs" || !object.metadata.annotations?.[ADMITTED]), "no such pod was admitted");
     // kubelet hands an admission on within a minute.
     await wait(async () => (await pods(namespace, { [COMPONENT]: "websocket" })).every((pod) => podIs(pod, "Ready")), {
       what: "the others serving", timeout: 60_000,
@@ -589,7 +589,7 @@ test("the stream unavailable while every edge is evicted: a proven configuration
         input: JSON.stringify({ apiVersion: "policy/v1", kind: "Eviction", metadata: { name, namespace: NAMESPACE } }),
       });
     let least = Infinity;
-    // That a pod was let in is told to it by kubelet, which now and then misses a change of annotations and writes the
+    // A pod learns of its admission from kubelet, which now and then misses a change of annotations and writes the
     // file with its next look at the pod only, a minute to a minute and a half later.
     const patience = { timeout: 180_000, every: 500 };
     // As a drain does: what may not go yet is asked again. Each server has a budget of its own.
@@ -633,11 +633,11 @@ test("without an operator pods keep serving, and the cluster is Ready soon after
   await wait(async () => (await pods(OPERATOR_NAMESPACE, {})).length === 0, { what: "no operator" });
   const { items } = await get("pods", NAMESPACE);
   const edge = items.find(({ metadata }) => metadata.labels?.[COMPONENT] === "websocket");
-  // A container that starts again with what was let in needs nobody to let it in.
+  // A container that starts again with an admitted configuration needs no operator.
   await kubectl(["delete", "pod", edge.metadata.name, "-n", NAMESPACE, "--wait=false"]);
   await new Promise((resolve) => setTimeout(resolve, 10_000));
   const serving = (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready"));
-  assert.equal(serving.length, 3, "all but the one that nobody could let in");
+  assert.equal(serving.length, 3, "all but the one that was not admitted");
   await kubectl(["scale", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--replicas=2"]);
   await wait(async () => (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).length === 4, { timeout: 60_000, what: "four edges" });
   await ready(NAMESPACE, "eu", 60);

@@ -2,10 +2,10 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
-import { after, before } from "node:test";
+import { before } from "node:test";
 
 import {
-  apply, applyCrds, condition, deleteNamespace, diagnosed, file, KEEP, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, wait,
+  apply, applyCrds, condition, deleteNamespace, diagnosed, file, kubectl, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, tearDown, wait,
 } from "./harness.mjs";
 
 export const COMPONENT = "app.kubernetes.io/component";
@@ -39,9 +39,7 @@ function operatorManifest() {
 }
 
 // An operator that is gone first could not say that the clusters' pods have ended.
-after(async () => {
-  await namespacesDeleted();
-  if (KEEP) return;
+tearDown(async () => {
   await kubectl(["delete", "realtimeclusters", "-A", "--all", "--timeout=100s"]);
   await deleteNamespace(OPERATOR_NAMESPACE);
 });

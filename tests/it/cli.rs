@@ -45,7 +45,7 @@ fn a_server_refuses_its_configuration_in_one_line_with_exit_code_78() {
 }
 
 #[test]
-fn bad_input_is_told_with_file_path_and_remedy_and_exit_code_2() {
+fn bad_input_is_reported_with_file_path_and_remedy_and_exit_code_2() {
     for (name, replace, with, says) in [
         (
             "an unknown field",
@@ -97,7 +97,7 @@ fn bad_input_is_told_with_file_path_and_remedy_and_exit_code_2() {
 }
 
 #[test]
-fn an_endpoint_that_the_cluster_does_not_allow_is_told_with_exit_code_2() {
+fn an_endpoint_that_the_cluster_does_not_allow_is_reported_with_exit_code_2() {
     let file = manifest("url: https://", "url: http://");
     let path = file.path().display().to_string();
     for arguments in [&["render", &path][..], &["rehearse", &path, "--once"][..]] {
@@ -126,7 +126,7 @@ fn crds_are_printed_as_two_documents() {
 
 #[cfg(feature = "rehearsal")]
 #[test]
-fn a_port_that_is_taken_is_told() {
+fn a_port_in_use_is_reported() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("an address").port().to_string();
     let output = realtime(&["rehearse", "examples/eu.yaml", "--port", &port], &[]);
@@ -152,7 +152,7 @@ fn a_server_that_refuses_to_start_is_the_verdict() {
 
 #[cfg(feature = "rehearsal")]
 #[test]
-fn an_edit_that_is_none_is_told() {
+fn an_invalid_edit_is_reported() {
     let output = realtime(&["rehearse", "examples/eu.yaml", "--edit", "nobody:A=b"], &[]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(stderr(&output).contains("websocket, sockjs, edge, dispatcher"), "{}", stderr(&output));
