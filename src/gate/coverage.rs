@@ -156,12 +156,12 @@ impl Coverage {
     }
 
     fn complete_round(&mut self) -> bool {
-        let required =
-            || self.records.values().filter(|record| !record.excused).filter_map(|record| record.round_pass_ms);
-        let (Some(oldest), Some(newest)) = (required().min(), required().max()) else { return false };
         if self.missing_count > 0 {
             return false;
         }
+        let required =
+            || self.records.values().filter(|record| !record.excused).filter_map(|record| record.round_pass_ms);
+        let (Some(oldest), Some(newest)) = (required().min(), required().max()) else { return false };
         self.passed_ms = Some(oldest);
         self.former_round_ms = Some(newest);
         self.clear_round();
