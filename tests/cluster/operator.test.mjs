@@ -269,9 +269,11 @@ function policy(name, component, mutation) {
   ];
 }
 
-/** Applies a policy and waits until it acts: it does so a moment after it was made. */
-async function injected(objects, namespace, component, acts) {
-  for (const object of objects) await apply(object);
+/** What a policy changes, by its name, so that its removal can be awaited. */
+const policies = new Map();
+
+/** The spec of a pod of this server as admission policies leave it, without creating it. */
+async function admitTrial(namespace, component) {
   const pod = {
     apiVersion: "v1", kind: "Pod",
     metadata: { generateName: "trial-", namespace, labels: { [COMPONENT]: component } },
@@ -282,13 +284,22 @@ async function injected(objects, namespace, component, acts) {
       ],
     },
   };
-  await wait(async () => {
-    const made = JSON.parse(await kubectl(["create", "--dry-run=server", "-o", "json", "-f", "-"], { input: JSON.stringify(pod) }));
-    return acts(made.spec);
-  }, { what: "the policy to act" });
+  return JSON.parse(await kubectl(["create", "--dry-run=server", "-o", "json", "-f", "-"], { input: JSON.stringify(pod) })).spec;
 }
 
-const remove = (name) => kubectl(["delete", `mutatingadmissionpolicybinding/${name}`, `mutatingadmissionpolicy/${name}`]);
+/** Applies a policy and waits until it acts: it does so a moment after it was made. */
+async function injected(objects, namespace, component, acts) {
+  policies.set(objects[0].metadata.name, { namespace, component, acts });
+  for (const object of objects) await apply(object);
+  await wait(async () => acts(await admitTrial(namespace, component)), { what: "the policy to act" });
+}
+
+/** Removes a policy and waits until it acts no more. */
+async function remove(name) {
+  await kubectl(["delete", `mutatingadmissionpolicybinding/${name}`, `mutatingadmissionpolicy/${name}`]);
+  const { namespace, component, acts } = policies.get(name);
+  await wait(async () => !acts(await admitTrial(namespace, component)), { what: "the policy to act no more" });
+}
 
 test("a rotated Secret is Unknown until every pod that the manifest asks for runs it", async () => {
   await ready(NAMESPACE);
