@@ -1,7 +1,9 @@
 //! `realtime operator`: the operator as a pod runs it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 
+use crate::desired::{KnownInjectors, OPERATOR_NAMESPACE};
 use crate::kubernetes::scope::WatchScope;
 use crate::operator::{self, OperatorError, OperatorSettings};
 use crate::process::{install_tls, signal, telemetry};
@@ -16,11 +18,14 @@ const EXIT_TASK_FAULT: u8 = 70;
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Namespace of the operator's own objects: its Lease and the receiver's slice of endpoints
-    #[arg(long, env = "POD_NAMESPACE", default_value = "realtime-operator")]
+    #[arg(long, env = "POD_NAMESPACE", default_value = OPERATOR_NAMESPACE)]
     namespace: String,
     /// Namespaces whose clusters this operator reconciles, separated by commas; all of them by default
     #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',', value_name = "NAMESPACES")]
     watch_namespaces: Vec<String>,
+    /// File of the injectors whose additions to pods are accepted, in place of those that `realtime known-injectors` prints
+    #[arg(long, env = "KNOWN_INJECTORS", value_name = "FILE")]
+    known_injectors: Option<PathBuf>,
     /// Name of this replica
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pod: String,
@@ -49,13 +54,29 @@ pub async fn run(arguments: Arguments) -> u8 {
             return 1;
         }
     };
-    let Arguments { namespace, watch_namespaces, pod, address, receiver, admin, log: _ } = arguments;
+    let Arguments { namespace, watch_namespaces, known_injectors, pod, address, receiver, admin, log: _ } = arguments;
+    let known_injectors = match read_known_injectors(known_injectors.as_deref()) {
+        Ok(known) => known,
+        Err(error) => {
+            eprintln!("realtime: {error}");
+            return 1;
+        }
+    };
     let scope = WatchScope::of_namespaces(watch_namespaces);
-    match operator::run(OperatorSettings { namespace, scope, pod, address, receiver, admin }, shutdown).await {
+    let settings = OperatorSettings { namespace, scope, known_injectors, pod, address, receiver, admin };
+    match operator::run(settings, shutdown).await {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("realtime: {error}");
             if matches!(error, OperatorError::Task(_)) { EXIT_TASK_FAULT } else { 1 }
         }
     }
+}
+
+/// Reads the file of known injectors; the shipped ones without a file.
+fn read_known_injectors(file: Option<&Path>) -> Result<KnownInjectors, String> {
+    let Some(file) = file else { return KnownInjectors::shipped() };
+    let name = file.display();
+    let text = std::fs::read_to_string(file).map_err(|error| format!("--known-injectors {name}: {error}"))?;
+    KnownInjectors::parse(&text).map_err(|error| format!("--known-injectors {name}: {error}"))
 }

@@ -1,11 +1,10 @@
 // The charts on an API server: installed, upgraded, removed and taken over, and the operator with the permissions they grant.
 import assert from "node:assert/strict";
-import { once } from "node:events";
 import { writeFileSync } from "node:fs";
 import { before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
-import { kinesisPorts, reservePort, spawnBound } from "../conformance/processes.mjs";
+import { kinesisPorts, spawnLogged, startOnFreePorts, waitUntilReady } from "../conformance/processes.mjs";
 import { apply, applyCrds, audit, BINARIES, DIR, get, kubectl, wait } from "../cluster/harness.mjs";
 import { CLUSTER_VALUES, find, helm, IMAGE_VALUES, parseObjects, refusal, render, renderText, run } from "./helm.mjs";
 import { EVERYTHING, MATRIX, NAMESPACED } from "./values.mjs";
@@ -120,27 +119,25 @@ async function withOperator(args, fn) {
   };
   const path = `${DIR}/pki/operator.kubeconfig`;
   writeFileSync(path, JSON.stringify(config));
-  const [receiver, admin] = [await reservePort(), await reservePort()];
-  const own = [`--namespace=${NAMESPACE}`, "--pod=operator-0", "--address=198.18.0.9", `--receiver=127.0.0.1:${receiver}`, `--admin=127.0.0.1:${admin}`];
-  const child = spawnBound(`${BINARIES}/realtime`, [...args, ...own], { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, KUBECONFIG: path } });
-  let log = "";
-  for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk) => (log += chunk));
+  const own = [`--namespace=${NAMESPACE}`, "--pod=operator-0", "--address=198.18.0.9"];
+  const operator = await startOnFreePorts(2, async (receiver, admin) => {
+    const listeners = [`--receiver=127.0.0.1:${receiver}`, `--admin=127.0.0.1:${admin}`];
+    const started = spawnLogged(`${BINARIES}/realtime`, [...args, ...own, ...listeners], { env: { ...process.env, KUBECONFIG: path } });
+    await waitUntilReady("the operator", started, (log) => log.includes("leading: starting the controllers"));
+    return started;
+  });
   try {
-    await wait(async () => (await fetch(`http://127.0.0.1:${admin}/metrics`).then((answer) => answer.text())).includes("realtime_operator_held_leases 1"), { what: "the operator to lead", seen: () => log.slice(-2000) });
-    return await fn(() => log);
+    return await fn(operator.log);
   } finally {
-    child.kill("SIGTERM");
-    if (child.exitCode === null) await once(child, "exit");
+    await operator.stop("SIGTERM");
   }
 }
 
 /** The address of a Kinesis on loopback that ends with this process. */
 async function startStreams() {
-  const child = spawnBound(`${BINARIES}/examples/kinesis`, ["127.0.0.1:0", "127.0.0.1:0"], { stdio: ["ignore", "pipe", "pipe"] });
-  let log = "";
-  for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk) => (log += chunk));
-  const { port } = await wait(() => kinesisPorts(log), { what: "the ports of Kinesis", every: 50, seen: () => log });
-  return { url: `http://127.0.0.1:${port}`, stop: () => child.kill() };
+  const streams = spawnLogged(`${BINARIES}/examples/kinesis`, ["127.0.0.1:0", "127.0.0.1:0"]);
+  const { port } = await waitUntilReady("Kinesis", streams, kinesisPorts);
+  return { url: `http://127.0.0.1:${port}`, stop: () => streams.stop() };
 }
 
 /** Creates a cluster with its Secrets, and waits until the operator has applied its children. */

@@ -4,12 +4,11 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
-import { connect } from "node:net";
 import { createInterface } from "node:readline";
 import { after, afterEach } from "node:test";
 import { inspect } from "node:util";
 
-import { kinesisPorts, reservePort, spawnBound } from "../conformance/processes.mjs";
+import { kinesisPorts, spawnBound, startRedis as startRedisWith, waitUntilReady } from "../conformance/processes.mjs";
 
 if (!process.env.CLUSTER) throw new Error("CLUSTER does not name a cluster: run this through ./test cluster");
 
@@ -43,16 +42,16 @@ let shown = 0;
 // A test that failed shows how the cluster stands.
 afterEach(({ error }) => (error ? show(error.cause ?? error) : undefined));
 
-const told = new Set();
+const reported = new Set();
 
 async function show(error) {
-  if (told.has(error)) return;
-  told.add(error);
+  if (reported.has(error)) return;
+  reported.add(error);
   shown += 1;
   if (shown <= SHOWN_FAILURES) console.log(await diagnostics());
 }
 
-/** Runs `fn`, and shows how the cluster stands when it fails: for `before` hooks, and before something is taken away. */
+/** Runs `fn`, and shows how the cluster stands when it fails: for `before` hooks, and before something is removed. */
 export async function diagnosed(fn) {
   try {
     return await fn();
@@ -157,27 +156,53 @@ export async function applyCrds() {
 }
 
 /**
- * Deletes a namespace with all that is in it, and waits until it is gone. Its clusters are deleted first: in a namespace
- * that is being deleted, servers and what they need end in any order, and a server without its bus drains for long.
+ * Deletes a namespace with its content, and waits until it is gone. Its clusters are deleted first: in a namespace that is
+ * being deleted, servers and their dependencies end in any order, and a server without its bus drains for long. A failure
+ * names the namespace and the finalizers that are left.
  */
 export async function deleteNamespace(name, seconds = 120) {
   const clusters = ["delete", "realtimeclusters", "--all", "-n", name, "--ignore-not-found", "--timeout=60s"];
   // Without the definition, or without an operator that answers, the namespace's own deletion has to do.
   await kubectl(clusters).catch(() => {});
-  return kubectl(["delete", "namespace", name, "--ignore-not-found", "--wait", `--timeout=${seconds}s`]);
+  try {
+    await kubectl(["delete", "namespace", name, "--ignore-not-found", "--wait", `--timeout=${seconds}s`]);
+  } catch (error) {
+    throw new Error(`namespace ${name} is not deleted after ${seconds} s: ${error.message}\n${await describeFinalizers(name)}`);
+  }
 }
 
+/** The finalizers in a namespace, by object, and the reasons that Kubernetes gives for its being there. */
+async function describeFinalizers(namespace) {
+  const limit = "--request-timeout=10s";
+  const list = async (kinds, ...args) => {
+    const { code, stdout, stderr } = await execute(["get", kinds, ...args, "-o", "json", limit]);
+    return code === 0 ? JSON.parse(stdout || "{}") : { items: [], error: stderr };
+  };
+  const found = await list("namespace", namespace);
+  const lines = (found.status?.conditions ?? []).filter(({ status }) => status === "True").map(({ type, message }) => `${type}: ${message}`);
+  const resources = (await execute(["api-resources", "--verbs=list", "--namespaced", "-o", "name", limit])).stdout.trim().split("\n");
+  const { items = [], error } = await list(resources.join(","), "-n", namespace, "--ignore-not-found");
+  if (error) lines.push(`its objects cannot be listed: ${error}`);
+  for (const { kind, metadata } of items) {
+    if (metadata.finalizers?.length > 0) lines.push(`${kind}/${metadata.name} has the finalizers ${metadata.finalizers.join(", ")}`);
+  }
+  return lines.join("\n");
+}
+
+/** Deletions that go on while the next test runs. */
 const deletions = [];
 
-/** Waits until the namespaces of tests that have ended are gone; fails if one of them cannot go. */
+/** Waits until the namespaces of tests that have ended are gone; fails with every one that is not. */
 export async function namespacesDeleted() {
-  const failed = (await Promise.allSettled(deletions.splice(0))).find(({ status }) => status === "rejected");
-  if (failed) throw failed.reason;
+  const results = await Promise.allSettled(deletions.splice(0));
+  const failures = results.filter(({ status }) => status === "rejected").map(({ reason }) => reason.message);
+  if (failures.length > 0) throw new Error(failures.join("\n"));
 }
 
 /**
- * Runs `fn` in a namespace of its own, which goes afterwards in any case: what a failed test leaves would take the machine
- * from those after it. The next test does not wait for that: servers take 15 s to send their last clients away.
+ * Runs `fn` in a namespace of its own, which is deleted afterwards in any case: the pods of a failed test would take the
+ * machine from the next one. The next test does not wait for the deletion, since servers take 15 s to close their last
+ * clients; the end of the file does.
  */
 export async function inNamespace(name, fn) {
   await kubectl(["create", "namespace", name]);
@@ -244,20 +269,34 @@ const SEEN_LENGTH_MAX = 2_000;
  */
 export async function wait(fn, { timeout = 30_000, every = 200, what = "the condition", seen } = {}) {
   const end = Date.now() + timeout;
+  let last = "gave nothing";
   for (;;) {
-    let last;
     try {
-      const found = await fn();
+      const found = await answerUntil(end, fn());
       if (found) return found;
       last = `last gave ${inspect(found)}`;
     } catch (error) {
-      last = `last threw ${error.message}`;
+      // A look that hangs must not hide the one before it.
+      last = error === UNANSWERED ? `${last}, and then did not answer` : `last threw ${error.message}`;
     }
-    if (Date.now() > end) {
+    if (Date.now() >= end) {
       const shown = seen ? `\nseen last: ${String(seen()).slice(0, SEEN_LENGTH_MAX)}` : "";
       throw new Error(`${what}: not within ${timeout / 1000} s; ${fn} ${last}${shown}`);
     }
     await new Promise((resolve) => setTimeout(resolve, every));
+  }
+}
+
+const UNANSWERED = new Error("no answer");
+
+/** The answer of a look, or `UNANSWERED` when there is none by `end`; a look at the end gets a second. */
+async function answerUntil(end, look) {
+  let timer;
+  const late = new Promise((_, reject) => (timer = setTimeout(() => reject(UNANSWERED), Math.max(1_000, end - Date.now()))));
+  try {
+    return await Promise.race([look, late]);
+  } finally {
+    clearTimeout(timer);
   }
 }
 
@@ -333,9 +372,31 @@ function summary(version) {
 /** What this file started and has to stop. */
 const owned = new Set();
 
-after(async () => {
-  if (KEEP) return;
+const tearDowns = [];
+
+/**
+ * Runs `fn` after the tests of the file, unless the cluster is kept. The processes beside the nodes run until then: a
+ * cluster that is deleted has to reach its stream and its bus.
+ */
+export function tearDown(fn) {
+  tearDowns.push(fn);
+}
+
+async function stopOwned() {
   for (const one of [...owned]) await one.stop().catch(() => {});
+}
+
+// One hook for all: the runner leaves out those behind one that fails.
+after(async () => {
+  const failures = [];
+  for (const step of [namespacesDeleted, ...(KEEP ? [] : [...tearDowns, stopOwned])]) {
+    try {
+      await step();
+    } catch (error) {
+      failures.push(error.message);
+    }
+  }
+  if (failures.length > 0) throw new Error(failures.join("\n"));
 });
 
 let started = 0;
@@ -349,19 +410,18 @@ function start(name, command, args) {
   const child = KEEP ? spawn(command, args, options) : spawnBound(command, args, options);
   closeSync(log);
   if (KEEP) child.unref();
-  const failed = new Promise((_, reject) => child.once("error", reject));
-  failed.catch(() => {});
-  if (!child.pid) return { child, failed, stop: async () => {} };
-  const began = readFileSync(`/proc/${child.pid}/stat`, "utf8").replace(/.*\) /s, "").split(" ")[19];
-  writeFileSync(`${DIR}/run/${label}.pid`, `${child.pid} ${began}\n`);
+  let failure = "";
+  child.once("error", (error) => (failure = `${command} does not start: ${error.message}`));
+  const path = `${DIR}/log/${label}.log`;
+  const hasEnded = () => failure !== "" || child.exitCode !== null || child.signalCode !== null;
   const running = {
     child,
-    failed,
-    log: `${DIR}/log/${label}.log`,
+    hasEnded,
+    log: () => readFileSync(path, "utf8") + failure,
     stop: async (signal = "SIGTERM") => {
       owned.delete(running);
       rmSync(`${DIR}/run/${label}.pid`, { force: true });
-      if (child.exitCode !== null || child.signalCode !== null) return;
+      if (hasEnded()) return;
       // One that was stopped by SIGSTOP takes no other signal.
       child.kill("SIGCONT");
       child.kill(signal);
@@ -370,53 +430,29 @@ function start(name, command, args) {
       clearTimeout(hung);
     },
   };
+  if (!child.pid) return running;
+  const began = readFileSync(`/proc/${child.pid}/stat`, "utf8").replace(/.*\) /s, "").split(" ")[19];
+  writeFileSync(`${DIR}/run/${label}.pid`, `${child.pid} ${began}\n`);
   owned.add(running);
   return running;
 }
 
-/** Waits until someone listens there. */
-async function listening(running, host, port) {
-  const tried = () =>
-    new Promise((resolve) => {
-      const socket = connect(port, host, () => resolve(socket.end()));
-      socket.once("error", () => resolve(undefined));
-    });
-  const ready = wait(
-    () => {
-      if (running.child.exitCode !== null) throw new Error(readFileSync(running.log, "utf8"));
-      return tried();
-    },
-    { timeout: 20_000, every: 50, what: `a listener on ${host}:${port}` },
-  );
-  await Promise.race([ready, running.failed]);
-}
-
-/**
- * A Redis that pods reach at `url`. `pause()` and `resume()` make it hang and come back; `stop()` ends it, and
- * `startRedis({ port })` gives another, empty one the same address.
- */
-export async function startRedis({ port } = {}) {
-  port ??= await reservePort(HOST);
-  const running = start("redis", "redis-server", ["--bind", HOST, "--port", String(port), "--protected-mode", "no", "--save", "", "--appendonly", "no"]);
-  await listening(running, HOST, port);
+/** A Redis that pods reach at `url`. `pause()` and `resume()` make it hang and go on; `stop()` ends it. */
+export async function startRedis() {
+  const { port, child, stop } = await startRedisWith({ host: HOST, launch: (args) => start("redis", "redis-server", args) });
   return {
     port,
     url: `redis://${HOST}:${port}`,
-    pause: () => running.child.kill("SIGSTOP"),
-    resume: () => running.child.kill("SIGCONT"),
-    stop: running.stop,
+    pause: () => child.kill("SIGSTOP"),
+    resume: () => child.kill("SIGCONT"),
+    stop,
   };
 }
 
 /** A Kinesis that pods reach at `url`, and what a test may do to it. */
 export async function startKinesis() {
   const running = start("kinesis", `${BINARIES}/examples/kinesis`, [`${HOST}:0`, "127.0.0.1:0"]);
-  const text = () => readFileSync(running.log, "utf8");
-  const ports = wait(() => {
-    if (running.child.exitCode !== null) throw new Error(`it ended with ${running.child.exitCode}`);
-    return kinesisPorts(text());
-  }, { timeout: 20_000, every: 50, what: "a line of Kinesis with its ports", seen: text });
-  const { port, control: controlPort } = await Promise.race([ports, running.failed]);
+  const { port, control: controlPort } = await waitUntilReady("Kinesis", running, kinesisPorts);
   const url = `http://${HOST}:${port}`;
   const control = async (method, path) => {
     const answer = await fetch(`http://127.0.0.1:${controlPort}${path}`, { method });
@@ -460,7 +496,7 @@ export async function startKinesis() {
 /**
  * A receiver of webhooks that pods reach at `url`: keeps every request, raw. `status` is what it answers with.
  */
-export async function startReceiver({ port = 0 } = {}) {
+export async function startReceiver() {
   const requests = [];
   const receiver = { status: 200, requests };
   const server = createServer((request, response) => {
@@ -471,7 +507,7 @@ export async function startReceiver({ port = 0 } = {}) {
       response.writeHead(receiver.status).end();
     });
   });
-  server.listen(port, HOST);
+  server.listen(0, HOST);
   await once(server, "listening");
   receiver.url = `http://${HOST}:${server.address().port}/hook`;
   receiver.events = () => requests.flatMap(({ rawBody }) => JSON.parse(rawBody).events);

@@ -1,4 +1,4 @@
-// The operator on a real Kubernetes: it refuses Ready until a client's event arrived, and puts back, lets in and goes on.
+// The operator on a real Kubernetes: it refuses Ready until a client's event arrived, and reverts, admits and goes on.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import Pusher from "pusher";
@@ -6,7 +6,7 @@ import PusherClient from "pusher-js";
 
 import { startedFields } from "../conformance/processes.mjs";
 import { apply, audit, condition, get, inNamespace, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, startRedis, wait, watchObject } from "./harness.mjs";
-import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
+import { COMPONENT, edges, is, kstatus, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
 
 const NAMESPACE = "channels";
 const ADMITTED = "realtime-operator.dev/admitted";
@@ -30,7 +30,7 @@ async function operators() {
   return (await pods(OPERATOR_NAMESPACE, {})).sort((one, other) => leads(other) - leads(one));
 }
 
-/** Every address that was ever a ready endpoint is that of a pod that had been let in before. */
+/** Every address that was ever a ready endpoint is that of a pod that had been admitted before. */
 function assertOnlyAdmittedServed(slices, podVersions) {
   for (const { object, at } of slices.versions) {
     for (const endpoint of object.endpoints ?? []) {
@@ -39,7 +39,7 @@ function assertOnlyAdmittedServed(slices, podVersions) {
       const before = podVersions.versions.some(
         (version) => version.object.metadata.name === pod && version.at <= at + 100 && version.object.metadata.annotations?.[ADMITTED],
       );
-      assert.ok(before, `${pod} was an endpoint before it was let in`);
+      assert.ok(before, `${pod} was an endpoint before it was admitted`);
     }
   }
 }
@@ -65,6 +65,8 @@ test("from apply to Ready, pod by pod, and not before a client's event arrived",
   assert.equal(found.status.stream.status, "ACTIVE");
   assert.equal(is(found, "Reconciling"), undefined);
   assert.equal(is(found, "Stalled"), undefined);
+  await kubectl(["wait", "--for=condition=Ready", "realtimeapp/shop", "-n", NAMESPACE, "--timeout=30s"]);
+  assert.deepEqual((await get("realtimeapp", NAMESPACE, "shop")).status.clusters, [{ name: "eu", loaded: "6/6", reason: "AppAccepted" }]);
   const first = cluster.versions[0].object;
   assert.equal(first.status.observedGeneration, -1);
 
@@ -74,9 +76,9 @@ test("from apply to Ready, pod by pod, and not before a client's event arrived",
   assertOnlyAdmittedServed(slices, podVersions);
   for (const { object } of podVersions.versions) {
     if (!object.metadata.labels?.[COMPONENT]) continue;
-    const let_in = Boolean(object.metadata.annotations?.[ADMITTED]);
-    assert.ok(let_in || !podIs(object, "ContainersReady"), `${object.metadata.name}: containers ready before it was let in`);
-    assert.ok(let_in || !podIs(object, GATE), `${object.metadata.name}: gate open before it was let in`);
+    const admitted = Boolean(object.metadata.annotations?.[ADMITTED]);
+    assert.ok(admitted || !podIs(object, "ContainersReady"), `${object.metadata.name}: containers ready before it was admitted`);
+    assert.ok(admitted || !podIs(object, GATE), `${object.metadata.name}: gate open before it was admitted`);
   }
   await Promise.all([cluster.stop(), slices.stop(), podVersions.stop()]);
 });
@@ -150,9 +152,9 @@ test("pusher-js reaches both pods through the Services by every transport, and e
   } finally {
     clients.forEach((client) => client.disconnect());
   }
-  const told = (name) => outside.receiver.events().filter((event) => event.name === name && event.channel === "private-everyone").length;
-  await wait(() => told("channel_vacated") === 1, { what: "channel_vacated" });
-  assert.equal(told("channel_occupied"), 1, "once for all pods");
+  const reported = (name) => outside.receiver.events().filter((event) => event.name === name && event.channel === "private-everyone").length;
+  await wait(() => reported("channel_vacated") === 1, { what: "channel_vacated" });
+  assert.equal(reported("channel_occupied"), 1, "once for all pods");
   assert.ok(outside.receiver.requests.length > 0);
   for (const request of outside.receiver.requests) assert.ok(server.webhook(request).isValid(), "the signature");
 });
@@ -187,7 +189,7 @@ test("manual edits of a live Deployment are reverted and reported, and never ser
     const { env = [], envFrom } = object.spec.containers[0];
     return envFrom || env.some(({ name, value }) => (name === "REALTIME_WEBHOOKS" && value === "off") || value === "http://elsewhere:1");
   };
-  assert.ok(!podVersions.versions.some((version) => wrong(version) && version.object.metadata.annotations?.[ADMITTED]), "none of them was let in");
+  assert.ok(!podVersions.versions.some((version) => wrong(version) && version.object.metadata.annotations?.[ADMITTED]), "none of them was admitted");
   await Promise.all([slices.stop(), podVersions.stop()]);
 });
 
@@ -219,10 +221,14 @@ test("a broken rollout stops at its first pod, an evicted old pod serves again, 
     if (object.status.observedGeneration === late.status.observedGeneration) assert.equal(is(object, "Reconciling"), "True", said(object));
     if (object.status.observedGeneration > late.status.observedGeneration) assert.match(said(object), /^(Unknown|True)\//);
   }
+  const versions = cluster.versions.map(({ object }) => object).filter(({ metadata }) => metadata.generation >= broken.metadata.generation);
+  const computed = kstatus(versions).map((status, at) => `${versions[at].metadata.generation} ${status}`);
+  const [wrong, mended] = [broken.metadata.generation, broken.metadata.generation + 1];
+  assert.deepEqual([...new Set(computed)], [`${wrong} InProgress`, `${mended} InProgress`, `${mended} Current`], "by the rules of Flux and Helm");
   const old = [...serving.filter((name) => name !== returned.evicted), returned.name].sort();
   assert.deepEqual((await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).map(({ metadata }) => metadata.name).sort(), old);
   const fresh = podVersions.versions.filter(({ object }) => ![...serving, ...old].includes(object.metadata.name) && object.metadata.labels?.[COMPONENT] !== "dispatcher");
-  assert.ok(fresh.length > 0 && fresh.every(({ object }) => !object.metadata.annotations?.[ADMITTED]), "no new edge was let in");
+  assert.ok(fresh.length > 0 && fresh.every(({ object }) => !object.metadata.annotations?.[ADMITTED]), "no new edge was admitted");
   await Promise.all([podVersions.stop(), cluster.stop()]);
 });
 
@@ -256,7 +262,7 @@ function policy(name, component, mutation) {
           objectSelector: { matchLabels: { [COMPONENT]: component } },
         },
         failurePolicy: "Fail", reinvocationPolicy: "Never",
-        mutations: [mutation],
+        mutations: [mutation].flat(),
       },
     },
     { apiVersion: "admissionregistration.k8s.io/v1", kind: `${kind}Binding`, metadata: { name }, spec: { policyName: name } },
@@ -418,7 +424,7 @@ test("webhooks switched off by an admission policy: never Ready in one version, 
     // Long enough for pods to be replaced, in vain.
     await new Promise((resolve) => setTimeout(resolve, 20_000));
     assert.ok(cluster.versions.every(({ object }) => is(object, "Ready") !== "True"), "never Ready");
-    assert.ok(podVersions.versions.every(({ object }) => object.metadata.labels?.[COMPONENT] !== "sockjs" || !object.metadata.annotations?.[ADMITTED]), "no such pod was let in");
+    assert.ok(podVersions.versions.every(({ object }) => object.metadata.labels?.[COMPONENT] !== "sockjs" || !object.metadata.annotations?.[ADMITTED]), "no such pod was admitted");
     // kubelet hands an admission on within a minute.
     await wait(async () => (await pods(namespace, { [COMPONENT]: "websocket" })).every((pod) => podIs(pod, "Ready")), {
       what: "the others serving", timeout: 60_000,
@@ -427,9 +433,52 @@ test("webhooks switched off by an admission policy: never Ready in one version, 
     await remove("webhooks-off");
   }
   const ended = Date.now();
+  // Pods are replaced three times at most, and ever more slowly.
+  await kubectl(["delete", "pods", "-n", namespace, "-l", `${COMPONENT}=sockjs`, "--wait=false"]);
   await ready(namespace, "eu", 60);
   console.log(`# policy removed to Ready: ${((Date.now() - ended) / 1000).toFixed(1)} s`);
   await Promise.all([cluster.stop(), podVersions.stop()]);
+}));
+
+test("known injectors are accepted and listed, and a pod with an unknown container is replaced, never admitted and named", { timeout: 240_000 }, () => inNamespace("injected", async (namespace) => {
+  const secured = 'Object.spec.containers.securityContext{allowPrivilegeEscalation: false, capabilities: Object.spec.containers.securityContext.capabilities{drop: ["ALL"]}}';
+  // Lists such as that of capabilities cannot be part of an apply configuration.
+  const sidecar = (name) => ({
+    patchType: "JSONPatch",
+    jsonPatch: { expression: `[JSONPatch{op: "add", path: "/spec/containers/-", value: Object.spec.containers{name: "${name}", image: "localhost/pause:1", securityContext: ${secured}}}]` },
+  });
+  const variable = {
+    patchType: "ApplyConfiguration",
+    applyConfiguration: { expression: 'Object{spec: Object.spec{containers: [Object.spec.containers{name: "sockjs", env: [Object.spec.containers.env{name: "DD_ENV", value: "trial"}]}]}}' },
+  };
+  const names = ({ containers }) => containers.map(({ name }) => name);
+  await injected(policy("known-injector", "sockjs", [variable, sidecar("linkerd-proxy")]), namespace, "sockjs", (made) => names(made).includes("linkerd-proxy"));
+  try {
+    await injected(policy("unknown-injector", "websocket", sidecar("stranger")), namespace, "websocket", (made) => names(made).includes("stranger"));
+    const [cluster, podVersions] = await Promise.all([watchObject("realtimeclusters", namespace, "eu"), watchObject("pods", namespace)]);
+    try {
+      await apply(manifest(namespace));
+      for (const count of [1, 2]) {
+        const line = new RegExp(`^eu-websocket-[-a-z0-9]+ differs from its template: container stranger: want none, found one that no known injector adds; replaced ${count} of 3 times$`);
+        await cluster.until((object) => said(object) === "False/ConfigurationDrift" && line.test(condition(object, "Ready").message), {
+          timeout: 90_000, what: `the message after replacement ${count}`,
+        });
+      }
+      const strange = ({ object }) => names(object.spec).includes("stranger");
+      assert.ok(podVersions.versions.filter(strange).every(({ object }) => !object.metadata.annotations?.[ADMITTED]), "none was admitted");
+      assert.equal((await get("realtimecluster", namespace, "eu")).status.gate.replacements[0].count, 2);
+    } finally {
+      await remove("unknown-injector");
+    }
+    await kubectl(["delete", "pods", "-n", namespace, "-l", `${COMPONENT}=websocket`, "--wait=false"]);
+    await ready(namespace, "eu", 60);
+    const { gate } = (await get("realtimecluster", namespace, "eu")).status;
+    assert.deepEqual(gate.injectors.filter((name) => name !== "Kubernetes service account token"), ["Datadog", "Linkerd"]);
+    assert.ok((await pods(namespace, { [COMPONENT]: "sockjs" })).every((pod) => names(pod.spec).includes("linkerd-proxy")));
+    await Promise.all([cluster.stop(), podVersions.stop()]);
+  } finally {
+    await remove("known-injector");
+  }
 }));
 
 test("a Service named realtime-… and a cluster named realtime do no harm", () => inNamespace("links", async (namespace) => {
@@ -445,11 +494,14 @@ test("foreign objects are not changed, and missing or changed Secrets are report
     spec: { replicas: 0, selector: { matchLabels: { a: "b" } }, template: { metadata: { labels: { a: "b" } }, spec: { containers: [{ name: "c", image: "localhost/pause:1" }] } } },
   };
   await apply(theirs);
-  const become = (expected, options) =>
-    wait(async () => {
-      const found = await get("realtimecluster", namespace, "eu");
-      return `${said(found)}${is(found, "Stalled") === "True" ? " stalled" : ""}` === expected && condition(found, "Ready").message;
+  const become = async (expected, options) => {
+    const found = await wait(async () => {
+      const object = await get("realtimecluster", namespace, "eu");
+      return `${said(object)}${is(object, "Stalled") === "True" ? " stalled" : ""}` === expected && object;
     }, { timeout: 30_000, what: expected, ...options });
+    assert.deepEqual(kstatus([found]), [expected.endsWith("stalled") ? "Failed" : "InProgress"], "tools give up only where a person must act");
+    return condition(found, "Ready").message;
+  };
   await apply(manifest(namespace, { "    stream:\n": "    stream:\n      name: theirs\n", "key: url\n": "key: address\n", "replicas: 2": "replicas: 1" }));
   assert.match(await become("False/StreamNotOurs stalled"), /stream theirs already exists and carries no tag of ours: it was not changed/);
   assert.deepEqual(await outside.kinesis.call("ListTagsForStream", { StreamName: "theirs" }).then(({ Tags }) => Tags), []);
@@ -469,6 +521,32 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   assert.match(await become("False/FanoutBroken", { timeout: 90_000 }), /bus between the servers does not answer/);
   await address(outside.redis.url);
   await ready(namespace, "eu", 60);
+
+  // Another name would leave undelivered events in the stream that exists.
+  await assert.rejects(spec(namespace, { webhooks: { stream: { name: "another" } } }), /webhooks\.stream\.name is immutable once the stream exists/);
+  await spec(namespace, { webhooks: { stream: { shards: 3 } } });
+  const pending = async () => (await get("realtimecluster", namespace, "eu")).status.stream.pendingSteps?.join();
+  await wait(async () => /^shards is 3, and the stream has 2: .* or write shards: 2$/.test(await pending()), { what: "the pending change of shards" });
+  await ready(namespace, "eu", 60);
+  await spec(namespace, { webhooks: { stream: { shards: 2 } } });
+  await wait(async () => (await pending()) === undefined, { what: "no pending change" });
+
+  const annotations = async () => (await get("serviceaccount", namespace, "eu-edge")).metadata.annotations ?? {};
+  await kubectl(["annotate", "serviceaccount", "eu-edge", "-n", namespace, "eks.amazonaws.com/role-arn=arn:aws:iam::1:role/x", "team=a"]);
+  await wait(async () => !("eks.amazonaws.com/role-arn" in (await annotations())), { what: "the removal of another identity's annotation" });
+  assert.equal((await annotations()).team, "a", "other annotations stay");
+
+  const shop = async () => {
+    const app = await get("realtimeapp", namespace, "shop");
+    return `${said(app)} ${condition(app, "Accepted").reason} ${condition(app, "Ready").message}`;
+  };
+  const webhook = (url) => kubectl(["patch", "realtimeapp", "shop", "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: { webhooks: [{ name: "orders", url }] } })]);
+  await webhook("http://10.0.0.1/hook");
+  await wait(async () => /^False\/EndpointNotAllowed EndpointNotAllowed .*gets no webhook from cluster eu: 10\.0\.0\.1 is not a public address/.test(await shop()), { what: "the endpoint that is not allowed" });
+  await webhook(outside.receiver.url);
+  await wait(async () => /^True\/AppAccepted AppAccepted/.test(await shop()), { timeout: 60_000, what: "the app to be loaded" });
+  await kubectl(["delete", "realtimecluster", "eu", "-n", namespace, "--timeout=60s"]);
+  await wait(async () => /^False\/NoCluster NoCluster/.test(await shop()), { timeout: 30_000, what: "the app without a cluster" });
 }));
 
 test("an operator killed during an install creates every object once", () => inNamespace("killed", async (namespace) => {
@@ -511,7 +589,7 @@ test("the stream unavailable while every edge is evicted: a proven configuration
         input: JSON.stringify({ apiVersion: "policy/v1", kind: "Eviction", metadata: { name, namespace: NAMESPACE } }),
       });
     let least = Infinity;
-    // That a pod was let in is told to it by kubelet, which now and then misses a change of annotations and writes the
+    // A pod learns of its admission from kubelet, which now and then misses a change of annotations and writes the
     // file with its next look at the pod only, a minute to a minute and a half later.
     const patience = { timeout: 180_000, every: 500 };
     // As a drain does: what may not go yet is asked again. Each server has a budget of its own.
@@ -555,11 +633,11 @@ test("without an operator pods keep serving, and the cluster is Ready soon after
   await wait(async () => (await pods(OPERATOR_NAMESPACE, {})).length === 0, { what: "no operator" });
   const { items } = await get("pods", NAMESPACE);
   const edge = items.find(({ metadata }) => metadata.labels?.[COMPONENT] === "websocket");
-  // A container that starts again with what was let in needs nobody to let it in.
+  // A container that starts again with an admitted configuration needs no operator.
   await kubectl(["delete", "pod", edge.metadata.name, "-n", NAMESPACE, "--wait=false"]);
   await new Promise((resolve) => setTimeout(resolve, 10_000));
   const serving = (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready"));
-  assert.equal(serving.length, 3, "all but the one that nobody could let in");
+  assert.equal(serving.length, 3, "all but the one that was not admitted");
   await kubectl(["scale", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--replicas=2"]);
   await wait(async () => (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).length === 4, { timeout: 60_000, what: "four edges" });
   await ready(NAMESPACE, "eu", 60);

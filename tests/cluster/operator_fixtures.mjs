@@ -1,10 +1,11 @@
 // An operator on the cluster and the outside that its clusters need, for the tests of one file.
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
-import { after, before } from "node:test";
+import { before } from "node:test";
 
 import {
-  apply, applyCrds, condition, deleteNamespace, diagnosed, file, KEEP, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, wait,
+  apply, applyCrds, condition, deleteNamespace, diagnosed, file, kubectl, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, tearDown, wait,
 } from "./harness.mjs";
 
 export const COMPONENT = "app.kubernetes.io/component";
@@ -16,15 +17,29 @@ before(() =>
   diagnosed(async () => {
     [outside.redis, outside.kinesis, outside.receiver] = await Promise.all([startRedis(), startKinesis(), startReceiver()]);
     await applyCrds();
-    // A probe that kubelet answers with a restart would end the leader that a test stops.
-    await apply(file("examples/operator.yaml").replace(/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"));
+    await apply(operatorManifest());
     await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
   }));
 
+/** The operator's manifest, with a probe that never restarts the leader that a test stops, and one more known injector. */
+function operatorManifest() {
+  const injectors = `${file("src/desired/known_injectors.yaml")}  - name: trial\n    hostNames: ["realtime-operator-receiver.*"]\n`;
+  const metadata = { name: "known-injectors", namespace: OPERATOR_NAMESPACE };
+  const map = { apiVersion: "v1", kind: "ConfigMap", metadata, data: { "injectors.yaml": injectors } };
+  const changed = [
+    [/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"],
+    ["args: [operator]", "args: [operator, --known-injectors=/etc/known/injectors.yaml]\n          volumeMounts: [{ name: known, mountPath: /etc/known }]"],
+    [/( +)containers:\n( +)- name: operator\n/, "$1volumes: [{ name: known, configMap: { name: known-injectors } }]\n$1containers:\n$2- name: operator\n"],
+  ].reduce((text, [from, to]) => {
+    const replaced = text.replace(from, to);
+    assert.notEqual(replaced, text, `the manifest holds ${from}`);
+    return replaced;
+  }, file("examples/operator.yaml"));
+  return `${changed}---\n${JSON.stringify(map)}\n`;
+}
+
 // An operator that is gone first could not say that the clusters' pods have ended.
-after(async () => {
-  await namespacesDeleted();
-  if (KEEP) return;
+tearDown(async () => {
   await kubectl(["delete", "realtimeclusters", "-A", "--all", "--timeout=100s"]);
   await deleteNamespace(OPERATOR_NAMESPACE);
 });
@@ -58,6 +73,12 @@ export const spec = (namespace, patch, name = "eu") =>
 export async function rotateSecret(namespace, secret, key, value, name = "eu") {
   await kubectl(["patch", "secret", secret, "-n", namespace, "--type=merge", "-p", JSON.stringify({ stringData: { [key]: value } })]);
   await kubectl(["annotate", "realtimecluster", name, "-n", namespace, "--overwrite", `realtime-operator.dev/rotated-at=${new Date().toISOString()}`]);
+}
+
+/** What kstatus, by whose rules Flux and Helm wait, makes of each object: `InProgress`, `Current`, `Failed`, `Terminating`. */
+export function kstatus(objects) {
+  const input = objects.map((object) => JSON.stringify(object)).join("\n");
+  return execFileSync(process.env.KSTATUS, { input, encoding: "utf8" }).trim().split("\n");
 }
 
 /** The process id of a pod's first container on this machine. `command` is in its command line. */

@@ -7,7 +7,7 @@ import { spawn, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
-import { reservePort } from "../conformance/processes.mjs";
+import { startOnFreePorts } from "../conformance/processes.mjs";
 
 const SCRIPT = fileURLToPath(new URL("kubernetes", import.meta.url));
 
@@ -67,6 +67,18 @@ function guard() {
   spawn(SCRIPT, ["guard", dir, String(process.pid)], { stdio: "ignore", detached: true }).unref();
 }
 
+/** Starts the cluster with these ports; what started is stopped when a port is in use. */
+function startKubernetes(...ports) {
+  try {
+    kubernetes(IMAGE ? "up" : "api", dir, ...ports.map(String));
+  } catch (error) {
+    kubernetes("down", dir);
+    // etcd remembers its address.
+    rmSync(`${dir}/etcd`, { recursive: true, force: true });
+    throw error;
+  }
+}
+
 let code = 1;
 const began = Date.now();
 try {
@@ -74,8 +86,7 @@ try {
   remove();
   mkdirSync(dir, { recursive: true });
   if (TEST_KEEP !== "1") guard();
-  const ports = [await reservePort(), await reservePort(), await reservePort()];
-  kubernetes(IMAGE ? "up" : "api", dir, ...ports.map(String));
+  await startOnFreePorts(3, startKubernetes);
   if (IMAGE) kubernetes("import", dir, IMAGE);
   console.log(`${IMAGE ? "cluster" : "API server"} up in ${seconds(began)}`);
   if (!stopping) code = await run();

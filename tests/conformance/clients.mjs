@@ -36,7 +36,7 @@ export class Clients {
     this.all = new Set();
   }
 
-  /** A client of this key that keeps the errors it is told of in `failures`. */
+  /** A client of this key that keeps its errors in `failures`. */
   begin(key, transport, options = {}) {
     const client = new PusherClient(key, { ...addresses(this.rehearsal, transport), ...options });
     this.all.add(client);

@@ -43,7 +43,7 @@ async function webhooks(name, count, seconds) {
 
 /**
  * The data of a channel's client events, once its last client has left. A channel's webhooks come in order, so a
- * client event that is told once more would stand before `channel_vacated`.
+ * client event that is reported once more would stand before `channel_vacated`.
  */
 async function delivered(name) {
   const found = () => receiver.events().filter(({ channel }) => channel === name);
@@ -96,10 +96,10 @@ for (const transport of TRANSPORTS) {
       await eventually(() => seen.includes("-bob"), () => seen.join());
       one.unsubscribe(name);
       const events = await webhooks(name, 6);
-      const told = events.map((event) => [event.name, event.user_id].filter(Boolean).join(" "));
-      assert.deepEqual(told.slice(0, 3), ["channel_occupied", "member_added ann", "member_added bob"]);
-      assert.deepEqual(told.slice(3).sort(), ["channel_vacated", "member_removed ann", "member_removed bob"]);
-      assert.equal(told.at(-1), "channel_vacated", "the channel is vacated after its members left");
+      const changes = events.map((event) => [event.name, event.user_id].filter(Boolean).join(" "));
+      assert.deepEqual(changes.slice(0, 3), ["channel_occupied", "member_added ann", "member_added bob"]);
+      assert.deepEqual(changes.slice(3).sort(), ["channel_vacated", "member_removed ann", "member_removed bob"]);
+      assert.equal(changes.at(-1), "channel_vacated", "the channel is vacated after its members left");
     });
 
     test("a publish through the server SDK reaches the subscriber", async () => {
@@ -117,7 +117,7 @@ for (const transport of TRANSPORTS) {
       client.backend.server = sdk(rehearsal, "1001", "wrong");
       const refused = client.subscribe(`private-refused-${transport}`);
       client.backend.server = server;
-      await eventually(() => client.failures.length > 0, () => "no error was told");
+      await eventually(() => client.failures.length > 0, () => "no error");
       assert.equal(refused.subscribed, false);
       await subscribe(client, `private-accepted-${transport}`);
       assert.equal(client.connection.state, "connected");
@@ -130,7 +130,7 @@ for (const transport of TRANSPORTS) {
       const got = [];
       other.bind("client-size", (data) => got.push(data.length));
       sender.trigger("client-size", "x".repeat(11 * 1024));
-      await eventually(() => one.failures.length > 0, () => "no error was told");
+      await eventually(() => one.failures.length > 0, () => "no error");
       sender.trigger("client-size", "small");
       await eventually(() => got.length > 0, () => "the next event did not arrive");
       assert.deepEqual(got, [5]);

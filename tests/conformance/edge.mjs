@@ -2,18 +2,14 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 
 import Pusher from "pusher";
 
-import { portOf, spawnBound, startedFields } from "./processes.mjs";
-import { BIN, cleanEnvironment, eventually } from "./rehearsal.mjs";
+import { portOf, spawnLogged, startedFields, startOnFreePorts, waitUntilReady } from "./processes.mjs";
+import { BIN, cleanEnvironment } from "./rehearsal.mjs";
 
 export const KEY = "key1";
 const SECRET = "secret1";
-
-/** Longest until a server has logged that it serves: on a busy machine it reads its own binary for a while. */
-const START_SECONDS = 60;
 
 /** What each process needs that runs alone. */
 const COMMON = {
@@ -37,21 +33,49 @@ export async function startEdge(variables = {}, webhooks = []) {
     REALTIME_BUS: "memory",
     ...variables,
   }, webhooks);
-  const port = portOf((await edge.started()).public);
+  const port = portOf(edge.started.public);
   const sdk = new Pusher({ appId: "1", key: KEY, secret: SECRET, host: "127.0.0.1", port: String(port), useTLS: false });
   return { ...edge, port, sdk };
 }
 
+/**
+ * Edges on one Redis that relay to each other: each has an address of loopback, and all have one peer port. `restart(n)`
+ * starts the edge at `edges[n]` again, once it has ended.
+ */
+export function startRelayingEdges(count, redisPort, variables = {}, webhooks = []) {
+  return startOnFreePorts(1, async (peerPort) => {
+    const start = (n) => startEdge({
+      REALTIME_BUS: "redis",
+      REALTIME_REDIS_URL: `redis://127.0.0.1:${redisPort}`,
+      REALTIME_POD_IP: `127.0.0.${n + 1}`,
+      REALTIME_PEER_ADDRESS: `127.0.0.${n + 1}:${peerPort}`,
+      REALTIME_PEER_SECRET: "between-edges",
+      ...variables,
+    }, webhooks);
+    const starts = await Promise.allSettled(Array.from({ length: count }, (_, n) => start(n)));
+    const edges = starts.flatMap(({ value }) => value ?? []);
+    const failed = starts.find(({ status }) => status === "rejected");
+    if (failed) {
+      await Promise.all(edges.map((edge) => edge.kill()));
+      throw failed.reason;
+    }
+    return {
+      edges,
+      async restart(n) {
+        edges[n] = await start(n);
+      },
+    };
+  });
+}
+
 /** A dispatcher that may send to loopback. */
-export async function startDispatcher(variables, webhooks) {
-  const dispatcher = await start("dispatcher", {
+export function startDispatcher(variables, webhooks) {
+  return start("dispatcher", {
     REALTIME_SERVER: "dispatcher",
     REALTIME_LEASES: "memory",
     REALTIME_ALLOWED_NETWORKS: "127.0.0.0/8",
     ...variables,
   }, webhooks);
-  await dispatcher.started();
-  return dispatcher;
 }
 
 async function start(command, variables, webhooks) {
@@ -60,37 +84,30 @@ async function start(command, variables, webhooks) {
   const limits = { clientEventsPerSecond: 1000 };
   const app = { id: "1", credentials, enabled: true, clientEvents: true, limits, webhooks };
   await writeFile(join(folder, "0.json"), JSON.stringify([app]));
-  const child = spawnBound(BIN, [command], {
-    env: { ...cleanEnvironment(), ...COMMON, REALTIME_APPS_PATH: folder, ...variables },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  const ended = new Promise((resolve) => child.once("exit", (code, signal) => resolve(code ?? signal)));
-  let end;
-  ended.then((how) => (end = how));
-  const lines = [];
-  for (const stream of [child.stdout, child.stderr]) createInterface({ input: stream }).on("line", (line) => lines.push(line));
+  const program = spawnLogged(BIN, [command], { env: { ...cleanEnvironment(), ...COMMON, REALTIME_APPS_PATH: folder, ...variables } });
+  const remove = () => rm(folder, { recursive: true, force: true });
+  let started;
+  try {
+    started = await waitUntilReady(`realtime ${command}`, program, (log) => startedFields(log.split("\n")));
+  } catch (error) {
+    await remove();
+    throw error;
+  }
   return {
-    lines,
-    /** What it logs once it serves. */
-    started: () => eventually(() => {
-      const fields = startedFields(lines);
-      if (!fields && end !== undefined) throw new Error(`${command} ended with ${end}: ${lines.join("\n")}`);
-      return fields;
-    }, () => `no line with the addresses of the ${command}: ${lines.join("\n")}`, START_SECONDS),
+    /** The fields of the line that it logs once it serves. */
+    started,
     /** Ends it as a node does that loses its power. */
     async kill() {
-      child.kill("SIGKILL");
-      await ended;
-      await rm(folder, { recursive: true });
+      await program.stop();
+      await remove();
     },
     /** Ends it as kubelet does after so many seconds' grace, and answers with its exit code. */
     async stop(grace = 20) {
-      child.kill("SIGTERM");
-      const hung = setTimeout(() => child.kill("SIGKILL"), grace * 1000);
-      const how = await ended;
+      const hung = setTimeout(() => program.child.kill("SIGKILL"), grace * 1000);
+      await program.stop("SIGTERM");
       clearTimeout(hung);
-      await rm(folder, { recursive: true, force: true });
-      return how;
+      await remove();
+      return program.child.exitCode ?? program.child.signalCode;
     },
   };
 }

@@ -1,4 +1,4 @@
-// What the tests themselves stand on: ports that are given once, programs that end with their test, and a run that says
+// What the tests themselves stand on: ports that are drawn once, programs that end with their test, and a run that says
 // what it did not run.
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
@@ -11,7 +11,7 @@ import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
-import { kinesisPorts, portOf, reservePort, startedFields } from "./processes.mjs";
+import { kinesisPorts, portOf, spawnLogged, startedFields, startOnFreePorts, startRedis, waitUntilReady } from "./processes.mjs";
 import { eventually } from "./rehearsal.mjs";
 
 const PROCESSES = new URL("./processes.mjs", import.meta.url).href;
@@ -26,18 +26,54 @@ before(async () => {
 
 after(() => rm(folder, { recursive: true, force: true }));
 
-test("a reserved port is not reserved again, also not by another process, and can be listened on", async () => {
-  const ports = await Promise.all(Array.from({ length: 20 }, () => reservePort()));
+async function listen(port, host) {
+  const server = createServer().listen(port, host);
+  await once(server, "listening");
+  return server;
+}
+
+test("a drawn port is not drawn again, also not by another process, and can be listened on", async () => {
+  const ports = await startOnFreePorts(20, async (...drawn) => drawn);
   assert.equal(new Set(ports).size, ports.length);
   const bind = `const s = require("dgram").createSocket("udp4"); s.on("error", ({ code }) => { console.log(code); process.exit(); });`
     + `s.bind({ port: ${ports[0]}, address: "127.77.0.1", exclusive: true }, () => { console.log("bound"); process.exit(); });`;
   assert.equal(spawnSync(process.execPath, ["-e", bind], { encoding: "utf8" }).stdout, "EADDRINUSE\n");
   for (const host of ["127.0.0.1", "0.0.0.0"]) {
-    const server = createServer().listen(ports[0], host);
-    await once(server, "listening");
+    const server = await startOnFreePorts(1, (port) => listen(port, host));
     server.close();
     await once(server, "close");
   }
+});
+
+test("a Redis whose port is in use is started on another", async () => {
+  const [blockers, programs] = [[], []];
+  const launch = async (args) => {
+    if (blockers.length < 2) {
+      blockers.push(await listen(Number(args[args.indexOf("--port") + 1]), "127.0.0.1"));
+    }
+    programs.push(spawnLogged("redis-server", args, { cwd: folder }));
+    return programs.at(-1);
+  };
+  const redis = await startRedis({ launch });
+  try {
+    assert.deepEqual(programs.map((program) => program.hasEnded()), [true, true, false]);
+    for (const program of programs.slice(0, 2)) assert.match(program.log(), /Address already in use/);
+    assert.ok(blockers.every((server) => server.address().port !== redis.port));
+  } finally {
+    await redis.stop();
+    for (const server of blockers) server.close();
+  }
+});
+
+test("a program that does not start is named with its log, is not started again, and does not run on", async () => {
+  const programs = [];
+  const launch = (args) => {
+    programs.push(spawnLogged("redis-server", [...args, "--port", "many"], { cwd: folder }));
+    return programs.at(-1);
+  };
+  await assert.rejects(startRedis({ launch }), /redis-server ended before it served; its log:\n[^]*argument couldn't be parsed/);
+  assert.equal(programs.length, 1);
+  await assert.rejects(waitUntilReady("nothing", spawnLogged("/nowhere", []), () => false), /nothing ended before it served[^]*nowhere/);
 });
 
 /** Runs a script of a module in a process of its own that spawns `sleep` bound to it; resolves with both process ids. */

@@ -62,16 +62,16 @@ test("an event published by the SDK reaches all but the excluded socket", async 
   const got = { one: [], two: [] };
   for (const [client, list] of [[one, got.one], [two, got.two]]) {
     for (const name of ["news", "sport", "private-encrypted-news"]) {
-      (await subscribe(client, name)).bind("told", (data) => list.push([name, data]));
+      (await subscribe(client, name)).bind("announced", (data) => list.push([name, data]));
     }
   }
-  assert.deepEqual(await ask("trigger", { channels: ["news", "sport"], event_name: "told", data: { text: "grüß dich" } }), {});
+  assert.deepEqual(await ask("trigger", { channels: ["news", "sport"], event_name: "announced", data: { text: "grüß dich" } }), {});
   const except = one.connection.socket_id;
-  assert.deepEqual(await ask("trigger", { channels: "news", event_name: "told", data: "two", socket_id: except }), {});
+  assert.deepEqual(await ask("trigger", { channels: "news", event_name: "announced", data: "two", socket_id: except }), {});
   const batch = [
-    { channel: "news", name: "told", data: 1 },
-    { channel: "private-encrypted-news", name: "told", data: { secret: 2 } },
-    { channel: "sport", name: "told", data: 3, socket_id: except },
+    { channel: "news", name: "announced", data: 1 },
+    { channel: "private-encrypted-news", name: "announced", data: { secret: 2 } },
+    { channel: "sport", name: "announced", data: 3, socket_id: except },
   ];
   assert.deepEqual(await ask("trigger_batch", { batch }), {});
   await eventually(() => got.one.length >= 4 && got.two.length >= 6, () => JSON.stringify(got));
@@ -122,14 +122,14 @@ test("mistakes raise the SDK's own exceptions", async () => {
   await rejected("users_info", { channel: "news" }, "PusherBadRequest", /presence/);
   await rejected("channels_info", { attributes: ["user_count"] }, "PusherBadRequest", /filter_by_prefix/);
   await rejected("channel_info", { channel: "news", attributes: ["user_count"] }, "PusherBadRequest", /presence/);
-  const batch = Array(11).fill({ channel: "news", name: "told", data: 1 });
+  const batch = Array(11).fill({ channel: "news", name: "announced", data: 1 });
   await rejected("trigger_batch", { batch }, "PusherBadRequest", /1 to 10/);
-  const large = { channels: "news", event_name: "told", data: "x".repeat(11 * 1024) };
+  const large = { channels: "news", event_name: "announced", data: "x".repeat(11 * 1024) };
   await rejected("trigger", large, "PusherBadStatus", /^413: /);
   const { key, secret } = rehearsal.app;
   const wrong = startPython({ ...rehearsal.serving, apps: [{ id: "1001", key, secret: `${secret}x` }] });
   const answers = [
-    await wrong.call("1001", "trigger", { channels: "news", event_name: "told", data: 1 }),
+    await wrong.call("1001", "trigger", { channels: "news", event_name: "announced", data: 1 }),
     await wrong.call("1001", "terminate_user_connections", { user_id: "dan" }),
   ];
   await wrong.stop();

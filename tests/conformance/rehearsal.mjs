@@ -24,7 +24,7 @@ export function cleanEnvironment() {
 export async function eventually(check, describe, seconds = 20) {
   const end = Date.now() + seconds * 1000;
   for (;;) {
-    const found = check();
+    const found = await check();
     if (found) return found;
     if (Date.now() > end) {
       throw new Error(`not within ${seconds} s: ${describe()}; waited for ${check}, which last gave ${inspect(found)}`);
@@ -83,7 +83,7 @@ spec:
   webhooks: ${url ? `[{ name: orders, url: "${url}" }]` : "[]"}
 `;
 
-/** An app that wants to be told how many connections are in a channel. */
+/** An app with subscription counts. */
 export const counted = (url) => `
 ---
 apiVersion: realtime-operator.dev/v1alpha1
@@ -121,7 +121,7 @@ export async function startRehearsal(receiver, more = "", spec = "", { flags = [
   let errors = "";
   createInterface({ input: child.stdout }).on("line", (line) => lines.push(line));
   child.stderr.on("data", (chunk) => (errors += chunk));
-  const told = (type) => () => {
+  const lineOf = (type) => () => {
     if (end !== undefined) throw new Error(`the rehearsal ended with ${end}: ${errors}`);
     return lines.map(parse).find((line) => line.type === type);
   };
@@ -137,8 +137,8 @@ export async function startRehearsal(receiver, more = "", spec = "", { flags = [
   }
 
   try {
-    const serving = await eventually(told("serving"), () => `no "serving" line; ${errors}`);
-    const verdict = await eventually(told("verdict"), () => `no verdict; ${errors}`, 60);
+    const serving = await eventually(lineOf("serving"), () => `no "serving" line; ${errors}`);
+    const verdict = await eventually(lineOf("verdict"), () => `no verdict; ${errors}`, 60);
     if (verdict.ready === refused) throw new Error(`${verdict.reason}: ${verdict.message}`);
     return { serving, verdict, app: serving.apps.find(({ id }) => id === "1001"), stop };
   } catch (error) {

@@ -2,22 +2,21 @@
 import assert from "node:assert/strict";
 import http from "node:http";
 import net from "node:net";
-import { tmpdir } from "node:os";
 import { after, before, test } from "node:test";
 
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import { KEY, startEdge } from "./edge.mjs";
-import { reservePort, spawnBound } from "./processes.mjs";
+import { KEY, startRelayingEdges } from "./edge.mjs";
+import { startRedis } from "./processes.mjs";
 import { eventually } from "./rehearsal.mjs";
 
 const TRANSPORTS = ["xhr_streaming", "xhr_polling"];
 const COUNTED = Array.from({ length: 1000 }, (_, n) => n);
 
 let redis;
-let start;
 let edges;
+let restart;
 let entry;
 let sdk;
 const clients = new Set();
@@ -25,19 +24,8 @@ const clients = new Set();
 before(async () => {
   // Each request on a connection of its own.
   http.globalAgent = new http.Agent({ keepAlive: false });
-  const [port, peer] = [await reservePort(), await reservePort()];
-  redis = spawnBound("redis-server", ["--port", String(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"], {
-    cwd: tmpdir(),
-    stdio: "ignore",
-  });
-  start = (n) => startEdge({
-    REALTIME_BUS: "redis",
-    REALTIME_REDIS_URL: `redis://127.0.0.1:${port}`,
-    REALTIME_POD_IP: `127.0.0.${n}`,
-    REALTIME_PEER_ADDRESS: `127.0.0.${n}:${peer}`,
-    REALTIME_PEER_SECRET: "between-edges",
-  });
-  edges = await Promise.all([1, 2, 3].map(start));
+  redis = await startRedis();
+  ({ edges, restart } = await startRelayingEdges(3, redis.port));
   entry = await roundRobin();
   sdk = new Pusher({ appId: "1", key: KEY, secret: "secret1", host: "127.0.0.1", port: String(entry.port), useTLS: false });
 });
@@ -46,7 +34,7 @@ after(async () => {
   for (const client of clients) client.disconnect();
   entry?.close();
   await Promise.all((edges ?? []).map((edge) => edge.stop()));
-  redis?.kill("SIGKILL");
+  await redis?.stop();
 });
 
 /** Each connection goes to the next edge; one that is gone is passed over. */
@@ -153,6 +141,6 @@ test("clients of a killed edge are connected again soon, and none has failed", a
       assert(client.states.filter((state) => state === "connected").length <= 1, all());
       client.disconnect();
     }
-    edges[n] = await start(n + 1);
+    await restart(n);
   }
 });

@@ -15,7 +15,7 @@ const MESSAGES = 700;
 const TEXT = "x".repeat(4096);
 /** pusher-js opens a stream again when it has read 256 Ki characters of it. */
 const REOPENS = Math.floor((MESSAGES * TEXT.length) / (256 * 1024));
-/** What passes before a session without a receiver counts as gone (5 s) and an absence is told (3 s), and some more. */
+/** What passes before a session without a receiver counts as gone (5 s) and an absence is reported (3 s), and some more. */
 const UNTIL_TOLD_MS = 10_000;
 const AWAY_MS = 500;
 
@@ -135,13 +135,13 @@ describe("700 messages of 4 KB through one stream arrive, in order and on one co
 });
 
 /** The webhook events of a channel, once it is vacated for good. */
-async function told(name) {
+async function reportedChanges(name) {
   const found = () => receiver.events().filter(({ channel }) => channel === name);
   await eventually(() => found().at(-1)?.name === "channel_vacated", () => JSON.stringify(found()));
   return found().map((event) => [event.name, event.user_id].filter(Boolean).join(" "));
 }
 
-describe("a refreshed page is never told as gone", { concurrency: true }, () => {
+describe("a refreshed page is never reported as gone", { concurrency: true }, () => {
   for (const transport of ["ws", "xhr_streaming"]) {
     test(`in Node over ${transport}: the connection drops and another comes half a second later`, async () => {
       const name = `presence-refresh-node-${transport}`;
@@ -155,7 +155,7 @@ describe("a refreshed page is never told as gone", { concurrency: true }, () => 
       const { users } = await (await server.get({ path: `/channels/${name}/users` })).json();
       assert.deepEqual(users, [{ id: "ann" }]);
       second.disconnect();
-      assert.deepEqual(await told(name), ["channel_occupied", "member_added ann", "member_removed ann", "channel_vacated"]);
+      assert.deepEqual(await reportedChanges(name), ["channel_occupied", "member_added ann", "member_removed ann", "channel_vacated"]);
     });
 
     test(`in Chromium over ${transport}: the member is still there for another`, async () => {
@@ -179,7 +179,7 @@ describe("a refreshed page is never told as gone", { concurrency: true }, () => 
       await tab.close();
       await eventually(() => !room.members.get("ann"), () => "ann is still there");
       watcher.disconnect();
-      const events = await told(name);
+      const events = await reportedChanges(name);
       assert.deepEqual(events.slice(0, 3), ["channel_occupied", "member_added bob", "member_added ann"]);
       assert.deepEqual(events.slice(3).sort(), ["channel_vacated", "member_removed ann", "member_removed bob"]);
     });

@@ -87,13 +87,13 @@ async function inChromium(transport) {
     const env = jasmine.getEnv();
     Object.assign(window, window.jasmineRequire.interface(jasmine, env), { jasmine });
     env.configure({ random: false, failSpecWithNoExpectations: false });
-    const told = (list) => list.map(({ message }) => message);
+    const messages = (list) => list.map(({ message }) => message);
     window.results = { specs: [] };
     env.addReporter({
       specDone: ({ fullName, status, failedExpectations }) =>
-        window.results.specs.push({ name: fullName, status, failures: told(failedExpectations) }),
+        window.results.specs.push({ name: fullName, status, failures: messages(failedExpectations) }),
       jasmineDone: ({ overallStatus, incompleteReason, failedExpectations }) =>
-        (window.results.end = { overall: overallStatus, why: incompleteReason, failures: told(failedExpectations) }),
+        (window.results.end = { overall: overallStatus, why: incompleteReason, failures: messages(failedExpectations) }),
     });
   });
   await page.addScriptTag({ content: await bundle("web", transport, servers()) });
@@ -137,4 +137,4 @@ test("a transport that the runtime lacks is a failure, although the suite accept
   assert.throws(() => complete(results, "xdr_streaming"), /every spec was executed/);
 });
 
-test("the specs' backend could do what they asked of it", () => assert.deepEqual(helper.failures, []));
+test("the backend of the specs has met no failure", () => assert.deepEqual(helper.failures, []));

@@ -31,7 +31,7 @@ const json = async (answer) => (await answer).json();
 
 for (const transport of TRANSPORTS) {
   describe(`pusher-js over ${transport}`, { concurrency: true }, () => {
-    test("a user is spoken to, watched, and ended by the server", async () => {
+    test("the server sends to a user, reports it to its watchers, and terminates its connections", async () => {
       const [ann, bob] = [`ann-${transport}`, `bob-${transport}`];
       const watcher = await connect("ws", { user: { id: `w-${transport}`, watchlist: [ann, bob] } });
       const seen = [];
@@ -55,7 +55,7 @@ for (const transport of TRANSPORTS) {
       await eventually(() => seen.includes(`-${ann}`), () => seen.join());
     });
 
-    test("a cache channel has its last event for those who come, and a webhook says when it has none", async () => {
+    test("a late subscriber of a cache channel receives the last event, and a webhook reports a cache miss", async () => {
       const name = `private-cache-room-${transport}`;
       const early = await connect(transport);
       const missed = [];
@@ -76,7 +76,7 @@ for (const transport of TRANSPORTS) {
       assert.equal(misses().length, 1);
     });
 
-    test("an encrypted event is read by who may, and may be for one channel only", async () => {
+    test("a subscriber decrypts an encrypted event, and such an event for several channels is refused", async () => {
       const name = `private-encrypted-${transport}`;
       const client = await connect(transport);
       const channel = await subscribe(client, name);
@@ -89,7 +89,7 @@ for (const transport of TRANSPORTS) {
       await assert.rejects(servers[1001].post({ path: "/events", body: several }), { status: 400 });
     });
 
-    test("clients and webhooks are told how many connections are in a channel", async () => {
+    test("clients and webhooks receive the number of connections in a channel", async () => {
       const name = `counted-${transport}`;
       const [one, two] = [await connect(transport, { app: "1002" }), await connect("ws", { app: "1002" })];
       const counts = [];
@@ -103,9 +103,9 @@ for (const transport of TRANSPORTS) {
       await eventually(() => counts.length > 2, () => counts.join());
       one.unsubscribe(name);
       assert.deepEqual(counts, [1, 2, 1]);
-      const told = () => receiver.events().filter((event) => event.channel === name);
-      await eventually(() => told().length >= 4, () => JSON.stringify(told()));
-      assert.deepEqual(told().map((event) => event.subscription_count), [1, 2, 1, 0]);
+      const reported = () => receiver.events().filter((event) => event.channel === name);
+      await eventually(() => reported().length >= 4, () => JSON.stringify(reported()));
+      assert.deepEqual(reported().map((event) => event.subscription_count), [1, 2, 1, 0]);
     });
 
     test("an unknown key ends in `disconnected` without another try", async () => {

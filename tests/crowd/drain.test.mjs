@@ -2,14 +2,13 @@
 import assert from "node:assert/strict";
 import http from "node:http";
 import { dirname, join } from "node:path";
-import { tmpdir } from "node:os";
 import { after, before, test } from "node:test";
 
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import { KEY, startDispatcher, startEdge } from "../conformance/edge.mjs";
-import { kinesisPorts, reservePort, spawnBound } from "../conformance/processes.mjs";
+import { KEY, startDispatcher, startRelayingEdges } from "../conformance/edge.mjs";
+import { kinesisPorts, spawnLogged, startRedis, waitUntilReady } from "../conformance/processes.mjs";
 import { startEntry } from "./entry.mjs";
 import { BIN, cleanEnvironment, eventually, startReceiver } from "../conformance/rehearsal.mjs";
 
@@ -35,18 +34,9 @@ let sdk;
 before(async () => {
   http.globalAgent = new http.Agent({ keepAlive: false });
   receiver = await startReceiver();
-  const [redisPort, peer] = [await reservePort(), await reservePort()];
-  redis = spawnBound("redis-server", ["--port", String(redisPort), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"], {
-    cwd: tmpdir(),
-    stdio: "ignore",
-  });
-  kinesis = spawnBound(join(dirname(BIN), "examples/kinesis"), ["127.0.0.1:0", "127.0.0.1:0"], {
-    env: cleanEnvironment(),
-    stdio: ["ignore", "pipe", "ignore"],
-  });
-  let said = "";
-  kinesis.stdout.on("data", (chunk) => (said += chunk));
-  const { port: kinesisPort } = await eventually(() => kinesisPorts(said), () => `no ports of Kinesis: ${said}`);
+  redis = await startRedis();
+  kinesis = spawnLogged(join(dirname(BIN), "examples/kinesis"), ["127.0.0.1:0", "127.0.0.1:0"], { env: cleanEnvironment() });
+  const { port: kinesisPort } = await waitUntilReady("Kinesis", kinesis, kinesisPorts);
   const stream = {
     REALTIME_STREAM_NAME: "events",
     REALTIME_AWS_IDENTITY: "StaticKeys",
@@ -57,18 +47,13 @@ before(async () => {
   await createStream(stream.AWS_ENDPOINT_URL_KINESIS);
   const webhooks = [{ name: "hook", url: receiver.url, events: [], channelPrefix: "", timeoutSeconds: 4 }];
   servers.push(await startDispatcher(stream, webhooks));
-  edges = await Promise.all([1, 2, 3].map((n) => startEdge({
+  ({ edges } = await startRelayingEdges(3, redis.port, {
     ...stream,
     REALTIME_SERVER: "edge",
     REALTIME_TRANSPORTS: "websocket,xhr_streaming,xhr_polling",
     REALTIME_WEBHOOKS: "kinesis",
-    REALTIME_BUS: "redis",
-    REALTIME_REDIS_URL: `redis://127.0.0.1:${redisPort}`,
-    REALTIME_POD_IP: `127.0.0.${n}`,
-    REALTIME_PEER_ADDRESS: `127.0.0.${n}:${peer}`,
-    REALTIME_PEER_SECRET: "between-edges",
     REALTIME_DRAIN_HOLD_SECONDS: "1",
-  }, webhooks)));
+  }, webhooks));
   servers.push(...edges);
   entry = await startEntry([edges[0].port]);
   sdk = new Pusher({ appId: "1", key: KEY, secret: "secret1", host: "127.0.0.1", port: String(edges[1].port), useTLS: false });
@@ -78,8 +63,8 @@ after(async () => {
   for (const client of clients) client.disconnect();
   await entry?.close();
   await Promise.all(servers.map((server) => server.stop()));
-  redis?.kill("SIGKILL");
-  kinesis?.kill("SIGTERM");
+  await redis?.stop();
+  await kinesis?.stop("SIGTERM");
   receiver?.close();
 });
 
@@ -247,6 +232,6 @@ test("a terminating pod closes its clients a few at a time, and no departure is 
   await eventually(() => gone().some(({ name }) => name === "member_removed"), () => "the last member has not left");
   const expected = [crowd[0].own.name, crowd[0].shared.name];
   const wrong = gone().filter(({ channel }) => !expected.includes(channel));
-  assert(gone().length === 2 && wrong.length === 0, `${gone().length} were told of as gone: ${JSON.stringify(wrong.slice(0, 3))}`);
+  assert(gone().length === 2 && wrong.length === 0, `${gone().length} were reported as gone: ${JSON.stringify(wrong.slice(0, 3))}`);
   t.diagnostic(`${crowd.length} clients moved in ${(took / 1000).toFixed(1)} s, at most ${most} closes within ${STRETCH} ms, ${sent.length} events`);
 });

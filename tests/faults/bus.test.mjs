@@ -2,21 +2,21 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { connect, createServer } from "node:net";
-import { after, test } from "node:test";
+import { test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import { apply, condition, get, HOST, KEEP, kubectl, pods, service, startRedis, wait, watchObject } from "../cluster/harness.mjs";
+import { apply, condition, deleteNamespace, get, HOST, kubectl, pods, service, startRedis, tearDown, wait, watchObject } from "../cluster/harness.mjs";
 import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said } from "../cluster/operator_fixtures.mjs";
 
 const NAMESPACE = "bus";
 
-/** Seconds within which a pod that died must have been told of, and what the webhook's way may take on top. */
+/** Seconds within which a pod that died must have been reported, and the time that the webhook may take on top. */
 const [SWEPT, WAY] = [15, 10];
 
 let other, redirector;
 
-/** One address for two Redis: which of them a pod reaches is told by its own address. */
+/** One address for two Redis: the address of a pod decides which of them it reaches. */
 async function startRedirector(usual, unusual) {
   const open = new Map();
   const redirector = {
@@ -45,11 +45,9 @@ async function startRedirector(usual, unusual) {
   return redirector;
 }
 
-after(async () => {
-  if (KEEP) return;
-  await kubectl(["delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s"]);
+tearDown(async () => {
+  await deleteNamespace(NAMESPACE);
   redirector?.stop();
-  await other?.stop();
 });
 
 const cluster = () => get("realtimecluster", NAMESPACE, "eu");
@@ -76,7 +74,7 @@ async function members(room, count) {
   return clients;
 }
 
-const told = (room, ...names) => outside.receiver.events().filter(({ channel, name }) => channel === room && names.includes(name));
+const reported = (room, ...names) => outside.receiver.events().filter(({ channel, name }) => channel === room && names.includes(name));
 
 test("pods without a common bus are not Ready at install, and are once they share one", async () => {
   other = await startRedis();
@@ -89,7 +87,7 @@ test("pods without a common bus are not Ready at install, and are once they shar
   await apply(manifest(NAMESPACE, { [outside.redis.url]: redirector.url }));
   const found = await versions.until((object) => said(object) === "False/FanoutBroken", { timeout: 90_000, what: "FanoutBroken" });
   const pod = (await edges(NAMESPACE)).find(({ status }) => status.podIP === alone);
-  console.log(`# told: ${message(found)}`);
+  console.log(`# message: ${message(found)}`);
   assert.ok(pod, "it is an edge that is alone");
   // Long enough for rounds in vain.
   await new Promise((resolve) => setTimeout(resolve, 20_000));
@@ -109,7 +107,7 @@ test("a pod that moves to another bus closes the gate and is named, and keeps se
     const found = await cluster();
     return said(found) === "False/FanoutBroken" && message(found).includes(pod.metadata.name) && found;
   }, { timeout: 90_000, what: "FanoutBroken with the pod's name" });
-  console.log(`# told: ${message(broken)}`);
+  console.log(`# message: ${message(broken)}`);
   assert.equal((await edges(NAMESPACE)).filter((one) => podIs(one, "Ready")).length, 4, "all go on serving");
   redirector.strays = () => false;
   redirector.cut();
@@ -121,7 +119,7 @@ test("with Redis unavailable chat continues and nobody is reported as gone; the 
   // Enough for two of them to be on one pod.
   const clients = await members(room, 6);
   try {
-    await wait(() => told(room, "member_added").length === clients.length, { what: "a webhook of every member" });
+    await wait(() => reported(room, "member_added").length === clients.length, { what: "a webhook of every member" });
     outside.redis.pause();
     const since = Date.now();
     await wait(async () => said(await cluster()) === "False/FanoutBroken", { timeout: 60_000, what: "FanoutBroken" });
@@ -144,16 +142,16 @@ test("with Redis unavailable chat continues and nobody is reported as gone; the 
   for (const client of clients) client.room.bind("client-again", () => hears.add(client));
   clients[0].room.trigger("client-again", {});
   await wait(() => hears.size === clients.length - 1, { what: "an event on every pod" });
-  assert.deepEqual(told(room, "member_removed", "channel_vacated"), [], "nobody had left");
+  assert.deepEqual(reported(room, "member_removed", "channel_vacated"), [], "nobody had left");
   for (const client of clients) client.disconnect();
-  await wait(() => told(room, "channel_vacated").length === 1, { what: "channel_vacated" });
-  assert.equal(told(room, "member_removed").length, clients.length);
+  await wait(() => reported(room, "channel_vacated").length === 1, { what: "channel_vacated" });
+  assert.equal(reported(room, "member_removed").length, clients.length);
 });
 
 test("members on a killed container are reported as gone within 15 seconds, once, and the channel stays", async () => {
   const room = "presence-killed";
   const clients = await members(room, 40);
-  await wait(() => told(room, "member_added").length === clients.length, { what: "a webhook of every member" });
+  await wait(() => reported(room, "member_added").length === clients.length, { what: "a webhook of every member" });
   // They come back at once in life; here they stay away, so that what the pod leaves behind is seen.
   for (const client of clients) client.connection.bind("connecting_in", () => setTimeout(() => client.disconnect(), 0));
   const [pod] = await pods(NAMESPACE, { [COMPONENT]: "websocket" });
@@ -164,17 +162,17 @@ test("members on a killed container are reported as gone within 15 seconds, once
   await new Promise((resolve) => setTimeout(resolve, 1_000));
   const gone = clients.flatMap((client, n) => (client.connection.state === "disconnected" ? [`user-${n}`] : []));
   assert.ok(gone.length > 0 && gone.length < clients.length, `${gone.length} of ${clients.length} were on that pod`);
-  const removed = () => told(room, "member_removed");
+  const removed = () => reported(room, "member_removed");
   await wait(() => removed().length >= gone.length, { timeout: (SWEPT + WAY) * 1000, what: "everyone who is gone" });
-  console.log(`# ${gone.length} members of a killed container were told of as gone after ${((Date.now() - killed) / 1000).toFixed(1)} s`);
+  console.log(`# ${gone.length} members of a killed container were reported as gone after ${((Date.now() - killed) / 1000).toFixed(1)} s`);
   assert.deepEqual(removed().map(({ user_id }) => user_id).sort(), gone.sort());
   assert.equal(new Set(removed().map(({ id }) => id)).size, gone.length, "each by an event of its own");
-  assert.deepEqual(told(room, "channel_vacated"), []);
+  assert.deepEqual(reported(room, "channel_vacated"), []);
   await wait(async () => {
     const found = await get("pod", NAMESPACE, pod.metadata.name);
     return found.status.containerStatuses[0].restartCount === 1 && podIs(found, "Ready");
-  }, { timeout: 60_000, what: "the container, started again and let in" });
+  }, { timeout: 60_000, what: "the container, started again and admitted" });
   for (const client of clients) client.disconnect();
-  await wait(() => told(room, "channel_vacated").length === 1, { what: "channel_vacated" });
+  await wait(() => reported(room, "channel_vacated").length === 1, { what: "channel_vacated" });
   await ready(NAMESPACE, "eu", 60);
 });

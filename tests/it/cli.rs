@@ -45,7 +45,7 @@ fn a_server_refuses_its_configuration_in_one_line_with_exit_code_78() {
 }
 
 #[test]
-fn bad_input_is_told_with_file_path_and_remedy_and_exit_code_2() {
+fn bad_input_is_reported_with_file_path_and_remedy_and_exit_code_2() {
     for (name, replace, with, says) in [
         (
             "an unknown field",
@@ -73,6 +73,13 @@ fn bad_input_is_told_with_file_path_and_remedy_and_exit_code_2() {
         ),
         ("an empty region", "region: eu-west-1", "region: ''", "spec.aws.region is empty: write a value"),
         ("no replicas", "replicas: 2", "replicas: 0", "spec.websocket.replicas is 0: write a number from 1 to 1000"),
+        ("a name that no Service may have", "name: eu\n", "name: eu.prod\n", "no Service can have this name"),
+        (
+            "a webhook with a password",
+            "url: https://",
+            "url: https://me:secret@",
+            "spec.webhooks[0].url breaks a rule: the URL contains a user or a password",
+        ),
         ("a name too long", "name: eu\n", &format!("name: {}\n", "e".repeat(41)), "more than 40 characters"),
     ] {
         let file = manifest(replace, with);
@@ -87,6 +94,18 @@ fn bad_input_is_told_with_file_path_and_remedy_and_exit_code_2() {
     let output = realtime(&["render", "nowhere.yaml"], &[]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("nowhere.yaml: cannot be read"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_endpoint_that_the_cluster_does_not_allow_is_reported_with_exit_code_2() {
+    let file = manifest("url: https://", "url: http://");
+    let path = file.path().display().to_string();
+    for arguments in [&["render", &path][..], &["rehearse", &path, "--once"][..]] {
+        let output = realtime(arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        let says = "RealtimeApp shop: spec.webhooks[0].url gets no webhook from cluster eu: ";
+        assert!(stderr(&output).contains(says), "{}", stderr(&output));
+    }
 }
 
 #[test]
@@ -107,7 +126,7 @@ fn crds_are_printed_as_two_documents() {
 
 #[cfg(feature = "rehearsal")]
 #[test]
-fn a_port_that_is_taken_is_told() {
+fn a_port_in_use_is_reported() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("an address").port().to_string();
     let output = realtime(&["rehearse", "examples/eu.yaml", "--port", &port], &[]);
@@ -133,7 +152,7 @@ fn a_server_that_refuses_to_start_is_the_verdict() {
 
 #[cfg(feature = "rehearsal")]
 #[test]
-fn an_edit_that_is_none_is_told() {
+fn an_invalid_edit_is_reported() {
     let output = realtime(&["rehearse", "examples/eu.yaml", "--edit", "nobody:A=b"], &[]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(stderr(&output).contains("websocket, sockjs, edge, dispatcher"), "{}", stderr(&output));

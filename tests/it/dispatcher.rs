@@ -1,6 +1,6 @@
 //! The dispatcher against a Kinesis in process and a receiver on loopback.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,20 +10,17 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use ferrokinesis::store::StoreOptions;
 use realtime_operator::config::ServerConfig;
 use realtime_operator::dispatcher::{
-    self, DispatcherDependencies, EgressOverrides, MemoryLeases, RunningDispatcher, ShardLeases,
+    self, DispatcherDependencies, EgressOverrides, MemberStatus, MemoryLeases, RunningDispatcher, ShardLeases,
 };
-use realtime_operator::kinesis::{AwsCredentials, KinesisClient, PutEntry, StreamSettings};
+use realtime_operator::kinesis::{KinesisClient, PutEntry};
 use realtime_operator::process::clock::now_ms;
 use realtime_operator::protocol::admin::{DispatcherFlow, FlowReport};
 use realtime_operator::protocol::record::{
     EventKind, EventOrder, RECORD_VERSION, RecordOrigin, RecordedEvent, StreamRecord, partition_key,
 };
-use realtime_operator::protocol::registry::{
-    App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint,
-};
+use realtime_operator::protocol::registry::App;
 use realtime_operator::protocol::webhook::{
     KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER, WebhookBody, WebhookEvent, verify_webhook,
 };
@@ -32,10 +29,15 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::fixtures::{
+    REGION, build_app, build_webhook, connect_kinesis, serve_routes, start_kinesis, wait_until_active, write_registry,
+};
+use super::waiting::{eventually, within};
+
 const CLUSTER: &str = "cluster-1";
 const LOOPBACK: (&str, &str) = ("REALTIME_ALLOWED_NETWORKS", "127.0.0.0/8");
 
-/// What arrived, and what to answer next; 200 when nothing is said.
+/// Received webhooks, and the next answers; 200 by default.
 #[derive(Clone, Default)]
 struct Receiver {
     bodies: Arc<Mutex<Vec<(u64, WebhookBody)>>>,
@@ -47,11 +49,8 @@ struct Receiver {
 
 impl Receiver {
     async fn serve(&self) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
         let router = Router::new().route("/hook", post(receive)).with_state(self.clone());
-        tokio::spawn(async move { axum::serve(listener, router).await });
-        format!("http://{address}/hook")
+        format!("{}/hook", serve_routes(router).await)
     }
 
     fn events(&self) -> Vec<(u64, WebhookEvent)> {
@@ -61,6 +60,11 @@ impl Receiver {
 
     fn ids(&self) -> Vec<String> {
         self.events().into_iter().map(|(_, event)| event.id).collect()
+    }
+
+    /// Waits until this holds of the ids of all received events.
+    async fn receives(&self, awaited: &str, holds: impl Fn(&[String]) -> bool) {
+        eventually(awaited, async || self.ids(), |ids| holds(ids)).await;
     }
 }
 
@@ -93,16 +97,7 @@ struct Bed {
 
 impl Bed {
     async fn new(shards: i32) -> Self {
-        let options = StoreOptions { create_stream_ms: 0, shard_limit: 100, ..StoreOptions::default() };
-        let (router, _) = ferrokinesis::create_app(options);
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
-        tokio::spawn(async move { axum::serve(listener, router).await });
-        let kinesis = client(&endpoint, "stream").await;
-        kinesis.create_stream(Some(shards), &BTreeMap::new()).await.expect("created");
-        wait("the stream is active", async || kinesis.describe_stream().await.is_ok_and(|s| s.status == "ACTIVE"))
-            .await;
-
+        let (endpoint, kinesis) = start_kinesis("stream", shards).await;
         let receiver = Receiver::default();
         let apps = tempfile::tempdir().expect("a directory");
         let bed = Self { kinesis, endpoint, receiver, apps, leases: MemoryLeases::default() };
@@ -111,29 +106,8 @@ impl Bed {
     }
 
     fn write_apps(&self, url: &str) {
-        let credential =
-            Credential { key: "key".into(), secret: Secret::new("secret"), state: CredentialState::Active };
-        let webhook = WebhookEndpoint {
-            name: "hook".into(),
-            url: url.into(),
-            events: vec![],
-            channel_prefix: String::new(),
-            timeout_seconds: 4,
-        };
-        let app = App {
-            id: "1001".into(),
-            credentials: vec![credential],
-            enabled: true,
-            client_events: true,
-            subscription_count: false,
-            authorization_seconds: None,
-            allowed_origins: vec![],
-            limits: AppLimits::default(),
-            webhooks: vec![webhook],
-        };
-        for (name, text) in AppRegistry::new([app]).to_files().expect("files") {
-            std::fs::write(self.apps.path().join(name), text).expect("written");
-        }
+        let app = App { webhooks: vec![build_webhook(url)], ..build_app("1001", "key", "secret") };
+        write_registry(self.apps.path(), [app]);
     }
 
     async fn dispatcher(&self, more: &[(&str, &str)]) -> (RunningDispatcher, CancellationToken) {
@@ -150,7 +124,7 @@ impl Bed {
             ("REALTIME_APPS_PATH", "/etc/realtime/apps"),
             ("REALTIME_STREAM_NAME", stream),
             ("REALTIME_AWS_IDENTITY", "StaticKeys"),
-            ("AWS_REGION", "us-east-1"),
+            ("AWS_REGION", REGION),
             ("AWS_ACCESS_KEY_ID", "a"),
             ("AWS_SECRET_ACCESS_KEY", "b"),
         ];
@@ -159,7 +133,7 @@ impl Bed {
         let dependencies = DispatcherDependencies {
             admin: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
             apps_dir: self.apps.path().to_owned(),
-            kinesis: client(&self.endpoint, stream).await,
+            kinesis: connect_kinesis(&self.endpoint, stream).await,
             leases: Arc::new(self.leases.clone()),
             egress: EgressOverrides::default(),
             shutdown: shutdown.clone(),
@@ -181,12 +155,6 @@ impl Bed {
     }
 }
 
-async fn client(endpoint: &str, stream: &str) -> KinesisClient {
-    let credentials = AwsCredentials::Static { access_key_id: "a".into(), secret_access_key: "b".into() };
-    let (region, endpoint) = ("us-east-1".into(), Some(endpoint.into()));
-    KinesisClient::connect(&StreamSettings { stream: stream.into(), region, endpoint, credentials }).await
-}
-
 fn state(id: &str, time_ms: u64, seq: u64, kind: EventKind) -> RecordedEvent {
     RecordedEvent { id: id.into(), time_ms, order: Some(EventOrder { epoch: 1, seq }), n: None, cause: None, kind }
 }
@@ -197,20 +165,18 @@ fn message(id: &str, n: u64) -> RecordedEvent {
     RecordedEvent { id: id.into(), time_ms: now_ms(), order: None, n: Some(n), cause: None, kind }
 }
 
-/// Asks again until it is so, for at most 20 s.
-async fn wait(what: &str, mut so: impl AsyncFnMut() -> bool) {
-    let asked = async {
-        while !so().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    assert!(tokio::time::timeout(Duration::from_secs(20), asked).await.is_ok(), "never: {what}");
-}
-
 async fn flow(running: &RunningDispatcher) -> DispatcherFlow {
     let flow: FlowReport = serde_json::from_str(&get(running, "/flow").await).expect("a flow");
     assert_eq!(flow.process, running.process);
     flow.dispatcher.expect("the dispatcher's half")
+}
+
+/// Waits until the last error has these parts.
+async fn wait_for_error(running: &RunningDispatcher, parts: &[&str]) {
+    let has_parts = |flow: &DispatcherFlow| {
+        flow.last_error.as_ref().is_some_and(|error| parts.iter().all(|part| error.contains(part)))
+    };
+    eventually(&format!("an error with {parts:?}"), async || flow(running).await, has_parts).await;
 }
 
 async fn get(running: &RunningDispatcher, path: &str) -> String {
@@ -224,19 +190,20 @@ async fn get(running: &RunningDispatcher, path: &str) -> String {
 async fn a_thousand_events_of_a_channel_arrive_signed_and_in_order() {
     let bed = Bed::new(1).await;
     let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
-    wait("a shard is read", async || flow(&running).await.shards.values().any(|shard| shard.read_at_ms > 0)).await;
+    let is_read = |flow: &DispatcherFlow| flow.shards.values().any(|shard| shard.read_at_ms > 0);
+    eventually("a shard is read", async || flow(&running).await, is_read).await;
     let started = now_ms();
     bed.put(CLUSTER, "a", vec![message("first", 0)]).await;
-    wait("the first arrives", async || bed.receiver.ids() == ["first"]).await;
+    bed.receiver.receives("the first arrives", |ids| ids == ["first"]).await;
     assert!(now_ms() - started < 2_000, "soon");
     let expected: Vec<String> = (1..=1_000).map(|n| n.to_string()).collect();
     for ids in expected.chunks(50) {
         bed.put(CLUSTER, "a", (1..).zip(ids).map(|(n, id)| message(id, n)).collect()).await;
     }
-    wait("all arrive", async || bed.receiver.ids().len() >= 1_001).await;
+    bed.receiver.receives("all arrive", |ids| ids.len() >= 1_001).await;
     assert_eq!(bed.receiver.ids()[1..], expected);
     assert_eq!(*bed.receiver.problems.lock().expect("not poisoned"), Vec::<String>::new());
-    wait("all is done", async || flow(&running).await.unfinished == 0).await;
+    eventually("all is done", async || flow(&running).await, |flow| flow.unfinished == 0).await;
     assert_eq!(flow(&running).await.delivered, 1_001);
     assert!(get(&running, "/effective").await.contains("REALTIME_STREAM_NAME"));
     assert!(get(&running, "/metrics").await.contains("realtime_dispatcher_events_delivered_total 1001"));
@@ -251,7 +218,7 @@ async fn failures_are_retried_without_changing_the_order() {
     for (n, id) in (0..).zip(&expected) {
         bed.put(CLUSTER, "a", vec![message(id, n)]).await;
     }
-    wait("all arrive", async || bed.receiver.ids().len() >= 20).await;
+    bed.receiver.receives("all arrive", |ids| ids.len() >= 20).await;
     assert_eq!(bed.receiver.ids(), expected);
     let flow = flow(&running).await;
     assert_eq!((flow.failed_attempts, flow.dropped), (6, BTreeMap::new()));
@@ -264,12 +231,12 @@ async fn state_is_sent_in_the_decided_order_and_a_short_absence_is_not_sent() {
     let now = now_ms();
     bed.put(CLUSTER, "a", vec![state("2", now, 2, EventKind::ChannelVacated)]).await;
     bed.put(CLUSTER, "a", vec![state("1", now, 1, EventKind::ChannelOccupied)]).await;
-    wait("occupied arrives", async || bed.receiver.ids() == ["1"]).await;
+    bed.receiver.receives("occupied arrives", |ids| ids == ["1"]).await;
     bed.put(CLUSTER, "a", vec![state("3", now_ms(), 3, EventKind::ChannelOccupied)]).await;
     let left = now_ms();
     bed.put(CLUSTER, "a", vec![state("4", left, 4, EventKind::ChannelVacated)]).await;
     bed.put(CLUSTER, "b", vec![state("5", left, 1, EventKind::ChannelOccupied)]).await;
-    wait("vacated arrives", async || bed.receiver.ids().len() >= 3).await;
+    bed.receiver.receives("vacated arrives", |ids| ids.len() >= 3).await;
     assert_eq!(bed.receiver.ids(), ["1", "5", "4"], "2 and 3 cancel, 4 holds back nobody");
     let (arrived, _) = bed.receiver.events()[2].clone();
     assert!((3_000..6_000).contains(&(arrived - left)), "{}", arrived - left);
@@ -280,44 +247,29 @@ async fn two_dispatchers_share_the_shards_and_one_takes_over_without_loss() {
     let bed = Bed::new(4).await;
     let (one, stop_one) = bed.dispatcher(&[LOOPBACK]).await;
     let (two, _) = bed.dispatcher(&[LOOPBACK]).await;
-    let mut shared = 0;
-    wait("each holds half", async || {
-        shared = flow(&one).await.shards.len();
-        shared == 2 && flow(&two).await.shards.len() == 2
-    })
-    .await;
+    let shards = async || (flow(&one).await.shards.len(), flow(&two).await.shards.len());
+    eventually("each holds half", shards, |shards| *shards == (2, 2)).await;
     let put = async |from: u64| {
         for n in from..from + 40 {
             bed.put(CLUSTER, &format!("c{}", n % 10), vec![message(&n.to_string(), n)]).await;
         }
     };
     put(0).await;
-    wait("all arrive", async || bed.receiver.ids().len() >= 40).await;
+    bed.receiver.receives("all arrive", |ids| ids.len() >= 40).await;
     stop_one.cancel();
     put(40).await;
-    tokio::time::timeout(Duration::from_secs(15), one.wait_until_stopped()).await.expect("stops in time");
-    wait("the other holds all", async || flow(&two).await.shards.len() == 4).await;
+    within(Duration::from_secs(15), "the end of the dispatcher", one.wait_until_stopped()).await;
+    eventually("the other holds all", async || flow(&two).await, |flow| flow.shards.len() == 4).await;
     put(80).await;
-    wait("all arrive", async || {
-        let mut ids = bed.receiver.ids();
-        ids.sort();
-        ids.dedup();
-        ids.len() >= 120
-    })
-    .await;
+    let distinct = |ids: &[String]| ids.iter().collect::<BTreeSet<_>>().len();
+    bed.receiver.receives("all 120 arrive", |ids| distinct(ids) >= 120).await;
     assert!(bed.receiver.ids().len() < 160, "the take-over went on from the checkpoint");
-    wait("checkpoints are written", async || {
-        let view = bed
-            .leases
-            .send_heartbeat(
-                "onlooker",
-                realtime_operator::dispatcher::MemberStatus { proven: true, backing_off: false },
-            )
-            .await
-            .expect("a view");
-        view.leases.values().filter(|lease| lease.checkpoint.is_some()).count() == 4
-    })
-    .await;
+    let checkpoints = async || {
+        let status = MemberStatus { proven: true, backing_off: false };
+        let view = bed.leases.send_heartbeat("onlooker", status).await.expect("a view");
+        view.leases.values().filter(|lease| lease.checkpoint.is_some()).count()
+    };
+    eventually("four checkpoints", checkpoints, |checkpoints| *checkpoints == 4).await;
 }
 
 #[tokio::test]
@@ -326,18 +278,17 @@ async fn a_shard_handover_repeats_no_event_sent_after_a_pending_absence() {
     let (one, stop) = bed.dispatcher(&[LOOPBACK]).await;
     bed.put(CLUSTER, "a", vec![state("occupied", now_ms(), 1, EventKind::ChannelOccupied)]).await;
     bed.put(CLUSTER, "a", vec![state("vacated", now_ms(), 2, EventKind::ChannelVacated)]).await;
-    let told = ["0", "1", "2", "3", "4"];
-    for (n, id) in (0..).zip(told) {
+    for (n, id) in (0..).zip(["0", "1", "2", "3", "4"]) {
         bed.put(CLUSTER, "b", vec![message(id, n)]).await;
     }
-    wait("what came behind it arrives", async || bed.receiver.ids().len() == 6).await;
+    bed.receiver.receives("what came behind it arrives", |ids| ids.len() == 6).await;
     assert!(!bed.receiver.ids().contains(&"vacated".to_owned()), "it still waits");
     stop.cancel();
-    tokio::time::timeout(Duration::from_secs(15), one.wait_until_stopped()).await.expect("stops in time");
+    within(Duration::from_secs(15), "the end of the dispatcher", one.wait_until_stopped()).await;
     let (_two, _) = bed.dispatcher(&[LOOPBACK]).await;
-    wait("the absence arrives", async || bed.receiver.ids().contains(&"vacated".to_owned())).await;
+    bed.receiver.receives("the absence arrives", |ids| ids.contains(&"vacated".to_owned())).await;
     bed.put(CLUSTER, "b", vec![message("after", 5)]).await;
-    wait("what comes after it arrives", async || bed.receiver.ids().contains(&"after".to_owned())).await;
+    bed.receiver.receives("what comes after it arrives", |ids| ids.contains(&"after".to_owned())).await;
     let mut ids = bed.receiver.ids();
     assert_eq!(ids.split_off(6), ["vacated", "after"], "each once");
 }
@@ -349,7 +300,7 @@ async fn an_old_event_is_stamped_anew_and_carries_its_own_time() {
     let old = RecordedEvent { time_ms: now_ms() - 600_000, ..message("old", 0) };
     let time = old.time_ms.to_string();
     bed.put(CLUSTER, "a", vec![old]).await;
-    wait("it arrives", async || bed.receiver.ids() == ["old"]).await;
+    bed.receiver.receives("it arrives", |ids| ids == ["old"]).await;
     let (arrived, body) = bed.receiver.bodies.lock().expect("not poisoned")[0].clone();
     assert!(arrived.abs_diff(body.time_ms) < 5_000, "an SDK takes it");
     assert_eq!(*bed.receiver.originals.lock().expect("not poisoned"), [time]);
@@ -367,7 +318,8 @@ async fn a_departure_of_more_members_than_the_bound_holds_does_not_stop_the_shar
         };
         bed.put(CLUSTER, "presence-a", (record * 1_000 + 1..=record * 1_000 + 1_000).map(removed).collect()).await;
     }
-    wait("all arrive", async || bed.receiver.bodies.lock().expect("not poisoned").len() >= 110).await;
+    let bodies = async || bed.receiver.bodies.lock().expect("not poisoned").len();
+    eventually("110 webhooks", bodies, |bodies| *bodies >= 110).await;
     let expected: Vec<String> = (1..=11_000).map(|n| n.to_string()).collect();
     assert!(bed.receiver.ids() == expected, "in order, once each");
 }
@@ -376,14 +328,14 @@ async fn a_departure_of_more_members_than_the_bound_holds_does_not_stop_the_shar
 async fn a_split_shard_is_read_to_its_end_and_then_its_children() {
     let bed = Bed::new(1).await;
     let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
-    wait("the shard is held", async || flow(&running).await.shards.len() == 1).await;
+    eventually("the shard is held", async || flow(&running).await, |flow| flow.shards.len() == 1).await;
     bed.put(CLUSTER, "a", vec![message("before", 0)]).await;
     let half = (u128::MAX / 2 + 1).to_string();
     let split = serde_json::json!({
         "StreamName": "stream", "ShardToSplit": "shardId-000000000000", "NewStartingHashKey": half,
     });
     let authorization =
-        "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/kinesis/aws4_request, SignedHeaders=host, Signature=b";
+        "AWS4-HMAC-SHA256 Credential=a/20260101/eu-west-1/kinesis/aws4_request, SignedHeaders=host, Signature=b";
     let answer = reqwest::Client::builder()
         .no_proxy()
         .build()
@@ -398,14 +350,13 @@ async fn a_split_shard_is_read_to_its_end_and_then_its_children() {
         .await
         .expect("an answer");
     assert!(answer.status().is_success(), "{:?}", answer.text().await);
-    wait("the stream is active", async || bed.kinesis.describe_stream().await.is_ok_and(|s| s.status == "ACTIVE"))
-        .await;
+    wait_until_active(&bed.kinesis).await;
     for n in 0..10 {
         bed.put(CLUSTER, &format!("c{n}"), vec![message(&n.to_string(), n)]).await;
     }
-    wait("all arrive", async || bed.receiver.ids().len() == 11).await;
+    bed.receiver.receives("all arrive", |ids| ids.len() == 11).await;
     assert_eq!(bed.receiver.ids()[0], "before");
-    wait("the children are held", async || flow(&running).await.shards.len() == 2).await;
+    eventually("the children are held", async || flow(&running).await, |flow| flow.shards.len() == 2).await;
 }
 
 #[tokio::test]
@@ -416,7 +367,7 @@ async fn foreign_records_are_counted_and_do_not_stop_the_shard() {
     let rubbish = PutEntry { partition_key: "1001/a".into(), data: Bytes::from_static(b"\xf3\x89\x9a\xc2") };
     bed.kinesis.put_records(&[rubbish]).await.expect("put");
     bed.put(CLUSTER, "a", vec![message("ours", 1)]).await;
-    wait("ours arrives", async || !bed.receiver.ids().is_empty()).await;
+    bed.receiver.receives("ours arrives", |ids| !ids.is_empty()).await;
     assert_eq!(bed.receiver.ids(), ["ours"]);
     let expected = [("ForeignCluster".to_owned(), 1), ("Poison".to_owned(), 1)];
     assert_eq!(flow(&running).await.dropped, BTreeMap::from(expected));
@@ -430,9 +381,8 @@ async fn a_record_of_a_newer_format_blocks_its_shard_and_is_reported() {
     let newer = PutEntry { partition_key: "1001/a".into(), data: Bytes::from_static(br#"{"v":2}"#) };
     bed.kinesis.put_records(&[newer]).await.expect("put");
     bed.put(CLUSTER, "a", vec![message("after", 1)]).await;
-    wait("it is shown", async || flow(&running).await.last_error.is_some_and(|error| error.contains("RecordTooNew")))
-        .await;
-    wait("what came before arrives", async || bed.receiver.ids() == ["before"]).await;
+    wait_for_error(&running, &["RecordTooNew"]).await;
+    bed.receiver.receives("what came before arrives", |ids| ids == ["before"]).await;
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!(bed.receiver.ids(), ["before"]);
 }
@@ -443,12 +393,10 @@ async fn loopback_is_refused_without_the_exception_and_the_window_ends() {
     let (running, _) =
         bed.dispatcher(&[("REALTIME_RETRY_WINDOW_SECONDS", "2"), ("REALTIME_MAX_BACKOFF_SECONDS", "1")]).await;
     bed.put(CLUSTER, "a", vec![message("1", 0)]).await;
-    wait("it is shown", async || {
-        flow(&running).await.last_error.is_some_and(|error| error.contains("127.0.0.1 is not a public address"))
-    })
-    .await;
-    wait("it is given up", async || flow(&running).await.dropped.get("RetryWindowOver") == Some(&1)).await;
-    wait("it is done", async || flow(&running).await.unfinished == 0).await;
+    wait_for_error(&running, &["127.0.0.1 is not a public address"]).await;
+    let dropped = async || flow(&running).await.dropped;
+    eventually("a drop", dropped, |dropped| dropped.get("RetryWindowOver") == Some(&1)).await;
+    eventually("it is done", async || flow(&running).await, |flow| flow.unfinished == 0).await;
     assert!(bed.receiver.ids().is_empty());
 }
 
@@ -462,9 +410,9 @@ async fn a_registry_that_comes_later_is_used() {
     }
     let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
     bed.put(CLUSTER, "a", vec![message("1", 0)]).await;
-    wait("it is read", async || flow(&running).await.unfinished == 1).await;
+    eventually("it is read", async || flow(&running).await, |flow| flow.unfinished == 1).await;
     bed.write_apps(&url);
-    wait("it arrives", async || bed.receiver.ids() == ["1"]).await;
+    bed.receiver.receives("it arrives", |ids| ids == ["1"]).await;
 }
 
 #[tokio::test]
@@ -473,12 +421,8 @@ async fn a_missing_stream_is_shown_and_nothing_breaks() {
     let started = std::time::Instant::now();
     let (running, shutdown) = bed.dispatcher_of("wrong", &[LOOPBACK]).await;
     assert!(started.elapsed() < Duration::from_secs(3));
-    wait("it is shown", async || {
-        let shown = flow(&running).await.last_error;
-        shown.is_some_and(|error| error.contains("wrong") && error.contains("ResourceNotFoundException"))
-    })
-    .await;
+    wait_for_error(&running, &["wrong", "ResourceNotFoundException"]).await;
     assert_eq!(*running.failure.borrow(), None);
     shutdown.cancel();
-    tokio::time::timeout(Duration::from_secs(10), running.wait_until_stopped()).await.expect("stops in time");
+    within(Duration::from_secs(10), "the end of the dispatcher", running.wait_until_stopped()).await;
 }

@@ -4,14 +4,13 @@
 //! `fast` runs the rows that one journey decides; `./test rehearsal-faults` runs all.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::StreamExt;
 use realtime_operator::api::Reason;
-use realtime_operator::gate::Verdict;
-use realtime_operator::rehearsal::{Fault, RunningRehearsal, SwitchError};
+use realtime_operator::rehearsal::{Fault, SwitchError};
 
-use crate::rehearsal::start_from;
+use crate::rehearsal::{start_from, wait_for_verdict};
 
 /// A cluster with a gate that is quick to judge, and a dispatcher that soon tries again.
 const MANIFEST: &str = concat!(
@@ -23,18 +22,10 @@ const MANIFEST: &str = concat!(
 "
 );
 
-const APP: &str = "---
-apiVersion: realtime-operator.dev/v1alpha1
-kind: RealtimeApp
-metadata: { name: shop, namespace: channels }
-spec: { appID: '1001', clientEvents: Enabled, webhooks: [{ name: orders, url: 'https://shop.example.com/hook' }] }
-";
+const APP: &str = include_str!("../fixtures/shop-app.yaml");
 
 /// Clusters that run at once on a machine with two cores.
 const CONCURRENT_CLUSTERS: usize = 4;
-
-/// Longest for a change of the verdict: an ambiguous failure is confirmed over 20 s.
-const VERDICT_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// The fault, its reason, and a part of its message.
 type Row = (Fault, Reason, &'static str);
@@ -60,26 +51,19 @@ const OTHER_ROWS: [Row; 11] = [
     (Fault::Throttled, Reason::RecordRefused, "ProvisionedThroughputExceededException"),
 ];
 
-async fn wait_for(rehearsal: &mut RunningRehearsal, step: &str, enough: impl Fn(&Verdict) -> bool) -> Verdict {
-    let verdicts = &mut rehearsal.prober.as_mut().expect("journeys").verdicts;
-    let waited = tokio::time::timeout(VERDICT_TIMEOUT, verdicts.wait_for(|verdict| enough(verdict))).await;
-    let found = waited.map(|found| found.expect("journeys go on").clone());
-    assert!(found.is_ok(), "{step}: {:?}", verdicts.borrow());
-    found.expect("asserted")
-}
-
 /// Wrong, mended, wrong, mended, in one life.
 async fn run_row((fault, reason, part): Row) {
     let began = Instant::now();
     let mut rehearsal = start_from(&format!("{MANIFEST}{APP}"), &[], BTreeMap::new()).await;
-    wait_for(&mut rehearsal, &format!("{fault}: at first"), |verdict| verdict.ready).await;
+    wait_for_verdict(&mut rehearsal, &format!("{fault}: at first"), |verdict| verdict.ready).await;
     for time in ["first", "second"] {
         rehearsal.faults.switch(fault, true).await.expect("switched on");
         let step = format!("{fault}, {time} time on");
-        let refused = wait_for(&mut rehearsal, &step, |verdict| !verdict.ready && verdict.reason == reason).await;
+        let refused =
+            wait_for_verdict(&mut rehearsal, &step, |verdict| !verdict.ready && verdict.reason == reason).await;
         assert!(refused.message.contains(part), "{step}: {}", refused.message);
         rehearsal.faults.switch(fault, false).await.expect("switched off");
-        wait_for(&mut rehearsal, &format!("{fault}, {time} time mended"), |verdict| verdict.ready).await;
+        wait_for_verdict(&mut rehearsal, &format!("{fault}, {time} time mended"), |verdict| verdict.ready).await;
     }
     rehearsal.stop().await;
     println!("{fault}: {:.1} s", began.elapsed().as_secs_f64());

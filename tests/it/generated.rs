@@ -66,8 +66,8 @@ fn every_close_code_has_a_line_and_every_line_a_code() {
     let codes: Vec<String> = source.lines().filter(|line| line.contains("pub const")).filter_map(code).collect();
     let page = read("docs/clients.md");
     let lines = page.lines().filter_map(|line| line.strip_prefix("| 4"));
-    let told: Vec<String> = lines.map(|line| format!("4{}", &line[..3])).collect();
-    assert!(codes.len() > 12 && codes == told, "docs/clients.md has {told:?}, the code has {codes:?}");
+    let documented: Vec<String> = lines.map(|line| format!("4{}", &line[..3])).collect();
+    assert!(codes.len() > 12 && codes == documented, "docs/clients.md has {documented:?}, the code has {codes:?}");
 }
 
 /// Words in backticks of a page, outside its blocks of code.

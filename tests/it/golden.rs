@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use realtime_operator::api::conditions::condition;
 use realtime_operator::api::{API_GROUP, Reason};
 use realtime_operator::bus::{
-    Broadcast, BroadcastFrame, BusTiming, ChannelKey, ChannelStore, Health, LastEvent, Membership, RedisBus, RelayPeer,
+    Broadcast, BroadcastFrame, BusTiming, ChannelKey, ChannelStore, LastEvent, Membership, RedisBus, RelayPeer,
     SessionDirectory,
 };
 use realtime_operator::config::{ServerKind, VARIABLE_TABLE};
@@ -28,9 +28,7 @@ use realtime_operator::protocol::frame::{self, PresenceMember};
 use realtime_operator::protocol::record::{
     EventKind, EventOrder, LeaveCause, RecordOrigin, RecordedEvent, StreamRecord,
 };
-use realtime_operator::protocol::registry::{
-    App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint,
-};
+use realtime_operator::protocol::registry::{App, AppLimits, AppRegistry, CredentialState, WebhookEndpoint};
 use realtime_operator::protocol::relay::{self, RelayHeader};
 use realtime_operator::protocol::webhook::{self, WebhookBody, WebhookEvent};
 use realtime_operator::protocol::{ChannelName, Secret, SocketId, Transport, fallback, sockjs};
@@ -38,12 +36,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use crate::fixtures::{build_app, build_credential, build_webhook, write_registry};
 use crate::metrics::{assert_page_is_the_table, without_values};
-use crate::redis::Redis;
+use crate::redis::server::Redis;
+use crate::redis::wait_until_available;
+use crate::resources::command_bound_to_test;
 use crate::source_tree::{parse_sources, read_sources};
-
-/// Longest that a test waits for a server.
-const SERVER_WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+use crate::waiting::{WAIT_TIMEOUT, eventually, within};
 
 /// Compares `actual` with the committed file; the error names the first line that differs.
 fn compare(expected: &str, actual: &str) -> Result<(), String> {
@@ -173,27 +172,23 @@ fn webhook_bodies_and_headers() {
 }
 
 fn app(id: &str) -> App {
-    let credential = |n: u8, state| Credential {
-        key: format!("key{n}").as_str().into(),
-        secret: Secret::new(format!("secret{n}")),
-        state,
-    };
     App {
-        id: id.into(),
-        credentials: vec![credential(1, CredentialState::Retiring), credential(2, CredentialState::Active)],
-        enabled: true,
-        client_events: true,
+        credentials: vec![
+            build_credential("key1", "secret1", CredentialState::Retiring),
+            build_credential("key2", "secret2", CredentialState::Active),
+        ],
         subscription_count: true,
         authorization_seconds: Some(30),
         allowed_origins: vec!["https://*.example.com".into()],
         limits: AppLimits { connections: Some(100), message_bytes: 10_240, client_events_per_second: 10 },
         webhooks: vec![WebhookEndpoint {
             name: "main".into(),
-            url: "https://example.com/hook".into(),
             events: vec!["member_added".into()],
             channel_prefix: "presence-".into(),
             timeout_seconds: 5,
+            ..build_webhook("https://example.com/hook")
         }],
+        ..build_app(id, "", "")
     }
 }
 
@@ -478,9 +473,9 @@ fn dump(redis: &Redis) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_keys_and_frames() {
-    let redis = Redis::start(None);
+    let redis = Redis::start().await;
     redis.aged(6).await;
-    let mut listener = Command::new("redis-cli")
+    let mut listener = command_bound_to_test("redis-cli")
         .args(["-p", &redis.port.to_string(), "--no-raw", "subscribe", "rt:uid-1:frames"])
         .stdout(Stdio::piped())
         .spawn()
@@ -493,12 +488,7 @@ async fn redis_keys_and_frames() {
     };
     let bus = RedisBus::start(&redis.url(), "uid-1", "p1", timing, CancellationToken::new()).expect("a bus");
     let key = |name: &str| ChannelKey { app: "17".into(), channel: channel(name) };
-    let ready = async {
-        while !bus.is_available() || bus.inspect_channel(&key("nowhere")).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(SERVER_WAIT_TIMEOUT, ready).await.expect("the bus answers");
+    wait_until_available(&bus).await;
     let (socket, member) = (
         SocketId::from("1.1"),
         PresenceMember { user_id: "user-1".into(), user_info: serde_json::json!({ "name": "\"é\"" }) },
@@ -545,18 +535,14 @@ async fn redis_keys_and_frames() {
         let _ = listener.wait();
         lines.join("\n")
     });
-    let heard = tokio::time::timeout(SERVER_WAIT_TIMEOUT, heard).await.expect("frames in time").expect("frames");
+    let heard = within(WAIT_TIMEOUT, "the third frame", heard).await.expect("frames");
     golden("redis.txt", &format!("{}\n== frames\n{}\n", dump(&redis), normalise(&heard)));
 
     let reader = RedisBus::start(&redis.url(), "uid-1", "p2", timing, CancellationToken::new()).expect("a bus");
     let mut incoming = reader.take_incoming_frames().expect("taken once");
-    let subscribed = async {
-        // Redis answers with the number of those who heard the bytes, which are no frame.
-        while !redis.command(&["publish", "rt:uid-1:frames", "rubbish"]).starts_with('2') {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(SERVER_WAIT_TIMEOUT, subscribed).await.expect("both buses are subscribed");
+    // Redis answers with the number of subscribers that received the bytes, which are no frame.
+    let subscribers = async || redis.command(&["publish", "rt:uid-1:frames", "rubbish"]);
+    eventually("both buses as subscribers", subscribers, |subscribers| subscribers.starts_with('2')).await;
     let committed = read_golden("redis.txt");
     // `redis-cli --no-raw` quotes what is in these frames as JSON does.
     let payloads = committed.lines().filter_map(|line| line.strip_prefix("3) ")).filter(|line| line.contains("from"));
@@ -564,7 +550,7 @@ async fn redis_keys_and_frames() {
     assert_eq!(payloads.len(), messages.len(), "{committed}");
     for (payload, message) in payloads.iter().zip(messages) {
         redis.command(&["publish", "rt:uid-1:frames", payload]);
-        let read = tokio::time::timeout(SERVER_WAIT_TIMEOUT, incoming.recv()).await.expect("in time").expect("a frame");
+        let read = within(WAIT_TIMEOUT, "a frame", incoming.recv()).await.expect("a frame");
         let fields = |frame: BroadcastFrame| (frame.subject, frame.frame, frame.except, frame.ends);
         assert_eq!(fields(read), fields(message), "a committed frame is read back");
     }
@@ -708,46 +694,22 @@ mod with_kinesis {
     use axum::http::StatusCode;
     use axum::routing::get;
     use axum::{Json, Router};
-    use ferrokinesis::store::StoreOptions;
     use realtime_operator::config::ServerConfig;
     use realtime_operator::dispatcher::{
         self, Checkpoint, CheckpointPosition, DispatcherDependencies, EgressOverrides, KubernetesLeases, MemberStatus,
         MemoryLeases, ShardLeases,
     };
-    use realtime_operator::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
+    use realtime_operator::kinesis::KinesisClient;
     use realtime_operator::kubernetes::client::KubernetesClients;
     use realtime_operator::protocol::ShardId;
     use serde_json::{Value, json};
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::fixtures::{serve_routes, start_kinesis};
 
     /// The form of a time of a Lease. The API server wants six digits behind the point.
     const STABLE_TIME: &str = "2026-01-01T00:00:00.000000Z";
-
-    async fn serve(router: Router) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        tokio::spawn(async move { axum::serve(listener, router).await });
-        format!("http://{address}")
-    }
-
-    async fn stream() -> KinesisClient {
-        realtime_operator::process::install_tls();
-        let (router, _) = ferrokinesis::create_app(StoreOptions { create_stream_ms: 0, ..StoreOptions::default() });
-        let credentials = AwsCredentials::Static { access_key_id: "a".into(), secret_access_key: "b".into() };
-        let (region, endpoint) = ("us-east-1".into(), Some(serve(router).await));
-        let settings = StreamSettings { stream: "events".into(), region, endpoint, credentials };
-        let kinesis = KinesisClient::connect(&settings).await;
-        kinesis.create_stream(Some(1), &BTreeMap::new()).await.expect("created");
-        let active = async {
-            while !kinesis.describe_stream().await.is_ok_and(|summary| summary.status == "ACTIVE") {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(SERVER_WAIT_TIMEOUT, active).await.expect("the stream is active");
-        kinesis
-    }
 
     /// The Leases of a namespace, by name.
     type Leases = Arc<Mutex<BTreeMap<String, Value>>>;
@@ -783,7 +745,7 @@ mod with_kinesis {
             .route(folder, get(list_leases).post(write_lease))
             .route(&format!("{folder}/{{name}}"), get(read_lease).put(write_lease))
             .with_state(leases.clone());
-        let url = serve(router).await.parse().expect("a url");
+        let url = serve_routes(router).await.parse().expect("a url");
         let client = kube::Client::try_from(kube::Config::new(url)).expect("a client");
         let clients = KubernetesClients { watch: client.clone(), call: client };
         KubernetesLeases::new(clients, "channels", kinesis.clone())
@@ -803,7 +765,7 @@ mod with_kinesis {
         let end = checkpoint(CheckpointPosition::ShardEnd);
         golden_json("checkpoints.jsonl", &[through, beyond.clone(), end.clone()]);
 
-        let kinesis = stream().await;
+        let kinesis = start_kinesis("events", 1).await.1;
         let leases = Leases::default();
         let store = lease_store(&leases, &kinesis).await;
         let status = |backing_off| MemberStatus { proven: true, backing_off };
@@ -843,7 +805,7 @@ mod with_kinesis {
     async fn metrics_of_an_edge() {
         let edge = crate::edge::alone("websocket").await;
         let mut socket = crate::edge::dial(edge.running.public, "/app/key1?protocol=7").await;
-        crate::edge::received(&mut socket).await;
+        crate::edge::received(&mut socket, "greeting").await;
         let page = edge.admin("/metrics").await.text().await.expect("a text");
         golden_metrics("edge", &page);
     }
@@ -851,9 +813,7 @@ mod with_kinesis {
     #[tokio::test]
     async fn metrics_of_a_dispatcher() {
         let apps = tempfile::tempdir().expect("a directory");
-        for (name, text) in AppRegistry::new([app("17")]).to_files().expect("files") {
-            std::fs::write(apps.path().join(name), text).expect("written");
-        }
+        write_registry(apps.path(), [app("17")]);
         let variables = [
             ("REALTIME_CLUSTER", "channels/eu"),
             ("REALTIME_CLUSTER_UID", "uid-1"),
@@ -869,7 +829,7 @@ mod with_kinesis {
         let dependencies = DispatcherDependencies {
             admin: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
             apps_dir: apps.path().to_owned(),
-            kinesis: stream().await,
+            kinesis: start_kinesis("events", 1).await.1,
             leases: Arc::new(MemoryLeases::default()),
             egress: EgressOverrides::default(),
             shutdown: CancellationToken::new(),

@@ -9,6 +9,7 @@ mod dispatcher;
 #[cfg(feature = "rehearsal")]
 mod edge;
 mod faults;
+mod fixtures;
 mod fuzz;
 mod generated;
 mod golden;
@@ -21,7 +22,9 @@ mod openmetrics;
 mod processes;
 mod redis;
 mod rehearsal;
+mod resources;
 #[cfg(feature = "rehearsal")]
 mod sockjs;
 mod source_tree;
+mod waiting;
 mod words;

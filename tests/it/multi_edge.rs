@@ -1,4 +1,4 @@
-//! Three edges as three processes over one Redis and one stream: what is told when one of them, or Redis, dies.
+//! Three edges as three processes over one Redis and one stream: the events when one of them, or Redis, dies.
 
 // Helpers end a test where they stand; clippy sees only the tests themselves as such.
 #![allow(clippy::panic)]
@@ -9,19 +9,23 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt, stream};
-use realtime_operator::kinesis::{AwsCredentials, KinesisClient, ReadPosition, StreamSettings};
+use realtime_operator::kinesis::{KinesisClient, ReadPosition};
+use realtime_operator::process::clock;
 use realtime_operator::protocol::record::{EventKind, EventOrder, RecordedEvent, StreamRecord};
 use realtime_operator::protocol::{Secret, ShardId, signature};
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-use super::processes::{Server, environment, write_registry};
-use super::redis::Redis;
+use super::fixtures::{start_kinesis, write_registry};
+use super::processes::{Server, build_registry_app, environment};
+use super::redis::server::Redis;
+use super::waiting::describe_last;
 
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Longest that a test waits for one thing: thousands of clients join.
+const CROWD_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Clients that connect at once.
 const AT_ONCE: usize = 64;
@@ -43,15 +47,9 @@ struct Environment {
 impl Pods {
     async fn start(redis: &Redis) -> Self {
         let apps = tempfile::tempdir().expect("a directory");
-        write_registry(apps.path(), "http://127.0.0.1:9/unused");
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let kinesis = format!("http://{}", listener.local_addr().expect("an address"));
-        let (app, _) = ferrokinesis::create_app(ferrokinesis::store::StoreOptions {
-            create_stream_ms: 0,
-            ..ferrokinesis::store::StoreOptions::default()
-        });
-        tokio::spawn(async move { axum::serve(listener, app).await });
-        let stream = Reader::new(&kinesis).await;
+        write_registry(apps.path(), [build_registry_app("http://127.0.0.1:9/unused")]);
+        let (kinesis, client) = start_kinesis("s", 2).await;
+        let stream = Reader::new(client).await;
         let settings = Environment { apps: path(apps.path()), kinesis, redis: redis.url() };
         let mut pods = Self { edges: vec![], stream, settings, _apps: apps };
         for _ in 0..3 {
@@ -86,52 +84,55 @@ fn path(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// Time in which a record may still become visible before records that were read. The double of Kinesis numbers a record
+/// before it stores it, so on a busy machine a reader can pass a record that is on its way.
+const OVERLAP_MS: u64 = 10_000;
+
+/// A shard, read again and again from a record that is older than [`OVERLAP_MS`].
+struct ShardReader {
+    id: ShardId,
+    position: ReadPosition,
+    seen: BTreeSet<String>,
+}
+
 /// Reads the stream on and on.
 struct Reader {
     client: KinesisClient,
-    iterators: BTreeMap<ShardId, String>,
+    shards: Vec<ShardReader>,
     /// Every event, by channel.
     events: Vec<(String, RecordedEvent)>,
 }
 
 impl Reader {
-    async fn new(endpoint: &str) -> Self {
-        let settings = StreamSettings {
-            stream: "s".into(),
-            region: "eu-west-1".to_owned(),
-            endpoint: Some(endpoint.to_owned()),
-            credentials: AwsCredentials::Static { access_key_id: "a".to_owned(), secret_access_key: "b".to_owned() },
-        };
-        let client = KinesisClient::connect(&settings).await;
-        client.create_stream(Some(2), &BTreeMap::new()).await.expect("created");
-        let active = async {
-            while !client.describe_stream().await.is_ok_and(|summary| summary.status == "ACTIVE") {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(PATIENCE, active).await.expect("the stream is ACTIVE in time");
-        let mut iterators = BTreeMap::new();
-        for shard in client.list_shards().await.expect("shards") {
-            let iterator = client.request_iterator(&shard.id, &ReadPosition::TrimHorizon).await.expect("an iterator");
-            iterators.insert(shard.id, iterator);
-        }
-        Self { client, iterators, events: vec![] }
+    async fn new(client: KinesisClient) -> Self {
+        let shards = client.list_shards().await.expect("shards").into_iter();
+        let reader = |id| ShardReader { id, position: ReadPosition::TrimHorizon, seen: BTreeSet::new() };
+        Self { shards: shards.map(|shard| reader(shard.id)).collect(), client, events: vec![] }
     }
 
     async fn read(&mut self) {
-        for iterator in self.iterators.values_mut() {
-            let page = self.client.read(iterator, 1_000).await.expect("a page");
-            for read in page.records {
-                let record = StreamRecord::parse(&read.data).expect("a record");
-                let channel = record.channel.to_string();
-                self.events.extend(record.events.into_iter().map(|event| (channel.clone(), event)));
+        let settled_ms = clock::now_ms() - OVERLAP_MS;
+        for shard in &mut self.shards {
+            let mut next = Some(self.client.request_iterator(&shard.id, &shard.position).await.expect("an iterator"));
+            while let Some(iterator) = next {
+                let page = self.client.read(&iterator, 1_000).await.expect("a page");
+                next = page.next.filter(|_| !page.records.is_empty());
+                for read in page.records {
+                    if read.arrival_ms < settled_ms {
+                        shard.position = ReadPosition::After(read.sequence.clone());
+                    }
+                    if shard.seen.insert(read.sequence) {
+                        let record = StreamRecord::parse(&read.data).expect("a record");
+                        let channel = record.channel.to_string();
+                        self.events.extend(record.events.into_iter().map(|event| (channel.clone(), event)));
+                    }
+                }
             }
-            *iterator = page.next.expect("an open shard");
         }
     }
 
     /// Reads until something holds of all events, and returns when it did.
-    async fn until(&mut self, what: &str, holds: impl Fn(&[(String, RecordedEvent)]) -> bool) -> Instant {
+    async fn until(&mut self, awaited: &str, holds: impl Fn(&[(String, RecordedEvent)]) -> bool) -> Instant {
         let read = async {
             while !holds(&self.events) {
                 sleep(Duration::from_millis(100)).await;
@@ -139,13 +140,15 @@ impl Reader {
             }
             Instant::now()
         };
-        let read = timeout(PATIENCE, read).await;
-        let (count, last) = (self.events.len(), self.events.last());
-        read.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}; {count} events came, the last {last:?}"))
+        let read = timeout(CROWD_TIMEOUT, read).await;
+        read.unwrap_or_else(|_| {
+            let (count, last) = (self.events.len(), describe_last(Some(&self.state())));
+            panic!("not within {CROWD_TIMEOUT:?}: {awaited}; {count} events came; {last}")
+        })
     }
 
-    /// What a receiver believes that puts the events in their order: per channel, its users, and `None` for occupied.
-    fn told(&self) -> BTreeMap<String, BTreeSet<Option<String>>> {
+    /// The state after all events in their order: per channel, its users, and `None` for occupied.
+    fn state(&self) -> BTreeMap<String, BTreeSet<Option<String>>> {
         let mut events: BTreeMap<(&String, EventOrder), &RecordedEvent> = BTreeMap::new();
         for (channel, event) in &self.events {
             if let Some(order) = event.order {
@@ -153,9 +156,9 @@ impl Reader {
                 assert!(twin.is_none_or(|twin| twin.id == event.id), "two ids for one event: {twin:?} and {event:?}");
             }
         }
-        let mut told: BTreeMap<String, BTreeSet<Option<String>>> = BTreeMap::new();
+        let mut states: BTreeMap<String, BTreeSet<Option<String>>> = BTreeMap::new();
         for ((channel, _), event) in events {
-            let state = told.entry(channel.clone()).or_default();
+            let state = states.entry(channel.clone()).or_default();
             match &event.kind {
                 EventKind::ChannelOccupied => state.insert(None),
                 EventKind::ChannelVacated => state.remove(&None),
@@ -164,8 +167,8 @@ impl Reader {
                 _ => continue,
             };
         }
-        told.retain(|_, state| !state.is_empty());
-        told
+        states.retain(|_, state| !state.is_empty());
+        states
     }
 }
 
@@ -199,8 +202,8 @@ impl Ws {
                 assert_ne!(last["event"], "pusher:error", "while waiting for {event}: {last}");
             }
         };
-        let found = timeout(PATIENCE, found).await;
-        assert!(found.is_ok(), "no {event} within {PATIENCE:?}; the last frame: {last}");
+        let found = timeout(CROWD_TIMEOUT, found).await;
+        assert!(found.is_ok(), "no {event} within {CROWD_TIMEOUT:?}; the last frame: {last}");
         last
     }
 
@@ -241,7 +244,7 @@ fn members(events: &[(String, RecordedEvent)], removed: bool) -> HashMap<(String
 #[tokio::test(flavor = "multi_thread")]
 async fn each_member_of_a_killed_pod_is_removed_once() {
     const MEMBERS: usize = 3_000;
-    let redis = Redis::start(None);
+    let redis = Redis::start().await;
     let mut pods = Pods::start(&redis).await;
     let started = Instant::now();
     // Thirty channels; in each third one somebody stays, on another pod.
@@ -277,10 +280,10 @@ async fn each_member_of_a_killed_pod_is_removed_once() {
     sleep(Duration::from_secs(5)).await;
     pods.stream.read().await;
     assert!(members(&pods.stream.events, true).values().all(|ids| ids.len() == 1), "a member was removed twice");
-    let told = pods.stream.told();
+    let state = pods.stream.state();
     let there: BTreeSet<Option<String>> = [None, Some("stays".to_owned())].into();
     let truth: BTreeMap<_, _> = (0..30).step_by(3).map(|n| (channel(n), there.clone())).collect();
-    assert_eq!(told, truth);
+    assert_eq!(state, truth);
     let vacated = pods.stream.events.iter().filter(|(_, event)| event.kind == EventKind::ChannelVacated).count();
     assert_eq!(vacated, 20);
     for client in &mut stays {
@@ -291,9 +294,8 @@ async fn each_member_of_a_killed_pod_is_removed_once() {
 
 /// Redis dies under load for so long, and comes back.
 async fn redis_dies(durable: bool) {
-    let redis = if durable { Redis::durable() } else { Redis::start(None) };
+    let redis = if durable { Redis::start_durable().await } else { Redis::start().await };
     let mut pods = Pods::start(&redis).await;
-    let port = redis.port;
     let mut clients = Vec::new();
     for n in 0..90 {
         let mut client = pods.client(n % 3).await;
@@ -303,10 +305,10 @@ async fn redis_dies(durable: bool) {
         clients.push(client);
     }
     let all = 90 + 9 + 90 + 1;
-    pods.stream.until("everyone was told of", |events| events.len() >= all).await;
+    pods.stream.until("everyone is reported", |events| events.len() >= all).await;
     assert_eq!(pods.stream.events.len(), all);
     let before: BTreeSet<String> = pods.stream.events.iter().map(|(_, event)| event.id.clone()).collect();
-    let again = redis.kill();
+    let redis = redis.kill();
     let down = Instant::now();
     // Some go while it is away, some come, some do both; chat goes on within each pod.
     for n in (0..90).step_by(5) {
@@ -324,7 +326,7 @@ async fn redis_dies(durable: bool) {
     clients[3].send(&said).await;
     clients[3].wait("pusher:pong").await;
     tokio::time::sleep_until(down + Duration::from_secs(30)).await;
-    let _redis = if durable { again() } else { Redis::start(Some(port)) };
+    let _redis = if durable { redis.restart().await } else { redis.replace().await };
     let back = Instant::now();
     let mut truth: BTreeMap<String, BTreeSet<Option<String>>> = BTreeMap::new();
     for n in 0..90 {
@@ -338,16 +340,16 @@ async fn redis_dies(durable: bool) {
     }
     loop {
         pods.stream.read().await;
-        if pods.stream.told() == truth {
+        if pods.stream.state() == truth {
             break;
         }
-        assert!(back.elapsed() < Duration::from_secs(20), "told {:?}\ntrue {truth:?}", pods.stream.told());
+        assert!(back.elapsed() < Duration::from_secs(20), "reported {:?}\ntrue {truth:?}", pods.stream.state());
         sleep(Duration::from_millis(200)).await;
     }
-    // What did not change was not told again, what changed was told once.
+    // Each change is reported once, and nothing else.
     sleep(Duration::from_secs(5)).await;
     pods.stream.read().await;
-    assert_eq!(pods.stream.told(), truth);
+    assert_eq!(pods.stream.state(), truth);
     let fresh: Vec<_> = pods.stream.events.iter().filter(|(_, event)| !before.contains(&event.id)).collect();
     let ids: BTreeSet<_> = fresh.iter().map(|(_, event)| &event.id).collect();
     // 18 members and 36 rooms are gone, 18 rooms are new.

@@ -31,23 +31,23 @@ pub fn read(text: &str) -> Result<BTreeMap<String, Family>, String> {
     let mut families: BTreeMap<String, Family> = BTreeMap::new();
     let mut current = String::new();
     for line in body.split_terminator('\n') {
-        let told = |rule: &str| format!("{rule}: {line}");
+        let fault = |rule: &str| format!("{rule}: {line}");
         if let Some(metadata) = line.strip_prefix("# ") {
             let mut parts = metadata.splitn(3, ' ');
             let (keyword, name) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
             let value = parts.next().unwrap_or_default();
             if !is_name(name) {
-                return Err(told("a family's name"));
+                return Err(fault("a family's name"));
             }
             if name != current {
                 if families.contains_key(name) {
-                    return Err(told("a family stands together"));
+                    return Err(fault("a family stands together"));
                 }
                 name.clone_into(&mut current);
             }
             let family = families.entry(name.to_owned()).or_default();
             if !family.series.is_empty() {
-                return Err(told("what is said of a family comes before its series"));
+                return Err(fault("what is said of a family comes before its series"));
             }
             match keyword {
                 "TYPE" if family.kind.is_empty() && ["counter", "gauge"].contains(&value) => {
@@ -57,24 +57,24 @@ pub fn read(text: &str) -> Result<BTreeMap<String, Family>, String> {
                 "UNIT" if family.unit.is_empty() && name.ends_with(&format!("_{value}")) => {
                     value.clone_into(&mut family.unit);
                 }
-                _ => return Err(told("a TYPE, HELP or UNIT, once each")),
+                _ => return Err(fault("a TYPE, HELP or UNIT, once each")),
             }
             continue;
         }
-        let (series, value) = line.rsplit_once(' ').ok_or_else(|| told("a series and its value"))?;
+        let (series, value) = line.rsplit_once(' ').ok_or_else(|| fault("a series and its value"))?;
         let name = series.split('{').next().unwrap_or_default();
-        let family = families.get_mut(&current).ok_or_else(|| told("a family comes before its series"))?;
+        let family = families.get_mut(&current).ok_or_else(|| fault("a family comes before its series"))?;
         let wanted = if family.kind == "counter" { format!("{current}_total") } else { current.clone() };
         if name != wanted {
-            return Err(told("a series has its family's name, with _total if it counts"));
+            return Err(fault("a series has its family's name, with _total if it counts"));
         }
-        labels(&series[name.len()..]).map_err(told)?;
-        let number: f64 = value.parse().map_err(|_| told("a number"))?;
+        labels(&series[name.len()..]).map_err(fault)?;
+        let number: f64 = value.parse().map_err(|_| fault("a number"))?;
         if !number.is_finite() || (family.kind == "counter" && number < 0.0) {
-            return Err(told("a finite number, and never below 0 if it counts"));
+            return Err(fault("a finite number, and never below 0 if it counts"));
         }
         if family.series.insert(series.to_owned(), number).is_some() {
-            return Err(told("a series is there once"));
+            return Err(fault("a series is there once"));
         }
     }
     for (name, family) in &families {
@@ -125,7 +125,7 @@ fn promises(name: &str, family: &Family) -> Result<(), &'static str> {
         return Err("base units: seconds and bytes");
     }
     if ["seconds", "bytes"].contains(&last) == family.unit.is_empty() {
-        return Err("a unit is in the name and told");
+        return Err("a unit is in the name and has its line");
     }
     Ok(())
 }
@@ -148,7 +148,11 @@ fn a_table_of_what_is_no_open_metrics() {
         ("an empty line", &format!("{HEAD}\n# EOF\n"), "a series and its value"),
         ("no help", "# TYPE realtime_a gauge\n# EOF\n", "a HELP"),
         ("milliseconds", "# HELP realtime_a_ms A.\n# TYPE realtime_a_ms gauge\n# EOF\n", "base units"),
-        ("a unit not told", "# HELP realtime_a_seconds A.\n# TYPE realtime_a_seconds gauge\n# EOF\n", "and told"),
+        (
+            "a unit without its line",
+            "# HELP realtime_a_seconds A.\n# TYPE realtime_a_seconds gauge\n# EOF\n",
+            "has its line",
+        ),
         ("another's name", "# HELP a A.\n# TYPE a gauge\n# EOF\n", "begins with realtime_"),
         ("a total in the name", "# HELP realtime_total A.\n# TYPE realtime_total counter\n# EOF\n", "leaves _total"),
         (
@@ -157,8 +161,8 @@ fn a_table_of_what_is_no_open_metrics() {
             "stands together",
         ),
     ] {
-        let told = read(text).map(|_| ()).expect_err(name);
-        assert!(told.contains(rule), "{name}: {told}");
+        let fault = read(text).map(|_| ()).expect_err(name);
+        assert!(fault.contains(rule), "{name}: {fault}");
     }
     let good = format!(
         "{HEAD}realtime_a_total{{reason=\"b\"}} 1\n# HELP realtime_c_seconds C.\n# TYPE realtime_c_seconds gauge\n\

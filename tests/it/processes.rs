@@ -5,87 +5,53 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::routing::post;
-use ferrokinesis::store::StoreOptions;
 use futures::{SinkExt, StreamExt};
-use realtime_operator::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
-use realtime_operator::protocol::registry::{
-    App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint,
-};
+use realtime_operator::protocol::registry::App;
 use realtime_operator::protocol::webhook::WebhookBody;
 use realtime_operator::protocol::{Secret, signature};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
+use super::fixtures::{build_app, build_webhook, serve_routes, start_kinesis, write_registry};
 use super::openmetrics;
-use super::redis::resources::command_bound_to_test;
+use super::resources::{LoggedProgram, command_bound_to_test};
+use super::waiting::WAIT_TIMEOUT;
 
-/// Longest until a process serves, or has ended after it was asked to.
-const PROCESS_TIMEOUT: Duration = Duration::from_mins(1);
-
-/// Time between two looks at what a process wrote.
-const LOG_INTERVAL: Duration = Duration::from_millis(20);
-
-/// A process that is ended when the test is, however that ends. It listens on ports that the kernel chose, and its log
-/// is shown when the test fails.
+/// A `realtime` process that is ended when the test is, however that ends. It listens on ports that the kernel chose.
 pub struct Server {
-    process: Child,
-    log: tempfile::NamedTempFile,
+    program: LoggedProgram,
     /// The fields of the line that it logs once it serves.
     started: Value,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already, which is what the good path does.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        if std::thread::panicking() {
-            eprintln!("log of process {}:\n{}", self.process.id(), self.log());
-        }
-    }
 }
 
 impl Server {
     /// Starts a server, and waits until it serves.
     pub async fn start(command: &str, environment: &BTreeMap<String, String>) -> Self {
-        let log = tempfile::NamedTempFile::new().expect("a file");
-        let stderr = log.reopen().expect("the same file");
-        let mut process = command_bound_to_test(env!("CARGO_BIN_EXE_realtime"));
-        process.arg(command).env_clear().envs(environment).stdout(Stdio::null()).stderr(stderr);
-        let process = process.spawn().expect("setpriv is not installed: apt-get install util-linux");
-        let mut server = Self { process, log, started: Value::Null };
-        let serving = async {
-            loop {
-                // Read before the look at the process: the last line of one that ended must not be missed.
-                let ended = server.process.try_wait().expect("a status");
-                if let Some(fields) = started(&server.log()) {
-                    return fields;
-                }
-                assert_eq!(ended, None, "`realtime {command}` ended before it served");
-                tokio::time::sleep(LOG_INTERVAL).await;
-            }
-        };
-        let fields = tokio::time::timeout(PROCESS_TIMEOUT, serving).await;
-        server.started = fields.unwrap_or_else(|_| {
-            panic!("`realtime {command}` logged no line with its addresses within {PROCESS_TIMEOUT:?}")
-        });
-        server
+        Self::try_start(command, environment).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// It does not serve: its log.
+    pub async fn try_start(command: &str, environment: &BTreeMap<String, String>) -> Result<Self, String> {
+        let mut program = command_bound_to_test(env!("CARGO_BIN_EXE_realtime"));
+        program.arg(command).env_clear().envs(environment);
+        let mut program = LoggedProgram::spawn(&format!("`realtime {command}`"), &mut program);
+        let started = program.wait_until_ready(started).await?;
+        Ok(Self { program, started })
     }
 
     /// The log lines so far.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.log.path()).expect("a log")
+        self.program.log()
     }
 
     /// An address that it listens on, by its field in the line that it logs once it serves: an edge has `public` and
@@ -96,23 +62,12 @@ impl Server {
     }
 
     pub fn id(&self) -> u32 {
-        self.process.id()
+        self.program.id()
     }
 
     /// Asks it to end as kubelet does, and answers with its exit code.
     pub async fn terminate(mut self) -> Option<i32> {
-        let asked = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status();
-        assert!(asked.expect("kill runs").success());
-        let ended = async {
-            loop {
-                if let Some(status) = self.process.try_wait().expect("a status") {
-                    return status.code();
-                }
-                tokio::time::sleep(LOG_INTERVAL).await;
-            }
-        };
-        let ended = tokio::time::timeout(PROCESS_TIMEOUT, ended).await;
-        ended.unwrap_or_else(|_| panic!("process {} runs on {PROCESS_TIMEOUT:?} after SIGTERM", self.process.id()))
+        self.program.terminate().await.code()
     }
 }
 
@@ -141,63 +96,20 @@ fn the_addresses_of_a_server_are_read_from_fields() {
     assert_eq!(found.map(|fields| fields["address"].clone()), Some("127.0.0.1:7".into()));
 }
 
-async fn kinesis() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
-    let (app, _) = ferrokinesis::create_app(StoreOptions { create_stream_ms: 0, ..StoreOptions::default() });
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    let settings = StreamSettings {
-        stream: "s".into(),
-        region: "eu-west-1".to_owned(),
-        endpoint: Some(endpoint.clone()),
-        credentials: AwsCredentials::Static { access_key_id: "a".to_owned(), secret_access_key: "b".to_owned() },
-    };
-    KinesisClient::connect(&settings)
-        .await
-        .create_stream(Some(2), &std::collections::BTreeMap::new())
-        .await
-        .expect("created");
-    endpoint
-}
-
-/// A customer's endpoint that hands on what it gets.
+/// A customer's endpoint, and the webhooks that it receives.
 async fn endpoint() -> (String, mpsc::Receiver<WebhookBody>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}/hook", listener.local_addr().expect("an address"));
     let (sender, bodies) = mpsc::channel(64);
     let receive = move |raw: Bytes| async move {
         sender.send(serde_json::from_slice(&raw).expect("a webhook")).await.expect("the test waits");
         StatusCode::OK
     };
-    tokio::spawn(async move { axum::serve(listener, Router::new().route("/hook", post(receive))).await });
-    (url, bodies)
+    let url = serve_routes(Router::new().route("/hook", post(receive))).await;
+    (format!("{url}/hook"), bodies)
 }
 
-pub fn write_registry(directory: &Path, url: &str) {
-    let app = App {
-        id: "1".into(),
-        credentials: vec![Credential {
-            key: "key".into(),
-            secret: Secret::new("secret"),
-            state: CredentialState::Active,
-        }],
-        enabled: true,
-        client_events: true,
-        subscription_count: false,
-        authorization_seconds: None,
-        allowed_origins: vec![],
-        limits: AppLimits::default(),
-        webhooks: vec![WebhookEndpoint {
-            name: "hook".into(),
-            url: url.into(),
-            events: vec![],
-            channel_prefix: String::new(),
-            timeout_seconds: 4,
-        }],
-    };
-    for (name, text) in AppRegistry::new([app]).to_files().expect("files") {
-        std::fs::write(directory.join(name), text).expect("written");
-    }
+/// The app of these processes, whose webhooks go to this URL.
+pub fn build_registry_app(url: &str) -> App {
+    App { webhooks: vec![build_webhook(url)], ..build_app("1", "key", "secret") }
 }
 
 pub fn environment(server: &str, own: &[(&str, String)], shared: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -223,8 +135,8 @@ pub fn environment(server: &str, own: &[(&str, String)], shared: &[(&str, &str)]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
     let apps = tempfile::tempdir().expect("a directory");
-    let (stream, (url, mut bodies)) = (kinesis().await, endpoint().await);
-    write_registry(apps.path(), &url);
+    let ((stream, _), (url, mut bodies)) = (start_kinesis("s", 2).await, endpoint().await);
+    write_registry(apps.path(), [build_registry_app(&url)]);
     let path = apps.path().display().to_string();
     let shared = [("REALTIME_APPS_PATH", path.as_str()), ("AWS_ENDPOINT_URL_KINESIS", stream.as_str())];
     let any_port = || "127.0.0.1:0".to_owned();
@@ -263,13 +175,13 @@ async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
     ] {
         socket.send(Message::text(frame.to_string())).await.expect("sent");
     }
-    let mut told = Vec::new();
-    while told.len() < 2 {
-        let body = tokio::time::timeout(Duration::from_secs(20), bodies.recv()).await;
-        let body = body.unwrap_or_else(|_| panic!("two webhook events wanted, {told:?} came within 20 s"));
-        told.extend(body.expect("a webhook").events.into_iter().map(|event| event.kind.name()));
+    let mut received = Vec::new();
+    while received.len() < 2 {
+        let body = tokio::time::timeout(WAIT_TIMEOUT, bodies.recv()).await;
+        let body = body.unwrap_or_else(|_| panic!("no two webhook events within {WAIT_TIMEOUT:?}, but {received:?}"));
+        received.extend(body.expect("a webhook").events.into_iter().map(|event| event.kind.name()));
     }
-    assert_eq!(told, ["channel_occupied", "client_event"]);
+    assert_eq!(received, ["channel_occupied", "client_event"]);
     realtime_operator::process::install_tls();
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
     for (admin, family, series) in [
@@ -294,7 +206,7 @@ async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_names_a_client_by_the_address_from_trusted_proxies() {
     let files = tempfile::tempdir().expect("a directory");
-    write_registry(files.path(), "https://shop.example.com/hook");
+    write_registry(files.path(), [build_registry_app("https://shop.example.com/hook")]);
     let path = files.path().display().to_string();
     let own = [
         ("REALTIME_TRANSPORTS", "websocket".to_owned()),

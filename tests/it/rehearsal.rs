@@ -1,5 +1,8 @@
 //! The spine: a cluster in one process is Ready when events arrived, and refused when anything on their way is wrong.
 
+// A wait ends its test where it fails; clippy sees only the tests themselves as such.
+#![allow(clippy::panic)]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,6 +24,8 @@ use realtime_operator::protocol::Transport;
 use realtime_operator::rehearsal::{KinesisInterposer, RehearsalOptions, RunningRehearsal};
 use serde_json::{Value, json};
 
+use crate::waiting::describe_last;
+
 /// A cluster with a gate that is quick to judge.
 const MANIFEST: &str = concat!(
     include_str!("../fixtures/minimal-cluster.yaml"),
@@ -28,13 +33,12 @@ const MANIFEST: &str = concat!(
   sockjs: { replicas: 1 }
   webhooks: { dispatcher: { replicas: 1 }, stream: { mode: Provisioned, shards: 2 } }
   gate: { intervalSeconds: 1, timeoutSeconds: 8, openAfter: 1 }
----
-apiVersion: realtime-operator.dev/v1alpha1
-kind: RealtimeApp
-metadata: { name: shop, namespace: channels }
-spec: { appID: '1001', clientEvents: Enabled, webhooks: [{ name: orders, url: 'https://shop.example.com/hook' }] }
-"
+",
+    include_str!("../fixtures/shop-app.yaml")
 );
+
+/// Longest for a change of the verdict: an ambiguous failure is confirmed over 20 s.
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(90);
 
 async fn start(edits: &[&str], between: BTreeMap<ServerKind, KinesisInterposer>) -> RunningRehearsal {
     start_from(MANIFEST, edits, between).await
@@ -61,11 +65,23 @@ pub async fn start_from(
 }
 
 /// Waits for a verdict that `enough` accepts.
-async fn verdict(rehearsal: &mut RunningRehearsal, enough: impl Fn(&Verdict) -> bool) -> Verdict {
+pub async fn wait_for_verdict(
+    rehearsal: &mut RunningRehearsal,
+    awaited: &str,
+    enough: impl Fn(&Verdict) -> bool,
+) -> Verdict {
+    let verdicts = &mut rehearsal.prober.as_mut().expect("journeys").verdicts;
+    let found = tokio::time::timeout(VERDICT_TIMEOUT, verdicts.wait_for(|verdict| enough(verdict))).await;
+    let found = found.map(|found| found.expect("journeys go on").clone());
+    found.unwrap_or_else(|_| {
+        panic!("no verdict within {VERDICT_TIMEOUT:?}: {awaited}; {}", describe_last(Some(&*verdicts.borrow())))
+    })
+}
+
+/// The first verdict that is a decision.
+async fn first_verdict(rehearsal: &mut RunningRehearsal) -> Verdict {
     assert_eq!(rehearsal.refusals, [], "every server starts");
-    let prober = rehearsal.prober.as_mut().expect("journeys");
-    let wait = tokio::time::timeout(Duration::from_mins(1), prober.verdicts.wait_for(|verdict| enough(verdict)));
-    wait.await.expect("a verdict in time").expect("journeys go on").clone()
+    wait_for_verdict(rehearsal, "a decision", decided).await
 }
 
 fn decided(verdict: &Verdict) -> bool {
@@ -79,7 +95,7 @@ fn state(verdict: &Verdict, transport: Transport) -> (TransportState, Option<Hop
 
 async fn refused(edits: &[&str], between: BTreeMap<ServerKind, KinesisInterposer>) -> Verdict {
     let mut rehearsal = start(edits, between).await;
-    let verdict = verdict(&mut rehearsal, decided).await;
+    let verdict = first_verdict(&mut rehearsal).await;
     assert!(!verdict.ready && verdict.phase == GatePhase::Refused, "{verdict:?}");
     rehearsal.stop().await;
     verdict
@@ -94,7 +110,7 @@ fn failing_at(hop: Hop) -> (TransportState, Option<Hop>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_good_cluster_becomes_ready_over_every_transport() {
     let mut rehearsal = start(&[], BTreeMap::new()).await;
-    let verdict = verdict(&mut rehearsal, decided).await;
+    let verdict = first_verdict(&mut rehearsal).await;
     assert!(verdict.ready && verdict.phase == GatePhase::Open, "{verdict:?}");
     assert_eq!(verdict.reason, Reason::Proven);
     for transport in Transport::ALL {
@@ -108,7 +124,7 @@ async fn one_deployment_for_both_becomes_ready_over_every_transport() {
     let both = MANIFEST.replace("  sockjs: { replicas: 1 }\n", "  servers: Combined\n");
     let mut rehearsal = start_from(&both, &[], BTreeMap::new()).await;
     assert_eq!(rehearsal.serving.websocket, rehearsal.serving.sockjs, "one process");
-    let verdict = verdict(&mut rehearsal, decided).await;
+    let verdict = first_verdict(&mut rehearsal).await;
     assert!(verdict.ready && verdict.phase == GatePhase::Open, "{verdict:?}");
     for transport in Transport::ALL {
         assert_eq!(state(&verdict, transport), PASSING, "{verdict:?}");
@@ -120,7 +136,7 @@ async fn one_deployment_for_both_becomes_ready_over_every_transport() {
 async fn one_deployment_for_both_with_webhooks_off_is_refused_with_the_variable() {
     let both = MANIFEST.replace("  sockjs: { replicas: 1 }\n", "  servers: Combined\n");
     let mut rehearsal = start_from(&both, &["edge:REALTIME_WEBHOOKS=off"], BTreeMap::new()).await;
-    let verdict = verdict(&mut rehearsal, decided).await;
+    let verdict = first_verdict(&mut rehearsal).await;
     assert!(!verdict.ready && verdict.phase == GatePhase::Refused, "{verdict:?}");
     assert_eq!(verdict.reason, Reason::ConfigurationDrift, "{verdict:?}");
     assert!(verdict.message.contains("REALTIME_WEBHOOKS differs"), "{}", verdict.message);
@@ -207,13 +223,13 @@ async fn a_stream_that_goes_away_closes_the_gate_and_its_return_opens_it() {
         Arc::new(move |kinesis| Box::pin(proxy(kinesis, Behaviour::FailWhile(away.clone()))))
     };
     let mut rehearsal = start(&[], BTreeMap::from([(ServerKind::Sockjs, between)])).await;
-    assert!(verdict(&mut rehearsal, decided).await.ready);
+    assert!(first_verdict(&mut rehearsal).await.ready);
     away.store(true, Ordering::Relaxed);
-    let closed = verdict(&mut rehearsal, |verdict| !verdict.ready).await;
+    let closed = wait_for_verdict(&mut rehearsal, "a closed gate", |verdict| !verdict.ready).await;
     assert_eq!(closed.phase, GatePhase::Closed, "{closed:?}");
     assert_eq!(closed.reason, Reason::RecordRefused, "{closed:?}");
     away.store(false, Ordering::Relaxed);
-    let again = verdict(&mut rehearsal, |verdict| verdict.ready).await;
+    let again = wait_for_verdict(&mut rehearsal, "Ready again", |verdict| verdict.ready).await;
     assert_eq!(again.phase, GatePhase::Open, "{again:?}");
     rehearsal.stop().await;
 }
@@ -247,8 +263,8 @@ async fn a_dispatcher_that_loses_one_kind_of_event_is_refused_and_the_kind_is_na
             assert_eq!(state(&verdict, transport), failing_at(Hop::Delivery), "{kind}: {verdict:?}");
         }
         assert_eq!(verdict.reason, Reason::WebhookMissing, "{kind}: {verdict:?}");
-        let told = format!("eu-dispatcher-0 read the {kind} of");
-        assert!(verdict.message.contains(&told), "{kind}: {}", verdict.message);
+        let expected = format!("eu-dispatcher-0 read the {kind} of");
+        assert!(verdict.message.contains(&expected), "{kind}: {}", verdict.message);
     }
 }
 

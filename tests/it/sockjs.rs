@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::edge::{ESTABLISHED, Edge, PATIENCE, SUBSCRIBED, Wire, alone, dial, eventually, received, subscribe};
+use super::edge::{ESTABLISHED, Edge, SUBSCRIBED, Wire, alone, dial, received, subscribe};
+use super::waiting::{WAIT_TIMEOUT, describe_last, eventually, within};
 
 const PATH: &str = r#"{"path":"/app/key1?protocol=7&client=js&version=8.6.0"}"#;
 
@@ -43,12 +44,14 @@ struct SockJs {
     answer: Option<Response>,
     unread: String,
     read: usize,
+    /// For the message of a failure.
+    last: Option<FallbackFrame>,
 }
 
 impl SockJs {
     fn new(edge: &Edge, session: &str, way: Way) -> Self {
         let base = edge.url(&format!("/pusher/000/{session}"));
-        Self { http: edge.http.clone(), base, way, answer: None, unread: String::new(), read: 0 }
+        Self { http: edge.http.clone(), base, way, answer: None, unread: String::new(), read: 0, last: None }
     }
 
     async fn open(edge: &Edge, session: &str, way: Way) -> Self {
@@ -68,7 +71,7 @@ impl SockJs {
     async fn receive(&mut self) {
         let method = if self.way.path.starts_with("xhr") { Method::POST } else { Method::GET };
         let request = self.http.request(method, format!("{}/{}", self.base, self.way.path));
-        let answer = timeout(PATIENCE, request.send()).await.expect("in time").expect("an answer");
+        let answer = within(WAIT_TIMEOUT, self.way.path, request.send()).await.expect("an answer");
         assert_eq!(answer.status(), 200);
         self.answer = Some(answer);
         self.read = 0;
@@ -86,7 +89,13 @@ impl SockJs {
                 let found: String = self.unread.drain(..at + mark.len()).collect();
                 return Some(found);
             }
-            let chunk = timeout(PATIENCE, self.answer.as_mut()?.chunk()).await.expect("in time").expect("no error")?;
+            let chunk = match timeout(WAIT_TIMEOUT, self.answer.as_mut()?.chunk()).await {
+                Ok(Ok(chunk)) => chunk?,
+                failed => {
+                    let last = describe_last(self.last.as_ref());
+                    panic!("no {mark:?} within {WAIT_TIMEOUT:?} over {}, but {failed:?}; {last}", self.way.path)
+                }
+            };
             self.read += chunk.len();
             self.unread.push_str(std::str::from_utf8(&chunk).expect("text"));
         }
@@ -114,7 +123,8 @@ impl SockJs {
             } else {
                 found.replace("%25", "%")
             };
-            return FallbackFrame::parse(&frame).unwrap_or_else(|| panic!("no frame: {frame}"));
+            let frame = FallbackFrame::parse(&frame).unwrap_or_else(|| panic!("no frame: {frame}"));
+            return self.last.insert(frame).clone();
         }
     }
 
@@ -135,7 +145,7 @@ impl SockJs {
         found
     }
 
-    /// The end, after whatever error is told before it.
+    /// The close frame; an error before it is skipped.
     async fn closed(&mut self) -> (u16, String) {
         loop {
             match self.frame().await {
@@ -263,11 +273,9 @@ async fn the_close_frame_is_repeated_until_the_session_is_forgotten() {
         assert_eq!(again.closed().await.0, 4001);
     }
     again.text("too late, and no error").await;
-    eventually("the session is forgotten", async || {
-        let body = json!(["x"]).to_string();
-        (again.post("xhr_send", &body).await.0 == 404).then_some(())
-    })
-    .await;
+    let body = json!(["x"]).to_string();
+    let status = async || again.post("xhr_send", &body).await.0;
+    eventually("a forgotten session", status, |status| *status == 404).await;
     assert_eq!(SockJs::new(&edge, "again", XHR).frame().await, FallbackFrame::Open);
     edge.stop().await;
 }
@@ -360,25 +368,21 @@ impl Socket {
         self.wire.send(Message::text(text)).await.expect("sent");
     }
 
-    async fn message(&mut self) -> Message {
-        received(&mut self.wire).await
-    }
-
     async fn text(&mut self) -> String {
-        self.message().await.to_text().expect("text").to_owned()
+        received(&mut self.wire, "text").await.to_text().expect("text").to_owned()
     }
 
     /// The code of the close frame, and the WebSocket's own.
     async fn closed(&mut self) -> (u16, u16) {
-        let mut told = 0;
+        let mut inner = 0;
         loop {
-            match self.message().await {
+            match received(&mut self.wire, "close frame").await {
                 Message::Text(text) => {
                     if let Some(FallbackFrame::Close(code, _)) = FallbackFrame::parse(&text) {
-                        told = code;
+                        inner = code;
                     }
                 }
-                Message::Close(Some(frame)) => return (told, frame.code.into()),
+                Message::Close(Some(frame)) => return (inner, frame.code.into()),
                 other => panic!("not an end: {other:?}"),
             }
         }

@@ -2,7 +2,7 @@
 
 use super::relay::{Cluster, Page, SECRET, fast};
 use super::*;
-use crate::redis::Redis;
+use crate::redis::server::Redis;
 
 const USER: &str = "7";
 
@@ -38,9 +38,9 @@ impl Edge {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_clusters_on_one_redis_do_not_hear_of_each_other() {
-    let redis = Redis::start(None);
+    let redis = Redis::start().await;
     let url = redis.url();
-    // Of a store whose memory is younger, things are told later.
+    // A younger store is not believed yet.
     redis.aged(6).await;
     // The first has two pods, so that what must not cross is seen to arrive where it should.
     let (ours, theirs) = tokio::join!(
@@ -72,7 +72,7 @@ async fn two_clusters_on_one_redis_do_not_hear_of_each_other() {
     // Frames.
     assert_eq!(two.publish("1", &json!({ "name": "e", "channel": "presence-room", "data": "x" })).await.status(), 200);
     here.expect("e").await;
-    // It may be told of one whom it found there.
+    // The other member may be announced before it.
     while there.next().await.event != "e" {}
     strange.still_serves().await;
 
@@ -103,7 +103,7 @@ async fn two_clusters_on_one_redis_do_not_hear_of_each_other() {
 
     // A client that leaves is announced in its own cluster only.
     here.socket.close(None).await.expect("closed");
-    let heard = timeout(PATIENCE, there.socket.next()).await;
+    let heard = timeout(WAIT_TIMEOUT, there.socket.next()).await;
     let event = match &heard {
         Ok(Some(Ok(message))) => ServerMessage::parse(message.to_text().expect("text")).expect("a frame").event,
         _ => String::new(),
@@ -115,7 +115,7 @@ async fn two_clusters_on_one_redis_do_not_hear_of_each_other() {
         let leases_lost = ours.sum("realtime_edge_bus_leases_lost_total").await;
         let decided = ours.sum("realtime_edge_bus_remote_transitions_total").await;
         let bus = describe_bus(&redis, &ours).await;
-        assert!(leases_lost > 0, "`there` heard {heard:?} and no `member_removed` within {PATIENCE:?}; {bus}");
+        assert!(leases_lost > 0, "`there` heard {heard:?} and no `member_removed` within {WAIT_TIMEOUT:?}; {bus}");
         println!("{leases_lost} leases ended during the run, {decided} changes were decided for their edges, and");
         println!("`there` heard {heard:?}; only the isolation of the clusters is asserted");
     }
@@ -125,13 +125,13 @@ async fn two_clusters_on_one_redis_do_not_hear_of_each_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_counts_the_leases_that_it_lost() {
-    let redis = Redis::start(None);
+    let redis = Redis::start().await;
     let cluster = Cluster::with(&redis.url(), ("uid-1", "edge"), &[SECRET; 1]).await;
     let lost = async || cluster.sum("realtime_edge_bus_leases_lost_total").await;
     assert_eq!(lost().await, 0);
     // As if the process had been silent for long.
     redis.command(&["zadd", "rt:{uid-1}:leases", "1", "p0"]);
-    eventually("the lost lease is counted", async || (lost().await == 1).then_some(())).await;
+    eventually("the count of a lost lease", &lost, |lost| *lost == 1).await;
 }
 
 /// The bus as Redis and the pods see it, for the message of a failure.

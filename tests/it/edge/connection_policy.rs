@@ -1,4 +1,4 @@
-//! Who may connect, how many of them, and what the others are told.
+//! Origins, keys and connection limits: a refused client receives the reason.
 
 use reqwest::{Method, Response};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -20,14 +20,14 @@ impl Ws {
             request.headers_mut().append(*name, value.parse().expect("a value"));
         }
         let (socket, _) = tokio_tungstenite::connect_async(request).await.expect("a socket");
-        Self { socket, id: String::new() }
+        Self { socket: Wire::new(socket), id: String::new() }
     }
 
-    /// What a socket that may not stay is told: an error and then the close frame, with one code.
+    /// The code of a refused socket, which is in an error and then in the close frame.
     async fn refusal(&mut self) -> u16 {
-        let told = self.expect("pusher:error").await.data["code"].clone();
+        let error = self.expect("pusher:error").await.data["code"].clone();
         let code = self.closed().await;
-        assert_eq!(told, json!(code));
+        assert_eq!(error, json!(code));
         code
     }
 }
@@ -38,12 +38,11 @@ impl Edge {
         if let Some(origin) = origin {
             request = request.header("origin", origin);
         }
-        timeout(PATIENCE, request.send()).await.expect("in time").expect("an answer")
+        within(WAIT_TIMEOUT, path, request.send()).await.expect("an answer")
     }
 
-    async fn metric(&self, line: &str) {
-        let metrics = self.admin("/metrics").await.text().await.expect("a text");
-        assert!(metrics.lines().any(|found| found == line), "{line} in {metrics}");
+    pub(super) async fn refusals(&self, reason: &str) -> u64 {
+        self.metric(&format!("realtime_edge_refusals_total{{reason=\"{reason}\"}}")).await
     }
 }
 
@@ -77,7 +76,7 @@ async fn a_socket_is_closed_with_pushers_code() {
     for (reason, count) in
         [("app_unknown", 1), ("app_disabled", 1), ("path_unknown", 4), ("protocol", 4), ("origin", 3)]
     {
-        edge.metric(&format!("realtime_edge_refusals_total{{reason=\"{reason}\"}} {count}")).await;
+        assert_eq!(edge.refusals(reason).await, count, "{reason}");
     }
     for (path, headers) in [
         ("/app/key5?protocol=7", vec![("origin", GOOD)]),
@@ -101,8 +100,8 @@ async fn pages_of_other_origins_have_no_session_over_http() {
         let asked = format!("/pusher/app/key5/7/bad-{path}/{path}?{query}");
         let answer = edge.asked(Method::POST, &asked, Some(BAD), "").await;
         assert_eq!((answer.status().as_u16(), allows(&answer)), (200, BAD), "it may read why");
-        let told = answer.text().await.expect("a text");
-        assert!(told.starts_with("o\n") && told.contains("c[4009,"), "{told}");
+        let text = answer.text().await.expect("a text");
+        assert!(text.starts_with("o\n") && text.contains("c[4009,"), "{text}");
     }
     let answer = edge.asked(Method::POST, &format!("{base}/xhr?{query}"), Some(GOOD), "").await;
     assert_eq!((allows(&answer), answer.headers()["vary"].to_str().ok()), (GOOD, Some("Origin")));
@@ -119,7 +118,7 @@ async fn pages_of_other_origins_have_no_session_over_http() {
     assert_eq!((answer.status().as_u16(), allows(&answer)), (204, GOOD));
     let open = edge.asked(Method::POST, &format!("/pusher/app/key1/7/other/xhr?{query}"), Some(BAD), "").await;
     assert_eq!((allows(&open), open.headers().get("vary")), ("*", None), "an app without a list");
-    edge.metric("realtime_edge_refusals_total{reason=\"origin\"} 4").await;
+    assert_eq!(edge.refusals("origin").await, 4);
     edge.stop().await;
 }
 
@@ -127,7 +126,7 @@ async fn pages_of_other_origins_have_no_session_over_http() {
 async fn pages_of_other_origins_are_refused_when_a_sockjs_session_names_its_app() {
     let edge = start_with("sockjs", vec![app("1", true), guarded()], &[], MemoryBus::new(), None).await;
     let first = |key: &str| json!([json!({ "path": format!("/app/{key}?protocol=7") }).to_string()]).to_string();
-    for (n, (key, origin, told)) in [
+    for (n, (key, origin, expected)) in [
         ("key5", Some(BAD), "c[4009,"),
         ("key5", Some(GOOD), ESTABLISHED),
         ("key5", None, ESTABLISHED),
@@ -148,11 +147,11 @@ async fn pages_of_other_origins_are_refused_when_a_sockjs_session_names_its_app(
         if answer.contains("pusher:error") {
             answer = poll().await;
         }
-        assert!(answer.contains(told), "{key} {origin:?}: {answer}");
+        assert!(answer.contains(expected), "{key} {origin:?}: {answer}");
         let headers: Vec<_> = origin.map(|origin| ("origin", origin)).into_iter().collect();
         let mut socket = Ws::with(&edge, "/pusher/websocket", &headers).await;
         socket.text(&json!({ "path": format!("/app/{key}?protocol=7") }).to_string()).await;
-        if told == ESTABLISHED {
+        if expected == ESTABLISHED {
             socket.greeted().await;
         } else {
             assert_eq!(socket.refusal().await, 4009);
@@ -175,7 +174,7 @@ async fn the_connection_limit_of_an_app_holds_for_all_pods_together() {
     let path = "/app/key1?protocol=7";
     for edge in [&one, &two] {
         assert_eq!(Ws::with(edge, path, &[]).await.refusal().await, 4004);
-        edge.metric("realtime_edge_refusals_total{reason=\"over_quota\"} 1").await;
+        assert_eq!(edge.refusals("over_quota").await, 1);
     }
     let mut xhr = Xhr::new(&fallbacks, "key1", "one-too-many", "xhr_streaming");
     assert_eq!(xhr.frame().await, FallbackFrame::Open);
@@ -184,9 +183,10 @@ async fn the_connection_limit_of_an_app_holds_for_all_pods_together() {
     second.still_serves().await;
     Ws::with(&one, "/app/key3?protocol=7", &[]).await.greeted().await;
     drop(first);
-    let mut third = eventually("a place is given back", async || {
+    let mut third = eventually_ok("a released quota slot", async || {
         let mut ws = Ws::with(&two, path, &[]).await;
-        (ws.next().await.event == ESTABLISHED).then_some(ws)
+        let greeting = ws.next().await;
+        if greeting.event == ESTABLISHED { Ok(ws) } else { Err(greeting) }
     })
     .await;
     third.still_serves().await;
@@ -200,7 +200,7 @@ async fn no_client_adds_a_time_series() {
     let edge = start("websocket", MemoryBus::new(), None).await;
     let series = async || {
         let text = edge.admin("/metrics").await.text().await.expect("a text");
-        let families = openmetrics::read(&text).unwrap_or_else(|told| panic!("{told}"));
+        let families = openmetrics::read(&text).unwrap_or_else(|fault| panic!("{fault}"));
         families.values().flat_map(|family| family.series.keys().cloned()).collect::<Vec<_>>()
     };
     let attack = async |mark: &str| {

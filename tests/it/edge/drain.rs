@@ -22,7 +22,7 @@ async fn progress(edge: &Edge) -> Value {
 }
 
 async fn stage(edge: &Edge, wanted: &str) {
-    eventually(wanted, async || (progress(edge).await["stage"] == wanted).then_some(())).await;
+    eventually(&format!("the stage {wanted}"), async || progress(edge).await, |seen| seen["stage"] == wanted).await;
 }
 
 #[tokio::test]
@@ -34,13 +34,13 @@ async fn a_requested_drain_holds_then_closes_every_session_and_stays_in_force() 
     assert_eq!(progress(&edge).await, json!({ "stage": "serving", "sessions": 1, "code": 4200 }));
     let url = format!("http://{}/drain", edge.running.admin);
     assert_eq!(edge.http.post(url).send().await.expect("an answer").status(), 401, "without the token");
-    let (status, told) = drain(&edge, "?code=1000").await;
-    assert_eq!((status, told.as_str().is_some_and(|told| told.contains("4200"))), (StatusCode::BAD_REQUEST, true));
+    let (status, answer) = drain(&edge, "?code=1000").await;
+    assert_eq!((status, answer.as_str().is_some_and(|text| text.contains("4200"))), (StatusCode::BAD_REQUEST, true));
     assert_eq!(edge.admin("/readyz").await.status(), 200);
 
     let begun = Instant::now();
-    let (status, told) = drain(&edge, "?code=4100").await;
-    assert_eq!((status, told), (StatusCode::ACCEPTED, json!({ "stage": "holding", "sessions": 1, "code": 4100 })));
+    let (status, answer) = drain(&edge, "?code=4100").await;
+    assert_eq!((status, answer), (StatusCode::ACCEPTED, json!({ "stage": "holding", "sessions": 1, "code": 4100 })));
     let ready = edge.admin("/readyz").await;
     assert_eq!(
         (ready.status(), ready.text().await.expect("a text").as_str()),
@@ -70,14 +70,14 @@ async fn a_drain_closes_sessions_one_by_one_and_never_many_at_once() {
         crowd.push(edge.websocket().await);
     }
     edge.shutdown.cancel();
-    let told = crowd.iter_mut().map(|ws| async {
+    let ends = crowd.iter_mut().map(|ws| async {
         assert_eq!(ws.closed().await, 4200);
         Instant::now()
     });
-    let mut told = futures::future::join_all(told).await;
-    told.sort();
+    let mut ends = futures::future::join_all(ends).await;
+    ends.sort();
     // At a hundred in a second; what is late on this machine can only be later.
-    let took = *told.last().expect("a crowd") - told[0];
+    let took = *ends.last().expect("a crowd") - ends[0];
     assert!(took >= Duration::from_millis(10) * u32::try_from(CROWD - 20).expect("a number"), "{took:?}");
     edge.stop().await;
 }
@@ -159,22 +159,24 @@ async fn messages_sent_before_the_close_frame_are_not_lost() {
 
     let edge = start("sockjs", bus.for_another_process(), None).await;
     let mut wire = dial(edge.running.public, "/pusher/0/last/websocket").await;
-    assert_eq!(received(&mut wire).await.to_text().expect("text"), "o");
+    assert_eq!(received(&mut wire, "open frame").await.to_text().expect("text"), "o");
     let first = json!([json!({ "path": "/app/key1?protocol=7" }).to_string()]);
     wire.send(Message::text(first.to_string())).await.expect("sent");
-    let greeting = received(&mut wire).await.to_text().expect("text").to_owned();
+    let greeting = received(&mut wire, "greeting").await.to_text().expect("text").to_owned();
     let socket =
         greeting.split(r#"socket_id\\\":\\\""#).nth(1).and_then(|rest| rest.split('\\').next()).expect("an id");
     let ask = subscribe(socket, "private-room", None).to_string();
     wire.send(Message::text(json!([ask]).to_string())).await.expect("sent");
-    assert!(received(&mut wire).await.to_text().expect("text").contains("subscription_succeeded"));
+    let answer = received(&mut wire, "answer to the subscription").await;
+    assert!(answer.to_text().expect("text").contains("subscription_succeeded"));
     drain(&edge, "").await;
     stage(&edge, "closing").await;
     for n in &sent {
         wire.send(Message::text(json!([message(n).to_string()]).to_string())).await.expect("sent");
     }
     assert_eq!(numbers(&mut watcher, sent.len()).await, sent, "sockjs");
-    assert!(received(&mut wire).await.to_text().expect("text").starts_with("c[4200"));
+    let end = received(&mut wire, "close frame").await;
+    assert!(end.to_text().expect("text").starts_with("c[4200"), "{end}");
     edge.stop().await;
     other.stop().await;
 }

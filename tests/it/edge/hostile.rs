@@ -1,12 +1,11 @@
 //! Clients that mean harm or know no better: each gets the answer that `docs/limits.md` tells, none takes more memory
 //! than it says, and whoever is connected meanwhile notices nothing.
 
-use std::collections::BTreeMap;
+mod memory;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::processes::{Server, environment};
 
 const GIGABYTE: u64 = 1 << 30;
 
@@ -23,7 +22,7 @@ impl Bystander {
         Self { ws, heard: 0 }
     }
 
-    /// It is told what is published now, and was told nothing else.
+    /// It receives the event that is published now, and received nothing else.
     async fn hears(&mut self, edge: &Edge) {
         self.heard += 1;
         let body = json!({ "name": "news", "data": self.heard.to_string(), "channel": "private-bystander" });
@@ -55,7 +54,7 @@ impl Raw {
                 }
             }
         };
-        timeout(3 * PATIENCE, read).await.expect("an answer or the end in time");
+        within(3 * WAIT_TIMEOUT, "an answer or the end of the connection", read).await;
         let answer = String::from_utf8_lossy(&answer);
         answer.split(' ').nth(1).map_or(0, |status| status.parse().expect("a status"))
     }
@@ -63,23 +62,13 @@ impl Raw {
     /// Nothing more comes: the server has closed.
     async fn ended(&mut self) {
         let mut rest = Vec::new();
-        let ended = timeout(3 * PATIENCE, self.0.read_to_end(&mut rest)).await;
+        let ended = timeout(3 * WAIT_TIMEOUT, self.0.read_to_end(&mut rest)).await;
         assert!(ended.is_ok(), "the server holds a connection that it refused");
     }
 }
 
 fn head(line: &str, fields: &str) -> String {
     format!("{line} HTTP/1.1\r\nHost: x\r\n{fields}\r\n")
-}
-
-async fn metric(edge: &Edge, name: &str) -> u64 {
-    let metrics = edge.admin("/metrics").await.text().await.expect("a text");
-    let line = metrics.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    line.map_or(0, |value| value.parse().expect("a number"))
-}
-
-async fn refused(edge: &Edge, reason: &str) -> u64 {
-    metric(edge, &format!("realtime_edge_refusals_total{{reason=\"{reason}\"}}")).await
 }
 
 /// The status of a request of the HTTP API that was signed at this time.
@@ -216,15 +205,15 @@ async fn frames_that_break_the_protocol_close_their_socket_alone_with_a_code() {
         ws.socket.get_mut().write_all(bytes).await.expect("written");
         assert_eq!(ws.closed().await, *code, "{name}");
         let mut sockjs = Ws::open(fallbacks.running.public, "/pusher/7/any/websocket").await;
-        assert_eq!(sockjs.message().await, Message::text("o"));
+        assert_eq!(received(&mut sockjs.socket, "open frame").await, Message::text("o"));
         sockjs.socket.get_mut().write_all(bytes).await.expect("written");
         assert_eq!(sockjs.closed().await, *code, "SockJS: {name}");
     }
     let count = u64::try_from(table.len()).expect("a number");
-    assert_eq!([refused(&sockets, "unreadable").await, refused(&fallbacks, "unreadable").await], [count; 2]);
+    assert_eq!([sockets.refusals("unreadable").await, fallbacks.refusals("unreadable").await], [count; 2]);
     let mut ws = sockets.websocket().await;
     ws.socket.send(Message::binary(vec![0xff; 9])).await.expect("sent");
-    assert!(ws.expect("pusher:error").await.data["message"].as_str().is_some_and(|told| told.contains("binary")));
+    assert!(ws.expect("pusher:error").await.data["message"].as_str().is_some_and(|text| text.contains("binary")));
     ws.still_serves().await;
     bystander.hears(&sockets).await;
     sockets.stop().await;
@@ -259,10 +248,10 @@ async fn unusual_json_is_refused_or_forwarded_unchanged() {
         ("nothing", String::new(), "not a JSON object"),
     ] {
         ws.text(&text).await;
-        let message = ws.message().await;
+        let message = received(&mut ws.socket, name).await;
         assert!(message.len() < 32 << 10, "{name}: an answer of {} bytes", message.len());
-        let told = ServerMessage::parse(message.to_text().expect("text")).expect("a frame").data;
-        assert!(told["message"].as_str().is_some_and(|told| told.contains(part)), "{name}: {told}");
+        let error = ServerMessage::parse(message.to_text().expect("text")).expect("a frame").data;
+        assert!(error["message"].as_str().is_some_and(|text| text.contains(part)), "{name}: {error}");
     }
     for (name, data, passed) in [
         ("half a surrogate", r#""\ud800""#.to_owned(), r#""\ud800""#.to_owned()),
@@ -360,7 +349,7 @@ async fn a_huge_signed_text_is_refused_with_a_short_message() {
         } });
         ws.send(&message).await;
         for expected in ["pusher:error", "pusher:subscription_error"] {
-            let answer = ws.message().await;
+            let answer = received(&mut ws.socket, name).await;
             assert!(answer.len() < 32 << 10, "{name}: an answer of {} bytes", answer.len());
             let answer = ServerMessage::parse(answer.to_text().expect("text")).expect("a frame");
             assert_eq!(answer.event, expected, "{name}");
@@ -400,8 +389,8 @@ async fn a_socket_is_refused_channels_beyond_the_limit() {
     assert_eq!((entered, entered + full + often), (2_048, ASKED));
     // So many at once, and a hundred in each second since.
     assert!(full >= 2_048 && often > 0, "{full} and {often}");
-    assert_eq!(refused(&edge, "channels").await, u64::try_from(full).expect("a number"));
-    assert_eq!(refused(&edge, "request_rate").await, u64::try_from(often).expect("a number"));
+    assert_eq!(edge.refusals("channels").await, u64::try_from(full).expect("a number"));
+    assert_eq!(edge.refusals("request_rate").await, u64::try_from(often).expect("a number"));
     bystander.hears(&edge).await;
     ws.still_serves().await;
     edge.stop().await;
@@ -422,12 +411,12 @@ async fn an_http_client_that_did_not_read_receives_the_reason_when_it_polls_agai
     }
     let body = json!({ "name": "news", "data": "x".repeat(10_240), "channels": rooms });
     let ended = async {
-        while metric(&fallbacks, "realtime_edge_slow_consumers_total").await == 0 {
+        while fallbacks.metric("realtime_edge_slow_consumers_total").await == 0 {
             assert_eq!(sockets.publish("1", &body).await.status(), 200);
             bystander.hears(&sockets).await;
         }
     };
-    timeout(3 * PATIENCE, ended).await.expect("in time");
+    within(3 * WAIT_TIMEOUT, "the end of the connection", ended).await;
     slow.abort();
     slow.receive().await;
     assert!(matches!(slow.frame().await, FallbackFrame::Close(4100, _)));
@@ -475,68 +464,13 @@ async fn many_sessions_of_one_client_end_when_it_does_not_return() {
         let answer = fallbacks.http.post(url).send().await.expect("an answer");
         assert_eq!(answer.text().await.expect("a text"), "o\n");
     }
-    let opened = metric(&fallbacks, "realtime_edge_connections_opened_total{transport=\"xhr_polling\"}").await;
+    let opened = fallbacks.metric("realtime_edge_connections_opened_total{transport=\"xhr_polling\"}").await;
     assert_eq!(opened, COUNT, "those of SockJS that name no app are no sessions");
     bystander.hears(&sockets).await;
-    eventually("all have gone", async || {
-        let open = metric(&fallbacks, "realtime_edge_connections{transport=\"xhr_polling\"}").await;
-        (open == 0).then_some(())
-    })
-    .await;
+    let open = async || fallbacks.metric("realtime_edge_connections{transport=\"xhr_polling\"}").await;
+    eventually("the end of every session", open, |open| *open == 0).await;
     assert!(began.elapsed() > Duration::from_secs(5));
     bystander.hears(&sockets).await;
     sockets.stop().await;
     fallbacks.stop().await;
-}
-
-/// Memory that a process has at its most, in KiB.
-fn peak(process: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("a status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
-}
-
-#[tokio::test]
-async fn declared_lengths_take_no_more_memory_than_the_bounds_of_the_process() {
-    const EACH: usize = 100;
-    let apps = tempfile::tempdir().expect("a directory");
-    write_apps(apps.path(), vec![app("1", true)]);
-    let own = [
-        ("REALTIME_TRANSPORTS", "websocket".to_owned()),
-        ("REALTIME_WEBHOOKS", "off".to_owned()),
-        ("REALTIME_BUS", "memory".to_owned()),
-        ("REALTIME_PUBLIC_ADDRESS", "127.0.0.1:0".to_owned()),
-        ("REALTIME_ADMIN_ADDRESS", "127.0.0.1:0".to_owned()),
-    ];
-    let path = apps.path().display().to_string();
-    let variables: BTreeMap<_, _> = environment("websocket", &own, &[("REALTIME_APPS_PATH", &path)]);
-    let process = Server::start("edge", &variables).await;
-    let address = process.address("public");
-    let mut first = Ws::open(address, "/app/key1?protocol=7").await;
-    first.greeted().await;
-    let before = peak(process.id());
-    let (mut sockets, mut raws) = (Vec::new(), Vec::new());
-    for _ in 0..EACH {
-        let mut ws = Ws::open(address, "/app/key1?protocol=7").await;
-        ws.greeted().await;
-        // All that a message may have is declared, and not sent.
-        ws.socket.get_mut().write_all(&frame(0x81, 128 << 10)).await.expect("written");
-        sockets.push(ws);
-        let mut ws = Ws::open(address, "/app/key1?protocol=7").await;
-        ws.greeted().await;
-        ws.socket.get_mut().write_all(&frame(0x81, GIGABYTE)).await.expect("written");
-        assert_eq!(ws.closed().await, 1009);
-        let half = head("GET /", &format!("x: {}\r\n", "y".repeat(60 << 10)));
-        raws.push(Raw::send(address, half.trim_end()).await);
-        let fields = format!("content-length: {}\r\n", 1 << 20);
-        raws.push(Raw::send(address, head("POST /apps/1/events", &fields) + &"x".repeat(60 << 10)).await);
-        let fields = format!("content-length: {GIGABYTE}\r\n");
-        let mut huge = Raw::send(address, head("POST /apps/1/events", &fields)).await;
-        assert_eq!(huge.status().await, 413);
-    }
-    first.still_serves().await;
-    let taken = peak(process.id()) - before;
-    assert!(taken < 64 << 10, "{taken} KiB more for {EACH} of each");
-    drop((sockets, raws, first));
-    assert_eq!(process.terminate().await, Some(0));
 }

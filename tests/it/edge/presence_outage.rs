@@ -3,43 +3,40 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use realtime_operator::bus::{Bus, ChannelKey, ChannelStore, RedisBus};
+use realtime_operator::bus::{ChannelKey, ChannelStore, RedisBus};
 use realtime_operator::protocol::ChannelName;
 
-use super::relay::counter;
 use super::*;
-use crate::redis::Redis;
+use crate::redis::server::Redis;
 
-/// As long as nothing is told of a store that came back, and a margin.
+/// The time in which a store that came back is not believed yet, and a margin.
 const BACK: Duration = Duration::from_secs(15);
 
-/// An edge on this Redis, once it has told of itself.
+/// An edge on this Redis, once it is registered.
 async fn edge_on(server: &str, redis: &Redis, pod: &str) -> Edge {
     realtime_operator::process::install_tls();
     let apps = tempfile::tempdir().expect("a directory");
-    write_apps(apps.path(), vec![app("1", true)]);
+    write_registry(apps.path(), vec![app("1", true)]);
     let values = values(server, "off", apps.path(), &[]);
     let deps = dependencies(apps.path(), MemoryBus::new(), None).await;
     let shutdown = deps.shutdown.clone();
     let bus: Arc<dyn Bus> =
         Arc::new(RedisBus::connect(&redis.url(), "uid-1", pod, shutdown.clone()).await.expect("a bus"));
-    eventually("the bus knows who is where", async || bus.is_presence_ready().then_some(())).await;
+    eventually("presence on the bus", async || bus.is_presence_ready(), |is_ready| *is_ready).await;
     let running = edge::start(values, EdgeDependencies { bus, ..deps }).await.expect("an edge");
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
     Edge { running, shutdown, apps, http }
 }
 
 async fn waiting(edge: &Edge, count: u64) {
-    eventually("so many wait", async || {
-        (counter(edge, "realtime_edge_pending_subscriptions").await == count).then_some(())
-    })
-    .await;
+    let pending = async || edge.metric("realtime_edge_pending_subscriptions").await;
+    eventually(&format!("{count} pending subscriptions"), pending, |pending| *pending == count).await;
 }
 
 /// Over both kinds of transport: one task each, which must not stand still.
 #[tokio::test(flavor = "multi_thread")]
 async fn presence_subscriptions_wait_while_redis_is_unavailable_and_receive_the_roster_after_it_returns() {
-    let redis = Redis::start(None);
+    let redis = Redis::start().await;
     let (one, two) = tokio::join!(edge_on("websocket", &redis, "p1"), edge_on("sockjs", &redis, "p2"));
     let mut there = one.websocket().await;
     there.subscribe("presence-room", Some("there")).await;
@@ -49,8 +46,7 @@ async fn presence_subscriptions_wait_while_redis_is_unavailable_and_receive_the_
     let mut leaves = one.websocket().await;
     let mut changes_its_mind = one.websocket().await;
 
-    let port = redis.port;
-    drop(redis);
+    let (url, redis) = (redis.url(), redis.kill());
     // The first asks may find out themselves that nobody answers.
     came.send(&subscribe(&came.id, "presence-room", Some("came"))).await;
     over_http.send(&subscribe(&socket, "presence-room", Some("over-http"))).await;
@@ -60,7 +56,7 @@ async fn presence_subscriptions_wait_while_redis_is_unavailable_and_receive_the_
     }
     waiting(&one, 4).await;
     waiting(&two, 1).await;
-    // Each is told so, and without a code, since nothing is refused.
+    // Each receives an error without a code, since nothing is refused.
     for client in [&mut came, &mut leaves, &mut changes_its_mind] {
         assert_eq!(client.expect("pusher:error").await.data["code"], Value::Null);
     }
@@ -81,29 +77,29 @@ async fn presence_subscriptions_wait_while_redis_is_unavailable_and_receive_the_
     let unsubscribe = json!({ "event": "pusher:unsubscribe", "data": { "channel": "presence-room" } });
     changes_its_mind.send(&unsubscribe).await;
     waiting(&one, 2).await;
-    assert_eq!(counter(&one, "realtime_edge_pending_subscription_outcomes_total{result=\"left\"}").await, 2);
+    assert_eq!(one.metric("realtime_edge_pending_subscription_outcomes_total{result=\"left\"}").await, 2);
 
-    let _empty = Redis::start(Some(port));
+    let _empty = redis.replace().await;
     let back = Instant::now();
     let first = came.expect(SUBSCRIBED).await.data;
     let second = over_http.expect(SUBSCRIBED).await.data;
     changes_its_mind.expect(SUBSCRIBED).await;
     assert!(back.elapsed() < BACK, "{:?}", back.elapsed());
     // Each knows of who was there before, and of each other by the answer or by what follows it.
-    for told in [&first, &second] {
-        assert!(told["presence"]["hash"]["there"].is_object(), "{told}");
+    for roster in [&first, &second] {
+        assert!(roster["presence"]["hash"]["there"].is_object(), "{roster}");
     }
-    let bus = RedisBus::connect(&redis_url(port), "uid-1", "test", CancellationToken::new()).await.expect("a bus");
+    let bus = RedisBus::connect(&url, "uid-1", "test", CancellationToken::new()).await.expect("a bus");
     let subject = |channel| ChannelKey { app: "1".into(), channel: ChannelName::parse(channel).expect("a name") };
-    eventually("who is there is who should be", async || {
-        let seen = bus.inspect_channel(&subject("presence-room")).await.ok()?;
-        (seen.users == ["came", "over-http", "there"] && seen.connections == 3).then_some(())
+    eventually_ok("the three members", async || match bus.inspect_channel(&subject("presence-room")).await {
+        Ok(seen) if seen.users == ["came", "over-http", "there"] && seen.connections == 3 => Ok(()),
+        seen => Err(seen),
     })
     .await;
     assert_eq!(bus.inspect_channel(&subject("presence-other")).await.expect("seen").users, ["changes"]);
     waiting(&one, 0).await;
     waiting(&two, 0).await;
-    assert_eq!(counter(&one, "realtime_edge_pending_subscription_outcomes_total{result=\"entered\"}").await, 2);
+    assert_eq!(one.metric("realtime_edge_pending_subscription_outcomes_total{result=\"entered\"}").await, 2);
     // What is said there from now on is heard by them.
     let mut missing: BTreeSet<&str> = ["came", "over-http"].into();
     while !missing.is_empty() {
@@ -119,23 +115,19 @@ async fn presence_subscriptions_wait_while_redis_is_unavailable_and_receive_the_
     }
 }
 
-fn redis_url(port: u16) -> String {
-    format!("redis://127.0.0.1:{port}")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_presence_subscription_that_times_out_is_refused_and_its_client_stays_connected() {
-    let redis = Redis::start(None);
+    let redis = Redis::start().await;
     let edge = edge_on("websocket", &redis, "p1").await;
     let mut client = edge.websocket().await;
     drop(redis);
     client.send(&subscribe(&client.id, "presence-room", Some("u"))).await;
     waiting(&edge, 1).await;
-    let told = client.expect("pusher:error").await.data;
-    assert!(told["message"].as_str().is_some_and(|told| told.contains("waits")), "{told}");
+    let error = client.expect("pusher:error").await.data;
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("waits")), "{error}");
     let asked = Instant::now();
     // Longer than a test waits otherwise.
-    let refused = timeout(Duration::from_secs(40), client.socket.next()).await.expect("in time");
+    let refused = within(Duration::from_secs(40), "a refusal", client.socket.next()).await;
     let refused = refused.expect("a message").expect("no error");
     let refused = ServerMessage::parse(refused.to_text().expect("text")).expect("a frame");
     assert_eq!((refused.event.as_str(), &refused.data["code"]), ("pusher:error", &json!(4100)));
@@ -144,5 +136,5 @@ async fn a_presence_subscription_that_times_out_is_refused_and_its_client_stays_
     assert!(asked.elapsed() > Duration::from_secs(15), "{:?}", asked.elapsed());
     client.still_serves().await;
     waiting(&edge, 0).await;
-    assert_eq!(counter(&edge, "realtime_edge_pending_subscription_outcomes_total{result=\"refused\"}").await, 1);
+    assert_eq!(edge.metric("realtime_edge_pending_subscription_outcomes_total{result=\"refused\"}").await, 1);
 }

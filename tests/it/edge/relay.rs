@@ -1,9 +1,10 @@
 //! Three edges behind a round-robin without keep-alive: each request of a session may reach any of them.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+mod page;
+mod pods;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use realtime_operator::bus::{RedisBus, SessionDirectory};
@@ -12,320 +13,21 @@ use realtime_operator::protocol::relay::{
     self, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayedRequest,
 };
 use reqwest::{Method, StatusCode};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 use super::*;
-use crate::processes::{Server, environment};
-use crate::redis::Redis;
-use crate::redis::resources::reserve_port;
-
-pub(super) const SECRET: &str = "between-edges";
+use crate::processes::Server;
+use crate::redis::server::{Redis, start_redis_cluster};
+pub(super) use page::Page;
+use page::once;
+use pods::round_robin;
+pub(super) use pods::{Cluster, SECRET, fast, start_processes};
 
 /// Messages each way.
 const MANY: usize = 1_000;
 
-/// Listeners on one port of several addresses of this machine: edges that relay to each other have one peer port.
-async fn peer_listeners(count: u8) -> Vec<TcpListener> {
-    let port = reserve_port();
-    let mut listeners = Vec::new();
-    for n in 1..=count {
-        listeners.push(TcpListener::bind((Ipv4Addr::new(127, 0, 0, n), port)).await.expect("a reserved port"));
-    }
-    listeners
-}
-
-/// Each connection goes to the next edge.
-async fn round_robin(edges: Vec<SocketAddr>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-    let address = listener.local_addr().expect("an address");
-    tokio::spawn(async move {
-        let mut turn = 0;
-        while let Ok((mut client, _)) = listener.accept().await {
-            turn += 1;
-            let edges = edges.clone();
-            tokio::spawn(async move {
-                // One that is gone is passed over, as a load balancer would.
-                for n in 0..edges.len() {
-                    if let Ok(mut edge) = TcpStream::connect(edges[(turn + n) % edges.len()]).await {
-                        let _ = tokio::io::copy_bidirectional(&mut client, &mut edge).await;
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    address
-}
-
-pub(super) struct Cluster {
-    pub pods: Vec<Edge>,
-    pub peers: Vec<SocketAddr>,
-    pub entry: SocketAddr,
-}
-
-impl Cluster {
-    pub async fn start(redis: &Redis) -> Self {
-        Self::with(&redis.url(), ("uid-1", "sockjs"), &[SECRET; 3]).await
-    }
-
-    /// One pod for each of these values of `REALTIME_PEER_SECRET`.
-    pub async fn with(redis: &str, (uid, server): (&str, &str), secrets: &[&str]) -> Self {
-        realtime_operator::process::install_tls();
-        let listeners = peer_listeners(u8::try_from(secrets.len()).expect("few")).await;
-        let peers = listeners.iter().map(|listener| listener.local_addr().expect("an address")).collect();
-        let mut pods = Vec::new();
-        for (listener, secret) in listeners.into_iter().zip(secrets) {
-            let apps = tempfile::tempdir().expect("a directory");
-            write_apps(apps.path(), vec![fast()]);
-            let address = listener.local_addr().expect("an address").ip();
-            let values = relayed_values(apps.path(), redis, address, (uid, server), secret);
-            let shutdown = CancellationToken::new();
-            let bus = RedisBus::connect(redis, uid, &format!("p{}", pods.len()), shutdown.clone()).await;
-            let deps = EdgeDependencies {
-                public: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
-                admin: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
-                peer: Some(listener),
-                apps_dir: apps.path().to_owned(),
-                kinesis: None,
-                bus: Arc::new(bus.expect("a bus")),
-                shutdown: shutdown.clone(),
-            };
-            let running = edge::start(values, deps).await.expect("an edge");
-            pods.push(Edge { running, shutdown, apps, http: once() });
-        }
-        let entry = round_robin(pods.iter().map(|pod| pod.running.public).collect()).await;
-        Self { pods, peers, entry }
-    }
-
-    /// The sum of a counter over the pods.
-    pub async fn sum(&self, metric: &str) -> u64 {
-        let mut sum = 0;
-        for pod in &self.pods {
-            sum += counter(pod, metric).await;
-        }
-        sum
-    }
-}
-
-pub(super) async fn counter(pod: &Edge, metric: &str) -> u64 {
-    let text = pod.admin("/metrics").await.text().await.expect("a text");
-    let line = text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
-    line.map_or(0, |value| value.parse().expect("a number"))
-}
-
-pub(super) fn fast() -> App {
-    let mut app = app("1", true);
-    app.limits.client_events_per_second = 1_000_000;
-    app
-}
-
-fn relayed_values(
-    apps: &Path,
-    redis: &str,
-    address: IpAddr,
-    (uid, server): (&str, &str),
-    secret: &str,
-) -> ServerConfig {
-    let address = address.to_string();
-    let fallbacks =
-        "xhr_streaming,xhr_polling,sockjs_websocket,sockjs_xhr_streaming,sockjs_xhr,sockjs_eventsource".to_owned();
-    let transports = if server == "edge" { format!("websocket,{fallbacks}") } else { fallbacks };
-    let variables = [
-        ("REALTIME_CLUSTER", "ns/eu"),
-        ("REALTIME_CLUSTER_UID", uid),
-        ("REALTIME_SERVER", server),
-        ("REALTIME_POD", "pod-1"),
-        ("REALTIME_POD_IP", &address),
-        ("REALTIME_PEER_SECRET", secret),
-        ("REALTIME_ADMIN_TOKEN", TOKEN),
-        ("REALTIME_APPS_PATH", apps.to_str().expect("a path")),
-        ("REALTIME_TRANSPORTS", &transports),
-        ("REALTIME_WEBHOOKS", "off"),
-        ("REALTIME_BUS", "redis"),
-        ("REALTIME_REDIS_URL", redis),
-        ("REALTIME_ADMISSION", "none"),
-        ("REALTIME_AWS_IDENTITY", "PodIdentity"),
-        ("AWS_REGION", "eu-west-1"),
-    ];
-    ServerConfig::parse(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).expect("values")
-}
-
-/// A client that opens a connection for each request.
-fn once() -> reqwest::Client {
-    realtime_operator::process::install_tls();
-    reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("a client")
-}
-
-/// A session as pusher-js has one: its requests are numbered over the page.
-#[derive(Clone)]
-pub(super) struct Page {
-    http: reqwest::Client,
-    /// What the session's paths begin with.
-    base: String,
-    transport: &'static str,
-    number: Arc<AtomicU64>,
-}
-
-/// What a session's client hears.
-pub(super) struct Heard {
-    pub frames: mpsc::UnboundedReceiver<FallbackFrame>,
-    waiting: std::collections::VecDeque<String>,
-    streams: bool,
-    opened_again: Arc<AtomicUsize>,
-    listening: JoinHandle<()>,
-}
-
-impl Drop for Heard {
-    fn drop(&mut self) {
-        self.listening.abort();
-    }
-}
-
-impl Page {
-    pub fn new(transport: &'static str, address: SocketAddr, session: &str) -> Self {
-        let base = format!("http://{address}/pusher/app/key1/7/{session}");
-        Self { http: once(), base, transport, number: Arc::new(AtomicU64::new(1)) }
-    }
-
-    fn at(&self, address: SocketAddr) -> Self {
-        let (_, path) = self.base.split_once("/pusher").expect("a path");
-        Self { base: format!("http://{address}/pusher{path}"), ..self.clone() }
-    }
-
-    fn url(&self, what: &str) -> String {
-        let number = self.number.fetch_add(1, Ordering::Relaxed);
-        format!("{}/{what}?protocol=7&client=js&version=8.6.0&t=1&n={number}", self.base)
-    }
-
-    /// Sends on its way with the next number.
-    pub fn send(&self, message: &Value) -> impl Future<Output = StatusCode> + use<> {
-        let body = json!([message.to_string()]).to_string();
-        let request = self.http.post(self.url("xhr_send")).body(body);
-        async move { request.send().await.expect("an answer").status() }
-    }
-
-    /// Receives as pusher-js does: the first time at `first`, then here, again and again.
-    pub fn listen(&self, first: SocketAddr) -> Heard {
-        let (sender, frames) = mpsc::unbounded_channel();
-        let opened_again = Arc::new(AtomicUsize::new(0));
-        let (page, count) = (self.clone(), opened_again.clone());
-        let listening = tokio::spawn(async move {
-            let mut opened = 0;
-            loop {
-                let at = if opened == 0 { page.at(first) } else { page.clone() };
-                let ended = if page.transport == "xhr_streaming" {
-                    at.stream(&sender, opened, &count).await
-                } else {
-                    count.store(opened, Ordering::Relaxed);
-                    at.poll(&sender).await
-                };
-                if ended {
-                    return;
-                }
-                opened += 1;
-            }
-        });
-        let streams = self.transport == "xhr_streaming";
-        Heard { frames, waiting: std::collections::VecDeque::new(), streams, opened_again, listening }
-    }
-
-    /// One answer of a stream, given up when it has 256 KiB or, the first time, when the session is there.
-    async fn stream(&self, sender: &mpsc::UnboundedSender<FallbackFrame>, opened: usize, count: &AtomicUsize) -> bool {
-        let mut answer = self.http.post(self.url("xhr_streaming")).send().await.expect("an answer");
-        assert_eq!(answer.status(), StatusCode::OK);
-        count.store(opened, Ordering::Relaxed);
-        let first = opened == 0;
-        let (mut text, mut units) = (Vec::new(), 0);
-        // An answer that ends by itself is the end of the session for pusher-js.
-        while let Ok(Some(part)) = answer.chunk().await {
-            text.extend_from_slice(&part);
-            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
-                let line = String::from_utf8(text.drain(..=end).collect()).expect("text");
-                units += line.encode_utf16().count();
-                let frame = FallbackFrame::parse(line.trim_end()).expect("a frame");
-                let over = matches!(frame, FallbackFrame::Close(..));
-                let there = first && matches!(frame, FallbackFrame::Messages(_));
-                if sender.send(frame).is_err() || over {
-                    return true;
-                }
-                if there || units > STREAM_LIMIT_UNITS {
-                    return false;
-                }
-            }
-        }
-        let _ = sender.send(FallbackFrame::Close(1006, "cut".to_owned()));
-        true
-    }
-
-    async fn poll(&self, sender: &mpsc::UnboundedSender<FallbackFrame>) -> bool {
-        let answer = match self.http.post(self.url("xhr")).send().await {
-            Ok(answer) if answer.status() == StatusCode::OK => answer.text().await,
-            Ok(answer) => panic!("a poll was answered with {}", answer.status()),
-            Err(error) => Err(error),
-        };
-        let Ok(text) = answer else {
-            let _ = sender.send(FallbackFrame::Close(1006, "cut".to_owned()));
-            return true;
-        };
-        for line in text.lines() {
-            let frame = FallbackFrame::parse(line).expect("a frame");
-            let over = matches!(frame, FallbackFrame::Close(..));
-            if sender.send(frame).is_err() || over {
-                return true;
-            }
-        }
-        false
-    }
-}
-
-impl Heard {
-    pub async fn frame(&mut self) -> FallbackFrame {
-        let frame = timeout(PATIENCE, self.frames.recv()).await;
-        let opened_again = self.opened_again.load(Ordering::Relaxed);
-        frame
-            .unwrap_or_else(|_| {
-                panic!("no frame within {PATIENCE:?}; the answer was opened again {opened_again} times")
-            })
-            .expect("the listener sends a frame before it ends")
-    }
-
-    /// The next message; heartbeats are passed over.
-    pub async fn message(&mut self) -> Value {
-        loop {
-            if let Some(text) = self.waiting.pop_front() {
-                return serde_json::from_str(&text).expect("json");
-            }
-            match self.frame().await {
-                FallbackFrame::Messages(messages) => self.waiting.extend(messages),
-                FallbackFrame::Heartbeat => {}
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    /// Waits until the session is there.
-    pub async fn socket(&mut self) -> String {
-        assert_eq!(self.frame().await, FallbackFrame::Open);
-        let established = self.message().await;
-        if self.streams {
-            // What was on its way in the first answer, which was given up, would be lost.
-            let again = async || (self.opened_again.load(Ordering::Relaxed) > 0).then_some(());
-            eventually("it receives again", again).await;
-        }
-        let data: Value = serde_json::from_str(established["data"].as_str().expect("data")).expect("json");
-        data["socket_id"].as_str().expect("an id").to_owned()
-    }
-
-    pub async fn subscribed(&mut self) {
-        let message = self.message().await;
-        assert_eq!(message["event"], "pusher_internal:subscription_succeeded", "{message}");
-    }
-}
-
 /// A thousand messages each way while every request reaches another edge.
 async fn thousands(transport: &'static str, redis_dies: bool) {
-    let mut redis = Redis::start(None);
+    let redis = Redis::start().await;
     let pods = Cluster::start(&redis).await;
     // The watcher sits where the session will be, so that what is lost is lost between client and session.
     let owner = pods.pods[1].running.public;
@@ -379,15 +81,16 @@ async fn thousands(transport: &'static str, redis_dies: bool) {
         }
     };
     let dies = async {
-        if redis_dies {
-            sleep(Duration::from_millis(500)).await;
-            let port = redis.port;
-            redis.stop();
-            sleep(Duration::from_secs(2)).await;
-            redis = Redis::start(Some(port));
+        if !redis_dies {
+            return redis;
         }
+        sleep(Duration::from_millis(500)).await;
+        let redis = redis.kill();
+        sleep(Duration::from_secs(2)).await;
+        redis.replace().await
     };
-    timeout(Duration::from_mins(2), async { tokio::join!(up, arrives, down, comes, dies) }).await.expect("in time");
+    let all = async { tokio::join!(up, arrives, down, comes, dies) };
+    let ((), (), (), (), _redis) = within(Duration::from_mins(2), "all messages", all).await;
     let again = heard.opened_again.load(Ordering::Relaxed);
     assert!(again >= 10, "opened again {again} times");
     let relayed = pods.sum("realtime_edge_requests_relayed_total").await;
@@ -436,7 +139,7 @@ async fn asked_for(pods: &Cluster, owner: usize, asked: usize) -> (StatusCode, S
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_peer_secret_is_rotated_while_sessions_are_relayed() {
-    let redis = Redis::start(None);
+    let redis = Redis::start().await;
     // As they stand beside each other while pods are replaced, twice: the new one is believed before anyone signs with
     // it, and the old one until nobody does. The last two have nothing in common.
     let pods = Cluster::with(&redis.url(), ("uid-1", "sockjs"), &["old", "old,new", "new,old", "new"]).await;
@@ -464,13 +167,13 @@ async fn the_peer_secret_is_rotated_while_sessions_are_relayed() {
     }
     for (owner, refuses) in [(0, true), (1, false), (2, false), (3, true)] {
         let metric = "realtime_edge_relay_refusals_total{reason=\"forged\"}";
-        assert_eq!(counter(&pods.pods[owner], metric).await > 0, refuses, "{owner}");
+        assert_eq!(pods.pods[owner].metric(metric).await > 0, refuses, "{owner}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_are_found_through_a_redis_cluster() {
-    let (_nodes, url) = crate::redis::cluster_of_stores().await;
+    let (_nodes, url) = start_redis_cluster().await;
     let pods = Cluster::with(&url, ("uid-1", "sockjs"), &[SECRET; 3]).await;
     // Their keys are in all of its slots.
     for n in 0..12 {
@@ -483,10 +186,10 @@ async fn sessions_are_found_through_a_redis_cluster() {
     let bus = RedisBus::connect(&url, "uid-1", "test", CancellationToken::new()).await.expect("a bus");
     assert_eq!(bus.claim_session("p.7.dead", "a process that died").await, Ok(None));
     let answer = once().post(format!("http://{}/pusher/app/key1/7/dead/xhr", pods.entry)).send().await;
-    let told = answer.expect("an answer").text().await.expect("a text");
-    assert!(told.starts_with("c[4200,"), "{told}");
-    // What one is told goes through a key of its own.
-    bus.report_lost_send("p.7.other", &pods.pods[1].running.process).await.expect("told");
+    let text = answer.expect("an answer").text().await.expect("a text");
+    assert!(text.starts_with("c[4200,"), "{text}");
+    // A lost send is reported through a key of its own.
+    bus.report_lost_send("p.7.other", &pods.pods[1].running.process).await.expect("reported");
 }
 
 /// The introduction of a session of `SockJS`.
@@ -494,7 +197,7 @@ const INTRODUCTION: &str = "{\"path\":\"/app/key1?protocol=7&client=js&version=8
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_of_sockjs_are_found_on_every_transport() {
-    let redis = Redis::start(None);
+    let redis = Redis::start().await;
     let pods = Cluster::start(&redis).await;
     let http = once();
     for (n, (method, receive, send)) in [
@@ -513,7 +216,7 @@ async fn sessions_of_sockjs_are_found_on_every_transport() {
         assert_eq!(answer.status(), StatusCode::OK, "{receive}");
         let mut text = String::new();
         while !["o\n", "data: o", "\"o\""].iter().any(|open| text.contains(open)) {
-            let part = timeout(PATIENCE, answer.chunk()).await.expect("in time").expect("a part").expect("more");
+            let part = within(WAIT_TIMEOUT, receive, answer.chunk()).await.expect("a part").expect("more");
             text.push_str(std::str::from_utf8(&part).expect("text"));
         }
         // Three, so that some come to an edge that does not have the session.
@@ -535,8 +238,8 @@ async fn sessions_of_sockjs_are_found_on_every_transport() {
                 pongs += std::str::from_utf8(&part).expect("text").matches("pusher:pong").count();
             }
         };
-        let all = timeout(PATIENCE, all).await;
-        assert!(all.is_ok(), "{receive}: two pongs wanted, {pongs} came within {PATIENCE:?}");
+        let all = timeout(WAIT_TIMEOUT, all).await;
+        assert!(all.is_ok(), "{receive}: two pongs wanted, {pongs} came within {WAIT_TIMEOUT:?}");
     }
     assert!(pods.sum("realtime_edge_requests_relayed_total").await > 5);
     let sent = http.post(format!("http://{}/pusher/0/nobody/xhr_send", pods.entry)).body("[\"x\"]").send().await;
@@ -545,7 +248,7 @@ async fn sessions_of_sockjs_are_found_on_every_transport() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receive_for_a_dead_owner_asks_to_reconnect_and_a_send_answers_404() {
-    let redis = Redis::start(None);
+    let redis = Redis::start().await;
     let pods = Cluster::start(&redis).await;
     let bus = RedisBus::connect(&redis.url(), "uid-1", "test", CancellationToken::new()).await.expect("a bus");
     for session in ["p.7.dead", "s.dead"] {
@@ -574,7 +277,7 @@ async fn a_receive_for_a_dead_owner_asks_to_reconnect_and_a_send_answers_404() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relayed_requests_without_a_valid_signature_are_refused_and_counted() {
-    let redis = Redis::start(None);
+    let redis = Redis::start().await;
     let pods = Cluster::start(&redis).await;
     let (pod, peer) = (&pods.pods[0], pods.peers[0]);
     let page = Page::new("xhr_polling", pod.running.public, "session");
@@ -635,43 +338,17 @@ async fn relayed_requests_without_a_valid_signature_are_refused_and_counted() {
         [("forged", 3), ("replayed", 1), ("expired", 1), ("two_hops", 1), ("not_a_session", 5), ("public_port", 1)]
     {
         let metric = format!("realtime_edge_relay_refusals_total{{reason=\"{reason}\"}}");
-        assert_eq!(counter(pod, &metric).await, count, "{reason}");
+        assert_eq!(pod.metric(&metric).await, count, "{reason}");
     }
     let wrong = "realtime_edge_relay_refusals_total{reason=\"wrong_target\"}";
-    assert_eq!(counter(&pods.pods[1], wrong).await, 1);
-}
-
-/// Three edges as processes of their own, where clients reach them, and the apps that they know.
-pub async fn processes(redis: &Redis) -> (Vec<Server>, Vec<SocketAddr>, tempfile::TempDir) {
-    let apps = tempfile::tempdir().expect("a directory");
-    write_apps(apps.path(), vec![fast()]);
-    let peer_port = reserve_port();
-    let starting = (1..=3).map(async |n| {
-        let address = format!("127.0.0.{n}");
-        let own = [
-            ("REALTIME_TRANSPORTS", "xhr_streaming,xhr_polling".to_owned()),
-            ("REALTIME_WEBHOOKS", "off".to_owned()),
-            ("REALTIME_BUS", "redis".to_owned()),
-            ("REALTIME_REDIS_URL", redis.url()),
-            ("REALTIME_APPS_PATH", apps.path().display().to_string()),
-            ("REALTIME_PUBLIC_ADDRESS", "127.0.0.1:0".to_owned()),
-            ("REALTIME_ADMIN_ADDRESS", format!("{address}:0")),
-            ("REALTIME_PEER_ADDRESS", format!("{address}:{peer_port}")),
-            ("REALTIME_PEER_SECRET", SECRET.to_owned()),
-            ("REALTIME_POD_IP", address),
-        ];
-        Server::start("edge", &environment("sockjs", &own, &[])).await
-    });
-    let servers = futures::future::join_all(starting).await;
-    let public = servers.iter().map(|server| server.address("public")).collect();
-    (servers, public, apps)
+    assert_eq!(pods.pods[1].metric(wrong).await, 1);
 }
 
 /// Three processes, of which one is killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_of_a_killed_owner_is_closed_within_two_seconds_and_reconnects() {
-    let redis = Redis::start(None);
-    let (mut servers, mut public, _apps) = processes(&redis).await;
+    let redis = Redis::start().await;
+    let (mut servers, mut public, _apps) = start_processes(&redis).await;
     let owner = public.remove(0);
     let entry = round_robin(public.clone()).await;
     let streaming = Page::new("xhr_streaming", entry, "streaming");
@@ -686,10 +363,7 @@ async fn the_client_of_a_killed_owner_is_closed_within_two_seconds_and_reconnect
     }
     for heard in &mut heard {
         assert_eq!(heard.message().await["event"], "pusher:pong");
-        eventually("it receives through another edge", async || {
-            (heard.opened_again.load(Ordering::Relaxed) > 0).then_some(())
-        })
-        .await;
+        heard.wait_until_reopened().await;
     }
     sleep(Duration::from_millis(300)).await;
     let killing = Instant::now();

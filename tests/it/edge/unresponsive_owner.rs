@@ -10,10 +10,10 @@ use realtime_operator::bus::{RedisBus, RelayPeer, SessionDirectory};
 use realtime_operator::protocol::relay::{RELAY_HEADER, RelayHeader};
 use reqwest::StatusCode;
 
-use super::relay::{Cluster, Page, processes};
+use super::relay::{Cluster, Page, start_processes};
 use super::*;
 use crate::processes::Server;
-use crate::redis::Redis;
+use crate::redis::server::Redis;
 
 /// Longer than a request waits for an owner, which is 6 s, twice.
 const LONG: Duration = Duration::from_mins(1);
@@ -27,23 +27,24 @@ fn signal(server: &Server, name: &str) {
 async fn stop(server: &Server) {
     signal(server, "-STOP");
     let threads = std::path::PathBuf::from(format!("/proc/{}/task", server.id()));
-    eventually("all of its threads stand still", async || {
-        let states = std::fs::read_dir(&threads).ok()?.map(|thread| {
+    let states = async || -> Vec<Option<char>> {
+        let states = std::fs::read_dir(&threads).expect("a process").map(|thread| {
             let stat = std::fs::read_to_string(thread.ok()?.path().join("stat")).ok()?;
             // After the name, which stands in brackets and may hold anything.
             stat.rsplit_once(") ")?.1.chars().next()
         });
-        states.into_iter().all(|state| state == Some('T')).then_some(())
-    })
-    .await;
+        states.collect()
+    };
+    let is_stopped = |states: &Vec<Option<char>>| states.iter().all(|state| *state == Some('T'));
+    eventually("stopped threads only", states, is_stopped).await;
 }
 
-/// Three processes, of which the first is stopped right after it has told that it is there, so that its lease of 10 s
+/// Three processes, of which the first is stopped right after its heartbeat, so that its lease of 10 s
 /// holds as long as it can.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_briefly_stopped_owner_receives_a_send_once_and_clients_of_a_long_stopped_owner_reconnect_elsewhere() {
-    let redis = Redis::start(None);
-    let (servers, public, _apps) = processes(&redis).await;
+    let redis = Redis::start().await;
+    let (servers, public, _apps) = start_processes(&redis).await;
     let config = fred::types::config::Config::from_url(&redis.url()).expect("an address");
     let raw = fred::types::Builder::from_config(config).build().expect("a client");
     raw.init().await.expect("a connection");
@@ -54,7 +55,7 @@ async fn a_briefly_stopped_owner_receives_a_send_once_and_clients_of_a_long_stop
     };
     let after_a_beat = async || {
         let before = beat().await;
-        eventually("it tells that it is there", async || (beat().await != before).then_some(())).await;
+        eventually("a heartbeat of the first", &beat, |beat| *beat != before).await;
     };
 
     // The watcher is elsewhere; the session is at the first, and speaks and hears through the second. They poll: what was
@@ -77,7 +78,7 @@ async fn a_briefly_stopped_owner_receives_a_send_once_and_clients_of_a_long_stop
     // The first try ends after 6 s.
     tokio::time::sleep(Duration::from_millis(6_700).saturating_sub(stopped.elapsed())).await;
     signal(&servers[0], "-CONT");
-    let sent = timeout(LONG, sending).await.expect("in time").expect("sent");
+    let sent = within(LONG, "an answer to the send", sending).await.expect("sent");
     assert_eq!(sent, StatusCode::NO_CONTENT, "the second try arrived");
     assert_eq!(page.send(&client_event("private-up", &json!({ "n": 2 }))).await, StatusCode::NO_CONTENT);
     for n in [1, 2] {
@@ -89,14 +90,14 @@ async fn a_briefly_stopped_owner_receives_a_send_once_and_clients_of_a_long_stop
     stop(&servers[0]).await;
     let sending = tokio::spawn(page.send(&client_event("private-up", &json!({ "n": 3 }))));
     let end = loop {
-        match timeout(LONG, heard.frames.recv()).await.expect("in time").expect("a frame") {
+        match within(LONG, "a close frame", heard.frames.recv()).await.expect("a frame") {
             FallbackFrame::Close(code, _) => break code,
             FallbackFrame::Heartbeat => {}
             other => panic!("{other:?}"),
         }
     };
     assert_eq!(end, 4200, "its process is taken for gone");
-    assert_eq!(timeout(LONG, sending).await.expect("in time").expect("sent"), StatusCode::NOT_FOUND);
+    assert_eq!(within(LONG, "an answer to the send", sending).await.expect("sent"), StatusCode::NOT_FOUND);
     let again = Page::new("xhr_polling", public[1], "again");
     again.listen(public[1]).socket().await;
     // Nothing that it does once it goes on again reaches the client that came back.
@@ -106,7 +107,7 @@ async fn a_briefly_stopped_owner_receives_a_send_once_and_clients_of_a_long_stop
 /// A process that takes requests and never answers, while it tells the others that it is there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_send_that_its_owner_does_not_answer_is_tried_twice_under_one_number_and_then_ends_the_session() {
-    let redis = Redis::start(None);
+    let redis = Redis::start().await;
     let pods = Cluster::start(&redis).await;
     let bus = RedisBus::connect(&redis.url(), "uid-1", "test", CancellationToken::new()).await.expect("a bus");
     let silent = RelayPeer { process: "silent".to_owned(), address: Ipv4Addr::new(127, 0, 0, 9).into() };
@@ -139,19 +140,19 @@ async fn a_send_that_its_owner_does_not_answer_is_tried_twice_under_one_number_a
             sleep(Duration::from_millis(500)).await;
         }
     };
-    assert_eq!(timeout(LONG, losers).await.expect("in time"), ["p.7.session"]);
+    assert_eq!(within(LONG, "the report of a lost send", losers).await, ["p.7.session"]);
     assert_eq!(sending.await.expect("sent"), StatusCode::NOT_FOUND);
-    let said = timeout(LONG, said).await.expect("in time").expect("two tries");
+    let said = within(LONG, "two tries", said).await.expect("no panic");
     let header = format!("{RELAY_HEADER}: ");
     let handed = |text: &String| RelayHeader::parse(text.lines().find_map(|line| line.strip_prefix(&header))?);
     let handed: Vec<RelayHeader> = said.iter().map(|text| handed(text).expect("signed")).collect();
     assert_eq!(handed[0].number, handed[1].number, "the owner would know them as one");
     assert_ne!(handed[0].nonce, handed[1].nonce, "none is a replay of the other");
 
-    // An owner that is told so ends the session, wherever it lost its message.
+    // An owner ends a session with a lost send, wherever the message was lost.
     let page = Page::new("xhr_polling", pods.pods[1].running.public, "other");
     let mut heard = page.listen(pods.pods[1].running.public);
     heard.socket().await;
-    bus.report_lost_send("p.7.other", &pods.pods[1].running.process).await.expect("told");
+    bus.report_lost_send("p.7.other", &pods.pods[1].running.process).await.expect("reported");
     assert!(matches!(heard.frame().await, FallbackFrame::Close(4200, _)));
 }

@@ -84,7 +84,7 @@ fn plain(channel: &str) -> Value {
 
 #[tokio::test]
 async fn a_cache_channel_replays_its_last_event_and_reports_a_miss_once() {
-    let stream = stream().await;
+    let stream = start_stream().await;
     let Pair { one, two } = pair(Some(stream.clone())).await;
     let (mut a, mut b) = (one.websocket().await, two.websocket().await);
     for client in [&mut a, &mut b] {
@@ -110,7 +110,7 @@ async fn a_cache_channel_replays_its_last_event_and_reports_a_miss_once() {
     assert!(seen["cache"]["ttl"].as_u64().is_some_and(|ttl| (1_790..=1_800).contains(&ttl)), "{seen}");
     one.stop().await;
     two.stop().await;
-    let names: Vec<&str> = events(&stream).await.iter().map(|event| event.kind.name()).collect();
+    let names: Vec<&str> = read_events(&stream).await.iter().map(|event| event.kind.name()).collect();
     assert_eq!(names, ["channel_occupied", "cache_miss", "client_event", "channel_vacated"]);
 }
 
@@ -204,8 +204,8 @@ async fn every_path_of_the_http_api_wants_a_signature_of_an_app_that_is_enabled(
             ("a disabled app", ("key2", "secret2"), 2, 403),
             ("no app", ("key1", "secret1"), 9, 404),
         ] {
-            let (status, told) = edge.ask(signer, (method, &format!("/apps/{app}/{path}")), &[], body).await;
-            assert_eq!(status, expected, "{method} {path}, {name}: {told}");
+            let (status, answer) = edge.ask(signer, (method, &format!("/apps/{app}/{path}")), &[], body).await;
+            assert_eq!(status, expected, "{method} {path}, {name}: {answer}");
         }
     }
     edge.stop().await;
@@ -218,21 +218,21 @@ async fn watchers_receive_the_first_and_last_connection_of_a_user() {
     let mut ann = two.websocket().await;
     ann.signed_in(&json!({ "id": "ann" })).await;
     watcher.signed_in(&json!({ "id": "w", "watchlist": ["ann", "bob"] })).await;
-    let told = |name: &str, user: &str| json!({ "events": [{ "name": name, "user_ids": [user] }] });
+    let change = |name: &str, user: &str| json!({ "events": [{ "name": name, "user_ids": [user] }] });
     let watchlist = "pusher_internal:watchlist_events";
     let here = watcher.expect(watchlist).await.data;
-    let both = [told("online", "ann")["events"][0].clone(), told("offline", "bob")["events"][0].clone()];
+    let both = [change("online", "ann")["events"][0].clone(), change("offline", "bob")["events"][0].clone()];
     assert_eq!(here, json!({ "events": both }));
     let (mut bob, mut again) = (two.websocket().await, one.websocket().await);
     bob.signed_in(&json!({ "id": "bob" })).await;
-    assert_eq!(watcher.expect(watchlist).await.data, told("online", "bob"));
+    assert_eq!(watcher.expect(watchlist).await.data, change("online", "bob"));
     again.signed_in(&json!({ "id": "bob" })).await;
     drop(bob);
     watcher.still_serves().await;
     drop(again);
-    assert_eq!(watcher.expect(watchlist).await.data, told("offline", "bob"));
+    assert_eq!(watcher.expect(watchlist).await.data, change("offline", "bob"));
     drop(ann);
-    assert_eq!(watcher.expect(watchlist).await.data, told("offline", "ann"));
+    assert_eq!(watcher.expect(watchlist).await.data, change("offline", "ann"));
     let mut many = one.websocket().await;
     let hundred: Vec<String> = (0..101).map(|n| format!("u{n}")).collect();
     many.signed_in(&json!({ "id": "m", "watchlist": hundred })).await;
@@ -270,19 +270,11 @@ async fn a_user_that_reconnects_at_once_was_never_offline() {
 
 #[tokio::test]
 async fn subscription_counts_are_sent_where_the_app_enables_them_and_a_signature_must_arrive_in_time() {
-    let stream = stream().await;
+    let stream = start_stream().await;
     let edge = start("websocket", MemoryBus::new(), Some(stream.clone())).await;
-    write_apps(edge.apps.path(), vec![app("1", true), strict()]);
+    write_registry(edge.apps.path(), vec![app("1", true), strict()]);
     let path = "/app/key3?protocol=7";
-    let mut one = eventually("the app is known", async || {
-        let mut ws = Ws::open(edge.running.public, path).await;
-        let greeting = ws.next().await;
-        greeting.data["socket_id"].as_str().map(str::to_owned).map(|id| {
-            ws.id = id;
-            ws
-        })
-    })
-    .await;
+    let mut one = edge.socket_of("key3").await;
     let sign = |id: &str, channel: &str, data: Option<&str>| {
         let message = signature::channel_message(id, channel, data);
         format!("key3:{}", signature::sign_message(&Secret::new("secret3"), message.as_bytes()))
@@ -310,30 +302,23 @@ async fn subscription_counts_are_sent_where_the_app_enables_them_and_a_signature
     assert_eq!(one.expect(counted).await.data, json!({ "subscription_count": 1 }));
     one.still_serves().await;
     edge.stop().await;
-    let mut counts = Vec::new();
-    for shard in stream.list_shards().await.expect("shards") {
-        let iterator = stream.request_iterator(&shard.id, &ReadPosition::TrimHorizon).await.expect("an iterator");
-        for read in stream.read(&iterator, 1000).await.expect("a page").records {
-            let record = StreamRecord::parse(&read.data).expect("a record");
-            counts.extend(record.events.into_iter().filter_map(|event| match event.kind {
-                EventKind::SubscriptionCount { subscription_count } => Some(subscription_count),
-                _ => None,
-            }));
-        }
-    }
+    let counts: Vec<u64> = read_events(&stream)
+        .await
+        .into_iter()
+        .filter_map(|event| match event.kind {
+            EventKind::SubscriptionCount { subscription_count } => Some(subscription_count),
+            _ => None,
+        })
+        .collect();
     assert_eq!(counts, [1, 2, 1, 0]);
 }
 
 #[tokio::test]
 async fn a_large_channel_is_counted_at_intervals_and_its_last_count_is_sent() {
     let edge = alone("websocket").await;
-    write_apps(edge.apps.path(), vec![App { subscription_count: true, ..app("4", true) }]);
+    write_registry(edge.apps.path(), vec![App { subscription_count: true, ..app("4", true) }]);
     let path = "/app/key4?protocol=7";
-    let mut first = eventually("the app is known", async || {
-        let mut ws = Ws::open(edge.running.public, path).await;
-        (ws.next().await.event == ESTABLISHED).then_some(ws)
-    })
-    .await;
+    let mut first = edge.socket_of("key4").await;
     let began = std::time::Instant::now();
     first.send(&plain("room")).await;
     first.expect(SUBSCRIBED).await;
@@ -347,8 +332,8 @@ async fn a_large_channel_is_counted_at_intervals_and_its_last_count_is_sent() {
     }
     let mut counts = Vec::new();
     while counts.last() != Some(&110) {
-        let told = first.expect("pusher_internal:subscription_count").await;
-        counts.push(told.data["subscription_count"].as_u64().expect("a count"));
+        let count = first.expect("pusher_internal:subscription_count").await;
+        counts.push(count.data["subscription_count"].as_u64().expect("a count"));
     }
     assert!(counts.is_sorted() && counts[..100] == (1..=100).collect::<Vec<u64>>(), "{counts:?}");
     let large = u64::try_from(counts.len() - 100).expect("a number");
@@ -403,8 +388,8 @@ async fn the_http_api_knows_the_channels_of_every_edge() {
     assert_eq!(heard, ["presence-room", "news"].map(|name| Some(name.to_owned())));
     b.still_serves().await;
     batch.resize(11, item("news"));
-    let (status, told) = one.api("POST", "/batch_events", &[], &json!({ "batch": batch }).to_string()).await;
-    assert_eq!((status, told), (StatusCode::BAD_REQUEST, json!("a batch has 1 to 10 events, not 11\n")));
+    let (status, answer) = one.api("POST", "/batch_events", &[], &json!({ "batch": batch }).to_string()).await;
+    assert_eq!((status, answer), (StatusCode::BAD_REQUEST, json!("a batch has 1 to 10 events, not 11\n")));
     let unsigned = one.http.get(one.url("/apps/1/channels")).send().await.expect("an answer");
     assert_eq!(unsigned.status(), 401);
     one.stop().await;

@@ -1,0 +1,103 @@
+//! Objects that several tests begin with: an app of the registry, and a Kinesis with one stream.
+
+use std::path::Path;
+
+use realtime_operator::protocol::Secret;
+use realtime_operator::protocol::registry::{
+    App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint,
+};
+
+/// An enabled app with one key, client events and the limits by default; a test changes fields by a struct update.
+pub fn build_app(id: &str, key: &str, secret: &str) -> App {
+    App {
+        id: id.into(),
+        credentials: vec![build_credential(key, secret, CredentialState::Active)],
+        enabled: true,
+        client_events: true,
+        subscription_count: false,
+        authorization_seconds: None,
+        allowed_origins: vec![],
+        limits: AppLimits::default(),
+        webhooks: vec![],
+    }
+}
+
+pub fn build_credential(key: &str, secret: &str, state: CredentialState) -> Credential {
+    Credential { key: key.into(), secret: Secret::new(secret), state }
+}
+
+/// A webhook of all events.
+pub fn build_webhook(url: &str) -> WebhookEndpoint {
+    WebhookEndpoint {
+        name: "hook".into(),
+        url: url.into(),
+        events: vec![],
+        channel_prefix: String::new(),
+        timeout_seconds: 4,
+    }
+}
+
+/// Replaces the registry's files, each at once, as a mount does.
+pub fn write_registry(directory: &Path, apps: impl IntoIterator<Item = App>) {
+    for (name, text) in AppRegistry::new(apps).to_files().expect("files") {
+        replace_file(directory, &name, &text);
+    }
+}
+
+pub fn replace_file(directory: &Path, name: &str, text: &str) {
+    let aside = directory.join("aside");
+    std::fs::write(&aside, text).expect("written");
+    std::fs::rename(&aside, directory.join(name)).expect("moved");
+}
+
+#[cfg(feature = "rehearsal")]
+pub use with_kinesis::*;
+
+#[cfg(feature = "rehearsal")]
+mod with_kinesis {
+    use std::collections::BTreeMap;
+
+    use ferrokinesis::store::StoreOptions;
+    use realtime_operator::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
+    use tokio::net::TcpListener;
+
+    use crate::waiting::eventually_ok;
+
+    /// The region of every test's stream.
+    pub const REGION: &str = "eu-west-1";
+
+    /// Serves routes in this process until the test ends; answers with their base URL.
+    pub async fn serve_routes(router: axum::Router) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        url
+    }
+
+    pub async fn connect_kinesis(endpoint: &str, stream: &str) -> KinesisClient {
+        realtime_operator::process::install_tls();
+        let credentials = AwsCredentials::Static { access_key_id: "a".into(), secret_access_key: "b".into() };
+        let (region, endpoint) = (REGION.to_owned(), Some(endpoint.to_owned()));
+        KinesisClient::connect(&StreamSettings { stream: stream.into(), region, endpoint, credentials }).await
+    }
+
+    /// A Kinesis API in this process, with an active stream of so many shards: its endpoint, and a client.
+    pub async fn start_kinesis(stream: &str, shards: i32) -> (String, KinesisClient) {
+        let options = StoreOptions { create_stream_ms: 0, shard_limit: 100, ..StoreOptions::default() };
+        let (router, _) = ferrokinesis::create_app(options);
+        let endpoint = serve_routes(router).await;
+        let client = connect_kinesis(&endpoint, stream).await;
+        client.create_stream(Some(shards), &BTreeMap::new()).await.expect("created");
+        wait_until_active(&client).await;
+        (endpoint, client)
+    }
+
+    pub async fn wait_until_active(client: &KinesisClient) {
+        eventually_ok("an active stream", async || match client.describe_stream().await {
+            Ok(summary) if summary.status == "ACTIVE" => Ok(()),
+            Ok(summary) => Err(summary.status),
+            Err(error) => Err(error.to_string()),
+        })
+        .await;
+    }
+}
