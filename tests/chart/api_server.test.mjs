@@ -109,8 +109,8 @@ test("a cluster and its apps are installed, a wrong field is refused, and a kept
   await kubectl(["delete", "realtimecluster,realtimeapp", "--all", "-n", "channels"]);
 });
 
-/** The operator with a token of the chart's account, until `fn` ends. */
-async function withOperator(args, fn) {
+/** The operator with a token of the chart's account and a policy that allows this endpoint, until `fn` ends. */
+async function withOperator(args, endpoint, fn) {
   const token = (await kubectl(["create", "token", "realtime-operator", "-n", NAMESPACE])).trim();
   const { clusters } = JSON.parse(await kubectl(["config", "view", "--raw", "-o", "json"]));
   const config = {
@@ -119,10 +119,12 @@ async function withOperator(args, fn) {
   };
   const path = `${DIR}/pki/operator.kubeconfig`;
   writeFileSync(path, JSON.stringify(config));
+  const policy = `${DIR}/pki/platform-policy.yaml`;
+  writeFileSync(policy, JSON.stringify({ rules: [{ namespaces: ["*"], endpoints: [endpoint] }] }));
   const own = [`--namespace=${NAMESPACE}`, "--pod=operator-0", "--address=198.18.0.9"];
   const operator = await startOnFreePorts(2, async (receiver, admin) => {
     const listeners = [`--receiver=127.0.0.1:${receiver}`, `--admin=127.0.0.1:${admin}`];
-    const started = spawnLogged(`${BINARIES}/realtime`, [...args, ...own, ...listeners], { env: { ...process.env, KUBECONFIG: path } });
+    const started = spawnLogged(`${BINARIES}/realtime`, [...args, ...own, ...listeners], { env: { ...process.env, KUBECONFIG: path, PLATFORM_POLICY: policy } });
     await waitUntilReady("the operator", started, (log) => log.includes("leading: starting the controllers"));
     return started;
   });
@@ -170,7 +172,7 @@ for (const [name, values, watched, foreign] of [
     const began = new Date();
     const { args } = find(await render("realtime-operator", values), "Deployment").spec.template.spec.containers[0];
     const streams = await startStreams();
-    await withOperator(args, async (log) => {
+    await withOperator(args, streams.url, async (log) => {
       await reconciled(watched, streams.url, log);
       await deleted(watched);
     }).finally(streams.stop);

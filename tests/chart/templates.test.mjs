@@ -96,6 +96,7 @@ test("every value has an effect", async () => {
     "watch.scope": () => ({ base: IMAGE_VALUES, values: NAMESPACED }),
     "watch.namespaces": () => ({ base: NAMESPACED, values: withValue(NAMESPACED, ["watch", "namespaces"], ["team-c"]) }),
     "metrics.prometheusRule.disabled": (path) => ({ base: EVERYTHING, values: withValue(EVERYTHING, path, ["RealtimeBusDown"]) }),
+    "platformPolicy.rules": (path) => ({ base: EVERYTHING, values: withValue(EVERYTHING, path, [{ namespaces: ["other"] }]) }),
     "image.registry": (path) => ({ base: IMAGE_VALUES, values: withValue(IMAGE_VALUES, path, "other") }),
     "fullnameOverride": (path) => ({ base: IMAGE_VALUES, values: withValue(IMAGE_VALUES, path, "other") }),
     "serviceAccount.create": () => ({ base: withValue(EVERYTHING, ["serviceAccount", "name"], "own"), values: withValue(EVERYTHING, ["serviceAccount"], { create: false, name: "own" }) }),
@@ -160,15 +161,15 @@ test("the permission to write ends at the named namespaces", async () => {
 });
 
 test("the platform's policy is mounted, passed, and restarts the pods when it changes", async () => {
-  const withPolicy = (images) => render("realtime-operator", { ...IMAGE_VALUES, platformPolicy: { images } });
-  const [one, other] = [await withPolicy(["a/"]), await withPolicy(["b/"])];
+  const withPolicy = (images) => render("realtime-operator", { ...IMAGE_VALUES, platformPolicy: { rules: [{ namespaces: ["*"], images }] } });
+  const [one, other] = [await withPolicy(["a"]), await withPolicy(["b"])];
   const pod = find(one, "Deployment").spec.template;
   const [container] = pod.spec.containers;
   assert.deepEqual(container.args, ["operator", "--platform-policy=/etc/realtime-operator/platform-policy.yaml"]);
   const mount = container.volumeMounts.find(({ mountPath }) => mountPath === "/etc/realtime-operator");
   const volume = pod.spec.volumes.find(({ name }) => name === mount.name);
   const map = find(one, "ConfigMap", volume.configMap.name);
-  assert.deepEqual(parse(map.data["platform-policy.yaml"]), { images: ["a/"] });
+  assert.deepEqual(parse(map.data["platform-policy.yaml"]), { rules: [{ namespaces: ["*"], images: ["a"] }] });
   const checksum = (objects) => find(objects, "Deployment").spec.template.metadata.annotations["checksum/platform-policy"];
   assert.notEqual(checksum(one), checksum(other));
   const [plain] = find(await render("realtime-operator", IMAGE_VALUES), "Deployment").spec.template.spec.containers;

@@ -9,7 +9,7 @@ export const EVERYTHING = {
   commonLabels: { team: "platform" },
   commonAnnotations: { "example.com/owner": "platform" },
   imagePullSecrets: ["own", { name: "shared" }],
-  platformPolicy: { images: ["registry.example.com/"] },
+  platformPolicy: { rules: [{ namespaces: ["*"], images: ["registry.example.com/realtime"], endpoints: [], regions: ["eu-west-1"], roleARNs: [] }] },
   log: "debug",
   listenAddress: "[::]",
   receiver: { port: 8091, ipFamily: "IPv4", annotations: { "example.com/a": "b" } },

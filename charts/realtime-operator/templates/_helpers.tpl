@@ -89,7 +89,7 @@ annotations:
 {{- if include "realtime-operator.isNamespaced" . }}
 - --watch-namespaces={{ join "," .Values.watch.namespaces }}
 {{- end }}
-{{- if .Values.platformPolicy }}
+{{- if .Values.platformPolicy.rules }}
 - --platform-policy=/etc/realtime-operator/platform-policy.yaml
 {{- end }}
 {{- if or (ne .Values.listenAddress "0.0.0.0") (ne (int .Values.receiver.port) 8090) }}
