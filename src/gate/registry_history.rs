@@ -11,6 +11,13 @@ use crate::protocol::AppId;
 /// Time that a process has to load a change of the registry, in ms.
 pub const LOADING_GRACE_MS: u64 = 90_000;
 
+/// Time after a change, and between two reminders, in ms, after which a pod that still runs a former version is reminded
+/// to load it: kubelet now and then misses a changed annotation.
+const LOADING_REMINDER_INTERVAL_MS: u64 = 30_000;
+
+/// Reminders of one change. A pod that loads nothing after these has another fault.
+const LOADING_REMINDERS_MAX: u64 = 10;
+
 /// Retention of superseded versions, in ms. An older version counts as one that was never rendered.
 const SUPERSEDED_TTL_MS: u64 = 900_000;
 
@@ -147,6 +154,15 @@ impl RegistryHistory {
         (reading.revision > 0 && reading.revision >= changed_in).then(|| !reading.differing.contains(id))
     }
 
+    /// The remark by which a pod is reminded to load the current version; `None` if it has loaded it, or had no time to. A
+    /// remark is new every [`LOADING_REMINDER_INTERVAL_MS`].
+    #[must_use]
+    pub fn loading_reminder(&self, reading: &RegistryReading, now_ms: u64) -> Option<String> {
+        let is_behind = reading.revision == self.revision && !reading.differing.is_empty();
+        let count = now_ms.saturating_sub(self.recorded_ms.filter(|_| is_behind)?) / LOADING_REMINDER_INTERVAL_MS;
+        (1..=LOADING_REMINDERS_MAX).contains(&count).then(|| format!("{}-{count}", self.revision))
+    }
+
     /// Classifies a process's version of one app; `None` when the process lacks the app.
     fn classify(&self, id: &AppId, found: Option<&String>, now_ms: u64) -> AppVersion {
         if self.current.get(id) == found {
@@ -204,6 +220,23 @@ mod tests {
         assert_eq!(versions(&history, &[("1", "a")], 100_001), [("1".to_owned(), AppVersion::Foreign)]);
         let fresh = RegistryHistory::of_registry(apps(&[("1", "b")]));
         assert_eq!(versions(&fresh, &[("1", "a")], 1), [("1".to_owned(), AppVersion::Foreign)]);
+    }
+
+    #[test]
+    fn a_pod_that_runs_a_former_version_is_reminded_every_30_s_and_not_for_ever() {
+        let mut history = RegistryHistory::of_registry(apps(&[("1", "a")]));
+        history.record(apps(&[("1", "b")]), 100_000);
+        let behind = history.compare(&apps(&[("1", "a")]));
+        let remark = |reading: &RegistryReading, now_ms| history.loading_reminder(reading, now_ms);
+        assert_eq!(remark(&behind, 129_999), None);
+        assert_eq!(remark(&behind, 130_000), Some("1-1".to_owned()));
+        assert_eq!(remark(&behind, 159_999), Some("1-1".to_owned()), "the same remark, so that nothing changes");
+        assert_eq!(remark(&behind, 160_000), Some("1-2".to_owned()), "twice before its version counts as a fault");
+        assert_eq!(remark(&behind, 430_000), None, "a pod that does not load has another fault");
+        assert_eq!(remark(&history.compare(&apps(&[("1", "b")])), 160_000), None, "it has loaded it");
+        let mut later = history.clone();
+        later.record(apps(&[("1", "c")]), 150_000);
+        assert_eq!(later.loading_reminder(&behind, 190_000), None, "compared with a former version");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::app_status::{ClusterView, LoadedPods, update_app_status};
 use super::cluster_probers::ClusterProbers;
 use super::context::{ControllerContext, SharedContext};
 use super::dereference;
+use super::pod_annotation::annotate_pod;
 use super::reconcile_error::ReconcileError;
 use super::registry_histories::{change_wait, record_registry};
 use super::rendered_clusters::RenderedCluster;
@@ -29,6 +30,7 @@ use crate::desired::render::REGISTRY_ANNOTATION;
 use crate::desired::{self, RefusedApp, ValidCluster};
 use crate::kubernetes::apply;
 use crate::prober::PodStanding;
+use crate::process::clock;
 use crate::protocol::AppId;
 
 /// Time between two reconciles of a registry that is in sync; changes of apps and pods trigger earlier ones.
@@ -38,6 +40,9 @@ const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Time between two reconciles while pods load a change, for each thousand apps that are compared: until then an app is not
 /// Ready.
 const LOADING_CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Annotation of a pod that is changed to make kubelet refresh its registry again.
+const REGISTRY_REMINDED_ANNOTATION: &str = "realtime-operator.dev/registry-reminded";
+
 /// Time between two pushes to pods: 20 a second, so that a large cluster does not burst against the API server.
 const PUSH_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -82,6 +87,7 @@ pub async fn reconcile(
         let others = clusters.state_filter(|other| other.namespace() == cluster.namespace());
         let names = others.iter().map(|other| other.name_any()).chain([cluster.name_any()]).collect();
         let standings = probers.standings(cluster);
+        remind_pods(context, cluster, &standings).await?;
         if !update_app_statuses(context, cluster, &rendered, &standings, &names).await? {
             let thousands = u32::try_from(rendered.read.apps.len() / 1_000).unwrap_or(u32::MAX);
             wait = LOADING_CHECK_INTERVAL.saturating_mul(thousands.saturating_add(1)).min(RESYNC_INTERVAL);
@@ -196,6 +202,30 @@ async fn write_registry_secrets(
     Ok(hex::encode(&hasher.finalize()[..8]))
 }
 
+/// Reminds the pods that still run a former registry some time after its change.
+async fn remind_pods(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    standings: &BTreeMap<String, PodStanding>,
+) -> Result<(), ReconcileError> {
+    let history = context.registries.of_cluster(cluster);
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
+    for pod in context.live.pods_of(cluster) {
+        let reading = standings.get(&pod.name_any()).and_then(|standing| standing.registry.as_ref());
+        let remark = reading.and_then(|reading| {
+            let history = history.read().unwrap_or_else(PoisonError::into_inner);
+            history.loading_reminder(reading, clock::now_ms())
+        });
+        let Some(remark) = remark.filter(|new| pod.annotations().get(REGISTRY_REMINDED_ANNOTATION) != Some(new)) else {
+            continue;
+        };
+        tracing::info!(pod = pod.name_any(), "pod reminded to load the registry");
+        annotate_pod(context, &pods, &pod.name_any(), REGISTRY_REMINDED_ANNOTATION, &remark).await?;
+        tokio::time::sleep(PUSH_INTERVAL).await;
+    }
+    Ok(())
+}
+
 /// Annotates every pod with the registry's digest: a changed annotation makes kubelet refresh the mounted Secrets at once
 /// instead of within a minute or two.
 async fn push_registry_digest(
@@ -207,13 +237,7 @@ async fn push_registry_digest(
     let live = context.live.pods_of(cluster);
     let stale = |pod: &Pod| pod.annotations().get(REGISTRY_ANNOTATION).is_none_or(|known| known != digest);
     for pod in live.iter().filter(|pod| stale(pod)) {
-        context.ensure_leader()?;
-        let patch = Patch::Merge(json!({ "metadata": { "annotations": { REGISTRY_ANNOTATION: digest } } }));
-        match pods.patch(&pod.name_any(), &PatchParams::default(), &patch).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.is_not_found() => {}
-            Err(error) => return Err(ReconcileError::from_call("pushing the registry", &error)),
-        }
+        annotate_pod(context, &pods, &pod.name_any(), REGISTRY_ANNOTATION, digest).await?;
         tokio::time::sleep(PUSH_INTERVAL).await;
     }
     Ok(live.len())

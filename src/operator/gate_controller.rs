@@ -10,7 +10,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, Preconditions};
 use kube::runtime::events::EventType;
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
@@ -20,6 +20,7 @@ use super::conditions::{self, OWNED_CONDITIONS, StatusInputs, is_open, was_prove
 use super::context::{ControllerContext, SharedContext};
 use super::dereference;
 use super::pod_admission::{self, AdmissionStep};
+use super::pod_annotation::{annotate_pod, patch_parameters};
 use super::pods::{PodReader, ServerPod, count_wanted_pods};
 use super::reconcile_error::ReconcileError;
 use super::registry_histories::begin_history;
@@ -362,27 +363,6 @@ async fn admit_pod(
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(ReconcileError::from_call(&format!("opening the readiness gate of {pod}"), &error)),
     }
-}
-
-/// Writes an annotation, which also makes kubelet sync the pod. `false` when the pod does not exist any more.
-async fn annotate_pod(
-    context: &ControllerContext,
-    api: &Api<Pod>,
-    pod: &str,
-    key: &str,
-    value: &str,
-) -> Result<bool, ReconcileError> {
-    context.ensure_leader()?;
-    let annotation = json!({ "metadata": { "annotations": { key: value } } });
-    match api.patch(pod, &patch_parameters(), &Patch::Merge(annotation)).await {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
-        Err(error) => Err(ReconcileError::from_call(&format!("annotating {pod}"), &error)),
-    }
-}
-
-fn patch_parameters() -> PatchParams {
-    PatchParams { field_manager: Some("realtime-operator".to_owned()), ..PatchParams::default() }
 }
 
 /// Deletes a pod that differs from its template.

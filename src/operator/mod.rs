@@ -28,6 +28,7 @@ mod live_objects;
 mod metrics;
 mod object_index;
 mod pod_admission;
+mod pod_annotation;
 mod pod_audit;
 mod pods;
 mod receiver;
