@@ -1,8 +1,8 @@
 // One cluster for all test files of the tier: starts it, runs a command with CLUSTER telling where it is, stops it.
 //   node shared_cluster.mjs DIR COMMAND…      such as: node shared_cluster.mjs DIR node --test tests/cluster/x.test.mjs
-// IMAGE is the archive of the image, BINARIES the folder of the project's binaries. A cluster that is still in DIR is
-// stopped first, and this one is stopped in every case, also when this process is killed; its logs stay when the command
-// fails. With TEST_KEEP=1 it is left as the command leaves it.
+// IMAGE is the archive of the image, BINARIES the folder of the project's binaries; without IMAGE it is an API server alone,
+// without a node. A cluster that is still in DIR is stopped first, and this one is stopped in every case, also when this
+// process is killed; its logs stay when the command fails. With TEST_KEEP=1 it is left as the command leaves it.
 import { spawn, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -13,8 +13,8 @@ const SCRIPT = fileURLToPath(new URL("kubernetes", import.meta.url));
 
 const [dir, ...command] = process.argv.slice(2);
 const { IMAGE, BINARIES, TEST_KEEP } = process.env;
-if (command.length === 0 || !IMAGE || !BINARIES) {
-  console.error("run this through ./test cluster");
+if (command.length === 0 || !BINARIES) {
+  console.error("run this through ./test cluster or ./test chart");
   process.exit(2);
 }
 
@@ -70,7 +70,7 @@ function guard() {
 /** Starts the cluster with these ports; what started is stopped when a port is in use. */
 function startKubernetes(...ports) {
   try {
-    kubernetes("up", dir, ...ports.map(String));
+    kubernetes(IMAGE ? "up" : "api", dir, ...ports.map(String));
   } catch (error) {
     kubernetes("down", dir);
     // etcd remembers its address.
@@ -87,8 +87,8 @@ try {
   mkdirSync(dir, { recursive: true });
   if (TEST_KEEP !== "1") guard();
   await startOnFreePorts(3, startKubernetes);
-  kubernetes("import", dir, IMAGE);
-  console.log(`cluster up in ${seconds(began)}`);
+  if (IMAGE) kubernetes("import", dir, IMAGE);
+  console.log(`${IMAGE ? "cluster" : "API server"} up in ${seconds(began)}`);
   if (!stopping) code = await run();
 } catch (error) {
   console.error(error.message);

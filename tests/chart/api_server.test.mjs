@@ -1,0 +1,216 @@
+// The charts on an API server: installed, upgraded, removed and taken over, and the operator with the permissions they grant.
+import assert from "node:assert/strict";
+import { writeFileSync } from "node:fs";
+import { before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+
+import { kinesisPorts, spawnLogged, startOnFreePorts, waitUntilReady } from "../conformance/processes.mjs";
+import { apply, applyCrds, audit, BINARIES, DIR, get, kubectl, wait } from "../cluster/harness.mjs";
+import { CLUSTER_VALUES, find, helm, IMAGE_VALUES, parseObjects, refusal, render, renderText, run } from "./helm.mjs";
+import { EVERYTHING, MATRIX, NAMESPACED } from "./values.mjs";
+
+const CHART = (name) => fileURLToPath(new URL(`../../charts/${name}`, import.meta.url));
+const NAMESPACE = "realtime-operator";
+const ACCOUNT = `system:serviceaccount:${NAMESPACE}:realtime-operator`;
+const CRDS = ["realtimeapps.realtime-operator.dev", "realtimeclusters.realtime-operator.dev"];
+const WITHOUT_CRDS = { ...IMAGE_VALUES, crds: { enabled: false } };
+
+const namespaces = ["team-a", "team-b", "channels", NAMESPACE];
+
+before(async () => {
+  const module = "github.com/prometheus-operator/prometheus-operator";
+  const { stdout } = await run("go", ["-C", fileURLToPath(new URL("monitoring", import.meta.url)), "list", "-m", "-f", "{{.Dir}}", module]);
+  const crds = ["servicemonitors", "podmonitors", "prometheusrules"].flatMap((kind) => ["-f", `${stdout.trim()}/example/prometheus-operator-crd/monitoring.coreos.com_${kind}.yaml`]);
+  await kubectl(["apply", "--server-side", ...crds]);
+  await applyCrds();
+  for (const name of namespaces) {
+    const labels = { "pod-security.kubernetes.io/enforce": "restricted" };
+    await apply({ apiVersion: "v1", kind: "Namespace", metadata: { name, labels } });
+  }
+  await kubectl(["wait", "--for=condition=Established", "--timeout=30s", "crd/prometheusrules.monitoring.coreos.com", "crd/podmonitors.monitoring.coreos.com", "crd/servicemonitors.monitoring.coreos.com"]);
+});
+
+/** Removes a release and what it leaves, so that the next test begins without it. */
+async function uninstall(name, namespace = NAMESPACE) {
+  await helm(["uninstall", name, "--namespace", namespace]);
+}
+
+const install = (name, chart, values, { namespace = NAMESPACE, flags = [] } = {}) =>
+  helm(["upgrade", "--install", name, CHART(chart), "--namespace", namespace, ...flags], values);
+
+test("the API server accepts every object of every set of values", async () => {
+  for (const [name, values] of Object.entries(MATRIX)) {
+    const text = await renderText("realtime-operator", values);
+    const printed = await kubectl(["apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-"], { input: text });
+    assert.equal(printed.trim().split("\n").length, parseObjects(text).length, name);
+  }
+  for (const [chart, values] of [["realtime-operator-crds", {}], ["realtime-cluster", { ...CLUSTER_VALUES, apps: { shop: { appID: "1001" } } }]]) {
+    await kubectl(["apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-"], { input: await renderText(chart, values, { namespace: "channels", name: "eu" }) });
+  }
+});
+
+test("the operator's pod is admitted where restricted Pod Security is enforced", async () => {
+  for (const values of [IMAGE_VALUES, EVERYTHING]) {
+    const objects = await render("realtime-operator", values);
+    await apply(find(objects, "ServiceAccount"));
+    const { metadata, spec } = find(objects, "Deployment").spec.template;
+    const { priorityClassName, ...rest } = spec;
+    const pod = { apiVersion: "v1", kind: "Pod", metadata: { ...metadata, name: "operator", namespace: NAMESPACE }, spec: rest };
+    await kubectl(["create", "--dry-run=server", "-f", "-"], { input: JSON.stringify(pod) });
+    const root = { ...pod, spec: { ...rest, securityContext: {} } };
+    await assert.rejects(kubectl(["create", "--dry-run=server", "-f", "-"], { input: JSON.stringify(root) }), /violates PodSecurity "restricted/);
+  }
+  await kubectl(["delete", "serviceaccount", "realtime-operator", "-n", NAMESPACE]);
+});
+
+test("raw manifests become a release, and a release becomes one of another name", async () => {
+  await kubectl(["apply", "-f", fileURLToPath(new URL("../../examples/operator.yaml", import.meta.url))]);
+  const uid = async () => (await get("deployment", NAMESPACE, "realtime-operator")).metadata.uid;
+  const before = await uid();
+  const own = ["upgrade", "--install", NAMESPACE, CHART("realtime-operator"), "--namespace", NAMESPACE];
+  assert.match(await refusal(own, IMAGE_VALUES), /invalid ownership metadata/);
+  await helm([...own, "--take-ownership", "--force-conflicts"], IMAGE_VALUES);
+  assert.equal(await uid(), before, "the Deployment is the same object");
+  const deployment = await get("deployment", NAMESPACE, "realtime-operator");
+  assert.equal(deployment.metadata.labels["app.kubernetes.io/managed-by"], "Helm");
+
+  await uninstall(NAMESPACE);
+  const { items } = await get("crd");
+  const left = items.map(({ metadata }) => metadata.name).filter((name) => name.endsWith(".realtime-operator.dev"));
+  assert.deepEqual(left.sort(), CRDS, "CRDs stay");
+  await assert.rejects(get("deployment", NAMESPACE, "realtime-operator"), /NotFound/);
+
+  const other = ["upgrade", "--install", "rt", CHART("realtime-operator"), "--namespace", NAMESPACE];
+  assert.match(await refusal(other, IMAGE_VALUES), /invalid ownership metadata/);
+  await helm([...other, "--take-ownership", "--force-conflicts"], IMAGE_VALUES);
+  assert.equal((await get("crd", undefined, CRDS[1])).metadata.annotations["meta.helm.sh/release-name"], "rt");
+  await uninstall("rt");
+});
+
+test("an upgrade without another value changes no pod template", async () => {
+  await install(NAMESPACE, "realtime-operator", { ...EVERYTHING, crds: { enabled: false } });
+  const template = async () => (await get("deployment", NAMESPACE, NAMESPACE)).metadata.generation;
+  const before = await template();
+  await install(NAMESPACE, "realtime-operator", { ...EVERYTHING, crds: { enabled: false }, metrics: { ...EVERYTHING.metrics, prometheusRule: { enabled: false } } });
+  assert.equal(await template(), before);
+  await uninstall(NAMESPACE);
+});
+
+test("a cluster and its apps are installed, a wrong field is refused, and a kept cluster stays", async () => {
+  const values = { ...CLUSTER_VALUES, keep: true, apps: { shop: { appID: "1001" } } };
+  const printed = await install("eu", "realtime-cluster", values, { namespace: "channels" });
+  assert.match(printed, /kubectl wait --for=condition=Ready realtimecluster\/eu -n channels/);
+  assert.equal((await get("realtimecluster", "channels", "eu")).spec.websocket.replicas, 3, "the server's defaults");
+  const moved = { ...values, spec: { ...values.spec, aws: { ...values.spec.aws, region: "us-east-1" } } };
+  const error = await refusal(["upgrade", "eu", CHART("realtime-cluster"), "--namespace", "channels"], moved);
+  assert.match(error, /region is immutable: create another cluster and move to it/);
+  await uninstall("eu", "channels");
+  assert.equal((await get("realtimeapp", "channels", "shop")).spec.appID, "1001");
+  await kubectl(["delete", "realtimecluster,realtimeapp", "--all", "-n", "channels"]);
+});
+
+/** The operator with a token of the chart's account and a policy that allows this endpoint, until `fn` ends. */
+async function withOperator(args, endpoint, fn) {
+  const token = (await kubectl(["create", "token", "realtime-operator", "-n", NAMESPACE])).trim();
+  const { clusters } = JSON.parse(await kubectl(["config", "view", "--raw", "-o", "json"]));
+  const config = {
+    apiVersion: "v1", kind: "Config", clusters, users: [{ name: "operator", user: { token } }],
+    contexts: [{ name: "operator", context: { cluster: clusters[0].name, user: "operator" } }], "current-context": "operator",
+  };
+  const path = `${DIR}/pki/operator.kubeconfig`;
+  writeFileSync(path, JSON.stringify(config));
+  const policy = `${DIR}/pki/platform-policy.yaml`;
+  writeFileSync(policy, JSON.stringify({ rules: [{ namespaces: ["*"], endpoints: [endpoint] }] }));
+  const own = [`--namespace=${NAMESPACE}`, "--pod=operator-0", "--address=198.18.0.9"];
+  const operator = await startOnFreePorts(2, async (receiver, admin) => {
+    const listeners = [`--receiver=127.0.0.1:${receiver}`, `--admin=127.0.0.1:${admin}`];
+    const started = spawnLogged(`${BINARIES}/realtime`, [...args, ...own, ...listeners], { env: { ...process.env, KUBECONFIG: path, PLATFORM_POLICY: policy } });
+    await waitUntilReady("the operator", started, (log) => log.includes("leading: starting the controllers"));
+    return started;
+  });
+  try {
+    return await fn(operator.log);
+  } finally {
+    await operator.stop("SIGTERM");
+  }
+}
+
+/** The address of a Kinesis on loopback that ends with this process. */
+async function startStreams() {
+  const streams = spawnLogged(`${BINARIES}/examples/kinesis`, ["127.0.0.1:0", "127.0.0.1:0"]);
+  const { port } = await waitUntilReady("Kinesis", streams, kinesisPorts);
+  return { url: `http://127.0.0.1:${port}`, stop: () => streams.stop() };
+}
+
+/** Creates a cluster with its Secrets, and waits until the operator has applied its children. */
+async function reconciled(namespace, endpointURL, log) {
+  const secret = (name, stringData) => apply({ apiVersion: "v1", kind: "Secret", metadata: { name, namespace }, stringData });
+  await secret("eu-redis", { url: "redis://redis.example.com:6379" });
+  await secret("eu-aws", { accessKeyID: "test", secretAccessKey: "test" });
+  const aws = { region: "eu-west-1", endpointURL, allowInsecureEndpoint: true, identity: { type: "StaticKeys", secretRef: { name: "eu-aws" } } };
+  await apply({ apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeCluster", metadata: { name: "eu", namespace }, spec: { ...CLUSTER_VALUES.spec, aws, webhooks: { stream: { mode: "Provisioned", shards: 2 } } } });
+  const seen = () => log().slice(-2000);
+  for (const kind of ["deployment", "service", "serviceaccount", "poddisruptionbudget", "role", "rolebinding"]) {
+    await wait(async () => (await get(kind, namespace)).items.some(({ metadata }) => metadata.ownerReferences?.length > 0), { what: `a ${kind} in ${namespace}`, seen });
+  }
+}
+
+/** Deletes the cluster while its operator runs. */
+const deleted = (namespace) => kubectl(["delete", "realtimecluster", "eu", "-n", namespace, "--timeout=60s"]);
+
+/** Requests of the operator that the API server refused since this moment. */
+const refusedSince = (began) =>
+  audit(({ user, requestReceivedTimestamp, responseStatus }) => user.username === ACCOUNT && new Date(requestReceivedTimestamp) >= began && responseStatus?.code === 403)
+    .map(({ verb, objectRef }) => `${verb} ${objectRef?.resource} in ${objectRef?.namespace}`);
+
+for (const [name, values, watched, foreign] of [
+  ["every namespace", WITHOUT_CRDS, "channels", undefined],
+  ["two namespaces", { ...NAMESPACED, crds: { enabled: false } }, "team-a", "channels"],
+]) {
+  test(`the permissions of the chart suffice an operator of ${name}, and are no wider`, async () => {
+    await install(NAMESPACE, "realtime-operator", values);
+    const began = new Date();
+    const { args } = find(await render("realtime-operator", values), "Deployment").spec.template.spec.containers[0];
+    const streams = await startStreams();
+    await withOperator(args, streams.url, async (log) => {
+      await reconciled(watched, streams.url, log);
+      await deleted(watched);
+    }).finally(streams.stop);
+    assert.deepEqual(refusedSince(began), []);
+    const may = (...words) => kubectl(["auth", "can-i", ...words, `--as=${ACCOUNT}`]).then(() => true, () => false);
+    assert.equal(await may("get", "secrets", "-n", watched), true);
+    assert.equal(await may("list", "secrets", "-n", watched), false, "Secrets are read by name");
+    assert.equal(await may("get", "endpointslices", "-n", watched), false, "only in its own namespace");
+    if (foreign) {
+      for (const words of [["get", "secrets"], ["create", "deployments"], ["patch", "pods"], ["patch", "realtimeclusters"]]) {
+        assert.equal(await may(...words, "-n", foreign), false, `${words.join(" ")} in ${foreign}`);
+      }
+    }
+    await uninstall(NAMESPACE);
+    await kubectl(["delete", "lease,endpointslice", "--all", "-n", NAMESPACE]);
+  });
+}
+
+test("viewers read, editors write, owners of apps write apps", async () => {
+  await install(NAMESPACE, "realtime-operator", WITHOUT_CRDS);
+  const expected = { viewer: [false, false], editor: [true, true], "app-owner": [false, true] };
+  for (const [role, [clusters, apps]] of Object.entries(expected)) {
+    const binding = `test-${role}`;
+    await kubectl(["create", "rolebinding", binding, "-n", "channels", `--clusterrole=${NAMESPACE}-${role}`, `--user=${role}`]);
+    const may = (verb, kind) => kubectl(["auth", "can-i", verb, kind, "-n", "channels", `--as=${role}`]).then(() => true, () => false);
+    await wait(() => may("get", "realtimeclusters"), { what: `the binding of ${role}` });
+    assert.deepEqual([await may("create", "realtimeclusters"), await may("create", "realtimeapps"), await may("get", "secrets")], [clusters, apps, false], role);
+    await kubectl(["delete", "rolebinding", binding, "-n", "channels"]);
+  }
+  await uninstall(NAMESPACE);
+});
+
+test("CRDs of one chart are not fought over by the other", async () => {
+  await kubectl(["delete", "crd", ...CRDS]);
+  await install("crds", "realtime-operator-crds", {});
+  assert.match(await refusal(["upgrade", "--install", NAMESPACE, CHART("realtime-operator"), "--namespace", NAMESPACE], IMAGE_VALUES), /invalid ownership metadata/);
+  await install(NAMESPACE, "realtime-operator", WITHOUT_CRDS);
+  await uninstall(NAMESPACE);
+  await uninstall("crds");
+  assert.equal((await get("crd", undefined, CRDS[0])).metadata.annotations["helm.sh/resource-policy"], "keep");
+});
