@@ -98,6 +98,9 @@ reasons! {
     SecretMissing,
     /// The manifest contradicts itself in a way that the schema cannot express.
     SpecInvalid,
+    /// The manifest names an image, an endpoint, a region or a role that the platform policy does not allow in its
+    /// namespace.
+    NotAllowedByPolicy,
     /// The API server refused an object.
     ApplyFailed,
     /// Pods of the rendered template are still starting.
@@ -236,6 +239,9 @@ impl Reason {
             Self::ChildNotOurs => "Rename or delete the object named, or rename the cluster.",
             Self::SecretMissing => "Create the Secret with the key named; no restart is needed.",
             Self::SpecInvalid => "Correct the field named.",
+            Self::NotAllowedByPolicy => {
+                "Write an allowed value, or have an administrator of the operator extend its platform policy."
+            }
             Self::ApplyFailed => "Read the API server's error: a quota, a policy or a missing permission.",
             Self::RollingOut => "Wait; if it persists, check the newest pod of the Deployment named.",
             Self::KeyConflict => "Give the younger app another id or key.",

@@ -12,6 +12,7 @@ mod cluster;
 mod credentials;
 mod environment;
 pub mod manifest;
+mod platform_policy;
 mod problem;
 pub mod render;
 mod secret_copies;
@@ -25,6 +26,7 @@ pub use cluster::{
 pub use credentials::{ClusterCredentials, GeneratedPair, generate_credentials};
 pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};
 pub use manifest::{InputError, Manifests};
+pub use platform_policy::{PlatformPolicy, PolicyFileError};
 pub use problem::{ManifestProblem, RefusedApp};
 pub use render::{DesiredObjects, render_objects};
 pub use secret_copies::SecretCopy;

@@ -35,6 +35,7 @@ use super::{
     apps_controller, gate_controller, receiver, stream_controller, unreadable_reports, watches, workload_controller,
 };
 use crate::api::RealtimeCluster;
+use crate::desired::PlatformPolicy;
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::client::{ConnectError, build_clients};
 use crate::kubernetes::lease::{LEASE_SILENCE_MAX, LeaderElector, Leadership, LeaseLost};
@@ -63,6 +64,8 @@ pub struct OperatorSettings {
     pub namespace: String,
     /// Namespaces whose clusters this operator reconciles.
     pub scope: WatchScope,
+    /// What clusters may name.
+    pub policy: PlatformPolicy,
     /// Name of the operator's pod: its identity in the Lease.
     pub pod: String,
     /// Address of the operator's pod, under which dispatchers reach its webhook receiver.
@@ -189,6 +192,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         kinesis: KinesisConnections::default(),
         registries: RegistryHistories::default(),
         unreadable,
+        policy: settings.policy,
         scope: settings.scope,
         metrics,
         heartbeats: heartbeats.clone(),

@@ -89,8 +89,9 @@ async fn reconcile_stream(
     cluster: &RealtimeCluster,
     known: StreamStatus,
 ) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
+    // Validated first: an endpoint that is not allowed gets no request.
+    let stream = validate_stream(cluster, &context.policy)?;
     let secrets = dereference::read_cluster_secrets(context, cluster).await?;
-    let stream = validate_stream(cluster)?;
     let client = dereference::connect_stream(context, &stream, &secrets).await?;
     // The name changed: the status of the previous stream does not apply to this one.
     let known = if known.name == stream.name.as_str() {

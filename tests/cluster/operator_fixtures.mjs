@@ -12,12 +12,22 @@ export const COMPONENT = "app.kubernetes.io/component";
 /** What every cluster of the file uses: `redis`, `kinesis` and `receiver`, once its first test runs. */
 export const outside = {};
 
+/** The platform policy of the operator: this machine's Kinesis is an endpoint that only a policy allows. */
+const POLICY = () => JSON.stringify({
+  apiVersion: "v1", kind: "ConfigMap", metadata: { name: "realtime-operator-policy", namespace: OPERATOR_NAMESPACE },
+  data: { "policy.yaml": JSON.stringify({ rules: [{ namespaces: ["*"], endpoints: [outside.kinesis.url] }] }) },
+});
+
 before(() =>
   diagnosed(async () => {
     [outside.redis, outside.kinesis, outside.receiver] = await Promise.all([startRedis(), startKinesis(), startReceiver()]);
     await applyCrds();
+    await apply(file("examples/operator.yaml").split("---\n")[0] + `---\n${POLICY()}`);
     // A probe that kubelet answers with a restart would end the leader that a test stops.
-    await apply(file("examples/operator.yaml").replace(/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"));
+    await apply(file("examples/operator.yaml", {
+      "args: [operator]\n": "args: [operator, --platform-policy=/etc/realtime-operator/policy.yaml]\n          volumeMounts: [{ name: policy, mountPath: /etc/realtime-operator, readOnly: true }]\n",
+      "      containers:\n": "      volumes: [{ name: policy, configMap: { name: realtime-operator-policy } }]\n      containers:\n",
+    }).replace(/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"));
     await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
   }));
 
