@@ -229,8 +229,8 @@ impl Reason {
             Self::StreamMissing => "Create the stream, or correct its name.",
             Self::StreamNotOurs => "Choose another `webhooks.stream.name`, or remove the stream if it is not needed.",
             Self::StreamInvalid => {
-                "Correct `webhooks.stream` by Kinesis's error in the message; if the endpoint does not support on-demand \
-                 streams, write `mode: Provisioned`."
+                "Correct `webhooks.stream`: its name, or the number of shards; if the endpoint does not support on-demand \
+                 streams, write `mode: Provisioned`. The operator's log has Kinesis's own text at level debug."
             }
             Self::StreamUnreachable => {
                 "Check the region, the endpoint and the network between the operator and Kinesis."

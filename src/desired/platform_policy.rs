@@ -24,7 +24,7 @@ const LISTED_VALUES_MAX: usize = 8;
 const AWS_SERVICE_DOMAINS: [&str; 4] = ["amazonaws.com", "amazonaws.com.cn", "api.aws", "api.amazonwebservices.com.cn"];
 
 /// Domains of interface endpoints to Kinesis: `ID.kinesis.REGION.vpce.DOMAIN`. A private service of another account has
-/// `vpce-svc-…` in the place of `kinesis` (AWS PrivateLink guide).
+/// `vpce-svc-…` in the place of `kinesis` (guide to AWS `PrivateLink`).
 const AWS_PRIVATE_DOMAINS: [&str; 2] = ["vpce.amazonaws.com", "vpce.amazonaws.com.cn"];
 
 /// What the clusters of each namespace may name.
@@ -124,12 +124,11 @@ impl PlatformPolicy {
     pub fn check_cluster(&self, cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
         let namespace = cluster.metadata.namespace.as_deref().unwrap_or("default");
         let mut check = PolicyCheck { policy: self, cluster, problems: vec![] };
-        match self.rules.iter().find(|rule| matches_any(&rule.namespaces, namespace)) {
-            Some(rule) => check.apply_rule(rule),
-            None => {
-                let named = self.rules.iter().flat_map(|rule| &rule.namespaces);
-                check.report("metadata.namespace", namespace, &join_values(named));
-            }
+        if let Some(rule) = self.rules.iter().find(|rule| matches_any(&rule.namespaces, namespace)) {
+            check.apply_rule(rule);
+        } else {
+            let named = self.rules.iter().flat_map(|rule| &rule.namespaces);
+            check.report("metadata.namespace", namespace, &join_values(named));
         }
         check.problems
     }

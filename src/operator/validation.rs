@@ -113,8 +113,8 @@ mod tests {
         let mut cluster = applied_cluster("");
         assert!(check(&cluster, &[("url", "redis://r")]).is_ok());
         cluster.spec.aws.endpoint_url = Some("https://169.254.169.254".to_owned());
-        let rendering = check(&cluster, &[]).err().expect("the policy refuses before a missing Secret does");
-        let stream = validate_stream(&cluster, &PlatformPolicy::default()).err().expect("refused");
+        let rendering = check(&cluster, &[]).expect_err("the policy refuses before a missing Secret does");
+        let stream = validate_stream(&cluster, &PlatformPolicy::default()).expect_err("refused");
         for error in [rendering, stream] {
             assert_eq!((error.reason, error.terminal), (Reason::NotAllowedByPolicy, true), "{error}");
             assert!(error.message.contains("spec.aws.endpointURL is `https://169.254.169.254`"), "{error}");
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_missing_key_of_a_secret_is_reported_without_the_names_of_its_other_keys() {
-        let error = check(&applied_cluster(""), &[("private-name", "x")]).err().expect("refused");
+        let error = check(&applied_cluster(""), &[("private-name", "x")]).expect_err("refused");
         assert_eq!(error.reason, Reason::SecretMissing);
         assert!(error.message.contains("has no key `url`"), "{error}");
         assert!(!error.message.contains("private-name"), "{error}");
