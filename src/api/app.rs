@@ -27,6 +27,7 @@ use super::{EnabledState, SecretRef};
     derive = "PartialEq",
     printcolumn(name = "App", type_ = "string", json_path = ".spec.appID"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -36,8 +37,10 @@ pub struct RealtimeAppSpec {
     #[schemars(regex(pattern = "^[0-9]{1,20}$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("appID is immutable: create another app"))]
     pub app_id: String,
-    /// Pairs of key and secret, oldest first; by default one pair is generated.
+    /// Pairs of key and secret, oldest first, each with a Secret of its own; by default one pair is generated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    #[x_kube(validation = Rule::new("self.all(pair, self.exists_one(other, other.secretRef.name == pair.secretRef.name))").message("two entries reference the same Secret: reference each Secret once"))]
     pub credentials: Vec<AppCredential>,
     /// Whether the app accepts connections and publishes.
     #[serde(default)]
@@ -63,6 +66,8 @@ pub struct RealtimeAppSpec {
     pub limits: AppLimitsSpec,
     /// Endpoints that receive the app's webhooks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub webhooks: Vec<WebhookSpec>,
 }
 
@@ -114,14 +119,21 @@ impl Default for AppLimitsSpec {
 }
 
 /// An endpoint that receives webhooks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookSpec {
     /// Name of the endpoint, unique within the app.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// URL to which webhooks are posted.
-    #[schemars(regex(pattern = "^https?://.+"))]
+    /// URL to which webhooks are posted. Without `webhooks.allowedNetworks` of the cluster it is `https://` with a public
+    /// address and port 443 or 8443.
+    // An API server accepts a rule only if it can bound its cost.
+    #[schemars(length(max = 2048))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('https://') || self.startsWith('http://')").message("the URL has another scheme than https and http: write https://HOST/PATH"),
+        validation = Rule::new("!self.matches('^https?://[^/?#]*@')").message("the URL contains a user or a password: remove them, webhooks are signed instead"),
+        validation = Rule::new(r"!self.matches('^https?://') || self.matches('^https?://([^/?#@]*@)?(\\[[0-9A-Fa-f:.]+\\]|[^/?#@:\\\\\\[\\]\\s]+)(:[0-9]{1,5})?([/?#].*)?$')").message("the URL has no host that can be connected to: write https://HOST/PATH")
+    )]
     pub url: String,
     /// Kinds of events to send; by default all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -199,6 +211,41 @@ pub struct RealtimeAppStatus {
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// Clusters that serve the app or refuse it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub clusters: Vec<AppClusterStatus>,
+}
+
+/// State of an app in one cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AppClusterStatus {
+    /// Name of the cluster.
+    pub name: String,
+    /// Pods that have loaded the app, of those that the cluster wanted when they were counted: `6/6`. Empty if the cluster
+    /// refuses the app.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub loaded: String,
+    /// `AppAccepted`, or the reason of the refusal.
+    #[serde(default)]
+    pub reason: String,
+    /// The refusal in one line; empty without one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+impl AppClusterStatus {
+    /// Whether the cluster accepts the app.
+    #[must_use]
+    pub fn is_accepted(&self) -> bool {
+        self.message.is_empty()
+    }
+
+    /// Whether every wanted pod of the cluster has loaded the app.
+    #[must_use]
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.split_once('/').is_some_and(|(loaded, wanted)| loaded == wanted)
+    }
 }
 
 fn unobserved_status() -> i64 {

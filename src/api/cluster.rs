@@ -5,7 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::status::{
-    EndpointsStatus, GateStatus, LastFailure, RealtimeClusterStatus, StreamStatus, TransportState, TransportStatus,
+    EndpointsStatus, GateStatus, LastFailure, PodReplacements, RealtimeClusterStatus, StreamStatus, TransportState,
+    TransportStatus,
 };
 use super::{EnabledState, SecretKeyRef, SecretRef};
 
@@ -26,10 +27,14 @@ pub const MAX_NAME: usize = 40;
     doc = "A realtime cluster: edge servers, a Kinesis stream and a webhook dispatcher, Ready only while a client's event arrives as a signed webhook.",
     status = "RealtimeClusterStatus",
     derive = "PartialEq",
+    // Not for a cluster that was reconciled before the rule: its finalizer must go, and the operator reports the name.
+    validation = Rule::new("(has(self.status) && self.status.observedGeneration >= 0) || self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("no Service can have this name: write metadata.name with lower-case letters, digits and dashes, the first a letter, such as eu-prod"),
     validation = Rule::new("self.metadata.name.size() <= 40").message("the name has more than 40 characters: shorten metadata.name, children add to it"),
     validation = Rule::new("self.spec.websocket.state == 'Enabled' || self.spec.sockjs.state == 'Enabled'").message("websocket and sockjs are both Disabled: enable one of them"),
     validation = Rule::new("self.spec.servers != 'Combined' || (self.spec.websocket.state == 'Enabled' && self.spec.sockjs.state == 'Enabled')").message("servers: Combined serves both: enable websocket and sockjs, or write servers: Separate"),
     validation = Rule::new("self.spec.webhooks.mode != 'Off' || (has(self.spec.webhooks.acknowledgeNoWebhooks) && self.spec.webhooks.acknowledgeNoWebhooks == self.metadata.name)").message("webhooks.mode is Off: write the cluster's name into webhooks.acknowledgeNoWebhooks, or set mode: Kinesis"),
+    // A name can be corrected until the stream exists, e.g. if another owner has a stream of that name.
+    validation = Rule::new("(has(self.spec.webhooks.stream.name) == has(oldSelf.spec.webhooks.stream.name) && (!has(self.spec.webhooks.stream.name) || self.spec.webhooks.stream.name == oldSelf.spec.webhooks.stream.name)) || !has(oldSelf.status) || !has(oldSelf.status.stream) || oldSelf.status.stream.arn == '' || (has(self.spec.webhooks.stream.name) && self.spec.webhooks.stream.name == oldSelf.status.stream.name)").message("webhooks.stream.name is immutable once the stream exists, which holds undelivered events: keep the name in status.stream.name, or create another cluster and move to it"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
     printcolumn(name = "WS", type_ = "string", json_path = ".status.transports[?(@.name=='websocket')].state"),
@@ -42,6 +47,11 @@ pub const MAX_NAME: usize = 40;
 pub struct RealtimeClusterSpec {
     /// Container image of all servers.
     #[serde(default)]
+    #[x_kube(
+        validation = Rule::new("self.repository.matches('^[a-zA-Z0-9][a-zA-Z0-9._/:-]*$')").message("repository is no image name: write REGISTRY/NAME without tag and digest"),
+        validation = Rule::new("!has(self.tag) || self.tag.matches('^[a-zA-Z0-9_][a-zA-Z0-9_.-]*$')").message("tag is no image tag: write letters, digits, dots, dashes and underscores"),
+        validation = Rule::new("!has(self.digest) || self.digest.matches('^sha256:[0-9a-f]{64}$')").message("digest is no image digest: write sha256: and 64 hexadecimal digits")
+    )]
     pub image: ImageSpec,
     /// Region, endpoint and identity for the Kinesis stream.
     pub aws: AwsSpec,
@@ -79,12 +89,15 @@ pub struct RealtimeClusterSpec {
 #[serde(rename_all = "camelCase", default)]
 pub struct ImageSpec {
     /// Image repository without a tag.
+    #[schemars(length(max = 255))]
     pub repository: String,
     /// Image tag; defaults to the operator's own release.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
     pub tag: Option<String>,
     /// Image digest, `sha256:…`; takes precedence over the tag.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71))]
     pub digest: Option<String>,
 }
 
@@ -158,7 +171,7 @@ pub enum IdentityType {
 pub struct IdentityRole {
     /// ARN of the role.
     #[serde(rename = "roleARN")]
-    #[schemars(regex(pattern = "^arn:"))]
+    #[schemars(length(max = 2048), regex(pattern = "^arn:"))]
     pub role_arn: String,
 }
 
@@ -216,6 +229,7 @@ pub struct EdgeServer {
     /// Additional environment variables of the server.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub env: Vec<ExtraVariable>,
 }
 
@@ -271,7 +285,10 @@ pub struct ExtraVariable {
     /// Name of the variable.
     // An API server accepts a rule only if it can bound its cost: by lengths of texts and lists.
     #[schemars(length(min = 1, max = 200))]
-    #[x_kube(validation = Rule::new("!self.startsWith('REALTIME_') && !self.startsWith('AWS_') && !self.startsWith('SSL_') && !self.lowerAscii().endsWith('_proxy')").message("this variable belongs to the operator: remove it and use the field of the spec that sets it"))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[-._a-zA-Z][-._a-zA-Z0-9]*$')").message("this is no name of a variable: write letters, digits and underscores, the first no digit"),
+        validation = Rule::new("!self.startsWith('REALTIME_') && !self.startsWith('AWS_') && !self.startsWith('SSL_') && !self.lowerAscii().endsWith('_proxy')").message("this variable belongs to the operator: remove it and use the field of the spec that sets it")
+    )]
     pub name: String,
     /// Value of the variable.
     #[serde(default)]
@@ -322,6 +339,7 @@ pub struct DispatcherServer {
     /// Additional environment variables of the server.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub env: Vec<ExtraVariable>,
 }
 
@@ -336,7 +354,7 @@ impl Default for DispatcherServer {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("(has(self.mode) && self.mode == 'Provisioned') == has(self.shards)").message("shards go with mode: Provisioned, and with nothing else"))]
 pub struct StreamSpec {
-    /// Name of the stream; defaults to `rtc-<namespace>-<name>-<first 6 of the UID>`.
+    /// Name of the stream; defaults to `rtc-<namespace>-<name>-<first 6 of the UID>`. Immutable once the stream exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128), regex(pattern = "^[a-zA-Z0-9_.-]+$"))]
     pub name: Option<String>,
@@ -384,5 +402,46 @@ pub struct GateSpec {
 impl Default for GateSpec {
     fn default() -> Self {
         Self { interval_seconds: 15, timeout_seconds: 10, open_after: 3, close_after: 3, deadline_seconds: 600 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::fixture::applied_cluster;
+
+    #[test]
+    fn the_name_of_a_stream_is_immutable_once_the_stream_exists() {
+        let cluster = |name: Option<&str>, live: &str, arn: &str| {
+            let mut cluster = applied_cluster("");
+            cluster.spec.webhooks.stream.name = name.map(str::to_owned);
+            let stream = StreamStatus { name: live.to_owned(), arn: arn.to_owned(), ..StreamStatus::default() };
+            cluster.status = Some(RealtimeClusterStatus { stream: Some(stream), ..RealtimeClusterStatus::default() });
+            cluster
+        };
+        for (case, before, live, arn, after, allowed) in [
+            ("no stream yet", Some("a"), "a", "", Some("b"), true),
+            ("no change", Some("a"), "a", "arn:a", Some("a"), true),
+            ("another name", Some("a"), "a", "arn:a", Some("b"), false),
+            ("no name", Some("a"), "a", "arn:a", None, false),
+            ("the name that was derived", None, "rtc-n-eu-1", "arn:a", Some("rtc-n-eu-1"), true),
+            ("another than the derived name", None, "rtc-n-eu-1", "arn:a", Some("b"), false),
+            ("a name that was changed before the rule", Some("b"), "a", "arn:a", Some("b"), true),
+            ("the former name again", Some("b"), "a", "arn:a", Some("a"), true),
+        ] {
+            let result = cluster(after, live, arn).validate_cel_update(&cluster(before, live, arn));
+            let messages = result.err().map(|errors| errors.to_string()).unwrap_or_default();
+            assert_eq!(messages.is_empty(), allowed, "{case}: {messages}");
+            assert!(allowed || messages.contains("keep the name in status.stream.name"), "{case}: {messages}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_was_reconciled_under_an_invalid_name_can_still_be_deleted() {
+        let mut cluster = applied_cluster("");
+        cluster.metadata.name = Some("eu.prod".to_owned());
+        assert!(cluster.validate_cel().is_err());
+        cluster.status = Some(RealtimeClusterStatus { observed_generation: 1, ..RealtimeClusterStatus::default() });
+        assert_eq!(cluster.validate_cel().map_err(|errors| errors.to_string()), Ok(()));
     }
 }

@@ -111,6 +111,10 @@ reasons! {
     KeyConflict,
     /// A field or a referenced Secret of the app is missing or invalid.
     AppInvalid,
+    /// A cluster sends no webhook to an endpoint of the app, by scheme, port or address; its clients are served.
+    EndpointNotAllowed,
+    /// No cluster serves the app.
+    NoCluster,
     /// Some pods do not have the latest registry yet.
     AppsStale,
     /// The proof is too old to be trusted.
@@ -153,7 +157,7 @@ pub mod condition {
     pub const WEBHOOKS_ENABLED: &str = "WebhooksEnabled";
     /// Whether the operator's own calls to the API server and to AWS succeed. A failed one is no finding about the cluster.
     pub const OPERATOR_HEALTHY: &str = "OperatorHealthy";
-    /// On an app: whether the cluster serves it.
+    /// On an app: whether every cluster of its namespace accepts it.
     pub const ACCEPTED: &str = "Accepted";
 }
 
@@ -246,6 +250,11 @@ impl Reason {
             Self::RollingOut => "Wait; if it persists, check the newest pod of the Deployment named.",
             Self::KeyConflict => "Give the younger app another id or key.",
             Self::AppInvalid => "Correct the field named, or create the Secret that it references.",
+            Self::EndpointNotAllowed => {
+                "Correct the URL to https on port 443 or 8443, or allow its network in `webhooks.allowedNetworks` of the cluster \
+                 named."
+            }
+            Self::NoCluster => "Create a RealtimeCluster in the app's namespace, or delete the app.",
             Self::AppsStale => "Check the pods named: they read apps from their mounted Secrets.",
             Self::EvidenceStale => "Wait for the next round.",
             Self::DeadlineExceeded => "Read the message: it names the hop that fails.",

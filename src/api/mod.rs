@@ -21,6 +21,7 @@ pub use cluster::{RealtimeCluster, RealtimeClusterSpec};
 pub use conditions::Reason;
 pub use schema_validation::{SchemaFinding, check_schema};
 
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -38,20 +39,23 @@ pub enum EnabledState {
 }
 
 /// Reference to a Secret in the same namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 pub struct SecretRef {
     /// Name of the Secret.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$')").message("this is no name of a Secret: write lower-case letters, digits, dashes and dots"))]
     pub name: String,
 }
 
 /// Reference to one key of a Secret in the same namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 pub struct SecretKeyRef {
     /// Name of the Secret.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$')").message("this is no name of a Secret: write lower-case letters, digits, dashes and dots"))]
     pub name: String,
     /// Key within the Secret.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$')").message("this is no key of a Secret: write letters, digits, dashes, dots and underscores"))]
     pub key: String,
 }

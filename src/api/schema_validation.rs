@@ -1,6 +1,8 @@
 //! Validates an object against the schema of its kind, as strictly as an API server with `fieldValidation=Strict`, and
 //! reports path and remedy.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use crate::config::{is_host, is_script, suggest_name};
@@ -69,6 +71,12 @@ fn visit_value(value: &Value, schema: &Value, path: &str, findings: &mut Vec<Sch
             if let Some(most) = schema["maxItems"].as_u64().filter(|most| items.len() as u64 > *most) {
                 report(format!("has {} entries, at most {most} are allowed: remove some", items.len()));
             }
+            for (index, name) in find_duplicates(items, schema) {
+                findings.push(SchemaFinding {
+                    path: format!("{path}[{index}]"),
+                    message: format!("is a second entry named `{name}`: remove it, or give it another name"),
+                });
+            }
             for (index, item) in items.iter().enumerate() {
                 visit_value(item, &schema["items"], &format!("{path}[{index}]"), findings);
             }
@@ -76,6 +84,16 @@ fn visit_value(value: &Value, schema: &Value, path: &str, findings: &mut Vec<Sch
         Value::Object(fields) => check_object(fields, schema, path, findings),
         Value::Null | Value::Bool(_) => {}
     }
+}
+
+/// The entries of a list-map whose key an earlier entry has, each with its index.
+fn find_duplicates<'a>(items: &'a [Value], schema: &Value) -> Vec<(usize, &'a str)> {
+    let keys = schema["x-kubernetes-list-map-keys"].as_array().map(Vec::as_slice).unwrap_or_default();
+    // Every list-map of these schemas has one key, a name or a type.
+    let Some(key) = keys.first().and_then(Value::as_str) else { return vec![] };
+    let mut known = HashSet::new();
+    let named = items.iter().enumerate().filter_map(|(index, item)| Some((index, item[key].as_str()?)));
+    named.filter(|(_, name)| !known.insert(*name)).collect()
 }
 
 fn check_object(

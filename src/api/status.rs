@@ -56,6 +56,26 @@ pub struct GateStatus {
     /// Failure for which the gate last closed or refused to open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<LastFailure>,
+    /// Pods that were replaced because they differed from their template.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replacements: Vec<PodReplacements>,
+    /// Injectors whose additions to the present pods are accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub injectors: Vec<String>,
+}
+
+/// Pods of one template that were replaced because they differed from it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodReplacements {
+    /// Name of the server.
+    pub server: String,
+    /// Digest of the template.
+    pub template: String,
+    /// Number of replacements of this template.
+    pub count: u32,
+    /// Time of the last one, RFC 3339.
+    pub last_at: String,
 }
 
 /// Failure for which a gate closed or refused to open.
@@ -90,6 +110,9 @@ pub struct StreamStatus {
     /// Time at which this cluster began to create the stream, in ms since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creating_since_ms: Option<i64>,
+    /// Settings of `webhooks.stream` that the stream does not have, each with the reason and the remedy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending_steps: Vec<String>,
 }
 
 /// Addresses for clients within the Kubernetes cluster.

@@ -53,6 +53,8 @@ enum Command {
     /// Print the table of metrics that every process exports, as Markdown
     #[command(hide = true)]
     Metrics,
+    /// Print the injectors whose additions to pods are accepted, as a file to extend for `realtime operator`
+    KnownInjectors,
     /// Print the reasons of conditions, as Markdown
     Reasons,
     #[cfg(feature = "bench")]
@@ -91,6 +93,7 @@ pub fn main() -> ExitCode {
             Command::Variables => print::print_text(&crate::config::render_variables_page()),
             Command::Limits => print::print_text(&crate::edge::server::limits_page::render_limits_page()),
             Command::Metrics => print::print_text(&render_metrics_page(&metric_rows())),
+            Command::KnownInjectors => print::print_text(crate::desired::SHIPPED_INJECTORS),
             Command::Reasons => print::print_text(&crate::api::conditions::reasons_page()),
             #[cfg(feature = "bench")]
             Command::Bench(arguments) => bench::run(arguments).await,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::BAD_INPUT_EXIT_CODE;
-use crate::desired::PlatformPolicy;
+use crate::desired::{KnownInjectors, OPERATOR_NAMESPACE, PlatformPolicy};
 use crate::kubernetes::scope::WatchScope;
 use crate::operator::{self, OperatorError, OperatorSettings};
 use crate::process::{install_tls, signal, telemetry};
@@ -20,7 +20,7 @@ const EXIT_TASK_FAULT: u8 = 70;
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Namespace of the operator's own objects: its Lease and the receiver's slice of endpoints
-    #[arg(long, env = "POD_NAMESPACE", default_value = "realtime-operator")]
+    #[arg(long, env = "POD_NAMESPACE", default_value = OPERATOR_NAMESPACE)]
     namespace: String,
     /// Namespaces whose clusters this operator reconciles, separated by commas; all of them by default
     #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',', value_name = "NAMESPACES")]
@@ -29,6 +29,9 @@ pub struct Arguments {
     /// Without it: the image repository of the defaults, AWS's own endpoints, any region, any role. Read at the start
     #[arg(long, env = "PLATFORM_POLICY", value_name = "FILE")]
     platform_policy: Option<PathBuf>,
+    /// File of the injectors whose additions to pods are accepted, in place of those that `realtime known-injectors` prints
+    #[arg(long, env = "KNOWN_INJECTORS", value_name = "FILE")]
+    known_injectors: Option<PathBuf>,
     /// Name of this replica
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pod: String,
@@ -64,10 +67,26 @@ pub async fn run(arguments: Arguments) -> u8 {
             return 1;
         }
     };
-    let Arguments { namespace, watch_namespaces, platform_policy: _, pod, address, receiver, admin, log: _ } =
-        arguments;
+    let Arguments {
+        namespace,
+        watch_namespaces,
+        platform_policy: _,
+        known_injectors,
+        pod,
+        address,
+        receiver,
+        admin,
+        log: _,
+    } = arguments;
+    let known_injectors = match read_known_injectors(known_injectors.as_deref()) {
+        Ok(known) => known,
+        Err(error) => {
+            eprintln!("realtime: {error}");
+            return 1;
+        }
+    };
     let scope = WatchScope::of_namespaces(watch_namespaces);
-    let settings = OperatorSettings { namespace, scope, policy, pod, address, receiver, admin };
+    let settings = OperatorSettings { namespace, scope, policy, known_injectors, pod, address, receiver, admin };
     match operator::run(settings, shutdown).await {
         Ok(()) => 0,
         Err(error) => {
@@ -81,4 +100,12 @@ fn read_policy(file: &Path) -> Result<PlatformPolicy, String> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).map_err(|error| format!("{name}: cannot be read: {error}"))?;
     PlatformPolicy::parse(&name, &text).map_err(|error| error.to_string())
+}
+
+/// Reads the file of known injectors; the shipped ones without a file.
+fn read_known_injectors(file: Option<&Path>) -> Result<KnownInjectors, String> {
+    let Some(file) = file else { return KnownInjectors::shipped() };
+    let name = file.display();
+    let text = std::fs::read_to_string(file).map_err(|error| format!("--known-injectors {name}: {error}"))?;
+    KnownInjectors::parse(&text).map_err(|error| format!("--known-injectors {name}: {error}"))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{BAD_INPUT_EXIT_CODE, files, print};
-use crate::desired::{self, ClusterInputs};
+use crate::desired::{self, ClusterInputs, OPERATOR_NAMESPACE, RECEIVER_PORT, receiver_address};
 
 /// Print the objects that a manifest becomes.
 ///
@@ -16,7 +16,7 @@ pub struct Arguments {
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// `HOST:PORT` of the operator's webhook receiver
-    #[arg(long, default_value = "realtime-operator-receiver.realtime-system.svc:8090", value_name = "HOST:PORT")]
+    #[arg(long, default_value_t = receiver_address(OPERATOR_NAMESPACE, RECEIVER_PORT), value_name = "HOST:PORT")]
     receiver: String,
 }
 

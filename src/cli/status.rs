@@ -163,6 +163,9 @@ fn cluster_page(cluster: &RealtimeCluster) -> String {
     }
     if let Some(stream) = &status.stream {
         let _ = writeln!(page, "  stream {} {}", stream.name, stream.status);
+        for step in &stream.pending_steps {
+            let _ = writeln!(page, "  stream pending: {step}");
+        }
     }
     if let Some(at) = status.gate.as_ref().and_then(|gate| gate.passed_at.as_ref()) {
         let _ = writeln!(page, "  last proven {at}");
@@ -195,6 +198,7 @@ mod tests {
   - {{ name: websocket, server: websocket, state: Passing, pods: 1/1 }}
   - {{ name: xhr_streaming, server: sockjs, state: Passing, notApplicable: [fan-out], pods: 1/1 }}
   - {{ name: xhr_polling, server: sockjs, state: Failing, hop: record, pods: 0/1 }}
+  stream: {{ name: s, status: ACTIVE, pendingSteps: [shards is 3 and the stream has 2] }}
 "
         )));
         assert!(page.starts_with("channels/eu: NOT READY (ConfigurationDrift)\n  why\n"), "{page}");
@@ -202,6 +206,7 @@ mod tests {
         assert!(line("websocket").contains("✓ farewell"), "{page}");
         assert!(line("xhr_streaming").contains("✓ publish  – fan-out (n/a)  ✓ record"), "{page}");
         assert!(line("xhr_polling").contains("✓ fan-out  ✗ record  · dispatch"), "{page}");
+        assert!(page.contains("  stream s ACTIVE\n  stream pending: shards is 3 and the stream has 2\n"), "{page}");
         assert!(!page.contains("StreamReady"), "what is well is not told: {page}");
     }
 

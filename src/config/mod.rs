@@ -24,3 +24,6 @@ pub use variable_key::{VariableKey, name};
 
 /// The exit code of a server that refuses its configuration (`EX_CONFIG` of sysexits.h).
 pub const CONFIG_EXIT_CODE: u8 = 78;
+
+/// Annotation of a `ServiceAccount` by which EKS sets `AWS_ROLE_ARN` in its pods.
+pub const IAM_ROLE_ANNOTATION: &str = "eks.amazonaws.com/role-arn";

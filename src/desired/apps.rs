@@ -8,6 +8,7 @@ use super::problem::ManifestProblem;
 use super::secret_references::SecretTexts;
 use crate::api::app::CredentialState as ApiCredentialState;
 use crate::api::{EnabledState, RealtimeApp};
+use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::{App, AppLimits, Credential, CredentialState, WebhookEndpoint};
 use crate::protocol::{AppId, AppKey, Secret, origin, signature};
 
@@ -96,12 +97,16 @@ pub(super) fn validate_app(
         }
     }
     for (index, webhook) in raw.spec.webhooks.iter().enumerate() {
+        let mut report = |field: &str, message: String| {
+            let path = format!("spec.webhooks[{index}].{field}");
+            problems.push(ManifestProblem { object: describe_app(raw), path, message });
+        };
         if url::Url::parse(&webhook.url).is_err() {
-            problems.push(ManifestProblem {
-                object: describe_app(raw),
-                path: format!("spec.webhooks[{index}].url"),
-                message: format!("is `{}`, which is no address: write https://HOST/PATH", webhook.url),
-            });
+            report("url", format!("is `{}`, which is no address: write https://HOST/PATH", webhook.url));
+        }
+        // Objects of an older schema were never checked by the API server.
+        if raw.spec.webhooks.iter().take(index).any(|earlier| earlier.name == webhook.name) {
+            report("name", format!("is `{}`, which an earlier entry has: choose another", webhook.name));
         }
     }
     if !problems.is_empty() {
@@ -135,6 +140,22 @@ pub(super) fn validate_app(
     })
 }
 
+/// Finds the endpoints to which no dispatcher of the cluster sends, by the text of their URLs.
+pub(super) fn find_refused_endpoints(raw: &RealtimeApp, cluster: &str, policy: &EgressPolicy) -> Vec<ManifestProblem> {
+    let mut problems = Vec::new();
+    for (index, webhook) in raw.spec.webhooks.iter().enumerate() {
+        let Ok(url) = url::Url::parse(&webhook.url) else { continue };
+        if let Err(refusal) = policy.classify_url(&url) {
+            problems.push(ManifestProblem {
+                object: describe_app(raw),
+                path: format!("spec.webhooks[{index}].url"),
+                message: format!("gets no webhook from cluster {cluster}: {refusal}"),
+            });
+        }
+    }
+    problems
+}
+
 /// Resolves the credentials of an app, in the order of its manifest.
 fn resolve_credentials(
     raw: &RealtimeApp,
@@ -159,6 +180,14 @@ fn resolve_credentials(
         let texts = secrets.get(secret);
         let text = |key: &str| texts.and_then(|texts| texts.get(key)).filter(|text| !text.is_empty());
         match (text("key"), text("secret")) {
+            // The key is part of URLs and of a header of webhooks.
+            (Some(key), Some(_)) if !key.bytes().all(|b| b.is_ascii_graphic()) => problems.push(ManifestProblem {
+                object: describe_app(raw),
+                path: format!("spec.credentials[{index}].secretRef"),
+                message: format!(
+                    "references the Secret `{secret}`, whose `key` has a blank or a character that no header can carry: write letters and digits"
+                ),
+            }),
             (Some(key), Some(secret)) => found.push(Credential {
                 key: AppKey(key.clone()),
                 secret: Secret::new(secret),

@@ -47,7 +47,7 @@ pub struct ValidCluster {
     pub gate: GateSettings,
     /// All served apps, with the probe app.
     pub registry: AppRegistry,
-    /// Apps that are not served, with their problems.
+    /// Apps that are not accepted, with their problems; those with a refused endpoint are in the registry all the same.
     pub refused: Vec<RefusedApp>,
     /// The app through which journeys run.
     pub probe: ProbeApp,
@@ -273,11 +273,5 @@ impl AwsIdentity {
             Self::StaticKeys(name) => Some(name),
             Self::Irsa(_) | Self::PodIdentity | Self::WebIdentity(_) | Self::NodeRole => None,
         }
-    }
-
-    /// Whether EKS injects variables of its own into pods with this identity.
-    #[must_use]
-    pub fn is_injected_by_eks(&self) -> bool {
-        matches!(self, Self::Irsa(_) | Self::PodIdentity)
     }
 }

@@ -212,6 +212,48 @@ mod tests {
         }
     }
 
+    /// The same table is checked at a real API server.
+    #[test]
+    fn manifests_are_refused_in_the_words_of_the_api_server() {
+        let table: Vec<Value> = serde_json::from_str(include_str!("../../tests/fixtures/refused.json")).expect("JSON");
+        assert!(table.len() > 20);
+        for case in table {
+            let mut object: Value = serde_yaml::from_str(MINIMAL_CLUSTER).expect("a cluster");
+            object["kind"] = case["kind"].clone();
+            object["metadata"]["name"] = case["name"].clone();
+            match case["kind"].as_str() {
+                Some("RealtimeCluster") => {
+                    for (field, value) in case["spec"].as_object().expect("fields") {
+                        object["spec"][field] = value.clone();
+                    }
+                }
+                _ => object["spec"] = case["spec"].clone(),
+            }
+            let found = errors(&object.to_string());
+            let says = case["message"].as_str().expect("a message");
+            assert!(found.len() == 1 && found[0].contains(says), "{}: {found:?}", case["what"]);
+        }
+    }
+
+    #[test]
+    fn a_webhook_that_some_cluster_can_send_is_accepted() {
+        let app = |spec: &str| {
+            let head = "apiVersion: realtime-operator.dev/v1alpha1\nkind: RealtimeApp\nmetadata: { name: shop }\n";
+            errors(&format!("{head}spec: {{ appID: '1', {spec} }}\n"))
+        };
+        let url = |url: &str| app(&format!("webhooks: [{{ name: a, url: '{url}' }}]"));
+        for address in [
+            "https://a.test",
+            "https://a.test:8443/x?y=https://b@c#d",
+            "http://10.0.0.1/",
+            "https://[2606:4700::1111]:443/",
+            "https://müller.test/ä",
+            "https://a_b.test/x@y",
+        ] {
+            assert_eq!(url(address), [""; 0], "{address}");
+        }
+    }
+
     #[test]
     fn all_mistakes_of_a_file_are_reported_at_once() {
         let found =

@@ -11,9 +11,12 @@ mod apps;
 mod cluster;
 mod credentials;
 mod environment;
+mod known_injectors;
 pub mod manifest;
 mod platform_policy;
+mod pod_fields;
 mod problem;
+mod receiver;
 pub mod render;
 mod secret_copies;
 mod secret_references;
@@ -25,9 +28,12 @@ pub use cluster::{
 };
 pub use credentials::{ClusterCredentials, GeneratedPair, generate_credentials};
 pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};
+pub use known_injectors::{KnownInjectors, SHIPPED_INJECTORS};
 pub use manifest::{InputError, Manifests};
 pub use platform_policy::{PlatformPolicy, PolicyFileError};
-pub use problem::{ManifestProblem, RefusedApp};
+pub use pod_fields::{FieldKind, PodField, list_pod_fields, template_digest};
+pub use problem::{ManifestProblem, RefusalCause, RefusedApp};
+pub use receiver::{OPERATOR_NAMESPACE, RECEIVER_PORT, RECEIVER_SERVICE, receiver_address};
 pub use render::{DesiredObjects, render_objects};
 pub use secret_copies::SecretCopy;
 pub use secret_references::{
@@ -35,3 +41,6 @@ pub use secret_references::{
     trim_texts,
 };
 pub use validate::{ClusterInputs, StreamIdentity, validate, validate_stream};
+
+#[cfg(test)]
+pub(crate) use pod_fields::tests as pod_fields_fixture;

@@ -12,11 +12,25 @@ pub struct ManifestProblem {
     pub message: String,
 }
 
-/// An app that is not served, with its problems.
+/// An app that is not accepted, with its problems.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedApp {
     /// Name of the `RealtimeApp` object.
     pub name: String,
+    /// The cause of the refusal.
+    pub cause: RefusalCause,
     /// The problems, each with path and remedy.
     pub problems: Vec<ManifestProblem>,
+}
+
+/// The cause for which an app is not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalCause {
+    /// A field or a referenced Secret is missing or invalid: the app is not served.
+    Invalid,
+    /// An older app has its id or one of its keys: the app is not served.
+    KeyConflict,
+    /// The cluster sends no webhook to one of its endpoints. Its clients are served all the same: a network that a
+    /// cluster allows no more must not disconnect them.
+    EndpointNotAllowed,
 }

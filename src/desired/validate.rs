@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
-use super::apps::{ClaimedNames, build_probe_app, derive_probe_id, describe_app, validate_app};
+use super::apps::{ClaimedNames, build_probe_app, derive_probe_id, describe_app, find_refused_endpoints, validate_app};
 use super::cluster::{
     AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
     SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 use super::credentials::ClusterCredentials;
-use super::problem::{ManifestProblem, RefusedApp};
+use super::problem::{ManifestProblem, RefusalCause, RefusedApp};
 use super::secret_copies::copy_secrets;
 use super::secret_references::{RedisReferences, SecretReference, SecretTexts, collect_secret_references};
 use crate::api::cluster::{
@@ -19,6 +19,7 @@ use crate::api::cluster::{
 };
 use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec};
 use crate::config::ServerKind;
+use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::{App, AppRegistry};
 use crate::protocol::{StreamName, signature};
 
@@ -57,7 +58,8 @@ pub struct StreamIdentity {
 pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<ManifestProblem>> {
     let ClusterInputs { cluster, credentials, .. } = inputs;
     let spec = &cluster.spec;
-    let mut problems = check_servers(cluster);
+    let mut problems = check_names(cluster);
+    problems.extend(check_servers(cluster));
     problems.extend(check_networks(cluster));
     let stream = validate_stream(cluster, &credentials.uid).map_err(|found| problems.extend(found));
     let (Ok(stream), []) = (stream, problems.as_slice()) else { return Err(problems) };
@@ -128,6 +130,34 @@ pub fn validate_stream(cluster: &RealtimeCluster, uid: &str) -> Result<ValidStre
     })
 }
 
+/// Checks the rules of the schema that an object of an older schema may break, and that are not evaluated again for it.
+fn check_names(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
+    let spec = &cluster.spec;
+    let mut problems = Vec::new();
+    let name = cluster_name(cluster);
+    let is_label = name.starts_with(|c: char| c.is_ascii_lowercase())
+        && !name.ends_with('-')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if !is_label {
+        let message = format!("is `{name}`, which no Service can begin with: create a cluster with another name");
+        problems.push(cluster_problem(cluster, "metadata.name", &message));
+    }
+    let servers = [
+        ("websocket", &spec.websocket.env),
+        ("sockjs", &spec.sockjs.env),
+        ("webhooks.dispatcher", &spec.webhooks.dispatcher.env),
+    ];
+    for (path, variables) in servers {
+        for (index, variable) in variables.iter().enumerate() {
+            if variables.iter().take(index).any(|earlier| earlier.name == variable.name) {
+                let message = format!("is `{}`, which an earlier entry has: remove one of them", variable.name);
+                problems.push(cluster_problem(cluster, &format!("spec.{path}.env[{index}].name"), &message));
+            }
+        }
+    }
+    problems
+}
+
 fn check_servers(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
     let RealtimeClusterSpec { servers, websocket, sockjs, .. } = &cluster.spec;
     if *servers == ServerLayout::Combined && ![websocket, &EdgeServer::default()].contains(&sockjs) {
@@ -153,26 +183,41 @@ fn check_networks(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
     problems
 }
 
-/// Returns the apps that are served, the probe app first, and those that are refused.
+/// Returns the apps that are served, the probe app first, and those that are not accepted.
 fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp) -> (Vec<App>, Vec<RefusedApp>) {
     let probe = build_probe_app(probe, inputs.receiver);
     let mut claimed = ClaimedNames::of_app(&probe);
     let mut apps = vec![probe];
     let mut refused = Vec::new();
+    let policy = egress_policy(inputs);
     for raw in inputs.apps {
-        let problems = match validate_app(raw, inputs.secrets, inputs.credentials) {
-            Ok(app) => {
-                let Some(message) = claimed.claim(&app) else {
+        let (cause, problems) = match validate_app(raw, inputs.secrets, inputs.credentials) {
+            Ok(app) => match claimed.claim(&app) {
+                None => {
                     apps.push(app);
-                    continue;
-                };
-                vec![ManifestProblem { object: describe_app(raw), path: "spec.appID".to_owned(), message }]
-            }
-            Err(found) => found,
+                    let cluster = cluster_name(inputs.cluster);
+                    let found = policy.as_ref().map(|policy| find_refused_endpoints(raw, &cluster, policy));
+                    (RefusalCause::EndpointNotAllowed, found.unwrap_or_default())
+                }
+                Some(message) => {
+                    let path = "spec.appID".to_owned();
+                    (RefusalCause::KeyConflict, vec![ManifestProblem { object: describe_app(raw), path, message }])
+                }
+            },
+            Err(found) => (RefusalCause::Invalid, found),
         };
-        refused.push(RefusedApp { name: raw.metadata.name.clone().unwrap_or_default(), problems });
+        if !problems.is_empty() {
+            refused.push(RefusedApp { name: raw.metadata.name.clone().unwrap_or_default(), cause, problems });
+        }
     }
     (apps, refused)
+}
+
+/// The policy by which the cluster's dispatchers send; `None` without dispatchers.
+fn egress_policy(inputs: &ClusterInputs<'_>) -> Option<EgressPolicy> {
+    let webhooks = &inputs.cluster.spec.webhooks;
+    let networks = webhooks.allowed_networks.iter().map(String::as_str);
+    (webhooks.mode == WebhooksMode::Kinesis).then(|| EgressPolicy::new(networks, std::iter::once(inputs.receiver)))
 }
 
 fn resolve_servers(spec: &RealtimeClusterSpec) -> Vec<ValidServer> {
@@ -439,6 +484,88 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
     fn invalid_networks_are_reported() {
         let spec = "  trustedProxies: [10.0.0.0/8, proxy]\n  webhooks: { allowedNetworks: ['10.0.0.0/99'] }\n";
         assert_eq!(problems(spec), ["spec.webhooks.allowedNetworks[0]", "spec.trustedProxies[1]"]);
+    }
+
+    /// An API server refuses these by their rules; objects of an older schema were never checked.
+    #[test]
+    fn names_that_the_schema_refuses_are_reported_of_older_objects_too() {
+        let mut cluster = applied_cluster("");
+        assert_eq!(check_names(&cluster), []);
+        for name in ["eu.prod", "1eu", "eu-", ""] {
+            cluster.metadata.name = Some(name.to_owned());
+            assert_eq!(check_names(&cluster).len(), 1, "{name}");
+        }
+        let variable = |name: &str| ExtraVariable { name: name.to_owned(), value: String::new() };
+        let mut cluster = applied_cluster("");
+        cluster.spec.sockjs.env = ["A", "B", "A"].map(variable).into();
+        let problems = check_names(&cluster);
+        let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+        assert_eq!(paths, ["spec.sockjs.env[2].name"]);
+        let mut app: RealtimeApp = serde_yaml::from_str(APP).expect("an app");
+        let webhook = |url: &str| serde_json::from_value(serde_json::json!({ "name": "a", "url": url }));
+        app.spec.webhooks = ["https://a.test", "https://b.test"].map(|url| webhook(url).expect("a webhook")).into();
+        let secrets = SecretTexts::from([(
+            "shop".to_owned(),
+            [("key", "k"), ("secret", "s")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        )]);
+        let credentials = generate_credentials(&cluster, &[], &BTreeMap::new(), str::to_owned);
+        let problems = validate_app(&app, &secrets, &credentials).expect_err("a second endpoint of one name");
+        assert_eq!(problems[0].path, "spec.webhooks[1].name");
+    }
+
+    #[test]
+    fn an_endpoint_that_the_cluster_does_not_allow_is_reported_and_the_app_is_served() {
+        let secrets: &[(&str, &[(&str, &str)])] = &[("shop", &[("key", "k"), ("secret", "s")])];
+        let check = |cluster: &str, url: &str| {
+            let webhooks = format!("{{ appID: '1001', webhooks: [{{ name: a, url: '{url}' }}],");
+            let valid = check_cluster(cluster, &[&APP.replace("{ appID: '1001',", &webhooks)], secrets);
+            let valid = valid.expect("a cluster");
+            assert!(valid.registry.by_key("k").is_some(), "{url}: its clients are served");
+            let found = valid.refused.into_iter().flat_map(|refused| {
+                assert_eq!(refused.cause, RefusalCause::EndpointNotAllowed);
+                refused.problems
+            });
+            found.map(|problem| problem.to_string()).collect::<Vec<_>>()
+        };
+        for (url, refused) in [
+            ("https://a.test/x", ""),
+            ("https://a.test:8443/x", ""),
+            ("http://a.test/x", "a.test:80 is not https on port 443 or 8443"),
+            ("https://a.test:9443/x", "a.test:9443 is not https on port 443 or 8443"),
+            ("https://10.0.0.1/x", "10.0.0.1 is not a public address"),
+        ] {
+            let found = check(MINIMAL_CLUSTER, url).join("; ");
+            let expected = "RealtimeApp shop: spec.webhooks[0].url gets no webhook from cluster eu: ";
+            let expected = if refused.is_empty() { String::new() } else { format!("{expected}{refused}") };
+            assert!(found.starts_with(&expected) && found.is_empty() == expected.is_empty(), "{url}: {found}");
+        }
+        let allowing = format!("{MINIMAL_CLUSTER}  webhooks: {{ allowedNetworks: ['10.0.0.0/8'] }}\n");
+        for url in ["http://a.test/x", "https://a.test:9443/x", "http://10.0.0.1/x"] {
+            assert_eq!(check(&allowing, url), [""; 0], "{url}");
+        }
+        assert_eq!(check(&allowing, "http://192.168.0.1/x").len(), 1);
+        let off = format!("{MINIMAL_CLUSTER}  webhooks: {{ mode: 'Off', acknowledgeNoWebhooks: eu }}\n");
+        assert_eq!(check(&off, "http://a.test/x"), [""; 0], "nothing is sent");
+    }
+
+    #[test]
+    fn a_secret_with_a_line_end_is_that_without_and_a_key_with_a_blank_is_refused() {
+        let served = |key: &str| {
+            let secret = format!(
+                "apiVersion: v1\nkind: Secret\nmetadata: {{ name: shop, namespace: channels }}\nstringData: {{ key: {key}, secret: \"s\\n\" }}\n"
+            );
+            let mut manifests = Manifests::default();
+            manifests.add_file("s.yaml", &secret).expect("a Secret");
+            let texts = &manifests.secrets[&("channels".to_owned(), "shop".to_owned())];
+            let texts: Vec<(&str, &str)> = texts.iter().map(|(key, text)| (key.as_str(), text.as_str())).collect();
+            check(&[APP], &[("shop", &texts)]).expect("a cluster")
+        };
+        let cluster = served("\" k\\r\\n\"");
+        assert_eq!(cluster.registry.by_key("k").map(|app| app.credentials[0].secret.expose()), Some("s"));
+        for key in ["\"a b\"", "\"a\\nb\"", "ä"] {
+            let refused = served(key).refused;
+            assert!(refused[0].problems[0].to_string().contains("a character that no header can carry"), "{key}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::egress_policy::EgressPolicy;
+use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::ENDPOINTS_FILE;
 
 /// Interval at which the file is read: kubelet swaps mounted files without a signal.
@@ -41,7 +41,7 @@ pub async fn follow_endpoints(directory: &Path, policy: Arc<EgressPolicy>, shutd
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatcher::egress_policy::EgressClass;
+    use crate::protocol::egress_policy::EgressClass;
 
     #[tokio::test]
     async fn a_changed_file_changes_the_policy_and_a_missing_one_does_not() {

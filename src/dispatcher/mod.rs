@@ -16,7 +16,6 @@ mod batcher;
 mod checkpoint_tracker;
 mod debounce;
 mod decode;
-mod egress_policy;
 mod events;
 mod kubernetes_leases;
 mod leases;

@@ -14,11 +14,11 @@ use url::Url;
 
 use super::apps::RegistryReceiver;
 use super::batcher::{AttemptOutcome, EndpointId, WebhookBatch};
-use super::egress_policy::{EgressClass, EgressPolicy, EgressRefusal};
 use super::metrics::{DispatcherMetrics, ErrorSource, ResponseClass};
 use super::retry::retry_after_ms;
 use super::{EgressOverrides, RerouteFn};
 use crate::process::clock::now_ms;
+use crate::protocol::egress_policy::{EgressClass, EgressPolicy, EgressRefusal};
 use crate::protocol::registry::{App, WebhookEndpoint};
 use crate::protocol::signature;
 use crate::protocol::webhook::{self, CONTENT_TYPE, KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER};

@@ -13,7 +13,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::allowed_endpoints;
 use super::apps::{self, RegistryReceiver};
-use super::egress_policy::EgressPolicy;
 use super::metrics::{DispatcherMetrics, ErrorSource};
 use super::retry::RetryPolicy;
 use super::sender::WebhookSender;
@@ -26,6 +25,7 @@ use crate::process::admin::{self, AdminEndpoints};
 use crate::process::clock::now_ms;
 use crate::process::{build, readiness_annotation};
 use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
+use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::signature::salted_digest;
 
 /// Bounds the start's check for the stream; after it, discovery goes on in the background.

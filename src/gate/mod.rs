@@ -27,5 +27,5 @@ pub use hop::Hop;
 pub use journey::{HopFailure, Journey, JourneyOutcome};
 pub use phase::GatePhase;
 pub use policy::{GatePolicy, RoundState};
-pub use registry_history::RegistryHistory;
+pub use registry_history::{RegistryHistory, RegistryReading};
 pub use verdict::{TransportVerdict, Verdict};

@@ -30,6 +30,19 @@ pub struct RegistryHistory {
     inherited_ms: Option<u64>,
     /// When the current version was recorded, in ms since 1970; `None` before the first one.
     recorded_ms: Option<u64>,
+    /// Number of the current version, counted from the first one that was recorded.
+    revision: u64,
+    /// The version in which an app last changed; an app that has not changed since the first one is left out.
+    changed_in: BTreeMap<AppId, u64>,
+}
+
+/// The apps of a process as they differ from one version of the registry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegistryReading {
+    /// The version that the process was compared with.
+    revision: u64,
+    /// Apps that the process lacked, or had in another version.
+    differing: BTreeSet<AppId>,
 }
 
 /// A former version of an app.
@@ -85,6 +98,7 @@ impl RegistryHistory {
             return;
         }
         let former = std::mem::replace(&mut self.current, digests);
+        self.revision += 1;
         if self.recorded_ms.replace(now_ms).is_none() {
             return;
         }
@@ -94,12 +108,14 @@ impl RegistryHistory {
             if digest == self.current.get(id) {
                 continue;
             }
+            self.changed_in.insert(id.clone(), self.revision);
             let versions = self.superseded.entry(id.clone()).or_default();
             versions.push_back(SupersededVersion { digest: digest.cloned(), superseded_ms: now_ms });
             if versions.len() > SUPERSEDED_VERSIONS_MAX {
                 versions.pop_front();
             }
         }
+        self.changed_in.retain(|id, _| self.current.contains_key(id));
         self.superseded.retain(|_, versions| {
             versions.retain(|version| now_ms.saturating_sub(version.superseded_ms) < SUPERSEDED_TTL_MS);
             !versions.is_empty()
@@ -115,6 +131,20 @@ impl RegistryHistory {
         let ids: BTreeSet<&AppId> = self.current.keys().chain(found.keys()).collect();
         let classified = ids.into_iter().map(move |id| (id, self.classify(id, found.get(id), now_ms)));
         classified.filter(|(_, version)| *version != AppVersion::Current)
+    }
+
+    /// Compares the apps that a process reports with the current version.
+    #[must_use]
+    pub fn compare(&self, found: &BTreeMap<AppId, String>) -> RegistryReading {
+        let missing = self.current.iter().filter(|(id, digest)| found.get(*id) != Some(*digest));
+        RegistryReading { revision: self.revision, differing: missing.map(|(id, _)| id.clone()).collect() }
+    }
+
+    /// Whether a process has loaded the current version of an app; `None` if the app changed since the comparison.
+    #[must_use]
+    pub fn has_loaded(&self, id: &AppId, reading: &RegistryReading) -> Option<bool> {
+        let changed_in = self.changed_in.get(id).copied().unwrap_or_default();
+        (reading.revision > 0 && reading.revision >= changed_in).then(|| !reading.differing.contains(id))
     }
 
     /// Classifies a process's version of one app; `None` when the process lacks the app.

@@ -157,6 +157,17 @@ pub struct StreamSummary {
     /// Creation time, in ms since 1970: the only property that distinguishes a stream from a later one of the same
     /// name.
     pub created_ms: u64,
+    /// Capacity of the stream; `None` if the endpoint does not report it.
+    pub capacity: Option<LiveCapacity>,
+}
+
+/// The capacity of a stream as Kinesis reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LiveCapacity {
+    /// Kinesis scales the shards by load.
+    OnDemand,
+    /// The stream has this number of open shards until somebody changes it.
+    Provisioned(u32),
 }
 
 impl KinesisClient {
@@ -326,7 +337,7 @@ impl KinesisClient {
         Ok(RecordPage { records, next: answer.next_shard_iterator, behind_ms })
     }
 
-    /// Describes the stream: ARN, status and creation time.
+    /// Describes the stream: ARN, status, creation time and capacity.
     ///
     /// # Errors
     /// The call failed; [`KinesisErrorClass::NotFound`] when there is no such stream.
@@ -338,7 +349,14 @@ impl KinesisClient {
         let found = answer
             .stream_description_summary
             .ok_or_else(|| self.malformed_answer(operation, "no description in the answer"))?;
+        let mode = found.stream_mode_details.map(|details| details.stream_mode);
+        let capacity = match mode {
+            Some(StreamMode::OnDemand) => Some(LiveCapacity::OnDemand),
+            Some(StreamMode::Provisioned) => u32::try_from(found.open_shard_count).ok().map(LiveCapacity::Provisioned),
+            _ => None,
+        };
         Ok(StreamSummary {
+            capacity,
             arn: found.stream_arn,
             status: found.stream_status.as_str().to_owned(),
             created_ms: unix_millis(&found.stream_creation_timestamp),

@@ -13,8 +13,8 @@ mod error;
 mod shard;
 
 pub use client::{
-    AwsCredentials, KinesisClient, PutEntry, PutReceipt, PutRejection, ReadPosition, ReadRecord, RecordPage,
-    StreamSettings, StreamSummary,
+    AwsCredentials, KinesisClient, LiveCapacity, PutEntry, PutReceipt, PutRejection, ReadPosition, ReadRecord,
+    RecordPage, StreamSettings, StreamSummary,
 };
 pub use connections::KinesisConnections;
 pub use error::{KinesisError, KinesisErrorClass};

@@ -1,14 +1,16 @@
-//! Finds fields that other managers wrote into our Deployments. Pure.
+//! Finds fields that other managers wrote into our objects. Pure.
 //!
-//! In: a rendered Deployment and the live one. Out: every foreign field of our container with its manager, and the paths
-//! to remove. Server-side apply reverts values that we set, but leaves fields alone that others *added*; an added variable
-//! can redirect webhooks just as a changed one can.
+//! In: a rendered object and the live one. Out: every foreign field of a Deployment's container with its manager, and the
+//! paths to remove. Server-side apply reverts values that we set, but leaves fields alone that others *added*; an added
+//! variable can redirect webhooks just as a changed one can, and an annotation of a `ServiceAccount` selects another
+//! identity.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
 use super::apply::FIELD_MANAGER;
+use crate::config::IAM_ROLE_ANNOTATION;
 
 /// A field that differs from the rendered object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +27,9 @@ const KEYED_LIST_FIELDS: [(&str, &str); 2] = [("env", "name"), ("volumeMounts", 
 /// Fields of a container that must be as rendered, or absent.
 const EXACT_FIELDS: [&str; 6] = ["envFrom", "command", "args", "image", "workingDir", "lifecycle"];
 
+/// Annotations of a `ServiceAccount` by which EKS selects an identity: as rendered, or absent.
+const IDENTITY_ANNOTATIONS: [&str; 1] = [IAM_ROLE_ANNOTATION];
+
 /// Finds fields of the live object that other managers changed or added.
 #[must_use]
 pub fn find_foreign_fields(desired: &Value, live: &Value) -> Vec<ForeignField> {
@@ -37,9 +42,7 @@ pub fn find_foreign_fields(desired: &Value, live: &Value) -> Vec<ForeignField> {
         for (list, key) in KEYED_LIST_FIELDS {
             let entries = index_by_key(&wanted[list], key);
             for (entry, value) in index_by_key(&container[list], key) {
-                if entries.get(entry).is_none_or(|wanted| !is_satisfied_by(wanted, value))
-                    && !is_injected_by_eks(list, entry)
-                {
+                if entries.get(entry).is_none_or(|wanted| !is_satisfied_by(wanted, value)) {
                     let manager = find_field_manager(live, name, list, Some((key, entry)));
                     found.push(ForeignField { field: format!("{list} {entry}"), manager });
                 }
@@ -66,7 +69,7 @@ pub fn find_foreign_fields(desired: &Value, live: &Value) -> Vec<ForeignField> {
 /// JSON pointers of foreign fields that server-side apply leaves, in the object as it is after the apply.
 #[must_use]
 pub fn find_leftover_paths(desired: &Value, live: &Value) -> Vec<String> {
-    let mut paths = Vec::new();
+    let mut paths = find_leftover_annotations(desired, live);
     let base = "/spec/template/spec";
     for (index, container) in pod_containers(live).iter().enumerate() {
         let Some(wanted) = pod_containers(desired).iter().find(|wanted| wanted["name"] == container["name"]) else {
@@ -78,7 +81,7 @@ pub fn find_leftover_paths(desired: &Value, live: &Value) -> Vec<String> {
             // From the end, so that earlier removals do not shift later indices.
             for (at, item) in items.iter().enumerate().rev() {
                 let entry = item[key].as_str().unwrap_or_default();
-                if !entries.contains_key(entry) && !is_injected_by_eks(list, entry) {
+                if !entries.contains_key(entry) {
                     paths.push(format!("{base}/containers/{index}/{list}/{at}"));
                 }
             }
@@ -95,16 +98,14 @@ pub fn find_leftover_paths(desired: &Value, live: &Value) -> Vec<String> {
     paths
 }
 
-/// Whether EKS injects this entry into pods that use one of its identities: it is not removed.
-fn is_injected_by_eks(list: &str, entry: &str) -> bool {
-    match list {
-        "volumeMounts" => {
-            entry.starts_with("/var/run/secrets/eks.amazonaws.com")
-                || entry.starts_with("/var/run/secrets/pods.eks.amazonaws.com")
-                || entry.starts_with("/var/run/secrets/kubernetes.io")
-        }
-        _ => false,
+/// Paths of the annotations with which a live `ServiceAccount` selects another identity than the rendered one.
+fn find_leftover_annotations(desired: &Value, live: &Value) -> Vec<String> {
+    if desired["kind"] != "ServiceAccount" {
+        return vec![];
     }
+    let has = |object: &Value, name: &str| !object["metadata"]["annotations"][name].is_null();
+    let leftovers = IDENTITY_ANNOTATIONS.iter().filter(|name| has(live, name) && !has(desired, name));
+    leftovers.map(|name| format!("/metadata/annotations/{}", name.replace('~', "~0").replace('/', "~1"))).collect()
 }
 
 fn pod_containers(object: &Value) -> &[Value] {
@@ -242,6 +243,18 @@ mod tests {
                 format!("{base}/command")
             ]
         );
+    }
+
+    #[test]
+    fn the_annotation_of_another_identity_is_removed_from_a_service_account() {
+        let account =
+            |annotations: &Value| json!({ "kind": "ServiceAccount", "metadata": { "annotations": annotations } });
+        let (role, none) = (json!({ IAM_ROLE_ANNOTATION: "arn:aws:iam::1:role/x", "team": "a" }), json!({}));
+        let paths = find_leftover_paths(&account(&none), &account(&role));
+        assert_eq!(paths, ["/metadata/annotations/eks.amazonaws.com~1role-arn"]);
+        assert_eq!(find_leftover_paths(&json!({ "kind": "ServiceAccount", "metadata": {} }), &account(&role)), paths);
+        assert_eq!(find_leftover_paths(&account(&role), &account(&role)), [""; 0], "rendered for IRSA");
+        assert_eq!(find_leftover_paths(&account(&none), &account(&none)), [""; 0]);
     }
 
     #[test]

@@ -1,18 +1,20 @@
 //! Reconciles the app registry: writes the apps of a cluster into its 16 Secrets, pushes them to the pods, and reports in
-//! each app's status whether it is served; owns `AppsSynced`.
+//! each app's status whether it is served and loaded; owns `AppsSynced`.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::reflector::Store;
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
 
+use super::app_status::{ClusterView, LoadedPods, update_app_status};
+use super::cluster_probers::ClusterProbers;
 use super::context::{ControllerContext, SharedContext};
 use super::dereference;
 use super::reconcile_error::ReconcileError;
@@ -22,15 +24,20 @@ use super::rendering::render_cluster;
 use super::secret_reader::SecretUser;
 use super::status::{self, ConditionUpdate, StatusPatch};
 use crate::api::conditions::condition;
-use crate::api::{API_GROUP, RealtimeApp, RealtimeCluster, Reason};
+use crate::api::{RealtimeApp, RealtimeCluster, Reason};
 use crate::desired::render::REGISTRY_ANNOTATION;
 use crate::desired::{self, RefusedApp, ValidCluster};
 use crate::kubernetes::apply;
+use crate::prober::PodStanding;
+use crate::protocol::AppId;
 
 /// Time between two reconciles of a registry that is in sync; changes of apps and pods trigger earlier ones.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// Time between two reconciles while waiting for another controller.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Time between two reconciles while pods load a change, for each thousand apps that are compared: until then an app is not
+/// Ready.
+const LOADING_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// Time between two pushes to pods: 20 a second, so that a large cluster does not burst against the API server.
 const PUSH_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -38,7 +45,12 @@ const PUSH_INTERVAL: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// The registry cannot be rendered or written; the status has the same reason.
-pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Option<Duration>, ReconcileError> {
+pub async fn reconcile(
+    context: &SharedContext,
+    probers: &ClusterProbers,
+    clusters: &Store<RealtimeCluster>,
+    cluster: &RealtimeCluster,
+) -> Result<Option<Duration>, ReconcileError> {
     if cluster.metadata.deletion_timestamp.is_some() {
         return Ok(None);
     }
@@ -48,7 +60,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
     }
     let result = reconcile_registry(context, cluster).await;
     let update = match &result {
-        Ok(Some(message)) => ConditionUpdate::new(condition::APPS_SYNCED, "True", Reason::Applied, message),
+        Ok(Some(written)) => ConditionUpdate::new(condition::APPS_SYNCED, "True", Reason::Applied, &written.message),
         Ok(None) => ConditionUpdate::new(
             condition::APPS_SYNCED,
             "False",
@@ -57,7 +69,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         ),
         Err(error) => ConditionUpdate::new(condition::APPS_SYNCED, "False", error.reason, &error.message),
     };
-    let wait = if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
+    let mut wait = if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
     let manager = "realtime-operator-apps";
     let part = StatusPatch {
         manager,
@@ -66,15 +78,31 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         fields: Map::new(),
     };
     status::write(context, cluster, part).await?;
-    result.map(|_| Some(wait))
+    if let Some(WrittenRegistry { rendered, .. }) = result? {
+        let others = clusters.state_filter(|other| other.namespace() == cluster.namespace());
+        let names = others.iter().map(|other| other.name_any()).chain([cluster.name_any()]).collect();
+        let standings = probers.standings(cluster);
+        if !update_app_statuses(context, cluster, &rendered, &standings, &names).await? {
+            let thousands = u32::try_from(rendered.read.apps.len() / 1_000).unwrap_or(u32::MAX);
+            wait = LOADING_CHECK_INTERVAL.saturating_mul(thousands.saturating_add(1)).min(RESYNC_INTERVAL);
+        }
+    }
+    Ok(Some(wait))
 }
 
-/// Returns the message of `AppsSynced`; `None` while the Secret of generated values does not exist, which the workload
+/// The registry of a cluster after it was written and pushed.
+struct WrittenRegistry {
+    rendered: Arc<RenderedCluster>,
+    /// The message of `AppsSynced`.
+    message: String,
+}
+
+/// Writes and pushes the registry; `None` while the Secret of generated values does not exist, which the workload
 /// controller creates.
 async fn reconcile_registry(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
-) -> Result<Option<String>, ReconcileError> {
+) -> Result<Option<WrittenRegistry>, ReconcileError> {
     let rendered = render_cluster(context, cluster).await?;
     // Secrets of the cluster itself are generated by the workload controller alone, so that there is one value of each.
     if !rendered.fresh_of_cluster().is_empty() {
@@ -85,20 +113,45 @@ async fn reconcile_registry(
         context.ensure_leader()?;
         store_generated_credentials(context, cluster, &fresh).await?;
     }
-    let RenderedCluster { read, valid, .. } = &*rendered;
+    let valid = &rendered.valid;
     record_registry(&context.registries.of_cluster(cluster), valid);
     let digest = write_registry_secrets(context, cluster, valid).await?;
     let pods = push_registry_digest(context, cluster, &digest).await?;
-    // The rendering is shared and may be older than the status of its apps; an app edited since is rendered again first.
-    let version = |app: &RealtimeApp| (app.uid(), app.metadata.generation);
-    let rendered_versions: HashSet<_> = read.apps.iter().map(version).collect();
-    for app in context.live.apps_of(cluster).iter().filter(|app| rendered_versions.contains(&version(app))) {
-        update_app_status(context, app, valid.refused.iter().find(|refused| refused.name == app.name_any())).await?;
-    }
     let served = valid.registry.apps().count().saturating_sub(1);
     let refused = valid.refused.len();
     let aside = if refused == 0 { String::new() } else { format!(", {refused} refused: see their conditions") };
-    Ok(Some(format!("{served} apps in {pods} pods{aside}")))
+    let message = format!("{served} apps in {pods} pods{aside}");
+    Ok(Some(WrittenRegistry { rendered, message }))
+}
+
+/// Writes the view of this cluster into the status of each app. Returns whether every app is refused or loaded by every
+/// pod.
+async fn update_app_statuses(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    rendered: &RenderedCluster,
+    standings: &BTreeMap<String, PodStanding>,
+    clusters: &HashSet<String>,
+) -> Result<bool, ReconcileError> {
+    let RenderedCluster { read, valid, .. } = rendered;
+    let history = context.registries.of_cluster(cluster);
+    let wanted = valid.servers.iter().map(|server| usize::try_from(server.replicas).unwrap_or_default()).sum();
+    let refused: HashMap<&str, &RefusedApp> =
+        valid.refused.iter().map(|refused| (refused.name.as_str(), refused)).collect();
+    // The rendering is shared and may be older than the status of its apps; an app edited since is rendered again first.
+    let version = |app: &RealtimeApp| (app.uid(), app.metadata.generation);
+    let rendered_versions: HashSet<_> = read.apps.iter().map(version).collect();
+    let mut all_settled = true;
+    for app in context.live.apps_of(cluster).iter().filter(|app| rendered_versions.contains(&version(app))) {
+        let id = AppId(app.spec.app_id.clone());
+        let pods = {
+            let history = history.read().unwrap_or_else(PoisonError::into_inner);
+            LoadedPods::count(&id, standings, &history, wanted)
+        };
+        let view = ClusterView { cluster, refused: refused.get(app.name_any().as_str()).copied(), pods };
+        all_settled &= update_app_status(context, app, &view, clusters).await?;
+    }
+    Ok(all_settled)
 }
 
 /// Stores generated credentials of apps in the Secret of generated values.
@@ -164,53 +217,4 @@ async fn push_registry_digest(
         tokio::time::sleep(PUSH_INTERVAL).await;
     }
     Ok(live.len())
-}
-
-/// Writes `Accepted` and `Ready` into an app's status.
-async fn update_app_status(
-    context: &ControllerContext,
-    app: &RealtimeApp,
-    refused: Option<&RefusedApp>,
-) -> Result<(), ReconcileError> {
-    let (status, reason, message) = match refused {
-        None => ("True", Reason::AppAccepted, "the app is served".to_owned()),
-        Some(refused) => {
-            let messages: Vec<String> = refused.problems.iter().map(ToString::to_string).collect();
-            let conflict = refused.problems.iter().any(|problem| problem.path == "spec.appID");
-            ("False", if conflict { Reason::KeyConflict } else { Reason::AppInvalid }, messages.join("; "))
-        }
-    };
-    let known = app.status.clone();
-    let mut conditions = Vec::new();
-    for kind in [condition::ACCEPTED, condition::READY] {
-        let before = known.iter().flat_map(|known| &known.conditions).find(|before| before.type_ == kind);
-        let time = before.filter(|before| before.status == status).map(|before| before.last_transition_time.clone());
-        conditions.push(Condition {
-            type_: kind.to_owned(),
-            status: status.to_owned(),
-            reason: reason.to_string(),
-            message: message.clone(),
-            observed_generation: app.metadata.generation,
-            last_transition_time: time.unwrap_or_else(|| Time(Timestamp::now())),
-        });
-    }
-    let generation = app.metadata.generation.unwrap_or(-1);
-    if known.is_some_and(|known| known.conditions == conditions && known.observed_generation == generation) {
-        return Ok(());
-    }
-    context.ensure_leader()?;
-    let (name, namespace) = (app.name_any(), app.namespace().unwrap_or_default());
-    let body = json!({
-        "apiVersion": format!("{API_GROUP}/v1alpha1"),
-        "kind": "RealtimeApp",
-        "metadata": { "name": name, "namespace": namespace },
-        "status": { "observedGeneration": generation, "conditions": conditions },
-    });
-    let api: Api<RealtimeApp> = Api::namespaced(context.client.clone(), &namespace);
-    let parameters = PatchParams::apply("realtime-operator-apps").force();
-    match api.patch_status(&name, &parameters, &Patch::Apply(body)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-        Err(error) => Err(ReconcileError::from_call("writing an app's status", &error)),
-    }
 }

@@ -13,7 +13,6 @@ use super::context::{ControllerContext, cluster_key, cluster_ref};
 use super::metrics::OperatorMetrics;
 use super::reconcile_error::ReconcileError;
 use crate::api::{RealtimeCluster, Reason};
-use crate::config::ServerKind;
 use crate::gate::Verdict;
 use crate::prober::{self, PodStanding, ProbePlan, Prober, ProberReports};
 use crate::process::clock;
@@ -43,8 +42,6 @@ pub struct RunningProber {
     app: AppId,
     /// The prober of pods of former templates, while one of them waits for admission: its evidence counts for them alone.
     former: Option<ProberTask>,
-    /// Consecutive replacements of pods, by server.
-    pub replaced: BTreeMap<ServerKind, usize>,
     /// Number of pods that were admitted on record.
     pub on_record: usize,
 }
@@ -70,8 +67,6 @@ pub struct ProberFindings {
     pub verdict: Option<Verdict>,
     /// The state of each pod, by name.
     pub standings: BTreeMap<String, PodStanding>,
-    /// Consecutive replacements of pods, by server.
-    pub replaced: BTreeMap<ServerKind, usize>,
     /// Number of pods that were admitted on record.
     pub on_record: usize,
 }
@@ -126,13 +121,11 @@ impl ClusterProbers {
         }
         let Some(running) = all.get_mut(&name) else {
             let running = self.start_for_cluster(context, cluster, plan)?;
-            let findings =
-                ProberFindings { verdict: None, standings: BTreeMap::new(), replaced: BTreeMap::new(), on_record: 0 };
+            let findings = ProberFindings { verdict: None, standings: BTreeMap::new(), on_record: 0 };
             all.insert(name, running);
             return Ok(findings);
         };
         if running.current.prober.plan.borrow().fingerprint != plan.fingerprint {
-            running.replaced.clear();
             running.on_record = 0;
         }
         running.current.update_plan(plan);
@@ -142,7 +135,6 @@ impl ClusterProbers {
             // Before its first observation a prober knows no transport, and its verdict means nothing.
             verdict: (!verdict.transports.is_empty()).then_some(verdict),
             standings: running.current.prober.pods.borrow().clone(),
-            replaced: running.replaced.clone(),
             on_record: running.on_record,
         })
     }
@@ -157,7 +149,7 @@ impl ClusterProbers {
         let current = self.start_prober(context, cluster, plan, "prober")?;
         let uid = cluster.uid().unwrap_or_default();
         let cluster = ClusterName { namespace: cluster.namespace().unwrap_or_default(), name: cluster.name_any() };
-        Ok(RunningProber { uid, cluster, current, app, former: None, replaced: BTreeMap::new(), on_record: 0 })
+        Ok(RunningProber { uid, cluster, current, app, former: None, on_record: 0 })
     }
 
     /// Sends the plan of pods of a former template to their prober, starts it with the first plan, and stops it without
@@ -224,6 +216,14 @@ impl ClusterProbers {
         let running =
             all.get(&cluster_key(cluster)).filter(|running| Some(running.uid.as_str()) == cluster.uid().as_deref())?;
         Some(running.current.prober.verdicts.borrow().clone())
+    }
+
+    /// The state of each pod of a cluster, by name; empty without a prober.
+    pub fn standings(&self, cluster: &RealtimeCluster) -> BTreeMap<String, PodStanding> {
+        let all = self.lock_running();
+        let running = all.get(&cluster_key(cluster));
+        let running = running.filter(|running| Some(running.uid.as_str()) == cluster.uid().as_deref());
+        running.map(|running| running.current.prober.pods.borrow().clone()).unwrap_or_default()
     }
 
     /// Changes the counts of a cluster's prober.

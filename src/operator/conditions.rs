@@ -27,6 +27,8 @@ pub struct StatusInputs<'a> {
     pub error: Option<&'a ReconcileError>,
     /// Pod and message of a server that refuses to start: `eu-sockjs-x: REALTIME_…`.
     pub startup_refusal: Option<&'a str>,
+    /// A pod of the rendered template that is not admitted since it differs from it: `eu-sockjs-x differs from …`.
+    pub pod_difference: Option<&'a str>,
     /// The gate's verdict on the journeys; `None` until the prober has observed a pod.
     pub verdict: Option<&'a Verdict>,
     /// Whether webhooks are enabled.
@@ -85,6 +87,7 @@ struct ReadyState {
 pub fn decide_status(inputs: &StatusInputs<'_>) -> StatusDecision {
     let passed = is_proven(inputs);
     let mut state = assess_readiness(inputs, passed);
+    report_difference(inputs, &mut state);
     if inputs.on_record > 0 && state.ready != "True" {
         state.message = format!("{}; {} pods were admitted on record", state.message, inputs.on_record);
     }
@@ -99,6 +102,15 @@ pub fn decide_status(inputs: &StatusInputs<'_>) -> StatusDecision {
             ..build_gate_status(inputs, &state, passed || ready)
         },
         transports: build_transport_statuses(inputs),
+    }
+}
+
+/// Names the pod that differs from its template as the cause for which a rollout waits.
+fn report_difference(inputs: &StatusInputs<'_>, state: &mut ReadyState) {
+    let waits = matches!(state.reason, Reason::RollingOut | Reason::Proving | Reason::NoPods) && state.ready != "True";
+    if let Some(line) = inputs.pod_difference.filter(|_| waits) {
+        (state.ready, state.reason) = ("False", Reason::ConfigurationDrift);
+        line.clone_into(&mut state.message);
     }
 }
 
@@ -361,7 +373,15 @@ fn build_gate_status(inputs: &StatusInputs<'_>, state: &ReadyState, ever_passed:
     // Without a fingerprint, e.g. during deletion, the previous proof stays.
     let fingerprint = if inputs.fingerprint.is_empty() { known.fingerprint } else { inputs.fingerprint.to_owned() };
     let ever_passed = if inputs.fingerprint.is_empty() { known.ever_passed } else { ever_passed };
-    GateStatus { phase: phase.to_owned(), ever_passed, fingerprint, passed_at, proving_since: None, last_failure }
+    GateStatus {
+        phase: phase.to_owned(),
+        ever_passed,
+        fingerprint,
+        passed_at,
+        proving_since: None,
+        last_failure,
+        ..GateStatus::default()
+    }
 }
 
 /// The time of the last complete round: the start of its oldest pass, never the time of writing. An inherited proof is no

@@ -32,10 +32,11 @@ use super::secret_reader::SecretReader;
 use super::unreadable_objects::{LastVersion, UnreadableObjects, UnreadableReport, keep_readable};
 use super::watches::ControllerQueues;
 use super::{
-    apps_controller, gate_controller, receiver, stream_controller, unreadable_reports, watches, workload_controller,
+    app_status, apps_controller, gate_controller, receiver, stream_controller, unreadable_reports, watches,
+    workload_controller,
 };
 use crate::api::RealtimeCluster;
-use crate::desired::PlatformPolicy;
+use crate::desired::{KnownInjectors, PlatformPolicy, receiver_address};
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::client::{ConnectError, build_clients};
 use crate::kubernetes::lease::{LEASE_SILENCE_MAX, LeaderElector, Leadership, LeaseLost};
@@ -66,6 +67,8 @@ pub struct OperatorSettings {
     pub scope: WatchScope,
     /// What clusters may name.
     pub policy: PlatformPolicy,
+    /// The injectors whose additions to pods are accepted.
+    pub known_injectors: KnownInjectors,
     /// Name of the operator's pod: its identity in the Lease.
     pub pod: String,
     /// Address of the operator's pod, under which dispatchers reach its webhook receiver.
@@ -179,12 +182,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         recorder: Recorder::new(clients.call.clone(), reporter),
         may_write: Box::new(move || rights.may_write()),
         receiver,
-        receiver_address: format!(
-            "{}.{}.svc:{}",
-            receiver::RECEIVER_SERVICE,
-            settings.namespace,
-            settings.receiver.port()
-        ),
+        receiver_address: receiver_address(&settings.namespace, settings.receiver.port()),
         kubernetes_uid: kubernetes,
         live: LiveObjects::default(),
         secrets: SecretReader::new(clients.call.clone()),
@@ -193,6 +191,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         registries: RegistryHistories::default(),
         unreadable,
         policy: settings.policy,
+        known_injectors: settings.known_injectors,
         scope: settings.scope,
         metrics,
         heartbeats: heartbeats.clone(),
@@ -389,6 +388,19 @@ async fn run_controllers(
                 async move { gate_controller::reconcile(&context, &probers, &cluster).await }
             })
         };
+        let reporting_unselected = async {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = app_status::report_unselected_apps(&context, &store) => {}
+            }
+        };
+        let registering = {
+            let (probers, store) = (probers.clone(), store.clone());
+            drive_controller(ControllerName::Apps, apps, context.clone(), move |context, cluster| {
+                let (probers, store) = (probers.clone(), store.clone());
+                async move { apps_controller::reconcile(&context, &probers, &store, &cluster).await }
+            })
+        };
         tokio::join!(
             drive_controller(ControllerName::Stream, stream, context.clone(), |context, cluster| async move {
                 stream_controller::reconcile(&context, &cluster).await
@@ -396,10 +408,9 @@ async fn run_controllers(
             drive_controller(ControllerName::Workload, workload, context.clone(), |context, cluster| async move {
                 workload_controller::reconcile(&context, &cluster).await
             }),
-            drive_controller(ControllerName::Apps, apps, context.clone(), |context, cluster| async move {
-                apps_controller::reconcile(&context, &cluster).await
-            }),
+            registering,
             gating,
+            reporting_unselected,
         );
     };
     let reporting = async {

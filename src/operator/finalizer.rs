@@ -13,6 +13,7 @@ use serde_json::json;
 use super::context::ControllerContext;
 use super::reconcile_error::ReconcileError;
 use crate::api::RealtimeCluster;
+use crate::config::ServerKind;
 use crate::desired::render::pod_labels;
 use crate::kubernetes::apply;
 
@@ -62,8 +63,11 @@ pub async fn finalize_cluster(
         let pods = api.list(&ListParams::default().labels(&labels)).await;
         let pods = pods.map_err(|error| ReconcileError::from_call("listing pods", &error))?.items;
         let now = Timestamp::now().as_second();
-        let left: Vec<String> =
-            pods.iter().filter(|pod| is_expected_to_end(pod, now)).map(ResourceExt::name_any).collect();
+        let left: Vec<String> = pods
+            .iter()
+            .filter(|pod| is_expected_to_end(pod, &cluster.name_any(), now))
+            .map(ResourceExt::name_any)
+            .collect();
         if !left.is_empty() {
             return Ok(Some(format!("waiting for pods to terminate: {}", left.join(", "))));
         }
@@ -74,9 +78,11 @@ pub async fn finalize_cluster(
     Ok(None)
 }
 
-/// Whether a pod belongs to a Deployment and is expected to terminate.
-fn is_expected_to_end(pod: &Pod, now: i64) -> bool {
-    let replica = pod.owner_references().iter().any(|owner| owner.kind == "ReplicaSet");
+/// Whether a pod belongs to a Deployment of the cluster and is expected to terminate. Its `ReplicaSet`, which may be gone
+/// by now, is known by its name.
+fn is_expected_to_end(pod: &Pod, cluster: &str, now: i64) -> bool {
+    let ours = |name: &str| ServerKind::ALL.iter().any(|server| name.starts_with(&format!("{cluster}-{server}-")));
+    let replica = pod.owner_references().iter().any(|owner| owner.kind == "ReplicaSet" && ours(&owner.name));
     let overdue = pod
         .metadata
         .deletion_timestamp
@@ -109,9 +115,9 @@ async fn patch_finalizers(
 mod tests {
     use super::*;
 
-    fn pod(owner: &str, deleted: Option<&str>) -> Pod {
+    fn pod((kind, name): (&str, &str), deleted: Option<&str>) -> Pod {
         let mut pod = json!({ "metadata": { "name": "p", "ownerReferences": [
-            { "apiVersion": "apps/v1", "kind": owner, "name": "o", "uid": "u" }
+            { "apiVersion": "apps/v1", "kind": kind, "name": name, "uid": "u" }
         ] } });
         if let Some(deleted) = deleted {
             pod["metadata"]["deletionTimestamp"] = json!(deleted);
@@ -121,18 +127,15 @@ mod tests {
 
     #[test]
     fn a_cluster_waits_for_the_pods_of_its_deployments_until_they_are_overdue() {
+        let ours = ("ReplicaSet", "eu-sockjs-1");
         for (name, pod, now, expected) in [
-            ("it runs", pod("ReplicaSet", None), 100, true),
-            ("it ends", pod("ReplicaSet", Some("1970-01-01T00:01:00Z")), 60 + TERMINATION_OVERRUN_MAX_SECONDS, true),
-            (
-                "its node is gone",
-                pod("ReplicaSet", Some("1970-01-01T00:01:00Z")),
-                61 + TERMINATION_OVERRUN_MAX_SECONDS,
-                false,
-            ),
-            ("someone else made it", pod("Job", None), 100, false),
+            ("it runs", pod(ours, None), 100, true),
+            ("it ends", pod(ours, Some("1970-01-01T00:01:00Z")), 60 + TERMINATION_OVERRUN_MAX_SECONDS, true),
+            ("its node is gone", pod(ours, Some("1970-01-01T00:01:00Z")), 61 + TERMINATION_OVERRUN_MAX_SECONDS, false),
+            ("a Job made it", pod(("Job", "eu-sockjs-1"), None), 100, false),
+            ("another Deployment with these labels made it", pod(("ReplicaSet", "eu-canary-1"), None), 100, false),
         ] {
-            assert_eq!(is_expected_to_end(&pod, now), expected, "{name}");
+            assert_eq!(is_expected_to_end(&pod, "eu", now), expected, "{name}");
         }
     }
 }

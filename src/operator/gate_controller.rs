@@ -2,10 +2,11 @@
 //!
 //! Journeys never run within a reconcile: a reconcile updates the prober's plan, reads its findings, and acts on them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -19,7 +20,7 @@ use super::conditions::{self, OWNED_CONDITIONS, StatusInputs, is_open, was_prove
 use super::context::{ControllerContext, SharedContext};
 use super::dereference;
 use super::pod_admission::{self, AdmissionStep};
-use super::pods::{ServerPod, count_wanted_pods};
+use super::pods::{PodReader, ServerPod, count_wanted_pods};
 use super::reconcile_error::ReconcileError;
 use super::registry_histories::begin_history;
 use super::rendered_clusters::RenderedCluster;
@@ -27,11 +28,11 @@ use super::rendering::render_cluster;
 use super::secret_reader::SecretUser;
 use super::service_routes::find_service_routes;
 use super::status::{self, StatusPatch};
-use crate::api::cluster::{RealtimeClusterStatus, WebhooksMode};
+use crate::api::cluster::{GateStatus, PodReplacements, RealtimeClusterStatus, WebhooksMode};
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
-use crate::desired::decode_secret;
 use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION};
+use crate::desired::{SecretTexts, decode_secret};
 use crate::prober::{JourneyProof, ProbePlan};
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
 
@@ -69,11 +70,16 @@ pub async fn reconcile(
         let pod = observation.pods.iter().find(refuses)?;
         Some(format!("{}: {}", pod.name, pod.refusal.as_deref().unwrap_or_default()))
     });
+    let known_replacements = known.gate.as_ref().map(|gate| gate.replacements.clone()).unwrap_or_default();
+    let replacements = observation.as_ref().map_or(known_replacements, |observation| observation.replacements.clone());
+    let difference =
+        observation.as_ref().and_then(|found| pod_admission::describe_difference(&found.pods, &replacements));
     // Without an observation the journeys run on by the last plan.
     let latest = if observation.is_none() { probers.latest_verdict(cluster) } else { None };
     let decision = conditions::decide_status(&StatusInputs {
         error: built.as_ref().err(),
         startup_refusal: refusal.as_deref(),
+        pod_difference: difference.as_deref(),
         verdict: observation.as_ref().map_or(latest.as_ref(), |observation| observation.findings.verdict.as_ref()),
         webhooks,
         fingerprint: observation.as_ref().map_or("", |observation| &observation.fingerprint),
@@ -86,7 +92,10 @@ pub async fn reconcile(
     publish_ready_event(context, cluster, &known, &decision).await;
     let mut fields = Map::new();
     fields.insert("observedGeneration".to_owned(), json!(cluster.metadata.generation));
-    fields.insert("gate".to_owned(), json!(decision.gate));
+    let injectors = observation.as_ref().map(|observation| list_injectors(&observation.pods));
+    let known_injectors = || known.gate.as_ref().map(|gate| gate.injectors.clone()).unwrap_or_default();
+    let gate = GateStatus { replacements, injectors: injectors.unwrap_or_else(known_injectors), ..decision.gate };
+    fields.insert("gate".to_owned(), json!(gate));
     fields.insert("transports".to_owned(), json!(decision.transports));
     let part = StatusPatch {
         manager: "realtime-operator-gate",
@@ -95,6 +104,10 @@ pub async fn reconcile(
         fields,
     };
     status::write(context, cluster, part).await?;
+    // After their count is stored: another leader would not know of them.
+    for step in observation.iter().flat_map(|observation| &observation.replaced) {
+        replace_pod(context, cluster, step).await?;
+    }
     Ok(Some(RESYNC_INTERVAL))
 }
 
@@ -137,11 +150,21 @@ struct ObservedObjects<'a> {
 
 struct GateObservation {
     pods: Vec<ServerPod>,
+    /// The replacements that count, with those of this turn.
+    replacements: Vec<PodReplacements>,
+    /// The steps that replace pods in this turn.
+    replaced: Vec<AdmissionStep>,
     fingerprint: String,
     findings: ProberFindings,
 }
 
-/// Reads the pods, updates the prober's plan, and admits and replaces pods by the findings.
+/// Names the injectors of all pods.
+fn list_injectors(pods: &[ServerPod]) -> Vec<String> {
+    let names: BTreeSet<&String> = pods.iter().flat_map(|pod| &pod.audit.injectors).collect();
+    names.into_iter().cloned().collect()
+}
+
+/// Reads the pods, updates the prober's plan, and admits pods by the findings.
 async fn observe_and_admit(
     context: &ControllerContext,
     probers: &ClusterProbers,
@@ -151,8 +174,9 @@ async fn observe_and_admit(
 ) -> Result<GateObservation, ReconcileError> {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
     let live = context.live.pods_of(cluster);
+    let reader = PodReader { cluster: &built.valid, desired: &built.desired, injectors: &context.known_injectors };
     let pods: Vec<ServerPod> =
-        live.iter().filter_map(|pod| ServerPod::read(pod, &built.valid, &built.desired)).collect();
+        live.iter().filter_map(|pod| reader.read(pod, &context.live.find_template(cluster, pod)?)).collect();
     let services = context.live.services_of(cluster);
     let fingerprint = compute_fingerprint(known, built);
     let passed = was_proven(known, &fingerprint);
@@ -167,24 +191,27 @@ async fn observe_and_admit(
     if built.fresh.is_empty() {
         begin_history(&registry, &built.valid);
     }
-    let plan = build_plan(context, built, observed, fingerprint.clone(), proof).await?;
+    let plan = build_plan(context, cluster, built, observed, fingerprint.clone(), proof).await?;
     let plan = ProbePlan { registry, ..plan };
     let former = build_former_plan(context, cluster, built, &pods, &plan).await?;
     let mut findings = probers.update_plan(context, cluster, plan)?;
     let former = probers.update_former_plan(context, cluster, former)?;
     // The dispatchers of that plan are those of the cluster, on whom the main prober decides.
-    let is_former = |name: &String| pods.iter().any(|pod| pod.former.is_some() && pod.name == *name);
+    let is_former = |name: &String| pods.iter().any(|pod| is_former_edge(pod) && pod.name == *name);
     findings.standings.extend(former.into_iter().filter(|(name, _)| is_former(name)));
-    let now = Timestamp::now().as_second();
-    for step in pod_admission::decide_steps(&pods, &findings.standings, passed, &findings.replaced, now) {
+    let now = Timestamp::now();
+    let rendered: Vec<String> =
+        built.desired.deployments.iter().map(|(_, found)| template_mark(found, TEMPLATE_ANNOTATION)).collect();
+    let known_replacements = known.gate.iter().flat_map(|gate| gate.replacements.clone()).collect::<Vec<_>>();
+    let mut replacements = pod_admission::keep_replacements(&known_replacements, &pods, &rendered);
+    let steps = pod_admission::decide_steps(&pods, &findings.standings, passed, &replacements, now.as_second());
+    pod_admission::add_replacements(&mut replacements, &steps, now);
+    let mut replaced = Vec::new();
+    for step in steps {
         match step {
             AdmissionStep::Admit { pod, configuration, on_record } => {
                 admit_pod(context, &api, &pod, &configuration, on_record).await?;
-                let server = pods.iter().find(|found| found.name == pod).map(|pod| pod.server);
-                probers.update_counts(cluster, |running| {
-                    running.on_record += usize::from(on_record);
-                    running.replaced.retain(|replaced, _| Some(*replaced) != server);
-                });
+                probers.update_counts(cluster, |running| running.on_record += usize::from(on_record));
                 findings.on_record += usize::from(on_record);
                 if on_record {
                     let note = format!("{pod} was admitted on record: its configuration was proven before");
@@ -196,18 +223,10 @@ async fn observe_and_admit(
             AdmissionStep::Remind { pod, remark } => {
                 annotate_pod(context, &api, &pod, REMINDED_ANNOTATION, &remark).await?;
             }
-            AdmissionStep::Replace { pod, uid } => {
-                replace_pod(context, cluster, &api, &pod, uid).await?;
-                let server = pods.iter().find(|found| found.name == pod).map(|pod| pod.server);
-                probers.update_counts(cluster, |running| {
-                    if let Some(server) = server {
-                        *running.replaced.entry(server).or_default() += 1;
-                    }
-                });
-            }
+            step @ AdmissionStep::Replace { .. } => replaced.push(step),
         }
     }
-    Ok(GateObservation { pods, fingerprint, findings })
+    Ok(GateObservation { pods, replacements, replaced, fingerprint, findings })
 }
 
 /// Digest of the templates, the Secrets that servers read at their start, and the stream. Tags and intervals do not
@@ -215,9 +234,9 @@ async fn observe_and_admit(
 fn compute_fingerprint(known: &RealtimeClusterStatus, built: &RenderedCluster) -> String {
     let mut lines: Vec<String> = Vec::new();
     for (server, deployment) in &built.desired.deployments {
-        let annotations = deployment.spec.template.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref());
-        let of = |name: &str| annotations.and_then(|all| all.get(name)).cloned().unwrap_or_default();
-        lines.push(format!("{server} {} {}", of(TEMPLATE_ANNOTATION), of(SECRETS_ANNOTATION)));
+        let (template, secrets) =
+            (template_mark(deployment, TEMPLATE_ANNOTATION), template_mark(deployment, SECRETS_ANNOTATION));
+        lines.push(format!("{server} {template} {secrets}"));
     }
     if let Some(stream) = &known.stream {
         lines.push(format!("stream {} {}", stream.arn, stream.created_ms));
@@ -225,9 +244,16 @@ fn compute_fingerprint(known: &RealtimeClusterStatus, built: &RenderedCluster) -
     hex::encode(&Sha256::digest(lines.join("\n"))[..8])
 }
 
+/// The value of an annotation of a pod template; empty without one.
+fn template_mark(deployment: &Deployment, name: &str) -> String {
+    let metadata = deployment.spec.template.metadata.as_ref();
+    metadata.and_then(|metadata| metadata.annotations.as_ref()?.get(name).cloned()).unwrap_or_default()
+}
+
 /// Adds to the plan of the cluster what was observed of it.
 async fn build_plan(
     context: &ControllerContext,
+    cluster: &RealtimeCluster,
     built: &RenderedCluster,
     observed: ObservedObjects<'_>,
     fingerprint: String,
@@ -237,9 +263,14 @@ async fn build_plan(
     let ObservedObjects { pods, services } = observed;
     let plan = ProbePlan::of_cluster(valid);
     let edges = pods.iter().filter(|pod| pod.current && pod.server != ServerKind::Dispatcher);
-    // A dispatcher of the previous template holds its shards until a new one is admitted.
-    let dispatchers =
-        pods.iter().filter(|pod| pod.server == ServerKind::Dispatcher && (pod.current || pod.admitted.is_some()));
+    // A dispatcher of the previous template holds its shards until a new one is admitted, and is admitted by its own proof
+    // if it is created again meanwhile.
+    let dispatchers = pods.iter().filter(|pod| {
+        pod.server == ServerKind::Dispatcher && (pod.current || pod.is_former() || pod.admitted.is_some())
+    });
+    let dispatchers: Vec<&ServerPod> = dispatchers.collect();
+    let secrets =
+        read_former_secrets(context, cluster, built, dispatchers.iter().copied().filter(|pod| pod.is_former())).await?;
     let stream = match &read.stream {
         Some(_) if plan.webhooks => Some(dereference::connect_stream(context, &valid.stream, &read.secrets).await?),
         _ => None,
@@ -250,7 +281,7 @@ async fn build_plan(
         paths: find_service_routes(&valid.name, services, pods, &plan.transports),
         wanted_pods: count_wanted_pods(valid, &plan.transports),
         edges: edges.filter_map(|pod| pod.to_edge(valid, desired, &read.secrets)).collect(),
-        dispatchers: dispatchers.filter_map(|pod| pod.to_dispatcher(valid, desired, &read.secrets)).collect(),
+        dispatchers: dispatchers.iter().filter_map(|pod| pod.to_dispatcher(valid, desired, &secrets)).collect(),
         stream,
         ..plan
     })
@@ -265,16 +296,11 @@ async fn build_former_plan(
     pods: &[ServerPod],
     plan: &ProbePlan,
 ) -> Result<Option<ProbePlan>, ReconcileError> {
-    let former = || pods.iter().filter(|pod| pod.former.is_some());
+    let former = || pods.iter().filter(|pod| is_former_edge(pod));
     if !former().any(|pod| pod.admitted.is_none() && pod.address.is_some()) {
         return Ok(None);
     }
-    let mut secrets = built.read.secrets.clone();
-    for name in former().flat_map(ServerPod::secret_names) {
-        if let Some(secret) = context.secrets.read(&built.valid.namespace, &name, &SecretUser::of(cluster)).await? {
-            secrets.insert(name, decode_secret(&secret));
-        }
-    }
+    let secrets = read_former_secrets(context, cluster, built, former()).await?;
     let edges = former().filter_map(|pod| pod.to_edge(&built.valid, &built.desired, &secrets)).collect();
     // Their own evidence: it admits them, and says nothing of the template that is to be proven.
     Ok(Some(ProbePlan {
@@ -285,6 +311,28 @@ async fn build_former_plan(
         edges,
         ..plan.clone()
     }))
+}
+
+fn is_former_edge(pod: &ServerPod) -> bool {
+    pod.is_former() && pod.server != ServerKind::Dispatcher
+}
+
+/// The Secrets of the cluster, with those that pods of a former template read.
+async fn read_former_secrets<'a>(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    built: &RenderedCluster,
+    former: impl Iterator<Item = &'a ServerPod>,
+) -> Result<SecretTexts, ReconcileError> {
+    let mut secrets = built.read.secrets.clone();
+    let names: BTreeSet<String> = former.flat_map(ServerPod::secret_names).collect();
+    for name in names {
+        let user = SecretUser::of(cluster);
+        if let Some(secret) = context.secrets.read(&built.valid.namespace, &name, &user).await? {
+            secrets.insert(name, decode_secret(&secret));
+        }
+    }
+    Ok(secrets)
 }
 
 /// Admits a pod: its own `/readyz` waits for the annotation, Services wait for the condition.
@@ -337,19 +385,20 @@ fn patch_parameters() -> PatchParams {
     PatchParams { field_manager: Some("realtime-operator".to_owned()), ..PatchParams::default() }
 }
 
+/// Deletes a pod that differs from its template.
 async fn replace_pod(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
-    api: &Api<Pod>,
-    pod: &str,
-    uid: String,
+    step: &AdmissionStep,
 ) -> Result<(), ReconcileError> {
+    let AdmissionStep::Replace { pod, uid, difference, .. } = step else { return Ok(()) };
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
     context.ensure_leader()?;
-    let preconditions = Preconditions { uid: Some(uid), resource_version: None };
+    let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: None };
     let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     match api.delete(pod, &parameters).await {
         Ok(_) => {
-            let note = format!("{pod} differs from its template and was never admitted: it is replaced");
+            let note = format!("{pod} differs from its template and was never admitted: it is replaced. {difference}");
             context
                 .publish_event(cluster, EventType::Warning, Reason::ConfigurationDrift.name(), "Replace", note)
                 .await;

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use serde_json::Value;
 
 use super::object_index::ObjectIndex;
 use crate::api::{RealtimeApp, RealtimeCluster};
+use crate::kubernetes::apply;
 
 /// Kinds of children that are watched, with their API version, and pruned when they are not rendered any more. Only a
 /// `ReplicaSet` is never pruned: it belongs to its Deployment.
@@ -87,6 +89,23 @@ impl LiveObjects {
         self.pods.find(&cluster.namespace().unwrap_or_default(), |pod| belongs_to(pod, &name))
     }
 
+    /// The template from which a pod was created; `None` for a pod that no Deployment of the cluster owns, through its
+    /// `ReplicaSet`, whatever labels it has.
+    pub fn find_template(&self, cluster: &RealtimeCluster, pod: &Pod) -> Option<PodTemplateSpec> {
+        let namespace = cluster.namespace()?;
+        let owner = |kind: &str, owned: &ObjectMeta| {
+            let reference = owned.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+            let found = self.children(kind).filter(|_| reference.kind == kind)?.get(&namespace, &reference.name)?;
+            (found.uid().as_deref() == Some(reference.uid.as_str())).then_some(found)
+        };
+        let replica_set = owner("ReplicaSet", &pod.metadata)?;
+        let deployment = owner("Deployment", &replica_set.metadata)?;
+        if !apply::is_owned_by(&*deployment, &cluster.uid()?) {
+            return None;
+        }
+        serde_json::from_value(replica_set.data.pointer("/spec/template")?.clone()).ok()
+    }
+
     /// The Services of a cluster.
     pub fn services_of(&self, cluster: &RealtimeCluster) -> Vec<Service> {
         let found = self.children_of_kind(cluster, "Service");
@@ -136,6 +155,41 @@ mod tests {
         let children: Vec<_> =
             live.children_of(&cluster).into_iter().map(|(types, o)| (types.1, o.name_any())).collect();
         assert_eq!(children, [("Service", "a".to_owned())]);
+    }
+
+    #[test]
+    fn the_template_of_a_pod_is_that_of_its_replica_set_if_the_clusters_deployment_owns_it() {
+        let cluster = applied_cluster("");
+        let (namespace, uid) = (cluster.namespace().expect("a namespace"), cluster.uid().expect("a UID"));
+        let owner = |kind: &str, name: &str, uid: &str| json!([{ "apiVersion": "v1", "kind": kind, "name": name, "uid": uid, "controller": true }]);
+        let found = |pods: Value, replica_sets: Value, deployments: &str| {
+            let live = LiveObjects::default();
+            for (kind, name, uid, owners) in [
+                ("Deployment", "eu-sockjs", "d1", owner("RealtimeCluster", "eu", deployments)),
+                ("ReplicaSet", "eu-sockjs-1", "r1", replica_sets),
+            ] {
+                let object = json!({
+                    "apiVersion": "apps/v1", "kind": kind,
+                    "metadata": { "name": name, "namespace": namespace, "uid": uid, "ownerReferences": owners },
+                    "spec": { "template": { "spec": { "containers": [{ "name": "sockjs" }] } } },
+                });
+                let object = serde_json::from_value(object).expect("an object");
+                live.children(kind).expect("a watched kind").apply_event(Event::Apply(object));
+            }
+            let pod = json!({ "metadata": { "name": "p", "namespace": namespace, "ownerReferences": pods } });
+            live.find_template(&cluster, &serde_json::from_value(pod).expect("a pod")).is_some()
+        };
+        let (of_set, of_deployment) =
+            (owner("ReplicaSet", "eu-sockjs-1", "r1"), owner("Deployment", "eu-sockjs", "d1"));
+        assert!(found(of_set.clone(), of_deployment.clone(), &uid));
+        assert!(!found(json!([]), of_deployment.clone(), &uid), "a pod that somebody created");
+        assert!(!found(owner("Job", "eu-sockjs-1", "r1"), of_deployment.clone(), &uid), "a pod of a Job");
+        assert!(
+            !found(owner("ReplicaSet", "eu-sockjs-1", "r0"), of_deployment.clone(), &uid),
+            "a former one of this name"
+        );
+        assert!(!found(of_set.clone(), json!([]), &uid), "a ReplicaSet that somebody created");
+        assert!(!found(of_set, of_deployment, "another"), "a Deployment of another cluster");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //!
 //! This room must not know the code of edge and dispatcher: they share `config` alone.
 
+mod app_status;
 mod apps_controller;
 mod cluster_inputs;
 mod cluster_probers;
@@ -27,6 +28,7 @@ mod live_objects;
 mod metrics;
 mod object_index;
 mod pod_admission;
+mod pod_audit;
 mod pods;
 mod receiver;
 mod reconcile_error;

@@ -92,6 +92,13 @@ impl<K: ResourceExt> ObjectIndex<K> {
         objects.current.get(namespace)?.get(name).cloned()
     }
 
+    /// The objects of all namespaces that fulfil a condition.
+    pub fn find_all(&self, fulfils: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+        let objects = self.objects.read().unwrap_or_else(PoisonError::into_inner);
+        let found = objects.current.values().flat_map(BTreeMap::values);
+        found.filter(|object| fulfils(object)).cloned().collect()
+    }
+
     /// The objects of a namespace that fulfil a condition, in the order of their names.
     pub fn find(&self, namespace: &str, fulfils: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
         let objects = self.objects.read().unwrap_or_else(PoisonError::into_inner);

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::{Container, EnvVar, Pod};
+use k8s_openapi::api::core::v1::{EnvVar, Pod, PodTemplateSpec};
 use kube::ResourceExt;
 
+use super::pod_audit::{PodAudit, PodDifference, audit_pod};
 use crate::config::{ServerConfig, ServerKind};
-use crate::desired::render::{
-    ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_digest,
-};
+use crate::desired::render::{ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION};
 use crate::desired::{
-    DesiredObjects, PodFacts, SecretTexts, ValidCluster, decode_secret, resolve_variables, template_variables,
+    DesiredObjects, KnownInjectors, PodFacts, SecretTexts, ValidCluster, decode_secret, resolve_variables,
+    template_digest, template_variables,
 };
 use crate::prober::{DispatcherPod, EdgePod};
 use crate::process::readiness_annotation;
@@ -20,17 +20,6 @@ use crate::protocol::signature::salted_digest;
 
 /// Exit code with which a server refuses its configuration: `EX_CONFIG` of sysexits.
 const CONFIG_REFUSED_EXIT_CODE: i32 = 78;
-
-/// Variables that EKS injects into pods that use one of its identities: they are no drift, and are not reverted.
-const EKS_INJECTED_VARIABLES: [&str; 7] = [
-    "AWS_ROLE_ARN",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_STS_REGIONAL_ENDPOINTS",
-    "AWS_DEFAULT_REGION",
-    "AWS_REGION",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-];
 
 /// A live pod of one server of a cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,10 +32,14 @@ pub struct ServerPod {
     pub created: i64,
     /// IP address of the pod, while its container runs.
     pub address: Option<IpAddr>,
+    /// Digest in the template from which it was created.
+    pub template: String,
     /// Whether it was created from the template that is rendered now.
     pub current: bool,
-    /// Whether its container's command, image or variables differ from its template's digest.
-    pub tampered: bool,
+    /// Whether its template is one that was rendered. A Deployment that was edited by hand creates pods of another.
+    pub rendered: bool,
+    /// The differences from its template, and the additions of known injectors.
+    pub audit: PodAudit,
     /// Digest of the configuration with which the pod was admitted.
     pub admitted: Option<String>,
     /// Whether the readiness gate's condition is True.
@@ -55,42 +48,48 @@ pub struct ServerPod {
     pub serving: bool,
     /// Termination message of a server that refused its configuration.
     pub refusal: Option<String>,
-    /// Variables that EKS injected, by name.
-    injected: BTreeMap<String, String>,
-    /// The template of a pod that was created from a former one and runs it unchanged.
-    pub former: Option<FormerTemplate>,
+    /// The variables of its template.
+    pub variables: Vec<EnvVar>,
 }
 
-/// The template of a pod as far as it is rendered: the pod's own container, whose digest its template carries.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FormerTemplate {
-    variables: Vec<EnvVar>,
+/// The parts of a cluster with which its pods are compared.
+#[derive(Clone, Copy)]
+pub struct PodReader<'a> {
+    pub cluster: &'a ValidCluster,
+    pub desired: &'a DesiredObjects,
+    /// The injectors whose additions are accepted.
+    pub injectors: &'a KnownInjectors,
 }
 
-impl ServerPod {
-    /// Reads a pod; `None` for one that terminates, has ended, or belongs to no server.
-    pub fn read(pod: &Pod, cluster: &ValidCluster, desired: &DesiredObjects) -> Option<Self> {
-        let ended = matches!(pod.status.as_ref()?.phase.as_deref(), Some("Failed" | "Succeeded"));
+impl PodReader<'_> {
+    /// Reads a pod with the template of its `ReplicaSet`; `None` for one that terminates, has ended, or belongs to no
+    /// server.
+    pub fn read(&self, pod: &Pod, template: &PodTemplateSpec) -> Option<ServerPod> {
+        let status = pod.status.as_ref()?;
+        let ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
         if pod.metadata.deletion_timestamp.is_some() || ended {
             return None;
         }
         let component = pod.labels().get("app.kubernetes.io/component")?;
         let server = ServerKind::ALL.into_iter().find(|server| server.name() == component)?;
-        let container = pod.spec.as_ref()?.containers.iter().find(|container| container.name == server.name())?;
-        let template = pod.annotations().get(TEMPLATE_ANNOTATION);
-        let rendered = desired.deployments.iter().find(|(found, _)| *found == server);
-        let wanted = rendered.and_then(|(_, deployment)| deployment.spec.template.metadata.as_ref());
-        let same = |name: &str| {
-            let wanted = wanted.and_then(|metadata| metadata.annotations.as_ref()).and_then(|all| all.get(name));
-            wanted.is_some() && wanted == pod.annotations().get(name)
+        let wanted = self.desired.deployments.iter().find(|(found, _)| *found == server);
+        let wanted = wanted.map(|(_, deployment)| &deployment.spec.template);
+        let mark = |template: &PodTemplateSpec, name: &str| {
+            template.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref()?.get(name).cloned())
         };
-        let eks = cluster.stream.identity.is_injected_by_eks();
-        let (container, injected) = if eks { split_injected(container) } else { (container.clone(), BTreeMap::new()) };
-        let status = pod.status.as_ref()?;
-        let tampered = template.is_none_or(|template| template_digest(&container) != *template);
-        let current = same(TEMPLATE_ANNOTATION) && same(SECRETS_ANNOTATION);
-        let former = (!current && !tampered && server != ServerKind::Dispatcher)
-            .then(|| FormerTemplate { variables: container.env.clone().unwrap_or_default() });
+        let is_same = |name: &str| {
+            let wanted = wanted.and_then(|wanted| mark(wanted, name));
+            wanted.is_some() && wanted == mark(template, name)
+        };
+        let digest = mark(template, TEMPLATE_ANNOTATION).unwrap_or_default();
+        let own = template.spec.as_ref()?;
+        let rendered = template_digest(own) == digest;
+        let current = is_same(TEMPLATE_ANNOTATION) && is_same(SECRETS_ANNOTATION);
+        // Of a template that was never rendered, the difference from the one that is.
+        let template = if rendered { template } else { wanted.unwrap_or(template) };
+        let identity = self.cluster.stream.identity.name();
+        let live = pod.spec.as_ref()?;
+        let audit = audit_pod(template.spec.as_ref()?, live, self.injectors, identity, server.name());
         let state = status.container_statuses.iter().flatten().find(|status| status.name == server.name());
         let running = state.and_then(|status| status.state.as_ref()).is_some_and(|state| state.running.is_some());
         let holds = |kind: &str| {
@@ -103,27 +102,45 @@ impl ServerPod {
             (!running && ended.exit_code == CONFIG_REFUSED_EXIT_CODE)
                 .then(|| ended.message.clone().unwrap_or_default().trim().to_owned())
         });
-        Some(Self {
+        Some(ServerPod {
             name: pod.name_any(),
             uid: pod.uid().unwrap_or_default(),
             server,
             created: pod.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
             address: status.pod_ip.as_ref().filter(|_| running).and_then(|ip| ip.parse().ok()),
+            template: digest,
             current,
-            tampered,
+            rendered,
+            audit,
             admitted: pod.annotations().get(readiness_annotation::ADMITTED_ANNOTATION).cloned(),
             gate_open: holds(READINESS_GATE),
             serving: holds("Ready"),
             refusal,
-            injected,
-            former,
+            variables: template_variables(template).to_vec(),
         })
     }
+}
 
-    /// Names the Secrets that the variables of a former template reference.
+impl ServerPod {
+    /// Whether it runs its template, which was rendered, with no more than known injectors add.
+    pub fn runs_its_template(&self) -> bool {
+        self.rendered && self.audit.differences.is_empty()
+    }
+
+    /// Whether it runs a template that was rendered formerly: during a rollout that stands still clients need it.
+    pub fn is_former(&self) -> bool {
+        !self.current && self.runs_its_template()
+    }
+
+    /// The first difference from its template.
+    pub fn first_difference(&self) -> Option<&PodDifference> {
+        self.audit.differences.first()
+    }
+
+    /// Names the Secrets that its variables reference.
     pub fn secret_names(&self) -> BTreeSet<String> {
-        let variables = self.former.iter().flat_map(|former| &former.variables);
-        let selectors = variables.filter_map(|variable| variable.value_from.as_ref()?.secret_key_ref.as_ref());
+        let selectors =
+            self.variables.iter().filter_map(|variable| variable.value_from.as_ref()?.secret_key_ref.as_ref());
         selectors.map(|selector| selector.name.clone()).collect()
     }
 
@@ -133,18 +150,14 @@ impl ServerPod {
 
     /// The variables that were rendered for this pod, and the injected ones.
     fn rendered_variables(&self, desired: &DesiredObjects, secrets: &SecretTexts) -> Option<ServerConfig> {
-        let rendered = || {
-            let (_, deployment) = desired.deployments.iter().find(|(server, _)| *server == self.server)?;
-            Some(template_variables(&deployment.spec.template))
-        };
-        let template = self.former.as_ref().map(|former| former.variables.as_slice()).or_else(rendered)?;
         let mut all = secrets.clone();
         for secret in &desired.secrets {
             all.insert(secret.name_any(), decode_secret(secret));
         }
         let facts = PodFacts { name: &self.name, address: self.address };
-        let mut variables = resolve_variables(template, facts, &all).ok()?;
-        for (name, value) in &self.injected {
+        let mut variables = resolve_variables(&self.variables, facts, &all).ok()?;
+        // Only of a pod without differences: what else was added is to be found as drift.
+        for (name, value) in self.audit.injected_variables.iter().filter(|_| self.audit.differences.is_empty()) {
             variables.entry(name.clone()).or_insert_with(|| value.clone());
         }
         ServerConfig::parse(variables).ok()
@@ -192,31 +205,6 @@ pub fn count_wanted_pods(valid: &ValidCluster, transports: &BTreeSet<Transport>)
     transports.iter().map(|transport| (*transport, wanted(transport))).collect()
 }
 
-/// Splits a live container into the container of its template and the variables that EKS injected.
-fn split_injected(container: &Container) -> (Container, BTreeMap<String, String>) {
-    let (mut kept, mut injected) = (container.clone(), BTreeMap::new());
-    // A rendered variable comes first; EKS appends its own of the same name.
-    let mut seen = Vec::new();
-    kept.env = Some(
-        container
-            .env
-            .iter()
-            .flatten()
-            .filter(|variable| {
-                let known = EKS_INJECTED_VARIABLES.contains(&variable.name.as_str()) && variable.name != "AWS_REGION";
-                if known {
-                    injected.insert(variable.name.clone(), variable.value.clone().unwrap_or_default());
-                }
-                let again = seen.contains(&variable.name);
-                seen.push(variable.name.clone());
-                !known && !again
-            })
-            .cloned()
-            .collect(),
-    );
-    (kept, injected)
-}
-
 #[cfg(test)]
 impl ServerPod {
     /// A pod of the rendered template, without an address.
@@ -227,14 +215,18 @@ impl ServerPod {
             server,
             created,
             address: None,
+            template: "t1".to_owned(),
             current: true,
-            tampered,
+            rendered: true,
+            audit: PodAudit {
+                differences: tampered.then(|| PodDifference::for_test(false)).into_iter().collect(),
+                ..PodAudit::default()
+            },
             admitted: admitted.map(str::to_owned),
             gate_open: admitted.is_some(),
             serving: admitted.is_some(),
             refusal: None,
-            injected: BTreeMap::new(),
-            former: None,
+            variables: vec![],
         }
     }
 }

@@ -16,12 +16,10 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::desired::RECEIVER_SERVICE;
 use crate::kubernetes::lease::Leadership;
 use crate::kubernetes::watch::open_watch;
 use crate::process::heartbeat::Heartbeat;
-
-/// Name of the webhook receiver's Service and its `EndpointSlice`.
-pub const RECEIVER_SERVICE: &str = "realtime-operator-receiver";
 
 /// Time between two attempts to repair the `EndpointSlice`: shorter than the time in which a lost webhook closes a gate.
 const REPAIR_RETRY_INTERVAL: Duration = Duration::from_secs(5);

@@ -18,8 +18,8 @@ use super::validation::validate_stream;
 use crate::api::cluster::{StreamStatus, WebhooksMode};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
-use crate::desired::StreamCapacity;
-use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, StreamSummary};
+use crate::desired::{StreamCapacity, ValidStream};
+use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, LiveCapacity, StreamSummary};
 use crate::process::clock;
 
 /// Tag with the owner: the UID of this Kubernetes cluster, and the realtime cluster in it.
@@ -40,10 +40,15 @@ const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// The stream cannot be created, adopted or described; the status has the same reason.
 pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Option<Duration>, ReconcileError> {
-    if cluster.metadata.deletion_timestamp.is_some() || cluster.spec.webhooks.mode == WebhooksMode::Off {
+    if cluster.metadata.deletion_timestamp.is_some() {
         return Ok(None);
     }
     let known = cluster.status.as_ref().and_then(|status| status.stream.clone()).unwrap_or_default();
+    if cluster.spec.webhooks.mode == WebhooksMode::Off {
+        // The stream stays, with its undelivered events, and nothing is known about it any more.
+        write_status(context, cluster, &known, None).await?;
+        return Ok(None);
+    }
     let (stream, result) = match reconcile_stream(context, cluster, known.clone()).await {
         Ok((stream, update)) => (stream, Ok(update)),
         Err(error) => (known, Err(error)),
@@ -62,7 +67,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         (_, "") => CREATE_STEP_INTERVAL,
         _ => RECHECK_INTERVAL,
     };
-    write_status(context, cluster, &stream, update).await?;
+    write_status(context, cluster, &stream, Some(update)).await?;
     result.map(|_| Some(wait))
 }
 
@@ -70,14 +75,15 @@ async fn write_status(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
     stream: &StreamStatus,
-    update: ConditionUpdate,
+    update: Option<ConditionUpdate>,
 ) -> Result<(), ReconcileError> {
     let mut fields = Map::new();
     if !stream.name.is_empty() {
         fields.insert("stream".to_owned(), serde_json::to_value(stream).unwrap_or(Value::Null));
     }
     let manager = "realtime-operator-stream";
-    let part = StatusPatch { manager, owned_conditions: &[condition::STREAM_READY], conditions: vec![update], fields };
+    let conditions = update.into_iter().collect();
+    let part = StatusPatch { manager, owned_conditions: &[condition::STREAM_READY], conditions, fields };
     status::write(context, cluster, part).await
 }
 
@@ -89,15 +95,23 @@ async fn reconcile_stream(
     // Validated first: an endpoint that is not allowed gets no request.
     let stream = validate_stream(cluster, &context.policy)?;
     let secrets = dereference::read_cluster_secrets(context, cluster).await?;
+    ensure_same_stream(&known, &stream)?;
     let client = dereference::connect_stream(context, &stream, &secrets).await?;
-    // The name changed: the status of the previous stream does not apply to this one.
+    // The name was corrected before a stream existed.
     let known = if known.name == stream.name.as_str() {
         known
     } else {
         StreamStatus { name: stream.name.to_string(), ..StreamStatus::default() }
     };
     match client.describe_stream().await {
-        Ok(summary) => adopt_stream(context, cluster, &client, known, summary).await,
+        Ok(summary) => {
+            let pending = find_pending_steps(stream.capacity, summary.capacity);
+            let (adopted, mut update) = adopt_stream(context, cluster, &client, known, summary).await?;
+            if !pending.is_empty() {
+                update.message = format!("{}; pending: {}", update.message, pending.join("; "));
+            }
+            Ok((StreamStatus { pending_steps: pending, ..adopted }, update))
+        }
         Err(error) if error.class == KinesisErrorClass::NotFound && known.arn.is_empty() => {
             create_stream(context, cluster, &client, stream.capacity, known).await
         }
@@ -109,6 +123,38 @@ async fn reconcile_stream(
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Refuses another name than that of the stream that the cluster has. An API server refuses the edit, unless its schema is
+/// older than the rule.
+fn ensure_same_stream(known: &StreamStatus, wanted: &ValidStream) -> Result<(), ReconcileError> {
+    if known.arn.is_empty() || known.name == wanted.name.as_str() {
+        return Ok(());
+    }
+    let message = format!(
+        "webhooks.stream.name asks for the stream {}, and the cluster has the stream {} with its undelivered events: write {} again, or create another cluster and move to it",
+        wanted.name, known.name, known.name
+    );
+    Err(ReconcileError::terminal(Reason::SpecInvalid, message))
+}
+
+/// The settings of the manifest that a live stream does not have. The operator creates streams with their capacity and does
+/// not change it later: a change has limits per day, and reshards what dispatchers read.
+fn find_pending_steps(wanted: StreamCapacity, live: Option<LiveCapacity>) -> Vec<String> {
+    let remedy = "the operator does not change the capacity of a stream: change it with the AWS CLI";
+    let step = match (wanted, live) {
+        (StreamCapacity::OnDemand, Some(LiveCapacity::Provisioned(shards))) => format!(
+            "mode is OnDemand, and the stream is Provisioned with {shards} shards: {remedy} (update-stream-mode), or write mode: Provisioned and shards: {shards}"
+        ),
+        (StreamCapacity::Provisioned(_), Some(LiveCapacity::OnDemand)) => format!(
+            "mode is Provisioned, and the stream is OnDemand: {remedy} (update-stream-mode), or write mode: OnDemand without shards"
+        ),
+        (StreamCapacity::Provisioned(wanted), Some(LiveCapacity::Provisioned(shards))) if wanted != shards => format!(
+            "shards is {wanted}, and the stream has {shards}: {remedy} (update-shard-count), or write shards: {shards}"
+        ),
+        _ => return vec![],
+    };
+    vec![step]
 }
 
 fn format_owner(context: &ControllerContext, cluster: &RealtimeCluster) -> String {
@@ -185,6 +231,7 @@ async fn adopt_stream(
         status: summary.status.clone(),
         created_ms: created,
         creating_since_ms: None,
+        pending_steps: vec![],
     };
     let update = if summary.status == "ACTIVE" || summary.status == "UPDATING" {
         let message = format!("stream {} is {}", stream.name, summary.status);
@@ -225,6 +272,8 @@ fn read_cluster_id(tags: &BTreeMap<String, String>, ours: &str) -> Result<String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::fixture::applied_cluster;
+    use crate::desired::PlatformPolicy;
 
     #[test]
     fn a_refused_on_demand_stream_is_reported_with_the_setting_to_write() {
@@ -254,6 +303,36 @@ mod tests {
             let error = explain_create_failure(error, mode);
             assert_eq!((error.reason, error.terminal, error.message), (reason, terminal, message), "{name}");
         }
+    }
+
+    #[test]
+    fn a_capacity_that_the_stream_does_not_have_is_pending_with_its_remedy() {
+        use StreamCapacity::{OnDemand, Provisioned};
+        for (case, wanted, live, says) in [
+            ("as wanted", OnDemand, Some(LiveCapacity::OnDemand), ""),
+            ("as many shards as wanted", Provisioned(2), Some(LiveCapacity::Provisioned(2)), ""),
+            ("an endpoint that reports no mode", Provisioned(2), None, ""),
+            ("more shards", Provisioned(4), Some(LiveCapacity::Provisioned(2)), "shards is 4, and the stream has 2"),
+            ("another mode", Provisioned(4), Some(LiveCapacity::OnDemand), "or write mode: OnDemand without shards"),
+            ("on demand", OnDemand, Some(LiveCapacity::Provisioned(2)), "or write mode: Provisioned and shards: 2"),
+        ] {
+            let steps = find_pending_steps(wanted, live);
+            assert_eq!(steps.len(), usize::from(!says.is_empty()), "{case}: {steps:?}");
+            assert!(steps.iter().all(|step| step.contains(says)), "{case}: {steps:?}");
+        }
+    }
+
+    #[test]
+    fn another_name_is_refused_once_the_cluster_has_a_stream() {
+        let named = |name: &str| {
+            let extra = format!("  webhooks: {{ stream: {{ name: {name} }} }}\n");
+            validate_stream(&applied_cluster(&extra), &PlatformPolicy::default()).expect("a stream")
+        };
+        let known = |arn: &str| StreamStatus { name: "a".to_owned(), arn: arn.to_owned(), ..StreamStatus::default() };
+        assert!(ensure_same_stream(&known("arn:a"), &named("a")).is_ok());
+        assert!(ensure_same_stream(&known(""), &named("b")).is_ok(), "no stream exists yet");
+        let error = ensure_same_stream(&known("arn:a"), &named("b")).expect_err("another name");
+        assert!(error.terminal && error.reason == Reason::SpecInvalid && error.message.contains("write a again"));
     }
 
     #[test]

@@ -147,7 +147,7 @@ async fn apply_children(
         let is_deployment = object["kind"] == "Deployment";
         if let Some(live) = &live {
             let value = serde_json::to_value(&**live).map_err(malformed)?;
-            if is_up_to_date(object, &value) && !(is_deployment && has_foreign_fields(object, &value)) {
+            if is_up_to_date(object, &value) && !has_foreign_fields(object, &value) {
                 if is_deployment {
                     deployments.push(serde_json::from_value(value).map_err(malformed)?);
                 }
@@ -156,7 +156,13 @@ async fn apply_children(
         }
         context.ensure_leader()?;
         if !is_deployment {
-            apply::apply_object(&context.client, object).await?;
+            let applied = apply::apply_object(&context.client, object).await?;
+            // The annotation of another identity that somebody else wrote; our own one is removed by the apply.
+            let leftovers =
+                foreign_fields::find_leftover_paths(object, &serde_json::to_value(&applied).map_err(malformed)?);
+            if !leftovers.is_empty() {
+                apply::remove_fields(&context.client, &applied, &leftovers).await?;
+            }
             if object["kind"] == "Secret" {
                 context.secrets.forget(&namespace, object["metadata"]["name"].as_str().unwrap_or_default());
             }

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 
 use super::ProbePlan;
 use super::progress::HopTick;
-use crate::gate::{ProcessProof, Verdict};
+use crate::gate::{ProcessProof, RegistryReading, Verdict};
 
 /// The state of one process, from its journeys and from its own `/effective`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct PodStanding {
     pub proof: ProcessProof,
     /// The difference from the rendered configuration, in one line; empty without one.
     pub drift: String,
+    /// The registry that the process runs; `None` until the process has reported it.
+    pub registry: Option<RegistryReading>,
 }
 
 /// A handle to the running journeys.

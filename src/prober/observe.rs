@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::ProbePlan;
 use crate::config::name;
-use crate::gate::{ConfigDrift, ExpectedConfig, find_drifts};
+use crate::gate::{ConfigDrift, ExpectedConfig, RegistryReading, find_drifts};
 use crate::process::clock;
 use crate::protocol::admin::{DispatcherFlow, EffectiveReport, FlowReport};
 use crate::protocol::{Secret, ShardId};
@@ -41,6 +41,8 @@ pub(super) struct ObservedPod {
     pub configuration: String,
     /// Differences from the rendered configuration.
     pub drifts: Vec<ConfigDrift>,
+    /// The registry that it runs; `None` if it did not report one.
+    pub registry: Option<RegistryReading>,
 }
 
 /// One observation of every pod.
@@ -86,6 +88,7 @@ impl PodObserver {
         match self.get::<EffectiveReport>(&plan.admin_token, admin, "effective").await {
             AdminAnswer::Parsed(found) => Some(ObservedPod {
                 drifts: find_pod_drifts(plan, wanted, &found),
+                registry: Some(plan.registry.read().unwrap_or_else(PoisonError::into_inner).compare(&found.apps)),
                 process: found.process,
                 configuration: found.configuration,
             }),
@@ -94,6 +97,7 @@ impl PodObserver {
                 drifts: vec![ConfigDrift::Variable { name: name::ADMIN_TOKEN.to_owned(), wanted: None, found: None }],
                 process: String::new(),
                 configuration: String::new(),
+                registry: None,
             }),
             AdminAnswer::Unusable => None,
         }

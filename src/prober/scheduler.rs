@@ -347,6 +347,7 @@ impl JourneySchedule {
             configuration: seen.map(|seen| seen.configuration.clone()).unwrap_or_default(),
             proof: self.evidence.process_proof(pod),
             drift: drifts.unwrap_or_default().join("; "),
+            registry: seen.and_then(|seen| seen.registry.clone()),
         }
     }
 

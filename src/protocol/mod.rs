@@ -2,13 +2,14 @@
 //!
 //! In: bytes and values. Out: values and bytes, or an error that says what was wrong. The room holds the Pusher frames
 //! and close codes, the frames of the HTTP fallbacks, the three signatures, the Kinesis record, the webhook body, the
-//! one list of transports, and the patterns of allowed origins. Edge, dispatcher and prober share this room and nothing
-//! else, so that the prober judges the servers by the wire alone.
+//! one list of transports, the patterns of allowed origins, and the addresses that webhooks may be sent to. Edge,
+//! dispatcher and prober share this room and nothing else, so that the prober judges the servers by the wire alone.
 //!
 //! Pure. This room must not know I/O, clocks or configuration: the caller passes the time.
 
 pub mod admin;
 pub mod channel;
+pub mod egress_policy;
 pub mod fallback;
 pub mod frame;
 pub mod names;

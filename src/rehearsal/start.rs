@@ -29,8 +29,10 @@ use crate::prober::{self, ProbePlan, Prober, ProberReports, WebhookReceiver};
 use crate::process::heartbeat::Heartbeats;
 use crate::protocol::{AppId, Transport};
 
-/// Host of the operator's receiver in a rendered cluster; nothing resolves it here.
-const RECEIVER_HOST: &str = "realtime-operator-receiver.realtime-system.svc:8090";
+/// Address of the operator's receiver in a rendered cluster; nothing resolves it here.
+fn rendered_receiver() -> String {
+    desired::receiver_address(desired::OPERATOR_NAMESPACE, desired::RECEIVER_PORT)
+}
 
 /// A name that never resolves.
 const UNRESOLVED_HOST: &str = "receiver.invalid:8090";
@@ -288,6 +290,7 @@ async fn bind_page(port: Option<u16>) -> Result<Option<TcpListener>, RehearsalEr
 
 /// The network of the dispatchers, with the faults on the way to the operator's receiver.
 fn egress_overrides(receiver: SocketAddr, outside: SocketAddr, faults: FaultSwitches) -> EgressOverrides {
+    let rendered = rendered_receiver();
     let reroute = move |url: &url::Url| {
         let address = if faults.is_on(Fault::ReceiverUnresolved) {
             UNRESOLVED_HOST.to_owned()
@@ -296,7 +299,7 @@ fn egress_overrides(receiver: SocketAddr, outside: SocketAddr, faults: FaultSwit
         } else {
             receiver.to_string()
         };
-        webhook_receiver::route_url(url, ReceiverRoute { host: RECEIVER_HOST, address: &address }, outside)
+        webhook_receiver::route_url(url, ReceiverRoute { host: &rendered, address: &address }, outside)
     };
     EgressOverrides { reroute: Some(Arc::new(reroute)), source: None }
 }
@@ -324,7 +327,7 @@ fn validate(options: &RehearsalOptions, secrets: &SecretTexts) -> Result<ValidCl
         apps,
         secrets,
         credentials: &credentials,
-        receiver: RECEIVER_HOST,
+        receiver: &rendered_receiver(),
         version: env!("CARGO_PKG_VERSION"),
         stream: None,
     };

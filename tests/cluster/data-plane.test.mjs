@@ -1,12 +1,13 @@
 // What everything else of this tier stands on: the kinds at a real API server, the image on a real node, and what
 // surrounds the nodes. No operator runs.
 import assert from "node:assert/strict";
+import { writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { after, before, test } from "node:test";
 
 import {
-  apply, applyCrds, audit, deleteNamespace, diagnosed, file, get, HOST, IMAGE, kubectl, logs, OPERATOR_NAMESPACE, refused, service, startKinesis,
-  startRedis, wait, watchObject,
+  apply, applyCrds, audit, deleteNamespace, diagnosed, DIR, file, get, HOST, IMAGE, kubectl, logs, OPERATOR_NAMESPACE, realtime, refused, service,
+  startKinesis, startRedis, wait, watchObject,
 } from "./harness.mjs";
 
 const NAMESPACE = "channels";
@@ -92,35 +93,53 @@ test("the operator's manifests are accepted, and let it grant Leases to dispatch
 });
 
 const REFUSALS = [
-  [
-    "webhooks that are off without the cluster's name",
-    { webhooks: { mode: "Off" } },
-    "webhooks.mode is Off: write the cluster's name into webhooks.acknowledgeNoWebhooks, or set mode: Kinesis",
-  ],
-  [
-    "webhooks that are off with another cluster's name",
-    { webhooks: { mode: "Off", acknowledgeNoWebhooks: "us" } },
-    "webhooks.mode is Off: write the cluster's name",
-  ],
-  [
-    "plain HTTP to Kinesis that nobody asked for",
-    { aws: { region: "eu-west-1", identity: { type: "PodIdentity" }, endpointURL: "http://kinesis:4567" } },
-    "endpointURL is not https://",
-  ],
-  [
-    "a variable that belongs to the operator",
-    { websocket: { env: [{ name: "REALTIME_WEBHOOKS", value: "off" }] } },
-    "this variable belongs to the operator",
-  ],
-  ["a field that does not exist", { webhook: { mode: "Kinesis" } }, 'unknown field "spec.webhook"'],
+  ...JSON.parse(file("tests/fixtures/refused.json")),
+  { what: "a field that does not exist", kind: "RealtimeCluster", name: "other", spec: { webhook: { mode: "Kinesis" } }, message: 'unknown field "spec.webhook"' },
 ];
 
-for (const [what, spec, message] of REFUSALS) {
+for (const { what, kind, name, spec, message, apiServer } of REFUSALS) {
   test(`refused: ${what}`, async () => {
-    const said = await refused({ ...cluster(spec), metadata: { name: "other", namespace: NAMESPACE } });
-    assert.ok(said.includes(message), said);
+    const base = kind === "RealtimeCluster" ? cluster(spec) : { ...cluster(), kind, spec };
+    const said = await refused({ ...base, metadata: { name, namespace: NAMESPACE } });
+    assert.ok(said.includes(apiServer ?? message), said);
   });
 }
+
+test("accepted: every URL that some cluster can allow", async () => {
+  const urls = ["https://a.test", "https://a.test:8443/x?y=https://b@c#d", "http://10.0.0.1/", "https://[2606:4700::1111]:443/", "https://müller.test/ä", "https://a_b.test/x@y"];
+  const webhooks = urls.map((url, index) => ({ name: `hook-${index}`, url }));
+  await apply({ ...cluster(), kind: "RealtimeApp", metadata: { name: "urls", namespace: NAMESPACE }, spec: { appID: "2", webhooks } });
+  await kubectl(["delete", "realtimeapp", "urls", "-n", NAMESPACE]);
+});
+
+test("accepted: every child of clusters at the limits of the schema", async () => {
+  const longest = (letter, length) => letter.repeat(length);
+  const env = Array.from({ length: 100 }, (_, index) => ({ name: `${longest("A", 190)}.-_${index}`, value: "\u{1f600}\n'\"" }));
+  const drain = { holdSeconds: 3600, windowSeconds: 3600 };
+  const server = { replicas: 1000, drain, env };
+  const role = { roleARN: `arn:${longest("r", 2044)}` };
+  const identities = [{ type: "IRSA", edge: role, dispatcher: role }, { type: "WebIdentity", edge: role, dispatcher: role }, { type: "StaticKeys", secretRef: { name: longest("s", 253) } }];
+  for (const [identity, servers] of identities.flatMap((identity) => [[identity, "Separate"], [identity, "Combined"]])) {
+    const extreme = {
+      ...cluster({
+        aws: { region: "eu-west-1", identity },
+        image: { repository: "registry.example.com:5000/a/b", tag: longest("t", 128) },
+        bus: { type: "Redis", redis: { urlSecretRef: { name: longest("r", 253), key: longest("k", 253) }, caSecretRef: { name: "c", key: "ca.crt" } } },
+        servers, websocket: server, sockjs: server,
+        webhooks: { dispatcher: { replicas: 100, env }, stream: { name: longest("s", 128), mode: "Provisioned", shards: 10000 } },
+      }),
+      metadata: { name: longest("e", 40), namespace: NAMESPACE },
+    };
+    await kubectl(["apply", "--dry-run=server", "--validate=strict", "-f", "-"], { input: JSON.stringify(extreme) });
+    const app = { ...cluster(), kind: "RealtimeApp", metadata: { name: "shop", namespace: NAMESPACE }, spec: { appID: longest("9", 20) } };
+    const path = `${DIR}/extreme.yaml`;
+    writeFileSync(path, [extreme, app].map((object) => JSON.stringify(object)).join("\n---\n"));
+    const rendered = await realtime("render", path);
+    assert.equal(rendered.code, 0, rendered.stderr);
+    const children = await kubectl(["apply", "--dry-run=server", "--validate=strict", "-f", "-"], { input: rendered.stdout });
+    assert.match(children, /deployment.apps\/e{40}-/);
+  }
+});
 
 test("refused: an Off without quotes, which is a boolean in YAML", async () => {
   const manifest = file("examples/eu.yaml", { "name: eu\n": "name: other\n", "  websocket:": "  webhooks: { mode: Off }\n  websocket:" });

@@ -6,7 +6,7 @@ import PusherClient from "pusher-js";
 
 import { startedFields } from "../conformance/processes.mjs";
 import { apply, audit, condition, get, inNamespace, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, startRedis, wait, watchObject } from "./harness.mjs";
-import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
+import { COMPONENT, edges, is, kstatus, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
 
 const NAMESPACE = "channels";
 const ADMITTED = "realtime-operator.dev/admitted";
@@ -65,6 +65,8 @@ test("from apply to Ready, pod by pod, and not before a client's event arrived",
   assert.equal(found.status.stream.status, "ACTIVE");
   assert.equal(is(found, "Reconciling"), undefined);
   assert.equal(is(found, "Stalled"), undefined);
+  await kubectl(["wait", "--for=condition=Ready", "realtimeapp/shop", "-n", NAMESPACE, "--timeout=30s"]);
+  assert.deepEqual((await get("realtimeapp", NAMESPACE, "shop")).status.clusters, [{ name: "eu", loaded: "6/6", reason: "AppAccepted" }]);
   const first = cluster.versions[0].object;
   assert.equal(first.status.observedGeneration, -1);
 
@@ -219,6 +221,10 @@ test("a broken rollout stops at its first pod, an evicted old pod serves again, 
     if (object.status.observedGeneration === late.status.observedGeneration) assert.equal(is(object, "Reconciling"), "True", said(object));
     if (object.status.observedGeneration > late.status.observedGeneration) assert.match(said(object), /^(Unknown|True)\//);
   }
+  const versions = cluster.versions.map(({ object }) => object).filter(({ metadata }) => metadata.generation >= broken.metadata.generation);
+  const computed = kstatus(versions).map((status, at) => `${versions[at].metadata.generation} ${status}`);
+  const [wrong, mended] = [broken.metadata.generation, broken.metadata.generation + 1];
+  assert.deepEqual([...new Set(computed)], [`${wrong} InProgress`, `${mended} InProgress`, `${mended} Current`], "by the rules of Flux and Helm");
   const old = [...serving.filter((name) => name !== returned.evicted), returned.name].sort();
   assert.deepEqual((await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).map(({ metadata }) => metadata.name).sort(), old);
   const fresh = podVersions.versions.filter(({ object }) => ![...serving, ...old].includes(object.metadata.name) && object.metadata.labels?.[COMPONENT] !== "dispatcher");
@@ -427,9 +433,46 @@ test("webhooks switched off by an admission policy: never Ready in one version, 
     await remove("webhooks-off");
   }
   const ended = Date.now();
+  // Pods are replaced three times at most, and ever more slowly.
+  await kubectl(["delete", "pods", "-n", namespace, "-l", `${COMPONENT}=sockjs`, "--wait=false"]);
   await ready(namespace, "eu", 60);
   console.log(`# policy removed to Ready: ${((Date.now() - ended) / 1000).toFixed(1)} s`);
   await Promise.all([cluster.stop(), podVersions.stop()]);
+}));
+
+test("known injectors are accepted and listed, and a pod with an unknown container is replaced, never admitted and named", { timeout: 240_000 }, () => inNamespace("injected", async (namespace) => {
+  const secured = 'Object.spec.containers.securityContext{allowPrivilegeEscalation: false, capabilities: Object.spec.containers.securityContext.capabilities{drop: ["ALL"]}}';
+  const sidecar = (name) => `Object.spec.containers{name: "${name}", image: "localhost/pause:1", securityContext: ${secured}}`;
+  const containers = (...list) => ({ patchType: "ApplyConfiguration", applyConfiguration: { expression: `Object{spec: Object.spec{containers: [${list.join(", ")}]}}` } });
+  const known = containers('Object.spec.containers{name: "sockjs", env: [Object.spec.containers.env{name: "DD_ENV", value: "trial"}]}', sidecar("linkerd-proxy"));
+  const names = ({ containers }) => containers.map(({ name }) => name);
+  await injected(policy("known-injector", "sockjs", known), namespace, "sockjs", (made) => names(made).includes("linkerd-proxy"));
+  try {
+    await injected(policy("unknown-injector", "websocket", containers(sidecar("stranger"))), namespace, "websocket", (made) => names(made).includes("stranger"));
+    const [cluster, podVersions] = await Promise.all([watchObject("realtimeclusters", namespace, "eu"), watchObject("pods", namespace)]);
+    try {
+      await apply(manifest(namespace));
+      for (const count of [1, 2]) {
+        const line = new RegExp(`^eu-websocket-[-a-z0-9]+ differs from its template: container stranger: want none, found one that no known injector adds; replaced ${count} of 3 times$`);
+        await cluster.until((object) => said(object) === "False/ConfigurationDrift" && line.test(condition(object, "Ready").message), {
+          timeout: 90_000, what: `the message after replacement ${count}`,
+        });
+      }
+      const strange = ({ object }) => names(object.spec).includes("stranger");
+      assert.ok(podVersions.versions.filter(strange).every(({ object }) => !object.metadata.annotations?.[ADMITTED]), "none was admitted");
+      assert.equal((await get("realtimecluster", namespace, "eu")).status.gate.replacements[0].count, 2);
+    } finally {
+      await remove("unknown-injector");
+    }
+    await kubectl(["delete", "pods", "-n", namespace, "-l", `${COMPONENT}=websocket`, "--wait=false"]);
+    await ready(namespace, "eu", 60);
+    const { gate } = (await get("realtimecluster", namespace, "eu")).status;
+    assert.deepEqual(gate.injectors.filter((name) => name !== "Kubernetes service account token"), ["Datadog", "Linkerd"]);
+    assert.ok((await pods(namespace, { [COMPONENT]: "sockjs" })).every((pod) => names(pod.spec).includes("linkerd-proxy")));
+    await Promise.all([cluster.stop(), podVersions.stop()]);
+  } finally {
+    await remove("known-injector");
+  }
 }));
 
 test("a Service named realtime-… and a cluster named realtime do no harm", () => inNamespace("links", async (namespace) => {
@@ -445,11 +488,14 @@ test("foreign objects are not changed, and missing or changed Secrets are report
     spec: { replicas: 0, selector: { matchLabels: { a: "b" } }, template: { metadata: { labels: { a: "b" } }, spec: { containers: [{ name: "c", image: "localhost/pause:1" }] } } },
   };
   await apply(theirs);
-  const become = (expected, options) =>
-    wait(async () => {
-      const found = await get("realtimecluster", namespace, "eu");
-      return `${said(found)}${is(found, "Stalled") === "True" ? " stalled" : ""}` === expected && condition(found, "Ready").message;
+  const become = async (expected, options) => {
+    const found = await wait(async () => {
+      const object = await get("realtimecluster", namespace, "eu");
+      return `${said(object)}${is(object, "Stalled") === "True" ? " stalled" : ""}` === expected && object;
     }, { timeout: 30_000, what: expected, ...options });
+    assert.deepEqual(kstatus([found]), [expected.endsWith("stalled") ? "Failed" : "InProgress"], "tools give up only where a person must act");
+    return condition(found, "Ready").message;
+  };
   await apply(manifest(namespace, { "    stream:\n": "    stream:\n      name: theirs\n", "key: url\n": "key: address\n", "replicas: 2": "replicas: 1" }));
   assert.match(await become("False/StreamNotOurs stalled"), /stream theirs already exists and carries no tag of ours: it was not changed/);
   assert.deepEqual(await outside.kinesis.call("ListTagsForStream", { StreamName: "theirs" }).then(({ Tags }) => Tags), []);
@@ -469,6 +515,32 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   assert.match(await become("False/FanoutBroken", { timeout: 90_000 }), /bus between the servers does not answer/);
   await address(outside.redis.url);
   await ready(namespace, "eu", 60);
+
+  // Another name would leave undelivered events in the stream that exists.
+  await assert.rejects(spec(namespace, { webhooks: { stream: { name: "another" } } }), /webhooks\.stream\.name is immutable once the stream exists/);
+  await spec(namespace, { webhooks: { stream: { shards: 3 } } });
+  const pending = async () => (await get("realtimecluster", namespace, "eu")).status.stream.pendingSteps?.join();
+  await wait(async () => /^shards is 3, and the stream has 2: .* or write shards: 2$/.test(await pending()), { what: "the pending change of shards" });
+  await ready(namespace, "eu", 60);
+  await spec(namespace, { webhooks: { stream: { shards: 2 } } });
+  await wait(async () => (await pending()) === undefined, { what: "no pending change" });
+
+  const annotations = async () => (await get("serviceaccount", namespace, "eu-edge")).metadata.annotations ?? {};
+  await kubectl(["annotate", "serviceaccount", "eu-edge", "-n", namespace, "eks.amazonaws.com/role-arn=arn:aws:iam::1:role/x", "team=a"]);
+  await wait(async () => !("eks.amazonaws.com/role-arn" in (await annotations())), { what: "the removal of another identity's annotation" });
+  assert.equal((await annotations()).team, "a", "other annotations stay");
+
+  const shop = async () => {
+    const app = await get("realtimeapp", namespace, "shop");
+    return `${said(app)} ${condition(app, "Accepted").reason} ${condition(app, "Ready").message}`;
+  };
+  const webhook = (url) => kubectl(["patch", "realtimeapp", "shop", "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: { webhooks: [{ name: "orders", url }] } })]);
+  await webhook("http://10.0.0.1/hook");
+  await wait(async () => /^False\/EndpointNotAllowed EndpointNotAllowed .*gets no webhook from cluster eu: 10\.0\.0\.1 is not a public address/.test(await shop()), { what: "the endpoint that is not allowed" });
+  await webhook(outside.receiver.url);
+  await wait(async () => /^True\/AppAccepted AppAccepted/.test(await shop()), { timeout: 60_000, what: "the app to be loaded" });
+  await kubectl(["delete", "realtimecluster", "eu", "-n", namespace, "--timeout=60s"]);
+  await wait(async () => /^False\/NoCluster NoCluster/.test(await shop()), { timeout: 30_000, what: "the app without a cluster" });
 }));
 
 test("an operator killed during an install creates every object once", () => inNamespace("killed", async (namespace) => {

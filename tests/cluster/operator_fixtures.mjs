@@ -1,5 +1,6 @@
 // An operator on the cluster and the outside that its clusters need, for the tests of one file.
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
 import { after, before } from "node:test";
 
@@ -12,24 +13,32 @@ export const COMPONENT = "app.kubernetes.io/component";
 /** What every cluster of the file uses: `redis`, `kinesis` and `receiver`, once its first test runs. */
 export const outside = {};
 
-/** The platform policy of the operator: this machine's Kinesis is an endpoint that only a policy allows. */
-const POLICY = () => JSON.stringify({
-  apiVersion: "v1", kind: "ConfigMap", metadata: { name: "realtime-operator-policy", namespace: OPERATOR_NAMESPACE },
-  data: { "policy.yaml": JSON.stringify({ rules: [{ namespaces: ["*"], endpoints: [outside.kinesis.url] }] }) },
-});
-
 before(() =>
   diagnosed(async () => {
     [outside.redis, outside.kinesis, outside.receiver] = await Promise.all([startRedis(), startKinesis(), startReceiver()]);
     await applyCrds();
-    await apply(file("examples/operator.yaml").split("---\n")[0] + `---\n${POLICY()}`);
-    // A probe that kubelet answers with a restart would end the leader that a test stops.
-    await apply(file("examples/operator.yaml", {
-      "args: [operator]\n": "args: [operator, --platform-policy=/etc/realtime-operator/policy.yaml]\n          volumeMounts: [{ name: policy, mountPath: /etc/realtime-operator, readOnly: true }]\n",
-      "      containers:\n": "      volumes: [{ name: policy, configMap: { name: realtime-operator-policy } }]\n      containers:\n",
-    }).replace(/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"));
+    await apply(operatorManifest());
     await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
   }));
+
+/** The operator's manifest, with a probe that never restarts the leader that a test stops, one more known injector,
+ * and a policy that allows this machine's Kinesis. */
+function operatorManifest() {
+  const injectors = `${file("src/desired/known_injectors.yaml")}  - name: trial\n    hostNames: ["realtime-operator-receiver.*"]\n`;
+  const metadata = { name: "operator-files", namespace: OPERATOR_NAMESPACE };
+  const policy = JSON.stringify({ rules: [{ namespaces: ["*"], endpoints: [outside.kinesis.url] }] });
+  const map = { apiVersion: "v1", kind: "ConfigMap", metadata, data: { "injectors.yaml": injectors, "policy.yaml": policy } };
+  const changed = [
+    [/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"],
+    ["args: [operator]", "args: [operator, --known-injectors=/etc/known/injectors.yaml, --platform-policy=/etc/known/policy.yaml]\n          volumeMounts: [{ name: known, mountPath: /etc/known }]"],
+    [/( +)containers:\n( +)- name: operator\n/, "$1volumes: [{ name: known, configMap: { name: operator-files } }]\n$1containers:\n$2- name: operator\n"],
+  ].reduce((text, [from, to]) => {
+    const replaced = text.replace(from, to);
+    assert.notEqual(replaced, text, `the manifest holds ${from}`);
+    return replaced;
+  }, file("examples/operator.yaml"));
+  return `${changed}---\n${JSON.stringify(map)}\n`;
+}
 
 // An operator that is gone first could not say that the clusters' pods have ended.
 after(async () => {
@@ -68,6 +77,12 @@ export const spec = (namespace, patch, name = "eu") =>
 export async function rotateSecret(namespace, secret, key, value, name = "eu") {
   await kubectl(["patch", "secret", secret, "-n", namespace, "--type=merge", "-p", JSON.stringify({ stringData: { [key]: value } })]);
   await kubectl(["annotate", "realtimecluster", name, "-n", namespace, "--overwrite", `realtime-operator.dev/rotated-at=${new Date().toISOString()}`]);
+}
+
+/** What kstatus, by whose rules Flux and Helm wait, makes of each object: `InProgress`, `Current`, `Failed`, `Terminating`. */
+export function kstatus(objects) {
+  const input = objects.map((object) => JSON.stringify(object)).join("\n");
+  return execFileSync(process.env.KSTATUS, { input, encoding: "utf8" }).trim().split("\n");
 }
 
 /** The process id of a pod's first container on this machine. `command` is in its command line. */

@@ -73,6 +73,13 @@ fn bad_input_is_told_with_file_path_and_remedy_and_exit_code_2() {
         ),
         ("an empty region", "region: eu-west-1", "region: ''", "spec.aws.region is empty: write a value"),
         ("no replicas", "replicas: 2", "replicas: 0", "spec.websocket.replicas is 0: write a number from 1 to 1000"),
+        ("a name that no Service may have", "name: eu\n", "name: eu.prod\n", "no Service can have this name"),
+        (
+            "a webhook with a password",
+            "url: https://",
+            "url: https://me:secret@",
+            "spec.webhooks[0].url breaks a rule: the URL contains a user or a password",
+        ),
         ("a name too long", "name: eu\n", &format!("name: {}\n", "e".repeat(41)), "more than 40 characters"),
     ] {
         let file = manifest(replace, with);
@@ -104,6 +111,18 @@ fn a_platform_policy_that_cannot_be_used_ends_the_operator_with_file_line_key_an
         for part in [path].iter().chain(parts) {
             assert!(stderr(&output).contains(part), "{part}: {}", stderr(&output));
         }
+    }
+}
+
+#[test]
+fn an_endpoint_that_the_cluster_does_not_allow_is_told_with_exit_code_2() {
+    let file = manifest("url: https://", "url: http://");
+    let path = file.path().display().to_string();
+    for arguments in [&["render", &path][..], &["rehearse", &path, "--once"][..]] {
+        let output = realtime(arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        let says = "RealtimeApp shop: spec.webhooks[0].url gets no webhook from cluster eu: ";
+        assert!(stderr(&output).contains(says), "{}", stderr(&output));
     }
 }
 

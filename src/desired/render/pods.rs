@@ -13,14 +13,14 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec}
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::super::{AwsIdentity, DrainPhases, ServerRole, ValidCluster, ValidServer};
-use super::template::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_digest};
+use super::super::{AwsIdentity, DrainPhases, ServerRole, ValidCluster, ValidServer, template_digest};
+use super::template::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION};
 use super::variables::{TOKEN_DIRECTORY, render_variables};
 use super::{
     ADMIN_PORT, APPS_PATH, PEER_PORT, POD_PATH, PUBLIC_PORT, child_labels, child_metadata, child_name, pod_selector,
     registry_secret_name,
 };
-use crate::config::ServerKind;
+use crate::config::{IAM_ROLE_ANNOTATION, ServerKind};
 use crate::protocol::registry::{BUCKET_COUNT, ENDPOINTS_FILE, file_name};
 
 /// User id of the image's unprivileged user.
@@ -44,7 +44,7 @@ pub(super) fn render_service_accounts(cluster: &ValidCluster) -> Vec<ServiceAcco
             let name = account_name(server);
             let mut metadata = child_metadata(cluster, child_name(cluster, name), name);
             if let AwsIdentity::Irsa(roles) = &cluster.stream.identity {
-                let annotation = ("eks.amazonaws.com/role-arn".to_owned(), roles.of_server(server).to_owned());
+                let annotation = (IAM_ROLE_ANNOTATION.to_owned(), roles.of_server(server).to_owned());
                 metadata.annotations = Some(BTreeMap::from([annotation]));
             }
             ServiceAccount { metadata, automount_service_account_token: Some(false), ..ServiceAccount::default() }
@@ -78,7 +78,7 @@ pub(super) fn render_deployment(cluster: &ValidCluster, server: &ValidServer) ->
 
 fn render_pod_template(cluster: &ValidCluster, server: &ValidServer) -> PodTemplateSpec {
     let pod = render_pod_spec(cluster, server);
-    let digest = pod.containers.first().map(template_digest).unwrap_or_default();
+    let digest = template_digest(&pod);
     let secrets = cluster.secrets_digests.get(&server.kind).cloned().unwrap_or_default();
     let annotations = [(TEMPLATE_ANNOTATION, digest), (SECRETS_ANNOTATION, secrets)];
     let metadata = ObjectMeta {

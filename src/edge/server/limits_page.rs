@@ -14,7 +14,7 @@ use crate::edge::session::registry;
 use crate::edge::transport::inbox;
 use crate::edge::transport::session_ownership;
 use crate::edge::transport::xhr::session as xhr_session;
-use crate::edge::transport::{sockjs, websocket};
+use crate::edge::transport::{socket, sockjs};
 use crate::edge::{http_api, recorder, relay, session};
 use crate::protocol::{channel, frame, rest};
 
@@ -104,7 +104,7 @@ fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
             "Text that is not UTF-8 closes the socket with 1007, what is no frame with 1002; binary frames are refused \
              with an error. All of it is counted in `realtime_edge_refusals_total`.",
             vec![
-                limit!("size of a message, also in parts", bytes(websocket::MESSAGE_BYTES_MAX), "closed with 1009"),
+                limit!("size of a message, also in parts", bytes(socket::MESSAGE_BYTES_MAX), "closed with 1009"),
                 limit!("silence before a ping", time(liveness::ACTIVITY_TIMEOUT), "`pusher:ping`"),
                 limit!("time for the answer to a ping", time(liveness::PONG_TIMEOUT), "closed with 4201"),
             ],

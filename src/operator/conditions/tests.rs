@@ -49,6 +49,7 @@ fn proven(fingerprint: &str) -> Option<GateStatus> {
         passed_at: Some(at(NOW - 60).to_string()),
         proving_since: None,
         last_failure: None,
+        ..GateStatus::default()
     })
 }
 
@@ -61,6 +62,7 @@ fn inputs(known: &RealtimeClusterStatus) -> StatusInputs<'_> {
         webhooks: true,
         fingerprint: "f1",
         on_record: 0,
+        pod_difference: None,
         known,
         generation: None,
         deadline: 600,
@@ -254,6 +256,31 @@ fn a_verdict_on_another_fingerprint_is_no_verdict() {
     let new = verdict(GatePhase::Open, Reason::Proven);
     let decision = decide_status(&StatusInputs { verdict: Some(&new), ..inputs(&known) });
     assert_eq!((decision.conditions[0].status, decision.gate.ever_passed), ("True", true));
+}
+
+#[test]
+fn a_pod_that_differs_is_named_while_a_rollout_waits_for_it() {
+    let known = RealtimeClusterStatus { conditions: rolling(), gate: None, ..RealtimeClusterStatus::default() };
+    let ready = |known: &RealtimeClusterStatus, verdict: &Verdict| {
+        let pod_difference = Some("eu-sockjs-1 differs from its template: x");
+        let decision = decide_status(&StatusInputs { verdict: Some(verdict), pod_difference, ..inputs(known) });
+        let ready = &decision.conditions[0];
+        format!("{}/{}", ready.status, ready.reason)
+    };
+    for (phase, reason, expected) in [
+        (GatePhase::Open, Reason::Proven, "False/ConfigurationDrift"),
+        (GatePhase::Proving, Reason::Proving, "False/ConfigurationDrift"),
+        (GatePhase::Refused, Reason::NoPods, "False/ConfigurationDrift"),
+        (GatePhase::Refused, Reason::RecordMissing, "False/RecordMissing"),
+    ] {
+        assert_eq!(ready(&known, &verdict(phase, reason)), expected, "{phase:?} {reason}");
+    }
+    let proven = RealtimeClusterStatus { gate: proven("f1"), ..known };
+    assert_eq!(
+        ready(&proven, &verdict(GatePhase::Open, Reason::Proven)),
+        "True/Proven",
+        "one new pod of a proven cluster"
+    );
 }
 
 #[test]

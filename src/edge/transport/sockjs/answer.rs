@@ -1,7 +1,6 @@
 //! The answer to one receive: a head, and then frames as its transport wraps them.
 
 use std::convert::Infallible;
-use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -10,12 +9,10 @@ use tokio::time::timeout;
 
 use crate::edge::session::OutgoingItem;
 use crate::edge::transport::session_ownership::session_gone;
+use crate::edge::transport::socket::SOCKJS_HEARTBEAT_INTERVAL;
 use crate::edge::transport::sockjs::session::{ReceiveOutcome, SockjsReceiver};
 use crate::protocol::fallback::utf16_units;
 use crate::protocol::sockjs::{self, FrameWrapping, HEARTBEAT_FRAME, OPEN_FRAME, RESPONSE_MAX_UNITS};
-
-/// Silence after which an open response carries a heartbeat, as the protocol requires.
-pub const SOCKJS_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(25);
 
 /// Bytes that are taken from the session for one frame.
 const SOCKJS_BATCH_BYTES: usize = 32 << 10;

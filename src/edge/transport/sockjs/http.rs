@@ -14,16 +14,15 @@ use jiff::fmt::rfc2822::DateTimePrinter;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use serde_json::json;
-use tokio::time::Instant;
 
 use crate::edge::apps::client_address::Caller;
 use crate::edge::transport::inbox::RequestId;
 use crate::edge::transport::session_ownership::SessionOwnership;
-use crate::edge::transport::sockjs::answer::{ReceiveAnswer, SOCKJS_HEARTBEAT_INTERVAL};
+use crate::edge::transport::socket::{ClientSocket, SocketFraming, limit_upgrade};
+use crate::edge::transport::sockjs::answer::ReceiveAnswer;
 use crate::edge::transport::sockjs::context::{BASE_PATH, SockjsContext};
 use crate::edge::transport::sockjs::route::{SessionAction, SockjsEndpoint};
-use crate::edge::transport::sockjs::socket::{SocketFraming, SockjsSocket};
-use crate::edge::transport::websocket::{MESSAGE_BYTES_MAX, READ_BUFFER_BYTES, WRITE_BUFFER_BYTES};
+use crate::edge::transport::sockjs::socket::serve_socket;
 use crate::edge::transport::xhr::session::SessionError;
 use crate::process::clock;
 use crate::protocol::Transport;
@@ -96,9 +95,9 @@ pub async fn serve(
         (SockjsEndpoint::Iframe, _) => answer_iframe(&context, query, &headers),
         (SockjsEndpoint::Info, Method::OPTIONS) => answer_preflight(&context, &headers, "OPTIONS, GET"),
         (SockjsEndpoint::Info, _) => answer_info(&context, &headers),
-        (SockjsEndpoint::RawSocket, _) => upgrade_socket(context, upgrade, caller, SocketFraming::Raw),
+        (SockjsEndpoint::RawSocket, _) => upgrade_socket(context, upgrade, caller, SocketFraming::SockjsRaw),
         (SockjsEndpoint::Session(_, SessionAction::Socket), _) => {
-            upgrade_socket(context, upgrade, caller, SocketFraming::Frames)
+            upgrade_socket(context, upgrade, caller, SocketFraming::SockjsFrames)
         }
         (SockjsEndpoint::Session(..), Method::OPTIONS) => answer_preflight(&context, &headers, "OPTIONS, POST"),
         (SockjsEndpoint::Session(id, action @ (SessionAction::Send | SessionAction::JsonpSend)), _) => {
@@ -206,17 +205,11 @@ fn upgrade_socket(context: SockjsContext, upgrade: UpgradeResult, caller: Caller
     let Ok(upgrade) = upgrade else {
         return build_response(StatusCode::BAD_REQUEST, HeaderMap::new(), "Not a valid websocket request");
     };
-    let upgrade = upgrade
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(WRITE_BUFFER_BYTES)
-        .max_message_size(MESSAGE_BYTES_MAX)
-        .max_frame_size(MESSAGE_BYTES_MAX);
-    let (shared, transport) = (context.shared, Transport::SockjsWebsocket);
+    let shared = context.shared;
     let tasks = shared.opener.session_tasks.clone();
-    upgrade.on_upgrade(move |wire| {
-        let heartbeat = Instant::now() + SOCKJS_HEARTBEAT_INTERVAL;
+    limit_upgrade(upgrade).on_upgrade(move |wire| {
         // Tracked, so that the process waits for sessions that are about to leave.
-        tasks.track_future(SockjsSocket { wire, framing, transport, caller, heartbeat }.serve(shared))
+        tasks.track_future(serve_socket(ClientSocket::new(wire, framing), shared, caller))
     })
 }
 

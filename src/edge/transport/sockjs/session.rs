@@ -16,15 +16,12 @@ use tracing::Instrument;
 use crate::edge::apps::client_address::Caller;
 use crate::edge::close_reason::CloseReason;
 use crate::edge::metrics::RefusalReason;
-use crate::edge::pusher::connection::Connection;
-use crate::edge::session::drain_signal::wait_in_flight_messages;
-use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::session::{ByteBudget, FrameReceiver, OutgoingItem, Session};
 use crate::edge::transport::context::TransportContext;
+use crate::edge::transport::http_session::drive_http_session;
 use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
 use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionName, SessionOwnership};
-use crate::edge::transport::xhr::reorder::DuplicateFilter;
 use crate::edge::transport::xhr::session::SessionError;
 use crate::protocol::frame::{self, code};
 use crate::protocol::sockjs::first_message;
@@ -229,7 +226,7 @@ impl SockjsEntry {
 }
 
 /// A session that only says why there is none.
-pub fn open_refused_session(shared: &TransportContext, transport: Transport, closing: &CloseReason) -> Arc<Session> {
+fn open_refused_session(shared: &TransportContext, transport: Transport, closing: &CloseReason) -> Arc<Session> {
     let (socket, app) = (String::new().into(), AppId::from(""));
     let session = Session::new(socket, app, transport, ByteBudget::default(), shared.hub.metrics.clone());
     session.push(frame::error_frame(Some(closing.code), &closing.reason).into());
@@ -304,20 +301,25 @@ async fn run_session(
     transport: Transport,
     mut inbox: mpsc::Receiver<InboxRequest>,
 ) {
-    let mut copies = DuplicateFilter::default();
     let introduced = tokio::select! {
         biased;
         () = entry.wait_aborted() => None,
-        introduced = receive_introduction(&shared, transport, &mut inbox, &mut copies) => Some(introduced),
+        introduced = receive_introduction(&shared, transport, &mut inbox) => Some(introduced),
         () = entry.detached_for_grace() => None,
     };
     let session = match introduced {
         None => None,
-        Some(Ok((place, messages))) => {
-            let session = place.session.clone();
-            let span = place.span.clone();
+        Some(Ok((guard, rest))) => {
+            let session = guard.session.clone();
+            let span = guard.span.clone();
             entry.set_session(session.clone());
-            serve_messages(&shared, &entry, place, messages, &mut inbox, &mut copies).instrument(span).await;
+            let aborted = async {
+                entry.wait_aborted().await;
+                let (code, reason) = INTERRUPTED_CLOSE;
+                CloseReason::new(code, reason)
+            };
+            let detached = entry.detached_for_grace();
+            drive_http_session(&shared, guard, (rest, &mut inbox), detached, aborted).instrument(span).await;
             Some(session)
         }
         Some(Err(closing)) => {
@@ -338,15 +340,13 @@ async fn receive_introduction(
     shared: &TransportContext,
     transport: Transport,
     inbox: &mut mpsc::Receiver<InboxRequest>,
-    copies: &mut DuplicateFilter,
-) -> Result<(SessionGuard, Vec<String>), CloseReason> {
+) -> Result<(SessionGuard, InboxRequest), CloseReason> {
     tokio::select! {
         biased;
         Some(mut sent) = inbox.recv() => {
-            copies.insert_if_new(sent.mark.relay_number);
             let first = sent.messages.remove(0);
             let Some(caller) = sent.caller.take() else { return Err(introduction_missing()) };
-            Ok((open_requested_session(shared, &first, &caller, transport)?, sent.messages))
+            Ok((open_requested_session(shared, &first, &caller, transport)?, sent))
         }
         () = shared.opener.draining.wait_started() => Err(shared.opener.draining.close_reason()),
         () = sleep(INTRODUCTION_TIMEOUT) => Err(introduction_missing()),
@@ -375,64 +375,6 @@ pub fn open_requested_session(
         return Err(closing);
     };
     shared.opener.open(&key, &query, caller, transport)
-}
-
-/// Messages in the order in which they came, until the session is ended, left alone or cut.
-async fn serve_messages(
-    shared: &Arc<TransportContext>,
-    entry: &SockjsEntry,
-    place: SessionGuard,
-    first: Vec<String>,
-    inbox: &mut mpsc::Receiver<InboxRequest>,
-    copies: &mut DuplicateFilter,
-) {
-    let session = &place.session.clone();
-    let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
-    for message in first {
-        connection.apply_message(&message).await;
-    }
-    let mut look = Instant::now() + ACTIVITY_TIMEOUT;
-    let (abandoned, aborted) = (entry.detached_for_grace(), entry.wait_aborted());
-    let heard_out = wait_in_flight_messages(session.close_delivered());
-    tokio::pin!(abandoned, aborted, heard_out);
-    let mut leaving = false;
-    loop {
-        tokio::select! {
-            biased;
-            () = session.close_requested(), if !leaving => {
-                leaving = session.close_reason().is_some_and(|closing| closing.drain);
-                if !leaving {
-                    break;
-                }
-            }
-            () = &mut heard_out, if leaving => break,
-            () = &mut aborted => {
-                let (code, reason) = INTERRUPTED_CLOSE;
-                session.close(CloseReason::new(code, reason));
-                if leaving {
-                    break;
-                }
-            }
-            Some(sent) = inbox.recv() => {
-                if !copies.insert_if_new(sent.mark.relay_number) {
-                    shared.hub.metrics.sends_repeated.inc();
-                    continue;
-                }
-                for message in &sent.messages {
-                    connection.apply_message(message).await;
-                }
-            }
-            () = &mut abandoned, if !leaving => {
-                session.close(CloseReason::new(code::INACTIVE, "nobody received for too long"));
-            }
-            () = connection.pending_due() => connection.retry_pending().await,
-            () = sleep_until(look) => {
-                look = connection.check_liveness().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
-            }
-        }
-    }
-    connection.tear_down().await;
-    drop(place);
 }
 
 /// Keeps a closed session, so that each later request of its client receives the close frame.

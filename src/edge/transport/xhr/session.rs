@@ -10,22 +10,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 use url::form_urlencoded;
 
 use crate::edge::apps::client_address::Caller;
 use crate::edge::apps::handshake::check_origin;
 use crate::edge::close_reason::CloseReason;
-use crate::edge::pusher::connection::Connection;
-use crate::edge::session::drain_signal::{RECEIVER_GRACE, wait_in_flight_messages};
-use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
+use crate::edge::session::drain_signal::RECEIVER_GRACE;
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::session::{FrameReceiver, Session};
 use crate::edge::transport::context::TransportContext;
+use crate::edge::transport::http_session::drive_http_session;
 use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
 use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionId, SessionName, SessionOwnership};
-use crate::edge::transport::xhr::reorder::{DuplicateFilter, ReorderBuffer};
 use crate::protocol::Transport;
 use crate::protocol::frame::code;
 
@@ -196,58 +193,12 @@ async fn run_session(
     mut inbox: mpsc::Receiver<InboxRequest>,
     first: Option<u64>,
 ) {
-    let session = &place.session.clone();
-    let metrics = shared.hub.metrics.clone();
-    let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
-    let (mut order, mut copies) = (ReorderBuffer::default(), DuplicateFilter::default());
-    order.push(first, InboxRequest::without_messages(first), Instant::now().into());
-    let mut look = Instant::now() + ACTIVITY_TIMEOUT;
-    let (abandoned, heard_out) =
-        (session.detached_for(XHR_RECEIVER_GRACE), wait_in_flight_messages(session.close_delivered()));
-    tokio::pin!(abandoned, heard_out);
-    let mut leaving = false;
-    loop {
-        let due = order.next_due();
-        let ready = tokio::select! {
-            biased;
-            () = session.close_requested(), if !leaving => {
-                leaving = session.close_reason().is_some_and(|closing| closing.drain);
-                if !leaving {
-                    break;
-                }
-                vec![]
-            }
-            () = &mut heard_out, if leaving => break,
-            Some(sent) = inbox.recv() => {
-                if copies.insert_if_new(sent.mark.relay_number) {
-                    order.push(sent.mark.number, sent, Instant::now().into())
-                } else {
-                    metrics.sends_repeated.inc();
-                    vec![]
-                }
-            }
-            () = sleep_until(due.map_or(look, Into::into)), if due.is_some() => order.release_overdue(Instant::now().into()),
-            () = &mut abandoned, if !leaving => {
-                session.close(CloseReason::new(code::INACTIVE, "nobody received for too long"));
-                vec![]
-            }
-            () = connection.pending_due() => {
-                connection.retry_pending().await;
-                vec![]
-            }
-            () = sleep_until(look) => {
-                look = connection.check_liveness().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
-                vec![]
-            }
-        };
-        for message in ready.iter().flat_map(|sent| &sent.messages) {
-            connection.apply_message(message).await;
-        }
-    }
-    inbox.close();
-    connection.tear_down().await;
-    drop(place);
-    linger_after_close(fallback, session.clone(), id).await;
+    let session = place.session.clone();
+    let first = InboxRequest::without_messages(first);
+    let detached = session.detached_for(XHR_RECEIVER_GRACE);
+    // An aborted receive does not end the session.
+    drive_http_session(&shared, place, (first, &mut inbox), detached, std::future::pending()).await;
+    linger_after_close(fallback, session, id).await;
 }
 
 /// Keeps a closed session until its close frame is delivered, or its client does not ask or does not read.

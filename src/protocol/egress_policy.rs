@@ -1,8 +1,9 @@
 //! Decides which addresses webhooks may be sent to.
 //!
 //! In: the URL that a customer configured, and the exceptions that the cluster's owner allows beyond the public
-//! internet. Out: the egress class of the URL, or a refusal. A host name proves nothing, since its owner decides what
-//! it resolves to: the policy also judges the very addresses that a connection is made to.
+//! internet. Out: the egress class of the URL, or a refusal. The operator reports by it an app whose endpoint is refused,
+//! and the dispatcher sends by it. A host name proves nothing, since its owner decides what it resolves to: the dispatcher
+//! also judges the very addresses that a connection is made to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{PoisonError, RwLock};
@@ -43,10 +44,14 @@ pub enum EgressRefusal {
     #[error("`{0}` is no http or https address: correct the endpoint")]
     Malformed(String),
     /// The endpoint's addresses are not public.
-    #[error("{0} is not a public address: correct the endpoint, or allow its network in the RealtimeCluster")]
+    #[error(
+        "{0} is not a public address: correct the endpoint, or allow its network in `webhooks.allowedNetworks` of the RealtimeCluster"
+    )]
     Address(String),
     /// The scheme or the port is not one for the internet.
-    #[error("{0} is not https on 443 or 8443: correct the endpoint, or allow it in the RealtimeCluster")]
+    #[error(
+        "{0} is not https on port 443 or 8443: correct the endpoint, or allow its network in `webhooks.allowedNetworks` of the RealtimeCluster"
+    )]
     Port(String),
 }
 

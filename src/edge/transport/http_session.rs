@@ -1,0 +1,80 @@
+//! The loop of one session over HTTP, which outlives its requests: pusher-js's fallbacks and `SockJS`.
+//!
+//! In: the inbox of the session, and futures that resolve when its client receives no more. Out: the messages, applied
+//! to the connection in the order in which the client sent them and each once. It must not know how a receive is
+//! answered.
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::edge::close_reason::CloseReason;
+use crate::edge::pusher::connection::Connection;
+use crate::edge::session::drain_signal::wait_in_flight_messages;
+use crate::edge::session::registry::SessionGuard;
+use crate::edge::transport::context::TransportContext;
+use crate::edge::transport::inbox::InboxRequest;
+use crate::edge::transport::reorder::{DuplicateFilter, ReorderBuffer};
+use crate::edge::transport::session_timers::SessionTimers;
+use crate::protocol::frame::code;
+
+/// Serves one session until it is closed, and closes its inbox.
+///
+/// The session is closed once `detached` resolves: no receive is open, and none has been for the transport's grace
+/// period. It is closed with the reason of `aborted` once that resolves: a receive was aborted on a transport where that
+/// ends the session. In a drain the loop goes on for the messages that are still in flight.
+pub async fn drive_http_session(
+    shared: &TransportContext,
+    guard: SessionGuard,
+    (first, inbox): (InboxRequest, &mut mpsc::Receiver<InboxRequest>),
+    detached: impl Future<Output = ()>,
+    aborted: impl Future<Output = CloseReason>,
+) {
+    let session = guard.session.clone();
+    let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
+    let (mut order, mut duplicates) = (ReorderBuffer::default(), DuplicateFilter::default());
+    duplicates.insert_if_new(first.mark.relay_number);
+    let mut ready = order.push(first.mark.number, first, Instant::now().into());
+    let mut timers = SessionTimers::start();
+    let in_flight = wait_in_flight_messages(session.close_delivered());
+    tokio::pin!(detached, aborted, in_flight);
+    let mut drains = false;
+    loop {
+        for request in std::mem::take(&mut ready) {
+            for message in &request.messages {
+                connection.apply_message(message).await;
+            }
+        }
+        let overdue: Option<Instant> = order.next_due().map(Into::into);
+        tokio::select! {
+            biased;
+            () = session.close_requested(), if !drains => {
+                drains = session.close_reason().is_some_and(|closing| closing.drain);
+                if !drains {
+                    break;
+                }
+            }
+            () = &mut in_flight, if drains => break,
+            reason = &mut aborted => {
+                session.close(reason);
+                break;
+            }
+            Some(request) = inbox.recv() => {
+                if duplicates.insert_if_new(request.mark.relay_number) {
+                    ready = order.push(request.mark.number, request, Instant::now().into());
+                } else {
+                    shared.hub.metrics.sends_repeated.inc();
+                }
+            }
+            () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => {
+                ready = order.release_overdue(Instant::now().into());
+            }
+            () = &mut detached, if !drains => {
+                session.close(CloseReason::new(code::INACTIVE, "nobody received for too long"));
+            }
+            due = timers.next(&connection) => timers.apply(due, &mut connection).await,
+        }
+    }
+    inbox.close();
+    connection.tear_down().await;
+    drop(guard);
+}

@@ -1,0 +1,54 @@
+//! The timers of one session, whatever transport carries it.
+//!
+//! In: a connection. Out: the timer that is due, then its effect on the connection. It must not know sockets, nor
+//! requests.
+
+use std::pin::Pin;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::edge::pusher::connection::Connection;
+use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
+
+/// The timer that is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DueTimer {
+    /// The client may have been silent for too long.
+    Liveness,
+    /// A subscription waits for the bus.
+    PendingSubscription,
+}
+
+/// The timers of one session.
+pub struct SessionTimers {
+    /// One timer for the whole session, not one that enters and leaves the runtime's wheel with every event.
+    liveness: Pin<Box<Sleep>>,
+}
+
+impl SessionTimers {
+    /// Starts the timers of a client that was active just now.
+    pub fn start() -> Self {
+        Self { liveness: Box::pin(sleep_until(Instant::now() + ACTIVITY_TIMEOUT)) }
+    }
+
+    /// Resolves with the timer that is due. Nothing is lost when it is dropped before.
+    pub async fn next(&mut self, connection: &Connection) -> DueTimer {
+        tokio::select! {
+            biased;
+            () = self.liveness.as_mut() => DueTimer::Liveness,
+            () = connection.pending_due() => DueTimer::PendingSubscription,
+        }
+    }
+
+    /// Applies a timer that was due, and sets it again.
+    pub async fn apply(&mut self, due: DueTimer, connection: &mut Connection) {
+        match due {
+            DueTimer::Liveness => {
+                let next_check =
+                    connection.check_liveness().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
+                self.liveness.as_mut().reset(next_check);
+            }
+            DueTimer::PendingSubscription => connection.retry_pending().await,
+        }
+    }
+}

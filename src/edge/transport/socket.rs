@@ -1,0 +1,344 @@
+//! A socket on which one session lives: a WebSocket of pusher-js, or of a `SockJS` client.
+//!
+//! In: an upgraded WebSocket, the framing of its messages, and an open session or the reason to refuse one. Out: the
+//! session's frames on the socket and the client's messages in the connection, to the end of either. It must not know
+//! paths, nor how a session is opened.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use bytes::Bytes;
+use futures::SinkExt;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_tungstenite::tungstenite;
+use tracing::Instrument;
+
+use crate::edge::close_reason::CloseReason;
+use crate::edge::metrics::{EdgeMetrics, RefusalReason};
+use crate::edge::pusher::connection::Connection;
+use crate::edge::session::registry::SessionGuard;
+use crate::edge::session::{OutgoingItem, Session};
+use crate::edge::transport::context::TransportContext;
+use crate::edge::transport::session_timers::SessionTimers;
+use crate::protocol::frame;
+use crate::protocol::sockjs::{self, HEARTBEAT_FRAME};
+
+/// Silence after which a `SockJS` client is sent a heartbeat, as the protocol requires.
+pub const SOCKJS_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(25);
+
+/// Largest message of a client: a client event at its limit, escaped, with room for the envelope.
+pub const MESSAGE_BYTES_MAX: usize = 128 << 10;
+
+/// Per socket and held while it is idle, so small: with the library's default an idle socket takes 136 KiB.
+const READ_BUFFER_BYTES: usize = 4096;
+
+/// Frames that wait together are written together up to this size, so that a server that falls behind needs fewer system
+/// calls to catch up. Held by sockets that had so much waiting, so small too.
+const WRITE_BUFFER_BYTES: usize = 2048;
+
+/// Bounds the bytes of one batch from the session.
+const SOCKET_BATCH_BYTES: usize = 16 << 10;
+
+/// Bounds the write of one batch.
+const FRAMES_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bounds the closing handshake, in each direction.
+const CLOSE_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Bounds the time that a socket is kept after the close frame for unreadable bytes: dropped at once with unread bytes,
+/// the socket would be reset, and on some systems the close frame would be lost.
+const UNREADABLE_LINGER_DELAY: Duration = Duration::from_secs(1);
+
+/// Bytes of the reason in a close frame (RFC 6455, 5.5).
+const CLOSE_REASON_BYTES_MAX: usize = 123;
+
+/// WebSocket's own code for what breaks its protocol.
+const PROTOCOL_ERROR_CODE: u16 = 1002;
+
+/// WebSocket's own code for text that is not UTF-8.
+const INVALID_TEXT_CODE: u16 = 1007;
+
+/// WebSocket's own code for a message that is too large.
+const MESSAGE_TOO_LARGE_CODE: u16 = 1009;
+
+/// The close frame for text that is not JSON, as servers of `SockJS` send it.
+const BROKEN_FRAMING_CLOSE: (u16, &str) = (3000, "Broken framing.");
+
+/// The WebSocket's own close after `SockJS`'s close frame, which carries the reason.
+const NORMAL_CLOSE: (u16, &str) = (1000, "Normal closure");
+
+/// The form of messages on a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketFraming {
+    /// Pusher's: each text is one message; a binary message is answered with an error.
+    Pusher,
+    /// `SockJS`'s raw WebSocket: each text is one message; a binary message ends the socket.
+    SockjsRaw,
+    /// `SockJS`'s frames: arrays of messages, heartbeats, and a close frame of its own.
+    SockjsFrames,
+}
+
+/// One read of a socket.
+#[derive(Debug)]
+pub enum SocketInput {
+    /// One message of the client.
+    Message(Utf8Bytes),
+    /// The messages of one frame; none of them is a sign of life.
+    Messages(Vec<String>),
+    /// Bytes, for which Pusher's protocol has no meaning.
+    Binary,
+}
+
+impl SocketInput {
+    /// The messages of the client, in order.
+    pub fn into_messages(self) -> impl Iterator<Item = Utf8Bytes> {
+        let (one, many) = match self {
+            Self::Message(message) => (Some(message), vec![]),
+            Self::Messages(messages) => (None, messages),
+            Self::Binary => (None, vec![]),
+        };
+        one.into_iter().chain(many.into_iter().map(Utf8Bytes::from))
+    }
+}
+
+/// The end of a socket.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SocketEnd {
+    /// The client closed the socket, or the network did.
+    Gone,
+    /// The client broke the framing.
+    Broken,
+    /// The client sent bytes that cannot be read on.
+    Unreadable(CloseReason),
+    /// The session was closed, or none was opened.
+    Closed(CloseReason),
+}
+
+/// Bounds the buffers and the messages of a socket before it is upgraded.
+pub fn limit_upgrade(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
+    upgrade
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(WRITE_BUFFER_BYTES)
+        .max_message_size(MESSAGE_BYTES_MAX)
+        .max_frame_size(MESSAGE_BYTES_MAX)
+}
+
+/// One socket of a client.
+pub struct ClientSocket {
+    wire: WebSocket,
+    framing: SocketFraming,
+}
+
+impl ClientSocket {
+    /// Wraps an upgraded WebSocket.
+    pub fn new(wire: WebSocket, framing: SocketFraming) -> Self {
+        Self { wire, framing }
+    }
+
+    /// The form of its messages.
+    pub fn framing(&self) -> SocketFraming {
+        self.framing
+    }
+
+    /// Serves an open session to its end, beginning with messages that were read already.
+    pub async fn serve_session(mut self, shared: Arc<TransportContext>, guard: SessionGuard, first: Vec<Utf8Bytes>) {
+        let span = guard.span.clone();
+        let served = async {
+            let end = drive_socket(&mut self, &shared, guard, first).await;
+            self.complete_close(end, &shared.hub.metrics).await;
+        };
+        served.instrument(span).await;
+    }
+
+    /// Sends the error that says why there is no session, and closes.
+    pub async fn refuse(mut self, closing: CloseReason, metrics: &EdgeMetrics) {
+        let error = frame::error_frame(Some(closing.code), &closing.reason);
+        let _ = timeout(CLOSE_HANDSHAKE_TIMEOUT, self.send_frames(vec![error.into()])).await;
+        self.complete_close(SocketEnd::Closed(closing), metrics).await;
+    }
+
+    /// Reads until the client's next messages or a sign of life.
+    ///
+    /// # Errors
+    /// The end of the socket.
+    pub async fn read(&mut self) -> Result<SocketInput, SocketEnd> {
+        match self.wire.recv().await {
+            Some(Ok(Message::Text(text))) => match self.framing {
+                SocketFraming::Pusher | SocketFraming::SockjsRaw => Ok(SocketInput::Message(text)),
+                SocketFraming::SockjsFrames => {
+                    sockjs::parse_socket(&text).map(SocketInput::Messages).map_err(|_| SocketEnd::Broken)
+                }
+            },
+            Some(Ok(Message::Binary(_))) if self.framing == SocketFraming::Pusher => Ok(SocketInput::Binary),
+            Some(Ok(Message::Binary(_))) => Err(SocketEnd::Broken),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(SocketInput::Messages(vec![])),
+            Some(Ok(Message::Close(_))) | None => Err(SocketEnd::Gone),
+            Some(Err(error)) => Err(unreadable_close_reason(error).map_or(SocketEnd::Gone, SocketEnd::Unreadable)),
+        }
+    }
+
+    /// Sends a text that is no message of a session; `None` when the socket is gone.
+    pub async fn send_text(&mut self, text: &str) -> Option<()> {
+        timeout(CLOSE_HANDSHAKE_TIMEOUT, self.wire.send(Message::text(text))).await.ok()?.ok()
+    }
+
+    /// Closes the socket as its end requires.
+    pub async fn complete_close(mut self, end: SocketEnd, metrics: &EdgeMetrics) {
+        let sent = match &end {
+            SocketEnd::Gone => Some(()),
+            SocketEnd::Broken => {
+                let (code, reason) = BROKEN_FRAMING_CLOSE;
+                self.send_close_frame(code, reason).await
+            }
+            SocketEnd::Unreadable(closing) => {
+                metrics.refusals.with_label(RefusalReason::Unreadable).inc();
+                if self.send_close_frame(closing.code, &closing.reason).await.is_some() {
+                    sleep(UNREADABLE_LINGER_DELAY).await;
+                }
+                return;
+            }
+            SocketEnd::Closed(closing) => self.send_close(closing).await,
+        };
+        if sent.is_some() {
+            // A socket that is dropped with unread bytes is reset, and the close frame may be lost with it. The client's
+            // own close frame is answered by reading.
+            let answered = async { while let Some(Ok(_)) = self.wire.recv().await {} };
+            let _ = timeout(CLOSE_HANDSHAKE_TIMEOUT, answered).await;
+        }
+    }
+
+    /// Writes frames of the session; `None` when the socket is gone. Once the session is closed, a write that blocks is
+    /// abandoned.
+    async fn write_frames(&mut self, session: &Session, frames: Vec<Bytes>) -> Option<()> {
+        tokio::select! {
+            biased;
+            sent = self.send_frames(frames) => sent.ok(),
+            () = session.close_requested() => Some(()),
+            () = sleep(FRAMES_WRITE_TIMEOUT) => None,
+        }
+    }
+
+    async fn send_frames(&mut self, frames: Vec<Bytes>) -> Result<(), axum::Error> {
+        let frames = match self.framing {
+            SocketFraming::Pusher | SocketFraming::SockjsRaw => frames,
+            SocketFraming::SockjsFrames => {
+                let texts = frames.iter().filter_map(|frame| std::str::from_utf8(frame).ok());
+                vec![sockjs::encode_messages(texts).into()]
+            }
+        };
+        for text in frames.into_iter().filter_map(|frame| Utf8Bytes::try_from(frame).ok()) {
+            self.wire.feed(Message::Text(text)).await?;
+        }
+        self.wire.flush().await
+    }
+
+    /// Sends the close of the session; `None` when the socket is gone.
+    async fn send_close(&mut self, closing: &CloseReason) -> Option<()> {
+        if self.framing != SocketFraming::SockjsFrames {
+            return self.send_close_frame(closing.code, &closing.reason).await;
+        }
+        self.send_text(&sockjs::encode_close(closing.code, &closing.reason)).await?;
+        let (code, reason) = NORMAL_CLOSE;
+        self.send_close_frame(code, reason).await
+    }
+
+    async fn send_close_frame(&mut self, code: u16, reason: &str) -> Option<()> {
+        let reason = reason[..reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX)].into();
+        let sent = self.wire.send(Message::Close(Some(CloseFrame { code, reason })));
+        timeout(CLOSE_HANDSHAKE_TIMEOUT, sent).await.ok()?.ok()
+    }
+
+    /// Sends the close of a drain, and applies the messages that the client sent before it arrived.
+    async fn receive_last_messages(&mut self, closing: &CloseReason, connection: &mut Connection) {
+        if self.send_close(closing).await.is_none() {
+            return;
+        }
+        let last_messages = async {
+            while let Ok(input) = self.read().await {
+                for message in input.into_messages() {
+                    connection.apply_message(&message).await;
+                }
+            }
+        };
+        let _ = timeout(CLOSE_HANDSHAKE_TIMEOUT, last_messages).await;
+    }
+}
+
+/// Serves one session on a socket, until one of them ends.
+async fn drive_socket(
+    socket: &mut ClientSocket,
+    shared: &TransportContext,
+    guard: SessionGuard,
+    first: Vec<Utf8Bytes>,
+) -> SocketEnd {
+    let session = guard.session.clone();
+    let receiver = session.attach_receiver();
+    let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
+    for message in first {
+        connection.apply_message(&message).await;
+    }
+    let mut timers = SessionTimers::start();
+    let has_heartbeat = socket.framing == SocketFraming::SockjsFrames;
+    let mut heartbeat_at = Instant::now() + SOCKJS_HEARTBEAT_INTERVAL;
+    let end = loop {
+        tokio::select! {
+            outgoing = receiver.next(SOCKET_BATCH_BYTES) => match outgoing {
+                OutgoingItem::Frames(frames) => {
+                    if has_heartbeat {
+                        heartbeat_at = Instant::now() + SOCKJS_HEARTBEAT_INTERVAL;
+                    }
+                    if socket.write_frames(&session, frames).await.is_none() {
+                        break SocketEnd::Gone;
+                    }
+                }
+                OutgoingItem::Close(closing) => break SocketEnd::Closed(closing),
+                OutgoingItem::Replaced => break SocketEnd::Gone,
+            },
+            input = socket.read() => match input {
+                Ok(input) => {
+                    session.note_activity();
+                    if matches!(input, SocketInput::Binary) {
+                        connection.refuse_binary();
+                    }
+                    for message in input.into_messages() {
+                        connection.apply_message(&message).await;
+                    }
+                }
+                Err(end) => break end,
+            },
+            due = timers.next(&connection) => timers.apply(due, &mut connection).await,
+            () = async { sleep_until(heartbeat_at).await }, if has_heartbeat => {
+                if socket.send_text(HEARTBEAT_FRAME).await.is_none() {
+                    break SocketEnd::Gone;
+                }
+                heartbeat_at = Instant::now() + SOCKJS_HEARTBEAT_INTERVAL;
+            }
+        }
+    };
+    let end = match end {
+        SocketEnd::Closed(closing) if closing.drain => {
+            socket.receive_last_messages(&closing, &mut connection).await;
+            SocketEnd::Gone
+        }
+        end => end,
+    };
+    connection.tear_down().await;
+    drop(guard);
+    end
+}
+
+/// The close reason for a client whose bytes cannot be read on: one of WebSocket's own codes, after which clients of
+/// Pusher reconnect. `None` when the socket itself is gone.
+fn unreadable_close_reason(error: axum::Error) -> Option<CloseReason> {
+    use tungstenite::error::{Error, ProtocolError};
+    match *error.into_inner().downcast::<Error>().ok()? {
+        Error::Capacity(_) => {
+            Some(CloseReason::new(MESSAGE_TOO_LARGE_CODE, format!("a message has at most {MESSAGE_BYTES_MAX} bytes")))
+        }
+        Error::Utf8(_) => Some(CloseReason::new(INVALID_TEXT_CODE, "a text message must be UTF-8")),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+        Error::Protocol(_) => Some(CloseReason::new(PROTOCOL_ERROR_CODE, "what came is no frame of WebSocket")),
+        _ => None,
+    }
+}
