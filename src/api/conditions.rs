@@ -98,6 +98,9 @@ reasons! {
     SecretMissing,
     /// The manifest contradicts itself in a way that the schema cannot express.
     SpecInvalid,
+    /// The manifest names an image, an endpoint, a region or a role that the platform policy does not allow in its
+    /// namespace.
+    NotAllowedByPolicy,
     /// The API server refused an object.
     ApplyFailed,
     /// Pods of the rendered template are still starting.
@@ -230,8 +233,8 @@ impl Reason {
             Self::StreamMissing => "Create the stream, or correct its name.",
             Self::StreamNotOurs => "Choose another `webhooks.stream.name`, or remove the stream if it is not needed.",
             Self::StreamInvalid => {
-                "Correct `webhooks.stream` by Kinesis's error in the message; if the endpoint does not support on-demand \
-                 streams, write `mode: Provisioned`."
+                "Correct `webhooks.stream`: its name, or the number of shards; if the endpoint does not support on-demand \
+                 streams, write `mode: Provisioned`. The operator's log has Kinesis's own text at level debug."
             }
             Self::StreamUnreachable => {
                 "Check the region, the endpoint and the network between the operator and Kinesis."
@@ -240,6 +243,9 @@ impl Reason {
             Self::ChildNotOurs => "Rename or delete the object named, or rename the cluster.",
             Self::SecretMissing => "Create the Secret with the key named; no restart is needed.",
             Self::SpecInvalid => "Correct the field named.",
+            Self::NotAllowedByPolicy => {
+                "Write an allowed value, or have an administrator of the operator extend its platform policy."
+            }
             Self::ApplyFailed => "Read the API server's error: a quota, a policy or a missing permission.",
             Self::RollingOut => "Wait; if it persists, check the newest pod of the Deployment named.",
             Self::KeyConflict => "Give the younger app another id or key.",

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use crate::desired::{KnownInjectors, OPERATOR_NAMESPACE};
+use super::BAD_INPUT_EXIT_CODE;
+use crate::desired::{KnownInjectors, OPERATOR_NAMESPACE, PlatformPolicy};
 use crate::kubernetes::scope::WatchScope;
 use crate::operator::{self, OperatorError, OperatorSettings};
 use crate::process::{install_tls, signal, telemetry};
@@ -14,7 +15,8 @@ const EXIT_TASK_FAULT: u8 = 70;
 /// Run the operator.
 ///
 /// It needs an API server (its pod's service account, or `KUBECONFIG`) and the CRDs. Of several replicas one leads; every
-/// one receives webhooks. Exit codes: 0 ended by a signal, 1 lost the lease or could not start, 70 a task ended or made no progress.
+/// one receives webhooks. Exit codes: 0 ended by a signal, 1 lost the lease or could not start, 2 the arguments or the policy
+/// file cannot be used, 70 a task ended or made no progress.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Namespace of the operator's own objects: its Lease and the receiver's slice of endpoints
@@ -23,6 +25,10 @@ pub struct Arguments {
     /// Namespaces whose clusters this operator reconciles, separated by commas; all of them by default
     #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',', value_name = "NAMESPACES")]
     watch_namespaces: Vec<String>,
+    /// File with the images, endpoints, regions and roles that clusters may name, by namespace (docs/security.md).
+    /// Without it: the image repository of the defaults, AWS's own endpoints, any region, any role. Read at the start
+    #[arg(long, env = "PLATFORM_POLICY", value_name = "FILE")]
+    platform_policy: Option<PathBuf>,
     /// File of the injectors whose additions to pods are accepted, in place of those that `realtime known-injectors` prints
     #[arg(long, env = "KNOWN_INJECTORS", value_name = "FILE")]
     known_injectors: Option<PathBuf>,
@@ -47,6 +53,13 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> u8 {
     telemetry::start(&arguments.log);
     install_tls();
+    let policy = match arguments.platform_policy.as_deref().map_or_else(|| Ok(PlatformPolicy::default()), read_policy) {
+        Ok(policy) => policy,
+        Err(error) => {
+            eprintln!("realtime: {error}");
+            return BAD_INPUT_EXIT_CODE;
+        }
+    };
     let shutdown = match signal::shutdown_token() {
         Ok(shutdown) => shutdown,
         Err(error) => {
@@ -54,7 +67,17 @@ pub async fn run(arguments: Arguments) -> u8 {
             return 1;
         }
     };
-    let Arguments { namespace, watch_namespaces, known_injectors, pod, address, receiver, admin, log: _ } = arguments;
+    let Arguments {
+        namespace,
+        watch_namespaces,
+        platform_policy: _,
+        known_injectors,
+        pod,
+        address,
+        receiver,
+        admin,
+        log: _,
+    } = arguments;
     let known_injectors = match read_known_injectors(known_injectors.as_deref()) {
         Ok(known) => known,
         Err(error) => {
@@ -63,7 +86,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         }
     };
     let scope = WatchScope::of_namespaces(watch_namespaces);
-    let settings = OperatorSettings { namespace, scope, known_injectors, pod, address, receiver, admin };
+    let settings = OperatorSettings { namespace, scope, policy, known_injectors, pod, address, receiver, admin };
     match operator::run(settings, shutdown).await {
         Ok(()) => 0,
         Err(error) => {
@@ -71,6 +94,12 @@ pub async fn run(arguments: Arguments) -> u8 {
             if matches!(error, OperatorError::Task(_)) { EXIT_TASK_FAULT } else { 1 }
         }
     }
+}
+
+fn read_policy(file: &Path) -> Result<PlatformPolicy, String> {
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{name}: cannot be read: {error}"))?;
+    PlatformPolicy::parse(&name, &text).map_err(|error| error.to_string())
 }
 
 /// Reads the file of known injectors; the shipped ones without a file.

@@ -15,7 +15,7 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use bytes::Bytes;
 
 use super::call_budget::CallBudget;
-use super::error::classify_code;
+use super::error::{classify_code, explain_code, plain_code};
 use super::{KinesisError, KinesisErrorClass, Shard};
 use crate::protocol::{ShardId, StreamName};
 
@@ -104,8 +104,8 @@ pub struct PutReceipt {
 pub struct PutRejection {
     /// The service's error code.
     pub code: String,
-    /// The service's error message.
-    pub message: String,
+    /// Our own sentence for the code; the service's text can hold account ids.
+    pub message: &'static str,
     /// The class of the error, by its remedy.
     pub class: KinesisErrorClass,
 }
@@ -246,8 +246,8 @@ impl KinesisClient {
                 (Some(shard), Some(sequence), None) => Ok(PutReceipt { shard: ShardId(shard), sequence }),
                 (_, _, code) => Err(PutRejection {
                     class: classify_code(code.as_deref()),
-                    code: code.unwrap_or_else(|| "no code".to_owned()),
-                    message: result.error_message.unwrap_or_default(),
+                    message: explain_code(plain_code(code.as_deref())),
+                    code: plain_code(code.as_deref()).unwrap_or("no code").to_owned(),
                 }),
             })
             .collect();
@@ -406,19 +406,6 @@ impl KinesisClient {
                 return Ok(tags);
             }
         }
-    }
-
-    /// Adds tags, or changes the values of existing ones.
-    ///
-    /// # Errors
-    /// The call to Kinesis failed.
-    pub async fn add_tags(&self, tags: &BTreeMap<String, String>) -> Result<(), KinesisError> {
-        let mut request = self.sdk.add_tags_to_stream().stream_name(self.stream.as_str());
-        for (name, value) in tags {
-            request = request.tags(name, value);
-        }
-        request.send().await.map_err(|e| self.call_error("AddTagsToStream", &e))?;
-        Ok(())
     }
 
     fn call_error<E, R>(&self, operation: &'static str, error: &aws_sdk_kinesis::error::SdkError<E, R>) -> KinesisError

@@ -35,8 +35,49 @@ pub struct KinesisError {
     pub class: KinesisErrorClass,
     /// The service's code with `: ` after it, or nothing when the service did not answer.
     pub code: String,
-    /// The message of the service or the network.
+    /// Our own sentence for the code, or the message of the network. The text of the service is not part of it: it can hold
+    /// account ids, ARNs and whatever a server at a wrong endpoint answers, and errors are shown in status.
     pub message: String,
+}
+
+/// Longest error code that is shown.
+const CODE_LEN_MAX: usize = 64;
+
+/// The code, if it is a plain word; a server at a wrong endpoint may answer anything.
+pub(super) fn plain_code(code: Option<&str>) -> Option<&str> {
+    let is_word = |code: &&str| {
+        (1..=CODE_LEN_MAX).contains(&code.len())
+            && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.')
+    };
+    code.filter(is_word)
+}
+
+/// States in one sentence what a code of the service means.
+pub(super) fn explain_code(code: Option<&str>) -> &'static str {
+    match code {
+        Some("ResourceNotFoundException") => "there is no such stream in this region and account",
+        Some("AccessDeniedException") => "the identity may not make this call: grant it the action",
+        Some("InvalidSignatureException") => "the signature is wrong: check the secret key and the clock",
+        Some("UnrecognizedClientException") => "AWS does not know the access key",
+        Some("MissingAuthenticationTokenException") => "the request was not signed",
+        Some("ExpiredTokenException") => "the credentials have expired",
+        Some(code) if code.starts_with("KMS") => {
+            "the KMS key of the stream cannot be used: check the key and its policy"
+        }
+        Some("ProvisionedThroughputExceededException") => "the shard takes no more records or bytes in this second",
+        Some("LimitExceededException") => "a limit of the account is reached: streams, shards, or calls in a second",
+        Some("ThrottlingException") => "too many calls in this second",
+        Some("ResourceInUseException") => "the stream exists already, or is being changed",
+        Some("ExpiredIteratorException") => "the iterator is too old",
+        Some("InvalidArgumentException" | "ValidationException" | "SerializationException") => {
+            "Kinesis does not accept a value of the request"
+        }
+        Some("InternalFailure" | "InternalFailureException" | "InternalServerError" | "ServiceUnavailable") => {
+            "the service failed"
+        }
+        Some(_) => "the service refused the call",
+        None => "the service refused the call without an error code: check that the endpoint is Kinesis",
+    }
 }
 
 /// Classes a service's error code, including codes that the SDK's model lacks.
@@ -76,13 +117,19 @@ impl KinesisError {
         E: ProvideErrorMetadata + std::error::Error + 'static,
         R: std::fmt::Debug + 'static,
     {
-        let code = error.code();
-        let service_message = error.message().map(str::to_owned);
-        let message = service_message.unwrap_or_else(|| match error {
-            SdkError::ServiceError(_) => String::new(),
+        let code = plain_code(error.code());
+        tracing::debug!(operation, stream, region, code, text = innermost_message(error), "call to Kinesis failed");
+        let message = match error {
+            SdkError::ServiceError(_) => explain_code(code).to_owned(),
             SdkError::TimeoutError(_) => "no answer in time".to_owned(),
+            SdkError::ResponseError(_) => "the answer cannot be read: check that the endpoint is Kinesis".to_owned(),
+            // The error of a credentials provider can hold the answer of STS.
+            SdkError::DispatchFailure(failure) if !failure.is_io() && !failure.is_timeout() => {
+                "no request was sent: AWS credentials are missing or were refused, or the connection is not secure"
+                    .to_owned()
+            }
             other => innermost_message(other),
-        });
+        };
         let class = match (classify_code(code), error) {
             // A missing identity is detected before any request is sent.
             (KinesisErrorClass::Transient, SdkError::DispatchFailure(failure))
@@ -114,7 +161,9 @@ fn innermost_message(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{AwsCredentials, KinesisClient, StreamSettings};
     use super::*;
+    use crate::protocol::StreamName;
 
     #[test]
     fn codes_are_classed_by_their_remedy() {
@@ -129,6 +178,50 @@ mod tests {
             (None, KinesisErrorClass::Transient),
         ] {
             assert_eq!(classify_code(code), expected, "{code:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_has_the_code_and_our_sentence_and_no_text_of_the_service() {
+        crate::process::install_tls();
+        let secret = "User: arn:aws:iam::123456789012:user/x";
+        let refusal = |code: &str| serde_json::json!({ "__type": code, "message": secret }).to_string();
+        for (name, status, body, says) in [
+            (
+                "a code that is known",
+                400,
+                refusal("AccessDeniedException"),
+                "AccessDeniedException: the identity may not make this call: grant it the action",
+            ),
+            ("a code that is not", 400, refusal("OddException"), "OddException: the service refused the call"),
+            (
+                "a code that is a text",
+                400,
+                refusal("account 123456789012 is odd"),
+                "without an error code: check that the endpoint is Kinesis",
+            ),
+            ("another server", 404, format!("<p>{secret}</p>"), "check that the endpoint is Kinesis"),
+            ("another server's success", 200, format!("<p>{secret}</p>"), "check that the endpoint is Kinesis"),
+        ] {
+            let answer = move || async move { (axum::http::StatusCode::from_u16(status).expect("a status"), body) };
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+            let served = tokio::spawn(axum::serve(listener, axum::Router::new().fallback(answer)).into_future());
+            let client = KinesisClient::connect(&StreamSettings {
+                stream: StreamName("s".to_owned()),
+                region: "eu-west-1".to_owned(),
+                endpoint: Some(endpoint),
+                credentials: AwsCredentials::Static {
+                    access_key_id: "a".to_owned(),
+                    secret_access_key: "b".to_owned(),
+                },
+            })
+            .await;
+            let error = client.list_tags().await.expect_err(name).to_string();
+            served.abort();
+            assert!(error.starts_with("ListTagsForStream on stream s in eu-west-1: "), "{name}: {error}");
+            assert!(error.ends_with(says), "{name}: {error}");
+            assert!(!error.contains("123456789012"), "{name}: {error}");
         }
     }
 }

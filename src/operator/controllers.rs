@@ -36,8 +36,7 @@ use super::{
     workload_controller,
 };
 use crate::api::RealtimeCluster;
-use crate::desired::KnownInjectors;
-use crate::desired::receiver_address;
+use crate::desired::{KnownInjectors, PlatformPolicy, receiver_address};
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::client::{ConnectError, build_clients};
 use crate::kubernetes::lease::{LEASE_SILENCE_MAX, LeaderElector, Leadership, LeaseLost};
@@ -66,6 +65,8 @@ pub struct OperatorSettings {
     pub namespace: String,
     /// Namespaces whose clusters this operator reconciles.
     pub scope: WatchScope,
+    /// What clusters may name.
+    pub policy: PlatformPolicy,
     /// The injectors whose additions to pods are accepted.
     pub known_injectors: KnownInjectors,
     /// Name of the operator's pod: its identity in the Lease.
@@ -189,6 +190,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         kinesis: KinesisConnections::default(),
         registries: RegistryHistories::default(),
         unreadable,
+        policy: settings.policy,
         known_injectors: settings.known_injectors,
         scope: settings.scope,
         metrics,

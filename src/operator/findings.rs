@@ -48,7 +48,11 @@ impl ControllerFinding {
     pub fn is_terminal(&self, status: &RealtimeClusterStatus, generation: Option<i64>, now: Timestamp) -> bool {
         !self.holds
             && match self.reason {
-                Reason::StreamNotOurs | Reason::StreamInvalid | Reason::ChildNotOurs | Reason::SpecInvalid => true,
+                Reason::StreamNotOurs
+                | Reason::StreamInvalid
+                | Reason::ChildNotOurs
+                | Reason::SpecInvalid
+                | Reason::NotAllowedByPolicy => true,
                 Reason::AccessDenied => self.is_denied_for_long(status, generation, now),
                 _ => false,
             }

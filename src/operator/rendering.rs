@@ -37,7 +37,7 @@ pub async fn render_cluster(
         read = references.resolve(cluster);
         credentials = dereference::generate_credentials(cluster, &read);
     }
-    let valid = validate_cluster(cluster, &read, &credentials, &context.receiver_address)?;
+    let valid = validate_cluster(cluster, &context.policy, &read, &credentials, &context.receiver_address)?;
     let desired = desired::render_objects(&valid)
         .map_err(|error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string()))?;
     let rendered = Arc::new(RenderedCluster { read, valid, desired, fresh: credentials.fresh });

@@ -1,8 +1,8 @@
 //! Reconciles the stream: creates it, or adopts the one that this cluster created before; owns `status.stream` and
 //! `StreamReady`.
 //!
-//! A stream belongs to the cluster that its owner tag names. A stream without the tag is ours only if the status recorded
-//! the intent to create it before it was created. Any other stream is left alone.
+//! A stream belongs to the cluster that its owner tag names: the tag is part of the call that creates the stream, so a
+//! stream without the tag was created by somebody else. Any stream but our own is left alone.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,9 +26,6 @@ use crate::process::clock;
 const OWNER_TAG: &str = "realtime-operator.dev/owner";
 /// Tag with the cluster id that the stream's records carry.
 const CLUSTER_ID_TAG: &str = "realtime-operator.dev/cluster-id";
-
-/// Largest difference between the clocks of Kinesis and of the operator, in ms, when their times are compared.
-const CLOCK_SKEW_MAX_MS: i64 = 60_000;
 
 /// Time between two reconciles of an active stream; the end of Ready=True triggers an earlier one. AWS limits descriptions
 /// per account.
@@ -95,8 +92,9 @@ async fn reconcile_stream(
     cluster: &RealtimeCluster,
     known: StreamStatus,
 ) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
+    // Validated first: an endpoint that is not allowed gets no request.
+    let stream = validate_stream(cluster, &context.policy)?;
     let secrets = dereference::read_cluster_secrets(context, cluster).await?;
-    let stream = validate_stream(cluster)?;
     ensure_same_stream(&known, &stream)?;
     let client = dereference::connect_stream(context, &stream, &secrets).await?;
     // The name was corrected before a stream existed.
@@ -174,7 +172,7 @@ async fn create_stream(
     let creating =
         |message: String| ConditionUpdate::new(condition::STREAM_READY, "False", Reason::StreamCreating, message);
     let Some(_) = known.creating_since_ms else {
-        // Recorded first: after a crash the operator must recognize the stream as its own.
+        // Recorded first: a stream that is created is always in the status too.
         let since = i64::try_from(clock::now_ms()).unwrap_or(i64::MAX);
         let message = format!("creating stream {}", known.name);
         let stream = StreamStatus { creating_since_ms: Some(since), cluster_id: uid, ..known };
@@ -225,7 +223,7 @@ async fn adopt_stream(
     let created = i64::try_from(summary.created_ms).unwrap_or(i64::MAX);
     let same = known.arn == summary.arn && known.created_ms == created;
     let cluster_id =
-        if same { known.cluster_id.clone() } else { claim_stream(context, cluster, client, &known, created).await? };
+        if same { known.cluster_id.clone() } else { claim_stream(context, cluster, client, &known.name).await? };
     let stream = StreamStatus {
         name: known.name,
         cluster_id,
@@ -245,51 +243,29 @@ async fn adopt_stream(
     Ok((stream, update))
 }
 
-/// Returns the cluster id that the stream's records carry, and tags the stream if only its tags are missing.
+/// Returns the cluster id that the stream's records carry.
 async fn claim_stream(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
     client: &KinesisClient,
-    known: &StreamStatus,
-    created: i64,
+    name: &str,
 ) -> Result<String, ReconcileError> {
     let tags = client.list_tags().await?;
-    let ours = format_owner(context, cluster);
-    match classify_owner(&tags, &ours, known, created) {
-        StreamOwner::Ours(id) => Ok(id),
-        StreamOwner::OursUntagged => {
-            context.ensure_leader()?;
-            let tags = [(OWNER_TAG, ours), (CLUSTER_ID_TAG, known.cluster_id.clone())];
-            client.add_tags(&tags.map(|(name, value)| (name.to_owned(), value)).into()).await?;
-            Ok(known.cluster_id.clone())
-        }
-        StreamOwner::Theirs(owner) => {
-            let message = format!(
-                "stream {} already exists and {owner}: it was not changed. Choose another webhooks.stream.name, or delete the stream if nobody needs it",
-                known.name
-            );
-            Err(ReconcileError::terminal(Reason::StreamNotOurs, message))
-        }
-    }
+    read_cluster_id(&tags, &format_owner(context, cluster)).map_err(|owner| {
+        let message = format!(
+            "stream {name} already exists and {owner}: it was not changed. Choose another webhooks.stream.name, or delete the stream if nobody needs it"
+        );
+        ReconcileError::terminal(Reason::StreamNotOurs, message)
+    })
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum StreamOwner {
-    /// The stream has our owner tag; holds the id of the cluster that created it.
-    Ours(String),
-    /// The stream was created after the intent was recorded, and has no tag yet.
-    OursUntagged,
-    /// Another owner, as a clause for the message.
-    Theirs(String),
-}
-
-/// Classifies the owner of a stream by its tags and by the intent that was recorded before its creation.
-fn classify_owner(tags: &BTreeMap<String, String>, ours: &str, known: &StreamStatus, created: i64) -> StreamOwner {
-    match (tags.get(OWNER_TAG), known.creating_since_ms) {
-        (Some(owner), _) if owner == ours => StreamOwner::Ours(tags.get(CLUSTER_ID_TAG).cloned().unwrap_or_default()),
-        (Some(owner), _) => StreamOwner::Theirs(format!("belongs to {owner}")),
-        (None, Some(since)) if created >= since.saturating_sub(CLOCK_SKEW_MAX_MS) => StreamOwner::OursUntagged,
-        (None, _) => StreamOwner::Theirs("carries no tag of ours".to_owned()),
+/// Reads the id of the cluster that created the stream, if the owner tag is ours; otherwise says as a clause whose it is.
+fn read_cluster_id(tags: &BTreeMap<String, String>, ours: &str) -> Result<String, String> {
+    match (tags.get(OWNER_TAG), tags.get(CLUSTER_ID_TAG)) {
+        (Some(owner), Some(id)) if owner == ours && !id.is_empty() => Ok(id.clone()),
+        (Some(owner), _) if owner == ours => Err(format!("has our owner tag, but no tag {CLUSTER_ID_TAG}")),
+        (Some(owner), _) => Err(format!("belongs to {owner}")),
+        (None, _) => Err("carries no tag of ours".to_owned()),
     }
 }
 
@@ -297,6 +273,7 @@ fn classify_owner(tags: &BTreeMap<String, String>, ours: &str, known: &StreamSta
 mod tests {
     use super::*;
     use crate::api::fixture::applied_cluster;
+    use crate::desired::PlatformPolicy;
 
     #[test]
     fn a_refused_on_demand_stream_is_reported_with_the_setting_to_write() {
@@ -349,7 +326,7 @@ mod tests {
     fn another_name_is_refused_once_the_cluster_has_a_stream() {
         let named = |name: &str| {
             let extra = format!("  webhooks: {{ stream: {{ name: {name} }} }}\n");
-            validate_stream(&applied_cluster(&extra)).expect("a stream")
+            validate_stream(&applied_cluster(&extra), &PlatformPolicy::default()).expect("a stream")
         };
         let known = |arn: &str| StreamStatus { name: "a".to_owned(), arn: arn.to_owned(), ..StreamStatus::default() };
         assert!(ensure_same_stream(&known("arn:a"), &named("a")).is_ok());
@@ -359,36 +336,22 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_ours_by_its_tag_or_by_a_recorded_intent() {
-        let tags = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
-            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-        };
-        let known = |since| StreamStatus { creating_since_ms: since, ..StreamStatus::default() };
-        let ours = [(OWNER_TAG, "k/n/eu"), (CLUSTER_ID_TAG, "u1")];
-        for (name, tags, known, expected) in [
-            ("our tag", tags(&ours), known(None), StreamOwner::Ours("u1".to_owned())),
+    fn a_stream_is_ours_by_its_tags_alone() {
+        for (name, tags, expected) in [
+            ("our tags", &[(OWNER_TAG, "k/n/eu"), (CLUSTER_ID_TAG, "u1")][..], Ok("u1")),
+            ("another cluster's", &[(OWNER_TAG, "k/n/us"), (CLUSTER_ID_TAG, "u1")], Err("belongs to k/n/us")),
+            ("the same name in another Kubernetes", &[(OWNER_TAG, "x/n/eu")], Err("belongs to x/n/eu")),
+            ("no tag", &[], Err("carries no tag of ours")),
+            ("tags of somebody else", &[("team", "a"), (CLUSTER_ID_TAG, "u1")], Err("carries no tag of ours")),
             (
-                "another cluster's",
-                tags(&[(OWNER_TAG, "k/n/us")]),
-                known(None),
-                StreamOwner::Theirs("belongs to k/n/us".to_owned()),
-            ),
-            (
-                "the same name in another Kubernetes",
-                tags(&[(OWNER_TAG, "x/n/eu")]),
-                known(Some(1)),
-                StreamOwner::Theirs("belongs to x/n/eu".to_owned()),
-            ),
-            ("no tag", tags(&[]), known(None), StreamOwner::Theirs("carries no tag of ours".to_owned())),
-            ("created after the intent was recorded", tags(&[]), known(Some(1_000_000)), StreamOwner::OursUntagged),
-            (
-                "created long before",
-                tags(&[]),
-                known(Some(2_000_000)),
-                StreamOwner::Theirs("carries no tag of ours".to_owned()),
+                "a part of our tags",
+                &[(OWNER_TAG, "k/n/eu")],
+                Err("has our owner tag, but no tag realtime-operator.dev/cluster-id"),
             ),
         ] {
-            assert_eq!(classify_owner(&tags, "k/n/eu", &known, 1_000_500), expected, "{name}");
+            let tags = tags.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            let found = read_cluster_id(&tags, "k/n/eu");
+            assert_eq!(found.as_deref().map_err(String::as_str), expected, "{name}");
         }
     }
 }

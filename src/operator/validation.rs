@@ -6,14 +6,17 @@ use super::cluster_inputs::Dereferenced;
 use super::reconcile_error::ReconcileError;
 use crate::api::cluster::WebhooksMode;
 use crate::api::{RealtimeCluster, Reason};
-use crate::desired::{self, ClusterCredentials, ClusterInputs, ManifestProblem, ValidCluster, ValidStream};
+use crate::desired::{
+    self, ClusterCredentials, ClusterInputs, ManifestProblem, PlatformPolicy, ValidCluster, ValidStream,
+};
 
 /// Validates a cluster with the inputs that it references.
 ///
 /// # Errors
-/// A Secret is missing, the manifest contradicts itself, or the stream does not exist yet.
+/// A Secret is missing, the manifest contradicts itself or the policy, or the stream does not exist yet.
 pub fn validate_cluster(
     cluster: &RealtimeCluster,
+    policy: &PlatformPolicy,
     read: &Dereferenced,
     credentials: &ClusterCredentials,
     receiver: &str,
@@ -24,6 +27,7 @@ pub fn validate_cluster(
             errors.into_vec().into_iter().map(|error| format!("{} {}", error.field_path, error.message)).collect();
         return Err(ReconcileError::terminal(Reason::SpecInvalid, messages.join("; ")));
     }
+    ensure_allowed(cluster, policy)?;
     ensure_secrets_exist(cluster, read)?;
     if cluster.spec.webhooks.mode == WebhooksMode::Kinesis && read.stream.is_none() {
         return Err(ReconcileError::transient(Reason::StreamCreating, "waiting for the stream"));
@@ -43,14 +47,26 @@ pub fn validate_cluster(
 /// Validates the stream that a cluster asks for, before any other part: its controller waits for none.
 ///
 /// # Errors
-/// An identity or a capacity is incomplete.
-pub fn validate_stream(cluster: &RealtimeCluster) -> Result<ValidStream, ReconcileError> {
+/// An identity or a capacity is incomplete, or the policy does not allow the cluster.
+pub fn validate_stream(cluster: &RealtimeCluster, policy: &PlatformPolicy) -> Result<ValidStream, ReconcileError> {
+    ensure_allowed(cluster, policy)?;
     desired::validate_stream(cluster, &cluster.uid().unwrap_or_default()).map_err(|problems| spec_invalid(&problems))
 }
 
+fn ensure_allowed(cluster: &RealtimeCluster, policy: &PlatformPolicy) -> Result<(), ReconcileError> {
+    let problems = policy.check_cluster(cluster);
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(ReconcileError::terminal(Reason::NotAllowedByPolicy, join_problems(&problems)))
+}
+
 fn spec_invalid(problems: &[ManifestProblem]) -> ReconcileError {
-    let messages: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    ReconcileError::terminal(Reason::SpecInvalid, messages.join("; "))
+    ReconcileError::terminal(Reason::SpecInvalid, join_problems(problems))
+}
+
+fn join_problems(problems: &[ManifestProblem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 fn ensure_secrets_exist(cluster: &RealtimeCluster, read: &Dereferenced) -> Result<(), ReconcileError> {
@@ -69,4 +85,47 @@ fn ensure_secrets_exist(cluster: &RealtimeCluster, read: &Dereferenced) -> Resul
         return Err(ReconcileError::transient(Reason::SecretMissing, message));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::api::fixture::applied_cluster;
+    use crate::desired::StreamIdentity;
+    use crate::protocol::StreamName;
+
+    fn check(cluster: &RealtimeCluster, secret: &[(&str, &str)]) -> Result<ValidCluster, ReconcileError> {
+        let texts = secret.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned())).collect();
+        let read = Dereferenced {
+            apps: vec![],
+            secrets: BTreeMap::from([("eu-redis".to_owned(), texts)]),
+            generated: BTreeMap::new(),
+            stream: Some(StreamIdentity { name: StreamName("s".to_owned()), cluster_id: "u".to_owned() }),
+        };
+        let credentials = desired::generate_credentials(cluster, &[], &read.generated, str::to_owned);
+        validate_cluster(cluster, &PlatformPolicy::default(), &read, &credentials, "receiver.svc:8090")
+    }
+
+    #[test]
+    fn a_cluster_against_the_policy_is_neither_rendered_nor_sent_a_request() {
+        let mut cluster = applied_cluster("");
+        assert!(check(&cluster, &[("url", "redis://r")]).is_ok());
+        cluster.spec.aws.endpoint_url = Some("https://169.254.169.254".to_owned());
+        let rendering = check(&cluster, &[]).expect_err("the policy refuses before a missing Secret does");
+        let stream = validate_stream(&cluster, &PlatformPolicy::default()).expect_err("refused");
+        for error in [rendering, stream] {
+            assert_eq!((error.reason, error.terminal), (Reason::NotAllowedByPolicy, true), "{error}");
+            assert!(error.message.contains("spec.aws.endpointURL is `https://169.254.169.254`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_key_of_a_secret_is_reported_without_the_names_of_its_other_keys() {
+        let error = check(&applied_cluster(""), &[("private-name", "x")]).expect_err("refused");
+        assert_eq!(error.reason, Reason::SecretMissing);
+        assert!(error.message.contains("has no key `url`"), "{error}");
+        assert!(!error.message.contains("private-name"), "{error}");
+    }
 }

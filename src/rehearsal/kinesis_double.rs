@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ferrokinesis::store::StoreOptions;
 use serde_json::{Value, json};
@@ -29,6 +30,9 @@ const STREAM_CREATE_DELAY_MS: u64 = 20;
 
 /// Largest request that is read to acknowledge it without storing it: `PutRecords` takes 5 MiB, in base64.
 const DISCARDED_REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Largest `CreateStream`: a name and 50 tags of 384 characters.
+const CREATE_REQUEST_BYTES_MAX: usize = 128 * 1024;
 
 /// Content type of answers in JSON, as Kinesis has it.
 const JSON_CONTENT_TYPE: &str = "application/x-amz-json-1.1";
@@ -72,7 +76,31 @@ async fn route_by_region(State(account): State<CloudAccount>, request: Request) 
         let mut stores = account.stores.lock().unwrap_or_else(PoisonError::into_inner);
         stores.entry(region.clone()).or_insert_with(|| region_store(region)).clone()
     };
+    if operation == "CreateStream" {
+        return create_tagged_stream(store, request).await;
+    }
+    call_store(store, request).await
+}
+
+async fn call_store(store: Router, request: Request) -> Response {
     store.oneshot(request).await.unwrap_or_else(|never: std::convert::Infallible| match never {})
+}
+
+/// Creates a stream with the tags of the request, as Kinesis does; the store leaves them out.
+async fn create_tagged_stream(store: Router, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, CREATE_REQUEST_BYTES_MAX).await.unwrap_or_default();
+    let call: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let mut tagging = Request::from_parts(head.clone(), Body::empty());
+    let created = call_store(store.clone(), Request::from_parts(head, Body::from(body))).await;
+    if !created.status().is_success() || !call["Tags"].is_object() {
+        return created;
+    }
+    *tagging.body_mut() = Body::from(json!({ "StreamName": call["StreamName"], "Tags": call["Tags"] }).to_string());
+    tagging.headers_mut().remove(header::CONTENT_LENGTH);
+    tagging.headers_mut().insert("x-amz-target", HeaderValue::from_static("Kinesis_20131202.AddTagsToStream"));
+    let tagged = call_store(store, tagging).await;
+    if tagged.status().is_success() { created } else { tagged }
 }
 
 fn region_store(region: String) -> Router {
@@ -199,6 +227,9 @@ mod tests {
         create_stream(&here, 2).await.expect("created");
         assert_eq!(here.list_shards().await.expect("shards").len(), 2);
         assert_eq!(there.describe_stream().await.expect_err("none").class, KinesisErrorClass::NotFound);
+        let tags = std::collections::BTreeMap::from([("realtime-operator.dev/owner".to_owned(), "k/n/eu".to_owned())]);
+        there.create_stream(Some(1), &tags).await.expect("created");
+        assert_eq!(there.list_tags().await.expect("tags"), tags, "the tags are there once the stream is");
         shutdown.cancel();
         served.await.expect("ended");
     }

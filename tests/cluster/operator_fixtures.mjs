@@ -21,15 +21,17 @@ before(() =>
     await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
   }));
 
-/** The operator's manifest, with a probe that never restarts the leader that a test stops, and one more known injector. */
+/** The operator's manifest, with a probe that never restarts the leader that a test stops, one more known injector,
+ * and a policy that allows this machine's Kinesis. */
 function operatorManifest() {
   const injectors = `${file("src/desired/known_injectors.yaml")}  - name: trial\n    hostNames: ["realtime-operator-receiver.*"]\n`;
-  const metadata = { name: "known-injectors", namespace: OPERATOR_NAMESPACE };
-  const map = { apiVersion: "v1", kind: "ConfigMap", metadata, data: { "injectors.yaml": injectors } };
+  const metadata = { name: "operator-files", namespace: OPERATOR_NAMESPACE };
+  const policy = JSON.stringify({ rules: [{ namespaces: ["*"], endpoints: [outside.kinesis.url] }] });
+  const map = { apiVersion: "v1", kind: "ConfigMap", metadata, data: { "injectors.yaml": injectors, "policy.yaml": policy } };
   const changed = [
     [/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"],
-    ["args: [operator]", "args: [operator, --known-injectors=/etc/known/injectors.yaml]\n          volumeMounts: [{ name: known, mountPath: /etc/known }]"],
-    [/( +)containers:\n( +)- name: operator\n/, "$1volumes: [{ name: known, configMap: { name: known-injectors } }]\n$1containers:\n$2- name: operator\n"],
+    ["args: [operator]", "args: [operator, --known-injectors=/etc/known/injectors.yaml, --platform-policy=/etc/known/policy.yaml]\n          volumeMounts: [{ name: known, mountPath: /etc/known }]"],
+    [/( +)containers:\n( +)- name: operator\n/, "$1volumes: [{ name: known, configMap: { name: operator-files } }]\n$1containers:\n$2- name: operator\n"],
   ].reduce((text, [from, to]) => {
     const replaced = text.replace(from, to);
     assert.notEqual(replaced, text, `the manifest holds ${from}`);

@@ -97,6 +97,24 @@ fn bad_input_is_reported_with_file_path_and_remedy_and_exit_code_2() {
 }
 
 #[test]
+fn a_platform_policy_that_cannot_be_used_ends_the_operator_with_file_line_key_and_exit_code_2() {
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().expect("a file");
+    std::fs::write(file.path(), "rules:\n  - namespaces: [a]\n    region: [eu-west-1]\n").expect("written");
+    let path = file.path().display().to_string();
+    for (path, parts) in [
+        (path.as_str(), &["rules[0]: unknown field `region`", "at line 3", "did you mean `regions`?"][..]),
+        ("nowhere.yaml", &["nowhere.yaml: cannot be read"]),
+    ] {
+        let arguments = ["operator", "--pod", "o", "--address", "127.0.0.1", "--platform-policy", path];
+        let output = realtime(&arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        for part in [path].iter().chain(parts) {
+            assert!(stderr(&output).contains(part), "{part}: {}", stderr(&output));
+        }
+    }
+}
+
+#[test]
 fn an_endpoint_that_the_cluster_does_not_allow_is_reported_with_exit_code_2() {
     let file = manifest("url: https://", "url: http://");
     let path = file.path().display().to_string();
@@ -106,6 +124,14 @@ fn an_endpoint_that_the_cluster_does_not_allow_is_reported_with_exit_code_2() {
         let says = "RealtimeApp shop: spec.webhooks[0].url gets no webhook from cluster eu: ";
         assert!(stderr(&output).contains(says), "{}", stderr(&output));
     }
+}
+
+#[test]
+fn the_example_of_a_platform_policy_is_accepted() {
+    let example = std::fs::read_to_string(format!("{}/examples/platform-policy.yaml", env!("CARGO_MANIFEST_DIR")));
+    let object: serde_json::Value = serde_yaml::from_str(&example.expect("the example")).expect("a ConfigMap");
+    let text = object["data"]["policy.yaml"].as_str().expect("a policy");
+    realtime_operator::desired::PlatformPolicy::parse("policy.yaml", text).expect("a policy");
 }
 
 #[test]

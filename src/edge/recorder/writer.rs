@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::edge::recorder::queue::{OutgoingRecord, QueueLimits, compute_backoff};
 use crate::edge::recorder::{RecorderCore, lock_unpoisoned};
-use crate::kinesis::{KinesisClient, KinesisErrorClass, PutEntry};
+use crate::kinesis::{KinesisClient, PutEntry};
 use crate::protocol::record::{EventOrder, RECORD_VERSION, RecordOrigin, StreamRecord, partition_key};
 
 /// Longest sleep of a lane without checking the queue.
@@ -96,7 +96,7 @@ impl LaneWriter {
                     tracing::warn!(lane = self.number, failures = self.failures, %error, "stream unavailable: events stay queued");
                 }
                 self.shared.metrics.recorder_records_refused.inc_by(u64::try_from(batch.len()).unwrap_or(u64::MAX));
-                *lock_unpoisoned(&self.shared.last_error) = Some(describe_error(error.class, &error.to_string()));
+                *lock_unpoisoned(&self.shared.last_error) = Some(error.to_string());
                 let mut queue = lock_unpoisoned(&self.shared.queue);
                 for taken in &batch {
                     queue.complete_record(&taken.subject, false, now, rand::random());
@@ -135,13 +135,5 @@ impl LaneWriter {
         };
         // Values of this type always serialise; an empty record would be dead-lettered, not lost in silence.
         PutEntry { partition_key, data: Bytes::from(record.to_bytes().unwrap_or_default()) }
-    }
-}
-
-fn describe_error(class: KinesisErrorClass, error: &str) -> String {
-    match class {
-        KinesisErrorClass::Denied => format!("{error} (denied: correct the identity's policy)"),
-        KinesisErrorClass::NotFound => format!("{error} (no such stream in this region and account)"),
-        _ => error.to_owned(),
     }
 }

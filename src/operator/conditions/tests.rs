@@ -100,6 +100,8 @@ fn the_first_match_from_terminal_errors_to_the_proof_decides_ready() {
     let waiting = ReconcileError::transient(Reason::StreamCreating, "waiting");
     let secret = ReconcileError::transient(Reason::SecretMissing, "no Secret");
     let bad = ReconcileError::terminal(Reason::SpecInvalid, "bad");
+    let forbidden = ReconcileError::terminal(Reason::NotAllowedByPolicy, "forbidden");
+    let unapplied = || vec![condition("WorkloadsAvailable", "False", "NotAllowedByPolicy", 1)];
     let deleted = ReconcileError::transient(Reason::Deleting, "going");
     let not_ours = || vec![condition("StreamReady", "False", "StreamNotOurs", 1)];
     let invalid = || vec![condition("StreamReady", "False", "StreamInvalid", 1)];
@@ -111,6 +113,11 @@ fn the_first_match_from_terminal_errors_to_the_proof_decides_ready() {
         ("the stream is made", summary(vec![], None, Some(&waiting), None, None), "Unknown/StreamCreating reconciling"),
         ("a Secret is missing", summary(vec![], None, Some(&secret), None, None), "False/SecretMissing reconciling"),
         ("a bad spec", summary(vec![], None, Some(&bad), None, None), "False/SpecInvalid stalled"),
+        (
+            "a manifest against the policy",
+            summary(unapplied(), None, Some(&forbidden), None, None),
+            "False/NotAllowedByPolicy stalled",
+        ),
         ("it goes", summary(not_ours(), proven("f1"), Some(&deleted), None, None), "False/Deleting reconciling"),
         ("another's stream", summary(not_ours(), None, Some(&waiting), None, None), "False/StreamNotOurs stalled"),
         ("a stream that never is", summary(invalid(), None, Some(&waiting), None, None), "False/StreamInvalid stalled"),
