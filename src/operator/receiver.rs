@@ -52,6 +52,10 @@ impl ReceiverRoute {
         match self.api().patch(RECEIVER_SERVICE, &parameters, &slice).await {
             // The family of addresses is immutable, and the former leader had one of the other.
             Err(kube::Error::Api(status)) if status.code == 422 => {
+                let live = self.api().get_opt(RECEIVER_SERVICE).await?;
+                if live.is_none_or(|live| live.address_type == self.address_type()) {
+                    return Err(kube::Error::Api(status));
+                }
                 self.api().delete(RECEIVER_SERVICE, &kube::api::DeleteParams::default()).await?;
                 self.api().patch(RECEIVER_SERVICE, &parameters, &slice).await.map(|_| ())
             }
@@ -105,6 +109,10 @@ impl ReceiverRoute {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
+    fn address_type(&self) -> &'static str {
+        if self.address.is_ipv4() { "IPv4" } else { "IPv6" }
+    }
+
     fn render_endpoint_slice(&self) -> Value {
         json!({
             "apiVersion": "discovery.k8s.io/v1",
@@ -117,7 +125,7 @@ impl ReceiverRoute {
                     "endpointslice.kubernetes.io/managed-by": "realtime-operator",
                 },
             },
-            "addressType": if self.address.is_ipv4() { "IPv4" } else { "IPv6" },
+            "addressType": self.address_type(),
             "endpoints": [{ "addresses": [self.address], "conditions": { "ready": true } }],
             "ports": [{ "name": "receiver", "port": self.port, "protocol": "TCP" }],
         })
