@@ -5,6 +5,7 @@
 
 use serde::Deserialize;
 
+use super::image_reference::ImageReference;
 use super::pod_fields::{FieldKind, PodField, mounted_volume};
 
 /// The injectors that are known without a file of the platform's own.
@@ -146,24 +147,6 @@ fn matches_pattern(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
         Some((start, end)) => name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end),
-    }
-}
-
-/// The parts of an image's reference.
-struct ImageReference<'a> {
-    repository: &'a str,
-    tag: Option<&'a str>,
-    digest: Option<&'a str>,
-}
-
-impl<'a> ImageReference<'a> {
-    fn parse(text: &'a str) -> Self {
-        let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
-        // A colon before the last slash belongs to the registry's port.
-        match name.rsplit_once(':') {
-            Some((repository, tag)) if !tag.contains('/') => Self { repository, tag: Some(tag), digest },
-            _ => Self { repository: name, tag: None, digest },
-        }
     }
 }
 

@@ -11,6 +11,7 @@ mod apps;
 mod cluster;
 mod credentials;
 mod environment;
+mod image_reference;
 mod known_injectors;
 pub mod manifest;
 mod platform_policy;

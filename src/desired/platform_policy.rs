@@ -11,6 +11,7 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use url::{Host, Url};
 
+use super::image_reference::ImageReference;
 use super::problem::ManifestProblem;
 use crate::api::RealtimeCluster;
 use crate::api::cluster::ImageSpec;
@@ -33,6 +34,8 @@ pub struct PlatformPolicy {
     /// Path of the file; `None` for the default policy.
     file: Option<String>,
     rules: Vec<PolicyRule>,
+    /// Repository of the operator's own image; `None` if it is not known.
+    own_repository: Option<ImagePrefix>,
 }
 
 /// A policy file that cannot be used.
@@ -99,7 +102,7 @@ impl Default for PlatformPolicy {
     /// The operator's own image, AWS's own endpoints, any region and any role, in every namespace.
     fn default() -> Self {
         let everywhere = PolicyRule { namespaces: vec![NamePattern("*".to_owned())], ..PolicyRule::default() };
-        Self { file: None, rules: vec![everywhere] }
+        Self { file: None, rules: vec![everywhere], own_repository: None }
     }
 }
 
@@ -110,13 +113,20 @@ impl PlatformPolicy {
     /// The text is no YAML, or a key or value is not allowed; the error names line and key.
     pub fn parse(file: &str, text: &str) -> Result<Self, PolicyFileError> {
         match serde_yaml::from_str::<PolicyFile>(text) {
-            Ok(PolicyFile { rules }) => Ok(Self { file: Some(file.to_owned()), rules }),
+            Ok(PolicyFile { rules }) => Ok(Self { file: Some(file.to_owned()), rules, own_repository: None }),
             Err(error) => {
                 let message = error.to_string();
                 let hint = suggest_key(&message).map(|key| format!(": did you mean `{key}`?")).unwrap_or_default();
                 Err(PolicyFileError { file: file.to_owned(), message: format!("{message}{hint}") })
             }
         }
+    }
+
+    /// Allows the repository of the operator's own image wherever a rule names no images.
+    #[must_use]
+    pub fn with_own_image(self, image: &str) -> Self {
+        let repository = ImageReference::parse(image).repository.to_owned();
+        Self { own_repository: Some(ImagePrefix(repository)), ..self }
     }
 
     /// Finds everything that a cluster names and may not name.
@@ -146,7 +156,8 @@ impl fmt::Display for PlatformPolicy {
 impl PolicyCheck<'_> {
     fn apply_rule(&mut self, rule: &PolicyRule) {
         let (image, aws) = (&self.cluster.spec.image, &self.cluster.spec.aws);
-        let own = [ImagePrefix(ImageSpec::default().repository)];
+        let default = ImagePrefix(ImageSpec::default().repository);
+        let own: Vec<ImagePrefix> = self.policy.own_repository.iter().cloned().chain([default]).collect();
         let images = rule.images.as_deref().unwrap_or(&own);
         if !images.iter().any(|prefix| prefix.includes(&image.repository)) {
             self.report("spec.image.repository", &image.repository, &join_values(images));
@@ -380,6 +391,10 @@ rules:
         for name in ["docker.io/other/realtime", "realtime-operator/realtime-evil", "realtime-operator/realtime:1"] {
             assert_eq!(paths(&policy, repository(name)), ["spec.image.repository"], "{name}");
         }
+        let own = policy.clone().with_own_image("registry.example.com/realtime:1@sha256:0");
+        assert_eq!(paths(&own, repository("registry.example.com/realtime")), [""; 0]);
+        assert_eq!(paths(&own, |_| {}), [""; 0], "the default repository too");
+        assert_eq!(paths(&own, repository("registry.example.com/other")), ["spec.image.repository"]);
         for (endpoint, allowed) in [
             ("https://kinesis.eu-west-1.amazonaws.com", true),
             ("https://kinesis-fips.eu-west-1.api.aws/", true),

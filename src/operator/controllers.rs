@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, ListParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Config, Controller};
@@ -190,7 +190,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         kinesis: KinesisConnections::default(),
         registries: RegistryHistories::default(),
         unreadable,
-        policy: settings.policy,
+        policy: allow_own_image(&clients.call, &settings.namespace, &settings.pod, settings.policy).await?,
         known_injectors: settings.known_injectors,
         scope: settings.scope,
         metrics,
@@ -259,6 +259,29 @@ async fn read_kubernetes_uid(client: &Client) -> Result<String, OperatorError> {
         error: Box::new(error),
     })?;
     Ok(found.uid().unwrap_or_default())
+}
+
+/// Adds the operator's own image, as its pod names it, to the policy.
+async fn allow_own_image(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    policy: PlatformPolicy,
+) -> Result<PlatformPolicy, OperatorError> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    match pods.get(pod).await {
+        Ok(found) => {
+            let containers = found.spec.map(|spec| spec.containers).unwrap_or_default();
+            let own = containers.iter().find(|container| container.name == "operator").or(containers.first());
+            let image = own.and_then(|container| container.image.clone());
+            Ok(image.map_or(policy.clone(), |image| policy.with_own_image(&image)))
+        }
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_forbidden() => {
+            tracing::warn!(pod, %status, "operator's own pod not readable: its image is allowed only if the platform policy names it");
+            Ok(policy)
+        }
+        Err(error) => Err(OperatorError::Start { operation: "reading the operator's own pod", error: Box::new(error) }),
+    }
 }
 
 /// Fails early when the CRDs are missing: watches of an unknown kind would fail for ever, with a message that names no

@@ -102,4 +102,8 @@ test compares. */}}
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [get, list, watch, create, patch, update, delete]
+# Platform policy: reads the image of its own pod, which clusters may name.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get]
 {{- end }}
