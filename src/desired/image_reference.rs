@@ -8,7 +8,7 @@ pub struct ImageReference<'a> {
 }
 
 impl<'a> ImageReference<'a> {
-    /// Splits `REPOSITORY[:TAG][@DIGEST]`.
+    /// Splits a reference such as `registry.example.com/a/b:1@sha256:…`.
     pub fn parse(text: &'a str) -> Self {
         let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
         // A colon before the last slash belongs to the registry's port.
