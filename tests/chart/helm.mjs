@@ -1,13 +1,12 @@
 // Helm as the tests of the charts run it, and its output as objects.
 import assert from "node:assert/strict";
-import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { fileURLToPath } from "node:url";
 
 import { parseAllDocuments } from "yaml";
 
-import { spawnBound } from "../conformance/processes.mjs";
+import { completed, spawnBound } from "../conformance/processes.mjs";
 import { BIN, DIR } from "../cluster/harness.mjs";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
@@ -30,15 +29,8 @@ const home = mkdtempSync(`${tmpdir()}/helm-`);
 process.on("exit", () => rmSync(home, { recursive: true, force: true }));
 
 /** Runs a program to its end, whatever that is. */
-export async function run(program, args, { input = "", env = {} } = {}) {
-  const child = spawnBound(program, args, { stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, ...env } });
-  let [stdout, stderr] = ["", ""];
-  child.stdout.on("data", (chunk) => (stdout += chunk));
-  child.stderr.on("data", (chunk) => (stderr += chunk));
-  child.stdin.on("error", () => {});
-  child.stdin.end(input);
-  const [code] = await once(child, "close");
-  return { code, stdout, stderr };
+export function run(program, args, { input = "", env = {} } = {}) {
+  return completed(spawnBound(program, args, { stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, ...env } }), input);
 }
 
 /** Runs helm with these values, to its end, whatever that is. */

@@ -8,7 +8,7 @@ import { createInterface } from "node:readline";
 import { after, afterEach } from "node:test";
 import { inspect } from "node:util";
 
-import { kinesisPorts, spawnBound, startRedis as startRedisWith, waitUntilReady } from "../conformance/processes.mjs";
+import { completed, kinesisPorts, spawnBound, startRedis as startRedisWith, waitUntilReady } from "../conformance/processes.mjs";
 
 if (!process.env.CLUSTER) throw new Error("CLUSTER does not name a cluster: run this through ./test cluster");
 
@@ -91,23 +91,12 @@ export async function diagnostics() {
 
 /** Runs kubectl to its end, whatever that is. */
 async function execute(args, { input = "" } = {}) {
-  return ended(spawnBound(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, ...args], { stdio: ["pipe", "pipe", "pipe"] }), input);
-}
-
-async function ended(child, input = "") {
-  let [stdout, stderr] = ["", ""];
-  child.stdout.on("data", (chunk) => (stdout += chunk));
-  child.stderr.on("data", (chunk) => (stderr += chunk));
-  // It may end before it has read all.
-  child.stdin.on("error", () => {});
-  child.stdin.end(input);
-  const [code] = await once(child, "close");
-  return { code, stdout, stderr };
+  return completed(spawnBound(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, ...args], { stdio: ["pipe", "pipe", "pipe"] }), input);
 }
 
 /** Runs our own command as a person does, to its end, whatever that is. */
 export function realtime(...args) {
-  return ended(spawnBound(`${BINARIES}/realtime`, args, { stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, KUBECONFIG } }));
+  return completed(spawnBound(`${BINARIES}/realtime`, args, { stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, KUBECONFIG } }));
 }
 
 /** What kubectl prints; fails when it does. */

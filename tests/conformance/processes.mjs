@@ -1,6 +1,7 @@
 // Programs and ports of tests: no program outlives the process that started it, and no port is given to two tests.
 import { spawn } from "node:child_process";
 import { createSocket } from "node:dgram";
+import { once } from "node:events";
 import { tmpdir } from "node:os";
 
 /** Below the ephemeral ports, which the kernel gives to any connection, and below the node ports of Kubernetes. */
@@ -167,4 +168,16 @@ export const portOf = (address) => Number(address.slice(address.lastIndexOf(":")
 export function kinesisPorts(log) {
   const found = /kinesis on \S+:(\d+), control on \S+:(\d+)/.exec(log);
   return found && { port: Number(found[1]), control: Number(found[2]) };
+}
+
+/** The exit code and both outputs of a child that reads `input`. */
+export async function completed(child, input = "") {
+  let [stdout, stderr] = ["", ""];
+  child.stdout.on("data", (chunk) => (stdout += chunk));
+  child.stderr.on("data", (chunk) => (stderr += chunk));
+  // It may end before it has read all.
+  child.stdin.on("error", () => {});
+  child.stdin.end(input);
+  const [code] = await once(child, "close");
+  return { code, stdout, stderr };
 }
