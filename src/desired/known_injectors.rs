@@ -6,6 +6,7 @@
 use serde::Deserialize;
 
 use super::image_reference::ImageReference;
+use super::name_pattern::{NamePattern, matches_any};
 use super::pod_fields::{FieldKind, PodField, mounted_volume};
 
 /// The injectors that are known without a file of the platform's own.
@@ -30,18 +31,18 @@ struct KnownInjector {
     #[serde(default)]
     required_variables: Vec<String>,
     #[serde(default)]
-    variables: Vec<String>,
+    variables: Vec<NamePattern>,
     #[serde(default)]
-    containers: Vec<String>,
+    containers: Vec<NamePattern>,
     #[serde(default)]
-    init_containers: Vec<String>,
+    init_containers: Vec<NamePattern>,
     #[serde(default)]
-    volumes: Vec<String>,
+    volumes: Vec<NamePattern>,
     #[serde(default)]
-    readiness_gates: Vec<String>,
+    readiness_gates: Vec<NamePattern>,
     /// Host names that the hosts file of a pod may contain.
     #[serde(default)]
-    host_names: Vec<String>,
+    host_names: Vec<NamePattern>,
 }
 
 impl KnownInjectors {
@@ -52,8 +53,9 @@ impl KnownInjectors {
     pub fn parse(text: &str) -> Result<Self, String> {
         let parsed: Self = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
         for injector in &parsed.injectors {
-            let ours =
-                |pattern: &&String| matches_pattern(pattern, "REALTIME_WEBHOOKS") || pattern.starts_with("REALTIME_");
+            let ours = |pattern: &&NamePattern| {
+                pattern.matches("REALTIME_WEBHOOKS") || pattern.as_text().starts_with("REALTIME_")
+            };
             if let Some(pattern) = injector.variables.iter().find(ours) {
                 return Err(format!(
                     "injector `{}`: variables `{pattern}` covers variables of the servers, which nothing may add: name the injector's own",
@@ -119,7 +121,7 @@ impl KnownInjector {
             FieldKind::VolumeMount => (&self.volumes, mounted_volume(value)),
             FieldKind::ReadinessGate => (&self.readiness_gates, field.name.as_str()),
             FieldKind::HostAlias => {
-                let known = |host: &str| self.host_names.iter().any(|pattern| matches_pattern(pattern, host));
+                let known = |host: &str| matches_any(&self.host_names, host);
                 return !value.is_empty() && value.split(' ').all(known);
             }
             FieldKind::Image
@@ -133,21 +135,13 @@ impl KnownInjector {
             | FieldKind::DnsConfig
             | FieldKind::ServiceAccount => return false,
         };
-        patterns.iter().any(|pattern| matches_pattern(pattern, name))
+        matches_any(patterns, name)
     }
 }
 
 /// Whether a repository lies below a registry or a path of one.
 fn is_below(repository: &str, registry: &str) -> bool {
     repository.strip_prefix(registry.trim_end_matches('/')).is_some_and(|path| path.starts_with('/'))
-}
-
-/// Whether a name matches a pattern, in which one `*` stands for any characters.
-fn matches_pattern(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((start, end)) => name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end),
-    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod environment;
 mod image_reference;
 mod known_injectors;
 pub mod manifest;
+mod name_pattern;
 mod platform_policy;
 mod pod_fields;
 mod problem;

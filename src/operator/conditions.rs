@@ -380,7 +380,8 @@ fn build_gate_status(inputs: &StatusInputs<'_>, state: &ReadyState, ever_passed:
         passed_at,
         proving_since: None,
         last_failure,
-        ..GateStatus::default()
+        replacements: known.replacements,
+        injectors: known.injectors,
     }
 }
 

@@ -49,7 +49,7 @@ pub struct ControllerContext {
     pub kinesis: KinesisConnections,
     /// The versions of each cluster's app registry.
     pub registries: RegistryHistories,
-    /// What clusters may name.
+    /// The images, endpoints, regions and roles that clusters may name.
     pub policy: PlatformPolicy,
     /// The injectors whose additions to pods are accepted.
     pub known_injectors: KnownInjectors,

@@ -65,7 +65,7 @@ pub struct OperatorSettings {
     pub namespace: String,
     /// Namespaces whose clusters this operator reconciles.
     pub scope: WatchScope,
-    /// What clusters may name.
+    /// The images, endpoints, regions and roles that clusters may name.
     pub policy: PlatformPolicy,
     /// The injectors whose additions to pods are accepted.
     pub known_injectors: KnownInjectors,
@@ -274,7 +274,10 @@ async fn allow_own_image(
             let containers = found.spec.map(|spec| spec.containers).unwrap_or_default();
             let own = containers.iter().find(|container| container.name == "operator").or(containers.first());
             let image = own.and_then(|container| container.image.clone());
-            Ok(image.map_or(policy.clone(), |image| policy.with_own_image(&image)))
+            Ok(match image {
+                Some(image) => policy.with_own_image(&image),
+                None => policy,
+            })
         }
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_forbidden() => {
             tracing::warn!(pod, %status, "operator's own pod not readable: its image is allowed only if the platform policy names it");

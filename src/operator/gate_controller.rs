@@ -2,11 +2,11 @@
 //!
 //! Journeys never run within a reconcile: a reconcile updates the prober's plan, reads its findings, and acts on them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -32,7 +32,7 @@ use super::status::{self, StatusPatch};
 use crate::api::cluster::{GateStatus, PodReplacements, RealtimeClusterStatus, WebhooksMode};
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
-use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION};
+use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_mark};
 use crate::desired::{SecretTexts, decode_secret};
 use crate::prober::{JourneyProof, ProbePlan};
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
@@ -71,10 +71,9 @@ pub async fn reconcile(
         let pod = observation.pods.iter().find(refuses)?;
         Some(format!("{}: {}", pod.name, pod.refusal.as_deref().unwrap_or_default()))
     });
-    let known_replacements = known.gate.as_ref().map(|gate| gate.replacements.clone()).unwrap_or_default();
-    let replacements = observation.as_ref().map_or(known_replacements, |observation| observation.replacements.clone());
-    let difference =
-        observation.as_ref().and_then(|found| pod_admission::describe_difference(&found.pods, &replacements));
+    let difference = observation
+        .as_ref()
+        .and_then(|observation| pod_admission::describe_difference(&observation.pods, &observation.replacements));
     // Without an observation the journeys run on by the last plan.
     let latest = if observation.is_none() { probers.latest_verdict(cluster) } else { None };
     let decision = conditions::decide_status(&StatusInputs {
@@ -93,9 +92,13 @@ pub async fn reconcile(
     publish_ready_event(context, cluster, &known, &decision).await;
     let mut fields = Map::new();
     fields.insert("observedGeneration".to_owned(), json!(cluster.metadata.generation));
-    let injectors = observation.as_ref().map(|observation| list_injectors(&observation.pods));
-    let known_injectors = || known.gate.as_ref().map(|gate| gate.injectors.clone()).unwrap_or_default();
-    let gate = GateStatus { replacements, injectors: injectors.unwrap_or_else(known_injectors), ..decision.gate };
+    let gate = match &observation {
+        Some(GateObservation { pods, replacements, .. }) => {
+            GateStatus { replacements: replacements.clone(), injectors: list_injectors(pods), ..decision.gate }
+        }
+        // The decision keeps what is known.
+        None => decision.gate,
+    };
     fields.insert("gate".to_owned(), json!(gate));
     fields.insert("transports".to_owned(), json!(decision.transports));
     let part = StatusPatch {
@@ -201,10 +204,11 @@ async fn observe_and_admit(
     let is_former = |name: &String| pods.iter().any(|pod| is_former_edge(pod) && pod.name == *name);
     findings.standings.extend(former.into_iter().filter(|(name, _)| is_former(name)));
     let now = Timestamp::now();
-    let rendered: Vec<String> =
-        built.desired.deployments.iter().map(|(_, found)| template_mark(found, TEMPLATE_ANNOTATION)).collect();
-    let known_replacements = known.gate.iter().flat_map(|gate| gate.replacements.clone()).collect::<Vec<_>>();
-    let mut replacements = pod_admission::keep_replacements(&known_replacements, &pods, &rendered);
+    let deployments = built.desired.deployments.iter();
+    let rendered: Vec<&str> =
+        deployments.filter_map(|(_, found)| template_mark(&found.spec.template, TEMPLATE_ANNOTATION)).collect();
+    let known_replacements = known.gate.as_ref().map(|gate| gate.replacements.as_slice()).unwrap_or_default();
+    let mut replacements = pod_admission::keep_replacements(known_replacements, &pods, &rendered);
     let steps = pod_admission::decide_steps(&pods, &findings.standings, passed, &replacements, now.as_second());
     pod_admission::add_replacements(&mut replacements, &steps, now);
     let mut replaced = Vec::new();
@@ -235,20 +239,14 @@ async fn observe_and_admit(
 fn compute_fingerprint(known: &RealtimeClusterStatus, built: &RenderedCluster) -> String {
     let mut lines: Vec<String> = Vec::new();
     for (server, deployment) in &built.desired.deployments {
-        let (template, secrets) =
-            (template_mark(deployment, TEMPLATE_ANNOTATION), template_mark(deployment, SECRETS_ANNOTATION));
+        let of = |name: &str| template_mark(&deployment.spec.template, name).unwrap_or_default();
+        let (template, secrets) = (of(TEMPLATE_ANNOTATION), of(SECRETS_ANNOTATION));
         lines.push(format!("{server} {template} {secrets}"));
     }
     if let Some(stream) = &known.stream {
         lines.push(format!("stream {} {}", stream.arn, stream.created_ms));
     }
     hex::encode(&Sha256::digest(lines.join("\n"))[..8])
-}
-
-/// The value of an annotation of a pod template; empty without one.
-fn template_mark(deployment: &Deployment, name: &str) -> String {
-    let metadata = deployment.spec.template.metadata.as_ref();
-    metadata.and_then(|metadata| metadata.annotations.as_ref()?.get(name).cloned()).unwrap_or_default()
 }
 
 /// Adds to the plan of the cluster what was observed of it.
@@ -319,18 +317,18 @@ fn is_former_edge(pod: &ServerPod) -> bool {
 }
 
 /// The Secrets of the cluster, with those that pods of a former template read.
-async fn read_former_secrets<'a>(
+async fn read_former_secrets<'a, 'b>(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
-    built: &RenderedCluster,
+    built: &'b RenderedCluster,
     former: impl Iterator<Item = &'a ServerPod>,
-) -> Result<SecretTexts, ReconcileError> {
-    let mut secrets = built.read.secrets.clone();
+) -> Result<Cow<'b, SecretTexts>, ReconcileError> {
+    let mut secrets = Cow::Borrowed(&built.read.secrets);
     let names: BTreeSet<String> = former.flat_map(ServerPod::secret_names).collect();
     for name in names {
         let user = SecretUser::of(cluster);
         if let Some(secret) = context.secrets.read(&built.valid.namespace, &name, &user).await? {
-            secrets.insert(name, decode_secret(&secret));
+            secrets.to_mut().insert(name, decode_secret(&secret));
         }
     }
     Ok(secrets)

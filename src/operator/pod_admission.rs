@@ -108,10 +108,10 @@ fn last_replaced(replaced: &PodReplacements) -> i64 {
 
 /// The replacements that still count: of templates that are rendered or have pods, until a successor was admitted.
 #[must_use]
-pub fn keep_replacements(known: &[PodReplacements], pods: &[ServerPod], rendered: &[String]) -> Vec<PodReplacements> {
+pub fn keep_replacements(known: &[PodReplacements], pods: &[ServerPod], rendered: &[&str]) -> Vec<PodReplacements> {
     let counts = |replaced: &&PodReplacements| {
         let mut of_template = pods.iter().filter(|pod| is_of_template(replaced, pod)).peekable();
-        let exists = of_template.peek().is_some() || rendered.contains(&replaced.template);
+        let exists = of_template.peek().is_some() || rendered.contains(&replaced.template.as_str());
         exists && !of_template.any(|pod| pod.admitted.is_some() && pod.created >= last_replaced(replaced))
     };
     known.iter().filter(counts).cloned().collect()
@@ -309,10 +309,10 @@ mod tests {
     #[test]
     fn replacements_count_until_a_successor_is_admitted_or_the_template_is_gone() {
         let known = replaced(2, 90);
-        let kept = |pods: &[ServerPod], rendered: &[String]| keep_replacements(&known, pods, rendered).len();
-        let rendered = ["t1".to_owned()];
+        let kept = |pods: &[ServerPod], rendered: &[&str]| keep_replacements(&known, pods, rendered).len();
+        let rendered = ["t1"];
         assert_eq!(kept(&[], &rendered), 1, "the successor is yet to be created");
-        assert_eq!(kept(&[], &["t2".to_owned()]), 0);
+        assert_eq!(kept(&[], &["t2"]), 0);
         assert_eq!(kept(&[pod("e1", None, true, 100)], &[]), 1);
         assert_eq!(kept(&[pod("e1", Some("c1"), false, 80)], &rendered), 1, "one that was admitted before");
         assert_eq!(kept(&[pod("e1", Some("c1"), false, 95)], &rendered), 0);

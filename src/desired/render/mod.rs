@@ -20,7 +20,7 @@ use super::ValidCluster;
 use crate::config::ServerKind;
 
 pub use secrets::{admin_secret_name, peer_secret_name, registry_secret_name, render_registry_secrets};
-pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION};
+pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_mark};
 
 /// Container port on which edges serve clients.
 pub const PUBLIC_PORT: i32 = 8080;
