@@ -32,7 +32,7 @@ use super::status::{self, StatusPatch};
 use crate::api::cluster::{GateStatus, PodReplacements, RealtimeClusterStatus, WebhooksMode};
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
-use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_mark};
+use crate::desired::render::{READINESS_GATE, TEMPLATE_ANNOTATION, template_mark};
 use crate::desired::{SecretTexts, decode_secret};
 use crate::prober::{JourneyProof, ProbePlan};
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
@@ -234,14 +234,13 @@ async fn observe_and_admit(
     Ok(GateObservation { pods, replacements, replaced, fingerprint, findings })
 }
 
-/// Digest of the templates, the Secrets that servers read at their start, and the stream. Tags and intervals do not
-/// count.
+/// Digest of the templates, which name the Secrets that servers read at their start by content, and of the stream. Tags and
+/// intervals do not count.
 fn compute_fingerprint(known: &RealtimeClusterStatus, built: &RenderedCluster) -> String {
     let mut lines: Vec<String> = Vec::new();
     for (server, deployment) in &built.desired.deployments {
-        let of = |name: &str| template_mark(&deployment.spec.template, name).unwrap_or_default();
-        let (template, secrets) = (of(TEMPLATE_ANNOTATION), of(SECRETS_ANNOTATION));
-        lines.push(format!("{server} {template} {secrets}"));
+        let template = template_mark(&deployment.spec.template, TEMPLATE_ANNOTATION).unwrap_or_default();
+        lines.push(format!("{server} {template}"));
     }
     if let Some(stream) = &known.stream {
         lines.push(format!("stream {} {}", stream.arn, stream.created_ms));
