@@ -172,12 +172,13 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
         let (reason, message) = stream
             .filter(|found| under_way && found.is_operator_call())
             .map_or_else(|| (error.reason, error.message.clone()), |found| (found.reason, found.message));
-        let ready = if reason == error.reason && under_way { "Unknown" } else { "False" };
+        let ready = if reason.says_nothing() || (reason == error.reason && under_way) { "Unknown" } else { "False" };
         return ReadyState { ready, reason, message, stalled: error.terminal, reconciling: !error.terminal };
     }
     if let Some(found) = workloads.as_ref().filter(|found| found.is_operator_call() && !passed) {
         let (reason, message) = (found.reason, found.message.clone());
-        return ReadyState { ready: "False", reason, message, stalled: false, reconciling: true };
+        let ready = if reason.says_nothing() { "Unknown" } else { "False" };
+        return ReadyState { ready, reason, message, stalled: false, reconciling: true };
     }
     let rolling = workloads.as_ref().is_none_or(|found| !found.holds);
     let rollout = workloads.map_or_else(|| "the manifest is being applied".to_owned(), |found| found.message);

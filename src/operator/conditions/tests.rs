@@ -103,6 +103,8 @@ fn the_first_match_from_terminal_errors_to_the_proof_decides_ready() {
     let forbidden = ReconcileError::terminal(Reason::NotAllowedByPolicy, "forbidden");
     let unapplied = || vec![condition("WorkloadsAvailable", "False", "NotAllowedByPolicy", 1)];
     let deleted = ReconcileError::transient(Reason::Deleting, "going");
+    let failed = ReconcileError::transient(Reason::ApplyFailed, "500");
+    let denied_call = ReconcileError::transient(Reason::AccessDenied, "403");
     let not_ours = || vec![condition("StreamReady", "False", "StreamNotOurs", 1)];
     let invalid = || vec![condition("StreamReady", "False", "StreamInvalid", 1)];
     let missing = || vec![condition("StreamReady", "False", "StreamMissing", 1)];
@@ -175,7 +177,17 @@ fn the_first_match_from_terminal_errors_to_the_proof_decides_ready() {
             summary(denied(), proven("f1"), None, None, Some(&closed)),
             "False/RecordRefused",
         ),
-        ("children unwritten", summary(unwritten(), None, None, None, Some(&proving)), "False/ApplyFailed reconciling"),
+        (
+            "children unwritten",
+            summary(unwritten(), None, None, None, Some(&proving)),
+            "Unknown/ApplyFailed reconciling",
+        ),
+        ("the first call fails", summary(vec![], None, Some(&failed), None, None), "Unknown/ApplyFailed reconciling"),
+        (
+            "the first call is refused",
+            summary(vec![], None, Some(&denied_call), None, None),
+            "False/AccessDenied reconciling",
+        ),
         ("unwritten, and events arrive", summary(unwritten(), proven("f1"), None, None, Some(&open)), "True/Proven"),
     ] {
         assert_eq!(found, expected, "{name}");
