@@ -179,8 +179,8 @@ async fn observe_and_admit(
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
     let live = context.live.pods_of(cluster);
     let reader = PodReader { cluster: &built.valid, desired: &built.desired, injectors: &context.known_injectors };
-    let pods: Vec<ServerPod> =
-        live.iter().filter_map(|pod| reader.read(pod, &context.live.find_template(cluster, pod)?)).collect();
+    let live = context.live.pair_with_templates(cluster, &live);
+    let pods: Vec<ServerPod> = live.iter().filter_map(|(pod, template)| reader.read(pod, template)).collect();
     let services = context.live.services_of(cluster);
     let fingerprint = compute_fingerprint(known, built);
     let passed = was_proven(known, &fingerprint);
