@@ -212,7 +212,7 @@ fn registry_files() {
         writeln!(text, "digest {id} {digest}").expect("written");
     }
     golden("registry.txt", &text);
-    let read = AppRegistry::parse(files.iter().map(|(name, file)| (name.as_str(), file.as_bytes()))).expect("readable");
+    let read = AppRegistry::parse(&files).expect("readable");
     assert!(read.apps().eq(registry.apps()));
 }
 
