@@ -5,7 +5,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { before } from "node:test";
 
 import {
-  apply, applyCrds, condition, deleteNamespace, diagnosed, file, kubectl, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, tearDown, wait,
+  apply, applyCrds, condition, deleteNamespace, diagnosed, file, get, kubectl, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, tearDown, wait,
 } from "./harness.mjs";
 
 export const COMPONENT = "app.kubernetes.io/component";
@@ -75,6 +75,12 @@ export const spec = (namespace, patch, name = "eu") =>
 export async function rotateSecret(namespace, secret, key, value, name = "eu") {
   await kubectl(["patch", "secret", secret, "-n", namespace, "--type=merge", "-p", JSON.stringify({ stringData: { [key]: value } })]);
   await kubectl(["annotate", "realtimecluster", name, "-n", namespace, "--overwrite", `realtime-operator.dev/rotated-at=${new Date().toISOString()}`]);
+}
+
+/** The generated pair of an app: its key and its secret. */
+export async function credentials(namespace, app = "shop") {
+  const { data } = await get("secret", namespace, `${app}-credentials`);
+  return ["key", "secret"].map((name) => Buffer.from(data[name], "base64").toString());
 }
 
 /** What kstatus, by whose rules Flux and Helm wait, makes of each object: `InProgress`, `Current`, `Failed`, `Terminating`. */

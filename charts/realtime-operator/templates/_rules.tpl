@@ -60,7 +60,7 @@ test compares. */}}
 - apiGroups: [""]
   resources: [services, serviceaccounts]
   verbs: [create, patch, update, delete]
-# workload: writes the admin token and keys. apps: writes the registry. gate, stream: read credentials of a cluster. Read
+# workload: writes the admin token and keys. apps: writes the registry and the keys of apps. gate, stream: read keys. Read
 # by name only: without list and watch, a Secret that no cluster references is never read.
 - apiGroups: [""]
   resources: [secrets]
