@@ -129,7 +129,7 @@ async fn publish_ready_event(
     }
     let kind = if ready.status == "False" { EventType::Warning } else { EventType::Normal };
     let note = format!("Ready is {}: {}", ready.status, ready.message);
-    context.publish_event(cluster, kind, ready.reason.name(), "Judge", note).await;
+    context.publish_change(cluster, kind, ready.reason.name(), "Judge", note).await;
 }
 
 /// The rendered cluster, once its own generated values are stored. An app without credentials is not served yet, which is

@@ -6,7 +6,7 @@ import PusherClient from "pusher-js";
 
 import { startedFields } from "../conformance/processes.mjs";
 import { apply, audit, condition, get, inNamespace, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, startRedis, wait, watchObject } from "./harness.mjs";
-import { COMPONENT, credentials, edges, is, kstatus, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
+import { COMPONENT, credentials, edges, eventSays, is, kstatus, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
 
 const NAMESPACE = "channels";
 const ADMITTED = "realtime-operator.dev/admitted";
@@ -212,6 +212,8 @@ test("a broken rollout stops at its first pod, an evicted old pod serves again, 
   assert.notEqual(said(await get("realtimecluster", NAMESPACE, "eu")).split("/")[0], "True", "its pass is no proof of the new manifest");
   const late = await cluster.until((object) => said(object) === "False/DeadlineExceeded", { timeout: 60_000 });
   assert.match(condition(late, "Ready").message, /^not proven within 20 s: FanoutBroken: .*bus between the servers does not answer/);
+  // Flux shows no message of a condition: the sentence is in an Event too.
+  await eventSays(NAMESPACE, late);
   await rotate(outside.redis.url);
   await spec(NAMESPACE, { gate: { deadlineSeconds: 600 } });
   await wait(async () => (await get("realtimecluster", NAMESPACE, "eu")).status.observedGeneration === broken.metadata.generation + 1);
