@@ -71,7 +71,7 @@ pub async fn reconcile(
             Reason::AppsStale,
             "waiting for the generated secrets",
         ),
-        Err(error) => error.to_condition(condition::APPS_SYNCED),
+        Err(error) => ConditionUpdate::of_error(condition::APPS_SYNCED, error),
     };
     let mut wait = if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
     let manager = "realtime-operator-apps";

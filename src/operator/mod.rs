@@ -24,6 +24,7 @@ mod controllers;
 mod dereference;
 mod finalizer;
 mod findings;
+mod foreign_fields;
 mod gate_controller;
 mod live_objects;
 mod metrics;

@@ -52,7 +52,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
     };
     let update = match &result {
         Ok(update) => update.clone(),
-        Err(error) => error.to_condition(condition::STREAM_READY),
+        Err(error) => ConditionUpdate::of_error(condition::STREAM_READY, error),
     };
     let wait = if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
     write_status(context, cluster, &stream, Some(update)).await?;

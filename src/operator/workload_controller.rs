@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::context::{ControllerContext, SharedContext};
 use super::dereference::generated_secret_name;
 use super::finalizer;
+use super::foreign_fields::{ForeignField, find_foreign_fields, find_repairs};
 use super::reconcile_error::ReconcileError;
 use super::rendering::render_cluster;
 use super::secret_copies::{list_unrecorded_copies, prune_secret_copies};
@@ -23,8 +24,7 @@ use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
 use crate::desired::{self, DesiredObjects, ValidCluster};
-use crate::kubernetes::foreign_fields::ForeignField;
-use crate::kubernetes::{apply, foreign_fields};
+use crate::kubernetes::apply;
 
 /// Time between two reconciles of a cluster whose rollout is complete; changes of its objects trigger earlier ones.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
@@ -40,6 +40,9 @@ const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Attempts to remove foreign fields from a Deployment in one reconcile. Another writer may add them again each time, so
 /// the loop must end.
 const REPAIR_ATTEMPTS_MAX: usize = 5;
+
+/// Longest action of an Event that the API server accepts.
+const EVENT_ACTION_LEN_MAX: usize = 128;
 
 /// Reconciles the children of one cluster, and returns the time until the next reconcile without a change.
 ///
@@ -74,7 +77,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
             fields.insert("secretCopies".to_owned(), json!(secret_copies));
             (update.clone(), if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL })
         }
-        Err(error) => (error.to_condition(condition::WORKLOADS_AVAILABLE), RECHECK_INTERVAL),
+        Err(error) => (ConditionUpdate::of_error(condition::WORKLOADS_AVAILABLE, error), RECHECK_INTERVAL),
     };
     let manager = "realtime-operator-workload";
     let part =
@@ -172,10 +175,9 @@ async fn apply_children(
         if !is_deployment {
             let applied = apply::apply_object(&context.client, object).await?;
             // The annotation of another identity that somebody else wrote; our own one is removed by the apply.
-            let leftovers =
-                foreign_fields::find_leftover_paths(object, &serde_json::to_value(&applied).map_err(malformed)?);
-            if !leftovers.is_empty() {
-                apply::remove_fields(&context.client, &applied, &leftovers).await?;
+            let repairs = find_repairs(object, &serde_json::to_value(&applied).map_err(malformed)?);
+            if !repairs.is_empty() {
+                apply::repair_object(&context.client, &applied, &repairs).await?;
             }
             if object["kind"] == "Secret" {
                 context.secrets.forget(&namespace, object["metadata"]["name"].as_str().unwrap_or_default());
@@ -232,8 +234,7 @@ async fn fetch_live(
 }
 
 fn has_foreign_fields(wanted: &Value, live: &Value) -> bool {
-    !foreign_fields::find_foreign_fields(wanted, live).is_empty()
-        || !foreign_fields::find_leftover_paths(wanted, live).is_empty()
+    !find_foreign_fields(wanted, live).is_empty() || !find_repairs(wanted, live).is_empty()
 }
 
 /// Reports foreign fields of one Deployment.
@@ -247,7 +248,7 @@ struct ForeignWriters<'a> {
 impl ForeignWriters<'_> {
     /// Publishes an Event for each foreign field of the live object, once per field.
     async fn report_once(&mut self, live: &Value) {
-        for foreign in foreign_fields::find_foreign_fields(self.wanted, live) {
+        for foreign in find_foreign_fields(self.wanted, live) {
             if self.reported.contains(&foreign) {
                 continue;
             }
@@ -272,13 +273,13 @@ async fn remove_foreign_fields(
     let (context, wanted) = (writers.context, writers.wanted);
     for _ in 0..REPAIR_ATTEMPTS_MAX {
         let live = serde_json::to_value(&applied).map_err(malformed)?;
-        let leftovers = foreign_fields::find_leftover_paths(wanted, &live);
-        if leftovers.is_empty() {
+        let repairs = find_repairs(wanted, &live);
+        if repairs.is_empty() {
             return Ok(applied);
         }
         writers.report_once(&live).await;
         context.ensure_leader()?;
-        if let Err(error) = apply::remove_fields(&context.client, &applied, &leftovers).await {
+        if let Err(error) = apply::repair_object(&context.client, &applied, &repairs).await {
             tracing::debug!(%error, "removing foreign fields failed: retrying with the new version");
         }
         applied = apply::fetch_owned(&context.client, wanted, uid).await?.unwrap_or(applied);
@@ -293,7 +294,7 @@ async fn remove_foreign_fields(
 /// Puts the field into the action: Events of one action and reason would be merged into one series.
 fn format_event_action(field: &str) -> String {
     let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-    format!("PutBack-{}", field.chars().map(word).collect::<String>())
+    "PutBack-".chars().chain(field.chars().map(word)).take(EVENT_ACTION_LEN_MAX).collect()
 }
 
 /// Whether the live object has every rendered field with its rendered value.

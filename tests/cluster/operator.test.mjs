@@ -162,6 +162,7 @@ test("manual edits of a live Deployment are reverted and reported, and never ser
   await kubectl(["set", "env", "deployment/eu-sockjs", "-n", NAMESPACE, "REALTIME_WEBHOOKS=off", "AWS_ENDPOINT_URL=http://elsewhere:1", "AWS_ENDPOINT_URL_KINESIS=http://elsewhere:1"]);
   await kubectl(["patch", "deployment", "eu-websocket", "-n", NAMESPACE, "--type=json", "--field-manager=a-hand", "-p", JSON.stringify([
     { op: "add", path: "/spec/template/spec/containers/0/envFrom", value: [{ secretRef: { name: "eu-aws" } }] },
+    { op: "add", path: "/spec/template/spec/containers/-", value: { name: "stranger", image: "localhost/pause:1" } },
   ])]);
   const container = async (name) => (await get("deployment", NAMESPACE, name)).spec.template.spec.containers[0];
   await wait(async () => {
@@ -170,11 +171,13 @@ test("manual edits of a live Deployment are reverted and reported, and never ser
     return value("REALTIME_WEBHOOKS") === "kinesis" && value("AWS_ENDPOINT_URL") === undefined && value("AWS_ENDPOINT_URL_KINESIS") === outside.kinesis.url;
   }, { what: "the variables as rendered" });
   await wait(async () => (await container("eu-websocket")).envFrom === undefined, { what: "no envFrom" });
+  await wait(async () => (await get("deployment", NAMESPACE, "eu-websocket")).spec.template.spec.containers.length === 1, { what: "no added container" });
   const notes = async () => (await get("events.events.k8s.io", NAMESPACE)).items.filter(({ reason }) => reason === "PutBack").map(({ note }) => note);
   for (const expected of [
-    /eu-sockjs: env REALTIME_WEBHOOKS, written by kubectl-set/, /eu-sockjs: env AWS_ENDPOINT_URL, written by kubectl-set/,
-    /eu-sockjs: env AWS_ENDPOINT_URL_KINESIS, written by kubectl-set/,
-    /eu-websocket: envFrom, written by a-hand/,
+    /eu-sockjs: container sockjs: env REALTIME_WEBHOOKS, written by kubectl-set/,
+    /eu-sockjs: container sockjs: env AWS_ENDPOINT_URL, written by kubectl-set/,
+    /eu-sockjs: container sockjs: env AWS_ENDPOINT_URL_KINESIS, written by kubectl-set/,
+    /eu-websocket: container websocket: envFrom 0, written by a-hand/, /eu-websocket: container stranger, written by a-hand/,
   ]) {
     await wait(async () => (await notes()).some((note) => expected.test(note)), { what: `an Event like ${expected}` });
   }
@@ -556,7 +559,7 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   const bare = { apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeApp", metadata: { name: "bare", namespace }, spec: { appID: "1002" } };
   await apply(bare);
   await kubectl(["wait", "--for=condition=Ready", "realtimeapp/bare", "-n", namespace, "--timeout=60s"]);
-  assert.match(await shop(), /^False\/CredentialsNotOurs CredentialsNotOurs RealtimeApp shop: spec\.credentials is empty, and Secret shop-credentials, .* it has no owner.*: it was not changed. Rename or delete it, or reference/);
+  assert.match(await shop(), /^False\/CredentialsNotOurs CredentialsNotOurs RealtimeApp shop: spec\.credentials is empty, and Secret shop-credentials, .*\(it has no owner\): it was not changed\. Rename or delete it, or reference/);
   assert.deepEqual(Object.keys((await get("secret", namespace, "shop-credentials")).data), ["key"], "it was not changed");
   await kubectl(["delete", "secret", "shop-credentials", "-n", namespace]);
   await kubectl(["wait", "--for=condition=Ready", "realtimeapp/shop", "-n", namespace, "--timeout=60s"]);
