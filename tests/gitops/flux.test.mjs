@@ -29,7 +29,7 @@ const example = (name) => parseAllDocuments(file(`examples/flux/${name}.yaml`)).
 const ready = (object) => condition(object, "Ready");
 
 before(() => diagnosed(async () => {
-  for (const name of [NAMESPACE, "channels"]) await apply({ apiVersion: "v1", kind: "Namespace", metadata: { name } });
+  for (const name of [NAMESPACE, "channels", "realtime-operator"]) await apply({ apiVersion: "v1", kind: "Namespace", metadata: { name } });
   await Promise.all([applyCrds(), applyFluxCrds()]);
   await startController("kustomize-controller", "--requeue-dependency=2s", NEW_REVISION_GATE);
   await startController("helm-controller", NEW_REVISION_GATE);
@@ -85,6 +85,12 @@ async function commitStep(step) {
 }
 
 const kustomization = (name, status, options) => become("kustomization", NAMESPACE, name, status, options);
+
+test("Flux's schemas accept every manifest of the examples", async () => {
+  const all = ["kustomizations", "helmreleases"].flatMap(example);
+  assert.equal(all.length, 7);
+  for (const one of all) await kubectl(["create", "--dry-run=server", "--validate=strict", "-f", "-"], { input: JSON.stringify(one) });
+});
 
 test("a Kustomization waits for the proof, and the apps wait for it", { timeout: 120_000 }, async () => {
   for (const one of example("kustomizations")) {
