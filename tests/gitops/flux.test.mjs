@@ -207,3 +207,18 @@ test("a HelmRelease waits for the proof, fails when a person is needed, and trie
   await kubectl(["delete", "helmrelease", "eu", "-n", "channels"]);
   assert.equal((await get("realtimecluster", "channels", "eu")).metadata.deletionTimestamp, undefined, "keep: true");
 });
+
+test("a HelmRelease without a strategy stops for good when a person is needed once", { timeout: 120_000 }, async () => {
+  const release = example("helmreleases").find(({ kind, metadata }) => kind === "HelmRelease" && metadata.name === "eu");
+  const { dependsOn, install, upgrade, ...spec } = release.spec;
+  const values = { keep: true, spec: specOf(CLUSTERS, "refusal") };
+  await apply({ ...release, metadata: { ...release.metadata, name: "us" }, spec: { ...spec, timeout: "60s", values } });
+  await wait(() => get("realtimecluster", "channels", "us"), { what: "the cluster of the release" });
+  const last = (step) => CLUSTERS.findLast((one) => one.step === step).object;
+  await writeStatus("realtimecluster", "channels", "us", last("refusal"));
+  await become("helmrelease", "channels", "us", "False", { pattern: /stalled/i });
+  await wait(async () => condition(await get("helmrelease", "channels", "us"), "Stalled")?.status === "True", { what: "a HelmRelease that has stopped" });
+  await writeStatus("realtimecluster", "channels", "us", last("recovery"));
+  await pause(10_000);
+  assert.equal(ready(await get("helmrelease", "channels", "us")).status, "False", "though the cluster is Ready: hence the strategy of the example");
+});
