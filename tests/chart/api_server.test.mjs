@@ -5,7 +5,7 @@ import { before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
 import { kinesisPorts, spawnLogged, startOnFreePorts, waitUntilReady } from "../conformance/processes.mjs";
-import { apply, applyCrds, audit, BINARIES, DIR, get, kubectl, wait } from "../cluster/harness.mjs";
+import { apply, applyCrds, audit, BINARIES, DIR, established, get, kubectl, wait } from "../cluster/harness.mjs";
 import { CLUSTER_VALUES, find, helm, IMAGE_VALUES, parseObjects, refusal, render, renderText, run } from "./helm.mjs";
 import { EVERYTHING, MATRIX, NAMESPACED } from "./values.mjs";
 
@@ -27,7 +27,7 @@ before(async () => {
     const labels = { "pod-security.kubernetes.io/enforce": "restricted" };
     await apply({ apiVersion: "v1", kind: "Namespace", metadata: { name, labels } });
   }
-  await kubectl(["wait", "--for=condition=Established", "--timeout=30s", "crd/prometheusrules.monitoring.coreos.com", "crd/podmonitors.monitoring.coreos.com", "crd/servicemonitors.monitoring.coreos.com"]);
+  await established(...["prometheusrules", "podmonitors", "servicemonitors"].map((kind) => `${kind}.monitoring.coreos.com`));
 });
 
 /** Removes a release and what it leaves, so that the next test begins without it. */

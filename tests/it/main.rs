@@ -13,6 +13,7 @@ mod fixtures;
 mod fuzz;
 mod generated;
 mod golden;
+mod links;
 mod metrics;
 #[cfg(feature = "rehearsal")]
 mod multi_edge;
