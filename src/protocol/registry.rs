@@ -9,6 +9,7 @@ use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 
 use super::frame::EVENT_BYTES_MAX;
+use super::record::EventKind;
 use super::{AppId, AppKey, Secret, signature};
 
 /// Number of files in the registry.
@@ -114,6 +115,14 @@ impl App {
     #[must_use]
     pub fn signing_credential(&self) -> Option<&Credential> {
         self.credentials.iter().find(|credential| credential.state == CredentialState::Active)
+    }
+
+    /// Whether an event of this channel is recorded for a webhook: an endpoint receives it. The state events of a channel
+    /// are recorded together, because they are numbered without gaps, and one of them may cancel another.
+    #[must_use]
+    pub fn records_event(&self, event: &str, channel: &str) -> bool {
+        let related: &[&str] = if EventKind::STATE_NAMES.contains(&event) { &EventKind::STATE_NAMES } else { &[event] };
+        self.webhooks.iter().any(|endpoint| related.iter().any(|event| endpoint.wants_event(event, channel)))
     }
 
     /// The secret of a key.
@@ -303,6 +312,11 @@ mod tests {
         assert!(endpoint.wants_event("channel_occupied", "private-x"));
         assert!(!endpoint.wants_event("channel_vacated", "private-x"));
         assert!(!endpoint.wants_event("channel_occupied", "x"));
+        let app = App { webhooks: vec![endpoint], ..app("1", &[]) };
+        assert!(app.records_event("member_removed", "private-x"), "state events are recorded together");
+        assert!(!app.records_event("member_removed", "x") && !app.records_event("client_event", "private-x"));
+        let silent = App { webhooks: vec![], ..app };
+        assert!(!silent.records_event("channel_occupied", "private-x"));
     }
 
     #[test]
