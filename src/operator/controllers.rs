@@ -15,14 +15,14 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Client, ResourceExt};
-use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster_probers::ClusterProbers;
 use super::context::{ControllerContext, SharedContext, cluster_key};
 use super::controller_loop::drive_controller;
+use super::health::{OperatorHealth, serve_admin};
 use super::live_objects::LiveObjects;
 use super::metrics::{ControllerName, OperatorMetrics};
 use super::receiver::ReceiverRoute;
@@ -38,13 +38,13 @@ use super::{
 use crate::api::RealtimeCluster;
 use crate::desired::{KnownInjectors, PlatformPolicy, receiver_address};
 use crate::kinesis::KinesisConnections;
+use crate::kubernetes::call_metrics::ApiCallMetrics;
 use crate::kubernetes::client::{ConnectError, build_clients};
-use crate::kubernetes::lease::{LEASE_SILENCE_MAX, LeaderElector, Leadership, LeaseLost};
-use crate::kubernetes::scope::{RivalLease, WatchScope};
+use crate::kubernetes::lease::{LEASE_SILENCE_MAX, LeaderElector, LeaseLost, watch_leases};
+use crate::kubernetes::scope::WatchScope;
 use crate::kubernetes::watch::open_watch;
-use crate::prober::WebhookReceiver;
-use crate::process::admin;
-use crate::process::heartbeat::{Heartbeats, TaskFault};
+use crate::prober::{JourneyBudget, RECEIVER_SILENCE_MAX, WebhookReceiver};
+use crate::process::heartbeat::{Heartbeat, Heartbeats, TaskFault};
 
 /// Lease that elects the leading replica.
 const LEADER_LEASE_NAME: &str = "realtime-operator";
@@ -77,6 +77,10 @@ pub struct OperatorSettings {
     pub receiver: SocketAddr,
     /// Listening address of the admin endpoints.
     pub admin: SocketAddr,
+    /// Journeys that all clusters together start per second, at most.
+    pub journeys_per_second: u32,
+    /// Age at which what a former leader proved is too old.
+    pub inherited_evidence_max: Duration,
 }
 
 /// An error that ends the operator's process.
@@ -123,24 +127,28 @@ const FIRST_LISTING_TIMEOUT: Duration = Duration::from_mins(5);
 /// # Errors
 /// The operator cannot start, or it lost the lease: then the process must exit, and restart as a candidate.
 pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Result<(), OperatorError> {
-    let clients = build_clients().await?;
+    let api_calls = Arc::new(ApiCallMetrics::default());
+    let clients = build_clients(api_calls.clone()).await?;
     let receiver_listener = bind_listener("the webhook receiver", settings.receiver).await?;
     let admin_listener = bind_listener("the admin listener", settings.admin).await?;
     let heartbeats = Heartbeats::default();
-    let receiving = heartbeats.register("webhook receiver", None, &shutdown);
+    let receiving = heartbeats.register("webhook receiver", Some(RECEIVER_SILENCE_MAX), &shutdown);
     let receiver = WebhookReceiver::start(receiver_listener, receiving, shutdown.clone()).map_err(|error| {
         OperatorError::Listen { listener: "the webhook receiver", address: settings.receiver, error }
     })?;
+    let (leases, watching_leases) = watch_leases(clients.watch.clone());
+    let lease_watch = heartbeats.register("watch of Leases", None, &shutdown);
+    tokio::spawn(run_until(shutdown.clone(), lease_watch, watching_leases));
     let mut elector = LeaderElector::new(
         clients.call.clone(),
-        &settings.namespace,
-        LEADER_LEASE_NAME,
+        leases,
+        (&settings.namespace, LEADER_LEASE_NAME),
         &settings.pod,
         settings.scope.clone(),
     );
     let leadership = elector.leadership();
     let started = Arc::new(AtomicBool::new(false));
-    let metrics = Arc::new(OperatorMetrics::new(leadership.clone()));
+    let metrics = Arc::new(OperatorMetrics { api_calls, ..OperatorMetrics::new(leadership.clone()) });
     let health = OperatorHealth {
         rival: elector.rival(),
         started: started.clone(),
@@ -183,12 +191,14 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         reporter,
         may_write: Box::new(move || rights.may_write()),
         receiver,
+        journeys: JourneyBudget::per_second(settings.journeys_per_second),
+        inherited_evidence_max: settings.inherited_evidence_max,
         receiver_address: receiver_address(&settings.namespace, settings.receiver.port()),
         kubernetes_uid: kubernetes,
         live: LiveObjects::default(),
         secrets: SecretReader::new(clients.call.clone()),
         rendered: RenderedClusters::default(),
-        kinesis: KinesisConnections::default(),
+        kinesis: KinesisConnections::new(metrics.kinesis_calls.clone()),
         registries: RegistryHistories::default(),
         unreadable,
         policy: allow_own_image(&clients.call, &settings.namespace, &settings.pod, settings.policy).await?,
@@ -248,6 +258,15 @@ async fn lead(
     }
 }
 
+/// Runs a task until `stop` is cancelled, with the heartbeat that reports its end.
+async fn run_until(stop: CancellationToken, heartbeat: Heartbeat, task: impl Future<Output = ()>) {
+    let _heartbeat = heartbeat;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = task => {}
+    }
+}
+
 async fn bind_listener(listener: &'static str, address: SocketAddr) -> Result<TcpListener, OperatorError> {
     TcpListener::bind(address).await.map_err(|error| OperatorError::Listen { listener, address, error })
 }
@@ -302,50 +321,6 @@ async fn ensure_crds(client: &Client) -> Result<(), OperatorError> {
 fn report_fault(fault: TaskFault) -> OperatorError {
     tracing::error!(%fault, "task failed: stopping the process");
     fault.into()
-}
-
-/// State of the process that the admin listener reports.
-struct OperatorHealth {
-    started: Arc<AtomicBool>,
-    heartbeats: Heartbeats,
-    leadership: Leadership,
-    /// The operator to which this one yields.
-    rival: watch::Receiver<Option<RivalLease>>,
-}
-
-impl OperatorHealth {
-    fn check_readiness(&self) -> Result<(), String> {
-        match &*self.rival.borrow() {
-            Some(rival) => Err(rival.to_string()),
-            None if self.started.load(Ordering::Relaxed) => Ok(()),
-            None => Err("not started yet".to_owned()),
-        }
-    }
-}
-
-async fn serve_admin(
-    listener: TcpListener,
-    health: OperatorHealth,
-    metrics: Arc<OperatorMetrics>,
-    shutdown: CancellationToken,
-) {
-    let (heartbeats, leadership) = (health.heartbeats.clone(), health.leadership.clone());
-    let _heartbeat = heartbeats.register("admin listener", None, &shutdown);
-    let mut registry = Registry::default();
-    metrics.register(&mut registry);
-    let answers = admin::AdminEndpoints {
-        // Without a token only the health endpoints answer.
-        token: String::new(),
-        live: Box::new(move || heartbeats.check().map_err(|fault| fault.to_string())),
-        ready: Box::new(move || health.check_readiness()),
-        effective: Box::new(|| serde_json::Value::Null),
-        flow: Box::new(move || serde_json::json!({ "leads": leadership.may_write() })),
-        drain: None,
-        metrics: registry,
-    };
-    if let Err(error) = admin::serve(listener, answers, shutdown).await {
-        tracing::error!(%error, "admin listener ended");
-    }
 }
 
 /// Runs the watches and the four controllers until `shutdown` is cancelled.
