@@ -6,12 +6,14 @@
 //! answer of the API server, that another may lead.
 //!
 //! Before it leads and with each renewal a candidate reads the Leases of all operators: where two scopes overlap, the
-//! older Lease wins, and the holder of the younger one does not lead.
+//! older Lease wins, and the holder of the younger one does not lead. An operator of some namespaces may lack the permission
+//! to list the Leases of others ([`may_list_all_leases`]): then it reads those of its own namespace only.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
@@ -71,11 +73,28 @@ impl Leadership {
     }
 }
 
+/// Asks the API server whether this account may list the Leases of all namespaces.
+///
+/// # Errors
+/// The API server refuses the question or does not answer.
+pub async fn may_list_all_leases(client: &Client) -> Result<bool, kube::Error> {
+    let attributes = ResourceAttributes {
+        group: Some("coordination.k8s.io".to_owned()),
+        resource: Some("leases".to_owned()),
+        verb: Some("list".to_owned()),
+        ..ResourceAttributes::default()
+    };
+    let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+    let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+    let answered = Api::<SelfSubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await?;
+    Ok(answered.status.is_some_and(|status| status.allowed))
+}
+
 /// A candidate for one Lease.
 pub struct LeaderElector {
     api: Api<Lease>,
-    /// The Leases of the operators in all namespaces.
-    all: Api<Lease>,
+    /// The Leases of the operators, its own among them: in all namespaces, or in its own.
+    operators: Api<Lease>,
     namespace: String,
     name: String,
     identity: String,
@@ -103,10 +122,17 @@ enum LeaseAttempt {
 impl LeaderElector {
     /// Creates a candidate that does not hold the Lease.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, name: &str, identity: &str, scope: WatchScope) -> Self {
+    pub fn new(
+        client: Client,
+        (namespace, name): (&str, &str),
+        identity: &str,
+        scope: WatchScope,
+        may_list_all: bool,
+    ) -> Self {
+        let own = || Api::namespaced(client.clone(), namespace);
         Self {
-            all: Api::all(client.clone()),
-            api: Api::namespaced(client, namespace),
+            operators: if may_list_all { Api::all(client.clone()) } else { own() },
+            api: own(),
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             identity: identity.to_owned(),
@@ -195,7 +221,7 @@ impl LeaderElector {
     /// Acquires or renews the Lease unless an older operator watches the same objects.
     async fn claim_lease(&mut self) -> Result<LeaseAttempt, kube::Error> {
         let leads = self.leadership.may_write();
-        let leases = match self.all.list(&ListParams::default().labels(SCOPE_LABEL)).await {
+        let leases = match self.operators.list(&ListParams::default().labels(SCOPE_LABEL)).await {
             Ok(leases) => leases.items,
             // A leader goes on: the rival, if there is one, cannot have begun to lead before it read the Leases.
             Err(error) if leads => {
