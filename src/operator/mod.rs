@@ -40,6 +40,7 @@ mod rendered_clusters;
 mod rendering;
 mod secret_copies;
 mod secret_reader;
+mod served_crds;
 mod service_routes;
 mod start_checks;
 mod status;

@@ -33,6 +33,12 @@ pub enum OperatorError {
     /// The CRDs are not installed.
     #[error("the API server does not know RealtimeCluster: apply the CRDs first (`realtime crd | kubectl apply -f -`)")]
     NoCrds,
+    /// The CRDs are those of an older version.
+    #[error(
+        "the CRDs are older than this operator: they lack {0}. Apply those of this version (`realtime crd | kubectl apply \
+         --server-side --force-conflicts -f -`), or upgrade the chart that installs them"
+    )]
+    OutdatedCrds(String),
     /// Another replica took the lease.
     #[error(transparent)]
     Lost(#[from] LeaseLost),

@@ -6,7 +6,7 @@ use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
 use super::operator_error::OperatorError;
-use super::watches;
+use super::{served_crds, watches};
 use crate::api::RealtimeCluster;
 use crate::desired::PlatformPolicy;
 use crate::kubernetes::scope::WatchScope;
@@ -47,13 +47,14 @@ pub async fn allow_own_image(
     }
 }
 
-/// Fails early when the CRDs are missing: watches of an unknown kind would fail for ever, with a message that names no remedy.
+/// Fails early when the CRDs are missing or older than this version: watches of an unknown kind would fail for ever, with a
+/// message that names no remedy, and unknown fields would be dropped.
 pub async fn ensure_crds(client: &Client, scope: &WatchScope) -> Result<(), OperatorError> {
     let mut refusal = None;
     for range in scope.ranges() {
         let clusters: Api<RealtimeCluster> = watches::build_api(client, &range);
         match clusters.list(&ListParams::default().limit(1)).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return check_served_fields(client).await,
             Err(kube::Error::Api(status)) if status.is_not_found() => return Err(OperatorError::NoCrds),
             Err(error) => refusal = Some(error),
         }
@@ -61,4 +62,11 @@ pub async fn ensure_crds(client: &Client, scope: &WatchScope) -> Result<(), Oper
     refusal.map_or(Ok(()), |error| {
         Err(OperatorError::Start { operation: "listing RealtimeClusters", error: Box::new(error) })
     })
+}
+
+async fn check_served_fields(client: &Client) -> Result<(), OperatorError> {
+    match served_crds::find_missing_fields(client).await {
+        Some(missing) => Err(OperatorError::OutdatedCrds(missing)),
+        None => Ok(()),
+    }
 }
