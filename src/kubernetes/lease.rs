@@ -7,13 +7,16 @@
 //!
 //! Where the scopes of two operators overlap, the older Lease wins, and the holder of the younger one does not lead. A
 //! watch keeps the Leases of all operators at hand. They are listed once more after a candidate wrote its own and before
-//! it leads: the watch may be behind, and of two operators that start at once at least one sees the other's Lease.
+//! it leads: the watch may be behind, and of two operators that start at once at least one sees the other's Lease. An
+//! operator of some namespaces may lack the permission to list the Leases of others ([`may_list_all_leases`]): then it
+//! reads those of its own namespace only.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
@@ -76,11 +79,28 @@ impl Leadership {
     }
 }
 
+/// Asks the API server whether this account may list the Leases of all namespaces.
+///
+/// # Errors
+/// The API server refuses the question or does not answer.
+pub async fn may_list_all_leases(client: &Client) -> Result<bool, kube::Error> {
+    let attributes = ResourceAttributes {
+        group: Some("coordination.k8s.io".to_owned()),
+        resource: Some("leases".to_owned()),
+        verb: Some("list".to_owned()),
+        ..ResourceAttributes::default()
+    };
+    let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+    let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+    let answered = Api::<SelfSubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await?;
+    Ok(answered.status.is_some_and(|status| status.allowed))
+}
+
 /// A candidate for one Lease.
 pub struct LeaderElector {
     api: Api<Lease>,
-    /// The Leases of the operators in all namespaces.
-    all: Api<Lease>,
+    /// The Leases of the operators, its own among them: in all namespaces, or in its own.
+    operators: Api<Lease>,
     /// The same as their watch reports them.
     watched: Store<Lease>,
     /// The Lease as this candidate wrote it last; `None` when another may have written it since.
@@ -97,11 +117,17 @@ pub struct LeaderElector {
     last_observed: Option<(String, Instant)>,
 }
 
-/// Watches the Leases of all operators: the store has them while the other part runs, which never ends.
-pub fn watch_leases(client: Client) -> (Store<Lease>, impl Future<Output = ()> + Send) {
+/// The Leases among which rivals are looked for: those of one namespace, or of all.
+#[must_use]
+pub fn rival_leases(client: Client, namespace: Option<&str>) -> Api<Lease> {
+    namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
+}
+
+/// Watches the Leases of operators: the store has them while the other part runs, which never ends.
+pub fn watch_leases(operators: Api<Lease>) -> (Store<Lease>, impl Future<Output = ()> + Send) {
     let (store, writer) = reflector::store();
     let labelled = watcher::Config::default().labels(SCOPE_LABEL);
-    let events = open_watch(Api::<Lease>::all(client), labelled).reflect(writer);
+    let events = open_watch(operators, labelled).reflect(writer);
     let watching = events.for_each(|event| async move {
         if let Err(error) = event {
             tracing::warn!(kind = "Lease", %error, "watch failed: it is opened again after a back-off");
@@ -121,17 +147,18 @@ enum LeaseAttempt {
 }
 
 impl LeaderElector {
-    /// Creates a candidate that does not hold the Lease. `watched` has the Leases of all operators.
+    /// Creates a candidate that does not hold the Lease. Rivals are looked for among the Leases of
+    /// `operators`, and in the store of their watch.
     #[must_use]
     pub fn new(
         client: Client,
-        watched: Store<Lease>,
+        (operators, watched): (Api<Lease>, Store<Lease>),
         (namespace, name): (&str, &str),
         identity: &str,
         scope: WatchScope,
     ) -> Self {
         Self {
-            all: Api::all(client.clone()),
+            operators,
             watched,
             written: None,
             api: Api::namespaced(client, namespace),
@@ -235,7 +262,7 @@ impl LeaderElector {
         if leads {
             return Ok(LeaseAttempt::Held);
         }
-        let leases = self.all.list(&ListParams::default().labels(SCOPE_LABEL)).await?.items;
+        let leases = self.operators.list(&ListParams::default().labels(SCOPE_LABEL)).await?.items;
         Ok(match self.judge(&leases) {
             ScopeClaim::Free => LeaseAttempt::Held,
             ScopeClaim::Await(_) => LeaseAttempt::Awaiting,
@@ -470,7 +497,8 @@ mod tests {
             server.lock().expect("no panic").answer(&parts.method, parts.uri.path(), &body)
         });
         let client = Client::new(router, "default");
-        LeaderElector::new(client, watched, (namespace, "realtime-operator"), identity, WatchScope::All)
+        let operators = (rival_leases(client.clone(), None), watched);
+        LeaderElector::new(client, operators, (namespace, "realtime-operator"), identity, WatchScope::All)
     }
 
     fn calls(server: &Arc<Mutex<LeaseServer>>) -> Vec<String> {
