@@ -189,6 +189,12 @@ impl DispatcherMetrics {
         self.live().errors.remove(source);
     }
 
+    /// Whether the records of a shard cannot be read now.
+    #[must_use]
+    pub fn has_read_error(&self) -> bool {
+        self.live().errors.keys().any(|source| matches!(source, ErrorSource::Shard(_)))
+    }
+
     /// Sets the flow and the unfinished events of a held shard.
     pub fn set_shard(&self, id: &ShardId, flow: ShardFlow, unfinished: usize) {
         let mut live = self.live();
