@@ -241,6 +241,12 @@ impl DispatcherMetrics {
         self.live().errors.remove(source);
     }
 
+    /// Whether the records of a shard cannot be read now.
+    #[must_use]
+    pub fn has_read_error(&self) -> bool {
+        self.live().errors.keys().any(|source| matches!(source, ErrorSource::Shard(_)))
+    }
+
     /// Sets the state of a held shard.
     pub fn set_shard(&self, id: &ShardId, state: ShardState) {
         let mut live = self.live();
