@@ -109,8 +109,10 @@ reasons! {
     AppAccepted,
     /// Another app has this id or key.
     KeyConflict,
-    /// A field or a referenced Secret of the app is missing or invalid.
+    /// A field or a Secret of the app is missing or invalid.
     AppInvalid,
+    /// A Secret that is not ours has the name of the one for the app's generated credentials, and was not changed.
+    CredentialsNotOurs,
     /// A cluster sends no webhook to an endpoint of the app, by scheme, port or address; its clients are served.
     EndpointNotAllowed,
     /// No cluster serves the app.
@@ -249,7 +251,10 @@ impl Reason {
             Self::ApplyFailed => "Read the API server's error: a quota, a policy or a missing permission.",
             Self::RollingOut => "Wait; if it persists, check the newest pod of the Deployment named.",
             Self::KeyConflict => "Give the younger app another id or key.",
-            Self::AppInvalid => "Correct the field named, or create the Secret that it references.",
+            Self::AppInvalid => "Correct the field named, or the Secret that the message names.",
+            Self::CredentialsNotOurs => {
+                "Rename or delete the Secret named, or reference a Secret with `key` and `secret` in the app's `credentials`."
+            }
             Self::EndpointNotAllowed => {
                 "Correct the URL to https on port 443 or 8443, or allow its network in `webhooks.allowedNetworks` of the cluster \
                  named."

@@ -7,6 +7,7 @@
 //! The operator applies the rendered objects, `realtime render` prints them, and a rehearsal runs them: servers are
 //! configured in no other way. This room must not know clients.
 
+mod app_credentials;
 mod apps;
 mod cluster;
 mod credentials;
@@ -24,11 +25,15 @@ mod secret_copies;
 mod secret_references;
 mod validate;
 
+pub use app_credentials::{
+    AppCredentials, CredentialsRefusal, CredentialsStep, GeneratedPair, app_credentials_name, app_owner_reference,
+    cluster_pair_purposes, generate_app_credentials, recall_app_credentials, recall_pairs, render_app_credentials,
+};
 pub use cluster::{
     AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
     SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
-pub use credentials::{ClusterCredentials, GeneratedPair, generate_credentials};
+pub use credentials::{ClusterCredentials, generate_credentials};
 pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};
 pub use known_injectors::{KnownInjectors, SHIPPED_INJECTORS};
 pub use manifest::{InputError, Manifests};

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
-use super::apps::{ClaimedNames, build_probe_app, derive_probe_id, describe_app, find_refused_endpoints, validate_app};
+use super::apps::{
+    ClaimedNames, build_probe_app, derive_probe_id, describe_app, find_credentials_problem, find_refused_endpoints,
+    generated_of_app, validate_app,
+};
 use super::cluster::{
     AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
     SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
@@ -191,20 +194,24 @@ fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp) -> (Vec<App>, Vec
     let mut refused = Vec::new();
     let policy = egress_policy(inputs);
     for raw in inputs.apps {
+        let generated = generated_of_app(raw, inputs.credentials);
+        let refusal = generated.and_then(|generated| generated.refusal.as_ref());
         let (cause, problems) = match validate_app(raw, inputs.secrets, inputs.credentials) {
             Ok(app) => match claimed.claim(&app) {
                 None => {
                     apps.push(app);
                     let cluster = cluster_name(inputs.cluster);
-                    let found = policy.as_ref().map(|policy| find_refused_endpoints(raw, &cluster, policy));
-                    (RefusalCause::EndpointNotAllowed, found.unwrap_or_default())
+                    let endpoints = policy.as_ref().map(|policy| find_refused_endpoints(raw, &cluster, policy));
+                    let credentials = find_credentials_problem(raw, generated);
+                    let cause = refusal.map_or(RefusalCause::EndpointNotAllowed, |refusal| refusal.cause);
+                    (cause, credentials.into_iter().chain(endpoints.unwrap_or_default()).collect())
                 }
                 Some(message) => {
                     let path = "spec.appID".to_owned();
                     (RefusalCause::KeyConflict, vec![ManifestProblem { object: describe_app(raw), path, message }])
                 }
             },
-            Err(found) => (RefusalCause::Invalid, found),
+            Err(found) => (refusal.map_or(RefusalCause::Invalid, |refusal| refusal.cause), found),
         };
         if !problems.is_empty() {
             refused.push(RefusedApp { name: raw.metadata.name.clone().unwrap_or_default(), cause, problems });
@@ -356,7 +363,7 @@ mod tests {
 
     use super::*;
     use crate::api::fixture::{MINIMAL_CLUSTER, applied_cluster};
-    use crate::desired::{Manifests, generate_credentials};
+    use crate::desired::{Manifests, generate_app_credentials, generate_credentials};
     use crate::protocol::registry::AppLimits;
 
     const APP: &str = "
@@ -389,7 +396,12 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
             cluster: &cluster,
             apps: &apps,
             secrets: &secrets,
-            credentials: &generate_credentials(&cluster, &apps, &BTreeMap::new(), generate),
+            credentials: &generate_credentials(
+                &cluster,
+                &BTreeMap::new(),
+                generate_app_credentials(&apps, generate),
+                generate,
+            ),
             receiver: "receiver.svc:8090",
             version: "0.1.0",
             stream: None,
@@ -447,7 +459,7 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
     fn an_app_without_credentials_gets_generated_ones() {
         let bare = APP.replace(", credentials: [{ secretRef: { name: shop } }]", "");
         let cluster = check(&[&bare], &[]).expect("a cluster");
-        assert!(cluster.registry.by_key("generated-app-1001-key").is_some());
+        assert!(cluster.registry.by_key("generated-shop-key").is_some());
     }
 
     #[test]
@@ -508,7 +520,7 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
             "shop".to_owned(),
             [("key", "k"), ("secret", "s")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
         )]);
-        let credentials = generate_credentials(&cluster, &[], &BTreeMap::new(), str::to_owned);
+        let credentials = generate_credentials(&cluster, &BTreeMap::new(), BTreeMap::new(), str::to_owned);
         let problems = validate_app(&app, &secrets, &credentials).expect_err("a second endpoint of one name");
         assert_eq!(problems[0].path, "spec.webhooks[1].name");
     }

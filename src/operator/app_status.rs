@@ -58,11 +58,33 @@ impl LoadedPods {
     }
 }
 
+/// The refusal of an app by a cluster, or the failure because of which the operator cannot say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppRefusal {
+    pub reason: Reason,
+    /// One line, with the remedy.
+    pub message: String,
+}
+
+impl AppRefusal {
+    /// The refusal of an app by its manifest and its Secrets.
+    pub fn of_app(refused: &RefusedApp) -> Self {
+        let reason = match refused.cause {
+            RefusalCause::Invalid => Reason::AppInvalid,
+            RefusalCause::KeyConflict => Reason::KeyConflict,
+            RefusalCause::CredentialsNotOurs => Reason::CredentialsNotOurs,
+            RefusalCause::EndpointNotAllowed => Reason::EndpointNotAllowed,
+        };
+        let messages: Vec<String> = refused.problems.iter().map(ToString::to_string).collect();
+        Self { reason, message: messages.join("; ") }
+    }
+}
+
 /// The view that one cluster has of an app.
 pub struct ClusterView<'a> {
     pub cluster: &'a RealtimeCluster,
     /// The refusal of the app, if the cluster does not accept it.
-    pub refused: Option<&'a RefusedApp>,
+    pub refused: Option<&'a AppRefusal>,
     pub pods: LoadedPods,
 }
 
@@ -70,7 +92,7 @@ impl ClusterView<'_> {
     /// The entry of this cluster in the status of an app.
     fn entry(&self, app: &RealtimeApp) -> AppClusterStatus {
         let name = self.cluster.name_any();
-        let Some(refused) = self.refused else {
+        let Some(AppRefusal { reason, message }) = self.refused else {
             let LoadedPods { loaded, wanted, .. } = self.pods;
             let counted = format!("{}/{wanted}", loaded.min(wanted));
             let known = app.status.iter().flat_map(|status| &status.clusters).find(|known| known.name == name);
@@ -78,13 +100,7 @@ impl ClusterView<'_> {
             let reason = Reason::AppAccepted.to_string();
             return AppClusterStatus { name, loaded: kept.unwrap_or(counted), reason, message: String::new() };
         };
-        let reason = match refused.cause {
-            RefusalCause::Invalid => Reason::AppInvalid,
-            RefusalCause::KeyConflict => Reason::KeyConflict,
-            RefusalCause::EndpointNotAllowed => Reason::EndpointNotAllowed,
-        };
-        let messages: Vec<String> = refused.problems.iter().map(ToString::to_string).collect();
-        AppClusterStatus { name, loaded: String::new(), reason: reason.to_string(), message: messages.join("; ") }
+        AppClusterStatus { name, loaded: String::new(), reason: reason.to_string(), message: message.clone() }
     }
 
     /// Whether a complete count stays although pods are missing or not observed: a pod that starts later is admitted with

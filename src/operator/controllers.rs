@@ -134,7 +134,8 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
     let (unreadable, reports) = UnreadableObjects::new();
     let context: SharedContext = Arc::new(ControllerContext {
         client: clients.call.clone(),
-        recorder: Recorder::new(clients.call.clone(), reporter),
+        recorder: Recorder::new(clients.call.clone(), reporter.clone()),
+        reporter,
         may_write: Box::new(move || rights.may_write()),
         receiver,
         receiver_address: receiver_address(&settings.namespace, settings.receiver.port()),

@@ -129,7 +129,7 @@ async fn publish_ready_event(
     }
     let kind = if ready.status == "False" { EventType::Warning } else { EventType::Normal };
     let note = format!("Ready is {}: {}", ready.status, ready.message);
-    context.publish_event(cluster, kind, ready.reason.name(), "Judge", note).await;
+    context.publish_change(cluster, kind, ready.reason.name(), "Judge", note).await;
 }
 
 /// The rendered cluster, once its own generated values are stored. An app without credentials is not served yet, which is
@@ -139,7 +139,7 @@ async fn render_stored_cluster(
     cluster: &RealtimeCluster,
 ) -> Result<Arc<RenderedCluster>, ReconcileError> {
     let rendered = render_cluster(context, cluster).await?;
-    if rendered.fresh_of_cluster().is_empty() {
+    if rendered.fresh.is_empty() {
         Ok(rendered)
     } else {
         Err(ReconcileError::transient(Reason::RollingOut, "waiting for generated secrets"))
@@ -192,7 +192,7 @@ async fn observe_and_admit(
     };
     let observed = ObservedObjects { pods: &pods, services: &services };
     let registry = context.registries.of_cluster(cluster);
-    if built.fresh.is_empty() {
+    if !built.read.awaits_credentials() {
         begin_history(&registry, &built.valid);
     }
     let plan = build_plan(context, cluster, built, observed, fingerprint.clone(), proof).await?;

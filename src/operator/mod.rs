@@ -11,6 +11,7 @@
 //!
 //! This room must not know the code of edge and dispatcher: they share `config` alone.
 
+mod app_credentials;
 mod app_status;
 mod apps_controller;
 mod cluster_inputs;

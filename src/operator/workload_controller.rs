@@ -90,10 +90,9 @@ async fn reconcile_children(
     cluster: &RealtimeCluster,
 ) -> Result<AppliedChildren, ReconcileError> {
     let rendered = render_cluster(context, cluster).await?;
-    let fresh = rendered.fresh_of_cluster();
-    if !fresh.is_empty() {
+    if !rendered.fresh.is_empty() {
         let mut all = rendered.read.generated.clone();
-        all.extend(fresh);
+        all.extend(rendered.fresh.clone());
         context.ensure_leader()?;
         apply::apply_object(&context.client, &render_generated_secret(cluster, &rendered.valid, &all)).await?;
         context.secrets.forget(&rendered.valid.namespace, &generated_secret_name(cluster));

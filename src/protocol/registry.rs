@@ -171,11 +171,13 @@ impl AppRegistry {
     ///
     /// # Errors
     /// The first file that is no list of apps: a server keeps its previous registry rather than lose apps.
-    pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<Self, RegistryError> {
+    pub fn parse<N: AsRef<str>, B: AsRef<[u8]>>(
+        files: impl IntoIterator<Item = (N, B)>,
+    ) -> Result<Self, RegistryError> {
         let mut apps = Vec::new();
         for (file, bytes) in files {
-            let read: Vec<App> = serde_json::from_slice(bytes)
-                .map_err(|error| RegistryError { file: file.to_owned(), message: error.to_string() })?;
+            let read: Vec<App> = serde_json::from_slice(bytes.as_ref())
+                .map_err(|error| RegistryError { file: file.as_ref().to_owned(), message: error.to_string() })?;
             apps.extend(read);
         }
         Ok(Self::new(apps))
@@ -231,11 +233,12 @@ pub fn file_name(bucket: u8) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn app(id: &str, keys: &[(&str, CredentialState)]) -> App {
+    /// An app that is served, with these keys, whose secrets are `s`.
+    pub fn app(id: &str, keys: &[(&str, CredentialState)]) -> App {
         App {
             id: id.into(),
             credentials: keys
@@ -259,7 +262,7 @@ mod tests {
         let files = registry.to_files().expect("files");
         assert_eq!(files.len(), 16);
         assert!(files.values().filter(|text| text.as_str() != "[]").count() > 8, "apps are spread");
-        let read = AppRegistry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
+        let read = AppRegistry::parse(&files);
         assert_eq!(read.as_ref(), Ok(&registry));
         assert_eq!(registry.by_key("k7").map(|app| app.id.as_str()), Some("7"));
     }
@@ -320,7 +323,7 @@ mod tests {
         fn any_registry_round_trips(apps in proptest::collection::vec((any::<String>(), any::<String>()), 0..8)) {
             let registry = AppRegistry::new(apps.iter().map(|(id, key)| app(id, &[(key, CredentialState::Active)])));
             let files = registry.to_files().expect("files");
-            let read = AppRegistry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
+            let read = AppRegistry::parse(&files);
             prop_assert_eq!(read, Ok(registry));
         }
 

@@ -321,7 +321,9 @@ fn stand_in_secrets(options: &RehearsalOptions) -> (SecretTexts, Vec<String>) {
 
 fn validate(options: &RehearsalOptions, secrets: &SecretTexts) -> Result<ValidCluster, RehearsalError> {
     let (cluster, apps) = (&options.cluster, &options.apps);
-    let credentials = desired::generate_credentials(cluster, apps, &BTreeMap::new(), |_| random_secret(20));
+    let generate = |_: &str| random_secret(20);
+    let of_apps = desired::generate_app_credentials(apps, generate);
+    let credentials = desired::generate_credentials(cluster, &BTreeMap::new(), of_apps, generate);
     let inputs = ClusterInputs {
         cluster,
         apps,

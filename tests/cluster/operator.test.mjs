@@ -6,7 +6,7 @@ import PusherClient from "pusher-js";
 
 import { startedFields } from "../conformance/processes.mjs";
 import { apply, audit, condition, get, inNamespace, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, startRedis, wait, watchObject } from "./harness.mjs";
-import { COMPONENT, edges, is, kstatus, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
+import { COMPONENT, credentials, edges, eventSays, is, kstatus, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
 
 const NAMESPACE = "channels";
 const ADMITTED = "realtime-operator.dev/admitted";
@@ -117,9 +117,7 @@ test("a quiet cluster is read from watches: no listing, each Secret once a minut
 });
 
 test("pusher-js reaches both pods through the Services by every transport, and every webhook verifies", { timeout: 90_000 }, async () => {
-  const { data } = await get("secret", NAMESPACE, "eu-generated");
-  const text = (name) => Buffer.from(data[name], "base64").toString();
-  const [key, secret] = [text("app-1001-key"), text("app-1001-secret")];
+  const [key, secret] = await credentials(NAMESPACE);
   const [websocket, sockjs] = await Promise.all([service(NAMESPACE, "eu-websocket"), service(NAMESPACE, "eu-sockjs")]);
   const server = new Pusher({ appId: "1001", key, secret, host: websocket.host, port: String(websocket.port), useTLS: false });
   const clients = [];
@@ -212,6 +210,8 @@ test("a broken rollout stops at its first pod, an evicted old pod serves again, 
   assert.notEqual(said(await get("realtimecluster", NAMESPACE, "eu")).split("/")[0], "True", "its pass is no proof of the new manifest");
   const late = await cluster.until((object) => said(object) === "False/DeadlineExceeded", { timeout: 60_000 });
   assert.match(condition(late, "Ready").message, /^not proven within 20 s: FanoutBroken: .*bus between the servers does not answer/);
+  // Flux shows no message of a condition: the sentence is in an Event too.
+  await eventSays(NAMESPACE, late);
   await spec(NAMESPACE, { bus: { redis: { urlSecretRef: { name: "eu-redis" } } }, gate: { deadlineSeconds: 600 } });
   await wait(async () => (await get("realtimecluster", NAMESPACE, "eu")).status.observedGeneration === broken.metadata.generation + 1);
   await ready(NAMESPACE, "eu", 60);
@@ -377,7 +377,12 @@ test("twenty apps one by one and twenty changes a second never turn a Ready clus
   const seen = cluster.versions.slice(since).map(({ object }) => `${said(object)} ${condition(object, "Ready").message}`);
   console.log(`# ${rate.toFixed(0)} changes of apps a second for 20 s: ${seen.length} versions of the cluster`);
   assert.deepEqual(seen.filter((state) => !state.startsWith("True/")), []);
+  const generated = async () => (await get("secrets", NAMESPACE)).items.filter(({ metadata }) => /^added-.*-credentials$/.test(metadata.name));
+  const owners = (await generated()).flatMap(({ metadata }) => metadata.ownerReferences.map(({ kind, name }) => [kind, `${name}-credentials`, metadata.name]));
+  assert.equal(owners.length, 19, "an app that references a Secret gets none");
+  assert.ok(owners.every(([kind, expected, name]) => kind === "RealtimeApp" && expected === name), JSON.stringify(owners));
   await kubectl(["delete", "realtimeapps", "-n", NAMESPACE, ...Array.from({ length: 20 }, (_, number) => `added-${number}`)]);
+  await wait(async () => (await generated()).length === 0, { what: "the end of the Secrets with their apps" });
   await cluster.stop();
 });
 
@@ -505,6 +510,8 @@ test("foreign objects are not changed, and missing or changed Secrets are report
     spec: { replicas: 0, selector: { matchLabels: { a: "b" } }, template: { metadata: { labels: { a: "b" } }, spec: { containers: [{ name: "c", image: "localhost/pause:1" }] } } },
   };
   await apply(theirs);
+  const own = { apiVersion: "v1", kind: "Secret", metadata: { name: "shop-credentials", namespace }, stringData: { key: "of-a-person" } };
+  await apply(own);
   const become = async (expected, options) => {
     const found = await wait(async () => {
       const object = await get("realtimecluster", namespace, "eu");
@@ -528,6 +535,18 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   await kubectl(["delete", "deployment", "eu-sockjs", "-n", namespace]);
   await ready(namespace, "eu", 60);
 
+  const shop = async () => {
+    const app = await get("realtimeapp", namespace, "shop");
+    return `${said(app)} ${condition(app, "Accepted").reason} ${condition(app, "Ready").message}`;
+  };
+  const bare = { apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeApp", metadata: { name: "bare", namespace }, spec: { appID: "1002" } };
+  await apply(bare);
+  await kubectl(["wait", "--for=condition=Ready", "realtimeapp/bare", "-n", namespace, "--timeout=60s"]);
+  assert.match(await shop(), /^False\/CredentialsNotOurs CredentialsNotOurs RealtimeApp shop: spec\.credentials is empty, and Secret shop-credentials, .* it has no owner.*: it was not changed. Rename or delete it, or reference/);
+  assert.deepEqual(Object.keys((await get("secret", namespace, "shop-credentials")).data), ["key"], "it was not changed");
+  await kubectl(["delete", "secret", "shop-credentials", "-n", namespace]);
+  await kubectl(["wait", "--for=condition=Ready", "realtimeapp/shop", "-n", namespace, "--timeout=60s"]);
+
   await address("redis://198.18.0.1:1");
   assert.match(await become("False/FanoutBroken", { timeout: 90_000 }), /bus between the servers does not answer/);
   await address(outside.redis.url);
@@ -547,10 +566,6 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   await wait(async () => !("eks.amazonaws.com/role-arn" in (await annotations())), { what: "the removal of another identity's annotation" });
   assert.equal((await annotations()).team, "a", "other annotations stay");
 
-  const shop = async () => {
-    const app = await get("realtimeapp", namespace, "shop");
-    return `${said(app)} ${condition(app, "Accepted").reason} ${condition(app, "Ready").message}`;
-  };
   const webhook = (url) => kubectl(["patch", "realtimeapp", "shop", "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: { webhooks: [{ name: "orders", url }] } })]);
   await webhook("http://10.0.0.1/hook");
   await wait(async () => /^False\/EndpointNotAllowed EndpointNotAllowed .*gets no webhook from cluster eu: 10\.0\.0\.1 is not a public address/.test(await shop()), { what: "the endpoint that is not allowed" });
@@ -649,9 +664,18 @@ test("without an operator pods keep serving, and the cluster is Ready soon after
   await new Promise((resolve) => setTimeout(resolve, 10_000));
   const serving = (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready"));
   assert.equal(serving.length, 3, "all but the one that was not admitted");
+  // As an earlier version stored the pair of an app: in the Secret of the cluster.
+  const pair = await credentials(NAMESPACE);
+  const stringData = { "app-1001-key": pair[0], "app-1001-secret": pair[1] };
+  await kubectl(["patch", "secret", "eu-generated", "-n", NAMESPACE, "--type=merge", "-p", JSON.stringify({ stringData })]);
+  await kubectl(["delete", "secret", "shop-credentials", "-n", NAMESPACE]);
   await kubectl(["scale", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--replicas=2"]);
   await wait(async () => (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).length === 4, { timeout: 60_000, what: "four edges" });
   await ready(NAMESPACE, "eu", 60);
+  const ofApps = async () => Object.keys((await get("secret", NAMESPACE, "eu-generated")).data).filter((name) => name.startsWith("app-"));
+  await wait(async () => (await ofApps()).length === 0, { what: "the pair to be moved" });
+  assert.deepEqual(await credentials(NAMESPACE), pair, "it was moved, not made again");
+  assert.ok((await get("secret", NAMESPACE, "eu-generated")).data["admin-token"], "the values of the cluster stay");
 });
 
 test("a leader that was stopped and resumes writes nothing", async () => {
@@ -685,11 +709,10 @@ test("a cluster that is deleted and applied again adopts its stream, and repeats
   await apply(text);
   await ready(namespace);
   const events = async (count) => {
-    const { data } = await get("secret", namespace, "eu-generated");
-    const value = (name) => Buffer.from(data[name], "base64").toString();
+    const [key, secret] = await credentials(namespace);
     const { host, port } = await service(namespace, "eu-websocket");
-    const server = new Pusher({ appId: "1001", key: value("app-1001-key"), secret: value("app-1001-secret"), host, port: String(port), useTLS: false });
-    const client = new PusherClient(value("app-1001-key"), {
+    const server = new Pusher({ appId: "1001", key, secret, host, port: String(port), useTLS: false });
+    const client = new PusherClient(key, {
       cluster: "", wsHost: host, wsPort: port, forceTLS: false, enableStats: false, enabledTransports: ["ws"],
       channelAuthorization: { customHandler: ({ socketId, channelName }, callback) => callback(null, server.authorizeChannel(socketId, channelName)) },
     });

@@ -82,7 +82,7 @@ does not exist. */}}
 - apiGroups: [""]
   resources: [serviceaccounts]
   verbs: [delete]
-# workload: writes the admin token and keys. apps: writes the registry. gate, stream: read credentials of a cluster. Read
+# workload: writes the admin token and keys. apps: writes the registry and the keys of apps. gate, stream: read keys. Read
 # by name only: without list and watch, a Secret that no cluster references is never read. delete: copies that no pod reads.
 - apiGroups: [""]
   resources: [secrets]

@@ -22,7 +22,7 @@ fn cluster(identity: &str, extra: &str) -> ValidCluster {
         cluster: &cluster,
         apps: &[],
         secrets: &BTreeMap::new(),
-        credentials: &generate_credentials(&cluster, &[], &BTreeMap::new(), generate),
+        credentials: &generate_credentials(&cluster, &BTreeMap::new(), BTreeMap::new(), generate),
         receiver: "receiver.svc:8090",
         version: "0.1.0",
         stream: None,
