@@ -229,6 +229,23 @@ for (const [name, values, watched, foreign] of [
   });
 }
 
+test("a namespace without its Role delays no other, and is reconciled once it has one", async () => {
+  const values = { ...NAMESPACED, crds: { enabled: false } };
+  await install(NAMESPACE, "realtime-operator", values);
+  await kubectl(["delete", "rolebinding", "realtime-operator-clusters", "-n", "team-b"]);
+  const { args } = find(await render("realtime-operator", values), "Deployment").spec.template.spec.containers[0];
+  const streams = await startStreams();
+  await withOperator(args, streams.url, async (log) => {
+    await reconciled("team-a", streams.url, log);
+    assert.match(log(), /"message":"watch failed: [^}]*"range":"team-b"/);
+    await install(NAMESPACE, "realtime-operator", values);
+    await reconciled("team-b", streams.url, log);
+    await Promise.all(["team-a", "team-b"].map(deleted));
+  }).finally(streams.stop);
+  await uninstall(NAMESPACE);
+  await kubectl(["delete", "lease,endpointslice", "--all", "-n", NAMESPACE]);
+});
+
 test("an operator does not start with CRDs of an older version, and says the command", async () => {
   await install(NAMESPACE, "realtime-operator", WITHOUT_CRDS);
   const path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/gate";
