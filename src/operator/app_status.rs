@@ -192,17 +192,14 @@ fn is_judgement(entry: &AppClusterStatus) -> bool {
 
 /// Reports `NoCluster` on every app in whose namespace there is no cluster, until `work` is dropped.
 pub async fn report_unselected_apps(context: &ControllerContext, clusters: &Store<RealtimeCluster>) {
-    // A missing cluster says nothing before clusters are listed.
-    if clusters.wait_until_ready().await.is_err() {
-        return;
-    }
     loop {
         tokio::time::sleep(UNSELECTED_CHECK_INTERVAL).await;
         let selecting: HashSet<String> = clusters.state().iter().filter_map(|cluster| cluster.namespace()).collect();
         let is_unselected = |app: &RealtimeApp| {
             let namespace = app.namespace().unwrap_or_default();
             !selecting.contains(&namespace)
-                && context.scope.contains(&namespace)
+                // A missing cluster says nothing before clusters are listed.
+                && context.live.clusters.covers(&namespace)
                 // A cluster that this version cannot read may serve the app.
                 && context.unreadable.names_of::<RealtimeCluster>(&namespace).is_empty()
         };

@@ -34,6 +34,7 @@ use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
 use crate::desired::render::{READINESS_GATE, TEMPLATE_ANNOTATION, template_mark};
 use crate::desired::{SecretTexts, decode_secret};
+use crate::gate::GatePolicy;
 use crate::prober::{JourneyProof, ProbePlan};
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
 
@@ -87,6 +88,7 @@ pub async fn reconcile(
         known: &known,
         generation: cluster.metadata.generation,
         deadline,
+        inherited_max: context.inherited_evidence_max,
         now: Timestamp::now(),
     });
     publish_ready_event(context, cluster, &known, &decision).await;
@@ -184,8 +186,9 @@ async fn observe_and_admit(
     let services = context.live.services_of(cluster);
     let fingerprint = compute_fingerprint(known, built);
     let passed = was_proven(known, &fingerprint);
+    let inherited_max = context.inherited_evidence_max;
     let passed_ms = conditions::passed_ms(known).unwrap_or_default();
-    let proof = match (passed, is_open(known, &fingerprint, Timestamp::now())) {
+    let proof = match (passed, is_open(known, &fingerprint, Timestamp::now(), inherited_max)) {
         (_, true) => JourneyProof::Holds { passed_ms },
         (true, false) => JourneyProof::Lapsed { passed_ms },
         (false, false) => JourneyProof::Never,
@@ -281,6 +284,7 @@ async fn build_plan(
         edges: edges.filter_map(|pod| pod.to_edge(valid, desired, &read.secrets)).collect(),
         dispatchers: dispatchers.iter().filter_map(|pod| pod.to_dispatcher(valid, desired, &secrets)).collect(),
         stream,
+        policy: GatePolicy { inherited_evidence_max: context.inherited_evidence_max, ..plan.policy },
         ..plan
     })
 }

@@ -9,9 +9,10 @@ use kube::ResourceExt;
 use kube::api::DynamicObject;
 use serde_json::Value;
 
-use super::object_index::ObjectIndex;
+use super::object_index::{ListedRanges, ObjectIndex};
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::kubernetes::apply;
+use crate::kubernetes::scope::WatchRange;
 
 /// Kinds of children that are watched, with their API version, and pruned when they are not rendered any more. Only a
 /// `ReplicaSet` is never pruned: it belongs to its Deployment.
@@ -37,22 +38,25 @@ pub struct LiveObjects {
     pub pods: ObjectIndex<Pod>,
     /// The other children of all clusters, by kind.
     children: BTreeMap<&'static str, ObjectIndex<DynamicObject>>,
+    /// The listings of clusters.
+    pub clusters: ListedRanges,
 }
 
 impl Default for LiveObjects {
     fn default() -> Self {
         let children = CHILD_KINDS.iter().map(|(_, kind)| (*kind, ObjectIndex::default())).collect();
-        Self { apps: ObjectIndex::default(), pods: ObjectIndex::default(), children }
+        let (apps, pods) = (ObjectIndex::default(), ObjectIndex::default());
+        Self { apps, pods, children, clusters: ListedRanges::default() }
     }
 }
 
 impl LiveObjects {
-    /// Waits until every kind is listed: before that, a missing object says nothing.
-    pub async fn wait_until_listed(&self) {
-        self.apps.wait_until_listed().await;
-        self.pods.wait_until_listed().await;
+    /// Waits until every kind is listed in a range, clusters excepted: before that, a missing object says nothing.
+    pub async fn wait_until_listed(&self, range: &WatchRange) {
+        self.apps.wait_until_listed(range).await;
+        self.pods.wait_until_listed(range).await;
         for index in self.children.values() {
-            index.wait_until_listed().await;
+            index.wait_until_listed(range).await;
         }
     }
 
@@ -155,9 +159,9 @@ mod tests {
             let metadata = json!({ "name": child, "namespace": namespace, "labels": { INSTANCE_LABEL: instance } });
             let service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata });
             let service = serde_json::from_value(service).expect("a Service");
-            live.children("Service").expect("a watched kind").apply_event(Event::Apply(service));
+            live.children("Service").expect("a watched kind").apply_event(&WatchRange::All, Event::Apply(service));
             let pod = serde_json::from_value(json!({ "metadata": metadata })).expect("a pod");
-            live.pods.apply_event(Event::Apply(pod));
+            live.pods.apply_event(&WatchRange::All, Event::Apply(pod));
         }
         let pods: Vec<_> = live.pods_of(&cluster).iter().map(|pod| pod.name_any()).collect();
         let services: Vec<_> = live.services_of(&cluster).iter().map(ResourceExt::name_any).collect();
@@ -187,7 +191,7 @@ mod tests {
                     "spec": { "template": { "spec": { "containers": [{ "name": "sockjs" }] } } },
                 });
                 let object = serde_json::from_value(object).expect("an object");
-                live.children(kind).expect("a watched kind").apply_event(Event::Apply(object));
+                live.children(kind).expect("a watched kind").apply_event(&WatchRange::All, Event::Apply(object));
             }
             let pod = json!({ "metadata": { "name": "p", "namespace": namespace, "ownerReferences": pods } });
             let pod: Arc<Pod> = Arc::new(serde_json::from_value(pod).expect("a pod"));
@@ -218,7 +222,7 @@ mod tests {
                 "metadata": { "name": name, "namespace": cluster.namespace(), "creationTimestamp": created },
                 "spec": { "appID": "1" },
             });
-            live.apps.apply_event(Event::Apply(serde_json::from_value(app).expect("an app")));
+            live.apps.apply_event(&WatchRange::All, Event::Apply(serde_json::from_value(app).expect("an app")));
         }
         let names: Vec<_> = live.apps_of(&cluster).iter().map(|app| app.name_any()).collect();
         assert_eq!(names, ["old", "young"]);

@@ -2,6 +2,8 @@ use super::*;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use proptest::prelude::*;
 
+const INHERITED_MAX: Duration = Duration::from_mins(15);
+const PROOF_TTL_SECONDS: i64 = 15 * 60;
 const NOW: i64 = 1_000_000;
 
 fn at(second: i64) -> Timestamp {
@@ -66,6 +68,7 @@ fn inputs(known: &RealtimeClusterStatus) -> StatusInputs<'_> {
         known,
         generation: None,
         deadline: 600,
+        inherited_max: INHERITED_MAX,
         now: at(NOW),
     }
 }
@@ -306,10 +309,10 @@ fn evidence_that_is_too_old_is_unknown() {
 #[test]
 fn a_new_leader_accepts_only_a_fresh_proof_of_the_same_fingerprint() {
     let known = |gate| RealtimeClusterStatus { gate, ..RealtimeClusterStatus::default() };
-    assert!(is_open(&known(proven("f1")), "f1", at(NOW)));
-    assert!(!is_open(&known(proven("f1")), "f2", at(NOW)));
-    assert!(!is_open(&known(proven("f1")), "f1", at(NOW + PROOF_TTL_SECONDS)));
-    assert!(!is_open(&known(None), "f1", at(NOW)));
+    assert!(is_open(&known(proven("f1")), "f1", at(NOW), INHERITED_MAX));
+    assert!(!is_open(&known(proven("f1")), "f2", at(NOW), INHERITED_MAX));
+    assert!(!is_open(&known(proven("f1")), "f1", at(NOW + PROOF_TTL_SECONDS), INHERITED_MAX));
+    assert!(!is_open(&known(None), "f1", at(NOW), INHERITED_MAX));
 }
 
 /// The decision for generation 2, and the names of the conditions among Reconciling and Stalled that are True.
