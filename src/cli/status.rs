@@ -1,6 +1,7 @@
 //! `realtime status`: how clusters stand, as a person reads it.
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -58,7 +59,7 @@ pub async fn run(arguments: Arguments) -> u8 {
 }
 
 async fn show_status(arguments: &Arguments) -> Result<u8, String> {
-    let clients = build_clients().await.map_err(|error| error.to_string())?;
+    let clients = build_clients(Arc::default()).await.map_err(|error| error.to_string())?;
     let api = cluster_api(&clients.call, arguments);
     let listed = tokio::time::timeout(REQUEST_TIMEOUT, list_clusters(&api, arguments.name.as_deref())).await;
     let clusters =

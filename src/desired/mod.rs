@@ -44,8 +44,8 @@ pub use receiver::{OPERATOR_NAMESPACE, RECEIVER_PORT, RECEIVER_SERVICE, receiver
 pub use render::{DesiredObjects, render_objects};
 pub use secret_copies::SecretCopy;
 pub use secret_references::{
-    RedisReferences, SecretReference, SecretTexts, app_secret_names, collect_secret_references, decode_secret,
-    trim_texts,
+    RedisReferences, SecretReaders, SecretReference, SecretTexts, app_secret_names, collect_secret_references,
+    decode_secret, trim_texts,
 };
 pub use validate::{ClusterInputs, StreamIdentity, validate, validate_stream};
 

@@ -7,18 +7,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use kube::Client;
 use kube::runtime::controller::{Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::{WatchStreamExt, reflector};
-use kube::Client;
-use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster_probers::ClusterProbers;
 use super::context::{ControllerContext, SharedContext, cluster_key};
 use super::controller_loop::drive_controller;
+use super::health::{OperatorHealth, serve_admin};
 use super::live_objects::LiveObjects;
 use super::metrics::{ControllerName, OperatorMetrics};
 use super::operator_error::OperatorError;
@@ -35,12 +35,14 @@ use super::{
 use crate::api::RealtimeCluster;
 use crate::desired::{KnownInjectors, PlatformPolicy, receiver_address};
 use crate::kinesis::KinesisConnections;
-use crate::kubernetes::client::build_clients;
-use crate::kubernetes::lease::{LEASE_SILENCE_MAX, LeaderElector, Leadership, LeaseLost, may_list_all_leases};
-use crate::kubernetes::scope::{RivalLease, WatchScope};
-use crate::prober::WebhookReceiver;
-use crate::process::admin;
-use crate::process::heartbeat::{Heartbeats, TaskFault};
+use crate::kubernetes::call_metrics::ApiCallMetrics;
+use crate::kubernetes::client::{KubernetesClients, build_clients};
+use crate::kubernetes::lease::{
+    LEASE_SILENCE_MAX, LeaderElector, LeaseLost, may_list_all_leases, rival_leases, watch_leases,
+};
+use crate::kubernetes::scope::WatchScope;
+use crate::prober::{JourneyBudget, RECEIVER_SILENCE_MAX, WebhookReceiver};
+use crate::process::heartbeat::{Heartbeat, Heartbeats, TaskFault};
 
 /// Lease that elects the leading replica.
 const LEADER_LEASE_NAME: &str = "realtime-operator";
@@ -73,6 +75,10 @@ pub struct OperatorSettings {
     pub receiver: SocketAddr,
     /// Listening address of the admin endpoints.
     pub admin: SocketAddr,
+    /// Journeys that all clusters together start per second, at most.
+    pub journeys_per_second: u32,
+    /// Age at which what a former leader proved is too old.
+    pub inherited_evidence_max: Duration,
 }
 
 /// Silence of the first listing of every namespace after which the process restarts: the log names the kind that cannot be
@@ -84,18 +90,19 @@ const FIRST_LISTING_TIMEOUT: Duration = Duration::from_mins(5);
 /// # Errors
 /// The operator cannot start, or it lost the lease: then the process must exit, and restart as a candidate.
 pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Result<(), OperatorError> {
-    let clients = build_clients().await?;
+    let api_calls = Arc::new(ApiCallMetrics::default());
+    let clients = build_clients(api_calls.clone()).await?;
     let receiver_listener = bind_listener("the webhook receiver", settings.receiver).await?;
     let admin_listener = bind_listener("the admin listener", settings.admin).await?;
     let heartbeats = Heartbeats::default();
-    let receiving = heartbeats.register("webhook receiver", None, &shutdown);
+    let receiving = heartbeats.register("webhook receiver", Some(RECEIVER_SILENCE_MAX), &shutdown);
     let receiver = WebhookReceiver::start(receiver_listener, receiving, shutdown.clone()).map_err(|error| {
         OperatorError::Listen { listener: "the webhook receiver", address: settings.receiver, error }
     })?;
-    let mut elector = build_elector(&clients.call, &settings).await?;
+    let mut elector = build_elector(&clients, &settings, &heartbeats, &shutdown).await?;
     let leadership = elector.leadership();
     let started = Arc::new(AtomicBool::new(false));
-    let metrics = Arc::new(OperatorMetrics::new(leadership.clone()));
+    let metrics = Arc::new(OperatorMetrics { api_calls, ..OperatorMetrics::new(leadership.clone()) });
     let health = OperatorHealth {
         rival: elector.rival(),
         started: started.clone(),
@@ -138,12 +145,14 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         reporter,
         may_write: Box::new(move || rights.may_write()),
         receiver,
+        journeys: JourneyBudget::per_second(settings.journeys_per_second),
+        inherited_evidence_max: settings.inherited_evidence_max,
         receiver_address: receiver_address(&settings.namespace, settings.receiver.port()),
         kubernetes_uid: kubernetes,
         live: LiveObjects::default(),
         secrets: SecretReader::new(clients.call.clone()),
         rendered: RenderedClusters::default(),
-        kinesis: KinesisConnections::default(),
+        kinesis: KinesisConnections::new(metrics.kinesis_calls.clone()),
         registries: RegistryHistories::default(),
         unreadable,
         policy: start_checks::allow_own_image(&clients.call, &settings.namespace, &settings.pod, settings.policy)
@@ -204,16 +213,30 @@ async fn lead(
     }
 }
 
+/// Runs a task until `stop` is cancelled, with the heartbeat that reports its end.
+async fn run_until(stop: CancellationToken, heartbeat: Heartbeat, task: impl Future<Output = ()>) {
+    let _heartbeat = heartbeat;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = task => {}
+    }
+}
+
 async fn bind_listener(listener: &'static str, address: SocketAddr) -> Result<TcpListener, OperatorError> {
     TcpListener::bind(address).await.map_err(|error| OperatorError::Listen { listener, address, error })
 }
 
-/// Builds the candidate for the Lease. Without the permission to list the Leases of all namespaces, which an operator of some
-/// namespaces may lack, it does not see the operators of others.
-async fn build_elector(client: &Client, settings: &OperatorSettings) -> Result<LeaderElector, OperatorError> {
+/// Builds the candidate for the Lease, and watches the Leases of other operators until `shutdown`. Without the permission to
+/// list the Leases of all namespaces, which an operator of some namespaces may lack, it does not see the operators of others.
+async fn build_elector(
+    clients: &KubernetesClients,
+    settings: &OperatorSettings,
+    heartbeats: &Heartbeats,
+    shutdown: &CancellationToken,
+) -> Result<LeaderElector, OperatorError> {
     let may_list_all = match settings.scope {
         WatchScope::All => true,
-        WatchScope::Listed(_) => may_list_all_leases(client).await.map_err(|error| OperatorError::Start {
+        WatchScope::Listed(_) => may_list_all_leases(&clients.call).await.map_err(|error| OperatorError::Start {
             operation: "asking for the permission to list Leases of all namespaces",
             error: Box::new(error),
         })?,
@@ -221,57 +244,18 @@ async fn build_elector(client: &Client, settings: &OperatorSettings) -> Result<L
     if !may_list_all {
         tracing::warn!(scope = %settings.scope, "leases of other namespaces not readable: another operator of the same namespaces is not noticed");
     }
+    let namespace = (!may_list_all).then_some(settings.namespace.as_str());
+    let (watched, watching) = watch_leases(rival_leases(clients.watch.clone(), namespace));
+    let heartbeat = heartbeats.register("watch of Leases", None, shutdown);
+    tokio::spawn(run_until(shutdown.clone(), heartbeat, watching));
+    let operators = rival_leases(clients.call.clone(), namespace);
     let own = (settings.namespace.as_str(), LEADER_LEASE_NAME);
-    Ok(LeaderElector::new(client.clone(), own, &settings.pod, settings.scope.clone(), may_list_all))
+    Ok(LeaderElector::new(clients.call.clone(), (operators, watched), own, &settings.pod, settings.scope.clone()))
 }
 
 fn report_fault(fault: TaskFault) -> OperatorError {
     tracing::error!(%fault, "task failed: stopping the process");
     fault.into()
-}
-
-/// State of the process that the admin listener reports.
-struct OperatorHealth {
-    started: Arc<AtomicBool>,
-    heartbeats: Heartbeats,
-    leadership: Leadership,
-    /// The operator to which this one yields.
-    rival: watch::Receiver<Option<RivalLease>>,
-}
-
-impl OperatorHealth {
-    fn check_readiness(&self) -> Result<(), String> {
-        match &*self.rival.borrow() {
-            Some(rival) => Err(rival.to_string()),
-            None if self.started.load(Ordering::Relaxed) => Ok(()),
-            None => Err("not started yet".to_owned()),
-        }
-    }
-}
-
-async fn serve_admin(
-    listener: TcpListener,
-    health: OperatorHealth,
-    metrics: Arc<OperatorMetrics>,
-    shutdown: CancellationToken,
-) {
-    let (heartbeats, leadership) = (health.heartbeats.clone(), health.leadership.clone());
-    let _heartbeat = heartbeats.register("admin listener", None, &shutdown);
-    let mut registry = Registry::default();
-    metrics.register(&mut registry);
-    let answers = admin::AdminEndpoints {
-        // Without a token only the health endpoints answer.
-        token: String::new(),
-        live: Box::new(move || heartbeats.check().map_err(|fault| fault.to_string())),
-        ready: Box::new(move || health.check_readiness()),
-        effective: Box::new(|| serde_json::Value::Null),
-        flow: Box::new(move || serde_json::json!({ "leads": leadership.may_write() })),
-        drain: None,
-        metrics: registry,
-    };
-    if let Err(error) = admin::serve(listener, answers, shutdown).await {
-        tracing::error!(%error, "admin listener ended");
-    }
 }
 
 /// Runs the watches and the four controllers until `shutdown` is cancelled.

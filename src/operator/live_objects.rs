@@ -1,6 +1,6 @@
 //! The live objects that the controllers read, from one watch per kind instead of a listing per reconcile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, Service};
@@ -93,9 +93,25 @@ impl LiveObjects {
         self.pods.find(&cluster.namespace().unwrap_or_default(), |pod| belongs_to(pod, &name))
     }
 
-    /// The template from which a pod was created; `None` for a pod that no Deployment of the cluster owns, through its
-    /// `ReplicaSet`, whatever labels it has.
-    pub fn find_template(&self, cluster: &RealtimeCluster, pod: &Pod) -> Option<PodTemplateSpec> {
+    /// Pairs pods with the templates from which they were created, each template parsed once. A pod that no Deployment of the
+    /// cluster owns, through its `ReplicaSet`, is left out, whatever labels it has.
+    pub fn pair_with_templates(
+        &self,
+        cluster: &RealtimeCluster,
+        pods: &[Arc<Pod>],
+    ) -> Vec<(Arc<Pod>, Arc<PodTemplateSpec>)> {
+        let mut parsed: HashMap<String, Option<Arc<PodTemplateSpec>>> = HashMap::new();
+        let mut find = |pod: &Arc<Pod>| {
+            let replica_set = self.find_replica_set(cluster, pod)?;
+            let parse = || serde_json::from_value(replica_set.data.pointer("/spec/template")?.clone()).ok();
+            let template = parsed.entry(replica_set.name_any()).or_insert_with(|| parse().map(Arc::new)).clone()?;
+            Some((pod.clone(), template))
+        };
+        pods.iter().filter_map(&mut find).collect()
+    }
+
+    /// The `ReplicaSet` of a pod, if a Deployment of the cluster owns it.
+    fn find_replica_set(&self, cluster: &RealtimeCluster, pod: &Pod) -> Option<Arc<DynamicObject>> {
         let namespace = cluster.namespace()?;
         let owner = |kind: &str, owned: &ObjectMeta| {
             let reference = owned.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
@@ -104,10 +120,7 @@ impl LiveObjects {
         };
         let replica_set = owner("ReplicaSet", &pod.metadata)?;
         let deployment = owner("Deployment", &replica_set.metadata)?;
-        if !apply::is_owned_by(&*deployment, &cluster.uid()?) {
-            return None;
-        }
-        serde_json::from_value(replica_set.data.pointer("/spec/template")?.clone()).ok()
+        apply::is_owned_by(&*deployment, &cluster.uid()?).then_some(replica_set)
     }
 
     /// The Services of a cluster.
@@ -181,7 +194,10 @@ mod tests {
                 live.children(kind).expect("a watched kind").apply_event(&WatchRange::All, Event::Apply(object));
             }
             let pod = json!({ "metadata": { "name": "p", "namespace": namespace, "ownerReferences": pods } });
-            live.find_template(&cluster, &serde_json::from_value(pod).expect("a pod")).is_some()
+            let pod: Arc<Pod> = Arc::new(serde_json::from_value(pod).expect("a pod"));
+            let pairs = live.pair_with_templates(&cluster, &[pod.clone(), pod]);
+            assert!(pairs.windows(2).all(|pair| Arc::ptr_eq(&pair[0].1, &pair[1].1)), "a template is parsed once");
+            pairs.len() == 2
         };
         let (of_set, of_deployment) =
             (owner("ReplicaSet", "eu-sockjs-1", "r1"), owner("Deployment", "eu-sockjs", "d1"));

@@ -26,6 +26,7 @@ mod dereference;
 mod finalizer;
 mod findings;
 mod gate_controller;
+mod health;
 mod live_objects;
 mod metrics;
 mod object_index;

@@ -16,7 +16,7 @@ use super::dereference::generated_secret_name;
 use super::finalizer;
 use super::reconcile_error::ReconcileError;
 use super::rendering::render_cluster;
-use super::secret_copies::prune_secret_copies;
+use super::secret_copies::{list_unrecorded_copies, prune_secret_copies};
 use super::secret_reader::SecretUser;
 use super::status::{self, ConditionUpdate, StatusPatch};
 use crate::api::conditions::condition;
@@ -30,6 +30,9 @@ use crate::kubernetes::{apply, foreign_fields};
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// Time between two reconciles during a rollout or while waiting for another controller.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Time between recording the copies of Secrets and creating them.
+const APPLY_STEP_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Time between two checks whether the pods of a deleted cluster have ended.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -53,42 +56,50 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         Ok(false) => reconcile_children(context, cluster).await,
         Err(error) => Err(error),
     };
+    // A field that an apply leaves out is removed.
     let mut fields = Map::new();
-    let update = match &result {
-        Ok(AppliedChildren { update, endpoints, secret_copies }) => {
+    if let Some(known) = &cluster.status {
+        fields.extend(known.endpoints.as_ref().map(|endpoints| ("endpoints".to_owned(), json!(endpoints))));
+        fields.insert("secretCopies".to_owned(), json!(known.secret_copies));
+    }
+    let (update, wait) = match &result {
+        Ok(ChildrenState::Recorded { secret_copies }) => {
+            fields.insert("secretCopies".to_owned(), json!(secret_copies));
+            let message = "the manifest is being applied";
+            let update = ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "Unknown", Reason::RollingOut, message);
+            (update, APPLY_STEP_INTERVAL)
+        }
+        Ok(ChildrenState::Applied { update, endpoints, secret_copies }) => {
             fields.insert("endpoints".to_owned(), endpoints.clone());
             fields.insert("secretCopies".to_owned(), json!(secret_copies));
-            update.clone()
+            (update.clone(), if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL })
         }
-        Err(error) => {
-            // A field that an apply leaves out is removed.
-            if let Some(known) = &cluster.status {
-                fields.extend(known.endpoints.as_ref().map(|endpoints| ("endpoints".to_owned(), json!(endpoints))));
-                fields.insert("secretCopies".to_owned(), json!(known.secret_copies));
-            }
-            ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "False", error.reason, &error.message)
-        }
+        Err(error) => (error.to_condition(condition::WORKLOADS_AVAILABLE), RECHECK_INTERVAL),
     };
-    let steady = update.status == "True";
     let manager = "realtime-operator-workload";
     let part =
         StatusPatch { manager, owned_conditions: &[condition::WORKLOADS_AVAILABLE], conditions: vec![update], fields };
     status::write(context, cluster, part).await?;
-    result.map(|_| Some(if steady { RESYNC_INTERVAL } else { RECHECK_INTERVAL }))
+    result.map(|_| Some(wait))
 }
 
-/// Status of the children after a reconcile.
-struct AppliedChildren {
-    update: ConditionUpdate,
-    endpoints: Value,
-    /// Names of the copies of Secrets that exist.
-    secret_copies: Vec<String>,
+/// The children after a reconcile.
+enum ChildrenState {
+    /// The copies of Secrets that the next reconcile creates are to be recorded first, with those that exist.
+    Recorded { secret_copies: Vec<String> },
+    /// All children are applied.
+    Applied {
+        update: ConditionUpdate,
+        endpoints: Value,
+        /// Names of the copies of Secrets that exist.
+        secret_copies: Vec<String>,
+    },
 }
 
 async fn reconcile_children(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
-) -> Result<AppliedChildren, ReconcileError> {
+) -> Result<ChildrenState, ReconcileError> {
     let rendered = render_cluster(context, cluster).await?;
     if !rendered.fresh.is_empty() {
         let mut all = rendered.read.generated.clone();
@@ -97,8 +108,12 @@ async fn reconcile_children(
         apply::apply_object(&context.client, &render_generated_secret(cluster, &rendered.valid, &all)).await?;
         context.secrets.forget(&rendered.valid.namespace, &generated_secret_name(cluster));
     }
+    let known = cluster.status.as_ref().map(|status| status.secret_copies.as_slice()).unwrap_or_default();
+    if let Some(secret_copies) = list_unrecorded_copies(known, &rendered.valid.secret_copies) {
+        return Ok(ChildrenState::Recorded { secret_copies });
+    }
     let deployments = apply_children(context, cluster, &rendered.desired).await?;
-    Ok(AppliedChildren {
+    Ok(ChildrenState::Applied {
         update: summarize_rollout(&deployments),
         endpoints: list_endpoints(&rendered.valid, &rendered.desired),
         secret_copies: prune_secret_copies(context, cluster, &rendered.valid).await?,

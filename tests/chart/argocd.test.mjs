@@ -6,10 +6,12 @@ import { fileURLToPath } from "node:url";
 
 import { parse } from "yaml";
 
-import { generateConfigMap, GROUP, KINDS, runScripts, script, SCRIPTS } from "./argocd.mjs";
+import { apply, get, kubectl } from "../cluster/harness.mjs";
+import { CONFIG_MAP, generateConfigMap, GROUP, KINDS, runScripts, script, SCRIPTS } from "./argocd.mjs";
 import { read } from "./helm.mjs";
 
 const CLUSTER = "RealtimeCluster";
+const PATH = (path) => fileURLToPath(new URL(`../../${path}`, import.meta.url));
 
 const yaml = (path) => parse(readFileSync(path, "utf8"));
 const healthTests = (kind) => yaml(`${SCRIPTS}/${kind}/health_test.yaml`).tests;
@@ -70,4 +72,16 @@ test("the ConfigMap for Argo CD has these scripts", () => {
     const { data } = parse(text);
     for (const kind of KINDS) assert.equal(data[`resource.customizations.health.${GROUP}_${kind}`], script(kind, "health.lua"));
   }
+});
+
+test("the ConfigMap is added to the one of an installation, as docs/gitops.md has it", async () => {
+  const [command] = /kubectl patch configmap .*/.exec(read("docs/gitops.md"));
+  assert.ok(command.endsWith(` --patch-file ${CONFIG_MAP}`), command);
+  const labels = { "app.kubernetes.io/part-of": "argocd" };
+  await apply({ apiVersion: "v1", kind: "Namespace", metadata: { name: "argocd" } });
+  await apply({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: "argocd-cm", namespace: "argocd", labels }, data: { url: "https://argocd.example.com" } });
+  await kubectl(command.replace(CONFIG_MAP, PATH(CONFIG_MAP)).split(" ").slice(1));
+  const { data } = await get("configmap", "argocd", "argocd-cm");
+  assert.equal(data.url, "https://argocd.example.com");
+  assert.equal(Object.keys(data).length, 1 + Object.keys(parse(read(CONFIG_MAP)).data).length);
 });

@@ -194,8 +194,10 @@ test("manual edits of a live Deployment are reverted and reported, and never ser
 test("a broken rollout stops at its first pod, an evicted old pod serves again, and the fix is Ready", { timeout: 240_000 }, async () => {
   const [podVersions, cluster] = await Promise.all([watchObject("pods", NAMESPACE), watchObject("realtimeclusters", NAMESPACE, "eu")]);
   const serving = (await edges(NAMESPACE)).map(({ metadata }) => metadata.name).sort();
-  await kubectl(["create", "secret", "generic", "nowhere", "-n", NAMESPACE, "--from-literal=url=redis://198.18.0.1:1"]);
-  await spec(NAMESPACE, { bus: { redis: { urlSecretRef: { name: "nowhere" } } }, gate: { deadlineSeconds: 20 } });
+  // The value changes in the Secret that the old pods were created from; the operator reads it again for the edited manifest.
+  const rotate = (url) => kubectl(["patch", "secret", "eu-redis", "-n", NAMESPACE, "--type=merge", "-p", JSON.stringify({ stringData: { url } })]);
+  await rotate("redis://198.18.0.1:1");
+  await spec(NAMESPACE, { gate: { deadlineSeconds: 20 } });
   const broken = await wait(async () => {
     const found = await get("realtimecluster", NAMESPACE, "eu");
     return said(found) === "False/FanoutBroken" && found;
@@ -212,7 +214,8 @@ test("a broken rollout stops at its first pod, an evicted old pod serves again, 
   assert.match(condition(late, "Ready").message, /^not proven within 20 s: FanoutBroken: .*bus between the servers does not answer/);
   // Flux shows no message of a condition: the sentence is in an Event too.
   await eventSays(NAMESPACE, late);
-  await spec(NAMESPACE, { bus: { redis: { urlSecretRef: { name: "eu-redis" } } }, gate: { deadlineSeconds: 600 } });
+  await rotate(outside.redis.url);
+  await spec(NAMESPACE, { gate: { deadlineSeconds: 600 } });
   await wait(async () => (await get("realtimecluster", NAMESPACE, "eu")).status.observedGeneration === broken.metadata.generation + 1);
   await ready(NAMESPACE, "eu", 60);
   // Deployment tools fail at Stalled, and wait while Reconciling: the edit that mends shows nothing of the one that broke.
@@ -308,9 +311,9 @@ test("a rotated Secret is Unknown until every pod that the manifest asks for run
     watchObject("realtimeclusters", NAMESPACE, "eu"), watchObject("pods", NAMESPACE), kubectl(["get", "nodes", "-o", "name"]),
   ]);
   const former = (await cluster.until(() => true)).status.gate.fingerprint;
-  const secretsOf = ({ metadata }) => metadata.annotations?.["realtime-operator.dev/secrets"];
-  const old = new Set(podVersions.versions.map(({ object }) => secretsOf(object)));
-  const isNew = (pod) => secretsOf(pod) !== undefined && !old.has(secretsOf(pod)) && pod.metadata.labels?.[COMPONENT] !== "dispatcher";
+  const templateOf = ({ metadata }) => metadata.annotations?.["realtime-operator.dev/template"];
+  const old = new Set(podVersions.versions.map(({ object }) => templateOf(object)));
+  const isNew = (pod) => templateOf(pod) !== undefined && !old.has(templateOf(pod)) && pod.metadata.labels?.[COMPONENT] !== "dispatcher";
   const setUrl = (url) => rotateSecret(NAMESPACE, "eu-redis", "url", url);
   const node = nodes.trim().split("\n")[0];
   await setUrl(other.url);
@@ -340,6 +343,13 @@ test("a rotated Secret is Unknown until every pod that the manifest asks for run
     assert.equal(running.filter(({ object }) => object.metadata.labels[COMPONENT] === server).length, 2, `${server} pods that run the new Secret`);
   }
   console.log(`# the Secret was rotated: ${proven - since} versions were Unknown, none True before all four pods ran it`);
+  // A copy is in the status before it exists: one that only a failed reconcile knew would never be deleted.
+  const version = ({ metadata }) => BigInt(metadata.resourceVersion);
+  for (const copy of (await get("secrets", NAMESPACE)).items.filter(({ metadata }) => /^eu-copy-/.test(metadata.name))) {
+    const recorded = cluster.versions.find(({ object }) => object.status.secretCopies?.includes(copy.metadata.name));
+    assert.ok(recorded && (recorded === cluster.versions[0] || version(recorded.object) < version(copy)), copy.metadata.name);
+  }
+  assert.ok(!podVersions.versions.some(({ object, at }) => at > cluster.versions[since].at && object.metadata.labels?.[COMPONENT] === "dispatcher" && !old.has(templateOf(object))), "dispatchers do not read it");
   await setUrl(outside.redis.url);
   await wait(async () => (await get("realtimecluster", NAMESPACE, "eu")).status.gate.fingerprint !== cluster.versions[proven].object.status.gate.fingerprint, { what: "the Secret's former value" });
   await ready(NAMESPACE);
@@ -512,6 +522,10 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   await apply(theirs);
   const own = { apiVersion: "v1", kind: "Secret", metadata: { name: "shop-credentials", namespace }, stringData: { key: "of-a-person" } };
   await apply(own);
+  const shop = async () => {
+    const app = await get("realtimeapp", namespace, "shop");
+    return `${said(app)} ${condition(app, "Accepted")?.reason} ${condition(app, "Ready")?.message}`;
+  };
   const become = async (expected, options) => {
     const found = await wait(async () => {
       const object = await get("realtimecluster", namespace, "eu");
@@ -524,8 +538,12 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   assert.match(await become("False/StreamNotOurs stalled"), /stream theirs already exists and carries no tag of ours: it was not changed/);
   assert.deepEqual(await outside.kinesis.call("ListTagsForStream", { StreamName: "theirs" }).then(({ Tags }) => Tags), []);
 
-  await spec(namespace, { webhooks: { stream: { name: "others-own" } } });
+  await spec(namespace, { webhooks: { mode: "Off", acknowledgeNoWebhooks: "eu" } });
+  await become("False/SecretMissing");
+  await wait(async () => is(await get("realtimecluster", namespace, "eu"), "StreamReady") === undefined, { what: "no finding on a stream that is not needed" });
+  await spec(namespace, { webhooks: { mode: "Kinesis", acknowledgeNoWebhooks: null, stream: { name: "others-own" } } });
   assert.match(await become("False/SecretMissing"), /Secret others\/eu-redis has no key `address`: create it/);
+  await wait(async () => /^Unknown\/SecretMissing SecretMissing the cluster is not rendered: Secret others\/eu-redis has no key `address`/.test(await shop()), { what: "the app to say why it is not served" });
   const address = (url) => rotateSecret(namespace, "eu-redis", "address", url);
   await address(outside.redis.url);
   const taken = await become("False/ChildNotOurs stalled");
@@ -535,10 +553,6 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   await kubectl(["delete", "deployment", "eu-sockjs", "-n", namespace]);
   await ready(namespace, "eu", 60);
 
-  const shop = async () => {
-    const app = await get("realtimeapp", namespace, "shop");
-    return `${said(app)} ${condition(app, "Accepted").reason} ${condition(app, "Ready").message}`;
-  };
   const bare = { apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeApp", metadata: { name: "bare", namespace }, spec: { appID: "1002" } };
   await apply(bare);
   await kubectl(["wait", "--for=condition=Ready", "realtimeapp/bare", "-n", namespace, "--timeout=60s"]);

@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 import { stringify } from "yaml";
 
 import { completed, spawnBound, spawnLogged, startOnFreePorts, waitUntilReady } from "../conformance/processes.mjs";
-import { DIR, get, kubectl, tearDown } from "../cluster/harness.mjs";
+import { DIR, established, get, kubectl, tearDown } from "../cluster/harness.mjs";
 
 const KUBECONFIG = `${DIR}/pki/admin.kubeconfig`;
 const MODULE = fileURLToPath(new URL("flux", import.meta.url));
@@ -34,7 +34,7 @@ export async function applyFluxCrds() {
     await kubectl(["apply", "--server-side", "-f", `${folder}/config/crd/bases`]);
   }
   const kinds = ["gitrepositories.source", "ocirepositories.source", "kustomizations.kustomize", "helmreleases.helm"];
-  await kubectl(["wait", "--for=condition=Established", "--timeout=30s", ...kinds.map((kind) => `crd/${kind}.toolkit.fluxcd.io`)]);
+  await established(...kinds.map((kind) => `${kind}.toolkit.fluxcd.io`));
 }
 
 /** Starts a controller, which ends with this process. */

@@ -29,7 +29,7 @@ const example = (name) => parseAllDocuments(file(`examples/flux/${name}.yaml`)).
 const ready = (object) => condition(object, "Ready");
 
 before(() => diagnosed(async () => {
-  for (const name of [NAMESPACE, "channels"]) await apply({ apiVersion: "v1", kind: "Namespace", metadata: { name } });
+  for (const name of [NAMESPACE, "channels", "realtime-operator"]) await apply({ apiVersion: "v1", kind: "Namespace", metadata: { name } });
   await Promise.all([applyCrds(), applyFluxCrds()]);
   await startController("kustomize-controller", "--requeue-dependency=2s", NEW_REVISION_GATE);
   await startController("helm-controller", NEW_REVISION_GATE);
@@ -85,6 +85,12 @@ async function commitStep(step) {
 }
 
 const kustomization = (name, status, options) => become("kustomization", NAMESPACE, name, status, options);
+
+test("Flux's schemas accept every manifest of the examples", async () => {
+  const all = ["kustomizations", "helmreleases"].flatMap(example);
+  assert.equal(all.length, 7);
+  for (const one of all) await kubectl(["create", "--dry-run=server", "--validate=strict", "-f", "-"], { input: JSON.stringify(one) });
+});
 
 test("a Kustomization waits for the proof, and the apps wait for it", { timeout: 120_000 }, async () => {
   for (const one of example("kustomizations")) {
@@ -200,4 +206,19 @@ test("a HelmRelease waits for the proof, fails when a person is needed, and trie
   await becomes("True", { timeout: 60_000, pattern: /^UpgradeSucceeded/ });
   await kubectl(["delete", "helmrelease", "eu", "-n", "channels"]);
   assert.equal((await get("realtimecluster", "channels", "eu")).metadata.deletionTimestamp, undefined, "keep: true");
+});
+
+test("a HelmRelease without a strategy stops for good when a person is needed once", { timeout: 120_000 }, async () => {
+  const release = example("helmreleases").find(({ kind, metadata }) => kind === "HelmRelease" && metadata.name === "eu");
+  const { dependsOn, install, upgrade, ...spec } = release.spec;
+  const values = { keep: true, spec: specOf(CLUSTERS, "refusal") };
+  await apply({ ...release, metadata: { ...release.metadata, name: "us" }, spec: { ...spec, timeout: "60s", values } });
+  await wait(() => get("realtimecluster", "channels", "us"), { what: "the cluster of the release" });
+  const last = (step) => CLUSTERS.findLast((one) => one.step === step).object;
+  await writeStatus("realtimecluster", "channels", "us", last("refusal"));
+  await become("helmrelease", "channels", "us", "False", { pattern: /stalled/i });
+  await wait(async () => condition(await get("helmrelease", "channels", "us"), "Stalled")?.status === "True", { what: "a HelmRelease that has stopped" });
+  await writeStatus("realtimecluster", "channels", "us", last("recovery"));
+  await pause(10_000);
+  assert.equal(ready(await get("helmrelease", "channels", "us")).status, "False", "though the cluster is Ready: hence the strategy of the example");
 });

@@ -8,11 +8,14 @@ mod cli;
 mod dispatcher;
 #[cfg(feature = "rehearsal")]
 mod edge;
+#[cfg(feature = "rehearsal")]
+mod fault_proxy;
 mod faults;
 mod fixtures;
 mod fuzz;
 mod generated;
 mod golden;
+mod links;
 mod metrics;
 #[cfg(feature = "rehearsal")]
 mod multi_edge;

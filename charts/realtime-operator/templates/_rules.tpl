@@ -40,7 +40,7 @@ of its rule begins with "On failure", "On upgrade", "Granted" or "Checked". */}}
 # Leadership: the Leases of operators in other namespaces are read too, so that no two watch one cluster.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  verbs: [list]
+  verbs: [list, watch]
 {{- end }}
 
 {{- /* In the namespace kube-system. */}}
@@ -127,7 +127,7 @@ does not exist. */}}
 # Leadership: holds the Lease, which it finds among those of its namespace.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  verbs: [get, list, create, update]
+  verbs: [get, list, watch, create, update]
 # Leadership: the receiver's only endpoint is the replica that leads.
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
