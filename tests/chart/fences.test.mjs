@@ -27,23 +27,25 @@ const DRY = "--dry-run=server";
 const create = (object) => attempt(["create", DRY], object);
 const patch = (kind, name, value) => attempt(["patch", kind, name, DRY, "--type=merge", "-p", JSON.stringify(value)]);
 
-/** Patches a pod's status as the operator does, which may not read it; kubectl would. */
-async function patchStatus(name, type) {
+/** Patches a pod or its status as the operator does, which may not read one by name; kubectl would. */
+async function patchPod(name, body, { subresource = "" } = {}) {
   const { clusters } = JSON.parse(await kubectl(["config", "view", "--raw", "-o", "json"]));
   const { server, "certificate-authority": file, "certificate-authority-data": data } = clusters[0].cluster;
   const ca = data ? Buffer.from(data, "base64") : file && readFileSync(file);
-  const body = JSON.stringify({ status: { conditions: [{ type, status: "True" }] } });
-  const headers = { authorization: `Bearer ${token}`, "content-type": "application/strategic-merge-patch+json", "content-length": Buffer.byteLength(body) };
+  const content = JSON.stringify(body);
+  const headers = { authorization: `Bearer ${token}`, "content-type": "application/strategic-merge-patch+json", "content-length": Buffer.byteLength(content) };
   return new Promise((resolve, reject) => {
-    const sent = request(`${server}/api/v1/namespaces/${NAMESPACE}/pods/${name}/status?dryRun=All`, { method: "PATCH", headers, ...(ca ? { ca } : { rejectUnauthorized: false }) }, (answer) => {
+    const sent = request(`${server}/api/v1/namespaces/${NAMESPACE}/pods/${name}${subresource}?dryRun=All`, { method: "PATCH", headers, ...(ca ? { ca } : { rejectUnauthorized: false }) }, (answer) => {
       let text = "";
       answer.on("data", (chunk) => (text += chunk));
       answer.on("end", () => resolve(answer.statusCode === 200 ? "" : text));
     });
     sent.on("error", reject);
-    sent.end(body);
+    sent.end(content);
   });
 }
+
+const setCondition = (name, type) => patchPod(name, { status: { conditions: [{ type, status: "True" }] } }, { subresource: "/status" });
 
 const remove = (kind, name) => attempt(["delete", kind, name, DRY]);
 
@@ -91,14 +93,14 @@ test("with the fences on, a script that holds the operator's token writes object
   const lease = (namespace) => ({ apiVersion: "coordination.k8s.io/v1", kind: "Lease", metadata: { name: "taken", namespace } });
   const inOwn = (object) => kubectl(["create", DRY, "-f", "-", `--token=${token}`], { input: JSON.stringify(object) }).then(() => "", ({ message }) => message.replaceAll(token, "TOKEN"));
   for (const [name, refusal, message] of [
-    ["annotate a foreign pod", await patch("pod", "foreign", { metadata: { annotations: { "realtime-operator.dev/admitted": "x" } } }), /pods of its clusters only/],
-    ["change the image of a foreign pod", await patch("pod", "foreign", { spec: { containers: [{ name: "a", image: "b" }] } }), /pods of its clusters only/],
+    ["annotate a foreign pod", await patchPod("foreign", { metadata: { annotations: { "realtime-operator.dev/admitted": "x" } } }), /pods of its clusters only/],
+    ["change the image of a foreign pod", await patchPod("foreign", { spec: { containers: [{ name: "a", image: "b" }] } }), /pods of its clusters only/],
     ["delete a foreign pod", await remove("pod", "foreign"), /pods of its clusters only/],
     ["delete a pod that no ReplicaSet owns", await remove("pod", "pretender"), /pods of its clusters only/],
-    ["change the image of its own pod", await patch("pod", "own", { spec: { containers: [{ name: "a", image: "b" }] } }), /own annotations and conditions only/],
-    ["change a label of its own pod", await patch("pod", "own", { metadata: { labels: { app: "shop" } } }), /own annotations and conditions only/],
-    ["write another annotation", await patch("pod", "own", { metadata: { annotations: { "cni.example.com/address": "x" } } }), /own annotations and conditions only/],
-    ["declare a pod ready", await patchStatus("own", "Ready"), /own conditions only/],
+    ["change the image of its own pod", await patchPod("own", { spec: { containers: [{ name: "a", image: "b" }] } }), /own annotations and conditions only/],
+    ["change a label of its own pod", await patchPod("own", { metadata: { labels: { app: "shop" } } }), /own annotations and conditions only/],
+    ["write another annotation", await patchPod("own", { metadata: { annotations: { "cni.example.com/address": "x" } } }), /own annotations and conditions only/],
+    ["declare a pod ready", await setCondition("own", "Ready"), /own conditions only/],
     ["list Secrets", await attempt(["get", "secrets"]), /cannot list resource "secrets"/],
     ["write a Secret without the label", await create(secret("new")), /label app.kubernetes.io\/managed-by only/],
     ["take a foreign Secret", await patch("secret", "foreign", { metadata: { labels: LABELS } }), /no Secret that is another's/],
@@ -109,7 +111,7 @@ test("with the fences on, a script that holds the operator's token writes object
     ["run pods in the network of the node", await create(deployment({ hostNetwork: true })), /network nor files of their node/],
     ["mount files of the node", await create(deployment({ volumes: [{ name: "a", hostPath: { path: "/" } }] })), /network nor files of their node/],
     ["grant Secrets by a Role", await create(role("eu-dispatcher", "secrets")), /Roles grant Leases only/],
-    ["widen a foreign Role", await patch("role", "foreign", { rules: [{ apiGroups: [""], resources: ["secrets"], verbs: ["get"] }, { apiGroups: [""], resources: ["pods"], verbs: ["get"] }] }), /Roles grant Leases only|that a cluster owns/],
+    ["widen a foreign Role", await patch("role", "foreign", { rules: [{ apiGroups: [""], resources: ["secrets"], verbs: ["get", "patch"] }] }), /Roles grant Leases only|that a cluster owns/],
     ["bind another Role", await create(binding("eu-dispatcher", { kind: "Role", name: "foreign" }, account)), /own Role to the account of the same name only/],
     ["bind a Role to a user", await create(binding("foreign", { kind: "Role", name: "foreign" }, user)), /own Role to the account of the same name only/],
     ["bind a ClusterRole", await create(binding("view", { kind: "ClusterRole", name: "view" }, account)), /own Role to the account|attempting to grant/],
@@ -119,8 +121,8 @@ test("with the fences on, a script that holds the operator's token writes object
     assert.match(refusal, message, name);
   }
   for (const [name, refusal] of [
-    ["annotate its own pod", await patch("pod", "own", { metadata: { annotations: { "realtime-operator.dev/admitted": "x" } } })],
-    ["open the gate of its own pod", await patchStatus("own", "realtime-operator.dev/webhooks-delivered")],
+    ["annotate its own pod", await patchPod("own", { metadata: { annotations: { "realtime-operator.dev/admitted": "x" } } })],
+    ["open the gate of its own pod", await setCondition("own", "realtime-operator.dev/webhooks-delivered")],
     ["delete its own pod", await remove("pod", "own")],
     ["write a Secret with the label", await create(secret("new", { labels: LABELS }))],
     ["change a Secret with the label", await patch("secret", "own", { stringData: { a: "b" } })],
@@ -139,7 +141,7 @@ test("with the fences on, a script that holds the operator's token writes object
 test("the fences bind the operator's account alone, and can be switched off", async () => {
   await kubectl(["annotate", "pod", "foreign", "-n", NAMESPACE, DRY, "realtime-operator.dev/admitted=x"]);
   await install(false);
-  const annotated = () => patch("pod", "foreign", { metadata: { annotations: { "realtime-operator.dev/admitted": "x" } } });
+  const annotated = () => patchPod("foreign", { metadata: { annotations: { "realtime-operator.dev/admitted": "x" } } });
   await wait(async () => (await annotated()) === "", { what: "the policies to be gone" });
   assert.equal(await create(secret("new")), "", "RBAC alone does not refuse it");
   await helm(["uninstall", OPERATOR, "--namespace", OPERATOR]);

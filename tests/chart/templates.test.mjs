@@ -161,7 +161,7 @@ test("every permission ends at the named namespaces", async () => {
   assert.deepEqual([id.metadata.namespace, permissions(id.rules)], ["kube-system", ["/namespaces get"]]);
   const detecting = await render("realtime-operator", { ...NAMESPACED, watch: { ...NAMESPACED.watch, detectOtherOperators: true } });
   const wide = permissions(find(detecting, "ClusterRole", "realtime-operator").rules);
-  assert.deepEqual(wide, ["coordination.k8s.io/leases list"]);
+  assert.deepEqual(wide, ["coordination.k8s.io/leases list", "coordination.k8s.io/leases watch"]);
   const whole = await render("realtime-operator", IMAGE_VALUES);
   const union = new Set([...wide, ...permissions(id.rules), ...permissions(roles[0].rules)]);
   assert.deepEqual([...union].sort(), permissions(find(whole, "ClusterRole", "realtime-operator").rules), "both scopes have the same permissions");
