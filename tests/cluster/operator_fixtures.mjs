@@ -21,10 +21,13 @@ before(() =>
     await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
   }));
 
-/** The operator's manifest, with a probe that never restarts the leader that a test stops, one more known injector,
- * and a policy that allows this machine's Kinesis. */
+/** A registry from which a policy may take images. */
+export const MIRROR = "mirror.test";
+
+/** The operator's manifest, with a probe that never restarts the leader that a test stops, one more known injector and
+ * a known registry, and a policy that allows this machine's Kinesis. */
 function operatorManifest() {
-  const injectors = `${file("src/desired/known_injectors.yaml")}  - name: trial\n    hostNames: ["realtime-operator-receiver.*"]\n`;
+  const injectors = `${file("src/desired/known_injectors.yaml", { "imageRegistries: []": `imageRegistries: [${MIRROR}]` })}  - name: trial\n    hostNames: ["realtime-operator-receiver.*"]\n`;
   const metadata = { name: "operator-files", namespace: OPERATOR_NAMESPACE };
   const policy = JSON.stringify({ rules: [{ namespaces: ["*"], endpoints: [outside.kinesis.url] }] });
   const map = { apiVersion: "v1", kind: "ConfigMap", metadata, data: { "injectors.yaml": injectors, "policy.yaml": policy } };
