@@ -32,6 +32,9 @@ pub struct Arguments {
     /// File of the injectors whose additions to pods are accepted, in place of those that `realtime known-injectors` prints
     #[arg(long, env = "KNOWN_INJECTORS", value_name = "FILE")]
     known_injectors: Option<PathBuf>,
+    /// The operator's own image, which clusters without `spec.image` run and may name; by default that of its pod
+    #[arg(long, env = "OPERATOR_IMAGE", value_name = "REFERENCE")]
+    image: Option<String>,
     /// Name of this replica
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pod: String,
@@ -72,6 +75,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         watch_namespaces,
         platform_policy: _,
         known_injectors,
+        image,
         pod,
         address,
         receiver,
@@ -86,7 +90,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         }
     };
     let scope = WatchScope::of_namespaces(watch_namespaces);
-    let settings = OperatorSettings { namespace, scope, policy, known_injectors, pod, address, receiver, admin };
+    let settings = OperatorSettings { image, namespace, scope, policy, known_injectors, pod, address, receiver, admin };
     match operator::run(settings, shutdown).await {
         Ok(()) => 0,
         Err(error) => {

@@ -36,7 +36,7 @@ use super::{
     workload_controller,
 };
 use crate::api::RealtimeCluster;
-use crate::desired::{KnownInjectors, PlatformPolicy, receiver_address};
+use crate::desired::{KnownInjectors, PlatformPolicy, ServerImage, receiver_address};
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::client::{ConnectError, build_clients};
 use crate::kubernetes::lease::{LEASE_SILENCE_MAX, LeaderElector, Leadership, LeaseLost};
@@ -61,6 +61,8 @@ const CLUSTER_BUFFER_LEN: usize = 1024;
 /// Settings of the operator's process, from its arguments.
 #[derive(Clone, Debug)]
 pub struct OperatorSettings {
+    /// Reference of the operator's own image; read from its pod without one.
+    pub image: Option<String>,
     /// Namespace of the operator itself.
     pub namespace: String,
     /// Namespaces whose clusters this operator reconciles.
@@ -174,6 +176,10 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
     })?;
     let keeping_route = heartbeats.register("receiver's EndpointSlice", Some(receiver::ROUTE_SILENCE_MAX), &work);
     tokio::spawn(route.keep(clients.watch.clone(), leadership.clone(), keeping_route, work.clone()));
+    let own_image = match settings.image {
+        Some(image) => Some(image),
+        None => read_own_image(&clients.call, &settings.namespace, &settings.pod).await?,
+    };
     let reporter = Reporter { controller: "realtime-operator".to_owned(), instance: Some(settings.pod.clone()) };
     let rights = leadership.clone();
     let (unreadable, reports) = UnreadableObjects::new();
@@ -190,7 +196,11 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         kinesis: KinesisConnections::default(),
         registries: RegistryHistories::default(),
         unreadable,
-        policy: allow_own_image(&clients.call, &settings.namespace, &settings.pod, settings.policy).await?,
+        policy: match &own_image {
+            Some(image) => settings.policy.with_own_image(image),
+            None => settings.policy,
+        },
+        own_image: ServerImage::of_operator(own_image.as_deref()),
         known_injectors: settings.known_injectors,
         scope: settings.scope,
         metrics,
@@ -261,27 +271,18 @@ async fn read_kubernetes_uid(client: &Client) -> Result<String, OperatorError> {
     Ok(found.uid().unwrap_or_default())
 }
 
-/// Adds the operator's own image, as its pod names it, to the policy.
-async fn allow_own_image(
-    client: &Client,
-    namespace: &str,
-    pod: &str,
-    policy: PlatformPolicy,
-) -> Result<PlatformPolicy, OperatorError> {
+/// Reads the operator's own image, as its pod names it.
+async fn read_own_image(client: &Client, namespace: &str, pod: &str) -> Result<Option<String>, OperatorError> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     match pods.get(pod).await {
         Ok(found) => {
             let containers = found.spec.map(|spec| spec.containers).unwrap_or_default();
             let own = containers.iter().find(|container| container.name == "operator").or(containers.first());
-            let image = own.and_then(|container| container.image.clone());
-            Ok(match image {
-                Some(image) => policy.with_own_image(&image),
-                None => policy,
-            })
+            Ok(own.and_then(|container| container.image.clone()))
         }
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_forbidden() => {
-            tracing::warn!(pod, %status, "operator's own pod not readable: its image is allowed only if the platform policy names it");
-            Ok(policy)
+            tracing::warn!(pod, %status, "operator's own pod not readable: clusters do not run its image by default, and it is allowed only if the platform policy names it");
+            Ok(None)
         }
         Err(error) => Err(OperatorError::Start { operation: "reading the operator's own pod", error: Box::new(error) }),
     }

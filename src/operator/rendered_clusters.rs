@@ -10,6 +10,7 @@ use crate::desired::{DesiredObjects, ValidCluster};
 const APP_PURPOSE_PREFIX: &str = "app-";
 
 /// A valid cluster with its rendered objects and the inputs they were rendered from.
+#[derive(Clone)]
 pub struct RenderedCluster {
     pub read: Dereferenced,
     pub valid: ValidCluster,

@@ -63,6 +63,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
     };
     let wait = match (update.status, stream.status.as_str()) {
         ("True", _) => RESYNC_INTERVAL,
+        _ if update.reason == Reason::Suspended => RESYNC_INTERVAL,
         // Only the intent was recorded so far.
         (_, "") => CREATE_STEP_INTERVAL,
         _ => RECHECK_INTERVAL,
@@ -111,6 +112,10 @@ async fn reconcile_stream(
                 update.message = format!("{}; pending: {}", update.message, pending.join("; "));
             }
             Ok((StreamStatus { pending_steps: pending, ..adopted }, update))
+        }
+        Err(error) if error.class == KinesisErrorClass::NotFound && known.arn.is_empty() && cluster.spec.suspend => {
+            let message = format!("suspended: stream {} does not exist and is not created", known.name);
+            Ok((known, ConditionUpdate::new(condition::STREAM_READY, "False", Reason::Suspended, message)))
         }
         Err(error) if error.class == KinesisErrorClass::NotFound && known.arn.is_empty() => {
             create_stream(context, cluster, &client, stream.capacity, known).await

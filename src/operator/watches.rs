@@ -16,13 +16,13 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
 use tokio::sync::mpsc;
 
-use super::live_objects::{CHILD_KINDS, INSTANCE_LABEL, LiveObjects};
+use super::live_objects::{INSTANCE_LABEL, LiveObjects};
 use super::metrics::ControllerName;
 use super::object_index::{ObjectChange, ObjectIndex};
 use super::unreadable_objects::{LastVersion, UnreadableObjects, keep_readable};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeApp, RealtimeCluster};
-use crate::desired::render::REGISTRY_ANNOTATION;
+use crate::desired::render::{REGISTRY_ANNOTATION, WATCHED_KINDS};
 use crate::kubernetes::scope::WatchScope;
 use crate::kubernetes::watch::open_watch;
 
@@ -110,7 +110,7 @@ pub async fn run_watches(
             send(&queues.apps, &reference).await;
         }
     });
-    let children = CHILD_KINDS.into_iter().filter_map(|(version, kind)| {
+    let children = WATCHED_KINDS.into_iter().filter_map(|(version, kind)| {
         let types = TypeMeta { api_version: version.to_owned(), kind: kind.to_owned() };
         let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(&types).ok()?);
         let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);

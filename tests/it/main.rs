@@ -10,6 +10,7 @@ mod dispatcher;
 mod edge;
 mod faults;
 mod fixtures;
+mod former_release;
 mod fuzz;
 mod generated;
 mod golden;
