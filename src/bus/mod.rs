@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use memory::MemoryBus;
-pub use redis::{BusTiming, RedisAddress, RedisBus};
+pub use redis::{BusTiming, RedisAddress, RedisBus, check_store};
 pub use relay::{HeartbeatResponse, RelayPeer};
 
 use crate::protocol::frame::PresenceMember;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::report::RehearsalReport;
 use self::screen::ProgressScreen;
+use super::output::parse_duration;
 use super::{BAD_INPUT_EXIT_CODE, files};
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::gate::{GatePhase, Verdict};
@@ -69,16 +70,6 @@ pub struct Arguments {
 enum Output {
     Text,
     Json,
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 = number.parse().map_err(|_| format!("`{text}` is no time: write 60s or 2m"))?;
-    match unit {
-        "" | "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        _ => Err(format!("`{text}` has an unknown unit: write 60s or 2m")),
-    }
 }
 
 /// Parses the name of a fault; the long help has a line on each.
