@@ -17,6 +17,7 @@ mod golden;
 mod metrics;
 #[cfg(feature = "rehearsal")]
 mod multi_edge;
+mod mutated_manifests;
 #[cfg(feature = "rehearsal")]
 mod openmetrics;
 #[cfg(feature = "rehearsal")]
