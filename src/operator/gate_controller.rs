@@ -62,7 +62,7 @@ pub async fn reconcile(
         probers.stop_for_cluster(context, cluster);
         Err(ReconcileError::transient(Reason::Deleting, "the servers terminate first; the stream is kept"))
     } else {
-        render_judged_cluster(context, cluster, &known).await
+        Box::pin(render_judged_cluster(context, cluster, &known)).await
     };
     let observation = match &built {
         Ok(built) => Some(observe_and_admit(context, probers, cluster, built, &known).await?),

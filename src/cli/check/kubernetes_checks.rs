@@ -119,15 +119,12 @@ pub async fn check_operator(client: &Client, namespace: &str) -> (CheckResult, O
     let renewed = lease.renew_time.map_or(0, |time| time.0.as_second());
     let age = Timestamp::now().as_second().saturating_sub(renewed);
     let holder = lease.holder_identity.filter(|holder| !holder.is_empty());
-    let result = match holder.filter(|_| age <= LEASE_AGE_MAX_SECONDS) {
-        Some(holder) => {
-            let shown = image.as_ref().map(|image| format!(", image {image}")).unwrap_or_default();
-            CheckResult::passed(CHECK, format!("{holder} leads in namespace {namespace}{shown}"))
-        }
-        None => {
-            let message = format!("no replica leads in namespace {namespace}: the Lease was renewed {age} s ago");
-            CheckResult::new(CHECK, CheckState::Missing, message, "read the log and the events of its pods")
-        }
+    let result = if let Some(holder) = holder.filter(|_| age <= LEASE_AGE_MAX_SECONDS) {
+        let shown = image.as_ref().map(|image| format!(", image {image}")).unwrap_or_default();
+        CheckResult::passed(CHECK, format!("{holder} leads in namespace {namespace}{shown}"))
+    } else {
+        let message = format!("no replica leads in namespace {namespace}: the Lease was renewed {age} s ago");
+        CheckResult::new(CHECK, CheckState::Missing, message, "read the log and the events of its pods")
     };
     (result, image)
 }
@@ -242,7 +239,8 @@ pub async fn check_network_policies(
     }
     let redis = secrets.get(&cluster.redis.url.name).and_then(|texts| texts.get(&cluster.redis.url.key));
     let policy = render_network_policy(cluster, redis.map(String::as_str).unwrap_or_default(), operator_namespace);
-    let message = format!("{} isolate the pods: journeys, Redis or webhooks may be cut off", isolating.join(", "));
+    let message =
+        format!("the pods are isolated by {}: journeys, Redis or webhooks may be cut off", isolating.join(", "));
     CheckResult {
         manifest: yaml_document(&policy).unwrap_or_default(),
         ..CheckResult::new(CHECK, CheckState::Warning, message, "add this policy, unless yours allow the same")

@@ -22,8 +22,8 @@ const MISSING_EXIT_CODE: u8 = 1;
 ///
 /// Checks the API server, the CRDs and whether they are those of this program, and a running operator. With the files of a
 /// RealtimeCluster also: the Secrets that it references, the source of its AWS identity, its image and release, Redis,
-/// Kinesis and the right to describe the stream, and the NetworkPolicies of its namespace; where these isolate the pods, the
-/// NetworkPolicy to add is printed. Nothing is changed. Redis and Kinesis are asked from this machine: pods may have other
+/// Kinesis and the right to describe the stream, and the network policies of its namespace; where these isolate the pods,
+/// the policy to add is printed. Nothing is changed. Redis and Kinesis are asked from this machine: pods may have other
 /// routes and another identity, so an unreachable one is a warning.
 ///
 /// Exit codes: 0 nothing is missing (there may be warnings), 1 something is missing, 2 the files or the API server cannot
@@ -126,7 +126,8 @@ pub async fn run(arguments: Arguments) -> u8 {
         Err(error) => return report_errors(&[error.to_string()]),
     };
     let mut screen = CheckScreen { format: arguments.output, results: vec![] };
-    if let Err(error) = run_checks(&mut screen, &clients.call, input, &arguments.operator_namespace).await {
+    let checks = run_checks(&mut screen, &clients.call, input, &arguments.operator_namespace);
+    if let Err(error) = Box::pin(checks).await {
         return report_errors(&[error]);
     }
     let passed = screen.results.iter().all(|result| result.state != CheckState::Missing);
@@ -210,7 +211,7 @@ mod tests {
         };
         let text = format_result(&missing);
         assert!(text.contains("→ apply this one\n---\nkind: NetworkPolicy\n---\n"), "{text}");
-        assert!(summarize(&[passed.clone()]).starts_with("nothing is missing"));
+        assert!(summarize(std::slice::from_ref(&passed)).starts_with("nothing is missing"));
         assert!(summarize(&[passed, missing]).starts_with("1 missing"));
     }
 }
