@@ -10,7 +10,7 @@ pub fn check(data: &[u8]) {
     };
     let files = registry.to_files().expect("files");
     assert_eq!(files.len(), usize::from(BUCKET_COUNT));
-    let read = AppRegistry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
+    let read = AppRegistry::parse(&files);
     assert_eq!(read.as_ref(), Ok(&registry), "written and read again");
     let digests = registry.app_digests("salt");
     for app in registry.apps() {

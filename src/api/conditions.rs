@@ -109,8 +109,10 @@ reasons! {
     AppAccepted,
     /// Another app has this id or key.
     KeyConflict,
-    /// A field or a referenced Secret of the app is missing or invalid.
+    /// A field or a Secret of the app is missing or invalid.
     AppInvalid,
+    /// A Secret that is not ours has the name of the one for the app's generated credentials, and was not changed.
+    CredentialsNotOurs,
     /// A cluster sends no webhook to an endpoint of the app, by scheme, port or address; its clients are served.
     EndpointNotAllowed,
     /// No cluster serves the app.
@@ -195,6 +197,13 @@ impl Reason {
         matches!(self, Self::ApplyFailed | Self::AccessDenied | Self::StreamUnreachable | Self::OperatorFault)
     }
 
+    /// Whether a condition with this reason is Unknown: the operator's own call failed. A refusal is a finding all the same:
+    /// somebody must grant a permission.
+    #[must_use]
+    pub fn says_nothing(self) -> bool {
+        self.is_operator_call() && self != Self::AccessDenied
+    }
+
     /// The user's remedy in one sentence.
     #[must_use]
     pub fn remedy(self) -> &'static str {
@@ -256,7 +265,10 @@ impl Reason {
             Self::ApplyFailed => "Read the API server's error: a quota, a policy or a missing permission.",
             Self::RollingOut => "Wait; if it persists, check the newest pod of the Deployment named.",
             Self::KeyConflict => "Give the younger app another id or key.",
-            Self::AppInvalid => "Correct the field named, or create the Secret that it references.",
+            Self::AppInvalid => "Correct the field named, or the Secret that the message names.",
+            Self::CredentialsNotOurs => {
+                "Rename or delete the Secret named, or reference a Secret with `key` and `secret` in the app's `credentials`."
+            }
             Self::EndpointNotAllowed => {
                 "Correct the URL to https on port 443 or 8443, or allow its network in `webhooks.allowedNetworks` of the cluster \
                  named."

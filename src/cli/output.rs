@@ -1,6 +1,4 @@
-//! The forms of output that commands share, and times on the command line.
-
-use std::time::Duration;
+//! The forms of output that commands share.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -28,19 +26,5 @@ pub fn print_value(format: OutputFormat, value: &impl Serialize) -> u8 {
             eprintln!("realtime: the result cannot be printed: {error}");
             1
         }
-    }
-}
-
-/// Parses a time such as `60s` or `2m`.
-///
-/// # Errors
-/// The text is none; the error says what to write.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 = number.parse().map_err(|_| format!("`{text}` is no time: write 60s or 2m"))?;
-    match unit {
-        "" | "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        _ => Err(format!("`{text}` has an unknown unit: write 60s or 2m")),
     }
 }

@@ -1,6 +1,7 @@
 //! `realtime prove`: requests a proof of a cluster at once, and shows the hops as they pass.
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -11,7 +12,7 @@ use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior};
 use ulid::Ulid;
 
-use super::output::{OutputFormat, parse_duration, print_value};
+use super::output::{OutputFormat, print_value};
 use super::print;
 use crate::api::cluster::{ProofState, ProofTransport, RequestedProofStatus};
 use crate::api::conditions::condition;
@@ -51,7 +52,7 @@ pub struct Arguments {
     #[arg(short, long)]
     namespace: Option<String>,
     /// Give up when there is no result after this time, such as 60s or 2m
-    #[arg(long, default_value = "120s", value_parser = parse_duration)]
+    #[arg(long, default_value = "120s", value_parser = super::parse_duration)]
     timeout: Duration,
     /// Text, or the result as one object; progress then goes to standard error
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
@@ -70,7 +71,7 @@ pub async fn run(arguments: Arguments) -> u8 {
 }
 
 async fn request_proof(arguments: &Arguments) -> Result<u8, String> {
-    let clients = build_clients().await.map_err(|error| error.to_string())?;
+    let clients = build_clients(Arc::default()).await.map_err(|error| error.to_string())?;
     let api = |client: &kube::Client| -> Api<RealtimeCluster> {
         match &arguments.namespace {
             Some(namespace) => Api::namespaced(client.clone(), namespace),

@@ -46,8 +46,9 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
         let stand_in = format!("<{} of Secret {}>", reference.key, reference.name);
         texts.entry(reference.key).or_insert(stand_in);
     }
-    let credentials =
-        desired::generate_credentials(&input.cluster, &input.apps, &BTreeMap::new(), |purpose| format!("<{purpose}>"));
+    let generate = |purpose: &str| format!("<{purpose}>");
+    let of_apps = desired::generate_app_credentials(&input.apps, generate);
+    let credentials = desired::generate_credentials(&input.cluster, &BTreeMap::new(), of_apps, generate);
     let inputs = ClusterInputs {
         cluster: &input.cluster,
         apps: &input.apps,
@@ -68,7 +69,10 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
     let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
     let desired = desired::render_objects(&cluster).map_err(|error| one(&error))?;
     let mut objects = desired.children;
-    for secret in &desired.registry {
+    let names = input.apps.iter().map(|app| (app, app.metadata.name.as_deref().unwrap_or_default()));
+    let of_apps = names.filter_map(|(app, name)| Some((app, credentials.apps.get(name)?.pairs.first()?)));
+    let of_apps = of_apps.map(|(app, pair)| desired::render_app_credentials(app, pair));
+    for secret in desired.registry.iter().cloned().chain(of_apps) {
         objects.push(serde_json::to_value(secret).map_err(|error| one(&error))?);
     }
     print::join_yaml_documents(&objects).map_err(|error| one(&error))

@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
+use super::app_credentials::{AppCredentials, GeneratedPair};
 use super::cluster::ProbeApp;
-use super::credentials::{ClusterCredentials, GeneratedPair};
+use super::credentials::ClusterCredentials;
 use super::problem::ManifestProblem;
 use super::secret_references::SecretTexts;
 use crate::api::app::CredentialState as ApiCredentialState;
@@ -140,6 +141,21 @@ pub(super) fn validate_app(
     })
 }
 
+/// The generated credentials of an app; `None` for an app that references Secrets.
+pub(super) fn generated_of_app<'a>(raw: &RealtimeApp, generated: &'a ClusterCredentials) -> Option<&'a AppCredentials> {
+    let name = raw.metadata.name.as_deref().unwrap_or_default();
+    generated.apps.get(name).filter(|_| raw.spec.credentials.is_empty())
+}
+
+/// The reason for which the Secret with the generated credentials of an app cannot be used, as a problem.
+pub(super) fn find_credentials_problem(
+    raw: &RealtimeApp,
+    generated: Option<&AppCredentials>,
+) -> Option<ManifestProblem> {
+    let message = generated?.refusal.as_ref()?.message.clone();
+    Some(ManifestProblem { object: describe_app(raw), path: "spec.credentials".to_owned(), message })
+}
+
 /// Finds the endpoints to which no dispatcher of the cluster sends, by the text of their URLs.
 pub(super) fn find_refused_endpoints(raw: &RealtimeApp, cluster: &str, policy: &EgressPolicy) -> Vec<ManifestProblem> {
     let mut problems = Vec::new();
@@ -164,15 +180,21 @@ fn resolve_credentials(
     problems: &mut Vec<ManifestProblem>,
 ) -> Vec<Credential> {
     if raw.spec.credentials.is_empty() {
-        let Some(GeneratedPair { key, secret }) = generated.apps.get(&raw.spec.app_id).cloned() else {
-            problems.push(ManifestProblem {
+        let generated = generated_of_app(raw, generated);
+        let pairs = generated.map(|generated| generated.pairs.as_slice()).unwrap_or_default();
+        if pairs.is_empty() {
+            problems.push(find_credentials_problem(raw, generated).unwrap_or_else(|| ManifestProblem {
                 object: describe_app(raw),
                 path: "spec.credentials".to_owned(),
                 message: "is empty, and no pair was generated yet: wait, or reference a Secret".to_owned(),
-            });
-            return vec![];
+            }));
+        }
+        let active = |pair: &GeneratedPair| Credential {
+            key: pair.key.clone(),
+            secret: pair.secret.clone(),
+            state: CredentialState::Active,
         };
-        return vec![Credential { key, secret, state: CredentialState::Active }];
+        return pairs.iter().map(active).collect();
     }
     let mut found = Vec::new();
     for (index, credential) in raw.spec.credentials.iter().enumerate() {

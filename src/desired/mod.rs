@@ -7,6 +7,7 @@
 //! The operator applies the rendered objects, `realtime render` prints them, and a rehearsal runs them: servers are
 //! configured in no other way. This room must not know clients.
 
+mod app_credentials;
 mod apps;
 mod cluster;
 mod credentials;
@@ -26,11 +27,15 @@ mod secret_references;
 mod server_image;
 mod validate;
 
+pub use app_credentials::{
+    AppCredentials, CredentialsRefusal, CredentialsStep, GeneratedPair, app_credentials_name, app_owner_reference,
+    cluster_pair_purposes, generate_app_credentials, recall_app_credentials, recall_pairs, render_app_credentials,
+};
 pub use cluster::{
     AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
     SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
-pub use credentials::{ClusterCredentials, GeneratedPair, generate_credentials};
+pub use credentials::{ClusterCredentials, generate_credentials};
 pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};
 pub use known_injectors::{KnownInjectors, SHIPPED_INJECTORS};
 pub use manifest::{InputError, Manifests};
@@ -41,8 +46,8 @@ pub use receiver::{OPERATOR_NAMESPACE, RECEIVER_PORT, RECEIVER_SERVICE, receiver
 pub use render::{DesiredObjects, render_objects};
 pub use secret_copies::SecretCopy;
 pub use secret_references::{
-    RedisReferences, SecretReference, SecretTexts, app_secret_names, collect_secret_references, decode_secret,
-    trim_texts,
+    RedisReferences, SecretReaders, SecretReference, SecretTexts, app_secret_names, collect_secret_references,
+    decode_secret, trim_texts,
 };
 pub use server_image::ServerImage;
 pub use validate::{ClusterInputs, StreamIdentity, validate, validate_stream};

@@ -141,7 +141,7 @@ mod tests {
             cluster: &cluster,
             apps: &[],
             secrets: &SecretTexts::new(),
-            credentials: &generate_credentials(&cluster, &[], &BTreeMap::new(), str::to_owned),
+            credentials: &generate_credentials(&cluster, &BTreeMap::new(), BTreeMap::new(), str::to_owned),
             receiver: "receiver.svc:8090",
             own_image: &ServerImage::of_operator(None),
             recorded_image: None,

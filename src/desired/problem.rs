@@ -26,10 +26,13 @@ pub struct RefusedApp {
 /// The cause for which an app is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalCause {
-    /// A field or a referenced Secret is missing or invalid: the app is not served.
+    /// A field or a Secret is missing or invalid: the app is not served.
     Invalid,
     /// An older app has its id or one of its keys: the app is not served.
     KeyConflict,
+    /// A Secret of another owner has the name of the one for its generated credentials. A pair that a cluster generated before
+    /// is served all the same.
+    CredentialsNotOurs,
     /// The cluster sends no webhook to one of its endpoints. Its clients are served all the same: a network that a
     /// cluster allows no more must not disconnect them.
     EndpointNotAllowed,

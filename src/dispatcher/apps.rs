@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::StartError;
 use super::metrics::DispatcherMetrics;
 use crate::process::files::{self, DirectorySnapshot};
-use crate::protocol::registry::{AppRegistry, RegistryError};
+use crate::protocol::registry::AppRegistry;
 
 /// The app registry that is in force now, as a watch.
 pub type RegistryReceiver = watch::Receiver<Arc<AppRegistry>>;
@@ -26,31 +26,13 @@ pub async fn follow_registry(
 ) -> Result<RegistryReceiver, StartError> {
     let unreadable = |message: String| StartError::Apps { directory: directory.display().to_string(), message };
     let known = files::read_directory(directory).await.map_err(|error| unreadable(error.to_string()))?;
-    let registry = parse_registry(&known).map_err(|error| unreadable(error.to_string()))?;
-    let (sender, receiver) = watch::channel(Arc::new(registry));
-    let (snapshots, mut changes) = watch::channel(known.clone());
+    let registry = AppRegistry::parse(&known).map_err(|error| unreadable(error.to_string()))?;
+    let (current, receiver) = watch::channel(Arc::new(registry));
     let directory = directory.to_owned();
-    tokio::spawn(async move { files::watch_directory(&directory, known, snapshots, shutdown).await });
-    // This task ends with the one above, which drops the sender of the channel.
     tokio::spawn(async move {
-        while changes.changed().await.is_ok() {
-            let read = parse_registry(&changes.borrow_and_update());
-            match read {
-                Ok(registry) => {
-                    tracing::info!(apps = registry.apps().count(), "app registry reloaded");
-                    sender.send_replace(Arc::new(registry));
-                    metrics.count_registry_read(true);
-                }
-                Err(error) => {
-                    metrics.count_registry_read(false);
-                    tracing::error!(%error, "app registry invalid: keeping the previous one");
-                }
-            }
-        }
+        let parse = |files: &DirectorySnapshot| AppRegistry::parse(files);
+        let count_read = |applied| metrics.count_registry_read(applied);
+        files::follow_directory(&directory, known, parse, &current, count_read, shutdown).await;
     });
     Ok(receiver)
-}
-
-fn parse_registry(files: &DirectorySnapshot) -> Result<AppRegistry, RegistryError> {
-    AppRegistry::parse(files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())))
 }

@@ -6,6 +6,7 @@
 //! This room must not know the content of objects: it treats every object alike.
 
 pub mod apply;
+pub mod call_metrics;
 pub mod client;
 pub mod foreign_fields;
 pub mod lease;

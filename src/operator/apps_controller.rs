@@ -8,26 +8,25 @@ use std::time::Duration;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::Api;
 use kube::runtime::reflector::Store;
-use serde_json::{Map, json};
+use serde_json::Map;
 use sha2::{Digest, Sha256};
 
-use super::app_status::{ClusterView, LoadedPods, update_app_status};
+use super::app_credentials::{StoredCredentials, settle_app_credentials, store_app_credentials};
+use super::app_status::{AppRefusal, ClusterView, LoadedPods, report_unrendered_cluster, update_app_status};
 use super::cluster_probers::ClusterProbers;
 use super::context::{ControllerContext, SharedContext};
-use super::dereference;
 use super::pod_annotation::annotate_pod;
 use super::reconcile_error::ReconcileError;
 use super::registry_histories::{change_wait, record_registry};
 use super::rendered_clusters::RenderedCluster;
-use super::rendering::render_cluster;
 use super::secret_reader::SecretUser;
 use super::status::{self, ConditionUpdate, StatusPatch};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeApp, RealtimeCluster, Reason};
 use crate::desired::render::REGISTRY_ANNOTATION;
-use crate::desired::{self, RefusedApp, ValidCluster};
+use crate::desired::{self, ValidCluster};
 use crate::kubernetes::apply;
 use crate::prober::PodStanding;
 use crate::process::clock;
@@ -77,7 +76,7 @@ pub async fn reconcile(
             let message = format!("suspended: changes wait of {secrets} of {BUCKET_COUNT} Secrets of the registry");
             ConditionUpdate::new(condition::APPS_SYNCED, "False", Reason::Suspended, message)
         }
-        Err(error) => ConditionUpdate::new(condition::APPS_SYNCED, "False", error.reason, &error.message),
+        Err(error) => error.to_condition(condition::APPS_SYNCED),
     };
     let is_settled = update.status == "True" || update.reason == Reason::Suspended;
     let mut wait = if is_settled { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
@@ -89,17 +88,35 @@ pub async fn reconcile(
         fields: Map::new(),
     };
     status::write(context, cluster, part).await?;
-    if let RegistryOutcome::Written(WrittenRegistry { rendered, .. }) = result? {
-        let others = clusters.state_filter(|other| other.namespace() == cluster.namespace());
-        let names = others.iter().map(|other| other.name_any()).chain([cluster.name_any()]).collect();
-        let standings = probers.standings(cluster);
-        remind_pods(context, cluster, &standings).await?;
-        if !update_app_statuses(context, cluster, &rendered, &standings, &names).await? {
-            let thousands = u32::try_from(rendered.read.apps.len() / 1_000).unwrap_or(u32::MAX);
-            wait = LOADING_CHECK_INTERVAL.saturating_mul(thousands.saturating_add(1)).min(RESYNC_INTERVAL);
-        }
+    let others = clusters.state_filter(|other| other.namespace() == cluster.namespace());
+    let names = others.iter().map(|other| other.name_any()).chain([cluster.name_any()]).collect();
+    if let Err(error) = &result {
+        report_unrendered_cluster(context, cluster, error, &names).await?;
     }
-    Ok(Some(wait))
+    let RegistryOutcome::Written(WrittenRegistry { rendered, failures, .. }) = result? else { return Ok(Some(wait)) };
+    let standings = probers.standings(cluster);
+    remind_pods(context, cluster, &standings).await?;
+    let refused = list_refusals(&rendered.valid, &failures);
+    let all_settled = update_app_statuses(context, cluster, &rendered, &refused, &standings, &names).await?;
+    if !all_settled || rendered.read.awaits_credentials() {
+        let thousands = u32::try_from(rendered.read.apps.len() / 1_000).unwrap_or(u32::MAX);
+        wait = LOADING_CHECK_INTERVAL.saturating_mul(thousands.saturating_add(1)).min(RESYNC_INTERVAL);
+    }
+    if !cluster.spec.suspend {
+        settle_app_credentials(context, cluster, &rendered).await?;
+    }
+    // Their apps say so; the failure counts for the back-off.
+    failures.into_values().next().map_or(Ok(Some(wait)), Err)
+}
+
+/// The refusals of apps by name: by the manifest, and by calls of the operator that failed.
+fn list_refusals(valid: &ValidCluster, failures: &BTreeMap<String, ReconcileError>) -> HashMap<String, AppRefusal> {
+    let by_manifest = valid.refused.iter().map(|refused| (refused.name.clone(), AppRefusal::of_app(refused)));
+    let by_failure = failures.iter().map(|(name, error)| {
+        let ReconcileError { reason, message, .. } = error.clone();
+        (name.clone(), AppRefusal { reason, message })
+    });
+    by_manifest.chain(by_failure).collect()
 }
 
 /// Result of a reconcile.
@@ -116,6 +133,8 @@ enum RegistryOutcome {
 /// The registry of a cluster after it was written and pushed.
 struct WrittenRegistry {
     rendered: Arc<RenderedCluster>,
+    /// The apps whose credentials could not be stored, by name.
+    failures: BTreeMap<String, ReconcileError>,
     /// The message of `AppsSynced`.
     message: String,
 }
@@ -125,20 +144,15 @@ async fn reconcile_registry(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
 ) -> Result<RegistryOutcome, ReconcileError> {
-    let rendered = render_cluster(context, cluster).await?;
+    let StoredCredentials { rendered, failures } = store_app_credentials(context, cluster).await?;
     // Secrets of the cluster itself are generated by the workload controller alone, so that there is one value of each.
-    if !rendered.fresh_of_cluster().is_empty() {
+    if !rendered.fresh.is_empty() {
         return Ok(RegistryOutcome::NoCredentials);
     }
     let valid = &rendered.valid;
     let outdated = list_outdated_secrets(context, cluster, valid).await?;
     if cluster.spec.suspend && !outdated.changed.is_empty() {
         return Ok(RegistryOutcome::Suspended { secrets: outdated.changed.len() });
-    }
-    let fresh = rendered.fresh_of_apps();
-    if !fresh.is_empty() {
-        context.ensure_leader()?;
-        store_generated_credentials(context, cluster, &fresh).await?;
     }
     record_registry(&context.registries.of_cluster(cluster), valid);
     write_registry_secrets(context, cluster, &outdated.changed).await?;
@@ -147,7 +161,7 @@ async fn reconcile_registry(
     let refused = valid.refused.len();
     let aside = if refused == 0 { String::new() } else { format!(", {refused} refused: see their conditions") };
     let message = format!("{served} apps in {pods} pods{aside}");
-    Ok(RegistryOutcome::Written(WrittenRegistry { rendered, message }))
+    Ok(RegistryOutcome::Written(WrittenRegistry { rendered, failures, message }))
 }
 
 /// Writes the view of this cluster into the status of each app. Returns whether every app is refused or loaded by every
@@ -156,14 +170,13 @@ async fn update_app_statuses(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
     rendered: &RenderedCluster,
+    refused: &HashMap<String, AppRefusal>,
     standings: &BTreeMap<String, PodStanding>,
     clusters: &HashSet<String>,
 ) -> Result<bool, ReconcileError> {
     let RenderedCluster { read, valid, .. } = rendered;
     let history = context.registries.of_cluster(cluster);
     let wanted = valid.servers.iter().map(|server| usize::try_from(server.replicas).unwrap_or_default()).sum();
-    let refused: HashMap<&str, &RefusedApp> =
-        valid.refused.iter().map(|refused| (refused.name.as_str(), refused)).collect();
     // The rendering is shared and may be older than the status of its apps; an app edited since is rendered again first.
     let version = |app: &RealtimeApp| (app.uid(), app.metadata.generation);
     let rendered_versions: HashSet<_> = read.apps.iter().map(version).collect();
@@ -174,24 +187,10 @@ async fn update_app_statuses(
             let history = history.read().unwrap_or_else(PoisonError::into_inner);
             LoadedPods::count(&id, standings, &history, wanted)
         };
-        let view = ClusterView { cluster, refused: refused.get(app.name_any().as_str()).copied(), pods };
+        let view = ClusterView { cluster, refused: refused.get(&app.name_any()), pods };
         all_settled &= update_app_status(context, app, &view, clusters).await?;
     }
     Ok(all_settled)
-}
-
-/// Stores generated credentials of apps in the Secret of generated values.
-async fn store_generated_credentials(
-    context: &ControllerContext,
-    cluster: &RealtimeCluster,
-    fresh: &BTreeMap<String, String>,
-) -> Result<(), ReconcileError> {
-    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
-    let name = dereference::generated_secret_name(cluster);
-    let patch = Patch::Merge(json!({ "stringData": fresh }));
-    let patched = secrets.patch(&name, &PatchParams::default(), &patch).await;
-    context.secrets.forget(&cluster.namespace().unwrap_or_default(), &name);
-    patched.map(|_| ()).map_err(|error| ReconcileError::from_call("storing generated credentials", &error))
 }
 
 /// The rendered registry, compared with the Secrets that exist.

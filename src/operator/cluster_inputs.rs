@@ -9,7 +9,7 @@ use kube::ResourceExt;
 
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::config::RESTARTED_AT_ANNOTATION;
-use crate::desired::{self, SecretTexts, ServerImage, StreamIdentity};
+use crate::desired::{self, AppCredentials, SecretTexts, ServerImage, StreamIdentity};
 use crate::protocol::StreamName;
 
 /// The objects that a cluster is rendered from.
@@ -18,6 +18,8 @@ pub struct ClusterReferences {
     pub apps: Vec<Arc<RealtimeApp>>,
     /// The Secrets that cluster and apps reference, as far as they exist, by name.
     pub secrets: BTreeMap<String, Arc<Secret>>,
+    /// The Secrets that have the names of the generated credentials of apps, as far as they exist, by name.
+    pub of_apps: BTreeMap<String, Arc<Secret>>,
     /// The Secret of generated values.
     pub generated: Option<Arc<Secret>>,
     /// The image that the cluster runs; `None` for a new cluster.
@@ -33,6 +35,8 @@ pub struct Dereferenced {
     pub secrets: SecretTexts,
     /// Generated secrets of this cluster, by purpose.
     pub generated: BTreeMap<String, String>,
+    /// Generated credentials of the apps, by name of the app.
+    pub app_credentials: BTreeMap<String, AppCredentials>,
     /// The stream; `None` until the stream controller has created or adopted it.
     pub stream: Option<StreamIdentity>,
     /// The image that the cluster runs; `None` for a new cluster.
@@ -48,13 +52,24 @@ impl ClusterReferences {
             name: StreamName(stream.name.clone()),
             cluster_id: stream.cluster_id.clone(),
         });
+        let apps: Vec<RealtimeApp> = self.apps.iter().map(|app| (**app).clone()).collect();
+        let generated = self.generated.as_deref().map(desired::decode_secret).unwrap_or_default();
+        let find = |name: &str| self.of_apps.get(name).map(|secret| &**secret);
         Dereferenced {
-            apps: self.apps.iter().map(|app| (**app).clone()).collect(),
+            app_credentials: desired::recall_app_credentials(&apps, find, &generated),
+            apps,
             secrets: decode_secrets(&self.secrets),
-            generated: self.generated.as_deref().map(desired::decode_secret).unwrap_or_default(),
+            generated,
             stream,
             recorded_image: self.recorded_image.clone(),
         }
+    }
+}
+
+impl Dereferenced {
+    /// Whether the pair of an app is not generated yet.
+    pub fn awaits_credentials(&self) -> bool {
+        self.app_credentials.values().any(|app| app.pairs.is_empty() && app.refusal.is_none())
     }
 }
 
@@ -76,7 +91,7 @@ pub fn digest_inputs(cluster: &RealtimeCluster, references: &ClusterReferences) 
     for app in &references.apps {
         (app.uid(), app.metadata.generation).hash(&mut hasher);
     }
-    for (name, secret) in &references.secrets {
+    for (name, secret) in references.secrets.iter().chain(&references.of_apps) {
         (name, secret.uid(), secret.resource_version()).hash(&mut hasher);
     }
     references.generated.as_ref().map(|secret| (secret.uid(), secret.resource_version())).hash(&mut hasher);

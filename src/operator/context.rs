@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use crate::api::{RealtimeCluster, Reason};
 use crate::desired::{KnownInjectors, PlatformPolicy, ServerImage};
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::scope::WatchScope;
-use crate::prober::WebhookReceiver;
+use crate::prober::{JourneyBudget, WebhookReceiver};
 use crate::process::heartbeat::Heartbeats;
 
 /// Bounds one reconcile, so that a call that hangs cannot hold one of the controller's workers for ever.
@@ -30,11 +30,18 @@ pub const RECONCILE_TIMEOUT: Duration = Duration::from_secs(90);
 pub struct ControllerContext {
     /// Client for calls, not for watches: each call is answered within seconds or fails.
     pub client: Client,
+    /// Publishes Events; repeated ones within some minutes become one, with the note of the first.
     pub recorder: Recorder,
+    /// The author of the Events.
+    pub reporter: Reporter,
     /// Whether this process may still write: false from the moment at which another process may hold the lease.
     pub may_write: Box<dyn Fn() -> bool + Send + Sync>,
     /// Receives the webhooks of the journeys.
     pub receiver: WebhookReceiver,
+    /// Paces the journeys of all clusters.
+    pub journeys: JourneyBudget,
+    /// Age at which what a former leader proved is too old.
+    pub inherited_evidence_max: Duration,
     /// `HOST:PORT` under which dispatchers reach the receiver.
     pub receiver_address: String,
     /// Identifies this Kubernetes cluster: the UID of its `kube-system` namespace.
@@ -105,7 +112,8 @@ impl ControllerContext {
         failures.remove(&(controller, cluster_key(cluster)));
     }
 
-    /// Publishes a Kubernetes Event about a cluster, and logs it. An Event that cannot be written is only logged.
+    /// Publishes a Kubernetes Event about a cluster, and logs it. An Event that cannot be written is only logged. Within some
+    /// minutes an Event of the same reason and action keeps its first note.
     pub async fn publish_event(
         &self,
         cluster: &RealtimeCluster,
@@ -114,13 +122,38 @@ impl ControllerContext {
         action: &str,
         note: String,
     ) {
-        let note: String = note.chars().take(1000).collect();
-        tracing::info!(cluster = cluster_key(cluster), reason, action, note, "publishing Event");
-        let (reason, action) = (reason.to_owned(), action.to_owned());
-        let event = Event { type_: kind, reason, note: Some(note), action, secondary: None };
-        if let Err(error) = self.recorder.publish(&event, &cluster.object_ref(&())).await {
-            tracing::warn!(%error, "Event could not be written");
-        }
+        publish_with(&self.recorder, cluster, kind, (reason, action), note).await;
+    }
+
+    /// Publishes an Event whose note is the news: no former Event of its reason absorbs it. For changes only, since
+    /// repetitions are not counted but written.
+    pub async fn publish_change(
+        &self,
+        cluster: &RealtimeCluster,
+        kind: EventType,
+        reason: &str,
+        action: &str,
+        note: String,
+    ) {
+        // The recorder would find the former Event by reason and action, whatever its note.
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        publish_with(&recorder, cluster, kind, (reason, action), note).await;
+    }
+}
+
+async fn publish_with(
+    recorder: &Recorder,
+    cluster: &RealtimeCluster,
+    kind: EventType,
+    (reason, action): (&str, &str),
+    note: String,
+) {
+    let note: String = note.chars().take(1000).collect();
+    tracing::info!(cluster = cluster_key(cluster), reason, action, note, "publishing Event");
+    let (reason, action) = (reason.to_owned(), action.to_owned());
+    let event = Event { type_: kind, reason, note: Some(note), action, secondary: None };
+    if let Err(error) = recorder.publish(&event, &cluster.object_ref(&())).await {
+        tracing::warn!(%error, "Event could not be written");
     }
 }
 

@@ -20,8 +20,8 @@ use crate::desired::{self, AwsIdentity, ClusterCredentials, SecretTexts, ServerI
 use crate::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
 use crate::kubernetes::apply;
 
-/// Letters and digits of a generated secret. Lower-cased, 24 of them carry about 122 bits.
-const GENERATED_SECRET_LEN: usize = 24;
+/// Letters and digits of a generated value. Lower-cased, 24 of them carry about 122 bits.
+const GENERATED_VALUE_LEN: usize = 24;
 
 /// Secrets that are read at once for one cluster.
 const CONCURRENT_READS_MAX: usize = 16;
@@ -40,11 +40,16 @@ pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Res
     let namespace = cluster.namespace().unwrap_or_default();
     let apps = context.live.apps_of(cluster);
     let mut references = list_cluster_references(cluster);
+    let mut generated_for_apps = Vec::new();
     for app in &apps {
         let user = SecretUser::of(&**app);
         references.extend(desired::app_secret_names(app).map(|name| (name.to_owned(), user.clone())));
+        if app.spec.credentials.is_empty() {
+            generated_for_apps.push((desired::app_credentials_name(app), user));
+        }
     }
     let secrets = read_secrets(context, &namespace, references).await?;
+    let of_apps = read_secrets(context, &namespace, generated_for_apps).await?;
     let name = generated_secret_name(cluster);
     let generated = context.secrets.read(&namespace, &name, &SecretUser::of(cluster)).await?;
     let uid = cluster.uid().unwrap_or_default();
@@ -57,7 +62,7 @@ pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Res
         return Err(ReconcileError::terminal(Reason::ChildNotOurs, message));
     }
     let recorded_image = find_recorded_image(cluster, &context.live.deployments_of(cluster));
-    Ok(ClusterReferences { apps, secrets, generated, recorded_image })
+    Ok(ClusterReferences { apps, secrets, of_apps, generated, recorded_image })
 }
 
 /// Finds the image that a cluster runs. A cluster of release 0.1.0 has no record of it, and its Deployments have, as far as
@@ -107,13 +112,17 @@ async fn read_secrets(
     Ok(found.into_iter().flatten().collect())
 }
 
-/// Recalls the credentials of a cluster, and generates those that are missing: random, but without I/O. The caller stores
-/// [`ClusterCredentials::fresh`] once the cluster is valid.
+/// Recalls the credentials of a cluster, and generates those of its own that are missing: random, but without I/O. The caller
+/// stores [`ClusterCredentials::fresh`] once the cluster is valid.
 #[must_use]
 pub fn generate_credentials(cluster: &RealtimeCluster, read: &Dereferenced) -> ClusterCredentials {
-    desired::generate_credentials(cluster, &read.apps, &read.generated, |_| {
-        Alphanumeric.sample_string(&mut rand::rng(), GENERATED_SECRET_LEN).to_lowercase()
-    })
+    desired::generate_credentials(cluster, &read.generated, read.app_credentials.clone(), |_| generate_value())
+}
+
+/// Generates a key or a secret.
+#[must_use]
+pub fn generate_value() -> String {
+    Alphanumeric.sample_string(&mut rand::rng(), GENERATED_VALUE_LEN).to_lowercase()
 }
 
 /// Connects to the cluster's stream with the operator's own identity, or with the cluster's static keys.

@@ -11,10 +11,12 @@
 //!
 //! This room must not know the code of edge and dispatcher: they share `config` alone.
 
+mod app_credentials;
 mod app_status;
 mod apps_controller;
 mod cluster_inputs;
 mod cluster_probers;
+mod cluster_watch;
 mod conditions;
 mod context;
 mod controller_loop;
@@ -24,9 +26,11 @@ mod dereference;
 mod finalizer;
 mod findings;
 mod gate_controller;
+mod health;
 mod live_objects;
 mod metrics;
 mod object_index;
+mod operator_error;
 mod pod_admission;
 mod pod_annotation;
 mod pod_audit;
@@ -39,7 +43,9 @@ mod rendering;
 mod requested_proof;
 mod secret_copies;
 mod secret_reader;
+mod served_crds;
 mod service_routes;
+mod start_checks;
 mod status;
 mod stream_controller;
 mod suspension;
@@ -49,5 +55,6 @@ mod validation;
 mod watches;
 mod workload_controller;
 
-pub use controllers::{OperatorError, OperatorSettings, run};
+pub use controllers::{OperatorSettings, run};
 pub use metrics::OperatorMetrics;
+pub use operator_error::OperatorError;

@@ -6,34 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::cluster_inputs::Dereferenced;
 use crate::desired::{DesiredObjects, ValidCluster};
 
-/// Beginning of the purposes of generated values that belong to an app and not to the cluster.
-const APP_PURPOSE_PREFIX: &str = "app-";
-
 /// A valid cluster with its rendered objects and the inputs they were rendered from.
 #[derive(Clone)]
 pub struct RenderedCluster {
     pub read: Dereferenced,
     pub valid: ValidCluster,
     pub desired: DesiredObjects,
-    /// Generated values that are not stored yet, by purpose.
+    /// Generated values of the cluster itself that are not stored yet, by purpose: the workload controller stores them.
     pub fresh: BTreeMap<String, String>,
-}
-
-impl RenderedCluster {
-    /// The fresh values of the cluster itself, which the workload controller stores.
-    pub fn fresh_of_cluster(&self) -> BTreeMap<String, String> {
-        self.select_fresh(|purpose| !purpose.starts_with(APP_PURPOSE_PREFIX))
-    }
-
-    /// The fresh values of apps, which the apps controller stores.
-    pub fn fresh_of_apps(&self) -> BTreeMap<String, String> {
-        self.select_fresh(|purpose| purpose.starts_with(APP_PURPOSE_PREFIX))
-    }
-
-    fn select_fresh(&self, fulfils: impl Fn(&str) -> bool) -> BTreeMap<String, String> {
-        let fresh = self.fresh.iter().filter(|(purpose, _)| fulfils(purpose));
-        fresh.map(|(purpose, value)| (purpose.clone(), value.clone())).collect()
-    }
 }
 
 /// The rendered clusters, by UID, each with a digest of its inputs.

@@ -82,11 +82,12 @@ mod tests {
 
     fn rendered(extra: &str) -> RenderedCluster {
         let cluster = applied_cluster(extra);
-        let credentials = desired::generate_credentials(&cluster, &[], &BTreeMap::new(), str::to_owned);
+        let credentials = desired::generate_credentials(&cluster, &BTreeMap::new(), BTreeMap::new(), str::to_owned);
         let read = Dereferenced {
             apps: vec![],
             secrets: BTreeMap::new(),
             generated: BTreeMap::new(),
+            app_credentials: BTreeMap::new(),
             stream: None,
             recorded_image: None,
         };

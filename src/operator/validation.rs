@@ -112,10 +112,11 @@ mod tests {
             apps: vec![],
             secrets: BTreeMap::from([("eu-redis".to_owned(), texts)]),
             generated: BTreeMap::new(),
+            app_credentials: BTreeMap::new(),
             stream: Some(StreamIdentity { name: StreamName("s".to_owned()), cluster_id: "u".to_owned() }),
             recorded_image: None,
         };
-        let credentials = desired::generate_credentials(cluster, &[], &read.generated, str::to_owned);
+        let credentials = desired::generate_credentials(cluster, &read.generated, BTreeMap::new(), str::to_owned);
         let own = OwnIdentity { receiver: "receiver.svc:8090", image: &ServerImage::of_operator(None) };
         validate_cluster(cluster, &PlatformPolicy::default(), &read, &credentials, &own)
     }

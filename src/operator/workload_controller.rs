@@ -17,7 +17,7 @@ use super::dereference::generated_secret_name;
 use super::finalizer;
 use super::reconcile_error::ReconcileError;
 use super::rendering::render_cluster;
-use super::secret_copies::prune_secret_copies;
+use super::secret_copies::{list_unrecorded_copies, prune_secret_copies};
 use super::secret_reader::SecretUser;
 use super::status::{self, ConditionUpdate, StatusPatch};
 use super::suspension::decide_suspended;
@@ -32,6 +32,9 @@ use crate::kubernetes::{apply, foreign_fields};
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// Time between two reconciles during a rollout or while waiting for another controller.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Time between recording the copies of Secrets and creating them.
+const APPLY_STEP_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Time between two checks whether the pods of a deleted cluster have ended.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -55,34 +58,38 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         Ok(false) => reconcile_children(context, cluster).await,
         Err(error) => Err(error),
     };
+    // A field that an apply leaves out is removed.
     let mut fields = Map::new();
-    let update = match &result {
-        Ok(WorkloadOutcome { update, applied: Some(applied), .. }) => {
-            fields.insert("endpoints".to_owned(), applied.endpoints.clone());
-            fields.insert("secretCopies".to_owned(), json!(applied.secret_copies));
-            fields.extend(applied.restarted_at.as_ref().map(|value| ("restartedAt".to_owned(), json!(value))));
-            fields.insert("image".to_owned(), json!(applied.image.to_record()));
-            fields.insert("version".to_owned(), json!(applied.image.release.to_string()));
-            update.clone()
+    fields.extend(list_known_fields(cluster));
+    let (update, wait) = match &result {
+        Ok(ChildrenState::Recorded { secret_copies }) => {
+            fields.insert("secretCopies".to_owned(), json!(secret_copies));
+            let message = "the manifest is being applied";
+            let update = ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "Unknown", Reason::RollingOut, message);
+            (update, APPLY_STEP_INTERVAL)
         }
-        Ok(WorkloadOutcome { update, .. }) => {
-            fields.extend(list_known_fields(cluster));
-            update.clone()
+        Ok(ChildrenState::Suspended { update, .. }) => (update.clone(), RESYNC_INTERVAL),
+        Ok(ChildrenState::Applied { update, endpoints, secret_copies, restarted_at, image }) => {
+            fields.insert("endpoints".to_owned(), endpoints.clone());
+            fields.insert("secretCopies".to_owned(), json!(secret_copies));
+            fields.extend(restarted_at.as_ref().map(|value| ("restartedAt".to_owned(), json!(value))));
+            fields.insert("image".to_owned(), json!(image.to_record()));
+            fields.insert("version".to_owned(), json!(image.release.to_string()));
+            (update.clone(), if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL })
         }
-        Err(error) => {
-            fields.extend(list_known_fields(cluster));
-            ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "False", error.reason, &error.message)
-        }
+        Err(error) => (error.to_condition(condition::WORKLOADS_AVAILABLE), RECHECK_INTERVAL),
     };
-    let steady = update.status == "True";
     let manager = "realtime-operator-workload";
-    let waiting = result.as_ref().ok().map(|outcome| outcome.waiting.as_slice());
+    let waiting = match &result {
+        Ok(ChildrenState::Suspended { waiting, .. }) => Some(waiting.as_slice()),
+        _ => None,
+    };
     let suspended = decide_suspended(cluster, waiting, Timestamp::now());
     publish_suspension_event(context, cluster, suspended.as_ref()).await;
     let owned_conditions = &[condition::WORKLOADS_AVAILABLE, condition::SUSPENDED];
     let conditions = std::iter::once(update).chain(suspended).collect();
     status::write(context, cluster, StatusPatch { manager, owned_conditions, conditions, fields }).await?;
-    result.map(|_| Some(if steady { RESYNC_INTERVAL } else { RECHECK_INTERVAL }))
+    result.map(|_| Some(wait))
 }
 
 /// The fields that this controller owns, as they are: a field that an apply leaves out is removed.
@@ -114,55 +121,57 @@ async fn publish_suspension_event(
     context.publish_event(cluster, EventType::Normal, reason, "Suspend", note).await;
 }
 
-/// Result of a reconcile.
-struct WorkloadOutcome {
-    update: ConditionUpdate,
-    /// The state that was applied; `None` for a suspended cluster.
-    applied: Option<AppliedChildren>,
-    /// Objects of a suspended cluster that differ from the rendered ones.
-    waiting: Vec<String>,
-}
-
-/// The children after they were applied.
-struct AppliedChildren {
-    endpoints: Value,
-    /// Names of the copies of Secrets that exist.
-    secret_copies: Vec<String>,
-    /// The value that restarts pods, as they carry it.
-    restarted_at: Option<String>,
-    /// The image to record.
-    image: ServerImage,
+/// The children after a reconcile.
+enum ChildrenState {
+    /// The copies of Secrets that the next reconcile creates are to be recorded first, with those that exist.
+    Recorded { secret_copies: Vec<String> },
+    /// The cluster is suspended: these objects differ from the rendered ones.
+    Suspended { update: ConditionUpdate, waiting: Vec<String> },
+    /// All children are applied.
+    Applied {
+        update: ConditionUpdate,
+        endpoints: Value,
+        /// Names of the copies of Secrets that exist.
+        secret_copies: Vec<String>,
+        /// The value that restarts pods, as they carry it.
+        restarted_at: Option<String>,
+        /// The image to record.
+        image: Box<ServerImage>,
+    },
 }
 
 async fn reconcile_children(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
-) -> Result<WorkloadOutcome, ReconcileError> {
+) -> Result<ChildrenState, ReconcileError> {
     let rendered = render_cluster(context, cluster).await?;
     if cluster.spec.suspend {
         let waiting = list_waiting_objects(context, cluster, &rendered.desired).await?;
         let update = summarize_rollout(&context.live.deployments_of(cluster));
-        return Ok(WorkloadOutcome { update, applied: None, waiting });
+        return Ok(ChildrenState::Suspended { update, waiting });
     }
-    let fresh = rendered.fresh_of_cluster();
-    if !fresh.is_empty() {
+    if !rendered.fresh.is_empty() {
         let mut all = rendered.read.generated.clone();
-        all.extend(fresh);
+        all.extend(rendered.fresh.clone());
         context.ensure_leader()?;
         apply::apply_object(&context.client, &render_generated_secret(cluster, &rendered.valid, &all)).await?;
         context.secrets.forget(&rendered.valid.namespace, &generated_secret_name(cluster));
+    }
+    let known = cluster.status.as_ref().map(|status| status.secret_copies.as_slice()).unwrap_or_default();
+    if let Some(secret_copies) = list_unrecorded_copies(known, &rendered.valid.secret_copies) {
+        return Ok(ChildrenState::Recorded { secret_copies });
     }
     let deployments = apply_children(context, cluster, &rendered.desired).await?;
     let update = summarize_rollout(&deployments);
     // The former image stays recorded until every pod has the new one: a manifest that names none returns to it.
     let recorded = rendered.read.recorded_image.clone().filter(|_| update.status != "True");
-    let applied = AppliedChildren {
-        image: recorded.unwrap_or_else(|| rendered.valid.image.clone()),
+    Ok(ChildrenState::Applied {
+        update,
+        image: Box::new(recorded.unwrap_or_else(|| rendered.valid.image.clone())),
         endpoints: list_endpoints(&rendered.valid, &rendered.desired),
         secret_copies: prune_secret_copies(context, cluster, &rendered.valid).await?,
         restarted_at: rendered.valid.restarted_at.clone(),
-    };
-    Ok(WorkloadOutcome { update, applied: Some(applied), waiting: vec![] })
+    })
 }
 
 /// Names the children that an apply would create, change or delete.

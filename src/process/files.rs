@@ -1,8 +1,10 @@
 //! A directory of small files, read again when it changes, by which Secrets reach a running process.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -72,6 +74,38 @@ pub async fn watch_directory(
     }
 }
 
+/// Parses every new content of a directory and puts it in force, until the token is cancelled. Content that cannot be
+/// parsed changes nothing, because its users would lose what the last one holds: it is logged. `count_read` gets for
+/// each new content whether it is in force.
+pub async fn follow_directory<T, E: Display>(
+    directory: &Path,
+    known: DirectorySnapshot,
+    parse: impl Fn(&DirectorySnapshot) -> Result<T, E>,
+    current: &watch::Sender<Arc<T>>,
+    count_read: impl Fn(bool),
+    shutdown: CancellationToken,
+) {
+    let (sender, mut changes) = watch::channel(known.clone());
+    let apply_changes = async {
+        while changes.changed().await.is_ok() {
+            let parsed = parse(&changes.borrow_and_update());
+            count_read(parsed.is_ok());
+            match parsed {
+                Ok(value) => {
+                    current.send_replace(Arc::new(value));
+                    tracing::info!(directory = %directory.display(), "directory reloaded");
+                }
+                Err(error) => {
+                    let directory = directory.display();
+                    tracing::error!(%directory, %error, "directory invalid: keeping its last valid content");
+                }
+            }
+        }
+    };
+    // The first future owns the sender, so the second ends with it.
+    tokio::join!(watch_directory(directory, known, sender, shutdown), apply_changes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +132,33 @@ mod tests {
         std::fs::write(directory.path().join("a.json"), "[3]").expect("written");
         tokio::time::timeout(Duration::from_secs(5), receiver.changed()).await.expect("in time").expect("a change");
         assert_eq!(receiver.borrow()["a.json"], b"[3]");
+        shutdown.cancel();
+        task.await.expect("ended");
+    }
+
+    #[tokio::test]
+    async fn content_that_cannot_be_parsed_changes_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let write = |text: &str| std::fs::write(directory.path().join("a.json"), text).expect("written");
+        write("1");
+        let known = read_directory(directory.path()).await.expect("files");
+        let current = watch::Sender::new(Arc::new(1));
+        let (mut value, reads) = (current.subscribe(), watch::Sender::new(Vec::new()));
+        let (mut read, shutdown) = (reads.subscribe(), CancellationToken::new());
+        let task = {
+            let (path, shutdown) = (directory.path().to_owned(), shutdown.clone());
+            let parse = |files: &DirectorySnapshot| serde_json::from_slice::<u8>(&files["a.json"]);
+            let count_read = move |applied| reads.send_modify(|reads| reads.push(applied));
+            tokio::spawn(async move { follow_directory(&path, known, parse, &current, count_read, shutdown).await })
+        };
+        let limit = Duration::from_secs(5);
+        write("no number");
+        let reads = tokio::time::timeout(limit, read.wait_for(|reads| reads.len() == 1)).await.expect("in time");
+        assert_eq!(*reads.expect("a read"), [false]);
+        assert_eq!(**value.borrow(), 1, "the last valid content stays");
+        write("2");
+        tokio::time::timeout(limit, value.wait_for(|value| **value == 2)).await.expect("in time").expect("a value");
+        assert_eq!(*read.borrow_and_update(), [false, true]);
         shutdown.cancel();
         task.await.expect("ended");
     }

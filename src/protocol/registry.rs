@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::frame::EVENT_BYTES_MAX;
+use super::record::EventKind;
 use super::{AppId, AppKey, Secret, signature};
 
 /// Number of files in the registry.
@@ -118,6 +119,26 @@ impl App {
         self.credentials.iter().find(|credential| credential.state == CredentialState::Active)
     }
 
+    /// Gives each endpoint whose name an earlier one has a name of its own.
+    fn number_shared_names(&mut self) {
+        for at in 1..self.webhooks.len() {
+            let (earlier, later) = self.webhooks.split_at_mut(at);
+            let is_taken = |name: &str| earlier.iter().any(|endpoint| endpoint.name == name);
+            if let Some(endpoint) = later.first_mut().filter(|endpoint| is_taken(&endpoint.name)) {
+                let free = (2..).map(|n| format!("{}#{n}", endpoint.name)).find(|name| !is_taken(name));
+                endpoint.name = free.unwrap_or_default();
+            }
+        }
+    }
+
+    /// Whether an event of this channel is recorded for a webhook: an endpoint receives it. The state events of a channel
+    /// are recorded together, because they are numbered without gaps, and one of them may cancel another.
+    #[must_use]
+    pub fn records_event(&self, event: &str, channel: &str) -> bool {
+        let related: &[&str] = if EventKind::STATE_NAMES.contains(&event) { &EventKind::STATE_NAMES } else { &[event] };
+        self.webhooks.iter().any(|endpoint| related.iter().any(|event| endpoint.wants_event(event, channel)))
+    }
+
     /// The secret of a key.
     #[must_use]
     pub fn secret_for(&self, key: &str) -> Option<&Secret> {
@@ -162,10 +183,12 @@ pub struct RegistryError {
 }
 
 impl AppRegistry {
-    /// A registry of these apps; of two with one id the later wins.
+    /// A registry of these apps; of two with one id the later wins. Endpoints of an app that share a name are numbered, so
+    /// that each receives its own webhooks.
     #[must_use]
     pub fn new(apps: impl IntoIterator<Item = App>) -> Self {
-        let apps: BTreeMap<AppId, App> = apps.into_iter().map(|app| (app.id.clone(), app)).collect();
+        let mut apps: BTreeMap<AppId, App> = apps.into_iter().map(|app| (app.id.clone(), app)).collect();
+        apps.values_mut().for_each(App::number_shared_names);
         let pairs = |app: &App| app.credentials.iter().map(|c| (c.key.clone(), app.id.clone())).collect::<Vec<_>>();
         let keys = apps.values().flat_map(pairs).collect();
         Self { apps, keys, later_texts: BTreeMap::new() }
@@ -175,22 +198,28 @@ impl AppRegistry {
     ///
     /// # Errors
     /// The first file that is no list of apps: a server keeps its previous registry rather than lose apps.
-    pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<Self, RegistryError> {
+    pub fn parse<N: AsRef<str>, B: AsRef<[u8]>>(
+        files: impl IntoIterator<Item = (N, B)>,
+    ) -> Result<Self, RegistryError> {
         let mut apps = Vec::new();
         let mut later_texts = BTreeMap::new();
         for (file, bytes) in files {
             let malformed =
-                |error: serde_json::Error| RegistryError { file: file.to_owned(), message: error.to_string() };
-            let texts: Vec<&RawValue> = serde_json::from_slice(bytes).map_err(malformed)?;
+                |error: serde_json::Error| RegistryError { file: file.as_ref().to_owned(), message: error.to_string() };
+            let texts: Vec<&RawValue> = serde_json::from_slice(bytes.as_ref()).map_err(malformed)?;
             for text in texts {
                 let app: App = serde_json::from_str(text.get()).map_err(malformed)?;
-                if serde_json::to_string(&app).map_err(malformed)? != text.get() {
-                    later_texts.insert(app.id.clone(), text.get().to_owned());
-                }
+                later_texts.insert(app.id.clone(), text.get().to_owned());
                 apps.push(app);
             }
         }
-        Ok(Self { later_texts, ..Self::new(apps) })
+        let registry = Self::new(apps);
+        // Most apps are written as this release writes them.
+        later_texts.retain(|id, text| {
+            let written = registry.apps.get(id).and_then(|app| serde_json::to_string(app).ok());
+            written.as_deref() != Some(text.as_str())
+        });
+        Ok(Self { later_texts, ..registry })
     }
 
     /// The files of this registry by name, empty buckets too, so that the set of names never changes.
@@ -247,11 +276,12 @@ pub fn file_name(bucket: u8) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn app(id: &str, keys: &[(&str, CredentialState)]) -> App {
+    /// An app that is served, with these keys, whose secrets are `s`.
+    pub fn app(id: &str, keys: &[(&str, CredentialState)]) -> App {
         App {
             id: id.into(),
             credentials: keys
@@ -275,7 +305,7 @@ mod tests {
         let files = registry.to_files().expect("files");
         assert_eq!(files.len(), 16);
         assert!(files.values().filter(|text| text.as_str() != "[]").count() > 8, "apps are spread");
-        let read = AppRegistry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
+        let read = AppRegistry::parse(&files);
         assert_eq!(read.as_ref(), Ok(&registry));
         assert_eq!(registry.by_key("k7").map(|app| app.id.as_str()), Some("7"));
     }
@@ -319,6 +349,27 @@ mod tests {
         assert!(endpoint.wants_event("channel_occupied", "private-x"));
         assert!(!endpoint.wants_event("channel_vacated", "private-x"));
         assert!(!endpoint.wants_event("channel_occupied", "x"));
+        let app = App { webhooks: vec![endpoint], ..app("1", &[]) };
+        assert!(app.records_event("member_removed", "private-x"), "state events are recorded together");
+        assert!(!app.records_event("member_removed", "x") && !app.records_event("client_event", "private-x"));
+        let silent = App { webhooks: vec![], ..app };
+        assert!(!silent.records_event("channel_occupied", "private-x"));
+    }
+
+    #[test]
+    fn endpoints_that_share_a_name_are_numbered() {
+        let endpoint = |name: &str| WebhookEndpoint {
+            name: name.into(),
+            url: "https://a".into(),
+            events: vec![],
+            channel_prefix: String::new(),
+            timeout_seconds: 4,
+        };
+        let webhooks = ["a", "b", "a", "a#2", "a"].map(endpoint).into();
+        let registry = AppRegistry::new([App { webhooks, ..app("1", &[]) }]);
+        let names: Vec<&str> = registry.apps().flat_map(|app| &app.webhooks).map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "a#2", "a#2#2", "a#3"]);
+        assert_eq!(AppRegistry::new(registry.apps().cloned()), registry, "numbered once");
     }
 
     #[test]
@@ -336,7 +387,7 @@ mod tests {
         fn any_registry_round_trips(apps in proptest::collection::vec((any::<String>(), any::<String>()), 0..8)) {
             let registry = AppRegistry::new(apps.iter().map(|(id, key)| app(id, &[(key, CredentialState::Active)])));
             let files = registry.to_files().expect("files");
-            let read = AppRegistry::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())));
+            let read = AppRegistry::parse(&files);
             prop_assert_eq!(read, Ok(registry));
         }
 

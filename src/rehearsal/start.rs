@@ -27,7 +27,7 @@ use crate::desired::{
 };
 use crate::dispatcher::{EgressOverrides, MemoryLeases};
 use crate::kinesis::KinesisClient;
-use crate::prober::{self, ProbePlan, Prober, ProberReports, WebhookReceiver};
+use crate::prober::{self, JourneyBudget, ProbePlan, Prober, ProberReports, WebhookReceiver};
 use crate::process::heartbeat::Heartbeats;
 use crate::protocol::{AppId, Transport};
 
@@ -157,8 +157,11 @@ impl RunningRehearsal {
                 stream: Some(stream),
                 ..ProbePlan::of_cluster(&cluster)
             };
-            let reports =
-                ProberReports { heartbeat: heartbeats.register("prober", None, &probing), metrics: Arc::default() };
+            let reports = ProberReports {
+                heartbeat: heartbeats.register("prober", None, &probing),
+                metrics: Arc::default(),
+                budget: JourneyBudget::default().share(),
+            };
             prober::start(plan, receiver, reports, probing.clone())
         });
         let prober = prober.transpose().map_err(|error| RehearsalError::Http(error.to_string()))?;
@@ -323,7 +326,9 @@ fn stand_in_secrets(options: &RehearsalOptions) -> (SecretTexts, Vec<String>) {
 
 fn validate(options: &RehearsalOptions, secrets: &SecretTexts) -> Result<ValidCluster, RehearsalError> {
     let (cluster, apps) = (&options.cluster, &options.apps);
-    let credentials = desired::generate_credentials(cluster, apps, &BTreeMap::new(), |_| random_secret(20));
+    let generate = |_: &str| random_secret(20);
+    let of_apps = desired::generate_app_credentials(apps, generate);
+    let credentials = desired::generate_credentials(cluster, &BTreeMap::new(), of_apps, generate);
     let inputs = ClusterInputs {
         cluster,
         apps,

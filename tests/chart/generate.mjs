@@ -1,9 +1,11 @@
 // Writes the generated files of the charts: values.schema.json and README.md from the comments of values.yaml, and the copies
-// of the CRDs. `./test --generate` runs it; a test compares.
+// of the CRDs and of the known injectors; and the ConfigMap of Argo CD's scripts. `./test --generate` runs it; a test compares.
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 import { isMap, isSeq, parse, parseDocument } from "yaml";
+
+import { generateConfigMap } from "./argocd.mjs";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 
@@ -145,6 +147,7 @@ export function generateChart(chart) {
   ].join("\n");
   const files = { [`${folder}/values.schema.json`]: `${JSON.stringify(schema, null, 2)}\n`, [`${folder}/README.md`]: page };
   if (chart === "realtime-cluster") return files;
+  if (chart === "realtime-operator") files[`${folder}/files/known_injectors.yaml`] = read("src/desired/known_injectors.yaml");
   for (const file of readdirSync(`${ROOT}crds`)) files[`${folder}/files/crds/${file}`] = read(`crds/${file}`);
   return files;
 }
@@ -155,7 +158,7 @@ export function generateAll() {
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  for (const [path, text] of Object.entries(generateAll())) {
+  for (const [path, text] of Object.entries({ ...generateAll(), ...generateConfigMap() })) {
     mkdirSync(`${ROOT}${path}`.replace(/\/[^/]*$/, ""), { recursive: true });
     writeFileSync(`${ROOT}${path}`, text);
   }

@@ -141,7 +141,13 @@ export function file(path, replace = {}) {
 /** Applies the CRDs and waits until they can be used. */
 export async function applyCrds() {
   await kubectl(["apply", "-f", new URL("../../crds", import.meta.url).pathname]);
-  await kubectl(["wait", "--for=condition=Established", "--timeout=30s", "crd/realtimeclusters.realtime-operator.dev", "crd/realtimeapps.realtime-operator.dev"]);
+  await established("realtimeclusters.realtime-operator.dev", "realtimeapps.realtime-operator.dev");
+}
+
+/** Waits until these CRDs can be used. `kubectl wait` alone fails at one that has no condition yet. */
+export function established(...names) {
+  const command = ["wait", "--for=condition=Established", "--timeout=5s", ...names.map((name) => `crd/${name}`)];
+  return wait(() => kubectl(command), { what: `the CRDs ${names.join(", ")}` });
 }
 
 /**

@@ -8,7 +8,7 @@ import PusherClient from "pusher-js";
 
 import { startedFields } from "../conformance/processes.mjs";
 import { apply, audit, condition, get, inNamespace, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, startRedis, wait, watchObject } from "./harness.mjs";
-import { COMPONENT, edges, is, kstatus, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
+import { COMPONENT, credentials, edges, eventSays, is, kstatus, manifest, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
 
 const NAMESPACE = "channels";
 const ADMITTED = "realtime-operator.dev/admitted";
@@ -198,9 +198,7 @@ test("a quiet cluster is read from watches: no listing, each Secret once a minut
 });
 
 test("pusher-js reaches both pods through the Services by every transport, and every webhook verifies", { timeout: 90_000 }, async () => {
-  const { data } = await get("secret", NAMESPACE, "eu-generated");
-  const text = (name) => Buffer.from(data[name], "base64").toString();
-  const [key, secret] = [text("app-1001-key"), text("app-1001-secret")];
+  const [key, secret] = await credentials(NAMESPACE);
   const [websocket, sockjs] = await Promise.all([service(NAMESPACE, "eu-websocket"), service(NAMESPACE, "eu-sockjs")]);
   const server = new Pusher({ appId: "1001", key, secret, host: websocket.host, port: String(websocket.port), useTLS: false });
   const clients = [];
@@ -277,8 +275,10 @@ test("manual edits of a live Deployment are reverted and reported, and never ser
 test("a broken rollout stops at its first pod, an evicted old pod serves again, and the fix is Ready", { timeout: 240_000 }, async () => {
   const [podVersions, cluster] = await Promise.all([watchObject("pods", NAMESPACE), watchObject("realtimeclusters", NAMESPACE, "eu")]);
   const serving = (await edges(NAMESPACE)).map(({ metadata }) => metadata.name).sort();
-  await kubectl(["create", "secret", "generic", "nowhere", "-n", NAMESPACE, "--from-literal=url=redis://198.18.0.1:1"]);
-  await spec(NAMESPACE, { bus: { redis: { urlSecretRef: { name: "nowhere" } } }, gate: { deadlineSeconds: 20 } });
+  // The value changes in the Secret that the old pods were created from; the operator reads it again for the edited manifest.
+  const rotate = (url) => kubectl(["patch", "secret", "eu-redis", "-n", NAMESPACE, "--type=merge", "-p", JSON.stringify({ stringData: { url } })]);
+  await rotate("redis://198.18.0.1:1");
+  await spec(NAMESPACE, { gate: { deadlineSeconds: 20 } });
   const broken = await wait(async () => {
     const found = await get("realtimecluster", NAMESPACE, "eu");
     return said(found) === "False/FanoutBroken" && found;
@@ -293,7 +293,10 @@ test("a broken rollout stops at its first pod, an evicted old pod serves again, 
   assert.notEqual(said(await get("realtimecluster", NAMESPACE, "eu")).split("/")[0], "True", "its pass is no proof of the new manifest");
   const late = await cluster.until((object) => said(object) === "False/DeadlineExceeded", { timeout: 60_000 });
   assert.match(condition(late, "Ready").message, /^not proven within 20 s: FanoutBroken: .*bus between the servers does not answer/);
-  await spec(NAMESPACE, { bus: { redis: { urlSecretRef: { name: "eu-redis" } } }, gate: { deadlineSeconds: 600 } });
+  // Flux shows no message of a condition: the sentence is in an Event too.
+  await eventSays(NAMESPACE, late);
+  await rotate(outside.redis.url);
+  await spec(NAMESPACE, { gate: { deadlineSeconds: 600 } });
   await wait(async () => (await get("realtimecluster", NAMESPACE, "eu")).status.observedGeneration === broken.metadata.generation + 1);
   await ready(NAMESPACE, "eu", 60);
   // Deployment tools fail at Stalled, and wait while Reconciling: the edit that mends shows nothing of the one that broke.
@@ -389,9 +392,9 @@ test("a rotated Secret is Unknown until every pod that the manifest asks for run
     watchObject("realtimeclusters", NAMESPACE, "eu"), watchObject("pods", NAMESPACE), kubectl(["get", "nodes", "-o", "name"]),
   ]);
   const former = (await cluster.until(() => true)).status.gate.fingerprint;
-  const secretsOf = ({ metadata }) => metadata.annotations?.["realtime-operator.dev/secrets"];
-  const old = new Set(podVersions.versions.map(({ object }) => secretsOf(object)));
-  const isNew = (pod) => secretsOf(pod) !== undefined && !old.has(secretsOf(pod)) && pod.metadata.labels?.[COMPONENT] !== "dispatcher";
+  const templateOf = ({ metadata }) => metadata.annotations?.["realtime-operator.dev/template"];
+  const old = new Set(podVersions.versions.map(({ object }) => templateOf(object)));
+  const isNew = (pod) => templateOf(pod) !== undefined && !old.has(templateOf(pod)) && pod.metadata.labels?.[COMPONENT] !== "dispatcher";
   const setUrl = (url) => rotateSecret(NAMESPACE, "eu-redis", "url", url);
   const node = nodes.trim().split("\n")[0];
   await setUrl(other.url);
@@ -421,6 +424,13 @@ test("a rotated Secret is Unknown until every pod that the manifest asks for run
     assert.equal(running.filter(({ object }) => object.metadata.labels[COMPONENT] === server).length, 2, `${server} pods that run the new Secret`);
   }
   console.log(`# the Secret was rotated: ${proven - since} versions were Unknown, none True before all four pods ran it`);
+  // A copy is in the status before it exists: one that only a failed reconcile knew would never be deleted.
+  const version = ({ metadata }) => BigInt(metadata.resourceVersion);
+  for (const copy of (await get("secrets", NAMESPACE)).items.filter(({ metadata }) => /^eu-copy-/.test(metadata.name))) {
+    const recorded = cluster.versions.find(({ object }) => object.status.secretCopies?.includes(copy.metadata.name));
+    assert.ok(recorded && (recorded === cluster.versions[0] || version(recorded.object) < version(copy)), copy.metadata.name);
+  }
+  assert.ok(!podVersions.versions.some(({ object, at }) => at > cluster.versions[since].at && object.metadata.labels?.[COMPONENT] === "dispatcher" && !old.has(templateOf(object))), "dispatchers do not read it");
   await setUrl(outside.redis.url);
   await wait(async () => (await get("realtimecluster", NAMESPACE, "eu")).status.gate.fingerprint !== cluster.versions[proven].object.status.gate.fingerprint, { what: "the Secret's former value" });
   await ready(NAMESPACE);
@@ -458,7 +468,12 @@ test("twenty apps one by one and twenty changes a second never turn a Ready clus
   const seen = cluster.versions.slice(since).map(({ object }) => `${said(object)} ${condition(object, "Ready").message}`);
   console.log(`# ${rate.toFixed(0)} changes of apps a second for 20 s: ${seen.length} versions of the cluster`);
   assert.deepEqual(seen.filter((state) => !state.startsWith("True/")), []);
+  const generated = async () => (await get("secrets", NAMESPACE)).items.filter(({ metadata }) => /^added-.*-credentials$/.test(metadata.name));
+  const owners = (await generated()).flatMap(({ metadata }) => metadata.ownerReferences.map(({ kind, name }) => [kind, `${name}-credentials`, metadata.name]));
+  assert.equal(owners.length, 19, "an app that references a Secret gets none");
+  assert.ok(owners.every(([kind, expected, name]) => kind === "RealtimeApp" && expected === name), JSON.stringify(owners));
   await kubectl(["delete", "realtimeapps", "-n", NAMESPACE, ...Array.from({ length: 20 }, (_, number) => `added-${number}`)]);
+  await wait(async () => (await generated()).length === 0, { what: "the end of the Secrets with their apps" });
   await cluster.stop();
 });
 
@@ -586,6 +601,12 @@ test("foreign objects are not changed, and missing or changed Secrets are report
     spec: { replicas: 0, selector: { matchLabels: { a: "b" } }, template: { metadata: { labels: { a: "b" } }, spec: { containers: [{ name: "c", image: "localhost/pause:1" }] } } },
   };
   await apply(theirs);
+  const own = { apiVersion: "v1", kind: "Secret", metadata: { name: "shop-credentials", namespace }, stringData: { key: "of-a-person" } };
+  await apply(own);
+  const shop = async () => {
+    const app = await get("realtimeapp", namespace, "shop");
+    return `${said(app)} ${condition(app, "Accepted")?.reason} ${condition(app, "Ready")?.message}`;
+  };
   const become = async (expected, options) => {
     const found = await wait(async () => {
       const object = await get("realtimecluster", namespace, "eu");
@@ -598,8 +619,12 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   assert.match(await become("False/StreamNotOurs stalled"), /stream theirs already exists and carries no tag of ours: it was not changed/);
   assert.deepEqual(await outside.kinesis.call("ListTagsForStream", { StreamName: "theirs" }).then(({ Tags }) => Tags), []);
 
-  await spec(namespace, { webhooks: { stream: { name: "others-own" } } });
+  await spec(namespace, { webhooks: { mode: "Off", acknowledgeNoWebhooks: "eu" } });
+  await become("False/SecretMissing");
+  await wait(async () => is(await get("realtimecluster", namespace, "eu"), "StreamReady") === undefined, { what: "no finding on a stream that is not needed" });
+  await spec(namespace, { webhooks: { mode: "Kinesis", acknowledgeNoWebhooks: null, stream: { name: "others-own" } } });
   assert.match(await become("False/SecretMissing"), /Secret others\/eu-redis has no key `address`: create it/);
+  await wait(async () => /^Unknown\/SecretMissing SecretMissing the cluster is not rendered: Secret others\/eu-redis has no key `address`/.test(await shop()), { what: "the app to say why it is not served" });
   const address = (url) => rotateSecret(namespace, "eu-redis", "address", url);
   await address(outside.redis.url);
   const taken = await become("False/ChildNotOurs stalled");
@@ -608,6 +633,14 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   assert.equal((await get("deployments", namespace)).items.length, 1, "nothing else was made either");
   await kubectl(["delete", "deployment", "eu-sockjs", "-n", namespace]);
   await ready(namespace, "eu", 60);
+
+  const bare = { apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeApp", metadata: { name: "bare", namespace }, spec: { appID: "1002" } };
+  await apply(bare);
+  await kubectl(["wait", "--for=condition=Ready", "realtimeapp/bare", "-n", namespace, "--timeout=60s"]);
+  assert.match(await shop(), /^False\/CredentialsNotOurs CredentialsNotOurs RealtimeApp shop: spec\.credentials is empty, and Secret shop-credentials, .* it has no owner.*: it was not changed. Rename or delete it, or reference/);
+  assert.deepEqual(Object.keys((await get("secret", namespace, "shop-credentials")).data), ["key"], "it was not changed");
+  await kubectl(["delete", "secret", "shop-credentials", "-n", namespace]);
+  await kubectl(["wait", "--for=condition=Ready", "realtimeapp/shop", "-n", namespace, "--timeout=60s"]);
 
   await address("redis://198.18.0.1:1");
   assert.match(await become("False/FanoutBroken", { timeout: 90_000 }), /bus between the servers does not answer/);
@@ -628,10 +661,6 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   await wait(async () => !("eks.amazonaws.com/role-arn" in (await annotations())), { what: "the removal of another identity's annotation" });
   assert.equal((await annotations()).team, "a", "other annotations stay");
 
-  const shop = async () => {
-    const app = await get("realtimeapp", namespace, "shop");
-    return `${said(app)} ${condition(app, "Accepted").reason} ${condition(app, "Ready").message}`;
-  };
   const webhook = (url) => kubectl(["patch", "realtimeapp", "shop", "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: { webhooks: [{ name: "orders", url }] } })]);
   await webhook("http://10.0.0.1/hook");
   await wait(async () => /^False\/EndpointNotAllowed EndpointNotAllowed .*gets no webhook from cluster eu: 10\.0\.0\.1 is not a public address/.test(await shop()), { what: "the endpoint that is not allowed" });
@@ -730,9 +759,18 @@ test("without an operator pods keep serving, and the cluster is Ready soon after
   await new Promise((resolve) => setTimeout(resolve, 10_000));
   const serving = (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready"));
   assert.equal(serving.length, 3, "all but the one that was not admitted");
+  // As an earlier version stored the pair of an app: in the Secret of the cluster.
+  const pair = await credentials(NAMESPACE);
+  const stringData = { "app-1001-key": pair[0], "app-1001-secret": pair[1] };
+  await kubectl(["patch", "secret", "eu-generated", "-n", NAMESPACE, "--type=merge", "-p", JSON.stringify({ stringData })]);
+  await kubectl(["delete", "secret", "shop-credentials", "-n", NAMESPACE]);
   await kubectl(["scale", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--replicas=2"]);
   await wait(async () => (await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).length === 4, { timeout: 60_000, what: "four edges" });
   await ready(NAMESPACE, "eu", 60);
+  const ofApps = async () => Object.keys((await get("secret", NAMESPACE, "eu-generated")).data).filter((name) => name.startsWith("app-"));
+  await wait(async () => (await ofApps()).length === 0, { what: "the pair to be moved" });
+  assert.deepEqual(await credentials(NAMESPACE), pair, "it was moved, not made again");
+  assert.ok((await get("secret", NAMESPACE, "eu-generated")).data["admin-token"], "the values of the cluster stay");
 });
 
 test("a leader that was stopped and resumes writes nothing", async () => {
@@ -766,11 +804,10 @@ test("a cluster that is deleted and applied again adopts its stream, and repeats
   await apply(text);
   await ready(namespace);
   const events = async (count) => {
-    const { data } = await get("secret", namespace, "eu-generated");
-    const value = (name) => Buffer.from(data[name], "base64").toString();
+    const [key, secret] = await credentials(namespace);
     const { host, port } = await service(namespace, "eu-websocket");
-    const server = new Pusher({ appId: "1001", key: value("app-1001-key"), secret: value("app-1001-secret"), host, port: String(port), useTLS: false });
-    const client = new PusherClient(value("app-1001-key"), {
+    const server = new Pusher({ appId: "1001", key, secret, host, port: String(port), useTLS: false });
+    const client = new PusherClient(key, {
       cluster: "", wsHost: host, wsPort: port, forceTLS: false, enableStats: false, enabledTransports: ["ws"],
       channelAuthorization: { customHandler: ({ socketId, channelName }, callback) => callback(null, server.authorizeChannel(socketId, channelName)) },
     });

@@ -5,7 +5,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { before } from "node:test";
 
 import {
-  apply, applyCrds, condition, deleteNamespace, diagnosed, file, kubectl, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, tearDown, wait,
+  apply, applyCrds, condition, deleteNamespace, diagnosed, file, get, kubectl, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, tearDown, wait,
 } from "./harness.mjs";
 
 export const COMPONENT = "app.kubernetes.io/component";
@@ -71,10 +71,24 @@ export const edges = async (namespace) => (await pods(namespace, {})).filter(({ 
 export const spec = (namespace, patch, name = "eu") =>
   kubectl(["patch", "realtimecluster", name, "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: patch })]);
 
+/** Waits for the Event that says of a cluster the sentence of its Ready. */
+export function eventSays(namespace, cluster) {
+  const { status, reason, message } = condition(cluster, "Ready");
+  const [type, note] = [status === "False" ? "Warning" : "Normal", `Ready is ${status}: ${message}`];
+  const says = (event) => event.regarding.name === cluster.metadata.name && event.type === type && event.reason === reason && event.note === note;
+  return wait(async () => (await get("events.events.k8s.io", namespace)).items.some(says), { what: `an Event ${type} ${reason}: ${note}` });
+}
+
 /** Changes a key of a cluster's Secret, and has the operator read it at once: on its own it reads a Secret once a minute. */
 export async function rotateSecret(namespace, secret, key, value, name = "eu") {
   await kubectl(["patch", "secret", secret, "-n", namespace, "--type=merge", "-p", JSON.stringify({ stringData: { [key]: value } })]);
   await kubectl(["annotate", "realtimecluster", name, "-n", namespace, "--overwrite", `realtime-operator.dev/rotated-at=${new Date().toISOString()}`]);
+}
+
+/** The generated pair of an app: its key and its secret. */
+export async function credentials(namespace, app = "shop") {
+  const { data } = await get("secret", namespace, `${app}-credentials`);
+  return ["key", "secret"].map((name) => Buffer.from(data[name], "base64").toString());
 }
 
 /** What kstatus, by whose rules Flux and Helm wait, makes of each object: `InProgress`, `Current`, `Failed`, `Terminating`. */

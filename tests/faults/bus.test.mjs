@@ -55,8 +55,7 @@ const message = (object) => condition(object, "Ready").message;
 
 /** Clients over WebSocket, each a member of one presence channel. */
 async function members(room, count) {
-  const { data } = await get("secret", NAMESPACE, "eu-generated");
-  const [key, secret] = ["key", "secret"].map((name) => Buffer.from(data[`app-1001-${name}`], "base64").toString());
+  const [key, secret] = await credentials(NAMESPACE);
   const { host, port } = await service(NAMESPACE, "eu-websocket");
   const server = new Pusher({ appId: "1001", key, secret, host, port: String(port), useTLS: false });
   const clients = Array.from({ length: count }, (_, n) => {

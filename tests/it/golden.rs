@@ -212,7 +212,7 @@ fn registry_files() {
         writeln!(text, "digest {id} {digest}").expect("written");
     }
     golden("registry.txt", &text);
-    let read = AppRegistry::parse(files.iter().map(|(name, file)| (name.as_str(), file.as_bytes()))).expect("readable");
+    let read = AppRegistry::parse(&files).expect("readable");
     assert!(read.apps().eq(registry.apps()));
 }
 
@@ -268,6 +268,7 @@ fn effective_and_flow() {
         checkpoint: Some("48".into()),
         behind_ms: 12,
         read_at_ms: 1_700_000_000_000,
+        paused: Some("full".into()),
     };
     let dispatcher = DispatcherFlow {
         stream: "events".into(),
@@ -376,7 +377,8 @@ fn literals<'a>(text: &'a str, prefix: &str) -> Vec<&'a str> {
 
 /// Reasons and actions of Events: the literals of the calls that publish one.
 fn event_words(text: &str) -> Vec<&str> {
-    let calls = text.split(".publish_event(").skip(1).map(|call| call.split(".await").next().unwrap_or_default());
+    let calls = [".publish_event(", ".publish_change("].into_iter().flat_map(|name| text.split(name).skip(1));
+    let calls = calls.map(|call| call.split(".await").next().unwrap_or_default());
     let words = calls.flat_map(|call| literals(call, ""));
     words.filter(|word| word.starts_with(char::is_uppercase) && word.chars().all(char::is_alphanumeric)).collect()
 }
@@ -496,7 +498,7 @@ async fn redis_keys_and_frames() {
     bus.join_channel(&key("room"), &socket, None).await.expect("joined");
     bus.join_channel(&key("presence-room"), &socket, Some(&member)).await.expect("joined");
     bus.join_channel(&key("left"), &socket, None).await.expect("joined");
-    bus.leave_channel(&key("left"), &socket, None).await.expect("left");
+    let _unrecorded = bus.leave_channel(&key("left"), &socket, None).await.expect("left");
     bus.store_last_event(&key("cache-news"), &LastEvent { event: "greeting".into(), data: r#"{"n":1.0}"#.into() })
         .await
         .expect("kept");

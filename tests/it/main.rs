@@ -8,12 +8,15 @@ mod cli;
 mod dispatcher;
 #[cfg(feature = "rehearsal")]
 mod edge;
+#[cfg(feature = "rehearsal")]
+mod fault_proxy;
 mod faults;
 mod fixtures;
 mod former_release;
 mod fuzz;
 mod generated;
 mod golden;
+mod links;
 mod metrics;
 #[cfg(feature = "rehearsal")]
 mod multi_edge;

@@ -182,11 +182,17 @@ fn judge(documents: &[Value]) -> Result<Vec<Value>, Vec<String>> {
     for reference in desired::collect_secret_references(&cluster, &apps) {
         secrets.entry(reference.name).or_default().insert(reference.key, "text".to_owned());
     }
+    let generate = |purpose: &str| format!("generated-{purpose}");
     let inputs = ClusterInputs {
         cluster: &cluster,
         apps: &apps,
         secrets: &secrets,
-        credentials: &generate_credentials(&cluster, &apps, &BTreeMap::new(), |purpose| format!("generated-{purpose}")),
+        credentials: &generate_credentials(
+            &cluster,
+            &BTreeMap::new(),
+            desired::generate_app_credentials(&apps, generate),
+            generate,
+        ),
         receiver: "receiver.svc:8090",
         own_image: &ServerImage::of_operator(None),
         recorded_image: None,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -132,6 +133,20 @@ pub fn environment(server: &str, own: &[(&str, String)], shared: &[(&str, &str)]
     texts.chain(own.iter().map(|(name, value)| ((*name).to_owned(), value.clone()))).collect()
 }
 
+/// The variables of a WebSocket edge that has the apps of a directory, no stream and no Redis, with others beside them.
+pub fn edge_environment(apps: &Path, others: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let path = apps.display().to_string();
+    let own = [
+        ("REALTIME_APPS_PATH", path.as_str()),
+        ("REALTIME_TRANSPORTS", "websocket"),
+        ("REALTIME_WEBHOOKS", "off"),
+        ("REALTIME_BUS", "memory"),
+        ("REALTIME_PUBLIC_ADDRESS", "127.0.0.1:0"),
+        ("REALTIME_ADMIN_ADDRESS", "127.0.0.1:0"),
+    ];
+    environment("websocket", &[], &[&own, others].concat())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
     let apps = tempfile::tempdir().expect("a directory");
@@ -139,24 +154,10 @@ async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
     write_registry(apps.path(), [build_registry_app(&url)]);
     let path = apps.path().display().to_string();
     let shared = [("REALTIME_APPS_PATH", path.as_str()), ("AWS_ENDPOINT_URL_KINESIS", stream.as_str())];
-    let any_port = || "127.0.0.1:0".to_owned();
-    let edge = Server::start(
-        "edge",
-        &environment(
-            "websocket",
-            &[
-                ("REALTIME_TRANSPORTS", "websocket".to_owned()),
-                ("REALTIME_WEBHOOKS", "kinesis".to_owned()),
-                ("REALTIME_BUS", "memory".to_owned()),
-                ("REALTIME_PUBLIC_ADDRESS", any_port()),
-                ("REALTIME_ADMIN_ADDRESS", any_port()),
-            ],
-            &shared,
-        ),
-    )
-    .await;
+    let webhooks = [("REALTIME_WEBHOOKS", "kinesis"), ("AWS_ENDPOINT_URL_KINESIS", stream.as_str())];
+    let edge = Server::start("edge", &edge_environment(apps.path(), &webhooks)).await;
     let own = [
-        ("REALTIME_ADMIN_ADDRESS", any_port()),
+        ("REALTIME_ADMIN_ADDRESS", "127.0.0.1:0".to_owned()),
         ("REALTIME_ALLOWED_NETWORKS", "127.0.0.0/8".to_owned()),
         ("REALTIME_LEASES", "memory".to_owned()),
     ];
@@ -207,18 +208,8 @@ async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
 async fn the_log_names_a_client_by_the_address_from_trusted_proxies() {
     let files = tempfile::tempdir().expect("a directory");
     write_registry(files.path(), [build_registry_app("https://shop.example.com/hook")]);
-    let path = files.path().display().to_string();
-    let own = [
-        ("REALTIME_TRANSPORTS", "websocket".to_owned()),
-        ("REALTIME_WEBHOOKS", "off".to_owned()),
-        ("REALTIME_BUS", "memory".to_owned()),
-        ("REALTIME_PUBLIC_ADDRESS", "127.0.0.1:0".to_owned()),
-        ("REALTIME_ADMIN_ADDRESS", "127.0.0.1:0".to_owned()),
-        ("REALTIME_TRUSTED_PROXIES", "127.0.0.0/8, 10.0.0.0/8".to_owned()),
-    ];
-    let environment =
-        environment("websocket", &own, &[("REALTIME_APPS_PATH", path.as_str()), ("REALTIME_LOG", "debug")]);
-    let edge = Server::start("edge", &environment).await;
+    let own = [("REALTIME_TRUSTED_PROXIES", "127.0.0.0/8, 10.0.0.0/8"), ("REALTIME_LOG", "debug")];
+    let edge = Server::start("edge", &edge_environment(files.path(), &own)).await;
     let connect = async |forwarded: &[&str]| {
         let url = format!("ws://{}/app/key?protocol=7", edge.address("public"));
         let mut request = url.into_client_request().expect("a request");

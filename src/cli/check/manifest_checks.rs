@@ -18,8 +18,9 @@ pub fn check_manifest(
     for reference in desired::collect_secret_references(&input.cluster, &input.apps) {
         secrets.entry(reference.name).or_default().entry(reference.key).or_insert_with(|| "missing".to_owned());
     }
-    let credentials =
-        desired::generate_credentials(&input.cluster, &input.apps, &BTreeMap::new(), |purpose| format!("<{purpose}>"));
+    let generate = |purpose: &str| format!("<{purpose}>");
+    let of_apps = desired::generate_app_credentials(&input.apps, generate);
+    let credentials = desired::generate_credentials(&input.cluster, &BTreeMap::new(), of_apps, generate);
     let inputs = ClusterInputs {
         cluster: &input.cluster,
         apps: &input.apps,

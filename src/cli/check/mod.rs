@@ -6,6 +6,7 @@ mod outside_checks;
 
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kube::Client;
 use serde::Serialize;
@@ -121,7 +122,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         Ok(input) => input,
         Err(errors) => return report_errors(&errors),
     };
-    let clients = match build_clients().await {
+    let clients = match build_clients(Arc::default()).await {
         Ok(clients) => clients,
         Err(error) => return report_errors(&[error.to_string()]),
     };

@@ -19,8 +19,8 @@ use super::ValidCluster;
 use crate::config::ServerKind;
 
 pub use children::{CHILD_TABLE, ChildKind, ChildTracking, WATCHED_KINDS, is_pruned};
-pub use secrets::{admin_secret_name, peer_secret_name, registry_secret_name, render_registry_secrets};
-pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_mark};
+pub use secrets::{registry_secret_name, render_registry_secrets};
+pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, TEMPLATE_ANNOTATION, template_mark};
 
 /// Container port on which edges serve clients.
 pub const PUBLIC_PORT: i32 = 8080;
@@ -39,7 +39,7 @@ pub const POD_PATH: &str = "/etc/realtime/pod";
 pub struct DesiredObjects {
     /// Every child in the order of their apply, as [`CHILD_TABLE`] builds it.
     pub children: Vec<Value>,
-    /// The admin token, the secret with which edges sign relayed requests, and the copies of referenced Secrets.
+    /// The admin token for people, and the copies of all that servers read from Secrets at their start.
     pub secrets: Vec<Secret>,
     /// The app registry: it changes with every app, without a rollout, and is applied separately.
     pub registry: Vec<Secret>,
@@ -61,8 +61,7 @@ pub fn render_objects(cluster: &ValidCluster) -> Result<DesiredObjects, serde_js
     });
     let typed = DesiredObjects {
         children: vec![],
-        secrets: [secrets::render_admin_secret(cluster), secrets::render_peer_secret(cluster)]
-            .into_iter()
+        secrets: std::iter::once(secrets::render_admin_secret(cluster))
             .chain(secrets::render_secret_copies(cluster))
             .collect(),
         registry: render_registry_secrets(cluster)?,

@@ -90,22 +90,10 @@ fn app_disabled() -> CloseReason {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::Secret;
-    use crate::protocol::registry::{AppLimits, Credential, CredentialState};
+    use crate::protocol::registry::{self, CredentialState};
 
     fn test_app(id: &str, key: &str, enabled: bool) -> App {
-        let credential = Credential { key: key.into(), secret: Secret::new("s"), state: CredentialState::Active };
-        App {
-            id: id.into(),
-            credentials: vec![credential],
-            enabled,
-            client_events: true,
-            subscription_count: false,
-            authorization_seconds: None,
-            allowed_origins: vec![],
-            limits: AppLimits::default(),
-            webhooks: vec![],
-        }
+        App { enabled, ..registry::tests::app(id, &[(key, CredentialState::Active)]) }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::edge::error::StartError;
 use crate::edge::metrics::EdgeMetrics;
 use crate::process::files::{self, DirectorySnapshot};
-use crate::protocol::registry::{AppRegistry, RegistryError};
+use crate::protocol::registry::AppRegistry;
 
 /// The registry that is in force.
 pub struct RegistryWatcher {
@@ -29,7 +29,7 @@ impl RegistryWatcher {
         let files = files::read_directory(&directory)
             .await
             .map_err(|error| StartError::AppsUnreadable { directory: directory.clone(), error: error.to_string() })?;
-        let registry = parse_registry(&files)?;
+        let registry = AppRegistry::parse(&files)?;
         tracing::info!(apps = registry.apps().count(), directory = %directory.display(), "the app registry was read");
         Ok((Arc::new(Self { current: watch::Sender::new(Arc::new(registry)) }), files))
     }
@@ -53,28 +53,8 @@ impl RegistryWatcher {
         metrics: Arc<EdgeMetrics>,
         stop: CancellationToken,
     ) {
-        let (sender, mut receiver) = watch::channel(DirectorySnapshot::new());
-        let watching = files::watch_directory(&directory, known, sender, stop.clone());
-        let applying = async {
-            while receiver.changed().await.is_ok() {
-                let files = receiver.borrow_and_update().clone();
-                match parse_registry(&files) {
-                    Ok(registry) => {
-                        tracing::info!(apps = registry.apps().count(), "the app registry changed");
-                        self.current.send_replace(Arc::new(registry));
-                        metrics.count_registry_read(true);
-                    }
-                    Err(error) => {
-                        metrics.count_registry_read(false);
-                        tracing::error!(%error, "the app registry is broken; the one before stays in force");
-                    }
-                }
-            }
-        };
-        tokio::select! { () = watching => {}, () = applying => {} }
+        let parse = |files: &DirectorySnapshot| AppRegistry::parse(files);
+        let count_read = |applied| metrics.count_registry_read(applied);
+        files::follow_directory(&directory, known, parse, &self.current, count_read, stop).await;
     }
-}
-
-fn parse_registry(files: &DirectorySnapshot) -> Result<AppRegistry, RegistryError> {
-    AppRegistry::parse(files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())))
 }

@@ -65,21 +65,10 @@ pub fn verify_auth(app: &App, auth: &str, message: &str) -> Result<(), String> {
 pub(crate) mod tests {
     use super::*;
     use crate::protocol::Secret;
-    use crate::protocol::registry::{AppLimits, Credential, CredentialState};
+    use crate::protocol::registry::{self, CredentialState};
 
     pub fn test_app() -> App {
-        let credential = Credential { key: "k".into(), secret: Secret::new("s"), state: CredentialState::Active };
-        App {
-            id: "1".into(),
-            credentials: vec![credential],
-            enabled: true,
-            client_events: true,
-            subscription_count: false,
-            authorization_seconds: None,
-            allowed_origins: vec![],
-            limits: AppLimits::default(),
-            webhooks: vec![],
-        }
+        registry::tests::app("1", &[("k", CredentialState::Active)])
     }
 
     fn signed_auth(channel: &str, data: Option<&str>) -> String {

@@ -1,9 +1,7 @@
 //! The memory of a process whose clients declare more than they send.
 
-use std::collections::BTreeMap;
-
 use super::*;
-use crate::processes::{Server, environment};
+use crate::processes::{Server, edge_environment};
 
 /// Memory that a process has at its most, in KiB.
 fn peak(process: u32) -> u64 {
@@ -17,16 +15,7 @@ async fn declared_lengths_take_no_more_memory_than_the_bounds_of_the_process() {
     const EACH: usize = 100;
     let apps = tempfile::tempdir().expect("a directory");
     write_registry(apps.path(), vec![app("1", true)]);
-    let own = [
-        ("REALTIME_TRANSPORTS", "websocket".to_owned()),
-        ("REALTIME_WEBHOOKS", "off".to_owned()),
-        ("REALTIME_BUS", "memory".to_owned()),
-        ("REALTIME_PUBLIC_ADDRESS", "127.0.0.1:0".to_owned()),
-        ("REALTIME_ADMIN_ADDRESS", "127.0.0.1:0".to_owned()),
-    ];
-    let path = apps.path().display().to_string();
-    let variables: BTreeMap<_, _> = environment("websocket", &own, &[("REALTIME_APPS_PATH", &path)]);
-    let process = Server::start("edge", &variables).await;
+    let process = Server::start("edge", &edge_environment(apps.path(), &[])).await;
     let address = process.address("public");
     let mut first = Ws::open(address, "/app/key1?protocol=7").await;
     first.greeted().await;
