@@ -16,6 +16,7 @@ mod image_reference;
 mod known_injectors;
 pub mod manifest;
 mod name_pattern;
+pub mod network_policy;
 mod platform_policy;
 mod pod_fields;
 mod problem;
@@ -23,6 +24,7 @@ mod receiver;
 pub mod render;
 mod secret_copies;
 mod secret_references;
+mod server_image;
 mod validate;
 
 pub use app_credentials::{
@@ -47,6 +49,7 @@ pub use secret_references::{
     RedisReferences, SecretReaders, SecretReference, SecretTexts, app_secret_names, collect_secret_references,
     decode_secret, trim_texts,
 };
+pub use server_image::ServerImage;
 pub use validate::{ClusterInputs, StreamIdentity, validate, validate_stream};
 
 #[cfg(test)]

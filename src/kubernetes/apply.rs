@@ -142,26 +142,37 @@ pub async fn repair_object(client: &Client, object: &DynamicObject, repairs: &[V
     patched.map(|_| ()).map_err(ApplyError::from_call(operation))
 }
 
-/// Deletes those of the live children, each with its API version and kind, that belong to `owner` and are not among the
-/// wanted objects; returns their names.
+/// A live child, with its API version and kind.
+pub type LiveChild = ((&'static str, &'static str), Arc<DynamicObject>);
+
+/// Finds the live children that belong to `owner` and are not among the wanted objects.
+pub fn find_superfluous<'a>(
+    children: &'a [LiveChild],
+    owner: &'a str,
+    wanted: &'a [Value],
+) -> impl Iterator<Item = &'a LiveChild> {
+    children.iter().filter(move |((_, kind), object)| {
+        let name = object.name_any();
+        let keep = wanted.iter().any(|wanted| {
+            wanted["kind"] == *kind && wanted.pointer("/metadata/name").and_then(Value::as_str) == Some(&name)
+        });
+        !keep && is_owned_by(&**object, owner) && object.metadata.deletion_timestamp.is_none()
+    })
+}
+
+/// Deletes the superfluous ones of the live children; returns their names.
 ///
 /// # Errors
 /// The API server does not answer.
 pub async fn prune_children(
     client: &Client,
-    children: &[((&'static str, &'static str), Arc<DynamicObject>)],
+    children: &[LiveChild],
     owner: &str,
     wanted: &[Value],
 ) -> Result<Vec<String>, ApplyError> {
     let mut pruned = Vec::new();
-    for ((version, kind), object) in children {
+    for ((version, kind), object) in find_superfluous(children, owner, wanted) {
         let name = object.name_any();
-        let keep = wanted.iter().any(|wanted| {
-            wanted["kind"] == *kind && wanted.pointer("/metadata/name").and_then(Value::as_str) == Some(&name)
-        });
-        if keep || !is_owned_by(&**object, owner) || object.metadata.deletion_timestamp.is_some() {
-            continue;
-        }
         let types = TypeMeta { api_version: (*version).to_owned(), kind: (*kind).to_owned() };
         let gvk = GroupVersionKind::try_from(&types).map_err(|_| ApplyError::Malformed((*kind).to_owned()))?;
         let namespace = object.namespace().unwrap_or_default();

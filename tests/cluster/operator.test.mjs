@@ -1,5 +1,7 @@
 // The operator on a real Kubernetes: it refuses Ready until a client's event arrived, and reverts, admits and goes on.
 import assert from "node:assert/strict";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
@@ -93,6 +95,85 @@ test("realtime status shows every hop of an event", async () => {
   const missing = await realtime("status", "us", "-n", NAMESPACE);
   assert.equal(missing.code, 2);
   assert.match(missing.stderr, /realtimeclusters.* "us" not found/);
+});
+
+test("realtime prove shows the hops of a round at once, and realtime check prints the NetworkPolicy that is missing", { timeout: 120_000 }, async () => {
+  const proven = await realtime("prove", "eu", "-n", NAMESPACE, "--timeout", "60s");
+  assert.equal(proven.code, 0, proven.stdout + proven.stderr);
+  for (const transport of TRANSPORTS) assert.match(proven.stdout, new RegExp(`${transport} +3/3 .*✓ connect \\d+ ms .*✓ delivery`));
+  assert.match(proven.stdout, /eu: proven: 21 of 21 journeys passed/);
+  const object = JSON.parse((await realtime("prove", "eu", "-n", NAMESPACE, "-o", "json")).stdout);
+  const { requestedProof } = (await get("realtimecluster", NAMESPACE, "eu")).status.gate;
+  assert.deepEqual([object.state, object.token], ["Passed", requestedProof.token], "a new value each time, and the result stays");
+  assert.ok(!proven.stdout.includes(object.token));
+  assert.equal((await realtime("prove", "us", "-n", NAMESPACE)).code, 2);
+
+  const directory = mkdtempSync(`${tmpdir()}/check-`);
+  const path = `${directory}/eu.yaml`;
+  writeFileSync(path, manifest(NAMESPACE));
+  try {
+    const check = async () => JSON.parse((await realtime("check", path, "-o", "json")).stdout).checks;
+    const state = (checks, name) => checks.find((one) => one.check === name);
+    const found = await check();
+    for (const name of ["api-server", "crds", "operator", "secrets", "manifest", "identity", "redis", "kinesis", "network-policy"]) {
+      assert.equal(state(found, name)?.state, "Passed", JSON.stringify(state(found, name)));
+    }
+    const deny = { apiVersion: "networking.k8s.io/v1", kind: "NetworkPolicy", metadata: { name: "default-deny", namespace: NAMESPACE }, spec: { podSelector: {}, policyTypes: ["Ingress", "Egress"] } };
+    await apply(JSON.stringify(deny));
+    const missing = state(await check(), "network-policy");
+    assert.equal(missing.state, "Warning");
+    assert.match(missing.message, /default-deny/);
+    await apply(missing.manifest);
+    assert.equal(state(await check(), "network-policy").state, "Passed", "the API server accepts the printed policy");
+    await kubectl(["delete", "networkpolicy", "--all", "-n", NAMESPACE]);
+    writeFileSync(path, manifest(NAMESPACE, { "name: eu-aws\n": "name: nobody\n" }).replace("name: nobody\n  namespace", "name: eu-aws\n  namespace"));
+    const without = await realtime("check", path);
+    assert.equal(without.code, 1, without.stdout);
+    assert.match(without.stdout, /✗ secrets .*nobody/);
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+});
+
+test("a suspended cluster stays as it is and says since when, and restarted-at restarts the pods of one that is not", { timeout: 240_000 }, async () => {
+  const deployment = () => get("deployment", NAMESPACE, "eu-sockjs");
+  const before = await deployment();
+  const cluster = await watchObject("realtimeclusters", NAMESPACE, "eu");
+  await spec(NAMESPACE, { suspend: true, sockjs: { replicas: 3, env: [{ name: "TRIAL", value: "1" }] } });
+  const suspended = await cluster.until((object) => /Deployment eu-sockjs/.test(condition(object, "Suspended")?.message));
+  assert.match(condition(suspended, "Suspended").message, /^nothing is applied since 20\d\d-/);
+  // Three rounds of journeys, in which a pod that somebody evicts is admitted.
+  const evicted = (await edges(NAMESPACE)).find(({ metadata }) => metadata.labels[COMPONENT] === "sockjs").metadata.name;
+  await kubectl(["delete", "pod", evicted, "-n", NAMESPACE, "--wait=false"]);
+  await wait(async () => {
+    const found = (await edges(NAMESPACE)).filter(({ metadata }) => metadata.labels[COMPONENT] === "sockjs" && !metadata.deletionTimestamp);
+    return found.length === 2 && found.every((pod) => pod.metadata.name !== evicted && podIs(pod, "Ready"));
+  }, { what: "a successor that is admitted", timeout: 60_000 });
+  assert.equal((await deployment()).metadata.generation, before.metadata.generation, "nothing was applied");
+  const now = await get("realtimecluster", NAMESPACE, "eu");
+  assert.equal(is(now, "Reconciling"), undefined);
+  assert.equal((await realtime("prove", "eu", "-n", NAMESPACE, "--timeout", "60s")).code, 0, "journeys go on");
+  await ready(NAMESPACE);
+
+  await spec(NAMESPACE, { suspend: null, sockjs: { replicas: 2, env: null } });
+  await cluster.until((object) => condition(object, "Suspended") === undefined && object.metadata.generation === object.status.observedGeneration);
+  assert.equal((await deployment()).metadata.generation, before.metadata.generation, "the change was taken back before it was applied");
+  assert.deepEqual([now.status.image.repository, now.status.version], ["realtime-operator/realtime", "0.1.0"]);
+
+  const names = async () => (await pods(NAMESPACE, {})).filter(({ metadata }) => metadata.labels?.[COMPONENT]).map(({ metadata }) => metadata.name);
+  const old = new Set(await names());
+  await kubectl(["annotate", "realtimecluster", "eu", "-n", NAMESPACE, "realtime-operator.dev/restarted-at=2026-01-01T00:00:00Z"]);
+  await wait(async () => {
+    const found = await names();
+    return found.length === old.size && found.every((name) => !old.has(name));
+  }, { what: "new pods only", timeout: 150_000 });
+  await kubectl(["annotate", "realtimecluster", "eu", "-n", NAMESPACE, "realtime-operator.dev/restarted-at-"]);
+  await ready(NAMESPACE);
+  const [after, restarted] = [new Set(await names()), (await get("realtimecluster", NAMESPACE, "eu")).status.restartedAt];
+  assert.equal(restarted, "2026-01-01T00:00:00Z");
+  await new Promise((resolve) => setTimeout(resolve, 5000));
+  assert.deepEqual(new Set(await names()), after, "a removed annotation restarts nothing");
+  await cluster.stop();
 });
 
 test("a quiet cluster is read from watches: no listing, each Secret once a minute, one status write", { timeout: (QUIET + 60) * 1000 }, async () => {
