@@ -193,6 +193,13 @@ impl Reason {
         matches!(self, Self::ApplyFailed | Self::AccessDenied | Self::StreamUnreachable | Self::OperatorFault)
     }
 
+    /// Whether a condition with this reason is Unknown: the operator's own call failed. A refusal is a finding all the same:
+    /// somebody must grant a permission.
+    #[must_use]
+    pub fn says_nothing(self) -> bool {
+        self.is_operator_call() && self != Self::AccessDenied
+    }
+
     /// The user's remedy in one sentence.
     #[must_use]
     pub fn remedy(self) -> &'static str {

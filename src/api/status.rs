@@ -107,9 +107,6 @@ pub struct StreamStatus {
     /// Time of creation, in ms since 1970; distinguishes the stream from a later one of the same name.
     #[serde(default)]
     pub created_ms: i64,
-    /// Time at which this cluster began to create the stream, in ms since 1970.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub creating_since_ms: Option<i64>,
     /// Settings of `webhooks.stream` that the stream does not have, each with the reason and the remedy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending_steps: Vec<String>,

@@ -365,7 +365,11 @@ clock in, a verdict out.
   losses of one value in a row that span 20 s close, and so do more than 5 % of the last 200 journeys.
 - **Ageing.** A value without a finished journey for three intervals, and at least a minute, closes the gate as
   `EvidenceStale`; Ready is then Unknown. `status.gate.passedAt` is the start of the oldest pass of the latest complete
-  round. A new leader goes on with the recorded proof, without renewing it, for 15 minutes at most.
+  round. A new leader goes on with the recorded proof, without renewing it, for 15 minutes at most
+  (`--inherited-evidence-max`).
+- **Pace.** The clusters of one operator share 50 journeys per second (`--journeys-per-second`). While their intervals ask for
+  more, all of them are stretched by the same factor, and evidence ages by the stretched interval, which is the metric
+  `realtime_operator_round_interval_seconds`.
 
 ";
 

@@ -13,8 +13,8 @@ use super::memory_sessions::MemorySessionOwners;
 use super::relay::{HeartbeatResponse, RelayPeer};
 use super::{
     Broadcast, BroadcastFrame, BusError, CACHE_MISS_INTERVAL, ChannelInfo, ChannelKey, ChannelStore, CountUpdate,
-    Health, JoinOutcome, LARGE_CHANNEL_COUNT_INTERVAL, LARGE_CHANNEL_THRESHOLD, LAST_EVENT_TTL, LastEvent,
-    LastEventLookup, Membership, PRESENCE_MEMBERS_MAX, RemoteTransitions, SessionDirectory, Transition,
+    DecidedTransitions, Health, JoinOutcome, LARGE_CHANNEL_COUNT_INTERVAL, LARGE_CHANNEL_THRESHOLD, LAST_EVENT_TTL,
+    LastEvent, LastEventLookup, Membership, PRESENCE_MEMBERS_MAX, RemoteTransitions, SessionDirectory, Transition,
 };
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
@@ -121,14 +121,17 @@ impl Membership for MemoryBus {
         subject: &'a ChannelKey,
         socket: &'a SocketId,
         cause: Option<LeaveCause>,
-    ) -> BoxFuture<'a, Result<Vec<Transition>, BusError>> {
+    ) -> BoxFuture<'a, Result<DecidedTransitions, BusError>> {
         let mut state = lock_ignoring_poison(&self.store.state);
         let left = |channel: &mut ChannelState| channel.remove_connection(socket, cause);
-        Box::pin(ready(Ok(state.channels.get_mut(subject).map(left).unwrap_or_default())))
+        let transitions = state.channels.get_mut(subject).map(left).unwrap_or_default();
+        Box::pin(ready(Ok(DecidedTransitions::without_outbox(transitions))))
     }
 
-    /// Ignores acknowledgements: the bus ends with its process, so no sweeper would read an outbox.
-    fn acknowledge_recorded(&self, _subject: &ChannelKey, _orders: &[EventOrder]) {}
+    /// Always 0: the bus ends with its process, so no sweeper would read an outbox.
+    fn unacknowledged_count(&self) -> usize {
+        0
+    }
 
     fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>> {
         None
@@ -363,6 +366,7 @@ impl ChannelState {
                 }
             }
         }
+        let transitions = DecidedTransitions::without_outbox(transitions);
         Ok(JoinOutcome { transitions, roster: self.members.values().map(|(member, _)| member.clone()).collect() })
     }
 
@@ -420,7 +424,7 @@ mod tests {
         PresenceMember { user_id: user.into(), user_info: Value::Null }
     }
 
-    fn names_and_seqs(transitions: &[Transition]) -> Vec<(&'static str, u64)> {
+    fn names_and_seqs(transitions: &DecidedTransitions) -> Vec<(&'static str, u64)> {
         transitions.iter().map(|t| (t.kind.name(), t.order.seq)).collect()
     }
 
@@ -544,7 +548,7 @@ mod tests {
             bus.join_channel(room, &socket, None).await.expect("joined");
         }
         bus.join_channel(&channel_key("presence-room"), &socket, Some(&member("u"))).await.expect("joined");
-        bus.leave_channel(&channel_key("left"), &socket, None).await.expect("left");
+        bus.leave_channel(&channel_key("left"), &socket, None).await.expect("left").acknowledge_all();
         bus.store_last_event(&channel_key("cache-empty"), &LastEvent { event: "e".into(), data: String::new() })
             .await
             .expect("kept");

@@ -3,12 +3,15 @@
 //!
 //! In: a connection that joins or leaves a channel, or a frame for a channel. Out: the transitions that follow for the
 //! whole cluster, each with the (epoch, seq) that orders it, and the frames of other processes. Occupancy is decided here,
-//! in one place and atomically, because two edges that decided for themselves would both publish "occupied".
+//! in one place and atomically, because two edges that decided for themselves would both publish "occupied". Each
+//! transition comes with a [`Receipt`], until whose acknowledgement the bus keeps it. Channels of the server's own, such as
+//! those of signed-in users, are never recorded: their transitions are not kept.
 //!
 //! This room must not know transports, sockets or records.
 
 mod memory;
 mod memory_sessions;
+mod receipt;
 mod redis;
 pub mod relay;
 
@@ -20,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use memory::MemoryBus;
+pub use receipt::{DecidedTransition, DecidedTransitions, Receipt};
 pub use redis::{BusTiming, RedisAddress, RedisBus};
 pub use relay::{HeartbeatResponse, RelayPeer};
 
@@ -68,21 +72,21 @@ pub struct Transition {
 }
 
 /// Transitions that the bus emits on its own: after another process dies, or after the store loses its data.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct RemoteTransitions {
     /// Channel whose membership changed.
     pub subject: ChannelKey,
     /// Transitions in the order of the channel's history.
-    pub transitions: Vec<Transition>,
+    pub transitions: DecidedTransitions,
     /// Data of the members that were added.
     pub members: Vec<PresenceMember>,
 }
 
 /// Outcome of a join: the transitions that it caused, and the members that it found.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct JoinOutcome {
     /// Transitions in the order of the channel's history.
-    pub transitions: Vec<Transition>,
+    pub transitions: DecidedTransitions,
     /// Members of a presence channel after the join; empty on other channels.
     pub roster: Vec<PresenceMember>,
 }
@@ -173,11 +177,11 @@ pub trait Membership: Send + Sync {
         subject: &'a ChannelKey,
         socket: &'a SocketId,
         cause: Option<LeaveCause>,
-    ) -> BoxFuture<'a, Result<Vec<Transition>, BusError>>;
+    ) -> BoxFuture<'a, Result<DecidedTransitions, BusError>>;
 
-    /// Acknowledges that these transitions are recorded in the stream. Until then the bus keeps them for the process
-    /// that sweeps this one.
-    fn acknowledge_recorded(&self, subject: &ChannelKey, orders: &[EventOrder]);
+    /// Number of transitions of this process whose receipts the store has not confirmed. The bus keeps them for the
+    /// process that sweeps this one.
+    fn unacknowledged_count(&self) -> usize;
 
     /// Takes the queue of transitions that the bus emits on its own; `None` after the first call.
     fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>>;

@@ -2,15 +2,21 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::BAD_INPUT_EXIT_CODE;
 use crate::desired::{KnownInjectors, OPERATOR_NAMESPACE, PlatformPolicy};
 use crate::kubernetes::scope::WatchScope;
 use crate::operator::{self, OperatorError, OperatorSettings};
+use crate::prober::JOURNEYS_PER_SECOND;
 use crate::process::{install_tls, signal, telemetry};
 
 /// The exit code after a task ended or made no progress (`EX_SOFTWARE` of sysexits.h).
 const EXIT_TASK_FAULT: u8 = 70;
+
+/// Shortest and longest time that `--inherited-evidence-max` may be.
+const SHORTEST_INHERITED_TTL: Duration = Duration::from_mins(1);
+const LONGEST_INHERITED_TTL: Duration = Duration::from_mins(15);
 
 /// Run the operator.
 ///
@@ -44,6 +50,13 @@ pub struct Arguments {
     /// Address of `/livez`, `/readyz` and `/metrics`
     #[arg(long, default_value = "0.0.0.0:9090", value_name = "ADDRESS:PORT")]
     admin: SocketAddr,
+    /// Journeys that all clusters together start per second, at most. Beyond it the intervals of all clusters stretch
+    #[arg(long, default_value_t = JOURNEYS_PER_SECOND, value_name = "JOURNEYS", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    journeys_per_second: u32,
+    /// Age at which the proof of a former leader is too old, such as `90s` or `15m`: a cluster that this operator has not
+    /// proven itself by then is not Ready
+    #[arg(long, default_value = "15m", value_name = "TIME", value_parser = parse_inherited_max)]
+    inherited_evidence_max: Duration,
     /// Log filter, such as `info` or `realtime_operator::operator=debug`
     #[arg(long, env = "LOG", default_value = "info", value_name = "FILTER")]
     log: String,
@@ -76,6 +89,8 @@ pub async fn run(arguments: Arguments) -> u8 {
         address,
         receiver,
         admin,
+        journeys_per_second,
+        inherited_evidence_max,
         log: _,
     } = arguments;
     let known_injectors = match read_known_injectors(known_injectors.as_deref()) {
@@ -86,13 +101,34 @@ pub async fn run(arguments: Arguments) -> u8 {
         }
     };
     let scope = WatchScope::of_namespaces(watch_namespaces);
-    let settings = OperatorSettings { namespace, scope, policy, known_injectors, pod, address, receiver, admin };
+    let settings = OperatorSettings {
+        namespace,
+        scope,
+        policy,
+        known_injectors,
+        pod,
+        address,
+        receiver,
+        admin,
+        journeys_per_second,
+        inherited_evidence_max,
+    };
     match operator::run(settings, shutdown).await {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("realtime: {error}");
             if matches!(error, OperatorError::Task(_)) { EXIT_TASK_FAULT } else { 1 }
         }
+    }
+}
+
+/// Parses `--inherited-evidence-max`. Below a minute, a change of leader alone would turn every cluster.
+fn parse_inherited_max(text: &str) -> Result<Duration, String> {
+    let age = super::parse_duration(text)?;
+    if (SHORTEST_INHERITED_TTL..=LONGEST_INHERITED_TTL).contains(&age) {
+        Ok(age)
+    } else {
+        Err("write a time from 60s to 15m".to_owned())
     }
 }
 
@@ -108,4 +144,23 @@ fn read_known_injectors(file: Option<&Path>) -> Result<KnownInjectors, String> {
     let name = file.display();
     let text = std::fs::read_to_string(file).map_err(|error| format!("--known-injectors {name}: {error}"))?;
     KnownInjectors::parse(&text).map_err(|error| format!("--known-injectors {name}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inherited_evidence_may_be_a_minute_to_a_quarter_of_an_hour_old() {
+        for (text, expected) in [
+            ("2m", Some(Duration::from_mins(2))),
+            ("60s", Some(Duration::from_mins(1))),
+            ("15m", Some(Duration::from_mins(15))),
+            ("59s", None),
+            ("16m", None),
+            ("soon", None),
+        ] {
+            assert_eq!(parse_inherited_max(text).ok(), expected, "{text}");
+        }
+    }
 }

@@ -84,7 +84,7 @@ async fn run_dispatcher() -> Result<(), String> {
     let leases: Arc<dyn ShardLeases> = if values.text(name::LEASES) == "memory" {
         Arc::new(MemoryLeases::default())
     } else {
-        let clients = build_clients().await.map_err(|error| format!("{}: {error}", name::LEASES))?;
+        let clients = build_clients(Arc::default()).await.map_err(|error| format!("{}: {error}", name::LEASES))?;
         let cluster = values.text(name::CLUSTER);
         let namespace = cluster.split_once('/').map_or("default", |(namespace, _)| namespace);
         Arc::new(KubernetesLeases::new(clients, namespace, kinesis.clone()))

@@ -1,6 +1,7 @@
 //! `realtime status`: how clusters stand, as a person reads it.
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -18,7 +19,8 @@ use crate::process::install_tls;
 
 /// Show how clusters stand: Ready or why not, and how far a client's event comes by each transport.
 ///
-/// Exit codes: 0 every cluster shown is Ready, 1 one is not, 2 none was found or the API server cannot be asked.
+/// Exit codes: 0 every cluster shown is Ready, 1 one is not, 2 none was found (0 with `--allow-none`) or the API server cannot
+/// be asked.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// One cluster; absent means every one of the namespace
@@ -30,6 +32,9 @@ pub struct Arguments {
     /// Show the clusters of every namespace
     #[arg(short = 'A', long, conflicts_with_all = ["name", "namespace"])]
     all_namespaces: bool,
+    /// Find no cluster without an error
+    #[arg(long, conflicts_with = "name")]
+    allow_none: bool,
     /// Go on, and print a cluster again whenever its status changes
     #[arg(short, long)]
     watch: bool,
@@ -54,11 +59,14 @@ pub async fn run(arguments: Arguments) -> u8 {
 }
 
 async fn show_status(arguments: &Arguments) -> Result<u8, String> {
-    let clients = build_clients().await.map_err(|error| error.to_string())?;
+    let clients = build_clients(Arc::default()).await.map_err(|error| error.to_string())?;
     let api = cluster_api(&clients.call, arguments);
     let listed = tokio::time::timeout(REQUEST_TIMEOUT, list_clusters(&api, arguments.name.as_deref())).await;
     let clusters =
         listed.map_err(|_| format!("the API server did not answer in {} s", REQUEST_TIMEOUT.as_secs()))??;
+    if clusters.is_empty() && arguments.allow_none && !arguments.watch {
+        return Ok(print::print_text("no RealtimeCluster\n"));
+    }
     if clusters.is_empty() && !arguments.watch {
         return Err("there is no RealtimeCluster here: try --all-namespaces, or `--namespace NAME`".to_owned());
     }

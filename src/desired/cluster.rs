@@ -1,7 +1,6 @@
 //! The validated cluster: defaults are applied, references are resolved, types are parsed. Rendering, planning and
 //! everything after read this type and no manifest.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -31,9 +30,7 @@ pub struct ValidCluster {
     pub image: String,
     /// Servers that are deployed: edges, then the dispatcher, if there are webhooks.
     pub servers: Vec<ValidServer>,
-    /// By server, a digest of the Secrets that its pods read at their start.
-    pub secrets_digests: BTreeMap<ServerKind, String>,
-    /// Copies of the Secrets that pods read at their start.
+    /// Copies of the Secrets and of the generated values that pods read at their start.
     pub secret_copies: Vec<SecretCopy>,
     /// The Kinesis stream, with the access to it.
     pub stream: ValidStream,
@@ -194,10 +191,10 @@ pub struct ProbeApp {
 }
 
 impl ValidCluster {
-    /// Name of the Secret that pods read in place of a referenced one.
+    /// Name of the Secret in which pods read a key, in place of the Secret that was copied.
     #[must_use]
-    pub fn copy_of<'a>(&'a self, source: &'a str) -> &'a str {
-        let copy = self.secret_copies.iter().find(|copy| copy.source == source);
+    pub fn copy_of<'a>(&'a self, source: &'a str, key: &str) -> &'a str {
+        let copy = self.secret_copies.iter().find(|copy| copy.source == source && copy.values.contains_key(key));
         copy.map_or(source, |copy| copy.name.as_str())
     }
 

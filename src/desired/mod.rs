@@ -38,14 +38,14 @@ pub use environment::{MissingReference, PodFacts, resolve_variables, template_va
 pub use known_injectors::{KnownInjectors, SHIPPED_INJECTORS};
 pub use manifest::{InputError, Manifests};
 pub use platform_policy::{PlatformPolicy, PolicyFileError};
-pub use pod_fields::{FieldKind, PodField, list_pod_fields, template_digest};
+pub use pod_fields::{FieldKind, JsonField, PodField, list_pod_fields, template_digest};
 pub use problem::{ManifestProblem, RefusalCause, RefusedApp};
 pub use receiver::{OPERATOR_NAMESPACE, RECEIVER_PORT, RECEIVER_SERVICE, receiver_address};
 pub use render::{DesiredObjects, render_objects};
 pub use secret_copies::SecretCopy;
 pub use secret_references::{
-    RedisReferences, SecretReference, SecretTexts, app_secret_names, collect_secret_references, decode_secret,
-    trim_texts,
+    RedisReferences, SecretReaders, SecretReference, SecretTexts, app_secret_names, collect_secret_references,
+    decode_secret, trim_texts,
 };
 pub use validate::{ClusterInputs, StreamIdentity, validate, validate_stream};
 

@@ -32,11 +32,24 @@ pub struct SecretReference {
     pub key: String,
     /// Purpose of the value, for messages.
     pub purpose: &'static str,
+    /// The processes that read the value.
+    pub readers: SecretReaders,
+}
+
+/// The processes that read a value from a Secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SecretReaders {
+    /// Pods of edges, at their start.
+    Edges,
+    /// Pods of all servers, at their start.
+    Servers,
+    /// The operator, which puts the value into the app registry.
+    Operator,
 }
 
 impl SecretReference {
-    fn new(name: &str, key: &str, purpose: &'static str) -> Self {
-        Self { name: name.to_owned(), key: key.to_owned(), purpose }
+    fn new(name: &str, key: &str, purpose: &'static str, readers: SecretReaders) -> Self {
+        Self { name: name.to_owned(), key: key.to_owned(), purpose, readers }
     }
 }
 
@@ -52,7 +65,8 @@ pub struct RedisReferences {
 impl RedisReferences {
     /// Reads them from the manifest.
     pub(super) fn of_spec(redis: &RedisSpec) -> Self {
-        let reference = |key: &SecretKeyRef, purpose| SecretReference::new(&key.name, &key.key, purpose);
+        let reference =
+            |key: &SecretKeyRef, purpose| SecretReference::new(&key.name, &key.key, purpose, SecretReaders::Edges);
         Self {
             url: reference(&redis.url_secret_ref, "the address of Redis"),
             ca: redis.ca_secret_ref.as_ref().map(|key| reference(key, "the CA of Redis")),
@@ -66,12 +80,12 @@ pub fn collect_secret_references(cluster: &RealtimeCluster, apps: &[RealtimeApp]
     let redis = RedisReferences::of_spec(&cluster.spec.bus.redis);
     let mut found: Vec<SecretReference> = std::iter::once(redis.url).chain(redis.ca).collect();
     if let Some(keys) = &cluster.spec.aws.identity.secret_ref {
-        found.push(SecretReference::new(&keys.name, "accessKeyID", "the AWS access key"));
-        found.push(SecretReference::new(&keys.name, "secretAccessKey", "the AWS secret key"));
+        found.push(SecretReference::new(&keys.name, "accessKeyID", "the AWS access key", SecretReaders::Servers));
+        found.push(SecretReference::new(&keys.name, "secretAccessKey", "the AWS secret key", SecretReaders::Servers));
     }
     for name in apps.iter().flat_map(app_secret_names) {
-        found.push(SecretReference::new(name, "key", "an app's key"));
-        found.push(SecretReference::new(name, "secret", "an app's secret"));
+        found.push(SecretReference::new(name, "key", "an app's key", SecretReaders::Operator));
+        found.push(SecretReference::new(name, "secret", "an app's secret", SecretReaders::Operator));
     }
     found
 }

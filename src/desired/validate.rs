@@ -1,5 +1,6 @@
 //! Validates manifests: checks the rules that the schema cannot express, applies defaults, resolves references. Pure.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -14,17 +15,19 @@ use super::cluster::{
 };
 use super::credentials::ClusterCredentials;
 use super::problem::{ManifestProblem, RefusalCause, RefusedApp};
-use super::secret_copies::copy_secrets;
-use super::secret_references::{RedisReferences, SecretReference, SecretTexts, collect_secret_references};
+use super::secret_copies::{
+    ADMIN_TOKEN_KEY, ADMIN_TOKEN_SOURCE, CopyNames, PEER_SECRET_KEY, PEER_SECRET_SOURCE, SecretCopy,
+};
+use super::secret_references::{RedisReferences, SecretTexts, collect_secret_references};
 use crate::api::cluster::{
     EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, ImageSpec, ServerLayout, SockjsClients,
     StreamMode, WebhooksMode,
 };
 use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec};
 use crate::config::ServerKind;
+use crate::protocol::StreamName;
 use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::{App, AppRegistry};
-use crate::protocol::{StreamName, signature};
 
 /// Inputs from which a cluster is validated.
 pub struct ClusterInputs<'a> {
@@ -77,13 +80,7 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
         owner: owner_reference(cluster),
         image: image_reference(&spec.image, inputs.version),
         servers: resolve_servers(spec),
-        secret_copies: copy_secrets(
-            &cluster_name(cluster),
-            &collect_secret_references(cluster, &[]),
-            inputs.secrets,
-            &credentials.admin_token,
-        ),
-        secrets_digests: ServerKind::ALL.map(|server| (server, secrets_digest(inputs, server))).into(),
+        secret_copies: copy_secrets(inputs),
         stream: ValidStream { name: inputs.stream.map_or(stream.name, |adopted| adopted.name.clone()), ..stream },
         redis: RedisReferences::of_spec(&spec.bus.redis),
         sockjs: resolve_sockjs(&spec.sockjs_clients),
@@ -337,30 +334,22 @@ fn cluster_problem(cluster: &RealtimeCluster, path: &str, message: &str) -> Mani
     }
 }
 
-/// Digest of the Secrets that pods read at their start; salted, since annotations are readable to every user of the
-/// namespace.
-fn secrets_digest(inputs: &ClusterInputs<'_>, server: ServerKind) -> String {
-    let (salt, peer) = (&inputs.credentials.admin_token, &inputs.credentials.peer_secret);
-    let redis = RedisReferences::of_spec(&inputs.cluster.spec.bus.redis);
-    // Only edges connect to Redis: a change of its address must not roll dispatchers.
-    let reads = |found: &&SecretReference| {
-        let is = |redis: &SecretReference| (&redis.name, &redis.key) == (&found.name, &found.key);
-        server != ServerKind::Dispatcher || !(is(&redis.url) || redis.ca.as_ref().is_some_and(is))
-    };
-    let peer = server.serves_as(ServerKind::Sockjs).then(|| peer.expose());
-    let texts: Vec<&str> = collect_secret_references(inputs.cluster, &[])
-        .iter()
-        .filter(reads)
-        .filter_map(|reference| inputs.secrets.get(&reference.name)?.get(&reference.key).map(String::as_str))
-        .chain(peer)
-        .collect();
-    signature::salted_digest(salt.expose(), &texts.join("\n"))
+/// Copies all that pods read from Secrets at their start.
+fn copy_secrets(inputs: &ClusterInputs<'_>) -> Vec<SecretCopy> {
+    let ClusterCredentials { admin_token, peer_secret, .. } = inputs.credentials;
+    let cluster = cluster_name(inputs.cluster);
+    let names = CopyNames { cluster: &cluster, salt: admin_token };
+    let mut copies = names.copy_references(&collect_secret_references(inputs.cluster, &[]), inputs.secrets);
+    for (source, key, value) in
+        [(ADMIN_TOKEN_SOURCE, ADMIN_TOKEN_KEY, admin_token), (PEER_SECRET_SOURCE, PEER_SECRET_KEY, peer_secret)]
+    {
+        copies.push(names.copy_values(source, &BTreeMap::from([(key, value.expose())])));
+    }
+    copies
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::api::fixture::{MINIMAL_CLUSTER, applied_cluster};
     use crate::desired::{Manifests, generate_app_credentials, generate_credentials};
@@ -416,24 +405,6 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
         assert_eq!(cluster.registry.apps().count(), 2);
         assert!(cluster.probe.id.as_str().bytes().all(|b| b.is_ascii_digit()));
         assert_eq!(cluster.registry.by_key("k").map(|app| app.id.as_str()), Some("1001"));
-    }
-
-    #[test]
-    fn a_changed_ca_of_redis_rolls_edges_alone() {
-        let with = MINIMAL_CLUSTER.replace("key: url }", "key: url }, caSecretRef: { name: eu-redis, key: ca.crt }");
-        let digests = |cluster: &str, authority: &str| {
-            let keys: &[(&str, &str)] = &[("url", "rediss://r"), ("ca.crt", authority), ("else", authority)];
-            check_cluster(cluster, &[], &[("eu-redis", keys)]).expect("a cluster").secrets_digests
-        };
-        let (before, after) = (digests(&with, "old"), digests(&with, "new"));
-        for server in ServerKind::ALL {
-            assert_eq!(before[&server] != after[&server], server != ServerKind::Dispatcher, "{server}");
-        }
-        assert_eq!(
-            digests(MINIMAL_CLUSTER, "old"),
-            digests(MINIMAL_CLUSTER, "new"),
-            "a key that no server reads rolls nothing"
-        );
     }
 
     #[test]

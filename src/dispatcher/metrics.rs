@@ -9,7 +9,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::process::metrics::{Labeled, RegistryReadResult, label_values, metric_table};
+use crate::process::metrics::{LabelValue, Labeled, RegistryReadResult, label_values, metric_table};
 use crate::protocol::ShardId;
 use crate::protocol::admin::{DispatcherFlow, ShardFlow};
 
@@ -43,6 +43,20 @@ label_values! {
         Superseded = "superseded",
         /// The event was read before.
         Duplicate = "duplicate",
+    }
+}
+
+label_values! {
+    /// The reason for which a held shard is not read: in the log, in `/flow` and in metrics.
+    pub enum PauseReason as "reason" {
+        /// A record of a newer release: upgrade the dispatchers.
+        RecordTooNew = "record_too_new",
+        /// As many events as the shard may hold wait for endpoints, for their app, or for the end of an absence.
+        Full = "full",
+        /// An endpoint answers, but more slowly than its events arrive.
+        EndpointBehind = "endpoint_behind",
+        /// Kinesis does not answer, or refuses the read.
+        ReadFailed = "read_failed",
     }
 }
 
@@ -83,24 +97,35 @@ metric_table! {
         unfinished_events: Gauge => "Check the endpoints: each event waits until its endpoint acknowledges it.",
         /// Shards that this dispatcher holds now.
         shards: Gauge => "Nothing; over all dispatchers the sum is the number of shards.",
+        /// Held shards that are not read now.
+        paused_shards: Labeled<PauseReason, Gauge> =>
+            "Look the reason up below: `full` and `endpoint_behind` need the endpoint that `/flow` names, `record_too_new` an upgrade.",
         /// Distance of the slowest held shard from the end of the stream, in seconds.
         lag_seconds: Gauge<f64, AtomicU64> => "Add dispatchers or shards, or find the endpoint that is slow.",
     }
 }
 
-/// The source of an error: only a success of the same source clears it.
+/// The source of an error: only a success of the same source clears it. Ordered by weight: an error that stops a shard for
+/// every customer is shown before the error of one customer's endpoint, however new that is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ErrorSource {
+    /// A shard that is not read.
+    Paused(ShardId),
     /// Listing the shards of the stream.
     Discovery,
     /// Reading or writing the leases.
     Leases,
     /// Reading one shard's records.
     Shard(ShardId),
-    /// A record at which the shard waits.
-    Record(ShardId),
     /// Sending to an endpoint, identified by app and name.
     Endpoint(String),
+}
+
+impl ErrorSource {
+    /// Whether the error concerns one customer only.
+    fn is_of_customer(&self) -> bool {
+        matches!(self, Self::Endpoint(_))
+    }
 }
 
 /// All counters and gauges of the process.
@@ -110,13 +135,39 @@ pub struct DispatcherMetrics {
     live: Mutex<FlowState>,
 }
 
+/// A held shard.
+#[derive(Clone, Debug)]
+pub struct ShardState {
+    /// Its place in the stream.
+    pub flow: ShardFlow,
+    /// Number of events that were read and are not finished.
+    pub unfinished: usize,
+    /// Why it is not read now.
+    pub paused: Option<PauseReason>,
+}
+
+impl ShardState {
+    /// Its flow with the word of the pause.
+    fn flow(&self) -> ShardFlow {
+        ShardFlow { paused: self.paused.map(|reason| reason.name().to_owned()), ..self.flow.clone() }
+    }
+}
+
 #[derive(Debug, Default)]
 struct FlowState {
-    shards: BTreeMap<ShardId, (ShardFlow, usize)>,
+    shards: BTreeMap<ShardId, ShardState>,
     drop_counts: BTreeMap<DropReason, u64>,
     failed_attempts: u64,
     errors: BTreeMap<ErrorSource, (u64, String)>,
     error_count: u64,
+}
+
+impl FlowState {
+    /// The first error by source, or else the newest of an endpoint.
+    fn heaviest_error(&self) -> Option<&str> {
+        let of_process = self.errors.iter().find(|(source, _)| !source.is_of_customer()).map(|(_, noted)| noted);
+        of_process.or_else(|| self.errors.values().max()).map(|(_, error)| error.as_str())
+    }
 }
 
 /// Deliveries and failures since the process started.
@@ -174,12 +225,13 @@ impl DispatcherMetrics {
         self.series.order_gaps.inc_by(gaps);
     }
 
-    /// Notes an error; `/flow` shows the newest.
+    /// Notes an error; `/flow` shows the heaviest, and of the endpoints the newest.
     pub fn set_error(&self, source: ErrorSource, error: String) {
         let mut live = self.live();
         live.error_count += 1;
         let noted = live.error_count;
-        if live.errors.len() < SHOWN_ERRORS_MAX || live.errors.contains_key(&source) {
+        // Only endpoints are bounded: the others are as many as shards.
+        if !source.is_of_customer() || live.errors.len() < SHOWN_ERRORS_MAX || live.errors.contains_key(&source) {
             live.errors.insert(source, (noted, error));
         }
     }
@@ -189,10 +241,16 @@ impl DispatcherMetrics {
         self.live().errors.remove(source);
     }
 
-    /// Sets the flow and the unfinished events of a held shard.
-    pub fn set_shard(&self, id: &ShardId, flow: ShardFlow, unfinished: usize) {
+    /// Whether the records of a shard cannot be read now.
+    #[must_use]
+    pub fn has_read_error(&self) -> bool {
+        self.live().errors.keys().any(|source| matches!(source, ErrorSource::Shard(_)))
+    }
+
+    /// Sets the state of a held shard.
+    pub fn set_shard(&self, id: &ShardId, state: ShardState) {
         let mut live = self.live();
-        live.shards.insert(id.clone(), (flow, unfinished));
+        live.shards.insert(id.clone(), state);
         self.update_gauges(&live);
     }
 
@@ -201,7 +259,7 @@ impl DispatcherMetrics {
         let mut live = self.live();
         live.shards.remove(id);
         live.errors.remove(&ErrorSource::Shard(id.clone()));
-        live.errors.remove(&ErrorSource::Record(id.clone()));
+        live.errors.remove(&ErrorSource::Paused(id.clone()));
         self.update_gauges(&live);
     }
 
@@ -211,20 +269,24 @@ impl DispatcherMetrics {
         let live = self.live();
         DispatcherFlow {
             stream: stream.to_owned(),
-            shards: live.shards.iter().map(|(id, (flow, _))| (id.clone(), flow.clone())).collect(),
+            shards: live.shards.iter().map(|(id, state)| (id.clone(), state.flow())).collect(),
             delivered: self.series.events_delivered.get(),
             failed_attempts: live.failed_attempts,
             dropped: live.drop_counts.iter().map(|(reason, count)| (format!("{reason:?}"), *count)).collect(),
-            unfinished: live.shards.values().map(|(_, unfinished)| *unfinished as u64).sum(),
-            last_error: live.errors.values().max().map(|(_, error)| error.clone()),
+            unfinished: live.shards.values().map(|state| state.unfinished as u64).sum(),
+            last_error: live.heaviest_error().map(str::to_owned),
         }
     }
 
     fn update_gauges(&self, live: &FlowState) {
         let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(&self.series.shards, live.shards.len() as u64);
-        set(&self.series.unfinished_events, live.shards.values().map(|(_, unfinished)| *unfinished as u64).sum());
-        let behind = live.shards.values().map(|(flow, _)| flow.behind_ms).max().unwrap_or(0);
+        set(&self.series.unfinished_events, live.shards.values().map(|state| state.unfinished as u64).sum());
+        let behind = live.shards.values().map(|state| state.flow.behind_ms).max().unwrap_or(0);
+        for reason in PauseReason::ALL {
+            let paused = live.shards.values().filter(|state| state.paused == Some(*reason)).count();
+            set(&self.series.paused_shards.with_label(*reason), paused as u64);
+        }
         self.series.lag_seconds.set(Duration::from_millis(behind).as_secs_f64());
     }
 
@@ -249,6 +311,24 @@ mod tests {
         metrics.clear_error(&ErrorSource::Discovery);
         metrics.clear_error(&ErrorSource::Endpoint("1/a".into()));
         assert_eq!(metrics.flow_report("s").last_error, None);
+    }
+
+    #[test]
+    fn an_endpoints_error_hides_no_error_that_stops_a_shard() {
+        let metrics = DispatcherMetrics::default();
+        let record = ErrorSource::Paused(ShardId("shard-0".to_owned()));
+        metrics.set_error(record.clone(), "RecordTooNew: version 2".into());
+        for n in 0..2 * SHOWN_ERRORS_MAX {
+            metrics.set_error(ErrorSource::Endpoint(format!("1/{n}")), format!("endpoint {n}: answered 500"));
+        }
+        let shown = || metrics.flow_report("s").last_error.unwrap_or_default();
+        assert_eq!(shown(), "RecordTooNew: version 2");
+        metrics.set_error(ErrorSource::Leases, "no answer".into());
+        assert_eq!(shown(), "RecordTooNew: version 2", "a newer one of another source");
+        metrics.clear_error(&record);
+        assert_eq!(shown(), "no answer");
+        metrics.clear_error(&ErrorSource::Leases);
+        assert!(shown().starts_with("endpoint "), "{}", shown());
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod events;
 mod kubernetes_leases;
 mod leases;
 pub(crate) mod metrics;
+mod read_progress;
 mod reader;
 mod retry;
 mod sender;

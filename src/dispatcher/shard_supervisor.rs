@@ -22,6 +22,10 @@ use crate::protocol::ShardId;
 
 /// Interval between two listings of the shards, after which a reshard is noticed at the latest.
 const LIST_INTERVAL: Duration = Duration::from_secs(30);
+/// Interval between two descriptions of the stream, which tell a stream from a later one of the same name. AWS allows 20 a
+/// second for the whole account, and every dispatcher of every cluster makes them. A read error brings the next one forward:
+/// the shards of a stream that was replaced cannot be read where the former one's were.
+const DESCRIBE_INTERVAL: Duration = Duration::from_mins(5);
 /// Delay before the shards are listed again after an error.
 const LIST_RETRY_DELAY: Duration = Duration::from_secs(2);
 /// Longest wait for a stream that has never existed.
@@ -56,11 +60,15 @@ pub async fn discover_shards(
 ) -> Option<String> {
     let started = Instant::now();
     let mut found = false;
+    let mut described: Option<(Instant, u64)> = None;
     loop {
+        let since = described.map(|(at, _)| at.elapsed());
+        let known = described.filter(|_| !is_description_due(since, metrics.has_read_error()));
         let listing = tokio::select! {
             () = shutdown.cancelled() => return None,
-            listing = list_shards(&client) => listing,
+            listing = list_shards(&client, known.map(|(_, created_ms)| created_ms)) => listing,
         };
+        described = listing.as_ref().ok().map(|found| known.unwrap_or((Instant::now(), found.created_ms)));
         let pause = match listing {
             Ok(listing) => {
                 found = true;
@@ -95,8 +103,18 @@ pub async fn discover_shards(
     }
 }
 
-async fn list_shards(client: &KinesisClient) -> Result<ShardListing, KinesisError> {
-    let created_ms = client.describe_stream().await?.created_ms;
+/// Whether the stream must be described with the next listing; `since` is the time since the last description that a
+/// listing followed.
+fn is_description_due(since: Option<Duration>, has_read_error: bool) -> bool {
+    has_read_error || since.is_none_or(|since| since >= DESCRIBE_INTERVAL)
+}
+
+/// Lists the shards, and describes the stream unless its creation time is known.
+async fn list_shards(client: &KinesisClient, known_ms: Option<u64>) -> Result<ShardListing, KinesisError> {
+    let created_ms = match known_ms {
+        Some(known) => known,
+        None => client.describe_stream().await?.created_ms,
+    };
     Ok(ShardListing { created_ms, shards: client.list_shards().await? })
 }
 
@@ -289,4 +307,21 @@ async fn call_with_timeout<T>(answer: impl Future<Output = Result<T, LeaseError>
     timeout(LEASE_CALL_TIMEOUT, answer)
         .await
         .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_described_every_five_minutes_and_when_it_cannot_be_read() {
+        for (name, since, has_read_error, expected) in [
+            ("at the start, and after a failed listing", None, false, true),
+            ("a listing later", Some(LIST_INTERVAL), false, false),
+            ("after the interval", Some(DESCRIBE_INTERVAL), false, true),
+            ("a shard cannot be read", Some(LIST_INTERVAL), true, true),
+        ] {
+            assert_eq!(is_description_due(since, has_read_error), expected, "{name}");
+        }
+    }
 }

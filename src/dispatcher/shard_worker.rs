@@ -21,13 +21,15 @@ use super::debounce::{AbsenceDebouncer, DebounceVerdict};
 use super::decode::{self, DecodedRecord, RecentEventIds};
 use super::events::TrackedEvent;
 use super::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition, LeaseError, ShardLeases};
-use super::metrics::{DispatcherMetrics, DropReason, ErrorSource, SkipReason};
+use super::metrics::{DispatcherMetrics, DropReason, ErrorSource, PauseReason, ShardState, SkipReason};
+use super::read_progress::{PauseChange, ReadProgress};
 use super::reader::{ShardRead, ShardReader};
 use super::retry::RetryPolicy;
 use super::sender::WebhookSender;
 use super::sequencer::{SequencedEvent, Sequencer};
 use crate::kinesis::{KinesisClient, ReadPosition, ReadRecord, is_before};
 use crate::process::clock::now_ms;
+use crate::process::metrics::LabelValue;
 use crate::protocol::ShardId;
 use crate::protocol::admin::ShardFlow;
 use crate::protocol::webhook::WebhookEvent;
@@ -77,7 +79,9 @@ pub struct ShardWorker {
     after_page: (u64, bool),
     read_past_ms: u64,
     ended: bool,
-    stuck: bool,
+    progress: ReadProgress,
+    /// Why a record at the front of the page cannot be read by this release.
+    too_new: Option<String>,
     recent_ids: RecentEventIds,
     sequencer: Sequencer,
     debounce: AbsenceDebouncer,
@@ -108,7 +112,8 @@ impl ShardWorker {
             after_page: (0, false),
             read_past_ms: 0,
             ended: false,
-            stuck: false,
+            progress: ReadProgress::new(0),
+            too_new: None,
             recent_ids: RecentEventIds::default(),
             sequencer: Sequencer::default(),
             debounce: AbsenceDebouncer::default(),
@@ -205,7 +210,7 @@ impl ShardWorker {
             self.flow.read_to = Some(record.sequence.clone());
         }
         let arrived = read.records.last().map_or(0, |record| record.arrival_ms);
-        self.flow.behind_ms = read.behind_ms;
+        self.progress.note_page(read.behind_ms, self.mono_ms());
         self.flow.read_at_ms = now_ms();
         let past = match (read.last, read.behind_ms) {
             // Nothing more can arrive in this shard; a return after a reshard arrives in a child and is delivered as an
@@ -230,7 +235,7 @@ impl ShardWorker {
     fn advance_pipeline(&mut self) {
         // Events that waited for their app precede newer ones.
         self.retry_unknown_apps();
-        while !self.stuck && !self.tracker.is_full() && !self.batcher.has_full_endpoint() {
+        while self.pause_reason().is_none() {
             let Some(record) = self.page.pop_front() else { break };
             self.accept_record(record);
             if self.page.is_empty() {
@@ -281,8 +286,7 @@ impl ShardWorker {
             }
             DecodedRecord::TooNew(why) => {
                 tracing::error!(shard = %self.shard, sequence, why, "shard waits at a record of a newer release");
-                self.resources.metrics.set_error(ErrorSource::Record(self.shard.clone()), why);
-                self.stuck = true;
+                self.too_new = Some(why);
                 self.page.push_front(record);
             }
         }
@@ -403,11 +407,52 @@ impl ShardWorker {
         }
     }
 
+    /// Why no record is taken now.
+    fn pause_reason(&self) -> Option<PauseReason> {
+        if self.too_new.is_some() {
+            Some(PauseReason::RecordTooNew)
+        } else if self.tracker.is_full() {
+            Some(PauseReason::Full)
+        } else {
+            self.batcher.has_full_endpoint().then_some(PauseReason::EndpointBehind)
+        }
+    }
+
+    /// Reports a pause of reading that lasts, and its end.
+    fn report_pause(&mut self) {
+        let source = ErrorSource::Paused(self.shard.clone());
+        match self.progress.update(self.pause_reason(), self.mono_ms()) {
+            Some(PauseChange::Paused(reason)) => {
+                let (word, unfinished) = (reason.name(), self.tracker.unfinished_events());
+                tracing::warn!(shard = %self.shard, reason = word, unfinished, "shard reading paused");
+                let text = match (&self.too_new, reason) {
+                    (Some(why), _) => why.clone(),
+                    // The reader's own error says more.
+                    (None, PauseReason::ReadFailed) => return,
+                    (None, reason) => format!("shard {} is not read ({word}): {}", self.shard, reason.meaning()),
+                };
+                self.resources.metrics.set_error(source, text);
+            }
+            Some(PauseChange::Resumed(reason, ms)) => {
+                tracing::info!(shard = %self.shard, reason = reason.name(), ms, "shard reading resumed");
+                self.resources.metrics.clear_error(&source);
+            }
+            None => {}
+        }
+    }
+
     fn update_metrics(&mut self) {
         if let Some(checkpoint) = self.tracker.checkpoint() {
             self.flow.checkpoint = Some(checkpoint.to_owned());
         }
-        self.resources.metrics.set_shard(&self.shard, self.flow.clone(), self.tracker.unfinished_events());
+        // A shard that was read to its end has nothing to be behind of.
+        if self.ended {
+            self.progress.note_page(0, self.mono_ms());
+        }
+        self.report_pause();
+        self.flow.behind_ms = self.progress.behind_ms(self.mono_ms());
+        let (unfinished, paused) = (self.tracker.unfinished_events(), self.progress.reported_pause());
+        self.resources.metrics.set_shard(&self.shard, ShardState { flow: self.flow.clone(), unfinished, paused });
     }
 
     fn build_checkpoint(&self) -> Option<Checkpoint> {

@@ -179,12 +179,16 @@ metric_table! {
         bus_frames_lost: Counter => "Add edges, or give each more CPU.",
         /// Changes of occupancy that no client of this edge caused: another edge died, or Redis lost its data.
         bus_remote_transitions: Counter => "Find out why edges die or Redis restarts.",
+        /// Occupancy changes that the bus keeps until they are recorded or dropped, sampled every second.
+        bus_unacknowledged_changes: Gauge => "Check the stream and Redis; it returns to 0 within seconds after a failure.",
         /// Presence subscriptions that wait for the bus now.
         pending_subscriptions: Gauge => "Check Redis; a subscription that waits too long is refused.",
         /// Presence subscriptions that have waited for the bus.
         pending_subscription_outcomes: Labeled<WaitResult, Counter> => "If `refused` grows, check Redis.",
         /// Events that were queued for the stream.
         recorder_events_accepted: Counter => "Nothing; it is the load of the stream.",
+        /// Events that were not recorded, because no endpoint of their app receives them.
+        recorder_events_unwanted: Counter => "Nothing; webhooks of the app select their events.",
         /// Events that the stream acknowledged.
         recorder_events_acknowledged: Counter => "Nothing; it should follow the accepted events.",
         /// Events that never reached the stream.

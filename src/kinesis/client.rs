@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_kinesis::Client as Sdk;
@@ -15,6 +15,7 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use bytes::Bytes;
 
 use super::call_budget::CallBudget;
+use super::call_metrics::{KinesisCallMetrics, KinesisOperation};
 use super::error::{classify_code, explain_code, plain_code};
 use super::{KinesisError, KinesisErrorClass, Shard};
 use crate::protocol::{ShardId, StreamName};
@@ -57,6 +58,7 @@ pub struct KinesisClient {
     stream: StreamName,
     region: String,
     budgets: Arc<AccountBudgets>,
+    metrics: Arc<KinesisCallMetrics>,
 }
 
 /// Budgets of the calls that AWS limits for the whole account.
@@ -198,7 +200,14 @@ impl KinesisClient {
             loader = loader.endpoint_url(endpoint);
         }
         let sdk = Sdk::new(&loader.load().await);
-        Self { sdk, stream: settings.stream.clone(), region: settings.region.clone(), budgets: Arc::default() }
+        let (stream, region) = (settings.stream.clone(), settings.region.clone());
+        Self { sdk, stream, region, budgets: Arc::default(), metrics: Arc::default() }
+    }
+
+    /// A client that counts its calls in these metrics.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Arc<KinesisCallMetrics>) -> Self {
+        Self { metrics, ..self }
     }
 
     /// A client of another stream that shares connections, credentials and budgets with this one.
@@ -228,7 +237,7 @@ impl KinesisClient {
         &self,
         entries: &[PutEntry],
     ) -> Result<Vec<Result<PutReceipt, PutRejection>>, KinesisError> {
-        let operation = "PutRecords";
+        let operation = KinesisOperation::PutRecords;
         let mut request = self.sdk.put_records().stream_name(self.stream.as_str());
         for entry in entries {
             let entry = PutRecordsRequestEntry::builder()
@@ -238,7 +247,7 @@ impl KinesisClient {
                 .map_err(|error| self.malformed_answer(operation, &error.to_string()))?;
             request = request.records(entry);
         }
-        let answer = request.send().await.map_err(|e| self.call_error(operation, &e))?;
+        let answer = self.call(operation, request.send()).await?;
         let results: Vec<Result<PutReceipt, PutRejection>> = answer
             .records
             .into_iter()
@@ -263,7 +272,7 @@ impl KinesisClient {
     /// # Errors
     /// The call to Kinesis failed.
     pub async fn list_shards(&self) -> Result<Vec<Shard>, KinesisError> {
-        let operation = "ListShards";
+        let operation = KinesisOperation::ListShards;
         self.wait_for_budget(operation, &self.budgets.shards).await?;
         let mut shards = Vec::new();
         let mut token: Option<String> = None;
@@ -272,7 +281,7 @@ impl KinesisClient {
                 Some(token) => self.sdk.list_shards().next_token(token),
                 None => self.sdk.list_shards().stream_name(self.stream.as_str()),
             };
-            let answer = request.send().await.map_err(|e| self.call_error(operation, &e))?;
+            let answer = self.call(operation, request.send()).await?;
             for shard in answer.shards.unwrap_or_default() {
                 let range = shard.hash_key_range.as_ref();
                 let key = |text: Option<&String>| text.and_then(|text| text.parse::<u128>().ok());
@@ -300,7 +309,7 @@ impl KinesisClient {
     /// # Errors
     /// The call to Kinesis failed.
     pub async fn request_iterator(&self, shard: &ShardId, position: &ReadPosition) -> Result<String, KinesisError> {
-        let operation = "GetShardIterator";
+        let operation = KinesisOperation::GetShardIterator;
         let request = self.sdk.get_shard_iterator().stream_name(self.stream.as_str()).shard_id(shard.as_str());
         let request = match position {
             ReadPosition::TrimHorizon => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
@@ -312,7 +321,7 @@ impl KinesisClient {
                 .shard_iterator_type(ShardIteratorType::AtTimestamp)
                 .timestamp(DateTime::from_millis(i64::try_from(*ms).unwrap_or(i64::MAX))),
         };
-        let answer = request.send().await.map_err(|e| self.call_error(operation, &e))?;
+        let answer = self.call(operation, request.send()).await?;
         answer.shard_iterator.ok_or_else(|| self.malformed_answer(operation, "no iterator in the answer"))
     }
 
@@ -322,7 +331,7 @@ impl KinesisClient {
     /// The call failed; [`KinesisErrorClass::Expired`] requires a new iterator.
     pub async fn read(&self, iterator: &str, limit: i32) -> Result<RecordPage, KinesisError> {
         let request = self.sdk.get_records().shard_iterator(iterator).limit(limit);
-        let answer = request.send().await.map_err(|e| self.call_error("GetRecords", &e))?;
+        let answer = self.call(KinesisOperation::GetRecords, request.send()).await?;
         let records = answer
             .records
             .into_iter()
@@ -342,10 +351,10 @@ impl KinesisClient {
     /// # Errors
     /// The call failed; [`KinesisErrorClass::NotFound`] when there is no such stream.
     pub async fn describe_stream(&self) -> Result<StreamSummary, KinesisError> {
-        let operation = "DescribeStreamSummary";
+        let operation = KinesisOperation::DescribeStreamSummary;
         self.wait_for_budget(operation, &self.budgets.describe).await?;
         let request = self.sdk.describe_stream_summary().stream_name(self.stream.as_str());
-        let answer = request.send().await.map_err(|e| self.call_error(operation, &e))?;
+        let answer = self.call(operation, request.send()).await?;
         let found = answer
             .stream_description_summary
             .ok_or_else(|| self.malformed_answer(operation, "no description in the answer"))?;
@@ -373,7 +382,7 @@ impl KinesisClient {
         shards: Option<i32>,
         tags: &BTreeMap<String, String>,
     ) -> Result<(), KinesisError> {
-        let operation = "CreateStream";
+        let operation = KinesisOperation::CreateStream;
         let mode = if shards.is_some() { StreamMode::Provisioned } else { StreamMode::OnDemand };
         let mode = StreamModeDetails::builder()
             .stream_mode(mode)
@@ -383,7 +392,7 @@ impl KinesisClient {
         for (name, value) in tags {
             request = request.tags(name, value);
         }
-        request.stream_mode_details(mode).send().await.map_err(|e| self.call_error(operation, &e))?;
+        self.call(operation, request.stream_mode_details(mode).send()).await?;
         Ok(())
     }
 
@@ -392,14 +401,14 @@ impl KinesisClient {
     /// # Errors
     /// The call to Kinesis failed.
     pub async fn list_tags(&self) -> Result<BTreeMap<String, String>, KinesisError> {
-        let operation = "ListTagsForStream";
+        let operation = KinesisOperation::ListTagsForStream;
         self.wait_for_budget(operation, &self.budgets.tags).await?;
         let mut tags = BTreeMap::new();
         loop {
             let last = tags.keys().next_back().cloned();
             let request = self.sdk.list_tags_for_stream().stream_name(self.stream.as_str());
             let request = request.set_exclusive_start_tag_key(last);
-            let answer = request.send().await.map_err(|e| self.call_error(operation, &e))?;
+            let answer = self.call(operation, request.send()).await?;
             let before = tags.len();
             tags.extend(answer.tags.into_iter().map(|tag| (tag.key, tag.value.unwrap_or_default())));
             if !answer.has_more_tags || tags.len() == before {
@@ -408,20 +417,30 @@ impl KinesisClient {
         }
     }
 
-    fn call_error<E, R>(&self, operation: &'static str, error: &aws_sdk_kinesis::error::SdkError<E, R>) -> KinesisError
+    /// Waits for the answer of a call, and counts it.
+    async fn call<T, E, R>(
+        &self,
+        operation: KinesisOperation,
+        request: impl Future<Output = Result<T, aws_sdk_kinesis::error::SdkError<E, R>>>,
+    ) -> Result<T, KinesisError>
     where
         E: aws_sdk_kinesis::error::ProvideErrorMetadata + std::error::Error + 'static,
         R: std::fmt::Debug + 'static,
     {
-        KinesisError::new(operation, self.stream.as_str(), &self.region, error)
+        let began = Instant::now();
+        let answer = request.await;
+        let answer =
+            answer.map_err(|error| KinesisError::new(operation.api_name(), self.stream.as_str(), &self.region, &error));
+        self.metrics.count_call(operation, &answer, began.elapsed());
+        answer
     }
 
-    async fn wait_for_budget(&self, operation: &'static str, budget: &CallBudget) -> Result<(), KinesisError> {
+    async fn wait_for_budget(&self, operation: KinesisOperation, budget: &CallBudget) -> Result<(), KinesisError> {
         if budget.wait().await {
             return Ok(());
         }
         Err(KinesisError {
-            operation,
+            operation: operation.api_name(),
             stream: self.stream.to_string(),
             region: self.region.clone(),
             class: KinesisErrorClass::Throttled,
@@ -430,9 +449,9 @@ impl KinesisClient {
         })
     }
 
-    fn malformed_answer(&self, operation: &'static str, message: &str) -> KinesisError {
+    fn malformed_answer(&self, operation: KinesisOperation, message: &str) -> KinesisError {
         KinesisError {
-            operation,
+            operation: operation.api_name(),
             stream: self.stream.to_string(),
             region: self.region.clone(),
             // An answer that cannot be used counts as none.

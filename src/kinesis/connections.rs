@@ -1,10 +1,10 @@
 //! Connections shared by many streams: one SDK client, with its credential cache and its call budgets, for each region,
 //! endpoint and identity.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{AwsCredentials, KinesisClient, StreamSettings};
+use super::{AwsCredentials, KinesisCallMetrics, KinesisClient, StreamSettings};
 
 /// Retention of an unused connection, such as one of rotated keys.
 const IDLE_TTL: Duration = Duration::from_hours(1);
@@ -13,6 +13,7 @@ const IDLE_TTL: Duration = Duration::from_hours(1);
 #[derive(Debug, Default)]
 pub struct KinesisConnections {
     open: Mutex<Vec<OpenConnection>>,
+    metrics: Arc<KinesisCallMetrics>,
 }
 
 #[derive(Debug)]
@@ -31,6 +32,12 @@ struct AccountKey {
 }
 
 impl KinesisConnections {
+    /// Starts without a connection; all of them count their calls in these metrics.
+    #[must_use]
+    pub fn new(metrics: Arc<KinesisCallMetrics>) -> Self {
+        Self { open: Mutex::default(), metrics }
+    }
+
     /// A client of the stream over the connection of its region, endpoint and identity. Sends no request.
     pub async fn client(&self, settings: &StreamSettings) -> KinesisClient {
         let account = AccountKey {
@@ -41,7 +48,7 @@ impl KinesisConnections {
         if let Some(client) = self.find(&account) {
             return client.of_stream(settings.stream.clone());
         }
-        let client = KinesisClient::connect(settings).await;
+        let client = KinesisClient::connect(settings).await.with_metrics(self.metrics.clone());
         let now = Instant::now();
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|connection| now.duration_since(connection.used) < IDLE_TTL);

@@ -1,5 +1,6 @@
 //! Errors of calls to Kinesis, classed by their remedy.
 
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 
 /// The class of an error, by its remedy.
@@ -119,25 +120,26 @@ impl KinesisError {
     {
         let code = plain_code(error.code());
         tracing::debug!(operation, stream, region, code, text = innermost_message(error), "call to Kinesis failed");
+        let identity = find_identity_failure(error);
         let message = match error {
             SdkError::ServiceError(_) => explain_code(code).to_owned(),
             SdkError::TimeoutError(_) => "no answer in time".to_owned(),
             SdkError::ResponseError(_) => "the answer cannot be read: check that the endpoint is Kinesis".to_owned(),
             // The error of a credentials provider can hold the answer of STS.
-            SdkError::DispatchFailure(failure) if !failure.is_io() && !failure.is_timeout() => {
-                "no request was sent: AWS credentials are missing or were refused, or the connection is not secure"
+            SdkError::DispatchFailure(_) if identity == Some(IdentityFailure::Missing) => {
+                "no request was sent: there are no AWS credentials, or their configuration is invalid".to_owned()
+            }
+            SdkError::DispatchFailure(_) if identity == Some(IdentityFailure::Unavailable) => {
+                "no request was sent: the AWS credentials provider failed; check the identity's role, its trust policy, and \
+                 the network to the provider"
                     .to_owned()
             }
             other => innermost_message(other),
         };
-        let class = match (classify_code(code), error) {
-            // A missing identity is detected before any request is sent.
-            (KinesisErrorClass::Transient, SdkError::DispatchFailure(failure))
-                if !failure.is_io() && !failure.is_timeout() =>
-            {
-                KinesisErrorClass::Denied
-            }
-            (class, _) => class,
+        // Any other failure without an answer of the service is an outage, whatever it looks like.
+        let class = match identity {
+            Some(IdentityFailure::Missing) => KinesisErrorClass::Denied,
+            _ => classify_code(code),
         };
         Self {
             operation,
@@ -148,6 +150,27 @@ impl KinesisError {
             message,
         }
     }
+}
+
+/// A failure before any request, because the process has no identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum IdentityFailure {
+    /// Nothing provides credentials, or their configuration is invalid: waiting does not help.
+    Missing,
+    /// The provider of credentials does not answer, or failed.
+    Unavailable,
+}
+
+/// Finds the error of a credentials provider in a chain of errors.
+fn find_identity_failure(error: &(dyn std::error::Error + 'static)) -> Option<IdentityFailure> {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    let failure = chain.into_iter().find_map(|error| error.downcast_ref::<CredentialsError>())?;
+    Some(match failure {
+        CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_) => {
+            IdentityFailure::Missing
+        }
+        _ => IdentityFailure::Unavailable,
+    })
 }
 
 /// The innermost message of a chain of errors: the layers around it repeat it in other words.
@@ -223,5 +246,46 @@ mod tests {
             assert!(error.ends_with(says), "{name}: {error}");
             assert!(!error.contains("123456789012"), "{name}: {error}");
         }
+    }
+
+    fn client_of(endpoint: &str, credentials: AwsCredentials) -> StreamSettings {
+        let (stream, region) = (StreamName("s".to_owned()), "eu-west-1".to_owned());
+        StreamSettings { stream, region, endpoint: Some(endpoint.to_owned()), credentials }
+    }
+
+    #[tokio::test]
+    async fn only_an_answer_of_the_service_and_a_missing_identity_are_denied() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        crate::process::install_tls();
+        let keys = || AwsCredentials::Static { access_key_id: "a".to_owned(), secret_access_key: "b".to_owned() };
+        for (name, answer) in [
+            ("a connection that is closed at once", None),
+            ("a connection that is closed within the answer", Some("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{")),
+            ("an answer that is no HTTP", Some("SSH-2.0-x\r\n")),
+            ("a status of 500", Some("HTTP/1.1 500 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")),
+        ] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+            let served = tokio::spawn(async move {
+                while let Ok((mut socket, _)) = listener.accept().await {
+                    if let Some(answer) = answer {
+                        let _ = socket.read(&mut [0; 4096]).await;
+                        let _ = socket.write_all(answer.as_bytes()).await;
+                    }
+                }
+            });
+            let client = KinesisClient::connect(&client_of(&endpoint, keys())).await;
+            let error = client.list_tags().await.expect_err(name);
+            served.abort();
+            assert_eq!(error.class, KinesisErrorClass::Transient, "{name}: {error}");
+            assert!(!error.to_string().contains("credentials"), "{name}: {error}");
+        }
+        let closed = "http://127.0.0.1:9";
+        let missing = CredentialsError::not_loaded_no_source();
+        assert_eq!(find_identity_failure(&missing), Some(IdentityFailure::Missing));
+        let slow = CredentialsError::provider_timed_out(std::time::Duration::from_secs(1));
+        assert_eq!(find_identity_failure(&slow), Some(IdentityFailure::Unavailable));
+        let client = KinesisClient::connect(&client_of(closed, keys())).await;
+        assert_eq!(client.list_tags().await.expect_err("refused").class, KinesisErrorClass::Transient);
     }
 }

@@ -7,11 +7,13 @@
 //! This room must not know Kubernetes, nor the content of a record.
 
 mod call_budget;
+mod call_metrics;
 mod client;
 mod connections;
 mod error;
 mod shard;
 
+pub use call_metrics::KinesisCallMetrics;
 pub use client::{
     AwsCredentials, KinesisClient, LiveCapacity, PutEntry, PutReceipt, PutRejection, ReadPosition, ReadRecord,
     RecordPage, StreamSettings, StreamSummary,

@@ -123,17 +123,17 @@ pub async fn apply_object(client: &Client, object: &Value) -> Result<DynamicObje
     handle.api.patch(&handle.name, &parameters, &Patch::Apply(object)).await.map_err(ApplyError::from_call(operation))
 }
 
-/// Removes fields from an object by a patch that holds only for the version that was read.
+/// Repairs an object by the operations of a JSON patch, which holds only for the version that was read.
 ///
 /// # Errors
 /// The object changed since it was read, or the API server does not answer.
-pub async fn remove_fields(client: &Client, object: &DynamicObject, paths: &[String]) -> Result<(), ApplyError> {
+pub async fn repair_object(client: &Client, object: &DynamicObject, repairs: &[Value]) -> Result<(), ApplyError> {
     let value = serde_json::to_value(object).map_err(|error| ApplyError::Malformed(error.to_string()))?;
     let handle = ObjectHandle::from_json(client, &value)?;
     let version = object.resource_version().unwrap_or_default();
     let mut operations =
         vec![serde_json::json!({ "op": "test", "path": "/metadata/resourceVersion", "value": version })];
-    operations.extend(paths.iter().map(|path| serde_json::json!({ "op": "remove", "path": path })));
+    operations.extend_from_slice(repairs);
     let operations: json_patch::Patch =
         serde_json::from_value(operations.into()).map_err(|error| ApplyError::Malformed(error.to_string()))?;
     let operation = format!("repairing {} {}/{}", handle.kind, handle.namespace, handle.name);

@@ -1,9 +1,12 @@
 //! Builds the clients of the API server.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use kube::client::ClientBuilder;
 use kube::{Client, Config};
 
+use super::call_metrics::{ApiCallMetrics, CallMeterLayer};
 use super::watch::WATCH_SILENCE_TIMEOUT;
 
 /// Bounds reading and writing of one call, so that a connection without answers fails soon.
@@ -29,11 +32,12 @@ pub enum ConnectError {
     Client(#[from] kube::Error),
 }
 
-/// Builds clients from the pod's service account, or from the kubeconfig, without a call to the API server.
+/// Builds clients from the pod's service account, or from the kubeconfig, without a call to the API server. Their calls are
+/// counted in `metrics`.
 ///
 /// # Errors
 /// No configuration exists, or it is invalid.
-pub async fn build_clients() -> Result<KubernetesClients, ConnectError> {
+pub async fn build_clients(metrics: Arc<ApiCallMetrics>) -> Result<KubernetesClients, ConnectError> {
     crate::process::install_tls();
     let mut config = Config::infer().await?;
     // The API server is in the same network as its clients.
@@ -43,8 +47,10 @@ pub async fn build_clients() -> Result<KubernetesClients, ConnectError> {
     config.default_retry = false;
     config.reset_reader_on_write = true;
     config.read_timeout = Some(WATCH_SILENCE_TIMEOUT);
-    let watch = Client::try_from(config.clone())?;
+    let meter = CallMeterLayer(metrics);
+    let watch = ClientBuilder::try_from(config.clone())?.with_layer(&meter).build();
     config.read_timeout = Some(CALL_TIMEOUT);
     config.write_timeout = Some(CALL_TIMEOUT);
-    Ok(KubernetesClients { watch, call: Client::try_from(config)? })
+    let call = ClientBuilder::try_from(config)?.with_layer(&meter).build();
+    Ok(KubernetesClients { watch, call })
 }

@@ -5,17 +5,24 @@
 //! from the moment before its last successful renewal, so that a process that was suspended finds by itself, before any
 //! answer of the API server, that another may lead.
 //!
-//! Before it leads and with each renewal a candidate reads the Leases of all operators: where two scopes overlap, the
-//! older Lease wins, and the holder of the younger one does not lead.
+//! Where the scopes of two operators overlap, the older Lease wins, and the holder of the younger one does not lead. A
+//! watch keeps the Leases of all operators at hand. They are listed once more after a candidate wrote its own and before
+//! it leads: the watch may be behind, and of two operators that start at once at least one sees the other's Lease. An
+//! operator of some namespaces may lack the permission to list the Leases of others ([`may_list_all_leases`]): then it
+//! reads those of its own namespace only.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams, PostParams};
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -24,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use super::scope::{
     LeaseObservations, RivalLease, SCOPE_LABEL, ScopeClaim, WATCHED_ANNOTATION, WatchScope, judge_leases,
 };
+use super::watch::open_watch;
 use crate::process::heartbeat::Heartbeat;
 
 /// Time without a renewal after which a candidate takes the Lease.
@@ -71,11 +79,32 @@ impl Leadership {
     }
 }
 
+/// Asks the API server whether this account may list the Leases of all namespaces.
+///
+/// # Errors
+/// The API server refuses the question or does not answer.
+pub async fn may_list_all_leases(client: &Client) -> Result<bool, kube::Error> {
+    let attributes = ResourceAttributes {
+        group: Some("coordination.k8s.io".to_owned()),
+        resource: Some("leases".to_owned()),
+        verb: Some("list".to_owned()),
+        ..ResourceAttributes::default()
+    };
+    let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+    let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+    let answered = Api::<SelfSubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await?;
+    Ok(answered.status.is_some_and(|status| status.allowed))
+}
+
 /// A candidate for one Lease.
 pub struct LeaderElector {
     api: Api<Lease>,
-    /// The Leases of the operators in all namespaces.
-    all: Api<Lease>,
+    /// The Leases of the operators, its own among them: in all namespaces, or in its own.
+    operators: Api<Lease>,
+    /// The same as their watch reports them.
+    watched: Store<Lease>,
+    /// The Lease as this candidate wrote it last; `None` when another may have written it since.
+    written: Option<Lease>,
     namespace: String,
     name: String,
     identity: String,
@@ -88,11 +117,28 @@ pub struct LeaderElector {
     last_observed: Option<(String, Instant)>,
 }
 
+/// The Leases among which rivals are looked for: those of one namespace, or of all.
+#[must_use]
+pub fn rival_leases(client: Client, namespace: Option<&str>) -> Api<Lease> {
+    namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
+}
+
+/// Watches the Leases of operators: the store has them while the other part runs, which never ends.
+pub fn watch_leases(operators: Api<Lease>) -> (Store<Lease>, impl Future<Output = ()> + Send) {
+    let (store, writer) = reflector::store();
+    let labelled = watcher::Config::default().labels(SCOPE_LABEL);
+    let events = open_watch(operators, labelled).reflect(writer);
+    let watching = events.for_each(|event| async move {
+        if let Err(error) = event {
+            tracing::warn!(kind = "Lease", %error, "watch failed: it is opened again after a back-off");
+        }
+    });
+    (store, watching)
+}
+
 enum LeaseAttempt {
     /// This candidate holds the Lease and leads.
     Held,
-    /// The Lease is its own and was not among those that were read: they are read again before it leads.
-    Registered,
     /// The Lease is its own, and a younger operator has to end first.
     Awaiting,
     NotHeld,
@@ -101,11 +147,20 @@ enum LeaseAttempt {
 }
 
 impl LeaderElector {
-    /// Creates a candidate that does not hold the Lease.
+    /// Creates a candidate that does not hold the Lease. Rivals are looked for among the Leases of
+    /// `operators`, and in the store of their watch.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, name: &str, identity: &str, scope: WatchScope) -> Self {
+    pub fn new(
+        client: Client,
+        (operators, watched): (Api<Lease>, Store<Lease>),
+        (namespace, name): (&str, &str),
+        identity: &str,
+        scope: WatchScope,
+    ) -> Self {
         Self {
-            all: Api::all(client.clone()),
+            operators,
+            watched,
+            written: None,
             api: Api::namespaced(client, namespace),
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -135,7 +190,6 @@ impl LeaderElector {
         loop {
             match self.try_lease().await {
                 LeaseAttempt::Held => return true,
-                LeaseAttempt::Registered => continue,
                 LeaseAttempt::Awaiting | LeaseAttempt::NotHeld | LeaseAttempt::Yielded => {}
             }
             tokio::select! {
@@ -195,37 +249,48 @@ impl LeaderElector {
     /// Acquires or renews the Lease unless an older operator watches the same objects.
     async fn claim_lease(&mut self) -> Result<LeaseAttempt, kube::Error> {
         let leads = self.leadership.may_write();
-        let leases = match self.all.list(&ListParams::default().labels(SCOPE_LABEL)).await {
-            Ok(leases) => leases.items,
-            // A leader goes on: the rival, if there is one, cannot have begun to lead before it read the Leases.
-            Err(error) if leads => {
-                tracing::warn!(%error, "leases of other operators not read");
-                vec![]
-            }
-            Err(error) => return Err(error),
-        };
+        let (own, others): (Vec<_>, Vec<_>) = self.watched.state().into_iter().partition(|lease| self.is_own(lease));
+        // The watch may not have seen yet what this candidate wrote.
+        let known = self.written.clone().or_else(|| own.first().map(|lease| (**lease).clone()));
+        let leases = others.iter().map(|lease| (**lease).clone()).chain(known.clone());
+        if let ScopeClaim::Yield(_) = self.judge(&leases.collect::<Vec<_>>()) {
+            return Ok(self.yield_lease(known).await);
+        }
+        if !self.acquire_or_renew(known).await? {
+            return Ok(LeaseAttempt::NotHeld);
+        }
+        if leads {
+            return Ok(LeaseAttempt::Held);
+        }
+        let leases = self.operators.list(&ListParams::default().labels(SCOPE_LABEL)).await?.items;
+        Ok(match self.judge(&leases) {
+            ScopeClaim::Free => LeaseAttempt::Held,
+            ScopeClaim::Await(_) => LeaseAttempt::Awaiting,
+            ScopeClaim::Yield(_) => self.yield_lease(self.written.clone()).await,
+        })
+    }
+
+    fn is_own(&self, lease: &Lease) -> bool {
+        lease.namespace().as_ref() == Some(&self.namespace) && lease.name_any() == self.name
+    }
+
+    /// Judges the Leases of all operators, and reports an older rival.
+    fn judge(&mut self, leases: &[Lease]) -> ScopeClaim {
         let own = (self.namespace.as_str(), self.name.as_str());
         let at = (Instant::now(), LEASE_TTL);
-        let claim = judge_leases(&leases, own, &self.scope, &mut self.observations, at);
+        let claim = judge_leases(leases, own, &self.scope, &mut self.observations, at);
         self.report_claim(&claim);
-        let is_own =
-            |lease: &&Lease| lease.namespace().as_ref() == Some(&self.namespace) && lease.name_any() == self.name;
-        let known = leases.iter().find(is_own).cloned();
-        if let ScopeClaim::Yield(_) = claim {
-            let holder = known.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity);
-            if leads || holder.as_ref() == Some(&self.identity) {
-                self.release_lease().await;
-            }
-            return Ok(LeaseAttempt::Yielded);
+        claim
+    }
+
+    /// Releases the Lease if this candidate holds it.
+    async fn yield_lease(&mut self, known: Option<Lease>) -> LeaseAttempt {
+        let holder = known.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity);
+        if self.leadership.may_write() || holder.as_ref() == Some(&self.identity) {
+            self.release_lease().await;
         }
-        let is_registered = known.is_some();
-        Ok(match self.acquire_or_renew(known).await? {
-            false => LeaseAttempt::NotHeld,
-            true if leads => LeaseAttempt::Held,
-            true if !is_registered => LeaseAttempt::Registered,
-            true if claim == ScopeClaim::Free => LeaseAttempt::Held,
-            true => LeaseAttempt::Awaiting,
-        })
+        self.written = None;
+        LeaseAttempt::Yielded
     }
 
     fn report_claim(&self, claim: &ScopeClaim) {
@@ -245,54 +310,77 @@ impl LeaderElector {
         });
     }
 
+    /// Writes this candidate as the holder, unless another one holds the Lease. `known` is the Lease as it was last seen.
     async fn acquire_or_renew(&mut self, known: Option<Lease>) -> Result<bool, kube::Error> {
+        // Not known while the write is under way: a call without an answer may have been done.
+        self.written = None;
         let lease = match known {
+            Some(lease) if !self.may_take(&lease) => return Ok(false),
+            Some(lease) if self.is_held_by_another(&lease) => self.api.get_opt(&self.name).await?,
             Some(lease) => Some(lease),
             None => self.api.get_opt(&self.name).await?,
         };
-        let Some(mut lease) = lease else {
-            let metadata = ObjectMeta {
-                name: Some(self.name.clone()),
-                labels: Some(self.scope.labels()),
-                annotations: Some(self.scope.annotations()),
-                ..ObjectMeta::default()
-            };
-            let lease = Lease { metadata, spec: Some(self.lease_spec(0, None)) };
-            return match self.api.create(&PostParams::default(), &lease).await {
-                Ok(_) => Ok(true),
-                Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(false),
-                Err(error) => Err(error),
-            };
+        let written = match lease {
+            Some(lease) if !self.may_take(&lease) => return Ok(false),
+            // Sent with the version that was read: of two concurrent candidates the API server refuses one.
+            Some(lease) => {
+                let lease = self.renewed_lease(lease);
+                self.api.replace(&self.name, &PostParams::default(), &lease).await
+            }
+            None => self.api.create(&PostParams::default(), &self.new_lease()).await,
         };
+        match written {
+            Ok(lease) => {
+                self.written = Some(lease);
+                Ok(true)
+            }
+            Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_held_by_another(&self, lease: &Lease) -> bool {
+        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
+        !holder.is_empty() && holder != self.identity
+    }
+
+    /// Whether the Lease is free, this candidate's own, or was not changed for its TTL since it was first seen so.
+    fn may_take(&mut self, lease: &Lease) -> bool {
+        if !self.is_held_by_another(lease) {
+            return true;
+        }
         let version = lease.resource_version().unwrap_or_default();
-        let spec = lease.spec.clone().unwrap_or_default();
-        let holder = spec.holder_identity.clone().unwrap_or_default();
-        if holder != self.identity && !holder.is_empty() {
-            let since = match &self.last_observed {
-                Some((seen, since)) if *seen == version => *since,
-                _ => {
-                    self.last_observed = Some((version, Instant::now()));
-                    return Ok(false);
-                }
-            };
-            if since.elapsed() < LEASE_TTL {
-                return Ok(false);
+        match &self.last_observed {
+            Some((seen, since)) if *seen == version => since.elapsed() >= LEASE_TTL,
+            _ => {
+                self.last_observed = Some((version, Instant::now()));
+                false
             }
         }
-        let transitions = spec.lease_transitions.unwrap_or(0) + i32::from(holder != self.identity);
-        let acquired = spec.acquire_time.filter(|_| holder == self.identity);
+    }
+
+    fn new_lease(&self) -> Lease {
+        let metadata = ObjectMeta {
+            name: Some(self.name.clone()),
+            labels: Some(self.scope.labels()),
+            annotations: Some(self.scope.annotations()),
+            ..ObjectMeta::default()
+        };
+        Lease { metadata, spec: Some(self.lease_spec(0, None)) }
+    }
+
+    fn renewed_lease(&self, mut lease: Lease) -> Lease {
+        let spec = lease.spec.take().unwrap_or_default();
+        let is_same_holder = spec.holder_identity.as_ref() == Some(&self.identity);
+        let transitions = spec.lease_transitions.unwrap_or(0) + i32::from(!is_same_holder);
+        let acquired = spec.acquire_time.filter(|_| is_same_holder);
         lease.spec = Some(self.lease_spec(transitions, acquired));
         lease.metadata.managed_fields = None;
         lease.metadata.labels.get_or_insert_default().extend(self.scope.labels());
         let annotations = lease.metadata.annotations.get_or_insert_default();
         annotations.remove(WATCHED_ANNOTATION);
         annotations.extend(self.scope.annotations());
-        // Sent with the version that was read: of two concurrent candidates the API server refuses one.
-        match self.api.replace(&self.name, &PostParams::default(), &lease).await {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if status.is_conflict() => Ok(false),
-            Err(error) => Err(error),
-        }
+        lease
     }
 
     fn lease_spec(&self, transitions: i32, acquired: Option<MicroTime>) -> LeaseSpec {
@@ -339,6 +427,135 @@ pub struct LeaseLost;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    use axum::Json;
+    use axum::extract::Request;
+    use axum::http::{Method, StatusCode};
+    use axum::response::{IntoResponse, Response};
+    use kube::runtime::watcher::Event;
+    use serde_json::json;
+
+    use crate::process::heartbeat::Heartbeats;
+
+    /// The Leases of an API server by path, and the calls that it answered.
+    #[derive(Default)]
+    struct LeaseServer {
+        leases: BTreeMap<String, Lease>,
+        writes: u64,
+        calls: Vec<String>,
+    }
+
+    impl LeaseServer {
+        fn write(&mut self, path: &str, mut lease: Lease) -> Lease {
+            self.writes += 1;
+            lease.metadata.resource_version = Some(self.writes.to_string());
+            lease.metadata.uid.get_or_insert_with(|| path.to_owned());
+            self.leases.insert(path.to_owned(), lease.clone());
+            lease
+        }
+
+        fn answer(&mut self, method: &Method, path: &str, body: &[u8]) -> Response {
+            let sent: Option<Lease> = serde_json::from_slice(body).ok();
+            let is_list = path.ends_with("/leases");
+            self.calls.push(format!("{method} {}", if is_list { "leases" } else { "lease" }));
+            let failure = |status: StatusCode, reason: &str| {
+                let text = json!({ "kind": "Status", "status": "Failure", "reason": reason, "message": reason, "code": status.as_u16() });
+                (status, Json(text)).into_response()
+            };
+            match (method.as_str(), sent, self.leases.get(path)) {
+                ("GET", ..) if is_list => {
+                    let items: Vec<&Lease> = self.leases.values().collect();
+                    Json(json!({ "metadata": { "resourceVersion": "1" }, "items": items })).into_response()
+                }
+                ("GET", _, Some(lease)) => Json(lease).into_response(),
+                ("PUT", Some(lease), Some(known)) if lease.resource_version() == known.resource_version() => {
+                    Json(self.write(path, lease)).into_response()
+                }
+                ("PUT", Some(_), Some(_)) => failure(StatusCode::CONFLICT, "Conflict"),
+                ("POST", Some(mut lease), _) => {
+                    let path = format!("{path}/{}", lease.name_any());
+                    lease.metadata.namespace = path.split('/').nth(5).map(str::to_owned);
+                    (StatusCode::CREATED, Json(self.write(&path, lease))).into_response()
+                }
+                _ => failure(StatusCode::NOT_FOUND, "NotFound"),
+            }
+        }
+    }
+
+    fn candidate(
+        server: &Arc<Mutex<LeaseServer>>,
+        namespace: &str,
+        identity: &str,
+        watched: Store<Lease>,
+    ) -> LeaderElector {
+        let server = server.clone();
+        let router = axum::Router::new().fallback(move |request: Request| async move {
+            let (parts, body) = request.into_parts();
+            let body = axum::body::to_bytes(body, 65_536).await.expect("a body");
+            server.lock().expect("no panic").answer(&parts.method, parts.uri.path(), &body)
+        });
+        let client = Client::new(router, "default");
+        let operators = (rival_leases(client.clone(), None), watched);
+        LeaderElector::new(client, operators, (namespace, "realtime-operator"), identity, WatchScope::All)
+    }
+
+    fn calls(server: &Arc<Mutex<LeaseServer>>) -> Vec<String> {
+        std::mem::take(&mut server.lock().expect("no panic").calls)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_are_listed_once_before_leading_and_a_leader_only_writes_its_own() {
+        let (server, shutdown) = (Arc::default(), CancellationToken::new());
+        let (watched, _writer) = reflector::store();
+        let mut elector = candidate(&server, "a", "a-1", watched);
+        assert!(elector.wait_until_leading(&shutdown).await);
+        assert_eq!(calls(&server), ["GET lease", "POST leases", "GET leases"]);
+        let heartbeat = Heartbeats::default().register("lease keeper", None, &shutdown);
+        let keeping = tokio::spawn(elector.hold_lease(heartbeat, shutdown.clone()));
+        // Time stands still in `Instant`, so that the right to write does not end here.
+        sleep(RETRY_INTERVAL * 5 + RETRY_INTERVAL / 2).await;
+        assert_eq!(calls(&server), ["PUT lease"; 5]);
+        shutdown.cancel();
+        assert_eq!(keeping.await.expect("no panic"), Ok(()));
+        assert_eq!(calls(&server), ["GET lease", "PUT lease"], "the release");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_candidate_whose_watch_is_behind_finds_an_older_rival_before_it_leads() {
+        let (server, shutdown) = (Arc::default(), CancellationToken::new());
+        let (watched, _writer) = reflector::store();
+        assert!(candidate(&server, "older", "o-1", watched.clone()).wait_until_leading(&shutdown).await);
+        let mut younger = candidate(&server, "younger", "y-1", watched);
+        let leads = timeout(Duration::from_secs(5), younger.wait_until_leading(&shutdown)).await;
+        assert!(leads.is_err(), "it waits");
+        assert!(!younger.leadership().may_write());
+        let rival = younger.rival().borrow().clone().expect("a rival");
+        assert_eq!((rival.namespace.as_str(), rival.holder.as_str()), ("older", "o-1"));
+        let server = server.lock().expect("no panic");
+        let own =
+            server.leases.values().find(|lease| lease.namespace().as_deref() == Some("younger")).expect("a Lease");
+        let holder = own.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
+        assert_eq!(holder, None, "the Lease is released");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_candidate_that_waits_reads_the_watch_alone() {
+        let (server, shutdown) = (Arc::default(), CancellationToken::new());
+        let (watched, mut writer) = reflector::store();
+        assert!(candidate(&server, "a", "a-1", watched.clone()).wait_until_leading(&shutdown).await);
+        writer.apply_watcher_event(&Event::Init);
+        writer.apply_watcher_event(&Event::InitDone);
+        for lease in server.lock().expect("no panic").leases.values() {
+            writer.apply_watcher_event(&Event::Apply(lease.clone()));
+        }
+        calls(&server);
+        let mut waiting = candidate(&server, "a", "a-2", watched);
+        let leads = timeout(Duration::from_secs(10), waiting.wait_until_leading(&shutdown)).await;
+        assert!(leads.is_err(), "another replica holds the Lease");
+        assert_eq!(calls(&server), Vec::<String>::new());
+    }
 
     #[test]
     fn the_right_to_write_ends_by_itself() {

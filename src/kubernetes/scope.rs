@@ -28,21 +28,50 @@ pub enum WatchScope {
     Listed(BTreeSet<String>),
 }
 
-impl WatchScope {
-    /// The scope of a list of namespaces; an empty list means all of them.
-    #[must_use]
-    pub fn of_namespaces(namespaces: impl IntoIterator<Item = String>) -> Self {
-        let namespaces: BTreeSet<String> = namespaces.into_iter().filter(|name| !name.is_empty()).collect();
-        if namespaces.is_empty() { Self::All } else { Self::Listed(namespaces) }
-    }
+/// The extent of one watch: a scope has one watch of each kind for all namespaces, or one for each of its namespaces.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum WatchRange {
+    /// Every namespace of the cluster.
+    All,
+    /// The namespace of this name alone.
+    Namespace(String),
+}
 
+impl WatchRange {
     /// Whether a namespace is watched.
     #[must_use]
     pub fn contains(&self, namespace: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Listed(namespaces) => namespaces.contains(namespace),
+            Self::Namespace(watched) => watched == namespace,
         }
+    }
+}
+
+impl fmt::Display for WatchRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all namespaces"),
+            Self::Namespace(namespace) => f.write_str(namespace),
+        }
+    }
+}
+
+impl WatchScope {
+    /// The watches of one kind.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<WatchRange> {
+        match self {
+            Self::All => vec![WatchRange::All],
+            Self::Listed(namespaces) => namespaces.iter().cloned().map(WatchRange::Namespace).collect(),
+        }
+    }
+
+    /// The scope of a list of namespaces; an empty list means all of them.
+    #[must_use]
+    pub fn of_namespaces(namespaces: impl IntoIterator<Item = String>) -> Self {
+        let namespaces: BTreeSet<String> = namespaces.into_iter().filter(|name| !name.is_empty()).collect();
+        if namespaces.is_empty() { Self::All } else { Self::Listed(namespaces) }
     }
 
     /// Whether an object could be watched by both.
@@ -207,7 +236,9 @@ mod tests {
         {
             assert_eq!(scope(ours).overlaps(&scope(theirs)), overlaps, "{ours} and {theirs}");
         }
-        assert!(scope("").contains("a") && scope("a").contains("a") && !scope("a").contains("b"));
+        let watched = |namespaces: &str, one: &str| scope(namespaces).ranges().iter().any(|range| range.contains(one));
+        assert!(watched("", "a") && watched("a,b", "b") && !watched("a", "b"));
+        assert_eq!((scope("").ranges().len(), scope("a,b").ranges().len()), (1, 2));
     }
 
     #[test]

@@ -70,7 +70,9 @@ fn list_missing(
     failures: &BTreeMap<String, ReconcileError>,
 ) -> Vec<(RealtimeApp, Option<GeneratedPair>)> {
     let read = &rendered.read;
-    let missing = read.apps.iter().filter_map(|app| {
+    // Kubernetes would delete the Secret of an app that is being deleted.
+    let apps = read.apps.iter().filter(|app| app.metadata.deletion_timestamp.is_none());
+    let missing = apps.filter_map(|app| {
         let name = app.name_any();
         match read.app_credentials.get(&name)?.step.as_ref()? {
             CredentialsStep::Create(pair) if !failures.contains_key(&name) => Some((app.clone(), pair.clone())),

@@ -29,6 +29,9 @@ const FIELD_MANAGER: &str = "realtime-operator-apps";
 /// Time between two looks for apps that no cluster selects.
 const UNSELECTED_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Time in s in which a cluster that waits for its stream or its first objects is not reported to its apps.
+const START_GRACE_SECONDS: i64 = 60;
+
 /// Time between two statuses of apps that no cluster selects: 20 a second, as for pods.
 const STATUS_WRITE_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -142,19 +145,61 @@ pub async fn update_app_status(
     Ok(settled && written)
 }
 
+/// Reports to the apps that the cluster never judged why it cannot: it is not rendered. Apps that its pods serve already keep
+/// their status.
+///
+/// # Errors
+/// The API server refuses a status.
+pub async fn report_unrendered_cluster(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    error: &ReconcileError,
+    clusters: &HashSet<String>,
+) -> Result<(), ReconcileError> {
+    let created = cluster.metadata.creation_timestamp.as_ref();
+    let age = created.map_or(0, |created| Timestamp::now().as_second() - created.0.as_second());
+    let is_starting = age < START_GRACE_SECONDS && matches!(error.reason, Reason::StreamCreating | Reason::RollingOut);
+    if is_starting || error.is_conflict {
+        return Ok(());
+    }
+    let name = cluster.name_any();
+    let refusal =
+        AppRefusal { reason: error.reason, message: format!("the cluster is not rendered: {}", error.message) };
+    let view = ClusterView { cluster, refused: Some(&refusal), pods: LoadedPods { loaded: 0, lagging: 0, wanted: 0 } };
+    for app in context.live.apps_of(cluster) {
+        let known = app.status.iter().flat_map(|status| &status.clusters).find(|known| known.name == name);
+        if known.is_none_or(|known| !is_judgement(known)) {
+            update_app_status(context, &app, &view, clusters).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether an entry says that the cluster accepts or refuses the app, not that the cluster or the operator failed.
+fn is_judgement(entry: &AppClusterStatus) -> bool {
+    let reason = Reason::by_name(&entry.reason);
+    reason.is_some_and(|reason| {
+        matches!(
+            reason,
+            Reason::AppAccepted
+                | Reason::AppInvalid
+                | Reason::KeyConflict
+                | Reason::CredentialsNotOurs
+                | Reason::EndpointNotAllowed
+        )
+    })
+}
+
 /// Reports `NoCluster` on every app in whose namespace there is no cluster, until `work` is dropped.
 pub async fn report_unselected_apps(context: &ControllerContext, clusters: &Store<RealtimeCluster>) {
-    // A missing cluster says nothing before clusters are listed.
-    if clusters.wait_until_ready().await.is_err() {
-        return;
-    }
     loop {
         tokio::time::sleep(UNSELECTED_CHECK_INTERVAL).await;
         let selecting: HashSet<String> = clusters.state().iter().filter_map(|cluster| cluster.namespace()).collect();
         let is_unselected = |app: &RealtimeApp| {
             let namespace = app.namespace().unwrap_or_default();
             !selecting.contains(&namespace)
-                && context.scope.contains(&namespace)
+                // A missing cluster says nothing before clusters are listed.
+                && context.live.clusters.covers(&namespace)
                 // A cluster that this version cannot read may serve the app.
                 && context.unreadable.names_of::<RealtimeCluster>(&namespace).is_empty()
         };
@@ -201,12 +246,13 @@ fn assess_acceptance(clusters: &[AppClusterStatus]) -> (&'static str, String, St
         return ("False", Reason::NoCluster.to_string(), message.to_owned());
     }
     let refusing: Vec<&AppClusterStatus> = clusters.iter().filter(|entry| !entry.is_accepted()).collect();
-    let Some(first) = refusing.first() else { return served() };
+    let Some(first) = refusing.iter().find(|entry| is_judgement(entry)).or(refusing.first()) else { return served() };
+    let status = if is_judgement(first) { "False" } else { "Unknown" };
     let describe = |entry: &&AppClusterStatus| match clusters.len() {
         1 => entry.message.clone(),
         _ => format!("cluster {}: {}", entry.name, entry.message),
     };
-    ("False", first.reason.clone(), refusing.iter().map(describe).collect::<Vec<_>>().join("; "))
+    (status, first.reason.clone(), refusing.iter().map(describe).collect::<Vec<_>>().join("; "))
 }
 
 /// Whether every wanted pod of every cluster has loaded the app, with reason and message.
@@ -283,6 +329,8 @@ mod tests {
     fn conditions_follow_from_the_entries_of_all_clusters() {
         let served = |name| entry(name, "2/2", Reason::AppAccepted, "");
         let refused = entry("us", "2/2", Reason::EndpointNotAllowed, "spec.webhooks[0].url gets no webhook");
+        let refused_too = refused.clone();
+        let unrendered = entry("ap", "", Reason::SecretMissing, "no Secret");
         let none = "NoCluster: no RealtimeCluster in this namespace serves the app: create one, or delete the app";
         for (case, entries, accepted, ready) in [
             ("no cluster", vec![], format!("False {none}"), format!("False {none}")),
@@ -309,6 +357,20 @@ mod tests {
                 vec![served("eu"), refused],
                 "False EndpointNotAllowed: cluster us: spec.webhooks[0].url gets no webhook".to_owned(),
                 "False EndpointNotAllowed: cluster us: spec.webhooks[0].url gets no webhook".to_owned(),
+            ),
+            (
+                "the only cluster is not rendered",
+                vec![unrendered.clone()],
+                "Unknown SecretMissing: no Secret".to_owned(),
+                "Unknown SecretMissing: no Secret".to_owned(),
+            ),
+            (
+                "one cluster is not rendered, and another one refuses",
+                vec![unrendered, refused_too],
+                "False EndpointNotAllowed: cluster ap: no Secret; cluster us: spec.webhooks[0].url gets no webhook"
+                    .to_owned(),
+                "False EndpointNotAllowed: cluster ap: no Secret; cluster us: spec.webhooks[0].url gets no webhook"
+                    .to_owned(),
             ),
         ] {
             let expected = [format!("Accepted={accepted}"), format!("Ready={ready}")];

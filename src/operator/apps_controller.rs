@@ -14,7 +14,7 @@ use serde_json::Map;
 use sha2::{Digest, Sha256};
 
 use super::app_credentials::{StoredCredentials, settle_app_credentials, store_app_credentials};
-use super::app_status::{AppRefusal, ClusterView, LoadedPods, update_app_status};
+use super::app_status::{AppRefusal, ClusterView, LoadedPods, report_unrendered_cluster, update_app_status};
 use super::cluster_probers::ClusterProbers;
 use super::context::{ControllerContext, SharedContext};
 use super::pod_annotation::annotate_pod;
@@ -71,7 +71,7 @@ pub async fn reconcile(
             Reason::AppsStale,
             "waiting for the generated secrets",
         ),
-        Err(error) => ConditionUpdate::new(condition::APPS_SYNCED, "False", error.reason, &error.message),
+        Err(error) => ConditionUpdate::of_error(condition::APPS_SYNCED, error),
     };
     let mut wait = if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
     let manager = "realtime-operator-apps";
@@ -84,6 +84,9 @@ pub async fn reconcile(
     status::write(context, cluster, part).await?;
     let others = clusters.state_filter(|other| other.namespace() == cluster.namespace());
     let names = others.iter().map(|other| other.name_any()).chain([cluster.name_any()]).collect();
+    if let Err(error) = &result {
+        report_unrendered_cluster(context, cluster, error, &names).await?;
+    }
     let Some(WrittenRegistry { rendered, failures, .. }) = result? else { return Ok(Some(wait)) };
     let standings = probers.standings(cluster);
     remind_pods(context, cluster, &standings).await?;

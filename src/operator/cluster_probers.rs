@@ -190,7 +190,8 @@ impl ClusterProbers {
         let stop = self.shutdown.child_token();
         let task = format!("{name} of {}", cluster_key(cluster));
         let heartbeat = context.heartbeats.register(task, Some(PROBER_SILENCE_MAX), &stop);
-        let reports = ProberReports { heartbeat, metrics: context.metrics.journeys.clone() };
+        let reports =
+            ProberReports { heartbeat, metrics: context.metrics.journeys.clone(), budget: context.journeys.share() };
         let prober = prober::start(plan, context.receiver.clone(), reports, stop.clone())
             .map_err(|error| ReconcileError::transient(Reason::Proving, format!("journeys cannot start: {error}")))?;
         let (mut verdicts, mut pods) = (prober.verdicts.clone(), prober.pods.clone());
@@ -237,7 +238,7 @@ impl ClusterProbers {
 impl RunningProber {
     fn report_evidence(&self, metrics: &OperatorMetrics, verdict: &Verdict) {
         let ClusterName { namespace, name } = &self.cluster;
-        let interval = self.current.prober.plan.borrow().policy.interval;
+        let interval = *self.current.prober.round_interval.borrow();
         metrics.series.round_interval_seconds.set(namespace, name, interval.as_secs_f64());
         if let Some(passed_ms) = verdict.passed_ms {
             let age = Duration::from_millis(clock::now_ms().saturating_sub(passed_ms));

@@ -4,6 +4,8 @@
 //! Out: the conditions that the gate owns, `status.gate` and `status.transports`. The first match wins, from errors that
 //! only a user can fix down to the proof that everything works.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
@@ -15,11 +17,9 @@ use crate::api::cluster::{GateStatus, LastFailure, RealtimeClusterStatus, Transp
 use crate::api::conditions::condition;
 use crate::gate::{GatePhase, Hop, Verdict};
 
-/// Oldest proof, in s, that a new leader accepts without journeys of its own.
-pub const PROOF_TTL_SECONDS: i64 = 15 * 60;
-
-/// Time between two updates of `status.gate.passedAt`, in s: each is a write of the object.
-const PASSED_AT_INTERVAL_SECONDS: i64 = 5 * 60;
+/// Updates of `status.gate.passedAt` within the age that a new leader accepts: each is a write of the object, and a proof
+/// that is renewed later would be too old for the next leader.
+const PASSED_AT_UPDATES: u32 = 3;
 
 /// Inputs from which [`decide_status`] decides.
 pub struct StatusInputs<'a> {
@@ -43,6 +43,8 @@ pub struct StatusInputs<'a> {
     pub generation: Option<i64>,
     /// Seconds after which a missing proof is reported as overdue.
     pub deadline: i64,
+    /// Oldest proof that a new leader accepts without journeys of its own.
+    pub inherited_max: Duration,
     pub now: Timestamp,
 }
 
@@ -130,12 +132,18 @@ fn parse_passed_at(gate: &GateStatus) -> Option<Timestamp> {
     gate.passed_at.as_ref()?.parse().ok()
 }
 
-/// Whether a new leader may assume that the gate is open: it was proven, `Open`, and within [`PROOF_TTL_SECONDS`].
+/// Whether a new leader may assume that the gate is open: it was proven, `Open`, and the proof is younger than
+/// `inherited_max`.
 #[must_use]
-pub fn is_open(known: &RealtimeClusterStatus, fingerprint: &str, now: Timestamp) -> bool {
+pub fn is_open(known: &RealtimeClusterStatus, fingerprint: &str, now: Timestamp, inherited_max: Duration) -> bool {
     let Some(gate) = &known.gate else { return false };
-    let fresh = parse_passed_at(gate).is_some_and(|at| now.as_second() - at.as_second() < PROOF_TTL_SECONDS);
+    let fresh = parse_passed_at(gate).is_some_and(|at| age_of(at, now) < inherited_max);
     was_proven(known, fingerprint) && gate.phase == "Open" && fresh
+}
+
+/// Age of a moment; nothing for one to come.
+fn age_of(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::from_millis(u64::try_from(now.as_millisecond() - at.as_millisecond()).unwrap_or(0))
 }
 
 fn is_proven(inputs: &StatusInputs<'_>) -> bool {
@@ -172,12 +180,13 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
         let (reason, message) = stream
             .filter(|found| under_way && found.is_operator_call())
             .map_or_else(|| (error.reason, error.message.clone()), |found| (found.reason, found.message));
-        let ready = if reason == error.reason && under_way { "Unknown" } else { "False" };
+        let ready = if reason.says_nothing() || (reason == error.reason && under_way) { "Unknown" } else { "False" };
         return ReadyState { ready, reason, message, stalled: error.terminal, reconciling: !error.terminal };
     }
     if let Some(found) = workloads.as_ref().filter(|found| found.is_operator_call() && !passed) {
         let (reason, message) = (found.reason, found.message.clone());
-        return ReadyState { ready: "False", reason, message, stalled: false, reconciling: true };
+        let ready = if reason.says_nothing() { "Unknown" } else { "False" };
+        return ReadyState { ready, reason, message, stalled: false, reconciling: true };
     }
     let rolling = workloads.as_ref().is_none_or(|found| !found.holds);
     let rollout = workloads.map_or_else(|| "the manifest is being applied".to_owned(), |found| found.message);
@@ -240,13 +249,16 @@ fn inherit_readiness(inputs: &StatusInputs<'_>, passed: bool) -> Option<ReadySta
     let message = previous.message.clone();
     let reason = Reason::by_name(&previous.reason)?;
     match previous.status.as_str() {
-        "True" if is_open(inputs.known, inputs.fingerprint, inputs.now) => {
+        "True" if is_open(inputs.known, inputs.fingerprint, inputs.now, inputs.inherited_max) => {
             Some(ReadyState { ready: "True", reason, message, stalled: false, reconciling: false })
         }
         "True" => Some(ReadyState {
             ready: "Unknown",
             reason: Reason::EvidenceStale,
-            message: "the last proof is more than 15 minutes old: proving again".to_owned(),
+            message: format!(
+                "the last proof is more than {} minutes old: proving again",
+                inputs.inherited_max.as_secs().div_ceil(60)
+            ),
             stalled: false,
             reconciling: true,
         }),
@@ -391,8 +403,8 @@ fn decide_passed_at(inputs: &StatusInputs<'_>, known: &GateStatus, ready: bool) 
     let proof = inputs.current_verdict().filter(|verdict| ready && !verdict.inherited);
     let passed = proof.and_then(|verdict| Timestamp::from_millisecond(i64::try_from(verdict.passed_ms?).ok()?).ok());
     let Some(passed) = passed else { return known.passed_at.clone() };
-    let due = parse_passed_at(known)
-        .is_none_or(|before| passed.as_second() - before.as_second() >= PASSED_AT_INTERVAL_SECONDS);
+    let due =
+        parse_passed_at(known).is_none_or(|before| age_of(before, passed) >= inputs.inherited_max / PASSED_AT_UPDATES);
     let same_proof = known.phase == "Open" && known.fingerprint == inputs.fingerprint;
     if due || !same_proof { Some(passed.to_string()) } else { known.passed_at.clone() }
 }

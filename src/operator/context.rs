@@ -20,7 +20,7 @@ use crate::api::{RealtimeCluster, Reason};
 use crate::desired::{KnownInjectors, PlatformPolicy};
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::scope::WatchScope;
-use crate::prober::WebhookReceiver;
+use crate::prober::{JourneyBudget, WebhookReceiver};
 use crate::process::heartbeat::Heartbeats;
 
 /// Bounds one reconcile, so that a call that hangs cannot hold one of the controller's workers for ever.
@@ -38,6 +38,10 @@ pub struct ControllerContext {
     pub may_write: Box<dyn Fn() -> bool + Send + Sync>,
     /// Receives the webhooks of the journeys.
     pub receiver: WebhookReceiver,
+    /// Paces the journeys of all clusters.
+    pub journeys: JourneyBudget,
+    /// Age at which what a former leader proved is too old.
+    pub inherited_evidence_max: Duration,
     /// `HOST:PORT` under which dispatchers reach the receiver.
     pub receiver_address: String,
     /// Identifies this Kubernetes cluster: the UID of its `kube-system` namespace.

@@ -7,44 +7,42 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::{Api, ListParams};
-use kube::core::DeserializeGuard;
+use kube::Client;
 use kube::runtime::controller::{Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{WatchStreamExt, reflector, watcher};
-use kube::{Client, ResourceExt};
-use prometheus_client::registry::Registry;
+use kube::runtime::{WatchStreamExt, reflector};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster_probers::ClusterProbers;
 use super::context::{ControllerContext, SharedContext, cluster_key};
 use super::controller_loop::drive_controller;
+use super::health::{OperatorHealth, serve_admin};
 use super::live_objects::LiveObjects;
 use super::metrics::{ControllerName, OperatorMetrics};
+use super::operator_error::OperatorError;
 use super::receiver::ReceiverRoute;
 use super::registry_histories::RegistryHistories;
 use super::rendered_clusters::RenderedClusters;
 use super::secret_reader::SecretReader;
-use super::unreadable_objects::{LastVersion, UnreadableObjects, UnreadableReport, keep_readable};
+use super::unreadable_objects::{UnreadableObjects, UnreadableReport};
 use super::watches::ControllerQueues;
 use super::{
-    app_status, apps_controller, gate_controller, receiver, stream_controller, unreadable_reports, watches,
-    workload_controller,
+    app_status, apps_controller, cluster_watch, gate_controller, receiver, start_checks, stream_controller,
+    unreadable_reports, watches, workload_controller,
 };
 use crate::api::RealtimeCluster;
 use crate::desired::{KnownInjectors, PlatformPolicy, receiver_address};
 use crate::kinesis::KinesisConnections;
-use crate::kubernetes::client::{ConnectError, build_clients};
-use crate::kubernetes::lease::{LEASE_SILENCE_MAX, LeaderElector, Leadership, LeaseLost};
-use crate::kubernetes::scope::{RivalLease, WatchScope};
-use crate::kubernetes::watch::open_watch;
-use crate::prober::WebhookReceiver;
-use crate::process::admin;
-use crate::process::heartbeat::{Heartbeats, TaskFault};
+use crate::kubernetes::call_metrics::ApiCallMetrics;
+use crate::kubernetes::client::{KubernetesClients, build_clients};
+use crate::kubernetes::lease::{
+    LEASE_SILENCE_MAX, LeaderElector, LeaseLost, may_list_all_leases, rival_leases, watch_leases,
+};
+use crate::kubernetes::scope::WatchScope;
+use crate::prober::{JourneyBudget, RECEIVER_SILENCE_MAX, WebhookReceiver};
+use crate::process::heartbeat::{Heartbeat, Heartbeats, TaskFault};
 
 /// Lease that elects the leading replica.
 const LEADER_LEASE_NAME: &str = "realtime-operator";
@@ -77,44 +75,13 @@ pub struct OperatorSettings {
     pub receiver: SocketAddr,
     /// Listening address of the admin endpoints.
     pub admin: SocketAddr,
+    /// Journeys that all clusters together start per second, at most.
+    pub journeys_per_second: u32,
+    /// Age at which what a former leader proved is too old.
+    pub inherited_evidence_max: Duration,
 }
 
-/// An error that ends the operator's process.
-#[derive(Debug, thiserror::Error)]
-pub enum OperatorError {
-    /// The API server cannot be reached or is not configured.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// A listener's port cannot be bound.
-    #[error("{listener} cannot listen on {address}: {error}. Free the port or choose another")]
-    Listen {
-        /// The listener, as the subject of the message.
-        listener: &'static str,
-        /// The address that was asked for.
-        address: SocketAddr,
-        /// The operating system's error.
-        error: std::io::Error,
-    },
-    /// The API server refuses a call that the start needs.
-    #[error("{operation}: {error}")]
-    Start {
-        /// The call that failed.
-        operation: &'static str,
-        /// The API server's error.
-        error: Box<kube::Error>,
-    },
-    /// The CRDs are not installed.
-    #[error("the API server does not know RealtimeCluster: apply the CRDs first (`realtime crd | kubectl apply -f -`)")]
-    NoCrds,
-    /// Another replica took the lease.
-    #[error(transparent)]
-    Lost(#[from] LeaseLost),
-    /// A task on which the process depends ended or stood still.
-    #[error("{0}. The process must restart; if it happens again, read the log before this line")]
-    Task(#[from] TaskFault),
-}
-
-/// Silence of the first listing of all watches after which the process restarts: the log names the kind that cannot be
+/// Silence of the first listing of every namespace after which the process restarts: the log names the kind that cannot be
 /// listed.
 const FIRST_LISTING_TIMEOUT: Duration = Duration::from_mins(5);
 
@@ -123,24 +90,19 @@ const FIRST_LISTING_TIMEOUT: Duration = Duration::from_mins(5);
 /// # Errors
 /// The operator cannot start, or it lost the lease: then the process must exit, and restart as a candidate.
 pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Result<(), OperatorError> {
-    let clients = build_clients().await?;
+    let api_calls = Arc::new(ApiCallMetrics::default());
+    let clients = build_clients(api_calls.clone()).await?;
     let receiver_listener = bind_listener("the webhook receiver", settings.receiver).await?;
     let admin_listener = bind_listener("the admin listener", settings.admin).await?;
     let heartbeats = Heartbeats::default();
-    let receiving = heartbeats.register("webhook receiver", None, &shutdown);
+    let receiving = heartbeats.register("webhook receiver", Some(RECEIVER_SILENCE_MAX), &shutdown);
     let receiver = WebhookReceiver::start(receiver_listener, receiving, shutdown.clone()).map_err(|error| {
         OperatorError::Listen { listener: "the webhook receiver", address: settings.receiver, error }
     })?;
-    let mut elector = LeaderElector::new(
-        clients.call.clone(),
-        &settings.namespace,
-        LEADER_LEASE_NAME,
-        &settings.pod,
-        settings.scope.clone(),
-    );
+    let mut elector = build_elector(&clients, &settings, &heartbeats, &shutdown).await?;
     let leadership = elector.leadership();
     let started = Arc::new(AtomicBool::new(false));
-    let metrics = Arc::new(OperatorMetrics::new(leadership.clone()));
+    let metrics = Arc::new(OperatorMetrics { api_calls, ..OperatorMetrics::new(leadership.clone()) });
     let health = OperatorHealth {
         rival: elector.rival(),
         started: started.clone(),
@@ -148,8 +110,8 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         leadership: leadership.clone(),
     };
     tokio::spawn(serve_admin(admin_listener, health, metrics.clone(), shutdown.clone()));
-    let kubernetes = read_kubernetes_uid(&clients.call).await?;
-    ensure_crds(&clients.call).await?;
+    let kubernetes = start_checks::read_kubernetes_uid(&clients.call).await?;
+    start_checks::ensure_crds(&clients.call, &settings.scope).await?;
     started.store(true, Ordering::Relaxed);
 
     tracing::info!(pod = settings.pod, "waiting for the leader lease");
@@ -183,15 +145,18 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         reporter,
         may_write: Box::new(move || rights.may_write()),
         receiver,
+        journeys: JourneyBudget::per_second(settings.journeys_per_second),
+        inherited_evidence_max: settings.inherited_evidence_max,
         receiver_address: receiver_address(&settings.namespace, settings.receiver.port()),
         kubernetes_uid: kubernetes,
         live: LiveObjects::default(),
         secrets: SecretReader::new(clients.call.clone()),
         rendered: RenderedClusters::default(),
-        kinesis: KinesisConnections::default(),
+        kinesis: KinesisConnections::new(metrics.kinesis_calls.clone()),
         registries: RegistryHistories::default(),
         unreadable,
-        policy: allow_own_image(&clients.call, &settings.namespace, &settings.pod, settings.policy).await?,
+        policy: start_checks::allow_own_image(&clients.call, &settings.namespace, &settings.pod, settings.policy)
+            .await?,
         known_injectors: settings.known_injectors,
         scope: settings.scope,
         metrics,
@@ -248,104 +213,49 @@ async fn lead(
     }
 }
 
+/// Runs a task until `stop` is cancelled, with the heartbeat that reports its end.
+async fn run_until(stop: CancellationToken, heartbeat: Heartbeat, task: impl Future<Output = ()>) {
+    let _heartbeat = heartbeat;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = task => {}
+    }
+}
+
 async fn bind_listener(listener: &'static str, address: SocketAddr) -> Result<TcpListener, OperatorError> {
     TcpListener::bind(address).await.map_err(|error| OperatorError::Listen { listener, address, error })
 }
 
-/// Reads the UID that identifies this Kubernetes cluster in the tags of streams.
-async fn read_kubernetes_uid(client: &Client) -> Result<String, OperatorError> {
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    let found = namespaces.get("kube-system").await.map_err(|error| OperatorError::Start {
-        operation: "reading the namespace kube-system, whose UID identifies this Kubernetes cluster",
-        error: Box::new(error),
-    })?;
-    Ok(found.uid().unwrap_or_default())
-}
-
-/// Adds the operator's own image, as its pod names it, to the policy.
-async fn allow_own_image(
-    client: &Client,
-    namespace: &str,
-    pod: &str,
-    policy: PlatformPolicy,
-) -> Result<PlatformPolicy, OperatorError> {
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    match pods.get(pod).await {
-        Ok(found) => {
-            let containers = found.spec.map(|spec| spec.containers).unwrap_or_default();
-            let own = containers.iter().find(|container| container.name == "operator").or(containers.first());
-            let image = own.and_then(|container| container.image.clone());
-            Ok(match image {
-                Some(image) => policy.with_own_image(&image),
-                None => policy,
-            })
-        }
-        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_forbidden() => {
-            tracing::warn!(pod, %status, "operator's own pod not readable: its image is allowed only if the platform policy names it");
-            Ok(policy)
-        }
-        Err(error) => Err(OperatorError::Start { operation: "reading the operator's own pod", error: Box::new(error) }),
+/// Builds the candidate for the Lease, and watches the Leases of other operators until `shutdown`. Without the permission to
+/// list the Leases of all namespaces, which an operator of some namespaces may lack, it does not see the operators of others.
+async fn build_elector(
+    clients: &KubernetesClients,
+    settings: &OperatorSettings,
+    heartbeats: &Heartbeats,
+    shutdown: &CancellationToken,
+) -> Result<LeaderElector, OperatorError> {
+    let may_list_all = match settings.scope {
+        WatchScope::All => true,
+        WatchScope::Listed(_) => may_list_all_leases(&clients.call).await.map_err(|error| OperatorError::Start {
+            operation: "asking for the permission to list Leases of all namespaces",
+            error: Box::new(error),
+        })?,
+    };
+    if !may_list_all {
+        tracing::warn!(scope = %settings.scope, "leases of other namespaces not readable: another operator of the same namespaces is not noticed");
     }
-}
-
-/// Fails early when the CRDs are missing: watches of an unknown kind would fail for ever, with a message that names no
-/// remedy.
-async fn ensure_crds(client: &Client) -> Result<(), OperatorError> {
-    let clusters: Api<RealtimeCluster> = Api::all(client.clone());
-    match clusters.list(&ListParams::default().limit(1)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Err(OperatorError::NoCrds),
-        Err(error) => Err(OperatorError::Start { operation: "listing RealtimeClusters", error: Box::new(error) }),
-    }
+    let namespace = (!may_list_all).then_some(settings.namespace.as_str());
+    let (watched, watching) = watch_leases(rival_leases(clients.watch.clone(), namespace));
+    let heartbeat = heartbeats.register("watch of Leases", None, shutdown);
+    tokio::spawn(run_until(shutdown.clone(), heartbeat, watching));
+    let operators = rival_leases(clients.call.clone(), namespace);
+    let own = (settings.namespace.as_str(), LEADER_LEASE_NAME);
+    Ok(LeaderElector::new(clients.call.clone(), (operators, watched), own, &settings.pod, settings.scope.clone()))
 }
 
 fn report_fault(fault: TaskFault) -> OperatorError {
     tracing::error!(%fault, "task failed: stopping the process");
     fault.into()
-}
-
-/// State of the process that the admin listener reports.
-struct OperatorHealth {
-    started: Arc<AtomicBool>,
-    heartbeats: Heartbeats,
-    leadership: Leadership,
-    /// The operator to which this one yields.
-    rival: watch::Receiver<Option<RivalLease>>,
-}
-
-impl OperatorHealth {
-    fn check_readiness(&self) -> Result<(), String> {
-        match &*self.rival.borrow() {
-            Some(rival) => Err(rival.to_string()),
-            None if self.started.load(Ordering::Relaxed) => Ok(()),
-            None => Err("not started yet".to_owned()),
-        }
-    }
-}
-
-async fn serve_admin(
-    listener: TcpListener,
-    health: OperatorHealth,
-    metrics: Arc<OperatorMetrics>,
-    shutdown: CancellationToken,
-) {
-    let (heartbeats, leadership) = (health.heartbeats.clone(), health.leadership.clone());
-    let _heartbeat = heartbeats.register("admin listener", None, &shutdown);
-    let mut registry = Registry::default();
-    metrics.register(&mut registry);
-    let answers = admin::AdminEndpoints {
-        // Without a token only the health endpoints answer.
-        token: String::new(),
-        live: Box::new(move || heartbeats.check().map_err(|fault| fault.to_string())),
-        ready: Box::new(move || health.check_readiness()),
-        effective: Box::new(|| serde_json::Value::Null),
-        flow: Box::new(move || serde_json::json!({ "leads": leadership.may_write() })),
-        drain: None,
-        metrics: registry,
-    };
-    if let Err(error) = admin::serve(listener, answers, shutdown).await {
-        tracing::error!(%error, "admin listener ended");
-    }
 }
 
 /// Runs the watches and the four controllers until `shutdown` is cancelled.
@@ -367,26 +277,20 @@ async fn run_controllers(
     let workload = make(ControllerName::Workload).reconcile_on(stream_from_receiver(receivers.workload));
     let apps = make(ControllerName::Apps).reconcile_on(stream_from_receiver(receivers.apps));
     let gate = make(ControllerName::Gate).reconcile_on(stream_from_receiver(receivers.gate));
-    let guarded = Api::<DeserializeGuard<RealtimeCluster>>::all(watch.clone());
-    let guarded = watches::within_scope(open_watch(guarded, watcher::Config::default()), context.scope.clone());
-    let readable = store.clone();
-    // A prober must not go on with a manifest that is out of date.
-    let clusters = keep_readable(guarded, context.unreadable.clone(), LastVersion::Removed, move |namespace, name| {
-        readable.get(&ObjectRef::new(name).within(namespace)).map(|cluster| (*cluster).clone())
-    });
-    let clusters = clusters.modify(|cluster| cluster.managed_fields_mut().clear()).reflect_shared(writer).for_each(
-        |event| async move {
+    let clusters =
+        cluster_watch::watch_clusters(&watch, &context, &store).reflect_shared(writer).for_each(|event| async move {
             if let Err(error) = event {
                 tracing::warn!(kind = "RealtimeCluster", %error, "watch failed: it is opened again after a back-off");
             }
-        },
-    );
+        });
+    let ranges = context.scope.ranges();
+    let objects = ranges.iter().map(|range| watches::run_watches(&watch, range, &context, &store, &queues));
     let probers = ClusterProbers::new(queues.gate.clone(), shutdown.clone());
     let watching = async {
         let _heartbeat = context.heartbeats.register("watches", None, &shutdown);
         tokio::select! {
             () = shutdown.cancelled() => {}
-            _ = futures::future::join(clusters, watches::run_watches(&watch, &context.live, &context.unreadable, &store, &queues)) => {}
+            _ = futures::future::join(clusters, futures::future::join_all(objects)) => {}
         }
     };
     let sweeping = async {
@@ -399,12 +303,13 @@ async fn run_controllers(
         }
     };
     let controlling = async {
-        // A missing object says nothing before its kind is listed.
         let listed = shutdown.child_token();
         let listing = context.heartbeats.register("first listing", Some(FIRST_LISTING_TIMEOUT), &listed);
+        // A namespace that cannot be listed delays no other.
+        let listings = ranges.iter().map(|range| Box::pin(context.live.clusters.wait_until_listed(range)));
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = context.live.wait_until_listed() => {}
+            _ = futures::future::select_all(listings) => {}
         }
         listed.cancel();
         drop(listing);

@@ -37,18 +37,20 @@ pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Res
     let namespace = cluster.namespace().unwrap_or_default();
     let apps = context.live.apps_of(cluster);
     let mut references = list_cluster_references(cluster);
+    let of_cluster = SecretUser::of(cluster);
     let mut generated_for_apps = Vec::new();
     for app in &apps {
+        // An edit of an app names no other generated pair, so that its Secret is read on behalf of the cluster.
+        if app.spec.credentials.is_empty() {
+            generated_for_apps.push((desired::app_credentials_name(app), of_cluster.clone()));
+        }
         let user = SecretUser::of(&**app);
         references.extend(desired::app_secret_names(app).map(|name| (name.to_owned(), user.clone())));
-        if app.spec.credentials.is_empty() {
-            generated_for_apps.push((desired::app_credentials_name(app), user));
-        }
     }
     let secrets = read_secrets(context, &namespace, references).await?;
     let of_apps = read_secrets(context, &namespace, generated_for_apps).await?;
     let name = generated_secret_name(cluster);
-    let generated = context.secrets.read(&namespace, &name, &SecretUser::of(cluster)).await?;
+    let generated = context.secrets.read(&namespace, &name, &of_cluster).await?;
     let uid = cluster.uid().unwrap_or_default();
     if let Some(secret) = &generated
         && !apply::is_owned_by(&**secret, &uid)

@@ -32,8 +32,9 @@ use super::status::{self, StatusPatch};
 use crate::api::cluster::{GateStatus, PodReplacements, RealtimeClusterStatus, WebhooksMode};
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
-use crate::desired::render::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_mark};
+use crate::desired::render::{READINESS_GATE, TEMPLATE_ANNOTATION, template_mark};
 use crate::desired::{SecretTexts, decode_secret};
+use crate::gate::GatePolicy;
 use crate::prober::{JourneyProof, ProbePlan};
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
 
@@ -87,6 +88,7 @@ pub async fn reconcile(
         known: &known,
         generation: cluster.metadata.generation,
         deadline,
+        inherited_max: context.inherited_evidence_max,
         now: Timestamp::now(),
     });
     publish_ready_event(context, cluster, &known, &decision).await;
@@ -179,13 +181,14 @@ async fn observe_and_admit(
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
     let live = context.live.pods_of(cluster);
     let reader = PodReader { cluster: &built.valid, desired: &built.desired, injectors: &context.known_injectors };
-    let pods: Vec<ServerPod> =
-        live.iter().filter_map(|pod| reader.read(pod, &context.live.find_template(cluster, pod)?)).collect();
+    let live = context.live.pair_with_templates(cluster, &live);
+    let pods: Vec<ServerPod> = live.iter().filter_map(|(pod, template)| reader.read(pod, template)).collect();
     let services = context.live.services_of(cluster);
     let fingerprint = compute_fingerprint(known, built);
     let passed = was_proven(known, &fingerprint);
+    let inherited_max = context.inherited_evidence_max;
     let passed_ms = conditions::passed_ms(known).unwrap_or_default();
-    let proof = match (passed, is_open(known, &fingerprint, Timestamp::now())) {
+    let proof = match (passed, is_open(known, &fingerprint, Timestamp::now(), inherited_max)) {
         (_, true) => JourneyProof::Holds { passed_ms },
         (true, false) => JourneyProof::Lapsed { passed_ms },
         (false, false) => JourneyProof::Never,
@@ -234,14 +237,13 @@ async fn observe_and_admit(
     Ok(GateObservation { pods, replacements, replaced, fingerprint, findings })
 }
 
-/// Digest of the templates, the Secrets that servers read at their start, and the stream. Tags and intervals do not
-/// count.
+/// Digest of the templates, which name the Secrets that servers read at their start by content, and of the stream. Tags and
+/// intervals do not count.
 fn compute_fingerprint(known: &RealtimeClusterStatus, built: &RenderedCluster) -> String {
     let mut lines: Vec<String> = Vec::new();
     for (server, deployment) in &built.desired.deployments {
-        let of = |name: &str| template_mark(&deployment.spec.template, name).unwrap_or_default();
-        let (template, secrets) = (of(TEMPLATE_ANNOTATION), of(SECRETS_ANNOTATION));
-        lines.push(format!("{server} {template} {secrets}"));
+        let template = template_mark(&deployment.spec.template, TEMPLATE_ANNOTATION).unwrap_or_default();
+        lines.push(format!("{server} {template}"));
     }
     if let Some(stream) = &known.stream {
         lines.push(format!("stream {} {}", stream.arn, stream.created_ms));
@@ -282,6 +284,7 @@ async fn build_plan(
         edges: edges.filter_map(|pod| pod.to_edge(valid, desired, &read.secrets)).collect(),
         dispatchers: dispatchers.iter().filter_map(|pod| pod.to_dispatcher(valid, desired, &secrets)).collect(),
         stream,
+        policy: GatePolicy { inherited_evidence_max: context.inherited_evidence_max, ..plan.policy },
         ..plan
     })
 }

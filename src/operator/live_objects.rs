@@ -1,6 +1,6 @@
 //! The live objects that the controllers read, from one watch per kind instead of a listing per reconcile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, Service};
@@ -9,9 +9,10 @@ use kube::ResourceExt;
 use kube::api::DynamicObject;
 use serde_json::Value;
 
-use super::object_index::ObjectIndex;
+use super::object_index::{ListedRanges, ObjectIndex};
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::kubernetes::apply;
+use crate::kubernetes::scope::WatchRange;
 
 /// Kinds of children that are watched, with their API version, and pruned when they are not rendered any more. Only a
 /// `ReplicaSet` is never pruned: it belongs to its Deployment.
@@ -37,22 +38,25 @@ pub struct LiveObjects {
     pub pods: ObjectIndex<Pod>,
     /// The other children of all clusters, by kind.
     children: BTreeMap<&'static str, ObjectIndex<DynamicObject>>,
+    /// The listings of clusters.
+    pub clusters: ListedRanges,
 }
 
 impl Default for LiveObjects {
     fn default() -> Self {
         let children = CHILD_KINDS.iter().map(|(_, kind)| (*kind, ObjectIndex::default())).collect();
-        Self { apps: ObjectIndex::default(), pods: ObjectIndex::default(), children }
+        let (apps, pods) = (ObjectIndex::default(), ObjectIndex::default());
+        Self { apps, pods, children, clusters: ListedRanges::default() }
     }
 }
 
 impl LiveObjects {
-    /// Waits until every kind is listed: before that, a missing object says nothing.
-    pub async fn wait_until_listed(&self) {
-        self.apps.wait_until_listed().await;
-        self.pods.wait_until_listed().await;
+    /// Waits until every kind is listed in a range, clusters excepted: before that, a missing object says nothing.
+    pub async fn wait_until_listed(&self, range: &WatchRange) {
+        self.apps.wait_until_listed(range).await;
+        self.pods.wait_until_listed(range).await;
         for index in self.children.values() {
-            index.wait_until_listed().await;
+            index.wait_until_listed(range).await;
         }
     }
 
@@ -89,9 +93,25 @@ impl LiveObjects {
         self.pods.find(&cluster.namespace().unwrap_or_default(), |pod| belongs_to(pod, &name))
     }
 
-    /// The template from which a pod was created; `None` for a pod that no Deployment of the cluster owns, through its
-    /// `ReplicaSet`, whatever labels it has.
-    pub fn find_template(&self, cluster: &RealtimeCluster, pod: &Pod) -> Option<PodTemplateSpec> {
+    /// Pairs pods with the templates from which they were created, each template parsed once. A pod that no Deployment of the
+    /// cluster owns, through its `ReplicaSet`, is left out, whatever labels it has.
+    pub fn pair_with_templates(
+        &self,
+        cluster: &RealtimeCluster,
+        pods: &[Arc<Pod>],
+    ) -> Vec<(Arc<Pod>, Arc<PodTemplateSpec>)> {
+        let mut parsed: HashMap<String, Option<Arc<PodTemplateSpec>>> = HashMap::new();
+        let mut find = |pod: &Arc<Pod>| {
+            let replica_set = self.find_replica_set(cluster, pod)?;
+            let parse = || serde_json::from_value(replica_set.data.pointer("/spec/template")?.clone()).ok();
+            let template = parsed.entry(replica_set.name_any()).or_insert_with(|| parse().map(Arc::new)).clone()?;
+            Some((pod.clone(), template))
+        };
+        pods.iter().filter_map(&mut find).collect()
+    }
+
+    /// The `ReplicaSet` of a pod, if a Deployment of the cluster owns it.
+    fn find_replica_set(&self, cluster: &RealtimeCluster, pod: &Pod) -> Option<Arc<DynamicObject>> {
         let namespace = cluster.namespace()?;
         let owner = |kind: &str, owned: &ObjectMeta| {
             let reference = owned.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
@@ -100,10 +120,7 @@ impl LiveObjects {
         };
         let replica_set = owner("ReplicaSet", &pod.metadata)?;
         let deployment = owner("Deployment", &replica_set.metadata)?;
-        if !apply::is_owned_by(&*deployment, &cluster.uid()?) {
-            return None;
-        }
-        serde_json::from_value(replica_set.data.pointer("/spec/template")?.clone()).ok()
+        apply::is_owned_by(&*deployment, &cluster.uid()?).then_some(replica_set)
     }
 
     /// The Services of a cluster.
@@ -142,9 +159,9 @@ mod tests {
             let metadata = json!({ "name": child, "namespace": namespace, "labels": { INSTANCE_LABEL: instance } });
             let service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata });
             let service = serde_json::from_value(service).expect("a Service");
-            live.children("Service").expect("a watched kind").apply_event(Event::Apply(service));
+            live.children("Service").expect("a watched kind").apply_event(&WatchRange::All, Event::Apply(service));
             let pod = serde_json::from_value(json!({ "metadata": metadata })).expect("a pod");
-            live.pods.apply_event(Event::Apply(pod));
+            live.pods.apply_event(&WatchRange::All, Event::Apply(pod));
         }
         let pods: Vec<_> = live.pods_of(&cluster).iter().map(|pod| pod.name_any()).collect();
         let services: Vec<_> = live.services_of(&cluster).iter().map(ResourceExt::name_any).collect();
@@ -174,10 +191,13 @@ mod tests {
                     "spec": { "template": { "spec": { "containers": [{ "name": "sockjs" }] } } },
                 });
                 let object = serde_json::from_value(object).expect("an object");
-                live.children(kind).expect("a watched kind").apply_event(Event::Apply(object));
+                live.children(kind).expect("a watched kind").apply_event(&WatchRange::All, Event::Apply(object));
             }
             let pod = json!({ "metadata": { "name": "p", "namespace": namespace, "ownerReferences": pods } });
-            live.find_template(&cluster, &serde_json::from_value(pod).expect("a pod")).is_some()
+            let pod: Arc<Pod> = Arc::new(serde_json::from_value(pod).expect("a pod"));
+            let pairs = live.pair_with_templates(&cluster, &[pod.clone(), pod]);
+            assert!(pairs.windows(2).all(|pair| Arc::ptr_eq(&pair[0].1, &pair[1].1)), "a template is parsed once");
+            pairs.len() == 2
         };
         let (of_set, of_deployment) =
             (owner("ReplicaSet", "eu-sockjs-1", "r1"), owner("Deployment", "eu-sockjs", "d1"));
@@ -202,7 +222,7 @@ mod tests {
                 "metadata": { "name": name, "namespace": cluster.namespace(), "creationTimestamp": created },
                 "spec": { "appID": "1" },
             });
-            live.apps.apply_event(Event::Apply(serde_json::from_value(app).expect("an app")));
+            live.apps.apply_event(&WatchRange::All, Event::Apply(serde_json::from_value(app).expect("an app")));
         }
         let names: Vec<_> = live.apps_of(&cluster).iter().map(|app| app.name_any()).collect();
         assert_eq!(names, ["old", "young"]);

@@ -6,6 +6,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::kinesis::KinesisCallMetrics;
+use crate::kubernetes::call_metrics::ApiCallMetrics;
 use crate::kubernetes::lease::Leadership;
 use crate::prober::JourneyMetrics;
 use crate::process::metrics::{
@@ -65,8 +67,9 @@ metric_table! {
         /// Age of the evidence on which a cluster is Ready, by cluster, in seconds.
         evidence_age_seconds: ClusterGauge =>
             "Beyond a minute or three intervals the cluster is not Ready: read its condition, it names the missing evidence.",
-        /// Time between two rounds of journeys through a cluster, in seconds.
-        round_interval_seconds: ClusterGauge => "Compare with the interval in the spec of the cluster.",
+        /// Time in force between two rounds of journeys through a cluster, in seconds.
+        round_interval_seconds: ClusterGauge =>
+            "Above the interval in the spec, the journeys of all clusters exceed the limit of this operator; below it, the cluster is being proven.",
     }
 }
 
@@ -77,6 +80,10 @@ pub struct OperatorMetrics {
     pub series: OperatorSeries,
     /// The series of the journeys.
     pub journeys: Arc<JourneyMetrics>,
+    /// The series of the calls to the API server.
+    pub api_calls: Arc<ApiCallMetrics>,
+    /// The series of the calls to Kinesis.
+    pub kinesis_calls: Arc<KinesisCallMetrics>,
 }
 
 impl OperatorMetrics {
@@ -84,18 +91,26 @@ impl OperatorMetrics {
     #[must_use]
     pub fn new(leadership: Leadership) -> Self {
         let held_leases = SampledGauge::new(move || i64::from(leadership.may_write()));
-        Self { series: OperatorSeries { held_leases, ..OperatorSeries::default() }, journeys: Arc::default() }
+        Self { series: OperatorSeries { held_leases, ..OperatorSeries::default() }, ..Self::default() }
     }
 
     /// Registers every metric under its name.
     pub fn register(&self, registry: &mut Registry) {
         self.series.register(registry);
         self.journeys.register(registry);
+        self.api_calls.register(registry);
+        self.kinesis_calls.register(registry);
     }
 
     /// Lists every metric, in the order of the exposition.
     #[must_use]
     pub fn metric_rows() -> Vec<MetricRow> {
-        [OperatorSeries::metric_rows(), JourneyMetrics::metric_rows()].concat()
+        [
+            OperatorSeries::metric_rows(),
+            JourneyMetrics::metric_rows(),
+            ApiCallMetrics::metric_rows(),
+            KinesisCallMetrics::metric_rows(),
+        ]
+        .concat()
     }
 }

@@ -1,11 +1,13 @@
 //! The live objects of one kind as a watch reports them, by namespace and name: controllers read them instead of listing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 use tokio::sync::watch;
+
+use crate::kubernetes::scope::WatchRange;
 
 /// Objects of one namespace, by name.
 type NamespaceObjects<K> = BTreeMap<String, Arc<K>>;
@@ -14,20 +16,42 @@ type NamespaceObjects<K> = BTreeMap<String, Arc<K>>;
 #[derive(Debug)]
 pub struct ObjectIndex<K> {
     objects: RwLock<IndexedObjects<K>>,
-    listed: watch::Sender<bool>,
+    listed: ListedRanges,
 }
 
 #[derive(Debug)]
 struct IndexedObjects<K> {
     current: HashMap<String, NamespaceObjects<K>>,
-    /// The objects of a listing that is not complete yet.
-    listing: HashMap<String, NamespaceObjects<K>>,
+    /// The objects of the listings that are not complete yet, each of one watch.
+    listings: HashMap<WatchRange, HashMap<String, NamespaceObjects<K>>>,
 }
 
 impl<K> Default for ObjectIndex<K> {
     fn default() -> Self {
-        let objects = RwLock::new(IndexedObjects { current: HashMap::new(), listing: HashMap::new() });
-        Self { objects, listed: watch::Sender::new(false) }
+        let objects = RwLock::new(IndexedObjects { current: HashMap::new(), listings: HashMap::new() });
+        Self { objects, listed: ListedRanges::default() }
+    }
+}
+
+/// The watches of one kind whose first listing is complete: before it, a missing object says nothing.
+#[derive(Debug, Default)]
+pub struct ListedRanges(watch::Sender<HashSet<WatchRange>>);
+
+impl ListedRanges {
+    /// Notes a complete listing.
+    pub fn note_listed(&self, range: &WatchRange) {
+        self.0.send_if_modified(|listed| listed.insert(range.clone()));
+    }
+
+    /// Whether the objects of a namespace are listed.
+    pub fn covers(&self, namespace: &str) -> bool {
+        self.0.borrow().iter().any(|range| range.contains(namespace))
+    }
+
+    /// Waits for the first complete listing of a watch.
+    pub async fn wait_until_listed(&self, range: &WatchRange) {
+        // The sender lives in this object, so the wait cannot fail.
+        let _ = self.0.subscribe().wait_for(|listed| listed.contains(range)).await;
     }
 }
 
@@ -48,8 +72,8 @@ impl<K> ObjectChange<K> {
 }
 
 impl<K: ResourceExt> ObjectIndex<K> {
-    /// Applies an event of the watch; returns the objects that changed.
-    pub fn apply_event(&self, event: Event<K>) -> Vec<ObjectChange<K>> {
+    /// Applies an event of the watch of a range; returns the objects that changed.
+    pub fn apply_event(&self, range: &WatchRange, event: Event<K>) -> Vec<ObjectChange<K>> {
         let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Apply(object) => {
@@ -62,28 +86,28 @@ impl<K: ResourceExt> ObjectIndex<K> {
                 vec![ObjectChange { before: Some(before), after: None }]
             }
             Event::Init => {
-                objects.listing = HashMap::new();
+                objects.listings.insert(range.clone(), HashMap::new());
                 vec![]
             }
             Event::InitApply(object) => {
-                insert_object(&mut objects.listing, Arc::new(object));
+                insert_object(objects.listings.entry(range.clone()).or_default(), Arc::new(object));
                 vec![]
             }
             Event::InitDone => {
-                let listing = std::mem::take(&mut objects.listing);
-                let former = std::mem::replace(&mut objects.current, listing);
-                let changed = find_changes(&former, &objects.current);
+                let listing = objects.listings.remove(range).unwrap_or_default();
+                let former = objects.current.extract_if(|namespace, _| range.contains(namespace)).collect();
+                let changed = find_changes(&former, &listing);
+                objects.current.extend(listing);
                 drop(objects);
-                self.listed.send_replace(true);
+                self.listed.note_listed(range);
                 changed
             }
         }
     }
 
-    /// Waits for the first complete listing: before it, a missing object says nothing.
-    pub async fn wait_until_listed(&self) {
-        // The sender lives in this index, so the wait cannot fail.
-        let _ = self.listed.subscribe().wait_for(|listed| *listed).await;
+    /// Waits for the first complete listing of a watch.
+    pub async fn wait_until_listed(&self, range: &WatchRange) {
+        self.listed.wait_until_listed(range).await;
     }
 
     /// The object of that name.
@@ -160,31 +184,31 @@ mod tests {
     #[test]
     fn objects_are_found_by_namespace_and_name() {
         let index = ObjectIndex::default();
-        index.apply_event(Event::Apply(pod("a", "p1", "1")));
-        index.apply_event(Event::Apply(pod("a", "p2", "2")));
-        index.apply_event(Event::Apply(pod("b", "p1", "3")));
+        index.apply_event(&WatchRange::All, Event::Apply(pod("a", "p1", "1")));
+        index.apply_event(&WatchRange::All, Event::Apply(pod("a", "p2", "2")));
+        index.apply_event(&WatchRange::All, Event::Apply(pod("b", "p1", "3")));
         assert_eq!(names(&index.find("a", |_| true)), ["p1 1", "p2 2"]);
         assert_eq!(names(&index.find("a", |pod| pod.name_any() == "p2")), ["p2 2"]);
         assert_eq!(index.get("b", "p1").and_then(|pod| pod.resource_version()), Some("3".to_owned()));
-        let changed = index.apply_event(Event::Apply(pod("b", "p1", "4")));
+        let changed = index.apply_event(&WatchRange::All, Event::Apply(pod("b", "p1", "4")));
         let versions = |object: &Option<Arc<Pod>>| object.as_ref().and_then(|pod| pod.resource_version());
         assert_eq!((versions(&changed[0].before), versions(&changed[0].after)), (Some("3".into()), Some("4".into())));
-        assert!(index.apply_event(Event::Delete(pod("b", "p1", "5")))[0].after.is_none());
+        assert!(index.apply_event(&WatchRange::All, Event::Delete(pod("b", "p1", "5")))[0].after.is_none());
         assert!(index.get("b", "p1").is_none());
     }
 
     #[test]
     fn a_listing_replaces_the_objects_once_it_is_complete() {
         let index = ObjectIndex::default();
-        index.apply_event(Event::Apply(pod("a", "kept", "1")));
-        index.apply_event(Event::Apply(pod("a", "changed", "2")));
-        index.apply_event(Event::Apply(pod("a", "removed", "3")));
-        index.apply_event(Event::Init);
+        index.apply_event(&WatchRange::All, Event::Apply(pod("a", "kept", "1")));
+        index.apply_event(&WatchRange::All, Event::Apply(pod("a", "changed", "2")));
+        index.apply_event(&WatchRange::All, Event::Apply(pod("a", "removed", "3")));
+        index.apply_event(&WatchRange::All, Event::Init);
         for listed in [pod("a", "kept", "1"), pod("a", "changed", "5"), pod("b", "added", "4")] {
-            index.apply_event(Event::InitApply(listed));
+            index.apply_event(&WatchRange::All, Event::InitApply(listed));
         }
         assert_eq!(index.find("a", |_| true).len(), 3, "an incomplete listing changes nothing");
-        let reported = index.apply_event(Event::InitDone);
+        let reported = index.apply_event(&WatchRange::All, Event::InitDone);
         let objects: Vec<_> = reported.iter().filter_map(|change| change.object().cloned()).collect();
         let mut found = names(&objects);
         found.sort();
@@ -195,9 +219,28 @@ mod tests {
     #[tokio::test]
     async fn a_reader_waits_for_the_first_listing() {
         let index: ObjectIndex<Pod> = ObjectIndex::default();
-        let waiting = index.wait_until_listed();
-        index.apply_event(Event::Init);
-        index.apply_event(Event::InitDone);
+        let waiting = index.wait_until_listed(&WatchRange::All);
+        index.apply_event(&WatchRange::All, Event::Init);
+        index.apply_event(&WatchRange::All, Event::InitDone);
         tokio::time::timeout(std::time::Duration::from_secs(5), waiting).await.expect("the listing is complete");
+    }
+
+    #[tokio::test]
+    async fn a_listing_of_one_namespace_replaces_no_object_of_another() {
+        let index = ObjectIndex::default();
+        let range = |namespace: &str| WatchRange::Namespace(namespace.to_owned());
+        for (namespace, name) in [("a", "p1"), ("b", "p2")] {
+            index.apply_event(&range(namespace), Event::Init);
+            index.apply_event(&range(namespace), Event::InitApply(pod(namespace, name, "1")));
+        }
+        index.apply_event(&range("a"), Event::InitDone);
+        assert_eq!(names(&index.find_all(|_| true)), ["p1 1"], "the listing of b is not complete");
+        assert_eq!((index.listed.covers("a"), index.listed.covers("b")), (true, false));
+        index.apply_event(&range("b"), Event::InitDone);
+        index.apply_event(&range("a"), Event::Init);
+        let removed = index.apply_event(&range("a"), Event::InitDone);
+        assert_eq!(removed.iter().filter_map(|change| change.before.as_ref()).count(), 1);
+        assert_eq!(names(&index.find_all(|_| true)), ["p2 1"]);
+        index.wait_until_listed(&range("b")).await;
     }
 }

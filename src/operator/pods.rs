@@ -8,9 +8,7 @@ use kube::ResourceExt;
 
 use super::pod_audit::{PodAudit, PodDifference, audit_pod};
 use crate::config::{ServerConfig, ServerKind};
-use crate::desired::render::{
-    ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_mark,
-};
+use crate::desired::render::{ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, TEMPLATE_ANNOTATION, template_mark};
 use crate::desired::{
     DesiredObjects, KnownInjectors, PodFacts, SecretTexts, ValidCluster, decode_secret, resolve_variables,
     template_digest, template_variables,
@@ -76,14 +74,11 @@ impl PodReader<'_> {
         let server = ServerKind::ALL.into_iter().find(|server| server.name() == component)?;
         let wanted = self.desired.deployments.iter().find(|(found, _)| *found == server);
         let wanted = wanted.map(|(_, deployment)| &deployment.spec.template);
-        let is_same = |name: &str| {
-            let wanted = wanted.and_then(|wanted| template_mark(wanted, name));
-            wanted.is_some() && wanted == template_mark(template, name)
-        };
-        let digest = template_mark(template, TEMPLATE_ANNOTATION).unwrap_or_default().to_owned();
+        let mark = template_mark(template, TEMPLATE_ANNOTATION);
+        let current = mark.is_some() && mark == wanted.and_then(|wanted| template_mark(wanted, TEMPLATE_ANNOTATION));
+        let digest = mark.unwrap_or_default().to_owned();
         let own = template.spec.as_ref()?;
         let rendered = template_digest(own) == digest;
-        let current = is_same(TEMPLATE_ANNOTATION) && is_same(SECRETS_ANNOTATION);
         // Of a template that was never rendered, the difference from the one that is.
         let template = if rendered { template } else { wanted.unwrap_or(template) };
         let identity = self.cluster.stream.identity.name();

@@ -1,6 +1,7 @@
 //! Deletes copies of Secrets that no pod can read any more.
 //!
-//! The operator may not list Secrets, so the status of a cluster names the copies that exist.
+//! The operator may not list Secrets, so the status of a cluster names the copies that exist, from before their creation until
+//! after their deletion.
 
 use std::collections::BTreeSet;
 
@@ -13,8 +14,17 @@ use super::context::ControllerContext;
 use super::reconcile_error::ReconcileError;
 use super::secret_reader::SecretUser;
 use crate::api::RealtimeCluster;
-use crate::desired::ValidCluster;
+use crate::desired::{SecretCopy, ValidCluster};
 use crate::kubernetes::apply;
+
+/// The names of copies to write into the status before the rendered ones are created; `None` if it has them. A copy that only
+/// a failed reconcile knew would stay until the cluster is deleted.
+pub fn list_unrecorded_copies(known: &[String], rendered: &[SecretCopy]) -> Option<Vec<String>> {
+    let mut names: BTreeSet<String> = known.iter().cloned().collect();
+    let recorded = names.len();
+    names.extend(rendered.iter().map(|copy| copy.name.clone()));
+    (names.len() > recorded).then(|| names.into_iter().collect())
+}
 
 /// Deletes the copies that are neither rendered nor named by a `ReplicaSet` with pods; returns the names of those that
 /// remain, for the status.
@@ -76,8 +86,27 @@ fn list_secret_names(workload: &Value) -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_copy_is_recorded_before_it_is_created_and_with_those_that_still_exist() {
+        let copy = |name: &str| SecretCopy { name: name.to_owned(), source: String::new(), values: BTreeMap::new() };
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        for (case, known, rendered, expected) in [
+            ("an install", vec![], vec!["a"], Some(vec!["a"])),
+            ("a steady cluster", vec!["a"], vec!["a"], None),
+            ("a rotation, whose reconcile may fail", vec!["a"], vec!["b"], Some(vec!["a", "b"])),
+            ("after that, another rotation", vec!["a", "b"], vec!["c"], Some(vec!["a", "b", "c"])),
+            ("a former value again", vec!["a", "b"], vec!["a"], None),
+        ] {
+            let rendered: Vec<SecretCopy> = rendered.into_iter().map(copy).collect();
+            let found = list_unrecorded_copies(&names(&known), &rendered);
+            assert_eq!(found, expected.map(|expected| names(&expected)), "{case}");
+        }
+    }
 
     #[test]
     fn a_replica_set_with_pods_keeps_the_secrets_that_its_template_names() {

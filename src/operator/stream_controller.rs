@@ -20,7 +20,6 @@ use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
 use crate::desired::{StreamCapacity, ValidStream};
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, LiveCapacity, StreamSummary};
-use crate::process::clock;
 
 /// Tag with the owner: the UID of this Kubernetes cluster, and the realtime cluster in it.
 const OWNER_TAG: &str = "realtime-operator.dev/owner";
@@ -30,8 +29,6 @@ const CLUSTER_ID_TAG: &str = "realtime-operator.dev/cluster-id";
 /// Time between two reconciles of an active stream; the end of Ready=True triggers an earlier one. AWS limits descriptions
 /// per account.
 const RESYNC_INTERVAL: Duration = Duration::from_mins(5);
-/// Time between recording the intent and creating the stream.
-const CREATE_STEP_INTERVAL: Duration = Duration::from_millis(200);
 /// Time between two reconciles until the stream is active.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -55,18 +52,9 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
     };
     let update = match &result {
         Ok(update) => update.clone(),
-        Err(error) => {
-            let unknown = error.reason == Reason::StreamUnreachable;
-            let status = if unknown { "Unknown" } else { "False" };
-            ConditionUpdate::new(condition::STREAM_READY, status, error.reason, &error.message)
-        }
+        Err(error) => ConditionUpdate::of_error(condition::STREAM_READY, error),
     };
-    let wait = match (update.status, stream.status.as_str()) {
-        ("True", _) => RESYNC_INTERVAL,
-        // Only the intent was recorded so far.
-        (_, "") => CREATE_STEP_INTERVAL,
-        _ => RECHECK_INTERVAL,
-    };
+    let wait = if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
     write_status(context, cluster, &stream, Some(update)).await?;
     result.map(|_| Some(wait))
 }
@@ -168,21 +156,13 @@ async fn create_stream(
     capacity: StreamCapacity,
     known: StreamStatus,
 ) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
-    let uid = cluster.uid().unwrap_or_default();
-    let creating =
-        |message: String| ConditionUpdate::new(condition::STREAM_READY, "False", Reason::StreamCreating, message);
-    let Some(_) = known.creating_since_ms else {
-        // Recorded first: a stream that is created is always in the status too.
-        let since = i64::try_from(clock::now_ms()).unwrap_or(i64::MAX);
-        let message = format!("creating stream {}", known.name);
-        let stream = StreamStatus { creating_since_ms: Some(since), cluster_id: uid, ..known };
-        return Ok((stream, creating(message)));
-    };
     context.ensure_leader()?;
     let shards = match capacity {
         StreamCapacity::OnDemand => None,
         StreamCapacity::Provisioned(shards) => Some(i32::try_from(shards).unwrap_or(i32::MAX)),
     };
+    // A stream that is created and then not written into the status is adopted by these tags.
+    let known = StreamStatus { cluster_id: cluster.uid().unwrap_or_default(), ..known };
     let tags = [(OWNER_TAG, format_owner(context, cluster)), (CLUSTER_ID_TAG, known.cluster_id.clone())];
     let tags: BTreeMap<String, String> = tags.map(|(name, value)| (name.to_owned(), value)).into();
     match client.create_stream(shards, &tags).await {
@@ -197,7 +177,7 @@ async fn create_stream(
         Err(error) => return Err(explain_create_failure(error, capacity)),
     }
     let message = format!("stream {} is being created", known.name);
-    Ok((known, creating(message)))
+    Ok((known, ConditionUpdate::new(condition::STREAM_READY, "False", Reason::StreamCreating, message)))
 }
 
 /// Adds a hint to a refused creation: Kinesis supports both modes, an emulator may not.
@@ -230,7 +210,6 @@ async fn adopt_stream(
         arn: summary.arn,
         status: summary.status.clone(),
         created_ms: created,
-        creating_since_ms: None,
         pending_steps: vec![],
     };
     let update = if summary.status == "ACTIVE" || summary.status == "UPDATING" {

@@ -9,21 +9,22 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ApiResource, DynamicObject};
-use kube::core::{DeserializeGuard, GroupVersionKind, TypeMeta};
+use kube::core::{DeserializeGuard, GroupVersionKind, NamespaceResourceScope, TypeMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
 use tokio::sync::mpsc;
 
-use super::live_objects::{CHILD_KINDS, INSTANCE_LABEL, LiveObjects};
+use super::context::ControllerContext;
+use super::live_objects::{CHILD_KINDS, INSTANCE_LABEL};
 use super::metrics::ControllerName;
 use super::object_index::{ObjectChange, ObjectIndex};
-use super::unreadable_objects::{LastVersion, UnreadableObjects, keep_readable};
+use super::unreadable_objects::{LastVersion, keep_readable};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::desired::render::REGISTRY_ANNOTATION;
-use crate::kubernetes::scope::WatchScope;
+use crate::kubernetes::scope::WatchRange;
 use crate::kubernetes::watch::open_watch;
 
 /// Label selector of the children of all clusters.
@@ -32,23 +33,22 @@ pub const CHILDREN_SELECTOR: &str = "app.kubernetes.io/managed-by=realtime-opera
 /// Requests that one controller's queue holds; a watch whose request finds no room waits.
 const REQUEUE_BUFFER_LEN: usize = 1024;
 
-/// Drops the events of clusters outside the scope of this operator.
-pub fn within_scope<K>(
-    events: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send,
-    scope: WatchScope,
-) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send
+/// Builds the API of a kind in a range: a watch of one namespace needs no permission in another.
+pub fn build_api<K>(client: &Client, range: &WatchRange) -> Api<K>
 where
-    K: Resource + Send,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
 {
-    events.filter(move |event| {
-        let is_watched = match event {
-            Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => {
-                scope.contains(object.meta().namespace.as_deref().unwrap_or_default())
-            }
-            Ok(Event::Init | Event::InitDone) | Err(_) => true,
-        };
-        futures::future::ready(is_watched)
-    })
+    match range {
+        WatchRange::All => Api::all(client.clone()),
+        WatchRange::Namespace(namespace) => Api::namespaced(client.clone(), namespace),
+    }
+}
+
+fn build_dynamic_api(client: &Client, range: &WatchRange, resource: &ApiResource) -> Api<DynamicObject> {
+    match range {
+        WatchRange::All => Api::all_with(client.clone(), resource),
+        WatchRange::Namespace(namespace) => Api::namespaced_with(client.clone(), namespace, resource),
+    }
 }
 
 /// A queue of requests to reconcile a cluster.
@@ -79,20 +79,21 @@ impl ControllerQueues {
     }
 }
 
-/// Runs the watches of apps, pods and children. Never ends by itself.
+/// Runs the watches of apps, pods and children in one range of the scope. Never ends by itself.
 pub async fn run_watches(
     client: &Client,
-    live: &LiveObjects,
-    unreadable: &UnreadableObjects,
+    range: &WatchRange,
+    context: &ControllerContext,
     clusters: &Store<RealtimeCluster>,
     queues: &ControllerQueues,
 ) {
+    let (live, unreadable) = (&context.live, &context.unreadable);
     let labelled = || watcher::Config::default().labels(CHILDREN_SELECTOR);
-    let apps = open_watch(Api::<DeserializeGuard<RealtimeApp>>::all(client.clone()), watcher::Config::default());
+    let apps = open_watch(build_api::<DeserializeGuard<RealtimeApp>>(client, range), watcher::Config::default());
     // Removing an app ends its sessions: one that becomes unreadable is served as it was.
     let find = |namespace: &str, name: &str| live.apps.get(namespace, name).map(|app| (*app).clone());
     let apps = keep_readable(apps, unreadable.clone(), LastVersion::Kept, find);
-    let apps = follow("realtimeapps", apps.modify(trim_metadata), &live.apps, |change| {
+    let apps = follow(("realtimeapps", range), apps.modify(trim_metadata), &live.apps, |change| {
         let references = if is_spec_change(&change) { find_clusters_of_app(&change, clusters) } else { vec![] };
         async move {
             for reference in references {
@@ -101,8 +102,8 @@ pub async fn run_watches(
             }
         }
     });
-    let pods = open_watch(Api::<Pod>::all(client.clone()), labelled()).modify(trim_metadata);
-    let pods = follow("pods", pods, &live.pods, |change| async move {
+    let pods = open_watch(build_api::<Pod>(client, range), labelled()).modify(trim_metadata);
+    let pods = follow(("pods", range), pods, &live.pods, |change| async move {
         let Some(reference) = change.object().and_then(|pod| find_cluster_by_label(&**pod)) else { return };
         send(&queues.gate, &reference).await;
         // A new pod has to load the registry at once.
@@ -113,7 +114,7 @@ pub async fn run_watches(
     let children = CHILD_KINDS.into_iter().filter_map(|(version, kind)| {
         let types = TypeMeta { api_version: version.to_owned(), kind: kind.to_owned() };
         let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(&types).ok()?);
-        let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+        let api = build_dynamic_api(client, range, &resource);
         let index = live.children(kind)?;
         let complete = move |object: &mut DynamicObject| {
             // Items of a listing carry no kind.
@@ -123,7 +124,7 @@ pub async fn run_watches(
                 trim_metadata(object);
             }
         };
-        Some(follow(kind, open_watch(api, labelled()).modify(complete), index, |change| async move {
+        Some(follow((kind, range), open_watch(api, labelled()).modify(complete), index, |change| async move {
             let Some(reference) = change.object().and_then(|object| find_cluster_by_label(&**object)) else { return };
             send(&queues.workload, &reference).await;
         }))
@@ -133,7 +134,7 @@ pub async fn run_watches(
 
 /// Follows one watch, and keeps its index up to date before it reports a change.
 async fn follow<K, F>(
-    kind: &str,
+    (kind, range): (&str, &WatchRange),
     events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
     index: &ObjectIndex<K>,
     report: impl Fn(ObjectChange<K>) -> F,
@@ -145,11 +146,11 @@ async fn follow<K, F>(
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                for change in index.apply_event(event) {
+                for change in index.apply_event(range, event) {
                     report(change).await;
                 }
             }
-            Err(error) => tracing::warn!(kind, %error, "watch failed: it is opened again after a back-off"),
+            Err(error) => tracing::warn!(kind, %range, %error, "watch failed: it is opened again after a back-off"),
         }
     }
 }

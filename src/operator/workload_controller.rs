@@ -14,22 +14,25 @@ use serde_json::{Map, Value, json};
 use super::context::{ControllerContext, SharedContext};
 use super::dereference::generated_secret_name;
 use super::finalizer;
+use super::foreign_fields::{ForeignField, find_foreign_fields, find_repairs};
 use super::reconcile_error::ReconcileError;
 use super::rendering::render_cluster;
-use super::secret_copies::prune_secret_copies;
+use super::secret_copies::{list_unrecorded_copies, prune_secret_copies};
 use super::secret_reader::SecretUser;
 use super::status::{self, ConditionUpdate, StatusPatch};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
 use crate::desired::{self, DesiredObjects, ValidCluster};
-use crate::kubernetes::foreign_fields::ForeignField;
-use crate::kubernetes::{apply, foreign_fields};
+use crate::kubernetes::apply;
 
 /// Time between two reconciles of a cluster whose rollout is complete; changes of its objects trigger earlier ones.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// Time between two reconciles during a rollout or while waiting for another controller.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Time between recording the copies of Secrets and creating them.
+const APPLY_STEP_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Time between two checks whether the pods of a deleted cluster have ended.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -37,6 +40,9 @@ const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Attempts to remove foreign fields from a Deployment in one reconcile. Another writer may add them again each time, so
 /// the loop must end.
 const REPAIR_ATTEMPTS_MAX: usize = 5;
+
+/// Longest action of an Event that the API server accepts.
+const EVENT_ACTION_LEN_MAX: usize = 128;
 
 /// Reconciles the children of one cluster, and returns the time until the next reconcile without a change.
 ///
@@ -53,42 +59,50 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         Ok(false) => reconcile_children(context, cluster).await,
         Err(error) => Err(error),
     };
+    // A field that an apply leaves out is removed.
     let mut fields = Map::new();
-    let update = match &result {
-        Ok(AppliedChildren { update, endpoints, secret_copies }) => {
+    if let Some(known) = &cluster.status {
+        fields.extend(known.endpoints.as_ref().map(|endpoints| ("endpoints".to_owned(), json!(endpoints))));
+        fields.insert("secretCopies".to_owned(), json!(known.secret_copies));
+    }
+    let (update, wait) = match &result {
+        Ok(ChildrenState::Recorded { secret_copies }) => {
+            fields.insert("secretCopies".to_owned(), json!(secret_copies));
+            let message = "the manifest is being applied";
+            let update = ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "Unknown", Reason::RollingOut, message);
+            (update, APPLY_STEP_INTERVAL)
+        }
+        Ok(ChildrenState::Applied { update, endpoints, secret_copies }) => {
             fields.insert("endpoints".to_owned(), endpoints.clone());
             fields.insert("secretCopies".to_owned(), json!(secret_copies));
-            update.clone()
+            (update.clone(), if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL })
         }
-        Err(error) => {
-            // A field that an apply leaves out is removed.
-            if let Some(known) = &cluster.status {
-                fields.extend(known.endpoints.as_ref().map(|endpoints| ("endpoints".to_owned(), json!(endpoints))));
-                fields.insert("secretCopies".to_owned(), json!(known.secret_copies));
-            }
-            ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "False", error.reason, &error.message)
-        }
+        Err(error) => (ConditionUpdate::of_error(condition::WORKLOADS_AVAILABLE, error), RECHECK_INTERVAL),
     };
-    let steady = update.status == "True";
     let manager = "realtime-operator-workload";
     let part =
         StatusPatch { manager, owned_conditions: &[condition::WORKLOADS_AVAILABLE], conditions: vec![update], fields };
     status::write(context, cluster, part).await?;
-    result.map(|_| Some(if steady { RESYNC_INTERVAL } else { RECHECK_INTERVAL }))
+    result.map(|_| Some(wait))
 }
 
-/// Status of the children after a reconcile.
-struct AppliedChildren {
-    update: ConditionUpdate,
-    endpoints: Value,
-    /// Names of the copies of Secrets that exist.
-    secret_copies: Vec<String>,
+/// The children after a reconcile.
+enum ChildrenState {
+    /// The copies of Secrets that the next reconcile creates are to be recorded first, with those that exist.
+    Recorded { secret_copies: Vec<String> },
+    /// All children are applied.
+    Applied {
+        update: ConditionUpdate,
+        endpoints: Value,
+        /// Names of the copies of Secrets that exist.
+        secret_copies: Vec<String>,
+    },
 }
 
 async fn reconcile_children(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
-) -> Result<AppliedChildren, ReconcileError> {
+) -> Result<ChildrenState, ReconcileError> {
     let rendered = render_cluster(context, cluster).await?;
     if !rendered.fresh.is_empty() {
         let mut all = rendered.read.generated.clone();
@@ -97,8 +111,12 @@ async fn reconcile_children(
         apply::apply_object(&context.client, &render_generated_secret(cluster, &rendered.valid, &all)).await?;
         context.secrets.forget(&rendered.valid.namespace, &generated_secret_name(cluster));
     }
+    let known = cluster.status.as_ref().map(|status| status.secret_copies.as_slice()).unwrap_or_default();
+    if let Some(secret_copies) = list_unrecorded_copies(known, &rendered.valid.secret_copies) {
+        return Ok(ChildrenState::Recorded { secret_copies });
+    }
     let deployments = apply_children(context, cluster, &rendered.desired).await?;
-    Ok(AppliedChildren {
+    Ok(ChildrenState::Applied {
         update: summarize_rollout(&deployments),
         endpoints: list_endpoints(&rendered.valid, &rendered.desired),
         secret_copies: prune_secret_copies(context, cluster, &rendered.valid).await?,
@@ -157,10 +175,9 @@ async fn apply_children(
         if !is_deployment {
             let applied = apply::apply_object(&context.client, object).await?;
             // The annotation of another identity that somebody else wrote; our own one is removed by the apply.
-            let leftovers =
-                foreign_fields::find_leftover_paths(object, &serde_json::to_value(&applied).map_err(malformed)?);
-            if !leftovers.is_empty() {
-                apply::remove_fields(&context.client, &applied, &leftovers).await?;
+            let repairs = find_repairs(object, &serde_json::to_value(&applied).map_err(malformed)?);
+            if !repairs.is_empty() {
+                apply::repair_object(&context.client, &applied, &repairs).await?;
             }
             if object["kind"] == "Secret" {
                 context.secrets.forget(&namespace, object["metadata"]["name"].as_str().unwrap_or_default());
@@ -217,8 +234,7 @@ async fn fetch_live(
 }
 
 fn has_foreign_fields(wanted: &Value, live: &Value) -> bool {
-    !foreign_fields::find_foreign_fields(wanted, live).is_empty()
-        || !foreign_fields::find_leftover_paths(wanted, live).is_empty()
+    !find_foreign_fields(wanted, live).is_empty() || !find_repairs(wanted, live).is_empty()
 }
 
 /// Reports foreign fields of one Deployment.
@@ -232,7 +248,7 @@ struct ForeignWriters<'a> {
 impl ForeignWriters<'_> {
     /// Publishes an Event for each foreign field of the live object, once per field.
     async fn report_once(&mut self, live: &Value) {
-        for foreign in foreign_fields::find_foreign_fields(self.wanted, live) {
+        for foreign in find_foreign_fields(self.wanted, live) {
             if self.reported.contains(&foreign) {
                 continue;
             }
@@ -257,13 +273,13 @@ async fn remove_foreign_fields(
     let (context, wanted) = (writers.context, writers.wanted);
     for _ in 0..REPAIR_ATTEMPTS_MAX {
         let live = serde_json::to_value(&applied).map_err(malformed)?;
-        let leftovers = foreign_fields::find_leftover_paths(wanted, &live);
-        if leftovers.is_empty() {
+        let repairs = find_repairs(wanted, &live);
+        if repairs.is_empty() {
             return Ok(applied);
         }
         writers.report_once(&live).await;
         context.ensure_leader()?;
-        if let Err(error) = apply::remove_fields(&context.client, &applied, &leftovers).await {
+        if let Err(error) = apply::repair_object(&context.client, &applied, &repairs).await {
             tracing::debug!(%error, "removing foreign fields failed: retrying with the new version");
         }
         applied = apply::fetch_owned(&context.client, wanted, uid).await?.unwrap_or(applied);
@@ -278,7 +294,7 @@ async fn remove_foreign_fields(
 /// Puts the field into the action: Events of one action and reason would be merged into one series.
 fn format_event_action(field: &str) -> String {
     let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-    format!("PutBack-{}", field.chars().map(word).collect::<String>())
+    "PutBack-".chars().chain(field.chars().map(word)).take(EVENT_ACTION_LEN_MAX).collect()
 }
 
 /// Whether the live object has every rendered field with its rendered value.

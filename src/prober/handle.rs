@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
@@ -29,6 +30,8 @@ pub struct Prober {
     pub verdicts: watch::Receiver<Verdict>,
     /// Every process of the plan.
     pub pods: watch::Receiver<BTreeMap<String, PodStanding>>,
+    /// Time in force between two rounds of journeys.
+    pub round_interval: watch::Receiver<Duration>,
     /// The plan that the next journeys follow.
     pub plan: watch::Sender<Arc<ProbePlan>>,
     /// Every passed hop, for a display; a slow receiver misses some.

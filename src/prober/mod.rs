@@ -13,6 +13,7 @@ mod diagnose;
 mod expected_webhooks;
 mod handle;
 mod journey;
+mod journey_budget;
 mod launch;
 mod metrics;
 mod nonce;
@@ -26,9 +27,10 @@ mod service_routes;
 
 pub use crate::desired::ProbeApp;
 pub use handle::{PodStanding, Prober};
+pub use journey_budget::{BudgetShare, JOURNEYS_PER_SECOND, JourneyBudget};
 pub use metrics::JourneyMetrics;
 pub use progress::{HopResult, HopTick};
-pub use receiver::WebhookReceiver;
+pub use receiver::{RECEIVER_SILENCE_MAX, WebhookReceiver};
 pub use scheduler::{ProberReports, start};
 
 use std::collections::{BTreeMap, BTreeSet};

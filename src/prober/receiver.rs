@@ -4,17 +4,19 @@
 //! posted it names the dispatcher.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::routing::post;
+use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::ProbeApp;
@@ -25,6 +27,19 @@ use crate::protocol::webhook::{self, WebhookBody, WebhookEvent};
 
 /// Largest body: a dispatcher sends 256 KiB.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// Interval at which the receiver asks itself.
+const SELF_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Bounds one request of the receiver to itself.
+const SELF_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest time in which the receiver answers none of its own requests: several of them, and less than the time in which
+/// webhooks that do not arrive close a gate.
+pub const RECEIVER_SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// Path by which the receiver asks itself.
+const SELF_CHECK_PATH: &str = "/livez";
 
 /// Events that wait for one journey, which causes twelve.
 const WEBHOOK_QUEUE_LEN: usize = 64;
@@ -79,25 +94,30 @@ impl Drop for WebhookClaim {
 }
 
 impl WebhookReceiver {
-    /// Serves on `listener` until the token ends it.
+    /// Serves on `listener` until the token ends it, and reports through the heartbeat that requests are answered.
     ///
     /// # Errors
-    /// The listener has no address.
+    /// The listener has no address, or no HTTP client can be made on this machine.
     pub fn start(listener: TcpListener, heartbeat: Heartbeat, shutdown: CancellationToken) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
         let desk = Arc::new(ReceiverState::default());
         let router = Router::new()
             .route("/webhooks", post(receive_webhook))
+            .route(SELF_CHECK_PATH, get(|| std::future::ready(StatusCode::OK)))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(desk.clone());
+        let http = reqwest::Client::builder().no_proxy().build().map_err(std::io::Error::other)?;
         tokio::spawn(async move {
-            // Dropped with the task: a listener that ends is noticed.
-            let _heartbeat = heartbeat;
-            let served = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+            let serving = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
                 .with_graceful_shutdown(shutdown.cancelled_owned())
-                .await;
-            if let Err(error) = served {
-                tracing::error!(%error, "webhook receiver failed");
+                .into_future();
+            // Both in one task, which owns the heartbeat: a listener that ends, a task that is not run and a listener that
+            // accepts nothing are all noticed.
+            tokio::select! {
+                served = serving => if let Err(error) = served {
+                    tracing::error!(%error, "webhook receiver failed");
+                },
+                () = report_answers(&http, address, &heartbeat) => {}
             }
         });
         Ok(Self { address, state: desk })
@@ -130,6 +150,32 @@ impl WebhookReceiver {
     pub(super) fn unclaimed_count(&self) -> u64 {
         self.state.unclaimed.load(Ordering::Relaxed)
     }
+}
+
+/// Reports progress each time the listener answers a request. Never ends.
+async fn report_answers(http: &reqwest::Client, address: SocketAddr, heartbeat: &Heartbeat) {
+    let url = format!("http://{}{SELF_CHECK_PATH}", loopback_of(address));
+    loop {
+        // A connection of its own each time: one that is kept open says nothing of the listener.
+        let request = http.get(&url).header(header::CONNECTION, "close").timeout(SELF_CHECK_TIMEOUT);
+        match request.send().await {
+            Ok(answer) if answer.status().is_success() => heartbeat.beat(),
+            Ok(answer) => tracing::warn!(status = %answer.status(), "webhook receiver refuses its own request"),
+            Err(error) => tracing::warn!(%error, "webhook receiver does not answer its own request"),
+        }
+        sleep(SELF_CHECK_INTERVAL).await;
+    }
+}
+
+/// The address under which this machine reaches a listener.
+fn loopback_of(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
 }
 
 async fn receive_webhook(
@@ -191,10 +237,8 @@ fn lock_state<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::process::heartbeat::Heartbeats;
+    use crate::process::heartbeat::{Heartbeats, TaskFault};
     use crate::protocol::{Secret, signature};
 
     fn probe_app(id: &str, key: &str, secret: &str) -> ProbeApp {
@@ -243,6 +287,49 @@ mod tests {
         assert!(forged.authentic.is_err_and(|error| error.contains("does not verify")));
         assert_eq!(receiver.unclaimed_count(), 3, "two of another nonce and the rubbish");
         shutdown.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_is_served_reports_progress_and_one_that_ends_has_ended() {
+        crate::process::install_tls();
+        let (heartbeats, shutdown) = (Heartbeats::default(), CancellationToken::new());
+        let listener = TcpListener::bind("0.0.0.0:0").await.expect("a port");
+        // So short that nothing but its own requests keeps it alive.
+        let heartbeat = heartbeats.register("receiver", Some(Duration::ZERO), &shutdown);
+        let ended = CancellationToken::new();
+        WebhookReceiver::start(listener, heartbeat, ended.clone()).expect("a receiver");
+        let silence = || match heartbeats.check() {
+            Err(TaskFault::Silent { silence, .. }) => silence,
+            other => panic!("{other:?}"),
+        };
+        sleep(Duration::from_millis(300)).await;
+        let before = silence();
+        sleep(SELF_CHECK_INTERVAL).await;
+        assert!(silence() < before + SELF_CHECK_INTERVAL / 2, "{:?} after {before:?}", silence());
+        ended.cancel();
+        sleep(Duration::from_millis(300)).await;
+        assert!(matches!(heartbeats.check(), Err(TaskFault::Ended { .. })));
+    }
+
+    /// The time of this test is the runtime's, and passes at once: no other socket is used in it.
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_accepts_connections_and_answers_nothing_fails_livez_and_then_the_process() {
+        crate::process::install_tls();
+        let (heartbeats, shutdown) = (Heartbeats::default(), CancellationToken::new());
+        // The kernel accepts, and nobody reads.
+        let listener = TcpListener::bind("0.0.0.0:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let heartbeat = heartbeats.register("webhook receiver", Some(RECEIVER_SILENCE_MAX), &shutdown);
+        let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+        tokio::spawn(async move { report_answers(&http, address, &heartbeat).await });
+        sleep(RECEIVER_SILENCE_MAX).await;
+        assert_eq!(heartbeats.check(), Ok(()), "as long as it may");
+        sleep(Duration::from_secs(1)).await;
+        let fault = heartbeats.check().expect_err("a silent receiver");
+        assert!(matches!(&fault, TaskFault::Silent { task, .. } if task == "webhook receiver"), "{fault}");
+        let ended = tokio::time::timeout(Duration::from_mins(1), heartbeats.wait_for_fault()).await;
+        assert!(matches!(ended, Ok(TaskFault::Silent { .. })), "{ended:?}");
+        drop(listener);
     }
 
     #[tokio::test]

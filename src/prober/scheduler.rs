@@ -11,13 +11,14 @@ use tokio_util::sync::CancellationToken;
 use super::coverage::{coverage_targets, process_names};
 use super::handle::{PodStanding, Prober};
 use super::journey::JourneyContext;
+use super::journey_budget::BudgetShare;
 use super::metrics::JourneyMetrics;
 use super::observe::{PodObservation, PodObserver};
 use super::progress::{HopTick, PROGRESS_QUEUE_LEN};
 use super::receiver::WebhookReceiver;
 use super::service_routes::RouteTracker;
 use super::{EdgePod, Entrance, JourneyProof, ProbePlan};
-use crate::gate::{Evidence, GatePhase, Journey, JourneyOutcome, RestoredProof, RoundState, Verdict};
+use crate::gate::{Evidence, GatePhase, GatePolicy, Journey, JourneyOutcome, RestoredProof, RoundState, Verdict};
 use crate::kinesis::Shard;
 use crate::process::clock;
 use crate::process::heartbeat::Heartbeat;
@@ -87,6 +88,7 @@ pub fn start(
     };
     let (verdicts, latest) = watch::channel(verdict);
     let (standings, pods) = watch::channel(BTreeMap::new());
+    let (intervals, round_interval) = watch::channel(context.plan.policy.interval);
     let (ticks, hops) = broadcast::channel(PROGRESS_QUEUE_LEN);
     let (results, arriving) = mpsc::channel(RESULT_QUEUE_LEN);
     let mut schedule = JourneySchedule {
@@ -96,6 +98,7 @@ pub fn start(
         evidence,
         verdicts,
         reports: standings,
+        intervals,
         ticks,
         results,
         shards: Arc::new(vec![]),
@@ -118,7 +121,7 @@ pub fn start(
     schedule.update_targets();
     schedule.verdicts.send_replace(schedule.evidence.verdict());
     let task = tokio::spawn(schedule.run(arriving, plans, shutdown));
-    Ok(Prober { verdicts: latest, pods, plan, hops, task })
+    Ok(Prober { verdicts: latest, pods, round_interval, plan, hops, task })
 }
 
 /// A transport, and the pod or path that it goes through.
@@ -142,6 +145,8 @@ pub(super) struct JourneySchedule {
     pub(super) evidence: Evidence,
     pub(super) verdicts: watch::Sender<Verdict>,
     reports: watch::Sender<BTreeMap<String, PodStanding>>,
+    /// The time in force between two rounds.
+    intervals: watch::Sender<Duration>,
     pub(super) ticks: broadcast::Sender<HopTick>,
     pub(super) results: mpsc::Sender<ScheduleEvent>,
     pub(super) shards: Arc<Vec<Shard>>,
@@ -171,7 +176,7 @@ pub(super) struct JourneySchedule {
     /// When senders that could not reach the former receiver have found this one, in ms since 1970.
     receiver_found_ms: u64,
     /// Reports to the process: progress and counts.
-    process: ProberReports,
+    pub(super) process: ProberReports,
 }
 
 /// A prober's reports to its process.
@@ -180,6 +185,8 @@ pub struct ProberReports {
     pub heartbeat: Heartbeat,
     /// Counts the journeys of all clusters.
     pub metrics: Arc<JourneyMetrics>,
+    /// Paces the journeys of all clusters.
+    pub budget: BudgetShare,
 }
 
 impl JourneySchedule {
@@ -204,7 +211,7 @@ impl JourneySchedule {
                 now = tick.tick() => {
                     self.process.heartbeat.beat();
                     let proven = self.verdicts.borrow().phase == GatePhase::Open;
-                    let interval = self.context.plan.policy.interval;
+                    let interval = self.adjust_interval();
                     if is_due(listed, now, if self.shards.is_empty() { UNPROVEN_OBSERVATION_INTERVAL } else { SHARD_LIST_INTERVAL }) {
                         listed = Some(now);
                         self.list_shards();
@@ -218,7 +225,9 @@ impl JourneySchedule {
                         self.evidence.advance(clock::now_ms());
                         self.publish_verdict();
                     }
-                    if self.warm && self.is_ready() && is_due(round, now, self.context.plan.policy.round_interval(self.round_state())) {
+                    let every = self.round_interval();
+                    send_if_changed(&self.intervals, every);
+                    if self.warm && self.is_ready() && is_due(round, now, every) {
                         round = Some(now);
                         self.start_round();
                     }
@@ -229,6 +238,23 @@ impl JourneySchedule {
                 }
             }
         }
+    }
+
+    /// Asks for the journeys of one round in each interval of the manifest. Returns the interval in force, by which evidence
+    /// ages too.
+    fn adjust_interval(&mut self) -> Duration {
+        let plan = &self.context.plan;
+        let paths: usize = plan.paths.iter().map(|path| path.transports.len()).sum();
+        let edges: usize = plan.edges.iter().map(|edge| edge.transports.len()).sum();
+        let interval = self.process.budget.adjust_interval(edges + paths, plan.policy.interval);
+        self.evidence.set_policy(GatePolicy { interval, ..plan.policy });
+        interval
+    }
+
+    /// Time in force between two rounds.
+    fn round_interval(&self) -> Duration {
+        let interval = self.context.plan.policy.round_interval(self.round_state());
+        interval.mul_f64(self.process.budget.stretch())
     }
 
     fn round_state(&self) -> RoundState {
@@ -243,7 +269,6 @@ impl JourneySchedule {
     /// Another plan: pods that came and went, or another thing to prove.
     fn adopt_plan(&mut self, plan: Arc<ProbePlan>) {
         let before = &self.context.plan;
-        self.evidence.set_policy(plan.policy);
         if plan.fingerprint != before.fingerprint {
             self.evidence.reset_proof(plan.fingerprint.clone());
             self.warm = true;
@@ -253,6 +278,7 @@ impl JourneySchedule {
         self.context.receiver.accept_app(plan.app.id.clone());
         let context = JourneyContext { plan, ..(*self.context).clone() };
         self.context = Arc::new(context);
+        self.adjust_interval();
         self.paths.update(&self.context.plan.paths, Instant::now());
         self.observation.pods.retain(|pod, _| process_names(&self.context.plan).any(|found| found == pod));
         self.attempted.retain(|(_, pod, _)| self.context.plan.edges.iter().any(|edge| edge.pod == *pod));

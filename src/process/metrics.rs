@@ -1,8 +1,5 @@
 //! The table of metrics: each process declares its metrics once, with name, help, unit, label and remedy, and both its
 //! registration and `docs/metrics.md` follow from that declaration.
-//!
-//! Label values come from enums only, so that no client, app or channel can create a series. The derives of
-//! `prometheus-client` write the names of variants, in camel case; [`label_values`] writes words in snake case.
 
 use std::fmt;
 use std::hash::Hash;
@@ -18,51 +15,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
 
-/// The values of one label.
-pub trait LabelValue: Copy + Eq + Hash + fmt::Debug + Send + Sync + 'static {
-    /// The name of the label.
-    const LABEL: &'static str;
-    /// Every value, in the order of the documentation.
-    const ALL: &'static [Self];
-
-    /// The value in a series.
-    fn name(self) -> &'static str;
-
-    /// The meaning of the value in one sentence; empty if its name says it.
-    fn meaning(self) -> &'static str {
-        ""
-    }
-}
-
-/// Declares an enum of label values: the comment of a variant is the value's meaning in the documentation.
-macro_rules! label_values {
-    (
-        $(#[doc = $about:literal])+
-        $visibility:vis enum $name:ident as $label:literal {
-            $($(#[doc = $meaning:literal])+ $variant:ident = $word:literal,)+
-        }
-    ) => {
-        $(#[doc = $about])+
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        $visibility enum $name {
-            $($(#[doc = $meaning])+ $variant,)+
-        }
-
-        impl $crate::process::metrics::LabelValue for $name {
-            const LABEL: &'static str = $label;
-            const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            fn name(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-
-            fn meaning(self) -> &'static str {
-                match self { $(Self::$variant => concat!($($meaning),+).trim_ascii()),+ }
-            }
-        }
-    };
-}
-pub(crate) use label_values;
+use super::metric_labels::LabelSet;
+pub(crate) use super::metric_labels::label_values;
+pub use super::metric_labels::{LabelValue, MetricLabel, SeriesLabels};
 
 label_values! {
     /// The result of reading a changed app registry.
@@ -71,57 +26,6 @@ label_values! {
         Applied = "applied",
         /// The new registry is invalid, and the previous one stays in force.
         Refused = "refused",
-    }
-}
-
-/// The labels of a series: one label, or two as a pair.
-pub trait SeriesLabels: Copy + Eq + Hash + fmt::Debug + Send + Sync + 'static {
-    /// The values of every series.
-    fn all() -> Vec<Self>;
-
-    /// Names and values, in the order of the labels.
-    fn pairs(self) -> Vec<(&'static str, &'static str)>;
-
-    /// The labels with all their values.
-    fn labels() -> Vec<MetricLabel>;
-}
-
-impl<L: LabelValue> SeriesLabels for L {
-    fn all() -> Vec<Self> {
-        L::ALL.to_vec()
-    }
-
-    fn pairs(self) -> Vec<(&'static str, &'static str)> {
-        vec![(L::LABEL, self.name())]
-    }
-
-    fn labels() -> Vec<MetricLabel> {
-        let values = L::ALL.iter().map(|value| (value.name(), value.meaning())).collect();
-        vec![MetricLabel { name: L::LABEL, values }]
-    }
-}
-
-impl<A: LabelValue, B: LabelValue> SeriesLabels for (A, B) {
-    fn all() -> Vec<Self> {
-        A::ALL.iter().flat_map(|first| B::ALL.iter().map(|second| (*first, *second))).collect()
-    }
-
-    fn pairs(self) -> Vec<(&'static str, &'static str)> {
-        [self.0.pairs(), self.1.pairs()].concat()
-    }
-
-    fn labels() -> Vec<MetricLabel> {
-        [A::labels(), B::labels()].concat()
-    }
-}
-
-/// The label set of one series.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct LabelSet<L>(L);
-
-impl<L: SeriesLabels> EncodeLabelSet for LabelSet<L> {
-    fn encode(&self, encoder: &mut LabelSetEncoder) -> fmt::Result {
-        self.0.pairs().encode(encoder)
     }
 }
 
@@ -144,6 +48,34 @@ impl<L: SeriesLabels, M: Clone + Default> Default for Labeled<L, M> {
             series.with_label(value);
         }
         series
+    }
+}
+
+/// A metric with one series per combination of its labels that occurred. For labels with many combinations, of which a
+/// process uses few: their number is bounded by the values of the labels all the same.
+#[derive(Clone, Debug)]
+pub struct SparseLabeled<L, M>(Family<LabelSet<L>, M>);
+
+impl<L: SeriesLabels, M: Clone + Default> SparseLabeled<L, M> {
+    /// The series of one combination.
+    pub fn with_label(&self, value: L) -> M {
+        self.0.get_or_create_owned(&LabelSet(value))
+    }
+}
+
+impl<L: SeriesLabels, M: Clone + Default> Default for SparseLabeled<L, M> {
+    fn default() -> Self {
+        Self(Family::default())
+    }
+}
+
+impl<L: SeriesLabels, M: EncodeMetric + TypedMetric> EncodeMetric for SparseLabeled<L, M> {
+    fn encode(&self, encoder: MetricEncoder) -> fmt::Result {
+        self.0.encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        M::TYPE
     }
 }
 
@@ -303,19 +235,13 @@ impl MetricKind {
     }
 }
 
-/// A label with all its values.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MetricLabel {
-    /// The name of the label.
-    pub name: &'static str,
-    /// Every value with its meaning; empty for the namespaces and names of clusters.
-    pub values: Vec<(&'static str, &'static str)>,
-}
-
 /// A Rust type that is one metric of the table.
 pub trait TableMetric: EncodeMetric + Clone + fmt::Debug + Send + Sync + 'static {
     /// The type of the metric.
     const KIND: MetricKind;
+
+    /// Whether a series exists only from its first value on, although its labels are known.
+    const IS_SPARSE: bool = false;
 
     /// The labels of the metric.
     #[must_use]
@@ -348,6 +274,15 @@ impl<L: SeriesLabels, M: TableMetric + TypedMetric> TableMetric for Labeled<L, M
     }
 }
 
+impl<L: SeriesLabels, M: TableMetric + TypedMetric> TableMetric for SparseLabeled<L, M> {
+    const KIND: MetricKind = M::KIND;
+    const IS_SPARSE: bool = true;
+
+    fn labels() -> Vec<MetricLabel> {
+        L::labels()
+    }
+}
+
 /// One metric of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetricRow {
@@ -359,6 +294,8 @@ pub struct MetricRow {
     pub kind: MetricKind,
     /// The labels of the metric.
     pub labels: Vec<MetricLabel>,
+    /// Whether a series exists only from its first value on.
+    pub is_sparse: bool,
     /// The meaning of the metric: the help text of the exposition.
     pub help: &'static str,
     /// The remedy when the metric grows.
@@ -377,7 +314,7 @@ impl MetricRow {
         help: &'static str,
         remedy: &'static str,
     ) -> Self {
-        Self { process, stem, kind: M::KIND, labels: M::labels(), help, remedy }
+        Self { process, stem, kind: M::KIND, labels: M::labels(), is_sparse: M::IS_SPARSE, help, remedy }
     }
 
     /// The name of the metric's series.
@@ -471,6 +408,8 @@ mod tests {
             age_seconds: Gauge<f64, AtomicU64> => "Nothing.",
             /// Reads by result and side.
             pairs: Labeled<(RegistryReadResult, TestSide), Counter> => "Nothing.",
+            /// Reads of which few combinations occur.
+            rare_reads: SparseLabeled<(RegistryReadResult, TestSide), Counter> => "Nothing.",
             /// Time of one read, in seconds.
             read_duration_seconds: DurationHistogram => "Nothing.",
             /// Age of a cluster, in seconds.
@@ -486,6 +425,7 @@ mod tests {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         metrics.reads.with_label(RegistryReadResult::Refused).inc();
+        metrics.rare_reads.with_label((RegistryReadResult::Refused, TestSide::Left)).inc();
         metrics.age_seconds.set(0.5);
         metrics.read_duration_seconds.observe(Duration::from_millis(40));
         metrics.cluster_age_seconds.set("a", "eu", 2.0);
@@ -499,6 +439,7 @@ mod tests {
             "realtime_test_reads_total{result=\"refused\"} 1",
             "# UNIT realtime_test_age_seconds seconds\nrealtime_test_age_seconds 0.5",
             "realtime_test_pairs_total{result=\"applied\",side=\"left\"} 0",
+            "realtime_test_rare_reads_total{result=\"refused\",side=\"left\"} 1",
             "# TYPE realtime_test_read_duration_seconds histogram",
             "realtime_test_read_duration_seconds_bucket{le=\"0.01\"} 0",
             "realtime_test_read_duration_seconds_bucket{le=\"0.05\"} 1",
@@ -507,6 +448,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
+        assert!(!text.contains("rare_reads_total{result=\"applied\""), "a combination that did not occur: {text}");
         assert!(!text.contains("cluster=\"us\""), "the series of a removed cluster: {text}");
     }
 
@@ -518,7 +460,7 @@ mod tests {
             "| `realtime_test_reads_total` | counter |  | `result` | Registries that were read again. | Read the log. |",
             "| `realtime_test_age_seconds` | gauge | seconds |  | Time since the last read, in seconds. | Nothing. |",
             "| `realtime_test_cluster_age_seconds` | gauge | seconds | `namespace`, `cluster` | Age of a cluster, in seconds. | Nothing. |",
-            "\nValues of `result` in `realtime_test_reads_total` and `realtime_test_pairs_total`:\n",
+            "\nValues of `result` in `realtime_test_reads_total` and `realtime_test_pairs_total` and `realtime_test_rare_reads_total`:\n",
             "| `applied` | The new registry is in force. |",
         ] {
             assert!(page.contains(line), "{line} in {page}");

@@ -67,6 +67,9 @@ pub struct RecorderFlow {
     pub acknowledged: u64,
     /// Events that wait to be written.
     pub queued: u64,
+    /// Events that no endpoint receives, so that they are not recorded; not among the accepted ones.
+    #[serde(default)]
+    pub unwanted: u64,
     /// Events dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
     /// The stream's last refusal; absent after a success.
@@ -116,10 +119,13 @@ pub struct ShardFlow {
     /// The end of the contiguous done prefix; absent before the first.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub checkpoint: Option<String>,
-    /// Distance to the newest record, in ms, as Kinesis reports it.
+    /// Distance to the newest record, in ms, as Kinesis reports it; it grows with the clock while nothing is read.
     pub behind_ms: u64,
     /// Time of the last read without an error, in ms since 1970.
     pub read_at_ms: u64,
+    /// Why the shard is not read now; absent while it is read.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub paused: Option<String>,
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! Kinesis does not order the puts of several pods, so state events carry the (epoch, seq) that the bus assigned when
 //! it decided them; other events carry a number of their process.
 
+use std::sync::Arc;
+
 use md5::Md5;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -121,6 +123,10 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    /// Names of the state events, which the bus decides and numbers.
+    pub const STATE_NAMES: [&'static str; 4] =
+        ["channel_occupied", "channel_vacated", "member_added", "member_removed"];
+
     /// The name that webhooks and filters use.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -132,6 +138,32 @@ impl EventKind {
             Self::ClientEvent { .. } => "client_event",
             Self::CacheMiss => "cache_miss",
             Self::SubscriptionCount { .. } => "subscription_count",
+        }
+    }
+}
+
+/// A state of a channel, of which an event is one version: the last version is worth most.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum EventTopic {
+    /// The number of connections.
+    Count,
+    /// Whether the channel has a connection.
+    Occupancy,
+    /// Whether this user is a member.
+    Member(Arc<str>),
+}
+
+impl EventTopic {
+    /// The state that an event is a version of, if it is one.
+    #[must_use]
+    pub fn of_kind(kind: &EventKind) -> Option<Self> {
+        match kind {
+            EventKind::SubscriptionCount { .. } => Some(Self::Count),
+            EventKind::ChannelOccupied | EventKind::ChannelVacated => Some(Self::Occupancy),
+            EventKind::MemberAdded { user_id } | EventKind::MemberRemoved { user_id } => {
+                Some(Self::Member(user_id.as_str().into()))
+            }
+            EventKind::ClientEvent { .. } | EventKind::CacheMiss => None,
         }
     }
 }
@@ -172,6 +204,38 @@ impl StreamRecord {
         }
         serde_json::from_slice(bytes).map_err(malformed)
     }
+}
+
+/// Encodes a record from events that are JSON already; the bytes are those of [`StreamRecord::to_bytes`].
+///
+/// # Errors
+/// Never for values of these types; the library's signature has one.
+pub fn encode_record<E: AsRef<[u8]>>(
+    app: &AppId,
+    channel: &ChannelName,
+    edge: &RecordOrigin,
+    events: &[E],
+) -> Result<Vec<u8>, serde_json::Error> {
+    #[derive(Serialize)]
+    struct Envelope<'a> {
+        v: u32,
+        app: &'a AppId,
+        channel: &'a ChannelName,
+        edge: &'a RecordOrigin,
+        events: [(); 0],
+    }
+    let mut bytes = serde_json::to_vec(&Envelope { v: RECORD_VERSION, app, channel, edge, events: [] })?;
+    // The list is last: `]}` goes behind the events.
+    bytes.truncate(bytes.len() - 2);
+    bytes.reserve(events.iter().map(|event| event.as_ref().len() + 1).sum::<usize>() + 2);
+    for (n, event) in events.iter().enumerate() {
+        if n > 0 {
+            bytes.push(b',');
+        }
+        bytes.extend_from_slice(event.as_ref());
+    }
+    bytes.extend_from_slice(b"]}");
+    Ok(bytes)
 }
 
 /// The partition key of a channel: `app_id/channel`, or its hash if that is too long for Kinesis.
@@ -247,7 +311,14 @@ mod tests {
         let other = |kind| RecordedEvent { id: "01D".into(), time_ms: 8, order: None, n: Some(4), cause: None, kind };
         let count = other(EventKind::SubscriptionCount { subscription_count: 3 });
         let record = record(vec![client_event, left, other(EventKind::CacheMiss), count]);
-        assert_eq!(StreamRecord::parse(&record.to_bytes().expect("bytes")), Ok(record));
+        let bytes = record.to_bytes().expect("bytes");
+        for count in 0..=record.events.len() {
+            let record = StreamRecord { events: record.events[..count].to_vec(), ..record.clone() };
+            let events: Vec<_> = record.events.iter().map(|event| serde_json::to_vec(event).expect("json")).collect();
+            let encoded = encode_record(&record.app, &record.channel, &record.edge, &events);
+            assert_eq!(encoded.expect("bytes"), record.to_bytes().expect("bytes"));
+        }
+        assert_eq!(StreamRecord::parse(&bytes), Ok(record));
     }
 
     #[test]

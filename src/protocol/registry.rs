@@ -9,6 +9,7 @@ use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 
 use super::frame::EVENT_BYTES_MAX;
+use super::record::EventKind;
 use super::{AppId, AppKey, Secret, signature};
 
 /// Number of files in the registry.
@@ -116,6 +117,26 @@ impl App {
         self.credentials.iter().find(|credential| credential.state == CredentialState::Active)
     }
 
+    /// Gives each endpoint whose name an earlier one has a name of its own.
+    fn number_shared_names(&mut self) {
+        for at in 1..self.webhooks.len() {
+            let (earlier, later) = self.webhooks.split_at_mut(at);
+            let is_taken = |name: &str| earlier.iter().any(|endpoint| endpoint.name == name);
+            if let Some(endpoint) = later.first_mut().filter(|endpoint| is_taken(&endpoint.name)) {
+                let free = (2..).map(|n| format!("{}#{n}", endpoint.name)).find(|name| !is_taken(name));
+                endpoint.name = free.unwrap_or_default();
+            }
+        }
+    }
+
+    /// Whether an event of this channel is recorded for a webhook: an endpoint receives it. The state events of a channel
+    /// are recorded together, because they are numbered without gaps, and one of them may cancel another.
+    #[must_use]
+    pub fn records_event(&self, event: &str, channel: &str) -> bool {
+        let related: &[&str] = if EventKind::STATE_NAMES.contains(&event) { &EventKind::STATE_NAMES } else { &[event] };
+        self.webhooks.iter().any(|endpoint| related.iter().any(|event| endpoint.wants_event(event, channel)))
+    }
+
     /// The secret of a key.
     #[must_use]
     pub fn secret_for(&self, key: &str) -> Option<&Secret> {
@@ -158,10 +179,12 @@ pub struct RegistryError {
 }
 
 impl AppRegistry {
-    /// A registry of these apps; of two with one id the later wins.
+    /// A registry of these apps; of two with one id the later wins. Endpoints of an app that share a name are numbered, so
+    /// that each receives its own webhooks.
     #[must_use]
     pub fn new(apps: impl IntoIterator<Item = App>) -> Self {
-        let apps: BTreeMap<AppId, App> = apps.into_iter().map(|app| (app.id.clone(), app)).collect();
+        let mut apps: BTreeMap<AppId, App> = apps.into_iter().map(|app| (app.id.clone(), app)).collect();
+        apps.values_mut().for_each(App::number_shared_names);
         let pairs = |app: &App| app.credentials.iter().map(|c| (c.key.clone(), app.id.clone())).collect::<Vec<_>>();
         let keys = apps.values().flat_map(pairs).collect();
         Self { apps, keys }
@@ -306,6 +329,27 @@ pub(crate) mod tests {
         assert!(endpoint.wants_event("channel_occupied", "private-x"));
         assert!(!endpoint.wants_event("channel_vacated", "private-x"));
         assert!(!endpoint.wants_event("channel_occupied", "x"));
+        let app = App { webhooks: vec![endpoint], ..app("1", &[]) };
+        assert!(app.records_event("member_removed", "private-x"), "state events are recorded together");
+        assert!(!app.records_event("member_removed", "x") && !app.records_event("client_event", "private-x"));
+        let silent = App { webhooks: vec![], ..app };
+        assert!(!silent.records_event("channel_occupied", "private-x"));
+    }
+
+    #[test]
+    fn endpoints_that_share_a_name_are_numbered() {
+        let endpoint = |name: &str| WebhookEndpoint {
+            name: name.into(),
+            url: "https://a".into(),
+            events: vec![],
+            channel_prefix: String::new(),
+            timeout_seconds: 4,
+        };
+        let webhooks = ["a", "b", "a", "a#2", "a"].map(endpoint).into();
+        let registry = AppRegistry::new([App { webhooks, ..app("1", &[]) }]);
+        let names: Vec<&str> = registry.apps().flat_map(|app| &app.webhooks).map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "a#2", "a#2#2", "a#3"]);
+        assert_eq!(AppRegistry::new(registry.apps().cloned()), registry, "numbered once");
     }
 
     #[test]

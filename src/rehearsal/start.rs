@@ -25,7 +25,7 @@ use crate::config::ServerKind;
 use crate::desired::{self, ClusterInputs, ManifestProblem, SecretTexts, ServerRole, ValidCluster, ValidStream};
 use crate::dispatcher::{EgressOverrides, MemoryLeases};
 use crate::kinesis::KinesisClient;
-use crate::prober::{self, ProbePlan, Prober, ProberReports, WebhookReceiver};
+use crate::prober::{self, JourneyBudget, ProbePlan, Prober, ProberReports, WebhookReceiver};
 use crate::process::heartbeat::Heartbeats;
 use crate::protocol::{AppId, Transport};
 
@@ -155,8 +155,11 @@ impl RunningRehearsal {
                 stream: Some(stream),
                 ..ProbePlan::of_cluster(&cluster)
             };
-            let reports =
-                ProberReports { heartbeat: heartbeats.register("prober", None, &probing), metrics: Arc::default() };
+            let reports = ProberReports {
+                heartbeat: heartbeats.register("prober", None, &probing),
+                metrics: Arc::default(),
+                budget: JourneyBudget::default().share(),
+            };
             prober::start(plan, receiver, reports, probing.clone())
         });
         let prober = prober.transpose().map_err(|error| RehearsalError::Http(error.to_string()))?;

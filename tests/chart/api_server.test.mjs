@@ -5,8 +5,10 @@ import { before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
 import { kinesisPorts, spawnLogged, startOnFreePorts, waitUntilReady } from "../conformance/processes.mjs";
-import { apply, applyCrds, audit, BINARIES, DIR, established, get, kubectl, wait } from "../cluster/harness.mjs";
-import { CLUSTER_VALUES, find, helm, IMAGE_VALUES, parseObjects, refusal, render, renderText, run } from "./helm.mjs";
+import { apply, applyCrds, BINARIES, DIR, get, kubectl, wait } from "../cluster/harness.mjs";
+import { refusedRequests } from "../cluster/permissions.mjs";
+import { applyMonitoringCrds, CLUSTER_VALUES, find, helm, IMAGE_VALUES, parseObjects, refusal, render, renderText, run } from "./helm.mjs";
+import { readPermissions, unusedPermissions } from "./permissions.mjs";
 import { EVERYTHING, MATRIX, NAMESPACED } from "./values.mjs";
 
 const CHART = (name) => fileURLToPath(new URL(`../../charts/${name}`, import.meta.url));
@@ -15,19 +17,15 @@ const ACCOUNT = `system:serviceaccount:${NAMESPACE}:realtime-operator`;
 const CRDS = ["realtimeapps.realtime-operator.dev", "realtimeclusters.realtime-operator.dev"];
 const WITHOUT_CRDS = { ...IMAGE_VALUES, crds: { enabled: false } };
 
-const namespaces = ["team-a", "team-b", "channels", NAMESPACE];
+const namespaces = ["team-a", "team-b", "team-c", "team-d", "channels", NAMESPACE];
 
 before(async () => {
-  const module = "github.com/prometheus-operator/prometheus-operator";
-  const { stdout } = await run("go", ["-C", fileURLToPath(new URL("monitoring", import.meta.url)), "list", "-m", "-f", "{{.Dir}}", module]);
-  const crds = ["servicemonitors", "podmonitors", "prometheusrules"].flatMap((kind) => ["-f", `${stdout.trim()}/example/prometheus-operator-crd/monitoring.coreos.com_${kind}.yaml`]);
-  await kubectl(["apply", "--server-side", ...crds]);
+  await applyMonitoringCrds();
   await applyCrds();
   for (const name of namespaces) {
     const labels = { "pod-security.kubernetes.io/enforce": "restricted" };
     await apply({ apiVersion: "v1", kind: "Namespace", metadata: { name, labels } });
   }
-  await established(...["prometheusrules", "podmonitors", "servicemonitors"].map((kind) => `${kind}.monitoring.coreos.com`));
 });
 
 /** Removes a release and what it leaves, so that the next test begins without it. */
@@ -40,7 +38,8 @@ const install = (name, chart, values, { namespace = NAMESPACE, flags = [] } = {}
 
 test("the API server accepts every object of every set of values", async () => {
   for (const [name, values] of Object.entries(MATRIX)) {
-    const text = await renderText("realtime-operator", values);
+    // The pod of `helm test` needs its account, which a dry run does not keep.
+    const text = await renderText("realtime-operator", { ...values, test: { enabled: false } });
     const printed = await kubectl(["apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-"], { input: text });
     assert.equal(printed.trim().split("\n").length, parseObjects(text).length, name);
   }
@@ -57,6 +56,8 @@ test("the operator's pod is admitted where restricted Pod Security is enforced",
     const { priorityClassName, ...rest } = spec;
     const pod = { apiVersion: "v1", kind: "Pod", metadata: { ...metadata, name: "operator", namespace: NAMESPACE }, spec: rest };
     await kubectl(["create", "--dry-run=server", "-f", "-"], { input: JSON.stringify(pod) });
+    const test = find(objects, "Pod");
+    await kubectl(["create", "--dry-run=server", "-f", "-"], { input: JSON.stringify({ ...test, spec: { ...test.spec, priorityClassName: undefined } }) });
     const root = { ...pod, spec: { ...rest, securityContext: {} } };
     await assert.rejects(kubectl(["create", "--dry-run=server", "-f", "-"], { input: JSON.stringify(root) }), /violates PodSecurity "restricted/);
   }
@@ -109,8 +110,8 @@ test("a cluster and its apps are installed, a wrong field is refused, and a kept
   await kubectl(["delete", "realtimecluster,realtimeapp", "--all", "-n", "channels"]);
 });
 
-/** The operator with a token of the chart's account and a policy that allows this endpoint, until `fn` ends. */
-async function withOperator(args, endpoint, fn) {
+/** Starts the operator with a token of the chart's account and a policy that allows this endpoint. */
+async function startOperator(args, endpoint, until) {
   const token = (await kubectl(["create", "token", "realtime-operator", "-n", NAMESPACE])).trim();
   const { clusters } = JSON.parse(await kubectl(["config", "view", "--raw", "-o", "json"]));
   const config = {
@@ -122,9 +123,16 @@ async function withOperator(args, endpoint, fn) {
   const policy = `${DIR}/pki/platform-policy.yaml`;
   writeFileSync(policy, JSON.stringify({ rules: [{ namespaces: ["*"], endpoints: [endpoint] }] }));
   const own = [`--namespace=${NAMESPACE}`, "--pod=operator-0", "--address=198.18.0.9"];
-  const operator = await startOnFreePorts(2, async (receiver, admin) => {
+  return startOnFreePorts(2, async (receiver, admin) => {
     const listeners = [`--receiver=127.0.0.1:${receiver}`, `--admin=127.0.0.1:${admin}`];
     const started = spawnLogged(`${BINARIES}/realtime`, [...args, ...own, ...listeners], { env: { ...process.env, KUBECONFIG: path, PLATFORM_POLICY: policy } });
+    return until(started);
+  });
+}
+
+/** The operator until `fn` ends. */
+async function withOperator(args, endpoint, fn) {
+  const operator = await startOperator(args, endpoint, async (started) => {
     await waitUntilReady("the operator", started, (log) => log.includes("leading: starting the controllers"));
     return started;
   });
@@ -134,6 +142,13 @@ async function withOperator(args, endpoint, fn) {
     await operator.stop("SIGTERM");
   }
 }
+
+/** The end of an operator that does not start: `{ code, log }`. */
+const runOperator = (args, endpoint) =>
+  startOperator(args, endpoint, async ({ child, log, hasEnded }) => {
+    await wait(() => hasEnded(), { timeout: 60_000, what: "the operator to end", seen: log });
+    return { code: child.exitCode, log: log() };
+  });
 
 /** The address of a Kinesis on loopback that ends with this process. */
 async function startStreams() {
@@ -148,6 +163,7 @@ async function reconciled(namespace, endpointURL, log) {
   await secret("eu-redis", { url: "redis://redis.example.com:6379" });
   await secret("eu-aws", { accessKeyID: "test", secretAccessKey: "test" });
   const aws = { region: "eu-west-1", endpointURL, allowInsecureEndpoint: true, identity: { type: "StaticKeys", secretRef: { name: "eu-aws" } } };
+  await apply({ apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeApp", metadata: { name: "shop", namespace }, spec: { appID: "1001" } });
   await apply({ apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeCluster", metadata: { name: "eu", namespace }, spec: { ...CLUSTER_VALUES.spec, aws, webhooks: { stream: { mode: "Provisioned", shards: 2 } } } });
   const seen = () => log().slice(-2000);
   for (const kind of ["deployment", "service", "serviceaccount", "poddisruptionbudget", "role", "rolebinding"]) {
@@ -156,33 +172,55 @@ async function reconciled(namespace, endpointURL, log) {
 }
 
 /** Deletes the cluster while its operator runs. */
-const deleted = (namespace) => kubectl(["delete", "realtimecluster", "eu", "-n", namespace, "--timeout=60s"]);
+const deleted = (namespace) => kubectl(["delete", "realtimecluster/eu", "realtimeapp/shop", "-n", namespace, "--timeout=60s"]);
 
-/** Requests of the operator that the API server refused since this moment. */
-const refusedSince = (began) =>
-  audit(({ user, requestReceivedTimestamp, responseStatus }) => user.username === ACCOUNT && new Date(requestReceivedTimestamp) >= began && responseStatus?.code === 403)
-    .map(({ verb, objectRef }) => `${verb} ${objectRef?.resource} in ${objectRef?.namespace}`);
+/** Changes of a cluster after which the operator prunes every kind of child, and a copy of a Secret. */
+async function pruned(namespace, log) {
+  const seen = () => log().slice(-2000);
+  const gone = (kind, name) => wait(async () => (await get(kind, namespace)).items.every(({ metadata }) => metadata.name !== name), { what: `the ${kind} ${name} to be pruned`, seen });
+  const patch = (kind, name, value) => kubectl(["patch", kind, name, "-n", namespace, "--type=merge", "-p", JSON.stringify(value)]);
+  const copies = async () => (await get("secret", namespace)).items.map(({ metadata }) => metadata.name).filter((name) => name.startsWith("eu-copy-"));
+  const before = await copies();
+  assert.ok(before.length > 0, "copies of Secrets");
+  await patch("secret", "eu-redis", { stringData: { url: "redis://redis.example.com:6380" } });
+  await patch("realtimecluster", "eu", { spec: { sockjs: { state: "Disabled" }, webhooks: { mode: "Off", acknowledgeNoWebhooks: "eu" } } });
+  for (const kind of ["deployment", "service", "poddisruptionbudget"]) await gone(kind, "eu-sockjs");
+  for (const kind of ["role", "rolebinding"]) await gone(kind, "eu-dispatcher");
+  await wait(async () => {
+    const now = await copies();
+    return before.some((name) => !now.includes(name));
+  }, { what: "the former copy of a Secret to be deleted", seen });
+}
+
+/** Permissions that only pods make the operator use: tests/cluster has them. */
+const OF_PODS = ["/pods patch", "/pods/status patch"];
 
 for (const [name, values, watched, foreign] of [
   ["every namespace", WITHOUT_CRDS, "channels", undefined],
   ["two namespaces", { ...NAMESPACED, crds: { enabled: false } }, "team-a", "channels"],
 ]) {
-  test(`the permissions of the chart suffice an operator of ${name}, and are no wider`, async () => {
+  test(`an operator of ${name} uses every permission of the chart, and needs no other`, async () => {
     await install(NAMESPACE, "realtime-operator", values);
     const began = new Date();
     const { args } = find(await render("realtime-operator", values), "Deployment").spec.template.spec.containers[0];
     const streams = await startStreams();
     await withOperator(args, streams.url, async (log) => {
       await reconciled(watched, streams.url, log);
+      await pruned(watched, log);
       await deleted(watched);
     }).finally(streams.stop);
-    assert.deepEqual(refusedSince(began), []);
+    assert.deepEqual(refusedRequests(ACCOUNT, began), []);
+    const roles = await renderText("realtime-operator", { ...values, rbac: { userRoles: false } });
+    assert.deepEqual(unusedPermissions(roles, ACCOUNT, began), OF_PODS, "granted and not used");
+    const excused = readPermissions(roles).filter(({ excused: is }) => is).map(({ permission }) => permission);
+    assert.ok(excused.length < 20 && excused.every((permission) => !/ (list|watch)$|secrets/.test(permission.replace("/leases list", ""))), `${excused}`);
     const may = (...words) => kubectl(["auth", "can-i", ...words, `--as=${ACCOUNT}`]).then(() => true, () => false);
     assert.equal(await may("get", "secrets", "-n", watched), true);
     assert.equal(await may("list", "secrets", "-n", watched), false, "Secrets are read by name");
     assert.equal(await may("get", "endpointslices", "-n", watched), false, "only in its own namespace");
     if (foreign) {
-      for (const words of [["get", "secrets"], ["create", "deployments"], ["patch", "pods"], ["patch", "realtimeclusters"]]) {
+      const reads = ["realtimeclusters", "pods", "deployments", "services", "leases"].flatMap((kind) => [["list", kind], ["watch", kind]]);
+      for (const words of [...reads, ["get", "secrets"], ["create", "deployments"], ["patch", "pods"], ["patch", "realtimeclusters"]]) {
         assert.equal(await may(...words, "-n", foreign), false, `${words.join(" ")} in ${foreign}`);
       }
     }
@@ -190,6 +228,43 @@ for (const [name, values, watched, foreign] of [
     await kubectl(["delete", "lease,endpointslice", "--all", "-n", NAMESPACE]);
   });
 }
+
+test("a namespace without its Role delays no other, and is reconciled once it has one", async () => {
+  // Without a garbage collector the objects of an earlier cluster are still in its namespace.
+  const [granted, refused] = ["team-c", "team-d"];
+  const values = { ...WITHOUT_CRDS, watch: { scope: "Namespaces", namespaces: [granted, refused] } };
+  await install(NAMESPACE, "realtime-operator", values);
+  await kubectl(["delete", "rolebinding", "realtime-operator-clusters", "-n", refused]);
+  const { args } = find(await render("realtime-operator", values), "Deployment").spec.template.spec.containers[0];
+  const streams = await startStreams();
+  await withOperator(args, streams.url, async (log) => {
+    await reconciled(granted, streams.url, log);
+    assert.match(log(), new RegExp(`"message":"watch failed: [^}]*"range":"${refused}"`));
+    await install(NAMESPACE, "realtime-operator", values);
+    await reconciled(refused, streams.url, log);
+    await Promise.all([deleted(granted), deleted(refused)]);
+  }).finally(streams.stop);
+  await uninstall(NAMESPACE);
+  await kubectl(["delete", "lease,endpointslice", "--all", "-n", NAMESPACE]);
+});
+
+test("an operator does not start with CRDs of an older version, and says the command", async () => {
+  await install(NAMESPACE, "realtime-operator", WITHOUT_CRDS);
+  const path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/gate";
+  await kubectl(["patch", "crd", CRDS[1], "--type=json", "-p", JSON.stringify([{ op: "remove", path }])]);
+  try {
+    const { code, log } = await runOperator(["operator"], "http://127.0.0.1:1");
+    assert.equal(code, 1, log);
+    assert.match(log, /the CRDs are older than this operator: they lack RealtimeCluster\.spec\.gate\. Apply those of this version \(`realtime crd \| kubectl apply --server-side --force-conflicts -f -`\)/);
+    const { stdout } = await run(`${BINARIES}/realtime`, ["crd"]);
+    await kubectl(["apply", "--server-side", "--force-conflicts", "-f", "-"], { input: stdout });
+    await withOperator(["operator"], "http://127.0.0.1:1", async (started) => assert.match(started(), /starting the controllers/));
+  } finally {
+    await applyCrds();
+    await uninstall(NAMESPACE);
+    await kubectl(["delete", "lease,endpointslice", "--all", "-n", NAMESPACE]);
+  }
+});
 
 test("viewers read, editors write, owners of apps write apps", async () => {
   await install(NAMESPACE, "realtime-operator", WITHOUT_CRDS);

@@ -1,5 +1,5 @@
 // Writes the generated files of the charts: values.schema.json and README.md from the comments of values.yaml, and the copies
-// of the CRDs; and the ConfigMap of Argo CD's scripts. `./test --generate` runs it; a test compares.
+// of the CRDs and of the known injectors; and the ConfigMap of Argo CD's scripts. `./test --generate` runs it; a test compares.
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
@@ -147,6 +147,7 @@ export function generateChart(chart) {
   ].join("\n");
   const files = { [`${folder}/values.schema.json`]: `${JSON.stringify(schema, null, 2)}\n`, [`${folder}/README.md`]: page };
   if (chart === "realtime-cluster") return files;
+  if (chart === "realtime-operator") files[`${folder}/files/known_injectors.yaml`] = read("src/desired/known_injectors.yaml");
   for (const file of readdirSync(`${ROOT}crds`)) files[`${folder}/files/crds/${file}`] = read(`crds/${file}`);
   return files;
 }

@@ -1,13 +1,14 @@
 // Helm as the tests of the charts run it, and its output as objects.
 import assert from "node:assert/strict";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 import { parseAllDocuments } from "yaml";
 
-import { completed, spawnBound } from "../conformance/processes.mjs";
-import { BIN, DIR } from "../cluster/harness.mjs";
+import { kubectl } from "../cluster/harness.mjs";
+import { helm, refusal, run } from "../cluster/helm.mjs";
+
+export { execute, helm, refusal, run } from "../cluster/helm.mjs";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 
@@ -25,33 +26,14 @@ export const CLUSTER_VALUES = {
   },
 };
 
-const home = mkdtempSync(`${tmpdir()}/helm-`);
-process.on("exit", () => rmSync(home, { recursive: true, force: true }));
-
-/** Runs a program to its end, whatever that is. */
-export function run(program, args, { input = "", env = {} } = {}) {
-  return completed(spawnBound(program, args, { stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, ...env } }), input);
-}
-
-/** Runs helm with these values, to its end, whatever that is. */
-export function execute(args, values) {
-  const env = { HELM_CACHE_HOME: home, HELM_CONFIG_HOME: home, HELM_DATA_HOME: home, KUBECONFIG: `${DIR}/pki/admin.kubeconfig` };
-  const from = values ? ["--values", "-"] : [];
-  return run(`${BIN}/helm`, [...args, ...from], { input: values ? JSON.stringify(values) : "", env });
-}
-
-/** What helm prints; fails when it does. */
-export async function helm(args, values) {
-  const { code, stdout, stderr } = await execute(args, values);
-  assert.equal(code, 0, `helm ${args.join(" ")}: ${stderr}`);
-  return stdout;
-}
-
-/** The error of helm; fails when it succeeds. */
-export async function refusal(args, values) {
-  const { code, stdout, stderr } = await execute(args, values);
-  assert.notEqual(code, 0, `helm ${args.join(" ")} accepted ${JSON.stringify(values)}: ${stdout}`);
-  return stderr;
+/** Applies the CRDs of ServiceMonitor, PodMonitor and PrometheusRule, and waits until they can be used. */
+export async function applyMonitoringCrds() {
+  const module = "github.com/prometheus-operator/prometheus-operator";
+  const { stdout } = await run("go", ["-C", fileURLToPath(new URL("monitoring", import.meta.url)), "list", "-m", "-f", "{{.Dir}}", module]);
+  const kinds = ["servicemonitors", "podmonitors", "prometheusrules"];
+  const files = kinds.flatMap((kind) => ["-f", `${stdout.trim()}/example/prometheus-operator-crd/monitoring.coreos.com_${kind}.yaml`]);
+  await kubectl(["apply", "--server-side", ...files]);
+  await kubectl(["wait", "--for=condition=Established", "--timeout=30s", ...kinds.map((kind) => `crd/${kind}.monitoring.coreos.com`)]);
 }
 
 const release = (chart, { name = "realtime-operator", namespace = "realtime-operator" } = {}) =>

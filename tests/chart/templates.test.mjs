@@ -94,9 +94,12 @@ function otherValue({ type, items, enum: words, pattern }, current) {
 test("every value has an effect", async () => {
   const special = {
     "watch.scope": () => ({ base: IMAGE_VALUES, values: NAMESPACED }),
+    "watch.detectOtherOperators": (path) => ({ base: NAMESPACED, values: withValue(NAMESPACED, path, true) }),
     "watch.namespaces": () => ({ base: NAMESPACED, values: withValue(NAMESPACED, ["watch", "namespaces"], ["team-c"]) }),
     "metrics.prometheusRule.disabled": (path) => ({ base: EVERYTHING, values: withValue(EVERYTHING, path, ["RealtimeBusDown"]) }),
     "platformPolicy.rules": (path) => ({ base: EVERYTHING, values: withValue(EVERYTHING, path, [{ namespaces: ["other"] }]) }),
+    "knownInjectors.injectors": (path) => ({ base: EVERYTHING, values: withValue(EVERYTHING, path, [{ name: "other" }]) }),
+    "test.clusters": (path) => ({ base: EVERYTHING, values: withValue(EVERYTHING, path, ["channels/eu"]) }),
     "image.registry": (path) => ({ base: IMAGE_VALUES, values: withValue(IMAGE_VALUES, path, "other") }),
     "fullnameOverride": (path) => ({ base: IMAGE_VALUES, values: withValue(IMAGE_VALUES, path, "other") }),
     "serviceAccount.create": () => ({ base: withValue(EVERYTHING, ["serviceAccount", "name"], "own"), values: withValue(EVERYTHING, ["serviceAccount"], { create: false, name: "own" }) }),
@@ -138,7 +141,7 @@ function permissions(rules) {
 
 test("the chart and the raw manifests install the same operator", async () => {
   const raw = parseObjects(read("examples/operator.yaml")).filter(({ kind }) => kind !== "Namespace");
-  const chart = await render("realtime-operator", { ...IMAGE_VALUES, crds: { enabled: false }, rbac: { userRoles: false } });
+  const chart = await render("realtime-operator", { ...IMAGE_VALUES, crds: { enabled: false }, rbac: { userRoles: false }, admissionPolicies: { enabled: false }, test: { enabled: false } });
   const names = (objects) => objects.map(({ kind, metadata }) => `${kind}/${metadata.name}`).sort();
   assert.deepEqual(names(chart), names(raw));
   for (const { kind, metadata } of raw) {
@@ -148,14 +151,19 @@ test("the chart and the raw manifests install the same operator", async () => {
   }
 });
 
-test("the permission to write ends at the named namespaces", async () => {
+test("every permission ends at the named namespaces", async () => {
   const objects = await render("realtime-operator", NAMESPACED);
-  const wide = permissions(find(objects, "ClusterRole", "realtime-operator").rules);
-  assert.deepEqual(wide.filter((grant) => !/ (get|list|watch)$/.test(grant) || grant.includes("secrets")), []);
+  const bound = objects.filter(({ kind }) => kind === "ClusterRoleBinding");
+  assert.deepEqual(bound, [], "no permission is cluster-wide");
   const roles = objects.filter(({ kind, metadata }) => kind === "Role" && metadata.name === "realtime-operator-clusters");
   assert.deepEqual(roles.map(({ metadata }) => metadata.namespace).sort(), ["team-a", "team-b"]);
+  const id = find(objects, "Role", "realtime-operator-realtime-operator");
+  assert.deepEqual([id.metadata.namespace, permissions(id.rules)], ["kube-system", ["/namespaces get"]]);
+  const detecting = await render("realtime-operator", { ...NAMESPACED, watch: { ...NAMESPACED.watch, detectOtherOperators: true } });
+  const wide = permissions(find(detecting, "ClusterRole", "realtime-operator").rules);
+  assert.deepEqual(wide, ["coordination.k8s.io/leases list", "coordination.k8s.io/leases watch"]);
   const whole = await render("realtime-operator", IMAGE_VALUES);
-  const union = new Set([...wide, ...permissions(roles[0].rules)]);
+  const union = new Set([...wide, ...permissions(id.rules), ...permissions(roles[0].rules)]);
   assert.deepEqual([...union].sort(), permissions(find(whole, "ClusterRole", "realtime-operator").rules), "both scopes have the same permissions");
   assert.deepEqual(find(objects, "Deployment").spec.template.spec.containers[0].args, ["operator", "--watch-namespaces=team-a,team-b"]);
 });
@@ -174,6 +182,37 @@ test("the platform's policy is mounted, passed, and restarts the pods when it ch
   assert.notEqual(checksum(one), checksum(other));
   const [plain] = find(await render("realtime-operator", IMAGE_VALUES), "Deployment").spec.template.spec.containers;
   assert.deepEqual([plain.args, plain.volumeMounts], [["operator"], undefined]);
+});
+
+test("known injectors of the values are added to the shipped ones, in a file that the operator reads", async () => {
+  const own = { name: "Vault", initContainers: ["vault-agent*"], volumes: ["vault-*"] };
+  const objects = await render("realtime-operator", { ...IMAGE_VALUES, knownInjectors: { injectors: [own], imageRegistries: ["mirror.example.com"] } });
+  const pod = find(objects, "Deployment").spec.template;
+  const [container] = pod.spec.containers;
+  const argument = "--known-injectors=/etc/known-injectors/known-injectors.yaml";
+  assert.deepEqual(container.args, ["operator", argument]);
+  const mount = container.volumeMounts.find(({ mountPath }) => argument.includes(mountPath));
+  const map = find(objects, "ConfigMap", pod.spec.volumes.find(({ name }) => name === mount.name).configMap.name);
+  const shipped = parse(read("src/desired/known_injectors.yaml"));
+  const file = parse(map.data["known-injectors.yaml"]);
+  assert.deepEqual(file, { injectors: [...shipped.injectors, own], imageRegistries: ["mirror.example.com"] });
+  assert.ok(pod.metadata.annotations["checksum/known-injectors"], "a change restarts the pods");
+  assert.match(await renderRefusal("realtime-operator", { ...IMAGE_VALUES, knownInjectors: { injectors: [{ name: "Vault", volume: ["x"] }] } }), /at '\/knownInjectors\/injectors\/0': additional properties 'volume' not allowed/);
+});
+
+test("helm test shows the named clusters, or every one in the scope, by a pod that no selector of the operator finds", async () => {
+  const runs = async (values) => find(await render("realtime-operator", { ...IMAGE_VALUES, ...values }), "Pod").spec.containers.map(({ args }) => args.join(" "));
+  assert.deepEqual(await runs({}), ["status --all-namespaces --allow-none"]);
+  assert.deepEqual(await runs({ watch: NAMESPACED.watch }), ["status --namespace=team-a --allow-none", "status --namespace=team-b --allow-none"]);
+  assert.deepEqual(await runs({ test: { clusters: ["channels/eu", "team-a/us"] } }), ["status eu --namespace=channels", "status us --namespace=team-a"]);
+  const objects = await render("realtime-operator", EVERYTHING);
+  const { matchLabels } = find(objects, "Deployment").spec.selector;
+  assert.notEqual(find(objects, "Pod").metadata.labels["app.kubernetes.io/name"], matchLabels["app.kubernetes.io/name"]);
+  const cluster = { ...CLUSTER_VALUES, test: { enabled: true, image: "realtime:1" } };
+  const hooks = (await render("realtime-cluster", cluster, { name: "eu", namespace: "channels" })).filter(({ metadata }) => metadata.annotations?.["helm.sh/hook"] === "test");
+  assert.deepEqual(hooks.map(({ kind, metadata }) => `${kind}/${metadata.name}`).sort(), ["Pod/eu-test", "Role/eu-test", "RoleBinding/eu-test", "ServiceAccount/eu-test"]);
+  assert.deepEqual(find(hooks, "Pod").spec.containers[0].args, ["status", "eu", "--namespace=channels"]);
+  assert.match(await renderRefusal("realtime-cluster", { ...cluster, test: { enabled: true } }), /test\.image is not set: name the image/);
 });
 
 test("CRDs are those of crds/, and are kept", async () => {

@@ -10,6 +10,7 @@ export const EVERYTHING = {
   commonAnnotations: { "example.com/owner": "platform" },
   imagePullSecrets: ["own", { name: "shared" }],
   platformPolicy: { rules: [{ namespaces: ["*"], images: ["registry.example.com/realtime"], endpoints: [], regions: ["eu-west-1"], roleARNs: [] }] },
+  knownInjectors: { injectors: [{ name: "Vault", initContainers: ["vault-agent*"], volumes: ["vault-*"] }], imageRegistries: ["mirror.example.com"] },
   log: "debug",
   listenAddress: "[::]",
   receiver: { port: 8091, ipFamily: "IPv4", annotations: { "example.com/a": "b" } },

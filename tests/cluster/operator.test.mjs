@@ -162,6 +162,7 @@ test("manual edits of a live Deployment are reverted and reported, and never ser
   await kubectl(["set", "env", "deployment/eu-sockjs", "-n", NAMESPACE, "REALTIME_WEBHOOKS=off", "AWS_ENDPOINT_URL=http://elsewhere:1", "AWS_ENDPOINT_URL_KINESIS=http://elsewhere:1"]);
   await kubectl(["patch", "deployment", "eu-websocket", "-n", NAMESPACE, "--type=json", "--field-manager=a-hand", "-p", JSON.stringify([
     { op: "add", path: "/spec/template/spec/containers/0/envFrom", value: [{ secretRef: { name: "eu-aws" } }] },
+    { op: "add", path: "/spec/template/spec/containers/-", value: { name: "stranger", image: "localhost/pause:1" } },
   ])]);
   const container = async (name) => (await get("deployment", NAMESPACE, name)).spec.template.spec.containers[0];
   await wait(async () => {
@@ -170,11 +171,13 @@ test("manual edits of a live Deployment are reverted and reported, and never ser
     return value("REALTIME_WEBHOOKS") === "kinesis" && value("AWS_ENDPOINT_URL") === undefined && value("AWS_ENDPOINT_URL_KINESIS") === outside.kinesis.url;
   }, { what: "the variables as rendered" });
   await wait(async () => (await container("eu-websocket")).envFrom === undefined, { what: "no envFrom" });
+  await wait(async () => (await get("deployment", NAMESPACE, "eu-websocket")).spec.template.spec.containers.length === 1, { what: "no added container" });
   const notes = async () => (await get("events.events.k8s.io", NAMESPACE)).items.filter(({ reason }) => reason === "PutBack").map(({ note }) => note);
   for (const expected of [
-    /eu-sockjs: env REALTIME_WEBHOOKS, written by kubectl-set/, /eu-sockjs: env AWS_ENDPOINT_URL, written by kubectl-set/,
-    /eu-sockjs: env AWS_ENDPOINT_URL_KINESIS, written by kubectl-set/,
-    /eu-websocket: envFrom, written by a-hand/,
+    /eu-sockjs: container sockjs: env REALTIME_WEBHOOKS, written by kubectl-set/,
+    /eu-sockjs: container sockjs: env AWS_ENDPOINT_URL, written by kubectl-set/,
+    /eu-sockjs: container sockjs: env AWS_ENDPOINT_URL_KINESIS, written by kubectl-set/,
+    /eu-websocket: container websocket: envFrom 0, written by a-hand/, /eu-websocket: container stranger, written by a-hand/,
   ]) {
     await wait(async () => (await notes()).some((note) => expected.test(note)), { what: `an Event like ${expected}` });
   }
@@ -194,8 +197,10 @@ test("manual edits of a live Deployment are reverted and reported, and never ser
 test("a broken rollout stops at its first pod, an evicted old pod serves again, and the fix is Ready", { timeout: 240_000 }, async () => {
   const [podVersions, cluster] = await Promise.all([watchObject("pods", NAMESPACE), watchObject("realtimeclusters", NAMESPACE, "eu")]);
   const serving = (await edges(NAMESPACE)).map(({ metadata }) => metadata.name).sort();
-  await kubectl(["create", "secret", "generic", "nowhere", "-n", NAMESPACE, "--from-literal=url=redis://198.18.0.1:1"]);
-  await spec(NAMESPACE, { bus: { redis: { urlSecretRef: { name: "nowhere" } } }, gate: { deadlineSeconds: 20 } });
+  // The value changes in the Secret that the old pods were created from; the operator reads it again for the edited manifest.
+  const rotate = (url) => kubectl(["patch", "secret", "eu-redis", "-n", NAMESPACE, "--type=merge", "-p", JSON.stringify({ stringData: { url } })]);
+  await rotate("redis://198.18.0.1:1");
+  await spec(NAMESPACE, { gate: { deadlineSeconds: 20 } });
   const broken = await wait(async () => {
     const found = await get("realtimecluster", NAMESPACE, "eu");
     return said(found) === "False/FanoutBroken" && found;
@@ -210,9 +215,8 @@ test("a broken rollout stops at its first pod, an evicted old pod serves again, 
   assert.notEqual(said(await get("realtimecluster", NAMESPACE, "eu")).split("/")[0], "True", "its pass is no proof of the new manifest");
   const late = await cluster.until((object) => said(object) === "False/DeadlineExceeded", { timeout: 60_000 });
   assert.match(condition(late, "Ready").message, /^not proven within 20 s: FanoutBroken: .*bus between the servers does not answer/);
-  // Flux shows no message of a condition: the sentence is in an Event too.
-  await eventSays(NAMESPACE, late);
-  await spec(NAMESPACE, { bus: { redis: { urlSecretRef: { name: "eu-redis" } } }, gate: { deadlineSeconds: 600 } });
+  await rotate(outside.redis.url);
+  await spec(NAMESPACE, { gate: { deadlineSeconds: 600 } });
   await wait(async () => (await get("realtimecluster", NAMESPACE, "eu")).status.observedGeneration === broken.metadata.generation + 1);
   await ready(NAMESPACE, "eu", 60);
   // Deployment tools fail at Stalled, and wait while Reconciling: the edit that mends shows nothing of the one that broke.
@@ -225,6 +229,9 @@ test("a broken rollout stops at its first pod, an evicted old pod serves again, 
   const computed = kstatus(versions).map((status, at) => `${versions[at].metadata.generation} ${status}`);
   const [wrong, mended] = [broken.metadata.generation, broken.metadata.generation + 1];
   assert.deepEqual([...new Set(computed)], [`${wrong} InProgress`, `${mended} InProgress`, `${mended} Current`], "by the rules of Flux and Helm");
+  // Flux shows no message of a condition: each change of Ready is an Event with its own sentence, also of a reason that was there before.
+  const changes = cluster.versions.map(({ object }) => object).filter((object, at, all) => at > 0 && said(object) !== said(all[at - 1]));
+  for (const change of changes) await eventSays(NAMESPACE, change);
   const old = [...serving.filter((name) => name !== returned.evicted), returned.name].sort();
   assert.deepEqual((await edges(NAMESPACE)).filter((pod) => podIs(pod, "Ready")).map(({ metadata }) => metadata.name).sort(), old);
   const fresh = podVersions.versions.filter(({ object }) => ![...serving, ...old].includes(object.metadata.name) && object.metadata.labels?.[COMPONENT] !== "dispatcher");
@@ -308,9 +315,9 @@ test("a rotated Secret is Unknown until every pod that the manifest asks for run
     watchObject("realtimeclusters", NAMESPACE, "eu"), watchObject("pods", NAMESPACE), kubectl(["get", "nodes", "-o", "name"]),
   ]);
   const former = (await cluster.until(() => true)).status.gate.fingerprint;
-  const secretsOf = ({ metadata }) => metadata.annotations?.["realtime-operator.dev/secrets"];
-  const old = new Set(podVersions.versions.map(({ object }) => secretsOf(object)));
-  const isNew = (pod) => secretsOf(pod) !== undefined && !old.has(secretsOf(pod)) && pod.metadata.labels?.[COMPONENT] !== "dispatcher";
+  const templateOf = ({ metadata }) => metadata.annotations?.["realtime-operator.dev/template"];
+  const old = new Set(podVersions.versions.map(({ object }) => templateOf(object)));
+  const isNew = (pod) => templateOf(pod) !== undefined && !old.has(templateOf(pod)) && pod.metadata.labels?.[COMPONENT] !== "dispatcher";
   const setUrl = (url) => rotateSecret(NAMESPACE, "eu-redis", "url", url);
   const node = nodes.trim().split("\n")[0];
   await setUrl(other.url);
@@ -340,6 +347,13 @@ test("a rotated Secret is Unknown until every pod that the manifest asks for run
     assert.equal(running.filter(({ object }) => object.metadata.labels[COMPONENT] === server).length, 2, `${server} pods that run the new Secret`);
   }
   console.log(`# the Secret was rotated: ${proven - since} versions were Unknown, none True before all four pods ran it`);
+  // A copy is in the status before it exists: one that only a failed reconcile knew would never be deleted.
+  const version = ({ metadata }) => BigInt(metadata.resourceVersion);
+  for (const copy of (await get("secrets", NAMESPACE)).items.filter(({ metadata }) => /^eu-copy-/.test(metadata.name))) {
+    const recorded = cluster.versions.find(({ object }) => object.status.secretCopies?.includes(copy.metadata.name));
+    assert.ok(recorded && (recorded === cluster.versions[0] || version(recorded.object) < version(copy)), copy.metadata.name);
+  }
+  assert.ok(!podVersions.versions.some(({ object, at }) => at > cluster.versions[since].at && object.metadata.labels?.[COMPONENT] === "dispatcher" && !old.has(templateOf(object))), "dispatchers do not read it");
   await setUrl(outside.redis.url);
   await wait(async () => (await get("realtimecluster", NAMESPACE, "eu")).status.gate.fingerprint !== cluster.versions[proven].object.status.gate.fingerprint, { what: "the Secret's former value" });
   await ready(NAMESPACE);
@@ -512,6 +526,10 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   await apply(theirs);
   const own = { apiVersion: "v1", kind: "Secret", metadata: { name: "shop-credentials", namespace }, stringData: { key: "of-a-person" } };
   await apply(own);
+  const shop = async () => {
+    const app = await get("realtimeapp", namespace, "shop");
+    return `${said(app)} ${condition(app, "Accepted")?.reason} ${condition(app, "Ready")?.message}`;
+  };
   const become = async (expected, options) => {
     const found = await wait(async () => {
       const object = await get("realtimecluster", namespace, "eu");
@@ -524,8 +542,12 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   assert.match(await become("False/StreamNotOurs stalled"), /stream theirs already exists and carries no tag of ours: it was not changed/);
   assert.deepEqual(await outside.kinesis.call("ListTagsForStream", { StreamName: "theirs" }).then(({ Tags }) => Tags), []);
 
-  await spec(namespace, { webhooks: { stream: { name: "others-own" } } });
+  await spec(namespace, { webhooks: { mode: "Off", acknowledgeNoWebhooks: "eu" } });
+  await become("False/SecretMissing");
+  await wait(async () => is(await get("realtimecluster", namespace, "eu"), "StreamReady") === undefined, { what: "no finding on a stream that is not needed" });
+  await spec(namespace, { webhooks: { mode: "Kinesis", acknowledgeNoWebhooks: null, stream: { name: "others-own" } } });
   assert.match(await become("False/SecretMissing"), /Secret others\/eu-redis has no key `address`: create it/);
+  await wait(async () => /^Unknown\/SecretMissing SecretMissing the cluster is not rendered: Secret others\/eu-redis has no key `address`/.test(await shop()), { what: "the app to say why it is not served" });
   const address = (url) => rotateSecret(namespace, "eu-redis", "address", url);
   await address(outside.redis.url);
   const taken = await become("False/ChildNotOurs stalled");
@@ -535,14 +557,10 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   await kubectl(["delete", "deployment", "eu-sockjs", "-n", namespace]);
   await ready(namespace, "eu", 60);
 
-  const shop = async () => {
-    const app = await get("realtimeapp", namespace, "shop");
-    return `${said(app)} ${condition(app, "Accepted").reason} ${condition(app, "Ready").message}`;
-  };
   const bare = { apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeApp", metadata: { name: "bare", namespace }, spec: { appID: "1002" } };
   await apply(bare);
   await kubectl(["wait", "--for=condition=Ready", "realtimeapp/bare", "-n", namespace, "--timeout=60s"]);
-  assert.match(await shop(), /^False\/CredentialsNotOurs CredentialsNotOurs RealtimeApp shop: spec\.credentials is empty, and Secret shop-credentials, .* it has no owner.*: it was not changed. Rename or delete it, or reference/);
+  assert.match(await shop(), /^False\/CredentialsNotOurs CredentialsNotOurs RealtimeApp shop: spec\.credentials is empty, and Secret shop-credentials, .*\(it has no owner\): it was not changed\. Rename or delete it, or reference/);
   assert.deepEqual(Object.keys((await get("secret", namespace, "shop-credentials")).data), ["key"], "it was not changed");
   await kubectl(["delete", "secret", "shop-credentials", "-n", namespace]);
   await kubectl(["wait", "--for=condition=Ready", "realtimeapp/shop", "-n", namespace, "--timeout=60s"]);

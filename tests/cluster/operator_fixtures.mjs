@@ -71,10 +71,13 @@ export const edges = async (namespace) => (await pods(namespace, {})).filter(({ 
 export const spec = (namespace, patch, name = "eu") =>
   kubectl(["patch", "realtimecluster", name, "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: patch })]);
 
+/** Characters of an Event's note, as the operator cuts it. */
+const NOTE_LENGTH_MAX = 1_000;
+
 /** Waits for the Event that says of a cluster the sentence of its Ready. */
 export function eventSays(namespace, cluster) {
   const { status, reason, message } = condition(cluster, "Ready");
-  const [type, note] = [status === "False" ? "Warning" : "Normal", `Ready is ${status}: ${message}`];
+  const [type, note] = [status === "False" ? "Warning" : "Normal", `Ready is ${status}: ${message}`.slice(0, NOTE_LENGTH_MAX)];
   const says = (event) => event.regarding.name === cluster.metadata.name && event.type === type && event.reason === reason && event.note === note;
   return wait(async () => (await get("events.events.k8s.io", namespace)).items.some(says), { what: `an Event ${type} ${reason}: ${note}` });
 }

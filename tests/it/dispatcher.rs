@@ -1,5 +1,7 @@
 //! The dispatcher against a Kinesis in process and a receiver on loopback.
 
+mod pauses;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,8 +31,10 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::fault_proxy::{CallFault, FaultSwitch};
 use super::fixtures::{
-    REGION, build_app, build_webhook, connect_kinesis, serve_routes, start_kinesis, wait_until_active, write_registry,
+    REGION, build_app, build_webhook, connect_kinesis, serve_routes, start_faulty_kinesis, start_kinesis,
+    wait_until_active, write_registry,
 };
 use super::waiting::{eventually, within};
 
@@ -98,6 +102,16 @@ struct Bed {
 impl Bed {
     async fn new(shards: i32) -> Self {
         let (endpoint, kinesis) = start_kinesis("stream", shards).await;
+        Self::on_stream(endpoint, kinesis).await
+    }
+
+    /// A bed whose Kinesis fails when the switch says so.
+    async fn with_faults(shards: i32) -> (Self, FaultSwitch) {
+        let (endpoint, kinesis, faults) = start_faulty_kinesis("stream", shards).await;
+        (Self::on_stream(endpoint, kinesis).await, faults)
+    }
+
+    async fn on_stream(endpoint: String, kinesis: KinesisClient) -> Self {
         let receiver = Receiver::default();
         let apps = tempfile::tempdir().expect("a directory");
         let bed = Self { kinesis, endpoint, receiver, apps, leases: MemoryLeases::default() };

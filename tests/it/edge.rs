@@ -10,6 +10,7 @@ mod drain;
 mod fallbacks;
 mod hostile;
 mod messages;
+mod outbox;
 mod presence_outage;
 mod recording;
 mod relay;
@@ -41,7 +42,9 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::fixtures::{build_app, build_credential, connect_kinesis, replace_file, start_kinesis, write_registry};
+use crate::fixtures::{
+    build_app, build_credential, build_webhook, connect_kinesis, replace_file, start_kinesis, write_registry,
+};
 use crate::waiting::{WAIT_TIMEOUT, describe_last, eventually, eventually_ok, within};
 pub use clients::{ESTABLISHED, SUBSCRIBED, Wire, dial, received, subscribe};
 use clients::{Ws, Xhr, auth, client_event};
@@ -50,7 +53,8 @@ use recording::{read_events, start_stream};
 const TOKEN: &str = "admin-token";
 
 fn app(id: &str, enabled: bool) -> App {
-    App { enabled, ..build_app(id, &format!("key{id}"), &format!("secret{id}")) }
+    let webhooks = vec![build_webhook("https://receiver.example/unused")];
+    App { enabled, webhooks, ..build_app(id, &format!("key{id}"), &format!("secret{id}")) }
 }
 
 pub struct Edge {
@@ -87,14 +91,14 @@ fn values(server: &str, webhooks: &str, apps: &Path, more: &[(&str, &str)]) -> S
     ServerConfig::parse(all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))).expect("values")
 }
 
-async fn dependencies(apps: &Path, bus: MemoryBus, kinesis: Option<KinesisClient>) -> EdgeDependencies {
+async fn dependencies(apps: &Path, bus: Arc<dyn Bus>, kinesis: Option<KinesisClient>) -> EdgeDependencies {
     EdgeDependencies {
         public: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
         admin: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
         peer: None,
         apps_dir: apps.to_owned(),
         kinesis,
-        bus: Arc::new(bus),
+        bus,
         shutdown: CancellationToken::new(),
     }
 }
@@ -109,6 +113,16 @@ async fn start_with(
     known: Vec<App>,
     more: &[(&str, &str)],
     bus: MemoryBus,
+    kinesis: Option<KinesisClient>,
+) -> Edge {
+    start_on_bus(server, known, more, Arc::new(bus), kinesis).await
+}
+
+async fn start_on_bus(
+    server: &str,
+    known: Vec<App>,
+    more: &[(&str, &str)],
+    bus: Arc<dyn Bus>,
     kinesis: Option<KinesisClient>,
 ) -> Edge {
     realtime_operator::process::install_tls();
@@ -178,11 +192,11 @@ async fn an_edge_refuses_to_start_with_a_configuration_that_cannot_work() {
         started.err().map(|error| error.to_string()).unwrap_or_default()
     };
     write_registry(apps.path(), []);
-    let without = refusal("kinesis", dependencies(apps.path(), MemoryBus::new(), None).await).await;
+    let without = refusal("kinesis", dependencies(apps.path(), Arc::new(MemoryBus::new()), None).await).await;
     assert!(without.contains("REALTIME_WEBHOOKS is `kinesis`, but the edge was given no stream"), "{without}");
-    let nowhere = refusal("off", dependencies(Path::new("/nowhere"), MemoryBus::new(), None).await).await;
+    let nowhere = refusal("off", dependencies(Path::new("/nowhere"), Arc::new(MemoryBus::new()), None).await).await;
     assert!(nowhere.contains("/nowhere cannot be read"), "{nowhere}");
     fs::write(apps.path().join("3.json"), "{").expect("written");
-    let broken = refusal("off", dependencies(apps.path(), MemoryBus::new(), None).await).await;
+    let broken = refusal("off", dependencies(apps.path(), Arc::new(MemoryBus::new()), None).await).await;
     assert!(broken.contains("registry file `3.json`"), "{broken}");
 }

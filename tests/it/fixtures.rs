@@ -61,6 +61,7 @@ mod with_kinesis {
     use realtime_operator::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
     use tokio::net::TcpListener;
 
+    use crate::fault_proxy::{FaultSwitch, apply_fault};
     use crate::waiting::eventually_ok;
 
     /// The region of every test's stream.
@@ -90,6 +91,19 @@ mod with_kinesis {
         client.create_stream(Some(shards), &BTreeMap::new()).await.expect("created");
         wait_until_active(&client).await;
         (endpoint, client)
+    }
+
+    /// [`start_kinesis`] behind a switch of faults.
+    pub async fn start_faulty_kinesis(stream: &str, shards: i32) -> (String, KinesisClient, FaultSwitch) {
+        let options = StoreOptions { create_stream_ms: 0, shard_limit: 100, ..StoreOptions::default() };
+        let (router, _) = ferrokinesis::create_app(options);
+        let faults = FaultSwitch::default();
+        let layer = axum::middleware::from_fn_with_state(faults.clone(), apply_fault);
+        let endpoint = serve_routes(router.layer(layer)).await;
+        let client = connect_kinesis(&endpoint, stream).await;
+        client.create_stream(Some(shards), &BTreeMap::new()).await.expect("created");
+        wait_until_active(&client).await;
+        (endpoint, client, faults)
     }
 
     pub async fn wait_until_active(client: &KinesisClient) {

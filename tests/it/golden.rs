@@ -268,6 +268,7 @@ fn effective_and_flow() {
         checkpoint: Some("48".into()),
         behind_ms: 12,
         read_at_ms: 1_700_000_000_000,
+        paused: Some("full".into()),
     };
     let dispatcher = DispatcherFlow {
         stream: "events".into(),
@@ -497,7 +498,7 @@ async fn redis_keys_and_frames() {
     bus.join_channel(&key("room"), &socket, None).await.expect("joined");
     bus.join_channel(&key("presence-room"), &socket, Some(&member)).await.expect("joined");
     bus.join_channel(&key("left"), &socket, None).await.expect("joined");
-    bus.leave_channel(&key("left"), &socket, None).await.expect("left");
+    let _unrecorded = bus.leave_channel(&key("left"), &socket, None).await.expect("left");
     bus.store_last_event(&key("cache-news"), &LastEvent { event: "greeting".into(), data: r#"{"n":1.0}"#.into() })
         .await
         .expect("kept");

@@ -8,6 +8,8 @@ mod cli;
 mod dispatcher;
 #[cfg(feature = "rehearsal")]
 mod edge;
+#[cfg(feature = "rehearsal")]
+mod fault_proxy;
 mod faults;
 mod fixtures;
 mod fuzz;

@@ -9,7 +9,7 @@ use realtime_operator::process::metrics::{MetricKind, MetricLabel, MetricRow};
 const PROCESSES: [&str; 3] = ["edge", "dispatcher", "operator"];
 
 /// Names of labels; each has its values from an enum.
-const LABELS: [&str; 5] = ["controller", "hop", "reason", "result", "transport"];
+const LABELS: [&str; 8] = ["controller", "hop", "operation", "reason", "resource", "result", "transport", "verb"];
 
 /// Names of labels with the namespace and the name of a cluster.
 const CLUSTER_LABELS: [&str; 2] = ["namespace", "cluster"];
@@ -111,6 +111,7 @@ fn a_metric_that_breaks_the_convention_is_found() {
         stem: "frames_lost",
         kind: MetricKind::Counter,
         labels: vec![MetricLabel { name: "reason", values: vec![("too_slow", "The client is slow."), ("gone", "")] }],
+        is_sparse: false,
         help: "Frames that were lost.",
         remedy: "Nothing.",
     };
@@ -172,6 +173,9 @@ pub fn without_values(page: &str) -> String {
 /// The lines that rows become on a page, without values.
 /// The series of a row that exist from the start: every combination of its labels' values.
 fn series_lines(row: &MetricRow, name: &str) -> Vec<String> {
+    if row.is_sparse {
+        return vec![];
+    }
     let mut sets = vec![String::new()];
     for MetricLabel { name, values } in &row.labels {
         let extend = |set: &String| {

@@ -7,14 +7,16 @@ mod access;
 mod crash;
 mod occupancy;
 mod outage;
+mod outbox;
 pub mod server;
 
 use std::time::Duration;
 
 use fred::interfaces::ClientLike;
 use realtime_operator::bus::{
-    Broadcast, BroadcastFrame, BusError, BusTiming, ChannelKey, ChannelStore, CountUpdate, Health, LastEvent,
-    LastEventLookup, Membership, RedisAddress, RedisBus, RelayPeer, RemoteTransitions, SessionDirectory, Transition,
+    Broadcast, BroadcastFrame, BusError, BusTiming, ChannelKey, ChannelStore, CountUpdate, DecidedTransitions, Health,
+    LastEvent, LastEventLookup, Membership, RedisAddress, RedisBus, RelayPeer, RemoteTransitions, SessionDirectory,
+    Transition,
 };
 use realtime_operator::protocol::frame::PresenceMember;
 use realtime_operator::protocol::record::{EventKind, LeaveCause};
@@ -80,8 +82,8 @@ fn member(user: &str) -> PresenceMember {
     PresenceMember { user_id: user.into(), user_info: serde_json::json!({ "name": format!("\"{user}\" é") }) }
 }
 
-fn names_and_seqs(transitions: &[Transition]) -> Vec<(&'static str, u64)> {
-    transitions.iter().map(|t| (t.kind.name(), t.order.seq)).collect()
+fn names_and_seqs<'a>(transitions: impl IntoIterator<Item = &'a Transition>) -> Vec<(&'static str, u64)> {
+    transitions.into_iter().map(|t| (t.kind.name(), t.order.seq)).collect()
 }
 
 /// Receives so many transitions that a bus decides on its own.
@@ -93,7 +95,8 @@ async fn collect_remote_transitions(
     let wanted = async {
         while all.len() < count {
             let decided = decided.recv().await.expect("a bus");
-            all.extend(decided.transitions.into_iter().map(|transition| (decided.subject.clone(), transition)));
+            let transitions = decided.transitions.acknowledge_all();
+            all.extend(transitions.into_iter().map(|transition| (decided.subject.clone(), transition)));
         }
     };
     let wanted = tokio::time::timeout(WAIT_TIMEOUT, wanted).await;
@@ -107,6 +110,7 @@ async fn expect_remote_transition(decided: &mut mpsc::Receiver<RemoteTransitions
     let expected = async {
         while let Some(remote) = decided.recv().await {
             seen.extend(remote.transitions.iter().map(|transition| transition.kind.clone()));
+            remote.transitions.acknowledge_all();
             if remote.subject == subject("room") && seen.last() == Some(kind) {
                 return;
             }

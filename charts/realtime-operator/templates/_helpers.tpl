@@ -84,13 +84,29 @@ annotations:
 {{- end }}
 {{- end }}
 
+{{- /* The files that the operator reads at its start, by the name of the argument: folder and content. */}}
+{{- define "realtime-operator.files" -}}
+{{- $files := dict }}
+{{- if .Values.platformPolicy.rules }}
+{{- $_ := set $files "platform-policy" (dict "folder" "/etc/realtime-operator" "content" .Values.platformPolicy) }}
+{{- end }}
+{{- with .Values.knownInjectors }}
+{{- if or .injectors .imageRegistries }}
+{{- $shipped := $.Files.Get "files/known_injectors.yaml" | fromYaml }}
+{{- $content := dict "injectors" (concat $shipped.injectors .injectors) "imageRegistries" (concat $shipped.imageRegistries .imageRegistries) }}
+{{- $_ := set $files "known-injectors" (dict "folder" "/etc/known-injectors" "content" $content) }}
+{{- end }}
+{{- end }}
+{{- toYaml $files }}
+{{- end }}
+
 {{- define "realtime-operator.args" -}}
 - operator
 {{- if include "realtime-operator.isNamespaced" . }}
 - --watch-namespaces={{ join "," .Values.watch.namespaces }}
 {{- end }}
-{{- if .Values.platformPolicy.rules }}
-- --platform-policy=/etc/realtime-operator/platform-policy.yaml
+{{- range $name, $file := include "realtime-operator.files" . | fromYaml }}
+- --{{ $name }}={{ $file.folder }}/{{ $name }}.yaml
 {{- end }}
 {{- if or (ne .Values.listenAddress "0.0.0.0") (ne (int .Values.receiver.port) 8090) }}
 - --receiver={{ .Values.listenAddress }}:{{ int .Values.receiver.port }}

@@ -1,37 +1,76 @@
-//! Removes events from the outboxes in the store once they are recorded in the stream.
+//! Removes transitions from the outboxes in the store once their receipts are acknowledged.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fred::interfaces::HashesInterface;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::super::receipt::Outbox;
 use super::super::{BusError, ChannelKey};
 use super::client::{PIPELINE_COMMANDS_MAX, to_bus_error};
 use super::members::MembershipCore;
 use crate::protocol::record::EventOrder;
 
-/// Bounds the acknowledgements that wait for the store, in channels.
-pub(super) const ACKNOWLEDGEMENT_QUEUE_LEN: usize = 65_536;
+/// The end of one receipt.
+pub(super) struct ReceiptEnd {
+    subject: ChannelKey,
+    order: EventOrder,
+    is_acknowledged: bool,
+}
 
-/// Acknowledges recorded events to the store, so that no sweeper publishes them again. A failed batch is retried; beyond
-/// the queue's bound an event stays in the outbox, and is published a second time if this process dies.
+/// The outbox of this process, as its receipts see it. The queue has no bound of its own: it holds at most one entry per
+/// transition in the outbox, which is bounded by the recorder's queue.
+pub(super) struct RedisOutbox {
+    ends: mpsc::UnboundedSender<ReceiptEnd>,
+    /// Number of acknowledgements that the store has not confirmed.
+    unconfirmed: Arc<AtomicUsize>,
+}
+
+impl RedisOutbox {
+    pub fn new(unconfirmed: Arc<AtomicUsize>) -> (Self, mpsc::UnboundedReceiver<ReceiptEnd>) {
+        let (ends, receiver) = mpsc::unbounded_channel();
+        (Self { ends, unconfirmed }, receiver)
+    }
+
+    fn send_end(&self, subject: &ChannelKey, order: EventOrder, is_acknowledged: bool) {
+        if is_acknowledged {
+            self.unconfirmed.fetch_add(1, Ordering::AcqRel);
+        }
+        // Fails once the bus has shut down; the outbox in the store then belongs to the sweeper.
+        let _ = self.ends.send(ReceiptEnd { subject: subject.clone(), order, is_acknowledged });
+    }
+}
+
+impl Outbox for RedisOutbox {
+    fn acknowledge(&self, subject: &ChannelKey, order: EventOrder) {
+        self.send_end(subject, order, true);
+    }
+
+    fn take_back(&self, subject: &ChannelKey, order: EventOrder) {
+        self.send_end(subject, order, false);
+    }
+}
+
+/// Confirms acknowledgements with the store, so that no sweeper publishes their events again, and has returned
+/// transitions emitted again by the next reconciliation. A failed batch is retried.
 pub(super) async fn run_acknowledgements(
     core: Arc<MembershipCore>,
-    mut recorded: mpsc::Receiver<(ChannelKey, Vec<EventOrder>)>,
+    mut ends: mpsc::UnboundedReceiver<ReceiptEnd>,
     shutdown: CancellationToken,
 ) {
-    let mut batch = Vec::new();
+    let (mut batch, mut acknowledged) = (Vec::new(), Vec::new());
     loop {
-        if batch.is_empty() && recorded.recv_many(&mut batch, PIPELINE_COMMANDS_MAX).await == 0 {
-            return;
-        }
-        if core.is_available() && acknowledge_batch(&core, &batch).await.is_ok() {
-            let mut state = core.state();
-            for (subject, orders) in batch.drain(..) {
-                state.local.mark_recorded(&subject, &orders);
+        if acknowledged.is_empty() {
+            if ends.recv_many(&mut batch, PIPELINE_COMMANDS_MAX).await == 0 {
+                return;
             }
+            acknowledged = keep_acknowledged(&core, batch.drain(..));
+        }
+        if core.is_available() && confirm_batch(&core, &acknowledged).await.is_ok() {
+            acknowledged.clear();
             continue;
         }
         if timeout(core.timing.renew_interval / 3, shutdown.cancelled()).await.is_ok() {
@@ -40,11 +79,34 @@ pub(super) async fn run_acknowledgements(
     }
 }
 
-async fn acknowledge_batch(core: &MembershipCore, batch: &[(ChannelKey, Vec<EventOrder>)]) -> Result<(), BusError> {
-    let pipeline = core.client.pipeline();
-    for (subject, orders) in batch {
-        let fields: Vec<String> = orders.iter().map(|order| format!("{}:{}", order.epoch, order.seq)).collect();
-        pipeline.hdel::<(), _, _>(core.names.redis_key(subject, "outbox"), fields).await.map_err(to_bus_error)?;
+/// Marks returned transitions, and keeps the acknowledged ones.
+pub(super) fn keep_acknowledged(core: &MembershipCore, ends: impl IntoIterator<Item = ReceiptEnd>) -> Vec<ReceiptEnd> {
+    let mut state = core.state();
+    let (acknowledged, returned): (Vec<_>, Vec<_>) = ends.into_iter().partition(|end| end.is_acknowledged);
+    for end in returned {
+        state.local.mark_returned(&end.subject, end.order);
     }
-    pipeline.all::<Vec<i64>>().await.map_err(to_bus_error).map(drop)
+    acknowledged
+}
+
+/// Removes acknowledged events from the store, then from the local state.
+pub(super) async fn confirm_batch(core: &MembershipCore, acknowledged: &[ReceiptEnd]) -> Result<(), BusError> {
+    if acknowledged.is_empty() {
+        return Ok(());
+    }
+    let pipeline = core.client.pipeline();
+    // The events of one record follow each other: one command for all of them.
+    for run in acknowledged.chunk_by(|one, next| one.subject == next.subject) {
+        let fields: Vec<String> = run.iter().map(|end| format!("{}:{}", end.order.epoch, end.order.seq)).collect();
+        let key = core.names.redis_key(&run[0].subject, "outbox");
+        pipeline.hdel::<(), _, _>(key, fields).await.map_err(to_bus_error)?;
+    }
+    pipeline.all::<Vec<i64>>().await.map_err(to_bus_error)?;
+    let mut state = core.state();
+    for end in acknowledged {
+        state.local.mark_recorded(&end.subject, end.order);
+    }
+    drop(state);
+    core.confirm_acknowledgements(acknowledged.len());
+    Ok(())
 }

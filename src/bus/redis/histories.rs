@@ -1,8 +1,8 @@
 //! Random histories of three processes on a real store: whatever happens, the recorded events, put into their order,
 //! end in the true membership.
 //!
-//! Random are: joins and leaves, when each process records its events, which process is killed, when the store is
-//! unavailable, and whether it then has lost its data. Time is not random: leases expire and settling ends when the
+//! Random are: joins and leaves, when each process records its events or drops their receipts, which process is killed,
+//! when the store is unavailable, and whether it then has lost its data. Time is not random: leases expire and settling ends when the
 //! history says so.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -11,12 +11,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fred::interfaces::{ClientLike, HashesInterface, LuaInterface, SortedSetsInterface};
+use fred::interfaces::{ClientLike, LuaInterface, SortedSetsInterface};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 
-use super::super::{ChannelKey, Membership, MemoryBus, RemoteTransitions, Transition};
+use super::super::{ChannelKey, DecidedTransition, Membership, MemoryBus, RemoteTransitions, Transition};
+use super::acknowledge::{self, ReceiptEnd};
 use super::keys::KeySpace;
 use super::lease::LeaseKeeper;
 use super::members::MembershipCore;
@@ -73,8 +74,11 @@ struct Process {
     core: Arc<MembershipCore>,
     keeper: LeaseKeeper,
     decided: mpsc::Receiver<RemoteTransitions>,
+    receipt_ends: mpsc::UnboundedReceiver<ReceiptEnd>,
+    /// Acknowledged events that the store has not confirmed.
+    acknowledged: Vec<ReceiptEnd>,
     /// Events that are not yet recorded.
-    queue: Vec<(ChannelKey, Transition)>,
+    queue: Vec<(ChannelKey, DecidedTransition)>,
     sockets: BTreeMap<(ChannelKey, SocketId), Option<PresenceMember>>,
 }
 
@@ -118,16 +122,20 @@ impl History {
         self.names += 1;
         let (decided_sender, decided) = mpsc::channel(4_096);
         let names = KeySpace { cluster: "u".into(), clustered: false };
-        let core = Arc::new(MembershipCore::new(
-            self.client.clone(),
-            names,
-            format!("p{}", self.names),
-            TIMING,
-            decided_sender,
-        ));
+        let process = format!("p{}", self.names);
+        let (core, receipt_ends) = MembershipCore::new(self.client.clone(), names, process, TIMING, decided_sender);
+        let core = Arc::new(core);
         let mut keeper = LeaseKeeper::new(core.clone());
         keeper.renew_lease().await.expect("a lease");
-        self.processes.push(Process { core, keeper, decided, queue: vec![], sockets: BTreeMap::new() });
+        self.processes.push(Process {
+            core,
+            keeper,
+            decided,
+            receipt_ends,
+            acknowledged: vec![],
+            queue: vec![],
+            sockets: BTreeMap::new(),
+        });
         self.settle_store().await;
     }
 
@@ -154,7 +162,8 @@ impl History {
         match self.random.random_range(0..100) {
             0..40 => self.join_random_user(p, subject).await,
             40..70 => self.leave_random_channel(p).await,
-            70..82 => self.record_some(p).await,
+            70..80 => self.record_some(p).await,
+            80..82 => self.return_some(p).await,
             82..88 => self.kill_process(p).await,
             88..94 if self.up => self.disconnect_store(),
             _ if !self.up => self.reconnect_store().await,
@@ -206,18 +215,19 @@ impl History {
     async fn record_some(&mut self, p: usize) {
         let count = self.random.random_range(0..=self.processes[p].queue.len());
         let safe: Vec<_> = self.processes[p].queue.drain(..count).collect();
-        for (subject, transition) in safe {
-            if self.up {
-                let core = &self.processes[p].core;
-                let field = format!("{}:{}", transition.order.epoch, transition.order.seq);
-                core.client
-                    .hdel::<(), _, _>(core.names.redis_key(&subject, "outbox"), field)
-                    .await
-                    .expect("acknowledged");
-                core.state().local.mark_recorded(&subject, &[transition.order]);
-            }
+        for (subject, DecidedTransition { transition, receipt }) in safe {
+            receipt.acknowledge();
             self.log_transition(subject, transition);
         }
+        self.processes[p].apply_receipt_ends(self.up).await;
+    }
+
+    /// Drops some of the waiting events without an acknowledgement.
+    async fn return_some(&mut self, p: usize) {
+        let count = self.random.random_range(0..=self.processes[p].queue.len());
+        self.steps.push(format!("{p} returns {count}"));
+        self.processes[p].queue.drain(..count).for_each(drop);
+        self.processes[p].apply_receipt_ends(self.up).await;
     }
 
     fn log_transition(&mut self, subject: ChannelKey, transition: Transition) {
@@ -304,9 +314,15 @@ impl History {
         self.sweep_all().await;
         for p in 0..self.processes.len() {
             let queue: Vec<_> = self.processes[p].queue.drain(..).collect();
-            for (subject, transition) in queue {
+            for (subject, DecidedTransition { transition, receipt }) in queue {
+                receipt.acknowledge();
                 self.log_transition(subject, transition);
             }
+            self.processes[p].apply_receipt_ends(true).await;
+        }
+        let kept: Vec<usize> = self.processes.iter().map(|p| p.core.state().local.outbox_len()).collect();
+        if kept.iter().any(|kept| *kept > 0) {
+            return Err(format!("acknowledged events are still kept: {kept:?}\n{}", self.steps.join("\n")));
         }
         let mut truth: BTreeMap<ChannelKey, BTreeSet<Option<String>>> = BTreeMap::new();
         for process in &self.processes {
@@ -329,6 +345,16 @@ impl History {
 }
 
 impl Process {
+    /// Does the work of [`acknowledge::run_acknowledgements`], whose acknowledgements wait for the store.
+    async fn apply_receipt_ends(&mut self, up: bool) {
+        let ends: Vec<_> = std::iter::from_fn(|| self.receipt_ends.try_recv().ok()).collect();
+        self.acknowledged.extend(acknowledge::keep_acknowledged(&self.core, ends));
+        if up {
+            let acknowledged = std::mem::take(&mut self.acknowledged);
+            acknowledge::confirm_batch(&self.core, &acknowledged).await.expect("acknowledged");
+        }
+    }
+
     fn collect_transitions(&mut self) {
         while let Ok(decided) = self.decided.try_recv() {
             self.queue.extend(decided.transitions.into_iter().map(|t| (decided.subject.clone(), t)));
@@ -401,12 +427,12 @@ async fn the_events_of_every_history_in_memory_end_in_the_true_membership() {
                 let member = (name != "room")
                     .then(|| PresenceMember { user_id: user.into(), user_info: serde_json::Value::Null });
                 let joined = ends[end].join_channel(&subject, &socket, member.as_ref()).await.expect("joined");
-                log.extend(joined.transitions.into_iter().map(|t| (subject.clone(), t)));
+                log.extend(joined.transitions.acknowledge_all().into_iter().map(|t| (subject.clone(), t)));
                 sockets.push((end, subject, socket, member.map(|member| member.user_id)));
             } else if !sockets.is_empty() {
                 let (end, subject, socket, _) = sockets.swap_remove(random.random_range(0..sockets.len()));
                 let left = ends[end].leave_channel(&subject, &socket, None).await.expect("left");
-                log.extend(left.into_iter().map(|t| (subject.clone(), t)));
+                log.extend(left.acknowledge_all().into_iter().map(|t| (subject.clone(), t)));
             }
         }
         let mut truth: BTreeMap<ChannelKey, BTreeSet<Option<String>>> = BTreeMap::new();

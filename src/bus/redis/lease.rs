@@ -32,7 +32,13 @@ impl LeaseKeeper {
         let core = self.core.clone();
         let (mut reconnected, mut broken) = (core.client.reconnect_rx(), core.client.error_rx());
         loop {
-            let wait = match self.renew_lease().await {
+            let turn = core.lease_turn.lock().await;
+            if turn.is_released {
+                return;
+            }
+            let renewed = self.renew_lease().await;
+            drop(turn);
+            let wait = match renewed {
                 Ok(()) => {
                     report_first_sync(&first_sync, self.unusable_reason.clone().map_or(Ok(()), Err));
                     core.timing.renew_interval
@@ -150,6 +156,9 @@ async fn request_lease(
 /// Releases the lease on shutdown, so that no other process sweeps this one. A process that still has connections or
 /// unacknowledged events keeps its lease.
 pub(super) async fn release_lease(core: &MembershipCore) {
+    core.wait_acknowledgements_confirmed().await;
+    // A renewal on its way would take the lease again.
+    let mut turn = core.lease_turn.lock().await;
     let (process, is_empty) = {
         let state = core.state();
         (state.process.clone(), state.local.is_empty())
@@ -158,5 +167,6 @@ pub(super) async fn release_lease(core: &MembershipCore) {
         // If this fails, the lease expires and the sweeper finds an empty index.
         let _ = core.client.zrem::<(), _, _>(core.names.leases_key(), process.as_str()).await;
         let _ = core.client.del::<(), _>(core.names.channel_index_key(&process)).await;
+        turn.is_released = true;
     }
 }

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::super::{ChannelKey, Transition};
-use crate::protocol::SocketId;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::EventOrder;
+use crate::protocol::{ChannelKind, SocketId};
 
 /// Bounds the channels whose order is remembered after this process has left them.
 const REMEMBERED_ORDERS_MAX: usize = 50_000;
@@ -26,6 +26,8 @@ pub(super) struct LocalState {
     unsettled: HashSet<ChannelKey>,
     /// Channels to check for removal.
     maybe_empty: HashSet<ChannelKey>,
+    /// Number of events in the outboxes of all channels.
+    outbox_len: usize,
 }
 
 #[derive(Default)]
@@ -33,8 +35,8 @@ struct LocalChannel {
     sockets: HashMap<SocketId, LocalConnection>,
     /// Connections whose leave the store has not confirmed.
     departed: HashMap<SocketId, LocalConnection>,
-    /// Events that are not yet recorded in the stream.
-    outbox: BTreeMap<EventOrder, Transition>,
+    /// Events whose receipts are not acknowledged.
+    outbox: BTreeMap<EventOrder, KeptTransition>,
     /// Generation of the name under which the process's index has the channel.
     indexed_generation: Option<u64>,
 }
@@ -44,6 +46,12 @@ struct LocalConnection {
     member: Option<PresenceMember>,
     /// Whether the store has decided on the join, and so published its transitions if there were any.
     announced: bool,
+}
+
+struct KeptTransition {
+    transition: Transition,
+    /// Whether a receipt is outstanding; without one the transition is emitted again.
+    is_emitted: bool,
 }
 
 /// The process's state of one channel, for the store.
@@ -133,7 +141,8 @@ impl LocalState {
         }
     }
 
-    /// Adds transitions to the outbox, and remembers their order. Returns those that were not known.
+    /// Adds transitions to the outbox, and remembers their order. Returns those without an outstanding receipt. Transitions
+    /// of internal channels are never recorded, so no outbox keeps them.
     pub fn add_transitions(
         &mut self,
         subject: &ChannelKey,
@@ -142,21 +151,47 @@ impl LocalState {
     ) -> Vec<Transition> {
         let Some(last) = transitions.iter().map(|transition| transition.order).max() else { return Vec::new() };
         self.remember_order(subject, last, now);
+        if subject.channel.kind() == ChannelKind::Internal {
+            return transitions.to_vec();
+        }
         let channel = self.channels.entry(subject.clone()).or_default();
-        let is_new =
-            |transition: &&Transition| channel.outbox.insert(transition.order, (*transition).clone()).is_none();
-        transitions.iter().filter(is_new).cloned().collect()
+        let before = channel.outbox.len();
+        let is_new = |transition: &&Transition| {
+            let kept = KeptTransition { transition: (*transition).clone(), is_emitted: true };
+            channel.outbox.insert(transition.order, kept).is_none_or(|kept| !kept.is_emitted)
+        };
+        let new = transitions.iter().filter(is_new).cloned().collect();
+        self.outbox_len += channel.outbox.len() - before;
+        new
     }
 
-    /// Removes events from the outbox: they are recorded, and acknowledged to the store.
-    pub fn mark_recorded(&mut self, subject: &ChannelKey, orders: &[EventOrder]) {
+    /// Removes an event from the outbox: its receipt is acknowledged, here and in the store.
+    pub fn mark_recorded(&mut self, subject: &ChannelKey, order: EventOrder) {
         let Some(channel) = self.channels.get_mut(subject) else { return };
-        for order in orders {
-            channel.outbox.remove(order);
-        }
+        self.outbox_len -= usize::from(channel.outbox.remove(&order).is_some());
         if channel.is_empty() {
             self.maybe_empty.insert(subject.clone());
         }
+    }
+
+    /// Notes that an event has no receipt any more, and marks its channel for a report, which emits it again.
+    pub fn mark_returned(&mut self, subject: &ChannelKey, order: EventOrder) {
+        if let Some(kept) = self.channels.get_mut(subject).and_then(|channel| channel.outbox.get_mut(&order)) {
+            kept.is_emitted = false;
+            self.mark_uncertain(subject);
+        }
+    }
+
+    /// Returns the events of a channel that have no receipt. The store may lack some: it keeps a bounded number per channel.
+    pub fn returned_transitions(&self, subject: &ChannelKey) -> Vec<Transition> {
+        let Some(channel) = self.channels.get(subject) else { return Vec::new() };
+        let returned = channel.outbox.values().filter(|kept| !kept.is_emitted);
+        returned.map(|kept| kept.transition.clone()).collect()
+    }
+
+    /// Number of events whose receipts are not acknowledged here and in the store.
+    pub fn outbox_len(&self) -> usize {
+        self.outbox_len
     }
 
     /// Returns the highest order known of a channel.
@@ -220,7 +255,7 @@ impl LocalState {
                 .map(|(socket, presence)| (socket.clone(), presence.member.clone()))
                 .collect(),
             departed: channel.departed.keys().cloned().collect(),
-            outbox: channel.outbox.values().cloned().collect(),
+            outbox: channel.outbox.values().map(|kept| kept.transition.clone()).collect(),
         }
     }
 
@@ -303,10 +338,47 @@ mod tests {
             state.take_maybe_empty().is_empty() && !state.remove_if_empty(&room),
             "two events are not acknowledged"
         );
-        state.mark_recorded(&room, &[EventOrder { epoch: 9, seq: 1 }, EventOrder { epoch: 9, seq: 2 }]);
+        state.mark_recorded(&room, EventOrder { epoch: 9, seq: 1 });
+        assert_eq!((state.outbox_len(), state.take_maybe_empty()), (1, vec![]));
+        state.mark_recorded(&room, EventOrder { epoch: 9, seq: 2 });
         assert_eq!(state.take_maybe_empty(), std::slice::from_ref(&room));
         assert!(state.remove_if_empty(&room) && !state.remove_if_empty(&room));
         assert_eq!(state.known_order(&room), EventOrder { epoch: 9, seq: 2 }, "its order outlives it");
         assert!(state.is_empty());
+    }
+
+    #[test]
+    fn a_returned_event_is_emitted_once_more_and_stays_until_it_is_acknowledged() {
+        let (mut state, room, now) = (LocalState::default(), channel_key(), Instant::now());
+        assert_eq!(state.add_transitions(&room, &[transition(1), transition(2)], now).len(), 2);
+        assert_eq!(state.returned_transitions(&room), []);
+        let order = EventOrder { epoch: 9, seq: 2 };
+        state.mark_returned(&room, order);
+        assert_eq!(state.uncertain_channels(), std::slice::from_ref(&room));
+        assert_eq!(state.channel_report(&room).outbox.len(), 2, "the store gets it again if it lost it");
+        assert_eq!(state.returned_transitions(&room), [transition(2)]);
+        let both = [transition(1), transition(2)];
+        assert_eq!(state.add_transitions(&room, &both, now), [transition(2)], "the other has its receipt");
+        assert_eq!((state.returned_transitions(&room), state.outbox_len()), (vec![], 2));
+        for seq in [1, 2, 2] {
+            state.mark_recorded(&room, EventOrder { epoch: 9, seq });
+        }
+        state.mark_returned(&room, order);
+        assert!(state.outbox_len() == 0 && state.is_empty() && state.returned_transitions(&room).is_empty());
+    }
+
+    #[test]
+    fn transitions_of_the_servers_own_channels_leave_nothing_behind() {
+        let (mut state, now, socket) = (LocalState::default(), Instant::now(), SocketId::from("1.1"));
+        for channel in [ChannelName::signed_in("7").expect("a name"), ChannelName::all_connections()] {
+            let own = ChannelKey { app: "1".into(), channel };
+            state.add_connection(&own, &socket, None);
+            assert_eq!(state.add_transitions(&own, &[transition(1)], now), [transition(1)], "its caller sees it");
+            state.remove_connection(&own, &socket);
+            state.confirm_connections(&own, [].into_iter(), [&socket].into_iter(), false);
+            assert_eq!(state.add_transitions(&own, &[transition(2)], now), [transition(2)]);
+            assert!(state.is_empty() && state.outbox_len() == 0, "{own:?}");
+            assert!(state.take_maybe_empty().contains(&own));
+        }
     }
 }

@@ -1,22 +1,26 @@
 //! Membership of channels as one process sees it: joins, leaves and reports, with the state that calls and tasks share.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
 use fred::interfaces::SetsInterface;
 use tokio::sync::{Notify, RwLock, mpsc};
 
-use super::super::{BusError, ChannelKey, JoinOutcome, PRESENCE_MEMBERS_MAX, RemoteTransitions, Transition};
+use super::super::receipt::Outbox;
+use super::super::{
+    BusError, ChannelKey, DecidedTransitions, JoinOutcome, PRESENCE_MEMBERS_MAX, RemoteTransitions, Transition,
+};
+use super::acknowledge::{ReceiptEnd, RedisOutbox};
 use super::client::{to_bus_error, unavailable_error};
 use super::keys::{self, KeySpace};
 use super::local_state::LocalState;
 use super::membership::{MembershipChange, MembershipError, MembershipOutcome, MembershipScript};
 use super::timing::BusTiming;
-use crate::protocol::SocketId;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventOrder, LeaveCause};
+use crate::protocol::{ChannelKind, SocketId};
 
 /// Number of locks that keep a channel's report apart from its single changes. Channels share them by hash; 64 keep
 /// collisions rare without a lock per channel.
@@ -37,10 +41,24 @@ pub(super) struct MembershipCore {
     pub wake: Notify,
     /// Wakes the lease renewal before its interval.
     pub renew_now: Notify,
+    /// Held for each renewal and for the release of the lease.
+    pub lease_turn: tokio::sync::Mutex<LeaseTurn>,
     available: AtomicBool,
     remote_transitions: mpsc::Sender<RemoteTransitions>,
-    /// Number of transitions dropped at a full queue; their events stay in the outbox.
+    /// Number of transitions that found a full queue. Recorded ones are emitted again later; the frames about them are lost.
     pub dropped_transitions: AtomicU64,
+    outbox: Arc<dyn Outbox>,
+    /// Number of acknowledged receipts that the store has not confirmed.
+    unconfirmed: Arc<AtomicUsize>,
+    /// Notified when the store confirms acknowledgements.
+    confirmed: Notify,
+}
+
+/// The right to renew or release the lease.
+#[derive(Default)]
+pub(super) struct LeaseTurn {
+    /// Whether the lease was released, so that it is not renewed any more.
+    pub is_released: bool,
 }
 
 pub(super) struct MembershipState {
@@ -86,7 +104,9 @@ impl MembershipCore {
         process: String,
         timing: BusTiming,
         decided: mpsc::Sender<RemoteTransitions>,
-    ) -> Self {
+    ) -> (Self, mpsc::UnboundedReceiver<ReceiptEnd>) {
+        let unconfirmed = Arc::new(AtomicUsize::new(0));
+        let (outbox, receipt_ends) = RedisOutbox::new(unconfirmed.clone());
         let state = MembershipState {
             process,
             generation: 0,
@@ -97,7 +117,7 @@ impl MembershipCore {
             available_since: None,
             store_memory_since: None,
         };
-        Self {
+        let core = Self {
             client,
             names,
             timing,
@@ -107,10 +127,41 @@ impl MembershipCore {
             hasher: std::hash::RandomState::new(),
             wake: Notify::new(),
             renew_now: Notify::new(),
+            lease_turn: tokio::sync::Mutex::default(),
             available: AtomicBool::new(false),
             remote_transitions: decided,
             dropped_transitions: AtomicU64::new(0),
+            outbox: Arc::new(outbox),
+            unconfirmed,
+            confirmed: Notify::new(),
+        };
+        (core, receipt_ends)
+    }
+
+    /// Notes that the store has confirmed this many acknowledgements.
+    pub fn confirm_acknowledgements(&self, count: usize) {
+        self.unconfirmed.fetch_sub(count, Ordering::AcqRel);
+        self.confirmed.notify_waiters();
+    }
+
+    /// Waits until the store has confirmed every acknowledged receipt.
+    pub async fn wait_acknowledgements_confirmed(&self) {
+        loop {
+            let confirmed = self.confirmed.notified();
+            if self.unconfirmed.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            confirmed.await;
         }
+    }
+
+    /// Adds transitions to the outbox, and issues a receipt for each that has none.
+    fn issue_receipts(&self, subject: &ChannelKey, transitions: &[Transition]) -> DecidedTransitions {
+        let new = self.state().local.add_transitions(subject, transitions, Instant::now());
+        if subject.channel.kind() == ChannelKind::Internal {
+            return DecidedTransitions::without_outbox(new);
+        }
+        DecidedTransitions::kept_by(&self.outbox, subject, new)
     }
 
     pub fn state(&self) -> MutexGuard<'_, MembershipState> {
@@ -233,7 +284,7 @@ impl MembershipCore {
         let change = MembershipChange { with_roster: member.is_some(), joining: &joining, ..empty_change(&caller) };
         match self.apply_change(subject, &caller, &change).await {
             Ok(changed) => {
-                let transitions = self.state().local.add_transitions(subject, &changed.transitions, Instant::now());
+                let transitions = self.issue_receipts(subject, &changed.transitions);
                 Ok(JoinOutcome { transitions, roster: changed.roster })
             }
             Err(error) => {
@@ -250,9 +301,9 @@ impl MembershipCore {
         subject: &ChannelKey,
         socket: &SocketId,
         cause: Option<LeaveCause>,
-    ) -> Result<Vec<Transition>, BusError> {
+    ) -> Result<DecidedTransitions, BusError> {
         if !self.state().local.remove_connection(subject, socket) {
-            return Ok(Vec::new());
+            return Ok(DecidedTransitions::default());
         }
         self.report_if_cut(subject, self.register_leave(subject, socket, cause)).await
     }
@@ -262,14 +313,14 @@ impl MembershipCore {
         subject: &ChannelKey,
         socket: &SocketId,
         cause: Option<LeaveCause>,
-    ) -> Result<Vec<Transition>, BusError> {
+    ) -> Result<DecidedTransitions, BusError> {
         let _turn = self.channel_lock(subject).read().await;
         let caller = Self::caller_for(&self.state(), subject);
         let leaving = [socket.clone()];
         let changed = self
             .apply_change(subject, &caller, &MembershipChange { cause, leaving: &leaving, ..empty_change(&caller) })
             .await?;
-        Ok(self.state().local.add_transitions(subject, &changed.transitions, Instant::now()))
+        Ok(self.issue_receipts(subject, &changed.transitions))
     }
 
     /// Whether every process had the time to report its connections.
@@ -346,12 +397,11 @@ impl MembershipCore {
 
     /// Emits the transitions of a report or a sweep that are not known yet. Returns their number.
     fn emit_transitions(&self, subject: &ChannelKey, changed: MembershipOutcome) -> u64 {
-        let transitions = {
-            let mut state = self.state();
-            let mut transitions = state.local.add_transitions(subject, &changed.outbox, Instant::now());
-            transitions.extend(state.local.add_transitions(subject, &changed.transitions, Instant::now()));
-            transitions
-        };
+        let returned = self.state().local.returned_transitions(subject);
+        let mut transitions = [changed.outbox, returned, changed.transitions].concat();
+        transitions.sort_by_key(|transition| transition.order);
+        transitions.dedup_by_key(|transition| transition.order);
+        let transitions = self.issue_receipts(subject, &transitions);
         if transitions.is_empty() {
             return 0;
         }

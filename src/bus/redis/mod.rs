@@ -45,11 +45,11 @@ use self::members::MembershipCore;
 pub use self::timing::BusTiming;
 use super::relay::{HeartbeatResponse, RelayPeer};
 use super::{
-    Broadcast, BroadcastFrame, BusError, ChannelInfo, ChannelKey, ChannelStore, CountUpdate, Health, JoinOutcome,
-    LastEvent, LastEventLookup, Membership, RemoteTransitions, SessionDirectory, Transition,
+    Broadcast, BroadcastFrame, BusError, ChannelInfo, ChannelKey, ChannelStore, CountUpdate, DecidedTransitions,
+    Health, JoinOutcome, LastEvent, LastEventLookup, Membership, RemoteTransitions, SessionDirectory,
 };
 use crate::protocol::frame::PresenceMember;
-use crate::protocol::record::{EventOrder, LeaveCause};
+use crate::protocol::record::LeaveCause;
 use crate::protocol::{AppId, ChannelName, SocketId};
 
 /// Bounds the frames that wait for this process.
@@ -69,7 +69,6 @@ pub struct RedisBus {
     sessions: session_owners::SessionOwners,
     inbox: Mutex<Option<mpsc::Receiver<BroadcastFrame>>>,
     remote_transitions: Mutex<Option<mpsc::Receiver<RemoteTransitions>>>,
-    acknowledgements: mpsc::Sender<(ChannelKey, Vec<EventOrder>)>,
     lost_frames: Arc<AtomicU64>,
     first_sync: watch::Receiver<Option<Result<(), String>>>,
     is_subscribed: watch::Receiver<bool>,
@@ -127,10 +126,10 @@ impl RedisBus {
         let subscriber = builder.build_subscriber_client().map_err(to_bus_error)?;
         let names = KeySpace { cluster: cluster.to_owned(), clustered: client.is_clustered() };
         let (decided_sender, decided) = mpsc::channel(TRANSITION_QUEUE_LEN);
-        let core = MembershipCore::new(client.clone(), names.clone(), process.to_owned(), timing, decided_sender);
+        let (core, receipt_ends) =
+            MembershipCore::new(client.clone(), names.clone(), process.to_owned(), timing, decided_sender);
         let core = Arc::new(core);
         let (first_sync_sender, first_sync) = watch::channel(None);
-        let (acknowledgements, acknowledged) = mpsc::channel(acknowledge::ACKNOWLEDGEMENT_QUEUE_LEN);
         // Before `connect`, so that the tasks miss no connection error.
         tokio::spawn(first_sync::watch_connection_errors(
             client.error_rx(),
@@ -139,7 +138,7 @@ impl RedisBus {
         ));
         tokio::spawn(lease::LeaseKeeper::new(core.clone()).run_lease_renewal(first_sync_sender, shutdown.clone()));
         tokio::spawn(reconcile::run_reconciliation(core.clone(), shutdown.clone()));
-        tokio::spawn(acknowledge::run_acknowledgements(core.clone(), acknowledged, shutdown.clone()));
+        tokio::spawn(acknowledge::run_acknowledgements(core.clone(), receipt_ends, shutdown.clone()));
         let messages = subscriber.message_rx();
         client.connect();
         subscriber.connect();
@@ -164,7 +163,6 @@ impl RedisBus {
             process: process.to_owned(),
             inbox: Mutex::new(Some(inbox)),
             remote_transitions: Mutex::new(Some(decided)),
-            acknowledgements,
             lost_frames: lost,
             first_sync,
             is_subscribed,
@@ -193,14 +191,12 @@ impl Membership for RedisBus {
         subject: &'a ChannelKey,
         socket: &'a SocketId,
         cause: Option<LeaveCause>,
-    ) -> BoxFuture<'a, Result<Vec<Transition>, BusError>> {
+    ) -> BoxFuture<'a, Result<DecidedTransitions, BusError>> {
         Box::pin(self.core.leave_channel(subject, socket, cause))
     }
 
-    fn acknowledge_recorded(&self, subject: &ChannelKey, orders: &[EventOrder]) {
-        // An acknowledgement that does not fit leaves its event in the outbox; if this process dies, the sweeper
-        // publishes it again, under the same id.
-        let _ = self.acknowledgements.try_send((subject.clone(), orders.to_vec()));
+    fn unacknowledged_count(&self) -> usize {
+        self.core.state().local.outbox_len()
     }
 
     fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>> {

@@ -19,8 +19,8 @@ use serde_json::Value;
 use super::ValidCluster;
 use crate::config::ServerKind;
 
-pub use secrets::{admin_secret_name, peer_secret_name, registry_secret_name, render_registry_secrets};
-pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION, template_mark};
+pub use secrets::{registry_secret_name, render_registry_secrets};
+pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, TEMPLATE_ANNOTATION, template_mark};
 
 /// Container port on which edges serve clients.
 pub const PUBLIC_PORT: i32 = 8080;
@@ -43,7 +43,7 @@ pub struct DesiredObjects {
     pub roles: Vec<Role>,
     /// Bindings of the roles to the dispatcher's account.
     pub role_bindings: Vec<RoleBinding>,
-    /// The admin token, the secret with which edges sign relayed requests, and the copies of referenced Secrets.
+    /// The admin token for people, and the copies of all that servers read from Secrets at their start.
     pub secrets: Vec<Secret>,
     /// The app registry: it changes with every app, without a rollout.
     pub registry: Vec<Secret>,
@@ -118,8 +118,7 @@ pub fn render_objects(cluster: &ValidCluster) -> Result<DesiredObjects, serde_js
             .map(|server| pods::render_disruption_budget(cluster, server.kind))
             .collect(),
         service_accounts: pods::render_service_accounts(cluster),
-        secrets: [secrets::render_admin_secret(cluster), secrets::render_peer_secret(cluster)]
-            .into_iter()
+        secrets: std::iter::once(secrets::render_admin_secret(cluster))
             .chain(secrets::render_secret_copies(cluster))
             .collect(),
         registry: render_registry_secrets(cluster)?,

@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::{AwsIdentity, DrainPhases, ServerRole, ValidCluster, ValidServer, template_digest};
-use super::template::{READINESS_GATE, SECRETS_ANNOTATION, TEMPLATE_ANNOTATION};
+use super::template::{READINESS_GATE, TEMPLATE_ANNOTATION};
 use super::variables::{TOKEN_DIRECTORY, render_variables};
 use super::{
     ADMIN_PORT, APPS_PATH, PEER_PORT, POD_PATH, PUBLIC_PORT, child_labels, child_metadata, child_name, pod_selector,
@@ -79,11 +79,9 @@ pub(super) fn render_deployment(cluster: &ValidCluster, server: &ValidServer) ->
 fn render_pod_template(cluster: &ValidCluster, server: &ValidServer) -> PodTemplateSpec {
     let pod = render_pod_spec(cluster, server);
     let digest = template_digest(&pod);
-    let secrets = cluster.secrets_digests.get(&server.kind).cloned().unwrap_or_default();
-    let annotations = [(TEMPLATE_ANNOTATION, digest), (SECRETS_ANNOTATION, secrets)];
     let metadata = ObjectMeta {
         labels: Some(child_labels(cluster, server.kind.name())),
-        annotations: Some(annotations.map(|(name, value)| (name.to_owned(), value)).into()),
+        annotations: Some([(TEMPLATE_ANNOTATION.to_owned(), digest)].into()),
         ..ObjectMeta::default()
     };
     PodTemplateSpec { metadata: Some(metadata), spec: Some(pod) }

@@ -1,4 +1,4 @@
-//! Renders the Secrets: the admin token, the peer secret of edges, copies of referenced Secrets, and the app registry.
+//! Renders the Secrets: the admin token, copies of all that servers read at their start, and the app registry.
 
 use std::collections::BTreeMap;
 
@@ -9,33 +9,18 @@ use super::super::{SecretCopy, ValidCluster};
 use super::{child_metadata, child_name};
 use crate::protocol::registry::{BUCKET_COUNT, ENDPOINTS_FILE, file_name};
 
-/// Name of the Secret with the admin token, under `token`.
-#[must_use]
-pub fn admin_secret_name(cluster: &ValidCluster) -> String {
-    child_name(cluster, "admin")
-}
-
-/// Name of the Secret with which edges sign relayed requests, under `secret`.
-#[must_use]
-pub fn peer_secret_name(cluster: &ValidCluster) -> String {
-    child_name(cluster, "peer")
-}
-
 /// Name of the Secret with one bucket of the app registry.
 #[must_use]
 pub fn registry_secret_name(cluster: &ValidCluster, bucket: u8) -> String {
     child_name(cluster, &format!("apps-{bucket:x}"))
 }
 
+/// Renders the Secret from which people read the admin token, under `token`: servers read a copy.
 pub(super) fn render_admin_secret(cluster: &ValidCluster) -> Secret {
-    render_secret(cluster, admin_secret_name(cluster), "token", cluster.admin_token.expose())
+    render_secret(cluster, child_name(cluster, "admin"), "token", cluster.admin_token.expose())
 }
 
-pub(super) fn render_peer_secret(cluster: &ValidCluster) -> Secret {
-    render_secret(cluster, peer_secret_name(cluster), "secret", cluster.peer_secret.expose())
-}
-
-/// Renders the copies of referenced Secrets. Immutable: a changed value is another copy.
+/// Renders the copies. Immutable: a changed value is another copy.
 pub(super) fn render_secret_copies(cluster: &ValidCluster) -> Vec<Secret> {
     let render = |copy: &SecretCopy| Secret {
         metadata: child_metadata(cluster, copy.name.clone(), "configuration"),

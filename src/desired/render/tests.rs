@@ -7,22 +7,29 @@ use k8s_openapi::api::core::v1::EnvVar;
 use super::*;
 use crate::api::fixture::MINIMAL_CLUSTER;
 use crate::config::{ServerConfig, Variable};
-use crate::desired::{ClusterInputs, Manifests, SecretReference, generate_credentials, validate};
+use crate::desired::{
+    ClusterInputs, Manifests, SecretReaders, SecretReference, SecretTexts, generate_credentials, validate,
+};
 use crate::protocol::Transport;
 use crate::protocol::registry::ENDPOINTS_FILE;
 
 fn cluster(identity: &str, extra: &str) -> ValidCluster {
     let text = MINIMAL_CLUSTER.replace("{ type: PodIdentity }", identity);
+    cluster_with_values(&format!("{text}{extra}"), &BTreeMap::new(), &BTreeMap::new())
+}
+
+/// A cluster with the texts of Secrets and the known generated values.
+fn cluster_with_values(text: &str, secrets: &SecretTexts, known: &BTreeMap<String, String>) -> ValidCluster {
     let mut manifests = Manifests::default();
-    manifests.add_file("eu.yaml", &format!("{text}{extra}")).expect("a manifest");
+    manifests.add_file("eu.yaml", text).expect("a manifest");
     let (_, mut cluster) = manifests.clusters.remove(0);
     cluster.metadata.uid = Some("1a2b3c4d-0000".to_owned());
     let generate = |purpose: &str| format!("generated-{purpose}");
     let inputs = ClusterInputs {
         cluster: &cluster,
         apps: &[],
-        secrets: &BTreeMap::new(),
-        credentials: &generate_credentials(&cluster, &BTreeMap::new(), BTreeMap::new(), generate),
+        secrets,
+        credentials: &generate_credentials(&cluster, known, BTreeMap::new(), generate),
         receiver: "receiver.svc:8090",
         version: "0.1.0",
         stream: None,
@@ -88,12 +95,50 @@ fn the_authority_of_redis_is_read_from_its_secret_by_edges_alone() {
         Some((key.name, key.key))
     };
     assert_eq!(named(&render_objects(&given).expect("objects"), ServerKind::Sockjs), None);
-    given.redis.ca = Some(SecretReference { name: "redis-tls".to_owned(), key: "ca.crt".to_owned(), purpose: "TLS" });
+    given.redis.ca = Some(SecretReference {
+        name: "redis-tls".to_owned(),
+        key: "ca.crt".to_owned(),
+        purpose: "TLS",
+        readers: SecretReaders::Edges,
+    });
     let desired = render_objects(&given).expect("objects");
     let expected = Some(("redis-tls".to_owned(), "ca.crt".to_owned()));
     assert_eq!(named(&desired, ServerKind::Websocket), expected);
     assert_eq!(named(&desired, ServerKind::Sockjs), expected);
     assert_eq!(named(&desired, ServerKind::Dispatcher), None);
+}
+
+#[test]
+fn a_changed_value_changes_the_templates_of_the_servers_that_read_it_alone() {
+    use ServerKind::{Dispatcher, Sockjs, Websocket};
+    // One Secret for Redis and for AWS.
+    let text = MINIMAL_CLUSTER
+        .replace("{ type: PodIdentity }", "{ type: StaticKeys, secretRef: { name: eu-redis } }")
+        .replace("key: url }", "key: url }, caSecretRef: { name: eu-redis, key: ca.crt }");
+    let marks = |changed: &str| {
+        let value = |key: &str| if key == changed { "new" } else { "old" }.to_owned();
+        let keys = ["url", "ca.crt", "accessKeyID", "secretAccessKey", "else"];
+        let texts = keys.map(|key| (key.to_owned(), value(key))).into();
+        let known = ["admin-token", "peer-secret"].map(|purpose| (purpose.to_owned(), value(purpose))).into();
+        let cluster = cluster_with_values(&text, &[("eu-redis".to_owned(), texts)].into(), &known);
+        let deployments = render_objects(&cluster).expect("objects").deployments.into_iter();
+        let mark = |found: &Deployment| template_mark(&found.spec.template, TEMPLATE_ANNOTATION).map(str::to_owned);
+        deployments.map(|(server, found)| (server, mark(&found).expect("a mark"))).collect::<BTreeMap<_, _>>()
+    };
+    let before = marks("");
+    for (changed, expected) in [
+        ("url", vec![Websocket, Sockjs]),
+        ("ca.crt", vec![Websocket, Sockjs]),
+        ("accessKeyID", vec![Websocket, Sockjs, Dispatcher]),
+        ("secretAccessKey", vec![Websocket, Sockjs, Dispatcher]),
+        ("else", vec![]),
+        ("admin-token", vec![Websocket, Sockjs, Dispatcher]),
+        ("peer-secret", vec![Sockjs]),
+    ] {
+        let after = marks(changed);
+        let rolled: Vec<ServerKind> = before.keys().copied().filter(|server| before[server] != after[server]).collect();
+        assert_eq!(rolled, expected, "{changed}");
+    }
 }
 
 #[test]

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, SecretKeySelector};
 
+use super::super::secret_copies::{ADMIN_TOKEN_KEY, ADMIN_TOKEN_SOURCE, PEER_SECRET_KEY, PEER_SECRET_SOURCE};
 use super::super::{AwsIdentity, SecretReference, ValidCluster, ValidServer};
-use super::{APPS_PATH, admin_secret_name, peer_secret_name};
+use super::APPS_PATH;
 use crate::config::{VARIABLE_TABLE, VariableKey};
 use crate::protocol::Transport;
 
@@ -35,7 +36,7 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
     let text = |text: &str| Some(Text(text.to_owned()));
     let seconds = |duration: Duration| Some(Text(duration.as_secs().to_string()));
     let secret = |name: String, key: &str| Some(Secret { name, key: key.to_owned() });
-    let copied = |source: &str, key: &str| secret(cluster.copy_of(source).to_owned(), key);
+    let copied = |source: &str, key: &str| secret(cluster.copy_of(source, key).to_owned(), key);
     let referenced = |found: &SecretReference| copied(&found.name, &found.key);
     let identity = &cluster.stream.identity;
     match key {
@@ -43,7 +44,7 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         VariableKey::ClusterUid => text(&cluster.uid),
         VariableKey::Server => text(server.kind.name()),
         VariableKey::Pod => Some(Field("metadata.name")),
-        VariableKey::AdminToken => secret(admin_secret_name(cluster), "token"),
+        VariableKey::AdminToken => copied(ADMIN_TOKEN_SOURCE, ADMIN_TOKEN_KEY),
         VariableKey::AppsPath => text(APPS_PATH),
         VariableKey::Transports => {
             let transports =
@@ -52,7 +53,7 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         }
         VariableKey::TrustedProxies => join_list(&cluster.trusted_proxies),
         VariableKey::PodIp => Some(Field("status.podIP")),
-        VariableKey::PeerSecret => secret(peer_secret_name(cluster), "secret"),
+        VariableKey::PeerSecret => copied(PEER_SECRET_SOURCE, PEER_SECRET_KEY),
         VariableKey::SessionHost => cluster.sockjs.session_host.as_deref().and_then(text),
         VariableKey::SockjsScripts => join_list(&cluster.sockjs.scripts),
         VariableKey::SockjsCookie => cluster.sockjs.has_cookie.then_some("on").and_then(text),

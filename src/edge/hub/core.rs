@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::bus::{
-    BroadcastFrame, Bus, BusError, ChannelInfo, ChannelKey, CountUpdate, JoinOutcome, LastEvent, LastEventLookup,
-    Transition,
+    BroadcastFrame, Bus, BusError, ChannelInfo, ChannelKey, CountUpdate, DecidedTransitions, JoinOutcome, LastEvent,
+    LastEventLookup,
 };
 use crate::edge::apps::RegistryWatcher;
 use crate::edge::hub::pending_counts::PendingCounts;
@@ -90,7 +90,7 @@ impl Hub {
         subject: &ChannelKey,
         socket: &SocketId,
         cause: Option<LeaveCause>,
-    ) -> Result<Vec<Transition>, BusError> {
+    ) -> Result<DecidedTransitions, BusError> {
         self.with_timeout(self.bus.leave_channel(subject, socket, cause)).await
     }
 
@@ -138,6 +138,8 @@ impl Hub {
     /// Updates the metrics that are sampled.
     pub fn sample_metrics(&self) {
         self.metrics.recorder_queued_events.set(i64::try_from(self.recorder.queued_count()).unwrap_or(i64::MAX));
+        let unacknowledged = i64::try_from(self.bus.unacknowledged_count()).unwrap_or(i64::MAX);
+        self.metrics.bus_unacknowledged_changes.set(unacknowledged);
         self.metrics.bus_up.set(i64::from(self.bus.is_available()));
         let raise = |counter: &Counter, total: u64| counter.inc_by(total.saturating_sub(counter.get()));
         raise(&self.metrics.bus_frames_lost, self.bus.lost_frames());

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bus::{BusError, ChannelKey, Transition};
+use crate::bus::{BusError, ChannelKey, DecidedTransitions};
 use crate::edge::hub::core::Hub;
 use crate::edge::session::Session;
 use crate::protocol::frame::{self, PresenceMember};
@@ -152,6 +152,6 @@ fn user_channel_key(app: &AppId, name: Option<ChannelName>) -> Option<ChannelKey
     name.map(|channel| ChannelKey { app: app.clone(), channel })
 }
 
-fn has_transition(transitions: &[Transition], kind: &EventKind) -> bool {
+fn has_transition(transitions: &DecidedTransitions, kind: &EventKind) -> bool {
     transitions.iter().any(|transition| transition.kind == *kind)
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::bus::{BusError, ChannelKey, JoinOutcome, LastEventLookup, Transition};
+use crate::bus::{BusError, ChannelKey, JoinOutcome, LastEventLookup};
 use crate::edge::apps::handshake::refusal_reason;
 use crate::edge::apps::rate_limit::{FixedWindow, TokenBucket};
 use crate::edge::close_reason::CloseReason;
@@ -410,8 +410,7 @@ impl Connection {
         if channel.kind() == ChannelKind::Internal {
             return;
         }
-        let transitions: Vec<Transition> = match self.shared.leave_channel(&subject, &self.session.socket, cause).await
-        {
+        let transitions = match self.shared.leave_channel(&subject, &self.session.socket, cause).await {
             Ok(transitions) => transitions,
             Err(error) => {
                 tracing::debug!(%error, %channel, "a connection leaves later, once the bus answers");

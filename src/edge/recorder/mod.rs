@@ -1,8 +1,12 @@
 //! The recorder: writes events to the stream without delaying chat messages.
 //!
 //! In: transitions of the bus, and accepted client events. Out: records that Kinesis acknowledged, or a count of drops
-//! by reason. [`queue`] decides the order, [`writer`] sends.
+//! by reason. [`queue`] decides the order, [`writer`] sends. Only events that an endpoint of their app receives are
+//! recorded. Every transition's receipt is acknowledged in the end: recorded, dropped, or not wanted.
 
+pub(crate) mod app_shares;
+pub(crate) mod event;
+pub(crate) mod lane;
 pub(crate) mod queue;
 pub(crate) mod writer;
 
@@ -14,9 +18,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::Ulid;
 
+use event::{DroppedEvent, RecordableEvent};
 use queue::{QueueLimits, RecordQueue};
 
-use crate::bus::{ChannelKey, Membership, Transition};
+use crate::bus::{ChannelKey, DecidedTransition, DecidedTransitions, Receipt};
+use crate::edge::apps::RegistryWatcher;
 use crate::edge::drop_reason::DropReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::kinesis;
@@ -43,20 +49,26 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Queues events and writes them to the stream.
 pub struct Recorder {
     shared: Option<Arc<RecorderCore>>,
-    bus: Arc<dyn Membership>,
+    apps: Arc<RegistryWatcher>,
     metrics: Arc<EdgeMetrics>,
     number: std::sync::atomic::AtomicU64,
 }
 
 /// The state that intake and lanes share.
 pub(crate) struct RecorderCore {
-    queue: Mutex<RecordQueue>,
-    /// One per lane, notified when an event is due earlier than before.
-    wake: Vec<Notify>,
-    last_error: Mutex<Option<String>>,
+    queue: RecordQueue,
+    lanes: Vec<LaneState>,
     started: Instant,
-    bus: Arc<dyn Membership>,
     metrics: Arc<EdgeMetrics>,
+}
+
+/// The part of a lane's state beside its queue.
+#[derive(Default)]
+struct LaneState {
+    /// Notified when an event is due earlier than before.
+    wake: Notify,
+    /// The refusal of the lane's last call; `None` after a success.
+    last_error: Mutex<Option<String>>,
 }
 
 impl Recorder {
@@ -64,20 +76,18 @@ impl Recorder {
     /// and the queue is empty.
     pub fn start(
         kinesis: Option<kinesis::KinesisClient>,
-        bus: Arc<dyn Membership>,
+        apps: Arc<RegistryWatcher>,
         origin: &RecordOrigin,
         metrics: Arc<EdgeMetrics>,
         tasks: &TaskTracker,
         closing: &CancellationToken,
     ) -> Self {
         let number = std::sync::atomic::AtomicU64::new(0);
-        let Some(client) = kinesis else { return Self { shared: None, bus, metrics, number } };
+        let Some(client) = kinesis else { return Self { shared: None, apps, metrics, number } };
         let shared = Arc::new(RecorderCore {
-            queue: Mutex::new(RecordQueue::new(QueueLimits::DEFAULT, LANE_COUNT)),
-            wake: (0..LANE_COUNT).map(|_| Notify::new()).collect(),
-            last_error: Mutex::new(None),
+            queue: RecordQueue::new(QueueLimits::DEFAULT, LANE_COUNT),
+            lanes: (0..LANE_COUNT).map(|_| LaneState::default()).collect(),
             started: Instant::now(),
-            bus: bus.clone(),
             metrics: metrics.clone(),
         });
         for lane in 0..LANE_COUNT {
@@ -85,23 +95,21 @@ impl Recorder {
             tasks.spawn(writer.run());
         }
         tasks.spawn(expire_events(shared.clone(), closing.clone()));
-        Self { shared: Some(shared), bus, metrics, number }
+        Self { shared: Some(shared), apps, metrics, number }
     }
 
     /// Records transitions of the bus.
-    pub fn record_transitions(&self, subject: &ChannelKey, transitions: Vec<Transition>) {
-        for transition in transitions {
-            self.enqueue_event(
-                subject,
-                RecordedEvent {
-                    id: transition.id,
-                    time_ms: transition.time_ms,
-                    order: Some(transition.order),
-                    n: None,
-                    cause: transition.cause,
-                    kind: transition.kind,
-                },
-            );
+    pub fn record_transitions(&self, subject: &ChannelKey, transitions: DecidedTransitions) {
+        for DecidedTransition { transition, receipt } in transitions {
+            let event = RecordedEvent {
+                id: transition.id,
+                time_ms: transition.time_ms,
+                order: Some(transition.order),
+                n: None,
+                cause: transition.cause,
+                kind: transition.kind,
+            };
+            self.enqueue_event(subject, &event, Some(receipt));
         }
     }
 
@@ -109,32 +117,37 @@ impl Recorder {
     pub fn record_event(&self, subject: &ChannelKey, kind: EventKind) {
         let n = self.number.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         let (id, time_ms) = (Ulid::new().to_string(), clock::now_ms());
-        self.enqueue_event(subject, RecordedEvent { id, time_ms, order: None, n: Some(n), cause: None, kind });
+        self.enqueue_event(subject, &RecordedEvent { id, time_ms, order: None, n: Some(n), cause: None, kind }, None);
     }
 
-    /// Queues an event. Never waits for the stream.
-    fn enqueue_event(&self, subject: &ChannelKey, event: RecordedEvent) {
+    /// Queues an event that an endpoint receives. Never waits for the stream.
+    fn enqueue_event(&self, subject: &ChannelKey, event: &RecordedEvent, receipt: Option<Receipt>) {
+        if !self.is_wanted(subject, &event.kind) {
+            self.metrics.recorder_events_unwanted.inc();
+            return receipt.into_iter().for_each(Receipt::acknowledge);
+        }
         self.metrics.recorder_events_accepted.inc();
         let Some(shared) = &self.shared else {
             // Without a stream no other process needs to record it again.
-            return event.order.iter().for_each(|order| self.bus.acknowledge_recorded(subject, &[*order]));
+            return receipt.into_iter().for_each(Receipt::acknowledge);
         };
-        let now = shared.elapsed_ms();
-        let (lane, dropped) = {
-            let mut queue = lock_unpoisoned(&shared.queue);
-            (queue.lane_of(subject), queue.push(subject, event, now))
-        };
-        for reason in dropped {
-            shared.metrics.recorder_events_dropped.with_label(reason).inc();
+        let event = RecordableEvent::new(event, receipt);
+        let dropped = shared.queue.push(subject, event, shared.elapsed_ms());
+        shared.count_drops(dropped);
+        if let Some(lane) = shared.lanes.get(shared.queue.lane_of(subject)) {
+            lane.wake.notify_one();
         }
-        if let Some(wake) = shared.wake.get(lane) {
-            wake.notify_one();
-        }
+    }
+
+    /// Whether an endpoint of the app receives the event. An app that this process does not know yet may have one.
+    fn is_wanted(&self, subject: &ChannelKey, kind: &EventKind) -> bool {
+        let wants = |app: &crate::protocol::registry::App| app.records_event(kind.name(), subject.channel.as_str());
+        self.apps.current().by_id(&subject.app).is_none_or(wants)
     }
 
     /// The number of queued events.
     pub fn queued_count(&self) -> usize {
-        self.shared.as_ref().map_or(0, |shared| lock_unpoisoned(&shared.queue).len())
+        self.shared.as_ref().map_or(0, |shared| shared.queue.len())
     }
 
     /// The counts for `/flow`.
@@ -149,19 +162,21 @@ impl Recorder {
             accepted: self.metrics.recorder_events_accepted.get(),
             acknowledged: self.metrics.recorder_events_acknowledged.get(),
             queued: u64::try_from(self.queued_count()).unwrap_or(u64::MAX),
+            unwanted: self.metrics.recorder_events_unwanted.get(),
             dropped,
-            last_error: self.shared.as_ref().and_then(|shared| lock_unpoisoned(&shared.last_error).clone()),
+            last_error: self.shared.as_ref().and_then(|shared| shared.describe_errors()),
         }
     }
 
-    /// Counts the events that are left when the process ends, and returns their number.
-    pub fn drop_queued(&self) -> usize {
-        let left = self.queued_count();
+    /// Counts the events that are left when the process ends, and returns how many the bus keeps for the process that
+    /// sweeps this one, and how many are lost.
+    pub fn drop_queued(&self) -> (usize, usize) {
+        let (kept, lost) = self.shared.as_ref().map_or((0, 0), |shared| shared.queue.count_by_receipt());
         self.metrics
             .recorder_events_dropped
             .with_label(DropReason::Shutdown)
-            .inc_by(u64::try_from(left).unwrap_or(u64::MAX));
-        left
+            .inc_by(u64::try_from(lost).unwrap_or(u64::MAX));
+        (kept, lost)
     }
 }
 
@@ -169,6 +184,26 @@ impl RecorderCore {
     /// Milliseconds since the recorder started, unaffected by corrections of the wall clock.
     fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Counts drops and acknowledges their receipts: nobody will record them.
+    fn count_drops(&self, dropped: Vec<DroppedEvent>) {
+        for DroppedEvent { reason, receipt } in dropped {
+            self.metrics.recorder_events_dropped.with_label(reason).inc();
+            receipt.into_iter().for_each(Receipt::acknowledge);
+        }
+    }
+
+    /// The refusal of the first lane that fails, and how many lanes do. A lane that succeeds hides no other.
+    fn describe_errors(&self) -> Option<String> {
+        let errors: Vec<String> =
+            self.lanes.iter().filter_map(|lane| lock_unpoisoned(&lane.last_error).clone()).collect();
+        let first = errors.first()?;
+        Some(if errors.len() == self.lanes.len() {
+            first.clone()
+        } else {
+            format!("{first} ({} of {} lanes)", errors.len(), self.lanes.len())
+        })
     }
 }
 
@@ -178,14 +213,10 @@ async fn expire_events(shared: Arc<RecorderCore>, closing: CancellationToken) {
             () = closing.cancelled() => return,
             () = tokio::time::sleep(EXPIRY_INTERVAL) => {}
         }
-        let count = lock_unpoisoned(&shared.queue).drop_expired(shared.elapsed_ms());
-        if count > 0 {
-            tracing::warn!(count, "client events waited too long for the stream and were dropped");
-            shared
-                .metrics
-                .recorder_events_dropped
-                .with_label(DropReason::Expired)
-                .inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+        let expired = shared.queue.drop_expired(shared.elapsed_ms());
+        if !expired.is_empty() {
+            tracing::warn!(count = expired.len(), "client events waited too long for the stream and were dropped");
+            shared.count_drops(expired);
         }
     }
 }

@@ -108,8 +108,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let metrics = Arc::new(EdgeMetrics::default());
     let (writers, flushed) = (TaskTracker::new(), CancellationToken::new());
     let origin = build_record_origin(&values, &process);
-    let recorder =
-        Recorder::start(deps.kinesis.clone(), deps.bus.clone(), &origin, metrics.clone(), &writers, &flushed);
+    let recorder = Recorder::start(deps.kinesis.clone(), apps.clone(), &origin, metrics.clone(), &writers, &flushed);
     let opener = Arc::new(SessionOpener {
         apps: apps.clone(),
         sessions: SessionRegistry::new(metrics.clone()),

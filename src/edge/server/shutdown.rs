@@ -101,8 +101,12 @@ impl EdgeLifecycle {
         self.writers.close();
         self.flushed.cancel();
         if timeout(RECORDER_FLUSH_TIMEOUT, self.writers.wait()).await.is_err() {
-            let events = self.shared.recorder.drop_queued();
-            tracing::error!(events, "the stream did not take what waited in time; these events are lost");
+            let (kept, lost) = self.shared.recorder.drop_queued();
+            tracing::error!(
+                lost,
+                left_to_other_edges = kept,
+                "stream unavailable at shutdown: queued events are dropped"
+            );
         }
     }
 }

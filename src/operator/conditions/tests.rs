@@ -2,6 +2,8 @@ use super::*;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use proptest::prelude::*;
 
+const INHERITED_MAX: Duration = Duration::from_mins(15);
+const PROOF_TTL_SECONDS: i64 = 15 * 60;
 const NOW: i64 = 1_000_000;
 
 fn at(second: i64) -> Timestamp {
@@ -66,6 +68,7 @@ fn inputs(known: &RealtimeClusterStatus) -> StatusInputs<'_> {
         known,
         generation: None,
         deadline: 600,
+        inherited_max: INHERITED_MAX,
         now: at(NOW),
     }
 }
@@ -103,6 +106,8 @@ fn the_first_match_from_terminal_errors_to_the_proof_decides_ready() {
     let forbidden = ReconcileError::terminal(Reason::NotAllowedByPolicy, "forbidden");
     let unapplied = || vec![condition("WorkloadsAvailable", "False", "NotAllowedByPolicy", 1)];
     let deleted = ReconcileError::transient(Reason::Deleting, "going");
+    let failed = ReconcileError::transient(Reason::ApplyFailed, "500");
+    let denied_call = ReconcileError::transient(Reason::AccessDenied, "403");
     let not_ours = || vec![condition("StreamReady", "False", "StreamNotOurs", 1)];
     let invalid = || vec![condition("StreamReady", "False", "StreamInvalid", 1)];
     let missing = || vec![condition("StreamReady", "False", "StreamMissing", 1)];
@@ -175,7 +180,17 @@ fn the_first_match_from_terminal_errors_to_the_proof_decides_ready() {
             summary(denied(), proven("f1"), None, None, Some(&closed)),
             "False/RecordRefused",
         ),
-        ("children unwritten", summary(unwritten(), None, None, None, Some(&proving)), "False/ApplyFailed reconciling"),
+        (
+            "children unwritten",
+            summary(unwritten(), None, None, None, Some(&proving)),
+            "Unknown/ApplyFailed reconciling",
+        ),
+        ("the first call fails", summary(vec![], None, Some(&failed), None, None), "Unknown/ApplyFailed reconciling"),
+        (
+            "the first call is refused",
+            summary(vec![], None, Some(&denied_call), None, None),
+            "False/AccessDenied reconciling",
+        ),
         ("unwritten, and events arrive", summary(unwritten(), proven("f1"), None, None, Some(&open)), "True/Proven"),
     ] {
         assert_eq!(found, expected, "{name}");
@@ -294,10 +309,10 @@ fn evidence_that_is_too_old_is_unknown() {
 #[test]
 fn a_new_leader_accepts_only_a_fresh_proof_of_the_same_fingerprint() {
     let known = |gate| RealtimeClusterStatus { gate, ..RealtimeClusterStatus::default() };
-    assert!(is_open(&known(proven("f1")), "f1", at(NOW)));
-    assert!(!is_open(&known(proven("f1")), "f2", at(NOW)));
-    assert!(!is_open(&known(proven("f1")), "f1", at(NOW + PROOF_TTL_SECONDS)));
-    assert!(!is_open(&known(None), "f1", at(NOW)));
+    assert!(is_open(&known(proven("f1")), "f1", at(NOW), INHERITED_MAX));
+    assert!(!is_open(&known(proven("f1")), "f2", at(NOW), INHERITED_MAX));
+    assert!(!is_open(&known(proven("f1")), "f1", at(NOW + PROOF_TTL_SECONDS), INHERITED_MAX));
+    assert!(!is_open(&known(None), "f1", at(NOW), INHERITED_MAX));
 }
 
 /// The decision for generation 2, and the names of the conditions among Reconciling and Stalled that are True.

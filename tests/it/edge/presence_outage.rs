@@ -18,7 +18,7 @@ async fn edge_on(server: &str, redis: &Redis, pod: &str) -> Edge {
     let apps = tempfile::tempdir().expect("a directory");
     write_registry(apps.path(), vec![app("1", true)]);
     let values = values(server, "off", apps.path(), &[]);
-    let deps = dependencies(apps.path(), MemoryBus::new(), None).await;
+    let deps = dependencies(apps.path(), Arc::new(MemoryBus::new()), None).await;
     let shutdown = deps.shutdown.clone();
     let bus: Arc<dyn Bus> =
         Arc::new(RedisBus::connect(&redis.url(), "uid-1", pod, shutdown.clone()).await.expect("a bus"));

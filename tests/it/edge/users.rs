@@ -66,7 +66,7 @@ impl Ws {
         self.send(&json!({ "event": "pusher:signin", "data": { "auth": auth, "user_data": user_data } })).await;
     }
 
-    async fn signed_in(&mut self, user_data: &Value) {
+    pub async fn signed_in(&mut self, user_data: &Value) {
         self.sign_in(user_data).await;
         let success = self.expect("pusher:signin_success").await;
         assert_eq!(success.data["user_data"], json!(user_data.to_string()));

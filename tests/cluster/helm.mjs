@@ -1,0 +1,36 @@
+// Helm as the tests run it.
+import assert from "node:assert/strict";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+
+import { completed, spawnBound } from "../conformance/processes.mjs";
+import { BIN, DIR } from "./harness.mjs";
+
+const home = mkdtempSync(`${tmpdir()}/helm-`);
+process.on("exit", () => rmSync(home, { recursive: true, force: true }));
+
+/** Runs a program to its end, whatever that is. */
+export function run(program, args, { input = "", env = {} } = {}) {
+  return completed(spawnBound(program, args, { stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, ...env } }), input);
+}
+
+/** Runs helm with these values, to its end, whatever that is. */
+export function execute(args, values) {
+  const env = { HELM_CACHE_HOME: home, HELM_CONFIG_HOME: home, HELM_DATA_HOME: home, KUBECONFIG: `${DIR}/pki/admin.kubeconfig` };
+  const from = values ? ["--values", "-"] : [];
+  return run(`${BIN}/helm`, [...args, ...from], { input: values ? JSON.stringify(values) : "", env });
+}
+
+/** What helm prints; fails when it does. */
+export async function helm(args, values) {
+  const { code, stdout, stderr } = await execute(args, values);
+  assert.equal(code, 0, `helm ${args.join(" ")}: ${stderr}`);
+  return stdout;
+}
+
+/** The error of helm; fails when it succeeds. */
+export async function refusal(args, values) {
+  const { code, stdout, stderr } = await execute(args, values);
+  assert.notEqual(code, 0, `helm ${args.join(" ")} accepted ${JSON.stringify(values)}: ${stdout}`);
+  return stderr;
+}

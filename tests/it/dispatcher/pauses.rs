@@ -1,0 +1,70 @@
+//! Reading that stops is loud: the distance grows, and log, `/flow` and metrics name the reason.
+
+use super::*;
+
+/// Waits until the shard of this dispatcher has been paused for this reason, and its distance grows.
+async fn wait_for_pause(running: &RunningDispatcher, reason: &str) -> DispatcherFlow {
+    let is_paused = |flow: &DispatcherFlow| {
+        flow.shards.values().any(|shard| shard.paused.as_deref() == Some(reason) && shard.behind_ms > 1_500)
+    };
+    let found = eventually(&format!("a pause: {reason}"), async || flow(running).await, is_paused).await;
+    let metrics = get(running, "/metrics").await;
+    let line = format!("realtime_dispatcher_paused_shards{{reason=\"{reason}\"}} 1");
+    assert!(metrics.contains(&line), "{line} in {metrics}");
+    found
+}
+
+async fn wait_for_reading(running: &RunningDispatcher) {
+    let reads = |flow: &DispatcherFlow| {
+        flow.shards.values().all(|shard| shard.paused.is_none() && shard.behind_ms < 1_000) && flow.last_error.is_none()
+    };
+    eventually("reading without an error", async || flow(running).await, reads).await;
+}
+
+#[tokio::test]
+async fn a_shard_full_of_events_of_an_unknown_app_says_so_until_they_are_dropped() {
+    let bed = Bed::new(1).await;
+    let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    for file in 0..16 {
+        std::fs::write(bed.apps.path().join(format!("{file:x}.json")), "[]").expect("written");
+    }
+    eventually(
+        "a registry without apps",
+        async || get(&running, "/metrics").await,
+        |page| page.contains("registry_reads_total{result=\"applied\"} 1"),
+    )
+    .await;
+    for n in 0..110 {
+        let events = (0..100).map(|m| message(&format!("{n}-{m}"), n)).collect();
+        bed.put(CLUSTER, &format!("c{n}"), events).await;
+    }
+    let paused = wait_for_pause(&running, "full").await;
+    assert!(paused.unfinished >= 10_000, "{paused:?}");
+    assert!(paused.last_error.is_some_and(|error| error.contains("not read (full)")));
+    bed.write_apps(&bed.receiver.serve().await);
+    bed.receiver.receives("every event", |ids| ids.len() == 11_000).await;
+    wait_for_reading(&running).await;
+}
+
+#[tokio::test]
+async fn a_record_of_a_newer_release_pauses_its_shard_and_says_so() {
+    let bed = Bed::new(1).await;
+    let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    let newer = PutEntry { partition_key: "1001/a".into(), data: Bytes::from_static(br#"{"v":2}"#) };
+    bed.kinesis.put_records(&[newer]).await.expect("put");
+    let paused = wait_for_pause(&running, "record_too_new").await;
+    assert!(paused.last_error.is_some_and(|error| error.contains("RecordTooNew")));
+}
+
+#[tokio::test]
+async fn a_stream_that_refuses_reads_pauses_the_shard_and_reading_goes_on_afterwards() {
+    let (bed, faults) = Bed::with_faults(1).await;
+    let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    bed.put(CLUSTER, "a", vec![message("before", 0)]).await;
+    bed.receiver.receives("an event", |ids| ids == ["before"]).await;
+    faults.set(Some(CallFault::ServiceFailure));
+    let paused = wait_for_pause(&running, "read_failed").await;
+    assert!(paused.last_error.is_some_and(|error| error.contains("InternalFailure")));
+    faults.set(None);
+    wait_for_reading(&running).await;
+}
