@@ -97,6 +97,7 @@ pub fn start(
         // After taking over a proven cluster, every pod is observed before a verdict is given.
         warm: context.plan.proof == JourneyProof::Never,
         request: context.plan.requested.clone(),
+        applied_policy: context.plan.policy,
         context: Arc::new(context),
         evidence,
         verdicts,
@@ -145,6 +146,8 @@ pub(super) enum ScheduleEvent {
 pub(super) struct JourneySchedule {
     pub(super) context: Arc<JourneyContext>,
     pub(super) evidence: Evidence,
+    /// The policy by which the evidence is judged, with the interval in force.
+    applied_policy: GatePolicy,
     pub(super) verdicts: watch::Sender<Verdict>,
     reports: watch::Sender<BTreeMap<String, PodStanding>>,
     /// The time in force between two rounds.
@@ -229,8 +232,7 @@ impl JourneySchedule {
                     }
                     if is_due(aged, now, AGEING_INTERVAL) {
                         aged = Some(now);
-                        self.evidence.advance(clock::now_ms());
-                        self.publish_verdict();
+                        self.advance_evidence();
                     }
                     let every = self.round_interval();
                     send_if_changed(&self.intervals, every);
@@ -255,8 +257,21 @@ impl JourneySchedule {
         let paths: usize = plan.paths.iter().map(|path| path.transports.len()).sum();
         let edges: usize = plan.edges.iter().map(|edge| edge.transports.len()).sum();
         let interval = self.process.budget.adjust_interval(edges + paths, plan.policy.interval);
-        self.evidence.set_policy(GatePolicy { interval, ..plan.policy });
+        let policy = GatePolicy { interval, ..plan.policy };
+        if self.warm && self.applied_policy != policy {
+            self.applied_policy = policy;
+            self.evidence.set_policy(policy);
+        }
         interval
+    }
+
+    /// Lets the evidence age. Before the first observation there are no targets, which would close a gate whose proof a
+    /// former leader recorded.
+    fn advance_evidence(&mut self) {
+        if self.warm {
+            self.evidence.advance(clock::now_ms());
+        }
+        self.publish_verdict();
     }
 
     /// Time in force between two rounds.

@@ -307,18 +307,16 @@ const GROUPS = {
 
 /**
  * Keeps every version of an object from now on, of one that is not there yet too; without a name, of all of that kind.
- * `versions` holds `{ type: "ADDED" | "MODIFIED" | "DELETED", object, at }`. `since` is the version after which to begin: the
- * watch then misses nothing of the time in which another one could not be open.
+ * `versions` holds `{ type: "ADDED" | "MODIFIED" | "DELETED", object, at }`.
  */
-export async function watchObject(kind, namespace, name, { since } = {}) {
+export async function watchObject(kind, namespace, name) {
   const field = name ? `&fieldSelector=metadata.name%3D${name}` : "";
   // The bookmark says that the watch stands: everything after it is seen.
-  const from = since ? `resourceVersion=${since}` : "sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
-  const query = `watch=true${field}&${from}&allowWatchBookmarks=true`;
+  const query = `watch=true${field}&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true`;
   const path = `${GROUPS[kind] ?? "/api/v1"}/namespaces/${namespace}/${kind}?${query}`;
   const child = spawnBound(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, "get", "--raw", path], { stdio: ["ignore", "pipe", "pipe"] });
   const versions = [];
-  let ready = Boolean(since);
+  let ready = false;
   let problem = "";
   let wanted = true;
   child.stderr.on("data", (chunk) => (problem += chunk));
@@ -521,7 +519,7 @@ export function tagImage(name, alias) {
   execFileSync(new URL("kubernetes", import.meta.url).pathname, ["tag", DIR, name, alias]);
 }
 
-/** Ends the API server by force, and starts it again as it was started. Watches end; etcd keeps every version. */
+/** Ends the API server by force, and starts it again as it was started. Every watch ends. */
 export async function restartApiServer() {
   const file = `${DIR}/run/apiserver.pid`;
   const pid = readFileSync(file, "utf8").split(" ")[0];
