@@ -12,7 +12,7 @@ use crate::protocol::record::EventOrder;
 
 /// The part of a bus that keeps transitions until their receipts are acknowledged.
 pub(super) trait Outbox: Send + Sync {
-    /// Forgets a transition.
+    /// Forgets a transition, which is recorded or dropped.
     fn acknowledge(&self, subject: &ChannelKey, order: EventOrder);
 
     /// Emits a transition again: its receipt was dropped.
@@ -63,7 +63,7 @@ impl fmt::Debug for Receipt {
 pub struct DecidedTransition {
     /// The change of the channel's membership.
     pub transition: Transition,
-    /// Acknowledges it.
+    /// Acknowledges the transition to the bus.
     pub receipt: Receipt,
 }
 
@@ -93,6 +93,7 @@ impl DecidedTransitions {
     }
 
     /// The transitions, in order.
+    #[must_use]
     pub fn iter(&self) -> <&Self as IntoIterator>::IntoIter {
         self.into_iter()
     }
@@ -110,6 +111,7 @@ impl DecidedTransitions {
     }
 
     /// Acknowledges all of them, and returns them.
+    #[expect(clippy::must_use_candidate, reason = "a caller may want the acknowledgement alone")]
     pub fn acknowledge_all(self) -> Vec<Transition> {
         let acknowledge = |decided: DecidedTransition| {
             decided.receipt.acknowledge();

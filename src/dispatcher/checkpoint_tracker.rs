@@ -121,6 +121,12 @@ impl CheckpointTracker {
         self.events
     }
 
+    /// Whether more than half of a bound is taken.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        self.events > UNFINISHED_EVENTS_MAX / 2 || self.bytes > UNFINISHED_BYTES_MAX / 2
+    }
+
     /// Whether reading must pause until events finish.
     #[must_use]
     pub fn is_full(&self) -> bool {

@@ -27,7 +27,7 @@ label_values! {
         UnknownApp = "unknown_app",
         /// No endpoint acknowledged it within the retry window.
         RetryWindowOver = "retry_window_over",
-        /// The endpoint fails and is over its limit of waiting events.
+        /// The endpoint fails or is slow, and the events of such endpoints exceed their share of the shard's bound.
         EndpointBehind = "endpoint_behind",
         /// The endpoint was removed while the event waited.
         EndpointRemoved = "endpoint_removed",
@@ -53,11 +53,18 @@ label_values! {
         RecordTooNew = "record_too_new",
         /// As many events as the shard may hold wait for endpoints, for their app, or for the end of an absence.
         Full = "full",
-        /// An endpoint answers, but more slowly than its events arrive.
-        EndpointBehind = "endpoint_behind",
         /// Kinesis does not answer, or refuses the read.
         ReadFailed = "read_failed",
     }
+}
+
+/// A change of a pause that is to be reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PauseChange {
+    /// The shard has not been read for a while.
+    Paused(PauseReason),
+    /// The shard is read again after so many ms.
+    Resumed(PauseReason, u64),
 }
 
 label_values! {
@@ -99,7 +106,7 @@ metric_table! {
         shards: Gauge => "Nothing; over all dispatchers the sum is the number of shards.",
         /// Held shards that are not read now.
         paused_shards: Labeled<PauseReason, Gauge> =>
-            "Look the reason up below: `full` and `endpoint_behind` need the endpoint that `/flow` names, `record_too_new` an upgrade.",
+            "Look the reason up below: `full` needs more dispatchers or shards, `record_too_new` an upgrade.",
         /// Distance of the slowest held shard from the end of the stream, in seconds.
         lag_seconds: Gauge<f64, AtomicU64> => "Add dispatchers or shards, or find the endpoint that is slow.",
     }
@@ -135,7 +142,7 @@ pub struct DispatcherMetrics {
     live: Mutex<FlowState>,
 }
 
-/// A held shard.
+/// A shard that this process holds.
 #[derive(Clone, Debug)]
 pub struct ShardState {
     /// Its place in the stream.
@@ -239,6 +246,27 @@ impl DispatcherMetrics {
     /// Removes the error of a source that works again.
     pub fn clear_error(&self, source: &ErrorSource) {
         self.live().errors.remove(source);
+    }
+
+    /// Reports a pause of a shard's reading that lasts, or its end. `too_new` describes a record of a newer release.
+    pub fn report_pause(&self, shard: &ShardId, change: PauseChange, too_new: Option<&str>, unfinished: usize) {
+        let source = ErrorSource::Paused(shard.clone());
+        match change {
+            PauseChange::Paused(reason) => {
+                let word = reason.name();
+                tracing::warn!(%shard, reason = word, unfinished, "shard reading paused");
+                // Of a failed read the reader's own error says more.
+                if let Some(why) = too_new {
+                    self.set_error(source, why.to_owned());
+                } else if reason != PauseReason::ReadFailed {
+                    self.set_error(source, format!("shard {shard} is not read ({word}): {}", reason.meaning()));
+                }
+            }
+            PauseChange::Resumed(reason, ms) => {
+                tracing::info!(%shard, reason = reason.name(), ms, "shard reading resumed");
+                self.clear_error(&source);
+            }
+        }
     }
 
     /// Whether the records of a shard cannot be read now.

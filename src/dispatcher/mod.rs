@@ -3,19 +3,19 @@
 //! In: records of a Kinesis stream, the app registry, and the leases that assign shards to this process. Out: signed
 //! webhooks to the customers' endpoints, checkpoints, and a count of every event that was not delivered, by reason.
 //!
-//! Path of an event: `shard_supervisor` → `shard_worker` → `reader` → `decode` → `sequencer` → `debounce` → `batcher` →
+//! Path of an event: `shard_supervisor` → `shard_worker` → `reader` → `decode` → `sequencer` → `debounce` → `endpoint` →
 //! `sender` → `checkpoint_tracker` → checkpoint. The deciding parts are pure and have a file each; one task per shard
-//! owns the state of that shard.
+//! owns the state of that shard, and one per endpoint sends the events of all shards.
 //!
 //! This room must not know edges, nor the service behind an endpoint.
 
 mod allowed_endpoints;
 mod apps;
 mod assignment;
-mod batcher;
 mod checkpoint_tracker;
 mod debounce;
 mod decode;
+mod endpoint;
 mod events;
 mod kubernetes_leases;
 mod leases;

@@ -3,7 +3,7 @@
 //! A shard that is not read must not look well: its distance grows with the clock, and a pause that lasts is reported once,
 //! with its reason.
 
-use super::metrics::PauseReason;
+use super::metrics::{PauseChange, PauseReason};
 
 /// Time without a page after which the distance grows: several times the interval between two reads.
 const PAGE_GRACE_MS: u64 = 1_000;
@@ -11,15 +11,6 @@ const PAGE_GRACE_MS: u64 = 1_000;
 const PAGE_TIMEOUT_MS: u64 = 10_000;
 /// Least duration of a pause that is reported; a shorter one is the ordinary pacing of a busy shard.
 const PAUSE_REPORT_DELAY_MS: u64 = 1_000;
-
-/// A change of a pause that is to be reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PauseChange {
-    /// The shard has not been read for a while.
-    Paused(PauseReason),
-    /// The shard is read again after so many ms.
-    Resumed(PauseReason, u64),
-}
 
 /// The progress of one shard's reader.
 #[derive(Debug)]
@@ -49,7 +40,7 @@ impl ReadProgress {
         self.behind_at_page_ms + if silent > PAGE_GRACE_MS { silent } else { 0 }
     }
 
-    /// The reported pause.
+    /// The pause that was reported.
     #[must_use]
     pub fn reported_pause(&self) -> Option<PauseReason> {
         self.pause.filter(|(_, _, reported)| *reported).map(|(reason, ..)| reason)
@@ -92,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_pause_that_lasts_is_reported_once_with_its_reason_and_its_end() {
-        for reason in [PauseReason::RecordTooNew, PauseReason::Full, PauseReason::EndpointBehind] {
+        for reason in [PauseReason::RecordTooNew, PauseReason::Full] {
             let mut progress = ReadProgress::new(0);
             assert_eq!(progress.update(Some(reason), 100), None);
             assert_eq!(progress.update(None, 900), None, "a short pause is pacing");

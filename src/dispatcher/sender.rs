@@ -1,19 +1,17 @@
 //! One attempt: sign, post, judge the answer.
 //!
-//! In: a body. Out: the outcome of the attempt. The time of the next attempt is decided by the batcher.
+//! In: a body. Out: the outcome of the attempt. The time of the next attempt is decided by the endpoint's queue.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use url::Url;
 
 use super::apps::RegistryReceiver;
-use super::batcher::{AttemptOutcome, EndpointId, WebhookBatch};
+use super::endpoint::{AttemptOutcome, EndpointId, PendingDelivery};
 use super::metrics::{DispatcherMetrics, ErrorSource, ResponseClass};
 use super::retry::retry_after_ms;
 use super::{EgressOverrides, RerouteFn};
@@ -31,20 +29,12 @@ const DEFAULT_ATTEMPT_TIMEOUT_SECONDS: u32 = 4;
 const RESPONSE_READ_MAX_BYTES: usize = 64 * 1024;
 /// Longest wait for the rest of an answer.
 const RESPONSE_DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
-/// Bounds the concurrent attempts to one endpoint.
-const CONCURRENT_ATTEMPTS_MAX: usize = 16;
-/// Consecutive failures after which an endpoint gets one attempt at a time.
-const BREAKER_FAILURE_COUNT: u32 = 5;
-/// Bounds the endpoints whose failures are remembered.
-const BREAKERS_MAX: usize = 10_000;
-
 /// Posts bodies; shared by the shards of a process.
 pub struct WebhookSender {
     clients: HashMap<EgressClass, reqwest::Client>,
     policy: Arc<EgressPolicy>,
     reroute: Option<RerouteFn>,
     apps: RegistryReceiver,
-    breakers: Mutex<HashMap<EndpointId, Arc<CircuitBreaker>>>,
     metrics: Arc<DispatcherMetrics>,
 }
 
@@ -85,31 +75,26 @@ impl WebhookSender {
             Ok((class, client))
         });
         let clients = clients.into_iter().collect::<reqwest::Result<_>>()?;
-        Ok(Self { clients, policy, reroute: network.reroute, apps, breakers: Mutex::default(), metrics })
+        Ok(Self { clients, policy, reroute: network.reroute, apps, metrics })
     }
 
     /// Makes one attempt to post a body.
-    pub async fn send_batch(&self, body: &WebhookBatch) -> AttemptOutcome {
+    pub async fn send_batch(&self, target: &EndpointId, batch: &[PendingDelivery]) -> AttemptOutcome {
         let registry = Arc::clone(&self.apps.borrow());
-        let app = registry.by_id(&body.target.app);
+        let app = registry.by_id(&target.app);
         let Some((app, endpoint)) =
-            app.and_then(|app| Some((app, app.webhooks.iter().find(|e| e.name == body.target.endpoint)?)))
+            app.and_then(|app| Some((app, app.webhooks.iter().find(|e| e.name == target.endpoint)?)))
         else {
-            self.metrics.clear_error(&ErrorSource::Endpoint(body.target.to_string()));
+            self.metrics.clear_error(&ErrorSource::Endpoint(target.to_string()));
             return AttemptOutcome::Removed;
-        };
-        let breaker = self.breaker_for(&body.target);
-        let Some(_turn) = breaker.try_acquire() else {
-            return AttemptOutcome::Busy;
         };
         let seconds =
             if endpoint.timeout_seconds == 0 { DEFAULT_ATTEMPT_TIMEOUT_SECONDS } else { endpoint.timeout_seconds };
         let limit = Duration::from_secs(seconds.into());
-        let result = tokio::time::timeout(limit, self.post_webhook(app, endpoint, body))
+        let result = tokio::time::timeout(limit, self.post_webhook(app, endpoint, batch))
             .await
             .unwrap_or_else(|_| Err(AttemptFailure::Unanswered(format!("not within {seconds} s"))));
-        breaker.note_result(result.is_ok());
-        self.report_attempt(&body.target, body.items.len(), result)
+        self.report_attempt(target, batch.len(), result)
     }
 
     fn report_attempt(&self, target: &EndpointId, events: usize, result: Result<(), AttemptFailure>) -> AttemptOutcome {
@@ -139,7 +124,7 @@ impl WebhookSender {
         &self,
         app: &App,
         endpoint: &WebhookEndpoint,
-        body: &WebhookBatch,
+        batch: &[PendingDelivery],
     ) -> Result<(), AttemptFailure> {
         let (url, class) = self.resolve_route(&endpoint.url)?;
         let Some(client) = self.clients.get(&class) else {
@@ -147,9 +132,9 @@ impl WebhookSender {
         };
         let credential = app.signing_credential().ok_or(AttemptFailure::NoKey)?;
         let now = now_ms();
-        let original = body.items.iter().map(|item| item.outgoing.time_ms).min().unwrap_or(now);
+        let original = batch.iter().map(|item| item.outgoing.time_ms).min().unwrap_or(now);
         let old = now.saturating_sub(original) >= RESTAMP_AGE_MS;
-        let events = body.items.iter().map(|item| item.outgoing.event.clone()).collect();
+        let events = batch.iter().map(|item| item.outgoing.event.clone()).collect();
         let text = serde_json::to_vec(&webhook::WebhookBody { time_ms: if old { now } else { original }, events })
             .map_err(|error| AttemptFailure::Unanswered(error.to_string()))?;
         let mut request = client
@@ -194,14 +179,6 @@ impl WebhookSender {
             Some(other) => Ok((other, EgressClass::Exempt)),
         }
     }
-
-    fn breaker_for(&self, target: &EndpointId) -> Arc<CircuitBreaker> {
-        let mut breakers = self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
-        if breakers.len() >= BREAKERS_MAX && !breakers.contains_key(target) {
-            breakers.clear();
-        }
-        Arc::clone(breakers.entry(target.clone()).or_default())
-    }
 }
 
 /// The innermost cause of an error: a refusal of our policy, or the network's error.
@@ -213,39 +190,6 @@ fn find_root_cause(error: &reqwest::Error) -> AttemptFailure {
     match deepest.downcast_ref::<EgressRefusal>() {
         Some(refusal) => AttemptFailure::Refused(refusal.clone()),
         None => AttemptFailure::Unanswered(deepest.to_string()),
-    }
-}
-
-/// Limits a failing endpoint to one attempt at a time. It never opens fully: one attempt always goes on.
-#[derive(Debug)]
-struct CircuitBreaker {
-    failures: AtomicU32,
-    trial_permits: Semaphore,
-    all_permits: Semaphore,
-}
-
-impl Default for CircuitBreaker {
-    fn default() -> Self {
-        Self {
-            failures: AtomicU32::new(0),
-            trial_permits: Semaphore::new(1),
-            all_permits: Semaphore::new(CONCURRENT_ATTEMPTS_MAX),
-        }
-    }
-}
-
-impl CircuitBreaker {
-    fn try_acquire(&self) -> Option<SemaphorePermit<'_>> {
-        let open = self.failures.load(Ordering::Relaxed) >= BREAKER_FAILURE_COUNT;
-        if open { &self.trial_permits } else { &self.all_permits }.try_acquire().ok()
-    }
-
-    fn note_result(&self, success: bool) {
-        if success {
-            self.failures.store(0, Ordering::Relaxed);
-        } else {
-            self.failures.fetch_add(1, Ordering::Relaxed);
-        }
     }
 }
 
@@ -276,18 +220,6 @@ impl Resolve for EgressResolver {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_open_breaker_admits_one_attempt_and_a_success_closes_it() {
-        let breaker = CircuitBreaker::default();
-        (0..BREAKER_FAILURE_COUNT).for_each(|_| breaker.note_result(false));
-        let turn = breaker.try_acquire().expect("one at a time");
-        assert!(breaker.try_acquire().is_none());
-        drop(turn);
-        breaker.note_result(true);
-        let turns: Vec<_> = std::iter::from_fn(|| breaker.try_acquire()).collect();
-        assert_eq!(turns.len(), CONCURRENT_ATTEMPTS_MAX);
-    }
 
     #[tokio::test]
     async fn a_rerouted_endpoint_is_judged_as_written() {

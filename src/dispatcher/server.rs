@@ -13,6 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::allowed_endpoints;
 use super::apps::{self, RegistryReceiver};
+use super::endpoint::pool::EndpointPool;
 use super::metrics::{DispatcherMetrics, ErrorSource};
 use super::retry::RetryPolicy;
 use super::sender::WebhookSender;
@@ -112,7 +113,8 @@ pub async fn start(
         Arc::clone(&relist),
         stop.clone(),
     );
-    let resources = WorkerResources { client: kinesis, leases, sender, apps, metrics, cluster, retry_policy };
+    let pool = EndpointPool::new(sender, retry_policy);
+    let resources = WorkerResources { client: kinesis, leases, pool, apps, metrics, cluster };
     let shards =
         ShardSupervisor::new(Arc::new(resources), process.clone(), relist, admitted).run(listings, stop.clone());
     let (fail, failure) = watch::channel(None);

@@ -13,23 +13,20 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::apps::RegistryReceiver;
-use super::batcher::{
-    AttemptOutcome, EndpointId, FinishedDeliveries, OutgoingEvent, PendingDelivery, WebhookBatch, WebhookBatcher,
-};
-use super::checkpoint_tracker::CheckpointTracker;
+use super::checkpoint_tracker::{CheckpointTracker, UNFINISHED_BYTES_MAX, UNFINISHED_EVENTS_MAX};
 use super::debounce::{AbsenceDebouncer, DebounceVerdict};
 use super::decode::{self, DecodedRecord, RecentEventIds};
+use super::endpoint::pool::{EndpointPool, FinishedAt, ShardHold};
+use super::endpoint::share::EventAmount;
+use super::endpoint::{EndpointId, OutgoingEvent};
 use super::events::TrackedEvent;
 use super::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition, LeaseError, ShardLeases};
-use super::metrics::{DispatcherMetrics, DropReason, ErrorSource, PauseReason, ShardState, SkipReason};
-use super::read_progress::{PauseChange, ReadProgress};
+use super::metrics::{DispatcherMetrics, DropReason, PauseReason, ShardState, SkipReason};
+use super::read_progress::ReadProgress;
 use super::reader::{ShardRead, ShardReader};
-use super::retry::RetryPolicy;
-use super::sender::WebhookSender;
 use super::sequencer::{SequencedEvent, Sequencer};
 use crate::kinesis::{KinesisClient, ReadPosition, ReadRecord, is_before};
 use crate::process::clock::now_ms;
-use crate::process::metrics::LabelValue;
 use crate::protocol::ShardId;
 use crate::protocol::admin::ShardFlow;
 use crate::protocol::webhook::WebhookEvent;
@@ -44,6 +41,8 @@ const LEASE_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for an app that is not in the registry yet.
 const UNKNOWN_APP_TIMEOUT_MS: u64 = 30_000;
+/// Least interval between two looks at endpoints that are behind.
+const EVICTION_INTERVAL_MS: u64 = 100;
 /// Least interval between two log lines on one drop reason.
 const DROP_LOG_INTERVAL_MS: u64 = 5_000;
 
@@ -53,16 +52,14 @@ pub struct WorkerResources {
     pub client: KinesisClient,
     /// The store that checkpoints are written to.
     pub leases: Arc<dyn ShardLeases>,
-    /// The sender of webhooks.
-    pub sender: WebhookSender,
+    /// The endpoints that webhooks are sent to.
+    pub pool: Arc<EndpointPool>,
     /// The registry of apps and endpoints.
     pub apps: RegistryReceiver,
     /// The metrics of the process.
     pub metrics: Arc<DispatcherMetrics>,
     /// The cluster whose records are delivered.
     pub cluster: String,
-    /// The retry window and back-off.
-    pub retry_policy: RetryPolicy,
 }
 
 /// The worker of one held shard.
@@ -87,7 +84,9 @@ pub struct ShardWorker {
     debounce: AbsenceDebouncer,
     /// Events of apps that the registry does not have yet, with the time until which they wait.
     unknown_app_events: VecDeque<(u64, TrackedEvent)>,
-    batcher: WebhookBatcher,
+    hold: ShardHold,
+    /// Earliest time of the next look at endpoints that are behind.
+    next_eviction_ms: u64,
     tracker: CheckpointTracker,
     /// Records that the former holder finished beyond the position at which this worker began to read.
     predecessor_acked: Option<AckedOutOfOrder>,
@@ -100,7 +99,7 @@ impl ShardWorker {
     /// A worker for a lease that was acquired.
     #[must_use]
     pub fn new(resources: Arc<WorkerResources>, shard: ShardId, generation: u64, stream_created_ms: u64) -> Self {
-        let batcher = WebhookBatcher::new(resources.retry_policy);
+        let hold = resources.pool.open_hold();
         Self {
             resources,
             shard,
@@ -118,7 +117,8 @@ impl ShardWorker {
             sequencer: Sequencer::default(),
             debounce: AbsenceDebouncer::default(),
             unknown_app_events: VecDeque::new(),
-            batcher,
+            hold,
+            next_eviction_ms: 0,
             tracker: CheckpointTracker::default(),
             predecessor_acked: None,
             written_checkpoint: None,
@@ -146,22 +146,19 @@ impl ShardWorker {
         let reader = ShardReader { client, shard: self.shard.clone(), metrics };
         // The reader ends when `pages` is dropped, at the end of this function.
         tokio::spawn(reader.run(position, sender));
-        let mut attempts = JoinSet::new();
-        let outcome = self.run_pipeline(pages, &mut attempts, &stop).await;
+        let outcome = self.run_pipeline(pages, &stop).await;
         if outcome.is_ok() {
-            self.drain_attempts(&mut attempts).await;
+            self.drain_attempts().await;
             self.release_lease().await;
         } else if let Err(error) = outcome {
             tracing::warn!(shard = %self.shard, %error, "shard worker ended");
         }
-        attempts.abort_all();
         resources.metrics.remove_shard(&self.shard);
     }
 
     async fn run_pipeline(
         &mut self,
         mut pages: mpsc::Receiver<ShardRead>,
-        attempts: &mut JoinSet<(WebhookBatch, AttemptOutcome)>,
         stop: &CancellationToken,
     ) -> Result<(), String> {
         let mut tick = interval(TICK_INTERVAL);
@@ -171,7 +168,6 @@ impl ShardWorker {
         let mut writes = JoinSet::new();
         loop {
             self.advance_pipeline();
-            self.send_due_batches(attempts);
             self.update_metrics();
             if self.ended && self.tracker.unfinished_events() == 0 {
                 return Ok(());
@@ -182,7 +178,7 @@ impl ShardWorker {
                     Some(page) => self.accept_page(page),
                     None => return Err("the shard's reader ended".to_owned()),
                 },
-                Some(attempt) = attempts.join_next() => self.complete_attempt(attempt)?,
+                Some(finished) = self.hold.next_finished() => self.complete_deliveries(finished),
                 Some(written) = writes.join_next() => self.on_checkpoint_written(written)?,
                 _ = writing.tick(), if writes.is_empty() => self.write_checkpoint(&mut writes),
                 _ = tick.tick() => {}
@@ -191,13 +187,10 @@ impl ShardWorker {
     }
 
     /// Waits for attempts in flight, so that a take-over repeats few of them.
-    async fn drain_attempts(&mut self, attempts: &mut JoinSet<(WebhookBatch, AttemptOutcome)>) {
-        let end = Instant::now() + DRAIN_TIMEOUT;
-        while let Ok(Some(attempt)) = tokio::time::timeout_at(end, attempts.join_next()).await {
-            if self.complete_attempt(attempt).is_err() {
-                return;
-            }
-            self.send_due_batches(attempts);
+    async fn drain_attempts(&mut self) {
+        self.hold.drain(DRAIN_TIMEOUT).await;
+        while let Some(finished) = self.hold.take_finished() {
+            self.complete_deliveries(finished);
         }
     }
 
@@ -235,6 +228,7 @@ impl ShardWorker {
     fn advance_pipeline(&mut self) {
         // Events that waited for their app precede newer ones.
         self.retry_unknown_apps();
+        self.evict_excess();
         while self.pause_reason().is_none() {
             let Some(record) = self.page.pop_front() else { break };
             self.accept_record(record);
@@ -252,6 +246,7 @@ impl ShardWorker {
             self.fan_out(event);
         }
         self.retry_unknown_apps();
+        self.hold.wake_endpoints();
     }
 
     fn accept_record(&mut self, record: ReadRecord) {
@@ -336,11 +331,8 @@ impl ShardWorker {
         let bytes = serde_json::to_string(&webhook).map_or(0, |text| text.len());
         let outgoing = Arc::new(OutgoingEvent { event: webhook, time_ms: event.event.time_ms, bytes });
         self.tracker.add_deliveries(event.record, targets.len());
-        let since_ms = self.mono_ms();
         for target in targets {
-            let item = PendingDelivery { record: event.record, since_ms, outgoing: Arc::clone(&outgoing) };
-            let finished = self.batcher.push(&target, item);
-            self.complete_deliveries(&target, finished);
+            self.hold.push(&target, event.record, Arc::clone(&outgoing));
         }
         // The event itself is done: its deliveries count in its place.
         self.tracker.finish_event(event.record);
@@ -366,34 +358,35 @@ impl ShardWorker {
         }
     }
 
-    fn send_due_batches(&mut self, attempts: &mut JoinSet<(WebhookBatch, AttemptOutcome)>) {
-        for body in self.batcher.take_due_batches(self.mono_ms()) {
-            let resources = Arc::clone(&self.resources);
-            attempts.spawn(async move {
-                let outcome = resources.sender.send_batch(&body).await;
-                (body, outcome)
-            });
+    /// Drops events of endpoints that are behind, once they hold more than half of a bound together: the other endpoints
+    /// must not wait for them.
+    fn evict_excess(&mut self) {
+        let now = self.mono_ms();
+        if !self.tracker.is_half_full() || now < self.next_eviction_ms {
+            return;
+        }
+        self.next_eviction_ms = now + EVICTION_INTERVAL_MS;
+        let most = EventAmount { events: UNFINISHED_EVENTS_MAX / 2, bytes: UNFINISHED_BYTES_MAX / 2 };
+        for finished in self.hold.evict_excess(most) {
+            self.complete_delivery(&finished);
         }
     }
 
-    fn complete_attempt(
-        &mut self,
-        attempt: Result<(WebhookBatch, AttemptOutcome), tokio::task::JoinError>,
-    ) -> Result<(), String> {
-        // The body is lost with the task; the next holder of the shard reads it again.
-        let (body, outcome) = attempt.map_err(|error| format!("an attempt broke: {error}"))?;
-        let target = body.target.clone();
-        let finished = self.batcher.complete_attempt(body, outcome, self.mono_ms(), rand::random());
-        self.complete_deliveries(&target, finished);
-        Ok(())
+    /// Completes a finished delivery, and all others that are known by now.
+    fn complete_deliveries(&mut self, first: FinishedAt) {
+        let mut next = Some(first);
+        while let Some(finished) = next {
+            self.complete_delivery(&finished);
+            next = self.hold.take_finished();
+        }
     }
 
-    fn complete_deliveries(&mut self, target: &EndpointId, finished: FinishedDeliveries) {
-        for (reason, item) in &finished.dropped {
-            self.drop_events(*reason, 1, &format!("{target}: {}", item.outgoing.event.id));
+    fn complete_delivery(&mut self, (endpoint, finished): &FinishedAt) {
+        let delivery = &finished.delivery;
+        if let Some(reason) = finished.dropped {
+            self.drop_events(reason, 1, &format!("{endpoint}: {}", delivery.outgoing.event.id));
         }
-        let lost = finished.dropped.into_iter().map(|(_, item)| item.record);
-        finished.delivered.into_iter().chain(lost).for_each(|record| self.tracker.finish_event(record));
+        self.tracker.finish_event(delivery.record);
     }
 
     /// The one place at which events are dropped: a dead-letter queue would be written here.
@@ -411,33 +404,8 @@ impl ShardWorker {
     fn pause_reason(&self) -> Option<PauseReason> {
         if self.too_new.is_some() {
             Some(PauseReason::RecordTooNew)
-        } else if self.tracker.is_full() {
-            Some(PauseReason::Full)
         } else {
-            self.batcher.has_full_endpoint().then_some(PauseReason::EndpointBehind)
-        }
-    }
-
-    /// Reports a pause of reading that lasts, and its end.
-    fn report_pause(&mut self) {
-        let source = ErrorSource::Paused(self.shard.clone());
-        match self.progress.update(self.pause_reason(), self.mono_ms()) {
-            Some(PauseChange::Paused(reason)) => {
-                let (word, unfinished) = (reason.name(), self.tracker.unfinished_events());
-                tracing::warn!(shard = %self.shard, reason = word, unfinished, "shard reading paused");
-                let text = match (&self.too_new, reason) {
-                    (Some(why), _) => why.clone(),
-                    // The reader's own error says more.
-                    (None, PauseReason::ReadFailed) => return,
-                    (None, reason) => format!("shard {} is not read ({word}): {}", self.shard, reason.meaning()),
-                };
-                self.resources.metrics.set_error(source, text);
-            }
-            Some(PauseChange::Resumed(reason, ms)) => {
-                tracing::info!(shard = %self.shard, reason = reason.name(), ms, "shard reading resumed");
-                self.resources.metrics.clear_error(&source);
-            }
-            None => {}
+            self.tracker.is_full().then_some(PauseReason::Full)
         }
     }
 
@@ -449,9 +417,12 @@ impl ShardWorker {
         if self.ended {
             self.progress.note_page(0, self.mono_ms());
         }
-        self.report_pause();
-        self.flow.behind_ms = self.progress.behind_ms(self.mono_ms());
-        let (unfinished, paused) = (self.tracker.unfinished_events(), self.progress.reported_pause());
+        let (now, unfinished) = (self.mono_ms(), self.tracker.unfinished_events());
+        if let Some(change) = self.progress.update(self.pause_reason(), now) {
+            self.resources.metrics.report_pause(&self.shard, change, self.too_new.as_deref(), unfinished);
+        }
+        self.flow.behind_ms = self.progress.behind_ms(now);
+        let paused = self.progress.reported_pause();
         self.resources.metrics.set_shard(&self.shard, ShardState { flow: self.flow.clone(), unfinished, paused });
     }
 

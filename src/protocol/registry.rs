@@ -125,7 +125,8 @@ impl App {
             let (earlier, later) = self.webhooks.split_at_mut(at);
             let is_taken = |name: &str| earlier.iter().any(|endpoint| endpoint.name == name);
             if let Some(endpoint) = later.first_mut().filter(|endpoint| is_taken(&endpoint.name)) {
-                let free = (2..).map(|n| format!("{}#{n}", endpoint.name)).find(|name| !is_taken(name));
+                // One of so many names is free.
+                let free = (2..at + 3).map(|n| format!("{}#{n}", endpoint.name)).find(|name| !is_taken(name));
                 endpoint.name = free.unwrap_or_default();
             }
         }

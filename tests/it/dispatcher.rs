@@ -1,6 +1,8 @@
 //! The dispatcher against a Kinesis in process and a receiver on loopback.
 
+mod isolation;
 mod pauses;
+mod scripted_receiver;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};

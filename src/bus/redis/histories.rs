@@ -17,10 +17,11 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 
 use super::super::{ChannelKey, DecidedTransition, Membership, MemoryBus, RemoteTransitions, Transition};
-use super::acknowledge::{self, ReceiptEnd};
+use super::acknowledge;
 use super::keys::KeySpace;
 use super::lease::LeaseKeeper;
 use super::members::MembershipCore;
+use super::outbox::ReceiptEnd;
 use super::reconcile::reconcile_once;
 use super::{BusTiming, client};
 use crate::protocol::frame::PresenceMember;

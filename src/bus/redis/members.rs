@@ -12,11 +12,11 @@ use super::super::receipt::Outbox;
 use super::super::{
     BusError, ChannelKey, DecidedTransitions, JoinOutcome, PRESENCE_MEMBERS_MAX, RemoteTransitions, Transition,
 };
-use super::acknowledge::{ReceiptEnd, RedisOutbox};
 use super::client::{to_bus_error, unavailable_error};
 use super::keys::{self, KeySpace};
 use super::local_state::LocalState;
 use super::membership::{MembershipChange, MembershipError, MembershipOutcome, MembershipScript};
+use super::outbox::{ReceiptEnd, RedisOutbox};
 use super::timing::BusTiming;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventOrder, LeaveCause};

@@ -20,6 +20,7 @@ mod lease;
 mod local_state;
 mod members;
 mod membership;
+mod outbox;
 mod reconcile;
 mod session_owners;
 mod store_check;

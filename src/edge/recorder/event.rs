@@ -22,7 +22,7 @@ pub struct RecordableEvent {
 }
 
 impl RecordableEvent {
-    /// Serialises an event.
+    /// Serialises an event, once.
     pub fn new(event: &RecordedEvent, receipt: Option<Receipt>) -> Self {
         // Values of this type always serialise; an empty event would make a record that is dead-lettered.
         let json = Bytes::from(serde_json::to_vec(event).unwrap_or_default());

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::event::{DropRank, DroppedEvent, RecordableEvent};
-use super::queue::{QueueLimits, compute_backoff};
+use super::limits::{QueueLimits, compute_backoff};
 use crate::bus::{ChannelKey, Receipt};
 use crate::edge::drop_reason::DropReason;
 use crate::protocol::AppId;
@@ -55,7 +55,7 @@ impl BatchBudget {
 pub struct CompletedRecord {
     /// Number of completed events.
     pub events: usize,
-    /// Bytes of them.
+    /// Bytes of these events.
     pub bytes: usize,
     /// Receipts of those that the bus decided.
     pub receipts: Vec<Receipt>,

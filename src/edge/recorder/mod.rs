@@ -7,6 +7,7 @@
 pub(crate) mod app_shares;
 pub(crate) mod event;
 pub(crate) mod lane;
+pub(crate) mod limits;
 pub(crate) mod queue;
 pub(crate) mod writer;
 
@@ -19,7 +20,8 @@ use tokio_util::task::TaskTracker;
 use ulid::Ulid;
 
 use event::{DroppedEvent, RecordableEvent};
-use queue::{QueueLimits, RecordQueue};
+use limits::QueueLimits;
+use queue::RecordQueue;
 
 use crate::bus::{ChannelKey, DecidedTransition, DecidedTransitions, Receipt};
 use crate::edge::apps::RegistryWatcher;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::lane::OutgoingRecord;
-use super::queue::{QueueLimits, compute_backoff};
+use super::limits::{QueueLimits, compute_backoff};
 use super::{RecorderCore, lock_unpoisoned};
 use crate::bus::{ChannelKey, Receipt};
 use crate::kinesis::{KinesisClient, PutEntry};

@@ -1,0 +1,89 @@
+//! The share of a shard's bounds that endpoints which are behind may hold together. Pure.
+//!
+//! In: the events that each endpoint holds of one shard. Out: the events to evict. Endpoints that keep up are not part of
+//! it: they pause the reading at the shard's bound, and nothing of theirs is dropped.
+
+use super::queue::HeldShare;
+
+/// A number of events and of bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventAmount {
+    /// Number of unfinished events.
+    pub events: usize,
+    /// Bytes of these events.
+    pub bytes: usize,
+}
+
+/// Returns what each endpoint must give up, so that all that are behind hold at most `most` together: the worst first, down
+/// to the level of the next one, and so on.
+#[must_use]
+pub fn plan_evictions<E: Clone>(held: &[(E, HeldShare)], most: EventAmount) -> Vec<(E, EventAmount)> {
+    let behind: Vec<&(E, HeldShare)> = held.iter().filter(|(_, share)| share.is_behind).collect();
+    let events = levels(&behind.iter().map(|(_, share)| share.events).collect::<Vec<_>>(), most.events);
+    let bytes = levels(&behind.iter().map(|(_, share)| share.bytes).collect::<Vec<_>>(), most.bytes);
+    let amounts = events.into_iter().zip(bytes).map(|(events, bytes)| EventAmount { events, bytes });
+    let planned = behind.iter().zip(amounts).map(|((endpoint, _), amount)| (endpoint.clone(), amount));
+    planned.filter(|(_, amount)| *amount != EventAmount::default()).collect()
+}
+
+/// The excess of each amount over one level, such that what is left is at most `most` in total.
+fn levels(amounts: &[usize], most: usize) -> Vec<usize> {
+    if amounts.iter().sum::<usize>() <= most {
+        return vec![0; amounts.len()];
+    }
+    let mut sorted = amounts.to_vec();
+    sorted.sort_unstable();
+    let (mut left, mut level) = (most, 0);
+    for (place, amount) in sorted.iter().enumerate() {
+        level = left / (sorted.len() - place);
+        if *amount > level {
+            break;
+        }
+        left -= amount;
+    }
+    amounts.iter().map(|amount| amount.saturating_sub(level)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn share(events: usize, is_behind: bool) -> HeldShare {
+        HeldShare { events, bytes: events * 10, is_behind }
+    }
+
+    #[test]
+    fn the_worst_endpoints_give_up_down_to_one_level() {
+        let most = EventAmount { events: 100, bytes: usize::MAX };
+        let planned = |held: &[(&'static str, HeldShare)]| {
+            plan_evictions(held, most).into_iter().map(|(name, amount)| (name, amount.events)).collect::<Vec<_>>()
+        };
+        let (dead, slow, small) = (("dead", share(90, true)), ("slow", share(60, true)), ("small", share(10, true)));
+        assert_eq!(planned(&[("works", share(5_000, false)), small, ("other", share(90, true))]), []);
+        assert_eq!(planned(&[dead, slow, small]), [("dead", 45), ("slow", 15)]);
+        assert_eq!(planned(&[("dead", share(300, true))]), [("dead", 200)]);
+        let most = EventAmount { events: usize::MAX, bytes: 500 };
+        assert_eq!(plan_evictions(&[dead, small], most), [("dead", EventAmount { events: 0, bytes: 500 })]);
+    }
+
+    proptest! {
+        /// What is left fits, none gives up more than needed, and a smaller holder never gives up for a larger one.
+        #[test]
+        fn what_is_left_is_at_most_the_bound(
+            amounts in proptest::collection::vec(0_usize..10_000, 0..20),
+            most in 0_usize..20_000,
+        ) {
+            let excess = levels(&amounts, most);
+            let left: Vec<usize> = amounts.iter().zip(&excess).map(|(amount, excess)| amount - excess).collect();
+            let (total, kept) = (amounts.iter().sum::<usize>(), left.iter().sum::<usize>());
+            prop_assert!(kept <= most.min(total));
+            prop_assert!(kept + amounts.len() >= most.min(total), "{kept} of {}", most.min(total));
+            let largest_left = left.iter().max().copied().unwrap_or(0);
+            for (amount, excess) in amounts.iter().zip(&excess) {
+                prop_assert!(*excess == 0 || amount - excess == largest_left);
+            }
+        }
+    }
+}
