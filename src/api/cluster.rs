@@ -4,9 +4,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::image::ImageSpec;
 pub use super::status::{
-    EndpointsStatus, GateStatus, LastFailure, PodReplacements, RealtimeClusterStatus, StreamStatus, TransportState,
-    TransportStatus,
+    EndpointsStatus, GateStatus, HopTime, LastFailure, PodReplacements, ProofState, ProofTransport,
+    RealtimeClusterStatus, RequestedProofStatus, StreamStatus, TransportState, TransportStatus,
 };
 use super::{EnabledState, SecretKeyRef, SecretRef};
 
@@ -45,10 +46,20 @@ pub const MAX_NAME: usize = 40;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct RealtimeClusterSpec {
-    /// Container image of all servers.
+    /// Whether changes are held back: no child, no app registry and no stream is created or changed. Journeys, admission,
+    /// status and deletion go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspend: bool,
+    /// Release of the servers, such as `0.1.0`. Absent, it is the one that the cluster runs, so that an upgrade of the operator
+    /// restarts no pod, and the operator's own for a new cluster. It cannot be newer than the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), regex(pattern = r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$"))]
+    pub version: Option<String>,
+    /// Container image of all servers. Its unset fields are those of `status.image`, and of the operator's own image for a new
+    /// cluster.
     #[serde(default)]
     #[x_kube(
-        validation = Rule::new("self.repository.matches('^[a-zA-Z0-9][a-zA-Z0-9._/:-]*$')").message("repository is no image name: write REGISTRY/NAME without tag and digest"),
+        validation = Rule::new("!has(self.repository) || self.repository.matches('^[a-zA-Z0-9][a-zA-Z0-9._/:-]*$')").message("repository is no image name: write REGISTRY/NAME without tag and digest"),
         validation = Rule::new("!has(self.tag) || self.tag.matches('^[a-zA-Z0-9_][a-zA-Z0-9_.-]*$')").message("tag is no image tag: write letters, digits, dots, dashes and underscores"),
         validation = Rule::new("!has(self.digest) || self.digest.matches('^sha256:[0-9a-f]{64}$')").message("digest is no image digest: write sha256: and 64 hexadecimal digits")
     )]
@@ -82,29 +93,6 @@ pub struct RealtimeClusterSpec {
     /// When the cluster counts as ready.
     #[serde(default)]
     pub gate: GateSpec,
-}
-
-/// Container image of the servers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ImageSpec {
-    /// Image repository without a tag.
-    #[schemars(length(max = 255))]
-    pub repository: String,
-    /// Image tag; defaults to the operator's own release.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 128))]
-    pub tag: Option<String>,
-    /// Image digest, `sha256:…`; takes precedence over the tag.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 71))]
-    pub digest: Option<String>,
-}
-
-impl Default for ImageSpec {
-    fn default() -> Self {
-        Self { repository: "realtime-operator/realtime".to_owned(), tag: None, digest: None }
-    }
 }
 
 /// Region, endpoint and identity for the Kinesis stream.

@@ -131,6 +131,8 @@ reasons! {
     OperatorFault,
     /// This version of the operator cannot read the object, and does not act on it; other objects go on.
     VersionUnsupported,
+    /// Nothing is created or changed, because the manifest says `suspend: true`.
+    Suspended,
 }
 
 impl fmt::Display for Reason {
@@ -159,6 +161,8 @@ pub mod condition {
     pub const WEBHOOKS_ENABLED: &str = "WebhooksEnabled";
     /// Whether the operator's own calls to the API server and to AWS succeed. A failed one is no finding about the cluster.
     pub const OPERATOR_HEALTHY: &str = "OperatorHealthy";
+    /// Present while the manifest says `suspend: true`: changes wait. Its time of transition is the begin of the suspension.
+    pub const SUSPENDED: &str = "Suspended";
     /// On an app: whether every cluster of its namespace accepts it.
     pub const ACCEPTED: &str = "Accepted";
 }
@@ -212,7 +216,10 @@ impl Reason {
             | Self::AppAccepted
             | Self::Deleting => "Nothing.",
             Self::ReadyWithoutWebhooks => "Nothing, if this is intended; otherwise set `webhooks.mode: Kinesis`.",
-            Self::EdgeUnreachable => "Check that the pod named runs and listens.",
+            Self::EdgeUnreachable => {
+                "Check that the pod named runs and listens. In a namespace whose NetworkPolicies isolate pods, apply the one that \
+                 `realtime check FILE` prints."
+            }
             Self::HandshakeRejected => {
                 "Find a proxy that answers instead of the server, buffers, or refuses the upgrade."
             }
@@ -275,6 +282,7 @@ impl Reason {
                 "Report the message and the operator's log; the reconcile is repeated with a back-off."
             }
             Self::VersionUnsupported => "Upgrade the operator, or correct the field named.",
+            Self::Suspended => "Remove `suspend: true` from the manifest to apply the changes that wait.",
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod conditions;
 pub mod crd;
 #[cfg(test)]
 pub mod fixture;
+mod image;
 mod schema_validation;
 pub mod status;
 pub mod yaml;
@@ -27,6 +28,10 @@ use serde::{Deserialize, Serialize};
 
 /// API group of all kinds.
 pub const API_GROUP: &str = "realtime-operator.dev";
+
+/// Annotation of a cluster that requests a proof: each new value starts one round of journeys at once, whose result is
+/// `status.gate.requestedProof`.
+pub const PROVE_NOW_ANNOTATION: &str = "realtime-operator.dev/prove-now";
 
 /// Whether a part is enabled. An enum instead of a boolean, so that a third value can be added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

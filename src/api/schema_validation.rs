@@ -190,8 +190,19 @@ fn matches_type(pattern: &str, text: &str) -> bool {
         "^[a-zA-Z0-9_.-]+$" => {
             !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
         }
+        r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$" => is_version(text),
         _ => false,
     }
+}
+
+/// Whether a text is a version such as `1.2.3` or `1.2.3-rc.1`.
+fn is_version(text: &str) -> bool {
+    let (core, addition) = text.split_once('-').map_or((text, None), |(core, addition)| (core, Some(addition)));
+    let numbers: Vec<&str> = core.split('.').collect();
+    let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let is_plain =
+        |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b));
+    numbers.len() == 3 && numbers.iter().all(is_number) && addition.is_none_or(is_plain)
 }
 
 #[cfg(test)]
@@ -268,6 +279,22 @@ mod tests {
     }
 
     #[test]
+    fn a_version_has_three_numbers() {
+        for (text, expected) in [
+            ("0.1.0", true),
+            ("1.20.3-rc.1", true),
+            ("v0.1.0", false),
+            ("0.1", false),
+            ("0.1.0.0", false),
+            ("0.1.0-", false),
+            ("0.1.0-a+b", false),
+            ("0..0", false),
+        ] {
+            assert_eq!(is_version(text), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn every_pattern_of_the_schemas_is_known() {
         fn patterns(value: &Value, found: &mut Vec<String>) {
             match value {
@@ -285,7 +312,7 @@ mod tests {
         }
         assert!(found.len() > 3);
         for pattern in found {
-            let fits = ["https://x", "arn:aws:iam::1:role/x", "1001", "a-stream"]
+            let fits = ["https://x", "arn:aws:iam::1:role/x", "1001", "a-stream", "0.1.0"]
                 .iter()
                 .any(|text| matches_type(&pattern, text));
             assert!(fits, "`{pattern}` is not known");

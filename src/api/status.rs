@@ -5,6 +5,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::image::ImageSpec;
+
 /// Observed state of a cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -32,6 +34,16 @@ pub struct RealtimeClusterStatus {
     /// Addresses for clients within the Kubernetes cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<EndpointsStatus>,
+    /// Release of the servers that run; the former one until a rollout is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Image of the servers that run, whose parts hold for every unset field of `spec.image`; the former one until a rollout
+    /// is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSpec>,
+    /// Value of the annotation `realtime-operator.dev/restarted-at` that the pods carry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarted_at: Option<String>,
 }
 
 /// State of the gate, which admits pods and decides Ready.
@@ -62,6 +74,66 @@ pub struct GateStatus {
     /// Injectors whose additions to the present pods are accepted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub injectors: Vec<String>,
+    /// The latest proof that the annotation `realtime-operator.dev/prove-now` requested.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_proof: Option<RequestedProofStatus>,
+}
+
+/// A requested proof: one journey by each transport through each pod and each Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestedProofStatus {
+    /// Value of the annotation that requested the proof.
+    pub token: String,
+    /// Whether the proof is complete, and how it ended.
+    pub state: ProofState,
+    /// Start of the proof, RFC 3339.
+    pub started_at: String,
+    /// End of the proof, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<String>,
+    /// Result in one line, with the first broken hop.
+    #[serde(default)]
+    pub message: String,
+    /// The journeys of each transport.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transports: Vec<ProofTransport>,
+}
+
+/// State of a requested proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ProofState {
+    /// Journeys are under way or about to begin.
+    Running,
+    /// Every journey passed every hop.
+    Passed,
+    /// A journey failed, or a pod is missing.
+    Failed,
+}
+
+/// Journeys of one transport in a requested proof.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProofTransport {
+    /// Name of the transport.
+    pub name: String,
+    /// Pods and Services through which a journey passed, of all that are tried: `3/3`.
+    pub routes: String,
+    /// First hop that failed; empty when none did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hop: String,
+    /// Passed hops of the journey that got furthest behind, each with its time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hops: Vec<HopTime>,
+}
+
+/// Time that a hop took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HopTime {
+    /// Name of the hop.
+    pub name: String,
+    /// Time since the former hop, in ms.
+    pub milliseconds: u64,
 }
 
 /// Pods of one template that were replaced because they differed from it.
@@ -137,6 +209,9 @@ impl Default for RealtimeClusterStatus {
             transports: vec![],
             stream: None,
             endpoints: None,
+            version: None,
+            image: None,
+            restarted_at: None,
         }
     }
 }

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 pub use memory::MemoryBus;
 pub use receipt::{DecidedTransition, DecidedTransitions, Receipt};
-pub use redis::{BusTiming, RedisAddress, RedisBus};
+pub use redis::{BusTiming, RedisAddress, RedisBus, check_store};
 pub use relay::{HeartbeatResponse, RelayPeer};
 
 use crate::protocol::frame::PresenceMember;

@@ -5,9 +5,12 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+mod check;
 mod files;
 mod operator;
+mod output;
 mod print;
+mod prove;
 #[cfg(feature = "rehearsal")]
 mod rehearse;
 mod render;
@@ -61,7 +64,9 @@ enum Command {
     #[cfg(feature = "bench")]
     Bench(bench::Arguments),
     Operator(operator::Arguments),
+    Check(check::Arguments),
     Status(status::Arguments),
+    Prove(prove::Arguments),
     /// Run an edge server; its configuration is its environment (see `realtime variables`)
     Edge,
     /// Run a webhook dispatcher; its configuration is its environment (see `realtime variables`)
@@ -99,7 +104,9 @@ pub fn main() -> ExitCode {
             #[cfg(feature = "bench")]
             Command::Bench(arguments) => bench::run(arguments).await,
             Command::Operator(arguments) => operator::run(arguments).await,
+            Command::Check(arguments) => check::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
+            Command::Prove(arguments) => prove::run(arguments).await,
             Command::Edge => serve::serve_edge().await,
             Command::Dispatcher => serve::serve_dispatcher().await,
         }

@@ -38,6 +38,9 @@ pub struct Arguments {
     /// File of the injectors whose additions to pods are accepted, in place of those that `realtime known-injectors` prints
     #[arg(long, env = "KNOWN_INJECTORS", value_name = "FILE")]
     known_injectors: Option<PathBuf>,
+    /// The operator's own image, which clusters without `spec.image` run and may name; by default that of its pod
+    #[arg(long, env = "OPERATOR_IMAGE", value_name = "REFERENCE")]
+    image: Option<String>,
     /// Name of this replica
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pod: String,
@@ -85,6 +88,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         watch_namespaces,
         platform_policy: _,
         known_injectors,
+        image,
         pod,
         address,
         receiver,
@@ -102,6 +106,7 @@ pub async fn run(arguments: Arguments) -> u8 {
     };
     let scope = WatchScope::of_namespaces(watch_namespaces);
     let settings = OperatorSettings {
+        image,
         namespace,
         scope,
         policy,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{BAD_INPUT_EXIT_CODE, files, print};
-use crate::desired::{self, ClusterInputs, OPERATOR_NAMESPACE, RECEIVER_PORT, receiver_address};
+use crate::desired::{self, ClusterInputs, OPERATOR_NAMESPACE, RECEIVER_PORT, ServerImage, receiver_address};
 
 /// Print the objects that a manifest becomes.
 ///
@@ -18,6 +18,9 @@ pub struct Arguments {
     /// `HOST:PORT` of the operator's webhook receiver
     #[arg(long, default_value_t = receiver_address(OPERATOR_NAMESPACE, RECEIVER_PORT), value_name = "HOST:PORT")]
     receiver: String,
+    /// The operator's own image, which a new cluster without `spec.image` runs
+    #[arg(long, value_name = "REFERENCE")]
+    image: Option<String>,
 }
 
 /// Runs `realtime render` and returns its exit code.
@@ -52,7 +55,8 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
         secrets: &input.secrets,
         credentials: &credentials,
         receiver: &arguments.receiver,
-        version: env!("CARGO_PKG_VERSION"),
+        own_image: &ServerImage::of_operator(arguments.image.as_deref()),
+        recorded_image: None,
         stream: None,
     };
     let cluster =
@@ -64,7 +68,7 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
     }
     let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
     let desired = desired::render_objects(&cluster).map_err(|error| one(&error))?;
-    let mut objects = desired.to_values().map_err(|error| one(&error))?;
+    let mut objects = desired.children;
     let names = input.apps.iter().map(|app| (app, app.metadata.name.as_deref().unwrap_or_default()));
     let of_apps = names.filter_map(|(app, name)| Some((app, credentials.apps.get(name)?.pairs.first()?)));
     let of_apps = of_apps.map(|(app, pair)| desired::render_app_credentials(app, pair));

@@ -13,6 +13,7 @@ use super::print;
 use crate::api::RealtimeCluster;
 use crate::api::cluster::TransportState;
 use crate::api::conditions::condition;
+use crate::desired::ServerImage;
 use crate::gate::Hop;
 use crate::kubernetes::client::build_clients;
 use crate::process::install_tls;
@@ -178,8 +179,14 @@ fn cluster_page(cluster: &RealtimeCluster) -> String {
     if let Some(at) = status.gate.as_ref().and_then(|gate| gate.passed_at.as_ref()) {
         let _ = writeln!(page, "  last proven {at}");
     }
+    if let (Some(image), Some(version)) = (&status.image, &status.version)
+        && let Some(image) = ServerImage::of_record(image, version)
+    {
+        let _ = writeln!(page, "  servers run {image}, release {}", image.release);
+    }
     for found in status.conditions.iter().filter(|found| found.type_ != condition::READY) {
-        let good = found.status == "True" && found.type_ != condition::STALLED;
+        let is_remark = [condition::STALLED, condition::SUSPENDED].contains(&found.type_.as_str());
+        let good = found.status == "True" && !is_remark;
         if !good {
             let _ = writeln!(page, "  {} is {} ({}): {}", found.type_, found.status, found.reason, found.message);
         }
@@ -202,6 +209,9 @@ mod tests {
   conditions:
   - {{ type: Ready, status: 'False', reason: ConfigurationDrift, message: why, {time} }}
   - {{ type: StreamReady, status: 'True', reason: StreamActive, message: fine, {time} }}
+  - {{ type: Suspended, status: 'True', reason: Suspended, message: nothing is applied, {time} }}
+  image: {{ repository: a/b, tag: '1' }}
+  version: 0.1.0
   transports:
   - {{ name: websocket, server: websocket, state: Passing, pods: 1/1 }}
   - {{ name: xhr_streaming, server: sockjs, state: Passing, notApplicable: [fan-out], pods: 1/1 }}
@@ -215,6 +225,8 @@ mod tests {
         assert!(line("xhr_streaming").contains("✓ publish  – fan-out (n/a)  ✓ record"), "{page}");
         assert!(line("xhr_polling").contains("✓ fan-out  ✗ record  · dispatch"), "{page}");
         assert!(page.contains("  stream s ACTIVE\n  stream pending: shards is 3 and the stream has 2\n"), "{page}");
+        assert!(page.contains("  servers run a/b:1, release 0.1.0\n"), "{page}");
+        assert!(page.contains("  Suspended is True (Suspended): nothing is applied\n"), "{page}");
         assert!(!page.contains("StreamReady"), "what is well is not told: {page}");
     }
 

@@ -10,6 +10,7 @@
 
 mod docs;
 mod parse;
+mod release;
 mod server;
 mod suggest;
 mod table;
@@ -17,6 +18,7 @@ mod variable_key;
 
 pub use docs::render_variables_page;
 pub use parse::{ConfigError, ServerConfig, is_guarded, is_host, is_script};
+pub use release::Release;
 pub use server::ServerKind;
 pub use suggest::suggest_name;
 pub use table::{Requirement, VARIABLE_TABLE, ValueKind, Variable};
@@ -27,3 +29,7 @@ pub const CONFIG_EXIT_CODE: u8 = 78;
 
 /// Annotation of a `ServiceAccount` by which EKS sets `AWS_ROLE_ARN` in its pods.
 pub const IAM_ROLE_ANNOTATION: &str = "eks.amazonaws.com/role-arn";
+
+/// Annotation of a `RealtimeCluster` whose value its pods carry: another value restarts them, one after the other. The last
+/// value stays in force when the annotation is removed.
+pub const RESTARTED_AT_ANNOTATION: &str = "realtime-operator.dev/restarted-at";

@@ -1,5 +1,6 @@
 //! The table of variables.
 
+use super::Release;
 use super::ServerKind::{self, Dispatcher, Edge, Sockjs, Websocket};
 use super::variable_key::{VariableKey, name};
 
@@ -425,6 +426,12 @@ const fn has_row_per_key(table: &[Variable]) -> bool {
 const _: () = assert!(has_row_per_key(VARIABLE_TABLE), "VARIABLE_TABLE needs one row per VariableKey, in their order");
 
 impl Variable {
+    /// Whether servers of this release read it; servers of an older one refuse it.
+    #[must_use]
+    pub fn is_read_by(&self, release: Release) -> bool {
+        self.since.parse::<Release>().is_ok_and(|since| since <= release)
+    }
+
     /// The row of a name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<&'static Self> {
@@ -435,6 +442,20 @@ impl Variable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_variable_is_read_from_its_first_release_on() {
+        let row = Variable { since: "0.2.0", ..VARIABLE_TABLE[0] };
+        let reads = |release: &str| row.is_read_by(release.parse().expect("a release"));
+        assert!(!reads("0.1.9") && reads("0.2.0") && reads("0.3.0"));
+        for row in VARIABLE_TABLE {
+            assert!(
+                row.is_read_by(Release::own()),
+                "{}: `since` is a release, and not a later one than this",
+                row.name
+            );
+        }
+    }
 
     #[test]
     fn a_missing_a_doubled_and_a_moved_row_are_found() {

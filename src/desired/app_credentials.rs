@@ -178,10 +178,8 @@ pub fn recall_pairs(
         },
         StoredSecret::Pair { pair, is_owned } => {
             let is_stored_twice = of_cluster.as_ref() == Some(&pair);
-            let step = match is_owned {
-                false => Some(CredentialsStep::Adopt),
-                true => is_stored_twice.then_some(CredentialsStep::RemoveFromCluster),
-            };
+            let done = is_stored_twice.then_some(CredentialsStep::RemoveFromCluster);
+            let step = if is_owned { done } else { Some(CredentialsStep::Adopt) };
             // The pair of the cluster comes first and goes on to sign: its receivers of webhooks may know no other key.
             let differing = of_cluster.filter(|other| other.key != pair.key);
             AppCredentials { pairs: differing.into_iter().chain([pair]).collect(), refusal: None, step }
@@ -221,7 +219,8 @@ fn read_secret(app: &RealtimeApp, secret: Option<&SecretObject>) -> StoredSecret
     if !is_owned && is_labelled && owners.iter().any(is_former) {
         return StoredSecret::OfFormerApp;
     }
-    if !is_owned && !(is_labelled && owners.is_empty()) {
+    let is_restored = is_labelled && owners.is_empty();
+    if !(is_owned || is_restored) {
         let owner = owners.first().map_or_else(
             || "it has no owner".to_owned(),
             |owner| format!("it belongs to {} {}", owner.kind, owner.name),
@@ -377,7 +376,7 @@ mod tests {
         };
         let expected = ["shop", "shop-2"].map(|name| (name.to_owned(), expected.clone()));
         assert_eq!(recalled, expected.into());
-        let made = generate_app_credentials(&apps, |purpose| purpose.to_owned());
+        let made = generate_app_credentials(&apps, str::to_owned);
         assert_eq!(made.keys().collect::<Vec<_>>(), ["shop", "shop-2"]);
         assert_eq!(made["shop"].pairs[0].key.as_str(), "shop-key");
     }

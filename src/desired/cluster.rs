@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use super::problem::RefusedApp;
 use super::secret_copies::SecretCopy;
 use super::secret_references::RedisReferences;
+use super::server_image::ServerImage;
 use crate::config::ServerKind;
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, AppKey, Secret, StreamName, Transport};
@@ -26,8 +27,10 @@ pub struct ValidCluster {
     pub uid: String,
     /// Owner of the rendered objects; `None` for a manifest that was never applied.
     pub owner: Option<OwnerReference>,
-    /// Reference of the servers' image, with its tag or digest.
-    pub image: String,
+    /// Image and release of the servers.
+    pub image: ServerImage,
+    /// Value of the annotation that restarts pods, as they carry it.
+    pub restarted_at: Option<String>,
     /// Servers that are deployed: edges, then the dispatcher, if there are webhooks.
     pub servers: Vec<ValidServer>,
     /// Copies of the Secrets and of the generated values that pods read at their start.

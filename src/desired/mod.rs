@@ -16,6 +16,7 @@ mod image_reference;
 mod known_injectors;
 pub mod manifest;
 mod name_pattern;
+pub mod network_policy;
 mod platform_policy;
 mod pod_fields;
 mod problem;
@@ -23,6 +24,7 @@ mod receiver;
 pub mod render;
 mod secret_copies;
 mod secret_references;
+mod server_image;
 mod validate;
 
 pub use app_credentials::{
@@ -38,7 +40,7 @@ pub use environment::{MissingReference, PodFacts, resolve_variables, template_va
 pub use known_injectors::{KnownInjectors, SHIPPED_INJECTORS};
 pub use manifest::{InputError, Manifests};
 pub use platform_policy::{PlatformPolicy, PolicyFileError};
-pub use pod_fields::{FieldKind, PodField, list_pod_fields, template_digest};
+pub use pod_fields::{FieldKind, JsonField, PodField, list_pod_fields, template_digest};
 pub use problem::{ManifestProblem, RefusalCause, RefusedApp};
 pub use receiver::{OPERATOR_NAMESPACE, RECEIVER_PORT, RECEIVER_SERVICE, receiver_address};
 pub use render::{DesiredObjects, render_objects};
@@ -47,6 +49,7 @@ pub use secret_references::{
     RedisReferences, SecretReaders, SecretReference, SecretTexts, app_secret_names, collect_secret_references,
     decode_secret, trim_texts,
 };
+pub use server_image::ServerImage;
 pub use validate::{ClusterInputs, StreamIdentity, validate, validate_stream};
 
 #[cfg(test)]

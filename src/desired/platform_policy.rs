@@ -14,8 +14,8 @@ use url::{Host, Url};
 use super::image_reference::ImageReference;
 use super::name_pattern::{NamePattern, matches_any};
 use super::problem::ManifestProblem;
+use super::server_image::DEFAULT_REPOSITORY;
 use crate::api::RealtimeCluster;
-use crate::api::cluster::ImageSpec;
 use crate::config::suggest_name;
 
 /// Values that a message lists at most.
@@ -151,12 +151,19 @@ impl fmt::Display for PlatformPolicy {
 
 impl PolicyCheck<'_> {
     fn apply_rule(&mut self, rule: &PolicyRule) {
-        let (image, aws) = (&self.cluster.spec.image, &self.cluster.spec.aws);
-        let default = ImagePrefix(ImageSpec::default().repository);
+        let aws = &self.cluster.spec.aws;
+        let default = ImagePrefix(DEFAULT_REPOSITORY.to_owned());
         let own: Vec<ImagePrefix> = self.policy.own_repository.iter().cloned().chain([default]).collect();
         let images = rule.images.as_deref().unwrap_or(&own);
-        if !images.iter().any(|prefix| prefix.includes(&image.repository)) {
-            self.report("spec.image.repository", &image.repository, &join_values(images));
+        let written = self.cluster.spec.image.repository.as_deref();
+        let recorded = self.cluster.status.as_ref().and_then(|status| status.image.as_ref()?.repository.as_deref());
+        let (path, repository) = match (written, recorded) {
+            (None, Some(recorded)) => ("status.image.repository", recorded),
+            // A new cluster without a repository runs the operator's own image.
+            _ => ("spec.image.repository", written.unwrap_or(own[0].0.as_str())),
+        };
+        if !images.iter().any(|prefix| prefix.includes(repository)) {
+            self.report(path, repository, &join_values(images));
         }
         // The region becomes a part of the host that requests are sent to.
         if !is_region_name(&aws.region) {
@@ -343,7 +350,7 @@ rules:
     }
 
     fn own_image(cluster: &mut RealtimeCluster) {
-        cluster.spec.image.repository = "registry.example.com/realtime/server".to_owned();
+        cluster.spec.image.repository = Some("registry.example.com/realtime/server".to_owned());
     }
 
     #[test]
@@ -351,7 +358,7 @@ rules:
         let policy = PlatformPolicy::default();
         assert_eq!(paths(&policy, |_| {}), [""; 0]);
         let repository = |name: &'static str| {
-            move |cluster: &mut RealtimeCluster| name.clone_into(&mut cluster.spec.image.repository)
+            move |cluster: &mut RealtimeCluster| cluster.spec.image.repository = Some(name.to_owned())
         };
         for name in ["docker.io/other/realtime", "realtime-operator/realtime-evil", "realtime-operator/realtime:1"] {
             assert_eq!(paths(&policy, repository(name)), ["spec.image.repository"], "{name}");
@@ -500,7 +507,7 @@ rules:
         }
         let port =
             PlatformPolicy::parse("p", "rules: [{ namespaces: ['*'], images: ['localhost:5000'] }]").expect("a policy");
-        let local = |cluster: &mut RealtimeCluster| "localhost:5000/x".clone_into(&mut cluster.spec.image.repository);
+        let local = |cluster: &mut RealtimeCluster| cluster.spec.image.repository = Some("localhost:5000/x".to_owned());
         assert_eq!(paths(&port, local), [""; 0]);
     }
 }

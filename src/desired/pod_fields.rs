@@ -69,7 +69,48 @@ pub enum FieldKind {
     ServiceAccount,
 }
 
+/// Where the JSON of a pod, or of a container, has a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JsonField {
+    /// The field of this name.
+    Single(&'static str),
+    /// An entry of a list.
+    Keyed {
+        /// Name of the list.
+        list: &'static str,
+        /// The field of an entry that names it.
+        key: &'static str,
+    },
+    /// An entry of a list, by its index.
+    Indexed(&'static str),
+}
+
 impl FieldKind {
+    /// Where the JSON of a pod, or of a container, has the field.
+    #[must_use]
+    pub fn json_field(self) -> JsonField {
+        use JsonField::{Indexed, Keyed, Single};
+        match self {
+            Self::Container => Keyed { list: "containers", key: "name" },
+            Self::InitContainer => Keyed { list: "initContainers", key: "name" },
+            Self::Image => Single("image"),
+            Self::Command => Single("command"),
+            Self::Arguments => Single("args"),
+            Self::WorkingDirectory => Single("workingDir"),
+            Self::Lifecycle => Single("lifecycle"),
+            Self::Variable => Keyed { list: "env", key: "name" },
+            Self::VariableSource => Indexed("envFrom"),
+            Self::VolumeMount => Keyed { list: "volumeMounts", key: "mountPath" },
+            Self::Volume => Keyed { list: "volumes", key: "name" },
+            Self::ReadinessGate => Keyed { list: "readinessGates", key: "conditionType" },
+            Self::HostAlias => Keyed { list: "hostAliases", key: "ip" },
+            Self::HostNetwork => Single("hostNetwork"),
+            Self::DnsPolicy => Single("dnsPolicy"),
+            Self::DnsConfig => Single("dnsConfig"),
+            Self::ServiceAccount => Single("serviceAccountName"),
+        }
+    }
+
     /// The field as a manifest spells it.
     fn name(self) -> &'static str {
         match self {

@@ -19,12 +19,13 @@ use super::secret_copies::{
     ADMIN_TOKEN_KEY, ADMIN_TOKEN_SOURCE, CopyNames, PEER_SECRET_KEY, PEER_SECRET_SOURCE, SecretCopy,
 };
 use super::secret_references::{RedisReferences, SecretTexts, collect_secret_references};
+use super::server_image::{ServerImage, WantedImage};
 use crate::api::cluster::{
-    EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, ImageSpec, ServerLayout, SockjsClients,
-    StreamMode, WebhooksMode,
+    EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, ServerLayout, SockjsClients, StreamMode,
+    WebhooksMode,
 };
 use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec};
-use crate::config::ServerKind;
+use crate::config::{RESTARTED_AT_ANNOTATION, ServerKind};
 use crate::protocol::StreamName;
 use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::{App, AppRegistry};
@@ -41,8 +42,10 @@ pub struct ClusterInputs<'a> {
     pub credentials: &'a ClusterCredentials,
     /// `HOST:PORT` of the operator's webhook receiver.
     pub receiver: &'a str,
-    /// Release of this program, used when the manifest has no image tag.
-    pub version: &'a str,
+    /// The operator's own image, which a new cluster runs by default.
+    pub own_image: &'a ServerImage,
+    /// The image that the cluster runs; `None` for a new cluster.
+    pub recorded_image: Option<&'a ServerImage>,
     /// The stream that was adopted or created; `None` means the one that the manifest asks for.
     pub stream: Option<&'a StreamIdentity>,
 }
@@ -67,8 +70,11 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
     let mut problems = check_names(cluster);
     problems.extend(check_servers(cluster));
     problems.extend(check_networks(cluster));
+    let wanted = WantedImage { image: &spec.image, version: spec.version.as_deref() };
+    let image = ServerImage::choose(wanted, inputs.recorded_image, inputs.own_image);
+    let image = image.map_err(|message| problems.push(cluster_problem(cluster, "spec.version", &message)));
     let stream = validate_stream(cluster, &credentials.uid).map_err(|found| problems.extend(found));
-    let (Ok(stream), []) = (stream, problems.as_slice()) else { return Err(problems) };
+    let (Ok(stream), Ok(image), []) = (stream, image, problems.as_slice()) else { return Err(problems) };
     let uid = inputs.stream.map_or_else(|| credentials.uid.clone(), |adopted| adopted.cluster_id.clone());
     let pair = credentials.probe.clone();
     let probe = ProbeApp { id: derive_probe_id(&uid), key: pair.key, secret: pair.secret };
@@ -78,7 +84,8 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
         namespace: cluster_namespace(cluster),
         uid,
         owner: owner_reference(cluster),
-        image: image_reference(&spec.image, inputs.version),
+        image,
+        restarted_at: restarted_at(cluster),
         servers: resolve_servers(spec),
         secret_copies: copy_secrets(inputs),
         stream: ValidStream { name: inputs.stream.map_or(stream.name, |adopted| adopted.name.clone()), ..stream },
@@ -141,6 +148,15 @@ fn check_names(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
     if !is_label {
         let message = format!("is `{name}`, which no Service can begin with: create a cluster with another name");
         problems.push(cluster_problem(cluster, "metadata.name", &message));
+    }
+    let namespace = cluster_namespace(cluster);
+    let is_namespace = (1..=63).contains(&namespace.len())
+        && !namespace.starts_with('-')
+        && !namespace.ends_with('-')
+        && namespace.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if !is_namespace {
+        let message = format!("is `{namespace}`, which no namespace can be named: write one such as channels");
+        problems.push(cluster_problem(cluster, "metadata.namespace", &message));
     }
     let servers = [
         ("websocket", &spec.websocket.env),
@@ -295,11 +311,12 @@ fn resolve_gate(gate: &GateSpec) -> GateSettings {
     }
 }
 
-fn image_reference(image: &ImageSpec, version: &str) -> String {
-    match &image.digest {
-        Some(digest) => format!("{}@{digest}", image.repository),
-        None => format!("{}:{}", image.repository, image.tag.as_deref().unwrap_or(version)),
-    }
+/// The annotation, or its last value: a removed annotation must not restart pods again.
+fn restarted_at(cluster: &RealtimeCluster) -> Option<String> {
+    let written =
+        cluster.metadata.annotations.as_ref().and_then(|annotations| annotations.get(RESTARTED_AT_ANNOTATION));
+    let known = cluster.status.as_ref().and_then(|status| status.restarted_at.as_ref());
+    written.or(known).filter(|value| !value.is_empty()).cloned()
 }
 
 fn owner_reference(cluster: &RealtimeCluster) -> Option<OwnerReference> {
@@ -392,7 +409,8 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
                 generate,
             ),
             receiver: "receiver.svc:8090",
-            version: "0.1.0",
+            own_image: &ServerImage::of_operator(None),
+            recorded_image: None,
             stream: None,
         })
     }

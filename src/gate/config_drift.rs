@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::registry_history::{AppVersion, RegistryHistory};
 use crate::api::Reason;
-use crate::config::Variable;
+use crate::config::{Release, Variable};
 use crate::protocol::AppId;
 use crate::protocol::admin::EffectiveReport;
 
@@ -80,8 +80,15 @@ pub struct ExpectedConfig<'a> {
 pub fn find_drifts(expected: &ExpectedConfig<'_>, effective: &EffectiveReport, now_ms: u64) -> Vec<ConfigDrift> {
     let variables = expected.variables;
     let names: BTreeSet<&String> = variables.keys().chain(effective.variables.keys()).collect();
+    let release: Option<Release> = effective.version.parse().ok();
+    // A server of an older release has no default of a variable that it does not know.
+    let knows = |name: &String| match (Variable::by_name(name), release) {
+        (Some(row), Some(release)) => row.is_read_by(release) || effective.variables.contains_key(name),
+        _ => true,
+    };
     let mut drifts: Vec<ConfigDrift> = names
         .into_iter()
+        .filter(|name| knows(name))
         .filter(|name| variables.get(*name) != effective.variables.get(*name))
         .map(|name| ConfigDrift::Variable {
             name: name.clone(),

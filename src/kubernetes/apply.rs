@@ -123,17 +123,17 @@ pub async fn apply_object(client: &Client, object: &Value) -> Result<DynamicObje
     handle.api.patch(&handle.name, &parameters, &Patch::Apply(object)).await.map_err(ApplyError::from_call(operation))
 }
 
-/// Removes fields from an object by a patch that holds only for the version that was read.
+/// Repairs an object by the operations of a JSON patch, which holds only for the version that was read.
 ///
 /// # Errors
 /// The object changed since it was read, or the API server does not answer.
-pub async fn remove_fields(client: &Client, object: &DynamicObject, paths: &[String]) -> Result<(), ApplyError> {
+pub async fn repair_object(client: &Client, object: &DynamicObject, repairs: &[Value]) -> Result<(), ApplyError> {
     let value = serde_json::to_value(object).map_err(|error| ApplyError::Malformed(error.to_string()))?;
     let handle = ObjectHandle::from_json(client, &value)?;
     let version = object.resource_version().unwrap_or_default();
     let mut operations =
         vec![serde_json::json!({ "op": "test", "path": "/metadata/resourceVersion", "value": version })];
-    operations.extend(paths.iter().map(|path| serde_json::json!({ "op": "remove", "path": path })));
+    operations.extend_from_slice(repairs);
     let operations: json_patch::Patch =
         serde_json::from_value(operations.into()).map_err(|error| ApplyError::Malformed(error.to_string()))?;
     let operation = format!("repairing {} {}/{}", handle.kind, handle.namespace, handle.name);
@@ -142,26 +142,37 @@ pub async fn remove_fields(client: &Client, object: &DynamicObject, paths: &[Str
     patched.map(|_| ()).map_err(ApplyError::from_call(operation))
 }
 
-/// Deletes those of the live children, each with its API version and kind, that belong to `owner` and are not among the
-/// wanted objects; returns their names.
+/// A live child, with its API version and kind.
+pub type LiveChild = ((&'static str, &'static str), Arc<DynamicObject>);
+
+/// Finds the live children that belong to `owner` and are not among the wanted objects.
+pub fn find_superfluous<'a>(
+    children: &'a [LiveChild],
+    owner: &'a str,
+    wanted: &'a [Value],
+) -> impl Iterator<Item = &'a LiveChild> {
+    children.iter().filter(move |((_, kind), object)| {
+        let name = object.name_any();
+        let keep = wanted.iter().any(|wanted| {
+            wanted["kind"] == *kind && wanted.pointer("/metadata/name").and_then(Value::as_str) == Some(&name)
+        });
+        !keep && is_owned_by(&**object, owner) && object.metadata.deletion_timestamp.is_none()
+    })
+}
+
+/// Deletes the superfluous ones of the live children; returns their names.
 ///
 /// # Errors
 /// The API server does not answer.
 pub async fn prune_children(
     client: &Client,
-    children: &[((&'static str, &'static str), Arc<DynamicObject>)],
+    children: &[LiveChild],
     owner: &str,
     wanted: &[Value],
 ) -> Result<Vec<String>, ApplyError> {
     let mut pruned = Vec::new();
-    for ((version, kind), object) in children {
+    for ((version, kind), object) in find_superfluous(children, owner, wanted) {
         let name = object.name_any();
-        let keep = wanted.iter().any(|wanted| {
-            wanted["kind"] == *kind && wanted.pointer("/metadata/name").and_then(Value::as_str) == Some(&name)
-        });
-        if keep || !is_owned_by(&**object, owner) || object.metadata.deletion_timestamp.is_some() {
-            continue;
-        }
         let types = TypeMeta { api_version: (*version).to_owned(), kind: (*kind).to_owned() };
         let gvk = GroupVersionKind::try_from(&types).map_err(|_| ApplyError::Malformed((*kind).to_owned()))?;
         let namespace = object.namespace().unwrap_or_default();

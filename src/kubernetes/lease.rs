@@ -105,6 +105,8 @@ pub struct LeaderElector {
     watched: Store<Lease>,
     /// The Lease as this candidate wrote it last; `None` when another may have written it since.
     written: Option<Lease>,
+    /// Whether a write of the Lease failed since it was read: the watch may be behind too, and the Lease is read again.
+    must_read: bool,
     namespace: String,
     name: String,
     identity: String,
@@ -161,6 +163,7 @@ impl LeaderElector {
             operators,
             watched,
             written: None,
+            must_read: false,
             api: Api::namespaced(client, namespace),
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -256,6 +259,7 @@ impl LeaderElector {
         if let ScopeClaim::Yield(_) = self.judge(&leases.collect::<Vec<_>>()) {
             return Ok(self.yield_lease(known).await);
         }
+        let known = known.filter(|_| !self.must_read);
         if !self.acquire_or_renew(known).await? {
             return Ok(LeaseAttempt::NotHeld);
         }
@@ -312,16 +316,19 @@ impl LeaderElector {
 
     /// Writes this candidate as the holder, unless another one holds the Lease. `known` is the Lease as it was last seen.
     async fn acquire_or_renew(&mut self, known: Option<Lease>) -> Result<bool, kube::Error> {
-        // Not known while the write is under way: a call without an answer may have been done.
-        self.written = None;
         let lease = match known {
             Some(lease) if !self.may_take(&lease) => return Ok(false),
             Some(lease) if self.is_held_by_another(&lease) => self.api.get_opt(&self.name).await?,
             Some(lease) => Some(lease),
             None => self.api.get_opt(&self.name).await?,
         };
+        self.must_read = false;
+        if lease.as_ref().is_some_and(|lease| !self.may_take(lease)) {
+            return Ok(false);
+        }
+        // Until the write is answered: a call that is given up may have been done.
+        (self.written, self.must_read) = (None, true);
         let written = match lease {
-            Some(lease) if !self.may_take(&lease) => return Ok(false),
             // Sent with the version that was read: of two concurrent candidates the API server refuses one.
             Some(lease) => {
                 let lease = self.renewed_lease(lease);
@@ -331,7 +338,7 @@ impl LeaderElector {
         };
         match written {
             Ok(lease) => {
-                self.written = Some(lease);
+                (self.written, self.must_read) = (Some(lease), false);
                 Ok(true)
             }
             Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(false),
@@ -520,6 +527,28 @@ mod tests {
         shutdown.cancel();
         assert_eq!(keeping.await.expect("no panic"), Ok(()));
         assert_eq!(calls(&server), ["GET lease", "PUT lease"], "the release");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_whose_write_is_refused_reads_the_lease_before_the_next_one() {
+        let (server, shutdown) = (Arc::default(), CancellationToken::new());
+        let (watched, _writer) = reflector::store();
+        let mut elector = candidate(&server, "a", "a-1", watched);
+        assert!(elector.wait_until_leading(&shutdown).await);
+        let (path, lease) = {
+            let server = server.lock().expect("no panic");
+            let (path, lease) = server.leases.first_key_value().expect("a Lease");
+            (path.clone(), lease.clone())
+        };
+        // As after an answer that was lost.
+        server.lock().expect("no panic").write(&path, lease);
+        calls(&server);
+        let heartbeat = Heartbeats::default().register("lease keeper", None, &shutdown);
+        let keeping = tokio::spawn(elector.hold_lease(heartbeat, shutdown.clone()));
+        sleep(RETRY_INTERVAL * 3 + RETRY_INTERVAL / 2).await;
+        assert_eq!(calls(&server), ["PUT lease", "GET lease", "PUT lease", "PUT lease"]);
+        shutdown.cancel();
+        assert_eq!(keeping.await.expect("no panic"), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]

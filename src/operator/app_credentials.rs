@@ -49,7 +49,7 @@ pub async fn store_app_credentials(
         let rendered = render_cluster(context, cluster).await?;
         let due = list_missing(&rendered, &failures);
         // The values of the cluster itself are stored first.
-        if due.is_empty() || !rendered.fresh.is_empty() {
+        if due.is_empty() || !rendered.fresh.is_empty() || cluster.spec.suspend {
             return Ok(StoredCredentials { rendered, failures });
         }
         let create = |(app, pair): (RealtimeApp, Option<GeneratedPair>)| async move {

@@ -8,7 +8,8 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 
 use crate::api::{RealtimeApp, RealtimeCluster};
-use crate::desired::{self, AppCredentials, SecretTexts, StreamIdentity};
+use crate::config::RESTARTED_AT_ANNOTATION;
+use crate::desired::{self, AppCredentials, SecretTexts, ServerImage, StreamIdentity};
 use crate::protocol::StreamName;
 
 /// The objects that a cluster is rendered from.
@@ -21,9 +22,12 @@ pub struct ClusterReferences {
     pub of_apps: BTreeMap<String, Arc<Secret>>,
     /// The Secret of generated values.
     pub generated: Option<Arc<Secret>>,
+    /// The image that the cluster runs; `None` for a new cluster.
+    pub recorded_image: Option<ServerImage>,
 }
 
 /// The inputs of a cluster as values.
+#[derive(Clone)]
 pub struct Dereferenced {
     /// Apps, the oldest first: of two with the same id the older keeps it.
     pub apps: Vec<RealtimeApp>,
@@ -35,6 +39,8 @@ pub struct Dereferenced {
     pub app_credentials: BTreeMap<String, AppCredentials>,
     /// The stream; `None` until the stream controller has created or adopted it.
     pub stream: Option<StreamIdentity>,
+    /// The image that the cluster runs; `None` for a new cluster.
+    pub recorded_image: Option<ServerImage>,
 }
 
 impl ClusterReferences {
@@ -55,6 +61,7 @@ impl ClusterReferences {
             secrets: decode_secrets(&self.secrets),
             generated,
             stream,
+            recorded_image: self.recorded_image.clone(),
         }
     }
 }
@@ -75,9 +82,12 @@ pub fn decode_secrets(secrets: &BTreeMap<String, Arc<Secret>>) -> SecretTexts {
 pub fn digest_inputs(cluster: &RealtimeCluster, references: &ClusterReferences) -> u64 {
     let mut hasher = DefaultHasher::new();
     (cluster.uid(), cluster.metadata.generation).hash(&mut hasher);
+    cluster.annotations().get(RESTARTED_AT_ANNOTATION).hash(&mut hasher);
+    cluster.status.as_ref().and_then(|status| status.restarted_at.as_ref()).hash(&mut hasher);
     if let Some(stream) = cluster.status.as_ref().and_then(|status| status.stream.as_ref()) {
         (&stream.name, &stream.arn, &stream.cluster_id).hash(&mut hasher);
     }
+    references.recorded_image.hash(&mut hasher);
     for app in &references.apps {
         (app.uid(), app.metadata.generation).hash(&mut hasher);
     }

@@ -14,7 +14,7 @@ use super::metrics::OperatorMetrics;
 use super::reconcile_error::ReconcileError;
 use crate::api::{RealtimeCluster, Reason};
 use crate::gate::Verdict;
-use crate::prober::{self, PodStanding, ProbePlan, Prober, ProberReports};
+use crate::prober::{self, PodStanding, ProbePlan, Prober, ProberReports, RequestedProof};
 use crate::process::clock;
 use crate::protocol::AppId;
 
@@ -69,6 +69,8 @@ pub struct ProberFindings {
     pub standings: BTreeMap<String, PodStanding>,
     /// Number of pods that were admitted on record.
     pub on_record: usize,
+    /// The latest requested proof.
+    pub requested: Option<RequestedProof>,
 }
 
 impl ClusterProbers {
@@ -121,7 +123,7 @@ impl ClusterProbers {
         }
         let Some(running) = all.get_mut(&name) else {
             let running = self.start_for_cluster(context, cluster, plan)?;
-            let findings = ProberFindings { verdict: None, standings: BTreeMap::new(), on_record: 0 };
+            let findings = ProberFindings { verdict: None, standings: BTreeMap::new(), on_record: 0, requested: None };
             all.insert(name, running);
             return Ok(findings);
         };
@@ -136,6 +138,7 @@ impl ClusterProbers {
             verdict: (!verdict.transports.is_empty()).then_some(verdict),
             standings: running.current.prober.pods.borrow().clone(),
             on_record: running.on_record,
+            requested: running.current.prober.requested.borrow().clone(),
         })
     }
 
@@ -194,7 +197,8 @@ impl ClusterProbers {
             ProberReports { heartbeat, metrics: context.metrics.journeys.clone(), budget: context.journeys.share() };
         let prober = prober::start(plan, context.receiver.clone(), reports, stop.clone())
             .map_err(|error| ReconcileError::transient(Reason::Proving, format!("journeys cannot start: {error}")))?;
-        let (mut verdicts, mut pods) = (prober.verdicts.clone(), prober.pods.clone());
+        let (mut verdicts, mut pods, mut proofs) =
+            (prober.verdicts.clone(), prober.pods.clone(), prober.requested.clone());
         let (requeue_sender, reference, ended) = (self.requeue_sender.clone(), cluster_ref(cluster), stop.clone());
         tokio::spawn(async move {
             loop {
@@ -202,6 +206,7 @@ impl ClusterProbers {
                     () = ended.cancelled() => false,
                     changed = verdicts.changed() => changed.is_ok(),
                     changed = pods.changed() => changed.is_ok(),
+                    changed = proofs.changed() => changed.is_ok(),
                 };
                 if !open || requeue_sender.send(reference.clone()).await.is_err() {
                     return;

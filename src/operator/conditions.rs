@@ -41,6 +41,8 @@ pub struct StatusInputs<'a> {
     pub known: &'a RealtimeClusterStatus,
     /// Generation of the manifest.
     pub generation: Option<i64>,
+    /// Whether changes are held back, so that nothing is in progress.
+    pub suspended: bool,
     /// Seconds after which a missing proof is reported as overdue.
     pub deadline: i64,
     /// Oldest proof that a new leader accepts without journeys of its own.
@@ -89,6 +91,7 @@ struct ReadyState {
 pub fn decide_status(inputs: &StatusInputs<'_>) -> StatusDecision {
     let passed = is_proven(inputs);
     let mut state = assess_readiness(inputs, passed);
+    state.reconciling &= !inputs.suspended;
     report_difference(inputs, &mut state);
     if inputs.on_record > 0 && state.ready != "True" {
         state.message = format!("{}; {} pods were admitted on record", state.message, inputs.on_record);
@@ -394,6 +397,7 @@ fn build_gate_status(inputs: &StatusInputs<'_>, state: &ReadyState, ever_passed:
         last_failure,
         replacements: known.replacements,
         injectors: known.injectors,
+        requested_proof: known.requested_proof,
     }
 }
 

@@ -17,7 +17,7 @@ use super::rendered_clusters::RenderedClusters;
 use super::secret_reader::SecretReader;
 use super::unreadable_objects::UnreadableObjects;
 use crate::api::{RealtimeCluster, Reason};
-use crate::desired::{KnownInjectors, PlatformPolicy};
+use crate::desired::{KnownInjectors, PlatformPolicy, ServerImage};
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::scope::WatchScope;
 use crate::prober::{JourneyBudget, WebhookReceiver};
@@ -56,6 +56,8 @@ pub struct ControllerContext {
     pub kinesis: KinesisConnections,
     /// The versions of each cluster's app registry.
     pub registries: RegistryHistories,
+    /// The operator's own image, which a new cluster runs by default.
+    pub own_image: ServerImage,
     /// The images, endpoints, regions and roles that clusters may name.
     pub policy: PlatformPolicy,
     /// The injectors whose additions to pods are accepted.

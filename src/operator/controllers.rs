@@ -33,7 +33,7 @@ use super::{
     unreadable_reports, watches, workload_controller,
 };
 use crate::api::RealtimeCluster;
-use crate::desired::{KnownInjectors, PlatformPolicy, receiver_address};
+use crate::desired::{KnownInjectors, PlatformPolicy, ServerImage, receiver_address};
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::call_metrics::ApiCallMetrics;
 use crate::kubernetes::client::{KubernetesClients, build_clients};
@@ -59,6 +59,8 @@ const CLUSTER_BUFFER_LEN: usize = 1024;
 /// Settings of the operator's process, from its arguments.
 #[derive(Clone, Debug)]
 pub struct OperatorSettings {
+    /// Reference of the operator's own image; read from its pod without one.
+    pub image: Option<String>,
     /// Namespace of the operator itself.
     pub namespace: String,
     /// Namespaces whose clusters this operator reconciles.
@@ -136,6 +138,10 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
     })?;
     let keeping_route = heartbeats.register("receiver's EndpointSlice", Some(receiver::ROUTE_SILENCE_MAX), &work);
     tokio::spawn(route.keep(clients.watch.clone(), leadership.clone(), keeping_route, work.clone()));
+    let own_image = match settings.image {
+        Some(image) => Some(image),
+        None => start_checks::read_own_image(&clients.call, &settings.namespace, &settings.pod).await?,
+    };
     let reporter = Reporter { controller: "realtime-operator".to_owned(), instance: Some(settings.pod.clone()) };
     let rights = leadership.clone();
     let (unreadable, reports) = UnreadableObjects::new();
@@ -155,8 +161,11 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         kinesis: KinesisConnections::new(metrics.kinesis_calls.clone()),
         registries: RegistryHistories::default(),
         unreadable,
-        policy: start_checks::allow_own_image(&clients.call, &settings.namespace, &settings.pod, settings.policy)
-            .await?,
+        policy: match &own_image {
+            Some(image) => settings.policy.with_own_image(image),
+            None => settings.policy,
+        },
+        own_image: ServerImage::of_operator(own_image.as_deref()),
         known_injectors: settings.known_injectors,
         scope: settings.scope,
         metrics,
@@ -317,7 +326,7 @@ async fn run_controllers(
             let probers = probers.clone();
             drive_controller(ControllerName::Gate, gate, context.clone(), move |context, cluster| {
                 let probers = probers.clone();
-                async move { gate_controller::reconcile(&context, &probers, &cluster).await }
+                async move { Box::pin(gate_controller::reconcile(&context, &probers, &cluster)).await }
             })
         };
         let reporting_unselected = async {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use rand::distr::{Alphanumeric, SampleString};
@@ -13,7 +14,9 @@ use super::context::ControllerContext;
 use super::reconcile_error::ReconcileError;
 use super::secret_reader::SecretUser;
 use crate::api::{RealtimeCluster, Reason};
-use crate::desired::{self, AwsIdentity, ClusterCredentials, SecretTexts, ValidStream};
+use crate::config::Release;
+use crate::desired::render::{TEMPLATE_ANNOTATION, template_mark};
+use crate::desired::{self, AwsIdentity, ClusterCredentials, SecretTexts, ServerImage, ValidStream};
 use crate::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
 use crate::kubernetes::apply;
 
@@ -37,18 +40,20 @@ pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Res
     let namespace = cluster.namespace().unwrap_or_default();
     let apps = context.live.apps_of(cluster);
     let mut references = list_cluster_references(cluster);
+    let of_cluster = SecretUser::of(cluster);
     let mut generated_for_apps = Vec::new();
     for app in &apps {
+        // An edit of an app names no other generated pair, so that its Secret is read on behalf of the cluster.
+        if app.spec.credentials.is_empty() {
+            generated_for_apps.push((desired::app_credentials_name(app), of_cluster.clone()));
+        }
         let user = SecretUser::of(&**app);
         references.extend(desired::app_secret_names(app).map(|name| (name.to_owned(), user.clone())));
-        if app.spec.credentials.is_empty() {
-            generated_for_apps.push((desired::app_credentials_name(app), user));
-        }
     }
     let secrets = read_secrets(context, &namespace, references).await?;
     let of_apps = read_secrets(context, &namespace, generated_for_apps).await?;
     let name = generated_secret_name(cluster);
-    let generated = context.secrets.read(&namespace, &name, &SecretUser::of(cluster)).await?;
+    let generated = context.secrets.read(&namespace, &name, &of_cluster).await?;
     let uid = cluster.uid().unwrap_or_default();
     if let Some(secret) = &generated
         && !apply::is_owned_by(&**secret, &uid)
@@ -58,7 +63,24 @@ pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Res
         );
         return Err(ReconcileError::terminal(Reason::ChildNotOurs, message));
     }
-    Ok(ClusterReferences { apps, secrets, of_apps, generated })
+    let recorded_image = find_recorded_image(cluster, &context.live.deployments_of(cluster));
+    Ok(ClusterReferences { apps, secrets, of_apps, generated, recorded_image })
+}
+
+/// Finds the image that a cluster runs. A cluster of release 0.1.0 has no record of it, and its Deployments have, as far as
+/// their templates are rendered ones.
+fn find_recorded_image(cluster: &RealtimeCluster, live: &[Deployment]) -> Option<ServerImage> {
+    let status = cluster.status.as_ref()?;
+    if let (Some(image), Some(version)) = (&status.image, &status.version) {
+        return ServerImage::of_record(image, version);
+    }
+    live.iter().find_map(|deployment| {
+        let template = &deployment.spec.template;
+        let pod = template.spec.as_ref()?;
+        let is_rendered = template_mark(template, TEMPLATE_ANNOTATION) == Some(desired::template_digest(pod).as_str());
+        let image = pod.containers.first()?.image.as_deref().filter(|_| is_rendered)?;
+        Some(ServerImage { release: Release::FIRST, ..ServerImage::of_reference(image) })
+    })
 }
 
 /// Reads the Secrets that the cluster itself references.
@@ -134,4 +156,40 @@ pub async fn connect_stream(
         credentials,
     };
     Ok(context.kinesis.client(&settings).await)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::cluster::{ImageSpec, RealtimeClusterStatus};
+    use crate::api::fixture::applied_cluster;
+
+    #[test]
+    fn the_recorded_image_is_that_of_the_status_or_of_a_rendered_deployment_of_the_first_release() {
+        let pod = |image: &str| serde_json::json!({ "containers": [{ "name": "sockjs", "image": image }] });
+        let deployment = |image: &str, marked: &str| -> Deployment {
+            let marked = serde_json::from_value(pod(marked)).expect("a pod");
+            let annotations = serde_json::json!({ TEMPLATE_ANNOTATION: desired::template_digest(&marked) });
+            let template = serde_json::json!({ "metadata": { "annotations": annotations }, "spec": pod(image) });
+            let spec = serde_json::json!({ "selector": {}, "template": template });
+            serde_json::from_value(serde_json::json!({ "metadata": {}, "spec": spec })).expect("a Deployment")
+        };
+        let found = |status: Option<RealtimeClusterStatus>, live: &[Deployment]| {
+            let cluster = RealtimeCluster { status, ..applied_cluster("") };
+            find_recorded_image(&cluster, live).map(|image| format!("{image} {}", image.release))
+        };
+        let image = ImageSpec { repository: Some("a".to_owned()), tag: Some("2".to_owned()), digest: None };
+        let recorded = RealtimeClusterStatus {
+            image: Some(image),
+            version: Some("0.2.0".to_owned()),
+            ..RealtimeClusterStatus::default()
+        };
+        let older = RealtimeClusterStatus::default();
+        let live = [deployment("b:dev", "b:dev")];
+        assert_eq!(found(None, &live), None, "nobody has looked at it yet");
+        assert_eq!(found(Some(older.clone()), &[]), None);
+        assert_eq!(found(Some(older.clone()), &live).as_deref(), Some("b:dev 0.1.0"));
+        assert_eq!(found(Some(older), &[deployment("edited:1", "b:dev")]), None, "a template that nobody rendered");
+        assert_eq!(found(Some(recorded), &live).as_deref(), Some("a:2 0.2.0"));
+    }
 }

@@ -21,14 +21,16 @@ use super::context::{ControllerContext, SharedContext};
 use super::dereference;
 use super::pod_admission::{self, AdmissionStep};
 use super::pod_annotation::{annotate_pod, patch_parameters};
-use super::pods::{PodReader, ServerPod, count_wanted_pods};
+use super::pods::{PodReader, ServerPod, count_wanted_pods, explain_refusal};
 use super::reconcile_error::ReconcileError;
 use super::registry_histories::begin_history;
 use super::rendered_clusters::RenderedCluster;
 use super::rendering::render_cluster;
+use super::requested_proof::{decide_proof_status, find_open_request, is_new_request};
 use super::secret_reader::SecretUser;
 use super::service_routes::find_service_routes;
 use super::status::{self, StatusPatch};
+use super::suspension::keep_applied;
 use crate::api::cluster::{GateStatus, PodReplacements, RealtimeClusterStatus, WebhooksMode};
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
@@ -61,7 +63,7 @@ pub async fn reconcile(
         probers.stop_for_cluster(context, cluster);
         Err(ReconcileError::transient(Reason::Deleting, "the servers terminate first; the stream is kept"))
     } else {
-        render_stored_cluster(context, cluster).await
+        Box::pin(render_judged_cluster(context, cluster, &known)).await
     };
     let observation = match &built {
         Ok(built) => Some(observe_and_admit(context, probers, cluster, built, &known).await?),
@@ -70,7 +72,7 @@ pub async fn reconcile(
     let refusal = observation.as_ref().and_then(|observation| {
         let refuses = |pod: &&ServerPod| pod.current && pod.refusal.is_some();
         let pod = observation.pods.iter().find(refuses)?;
-        Some(format!("{}: {}", pod.name, pod.refusal.as_deref().unwrap_or_default()))
+        Some(format!("{}: {}", pod.name, explain_refusal(pod.refusal.as_deref().unwrap_or_default())))
     });
     let difference = observation
         .as_ref()
@@ -87,6 +89,7 @@ pub async fn reconcile(
         on_record: observation.as_ref().map_or(0, |observation| observation.findings.on_record),
         known: &known,
         generation: cluster.metadata.generation,
+        suspended: cluster.spec.suspend,
         deadline,
         inherited_max: context.inherited_evidence_max,
         now: Timestamp::now(),
@@ -94,6 +97,8 @@ pub async fn reconcile(
     publish_ready_event(context, cluster, &known, &decision).await;
     let mut fields = Map::new();
     fields.insert("observedGeneration".to_owned(), json!(cluster.metadata.generation));
+    let proof = observation.as_ref().and_then(|observation| observation.findings.requested.as_ref());
+    let requested_proof = decide_proof_status(cluster, &known, proof, Timestamp::now());
     let gate = match &observation {
         Some(GateObservation { pods, replacements, .. }) => {
             GateStatus { replacements: replacements.clone(), injectors: list_injectors(pods), ..decision.gate }
@@ -101,6 +106,7 @@ pub async fn reconcile(
         // The decision keeps what is known.
         None => decision.gate,
     };
+    let gate = GateStatus { requested_proof, ..gate };
     fields.insert("gate".to_owned(), json!(gate));
     fields.insert("transports".to_owned(), json!(decision.transports));
     let part = StatusPatch {
@@ -132,6 +138,30 @@ async fn publish_ready_event(
     let kind = if ready.status == "False" { EventType::Warning } else { EventType::Normal };
     let note = format!("Ready is {}: {}", ready.status, ready.message);
     context.publish_change(cluster, kind, ready.reason.name(), "Judge", note).await;
+}
+
+/// The cluster by which pods are judged: as it is rendered, or as it was applied last while it is suspended. A request for a
+/// proof reads Secrets again first.
+async fn render_judged_cluster(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    known: &RealtimeClusterStatus,
+) -> Result<Arc<RenderedCluster>, ReconcileError> {
+    let rendered = render_stored_cluster(context, cluster).await?;
+    let requested = find_open_request(cluster, known).filter(|token| is_new_request(token, known));
+    let rendered = if requested.is_some() {
+        for name in rendered.read.secrets.keys() {
+            context.secrets.forget(&rendered.valid.namespace, name);
+        }
+        render_stored_cluster(context, cluster).await?
+    } else {
+        rendered
+    };
+    Ok(if cluster.spec.suspend {
+        Arc::new(keep_applied(&rendered, &context.live.deployments_of(cluster)))
+    } else {
+        rendered
+    })
 }
 
 /// The rendered cluster, once its own generated values are stored. An app without credentials is not served yet, which is
@@ -195,11 +225,12 @@ async fn observe_and_admit(
     };
     let observed = ObservedObjects { pods: &pods, services: &services };
     let registry = context.registries.of_cluster(cluster);
-    if !built.read.awaits_credentials() {
+    // The registry of a suspended cluster is written later.
+    if !built.read.awaits_credentials() && !cluster.spec.suspend {
         begin_history(&registry, &built.valid);
     }
     let plan = build_plan(context, cluster, built, observed, fingerprint.clone(), proof).await?;
-    let plan = ProbePlan { registry, ..plan };
+    let plan = ProbePlan { registry, requested: find_open_request(cluster, known), ..plan };
     let former = build_former_plan(context, cluster, built, &pods, &plan).await?;
     let mut findings = probers.update_plan(context, cluster, plan)?;
     let former = probers.update_former_plan(context, cluster, former)?;
@@ -270,8 +301,10 @@ async fn build_plan(
         pod.server == ServerKind::Dispatcher && (pod.current || pod.is_former() || pod.admitted.is_some())
     });
     let dispatchers: Vec<&ServerPod> = dispatchers.collect();
-    let secrets =
-        read_former_secrets(context, cluster, built, dispatchers.iter().copied().filter(|pod| pod.is_former())).await?;
+    // The templates of a suspended cluster may be older than the rendered Secrets.
+    let reads_other =
+        |pod: &&ServerPod| cluster.spec.suspend || pod.is_former() && pod.server == ServerKind::Dispatcher;
+    let secrets = read_former_secrets(context, cluster, built, pods.iter().filter(reads_other)).await?;
     let stream = match &read.stream {
         Some(_) if plan.webhooks => Some(dereference::connect_stream(context, &valid.stream, &read.secrets).await?),
         _ => None,
@@ -281,7 +314,7 @@ async fn build_plan(
         proof,
         paths: find_service_routes(&valid.name, services, pods, &plan.transports),
         wanted_pods: count_wanted_pods(valid, &plan.transports),
-        edges: edges.filter_map(|pod| pod.to_edge(valid, desired, &read.secrets)).collect(),
+        edges: edges.filter_map(|pod| pod.to_edge(valid, desired, &secrets)).collect(),
         dispatchers: dispatchers.iter().filter_map(|pod| pod.to_dispatcher(valid, desired, &secrets)).collect(),
         stream,
         policy: GatePolicy { inherited_evidence_max: context.inherited_evidence_max, ..plan.policy },
@@ -311,6 +344,7 @@ async fn build_former_plan(
         paths: vec![],
         wanted_pods: BTreeMap::new(),
         edges,
+        requested: None,
         ..plan.clone()
     }))
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
@@ -11,20 +12,9 @@ use serde_json::Value;
 
 use super::object_index::{ListedRanges, ObjectIndex};
 use crate::api::{RealtimeApp, RealtimeCluster};
+use crate::desired::render::{WATCHED_KINDS, is_pruned};
 use crate::kubernetes::apply;
 use crate::kubernetes::scope::WatchRange;
-
-/// Kinds of children that are watched, with their API version, and pruned when they are not rendered any more. Only a
-/// `ReplicaSet` is never pruned: it belongs to its Deployment.
-pub const CHILD_KINDS: [(&str, &str); 7] = [
-    ("apps/v1", "Deployment"),
-    ("apps/v1", "ReplicaSet"),
-    ("v1", "Service"),
-    ("policy/v1", "PodDisruptionBudget"),
-    ("v1", "ServiceAccount"),
-    ("rbac.authorization.k8s.io/v1", "Role"),
-    ("rbac.authorization.k8s.io/v1", "RoleBinding"),
-];
 
 /// Label of a child with the name of its cluster.
 pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
@@ -44,7 +34,7 @@ pub struct LiveObjects {
 
 impl Default for LiveObjects {
     fn default() -> Self {
-        let children = CHILD_KINDS.iter().map(|(_, kind)| (*kind, ObjectIndex::default())).collect();
+        let children = WATCHED_KINDS.iter().map(|(_, kind)| (*kind, ObjectIndex::default())).collect();
         let (apps, pods) = (ObjectIndex::default(), ObjectIndex::default());
         Self { apps, pods, children, clusters: ListedRanges::default() }
     }
@@ -60,7 +50,7 @@ impl LiveObjects {
         }
     }
 
-    /// The index of a kind of [`CHILD_KINDS`].
+    /// The index of a kind of [`WATCHED_KINDS`].
     pub fn children(&self, kind: &str) -> Option<&ObjectIndex<DynamicObject>> {
         self.children.get(kind)
     }
@@ -71,12 +61,16 @@ impl LiveObjects {
         self.children(text("/kind"))?.get(text("/metadata/namespace"), text("/metadata/name"))
     }
 
-    /// The children of a cluster by their label, each with its API version and kind.
-    pub fn children_of(&self, cluster: &RealtimeCluster) -> Vec<((&'static str, &'static str), Arc<DynamicObject>)> {
+    /// The children of a cluster by their label that are deleted when they are not rendered any more, each with its API
+    /// version and kind, those that are applied last first.
+    pub fn prunable_children_of(
+        &self,
+        cluster: &RealtimeCluster,
+    ) -> Vec<((&'static str, &'static str), Arc<DynamicObject>)> {
         let found = |types: (&'static str, &'static str)| {
             self.children_of_kind(cluster, types.1).into_iter().map(move |object| (types, object))
         };
-        CHILD_KINDS.into_iter().flat_map(found).collect()
+        WATCHED_KINDS.into_iter().rev().filter(|(_, kind)| is_pruned(kind)).flat_map(found).collect()
     }
 
     /// The children of a cluster that are of one kind.
@@ -129,6 +123,12 @@ impl LiveObjects {
         found.iter().filter_map(|object| (**object).clone().try_parse().ok()).collect()
     }
 
+    /// The Deployments of a cluster.
+    pub fn deployments_of(&self, cluster: &RealtimeCluster) -> Vec<Deployment> {
+        let found = self.children_of_kind(cluster, "Deployment");
+        found.iter().filter_map(|object| (**object).clone().try_parse().ok()).collect()
+    }
+
     /// The apps of a cluster, the oldest first: of two with the same id the older keeps it.
     pub fn apps_of(&self, cluster: &RealtimeCluster) -> Vec<Arc<RealtimeApp>> {
         let mut apps = self.apps.find(&cluster.namespace().unwrap_or_default(), |_| true);
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(live.find_child(&rendered).expect("a live object").name_any(), "b");
         assert!(live.find_child(&json!({ "kind": "Secret" })).is_none(), "Secrets are not watched");
         let children: Vec<_> =
-            live.children_of(&cluster).into_iter().map(|(types, o)| (types.1, o.name_any())).collect();
+            live.prunable_children_of(&cluster).into_iter().map(|(types, o)| (types.1, o.name_any())).collect();
         assert_eq!(children, [("Service", "a".to_owned())]);
     }
 

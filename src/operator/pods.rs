@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{EnvVar, Pod, PodTemplateSpec};
 use kube::ResourceExt;
 
 use super::pod_audit::{PodAudit, PodDifference, audit_pod};
-use crate::config::{ServerConfig, ServerKind};
+use crate::config::{ServerConfig, ServerKind, Variable};
 use crate::desired::render::{ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, TEMPLATE_ANNOTATION, template_mark};
 use crate::desired::{
     DesiredObjects, KnownInjectors, PodFacts, SecretTexts, ValidCluster, decode_secret, resolve_variables,
@@ -190,6 +190,20 @@ impl ServerPod {
     }
 }
 
+/// Adds the cause to the line of a server that refuses a variable of ours: its image is older than the release that it is
+/// rendered for.
+pub fn explain_refusal(line: &str) -> String {
+    let name = line.split_once(" is not a variable of this release").map(|(name, _)| name);
+    match name.and_then(Variable::by_name) {
+        Some(row) => format!(
+            "{line}. The image is older than {}, the first release that reads {}: write the release of the image into \
+             spec.version, or a newer image",
+            row.since, row.name
+        ),
+        None => line.to_owned(),
+    }
+}
+
 /// Number of pods that the manifest asks for, by the transport that they carry.
 pub fn count_wanted_pods(valid: &ValidCluster, transports: &BTreeSet<Transport>) -> BTreeMap<Transport, usize> {
     let wanted = |transport: &Transport| {
@@ -221,6 +235,21 @@ impl ServerPod {
             serving: admitted.is_some(),
             refusal: None,
             variables: vec![],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_of_ours_that_a_server_does_not_know_is_one_of_a_later_release() {
+        let line = "REALTIME_BUS is not a variable of this release: remove it";
+        let explained = explain_refusal(line);
+        assert!(explained.starts_with(line) && explained.contains("write the release of the image into spec.version"));
+        for line in ["REALTIME_BUSS is not a variable of this release: remove it", "REALTIME_BUS is missing: set it"] {
+            assert_eq!(explain_refusal(line), line);
         }
     }
 }

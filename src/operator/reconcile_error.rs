@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::metrics::ReconcileResult;
-use super::status::ConditionUpdate;
 use crate::api::Reason;
 use crate::kinesis::KinesisError;
 use crate::kubernetes::apply::ApplyError;
@@ -51,12 +50,6 @@ impl ReconcileError {
             _ => RETRY_BACKOFF_MAX,
         };
         RETRY_MIN_BACKOFF.saturating_mul(2_u32.saturating_pow(failures.min(10))).min(longest)
-    }
-
-    /// A condition with this error.
-    pub fn to_condition(&self, kind: &'static str) -> ConditionUpdate {
-        let status = if self.reason.says_nothing() { "Unknown" } else { "False" };
-        ConditionUpdate::new(kind, status, self.reason, &self.message)
     }
 
     /// The class of the error in metrics.

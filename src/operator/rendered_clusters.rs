@@ -7,6 +7,7 @@ use super::cluster_inputs::Dereferenced;
 use crate::desired::{DesiredObjects, ValidCluster};
 
 /// A valid cluster with its rendered objects and the inputs they were rendered from.
+#[derive(Clone)]
 pub struct RenderedCluster {
     pub read: Dereferenced,
     pub valid: ValidCluster,

@@ -9,7 +9,7 @@ use super::context::ControllerContext;
 use super::dereference;
 use super::reconcile_error::ReconcileError;
 use super::rendered_clusters::RenderedCluster;
-use super::validation::validate_cluster;
+use super::validation::{OwnIdentity, validate_cluster};
 use crate::api::{RealtimeApp, RealtimeCluster, Reason};
 use crate::desired;
 
@@ -37,7 +37,8 @@ pub async fn render_cluster(
         read = references.resolve(cluster);
         credentials = dereference::generate_credentials(cluster, &read);
     }
-    let valid = validate_cluster(cluster, &context.policy, &read, &credentials, &context.receiver_address)?;
+    let own = OwnIdentity { receiver: &context.receiver_address, image: &context.own_image };
+    let valid = validate_cluster(cluster, &context.policy, &read, &credentials, &own)?;
     let desired = desired::render_objects(&valid)
         .map_err(|error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string()))?;
     let rendered = Arc::new(RenderedCluster { read, valid, desired, fresh: credentials.fresh });

@@ -8,7 +8,6 @@ use kube::{Client, ResourceExt};
 use super::operator_error::OperatorError;
 use super::{served_crds, watches};
 use crate::api::RealtimeCluster;
-use crate::desired::PlatformPolicy;
 use crate::kubernetes::scope::WatchScope;
 
 /// Reads the UID that identifies this Kubernetes cluster in the tags of streams.
@@ -21,27 +20,18 @@ pub async fn read_kubernetes_uid(client: &Client) -> Result<String, OperatorErro
     Ok(found.uid().unwrap_or_default())
 }
 
-/// Adds the operator's own image, as its pod names it, to the policy.
-pub async fn allow_own_image(
-    client: &Client,
-    namespace: &str,
-    pod: &str,
-    policy: PlatformPolicy,
-) -> Result<PlatformPolicy, OperatorError> {
+/// Reads the operator's own image, as its pod names it; `None` if the pod is not readable.
+pub async fn read_own_image(client: &Client, namespace: &str, pod: &str) -> Result<Option<String>, OperatorError> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     match pods.get(pod).await {
         Ok(found) => {
             let containers = found.spec.map(|spec| spec.containers).unwrap_or_default();
             let own = containers.iter().find(|container| container.name == "operator").or(containers.first());
-            let image = own.and_then(|container| container.image.clone());
-            Ok(match image {
-                Some(image) => policy.with_own_image(&image),
-                None => policy,
-            })
+            Ok(own.and_then(|container| container.image.clone()))
         }
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_forbidden() => {
-            tracing::warn!(pod, %status, "operator's own pod not readable: its image is allowed only if the platform policy names it");
-            Ok(policy)
+            tracing::warn!(pod, %status, "operator's own pod not readable: clusters do not run its image by default, and it is allowed only if the platform policy names it");
+            Ok(None)
         }
         Err(error) => Err(OperatorError::Start { operation: "reading the operator's own pod", error: Box::new(error) }),
     }

@@ -23,6 +23,12 @@ impl ConditionUpdate {
     pub fn new(kind: &'static str, status: &'static str, reason: Reason, message: impl Into<String>) -> Self {
         Self { kind, status, reason, message: message.into() }
     }
+
+    /// A condition with the error that ended a reconcile.
+    pub fn of_error(kind: &'static str, error: &ReconcileError) -> Self {
+        let status = if error.reason.says_nothing() { "Unknown" } else { "False" };
+        Self::new(kind, status, error.reason, &error.message)
+    }
 }
 
 /// The status fields that one controller owns.

@@ -52,9 +52,10 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
     };
     let update = match &result {
         Ok(update) => update.clone(),
-        Err(error) => error.to_condition(condition::STREAM_READY),
+        Err(error) => ConditionUpdate::of_error(condition::STREAM_READY, error),
     };
-    let wait = if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
+    let is_settled = update.status == "True" || update.reason == Reason::Suspended;
+    let wait = if is_settled { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
     write_status(context, cluster, &stream, Some(update)).await?;
     result.map(|_| Some(wait))
 }
@@ -99,6 +100,10 @@ async fn reconcile_stream(
                 update.message = format!("{}; pending: {}", update.message, pending.join("; "));
             }
             Ok((StreamStatus { pending_steps: pending, ..adopted }, update))
+        }
+        Err(error) if error.class == KinesisErrorClass::NotFound && known.arn.is_empty() && cluster.spec.suspend => {
+            let message = format!("suspended: stream {} does not exist and is not created", known.name);
+            Ok((known, ConditionUpdate::new(condition::STREAM_READY, "False", Reason::Suspended, message)))
         }
         Err(error) if error.class == KinesisErrorClass::NotFound && known.arn.is_empty() => {
             create_stream(context, cluster, &client, stream.capacity, known).await

@@ -7,8 +7,17 @@ use super::reconcile_error::ReconcileError;
 use crate::api::cluster::WebhooksMode;
 use crate::api::{RealtimeCluster, Reason};
 use crate::desired::{
-    self, ClusterCredentials, ClusterInputs, ManifestProblem, PlatformPolicy, ValidCluster, ValidStream,
+    self, ClusterCredentials, ClusterInputs, ManifestProblem, PlatformPolicy, ServerImage, ValidCluster, ValidStream,
 };
+
+/// The operator's own parts that a cluster is rendered with.
+#[derive(Clone, Copy)]
+pub struct OwnIdentity<'a> {
+    /// `HOST:PORT` of the webhook receiver.
+    pub receiver: &'a str,
+    /// The operator's own image.
+    pub image: &'a ServerImage,
+}
 
 /// Validates a cluster with the inputs that it references.
 ///
@@ -19,7 +28,7 @@ pub fn validate_cluster(
     policy: &PlatformPolicy,
     read: &Dereferenced,
     credentials: &ClusterCredentials,
-    receiver: &str,
+    own: &OwnIdentity<'_>,
 ) -> Result<ValidCluster, ReconcileError> {
     // Also checked here: objects of an older schema were never checked by the API server.
     if let Err(errors) = cluster.validate_cel() {
@@ -37,8 +46,9 @@ pub fn validate_cluster(
         apps: &read.apps,
         secrets: &read.secrets,
         credentials,
-        receiver,
-        version: env!("CARGO_PKG_VERSION"),
+        receiver: own.receiver,
+        own_image: own.image,
+        recorded_image: read.recorded_image.as_ref(),
         stream: read.stream.as_ref(),
     };
     desired::validate(&inputs).map_err(|problems| spec_invalid(&problems))
@@ -104,9 +114,11 @@ mod tests {
             generated: BTreeMap::new(),
             app_credentials: BTreeMap::new(),
             stream: Some(StreamIdentity { name: StreamName("s".to_owned()), cluster_id: "u".to_owned() }),
+            recorded_image: None,
         };
         let credentials = desired::generate_credentials(cluster, &read.generated, BTreeMap::new(), str::to_owned);
-        validate_cluster(cluster, &PlatformPolicy::default(), &read, &credentials, "receiver.svc:8090")
+        let own = OwnIdentity { receiver: "receiver.svc:8090", image: &ServerImage::of_operator(None) };
+        validate_cluster(cluster, &PlatformPolicy::default(), &read, &credentials, &own)
     }
 
     #[test]

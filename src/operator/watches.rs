@@ -17,13 +17,13 @@ use kube::{Client, Resource, ResourceExt};
 use tokio::sync::mpsc;
 
 use super::context::ControllerContext;
-use super::live_objects::{CHILD_KINDS, INSTANCE_LABEL};
+use super::live_objects::INSTANCE_LABEL;
 use super::metrics::ControllerName;
 use super::object_index::{ObjectChange, ObjectIndex};
 use super::unreadable_objects::{LastVersion, keep_readable};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeApp, RealtimeCluster};
-use crate::desired::render::REGISTRY_ANNOTATION;
+use crate::desired::render::{REGISTRY_ANNOTATION, WATCHED_KINDS};
 use crate::kubernetes::scope::WatchRange;
 use crate::kubernetes::watch::open_watch;
 
@@ -111,7 +111,7 @@ pub async fn run_watches(
             send(&queues.apps, &reference).await;
         }
     });
-    let children = CHILD_KINDS.into_iter().filter_map(|(version, kind)| {
+    let children = WATCHED_KINDS.into_iter().filter_map(|(version, kind)| {
         let types = TypeMeta { api_version: version.to_owned(), kind: kind.to_owned() };
         let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(&types).ok()?);
         let api = build_dynamic_api(client, range, &resource);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use kube::runtime::events::EventType;
@@ -14,17 +15,18 @@ use serde_json::{Map, Value, json};
 use super::context::{ControllerContext, SharedContext};
 use super::dereference::generated_secret_name;
 use super::finalizer;
+use super::foreign_fields::{ForeignField, find_foreign_fields, find_repairs};
 use super::reconcile_error::ReconcileError;
 use super::rendering::render_cluster;
 use super::secret_copies::{list_unrecorded_copies, prune_secret_copies};
 use super::secret_reader::SecretUser;
 use super::status::{self, ConditionUpdate, StatusPatch};
+use super::suspension::decide_suspended;
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
-use crate::desired::{self, DesiredObjects, ValidCluster};
-use crate::kubernetes::foreign_fields::ForeignField;
-use crate::kubernetes::{apply, foreign_fields};
+use crate::desired::{self, DesiredObjects, ServerImage, ValidCluster};
+use crate::kubernetes::apply;
 
 /// Time between two reconciles of a cluster whose rollout is complete; changes of its objects trigger earlier ones.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
@@ -40,6 +42,9 @@ const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Attempts to remove foreign fields from a Deployment in one reconcile. Another writer may add them again each time, so
 /// the loop must end.
 const REPAIR_ATTEMPTS_MAX: usize = 5;
+
+/// Longest action of an Event that the API server accepts.
+const EVENT_ACTION_LEN_MAX: usize = 128;
 
 /// Reconciles the children of one cluster, and returns the time until the next reconcile without a change.
 ///
@@ -58,10 +63,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
     };
     // A field that an apply leaves out is removed.
     let mut fields = Map::new();
-    if let Some(known) = &cluster.status {
-        fields.extend(known.endpoints.as_ref().map(|endpoints| ("endpoints".to_owned(), json!(endpoints))));
-        fields.insert("secretCopies".to_owned(), json!(known.secret_copies));
-    }
+    fields.extend(list_known_fields(cluster));
     let (update, wait) = match &result {
         Ok(ChildrenState::Recorded { secret_copies }) => {
             fields.insert("secretCopies".to_owned(), json!(secret_copies));
@@ -69,30 +71,75 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
             let update = ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "Unknown", Reason::RollingOut, message);
             (update, APPLY_STEP_INTERVAL)
         }
-        Ok(ChildrenState::Applied { update, endpoints, secret_copies }) => {
+        Ok(ChildrenState::Suspended { update, .. }) => (update.clone(), RESYNC_INTERVAL),
+        Ok(ChildrenState::Applied { update, endpoints, secret_copies, restarted_at, image }) => {
             fields.insert("endpoints".to_owned(), endpoints.clone());
             fields.insert("secretCopies".to_owned(), json!(secret_copies));
+            fields.extend(restarted_at.as_ref().map(|value| ("restartedAt".to_owned(), json!(value))));
+            fields.insert("image".to_owned(), json!(image.to_record()));
+            fields.insert("version".to_owned(), json!(image.release.to_string()));
             (update.clone(), if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL })
         }
-        Err(error) => (error.to_condition(condition::WORKLOADS_AVAILABLE), RECHECK_INTERVAL),
+        Err(error) => (ConditionUpdate::of_error(condition::WORKLOADS_AVAILABLE, error), RECHECK_INTERVAL),
     };
     let manager = "realtime-operator-workload";
-    let part =
-        StatusPatch { manager, owned_conditions: &[condition::WORKLOADS_AVAILABLE], conditions: vec![update], fields };
-    status::write(context, cluster, part).await?;
+    let waiting = match &result {
+        Ok(ChildrenState::Suspended { waiting, .. }) => Some(waiting.as_slice()),
+        _ => None,
+    };
+    let suspended = decide_suspended(cluster, waiting, Timestamp::now());
+    publish_suspension_event(context, cluster, suspended.as_ref()).await;
+    let owned_conditions = &[condition::WORKLOADS_AVAILABLE, condition::SUSPENDED];
+    let conditions = std::iter::once(update).chain(suspended).collect();
+    status::write(context, cluster, StatusPatch { manager, owned_conditions, conditions, fields }).await?;
     result.map(|_| Some(wait))
+}
+
+/// The fields that this controller owns, as they are: a field that an apply leaves out is removed.
+fn list_known_fields(cluster: &RealtimeCluster) -> Map<String, Value> {
+    let mut fields = Map::new();
+    if let Some(known) = &cluster.status {
+        fields.extend(known.endpoints.as_ref().map(|endpoints| ("endpoints".to_owned(), json!(endpoints))));
+        fields.extend(known.restarted_at.as_ref().map(|value| ("restartedAt".to_owned(), json!(value))));
+        fields.extend(known.image.as_ref().map(|image| ("image".to_owned(), json!(image))));
+        fields.extend(known.version.as_ref().map(|version| ("version".to_owned(), json!(version))));
+        fields.insert("secretCopies".to_owned(), json!(known.secret_copies));
+    }
+    fields
+}
+
+/// Publishes an Event when a suspension begins or ends.
+async fn publish_suspension_event(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    suspended: Option<&ConditionUpdate>,
+) {
+    let mut known = cluster.status.iter().flat_map(|status| &status.conditions);
+    let was_suspended = known.any(|known| known.type_ == condition::SUSPENDED);
+    let (reason, note) = match suspended {
+        Some(update) if !was_suspended => ("Suspended", update.message.clone()),
+        None if was_suspended => ("Resumed", "changes are applied again".to_owned()),
+        _ => return,
+    };
+    context.publish_event(cluster, EventType::Normal, reason, "Suspend", note).await;
 }
 
 /// The children after a reconcile.
 enum ChildrenState {
     /// The copies of Secrets that the next reconcile creates are to be recorded first, with those that exist.
     Recorded { secret_copies: Vec<String> },
+    /// The cluster is suspended: these objects differ from the rendered ones.
+    Suspended { update: ConditionUpdate, waiting: Vec<String> },
     /// All children are applied.
     Applied {
         update: ConditionUpdate,
         endpoints: Value,
         /// Names of the copies of Secrets that exist.
         secret_copies: Vec<String>,
+        /// The value that restarts pods, as they carry it.
+        restarted_at: Option<String>,
+        /// The image to record.
+        image: Box<ServerImage>,
     },
 }
 
@@ -101,6 +148,11 @@ async fn reconcile_children(
     cluster: &RealtimeCluster,
 ) -> Result<ChildrenState, ReconcileError> {
     let rendered = render_cluster(context, cluster).await?;
+    if cluster.spec.suspend {
+        let waiting = list_waiting_objects(context, cluster, &rendered.desired).await?;
+        let update = summarize_rollout(&context.live.deployments_of(cluster));
+        return Ok(ChildrenState::Suspended { update, waiting });
+    }
     if !rendered.fresh.is_empty() {
         let mut all = rendered.read.generated.clone();
         all.extend(rendered.fresh.clone());
@@ -113,11 +165,43 @@ async fn reconcile_children(
         return Ok(ChildrenState::Recorded { secret_copies });
     }
     let deployments = apply_children(context, cluster, &rendered.desired).await?;
+    let update = summarize_rollout(&deployments);
+    // The former image stays recorded until every pod has the new one: a manifest that names none returns to it.
+    let recorded = rendered.read.recorded_image.clone().filter(|_| update.status != "True");
     Ok(ChildrenState::Applied {
-        update: summarize_rollout(&deployments),
+        update,
+        image: Box::new(recorded.unwrap_or_else(|| rendered.valid.image.clone())),
         endpoints: list_endpoints(&rendered.valid, &rendered.desired),
         secret_copies: prune_secret_copies(context, cluster, &rendered.valid).await?,
+        restarted_at: rendered.valid.restarted_at.clone(),
     })
+}
+
+/// Names the children that an apply would create, change or delete.
+async fn list_waiting_objects(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    desired: &DesiredObjects,
+) -> Result<Vec<String>, ReconcileError> {
+    let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
+    let wanted = &desired.children;
+    let describe = |object: &Value| {
+        let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        format!("{} {}", text("/kind"), text("/metadata/name"))
+    };
+    let mut waiting = Vec::new();
+    for object in wanted {
+        let live = fetch_live(context, cluster, object).await?;
+        let live = live.map(|live| serde_json::to_value(&*live)).transpose().map_err(malformed)?;
+        if live.is_none_or(|live| !is_up_to_date(object, &live) || has_foreign_fields(object, &live)) {
+            waiting.push(describe(object));
+        }
+    }
+    let uid = cluster.uid().unwrap_or_default();
+    let children = context.live.prunable_children_of(cluster);
+    let superfluous = apply::find_superfluous(&children, &uid, wanted);
+    waiting.extend(superfluous.map(|((_, kind), object)| format!("{kind} {}", object.name_any())));
+    Ok(waiting)
 }
 
 /// Renders the Secret of generated values. A value is never generated twice: it is read before it is generated.
@@ -143,7 +227,7 @@ async fn apply_children(
 ) -> Result<Vec<Deployment>, ReconcileError> {
     let (namespace, uid) = (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
     let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
-    let wanted = desired.to_values().map_err(malformed)?;
+    let wanted = &desired.children;
     let mut deployments = Vec::new();
     // Pods mount the registry, which another controller writes; kubelet backs off long before it retries a mount.
     if let Some(last) = desired.registry.last() {
@@ -154,7 +238,7 @@ async fn apply_children(
     }
     // All children are read before the first write, so that an object of another owner does not leave half a cluster.
     let mut lives = Vec::new();
-    for object in &wanted {
+    for object in wanted {
         lives.push(fetch_live(context, cluster, object).await?);
     }
     for (object, live) in wanted.iter().zip(lives) {
@@ -172,10 +256,9 @@ async fn apply_children(
         if !is_deployment {
             let applied = apply::apply_object(&context.client, object).await?;
             // The annotation of another identity that somebody else wrote; our own one is removed by the apply.
-            let leftovers =
-                foreign_fields::find_leftover_paths(object, &serde_json::to_value(&applied).map_err(malformed)?);
-            if !leftovers.is_empty() {
-                apply::remove_fields(&context.client, &applied, &leftovers).await?;
+            let repairs = find_repairs(object, &serde_json::to_value(&applied).map_err(malformed)?);
+            if !repairs.is_empty() {
+                apply::repair_object(&context.client, &applied, &repairs).await?;
             }
             if object["kind"] == "Secret" {
                 context.secrets.forget(&namespace, object["metadata"]["name"].as_str().unwrap_or_default());
@@ -194,7 +277,9 @@ async fn apply_children(
         deployments.push(serde_json::from_value(value).map_err(malformed)?);
     }
     context.ensure_leader()?;
-    for pruned in apply::prune_children(&context.client, &context.live.children_of(cluster), &uid, &wanted).await? {
+    for pruned in
+        apply::prune_children(&context.client, &context.live.prunable_children_of(cluster), &uid, wanted).await?
+    {
         context
             .publish_event(cluster, EventType::Normal, "Removed", "Prune", format!("{pruned} is not rendered any more"))
             .await;
@@ -232,8 +317,7 @@ async fn fetch_live(
 }
 
 fn has_foreign_fields(wanted: &Value, live: &Value) -> bool {
-    !foreign_fields::find_foreign_fields(wanted, live).is_empty()
-        || !foreign_fields::find_leftover_paths(wanted, live).is_empty()
+    !find_foreign_fields(wanted, live).is_empty() || !find_repairs(wanted, live).is_empty()
 }
 
 /// Reports foreign fields of one Deployment.
@@ -247,7 +331,7 @@ struct ForeignWriters<'a> {
 impl ForeignWriters<'_> {
     /// Publishes an Event for each foreign field of the live object, once per field.
     async fn report_once(&mut self, live: &Value) {
-        for foreign in foreign_fields::find_foreign_fields(self.wanted, live) {
+        for foreign in find_foreign_fields(self.wanted, live) {
             if self.reported.contains(&foreign) {
                 continue;
             }
@@ -272,13 +356,13 @@ async fn remove_foreign_fields(
     let (context, wanted) = (writers.context, writers.wanted);
     for _ in 0..REPAIR_ATTEMPTS_MAX {
         let live = serde_json::to_value(&applied).map_err(malformed)?;
-        let leftovers = foreign_fields::find_leftover_paths(wanted, &live);
-        if leftovers.is_empty() {
+        let repairs = find_repairs(wanted, &live);
+        if repairs.is_empty() {
             return Ok(applied);
         }
         writers.report_once(&live).await;
         context.ensure_leader()?;
-        if let Err(error) = apply::remove_fields(&context.client, &applied, &leftovers).await {
+        if let Err(error) = apply::repair_object(&context.client, &applied, &repairs).await {
             tracing::debug!(%error, "removing foreign fields failed: retrying with the new version");
         }
         applied = apply::fetch_owned(&context.client, wanted, uid).await?.unwrap_or(applied);
@@ -293,7 +377,7 @@ async fn remove_foreign_fields(
 /// Puts the field into the action: Events of one action and reason would be merged into one series.
 fn format_event_action(field: &str) -> String {
     let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-    format!("PutBack-{}", field.chars().map(word).collect::<String>())
+    "PutBack-".chars().chain(field.chars().map(word)).take(EVENT_ACTION_LEN_MAX).collect()
 }
 
 /// Whether the live object has every rendered field with its rendered value.

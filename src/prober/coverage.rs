@@ -6,7 +6,10 @@ use super::ProbePlan;
 use super::observe::PodObservation;
 use crate::gate::CoverageTargets;
 use crate::kinesis::Shard;
-use crate::protocol::ShardId;
+use crate::protocol::{ShardId, Transport};
+
+/// A transport, and the pod or path that it goes through.
+pub(super) type TargetPair = (Transport, String);
 
 /// Every process of a plan.
 pub(super) fn process_names(plan: &ProbePlan) -> impl Iterator<Item = &str> {

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::ProbePlan;
 use super::progress::HopTick;
+use super::requested_round::RequestedProof;
 use crate::gate::{ProcessProof, RegistryReading, Verdict};
 
 /// The state of one process, from its journeys and from its own `/effective`.
@@ -34,6 +35,8 @@ pub struct Prober {
     pub round_interval: watch::Receiver<Duration>,
     /// The plan that the next journeys follow.
     pub plan: watch::Sender<Arc<ProbePlan>>,
+    /// The latest requested proof; `None` before the first one.
+    pub requested: watch::Receiver<Option<RequestedProof>>,
     /// Every passed hop, for a display; a slow receiver misses some.
     pub hops: broadcast::Receiver<HopTick>,
     pub(super) task: JoinHandle<()>,

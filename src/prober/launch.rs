@@ -1,15 +1,18 @@
-//! The start of journeys: which routes are tried again, through which channels, beside which companions.
+//! The start of journeys: which routes are tried again or on request, through which channels, beside which companions.
 
 use tokio::time::Instant;
 use tracing::Instrument;
 use ulid::Ulid;
 
+use super::coverage::TargetPair;
 use super::journey::{Companions, JourneyRoute, run_journey};
 use super::nonce::{JourneyChannels, choose_channels};
 use super::progress::progress_callback;
-use super::scheduler::{JourneySchedule, ScheduleEvent};
+use super::requested_round::{RequestedRound, RouteStep};
+use super::scheduler::{JourneySchedule, ScheduleEvent, send_if_changed};
 use super::{EdgePod, Entrance, ProbePlan};
-use crate::gate::GatePolicy;
+use crate::gate::{GatePolicy, Journey};
+use crate::process::clock;
 use crate::protocol::{ShardId, Transport};
 
 impl JourneySchedule {
@@ -32,7 +35,47 @@ impl JourneySchedule {
         }
     }
 
-    fn find_entrance(&self, name: &str) -> Option<Entrance> {
+    /// Starts the round that the plan requests, beside the journeys that are under way.
+    pub(super) fn start_requested_round(&mut self) {
+        let Some(token) = self.request.take() else { return };
+        let pods: Vec<(Transport, Entrance)> =
+            self.target_pairs().iter().map(|(transport, edge)| (*transport, Entrance::from(edge))).collect();
+        let paths = self.leading_paths();
+        let names = |routes: &[(Transport, Entrance)]| -> Vec<TargetPair> {
+            routes.iter().map(|(transport, entrance)| (*transport, entrance.name.clone())).collect()
+        };
+        let wanted = self.context.plan.wanted_pods.clone();
+        let round = RequestedRound::new(token, clock::now_ms(), wanted, &names(&pods), &names(&paths));
+        for (transport, entrance) in pods.into_iter().chain(paths) {
+            self.launch_journey(transport, entrance);
+        }
+        send_if_changed(&self.requested_reports, Some(round.report()));
+        self.requested_round = Some(round);
+    }
+
+    pub(super) fn add_to_requested_round(&mut self, journey: &Journey) {
+        let Some(round) = &mut self.requested_round else { return };
+        let step = round.add_journey(journey);
+        send_if_changed(&self.requested_reports, Some(round.report()));
+        if step == RouteStep::Retry
+            && let Some(entrance) = self.find_entrance(&journey.entrance)
+        {
+            self.launch_journey(journey.transport, entrance);
+        }
+    }
+
+    pub(super) fn drop_removed_routes(&mut self) {
+        let plan = self.context.plan.clone();
+        let Some(round) = &mut self.requested_round else { return };
+        let exists = |(transport, name): &TargetPair| {
+            let edge = plan.edges.iter().any(|edge| edge.pod == *name && edge.transports.contains(transport));
+            edge || plan.paths.iter().any(|path| path.name == *name && path.transports.contains(transport))
+        };
+        round.retain_routes(exists, clock::now_ms());
+        send_if_changed(&self.requested_reports, Some(round.report()));
+    }
+
+    pub(super) fn find_entrance(&self, name: &str) -> Option<Entrance> {
         let ProbePlan { edges, paths, .. } = &*self.context.plan;
         let edge = edges.iter().find(|edge| edge.pod == name).map(Entrance::from);
         edge.or_else(|| paths.iter().find(|path| path.name == name).map(Entrance::from))
@@ -45,7 +88,7 @@ impl JourneySchedule {
         }
     }
 
-    fn launch_journey(&mut self, transport: Transport, entrance: Entrance) {
+    pub(super) fn launch_journey(&mut self, transport: Transport, entrance: Entrance) {
         let pair = (transport, entrance.name.clone());
         let Some(channels) = self.choose_channels() else { return };
         let route = JourneyRoute {

@@ -22,6 +22,7 @@ mod plan;
 mod progress;
 mod read_back;
 mod receiver;
+mod requested_round;
 mod scheduler;
 mod service_routes;
 
@@ -31,6 +32,7 @@ pub use journey_budget::{BudgetShare, JOURNEYS_PER_SECOND, JourneyBudget};
 pub use metrics::JourneyMetrics;
 pub use progress::{HopResult, HopTick};
 pub use receiver::{RECEIVER_SILENCE_MAX, WebhookReceiver};
+pub use requested_round::{RequestedProof, RequestedTransport};
 pub use scheduler::{ProberReports, start};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -163,6 +165,8 @@ pub struct ProbePlan {
     pub stream: Option<kinesis::KinesisClient>,
     /// The thresholds of the gate.
     pub policy: GatePolicy,
+    /// Token of a proof that is requested and not complete; each new one starts a round at once.
+    pub requested: Option<String>,
 }
 
 impl ProbePlan {
@@ -177,6 +181,7 @@ impl ProbePlan {
             && self.dispatchers == other.dispatchers
             && self.wanted_pods == other.wanted_pods
             && self.policy == other.policy
+            && self.requested == other.requested
             && Arc::ptr_eq(&self.registry, &other.registry)
             && self.admin_token.expose() == other.admin_token.expose()
             && self.app.key == other.app.key

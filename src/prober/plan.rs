@@ -32,6 +32,7 @@ impl ProbePlan {
             admin_token: cluster.admin_token.clone(),
             stream: None,
             policy: GatePolicy { interval, timeout, open_after, close_after, ..GatePolicy::default() },
+            requested: None,
         }
     }
 }

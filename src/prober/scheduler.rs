@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::coverage::{coverage_targets, process_names};
+use super::coverage::{TargetPair, coverage_targets, process_names};
 use super::handle::{PodStanding, Prober};
 use super::journey::JourneyContext;
 use super::journey_budget::BudgetShare;
@@ -16,6 +16,7 @@ use super::metrics::JourneyMetrics;
 use super::observe::{PodObservation, PodObserver};
 use super::progress::{HopTick, PROGRESS_QUEUE_LEN};
 use super::receiver::WebhookReceiver;
+use super::requested_round::{RequestedProof, RequestedRound};
 use super::service_routes::RouteTracker;
 use super::{EdgePod, Entrance, JourneyProof, ProbePlan};
 use crate::gate::{Evidence, GatePhase, GatePolicy, Journey, JourneyOutcome, RestoredProof, RoundState, Verdict};
@@ -88,12 +89,15 @@ pub fn start(
     };
     let (verdicts, latest) = watch::channel(verdict);
     let (standings, pods) = watch::channel(BTreeMap::new());
+    let (requested_reports, requested) = watch::channel(None);
     let (intervals, round_interval) = watch::channel(context.plan.policy.interval);
     let (ticks, hops) = broadcast::channel(PROGRESS_QUEUE_LEN);
     let (results, arriving) = mpsc::channel(RESULT_QUEUE_LEN);
     let mut schedule = JourneySchedule {
         // After taking over a proven cluster, every pod is observed before a verdict is given.
         warm: context.plan.proof == JourneyProof::Never,
+        request: context.plan.requested.clone(),
+        applied_policy: context.plan.policy,
         context: Arc::new(context),
         evidence,
         verdicts,
@@ -116,16 +120,15 @@ pub fn start(
         failed_rounds: 0,
         receiver_found_ms: found_ms,
         process: reports,
+        requested_round: None,
+        requested_reports,
     };
     schedule.paths.update(&schedule.context.plan.paths, Instant::now());
     schedule.update_targets();
     schedule.verdicts.send_replace(schedule.evidence.verdict());
     let task = tokio::spawn(schedule.run(arriving, plans, shutdown));
-    Ok(Prober { verdicts: latest, pods, round_interval, plan, hops, task })
+    Ok(Prober { verdicts: latest, pods, round_interval, plan, requested, hops, task })
 }
-
-/// A transport, and the pod or path that it goes through.
-pub(super) type TargetPair = (Transport, String);
 
 /// An event on which the schedule acts.
 pub(super) enum ScheduleEvent {
@@ -143,6 +146,8 @@ pub(super) enum ScheduleEvent {
 pub(super) struct JourneySchedule {
     pub(super) context: Arc<JourneyContext>,
     pub(super) evidence: Evidence,
+    /// The policy by which the evidence is judged, with the interval in force.
+    applied_policy: GatePolicy,
     pub(super) verdicts: watch::Sender<Verdict>,
     reports: watch::Sender<BTreeMap<String, PodStanding>>,
     /// The time in force between two rounds.
@@ -177,6 +182,11 @@ pub(super) struct JourneySchedule {
     receiver_found_ms: u64,
     /// Reports to the process: progress and counts.
     pub(super) process: ProberReports,
+    /// Token of a requested round that has not begun.
+    pub(super) request: Option<String>,
+    /// The latest requested round.
+    pub(super) requested_round: Option<RequestedRound>,
+    pub(super) requested_reports: watch::Sender<Option<RequestedProof>>,
 }
 
 /// A prober's reports to its process.
@@ -222,8 +232,7 @@ impl JourneySchedule {
                     }
                     if is_due(aged, now, AGEING_INTERVAL) {
                         aged = Some(now);
-                        self.evidence.advance(clock::now_ms());
-                        self.publish_verdict();
+                        self.advance_evidence();
                     }
                     let every = self.round_interval();
                     send_if_changed(&self.intervals, every);
@@ -233,6 +242,7 @@ impl JourneySchedule {
                     }
                     if self.warm && self.is_ready() {
                         self.prove_newcomers();
+                        self.start_requested_round();
                     }
                     self.retry_suspects(now);
                 }
@@ -247,8 +257,21 @@ impl JourneySchedule {
         let paths: usize = plan.paths.iter().map(|path| path.transports.len()).sum();
         let edges: usize = plan.edges.iter().map(|edge| edge.transports.len()).sum();
         let interval = self.process.budget.adjust_interval(edges + paths, plan.policy.interval);
-        self.evidence.set_policy(GatePolicy { interval, ..plan.policy });
+        let policy = GatePolicy { interval, ..plan.policy };
+        if self.warm && self.applied_policy != policy {
+            self.applied_policy = policy;
+            self.evidence.set_policy(policy);
+        }
         interval
+    }
+
+    /// Lets the evidence age. Before the first observation there are no targets, which would close a gate whose proof a
+    /// former leader recorded.
+    fn advance_evidence(&mut self) {
+        if self.warm {
+            self.evidence.advance(clock::now_ms());
+        }
+        self.publish_verdict();
     }
 
     /// Time in force between two rounds.
@@ -275,6 +298,12 @@ impl JourneySchedule {
             self.last_holders = None;
             self.began = Instant::now();
         }
+        // A journey under the former plan proves nothing of this one.
+        let is_restarted = plan.fingerprint != before.fingerprint && plan.requested.is_some();
+        if plan.requested != before.requested || is_restarted {
+            self.request.clone_from(&plan.requested);
+            self.requested_round = None;
+        }
         self.context.receiver.accept_app(plan.app.id.clone());
         let context = JourneyContext { plan, ..(*self.context).clone() };
         self.context = Arc::new(context);
@@ -284,6 +313,7 @@ impl JourneySchedule {
         self.attempted.retain(|(_, pod, _)| self.context.plan.edges.iter().any(|edge| edge.pod == *pod));
         self.observation.dispatchers.retain(|pod, _| process_names(&self.context.plan).any(|found| found == pod));
         self.update_targets();
+        self.drop_removed_routes();
         self.publish_verdict();
     }
 
@@ -346,6 +376,7 @@ impl JourneySchedule {
                 let journey = journey.void_if_missed_before(self.receiver_found_ms);
                 self.process.metrics.count_journey(&journey);
                 self.evidence.add_journey(&journey);
+                self.add_to_requested_round(&journey);
             }
         }
         self.publish_verdict();
@@ -423,11 +454,16 @@ impl JourneySchedule {
             self.attempted.extend(self.attempt_key(transport, &edge));
             self.begin_journey(transport, Entrance::from(&edge));
         }
-        let (plan, now) = (self.context.plan.clone(), Instant::now());
-        let leading: Vec<_> = plan.paths.iter().filter(|path| self.paths.is_expected_to_work(path, now)).collect();
-        for (path, transport) in leading.iter().flat_map(|path| path.transports.iter().map(move |t| (path, t))) {
-            self.begin_journey(*transport, Entrance::from(*path));
+        for (transport, entrance) in self.leading_paths() {
+            self.begin_journey(transport, entrance);
         }
+    }
+
+    /// Every transport of every path that leads somewhere.
+    pub(super) fn leading_paths(&self) -> Vec<(Transport, Entrance)> {
+        let now = Instant::now();
+        let leading = self.context.plan.paths.iter().filter(|path| self.paths.is_expected_to_work(path, now));
+        leading.flat_map(|path| path.transports.iter().map(move |of| (*of, Entrance::from(path)))).collect()
     }
 
     /// Starts journeys through pods that wait for admission as soon as they are up, since this paces a rollout.
@@ -456,7 +492,7 @@ impl JourneySchedule {
 }
 
 /// Sends a value only if it differs from the current one.
-fn send_if_changed<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+pub(super) fn send_if_changed<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
     sender.send_if_modified(|known| {
         let changed = *known != value;
         *known = value;

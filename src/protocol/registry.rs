@@ -1,12 +1,14 @@
 //! The app registry as servers mount it: JSON files, one per bucket of apps.
 //!
 //! The operator writes sixteen Secrets by a hash of the app's id, so that one change rewrites one of them; each becomes
-//! one file, and a server reads them all.
+//! one file, and a server reads them all. A reader ignores the fields that its release does not know, and its digests cover
+//! them all the same: an operator of a later release sees that its registry has arrived.
 
 use std::collections::BTreeMap;
 
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::frame::EVENT_BYTES_MAX;
 use super::record::EventKind;
@@ -21,7 +23,7 @@ pub const ENDPOINTS_FILE: &str = "allowed-endpoints";
 
 /// One app as a server knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct App {
     /// The app's id, digits only.
     pub id: AppId,
@@ -48,7 +50,7 @@ pub struct App {
 
 /// A key with its secret.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Credential {
     /// The public half, which clients send.
     pub key: AppKey,
@@ -69,7 +71,7 @@ pub enum CredentialState {
 
 /// The limits of an app and each of its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct AppLimits {
     /// Connections that the app may have, on all pods together; `None` for any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,7 +98,7 @@ impl Default for AppLimits {
 
 /// One webhook endpoint of an app.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct WebhookEndpoint {
     /// Name of the endpoint, unique within the app.
     pub name: String,
@@ -166,6 +168,8 @@ impl WebhookEndpoint {
 pub struct AppRegistry {
     apps: BTreeMap<AppId, App>,
     keys: BTreeMap<AppKey, AppId>,
+    /// Texts of the apps that have a field unknown to this release.
+    later_texts: BTreeMap<AppId, String>,
 }
 
 /// The reason why a registry file cannot be used.
@@ -187,7 +191,7 @@ impl AppRegistry {
         apps.values_mut().for_each(App::number_shared_names);
         let pairs = |app: &App| app.credentials.iter().map(|c| (c.key.clone(), app.id.clone())).collect::<Vec<_>>();
         let keys = apps.values().flat_map(pairs).collect();
-        Self { apps, keys }
+        Self { apps, keys, later_texts: BTreeMap::new() }
     }
 
     /// Parses the files of a registry.
@@ -198,12 +202,24 @@ impl AppRegistry {
         files: impl IntoIterator<Item = (N, B)>,
     ) -> Result<Self, RegistryError> {
         let mut apps = Vec::new();
+        let mut later_texts = BTreeMap::new();
         for (file, bytes) in files {
-            let read: Vec<App> = serde_json::from_slice(bytes.as_ref())
-                .map_err(|error| RegistryError { file: file.as_ref().to_owned(), message: error.to_string() })?;
-            apps.extend(read);
+            let malformed =
+                |error: serde_json::Error| RegistryError { file: file.as_ref().to_owned(), message: error.to_string() };
+            let texts: Vec<&RawValue> = serde_json::from_slice(bytes.as_ref()).map_err(malformed)?;
+            for text in texts {
+                let app: App = serde_json::from_str(text.get()).map_err(malformed)?;
+                later_texts.insert(app.id.clone(), text.get().to_owned());
+                apps.push(app);
+            }
         }
-        Ok(Self::new(apps))
+        let registry = Self::new(apps);
+        // Most apps are written as this release writes them.
+        later_texts.retain(|id, text| {
+            let written = registry.apps.get(id).and_then(|app| serde_json::to_string(app).ok());
+            written.as_deref() != Some(text.as_str())
+        });
+        Ok(Self { later_texts, ..registry })
     }
 
     /// The files of this registry by name, empty buckets too, so that the set of names never changes.
@@ -239,7 +255,11 @@ impl AppRegistry {
     /// A salted digest for each app.
     #[must_use]
     pub fn app_digests(&self, salt: &str) -> BTreeMap<AppId, String> {
-        self.apps.iter().map(|(id, app)| (id.clone(), app.salted_digest(salt))).collect()
+        let digest = |(id, app): (&AppId, &App)| match self.later_texts.get(id) {
+            Some(text) => signature::salted_digest(salt, text),
+            None => app.salted_digest(salt),
+        };
+        self.apps.iter().map(|entry| (entry.0.clone(), digest(entry))).collect()
     }
 }
 

@@ -22,7 +22,9 @@ use super::{kinesis_double, kubelet_double, page};
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::bus::MemoryBus;
 use crate::config::ServerKind;
-use crate::desired::{self, ClusterInputs, ManifestProblem, SecretTexts, ServerRole, ValidCluster, ValidStream};
+use crate::desired::{
+    self, ClusterInputs, ManifestProblem, SecretTexts, ServerImage, ServerRole, ValidCluster, ValidStream,
+};
 use crate::dispatcher::{EgressOverrides, MemoryLeases};
 use crate::kinesis::KinesisClient;
 use crate::prober::{self, JourneyBudget, ProbePlan, Prober, ProberReports, WebhookReceiver};
@@ -333,7 +335,8 @@ fn validate(options: &RehearsalOptions, secrets: &SecretTexts) -> Result<ValidCl
         secrets,
         credentials: &credentials,
         receiver: &rendered_receiver(),
-        version: env!("CARGO_PKG_VERSION"),
+        own_image: &ServerImage::of_operator(None),
+        recorded_image: None,
         stream: None,
     };
     let mut cluster = desired::validate(&inputs).map_err(RehearsalError::Invalid)?;

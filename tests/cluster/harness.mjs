@@ -1,8 +1,8 @@
 // What a test of the cluster tier works with: kubectl, watches, waits, a Redis and a Kinesis beside the nodes.
 // The cluster itself is shared by all files: see shared_cluster.mjs.
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { createInterface } from "node:readline";
 import { after, afterEach } from "node:test";
@@ -426,8 +426,7 @@ function start(name, command, args) {
     },
   };
   if (!child.pid) return running;
-  const began = readFileSync(`/proc/${child.pid}/stat`, "utf8").replace(/.*\) /s, "").split(" ")[19];
-  writeFileSync(`${DIR}/run/${label}.pid`, `${child.pid} ${began}\n`);
+  writeFileSync(`${DIR}/run/${label}.pid`, `${child.pid} ${beginningOf(child.pid)}\n`);
   owned.add(running);
   return running;
 }
@@ -513,6 +512,32 @@ export async function startReceiver() {
   };
   owned.add(receiver);
   return receiver;
+}
+
+/** Gives an image on the node another name, as if the node had pulled it from there. */
+export function tagImage(name, alias) {
+  execFileSync(new URL("kubernetes", import.meta.url).pathname, ["tag", DIR, name, alias]);
+}
+
+/** Ends the API server by force, and starts it again as it was started. Every watch ends. */
+export async function restartApiServer() {
+  const file = `${DIR}/run/apiserver.pid`;
+  const pid = readFileSync(file, "utf8").split(" ")[0];
+  const commandOf = () => readFileSync(`/proc/${pid}/cmdline`, "utf8");
+  const [command, ...args] = commandOf().split("\0").slice(0, -1);
+  process.kill(Number(pid), "SIGKILL");
+  await wait(() => !existsSync(`/proc/${pid}`) || commandOf() === "", { what: "the end of the API server" });
+  const log = openSync(`${DIR}/log/apiserver.log`, "a");
+  const child = spawn(command, args, { stdio: ["ignore", log, log], detached: true });
+  closeSync(log);
+  child.unref();
+  writeFileSync(file, `${child.pid} ${beginningOf(child.pid)}\n`);
+  await wait(() => kubectl(["get", "--raw", "/readyz"]), { timeout: 60_000, what: "the API server" });
+}
+
+/** When a process began, in clock ticks since boot. */
+function beginningOf(pid) {
+  return readFileSync(`/proc/${pid}/stat`, "utf8").replace(/.*\) /s, "").split(" ")[19];
 }
 
 /** Puts files into an image on the node: `image("localhost/x:1", "/x", { "/x": path })`. */

@@ -21,10 +21,13 @@ before(() =>
     await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
   }));
 
-/** The operator's manifest, with a probe that never restarts the leader that a test stops, one more known injector,
- * and a policy that allows this machine's Kinesis. */
+/** A registry from which a policy may take images. */
+export const MIRROR = "mirror.test";
+
+/** The operator's manifest, with a probe that never restarts the leader that a test stops, one more known injector and
+ * a known registry, and a policy that allows this machine's Kinesis. */
 function operatorManifest() {
-  const injectors = `${file("src/desired/known_injectors.yaml")}  - name: trial\n    hostNames: ["realtime-operator-receiver.*"]\n`;
+  const injectors = `${file("src/desired/known_injectors.yaml", { "imageRegistries: []": `imageRegistries: [${MIRROR}]` })}  - name: trial\n    hostNames: ["realtime-operator-receiver.*"]\n`;
   const metadata = { name: "operator-files", namespace: OPERATOR_NAMESPACE };
   const policy = JSON.stringify({ rules: [{ namespaces: ["*"], endpoints: [outside.kinesis.url] }] });
   const map = { apiVersion: "v1", kind: "ConfigMap", metadata, data: { "injectors.yaml": injectors, "policy.yaml": policy } };
@@ -71,10 +74,13 @@ export const edges = async (namespace) => (await pods(namespace, {})).filter(({ 
 export const spec = (namespace, patch, name = "eu") =>
   kubectl(["patch", "realtimecluster", name, "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: patch })]);
 
+/** Characters of an Event's note, as the operator cuts it. */
+const NOTE_LENGTH_MAX = 1_000;
+
 /** Waits for the Event that says of a cluster the sentence of its Ready. */
 export function eventSays(namespace, cluster) {
   const { status, reason, message } = condition(cluster, "Ready");
-  const [type, note] = [status === "False" ? "Warning" : "Normal", `Ready is ${status}: ${message}`];
+  const [type, note] = [status === "False" ? "Warning" : "Normal", `Ready is ${status}: ${message}`.slice(0, NOTE_LENGTH_MAX)];
   const says = (event) => event.regarding.name === cluster.metadata.name && event.type === type && event.reason === reason && event.note === note;
   return wait(async () => (await get("events.events.k8s.io", namespace)).items.some(says), { what: `an Event ${type} ${reason}: ${note}` });
 }

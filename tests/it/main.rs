@@ -12,6 +12,7 @@ mod edge;
 mod fault_proxy;
 mod faults;
 mod fixtures;
+mod former_release;
 mod fuzz;
 mod generated;
 mod golden;
@@ -19,6 +20,7 @@ mod links;
 mod metrics;
 #[cfg(feature = "rehearsal")]
 mod multi_edge;
+mod mutated_manifests;
 #[cfg(feature = "rehearsal")]
 mod openmetrics;
 #[cfg(feature = "rehearsal")]

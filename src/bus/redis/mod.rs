@@ -22,6 +22,7 @@ mod members;
 mod membership;
 mod reconcile;
 mod session_owners;
+mod store_check;
 mod subscription;
 mod timing;
 mod tls;
@@ -42,6 +43,7 @@ pub use self::client::RedisAddress;
 use self::client::{PIPELINE_COMMANDS_MAX, to_bus_error, unavailable_error};
 use self::keys::KeySpace;
 use self::members::MembershipCore;
+pub use self::store_check::check_store;
 pub use self::timing::BusTiming;
 use super::relay::{HeartbeatResponse, RelayPeer};
 use super::{

@@ -1,5 +1,6 @@
 //! Renders the Kubernetes objects of a valid cluster.
 
+mod children;
 mod pods;
 mod rbac;
 mod secrets;
@@ -9,9 +10,7 @@ mod variables;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Secret, Service, ServiceAccount, ServicePort, ServiceSpec};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::api::core::v1::{Secret, Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
@@ -19,6 +18,7 @@ use serde_json::Value;
 use super::ValidCluster;
 use crate::config::ServerKind;
 
+pub use children::{CHILD_TABLE, ChildKind, ChildTracking, WATCHED_KINDS, is_pruned};
 pub use secrets::{registry_secret_name, render_registry_secrets};
 pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, TEMPLATE_ANNOTATION, template_mark};
 
@@ -34,68 +34,19 @@ pub const APPS_PATH: &str = "/etc/realtime/apps";
 /// Mount path of the downward-API volume with the pod's annotations.
 pub const POD_PATH: &str = "/etc/realtime/pod";
 
-/// All objects that should exist for a cluster.
+/// All objects that should exist for a cluster: its children, and those of them that are read as types.
 #[derive(Clone, Debug, Default)]
 pub struct DesiredObjects {
-    /// Identities of the pods: one for edges, one for dispatchers.
-    pub service_accounts: Vec<ServiceAccount>,
-    /// Permissions of the dispatcher on the API server.
-    pub roles: Vec<Role>,
-    /// Bindings of the roles to the dispatcher's account.
-    pub role_bindings: Vec<RoleBinding>,
+    /// Every child in the order of their apply, as [`CHILD_TABLE`] builds it.
+    pub children: Vec<Value>,
     /// The admin token for people, and the copies of all that servers read from Secrets at their start.
     pub secrets: Vec<Secret>,
-    /// The app registry: it changes with every app, without a rollout.
+    /// The app registry: it changes with every app, without a rollout, and is applied separately.
     pub registry: Vec<Secret>,
     /// Services through which clients reach the edges.
     pub services: Vec<Service>,
-    /// Limits on voluntary evictions, one per server.
-    pub disruption_budgets: Vec<PodDisruptionBudget>,
     /// One Deployment per server.
     pub deployments: Vec<(ServerKind, Deployment)>,
-}
-
-impl DesiredObjects {
-    /// Serializes the objects in the order of their apply; the registry is applied separately.
-    ///
-    /// # Errors
-    /// Never for these types; the signature of `serde_json` requires one.
-    pub fn to_values(&self) -> Result<Vec<Value>, serde_json::Error> {
-        // Destructured without `..`, so that the compiler reports a kind that is forgotten here.
-        let Self {
-            service_accounts,
-            roles,
-            role_bindings,
-            secrets,
-            registry: _,
-            services,
-            disruption_budgets,
-            deployments,
-        } = self;
-        let mut objects = Vec::new();
-        for account in service_accounts {
-            objects.push(serde_json::to_value(account)?);
-        }
-        for role in roles {
-            objects.push(serde_json::to_value(role)?);
-        }
-        for binding in role_bindings {
-            objects.push(serde_json::to_value(binding)?);
-        }
-        for secret in secrets {
-            objects.push(serde_json::to_value(secret)?);
-        }
-        for service in services {
-            objects.push(serde_json::to_value(service)?);
-        }
-        for budget in disruption_budgets {
-            objects.push(serde_json::to_value(budget)?);
-        }
-        for (_, deployment) in deployments {
-            objects.push(serde_json::to_value(deployment)?);
-        }
-        Ok(objects)
-    }
 }
 
 /// Renders all objects of a cluster.
@@ -108,16 +59,8 @@ pub fn render_objects(cluster: &ValidCluster) -> Result<DesiredObjects, serde_js
         let behind = cluster.servers.iter().find(|server| server.kind.serves_as(asked))?;
         Some(render_service(cluster, asked, behind.kind))
     });
-    let has_leases = cluster.dispatcher().is_some();
-    Ok(DesiredObjects {
-        roles: has_leases.then(|| rbac::render_role(cluster)).into_iter().collect(),
-        role_bindings: has_leases.then(|| rbac::render_role_binding(cluster)).into_iter().collect(),
-        disruption_budgets: cluster
-            .servers
-            .iter()
-            .map(|server| pods::render_disruption_budget(cluster, server.kind))
-            .collect(),
-        service_accounts: pods::render_service_accounts(cluster),
+    let typed = DesiredObjects {
+        children: vec![],
         secrets: std::iter::once(secrets::render_admin_secret(cluster))
             .chain(secrets::render_secret_copies(cluster))
             .collect(),
@@ -128,7 +71,8 @@ pub fn render_objects(cluster: &ValidCluster) -> Result<DesiredObjects, serde_js
             .iter()
             .map(|server| (server.kind, pods::render_deployment(cluster, server)))
             .collect(),
-    })
+    };
+    Ok(DesiredObjects { children: children::build_children(cluster, &typed)?, ..typed })
 }
 
 /// Metadata of a child: name, namespace, labels and owner.

@@ -20,7 +20,7 @@ use super::{
     ADMIN_PORT, APPS_PATH, PEER_PORT, POD_PATH, PUBLIC_PORT, child_labels, child_metadata, child_name, pod_selector,
     registry_secret_name,
 };
-use crate::config::{IAM_ROLE_ANNOTATION, ServerKind};
+use crate::config::{IAM_ROLE_ANNOTATION, RESTARTED_AT_ANNOTATION, ServerKind};
 use crate::protocol::registry::{BUCKET_COUNT, ENDPOINTS_FILE, file_name};
 
 /// User id of the image's unprivileged user.
@@ -79,9 +79,11 @@ pub(super) fn render_deployment(cluster: &ValidCluster, server: &ValidServer) ->
 fn render_pod_template(cluster: &ValidCluster, server: &ValidServer) -> PodTemplateSpec {
     let pod = render_pod_spec(cluster, server);
     let digest = template_digest(&pod);
+    let restarted = cluster.restarted_at.clone().map(|value| (RESTARTED_AT_ANNOTATION, value));
+    let annotations = std::iter::once((TEMPLATE_ANNOTATION, digest)).chain(restarted);
     let metadata = ObjectMeta {
         labels: Some(child_labels(cluster, server.kind.name())),
-        annotations: Some([(TEMPLATE_ANNOTATION.to_owned(), digest)].into()),
+        annotations: Some(annotations.map(|(name, value)| (name.to_owned(), value)).collect()),
         ..ObjectMeta::default()
     };
     PodTemplateSpec { metadata: Some(metadata), spec: Some(pod) }
@@ -145,7 +147,7 @@ fn render_container(cluster: &ValidCluster, server: &ValidServer) -> Container {
     }
     Container {
         name: server.kind.name().to_owned(),
-        image: Some(cluster.image.clone()),
+        image: Some(cluster.image.to_string()),
         args: Some(vec![if edge { "edge" } else { "dispatcher" }.to_owned()]),
         env: Some(render_variables(cluster, server)),
         ports: Some(ports),

@@ -8,7 +8,7 @@ use super::*;
 use crate::api::fixture::MINIMAL_CLUSTER;
 use crate::config::{ServerConfig, Variable};
 use crate::desired::{
-    ClusterInputs, Manifests, SecretReaders, SecretReference, SecretTexts, generate_credentials, validate,
+    ClusterInputs, Manifests, SecretReaders, SecretReference, SecretTexts, ServerImage, generate_credentials, validate,
 };
 use crate::protocol::Transport;
 use crate::protocol::registry::ENDPOINTS_FILE;
@@ -31,7 +31,8 @@ fn cluster_with_values(text: &str, secrets: &SecretTexts, known: &BTreeMap<Strin
         secrets,
         credentials: &generate_credentials(&cluster, known, BTreeMap::new(), generate),
         receiver: "receiver.svc:8090",
-        version: "0.1.0",
+        own_image: &ServerImage::of_operator(None),
+        recorded_image: None,
         stream: None,
     };
     validate(&inputs).expect("a cluster")
@@ -227,12 +228,28 @@ fn a_disabled_server_is_not_rendered_and_children_have_distinct_names() {
         desired.deployments.iter().map(|(s, _)| *s).collect::<Vec<_>>(),
         [ServerKind::Websocket, ServerKind::Dispatcher]
     );
-    let objects = desired.to_values().expect("objects");
-    let mut names: Vec<String> = objects.iter().map(|o| format!("{}/{}", o["kind"], o["metadata"]["name"])).collect();
+    let mut names: Vec<String> =
+        desired.children.iter().map(|o| format!("{}/{}", o["kind"], o["metadata"]["name"])).collect();
     let all = names.len();
     names.sort();
     names.dedup();
     assert_eq!(names.len(), all);
+}
+
+#[test]
+fn every_child_is_of_a_row_of_the_table_and_in_its_order() {
+    let desired = render_objects(&cluster("{ type: PodIdentity }", "")).expect("objects");
+    let rows: Vec<(&str, &str)> = CHILD_TABLE.iter().map(|row| (row.api_version, row.kind)).collect();
+    let row_of = |child: &Value| {
+        let types = (child["apiVersion"].as_str().expect("a version"), child["kind"].as_str().expect("a kind"));
+        rows.iter().position(|row| *row == types).unwrap_or_else(|| panic!("{types:?} is of no row"))
+    };
+    let order: Vec<usize> = desired.children.iter().map(row_of).collect();
+    assert!(order.is_sorted());
+    let built: std::collections::BTreeSet<usize> = order.into_iter().collect();
+    assert_eq!(built.len(), rows.len() - 1, "every kind but the ReplicaSet, which belongs to its Deployment");
+    assert_eq!(WATCHED_KINDS.len(), rows.len() - 1, "every kind but the Secret, which is read by name");
+    assert!(is_pruned("Service") && !is_pruned("ReplicaSet") && !is_pruned("Secret"));
 }
 
 #[test]
@@ -252,7 +269,8 @@ fn servers_combined_are_one_deployment_behind_the_same_services() {
         let selector = service.spec.as_ref().and_then(|spec| spec.selector.clone()).expect("a selector");
         assert!(selector.iter().all(|(name, value)| pods.get(name) == Some(value)), "{selector:?}");
     }
-    let names: Vec<_> = desired.disruption_budgets.iter().filter_map(|pdb| pdb.metadata.name.as_deref()).collect();
+    let budgets = desired.children.iter().filter(|child| child["kind"] == "PodDisruptionBudget");
+    let names: Vec<_> = budgets.filter_map(|budget| budget["metadata"]["name"].as_str()).collect();
     assert_eq!(names, ["eu-edge", "eu-dispatcher"]);
 }
 

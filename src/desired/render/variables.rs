@@ -19,11 +19,12 @@ enum VariableSource {
     Field(&'static str),
 }
 
-/// Renders the variables of a server in the table's order, then the user's own.
+/// Renders the variables of a server in the table's order, then the user's own. A server refuses a variable that its release
+/// does not know, so it gets none.
 pub(super) fn render_variables(cluster: &ValidCluster, server: &ValidServer) -> Vec<EnvVar> {
     let ours = VARIABLE_TABLE
         .iter()
-        .filter(|row| row.servers.contains(&server.kind))
+        .filter(|row| row.servers.contains(&server.kind) && row.is_read_by(cluster.image.release))
         .filter_map(|row| Some(render_variable(row.name, resolve_source(cluster, server, row.key)?)));
     let extra = server.extra_variables.iter();
     let extra = extra.map(|extra| render_variable(&extra.name, VariableSource::Text(extra.value.clone())));

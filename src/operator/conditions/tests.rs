@@ -66,6 +66,7 @@ fn inputs(known: &RealtimeClusterStatus) -> StatusInputs<'_> {
         on_record: 0,
         pod_difference: None,
         known,
+        suspended: false,
         generation: None,
         deadline: 600,
         inherited_max: INHERITED_MAX,
@@ -459,5 +460,31 @@ proptest! {
             known.gate = Some(decision.gate);
             known.observed_generation = 2;
         }
+    }
+}
+
+#[test]
+fn a_suspended_cluster_is_as_ready_as_its_journeys_say_and_nothing_is_in_progress() {
+    let known = RealtimeClusterStatus {
+        conditions: well(),
+        gate: proven("f1"),
+        observed_generation: 2,
+        ..RealtimeClusterStatus::default()
+    };
+    for (name, verdict, expected) in [
+        ("proven", verdict(GatePhase::Open, Reason::Proven), ("True", Reason::Proven)),
+        (
+            "edited by hand",
+            verdict(GatePhase::Closed, Reason::ConfigurationDrift),
+            ("False", Reason::ConfigurationDrift),
+        ),
+        ("not proven yet", verdict(GatePhase::Proving, Reason::Proving), ("Unknown", Reason::Proving)),
+    ] {
+        let inputs = StatusInputs { verdict: Some(&verdict), suspended: true, deadline: 0, ..inputs(&known) };
+        let decision = decide_status(&inputs);
+        assert_eq!((decision.conditions[0].status, decision.conditions[0].reason), expected, "{name}");
+        let is_progress = |found: &&ConditionUpdate| ["Reconciling", "Stalled"].contains(&found.kind);
+        assert_eq!(decision.conditions.iter().find(is_progress), None, "{name}");
+        assert_eq!(decision.gate.proving_since, None, "{name}: the deadline does not run");
     }
 }

@@ -1,0 +1,91 @@
+//! Checks of Redis and Kinesis, from this machine.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{CheckResult, CheckState};
+use crate::bus::{BusError, RedisAddress, check_store};
+use crate::desired::{AwsIdentity, SecretTexts, ValidCluster};
+use crate::kinesis::{AwsCredentials, KinesisClient, KinesisErrorClass, StreamSettings};
+
+/// Bounds the search for credentials and the answer of Kinesis.
+const KINESIS_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Connects to Redis by the address in the Secret.
+pub async fn check_redis(cluster: &ValidCluster, secrets: &SecretTexts) -> CheckResult {
+    let text = |name: &str, key: &str| secrets.get(name).and_then(|texts| texts.get(key)).map(String::as_str);
+    let Some(url) = text(&cluster.redis.url.name, &cluster.redis.url.key) else {
+        return CheckResult::skipped("redis", "the Secret with its address is missing");
+    };
+    let authorities = cluster.redis.ca.as_ref().and_then(|ca| text(&ca.name, &ca.key));
+    match check_store(RedisAddress { url, authorities }).await {
+        Ok(()) => CheckResult::passed("redis", "answers, and can be a bus"),
+        Err(BusError::Unusable(reason)) => {
+            CheckResult::new("redis", CheckState::Missing, reason, "correct the address in the Secret, or Redis itself")
+        }
+        Err(error @ (BusError::Unavailable(_) | BusError::ChannelFull(_))) => {
+            let remedy =
+                "nothing, if only pods of the cluster can reach it; otherwise correct the address in the Secret";
+            CheckResult::new("redis", CheckState::Warning, format!("not reachable from here: {error}"), remedy)
+        }
+    }
+}
+
+/// Describes the stream, with the static keys of the cluster, or with the credentials of this machine.
+pub async fn check_kinesis(cluster: &ValidCluster, secrets: &SecretTexts) -> CheckResult {
+    const CHECK: &str = "kinesis";
+    if cluster.dispatcher().is_none() {
+        return CheckResult::skipped(CHECK, "webhooks are off");
+    }
+    let (credentials, identity) = match &cluster.stream.identity {
+        AwsIdentity::StaticKeys(name) => {
+            let text = |key: &str| secrets.get(name).and_then(|texts| texts.get(key)).cloned();
+            let (Some(access_key_id), Some(secret_access_key)) = (text("accessKeyID"), text("secretAccessKey")) else {
+                return CheckResult::skipped(CHECK, format!("the Secret {name} with the access keys is missing"));
+            };
+            (AwsCredentials::Static { access_key_id, secret_access_key }, "the keys of the cluster")
+        }
+        AwsIdentity::Irsa(_) | AwsIdentity::PodIdentity | AwsIdentity::WebIdentity(_) | AwsIdentity::NodeRole => {
+            (AwsCredentials::Chain, "the credentials of this machine")
+        }
+    };
+    let is_own = matches!(credentials, AwsCredentials::Static { .. });
+    let settings = StreamSettings {
+        stream: cluster.stream.name.clone(),
+        region: cluster.stream.region.clone(),
+        endpoint: cluster.stream.endpoint_url.clone(),
+        credentials,
+    };
+    let described = timeout(KINESIS_TIMEOUT, async { KinesisClient::connect(&settings).await.describe_stream().await });
+    let (name, state) = (&cluster.stream.name, if is_own { CheckState::Missing } else { CheckState::Warning });
+    match described.await {
+        Ok(Ok(summary)) => CheckResult::passed(CHECK, format!("stream {name} is {} by {identity}", summary.status)),
+        Ok(Err(error)) if error.class == KinesisErrorClass::NotFound => {
+            let message = format!("answers {identity}; stream {name} does not exist, the operator creates it");
+            CheckResult::passed(CHECK, message)
+        }
+        Ok(Err(error)) if error.class == KinesisErrorClass::Denied => {
+            let remedy = format!("permit {} on the stream to the identity that the operator uses", error.operation);
+            CheckResult::new(CHECK, state, format!("{error} (asked with {identity})"), remedy)
+        }
+        Ok(Err(error)) if error.class == KinesisErrorClass::Invalid => {
+            let remedy = "correct spec.webhooks.stream, or spec.aws.endpointURL";
+            CheckResult::new(CHECK, CheckState::Missing, error.to_string(), remedy)
+        }
+        Ok(Err(error)) => {
+            let remedy =
+                "nothing, if only pods of the cluster can reach it; otherwise correct spec.aws.region or endpointURL";
+            CheckResult::new(CHECK, CheckState::Warning, format!("not reachable from here: {error}"), remedy)
+        }
+        Err(_) => {
+            let message = format!("no credentials or no answer in {} s", KINESIS_TIMEOUT.as_secs());
+            CheckResult::new(
+                CHECK,
+                CheckState::Warning,
+                message,
+                "check the region and the credentials of this machine",
+            )
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The one table of children: each kind with its builder, and how its live objects are found and pruned. A new kind is a
+//! row here; its permission of the operator stands in the chart.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::super::ValidCluster;
+use super::{DesiredObjects, pods, rbac};
+
+/// One kind of child.
+pub struct ChildKind {
+    /// API version of the kind.
+    pub api_version: &'static str,
+    /// Name of the kind.
+    pub kind: &'static str,
+    /// How live objects of the kind are found, and whether they are pruned.
+    pub tracking: ChildTracking,
+    /// Builds the objects of a cluster, none where the cluster needs none.
+    build: fn(&ValidCluster, &DesiredObjects) -> Result<Vec<Value>, serde_json::Error>,
+}
+
+/// How live objects of a kind are found, and whether those that are not rendered any more are deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildTracking {
+    /// By a watch; pruned.
+    WatchedAndPruned,
+    /// By a watch; the objects belong to other children, which prune them.
+    Watched,
+    /// By name, since a watch would need the right to list them; they are pruned by their own rules.
+    ReadByName,
+}
+
+/// All kinds of children, in the order in which they are applied. The app registry is applied separately.
+pub const CHILD_TABLE: [ChildKind; 8] = [
+    ChildKind {
+        api_version: "v1",
+        kind: "ServiceAccount",
+        tracking: ChildTracking::WatchedAndPruned,
+        build: |cluster, _| to_values(pods::render_service_accounts(cluster)),
+    },
+    ChildKind {
+        api_version: "rbac.authorization.k8s.io/v1",
+        kind: "Role",
+        tracking: ChildTracking::WatchedAndPruned,
+        build: |cluster, _| to_values(cluster.dispatcher().map(|_| rbac::render_role(cluster))),
+    },
+    ChildKind {
+        api_version: "rbac.authorization.k8s.io/v1",
+        kind: "RoleBinding",
+        tracking: ChildTracking::WatchedAndPruned,
+        build: |cluster, _| to_values(cluster.dispatcher().map(|_| rbac::render_role_binding(cluster))),
+    },
+    ChildKind {
+        api_version: "v1",
+        kind: "Secret",
+        tracking: ChildTracking::ReadByName,
+        build: |_, desired| to_values(&desired.secrets),
+    },
+    ChildKind {
+        api_version: "v1",
+        kind: "Service",
+        tracking: ChildTracking::WatchedAndPruned,
+        build: |_, desired| to_values(&desired.services),
+    },
+    ChildKind {
+        api_version: "policy/v1",
+        kind: "PodDisruptionBudget",
+        tracking: ChildTracking::WatchedAndPruned,
+        build: |cluster, _| {
+            to_values(cluster.servers.iter().map(|server| pods::render_disruption_budget(cluster, server.kind)))
+        },
+    },
+    ChildKind {
+        api_version: "apps/v1",
+        kind: "Deployment",
+        tracking: ChildTracking::WatchedAndPruned,
+        build: |_, desired| to_values(desired.deployments.iter().map(|(_, deployment)| deployment)),
+    },
+    ChildKind {
+        api_version: "apps/v1",
+        kind: "ReplicaSet",
+        tracking: ChildTracking::Watched,
+        build: |_, _| Ok(vec![]),
+    },
+];
+
+/// Number of kinds that are watched.
+const WATCHED_COUNT: usize = {
+    let (mut index, mut count) = (0, 0);
+    while index < CHILD_TABLE.len() {
+        count += !matches!(CHILD_TABLE[index].tracking, ChildTracking::ReadByName) as usize;
+        index += 1;
+    }
+    count
+};
+
+/// Kinds that are watched, with their API version.
+pub const WATCHED_KINDS: [(&str, &str); WATCHED_COUNT] = {
+    let mut kinds = [("", ""); WATCHED_COUNT];
+    let (mut index, mut count) = (0, 0);
+    while index < CHILD_TABLE.len() {
+        if !matches!(CHILD_TABLE[index].tracking, ChildTracking::ReadByName) {
+            kinds[count] = (CHILD_TABLE[index].api_version, CHILD_TABLE[index].kind);
+            count += 1;
+        }
+        index += 1;
+    }
+    kinds
+};
+
+/// Whether objects of a kind are deleted when they are not rendered any more.
+#[must_use]
+pub fn is_pruned(kind: &str) -> bool {
+    let found = CHILD_TABLE.iter().find(|row| row.kind == kind);
+    found.is_some_and(|row| row.tracking == ChildTracking::WatchedAndPruned)
+}
+
+/// Builds all children in the order of their apply.
+pub(super) fn build_children(
+    cluster: &ValidCluster,
+    desired: &DesiredObjects,
+) -> Result<Vec<Value>, serde_json::Error> {
+    let mut children = Vec::new();
+    for row in &CHILD_TABLE {
+        children.extend((row.build)(cluster, desired)?);
+    }
+    Ok(children)
+}
+
+fn to_values<T: Serialize>(objects: impl IntoIterator<Item = T>) -> Result<Vec<Value>, serde_json::Error> {
+    objects.into_iter().map(serde_json::to_value).collect()
+}
