@@ -121,7 +121,7 @@ pub struct LeaderElector {
 
 /// The Leases among which rivals are looked for: those of one namespace, or of all.
 #[must_use]
-pub fn rival_leases(client: Client, namespace: Option<&str>) -> Api<Lease> {
+pub fn rival_leases(client: &Client, namespace: Option<&str>) -> Api<Lease> {
     namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
 }
 
@@ -504,7 +504,7 @@ mod tests {
             server.lock().expect("no panic").answer(&parts.method, parts.uri.path(), &body)
         });
         let client = Client::new(router, "default");
-        let operators = (rival_leases(client.clone(), None), watched);
+        let operators = (rival_leases(&client, None), watched);
         LeaderElector::new(client, operators, (namespace, "realtime-operator"), identity, WatchScope::All)
     }
 

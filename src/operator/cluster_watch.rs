@@ -112,15 +112,12 @@ mod tests {
         let later = Box::pin(futures::stream::unfold(receiver, |mut receiver| async move {
             receiver.recv().await.map(|event| (event, receiver))
         }));
-        let first = Box::pin(futures::stream::iter(listing(vec![cluster("a", "a1"), cluster("a", "a2")])).chain(later));
-        let never = Box::pin(futures::stream::pending());
-        let watches: Vec<(_, std::pin::Pin<Box<dyn Stream<Item = ClusterEvent> + Send>>)> = vec![
-            (range("a"), first),
-            (
-                range("b"),
-                Box::pin(futures::stream::iter(listing(vec![cluster("b", "b1")])).chain(futures::stream::pending())),
-            ),
-            (range("c"), never),
+        let first = futures::stream::iter(listing(vec![cluster("a", "a1"), cluster("a", "a2")])).chain(later);
+        let second = futures::stream::iter(listing(vec![cluster("b", "b1")])).chain(futures::stream::pending());
+        let watches = vec![
+            (range("a"), first.boxed()),
+            (range("b"), second.boxed()),
+            (range("c"), futures::stream::pending().boxed()),
         ];
         let mut events = Box::pin(join_ranges(watches, store.clone(), &listed));
         let mut take_listings = async |count: usize| {

@@ -254,10 +254,10 @@ async fn build_elector(
         tracing::warn!(scope = %settings.scope, "leases of other namespaces not readable: another operator of the same namespaces is not noticed");
     }
     let namespace = (!may_list_all).then_some(settings.namespace.as_str());
-    let (watched, watching) = watch_leases(rival_leases(clients.watch.clone(), namespace));
+    let (watched, watching) = watch_leases(rival_leases(&clients.watch, namespace));
     let heartbeat = heartbeats.register("watch of Leases", None, shutdown);
     tokio::spawn(run_until(shutdown.clone(), heartbeat, watching));
-    let operators = rival_leases(clients.call.clone(), namespace);
+    let operators = rival_leases(&clients.call, namespace);
     let own = (settings.namespace.as_str(), LEADER_LEASE_NAME);
     Ok(LeaderElector::new(clients.call.clone(), (operators, watched), own, &settings.pod, settings.scope.clone()))
 }

@@ -17,7 +17,7 @@ const FORMER: &str = "0.1.0";
 
 fn fixture(file: &str) -> String {
     let path = format!("{}/tests/fixtures/former-release/{file}", env!("CARGO_MANIFEST_DIR"));
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    std::fs::read_to_string(path).expect("a file of the former release")
 }
 
 /// A row of the former table.

@@ -70,8 +70,13 @@ impl RecordQueue {
 
     /// Returns the next batch of a lane: due keys, earliest first.
     pub fn take_batch(&self, lane: usize, now: u64) -> Vec<OutgoingRecord> {
+        self.take_records(lane, now).collect()
+    }
+
+    /// Takes the records of one batch, each with a lock of its own, so that no socket waits for a whole batch.
+    fn take_records(&self, lane: usize, now: u64) -> impl Iterator<Item = OutgoingRecord> {
         let mut budget = BatchBudget::new(&self.limits);
-        std::iter::from_fn(|| self.lane(lane).take_record(now, &mut budget)).collect()
+        std::iter::from_fn(move || self.lane(lane).take_record(now, &mut budget))
     }
 
     /// Applies the stream's answer to a record of this lane. `jitter` is from 0 to 1.
@@ -152,7 +157,6 @@ impl RecordQueue {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::time::{Duration, Instant};
 
     use proptest::prelude::*;
 
@@ -383,56 +387,19 @@ mod tests {
         assert_eq!((batch.len(), new), (4, 2));
     }
 
-    /// The figures: `cargo test --release --lib a_lock_is_held -- --nocapture`.
     #[test]
-    fn a_lock_is_held_for_one_record_and_not_for_a_batch() {
+    fn the_lock_of_a_lane_is_free_between_the_records_of_a_batch() {
         let queue = test_queue(QueueLimits::DEFAULT);
-        for n in 0..50_000 {
-            assert_eq!(queue.push_event(&test_key(&format!("c{}", n % 1_000)), &client_event(n), 0), []);
+        for n in 0..1_000 {
+            assert_eq!(queue.push_event(&test_key(&format!("c{}", n % 100)), &client_event(n), 0), []);
         }
-        let measure = |name: &str, mut call: Box<dyn FnMut() -> bool + '_>| {
-            let mut held = Vec::new();
-            loop {
-                let started = Instant::now();
-                let goes_on = call();
-                held.push(started.elapsed());
-                if !goes_on {
-                    break;
-                }
-            }
-            held.sort();
-            let (total, most) = (held.iter().sum::<Duration>(), held[held.len() * 9 / 10]);
-            println!("{name}: {total:?} for {} locks, the longest {:?}, 90 % within {most:?}", held.len(), held.last());
-            // A share of the whole, because the machine may be busy; its pauses are beyond the 90 %.
-            assert!(most * 20 < total, "{name}: {most:?} of {total:?}");
-        };
-        let (mut budget, mut taken) = (BatchBudget::new(&QueueLimits::DEFAULT), Vec::new());
-        measure(
-            "take a batch",
-            Box::new(|| {
-                let record = queue.lane(0).take_record(20, &mut budget);
-                taken.extend(record);
-                taken.len() < 500
-            }),
-        );
-        let mut records = taken.iter();
-        measure(
-            "have it refused",
-            Box::new(|| {
-                let Some(record) = records.next() else { return false };
-                assert_eq!(queue.complete_record(0, &record.subject, false, 30, 0.5).events, 0);
-                true
-            }),
-        );
-        let mut n = 0;
-        measure(
-            "push into a full queue",
-            Box::new(|| {
-                n += 1;
-                assert_eq!(queue.push_event(&test_key("c1"), &state_event(n), 40), [DropReason::ClientEventOverflow]);
-                n < 1_000
-            }),
-        );
+        let mut taken = 0;
+        for record in queue.take_records(0, 20) {
+            taken += 1;
+            assert!(queue.lanes[0].try_lock().is_ok(), "a socket can push");
+            assert_eq!(queue.push_event(&record.subject, &state_event(1), 20), []);
+        }
+        assert!(taken > 1, "{taken} records in the batch");
     }
 
     proptest! {

@@ -33,7 +33,7 @@ async fn start_endpoints(bed: &Bed, count: usize) -> ScriptedReceiver {
     };
     write_registry(bed.apps.path(), (0..count).map(app));
     (0..DEAD_COUNT).for_each(|n| receiver.set(&app_id(n), Behaviour::Hang));
-    (DEAD_COUNT..DEAD_COUNT + SLOW_COUNT).for_each(|n| receiver.set(&app_id(n), Behaviour::Slow(SLOW_DELAY)));
+    (DEAD_COUNT..).take(SLOW_COUNT).for_each(|n| receiver.set(&app_id(n), Behaviour::Slow(SLOW_DELAY)));
     receiver
 }
 
@@ -75,8 +75,8 @@ async fn one_endpoint_never_delays_another_whether_it_hangs_or_is_slow() {
     let ended = started.elapsed();
     let working = DEAD_COUNT + SLOW_COUNT..count;
     let expected: Vec<usize> = working.clone().map(|app| (app..put).step_by(count).count() * RECORD_EVENTS).collect();
-    let received = || working.clone().map(|app| receiver.received(&app_id(app)).len()).collect::<Vec<_>>();
-    let at_end: usize = received().iter().sum();
+    let count_arrived = || working.clone().map(|app| receiver.received(&app_id(app)).len()).collect::<Vec<_>>();
+    let at_end: usize = count_arrived().iter().sum();
     println!(
         "{put} records; endpoints that work got {} of {} events/s; the reader was {longest_behind_ms} ms behind at most; \
          pauses {paused:?}; dropped {:?}",
@@ -84,7 +84,7 @@ async fn one_endpoint_never_delays_another_whether_it_hangs_or_is_slow() {
         expected.iter().sum::<usize>() as u64 / ended.as_secs().max(1),
         flow(&running).await.dropped
     );
-    let all = eventually("every event at the endpoints that work", async || received(), |got| *got == expected);
+    let all = eventually("every event at the endpoints that work", async || count_arrived(), |got| *got == expected);
     within(ARRIVAL_TIMEOUT, "every event at the endpoints that work", all).await;
     assert!(paused.is_empty(), "reading stopped: {paused:?}");
     let dropped = flow(&running).await.dropped;
