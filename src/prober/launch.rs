@@ -1,4 +1,4 @@
-//! The start of journeys: which routes are tried again or on request, through which channels, beside which companions.
+//! The start of observations and of journeys: which routes are tried again or on request, through which channels, beside which companions.
 
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -16,6 +16,29 @@ use crate::process::clock;
 use crate::protocol::{ShardId, Transport};
 
 impl JourneySchedule {
+    /// Looks at every pod, in a task of its own.
+    pub(super) fn observe_pods(&self) {
+        let (context, results) = (self.context.clone(), self.results.clone());
+        tokio::spawn(async move {
+            let observation = context.observer.observe_all(&context.plan).await;
+            // The schedule may have ended.
+            let _ = results.send(ScheduleEvent::PodsObserved(observation)).await;
+        });
+    }
+
+    /// Lists the shards of the stream, in a task of its own.
+    pub(super) fn list_shards(&self) {
+        let Some(stream) = self.context.plan.stream.clone() else { return };
+        let results = self.results.clone();
+        tokio::spawn(async move {
+            match stream.list_shards().await {
+                // As above.
+                Ok(shards) => drop(results.send(ScheduleEvent::ShardsListed(shards)).await),
+                Err(error) => tracing::warn!(%error, "shard listing failed: keeping the previous one"),
+            }
+        });
+    }
+
     /// Tries suspects again, each after a while.
     pub(super) fn retry_suspects(&mut self, now: Instant) {
         let suspects = self.evidence.suspect_routes();

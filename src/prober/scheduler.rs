@@ -425,27 +425,6 @@ impl JourneySchedule {
         self.evidence.observe_all(dimensions, seen.map(|(pod, seen)| (pod, &seen.process, &seen.drifts)));
     }
 
-    fn observe_pods(&self) {
-        let (context, results) = (self.context.clone(), self.results.clone());
-        tokio::spawn(async move {
-            let observation = context.observer.observe_all(&context.plan).await;
-            // The schedule may have ended.
-            let _ = results.send(ScheduleEvent::PodsObserved(observation)).await;
-        });
-    }
-
-    fn list_shards(&self) {
-        let Some(stream) = self.context.plan.stream.clone() else { return };
-        let results = self.results.clone();
-        tokio::spawn(async move {
-            match stream.list_shards().await {
-                // As above.
-                Ok(shards) => drop(results.send(ScheduleEvent::ShardsListed(shards)).await),
-                Err(error) => tracing::warn!(%error, "shard listing failed: keeping the previous one"),
-            }
-        });
-    }
-
     /// One journey by every transport through every pod, and by every path that leads somewhere.
     fn start_round(&mut self) {
         self.failed_rounds = if self.round_failed { self.failed_rounds + 1 } else { 0 };

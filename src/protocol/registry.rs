@@ -169,7 +169,8 @@ impl WebhookEndpoint {
 pub struct AppRegistry {
     apps: BTreeMap<AppId, App>,
     keys: BTreeMap<AppKey, AppId>,
-    /// Texts of the apps that have a field unknown to this release.
+    /// Texts of the apps that this release would write otherwise: another release wrote them, maybe with fields unknown to
+    /// this one.
     later_texts: BTreeMap<AppId, String>,
 }
 
