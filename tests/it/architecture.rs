@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 use graph::Graph;
 
-use crate::source_tree::read_sources;
+use crate::source_tree::{read_rust_files, read_sources};
 
 /// Rooms by floor, lowest first: a room imports only from floors below its own.
 struct Floors {
@@ -137,6 +137,9 @@ fn clients_stay_in_their_rooms() {
 #[test]
 fn files_have_one_concern_and_so_few_lines() {
     assert_none(source_graph().long_files());
+    let tests = read_rust_files("tests/it").into_iter().map(|(path, text)| (path, text.lines().count()));
+    let long = tests.filter(|(_, lines)| *lines > FILE_LINES_MAX);
+    assert_none(long.map(|(path, lines)| format!("tests/it/{path}: {lines} lines, at most {FILE_LINES_MAX}")));
 }
 
 #[test]

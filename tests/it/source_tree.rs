@@ -44,24 +44,29 @@ pub fn room_of<'a>(path: &'a str, folder: &str) -> &'a str {
     }
 }
 
-/// Path and text of every source file.
+/// Path and text of every file of the program.
 pub fn read_sources() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    read_rust_files("src")
+}
+
+/// Path and text of every Rust file below a folder of the repository.
+pub fn read_rust_files(folder: &str) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut sources = Vec::new();
     let mut folders = vec![root.clone()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder of src/") {
+        for entry in fs::read_dir(&folder).expect("a folder") {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let inside = path.strip_prefix(&root).expect("a path below src/");
+                let inside = path.strip_prefix(&root).expect("a path below the folder");
                 let text = fs::read_to_string(&path).expect("a source file");
                 sources.push((inside.to_string_lossy().replace('\\', "/"), text));
             }
         }
     }
-    assert!(sources.len() > 20, "the sources were found");
+    assert!(sources.len() > 20, "the files were found");
     sources.sort();
     sources
 }
