@@ -41,11 +41,17 @@ pub enum Fault {
     ReceiverUnreachable,
     /// The stream throttles every put.
     Throttled,
+    /// The first pod of the fallbacks alone writes no records.
+    BadPod,
+    /// The first dispatcher alone cannot reach the receiver.
+    MuteDispatcher,
+    /// Every third webhook of the journeys is acknowledged and dropped.
+    LostWebhooks,
 }
 
 impl Fault {
     /// All faults, in the order in which they are listed.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::WebhooksOff,
         Self::WrongStream,
         Self::WrongRegion,
@@ -60,6 +66,9 @@ impl Fault {
         Self::OldImage,
         Self::ReceiverUnreachable,
         Self::Throttled,
+        Self::BadPod,
+        Self::MuteDispatcher,
+        Self::LostWebhooks,
     ];
 
     /// The name in commands and requests.
@@ -80,6 +89,9 @@ impl Fault {
             Self::OldImage => "old-image",
             Self::ReceiverUnreachable => "receiver-unreachable",
             Self::Throttled => "throttled",
+            Self::BadPod => "bad-pod",
+            Self::MuteDispatcher => "mute-dispatcher",
+            Self::LostWebhooks => "lost-webhooks",
         }
     }
 
@@ -103,6 +115,9 @@ impl Fault {
             }
             Self::ReceiverUnreachable => "the journeys' receiver refuses the dispatchers' connections",
             Self::Throttled => "Kinesis throttles every PutRecords",
+            Self::BadPod => "what the first sockjs pod records is acknowledged and never stored; other pods are sound",
+            Self::MuteDispatcher => "the journeys' receiver refuses the connections of the first dispatcher alone",
+            Self::LostWebhooks => "every third webhook of the journeys is acknowledged and reaches no receiver",
         }
     }
 

@@ -34,6 +34,9 @@ const DISCARDED_REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Largest `CreateStream`: a name and 50 tags of 384 characters.
 const CREATE_REQUEST_BYTES_MAX: usize = 128 * 1024;
 
+/// Between the server and the number of a pod in its identity.
+const POD_SEPARATOR: char = '.';
+
 /// Content type of answers in JSON, as Kinesis has it.
 const JSON_CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 
@@ -65,11 +68,12 @@ pub fn serve(listener: TcpListener, faults: FaultSwitches, shutdown: Cancellatio
 }
 
 async fn route_by_region(State(account): State<CloudAccount>, request: Request) -> Response {
-    let KinesisCall { region, by_fallbacks, operation } = KinesisCall::read(request.headers());
+    let KinesisCall { region, by_fallbacks, by_first_pod, operation } = KinesisCall::read(request.headers());
     if let Some((code, message)) = find_refusal(&account.faults, &operation) {
         return refuse_call(code, message);
     }
-    if by_fallbacks && operation == "PutRecords" && account.faults.is_on(Fault::OldImage) {
+    let writes_nothing = account.faults.is_on(Fault::OldImage) || (by_first_pod && account.faults.is_on(Fault::BadPod));
+    if by_fallbacks && operation == "PutRecords" && writes_nothing {
         return discard_records(request).await;
     }
     let store = {
@@ -119,6 +123,8 @@ struct KinesisCall {
     region: String,
     /// Whether the identity is that of the server of the fallbacks.
     by_fallbacks: bool,
+    /// Whether the identity is that of the first pod of its server.
+    by_first_pod: bool,
     operation: String,
 }
 
@@ -126,9 +132,12 @@ impl KinesisCall {
     fn read(headers: &HeaderMap) -> Self {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let authorization = text(header::AUTHORIZATION.as_str());
-        let caller = credential_part(authorization, 0).unwrap_or_default().parse();
+        let identity = credential_part(authorization, 0).unwrap_or_default();
+        let (server, pod) = identity.split_once(POD_SEPARATOR).unwrap_or((identity, ""));
+        let caller = server.parse();
         Self {
             region: credential_part(authorization, 2).unwrap_or("none").to_owned(),
+            by_first_pod: pod == "0",
             by_fallbacks: caller.is_ok_and(|server: ServerKind| server.serves_as(ServerKind::Sockjs)),
             operation: text("x-amz-target").rsplit('.').next().unwrap_or_default().to_owned(),
         }
@@ -166,6 +175,12 @@ async fn discard_records(request: Request) -> Response {
 /// A part of the credential in `AWS4-HMAC-SHA256 Credential=KEY/DATE/REGION/kinesis/aws4_request, …`.
 fn credential_part(authorization: &str, index: usize) -> Option<&str> {
     authorization.split("Credential=").nth(1)?.split('/').nth(index)
+}
+
+/// The identity of a pod: its server, and its number among the pods of the server.
+#[must_use]
+pub fn pod_identity(server: ServerKind, number: usize) -> String {
+    format!("{}{POD_SEPARATOR}{number}", server.name())
 }
 
 /// The client settings by which a process reaches this cloud as `caller`.

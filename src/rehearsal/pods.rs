@@ -49,6 +49,9 @@ impl EdgeAddresses {
     }
 }
 
+/// The network of a dispatcher, by its number.
+pub(super) type DispatcherEgress = Box<dyn Fn(usize) -> EgressOverrides + Send + Sync>;
+
 /// The surroundings of all pods.
 pub(super) struct PodEnvironment {
     pub cluster: ValidCluster,
@@ -57,7 +60,7 @@ pub(super) struct PodEnvironment {
     pub cloud: SocketAddr,
     /// Doubles between a server and the cloud.
     pub doubles: BTreeMap<ServerKind, SocketAddr>,
-    pub egress: EgressOverrides,
+    pub egress: DispatcherEgress,
     pub faults: FaultSwitches,
     pub bus: MemoryBus,
     /// The bus of another cluster.
@@ -69,6 +72,8 @@ pub(super) struct PodEnvironment {
 /// A pod, whether or not its process runs.
 struct Pod {
     server: ServerKind,
+    /// Number of the pod among those of its server.
+    number: usize,
     rendered: RenderedPod,
     /// The variables as rendered without edits, secrets as salted digests.
     wanted: BTreeMap<String, String>,
@@ -123,7 +128,8 @@ impl PodSet {
         let wanted = ServerConfig::parse(wanted.environment.clone()).map(|values| values.redacted_variables(digest));
         let (wanted, error) = wanted.map_or_else(|error| (BTreeMap::new(), Some(error)), |wanted| (wanted, None));
         let stop = self.environment.shutdown.child_token();
-        let mut pod = Pod { server, rendered, wanted, stop, process: PodProcess::None, public: None };
+        let number = self.pods.iter().filter(|pod| pod.server == server).count();
+        let mut pod = Pod { server, number, rendered, wanted, stop, process: PodProcess::None, public: None };
         let started = match error {
             Some(error) => Err(error.to_string()),
             None => self.run(&mut pod).await?,
@@ -220,9 +226,9 @@ impl PodSet {
         let dependencies = DispatcherDependencies {
             admin,
             apps_dir: environment.apps_directory(pod.server, &values),
-            kinesis: KinesisClient::connect(&environment.kinesis_settings(pod.server, &values)).await,
+            kinesis: KinesisClient::connect(&environment.kinesis_settings(pod, &values)).await,
             leases: Arc::new(environment.leases.clone()),
-            egress: EgressOverrides { source, ..environment.egress.clone() },
+            egress: EgressOverrides { source, ..(environment.egress)(pod.number) },
             shutdown: pod.stop.clone(),
         };
         Ok(match dispatcher::start(values, dependencies).await {
@@ -251,7 +257,7 @@ impl PodSet {
             Err(line) => return Ok(Err(line)),
         };
         let kinesis = match values.text(name::WEBHOOKS) {
-            "kinesis" => Some(KinesisClient::connect(&environment.kinesis_settings(pod.server, &values)).await),
+            "kinesis" => Some(KinesisClient::connect(&environment.kinesis_settings(pod, &values)).await),
             _ => None,
         };
         let dependencies = EdgeDependencies {
@@ -312,10 +318,15 @@ impl PodEnvironment {
     }
 
     /// Builds a server's Kinesis settings from its variables, against the in-process stream.
-    fn kinesis_settings(&self, server: ServerKind, values: &ServerConfig) -> StreamSettings {
-        let address = self.doubles.get(&server).copied().unwrap_or(self.cloud);
+    fn kinesis_settings(&self, pod: &Pod, values: &ServerConfig) -> StreamSettings {
+        let address = self.doubles.get(&pod.server).copied().unwrap_or(self.cloud);
         let (region, stream) = (values.text(name::AWS_REGION), values.text(name::STREAM_NAME).into());
-        let mut settings = kinesis_double::client_settings(address, server.name(), region, &stream);
+        let mut settings = kinesis_double::client_settings(
+            address,
+            &kinesis_double::pod_identity(pod.server, pod.number),
+            region,
+            &stream,
+        );
         let endpoint = values.get(name::AWS_ENDPOINT_URL_KINESIS);
         if endpoint.is_some() && endpoint != self.cluster.stream.endpoint_url.as_deref() {
             // A wrong address leads nowhere.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -16,7 +17,7 @@ use super::error::{RehearsalError, StartRefusal};
 use super::fault_control::{FaultControl, FaultSwitcher};
 use super::faults::{Fault, FaultSwitches};
 use super::overrides::{ManifestOverride, overridden_registry, override_variables};
-use super::pods::{EdgeAddresses, PodEnvironment, PodSet, UNREACHABLE_ADDRESS, bind_loopback};
+use super::pods::{DispatcherEgress, EdgeAddresses, PodEnvironment, PodSet, UNREACHABLE_ADDRESS, bind_loopback};
 use super::webhook_receiver::{self, DeliveredWebhook, ReceiverRoute};
 use super::{kinesis_double, kubelet_double, page};
 use crate::api::{RealtimeApp, RealtimeCluster};
@@ -38,6 +39,9 @@ fn rendered_receiver() -> String {
 
 /// A name that never resolves.
 const UNRESOLVED_HOST: &str = "receiver.invalid:8090";
+
+/// Of so many webhooks one is lost while the fault is on.
+const LOST_WEBHOOK_INTERVAL: usize = 3;
 
 /// Timeout for all parts of a rehearsal to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -140,7 +144,7 @@ impl RunningRehearsal {
             files: files.path().to_owned(),
             cloud,
             doubles: start_interposers(&options.interposers, cloud).await?,
-            egress: egress_overrides(receiver.address(), outside_address, switches.clone()),
+            egress: build_egress(receiver.address(), outside_address, switches.clone()),
             faults: switches.clone(),
             bus: MemoryBus::new(),
             foreign_bus: MemoryBus::new(),
@@ -293,18 +297,36 @@ async fn bind_page(port: Option<u16>) -> Result<Option<TcpListener>, RehearsalEr
     bound.map(Some).map_err(|error| RehearsalError::Port { port, error })
 }
 
-/// The network of the dispatchers, with the faults on the way to the operator's receiver.
-fn egress_overrides(receiver: SocketAddr, outside: SocketAddr, faults: FaultSwitches) -> EgressOverrides {
+/// The network of each dispatcher, by its number.
+fn build_egress(receiver: SocketAddr, outside: SocketAddr, faults: FaultSwitches) -> DispatcherEgress {
+    Box::new(move |number| egress_overrides(receiver, outside, faults.clone(), number))
+}
+
+/// The network of the dispatcher of this number, with the faults on the way to the operator's receiver.
+fn egress_overrides(
+    receiver: SocketAddr,
+    outside: SocketAddr,
+    faults: FaultSwitches,
+    number: usize,
+) -> EgressOverrides {
     let rendered = rendered_receiver();
+    let sent = AtomicUsize::new(0);
     let reroute = move |url: &url::Url| {
+        let is_mute = number == 0 && faults.is_on(Fault::MuteDispatcher);
         let address = if faults.is_on(Fault::ReceiverUnresolved) {
             UNRESOLVED_HOST.to_owned()
-        } else if faults.is_on(Fault::ReceiverUnreachable) {
+        } else if is_mute || faults.is_on(Fault::ReceiverUnreachable) {
             UNREACHABLE_ADDRESS.to_owned()
         } else {
             receiver.to_string()
         };
-        webhook_receiver::route_url(url, ReceiverRoute { host: &rendered, address: &address }, outside)
+        let routed = webhook_receiver::route_url(url, ReceiverRoute { host: &rendered, address: &address }, outside)?;
+        let to_receiver = routed.query().is_none();
+        let is_third = || (sent.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(LOST_WEBHOOK_INTERVAL);
+        if to_receiver && faults.is_on(Fault::LostWebhooks) && is_third() {
+            return webhook_receiver::dropped_url(outside);
+        }
+        Some(routed)
     };
     EgressOverrides { reroute: Some(Arc::new(reroute)), source: None }
 }

@@ -28,6 +28,9 @@ const FORWARD_TIMEOUT: Duration = Duration::from_mins(1);
 /// Queue length for a slow reader, which learns the number of webhooks that it missed.
 const DELIVERY_QUEUE_LEN: usize = 4096;
 
+/// Path at which a webhook is acknowledged and dropped.
+const DROP_PATH: &str = "/dropped";
+
 /// A webhook that was posted to an app's endpoint.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeliveredWebhook {
@@ -72,7 +75,8 @@ pub fn serve(
     let http = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
     let http = http.timeout(FORWARD_TIMEOUT).build().map_err(|error| RehearsalError::Http(error.to_string()))?;
     let outside = Arc::new(CustomerEndpoints { registry, http, delivered: sender.clone() });
-    let router = Router::new().route("/", post(receive_webhook)).with_state(outside);
+    let router = Router::new().route("/", post(receive_webhook)).route(DROP_PATH, post(StatusCode::OK));
+    let router = router.with_state(outside);
     let task = tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
         if let Err(error) = served {
@@ -155,6 +159,12 @@ fn is_loopback(url: &Url) -> bool {
         Some(url::Host::Domain(name)) => name == "localhost",
         None => false,
     }
+}
+
+/// The address at which a webhook is acknowledged and dropped.
+#[must_use]
+pub fn dropped_url(outside: SocketAddr) -> Option<Url> {
+    Url::parse(&format!("http://{outside}{DROP_PATH}")).ok()
 }
 
 /// Route to the operator's receiver.

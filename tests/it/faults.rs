@@ -24,6 +24,16 @@ const MANIFEST: &str = concat!(
 
 const APP: &str = include_str!("../fixtures/shop-app.yaml");
 
+/// The same with two pods of each server, for a fault of one of them.
+const PAIRS: &str = concat!(
+    include_str!("../fixtures/minimal-cluster.yaml"),
+    "  websocket: { replicas: 1 }
+  sockjs: { replicas: 2 }
+  webhooks: { dispatcher: { replicas: 2, maxBackoffSeconds: 1 }, stream: { mode: Provisioned, shards: 2 } }
+  gate: { intervalSeconds: 1, timeoutSeconds: 4, openAfter: 1 }
+"
+);
+
 /// Clusters that run at once on a machine with two cores.
 const CONCURRENT_CLUSTERS: usize = 4;
 
@@ -37,10 +47,10 @@ const QUICK_ROWS: [Row; 3] = [
     (Fault::WrongStream, Reason::ConfigurationDrift, "REALTIME_STREAM_NAME differs"),
 ];
 
-const OTHER_ROWS: [Row; 11] = [
+const OTHER_ROWS: [Row; 14] = [
     (Fault::WebhooksOff, Reason::ConfigurationDrift, "REALTIME_WEBHOOKS differs: want kinesis, pod runs off"),
     (Fault::WrongRegion, Reason::ConfigurationDrift, "AWS_REGION differs: want eu-west-1, pod runs us-east-1"),
-    (Fault::StreamGone, Reason::StreamMissing, "the stream does not exist"),
+    (Fault::StreamGone, Reason::StreamMissing, "ResourceNotFoundException"),
     (Fault::DispatcherStream, Reason::ConfigurationDrift, "REALTIME_STREAM_NAME differs"),
     (Fault::ReceiverUnresolved, Reason::WebhookMissing, "no webhook arrived"),
     (Fault::StaleRegistry, Reason::AppsStale, "app 1001 is a former version"),
@@ -49,12 +59,16 @@ const OTHER_ROWS: [Row; 11] = [
     (Fault::OldImage, Reason::RecordMissing, "record reached stream"),
     (Fault::ReceiverUnreachable, Reason::WebhookMissing, "no webhook arrived"),
     (Fault::Throttled, Reason::RecordRefused, "ProvisionedThroughputExceededException"),
+    (Fault::BadPod, Reason::RecordMissing, "record reached stream"),
+    (Fault::MuteDispatcher, Reason::WebhookMissing, "no webhook arrived"),
+    (Fault::LostWebhooks, Reason::WebhookMissing, "webhook"),
 ];
 
 /// Wrong, mended, wrong, mended, in one life.
 async fn run_row((fault, reason, part): Row) {
     let began = Instant::now();
-    let mut rehearsal = start_from(&format!("{MANIFEST}{APP}"), &[], BTreeMap::new()).await;
+    let manifest = if matches!(fault, Fault::BadPod | Fault::MuteDispatcher) { PAIRS } else { MANIFEST };
+    let mut rehearsal = start_from(&format!("{manifest}{APP}"), &[], BTreeMap::new()).await;
     wait_for_verdict(&mut rehearsal, &format!("{fault}: at first"), |verdict| verdict.ready).await;
     for time in ["first", "second"] {
         rehearsal.faults.switch(fault, true).await.expect("switched on");
