@@ -14,7 +14,7 @@ label_values! {
         PutRecords = "put_records",
         /// Lists the shards of a stream.
         ListShards = "list_shards",
-        /// Begins to read a shard.
+        /// Opens an iterator over a shard.
         GetShardIterator = "get_shard_iterator",
         /// Reads records of a shard.
         GetRecords = "get_records",
@@ -45,11 +45,11 @@ impl KinesisOperation {
 label_values! {
     /// The result of a call, by the class of the error.
     pub enum KinesisCallResult as "result" {
-        /// Kinesis did as it was asked.
+        /// Kinesis answered without an error.
         Success = "success",
         /// The stream does not exist.
         NotFound = "not_found",
-        /// The identity may not do this, or there is none.
+        /// The identity lacks the permission, or there are no credentials.
         Denied = "denied",
         /// A rate limit was exceeded.
         Throttled = "throttled",

@@ -15,7 +15,7 @@ use tower::{Layer, Service};
 use crate::process::metrics::{DurationHistogram, LabelValue, SparseLabeled, label_values, metric_table};
 
 label_values! {
-    /// The verb of a call, as rights name it.
+    /// The verb of a call, as RBAC names it.
     pub enum ApiVerb as "verb" {
         /// Reads one object by its name.
         Get = "get",
@@ -53,9 +53,9 @@ label_values! {
         PodDisruptionBudgets = "poddisruptionbudgets",
         /// Accounts of the servers.
         ServiceAccounts = "serviceaccounts",
-        /// Rights of the dispatchers.
+        /// Permissions of the dispatchers.
         Roles = "roles",
-        /// Accounts that have these rights.
+        /// Accounts that have these permissions.
         RoleBindings = "rolebindings",
         /// Secrets of users, and copies of them.
         Secrets = "secrets",
@@ -75,11 +75,11 @@ label_values! {
 label_values! {
     /// The result of a call, by the class of the status.
     pub enum ApiCallResult as "result" {
-        /// The API server did it (2xx and 3xx).
+        /// The API server answered with 2xx or 3xx.
         Success = "success",
-        /// The API server refused it (4xx): a missing object or a conflict among others.
+        /// The API server refused the call (4xx), for example for a missing object or a conflict.
         Refused = "refused",
-        /// The API server asks for fewer calls (429).
+        /// The API server throttled the call (429).
         Throttled = "throttled",
         /// The API server failed (5xx).
         Failed = "failed",
@@ -144,7 +144,7 @@ impl<S> Layer<S> for CallMeterLayer {
     }
 }
 
-/// A service that counts the requests which it passes on.
+/// A service that counts and times the requests that it forwards.
 #[derive(Clone, Debug)]
 pub struct CallMeter<S> {
     inner: S,
@@ -183,7 +183,7 @@ where
     }
 }
 
-/// A call under way. Counted when dropped, so that one whose caller gave it up is counted too.
+/// A call under way. It is counted when it is dropped, so that a cancelled call is counted too.
 struct MeteredCall {
     labels: (ApiVerb, ApiResource),
     result: ApiCallResult,
@@ -192,6 +192,7 @@ struct MeteredCall {
 }
 
 impl MeteredCall {
+    /// A method, since a block that assigned the field would capture a copy of it, and drop the call at once.
     fn set_result(&mut self, result: ApiCallResult) {
         self.result = result;
     }
@@ -260,8 +261,8 @@ mod tests {
             assert!(pods.get(name).await.is_err(), "{name}");
         }
         assert!(pods.delete("busy", &DeleteParams::default()).await.is_err(), "405");
-        let given_up = tokio::time::timeout(Duration::from_millis(50), pods.get("silent")).await;
-        assert!(given_up.is_err());
+        let cancelled = tokio::time::timeout(Duration::from_millis(50), pods.get("silent")).await;
+        assert!(cancelled.is_err());
         Api::<Namespace>::all(client).list(&ListParams::default()).await.expect("a list");
         let mut registry = Registry::default();
         metrics.register(&mut registry);

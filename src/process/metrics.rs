@@ -29,57 +29,35 @@ label_values! {
     }
 }
 
-/// A metric with one series per value of a label, or of a pair of labels. Every series exists from the start, so that a
-/// rate over it misses no first increment.
+/// A metric with one series per value of a label, or per combination of two or three. Every series exists from the start,
+/// so that a rate over it misses no first increment, unless the metric is sparse.
 #[derive(Clone, Debug)]
-pub struct Labeled<L, M>(Family<LabelSet<L>, M>);
+pub struct Labeled<L, M, const IS_SPARSE: bool = false>(Family<LabelSet<L>, M>);
 
-impl<L: SeriesLabels, M: Clone + Default> Labeled<L, M> {
+/// A metric whose series exist from their first value on: for labels with many combinations, of which a process uses few.
+/// The values of the labels bound their number all the same.
+pub type SparseLabeled<L, M> = Labeled<L, M, true>;
+
+impl<L: SeriesLabels, M: Clone + Default, const IS_SPARSE: bool> Labeled<L, M, IS_SPARSE> {
     /// The series of one value.
     pub fn with_label(&self, value: L) -> M {
         self.0.get_or_create_owned(&LabelSet(value))
     }
 }
 
-impl<L: SeriesLabels, M: Clone + Default> Default for Labeled<L, M> {
+impl<L: SeriesLabels, M: Clone + Default, const IS_SPARSE: bool> Default for Labeled<L, M, IS_SPARSE> {
     fn default() -> Self {
         let series = Self(Family::default());
-        for value in L::all() {
-            series.with_label(value);
+        if !IS_SPARSE {
+            for value in L::all() {
+                series.with_label(value);
+            }
         }
         series
     }
 }
 
-/// A metric with one series per combination of its labels that occurred. For labels with many combinations, of which a
-/// process uses few: their number is bounded by the values of the labels all the same.
-#[derive(Clone, Debug)]
-pub struct SparseLabeled<L, M>(Family<LabelSet<L>, M>);
-
-impl<L: SeriesLabels, M: Clone + Default> SparseLabeled<L, M> {
-    /// The series of one combination.
-    pub fn with_label(&self, value: L) -> M {
-        self.0.get_or_create_owned(&LabelSet(value))
-    }
-}
-
-impl<L: SeriesLabels, M: Clone + Default> Default for SparseLabeled<L, M> {
-    fn default() -> Self {
-        Self(Family::default())
-    }
-}
-
-impl<L: SeriesLabels, M: EncodeMetric + TypedMetric> EncodeMetric for SparseLabeled<L, M> {
-    fn encode(&self, encoder: MetricEncoder) -> fmt::Result {
-        self.0.encode(encoder)
-    }
-
-    fn metric_type(&self) -> MetricType {
-        M::TYPE
-    }
-}
-
-impl<L: SeriesLabels, M: EncodeMetric + TypedMetric> EncodeMetric for Labeled<L, M> {
+impl<L: SeriesLabels, M: EncodeMetric + TypedMetric, const IS_SPARSE: bool> EncodeMetric for Labeled<L, M, IS_SPARSE> {
     fn encode(&self, encoder: MetricEncoder) -> fmt::Result {
         self.0.encode(encoder)
     }
@@ -266,17 +244,9 @@ impl TableMetric for SampledGauge {
     const KIND: MetricKind = MetricKind::Gauge;
 }
 
-impl<L: SeriesLabels, M: TableMetric + TypedMetric> TableMetric for Labeled<L, M> {
+impl<L: SeriesLabels, M: TableMetric + TypedMetric, const IS_SPARSE: bool> TableMetric for Labeled<L, M, IS_SPARSE> {
     const KIND: MetricKind = M::KIND;
-
-    fn labels() -> Vec<MetricLabel> {
-        L::labels()
-    }
-}
-
-impl<L: SeriesLabels, M: TableMetric + TypedMetric> TableMetric for SparseLabeled<L, M> {
-    const KIND: MetricKind = M::KIND;
-    const IS_SPARSE: bool = true;
+    const IS_SPARSE: bool = IS_SPARSE;
 
     fn labels() -> Vec<MetricLabel> {
         L::labels()
