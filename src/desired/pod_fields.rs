@@ -69,7 +69,7 @@ pub enum FieldKind {
     ServiceAccount,
 }
 
-/// Where the JSON of a pod, or of a container, has a field.
+/// The place of a field in the JSON of a pod or of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JsonField {
     /// The field of this name.
@@ -86,7 +86,7 @@ pub enum JsonField {
 }
 
 impl FieldKind {
-    /// Where the JSON of a pod, or of a container, has the field.
+    /// The place of the field in the JSON of a pod or of a container.
     #[must_use]
     pub fn json_field(self) -> JsonField {
         use JsonField::{Indexed, Keyed, Single};

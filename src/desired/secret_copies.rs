@@ -26,7 +26,7 @@ pub(super) const PEER_SECRET_KEY: &str = "secret";
 pub struct SecretCopy {
     /// Name of the copy: it changes with the content.
     pub name: String,
-    /// Name of the Secret that was copied, or what stands for a generated value.
+    /// Name of the copied Secret, or of the source of a generated value.
     pub source: String,
     /// The copied keys with their values.
     pub values: BTreeMap<String, Secret>,

@@ -5,11 +5,11 @@
 //! from the moment before its last successful renewal, so that a process that was suspended finds by itself, before any
 //! answer of the API server, that another may lead.
 //!
-//! Where the scopes of two operators overlap, the older Lease wins, and the holder of the younger one does not lead. A
-//! watch keeps the Leases of all operators at hand. They are listed once more after a candidate wrote its own and before
-//! it leads: the watch may be behind, and of two operators that start at once at least one sees the other's Lease. An
-//! operator of some namespaces may lack the permission to list the Leases of others ([`may_list_all_leases`]): then it
-//! reads those of its own namespace only.
+//! If the scopes of two operators overlap, the older Lease wins, and the holder of the younger one does not lead. A watch
+//! caches the Leases of all operators. A candidate lists them once more after it wrote its own and before it leads: the
+//! watch may be behind, and of two operators that start at once at least one sees the other's Lease. An operator of some
+//! namespaces may lack the permission to list the Leases of others ([`may_list_all_leases`]): then it reads those of its
+//! own namespace only.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

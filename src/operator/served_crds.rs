@@ -111,7 +111,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// What an API server with our CRDs publishes.
+    /// The schemas that an API server publishes for our CRDs.
     fn published() -> Value {
         let schemas = all_crds().expect("the CRDs").into_iter().map(|crd| {
             let mut schema = crd.object["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();

@@ -1,4 +1,4 @@
-//! A double of Kinesis that can be told to fail: a switch between the real API of the tests and a server under test.
+//! A proxy between a server under test and the Kinesis of the tests, with faults that a test switches.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -220,7 +220,7 @@ fn is_label_value(text: &str) -> bool {
     text.len() <= 63 && text.bytes().all(inner) && (text.is_empty() || (text.starts_with(edge) && text.ends_with(edge)))
 }
 
-/// What an API server refuses in a child by its own rules; `None` for nothing.
+/// The rule of an API server that a child breaks, or `None`.
 fn find_refusal(object: &Value) -> Option<String> {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let (kind, name, namespace) = (text("/kind"), text("/metadata/name"), text("/metadata/namespace"));

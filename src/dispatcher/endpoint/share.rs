@@ -69,9 +69,9 @@ mod tests {
     }
 
     proptest! {
-        /// What is left fits, none gives up more than needed, and a smaller holder never gives up for a larger one.
+        /// The remaining amounts fit the bound, no eviction is larger than needed, and only the largest holders lose events.
         #[test]
-        fn what_is_left_is_at_most_the_bound(
+        fn the_remaining_amounts_are_at_most_the_bound(
             amounts in proptest::collection::vec(0_usize..10_000, 0..20),
             most in 0_usize..20_000,
         ) {

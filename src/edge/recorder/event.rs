@@ -9,7 +9,7 @@ use crate::protocol::record::{EventKind, EventOrder, EventTopic, RecordedEvent};
 /// An event that was serialised once; records share its bytes.
 #[derive(Debug)]
 pub struct RecordableEvent {
-    /// The event as JSON, as it stands in a record.
+    /// The event as JSON, in the form of a record.
     pub json: Bytes,
     /// Its rank when the queue is full.
     pub rank: DropRank,

@@ -13,7 +13,7 @@ pub(super) struct Resolution {
     pub(super) targets: BTreeSet<Target>,
     pub(super) modules: BTreeSet<Vec<String>>,
 }
-/// A path that stands in a file.
+/// A path mentioned in a file.
 pub(super) struct Mention {
     pub(super) file: usize,
     pub(super) line: usize,

@@ -1,4 +1,4 @@
-//! Where a path of the source ends: through `use`, re-exports and globs to the file that defines the item.
+//! The resolution of paths: through `use`, re-exports and globs to the file that defines the item.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 

@@ -1,4 +1,4 @@
-//! What a bus stores in Redis and sends through it.
+//! Formats of the bus: its Redis keys and its frames.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What the program prints: its commands, options, exit codes, rendered objects and verdicts.
+//! Output of the program: commands, options, exit codes, rendered objects and verdicts.
 
 use super::*;
 

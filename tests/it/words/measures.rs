@@ -13,7 +13,7 @@ pub(super) enum Unit {
     Count,
 }
 
-/// A row of the table. The key stands in the file of limits and chooses offenders to print.
+/// A row of the table. The file of limits and the variable `WORDS` refer to it by its key.
 pub(super) struct Measure {
     pub(super) key: &'static str,
     pub(super) title: &'static str,
