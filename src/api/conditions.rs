@@ -197,11 +197,11 @@ impl Reason {
         matches!(self, Self::ApplyFailed | Self::AccessDenied | Self::StreamUnreachable | Self::OperatorFault)
     }
 
-    /// Whether a condition with this reason is Unknown: the operator's own call failed. A refusal is a finding all the same:
-    /// somebody must grant a permission.
+    /// Status of a condition that a failure with this reason sets: Unknown if the operator's own call failed, False
+    /// otherwise. A denied call is False too, because an administrator must grant the permission.
     #[must_use]
-    pub fn says_nothing(self) -> bool {
-        self.is_operator_call() && self != Self::AccessDenied
+    pub fn failure_status(self) -> &'static str {
+        if self.is_operator_call() && self != Self::AccessDenied { "Unknown" } else { "False" }
     }
 
     /// The user's remedy in one sentence.

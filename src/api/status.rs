@@ -199,6 +199,14 @@ fn unobserved_status() -> i64 {
     -1
 }
 
+impl RealtimeClusterStatus {
+    /// The condition of a type, as it was written last.
+    #[must_use]
+    pub fn find_condition(&self, kind: &str) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.type_ == kind)
+    }
+}
+
 impl Default for RealtimeClusterStatus {
     fn default() -> Self {
         Self {

@@ -126,8 +126,7 @@ fn find_proof(cluster: &RealtimeCluster) -> Option<&RequestedProofStatus> {
 
 /// Ready in one line.
 fn describe_ready(cluster: &RealtimeCluster) -> String {
-    let conditions = cluster.status.iter().flat_map(|status| &status.conditions);
-    match conditions.into_iter().find(|found| found.type_ == condition::READY) {
+    match cluster.status.as_ref().and_then(|status| status.find_condition(condition::READY)) {
         Some(ready) => format!("Ready is {} ({}): {}", ready.status, ready.reason, ready.message),
         None => "no operator has looked at the cluster yet: is one running?".to_owned(),
     }

@@ -77,9 +77,7 @@ async fn show_status(arguments: &Arguments) -> Result<u8, String> {
     }
     let code = print::print_text(&text);
     if !arguments.watch {
-        let ready = clusters
-            .iter()
-            .all(|cluster| condition_status(cluster, condition::READY).is_some_and(|(s, _)| s == "True"));
+        let ready = clusters.iter().all(is_ready);
         return Ok(if code == 0 { u8::from(!ready) } else { code });
     }
     let mut shown: std::collections::BTreeMap<String, String> =
@@ -129,10 +127,9 @@ async fn list_clusters(api: &Api<RealtimeCluster>, name: Option<&str>) -> Result
     }
 }
 
-fn condition_status<'a>(cluster: &'a RealtimeCluster, kind: &str) -> Option<(&'a str, &'a str)> {
-    let conditions = &cluster.status.as_ref()?.conditions;
-    let found = conditions.iter().find(|condition| condition.type_ == kind)?;
-    Some((found.status.as_str(), found.reason.as_str()))
+fn is_ready(cluster: &RealtimeCluster) -> bool {
+    let ready = cluster.status.as_ref().and_then(|status| status.find_condition(condition::READY));
+    ready.is_some_and(|ready| ready.status == "True")
 }
 
 /// One cluster. Writing to a text cannot fail.
@@ -143,7 +140,7 @@ fn cluster_page(cluster: &RealtimeCluster) -> String {
         let _ = writeln!(page, "{name}: no operator has looked at it yet: is one running?\n");
         return page;
     };
-    let ready = status.conditions.iter().find(|found| found.type_ == condition::READY);
+    let ready = status.find_condition(condition::READY);
     let (word, reason, message) = match ready {
         Some(found) if found.status == "True" => ("Ready", found.reason.as_str(), found.message.as_str()),
         Some(found) if found.status == "False" => ("NOT READY", found.reason.as_str(), found.message.as_str()),

@@ -131,7 +131,7 @@ async fn publish_ready_event(
     decision: &conditions::StatusDecision,
 ) {
     let Some(ready) = decision.conditions.first() else { return };
-    let before = known.conditions.iter().find(|condition| condition.type_ == ready.kind);
+    let before = known.find_condition(ready.kind);
     if before.is_some_and(|before| before.status == ready.status && before.reason == ready.reason.name()) {
         return;
     }

@@ -58,8 +58,8 @@ pub fn decide_suspended(
     if !cluster.spec.suspend {
         return None;
     }
-    let known = cluster.status.iter().flat_map(|status| &status.conditions);
-    let known = known.into_iter().find(|known| known.type_ == condition::SUSPENDED && known.status == "True");
+    let known = cluster.status.as_ref().and_then(|status| status.find_condition(condition::SUSPENDED));
+    let known = known.filter(|known| known.status == "True");
     let since = known.map_or(now, |known| known.last_transition_time.0);
     let seconds = Timestamp::from_second(since.as_second()).unwrap_or(since);
     let waiting = waiting.map_or_else(|| "the manifest cannot be rendered".to_owned(), describe_waiting);

@@ -201,8 +201,7 @@ impl ControllerName {
             (&stream.name, &stream.arn, &stream.cluster_id, stream.created_ms).hash(&mut hasher);
         }
         let condition = |kind: &str| {
-            let found = status.into_iter().flat_map(|status| &status.conditions).find(|found| found.type_ == kind);
-            found.map(|found| {
+            status.and_then(|status| status.find_condition(kind)).map(|found| {
                 (found.status.clone(), found.reason.clone(), found.message.clone(), found.observed_generation)
             })
         };

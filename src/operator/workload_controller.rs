@@ -114,8 +114,8 @@ async fn publish_suspension_event(
     cluster: &RealtimeCluster,
     suspended: Option<&ConditionUpdate>,
 ) {
-    let mut known = cluster.status.iter().flat_map(|status| &status.conditions);
-    let was_suspended = known.any(|known| known.type_ == condition::SUSPENDED);
+    let known = cluster.status.as_ref().and_then(|status| status.find_condition(condition::SUSPENDED));
+    let was_suspended = known.is_some();
     let (reason, note) = match suspended {
         Some(update) if !was_suspended => ("Suspended", update.message.clone()),
         None if was_suspended => ("Resumed", "changes are applied again".to_owned()),
