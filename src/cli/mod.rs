@@ -6,6 +6,7 @@
 #[cfg(feature = "bench")]
 mod bench;
 mod check;
+mod cluster_api;
 mod files;
 mod operator;
 mod output;

@@ -11,9 +11,9 @@ use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
 use super::{CheckResult, CheckState};
-use crate::api::RealtimeCluster;
 use crate::api::crd::all_crds;
 use crate::api::yaml::yaml_document;
+use crate::cli::cluster_api::{build_cluster_api, describe_error};
 use crate::cli::files::InputManifests;
 use crate::desired::network_policy::{find_isolating_policies, network_policy_name, render_network_policy};
 use crate::desired::{self, AwsIdentity, SecretTexts, ServerImage, ValidCluster};
@@ -23,13 +23,6 @@ const OPERATOR_NAME: &str = "realtime-operator";
 
 /// Age of the operator's last renewal, in s, above which none leads.
 const LEASE_AGE_MAX_SECONDS: i64 = 60;
-
-fn describe_error(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        error => error.to_string(),
-    }
-}
 
 /// Asks for the version of the API server.
 ///
@@ -83,8 +76,7 @@ pub async fn check_crds(client: &Client) -> CheckResult {
 
 /// Without the right to read CRDs, a listing shows whether they exist.
 async fn check_crds_by_listing(client: &Client) -> CheckResult {
-    let clusters: Api<RealtimeCluster> = Api::default_namespaced(client.clone());
-    match clusters.list(&ListParams::default().limit(1)).await {
+    match build_cluster_api(client, None).list(&ListParams::default().limit(1)).await {
         Err(kube::Error::Api(status)) if status.is_not_found() => {
             let remedy = "have an administrator install the CRDs: realtime crd prints them";
             CheckResult::new("crds", CheckState::Missing, "RealtimeCluster is not installed", remedy)
@@ -131,8 +123,8 @@ pub async fn check_operator(client: &Client, namespace: &str) -> (CheckResult, O
 
 /// Reads the Secrets that the files do not hold, and names those that are missing.
 pub async fn check_secrets(client: &Client, input: &InputManifests) -> (CheckResult, SecretTexts) {
-    let namespace = input.cluster.namespace().unwrap_or_else(|| "default".to_owned());
-    let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let namespace = input.namespace();
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let mut texts = input.secrets.clone();
     let (mut missing, mut unreadable) = (Vec::new(), Vec::new());
     let references = desired::collect_secret_references(&input.cluster, &input.apps);
@@ -167,13 +159,12 @@ pub async fn check_secrets(client: &Client, input: &InputManifests) -> (CheckRes
 
 /// The image that a cluster of this name already runs.
 pub async fn find_recorded_image(client: &Client, input: &InputManifests) -> Option<ServerImage> {
-    let namespace = input.cluster.namespace().unwrap_or_else(|| "default".to_owned());
-    let api: Api<RealtimeCluster> = Api::namespaced(client.clone(), &namespace);
+    let api = build_cluster_api(client, Some(input.namespace()));
     let status = api.get_opt(&input.cluster.name_any()).await.ok()??.status?;
     ServerImage::of_record(status.image.as_ref()?, status.version.as_deref()?)
 }
 
-/// Looks for the part of the platform that gives pods their AWS identity.
+/// Checks the platform component that gives pods their AWS identity.
 pub async fn check_identity(client: &Client, cluster: &ValidCluster) -> CheckResult {
     const CHECK: &str = "identity";
     let name = cluster.stream.identity.name();
@@ -216,7 +207,7 @@ pub async fn check_identity(client: &Client, cluster: &ValidCluster) -> CheckRes
     }
 }
 
-/// Looks for policies that isolate the pods, and renders the one to add.
+/// Finds the policies that isolate the pods, and renders the one to add.
 pub async fn check_network_policies(
     client: &Client,
     cluster: &ValidCluster,
