@@ -15,7 +15,7 @@ use super::reconcile_error::ReconcileError;
 use super::secret_reader::SecretUser;
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::Release;
-use crate::desired::render::{TEMPLATE_ANNOTATION, template_mark};
+use crate::desired::render::is_rendered_template;
 use crate::desired::{self, AwsIdentity, ClusterCredentials, SecretTexts, ServerImage, ValidStream};
 use crate::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
 use crate::kubernetes::apply;
@@ -63,23 +63,21 @@ pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Res
         );
         return Err(ReconcileError::terminal(Reason::ChildNotOurs, message));
     }
-    let recorded_image = find_recorded_image(cluster, &context.live.deployments_of(cluster));
+    let recorded_image = find_recorded_image(cluster, || context.live.deployments_of(cluster));
     Ok(ClusterReferences { apps, secrets, of_apps, generated, recorded_image })
 }
 
 /// Finds the image that a cluster runs. A cluster of release 0.1.0 has no record of it, and its Deployments have, as far as
 /// their templates are rendered ones.
-fn find_recorded_image(cluster: &RealtimeCluster, live: &[Deployment]) -> Option<ServerImage> {
+fn find_recorded_image(cluster: &RealtimeCluster, list_live: impl FnOnce() -> Vec<Deployment>) -> Option<ServerImage> {
     let status = cluster.status.as_ref()?;
     if let (Some(image), Some(version)) = (&status.image, &status.version) {
         return ServerImage::of_record(image, version);
     }
-    live.iter().find_map(|deployment| {
-        let template = &deployment.spec.template;
-        let pod = template.spec.as_ref()?;
-        let is_rendered = template_mark(template, TEMPLATE_ANNOTATION) == Some(desired::template_digest(pod).as_str());
-        let image = pod.containers.first()?.image.as_deref().filter(|_| is_rendered)?;
-        Some(ServerImage { release: Release::FIRST, ..ServerImage::of_reference(image) })
+    let templates = list_live().into_iter().map(|deployment| deployment.spec.template);
+    templates.filter(is_rendered_template).find_map(|template| {
+        let image = template.spec?.containers.into_iter().next()?.image?;
+        Some(ServerImage { release: Release::FIRST, ..ServerImage::of_reference(&image) })
     })
 }
 
@@ -163,6 +161,7 @@ mod tests {
     use super::*;
     use crate::api::cluster::{ImageSpec, RealtimeClusterStatus};
     use crate::api::fixture::applied_cluster;
+    use crate::desired::render::TEMPLATE_ANNOTATION;
 
     #[test]
     fn the_recorded_image_is_that_of_the_status_or_of_a_rendered_deployment_of_the_first_release() {
@@ -176,7 +175,7 @@ mod tests {
         };
         let found = |status: Option<RealtimeClusterStatus>, live: &[Deployment]| {
             let cluster = RealtimeCluster { status, ..applied_cluster("") };
-            find_recorded_image(&cluster, live).map(|image| format!("{image} {}", image.release))
+            find_recorded_image(&cluster, || live.to_vec()).map(|image| format!("{image} {}", image.release))
         };
         let image = ImageSpec { repository: Some("a".to_owned()), tag: Some("2".to_owned()), digest: None };
         let recorded = RealtimeClusterStatus {

@@ -8,8 +8,7 @@ use super::rendered_clusters::RenderedCluster;
 use super::status::ConditionUpdate;
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
-use crate::desired::render::{TEMPLATE_ANNOTATION, template_mark};
-use crate::desired::template_digest;
+use crate::desired::render::is_rendered_template;
 
 /// Objects that a message names; the others are counted.
 const NAMED_OBJECTS_MAX: usize = 5;
@@ -21,10 +20,8 @@ pub fn keep_applied(rendered: &RenderedCluster, live: &[Deployment]) -> Rendered
     for (server, wanted) in &mut kept.desired.deployments {
         let name = wanted.name_any();
         let Some(applied) = live.iter().find(|applied| applied.name_any() == name) else { continue };
-        let template = &applied.spec.template;
-        let digest = template.spec.as_ref().map(template_digest);
-        if digest.is_some() && digest.as_deref() == template_mark(template, TEMPLATE_ANNOTATION) {
-            wanted.spec.template = template.clone();
+        if is_rendered_template(&applied.spec.template) {
+            wanted.spec.template = applied.spec.template.clone();
         }
         if let (Some(replicas), Some(of_server)) =
             (applied.spec.replicas, kept.valid.servers.iter_mut().find(|found| found.kind == *server))
@@ -74,6 +71,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::desired::render::{TEMPLATE_ANNOTATION, template_mark};
     use crate::api::cluster::RealtimeClusterStatus;
     use crate::api::fixture::applied_cluster;
     use crate::config::ServerKind;

@@ -20,7 +20,7 @@ use crate::config::ServerKind;
 
 pub use children::{CHILD_TABLE, ChildKind, ChildTracking, WATCHED_KINDS, is_pruned};
 pub use secrets::{registry_secret_name, render_registry_secrets};
-pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, TEMPLATE_ANNOTATION, template_mark};
+pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, TEMPLATE_ANNOTATION, is_rendered_template, template_mark};
 
 /// Container port on which edges serve clients.
 pub const PUBLIC_PORT: i32 = 8080;
