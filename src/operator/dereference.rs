@@ -13,11 +13,12 @@ use super::cluster_inputs::{ClusterReferences, Dereferenced, decode_secrets};
 use super::context::ControllerContext;
 use super::reconcile_error::ReconcileError;
 use super::secret_reader::SecretUser;
+use super::stream_settings::build_stream_settings;
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::Release;
 use crate::desired::render::is_rendered_template;
-use crate::desired::{self, AwsIdentity, ClusterCredentials, SecretTexts, ServerImage, ValidStream};
-use crate::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
+use crate::desired::{self, ClusterCredentials, SecretTexts, ServerImage, ValidStream};
+use crate::kinesis::KinesisClient;
 use crate::kubernetes::apply;
 
 /// Letters and digits of a generated value. Lower-cased, 24 of them carry about 122 bits.
@@ -134,25 +135,10 @@ pub async fn connect_stream(
     stream: &ValidStream,
     secrets: &SecretTexts,
 ) -> Result<KinesisClient, ReconcileError> {
-    let credentials = match &stream.identity {
-        AwsIdentity::StaticKeys(name) => {
-            let text = |key: &str| secrets.get(name).and_then(|texts| texts.get(key)).cloned();
-            let (Some(access_key_id), Some(secret_access_key)) = (text("accessKeyID"), text("secretAccessKey")) else {
-                let message = format!("Secret {name} has no accessKeyID and secretAccessKey: create it with both");
-                return Err(ReconcileError::transient(Reason::SecretMissing, message));
-            };
-            AwsCredentials::Static { access_key_id, secret_access_key }
-        }
-        AwsIdentity::Irsa(_) | AwsIdentity::PodIdentity | AwsIdentity::WebIdentity(_) | AwsIdentity::NodeRole => {
-            AwsCredentials::Chain
-        }
-    };
-    let settings = StreamSettings {
-        stream: stream.name.clone(),
-        region: stream.region.clone(),
-        endpoint: stream.endpoint_url.clone(),
-        credentials,
-    };
+    let settings = build_stream_settings(stream, secrets).map_err(|name| {
+        let message = format!("Secret {name} has no accessKeyID and secretAccessKey: create it with both");
+        ReconcileError::transient(Reason::SecretMissing, message)
+    })?;
     Ok(context.kinesis.client(&settings).await)
 }
 
