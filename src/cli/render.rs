@@ -1,6 +1,5 @@
 //! `realtime render`: what a manifest becomes.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{BAD_INPUT_EXIT_CODE, files, print};
@@ -47,8 +46,7 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
         texts.entry(reference.key).or_insert(stand_in);
     }
     let generate = |purpose: &str| format!("<{purpose}>");
-    let of_apps = desired::generate_app_credentials(&input.apps, generate);
-    let credentials = desired::generate_credentials(&input.cluster, &BTreeMap::new(), of_apps, generate);
+    let credentials = desired::generate_all_credentials(&input.cluster, &input.apps, generate);
     let inputs = ClusterInputs {
         cluster: &input.cluster,
         apps: &input.apps,

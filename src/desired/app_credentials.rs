@@ -118,8 +118,8 @@ pub fn app_owner_reference(app: &RealtimeApp) -> Option<OwnerReference> {
     })
 }
 
-/// Generates a pair for each app that references no Secret, by name of the app: for manifests that were never applied.
-pub fn generate_app_credentials(
+/// Generates a pair for each app that references no Secret, by name of the app.
+pub(super) fn generate_app_credentials(
     apps: &[RealtimeApp],
     mut generate: impl FnMut(&str) -> String,
 ) -> BTreeMap<String, AppCredentials> {

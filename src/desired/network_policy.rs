@@ -133,7 +133,7 @@ fn port_of(url: &str, default: i64) -> Option<i64> {
 mod tests {
     use super::*;
     use crate::api::fixture::applied_cluster;
-    use crate::desired::{ClusterInputs, SecretTexts, ServerImage, generate_credentials, validate};
+    use crate::desired::{ClusterInputs, SecretTexts, ServerImage, generate_all_credentials, validate};
 
     fn cluster(extra: &str) -> ValidCluster {
         let cluster = applied_cluster(extra);
@@ -141,7 +141,7 @@ mod tests {
             cluster: &cluster,
             apps: &[],
             secrets: &SecretTexts::new(),
-            credentials: &generate_credentials(&cluster, &BTreeMap::new(), BTreeMap::new(), str::to_owned),
+            credentials: &generate_all_credentials(&cluster, &[], str::to_owned),
             receiver: "receiver.svc:8090",
             own_image: &ServerImage::of_operator(None),
             recorded_image: None,

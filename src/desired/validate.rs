@@ -369,7 +369,7 @@ fn copy_secrets(inputs: &ClusterInputs<'_>) -> Vec<SecretCopy> {
 mod tests {
     use super::*;
     use crate::api::fixture::{MINIMAL_CLUSTER, applied_cluster};
-    use crate::desired::{Manifests, generate_app_credentials, generate_credentials};
+    use crate::desired::{Manifests, generate_all_credentials};
     use crate::protocol::registry::AppLimits;
 
     const APP: &str = "
@@ -402,12 +402,7 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
             cluster: &cluster,
             apps: &apps,
             secrets: &secrets,
-            credentials: &generate_credentials(
-                &cluster,
-                &BTreeMap::new(),
-                generate_app_credentials(&apps, generate),
-                generate,
-            ),
+            credentials: &generate_all_credentials(&cluster, &apps, generate),
             receiver: "receiver.svc:8090",
             own_image: &ServerImage::of_operator(None),
             recorded_image: None,
@@ -509,7 +504,7 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
             "shop".to_owned(),
             [("key", "k"), ("secret", "s")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
         )]);
-        let credentials = generate_credentials(&cluster, &BTreeMap::new(), BTreeMap::new(), str::to_owned);
+        let credentials = generate_all_credentials(&cluster, &[], str::to_owned);
         let problems = validate_app(&app, &secrets, &credentials).expect_err("a second endpoint of one name");
         assert_eq!(problems[0].path, "spec.webhooks[1].name");
     }

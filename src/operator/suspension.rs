@@ -80,7 +80,7 @@ mod tests {
 
     fn rendered(extra: &str) -> RenderedCluster {
         let cluster = applied_cluster(extra);
-        let credentials = desired::generate_credentials(&cluster, &BTreeMap::new(), BTreeMap::new(), str::to_owned);
+        let credentials = desired::generate_all_credentials(&cluster, &[], str::to_owned);
         let read = Dereferenced {
             apps: vec![],
             secrets: BTreeMap::new(),
