@@ -4,6 +4,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
+use super::name_list::list_names;
 use super::rendered_clusters::RenderedCluster;
 use super::status::ConditionUpdate;
 use crate::api::conditions::condition;
@@ -34,18 +35,14 @@ pub fn keep_applied(rendered: &RenderedCluster, live: &[Deployment]) -> Rendered
 }
 
 /// Names the objects that wait, in one clause.
-pub fn describe_waiting(objects: &[String]) -> String {
-    let named = objects.iter().take(NAMED_OBJECTS_MAX).cloned().collect::<Vec<_>>().join(", ");
-    match objects.len() {
-        0 => "no change waits".to_owned(),
-        count if count > NAMED_OBJECTS_MAX => {
-            format!("changes wait of {named} and {} more", count - NAMED_OBJECTS_MAX)
-        }
-        _ => format!("changes wait of {named}"),
+fn describe_waiting(objects: &[String]) -> String {
+    if objects.is_empty() {
+        return "no change waits".to_owned();
     }
+    format!("changes wait of {}", list_names(objects, NAMED_OBJECTS_MAX))
 }
 
-/// The condition of a suspended cluster, with the begin of the suspension; `None` for another one. `waiting` is `None` while
+/// The condition of a suspended cluster, with the start of the suspension; `None` for another one. `waiting` is `None` while
 /// the changes that wait are unknown, since the manifest cannot be rendered.
 pub fn decide_suspended(
     cluster: &RealtimeCluster,
@@ -71,10 +68,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::desired::render::{TEMPLATE_ANNOTATION, template_mark};
     use crate::api::cluster::RealtimeClusterStatus;
     use crate::api::fixture::applied_cluster;
     use crate::config::ServerKind;
+    use crate::desired::render::{TEMPLATE_ANNOTATION, template_mark};
     use crate::desired::{self, ClusterInputs, ServerImage};
     use crate::operator::cluster_inputs::Dereferenced;
 
