@@ -42,7 +42,7 @@ use crate::kubernetes::lease::{
 };
 use crate::kubernetes::scope::WatchScope;
 use crate::prober::{JourneyBudget, RECEIVER_SILENCE_MAX, WebhookReceiver};
-use crate::process::heartbeat::{Heartbeat, Heartbeats, TaskFault};
+use crate::process::heartbeat::{Heartbeats, TaskFault};
 
 /// Lease that elects the leading replica.
 const LEADER_LEASE_NAME: &str = "realtime-operator";
@@ -222,15 +222,6 @@ async fn lead(
     }
 }
 
-/// Runs a task until `stop` is cancelled, with the heartbeat that reports its end.
-async fn run_until(stop: CancellationToken, heartbeat: Heartbeat, task: impl Future<Output = ()>) {
-    let _heartbeat = heartbeat;
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = task => {}
-    }
-}
-
 async fn bind_listener(listener: &'static str, address: SocketAddr) -> Result<TcpListener, OperatorError> {
     TcpListener::bind(address).await.map_err(|error| OperatorError::Listen { listener, address, error })
 }
@@ -256,7 +247,10 @@ async fn build_elector(
     let namespace = (!may_list_all).then_some(settings.namespace.as_str());
     let (watched, watching) = watch_leases(rival_leases(&clients.watch, namespace));
     let heartbeat = heartbeats.register("watch of Leases", None, shutdown);
-    tokio::spawn(run_until(shutdown.clone(), heartbeat, watching));
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move {
+        let _heartbeat = heartbeat;
+        watching.await;
+    }));
     let operators = rival_leases(&clients.call, namespace);
     let own = (settings.namespace.as_str(), LEADER_LEASE_NAME);
     Ok(LeaderElector::new(clients.call.clone(), (operators, watched), own, &settings.pod, settings.scope.clone()))
@@ -297,10 +291,7 @@ async fn run_controllers(
     let probers = ClusterProbers::new(queues.gate.clone(), shutdown.clone());
     let watching = async {
         let _heartbeat = context.heartbeats.register("watches", None, &shutdown);
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            _ = futures::future::join(clusters, futures::future::join_all(objects)) => {}
-        }
+        shutdown.run_until_cancelled(futures::future::join(clusters, futures::future::join_all(objects))).await;
     };
     let sweeping = async {
         loop {
@@ -329,12 +320,7 @@ async fn run_controllers(
                 async move { Box::pin(gate_controller::reconcile(&context, &probers, &cluster)).await }
             })
         };
-        let reporting_unselected = async {
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = app_status::report_unselected_apps(&context, &store) => {}
-            }
-        };
+        let reporting_unselected = shutdown.run_until_cancelled(app_status::report_unselected_apps(&context, &store));
         let registering = {
             let (probers, store) = (probers.clone(), store.clone());
             drive_controller(ControllerName::Apps, apps, context.clone(), move |context, cluster| {
@@ -354,12 +340,7 @@ async fn run_controllers(
             reporting_unselected,
         );
     };
-    let reporting = async {
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = unreadable_reports::run_reports(&context, reports) => {}
-        }
-    };
+    let reporting = shutdown.run_until_cancelled(unreadable_reports::run_reports(&context, reports));
     tokio::join!(watching, sweeping, controlling, reporting);
 }
 
