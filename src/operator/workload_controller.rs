@@ -183,7 +183,6 @@ async fn list_waiting_objects(
     cluster: &RealtimeCluster,
     desired: &DesiredObjects,
 ) -> Result<Vec<String>, ReconcileError> {
-    let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
     let wanted = &desired.children;
     let describe = |object: &Value| {
         let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -192,7 +191,7 @@ async fn list_waiting_objects(
     let mut waiting = Vec::new();
     for object in wanted {
         let live = fetch_live(context, cluster, object).await?;
-        let live = live.map(|live| serde_json::to_value(&*live)).transpose().map_err(malformed)?;
+        let live = live.map(|live| serde_json::to_value(&*live)).transpose()?;
         if live.is_none_or(|live| !is_up_to_date(object, &live) || has_foreign_fields(object, &live)) {
             waiting.push(describe(object));
         }
@@ -226,12 +225,11 @@ async fn apply_children(
     desired: &DesiredObjects,
 ) -> Result<Vec<Deployment>, ReconcileError> {
     let (namespace, uid) = (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
-    let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
     let wanted = &desired.children;
     let mut deployments = Vec::new();
     // Pods mount the registry, which another controller writes; kubelet backs off long before it retries a mount.
     if let Some(last) = desired.registry.last() {
-        let last = serde_json::to_value(last).map_err(malformed)?;
+        let last = serde_json::to_value(last)?;
         if fetch_live(context, cluster, &last).await?.is_none() {
             return Err(ReconcileError::transient(Reason::RollingOut, "waiting for the app registry to be written"));
         }
@@ -244,10 +242,10 @@ async fn apply_children(
     for (object, live) in wanted.iter().zip(lives) {
         let is_deployment = object["kind"] == "Deployment";
         if let Some(live) = &live {
-            let value = serde_json::to_value(&**live).map_err(malformed)?;
+            let value = serde_json::to_value(&**live)?;
             if is_up_to_date(object, &value) && !has_foreign_fields(object, &value) {
                 if is_deployment {
-                    deployments.push(serde_json::from_value(value).map_err(malformed)?);
+                    deployments.push(serde_json::from_value(value)?);
                 }
                 continue;
             }
@@ -256,7 +254,7 @@ async fn apply_children(
         if !is_deployment {
             let applied = apply::apply_object(&context.client, object).await?;
             // The annotation of another identity that somebody else wrote; our own one is removed by the apply.
-            let repairs = find_repairs(object, &serde_json::to_value(&applied).map_err(malformed)?);
+            let repairs = find_repairs(object, &serde_json::to_value(&applied)?);
             if !repairs.is_empty() {
                 apply::repair_object(&context.client, &applied, &repairs).await?;
             }
@@ -269,12 +267,12 @@ async fn apply_children(
         let live = apply::fetch_owned(&context.client, object, &uid).await?;
         let mut writers = ForeignWriters { context, cluster, wanted: object, reported: vec![] };
         if let Some(live) = live {
-            writers.report_once(&serde_json::to_value(&live).map_err(malformed)?).await;
+            writers.report_once(&serde_json::to_value(&live)?).await;
         }
         let applied = apply::apply_object(&context.client, object).await?;
         let applied = remove_foreign_fields(&mut writers, applied, &uid).await?;
-        let value = serde_json::to_value(&applied).map_err(malformed)?;
-        deployments.push(serde_json::from_value(value).map_err(malformed)?);
+        let value = serde_json::to_value(&applied)?;
+        deployments.push(serde_json::from_value(value)?);
     }
     context.ensure_leader()?;
     for pruned in
@@ -352,10 +350,9 @@ async fn remove_foreign_fields(
     mut applied: DynamicObject,
     uid: &str,
 ) -> Result<DynamicObject, ReconcileError> {
-    let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
     let (context, wanted) = (writers.context, writers.wanted);
     for _ in 0..REPAIR_ATTEMPTS_MAX {
-        let live = serde_json::to_value(&applied).map_err(malformed)?;
+        let live = serde_json::to_value(&applied)?;
         let repairs = find_repairs(wanted, &live);
         if repairs.is_empty() {
             return Ok(applied);
