@@ -30,6 +30,13 @@ pub struct ForeignField {
     pub manager: String,
 }
 
+/// Whether a field of the live object differs from the rendered one, or selects another identity: it is reported, repaired,
+/// or both.
+#[must_use]
+pub fn has_foreign_fields(desired: &Value, live: &Value) -> bool {
+    !find_differing_fields(desired, live).is_empty() || !find_leftover_annotations(desired, live).is_empty()
+}
+
 /// Finds fields of the live object that other managers changed or added.
 #[must_use]
 pub fn find_foreign_fields(desired: &Value, live: &Value) -> Vec<ForeignField> {

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::context::{ControllerContext, SharedContext};
 use super::dereference::generated_secret_name;
 use super::finalizer;
-use super::foreign_fields::{ForeignField, find_foreign_fields, find_repairs};
+use super::foreign_fields::{ForeignField, find_foreign_fields, find_repairs, has_foreign_fields};
 use super::reconcile_error::ReconcileError;
 use super::rendering::render_cluster;
 use super::secret_copies::{list_unrecorded_copies, prune_secret_copies};
@@ -61,9 +61,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         Ok(false) => reconcile_children(context, cluster).await,
         Err(error) => Err(error),
     };
-    // A field that an apply leaves out is removed.
-    let mut fields = Map::new();
-    fields.extend(list_known_fields(cluster));
+    let mut fields = list_known_fields(cluster);
     let (update, wait) = match &result {
         Ok(ChildrenState::Recorded { secret_copies }) => {
             fields.insert("secretCopies".to_owned(), json!(secret_copies));
@@ -312,10 +310,6 @@ async fn fetch_live(
         }
         None => Ok(apply::fetch_owned(&context.client, rendered, &uid).await?.map(Arc::new)),
     }
-}
-
-fn has_foreign_fields(wanted: &Value, live: &Value) -> bool {
-    !find_foreign_fields(wanted, live).is_empty() || !find_repairs(wanted, live).is_empty()
 }
 
 /// Reports foreign fields of one Deployment.
