@@ -12,10 +12,9 @@ use kube::{Client, ResourceExt};
 use super::context::ControllerContext;
 use super::object_index::ListedRanges;
 use super::unreadable_objects::{LastVersion, keep_readable};
-use super::watches::build_api;
 use crate::api::RealtimeCluster;
 use crate::kubernetes::scope::WatchRange;
-use crate::kubernetes::watch::open_watch;
+use crate::kubernetes::watch::{build_api, open_watch};
 
 type ClusterEvent = Result<Event<RealtimeCluster>, watcher::Error>;
 

@@ -58,7 +58,7 @@ mod validation;
 mod watches;
 mod workload_controller;
 
-pub use controllers::{OperatorSettings, run};
+pub use controllers::{LEADER_LEASE_NAME, OperatorSettings, run};
 pub use metrics::OperatorMetrics;
 pub use operator_error::OperatorError;
 pub use stream_settings::build_stream_settings;

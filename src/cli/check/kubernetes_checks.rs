@@ -17,9 +17,10 @@ use crate::cli::cluster_api::{build_cluster_api, describe_error};
 use crate::cli::files::InputManifests;
 use crate::desired::network_policy::{find_isolating_policies, network_policy_name, render_network_policy};
 use crate::desired::{self, AwsIdentity, SecretTexts, ServerImage, ValidCluster};
+use crate::operator::LEADER_LEASE_NAME;
 
-/// Name of the operator's Lease and Deployment.
-const OPERATOR_NAME: &str = "realtime-operator";
+/// Name of the operator's Deployment, as the chart renders it.
+const OPERATOR_DEPLOYMENT: &str = "realtime-operator";
 
 /// Age of the operator's last renewal, in s, above which none leads.
 const LEASE_AGE_MAX_SECONDS: i64 = 60;
@@ -90,7 +91,7 @@ pub async fn check_operator(client: &Client, namespace: &str) -> (CheckResult, O
     const CHECK: &str = "operator";
     let remedy = "install the operator (docs/helm.md), or name its namespace by --operator-namespace";
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
-    let lease = match leases.get_opt(OPERATOR_NAME).await {
+    let lease = match leases.get_opt(LEADER_LEASE_NAME).await {
         Ok(Some(lease)) => lease.spec.unwrap_or_default(),
         Ok(None) => {
             let message = format!("none has run in namespace {namespace}");
@@ -102,7 +103,7 @@ pub async fn check_operator(client: &Client, namespace: &str) -> (CheckResult, O
         }
     };
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-    let deployment = deployments.get_opt(OPERATOR_NAME).await.ok().flatten();
+    let deployment = deployments.get_opt(OPERATOR_DEPLOYMENT).await.ok().flatten();
     let image = deployment.and_then(|deployment| {
         let containers = deployment.spec.template.spec?.containers;
         containers.into_iter().find(|container| container.name == "operator")?.image
