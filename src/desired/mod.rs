@@ -29,7 +29,7 @@ mod validate;
 
 pub use app_credentials::{
     AppCredentials, CredentialsRefusal, CredentialsStep, GeneratedPair, app_credentials_name, app_owner_reference,
-    cluster_pair_purposes, recall_app_credentials, recall_pairs, render_app_credentials,
+    cluster_pair_purposes, find_cluster_pair, recall_app_credentials, recall_pairs, render_app_credentials,
 };
 pub use cluster::{
     AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
