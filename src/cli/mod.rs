@@ -117,6 +117,14 @@ pub fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
+/// Reports errors of the input, a line each, and returns the exit code for them.
+fn report_bad_input(errors: &[String]) -> u8 {
+    for error in errors {
+        eprintln!("realtime: {error}");
+    }
+    BAD_INPUT_EXIT_CODE
+}
+
 /// Parses a time such as `60s` or `2m`; a number without a unit is in seconds.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{BAD_INPUT_EXIT_CODE, files, print};
+use super::{files, print, report_bad_input};
 use crate::desired::{self, ClusterInputs, OPERATOR_NAMESPACE, RECEIVER_PORT, ServerImage, receiver_address};
 
 /// Print the objects that a manifest becomes.
@@ -26,12 +26,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> u8 {
     match render_manifests(arguments) {
         Ok(documents) => print::print_text(&documents),
-        Err(errors) => {
-            for error in &errors {
-                eprintln!("realtime: {error}");
-            }
-            BAD_INPUT_EXIT_CODE
-        }
+        Err(errors) => report_bad_input(&errors),
     }
 }
 
