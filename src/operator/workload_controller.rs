@@ -190,7 +190,7 @@ async fn list_waiting_objects(
     for object in wanted {
         let live = fetch_live(context, cluster, object).await?;
         let live = live.map(|live| serde_json::to_value(&*live)).transpose()?;
-        if live.is_none_or(|live| !is_up_to_date(object, &live) || has_foreign_fields(object, &live)) {
+        if live.is_none_or(|live| needs_apply(object, &live)) {
             waiting.push(describe(object));
         }
     }
@@ -241,7 +241,7 @@ async fn apply_children(
         let is_deployment = object["kind"] == "Deployment";
         if let Some(live) = &live {
             let value = serde_json::to_value(&**live)?;
-            if is_up_to_date(object, &value) && !has_foreign_fields(object, &value) {
+            if !needs_apply(object, &value) {
                 if is_deployment {
                     deployments.push(serde_json::from_value(value)?);
                 }
@@ -369,6 +369,11 @@ async fn remove_foreign_fields(
 fn format_event_action(field: &str) -> String {
     let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     "PutBack-".chars().chain(field.chars().map(word)).take(EVENT_ACTION_LEN_MAX).collect()
+}
+
+/// Whether an apply or a repair would change the live object.
+fn needs_apply(wanted: &Value, live: &Value) -> bool {
+    !is_up_to_date(wanted, live) || has_foreign_fields(wanted, live)
 }
 
 /// Whether the live object has every rendered field with its rendered value.
