@@ -161,7 +161,7 @@ pub mod condition {
     pub const WEBHOOKS_ENABLED: &str = "WebhooksEnabled";
     /// Whether the operator's own calls to the API server and to AWS succeed. A failed one is no finding about the cluster.
     pub const OPERATOR_HEALTHY: &str = "OperatorHealthy";
-    /// Present while the manifest says `suspend: true`: changes wait. Its time of transition is the begin of the suspension.
+    /// Present while the manifest says `suspend: true`: changes wait. Its transition time is the start of the suspension.
     pub const SUSPENDED: &str = "Suspended";
     /// On an app: whether every cluster of its namespace accepts it.
     pub const ACCEPTED: &str = "Accepted";

@@ -29,7 +29,7 @@ const UNUSABLE_EXIT_CODE: u8 = 2;
 /// The exit code without a result in time.
 const TIMED_OUT_EXIT_CODE: u8 = 3;
 
-/// Time without news after which the present state of the cluster is shown.
+/// Time without progress after which the state of the cluster is shown again.
 const REMARK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Prove a cluster now: one journey by each transport through each pod and each Service, and see the hops as they pass

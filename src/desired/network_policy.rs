@@ -58,8 +58,8 @@ pub fn network_policy_name(cluster: &ValidCluster) -> String {
     format!("{}-realtime", cluster.name)
 }
 
-/// Renders the policy that lets clients, journeys, webhooks and the servers' own connections through. `redis_url` gives the
-/// port of Redis.
+/// Renders the policy that allows the connections of clients, journeys, webhooks and of the servers themselves. `redis_url`
+/// gives the port of Redis.
 #[must_use]
 pub fn render_network_policy(cluster: &ValidCluster, redis_url: &str, operator_namespace: &str) -> Value {
     let own_pods = cluster_selector(cluster);

@@ -21,8 +21,8 @@ use crate::desired::{self, AppCredentials, CredentialsStep, GeneratedPair};
 use crate::kubernetes::apply;
 use crate::protocol::{AppKey, Secret as SecretText};
 
-/// Renderings of one reconcile: each after the first one follows Secrets that were created. Another writer may delete them as
-/// often.
+/// Renderings of one reconcile: each after the first one follows a creation of Secrets, which another writer may delete
+/// again.
 const RENDERINGS_MAX: usize = 4;
 
 /// Secrets that are written or read at once.

@@ -105,7 +105,7 @@ pub async fn reconcile(
     if !cluster.spec.suspend {
         settle_app_credentials(context, cluster, &rendered).await?;
     }
-    // Their apps say so; the failure counts for the back-off.
+    // The status of each app has its failure; returned, the first one counts for the back-off.
     failures.into_values().next().map_or(Ok(Some(wait)), Err)
 }
 

@@ -43,7 +43,8 @@ pub fn watch_clusters<'a>(
 }
 
 /// Makes one stream of the watches of several ranges. A complete listing of one range is passed on as a listing of all, with
-/// the known clusters of the others, so that the store changes at once and loses none. It is noted once it is in the store.
+/// the known clusters of the others, so that the store changes at once and loses none. The range counts as listed once its
+/// listing is in the store.
 fn join_ranges<'a>(
     watches: Vec<(WatchRange, impl Stream<Item = ClusterEvent> + Send + Unpin + 'a)>,
     store: Store<RealtimeCluster>,

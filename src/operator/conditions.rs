@@ -143,7 +143,7 @@ pub fn is_open(known: &RealtimeClusterStatus, fingerprint: &str, now: Timestamp,
     was_proven(known, fingerprint) && gate.phase == "Open" && fresh
 }
 
-/// Age of a moment; nothing for one to come.
+/// Age of a time; zero for one in the future.
 fn age_of(at: Timestamp, now: Timestamp) -> Duration {
     Duration::from_millis(u64::try_from(now.as_millisecond() - at.as_millisecond()).unwrap_or(0))
 }

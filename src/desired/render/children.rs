@@ -1,5 +1,5 @@
 //! The one table of children: each kind with its builder, and how its live objects are found and pruned. A new kind is a
-//! row here; its permission of the operator stands in the chart.
+//! row here and a permission of the operator in the chart.
 
 use serde::Serialize;
 use serde_json::Value;
