@@ -161,7 +161,7 @@ pub mod condition {
     pub const WEBHOOKS_ENABLED: &str = "WebhooksEnabled";
     /// Whether the operator's own calls to the API server and to AWS succeed. A failed one is no finding about the cluster.
     pub const OPERATOR_HEALTHY: &str = "OperatorHealthy";
-    /// Present while the manifest says `suspend: true`: changes wait. Its time of transition is the begin of the suspension.
+    /// Present while the manifest says `suspend: true`: changes wait. Its transition time is the start of the suspension.
     pub const SUSPENDED: &str = "Suspended";
     /// On an app: whether every cluster of its namespace accepts it.
     pub const ACCEPTED: &str = "Accepted";
@@ -197,11 +197,11 @@ impl Reason {
         matches!(self, Self::ApplyFailed | Self::AccessDenied | Self::StreamUnreachable | Self::OperatorFault)
     }
 
-    /// Whether a condition with this reason is Unknown: the operator's own call failed. A refusal is a finding all the same:
-    /// somebody must grant a permission.
+    /// Status of a condition that a failure with this reason sets: Unknown if the operator's own call failed, False
+    /// otherwise. A denied call is False too, because an administrator must grant the permission.
     #[must_use]
-    pub fn says_nothing(self) -> bool {
-        self.is_operator_call() && self != Self::AccessDenied
+    pub fn failure_status(self) -> &'static str {
+        if self.is_operator_call() && self != Self::AccessDenied { "Unknown" } else { "False" }
     }
 
     /// The user's remedy in one sentence.

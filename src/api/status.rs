@@ -122,7 +122,7 @@ pub struct ProofTransport {
     /// First hop that failed; empty when none did.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hop: String,
-    /// Passed hops of the journey that got furthest behind, each with its time.
+    /// Passed hops with their times, of the journey that failed at the earliest hop, otherwise of the slowest one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hops: Vec<HopTime>,
 }
@@ -197,6 +197,14 @@ pub struct EndpointsStatus {
 
 fn unobserved_status() -> i64 {
     -1
+}
+
+impl RealtimeClusterStatus {
+    /// The condition of a type, as it was written last.
+    #[must_use]
+    pub fn find_condition(&self, kind: &str) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.type_ == kind)
+    }
 }
 
 impl Default for RealtimeClusterStatus {

@@ -3,6 +3,8 @@
 use std::io::Read;
 use std::path::PathBuf;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::desired::{Manifests, SecretTexts};
 
@@ -16,6 +18,17 @@ pub struct InputManifests {
     pub secrets: SecretTexts,
     /// Notes on objects in the files that are not used.
     pub notes: Vec<String>,
+}
+
+impl InputManifests {
+    /// Namespace of the cluster; that of a manifest that names none is `default`.
+    pub fn namespace(&self) -> &str {
+        namespace_of(&self.cluster.metadata)
+    }
+}
+
+fn namespace_of(metadata: &ObjectMeta) -> &str {
+    metadata.namespace.as_deref().unwrap_or("default")
 }
 
 /// Reads files; `-` is standard input.
@@ -53,14 +66,11 @@ pub fn read(files: &[PathBuf]) -> Result<InputManifests, Vec<String>> {
         }]);
     }
     let (_, cluster) = manifests.clusters.swap_remove(0);
-    let namespace = cluster.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    let namespace = namespace_of(&cluster.metadata).to_owned();
     let mut notes: Vec<String> =
         manifests.others.iter().map(|other| format!("{other} is of another kind and left alone")).collect();
-    let (apps, elsewhere): (Vec<_>, Vec<_>) = manifests
-        .apps
-        .into_iter()
-        .map(|(_, app)| app)
-        .partition(|app| app.metadata.namespace.as_deref().unwrap_or("default") == namespace);
+    let (apps, elsewhere): (Vec<_>, Vec<_>) =
+        manifests.apps.into_iter().map(|(_, app)| app).partition(|app| namespace_of(&app.metadata) == namespace);
     notes.extend(elsewhere.iter().map(|app| {
         let name = app.metadata.name.as_deref().unwrap_or_default();
         format!("RealtimeApp {name} is in another namespace than the cluster ({namespace}) and left alone")

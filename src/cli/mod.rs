@@ -6,6 +6,7 @@
 #[cfg(feature = "bench")]
 mod bench;
 mod check;
+mod cluster_api;
 mod files;
 mod operator;
 mod output;
@@ -114,6 +115,14 @@ pub fn main() -> ExitCode {
     // A task that is stuck must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ExitCode::from(code)
+}
+
+/// Reports errors of the input, a line each, and returns the exit code for them.
+fn report_bad_input(errors: &[String]) -> u8 {
+    for error in errors {
+        eprintln!("realtime: {error}");
+    }
+    BAD_INPUT_EXIT_CODE
 }
 
 /// Parses a time such as `60s` or `2m`; a number without a unit is in seconds.

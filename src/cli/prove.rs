@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior};
 use ulid::Ulid;
 
+use super::cluster_api::{build_cluster_api, describe_error};
 use super::output::{OutputFormat, print_value};
 use super::print;
 use crate::api::cluster::{ProofState, ProofTransport, RequestedProofStatus};
@@ -28,7 +29,7 @@ const UNUSABLE_EXIT_CODE: u8 = 2;
 /// The exit code without a result in time.
 const TIMED_OUT_EXIT_CODE: u8 = 3;
 
-/// Time without news after which the present state of the cluster is shown.
+/// Time without progress after which the state of the cluster is shown again.
 const REMARK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Prove a cluster now: one journey by each transport through each pod and each Service, and see the hops as they pass
@@ -72,27 +73,23 @@ pub async fn run(arguments: Arguments) -> u8 {
 
 async fn request_proof(arguments: &Arguments) -> Result<u8, String> {
     let clients = build_clients(Arc::default()).await.map_err(|error| error.to_string())?;
-    let api = |client: &kube::Client| -> Api<RealtimeCluster> {
-        match &arguments.namespace {
-            Some(namespace) => Api::namespaced(client.clone(), namespace),
-            None => Api::default_namespaced(client.clone()),
-        }
-    };
+    let namespace = arguments.namespace.as_deref();
     let token = Ulid::new().to_string();
     let patch = json!({ "metadata": { "annotations": { PROVE_NOW_ANNOTATION: token } } });
     let parameters = PatchParams { field_manager: Some("realtime-prove".to_owned()), ..PatchParams::default() };
-    let patched = api(&clients.call).patch(&arguments.name, &parameters, &Patch::Merge(patch)).await;
+    let api = build_cluster_api(&clients.call, namespace);
+    let patched = api.patch(&arguments.name, &parameters, &Patch::Merge(patch)).await;
     let cluster = patched.map_err(|error| match error {
         kube::Error::Api(status) if status.is_not_found() => {
             format!("{}: check name and namespace, and that the CRDs are installed", status.message)
         }
-        kube::Error::Api(status) => status.message.clone(),
-        error => error.to_string(),
+        error => describe_error(&error),
     })?;
     let mut screen = ProofScreen::new(arguments, &cluster);
     screen.show(&format!("{}: requested a proof of every transport through every pod", screen.name));
     let config = watcher::Config::default().fields(&format!("metadata.name={}", arguments.name));
-    let mut changes = std::pin::pin!(watcher(api(&clients.watch), config).default_backoff().applied_objects());
+    let api = build_cluster_api(&clients.watch, namespace);
+    let mut changes = std::pin::pin!(watcher(api, config).default_backoff().applied_objects());
     let deadline = Instant::now() + arguments.timeout;
     let mut remarks = tokio::time::interval_at(Instant::now() + REMARK_INTERVAL, REMARK_INTERVAL);
     remarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -126,8 +123,7 @@ fn find_proof(cluster: &RealtimeCluster) -> Option<&RequestedProofStatus> {
 
 /// Ready in one line.
 fn describe_ready(cluster: &RealtimeCluster) -> String {
-    let conditions = cluster.status.iter().flat_map(|status| &status.conditions);
-    match conditions.into_iter().find(|found| found.type_ == condition::READY) {
+    match cluster.status.as_ref().and_then(|status| status.find_condition(condition::READY)) {
         Some(ready) => format!("Ready is {} ({}): {}", ready.status, ready.reason, ready.message),
         None => "no operator has looked at the cluster yet: is one running?".to_owned(),
     }

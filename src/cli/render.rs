@@ -1,9 +1,8 @@
 //! `realtime render`: what a manifest becomes.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::{BAD_INPUT_EXIT_CODE, files, print};
+use super::{files, print, report_bad_input};
 use crate::desired::{self, ClusterInputs, OPERATOR_NAMESPACE, RECEIVER_PORT, ServerImage, receiver_address};
 
 /// Print the objects that a manifest becomes.
@@ -27,12 +26,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> u8 {
     match render_manifests(arguments) {
         Ok(documents) => print::print_text(&documents),
-        Err(errors) => {
-            for error in &errors {
-                eprintln!("realtime: {error}");
-            }
-            BAD_INPUT_EXIT_CODE
-        }
+        Err(errors) => report_bad_input(&errors),
     }
 }
 
@@ -47,8 +41,7 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
         texts.entry(reference.key).or_insert(stand_in);
     }
     let generate = |purpose: &str| format!("<{purpose}>");
-    let of_apps = desired::generate_app_credentials(&input.apps, generate);
-    let credentials = desired::generate_credentials(&input.cluster, &BTreeMap::new(), of_apps, generate);
+    let credentials = desired::generate_all_credentials(&input.cluster, &input.apps, generate);
     let inputs = ClusterInputs {
         cluster: &input.cluster,
         apps: &input.apps,

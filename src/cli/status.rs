@@ -9,6 +9,7 @@ use kube::api::{Api, ListParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 
+use super::cluster_api::{build_cluster_api, describe_error};
 use super::print;
 use crate::api::RealtimeCluster;
 use crate::api::cluster::TransportState;
@@ -61,7 +62,7 @@ pub async fn run(arguments: Arguments) -> u8 {
 
 async fn show_status(arguments: &Arguments) -> Result<u8, String> {
     let clients = build_clients(Arc::default()).await.map_err(|error| error.to_string())?;
-    let api = cluster_api(&clients.call, arguments);
+    let api = select_api(&clients.call, arguments);
     let listed = tokio::time::timeout(REQUEST_TIMEOUT, list_clusters(&api, arguments.name.as_deref())).await;
     let clusters =
         listed.map_err(|_| format!("the API server did not answer in {} s", REQUEST_TIMEOUT.as_secs()))??;
@@ -77,9 +78,7 @@ async fn show_status(arguments: &Arguments) -> Result<u8, String> {
     }
     let code = print::print_text(&text);
     if !arguments.watch {
-        let ready = clusters
-            .iter()
-            .all(|cluster| condition_status(cluster, condition::READY).is_some_and(|(s, _)| s == "True"));
+        let ready = clusters.iter().all(is_ready);
         return Ok(if code == 0 { u8::from(!ready) } else { code });
     }
     let mut shown: std::collections::BTreeMap<String, String> =
@@ -88,7 +87,7 @@ async fn show_status(arguments: &Arguments) -> Result<u8, String> {
     if let Some(name) = &arguments.name {
         config = config.fields(&format!("metadata.name={name}"));
     }
-    let api = self::cluster_api(&clients.watch, arguments);
+    let api = select_api(&clients.watch, arguments);
     let mut changes = std::pin::pin!(watcher(api, config).default_backoff().applied_objects());
     while let Some(change) = changes.next().await {
         let cluster = match change {
@@ -107,32 +106,29 @@ async fn show_status(arguments: &Arguments) -> Result<u8, String> {
     Ok(0)
 }
 
-fn cluster_api(client: &Client, arguments: &Arguments) -> Api<RealtimeCluster> {
-    match (&arguments.namespace, arguments.all_namespaces) {
-        (_, true) => Api::all(client.clone()),
-        (Some(namespace), _) => Api::namespaced(client.clone(), namespace),
-        (None, _) => Api::default_namespaced(client.clone()),
+fn select_api(client: &Client, arguments: &Arguments) -> Api<RealtimeCluster> {
+    if arguments.all_namespaces {
+        return Api::all(client.clone());
     }
+    build_cluster_api(client, arguments.namespace.as_deref())
 }
 
 async fn list_clusters(api: &Api<RealtimeCluster>, name: Option<&str>) -> Result<Vec<RealtimeCluster>, String> {
-    let told = |error: kube::Error| match &error {
-        kube::Error::Api(status) if status.is_not_found() && name.is_none() => {
-            "the API server does not know RealtimeCluster: apply the CRDs first".to_owned()
+    if let Some(name) = name {
+        return Ok(vec![api.get(name).await.map_err(|error| describe_error(&error))?]);
+    }
+    match api.list(&ListParams::default()).await {
+        Ok(found) => Ok(found.items),
+        Err(kube::Error::Api(status)) if status.is_not_found() => {
+            Err("the API server does not know RealtimeCluster: apply the CRDs first".to_owned())
         }
-        kube::Error::Api(status) => status.message.clone(),
-        _ => error.to_string(),
-    };
-    match name {
-        Some(name) => Ok(vec![api.get(name).await.map_err(told)?]),
-        None => Ok(api.list(&ListParams::default()).await.map_err(told)?.items),
+        Err(error) => Err(describe_error(&error)),
     }
 }
 
-fn condition_status<'a>(cluster: &'a RealtimeCluster, kind: &str) -> Option<(&'a str, &'a str)> {
-    let conditions = &cluster.status.as_ref()?.conditions;
-    let found = conditions.iter().find(|condition| condition.type_ == kind)?;
-    Some((found.status.as_str(), found.reason.as_str()))
+fn is_ready(cluster: &RealtimeCluster) -> bool {
+    let ready = cluster.status.as_ref().and_then(|status| status.find_condition(condition::READY));
+    ready.is_some_and(|ready| ready.status == "True")
 }
 
 /// One cluster. Writing to a text cannot fail.
@@ -143,7 +139,7 @@ fn cluster_page(cluster: &RealtimeCluster) -> String {
         let _ = writeln!(page, "{name}: no operator has looked at it yet: is one running?\n");
         return page;
     };
-    let ready = status.conditions.iter().find(|found| found.type_ == condition::READY);
+    let ready = status.find_condition(condition::READY);
     let (word, reason, message) = match ready {
         Some(found) if found.status == "True" => ("Ready", found.reason.as_str(), found.message.as_str()),
         Some(found) if found.status == "False" => ("NOT READY", found.reason.as_str(), found.message.as_str()),

@@ -118,8 +118,8 @@ pub fn app_owner_reference(app: &RealtimeApp) -> Option<OwnerReference> {
     })
 }
 
-/// Generates a pair for each app that references no Secret, by name of the app: for manifests that were never applied.
-pub fn generate_app_credentials(
+/// Generates a pair for each app that references no Secret, by name of the app.
+pub(super) fn generate_app_credentials(
     apps: &[RealtimeApp],
     mut generate: impl FnMut(&str) -> String,
 ) -> BTreeMap<String, AppCredentials> {
@@ -144,14 +144,18 @@ pub fn recall_app_credentials<'a>(
 ) -> BTreeMap<String, AppCredentials> {
     let apps = apps.iter().filter(|app| app.spec.credentials.is_empty());
     let recall = |app: &RealtimeApp| {
-        let [key, secret] = cluster_pair_purposes(app);
-        let of_cluster = known.get(&key).zip(known.get(&secret));
-        let of_cluster = of_cluster
-            .map(|(key, secret)| GeneratedPair { key: AppKey(key.clone()), secret: Secret::new(secret.as_str()) });
-        let recalled = recall_pairs(app, find(&app_credentials_name(app)), of_cluster);
+        let recalled = recall_pairs(app, find(&app_credentials_name(app)), find_cluster_pair(app, known));
         (app.metadata.name.clone().unwrap_or_default(), recalled)
     };
     apps.map(recall).collect()
+}
+
+/// Finds the pair of an app among the generated values of a cluster, by purpose.
+#[must_use]
+pub fn find_cluster_pair(app: &RealtimeApp, known: &BTreeMap<String, String>) -> Option<GeneratedPair> {
+    let [key, secret] = cluster_pair_purposes(app);
+    let (key, secret) = known.get(&key).zip(known.get(&secret))?;
+    Some(GeneratedPair { key: AppKey(key.clone()), secret: Secret::new(secret.as_str()) })
 }
 
 /// Recalls the credentials of one app. A pair that a cluster serves is served until it is stored in the Secret of the app;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::app_credentials::{AppCredentials, GeneratedPair};
-use crate::api::RealtimeCluster;
+use super::app_credentials::{AppCredentials, GeneratedPair, generate_app_credentials};
+use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::protocol::{AppKey, Secret};
 
 /// Generated credentials of a cluster, and of those of its apps that reference none.
@@ -40,6 +40,16 @@ pub fn generate_credentials(
     let probe = GeneratedPair { key: AppKey(value("probe-key")), secret: Secret::new(value("probe-secret")) };
     let (admin_token, peer_secret) = (Secret::new(value("admin-token")), Secret::new(value("peer-secret")));
     ClusterCredentials { uid, probe, admin_token, peer_secret, apps, fresh }
+}
+
+/// Generates all credentials of a cluster and of its apps: for manifests that were never applied.
+pub fn generate_all_credentials(
+    cluster: &RealtimeCluster,
+    apps: &[RealtimeApp],
+    mut generate: impl FnMut(&str) -> String,
+) -> ClusterCredentials {
+    let apps = generate_app_credentials(apps, &mut generate);
+    generate_credentials(cluster, &BTreeMap::new(), apps, generate)
 }
 
 #[cfg(test)]

@@ -29,13 +29,13 @@ mod validate;
 
 pub use app_credentials::{
     AppCredentials, CredentialsRefusal, CredentialsStep, GeneratedPair, app_credentials_name, app_owner_reference,
-    cluster_pair_purposes, generate_app_credentials, recall_app_credentials, recall_pairs, render_app_credentials,
+    cluster_pair_purposes, find_cluster_pair, recall_app_credentials, recall_pairs, render_app_credentials,
 };
 pub use cluster::{
     AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
     SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
-pub use credentials::{ClusterCredentials, generate_credentials};
+pub use credentials::{ClusterCredentials, generate_all_credentials, generate_credentials};
 pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};
 pub use known_injectors::{KnownInjectors, SHIPPED_INJECTORS};
 pub use manifest::{InputError, Manifests};

@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::render::{ADMIN_PORT, PEER_PORT, PUBLIC_PORT, child_labels};
+use super::render::{ADMIN_PORT, PEER_PORT, PUBLIC_PORT, child_labels, cluster_selector};
 use super::{AwsIdentity, RECEIVER_PORT, ValidCluster};
-use crate::config::ServerKind;
 
 /// Label that Kubernetes gives each namespace with its name.
 const NAMESPACE_LABEL: &str = "kubernetes.io/metadata.name";
@@ -28,26 +28,28 @@ const HTTPS_PORTS: [u16; 3] = [443, 6443, 8443];
 /// Names the policies that select pods of the cluster and therefore isolate them.
 #[must_use]
 pub fn find_isolating_policies(cluster: &ValidCluster, policies: &[NetworkPolicy]) -> Vec<String> {
-    let selects = |policy: &&NetworkPolicy| {
+    let servers: Vec<_> = cluster.servers.iter().map(|server| child_labels(cluster, server.kind.name())).collect();
+    let isolates = |policy: &&NetworkPolicy| {
         let selector = policy.spec.as_ref().and_then(|spec| spec.pod_selector.clone()).unwrap_or_default();
-        cluster.servers.iter().any(|server| {
-            let labels = child_labels(cluster, server.kind.name());
-            let wanted = selector.match_labels.iter().flatten();
-            let mut expressions = selector.match_expressions.iter().flatten();
-            wanted.into_iter().all(|(name, value)| labels.get(name) == Some(value))
-                && expressions.all(|expression| {
-                    let found = labels.get(&expression.key);
-                    let listed = |value: &String| expression.values.iter().flatten().any(|known| known == value);
-                    match expression.operator.as_str() {
-                        "In" => found.is_some_and(listed),
-                        "NotIn" => !found.is_some_and(listed),
-                        "Exists" => found.is_some(),
-                        _ => found.is_none(),
-                    }
-                })
-        })
+        servers.iter().any(|labels| is_selected(labels, &selector))
     };
-    policies.iter().filter(selects).filter_map(|policy| policy.metadata.name.clone()).collect()
+    policies.iter().filter(isolates).filter_map(|policy| policy.metadata.name.clone()).collect()
+}
+
+fn is_selected(labels: &BTreeMap<String, String>, selector: &LabelSelector) -> bool {
+    let mut wanted = selector.match_labels.iter().flatten();
+    let mut expressions = selector.match_expressions.iter().flatten();
+    wanted.all(|(name, value)| labels.get(name) == Some(value))
+        && expressions.all(|expression| {
+            let found = labels.get(&expression.key);
+            let listed = |value: &String| expression.values.iter().flatten().any(|known| known == value);
+            match expression.operator.as_str() {
+                "In" => found.is_some_and(listed),
+                "NotIn" => !found.is_some_and(listed),
+                "Exists" => found.is_some(),
+                _ => found.is_none(),
+            }
+        })
 }
 
 /// Name of the rendered policy.
@@ -56,11 +58,11 @@ pub fn network_policy_name(cluster: &ValidCluster) -> String {
     format!("{}-realtime", cluster.name)
 }
 
-/// Renders the policy that lets clients, journeys, webhooks and the servers' own connections through. `redis_url` gives the
-/// port of Redis.
+/// Renders the policy that allows the connections of clients, journeys, webhooks and of the servers themselves. `redis_url`
+/// gives the port of Redis.
 #[must_use]
 pub fn render_network_policy(cluster: &ValidCluster, redis_url: &str, operator_namespace: &str) -> Value {
-    let own_pods = own_selector(cluster);
+    let own_pods = cluster_selector(cluster);
     let operator = json!({ "namespaceSelector": { "matchLabels": { NAMESPACE_LABEL: operator_namespace } } });
     let tcp = |ports: &[i64]| -> Value {
         ports.iter().map(|port| json!({ "protocol": "TCP", "port": port })).collect::<Vec<_>>().into()
@@ -86,12 +88,10 @@ pub fn render_network_policy(cluster: &ValidCluster, redis_url: &str, operator_n
         AwsIdentity::NodeRole => Some(NODE_METADATA),
         AwsIdentity::Irsa(_) | AwsIdentity::WebIdentity(_) | AwsIdentity::StaticKeys(_) => None,
     };
-    egress
-        .extend(agent.map(
-            |(network, port)| json!({ "to": [{ "ipBlock": { "cidr": network } }], "ports": tcp(&[port.into()]) }),
-        ));
+    let block = |network: &str| json!([{ "ipBlock": { "cidr": network } }]);
+    egress.extend(agent.map(|(network, port)| json!({ "to": block(network), "ports": tcp(&[port.into()]) })));
     let networks = cluster.dispatcher().map(|dispatcher| dispatcher.allowed_networks.as_slice()).unwrap_or_default();
-    egress.extend(networks.iter().map(|network| json!({ "to": [{ "ipBlock": { "cidr": network } }] })));
+    egress.extend(networks.iter().map(|network| json!({ "to": block(network) })));
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -105,14 +105,7 @@ pub fn render_network_policy(cluster: &ValidCluster, redis_url: &str, operator_n
     })
 }
 
-/// Labels that every pod of the cluster has, and no other pod.
-fn own_selector(cluster: &ValidCluster) -> BTreeMap<String, String> {
-    let mut labels = child_labels(cluster, ServerKind::Dispatcher.name());
-    labels.retain(|name, _| ["app.kubernetes.io/name", "app.kubernetes.io/instance"].contains(&name.as_str()));
-    labels
-}
-
-/// Ports of every host in the address of a Redis: further ones of a cluster or of Sentinels stand in its query.
+/// Ports of every host in the address of a Redis: its query has the further nodes of a cluster and the further Sentinels.
 fn redis_ports(url: &str) -> Vec<i64> {
     let Ok(parsed) = Url::parse(url) else { return vec![6379] };
     let default = if parsed.scheme().ends_with("sentinel") { 26379 } else { 6379 };
@@ -133,7 +126,7 @@ fn port_of(url: &str, default: i64) -> Option<i64> {
 mod tests {
     use super::*;
     use crate::api::fixture::applied_cluster;
-    use crate::desired::{ClusterInputs, SecretTexts, ServerImage, generate_credentials, validate};
+    use crate::desired::{ClusterInputs, SecretTexts, ServerImage, generate_all_credentials, validate};
 
     fn cluster(extra: &str) -> ValidCluster {
         let cluster = applied_cluster(extra);
@@ -141,7 +134,7 @@ mod tests {
             cluster: &cluster,
             apps: &[],
             secrets: &SecretTexts::new(),
-            credentials: &generate_credentials(&cluster, &BTreeMap::new(), BTreeMap::new(), str::to_owned),
+            credentials: &generate_all_credentials(&cluster, &[], str::to_owned),
             receiver: "receiver.svc:8090",
             own_image: &ServerImage::of_operator(None),
             recorded_image: None,

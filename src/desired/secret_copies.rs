@@ -12,11 +12,11 @@ use crate::protocol::{Secret, signature};
 /// Hex digits of the content's hash in a name.
 const HASH_LEN: usize = 10;
 
-/// Stands for the admin token of a cluster as the source of a copy: no Secret can have this name.
+/// Source of the copy of the admin token, in place of the name of a Secret: no Secret can have this name.
 pub(super) const ADMIN_TOKEN_SOURCE: &str = "the admin token";
 /// Key of the admin token.
 pub(super) const ADMIN_TOKEN_KEY: &str = "token";
-/// Stands for the secret with which edges sign relayed requests.
+/// Source of the copy of the secret with which edges sign relayed requests.
 pub(super) const PEER_SECRET_SOURCE: &str = "the peer secret";
 /// Key of the peer secret.
 pub(super) const PEER_SECRET_KEY: &str = "secret";

@@ -84,7 +84,7 @@ impl ServerImage {
         let repository = image.repository.clone().unwrap_or_else(|| known.repository.clone());
         let version: Option<Release> = version.map(str::parse).transpose()?;
         if image.tag.is_some() || image.digest.is_some() {
-            // A digest alone says which image it is.
+            // A digest identifies the image without its tag.
             let tag = image.tag.clone().filter(|_| image.digest.is_none());
             let chosen = Self { repository, tag, digest: image.digest.clone(), release: known.release };
             let tagged = || image.tag.as_ref().and_then(|tag| tag.parse::<Release>().ok());

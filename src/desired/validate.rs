@@ -137,24 +137,25 @@ pub fn validate_stream(cluster: &RealtimeCluster, uid: &str) -> Result<ValidStre
     })
 }
 
+/// Whether the characters of a name are those of a DNS label.
+fn is_dns_label(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
 /// Checks the rules of the schema that an object of an older schema may break, and that are not evaluated again for it.
 fn check_names(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
     let spec = &cluster.spec;
     let mut problems = Vec::new();
     let name = cluster_name(cluster);
-    let is_label = name.starts_with(|c: char| c.is_ascii_lowercase())
-        && !name.ends_with('-')
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if !is_label {
+    if !is_dns_label(&name) || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
         let message = format!("is `{name}`, which no Service can begin with: create a cluster with another name");
         problems.push(cluster_problem(cluster, "metadata.name", &message));
     }
     let namespace = cluster_namespace(cluster);
-    let is_namespace = (1..=63).contains(&namespace.len())
-        && !namespace.starts_with('-')
-        && !namespace.ends_with('-')
-        && namespace.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if !is_namespace {
+    if !is_dns_label(&namespace) || namespace.len() > 63 {
         let message = format!("is `{namespace}`, which no namespace can be named: write one such as channels");
         problems.push(cluster_problem(cluster, "metadata.namespace", &message));
     }
@@ -369,7 +370,7 @@ fn copy_secrets(inputs: &ClusterInputs<'_>) -> Vec<SecretCopy> {
 mod tests {
     use super::*;
     use crate::api::fixture::{MINIMAL_CLUSTER, applied_cluster};
-    use crate::desired::{Manifests, generate_app_credentials, generate_credentials};
+    use crate::desired::{Manifests, generate_all_credentials};
     use crate::protocol::registry::AppLimits;
 
     const APP: &str = "
@@ -402,12 +403,7 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
             cluster: &cluster,
             apps: &apps,
             secrets: &secrets,
-            credentials: &generate_credentials(
-                &cluster,
-                &BTreeMap::new(),
-                generate_app_credentials(&apps, generate),
-                generate,
-            ),
+            credentials: &generate_all_credentials(&cluster, &apps, generate),
             receiver: "receiver.svc:8090",
             own_image: &ServerImage::of_operator(None),
             recorded_image: None,
@@ -509,7 +505,7 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
             "shop".to_owned(),
             [("key", "k"), ("secret", "s")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
         )]);
-        let credentials = generate_credentials(&cluster, &BTreeMap::new(), BTreeMap::new(), str::to_owned);
+        let credentials = generate_all_credentials(&cluster, &[], str::to_owned);
         let problems = validate_app(&app, &secrets, &credentials).expect_err("a second endpoint of one name");
         assert_eq!(problems[0].path, "spec.webhooks[1].name");
     }

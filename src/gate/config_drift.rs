@@ -88,8 +88,7 @@ pub fn find_drifts(expected: &ExpectedConfig<'_>, effective: &EffectiveReport, n
     };
     let mut drifts: Vec<ConfigDrift> = names
         .into_iter()
-        .filter(|name| knows(name))
-        .filter(|name| variables.get(*name) != effective.variables.get(*name))
+        .filter(|name| variables.get(*name) != effective.variables.get(*name) && knows(name))
         .map(|name| ConfigDrift::Variable {
             name: name.clone(),
             wanted: variables.get(name).cloned(),

@@ -101,7 +101,7 @@ pub struct LeaderElector {
     api: Api<Lease>,
     /// The Leases of the operators, its own among them: in all namespaces, or in its own.
     operators: Api<Lease>,
-    /// The same as their watch reports them.
+    /// The same Leases as their watch reports them.
     watched: Store<Lease>,
     /// The Lease as this candidate wrote it last; `None` when another may have written it since.
     written: Option<Lease>,
@@ -117,12 +117,6 @@ pub struct LeaderElector {
     rival: watch::Sender<Option<RivalLease>>,
     /// Version of the Lease that was read last, and when it was first read.
     last_observed: Option<(String, Instant)>,
-}
-
-/// The Leases among which rivals are looked for: those of one namespace, or of all.
-#[must_use]
-pub fn rival_leases(client: &Client, namespace: Option<&str>) -> Api<Lease> {
-    namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
 }
 
 /// Watches the Leases of operators: the store has them while the other part runs, which never ends.
@@ -149,7 +143,7 @@ enum LeaseAttempt {
 }
 
 impl LeaderElector {
-    /// Creates a candidate that does not hold the Lease. Rivals are looked for among the Leases of
+    /// Creates a candidate that does not hold the Lease. It searches rivals among the Leases of
     /// `operators`, and in the store of their watch.
     #[must_use]
     pub fn new(
@@ -326,7 +320,7 @@ impl LeaderElector {
         if lease.as_ref().is_some_and(|lease| !self.may_take(lease)) {
             return Ok(false);
         }
-        // Until the write is answered: a call that is given up may have been done.
+        // Until the API server answers: a call that timed out may have written the Lease.
         (self.written, self.must_read) = (None, true);
         let written = match lease {
             // Sent with the version that was read: of two concurrent candidates the API server refuses one.
@@ -444,6 +438,8 @@ mod tests {
     use kube::runtime::watcher::Event;
     use serde_json::json;
 
+    use crate::kubernetes::scope::WatchRange;
+    use crate::kubernetes::watch::build_api;
     use crate::process::heartbeat::Heartbeats;
 
     /// The Leases of an API server by path, and the calls that it answered.
@@ -504,7 +500,7 @@ mod tests {
             server.lock().expect("no panic").answer(&parts.method, parts.uri.path(), &body)
         });
         let client = Client::new(router, "default");
-        let operators = (rival_leases(&client, None), watched);
+        let operators = (build_api(&client, &WatchRange::All), watched);
         LeaderElector::new(client, operators, (namespace, "realtime-operator"), identity, WatchScope::All)
     }
 
@@ -521,7 +517,7 @@ mod tests {
         assert_eq!(calls(&server), ["GET lease", "POST leases", "GET leases"]);
         let heartbeat = Heartbeats::default().register("lease keeper", None, &shutdown);
         let keeping = tokio::spawn(elector.hold_lease(heartbeat, shutdown.clone()));
-        // Time stands still in `Instant`, so that the right to write does not end here.
+        // `Instant` does not follow the paused clock, so that the right to write does not end here.
         sleep(RETRY_INTERVAL * 5 + RETRY_INTERVAL / 2).await;
         assert_eq!(calls(&server), ["PUT lease"; 5]);
         shutdown.cancel();

@@ -5,11 +5,14 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use kube::Resource;
 use kube::api::Api;
+use kube::core::NamespaceResourceScope;
 use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
+
+use super::scope::WatchRange;
 
 /// Longest silence of a watch or a listing before it is opened anew. The API server sends a bookmark every minute, so a
 /// connection that is silent for longer is dead.
@@ -21,6 +24,18 @@ const WATCH_REQUEST_TIMEOUT: Duration = Duration::from_secs(85);
 /// First and longest back-off after an error; it doubles with each error until an event arrives.
 const WATCH_MIN_BACKOFF: Duration = Duration::from_millis(800);
 const WATCH_BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// Builds the API of a kind in a range: a watch of one namespace needs no permission in another.
+#[must_use]
+pub fn build_api<K>(client: &Client, range: &WatchRange) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    match range {
+        WatchRange::All => Api::all(client.clone()),
+        WatchRange::Namespace(namespace) => Api::namespaced(client.clone(), namespace),
+    }
+}
 
 /// Opens a watch of a kind; `Api<PartialObjectMeta<K>>` watches metadata only. An error is followed by a back-off that
 /// belongs to this stream alone, so that a kind which cannot be watched delays no other. The stream never ends. The

@@ -21,8 +21,8 @@ use crate::desired::{self, AppCredentials, CredentialsStep, GeneratedPair};
 use crate::kubernetes::apply;
 use crate::protocol::{AppKey, Secret as SecretText};
 
-/// Renderings of one reconcile: each after the first one follows Secrets that were created. Another writer may delete them as
-/// often.
+/// Renderings of one reconcile: each after the first one follows a creation of Secrets, which another writer may delete
+/// again.
 const RENDERINGS_MAX: usize = 4;
 
 /// Secrets that are written or read at once.
@@ -107,8 +107,8 @@ async fn create_secret(
     }
 }
 
-/// Completes what follows the creation: adopts Secrets without an owner, and deletes the moved pairs from the Secret of the
-/// cluster.
+/// Completes the move of credentials after the creation of Secrets: adopts those without an owner, and deletes the moved pairs
+/// from the Secret of the cluster.
 ///
 /// # Errors
 /// The API server refuses a call or does not answer.
@@ -206,15 +206,14 @@ fn find_removable_purposes<'a>(
 ) -> BTreeSet<String> {
     let (mut removable, mut needed) = (BTreeSet::new(), BTreeSet::new());
     for app in apps {
-        let recalled = desired::recall_app_credentials(std::slice::from_ref(app), &find, known);
-        for AppCredentials { step, refusal, .. } in recalled.values() {
-            let purposes = desired::cluster_pair_purposes(app);
-            match step {
-                Some(CredentialsStep::RemoveFromCluster) => removable.extend(purposes),
-                Some(CredentialsStep::Create(_) | CredentialsStep::AwaitDeletion) => needed.extend(purposes),
-                _ if refusal.is_some() => needed.extend(purposes),
-                Some(CredentialsStep::Adopt) | None => {}
-            }
+        let of_cluster = desired::find_cluster_pair(app, known);
+        let recalled = desired::recall_pairs(app, find(&desired::app_credentials_name(app)), of_cluster);
+        let purposes = desired::cluster_pair_purposes(app);
+        match recalled.step {
+            Some(CredentialsStep::RemoveFromCluster) => removable.extend(purposes),
+            Some(CredentialsStep::Create(_) | CredentialsStep::AwaitDeletion) => needed.extend(purposes),
+            _ if recalled.refusal.is_some() => needed.extend(purposes),
+            Some(CredentialsStep::Adopt) | None => {}
         }
     }
     &removable - &needed

@@ -61,7 +61,7 @@ impl LoadedPods {
     }
 }
 
-/// The refusal of an app by a cluster, or the failure because of which the operator cannot say.
+/// The refusal of an app by a cluster, or the failure for which the operator cannot judge the app.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppRefusal {
     pub reason: Reason,
@@ -98,7 +98,7 @@ impl ClusterView<'_> {
         let Some(AppRefusal { reason, message }) = self.refused else {
             let LoadedPods { loaded, wanted, .. } = self.pods;
             let counted = format!("{}/{wanted}", loaded.min(wanted));
-            let known = app.status.iter().flat_map(|status| &status.clusters).find(|known| known.name == name);
+            let known = find_entry(app, &name);
             let kept = known.filter(|known| self.keeps_entry(app, known)).map(|known| known.loaded.clone());
             let reason = Reason::AppAccepted.to_string();
             return AppClusterStatus { name, loaded: kept.unwrap_or(counted), reason, message: String::new() };
@@ -145,8 +145,8 @@ pub async fn update_app_status(
     Ok(settled && written)
 }
 
-/// Reports to the apps that the cluster never judged why it cannot: it is not rendered. Apps that its pods serve already keep
-/// their status.
+/// Writes the error for which a cluster is not rendered into the status of each app that the cluster never judged. Apps that
+/// its pods serve already keep their status.
 ///
 /// # Errors
 /// The API server refuses a status.
@@ -167,12 +167,16 @@ pub async fn report_unrendered_cluster(
         AppRefusal { reason: error.reason, message: format!("the cluster is not rendered: {}", error.message) };
     let view = ClusterView { cluster, refused: Some(&refusal), pods: LoadedPods { loaded: 0, lagging: 0, wanted: 0 } };
     for app in context.live.apps_of(cluster) {
-        let known = app.status.iter().flat_map(|status| &status.clusters).find(|known| known.name == name);
-        if known.is_none_or(|known| !is_judgement(known)) {
+        if find_entry(&app, &name).is_none_or(|known| !is_judgement(known)) {
             update_app_status(context, &app, &view, clusters).await?;
         }
     }
     Ok(())
+}
+
+/// The entry of a cluster in the status of an app.
+fn find_entry<'a>(app: &'a RealtimeApp, cluster: &str) -> Option<&'a AppClusterStatus> {
+    app.status.as_ref()?.clusters.iter().find(|known| known.name == cluster)
 }
 
 /// Whether an entry says that the cluster accepts or refuses the app, not that the cluster or the operator failed.

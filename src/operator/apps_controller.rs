@@ -105,7 +105,7 @@ pub async fn reconcile(
     if !cluster.spec.suspend {
         settle_app_credentials(context, cluster, &rendered).await?;
     }
-    // Their apps say so; the failure counts for the back-off.
+    // The status of each app has its failure; returned, the first one counts for the back-off.
     failures.into_values().next().map_or(Ok(Some(wait)), Err)
 }
 
@@ -206,11 +206,10 @@ async fn list_outdated_secrets(
     cluster: &RealtimeCluster,
     valid: &ValidCluster,
 ) -> Result<OutdatedSecrets, ReconcileError> {
-    let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
     let (uid, user) = (cluster.uid().unwrap_or_default(), SecretUser::of(cluster));
     let mut hasher = Sha256::new();
     let mut changed = Vec::new();
-    for secret in desired::render::render_registry_secrets(valid).map_err(malformed)? {
+    for secret in desired::render::render_registry_secrets(valid)? {
         for ByteString(bytes) in secret.data.iter().flatten().map(|(_, bytes)| bytes) {
             hasher.update(bytes);
         }
@@ -229,10 +228,9 @@ async fn write_registry_secrets(
     cluster: &RealtimeCluster,
     changed: &[Secret],
 ) -> Result<(), ReconcileError> {
-    let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
     let (uid, namespace) = (cluster.uid().unwrap_or_default(), cluster.namespace().unwrap_or_default());
     for secret in changed {
-        let object = serde_json::to_value(secret).map_err(malformed)?;
+        let object = serde_json::to_value(secret)?;
         // A Secret of another owner must not be taken over.
         apply::fetch_owned(&context.client, &object, &uid).await?;
         context.ensure_leader()?;

@@ -12,10 +12,9 @@ use kube::{Client, ResourceExt};
 use super::context::ControllerContext;
 use super::object_index::ListedRanges;
 use super::unreadable_objects::{LastVersion, keep_readable};
-use super::watches::build_api;
 use crate::api::RealtimeCluster;
 use crate::kubernetes::scope::WatchRange;
-use crate::kubernetes::watch::open_watch;
+use crate::kubernetes::watch::{build_api, open_watch};
 
 type ClusterEvent = Result<Event<RealtimeCluster>, watcher::Error>;
 
@@ -44,7 +43,8 @@ pub fn watch_clusters<'a>(
 }
 
 /// Makes one stream of the watches of several ranges. A complete listing of one range is passed on as a listing of all, with
-/// the known clusters of the others, so that the store changes at once and loses none. It is noted once it is in the store.
+/// the known clusters of the others, so that the store changes at once and loses none. The range counts as listed once its
+/// listing is in the store.
 fn join_ranges<'a>(
     watches: Vec<(WatchRange, impl Stream<Item = ClusterEvent> + Send + Unpin + 'a)>,
     store: Store<RealtimeCluster>,

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
 use super::findings::ControllerFinding;
@@ -144,7 +143,7 @@ pub fn is_open(known: &RealtimeClusterStatus, fingerprint: &str, now: Timestamp,
     was_proven(known, fingerprint) && gate.phase == "Open" && fresh
 }
 
-/// Age of a moment; nothing for one to come.
+/// Age of a time; zero for one in the future.
 fn age_of(at: Timestamp, now: Timestamp) -> Duration {
     Duration::from_millis(u64::try_from(now.as_millisecond() - at.as_millisecond()).unwrap_or(0))
 }
@@ -183,13 +182,12 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
         let (reason, message) = stream
             .filter(|found| under_way && found.is_operator_call())
             .map_or_else(|| (error.reason, error.message.clone()), |found| (found.reason, found.message));
-        let ready = if reason.says_nothing() || (reason == error.reason && under_way) { "Unknown" } else { "False" };
+        let ready = if reason == error.reason && under_way { "Unknown" } else { reason.failure_status() };
         return ReadyState { ready, reason, message, stalled: error.terminal, reconciling: !error.terminal };
     }
     if let Some(found) = workloads.as_ref().filter(|found| found.is_operator_call() && !passed) {
         let (reason, message) = (found.reason, found.message.clone());
-        let ready = if reason.says_nothing() { "Unknown" } else { "False" };
-        return ReadyState { ready, reason, message, stalled: false, reconciling: true };
+        return ReadyState { ready: reason.failure_status(), reason, message, stalled: false, reconciling: true };
     }
     let rolling = workloads.as_ref().is_none_or(|found| !found.holds);
     let rollout = workloads.map_or_else(|| "the manifest is being applied".to_owned(), |found| found.message);
@@ -233,7 +231,8 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
         GatePhase::Refused => ReadyState { ready: "False", reason, message, stalled: false, reconciling: true },
         // A new leader found a proof that was too old: no failure is known, and the new proof is not complete.
         GatePhase::Closed
-            if reason == Reason::Proving && find_ready(inputs.known).is_some_and(|c| c.status == "Unknown") =>
+            if reason == Reason::Proving
+                && inputs.known.find_condition(condition::READY).is_some_and(|c| c.status == "Unknown") =>
         {
             under_way(Reason::EvidenceStale, message)
         }
@@ -245,7 +244,7 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
 /// Readiness that a new leader reports before its first observation: the previous one of the same generation and
 /// fingerprint, unless the proof is too old.
 fn inherit_readiness(inputs: &StatusInputs<'_>, passed: bool) -> Option<ReadyState> {
-    let previous = find_ready(inputs.known)?;
+    let previous = inputs.known.find_condition(condition::READY)?;
     if !passed || previous.observed_generation != inputs.generation {
         return None;
     }
@@ -270,17 +269,16 @@ fn inherit_readiness(inputs: &StatusInputs<'_>, passed: bool) -> Option<ReadySta
     }
 }
 
-fn find_ready(known: &RealtimeClusterStatus) -> Option<&Condition> {
-    known.conditions.iter().find(|condition| condition.type_ == condition::READY)
-}
-
 /// Readiness while the operator's own calls fail, which is no finding about the cluster: the previous one of the same
 /// generation, until its proof is too old.
 fn keep_readiness(inputs: &StatusInputs<'_>, error: &ReconcileError) -> Option<ReadyState> {
     if !error.reason.is_operator_call() {
         return None;
     }
-    let previous = find_ready(inputs.known).filter(|previous| previous.observed_generation == inputs.generation)?;
+    let previous = inputs
+        .known
+        .find_condition(condition::READY)
+        .filter(|previous| previous.observed_generation == inputs.generation)?;
     if previous.status == "Unknown" {
         let reason = Reason::by_name(&previous.reason)?;
         let message = previous.message.clone();

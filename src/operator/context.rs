@@ -40,7 +40,7 @@ pub struct ControllerContext {
     pub receiver: WebhookReceiver,
     /// Paces the journeys of all clusters.
     pub journeys: JourneyBudget,
-    /// Age at which what a former leader proved is too old.
+    /// Age from which on a proof of a former leader does not count.
     pub inherited_evidence_max: Duration,
     /// `HOST:PORT` under which dispatchers reach the receiver.
     pub receiver_address: String,
@@ -125,8 +125,8 @@ impl ControllerContext {
         publish_with(&self.recorder, cluster, kind, (reason, action), note).await;
     }
 
-    /// Publishes an Event whose note is the news: no former Event of its reason absorbs it. For changes only, since
-    /// repetitions are not counted but written.
+    /// Publishes a new Event for each call, so that every note is kept: the shared recorder would count it as a repetition of a
+    /// former Event of the same reason and action. For changes only, since repetitions are written one by one.
     pub async fn publish_change(
         &self,
         cluster: &RealtimeCluster,
@@ -135,7 +135,7 @@ impl ControllerContext {
         action: &str,
         note: String,
     ) {
-        // The recorder would find the former Event by reason and action, whatever its note.
+        // A new recorder knows no former Event.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
         publish_with(&recorder, cluster, kind, (reason, action), note).await;
     }

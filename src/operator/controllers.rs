@@ -37,15 +37,14 @@ use crate::desired::{KnownInjectors, PlatformPolicy, ServerImage, receiver_addre
 use crate::kinesis::KinesisConnections;
 use crate::kubernetes::call_metrics::ApiCallMetrics;
 use crate::kubernetes::client::{KubernetesClients, build_clients};
-use crate::kubernetes::lease::{
-    LEASE_SILENCE_MAX, LeaderElector, LeaseLost, may_list_all_leases, rival_leases, watch_leases,
-};
-use crate::kubernetes::scope::WatchScope;
+use crate::kubernetes::lease::{LEASE_SILENCE_MAX, LeaderElector, LeaseLost, may_list_all_leases, watch_leases};
+use crate::kubernetes::scope::{WatchRange, WatchScope};
+use crate::kubernetes::watch::build_api;
 use crate::prober::{JourneyBudget, RECEIVER_SILENCE_MAX, WebhookReceiver};
-use crate::process::heartbeat::{Heartbeat, Heartbeats, TaskFault};
+use crate::process::heartbeat::{Heartbeats, TaskFault};
 
 /// Lease that elects the leading replica.
-const LEADER_LEASE_NAME: &str = "realtime-operator";
+pub const LEADER_LEASE_NAME: &str = "realtime-operator";
 
 /// Reconciles that one controller runs at once, each on its own cluster.
 const CONCURRENT_RECONCILES_MAX: u16 = 8;
@@ -79,7 +78,7 @@ pub struct OperatorSettings {
     pub admin: SocketAddr,
     /// Journeys that all clusters together start per second, at most.
     pub journeys_per_second: u32,
-    /// Age at which what a former leader proved is too old.
+    /// Age from which on a proof of a former leader does not count.
     pub inherited_evidence_max: Duration,
 }
 
@@ -132,10 +131,8 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         address: settings.address,
         port: settings.receiver.port(),
     };
-    route.apply_endpoint_slice().await.map_err(|error| OperatorError::Start {
-        operation: "writing the receiver's EndpointSlice",
-        error: Box::new(error),
-    })?;
+    let written = route.apply_endpoint_slice().await;
+    written.map_err(OperatorError::from_call("writing the receiver's EndpointSlice"))?;
     let keeping_route = heartbeats.register("receiver's EndpointSlice", Some(receiver::ROUTE_SILENCE_MAX), &work);
     tokio::spawn(route.keep(clients.watch.clone(), leadership.clone(), keeping_route, work.clone()));
     let own_image = match settings.image {
@@ -222,15 +219,6 @@ async fn lead(
     }
 }
 
-/// Runs a task until `stop` is cancelled, with the heartbeat that reports its end.
-async fn run_until(stop: CancellationToken, heartbeat: Heartbeat, task: impl Future<Output = ()>) {
-    let _heartbeat = heartbeat;
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = task => {}
-    }
-}
-
 async fn bind_listener(listener: &'static str, address: SocketAddr) -> Result<TcpListener, OperatorError> {
     TcpListener::bind(address).await.map_err(|error| OperatorError::Listen { listener, address, error })
 }
@@ -245,19 +233,21 @@ async fn build_elector(
 ) -> Result<LeaderElector, OperatorError> {
     let may_list_all = match settings.scope {
         WatchScope::All => true,
-        WatchScope::Listed(_) => may_list_all_leases(&clients.call).await.map_err(|error| OperatorError::Start {
-            operation: "asking for the permission to list Leases of all namespaces",
-            error: Box::new(error),
-        })?,
+        WatchScope::Listed(_) => may_list_all_leases(&clients.call)
+            .await
+            .map_err(OperatorError::from_call("asking for the permission to list Leases of all namespaces"))?,
     };
     if !may_list_all {
         tracing::warn!(scope = %settings.scope, "leases of other namespaces not readable: another operator of the same namespaces is not noticed");
     }
-    let namespace = (!may_list_all).then_some(settings.namespace.as_str());
-    let (watched, watching) = watch_leases(rival_leases(&clients.watch, namespace));
+    let range = if may_list_all { WatchRange::All } else { WatchRange::Namespace(settings.namespace.clone()) };
+    let (watched, watching) = watch_leases(build_api(&clients.watch, &range));
     let heartbeat = heartbeats.register("watch of Leases", None, shutdown);
-    tokio::spawn(run_until(shutdown.clone(), heartbeat, watching));
-    let operators = rival_leases(&clients.call, namespace);
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move {
+        let _heartbeat = heartbeat;
+        watching.await;
+    }));
+    let operators = build_api(&clients.call, &range);
     let own = (settings.namespace.as_str(), LEADER_LEASE_NAME);
     Ok(LeaderElector::new(clients.call.clone(), (operators, watched), own, &settings.pod, settings.scope.clone()))
 }
@@ -297,10 +287,7 @@ async fn run_controllers(
     let probers = ClusterProbers::new(queues.gate.clone(), shutdown.clone());
     let watching = async {
         let _heartbeat = context.heartbeats.register("watches", None, &shutdown);
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            _ = futures::future::join(clusters, futures::future::join_all(objects)) => {}
-        }
+        shutdown.run_until_cancelled(futures::future::join(clusters, futures::future::join_all(objects))).await;
     };
     let sweeping = async {
         loop {
@@ -329,12 +316,7 @@ async fn run_controllers(
                 async move { Box::pin(gate_controller::reconcile(&context, &probers, &cluster)).await }
             })
         };
-        let reporting_unselected = async {
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = app_status::report_unselected_apps(&context, &store) => {}
-            }
-        };
+        let reporting_unselected = shutdown.run_until_cancelled(app_status::report_unselected_apps(&context, &store));
         let registering = {
             let (probers, store) = (probers.clone(), store.clone());
             drive_controller(ControllerName::Apps, apps, context.clone(), move |context, cluster| {
@@ -354,12 +336,7 @@ async fn run_controllers(
             reporting_unselected,
         );
     };
-    let reporting = async {
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = unreadable_reports::run_reports(&context, reports) => {}
-        }
-    };
+    let reporting = shutdown.run_until_cancelled(unreadable_reports::run_reports(&context, reports));
     tokio::join!(watching, sweeping, controlling, reporting);
 }
 

@@ -13,11 +13,12 @@ use super::cluster_inputs::{ClusterReferences, Dereferenced, decode_secrets};
 use super::context::ControllerContext;
 use super::reconcile_error::ReconcileError;
 use super::secret_reader::SecretUser;
+use super::stream_settings::build_stream_settings;
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::Release;
-use crate::desired::render::{TEMPLATE_ANNOTATION, template_mark};
-use crate::desired::{self, AwsIdentity, ClusterCredentials, SecretTexts, ServerImage, ValidStream};
-use crate::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
+use crate::desired::render::is_rendered_template;
+use crate::desired::{self, ClusterCredentials, SecretTexts, ServerImage, ValidStream};
+use crate::kinesis::KinesisClient;
 use crate::kubernetes::apply;
 
 /// Letters and digits of a generated value. Lower-cased, 24 of them carry about 122 bits.
@@ -63,23 +64,21 @@ pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Res
         );
         return Err(ReconcileError::terminal(Reason::ChildNotOurs, message));
     }
-    let recorded_image = find_recorded_image(cluster, &context.live.deployments_of(cluster));
+    let recorded_image = find_recorded_image(cluster, || context.live.deployments_of(cluster));
     Ok(ClusterReferences { apps, secrets, of_apps, generated, recorded_image })
 }
 
 /// Finds the image that a cluster runs. A cluster of release 0.1.0 has no record of it, and its Deployments have, as far as
 /// their templates are rendered ones.
-fn find_recorded_image(cluster: &RealtimeCluster, live: &[Deployment]) -> Option<ServerImage> {
+fn find_recorded_image(cluster: &RealtimeCluster, list_live: impl FnOnce() -> Vec<Deployment>) -> Option<ServerImage> {
     let status = cluster.status.as_ref()?;
     if let (Some(image), Some(version)) = (&status.image, &status.version) {
         return ServerImage::of_record(image, version);
     }
-    live.iter().find_map(|deployment| {
-        let template = &deployment.spec.template;
-        let pod = template.spec.as_ref()?;
-        let is_rendered = template_mark(template, TEMPLATE_ANNOTATION) == Some(desired::template_digest(pod).as_str());
-        let image = pod.containers.first()?.image.as_deref().filter(|_| is_rendered)?;
-        Some(ServerImage { release: Release::FIRST, ..ServerImage::of_reference(image) })
+    let templates = list_live().into_iter().map(|deployment| deployment.spec.template);
+    templates.filter(is_rendered_template).find_map(|template| {
+        let image = template.spec?.containers.into_iter().next()?.image?;
+        Some(ServerImage { release: Release::FIRST, ..ServerImage::of_reference(&image) })
     })
 }
 
@@ -136,25 +135,10 @@ pub async fn connect_stream(
     stream: &ValidStream,
     secrets: &SecretTexts,
 ) -> Result<KinesisClient, ReconcileError> {
-    let credentials = match &stream.identity {
-        AwsIdentity::StaticKeys(name) => {
-            let text = |key: &str| secrets.get(name).and_then(|texts| texts.get(key)).cloned();
-            let (Some(access_key_id), Some(secret_access_key)) = (text("accessKeyID"), text("secretAccessKey")) else {
-                let message = format!("Secret {name} has no accessKeyID and secretAccessKey: create it with both");
-                return Err(ReconcileError::transient(Reason::SecretMissing, message));
-            };
-            AwsCredentials::Static { access_key_id, secret_access_key }
-        }
-        AwsIdentity::Irsa(_) | AwsIdentity::PodIdentity | AwsIdentity::WebIdentity(_) | AwsIdentity::NodeRole => {
-            AwsCredentials::Chain
-        }
-    };
-    let settings = StreamSettings {
-        stream: stream.name.clone(),
-        region: stream.region.clone(),
-        endpoint: stream.endpoint_url.clone(),
-        credentials,
-    };
+    let settings = build_stream_settings(stream, secrets).map_err(|name| {
+        let message = format!("Secret {name} has no accessKeyID and secretAccessKey: create it with both");
+        ReconcileError::transient(Reason::SecretMissing, message)
+    })?;
     Ok(context.kinesis.client(&settings).await)
 }
 
@@ -163,6 +147,7 @@ mod tests {
     use super::*;
     use crate::api::cluster::{ImageSpec, RealtimeClusterStatus};
     use crate::api::fixture::applied_cluster;
+    use crate::desired::render::TEMPLATE_ANNOTATION;
 
     #[test]
     fn the_recorded_image_is_that_of_the_status_or_of_a_rendered_deployment_of_the_first_release() {
@@ -176,7 +161,7 @@ mod tests {
         };
         let found = |status: Option<RealtimeClusterStatus>, live: &[Deployment]| {
             let cluster = RealtimeCluster { status, ..applied_cluster("") };
-            find_recorded_image(&cluster, live).map(|image| format!("{image} {}", image.release))
+            find_recorded_image(&cluster, || live.to_vec()).map(|image| format!("{image} {}", image.release))
         };
         let image = ImageSpec { repository: Some("a".to_owned()), tag: Some("2".to_owned()), digest: None };
         let recorded = RealtimeClusterStatus {

@@ -30,6 +30,13 @@ pub struct ForeignField {
     pub manager: String,
 }
 
+/// Whether a field of the live object differs from the rendered one, or selects another identity: it is reported, repaired,
+/// or both.
+#[must_use]
+pub fn has_foreign_fields(desired: &Value, live: &Value) -> bool {
+    !find_differing_fields(desired, live).is_empty() || !find_leftover_annotations(desired, live).is_empty()
+}
+
 /// Finds fields of the live object that other managers changed or added.
 #[must_use]
 pub fn find_foreign_fields(desired: &Value, live: &Value) -> Vec<ForeignField> {
@@ -196,7 +203,9 @@ mod tests {
 
     fn found_fields(container: &Value, managed: &Value) -> Vec<(String, String)> {
         let desired = deployment(&rendered(), &json!([]));
-        let found = find_foreign_fields(&desired, &deployment(container, managed));
+        let live = deployment(container, managed);
+        let found = find_foreign_fields(&desired, &live);
+        assert_eq!(has_foreign_fields(&desired, &live), !found.is_empty() || !find_repairs(&desired, &live).is_empty());
         found.into_iter().map(|foreign| (foreign.field, foreign.manager)).collect()
     }
 
@@ -228,6 +237,7 @@ mod tests {
         live["imagePullPolicy"] = json!("IfNotPresent");
         live["env"][1]["valueFrom"]["fieldRef"]["apiVersion"] = json!("v1");
         let desired = deployment(&rendered(), &json!([]));
+        assert!(!has_foreign_fields(&desired, &deployment(&live, &json!([]))));
         assert_eq!(find_foreign_fields(&desired, &deployment(&live, &json!([]))), []);
         assert_eq!(repaired_paths(&desired, &deployment(&live, &json!([]))), [""; 0]);
     }

@@ -131,7 +131,7 @@ async fn publish_ready_event(
     decision: &conditions::StatusDecision,
 ) {
     let Some(ready) = decision.conditions.first() else { return };
-    let before = known.conditions.iter().find(|condition| condition.type_ == ready.kind);
+    let before = known.find_condition(ready.kind);
     if before.is_some_and(|before| before.status == ready.status && before.reason == ready.reason.name()) {
         return;
     }
@@ -147,21 +147,17 @@ async fn render_judged_cluster(
     cluster: &RealtimeCluster,
     known: &RealtimeClusterStatus,
 ) -> Result<Arc<RenderedCluster>, ReconcileError> {
-    let rendered = render_stored_cluster(context, cluster).await?;
-    let requested = find_open_request(cluster, known).filter(|token| is_new_request(token, known));
-    let rendered = if requested.is_some() {
+    let mut rendered = render_stored_cluster(context, cluster).await?;
+    if find_open_request(cluster, known).is_some_and(|token| is_new_request(&token, known)) {
         for name in rendered.read.secrets.keys() {
             context.secrets.forget(&rendered.valid.namespace, name);
         }
-        render_stored_cluster(context, cluster).await?
-    } else {
-        rendered
-    };
-    Ok(if cluster.spec.suspend {
-        Arc::new(keep_applied(&rendered, &context.live.deployments_of(cluster)))
-    } else {
-        rendered
-    })
+        rendered = render_stored_cluster(context, cluster).await?;
+    }
+    if cluster.spec.suspend {
+        rendered = Arc::new(keep_applied(&rendered, &context.live.deployments_of(cluster)));
+    }
+    Ok(rendered)
 }
 
 /// The rendered cluster, once its own generated values are stored. An app without credentials is not served yet, which is

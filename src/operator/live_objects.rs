@@ -6,14 +6,15 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::ResourceExt;
 use kube::api::DynamicObject;
+use kube::{Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::object_index::{ListedRanges, ObjectIndex};
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::desired::render::{WATCHED_KINDS, is_pruned};
-use crate::kubernetes::apply;
+use crate::kubernetes::apply::{self, LiveChild};
 use crate::kubernetes::scope::WatchRange;
 
 /// Label of a child with the name of its cluster.
@@ -63,10 +64,7 @@ impl LiveObjects {
 
     /// The children of a cluster by their label that are deleted when they are not rendered any more, each with its API
     /// version and kind, those that are applied last first.
-    pub fn prunable_children_of(
-        &self,
-        cluster: &RealtimeCluster,
-    ) -> Vec<((&'static str, &'static str), Arc<DynamicObject>)> {
+    pub fn prunable_children_of(&self, cluster: &RealtimeCluster) -> Vec<LiveChild> {
         let found = |types: (&'static str, &'static str)| {
             self.children_of_kind(cluster, types.1).into_iter().map(move |object| (types, object))
         };
@@ -119,13 +117,16 @@ impl LiveObjects {
 
     /// The Services of a cluster.
     pub fn services_of(&self, cluster: &RealtimeCluster) -> Vec<Service> {
-        let found = self.children_of_kind(cluster, "Service");
-        found.iter().filter_map(|object| (**object).clone().try_parse().ok()).collect()
+        self.parse_children(cluster, "Service")
     }
 
     /// The Deployments of a cluster.
     pub fn deployments_of(&self, cluster: &RealtimeCluster) -> Vec<Deployment> {
-        let found = self.children_of_kind(cluster, "Deployment");
+        self.parse_children(cluster, "Deployment")
+    }
+
+    fn parse_children<K: Resource + DeserializeOwned>(&self, cluster: &RealtimeCluster, kind: &str) -> Vec<K> {
+        let found = self.children_of_kind(cluster, kind);
         found.iter().filter_map(|object| (**object).clone().try_parse().ok()).collect()
     }
 

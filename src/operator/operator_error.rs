@@ -46,3 +46,10 @@ pub enum OperatorError {
     #[error("{0}. The process must restart; if it happens again, read the log before this line")]
     Task(#[from] TaskFault),
 }
+
+impl OperatorError {
+    /// Wraps the API server's error with the call of the start that failed.
+    pub fn from_call(operation: &'static str) -> impl FnOnce(kube::Error) -> Self {
+        move |error| Self::Start { operation, error: Box::new(error) }
+    }
+}

@@ -8,10 +8,12 @@ use kube::ResourceExt;
 
 use super::pod_audit::{PodAudit, PodDifference, audit_pod};
 use crate::config::{ServerConfig, ServerKind, Variable};
-use crate::desired::render::{ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, TEMPLATE_ANNOTATION, template_mark};
+use crate::desired::render::{
+    ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, TEMPLATE_ANNOTATION, is_rendered_template, template_mark,
+};
 use crate::desired::{
     DesiredObjects, KnownInjectors, PodFacts, SecretTexts, ValidCluster, decode_secret, resolve_variables,
-    template_digest, template_variables,
+    template_variables,
 };
 use crate::prober::{DispatcherPod, EdgePod};
 use crate::process::readiness_annotation;
@@ -77,8 +79,7 @@ impl PodReader<'_> {
         let mark = template_mark(template, TEMPLATE_ANNOTATION);
         let current = mark.is_some() && mark == wanted.and_then(|wanted| template_mark(wanted, TEMPLATE_ANNOTATION));
         let digest = mark.unwrap_or_default().to_owned();
-        let own = template.spec.as_ref()?;
-        let rendered = template_digest(own) == digest;
+        let rendered = is_rendered_template(template);
         // Of a template that was never rendered, the difference from the one that is.
         let template = if rendered { template } else { wanted.unwrap_or(template) };
         let identity = self.cluster.stream.identity.name();

@@ -75,6 +75,13 @@ impl ReconcileError {
     }
 }
 
+impl From<serde_json::Error> for ReconcileError {
+    /// An object of the manifest that cannot be rendered as JSON.
+    fn from(error: serde_json::Error) -> Self {
+        Self::terminal(Reason::SpecInvalid, error.to_string())
+    }
+}
+
 impl From<ApplyError> for ReconcileError {
     fn from(error: ApplyError) -> Self {
         match &error {

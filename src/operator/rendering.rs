@@ -39,8 +39,7 @@ pub async fn render_cluster(
     }
     let own = OwnIdentity { receiver: &context.receiver_address, image: &context.own_image };
     let valid = validate_cluster(cluster, &context.policy, &read, &credentials, &own)?;
-    let desired = desired::render_objects(&valid)
-        .map_err(|error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string()))?;
+    let desired = desired::render_objects(&valid)?;
     let rendered = Arc::new(RenderedCluster { read, valid, desired, fresh: credentials.fresh });
     if rendered.fresh.is_empty() {
         context.rendered.store(uid, digest_inputs(cluster, &references), rendered.clone());

@@ -8,7 +8,7 @@ use crate::api::cluster::{HopTime, ProofState, ProofTransport, RealtimeClusterSt
 use crate::api::{PROVE_NOW_ANNOTATION, RealtimeCluster};
 use crate::prober::{RequestedProof, RequestedTransport};
 
-/// Characters of a token that count; a longer one is cut.
+/// Longest token, in characters; a longer one is truncated.
 const TOKEN_LEN_MAX: usize = 128;
 
 /// The token of a requested proof that is not complete, according to the status.

@@ -9,6 +9,7 @@ use kube::api::{GetParams, Request};
 use serde_json::Value;
 use tokio::time::sleep;
 
+use super::name_list::list_names;
 use crate::api::RealtimeCluster;
 use crate::api::crd::all_crds;
 
@@ -40,7 +41,7 @@ pub async fn find_missing_fields(client: &Client) -> Option<String> {
             return None;
         }
     }
-    Some(describe_fields(&missing))
+    Some(list_names(&missing, NAMED_FIELDS_MAX))
 }
 
 /// Reads the published schemas of our group and version.
@@ -49,14 +50,6 @@ async fn read_schemas(client: &Client) -> Result<Value, kube::Error> {
     let version = <RealtimeCluster as kube::Resource>::version(&());
     let request = Request::new(format!("/openapi/v3/apis/{group}")).get(&version, &GetParams::default());
     client.request(request.map_err(kube::Error::BuildRequest)?).await
-}
-
-fn describe_fields(missing: &[String]) -> String {
-    let named = missing.iter().take(NAMED_FIELDS_MAX).cloned().collect::<Vec<_>>().join(", ");
-    match missing.len().saturating_sub(NAMED_FIELDS_MAX) {
-        0 => named,
-        more => format!("{named} and {more} more"),
-    }
 }
 
 /// The fields and words of our CRDs that the published schemas lack, such as `RealtimeCluster.spec.gate.mode`.
@@ -80,7 +73,7 @@ fn list_missing_fields(served: &Value) -> Vec<String> {
             missing.extend(wanted.difference(&known).cloned());
         }
     }
-    // A missing object says it for the fields below it.
+    // The fields below a missing object are missing too, and not listed.
     let roots = missing.clone();
     missing.retain(|field| !roots.iter().any(|root| field.len() > root.len() && is_below(field, root)));
     missing
@@ -134,9 +127,12 @@ mod tests {
         spec["webhooks"]["properties"]["mode"]["enum"] = json!(["Kinesis"]);
         let missing = list_missing_fields(&served);
         assert_eq!(missing, ["RealtimeCluster.spec.gate", "RealtimeCluster.spec.webhooks.mode: Off"]);
-        assert_eq!(describe_fields(&missing), "RealtimeCluster.spec.gate, RealtimeCluster.spec.webhooks.mode: Off");
+        assert_eq!(
+            list_names(&missing, NAMED_FIELDS_MAX),
+            "RealtimeCluster.spec.gate, RealtimeCluster.spec.webhooks.mode: Off"
+        );
         let many: Vec<String> = ["a", "b", "c", "d", "e"].map(str::to_owned).to_vec();
-        assert_eq!(describe_fields(&many), "a, b, c and 2 more");
+        assert_eq!(list_names(&many, NAMED_FIELDS_MAX), "a, b, c and 2 more");
         let none = list_missing_fields(&json!({}));
         assert_eq!(none.len(), 4, "spec and status of two kinds: {none:?}");
     }

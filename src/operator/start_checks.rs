@@ -6,17 +6,16 @@ use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
 use super::operator_error::OperatorError;
-use super::{served_crds, watches};
+use super::served_crds;
 use crate::api::RealtimeCluster;
 use crate::kubernetes::scope::WatchScope;
+use crate::kubernetes::watch::build_api;
 
 /// Reads the UID that identifies this Kubernetes cluster in the tags of streams.
 pub async fn read_kubernetes_uid(client: &Client) -> Result<String, OperatorError> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let found = namespaces.get("kube-system").await.map_err(|error| OperatorError::Start {
-        operation: "reading the namespace kube-system, whose UID identifies this Kubernetes cluster",
-        error: Box::new(error),
-    })?;
+    let operation = "reading the namespace kube-system, whose UID identifies this Kubernetes cluster";
+    let found = namespaces.get("kube-system").await.map_err(OperatorError::from_call(operation))?;
     Ok(found.uid().unwrap_or_default())
 }
 
@@ -33,7 +32,7 @@ pub async fn read_own_image(client: &Client, namespace: &str, pod: &str) -> Resu
             tracing::warn!(pod, %status, "operator's own pod not readable: clusters do not run its image by default, and it is allowed only if the platform policy names it");
             Ok(None)
         }
-        Err(error) => Err(OperatorError::Start { operation: "reading the operator's own pod", error: Box::new(error) }),
+        Err(error) => Err(OperatorError::from_call("reading the operator's own pod")(error)),
     }
 }
 
@@ -42,16 +41,14 @@ pub async fn read_own_image(client: &Client, namespace: &str, pod: &str) -> Resu
 pub async fn ensure_crds(client: &Client, scope: &WatchScope) -> Result<(), OperatorError> {
     let mut refusal = None;
     for range in scope.ranges() {
-        let clusters: Api<RealtimeCluster> = watches::build_api(client, &range);
+        let clusters: Api<RealtimeCluster> = build_api(client, &range);
         match clusters.list(&ListParams::default().limit(1)).await {
             Ok(_) => return check_served_fields(client).await,
             Err(kube::Error::Api(status)) if status.is_not_found() => return Err(OperatorError::NoCrds),
             Err(error) => refusal = Some(error),
         }
     }
-    refusal.map_or(Ok(()), |error| {
-        Err(OperatorError::Start { operation: "listing RealtimeClusters", error: Box::new(error) })
-    })
+    refusal.map_or(Ok(()), |error| Err(OperatorError::from_call("listing RealtimeClusters")(error)))
 }
 
 async fn check_served_fields(client: &Client) -> Result<(), OperatorError> {

@@ -26,8 +26,7 @@ impl ConditionUpdate {
 
     /// A condition with the error that ended a reconcile.
     pub fn of_error(kind: &'static str, error: &ReconcileError) -> Self {
-        let status = if error.reason.says_nothing() { "Unknown" } else { "False" };
-        Self::new(kind, status, error.reason, &error.message)
+        Self::new(kind, error.reason.failure_status(), error.reason, &error.message)
     }
 }
 
@@ -81,7 +80,7 @@ fn merge_status(cluster: &RealtimeCluster, part: &StatusPatch, now: Timestamp) -
     let mut changed = false;
     let mut conditions = Vec::new();
     for update in &part.conditions {
-        let before = known.conditions.iter().find(|condition| condition.type_ == update.kind);
+        let before = known.find_condition(update.kind);
         let message: String = update.message.chars().take(MESSAGE_LEN_MAX).collect();
         let mut condition = Condition {
             type_: update.kind.to_owned(),

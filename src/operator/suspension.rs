@@ -4,12 +4,12 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
+use super::name_list::list_names;
 use super::rendered_clusters::RenderedCluster;
 use super::status::ConditionUpdate;
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
-use crate::desired::render::{TEMPLATE_ANNOTATION, template_mark};
-use crate::desired::template_digest;
+use crate::desired::render::is_rendered_template;
 
 /// Objects that a message names; the others are counted.
 const NAMED_OBJECTS_MAX: usize = 5;
@@ -21,10 +21,8 @@ pub fn keep_applied(rendered: &RenderedCluster, live: &[Deployment]) -> Rendered
     for (server, wanted) in &mut kept.desired.deployments {
         let name = wanted.name_any();
         let Some(applied) = live.iter().find(|applied| applied.name_any() == name) else { continue };
-        let template = &applied.spec.template;
-        let digest = template.spec.as_ref().map(template_digest);
-        if digest.is_some() && digest.as_deref() == template_mark(template, TEMPLATE_ANNOTATION) {
-            wanted.spec.template = template.clone();
+        if is_rendered_template(&applied.spec.template) {
+            wanted.spec.template = applied.spec.template.clone();
         }
         if let (Some(replicas), Some(of_server)) =
             (applied.spec.replicas, kept.valid.servers.iter_mut().find(|found| found.kind == *server))
@@ -37,18 +35,14 @@ pub fn keep_applied(rendered: &RenderedCluster, live: &[Deployment]) -> Rendered
 }
 
 /// Names the objects that wait, in one clause.
-pub fn describe_waiting(objects: &[String]) -> String {
-    let named = objects.iter().take(NAMED_OBJECTS_MAX).cloned().collect::<Vec<_>>().join(", ");
-    match objects.len() {
-        0 => "no change waits".to_owned(),
-        count if count > NAMED_OBJECTS_MAX => {
-            format!("changes wait of {named} and {} more", count - NAMED_OBJECTS_MAX)
-        }
-        _ => format!("changes wait of {named}"),
+fn describe_waiting(objects: &[String]) -> String {
+    if objects.is_empty() {
+        return "no change waits".to_owned();
     }
+    format!("changes wait of {}", list_names(objects, NAMED_OBJECTS_MAX))
 }
 
-/// The condition of a suspended cluster, with the begin of the suspension; `None` for another one. `waiting` is `None` while
+/// The condition of a suspended cluster, with the start of the suspension; `None` for another one. `waiting` is `None` while
 /// the changes that wait are unknown, since the manifest cannot be rendered.
 pub fn decide_suspended(
     cluster: &RealtimeCluster,
@@ -58,8 +52,8 @@ pub fn decide_suspended(
     if !cluster.spec.suspend {
         return None;
     }
-    let known = cluster.status.iter().flat_map(|status| &status.conditions);
-    let known = known.into_iter().find(|known| known.type_ == condition::SUSPENDED && known.status == "True");
+    let known = cluster.status.as_ref().and_then(|status| status.find_condition(condition::SUSPENDED));
+    let known = known.filter(|known| known.status == "True");
     let since = known.map_or(now, |known| known.last_transition_time.0);
     let seconds = Timestamp::from_second(since.as_second()).unwrap_or(since);
     let waiting = waiting.map_or_else(|| "the manifest cannot be rendered".to_owned(), describe_waiting);
@@ -77,12 +71,13 @@ mod tests {
     use crate::api::cluster::RealtimeClusterStatus;
     use crate::api::fixture::applied_cluster;
     use crate::config::ServerKind;
+    use crate::desired::render::{TEMPLATE_ANNOTATION, template_mark};
     use crate::desired::{self, ClusterInputs, ServerImage};
     use crate::operator::cluster_inputs::Dereferenced;
 
     fn rendered(extra: &str) -> RenderedCluster {
         let cluster = applied_cluster(extra);
-        let credentials = desired::generate_credentials(&cluster, &BTreeMap::new(), BTreeMap::new(), str::to_owned);
+        let credentials = desired::generate_all_credentials(&cluster, &[], str::to_owned);
         let read = Dereferenced {
             apps: vec![],
             secrets: BTreeMap::new(),

@@ -116,7 +116,7 @@ mod tests {
             stream: Some(StreamIdentity { name: StreamName("s".to_owned()), cluster_id: "u".to_owned() }),
             recorded_image: None,
         };
-        let credentials = desired::generate_credentials(cluster, &read.generated, BTreeMap::new(), str::to_owned);
+        let credentials = desired::generate_all_credentials(cluster, &[], str::to_owned);
         let own = OwnIdentity { receiver: "receiver.svc:8090", image: &ServerImage::of_operator(None) };
         validate_cluster(cluster, &PlatformPolicy::default(), &read, &credentials, &own)
     }

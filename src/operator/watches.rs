@@ -9,11 +9,11 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ApiResource, DynamicObject};
-use kube::core::{DeserializeGuard, GroupVersionKind, NamespaceResourceScope, TypeMeta};
+use kube::core::{DeserializeGuard, GroupVersionKind, TypeMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
-use kube::{Client, Resource, ResourceExt};
+use kube::{Client, ResourceExt};
 use tokio::sync::mpsc;
 
 use super::context::ControllerContext;
@@ -25,24 +25,13 @@ use crate::api::conditions::condition;
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::desired::render::{REGISTRY_ANNOTATION, WATCHED_KINDS};
 use crate::kubernetes::scope::WatchRange;
-use crate::kubernetes::watch::open_watch;
+use crate::kubernetes::watch::{build_api, open_watch};
 
 /// Label selector of the children of all clusters.
 pub const CHILDREN_SELECTOR: &str = "app.kubernetes.io/managed-by=realtime-operator";
 
 /// Requests that one controller's queue holds; a watch whose request finds no room waits.
 const REQUEUE_BUFFER_LEN: usize = 1024;
-
-/// Builds the API of a kind in a range: a watch of one namespace needs no permission in another.
-pub fn build_api<K>(client: &Client, range: &WatchRange) -> Api<K>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-{
-    match range {
-        WatchRange::All => Api::all(client.clone()),
-        WatchRange::Namespace(namespace) => Api::namespaced(client.clone(), namespace),
-    }
-}
 
 fn build_dynamic_api(client: &Client, range: &WatchRange, resource: &ApiResource) -> Api<DynamicObject> {
     match range {
@@ -201,8 +190,7 @@ impl ControllerName {
             (&stream.name, &stream.arn, &stream.cluster_id, stream.created_ms).hash(&mut hasher);
         }
         let condition = |kind: &str| {
-            let found = status.into_iter().flat_map(|status| &status.conditions).find(|found| found.type_ == kind);
-            found.map(|found| {
+            status.and_then(|status| status.find_condition(kind)).map(|found| {
                 (found.status.clone(), found.reason.clone(), found.message.clone(), found.observed_generation)
             })
         };

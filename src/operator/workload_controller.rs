@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::context::{ControllerContext, SharedContext};
 use super::dereference::generated_secret_name;
 use super::finalizer;
-use super::foreign_fields::{ForeignField, find_foreign_fields, find_repairs};
+use super::foreign_fields::{ForeignField, find_foreign_fields, find_repairs, has_foreign_fields};
 use super::reconcile_error::ReconcileError;
 use super::rendering::render_cluster;
 use super::secret_copies::{list_unrecorded_copies, prune_secret_copies};
@@ -61,9 +61,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         Ok(false) => reconcile_children(context, cluster).await,
         Err(error) => Err(error),
     };
-    // A field that an apply leaves out is removed.
-    let mut fields = Map::new();
-    fields.extend(list_known_fields(cluster));
+    let mut fields = list_known_fields(cluster);
     let (update, wait) = match &result {
         Ok(ChildrenState::Recorded { secret_copies }) => {
             fields.insert("secretCopies".to_owned(), json!(secret_copies));
@@ -114,8 +112,8 @@ async fn publish_suspension_event(
     cluster: &RealtimeCluster,
     suspended: Option<&ConditionUpdate>,
 ) {
-    let mut known = cluster.status.iter().flat_map(|status| &status.conditions);
-    let was_suspended = known.any(|known| known.type_ == condition::SUSPENDED);
+    let known = cluster.status.as_ref().and_then(|status| status.find_condition(condition::SUSPENDED));
+    let was_suspended = known.is_some();
     let (reason, note) = match suspended {
         Some(update) if !was_suspended => ("Suspended", update.message.clone()),
         None if was_suspended => ("Resumed", "changes are applied again".to_owned()),
@@ -183,7 +181,6 @@ async fn list_waiting_objects(
     cluster: &RealtimeCluster,
     desired: &DesiredObjects,
 ) -> Result<Vec<String>, ReconcileError> {
-    let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
     let wanted = &desired.children;
     let describe = |object: &Value| {
         let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -192,8 +189,8 @@ async fn list_waiting_objects(
     let mut waiting = Vec::new();
     for object in wanted {
         let live = fetch_live(context, cluster, object).await?;
-        let live = live.map(|live| serde_json::to_value(&*live)).transpose().map_err(malformed)?;
-        if live.is_none_or(|live| !is_up_to_date(object, &live) || has_foreign_fields(object, &live)) {
+        let live = live.map(|live| serde_json::to_value(&*live)).transpose()?;
+        if live.is_none_or(|live| needs_apply(object, &live)) {
             waiting.push(describe(object));
         }
     }
@@ -226,12 +223,11 @@ async fn apply_children(
     desired: &DesiredObjects,
 ) -> Result<Vec<Deployment>, ReconcileError> {
     let (namespace, uid) = (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
-    let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
     let wanted = &desired.children;
     let mut deployments = Vec::new();
     // Pods mount the registry, which another controller writes; kubelet backs off long before it retries a mount.
     if let Some(last) = desired.registry.last() {
-        let last = serde_json::to_value(last).map_err(malformed)?;
+        let last = serde_json::to_value(last)?;
         if fetch_live(context, cluster, &last).await?.is_none() {
             return Err(ReconcileError::transient(Reason::RollingOut, "waiting for the app registry to be written"));
         }
@@ -244,10 +240,10 @@ async fn apply_children(
     for (object, live) in wanted.iter().zip(lives) {
         let is_deployment = object["kind"] == "Deployment";
         if let Some(live) = &live {
-            let value = serde_json::to_value(&**live).map_err(malformed)?;
-            if is_up_to_date(object, &value) && !has_foreign_fields(object, &value) {
+            let value = serde_json::to_value(&**live)?;
+            if !needs_apply(object, &value) {
                 if is_deployment {
-                    deployments.push(serde_json::from_value(value).map_err(malformed)?);
+                    deployments.push(serde_json::from_value(value)?);
                 }
                 continue;
             }
@@ -256,7 +252,7 @@ async fn apply_children(
         if !is_deployment {
             let applied = apply::apply_object(&context.client, object).await?;
             // The annotation of another identity that somebody else wrote; our own one is removed by the apply.
-            let repairs = find_repairs(object, &serde_json::to_value(&applied).map_err(malformed)?);
+            let repairs = find_repairs(object, &serde_json::to_value(&applied)?);
             if !repairs.is_empty() {
                 apply::repair_object(&context.client, &applied, &repairs).await?;
             }
@@ -269,12 +265,12 @@ async fn apply_children(
         let live = apply::fetch_owned(&context.client, object, &uid).await?;
         let mut writers = ForeignWriters { context, cluster, wanted: object, reported: vec![] };
         if let Some(live) = live {
-            writers.report_once(&serde_json::to_value(&live).map_err(malformed)?).await;
+            writers.report_once(&serde_json::to_value(&live)?).await;
         }
         let applied = apply::apply_object(&context.client, object).await?;
         let applied = remove_foreign_fields(&mut writers, applied, &uid).await?;
-        let value = serde_json::to_value(&applied).map_err(malformed)?;
-        deployments.push(serde_json::from_value(value).map_err(malformed)?);
+        let value = serde_json::to_value(&applied)?;
+        deployments.push(serde_json::from_value(value)?);
     }
     context.ensure_leader()?;
     for pruned in
@@ -316,10 +312,6 @@ async fn fetch_live(
     }
 }
 
-fn has_foreign_fields(wanted: &Value, live: &Value) -> bool {
-    !find_foreign_fields(wanted, live).is_empty() || !find_repairs(wanted, live).is_empty()
-}
-
 /// Reports foreign fields of one Deployment.
 struct ForeignWriters<'a> {
     context: &'a ControllerContext,
@@ -352,10 +344,9 @@ async fn remove_foreign_fields(
     mut applied: DynamicObject,
     uid: &str,
 ) -> Result<DynamicObject, ReconcileError> {
-    let malformed = |error: serde_json::Error| ReconcileError::terminal(Reason::SpecInvalid, error.to_string());
     let (context, wanted) = (writers.context, writers.wanted);
     for _ in 0..REPAIR_ATTEMPTS_MAX {
-        let live = serde_json::to_value(&applied).map_err(malformed)?;
+        let live = serde_json::to_value(&applied)?;
         let repairs = find_repairs(wanted, &live);
         if repairs.is_empty() {
             return Ok(applied);
@@ -378,6 +369,11 @@ async fn remove_foreign_fields(
 fn format_event_action(field: &str) -> String {
     let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     "PutBack-".chars().chain(field.chars().map(word)).take(EVENT_ACTION_LEN_MAX).collect()
+}
+
+/// Whether an apply or a repair would change the live object.
+fn needs_apply(wanted: &Value, live: &Value) -> bool {
+    !is_up_to_date(wanted, live) || has_foreign_fields(wanted, live)
 }
 
 /// Whether the live object has every rendered field with its rendered value.

@@ -348,9 +348,7 @@ fn stand_in_secrets(options: &RehearsalOptions) -> (SecretTexts, Vec<String>) {
 
 fn validate(options: &RehearsalOptions, secrets: &SecretTexts) -> Result<ValidCluster, RehearsalError> {
     let (cluster, apps) = (&options.cluster, &options.apps);
-    let generate = |_: &str| random_secret(20);
-    let of_apps = desired::generate_app_credentials(apps, generate);
-    let credentials = desired::generate_credentials(cluster, &BTreeMap::new(), of_apps, generate);
+    let credentials = desired::generate_all_credentials(cluster, apps, |_| random_secret(20));
     let inputs = ClusterInputs {
         cluster,
         apps,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use realtime_operator::desired::{
-    self, ClusterInputs, Manifests, ServerImage, generate_credentials, render_objects, validate,
+    self, ClusterInputs, Manifests, ServerImage, generate_all_credentials, render_objects, validate,
 };
 use serde_json::{Map, Value, json};
 
@@ -186,12 +186,7 @@ fn judge(documents: &[Value]) -> Result<Vec<Value>, Vec<String>> {
         cluster: &cluster,
         apps: &apps,
         secrets: &secrets,
-        credentials: &generate_credentials(
-            &cluster,
-            &BTreeMap::new(),
-            desired::generate_app_credentials(&apps, generate),
-            generate,
-        ),
+        credentials: &generate_all_credentials(&cluster, &apps, generate),
         receiver: "receiver.svc:8090",
         own_image: &ServerImage::of_operator(None),
         recorded_image: None,

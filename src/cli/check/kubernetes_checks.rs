@@ -11,25 +11,19 @@ use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
 use super::{CheckResult, CheckState};
-use crate::api::RealtimeCluster;
 use crate::api::crd::all_crds;
 use crate::api::yaml::yaml_document;
+use crate::cli::cluster_api::{build_cluster_api, describe_error};
 use crate::cli::files::InputManifests;
 use crate::desired::network_policy::{find_isolating_policies, network_policy_name, render_network_policy};
 use crate::desired::{self, AwsIdentity, SecretTexts, ServerImage, ValidCluster};
+use crate::operator::LEADER_LEASE_NAME;
 
-/// Name of the operator's Lease and Deployment.
-const OPERATOR_NAME: &str = "realtime-operator";
+/// Name of the operator's Deployment, as the chart renders it.
+const OPERATOR_DEPLOYMENT: &str = "realtime-operator";
 
 /// Age of the operator's last renewal, in s, above which none leads.
 const LEASE_AGE_MAX_SECONDS: i64 = 60;
-
-fn describe_error(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        error => error.to_string(),
-    }
-}
 
 /// Asks for the version of the API server.
 ///
@@ -83,8 +77,7 @@ pub async fn check_crds(client: &Client) -> CheckResult {
 
 /// Without the right to read CRDs, a listing shows whether they exist.
 async fn check_crds_by_listing(client: &Client) -> CheckResult {
-    let clusters: Api<RealtimeCluster> = Api::default_namespaced(client.clone());
-    match clusters.list(&ListParams::default().limit(1)).await {
+    match build_cluster_api(client, None).list(&ListParams::default().limit(1)).await {
         Err(kube::Error::Api(status)) if status.is_not_found() => {
             let remedy = "have an administrator install the CRDs: realtime crd prints them";
             CheckResult::new("crds", CheckState::Missing, "RealtimeCluster is not installed", remedy)
@@ -98,7 +91,7 @@ pub async fn check_operator(client: &Client, namespace: &str) -> (CheckResult, O
     const CHECK: &str = "operator";
     let remedy = "install the operator (docs/helm.md), or name its namespace by --operator-namespace";
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
-    let lease = match leases.get_opt(OPERATOR_NAME).await {
+    let lease = match leases.get_opt(LEADER_LEASE_NAME).await {
         Ok(Some(lease)) => lease.spec.unwrap_or_default(),
         Ok(None) => {
             let message = format!("none has run in namespace {namespace}");
@@ -110,7 +103,7 @@ pub async fn check_operator(client: &Client, namespace: &str) -> (CheckResult, O
         }
     };
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-    let deployment = deployments.get_opt(OPERATOR_NAME).await.ok().flatten();
+    let deployment = deployments.get_opt(OPERATOR_DEPLOYMENT).await.ok().flatten();
     let image = deployment.and_then(|deployment| {
         let containers = deployment.spec.template.spec?.containers;
         containers.into_iter().find(|container| container.name == "operator")?.image
@@ -131,8 +124,8 @@ pub async fn check_operator(client: &Client, namespace: &str) -> (CheckResult, O
 
 /// Reads the Secrets that the files do not hold, and names those that are missing.
 pub async fn check_secrets(client: &Client, input: &InputManifests) -> (CheckResult, SecretTexts) {
-    let namespace = input.cluster.namespace().unwrap_or_else(|| "default".to_owned());
-    let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let namespace = input.namespace();
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let mut texts = input.secrets.clone();
     let (mut missing, mut unreadable) = (Vec::new(), Vec::new());
     let references = desired::collect_secret_references(&input.cluster, &input.apps);
@@ -167,13 +160,12 @@ pub async fn check_secrets(client: &Client, input: &InputManifests) -> (CheckRes
 
 /// The image that a cluster of this name already runs.
 pub async fn find_recorded_image(client: &Client, input: &InputManifests) -> Option<ServerImage> {
-    let namespace = input.cluster.namespace().unwrap_or_else(|| "default".to_owned());
-    let api: Api<RealtimeCluster> = Api::namespaced(client.clone(), &namespace);
+    let api = build_cluster_api(client, Some(input.namespace()));
     let status = api.get_opt(&input.cluster.name_any()).await.ok()??.status?;
     ServerImage::of_record(status.image.as_ref()?, status.version.as_deref()?)
 }
 
-/// Looks for the part of the platform that gives pods their AWS identity.
+/// Checks the platform component that gives pods their AWS identity.
 pub async fn check_identity(client: &Client, cluster: &ValidCluster) -> CheckResult {
     const CHECK: &str = "identity";
     let name = cluster.stream.identity.name();
@@ -216,7 +208,7 @@ pub async fn check_identity(client: &Client, cluster: &ValidCluster) -> CheckRes
     }
 }
 
-/// Looks for policies that isolate the pods, and renders the one to add.
+/// Finds the policies that isolate the pods, and renders the one to add.
 pub async fn check_network_policies(
     client: &Client,
     cluster: &ValidCluster,

@@ -1,7 +1,5 @@
 //! Checks of the manifest itself. Pure.
 
-use std::collections::BTreeMap;
-
 use super::{CheckResult, CheckState};
 use crate::cli::files::InputManifests;
 use crate::desired::{
@@ -19,8 +17,7 @@ pub fn check_manifest(
         secrets.entry(reference.name).or_default().entry(reference.key).or_insert_with(|| "missing".to_owned());
     }
     let generate = |purpose: &str| format!("<{purpose}>");
-    let of_apps = desired::generate_app_credentials(&input.apps, generate);
-    let credentials = desired::generate_credentials(&input.cluster, &BTreeMap::new(), of_apps, generate);
+    let credentials = desired::generate_all_credentials(&input.cluster, &input.apps, generate);
     let inputs = ClusterInputs {
         cluster: &input.cluster,
         apps: &input.apps,

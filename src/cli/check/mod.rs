@@ -12,8 +12,8 @@ use kube::Client;
 use serde::Serialize;
 
 use super::output::{OutputFormat, print_value};
-use super::{BAD_INPUT_EXIT_CODE, files, print};
-use crate::desired::OPERATOR_NAMESPACE;
+use super::{files, print, report_bad_input};
+use crate::desired::{OPERATOR_NAMESPACE, ServerImage};
 use crate::kubernetes::client::build_clients;
 
 /// The exit code when something is missing.
@@ -120,16 +120,16 @@ impl CheckScreen {
 pub async fn run(arguments: Arguments) -> u8 {
     let input = match (!arguments.files.is_empty()).then(|| files::read(&arguments.files)).transpose() {
         Ok(input) => input,
-        Err(errors) => return report_errors(&errors),
+        Err(errors) => return report_bad_input(&errors),
     };
     let clients = match build_clients(Arc::default()).await {
         Ok(clients) => clients,
-        Err(error) => return report_errors(&[error.to_string()]),
+        Err(error) => return report_bad_input(&[error.to_string()]),
     };
     let mut screen = CheckScreen { format: arguments.output, results: vec![] };
     let checks = run_checks(&mut screen, &clients.call, input, &arguments.operator_namespace);
     if let Err(error) = Box::pin(checks).await {
-        return report_errors(&[error]);
+        return report_bad_input(&[error]);
     }
     let passed = screen.results.iter().all(|result| result.state != CheckState::Missing);
     let code = match screen.format {
@@ -153,7 +153,7 @@ async fn run_checks(
     let (secrets, texts) = kubernetes_checks::check_secrets(client, &input).await;
     screen.add(secrets);
     let recorded = kubernetes_checks::find_recorded_image(client, &input).await;
-    let own = own_image.unwrap_or_else(|| crate::desired::ServerImage::of_operator(None));
+    let own = own_image.unwrap_or_else(|| ServerImage::of_operator(None));
     let (manifest, valid) = manifest_checks::check_manifest(&input, texts.clone(), &own, recorded.as_ref());
     screen.add(manifest);
     let Some(valid) = valid else { return Ok(()) };
@@ -162,13 +162,6 @@ async fn run_checks(
     screen.add(outside_checks::check_kinesis(&valid, &texts).await);
     screen.add(kubernetes_checks::check_network_policies(client, &valid, &texts, operator_namespace).await);
     Ok(())
-}
-
-fn report_errors(errors: &[String]) -> u8 {
-    for error in errors {
-        eprintln!("realtime: {error}");
-    }
-    BAD_INPUT_EXIT_CODE
 }
 
 fn format_result(result: &CheckResult) -> String {

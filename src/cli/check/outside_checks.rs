@@ -6,8 +6,9 @@ use tokio::time::timeout;
 
 use super::{CheckResult, CheckState};
 use crate::bus::{BusError, RedisAddress, check_store};
-use crate::desired::{AwsIdentity, SecretTexts, ValidCluster};
-use crate::kinesis::{AwsCredentials, KinesisClient, KinesisErrorClass, StreamSettings};
+use crate::desired::{SecretTexts, ValidCluster};
+use crate::kinesis::{AwsCredentials, KinesisClient, KinesisErrorClass};
+use crate::operator::build_stream_settings;
 
 /// Bounds the search for credentials and the answer of Kinesis.
 const KINESIS_TIMEOUT: Duration = Duration::from_secs(20);
@@ -38,27 +39,16 @@ pub async fn check_kinesis(cluster: &ValidCluster, secrets: &SecretTexts) -> Che
     if cluster.dispatcher().is_none() {
         return CheckResult::skipped(CHECK, "webhooks are off");
     }
-    let (credentials, identity) = match &cluster.stream.identity {
-        AwsIdentity::StaticKeys(name) => {
-            let text = |key: &str| secrets.get(name).and_then(|texts| texts.get(key)).cloned();
-            let (Some(access_key_id), Some(secret_access_key)) = (text("accessKeyID"), text("secretAccessKey")) else {
-                return CheckResult::skipped(CHECK, format!("the Secret {name} with the access keys is missing"));
-            };
-            (AwsCredentials::Static { access_key_id, secret_access_key }, "the keys of the cluster")
-        }
-        AwsIdentity::Irsa(_) | AwsIdentity::PodIdentity | AwsIdentity::WebIdentity(_) | AwsIdentity::NodeRole => {
-            (AwsCredentials::Chain, "the credentials of this machine")
-        }
+    let settings = match build_stream_settings(&cluster.stream, secrets) {
+        Ok(settings) => settings,
+        Err(name) => return CheckResult::skipped(CHECK, format!("the Secret {name} with the access keys is missing")),
     };
-    let is_own = matches!(credentials, AwsCredentials::Static { .. });
-    let settings = StreamSettings {
-        stream: cluster.stream.name.clone(),
-        region: cluster.stream.region.clone(),
-        endpoint: cluster.stream.endpoint_url.clone(),
-        credentials,
+    let (identity, state) = match settings.credentials {
+        AwsCredentials::Static { .. } => ("the keys of the cluster", CheckState::Missing),
+        AwsCredentials::Chain => ("the credentials of this machine", CheckState::Warning),
     };
     let described = timeout(KINESIS_TIMEOUT, async { KinesisClient::connect(&settings).await.describe_stream().await });
-    let (name, state) = (&cluster.stream.name, if is_own { CheckState::Missing } else { CheckState::Warning });
+    let name = &cluster.stream.name;
     match described.await {
         Ok(Ok(summary)) => CheckResult::passed(CHECK, format!("stream {name} is {} by {identity}", summary.status)),
         Ok(Err(error)) if error.class == KinesisErrorClass::NotFound => {

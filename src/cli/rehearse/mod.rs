@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::report::RehearsalReport;
 use self::screen::ProgressScreen;
-use super::{BAD_INPUT_EXIT_CODE, files};
+use super::{files, report_bad_input};
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::gate::{GatePhase, Verdict};
 use crate::process::{signal, telemetry};
@@ -156,13 +156,6 @@ fn demo_app(cluster: &RealtimeCluster) -> Option<RealtimeApp> {
         },
     });
     serde_json::from_value(app).ok()
-}
-
-fn report_bad_input(errors: &[String]) -> u8 {
-    for error in errors {
-        eprintln!("realtime: {error}");
-    }
-    BAD_INPUT_EXIT_CODE
 }
 
 /// Waits for the verdict, showing hops as they pass.

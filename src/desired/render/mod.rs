@@ -20,7 +20,7 @@ use crate::config::ServerKind;
 
 pub use children::{CHILD_TABLE, ChildKind, ChildTracking, WATCHED_KINDS, is_pruned};
 pub use secrets::{registry_secret_name, render_registry_secrets};
-pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, TEMPLATE_ANNOTATION, template_mark};
+pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, TEMPLATE_ANNOTATION, is_rendered_template, template_mark};
 
 /// Container port on which edges serve clients.
 pub const PUBLIC_PORT: i32 = 8080;
@@ -98,13 +98,16 @@ pub fn child_labels(cluster: &ValidCluster, component: &str) -> BTreeMap<String,
 /// Labels by which a Deployment and a Service select their pods. A Deployment's selector is immutable, so they never
 /// change.
 fn pod_selector(cluster: &ValidCluster, component: &str) -> BTreeMap<String, String> {
-    [
-        ("app.kubernetes.io/name", "realtime"),
-        ("app.kubernetes.io/instance", cluster.name.as_str()),
-        ("app.kubernetes.io/component", component),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .into()
+    let mut labels = cluster_selector(cluster);
+    labels.insert("app.kubernetes.io/component".to_owned(), component.to_owned());
+    labels
+}
+
+/// Labels that every pod of the cluster has, and no other pod.
+pub(super) fn cluster_selector(cluster: &ValidCluster) -> BTreeMap<String, String> {
+    [("app.kubernetes.io/name", "realtime"), ("app.kubernetes.io/instance", cluster.name.as_str())]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
 }
 
 /// Label selector for all pods of the cluster of this name.

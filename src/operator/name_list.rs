@@ -1,0 +1,10 @@
+//! Lists of names in messages. Pure.
+
+/// Lists at most `max` names, and counts the others: `a, b and 3 more`.
+pub fn list_names(names: &[String], max: usize) -> String {
+    let named = names.iter().take(max).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(max) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
