@@ -328,8 +328,7 @@ impl ShardWorker {
         let targets: Vec<EndpointId> =
             wants.map(|it| EndpointId { app: event.app.clone(), endpoint: it.name.clone() }).collect();
         let webhook = WebhookEvent::new(&event.channel, &event.event);
-        let bytes = serde_json::to_string(&webhook).map_or(0, |text| text.len());
-        let outgoing = Arc::new(OutgoingEvent { event: webhook, time_ms: event.event.time_ms, bytes });
+        let outgoing = Arc::new(OutgoingEvent::new(webhook, event.event.time_ms));
         self.tracker.add_deliveries(event.record, targets.len());
         for target in targets {
             self.hold.push(&target, event.record, Arc::clone(&outgoing));
@@ -384,7 +383,7 @@ impl ShardWorker {
     fn complete_delivery(&mut self, (endpoint, finished): &FinishedAt) {
         let delivery = &finished.delivery;
         if let Some(reason) = finished.dropped {
-            self.drop_events(reason, 1, &format!("{endpoint}: {}", delivery.outgoing.event.id));
+            self.drop_events(reason, 1, &format!("{endpoint}: {}", delivery.outgoing.id));
         }
         self.tracker.finish_event(delivery.record);
     }

@@ -10,10 +10,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::index::{ChannelKeys, ChannelState, DeliveryIndex, QueuedDelivery};
+use super::index::{ChannelState, DeliveryIndex, QueuedDelivery};
 use super::{AttemptOutcome, FinishedDelivery, HoldId, PendingDelivery};
 use crate::dispatcher::metrics::DropReason;
 use crate::dispatcher::retry::{RetryPolicy, backoff_ms};
+use crate::protocol::ChannelName;
 
 /// Bounds the events of one body.
 pub const BATCH_EVENTS_MAX: usize = 100;
@@ -183,7 +184,7 @@ impl EndpointQueue {
         let (mut evicted, mut freed) = (Vec::new(), 0);
         while evicted.len() < events || freed < bytes {
             let Some(queued) = self.index.pop_evictable(hold) else { break };
-            freed += queued.delivery.outgoing.bytes;
+            freed += queued.delivery.outgoing.bytes();
             self.ages.remove(&queued.serial);
             evicted.push(queued.into_finished(Some(DropReason::EndpointBehind)));
         }
@@ -229,14 +230,14 @@ impl EndpointQueue {
             let is_first = taken.is_empty();
             let fits = |queued: &QueuedDelivery, place: usize, bytes: usize| {
                 let starts = is_first && place == 0;
-                let joins = !is_posted_alone(queued) && bytes + queued.delivery.outgoing.bytes <= BATCH_BYTES_MAX;
+                let joins = !is_posted_alone(queued) && bytes + queued.delivery.outgoing.bytes() <= BATCH_BYTES_MAX;
                 place < room && (starts || joins)
             };
             let more = self.index.take_from_channel(&channel, bytes, fits);
             if more.is_empty() {
                 break;
             }
-            bytes += more.iter().map(|queued| queued.delivery.outgoing.bytes).sum::<usize>();
+            bytes += more.iter().map(|queued| queued.delivery.outgoing.bytes()).sum::<usize>();
             taken.extend(more);
             if is_alone {
                 break;
@@ -247,10 +248,13 @@ impl EndpointQueue {
 
     fn finish(&mut self, taken: Vec<QueuedDelivery>, reason: Option<DropReason>) -> Vec<FinishedDelivery> {
         let mut finished = Vec::with_capacity(taken.len());
-        let mut channels = ChannelKeys::default();
+        let mut channels = Vec::<ChannelName>::new();
         for queued in taken {
             self.ages.remove(&queued.serial);
-            channels.insert(queued.channel().clone());
+            // The events of a channel follow each other.
+            if channels.last() != Some(queued.channel()) {
+                channels.push(queued.channel().clone());
+            }
             if self.index.finish_in_flight(&queued) {
                 finished.push(queued.into_finished(reason));
             }
