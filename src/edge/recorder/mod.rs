@@ -11,7 +11,7 @@ pub(crate) mod limits;
 pub(crate) mod queue;
 pub(crate) mod writer;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -29,6 +29,7 @@ use crate::edge::drop_reason::DropReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::kinesis;
 use crate::process::clock;
+use crate::process::locks::lock_unpoisoned;
 use crate::process::metrics::LabelValue;
 use crate::protocol::admin::{RecorderFlow, RecorderState};
 use crate::protocol::record::{EventKind, RecordOrigin, RecordedEvent};
@@ -222,9 +223,4 @@ async fn expire_events(shared: Arc<RecorderCore>, closing: CancellationToken) {
             shared.count_drops(expired);
         }
     }
-}
-
-/// Locks a mutex, also after a panic of another holder: each change is complete in itself.
-fn lock_unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,8 +15,8 @@ use super::app_shares::AppShares;
 use super::event::{DroppedEvent, RecordableEvent};
 use super::lane::{BatchBudget, CompletedRecord, Lane, OutgoingRecord};
 use super::limits::QueueLimits;
-use super::lock_unpoisoned;
 use crate::bus::ChannelKey;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::AppId;
 
 /// Expired events that are dropped under one lock.
