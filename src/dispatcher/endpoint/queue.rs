@@ -4,8 +4,8 @@
 //! to post now, and finished events. A channel is in one body at a time, which is all that the order needs: a bad event
 //! delays its own channel and no other.
 //!
-//! A body that failed is dissolved: its events return to the front of their channels, which back off. Nothing but bodies
-//! in flight is out of reach of an eviction. Bodies become smaller while they fail and full again with the first success;
+//! A body that failed is dissolved: its events return to the front of their channels, which back off. An eviction can
+//! remove every event that is not in flight. Bodies become smaller while they fail and full again with the first success;
 //! an event that goes on failing while others succeed is posted alone.
 
 use std::collections::{BTreeMap, HashMap};
@@ -143,7 +143,7 @@ impl EndpointQueue {
         match outcome {
             AttemptOutcome::Delivered => {
                 if self.failures >= BREAKER_FAILURE_COUNT {
-                    // The endpoint works again: what backed off because of the outage need not wait longer.
+                    // The endpoint works again: channels that backed off because of the outage need not wait longer.
                     self.index.wake_channels(u64::MAX);
                 }
                 (self.failures, self.batch_events_max) = (0, BATCH_EVENTS_MAX);
@@ -311,8 +311,8 @@ impl EndpointQueue {
         finished
     }
 
-    /// Drops waiting events whose retry window is over while the endpoint fails: those behind a failing one would
-    /// otherwise outlive it.
+    /// Drops waiting events whose retry window is over while the endpoint fails: those behind a failing event would
+    /// otherwise outlive the window.
     fn drop_expired(&mut self, now_ms: u64) -> Vec<FinishedDelivery> {
         let mut expired = Vec::new();
         if self.failures == 0 {
