@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::future::{BoxFuture, ready};
@@ -16,6 +16,7 @@ use super::{
     DecidedTransitions, Health, JoinOutcome, LARGE_CHANNEL_COUNT_INTERVAL, LARGE_CHANNEL_THRESHOLD, LAST_EVENT_TTL,
     LastEvent, LastEventLookup, Membership, PRESENCE_MEMBERS_MAX, RemoteTransitions, SessionDirectory, Transition,
 };
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
 use crate::protocol::{AppId, ChannelKind, ChannelName, SocketId};
@@ -80,7 +81,7 @@ impl MemoryBus {
         let (sender, receiver) = mpsc::channel(PROCESS_QUEUE_LEN);
         let lost = Arc::new(AtomicU64::new(0));
         let process = {
-            let mut state = lock_ignoring_poison(&store.state);
+            let mut state = lock_unpoisoned(&store.state);
             state.processes.push((sender, lost.clone()));
             state.processes.len() - 1
         };
@@ -88,7 +89,7 @@ impl MemoryBus {
     }
 
     fn send(&self, message: &BroadcastFrame) {
-        let state = lock_ignoring_poison(&self.store.state);
+        let state = lock_unpoisoned(&self.store.state);
         for (process, (sender, lost)) in state.processes.iter().enumerate() {
             if process != self.process && sender.try_send(message.clone()).is_err() {
                 lost.fetch_add(1, Ordering::Relaxed);
@@ -110,7 +111,7 @@ impl Membership for MemoryBus {
         socket: &'a SocketId,
         member: Option<&'a PresenceMember>,
     ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
-        let mut state = lock_ignoring_poison(&self.store.state);
+        let mut state = lock_unpoisoned(&self.store.state);
         state.remove_expired_channels(Instant::now());
         let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
         Box::pin(ready(channel.add_connection(socket, member)))
@@ -122,7 +123,7 @@ impl Membership for MemoryBus {
         socket: &'a SocketId,
         cause: Option<LeaveCause>,
     ) -> BoxFuture<'a, Result<DecidedTransitions, BusError>> {
-        let mut state = lock_ignoring_poison(&self.store.state);
+        let mut state = lock_unpoisoned(&self.store.state);
         let left = |channel: &mut ChannelState| channel.remove_connection(socket, cause);
         let transitions = state.channels.get_mut(subject).map(left).unwrap_or_default();
         Box::pin(ready(Ok(DecidedTransitions::without_outbox(transitions))))
@@ -156,7 +157,7 @@ impl Broadcast for MemoryBus {
     }
 
     fn take_incoming_frames(&self) -> Option<mpsc::Receiver<BroadcastFrame>> {
-        lock_ignoring_poison(&self.inbox).take()
+        lock_unpoisoned(&self.inbox).take()
     }
 
     fn lost_frames(&self) -> u64 {
@@ -175,7 +176,7 @@ impl ChannelStore for MemoryBus {
         subject: &'a ChannelKey,
         last: &'a LastEvent,
     ) -> BoxFuture<'a, Result<(), BusError>> {
-        let mut state = lock_ignoring_poison(&self.store.state);
+        let mut state = lock_unpoisoned(&self.store.state);
         state.remove_expired_channels(Instant::now());
         let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
         channel.store_last_event(last, Instant::now());
@@ -183,13 +184,13 @@ impl ChannelStore for MemoryBus {
     }
 
     fn look_up_last_event<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<LastEventLookup, BusError>> {
-        let mut state = lock_ignoring_poison(&self.store.state);
+        let mut state = lock_unpoisoned(&self.store.state);
         let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
         Box::pin(ready(Ok(channel.look_up_last_event(Instant::now()))))
     }
 
     fn claim_count_update<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<CountUpdate, BusError>> {
-        let mut state = lock_ignoring_poison(&self.store.state);
+        let mut state = lock_unpoisoned(&self.store.state);
         let update = state
             .channels
             .get_mut(subject)
@@ -198,14 +199,14 @@ impl ChannelStore for MemoryBus {
     }
 
     fn inspect_channel<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<ChannelInfo, BusError>> {
-        let state = lock_ignoring_poison(&self.store.state);
+        let state = lock_unpoisoned(&self.store.state);
         let info =
             state.channels.get(subject).map(|channel| channel.inspect_channel(Instant::now())).unwrap_or_default();
         Box::pin(ready(Ok(info)))
     }
 
     fn are_occupied<'a>(&'a self, subjects: &'a [ChannelKey]) -> BoxFuture<'a, Result<Vec<bool>, BusError>> {
-        let state = lock_ignoring_poison(&self.store.state);
+        let state = lock_unpoisoned(&self.store.state);
         let occupied = |subject| state.channels.get(subject).is_some_and(|channel| !channel.sockets.is_empty());
         Box::pin(ready(Ok(subjects.iter().map(occupied).collect())))
     }
@@ -215,7 +216,7 @@ impl ChannelStore for MemoryBus {
         app: &'a AppId,
         prefix: &'a str,
     ) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>> {
-        let state = lock_ignoring_poison(&self.store.state);
+        let state = lock_unpoisoned(&self.store.state);
         let listed = |subject: &ChannelKey, channel: &ChannelState| {
             subject.app == *app
                 && subject.channel.as_str().starts_with(prefix)
@@ -235,7 +236,7 @@ impl ChannelStore for MemoryBus {
 
 impl SessionDirectory for MemoryBus {
     fn send_heartbeat<'a>(&'a self, peer: &'a RelayPeer) -> BoxFuture<'a, Result<HeartbeatResponse, BusError>> {
-        Box::pin(ready(Ok(lock_ignoring_poison(&self.store.sessions).record_heartbeat(peer, Instant::now()))))
+        Box::pin(ready(Ok(lock_unpoisoned(&self.store.sessions).record_heartbeat(peer, Instant::now()))))
     }
 
     fn claim_session<'a>(
@@ -243,25 +244,25 @@ impl SessionDirectory for MemoryBus {
         session: &'a str,
         process: &'a str,
     ) -> BoxFuture<'a, Result<Option<String>, BusError>> {
-        Box::pin(ready(Ok(lock_ignoring_poison(&self.store.sessions).claim_session(session, process, Instant::now()))))
+        Box::pin(ready(Ok(lock_unpoisoned(&self.store.sessions).claim_session(session, process, Instant::now()))))
     }
 
     fn refresh_sessions<'a>(&'a self, sessions: &'a [String], process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
-        lock_ignoring_poison(&self.store.sessions).refresh_sessions(sessions, process, Instant::now());
+        lock_unpoisoned(&self.store.sessions).refresh_sessions(sessions, process, Instant::now());
         Box::pin(ready(Ok(())))
     }
 
     fn session_owner<'a>(&'a self, session: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>> {
-        Box::pin(ready(Ok(lock_ignoring_poison(&self.store.sessions).session_owner(session, Instant::now()))))
+        Box::pin(ready(Ok(lock_unpoisoned(&self.store.sessions).session_owner(session, Instant::now()))))
     }
 
     fn release_session<'a>(&'a self, session: &'a str, process: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
-        lock_ignoring_poison(&self.store.sessions).release_session(session, process);
+        lock_unpoisoned(&self.store.sessions).release_session(session, process);
         Box::pin(ready(Ok(())))
     }
 
     fn report_lost_send<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
-        lock_ignoring_poison(&self.store.sessions).report_lost_send(session, owner);
+        lock_unpoisoned(&self.store.sessions).report_lost_send(session, owner);
         Box::pin(ready(Ok(())))
     }
 }
@@ -403,11 +404,6 @@ impl ChannelState {
 
 fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// Locks the state even if another holder panicked: no change here leaves it half done.
-fn lock_ignoring_poison<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

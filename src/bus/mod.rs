@@ -4,8 +4,8 @@
 //! In: a connection that joins or leaves a channel, or a frame for a channel. Out: the transitions that follow for the
 //! whole cluster, each with the (epoch, seq) that orders it, and the frames of other processes. Occupancy is decided here,
 //! in one place and atomically, because two edges that decided for themselves would both publish "occupied". Each
-//! transition comes with a [`Receipt`], until whose acknowledgement the bus keeps it. Channels of the server's own, such as
-//! those of signed-in users, are never recorded: their transitions are not kept.
+//! transition comes with a [`Receipt`]; the bus keeps the transition until its receipt is acknowledged. Internal channels,
+//! such as those of signed-in users, are never recorded: their transitions are not kept.
 //!
 //! This room must not know transports, sockets or records.
 

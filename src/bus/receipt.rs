@@ -2,7 +2,7 @@
 //!
 //! A bus keeps a transition in its outbox until the receipt is acknowledged: the event is in the stream, or was dropped
 //! for a reason that somebody counted. A receipt that is dropped without an acknowledgement returns its transition to the
-//! bus, which emits it again; nothing is forgotten because a task ended halfway.
+//! bus, which emits it again; no transition is lost because a task ended halfway.
 
 use std::fmt;
 use std::sync::Arc;
@@ -142,9 +142,10 @@ impl IntoIterator for DecidedTransitions {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::Mutex;
 
     use super::*;
+    use crate::process::locks::lock_unpoisoned;
     use crate::protocol::ChannelName;
     use crate::protocol::record::EventKind;
 
@@ -154,11 +155,11 @@ mod tests {
 
     impl Outbox for NotingOutbox {
         fn acknowledge(&self, _: &ChannelKey, order: EventOrder) {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).push((order.seq, true));
+            lock_unpoisoned(&self.0).push((order.seq, true));
         }
 
         fn take_back(&self, _: &ChannelKey, order: EventOrder) {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).push((order.seq, false));
+            lock_unpoisoned(&self.0).push((order.seq, false));
         }
     }
 
@@ -177,7 +178,7 @@ mod tests {
         decided.next().expect("the first").receipt.acknowledge();
         drop(decided.next());
         drop(decided);
-        let calls = || std::mem::take(&mut *noting.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let calls = || std::mem::take(&mut *lock_unpoisoned(&noting.0));
         assert_eq!(calls(), [(1, true), (2, false), (3, false), (4, false)]);
         let all = DecidedTransitions::kept_by(&outbox, &subject, transitions.clone());
         assert_eq!(all.acknowledge_all(), transitions);

@@ -154,7 +154,7 @@ pub struct ShardState {
 }
 
 impl ShardState {
-    /// Its flow with the word of the pause.
+    /// The shard's flow, with the reason of its pause.
     fn flow(&self) -> ShardFlow {
         ShardFlow { paused: self.paused.map(|reason| reason.name().to_owned()), ..self.flow.clone() }
     }
@@ -255,7 +255,7 @@ impl DispatcherMetrics {
             PauseChange::Paused(reason) => {
                 let word = reason.name();
                 tracing::warn!(%shard, reason = word, unfinished, "shard reading paused");
-                // Of a failed read the reader's own error says more.
+                // The reader reports a failed read itself, with Kinesis's error.
                 if let Some(why) = too_new {
                     self.set_error(source, why.to_owned());
                 } else if reason != PauseReason::ReadFailed {

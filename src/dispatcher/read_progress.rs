@@ -1,7 +1,7 @@
 //! How far the reading of a shard is behind, and why it pauses. Pure: the caller passes the time.
 //!
-//! A shard that is not read must not look well: its distance grows with the clock, and a pause that lasts is reported once,
-//! with its reason.
+//! A shard that is not read must not look healthy: its distance grows with the clock, and a pause that lasts is reported
+//! once, with its reason.
 
 use super::metrics::{PauseChange, PauseReason};
 

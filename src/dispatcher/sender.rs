@@ -29,6 +29,7 @@ const DEFAULT_ATTEMPT_TIMEOUT_SECONDS: u32 = 4;
 const RESPONSE_READ_MAX_BYTES: usize = 64 * 1024;
 /// Longest wait for the rest of an answer.
 const RESPONSE_DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
+
 /// Posts bodies; shared by the shards of a process.
 pub struct WebhookSender {
     clients: HashMap<EgressClass, reqwest::Client>,
@@ -134,7 +135,7 @@ impl WebhookSender {
         let now = now_ms();
         let original = batch.iter().map(|item| item.outgoing.time_ms).min().unwrap_or(now);
         let old = now.saturating_sub(original) >= RESTAMP_AGE_MS;
-        let events = batch.iter().map(|item| item.outgoing.event.clone()).collect();
+        let events = batch.iter().map(|item| &*item.outgoing.json).collect();
         let text = serde_json::to_vec(&webhook::WebhookBody { time_ms: if old { now } else { original }, events })
             .map_err(|error| AttemptFailure::Unanswered(error.to_string()))?;
         let mut request = client

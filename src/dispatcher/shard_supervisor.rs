@@ -22,9 +22,9 @@ use crate::protocol::ShardId;
 
 /// Interval between two listings of the shards, after which a reshard is noticed at the latest.
 const LIST_INTERVAL: Duration = Duration::from_secs(30);
-/// Interval between two descriptions of the stream, which tell a stream from a later one of the same name. AWS allows 20 a
-/// second for the whole account, and every dispatcher of every cluster makes them. A read error brings the next one forward:
-/// the shards of a stream that was replaced cannot be read where the former one's were.
+/// Interval between two descriptions of the stream, whose creation time distinguishes it from a later one of the same name.
+/// AWS allows 20 a second for the whole account, and every dispatcher of every cluster makes them. A read error brings the
+/// next one forward: a position in a replaced stream is invalid in its successor.
 const DESCRIBE_INTERVAL: Duration = Duration::from_mins(5);
 /// Delay before the shards are listed again after an error.
 const LIST_RETRY_DELAY: Duration = Duration::from_secs(2);

@@ -29,6 +29,7 @@ use crate::kinesis::{KinesisClient, ReadPosition, ReadRecord, is_before};
 use crate::process::clock::now_ms;
 use crate::protocol::ShardId;
 use crate::protocol::admin::ShardFlow;
+use crate::protocol::registry::AppRegistry;
 use crate::protocol::webhook::WebhookEvent;
 
 /// Interval at which waiting events are checked for release.
@@ -41,7 +42,7 @@ const LEASE_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for an app that is not in the registry yet.
 const UNKNOWN_APP_TIMEOUT_MS: u64 = 30_000;
-/// Least interval between two looks at endpoints that are behind.
+/// Least interval between two evictions from endpoints that are behind.
 const EVICTION_INTERVAL_MS: u64 = 100;
 /// Least interval between two log lines on one drop reason.
 const DROP_LOG_INTERVAL_MS: u64 = 5_000;
@@ -82,10 +83,12 @@ pub struct ShardWorker {
     recent_ids: RecentEventIds,
     sequencer: Sequencer,
     debounce: AbsenceDebouncer,
-    /// Events of apps that the registry does not have yet, with the time until which they wait.
+    /// The registry that this turn of the pipeline uses.
+    registry: Arc<AppRegistry>,
+    /// Events of apps that the registry does not have yet, with the time until which they wait; the oldest first.
     unknown_app_events: VecDeque<(u64, TrackedEvent)>,
     hold: ShardHold,
-    /// Earliest time of the next look at endpoints that are behind.
+    /// Earliest time of the next eviction from endpoints that are behind.
     next_eviction_ms: u64,
     tracker: CheckpointTracker,
     /// Records that the former holder finished beyond the position at which this worker began to read.
@@ -100,6 +103,7 @@ impl ShardWorker {
     #[must_use]
     pub fn new(resources: Arc<WorkerResources>, shard: ShardId, generation: u64, stream_created_ms: u64) -> Self {
         let hold = resources.pool.open_hold();
+        let registry = Arc::clone(&resources.apps.borrow());
         Self {
             resources,
             shard,
@@ -116,6 +120,7 @@ impl ShardWorker {
             recent_ids: RecentEventIds::default(),
             sequencer: Sequencer::default(),
             debounce: AbsenceDebouncer::default(),
+            registry,
             unknown_app_events: VecDeque::new(),
             hold,
             next_eviction_ms: 0,
@@ -245,7 +250,6 @@ impl ShardWorker {
         for event in self.debounce.release_due(now_ms(), read_past_ms) {
             self.fan_out(event);
         }
-        self.retry_unknown_apps();
         self.hold.wake_endpoints();
     }
 
@@ -319,8 +323,7 @@ impl ShardWorker {
 
     /// Queues an event whose turn has come to every endpoint that subscribes to it.
     fn fan_out(&mut self, event: TrackedEvent) {
-        let registry = Arc::clone(&self.resources.apps.borrow());
-        let Some(app) = registry.by_id(&event.app) else {
+        let Some(app) = self.registry.by_id(&event.app) else {
             self.unknown_app_events.push_back((self.mono_ms() + UNKNOWN_APP_TIMEOUT_MS, event));
             return;
         };
@@ -328,8 +331,7 @@ impl ShardWorker {
         let targets: Vec<EndpointId> =
             wants.map(|it| EndpointId { app: event.app.clone(), endpoint: it.name.clone() }).collect();
         let webhook = WebhookEvent::new(&event.channel, &event.event);
-        let bytes = serde_json::to_string(&webhook).map_or(0, |text| text.len());
-        let outgoing = Arc::new(OutgoingEvent { event: webhook, time_ms: event.event.time_ms, bytes });
+        let outgoing = Arc::new(OutgoingEvent::new(webhook, event.event.time_ms));
         self.tracker.add_deliveries(event.record, targets.len());
         for target in targets {
             self.hold.push(&target, event.record, Arc::clone(&outgoing));
@@ -338,16 +340,17 @@ impl ShardWorker {
         self.tracker.finish_event(event.record);
     }
 
-    /// Retries events whose app is known now, and drops those that waited too long.
+    /// Takes the current registry. Retries events whose app is known now, and drops those that waited too long.
     fn retry_unknown_apps(&mut self) {
         let now = self.mono_ms();
         let registry = Arc::clone(&self.resources.apps.borrow());
-        let known = |event: &TrackedEvent| registry.by_id(&event.app).is_some();
-        if !self.unknown_app_events.iter().any(|(until, event)| *until <= now || known(event)) {
+        let is_same = Arc::ptr_eq(&registry, &self.registry);
+        self.registry = registry;
+        if is_same && self.unknown_app_events.front().is_none_or(|(until, _)| *until > now) {
             return;
         }
         for (until, event) in std::mem::take(&mut self.unknown_app_events) {
-            if known(&event) {
+            if self.registry.by_id(&event.app).is_some() {
                 self.fan_out(event);
             } else if until <= now {
                 self.drop_events(DropReason::UnknownApp, 1, event.app.as_str());
@@ -384,7 +387,7 @@ impl ShardWorker {
     fn complete_delivery(&mut self, (endpoint, finished): &FinishedAt) {
         let delivery = &finished.delivery;
         if let Some(reason) = finished.dropped {
-            self.drop_events(reason, 1, &format!("{endpoint}: {}", delivery.outgoing.event.id));
+            self.drop_events(reason, 1, &format!("{endpoint}: {}", delivery.outgoing.id));
         }
         self.tracker.finish_event(delivery.record);
     }
@@ -413,7 +416,7 @@ impl ShardWorker {
         if let Some(checkpoint) = self.tracker.checkpoint() {
             self.flow.checkpoint = Some(checkpoint.to_owned());
         }
-        // A shard that was read to its end has nothing to be behind of.
+        // A shard that was read to its end cannot be behind.
         if self.ended {
             self.progress.note_page(0, self.mono_ms());
         }

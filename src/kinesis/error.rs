@@ -136,7 +136,7 @@ impl KinesisError {
             }
             other => innermost_message(other),
         };
-        // Any other failure without an answer of the service is an outage, whatever it looks like.
+        // Any other failure without an answer of the service counts as an outage.
         let class = match identity {
             Some(IdentityFailure::Missing) => KinesisErrorClass::Denied,
             _ => classify_code(code),
@@ -163,8 +163,8 @@ enum IdentityFailure {
 
 /// Finds the error of a credentials provider in a chain of errors.
 fn find_identity_failure(error: &(dyn std::error::Error + 'static)) -> Option<IdentityFailure> {
-    let chain = std::iter::successors(Some(error), |error| error.source());
-    let failure = chain.into_iter().find_map(|error| error.downcast_ref::<CredentialsError>())?;
+    let mut chain = std::iter::successors(Some(error), |error| error.source());
+    let failure = chain.find_map(|error| error.downcast_ref::<CredentialsError>())?;
     Some(match failure {
         CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_) => {
             IdentityFailure::Missing
@@ -230,16 +230,7 @@ mod tests {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
             let served = tokio::spawn(axum::serve(listener, axum::Router::new().fallback(answer)).into_future());
-            let client = KinesisClient::connect(&StreamSettings {
-                stream: StreamName("s".to_owned()),
-                region: "eu-west-1".to_owned(),
-                endpoint: Some(endpoint),
-                credentials: AwsCredentials::Static {
-                    access_key_id: "a".to_owned(),
-                    secret_access_key: "b".to_owned(),
-                },
-            })
-            .await;
+            let client = KinesisClient::connect(&settings_of(&endpoint)).await;
             let error = client.list_tags().await.expect_err(name).to_string();
             served.abort();
             assert!(error.starts_with("ListTagsForStream on stream s in eu-west-1: "), "{name}: {error}");
@@ -248,8 +239,9 @@ mod tests {
         }
     }
 
-    fn client_of(endpoint: &str, credentials: AwsCredentials) -> StreamSettings {
+    fn settings_of(endpoint: &str) -> StreamSettings {
         let (stream, region) = (StreamName("s".to_owned()), "eu-west-1".to_owned());
+        let credentials = AwsCredentials::Static { access_key_id: "a".to_owned(), secret_access_key: "b".to_owned() };
         StreamSettings { stream, region, endpoint: Some(endpoint.to_owned()), credentials }
     }
 
@@ -257,7 +249,6 @@ mod tests {
     async fn only_an_answer_of_the_service_and_a_missing_identity_are_denied() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         crate::process::install_tls();
-        let keys = || AwsCredentials::Static { access_key_id: "a".to_owned(), secret_access_key: "b".to_owned() };
         for (name, answer) in [
             ("a connection that is closed at once", None),
             ("a connection that is closed within the answer", Some("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{")),
@@ -274,18 +265,18 @@ mod tests {
                     }
                 }
             });
-            let client = KinesisClient::connect(&client_of(&endpoint, keys())).await;
+            let client = KinesisClient::connect(&settings_of(&endpoint)).await;
             let error = client.list_tags().await.expect_err(name);
             served.abort();
             assert_eq!(error.class, KinesisErrorClass::Transient, "{name}: {error}");
             assert!(!error.to_string().contains("credentials"), "{name}: {error}");
         }
-        let closed = "http://127.0.0.1:9";
         let missing = CredentialsError::not_loaded_no_source();
         assert_eq!(find_identity_failure(&missing), Some(IdentityFailure::Missing));
         let slow = CredentialsError::provider_timed_out(std::time::Duration::from_secs(1));
         assert_eq!(find_identity_failure(&slow), Some(IdentityFailure::Unavailable));
-        let client = KinesisClient::connect(&client_of(closed, keys())).await;
+        // A port without a listener.
+        let client = KinesisClient::connect(&settings_of("http://127.0.0.1:9")).await;
         assert_eq!(client.list_tags().await.expect_err("refused").class, KinesisErrorClass::Transient);
     }
 }

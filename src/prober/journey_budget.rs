@@ -6,10 +6,12 @@
 //! or have failed, wait for their turn: turns are taken in order, and a cluster has few journeys of each route waiting.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
+
+use crate::process::locks::lock_unpoisoned;
 
 /// Journeys per second of an operator without `--journeys-per-second`.
 pub const JOURNEYS_PER_SECOND: u32 = 50;
@@ -68,7 +70,7 @@ impl JourneyBudget {
     }
 
     fn lock(&self) -> MutexGuard<'_, BudgetState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.0)
     }
 }
 
@@ -78,7 +80,7 @@ impl Default for JourneyBudget {
     }
 }
 
-/// One cluster's share of a budget, given back when dropped.
+/// One cluster's share of a budget, released when dropped.
 #[derive(Debug)]
 pub struct BudgetShare {
     id: u64,

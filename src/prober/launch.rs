@@ -1,4 +1,5 @@
-//! The start of observations and of journeys: which routes are tried again or on request, through which channels, beside which companions.
+//! The start of observations and of journeys: which routes are tried again or on request, through which channels, beside
+//! which companions.
 
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -16,7 +17,7 @@ use crate::process::clock;
 use crate::protocol::{ShardId, Transport};
 
 impl JourneySchedule {
-    /// Looks at every pod, in a task of its own.
+    /// Observes every pod, in a separate task.
     pub(super) fn observe_pods(&self) {
         let (context, results) = (self.context.clone(), self.results.clone());
         tokio::spawn(async move {
@@ -26,13 +27,13 @@ impl JourneySchedule {
         });
     }
 
-    /// Lists the shards of the stream, in a task of its own.
+    /// Lists the shards of the stream, in a separate task.
     pub(super) fn list_shards(&self) {
         let Some(stream) = self.context.plan.stream.clone() else { return };
         let results = self.results.clone();
         tokio::spawn(async move {
             match stream.list_shards().await {
-                // As above.
+                // The schedule may have ended.
                 Ok(shards) => drop(results.send(ScheduleEvent::ShardsListed(shards)).await),
                 Err(error) => tracing::warn!(%error, "shard listing failed: keeping the previous one"),
             }

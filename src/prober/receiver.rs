@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::ProbeApp;
 use super::nonce::nonce_of;
 use crate::process::heartbeat::Heartbeat;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::AppId;
 use crate::protocol::webhook::{self, WebhookBody, WebhookEvent};
 
@@ -89,7 +90,7 @@ pub(super) struct WebhookClaim {
 
 impl Drop for WebhookClaim {
     fn drop(&mut self) {
-        lock_state(&self.state.claims).remove(&self.nonce);
+        lock_unpoisoned(&self.state.claims).remove(&self.nonce);
     }
 }
 
@@ -131,18 +132,18 @@ impl WebhookReceiver {
 
     /// Adds the probe app of a cluster. Before the first app, senders get 503 and retry.
     pub(super) fn accept_app(&self, id: AppId) {
-        lock_state(&self.state.apps).insert(id);
+        lock_unpoisoned(&self.state.apps).insert(id);
     }
 
     /// Forgets an app, of a cluster that is gone.
     pub fn forget_app(&self, id: &AppId) {
-        lock_state(&self.state.apps).remove(id);
+        lock_unpoisoned(&self.state.apps).remove(id);
     }
 
     /// Waits for the events of a nonce, signed by `app`. A nonce is claimed once.
     pub(super) fn claim_webhooks(&self, nonce: &str, app: &ProbeApp) -> WebhookClaim {
         let (sender, events) = mpsc::channel(WEBHOOK_QUEUE_LEN);
-        lock_state(&self.state.claims).insert(nonce.to_owned(), ClaimEntry { app: app.clone(), sender });
+        lock_unpoisoned(&self.state.claims).insert(nonce.to_owned(), ClaimEntry { app: app.clone(), sender });
         WebhookClaim { nonce: nonce.to_owned(), state: self.state.clone(), events }
     }
 
@@ -184,7 +185,7 @@ async fn receive_webhook(
     headers: HeaderMap,
     body: Bytes,
 ) -> StatusCode {
-    if lock_state(&desk.apps).is_empty() {
+    if lock_unpoisoned(&desk.apps).is_empty() {
         return StatusCode::SERVICE_UNAVAILABLE;
     }
     let Ok(parsed) = serde_json::from_slice::<WebhookBody>(&body) else {
@@ -213,7 +214,7 @@ async fn receive_webhook(
 }
 
 fn find_claim(desk: &ReceiverState, event: &WebhookEvent) -> Option<ClaimEntry> {
-    lock_state(&desk.claims).get(nonce_of(&event.channel)?).cloned()
+    lock_unpoisoned(&desk.claims).get(nonce_of(&event.channel)?).cloned()
 }
 
 fn authenticate_webhook(app: &ProbeApp, headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
@@ -229,10 +230,6 @@ fn authenticate_webhook(app: &ProbeApp, headers: &HeaderMap, body: &[u8]) -> Res
         return Err(format!("the content type is `{kind}`"));
     }
     Ok(())
-}
-
-fn lock_state<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

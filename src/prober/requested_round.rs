@@ -105,12 +105,10 @@ impl RequestedRound {
         *attempts += 1;
         let failure = match &journey.outcome {
             JourneyOutcome::Pass => None,
-            JourneyOutcome::Void | JourneyOutcome::Ambiguous(_) if *attempts < ROUTE_ATTEMPTS_MAX => {
-                return RouteStep::Retry;
-            }
-            JourneyOutcome::Decisive(failure) | JourneyOutcome::Ambiguous(failure) => Some(failure.clone()),
-            // Cut by the prober itself each time: nothing is known of the route.
+            // The prober itself cut the journey: nothing is known of the route.
             JourneyOutcome::Void => return RouteStep::Retry,
+            JourneyOutcome::Ambiguous(_) if *attempts < ROUTE_ATTEMPTS_MAX => return RouteStep::Retry,
+            JourneyOutcome::Decisive(failure) | JourneyOutcome::Ambiguous(failure) => Some(failure.clone()),
         };
         self.pending.remove(&pair);
         self.results.insert(pair, RouteResult { failure, latency_ms: journey.latency_ms.clone() });

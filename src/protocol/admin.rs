@@ -67,7 +67,7 @@ pub struct RecorderFlow {
     pub acknowledged: u64,
     /// Events that wait to be written.
     pub queued: u64,
-    /// Events that no endpoint receives, so that they are not recorded; not among the accepted ones.
+    /// Events that were not recorded, because no endpoint receives them; not counted as accepted.
     #[serde(default)]
     pub unwanted: u64,
     /// Events dropped, by reason.

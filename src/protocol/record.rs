@@ -142,7 +142,7 @@ impl EventKind {
     }
 }
 
-/// A state of a channel, of which an event is one version: the last version is worth most.
+/// A state of a channel, of which each event is one version. A full queue drops the last version last.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum EventTopic {
     /// The number of connections.

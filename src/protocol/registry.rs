@@ -119,21 +119,21 @@ impl App {
         self.credentials.iter().find(|credential| credential.state == CredentialState::Active)
     }
 
-    /// Gives each endpoint whose name an earlier one has a name of its own.
+    /// Renames each endpoint that has the name of an earlier one.
     fn number_shared_names(&mut self) {
         for at in 1..self.webhooks.len() {
             let (earlier, later) = self.webhooks.split_at_mut(at);
             let is_taken = |name: &str| earlier.iter().any(|endpoint| endpoint.name == name);
             if let Some(endpoint) = later.first_mut().filter(|endpoint| is_taken(&endpoint.name)) {
-                // One of so many names is free.
+                // There is one candidate more than earlier endpoints, so one is free.
                 let free = (2..at + 3).map(|n| format!("{}#{n}", endpoint.name)).find(|name| !is_taken(name));
                 endpoint.name = free.unwrap_or_default();
             }
         }
     }
 
-    /// Whether an event of this channel is recorded for a webhook: an endpoint receives it. The state events of a channel
-    /// are recorded together, because they are numbered without gaps, and one of them may cancel another.
+    /// Whether an event of this channel is recorded because an endpoint receives it. The state events of a channel are
+    /// recorded together, because they are numbered without gaps, and one of them may cancel another.
     #[must_use]
     pub fn records_event(&self, event: &str, channel: &str) -> bool {
         let related: &[&str] = if EventKind::STATE_NAMES.contains(&event) { &EventKind::STATE_NAMES } else { &[event] };
@@ -169,8 +169,8 @@ impl WebhookEndpoint {
 pub struct AppRegistry {
     apps: BTreeMap<AppId, App>,
     keys: BTreeMap<AppKey, AppId>,
-    /// Texts of the apps that this release would write otherwise: another release wrote them, maybe with fields unknown to
-    /// this one.
+    /// Texts of the apps that this release would serialise differently: another release wrote them, maybe with fields that
+    /// are unknown here.
     later_texts: BTreeMap<AppId, String>,
 }
 

@@ -17,13 +17,13 @@ pub const ORIGINAL_TIME_HEADER: &str = "X-Realtime-Original-Time";
 /// The only content type that the Node SDK accepts.
 pub const CONTENT_TYPE: &str = "application/json";
 
-/// The body of one webhook.
+/// The body of one webhook; a sender fills it with events that are JSON already.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct WebhookBody {
+pub struct WebhookBody<E = WebhookEvent> {
     /// Time at which the events were made, in ms since 1970; SDKs refuse events older than five minutes.
     pub time_ms: u64,
     /// The events, oldest first.
-    pub events: Vec<WebhookEvent>,
+    pub events: Vec<E>,
 }
 
 /// One event as a customer receives it.
@@ -87,6 +87,9 @@ mod tests {
             }] })
         );
         assert_eq!(serde_json::from_value::<WebhookBody>(value).expect("a body"), body);
+        let event = serde_json::value::to_raw_value(&body.events[0]).expect("json");
+        let encoded = serde_json::to_string(&WebhookBody { time_ms: 1, events: vec![&*event] });
+        assert_eq!(encoded.expect("json"), serde_json::to_string(&body).expect("json"));
     }
 
     proptest! {

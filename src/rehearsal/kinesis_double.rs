@@ -34,7 +34,7 @@ const DISCARDED_REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Largest `CreateStream`: a name and 50 tags of 384 characters.
 const CREATE_REQUEST_BYTES_MAX: usize = 128 * 1024;
 
-/// Between the server and the number of a pod in its identity.
+/// Separates the server from the number in a pod's identity.
 const POD_SEPARATOR: char = '.';
 
 /// Content type of answers in JSON, as Kinesis has it.

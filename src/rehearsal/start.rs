@@ -40,7 +40,7 @@ fn rendered_receiver() -> String {
 /// A name that never resolves.
 const UNRESOLVED_HOST: &str = "receiver.invalid:8090";
 
-/// Of so many webhooks one is lost while the fault is on.
+/// Number of webhooks of which the last is lost, while the fault is on.
 const LOST_WEBHOOK_INTERVAL: usize = 3;
 
 /// Timeout for all parts of a rehearsal to end.

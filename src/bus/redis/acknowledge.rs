@@ -12,8 +12,8 @@ use super::client::{PIPELINE_COMMANDS_MAX, to_bus_error};
 use super::members::MembershipCore;
 use super::outbox::ReceiptEnd;
 
-/// Confirms acknowledgements with the store, so that no sweeper publishes their events again, and has returned
-/// transitions emitted again by the next reconciliation. A failed batch is retried.
+/// Confirms acknowledgements with the store, so that no sweeper publishes their events again, and marks returned
+/// transitions, which the next reconciliation emits again. A failed batch is retried.
 pub(super) async fn run_acknowledgements(
     core: Arc<MembershipCore>,
     mut ends: mpsc::UnboundedReceiver<ReceiptEnd>,

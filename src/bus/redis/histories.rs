@@ -2,8 +2,8 @@
 //! end in the true membership.
 //!
 //! Random are: joins and leaves, when each process records its events or drops their receipts, which process is killed,
-//! when the store is unavailable, and whether it then has lost its data. Time is not random: leases expire and settling ends when the
-//! history says so.
+//! when the store is unavailable, and whether it then has lost its data. Time is not random: leases expire and settling
+//! ends when the history says so.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::TcpListener;

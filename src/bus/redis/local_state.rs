@@ -174,7 +174,7 @@ impl LocalState {
         }
     }
 
-    /// Notes that an event has no receipt any more, and marks its channel for a report, which emits it again.
+    /// Marks an event whose receipt was dropped, and its channel for a report, which emits the event again.
     pub fn mark_returned(&mut self, subject: &ChannelKey, order: EventOrder) {
         if let Some(kept) = self.channels.get_mut(subject).and_then(|channel| channel.outbox.get_mut(&order)) {
             kept.is_emitted = false;

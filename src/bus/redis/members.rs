@@ -45,7 +45,7 @@ pub(super) struct MembershipCore {
     pub lease_turn: tokio::sync::Mutex<LeaseTurn>,
     available: AtomicBool,
     remote_transitions: mpsc::Sender<RemoteTransitions>,
-    /// Number of transitions that found a full queue. Recorded ones are emitted again later; the frames about them are lost.
+    /// Number of transitions dropped at a full queue. Recorded ones are emitted again later; their frames are lost.
     pub dropped_transitions: AtomicU64,
     outbox: Arc<dyn Outbox>,
     /// Number of acknowledged receipts that the store has not confirmed.

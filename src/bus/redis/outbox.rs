@@ -1,4 +1,4 @@
-//! The outbox of this process as its receipts see it: their ends, queued for the task that confirms them with the store.
+//! Queues the ends of receipts for the task that confirms them with the store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,8 +19,8 @@ pub(super) struct ReceiptEnd {
     pub is_acknowledged: bool,
 }
 
-/// The outbox of this process, as its receipts see it. The queue has no bound of its own: it holds at most one entry per
-/// transition in the outbox, which is bounded by the recorder's queue.
+/// The receipts' side of this process's outbox. The queue needs no bound: it holds at most one entry per transition in the
+/// outbox, which is bounded by the recorder's queue.
 pub(super) struct RedisOutbox {
     ends: mpsc::UnboundedSender<ReceiptEnd>,
     /// Number of acknowledgements that the store has not confirmed.

@@ -1,4 +1,4 @@
-//! One contact with a store, to see whether it can be a bus.
+//! Checks once whether a store can be a bus.
 
 use std::time::Duration;
 

@@ -8,10 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use super::{FinishedDelivery, HoldId, PendingDelivery};
 use crate::dispatcher::metrics::DropReason;
 use crate::protocol::ChannelName;
-use crate::protocol::record::{EventKind, EventTopic};
-
-/// Channels that a body concerns.
-pub type ChannelKeys = BTreeSet<ChannelName>;
+use crate::protocol::record::EventTopic;
 
 /// An event in the queue of an endpoint.
 #[derive(Debug)]
@@ -38,7 +35,7 @@ impl QueuedDelivery {
 
     /// The channel of the event.
     pub fn channel(&self) -> &ChannelName {
-        &self.delivery.outgoing.event.channel
+        &self.delivery.outgoing.channel
     }
 
     /// The end of the event's path.
@@ -47,14 +44,11 @@ impl QueuedDelivery {
     }
 
     fn rank(&self) -> EvictionRank {
-        match self.delivery.outgoing.event.kind {
-            EventKind::ClientEvent { .. } | EventKind::CacheMiss => EvictionRank::Client,
-            _ => EvictionRank::LastState,
-        }
+        if self.topic().is_some() { EvictionRank::LastState } else { EvictionRank::Client }
     }
 
-    fn topic(&self) -> Option<EventTopic> {
-        EventTopic::of_kind(&self.delivery.outgoing.event.kind)
+    fn topic(&self) -> Option<&EventTopic> {
+        self.delivery.outgoing.topic.as_ref()
     }
 }
 
@@ -120,14 +114,14 @@ impl DeliveryIndex {
     pub fn push(&mut self, queued: QueuedDelivery) {
         let hold = self.holds.entry(queued.delivery.hold).or_default();
         hold.events += 1;
-        hold.bytes += queued.delivery.outgoing.bytes;
+        hold.bytes += queued.delivery.outgoing.bytes();
         let (channel, serial) = (queued.channel().clone(), queued.serial);
         let queue = self.channels.entry(channel.clone()).or_insert_with(|| {
             self.ready.insert(serial, channel.clone());
             ChannelQueue { items: VecDeque::new(), state: ChannelState::Ready, key: serial, latest: HashMap::new() }
         });
         if let Some(topic) = queued.topic()
-            && let Some(before) = queue.latest.insert(topic, serial)
+            && let Some(before) = queue.latest.insert(topic.clone(), serial)
         {
             // The earlier one may belong to another hold, a former one of its shard.
             for hold in self.holds.values_mut() {
@@ -154,7 +148,7 @@ impl DeliveryIndex {
             latest: HashMap::new(),
         });
         let mut rank = queued.rank();
-        match queued.topic().map(|topic| queue.latest.entry(topic)) {
+        match queued.topic().map(|topic| queue.latest.entry(topic.clone())) {
             Some(Entry::Occupied(_)) => rank = EvictionRank::SupersededState,
             Some(Entry::Vacant(latest)) => drop(latest.insert(serial)),
             None => {}
@@ -205,7 +199,7 @@ impl DeliveryIndex {
         let mut taken = Vec::new();
         let Some(queue) = self.channels.get_mut(channel) else { return taken };
         while let Some(queued) = queue.items.pop_front_if(|queued| fits(queued, taken.len(), bytes)) {
-            bytes += queued.delivery.outgoing.bytes;
+            bytes += queued.delivery.outgoing.bytes();
             taken.push(queued);
         }
         if taken.is_empty() {
@@ -253,7 +247,7 @@ impl DeliveryIndex {
     pub fn finish_in_flight(&mut self, queued: &QueuedDelivery) -> bool {
         let Entry::Occupied(mut hold) = self.holds.entry(queued.delivery.hold) else { return false };
         hold.get_mut().events -= 1;
-        hold.get_mut().bytes -= queued.delivery.outgoing.bytes;
+        hold.get_mut().bytes -= queued.delivery.outgoing.bytes();
         if hold.get().events == 0 {
             hold.remove();
         }
@@ -283,7 +277,7 @@ impl DeliveryIndex {
         Some(queued)
     }
 
-    /// Removes the waiting event of a hold that goes first.
+    /// Removes the waiting event of a hold that is evicted first.
     pub fn pop_evictable(&mut self, hold: HoldId) -> Option<QueuedDelivery> {
         let serial = self.holds.get(&hold)?.waiting.iter().find_map(|rank| rank.first().copied())?;
         self.remove_waiting(serial)
@@ -299,7 +293,7 @@ impl DeliveryIndex {
         removed
     }
 
-    /// Forgets a hold, whose events in flight are then no one's.
+    /// Forgets a hold; outcomes of its events in flight are then ignored.
     pub fn remove_hold(&mut self, hold: HoldId) {
         self.holds.remove(&hold);
     }
@@ -327,8 +321,8 @@ fn forget_rank(
         }
     }
     if let Some(topic) = queued.topic()
-        && latest.get(&topic) == Some(&queued.serial)
+        && latest.get(topic) == Some(&queued.serial)
     {
-        latest.remove(&topic);
+        latest.remove(topic);
     }
 }

@@ -15,9 +15,12 @@ pub(super) mod share;
 use std::fmt;
 use std::sync::Arc;
 
+use serde_json::value::{RawValue, to_raw_value};
+
 use super::metrics::DropReason;
-use crate::protocol::AppId;
+use crate::protocol::record::EventTopic;
 use crate::protocol::webhook::WebhookEvent;
+use crate::protocol::{AppId, ChannelName};
 
 /// Identifies one hold of a shard by this process; another hold of the same shard has another number.
 pub type HoldId = u64;
@@ -37,15 +40,36 @@ impl fmt::Display for EndpointId {
     }
 }
 
-/// An event in the form in which it is sent.
+/// An event that was serialised once; the bodies of all attempts and endpoints share its text.
 #[derive(Debug)]
 pub struct OutgoingEvent {
-    /// The webhook event that the customer receives.
-    pub event: WebhookEvent,
+    /// The event's id.
+    pub id: String,
+    /// The channel that the event belongs to.
+    pub channel: ChannelName,
+    /// The state of which it is a version.
+    pub topic: Option<EventTopic>,
     /// Time at which the bus decided the event, in ms since 1970.
     pub time_ms: u64,
-    /// Approximate length of the event's JSON text.
-    pub bytes: usize,
+    /// The webhook event as JSON.
+    pub json: Box<RawValue>,
+}
+
+impl OutgoingEvent {
+    /// Serialises an event, once.
+    #[must_use]
+    pub fn new(event: WebhookEvent, time_ms: u64) -> Self {
+        // Values of this type always serialise.
+        let json = to_raw_value(&event).unwrap_or_default();
+        let topic = EventTopic::of_kind(&event.kind);
+        Self { id: event.id, channel: event.channel, topic, time_ms, json }
+    }
+
+    /// Bytes that the event adds to a body.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.json.get().len()
+    }
 }
 
 /// An event to be delivered to one endpoint.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -14,10 +14,11 @@ use super::share::{EventAmount, plan_evictions};
 use super::{AttemptOutcome, EndpointId, FinishedDelivery, HoldId, PendingDelivery};
 use crate::dispatcher::retry::RetryPolicy;
 use crate::dispatcher::sender::WebhookSender;
+use crate::process::locks::lock_unpoisoned;
 
-/// Least time between two looks at a queue that nothing has changed.
+/// Least time between two checks of a queue that nothing has changed.
 const QUEUE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// Time for which the task of an endpoint without events goes on.
+/// Time after which the task of an endpoint without events ends.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// An event that is finished, with its endpoint.
@@ -179,7 +180,7 @@ impl ShardHold {
         self.touched.insert(Arc::clone(&endpoint.id), endpoint);
     }
 
-    /// Has the queued events posted: together, because the events of a page share bodies.
+    /// Wakes the tasks of all endpoints that got events: once per page, because the events of a page share bodies.
     pub fn wake_endpoints(&mut self) {
         self.touched.drain().for_each(|(_, endpoint)| endpoint.wake.notify_one());
     }
@@ -242,9 +243,4 @@ impl Drop for ShardHold {
             lock_unpoisoned(&endpoint.queue).remove_hold(self.id);
         }
     }
-}
-
-/// Locks a mutex, also after a panic of another holder: each change is complete in itself.
-fn lock_unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,16 +4,17 @@
 //! to post now, and finished events. A channel is in one body at a time, which is all that the order needs: a bad event
 //! delays its own channel and no other.
 //!
-//! A body that failed is dissolved: its events return to the front of their channels, which back off. Nothing but bodies
-//! in flight is out of reach of an eviction. Bodies become smaller while they fail and full again with the first success;
+//! A body that failed is dissolved: its events return to the front of their channels, which back off. An eviction can
+//! remove every event that is not in flight. Bodies become smaller while they fail and full again with the first success;
 //! an event that goes on failing while others succeed is posted alone.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::index::{ChannelKeys, ChannelState, DeliveryIndex, QueuedDelivery};
+use super::index::{ChannelState, DeliveryIndex, QueuedDelivery};
 use super::{AttemptOutcome, FinishedDelivery, HoldId, PendingDelivery};
 use crate::dispatcher::metrics::DropReason;
 use crate::dispatcher::retry::{RetryPolicy, backoff_ms};
+use crate::protocol::ChannelName;
 
 /// Bounds the events of one body.
 pub const BATCH_EVENTS_MAX: usize = 100;
@@ -142,7 +143,7 @@ impl EndpointQueue {
         match outcome {
             AttemptOutcome::Delivered => {
                 if self.failures >= BREAKER_FAILURE_COUNT {
-                    // The endpoint works again: what backed off because of the outage need not wait longer.
+                    // The endpoint works again: channels that backed off because of the outage need not wait longer.
                     self.index.wake_channels(u64::MAX);
                 }
                 (self.failures, self.batch_events_max) = (0, BATCH_EVENTS_MAX);
@@ -183,7 +184,7 @@ impl EndpointQueue {
         let (mut evicted, mut freed) = (Vec::new(), 0);
         while evicted.len() < events || freed < bytes {
             let Some(queued) = self.index.pop_evictable(hold) else { break };
-            freed += queued.delivery.outgoing.bytes;
+            freed += queued.delivery.outgoing.bytes();
             self.ages.remove(&queued.serial);
             evicted.push(queued.into_finished(Some(DropReason::EndpointBehind)));
         }
@@ -229,14 +230,14 @@ impl EndpointQueue {
             let is_first = taken.is_empty();
             let fits = |queued: &QueuedDelivery, place: usize, bytes: usize| {
                 let starts = is_first && place == 0;
-                let joins = !is_posted_alone(queued) && bytes + queued.delivery.outgoing.bytes <= BATCH_BYTES_MAX;
+                let joins = !is_posted_alone(queued) && bytes + queued.delivery.outgoing.bytes() <= BATCH_BYTES_MAX;
                 place < room && (starts || joins)
             };
             let more = self.index.take_from_channel(&channel, bytes, fits);
             if more.is_empty() {
                 break;
             }
-            bytes += more.iter().map(|queued| queued.delivery.outgoing.bytes).sum::<usize>();
+            bytes += more.iter().map(|queued| queued.delivery.outgoing.bytes()).sum::<usize>();
             taken.extend(more);
             if is_alone {
                 break;
@@ -247,10 +248,13 @@ impl EndpointQueue {
 
     fn finish(&mut self, taken: Vec<QueuedDelivery>, reason: Option<DropReason>) -> Vec<FinishedDelivery> {
         let mut finished = Vec::with_capacity(taken.len());
-        let mut channels = ChannelKeys::default();
+        let mut channels = Vec::<ChannelName>::new();
         for queued in taken {
             self.ages.remove(&queued.serial);
-            channels.insert(queued.channel().clone());
+            // The events of a channel follow each other.
+            if channels.last() != Some(queued.channel()) {
+                channels.push(queued.channel().clone());
+            }
             if self.index.finish_in_flight(&queued) {
                 finished.push(queued.into_finished(reason));
             }
@@ -307,8 +311,8 @@ impl EndpointQueue {
         finished
     }
 
-    /// Drops waiting events whose retry window is over while the endpoint fails: those behind a failing one would
-    /// otherwise outlive it.
+    /// Drops waiting events whose retry window is over while the endpoint fails: those behind a failing event would
+    /// otherwise outlive the window.
     fn drop_expired(&mut self, now_ms: u64) -> Vec<FinishedDelivery> {
         let mut expired = Vec::new();
         if self.failures == 0 {

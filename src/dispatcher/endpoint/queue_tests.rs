@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use serde_json::value::RawValue;
 
 use super::queue::{
     BATCH_EVENTS_MAX, BEHIND_AGE_MS, BREAKER_FAILURE_COUNT, CONCURRENT_ATTEMPTS_MAX, EndpointQueue, WebhookBatch,
@@ -28,7 +29,7 @@ fn new_queue() -> EndpointQueue {
 fn delivery(record: u64, channel: &str, kind: EventKind) -> PendingDelivery {
     let channel = ChannelName::parse(channel).expect("a valid name");
     let event = WebhookEvent { kind, channel, id: record.to_string(), order: None };
-    PendingDelivery { hold: 1, record, since_ms: 0, outgoing: Arc::new(OutgoingEvent { event, time_ms: 0, bytes: 10 }) }
+    PendingDelivery { hold: 1, record, since_ms: 0, outgoing: Arc::new(OutgoingEvent::new(event, 0)) }
 }
 
 fn message(record: u64, channel: &str) -> PendingDelivery {
@@ -69,10 +70,11 @@ fn a_body_has_at_most_a_hundred_events_and_its_channel_stays_busy() {
 fn a_body_is_bounded_in_bytes_and_takes_events_of_all_shards() {
     let mut queue = new_queue();
     for n in 0..3 {
-        let small = message(n, &format!("c{n}"));
-        let event = small.outgoing.event.clone();
-        let outgoing = Arc::new(OutgoingEvent { event, time_ms: 0, bytes: HALF_BODY_BYTES });
-        queue.push(PendingDelivery { hold: n, outgoing, ..small });
+        let mut large = message(n, &format!("c{n}"));
+        let text = format!("\"{}\"", "x".repeat(HALF_BODY_BYTES - 2));
+        let outgoing = Arc::get_mut(&mut large.outgoing).expect("the only one");
+        outgoing.json = RawValue::from_string(text).expect("JSON");
+        queue.push(PendingDelivery { hold: n, ..large });
     }
     assert_eq!(bodies(&mut queue, 0).iter().map(records).collect::<Vec<_>>(), [vec![0, 1], vec![2]]);
 }
@@ -250,7 +252,7 @@ proptest! {
         let mut delivered: Vec<(u64, u64)> = Vec::new();
         let mut end = |finished: Vec<FinishedDelivery>| {
             for finished in finished {
-                let (record, channel) = (finished.delivery.record, finished.delivery.outgoing.event.channel.clone());
+                let (record, channel) = (finished.delivery.record, finished.delivery.outgoing.channel.clone());
                 *ended.entry(record).or_insert(0) += 1;
                 if finished.dropped.is_none() {
                     let channel = channel.as_str()[1..].parse().unwrap_or(0);

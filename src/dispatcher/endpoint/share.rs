@@ -14,20 +14,20 @@ pub struct EventAmount {
     pub bytes: usize,
 }
 
-/// Returns what each endpoint must give up, so that all that are behind hold at most `most` together: the worst first, down
-/// to the level of the next one, and so on.
+/// Returns the amounts to evict, so that the endpoints that are behind hold at most `most` together. The largest of them are
+/// cut to one level; smaller ones keep everything.
 #[must_use]
 pub fn plan_evictions<E: Clone>(held: &[(E, HeldShare)], most: EventAmount) -> Vec<(E, EventAmount)> {
     let behind: Vec<&(E, HeldShare)> = held.iter().filter(|(_, share)| share.is_behind).collect();
-    let events = levels(&behind.iter().map(|(_, share)| share.events).collect::<Vec<_>>(), most.events);
-    let bytes = levels(&behind.iter().map(|(_, share)| share.bytes).collect::<Vec<_>>(), most.bytes);
+    let events = excess_over_level(&behind.iter().map(|(_, share)| share.events).collect::<Vec<_>>(), most.events);
+    let bytes = excess_over_level(&behind.iter().map(|(_, share)| share.bytes).collect::<Vec<_>>(), most.bytes);
     let amounts = events.into_iter().zip(bytes).map(|(events, bytes)| EventAmount { events, bytes });
     let planned = behind.iter().zip(amounts).map(|((endpoint, _), amount)| (endpoint.clone(), amount));
     planned.filter(|(_, amount)| *amount != EventAmount::default()).collect()
 }
 
-/// The excess of each amount over one level, such that what is left is at most `most` in total.
-fn levels(amounts: &[usize], most: usize) -> Vec<usize> {
+/// The excess of each amount over one level, which is such that the rests add up to at most `most`.
+fn excess_over_level(amounts: &[usize], most: usize) -> Vec<usize> {
     if amounts.iter().sum::<usize>() <= most {
         return vec![0; amounts.len()];
     }
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_endpoints_give_up_down_to_one_level() {
+    fn the_largest_endpoints_are_cut_to_one_level() {
         let most = EventAmount { events: 100, bytes: usize::MAX };
         let planned = |held: &[(&'static str, HeldShare)]| {
             plan_evictions(held, most).into_iter().map(|(name, amount)| (name, amount.events)).collect::<Vec<_>>()
@@ -75,7 +75,7 @@ mod tests {
             amounts in proptest::collection::vec(0_usize..10_000, 0..20),
             most in 0_usize..20_000,
         ) {
-            let excess = levels(&amounts, most);
+            let excess = excess_over_level(&amounts, most);
             let left: Vec<usize> = amounts.iter().zip(&excess).map(|(amount, excess)| amount - excess).collect();
             let (total, kept) = (amounts.iter().sum::<usize>(), left.iter().sum::<usize>());
             prop_assert!(kept <= most.min(total));

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::bus::Receipt;
 use crate::edge::drop_reason::DropReason;
-use crate::protocol::record::{EventKind, EventOrder, EventTopic, RecordedEvent};
+use crate::protocol::record::{EventOrder, EventTopic, RecordedEvent};
 
 /// An event that was serialised once; records share its bytes.
 #[derive(Debug)]
@@ -26,8 +26,8 @@ impl RecordableEvent {
     pub fn new(event: &RecordedEvent, receipt: Option<Receipt>) -> Self {
         // Values of this type always serialise; an empty event would make a record that is dead-lettered.
         let json = Bytes::from(serde_json::to_vec(event).unwrap_or_default());
-        let (rank, topic) = (DropRank::of_event(event), EventTopic::of_kind(&event.kind));
-        Self { json, rank, topic, order: event.order, receipt }
+        let topic = EventTopic::of_kind(&event.kind);
+        Self { json, rank: DropRank::of_topic(topic.as_ref()), topic, order: event.order, receipt }
     }
 
     /// Bytes that the event adds to a record.
@@ -65,14 +65,11 @@ impl DropRank {
     /// Every rank, the first to be dropped first.
     pub const ALL: [Self; 5] = [Self::SupersededCount, Self::Client, Self::Count, Self::SupersededState, Self::State];
 
-    fn of_event(event: &RecordedEvent) -> Self {
-        match event.kind {
-            EventKind::ClientEvent { .. } | EventKind::CacheMiss => Self::Client,
-            EventKind::SubscriptionCount { .. } => Self::Count,
-            EventKind::ChannelOccupied
-            | EventKind::ChannelVacated
-            | EventKind::MemberAdded { .. }
-            | EventKind::MemberRemoved { .. } => Self::State,
+    fn of_topic(topic: Option<&EventTopic>) -> Self {
+        match topic {
+            None => Self::Client,
+            Some(EventTopic::Count) => Self::Count,
+            Some(EventTopic::Occupancy | EventTopic::Member(_)) => Self::State,
         }
     }
 

@@ -49,7 +49,7 @@ impl BatchBudget {
     }
 }
 
-/// Events that a lane has let go: how many, and of how many bytes.
+/// The events that a lane removed, because the stream acknowledged their record.
 #[derive(Debug, Default)]
 #[must_use = "the receipts are acknowledged, and the app's share becomes smaller"]
 pub struct CompletedRecord {
@@ -78,9 +78,11 @@ struct KeyBacklog {
     due: Option<(u64, u64)>,
     /// The highest order that was queued here.
     highest: Option<EventOrder>,
-    /// The latest event of each topic: by the bus's order, or else by arrival.
-    latest: HashMap<EventTopic, (Option<EventOrder>, u64)>,
+    latest: LatestEvents,
 }
+
+/// The order and the serial of the latest event of each topic: by the bus's order, or else by arrival.
+type LatestEvents = HashMap<EventTopic, (Option<EventOrder>, u64)>;
 
 /// The droppable events of one app, by rank and oldest first: events that are not in flight.
 type Droppable = [BTreeMap<u64, Arc<ChannelKey>>; DropRank::ALL.len()];
@@ -113,17 +115,20 @@ impl Lane {
         }
     }
 
-    /// Queues an event. `serial` is its age among the events of all lanes.
-    pub fn push(&mut self, subject: &ChannelKey, event: RecordableEvent, serial: u64, now: u64) {
+    /// Queues an event, and returns whether the lane has something to send earlier than before. `serial` is the event's age
+    /// among the events of all lanes.
+    pub fn push(&mut self, subject: &ChannelKey, event: RecordableEvent, serial: u64, now: u64) -> bool {
+        let due_before = self.next_due();
         let known = self.backlogs.get_key_value(subject).map(|(subject, _)| subject.clone());
         let subject = known.unwrap_or_else(|| Arc::new(subject.clone()));
         let backlog = self.backlogs.entry(subject.clone()).or_default();
         let place = backlog.insertion_index(event.order);
         backlog.highest = backlog.highest.max(event.order);
         let droppable = self.droppable.entry(subject.app.clone()).or_default();
-        add_droppable(droppable, backlog, &subject, serial, &event);
+        add_droppable(droppable, &mut backlog.latest, &subject, serial, &event);
         backlog.events.insert(place, Box::new(QueuedEvent { serial, at_ms: now, event }));
         self.schedule_key(&subject);
+        self.next_due().is_some_and(|due| due_before.is_none_or(|before| due < before))
     }
 
     /// Takes the next due record that fits into the batch, earliest first.
@@ -149,14 +154,14 @@ impl Lane {
         let subject = entry.remove();
         (backlog.due, backlog.in_flight) = (None, count);
         let droppable = self.droppable.entry(subject.app.clone()).or_default();
-        let KeyBacklog { events, latest, .. } = backlog;
-        for queued in events.iter().take(count) {
+        let mut events = Vec::with_capacity(count);
+        for queued in backlog.events.iter().take(count) {
             let rank = queued.event.rank;
             droppable[rank as usize].remove(&queued.serial);
             droppable[rank.superseded() as usize].remove(&queued.serial);
-            clear_latest(latest, queued);
+            clear_latest(&mut backlog.latest, queued);
+            events.push(queued.event.json.clone());
         }
-        let events = events.iter().take(count).map(|queued| queued.event.json.clone()).collect();
         self.remove_empty_app(&subject.app);
         budget.records -= 1;
         budget.refused -= usize::from(is_refused);
@@ -194,11 +199,9 @@ impl Lane {
         backlog.refusals = backlog.refusals.saturating_add(1);
         let wait = compute_backoff(self.limits.backoff_ms, self.limits.max_backoff_ms, backlog.refusals, jitter);
         let droppable = self.droppable.entry(subject.app.clone()).or_default();
-        let again = std::mem::take(&mut backlog.events);
-        for queued in again.iter().take(count) {
-            add_droppable(droppable, backlog, &subject, queued.serial, &queued.event);
+        for queued in backlog.events.iter().take(count) {
+            add_droppable(droppable, &mut backlog.latest, &subject, queued.serial, &queued.event);
         }
-        backlog.events = again;
         self.put_on_schedule(&subject, now + wait);
         CompletedRecord::default()
     }
@@ -209,14 +212,14 @@ impl Lane {
         [first(&self.fresh), first(&self.refused)].into_iter().flatten().min()
     }
 
-    /// Returns the rank and the serial of the event of an app that goes first.
+    /// Returns the rank and the serial of the event of an app that is dropped first.
     pub fn first_droppable(&self, app: &AppId) -> Option<(DropRank, u64)> {
         let droppable = self.droppable.get(app)?;
         let first = |rank: DropRank| droppable[rank as usize].first_key_value().map(|(serial, _)| (rank, *serial));
         DropRank::ALL.into_iter().find_map(first)
     }
 
-    /// Drops the event of an app that goes first, and returns it with its bytes.
+    /// Drops the first droppable event of an app, and returns it with its bytes.
     pub fn drop_first(&mut self, app: &AppId) -> Option<(DroppedEvent, usize)> {
         let (rank, serial) = self.first_droppable(app)?;
         self.drop_event(app, rank, serial, rank.drop_reason())
@@ -348,7 +351,7 @@ impl KeyBacklog {
 /// Adds an event to its rank and updates the latest event of its topic.
 fn add_droppable(
     droppable: &mut Droppable,
-    backlog: &mut KeyBacklog,
+    latest: &mut LatestEvents,
     subject: &Arc<ChannelKey>,
     serial: u64,
     event: &RecordableEvent,
@@ -356,7 +359,7 @@ fn add_droppable(
     let mut rank = event.rank;
     if let Some(topic) = &event.topic {
         let own = (event.order, serial);
-        match backlog.latest.entry(topic.clone()) {
+        match latest.entry(topic.clone()) {
             Entry::Vacant(latest) => {
                 latest.insert(own);
             }
@@ -372,7 +375,7 @@ fn add_droppable(
 }
 
 /// Removes an event as the latest of its topic, if it is.
-fn clear_latest(latest: &mut HashMap<EventTopic, (Option<EventOrder>, u64)>, queued: &QueuedEvent) {
+fn clear_latest(latest: &mut LatestEvents, queued: &QueuedEvent) {
     let Some(topic) = &queued.event.topic else { return };
     if latest.get(topic).is_some_and(|(_, serial)| *serial == queued.serial) {
         latest.remove(topic);

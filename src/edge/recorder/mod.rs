@@ -11,7 +11,7 @@ pub(crate) mod limits;
 pub(crate) mod queue;
 pub(crate) mod writer;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -29,9 +29,11 @@ use crate::edge::drop_reason::DropReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::kinesis;
 use crate::process::clock;
+use crate::process::locks::lock_unpoisoned;
 use crate::process::metrics::LabelValue;
 use crate::protocol::admin::{RecorderFlow, RecorderState};
 use crate::protocol::record::{EventKind, RecordOrigin, RecordedEvent};
+use crate::protocol::registry::App;
 
 /// Lanes that are written independently; each has its share of the partition keys.
 const LANE_COUNT: usize = 8;
@@ -134,16 +136,16 @@ impl Recorder {
             return receipt.into_iter().for_each(Receipt::acknowledge);
         };
         let event = RecordableEvent::new(event, receipt);
-        let dropped = shared.queue.push(subject, event, shared.elapsed_ms());
-        shared.count_drops(dropped);
-        if let Some(lane) = shared.lanes.get(shared.queue.lane_of(subject)) {
-            lane.wake.notify_one();
+        let outcome = shared.queue.push(subject, event, shared.elapsed_ms());
+        shared.count_drops(outcome.dropped);
+        if let Some(lane) = outcome.earlier_lane {
+            shared.lanes[lane].wake.notify_one();
         }
     }
 
     /// Whether an endpoint of the app receives the event. An app that this process does not know yet may have one.
     fn is_wanted(&self, subject: &ChannelKey, kind: &EventKind) -> bool {
-        let wants = |app: &crate::protocol::registry::App| app.records_event(kind.name(), subject.channel.as_str());
+        let wants = |app: &App| app.records_event(kind.name(), subject.channel.as_str());
         self.apps.current().by_id(&subject.app).is_none_or(wants)
     }
 
@@ -221,9 +223,4 @@ async fn expire_events(shared: Arc<RecorderCore>, closing: CancellationToken) {
             shared.count_drops(expired);
         }
     }
-}
-
-/// Locks a mutex, also after a panic of another holder: each change is complete in itself.
-fn lock_unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

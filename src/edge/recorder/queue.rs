@@ -15,18 +15,27 @@ use super::app_shares::AppShares;
 use super::event::{DroppedEvent, RecordableEvent};
 use super::lane::{BatchBudget, CompletedRecord, Lane, OutgoingRecord};
 use super::limits::QueueLimits;
-use super::lock_unpoisoned;
 use crate::bus::ChannelKey;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::AppId;
 
 /// Expired events that are dropped under one lock.
 const EXPIRED_PER_LOCK_MAX: usize = 256;
 
+/// The result of queueing an event.
+#[must_use = "a lane is woken, and drops are counted"]
+pub struct PushOutcome {
+    /// The event's lane, if it has something to send earlier than before.
+    pub earlier_lane: Option<usize>,
+    /// Events that were dropped for the new one.
+    pub dropped: Vec<DroppedEvent>,
+}
+
 /// The queue of all keys.
 pub struct RecordQueue {
     limits: QueueLimits,
     lanes: Vec<Mutex<Lane>>,
-    /// Locked alone, or before nothing else: never while a lane is locked.
+    /// Never locked together with a lane.
     shares: Mutex<AppShares>,
     hasher: std::hash::BuildHasherDefault<std::hash::DefaultHasher>,
     serial: AtomicU64,
@@ -50,7 +59,7 @@ impl RecordQueue {
     }
 
     /// Returns the lane of a key, which never changes.
-    pub fn lane_of(&self, subject: &ChannelKey) -> usize {
+    fn lane_of(&self, subject: &ChannelKey) -> usize {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(subject.app.as_str().as_bytes());
         hasher.write_u8(b'/');
@@ -58,14 +67,14 @@ impl RecordQueue {
         usize::try_from(hasher.finish() % self.lanes.len() as u64).unwrap_or_default()
     }
 
-    /// Queues an event and returns the events that were dropped for it.
-    #[must_use = "drops are counted"]
-    pub fn push(&self, subject: &ChannelKey, event: RecordableEvent, now: u64) -> Vec<DroppedEvent> {
+    /// Queues an event.
+    pub fn push(&self, subject: &ChannelKey, event: RecordableEvent, now: u64) -> PushOutcome {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         // First, so that the event cannot leave before it is counted.
         lock_unpoisoned(&self.shares).add_event(&subject.app, event.len());
-        self.lane(self.lane_of(subject)).push(subject, event, serial, now);
-        self.evict_overflow()
+        let lane = self.lane_of(subject);
+        let is_earlier = self.lane(lane).push(subject, event, serial, now);
+        PushOutcome { earlier_lane: is_earlier.then_some(lane), dropped: self.evict_overflow() }
     }
 
     /// Returns the next batch of a lane: due keys, earliest first.
@@ -140,7 +149,7 @@ impl RecordQueue {
         }
     }
 
-    /// Drops the event of an app that goes first in all lanes.
+    /// Drops the first droppable event of an app in all lanes.
     fn evict_event(&self, app: &AppId) -> Option<DroppedEvent> {
         let first = |lane: usize| self.lane(lane).first_droppable(app).map(|first| (first, lane));
         let (_, lane) = (0..self.lanes.len()).filter_map(first).min()?;
@@ -196,8 +205,8 @@ mod tests {
     impl RecordQueue {
         /// Queues an event without a receipt and returns the reasons of drops.
         fn push_event(&self, subject: &ChannelKey, event: &RecordedEvent, now: u64) -> Vec<DropReason> {
-            let dropped = self.push(subject, RecordableEvent::new(event, None), now);
-            dropped.into_iter().map(|event| event.reason).collect()
+            let outcome = self.push(subject, RecordableEvent::new(event, None), now);
+            outcome.dropped.into_iter().map(|event| event.reason).collect()
         }
 
         fn is_clean(&self) -> bool {
@@ -224,6 +233,25 @@ mod tests {
         assert!(queue.take_batch(0, 19).is_empty(), "the linger is not over");
         assert_eq!(queue.next_due(0), Some(20));
         assert_eq!(event_ids(&queue.take_batch(0, 30)), [vec!["1", "2"], vec!["3"]]);
+    }
+
+    #[test]
+    fn a_lane_is_woken_only_for_an_event_that_is_due_earlier() {
+        let queue = test_queue(QueueLimits::DEFAULT);
+        let earlier = |channel: &str, n: u64, now: u64| {
+            let outcome = queue.push(&test_key(channel), RecordableEvent::new(&client_event(n), None), now);
+            outcome.earlier_lane
+        };
+        assert_eq!(earlier("a", 1, 0), Some(0), "the first one");
+        assert_eq!((earlier("a", 2, 5), earlier("b", 3, 5)), (None, None), "the lane wakes before them");
+        assert_eq!(queue.take_batch(0, 30).len(), 2);
+        assert_eq!(earlier("a", 4, 31), None, "its key is in flight");
+        assert_eq!(earlier("c", 5, 32), Some(0), "nothing else waits");
+        assert_eq!(queue.complete_record(0, &test_key("b"), false, 33, 1.0).events, 0);
+        assert_eq!(queue.next_due(0), Some(52));
+        assert_eq!(queue.take_batch(0, 52).len(), 1);
+        assert_eq!(queue.next_due(0), Some(83), "a refused key backs off");
+        assert_eq!(earlier("d", 6, 60), Some(0), "due before the refused key");
     }
 
     #[test]

@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use super::RecorderCore;
 use super::lane::OutgoingRecord;
 use super::limits::{QueueLimits, compute_backoff};
-use super::{RecorderCore, lock_unpoisoned};
 use crate::bus::{ChannelKey, Receipt};
 use crate::kinesis::{KinesisClient, PutEntry};
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::record::{RecordOrigin, encode_record, partition_key};
 
 /// Longest sleep of a lane without checking the queue.
