@@ -6,7 +6,7 @@ import { before, test } from "node:test";
 import PusherClient from "pusher-js";
 
 import { spawnLogged, waitUntilReady } from "../conformance/processes.mjs";
-import { apply, BINARIES, diagnosed, kubectl, pods, service, startKinesis, startReceiver, startRedis, wait } from "../cluster/harness.mjs";
+import { addOperatorFiles, apply, BINARIES, diagnosed, kubectl, pods, service, startKinesis, startReceiver, startRedis, wait } from "../cluster/harness.mjs";
 import { adapt, FOLDER, readCommands, runCommands } from "./pages.mjs";
 
 /** Longest time to the first webhook, in minutes: in one process after the build, and with Helm on Kubernetes. */
@@ -124,7 +124,7 @@ test("everything is removed, and installed again without Helm", { timeout: 600_0
   writeFileSync(`${FOLDER}/examples/eu.yaml`, example);
   const began = Date.now();
   const split = manifests.indexOf("kubectl apply -f examples/eu.yaml");
-  await allowEndpoint();
+  allowEndpoint();
   await runCommands(adapt(manifests.slice(0, split), redis()));
   await createKeys();
   await runCommands(manifests.slice(split));
@@ -132,14 +132,8 @@ test("everything is removed, and installed again without Helm", { timeout: 600_0
 }));
 
 /** Has the operator of the manifest allow the double of Kinesis, as docs/security.md says for a private endpoint. */
-async function allowEndpoint() {
+function allowEndpoint() {
   const path = `${FOLDER}/examples/operator.yaml`;
-  const data = { "policy.yaml": JSON.stringify({ rules: [{ namespaces: ["*"], endpoints: [outside.kinesis.url] }] }) };
-  const map = { apiVersion: "v1", kind: "ConfigMap", metadata: { name: "operator-files", namespace: "realtime-operator" }, data };
-  const text = readFileSync(path, "utf8");
-  const changed = text
-    .replace("args: [operator]", "args: [operator, --platform-policy=/etc/known/policy.yaml]\n          volumeMounts: [{ name: known, mountPath: /etc/known }]")
-    .replace(/( +)containers:\n( +)- name: operator\n/, "$1volumes: [{ name: known, configMap: { name: operator-files } }]\n$1containers:\n$2- name: operator\n");
-  assert.notEqual(changed, text);
-  writeFileSync(path, `${changed}---\n${JSON.stringify(map)}\n`);
+  const rules = [{ namespaces: ["*"], endpoints: [outside.kinesis.url] }];
+  writeFileSync(path, addOperatorFiles(readFileSync(path, "utf8"), { "platform-policy": JSON.stringify({ rules }) }));
 }
