@@ -23,14 +23,14 @@ export function execute(args, values) {
   return run(`${BIN}/helm`, [...args, ...from], { input: values ? JSON.stringify(values) : "", env });
 }
 
-/** What helm prints; fails when it does. */
+/** The output of helm; fails when helm does. */
 export async function helm(args, values) {
   const { code, stdout, stderr } = await execute(args, values);
   assert.equal(code, 0, `helm ${args.join(" ")}: ${stderr}`);
   return stdout;
 }
 
-/** The error of helm; fails when it succeeds. */
+/** The error of helm; fails when helm succeeds. */
 export async function refusal(args, values) {
   const { code, stdout, stderr } = await execute(args, values);
   assert.notEqual(code, 0, `helm ${args.join(" ")} accepted ${JSON.stringify(values)}: ${stdout}`);

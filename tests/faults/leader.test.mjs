@@ -1,4 +1,4 @@
-// A leader that never lives long while no webhook is delivered: what a former leader proved must not be repeated for ever.
+// Leaders that do not live long while no webhook is delivered: the proof of a former leader must expire.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { test } from "node:test";

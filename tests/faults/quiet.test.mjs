@@ -1,4 +1,4 @@
-// Twenty clusters that nobody changes: what the operator reads, writes and asks of AWS in five minutes.
+// Twenty clusters without a change: the operator's reads, writes and calls to AWS in five minutes.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 

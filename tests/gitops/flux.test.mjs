@@ -1,4 +1,4 @@
-// Flux's own controllers over recorded statuses of a real cluster: what blocks, what fails, and what goes on.
+// Flux's own controllers over recorded statuses of a real cluster: waits, failures and recoveries.
 import assert from "node:assert/strict";
 import { before, test } from "node:test";
 

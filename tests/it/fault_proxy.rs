@@ -1,4 +1,4 @@
-//! A double of Kinesis that can be told to fail: a switch between the real API of the tests and a server under test.
+//! A switch of faults between the Kinesis of the tests and a server under test.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -28,7 +28,7 @@ const AWS = () => ({
   endpointURL: outside.kinesis.url, allowInsecureEndpoint: true, identity: { type: "StaticKeys", secretRef: { name: "eu-aws" } },
 });
 
-/** What a reader without AWS replaces in the values or in the manifest of the cluster, which is indented so far. */
+/** The values or the manifest of a cluster with the replacements of a reader without AWS; `indent` is that of the spec. */
 function adaptCluster(text, indent) {
   const { identity, ...rest } = AWS();
   return adapt(text, {
@@ -117,7 +117,7 @@ test("everything is removed, and installed again without Helm", { timeout: 600_0
   const [everything] = readCommands("docs/uninstall.md", "Everything");
   await runCommands(everything);
   await kubectl(["delete", "namespace", "channels", "realtime-operator", "--ignore-not-found", "--timeout=120s"]);
-  assert.deepEqual((await outside.kinesis.call("ListStreams")).StreamNames.length > 0, true, "streams are kept");
+  assert.ok((await outside.kinesis.call("ListStreams")).StreamNames.length > 0, "streams are kept");
 
   const [manifests] = readCommands(INSTALL, "Without Helm");
   const example = adaptCluster(readFileSync(`${FOLDER}/examples/eu.yaml`, "utf8"), "  ");

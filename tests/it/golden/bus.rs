@@ -1,4 +1,4 @@
-//! What a bus stores in Redis and sends through it.
+//! Keys that a bus stores in Redis, and frames that it sends through it.
 
 use super::*;
 
