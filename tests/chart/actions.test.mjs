@@ -1,12 +1,11 @@
 // The actions that Argo CD offers on a cluster, on a recorded one.
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 import { before, test } from "node:test";
 
 import { parse } from "yaml";
 
 import { applyCrds, kubectl } from "../cluster/harness.mjs";
-import { actionsOf, generateConfigMap, GROUP, restoreMaps, runScripts, script, SCRIPTS } from "./argocd.mjs";
+import { actionsOf, generateConfigMap, GROUP, readYaml, restoreMaps, runScripts, script } from "./argocd.mjs";
 
 const CLUSTER = "RealtimeCluster";
 
@@ -14,8 +13,6 @@ const CLUSTER = "RealtimeCluster";
 const [FIXED_TIME, TIME] = ["0001-01-01T00:00:00Z", /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/];
 
 before(applyCrds);
-
-const yaml = (path) => parse(readFileSync(path, "utf8"));
 
 /** Replaces the times that actions write. */
 function fixTimes(object) {
@@ -27,10 +24,10 @@ function fixTimes(object) {
 }
 
 test("actions change the one field that they name, as the API server accepts it", async () => {
-  const { actionTests } = yaml(`${SCRIPTS}/${CLUSTER}/actions/action_test.yaml`);
+  const { actionTests } = readYaml(`${CLUSTER}/actions/action_test.yaml`);
   assert.deepEqual(actionTests.map(({ action }) => action).sort(), actionsOf(CLUSTER).sort());
   for (const { action, inputPath, expectedOutputPath } of actionTests) {
-    const [input, expected] = [inputPath, expectedOutputPath].map((path) => yaml(`${SCRIPTS}/${CLUSTER}/actions/${path}`));
+    const [input, expected] = [inputPath, expectedOutputPath].map((path) => readYaml(`${CLUSTER}/actions/${path}`));
     const [answered] = await runScripts([{ script: script(CLUSTER, `actions/${action}/action.lua`), object: input }]);
     const changed = restoreMaps(answered, input);
     assert.deepEqual(fixTimes(changed), expected, action);
@@ -42,7 +39,7 @@ test("actions change the one field that they name, as the API server accepts it"
 });
 
 test("an action is offered where it does something", async () => {
-  const [ready, suspended] = ["ready", "suspended"].map((name) => yaml(`${SCRIPTS}/${CLUSTER}/actions/testdata/${name}.yaml`));
+  const [ready, suspended] = ["ready", "suspended"].map((name) => readYaml(`${CLUSTER}/actions/testdata/${name}.yaml`));
   const discovery = script(CLUSTER, "actions/discovery.lua");
   const offered = await runScripts([ready, suspended].map((object) => ({ script: discovery, object })));
   const enabled = (actions) => Object.keys(actions).filter((name) => !actions[name].disabled).sort();

@@ -5,15 +5,12 @@ import { before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
 import { kinesisPorts, spawnLogged, startOnFreePorts, waitUntilReady } from "../conformance/processes.mjs";
-import { apply, applyCrds, BINARIES, DIR, get, kubectl, wait } from "../cluster/harness.mjs";
+import { apply, applyCrds, BINARIES, DIR, get, kubectl, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE as NAMESPACE, wait } from "../cluster/harness.mjs";
 import { refusedRequests } from "../cluster/permissions.mjs";
-import { applyMonitoringCrds, CLUSTER_VALUES, find, helm, IMAGE_VALUES, parseObjects, refusal, render, renderText, run } from "./helm.mjs";
+import { applyMonitoringCrds, chartFolder, CLUSTER_VALUES, find, helm, IMAGE_VALUES, parseObjects, refusal, render, renderText, run } from "./helm.mjs";
 import { readPermissions, unusedPermissions } from "./permissions.mjs";
 import { EVERYTHING, MATRIX, NAMESPACED } from "./values.mjs";
 
-const CHART = (name) => fileURLToPath(new URL(`../../charts/${name}`, import.meta.url));
-const NAMESPACE = "realtime-operator";
-const ACCOUNT = `system:serviceaccount:${NAMESPACE}:realtime-operator`;
 const CRDS = ["realtimeapps.realtime-operator.dev", "realtimeclusters.realtime-operator.dev"];
 const WITHOUT_CRDS = { ...IMAGE_VALUES, crds: { enabled: false } };
 
@@ -34,7 +31,7 @@ async function uninstall(name, namespace = NAMESPACE) {
 }
 
 const install = (name, chart, values, { namespace = NAMESPACE, flags = [] } = {}) =>
-  helm(["upgrade", "--install", name, CHART(chart), "--namespace", namespace, ...flags], values);
+  helm(["upgrade", "--install", name, chartFolder(chart), "--namespace", namespace, ...flags], values);
 
 test("the API server accepts every object of every set of values", async () => {
   for (const [name, values] of Object.entries(MATRIX)) {
@@ -68,7 +65,7 @@ test("raw manifests become a release, and a release becomes one of another name"
   await kubectl(["apply", "-f", fileURLToPath(new URL("../../examples/operator.yaml", import.meta.url))]);
   const uid = async () => (await get("deployment", NAMESPACE, "realtime-operator")).metadata.uid;
   const before = await uid();
-  const own = ["upgrade", "--install", NAMESPACE, CHART("realtime-operator"), "--namespace", NAMESPACE];
+  const own = ["upgrade", "--install", NAMESPACE, chartFolder("realtime-operator"), "--namespace", NAMESPACE];
   assert.match(await refusal(own, IMAGE_VALUES), /invalid ownership metadata/);
   await helm([...own, "--take-ownership", "--force-conflicts"], IMAGE_VALUES);
   assert.equal(await uid(), before, "the Deployment is the same object");
@@ -81,7 +78,7 @@ test("raw manifests become a release, and a release becomes one of another name"
   assert.deepEqual(left.sort(), CRDS, "CRDs stay");
   await assert.rejects(get("deployment", NAMESPACE, "realtime-operator"), /NotFound/);
 
-  const other = ["upgrade", "--install", "rt", CHART("realtime-operator"), "--namespace", NAMESPACE];
+  const other = ["upgrade", "--install", "rt", chartFolder("realtime-operator"), "--namespace", NAMESPACE];
   assert.match(await refusal(other, IMAGE_VALUES), /invalid ownership metadata/);
   await helm([...other, "--take-ownership", "--force-conflicts"], IMAGE_VALUES);
   assert.equal((await get("crd", undefined, CRDS[1])).metadata.annotations["meta.helm.sh/release-name"], "rt");
@@ -103,7 +100,7 @@ test("a cluster and its apps are installed, a wrong field is refused, and a kept
   assert.match(printed, /kubectl wait --for=condition=Ready realtimecluster\/eu -n channels/);
   assert.equal((await get("realtimecluster", "channels", "eu")).spec.websocket.replicas, 3, "the server's defaults");
   const moved = { ...values, spec: { ...values.spec, aws: { ...values.spec.aws, region: "us-east-1" } } };
-  const error = await refusal(["upgrade", "eu", CHART("realtime-cluster"), "--namespace", "channels"], moved);
+  const error = await refusal(["upgrade", "eu", chartFolder("realtime-cluster"), "--namespace", "channels"], moved);
   assert.match(error, /region is immutable: create another cluster and move to it/);
   await uninstall("eu", "channels");
   assert.equal((await get("realtimeapp", "channels", "shop")).spec.appID, "1001");
@@ -209,12 +206,12 @@ for (const [name, values, watched, foreign] of [
       await pruned(watched, log);
       await deleted(watched);
     }).finally(streams.stop);
-    assert.deepEqual(refusedRequests(ACCOUNT, began), []);
+    assert.deepEqual(refusedRequests(OPERATOR_ACCOUNT, began), []);
     const roles = await renderText("realtime-operator", { ...values, rbac: { userRoles: false } });
-    assert.deepEqual(unusedPermissions(roles, ACCOUNT, began), OF_PODS, "granted and not used");
+    assert.deepEqual(unusedPermissions(roles, OPERATOR_ACCOUNT, began), OF_PODS, "granted and not used");
     const excused = readPermissions(roles).filter(({ excused: is }) => is).map(({ permission }) => permission);
     assert.ok(excused.length < 20 && excused.every((permission) => !/ (list|watch)$|secrets/.test(permission.replace("/leases list", ""))), `${excused}`);
-    const may = (...words) => kubectl(["auth", "can-i", ...words, `--as=${ACCOUNT}`]).then(() => true, () => false);
+    const may = (...words) => kubectl(["auth", "can-i", ...words, `--as=${OPERATOR_ACCOUNT}`]).then(() => true, () => false);
     assert.equal(await may("get", "secrets", "-n", watched), true);
     assert.equal(await may("list", "secrets", "-n", watched), false, "Secrets are read by name");
     assert.equal(await may("get", "endpointslices", "-n", watched), false, "only in its own namespace");
@@ -283,7 +280,7 @@ test("viewers read, editors write, owners of apps write apps", async () => {
 test("CRDs of one chart are not fought over by the other", async () => {
   await kubectl(["delete", "crd", ...CRDS]);
   await install("crds", "realtime-operator-crds", {});
-  assert.match(await refusal(["upgrade", "--install", NAMESPACE, CHART("realtime-operator"), "--namespace", NAMESPACE], IMAGE_VALUES), /invalid ownership metadata/);
+  assert.match(await refusal(["upgrade", "--install", NAMESPACE, chartFolder("realtime-operator"), "--namespace", NAMESPACE], IMAGE_VALUES), /invalid ownership metadata/);
   await install(NAMESPACE, "realtime-operator", WITHOUT_CRDS);
   await uninstall(NAMESPACE);
   await uninstall("crds");

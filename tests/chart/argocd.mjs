@@ -2,9 +2,9 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
-import { Document, Scalar } from "yaml";
+import { Document, parse, Scalar } from "yaml";
 
-import { completed, spawnBound } from "../conformance/processes.mjs";
+import { exchangeLines } from "../conformance/processes.mjs";
 
 export const GROUP = "realtime-operator.dev";
 export const SCRIPTS = fileURLToPath(new URL(`../../examples/argocd/resource_customizations/${GROUP}`, import.meta.url));
@@ -17,6 +17,9 @@ const HEAD = `# The health scripts and actions of resource_customizations/, as e
 `;
 
 export const script = (kind, name) => readFileSync(`${SCRIPTS}/${kind}/${name}`, "utf8");
+
+/** The object in a YAML file beside the scripts. */
+export const readYaml = (path) => parse(readFileSync(`${SCRIPTS}/${path}`, "utf8"));
 
 /** The actions of a kind, by name. */
 export function actionsOf(kind) {
@@ -49,17 +52,14 @@ export function generateConfigMap() {
 
 /** Runs each script with its object; a failed script fails the whole. */
 export async function runScripts(requests) {
-  const child = spawnBound(process.env.ARGO_LUA, [], { stdio: ["pipe", "pipe", "pipe"] });
-  const { code, stdout, stderr } = await completed(child, requests.map((one) => `${JSON.stringify(one)}\n`).join(""));
-  if (code !== 0) throw new Error(`argo-lua: ${stderr}`);
-  return stdout.trim().split("\n").map((line, at) => {
-    const { value, error } = JSON.parse(line);
+  const answers = await exchangeLines(process.env.ARGO_LUA, requests);
+  return answers.map(({ value, error }, at) => {
     if (error) throw new Error(`${requests[at].object.kind}: ${error}`);
     return value;
   });
 }
 
-/** The output of an action with the empty maps of its input, which Lua does not tell from empty lists; Argo CD does the same. */
+/** The output of an action with the empty maps of its input, which Lua cannot distinguish from empty lists; Argo CD does the same. */
 export function restoreMaps(output, input) {
   if (output === null || typeof output !== "object" || input === null || typeof input !== "object") return output;
   if (Array.isArray(output) && !Array.isArray(input)) return output.length === 0 ? input : output;

@@ -1,30 +1,28 @@
 // The scripts that Argo CD runs on our kinds, over recorded statuses of a real cluster.
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 
 import { parse } from "yaml";
 
 import { apply, get, kubectl } from "../cluster/harness.mjs";
-import { CONFIG_MAP, generateConfigMap, GROUP, KINDS, runScripts, script, SCRIPTS } from "./argocd.mjs";
+import { readRecording } from "../gitops/replay.mjs";
+import { CONFIG_MAP, generateConfigMap, GROUP, KINDS, readYaml, runScripts, script, SCRIPTS } from "./argocd.mjs";
 import { read } from "./helm.mjs";
 
 const CLUSTER = "RealtimeCluster";
 const PATH = (path) => fileURLToPath(new URL(`../../${path}`, import.meta.url));
-
-const yaml = (path) => parse(readFileSync(path, "utf8"));
-const healthTests = (kind) => yaml(`${SCRIPTS}/${kind}/health_test.yaml`).tests;
+const healthTests = (kind) => readYaml(`${kind}/health_test.yaml`).tests;
 const healthOf = (kind, objects) => runScripts(objects.map((object) => ({ script: script(kind, "health.lua"), object })));
-const recorded = readFileSync(fileURLToPath(new URL("../gitops/recorded/cluster.jsonl", import.meta.url)), "utf8")
-  .trim().split("\n").map((line) => JSON.parse(line));
+const recorded = readRecording("cluster");
 
 test("every recorded status has the health that kstatus' rules ask for", async () => {
   for (const kind of KINDS) {
     const tests = healthTests(kind);
     const files = readdirSync(`${SCRIPTS}/${kind}/testdata`).map((file) => `testdata/${file}`);
     assert.deepEqual(tests.map(({ inputPath }) => inputPath).sort(), files.sort(), kind);
-    const found = await healthOf(kind, tests.map(({ inputPath }) => yaml(`${SCRIPTS}/${kind}/${inputPath}`)));
+    const found = await healthOf(kind, tests.map(({ inputPath }) => readYaml(`${kind}/${inputPath}`)));
     tests.forEach(({ healthStatus, inputPath }, at) => assert.deepEqual(found[at], healthStatus, `${kind}/${inputPath}`));
   }
 });

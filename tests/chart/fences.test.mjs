@@ -3,29 +3,27 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { request } from "node:https";
 import { before, test } from "node:test";
-import { fileURLToPath } from "node:url";
 
 import { apply, applyCrds, get, kubectl, wait } from "../cluster/harness.mjs";
-import { CLUSTER_VALUES, helm, IMAGE_VALUES } from "./helm.mjs";
+import { chartFolder, CLUSTER_VALUES, helm, IMAGE_VALUES } from "./helm.mjs";
 
-const CHART = fileURLToPath(new URL("../../charts/realtime-operator", import.meta.url));
 const OPERATOR = "realtime-operator";
 const NAMESPACE = "fenced";
 const LABELS = { "app.kubernetes.io/managed-by": "realtime-operator", "app.kubernetes.io/instance": "eu" };
 
 const install = (enabled) =>
-  helm(["upgrade", "--install", OPERATOR, CHART, "--namespace", OPERATOR, "--create-namespace"], { ...IMAGE_VALUES, crds: { enabled: false }, admissionPolicies: { enabled } });
+  helm(["upgrade", "--install", OPERATOR, chartFolder("realtime-operator"), "--namespace", OPERATOR, "--create-namespace"], { ...IMAGE_VALUES, crds: { enabled: false }, admissionPolicies: { enabled } });
 
 let token;
 let owner;
 
 /** Runs kubectl with the operator's token; nothing is kept. Gives the refusal, or "" for none. */
-const attempt = (args, object) =>
-  kubectl([...args, "-n", NAMESPACE, `--token=${token}`, ...(object ? ["-f", "-"] : [])], { input: object ? JSON.stringify(object) : "" }).then(() => "", ({ message }) => message.replaceAll(token, "TOKEN"));
+const attempt = (args, options) =>
+  kubectl([...args, `--token=${token}`], options).then(() => "", ({ message }) => message.replaceAll(token, "TOKEN"));
 
 const DRY = "--dry-run=server";
-const create = (object) => attempt(["create", DRY], object);
-const patch = (kind, name, value) => attempt(["patch", kind, name, DRY, "--type=merge", "-p", JSON.stringify(value)]);
+const create = (object) => attempt(["create", DRY, "-f", "-"], { input: JSON.stringify(object) });
+const patch = (kind, name, value) => attempt(["patch", kind, name, "-n", NAMESPACE, DRY, "--type=merge", "-p", JSON.stringify(value)]);
 
 /** Patches a pod or its status as the operator does, which may not read one by name; kubectl would. */
 async function patchPod(name, body, { subresource = "" } = {}) {
@@ -47,7 +45,7 @@ async function patchPod(name, body, { subresource = "" } = {}) {
 
 const setCondition = (name, type) => patchPod(name, { status: { conditions: [{ type, status: "True" }] } }, { subresource: "/status" });
 
-const remove = (kind, name) => attempt(["delete", kind, name, DRY]);
+const remove = (kind, name) => attempt(["delete", kind, name, "-n", NAMESPACE, DRY]);
 
 /** An object of a cluster, as the operator writes it. */
 const child = (apiVersion, kind, name, rest, metadata = {}) => ({ apiVersion, kind, metadata: { name, namespace: NAMESPACE, labels: LABELS, ownerReferences: [owner], ...metadata }, ...rest });
@@ -91,7 +89,6 @@ test("with the fences on, a script that holds the operator's token writes object
   const user = { kind: "User", apiGroup: "rbac.authorization.k8s.io", name: "mallory" };
   const account = { kind: "ServiceAccount", name: "eu-dispatcher", namespace: NAMESPACE };
   const lease = (namespace) => ({ apiVersion: "coordination.k8s.io/v1", kind: "Lease", metadata: { name: "taken", namespace } });
-  const inOwn = (object) => kubectl(["create", DRY, "-f", "-", `--token=${token}`], { input: JSON.stringify(object) }).then(() => "", ({ message }) => message.replaceAll(token, "TOKEN"));
   for (const [name, refusal, message] of [
     ["annotate a foreign pod", await patchPod("foreign", { metadata: { annotations: { "realtime-operator.dev/admitted": "x" } } }), /pods of its clusters only/],
     ["change the image of a foreign pod", await patchPod("foreign", { spec: { containers: [{ name: "a", image: "b" }] } }), /pods of its clusters only/],
@@ -101,7 +98,7 @@ test("with the fences on, a script that holds the operator's token writes object
     ["change a label of its own pod", await patchPod("own", { metadata: { labels: { app: "shop" } } }), /own annotations and conditions only/],
     ["write another annotation", await patchPod("own", { metadata: { annotations: { "cni.example.com/address": "x" } } }), /own annotations and conditions only/],
     ["declare a pod ready", await setCondition("own", "Ready"), /own conditions only/],
-    ["list Secrets", await attempt(["get", "secrets"]), /cannot list resource "secrets"/],
+    ["list Secrets", await attempt(["get", "secrets", "-n", NAMESPACE]), /cannot list resource "secrets"/],
     ["write a Secret without the label", await create(secret("new")), /label app.kubernetes.io\/managed-by only/],
     ["take a foreign Secret", await patch("secret", "foreign", { metadata: { labels: LABELS } }), /no Secret that is another's/],
     ["delete a foreign Secret", await remove("secret", "foreign"), /no Secret that is another's/],
@@ -128,7 +125,7 @@ test("with the fences on, a script that holds the operator's token writes object
     ["change a Secret with the label", await patch("secret", "own", { stringData: { a: "b" } })],
     ["create a Deployment of a cluster", await create(deployment({}))],
     ["grant Leases", await create(role("eu-dispatcher", "leases"))],
-    ["write the Lease of its own namespace", await inOwn(lease(OPERATOR))],
+    ["write the Lease of its own namespace", await create(lease(OPERATOR))],
     ["write a finalizer", await patch("realtimecluster", "eu", { metadata: { finalizers: ["realtime-operator.dev/x"] } })],
   ]) {
     assert.equal(refusal, "", name);

@@ -5,10 +5,11 @@ import { fileURLToPath } from "node:url";
 
 import { parseAllDocuments } from "yaml";
 
-import { kubectl } from "../cluster/harness.mjs";
-import { helm, refusal, run } from "../cluster/helm.mjs";
+import { established, kubectl, moduleFolder } from "../cluster/harness.mjs";
+import { chartFolder, helm, refusal } from "../cluster/helm.mjs";
 
-export { execute, helm, refusal, run } from "../cluster/helm.mjs";
+export { chartFolder, execute, helm, refusal } from "../cluster/helm.mjs";
+export { run } from "../conformance/processes.mjs";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 
@@ -28,16 +29,15 @@ export const CLUSTER_VALUES = {
 
 /** Applies the CRDs of ServiceMonitor, PodMonitor and PrometheusRule, and waits until they can be used. */
 export async function applyMonitoringCrds() {
-  const module = "github.com/prometheus-operator/prometheus-operator";
-  const { stdout } = await run("go", ["-C", fileURLToPath(new URL("monitoring", import.meta.url)), "list", "-m", "-f", "{{.Dir}}", module]);
+  const folder = await moduleFolder(fileURLToPath(new URL("monitoring", import.meta.url)), "github.com/prometheus-operator/prometheus-operator");
   const kinds = ["servicemonitors", "podmonitors", "prometheusrules"];
-  const files = kinds.flatMap((kind) => ["-f", `${stdout.trim()}/example/prometheus-operator-crd/monitoring.coreos.com_${kind}.yaml`]);
+  const files = kinds.flatMap((kind) => ["-f", `${folder}/example/prometheus-operator-crd/monitoring.coreos.com_${kind}.yaml`]);
   await kubectl(["apply", "--server-side", ...files]);
-  await kubectl(["wait", "--for=condition=Established", "--timeout=30s", ...kinds.map((kind) => `crd/${kind}.monitoring.coreos.com`)]);
+  await established(...kinds.map((kind) => `${kind}.monitoring.coreos.com`));
 }
 
 const release = (chart, { name = "realtime-operator", namespace = "realtime-operator" } = {}) =>
-  ["template", name, `${ROOT}charts/${chart}`, "--namespace", namespace];
+  ["template", name, chartFolder(chart), "--namespace", namespace];
 
 /** The objects of a chart with these values, as text. */
 export const renderText = (chart, values = {}, options = {}) => helm(release(chart, options), values);

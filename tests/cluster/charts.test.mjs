@@ -1,15 +1,12 @@
 // The charts on a real Kubernetes: Helm waits for the operator's verdict, and clients keep their pods when a release changes.
 import assert from "node:assert/strict";
 import { before, test } from "node:test";
-import { fileURLToPath } from "node:url";
 
-import { apply, condition, deleteNamespace, diagnosed, get, kubectl, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, tearDown, wait, watchObject } from "./harness.mjs";
-import { execute, helm } from "./helm.mjs";
+import { apply, condition, deleteNamespace, diagnosed, get, isReady, kubectl, leaderName, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, tearDown, wait, watchObject } from "./harness.mjs";
+import { chartFolder, execute, helm } from "./helm.mjs";
 import { refusedRequests, usedPermissions } from "./permissions.mjs";
 
-const CHART = (name) => fileURLToPath(new URL(`../../charts/${name}`, import.meta.url));
 const NAMESPACE = "charts";
-const ACCOUNT = `system:serviceaccount:${OPERATOR_NAMESPACE}:realtime-operator`;
 const IMAGE = { repository: "realtime-operator/realtime" };
 
 /** Every permission that pods make the operator use. */
@@ -60,10 +57,10 @@ const clusterValues = (endpointURL = outside.kinesis.url) => ({
 
 /** Installs or upgrades the operator's release, and waits as Helm does. CRDs of an earlier test are taken over. */
 const installOperator = (values, name = "realtime-operator") =>
-  helm(["upgrade", "--install", name, CHART("realtime-operator"), "-n", OPERATOR_NAMESPACE, "--create-namespace", "--take-ownership", "--force-conflicts", "--wait", "--timeout", "90s"], values);
+  helm(["upgrade", "--install", name, chartFolder("realtime-operator"), "-n", OPERATOR_NAMESPACE, "--create-namespace", "--take-ownership", "--force-conflicts", "--wait", "--timeout", "90s"], values);
 
 const upgradeCluster = (values, seconds = 180) =>
-  execute(["upgrade", "--install", "eu", CHART("realtime-cluster"), "-n", NAMESPACE, "--wait", "--timeout", `${seconds}s`], values);
+  execute(["upgrade", "--install", "eu", chartFolder("realtime-cluster"), "-n", NAMESPACE, "--wait", "--timeout", `${seconds}s`], values);
 
 /** The serving objects of the cluster: ReplicaSets and pods by UID. */
 async function serving() {
@@ -71,8 +68,6 @@ async function serving() {
   const running = (await pods(NAMESPACE, { "app.kubernetes.io/managed-by": "realtime-operator" })).map(({ metadata }) => metadata.uid);
   return { sets: sets.sort(), running: running.sort() };
 }
-
-const isReady = (cluster) => condition(cluster, "Ready")?.status === "True";
 
 test("helm install --wait returns with the operator available, and of a cluster with the first complete pass", async () => {
   await installOperator(operatorValues());
@@ -120,11 +115,11 @@ test("an upgrade, a removal and a release of another name leave clusters, pods a
   const streams = async () => (await outside.kinesis.call("ListStreams")).StreamNames;
   const stream = await streams();
   assert.equal(stream.length, 1);
-  assert.deepEqual(refusedRequests(ACCOUNT, began), [], "in scope Namespaces");
+  assert.deepEqual(refusedRequests(OPERATOR_ACCOUNT, began), [], "in scope Namespaces");
   await installOperator({ ...operatorValues([]), log: "debug" });
   await wait(async () => isReady(await get("realtimecluster", NAMESPACE, "eu")), { timeout: 60_000, what: "a Ready cluster after the upgrade" });
   assert.deepEqual(await serving(), before, "after an upgrade to another scope");
-  assert.deepEqual(refusedRequests(ACCOUNT, began), [], "in scope Cluster");
+  assert.deepEqual(refusedRequests(OPERATOR_ACCOUNT, began), [], "in scope Cluster");
 
   await helm(["uninstall", "realtime-operator", "-n", OPERATOR_NAMESPACE, "--wait", "--timeout", "60s"]);
   assert.deepEqual(await serving(), before, "without an operator");
@@ -135,13 +130,13 @@ test("an upgrade, a removal and a release of another name leave clusters, pods a
   }
 
   await installOperator(operatorValues([]), "rt");
-  await wait(async () => (await get("lease", OPERATOR_NAMESPACE, "realtime-operator")).spec.holderIdentity?.startsWith("rt-"), { timeout: 60_000, what: "a leader of the other release" });
+  await wait(async () => (await leaderName())?.startsWith("rt-"), { timeout: 60_000, what: "a leader of the other release" });
   await wait(async () => isReady(await get("realtimecluster", NAMESPACE, "eu")), { timeout: 60_000, what: "a Ready cluster under another release" });
   assert.deepEqual(await serving(), before, "under another release");
 });
 
 test("the operator has used every permission that pods need", () => {
-  const used = usedPermissions(ACCOUNT, began);
+  const used = usedPermissions(OPERATOR_ACCOUNT, began);
   assert.deepEqual(OF_PODS.filter((permission) => !used.has(permission)), []);
 });
 

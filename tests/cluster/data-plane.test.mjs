@@ -6,7 +6,7 @@ import { connect } from "node:net";
 import { before, test } from "node:test";
 
 import {
-  apply, applyCrds, audit, deleteNamespace, diagnosed, DIR, file, get, HOST, IMAGE, kubectl, logs, OPERATOR_NAMESPACE, realtime, refused, service,
+  apply, applyCrds, audit, deleteNamespace, diagnosed, DIR, file, get, HOST, IMAGE, kubectl, logs, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, realtime, refused, service,
   startKinesis, startRedis, tearDown, wait, watchObject,
 } from "./harness.mjs";
 
@@ -98,7 +98,7 @@ test("the example of the README is accepted without a warning", async () => {
 test("the operator's manifests are accepted, and let it grant Leases to dispatchers and no right that it lacks", async () => {
   await kubectl(["apply", "--validate=strict", "-f", "-"], { input: file("examples/operator.yaml", { "replicas: 2": "replicas: 0" }) });
   const role = (...what) =>
-    kubectl(["create", "role", "given", ...what, "-n", NAMESPACE, "--dry-run=server", `--as=system:serviceaccount:${OPERATOR_NAMESPACE}:realtime-operator`]);
+    kubectl(["create", "role", "given", ...what, "-n", NAMESPACE, "--dry-run=server", `--as=${OPERATOR_ACCOUNT}`]);
   const leases = (verbs) => role(`--verb=${verbs}`, "--resource=leases.coordination.k8s.io");
   await wait(() => leases("get,list,create,update,delete"), { what: "a Role with the verbs of a dispatcher" });
   const lacking = /attempting to grant RBAC permissions not currently held/;

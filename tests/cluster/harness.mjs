@@ -8,7 +8,7 @@ import { createInterface } from "node:readline";
 import { after, afterEach } from "node:test";
 import { inspect } from "node:util";
 
-import { completed, kinesisPorts, spawnBound, startRedis as startRedisWith, waitUntilReady } from "../conformance/processes.mjs";
+import { kinesisPorts, run, runChecked, spawnBound, startRedis as startRedisWith, waitUntilReady } from "../conformance/processes.mjs";
 
 if (!process.env.CLUSTER) throw new Error("CLUSTER does not name a cluster: run this through ./test cluster");
 
@@ -27,7 +27,10 @@ export const KEEP = process.env.TEST_KEEP === "1";
 /** The namespace of examples/operator.yaml. */
 export const OPERATOR_NAMESPACE = "realtime-operator";
 
-const KUBECONFIG = `${DIR}/pki/admin.kubeconfig`;
+/** The operator's account, as the API server names it. */
+export const OPERATOR_ACCOUNT = `system:serviceaccount:${OPERATOR_NAMESPACE}:realtime-operator`;
+
+export const KUBECONFIG = `${DIR}/pki/admin.kubeconfig`;
 
 /** Lines of each container's log that a failed test shows. */
 const LOG_LINES = 40;
@@ -90,13 +93,13 @@ export async function diagnostics() {
 // -------------------------------------------------------------------------------------------------- kubectl
 
 /** Runs kubectl to its end, whatever that is. */
-async function execute(args, { input = "" } = {}) {
-  return completed(spawnBound(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, ...args], { stdio: ["pipe", "pipe", "pipe"] }), input);
+function execute(args, { input } = {}) {
+  return run(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, ...args], { input });
 }
 
 /** Runs our own command as a person does, to its end, whatever that is. */
 export function realtime(...args) {
-  return completed(spawnBound(`${BINARIES}/realtime`, args, { stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, KUBECONFIG } }));
+  return run(`${BINARIES}/realtime`, args, { env: { ...process.env, KUBECONFIG } });
 }
 
 /** What kubectl prints; fails when it does. */
@@ -148,6 +151,11 @@ export async function applyCrds() {
 export function established(...names) {
   const command = ["wait", "--for=condition=Established", "--timeout=5s", ...names.map((name) => `crd/${name}`)];
   return wait(() => kubectl(command), { what: `the CRDs ${names.join(", ")}` });
+}
+
+/** The folder with the sources of a Go module that the one in `directory` requires. */
+export async function moduleFolder(directory, module) {
+  return (await runChecked("go", ["-C", directory, "list", "-m", "-f", "{{.Dir}}", module])).trim();
 }
 
 /**
@@ -246,6 +254,39 @@ export function condition(object, type) {
   return object?.status?.conditions?.find((one) => one.type === type);
 }
 
+/** Whether an object of ours is Ready by a status of its present generation. */
+export function isReady(object) {
+  return condition(object, "Ready")?.status === "True" && object.status.observedGeneration === object.metadata.generation;
+}
+
+/** The name of the operator's pod that leads, if one does. */
+export async function leaderName() {
+  return (await get("lease", OPERATOR_NAMESPACE, "realtime-operator")).spec.holderIdentity;
+}
+
+/**
+ * The operator's manifest with files that it reads by their argument: `{ "platform-policy": text }` is the file of
+ * `--platform-policy`.
+ */
+export function addOperatorFiles(manifest, files) {
+  const args = Object.keys(files).map((name) => `--${name}=/etc/known/${name}.yaml`);
+  const changes = [
+    ["args: [operator]", `args: [${["operator", ...args].join(", ")}]\n          volumeMounts: [{ name: known, mountPath: /etc/known }]`],
+    [/( +)containers:\n( +)- name: operator\n/, "$1volumes: [{ name: known, configMap: { name: operator-files } }]\n$1containers:\n$2- name: operator\n"],
+  ];
+  const changed = changes.reduce((text, [from, to]) => replaceOnce(text, from, to), manifest);
+  const data = Object.fromEntries(Object.entries(files).map(([name, text]) => [`${name}.yaml`, text]));
+  const map = { apiVersion: "v1", kind: "ConfigMap", metadata: { name: "operator-files", namespace: OPERATOR_NAMESPACE }, data };
+  return `${changed}---\n${JSON.stringify(map)}\n`;
+}
+
+/** A text with its first match replaced; fails without a match. */
+export function replaceOnce(text, from, to) {
+  const replaced = text.replace(from, to);
+  if (replaced === text) throw new Error(`the text does not hold ${from}`);
+  return replaced;
+}
+
 /** The API server's audit log since the cluster began, oldest first: every write, and every read of the operator. */
 export function audit(matches = () => true) {
   const lines = readFileSync(`${DIR}/log/audit.log`, "utf8").split("\n");
@@ -303,6 +344,8 @@ const GROUPS = {
   leases: "/apis/coordination.k8s.io/v1",
   endpointslices: "/apis/discovery.k8s.io/v1",
   poddisruptionbudgets: "/apis/policy/v1",
+  kustomizations: "/apis/kustomize.toolkit.fluxcd.io/v1",
+  helmreleases: "/apis/helm.toolkit.fluxcd.io/v2",
 };
 
 /**
@@ -544,9 +587,6 @@ function beginningOf(pid) {
 export async function image(name, entrypoint, files) {
   const script = new URL("kubernetes", import.meta.url).pathname;
   const args = Object.entries(files).map(([inside, path]) => `${path}=${inside}`);
-  const child = spawnBound(script, ["image", DIR, name, entrypoint, ...args], { stdio: ["ignore", "pipe", "pipe"] });
-  let output = "";
-  for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk) => (output += chunk));
-  const [code] = await once(child, "close");
-  if (code !== 0) throw new Error(`image ${name}: ${output}`);
+  const { code, stdout, stderr } = await run(script, ["image", DIR, name, entrypoint, ...args]);
+  if (code !== 0) throw new Error(`image ${name}: ${stdout}${stderr}`);
 }

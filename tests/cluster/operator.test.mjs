@@ -7,13 +7,13 @@ import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
 import { startedFields } from "../conformance/processes.mjs";
-import { apply, audit, condition, get, IMAGE, inNamespace, kubectl, namespacesDeleted, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, startRedis, tagImage, wait, watchObject } from "./harness.mjs";
+import { apply, audit, condition, get, IMAGE, inNamespace, kubectl, leaderName, namespacesDeleted, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, startRedis, tagImage, wait, watchObject } from "./harness.mjs";
 import { COMPONENT, credentials, edges, eventSays, is, kstatus, manifest, MIRROR, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
+import { assertQuiet, countCalls } from "./permissions.mjs";
 
 const NAMESPACE = "channels";
 const ADMITTED = "realtime-operator.dev/admitted";
 const GATE = "realtime-operator.dev/webhooks-delivered";
-const OPERATOR = `system:serviceaccount:${OPERATOR_NAMESPACE}:realtime-operator`;
 
 /** Every transport, those of the sockjs server in the order in which messages name them. */
 const FALLBACKS = ["xhr_streaming", "xhr_polling", "sockjs_websocket", "sockjs_xhr_streaming", "sockjs_xhr", "sockjs_eventsource"];
@@ -27,8 +27,8 @@ const QUIET = Number(process.env.QUIET_SECONDS ?? 60);
 
 /** The operator's own pods, the leader first. */
 async function operators() {
-  const lease = await get("lease", OPERATOR_NAMESPACE, "realtime-operator");
-  const leads = (pod) => pod.metadata.name === lease.spec.holderIdentity;
+  const leader = await leaderName();
+  const leads = (pod) => pod.metadata.name === leader;
   return (await pods(OPERATOR_NAMESPACE, {})).sort((one, other) => leads(other) - leads(one));
 }
 
@@ -182,22 +182,10 @@ test("a quiet cluster is read from watches: no listing, each Secret once a minut
   await new Promise((resolve) => setTimeout(resolve, 10_000));
   const began = Date.now();
   await new Promise((resolve) => setTimeout(resolve, QUIET * 1000));
-  const calls = audit(({ user, stage, stageTimestamp, objectRef }) =>
-    user.username === OPERATOR && stage === "ResponseComplete" && Date.parse(stageTimestamp) > began);
-  const name = ({ verb, objectRef }) => `${verb} ${objectRef.resource}${objectRef.subresource ? `/${objectRef.subresource}` : ""} ${objectRef.name ?? ""}`;
-  const counts = new Map();
-  for (const call of calls.filter(({ verb }) => verb !== "watch")) counts.set(name(call), (counts.get(name(call)) ?? 0) + 1);
+  const counts = countCalls(OPERATOR_ACCOUNT, began);
   const line = [...counts].map(([call, times]) => `${call}: ${times}`).join(", ");
   console.log(`# in ${QUIET} quiet s: ${line}`);
-  const minutes = Math.ceil(QUIET / 60);
-  // The leader renews every 2 s; the other replica reads the Lease from a watch.
-  const renewals = Math.ceil(QUIET / 2) + 1;
-  for (const [call, times] of counts) {
-    if (/^get secrets /.test(call)) assert.ok(times <= minutes + 1, `${call}: ${times} times`);
-    else if (/^patch realtimeclusters\/status /.test(call)) assert.ok(times <= Math.ceil(QUIET / 300), `${call}: ${times} times`);
-    else if (call === "update leases realtime-operator") assert.ok(times <= renewals, `${call}: ${times} times`);
-    else assert.fail(`${call}: ${times} times in ${QUIET} s without a change`);
-  }
+  assertQuiet(counts, QUIET);
 });
 
 test("pusher-js reaches both pods through the Services by every transport, and every webhook verifies", { timeout: 90_000 }, async () => {
@@ -711,7 +699,7 @@ test("an operator killed during an install creates every object once", () => inN
   await deployments.stop();
   assert.equal((await outside.kinesis.calls()).CreateStream, created + 1);
   const made = audit(({ user, objectRef, responseStatus, verb }) =>
-    user.username === OPERATOR && objectRef?.namespace === namespace && responseStatus?.code === 201 && verb !== "delete" && objectRef.resource !== "events");
+    user.username === OPERATOR_ACCOUNT && objectRef?.namespace === namespace && responseStatus?.code === 201 && verb !== "delete" && objectRef.resource !== "events");
   const names = made.map(({ objectRef }) => `${objectRef.resource}/${objectRef.name}`);
   assert.ok(names.includes("deployments/eu-websocket") && names.includes("services/eu-sockjs"), names.join(" "));
   assert.deepEqual(names.filter((name, index) => names.indexOf(name) !== index), [], "each child was made once");
@@ -809,8 +797,8 @@ test("a leader that was stopped and resumes writes nothing", async () => {
   const stopped = Date.now();
   process.kill(pid, "SIGSTOP");
   await wait(async () => {
-    const { spec } = await get("lease", OPERATOR_NAMESPACE, "realtime-operator");
-    return spec.holderIdentity && spec.holderIdentity !== name;
+    const other = await leaderName();
+    return other && other !== name;
   }, { timeout: 60_000, what: "another leader" });
   await new Promise((resolve) => setTimeout(resolve, 60_000 - (Date.now() - stopped)));
   const resumed = Date.now();
@@ -821,7 +809,7 @@ test("a leader that was stopped and resumes writes nothing", async () => {
   }, { timeout: 60_000, what: "its end" });
   await new Promise((resolve) => setTimeout(resolve, 5_000));
   const wrote = audit(({ user, verb, stageTimestamp, objectRef }) =>
-    user.username === OPERATOR && user.extra?.["authentication.kubernetes.io/pod-name"]?.includes(name) &&
+    user.username === OPERATOR_ACCOUNT && user.extra?.["authentication.kubernetes.io/pod-name"]?.includes(name) &&
     Date.parse(stageTimestamp) > resumed && ["create", "update", "patch", "delete"].includes(verb) && objectRef.resource !== "leases");
   assert.deepEqual(wrote.map(({ verb, objectRef }) => `${verb} ${objectRef.resource}/${objectRef.name}`), []);
   await ready(NAMESPACE, "eu", 60);

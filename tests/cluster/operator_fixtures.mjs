@@ -5,7 +5,8 @@ import { readdirSync, readFileSync } from "node:fs";
 import { before } from "node:test";
 
 import {
-  apply, applyCrds, condition, deleteNamespace, diagnosed, file, get, kubectl, OPERATOR_NAMESPACE, pods, startKinesis, startReceiver, startRedis, tearDown, wait,
+  addOperatorFiles, apply, applyCrds, condition, deleteNamespace, diagnosed, file, get, kubectl, OPERATOR_NAMESPACE, pods, replaceOnce, startKinesis, startReceiver, startRedis,
+  tearDown, wait,
 } from "./harness.mjs";
 
 export const COMPONENT = "app.kubernetes.io/component";
@@ -28,19 +29,9 @@ export const MIRROR = "mirror.test";
  * a known registry, and a policy that allows this machine's Kinesis. */
 function operatorManifest() {
   const injectors = `${file("src/desired/known_injectors.yaml", { "imageRegistries: []": `imageRegistries: [${MIRROR}]` })}  - name: trial\n    hostNames: ["realtime-operator-receiver.*"]\n`;
-  const metadata = { name: "operator-files", namespace: OPERATOR_NAMESPACE };
   const policy = JSON.stringify({ rules: [{ namespaces: ["*"], endpoints: [outside.kinesis.url] }] });
-  const map = { apiVersion: "v1", kind: "ConfigMap", metadata, data: { "injectors.yaml": injectors, "policy.yaml": policy } };
-  const changed = [
-    [/( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n"],
-    ["args: [operator]", "args: [operator, --known-injectors=/etc/known/injectors.yaml, --platform-policy=/etc/known/policy.yaml]\n          volumeMounts: [{ name: known, mountPath: /etc/known }]"],
-    [/( +)containers:\n( +)- name: operator\n/, "$1volumes: [{ name: known, configMap: { name: operator-files } }]\n$1containers:\n$2- name: operator\n"],
-  ].reduce((text, [from, to]) => {
-    const replaced = text.replace(from, to);
-    assert.notEqual(replaced, text, `the manifest holds ${from}`);
-    return replaced;
-  }, file("examples/operator.yaml"));
-  return `${changed}---\n${JSON.stringify(map)}\n`;
+  const text = replaceOnce(file("examples/operator.yaml"), /( +)livenessProbe:\n/, "$1livenessProbe:\n$1  failureThreshold: 100\n");
+  return addOperatorFiles(text, { "known-injectors": injectors, "platform-policy": policy });
 }
 
 // An operator that is gone first could not say that the clusters' pods have ended.

@@ -170,8 +170,9 @@ export function kinesisPorts(log) {
   return found && { port: Number(found[1]), control: Number(found[2]) };
 }
 
-/** The exit code and both outputs of a child that reads `input`. */
-export async function completed(child, input = "") {
+/** Runs a program that reads `input` to its end, whatever that is: `{ code, stdout, stderr }`. `options` are those of spawn. */
+export async function run(program, args = [], { input = "", ...options } = {}) {
+  const child = spawnBound(program, args, { ...options, stdio: ["pipe", "pipe", "pipe"] });
   let [stdout, stderr] = ["", ""];
   child.stdout.on("data", (chunk) => (stdout += chunk));
   child.stderr.on("data", (chunk) => (stderr += chunk));
@@ -180,4 +181,18 @@ export async function completed(child, input = "") {
   child.stdin.end(input);
   const [code] = await once(child, "close");
   return { code, stdout, stderr };
+}
+
+/** The output of a program; fails when the program does. */
+export async function runChecked(program, args, options) {
+  const { code, stdout, stderr } = await run(program, args, options);
+  if (code !== 0) throw new Error(`${program} ${args.join(" ")}: ${stderr}`);
+  return stdout;
+}
+
+/** The answers of a program to requests: it reads one line of JSON for each, and prints one line of JSON for each. */
+export async function exchangeLines(program, requests, options) {
+  const input = requests.map((request) => `${JSON.stringify(request)}\n`).join("");
+  const stdout = await runChecked(program, [], { ...options, input });
+  return stdout.trim().split("\n").map((line) => JSON.parse(line));
 }

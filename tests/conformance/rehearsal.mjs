@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { inspect } from "node:util";
 
-import { spawnBound } from "./processes.mjs";
+import { run as runProgram, spawnBound } from "./processes.mjs";
 
 export const BIN = process.env.REALTIME_BIN;
 if (!BIN) throw new Error("REALTIME_BIN does not name the binary: run this through ./test conformance");
@@ -157,11 +157,6 @@ function parse(line) {
 }
 
 /** Runs the binary to its end. */
-export async function run(...args) {
-  const child = spawnBound(BIN, args, { env: cleanEnvironment(), stdio: ["ignore", "pipe", "pipe"] });
-  let [stdout, stderr] = ["", ""];
-  child.stdout.on("data", (chunk) => (stdout += chunk));
-  child.stderr.on("data", (chunk) => (stderr += chunk));
-  const [code] = await once(child, "close");
-  return { code, stdout, stderr };
+export function run(...args) {
+  return runProgram(BIN, args, { env: cleanEnvironment() });
 }

@@ -3,14 +3,14 @@ import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { Agent, createServer, request as forward } from "node:https";
 
-import { DIR, HOST, tearDown } from "../cluster/harness.mjs";
+import { DIR, HOST, KUBECONFIG, tearDown } from "../cluster/harness.mjs";
 
 /** The ways in which requests fail, in turn. */
 const FAILURES = ["429", "500", "half"];
 
 /** Starts it; pods reach it as `host` and `port`, with the API server's own certificate. */
 export async function startApiProxy() {
-  const [, port] = readFileSync(`${DIR}/pki/admin.kubeconfig`, "utf8").match(/https:\/\/127\.0\.0\.1:(\d+)/);
+  const [, port] = readFileSync(KUBECONFIG, "utf8").match(/https:\/\/127\.0\.0\.1:(\d+)/);
   const [key, cert] = ["key", "crt"].map((end) => readFileSync(`${DIR}/pki/apiserver/apiserver.${end}`));
   const agent = new Agent({ keepAlive: true, rejectUnauthorized: false });
   const watches = new Set();

@@ -20,7 +20,7 @@ let proxy;
 /** A cluster whose operator reaches the API server through the proxy. */
 async function startCluster() {
   proxy = await startApiProxy();
-  // What a pod's manifest says comes before what kubelet adds.
+  // The variables of a pod's manifest override those that kubelet adds.
   const address = [`KUBERNETES_SERVICE_HOST=${proxy.host}`, `KUBERNETES_SERVICE_PORT=${proxy.port}`];
   await kubectl(["set", "env", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, ...address]);
   await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=120s"]);
@@ -71,12 +71,12 @@ test("a restarted API server leaves a cluster Ready", { timeout: 900_000 }, asyn
   const since = readySince(await cluster());
   assertReady(watch);
   await restartApiServer();
-  // It ended with the API server, which is what is wanted.
+  // The watch ended with the API server, as expected.
   await watch.stop().catch(() => {});
   const later = await watchObject("realtimeclusters", NAMESPACE, "eu");
   await seconds(60);
   assertReady(later);
-  // What no watch could see: a condition that turned has another time, although it turned back.
+  // No watch saw the restart itself: a condition that turned and turned back has another transition time.
   assert.equal(readySince(await cluster()), since);
   console.log(`# after a restart of the API server a deleted child was there again within ${(await recreateChild()).toFixed(1)} s`);
   await later.stop();

@@ -7,7 +7,7 @@ import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
 import { apply, condition, deleteNamespace, get, HOST, kubectl, pods, service, startRedis, tearDown, wait, watchObject } from "../cluster/harness.mjs";
-import { COMPONENT, edges, is, manifest, outside, podIs, processOf, ready, said } from "../cluster/operator_fixtures.mjs";
+import { COMPONENT, credentials, edges, is, manifest, outside, podIs, processOf, ready, said } from "../cluster/operator_fixtures.mjs";
 
 const NAMESPACE = "bus";
 

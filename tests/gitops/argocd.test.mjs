@@ -2,10 +2,9 @@
 import assert from "node:assert/strict";
 import { before, test } from "node:test";
 
-import { parseAllDocuments } from "yaml";
-
-import { completed, spawnBound } from "../conformance/processes.mjs";
-import { applyCrds, apply, DIR, file, get, kubectl } from "../cluster/harness.mjs";
+import { exchangeLines } from "../conformance/processes.mjs";
+import { parseObjects } from "../chart/helm.mjs";
+import { apply, applyCrds, file, get, kubectl, KUBECONFIG } from "../cluster/harness.mjs";
 import { readRecording, writeStatus } from "./replay.mjs";
 
 const NAMESPACE = "channels";
@@ -16,16 +15,10 @@ before(async () => {
 });
 
 /** Whether the engine calls each pair of manifest and live object out of sync. */
-async function compare(pairs) {
-  const env = { ...process.env, KUBECONFIG: `${DIR}/pki/admin.kubeconfig` };
-  const child = spawnBound(process.env.ARGO_DIFF, [], { env, stdio: ["pipe", "pipe", "pipe"] });
-  const { code, stdout, stderr } = await completed(child, pairs.map((pair) => `${JSON.stringify(pair)}\n`).join(""));
-  assert.equal(code, 0, stderr);
-  return stdout.trim().split("\n").map((line) => JSON.parse(line));
-}
+const compare = (pairs) => exchangeLines(process.env.ARGO_DIFF, pairs, { env: { ...process.env, KUBECONFIG } });
 
 /** The manifests of a user: the smallest ones, and a cluster with every kind of field. */
-const manifests = parseAllDocuments(file("examples/eu.yaml")).map((document) => document.toJS());
+const manifests = parseObjects(file("examples/eu.yaml"));
 
 for (const [mode, ...flags] of [["client"], ["structured", "--server-side", "--field-manager=argocd-controller"]]) {
   test(`a manifest stays in sync from its first moment to its last status: ${mode}`, { timeout: 120_000 }, async () => {

@@ -9,10 +9,10 @@ import { fileURLToPath } from "node:url";
 
 import { stringify } from "yaml";
 
-import { completed, spawnBound, spawnLogged, startOnFreePorts, waitUntilReady } from "../conformance/processes.mjs";
-import { DIR, established, get, kubectl, tearDown } from "../cluster/harness.mjs";
+import { runChecked, spawnLogged, startOnFreePorts, waitUntilReady } from "../conformance/processes.mjs";
+import { established, get, kubectl, KUBECONFIG, moduleFolder, tearDown } from "../cluster/harness.mjs";
+import { chartFolder, helm } from "../cluster/helm.mjs";
 
-const KUBECONFIG = `${DIR}/pki/admin.kubeconfig`;
 const MODULE = fileURLToPath(new URL("flux", import.meta.url));
 
 /** The namespace of the controllers and of the sources in examples/flux. */
@@ -21,16 +21,10 @@ export const NAMESPACE = "flux-system";
 const scratch = mkdtempSync(`${tmpdir()}/flux-`);
 process.on("exit", () => rmSync(scratch, { recursive: true, force: true }));
 
-async function run(program, args, options) {
-  const { code, stdout, stderr } = await completed(spawnBound(program, args, { stdio: ["pipe", "pipe", "pipe"], ...options }));
-  if (code !== 0) throw new Error(`${program} ${args.join(" ")}: ${stderr}`);
-  return stdout.trim();
-}
-
 /** Applies the CRDs of Flux. */
 export async function applyFluxCrds() {
   for (const name of ["source-controller", "kustomize-controller", "helm-controller"]) {
-    const folder = await run("go", ["-C", MODULE, "list", "-m", "-f", "{{.Dir}}", `github.com/fluxcd/${name}`]);
+    const folder = await moduleFolder(MODULE, `github.com/fluxcd/${name}`);
     await kubectl(["apply", "--server-side", "-f", `${folder}/config/crd/bases`]);
   }
   const kinds = ["gitrepositories.source", "ocirepositories.source", "kustomizations.kustomize", "helmreleases.helm"];
@@ -91,7 +85,7 @@ export async function commit(name, files) {
     mkdirSync(dirname(`${folder}/${path}`), { recursive: true });
     writeFileSync(`${folder}/${path}`, stringify(object));
   }
-  await run("tar", ["-czf", `${folder}.tar.gz`, "-C", folder, "."]);
+  await runChecked("tar", ["-czf", `${folder}.tar.gz`, "-C", folder, "."]);
   const content = readFileSync(`${folder}.tar.gz`);
   const revision = `main@sha1:${createHash("sha1").update(content).digest("hex")}`;
   await publish("gitrepository", name, revision, addArtifact(content));
@@ -99,9 +93,9 @@ export async function commit(name, files) {
 }
 
 /** Pushes a chart of this project to an OCIRepository. */
-export async function pushChart(name, helm) {
+export async function pushChart(name) {
   const folder = `${scratch}/charts`;
-  cpSync(fileURLToPath(new URL(`../../charts/${name}`, import.meta.url)), `${folder}/${name}`, { recursive: true });
+  cpSync(chartFolder(name), `${folder}/${name}`, { recursive: true });
   await helm(["package", `${folder}/${name}`, "--destination", folder]);
   const artifact = addArtifact(readFileSync(`${folder}/${name}-0.1.0.tgz`));
   await publish("ocirepository", name, `0.1.0@${artifact.digest}`, artifact);

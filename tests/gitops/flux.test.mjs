@@ -1,13 +1,11 @@
-// Flux's own controllers over recorded statuses of a real cluster: what blocks, what fails, and what goes on.
+// Flux's own controllers over recorded statuses of a real cluster: waits, failures and recoveries.
 import assert from "node:assert/strict";
 import { before, test } from "node:test";
 
-import { parseAllDocuments } from "yaml";
-
-import { apply, applyCrds, condition, diagnosed, file, get, kubectl, wait } from "../cluster/harness.mjs";
-import { helm } from "../chart/helm.mjs";
+import { parseObjects } from "../chart/helm.mjs";
+import { apply, applyCrds, condition, diagnosed, file, get, isReady, kubectl, wait, watchObject } from "../cluster/harness.mjs";
 import { applyFluxCrds, commit, NAMESPACE, pushChart, reconcile, startController } from "./flux.mjs";
-import { isReady, readRecording, specOf, writeStatus } from "./replay.mjs";
+import { readRecording, specOf, writeStatus } from "./replay.mjs";
 
 const CLUSTERS = readRecording("cluster");
 const APPS = readRecording("app");
@@ -25,7 +23,7 @@ const NEW_REVISION_GATE = "--feature-gates=CancelHealthCheckOnNewRevision=true";
 const COMMIT_SECONDS = 15;
 
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
-const example = (name) => parseAllDocuments(file(`examples/flux/${name}.yaml`)).map((document) => document.toJS());
+const example = (name) => parseObjects(file(`examples/flux/${name}.yaml`));
 const ready = (object) => condition(object, "Ready");
 
 before(() => diagnosed(async () => {
@@ -35,23 +33,12 @@ before(() => diagnosed(async () => {
   await startController("helm-controller", NEW_REVISION_GATE);
 }));
 
-/** A tool's object, with the conditions that it showed while `act` ran. */
-async function watching(kind, namespace, name, act) {
-  const seen = [];
-  let ended = false;
-  const look = (async () => {
-    while (!ended) {
-      seen.push(ready(await get(kind, namespace, name))?.status ?? "Unknown");
-      await pause(200);
-    }
-  })();
-  try {
-    await act();
-  } finally {
-    ended = true;
-    await look;
-  }
-  return [...new Set(seen)];
+/** The statuses of Ready, each once, that a tool's object had while `act` ran. */
+async function readyStatuses(kind, namespace, name, act) {
+  const watch = await watchObject(kind, namespace, name);
+  await act();
+  await watch.stop();
+  return [...new Set(watch.versions.map(({ object }) => ready(object)?.status ?? "Unknown"))];
 }
 
 const become = (kind, namespace, name, status, { pattern = /./, timeout = 30_000 } = {}) =>
@@ -99,7 +86,7 @@ test("a Kustomization waits for the proof, and the apps wait for it", { timeout:
   }
   await commitStep("install");
   assert.equal((await get("realtimecluster", "channels", "eu")).status.observedGeneration, -1, "no operator has seen it");
-  const seen = await watching("kustomization", NAMESPACE, "channels-cluster", async () => {
+  const seen = await readyStatuses("kustomizations", NAMESPACE, "channels-cluster", async () => {
     await kustomization("channels-cluster", "Unknown");
     await kustomization("channels-apps", "False", { pattern: /^DependencyNotReady/ });
     await replay("install", { all: false });
@@ -116,7 +103,7 @@ test("a Kustomization waits for the proof, and the apps wait for it", { timeout:
 
 test("a generation that breaks is never Ready, and its fix is", { timeout: 180_000 }, async () => {
   await commitStep("fault");
-  const seen = await watching("kustomization", NAMESPACE, "channels-cluster", async () => {
+  const seen = await readyStatuses("kustomizations", NAMESPACE, "channels-cluster", async () => {
     await kustomization("channels-cluster", "Unknown");
     await replay("fault");
     await kustomization("channels-cluster", "False", { timeout: 60_000, pattern: /^HealthCheckFailed: .*RealtimeCluster\/channels\/eu status: 'InProgress'/ });
@@ -189,10 +176,10 @@ test("a HelmRelease waits for the proof, fails when a person is needed, and trie
   };
   const becomes = (status, options) => become("helmrelease", "channels", "eu", status, options);
   await apply(parts[0]);
-  await pushChart("realtime-cluster", helm);
+  await pushChart("realtime-cluster");
   await update(specOf(CLUSTERS, "install"));
   await wait(() => get("realtimeapp", "channels", "shop"), { what: "the objects of the release" });
-  const seen = await watching("helmrelease", "channels", "eu", () => replay("install", { all: false }));
+  const seen = await readyStatuses("helmreleases", "channels", "eu", () => replay("install", { all: false }));
   assert.deepEqual(seen, ["Unknown"], "before the proof");
   await replay("install");
   await writeStatus("realtimeapp", "channels", "shop", APPS.find(({ object: one }) => isReady(one)).object);

@@ -1,7 +1,7 @@
 // Replays recorded statuses of a cluster or an app on an API server without an operator.
 import { readFileSync } from "node:fs";
 
-import { condition, get, kubectl } from "../cluster/harness.mjs";
+import { get, kubectl } from "../cluster/harness.mjs";
 
 /** The recorded versions of `cluster` or `app`: `{ step, type, object }`. */
 export function readRecording(name) {
@@ -11,8 +11,6 @@ export function readRecording(name) {
 
 /** The last version of a step that a person wrote: its spec. */
 export const specOf = (records, step) => records.findLast((one) => one.step === step && one.type !== "DELETED").object.spec;
-
-export const isReady = (object) => condition(object, "Ready")?.status === "True" && object.status.observedGeneration === object.metadata.generation;
 
 /** The recorded generation becomes the live one, a former generation the one before. */
 function statusFor(recorded, live) {

@@ -98,6 +98,7 @@ const FUNCTION_LINES_MAX: usize = 100;
 
 /// Files in circles today, one a line: a list that only gets shorter.
 const CIRCLES_FILE: &str = "tests/it/circles.txt";
+
 /// The graph of `src/`, made once.
 fn source_graph() -> &'static Graph {
     static GRAPH: OnceLock<Graph> = OnceLock::new();

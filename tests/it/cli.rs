@@ -2,8 +2,10 @@
 
 use std::process::{Command, Output};
 
+use crate::fixtures::read_file;
+
 /// Runs the binary with arguments, variables and nothing else of this process's environment.
-fn realtime(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+pub fn realtime(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_realtime"));
     command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).env_clear().envs(variables.iter().copied());
     command.output().expect("the binary runs")
@@ -17,9 +19,9 @@ fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn manifest(replace: &str, with: &str) -> tempfile::NamedTempFile {
-    let example = std::fs::read_to_string(format!("{}/examples/eu.yaml", env!("CARGO_MANIFEST_DIR")));
-    let example = example.expect("the example");
+/// The example of a cluster in a file of its own, with one text replaced.
+pub fn manifest(replace: &str, with: &str) -> tempfile::NamedTempFile {
+    let example = read_file("examples/eu.yaml");
     assert!(example.contains(replace), "the example holds `{replace}`");
     let file = tempfile::Builder::new().suffix(".yaml").tempfile().expect("a file");
     std::fs::write(file.path(), example.replacen(replace, with, 1)).expect("written");
@@ -128,8 +130,8 @@ fn an_endpoint_that_the_cluster_does_not_allow_is_reported_with_exit_code_2() {
 
 #[test]
 fn the_example_of_a_platform_policy_is_accepted() {
-    let example = std::fs::read_to_string(format!("{}/examples/platform-policy.yaml", env!("CARGO_MANIFEST_DIR")));
-    let object: serde_json::Value = serde_yaml::from_str(&example.expect("the example")).expect("a ConfigMap");
+    let example = read_file("examples/platform-policy.yaml");
+    let object: serde_json::Value = serde_yaml::from_str(&example).expect("a ConfigMap");
     let text = object["data"]["policy.yaml"].as_str().expect("a policy");
     realtime_operator::desired::PlatformPolicy::parse("policy.yaml", text).expect("a policy");
 }

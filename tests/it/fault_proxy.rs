@@ -1,4 +1,4 @@
-//! A proxy between a server under test and the Kinesis of the tests, with faults that a test switches.
+//! A switch of faults between the Kinesis of the tests and a server under test.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

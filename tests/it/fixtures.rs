@@ -1,4 +1,4 @@
-//! Objects that several tests begin with: an app of the registry, and a Kinesis with one stream.
+//! Objects that several tests begin with: files of the repository, an app of the registry, and a Kinesis with one stream.
 
 use std::path::Path;
 
@@ -6,6 +6,18 @@ use realtime_operator::protocol::Secret;
 use realtime_operator::protocol::registry::{
     App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint,
 };
+use serde_json::Value;
+
+/// The text of a file of the repository.
+pub fn read_file(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)
+}
+
+/// The documents of a text in YAML.
+pub fn parse_documents(text: &str) -> Vec<Value> {
+    let documents = text.split("\n---\n").map(|document| document.trim_start_matches("---\n"));
+    documents.map(|document| serde_yaml::from_str(document).expect("YAML")).collect()
+}
 
 /// An enabled app with one key, client events and the limits by default; a test changes fields by a struct update.
 pub fn build_app(id: &str, key: &str, secret: &str) -> App {
@@ -64,6 +76,11 @@ mod with_kinesis {
     use crate::fault_proxy::{FaultSwitch, apply_fault};
     use crate::waiting::eventually_ok;
 
+    /// A size of a load; an environment variable raises it.
+    pub fn load_size(variable: &str, default: usize) -> usize {
+        std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    }
+
     /// The region of every test's stream.
     pub const REGION: &str = "eu-west-1";
 
@@ -84,12 +101,7 @@ mod with_kinesis {
 
     /// A Kinesis API in this process, with an active stream of so many shards: its endpoint, and a client.
     pub async fn start_kinesis(stream: &str, shards: i32) -> (String, KinesisClient) {
-        let options = StoreOptions { create_stream_ms: 0, shard_limit: 100, ..StoreOptions::default() };
-        let (router, _) = ferrokinesis::create_app(options);
-        let endpoint = serve_routes(router).await;
-        let client = connect_kinesis(&endpoint, stream).await;
-        client.create_stream(Some(shards), &BTreeMap::new()).await.expect("created");
-        wait_until_active(&client).await;
+        let (endpoint, client, _) = start_faulty_kinesis(stream, shards).await;
         (endpoint, client)
     }
 

@@ -2,7 +2,6 @@
 //! under this operator, and servers of this build under an operator of the former release.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 
 use realtime_operator::config::{Release, ServerConfig, ServerKind, VARIABLE_TABLE, Variable};
 use realtime_operator::protocol::admin::EffectiveReport;
@@ -12,12 +11,14 @@ use realtime_operator::protocol::registry::{
 use realtime_operator::protocol::{AppId, Secret};
 use serde_json::{Value, json};
 
+use crate::cli::{manifest, realtime};
+use crate::fixtures::{parse_documents, read_file};
+
 /// The former release.
 const FORMER: &str = "0.1.0";
 
 fn fixture(file: &str) -> String {
-    let path = format!("{}/tests/fixtures/former-release/{file}", env!("CARGO_MANIFEST_DIR"));
-    std::fs::read_to_string(path).expect("a file of the former release")
+    read_file(&format!("tests/fixtures/former-release/{file}"))
 }
 
 /// A row of the former table.
@@ -44,7 +45,7 @@ fn former_table() -> Vec<FormerVariable> {
 /// The variables of each server in rendered objects, with stand-ins for Secrets and fields.
 fn environments(documents: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
-    for object in parse_documents(documents) {
+    for object in parse_objects(documents) {
         if object["kind"] != "Deployment" {
             continue;
         }
@@ -63,24 +64,22 @@ fn environments(documents: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     found
 }
 
-fn parse_documents(text: &str) -> Vec<Value> {
+fn parse_objects(text: &str) -> Vec<Value> {
     // The golden file begins with a line for the exit code.
     let text = text.split_once('\n').map_or(text, |(first, rest)| if first.starts_with("exit") { rest } else { text });
-    let documents = text.split("\n---\n").map(|document| document.trim_start_matches("---\n"));
-    documents.map(|document| serde_yaml::from_str(document).expect("YAML")).collect()
+    parse_documents(text)
 }
 
 /// `realtime render` of the example, for servers of this release.
 fn render_for(release: &str) -> String {
-    let example = std::fs::read_to_string(format!("{}/examples/eu.yaml", env!("CARGO_MANIFEST_DIR"))).expect("it");
-    let changed = example.replacen("spec:\n", &format!("spec:\n  version: {release}\n"), 1);
-    assert_ne!(example, changed);
-    let file = tempfile::Builder::new().suffix(".yaml").tempfile().expect("a file");
-    std::fs::write(file.path(), changed).expect("written");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_realtime"));
-    let output = command.arg("render").arg(file.path()).output().expect("the binary runs");
+    let file = manifest("spec:\n", &format!("spec:\n  version: {release}\n"));
+    let output = realtime(&["render", file.path().to_str().expect("a path")], &[]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")
+}
+
+fn is_required(row: &Variable) -> bool {
+    format!("{:?}", row.need).starts_with("Required")
 }
 
 #[test]
@@ -94,14 +93,12 @@ fn variables_of_the_former_release_are_still_read_and_new_ones_have_a_later_rele
         let servers: BTreeSet<String> = row.servers.iter().map(|server| server.name().to_owned()).collect();
         assert!(servers.is_superset(&old.servers), "{}: {servers:?}", old.name);
         assert!(row.is_read_by(release), "{}: since {}", old.name, row.since);
-        let required = format!("{:?}", row.need).starts_with("Required");
-        assert!(!required || old.needed == "always", "{} is required, and was not", old.name);
+        assert!(!is_required(row) || old.needed == "always", "{} is required, and was not", old.name);
     }
     let known: BTreeSet<&str> = former.iter().map(|row| row.name.as_str()).collect();
     for row in VARIABLE_TABLE.iter().filter(|row| !known.contains(row.name)) {
         assert!(!row.is_read_by(release), "{} has since {}: servers of {FORMER} refuse it", row.name, row.since);
-        let required = format!("{:?}", row.need).starts_with("Required");
-        assert!(!required, "{} is required, and an operator of {FORMER} does not set it", row.name);
+        assert!(!is_required(row), "{} is required, and an operator of {FORMER} does not set it", row.name);
     }
 }
 
@@ -124,11 +121,11 @@ fn servers_of_the_former_release_get_only_variables_that_they_know() {
     }
 }
 
-/// The promise that an upgrade of the operator changes no server. Marks and the names of Secrets are its own matter.
+/// An upgrade of the operator changes no pod of a template; annotations and the names of Secrets are not compared.
 #[test]
 fn servers_of_the_former_release_are_rendered_as_it_rendered_them() {
     let templates = |documents: &str| -> BTreeMap<String, Value> {
-        let objects = parse_documents(documents).into_iter().filter(|object| object["kind"] == "Deployment");
+        let objects = parse_objects(documents).into_iter().filter(|object| object["kind"] == "Deployment");
         objects
             .map(|object| {
                 let mut pod = object["spec"]["template"]["spec"].clone();

@@ -9,6 +9,8 @@ use realtime_operator::desired::{
 };
 use serde_json::{Map, Value, json};
 
+use crate::fixtures::{parse_documents, read_file};
+
 /// Number of manifests.
 const MANIFESTS: u64 = 500;
 
@@ -215,7 +217,7 @@ fn is_label_value(text: &str) -> bool {
     text.len() <= 63 && text.bytes().all(inner) && (text.is_empty() || (text.starts_with(edge) && text.ends_with(edge)))
 }
 
-/// The rule of an API server that a child breaks, or `None`.
+/// The field of a child that an API server refuses by its own rules, if there is one.
 fn find_refusal(object: &Value) -> Option<String> {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let (kind, name, namespace) = (text("/kind"), text("/metadata/name"), text("/metadata/namespace"));
@@ -283,12 +285,7 @@ fn find_pod_refusal(pod: &Value) -> Option<String> {
 }
 
 fn base_documents() -> Vec<Vec<Value>> {
-    let example =
-        std::fs::read_to_string(format!("{}/examples/eu.yaml", env!("CARGO_MANIFEST_DIR"))).expect("an example");
-    let parse = |text: &str| -> Vec<Value> {
-        text.split("\n---\n").map(|document| serde_yaml::from_str(document).expect("YAML")).collect()
-    };
-    vec![parse(&example), parse(FULL)]
+    vec![parse_documents(&read_file("examples/eu.yaml")), parse_documents(FULL)]
 }
 
 #[test]

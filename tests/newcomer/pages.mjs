@@ -4,8 +4,9 @@ import { cpSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { fileURLToPath } from "node:url";
 
-import { completed, spawnBound } from "../conformance/processes.mjs";
-import { BIN, BINARIES, DIR } from "../cluster/harness.mjs";
+import { run } from "../conformance/processes.mjs";
+import { BIN, BINARIES } from "../cluster/harness.mjs";
+import { HELM_ENVIRONMENT } from "../cluster/helm.mjs";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 
@@ -35,12 +36,8 @@ export function adapt(text, replacements) {
 /** Runs commands in a shell of their own that ends at the first failure; prints them with their time. */
 export async function runCommands(commands) {
   const began = Date.now();
-  const env = {
-    ...process.env, KUBECONFIG: `${DIR}/pki/admin.kubeconfig`, PATH: `${BIN}:${BINARIES}:${process.env.PATH}`,
-    HELM_CACHE_HOME: `${FOLDER}/helm`, HELM_CONFIG_HOME: `${FOLDER}/helm`, HELM_DATA_HOME: `${FOLDER}/helm`,
-  };
-  const child = spawnBound("bash", ["-euo", "pipefail", "-c", commands], { cwd: FOLDER, env, stdio: ["pipe", "pipe", "pipe"] });
-  const { code, stdout, stderr } = await completed(child);
+  const env = { ...process.env, ...HELM_ENVIRONMENT, PATH: `${BIN}:${BINARIES}:${process.env.PATH}` };
+  const { code, stdout, stderr } = await run("bash", ["-euo", "pipefail", "-c", commands], { cwd: FOLDER, env });
   const seconds = (Date.now() - began) / 1000;
   console.log(`# ${seconds.toFixed(1).padStart(6)} s  ${commands.trim().split("\n")[0]}`);
   assert.equal(code, 0, `${commands}\n${stdout}${stderr}`);

@@ -5,6 +5,8 @@ import { fileURLToPath } from "node:url";
 
 import { stringify } from "yaml";
 
+import { condition } from "../cluster/harness.mjs";
+
 const GROUP = "realtime-operator.dev";
 const path = (name) => fileURLToPath(new URL(`../../${name}`, import.meta.url));
 
@@ -28,8 +30,6 @@ export function writeRecording(name, records) {
 function writeYaml(file, value) {
   writeFileSync(file, stringify(value, { lineWidth: 0, aliasDuplicateObjects: false }));
 }
-
-const condition = (object, type) => object.status?.conditions?.find((one) => one.type === type);
 
 /** Health of an object whose status kstatus calls by this word. */
 function expectedHealth(object, word) {

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { apply, condition, inNamespace, kubectl, startRedis, watchObject } from "../cluster/harness.mjs";
+import { apply, condition, inNamespace, isReady, kubectl, startRedis, watchObject } from "../cluster/harness.mjs";
 import { eventSays, is, kstatus, manifest, outside, rotateSecret, said, spec } from "../cluster/operator_fixtures.mjs";
 import { writeActionTests, writeHealthTests, writeRecording } from "./files.mjs";
 
@@ -51,7 +51,6 @@ test("the life of a cluster: installed, broken, fixed, failed, mended, stalled, 
     await eventSays(NAMESPACE, watch.versions[at].object);
     console.log(`# ${step}: ${said(watch.versions[at].object)} after ${((Date.now() - began) / 1000).toFixed(1)} s`);
   };
-  const isReady = (object) => is(object, "Ready") === "True" && object.status.observedGeneration === object.metadata.generation;
 
   await next("install", () => apply(manifest(NAMESPACE, { [outside.redis.url]: own.url })), "Ready", isReady);
   const wrong = { bus: { redis: { urlSecretRef: { name: "eu-redis", key: "nowhere" } } }, gate: { deadlineSeconds: 20 } };

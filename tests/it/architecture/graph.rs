@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::paths::{Module, Target, resolve, resolve_use};
+use super::paths::{Lookup, Module, Target};
 use super::reader::FileReader;
 use super::{Client, FILE_LINES_MAX, FUNCTION_LINES_MAX, Floors};
 use crate::source_tree::{SourceFile, parse_sources, room_of};
@@ -13,7 +13,8 @@ pub(super) struct Resolution {
     pub(super) targets: BTreeSet<Target>,
     pub(super) modules: BTreeSet<Vec<String>>,
 }
-/// A path mentioned in a file.
+
+/// A path that stands in a file.
 pub(super) struct Mention {
     pub(super) file: usize,
     pub(super) line: usize,
@@ -46,6 +47,7 @@ pub(super) struct FileFacts {
     pub(super) lines: usize,
     pub(super) code: String,
 }
+
 impl Graph {
     pub(super) fn new(files: &[SourceFile]) -> Self {
         let mut graph = Self::default();
@@ -67,10 +69,10 @@ impl Graph {
         for mention in mentions {
             let key = (mention.module.clone(), mention.path.clone(), mention.is_use);
             let resolution = known.entry(key).or_insert_with(|| {
-                let (mut modules, mut pending) = (BTreeSet::new(), Vec::new());
-                let find = if mention.is_use { resolve_use } else { resolve };
-                let targets = find(&graph.modules, &mention.module, &mention.path, &mut modules, &mut pending);
-                Resolution { targets, modules }
+                let mut lookup = Lookup::new(&graph.modules);
+                let follow = if mention.is_use { Lookup::resolve_use } else { Lookup::resolve };
+                let targets = follow(&mut lookup, &mention.module, &mention.path);
+                Resolution { targets, modules: lookup.named }
             });
             let resolution = resolution.clone();
             graph.mentions.push((mention, resolution));
@@ -206,11 +208,13 @@ impl Graph {
         files.filter(|file| file.code.to_lowercase().contains(word)).map(|file| file.path.as_str()).collect()
     }
 }
+
 impl Floors {
     fn floor(&self, room: &str) -> Option<usize> {
         self.floors.iter().position(|rooms| rooms.contains(&room))
     }
 }
+
 /// Tarjan's strongly connected components.
 fn strong_components(edges: &[BTreeSet<usize>]) -> Vec<Vec<usize>> {
     struct Search<'a> {

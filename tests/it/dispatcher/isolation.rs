@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::scripted_receiver::{Behaviour, ScriptedReceiver};
 use super::*;
+use crate::fixtures::load_size;
 
 /// Endpoints that never answer, and endpoints that answer 200 just before the time-out of an attempt.
 const DEAD_COUNT: usize = 4;
@@ -13,11 +14,6 @@ const SLOW_DELAY: Duration = Duration::from_millis(3_900);
 const RECORD_EVENTS: usize = 10;
 /// Longest time from the put of an event to its arrival at an endpoint that works.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A size of the load; an environment variable raises it.
-fn load_size(variable: &str, default: usize) -> usize {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 fn app_id(n: usize) -> String {
     (1_000 + n).to_string()

@@ -1,4 +1,4 @@
-//! Reading that stops is loud: the distance grows, and log, `/flow` and metrics name the reason.
+//! A pause of reading is visible: the lag grows, and log, `/flow` and metrics name the reason.
 
 use super::*;
 

@@ -1,23 +1,19 @@
-//! Trouble of the stream leaves nothing behind: neither in Redis, nor in the process, nor as a lease.
+//! After a failure of the stream nothing is left of it in Redis or in the process, and no lease.
 
 use futures::stream;
 use realtime_operator::bus::{Membership, RedisBus};
+use realtime_operator::protocol::registry::WebhookEndpoint;
 
 use super::*;
 use crate::fault_proxy::CallFault;
-use crate::fixtures::start_faulty_kinesis;
+use crate::fixtures::{load_size, start_faulty_kinesis};
 use crate::redis::server::Redis;
 
-/// Bounds the time after which nothing is left of any trouble.
+/// Bounds the time until nothing is left of a failure.
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Clients that act at one time.
 const CONCURRENT_CLIENTS: usize = 32;
-
-/// A size of the load; an environment variable raises it.
-fn load_size(variable: &str, default: usize) -> usize {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 /// `SIGN_INS=10000 CYCLES=500 cargo test --test it outboxes_are_empty` is the load of a day in a minute: 10,000 sign-ins, and
 /// 64,000 changes of occupancy, of which the queue drops 14,000.
@@ -99,9 +95,8 @@ async fn refused_records_and_lost_replies_end_with_every_event_in_the_stream() {
 async fn only_events_that_an_endpoint_receives_are_recorded() {
     let stream = start_stream().await;
     let only = |events: &[&str]| {
-        let mut webhook = crate::fixtures::build_webhook("https://a.example");
-        webhook.events = events.iter().map(|event| (*event).to_owned()).collect();
-        webhook
+        let events = events.iter().map(|event| (*event).to_owned()).collect();
+        WebhookEndpoint { events, ..build_webhook("https://a.example") }
     };
     let known = vec![App { webhooks: vec![only(&["client_event"])], ..app("1", true) }];
     let edge = start_with("websocket", known, &[], MemoryBus::new(), Some(stream.clone())).await;

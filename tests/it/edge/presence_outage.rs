@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use realtime_operator::bus::{ChannelKey, ChannelStore, RedisBus};
+use realtime_operator::bus::{ChannelKey, ChannelStore, Health, RedisBus};
 use realtime_operator::protocol::ChannelName;
 
 use super::*;
@@ -15,17 +15,9 @@ const BACK: Duration = Duration::from_secs(15);
 /// An edge on this Redis, once it is registered.
 async fn edge_on(server: &str, redis: &Redis, pod: &str) -> Edge {
     realtime_operator::process::install_tls();
-    let apps = tempfile::tempdir().expect("a directory");
-    write_registry(apps.path(), vec![app("1", true)]);
-    let values = values(server, "off", apps.path(), &[]);
-    let deps = dependencies(apps.path(), Arc::new(MemoryBus::new()), None).await;
-    let shutdown = deps.shutdown.clone();
-    let bus: Arc<dyn Bus> =
-        Arc::new(RedisBus::connect(&redis.url(), "uid-1", pod, shutdown.clone()).await.expect("a bus"));
+    let bus = RedisBus::connect(&redis.url(), "uid-1", pod, CancellationToken::new()).await.expect("a bus");
     eventually("presence on the bus", async || bus.is_presence_ready(), |is_ready| *is_ready).await;
-    let running = edge::start(values, EdgeDependencies { bus, ..deps }).await.expect("an edge");
-    let http = reqwest::Client::builder().no_proxy().build().expect("a client");
-    Edge { running, shutdown, apps, http }
+    start_on_bus(server, vec![app("1", true)], &[], Arc::new(bus), None).await
 }
 
 async fn waiting(edge: &Edge, count: u64) {

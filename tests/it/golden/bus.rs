@@ -1,4 +1,4 @@
-//! Formats of the bus: its Redis keys and its frames.
+//! Keys that a bus stores in Redis, and frames that it sends through it.
 
 use super::*;
 

@@ -1,16 +1,11 @@
-//! Output of the program: commands, options, exit codes, rendered objects and verdicts.
+//! Output of the program: its commands, options, exit codes, rendered objects and verdicts.
 
 use super::*;
+use crate::cli::realtime;
 
 /// Runs the program without this machine's settings: its exit code, and what it prints.
 fn run_program(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_realtime"))
-        .args(arguments)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .env_clear()
-        .env("KUBECONFIG", "/nowhere")
-        .output()
-        .expect("the program runs");
+    let output = realtime(arguments, &[("KUBECONFIG", "/nowhere")]);
     (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
