@@ -287,7 +287,8 @@ async fn run_controllers(
     let probers = ClusterProbers::new(queues.gate.clone(), shutdown.clone());
     let watching = async {
         let _heartbeat = context.heartbeats.register("watches", None, &shutdown);
-        shutdown.run_until_cancelled(futures::future::join(clusters, futures::future::join_all(objects))).await;
+        let all = futures::future::join(clusters, futures::future::join_all(objects));
+        Box::pin(shutdown.run_until_cancelled(all)).await;
     };
     let sweeping = async {
         loop {

@@ -2,9 +2,9 @@
 
 /// Lists at most `max` names, and counts the others: `a, b and 3 more`.
 pub fn list_names(names: &[String], max: usize) -> String {
-    let named = names.iter().take(max).cloned().collect::<Vec<_>>().join(", ");
+    let listed = names.iter().take(max).cloned().collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(max) {
-        0 => named,
-        more => format!("{named} and {more} more"),
+        0 => listed,
+        more => format!("{listed} and {more} more"),
     }
 }

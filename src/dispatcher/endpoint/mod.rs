@@ -43,7 +43,7 @@ impl fmt::Display for EndpointId {
 /// An event that was serialised once; the bodies of all attempts and endpoints share its text.
 #[derive(Debug)]
 pub struct OutgoingEvent {
-    /// The event's id.
+    /// Id of the event, the same in every attempt.
     pub id: String,
     /// The channel that the event belongs to.
     pub channel: ChannelName,

@@ -67,7 +67,7 @@ impl RecordQueue {
         usize::try_from(hasher.finish() % self.lanes.len() as u64).unwrap_or_default()
     }
 
-    /// Queues an event.
+    /// Queues an event in the lane of its key, and evicts when a bound is passed.
     pub fn push(&self, subject: &ChannelKey, event: RecordableEvent, now: u64) -> PushOutcome {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         // First, so that the event cannot leave before it is counted.
