@@ -4,7 +4,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use super::image::ImageSpec;
+pub use super::image::{ImageSpec, PullPolicy};
+use super::pods::{PodSettings, ServiceAccounts};
 pub use super::status::{
     EndpointsStatus, GateStatus, HopTime, LastFailure, PodReplacements, ProofState, ProofTransport,
     RealtimeClusterStatus, RequestedProofStatus, StreamStatus, TransportState, TransportStatus,
@@ -66,6 +67,9 @@ pub struct RealtimeClusterSpec {
     pub image: ImageSpec,
     /// Region, endpoint and identity for the Kinesis stream.
     pub aws: AwsSpec,
+    /// Service accounts of the servers.
+    #[serde(default)]
+    pub service_accounts: ServiceAccounts,
     /// The bus through which edges exchange events.
     pub bus: BusSpec,
     /// Whether WebSocket and the HTTP fallbacks are served by separate Deployments or by one, whose `replicas`, `drain` and
@@ -204,7 +208,7 @@ pub enum ServerLayout {
 }
 
 /// Edge servers of one kind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EdgeServer {
     /// Whether this server is deployed.
@@ -214,6 +218,9 @@ pub struct EdgeServer {
     pub replicas: i32,
     /// How a terminating pod moves its clients to other pods.
     pub drain: DrainSpec,
+    /// Settings of the pods.
+    #[serde(flatten)]
+    pub pods: PodSettings,
     /// Additional environment variables of the server.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
@@ -244,7 +251,13 @@ impl Default for DrainSpec {
 
 impl Default for EdgeServer {
     fn default() -> Self {
-        Self { state: EnabledState::Enabled, replicas: 3, drain: DrainSpec::default(), env: vec![] }
+        Self {
+            state: EnabledState::Enabled,
+            replicas: 3,
+            drain: DrainSpec::default(),
+            pods: PodSettings::default(),
+            env: vec![],
+        }
     }
 }
 
@@ -284,7 +297,7 @@ pub struct ExtraVariable {
 }
 
 /// Delivery of events as webhooks.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WebhookPipelineSpec {
     /// Whether webhooks are sent.
@@ -312,7 +325,7 @@ pub enum WebhooksMode {
 }
 
 /// The dispatcher, which sends webhooks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DispatcherServer {
     /// Number of pods to run.
@@ -324,6 +337,9 @@ pub struct DispatcherServer {
     /// Longest back-off between two attempts, in seconds.
     #[schemars(range(min = 1, max = 3600))]
     pub max_backoff_seconds: u32,
+    /// Settings of the pods.
+    #[serde(flatten)]
+    pub pods: PodSettings,
     /// Additional environment variables of the server.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
@@ -333,7 +349,13 @@ pub struct DispatcherServer {
 
 impl Default for DispatcherServer {
     fn default() -> Self {
-        Self { replicas: 2, retry_window_seconds: 300, max_backoff_seconds: 30, env: vec![] }
+        Self {
+            replicas: 2,
+            retry_window_seconds: 300,
+            max_backoff_seconds: 30,
+            pods: PodSettings::default(),
+            env: vec![],
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
+use super::pod_settings::{ServerAccount, ServerPods};
 use super::problem::RefusedApp;
 use super::secret_copies::SecretCopy;
 use super::secret_references::RedisReferences;
@@ -29,6 +30,14 @@ pub struct ValidCluster {
     pub owner: Option<OwnerReference>,
     /// Image and release of the servers.
     pub image: ServerImage,
+    /// When kubelet pulls the image; `None` for its default.
+    pub pull_policy: Option<&'static str>,
+    /// Secrets with which kubelet pulls the image.
+    pub pull_secrets: Vec<String>,
+    /// Service account of the edges.
+    pub edge_account: ServerAccount,
+    /// Service account of the dispatcher.
+    pub dispatcher_account: ServerAccount,
     /// Value of the annotation that restarts pods, as they carry it.
     pub restarted_at: Option<String>,
     /// Servers that are deployed: edges, then the dispatcher, if there are webhooks.
@@ -60,12 +69,14 @@ pub struct ValidCluster {
 }
 
 /// A server that is deployed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ValidServer {
     /// Kind of the server.
     pub kind: ServerKind,
     /// Number of pods to run.
     pub replicas: i32,
+    /// Settings of the pods.
+    pub pods: ServerPods,
     /// Variables in addition to those that are rendered.
     pub extra_variables: Vec<ServerVariable>,
     /// Settings of this kind of server.
@@ -199,6 +210,12 @@ impl ValidCluster {
     pub fn copy_of<'a>(&'a self, source: &'a str, key: &str) -> &'a str {
         let copy = self.secret_copies.iter().find(|copy| copy.source == source && copy.values.contains_key(key));
         copy.map_or(source, |copy| copy.name.as_str())
+    }
+
+    /// The service account of a server.
+    #[must_use]
+    pub fn account_of(&self, server: ServerKind) -> &ServerAccount {
+        if server == ServerKind::Dispatcher { &self.dispatcher_account } else { &self.edge_account }
     }
 
     /// Whether a server of the cluster serves this transport.

@@ -14,6 +14,7 @@ use super::cluster::{
     SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 use super::credentials::ClusterCredentials;
+use super::pod_settings::{ServerAccount, ServerPods, find_key_problems};
 use super::problem::{ManifestProblem, RefusalCause, RefusedApp};
 use super::secret_copies::{
     ADMIN_TOKEN_KEY, ADMIN_TOKEN_SOURCE, CopyNames, PEER_SECRET_KEY, PEER_SECRET_SOURCE, SecretCopy,
@@ -21,11 +22,11 @@ use super::secret_copies::{
 use super::secret_references::{RedisReferences, SecretTexts, collect_secret_references};
 use super::server_image::{ServerImage, WantedImage};
 use crate::api::cluster::{
-    EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, ServerLayout, SockjsClients, StreamMode,
-    WebhooksMode,
+    EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, PullPolicy, ServerLayout, SockjsClients,
+    StreamMode, WebhooksMode,
 };
 use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec};
-use crate::config::{RESTARTED_AT_ANNOTATION, ServerKind};
+use crate::config::{RESTARTED_AT_ANNOTATION, Release, ServerKind};
 use crate::protocol::StreamName;
 use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::{App, AppRegistry};
@@ -79,14 +80,22 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
     let pair = credentials.probe.clone();
     let probe = ProbeApp { id: derive_probe_id(&uid), key: pair.key, secret: pair.secret };
     let (apps, refused) = validate_apps(inputs, &probe);
+    let servers = resolve_servers(spec, image.release);
     Ok(ValidCluster {
         name: cluster_name(cluster),
         namespace: cluster_namespace(cluster),
         uid,
         owner: owner_reference(cluster),
         image,
+        pull_policy: spec.image.pull_policy.map(PullPolicy::name),
+        pull_secrets: spec.image.image_pull_secrets.clone(),
+        edge_account: ServerAccount::resolve(&spec.service_accounts.edge, format!("{}-edge", cluster_name(cluster))),
+        dispatcher_account: ServerAccount::resolve(
+            &spec.service_accounts.dispatcher,
+            format!("{}-dispatcher", cluster_name(cluster)),
+        ),
         restarted_at: restarted_at(cluster),
-        servers: resolve_servers(spec),
+        servers,
         secret_copies: copy_secrets(inputs),
         stream: ValidStream { name: inputs.stream.map_or(stream.name, |adopted| adopted.name.clone()), ..stream },
         redis: RedisReferences::of_spec(&spec.bus.redis),
@@ -159,12 +168,16 @@ fn check_names(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
         let message = format!("is `{namespace}`, which no namespace can be named: write one such as channels");
         problems.push(cluster_problem(cluster, "metadata.namespace", &message));
     }
+    let dispatcher = &spec.webhooks.dispatcher;
     let servers = [
-        ("websocket", &spec.websocket.env),
-        ("sockjs", &spec.sockjs.env),
-        ("webhooks.dispatcher", &spec.webhooks.dispatcher.env),
+        ("websocket", &spec.websocket.env, &spec.websocket.pods),
+        ("sockjs", &spec.sockjs.env, &spec.sockjs.pods),
+        ("webhooks.dispatcher", &dispatcher.env, &dispatcher.pods),
     ];
-    for (path, variables) in servers {
+    for (path, variables, pods) in servers {
+        for (field, message) in find_key_problems(pods) {
+            problems.push(cluster_problem(cluster, &format!("spec.{path}.{field}"), &message));
+        }
         for (index, variable) in variables.iter().enumerate() {
             if variables.iter().take(index).any(|earlier| earlier.name == variable.name) {
                 let message = format!("is `{}`, which an earlier entry has: remove one of them", variable.name);
@@ -241,7 +254,7 @@ fn egress_policy(inputs: &ClusterInputs<'_>) -> Option<EgressPolicy> {
     (webhooks.mode == WebhooksMode::Kinesis).then(|| EgressPolicy::new(networks, std::iter::once(inputs.receiver)))
 }
 
-fn resolve_servers(spec: &RealtimeClusterSpec) -> Vec<ValidServer> {
+fn resolve_servers(spec: &RealtimeClusterSpec, release: Release) -> Vec<ValidServer> {
     let edges = match spec.servers {
         ServerLayout::Combined => vec![(ServerKind::Edge, &spec.websocket)],
         ServerLayout::Separate => {
@@ -253,6 +266,7 @@ fn resolve_servers(spec: &RealtimeClusterSpec) -> Vec<ValidServer> {
     let edges = edges.into_iter().map(|(kind, edge)| ValidServer {
         kind,
         replicas: edge.replicas,
+        pods: ServerPods::resolve(&edge.pods, release),
         extra_variables: resolve_variables(&edge.env),
         role: ServerRole::Edge(DrainPhases {
             hold: seconds(edge.drain.hold_seconds),
@@ -264,6 +278,7 @@ fn resolve_servers(spec: &RealtimeClusterSpec) -> Vec<ValidServer> {
     let dispatcher = (webhooks.mode == WebhooksMode::Kinesis).then(|| ValidServer {
         kind: ServerKind::Dispatcher,
         replicas: webhooks.dispatcher.replicas,
+        pods: ServerPods::resolve(&webhooks.dispatcher.pods, release),
         extra_variables: resolve_variables(&webhooks.dispatcher.env),
         role: ServerRole::Dispatcher(DispatcherSettings {
             retry_window: seconds(webhooks.dispatcher.retry_window_seconds),

@@ -158,7 +158,7 @@ test("a suspended cluster stays as it is and says since when, and restarted-at r
   await spec(NAMESPACE, { suspend: null, sockjs: { replicas: 2, env: null } });
   await cluster.until((object) => condition(object, "Suspended") === undefined && object.metadata.generation === object.status.observedGeneration);
   assert.equal((await deployment()).metadata.generation, before.metadata.generation, "the change was taken back before it was applied");
-  assert.deepEqual([now.status.image.repository, now.status.version], ["realtime-operator/realtime", "0.1.0"]);
+  assert.deepEqual([now.status.image.repository, now.status.version], ["realtime-operator/realtime", "0.2.0"]);
 
   const names = async () => (await pods(NAMESPACE, {})).filter(({ metadata }) => metadata.labels?.[COMPONENT]).map(({ metadata }) => metadata.name);
   const old = new Set(await names());
