@@ -9,6 +9,7 @@
 //!
 //! This room must not know edges, nor the service behind an endpoint.
 
+mod aging_map;
 mod allowed_endpoints;
 mod apps;
 mod assignment;

@@ -6,14 +6,20 @@
 //! the caller passes the time.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasher, Hash, RandomState};
 
+use super::aging_map::AgingMap;
 use super::events::{ChannelKey, TrackedEvent};
 use crate::protocol::record::EventOrder;
 
 /// Longest that an event waits for an earlier one, counted from its own arrival.
 pub const GAP_TIMEOUT_MS: u64 = 3_000;
-/// Bounds the channels whose history is remembered. A forgotten channel's next event waits as for a gap.
-const CHANNEL_HISTORIES_MAX: usize = 50_000;
+/// Bounds the channels, and the subjects, whose last event is remembered: those of a minute at the thousand records a
+/// second that a shard takes. A forgotten channel's next event waits as for a gap.
+const HISTORIES_MAX: usize = 57_344;
+/// Time for which the last event of a channel and of a subject is remembered: longer than an edge keeps a record that
+/// the stream refuses.
+const HISTORY_TTL_MS: u64 = 600_000;
 
 /// The result of pushing an event.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,20 +31,32 @@ pub enum SequencedEvent {
 }
 
 /// The order of the channels of one shard.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sequencer {
-    channels: HashMap<ChannelKey, ChannelHistory>,
+    /// Keys of histories: 128 bits of two hashes instead of names, which are long.
+    hashers: [RandomState; 2],
+    /// The last released event of each channel.
+    channels: AgingMap<EventOrder>,
+    /// The last released event of each subject.
+    subjects: AgingMap<EventOrder>,
+    /// Events that wait for an earlier one, with the times of their arrival.
+    waiting: HashMap<ChannelKey, BTreeMap<EventOrder, (u64, TrackedEvent)>>,
     /// Deadlines of arrivals; the timeout is the same for all, so this stays sorted.
     deadlines: VecDeque<(u64, ChannelKey)>,
     gaps: u64,
 }
 
-#[derive(Debug, Default)]
-struct ChannelHistory {
-    last: Option<EventOrder>,
-    subjects: HashMap<Option<String>, EventOrder>,
-    waiting: BTreeMap<EventOrder, (u64, TrackedEvent)>,
-    touched_ms: u64,
+impl Default for Sequencer {
+    fn default() -> Self {
+        Self {
+            hashers: Default::default(),
+            channels: AgingMap::new(HISTORIES_MAX, HISTORY_TTL_MS),
+            subjects: AgingMap::new(HISTORIES_MAX, HISTORY_TTL_MS),
+            waiting: HashMap::new(),
+            deadlines: VecDeque::new(),
+            gaps: 0,
+        }
+    }
 }
 
 impl Sequencer {
@@ -47,15 +65,13 @@ impl Sequencer {
         let Some(order) = event.event.order else {
             return vec![SequencedEvent::Release(event)];
         };
-        self.evict_idle_channels();
-        let place = event.channel_key();
-        let history = self.channels.entry(place.clone()).or_default();
-        history.touched_ms = now_ms;
-        let twin = history.waiting.insert(order, (now_ms, event)).map(|(_, twin)| SequencedEvent::Superseded(twin));
+        let key = event.channel_key();
+        let waiting = self.waiting.entry(key.clone()).or_default();
+        let twin = waiting.insert(order, (now_ms, event)).map(|(_, twin)| SequencedEvent::Superseded(twin));
         let mut steps: Vec<SequencedEvent> = twin.into_iter().collect();
-        self.gaps += history.release_ready(now_ms, &mut steps);
-        if history.waiting.contains_key(&order) {
-            self.deadlines.push_back((now_ms + GAP_TIMEOUT_MS, place));
+        self.release_ready(&key, now_ms, &mut steps);
+        if self.waiting.get(&key).is_some_and(|waiting| waiting.contains_key(&order)) {
+            self.deadlines.push_back((now_ms + GAP_TIMEOUT_MS, key));
         }
         steps
     }
@@ -64,10 +80,8 @@ impl Sequencer {
     pub fn release_due(&mut self, now_ms: u64) -> Vec<SequencedEvent> {
         let mut steps = Vec::new();
         while self.deadlines.front().is_some_and(|(at, _)| *at <= now_ms) {
-            let Some((_, place)) = self.deadlines.pop_front() else { break };
-            if let Some(history) = self.channels.get_mut(&place) {
-                self.gaps += history.release_ready(now_ms, &mut steps);
-            }
+            let Some((_, key)) = self.deadlines.pop_front() else { break };
+            self.release_ready(&key, now_ms, &mut steps);
         }
         steps
     }
@@ -77,49 +91,41 @@ impl Sequencer {
         std::mem::take(&mut self.gaps)
     }
 
-    /// Evicts the half of the histories that was touched longest ago, except those with waiting events.
-    fn evict_idle_channels(&mut self) {
-        if self.channels.len() < CHANNEL_HISTORIES_MAX {
-            return;
-        }
-        let mut touched: Vec<u64> = self.channels.values().map(|history| history.touched_ms).collect();
-        let middle = touched.len() / 2;
-        let (_, median, _) = touched.select_nth_unstable(middle);
-        let median = *median;
-        self.channels.retain(|_, history| history.touched_ms > median || !history.waiting.is_empty());
-    }
-}
-
-impl ChannelHistory {
-    /// Releases the next events, and all up to an event whose deadline has passed. Returns the gaps passed.
-    fn release_ready(&mut self, now_ms: u64, steps: &mut Vec<SequencedEvent>) -> u64 {
-        let tired = |(order, (arrived, _)): (&EventOrder, &(u64, TrackedEvent))| {
-            (arrived + GAP_TIMEOUT_MS <= now_ms).then_some(*order)
-        };
-        let until = self.waiting.iter().filter_map(tired).next_back();
-        let mut gaps = 0;
-        while let Some(entry) = self.waiting.first_entry() {
+    /// Releases the next events of a channel, and all up to an event whose deadline has passed.
+    fn release_ready(&mut self, key: &ChannelKey, now_ms: u64, steps: &mut Vec<SequencedEvent>) {
+        let Some(mut waiting) = self.waiting.remove(key) else { return };
+        let channel = self.hash_key(key);
+        let expired = waiting.iter().rev().find(|(_, (arrived, _))| arrived + GAP_TIMEOUT_MS <= now_ms);
+        let until = expired.map(|(order, _)| *order);
+        while let Some(entry) = waiting.first_entry() {
             let order = *entry.key();
-            let next =
-                self.last.is_none_or(|last| order <= last) && self.last.is_some() || is_successor(self.last, order);
-            if !next && until.is_none_or(|until| order > until) {
+            let last = self.channels.get(channel).copied();
+            let is_next = last.is_some_and(|last| order <= last) || is_successor(last, order);
+            if !is_next && until.is_none_or(|until| order > until) {
                 break;
             }
-            gaps += u64::from(!next);
+            self.gaps += u64::from(!is_next);
             let (_, event) = entry.remove();
-            steps.push(self.release_or_supersede(order, event));
+            self.channels.insert(channel, last.max(Some(order)).unwrap_or(order), now_ms);
+            steps.push(self.release_or_supersede(order, event, now_ms));
         }
-        gaps
+        if !waiting.is_empty() {
+            self.waiting.insert(key.clone(), waiting);
+        }
     }
 
-    fn release_or_supersede(&mut self, order: EventOrder, event: TrackedEvent) -> SequencedEvent {
-        let subject = event.subject_user_id().map(str::to_owned);
-        if self.subjects.get(&subject).is_some_and(|known| *known >= order) {
+    fn release_or_supersede(&mut self, order: EventOrder, event: TrackedEvent, now_ms: u64) -> SequencedEvent {
+        let subject = self.hash_key(&(&event.app, &event.channel, event.subject_user_id()));
+        if self.subjects.get(subject).is_some_and(|known| *known >= order) {
             return SequencedEvent::Superseded(event);
         }
-        self.subjects.insert(subject, order);
-        self.last = self.last.max(Some(order));
+        self.subjects.insert(subject, order, now_ms);
         SequencedEvent::Release(event)
+    }
+
+    fn hash_key(&self, key: &impl Hash) -> u128 {
+        let [high, low] = &self.hashers;
+        u128::from(high.hash_one(key)) << 64 | u128::from(low.hash_one(key))
     }
 }
 
@@ -211,5 +217,20 @@ pub(super) mod tests {
         newer.event.order = Some(EventOrder { epoch: 2, seq: 1 });
         assert!(matches!(sequencer.push(newer, 0)[..], [SequencedEvent::Release(_)]));
         assert!(matches!(sequencer.push(state_event(2), 0)[..], [SequencedEvent::Superseded(_)]));
+    }
+
+    #[test]
+    fn the_histories_of_channels_and_subjects_are_bounded_and_age_out() {
+        let mut sequencer = Sequencer::default();
+        let joined = |seq: u64| tracked_event(seq, EventKind::MemberAdded { user_id: seq.to_string() });
+        for seq in 1..=500_000 {
+            assert_eq!(sequencer.push(joined(seq), 0).len(), 1, "{seq}");
+        }
+        assert!(sequencer.subjects.len() <= HISTORIES_MAX, "{}", sequencer.subjects.len());
+        assert!(matches!(sequencer.push(joined(499_000), 0)[..], [SequencedEvent::Superseded(_)]));
+        for (kind, seq, now) in [("other", 500_001, HISTORY_TTL_MS), ("later", 500_002, 2 * HISTORY_TTL_MS)] {
+            assert_eq!(sequencer.push(joined(seq), now).len(), 1, "{kind}");
+        }
+        assert!(sequencer.subjects.len() <= 2 && sequencer.waiting.is_empty(), "{}", sequencer.subjects.len());
     }
 }

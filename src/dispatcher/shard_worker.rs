@@ -139,7 +139,7 @@ impl ShardWorker {
         let position = match checkpoint {
             Some(Checkpoint { position: CheckpointPosition::Through(sequence), beyond, .. }) => {
                 self.flow.checkpoint = Some(sequence.clone());
-                self.tracker = CheckpointTracker::resume_from(Some(sequence.clone()));
+                self.tracker = CheckpointTracker::resume_from(Some(&sequence));
                 self.predecessor_acked = beyond;
                 ReadPosition::After(sequence)
             }
@@ -259,8 +259,9 @@ impl ShardWorker {
         match decode::decode_record(&record.data, &self.resources.cluster) {
             DecodedRecord::Ours(ours) => {
                 let read = ours.events.len();
+                let now = self.mono_ms();
                 let events: Vec<_> =
-                    ours.events.into_iter().filter(|event| self.recent_ids.insert(&event.id)).collect();
+                    ours.events.into_iter().filter(|event| self.recent_ids.insert(&event.id, now)).collect();
                 self.resources.metrics.count_skipped(SkipReason::Duplicate, read - events.len());
                 // Events that the former holder delivered go through the sequencer alone, which must know each
                 // subject's last state.
@@ -413,7 +414,7 @@ impl ShardWorker {
     }
 
     fn update_metrics(&mut self) {
-        if let Some(checkpoint) = self.tracker.checkpoint() {
+        if let Some(checkpoint) = self.tracker.done_through() {
             self.flow.checkpoint = Some(checkpoint.to_owned());
         }
         // A shard that was read to its end cannot be behind.
@@ -431,14 +432,12 @@ impl ShardWorker {
 
     fn build_checkpoint(&self) -> Option<Checkpoint> {
         let done = self.ended && self.tracker.unfinished_events() == 0;
-        let through = || self.tracker.checkpoint().map(|sequence| CheckpointPosition::Through(sequence.to_owned()));
-        let position = if done { Some(CheckpointPosition::ShardEnd) } else { through() }?;
+        let progress = self.tracker.progress();
+        let through = progress.through.map(CheckpointPosition::Through);
+        let position = if done { CheckpointPosition::ShardEnd } else { through? };
         // Records that the former holder finished and this worker has not read again yet stay done.
-        let beyond = self
-            .tracker
-            .acked_out_of_order()
-            .filter(|own| !self.is_behind_predecessor(own))
-            .or_else(|| self.predecessor_acked.clone());
+        let beyond =
+            progress.beyond.filter(|own| !self.is_behind_predecessor(own)).or_else(|| self.predecessor_acked.clone());
         let beyond = beyond.filter(|_| position != CheckpointPosition::ShardEnd);
         Some(Checkpoint { stream_created_ms: self.stream_created_ms, position, beyond })
     }
