@@ -47,6 +47,19 @@ impl<V> AgingMap<V> {
         self.young.insert(key, value).is_none() & self.old.remove(&key).is_none()
     }
 
+    /// Adds the entries of another map, as if they were written now.
+    pub fn absorb(&mut self, other: Self, now_ms: u64) {
+        for (key, value) in other.old.into_iter().chain(other.young) {
+            self.insert(key, value, now_ms);
+        }
+    }
+
+    /// Removes the entries for whose values this is false.
+    pub fn retain(&mut self, keeps: impl Fn(&V) -> bool) {
+        self.young.retain(|_, value| keeps(value));
+        self.old.retain(|_, value| keeps(value));
+    }
+
     /// Number of entries.
     #[cfg(test)]
     pub fn len(&self) -> usize {
@@ -75,5 +88,14 @@ mod tests {
         assert!((50..=100).contains(&map.len()), "{}", map.len());
         assert_eq!(map.get(9_999), Some(&9_999));
         assert_eq!(map.get(9_000), None);
+    }
+
+    #[test]
+    fn the_entries_of_an_absorbed_map_are_known() {
+        let (mut map, mut other) = (AgingMap::new(100, 1_000), AgingMap::new(100, 1_000));
+        map.insert(1, "a", 0);
+        other.insert(2, "b", 0);
+        map.absorb(other, 10);
+        assert_eq!((map.get(1), map.get(2)), (Some(&"a"), Some(&"b")));
     }
 }

@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use ulid::Ulid;
 
 use super::aging_map::AgingMap;
+use super::events::ShardSlot;
 use crate::protocol::record::{RecordError, StreamRecord};
 
 /// Bounds the event ids that are remembered; a producer's repeats are close together in the stream.
@@ -36,9 +37,9 @@ pub fn decode_record(bytes: &[u8], cluster: &str) -> DecodedRecord {
     }
 }
 
-/// The most recently seen event ids.
+/// The most recently seen event ids, each with its shard.
 #[derive(Debug)]
-pub struct RecentEventIds(AgingMap<()>);
+pub struct RecentEventIds(AgingMap<ShardSlot>);
 
 impl Default for RecentEventIds {
     fn default() -> Self {
@@ -47,9 +48,19 @@ impl Default for RecentEventIds {
 }
 
 impl RecentEventIds {
-    /// Remembers the id; returns whether it is new.
-    pub fn insert(&mut self, id: &str, now_ms: u64) -> bool {
-        self.0.insert(id_bits(id), (), now_ms)
+    /// Remembers the id of an event of this shard; returns whether it is new.
+    pub fn insert(&mut self, id: &str, slot: ShardSlot, now_ms: u64) -> bool {
+        self.0.insert(id_bits(id), slot, now_ms)
+    }
+
+    /// Forgets the ids of a shard that is no longer held: its next holder, who may be this process, reads some again.
+    pub fn remove_slot(&mut self, slot: ShardSlot) {
+        self.0.retain(|of| *of != slot);
+    }
+
+    /// Adds the ids that another lineage has seen.
+    pub fn absorb(&mut self, other: Self, now_ms: u64) {
+        self.0.absorb(other.0, now_ms);
     }
 }
 
@@ -94,11 +105,13 @@ mod tests {
     fn the_oldest_ids_are_forgotten() {
         let mut recent = RecentEventIds::default();
         for id in ["a", "01HF8Z0A1B2C3D4E5F6G7H8J9K"] {
-            assert!(recent.insert(id, 0), "{id}");
-            assert!(!recent.insert(id, 0), "{id}");
+            assert!(recent.insert(id, 1, 0), "{id}");
+            assert!(!recent.insert(id, 1, 0), "{id}");
         }
-        (0..EVENT_IDS_MAX).for_each(|n| assert!(recent.insert(&n.to_string(), 0)));
-        assert!(recent.insert("a", 0), "forgotten");
-        assert!(recent.insert("a", 2 * EVENT_ID_TTL_MS), "aged out");
+        (0..EVENT_IDS_MAX).for_each(|n| assert!(recent.insert(&n.to_string(), 1, 0)));
+        assert!(recent.insert("a", 1, 0), "forgotten");
+        assert!(recent.insert("a", 1, 2 * EVENT_ID_TTL_MS), "aged out");
+        recent.remove_slot(1);
+        assert!(recent.insert("a", 2, 2 * EVENT_ID_TTL_MS), "its shard is read again");
     }
 }

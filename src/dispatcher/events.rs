@@ -3,10 +3,20 @@
 use crate::protocol::record::{EventKind, RecordedEvent};
 use crate::protocol::{AppId, ChannelName};
 
+/// Identifies one hold of a shard by this process; another hold of the same shard has another number.
+pub type ShardSlot = u64;
+
+/// The slot of events that were read from a shard that this process does not hold, to learn their order.
+pub const FOREIGN_SLOT: ShardSlot = 0;
+/// The number of records that were read again to learn their order: no tracker has it open.
+pub const HISTORY_RECORD: u64 = u64::MAX;
+
 /// An event with its record, app and channel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrackedEvent {
-    /// The tracker's number of the event's record.
+    /// The hold of the shard that the event was read from.
+    pub slot: ShardSlot,
+    /// The number of the event's record in the tracker of that shard.
     pub record: u64,
     /// The app that the event belongs to.
     pub app: AppId,

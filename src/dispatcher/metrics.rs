@@ -102,6 +102,8 @@ metric_table! {
         order_gaps: Counter => "Compare with the events that edges dropped: `realtime_edge_recorder_events_dropped_total`.",
         /// Events that were read and are neither delivered nor dropped yet.
         unfinished_events: Gauge => "Check the endpoints: each event waits until its endpoint acknowledges it.",
+        /// Tasks of shards that panicked and were started again.
+        worker_panics: Counter => "Report the message in the log of the dispatcher; the events are read again.",
         /// Shards that this dispatcher holds now.
         shards: Gauge => "Nothing; over all dispatchers the sum is the number of shards.",
         /// Held shards that are not read now.
@@ -118,6 +120,8 @@ metric_table! {
 pub enum ErrorSource {
     /// A shard that is not read.
     Paused(ShardId),
+    /// A shard's checkpoint, which this release cannot read.
+    Checkpoint(ShardId),
     /// Listing the shards of the stream.
     Discovery,
     /// Reading or writing the leases.
@@ -225,6 +229,11 @@ impl DispatcherMetrics {
     /// Counts events that need no delivery, by reason.
     pub fn count_skipped(&self, reason: SkipReason, events: usize) {
         self.series.events_skipped.with_label(reason).inc_by(events as u64);
+    }
+
+    /// Counts a task of shards that panicked.
+    pub fn count_worker_panic(&self) {
+        self.series.worker_panics.inc();
     }
 
     /// Counts missing events that were passed.

@@ -3,9 +3,10 @@
 //! In: records of a Kinesis stream, the app registry, and the leases that assign shards to this process. Out: signed
 //! webhooks to the customers' endpoints, checkpoints, and a count of every event that was not delivered, by reason.
 //!
-//! Path of an event: `shard_supervisor` → `shard_worker` → `reader` → `decode` → `sequencer` → `debounce` → `endpoint` →
-//! `sender` → `checkpoint_tracker` → checkpoint. The deciding parts are pure and have a file each; one task per shard
-//! owns the state of that shard, and one per endpoint sends the events of all shards.
+//! Path of an event: `shard_supervisor` → `lineage` → `reader` → `decode` → `sequencer` → `debounce` → `shard_worker` →
+//! `endpoint` → `sender` → `checkpoint_tracker` → checkpoint. The deciding parts are pure and have a file each; one task
+//! per lineage, the shards that a split or a merge connects, owns the state of these shards, and one per endpoint sends
+//! the events of all shards.
 //!
 //! This room must not know edges, nor the service behind an endpoint.
 
@@ -20,6 +21,8 @@ mod endpoint;
 mod events;
 mod kubernetes_leases;
 mod leases;
+mod lineage;
+mod lineage_worker;
 pub(crate) mod metrics;
 mod read_progress;
 mod reader;
@@ -27,8 +30,10 @@ mod retry;
 mod sender;
 mod sequencer;
 mod server;
+mod shard_discovery;
 mod shard_supervisor;
 mod shard_worker;
+mod worker_resources;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::allowed_endpoints;
@@ -17,8 +17,9 @@ use super::endpoint::pool::EndpointPool;
 use super::metrics::{DispatcherMetrics, ErrorSource};
 use super::retry::RetryPolicy;
 use super::sender::WebhookSender;
-use super::shard_supervisor::{self, ShardSupervisor};
-use super::shard_worker::WorkerResources;
+use super::shard_discovery::discover_shards;
+use super::shard_supervisor::ShardSupervisor;
+use super::worker_resources::WorkerResources;
 use super::{DispatcherDependencies, StartError};
 use crate::config::{ServerConfig, name};
 use crate::kinesis::KinesisErrorClass;
@@ -106,17 +107,11 @@ pub async fn start(
 
     let relist = Arc::new(Notify::new());
     let (sent, listings) = watch::channel(Arc::default());
-    let discovery = shard_supervisor::discover_shards(
-        kinesis.clone(),
-        Arc::clone(&metrics),
-        sent,
-        Arc::clone(&relist),
-        stop.clone(),
-    );
+    let discovery = discover_shards(kinesis.clone(), Arc::clone(&metrics), sent, Arc::clone(&relist), stop.clone());
     let pool = EndpointPool::new(sender, retry_policy);
-    let resources = WorkerResources { client: kinesis, leases, pool, apps, metrics, cluster };
-    let shards =
-        ShardSupervisor::new(Arc::new(resources), process.clone(), relist, admitted).run(listings, stop.clone());
+    let started = Instant::now();
+    let resources = WorkerResources { client: kinesis, leases, pool, apps, metrics, cluster, listings, started };
+    let shards = ShardSupervisor::new(Arc::new(resources), process.clone(), relist, admitted).run(stop.clone());
     let (fail, failure) = watch::channel(None);
     let work = tokio::spawn(async move {
         let discovery = async {

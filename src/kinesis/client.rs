@@ -119,6 +119,8 @@ pub enum ReadPosition {
     TrimHorizon,
     /// After the newest record.
     Latest,
+    /// At this sequence number.
+    At(String),
     /// Just after this sequence number.
     After(String),
     /// The first record that arrived at or after this time, in ms since 1970.
@@ -314,6 +316,9 @@ impl KinesisClient {
         let request = match position {
             ReadPosition::TrimHorizon => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
             ReadPosition::Latest => request.shard_iterator_type(ShardIteratorType::Latest),
+            ReadPosition::At(sequence) => {
+                request.shard_iterator_type(ShardIteratorType::AtSequenceNumber).starting_sequence_number(sequence)
+            }
             ReadPosition::After(sequence) => {
                 request.shard_iterator_type(ShardIteratorType::AfterSequenceNumber).starting_sequence_number(sequence)
             }

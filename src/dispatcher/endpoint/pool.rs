@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -185,9 +186,9 @@ impl ShardHold {
         self.touched.drain().for_each(|(_, endpoint)| endpoint.wake.notify_one());
     }
 
-    /// Receives the next finished event.
-    pub async fn next_finished(&mut self) -> Option<FinishedAt> {
-        self.finished.recv().await
+    /// Polls for the next finished event.
+    pub fn poll_finished(&mut self, context: &mut Context<'_>) -> Poll<Option<FinishedAt>> {
+        self.finished.poll_recv(context)
     }
 
     /// Takes a finished event, if there is one.
