@@ -22,6 +22,11 @@ impl ShardUnit {
         self.0.iter().map(|(id, _)| id)
     }
 
+    /// The shards of the unit whose parents are done.
+    pub fn roots(&self) -> impl Iterator<Item = &ShardId> {
+        self.0.iter().filter(|(_, parents)| parents.is_empty()).map(|(id, _)| id)
+    }
+
     /// All shards of the unit if this is one of them.
     #[must_use]
     pub fn relatives_of(&self, shard: &ShardId) -> Option<Vec<&ShardId>> {
@@ -108,8 +113,11 @@ pub fn plan_assignment(
     let share = fair_share(units.len(), &holders, view, member);
     let (mut own, mut free, mut plan) = (Vec::new(), Vec::new(), ShardAssignment::default());
     for (unit, holder) in units.iter().zip(&holders) {
+        let runs = unit.ids().any(|id| running.contains(id));
         match holder {
-            Some(holder) if *holder == member => own.push(unit),
+            Some(holder) if *holder == member && runs => own.push(unit),
+            // A lease of this member without a worker.
+            Some(holder) if *holder == member => free.push(unit),
             Some(_) => plan.release.extend(unit.ids().filter(|id| running.contains(id)).cloned()),
             None => free.push(unit),
         }

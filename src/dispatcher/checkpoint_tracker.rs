@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::byte_budget::BudgetShare;
 use super::leases::AckedOutOfOrder;
 
 /// Bounds the unfinished events of a shard; reading pauses at it.
@@ -46,6 +47,8 @@ struct OpenRecord {
     /// Number of the record's unfinished events.
     events: usize,
     bytes: usize,
+    /// The record's bytes in the budget of the process, freed when it is done.
+    share: Option<BudgetShare>,
 }
 
 /// The place of a record in its shard.
@@ -80,11 +83,19 @@ impl CheckpointTracker {
         let sequence: Arc<str> = sequence.into();
         let previous = self.last.replace(Arc::clone(&sequence));
         if events > 0 {
-            self.open.insert(number, OpenRecord { place: RecordPlace { sequence, previous }, events, bytes });
+            self.open
+                .insert(number, OpenRecord { place: RecordPlace { sequence, previous }, events, bytes, share: None });
             self.events += events;
             self.bytes += bytes;
         }
         number
+    }
+
+    /// Keeps the record's share of the budget until it is done.
+    pub fn keep_share(&mut self, record: u64, share: BudgetShare) {
+        if let Some(open) = self.open.get_mut(&record) {
+            open.share = Some(share);
+        }
     }
 
     /// Counts further deliveries of a record, when one event goes to several endpoints.
@@ -304,8 +315,12 @@ mod tests {
             ("all is done", [1, 1, 1, 1], vec![(1, 3)], vec![0, 1, 2, 3], ("3", None)),
         ] {
             let mut tracker = tracker_of(&events);
-            joined.iter().for_each(|(one, other)| tracker.join_records(*other, *one));
-            finished.iter().for_each(|record| tracker.finish_event(*record));
+            for (one, other) in joined {
+                tracker.join_records(other, one);
+            }
+            for record in finished {
+                tracker.finish_event(record);
+            }
             let (through, beyond) = checkpoint;
             assert_eq!(progress(&tracker), expected(through, beyond), "{name}");
         }

@@ -59,8 +59,8 @@ impl Lineage {
         self.debounce.absorb(other.debounce);
     }
 
-    /// Removes a shard that is no longer held. Its unfinished events stay open in its tracker. What the order knows from a
-    /// shard that is done stays, for its children.
+    /// Removes a shard that is no longer held. Its unfinished events stay open in its tracker. The order of a shard that
+    /// is done is kept for its children.
     pub fn remove_shard(&mut self, slot: ShardSlot) -> Option<ShardWorker> {
         let shard = self.shards.remove(&slot)?;
         if !shard.is_done() {

@@ -152,7 +152,9 @@ impl LineageWorker {
             LineageCommand::Stop => {
                 self.stopping = true;
                 let slots: Vec<ShardSlot> = self.lineage.shards.keys().copied().collect();
-                slots.into_iter().for_each(|slot| self.release_shard(slot));
+                for slot in slots {
+                    self.release_shard(slot);
+                }
             }
             LineageCommand::Yield => {}
         }
@@ -182,7 +184,9 @@ impl LineageWorker {
                 done.push(shard.slot);
             }
         }
-        done.into_iter().for_each(|slot| self.release_shard(slot));
+        for slot in done {
+            self.release_shard(slot);
+        }
     }
 
     fn release_shard(&mut self, slot: ShardSlot) {
@@ -206,7 +210,9 @@ impl LineageWorker {
         // The next interval comes later than the timeout of a write.
         if self.writes.is_empty() {
             let slots: Vec<ShardSlot> = self.lineage.shards.keys().copied().collect();
-            slots.into_iter().for_each(|slot| self.write_checkpoint(slot, false));
+            for slot in slots {
+                self.write_checkpoint(slot, false);
+            }
         }
     }
 

@@ -47,12 +47,16 @@ label_values! {
 }
 
 label_values! {
-    /// The reason for which a held shard is not read: in the log, in `/flow` and in metrics.
+    /// The reason for which a shard is not read: in the log, in `/flow` and in metrics.
     pub enum PauseReason as "reason" {
         /// A record of a newer release: upgrade the dispatchers.
         RecordTooNew = "record_too_new",
         /// As many events as the shard may hold wait for endpoints, for their app, or for the end of an absence.
         Full = "full",
+        /// The process keeps as many bytes of unfinished events as it may, over all its shards.
+        Budget = "budget",
+        /// No dispatcher has held the shard for a while.
+        NotHeld = "not_held",
         /// Kinesis does not answer, or refuses the read.
         ReadFailed = "read_failed",
     }
@@ -106,9 +110,9 @@ metric_table! {
         worker_panics: Counter => "Report the message in the log of the dispatcher; the events are read again.",
         /// Shards that this dispatcher holds now.
         shards: Gauge => "Nothing; over all dispatchers the sum is the number of shards.",
-        /// Held shards that are not read now.
+        /// Held shards that are not read now, and shards that nobody holds as far as this dispatcher sees.
         paused_shards: Labeled<PauseReason, Gauge> =>
-            "Look the reason up below: `full` needs more dispatchers or shards, `record_too_new` an upgrade.",
+            "Look the reason up below: `full` and `budget` need more dispatchers or shards, `record_too_new` an upgrade.",
         /// Distance of the slowest held shard from the end of the stream, in seconds.
         lag_seconds: Gauge<f64, AtomicU64> => "Add dispatchers or shards, or find the endpoint that is slow.",
     }
@@ -122,6 +126,8 @@ pub enum ErrorSource {
     Paused(ShardId),
     /// A shard's checkpoint, which this release cannot read.
     Checkpoint(ShardId),
+    /// Shards that nobody holds.
+    NotHeld,
     /// Listing the shards of the stream.
     Discovery,
     /// Reading or writing the leases.
@@ -169,6 +175,8 @@ struct FlowState {
     shards: BTreeMap<ShardId, ShardState>,
     drop_counts: BTreeMap<DropReason, u64>,
     failed_attempts: u64,
+    /// Number of shards that nobody holds.
+    not_held: usize,
     errors: BTreeMap<ErrorSource, (u64, String)>,
     error_count: u64,
 }
@@ -291,6 +299,21 @@ impl DispatcherMetrics {
         self.update_gauges(&live);
     }
 
+    /// Reports the shards that nobody has held for a while.
+    pub fn set_not_held(&self, shards: &[ShardId]) {
+        if shards.is_empty() {
+            self.clear_error(&ErrorSource::NotHeld);
+        } else {
+            let ids: Vec<&str> = shards.iter().map(ShardId::as_str).collect();
+            let error =
+                format!("no dispatcher holds shard {}: check the leases and the other dispatchers", ids.join(", "));
+            self.set_error(ErrorSource::NotHeld, error);
+        }
+        let mut live = self.live();
+        live.not_held = shards.len();
+        self.update_gauges(&live);
+    }
+
     /// Removes a shard that is no longer held.
     pub fn remove_shard(&self, id: &ShardId) {
         let mut live = self.live();
@@ -321,7 +344,8 @@ impl DispatcherMetrics {
         set(&self.series.unfinished_events, live.shards.values().map(|state| state.unfinished as u64).sum());
         let behind = live.shards.values().map(|state| state.flow.behind_ms).max().unwrap_or(0);
         for reason in PauseReason::ALL {
-            let paused = live.shards.values().filter(|state| state.paused == Some(*reason)).count();
+            let of_reason = live.shards.values().filter(|state| state.paused == Some(*reason)).count();
+            let paused = if *reason == PauseReason::NotHeld { live.not_held } else { of_reason };
             set(&self.series.paused_shards.with_label(*reason), paused as u64);
         }
         self.series.lag_seconds.set(Duration::from_millis(behind).as_secs_f64());

@@ -7,11 +7,13 @@
 //! precede it: these pages only teach the order.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::byte_budget::{BudgetShare, ByteBudget};
 use super::metrics::{DispatcherMetrics, ErrorSource};
 use super::retry::backoff_ms;
 use super::sequencer::REREAD_WINDOW_MS;
@@ -33,7 +35,7 @@ const READ_BACKOFF_MAX_MS: u64 = 5_000;
 /// The kind of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageKind {
-    /// Records to deliver.
+    /// Records whose events are to be delivered.
     New,
     /// Records of the shard before its checkpoint.
     History,
@@ -56,6 +58,8 @@ pub struct ShardRead {
     pub asked_ms: u64,
     /// Whether the shard is closed and ends here.
     pub last: bool,
+    /// The bytes of the records in the budget of the process.
+    pub share: BudgetShare,
 }
 
 /// A reader of one shard.
@@ -66,6 +70,10 @@ pub struct ShardReader {
     pub shard: ShardId,
     /// The metrics in which errors are shown.
     pub metrics: Arc<DispatcherMetrics>,
+    /// The bytes that the process may keep.
+    pub budget: ByteBudget,
+    /// Whether the reader waits for the budget.
+    pub waits_for_budget: Arc<AtomicBool>,
     /// The checkpoint behind which the shard is read; `None` begins at its oldest record.
     pub checkpoint: Option<String>,
     /// Parents whose last records precede the shard's.
@@ -84,16 +92,17 @@ impl ShardReader {
             }
         }
         let source = ErrorSource::Shard(self.shard.clone());
-        let (mut iterator, mut failures) = (None, 0);
+        let (mut iterator, mut failures, mut last_bytes) = (None, 0, 0);
         loop {
             let started = Instant::now();
             let read = tokio::select! {
                 () = pages.closed() => return,
-                read = self.read(&position, &mut iterator) => read,
+                read = self.read(&position, &mut iterator, last_bytes) => read,
             };
             let pause = match read {
                 Ok(read) => {
                     failures = 0;
+                    last_bytes = count_bytes(&read.records);
                     self.metrics.clear_error(&source);
                     if let Some(record) = read.records.last() {
                         position = ReadPosition::After(record.sequence.clone());
@@ -119,12 +128,17 @@ impl ShardReader {
         }
     }
 
-    async fn read(&self, position: &ReadPosition, iterator: &mut Option<String>) -> Result<ShardRead, KinesisError> {
+    async fn read(
+        &self,
+        position: &ReadPosition,
+        iterator: &mut Option<String>,
+        last_bytes: usize,
+    ) -> Result<ShardRead, KinesisError> {
         let at = match iterator.take() {
             Some(at) => at,
             None => self.client.request_iterator(&self.shard, position).await?,
         };
-        let (read, next) = self.read_page(&at, PAGE_RECORDS_MAX, PageKind::New).await?;
+        let (read, next) = self.read_page(&at, PAGE_RECORDS_MAX, PageKind::New, last_bytes).await?;
         *iterator = next;
         Ok(read)
     }
@@ -134,12 +148,17 @@ impl ShardReader {
         iterator: &str,
         limit: usize,
         kind: PageKind,
+        last_bytes: usize,
     ) -> Result<(ShardRead, Option<String>), KinesisError> {
+        self.waits_for_budget.store(true, Ordering::Relaxed);
+        let mut share = self.budget.reserve_page(last_bytes).await;
+        self.waits_for_budget.store(false, Ordering::Relaxed);
         let asked_ms = now_ms();
         let page = self.client.read(iterator, i32::try_from(limit).unwrap_or(i32::MAX)).await?;
         let is_tip = page.behind_ms == 0 && page.records.len() < limit;
+        share.resize(count_bytes(&page.records));
         let (records, behind_ms, last) = (page.records, page.behind_ms, page.next.is_none());
-        Ok((ShardRead { kind, records, behind_ms, is_tip, asked_ms, last }, page.next))
+        Ok((ShardRead { kind, records, behind_ms, is_tip, asked_ms, last, share }, page.next))
     }
 
     /// Reads the records of the window before the checkpoint, or before the first record of a shard that has none.
@@ -149,7 +168,10 @@ impl ShardReader {
         let first = self.client.read(&iterator, 1).await?.records.into_iter().next();
         let begin_ms = first.map_or_else(now_ms, |record| record.arrival_ms).saturating_sub(REREAD_WINDOW_MS);
         for parent in &self.former_parents {
-            self.replay(pages, parent, begin_ms, PageKind::ParentHistory).await?;
+            if let Err(error) = self.replay(pages, parent, begin_ms, PageKind::ParentHistory).await {
+                // Its records may be trimmed by now.
+                tracing::info!(shard = %self.shard, %parent, %error, "records of a parent not read again");
+            }
         }
         if self.checkpoint.is_some() {
             sleep(READ_INTERVAL).await;
@@ -169,8 +191,10 @@ impl ShardReader {
     ) -> Result<(), KinesisError> {
         let checkpoint = self.checkpoint.as_deref().filter(|_| kind == PageKind::History);
         let mut next = Some(self.client.request_iterator(shard, &ReadPosition::AtTime(begin_ms)).await?);
+        let mut last_bytes = 0;
         while let Some(iterator) = next {
-            let (mut read, following) = self.read_page(&iterator, HISTORY_PAGE_RECORDS_MAX, kind).await?;
+            let (mut read, following) = self.read_page(&iterator, HISTORY_PAGE_RECORDS_MAX, kind, last_bytes).await?;
+            last_bytes = count_bytes(&read.records);
             let newest = read.records.last().map(|record| record.sequence.clone());
             let is_reached = checkpoint.is_some_and(|end| newest.is_some_and(|newest| !is_before(&newest, end)));
             read.records.retain(|record| checkpoint.is_none_or(|end| !is_before(end, &record.sequence)));
@@ -201,4 +225,8 @@ impl ShardReader {
         }
         self.metrics.set_error(source.clone(), error.to_string());
     }
+}
+
+fn count_bytes(records: &[ReadRecord]) -> usize {
+    records.iter().map(|record| record.data.len()).sum()
 }

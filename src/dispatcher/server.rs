@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry as MetricsRegistry;
@@ -13,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::allowed_endpoints;
 use super::apps::{self, RegistryReceiver};
+use super::byte_budget::ByteBudget;
 use super::endpoint::pool::EndpointPool;
 use super::metrics::{DispatcherMetrics, ErrorSource};
 use super::retry::RetryPolicy;
@@ -110,7 +112,19 @@ pub async fn start(
     let discovery = discover_shards(kinesis.clone(), Arc::clone(&metrics), sent, Arc::clone(&relist), stop.clone());
     let pool = EndpointPool::new(sender, retry_policy);
     let started = Instant::now();
-    let resources = WorkerResources { client: kinesis, leases, pool, apps, metrics, cluster, listings, started };
+    let (budget, held_shards) = (ByteBudget::default(), AtomicUsize::new(0));
+    let resources = WorkerResources {
+        client: kinesis,
+        leases,
+        pool,
+        apps,
+        metrics,
+        cluster,
+        listings,
+        budget,
+        held_shards,
+        started,
+    };
     let shards = ShardSupervisor::new(Arc::new(resources), process.clone(), relist, admitted).run(stop.clone());
     let (fail, failure) = watch::channel(None);
     let work = tokio::spawn(async move {

@@ -15,12 +15,12 @@ use tracing::Instrument;
 
 use super::assignment::{ShardUnit, group_shards, plan_assignment};
 use super::events::{FOREIGN_SLOT, ShardSlot};
-use super::leases::{
-    Checkpoint, CheckpointPosition, HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, MemberStatus, ShardLease,
-};
+use super::leases::{Checkpoint, CheckpointPosition, HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, ShardLease};
 use super::lineage_worker::{LineageCommand, LineageWorker, ShardReport};
 use super::metrics::ErrorSource;
+use super::probation::MemberProbation;
 use super::shard_discovery::ShardListing;
+use super::unheld_shards::UnheldShards;
 use super::worker_resources::{AcquiredShard, WorkerResources};
 use crate::protocol::ShardId;
 
@@ -28,10 +28,6 @@ use crate::protocol::ShardId;
 const HANDOVER_INTERVAL: Duration = Duration::from_millis(500);
 /// Time for which shards are held while the lease store does not answer.
 const LEASE_OUTAGE_GRACE: Duration = Duration::from_mins(1);
-/// Bounds the failed attempts without a success before an unproven member releases its shard.
-const PROBATION_FAILURES_MAX: u64 = 3;
-/// Time for which that member then leaves shards to others.
-const PROBATION_BACKOFF: Duration = Duration::from_secs(30);
 /// Bounds a call to the lease store; shorter than a member's TTL.
 const LEASE_CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bounds the acquisitions under way.
@@ -62,6 +58,7 @@ pub struct ShardSupervisor {
     /// Leases as last seen, and those that have vanished since, with the time.
     known_leases: BTreeMap<ShardId, Option<String>>,
     vanished: BTreeMap<ShardId, Instant>,
+    unheld: UnheldShards,
     created_ms: u64,
     relist: Arc<Notify>,
     /// Notified when the task of a lineage ends.
@@ -72,15 +69,6 @@ pub struct ShardSupervisor {
 }
 
 type LineageId = u64;
-
-/// The record of a member that is not proven yet.
-#[derive(Debug, Default)]
-struct MemberProbation {
-    /// Number of failed attempts when the member last acquired a shard.
-    failed_before: u64,
-    /// Time until which the member leaves shards to others.
-    backs_off_until: Option<Instant>,
-}
 
 struct HeldShard {
     slot: ShardSlot,
@@ -126,6 +114,7 @@ impl ShardSupervisor {
             reports: mpsc::unbounded_channel(),
             known_leases: BTreeMap::new(),
             vanished: BTreeMap::new(),
+            unheld: UnheldShards::default(),
             created_ms: 0,
             relist,
             lineage_ended: Arc::default(),
@@ -143,7 +132,8 @@ impl ShardSupervisor {
         while !shutdown.is_cancelled() {
             let listing = Arc::clone(&listings.borrow_and_update());
             if next_heartbeat <= Instant::now() {
-                let status = self.assess_member();
+                let counts = self.resources.metrics.attempt_counts();
+                let status = self.probation.assess(*self.admitted.borrow(), !self.shards.is_empty(), counts);
                 match call_with_timeout(self.resources.leases.send_heartbeat(&self.member, status)).await {
                     Ok(seen) => {
                         last_answer_at = Instant::now();
@@ -163,7 +153,7 @@ impl ShardSupervisor {
                 next_heartbeat = Instant::now() + HEARTBEAT_INTERVAL;
             }
             if let Some(view) = &view
-                && self.rebalance_shards(&listing, view).await
+                && self.rebalance_shards(&listing, view)
             {
                 next_heartbeat = next_heartbeat.min(Instant::now() + HANDOVER_INTERVAL);
             }
@@ -192,7 +182,7 @@ impl ShardSupervisor {
     }
 
     /// Acquires and releases shards. Returns whether another member has to release a shard to this one.
-    async fn rebalance_shards(&mut self, listing: &ShardListing, view: &LeaseSnapshot) -> bool {
+    fn rebalance_shards(&mut self, listing: &ShardListing, view: &LeaseSnapshot) -> bool {
         if listing.created_ms != self.created_ms {
             // Another stream of the same name: nothing in flight belongs to it.
             self.abort_lineages();
@@ -206,6 +196,8 @@ impl ShardSupervisor {
             self.relist.notify_one();
         }
         let units = group_shards(&listing.shards, view, listing.created_ms);
+        let not_held = self.unheld.update(&units, view, self.resources.mono_ms());
+        self.resources.metrics.set_not_held(&not_held);
         let running: Vec<ShardId> = self.shards.keys().cloned().collect();
         let plan = plan_assignment(&units, view, &self.member, &running);
         for shard in plan.acquire {
@@ -438,27 +430,10 @@ impl ShardSupervisor {
         }
     }
 
-    /// The status of this member. An unproven member that fails three times without a success releases its shard and
-    /// backs off, if another member can take it.
-    fn assess_member(&mut self) -> MemberStatus {
-        let proven = *self.admitted.borrow();
-        let flow = self.resources.metrics.attempt_counts();
-        if proven || self.shards.is_empty() {
-            self.probation.failed_before = flow.failed;
-        } else if flow.delivered == 0
-            && flow.failed.saturating_sub(self.probation.failed_before) >= PROBATION_FAILURES_MAX
-        {
-            self.probation = MemberProbation {
-                failed_before: flow.failed,
-                backs_off_until: Some(Instant::now() + PROBATION_BACKOFF),
-            };
-        }
-        let backing_off = !proven && self.probation.backs_off_until.is_some_and(|until| Instant::now() < until);
-        MemberStatus { proven, backing_off }
-    }
-
     fn abort_lineages(&mut self) {
-        std::mem::take(&mut self.lineages).into_values().for_each(|running| running.task.abort());
+        for running in std::mem::take(&mut self.lineages).into_values() {
+            running.task.abort();
+        }
         self.shards.clear();
     }
 

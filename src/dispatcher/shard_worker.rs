@@ -3,26 +3,29 @@
 //! In: pages of the reader, and the outcomes of attempts. Out: events for the order of the lineage, attempts, counts. All
 //! shards of a lineage are owned by one task, so nothing is locked; the deciding parts are pure and have their own files.
 
+mod checkpoint;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
+use super::byte_budget::BudgetShare;
 use super::checkpoint_tracker::{CheckpointTracker, UNFINISHED_BYTES_MAX, UNFINISHED_EVENTS_MAX};
 use super::decode::{self, DecodedRecord, RecentEventIds};
 use super::endpoint::pool::{FinishedAt, ShardHold};
 use super::endpoint::share::EventAmount;
 use super::endpoint::{EndpointId, OutgoingEvent};
 use super::events::{FOREIGN_SLOT, HISTORY_RECORD, ShardSlot, TrackedEvent};
-use super::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition, LeaseError};
+use super::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition};
 use super::metrics::{DropReason, PauseReason, ShardState, SkipReason};
 use super::read_progress::ReadProgress;
 use super::reader::{PageKind, ShardRead, ShardReader};
 use super::worker_resources::{AcquiredShard, WorkerResources};
-use crate::kinesis::{ReadRecord, is_before};
+use crate::kinesis::ReadRecord;
 use crate::process::clock::now_ms;
 use crate::protocol::ShardId;
 use crate::protocol::admin::ShardFlow;
@@ -30,12 +33,6 @@ use crate::protocol::record::{RecordedEvent, StreamRecord};
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::webhook::WebhookEvent;
 
-/// Bounds a write to the lease store.
-pub const LEASE_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for which a shard that is released goes on with attempts in flight.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// The same for a shard that was read to its end: its children wait for its next holder.
-const ENDED_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest wait for an app that is not in the registry yet.
 const UNKNOWN_APP_TIMEOUT_MS: u64 = 30_000;
 /// Least interval between two evictions from endpoints that are behind.
@@ -43,7 +40,7 @@ const EVICTION_INTERVAL_MS: u64 = 100;
 /// Least interval between two log lines on one drop reason.
 const DROP_LOG_INTERVAL_MS: u64 = 5_000;
 
-/// What happened at a shard.
+/// An input of a shard.
 pub enum ShardInput {
     /// A page was read; `None` when the reader has ended.
     Page(Option<ShardRead>),
@@ -51,7 +48,7 @@ pub enum ShardInput {
     Finished(FinishedAt),
 }
 
-/// One held shard.
+/// The state of one held shard.
 pub struct ShardWorker {
     resources: Arc<WorkerResources>,
     /// Number of this hold.
@@ -70,6 +67,9 @@ pub struct ShardWorker {
     /// Records of the current page that are not accepted yet.
     page: VecDeque<ReadRecord>,
     page_kind: PageKind,
+    /// The bytes of the page in the budget of the process.
+    page_share: Option<BudgetShare>,
+    waits_for_budget: Arc<AtomicBool>,
     /// State to set once the current page is accepted: the time that is read past, and whether the shard ends.
     after_page: (u64, bool),
     /// Time up to which the shard was read.
@@ -86,7 +86,7 @@ pub struct ShardWorker {
     hold: ShardHold,
     /// Earliest time of the next eviction from endpoints that are behind.
     next_eviction_ms: u64,
-    /// The open records.
+    /// The records that are not done.
     pub tracker: CheckpointTracker,
     /// Records that the former holder finished beyond the position at which this worker began to read.
     predecessor_acked: Option<AckedOutOfOrder>,
@@ -103,6 +103,7 @@ impl ShardWorker {
         let (hold, now) = (resources.pool.open_hold(), resources.mono_ms());
         let registry = Arc::clone(&resources.apps.borrow());
         let checkpoint = checkpoint.filter(|it| it.stream_created_ms == stream_created_ms);
+        resources.held_shards.fetch_add(1, Ordering::Relaxed);
         let (through, predecessor_acked) = match checkpoint.clone() {
             Some(Checkpoint { position: CheckpointPosition::Through(sequence), beyond, .. }) => {
                 (Some(sequence), beyond)
@@ -122,6 +123,8 @@ impl ShardWorker {
             pages: None,
             page: VecDeque::new(),
             page_kind: PageKind::New,
+            page_share: None,
+            waits_for_budget: Arc::default(),
             after_page: (0, false),
             read_past_ms: 0,
             ended_at: None,
@@ -148,8 +151,15 @@ impl ShardWorker {
         let checkpoint = self.flow.checkpoint.clone();
         tracing::info!(shard = %self.shard, ?checkpoint, "shard acquired");
         let (sender, pages) = mpsc::channel(1);
-        let (client, metrics) = (self.resources.client.clone(), Arc::clone(&self.resources.metrics));
-        let reader = ShardReader { client, shard: self.shard.clone(), metrics, checkpoint, former_parents };
+        let reader = ShardReader {
+            client: self.resources.client.clone(),
+            shard: self.shard.clone(),
+            metrics: Arc::clone(&self.resources.metrics),
+            budget: self.resources.budget.clone(),
+            waits_for_budget: Arc::clone(&self.waits_for_budget),
+            checkpoint,
+            former_parents,
+        };
         // The reader ends when `pages` is dropped.
         tokio::spawn(reader.run(sender));
         self.pages = Some(pages);
@@ -199,13 +209,14 @@ impl ShardWorker {
             self.after_page = (if read.is_tip { read.asked_ms } else { arrived }, read.last);
         }
         self.page_kind = read.kind;
+        self.page_share = Some(read.share);
         self.page = read.records.into();
         self.finish_page();
     }
 
     /// Takes the next record of the page, unless the shard pauses.
     pub fn take_record(&mut self) -> Option<ReadRecord> {
-        if self.pause_reason().is_some() {
+        if self.too_new.is_some() || self.tracker.is_full() {
             return None;
         }
         self.page.pop_front()
@@ -214,6 +225,7 @@ impl ShardWorker {
     /// Sets what the page says about the shard, once all its records are accepted.
     pub fn finish_page(&mut self) {
         if self.page.is_empty() {
+            self.page_share = None;
             self.read_past_ms = self.read_past_ms.max(self.after_page.0);
             if self.after_page.1 && !self.has_ended() {
                 self.ended_at = Some(Instant::now());
@@ -247,6 +259,9 @@ impl ShardWorker {
                 // Events that the former holder delivered go through the order alone, which must know each subject's
                 // last state.
                 let number = self.tracker.begin_record(&sequence, if already_acked { 0 } else { events.len() }, bytes);
+                if let Some(share) = &mut self.page_share {
+                    self.tracker.keep_share(number, share.split(bytes));
+                }
                 let (slot, app, channel) = (self.slot, ours.app, ours.channel);
                 let event =
                     |event| TrackedEvent { slot, record: number, app: app.clone(), channel: channel.clone(), event };
@@ -266,7 +281,10 @@ impl ShardWorker {
             DecodedRecord::TooNew(why) => {
                 tracing::error!(shard = %self.shard, sequence, why, "shard waits at a record of a newer release");
                 self.too_new = Some(why);
-                self.page.push_front(record);
+                // No further page is kept: the bytes belong to the other shards.
+                self.page = [record].into();
+                self.page_share = None;
+                self.pages = Some(mpsc::channel(1).1);
             }
         }
         Vec::new()
@@ -346,11 +364,16 @@ impl ShardWorker {
     /// must not wait for them.
     fn evict_excess(&mut self) {
         let now = self.mono_ms();
-        if !self.tracker.is_half_full() || now < self.next_eviction_ms {
+        let is_budget_short = self.resources.budget.is_half_used();
+        if !(self.tracker.is_half_full() || is_budget_short) || now < self.next_eviction_ms {
             return;
         }
         self.next_eviction_ms = now + EVICTION_INTERVAL_MS;
-        let most = EventAmount { events: UNFINISHED_EVENTS_MAX / 2, bytes: UNFINISHED_BYTES_MAX / 2 };
+        let mut most = EventAmount { events: UNFINISHED_EVENTS_MAX / 2, bytes: UNFINISHED_BYTES_MAX / 2 };
+        if is_budget_short {
+            let held = self.resources.held_shards.load(Ordering::Relaxed);
+            most.bytes = most.bytes.min(self.resources.budget.share_behind(held));
+        }
         for finished in self.hold.evict_excess(most) {
             self.complete_delivery(&finished);
         }
@@ -388,8 +411,10 @@ impl ShardWorker {
     fn pause_reason(&self) -> Option<PauseReason> {
         if self.too_new.is_some() {
             Some(PauseReason::RecordTooNew)
+        } else if self.tracker.is_full() {
+            Some(PauseReason::Full)
         } else {
-            self.tracker.is_full().then_some(PauseReason::Full)
+            self.waits_for_budget.load(Ordering::Relaxed).then_some(PauseReason::Budget)
         }
     }
 
@@ -410,66 +435,11 @@ impl ShardWorker {
         let paused = self.progress.reported_pause();
         self.resources.metrics.set_shard(&self.shard, ShardState { flow: self.flow.clone(), unfinished, paused });
     }
-
-    fn build_checkpoint(&self) -> Option<Checkpoint> {
-        let progress = self.tracker.progress();
-        let through = progress.through.map(CheckpointPosition::Through);
-        let position = if self.is_done() { CheckpointPosition::ShardEnd } else { through? };
-        // Records that the former holder finished and this worker has not read again yet stay done.
-        let beyond =
-            progress.beyond.filter(|own| !self.is_behind_predecessor(own)).or_else(|| self.predecessor_acked.clone());
-        let beyond = beyond.filter(|_| position != CheckpointPosition::ShardEnd);
-        Some(Checkpoint { stream_created_ms: self.stream_created_ms, position, beyond })
-    }
-
-    /// Whether this worker's last read record precedes the end of the former holder's finished ones.
-    fn is_behind_predecessor(&self, own: &AckedOutOfOrder) -> bool {
-        self.predecessor_acked.as_ref().is_some_and(|acked| is_before(&own.through, &acked.through))
-    }
-
-    /// Begins to write the checkpoint, if it has changed since the last write or the lease must be written anew.
-    pub fn write_checkpoint(
-        &mut self,
-        is_forced: bool,
-    ) -> Option<impl Future<Output = Result<(), LeaseError>> + Send + 'static> {
-        let checkpoint = self.build_checkpoint().or_else(|| self.written_checkpoint.clone());
-        if !is_forced && (checkpoint.is_none() || checkpoint == self.written_checkpoint) {
-            return None;
-        }
-        let (resources, shard, generation) = (Arc::clone(&self.resources), self.shard.clone(), self.generation);
-        self.written_checkpoint.clone_from(&checkpoint);
-        Some(async move {
-            timeout(LEASE_WRITE_TIMEOUT, resources.leases.renew(&shard, generation, checkpoint))
-                .await
-                .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
-        })
-    }
-
-    /// Notes that a checkpoint was not written, so that the next one is.
-    pub fn forget_written(&mut self) {
-        self.written_checkpoint = None;
-    }
-
-    /// Waits for attempts in flight, so that a take-over repeats few of them, then writes the checkpoint and releases the
-    /// lease.
-    pub async fn release(mut self) {
-        self.hold.drain(if self.has_ended() { ENDED_DRAIN_TIMEOUT } else { DRAIN_TIMEOUT }).await;
-        while let Some(finished) = self.hold.take_finished() {
-            self.complete_deliveries(finished);
-        }
-        let checkpoint = self.build_checkpoint();
-        tracing::info!(shard = %self.shard, ?checkpoint, "releasing shard");
-        let released =
-            timeout(LEASE_WRITE_TIMEOUT, self.resources.leases.release_shard(&self.shard, self.generation, checkpoint))
-                .await;
-        if !matches!(released, Ok(Ok(()))) {
-            tracing::warn!(shard = %self.shard, ?released, "shard release failed: its lease expires");
-        }
-    }
 }
 
 impl Drop for ShardWorker {
     fn drop(&mut self) {
+        self.resources.held_shards.fetch_sub(1, Ordering::Relaxed);
         self.resources.metrics.remove_shard(&self.shard);
     }
 }

@@ -1,11 +1,13 @@
 //! Resources that the shards of a process share, and a lease that the supervisor gives to a worker.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::apps::RegistryReceiver;
+use super::byte_budget::ByteBudget;
 use super::endpoint::pool::EndpointPool;
 use super::events::ShardSlot;
 use super::leases::{Checkpoint, ShardLeases};
@@ -30,6 +32,10 @@ pub struct WorkerResources {
     pub cluster: String,
     /// The shards as last listed.
     pub listings: watch::Receiver<Arc<ShardListing>>,
+    /// The bytes that all shards together may keep.
+    pub budget: ByteBudget,
+    /// Number of shards that the process holds.
+    pub held_shards: AtomicUsize,
     /// When the process started: the begin of its monotonic clock.
     pub started: Instant,
 }
@@ -48,7 +54,7 @@ pub struct AcquiredShard {
     pub slot: ShardSlot,
     /// The id of the shard.
     pub shard: ShardId,
-    /// The lease's generation.
+    /// Generation of the lease that was acquired.
     pub generation: u64,
     /// When the stream was created, in ms since 1970.
     pub stream_created_ms: u64,

@@ -132,6 +132,15 @@ impl Bed {
     }
 
     async fn dispatcher_of(&self, stream: &str, more: &[(&str, &str)]) -> (RunningDispatcher, CancellationToken) {
+        self.dispatcher_with(Arc::new(self.leases.clone()), stream, more).await
+    }
+
+    async fn dispatcher_with(
+        &self,
+        leases: Arc<dyn ShardLeases>,
+        stream: &str,
+        more: &[(&str, &str)],
+    ) -> (RunningDispatcher, CancellationToken) {
         let variables = [
             ("REALTIME_CLUSTER", "channels/eu"),
             ("REALTIME_CLUSTER_UID", CLUSTER),
@@ -151,7 +160,7 @@ impl Bed {
             admin: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
             apps_dir: self.apps.path().to_owned(),
             kinesis: connect_kinesis(&self.endpoint, stream).await,
-            leases: Arc::new(self.leases.clone()),
+            leases,
             egress: EgressOverrides::default(),
             shutdown: shutdown.clone(),
         };

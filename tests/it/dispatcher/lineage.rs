@@ -2,6 +2,10 @@
 
 use std::time::Instant;
 
+use futures::future::BoxFuture;
+use realtime_operator::dispatcher::{Checkpoint, LeaseError, LeaseSnapshot, ShardLease};
+use realtime_operator::protocol::ShardId;
+
 use super::scripted_receiver::{Behaviour, ScriptedReceiver};
 use super::*;
 
@@ -153,4 +157,73 @@ async fn the_next_holder_knows_the_order_of_the_last_minute() {
     bed.receiver.receives("the next of a known channel", |ids| ids.contains(&"next".to_owned())).await;
     assert!(began.elapsed() < Duration::from_millis(2_500), "it waited for no gap: {:?}", began.elapsed());
     assert_eq!(bed.receiver.ids().split_off(3), ["next"]);
+}
+
+/// Leases of which an acquisition takes this long, with the times of the heartbeats.
+struct SlowLeases {
+    inner: MemoryLeases,
+    heartbeats: Mutex<Vec<Instant>>,
+}
+
+/// The time of one acquisition. Sixty of them, one after another, outlast a member's life.
+const ACQUISITION_TIME: Duration = Duration::from_millis(500);
+const MANY_SHARDS: i32 = 60;
+/// Longest time between two heartbeats: half of that after which a member counts as dead.
+const HEARTBEAT_GAP_MAX: Duration = Duration::from_secs(4);
+
+impl ShardLeases for SlowLeases {
+    fn send_heartbeat<'a>(
+        &'a self,
+        member: &'a str,
+        status: MemberStatus,
+    ) -> BoxFuture<'a, Result<LeaseSnapshot, LeaseError>> {
+        self.heartbeats.lock().expect("not poisoned").push(Instant::now());
+        self.inner.send_heartbeat(member, status)
+    }
+
+    fn acquire_shard<'a>(
+        &'a self,
+        shard: &'a ShardId,
+        member: &'a str,
+    ) -> BoxFuture<'a, Result<ShardLease, LeaseError>> {
+        Box::pin(async move {
+            tokio::time::sleep(ACQUISITION_TIME).await;
+            self.inner.acquire_shard(shard, member).await
+        })
+    }
+
+    fn renew<'a>(
+        &'a self,
+        shard: &'a ShardId,
+        generation: u64,
+        checkpoint: Option<Checkpoint>,
+    ) -> BoxFuture<'a, Result<(), LeaseError>> {
+        self.inner.renew(shard, generation, checkpoint)
+    }
+
+    fn release_shard<'a>(
+        &'a self,
+        shard: &'a ShardId,
+        generation: u64,
+        checkpoint: Option<Checkpoint>,
+    ) -> BoxFuture<'a, Result<(), LeaseError>> {
+        self.inner.release_shard(shard, generation, checkpoint)
+    }
+
+    fn remove_member<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>> {
+        self.inner.remove_member(member)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heartbeats_go_on_while_many_shards_are_acquired() {
+    let bed = Bed::new(MANY_SHARDS).await;
+    let leases = Arc::new(SlowLeases { inner: bed.leases.clone(), heartbeats: Mutex::default() });
+    let (running, _) = bed.dispatcher_with(leases.clone(), "stream", &[LOOPBACK]).await;
+    let shards = usize::try_from(MANY_SHARDS).expect("a number of shards");
+    eventually("all are held", async || held(&running).await, |held| *held == shards).await;
+    let mut heartbeats = leases.heartbeats.lock().expect("not poisoned").clone();
+    heartbeats.push(Instant::now());
+    let longest = heartbeats.windows(2).map(|pair| pair[1] - pair[0]).max();
+    assert!(longest.is_some_and(|longest| longest < HEARTBEAT_GAP_MAX), "{longest:?}");
 }
