@@ -28,15 +28,28 @@ pub struct CheckpointTracker {
     /// Spans of cancelled pairs, sorted by their ends. A checkpoint within one would replay half of the pair.
     spans: Vec<(u64, u64)>,
     checkpoint: Option<String>,
+    /// Unfinished events that count towards the bounds, and their bytes.
     events: usize,
     bytes: usize,
+    /// Unfinished events that do not count.
+    parked: usize,
 }
 
 #[derive(Debug)]
 struct TrackedRecord {
     sequence: String,
     open: usize,
+    /// How many of the open events are parked.
+    parked: usize,
     bytes: usize,
+}
+
+impl TrackedRecord {
+    /// Events and bytes that count towards the bounds.
+    fn counted(&self) -> (usize, usize) {
+        let events = self.open - self.parked;
+        (events, if events > 0 { self.bytes } else { 0 })
+    }
 }
 
 impl CheckpointTracker {
@@ -50,7 +63,7 @@ impl CheckpointTracker {
     pub fn begin_record(&mut self, sequence: &str, events: usize, bytes: usize) -> u64 {
         let number = self.first + self.records.len() as u64;
         let bytes = if events == 0 { 0 } else { bytes };
-        self.records.push_back(TrackedRecord { sequence: sequence.to_owned(), open: events, bytes });
+        self.records.push_back(TrackedRecord { sequence: sequence.to_owned(), open: events, parked: 0, bytes });
         self.events += events;
         self.bytes += bytes;
         self.advance_checkpoint();
@@ -59,22 +72,26 @@ impl CheckpointTracker {
 
     /// Counts further deliveries of a record, when one event goes to several endpoints.
     pub fn add_deliveries(&mut self, record: u64, more: usize) {
-        if let Some(slot) = self.record_mut(record) {
-            slot.open += more;
-            self.events += more;
-        }
+        self.change_record(record, |slot| slot.open += more);
+    }
+
+    /// Takes one of the record's events out of the bounds: another store bounds it while it waits. The checkpoint still
+    /// waits for it.
+    pub fn park_event(&mut self, record: u64) {
+        self.change_record(record, |slot| slot.parked = slot.open.min(slot.parked + 1));
+    }
+
+    /// Returns a parked event into the bounds.
+    pub fn unpark_event(&mut self, record: u64) {
+        self.change_record(record, |slot| slot.parked = slot.parked.saturating_sub(1));
     }
 
     /// Marks one of the record's events as finished, with any outcome.
     pub fn finish_event(&mut self, record: u64) {
-        let Some(slot) = self.record_mut(record) else { return };
-        if slot.open == 0 {
-            return;
-        }
-        slot.open -= 1;
-        let freed = if slot.open == 0 { std::mem::take(&mut slot.bytes) } else { 0 };
-        self.events -= 1;
-        self.bytes -= freed;
+        self.change_record(record, |slot| {
+            slot.open = slot.open.saturating_sub(1);
+            slot.parked = slot.parked.min(slot.open);
+        });
         self.advance_checkpoint();
     }
 
@@ -115,10 +132,17 @@ impl CheckpointTracker {
         index.and_then(|index| self.records.get(index)).is_some_and(|slot| slot.open > 0)
     }
 
+    /// The sequence number of a record that is not behind the checkpoint.
+    #[must_use]
+    pub fn sequence(&self, record: u64) -> Option<&str> {
+        let index = record.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        index.and_then(|index| self.records.get(index)).map(|slot| slot.sequence.as_str())
+    }
+
     /// Number of events that are not finished.
     #[must_use]
     pub fn unfinished_events(&self) -> usize {
-        self.events
+        self.events + self.parked
     }
 
     /// Whether more than half of a bound is taken.
@@ -136,6 +160,17 @@ impl CheckpointTracker {
     fn record_mut(&mut self, record: u64) -> Option<&mut TrackedRecord> {
         let index = usize::try_from(record.checked_sub(self.first)?).ok()?;
         self.records.get_mut(index)
+    }
+
+    /// Changes a record, and what it counts for.
+    fn change_record(&mut self, record: u64, change: impl FnOnce(&mut TrackedRecord)) {
+        let Some(slot) = self.record_mut(record) else { return };
+        let ((events, bytes), parked) = (slot.counted(), slot.parked);
+        change(slot);
+        let ((events_now, bytes_now), parked_now) = (slot.counted(), slot.parked);
+        self.events = self.events + events_now - events;
+        self.bytes = self.bytes + bytes_now - bytes;
+        self.parked = self.parked + parked_now - parked;
     }
 
     fn advance_checkpoint(&mut self) {
@@ -254,6 +289,24 @@ mod tests {
         tracker.join_records(195, 205);
         let beyond = tracker.acked_out_of_order().expect("as before");
         assert_eq!((beyond.through.as_str(), beyond.open.len()), ("193", 97));
+    }
+
+    #[test]
+    fn a_parked_event_holds_the_checkpoint_and_fills_no_bound() {
+        let mut tracker = CheckpointTracker::default();
+        tracker.begin_record("1", 2, UNFINISHED_BYTES_MAX);
+        tracker.park_event(0);
+        assert!(tracker.is_full(), "its other event counts with all bytes");
+        tracker.park_event(0);
+        assert!(!tracker.is_half_full());
+        assert_eq!((tracker.unfinished_events(), tracker.checkpoint(), tracker.sequence(0)), (2, None, Some("1")));
+        tracker.unpark_event(0);
+        assert!(tracker.is_full());
+        tracker.finish_event(0);
+        assert!(!tracker.is_half_full(), "the other one is parked");
+        tracker.unpark_event(0);
+        tracker.finish_event(0);
+        assert_eq!((tracker.unfinished_events(), tracker.checkpoint()), (0, Some("1")));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The dispatcher: reads the stream and sends webhooks.
 //!
 //! In: records of a Kinesis stream, the app registry, and the leases that assign shards to this process. Out: signed
-//! webhooks to the customers' endpoints, checkpoints, and a count of every event that was not delivered, by reason.
+//! webhooks to the customers' endpoints, checkpoints, and for every event that was not delivered a dead letter or a count,
+//! by reason.
 //!
 //! Path of an event: `shard_supervisor` → `shard_worker` → `reader` → `decode` → `sequencer` → `debounce` → `endpoint` →
-//! `sender` → `checkpoint_tracker` → checkpoint. The deciding parts are pure and have a file each; one task per shard
+//! `sender` → `checkpoint_tracker` → checkpoint; a lost one goes through `dead_letter`. The deciding parts are pure and have a file each; one task per shard
 //! owns the state of that shard, and one per endpoint sends the events of all shards.
 //!
 //! This room must not know edges, nor the service behind an endpoint.
@@ -13,6 +14,7 @@ mod allowed_endpoints;
 mod apps;
 mod assignment;
 mod checkpoint_tracker;
+mod dead_letter;
 mod debounce;
 mod decode;
 mod endpoint;
@@ -28,6 +30,7 @@ mod sequencer;
 mod server;
 mod shard_supervisor;
 mod shard_worker;
+mod unknown_apps;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

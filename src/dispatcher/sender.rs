@@ -11,7 +11,7 @@ use reqwest::redirect;
 use url::Url;
 
 use super::apps::RegistryReceiver;
-use super::endpoint::{AttemptOutcome, EndpointId, PendingDelivery};
+use super::endpoint::{AttemptOutcome, AttemptReport, EndpointId, PendingDelivery};
 use super::metrics::{DispatcherMetrics, ErrorSource, ResponseClass};
 use super::retry::retry_after_ms;
 use super::{EgressOverrides, RerouteFn};
@@ -80,14 +80,14 @@ impl WebhookSender {
     }
 
     /// Makes one attempt to post a body.
-    pub async fn send_batch(&self, target: &EndpointId, batch: &[PendingDelivery]) -> AttemptOutcome {
+    pub async fn send_batch(&self, target: &EndpointId, batch: &[PendingDelivery]) -> AttemptReport {
         let registry = Arc::clone(&self.apps.borrow());
         let app = registry.by_id(&target.app);
         let Some((app, endpoint)) =
             app.and_then(|app| Some((app, app.webhooks.iter().find(|e| e.name == target.endpoint)?)))
         else {
             self.metrics.clear_error(&ErrorSource::Endpoint(target.to_string()));
-            return AttemptOutcome::Removed;
+            return AttemptReport { outcome: AttemptOutcome::Removed, failure: None };
         };
         let seconds =
             if endpoint.timeout_seconds == 0 { DEFAULT_ATTEMPT_TIMEOUT_SECONDS } else { endpoint.timeout_seconds };
@@ -98,13 +98,13 @@ impl WebhookSender {
         self.report_attempt(target, batch.len(), result)
     }
 
-    fn report_attempt(&self, target: &EndpointId, events: usize, result: Result<(), AttemptFailure>) -> AttemptOutcome {
+    fn report_attempt(&self, target: &EndpointId, events: usize, result: Result<(), AttemptFailure>) -> AttemptReport {
         let name = target.to_string();
         let Err(failure) = result else {
             self.metrics.count_attempt(ResponseClass::Success);
             self.metrics.count_delivered(events);
             self.metrics.clear_error(&ErrorSource::Endpoint(name));
-            return AttemptOutcome::Delivered;
+            return AttemptReport { outcome: AttemptOutcome::Delivered, failure: None };
         };
         self.metrics.count_attempt(match failure {
             AttemptFailure::Answered { .. } => ResponseClass::Answered,
@@ -113,12 +113,14 @@ impl WebhookSender {
         });
         tracing::debug!(endpoint = name, events, error = %failure, "webhook attempt failed");
         self.metrics.set_error(ErrorSource::Endpoint(name.clone()), format!("endpoint {name}: {failure}"));
-        match failure {
+        let text = failure.to_string();
+        let outcome = match failure {
             AttemptFailure::Answered { retry_after_ms, .. } => {
                 AttemptOutcome::Failed { answered: true, retry_after_ms }
             }
             _ => AttemptOutcome::Failed { answered: false, retry_after_ms: None },
-        }
+        };
+        AttemptReport { outcome, failure: Some(text.into()) }
     }
 
     async fn post_webhook(

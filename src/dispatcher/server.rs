@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry as MetricsRegistry;
@@ -13,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::allowed_endpoints;
 use super::apps::{self, RegistryReceiver};
+use super::dead_letter::writer::start_writer;
 use super::endpoint::pool::EndpointPool;
 use super::metrics::{DispatcherMetrics, ErrorSource};
 use super::retry::RetryPolicy;
@@ -114,7 +116,19 @@ pub async fn start(
         stop.clone(),
     );
     let pool = EndpointPool::new(sender, retry_policy);
-    let resources = WorkerResources { client: kinesis, leases, pool, apps, metrics, cluster };
+    let dead_letter_stream = values.get(name::DEAD_LETTER_STREAM).filter(|stream| !stream.is_empty());
+    let dead_letters = dead_letter_stream
+        .map(|stream| start_writer(kinesis.of_stream(stream.into()), cluster.clone(), Arc::clone(&metrics)));
+    let resources = WorkerResources {
+        client: kinesis,
+        leases,
+        pool,
+        apps,
+        metrics,
+        cluster,
+        dead_letters,
+        unknown_app_bytes: Arc::new(AtomicUsize::new(0)),
+    };
     let shards =
         ShardSupervisor::new(Arc::new(resources), process.clone(), relist, admitted).run(listings, stop.clone());
     let (fail, failure) = watch::channel(None);

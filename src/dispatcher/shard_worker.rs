@@ -3,8 +3,11 @@
 //! In: pages of the reader and the outcomes of attempts. Out: attempts, checkpoints, counts. One task owns all the
 //! state of a shard, so nothing is locked; the deciding parts are pure and have their own files.
 
-use std::collections::{BTreeMap, VecDeque};
+mod losses;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -14,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::apps::RegistryReceiver;
 use super::checkpoint_tracker::{CheckpointTracker, UNFINISHED_BYTES_MAX, UNFINISHED_EVENTS_MAX};
+use super::dead_letter::Loss;
+use super::dead_letter::losses::ShardLosses;
+use super::dead_letter::writer::LetterSender;
 use super::debounce::{AbsenceDebouncer, DebounceVerdict};
 use super::decode::{self, DecodedRecord, RecentEventIds};
 use super::endpoint::pool::{EndpointPool, FinishedAt, ShardHold};
@@ -25,6 +31,7 @@ use super::metrics::{DispatcherMetrics, DropReason, PauseReason, ShardState, Ski
 use super::read_progress::ReadProgress;
 use super::reader::{ShardRead, ShardReader};
 use super::sequencer::{SequencedEvent, Sequencer};
+use super::unknown_apps::UnknownApps;
 use crate::kinesis::{KinesisClient, ReadPosition, ReadRecord, is_before};
 use crate::process::clock::now_ms;
 use crate::protocol::ShardId;
@@ -40,12 +47,8 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
 const LEASE_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for which a stopping worker goes on with attempts in flight.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for an app that is not in the registry yet.
-const UNKNOWN_APP_TIMEOUT_MS: u64 = 30_000;
 /// Least interval between two evictions from endpoints that are behind.
 const EVICTION_INTERVAL_MS: u64 = 100;
-/// Least interval between two log lines on one drop reason.
-const DROP_LOG_INTERVAL_MS: u64 = 5_000;
 
 /// Resources that the shards of a process share.
 pub struct WorkerResources {
@@ -61,6 +64,10 @@ pub struct WorkerResources {
     pub metrics: Arc<DispatcherMetrics>,
     /// The cluster whose records are delivered.
     pub cluster: String,
+    /// The writer of dead letters; `None` drops what is lost.
+    pub dead_letters: Option<LetterSender>,
+    /// Bytes of the events of unknown apps that wait in all shards.
+    pub unknown_app_bytes: Arc<AtomicUsize>,
 }
 
 /// The worker of one held shard.
@@ -85,8 +92,8 @@ pub struct ShardWorker {
     debounce: AbsenceDebouncer,
     /// The registry that this turn of the pipeline uses.
     registry: Arc<AppRegistry>,
-    /// Events of apps that the registry does not have yet, with the time until which they wait; the oldest first.
-    unknown_app_events: VecDeque<(u64, TrackedEvent)>,
+    /// Events of apps that the registry does not have yet, parked in the tracker.
+    unknown_apps: UnknownApps,
     hold: ShardHold,
     /// Earliest time of the next eviction from endpoints that are behind.
     next_eviction_ms: u64,
@@ -94,8 +101,7 @@ pub struct ShardWorker {
     /// Records that the former holder finished beyond the position at which this worker began to read.
     predecessor_acked: Option<AckedOutOfOrder>,
     written_checkpoint: Option<Checkpoint>,
-    /// Time of the last log line per drop reason.
-    last_drop_log_ms: BTreeMap<DropReason, u64>,
+    losses: ShardLosses,
 }
 
 impl ShardWorker {
@@ -104,6 +110,8 @@ impl ShardWorker {
     pub fn new(resources: Arc<WorkerResources>, shard: ShardId, generation: u64, stream_created_ms: u64) -> Self {
         let hold = resources.pool.open_hold();
         let registry = Arc::clone(&resources.apps.borrow());
+        let losses = ShardLosses::new(resources.dead_letters.clone(), Arc::clone(&resources.metrics));
+        let unknown_apps = UnknownApps::new(Arc::clone(&resources.unknown_app_bytes));
         Self {
             resources,
             shard,
@@ -121,13 +129,13 @@ impl ShardWorker {
             sequencer: Sequencer::default(),
             debounce: AbsenceDebouncer::default(),
             registry,
-            unknown_app_events: VecDeque::new(),
+            unknown_apps,
             hold,
             next_eviction_ms: 0,
             tracker: CheckpointTracker::default(),
             predecessor_acked: None,
             written_checkpoint: None,
-            last_drop_log_ms: BTreeMap::new(),
+            losses,
         }
     }
 
@@ -184,6 +192,7 @@ impl ShardWorker {
                     None => return Err("the shard's reader ended".to_owned()),
                 },
                 Some(finished) = self.hold.next_finished() => self.complete_deliveries(finished),
+                Some(record) = self.losses.next_written() => self.complete_letters(record),
                 Some(written) = writes.join_next() => self.on_checkpoint_written(written)?,
                 _ = writing.tick(), if writes.is_empty() => self.write_checkpoint(&mut writes),
                 _ = tick.tick() => {}
@@ -191,12 +200,13 @@ impl ShardWorker {
         }
     }
 
-    /// Waits for attempts in flight, so that a take-over repeats few of them.
+    /// Waits for attempts and letters in flight, so that a take-over repeats few of them.
     async fn drain_attempts(&mut self) {
         self.hold.drain(DRAIN_TIMEOUT).await;
         while let Some(finished) = self.hold.take_finished() {
             self.complete_deliveries(finished);
         }
+        self.drain_letters().await;
     }
 
     fn mono_ms(&self) -> u64 {
@@ -276,12 +286,13 @@ impl ShardWorker {
                 self.tracker.begin_record(&sequence, 0, 0);
             }
             DecodedRecord::Foreign(cluster, events) => {
-                self.drop_events(DropReason::ForeignCluster, events, &cluster);
-                self.tracker.begin_record(&sequence, 0, 0);
+                let number = self.tracker.begin_record(&sequence, 1, bytes);
+                let detail = format!("a record of the cluster {cluster}");
+                self.give_up(number, Loss::of_record(DropReason::ForeignCluster, detail, events, &record.data));
             }
             DecodedRecord::Poison(why) => {
-                self.drop_events(DropReason::Poison, 1, &why);
-                self.tracker.begin_record(&sequence, 0, 0);
+                let number = self.tracker.begin_record(&sequence, 1, bytes);
+                self.give_up(number, Loss::of_record(DropReason::Poison, why, 1, &record.data));
             }
             DecodedRecord::TooNew(why) => {
                 tracing::error!(shard = %self.shard, sequence, why, "shard waits at a record of a newer release");
@@ -324,7 +335,10 @@ impl ShardWorker {
     /// Queues an event whose turn has come to every endpoint that subscribes to it.
     fn fan_out(&mut self, event: TrackedEvent) {
         let Some(app) = self.registry.by_id(&event.app) else {
-            self.unknown_app_events.push_back((self.mono_ms() + UNKNOWN_APP_TIMEOUT_MS, event));
+            self.tracker.park_event(event.record);
+            for evicted in self.unknown_apps.push(event, self.mono_ms()) {
+                self.give_up_unknown_app(&evicted);
+            }
             return;
         };
         let wants = app.webhooks.iter().filter(|it| it.wants_event(event.event.kind.name(), event.channel.as_str()));
@@ -340,27 +354,6 @@ impl ShardWorker {
         self.tracker.finish_event(event.record);
     }
 
-    /// Takes the current registry. Retries events whose app is known now, and drops those that waited too long.
-    fn retry_unknown_apps(&mut self) {
-        let now = self.mono_ms();
-        let registry = Arc::clone(&self.resources.apps.borrow());
-        let is_same = Arc::ptr_eq(&registry, &self.registry);
-        self.registry = registry;
-        if is_same && self.unknown_app_events.front().is_none_or(|(until, _)| *until > now) {
-            return;
-        }
-        for (until, event) in std::mem::take(&mut self.unknown_app_events) {
-            if self.registry.by_id(&event.app).is_some() {
-                self.fan_out(event);
-            } else if until <= now {
-                self.drop_events(DropReason::UnknownApp, 1, event.app.as_str());
-                self.tracker.finish_event(event.record);
-            } else {
-                self.unknown_app_events.push_back((until, event));
-            }
-        }
-    }
-
     /// Drops events of endpoints that are behind, once they hold more than half of a bound together: the other endpoints
     /// must not wait for them.
     fn evict_excess(&mut self) {
@@ -371,7 +364,7 @@ impl ShardWorker {
         self.next_eviction_ms = now + EVICTION_INTERVAL_MS;
         let most = EventAmount { events: UNFINISHED_EVENTS_MAX / 2, bytes: UNFINISHED_BYTES_MAX / 2 };
         for finished in self.hold.evict_excess(most) {
-            self.complete_delivery(&finished);
+            self.complete_delivery(finished);
         }
     }
 
@@ -379,27 +372,16 @@ impl ShardWorker {
     fn complete_deliveries(&mut self, first: FinishedAt) {
         let mut next = Some(first);
         while let Some(finished) = next {
-            self.complete_delivery(&finished);
+            self.complete_delivery(finished);
             next = self.hold.take_finished();
         }
     }
 
-    fn complete_delivery(&mut self, (endpoint, finished): &FinishedAt) {
-        let delivery = &finished.delivery;
-        if let Some(reason) = finished.dropped {
-            self.drop_events(reason, 1, &format!("{endpoint}: {}", delivery.outgoing.id));
-        }
-        self.tracker.finish_event(delivery.record);
-    }
-
-    /// The one place at which events are dropped: a dead-letter queue would be written here.
-    fn drop_events(&mut self, reason: DropReason, events: usize, what: &str) {
-        self.resources.metrics.count_dropped(reason, events);
-        // Every event is counted; the log gets an example per interval.
-        let now = self.mono_ms();
-        if self.last_drop_log_ms.get(&reason).is_none_or(|at| at + DROP_LOG_INTERVAL_MS <= now) {
-            self.last_drop_log_ms.insert(reason, now);
-            tracing::warn!(shard = %self.shard, ?reason, events, what, "events dropped");
+    fn complete_delivery(&mut self, finished: FinishedAt) {
+        let record = finished.1.delivery.record;
+        match Loss::of_delivery(finished) {
+            Some(loss) => self.give_up(record, loss),
+            None => self.tracker.finish_event(record),
         }
     }
 

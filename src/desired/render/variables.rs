@@ -85,6 +85,7 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         // The servers' defaults fit the rendered ports, volumes and permissions, and allowed endpoints are a file beside the
         // registry; the last four are injected by EKS.
         VariableKey::AdminAddress
+        | VariableKey::DeadLetterStream
         | VariableKey::PublicAddress
         | VariableKey::PeerAddress
         | VariableKey::Admission

@@ -9,6 +9,7 @@
 //! an event that goes on failing while others succeed is posted alone.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use super::index::{ChannelState, DeliveryIndex, QueuedDelivery};
 use super::{AttemptOutcome, FinishedDelivery, HoldId, PendingDelivery};
@@ -129,6 +130,13 @@ impl EndpointQueue {
         let expiry = self.ages.first_key_value().filter(|_| self.failures > 0);
         let expiry = expiry.map(|(_, since)| since + self.policy.window_ms);
         [self.index.next_wake_ms(), trial, expiry].into_iter().flatten().min()
+    }
+
+    /// Notes the failure of an attempt with its events, before [`Self::complete_attempt`].
+    pub fn note_failure(&mut self, id: BatchId, failure: &Arc<str>) {
+        for queued in self.in_flight.get_mut(&id).into_iter().flatten() {
+            queued.last_answer = Some(Arc::clone(failure));
+        }
     }
 
     /// Records the outcome of an attempt; `random` spreads the next one.
