@@ -24,6 +24,7 @@ mod leases;
 pub(crate) mod metrics;
 mod read_progress;
 mod reader;
+pub(crate) mod replay;
 mod retry;
 mod sender;
 mod sequencer;

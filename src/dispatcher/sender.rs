@@ -19,7 +19,7 @@ use crate::process::clock::now_ms;
 use crate::protocol::egress_policy::{EgressClass, EgressPolicy, EgressRefusal};
 use crate::protocol::registry::{App, WebhookEndpoint};
 use crate::protocol::signature;
-use crate::protocol::webhook::{self, CONTENT_TYPE, KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER};
+use crate::protocol::webhook::{self, CONTENT_TYPE, KEY_HEADER, ORIGINAL_TIME_HEADER, REPLAY_HEADER, SIGNATURE_HEADER};
 
 /// Age from which a body carries the attempt's time, because an SDK refuses bodies of 300 s.
 const RESTAMP_AGE_MS: u64 = 240_000;
@@ -37,6 +37,7 @@ pub struct WebhookSender {
     reroute: Option<RerouteFn>,
     apps: RegistryReceiver,
     metrics: Arc<DispatcherMetrics>,
+    is_replay: bool,
 }
 
 /// The reason why an attempt failed.
@@ -76,7 +77,13 @@ impl WebhookSender {
             Ok((class, client))
         });
         let clients = clients.into_iter().collect::<reqwest::Result<_>>()?;
-        Ok(Self { clients, policy, reroute: network.reroute, apps, metrics })
+        Ok(Self { clients, policy, reroute: network.reroute, apps, metrics, is_replay: false })
+    }
+
+    /// Marks every body as sent by a replay.
+    #[must_use]
+    pub fn mark_replays(self) -> Self {
+        Self { is_replay: true, ..self }
     }
 
     /// Makes one attempt to post a body.
@@ -147,6 +154,9 @@ impl WebhookSender {
             .header(SIGNATURE_HEADER, signature::sign_message(&credential.secret, &text));
         if old {
             request = request.header(ORIGINAL_TIME_HEADER, original);
+        }
+        if self.is_replay {
+            request = request.header(REPLAY_HEADER, "true");
         }
         let mut answer = request.body(text).send().await.map_err(|error| find_root_cause(&error))?;
         let status = answer.status();

@@ -3,6 +3,7 @@
 mod dead_letters;
 mod isolation;
 mod pauses;
+mod replay;
 mod scripted_receiver;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

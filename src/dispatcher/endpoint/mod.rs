@@ -7,7 +7,7 @@
 
 mod index;
 pub(super) mod pool;
-mod queue;
+pub(super) mod queue;
 #[cfg(test)]
 mod queue_tests;
 pub(super) mod share;

@@ -20,7 +20,7 @@ use crate::protocol::ChannelName;
 /// Bounds the events of one body.
 pub const BATCH_EVENTS_MAX: usize = 100;
 /// Bounds the bytes of one body's events; a single larger event is posted alone.
-const BATCH_BYTES_MAX: usize = 256 * 1024;
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Bounds the concurrent attempts to one endpoint.
 pub const CONCURRENT_ATTEMPTS_MAX: usize = 16;
 /// Consecutive failures after which an endpoint gets one attempt at a time.

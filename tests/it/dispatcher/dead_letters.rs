@@ -7,13 +7,13 @@ use super::scripted_receiver::{Behaviour, ScriptedReceiver};
 use super::*;
 use crate::waiting::eventually_within;
 
-const DEAD: &str = "dead";
+pub const DEAD: &str = "dead";
 const DEAD_LETTERS: (&str, &str) = ("REALTIME_DEAD_LETTER_STREAM", DEAD);
 /// A flood, in events and in events per record.
 const FLOOD_EVENTS: u64 = 30_000;
 const FLOOD_RECORD_EVENTS: u64 = 100;
 
-async fn create_dead_letter_stream(bed: &Bed) -> KinesisClient {
+pub async fn create_dead_letter_stream(bed: &Bed) -> KinesisClient {
     let client = connect_kinesis(&bed.endpoint, DEAD).await;
     client.create_stream(Some(1), &BTreeMap::new()).await.expect("created");
     wait_until_active(&client).await;
@@ -21,7 +21,7 @@ async fn create_dead_letter_stream(bed: &Bed) -> KinesisClient {
 }
 
 /// Every letter of the stream, oldest first.
-async fn read_letters(client: &KinesisClient) -> Vec<DeadLetter> {
+pub async fn read_letters(client: &KinesisClient) -> Vec<DeadLetter> {
     let shard = client.list_shards().await.expect("shards").remove(0).id;
     let mut iterator = client.request_iterator(&shard, &ReadPosition::TrimHorizon).await.expect("an iterator");
     let mut letters = Vec::new();
