@@ -63,7 +63,7 @@ pub struct Arguments {
     /// Only letters of the endpoint of this name
     #[arg(long, value_name = "NAME")]
     endpoint: Option<String>,
-    /// Only letters with this reason, such as RetryWindowOver or UnknownApp
+    /// Only letters with this reason, such as `RetryWindowOver` or `UnknownApp`
     #[arg(long, value_name = "REASON")]
     reason: Option<String>,
     /// Send state too of which a later one is known

@@ -231,7 +231,9 @@ pub async fn replay(request: ReplayRequest, progress: &dyn Fn(&str)) -> Result<R
     let mut selected = select_letters(letters, &registry, &filter);
     if !request.sends_superseded {
         let mut versions = StateVersions::default();
-        selected.iter().for_each(|letter| versions.note_letter(letter));
+        for letter in &selected {
+            versions.note_letter(letter);
+        }
         for (stream, since_ms) in selection::sources_of_state(&selected) {
             progress(&format!("reading {stream} for later states"));
             let note = |record: crate::kinesis::ReadRecord| {
@@ -243,7 +245,9 @@ pub async fn replay(request: ReplayRequest, progress: &dyn Fn(&str)) -> Result<R
             let source = client.of_stream(stream);
             scan_stream(&source, since_ms, u64::MAX, note, progress).await.map_err(ReplayError::Source)?;
         }
-        selected.iter_mut().for_each(|letter| letter.skip_if_superseded(&versions));
+        for letter in &mut selected {
+            letter.skip_if_superseded(&versions);
+        }
     }
     if !request.is_dry_run {
         let sender = build_sender(registry, policy)?;

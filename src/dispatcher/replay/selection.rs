@@ -295,8 +295,12 @@ mod tests {
     fn plan(letters: Vec<DeadLetter>, filter: &LetterFilter) -> Vec<(String, String, Decision)> {
         let mut selected = select_letters(letters, &registry(), filter);
         let mut versions = StateVersions::default();
-        selected.iter().for_each(|letter| versions.note_letter(letter));
-        selected.iter_mut().for_each(|letter| letter.skip_if_superseded(&versions));
+        for letter in &selected {
+            versions.note_letter(letter);
+        }
+        for letter in &mut selected {
+            letter.skip_if_superseded(&versions);
+        }
         let row = |it: SelectedLetter| {
             let target = it.target.map(|target| target.endpoint).unwrap_or_default();
             (it.event.map(|event| event.id).unwrap_or_default(), target, it.decision)

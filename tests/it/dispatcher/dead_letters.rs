@@ -1,7 +1,8 @@
 //! Dead letters: an event that is given up is in the dead-letter stream before its record counts as finished.
 
 use realtime_operator::kinesis::ReadPosition;
-use realtime_operator::protocol::dead_letter::DeadLetter;
+use realtime_operator::protocol::AppId;
+use realtime_operator::protocol::dead_letter::{DeadLetter, RawContent};
 
 use super::scripted_receiver::{Behaviour, ScriptedReceiver};
 use super::*;
@@ -67,10 +68,7 @@ async fn an_event_becomes_a_letter_for_the_endpoint_that_did_not_take_it() {
     bed.put(CLUSTER, "a", vec![state("1", before, 1, EventKind::ChannelOccupied)]).await;
     let letter = wait_for_letters(&dead, 1).await.remove(0);
     assert_eq!((letter.reason.as_str(), letter.cluster.as_str()), ("RetryWindowOver", CLUSTER));
-    assert_eq!(
-        (letter.app.as_ref().map(|app| app.as_str()), letter.endpoint.as_deref()),
-        (Some("1001"), Some("broken"))
-    );
+    assert_eq!((letter.app.as_ref().map(AppId::as_str), letter.endpoint.as_deref()), (Some("1001"), Some("broken")));
     assert_eq!((letter.last_answer.as_deref(), letter.time_ms), (Some("answered 503"), Some(before)));
     assert!(letter.attempts >= 2, "{letter:?}");
     assert_eq!((letter.source.stream.as_str(), letter.source.shard.as_str()), ("stream", "shardId-000000000000"));
@@ -102,7 +100,7 @@ async fn records_that_hold_no_event_of_the_cluster_become_letters_with_their_byt
     let [foreign, poison] = letters.as_slice() else { panic!("{letters:?}") };
     assert_eq!((foreign.reason.as_str(), poison.reason.as_str()), ("ForeignCluster", "Poison"));
     assert_eq!(foreign.detail.as_deref(), Some("a record of the cluster cluster-2"));
-    let bytes = |letter: &DeadLetter| letter.raw.as_ref().and_then(|raw| raw.decode()).expect("bytes");
+    let bytes = |letter: &DeadLetter| letter.raw.as_ref().and_then(RawContent::decode).expect("bytes");
     let record = StreamRecord::parse(&bytes(foreign)).expect("the whole record");
     assert_eq!((record.edge.cluster.as_str(), record.events.len()), ("cluster-2", 2));
     assert_eq!(bytes(poison), b"\xf3\x89\x9a\xc2");
