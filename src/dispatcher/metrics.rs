@@ -99,7 +99,7 @@ metric_table! {
         dead_letter_write_failures: Counter =>
             "If it grows, read `DeadLetterUnavailable` in `/flow`: name, region, permission or throughput of the stream.",
         /// Dead letters that are not written yet.
-        dead_letters_waiting: Gauge =>
+        waiting_dead_letters: Gauge =>
             "If it stays above 0, check the dead-letter stream: shards that are full of waiting letters are not read.",
         /// Events that need no delivery.
         events_skipped: Labeled<SkipReason, Counter> =>
@@ -254,7 +254,7 @@ impl DispatcherMetrics {
 
     /// Shows the number of letters that are not written yet.
     pub fn set_dead_letters_waiting(&self, letters: usize) {
-        self.series.dead_letters_waiting.set(i64::try_from(letters).unwrap_or(i64::MAX));
+        self.series.waiting_dead_letters.set(i64::try_from(letters).unwrap_or(i64::MAX));
         if let Some(flow) = &mut self.live().dead_letters {
             flow.waiting = letters as u64;
         }

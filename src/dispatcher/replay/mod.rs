@@ -73,7 +73,7 @@ pub struct ReplayDestination {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplayReport {
-    /// The dead-letter stream.
+    /// Name of the dead-letter stream.
     pub stream: String,
     /// Whether nothing was sent.
     pub dry_run: bool,
@@ -81,9 +81,9 @@ pub struct ReplayReport {
     pub read: u64,
     /// Records among them that are no letters of this release.
     pub unreadable: u64,
-    /// Results by name.
+    /// Number of selected letters by result.
     pub totals: BTreeMap<String, u64>,
-    /// The selected letters.
+    /// The selected letters, in the order of sending.
     pub items: Vec<ReplayItem>,
 }
 

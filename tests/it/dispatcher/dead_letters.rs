@@ -124,7 +124,7 @@ async fn a_record_stays_unfinished_until_its_letter_is_written_and_other_events_
     assert_eq!(found.unfinished, 1);
     assert!(found.shards.values().all(|shard| shard.checkpoint.is_none() && shard.paused.is_none()), "{found:?}");
     let metrics = get(&running, "/metrics").await;
-    assert!(metrics.contains("realtime_dispatcher_dead_letters_waiting 1"), "{metrics}");
+    assert!(metrics.contains("realtime_dispatcher_waiting_dead_letters 1"), "{metrics}");
     // A dispatcher that ends leaves the record to the next one.
     stop.cancel();
     within(Duration::from_secs(15), "the end of the dispatcher", running.wait_until_stopped()).await;
