@@ -37,8 +37,11 @@ pub struct CheckpointTracker {
     /// Pairs of records with the halves of a cancelled pair, the earlier first, and their places. A checkpoint that
     /// covers one of them would have half of the pair delivered.
     pairs: BTreeMap<(u64, u64), [RecordPlace; 2]>,
+    /// Unfinished events that count towards the bounds, and their bytes.
     events: usize,
     bytes: usize,
+    /// Unfinished events that do not count.
+    parked: usize,
 }
 
 #[derive(Debug)]
@@ -46,6 +49,8 @@ struct OpenRecord {
     place: RecordPlace,
     /// Number of the record's unfinished events.
     events: usize,
+    /// How many of them are parked.
+    parked: usize,
     bytes: usize,
     /// The record's bytes in the budget of the process, freed when it is done.
     share: Option<BudgetShare>,
@@ -69,6 +74,14 @@ pub struct ShardProgress {
     pub beyond: Option<AckedOutOfOrder>,
 }
 
+impl OpenRecord {
+    /// Events and bytes that count towards the bounds.
+    fn counted(&self) -> (usize, usize) {
+        let events = self.events - self.parked;
+        (events, if events > 0 { self.bytes } else { 0 })
+    }
+}
+
 impl CheckpointTracker {
     /// A tracker that resumes behind a checkpoint.
     #[must_use]
@@ -83,8 +96,8 @@ impl CheckpointTracker {
         let sequence: Arc<str> = sequence.into();
         let previous = self.last.replace(Arc::clone(&sequence));
         if events > 0 {
-            self.open
-                .insert(number, OpenRecord { place: RecordPlace { sequence, previous }, events, bytes, share: None });
+            let place = RecordPlace { sequence, previous };
+            self.open.insert(number, OpenRecord { place, events, parked: 0, bytes, share: None });
             self.events += events;
             self.bytes += bytes;
         }
@@ -100,21 +113,46 @@ impl CheckpointTracker {
 
     /// Counts further deliveries of a record, when one event goes to several endpoints.
     pub fn add_deliveries(&mut self, record: u64, more: usize) {
-        if let Some(open) = self.open.get_mut(&record) {
-            open.events += more;
-            self.events += more;
-        }
+        self.change_record(record, |open| open.events += more);
+    }
+
+    /// Takes one of the record's events out of the bounds: another store bounds it while it waits. The checkpoint still
+    /// waits for it.
+    pub fn park_event(&mut self, record: u64) {
+        self.change_record(record, |open| {
+            open.parked = open.events.min(open.parked + 1);
+            if open.parked == open.events {
+                // The other store bounds the bytes too.
+                open.share = None;
+            }
+        });
+    }
+
+    /// Returns a parked event into the bounds.
+    pub fn unpark_event(&mut self, record: u64) {
+        self.change_record(record, |open| open.parked = open.parked.saturating_sub(1));
     }
 
     /// Marks one of the record's events as finished, with any outcome.
     pub fn finish_event(&mut self, record: u64) {
-        let Some(open) = self.open.get_mut(&record) else { return };
-        open.events -= 1;
-        self.events -= 1;
-        if open.events == 0 {
-            self.bytes -= open.bytes;
+        self.change_record(record, |open| {
+            open.events = open.events.saturating_sub(1);
+            open.parked = open.parked.min(open.events);
+        });
+        if self.open.get(&record).is_some_and(|open| open.events == 0) {
             self.open.remove(&record);
         }
+    }
+
+    /// Changes a record, and what it counts for.
+    fn change_record(&mut self, record: u64, change: impl FnOnce(&mut OpenRecord)) {
+        let Some(open) = self.open.get_mut(&record) else { return };
+        let ((events, bytes), parked) = (open.counted(), open.parked);
+        change(open);
+        let ((events_now, bytes_now), parked_now) = (open.counted(), open.parked);
+        self.events = self.events + events_now - events;
+        self.bytes = self.bytes + bytes_now - bytes;
+        self.parked = self.parked + parked_now - parked;
     }
 
     /// Joins two records that hold the halves of a cancelled pair: a checkpoint covers both or none. Must be called
@@ -201,10 +239,16 @@ impl CheckpointTracker {
         self.open.contains_key(&record)
     }
 
+    /// The sequence number of an open record.
+    #[must_use]
+    pub fn sequence(&self, record: u64) -> Option<&str> {
+        self.open.get(&record).map(|open| &*open.place.sequence)
+    }
+
     /// Number of events that are not finished.
     #[must_use]
     pub fn unfinished_events(&self) -> usize {
-        self.events
+        self.events + self.parked
     }
 
     /// Whether more than half of a bound is taken.
@@ -384,6 +428,24 @@ mod tests {
         assert_eq!((tracker.open.len(), tracker.bytes, tracker.unfinished_events()), (1, 100, 1));
         println!("300,000 records behind an open one: {} kept, {:?}", tracker.open.len(), started.elapsed());
         assert_eq!(progress(&tracker), expected("", Some((&sequence(299_999), &sequence(0)))));
+    }
+
+    #[test]
+    fn a_parked_event_holds_the_checkpoint_and_fills_no_bound() {
+        let mut tracker = CheckpointTracker::default();
+        tracker.begin_record("1", 2, UNFINISHED_BYTES_MAX);
+        tracker.park_event(0);
+        assert!(tracker.is_full(), "its other event counts with all bytes");
+        tracker.park_event(0);
+        assert!(!tracker.is_half_full());
+        assert_eq!((tracker.unfinished_events(), tracker.done_through(), tracker.sequence(0)), (2, None, Some("1")));
+        tracker.unpark_event(0);
+        assert!(tracker.is_full());
+        tracker.finish_event(0);
+        assert!(!tracker.is_half_full(), "the other one is parked");
+        tracker.unpark_event(0);
+        tracker.finish_event(0);
+        assert_eq!((tracker.unfinished_events(), tracker.done_through()), (0, Some("1")));
     }
 
     #[test]

@@ -45,6 +45,20 @@ impl TrackedEvent {
         }
     }
 
+    /// Bytes that the event takes in memory, about.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let texts = match &self.event.kind {
+            EventKind::MemberAdded { user_id } | EventKind::MemberRemoved { user_id } => user_id.len(),
+            EventKind::ClientEvent { event, data, socket_id, user_id } => {
+                event.len() + data.len() + socket_id.len() + user_id.as_ref().map_or(0, String::len)
+            }
+            _ => 0,
+        };
+        let names = self.app.as_str().len() + self.channel.as_str().len() + self.event.id.len();
+        size_of::<Self>() + texts + names
+    }
+
     /// Whether the event is a departure of its subject.
     #[must_use]
     pub fn is_departure(&self) -> bool {

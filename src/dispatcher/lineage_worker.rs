@@ -169,6 +169,7 @@ impl LineageWorker {
                 self.drop_shard(slot);
             }
             ShardInput::Finished(finished) => shard.complete_deliveries(finished),
+            ShardInput::LetterWritten(record) => shard.complete_letters(record),
         }
     }
 

@@ -10,14 +10,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::process::metrics::{LabelValue, Labeled, RegistryReadResult, label_values, metric_table};
-use crate::protocol::ShardId;
-use crate::protocol::admin::{DispatcherFlow, ShardFlow};
+use crate::protocol::admin::{DeadLetterFlow, DispatcherFlow, ShardFlow};
+use crate::protocol::{ShardId, StreamName};
 
 /// Bounds the error sources that are remembered; beyond it, new sources are not noted.
 const SHOWN_ERRORS_MAX: usize = 1_000;
 
 label_values! {
-    /// The reason for which an event is lost.
+    /// The reason for which an event is lost, or becomes a dead letter.
     pub enum DropReason as "reason" {
         /// Another cluster wrote the record.
         ForeignCluster = "foreign_cluster",
@@ -93,9 +93,18 @@ metric_table! {
         /// Attempts to post a webhook.
         attempts: Labeled<ResponseClass, Counter> =>
             "If others than `success` grow, read the last error in `/flow`: it names the endpoint.",
-        /// Events that are lost, with their webhooks.
+        /// Events that are lost, with their webhooks: there is no dead-letter stream.
         events_dropped: Labeled<DropReason, Counter> =>
-            "Look the reason up below; most of them need the owner of the endpoint.",
+            "Look the reason up below; most of them need the owner of the endpoint. With `webhooks.deadLetter` they are kept.",
+        /// Events that were given up and written to the dead-letter stream.
+        events_dead_lettered: Labeled<DropReason, Counter> =>
+            "Look the reason up below, mend its cause, then send the events again with `realtime replay`.",
+        /// Puts to the dead-letter stream that failed in part or in all.
+        dead_letter_write_failures: Counter =>
+            "If it grows, read `DeadLetterUnavailable` in `/flow`: name, region, permission or throughput of the stream.",
+        /// Dead letters that are not written yet.
+        waiting_dead_letters: Gauge =>
+            "If it stays above 0, check the dead-letter stream: shards that are full of waiting letters are not read.",
         /// Events that need no delivery.
         events_skipped: Labeled<SkipReason, Counter> =>
             "Nothing; `duplicate` grows after a restart, by the events behind the checkpoint.",
@@ -134,6 +143,8 @@ pub enum ErrorSource {
     Leases,
     /// Reading one shard's records.
     Shard(ShardId),
+    /// Writing letters to the dead-letter stream.
+    DeadLetter,
     /// Sending to an endpoint, identified by app and name.
     Endpoint(String),
 }
@@ -174,6 +185,7 @@ impl ShardState {
 struct FlowState {
     shards: BTreeMap<ShardId, ShardState>,
     drop_counts: BTreeMap<DropReason, u64>,
+    dead_letters: Option<DeadLetterFlow>,
     failed_attempts: u64,
     /// Number of shards that nobody holds.
     not_held: usize,
@@ -232,6 +244,32 @@ impl DispatcherMetrics {
     pub fn count_dropped(&self, reason: DropReason, events: usize) {
         self.series.events_dropped.with_label(reason).inc_by(events as u64);
         *self.live().drop_counts.entry(reason).or_default() += events as u64;
+    }
+
+    /// Shows the dead-letter stream in `/flow`.
+    pub fn open_dead_letters(&self, stream: &StreamName) {
+        self.live().dead_letters = Some(DeadLetterFlow { stream: stream.to_string(), ..DeadLetterFlow::default() });
+    }
+
+    /// Counts events whose letters were written, by reason.
+    pub fn count_dead_lettered(&self, reason: DropReason, events: usize) {
+        self.series.events_dead_lettered.with_label(reason).inc_by(events as u64);
+        if let Some(flow) = &mut self.live().dead_letters {
+            *flow.written.entry(format!("{reason:?}")).or_default() += events as u64;
+        }
+    }
+
+    /// Counts a put to the dead-letter stream that failed in part or in all.
+    pub fn count_dead_letter_failure(&self) {
+        self.series.dead_letter_write_failures.inc();
+    }
+
+    /// Shows the number of letters that are not written yet.
+    pub fn set_dead_letters_waiting(&self, letters: usize) {
+        self.series.waiting_dead_letters.set(i64::try_from(letters).unwrap_or(i64::MAX));
+        if let Some(flow) = &mut self.live().dead_letters {
+            flow.waiting = letters as u64;
+        }
     }
 
     /// Counts events that need no delivery, by reason.
@@ -335,6 +373,10 @@ impl DispatcherMetrics {
             dropped: live.drop_counts.iter().map(|(reason, count)| (format!("{reason:?}"), *count)).collect(),
             unfinished: live.shards.values().map(|state| state.unfinished as u64).sum(),
             last_error: live.heaviest_error().map(str::to_owned),
+            dead_letter: live.dead_letters.clone().map(|flow| DeadLetterFlow {
+                error: live.errors.get(&ErrorSource::DeadLetter).map(|(_, error)| error.clone()),
+                ..flow
+            }),
         }
     }
 

@@ -15,6 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::allowed_endpoints;
 use super::apps::{self, RegistryReceiver};
 use super::byte_budget::ByteBudget;
+use super::dead_letter::writer::start_writer;
 use super::endpoint::pool::EndpointPool;
 use super::metrics::{DispatcherMetrics, ErrorSource};
 use super::retry::RetryPolicy;
@@ -111,8 +112,9 @@ pub async fn start(
     let (sent, listings) = watch::channel(Arc::default());
     let discovery = discover_shards(kinesis.clone(), Arc::clone(&metrics), sent, Arc::clone(&relist), stop.clone());
     let pool = EndpointPool::new(sender, retry_policy);
-    let started = Instant::now();
-    let (budget, held_shards) = (ByteBudget::default(), AtomicUsize::new(0));
+    let dead_letter_stream = values.get(name::DEAD_LETTER_STREAM).filter(|stream| !stream.is_empty());
+    let dead_letters = dead_letter_stream
+        .map(|stream| start_writer(kinesis.of_stream(stream.into()), cluster.clone(), Arc::clone(&metrics)));
     let resources = WorkerResources {
         client: kinesis,
         leases,
@@ -120,10 +122,12 @@ pub async fn start(
         apps,
         metrics,
         cluster,
+        dead_letters,
+        unknown_app_bytes: Arc::new(AtomicUsize::new(0)),
         listings,
-        budget,
-        held_shards,
-        started,
+        budget: ByteBudget::default(),
+        held_shards: AtomicUsize::new(0),
+        started: Instant::now(),
     };
     let shards = ShardSupervisor::new(Arc::new(resources), process.clone(), relist, admitted).run(stop.clone());
     let (fail, failure) = watch::channel(None);

@@ -4,8 +4,9 @@
 //! shards of a lineage are owned by one task, so nothing is locked; the deciding parts are pure and have their own files.
 
 mod checkpoint;
+mod losses;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
@@ -15,6 +16,8 @@ use tokio::time::Instant;
 
 use super::byte_budget::BudgetShare;
 use super::checkpoint_tracker::{CheckpointTracker, UNFINISHED_BYTES_MAX, UNFINISHED_EVENTS_MAX};
+use super::dead_letter::Loss;
+use super::dead_letter::losses::ShardLosses;
 use super::decode::{self, DecodedRecord, RecentEventIds};
 use super::endpoint::pool::{FinishedAt, ShardHold};
 use super::endpoint::share::EventAmount;
@@ -24,6 +27,7 @@ use super::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition};
 use super::metrics::{DropReason, PauseReason, ShardState, SkipReason};
 use super::read_progress::ReadProgress;
 use super::reader::{PageKind, ShardRead, ShardReader};
+use super::unknown_apps::UnknownApps;
 use super::worker_resources::{AcquiredShard, WorkerResources};
 use crate::kinesis::ReadRecord;
 use crate::process::clock::now_ms;
@@ -33,12 +37,8 @@ use crate::protocol::record::{RecordedEvent, StreamRecord};
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::webhook::WebhookEvent;
 
-/// Longest wait for an app that is not in the registry yet.
-const UNKNOWN_APP_TIMEOUT_MS: u64 = 30_000;
 /// Least interval between two evictions from endpoints that are behind.
 const EVICTION_INTERVAL_MS: u64 = 100;
-/// Least interval between two log lines on one drop reason.
-const DROP_LOG_INTERVAL_MS: u64 = 5_000;
 
 /// An input of a shard.
 pub enum ShardInput {
@@ -46,6 +46,8 @@ pub enum ShardInput {
     Page(Option<ShardRead>),
     /// An event is finished at an endpoint.
     Finished(FinishedAt),
+    /// The letter of an event of this record is written.
+    LetterWritten(u64),
 }
 
 /// The state of one held shard.
@@ -81,8 +83,8 @@ pub struct ShardWorker {
     too_new: Option<String>,
     /// The registry that this turn of the pipeline uses.
     registry: Arc<AppRegistry>,
-    /// Events of apps that the registry does not have yet, with the time until which they wait; the oldest first.
-    unknown_app_events: VecDeque<(u64, TrackedEvent)>,
+    /// Events of apps that the registry does not have yet, parked in the tracker.
+    unknown_apps: UnknownApps,
     hold: ShardHold,
     /// Earliest time of the next eviction from endpoints that are behind.
     next_eviction_ms: u64,
@@ -91,8 +93,7 @@ pub struct ShardWorker {
     /// Records that the former holder finished beyond the position at which this worker began to read.
     predecessor_acked: Option<AckedOutOfOrder>,
     written_checkpoint: Option<Checkpoint>,
-    /// Time of the last log line per drop reason.
-    last_drop_log_ms: BTreeMap<DropReason, u64>,
+    losses: ShardLosses,
 }
 
 impl ShardWorker {
@@ -104,6 +105,8 @@ impl ShardWorker {
         let registry = Arc::clone(&resources.apps.borrow());
         let checkpoint = checkpoint.filter(|it| it.stream_created_ms == stream_created_ms);
         resources.held_shards.fetch_add(1, Ordering::Relaxed);
+        let losses = ShardLosses::new(resources.dead_letters.clone(), Arc::clone(&resources.metrics));
+        let unknown_apps = UnknownApps::new(Arc::clone(&resources.unknown_app_bytes));
         let (through, predecessor_acked) = match checkpoint.clone() {
             Some(Checkpoint { position: CheckpointPosition::Through(sequence), beyond, .. }) => {
                 (Some(sequence), beyond)
@@ -131,12 +134,12 @@ impl ShardWorker {
             progress: ReadProgress::new(now),
             too_new: None,
             registry,
-            unknown_app_events: VecDeque::new(),
+            unknown_apps,
             hold,
             next_eviction_ms: 0,
             predecessor_acked,
             written_checkpoint: checkpoint,
-            last_drop_log_ms: BTreeMap::new(),
+            losses,
         }
     }
 
@@ -183,6 +186,9 @@ impl ShardWorker {
     pub fn poll_input(&mut self, context: &mut Context<'_>) -> Poll<ShardInput> {
         if let Poll::Ready(Some(finished)) = self.hold.poll_finished(context) {
             return Poll::Ready(ShardInput::Finished(finished));
+        }
+        if let Poll::Ready(Some(record)) = self.losses.poll_written(context) {
+            return Poll::Ready(ShardInput::LetterWritten(record));
         }
         if self.page.is_empty()
             && !self.has_ended()
@@ -271,12 +277,13 @@ impl ShardWorker {
                 self.tracker.begin_record(&sequence, 0, 0);
             }
             DecodedRecord::Foreign(cluster, events) => {
-                self.drop_events(DropReason::ForeignCluster, events, &cluster);
-                self.tracker.begin_record(&sequence, 0, 0);
+                let number = self.tracker.begin_record(&sequence, 1, bytes);
+                let detail = format!("a record of the cluster {cluster}");
+                self.give_up(number, Loss::of_record(DropReason::ForeignCluster, detail, events, &record.data));
             }
             DecodedRecord::Poison(why) => {
-                self.drop_events(DropReason::Poison, 1, &why);
-                self.tracker.begin_record(&sequence, 0, 0);
+                let number = self.tracker.begin_record(&sequence, 1, bytes);
+                self.give_up(number, Loss::of_record(DropReason::Poison, why, 1, &record.data));
             }
             DecodedRecord::TooNew(why) => {
                 tracing::error!(shard = %self.shard, sequence, why, "shard waits at a record of a newer release");
@@ -323,7 +330,10 @@ impl ShardWorker {
     /// Queues an event whose turn has come to every endpoint that subscribes to it.
     pub fn fan_out(&mut self, event: TrackedEvent) {
         let Some(app) = self.registry.by_id(&event.app) else {
-            self.unknown_app_events.push_back((self.mono_ms() + UNKNOWN_APP_TIMEOUT_MS, event));
+            self.tracker.park_event(event.record);
+            for evicted in self.unknown_apps.push(event, self.mono_ms()) {
+                self.give_up_unknown_app(&evicted);
+            }
             return;
         };
         let wants = app.webhooks.iter().filter(|it| it.wants_event(event.event.kind.name(), event.channel.as_str()));
@@ -337,27 +347,6 @@ impl ShardWorker {
         }
         // The event itself is done: its deliveries count in its place.
         self.tracker.finish_event(event.record);
-    }
-
-    /// Takes the current registry. Retries events whose app is known now, and drops those that waited too long.
-    fn retry_unknown_apps(&mut self) {
-        let now = self.mono_ms();
-        let registry = Arc::clone(&self.resources.apps.borrow());
-        let is_same = Arc::ptr_eq(&registry, &self.registry);
-        self.registry = registry;
-        if is_same && self.unknown_app_events.front().is_none_or(|(until, _)| *until > now) {
-            return;
-        }
-        for (until, event) in std::mem::take(&mut self.unknown_app_events) {
-            if self.registry.by_id(&event.app).is_some() {
-                self.fan_out(event);
-            } else if until <= now {
-                self.drop_events(DropReason::UnknownApp, 1, event.app.as_str());
-                self.tracker.finish_event(event.record);
-            } else {
-                self.unknown_app_events.push_back((until, event));
-            }
-        }
     }
 
     /// Drops events of endpoints that are behind, once they hold more than half of a bound together: the other endpoints
@@ -375,7 +364,7 @@ impl ShardWorker {
             most.bytes = most.bytes.min(self.resources.budget.share_behind(held));
         }
         for finished in self.hold.evict_excess(most) {
-            self.complete_delivery(&finished);
+            self.complete_delivery(finished);
         }
     }
 
@@ -383,27 +372,16 @@ impl ShardWorker {
     pub fn complete_deliveries(&mut self, first: FinishedAt) {
         let mut next = Some(first);
         while let Some(finished) = next {
-            self.complete_delivery(&finished);
+            self.complete_delivery(finished);
             next = self.hold.take_finished();
         }
     }
 
-    fn complete_delivery(&mut self, (endpoint, finished): &FinishedAt) {
-        let delivery = &finished.delivery;
-        if let Some(reason) = finished.dropped {
-            self.drop_events(reason, 1, &format!("{endpoint}: {}", delivery.outgoing.id));
-        }
-        self.tracker.finish_event(delivery.record);
-    }
-
-    /// The one place at which events are dropped: a dead-letter queue would be written here.
-    fn drop_events(&mut self, reason: DropReason, events: usize, what: &str) {
-        self.resources.metrics.count_dropped(reason, events);
-        // Every event is counted; the log gets an example per interval.
-        let now = self.mono_ms();
-        if self.last_drop_log_ms.get(&reason).is_none_or(|at| at + DROP_LOG_INTERVAL_MS <= now) {
-            self.last_drop_log_ms.insert(reason, now);
-            tracing::warn!(shard = %self.shard, ?reason, events, what, "events dropped");
+    fn complete_delivery(&mut self, finished: FinishedAt) {
+        let record = finished.1.delivery.record;
+        match Loss::of_delivery(finished) {
+            Some(loss) => self.give_up(record, loss),
+            None => self.tracker.finish_event(record),
         }
     }
 

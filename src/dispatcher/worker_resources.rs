@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::apps::RegistryReceiver;
 use super::byte_budget::ByteBudget;
+use super::dead_letter::writer::LetterSender;
 use super::endpoint::pool::EndpointPool;
 use super::events::ShardSlot;
 use super::leases::{Checkpoint, ShardLeases};
@@ -30,6 +31,10 @@ pub struct WorkerResources {
     pub metrics: Arc<DispatcherMetrics>,
     /// The cluster whose records are delivered.
     pub cluster: String,
+    /// The writer of dead letters; `None` drops what is lost.
+    pub dead_letters: Option<LetterSender>,
+    /// Bytes of the events of unknown apps that wait in all shards.
+    pub unknown_app_bytes: Arc<AtomicUsize>,
     /// The shards as last listed.
     pub listings: watch::Receiver<Arc<ShardListing>>,
     /// The bytes that all shards together may keep.

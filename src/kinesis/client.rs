@@ -163,6 +163,8 @@ pub struct StreamSummary {
     pub created_ms: u64,
     /// Capacity of the stream; `None` if the endpoint does not report it.
     pub capacity: Option<LiveCapacity>,
+    /// Hours for which records are kept.
+    pub retention_hours: u32,
 }
 
 /// The capacity of a stream as Kinesis reports it.
@@ -371,6 +373,7 @@ impl KinesisClient {
         };
         Ok(StreamSummary {
             capacity,
+            retention_hours: u32::try_from(found.retention_period_hours).unwrap_or(0),
             arn: found.stream_arn,
             status: found.stream_status.as_str().to_owned(),
             created_ms: unix_millis(&found.stream_creation_timestamp),
@@ -398,6 +401,17 @@ impl KinesisClient {
             request = request.tags(name, value);
         }
         self.call(operation, request.stream_mode_details(mode).send()).await?;
+        Ok(())
+    }
+
+    /// Raises the time for which records are kept.
+    ///
+    /// # Errors
+    /// The call failed; [`KinesisErrorClass::Invalid`] when the stream keeps records for longer already.
+    pub async fn increase_retention(&self, hours: u32) -> Result<(), KinesisError> {
+        let request = self.sdk.increase_stream_retention_period().stream_name(self.stream.as_str());
+        let request = request.retention_period_hours(i32::try_from(hours).unwrap_or(i32::MAX));
+        self.call(KinesisOperation::IncreaseStreamRetentionPeriod, request.send()).await?;
         Ok(())
     }
 

@@ -1,8 +1,10 @@
 //! The dispatcher against a Kinesis in process and a receiver on loopback.
 
+mod dead_letters;
 mod isolation;
 mod lineage;
 mod pauses;
+mod replay;
 mod scripted_receiver;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

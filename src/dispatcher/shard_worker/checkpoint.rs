@@ -63,6 +63,7 @@ impl ShardWorker {
         while let Some(finished) = self.hold.take_finished() {
             self.complete_deliveries(finished);
         }
+        self.drain_letters().await;
         let checkpoint = self.build_checkpoint();
         tracing::info!(shard = %self.shard, ?checkpoint, "releasing shard");
         let released =
