@@ -93,6 +93,7 @@ pub struct RealtimeClusterSpec {
     pub trusted_proxies: Vec<String>,
     /// Delivery of events as webhooks.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("!has(self.deadLetter) || !has(self.deadLetter.name) || !has(self.stream.name) || self.deadLetter.name != self.stream.name").message("deadLetter.name is the name of the stream that the dispatcher reads: choose another name, or leave it out"))]
     pub webhooks: WebhookPipelineSpec,
     /// When the cluster counts as ready.
     #[serde(default)]
@@ -312,6 +313,10 @@ pub struct WebhookPipelineSpec {
     pub dispatcher: DispatcherServer,
     /// The Kinesis stream between edges and dispatcher.
     pub stream: StreamSpec,
+    /// The Kinesis stream for events that could not be delivered, from which `realtime replay` sends them again. Without it
+    /// they are dropped, and counted by reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<DeadLetterSpec>,
 }
 
 /// Whether webhooks are sent.
@@ -375,6 +380,41 @@ pub struct StreamSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub shards: Option<i32>,
+}
+
+/// The Kinesis stream for events that could not be delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeadLetterSpec {
+    /// Whether events that could not be delivered are written to the stream.
+    pub mode: DeadLetterMode,
+    /// Name of the stream; defaults to that of the main stream with `-dead-letter` behind it. The operator creates it, and
+    /// uses an existing one only if this cluster created it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128), regex(pattern = "^[a-zA-Z0-9_.-]+$"))]
+    pub name: Option<String>,
+    /// Number of shards with which the stream is created; each takes 1,000 letters or 1 MiB a second.
+    #[schemars(range(min = 1, max = 1000))]
+    pub shards: i32,
+    /// Hours for which letters are kept. The operator raises the retention of the stream and never lowers it.
+    #[schemars(range(min = 24, max = 8760))]
+    pub retention_hours: i32,
+}
+
+impl Default for DeadLetterSpec {
+    fn default() -> Self {
+        Self { mode: DeadLetterMode::Stream, name: None, shards: 1, retention_hours: 168 }
+    }
+}
+
+/// The destination of events that could not be delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeadLetterMode {
+    /// They are written to a Kinesis stream.
+    #[default]
+    Stream,
+    /// They are dropped, and counted by reason. An existing stream keeps its letters.
+    Off,
 }
 
 /// Capacity mode of a stream.
@@ -444,6 +484,17 @@ mod tests {
             assert_eq!(messages.is_empty(), allowed, "{case}: {messages}");
             assert!(allowed || messages.contains("keep the name in status.stream.name"), "{case}: {messages}");
         }
+    }
+
+    #[test]
+    fn the_dead_letter_stream_is_not_the_stream_that_is_read() {
+        let check = |name: &str| {
+            applied_cluster(&format!("  webhooks: {{ stream: {{ name: a }}, deadLetter: {{ name: {name} }} }}\n"))
+                .validate_cel()
+        };
+        assert!(check("b").is_ok());
+        let refusal = check("a").expect_err("the same name").to_string();
+        assert!(refusal.contains("choose another name, or leave it out"), "{refusal}");
     }
 
     #[test]

@@ -134,6 +134,19 @@ pub struct ValidStream {
     pub identity: AwsIdentity,
     /// Capacity with which the stream is created.
     pub capacity: StreamCapacity,
+    /// The stream for events that could not be delivered; `None` if they are dropped.
+    pub dead_letter: Option<DeadLetterStream>,
+}
+
+/// The stream for events that could not be delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetterStream {
+    /// Name in the manifest; `None` for the one that follows from the main stream.
+    pub name: Option<StreamName>,
+    /// Number of shards with which it is created.
+    pub shards: u32,
+    /// Hours for which letters are kept.
+    pub retention_hours: u32,
 }
 
 /// Capacity with which a stream is created.
@@ -228,6 +241,15 @@ impl ValidCluster {
     #[must_use]
     pub fn dispatcher(&self) -> Option<&DispatcherSettings> {
         self.servers.iter().find_map(ValidServer::dispatcher)
+    }
+}
+
+impl ValidStream {
+    /// Name of the stream for events that could not be delivered; `None` if they are dropped.
+    #[must_use]
+    pub fn dead_letter_name(&self) -> Option<StreamName> {
+        let wanted = self.dead_letter.as_ref()?;
+        Some(wanted.name.clone().unwrap_or_else(|| StreamName(format!("{}-dead-letter", self.name))))
     }
 }
 

@@ -10,8 +10,8 @@ use super::apps::{
     generated_of_app, validate_app,
 };
 use super::cluster::{
-    AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
-    SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
+    AwsIdentity, DeadLetterStream, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole,
+    ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 use super::credentials::ClusterCredentials;
 use super::pod_settings::{ServerAccount, ServerPods, find_key_problems};
@@ -22,14 +22,17 @@ use super::secret_copies::{
 use super::secret_references::{RedisReferences, SecretTexts, collect_secret_references};
 use super::server_image::{ServerImage, WantedImage};
 use crate::api::cluster::{
-    EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, PullPolicy, ServerLayout, SockjsClients,
-    StreamMode, WebhooksMode,
+    DeadLetterMode, DeadLetterSpec, EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, PullPolicy,
+    ServerLayout, SockjsClients, StreamMode, WebhooksMode,
 };
 use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec};
 use crate::config::{RESTARTED_AT_ANNOTATION, Release, ServerKind};
 use crate::protocol::StreamName;
 use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::{App, AppRegistry};
+
+/// Longest name of a Kinesis stream (API reference, `CreateStream`).
+const STREAM_NAME_LEN_MAX: usize = 128;
 
 /// Inputs from which a cluster is validated.
 pub struct ClusterInputs<'a> {
@@ -135,15 +138,46 @@ pub fn validate_stream(cluster: &RealtimeCluster, uid: &str) -> Result<ValidStre
         missing("spec.webhooks.stream.shards");
     }
     let (Some(identity), Some(capacity)) = (identity, capacity) else { return Err(problems) };
+    let dead_letter = cluster.spec.webhooks.dead_letter.as_ref().filter(|spec| spec.mode == DeadLetterMode::Stream);
     let short: String = uid.chars().filter(char::is_ascii_alphanumeric).take(6).collect();
     let default_name = || format!("rtc-{}-{}-{short}", cluster_namespace(cluster), cluster_name(cluster));
-    Ok(ValidStream {
+    let valid = ValidStream {
         name: StreamName(stream.name.clone().unwrap_or_else(default_name)),
         region: aws.region.clone(),
         endpoint_url: aws.endpoint_url.clone(),
         identity,
         capacity,
-    })
+        dead_letter: dead_letter.map(resolve_dead_letter),
+    };
+    let problems = check_dead_letter_name(cluster, &valid);
+    if problems.is_empty() { Ok(valid) } else { Err(problems) }
+}
+
+fn resolve_dead_letter(spec: &DeadLetterSpec) -> DeadLetterStream {
+    // The schema allows positive numbers only.
+    let positive = |number: i32| u32::try_from(number).unwrap_or(1);
+    DeadLetterStream {
+        name: spec.name.clone().map(StreamName),
+        shards: positive(spec.shards),
+        retention_hours: positive(spec.retention_hours),
+    }
+}
+
+/// Checks the name of the dead-letter stream, which the schema cannot do where one of the names is derived.
+fn check_dead_letter_name(cluster: &RealtimeCluster, stream: &ValidStream) -> Vec<ManifestProblem> {
+    let path = "spec.webhooks.deadLetter.name";
+    let Some(name) = stream.dead_letter_name() else { return vec![] };
+    if name == stream.name {
+        let message =
+            format!("is `{name}`, the stream that the dispatcher reads: choose another name, or leave it out");
+        return vec![cluster_problem(cluster, path, &message)];
+    }
+    if name.as_str().len() > STREAM_NAME_LEN_MAX {
+        let message =
+            format!("would be `{name}`, which is longer than {STREAM_NAME_LEN_MAX} characters: write a shorter one");
+        return vec![cluster_problem(cluster, path, &message)];
+    }
+    vec![]
 }
 
 /// Whether the characters of a name are those of a DNS label.
@@ -600,6 +634,15 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
         assert_eq!(paths(&|spec| spec.aws.identity.kind = IdentityType::StaticKeys), ["spec.aws.identity.secretRef"]);
         let roles = ["spec.aws.identity.edge and dispatcher"];
         assert_eq!(paths(&|spec| spec.aws.identity.kind = IdentityType::WebIdentity), roles);
+        let dead_letter =
+            |name: Option<&str>| Some(DeadLetterSpec { name: name.map(str::to_owned), ..DeadLetterSpec::default() });
+        let of_main = ["spec.webhooks.deadLetter.name"];
+        assert_eq!(paths(&|spec| spec.webhooks.dead_letter = dead_letter(Some("rtc-channels-eu-u"))), of_main);
+        let long = |spec: &mut RealtimeClusterSpec| {
+            spec.webhooks.stream.name = Some("s".repeat(120));
+            spec.webhooks.dead_letter = dead_letter(None);
+        };
+        assert_eq!(paths(&long), of_main);
         let shards = ["spec.webhooks.stream.shards"];
         assert_eq!(paths(&|spec| spec.webhooks.stream.mode = StreamMode::Provisioned), shards);
     }

@@ -11,7 +11,7 @@ use reqwest::redirect;
 use url::Url;
 
 use super::apps::RegistryReceiver;
-use super::endpoint::{AttemptOutcome, EndpointId, PendingDelivery};
+use super::endpoint::{AttemptOutcome, AttemptReport, EndpointId, PendingDelivery};
 use super::metrics::{DispatcherMetrics, ErrorSource, ResponseClass};
 use super::retry::retry_after_ms;
 use super::{EgressOverrides, RerouteFn};
@@ -19,7 +19,7 @@ use crate::process::clock::now_ms;
 use crate::protocol::egress_policy::{EgressClass, EgressPolicy, EgressRefusal};
 use crate::protocol::registry::{App, WebhookEndpoint};
 use crate::protocol::signature;
-use crate::protocol::webhook::{self, CONTENT_TYPE, KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER};
+use crate::protocol::webhook::{self, CONTENT_TYPE, KEY_HEADER, ORIGINAL_TIME_HEADER, REPLAY_HEADER, SIGNATURE_HEADER};
 
 /// Age from which a body carries the attempt's time, because an SDK refuses bodies of 300 s.
 const RESTAMP_AGE_MS: u64 = 240_000;
@@ -37,6 +37,7 @@ pub struct WebhookSender {
     reroute: Option<RerouteFn>,
     apps: RegistryReceiver,
     metrics: Arc<DispatcherMetrics>,
+    is_replay: bool,
 }
 
 /// The reason why an attempt failed.
@@ -76,18 +77,24 @@ impl WebhookSender {
             Ok((class, client))
         });
         let clients = clients.into_iter().collect::<reqwest::Result<_>>()?;
-        Ok(Self { clients, policy, reroute: network.reroute, apps, metrics })
+        Ok(Self { clients, policy, reroute: network.reroute, apps, metrics, is_replay: false })
+    }
+
+    /// Marks every body as sent by a replay.
+    #[must_use]
+    pub fn mark_replays(self) -> Self {
+        Self { is_replay: true, ..self }
     }
 
     /// Makes one attempt to post a body.
-    pub async fn send_batch(&self, target: &EndpointId, batch: &[PendingDelivery]) -> AttemptOutcome {
+    pub async fn send_batch(&self, target: &EndpointId, batch: &[PendingDelivery]) -> AttemptReport {
         let registry = Arc::clone(&self.apps.borrow());
         let app = registry.by_id(&target.app);
         let Some((app, endpoint)) =
             app.and_then(|app| Some((app, app.webhooks.iter().find(|e| e.name == target.endpoint)?)))
         else {
             self.metrics.clear_error(&ErrorSource::Endpoint(target.to_string()));
-            return AttemptOutcome::Removed;
+            return AttemptReport { outcome: AttemptOutcome::Removed, failure: None };
         };
         let seconds =
             if endpoint.timeout_seconds == 0 { DEFAULT_ATTEMPT_TIMEOUT_SECONDS } else { endpoint.timeout_seconds };
@@ -98,13 +105,13 @@ impl WebhookSender {
         self.report_attempt(target, batch.len(), result)
     }
 
-    fn report_attempt(&self, target: &EndpointId, events: usize, result: Result<(), AttemptFailure>) -> AttemptOutcome {
+    fn report_attempt(&self, target: &EndpointId, events: usize, result: Result<(), AttemptFailure>) -> AttemptReport {
         let name = target.to_string();
         let Err(failure) = result else {
             self.metrics.count_attempt(ResponseClass::Success);
             self.metrics.count_delivered(events);
             self.metrics.clear_error(&ErrorSource::Endpoint(name));
-            return AttemptOutcome::Delivered;
+            return AttemptReport { outcome: AttemptOutcome::Delivered, failure: None };
         };
         self.metrics.count_attempt(match failure {
             AttemptFailure::Answered { .. } => ResponseClass::Answered,
@@ -113,12 +120,14 @@ impl WebhookSender {
         });
         tracing::debug!(endpoint = name, events, error = %failure, "webhook attempt failed");
         self.metrics.set_error(ErrorSource::Endpoint(name.clone()), format!("endpoint {name}: {failure}"));
-        match failure {
+        let text = failure.to_string();
+        let outcome = match failure {
             AttemptFailure::Answered { retry_after_ms, .. } => {
                 AttemptOutcome::Failed { answered: true, retry_after_ms }
             }
             _ => AttemptOutcome::Failed { answered: false, retry_after_ms: None },
-        }
+        };
+        AttemptReport { outcome, failure: Some(text.into()) }
     }
 
     async fn post_webhook(
@@ -145,6 +154,9 @@ impl WebhookSender {
             .header(SIGNATURE_HEADER, signature::sign_message(&credential.secret, &text));
         if old {
             request = request.header(ORIGINAL_TIME_HEADER, original);
+        }
+        if self.is_replay {
+            request = request.header(REPLAY_HEADER, "true");
         }
         let mut answer = request.body(text).send().await.map_err(|error| find_root_cause(&error))?;
         let status = answer.status();

@@ -73,6 +73,22 @@ fn rendered_variables_start_every_server_with_every_identity() {
 }
 
 #[test]
+fn the_dispatcher_alone_writes_dead_letters_and_only_where_the_manifest_asks_for_them() {
+    let streams = |webhooks: &str| {
+        let desired = render_objects(&cluster("{ type: PodIdentity }", webhooks)).expect("objects");
+        let servers = desired.deployments.iter().map(|(server, _)| *server);
+        let stream = |server| environment(&desired, server).remove("REALTIME_DEAD_LETTER_STREAM");
+        servers.filter_map(|server| Some((server, stream(server)?))).collect::<Vec<_>>()
+    };
+    assert_eq!(streams(""), []);
+    assert_eq!(streams("  webhooks: { deadLetter: { mode: 'Off' } }\n"), []);
+    let derived = (ServerKind::Dispatcher, "rtc-channels-eu-1a2b3c-dead-letter".to_owned());
+    assert_eq!(streams("  webhooks: { deadLetter: {} }\n"), [derived]);
+    let named = (ServerKind::Dispatcher, "lost".to_owned());
+    assert_eq!(streams("  webhooks: { deadLetter: { name: lost, shards: 2 } }\n"), [named]);
+}
+
+#[test]
 fn secrets_are_never_rendered_as_text() {
     let desired = render_objects(&cluster("{ type: StaticKeys, secretRef: { name: k } }", "")).expect("objects");
     for (_, deployment) in &desired.deployments {
