@@ -13,10 +13,12 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ferrokinesis::store::StoreOptions;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -107,6 +109,21 @@ async fn create_tagged_stream(store: Router, request: Request) -> Response {
     if tagged.status().is_success() { created } else { tagged }
 }
 
+/// Makes a store safe for readers at its end. The store numbers the records of a call before it stores them, so that a read in
+/// between would pass them for ever; in Kinesis that cannot happen. With this layer no call is half done during a read.
+pub fn separate_reads_from_puts(store: Router) -> Router {
+    store.layer(axum::middleware::from_fn_with_state(Arc::new(RwLock::new(())), run_apart))
+}
+
+/// Runs reads alone, and puts together.
+async fn run_apart(State(puts): State<Arc<RwLock<()>>>, request: Request, next: Next) -> Response {
+    let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (is_put, is_read) = (target.contains(".PutRecord"), target.ends_with(".GetRecords"));
+    let _put = if is_put { Some(puts.read().await) } else { None };
+    let _read = if is_read { Some(puts.write().await) } else { None };
+    next.run(request).await
+}
+
 fn region_store(region: String) -> Router {
     let options = StoreOptions {
         aws_region: region,
@@ -115,7 +132,7 @@ fn region_store(region: String) -> Router {
         max_retained_bytes: Some(256 * 1024 * 1024),
         ..StoreOptions::default()
     };
-    ferrokinesis::create_app(options).0
+    separate_reads_from_puts(ferrokinesis::create_app(options).0)
 }
 
 /// The part of a request that its headers hold.
