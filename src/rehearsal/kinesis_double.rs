@@ -239,12 +239,55 @@ pub async fn create_stream(client: &KinesisClient, shards: u32) -> Result<(), Ki
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinesis::{PutEntry, ReadPosition};
 
     #[test]
     fn caller_and_region_are_read_from_the_signature() {
         let text = "AWS4-HMAC-SHA256 Credential=AK/20260101/eu-west-1/kinesis/aws4_request, SignedHeaders=host";
         assert_eq!((credential_part(text, 0), credential_part(text, 2)), (Some("AK"), Some("eu-west-1")));
         assert_eq!(credential_part("Basic x", 2), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_reader_at_the_end_misses_no_record_of_concurrent_calls() {
+        const WRITERS: usize = 8;
+        const CALLS: usize = 40;
+        const RECORDS: usize = 50;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let served = serve(listener, FaultSwitches::default(), CancellationToken::new());
+        let client =
+            KinesisClient::connect(&client_settings(address, "test", "eu-west-1", &StreamName::from("s"))).await;
+        create_stream(&client, 1).await.expect("created");
+        let mut writers = tokio::task::JoinSet::new();
+        for writer in 0..WRITERS {
+            let client = client.clone();
+            writers.spawn(async move {
+                let entry = |n| PutEntry { partition_key: format!("{writer}/{n}"), data: vec![b'x'; 300].into() };
+                let entries: Vec<PutEntry> = (0..RECORDS).map(entry).collect();
+                for _ in 0..CALLS {
+                    client.put_records(&entries).await.expect("put");
+                }
+            });
+        }
+        let shard = client.list_shards().await.expect("shards")[0].id.clone();
+        let mut at = client.request_iterator(&shard, &ReadPosition::TrimHorizon).await.expect("an iterator");
+        let (mut read, mut ended) = (0, false);
+        while !ended {
+            // Once more after the last call has ended.
+            ended = writers.is_empty();
+            while writers.try_join_next().is_some() {}
+            loop {
+                let page = client.read(&at, 10_000).await.expect("a page");
+                at = page.next.expect("an open shard");
+                read += page.records.len();
+                if page.records.is_empty() {
+                    break;
+                }
+            }
+        }
+        assert_eq!(read, WRITERS * CALLS * RECORDS);
+        served.abort();
     }
 
     #[tokio::test]
