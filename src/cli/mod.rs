@@ -8,6 +8,7 @@ mod bench;
 mod check;
 mod cluster_api;
 mod files;
+mod flow_files;
 mod operator;
 mod output;
 mod print;

@@ -9,6 +9,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::ledger::{
+    DeliveryCounters, DeliveryHop, EventCounters, EventHop, build_delivery_ledger, build_event_ledger,
+};
 use crate::process::metrics::{LabelValue, Labeled, RegistryReadResult, label_values, metric_table};
 use crate::protocol::admin::{DeadLetterFlow, DispatcherFlow, ShardFlow};
 use crate::protocol::{ShardId, StreamName};
@@ -31,6 +34,29 @@ label_values! {
         EndpointBehind = "endpoint_behind",
         /// The endpoint was removed while the event waited.
         EndpointRemoved = "endpoint_removed",
+    }
+}
+
+/// What a loss is a loss of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossScope {
+    /// A record that is none of the cluster.
+    Record,
+    /// An event, before its release to endpoints.
+    Event,
+    /// The delivery of an event to one endpoint.
+    Delivery,
+}
+
+impl DropReason {
+    /// The scope of a loss for this reason.
+    #[must_use]
+    pub fn scope(self) -> LossScope {
+        match self {
+            Self::ForeignCluster | Self::Poison => LossScope::Record,
+            Self::UnknownApp => LossScope::Event,
+            Self::RetryWindowOver | Self::EndpointBehind | Self::EndpointRemoved => LossScope::Delivery,
+        }
     }
 }
 
@@ -111,6 +137,12 @@ metric_table! {
         /// Reads of an app registry that has changed.
         registry_reads: Labeled<RegistryReadResult, Counter> =>
             "If `refused` grows, read the log of the dispatcher and correct the app that it names.",
+        /// Events by hop of the ledger: those read are the sum of the others and of the events that wait.
+        ledger_events: EventCounters => "Nothing; `/flow` has the same counts, and the events that wait.",
+        /// Deliveries by hop of the ledger: those created are the sum of the others but attempts, and of those that wait.
+        ledger_deliveries: DeliveryCounters => "Nothing; `/flow` has the same counts, and the deliveries that wait.",
+        /// Positions in the stream whose records were trimmed before they were read: webhooks are lost.
+        trimmed_positions: Counter => "Raise the retention of the stream, and find out why the dispatcher did not read.",
         /// Missing events of a channel that were passed without them.
         order_gaps: Counter => "Compare with the events that edges dropped: `realtime_edge_recorder_events_dropped_total`.",
         /// Events that were read and are neither delivered nor dropped yet.
@@ -168,8 +200,13 @@ pub struct DispatcherMetrics {
 pub struct ShardState {
     /// Its place in the stream.
     pub flow: ShardFlow,
-    /// Number of events that were read and are not finished.
+    /// Number of events that were read and are not finished, each delivery of a released one counted for itself.
     pub unfinished: usize,
+    /// Number of events among them that are not released yet.
+    pub waiting_events: usize,
+    /// Number of deliveries among them that no endpoint's queue has: letters that are being written, and deliveries that
+    /// were withdrawn before the shard's release.
+    pub waiting_deliveries: usize,
     /// Why it is not read now.
     pub paused: Option<PauseReason>,
 }
@@ -240,9 +277,57 @@ impl DispatcherMetrics {
         }
     }
 
+    /// Counts events that were read, of which so many were read or delivered before.
+    pub fn count_read(&self, events: usize, repeated: usize) {
+        self.count_events(EventHop::Read, events);
+        self.count_skipped(SkipReason::Duplicate, repeated);
+    }
+
+    /// Counts an event that was released to so many endpoints.
+    pub fn count_released(&self, deliveries: usize) {
+        self.count_events(if deliveries == 0 { EventHop::Unwanted } else { EventHop::Released }, 1);
+        self.count_deliveries(DeliveryHop::Created, deliveries);
+    }
+
+    /// Counts the unfinished events and deliveries of a shard that is given up.
+    pub fn count_relinquished(&self, events: usize, deliveries: usize) {
+        self.count_events(EventHop::Relinquished, events);
+        self.count_deliveries(DeliveryHop::Relinquished, deliveries);
+    }
+
+    /// Counts deliveries that are at a hop now.
+    pub fn count_deliveries(&self, hop: DeliveryHop, deliveries: usize) {
+        self.series.ledger_deliveries.with_label(hop).inc_by(deliveries as u64);
+    }
+
+    /// Counts a position whose records were trimmed before they were read.
+    pub fn count_trimmed(&self) {
+        self.series.trimmed_positions.inc();
+    }
+
+    /// Counts events of a record that was read and is no record of the cluster, at the hop at which they stay.
+    pub fn count_refused(&self, hop: EventHop, events: usize) {
+        self.count_events(EventHop::Read, events);
+        self.count_events(hop, events);
+    }
+
+    /// Counts lost events in the ledger; those of refused records are counted since they were read.
+    fn count_lost(&self, reason: DropReason, events: usize, hop: DeliveryHop) {
+        match reason.scope() {
+            LossScope::Record => {}
+            LossScope::Event => self.count_events(EventHop::UnknownApp, events),
+            LossScope::Delivery => self.count_deliveries(hop, events),
+        }
+    }
+
+    fn count_events(&self, hop: EventHop, events: usize) {
+        self.series.ledger_events.with_label(hop).inc_by(events as u64);
+    }
+
     /// Counts lost events by reason.
     pub fn count_dropped(&self, reason: DropReason, events: usize) {
         self.series.events_dropped.with_label(reason).inc_by(events as u64);
+        self.count_lost(reason, events, DeliveryHop::Dropped);
         *self.live().drop_counts.entry(reason).or_default() += events as u64;
     }
 
@@ -254,6 +339,7 @@ impl DispatcherMetrics {
     /// Counts events whose letters were written, by reason.
     pub fn count_dead_lettered(&self, reason: DropReason, events: usize) {
         self.series.events_dead_lettered.with_label(reason).inc_by(events as u64);
+        self.count_lost(reason, events, DeliveryHop::DeadLettered);
         if let Some(flow) = &mut self.live().dead_letters {
             *flow.written.entry(format!("{reason:?}")).or_default() += events as u64;
         }
@@ -275,6 +361,12 @@ impl DispatcherMetrics {
     /// Counts events that need no delivery, by reason.
     pub fn count_skipped(&self, reason: SkipReason, events: usize) {
         self.series.events_skipped.with_label(reason).inc_by(events as u64);
+        let hop = match reason {
+            SkipReason::Cancelled => EventHop::Cancelled,
+            SkipReason::Superseded => EventHop::Superseded,
+            SkipReason::Duplicate => EventHop::Duplicate,
+        };
+        self.count_events(hop, events);
     }
 
     /// Counts a task of shards that panicked.
@@ -361,10 +453,13 @@ impl DispatcherMetrics {
         self.update_gauges(&live);
     }
 
-    /// Builds the report that `/flow` answers.
+    /// Builds the report that `/flow` answers. So many deliveries wait in the queues of the endpoints.
     #[must_use]
-    pub fn flow_report(&self, stream: &str) -> DispatcherFlow {
+    pub fn flow_report(&self, stream: &str, queued_deliveries: usize) -> DispatcherFlow {
         let live = self.live();
+        let waiting_events: usize = live.shards.values().map(|state| state.waiting_events).sum();
+        let waiting_deliveries: usize =
+            queued_deliveries + live.shards.values().map(|state| state.waiting_deliveries).sum::<usize>();
         DispatcherFlow {
             stream: stream.to_owned(),
             shards: live.shards.iter().map(|(id, state)| (id.clone(), state.flow())).collect(),
@@ -372,6 +467,9 @@ impl DispatcherMetrics {
             failed_attempts: live.failed_attempts,
             dropped: live.drop_counts.iter().map(|(reason, count)| (format!("{reason:?}"), *count)).collect(),
             unfinished: live.shards.values().map(|state| state.unfinished as u64).sum(),
+            events: Some(build_event_ledger(&self.series.ledger_events, waiting_events as u64)),
+            deliveries: Some(build_delivery_ledger(&self.series.ledger_deliveries, waiting_deliveries as u64)),
+            trimmed: self.series.trimmed_positions.get(),
             last_error: live.heaviest_error().map(str::to_owned),
             dead_letter: live.dead_letters.clone().map(|flow| DeadLetterFlow {
                 error: live.errors.get(&ErrorSource::DeadLetter).map(|(_, error)| error.clone()),
@@ -408,12 +506,12 @@ mod tests {
         let metrics = DispatcherMetrics::default();
         metrics.set_error(ErrorSource::Endpoint("1/a".into()), "refused".into());
         metrics.clear_error(&ErrorSource::Discovery);
-        assert_eq!(metrics.flow_report("s").last_error.as_deref(), Some("refused"));
+        assert_eq!(metrics.flow_report("s", 0).last_error.as_deref(), Some("refused"));
         metrics.set_error(ErrorSource::Discovery, "missing".into());
-        assert_eq!(metrics.flow_report("s").last_error.as_deref(), Some("missing"), "the newest is shown");
+        assert_eq!(metrics.flow_report("s", 0).last_error.as_deref(), Some("missing"), "the newest is shown");
         metrics.clear_error(&ErrorSource::Discovery);
         metrics.clear_error(&ErrorSource::Endpoint("1/a".into()));
-        assert_eq!(metrics.flow_report("s").last_error, None);
+        assert_eq!(metrics.flow_report("s", 0).last_error, None);
     }
 
     #[test]
@@ -424,7 +522,7 @@ mod tests {
         for n in 0..2 * SHOWN_ERRORS_MAX {
             metrics.set_error(ErrorSource::Endpoint(format!("1/{n}")), format!("endpoint {n}: answered 500"));
         }
-        let shown = || metrics.flow_report("s").last_error.unwrap_or_default();
+        let shown = || metrics.flow_report("s", 0).last_error.unwrap_or_default();
         assert_eq!(shown(), "RecordTooNew: version 2");
         metrics.set_error(ErrorSource::Leases, "no answer".into());
         assert_eq!(shown(), "RecordTooNew: version 2", "a newer one of another source");
@@ -449,6 +547,6 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
-        assert_eq!(metrics.flow_report("s").dropped["ForeignCluster"], 2);
+        assert_eq!(metrics.flow_report("s", 0).dropped["ForeignCluster"], 2);
     }
 }

@@ -24,6 +24,7 @@ mod endpoint;
 mod events;
 mod kubernetes_leases;
 mod leases;
+pub(crate) mod ledger;
 mod lineage;
 mod lineage_worker;
 pub(crate) mod metrics;

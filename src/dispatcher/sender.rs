@@ -12,6 +12,7 @@ use url::Url;
 
 use super::apps::RegistryReceiver;
 use super::endpoint::{AttemptOutcome, AttemptReport, EndpointId, PendingDelivery};
+use super::ledger::DeliveryHop;
 use super::metrics::{DispatcherMetrics, ErrorSource, ResponseClass};
 use super::retry::retry_after_ms;
 use super::{EgressOverrides, RerouteFn};
@@ -107,6 +108,7 @@ impl WebhookSender {
 
     fn report_attempt(&self, target: &EndpointId, events: usize, result: Result<(), AttemptFailure>) -> AttemptReport {
         let name = target.to_string();
+        self.metrics.count_deliveries(DeliveryHop::Attempted, events);
         let Err(failure) = result else {
             self.metrics.count_attempt(ResponseClass::Success);
             self.metrics.count_delivered(events);

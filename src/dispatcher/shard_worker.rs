@@ -24,7 +24,8 @@ use super::endpoint::share::EventAmount;
 use super::endpoint::{EndpointId, OutgoingEvent};
 use super::events::{FOREIGN_SLOT, HISTORY_RECORD, ShardSlot, TrackedEvent};
 use super::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition};
-use super::metrics::{DropReason, PauseReason, ShardState, SkipReason};
+use super::ledger::{DeliveryHop, EventHop};
+use super::metrics::{DropReason, LossScope, PauseReason, ShardState, SkipReason};
 use super::read_progress::ReadProgress;
 use super::reader::{PageKind, ShardRead, ShardReader};
 use super::unknown_apps::UnknownApps;
@@ -86,6 +87,10 @@ pub struct ShardWorker {
     /// Events of apps that the registry does not have yet, parked in the tracker.
     unknown_apps: UnknownApps,
     hold: ShardHold,
+    /// Deliveries that were given to the hold and are not finished.
+    held_deliveries: usize,
+    /// Those of them that were withdrawn from their endpoints before the release.
+    withdrawn_deliveries: usize,
     /// Earliest time of the next eviction from endpoints that are behind.
     next_eviction_ms: u64,
     /// The records that are not done.
@@ -136,6 +141,8 @@ impl ShardWorker {
             registry,
             unknown_apps,
             hold,
+            held_deliveries: 0,
+            withdrawn_deliveries: 0,
             next_eviction_ms: 0,
             predecessor_acked,
             written_checkpoint: checkpoint,
@@ -261,10 +268,11 @@ impl ShardWorker {
                 let read = ours.events.len();
                 let events: Vec<_> =
                     ours.events.into_iter().filter(|event| recent_ids.insert(&event.id, self.slot, now)).collect();
-                self.resources.metrics.count_skipped(SkipReason::Duplicate, read - events.len());
+                let open = if already_acked { 0 } else { events.len() };
+                self.resources.metrics.count_read(read, read - open);
                 // Events that the former holder delivered go through the order alone, which must know each subject's
                 // last state.
-                let number = self.tracker.begin_record(&sequence, if already_acked { 0 } else { events.len() }, bytes);
+                let number = self.tracker.begin_record(&sequence, open, bytes);
                 if let Some(share) = &mut self.page_share {
                     self.tracker.keep_share(number, share.split(bytes));
                 }
@@ -273,15 +281,22 @@ impl ShardWorker {
                     |event| TrackedEvent { slot, record: number, app: app.clone(), channel: channel.clone(), event };
                 return events.into_iter().map(event).collect();
             }
-            DecodedRecord::Foreign(..) | DecodedRecord::Poison(_) if already_acked => {
+            DecodedRecord::Foreign(_, events) if already_acked => {
+                self.resources.metrics.count_read(events, events);
+                self.tracker.begin_record(&sequence, 0, 0);
+            }
+            DecodedRecord::Poison(_) if already_acked => {
+                self.resources.metrics.count_read(1, 1);
                 self.tracker.begin_record(&sequence, 0, 0);
             }
             DecodedRecord::Foreign(cluster, events) => {
+                self.resources.metrics.count_refused(EventHop::Foreign, events);
                 let number = self.tracker.begin_record(&sequence, 1, bytes);
                 let detail = format!("a record of the cluster {cluster}");
                 self.give_up(number, Loss::of_record(DropReason::ForeignCluster, detail, events, &record.data));
             }
             DecodedRecord::Poison(why) => {
+                self.resources.metrics.count_refused(EventHop::Poison, 1);
                 let number = self.tracker.begin_record(&sequence, 1, bytes);
                 self.give_up(number, Loss::of_record(DropReason::Poison, why, 1, &record.data));
             }
@@ -342,6 +357,8 @@ impl ShardWorker {
         let webhook = WebhookEvent::new(&event.channel, &event.event);
         let outgoing = Arc::new(OutgoingEvent::new(webhook, event.event.time_ms));
         self.tracker.add_deliveries(event.record, targets.len());
+        self.resources.metrics.count_released(targets.len());
+        self.held_deliveries += targets.len();
         for target in targets {
             self.hold.push(&target, event.record, Arc::clone(&outgoing));
         }
@@ -379,10 +396,12 @@ impl ShardWorker {
 
     fn complete_delivery(&mut self, finished: FinishedAt) {
         let record = finished.1.delivery.record;
-        match Loss::of_delivery(finished) {
-            Some(loss) => self.give_up(record, loss),
-            None => self.tracker.finish_event(record),
+        self.held_deliveries = self.held_deliveries.saturating_sub(1);
+        if let Some(loss) = Loss::of_delivery(finished) {
+            return self.give_up(record, loss);
         }
+        self.resources.metrics.count_deliveries(DeliveryHop::Delivered, 1);
+        self.tracker.finish_event(record);
     }
 
     /// Why no record is taken now.
@@ -394,6 +413,14 @@ impl ShardWorker {
         } else {
             self.waits_for_budget.load(Ordering::Relaxed).then_some(PauseReason::Budget)
         }
+    }
+
+    /// Unfinished events of the shard, without their deliveries and without records that are counted as refused, and
+    /// unfinished deliveries.
+    fn count_unfinished(&self) -> (usize, usize) {
+        let deliveries = self.held_deliveries + self.losses.pending_of(LossScope::Delivery);
+        let others = deliveries + self.losses.pending_of(LossScope::Record);
+        (self.tracker.unfinished_events().saturating_sub(others), deliveries)
     }
 
     /// Updates what `/flow` and the metrics show of the shard.
@@ -410,14 +437,22 @@ impl ShardWorker {
             self.resources.metrics.report_pause(&self.shard, change, self.too_new.as_deref(), unfinished);
         }
         self.flow.behind_ms = self.progress.behind_ms(now);
-        let paused = self.progress.reported_pause();
-        self.resources.metrics.set_shard(&self.shard, ShardState { flow: self.flow.clone(), unfinished, paused });
+        let state = ShardState {
+            flow: self.flow.clone(),
+            unfinished,
+            waiting_events: self.count_unfinished().0,
+            waiting_deliveries: self.losses.pending_of(LossScope::Delivery) + self.withdrawn_deliveries,
+            paused: self.progress.reported_pause(),
+        };
+        self.resources.metrics.set_shard(&self.shard, state);
     }
 }
 
 impl Drop for ShardWorker {
     fn drop(&mut self) {
         self.resources.held_shards.fetch_sub(1, Ordering::Relaxed);
+        let (events, deliveries) = self.count_unfinished();
+        self.resources.metrics.count_relinquished(events, deliveries);
         self.resources.metrics.remove_shard(&self.shard);
     }
 }

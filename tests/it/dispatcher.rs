@@ -2,6 +2,7 @@
 
 mod dead_letters;
 mod isolation;
+mod ledger;
 mod lineage;
 mod pauses;
 mod replay;
@@ -41,6 +42,7 @@ use super::fixtures::{
     REGION, build_app, build_webhook, connect_kinesis, serve_routes, start_faulty_kinesis, start_kinesis,
     wait_until_active, write_registry,
 };
+use super::ledger::LedgerWatch;
 use super::waiting::{eventually, within};
 
 const CLUSTER: &str = "cluster-1";
@@ -102,6 +104,7 @@ struct Bed {
     receiver: Receiver,
     apps: TempDir,
     leases: MemoryLeases,
+    ledgers: LedgerWatch,
 }
 
 impl Bed {
@@ -119,7 +122,14 @@ impl Bed {
     async fn on_stream(endpoint: String, kinesis: KinesisClient) -> Self {
         let receiver = Receiver::default();
         let apps = tempfile::tempdir().expect("a directory");
-        let bed = Self { kinesis, endpoint, receiver, apps, leases: MemoryLeases::default() };
+        let bed = Self {
+            kinesis,
+            endpoint,
+            receiver,
+            apps,
+            leases: MemoryLeases::default(),
+            ledgers: LedgerWatch::default(),
+        };
         bed.write_apps(&bed.receiver.serve().await);
         bed
     }
@@ -168,6 +178,7 @@ impl Bed {
         };
         let running =
             dispatcher::start(ServerConfig::parse(pairs).expect("values"), dependencies).await.expect("started");
+        self.ledgers.follow_process(running.admin, "token");
         (running, shutdown)
     }
 

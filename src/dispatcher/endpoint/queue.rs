@@ -98,6 +98,12 @@ impl EndpointQueue {
         self.ages.is_empty() && self.in_flight.is_empty()
     }
 
+    /// Number of events that are not finished, those in flight too.
+    #[must_use]
+    pub fn unfinished_deliveries(&self) -> usize {
+        self.ages.len()
+    }
+
     /// Queues an event behind the others.
     pub fn push(&mut self, delivery: PendingDelivery) {
         self.serial += 1;
@@ -199,11 +205,13 @@ impl EndpointQueue {
         evicted
     }
 
-    /// Removes the waiting events of a hold that ends.
-    pub fn remove_waiting_of(&mut self, hold: HoldId) {
-        for serial in self.index.remove_waiting_of(hold) {
-            self.ages.remove(&serial);
+    /// Removes the waiting events of a hold that ends; returns their number.
+    pub fn remove_waiting_of(&mut self, hold: HoldId) -> usize {
+        let removed = self.index.remove_waiting_of(hold);
+        for serial in &removed {
+            self.ages.remove(serial);
         }
+        removed.len()
     }
 
     /// Forgets the events of a hold that ended: the next holder of the shard reads them again.

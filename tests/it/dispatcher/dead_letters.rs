@@ -78,6 +78,8 @@ async fn an_event_becomes_a_letter_for_the_endpoint_that_did_not_take_it() {
     let flow = eventually("it is done", async || flow(&running).await, |flow| flow.unfinished == 0).await;
     assert_eq!(written(&flow), BTreeMap::from([("RetryWindowOver".to_owned(), 1)]));
     assert!(flow.dropped.is_empty(), "{flow:?}");
+    let ledger = flow.deliveries.expect("deliveries");
+    assert_eq!((ledger.created, ledger.delivered, ledger.dead_lettered, ledger.dropped), (2, 1, 1, 0));
     let metrics = get(&running, "/metrics").await;
     assert!(
         metrics.contains("realtime_dispatcher_events_dead_lettered_total{reason=\"retry_window_over\"} 1"),
@@ -107,6 +109,8 @@ async fn records_that_hold_no_event_of_the_cluster_become_letters_with_their_byt
     let flow = eventually("all is done", async || flow(&running).await, |flow| flow.unfinished == 0).await;
     let expected = [("ForeignCluster".to_owned(), 2), ("Poison".to_owned(), 1)];
     assert_eq!(written(&flow), BTreeMap::from(expected), "by events");
+    let ledger = flow.events.expect("events");
+    assert_eq!((ledger.read, ledger.foreign, ledger.poison, ledger.released), (4, 2, 1, 1));
 }
 
 #[tokio::test]
@@ -190,7 +194,9 @@ async fn events_of_a_deleted_app_delay_no_other_app_and_become_letters_after_the
     })
     .await;
     assert!(now_ms() - put > 29_000, "after their wait");
-    eventually("all is done", async || flow(&running).await, |flow| flow.unfinished == 0).await;
+    let found = eventually("all is done", async || flow(&running).await, |flow| flow.unfinished == 0).await;
+    let ledger = found.events.expect("events");
+    assert_eq!((ledger.read, ledger.unknown_app, ledger.released), (FLOOD_EVENTS + 2, FLOOD_EVENTS, 2));
 }
 
 fn record_of_deleted_app(n: u64) -> PutEntry {
