@@ -145,6 +145,27 @@ pub struct WebhookSpec {
     #[serde(default = "WebhookSpec::timeout")]
     #[schemars(range(min = 1, max = 30))]
     pub timeout_seconds: u32,
+    /// Whether webhooks are sent. The events of a disabled endpoint are not kept for it; no answer of an endpoint disables
+    /// it.
+    #[serde(default)]
+    pub state: EnabledState,
+    /// Number of events in one body.
+    #[serde(default)]
+    pub batch: WebhookBatching,
+    /// Secret whose keys and values are headers of every request, such as `Authorization`. Refused are `Host`,
+    /// `Connection` and other headers of the connection, `Content-*`, `Transfer-Encoding`, `X-Pusher-*` and `X-Realtime-*`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers_secret_ref: Option<SecretRef>,
+}
+
+/// Number of events in one body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WebhookBatching {
+    /// Up to 100 events that are due at the same time.
+    #[default]
+    Many,
+    /// One event, for receivers that read only the first event of a body.
+    One,
 }
 
 impl WebhookSpec {

@@ -33,7 +33,7 @@ pub enum RefusalCause {
     /// A Secret of another owner has the name of the one for its generated credentials. A pair that a cluster generated before
     /// is served all the same.
     CredentialsNotOurs,
-    /// The cluster sends no webhook to one of its endpoints. Its clients are served all the same: a network that a
-    /// cluster allows no more must not disconnect them.
+    /// The cluster sends no webhook to one of its endpoints, by its address or its headers. Its clients are served all the
+    /// same: a network that a cluster allows no more, or a deleted Secret, must not disconnect them.
     EndpointNotAllowed,
 }

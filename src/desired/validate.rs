@@ -6,8 +6,8 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::apps::{
-    ClaimedNames, build_probe_app, derive_probe_id, describe_app, find_credentials_problem, find_refused_endpoints,
-    generated_of_app, validate_app,
+    ClaimedNames, build_probe_app, derive_probe_id, describe_app, find_credentials_problem, generated_of_app,
+    validate_app,
 };
 use super::cluster::{
     AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
@@ -20,12 +20,13 @@ use super::secret_copies::{
 };
 use super::secret_references::{RedisReferences, SecretTexts, collect_secret_references};
 use super::server_image::{ServerImage, WantedImage};
+use super::webhook_endpoints::{find_refused_endpoints, find_refused_headers, limit_to_release};
 use crate::api::cluster::{
     EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, ServerLayout, SockjsClients, StreamMode,
     WebhooksMode,
 };
 use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec};
-use crate::config::{RESTARTED_AT_ANNOTATION, ServerKind};
+use crate::config::{RESTARTED_AT_ANNOTATION, Release, ServerKind};
 use crate::protocol::StreamName;
 use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::{App, AppRegistry};
@@ -78,7 +79,7 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
     let uid = inputs.stream.map_or_else(|| credentials.uid.clone(), |adopted| adopted.cluster_id.clone());
     let pair = credentials.probe.clone();
     let probe = ProbeApp { id: derive_probe_id(&uid), key: pair.key, secret: pair.secret };
-    let (apps, refused) = validate_apps(inputs, &probe);
+    let (apps, refused) = validate_apps(inputs, &probe, image.release);
     Ok(ValidCluster {
         name: cluster_name(cluster),
         namespace: cluster_namespace(cluster),
@@ -201,7 +202,7 @@ fn check_networks(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
 }
 
 /// Returns the apps that are served, the probe app first, and those that are not accepted.
-fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp) -> (Vec<App>, Vec<RefusedApp>) {
+fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp, release: Release) -> (Vec<App>, Vec<RefusedApp>) {
     let probe = build_probe_app(probe, inputs.receiver);
     let mut claimed = ClaimedNames::of_app(&probe);
     let mut apps = vec![probe];
@@ -211,14 +212,17 @@ fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp) -> (Vec<App>, Vec
         let generated = generated_of_app(raw, inputs.credentials);
         let refusal = generated.and_then(|generated| generated.refusal.as_ref());
         let (cause, problems) = match validate_app(raw, inputs.secrets, inputs.credentials) {
-            Ok(app) => match claimed.claim(&app) {
+            Ok(mut app) => match claimed.claim(&app) {
                 None => {
+                    let settings = limit_to_release(raw, &mut app, release, Release::own());
                     apps.push(app);
                     let cluster = cluster_name(inputs.cluster);
                     let endpoints = policy.as_ref().map(|policy| find_refused_endpoints(raw, &cluster, policy));
                     let credentials = find_credentials_problem(raw, generated);
                     let cause = refusal.map_or(RefusalCause::EndpointNotAllowed, |refusal| refusal.cause);
-                    (cause, credentials.into_iter().chain(endpoints.unwrap_or_default()).collect())
+                    let headers = find_refused_headers(raw, inputs.secrets);
+                    let endpoints = endpoints.into_iter().flatten();
+                    (cause, credentials.into_iter().chain(endpoints).chain(headers).chain(settings).collect())
                 }
                 Some(message) => {
                     let path = "spec.appID".to_owned();

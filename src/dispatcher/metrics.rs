@@ -31,6 +31,8 @@ label_values! {
         EndpointBehind = "endpoint_behind",
         /// The endpoint was removed while the event waited.
         EndpointRemoved = "endpoint_removed",
+        /// The endpoint was disabled while the event waited.
+        EndpointDisabled = "endpoint_disabled",
     }
 }
 
@@ -43,6 +45,8 @@ label_values! {
         Superseded = "superseded",
         /// The event was read before.
         Duplicate = "duplicate",
+        /// The endpoint that subscribes to it is disabled.
+        EndpointDisabled = "endpoint_disabled",
     }
 }
 
@@ -94,7 +98,8 @@ metric_table! {
             "Look the reason up below; most of them need the owner of the endpoint.",
         /// Events that need no delivery.
         events_skipped: Labeled<SkipReason, Counter> =>
-            "Nothing; `duplicate` grows after a restart, by the events behind the checkpoint.",
+            "Nothing; `duplicate` grows after a restart, by the events behind the checkpoint, `endpoint_disabled` with the events \
+             of endpoints with `state: Disabled`.",
         /// Reads of an app registry that has changed.
         registry_reads: Labeled<RegistryReadResult, Counter> =>
             "If `refused` grows, read the log of the dispatcher and correct the app that it names.",

@@ -7,17 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect;
 use url::Url;
 
 use super::apps::RegistryReceiver;
+use super::endpoint::queue::BATCH_EVENTS_MAX;
 use super::endpoint::{AttemptOutcome, EndpointId, PendingDelivery};
 use super::metrics::{DispatcherMetrics, ErrorSource, ResponseClass};
 use super::retry::retry_after_ms;
 use super::{EgressOverrides, RerouteFn};
 use crate::process::clock::now_ms;
 use crate::protocol::egress_policy::{EgressClass, EgressPolicy, EgressRefusal};
-use crate::protocol::registry::{App, WebhookEndpoint};
+use crate::protocol::registry::{App, BatchMode, WebhookEndpoint};
 use crate::protocol::signature;
 use crate::protocol::webhook::{self, CONTENT_TYPE, KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER};
 
@@ -50,6 +52,8 @@ enum AttemptFailure {
     Unanswered(String),
     #[error("the app has no active key to sign with: activate one")]
     NoKey,
+    #[error("no request can be made: {0}")]
+    Unsendable(String),
 }
 
 impl WebhookSender {
@@ -79,6 +83,17 @@ impl WebhookSender {
         Ok(Self { clients, policy, reroute: network.reroute, apps, metrics })
     }
 
+    /// Number of events of a body that an endpoint takes.
+    pub fn batch_limit(&self, target: &EndpointId) -> usize {
+        let registry = self.apps.borrow();
+        let endpoint =
+            registry.by_id(&target.app).and_then(|app| app.webhooks.iter().find(|e| e.name == target.endpoint));
+        match endpoint.map(|endpoint| endpoint.batch) {
+            Some(BatchMode::One) => 1,
+            Some(BatchMode::Many) | None => BATCH_EVENTS_MAX,
+        }
+    }
+
     /// Makes one attempt to post a body.
     pub async fn send_batch(&self, target: &EndpointId, batch: &[PendingDelivery]) -> AttemptOutcome {
         let registry = Arc::clone(&self.apps.borrow());
@@ -87,7 +102,8 @@ impl WebhookSender {
             app.and_then(|app| Some((app, app.webhooks.iter().find(|e| e.name == target.endpoint)?)))
         else {
             self.metrics.clear_error(&ErrorSource::Endpoint(target.to_string()));
-            return AttemptOutcome::Removed;
+            let is_disabled = app.is_some_and(|app| app.disabled_webhooks.iter().any(|e| e.name == target.endpoint));
+            return if is_disabled { AttemptOutcome::Disabled } else { AttemptOutcome::Removed };
         };
         let seconds =
             if endpoint.timeout_seconds == 0 { DEFAULT_ATTEMPT_TIMEOUT_SECONDS } else { endpoint.timeout_seconds };
@@ -109,7 +125,9 @@ impl WebhookSender {
         self.metrics.count_attempt(match failure {
             AttemptFailure::Answered { .. } => ResponseClass::Answered,
             AttemptFailure::Refused(_) => ResponseClass::Refused,
-            AttemptFailure::Unanswered(_) | AttemptFailure::NoKey => ResponseClass::Unanswered,
+            AttemptFailure::Unanswered(_) | AttemptFailure::NoKey | AttemptFailure::Unsendable(_) => {
+                ResponseClass::Unanswered
+            }
         });
         tracing::debug!(endpoint = name, events, error = %failure, "webhook attempt failed");
         self.metrics.set_error(ErrorSource::Endpoint(name.clone()), format!("endpoint {name}: {failure}"));
@@ -127,6 +145,9 @@ impl WebhookSender {
         endpoint: &WebhookEndpoint,
         batch: &[PendingDelivery],
     ) -> Result<(), AttemptFailure> {
+        if let Some(reason) = &endpoint.unsendable {
+            return Err(AttemptFailure::Unsendable(reason.clone()));
+        }
         let (url, class) = self.resolve_route(&endpoint.url)?;
         let Some(client) = self.clients.get(&class) else {
             return Err(AttemptFailure::Unanswered("no client".to_owned()));
@@ -140,6 +161,7 @@ impl WebhookSender {
             .map_err(|error| AttemptFailure::Unanswered(error.to_string()))?;
         let mut request = client
             .post(url)
+            .headers(build_extra_headers(endpoint)?)
             .header("Content-Type", CONTENT_TYPE)
             .header(KEY_HEADER, credential.key.as_str())
             .header(SIGNATURE_HEADER, signature::sign_message(&credential.secret, &text));
@@ -180,6 +202,22 @@ impl WebhookSender {
             Some(other) => Ok((other, EgressClass::Exempt)),
         }
     }
+}
+
+/// The configured headers of an endpoint. The operator checked them; a registry that was written otherwise must not replace
+/// headers that the signature depends on.
+fn build_extra_headers(endpoint: &WebhookEndpoint) -> Result<HeaderMap, AttemptFailure> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &endpoint.headers {
+        let refused =
+            |problem: &dyn std::fmt::Display| AttemptFailure::Unsendable(format!("header `{name}` {problem}"));
+        webhook::check_extra_header(name, value.expose()).map_err(|problem| refused(&problem))?;
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|problem| refused(&problem))?;
+        let mut value = HeaderValue::from_str(value.expose()).map_err(|_| refused(&"has an invalid value"))?;
+        value.set_sensitive(true);
+        headers.insert(name, value);
+    }
+    Ok(headers)
 }
 
 /// The innermost cause of an error: a refusal of our policy, or the network's error.

@@ -29,7 +29,7 @@ use crate::kinesis::{KinesisClient, ReadPosition, ReadRecord, is_before};
 use crate::process::clock::now_ms;
 use crate::protocol::ShardId;
 use crate::protocol::admin::ShardFlow;
-use crate::protocol::registry::AppRegistry;
+use crate::protocol::registry::{AppRegistry, WebhookEndpoint};
 use crate::protocol::webhook::WebhookEvent;
 
 /// Interval at which waiting events are checked for release.
@@ -330,6 +330,9 @@ impl ShardWorker {
         let wants = app.webhooks.iter().filter(|it| it.wants_event(event.event.kind.name(), event.channel.as_str()));
         let targets: Vec<EndpointId> =
             wants.map(|it| EndpointId { app: event.app.clone(), endpoint: it.name.clone() }).collect();
+        let off = |it: &&WebhookEndpoint| it.wants_event(event.event.kind.name(), event.channel.as_str());
+        let disabled = app.disabled_webhooks.iter().filter(off).count();
+        self.resources.metrics.count_skipped(SkipReason::EndpointDisabled, disabled);
         let webhook = WebhookEvent::new(&event.channel, &event.event);
         let outgoing = Arc::new(OutgoingEvent::new(webhook, event.event.time_ms));
         self.tracker.add_deliveries(event.record, targets.len());

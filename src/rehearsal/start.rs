@@ -335,14 +335,10 @@ fn egress_overrides(
 fn stand_in_secrets(options: &RehearsalOptions) -> (SecretTexts, Vec<String>) {
     let mut secrets = options.secrets.clone();
     let mut told = Vec::new();
-    for reference in desired::collect_secret_references(&options.cluster, &options.apps) {
-        let texts = secrets.entry(reference.name.clone()).or_default();
-        let line = format!("Secret {}, key {} ({})", reference.name, reference.key, reference.purpose);
-        texts.entry(reference.key).or_insert_with(|| {
-            told.push(line);
-            random_secret(20)
-        });
-    }
+    desired::add_stand_ins(&options.cluster, &options.apps, &mut secrets, |reference| {
+        told.push(format!("Secret {}, key {} ({})", reference.name, reference.key, reference.purpose));
+        random_secret(20)
+    });
     (secrets, told)
 }
 

@@ -1,5 +1,6 @@
 //! The dispatcher against a Kinesis in process and a receiver on loopback.
 
+mod endpoint_settings;
 mod isolation;
 mod pauses;
 mod scripted_receiver;

@@ -7,7 +7,7 @@
 
 mod index;
 pub(super) mod pool;
-mod queue;
+pub(super) mod queue;
 #[cfg(test)]
 mod queue_tests;
 pub(super) mod share;
@@ -108,4 +108,6 @@ pub enum AttemptOutcome {
     },
     /// The endpoint is no longer configured.
     Removed,
+    /// The endpoint is switched off.
+    Disabled,
 }

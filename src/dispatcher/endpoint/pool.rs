@@ -105,8 +105,10 @@ impl EndpointPool {
         endpoint.wake.notified().await;
         loop {
             let now = self.mono_ms();
+            let batch_limit = self.sender.batch_limit(&endpoint.id);
             let (due, expired, next_due) = {
                 let mut queue = lock_unpoisoned(&endpoint.queue);
+                queue.set_batch_limit(batch_limit);
                 let (due, expired) = queue.take_due(now);
                 (due, expired, queue.next_due_ms())
             };

@@ -68,8 +68,10 @@ pub struct EndpointQueue {
     failures: u32,
     /// Attempts that succeeded so far.
     successes: u64,
-    /// Events of the next bodies at most.
+    /// Events of the next bodies at most, by the failures so far.
     batch_events_max: usize,
+    /// Events of a body that the endpoint takes.
+    batch_events_limit: usize,
     /// Earliest time of the next attempt while the endpoint gets one at a time.
     next_trial_ms: u64,
 }
@@ -87,6 +89,7 @@ impl EndpointQueue {
             failures: 0,
             successes: 0,
             batch_events_max: BATCH_EVENTS_MAX,
+            batch_events_limit: BATCH_EVENTS_MAX,
             next_trial_ms: 0,
         }
     }
@@ -95,6 +98,11 @@ impl EndpointQueue {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ages.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Sets the number of events of a body that the endpoint takes.
+    pub fn set_batch_limit(&mut self, events: usize) {
+        self.batch_events_limit = events.max(1);
     }
 
     /// Queues an event behind the others.
@@ -151,6 +159,7 @@ impl EndpointQueue {
                 self.finish(taken, None)
             }
             AttemptOutcome::Removed => self.finish(taken, Some(DropReason::EndpointRemoved)),
+            AttemptOutcome::Disabled => self.finish(taken, Some(DropReason::EndpointDisabled)),
             AttemptOutcome::Failed { answered, retry_after_ms } => {
                 self.failures = self.failures.saturating_add(1);
                 let open_failures = (self.failures + 1).saturating_sub(BREAKER_FAILURE_COUNT);
@@ -218,7 +227,8 @@ impl EndpointQueue {
     /// Takes the events of the channels that have waited longest, as many as one body holds.
     fn assemble_batch(&mut self) -> Option<Vec<QueuedDelivery>> {
         let (mut taken, mut bytes, mut after) = (Vec::<QueuedDelivery>::new(), 0, 0);
-        while taken.len() < self.batch_events_max
+        let most = self.batch_events_max.min(self.batch_events_limit);
+        while taken.len() < most
             && let Some((head, channel)) = self.index.ready_after(after)
         {
             after = head;
@@ -226,7 +236,7 @@ impl EndpointQueue {
             if is_alone && !taken.is_empty() {
                 continue;
             }
-            let room = if is_alone { 1 } else { self.batch_events_max - taken.len() };
+            let room = if is_alone { 1 } else { most - taken.len() };
             let is_first = taken.is_empty();
             let fits = |queued: &QueuedDelivery, place: usize, bytes: usize| {
                 let starts = is_first && place == 0;
