@@ -9,6 +9,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::endpoint_monitor::EndpointMonitor;
 use crate::process::metrics::{LabelValue, Labeled, RegistryReadResult, label_values, metric_table};
 use crate::protocol::ShardId;
 use crate::protocol::admin::{DispatcherFlow, ShardFlow};
@@ -143,6 +144,8 @@ impl ErrorSource {
 /// All counters and gauges of the process.
 #[derive(Debug, Default)]
 pub struct DispatcherMetrics {
+    /// The state of each endpoint.
+    pub endpoints: EndpointMonitor,
     series: DispatcherSeries,
     live: Mutex<FlowState>,
 }

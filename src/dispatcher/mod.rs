@@ -15,7 +15,9 @@ mod assignment;
 mod checkpoint_tracker;
 mod debounce;
 mod decode;
+mod egress;
 mod endpoint;
+mod endpoint_monitor;
 mod events;
 mod kubernetes_leases;
 mod leases;
@@ -29,7 +31,7 @@ mod server;
 mod shard_supervisor;
 mod shard_worker;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -72,6 +74,8 @@ pub struct EgressOverrides {
     pub reroute: Option<RerouteFn>,
     /// The address of this machine from which webhooks are posted; `None` lets the system choose.
     pub source: Option<IpAddr>,
+    /// The name server; `None` uses those of `/etc/resolv.conf`.
+    pub name_server: Option<SocketAddr>,
 }
 
 /// The reason why a dispatcher does not start.
@@ -88,8 +92,8 @@ pub enum StartError {
     /// The identity may not read the stream.
     #[error("{0}: allow the identity to describe, list and read the stream, or correct its credentials")]
     Denied(crate::kinesis::KinesisError),
-    /// TLS cannot be set up.
-    #[error("the webhook client cannot be made: {0}: check the system's certificates")]
+    /// TLS or the resolver cannot be set up.
+    #[error("the webhook client cannot be made: {0}: check the system's certificates and /etc/resolv.conf")]
     Client(String),
     /// The admin listener is not usable.
     #[error("the admin listener has no address: {0}: listen again")]

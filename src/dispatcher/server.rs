@@ -80,8 +80,7 @@ pub async fn start(
         EgressPolicy::new(values.list_items(name::ALLOWED_NETWORKS), values.list_items(name::ALLOWED_ENDPOINTS));
     let policy = Arc::new(policy);
     allowed_endpoints::follow_endpoints(&apps_dir, Arc::clone(&policy), stop.clone()).await;
-    let sender = WebhookSender::new(policy, network, apps.clone(), Arc::clone(&metrics))
-        .map_err(|error| StartError::Client(error.to_string()))?;
+    let sender = WebhookSender::new(policy, network, apps.clone(), Arc::clone(&metrics)).map_err(StartError::Client)?;
     let retry_policy = RetryPolicy {
         window_ms: values.number(name::RETRY_WINDOW_SECONDS) * 1_000,
         max_backoff_ms: values.number(name::MAX_BACKOFF_SECONDS) * 1_000,
@@ -151,6 +150,10 @@ fn build_admin(
     let mut registry = MetricsRegistry::default();
     metrics.register(&mut registry);
     let (flow_process, salt, metrics) = (effective.process.clone(), token.clone(), Arc::clone(metrics));
+    let endpoints = {
+        let (process, apps, metrics) = (effective.process.clone(), apps.clone(), Arc::clone(&metrics));
+        move || to_json(&metrics.endpoints.report(&process, &Arc::clone(&apps.borrow())))
+    };
     let effective = move || {
         to_json(&EffectiveReport { time_ms: now_ms(), apps: apps.borrow().app_digests(&salt), ..effective.clone() })
     };
@@ -174,6 +177,7 @@ fn build_admin(
         ready,
         effective: Box::new(effective),
         flow: Box::new(flow),
+        endpoints: Some(Box::new(endpoints)),
         drain: None,
         metrics: registry,
     }

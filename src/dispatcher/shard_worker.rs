@@ -390,6 +390,7 @@ impl ShardWorker {
     fn complete_delivery(&mut self, (endpoint, finished): &FinishedAt) {
         let delivery = &finished.delivery;
         if let Some(reason) = finished.dropped {
+            self.resources.metrics.endpoints.count_dropped(&endpoint.app, &endpoint.endpoint);
             self.drop_events(reason, 1, &format!("{endpoint}: {}", delivery.outgoing.id));
         }
         self.tracker.finish_event(delivery.record);

@@ -21,6 +21,10 @@ pub const BUCKET_COUNT: u8 = 16;
 /// A server reads it again when it changes, as it does the registry.
 pub const ENDPOINTS_FILE: &str = "allowed-endpoints";
 
+/// Begins a line of [`ENDPOINTS_FILE`] with a network that webhooks are not sent to although its addresses are public. Readers
+/// that do not know such lines take them for endpoints that cannot be parsed, and allow nothing by them.
+pub const DENIED_PREFIX: &str = "deny ";
+
 /// The first release whose servers read the list of disabled endpoints, and batching and headers of an endpoint.
 pub const SETTINGS_SINCE: &str = "0.2.0";
 

@@ -328,7 +328,7 @@ fn egress_overrides(
         }
         Some(routed)
     };
-    EgressOverrides { reroute: Some(Arc::new(reroute)), source: None }
+    EgressOverrides { reroute: Some(Arc::new(reroute)), ..EgressOverrides::default() }
 }
 
 /// The Secrets of the files, and a stand-in for each that a manifest names and no file holds.
@@ -351,6 +351,7 @@ fn validate(options: &RehearsalOptions, secrets: &SecretTexts) -> Result<ValidCl
         secrets,
         credentials: &credentials,
         receiver: &rendered_receiver(),
+        own_networks: &[],
         own_image: &ServerImage::of_operator(None),
         recorded_image: None,
         stream: None,

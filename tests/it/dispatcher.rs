@@ -1,5 +1,6 @@
 //! The dispatcher against a Kinesis in process and a receiver on loopback.
 
+mod bad_receivers;
 mod endpoint_settings;
 mod isolation;
 mod pauses;
@@ -132,6 +133,23 @@ impl Bed {
     }
 
     async fn dispatcher_of(&self, stream: &str, more: &[(&str, &str)]) -> (RunningDispatcher, CancellationToken) {
+        self.start_dispatcher(stream, EgressOverrides::default(), more).await
+    }
+
+    async fn dispatcher_with(
+        &self,
+        egress: EgressOverrides,
+        more: &[(&str, &str)],
+    ) -> (RunningDispatcher, CancellationToken) {
+        self.start_dispatcher("stream", egress, more).await
+    }
+
+    async fn start_dispatcher(
+        &self,
+        stream: &str,
+        egress: EgressOverrides,
+        more: &[(&str, &str)],
+    ) -> (RunningDispatcher, CancellationToken) {
         let variables = [
             ("REALTIME_CLUSTER", "channels/eu"),
             ("REALTIME_CLUSTER_UID", CLUSTER),
@@ -152,7 +170,7 @@ impl Bed {
             apps_dir: self.apps.path().to_owned(),
             kinesis: connect_kinesis(&self.endpoint, stream).await,
             leases: Arc::new(self.leases.clone()),
-            egress: EgressOverrides::default(),
+            egress,
             shutdown: shutdown.clone(),
         };
         let running =

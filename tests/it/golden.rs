@@ -454,6 +454,7 @@ async fn metrics_of_an_operator() {
         ready: Box::new(|| Ok(())),
         effective: Box::new(|| serde_json::Value::Null),
         flow: Box::new(|| serde_json::Value::Null),
+        endpoints: None,
         drain: None,
         metrics,
     };
