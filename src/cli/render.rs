@@ -46,6 +46,7 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
         secrets: &input.secrets,
         credentials: &credentials,
         receiver: &arguments.receiver,
+        own_networks: &[],
         own_image: &ServerImage::of_operator(arguments.image.as_deref()),
         recorded_image: None,
         stream: None,

@@ -5,18 +5,13 @@ use std::collections::{BTreeMap, HashSet};
 use super::app_credentials::{AppCredentials, GeneratedPair};
 use super::cluster::ProbeApp;
 use super::credentials::ClusterCredentials;
-use super::problem::ManifestProblem;
+use super::problem::{ManifestProblem, describe_app};
 use super::secret_references::SecretTexts;
 use super::webhook_endpoints::resolve_endpoints;
 use crate::api::app::CredentialState as ApiCredentialState;
 use crate::api::{EnabledState, RealtimeApp};
 use crate::protocol::registry::{App, AppLimits, BatchMode, Credential, CredentialState, WebhookEndpoint};
 use crate::protocol::{AppId, AppKey, Secret, origin, signature};
-
-/// Names an app in problems.
-pub(super) fn describe_app(app: &RealtimeApp) -> String {
-    format!("RealtimeApp {}", app.metadata.name.as_deref().unwrap_or_default())
-}
 
 /// App id of the probe: 15 digits that no customer is likely to have, derived so that a cluster keeps its id.
 pub(super) fn derive_probe_id(uid: &str) -> AppId {

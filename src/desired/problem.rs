@@ -1,5 +1,7 @@
 //! Problems of manifests, each with object, path and remedy.
 
+use crate::api::RealtimeApp;
+
 /// A problem that keeps a cluster from being rendered, or an app from being served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{object}: {path} {message}")]
@@ -36,4 +38,9 @@ pub enum RefusalCause {
     /// The cluster sends no webhook to one of its endpoints, by its address or its headers. Its clients are served all the
     /// same: a network that a cluster allows no more, or a deleted Secret, must not disconnect them.
     EndpointNotAllowed,
+}
+
+/// Names an app in problems.
+pub(super) fn describe_app(app: &RealtimeApp) -> String {
+    format!("RealtimeApp {}", app.metadata.name.as_deref().unwrap_or_default())
 }

@@ -6,15 +6,14 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::apps::{
-    ClaimedNames, build_probe_app, derive_probe_id, describe_app, find_credentials_problem, generated_of_app,
-    validate_app,
+    ClaimedNames, build_probe_app, derive_probe_id, find_credentials_problem, generated_of_app, validate_app,
 };
 use super::cluster::{
     AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
     SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 use super::credentials::ClusterCredentials;
-use super::problem::{ManifestProblem, RefusalCause, RefusedApp};
+use super::problem::{ManifestProblem, RefusalCause, RefusedApp, describe_app};
 use super::secret_copies::{
     ADMIN_TOKEN_KEY, ADMIN_TOKEN_SOURCE, CopyNames, PEER_SECRET_KEY, PEER_SECRET_SOURCE, SecretCopy,
 };
@@ -43,6 +42,8 @@ pub struct ClusterInputs<'a> {
     pub credentials: &'a ClusterCredentials,
     /// `HOST:PORT` of the operator's webhook receiver.
     pub receiver: &'a str,
+    /// Networks of the Kubernetes cluster itself whose addresses are public.
+    pub own_networks: &'a [ipnet::IpNet],
     /// The operator's own image, which a new cluster runs by default.
     pub own_image: &'a ServerImage,
     /// The image that the cluster runs; `None` for a new cluster.
@@ -100,6 +101,7 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
         admin_token: credentials.admin_token.clone(),
         peer_secret: credentials.peer_secret.clone(),
         receiver: inputs.receiver.to_owned(),
+        denied_networks: list_denied_networks(inputs),
     })
 }
 
@@ -187,8 +189,11 @@ fn check_servers(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
 
 fn check_networks(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
     let spec = &cluster.spec;
-    let networks =
-        [("webhooks.allowedNetworks", &spec.webhooks.allowed_networks), ("trustedProxies", &spec.trusted_proxies)];
+    let networks = [
+        ("webhooks.allowedNetworks", &spec.webhooks.allowed_networks),
+        ("webhooks.deniedNetworks", &spec.webhooks.denied_networks),
+        ("trustedProxies", &spec.trusted_proxies),
+    ];
     let mut problems = Vec::new();
     for (path, networks) in networks {
         for (index, network) in networks.iter().enumerate() {
@@ -242,7 +247,18 @@ fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp, release: Release)
 fn egress_policy(inputs: &ClusterInputs<'_>) -> Option<EgressPolicy> {
     let webhooks = &inputs.cluster.spec.webhooks;
     let networks = webhooks.allowed_networks.iter().map(String::as_str);
-    (webhooks.mode == WebhooksMode::Kinesis).then(|| EgressPolicy::new(networks, std::iter::once(inputs.receiver)))
+    (webhooks.mode == WebhooksMode::Kinesis).then(|| {
+        let policy = EgressPolicy::new(networks, std::iter::once(inputs.receiver));
+        // All of them are networks: the manifest was checked before.
+        let _ = policy.set_denied(list_denied_networks(inputs).iter().map(String::as_str));
+        policy
+    })
+}
+
+/// The networks that webhooks are not sent to although their addresses are public.
+fn list_denied_networks(inputs: &ClusterInputs<'_>) -> Vec<String> {
+    let denied = inputs.cluster.spec.webhooks.denied_networks.iter().cloned();
+    denied.chain(inputs.own_networks.iter().map(ToString::to_string)).collect()
 }
 
 fn resolve_servers(spec: &RealtimeClusterSpec) -> Vec<ValidServer> {
@@ -409,6 +425,7 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
             secrets: &secrets,
             credentials: &generate_all_credentials(&cluster, &apps, generate),
             receiver: "receiver.svc:8090",
+            own_networks: &[],
             own_image: &ServerImage::of_operator(None),
             recorded_image: None,
             stream: None,
@@ -483,8 +500,10 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
 
     #[test]
     fn invalid_networks_are_reported() {
-        let spec = "  trustedProxies: [10.0.0.0/8, proxy]\n  webhooks: { allowedNetworks: ['10.0.0.0/99'] }\n";
-        assert_eq!(problems(spec), ["spec.webhooks.allowedNetworks[0]", "spec.trustedProxies[1]"]);
+        let spec = "  trustedProxies: [10.0.0.0/8, proxy]\n  webhooks: { allowedNetworks: ['10.0.0.0/99'], deniedNetworks: [pods] }\n";
+        let expected =
+            ["spec.webhooks.allowedNetworks[0]", "spec.webhooks.deniedNetworks[0]", "spec.trustedProxies[1]"];
+        assert_eq!(problems(spec), expected);
     }
 
     /// An API server refuses these by their rules; objects of an older schema were never checked.
@@ -545,6 +564,12 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
             assert_eq!(check(&allowing, url), [""; 0], "{url}");
         }
         assert_eq!(check(&allowing, "http://192.168.0.1/x").len(), 1);
+        let denying = format!("{MINIMAL_CLUSTER}  webhooks: {{ deniedNetworks: ['11.0.0.0/8'] }}\n");
+        assert_eq!(check(&denying, "https://12.0.0.1/x"), [""; 0]);
+        assert!(
+            check(&denying, "https://11.0.0.1/x")[0]
+                .contains("11.0.0.1 is in a network of the Kubernetes cluster itself")
+        );
         let off = format!("{MINIMAL_CLUSTER}  webhooks: {{ mode: 'Off', acknowledgeNoWebhooks: eu }}\n");
         assert_eq!(check(&off, "http://a.test/x"), [""; 0], "nothing is sent");
     }

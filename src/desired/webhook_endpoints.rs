@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::apps::describe_app;
-use super::problem::ManifestProblem;
-use super::secret_references::SecretTexts;
+use super::problem::{ManifestProblem, describe_app};
+use super::secret_references::{HEADER_KEY_PREFIX, SecretTexts};
 use crate::api::app::{WebhookBatching, WebhookSpec};
 use crate::api::{EnabledState, RealtimeApp};
 use crate::config::Release;
@@ -13,9 +12,6 @@ use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::{App, BatchMode, SETTINGS_SINCE, WebhookEndpoint};
 use crate::protocol::webhook;
 
-/// Prefix of the keys of a Secret that are headers. Without it, whoever may write a `RealtimeApp` could have any Secret of the
-/// namespace posted to an endpoint.
-pub const HEADER_KEY_PREFIX: &str = "header.";
 /// Bounds the headers of one endpoint.
 const HEADERS_MAX: usize = 20;
 /// Bounds the bytes of the headers of one endpoint, because a Secret of the registry holds those of many apps.

@@ -24,6 +24,7 @@ impl JourneySchedule {
             let observation = context.observer.observe_all(&context.plan).await;
             // The schedule may have ended.
             let _ = results.send(ScheduleEvent::PodsObserved(observation)).await;
+            context.observer.read_endpoints(&context.plan).await;
         });
     }
 

@@ -87,6 +87,7 @@ pub fn start(
         read_back: Arc::default(),
         http,
     };
+    let endpoints = context.observer.endpoints();
     let (verdicts, latest) = watch::channel(verdict);
     let (standings, pods) = watch::channel(BTreeMap::new());
     let (requested_reports, requested) = watch::channel(None);
@@ -127,7 +128,7 @@ pub fn start(
     schedule.update_targets();
     schedule.verdicts.send_replace(schedule.evidence.verdict());
     let task = tokio::spawn(schedule.run(arriving, plans, shutdown));
-    Ok(Prober { verdicts: latest, pods, round_interval, plan, requested, hops, task })
+    Ok(Prober { verdicts: latest, pods, endpoints, round_interval, plan, requested, hops, task })
 }
 
 /// An event on which the schedule acts.

@@ -188,6 +188,7 @@ fn judge(documents: &[Value]) -> Result<Vec<Value>, Vec<String>> {
         secrets: &secrets,
         credentials: &generate_all_credentials(&cluster, &apps, generate),
         receiver: "receiver.svc:8090",
+        own_networks: &[],
         own_image: &ServerImage::of_operator(None),
         recorded_image: None,
         stream: None,

@@ -22,6 +22,7 @@ pub fn check_manifest(
         secrets: &secrets,
         credentials: &credentials,
         receiver: &receiver_address(OPERATOR_NAMESPACE, RECEIVER_PORT),
+        own_networks: &[],
         own_image: own,
         recorded_image: recorded,
         stream: None,
