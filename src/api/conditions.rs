@@ -127,6 +127,8 @@ reasons! {
     Deleting,
     /// A pod was admitted because its configuration was proven before, while the path behind the edges fails for all.
     AdmittedOnRecord,
+    /// Journeys run at a longer interval than the manifest's, above five minutes: the clusters of an operator share its pace.
+    IntervalStretched,
     /// The operator's own code failed at this object; other objects go on.
     OperatorFault,
     /// This version of the operator cannot read the object, and does not act on it; other objects go on.
@@ -278,6 +280,9 @@ impl Reason {
             Self::EvidenceStale => "Wait for the next round.",
             Self::DeadlineExceeded => "Read the message: it names the hop that fails.",
             Self::AdmittedOnRecord => "Fix the parts behind the edges; Ready stays False until they work.",
+            Self::IntervalStretched => {
+                "Raise `--journeys-per-second` of the operator, or `gate.intervalSeconds` of large clusters."
+            }
             Self::OperatorFault => {
                 "Report the message and the operator's log; the reconcile is repeated with a back-off."
             }

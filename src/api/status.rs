@@ -65,6 +65,14 @@ pub struct GateStatus {
     /// deadline counts from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proving_since: Option<String>,
+    /// Seconds between two rounds of journeys through a proven cluster: `gate.intervalSeconds`, or longer while the clusters of
+    /// the operator share its pace. Updated when it changes by more than a tenth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective_interval_seconds: Option<u32>,
+    /// Estimated seconds from an apply that changes every pod until Ready, at usual speeds. The timeout of a tool is twice as
+    /// long, or longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated_seconds: Option<u32>,
     /// Failure for which the gate last closed or refused to open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<LastFailure>,

@@ -175,6 +175,9 @@ fn cluster_page(cluster: &RealtimeCluster) -> String {
     if let Some(at) = status.gate.as_ref().and_then(|gate| gate.passed_at.as_ref()) {
         let _ = writeln!(page, "  last proven {at}");
     }
+    if let Some(seconds) = status.gate.as_ref().and_then(|gate| gate.effective_interval_seconds) {
+        let _ = writeln!(page, "  journeys every {seconds} s");
+    }
     if let (Some(image), Some(version)) = (&status.image, &status.version)
         && let Some(image) = ServerImage::of_record(image, version)
     {

@@ -12,6 +12,7 @@ mod apps;
 mod cluster;
 mod credentials;
 mod environment;
+mod estimate;
 mod image_reference;
 mod known_injectors;
 pub mod manifest;
@@ -38,6 +39,7 @@ pub use cluster::{
 };
 pub use credentials::{ClusterCredentials, generate_all_credentials, generate_credentials};
 pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};
+pub use estimate::estimate_rollout;
 pub use known_injectors::{KnownInjectors, SHIPPED_INJECTORS};
 pub use manifest::{InputError, Manifests};
 pub use platform_policy::{PlatformPolicy, PolicyFileError};

@@ -71,6 +71,8 @@ pub struct ProberFindings {
     pub on_record: usize,
     /// The latest requested proof.
     pub requested: Option<RequestedProof>,
+    /// Time in force between two rounds once the gate is open; `None` before the prober runs.
+    pub effective_interval: Option<Duration>,
 }
 
 impl ClusterProbers {
@@ -123,7 +125,13 @@ impl ClusterProbers {
         }
         let Some(running) = all.get_mut(&name) else {
             let running = self.start_for_cluster(context, cluster, plan)?;
-            let findings = ProberFindings { verdict: None, standings: BTreeMap::new(), on_record: 0, requested: None };
+            let findings = ProberFindings {
+                verdict: None,
+                standings: BTreeMap::new(),
+                on_record: 0,
+                requested: None,
+                effective_interval: None,
+            };
             all.insert(name, running);
             return Ok(findings);
         };
@@ -139,6 +147,7 @@ impl ClusterProbers {
             standings: running.current.prober.pods.borrow().clone(),
             on_record: running.on_record,
             requested: running.current.prober.requested.borrow().clone(),
+            effective_interval: Some(*running.current.prober.effective_interval.borrow()),
         })
     }
 

@@ -392,6 +392,8 @@ fn build_gate_status(inputs: &StatusInputs<'_>, state: &ReadyState, ever_passed:
         fingerprint,
         passed_at,
         proving_since: None,
+        effective_interval_seconds: known.effective_interval_seconds,
+        estimated_seconds: known.estimated_seconds,
         last_failure,
         replacements: known.replacements,
         injectors: known.injectors,

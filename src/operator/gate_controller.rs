@@ -19,6 +19,7 @@ use super::cluster_probers::{ClusterProbers, ProberFindings};
 use super::conditions::{self, OWNED_CONDITIONS, StatusInputs, is_open, was_proven};
 use super::context::{ControllerContext, SharedContext};
 use super::dereference;
+use super::gate_times::{publish_interval_event, report_interval, round_up_seconds};
 use super::pod_admission::{self, AdmissionStep};
 use super::pod_annotation::{annotate_pod, patch_parameters};
 use super::pods::{PodReader, ServerPod, count_wanted_pods, explain_refusal};
@@ -35,7 +36,7 @@ use crate::api::cluster::{GateStatus, PodReplacements, RealtimeClusterStatus, We
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
 use crate::desired::render::{READINESS_GATE, TEMPLATE_ANNOTATION, template_mark};
-use crate::desired::{SecretTexts, decode_secret};
+use crate::desired::{SecretTexts, decode_secret, estimate_rollout};
 use crate::gate::GatePolicy;
 use crate::prober::{JourneyProof, ProbePlan};
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
@@ -100,13 +101,22 @@ pub async fn reconcile(
     let proof = observation.as_ref().and_then(|observation| observation.findings.requested.as_ref());
     let requested_proof = decide_proof_status(cluster, &known, proof, Timestamp::now());
     let gate = match &observation {
-        Some(GateObservation { pods, replacements, .. }) => {
-            GateStatus { replacements: replacements.clone(), injectors: list_injectors(pods), ..decision.gate }
+        Some(GateObservation { pods, replacements, findings, estimated_seconds, .. }) => {
+            let known = known.gate.as_ref().and_then(|gate| gate.effective_interval_seconds);
+            let interval = findings.effective_interval.map(|interval| report_interval(known, interval));
+            GateStatus {
+                replacements: replacements.clone(),
+                injectors: list_injectors(pods),
+                effective_interval_seconds: interval.or(known),
+                estimated_seconds: Some(*estimated_seconds),
+                ..decision.gate
+            }
         }
         // The decision keeps what is known.
         None => decision.gate,
     };
     let gate = GateStatus { requested_proof, ..gate };
+    publish_interval_event(context, cluster, known.gate.as_ref(), gate.effective_interval_seconds).await;
     fields.insert("gate".to_owned(), json!(gate));
     fields.insert("transports".to_owned(), json!(decision.transports));
     let part = StatusPatch {
@@ -188,6 +198,7 @@ struct GateObservation {
     replaced: Vec<AdmissionStep>,
     fingerprint: String,
     findings: ProberFindings,
+    estimated_seconds: u32,
 }
 
 /// Names the injectors of all pods.
@@ -261,7 +272,8 @@ async fn observe_and_admit(
             step @ AdmissionStep::Replace { .. } => replaced.push(step),
         }
     }
-    Ok(GateObservation { pods, replacements, replaced, fingerprint, findings })
+    let estimated_seconds = round_up_seconds(estimate_rollout(&built.valid));
+    Ok(GateObservation { pods, replacements, replaced, fingerprint, findings, estimated_seconds })
 }
 
 /// Digest of the templates, which name the Secrets that servers read at their start by content, and of the stream. Tags and

@@ -28,6 +28,7 @@ mod finalizer;
 mod findings;
 mod foreign_fields;
 mod gate_controller;
+mod gate_times;
 mod health;
 mod live_objects;
 mod metrics;

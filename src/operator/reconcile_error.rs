@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use kube::core::Status;
+
 use super::metrics::ReconcileResult;
 use crate::api::Reason;
 use crate::kinesis::KinesisError;
@@ -65,6 +67,9 @@ impl ReconcileError {
     /// Classifies a failed call to the API server.
     pub fn from_call(operation: &str, error: &kube::Error) -> Self {
         match error {
+            kube::Error::Api(status) if is_namespace_ending(status) => {
+                Self::transient(Reason::Deleting, format!("{operation}: the namespace is being deleted"))
+            }
             kube::Error::Api(status) => {
                 let reason = if status.is_forbidden() { Reason::AccessDenied } else { Reason::ApplyFailed };
                 let late = status.is_conflict();
@@ -100,6 +105,36 @@ impl From<KinesisError> for ReconcileError {
             KinesisErrorClass::Invalid => Self::terminal(Reason::StreamInvalid, error.to_string()),
             KinesisErrorClass::NotFound => Self::transient(Reason::StreamMissing, error.to_string()),
             _ => Self::transient(Reason::StreamUnreachable, error.to_string()),
+        }
+    }
+}
+
+/// Whether the API server refused to create an object because its namespace is being deleted.
+fn is_namespace_ending(status: &Status) -> bool {
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    status.is_forbidden() && causes.any(|cause| cause.reason == "NamespaceTerminating")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_namespace_that_is_being_deleted_is_no_missing_permission() {
+        for (name, causes, expected) in [
+            ("a missing permission", json!([]), Reason::AccessDenied),
+            (
+                "no creation in a namespace that ends",
+                json!([{ "reason": "NamespaceTerminating", "message": "namespace a is being terminated", "field": "metadata.namespace" }]),
+                Reason::Deleting,
+            ),
+        ] {
+            let status =
+                json!({ "code": 403, "reason": "Forbidden", "message": "no", "details": { "causes": causes } });
+            let status: Status = serde_json::from_value(status).expect("a status");
+            let error = ReconcileError::from_call("applying Service eu", &kube::Error::Api(Box::new(status)));
+            assert_eq!(error.reason, expected, "{name}: {error}");
         }
     }
 }

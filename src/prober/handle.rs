@@ -36,6 +36,8 @@ pub struct Prober {
     pub endpoints: watch::Receiver<Arc<EndpointReports>>,
     /// Time in force between two rounds of journeys.
     pub round_interval: watch::Receiver<Duration>,
+    /// Time in force between two rounds once the gate is open: that of the manifest, or longer while clusters share a pace.
+    pub effective_interval: watch::Receiver<Duration>,
     /// The plan that the next journeys follow.
     pub plan: watch::Sender<Arc<ProbePlan>>,
     /// The latest requested proof; `None` before the first one.

@@ -92,6 +92,7 @@ pub fn start(
     let (standings, pods) = watch::channel(BTreeMap::new());
     let (requested_reports, requested) = watch::channel(None);
     let (intervals, round_interval) = watch::channel(context.plan.policy.interval);
+    let (effective_intervals, effective_interval) = watch::channel(context.plan.policy.interval);
     let (ticks, hops) = broadcast::channel(PROGRESS_QUEUE_LEN);
     let (results, arriving) = mpsc::channel(RESULT_QUEUE_LEN);
     let mut schedule = JourneySchedule {
@@ -104,6 +105,7 @@ pub fn start(
         verdicts,
         reports: standings,
         intervals,
+        effective_intervals,
         ticks,
         results,
         shards: Arc::new(vec![]),
@@ -128,7 +130,7 @@ pub fn start(
     schedule.update_targets();
     schedule.verdicts.send_replace(schedule.evidence.verdict());
     let task = tokio::spawn(schedule.run(arriving, plans, shutdown));
-    Ok(Prober { verdicts: latest, pods, endpoints, round_interval, plan, requested, hops, task })
+    Ok(Prober { verdicts: latest, pods, endpoints, round_interval, effective_interval, plan, requested, hops, task })
 }
 
 /// An event on which the schedule acts.
@@ -153,6 +155,7 @@ pub(super) struct JourneySchedule {
     reports: watch::Sender<BTreeMap<String, PodStanding>>,
     /// The time in force between two rounds.
     intervals: watch::Sender<Duration>,
+    effective_intervals: watch::Sender<Duration>,
     pub(super) ticks: broadcast::Sender<HopTick>,
     pub(super) results: mpsc::Sender<ScheduleEvent>,
     pub(super) shards: Arc<Vec<Shard>>,
@@ -258,6 +261,7 @@ impl JourneySchedule {
         let paths: usize = plan.paths.iter().map(|path| path.transports.len()).sum();
         let edges: usize = plan.edges.iter().map(|edge| edge.transports.len()).sum();
         let interval = self.process.budget.adjust_interval(edges + paths, plan.policy.interval);
+        send_if_changed(&self.effective_intervals, interval);
         let policy = GatePolicy { interval, ..plan.policy };
         if self.warm && self.applied_policy != policy {
             self.applied_policy = policy;

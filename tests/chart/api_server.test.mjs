@@ -1,13 +1,12 @@
 // The charts on an API server: installed, upgraded, removed and taken over, and the operator with the permissions they grant.
 import assert from "node:assert/strict";
-import { writeFileSync } from "node:fs";
 import { before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
-import { kinesisPorts, spawnLogged, startOnFreePorts, waitUntilReady } from "../conformance/processes.mjs";
-import { apply, applyCrds, BINARIES, DIR, get, kubectl, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE as NAMESPACE, wait } from "../cluster/harness.mjs";
+import { apply, applyCrds, BINARIES, get, kubectl, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE as NAMESPACE, wait } from "../cluster/harness.mjs";
 import { refusedRequests } from "../cluster/permissions.mjs";
 import { applyMonitoringCrds, chartFolder, CLUSTER_VALUES, find, helm, IMAGE_VALUES, parseObjects, refusal, render, renderText, run } from "./helm.mjs";
+import { deleted, reconciled, runOperator, startStreams, withOperator } from "./operator.mjs";
 import { readPermissions, unusedPermissions } from "./permissions.mjs";
 import { EVERYTHING, MATRIX, NAMESPACED } from "./values.mjs";
 
@@ -106,70 +105,6 @@ test("a cluster and its apps are installed, a wrong field is refused, and a kept
   assert.equal((await get("realtimeapp", "channels", "shop")).spec.appID, "1001");
   await kubectl(["delete", "realtimecluster,realtimeapp", "--all", "-n", "channels"]);
 });
-
-/** Starts the operator with a token of the chart's account and a policy that allows this endpoint. */
-async function startOperator(args, endpoint, until) {
-  const token = (await kubectl(["create", "token", "realtime-operator", "-n", NAMESPACE])).trim();
-  const { clusters } = JSON.parse(await kubectl(["config", "view", "--raw", "-o", "json"]));
-  const config = {
-    apiVersion: "v1", kind: "Config", clusters, users: [{ name: "operator", user: { token } }],
-    contexts: [{ name: "operator", context: { cluster: clusters[0].name, user: "operator" } }], "current-context": "operator",
-  };
-  const path = `${DIR}/pki/operator.kubeconfig`;
-  writeFileSync(path, JSON.stringify(config));
-  const policy = `${DIR}/pki/platform-policy.yaml`;
-  writeFileSync(policy, JSON.stringify({ rules: [{ namespaces: ["*"], endpoints: [endpoint] }] }));
-  const own = [`--namespace=${NAMESPACE}`, "--pod=operator-0", "--address=198.18.0.9"];
-  return startOnFreePorts(2, async (receiver, admin) => {
-    const listeners = [`--receiver=127.0.0.1:${receiver}`, `--admin=127.0.0.1:${admin}`];
-    const started = spawnLogged(`${BINARIES}/realtime`, [...args, ...own, ...listeners], { env: { ...process.env, KUBECONFIG: path, PLATFORM_POLICY: policy } });
-    return until(started);
-  });
-}
-
-/** The operator until `fn` ends. */
-async function withOperator(args, endpoint, fn) {
-  const operator = await startOperator(args, endpoint, async (started) => {
-    await waitUntilReady("the operator", started, (log) => log.includes("leading: starting the controllers"));
-    return started;
-  });
-  try {
-    return await fn(operator.log);
-  } finally {
-    await operator.stop("SIGTERM");
-  }
-}
-
-/** The end of an operator that does not start: `{ code, log }`. */
-const runOperator = (args, endpoint) =>
-  startOperator(args, endpoint, async ({ child, log, hasEnded }) => {
-    await wait(() => hasEnded(), { timeout: 60_000, what: "the operator to end", seen: log });
-    return { code: child.exitCode, log: log() };
-  });
-
-/** The address of a Kinesis on loopback that ends with this process. */
-async function startStreams() {
-  const streams = spawnLogged(`${BINARIES}/examples/kinesis`, ["127.0.0.1:0", "127.0.0.1:0"]);
-  const { port } = await waitUntilReady("Kinesis", streams, kinesisPorts);
-  return { url: `http://127.0.0.1:${port}`, stop: () => streams.stop() };
-}
-
-/** Creates a cluster with its Secrets, and waits until the operator has applied its children. */
-async function reconciled(namespace, endpointURL, log) {
-  const secret = (name, stringData) => apply({ apiVersion: "v1", kind: "Secret", metadata: { name, namespace }, stringData });
-  await secret("eu-redis", { url: "redis://redis.example.com:6379" });
-  await secret("eu-aws", { accessKeyID: "test", secretAccessKey: "test" });
-  const aws = { region: "eu-west-1", endpointURL, allowInsecureEndpoint: true, identity: { type: "StaticKeys", secretRef: { name: "eu-aws" } } };
-  await apply({ apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeApp", metadata: { name: "shop", namespace }, spec: { appID: "1001" } });
-  await apply({ apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeCluster", metadata: { name: "eu", namespace }, spec: { ...CLUSTER_VALUES.spec, aws, webhooks: { stream: { mode: "Provisioned", shards: 2 } } } });
-  const seen = () => log().slice(-2000);
-  for (const kind of ["deployment", "service", "serviceaccount", "poddisruptionbudget", "role", "rolebinding"]) {
-    await wait(async () => (await get(kind, namespace)).items.some(({ metadata }) => metadata.ownerReferences?.length > 0), { what: `a ${kind} in ${namespace}`, seen });
-  }
-}
-
-/** Deletes the cluster while its operator runs. */
-const deleted = (namespace) => kubectl(["delete", "realtimecluster/eu", "realtimeapp/shop", "-n", namespace, "--timeout=60s"]);
 
 /** Changes of a cluster after which the operator prunes every kind of child, and a copy of a Secret. */
 async function pruned(namespace, log) {

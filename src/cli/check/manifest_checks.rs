@@ -38,10 +38,25 @@ pub fn check_manifest(
     let refused: Vec<String> =
         valid.refused.iter().flat_map(|refused| &refused.problems).map(ToString::to_string).collect();
     let result = if refused.is_empty() {
-        let message = format!("valid; servers run {} as release {}", valid.image, valid.image.release);
-        CheckResult::passed("manifest", message)
+        assess_timeouts(&valid, input.cluster.spec.gate.deadline_seconds)
     } else {
         CheckResult::new("manifest", CheckState::Missing, refused.join("; "), "correct the apps named")
     };
     (result, Some(valid))
+}
+
+/// The result for a manifest without a problem, with the timeout that a tool needs.
+fn assess_timeouts(valid: &ValidCluster, deadline_seconds: u32) -> CheckResult {
+    let estimate = desired::estimate_rollout(valid).as_secs();
+    let message = format!(
+        "valid; servers run {} as release {}; a rollout takes about {estimate} s until Ready: give tools a timeout of {} s",
+        valid.image,
+        valid.image.release,
+        2 * estimate
+    );
+    if u64::from(deadline_seconds) < estimate {
+        let message = format!("{message}; gate.deadlineSeconds is {deadline_seconds}, shorter than that");
+        return CheckResult::new("manifest", CheckState::Warning, message, "raise gate.deadlineSeconds");
+    }
+    CheckResult::passed("manifest", message)
 }

@@ -8,7 +8,8 @@ use super::*;
 use crate::api::fixture::MINIMAL_CLUSTER;
 use crate::config::{ServerConfig, Variable};
 use crate::desired::{
-    ClusterInputs, Manifests, SecretReaders, SecretReference, SecretTexts, ServerImage, generate_credentials, validate,
+    ClusterInputs, Manifests, SecretReaders, SecretReference, SecretTexts, ServerImage, estimate_rollout,
+    generate_credentials, validate,
 };
 use crate::protocol::Transport;
 use crate::protocol::registry::ENDPOINTS_FILE;
@@ -301,4 +302,12 @@ fn the_address_of_the_receiver_is_in_the_registry_and_in_no_template() {
     };
     assert_eq!(endpoints(&here), ["receiver.svc:8090\n"]);
     assert_eq!(endpoints(&there), ["receiver.elsewhere.svc:8090\n"]);
+}
+
+#[test]
+fn the_estimate_follows_the_largest_server_and_the_gate() {
+    let estimate = |extra: &str| estimate_rollout(&cluster("{ type: NodeRole }", extra)).as_secs();
+    assert_eq!(estimate(""), 60 + 3 * 45 + 3 * 2 + 10, "stream, pods of one server, rounds, one journey");
+    assert_eq!(estimate("  websocket: { replicas: 12 }\n"), estimate("") + 9 * 45);
+    assert_eq!(estimate("  gate: { openAfter: 5 }\n"), estimate("") + 2 * 2);
 }

@@ -1,0 +1,27 @@
+//! The estimated time from an apply until Ready. Pure.
+//!
+//! An estimate, from usual times; the timeout of a tool is larger: twice as long covers a slow registry of images.
+
+use std::time::Duration;
+
+use super::{ValidCluster, ValidServer};
+
+/// Seconds in which Kinesis creates a stream; fewer in practice.
+const STREAM_CREATION_SECONDS: u64 = 60;
+
+/// Seconds in which a pod is scheduled, its image pulled, its server started, and its own journeys pass.
+const POD_ADMISSION_SECONDS: u64 = 45;
+
+/// Seconds of one round of journeys before the gate is open.
+const ROUND_SECONDS: u64 = 2;
+
+/// Estimates the time from an apply that changes every pod until the cluster is Ready: the servers roll side by side, the
+/// pods of a server one after another, because each waits for the admission of the one before.
+#[must_use]
+pub fn estimate_rollout(cluster: &ValidCluster) -> Duration {
+    let stream = cluster.dispatcher().map_or(0, |_| STREAM_CREATION_SECONDS);
+    let pods = |server: &ValidServer| POD_ADMISSION_SECONDS * u64::try_from(server.replicas).unwrap_or_default();
+    let rollout = cluster.servers.iter().map(pods).max().unwrap_or_default();
+    let rounds = ROUND_SECONDS * u64::try_from(cluster.gate.open_after).unwrap_or_default();
+    Duration::from_secs(stream + rollout + rounds) + cluster.gate.timeout
+}
