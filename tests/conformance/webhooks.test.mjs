@@ -22,9 +22,10 @@ before(async () => {
   const room = await subscribe(ann, ROOM);
   await subscribe(bob, ROOM);
   for (const n of [1, 2, 3]) assert.ok(room.trigger("client-said", { n }));
+  const names = () => receiver.events().map(({ name }) => name);
+  await eventually(() => names().filter((name) => name === "client_event").length === 3, () => names().join());
   bob.disconnect();
   ann.disconnect();
-  const names = () => receiver.events().map(({ name }) => name);
   await eventually(() => names().includes("channel_vacated"), () => names().join());
 });
 
