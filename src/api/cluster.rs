@@ -4,7 +4,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use super::image::ImageSpec;
+pub use super::image::{ImageSpec, PullPolicy};
+use super::pods::{PodSettings, ServiceAccounts};
 pub use super::status::{
     EndpointsStatus, GateStatus, HopTime, LastFailure, PodReplacements, ProofState, ProofTransport,
     RealtimeClusterStatus, RequestedProofStatus, StreamStatus, TransportState, TransportStatus,
@@ -66,6 +67,9 @@ pub struct RealtimeClusterSpec {
     pub image: ImageSpec,
     /// Region, endpoint and identity for the Kinesis stream.
     pub aws: AwsSpec,
+    /// Service accounts of the servers.
+    #[serde(default)]
+    pub service_accounts: ServiceAccounts,
     /// The bus through which edges exchange events.
     pub bus: BusSpec,
     /// Whether WebSocket and the HTTP fallbacks are served by separate Deployments or by one, whose `replicas`, `drain` and
@@ -89,6 +93,7 @@ pub struct RealtimeClusterSpec {
     pub trusted_proxies: Vec<String>,
     /// Delivery of events as webhooks.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("!has(self.deadLetter) || !has(self.deadLetter.name) || !has(self.stream.name) || self.deadLetter.name != self.stream.name").message("deadLetter.name is the name of the stream that the dispatcher reads: choose another name, or leave it out"))]
     pub webhooks: WebhookPipelineSpec,
     /// When the cluster counts as ready.
     #[serde(default)]
@@ -204,7 +209,7 @@ pub enum ServerLayout {
 }
 
 /// Edge servers of one kind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EdgeServer {
     /// Whether this server is deployed.
@@ -214,6 +219,9 @@ pub struct EdgeServer {
     pub replicas: i32,
     /// How a terminating pod moves its clients to other pods.
     pub drain: DrainSpec,
+    /// Settings of the pods.
+    #[serde(flatten)]
+    pub pods: PodSettings,
     /// Additional environment variables of the server.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
@@ -244,7 +252,13 @@ impl Default for DrainSpec {
 
 impl Default for EdgeServer {
     fn default() -> Self {
-        Self { state: EnabledState::Enabled, replicas: 3, drain: DrainSpec::default(), env: vec![] }
+        Self {
+            state: EnabledState::Enabled,
+            replicas: 3,
+            drain: DrainSpec::default(),
+            pods: PodSettings::default(),
+            env: vec![],
+        }
     }
 }
 
@@ -284,7 +298,7 @@ pub struct ExtraVariable {
 }
 
 /// Delivery of events as webhooks.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WebhookPipelineSpec {
     /// Whether webhooks are sent.
@@ -303,6 +317,10 @@ pub struct WebhookPipelineSpec {
     pub dispatcher: DispatcherServer,
     /// The Kinesis stream between edges and dispatcher.
     pub stream: StreamSpec,
+    /// The Kinesis stream for events that could not be delivered, from which `realtime replay` sends them again. Without it
+    /// they are dropped, and counted by reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<DeadLetterSpec>,
 }
 
 /// Whether webhooks are sent.
@@ -316,7 +334,7 @@ pub enum WebhooksMode {
 }
 
 /// The dispatcher, which sends webhooks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DispatcherServer {
     /// Number of pods to run.
@@ -328,6 +346,9 @@ pub struct DispatcherServer {
     /// Longest back-off between two attempts, in seconds.
     #[schemars(range(min = 1, max = 3600))]
     pub max_backoff_seconds: u32,
+    /// Settings of the pods.
+    #[serde(flatten)]
+    pub pods: PodSettings,
     /// Additional environment variables of the server.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
@@ -337,7 +358,13 @@ pub struct DispatcherServer {
 
 impl Default for DispatcherServer {
     fn default() -> Self {
-        Self { replicas: 2, retry_window_seconds: 300, max_backoff_seconds: 30, env: vec![] }
+        Self {
+            replicas: 2,
+            retry_window_seconds: 300,
+            max_backoff_seconds: 30,
+            pods: PodSettings::default(),
+            env: vec![],
+        }
     }
 }
 
@@ -357,6 +384,41 @@ pub struct StreamSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub shards: Option<i32>,
+}
+
+/// The Kinesis stream for events that could not be delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeadLetterSpec {
+    /// Whether events that could not be delivered are written to the stream.
+    pub mode: DeadLetterMode,
+    /// Name of the stream; defaults to that of the main stream with `-dead-letter` behind it. The operator creates it, and
+    /// uses an existing one only if this cluster created it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128), regex(pattern = "^[a-zA-Z0-9_.-]+$"))]
+    pub name: Option<String>,
+    /// Number of shards with which the stream is created; each takes 1,000 letters or 1 MiB a second.
+    #[schemars(range(min = 1, max = 1000))]
+    pub shards: i32,
+    /// Hours for which letters are kept. The operator raises the retention of the stream and never lowers it.
+    #[schemars(range(min = 24, max = 8760))]
+    pub retention_hours: i32,
+}
+
+impl Default for DeadLetterSpec {
+    fn default() -> Self {
+        Self { mode: DeadLetterMode::Stream, name: None, shards: 1, retention_hours: 168 }
+    }
+}
+
+/// The destination of events that could not be delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeadLetterMode {
+    /// They are written to a Kinesis stream.
+    #[default]
+    Stream,
+    /// They are dropped, and counted by reason. An existing stream keeps its letters.
+    Off,
 }
 
 /// Capacity mode of a stream.
@@ -426,6 +488,17 @@ mod tests {
             assert_eq!(messages.is_empty(), allowed, "{case}: {messages}");
             assert!(allowed || messages.contains("keep the name in status.stream.name"), "{case}: {messages}");
         }
+    }
+
+    #[test]
+    fn the_dead_letter_stream_is_not_the_stream_that_is_read() {
+        let check = |name: &str| {
+            applied_cluster(&format!("  webhooks: {{ stream: {{ name: a }}, deadLetter: {{ name: {name} }} }}\n"))
+                .validate_cel()
+        };
+        assert!(check("b").is_ok());
+        let refusal = check("a").expect_err("the same name").to_string();
+        assert!(refusal.contains("choose another name, or leave it out"), "{refusal}");
     }
 
     #[test]

@@ -153,6 +153,9 @@ pub mod condition {
     pub const STALLED: &str = "Stalled";
     /// Whether the stream exists and belongs to this cluster.
     pub const STREAM_READY: &str = "StreamReady";
+    /// Whether the dead-letter stream exists and belongs to this cluster; present while the manifest asks for one. Not part of
+    /// Ready: events are delivered without it.
+    pub const DEAD_LETTER_READY: &str = "DeadLetterReady";
     /// Whether every child is applied and every pod has the rendered template and is ready.
     pub const WORKLOADS_AVAILABLE: &str = "WorkloadsAvailable";
     /// Whether the registry with every app was pushed to every pod.

@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 
 use super::{RealtimeApp, RealtimeCluster};
 
+/// Fields whose types are those of core Kubernetes.
+const CORE_FIELDS: [&str; 3] = ["affinity", "tolerations", "topologySpreadConstraints"];
+
 /// One CRD and the name of its file in `crds/`.
 #[derive(Clone, Debug)]
 pub struct CrdFile {
@@ -49,6 +52,7 @@ fn finish_schema(crd: &CustomResourceDefinition) -> Result<Value, serde_json::Er
         }
         whole_numbers(schema);
         known_formats(schema);
+        shorten_core_fields(schema);
     }
     Ok(object)
 }
@@ -85,6 +89,39 @@ fn known_formats(value: &mut Value) {
             fields.values_mut().for_each(known_formats);
         }
         Value::Array(items) => items.iter_mut().for_each(known_formats),
+        _ => {}
+    }
+}
+
+/// Removes the descriptions within fields of core types: they are long, three servers have them, and a CRD must stay small.
+fn shorten_core_fields(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields.iter_mut() {
+                if CORE_FIELDS.contains(&name.as_str()) {
+                    let description = field["description"].take();
+                    remove_descriptions(field);
+                    field["description"] = description;
+                } else {
+                    shorten_core_fields(field);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(shorten_core_fields),
+        _ => {}
+    }
+}
+
+fn remove_descriptions(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            // A property may have this name too; its value is a schema, a description is a text.
+            if fields.get("description").is_some_and(Value::is_string) {
+                fields.shift_remove("description");
+            }
+            fields.values_mut().for_each(remove_descriptions);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_descriptions),
         _ => {}
     }
 }

@@ -13,6 +13,7 @@ pub mod crd;
 #[cfg(test)]
 pub mod fixture;
 mod image;
+pub mod pods;
 mod schema_validation;
 pub mod status;
 pub mod yaml;

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
+use super::pods::{AMOUNT_PATTERN, is_amount};
 use crate::config::{is_host, is_script, suggest_name};
 
 /// A violation of the schema.
@@ -29,6 +30,11 @@ fn visit_value(value: &Value, schema: &Value, path: &str, findings: &mut Vec<Sch
         return;
     }
     let mut report = |message: String| findings.push(SchemaFinding { path: path.to_owned(), message });
+    let is_either = value.is_string() || value.is_i64() || value.is_u64();
+    if schema["x-kubernetes-int-or-string"] == true && !is_either {
+        report(format!("is {}, a whole number or a text is wanted", describe_value(value)));
+        return;
+    }
     let wanted = schema["type"].as_str().unwrap_or_default();
     if !has_type(value, wanted) {
         report(format!(
@@ -102,8 +108,16 @@ fn check_object(
     path: &str,
     findings: &mut Vec<SchemaFinding>,
 ) {
-    let Some(known) = schema["properties"].as_object() else { return };
     let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    let Some(known) = schema["properties"].as_object() else {
+        let every = &schema["additionalProperties"];
+        if let Some(most) = schema["maxProperties"].as_u64().filter(|most| fields.len() as u64 > *most) {
+            let message = format!("has {} entries, at most {most} are allowed: remove some", fields.len());
+            findings.push(SchemaFinding { path: path.to_owned(), message });
+        }
+        fields.iter().for_each(|(name, value)| visit_value(value, every, &join(name), findings));
+        return;
+    };
     for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         if fields.get(name).is_none_or(Value::is_null) {
             let about = known.get(name).and_then(|field| field["description"].as_str()).unwrap_or_default();
@@ -191,6 +205,12 @@ fn matches_type(pattern: &str, text: &str) -> bool {
             !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
         }
         r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$" => is_version(text),
+        r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$" => {
+            let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+            let (first, last) = (text.bytes().next(), text.bytes().last());
+            first.is_some_and(inner) && last.is_some_and(inner) && text.bytes().all(|b| inner(b) || b"-.".contains(&b))
+        }
+        AMOUNT_PATTERN => is_amount(text),
         _ => false,
     }
 }

@@ -28,6 +28,9 @@ pub struct RealtimeClusterStatus {
     /// The Kinesis stream, once its creation has begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamStatus>,
+    /// The Kinesis stream for events that could not be delivered, once its creation has begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter_stream: Option<StreamStatus>,
     /// Names of the immutable copies of referenced Secrets that pods read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secret_copies: Vec<String>,
@@ -224,6 +227,7 @@ impl Default for RealtimeClusterStatus {
             gate: None,
             transports: vec![],
             stream: None,
+            dead_letter_stream: None,
             endpoints: None,
             version: None,
             image: None,

@@ -15,6 +15,7 @@ mod prove;
 #[cfg(feature = "rehearsal")]
 mod rehearse;
 mod render;
+mod replay;
 mod serve;
 mod status;
 
@@ -68,6 +69,7 @@ enum Command {
     Check(check::Arguments),
     Status(status::Arguments),
     Prove(prove::Arguments),
+    Replay(replay::Arguments),
     /// Run an edge server; its configuration is its environment (see `realtime variables`)
     Edge,
     /// Run a webhook dispatcher; its configuration is its environment (see `realtime variables`)
@@ -108,6 +110,7 @@ pub fn main() -> ExitCode {
             Command::Check(arguments) => check::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
             Command::Prove(arguments) => prove::run(arguments).await,
+            Command::Replay(arguments) => replay::run(arguments).await,
             Command::Edge => serve::serve_edge().await,
             Command::Dispatcher => serve::serve_dispatcher().await,
         }

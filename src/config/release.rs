@@ -15,6 +15,9 @@ impl Release {
     /// The first release. Servers of it, and of every later one, can be rendered.
     pub const FIRST: Self = Self { major: 0, minor: 1, patch: 0 };
 
+    /// The first release whose pods have no fixed user, request resources and spread by default.
+    pub const PLATFORM_DEFAULTS: Self = Self { major: 0, minor: 2, patch: 0 };
+
     /// The release of this program.
     #[must_use]
     pub fn own() -> Self {

@@ -269,6 +269,13 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         "Name of the Kinesis stream that edges write and the dispatcher reads.",
     ),
     define_variable(
+        VariableKey::DeadLetterStream,
+        ValueKind::Text,
+        Requirement::Default(""),
+        DISPATCHER_SERVERS,
+        "Name of the Kinesis stream for events that could not be delivered. Without it they are dropped, and counted by reason.",
+    ),
+    define_variable(
         VariableKey::Bus,
         ValueKind::Word(&["memory", "redis"]),
         Requirement::Required,

@@ -76,6 +76,8 @@ define_variables! {
     Webhooks, WEBHOOKS = "REALTIME_WEBHOOKS";
     /// Name of the Kinesis stream.
     StreamName, STREAM_NAME = "REALTIME_STREAM_NAME";
+    /// Name of the dead-letter stream.
+    DeadLetterStream, DEAD_LETTER_STREAM = "REALTIME_DEAD_LETTER_STREAM";
     /// Bus between the edges.
     Bus, BUS = "REALTIME_BUS";
     /// Address of Redis, with its credentials.

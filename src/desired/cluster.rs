@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
+use super::pod_settings::{ServerAccount, ServerPods};
 use super::problem::RefusedApp;
 use super::secret_copies::SecretCopy;
 use super::secret_references::RedisReferences;
@@ -29,6 +30,14 @@ pub struct ValidCluster {
     pub owner: Option<OwnerReference>,
     /// Image and release of the servers.
     pub image: ServerImage,
+    /// When kubelet pulls the image; `None` for its default.
+    pub pull_policy: Option<&'static str>,
+    /// Secrets with which kubelet pulls the image.
+    pub pull_secrets: Vec<String>,
+    /// Service account of the edges.
+    pub edge_account: ServerAccount,
+    /// Service account of the dispatcher.
+    pub dispatcher_account: ServerAccount,
     /// Value of the annotation that restarts pods, as they carry it.
     pub restarted_at: Option<String>,
     /// Servers that are deployed: edges, then the dispatcher, if there are webhooks.
@@ -62,12 +71,14 @@ pub struct ValidCluster {
 }
 
 /// A server that is deployed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ValidServer {
     /// Kind of the server.
     pub kind: ServerKind,
     /// Number of pods to run.
     pub replicas: i32,
+    /// Settings of the pods.
+    pub pods: ServerPods,
     /// Variables in addition to those that are rendered.
     pub extra_variables: Vec<ServerVariable>,
     /// Settings of this kind of server.
@@ -125,6 +136,19 @@ pub struct ValidStream {
     pub identity: AwsIdentity,
     /// Capacity with which the stream is created.
     pub capacity: StreamCapacity,
+    /// The stream for events that could not be delivered; `None` if they are dropped.
+    pub dead_letter: Option<DeadLetterStream>,
+}
+
+/// The stream for events that could not be delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetterStream {
+    /// Name in the manifest; `None` for the one that follows from the main stream.
+    pub name: Option<StreamName>,
+    /// Number of shards with which it is created.
+    pub shards: u32,
+    /// Hours for which letters are kept.
+    pub retention_hours: u32,
 }
 
 /// Capacity with which a stream is created.
@@ -203,6 +227,12 @@ impl ValidCluster {
         copy.map_or(source, |copy| copy.name.as_str())
     }
 
+    /// The service account of a server.
+    #[must_use]
+    pub fn account_of(&self, server: ServerKind) -> &ServerAccount {
+        if server == ServerKind::Dispatcher { &self.dispatcher_account } else { &self.edge_account }
+    }
+
     /// Whether a server of the cluster serves this transport.
     #[must_use]
     pub fn serves_transport(&self, transport: Transport) -> bool {
@@ -213,6 +243,15 @@ impl ValidCluster {
     #[must_use]
     pub fn dispatcher(&self) -> Option<&DispatcherSettings> {
         self.servers.iter().find_map(ValidServer::dispatcher)
+    }
+}
+
+impl ValidStream {
+    /// Name of the stream for events that could not be delivered; `None` if they are dropped.
+    #[must_use]
+    pub fn dead_letter_name(&self) -> Option<StreamName> {
+        let wanted = self.dead_letter.as_ref()?;
+        Some(wanted.name.clone().unwrap_or_else(|| StreamName(format!("{}-dead-letter", self.name))))
     }
 }
 

@@ -20,6 +20,7 @@ mod name_pattern;
 pub mod network_policy;
 mod platform_policy;
 mod pod_fields;
+mod pod_settings;
 mod problem;
 mod receiver;
 pub mod render;
@@ -34,8 +35,8 @@ pub use app_credentials::{
     cluster_pair_purposes, find_cluster_pair, recall_app_credentials, recall_pairs, render_app_credentials,
 };
 pub use cluster::{
-    AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
-    SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
+    AwsIdentity, DeadLetterStream, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole,
+    ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 pub use credentials::{ClusterCredentials, generate_all_credentials, generate_credentials};
 pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};
@@ -44,6 +45,7 @@ pub use known_injectors::{KnownInjectors, SHIPPED_INJECTORS};
 pub use manifest::{InputError, Manifests};
 pub use platform_policy::{PlatformPolicy, PolicyFileError};
 pub use pod_fields::{FieldKind, JsonField, PodField, list_pod_fields, template_digest};
+pub use pod_settings::{ServerAccount, ServerPods};
 pub use problem::{ManifestProblem, RefusalCause, RefusedApp};
 pub use receiver::{OPERATOR_NAMESPACE, RECEIVER_PORT, RECEIVER_SERVICE, receiver_address};
 pub use render::{DesiredObjects, render_objects};

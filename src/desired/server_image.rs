@@ -70,7 +70,12 @@ impl ServerImage {
     /// The record for a status.
     #[must_use]
     pub fn to_record(&self) -> ImageSpec {
-        ImageSpec { repository: Some(self.repository.clone()), tag: self.tag.clone(), digest: self.digest.clone() }
+        ImageSpec {
+            repository: Some(self.repository.clone()),
+            tag: self.tag.clone(),
+            digest: self.digest.clone(),
+            ..ImageSpec::default()
+        }
     }
 
     /// Chooses the image of a cluster: a part that the manifest does not write is that of the recorded image, so that an
@@ -228,7 +233,7 @@ mod tests {
         ];
         for (name, [repository, tag, digest, version], recorded, expected) in cases {
             let [repository, tag, digest] = [repository, tag, digest].map(|part| part.map(str::to_owned));
-            let spec = ImageSpec { repository, tag, digest };
+            let spec = ImageSpec { repository, tag, digest, ..ImageSpec::default() };
             let recorded = recorded.map(|(reference, release)| image(reference, release));
             let found = ServerImage::choose(WantedImage { image: &spec, version }, recorded.as_ref(), &own);
             match (found, expected) {

@@ -9,10 +9,11 @@ use super::apps::{
     ClaimedNames, build_probe_app, derive_probe_id, find_credentials_problem, generated_of_app, validate_app,
 };
 use super::cluster::{
-    AwsIdentity, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole, ServerVariable,
-    SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
+    AwsIdentity, DeadLetterStream, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole,
+    ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 use super::credentials::ClusterCredentials;
+use super::pod_settings::{ServerAccount, ServerPods, find_key_problems};
 use super::problem::{ManifestProblem, RefusalCause, RefusedApp, describe_app};
 use super::secret_copies::{
     ADMIN_TOKEN_KEY, ADMIN_TOKEN_SOURCE, CopyNames, PEER_SECRET_KEY, PEER_SECRET_SOURCE, SecretCopy,
@@ -21,14 +22,17 @@ use super::secret_references::{RedisReferences, SecretTexts, collect_secret_refe
 use super::server_image::{ServerImage, WantedImage};
 use super::webhook_endpoints::{find_refused_endpoints, find_refused_headers, limit_to_release};
 use crate::api::cluster::{
-    EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, ServerLayout, SockjsClients, StreamMode,
-    WebhooksMode,
+    DeadLetterMode, DeadLetterSpec, EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, PullPolicy,
+    ServerLayout, SockjsClients, StreamMode, WebhooksMode,
 };
 use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec};
 use crate::config::{RESTARTED_AT_ANNOTATION, Release, ServerKind};
 use crate::protocol::StreamName;
 use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::{App, AppRegistry};
+
+/// Longest name of a Kinesis stream (API reference, `CreateStream`).
+const STREAM_NAME_LEN_MAX: usize = 128;
 
 /// Inputs from which a cluster is validated.
 pub struct ClusterInputs<'a> {
@@ -81,14 +85,22 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
     let pair = credentials.probe.clone();
     let probe = ProbeApp { id: derive_probe_id(&uid), key: pair.key, secret: pair.secret };
     let (apps, refused) = validate_apps(inputs, &probe, image.release);
+    let servers = resolve_servers(spec, image.release);
     Ok(ValidCluster {
         name: cluster_name(cluster),
         namespace: cluster_namespace(cluster),
         uid,
         owner: owner_reference(cluster),
         image,
+        pull_policy: spec.image.pull_policy.map(PullPolicy::name),
+        pull_secrets: spec.image.image_pull_secrets.clone(),
+        edge_account: ServerAccount::resolve(&spec.service_accounts.edge, format!("{}-edge", cluster_name(cluster))),
+        dispatcher_account: ServerAccount::resolve(
+            &spec.service_accounts.dispatcher,
+            format!("{}-dispatcher", cluster_name(cluster)),
+        ),
         restarted_at: restarted_at(cluster),
-        servers: resolve_servers(spec),
+        servers,
         secret_copies: copy_secrets(inputs),
         stream: ValidStream { name: inputs.stream.map_or(stream.name, |adopted| adopted.name.clone()), ..stream },
         redis: RedisReferences::of_spec(&spec.bus.redis),
@@ -129,15 +141,46 @@ pub fn validate_stream(cluster: &RealtimeCluster, uid: &str) -> Result<ValidStre
         missing("spec.webhooks.stream.shards");
     }
     let (Some(identity), Some(capacity)) = (identity, capacity) else { return Err(problems) };
+    let dead_letter = cluster.spec.webhooks.dead_letter.as_ref().filter(|spec| spec.mode == DeadLetterMode::Stream);
     let short: String = uid.chars().filter(char::is_ascii_alphanumeric).take(6).collect();
     let default_name = || format!("rtc-{}-{}-{short}", cluster_namespace(cluster), cluster_name(cluster));
-    Ok(ValidStream {
+    let valid = ValidStream {
         name: StreamName(stream.name.clone().unwrap_or_else(default_name)),
         region: aws.region.clone(),
         endpoint_url: aws.endpoint_url.clone(),
         identity,
         capacity,
-    })
+        dead_letter: dead_letter.map(resolve_dead_letter),
+    };
+    let problems = check_dead_letter_name(cluster, &valid);
+    if problems.is_empty() { Ok(valid) } else { Err(problems) }
+}
+
+fn resolve_dead_letter(spec: &DeadLetterSpec) -> DeadLetterStream {
+    // The schema allows positive numbers only.
+    let positive = |number: i32| u32::try_from(number).unwrap_or(1);
+    DeadLetterStream {
+        name: spec.name.clone().map(StreamName),
+        shards: positive(spec.shards),
+        retention_hours: positive(spec.retention_hours),
+    }
+}
+
+/// Checks the name of the dead-letter stream, which the schema cannot do where one of the names is derived.
+fn check_dead_letter_name(cluster: &RealtimeCluster, stream: &ValidStream) -> Vec<ManifestProblem> {
+    let path = "spec.webhooks.deadLetter.name";
+    let Some(name) = stream.dead_letter_name() else { return vec![] };
+    if name == stream.name {
+        let message =
+            format!("is `{name}`, the stream that the dispatcher reads: choose another name, or leave it out");
+        return vec![cluster_problem(cluster, path, &message)];
+    }
+    if name.as_str().len() > STREAM_NAME_LEN_MAX {
+        let message =
+            format!("would be `{name}`, which is longer than {STREAM_NAME_LEN_MAX} characters: write a shorter one");
+        return vec![cluster_problem(cluster, path, &message)];
+    }
+    vec![]
 }
 
 /// Whether the characters of a name are those of a DNS label.
@@ -162,12 +205,16 @@ fn check_names(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
         let message = format!("is `{namespace}`, which no namespace can be named: write one such as channels");
         problems.push(cluster_problem(cluster, "metadata.namespace", &message));
     }
+    let dispatcher = &spec.webhooks.dispatcher;
     let servers = [
-        ("websocket", &spec.websocket.env),
-        ("sockjs", &spec.sockjs.env),
-        ("webhooks.dispatcher", &spec.webhooks.dispatcher.env),
+        ("websocket", &spec.websocket.env, &spec.websocket.pods),
+        ("sockjs", &spec.sockjs.env, &spec.sockjs.pods),
+        ("webhooks.dispatcher", &dispatcher.env, &dispatcher.pods),
     ];
-    for (path, variables) in servers {
+    for (path, variables, pods) in servers {
+        for (field, message) in find_key_problems(pods) {
+            problems.push(cluster_problem(cluster, &format!("spec.{path}.{field}"), &message));
+        }
         for (index, variable) in variables.iter().enumerate() {
             if variables.iter().take(index).any(|earlier| earlier.name == variable.name) {
                 let message = format!("is `{}`, which an earlier entry has: remove one of them", variable.name);
@@ -261,7 +308,7 @@ fn list_denied_networks(inputs: &ClusterInputs<'_>) -> Vec<String> {
     denied.chain(inputs.own_networks.iter().map(ToString::to_string)).collect()
 }
 
-fn resolve_servers(spec: &RealtimeClusterSpec) -> Vec<ValidServer> {
+fn resolve_servers(spec: &RealtimeClusterSpec, release: Release) -> Vec<ValidServer> {
     let edges = match spec.servers {
         ServerLayout::Combined => vec![(ServerKind::Edge, &spec.websocket)],
         ServerLayout::Separate => {
@@ -273,6 +320,7 @@ fn resolve_servers(spec: &RealtimeClusterSpec) -> Vec<ValidServer> {
     let edges = edges.into_iter().map(|(kind, edge)| ValidServer {
         kind,
         replicas: edge.replicas,
+        pods: ServerPods::resolve(&edge.pods, release),
         extra_variables: resolve_variables(&edge.env),
         role: ServerRole::Edge(DrainPhases {
             hold: seconds(edge.drain.hold_seconds),
@@ -284,6 +332,7 @@ fn resolve_servers(spec: &RealtimeClusterSpec) -> Vec<ValidServer> {
     let dispatcher = (webhooks.mode == WebhooksMode::Kinesis).then(|| ValidServer {
         kind: ServerKind::Dispatcher,
         replicas: webhooks.dispatcher.replicas,
+        pods: ServerPods::resolve(&webhooks.dispatcher.pods, release),
         extra_variables: resolve_variables(&webhooks.dispatcher.env),
         role: ServerRole::Dispatcher(DispatcherSettings {
             retry_window: seconds(webhooks.dispatcher.retry_window_seconds),
@@ -614,6 +663,15 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
         assert_eq!(paths(&|spec| spec.aws.identity.kind = IdentityType::StaticKeys), ["spec.aws.identity.secretRef"]);
         let roles = ["spec.aws.identity.edge and dispatcher"];
         assert_eq!(paths(&|spec| spec.aws.identity.kind = IdentityType::WebIdentity), roles);
+        let dead_letter =
+            |name: Option<&str>| Some(DeadLetterSpec { name: name.map(str::to_owned), ..DeadLetterSpec::default() });
+        let of_main = ["spec.webhooks.deadLetter.name"];
+        assert_eq!(paths(&|spec| spec.webhooks.dead_letter = dead_letter(Some("rtc-channels-eu-u"))), of_main);
+        let long = |spec: &mut RealtimeClusterSpec| {
+            spec.webhooks.stream.name = Some("s".repeat(120));
+            spec.webhooks.dead_letter = dead_letter(None);
+        };
+        assert_eq!(paths(&long), of_main);
         let shards = ["spec.webhooks.stream.shards"];
         assert_eq!(paths(&|spec| spec.webhooks.stream.mode = StreamMode::Provisioned), shards);
     }

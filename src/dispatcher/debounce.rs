@@ -3,10 +3,14 @@
 //! In: events in the bus's order. Out: the same events, but "vacated" and "removed" are held for a grace period, and
 //! when their subject returns within it, neither half is delivered. The grace period is over only once the shard was
 //! *read* past it: a slow reader must not mistake its own delay for an absence. Pure: the caller passes the times.
+//!
+//! A replayed event is one that a former holder finished: it is never delivered. Within a shard, a checkpoint covers both
+//! halves of a cancelled pair or none, so a replayed event and one that is not are no such pair. Across shards, as after a
+//! split, they are one if the arrival was decided within the grace period.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::events::{ChannelKey, TrackedEvent};
+use super::events::{ChannelKey, ShardSlot, TrackedEvent};
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
 
 /// Shortest absence that is delivered: Pusher documents up to 3 s.
@@ -30,7 +34,7 @@ pub enum DebounceVerdict {
     },
 }
 
-/// The absences of one shard that may still be cancelled.
+/// The absences of a lineage of shards that may still be cancelled.
 #[derive(Debug, Default)]
 pub struct AbsenceDebouncer {
     held: HashMap<ChannelKey, BTreeMap<EventOrder, HeldAbsence>>,
@@ -40,11 +44,20 @@ pub struct AbsenceDebouncer {
 struct HeldAbsence {
     until_ms: u64,
     event: TrackedEvent,
+    replayed: bool,
+}
+
+impl HeldAbsence {
+    /// Whether an arrival of the same subject cancels this absence.
+    fn is_cancelled_by(&self, arrival: &TrackedEvent, replayed: bool) -> bool {
+        let crosses_shards = self.event.slot != arrival.slot;
+        self.replayed == replayed || crosses_shards && arrival.event.time_ms < self.until_ms
+    }
 }
 
 impl AbsenceDebouncer {
     /// Accepts an event that the sequencer released now.
-    pub fn push(&mut self, event: TrackedEvent, now_ms: u64) -> DebounceVerdict {
+    pub fn push(&mut self, event: TrackedEvent, replayed: bool, now_ms: u64) -> DebounceVerdict {
         let Some(order) = event.event.order else {
             return DebounceVerdict::Pass(event);
         };
@@ -52,17 +65,16 @@ impl AbsenceDebouncer {
             let hold = if event.event.cause == Some(LeaveCause::Drain) { DRAIN_GRACE_MS } else { ABSENCE_GRACE_MS };
             // A clock that runs ahead must not hold an event for longer than its grace period.
             let until_ms = event.event.time_ms.min(now_ms) + hold;
-            self.held.entry(event.channel_key()).or_default().insert(order, HeldAbsence { until_ms, event });
+            self.held.entry(event.channel_key()).or_default().insert(order, HeldAbsence { until_ms, event, replayed });
             return DebounceVerdict::Held;
         }
-        let held = if event.is_arrival() { self.cancel_absences(&event, order) } else { Vec::new() };
+        let held = if event.is_arrival() { self.cancel_absences(&event, order, replayed) } else { Vec::new() };
         if held.is_empty() { DebounceVerdict::Pass(event) } else { DebounceVerdict::Cancels { held, by: event } }
     }
 
     /// Releases absences that outlasted their grace period, in the bus's order per channel; `read_past_ms` is the time
-    /// up to which the shard was read.
-    pub fn release_due(&mut self, now_ms: u64, read_past_ms: u64) -> Vec<TrackedEvent> {
-        let passed = now_ms.min(read_past_ms);
+    /// up to which a shard and its children were read.
+    pub fn release_due(&mut self, now_ms: u64, read_past_ms: impl Fn(ShardSlot) -> u64) -> Vec<TrackedEvent> {
         let mut out = Vec::new();
         self.held.retain(|_, channel| {
             let mut members_wait = false;
@@ -70,27 +82,45 @@ impl AbsenceDebouncer {
                 .iter()
                 .filter(|(_, held)| {
                     let vacated = held.event.event.kind == EventKind::ChannelVacated;
-                    let ripe = held.until_ms <= passed && !(vacated && members_wait);
+                    let ripe = held.until_ms <= now_ms
+                        && (held.replayed || held.until_ms <= read_past_ms(held.event.slot))
+                        && !(vacated && members_wait);
                     // A channel is vacated only after its members were removed.
                     members_wait |= !ripe && !vacated;
                     ripe
                 })
                 .map(|(order, _)| *order)
                 .collect();
-            out.extend(ripe.iter().filter_map(|order| channel.remove(order)).map(|held| held.event));
+            let ripe = ripe.iter().filter_map(|order| channel.remove(order)).filter(|held| !held.replayed);
+            out.extend(ripe.map(|held| held.event));
             !channel.is_empty()
         });
         out
     }
 
-    fn cancel_absences(&mut self, event: &TrackedEvent, order: EventOrder) -> Vec<TrackedEvent> {
+    /// Adds the absences of another lineage.
+    pub fn absorb(&mut self, other: Self) {
+        self.held.extend(other.held);
+    }
+
+    /// Removes the absences of a shard that is no longer held.
+    pub fn remove_slot(&mut self, slot: ShardSlot) {
+        self.held.retain(|_, channel| {
+            channel.retain(|_, held| held.event.slot != slot);
+            !channel.is_empty()
+        });
+    }
+
+    fn cancel_absences(&mut self, event: &TrackedEvent, order: EventOrder, replayed: bool) -> Vec<TrackedEvent> {
         let place = event.channel_key();
         let Some(channel) = self.held.get_mut(&place) else {
             return Vec::new();
         };
-        let same = |held: &HeldAbsence| held.event.subject_user_id() == event.subject_user_id();
+        let is_cancelled = |held: &HeldAbsence| {
+            held.event.subject_user_id() == event.subject_user_id() && held.is_cancelled_by(event, replayed)
+        };
         let orders: Vec<EventOrder> =
-            channel.range(..order).filter(|(_, held)| same(held)).map(|(order, _)| *order).collect();
+            channel.range(..order).filter(|(_, held)| is_cancelled(held)).map(|(order, _)| *order).collect();
         let undone = orders.iter().filter_map(|order| channel.remove(order)).map(|held| held.event).collect();
         if channel.is_empty() {
             self.held.remove(&place);
@@ -123,22 +153,25 @@ mod tests {
     fn an_absence_is_delivered_after_its_grace_period_and_after_reading_past_it() {
         let mut debounce = AbsenceDebouncer::default();
         let vacated = tracked_event(2, EventKind::ChannelVacated);
-        assert_eq!(debounce.push(vacated.clone(), 2), DebounceVerdict::Held);
-        assert!(debounce.release_due(3_001, FOREVER).is_empty(), "too early");
-        assert!(debounce.release_due(FOREVER, 3_001).is_empty(), "not read so far");
-        assert_eq!(debounce.release_due(3_002, 3_002), [vacated]);
+        assert_eq!(debounce.push(vacated.clone(), false, 2), DebounceVerdict::Held);
+        assert!(debounce.release_due(3_001, |_| FOREVER).is_empty(), "too early");
+        assert!(debounce.release_due(FOREVER, |_| 3_001).is_empty(), "not read so far");
+        assert_eq!(debounce.release_due(3_002, |_| 3_002), [vacated]);
     }
 
     #[test]
     fn an_arrival_cancels_the_absence_and_neither_is_delivered() {
         let mut debounce = AbsenceDebouncer::default();
-        debounce.push(member_removed(2), 2);
+        debounce.push(member_removed(2), false, 2);
         let other = tracked_event(3, EventKind::MemberAdded { user_id: "v".into() });
-        assert!(matches!(debounce.push(other, 3), DebounceVerdict::Pass(_)), "another user's arrival cancels nothing");
+        assert!(
+            matches!(debounce.push(other, false, 3), DebounceVerdict::Pass(_)),
+            "another user's arrival cancels nothing"
+        );
         let back = tracked_event(4, EventKind::MemberAdded { user_id: "u".into() });
-        let DebounceVerdict::Cancels { held, by } = debounce.push(back, 4) else { panic!("undone") };
+        let DebounceVerdict::Cancels { held, by } = debounce.push(back, false, 4) else { panic!("undone") };
         assert_eq!((sequence_numbers(&held), by.record), (vec![2], 4));
-        assert!(debounce.release_due(FOREVER, FOREVER).is_empty());
+        assert!(debounce.release_due(FOREVER, |_| FOREVER).is_empty());
     }
 
     #[test]
@@ -146,10 +179,10 @@ mod tests {
         let mut debounce = AbsenceDebouncer::default();
         let mut slow = member_removed(2);
         slow.event.cause = Some(LeaveCause::Drain);
-        debounce.push(slow, 2);
-        debounce.push(tracked_event(3, EventKind::ChannelVacated), 3);
-        assert!(debounce.release_due(9_000, FOREVER).is_empty());
-        assert_eq!(sequence_numbers(&debounce.release_due(10_002, FOREVER)), [2, 3]);
+        debounce.push(slow, false, 2);
+        debounce.push(tracked_event(3, EventKind::ChannelVacated), false, 3);
+        assert!(debounce.release_due(9_000, |_| FOREVER).is_empty());
+        assert_eq!(sequence_numbers(&debounce.release_due(10_002, |_| FOREVER)), [2, 3]);
     }
 
     #[test]
@@ -157,8 +190,46 @@ mod tests {
         let mut debounce = AbsenceDebouncer::default();
         let mut vacated = tracked_event(2, EventKind::ChannelVacated);
         vacated.event.time_ms = 1_000_000;
-        debounce.push(vacated, 10);
-        assert_eq!(debounce.release_due(3_010, FOREVER).len(), 1);
+        debounce.push(vacated, false, 10);
+        assert_eq!(debounce.release_due(3_010, |_| FOREVER).len(), 1);
+    }
+
+    #[test]
+    fn a_replayed_half_cancels_across_shards_within_the_grace_period_only() {
+        let added = |slot: u64, time_ms: u64| {
+            let mut event = tracked_event(5, EventKind::MemberAdded { user_id: "u".into() });
+            (event.slot, event.event.time_ms) = (slot, time_ms);
+            event
+        };
+        for (name, removed_replayed, added_replayed, arrival, cancelled) in [
+            ("both are new", false, false, added(2, 1_000), true),
+            ("both are replayed", true, true, added(1, 1_000), true),
+            ("the absence was finished in the parent", true, false, added(2, 1_000), true),
+            ("and delivered", true, false, added(2, 4_000), false),
+            ("in one shard it was delivered", true, false, added(1, 1_000), false),
+            ("the arrival was finished in the child", false, true, added(2, 1_000), true),
+            ("in one shard the absence was being delivered", false, true, added(1, 1_000), false),
+        ] {
+            let mut debounce = AbsenceDebouncer::default();
+            assert_eq!(debounce.push(member_removed(2), removed_replayed, 2), DebounceVerdict::Held);
+            let verdict = debounce.push(arrival, added_replayed, 10);
+            assert_eq!(matches!(verdict, DebounceVerdict::Cancels { .. }), cancelled, "{name}");
+            let left = debounce.release_due(FOREVER, |_| FOREVER);
+            assert_eq!(left.len(), usize::from(!cancelled && !removed_replayed), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_absence_waits_for_its_own_shard_and_goes_with_it() {
+        let mut debounce = AbsenceDebouncer::default();
+        let mut other = tracked_event(3, EventKind::ChannelVacated);
+        other.slot = 2;
+        debounce.push(member_removed(2), false, 2);
+        debounce.push(other, false, 3);
+        let read_past = |slot: u64| if slot == 1 { FOREVER } else { 0 };
+        assert_eq!(sequence_numbers(&debounce.release_due(FOREVER, read_past)), [2]);
+        debounce.remove_slot(2);
+        assert!(debounce.release_due(FOREVER, |_| FOREVER).is_empty());
     }
 
     /// Two users join and leave a channel: `choices` selects who changes next. Returns the history in the bus's order;
@@ -212,13 +283,13 @@ mod tests {
             let mut feed = |steps: Vec<SequencedEvent>, now: u64, posted: &mut Vec<TrackedEvent>| {
                 for step in steps {
                     let SequencedEvent::Release(event) = step else { panic!("nothing is superseded within the gap time") };
-                    match debounce.push(event, now) {
+                    match debounce.push(event, false, now) {
                         DebounceVerdict::Pass(event) => posted.push(event),
                         DebounceVerdict::Held => {}
                         DebounceVerdict::Cancels { held, .. } => cancelled += held.len() + 1,
                     }
                 }
-                posted.extend(debounce.release_due(now, now));
+                posted.extend(debounce.release_due(now, |_| now));
             };
             for (now, event) in arrivals {
                 feed(sequencer.release_due(now), now, &mut posted);

@@ -1,11 +1,17 @@
 //! Decodes a record's bytes into events and separates those of this cluster from foreign, newer and broken ones.
 
-use std::collections::{HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
+use ulid::Ulid;
+
+use super::aging_map::AgingMap;
+use super::events::ShardSlot;
 use crate::protocol::record::{RecordError, StreamRecord};
 
-/// Bounds the event ids remembered per shard; a producer's repeats are close together in the stream.
-const EVENT_IDS_MAX: usize = 20_000;
+/// Bounds the event ids that are remembered; a producer's repeats are close together in the stream.
+const EVENT_IDS_MAX: usize = 28_672;
+/// Time for which an id is remembered: far longer than a producer repeats a put.
+const EVENT_ID_TTL_MS: u64 = 600_000;
 
 /// A record, classified by origin.
 #[derive(Debug)]
@@ -31,27 +37,46 @@ pub fn decode_record(bytes: &[u8], cluster: &str) -> DecodedRecord {
     }
 }
 
-/// The most recently seen event ids.
-#[derive(Debug, Default)]
-pub struct RecentEventIds {
-    known: HashSet<String>,
-    order: VecDeque<String>,
+/// The most recently seen event ids, each with its shard.
+#[derive(Debug)]
+pub struct RecentEventIds(AgingMap<ShardSlot>);
+
+impl Default for RecentEventIds {
+    fn default() -> Self {
+        Self(AgingMap::new(EVENT_IDS_MAX, EVENT_ID_TTL_MS))
+    }
 }
 
 impl RecentEventIds {
-    /// Remembers the id; returns whether it is new.
-    pub fn insert(&mut self, id: &str) -> bool {
-        if !self.known.insert(id.to_owned()) {
-            return false;
-        }
-        self.order.push_back(id.to_owned());
-        if self.order.len() > EVENT_IDS_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.known.remove(&oldest);
-        }
-        true
+    /// Remembers the id of an event of this shard; returns whether it is new.
+    pub fn insert(&mut self, id: &str, slot: ShardSlot, now_ms: u64) -> bool {
+        self.0.insert(id_bits(id), slot, now_ms)
     }
+
+    /// Forgets the ids of a shard that is no longer held: its next holder, who may be this process, reads some again.
+    pub fn remove_slot(&mut self, slot: ShardSlot) {
+        self.0.retain(|of| *of != slot);
+    }
+
+    /// Adds the ids that another lineage has seen.
+    pub fn absorb(&mut self, other: Self, now_ms: u64) {
+        self.0.absorb(other.0, now_ms);
+    }
+}
+
+/// An event's id as a number: ids are ULIDs; an id in another form is hashed.
+fn id_bits(id: &str) -> u128 {
+    Ulid::from_string(id).map_or_else(
+        |_| {
+            let hash_with = |salt: u8| {
+                let mut hasher = DefaultHasher::new();
+                (salt, id).hash(&mut hasher);
+                u128::from(hasher.finish())
+            };
+            hash_with(0) << 64 | hash_with(1)
+        },
+        |ulid| ulid.0,
+    )
 }
 
 #[cfg(test)]
@@ -79,9 +104,14 @@ mod tests {
     #[test]
     fn the_oldest_ids_are_forgotten() {
         let mut recent = RecentEventIds::default();
-        assert!(recent.insert("a"));
-        assert!(!recent.insert("a"));
-        (0..EVENT_IDS_MAX).for_each(|n| assert!(recent.insert(&n.to_string())));
-        assert!(recent.insert("a"), "forgotten");
+        for id in ["a", "01HF8Z0A1B2C3D4E5F6G7H8J9K"] {
+            assert!(recent.insert(id, 1, 0), "{id}");
+            assert!(!recent.insert(id, 1, 0), "{id}");
+        }
+        (0..EVENT_IDS_MAX).for_each(|n| assert!(recent.insert(&n.to_string(), 1, 0)));
+        assert!(recent.insert("a", 1, 0), "forgotten");
+        assert!(recent.insert("a", 1, 2 * EVENT_ID_TTL_MS), "aged out");
+        recent.remove_slot(1);
+        assert!(recent.insert("a", 2, 2 * EVENT_ID_TTL_MS), "its shard is read again");
     }
 }

@@ -139,14 +139,22 @@ impl KubernetesLeases {
         checkpoint: Option<Checkpoint>,
         hold: bool,
     ) -> Result<(), LeaseError> {
-        let (records, _) = self.stream().await?;
+        let (records, prefix) = self.stream().await?;
         let known = self.cache().shards.get(shard).cloned();
         let lost_it = || LeaseError::Lost(shard.clone());
-        let mut record = known.filter(|record| record.generation == generation).ok_or_else(lost_it)?;
+        let mut record = match known.filter(|record| record.generation == generation) {
+            Some(known) => known,
+            // The last observation is older than the acquisition, or the object was deleted.
+            None => match records.get(&shard_name(prefix, shard)).await.map_err(to_unavailable)? {
+                Some(record) if record.generation == generation => record,
+                Some(_) => return Err(lost_it()),
+                None => self.own_shard_record(shard, generation).ok_or_else(lost_it)?,
+            },
+        };
         let text = checkpoint.map(|checkpoint| serde_json::to_string(&checkpoint)).transpose();
         let text = text.map_err(|error| LeaseError::Unavailable(error.to_string()))?;
         let same = text.as_ref().is_none_or(|text| record.texts.get(CHECKPOINT_ANNOTATION) == Some(text));
-        if same && hold {
+        if same && hold && !record.version.is_empty() {
             return Ok(());
         }
         if let Some(text) = text {
@@ -160,17 +168,28 @@ impl KubernetesLeases {
             Err(RecordError::Conflict) => {
                 // An observation older than our own last write may have given the version: the object itself names the
                 // current holder.
-                let now = records.get(&record.name).await.map_err(to_unavailable)?.ok_or_else(lost_it)?;
-                if now.generation != generation || now.holder.is_none() {
-                    return Err(lost_it());
+                match records.get(&record.name).await.map_err(to_unavailable)? {
+                    Some(now) if now.generation == generation && now.holder.is_some() => record.version = now.version,
+                    Some(_) => return Err(lost_it()),
+                    // Deleted: it is written anew, with the checkpoint that its holder knows.
+                    None => record.version.clear(),
                 }
-                record.version = now.version;
                 records.write(&record).await.map_err(|error| conflict_to_lost(shard, error))?
             }
             Err(error) => return Err(to_unavailable(error)),
         };
         self.cache().shards.insert(shard.clone(), written);
         Ok(())
+    }
+}
+
+impl KubernetesLeases {
+    /// A new object for a shard that this process holds; `None` before its first heartbeat.
+    fn own_shard_record(&self, shard: &ShardId, generation: u64) -> Option<LeaseRecord> {
+        let member = self.cache().own_record.as_ref()?.holder.clone();
+        let (_, prefix) = self.stream.get()?;
+        let texts = [(SHARD_ANNOTATION.to_owned(), shard.to_string())].into();
+        Some(LeaseRecord { name: shard_name(prefix, shard), version: String::new(), holder: member, generation, texts })
     }
 }
 
@@ -227,11 +246,10 @@ impl LeaseCache {
 }
 
 fn lease_from_record(record: &LeaseRecord) -> ShardLease {
-    ShardLease {
-        holder: record.holder.clone(),
-        generation: record.generation,
-        checkpoint: record.texts.get(CHECKPOINT_ANNOTATION).and_then(|text| serde_json::from_str(text).ok()),
-    }
+    let text = record.texts.get(CHECKPOINT_ANNOTATION);
+    let checkpoint = text.and_then(|text| serde_json::from_str(text).ok());
+    let unreadable_checkpoint = text.filter(|_| checkpoint.is_none()).cloned();
+    ShardLease { holder: record.holder.clone(), generation: record.generation, checkpoint, unreadable_checkpoint }
 }
 
 fn member_name(prefix: &str, member: &str) -> String {

@@ -71,6 +71,8 @@ pub struct ShardLease {
     pub generation: u64,
     /// The shard's last written checkpoint.
     pub checkpoint: Option<Checkpoint>,
+    /// The text of a checkpoint that this release cannot read, such as one of a newer format. The shard must not be read.
+    pub unreadable_checkpoint: Option<String>,
 }
 
 /// The status that a member publishes with its heartbeat.

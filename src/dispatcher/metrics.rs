@@ -11,14 +11,14 @@ use prometheus_client::registry::Registry;
 
 use super::endpoint_monitor::EndpointMonitor;
 use crate::process::metrics::{LabelValue, Labeled, RegistryReadResult, label_values, metric_table};
-use crate::protocol::ShardId;
-use crate::protocol::admin::{DispatcherFlow, ShardFlow};
+use crate::protocol::admin::{DeadLetterFlow, DispatcherFlow, ShardFlow};
+use crate::protocol::{ShardId, StreamName};
 
 /// Bounds the error sources that are remembered; beyond it, new sources are not noted.
 const SHOWN_ERRORS_MAX: usize = 1_000;
 
 label_values! {
-    /// The reason for which an event is lost.
+    /// The reason for which an event is lost, or becomes a dead letter.
     pub enum DropReason as "reason" {
         /// Another cluster wrote the record.
         ForeignCluster = "foreign_cluster",
@@ -52,12 +52,16 @@ label_values! {
 }
 
 label_values! {
-    /// The reason for which a held shard is not read: in the log, in `/flow` and in metrics.
+    /// The reason for which a shard is not read: in the log, in `/flow` and in metrics.
     pub enum PauseReason as "reason" {
         /// A record of a newer release: upgrade the dispatchers.
         RecordTooNew = "record_too_new",
         /// As many events as the shard may hold wait for endpoints, for their app, or for the end of an absence.
         Full = "full",
+        /// The process keeps as many bytes of unfinished events as it may, over all its shards.
+        Budget = "budget",
+        /// No dispatcher has held the shard for a while.
+        NotHeld = "not_held",
         /// Kinesis does not answer, or refuses the read.
         ReadFailed = "read_failed",
     }
@@ -94,9 +98,18 @@ metric_table! {
         /// Attempts to post a webhook.
         attempts: Labeled<ResponseClass, Counter> =>
             "If others than `success` grow, read the last error in `/flow`: it names the endpoint.",
-        /// Events that are lost, with their webhooks.
+        /// Events that are lost, with their webhooks: there is no dead-letter stream.
         events_dropped: Labeled<DropReason, Counter> =>
-            "Look the reason up below; most of them need the owner of the endpoint.",
+            "Look the reason up below; most of them need the owner of the endpoint. With `webhooks.deadLetter` they are kept.",
+        /// Events that were given up and written to the dead-letter stream.
+        events_dead_lettered: Labeled<DropReason, Counter> =>
+            "Look the reason up below, mend its cause, then send the events again with `realtime replay`.",
+        /// Puts to the dead-letter stream that failed in part or in all.
+        dead_letter_write_failures: Counter =>
+            "If it grows, read `DeadLetterUnavailable` in `/flow`: name, region, permission or throughput of the stream.",
+        /// Dead letters that are not written yet.
+        waiting_dead_letters: Gauge =>
+            "If it stays above 0, check the dead-letter stream: shards that are full of waiting letters are not read.",
         /// Events that need no delivery.
         events_skipped: Labeled<SkipReason, Counter> =>
             "Nothing; `duplicate` grows after a restart, by the events behind the checkpoint, `endpoint_disabled` with the events \
@@ -108,11 +121,13 @@ metric_table! {
         order_gaps: Counter => "Compare with the events that edges dropped: `realtime_edge_recorder_events_dropped_total`.",
         /// Events that were read and are neither delivered nor dropped yet.
         unfinished_events: Gauge => "Check the endpoints: each event waits until its endpoint acknowledges it.",
+        /// Tasks of shards that panicked and were started again.
+        worker_panics: Counter => "Report the message in the log of the dispatcher; the events are read again.",
         /// Shards that this dispatcher holds now.
         shards: Gauge => "Nothing; over all dispatchers the sum is the number of shards.",
-        /// Held shards that are not read now.
+        /// Held shards that are not read now, and shards that nobody holds as far as this dispatcher sees.
         paused_shards: Labeled<PauseReason, Gauge> =>
-            "Look the reason up below: `full` needs more dispatchers or shards, `record_too_new` an upgrade.",
+            "Look the reason up below: `full` and `budget` need more dispatchers or shards, `record_too_new` an upgrade.",
         /// Distance of the slowest held shard from the end of the stream, in seconds.
         lag_seconds: Gauge<f64, AtomicU64> => "Add dispatchers or shards, or find the endpoint that is slow.",
     }
@@ -124,12 +139,18 @@ metric_table! {
 pub enum ErrorSource {
     /// A shard that is not read.
     Paused(ShardId),
+    /// A shard's checkpoint, which this release cannot read.
+    Checkpoint(ShardId),
+    /// Shards that nobody holds.
+    NotHeld,
     /// Listing the shards of the stream.
     Discovery,
     /// Reading or writing the leases.
     Leases,
     /// Reading one shard's records.
     Shard(ShardId),
+    /// Writing letters to the dead-letter stream.
+    DeadLetter,
     /// Sending to an endpoint, identified by app and name.
     Endpoint(String),
 }
@@ -172,7 +193,10 @@ impl ShardState {
 struct FlowState {
     shards: BTreeMap<ShardId, ShardState>,
     drop_counts: BTreeMap<DropReason, u64>,
+    dead_letters: Option<DeadLetterFlow>,
     failed_attempts: u64,
+    /// Number of shards that nobody holds.
+    not_held: usize,
     errors: BTreeMap<ErrorSource, (u64, String)>,
     error_count: u64,
 }
@@ -230,9 +254,40 @@ impl DispatcherMetrics {
         *self.live().drop_counts.entry(reason).or_default() += events as u64;
     }
 
+    /// Shows the dead-letter stream in `/flow`.
+    pub fn open_dead_letters(&self, stream: &StreamName) {
+        self.live().dead_letters = Some(DeadLetterFlow { stream: stream.to_string(), ..DeadLetterFlow::default() });
+    }
+
+    /// Counts events whose letters were written, by reason.
+    pub fn count_dead_lettered(&self, reason: DropReason, events: usize) {
+        self.series.events_dead_lettered.with_label(reason).inc_by(events as u64);
+        if let Some(flow) = &mut self.live().dead_letters {
+            *flow.written.entry(format!("{reason:?}")).or_default() += events as u64;
+        }
+    }
+
+    /// Counts a put to the dead-letter stream that failed in part or in all.
+    pub fn count_dead_letter_failure(&self) {
+        self.series.dead_letter_write_failures.inc();
+    }
+
+    /// Shows the number of letters that are not written yet.
+    pub fn set_dead_letters_waiting(&self, letters: usize) {
+        self.series.waiting_dead_letters.set(i64::try_from(letters).unwrap_or(i64::MAX));
+        if let Some(flow) = &mut self.live().dead_letters {
+            flow.waiting = letters as u64;
+        }
+    }
+
     /// Counts events that need no delivery, by reason.
     pub fn count_skipped(&self, reason: SkipReason, events: usize) {
         self.series.events_skipped.with_label(reason).inc_by(events as u64);
+    }
+
+    /// Counts a task of shards that panicked.
+    pub fn count_worker_panic(&self) {
+        self.series.worker_panics.inc();
     }
 
     /// Counts missing events that were passed.
@@ -290,6 +345,21 @@ impl DispatcherMetrics {
         self.update_gauges(&live);
     }
 
+    /// Reports the shards that nobody has held for a while.
+    pub fn set_not_held(&self, shards: &[ShardId]) {
+        if shards.is_empty() {
+            self.clear_error(&ErrorSource::NotHeld);
+        } else {
+            let ids: Vec<&str> = shards.iter().map(ShardId::as_str).collect();
+            let error =
+                format!("no dispatcher holds shard {}: check the leases and the other dispatchers", ids.join(", "));
+            self.set_error(ErrorSource::NotHeld, error);
+        }
+        let mut live = self.live();
+        live.not_held = shards.len();
+        self.update_gauges(&live);
+    }
+
     /// Removes a shard that is no longer held.
     pub fn remove_shard(&self, id: &ShardId) {
         let mut live = self.live();
@@ -311,6 +381,10 @@ impl DispatcherMetrics {
             dropped: live.drop_counts.iter().map(|(reason, count)| (format!("{reason:?}"), *count)).collect(),
             unfinished: live.shards.values().map(|state| state.unfinished as u64).sum(),
             last_error: live.heaviest_error().map(str::to_owned),
+            dead_letter: live.dead_letters.clone().map(|flow| DeadLetterFlow {
+                error: live.errors.get(&ErrorSource::DeadLetter).map(|(_, error)| error.clone()),
+                ..flow
+            }),
         }
     }
 
@@ -320,7 +394,8 @@ impl DispatcherMetrics {
         set(&self.series.unfinished_events, live.shards.values().map(|state| state.unfinished as u64).sum());
         let behind = live.shards.values().map(|state| state.flow.behind_ms).max().unwrap_or(0);
         for reason in PauseReason::ALL {
-            let paused = live.shards.values().filter(|state| state.paused == Some(*reason)).count();
+            let of_reason = live.shards.values().filter(|state| state.paused == Some(*reason)).count();
+            let paused = if *reason == PauseReason::NotHeld { live.not_held } else { of_reason };
             set(&self.series.paused_shards.with_label(*reason), paused as u64);
         }
         self.series.lag_seconds.set(Duration::from_millis(behind).as_secs_f64());

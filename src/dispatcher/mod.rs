@@ -1,18 +1,23 @@
 //! The dispatcher: reads the stream and sends webhooks.
 //!
 //! In: records of a Kinesis stream, the app registry, and the leases that assign shards to this process. Out: signed
-//! webhooks to the customers' endpoints, checkpoints, and a count of every event that was not delivered, by reason.
+//! webhooks to the customers' endpoints, checkpoints, and for every event that was not delivered a dead letter or a count,
+//! by reason.
 //!
-//! Path of an event: `shard_supervisor` → `shard_worker` → `reader` → `decode` → `sequencer` → `debounce` → `endpoint` →
-//! `sender` → `checkpoint_tracker` → checkpoint. The deciding parts are pure and have a file each; one task per shard
-//! owns the state of that shard, and one per endpoint sends the events of all shards.
+//! Path of an event: `shard_supervisor` → `lineage` → `reader` → `decode` → `sequencer` → `debounce` → `shard_worker` →
+//! `endpoint` → `sender` → `checkpoint_tracker` → checkpoint; a lost one goes through `dead_letter`. The deciding parts are pure and have a file each; one task
+//! per lineage, the shards that a split or a merge connects, owns the state of these shards, and one per endpoint sends
+//! the events of all shards.
 //!
 //! This room must not know edges, nor the service behind an endpoint.
 
+mod aging_map;
 mod allowed_endpoints;
 mod apps;
 mod assignment;
+mod byte_budget;
 mod checkpoint_tracker;
+mod dead_letter;
 mod debounce;
 mod decode;
 mod egress;
@@ -21,15 +26,23 @@ mod endpoint_monitor;
 mod events;
 mod kubernetes_leases;
 mod leases;
+mod lineage;
+mod lineage_worker;
 pub(crate) mod metrics;
+mod probation;
 mod read_progress;
 mod reader;
+pub(crate) mod replay;
 mod retry;
 mod sender;
 mod sequencer;
 mod server;
+mod shard_discovery;
 mod shard_supervisor;
 mod shard_worker;
+mod unheld_shards;
+mod unknown_apps;
+mod worker_resources;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

@@ -2,37 +2,64 @@
 //!
 //! In: the position to begin at. Out: pages into a queue of one, so that a busy worker pauses the reading. Errors do
 //! not end the reader: it reports them and tries again.
+//!
+//! A shard that was read before is first read again from a minute before its checkpoint, and so are the parents that
+//! precede it: these pages only teach the order.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
+use super::byte_budget::{BudgetShare, ByteBudget};
 use super::metrics::{DispatcherMetrics, ErrorSource};
 use super::retry::backoff_ms;
-use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, ReadPosition, ReadRecord};
+use super::sequencer::REREAD_WINDOW_MS;
+use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, ReadPosition, ReadRecord, is_before};
 use crate::process::clock::now_ms;
 use crate::protocol::ShardId;
 
 /// Least interval between two reads: a shard allows five a second over all its readers.
 const READ_INTERVAL: Duration = Duration::from_millis(250);
 /// Bounds the records of one page.
-const PAGE_RECORDS_MAX: i32 = 1_000;
+const PAGE_RECORDS_MAX: usize = 1_000;
+/// Bounds the records of one page that only teaches the order.
+const HISTORY_PAGE_RECORDS_MAX: usize = 5_000;
+/// Bounds the time for which records are read again: beyond it a take-over costs more than it saves.
+const HISTORY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest back-off after errors.
 const READ_BACKOFF_MAX_MS: u64 = 5_000;
+
+/// The kind of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageKind {
+    /// Records whose events are to be delivered.
+    New,
+    /// Records of the shard before its checkpoint.
+    History,
+    /// Records of a parent, which another process finished.
+    ParentHistory,
+}
 
 /// The result of one read.
 #[derive(Debug)]
 pub struct ShardRead {
+    /// The kind of the page.
+    pub kind: PageKind,
     /// The records, oldest first.
     pub records: Vec<ReadRecord>,
     /// Distance to the newest record of the shard, in ms.
     pub behind_ms: u64,
+    /// Whether the page ends at the newest record. A full page does not, whatever the service says.
+    pub is_tip: bool,
     /// Time at which the request was sent, in ms since 1970.
     pub asked_ms: u64,
     /// Whether the shard is closed and ends here.
     pub last: bool,
+    /// The bytes of the records in the budget of the process.
+    pub share: BudgetShare,
 }
 
 /// A reader of one shard.
@@ -43,22 +70,39 @@ pub struct ShardReader {
     pub shard: ShardId,
     /// The metrics in which errors are shown.
     pub metrics: Arc<DispatcherMetrics>,
+    /// The bytes that the process may keep.
+    pub budget: ByteBudget,
+    /// Whether the reader waits for the budget.
+    pub waits_for_budget: Arc<AtomicBool>,
+    /// The checkpoint behind which the shard is read; `None` begins at its oldest record.
+    pub checkpoint: Option<String>,
+    /// Parents whose last records precede the shard's.
+    pub former_parents: Vec<ShardId>,
 }
 
 impl ShardReader {
-    /// Reads from a position until the shard ends or the receiver of `pages` is dropped.
-    pub async fn run(self, mut position: ReadPosition, pages: mpsc::Sender<ShardRead>) {
+    /// Reads until the shard ends or the receiver of `pages` is dropped.
+    pub async fn run(self, pages: mpsc::Sender<ShardRead>) {
+        let mut position = self.checkpoint.clone().map_or(ReadPosition::TrimHorizon, ReadPosition::After);
+        if self.checkpoint.is_some() || !self.former_parents.is_empty() {
+            match timeout(HISTORY_TIMEOUT, self.read_history(&pages)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(shard = %self.shard, %error, "records before the checkpoint not read"),
+                Err(_) => tracing::warn!(shard = %self.shard, "records before the checkpoint not read in time"),
+            }
+        }
         let source = ErrorSource::Shard(self.shard.clone());
-        let (mut iterator, mut failures) = (None, 0);
+        let (mut iterator, mut failures, mut last_bytes) = (None, 0, 0);
         loop {
             let started = Instant::now();
             let read = tokio::select! {
                 () = pages.closed() => return,
-                read = self.read(&position, &mut iterator) => read,
+                read = self.read(&position, &mut iterator, last_bytes) => read,
             };
             let pause = match read {
                 Ok(read) => {
                     failures = 0;
+                    last_bytes = count_bytes(&read.records);
                     self.metrics.clear_error(&source);
                     if let Some(record) = read.records.last() {
                         position = ReadPosition::After(record.sequence.clone());
@@ -84,16 +128,86 @@ impl ShardReader {
         }
     }
 
-    async fn read(&self, position: &ReadPosition, iterator: &mut Option<String>) -> Result<ShardRead, KinesisError> {
+    async fn read(
+        &self,
+        position: &ReadPosition,
+        iterator: &mut Option<String>,
+        last_bytes: usize,
+    ) -> Result<ShardRead, KinesisError> {
         let at = match iterator.take() {
             Some(at) => at,
             None => self.client.request_iterator(&self.shard, position).await?,
         };
+        let (read, next) = self.read_page(&at, PAGE_RECORDS_MAX, PageKind::New, last_bytes).await?;
+        *iterator = next;
+        Ok(read)
+    }
+
+    async fn read_page(
+        &self,
+        iterator: &str,
+        limit: usize,
+        kind: PageKind,
+        last_bytes: usize,
+    ) -> Result<(ShardRead, Option<String>), KinesisError> {
+        self.waits_for_budget.store(true, Ordering::Relaxed);
+        let mut share = self.budget.reserve_page(last_bytes).await;
+        self.waits_for_budget.store(false, Ordering::Relaxed);
         let asked_ms = now_ms();
-        let page = self.client.read(&at, PAGE_RECORDS_MAX).await?;
-        let last = page.next.is_none();
-        *iterator = page.next;
-        Ok(ShardRead { records: page.records, behind_ms: page.behind_ms, asked_ms, last })
+        let page = self.client.read(iterator, i32::try_from(limit).unwrap_or(i32::MAX)).await?;
+        let is_tip = page.behind_ms == 0 && page.records.len() < limit;
+        share.resize(count_bytes(&page.records));
+        let (records, behind_ms, last) = (page.records, page.behind_ms, page.next.is_none());
+        Ok((ShardRead { kind, records, behind_ms, is_tip, asked_ms, last, share }, page.next))
+    }
+
+    /// Reads the records of the window before the checkpoint, or before the first record of a shard that has none.
+    async fn read_history(&self, pages: &mpsc::Sender<ShardRead>) -> Result<(), KinesisError> {
+        let position = self.checkpoint.clone().map_or(ReadPosition::TrimHorizon, ReadPosition::At);
+        let iterator = self.client.request_iterator(&self.shard, &position).await?;
+        let first = self.client.read(&iterator, 1).await?.records.into_iter().next();
+        let begin_ms = first.map_or_else(now_ms, |record| record.arrival_ms).saturating_sub(REREAD_WINDOW_MS);
+        for parent in &self.former_parents {
+            if let Err(error) = self.replay(pages, parent, begin_ms, PageKind::ParentHistory).await {
+                // Its records may be trimmed by now.
+                tracing::info!(shard = %self.shard, %parent, %error, "records of a parent not read again");
+            }
+        }
+        if self.checkpoint.is_some() {
+            sleep(READ_INTERVAL).await;
+            self.replay(pages, &self.shard, begin_ms, PageKind::History).await?;
+            sleep(READ_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// Reads a shard from a time: a parent to its end, the shard itself to its checkpoint.
+    async fn replay(
+        &self,
+        pages: &mpsc::Sender<ShardRead>,
+        shard: &ShardId,
+        begin_ms: u64,
+        kind: PageKind,
+    ) -> Result<(), KinesisError> {
+        let checkpoint = self.checkpoint.as_deref().filter(|_| kind == PageKind::History);
+        let mut next = Some(self.client.request_iterator(shard, &ReadPosition::AtTime(begin_ms)).await?);
+        let mut last_bytes = 0;
+        while let Some(iterator) = next {
+            let (mut read, following) = self.read_page(&iterator, HISTORY_PAGE_RECORDS_MAX, kind, last_bytes).await?;
+            last_bytes = count_bytes(&read.records);
+            let newest = read.records.last().map(|record| record.sequence.clone());
+            let is_reached = checkpoint.is_some_and(|end| newest.is_some_and(|newest| !is_before(&newest, end)));
+            read.records.retain(|record| checkpoint.is_none_or(|end| !is_before(end, &record.sequence)));
+            let is_end = read.last || read.is_tip || is_reached;
+            // The end of the history is not that of the shard.
+            read.last = false;
+            if pages.send(read).await.is_err() || is_end {
+                return Ok(());
+            }
+            next = following;
+            sleep(READ_INTERVAL).await;
+        }
+        Ok(())
     }
 
     fn report_error(&self, error: &KinesisError, position: &mut ReadPosition, source: &ErrorSource) {
@@ -111,4 +225,8 @@ impl ShardReader {
         }
         self.metrics.set_error(source.clone(), error.to_string());
     }
+}
+
+fn count_bytes(records: &[ReadRecord]) -> usize {
+    records.iter().map(|record| record.data.len()).sum()
 }

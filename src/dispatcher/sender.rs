@@ -24,7 +24,7 @@ use super::egress::connector::{ConnectFailure, ConnectorParts, EgressConnector};
 use super::egress::phase::AttemptPhase;
 use super::egress::resolver::NameResolver;
 use super::endpoint::queue::{BATCH_EVENTS_MAX, CONCURRENT_ATTEMPTS_MAX};
-use super::endpoint::{AttemptOutcome, EndpointId, PendingDelivery};
+use super::endpoint::{AttemptOutcome, AttemptReport, EndpointId, PendingDelivery};
 use super::metrics::{DispatcherMetrics, ErrorSource, ResponseClass};
 use super::retry::retry_after_ms;
 use super::{EgressOverrides, RerouteFn};
@@ -32,7 +32,7 @@ use crate::process::clock::now_ms;
 use crate::protocol::egress_policy::{EgressClass, EgressPolicy, EgressRefusal};
 use crate::protocol::registry::{App, BatchMode, WebhookEndpoint};
 use crate::protocol::signature;
-use crate::protocol::webhook::{self, KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER};
+use crate::protocol::webhook::{self, KEY_HEADER, ORIGINAL_TIME_HEADER, REPLAY_HEADER, SIGNATURE_HEADER};
 
 /// Age from which a body carries the attempt's time, because an SDK refuses bodies of 300 s.
 const RESTAMP_AGE_MS: u64 = 240_000;
@@ -56,6 +56,7 @@ pub struct WebhookSender {
     reroute: Option<RerouteFn>,
     apps: RegistryReceiver,
     metrics: Arc<DispatcherMetrics>,
+    is_replay: bool,
 }
 
 /// The reason why an attempt failed.
@@ -119,7 +120,13 @@ impl WebhookSender {
                 .build(EgressConnector { class, parts: parts.clone() });
             (class, client)
         });
-        Ok(Self { clients: clients.into(), policy, reroute: network.reroute, apps, metrics })
+        Ok(Self { clients: clients.into(), policy, reroute: network.reroute, apps, metrics, is_replay: false })
+    }
+
+    /// Marks every body as sent by a replay.
+    #[must_use]
+    pub fn mark_replays(self) -> Self {
+        Self { is_replay: true, ..self }
     }
 
     /// Number of events of a body that an endpoint takes.
@@ -134,7 +141,7 @@ impl WebhookSender {
     }
 
     /// Makes one attempt to post a body.
-    pub async fn send_batch(&self, target: &EndpointId, batch: &[PendingDelivery]) -> AttemptOutcome {
+    pub async fn send_batch(&self, target: &EndpointId, batch: &[PendingDelivery]) -> AttemptReport {
         let registry = Arc::clone(&self.apps.borrow());
         let app = registry.by_id(&target.app);
         let Some((app, endpoint)) =
@@ -142,7 +149,8 @@ impl WebhookSender {
         else {
             self.metrics.clear_error(&ErrorSource::Endpoint(target.to_string()));
             let is_disabled = app.is_some_and(|app| app.disabled_webhooks.iter().any(|e| e.name == target.endpoint));
-            return if is_disabled { AttemptOutcome::Disabled } else { AttemptOutcome::Removed };
+            let outcome = if is_disabled { AttemptOutcome::Disabled } else { AttemptOutcome::Removed };
+            return AttemptReport { outcome, failure: None };
         };
         let seconds =
             if endpoint.timeout_seconds == 0 { DEFAULT_ATTEMPT_TIMEOUT_SECONDS } else { endpoint.timeout_seconds };
@@ -165,7 +173,7 @@ impl WebhookSender {
         target: &EndpointId,
         events: usize,
         result: Result<StatusCode, AttemptFailure>,
-    ) -> AttemptOutcome {
+    ) -> AttemptReport {
         let (name, now) = (target.to_string(), now_ms());
         let failure = match result {
             Ok(status) => {
@@ -173,7 +181,7 @@ impl WebhookSender {
                 self.metrics.count_delivered(events);
                 self.metrics.clear_error(&ErrorSource::Endpoint(name));
                 self.metrics.endpoints.note_success(&target.app, &target.endpoint, status.as_u16(), now);
-                return AttemptOutcome::Delivered;
+                return AttemptReport { outcome: AttemptOutcome::Delivered, failure: None };
             }
             Err(failure) => failure,
         };
@@ -187,13 +195,15 @@ impl WebhookSender {
         tracing::debug!(endpoint = name, events, error = %failure, "webhook attempt failed");
         self.metrics.endpoints.note_failure(&target.app, &target.endpoint, &failure.describe(), now);
         self.metrics.set_error(ErrorSource::Endpoint(name.clone()), format!("endpoint {name}: {failure}"));
-        match failure {
+        let text = failure.to_string();
+        let outcome = match failure {
             AttemptFailure::Answered { retry_after, .. } => AttemptOutcome::Failed {
                 answered: true,
                 retry_after_ms: retry_after.and_then(|header| retry_after_ms(&header, now)),
             },
             _ => AttemptOutcome::Failed { answered: false, retry_after_ms: None },
-        }
+        };
+        AttemptReport { outcome, failure: Some(text.into()) }
     }
 
     /// Posts a body, and waits for the head of the answer.
@@ -210,7 +220,12 @@ impl WebhookSender {
         let Some(client) = self.clients.get(&class) else {
             return Err(AttemptFailure::Unanswered("no client".to_owned()));
         };
-        let request = build_request(app, endpoint, &url, batch)?;
+        let mut request = build_request(app, endpoint, &url, batch)?;
+        if self.is_replay {
+            let name =
+                HeaderName::try_from(REPLAY_HEADER).map_err(|error| AttemptFailure::Unsendable(error.to_string()))?;
+            request.headers_mut().insert(name, HeaderValue::from_static("true"));
+        }
         client.request(request).await.map_err(|error| find_root_cause(&error))
     }
 

@@ -2,23 +2,27 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry as MetricsRegistry;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::allowed_endpoints;
 use super::apps::{self, RegistryReceiver};
+use super::byte_budget::ByteBudget;
+use super::dead_letter::writer::start_writer;
 use super::endpoint::pool::EndpointPool;
 use super::metrics::{DispatcherMetrics, ErrorSource};
 use super::retry::RetryPolicy;
 use super::sender::WebhookSender;
-use super::shard_supervisor::{self, ShardSupervisor};
-use super::shard_worker::WorkerResources;
+use super::shard_discovery::discover_shards;
+use super::shard_supervisor::ShardSupervisor;
+use super::worker_resources::WorkerResources;
 use super::{DispatcherDependencies, StartError};
 use crate::config::{ServerConfig, name};
 use crate::kinesis::KinesisErrorClass;
@@ -105,17 +109,26 @@ pub async fn start(
 
     let relist = Arc::new(Notify::new());
     let (sent, listings) = watch::channel(Arc::default());
-    let discovery = shard_supervisor::discover_shards(
-        kinesis.clone(),
-        Arc::clone(&metrics),
-        sent,
-        Arc::clone(&relist),
-        stop.clone(),
-    );
+    let discovery = discover_shards(kinesis.clone(), Arc::clone(&metrics), sent, Arc::clone(&relist), stop.clone());
     let pool = EndpointPool::new(sender, retry_policy);
-    let resources = WorkerResources { client: kinesis, leases, pool, apps, metrics, cluster };
-    let shards =
-        ShardSupervisor::new(Arc::new(resources), process.clone(), relist, admitted).run(listings, stop.clone());
+    let dead_letter_stream = values.get(name::DEAD_LETTER_STREAM).filter(|stream| !stream.is_empty());
+    let dead_letters = dead_letter_stream
+        .map(|stream| start_writer(kinesis.of_stream(stream.into()), cluster.clone(), Arc::clone(&metrics)));
+    let resources = WorkerResources {
+        client: kinesis,
+        leases,
+        pool,
+        apps,
+        metrics,
+        cluster,
+        dead_letters,
+        unknown_app_bytes: Arc::new(AtomicUsize::new(0)),
+        listings,
+        budget: ByteBudget::default(),
+        held_shards: AtomicUsize::new(0),
+        started: Instant::now(),
+    };
+    let shards = ShardSupervisor::new(Arc::new(resources), process.clone(), relist, admitted).run(stop.clone());
     let (fail, failure) = watch::channel(None);
     let work = tokio::spawn(async move {
         let discovery = async {

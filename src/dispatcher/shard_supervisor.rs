@@ -1,297 +1,449 @@
-//! Discovers the shards and keeps this process's share of them.
+//! Keeps this process's share of the shards.
 //!
-//! In: listings of the stream and the leases. Out: one worker task per held shard. Discovery and leases are two tasks,
-//! because a Kinesis that does not answer must not delay a member's heartbeat.
+//! In: listings of the stream and the leases. Out: one task per lineage, which reads the shards of it that this process
+//! holds. A heartbeat never waits for an acquisition: others would take this member for dead.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::assignment::{list_readable_shards, plan_assignment};
-use super::leases::{HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, MemberStatus};
-use super::metrics::{DispatcherMetrics, ErrorSource};
-use super::shard_worker::{ShardWorker, WorkerResources};
-use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, Shard, covers_all};
+use super::assignment::{ShardUnit, group_shards, plan_assignment};
+use super::events::{FOREIGN_SLOT, ShardSlot};
+use super::leases::{Checkpoint, CheckpointPosition, HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, ShardLease};
+use super::lineage_worker::{LineageCommand, LineageWorker, ShardReport};
+use super::metrics::ErrorSource;
+use super::probation::MemberProbation;
+use super::shard_discovery::ShardListing;
+use super::unheld_shards::UnheldShards;
+use super::worker_resources::{AcquiredShard, WorkerResources};
 use crate::protocol::ShardId;
 
-/// Interval between two listings of the shards, after which a reshard is noticed at the latest.
-const LIST_INTERVAL: Duration = Duration::from_secs(30);
-/// Interval between two descriptions of the stream, whose creation time distinguishes it from a later one of the same name.
-/// AWS allows 20 a second for the whole account, and every dispatcher of every cluster makes them. A read error brings the
-/// next one forward: a position in a replaced stream is invalid in its successor.
-const DESCRIBE_INTERVAL: Duration = Duration::from_mins(5);
-/// Delay before the shards are listed again after an error.
-const LIST_RETRY_DELAY: Duration = Duration::from_secs(2);
-/// Longest wait for a stream that has never existed.
-const MISSING_STREAM_TIMEOUT: Duration = Duration::from_mins(2);
+/// Interval between two looks at the leases while another member has to release a shard to this one.
+const HANDOVER_INTERVAL: Duration = Duration::from_millis(500);
 /// Time for which shards are held while the lease store does not answer.
 const LEASE_OUTAGE_GRACE: Duration = Duration::from_mins(1);
-/// Bounds the failed attempts without a success before an unproven member releases its shard.
-const PROBATION_FAILURES_MAX: u64 = 3;
-/// Time for which that member then leaves shards to others.
-const PROBATION_BACKOFF: Duration = Duration::from_secs(30);
 /// Bounds a call to the lease store; shorter than a member's TTL.
 const LEASE_CALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bounds the acquisitions under way.
+const ACQUISITIONS_MAX: usize = 16;
+/// Time for which the holder of a deleted lease may write it again before another member acquires the shard.
+const REWRITE_GRACE: Duration = Duration::from_secs(6);
+/// Bounds the hand-over of a lineage's state to another task of this process.
+const YIELD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bounds the stop of the workers; after it they are aborted and their leases expire.
 const WORKERS_STOP_TIMEOUT: Duration = Duration::from_secs(12);
-
-/// The stream's shards as last listed.
-#[derive(Debug, Default)]
-pub struct ShardListing {
-    /// When the stream was created, in ms since 1970.
-    pub created_ms: u64,
-    /// The shards, open and closed.
-    pub shards: Vec<Shard>,
-}
-
-/// Lists the shards until the token is cancelled. For a stream that stays missing, it returns with a line that says so.
-pub async fn discover_shards(
-    client: KinesisClient,
-    metrics: Arc<DispatcherMetrics>,
-    listings: watch::Sender<Arc<ShardListing>>,
-    relist: Arc<Notify>,
-    shutdown: CancellationToken,
-) -> Option<String> {
-    let started = Instant::now();
-    let mut found = false;
-    let mut described: Option<(Instant, u64)> = None;
-    loop {
-        let since = described.map(|(at, _)| at.elapsed());
-        let known = described.filter(|_| !is_description_due(since, metrics.has_read_error()));
-        let listing = tokio::select! {
-            () = shutdown.cancelled() => return None,
-            listing = list_shards(&client, known.map(|(_, created_ms)| created_ms)) => listing,
-        };
-        described = listing.as_ref().ok().map(|found| known.unwrap_or((Instant::now(), found.created_ms)));
-        let pause = match listing {
-            Ok(listing) => {
-                found = true;
-                let whole = covers_all(&listing.shards);
-                if whole {
-                    metrics.clear_error(&ErrorSource::Discovery);
-                } else {
-                    // During a reshard a listing may be older than the change; the shards in it can be read all the
-                    // same.
-                    metrics.set_error(
-                        ErrorSource::Discovery,
-                        "the open shards do not cover all hash keys: listing again".into(),
-                    );
-                }
-                listings.send_replace(Arc::new(listing));
-                if whole { LIST_INTERVAL } else { LIST_RETRY_DELAY }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "shard listing failed: trying again");
-                metrics.set_error(ErrorSource::Discovery, error.to_string());
-                if error.class == KinesisErrorClass::NotFound && !found && started.elapsed() > MISSING_STREAM_TIMEOUT {
-                    return Some(format!("{error}: create the stream, or correct its name, region and account"));
-                }
-                LIST_RETRY_DELAY
-            }
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => return None,
-            () = relist.notified() => {}
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
-}
-
-/// Whether the stream must be described with the next listing; `since` is the time since the last description that a
-/// listing followed.
-fn is_description_due(since: Option<Duration>, has_read_error: bool) -> bool {
-    has_read_error || since.is_none_or(|since| since >= DESCRIBE_INTERVAL)
-}
-
-/// Lists the shards, and describes the stream unless its creation time is known.
-async fn list_shards(client: &KinesisClient, known_ms: Option<u64>) -> Result<ShardListing, KinesisError> {
-    let created_ms = match known_ms {
-        Some(known) => known,
-        None => client.describe_stream().await?.created_ms,
-    };
-    Ok(ShardListing { created_ms, shards: client.list_shards().await? })
-}
 
 /// Holds the shards of this process.
 pub struct ShardSupervisor {
     resources: Arc<WorkerResources>,
     member: String,
-    workers: HashMap<ShardId, RunningWorker>,
+    /// The shards that this process holds.
+    shards: BTreeMap<ShardId, HeldShard>,
+    lineages: BTreeMap<LineageId, RunningLineage>,
+    last_number: u64,
+    acquiring: BTreeSet<ShardId>,
+    acquisitions: JoinSet<(ShardId, Result<ShardLease, LeaseError>)>,
+    acquisition_permits: Arc<Semaphore>,
+    /// Shards that could not be acquired since the last view.
+    refused: BTreeSet<ShardId>,
+    /// Held shards that were read to their ends, and whose children are not listed yet.
+    childless: BTreeSet<ShardId>,
+    reports: (mpsc::UnboundedSender<ShardReport>, mpsc::UnboundedReceiver<ShardReport>),
+    /// Leases as last seen, and those that have vanished since, with the time.
+    known_leases: BTreeMap<ShardId, Option<String>>,
+    vanished: BTreeMap<ShardId, Instant>,
+    unheld: UnheldShards,
     created_ms: u64,
     relist: Arc<Notify>,
-    /// Notified when a worker ends.
-    worker_ended: Arc<Notify>,
+    /// Notified when the task of a lineage ends.
+    lineage_ended: Arc<Notify>,
     /// Whether this process was admitted.
     admitted: watch::Receiver<bool>,
     probation: MemberProbation,
 }
 
-/// The record of a member that is not proven yet.
-#[derive(Debug, Default)]
-struct MemberProbation {
-    /// Number of failed attempts when the member last acquired a shard.
-    failed_before: u64,
-    /// Time until which the member leaves shards to others.
-    backs_off_until: Option<Instant>,
+type LineageId = u64;
+
+struct HeldShard {
+    slot: ShardSlot,
+    lineage: LineageId,
+    generation: u64,
+    is_releasing: bool,
 }
 
-struct RunningWorker {
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-    generation: u64,
+struct RunningLineage {
+    commands: mpsc::UnboundedSender<LineageCommand>,
+    task: JoinHandle<Option<Box<LineageWorker>>>,
+}
+
+/// Notifies when it is dropped, also by a panic.
+struct NotifyOnDrop(Arc<Notify>);
+
+impl Drop for NotifyOnDrop {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
 }
 
 impl ShardSupervisor {
     /// A supervisor that holds no shard yet.
     #[must_use]
     pub fn new(
-        shared: Arc<WorkerResources>,
+        resources: Arc<WorkerResources>,
         member: String,
         relist: Arc<Notify>,
         admitted: watch::Receiver<bool>,
     ) -> Self {
-        let (ended, trial) = (Arc::default(), MemberProbation::default());
         Self {
-            resources: shared,
+            resources,
             member,
-            workers: HashMap::new(),
+            shards: BTreeMap::new(),
+            lineages: BTreeMap::new(),
+            last_number: FOREIGN_SLOT,
+            acquiring: BTreeSet::new(),
+            acquisitions: JoinSet::new(),
+            acquisition_permits: Arc::new(Semaphore::new(ACQUISITIONS_MAX)),
+            refused: BTreeSet::new(),
+            childless: BTreeSet::new(),
+            reports: mpsc::unbounded_channel(),
+            known_leases: BTreeMap::new(),
+            vanished: BTreeMap::new(),
+            unheld: UnheldShards::default(),
             created_ms: 0,
             relist,
-            worker_ended: ended,
+            lineage_ended: Arc::default(),
             admitted,
-            probation: trial,
+            probation: MemberProbation::default(),
         }
     }
 
     /// Holds its share of the shards until the token is cancelled, then releases all.
-    pub async fn run(mut self, mut listings: watch::Receiver<Arc<ShardListing>>, shutdown: CancellationToken) {
-        let mut last_answer_at = Instant::now();
-        let ended = Arc::clone(&self.worker_ended);
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut listings = self.resources.listings.clone();
+        let ended = Arc::clone(&self.lineage_ended);
+        let (mut view, mut last_answer_at) = (None, Instant::now());
+        let mut next_heartbeat = Instant::now();
         while !shutdown.is_cancelled() {
             let listing = Arc::clone(&listings.borrow_and_update());
-            match self.rebalance_shards(&listing).await {
-                Ok(()) => {
-                    last_answer_at = Instant::now();
-                    self.resources.metrics.clear_error(&ErrorSource::Leases);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "lease store unavailable: keeping the held shards");
-                    self.resources.metrics.set_error(ErrorSource::Leases, error.to_string());
-                    if last_answer_at.elapsed() > LEASE_OUTAGE_GRACE {
-                        self.abort_workers();
+            if next_heartbeat <= Instant::now() {
+                let counts = self.resources.metrics.attempt_counts();
+                let status = self.probation.assess(*self.admitted.borrow(), !self.shards.is_empty(), counts);
+                match call_with_timeout(self.resources.leases.send_heartbeat(&self.member, status)).await {
+                    Ok(seen) => {
+                        last_answer_at = Instant::now();
+                        self.resources.metrics.clear_error(&ErrorSource::Leases);
+                        self.note_leases(&seen);
+                        view = Some(seen);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "lease store unavailable: keeping the held shards");
+                        self.resources.metrics.set_error(ErrorSource::Leases, error.to_string());
+                        view = None;
+                        if last_answer_at.elapsed() > LEASE_OUTAGE_GRACE {
+                            self.abort_lineages();
+                        }
                     }
                 }
+                next_heartbeat = Instant::now() + HEARTBEAT_INTERVAL;
+            }
+            if let Some(view) = &view
+                && self.rebalance_shards(&listing, view)
+            {
+                next_heartbeat = next_heartbeat.min(Instant::now() + HANDOVER_INTERVAL);
             }
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = tokio::time::sleep(HEARTBEAT_INTERVAL) => {}
-                () = ended.notified() => {}
+                () = tokio::time::sleep_until(next_heartbeat) => {}
+                // The leases have changed with it.
+                () = ended.notified() => next_heartbeat = Instant::now(),
+                Some(report) = self.reports.1.recv() => {
+                    self.apply_report(report);
+                    while let Ok(report) = self.reports.1.try_recv() {
+                        self.apply_report(report);
+                    }
+                    next_heartbeat = Instant::now();
+                }
+                Some(acquired) = self.acquisitions.join_next() => {
+                    // The view is older than this: children can follow their parents.
+                    if let Ok((shard, acquired)) = acquired {
+                        self.finish_acquisition(shard, acquired, &listing, view.as_mut()).await;
+                    }
+                }
                 changed = listings.changed() => if changed.is_err() { break },
             }
         }
-        self.stop_workers().await;
+        self.stop_lineages().await;
     }
 
-    async fn rebalance_shards(&mut self, listing: &ShardListing) -> Result<(), LeaseError> {
-        let leases = Arc::clone(&self.resources.leases);
-        let status = self.assess_member();
-        let view = call_with_timeout(leases.send_heartbeat(&self.member, status)).await?;
+    /// Acquires and releases shards. Returns whether another member has to release a shard to this one.
+    fn rebalance_shards(&mut self, listing: &ShardListing, view: &LeaseSnapshot) -> bool {
         if listing.created_ms != self.created_ms {
             // Another stream of the same name: nothing in flight belongs to it.
-            self.abort_workers();
+            self.abort_lineages();
             self.created_ms = listing.created_ms;
         }
-        self.reap_workers(&view);
-        let readable = list_readable_shards(&listing.shards, &view, listing.created_ms);
-        let mut running: Vec<ShardId> = self.workers.keys().cloned().collect();
-        running.sort();
-        let plan = plan_assignment(&readable, &view, &self.member, &running);
+        self.reap_lineages();
+        self.drop_lost_shards(view);
+        let held = &self.shards;
+        self.childless.retain(|shard| held.contains_key(shard) && listing.children_of(shard).next().is_none());
+        if is_listing_old(listing, view) || !self.childless.is_empty() {
+            self.relist.notify_one();
+        }
+        let units = group_shards(&listing.shards, view, listing.created_ms);
+        let not_held = self.unheld.update(&units, view, self.resources.mono_ms());
+        self.resources.metrics.set_not_held(&not_held);
+        let running: Vec<ShardId> = self.shards.keys().cloned().collect();
+        let plan = plan_assignment(&units, view, &self.member, &running);
         for shard in plan.acquire {
-            match call_with_timeout(leases.acquire_shard(&shard, &self.member)).await {
-                Ok(lease) => self.start_worker(shard, lease),
-                // Another member acquired it first.
-                Err(LeaseError::Lost(_)) => {}
-                Err(error) => return Err(error),
+            if !self.is_acquirable(&shard, view) || !self.acquiring.insert(shard.clone()) {
+                continue;
             }
-        }
-        let stopping = self.workers.values().any(|worker| worker.stop.is_cancelled());
-        if let Some(worker) = plan.release.and_then(|shard| self.workers.get(&shard)).filter(|_| !stopping) {
-            worker.stop.cancel();
-        }
-        Ok(())
-    }
-
-    /// The status of this member. An unproven member that fails three times without a success releases its shard and
-    /// backs off, if another member can take it.
-    fn assess_member(&mut self) -> MemberStatus {
-        let proven = *self.admitted.borrow();
-        let flow = self.resources.metrics.attempt_counts();
-        if proven || self.workers.is_empty() {
-            self.probation.failed_before = flow.failed;
-        } else if flow.delivered == 0
-            && flow.failed.saturating_sub(self.probation.failed_before) >= PROBATION_FAILURES_MAX
-        {
-            self.probation = MemberProbation {
-                failed_before: flow.failed,
-                backs_off_until: Some(Instant::now() + PROBATION_BACKOFF),
-            };
-        }
-        let backing_off = !proven && self.probation.backs_off_until.is_some_and(|until| Instant::now() < until);
-        MemberStatus { proven, backing_off }
-    }
-
-    /// Removes workers that ended, and aborts those whose shard another member holds now.
-    fn reap_workers(&mut self, view: &LeaseSnapshot) {
-        let member = &self.member;
-        let relist = &self.relist;
-        self.workers.retain(|shard, running| {
-            if running.task.is_finished() {
-                // The worker may have reached the shard's end, behind which are children.
-                relist.notify_one();
-                return false;
-            }
-            let lease = view.leases.get(shard);
-            let ours = lease.is_some_and(|lease| {
-                lease.generation == running.generation && lease.holder.as_ref().is_none_or(|holder| holder == member)
+            let (leases, member) = (Arc::clone(&self.resources.leases), self.member.clone());
+            let permits = Arc::clone(&self.acquisition_permits);
+            self.acquisitions.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                let acquired = call_with_timeout(leases.acquire_shard(&shard, &member)).await;
+                (shard, acquired)
             });
-            if !ours {
-                tracing::warn!(%shard, "shard lost to another dispatcher: dropping its events in flight");
-                running.task.abort();
-                self.resources.metrics.remove_shard(shard);
+        }
+        let is_releasing = self.shards.values().any(|held| held.is_releasing);
+        if !is_releasing {
+            plan.release.iter().for_each(|shard| self.release_shard(shard));
+        }
+        !plan.awaited.is_empty() || !self.childless.is_empty()
+    }
+
+    /// Whether the shard may be acquired now.
+    fn is_acquirable(&self, shard: &ShardId, view: &LeaseSnapshot) -> bool {
+        let is_vanished = self.vanished.get(shard).is_some_and(|since| since.elapsed() < REWRITE_GRACE);
+        !is_vanished
+            && !self.refused.contains(shard)
+            && view.leases.get(shard).is_none_or(|lease| lease.unreadable_checkpoint.is_none())
+    }
+
+    /// Notes leases that have vanished although their holder lives: it writes them again.
+    fn note_leases(&mut self, view: &LeaseSnapshot) {
+        let now = Instant::now();
+        self.refused.clear();
+        for (shard, holder) in &self.known_leases {
+            let is_held_by_other = holder.as_ref().is_some_and(|holder| view.members.contains_key(holder));
+            if is_held_by_other && !view.leases.contains_key(shard) {
+                self.vanished.entry(shard.clone()).or_insert(now);
             }
-            ours
-        });
-    }
-
-    fn start_worker(&mut self, shard: ShardId, lease: super::leases::ShardLease) {
-        let stop = CancellationToken::new();
-        let worker = ShardWorker::new(Arc::clone(&self.resources), shard.clone(), lease.generation, self.created_ms);
-        let (ended, token) = (Arc::clone(&self.worker_ended), stop.clone());
-        let span = tracing::info_span!("shard", shard = %shard, generation = lease.generation);
-        let task = tokio::spawn(async move {
-            worker.run(lease.checkpoint, token).instrument(span).await;
-            ended.notify_one();
-        });
-        self.workers.insert(shard, RunningWorker { stop, task, generation: lease.generation });
-    }
-
-    fn abort_workers(&mut self) {
-        for (shard, running) in self.workers.drain() {
-            running.task.abort();
-            self.resources.metrics.remove_shard(&shard);
+        }
+        self.vanished.retain(|shard, since| !view.leases.contains_key(shard) && since.elapsed() < REWRITE_GRACE);
+        self.known_leases = view.leases.iter().map(|(shard, lease)| (shard.clone(), lease.holder.clone())).collect();
+        for (shard, lease) in &view.leases {
+            let source = ErrorSource::Checkpoint(shard.clone());
+            match &lease.unreadable_checkpoint {
+                Some(text) => {
+                    let error = format!(
+                        "the checkpoint of shard {shard} cannot be read by this release, so the shard is not: upgrade the dispatchers, or correct the annotation of its Lease: {text}"
+                    );
+                    self.resources.metrics.set_error(source, error);
+                }
+                None => self.resources.metrics.clear_error(&source),
+            }
         }
     }
 
-    async fn stop_workers(&mut self) {
-        self.workers.values().for_each(|running| running.stop.cancel());
-        let tasks: Vec<JoinHandle<()>> = self.workers.drain().map(|(_, running)| running.task).collect();
-        let aborts: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
+    async fn finish_acquisition(
+        &mut self,
+        shard: ShardId,
+        acquired: Result<ShardLease, LeaseError>,
+        listing: &ShardListing,
+        view: Option<&mut LeaseSnapshot>,
+    ) {
+        self.acquiring.remove(&shard);
+        let Some(view) = view else { return };
+        match acquired {
+            Ok(lease) if lease.unreadable_checkpoint.is_some() => drop(self.refused.insert(shard)),
+            Ok(lease) => {
+                let units = group_shards(&listing.shards, view, listing.created_ms);
+                view.leases.insert(shard.clone(), lease.clone());
+                self.known_leases.insert(shard.clone(), lease.holder.clone());
+                if let Some(unit) = units.iter().find(|unit| unit.parents_of(&shard).is_some()) {
+                    self.hold_shard(shard, lease, listing, unit).await;
+                }
+            }
+            Err(error) => {
+                // Another member may have acquired it first: the next view shows it.
+                if !matches!(error, LeaseError::Lost(_)) {
+                    tracing::warn!(%shard, %error, "shard not acquired: trying again");
+                }
+                self.refused.insert(shard);
+            }
+        }
+    }
+
+    /// Reads a shard in the task of its lineage.
+    async fn hold_shard(&mut self, shard: ShardId, lease: ShardLease, listing: &ShardListing, unit: &ShardUnit) {
+        let relatives = unit.relatives_of(&shard).unwrap_or_default();
+        let lineages: BTreeSet<LineageId> =
+            relatives.iter().filter_map(|id| self.shards.get(*id)).map(|held| held.lineage).collect();
+        let lineage = self.join_lineages(&lineages).await;
+        self.last_number += 1;
+        let (slot, generation) = (self.last_number, lease.generation);
+        let listed = listing.find(&shard).map(|shard| shard.parents.clone()).unwrap_or_default();
+        let acquired = AcquiredShard {
+            slot,
+            shard: shard.clone(),
+            generation,
+            stream_created_ms: listing.created_ms,
+            checkpoint: lease.checkpoint,
+            parents: listed.into_iter().filter(|parent| listing.find(parent).is_some()).collect(),
+            open_parents: unit.parents_of(&shard).unwrap_or_default().to_vec(),
+        };
+        if self.send_command(lineage, LineageCommand::Hold(acquired)) {
+            self.shards.insert(shard, HeldShard { slot, lineage, generation, is_releasing: false });
+        }
+    }
+
+    /// The lineage that results from these: a new one, the only one, or the first with the shards of the others.
+    async fn join_lineages(&mut self, lineages: &BTreeSet<LineageId>) -> LineageId {
+        let Some(first) = lineages.first().copied() else { return self.start_lineage() };
+        for other in lineages.iter().skip(1) {
+            self.send_command(*other, LineageCommand::Yield);
+            let Some(running) = self.lineages.remove(other) else { continue };
+            let abort = running.task.abort_handle();
+            match timeout(YIELD_TIMEOUT, running.task).await {
+                Ok(Ok(Some(state))) => {
+                    self.send_command(first, LineageCommand::Absorb(state));
+                    self.shards
+                        .values_mut()
+                        .filter(|held| held.lineage == *other)
+                        .for_each(|held| held.lineage = first);
+                }
+                ended => {
+                    tracing::error!(
+                        ?other,
+                        is_ended = ended.is_ok(),
+                        "a lineage was not joined: its shards are read anew"
+                    );
+                    abort.abort();
+                    self.shards.retain(|_, held| held.lineage != *other);
+                }
+            }
+        }
+        first
+    }
+
+    fn start_lineage(&mut self) -> LineageId {
+        self.last_number += 1;
+        let id = self.last_number;
+        let (commands, received) = mpsc::unbounded_channel();
+        let worker = LineageWorker::new(Arc::clone(&self.resources), received, self.reports.0.clone());
+        let ended = NotifyOnDrop(Arc::clone(&self.lineage_ended));
+        let task = tokio::spawn(
+            async move {
+                let _ended = ended;
+                worker.run().await
+            }
+            .instrument(tracing::info_span!("lineage", id)),
+        );
+        self.lineages.insert(id, RunningLineage { commands, task });
+        id
+    }
+
+    fn send_command(&self, lineage: LineageId, command: LineageCommand) -> bool {
+        self.lineages.get(&lineage).is_some_and(|running| running.commands.send(command).is_ok())
+    }
+
+    fn release_shard(&mut self, shard: &ShardId) {
+        if let Some(held) = self.shards.get_mut(shard) {
+            held.is_releasing = true;
+            let lineage = held.lineage;
+            self.send_command(lineage, LineageCommand::Release(shard.clone()));
+        }
+    }
+
+    fn apply_report(&mut self, report: ShardReport) {
+        match report {
+            ShardReport::ReadToEnd(shard) => {
+                self.childless.insert(shard);
+                self.relist.notify_one();
+            }
+            ShardReport::Ended(shard, slot) => {
+                if self.shards.get(&shard).is_some_and(|held| held.slot == slot) {
+                    self.shards.remove(&shard);
+                }
+                self.relist.notify_one();
+            }
+        }
+    }
+
+    /// Removes lineages whose task has ended. One that panicked is counted, and its shards are read anew.
+    fn reap_lineages(&mut self) {
+        let used: BTreeSet<LineageId> = self.shards.values().map(|held| held.lineage).collect();
+        let ended: Vec<LineageId> = self
+            .lineages
+            .iter()
+            .filter(|(id, running)| running.task.is_finished() || !used.contains(id))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ended {
+            let Some(running) = self.lineages.remove(&id) else { continue };
+            if !running.task.is_finished() {
+                // Without shards: it ends after the writes under way.
+                let _ = running.commands.send(LineageCommand::Stop);
+                continue;
+            }
+            let is_panic = futures::FutureExt::now_or_never(running.task)
+                .and_then(Result::err)
+                .is_some_and(|error| error.is_panic());
+            if is_panic {
+                self.resources.metrics.count_worker_panic();
+                tracing::error!("the task of a lineage panicked: its shards are read anew");
+            }
+            self.shards.retain(|_, held| held.lineage != id);
+        }
+    }
+
+    /// Drops the shards that another member holds now, and has deleted leases written again.
+    fn drop_lost_shards(&mut self, view: &LeaseSnapshot) {
+        let mut lost = Vec::new();
+        for (shard, held) in self.shards.iter().filter(|(_, held)| !held.is_releasing) {
+            match view.leases.get(shard) {
+                None => {
+                    tracing::warn!(%shard, "lease of a held shard deleted: writing it again");
+                    self.send_command(held.lineage, LineageCommand::Rewrite(shard.clone()));
+                }
+                Some(lease) => {
+                    let is_own = lease.holder.as_ref().is_none_or(|holder| *holder == self.member);
+                    if lease.generation != held.generation || !is_own {
+                        lost.push(shard.clone());
+                    }
+                }
+            }
+        }
+        for shard in lost {
+            tracing::warn!(%shard, "shard lost to another dispatcher: dropping its events in flight");
+            if let Some(held) = self.shards.remove(&shard) {
+                self.send_command(held.lineage, LineageCommand::Drop(shard));
+            }
+        }
+    }
+
+    fn abort_lineages(&mut self) {
+        for running in std::mem::take(&mut self.lineages).into_values() {
+            running.task.abort();
+        }
+        self.shards.clear();
+    }
+
+    async fn stop_lineages(&mut self) {
+        let lineages = std::mem::take(&mut self.lineages);
+        for running in lineages.values() {
+            let _ = running.commands.send(LineageCommand::Stop);
+        }
+        let aborts: Vec<_> = lineages.values().map(|running| running.task.abort_handle()).collect();
+        let tasks = lineages.into_values().map(|running| running.task);
         if timeout(WORKERS_STOP_TIMEOUT, futures::future::join_all(tasks)).await.is_err() {
             tracing::warn!("shard workers not stopped in time: their leases expire");
             aborts.iter().for_each(tokio::task::AbortHandle::abort);
@@ -303,6 +455,17 @@ impl ShardSupervisor {
     }
 }
 
+/// Whether the leases show that a shard was split or merged after the listing: an open shard is done, or a member holds a
+/// shard that is not listed.
+fn is_listing_old(listing: &ShardListing, view: &LeaseSnapshot) -> bool {
+    let end =
+        Checkpoint { stream_created_ms: listing.created_ms, position: CheckpointPosition::ShardEnd, beyond: None };
+    view.leases.iter().any(|(shard, lease)| match listing.find(shard) {
+        Some(listed) => lease.checkpoint.as_ref() == Some(&end) && listed.open,
+        None => lease.holder.is_some(),
+    })
+}
+
 async fn call_with_timeout<T>(answer: impl Future<Output = Result<T, LeaseError>>) -> Result<T, LeaseError> {
     timeout(LEASE_CALL_TIMEOUT, answer)
         .await
@@ -312,16 +475,28 @@ async fn call_with_timeout<T>(answer: impl Future<Output = Result<T, LeaseError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinesis::Shard;
 
     #[test]
-    fn a_stream_is_described_every_five_minutes_and_when_it_cannot_be_read() {
-        for (name, since, has_read_error, expected) in [
-            ("at the start, and after a failed listing", None, false, true),
-            ("a listing later", Some(LIST_INTERVAL), false, false),
-            ("after the interval", Some(DESCRIBE_INTERVAL), false, true),
-            ("a shard cannot be read", Some(LIST_INTERVAL), true, true),
+    fn a_listing_is_old_when_a_lease_shows_a_later_reshard() {
+        let shard = |open| Shard { id: "a".into(), start: 0, end: 9, parents: vec![], open };
+        let end = Checkpoint { stream_created_ms: 1, position: CheckpointPosition::ShardEnd, beyond: None };
+        let done = ShardLease { checkpoint: Some(end), ..ShardLease::default() };
+        let held = ShardLease { holder: Some("you".into()), ..ShardLease::default() };
+        for (name, open, id, lease, expected) in [
+            ("an open shard is held", true, "a", &held, false),
+            ("an open shard is done", true, "a", &done, true),
+            ("a closed shard is done", false, "a", &done, false),
+            ("a shard that is not listed is held", true, "b", &held, true),
+            ("the lease of a trimmed shard", true, "b", &done, false),
         ] {
-            assert_eq!(is_description_due(since, has_read_error), expected, "{name}");
+            let listing = ShardListing { created_ms: 1, shards: vec![shard(open)] };
+            let leases = [(ShardId::from(id), lease.clone())].into();
+            assert_eq!(
+                is_listing_old(&listing, &LeaseSnapshot { leases, ..LeaseSnapshot::default() }),
+                expected,
+                "{name}"
+            );
         }
     }
 }

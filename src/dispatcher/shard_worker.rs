@@ -1,320 +1,326 @@
-//! The pipeline of one held shard, from its records to its checkpoint.
+//! One held shard: the page that is being accepted, the records that are open, and the checkpoint.
 //!
-//! In: pages of the reader and the outcomes of attempts. Out: attempts, checkpoints, counts. One task owns all the
-//! state of a shard, so nothing is locked; the deciding parts are pure and have their own files.
+//! In: pages of the reader, and the outcomes of attempts. Out: events for the order of the lineage, attempts, counts. All
+//! shards of a lineage are owned by one task, so nothing is locked; the deciding parts are pure and have their own files.
 
-use std::collections::{BTreeMap, VecDeque};
+mod checkpoint;
+mod losses;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
-use super::apps::RegistryReceiver;
+use super::byte_budget::BudgetShare;
 use super::checkpoint_tracker::{CheckpointTracker, UNFINISHED_BYTES_MAX, UNFINISHED_EVENTS_MAX};
-use super::debounce::{AbsenceDebouncer, DebounceVerdict};
+use super::dead_letter::Loss;
+use super::dead_letter::losses::ShardLosses;
 use super::decode::{self, DecodedRecord, RecentEventIds};
-use super::endpoint::pool::{EndpointPool, FinishedAt, ShardHold};
+use super::endpoint::pool::{FinishedAt, ShardHold};
 use super::endpoint::share::EventAmount;
 use super::endpoint::{EndpointId, OutgoingEvent};
-use super::events::TrackedEvent;
-use super::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition, LeaseError, ShardLeases};
-use super::metrics::{DispatcherMetrics, DropReason, PauseReason, ShardState, SkipReason};
+use super::events::{FOREIGN_SLOT, HISTORY_RECORD, ShardSlot, TrackedEvent};
+use super::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition};
+use super::metrics::{DropReason, PauseReason, ShardState, SkipReason};
 use super::read_progress::ReadProgress;
-use super::reader::{ShardRead, ShardReader};
-use super::sequencer::{SequencedEvent, Sequencer};
-use crate::kinesis::{KinesisClient, ReadPosition, ReadRecord, is_before};
+use super::reader::{PageKind, ShardRead, ShardReader};
+use super::unknown_apps::UnknownApps;
+use super::worker_resources::{AcquiredShard, WorkerResources};
+use crate::kinesis::ReadRecord;
 use crate::process::clock::now_ms;
 use crate::protocol::ShardId;
 use crate::protocol::admin::ShardFlow;
+use crate::protocol::record::{RecordedEvent, StreamRecord};
 use crate::protocol::registry::{AppRegistry, WebhookEndpoint};
 use crate::protocol::webhook::WebhookEvent;
 
-/// Interval at which waiting events are checked for release.
-const TICK_INTERVAL: Duration = Duration::from_millis(50);
-/// Least interval between two checkpoints of a shard.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
-/// Bounds a write to the lease store.
-const LEASE_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for which a stopping worker goes on with attempts in flight.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for an app that is not in the registry yet.
-const UNKNOWN_APP_TIMEOUT_MS: u64 = 30_000;
 /// Least interval between two evictions from endpoints that are behind.
 const EVICTION_INTERVAL_MS: u64 = 100;
-/// Least interval between two log lines on one drop reason.
-const DROP_LOG_INTERVAL_MS: u64 = 5_000;
 
-/// Resources that the shards of a process share.
-pub struct WorkerResources {
-    /// The client of the stream.
-    pub client: KinesisClient,
-    /// The store that checkpoints are written to.
-    pub leases: Arc<dyn ShardLeases>,
-    /// The endpoints that webhooks are sent to.
-    pub pool: Arc<EndpointPool>,
-    /// The registry of apps and endpoints.
-    pub apps: RegistryReceiver,
-    /// The metrics of the process.
-    pub metrics: Arc<DispatcherMetrics>,
-    /// The cluster whose records are delivered.
-    pub cluster: String,
+/// An input of a shard.
+pub enum ShardInput {
+    /// A page was read; `None` when the reader has ended.
+    Page(Option<ShardRead>),
+    /// An event is finished at an endpoint.
+    Finished(FinishedAt),
+    /// The letter of an event of this record is written.
+    LetterWritten(u64),
 }
 
-/// The worker of one held shard.
+/// The state of one held shard.
 pub struct ShardWorker {
     resources: Arc<WorkerResources>,
-    shard: ShardId,
+    /// Number of this hold.
+    pub slot: ShardSlot,
+    /// The id of the shard.
+    pub shard: ShardId,
+    /// Listed shards that this one came from.
+    pub parents: Vec<ShardId>,
+    /// Parents that were not done when the shard was acquired.
+    pub open_parents: Vec<ShardId>,
     generation: u64,
     stream_created_ms: u64,
-    started: Instant,
     flow: ShardFlow,
+    /// The reader's pages; `None` while the parents are not read to their ends.
+    pages: Option<mpsc::Receiver<ShardRead>>,
     /// Records of the current page that are not accepted yet.
     page: VecDeque<ReadRecord>,
+    page_kind: PageKind,
+    /// The bytes of the page in the budget of the process.
+    page_share: Option<BudgetShare>,
+    waits_for_budget: Arc<AtomicBool>,
     /// State to set once the current page is accepted: the time that is read past, and whether the shard ends.
     after_page: (u64, bool),
-    read_past_ms: u64,
-    ended: bool,
+    /// Time up to which the shard was read.
+    pub read_past_ms: u64,
+    /// When the shard was read to its end.
+    pub ended_at: Option<Instant>,
     progress: ReadProgress,
     /// Why a record at the front of the page cannot be read by this release.
     too_new: Option<String>,
-    recent_ids: RecentEventIds,
-    sequencer: Sequencer,
-    debounce: AbsenceDebouncer,
     /// The registry that this turn of the pipeline uses.
     registry: Arc<AppRegistry>,
-    /// Events of apps that the registry does not have yet, with the time until which they wait; the oldest first.
-    unknown_app_events: VecDeque<(u64, TrackedEvent)>,
+    /// Events of apps that the registry does not have yet, parked in the tracker.
+    unknown_apps: UnknownApps,
     hold: ShardHold,
     /// Earliest time of the next eviction from endpoints that are behind.
     next_eviction_ms: u64,
-    tracker: CheckpointTracker,
+    /// The records that are not done.
+    pub tracker: CheckpointTracker,
     /// Records that the former holder finished beyond the position at which this worker began to read.
     predecessor_acked: Option<AckedOutOfOrder>,
     written_checkpoint: Option<Checkpoint>,
-    /// Time of the last log line per drop reason.
-    last_drop_log_ms: BTreeMap<DropReason, u64>,
+    losses: ShardLosses,
 }
 
 impl ShardWorker {
-    /// A worker for a lease that was acquired.
+    /// A worker for a lease that was acquired. It reads nothing yet.
     #[must_use]
-    pub fn new(resources: Arc<WorkerResources>, shard: ShardId, generation: u64, stream_created_ms: u64) -> Self {
-        let hold = resources.pool.open_hold();
+    pub fn new(resources: Arc<WorkerResources>, acquired: AcquiredShard) -> Self {
+        let AcquiredShard { slot, shard, generation, stream_created_ms, checkpoint, parents, open_parents } = acquired;
+        let (hold, now) = (resources.pool.open_hold(), resources.mono_ms());
         let registry = Arc::clone(&resources.apps.borrow());
+        let checkpoint = checkpoint.filter(|it| it.stream_created_ms == stream_created_ms);
+        resources.held_shards.fetch_add(1, Ordering::Relaxed);
+        let losses = ShardLosses::new(resources.dead_letters.clone(), Arc::clone(&resources.metrics));
+        let unknown_apps = UnknownApps::new(Arc::clone(&resources.unknown_app_bytes));
+        let (through, predecessor_acked) = match checkpoint.clone() {
+            Some(Checkpoint { position: CheckpointPosition::Through(sequence), beyond, .. }) => {
+                (Some(sequence), beyond)
+            }
+            _ => (None, None),
+        };
         Self {
             resources,
+            slot,
             shard,
+            parents,
+            open_parents,
             generation,
             stream_created_ms,
-            started: Instant::now(),
-            flow: ShardFlow::default(),
+            tracker: CheckpointTracker::resume_from(through.as_deref()),
+            flow: ShardFlow { checkpoint: through, ..ShardFlow::default() },
+            pages: None,
             page: VecDeque::new(),
+            page_kind: PageKind::New,
+            page_share: None,
+            waits_for_budget: Arc::default(),
             after_page: (0, false),
             read_past_ms: 0,
-            ended: false,
-            progress: ReadProgress::new(0),
+            ended_at: None,
+            progress: ReadProgress::new(now),
             too_new: None,
-            recent_ids: RecentEventIds::default(),
-            sequencer: Sequencer::default(),
-            debounce: AbsenceDebouncer::default(),
             registry,
-            unknown_app_events: VecDeque::new(),
+            unknown_apps,
             hold,
             next_eviction_ms: 0,
-            tracker: CheckpointTracker::default(),
-            predecessor_acked: None,
-            written_checkpoint: None,
-            last_drop_log_ms: BTreeMap::new(),
+            predecessor_acked,
+            written_checkpoint: checkpoint,
+            losses,
         }
     }
 
-    /// Holds the shard until it is stopped, reaches the shard's end, or loses the lease.
-    pub async fn run(mut self, checkpoint: Option<Checkpoint>, stop: CancellationToken) {
-        let resources = Arc::clone(&self.resources);
-        let checkpoint = checkpoint.filter(|it| it.stream_created_ms == self.stream_created_ms);
-        self.written_checkpoint.clone_from(&checkpoint);
-        let position = match checkpoint {
-            Some(Checkpoint { position: CheckpointPosition::Through(sequence), beyond, .. }) => {
-                self.flow.checkpoint = Some(sequence.clone());
-                self.tracker = CheckpointTracker::resume_from(Some(sequence.clone()));
-                self.predecessor_acked = beyond;
-                ReadPosition::After(sequence)
-            }
-            _ => ReadPosition::TrimHorizon,
-        };
-        tracing::info!(shard = %self.shard, ?position, "shard acquired");
+    /// Whether the shard is being read or was read.
+    #[must_use]
+    pub fn is_reading(&self) -> bool {
+        self.pages.is_some()
+    }
+
+    /// Starts to read. `former_parents` are those whose order this process does not know.
+    pub fn start_reading(&mut self, former_parents: Vec<ShardId>) {
+        let checkpoint = self.flow.checkpoint.clone();
+        tracing::info!(shard = %self.shard, ?checkpoint, "shard acquired");
         let (sender, pages) = mpsc::channel(1);
-        let (client, metrics) = (resources.client.clone(), Arc::clone(&resources.metrics));
-        let reader = ShardReader { client, shard: self.shard.clone(), metrics };
-        // The reader ends when `pages` is dropped, at the end of this function.
-        tokio::spawn(reader.run(position, sender));
-        let outcome = self.run_pipeline(pages, &stop).await;
-        if outcome.is_ok() {
-            self.drain_attempts().await;
-            self.release_lease().await;
-        } else if let Err(error) = outcome {
-            tracing::warn!(shard = %self.shard, %error, "shard worker ended");
-        }
-        resources.metrics.remove_shard(&self.shard);
+        let reader = ShardReader {
+            client: self.resources.client.clone(),
+            shard: self.shard.clone(),
+            metrics: Arc::clone(&self.resources.metrics),
+            budget: self.resources.budget.clone(),
+            waits_for_budget: Arc::clone(&self.waits_for_budget),
+            checkpoint,
+            former_parents,
+        };
+        // The reader ends when `pages` is dropped.
+        tokio::spawn(reader.run(sender));
+        self.pages = Some(pages);
+        // The time for which the parents were read is no failure of the reader.
+        self.progress.note_page(0, self.mono_ms());
     }
 
-    async fn run_pipeline(
-        &mut self,
-        mut pages: mpsc::Receiver<ShardRead>,
-        stop: &CancellationToken,
-    ) -> Result<(), String> {
-        let mut tick = interval(TICK_INTERVAL);
-        let mut writing = interval(CHECKPOINT_INTERVAL);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        writing.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut writes = JoinSet::new();
-        loop {
-            self.advance_pipeline();
-            self.update_metrics();
-            if self.ended && self.tracker.unfinished_events() == 0 {
-                return Ok(());
-            }
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                page = pages.recv(), if self.page.is_empty() && !self.ended => match page {
-                    Some(page) => self.accept_page(page),
-                    None => return Err("the shard's reader ended".to_owned()),
-                },
-                Some(finished) = self.hold.next_finished() => self.complete_deliveries(finished),
-                Some(written) = writes.join_next() => self.on_checkpoint_written(written)?,
-                _ = writing.tick(), if writes.is_empty() => self.write_checkpoint(&mut writes),
-                _ = tick.tick() => {}
-            }
-        }
+    /// Whether the shard was read to its end.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended_at.is_some()
     }
 
-    /// Waits for attempts in flight, so that a take-over repeats few of them.
-    async fn drain_attempts(&mut self) {
-        self.hold.drain(DRAIN_TIMEOUT).await;
-        while let Some(finished) = self.hold.take_finished() {
-            self.complete_deliveries(finished);
+    /// Whether all records of the shard are done, and no more can come.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.has_ended() && self.tracker.unfinished_events() == 0
+    }
+
+    /// Polls for a page, if one can be accepted, and for finished events.
+    pub fn poll_input(&mut self, context: &mut Context<'_>) -> Poll<ShardInput> {
+        if let Poll::Ready(Some(finished)) = self.hold.poll_finished(context) {
+            return Poll::Ready(ShardInput::Finished(finished));
         }
+        if let Poll::Ready(Some(record)) = self.losses.poll_written(context) {
+            return Poll::Ready(ShardInput::LetterWritten(record));
+        }
+        if self.page.is_empty()
+            && !self.has_ended()
+            && let Some(pages) = &mut self.pages
+        {
+            return pages.poll_recv(context).map(ShardInput::Page);
+        }
+        Poll::Pending
     }
 
     fn mono_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.resources.mono_ms()
     }
 
-    fn accept_page(&mut self, read: ShardRead) {
-        if let Some(record) = read.records.last() {
-            self.flow.read_to = Some(record.sequence.clone());
-        }
-        let arrived = read.records.last().map_or(0, |record| record.arrival_ms);
+    /// Accepts a page, whose records are taken with [`Self::take_record`].
+    pub fn accept_page(&mut self, read: ShardRead) {
         self.progress.note_page(read.behind_ms, self.mono_ms());
         self.flow.read_at_ms = now_ms();
-        let past = match (read.last, read.behind_ms) {
-            // Nothing more can arrive in this shard; a return after a reshard arrives in a child and is delivered as an
-            // arrival.
-            (true, _) => u64::MAX,
-            (false, 0) => read.asked_ms,
-            _ => arrived,
-        };
-        self.after_page = (past, read.last);
-        self.page = read.records.into();
-        if self.page.is_empty() {
-            self.finish_page();
+        if read.kind == PageKind::New {
+            if let Some(record) = read.records.last() {
+                self.flow.read_to = Some(record.sequence.clone());
+            }
+            let arrived = read.records.last().map_or(0, |record| record.arrival_ms);
+            self.after_page = (if read.is_tip { read.asked_ms } else { arrived }, read.last);
         }
+        self.page_kind = read.kind;
+        self.page_share = Some(read.share);
+        self.page = read.records.into();
+        self.finish_page();
     }
 
-    fn finish_page(&mut self) {
-        self.read_past_ms = self.read_past_ms.max(self.after_page.0);
-        self.ended = self.after_page.1;
+    /// Takes the next record of the page, unless the shard pauses.
+    pub fn take_record(&mut self) -> Option<ReadRecord> {
+        if self.too_new.is_some() || self.tracker.is_full() {
+            return None;
+        }
+        self.page.pop_front()
     }
 
-    /// Moves all events on that can move now.
-    fn advance_pipeline(&mut self) {
-        // Events that waited for their app precede newer ones.
-        self.retry_unknown_apps();
-        self.evict_excess();
-        while self.pause_reason().is_none() {
-            let Some(record) = self.page.pop_front() else { break };
-            self.accept_record(record);
-            if self.page.is_empty() {
-                self.finish_page();
+    /// Sets what the page says about the shard, once all its records are accepted.
+    pub fn finish_page(&mut self) {
+        if self.page.is_empty() {
+            self.page_share = None;
+            self.read_past_ms = self.read_past_ms.max(self.after_page.0);
+            if self.after_page.1 && !self.has_ended() {
+                self.ended_at = Some(Instant::now());
+                tracing::info!(shard = %self.shard, "shard read to its end");
             }
         }
-        let steps = self.sequencer.release_due(self.mono_ms());
-        self.apply_sequenced(steps);
-        self.resources.metrics.count_gaps(self.sequencer.take_gaps());
-        // A full shard is not read, so waiting to read on would wait for itself: the clock alone then decides, and a
-        // return that was not read yet is delivered after the absence.
-        let read_past_ms = if self.tracker.is_full() { u64::MAX } else { self.read_past_ms };
-        for event in self.debounce.release_due(now_ms(), read_past_ms) {
-            self.fan_out(event);
-        }
-        self.hold.wake_endpoints();
     }
 
-    fn accept_record(&mut self, record: ReadRecord) {
+    /// Begins a record, and returns its events without those that were read before; `now` is the monotonic clock in ms.
+    pub fn accept_record(
+        &mut self,
+        record: ReadRecord,
+        recent_ids: &mut RecentEventIds,
+        now: u64,
+    ) -> Vec<TrackedEvent> {
+        let decoded = decode::decode_record(&record.data, &self.resources.cluster);
+        if self.page_kind != PageKind::New {
+            return match decoded {
+                DecodedRecord::Ours(ours) => self.list_history(ours, recent_ids, now),
+                _ => Vec::new(),
+            };
+        }
         let (sequence, bytes) = (record.sequence.clone(), record.data.len());
         let already_acked = self.predecessor_acked.as_ref().is_some_and(|acked| acked.is_done(&sequence));
-        match decode::decode_record(&record.data, &self.resources.cluster) {
+        match decoded {
             DecodedRecord::Ours(ours) => {
                 let read = ours.events.len();
                 let events: Vec<_> =
-                    ours.events.into_iter().filter(|event| self.recent_ids.insert(&event.id)).collect();
+                    ours.events.into_iter().filter(|event| recent_ids.insert(&event.id, self.slot, now)).collect();
                 self.resources.metrics.count_skipped(SkipReason::Duplicate, read - events.len());
-                // Events that the former holder delivered go through the sequencer alone, which must know each
-                // subject's last state.
+                // Events that the former holder delivered go through the order alone, which must know each subject's
+                // last state.
                 let number = self.tracker.begin_record(&sequence, if already_acked { 0 } else { events.len() }, bytes);
-                for event in events {
-                    let event =
-                        TrackedEvent { record: number, app: ours.app.clone(), channel: ours.channel.clone(), event };
-                    let steps = self.sequencer.push(event, self.mono_ms());
-                    self.apply_sequenced(steps);
+                if let Some(share) = &mut self.page_share {
+                    self.tracker.keep_share(number, share.split(bytes));
                 }
+                let (slot, app, channel) = (self.slot, ours.app, ours.channel);
+                let event =
+                    |event| TrackedEvent { slot, record: number, app: app.clone(), channel: channel.clone(), event };
+                return events.into_iter().map(event).collect();
             }
             DecodedRecord::Foreign(..) | DecodedRecord::Poison(_) if already_acked => {
                 self.tracker.begin_record(&sequence, 0, 0);
             }
             DecodedRecord::Foreign(cluster, events) => {
-                self.drop_events(DropReason::ForeignCluster, events, &cluster);
-                self.tracker.begin_record(&sequence, 0, 0);
+                let number = self.tracker.begin_record(&sequence, 1, bytes);
+                let detail = format!("a record of the cluster {cluster}");
+                self.give_up(number, Loss::of_record(DropReason::ForeignCluster, detail, events, &record.data));
             }
             DecodedRecord::Poison(why) => {
-                self.drop_events(DropReason::Poison, 1, &why);
-                self.tracker.begin_record(&sequence, 0, 0);
+                let number = self.tracker.begin_record(&sequence, 1, bytes);
+                self.give_up(number, Loss::of_record(DropReason::Poison, why, 1, &record.data));
             }
             DecodedRecord::TooNew(why) => {
                 tracing::error!(shard = %self.shard, sequence, why, "shard waits at a record of a newer release");
                 self.too_new = Some(why);
-                self.page.push_front(record);
+                // No further page is kept: the bytes belong to the other shards.
+                self.page = [record].into();
+                self.page_share = None;
+                self.pages = Some(mpsc::channel(1).1);
             }
         }
+        Vec::new()
     }
 
-    fn apply_sequenced(&mut self, steps: Vec<SequencedEvent>) {
-        for step in steps {
-            let (SequencedEvent::Superseded(event) | SequencedEvent::Release(event)) = &step;
-            if !self.tracker.is_open(event.record) {
-                continue;
-            }
-            match step {
-                SequencedEvent::Superseded(event) => self.skip_events(SkipReason::Superseded, &[event]),
-                SequencedEvent::Release(event) => match self.debounce.push(event, now_ms()) {
-                    DebounceVerdict::Pass(event) => self.fan_out(event),
-                    DebounceVerdict::Held => {}
-                    DebounceVerdict::Cancels { mut held, by } => {
-                        for half in &held {
-                            self.tracker.join_records(half.record, by.record);
-                        }
-                        held.push(by);
-                        self.skip_events(SkipReason::Cancelled, &held);
-                    }
-                },
-            }
-        }
+    /// The events of a record that a former holder finished.
+    fn list_history(&self, ours: StreamRecord, recent_ids: &mut RecentEventIds, now: u64) -> Vec<TrackedEvent> {
+        let slot = if self.page_kind == PageKind::History { self.slot } else { FOREIGN_SLOT };
+        let StreamRecord { app, channel, events, .. } = ours;
+        let event = |event: RecordedEvent| {
+            recent_ids.insert(&event.id, slot, now);
+            TrackedEvent { slot, record: HISTORY_RECORD, app: app.clone(), channel: channel.clone(), event }
+        };
+        events.into_iter().map(event).collect()
     }
 
-    fn skip_events(&mut self, why: SkipReason, events: &[TrackedEvent]) {
+    /// Moves on the events that wait for an app, and evicts those of endpoints that are behind.
+    pub fn advance(&mut self) {
+        self.retry_unknown_apps();
+        self.evict_excess();
+    }
+
+    /// Wakes the endpoints that got events.
+    pub fn wake_endpoints(&mut self) {
+        self.hold.wake_endpoints();
+    }
+
+    /// Marks events as finished without a delivery.
+    pub fn skip_events(&mut self, why: SkipReason, events: &[TrackedEvent]) {
         self.resources.metrics.count_skipped(why, events.len());
         for event in events {
             self.tracker.finish_event(event.record);
@@ -322,9 +328,12 @@ impl ShardWorker {
     }
 
     /// Queues an event whose turn has come to every endpoint that subscribes to it.
-    fn fan_out(&mut self, event: TrackedEvent) {
+    pub fn fan_out(&mut self, event: TrackedEvent) {
         let Some(app) = self.registry.by_id(&event.app) else {
-            self.unknown_app_events.push_back((self.mono_ms() + UNKNOWN_APP_TIMEOUT_MS, event));
+            self.tracker.park_event(event.record);
+            for evicted in self.unknown_apps.push(event, self.mono_ms()) {
+                self.give_up_unknown_app(&evicted);
+            }
             return;
         };
         let wants = app.webhooks.iter().filter(|it| it.wants_event(event.event.kind.name(), event.channel.as_str()));
@@ -343,67 +352,42 @@ impl ShardWorker {
         self.tracker.finish_event(event.record);
     }
 
-    /// Takes the current registry. Retries events whose app is known now, and drops those that waited too long.
-    fn retry_unknown_apps(&mut self) {
-        let now = self.mono_ms();
-        let registry = Arc::clone(&self.resources.apps.borrow());
-        let is_same = Arc::ptr_eq(&registry, &self.registry);
-        self.registry = registry;
-        if is_same && self.unknown_app_events.front().is_none_or(|(until, _)| *until > now) {
-            return;
-        }
-        for (until, event) in std::mem::take(&mut self.unknown_app_events) {
-            if self.registry.by_id(&event.app).is_some() {
-                self.fan_out(event);
-            } else if until <= now {
-                self.drop_events(DropReason::UnknownApp, 1, event.app.as_str());
-                self.tracker.finish_event(event.record);
-            } else {
-                self.unknown_app_events.push_back((until, event));
-            }
-        }
-    }
-
     /// Drops events of endpoints that are behind, once they hold more than half of a bound together: the other endpoints
     /// must not wait for them.
     fn evict_excess(&mut self) {
         let now = self.mono_ms();
-        if !self.tracker.is_half_full() || now < self.next_eviction_ms {
+        let is_budget_short = self.resources.budget.is_half_used();
+        if !(self.tracker.is_half_full() || is_budget_short) || now < self.next_eviction_ms {
             return;
         }
         self.next_eviction_ms = now + EVICTION_INTERVAL_MS;
-        let most = EventAmount { events: UNFINISHED_EVENTS_MAX / 2, bytes: UNFINISHED_BYTES_MAX / 2 };
+        let mut most = EventAmount { events: UNFINISHED_EVENTS_MAX / 2, bytes: UNFINISHED_BYTES_MAX / 2 };
+        if is_budget_short {
+            let held = self.resources.held_shards.load(Ordering::Relaxed);
+            most.bytes = most.bytes.min(self.resources.budget.share_behind(held));
+        }
         for finished in self.hold.evict_excess(most) {
-            self.complete_delivery(&finished);
+            self.complete_delivery(finished);
         }
     }
 
     /// Completes a finished delivery, and all others that are known by now.
-    fn complete_deliveries(&mut self, first: FinishedAt) {
+    pub fn complete_deliveries(&mut self, first: FinishedAt) {
         let mut next = Some(first);
         while let Some(finished) = next {
-            self.complete_delivery(&finished);
+            self.complete_delivery(finished);
             next = self.hold.take_finished();
         }
     }
 
-    fn complete_delivery(&mut self, (endpoint, finished): &FinishedAt) {
-        let delivery = &finished.delivery;
-        if let Some(reason) = finished.dropped {
-            self.resources.metrics.endpoints.count_dropped(&endpoint.app, &endpoint.endpoint);
-            self.drop_events(reason, 1, &format!("{endpoint}: {}", delivery.outgoing.id));
+    fn complete_delivery(&mut self, finished: FinishedAt) {
+        let record = finished.1.delivery.record;
+        if finished.1.dropped.is_some() {
+            self.resources.metrics.endpoints.count_dropped(&finished.0.app, &finished.0.endpoint);
         }
-        self.tracker.finish_event(delivery.record);
-    }
-
-    /// The one place at which events are dropped: a dead-letter queue would be written here.
-    fn drop_events(&mut self, reason: DropReason, events: usize, what: &str) {
-        self.resources.metrics.count_dropped(reason, events);
-        // Every event is counted; the log gets an example per interval.
-        let now = self.mono_ms();
-        if self.last_drop_log_ms.get(&reason).is_none_or(|at| at + DROP_LOG_INTERVAL_MS <= now) {
-            self.last_drop_log_ms.insert(reason, now);
-            tracing::warn!(shard = %self.shard, ?reason, events, what, "events dropped");
+        match Loss::of_delivery(finished) {
+            Some(loss) => self.give_up(record, loss),
+            None => self.tracker.finish_event(record),
         }
     }
 
@@ -411,17 +395,20 @@ impl ShardWorker {
     fn pause_reason(&self) -> Option<PauseReason> {
         if self.too_new.is_some() {
             Some(PauseReason::RecordTooNew)
+        } else if self.tracker.is_full() {
+            Some(PauseReason::Full)
         } else {
-            self.tracker.is_full().then_some(PauseReason::Full)
+            self.waits_for_budget.load(Ordering::Relaxed).then_some(PauseReason::Budget)
         }
     }
 
-    fn update_metrics(&mut self) {
-        if let Some(checkpoint) = self.tracker.checkpoint() {
+    /// Updates what `/flow` and the metrics show of the shard.
+    pub fn update_metrics(&mut self) {
+        if let Some(checkpoint) = self.tracker.done_through() {
             self.flow.checkpoint = Some(checkpoint.to_owned());
         }
-        // A shard that was read to its end cannot be behind.
-        if self.ended {
+        // A shard that was read to its end cannot be behind, and one whose parents are being read is not read yet.
+        if self.has_ended() || !self.is_reading() {
             self.progress.note_page(0, self.mono_ms());
         }
         let (now, unfinished) = (self.mono_ms(), self.tracker.unfinished_events());
@@ -432,63 +419,11 @@ impl ShardWorker {
         let paused = self.progress.reported_pause();
         self.resources.metrics.set_shard(&self.shard, ShardState { flow: self.flow.clone(), unfinished, paused });
     }
+}
 
-    fn build_checkpoint(&self) -> Option<Checkpoint> {
-        let done = self.ended && self.tracker.unfinished_events() == 0;
-        let through = || self.tracker.checkpoint().map(|sequence| CheckpointPosition::Through(sequence.to_owned()));
-        let position = if done { Some(CheckpointPosition::ShardEnd) } else { through() }?;
-        // Records that the former holder finished and this worker has not read again yet stay done.
-        let beyond = self
-            .tracker
-            .acked_out_of_order()
-            .filter(|own| !self.is_behind_predecessor(own))
-            .or_else(|| self.predecessor_acked.clone());
-        let beyond = beyond.filter(|_| position != CheckpointPosition::ShardEnd);
-        Some(Checkpoint { stream_created_ms: self.stream_created_ms, position, beyond })
-    }
-
-    /// Whether this worker's last read record precedes the end of the former holder's finished ones.
-    fn is_behind_predecessor(&self, own: &AckedOutOfOrder) -> bool {
-        self.predecessor_acked.as_ref().is_some_and(|acked| is_before(&own.through, &acked.through))
-    }
-
-    fn write_checkpoint(&mut self, writes: &mut JoinSet<Result<(), LeaseError>>) {
-        let Some(checkpoint) = self.build_checkpoint().filter(|it| self.written_checkpoint.as_ref() != Some(it)) else {
-            return;
-        };
-        let (resources, shard, generation) = (Arc::clone(&self.resources), self.shard.clone(), self.generation);
-        self.written_checkpoint = Some(checkpoint.clone());
-        writes.spawn(async move {
-            timeout(LEASE_WRITE_TIMEOUT, resources.leases.renew(&shard, generation, Some(checkpoint)))
-                .await
-                .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
-        });
-    }
-
-    fn on_checkpoint_written(
-        &mut self,
-        written: Result<Result<(), LeaseError>, tokio::task::JoinError>,
-    ) -> Result<(), String> {
-        match written {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error @ LeaseError::Lost(_))) => Err(error.to_string()),
-            Ok(Err(error)) => {
-                self.written_checkpoint = None;
-                tracing::warn!(shard = %self.shard, %error, "checkpoint write failed: trying again");
-                Ok(())
-            }
-            Err(error) => Err(format!("a checkpoint's write broke: {error}")),
-        }
-    }
-
-    async fn release_lease(&self) {
-        let checkpoint = self.build_checkpoint();
-        tracing::info!(shard = %self.shard, ?checkpoint, "releasing shard");
-        let released =
-            timeout(LEASE_WRITE_TIMEOUT, self.resources.leases.release_shard(&self.shard, self.generation, checkpoint))
-                .await;
-        if !matches!(released, Ok(Ok(()))) {
-            tracing::warn!(shard = %self.shard, ?released, "shard release failed: its lease expires");
-        }
+impl Drop for ShardWorker {
+    fn drop(&mut self) {
+        self.resources.held_shards.fetch_sub(1, Ordering::Relaxed);
+        self.resources.metrics.remove_shard(&self.shard);
     }
 }

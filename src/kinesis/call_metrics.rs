@@ -22,6 +22,8 @@ label_values! {
         DescribeStreamSummary = "describe_stream_summary",
         /// Creates a stream of a cluster.
         CreateStream = "create_stream",
+        /// Raises the retention of a stream.
+        IncreaseStreamRetentionPeriod = "increase_stream_retention_period",
         /// Reads the owner of a stream.
         ListTagsForStream = "list_tags_for_stream",
     }
@@ -37,6 +39,7 @@ impl KinesisOperation {
             Self::GetRecords => "GetRecords",
             Self::DescribeStreamSummary => "DescribeStreamSummary",
             Self::CreateStream => "CreateStream",
+            Self::IncreaseStreamRetentionPeriod => "IncreaseStreamRetentionPeriod",
             Self::ListTagsForStream => "ListTagsForStream",
         }
     }

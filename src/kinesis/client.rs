@@ -119,6 +119,8 @@ pub enum ReadPosition {
     TrimHorizon,
     /// After the newest record.
     Latest,
+    /// At this sequence number.
+    At(String),
     /// Just after this sequence number.
     After(String),
     /// The first record that arrived at or after this time, in ms since 1970.
@@ -161,6 +163,8 @@ pub struct StreamSummary {
     pub created_ms: u64,
     /// Capacity of the stream; `None` if the endpoint does not report it.
     pub capacity: Option<LiveCapacity>,
+    /// Hours for which records are kept.
+    pub retention_hours: u32,
 }
 
 /// The capacity of a stream as Kinesis reports it.
@@ -314,6 +318,9 @@ impl KinesisClient {
         let request = match position {
             ReadPosition::TrimHorizon => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
             ReadPosition::Latest => request.shard_iterator_type(ShardIteratorType::Latest),
+            ReadPosition::At(sequence) => {
+                request.shard_iterator_type(ShardIteratorType::AtSequenceNumber).starting_sequence_number(sequence)
+            }
             ReadPosition::After(sequence) => {
                 request.shard_iterator_type(ShardIteratorType::AfterSequenceNumber).starting_sequence_number(sequence)
             }
@@ -366,6 +373,7 @@ impl KinesisClient {
         };
         Ok(StreamSummary {
             capacity,
+            retention_hours: u32::try_from(found.retention_period_hours).unwrap_or(0),
             arn: found.stream_arn,
             status: found.stream_status.as_str().to_owned(),
             created_ms: unix_millis(&found.stream_creation_timestamp),
@@ -393,6 +401,17 @@ impl KinesisClient {
             request = request.tags(name, value);
         }
         self.call(operation, request.stream_mode_details(mode).send()).await?;
+        Ok(())
+    }
+
+    /// Raises the time for which records are kept.
+    ///
+    /// # Errors
+    /// The call failed; [`KinesisErrorClass::Invalid`] when the stream keeps records for longer already.
+    pub async fn increase_retention(&self, hours: u32) -> Result<(), KinesisError> {
+        let request = self.sdk.increase_stream_retention_period().stream_name(self.stream.as_str());
+        let request = request.retention_period_hours(i32::try_from(hours).unwrap_or(i32::MAX));
+        self.call(KinesisOperation::IncreaseStreamRetentionPeriod, request.send()).await?;
         Ok(())
     }
 

@@ -164,7 +164,7 @@ mod tests {
             let cluster = RealtimeCluster { status, ..applied_cluster("") };
             find_recorded_image(&cluster, || live.to_vec()).map(|image| format!("{image} {}", image.release))
         };
-        let image = ImageSpec { repository: Some("a".to_owned()), tag: Some("2".to_owned()), digest: None };
+        let image = ImageSpec { repository: Some("a".to_owned()), tag: Some("2".to_owned()), ..ImageSpec::default() };
         let recorded = RealtimeClusterStatus {
             image: Some(image),
             version: Some("0.2.0".to_owned()),

@@ -1,19 +1,17 @@
 //! Reconciles the stream: creates it, or adopts the one that this cluster created before; owns `status.stream` and
-//! `StreamReady`.
-//!
-//! A stream belongs to the cluster that its owner tag names: the tag is part of the call that creates the stream, so a
-//! stream without the tag was created by somebody else. Any stream but our own is left alone.
+//! `StreamReady`, and with [`dead_letter_stream`] `DeadLetterReady`. Any stream but the cluster's own is left alone.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::ResourceExt;
 use serde_json::{Map, Value};
 
 use super::context::{ControllerContext, SharedContext};
+use super::dead_letter_stream::{self, DeadLetterFinding};
 use super::dereference;
 use super::reconcile_error::ReconcileError;
 use super::status::{self, ConditionUpdate, StatusPatch};
+use super::stream_ownership::{build_owner_tags, claim_stream};
 use super::validation::validate_stream;
 use crate::api::cluster::{StreamStatus, WebhooksMode};
 use crate::api::conditions::condition;
@@ -21,11 +19,8 @@ use crate::api::{RealtimeCluster, Reason};
 use crate::desired::{StreamCapacity, ValidStream};
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, LiveCapacity, StreamSummary};
 
-/// Tag with the owner: the UID of this Kubernetes cluster, and the realtime cluster in it.
-const OWNER_TAG: &str = "realtime-operator.dev/owner";
-/// Tag with the cluster id that the stream's records carry.
-const CLUSTER_ID_TAG: &str = "realtime-operator.dev/cluster-id";
-
+/// Conditions that this controller writes.
+const OWNED_CONDITIONS: &[&str] = &[condition::STREAM_READY, condition::DEAD_LETTER_READY];
 /// Time between two reconciles of an active stream; the end of Ready=True triggers an earlier one. AWS limits descriptions
 /// per account.
 const RESYNC_INTERVAL: Duration = Duration::from_mins(5);
@@ -43,7 +38,7 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
     let known = cluster.status.as_ref().and_then(|status| status.stream.clone()).unwrap_or_default();
     if cluster.spec.webhooks.mode == WebhooksMode::Off {
         // The stream stays, with its undelivered events, and nothing is known about it any more.
-        write_status(context, cluster, &known, None).await?;
+        write_status(context, cluster, &known, None, None).await?;
         return Ok(None);
     }
     let (stream, result) = match reconcile_stream(context, cluster, known.clone()).await {
@@ -54,10 +49,16 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         Ok(update) => update.clone(),
         Err(error) => ConditionUpdate::of_error(condition::STREAM_READY, error),
     };
-    let is_settled = update.status == "True" || update.reason == Reason::Suspended;
-    let wait = if is_settled { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
-    write_status(context, cluster, &stream, Some(update)).await?;
-    result.map(|_| Some(wait))
+    let dead_letter = dead_letter_stream::reconcile(context, cluster).await;
+    let is_settled = |update: &ConditionUpdate| update.status == "True" || update.reason == Reason::Suspended;
+    let is_all_settled = is_settled(&update) && dead_letter.as_ref().is_none_or(|found| is_settled(&found.update));
+    let wait = if is_all_settled { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
+    let failure = dead_letter.as_ref().and_then(|found| found.error.clone());
+    write_status(context, cluster, &stream, Some(update), dead_letter).await?;
+    match (result, failure) {
+        (Ok(_), Some(error)) | (Err(error), _) => Err(error),
+        (Ok(_), None) => Ok(Some(wait)),
+    }
 }
 
 async fn write_status(
@@ -65,14 +66,19 @@ async fn write_status(
     cluster: &RealtimeCluster,
     stream: &StreamStatus,
     update: Option<ConditionUpdate>,
+    dead_letter: Option<DeadLetterFinding>,
 ) -> Result<(), ReconcileError> {
     let mut fields = Map::new();
+    let mut conditions = Vec::from_iter(update);
     if !stream.name.is_empty() {
         fields.insert("stream".to_owned(), serde_json::to_value(stream).unwrap_or(Value::Null));
     }
     let manager = "realtime-operator-stream";
-    let conditions = update.into_iter().collect();
-    let part = StatusPatch { manager, owned_conditions: &[condition::STREAM_READY], conditions, fields };
+    if let Some(found) = dead_letter {
+        fields.insert("deadLetterStream".to_owned(), serde_json::to_value(found.stream).unwrap_or(Value::Null));
+        conditions.push(found.update);
+    }
+    let part = StatusPatch { manager, owned_conditions: OWNED_CONDITIONS, conditions, fields };
     status::write(context, cluster, part).await
 }
 
@@ -150,10 +156,6 @@ fn find_pending_steps(wanted: StreamCapacity, live: Option<LiveCapacity>) -> Vec
     vec![step]
 }
 
-fn format_owner(context: &ControllerContext, cluster: &RealtimeCluster) -> String {
-    format!("{}/{}", context.kubernetes_uid, super::context::cluster_key(cluster))
-}
-
 async fn create_stream(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
@@ -168,8 +170,7 @@ async fn create_stream(
     };
     // A stream that is created and then not written into the status is adopted by these tags.
     let known = StreamStatus { cluster_id: cluster.uid().unwrap_or_default(), ..known };
-    let tags = [(OWNER_TAG, format_owner(context, cluster)), (CLUSTER_ID_TAG, known.cluster_id.clone())];
-    let tags: BTreeMap<String, String> = tags.map(|(name, value)| (name.to_owned(), value)).into();
+    let tags = build_owner_tags(context, cluster, &known.cluster_id);
     match client.create_stream(shards, &tags).await {
         Ok(()) => {
             let note = format!("stream {} was created", known.name);
@@ -207,8 +208,11 @@ async fn adopt_stream(
 ) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
     let created = i64::try_from(summary.created_ms).unwrap_or(i64::MAX);
     let same = known.arn == summary.arn && known.created_ms == created;
-    let cluster_id =
-        if same { known.cluster_id.clone() } else { claim_stream(context, cluster, client, &known.name).await? };
+    let cluster_id = if same {
+        known.cluster_id.clone()
+    } else {
+        claim_stream(context, cluster, client, "webhooks.stream.name").await?
+    };
     let stream = StreamStatus {
         name: known.name,
         cluster_id,
@@ -225,32 +229,6 @@ async fn adopt_stream(
         ConditionUpdate::new(condition::STREAM_READY, "False", Reason::StreamCreating, message)
     };
     Ok((stream, update))
-}
-
-/// Returns the cluster id that the stream's records carry.
-async fn claim_stream(
-    context: &ControllerContext,
-    cluster: &RealtimeCluster,
-    client: &KinesisClient,
-    name: &str,
-) -> Result<String, ReconcileError> {
-    let tags = client.list_tags().await?;
-    read_cluster_id(&tags, &format_owner(context, cluster)).map_err(|owner| {
-        let message = format!(
-            "stream {name} already exists and {owner}: it was not changed. Choose another webhooks.stream.name, or delete the stream if nobody needs it"
-        );
-        ReconcileError::terminal(Reason::StreamNotOurs, message)
-    })
-}
-
-/// Reads the id of the cluster that created the stream, if the owner tag is ours; otherwise says as a clause whose it is.
-fn read_cluster_id(tags: &BTreeMap<String, String>, ours: &str) -> Result<String, String> {
-    match (tags.get(OWNER_TAG), tags.get(CLUSTER_ID_TAG)) {
-        (Some(owner), Some(id)) if owner == ours && !id.is_empty() => Ok(id.clone()),
-        (Some(owner), _) if owner == ours => Err(format!("has our owner tag, but no tag {CLUSTER_ID_TAG}")),
-        (Some(owner), _) => Err(format!("belongs to {owner}")),
-        (None, _) => Err("carries no tag of ours".to_owned()),
-    }
 }
 
 #[cfg(test)]
@@ -317,25 +295,5 @@ mod tests {
         assert!(ensure_same_stream(&known(""), &named("b")).is_ok(), "no stream exists yet");
         let error = ensure_same_stream(&known("arn:a"), &named("b")).expect_err("another name");
         assert!(error.terminal && error.reason == Reason::SpecInvalid && error.message.contains("write a again"));
-    }
-
-    #[test]
-    fn a_stream_is_ours_by_its_tags_alone() {
-        for (name, tags, expected) in [
-            ("our tags", &[(OWNER_TAG, "k/n/eu"), (CLUSTER_ID_TAG, "u1")][..], Ok("u1")),
-            ("another cluster's", &[(OWNER_TAG, "k/n/us"), (CLUSTER_ID_TAG, "u1")], Err("belongs to k/n/us")),
-            ("the same name in another Kubernetes", &[(OWNER_TAG, "x/n/eu")], Err("belongs to x/n/eu")),
-            ("no tag", &[], Err("carries no tag of ours")),
-            ("tags of somebody else", &[("team", "a"), (CLUSTER_ID_TAG, "u1")], Err("carries no tag of ours")),
-            (
-                "a part of our tags",
-                &[(OWNER_TAG, "k/n/eu")],
-                Err("has our owner tag, but no tag realtime-operator.dev/cluster-id"),
-            ),
-        ] {
-            let tags = tags.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-            let found = read_cluster_id(&tags, "k/n/eu");
-            assert_eq!(found.as_deref().map_err(String::as_str), expected, "{name}");
-        }
     }
 }

@@ -107,6 +107,24 @@ pub struct DispatcherFlow {
     /// The reason of the last failed read or attempt; absent after a success.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_error: Option<String>,
+    /// The dead letters; absent without a dead-letter stream.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub dead_letter: Option<DeadLetterFlow>,
+}
+
+/// The dead letters of a dispatcher since the process started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetterFlow {
+    /// The stream that they are written to.
+    pub stream: String,
+    /// Events whose letters were written, by reason.
+    pub written: BTreeMap<String, u64>,
+    /// Letters that are not written yet.
+    pub waiting: u64,
+    /// Why the stream cannot be written now; absent after a success.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
 }
 
 /// One shard as its holder sees it.

@@ -14,6 +14,8 @@ pub const KEY_HEADER: &str = "X-Pusher-Key";
 pub const SIGNATURE_HEADER: &str = "X-Pusher-Signature";
 /// Header with the time of the oldest event, if the body had to be stamped anew.
 pub const ORIGINAL_TIME_HEADER: &str = "X-Realtime-Original-Time";
+/// Header of a body that `realtime replay` sends, with the value `true`.
+pub const REPLAY_HEADER: &str = "X-Realtime-Replay";
 /// The only content type that the Node SDK accepts.
 pub const CONTENT_TYPE: &str = "application/json";
 

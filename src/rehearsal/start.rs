@@ -265,11 +265,14 @@ async fn start_pods(
     Ok((pods, refusals))
 }
 
-/// Creates the cluster's stream in the double of Kinesis.
+/// Creates the cluster's streams in the double of Kinesis, and returns the client of the one that edges write.
 async fn create_stream(stream: &ValidStream, cloud: SocketAddr) -> Result<KinesisClient, RehearsalError> {
     let settings = kinesis_double::client_settings(cloud, "operator", &stream.region, &stream.name);
     let client = KinesisClient::connect(&settings).await;
     kinesis_double::create_stream(&client, stream.capacity.initial_shards()).await?;
+    if let (Some(name), Some(dead_letter)) = (stream.dead_letter_name(), &stream.dead_letter) {
+        kinesis_double::create_stream(&client.of_stream(name), dead_letter.shards).await?;
+    }
     Ok(client)
 }
 

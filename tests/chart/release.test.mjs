@@ -22,7 +22,7 @@ test("a release shows the image that its chart would name, and changes no file",
 
 test("a release refuses a tag, a digest of another form, and no words", async () => {
   for (const [args, error] of [
-    [[`${REPOSITORY}:0.1.0`, DIGEST], /is no repository: HOST\/PATH without a tag/],
+    [[`${REPOSITORY}:0.2.0`, DIGEST], /is no repository: HOST\/PATH without a tag/],
     [[REPOSITORY, "sha256:1"], /`sha256:1` is neither a digest/],
     [[REPOSITORY, DIGEST, "--write", "charts"], /charts exists: name a new folder/],
     [[], /^usage: \.\/release REPOSITORY DIGEST/],

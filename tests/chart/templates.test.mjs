@@ -244,7 +244,7 @@ test("a platform team finds its fields in the pod", async () => {
   assert.deepEqual(spec.topologySpreadConstraints, [{ ...EVERYTHING.topologySpreadConstraints[0], labelSelector: selector }]);
   assert.equal(spec.securityContext.runAsUser ?? spec.containers[0].securityContext.runAsUser, undefined);
   assert.ok(spec.containers[0].resources.requests.memory, "no BestEffort");
-  assert.equal(spec.containers[0].image, "registry.example.com/realtime-operator/realtime:0.1.0");
+  assert.equal(spec.containers[0].image, "registry.example.com/realtime-operator/realtime:0.2.0");
   assert.deepEqual([metadata.labels.zone, metadata.labels.team, metadata.annotations["example.com/p"]], ["a", "platform", "q"]);
   assert.equal(spec.containers[0].livenessProbe.failureThreshold, 5);
   assert.equal(spec.containers[0].livenessProbe.httpGet.path, "/livez");

@@ -9,11 +9,33 @@ import { refusedRequests, usedPermissions } from "./permissions.mjs";
 const NAMESPACE = "charts";
 const IMAGE = { repository: "realtime-operator/realtime" };
 
+/** A user id of a range of the namespace's own, as some platforms assign it to every pod. */
+const USER_ID = 1_000_650_000 + Math.floor(Math.random() * 10_000);
+
 /** Every permission that pods make the operator use. */
 const OF_PODS = ["/pods list", "/pods watch", "/pods patch", "/pods/status patch", "apps/replicasets list", "apps/replicasets watch", "events.k8s.io/events create"];
 
 /** Seconds after Ready within which Helm returns. */
 const HELM_DELAY_MAX_SECONDS = 15;
+
+/** A policy that runs the pods of the namespace as this user, waited for until it acts. */
+async function assignUser(userID) {
+  const [api, kind, name] = ["admissionregistration.k8s.io/v1", "MutatingAdmissionPolicy", "user-range"];
+  const matchConstraints = {
+    resourceRules: [{ apiGroups: [""], apiVersions: ["v1"], operations: ["CREATE"], resources: ["pods"] }],
+    namespaceSelector: { matchLabels: { "kubernetes.io/metadata.name": NAMESPACE } },
+  };
+  const expression = `Object{spec: Object.spec{securityContext: Object.spec.securityContext{runAsUser: ${userID}}}}`;
+  const mutations = [{ patchType: "ApplyConfiguration", applyConfiguration: { expression } }];
+  await apply({ apiVersion: api, kind, metadata: { name }, spec: { matchConstraints, failurePolicy: "Fail", reinvocationPolicy: "Never", mutations } });
+  await apply({ apiVersion: api, kind: `${kind}Binding`, metadata: { name }, spec: { policyName: name } });
+  const container = { name: "trial", image: "localhost/pause:1", securityContext: { allowPrivilegeEscalation: false, capabilities: { drop: ["ALL"] } } };
+  const spec = { securityContext: { runAsNonRoot: true, seccompProfile: { type: "RuntimeDefault" } }, containers: [container] };
+  const trial = JSON.stringify({ apiVersion: "v1", kind: "Pod", metadata: { name: "trial", namespace: NAMESPACE }, spec });
+  const created = async () => JSON.parse(await kubectl(["create", "--dry-run=server", "-o", "json", "-f", "-"], { input: trial }));
+  await wait(async () => (await created()).spec.securityContext.runAsUser === userID, { what: "the policy to act" });
+  return () => kubectl(["delete", `${kind}Binding/${name}`, `${kind}/${name}`]);
+}
 
 const outside = {};
 const began = new Date();
@@ -25,9 +47,11 @@ before(() =>
     for (const [name, stringData] of [["eu-redis", { url: outside.redis.url }], ["eu-aws", { accessKeyID: "test", secretAccessKey: "test" }]]) {
       await apply({ apiVersion: "v1", kind: "Secret", metadata: { name, namespace: NAMESPACE }, stringData });
     }
+    outside.releaseUser = await assignUser(USER_ID);
   }));
 
 tearDown(async () => {
+  await outside.releaseUser?.();
   await kubectl(["delete", "realtimeclusters", "-A", "--all", "--timeout=100s"]);
   // Cluster-scoped objects of a release that a failed test left would bind the operators of other files.
   for (const name of ["realtime-operator", "rt"]) await execute(["uninstall", name, "-n", OPERATOR_NAMESPACE, "--ignore-not-found"]);
@@ -52,7 +76,7 @@ const clusterValues = (endpointURL = outside.kinesis.url) => ({
     gate: { intervalSeconds: 5 },
   },
   apps: { shop: { appID: "1001", webhooks: [{ name: "orders", url: outside.receiver.url }] } },
-  test: { enabled: true, image: "realtime-operator/realtime:0.1.0" },
+  test: { enabled: true, image: "realtime-operator/realtime:0.2.0" },
 });
 
 /** Installs or upgrades the operator's release, and waits as Helm does. CRDs of an earlier test are taken over. */
@@ -82,7 +106,11 @@ test("helm install --wait returns with the operator available, and of a cluster 
   assert.ok(returned - first.at < HELM_DELAY_MAX_SECONDS * 1000, `${returned - first.at} ms after Ready`);
   assert.ok(first.object.status.transports.every(({ state }) => state === "Passing"), "every transport has passed");
   await versions.stop();
-  for (const pod of await pods(NAMESPACE, {})) assert.equal(pod.spec.securityContext.runAsNonRoot, true, "admitted where restricted Pod Security is enforced");
+  for (const pod of await pods(NAMESPACE, {})) {
+    const { runAsNonRoot, runAsUser } = pod.spec.securityContext;
+    assert.deepEqual([runAsNonRoot, runAsUser], [true, USER_ID], "admitted where restricted Pod Security is enforced, as the user of the range");
+    assert.equal(pod.status.qosClass, "Burstable", "it requests CPU and memory");
+  }
 });
 
 test("helm upgrade --wait fails with the reason of a fault, and succeeds on its repair", async () => {

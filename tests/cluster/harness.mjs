@@ -19,7 +19,7 @@ export const { dir: DIR, bin: BIN, binaries: BINARIES } = JSON.parse(process.env
 export const HOST = "198.18.0.1";
 
 /** The image as manifests name it. */
-export const IMAGE = "realtime-operator/realtime:0.1.0";
+export const IMAGE = "realtime-operator/realtime:0.2.0";
 
 /** Whether the cluster is to be looked at afterwards, with what runs on it and beside it: `./test cluster --keep`. */
 export const KEEP = process.env.TEST_KEEP === "1";

@@ -158,7 +158,7 @@ test("a suspended cluster stays as it is and says since when, and restarted-at r
   await spec(NAMESPACE, { suspend: null, sockjs: { replicas: 2, env: null } });
   await cluster.until((object) => condition(object, "Suspended") === undefined && object.metadata.generation === object.status.observedGeneration);
   assert.equal((await deployment()).metadata.generation, before.metadata.generation, "the change was taken back before it was applied");
-  assert.deepEqual([now.status.image.repository, now.status.version], ["realtime-operator/realtime", "0.1.0"]);
+  assert.deepEqual([now.status.image.repository, now.status.version], ["realtime-operator/realtime", "0.2.0"]);
 
   const names = async () => (await pods(NAMESPACE, {})).filter(({ metadata }) => metadata.labels?.[COMPONENT]).map(({ metadata }) => metadata.name);
   const old = new Set(await names());
@@ -672,6 +672,22 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   await ready(namespace, "eu", 60);
   await spec(namespace, { webhooks: { stream: { shards: 2 } } });
   await wait(async () => (await pending()) === undefined, { what: "no pending change" });
+
+  // The stream of dead letters is created beside the main stream, with its retention, and dispatchers write to it.
+  const letters = async () => (await get("realtimecluster", namespace, "eu")).status;
+  await spec(namespace, { webhooks: { deadLetter: { retentionHours: 48 } } });
+  await wait(async () => condition({ status: await letters() }, "DeadLetterReady")?.status === "True", { what: "the dead-letter stream" });
+  const { stream, deadLetterStream } = await letters();
+  assert.equal(deadLetterStream.name, `${stream.name}-dead-letter`);
+  assert.match(deadLetterStream.arn, /-dead-letter$/);
+  await ready(namespace, "eu", 120);
+  const variables = (await get("deployment", namespace, "eu-dispatcher")).spec.template.spec.containers[0].env;
+  assert.equal(variables.find(({ name }) => name === "REALTIME_DEAD_LETTER_STREAM")?.value, deadLetterStream.name);
+  await spec(namespace, { webhooks: { deadLetter: { retentionHours: 24 } } });
+  await wait(async () => /^deadLetter\.retentionHours is 24, .* or write retentionHours: 48$/.test((await letters()).deadLetterStream.pendingSteps?.join()), { what: "the retention that is not lowered" });
+  await spec(namespace, { webhooks: { deadLetter: null } });
+  await wait(async () => condition({ status: await letters() }, "DeadLetterReady") === undefined, { what: "no condition without a dead letter" });
+  await ready(namespace, "eu", 120);
 
   const annotations = async () => (await get("serviceaccount", namespace, "eu-edge")).metadata.annotations ?? {};
   await kubectl(["annotate", "serviceaccount", "eu-edge", "-n", namespace, "eks.amazonaws.com/role-arn=arn:aws:iam::1:role/x", "team=a"]);

@@ -97,8 +97,8 @@ export async function pushChart(name) {
   const folder = `${scratch}/charts`;
   cpSync(chartFolder(name), `${folder}/${name}`, { recursive: true });
   await helm(["package", `${folder}/${name}`, "--destination", folder]);
-  const artifact = addArtifact(readFileSync(`${folder}/${name}-0.1.0.tgz`));
-  await publish("ocirepository", name, `0.1.0@${artifact.digest}`, artifact);
+  const artifact = addArtifact(readFileSync(`${folder}/${name}-0.2.0.tgz`));
+  await publish("ocirepository", name, `0.2.0@${artifact.digest}`, artifact);
 }
 
 /** Has a controller look at an object now. */

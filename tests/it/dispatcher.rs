@@ -1,13 +1,16 @@
 //! The dispatcher against a Kinesis in process and a receiver on loopback.
 
 mod bad_receivers;
+mod dead_letters;
 mod endpoint_settings;
 mod isolation;
+mod lineage;
 mod pauses;
+mod replay;
 mod scripted_receiver;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -133,21 +136,31 @@ impl Bed {
     }
 
     async fn dispatcher_of(&self, stream: &str, more: &[(&str, &str)]) -> (RunningDispatcher, CancellationToken) {
-        self.start_dispatcher(stream, EgressOverrides::default(), more).await
+        self.dispatcher_with(Arc::new(self.leases.clone()), stream, more).await
     }
 
     async fn dispatcher_with(
         &self,
+        leases: Arc<dyn ShardLeases>,
+        stream: &str,
+        more: &[(&str, &str)],
+    ) -> (RunningDispatcher, CancellationToken) {
+        self.start_dispatcher(leases, EgressOverrides::default(), stream, more).await
+    }
+
+    async fn dispatcher_on_network(
+        &self,
         egress: EgressOverrides,
         more: &[(&str, &str)],
     ) -> (RunningDispatcher, CancellationToken) {
-        self.start_dispatcher("stream", egress, more).await
+        self.start_dispatcher(Arc::new(self.leases.clone()), egress, "stream", more).await
     }
 
     async fn start_dispatcher(
         &self,
-        stream: &str,
+        leases: Arc<dyn ShardLeases>,
         egress: EgressOverrides,
+        stream: &str,
         more: &[(&str, &str)],
     ) -> (RunningDispatcher, CancellationToken) {
         let variables = [
@@ -169,7 +182,7 @@ impl Bed {
             admin: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
             apps_dir: self.apps.path().to_owned(),
             kinesis: connect_kinesis(&self.endpoint, stream).await,
-            leases: Arc::new(self.leases.clone()),
+            leases,
             egress,
             shutdown: shutdown.clone(),
         };
@@ -178,8 +191,42 @@ impl Bed {
         (running, shutdown)
     }
 
+    /// Splits a shard of all hash keys into halves.
+    async fn split(&self, shard: &str) {
+        let half = (u128::MAX / 2 + 1).to_string();
+        let split = serde_json::json!({ "StreamName": "stream", "ShardToSplit": shard, "NewStartingHashKey": half });
+        self.call_kinesis("SplitShard", &split).await;
+    }
+
+    async fn merge(&self, shard: &str, adjacent: &str) {
+        let merge = serde_json::json!({
+            "StreamName": "stream", "ShardToMerge": shard, "AdjacentShardToMerge": adjacent,
+        });
+        self.call_kinesis("MergeShards", &merge).await;
+    }
+
+    /// Calls an operation that changes the stream, and waits until it is done.
+    async fn call_kinesis(&self, operation: &str, body: &serde_json::Value) {
+        let authorization =
+            "AWS4-HMAC-SHA256 Credential=a/20260101/eu-west-1/kinesis/aws4_request, SignedHeaders=host, Signature=b";
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let request = client
+            .post(&self.endpoint)
+            .header("Content-Type", "application/x-amz-json-1.1")
+            .header("X-Amz-Target", format!("Kinesis_20131202.{operation}"))
+            .header("X-Amz-Date", "20260101T000000Z")
+            .header("Authorization", authorization);
+        let answer = request.body(body.to_string()).send().await.expect("an answer");
+        assert!(answer.status().is_success(), "{:?}", answer.text().await);
+        wait_until_active(&self.kinesis).await;
+    }
+
     async fn put(&self, cluster: &str, channel: &str, events: Vec<RecordedEvent>) {
-        let (app, channel) = ("1001".into(), ChannelName::parse(channel).expect("a valid name"));
+        self.put_for("1001", cluster, channel, events).await;
+    }
+
+    async fn put_for(&self, app: &str, cluster: &str, channel: &str, events: Vec<RecordedEvent>) {
+        let (app, channel) = (app.into(), ChannelName::parse(channel).expect("a valid name"));
         let key = partition_key(&app, &channel);
         let edge =
             RecordOrigin { cluster: cluster.into(), server: "sockjs".into(), pod: "p".into(), process: "b".into() };
@@ -191,7 +238,10 @@ impl Bed {
 }
 
 fn state(id: &str, time_ms: u64, seq: u64, kind: EventKind) -> RecordedEvent {
-    RecordedEvent { id: id.into(), time_ms, order: Some(EventOrder { epoch: 1, seq }), n: None, cause: None, kind }
+    // The channels of a test are younger than the window that a new holder reads again.
+    static EPOCH: LazyLock<u64> = LazyLock::new(|| now_ms() * 1_000);
+    let order = Some(EventOrder { epoch: *EPOCH, seq });
+    RecordedEvent { id: id.into(), time_ms, order, n: None, cause: None, kind }
 }
 
 fn message(id: &str, n: u64) -> RecordedEvent {
@@ -365,27 +415,7 @@ async fn a_split_shard_is_read_to_its_end_and_then_its_children() {
     let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
     eventually("the shard is held", async || flow(&running).await, |flow| flow.shards.len() == 1).await;
     bed.put(CLUSTER, "a", vec![message("before", 0)]).await;
-    let half = (u128::MAX / 2 + 1).to_string();
-    let split = serde_json::json!({
-        "StreamName": "stream", "ShardToSplit": "shardId-000000000000", "NewStartingHashKey": half,
-    });
-    let authorization =
-        "AWS4-HMAC-SHA256 Credential=a/20260101/eu-west-1/kinesis/aws4_request, SignedHeaders=host, Signature=b";
-    let answer = reqwest::Client::builder()
-        .no_proxy()
-        .build()
-        .expect("a client")
-        .post(&bed.endpoint)
-        .header("Content-Type", "application/x-amz-json-1.1")
-        .header("X-Amz-Target", "Kinesis_20131202.SplitShard")
-        .header("X-Amz-Date", "20260101T000000Z")
-        .header("Authorization", authorization)
-        .body(split.to_string())
-        .send()
-        .await
-        .expect("an answer");
-    assert!(answer.status().is_success(), "{:?}", answer.text().await);
-    wait_until_active(&bed.kinesis).await;
+    bed.split("shardId-000000000000").await;
     for n in 0..10 {
         bed.put(CLUSTER, &format!("c{n}"), vec![message(&n.to_string(), n)]).await;
     }

@@ -21,6 +21,8 @@ pub enum CallFault {
     RefusedEntries,
     /// The call is carried out, and its answer replaced by status 500.
     LostReply,
+    /// Every call for the stream of this name is refused with status 500.
+    UnavailableStream(&'static str),
 }
 
 /// The switch of the faults.
@@ -48,6 +50,7 @@ pub async fn apply_fault(State(switch): State<FaultSwitch>, request: Request, ne
             refuse_call()
         }
         Some(CallFault::RefusedEntries) if is_put => refuse_entries(request, next).await,
+        Some(CallFault::UnavailableStream(stream)) if is_put => refuse_stream(stream, request, next).await,
         _ => next.run(request).await,
     }
 }
@@ -55,6 +58,16 @@ pub async fn apply_fault(State(switch): State<FaultSwitch>, request: Request, ne
 fn refuse_call() -> Response {
     let body = json!({ "__type": "InternalFailure", "message": "switched" }).to_string();
     (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "application/x-amz-json-1.1")], body).into_response()
+}
+
+async fn refuse_stream(stream: &str, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let bytes = to_bytes(body, BODY_BYTES_MAX).await.expect("a body");
+    let call: Value = serde_json::from_slice(&bytes).expect("json");
+    if call["StreamName"] == stream {
+        return refuse_call();
+    }
+    next.run(Request::from_parts(parts, Body::from(bytes))).await
 }
 
 async fn refuse_entries(request: Request, next: Next) -> Response {

@@ -5,6 +5,7 @@
 
 mod bus;
 mod commands;
+mod dead_letters;
 #[cfg(feature = "rehearsal")]
 mod processes;
 
@@ -28,7 +29,9 @@ use realtime_operator::kubernetes::lease::Leadership;
 use realtime_operator::operator::OperatorMetrics;
 use realtime_operator::process::admin::{self, AdminEndpoints};
 use realtime_operator::process::metrics::MetricRow;
-use realtime_operator::protocol::admin::{DispatcherFlow, EffectiveReport, FlowReport, RecorderFlow, ShardFlow};
+use realtime_operator::protocol::admin::{
+    DeadLetterFlow, DispatcherFlow, EffectiveReport, FlowReport, RecorderFlow, ShardFlow,
+};
 use realtime_operator::protocol::frame::{self, PresenceMember};
 use realtime_operator::protocol::record::{
     EventKind, EventOrder, LeaveCause, RecordOrigin, RecordedEvent, StreamRecord,
@@ -292,9 +295,18 @@ fn effective_and_flow() {
         dropped: BTreeMap::from([("retry_window".into(), 1)]),
         unfinished: 4,
         last_error: None,
+        dead_letter: None,
     };
+    let letters = DeadLetterFlow {
+        stream: "events-dead-letter".into(),
+        written: BTreeMap::from([("RetryWindowOver".into(), 2)]),
+        waiting: 1,
+        error: Some("DeadLetterUnavailable: no answer in time".into()),
+    };
+    let with_letters = DispatcherFlow { dead_letter: Some(letters), ..dispatcher.clone() };
     let flow = |recorder, dispatcher| FlowReport { process: "01JPROCESS".into(), recorder, dispatcher };
-    golden_json("flow.jsonl", &[flow(Some(recorder), None), flow(None, Some(dispatcher))]);
+    let flows = [flow(Some(recorder), None), flow(None, Some(dispatcher)), flow(None, Some(with_letters))];
+    golden_json("flow.jsonl", &flows);
 }
 
 #[test]

@@ -24,8 +24,9 @@ kind: RealtimeCluster
 metadata: { name: eu, namespace: channels, labels: { team: a }, annotations: { realtime-operator.dev/restarted-at: "1" } }
 spec:
   suspend: false
-  image: { repository: registry.example.com/realtime, tag: "0.1.0" }
+  image: { repository: registry.example.com/realtime, tag: "0.1.0", pullPolicy: IfNotPresent, imagePullSecrets: [pull] }
   version: 0.1.0
+  serviceAccounts: { edge: { name: eu-clients, create: Never }, dispatcher: {} }
   aws:
     region: eu-west-1
     endpointURL: https://kinesis.eu-west-1.amazonaws.com
@@ -35,7 +36,7 @@ spec:
       dispatcher: { roleARN: "arn:aws:iam::1234:role/dispatcher" }
   bus: { type: Redis, redis: { urlSecretRef: { name: eu-redis, key: url }, caSecretRef: { name: eu-redis, key: ca.crt } } }
   servers: Separate
-  websocket: { state: Enabled, replicas: 2, drain: { holdSeconds: 5, windowSeconds: 60 }, env: [{ name: A, value: b }, { name: C }] }
+  websocket: { state: Enabled, replicas: 2, drain: { holdSeconds: 5, windowSeconds: 60 }, env: [{ name: A, value: b }, { name: C }], resources: { requests: { cpu: 1 }, limits: { memory: 1Gi } }, nodeSelector: { pool: edge }, podLabels: { team: a }, podAnnotations: { example.com/a: b }, priorityClassName: high, podDisruptionBudget: { maxUnavailable: "20%" } }
   sockjs: { replicas: 2, env: [{ name: A, value: b }] }
   sockjsClients: { scripts: ["https://cdn.example.com/sockjs.js"], cookie: Enabled, canonicalHost: "{pod}.example.com" }
   trustedProxies: [10.0.0.0/8]

@@ -32,7 +32,7 @@ const MANIFEST: &str = concat!(
     include_str!("../fixtures/minimal-cluster.yaml"),
     "  websocket: { replicas: 1 }
   sockjs: { replicas: 1 }
-  webhooks: { dispatcher: { replicas: 1 }, stream: { mode: Provisioned, shards: 2 } }
+  webhooks: { dispatcher: { replicas: 1 }, stream: { mode: Provisioned, shards: 2 }, deadLetter: {} }
   gate: { intervalSeconds: 1, timeoutSeconds: 8, openAfter: 1 }
 ",
     include_str!("../fixtures/shop-app.yaml")

@@ -189,7 +189,10 @@ pub async fn check_identity(client: &Client, cluster: &ValidCluster) -> CheckRes
         AwsIdentity::PodIdentity => {
             let sets: Api<DaemonSet> = Api::namespaced(client.clone(), "kube-system");
             let found = sets.get_opt("eks-pod-identity-agent").await;
-            let accounts = format!("{0}-edge and {0}-dispatcher in namespace {1}", cluster.name, cluster.namespace);
+            let accounts = format!(
+                "{} and {} in namespace {}",
+                cluster.edge_account.name, cluster.dispatcher_account.name, cluster.namespace
+            );
             match found {
                 Ok(Some(_)) => {
                     CheckResult::passed(CHECK, format!("{name}: the agent is installed; associate {accounts}"))

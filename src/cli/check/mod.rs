@@ -23,7 +23,7 @@ const MISSING_EXIT_CODE: u8 = 1;
 ///
 /// Checks the API server, the CRDs and whether they are those of this program, and a running operator. With the files of a
 /// RealtimeCluster also: the Secrets that it references, the source of its AWS identity, its image and release, Redis,
-/// Kinesis and the right to describe the stream, and the network policies of its namespace; where these isolate the pods,
+/// Kinesis and the right to describe its streams, with the permissions of a dead-letter stream, and the network policies of its namespace; where these isolate the pods,
 /// the policy to add is printed. Nothing is changed. Redis and Kinesis are asked from this machine: pods may have other
 /// routes and another identity, so an unreachable one is a warning.
 ///
@@ -160,6 +160,9 @@ async fn run_checks(
     screen.add(kubernetes_checks::check_identity(client, &valid).await);
     screen.add(outside_checks::check_redis(&valid, &texts).await);
     screen.add(outside_checks::check_kinesis(&valid, &texts).await);
+    if let Some(result) = outside_checks::check_dead_letters(&valid, &texts).await {
+        screen.add(result);
+    }
     screen.add(kubernetes_checks::check_network_policies(client, &valid, &texts, operator_namespace).await);
     Ok(())
 }

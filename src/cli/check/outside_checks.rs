@@ -12,6 +12,10 @@ use crate::operator::build_stream_settings;
 
 /// Bounds the search for credentials and the answer of Kinesis.
 const KINESIS_TIMEOUT: Duration = Duration::from_secs(20);
+/// Calls of the operator on the dead-letter stream.
+const OPERATOR_PERMISSIONS: &str = "kinesis:DescribeStreamSummary, kinesis:CreateStream, kinesis:AddTagsToStream, kinesis:ListTagsForStream and kinesis:IncreaseStreamRetentionPeriod";
+/// Calls of a replay on the dead-letter stream.
+const REPLAY_PERMISSIONS: &str = "kinesis:ListShards, kinesis:GetShardIterator and kinesis:GetRecords";
 
 /// Connects to Redis by the address in the Secret.
 pub async fn check_redis(cluster: &ValidCluster, secrets: &SecretTexts) -> CheckResult {
@@ -31,6 +35,35 @@ pub async fn check_redis(cluster: &ValidCluster, secrets: &SecretTexts) -> Check
             CheckResult::new("redis", CheckState::Warning, format!("not reachable from here: {error}"), remedy)
         }
     }
+}
+
+/// Describes the dead-letter stream, and names the permissions that it needs.
+pub async fn check_dead_letters(cluster: &ValidCluster, secrets: &SecretTexts) -> Option<CheckResult> {
+    const CHECK: &str = "dead-letter";
+    let name = cluster.dispatcher().and_then(|_| cluster.stream.dead_letter_name())?;
+    let settings = match build_stream_settings(&cluster.stream, secrets) {
+        Ok(settings) => settings,
+        Err(secret) => {
+            return Some(CheckResult::skipped(CHECK, format!("the Secret {secret} with the access keys is missing")));
+        }
+    };
+    let described = timeout(KINESIS_TIMEOUT, async {
+        KinesisClient::connect(&settings).await.of_stream(name.clone()).describe_stream().await
+    });
+    let permissions = format!(
+        "it needs {OPERATOR_PERMISSIONS} for the operator, kinesis:PutRecords for the dispatcher, and {REPLAY_PERMISSIONS} for realtime replay, each on {name}"
+    );
+    Some(match described.await {
+        Ok(Ok(summary)) => CheckResult::passed(CHECK, format!("stream {name} is {}; {permissions}", summary.status)),
+        Ok(Err(error)) if error.class == KinesisErrorClass::NotFound => {
+            CheckResult::passed(CHECK, format!("stream {name} does not exist, the operator creates it; {permissions}"))
+        }
+        Ok(Err(error)) => CheckResult::new(CHECK, CheckState::Warning, error.to_string(), permissions),
+        Err(_) => {
+            let message = format!("no credentials or no answer in {} s", KINESIS_TIMEOUT.as_secs());
+            CheckResult::new(CHECK, CheckState::Warning, message, permissions)
+        }
+    })
 }
 
 /// Describes the stream, with the static keys of the cluster, or with the credentials of this machine.

@@ -67,7 +67,7 @@ pub const CHILD_TABLE: [ChildKind; 8] = [
         kind: "PodDisruptionBudget",
         tracking: ChildTracking::WatchedAndPruned,
         build: |cluster, _| {
-            to_values(cluster.servers.iter().map(|server| pods::render_disruption_budget(cluster, server.kind)))
+            to_values(cluster.servers.iter().map(|server| pods::render_disruption_budget(cluster, server)))
         },
     },
     ChildKind {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, DownwardAPIProjection, DownwardAPIVolumeFile, HTTPGetAction, KeyToPath,
-    ObjectFieldSelector, PodReadinessGate, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource,
-    SeccompProfile, SecretProjection, SecurityContext, ServiceAccount, ServiceAccountTokenProjection, Volume,
-    VolumeMount, VolumeProjection,
+    LocalObjectReference, ObjectFieldSelector, PodReadinessGate, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+    ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection, SecurityContext, ServiceAccount,
+    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
@@ -20,7 +20,7 @@ use super::{
     ADMIN_PORT, APPS_PATH, PEER_PORT, POD_PATH, PUBLIC_PORT, child_labels, child_metadata, child_name, pod_selector,
     registry_secret_name,
 };
-use crate::config::{IAM_ROLE_ANNOTATION, RESTARTED_AT_ANNOTATION, ServerKind};
+use crate::config::{IAM_ROLE_ANNOTATION, RESTARTED_AT_ANNOTATION, Release, ServerKind};
 use crate::protocol::registry::{BUCKET_COUNT, ENDPOINTS_FILE, file_name};
 
 /// User id of the image's unprivileged user.
@@ -32,24 +32,21 @@ const DISPATCHER_GRACE_SECONDS: u64 = 60;
 /// Seconds that an edge has after its drain: the last clients disconnect, and queued records are written to the stream.
 const AFTER_DRAIN_GRACE_SECONDS: u64 = 30;
 
-fn account_name(server: ServerKind) -> &'static str {
-    if server == ServerKind::Dispatcher { "dispatcher" } else { "edge" }
-}
-
 /// Renders two accounts for least privilege: edges write the stream, the dispatcher reads it. Their names never change,
-/// since trust policies contain them.
+/// since trust policies contain them. An account that exists is not rendered.
 pub(super) fn render_service_accounts(cluster: &ValidCluster) -> Vec<ServiceAccount> {
-    [ServerKind::Edge, ServerKind::Dispatcher]
-        .map(|server| {
-            let name = account_name(server);
-            let mut metadata = child_metadata(cluster, child_name(cluster, name), name);
+    let servers = [(ServerKind::Edge, "edge"), (ServerKind::Dispatcher, "dispatcher")];
+    let created = servers.into_iter().filter(|(server, _)| cluster.account_of(*server).is_created);
+    created
+        .map(|(server, component)| {
+            let mut metadata = child_metadata(cluster, cluster.account_of(server).name.clone(), component);
             if let AwsIdentity::Irsa(roles) = &cluster.stream.identity {
                 let annotation = (IAM_ROLE_ANNOTATION.to_owned(), roles.of_server(server).to_owned());
                 metadata.annotations = Some(BTreeMap::from([annotation]));
             }
             ServiceAccount { metadata, automount_service_account_token: Some(false), ..ServiceAccount::default() }
         })
-        .into()
+        .collect()
 }
 
 pub(super) fn render_deployment(cluster: &ValidCluster, server: &ValidServer) -> Deployment {
@@ -80,23 +77,26 @@ fn render_pod_template(cluster: &ValidCluster, server: &ValidServer) -> PodTempl
     let pod = render_pod_spec(cluster, server);
     let digest = template_digest(&pod);
     let restarted = cluster.restarted_at.clone().map(|value| (RESTARTED_AT_ANNOTATION, value));
-    let annotations = std::iter::once((TEMPLATE_ANNOTATION, digest)).chain(restarted);
+    let own = std::iter::once((TEMPLATE_ANNOTATION, digest)).chain(restarted);
+    let own = own.map(|(name, value)| (name.to_owned(), value));
+    let (labels, annotations) = (server.pods.labels.clone(), server.pods.annotations.clone());
     let metadata = ObjectMeta {
-        labels: Some(child_labels(cluster, server.kind.name())),
-        annotations: Some(annotations.map(|(name, value)| (name.to_owned(), value)).collect()),
+        labels: Some(labels.into_iter().chain(child_labels(cluster, server.kind.name())).collect()),
+        annotations: Some(annotations.into_iter().chain(own).collect()),
         ..ObjectMeta::default()
     };
     PodTemplateSpec { metadata: Some(metadata), spec: Some(pod) }
 }
 
 /// Allows one eviction per server at a time during a node drain; a pod that was never ready may always be evicted.
-pub(super) fn render_disruption_budget(cluster: &ValidCluster, server: ServerKind) -> PodDisruptionBudget {
+pub(super) fn render_disruption_budget(cluster: &ValidCluster, server: &ValidServer) -> PodDisruptionBudget {
+    let name = server.kind.name();
     PodDisruptionBudget {
-        metadata: child_metadata(cluster, child_name(cluster, server.name()), server.name()),
+        metadata: child_metadata(cluster, child_name(cluster, name), name),
         spec: Some(PodDisruptionBudgetSpec {
-            max_unavailable: Some(IntOrString::Int(1)),
+            max_unavailable: Some(server.pods.max_unavailable.clone()),
             selector: Some(LabelSelector {
-                match_labels: Some(pod_selector(cluster, server.name())),
+                match_labels: Some(pod_selector(cluster, name)),
                 ..LabelSelector::default()
             }),
             unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
@@ -107,10 +107,21 @@ pub(super) fn render_disruption_budget(cluster: &ValidCluster, server: ServerKin
 }
 
 fn render_pod_spec(cluster: &ValidCluster, server: &ValidServer) -> PodSpec {
+    let pods = &server.pods;
+    let spread = pods.select_spread_pods(&pod_selector(cluster, server.kind.name()));
+    // By default the user is that of the image, or of a range that the platform sets.
+    let user = (cluster.image.release < Release::PLATFORM_DEFAULTS).then_some(IMAGE_USER_ID);
+    let pull_secrets = cluster.pull_secrets.iter().map(|name| LocalObjectReference { name: name.clone() });
     PodSpec {
+        node_selector: (!pods.node_selector.is_empty()).then(|| pods.node_selector.clone()),
+        tolerations: none_if_empty(pods.tolerations.clone()),
+        affinity: pods.affinity.clone(),
+        topology_spread_constraints: none_if_empty(spread),
+        priority_class_name: pods.priority_class.clone(),
+        image_pull_secrets: none_if_empty(pull_secrets.collect()),
         readiness_gates: Some(vec![PodReadinessGate { condition_type: READINESS_GATE.to_owned() }]),
         containers: vec![render_container(cluster, server)],
-        service_account_name: Some(child_name(cluster, account_name(server.kind))),
+        service_account_name: Some(cluster.account_of(server.kind).name.clone()),
         // The dispatcher keeps its leases on the API server; edges need no access.
         automount_service_account_token: Some(server.kind == ServerKind::Dispatcher),
         // kubelet would inject REALTIME_…_SERVICE_HOST for a Service named realtime-….
@@ -118,14 +129,18 @@ fn render_pod_spec(cluster: &ValidCluster, server: &ValidServer) -> PodSpec {
         termination_grace_period_seconds: Some(termination_grace_seconds(server)),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
-            run_as_user: Some(IMAGE_USER_ID),
-            run_as_group: Some(IMAGE_USER_ID),
+            run_as_user: user,
+            run_as_group: user,
             seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
             ..PodSecurityContext::default()
         }),
         volumes: Some(render_volumes(cluster)),
         ..PodSpec::default()
     }
+}
+
+fn none_if_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
+    (!list.is_empty()).then_some(list)
 }
 
 fn termination_grace_seconds(server: &ValidServer) -> i64 {
@@ -148,6 +163,8 @@ fn render_container(cluster: &ValidCluster, server: &ValidServer) -> Container {
     Container {
         name: server.kind.name().to_owned(),
         image: Some(cluster.image.to_string()),
+        image_pull_policy: cluster.pull_policy.map(str::to_owned),
+        resources: Some(server.pods.resources.clone()).filter(|found| *found != ResourceRequirements::default()),
         args: Some(vec![if edge { "edge" } else { "dispatcher" }.to_owned()]),
         env: Some(render_variables(cluster, server)),
         ports: Some(ports),

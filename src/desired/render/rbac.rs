@@ -28,7 +28,7 @@ pub(super) fn render_role_binding(cluster: &ValidCluster) -> RoleBinding {
         },
         subjects: Some(vec![Subject {
             kind: "ServiceAccount".to_owned(),
-            name: child_name(cluster, "dispatcher"),
+            name: cluster.dispatcher_account.name.clone(),
             namespace: Some(cluster.namespace.clone()),
             ..Subject::default()
         }]),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::EnvVar;
+use serde_json::json;
 
 use super::*;
 use crate::api::fixture::MINIMAL_CLUSTER;
@@ -70,6 +71,22 @@ fn rendered_variables_start_every_server_with_every_identity() {
             assert_eq!(values.map(|values| values.server()), Ok(server), "{identity}");
         }
     }
+}
+
+#[test]
+fn the_dispatcher_alone_writes_dead_letters_and_only_where_the_manifest_asks_for_them() {
+    let streams = |webhooks: &str| {
+        let desired = render_objects(&cluster("{ type: PodIdentity }", webhooks)).expect("objects");
+        let servers = desired.deployments.iter().map(|(server, _)| *server);
+        let stream = |server| environment(&desired, server).remove("REALTIME_DEAD_LETTER_STREAM");
+        servers.filter_map(|server| Some((server, stream(server)?))).collect::<Vec<_>>()
+    };
+    assert_eq!(streams(""), []);
+    assert_eq!(streams("  webhooks: { deadLetter: { mode: 'Off' } }\n"), []);
+    let derived = (ServerKind::Dispatcher, "rtc-channels-eu-1a2b3c-dead-letter".to_owned());
+    assert_eq!(streams("  webhooks: { deadLetter: {} }\n"), [derived]);
+    let named = (ServerKind::Dispatcher, "lost".to_owned());
+    assert_eq!(streams("  webhooks: { deadLetter: { name: lost, shards: 2 } }\n"), [named]);
 }
 
 #[test]
@@ -310,4 +327,45 @@ fn the_estimate_follows_the_largest_server_and_the_gate() {
     assert_eq!(estimate(""), 60 + 3 * 45 + 3 * 2 + 10, "stream, pods of one server, rounds, one journey");
     assert_eq!(estimate("  websocket: { replicas: 12 }\n"), estimate("") + 9 * 45);
     assert_eq!(estimate("  gate: { openAfter: 5 }\n"), estimate("") + 2 * 2);
+}
+
+#[test]
+fn pods_have_the_settings_of_the_platform_and_no_user_of_their_own() {
+    let settings = "  image: { pullPolicy: Always, imagePullSecrets: [pull] }\n  serviceAccounts: { edge: { name: clients, create: Never } }\n  websocket:\n    resources: { requests: { cpu: 2 }, limits: { memory: 1Gi } }\n    nodeSelector: { pool: edge }\n    tolerations: [{ key: edge, operator: Exists }]\n    priorityClassName: high\n    podLabels: { team: a }\n    podAnnotations: { example.com/a: b }\n    podDisruptionBudget: { maxUnavailable: 20% }\n";
+    let desired = render_objects(&cluster("{ type: NodeRole }", settings)).expect("objects");
+    let [websocket, sockjs, dispatcher] =
+        [0, 1, 2].map(|index| serde_json::to_value(&desired.deployments[index].1.spec.template).expect("JSON"));
+    for (pointer, expected) in [
+        ("/metadata/labels/team", json!("a")),
+        ("/metadata/labels/app.kubernetes.io~1component", json!("websocket")),
+        ("/metadata/annotations/example.com~1a", json!("b")),
+        ("/spec/nodeSelector", json!({ "pool": "edge" })),
+        ("/spec/tolerations", json!([{ "key": "edge", "operator": "Exists" }])),
+        ("/spec/priorityClassName", json!("high")),
+        ("/spec/serviceAccountName", json!("clients")),
+        ("/spec/imagePullSecrets", json!([{ "name": "pull" }])),
+        ("/spec/containers/0/imagePullPolicy", json!("Always")),
+        ("/spec/containers/0/resources", json!({ "requests": { "cpu": "2" }, "limits": { "memory": "1Gi" } })),
+    ] {
+        assert_eq!(websocket.pointer(pointer), Some(&expected), "{pointer}");
+    }
+    for template in [&websocket, &sockjs, &dispatcher] {
+        assert_eq!(template.pointer("/spec/securityContext/runAsNonRoot"), Some(&json!(true)));
+        assert_eq!(template.pointer("/spec/securityContext/runAsUser"), None, "a platform may assign a range");
+        assert_eq!(template["spec"]["topologySpreadConstraints"].as_array().map(Vec::len), Some(2));
+    }
+    assert_eq!(
+        sockjs.pointer("/spec/containers/0/resources/requests"),
+        Some(&json!({ "cpu": "25m", "memory": "64Mi" }))
+    );
+    let names = |kind: &str| -> Vec<&str> {
+        let children = desired.children.iter().filter(|child| child["kind"] == kind);
+        children.filter_map(|child| child["metadata"]["name"].as_str()).collect()
+    };
+    assert_eq!(names("ServiceAccount"), ["eu-dispatcher"], "an account that exists is not rendered");
+    let budget = desired
+        .children
+        .iter()
+        .find(|child| child["metadata"]["name"] == "eu-websocket" && child["kind"] == "PodDisruptionBudget");
+    assert_eq!(budget.map(|budget| &budget["spec"]["maxUnavailable"]), Some(&json!("20%")));
 }

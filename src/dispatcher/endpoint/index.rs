@@ -4,6 +4,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
 use super::{FinishedDelivery, HoldId, PendingDelivery};
 use crate::dispatcher::metrics::DropReason;
@@ -25,12 +26,22 @@ pub struct QueuedDelivery {
     pub own_failures: u32,
     /// The endpoint's successes at the last attempt.
     pub successes_seen: u64,
+    /// The failure of the last attempt.
+    pub last_answer: Option<Arc<str>>,
 }
 
 impl QueuedDelivery {
     /// An event without attempts.
     pub fn new(serial: u64, delivery: PendingDelivery) -> Self {
-        Self { serial, delivery, failures: 0, answered: 0, own_failures: 0, successes_seen: u64::MAX }
+        Self {
+            serial,
+            delivery,
+            failures: 0,
+            answered: 0,
+            own_failures: 0,
+            successes_seen: u64::MAX,
+            last_answer: None,
+        }
     }
 
     /// The channel of the event.
@@ -40,7 +51,7 @@ impl QueuedDelivery {
 
     /// The end of the event's path.
     pub fn into_finished(self, dropped: Option<DropReason>) -> FinishedDelivery {
-        FinishedDelivery { delivery: self.delivery, dropped }
+        FinishedDelivery { delivery: self.delivery, dropped, attempts: self.failures, last_answer: self.last_answer }
     }
 
     fn rank(&self) -> EvictionRank {

@@ -92,6 +92,19 @@ pub struct FinishedDelivery {
     pub delivery: PendingDelivery,
     /// The reason for which it was dropped; `None` if it was delivered.
     pub dropped: Option<DropReason>,
+    /// Attempts to post it that failed.
+    pub attempts: u32,
+    /// The outcome of the last of these attempts.
+    pub last_answer: Option<Arc<str>>,
+}
+
+/// The outcome of one attempt, with the failure in words.
+#[derive(Clone, Debug)]
+pub struct AttemptReport {
+    /// The outcome of the attempt.
+    pub outcome: AttemptOutcome,
+    /// The failure, such as `answered 500`.
+    pub failure: Option<Arc<str>>,
 }
 
 /// The outcome of one attempt to post a body.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -11,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::queue::{BatchId, EndpointQueue};
 use super::share::{EventAmount, plan_evictions};
-use super::{AttemptOutcome, EndpointId, FinishedDelivery, HoldId, PendingDelivery};
+use super::{AttemptOutcome, AttemptReport, EndpointId, FinishedDelivery, HoldId, PendingDelivery};
 use crate::dispatcher::retry::RetryPolicy;
 use crate::dispatcher::sender::WebhookSender;
 use crate::process::locks::lock_unpoisoned;
@@ -100,7 +101,7 @@ impl EndpointPool {
 
     /// Posts the events of one endpoint until it has none for a while.
     async fn run_endpoint(self: Arc<Self>, endpoint: Arc<Endpoint>) {
-        let mut attempts: JoinSet<(BatchId, AttemptOutcome)> = JoinSet::new();
+        let mut attempts: JoinSet<(BatchId, AttemptReport)> = JoinSet::new();
         let mut batches: HashMap<Id, BatchId> = HashMap::new();
         endpoint.wake.notified().await;
         loop {
@@ -135,19 +136,28 @@ impl EndpointPool {
         &self,
         endpoint: &Endpoint,
         batches: &mut HashMap<Id, BatchId>,
-        attempt: Result<(Id, (BatchId, AttemptOutcome)), JoinError>,
+        attempt: Result<(Id, (BatchId, AttemptReport)), JoinError>,
     ) {
         let task = attempt.as_ref().map_or_else(JoinError::id, |(task, _)| *task);
         let Some(batch) = batches.remove(&task) else { return };
-        let outcome = match attempt {
-            Ok((_, (_, outcome))) => outcome,
+        let AttemptReport { outcome, failure } = match attempt {
+            Ok((_, (_, report))) => report,
             Err(error) => {
                 tracing::error!(endpoint = %endpoint.id, %error, "webhook attempt broke: trying again");
-                AttemptOutcome::Failed { answered: false, retry_after_ms: None }
+                AttemptReport {
+                    outcome: AttemptOutcome::Failed { answered: false, retry_after_ms: None },
+                    failure: None,
+                }
             }
         };
         let now = self.mono_ms();
-        let finished = lock_unpoisoned(&endpoint.queue).complete_attempt(batch, outcome, now, rand::random());
+        let finished = {
+            let mut queue = lock_unpoisoned(&endpoint.queue);
+            if let Some(failure) = &failure {
+                queue.note_failure(batch, failure);
+            }
+            queue.complete_attempt(batch, outcome, now, rand::random())
+        };
         self.report_finished(&endpoint.id, finished);
     }
 
@@ -187,9 +197,9 @@ impl ShardHold {
         self.touched.drain().for_each(|(_, endpoint)| endpoint.wake.notify_one());
     }
 
-    /// Receives the next finished event.
-    pub async fn next_finished(&mut self) -> Option<FinishedAt> {
-        self.finished.recv().await
+    /// Polls for the next finished event.
+    pub fn poll_finished(&mut self, context: &mut Context<'_>) -> Poll<Option<FinishedAt>> {
+        self.finished.poll_recv(context)
     }
 
     /// Takes a finished event, if there is one.

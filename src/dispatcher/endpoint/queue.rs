@@ -9,6 +9,7 @@
 //! an event that goes on failing while others succeed is posted alone.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use super::index::{ChannelState, DeliveryIndex, QueuedDelivery};
 use super::{AttemptOutcome, FinishedDelivery, HoldId, PendingDelivery};
@@ -19,7 +20,7 @@ use crate::protocol::ChannelName;
 /// Bounds the events of one body.
 pub const BATCH_EVENTS_MAX: usize = 100;
 /// Bounds the bytes of one body's events; a single larger event is posted alone.
-const BATCH_BYTES_MAX: usize = 256 * 1024;
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Bounds the concurrent attempts to one endpoint.
 pub const CONCURRENT_ATTEMPTS_MAX: usize = 16;
 /// Consecutive failures after which an endpoint gets one attempt at a time.
@@ -137,6 +138,13 @@ impl EndpointQueue {
         let expiry = self.ages.first_key_value().filter(|_| self.failures > 0);
         let expiry = expiry.map(|(_, since)| since + self.policy.window_ms);
         [self.index.next_wake_ms(), trial, expiry].into_iter().flatten().min()
+    }
+
+    /// Notes the failure of an attempt with its events, before [`Self::complete_attempt`].
+    pub fn note_failure(&mut self, id: BatchId, failure: &Arc<str>) {
+        for queued in self.in_flight.get_mut(&id).into_iter().flatten() {
+            queued.last_answer = Some(Arc::clone(failure));
+        }
     }
 
     /// Records the outcome of an attempt; `random` spreads the next one.

@@ -230,7 +230,7 @@ async fn a_name_that_changes_between_check_and_connection_reaches_no_private_add
     let app = App { webhooks: vec![bad], ..build_app("1001", "key", "secret") };
     write_registry(bed.apps.path(), [app]);
     let egress = EgressOverrides { name_server: Some(name_server), ..EgressOverrides::default() };
-    let (running, _) = bed.dispatcher_with(egress, &[("REALTIME_MAX_BACKOFF_SECONDS", "1")]).await;
+    let (running, _) = bed.dispatcher_on_network(egress, &[("REALTIME_MAX_BACKOFF_SECONDS", "1")]).await;
     bed.put(CLUSTER, "a", vec![message("1", 1)]).await;
     let look = async || (asked.load(Ordering::SeqCst), endpoint_reports(&running).await.remove("bad"));
     let mut answers = BTreeSet::new();
@@ -262,7 +262,7 @@ async fn a_mute_name_server_delays_no_endpoint_that_needs_no_name() {
     let webhooks = (0..99).map(unresolved).chain([working]).collect();
     write_registry(bed.apps.path(), [App { webhooks, ..build_app("1001", "key", "secret") }]);
     let egress = EgressOverrides { name_server: mute.local_addr().ok(), ..EgressOverrides::default() };
-    let (running, _) = bed.dispatcher_with(egress, &[LOOPBACK, ("REALTIME_MAX_BACKOFF_SECONDS", "1")]).await;
+    let (running, _) = bed.dispatcher_on_network(egress, &[LOOPBACK, ("REALTIME_MAX_BACKOFF_SECONDS", "1")]).await;
     bed.put(CLUSTER, "first", vec![message("first", 0)]).await;
     bed.receiver.receives("the first event", |ids| ids == ["first"]).await;
     // Together fewer events than one shard may hold, over more time than a lookup takes.

@@ -1,5 +1,6 @@
 //! A pause of reading is visible: the lag grows, and log, `/flow` and metrics name the reason.
 
+use super::scripted_receiver::{Behaviour, ScriptedReceiver};
 use super::*;
 
 /// Waits until the shard of this dispatcher has been paused for this reason, and its distance grows.
@@ -22,27 +23,21 @@ async fn wait_for_reading(running: &RunningDispatcher) {
 }
 
 #[tokio::test]
-async fn a_shard_full_of_events_of_an_unknown_app_says_so_until_they_are_dropped() {
+async fn a_shard_full_of_events_for_a_slow_endpoint_says_so_until_they_are_delivered() {
     let bed = Bed::new(1).await;
+    let receiver = ScriptedReceiver::default();
+    receiver.set("hook", Behaviour::Slow(Duration::from_millis(3_900)));
+    bed.write_apps(&format!("{}/hook", receiver.serve().await));
     let (running, _) = bed.dispatcher(&[LOOPBACK]).await;
-    for file in 0..16 {
-        std::fs::write(bed.apps.path().join(format!("{file:x}.json")), "[]").expect("written");
-    }
-    eventually(
-        "a registry without apps",
-        async || get(&running, "/metrics").await,
-        |page| page.contains("registry_reads_total{result=\"applied\"} 1"),
-    )
-    .await;
-    for n in 0..110 {
+    for n in 0..130 {
         let events = (0..100).map(|m| message(&format!("{n}-{m}"), n)).collect();
         bed.put(CLUSTER, &format!("c{n}"), events).await;
     }
     let paused = wait_for_pause(&running, "full").await;
     assert!(paused.unfinished >= 10_000, "{paused:?}");
     assert!(paused.last_error.is_some_and(|error| error.contains("not read (full)")));
-    bed.write_apps(&bed.receiver.serve().await);
-    bed.receiver.receives("every event", |ids| ids.len() == 11_000).await;
+    receiver.set("hook", Behaviour::Status(200));
+    eventually("every event", async || receiver.received("hook").len(), |events| *events == 13_000).await;
     wait_for_reading(&running).await;
 }
 

@@ -67,6 +67,8 @@ fn exit_codes() {
         &["prove", "eu"],
         &["check"],
         &["check", "nowhere.yaml"],
+        &["replay"],
+        &["replay", "--since", "yesterday", "--stream", "s", "--region", "r", "--apps", "/nowhere"],
         &["operator"],
         &["operator", "--pod", "operator", "--address", "127.0.0.1"],
         &["edge"],

@@ -114,6 +114,43 @@ async fn leases_and_checkpoints_of_a_dispatcher() {
 }
 
 #[tokio::test]
+async fn a_deleted_lease_is_written_again_by_its_holder_and_by_no_other() {
+    let (leases, kinesis) = (Leases::default(), start_kinesis("events", 1).await.1);
+    let (store, other) = (lease_store(&leases, &kinesis).await, lease_store(&leases, &kinesis).await);
+    let status = MemberStatus { proven: true, backing_off: false };
+    let shard = ShardId::from("shardId-000000000000");
+    store.send_heartbeat("holder", status).await.expect("registered");
+    other.send_heartbeat("other", status).await.expect("registered");
+    let lease = store.acquire_shard(&shard, "holder").await.expect("acquired");
+    let position = CheckpointPosition::Through("49".into());
+    let checkpoint = Checkpoint { stream_created_ms: 1, position, beyond: None };
+    store.renew(&shard, lease.generation, Some(checkpoint.clone())).await.expect("renewed");
+    leases.lock().expect("not poisoned").retain(|name, _| name.contains("member"));
+    let seen = store.send_heartbeat("holder", status).await.expect("registered");
+    assert!(seen.leases.is_empty());
+    store.renew(&shard, lease.generation, Some(checkpoint.clone())).await.expect("written again");
+    let seen = other.send_heartbeat("other", status).await.expect("registered").leases[&shard].clone();
+    assert_eq!((seen.holder.as_deref(), seen.generation), (Some("holder"), lease.generation));
+    assert_eq!(seen.checkpoint, Some(checkpoint.clone()));
+    other.renew(&shard, lease.generation + 1, Some(checkpoint)).await.expect_err("not its generation");
+}
+
+#[tokio::test]
+async fn a_checkpoint_of_a_newer_format_is_no_missing_checkpoint() {
+    let (leases, kinesis) = (Leases::default(), start_kinesis("events", 1).await.1);
+    let store = lease_store(&leases, &kinesis).await;
+    let status = MemberStatus { proven: true, backing_off: false };
+    let shard = ShardId::from("shardId-000000000000");
+    store.send_heartbeat("holder", status).await.expect("registered");
+    store.acquire_shard(&shard, "holder").await.expect("acquired");
+    for lease in leases.lock().expect("not poisoned").values_mut() {
+        lease["metadata"]["annotations"]["realtime-operator.dev/checkpoint"] = r#"{"v":2}"#.into();
+    }
+    let seen = store.send_heartbeat("holder", status).await.expect("registered").leases[&shard].clone();
+    assert_eq!((seen.checkpoint, seen.unreadable_checkpoint.as_deref()), (None, Some(r#"{"v":2}"#)));
+}
+
+#[tokio::test]
 async fn metrics_of_an_edge() {
     let edge = crate::edge::alone("websocket").await;
     let mut socket = crate::edge::dial(edge.running.public, "/app/key1?protocol=7").await;
