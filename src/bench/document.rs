@@ -75,15 +75,52 @@ own comparisons, and what was missed or repeated is the sum of all rounds.
   gets a higher priority than the others for it, where the system allows that (root), as on a machine of its own.
 ";
 
+const PIPELINE_PAGE_HEAD: &str = "\
+# Performance of the webhook pipeline
+
+From the recorder of an edge over the stream and a dispatcher to an endpoint. This page is written by a command, `realtime
+bench pipeline --write docs/performance-pipeline.md`, which [`benches/pipeline`](../benches/pipeline) runs.
+[docs/performance.md](performance.md) is about chat messages.
+";
+
+const PIPELINE_PAGE_METHOD: &str = "\
+## How it is measured
+
+The dispatcher is a process of its own, as in a pod; the recorder with a bus in memory, a Kinesis in process (ferrokinesis,
+which limits no rate) and the receiver share a second one, and both share the machine. Each app has one endpoint. A figure is the
+median of the rounds; what was missed or repeated is the sum of all rounds.
+
+- **Throughput**: events by the time from the first to be recorded to the last to arrive. The recorder is fed as fast as it
+  writes, with 20,000 events waiting at most. *Each event alone*: no linger, one event per record, and endpoints that take one
+  event per webhook.
+- **Bare loops**: in the same round, records of the same bytes. One has eight concurrent `PutRecords` calls of 500 records, as many
+  as the recorder has lanes. The other reads each shard without a pause and posts the bytes of a hundred records at a time,
+  without a signature; it parses nothing.
+- **Missed and repeated**: client events of each channel are numbered, state events have the bus's order; the receiver checks both.
+- **Memory and CPU**: the dispatcher's own, from `/proc`; at full load the largest of samples every 100 ms.
+- **From event to webhook**: client events at a steady rate, from the call of the recorder to the parsed webhook, in an HDR
+  histogram. By design an event waits for the linger (20 ms) and the next read (every 250 ms).
+- **Chat message**: a client event at an edge with a recorder, from its sender to two subscribers, while the stream works, answers
+  500, takes 5 s for each call, or throttles each call, in alternating windows. Each figure is the median of the windows' 99th
+  percentiles, and the ratio is to that of the stream that works.
+- **Calls**: counted at the stream; at the steady rate unless stated otherwise. A PUT payload unit is 25 KiB of one record. Prices are
+  in no figure: multiply.
+";
+
 /// Renders the report as a page of the documentation.
 #[must_use]
 pub fn render_page(report: &BenchReport) -> String {
     let (head, how, with) = match report.size {
         RunSize::Edge(_) => (EDGE_PAGE_HEAD, EDGE_PAGE_METHOD, "Beside"),
         RunSize::Pods(_) => (PODS_PAGE_HEAD, PODS_PAGE_METHOD, "Over"),
+        RunSize::Pipeline(_) => (PIPELINE_PAGE_HEAD, PIPELINE_PAGE_METHOD, "Over"),
     };
     let mut text = format!("{head}\n## Where and when\n\n");
-    let beside = report.peer.as_deref().unwrap_or("nothing: rows of sockudo are not measured");
+    let without_peer = match report.size {
+        RunSize::Pipeline(_) => "a Kinesis in process, with bare loops beside",
+        _ => "nothing: rows of sockudo are not measured",
+    };
+    let beside = report.peer.as_deref().unwrap_or(without_peer);
     let fewer =
         if report.is_quick() { " This was the quick run; the targets are worded for the full one." } else { "" };
     for (name, value) in [

@@ -139,6 +139,11 @@ impl RunClock {
         Self(Instant::now())
     }
 
+    /// Microseconds since the start.
+    pub fn now_us(self) -> u64 {
+        self.micros_at(Instant::now())
+    }
+
     fn micros_at(self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.0).as_micros()).unwrap_or(u64::MAX)
     }

@@ -8,7 +8,11 @@
 //!
 //! Several edges that share a Redis are measured beside a single one in the same way.
 //!
-//! This room knows servers by the wire and by the table of variables alone: it must not know how an edge works.
+//! The webhook pipeline is measured from the recorder on, which runs in this process: an edge in front of it would be
+//! measured instead.
+//!
+//! This room knows servers by the wire and by the table of variables alone, and of an edge its recorder: it must not know
+//! how the rest of an edge works.
 
 mod baseline;
 mod document;
@@ -21,6 +25,7 @@ mod http;
 mod latency;
 mod load;
 mod machine;
+mod pipeline;
 mod plan;
 mod pods;
 mod report;
@@ -36,7 +41,8 @@ pub use document::render_page;
 pub use error::BenchError;
 pub use figures::{Figure, TargetOutcome};
 pub use gate::{GateRow, find_missed_rows, render_gate_page, render_gate_table, simulate_gate};
-pub use plan::{EdgePlan, PeerKind, PeerServer, PodsPlan};
+pub use pipeline::run as run_pipeline;
+pub use plan::{EdgePlan, PeerKind, PeerServer, PipelinePlan, PodsPlan};
 pub use pods::run as run_pods;
 pub use report::{BenchReport, RunSize, render_text};
 pub use run::run;

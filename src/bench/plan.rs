@@ -209,9 +209,110 @@ impl PodsPlan {
     }
 }
 
+/// One run of the webhook pipeline, from the recorder to a receiver.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PipelinePlan {
+    /// Whether the run is the quick one.
+    pub quick: bool,
+    /// Number of rounds; each runs the bare loops and the pipeline once.
+    pub rounds: usize,
+    /// Number of channels that events are spread over.
+    pub channels: usize,
+    /// Shards of the stream.
+    pub shards: usize,
+    /// Number of endpoints, each of an app of its own.
+    pub endpoints: usize,
+    /// Events that are recorded as fast as possible, and records of the bare loops.
+    pub events: u64,
+    /// Events that are recorded as fast as possible, each in a record and a body of its own.
+    pub single_events: u64,
+    /// Events per second of the steady load, of which latency and cost are measured.
+    pub calm_per_second: u32,
+    /// Duration of the steady load.
+    #[serde(skip)]
+    pub calm: Duration,
+    /// Senders of chat messages, ten a second each.
+    pub chat_senders: usize,
+    /// Windows of chat messages per condition of the stream.
+    pub chat_windows: usize,
+    /// Duration of each of these windows.
+    #[serde(skip)]
+    pub chat_window: Duration,
+    /// Time after a change of the condition that is not measured.
+    #[serde(skip)]
+    pub chat_settling: Duration,
+}
+
+impl PipelinePlan {
+    /// The size that the targets are worded for: under 5 minutes.
+    #[must_use]
+    pub fn full_run() -> Self {
+        Self {
+            quick: false,
+            rounds: 5,
+            channels: 10_000,
+            shards: 16,
+            endpoints: 20,
+            events: 100_000,
+            single_events: 20_000,
+            calm_per_second: 1_000,
+            calm: Duration::from_secs(8),
+            chat_senders: 100,
+            chat_windows: 5,
+            chat_window: Duration::from_secs(4),
+            chat_settling: Duration::from_secs(2),
+        }
+    }
+
+    /// Fewer events and rounds: under 90 seconds.
+    #[must_use]
+    pub fn quick_run() -> Self {
+        Self {
+            quick: true,
+            rounds: 1,
+            events: 60_000,
+            single_events: 10_000,
+            calm: Duration::from_secs(5),
+            chat_windows: 3,
+            chat_window: Duration::from_secs(2),
+            chat_settling: Duration::from_secs(1),
+            ..Self::full_run()
+        }
+    }
+
+    /// Bounds the number of events and of everything else, for trials.
+    #[must_use]
+    pub fn with_events_max(mut self, events: u64) -> Self {
+        self.events = self.events.min(events);
+        self.single_events = self.single_events.min(events);
+        self.calm_per_second = self.calm_per_second.min(100);
+        self.calm = self.calm.min(Duration::from_secs(2));
+        self.channels = self.channels.min(200);
+        self.shards = self.shards.min(2);
+        self.endpoints = self.endpoints.min(3);
+        self.chat_senders = self.chat_senders.min(5);
+        self.chat_windows = 1;
+        self
+    }
+
+    /// Open files that this process needs at most: the connections of the chat, and 512 of its own.
+    #[must_use]
+    pub fn open_files_needed(&self) -> u64 {
+        self.chat_senders as u64 * 3 + 512
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_bounds_every_load_of_the_pipeline() {
+        let plan = PipelinePlan::quick_run().with_events_max(500);
+        assert_eq!((plan.events, plan.single_events, plan.channels, plan.chat_senders), (500, 500, 200, 5));
+        assert!(PipelinePlan::full_run().open_files_needed() > 800);
+    }
 
     #[test]
     fn a_size_bounds_every_crowd_of_several_edges() {

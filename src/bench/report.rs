@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::figures::{Figure, FigureTarget, TargetOutcome};
 use super::machine::{self, HostUsage, OTHERS_SHARE_MAX};
-use super::plan::{EdgePlan, PodsPlan};
+use super::plan::{EdgePlan, PipelinePlan, PodsPlan};
 use crate::process::build;
 
 /// Plan of a run, which decides the figures that were measured.
@@ -19,6 +19,8 @@ pub enum RunSize {
     Edge(EdgePlan),
     /// Several edges that share a Redis, beside a single one.
     Pods(PodsPlan),
+    /// The webhook pipeline, beside bare loops.
+    Pipeline(PipelinePlan),
 }
 
 /// Report of one run.
@@ -69,6 +71,7 @@ impl BenchReport {
         let publishing = match &size {
             RunSize::Edge(plan) => plan.publishing,
             RunSize::Pods(plan) => plan.publishing,
+            RunSize::Pipeline(plan) => plan.calm,
         };
         Self {
             void: false,
@@ -96,6 +99,7 @@ impl BenchReport {
         match &self.size {
             RunSize::Edge(plan) => plan.quick,
             RunSize::Pods(plan) => plan.quick,
+            RunSize::Pipeline(plan) => plan.quick,
         }
     }
 
@@ -138,6 +142,20 @@ impl BenchReport {
                     plan.calm_per_second,
                     plan.occupied,
                     plan.members,
+                ),
+                plan.rounds,
+            ),
+            RunSize::Pipeline(plan) => (
+                format!(
+                    "events of 300 bytes over {} channels, one in five of state; {} shards, {} endpoints; {} events in \
+                     batches and {} each alone, {} events/s to time them, {} senders of 10 chat messages/s",
+                    plan.channels,
+                    plan.shards,
+                    plan.endpoints,
+                    plan.events,
+                    plan.single_events,
+                    plan.calm_per_second,
+                    plan.chat_senders,
                 ),
                 plan.rounds,
             ),

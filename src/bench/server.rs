@@ -45,10 +45,39 @@ pub struct BusConnection<'a> {
     pub cluster: &'a str,
 }
 
+/// Stream that a server writes or reads, with the apps that it serves.
+#[derive(Clone, Copy)]
+pub struct StreamConnection<'a> {
+    /// URL of the Kinesis API.
+    pub endpoint: &'a str,
+    /// Name of the stream.
+    pub stream: &'a str,
+    /// Region of the stream.
+    pub region: &'a str,
+    /// Id and secret of the credential.
+    pub credential: &'a str,
+    /// UID of the cluster in the records.
+    pub cluster: &'a str,
+    /// Apps of the registry.
+    pub apps: &'a [App],
+}
+
+/// The services that an edge is connected to; none by default.
+#[derive(Clone, Copy, Default)]
+struct Connections<'a> {
+    bus: Option<BusConnection<'a>>,
+    stream: Option<StreamConnection<'a>>,
+}
+
 impl ServerProcess {
     /// Starts a server, and waits until it is ready.
     pub async fn start(kind: ServerKind, peer: Option<&PeerServer>) -> Result<Self, BenchError> {
-        Self::launch_and_wait(kind, peer.map(|peer| peer.program.as_path()), None).await
+        Self::launch_and_wait(kind, peer.map(|peer| peer.program.as_path()), Connections::default()).await
+    }
+
+    /// Starts an edge or a dispatcher on a stream, and waits until it is ready.
+    pub async fn start_on_stream(kind: ServerKind, stream: &StreamConnection<'_>) -> Result<Self, BenchError> {
+        Self::launch_and_wait(kind, None, Connections { stream: Some(*stream), bus: None }).await
     }
 
     /// Starts an edge on a shared bus, and waits until it is ready.
@@ -57,24 +86,28 @@ impl ServerProcess {
         program: Option<&Path>,
         bus: BusConnection<'_>,
     ) -> Result<Self, BenchError> {
-        Self::launch_and_wait(kind, program, Some(bus)).await
+        Self::launch_and_wait(kind, program, Connections { bus: Some(bus), stream: None }).await
     }
 
     async fn launch_and_wait(
         kind: ServerKind,
         peer_program: Option<&Path>,
-        bus: Option<BusConnection<'_>>,
+        connections: Connections<'_>,
     ) -> Result<Self, BenchError> {
         let files = tempfile::tempdir().map_err(BenchError::from_io("no temporary directory can be made"))?;
         let [public, second] = [free_port()?, free_port()?];
         let (mut command, readiness) = match kind {
             ServerKind::Edge | ServerKind::Fallbacks => {
                 let program = current_program()?;
-                (build_edge_command(&program, kind, files.path(), [public, second], bus)?, (second, "/readyz"))
+                (build_edge_command(&program, kind, files.path(), [public, second], connections)?, (second, "/readyz"))
             }
             ServerKind::FormerEdge | ServerKind::FormerFallbacks => {
                 let program = require_program(kind, peer_program)?;
-                (build_edge_command(program, kind, files.path(), [public, second], bus)?, (second, "/readyz"))
+                (build_edge_command(program, kind, files.path(), [public, second], connections)?, (second, "/readyz"))
+            }
+            ServerKind::Dispatcher => {
+                let stream = connections.stream.ok_or_else(|| start_error(kind, "no stream was named".to_owned()))?;
+                (build_dispatcher_command(files.path(), public, &stream)?, (public, "/readyz"))
             }
             ServerKind::Sockudo => {
                 let program = require_program(kind, peer_program)?;
@@ -165,15 +198,9 @@ fn current_program() -> Result<PathBuf, BenchError> {
     std::env::current_exe().map_err(BenchError::from_io("this program cannot be found"))
 }
 
-/// Builds the command of an edge as a pod runs it, without a stream; with the memory bus where none is given.
-fn build_edge_command(
-    program: &Path,
-    kind: ServerKind,
-    files: &Path,
-    [public, admin]: [SocketAddr; 2],
-    bus: Option<BusConnection<'_>>,
-) -> Result<Command, BenchError> {
-    let app: App = serde_json::from_value(serde_json::json!({
+/// Builds the app that every server under test has.
+pub fn build_app(kind: ServerKind) -> Result<App, BenchError> {
+    serde_json::from_value(serde_json::json!({
         "id": APP_ID,
         "credentials": [{ "key": APP_KEY, "secret": APP_SECRET, "state": "Active" }],
         "enabled": true,
@@ -181,13 +208,79 @@ fn build_edge_command(
         "limits": { "clientEventsPerSecond": 10 },
         "webhooks": [],
     }))
-    .map_err(|error| start_error(kind, error.to_string()))?;
-    let registry = AppRegistry::new([app]).to_files().map_err(|error| start_error(kind, error.to_string()))?;
-    let apps = files.join("apps");
-    std::fs::create_dir(&apps).map_err(BenchError::from_io("the app registry cannot be written"))?;
-    for (name, text) in registry {
-        std::fs::write(apps.join(name), text).map_err(BenchError::from_io("the app registry cannot be written"))?;
+    .map_err(|error| start_error(kind, error.to_string()))
+}
+
+/// Writes the files of an app registry.
+pub fn write_apps(directory: &Path, apps: &[App]) -> Result<(), BenchError> {
+    let registry = AppRegistry::new(apps.iter().cloned()).to_files();
+    let failed = |error: String| BenchError::Start { server: "a server with apps", detail: error };
+    for (name, text) in registry.map_err(|error| failed(error.to_string()))? {
+        std::fs::write(directory.join(name), text)
+            .map_err(BenchError::from_io("the app registry cannot be written"))?;
     }
+    Ok(())
+}
+
+/// Writes an app registry into a new directory beside the other files of a server.
+fn create_registry(files: &Path, apps: &[App]) -> Result<PathBuf, BenchError> {
+    let directory = files.join("apps");
+    std::fs::create_dir(&directory).map_err(BenchError::from_io("the app registry cannot be written"))?;
+    write_apps(&directory, apps)?;
+    Ok(directory)
+}
+
+/// The variables by which a server reaches its stream.
+fn stream_variables(stream: &StreamConnection<'_>) -> [(&'static str, String); 7] {
+    [
+        (name::STREAM_NAME, stream.stream.to_owned()),
+        (name::CLUSTER_UID, stream.cluster.to_owned()),
+        (name::AWS_IDENTITY, "StaticKeys".to_owned()),
+        (name::AWS_REGION, stream.region.to_owned()),
+        (name::AWS_ENDPOINT_URL_KINESIS, stream.endpoint.to_owned()),
+        ("AWS_ACCESS_KEY_ID", stream.credential.to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", stream.credential.to_owned()),
+    ]
+}
+
+/// Builds the command of a dispatcher as a pod runs it, with leases in memory and webhooks to this machine.
+fn build_dispatcher_command(
+    files: &Path,
+    admin: SocketAddr,
+    stream: &StreamConnection<'_>,
+) -> Result<Command, BenchError> {
+    let apps = create_registry(files, stream.apps)?;
+    let mut variables: BTreeMap<&str, String> = [
+        (name::SERVER, "dispatcher".to_owned()),
+        (name::ADMIN_ADDRESS, admin.to_string()),
+        (name::APPS_PATH, apps.display().to_string()),
+        (name::CLUSTER, "bench/dispatcher".to_owned()),
+        (name::POD, "bench".to_owned()),
+        (name::ADMIN_TOKEN, "bench".to_owned()),
+        (name::ADMISSION, "none".to_owned()),
+        (name::LEASES, "memory".to_owned()),
+        (name::ALLOWED_NETWORKS, "127.0.0.0/8".to_owned()),
+        (name::LOG, "warn".to_owned()),
+    ]
+    .into();
+    variables.extend(stream_variables(stream));
+    let mut command = Command::new(current_program()?);
+    command.arg("dispatcher").env_clear().envs(variables);
+    Ok(command)
+}
+
+/// Builds the command of an edge as a pod runs it; with the memory bus and no stream where none is given.
+fn build_edge_command(
+    program: &Path,
+    kind: ServerKind,
+    files: &Path,
+    [public, admin]: [SocketAddr; 2],
+    Connections { bus, stream }: Connections<'_>,
+) -> Result<Command, BenchError> {
+    let apps = match &stream {
+        Some(stream) => create_registry(files, stream.apps)?,
+        None => create_registry(files, &[build_app(kind)?])?,
+    };
     let (server, transports) = match kind {
         ServerKind::Fallbacks | ServerKind::FormerFallbacks => {
             ("sockjs", [Transport::XhrStreaming, Transport::XhrPolling].map(Transport::name).join(","))
@@ -212,6 +305,10 @@ fn build_edge_command(
         (name::AWS_REGION, "none".to_owned()),
     ]
     .into();
+    if let Some(stream) = &stream {
+        variables.insert(name::WEBHOOKS, "kinesis".to_owned());
+        variables.extend(stream_variables(stream));
+    }
     if let Some(bus) = bus {
         variables.extend([
             (name::BUS, "redis".to_owned()),

@@ -26,6 +26,8 @@ pub enum ServerKind {
     FormerFallbacks,
     /// A broadcast over axum's WebSocket with nothing around it.
     Baseline,
+    /// Our dispatcher; its address is that of the admin listener.
+    Dispatcher,
 }
 
 impl ServerKind {
@@ -38,6 +40,7 @@ impl ServerKind {
             Self::FormerEdge => "former edge",
             Self::FormerFallbacks => "former edge with the fallbacks",
             Self::Baseline => "bare axum",
+            Self::Dispatcher => "dispatcher",
         }
     }
 }

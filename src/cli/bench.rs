@@ -1,15 +1,16 @@
 //! `realtime bench`: what a server costs on this machine.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 
 use super::BAD_INPUT_EXIT_CODE;
-use crate::bench::{self, BenchError, BenchReport, EdgePlan, PeerKind, PeerServer, PodsPlan};
+use crate::bench::{self, BenchError, BenchReport, EdgePlan, PeerKind, PeerServer, PipelinePlan, PodsPlan};
 use crate::process::{signal, telemetry};
+use crate::rehearsal::cloud as kinesis_router;
 
 /// The exit code when a target is missed.
 const MISSED_EXIT_CODE: u8 = 1;
@@ -30,6 +31,7 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum BenchCommand {
     Edge(EdgeArguments),
+    Pipeline(PipelineArguments),
     Gate(GateArguments),
     /// A minimal server that an edge is compared with, as a process of its own
     #[command(hide = true)]
@@ -87,6 +89,34 @@ struct EdgeArguments {
     polling: Option<u64>,
 }
 
+/// Measure the webhook pipeline: events per second, latency, memory, calls to Kinesis, and that no event is lost.
+///
+/// A recorder as an edge has it writes to a Kinesis in this process; a dispatcher in a process of its own reads it and posts to
+/// a receiver, all on loopback. Bare loops of the same client of the SDK take their turn in every round. Then an edge
+/// carries chat messages while its stream is down, slow or throttled. Each figure is printed with its unit, its target and
+/// whether it is met; it is the median of the rounds. Use a release build. Exit codes: 0 every measured target is met, 1 one
+/// is missed, 2 the run is void (others took more than 80 % of the host) or could not begin.
+#[derive(clap::Args)]
+#[command(after_help = "Begin with:   cargo run --release -- bench pipeline --quick\n\
+                        Full, to docs/performance-pipeline.md:  benches/pipeline")]
+struct PipelineArguments {
+    /// Fewer events and rounds: under 90 seconds
+    #[arg(long)]
+    quick: bool,
+    /// Text for people, or JSON
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// Write the result as a page in Markdown too, unless the run is void
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Events in each load, instead of the plan's numbers
+    #[arg(long, hide = true)]
+    events: Option<u64>,
+    /// Number of rounds that are measured
+    #[arg(long, hide = true)]
+    rounds: Option<usize>,
+}
+
 /// Simulate the gate under random losses: how soon it opens, how long it stays open, how soon it closes.
 ///
 /// Runs the real decision in simulated time, with the intervals of the prober, for each share of lost journeys and each
@@ -125,6 +155,7 @@ fn parse_peer(text: &str) -> Result<PeerServer, String> {
 pub async fn run(arguments: Arguments) -> u8 {
     match arguments.what {
         BenchCommand::Edge(edge) => self::bench_edge(edge).await,
+        BenchCommand::Pipeline(pipeline) => self::bench_pipeline(pipeline).await,
         BenchCommand::Gate(gate) => {
             tokio::task::spawn_blocking(move || bench_gate(&gate)).await.unwrap_or(BAD_INPUT_EXIT_CODE)
         }
@@ -154,15 +185,18 @@ fn bench_gate(arguments: &GateArguments) -> u8 {
     if missed.is_empty() { 0 } else { MISSED_EXIT_CODE }
 }
 
-async fn bench_edge(arguments: EdgeArguments) -> u8 {
-    telemetry::start("error");
-    let Ok(shutdown) = signal::shutdown_token() else {
-        eprintln!("realtime: signals cannot be listened to");
-        return BAD_INPUT_EXIT_CODE;
-    };
-    if cfg!(debug_assertions) {
-        eprintln!("realtime: this is no release build, so its figures mean little: use cargo run --release");
+async fn bench_pipeline(arguments: PipelineArguments) -> u8 {
+    let mut plan = if arguments.quick { PipelinePlan::quick_run() } else { PipelinePlan::full_run() };
+    if let Some(events) = arguments.events {
+        plan = plan.with_events_max(events);
     }
+    plan.rounds = arguments.rounds.unwrap_or(plan.rounds).max(1);
+    let progress = |step| eprintln!("{step}");
+    let measured = Box::pin(bench::run_pipeline(&plan, kinesis_router, &progress));
+    run_and_print(measured, arguments.output, arguments.write.as_deref()).await
+}
+
+async fn bench_edge(arguments: EdgeArguments) -> u8 {
     let progress = |what: String| eprintln!("{what}");
     let sockudo = arguments.peer.as_ref().is_some_and(|peer| peer.kind == PeerKind::Sockudo);
     if sockudo && arguments.pods.is_some() {
@@ -175,11 +209,28 @@ async fn bench_edge(arguments: EdgeArguments) -> u8 {
             None => bench::run(&build_edge_plan(&arguments), &progress).await,
         }
     };
+    run_and_print(measured, arguments.output, arguments.write.as_deref()).await
+}
+
+/// Runs a benchmark until its end or a signal, prints its report, and returns the exit code.
+async fn run_and_print(
+    measured: impl Future<Output = Result<BenchReport, BenchError>>,
+    output: Output,
+    write: Option<&Path>,
+) -> u8 {
+    telemetry::start("error");
+    let Ok(shutdown) = signal::shutdown_token() else {
+        eprintln!("realtime: signals cannot be listened to");
+        return BAD_INPUT_EXIT_CODE;
+    };
+    if cfg!(debug_assertions) {
+        eprintln!("realtime: this is no release build, so its figures mean little: use cargo run --release");
+    }
     let report = tokio::select! {
         report = measured => report,
         () = shutdown.cancelled() => return INTERRUPTED_EXIT_CODE,
     };
-    match report.and_then(|report| print_report(&report, &arguments).map(|()| report)) {
+    match report.and_then(|report| print_report(&report, output, write).map(|()| report)) {
         Ok(report) if report.void => VOID_EXIT_CODE,
         Ok(report) if report.has_missed_target() => MISSED_EXIT_CODE,
         Ok(_) => 0,
@@ -213,12 +264,12 @@ fn build_pods_plan(arguments: &EdgeArguments, pods: usize) -> PodsPlan {
     plan
 }
 
-fn print_report(report: &BenchReport, arguments: &EdgeArguments) -> Result<(), BenchError> {
-    if let (Some(path), false) = (&arguments.write, report.void) {
+fn print_report(report: &BenchReport, output: Output, write: Option<&Path>) -> Result<(), BenchError> {
+    if let (Some(path), false) = (write, report.void) {
         let what = format!("{} cannot be written", path.display());
         std::fs::write(path, bench::render_page(report)).map_err(|error| BenchError::Io { what, error })?;
     }
-    match arguments.output {
+    match output {
         Output::Text => print!("{}", bench::render_text(report)),
         Output::Json => println!("{:#}", serde_json::to_value(report).unwrap_or_default()),
     }

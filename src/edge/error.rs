@@ -51,6 +51,12 @@ pub enum StopError {
     /// The stream did not appear.
     #[error("{0}; the stream was missing for two minutes: create it, or correct REALTIME_STREAM_NAME and AWS_REGION")]
     StreamMissing(KinesisError),
+    /// A task of the recorder panicked, so that events would no longer reach the stream.
+    #[error("the recorder's {task} panicked, see the log: the process must start again; report the panic as a defect")]
+    RecorderPanic {
+        /// Name of the task.
+        task: String,
+    },
     /// The listener of the admin endpoints failed.
     #[error("a listener failed: {0}; the process must start again")]
     Listener(String),

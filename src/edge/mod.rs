@@ -28,5 +28,11 @@ pub mod server;
 pub(crate) mod session;
 pub(crate) mod transport;
 
+#[cfg(feature = "bench")]
+pub(crate) use apps::RegistryWatcher;
 pub use error::{StartError, StopError};
+#[cfg(feature = "bench")]
+pub(crate) use metrics::EdgeMetrics;
+#[cfg(feature = "bench")]
+pub(crate) use recorder::{Recorder, RecorderTasks, limits::QueueLimits};
 pub use server::{EdgeDependencies, RunningEdge, start};

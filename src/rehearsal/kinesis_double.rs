@@ -13,10 +13,12 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ferrokinesis::store::StoreOptions;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -107,6 +109,21 @@ async fn create_tagged_stream(store: Router, request: Request) -> Response {
     if tagged.status().is_success() { created } else { tagged }
 }
 
+/// Makes a store safe for readers at its end. The store numbers the records of a call before it stores them, so that a read in
+/// between would pass them for ever; in Kinesis that cannot happen. With this layer no call is half done during a read.
+pub fn separate_reads_from_puts(store: Router) -> Router {
+    store.layer(axum::middleware::from_fn_with_state(Arc::new(RwLock::new(())), run_apart))
+}
+
+/// Runs reads alone, and puts together.
+async fn run_apart(State(puts): State<Arc<RwLock<()>>>, request: Request, next: Next) -> Response {
+    let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (is_put, is_read) = (target.contains(".PutRecord"), target.ends_with(".GetRecords"));
+    let _put = if is_put { Some(puts.read().await) } else { None };
+    let _read = if is_read { Some(puts.write().await) } else { None };
+    next.run(request).await
+}
+
 fn region_store(region: String) -> Router {
     let options = StoreOptions {
         aws_region: region,
@@ -115,7 +132,7 @@ fn region_store(region: String) -> Router {
         max_retained_bytes: Some(256 * 1024 * 1024),
         ..StoreOptions::default()
     };
-    ferrokinesis::create_app(options).0
+    separate_reads_from_puts(ferrokinesis::create_app(options).0)
 }
 
 /// The part of a request that its headers hold.
@@ -222,12 +239,55 @@ pub async fn create_stream(client: &KinesisClient, shards: u32) -> Result<(), Ki
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinesis::{PutEntry, ReadPosition};
 
     #[test]
     fn caller_and_region_are_read_from_the_signature() {
         let text = "AWS4-HMAC-SHA256 Credential=AK/20260101/eu-west-1/kinesis/aws4_request, SignedHeaders=host";
         assert_eq!((credential_part(text, 0), credential_part(text, 2)), (Some("AK"), Some("eu-west-1")));
         assert_eq!(credential_part("Basic x", 2), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_reader_at_the_end_misses_no_record_of_concurrent_calls() {
+        const WRITERS: usize = 8;
+        const CALLS: usize = 40;
+        const RECORDS: usize = 50;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let served = serve(listener, FaultSwitches::default(), CancellationToken::new());
+        let client =
+            KinesisClient::connect(&client_settings(address, "test", "eu-west-1", &StreamName::from("s"))).await;
+        create_stream(&client, 1).await.expect("created");
+        let mut writers = tokio::task::JoinSet::new();
+        for writer in 0..WRITERS {
+            let client = client.clone();
+            writers.spawn(async move {
+                let entry = |n| PutEntry { partition_key: format!("{writer}/{n}"), data: vec![b'x'; 300].into() };
+                let entries: Vec<PutEntry> = (0..RECORDS).map(entry).collect();
+                for _ in 0..CALLS {
+                    client.put_records(&entries).await.expect("put");
+                }
+            });
+        }
+        let shard = client.list_shards().await.expect("shards")[0].id.clone();
+        let mut at = client.request_iterator(&shard, &ReadPosition::TrimHorizon).await.expect("an iterator");
+        let (mut read, mut ended) = (0, false);
+        while !ended {
+            // Once more after the last call has ended.
+            ended = writers.is_empty();
+            while writers.try_join_next().is_some() {}
+            loop {
+                let page = client.read(&at, 10_000).await.expect("a page");
+                at = page.next.expect("an open shard");
+                read += page.records.len();
+                if page.records.is_empty() {
+                    break;
+                }
+            }
+        }
+        assert_eq!(read, WRITERS * CALLS * RECORDS);
+        served.abort();
     }
 
     #[tokio::test]

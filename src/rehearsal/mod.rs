@@ -23,6 +23,7 @@ pub use error::{RehearsalError, StartRefusal};
 pub use fault_control::{FaultControl, SwitchError};
 pub use faults::Fault;
 pub use kinesis_double::kinesis_router as cloud;
+pub use kinesis_double::separate_reads_from_puts;
 pub use overrides::{ManifestOverride, OverrideError};
 pub use page::host_port;
 pub use start::{KinesisInterposer, RehearsalOptions, RunningRehearsal, ServingAddresses};

@@ -135,6 +135,40 @@ fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
 }
 
 #[test]
+fn a_small_run_of_the_pipeline_has_every_figure_and_loses_no_event() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let page = directory.path().join("page.md");
+    let output = Command::new(env!("CARGO_BIN_EXE_realtime"))
+        .args(["bench", "pipeline", "--quick", "-o", "json", "--events", "600", "--rounds", "1", "--write"])
+        .arg(&page)
+        .env_clear()
+        .output()
+        .expect("the binary runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"));
+    let figures = report["figures"].as_array().expect("figures");
+    let found = |id: &str| {
+        let figure = figures.iter().find(|figure| figure["id"] == id).unwrap_or_else(|| panic!("{id}: {report:#}"));
+        (figure["standing"].as_str().expect("a word"), figure["value"].as_f64())
+    };
+    for id in ["missed", "repeated", "dropped"] {
+        assert_eq!(found(id), ("met", Some(0.0)), "{id}: {report:#}");
+    }
+    // Twice 600 as fast as possible, in bursts and with transitions that come in pairs, and 100 a second for 2 s.
+    assert!(found("delivered").1.is_some_and(|count| (1_400.0..1_600.0).contains(&count)), "{report:#}");
+    // Two shards, each read four times a second at most.
+    assert!(found("shard_reads").1.is_some_and(|reads| (1.0..=16_000.0).contains(&reads)), "{report:#}");
+    assert!(found("records").1.is_some_and(|records| (1.0..=1_000.0).contains(&records)), "{report:#}");
+    for figure in figures {
+        assert_ne!(figure["standing"], "notMeasured", "{figure}");
+    }
+    assert_eq!((&report["shards"], &report["endpoints"]), (&Value::from(2), &Value::from(3)));
+    golden("bench-pipeline.txt", &describe_form(&report));
+    let written = std::fs::read_to_string(&page).unwrap_or_default();
+    assert_eq!(written.contains("| throughput, in batches |"), report["void"] == false, "{written}");
+}
+
+#[test]
 fn a_run_of_several_edges_that_cannot_start_says_what_to_do() {
     let bin = env!("CARGO_BIN_EXE_realtime");
     for (arguments, part) in [

@@ -76,6 +76,7 @@ mod with_kinesis {
 
     use ferrokinesis::store::StoreOptions;
     use realtime_operator::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
+    use realtime_operator::rehearsal::separate_reads_from_puts;
     use tokio::net::TcpListener;
 
     use crate::fault_proxy::{FaultSwitch, apply_fault};
@@ -116,7 +117,7 @@ mod with_kinesis {
         let (router, _) = ferrokinesis::create_app(options);
         let faults = FaultSwitch::default();
         let layer = axum::middleware::from_fn_with_state(faults.clone(), apply_fault);
-        let endpoint = serve_routes(router.layer(layer)).await;
+        let endpoint = serve_routes(separate_reads_from_puts(router).layer(layer)).await;
         let client = connect_kinesis(&endpoint, stream).await;
         client.create_stream(Some(shards), &BTreeMap::new()).await.expect("created");
         wait_until_active(&client).await;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::bus::Receipt;
 use crate::edge::drop_reason::DropReason;
-use crate::protocol::record::{EventOrder, EventTopic, RecordedEvent};
+use crate::protocol::record::{EventKind, EventOrder, EventTopic, RecordedEvent};
 
 /// An event that was serialised once; records share its bytes.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct RecordableEvent {
     pub topic: Option<EventTopic>,
     /// Its position among the channel's state events.
     pub order: Option<EventOrder>,
+    /// Whether it begins a state, which an opposite event ends.
+    pub is_arrival: bool,
     /// Acknowledges it to the bus, if the bus decided it.
     pub receipt: Option<Receipt>,
 }
@@ -27,7 +29,13 @@ impl RecordableEvent {
         // Values of this type always serialise; an empty event would make a record that is dead-lettered.
         let json = Bytes::from(serde_json::to_vec(event).unwrap_or_default());
         let topic = EventTopic::of_kind(&event.kind);
-        Self { json, rank: DropRank::of_topic(topic.as_ref()), topic, order: event.order, receipt }
+        let is_arrival = matches!(event.kind, EventKind::ChannelOccupied | EventKind::MemberAdded { .. });
+        Self { json, rank: DropRank::of_topic(topic.as_ref()), topic, order: event.order, is_arrival, receipt }
+    }
+
+    /// Whether the other event ends the state that this one begins, or the reverse.
+    pub fn is_opposite_of(&self, other: &Self) -> bool {
+        self.topic.is_some() && self.topic == other.topic && self.is_arrival != other.is_arrival
     }
 
     /// Bytes that the event adds to a record.

@@ -21,6 +21,9 @@ use crate::protocol::record::{EventOrder, EventTopic};
 /// Bounds the bytes that a record's envelope adds to its events: a generous estimate.
 const RECORD_ENVELOPE_BYTES: usize = 768;
 
+/// Bounds the events between the two halves of a pair that is searched for, because sockets wait for the lane meanwhile.
+const PAIR_DISTANCE_MAX: usize = 64;
+
 /// The events of one key that go into one record.
 #[derive(Clone, Debug)]
 pub struct OutgoingRecord {
@@ -219,10 +222,14 @@ impl Lane {
         DropRank::ALL.into_iter().find_map(first)
     }
 
-    /// Drops the first droppable event of an app, and returns it with its bytes.
-    pub fn drop_first(&mut self, app: &AppId) -> Option<(DroppedEvent, usize)> {
-        let (rank, serial) = self.first_droppable(app)?;
-        self.drop_event(app, rank, serial, rank.drop_reason())
+    /// Drops the first droppable event of an app, and returns it with its bytes. A state goes together with the opposite
+    /// one that follows, where that is queued: a receiver that gets neither of them ends with the same state, while one
+    /// half alone would report a departure without its arrival.
+    pub fn drop_first(&mut self, app: &AppId) -> Vec<(DroppedEvent, usize)> {
+        let Some((rank, serial)) = self.first_droppable(app) else { return Vec::new() };
+        let other = self.find_other_half(app, rank, serial);
+        let other = other.and_then(|(rank, serial)| self.drop_event(app, rank, serial, DropReason::Compacted));
+        self.drop_event(app, rank, serial, rank.drop_reason()).into_iter().chain(other).collect()
     }
 
     /// Drops client events that exceeded their age limit, at most this many. Returns each with its app and its bytes.
@@ -252,6 +259,18 @@ impl Lane {
                 if is_kept(&queued.event.receipt) { (kept + 1, others) } else { (kept, others + 1) }
             },
         )
+    }
+
+    /// Finds the event that ends the state of a superseded one, by rank and serial.
+    fn find_other_half(&self, app: &AppId, rank: DropRank, serial: u64) -> Option<(DropRank, u64)> {
+        if rank != DropRank::SupersededState {
+            return None;
+        }
+        let droppable = self.droppable.get(app)?;
+        let backlog = self.backlogs.get(droppable[rank as usize].get(&serial)?)?;
+        let other = backlog.find_other_half(serial)?.serial;
+        let rank = [DropRank::SupersededState, DropRank::State];
+        rank.into_iter().find(|rank| droppable[*rank as usize].contains_key(&other)).map(|rank| (rank, other))
     }
 
     fn find_expired(&self, app: &AppId, rank: DropRank, now: u64) -> Option<u64> {
@@ -332,6 +351,24 @@ impl KeyBacklog {
     fn find_event(&self, serial: u64) -> Option<(usize, &QueuedEvent)> {
         let waiting = self.events.iter().enumerate().skip(self.in_flight);
         waiting.map(|(place, queued)| (place, &**queued)).find(|(_, queued)| queued.serial == serial)
+    }
+
+    /// Finds the opposite event that follows in the bus's order. Every number between the two is queued here, so that
+    /// neither this edge nor another one has an event of the same state between them.
+    fn find_other_half(&self, serial: u64) -> Option<&QueuedEvent> {
+        let (place, first) = self.find_event(serial)?;
+        let mut last = first.event.order?;
+        for queued in self.events.iter().skip(place + 1).take(PAIR_DISTANCE_MAX) {
+            let Some(order) = queued.event.order else { continue };
+            if order.epoch != last.epoch || order.seq != last.seq + 1 {
+                return None;
+            }
+            last = order;
+            if queued.event.topic == first.event.topic {
+                return queued.event.is_opposite_of(&first.event).then_some(&**queued);
+            }
+        }
+        None
     }
 
     /// Returns the number of events in the next record, and their bytes.

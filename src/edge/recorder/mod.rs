@@ -11,10 +11,12 @@ pub(crate) mod limits;
 pub(crate) mod queue;
 pub(crate) mod writer;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use futures::FutureExt;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::Ulid;
@@ -26,6 +28,7 @@ use queue::RecordQueue;
 use crate::bus::{ChannelKey, DecidedTransition, DecidedTransitions, Receipt};
 use crate::edge::apps::RegistryWatcher;
 use crate::edge::drop_reason::DropReason;
+use crate::edge::error::StopError;
 use crate::edge::metrics::EdgeMetrics;
 use crate::kinesis;
 use crate::process::clock;
@@ -75,30 +78,56 @@ struct LaneState {
     last_error: Mutex<Option<String>>,
 }
 
+/// The tasks of a recorder, as the process supervises them.
+#[derive(Clone)]
+pub struct RecorderTasks {
+    /// Tracks them, so that the shutdown can wait for the last event.
+    pub tracker: TaskTracker,
+    /// Ends them once the queue is empty.
+    pub closing: CancellationToken,
+    /// Receives the panic of a task, which ends the process.
+    pub failures: mpsc::Sender<StopError>,
+}
+
+impl RecorderTasks {
+    /// Spawns a task. Its panic is reported: without a lane, its share of the channels would never be recorded again, and
+    /// no other sign would show it.
+    fn spawn(&self, task: String, work: impl Future<Output = ()> + Send + 'static) {
+        let failures = self.failures.clone();
+        self.tracker.spawn(async move {
+            // The state that the task shared is not used for longer than the shutdown takes.
+            if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+                // A full queue has another failure, by which the process ends as well.
+                let _ = failures.try_send(StopError::RecorderPanic { task });
+            }
+        });
+    }
+}
+
 impl Recorder {
-    /// Creates a recorder that writes to a stream, or discards without one. Its tasks end once `closing` is cancelled
-    /// and the queue is empty.
+    /// Creates a recorder that writes to a stream, or discards without one.
     pub fn start(
         kinesis: Option<kinesis::KinesisClient>,
         apps: Arc<RegistryWatcher>,
         origin: &RecordOrigin,
         metrics: Arc<EdgeMetrics>,
-        tasks: &TaskTracker,
-        closing: &CancellationToken,
+        limits: QueueLimits,
+        tasks: &RecorderTasks,
     ) -> Self {
         let number = std::sync::atomic::AtomicU64::new(0);
         let Some(client) = kinesis else { return Self { shared: None, apps, metrics, number } };
         let shared = Arc::new(RecorderCore {
-            queue: RecordQueue::new(QueueLimits::DEFAULT, LANE_COUNT),
+            queue: RecordQueue::new(limits, LANE_COUNT),
             lanes: (0..LANE_COUNT).map(|_| LaneState::default()).collect(),
             started: Instant::now(),
             metrics: metrics.clone(),
         });
         for lane in 0..LANE_COUNT {
-            let writer = writer::LaneWriter::new(lane, client.clone(), origin.clone(), shared.clone(), closing.clone());
-            tasks.spawn(writer.run());
+            let closing = tasks.closing.clone();
+            let writer = writer::LaneWriter::new(lane, client.clone(), origin.clone(), shared.clone(), closing);
+            tasks.spawn(format!("lane {lane}"), writer.run());
         }
-        tasks.spawn(expire_events(shared.clone(), closing.clone()));
+        tasks.spawn("expiry".to_owned(), expire_events(shared.clone(), tasks.closing.clone()));
         Self { shared: Some(shared), apps, metrics, number }
     }
 
@@ -222,5 +251,24 @@ async fn expire_events(shared: Arc<RecorderCore>, closing: CancellationToken) {
             tracing::warn!(count = expired.len(), "client events waited too long for the stream and were dropped");
             shared.count_drops(expired);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_panic_of_a_task_ends_the_process_with_a_clear_line_and_its_end_does_not() {
+        let (failures, mut failed) = mpsc::channel(1);
+        let tasks = RecorderTasks { tracker: TaskTracker::new(), closing: CancellationToken::new(), failures };
+        tasks.spawn("lane 0".to_owned(), async {});
+        tasks.spawn("lane 3".to_owned(), async { assert!(std::hint::black_box(false), "a defect") });
+        tasks.spawn("lane 4".to_owned(), async { assert!(std::hint::black_box(false), "another one") });
+        tasks.tracker.close();
+        tasks.tracker.wait().await;
+        let line = failed.try_recv().expect("the first panic").to_string();
+        assert!(line.contains("lane 3") && line.contains("must start again"), "{line}");
+        assert!(failed.try_recv().is_err(), "one reason is enough");
     }
 }

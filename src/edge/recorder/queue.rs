@@ -140,22 +140,20 @@ impl RecordQueue {
         let (mut dropped, mut place) = (Vec::new(), 0);
         loop {
             let Some(app) = lock_unpoisoned(&self.shares).app_over_share(place) else { return dropped };
-            if let Some(event) = self.evict_event(&app) {
-                dropped.push(event);
-                place = 0;
-            } else {
-                place += 1;
-            }
+            let evicted = self.evict_first(&app);
+            place = if evicted.is_empty() { place + 1 } else { 0 };
+            dropped.extend(evicted);
         }
     }
 
-    /// Drops the first droppable event of an app in all lanes.
-    fn evict_event(&self, app: &AppId) -> Option<DroppedEvent> {
+    /// Drops the first droppable event of an app in all lanes, or the pair that it belongs to.
+    fn evict_first(&self, app: &AppId) -> Vec<DroppedEvent> {
         let first = |lane: usize| self.lane(lane).first_droppable(app).map(|first| (first, lane));
-        let (_, lane) = (0..self.lanes.len()).filter_map(first).min()?;
-        let (event, bytes) = self.lane(lane).drop_first(app)?;
-        lock_unpoisoned(&self.shares).remove_events(app, 1, bytes);
-        Some(event)
+        let Some((_, lane)) = (0..self.lanes.len()).filter_map(first).min() else { return Vec::new() };
+        let evicted = self.lane(lane).drop_first(app);
+        let bytes = evicted.iter().map(|(_, bytes)| bytes).sum();
+        lock_unpoisoned(&self.shares).remove_events(app, evicted.len(), bytes);
+        evicted.into_iter().map(|(event, _)| event).collect()
     }
 
     fn lane(&self, lane: usize) -> MutexGuard<'_, Lane> {
@@ -349,10 +347,52 @@ mod tests {
             RecordedEvent { kind, ..state_event(seq) }
         };
         let a = test_key("presence-a");
-        queue.push_event(&a, &member(3, "ann", false), 0);
+        queue.push_event(&a, &member(4, "ann", false), 0);
         assert_eq!(queue.push_event(&a, &member(2, "ann", true), 0), []);
-        assert_eq!(queue.push_event(&a, &member(4, "bob", true), 0), [DropReason::Compacted]);
-        assert_eq!(event_ids(&queue.take_batch(0, 20)), [["3", "4"]]);
+        assert_eq!(queue.push_event(&a, &member(5, "bob", true), 0), [DropReason::Compacted]);
+        assert_eq!(event_ids(&queue.take_batch(0, 20)), [["4", "5"]]);
+    }
+
+    #[test]
+    fn a_full_queue_drops_both_halves_of_a_pair_of_states() {
+        let kind = |text: &str| match text.split_once(' ') {
+            Some(("added", user)) => EventKind::MemberAdded { user_id: user.to_owned() },
+            Some((_, user)) => EventKind::MemberRemoved { user_id: user.to_owned() },
+            None if text == "occupied" => EventKind::ChannelOccupied,
+            None => EventKind::ChannelVacated,
+        };
+        for (name, queued, left) in [
+            ("a pair", &[(1, "occupied"), (2, "vacated")][..], &[][..]),
+            ("two pairs", &[(1, "occupied"), (2, "vacated"), (3, "occupied"), (4, "vacated")], &[3, 4]),
+            ("a departure first", &[(4, "vacated"), (5, "occupied"), (6, "vacated")], &[6]),
+            ("with others between", &[(1, "occupied"), (2, "added a"), (3, "removed a"), (4, "vacated")], &[2, 3]),
+            ("of one member", &[(2, "added a"), (3, "added b"), (4, "removed a")], &[3]),
+            ("another edge has what is between", &[(1, "occupied"), (4, "vacated")], &[4]),
+            ("of two histories", &[(2, "occupied"), (1_003, "vacated")], &[1_003]),
+            ("no pair", &[(1, "occupied"), (2, "added a")], &[2]),
+        ] {
+            let queue = test_queue(QueueLimits { events: queued.len(), ..QueueLimits::DEFAULT });
+            let a = test_key("presence-a");
+            for (seq, text) in queued {
+                let order = EventOrder { epoch: seq / 1_000, seq: seq % 1_000 };
+                let event = RecordedEvent { order: Some(order), kind: kind(text), ..state_event(*seq) };
+                assert_eq!(queue.push_event(&a, &event, 0), [], "{name}");
+            }
+            let reasons = queue.push_event(&test_key("b"), &state_event(99), 0);
+            let is_alone = queued.len() - left.len() == 1;
+            let expected = if name == "no pair" {
+                vec![DropReason::StateOverflow]
+            } else {
+                vec![DropReason::Compacted; if is_alone { 1 } else { 2 }]
+            };
+            assert_eq!(reasons, expected, "{name}");
+            let ids: Vec<String> = left.iter().chain([&99]).map(u64::to_string).collect();
+            assert_eq!(event_ids(&queue.take_batch(0, 20)).concat(), ids, "{name}");
+            for subject in [a, test_key("b")] {
+                drop(queue.complete_record(0, &subject, true, 30, 0.0));
+            }
+            assert!(queue.is_clean(), "{name}");
+        }
     }
 
     #[test]

@@ -31,7 +31,8 @@ use crate::edge::hub::fan_out;
 use crate::edge::hub::pending_counts::PendingCounts;
 use crate::edge::hub::subscribers::ChannelSubscribers;
 use crate::edge::metrics::EdgeMetrics;
-use crate::edge::recorder::Recorder;
+use crate::edge::recorder::limits::QueueLimits;
+use crate::edge::recorder::{Recorder, RecorderTasks};
 use crate::edge::relay;
 use crate::edge::relay::{RelayServer, SessionRelay};
 use crate::edge::server::admin::{build_admin_handlers, serve_admin};
@@ -108,7 +109,11 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let metrics = Arc::new(EdgeMetrics::default());
     let (writers, flushed) = (TaskTracker::new(), CancellationToken::new());
     let origin = build_record_origin(&values, &process);
-    let recorder = Recorder::start(deps.kinesis.clone(), apps.clone(), &origin, metrics.clone(), &writers, &flushed);
+    let (failures, failed) = mpsc::channel(1);
+    let recorder_tasks =
+        RecorderTasks { tracker: writers.clone(), closing: flushed.clone(), failures: failures.clone() };
+    let (stream, limits) = (deps.kinesis.clone(), QueueLimits::DEFAULT);
+    let recorder = Recorder::start(stream, apps.clone(), &origin, metrics.clone(), limits, &recorder_tasks);
     let opener = Arc::new(SessionOpener {
         apps: apps.clone(),
         sessions: SessionRegistry::new(metrics.clone()),
@@ -127,7 +132,6 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     });
     let fallback = Arc::new(XhrSessions::default());
     let stop = CancellationToken::new();
-    let (failures, failed) = mpsc::channel(1);
     let drain = EdgeDrain::new(&values, shared.clone(), opener.clone());
 
     let tasks = TaskTracker::new();

@@ -100,13 +100,11 @@ impl EdgeLifecycle {
     async fn flush_recorder(&self) {
         self.writers.close();
         self.flushed.cancel();
-        if timeout(RECORDER_FLUSH_TIMEOUT, self.writers.wait()).await.is_err() {
+        let flushed = timeout(RECORDER_FLUSH_TIMEOUT, self.writers.wait()).await.is_ok();
+        // A lane that panicked has ended and leaves its events behind.
+        if !flushed || self.shared.recorder.queued_count() > 0 {
             let (kept, lost) = self.shared.recorder.drop_queued();
-            tracing::error!(
-                lost,
-                left_to_other_edges = kept,
-                "stream unavailable at shutdown: queued events are dropped"
-            );
+            tracing::error!(lost, left_to_other_edges = kept, "queued events are dropped at shutdown");
         }
     }
 }
