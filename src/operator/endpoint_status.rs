@@ -145,7 +145,7 @@ mod tests {
 
     fn line(status: &AppEndpointStatus) -> String {
         let ago = |time: &Option<Time>| {
-            time.as_ref().map_or("-".to_owned(), |time| (NOW as i64 / 1_000 - time.0.as_second()).to_string())
+            time.as_ref().map_or("-".to_owned(), |time| (NOW.cast_signed() / 1_000 - time.0.as_second()).to_string())
         };
         let (delivered, since) = (ago(&status.last_delivered_at), ago(&status.failing_since));
         format!(
