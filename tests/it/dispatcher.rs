@@ -10,7 +10,7 @@ mod replay;
 mod scripted_receiver;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -238,9 +238,9 @@ impl Bed {
 }
 
 fn state(id: &str, time_ms: u64, seq: u64, kind: EventKind) -> RecordedEvent {
-    // The channels of a test are younger than the window that a new holder reads again.
-    static EPOCH: LazyLock<u64> = LazyLock::new(|| now_ms() * 1_000);
-    let order = Some(EventOrder { epoch: *EPOCH, seq });
+    // The channels of a test are younger than the window that a new holder reads again: each test has its own thread.
+    thread_local!(static EPOCH: u64 = now_ms() * 1_000);
+    let order = Some(EventOrder { epoch: EPOCH.with(|epoch| *epoch), seq });
     RecordedEvent { id: id.into(), time_ms, order, n: None, cause: None, kind }
 }
 
