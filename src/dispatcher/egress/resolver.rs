@@ -31,6 +31,9 @@ const MISSING_NAME_TTL_MAX: Duration = Duration::from_secs(5);
 /// Bounds the addresses of one name.
 pub const ADDRESSES_MAX: usize = 16;
 
+/// The file of addresses that need no name server; kubelet writes `hostAliases` of a pod into it.
+const HOSTS_PATH: &str = "/etc/hosts";
+
 /// The addresses of a name.
 type Lookup = Result<Arc<[IpAddr]>, ResolveFailure>;
 
@@ -56,6 +59,8 @@ pub enum ResolveFailure {
 /// Resolves names; shared by all endpoints of a process.
 pub struct NameResolver {
     resolver: TokioResolver,
+    /// Addresses of `/etc/hosts`, by name: they precede every answer of a name server, also of a search list's.
+    hosts: HashMap<String, Arc<[IpAddr]>>,
     lookups: Arc<Semaphore>,
     /// Lookups in flight by name: attempts for one name share a lookup, so that one name occupies one permit.
     in_flight: Mutex<HashMap<String, WeakShared<BoxFuture<'static, Lookup>>>>,
@@ -84,6 +89,7 @@ impl NameResolver {
         let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options);
         Ok(Self {
             resolver: builder.build().map_err(|error| error.to_string())?,
+            hosts: parse_hosts(&std::fs::read_to_string(HOSTS_PATH).unwrap_or_default()),
             lookups: Arc::new(Semaphore::new(CONCURRENT_LOOKUPS_MAX)),
             in_flight: Mutex::default(),
         })
@@ -94,7 +100,10 @@ impl NameResolver {
     /// # Errors
     /// The name does not exist, or no name server answers in time.
     pub async fn resolve(&self, name: &str) -> Lookup {
-        self.share_lookup(name).await
+        match self.hosts.get(&name.trim_end_matches('.').to_ascii_lowercase()) {
+            Some(addresses) => Ok(Arc::clone(addresses)),
+            None => self.share_lookup(name).await,
+        }
     }
 
     fn share_lookup(&self, name: &str) -> Shared<BoxFuture<'static, Lookup>> {
@@ -126,6 +135,17 @@ fn build_config(name_server: SocketAddr) -> ResolverConfig {
     ResolverConfig::from_parts(None, vec![], vec![server])
 }
 
+/// Reads the lines of a hosts file: an address, then its names. Other lines are left out.
+fn parse_hosts(text: &str) -> HashMap<String, Arc<[IpAddr]>> {
+    let mut found: HashMap<String, Vec<IpAddr>> = HashMap::new();
+    for line in text.lines() {
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        let Some(address) = words.next().and_then(|word| word.parse().ok()) else { continue };
+        words.for_each(|name| found.entry(name.to_ascii_lowercase()).or_default().push(address));
+    }
+    found.into_iter().map(|(name, addresses)| (name, addresses.into())).collect()
+}
+
 async fn look_up(resolver: &TokioResolver, lookups: &Semaphore, name: &str) -> Lookup {
     let failed = |message: String| ResolveFailure::Failed { name: name.to_owned(), message };
     let _permit = lookups.acquire().await.map_err(|error| failed(error.to_string()))?;
@@ -147,6 +167,21 @@ mod tests {
     use tokio::net::UdpSocket;
 
     use super::*;
+
+    #[tokio::test]
+    async fn the_hosts_file_precedes_name_servers() {
+        let hosts = "# hosts\n127.0.0.1 localhost\n10.0.0.9\tShop.test shop # ours\n::1 localhost\nnonsense shop\n";
+        let mute = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+        let mut resolver = NameResolver::new(Some(mute.local_addr().expect("an address"))).expect("a resolver");
+        resolver.hosts = parse_hosts(hosts);
+        for (name, expected) in
+            [("shop.test", vec!["10.0.0.9"]), ("SHOP.", vec!["10.0.0.9"]), ("localhost", vec!["127.0.0.1", "::1"])]
+        {
+            let found = resolver.resolve(name).await.expect("an address");
+            assert_eq!(found.iter().map(IpAddr::to_string).collect::<Vec<_>>(), expected, "{name}");
+        }
+        assert!(resolver.resolve("other.test.").await.is_err());
+    }
 
     #[tokio::test]
     async fn a_mute_name_server_ends_every_lookup_in_time_and_blocks_no_thread() {
