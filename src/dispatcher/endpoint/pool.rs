@@ -1,7 +1,6 @@
 //! The endpoints of a process, each with a task, and the holds of shards that fill their queues.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,7 +11,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::queue::{BatchId, EndpointQueue};
 use super::share::{EventAmount, plan_evictions};
-use super::{AttemptOutcome, AttemptReport, EndpointId, FinishedDelivery, HoldId, PendingDelivery};
+use super::{AttemptOutcome, AttemptReport, EndpointId, FinishedDelivery, PendingDelivery};
+use crate::dispatcher::events::ShardSlot;
 use crate::dispatcher::retry::RetryPolicy;
 use crate::dispatcher::sender::WebhookSender;
 use crate::process::locks::lock_unpoisoned;
@@ -32,8 +32,7 @@ pub struct EndpointPool {
     started: Instant,
     endpoints: Mutex<HashMap<Arc<EndpointId>, Arc<Endpoint>>>,
     /// The receivers of finished events. A queue holds at most the events that are unfinished in its hold.
-    holds: Mutex<HashMap<HoldId, mpsc::UnboundedSender<FinishedAt>>>,
-    last_hold: AtomicU64,
+    holds: Mutex<HashMap<ShardSlot, mpsc::UnboundedSender<FinishedAt>>>,
 }
 
 /// One endpoint with events.
@@ -47,7 +46,7 @@ struct Endpoint {
 /// A shard's use of the pool, while this process holds the shard. Dropped, it removes the shard's events.
 pub struct ShardHold {
     pool: Arc<EndpointPool>,
-    id: HoldId,
+    id: ShardSlot,
     finished: mpsc::UnboundedReceiver<FinishedAt>,
     /// Endpoints that got events and were not notified yet.
     touched: HashMap<Arc<EndpointId>, Arc<Endpoint>>,
@@ -62,13 +61,11 @@ impl EndpointPool {
             started: Instant::now(),
             endpoints: Mutex::default(),
             holds: Mutex::default(),
-            last_hold: AtomicU64::new(0),
         })
     }
 
-    /// Opens a hold for a shard.
-    pub fn open_hold(self: &Arc<Self>) -> ShardHold {
-        let id = self.last_hold.fetch_add(1, Ordering::Relaxed) + 1;
+    /// Opens a hold for the shard in this slot.
+    pub fn open_hold(self: &Arc<Self>, id: ShardSlot) -> ShardHold {
         let (sender, finished) = mpsc::unbounded_channel();
         lock_unpoisoned(&self.holds).insert(id, sender);
         ShardHold { pool: Arc::clone(self), id, finished, touched: HashMap::new() }

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use super::selection::{Decision, SelectedLetter, SkipCause};
 use crate::dispatcher::endpoint::queue::{BATCH_BYTES_MAX, BATCH_EVENTS_MAX};
 use crate::dispatcher::endpoint::{AttemptOutcome, EndpointId, OutgoingEvent, PendingDelivery};
+use crate::dispatcher::events::FOREIGN_SLOT;
 use crate::dispatcher::retry::backoff_ms;
 use crate::dispatcher::sender::WebhookSender;
 
@@ -148,5 +149,5 @@ fn set_result(letters: &mut [&mut SelectedLetter], decision: &Decision) {
 fn build_delivery(letter: &SelectedLetter) -> Option<PendingDelivery> {
     let event = letter.event.clone()?;
     let outgoing = Arc::new(OutgoingEvent::new(event, letter.letter.time_ms.unwrap_or_default()));
-    Some(PendingDelivery { hold: 0, record: 0, since_ms: 0, outgoing })
+    Some(PendingDelivery { hold: FOREIGN_SLOT, record: 0, since_ms: 0, outgoing })
 }
