@@ -196,7 +196,7 @@ impl ShardSupervisor {
             self.relist.notify_one();
         }
         let units = group_shards(&listing.shards, view, listing.created_ms);
-        let not_held = self.unheld.update(&units, view, self.resources.mono_ms());
+        let not_held = self.unheld.update(&units, view, self.resources.clock.elapsed_ms());
         self.resources.metrics.set_not_held(&not_held);
         let running: Vec<ShardId> = self.shards.keys().cloned().collect();
         let plan = plan_assignment(&units, view, &self.member, &running);

@@ -101,7 +101,7 @@ impl ShardWorker {
     #[must_use]
     pub fn new(resources: Arc<WorkerResources>, acquired: AcquiredShard) -> Self {
         let AcquiredShard { slot, shard, generation, stream_created_ms, checkpoint, parents, open_parents } = acquired;
-        let (hold, now) = (resources.pool.open_hold(slot), resources.mono_ms());
+        let (hold, now) = (resources.pool.open_hold(slot), resources.clock.elapsed_ms());
         let registry = Arc::clone(&resources.apps.borrow());
         let checkpoint = checkpoint.filter(|it| it.stream_created_ms == stream_created_ms);
         resources.held_shards.fetch_add(1, Ordering::Relaxed);
@@ -200,7 +200,7 @@ impl ShardWorker {
     }
 
     fn mono_ms(&self) -> u64 {
-        self.resources.mono_ms()
+        self.resources.clock.elapsed_ms()
     }
 
     /// Accepts a page, whose records are taken with [`Self::take_record`].

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::queue::{BatchId, EndpointQueue};
 use super::share::{EventAmount, plan_evictions};
@@ -15,6 +15,7 @@ use super::{AttemptOutcome, AttemptReport, EndpointId, FinishedDelivery, Pending
 use crate::dispatcher::events::ShardSlot;
 use crate::dispatcher::retry::RetryPolicy;
 use crate::dispatcher::sender::WebhookSender;
+use crate::process::clock::MonotonicClock;
 use crate::process::locks::lock_unpoisoned;
 
 /// Least time between two checks of a queue that nothing has changed.
@@ -29,7 +30,7 @@ pub type FinishedAt = (Arc<EndpointId>, FinishedDelivery);
 pub struct EndpointPool {
     sender: WebhookSender,
     policy: RetryPolicy,
-    started: Instant,
+    clock: MonotonicClock,
     endpoints: Mutex<HashMap<Arc<EndpointId>, Arc<Endpoint>>>,
     /// The receivers of finished events. A queue holds at most the events that are unfinished in its hold.
     holds: Mutex<HashMap<ShardSlot, mpsc::UnboundedSender<FinishedAt>>>,
@@ -58,7 +59,7 @@ impl EndpointPool {
         Arc::new(Self {
             sender,
             policy,
-            started: Instant::now(),
+            clock: MonotonicClock::start(),
             endpoints: Mutex::default(),
             holds: Mutex::default(),
         })
@@ -69,10 +70,6 @@ impl EndpointPool {
         let (sender, finished) = mpsc::unbounded_channel();
         lock_unpoisoned(&self.holds).insert(id, sender);
         ShardHold { pool: Arc::clone(self), id, finished, touched: HashMap::new() }
-    }
-
-    fn mono_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn push(self: &Arc<Self>, target: &EndpointId, delivery: PendingDelivery) -> Arc<Endpoint> {
@@ -102,7 +99,7 @@ impl EndpointPool {
         let mut batches: HashMap<Id, BatchId> = HashMap::new();
         endpoint.wake.notified().await;
         loop {
-            let now = self.mono_ms();
+            let now = self.clock.elapsed_ms();
             let batch_limit = self.sender.batch_limit(&endpoint.id);
             let (due, expired, next_due) = {
                 let mut queue = lock_unpoisoned(&endpoint.queue);
@@ -147,7 +144,7 @@ impl EndpointPool {
                 }
             }
         };
-        let now = self.mono_ms();
+        let now = self.clock.elapsed_ms();
         let finished = {
             let mut queue = lock_unpoisoned(&endpoint.queue);
             if let Some(failure) = &failure {
@@ -184,7 +181,7 @@ impl EndpointPool {
 impl ShardHold {
     /// Queues an event for an endpoint, which is posted after [`Self::wake_endpoints`].
     pub fn push(&mut self, target: &EndpointId, record: u64, outgoing: Arc<super::OutgoingEvent>) {
-        let since_ms = self.pool.mono_ms();
+        let since_ms = self.pool.clock.elapsed_ms();
         let endpoint = self.pool.push(target, PendingDelivery { hold: self.id, record, since_ms, outgoing });
         self.touched.insert(Arc::clone(&endpoint.id), endpoint);
     }
@@ -206,7 +203,7 @@ impl ShardHold {
 
     /// Evicts events of endpoints that are behind, so that together they hold at most this amount of the shard.
     pub fn evict_excess(&self, most: EventAmount) -> Vec<FinishedAt> {
-        let now = self.pool.mono_ms();
+        let now = self.pool.clock.elapsed_ms();
         let endpoints = self.pool.all_endpoints();
         let held: Vec<_> = endpoints
             .iter()
