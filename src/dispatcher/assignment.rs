@@ -9,7 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::leases::{Checkpoint, CheckpointPosition, LeaseSnapshot, MemberStatus};
+use super::leases::{LeaseSnapshot, MemberStatus};
 use crate::kinesis::Shard;
 use crate::protocol::ShardId;
 
@@ -68,8 +68,7 @@ pub struct ShardAssignment {
 /// Groups the shards that are not done into units. A parent that is not listed any more was trimmed.
 #[must_use]
 pub fn group_shards(shards: &[Shard], view: &LeaseSnapshot, stream_created_ms: u64) -> Vec<ShardUnit> {
-    let end = Checkpoint { stream_created_ms, position: CheckpointPosition::ShardEnd, beyond: None };
-    let is_done = |id: &ShardId| view.leases.get(id).is_some_and(|lease| lease.checkpoint.as_ref() == Some(&end));
+    let is_done = |id: &ShardId| view.leases.get(id).is_some_and(|lease| lease.is_done(stream_created_ms));
     let open: BTreeMap<&ShardId, &Shard> =
         shards.iter().filter(|shard| !is_done(&shard.id)).map(|shard| (&shard.id, shard)).collect();
     let parents_of = |shard: &Shard| -> Vec<ShardId> {
@@ -179,7 +178,7 @@ fn even_share(
 
 #[cfg(test)]
 mod tests {
-    use super::super::leases::ShardLease;
+    use super::super::leases::{Checkpoint, CheckpointPosition, ShardLease};
     use super::*;
 
     fn shard_ids(text: &str) -> Vec<ShardId> {

@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use super::assignment::{ShardUnit, group_shards, plan_assignment};
 use super::events::{FOREIGN_SLOT, ShardSlot};
-use super::leases::{Checkpoint, CheckpointPosition, HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, ShardLease};
+use super::leases::{HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, ShardLease, call_within};
 use super::lineage_worker::{LineageCommand, LineageWorker, ShardReport};
 use super::metrics::ErrorSource;
 use super::probation::MemberProbation;
@@ -134,7 +134,8 @@ impl ShardSupervisor {
             if next_heartbeat <= Instant::now() {
                 let counts = self.resources.metrics.attempt_counts();
                 let status = self.probation.assess(*self.admitted.borrow(), !self.shards.is_empty(), counts);
-                match call_with_timeout(self.resources.leases.send_heartbeat(&self.member, status)).await {
+                match call_within(LEASE_CALL_TIMEOUT, self.resources.leases.send_heartbeat(&self.member, status)).await
+                {
                     Ok(seen) => {
                         last_answer_at = Instant::now();
                         self.resources.metrics.clear_error(&ErrorSource::Leases);
@@ -208,7 +209,7 @@ impl ShardSupervisor {
             let permits = Arc::clone(&self.acquisition_permits);
             self.acquisitions.spawn(async move {
                 let _permit = permits.acquire_owned().await;
-                let acquired = call_with_timeout(leases.acquire_shard(&shard, &member)).await;
+                let acquired = call_within(LEASE_CALL_TIMEOUT, leases.acquire_shard(&shard, &member)).await;
                 (shard, acquired)
             });
         }
@@ -449,7 +450,7 @@ impl ShardSupervisor {
             aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
         let leases = Arc::clone(&self.resources.leases);
-        if let Err(error) = call_with_timeout(leases.remove_member(&self.member)).await {
+        if let Err(error) = call_within(LEASE_CALL_TIMEOUT, leases.remove_member(&self.member)).await {
             tracing::warn!(%error, "member not removed from the lease store: it expires");
         }
     }
@@ -458,22 +459,15 @@ impl ShardSupervisor {
 /// Whether the leases show that a shard was split or merged after the listing: an open shard is done, or a member holds a
 /// shard that is not listed.
 fn is_listing_old(listing: &ShardListing, view: &LeaseSnapshot) -> bool {
-    let end =
-        Checkpoint { stream_created_ms: listing.created_ms, position: CheckpointPosition::ShardEnd, beyond: None };
     view.leases.iter().any(|(shard, lease)| match listing.find(shard) {
-        Some(listed) => lease.checkpoint.as_ref() == Some(&end) && listed.open,
+        Some(listed) => lease.is_done(listing.created_ms) && listed.open,
         None => lease.holder.is_some(),
     })
 }
 
-async fn call_with_timeout<T>(answer: impl Future<Output = Result<T, LeaseError>>) -> Result<T, LeaseError> {
-    timeout(LEASE_CALL_TIMEOUT, answer)
-        .await
-        .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::leases::{Checkpoint, CheckpointPosition};
     use super::*;
     use crate::kinesis::Shard;
 
