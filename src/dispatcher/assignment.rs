@@ -18,7 +18,8 @@ use crate::protocol::ShardId;
 pub struct ShardUnit(Vec<(ShardId, Vec<ShardId>)>);
 
 impl ShardUnit {
-    fn ids(&self) -> impl Iterator<Item = &ShardId> {
+    /// The shards of the unit.
+    pub fn ids(&self) -> impl Iterator<Item = &ShardId> {
         self.0.iter().map(|(id, _)| id)
     }
 
@@ -27,13 +28,7 @@ impl ShardUnit {
         self.0.iter().filter(|(_, parents)| parents.is_empty()).map(|(id, _)| id)
     }
 
-    /// All shards of the unit if this is one of them.
-    #[must_use]
-    pub fn relatives_of(&self, shard: &ShardId) -> Option<Vec<&ShardId>> {
-        self.ids().any(|id| id == shard).then(|| self.ids().collect())
-    }
-
-    /// The parents of a shard of the unit that are not done.
+    /// The parents of a shard that are not done; `None` if the unit lacks the shard.
     #[must_use]
     pub fn parents_of(&self, shard: &ShardId) -> Option<&[ShardId]> {
         self.0.iter().find(|(id, _)| id == shard).map(|(_, parents)| parents.as_slice())

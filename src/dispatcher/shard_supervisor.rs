@@ -269,8 +269,10 @@ impl ShardSupervisor {
                 let units = group_shards(&listing.shards, view, listing.created_ms);
                 view.leases.insert(shard.clone(), lease.clone());
                 self.known_leases.insert(shard.clone(), lease.holder.clone());
-                if let Some(unit) = units.iter().find(|unit| unit.parents_of(&shard).is_some()) {
-                    self.hold_shard(shard, lease, listing, unit).await;
+                let unit = units.iter().find_map(|unit| Some((unit, unit.parents_of(&shard)?)));
+                if let Some((unit, open_parents)) = unit {
+                    let lineage = self.join_lineages(unit).await;
+                    self.hold_shard(shard, lease, listing, lineage, open_parents.to_vec());
                 }
             }
             Err(error) => {
@@ -284,11 +286,14 @@ impl ShardSupervisor {
     }
 
     /// Reads a shard in the task of its lineage.
-    async fn hold_shard(&mut self, shard: ShardId, lease: ShardLease, listing: &ShardListing, unit: &ShardUnit) {
-        let relatives = unit.relatives_of(&shard).unwrap_or_default();
-        let lineages: BTreeSet<LineageId> =
-            relatives.iter().filter_map(|id| self.shards.get(*id)).map(|held| held.lineage).collect();
-        let lineage = self.join_lineages(&lineages).await;
+    fn hold_shard(
+        &mut self,
+        shard: ShardId,
+        lease: ShardLease,
+        listing: &ShardListing,
+        lineage: LineageId,
+        open_parents: Vec<ShardId>,
+    ) {
         self.last_number += 1;
         let (slot, generation) = (self.last_number, lease.generation);
         let listed = listing.find(&shard).map(|shard| shard.parents.clone()).unwrap_or_default();
@@ -299,15 +304,17 @@ impl ShardSupervisor {
             stream_created_ms: listing.created_ms,
             checkpoint: lease.checkpoint,
             parents: listed.into_iter().filter(|parent| listing.find(parent).is_some()).collect(),
-            open_parents: unit.parents_of(&shard).unwrap_or_default().to_vec(),
+            open_parents,
         };
         if self.send_command(lineage, LineageCommand::Hold(acquired)) {
             self.shards.insert(shard, HeldShard { slot, lineage, generation, is_releasing: false });
         }
     }
 
-    /// The lineage that results from these: a new one, the only one, or the first with the shards of the others.
-    async fn join_lineages(&mut self, lineages: &BTreeSet<LineageId>) -> LineageId {
+    /// Joins the lineages of a unit's held shards into the first of them; starts a lineage if none of them is held.
+    async fn join_lineages(&mut self, unit: &ShardUnit) -> LineageId {
+        let held = unit.ids().filter_map(|id| self.shards.get(id));
+        let lineages: BTreeSet<LineageId> = held.map(|held| held.lineage).collect();
         let Some(first) = lineages.first().copied() else { return self.start_lineage() };
         for other in lineages.iter().skip(1) {
             self.send_command(*other, LineageCommand::Yield);
