@@ -78,6 +78,8 @@ pub struct ShardWorker {
     pub read_past_ms: u64,
     /// When the shard was read to its end.
     pub ended_at: Option<Instant>,
+    /// Whether the supervisor was notified of the end.
+    pub is_end_reported: bool,
     progress: ReadProgress,
     /// Why a record at the front of the page cannot be read by this release.
     too_new: Option<String>,
@@ -131,6 +133,7 @@ impl ShardWorker {
             after_page: (0, false),
             read_past_ms: 0,
             ended_at: None,
+            is_end_reported: false,
             progress: ReadProgress::new(now),
             too_new: None,
             registry,
