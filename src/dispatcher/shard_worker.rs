@@ -35,7 +35,6 @@ use crate::protocol::ShardId;
 use crate::protocol::admin::ShardFlow;
 use crate::protocol::record::{RecordedEvent, StreamRecord};
 use crate::protocol::registry::{AppRegistry, WebhookEndpoint};
-use crate::protocol::webhook::WebhookEvent;
 
 /// Least interval between two evictions from endpoints that are behind.
 const EVICTION_INTERVAL_MS: u64 = 100;
@@ -339,14 +338,16 @@ impl ShardWorker {
             }
             return;
         };
-        let wants = app.webhooks.iter().filter(|it| it.wants_event(event.event.kind.name(), event.channel.as_str()));
-        let targets: Vec<EndpointId> =
-            wants.map(|it| EndpointId { app: event.app.clone(), endpoint: it.name.clone() }).collect();
-        let off = |it: &&WebhookEndpoint| it.wants_event(event.event.kind.name(), event.channel.as_str());
-        let disabled = app.disabled_webhooks.iter().filter(off).count();
+        let wants = |it: &&WebhookEndpoint| it.wants_event(event.event.kind.name(), event.channel.as_str());
+        let targets: Vec<EndpointId> = app
+            .webhooks
+            .iter()
+            .filter(wants)
+            .map(|it| EndpointId { app: event.app.clone(), endpoint: it.name.clone() })
+            .collect();
+        let disabled = app.disabled_webhooks.iter().filter(wants).count();
         self.resources.metrics.count_skipped(SkipReason::EndpointDisabled, disabled);
-        let webhook = WebhookEvent::new(&event.channel, &event.event);
-        let outgoing = Arc::new(OutgoingEvent::new(webhook, event.event.time_ms));
+        let outgoing = Arc::new(OutgoingEvent::of_event(&event));
         self.tracker.add_deliveries(event.record, targets.len());
         for target in targets {
             self.hold.push(&target, event.record, Arc::clone(&outgoing));

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::events::ShardSlot;
+use super::events::{ShardSlot, TrackedEvent};
 use super::metrics::DropReason;
 use crate::protocol::record::EventTopic;
 use crate::protocol::webhook::WebhookEvent;
@@ -61,6 +61,12 @@ impl OutgoingEvent {
         let json = to_raw_value(&event).unwrap_or_default();
         let topic = EventTopic::of_kind(&event.kind);
         Self { id: event.id, channel: event.channel, topic, time_ms, json }
+    }
+
+    /// Serialises an event of a shard, once.
+    #[must_use]
+    pub fn of_event(event: &TrackedEvent) -> Self {
+        Self::new(WebhookEvent::new(&event.channel, &event.event), event.event.time_ms)
     }
 
     /// Bytes that the event adds to a body.
