@@ -5,7 +5,7 @@
 //! by this process's own monotonic clock, from the moment at which its object was last seen to change.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -19,6 +19,7 @@ use super::leases::{
 use crate::kinesis::KinesisClient as Kinesis;
 use crate::kubernetes::client::KubernetesClients;
 use crate::kubernetes::lease_store::{LeaseRecord, LeaseStore, RecordError};
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::ShardId;
 
 /// Annotation on a shard's object with its checkpoint as JSON.
@@ -69,7 +70,7 @@ impl KubernetesLeases {
     }
 
     fn cache(&self) -> MutexGuard<'_, LeaseCache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.cache)
     }
 
     /// The store, and the prefix of its objects' names. They contain the stream's ARN, so the stream must have answered

@@ -5,7 +5,7 @@
 //! an older generation has lost the shard without knowing it, and its write fails.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 
 use crate::kinesis::is_before;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::ShardId;
 
 /// Interval of a member's heartbeats: three may be lost before it counts as dead.
@@ -198,7 +199,7 @@ impl LeaseTable {
 
 impl MemoryLeases {
     fn lock_table(&self) -> MutexGuard<'_, LeaseTable> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.0)
     }
 }
 
