@@ -11,7 +11,7 @@ use tokio::net::{TcpStream, UdpSocket};
 
 use super::*;
 
-/// What a receiver does with a request, after it has read it.
+/// The behaviour of a receiver once it has read a request.
 type Behave = fn(TcpStream) -> futures::future::BoxFuture<'static, ()>;
 
 /// A receiver, and the number of its connections.
