@@ -88,7 +88,7 @@ impl Lineage {
         Poll::Pending
     }
 
-    /// Moves all events on that can move now.
+    /// Starts readers that are due, then accepts records until each shard's page is empty or the shard pauses.
     pub fn advance(&mut self) {
         self.start_readers();
         let slots: Vec<ShardSlot> = self.shards.keys().copied().collect();

@@ -33,7 +33,7 @@ pub enum LineageCommand {
     Drop(ShardId),
     /// Write the shard's lease, which was deleted.
     Rewrite(ShardId),
-    /// Take over the shards of another lineage.
+    /// Add the shards of another lineage to this one.
     Absorb(Box<LineageWorker>),
     /// End, and return the state to be absorbed.
     Yield,
@@ -221,7 +221,7 @@ impl LineageWorker {
         let (slot, result) = match written {
             Ok(written) => written,
             Err(error) => {
-                tracing::error!(%error, "the write of a checkpoint broke: trying again");
+                tracing::error!(%error, "checkpoint write panicked: trying again");
                 self.lineage.shards.values_mut().for_each(ShardWorker::forget_written);
                 return;
             }

@@ -24,7 +24,7 @@ use super::unheld_shards::UnheldShards;
 use super::worker_resources::{AcquiredShard, WorkerResources};
 use crate::protocol::ShardId;
 
-/// Interval between two looks at the leases while another member has to release a shard to this one.
+/// Interval between two reads of the leases while another member has to release a shard to this one.
 const HANDOVER_INTERVAL: Duration = Duration::from_millis(500);
 /// Time for which shards are held while the lease store does not answer.
 const LEASE_OUTAGE_GRACE: Duration = Duration::from_mins(1);
@@ -34,7 +34,7 @@ const LEASE_CALL_TIMEOUT: Duration = Duration::from_secs(3);
 const ACQUISITIONS_MAX: usize = 16;
 /// Time for which the holder of a deleted lease may write it again before another member acquires the shard.
 const REWRITE_GRACE: Duration = Duration::from_secs(6);
-/// Bounds the hand-over of a lineage's state to another task of this process.
+/// Bounds the transfer of a lineage's state to another task of this process.
 const YIELD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bounds the stop of the workers; after it they are aborted and their leases expire.
 const WORKERS_STOP_TIMEOUT: Duration = Duration::from_secs(12);

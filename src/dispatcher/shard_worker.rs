@@ -230,7 +230,7 @@ impl ShardWorker {
         self.page.pop_front()
     }
 
-    /// Sets what the page says about the shard, once all its records are accepted.
+    /// Applies the progress and the end that the page reports, once all its records are accepted.
     pub fn finish_page(&mut self) {
         if self.page.is_empty() {
             self.page_share = None;
@@ -310,7 +310,7 @@ impl ShardWorker {
         events.into_iter().map(event).collect()
     }
 
-    /// Moves on the events that wait for an app, and evicts those of endpoints that are behind.
+    /// Sends the events whose app is known by now, and evicts those of endpoints that are behind.
     pub fn advance(&mut self) {
         self.retry_unknown_apps();
         self.evict_excess();
@@ -406,7 +406,7 @@ impl ShardWorker {
         }
     }
 
-    /// Updates what `/flow` and the metrics show of the shard.
+    /// Updates the shard's state in `/flow` and in the metrics.
     pub fn update_metrics(&mut self) {
         if let Some(checkpoint) = self.tracker.done_through() {
             self.flow.checkpoint = Some(checkpoint.to_owned());

@@ -14,7 +14,7 @@ use crate::dispatcher::metrics::{DispatcherMetrics, ErrorSource};
 use crate::kinesis::{KinesisClient, PutRejection};
 use crate::process::clock::{MonotonicClock, now_ms};
 
-/// Hands letters to the task.
+/// The queue of the task that writes letters.
 pub type LetterSender = mpsc::UnboundedSender<QueuedLetter>;
 
 /// Writes letters to the dead-letter stream.
