@@ -1,4 +1,5 @@
-//! The private endpoints that webhooks may be sent to, and the networks that they may not be sent to, read again whenever their file beside the registry changes.
+//! The private endpoints that webhooks may be sent to, and the networks that they may not be sent to, read again whenever
+//! their file beside the registry changes.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,14 +13,16 @@ use crate::protocol::registry::{DENIED_PREFIX, ENDPOINTS_FILE};
 /// Interval at which the file is read: kubelet swaps mounted files without a signal.
 const ENDPOINTS_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Reads the file once and applies it; returns its text. A file that is missing changes nothing.
+pub async fn read_endpoints(directory: &Path, policy: &EgressPolicy) -> String {
+    let text = tokio::fs::read_to_string(directory.join(ENDPOINTS_FILE)).await;
+    text.inspect(|text| apply_lines(policy, text)).unwrap_or_default()
+}
+
 /// Reads the file and follows its changes until the token is cancelled. A file that is missing changes nothing.
 pub async fn follow_endpoints(directory: &Path, policy: Arc<EgressPolicy>, shutdown: CancellationToken) {
+    let mut known = read_endpoints(directory, &policy).await;
     let path = directory.join(ENDPOINTS_FILE);
-    let mut known = String::new();
-    if let Ok(text) = tokio::fs::read_to_string(&path).await {
-        apply_lines(&policy, &text);
-        known = text;
-    }
     tokio::spawn(async move {
         loop {
             tokio::select! {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::endpoint_monitor::EndpointMonitor;
+use crate::process::locks::lock_unpoisoned;
 use crate::process::metrics::{LabelValue, Labeled, RegistryReadResult, label_values, metric_table};
 use crate::protocol::admin::{DeadLetterFlow, DispatcherFlow, ShardFlow};
 use crate::protocol::{ShardId, StreamName};
@@ -403,7 +404,7 @@ impl DispatcherMetrics {
 
     // A worker that panicked within these few lines leaves numbers behind that are still worth showing.
     fn live(&self) -> MutexGuard<'_, FlowState> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.live)
     }
 }
 

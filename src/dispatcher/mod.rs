@@ -5,9 +5,9 @@
 //! by reason.
 //!
 //! Path of an event: `shard_supervisor` → `lineage` → `reader` → `decode` → `sequencer` → `debounce` → `shard_worker` →
-//! `endpoint` → `sender` → `checkpoint_tracker` → checkpoint; a lost one goes through `dead_letter`. The deciding parts are pure and have a file each; one task
-//! per lineage, the shards that a split or a merge connects, owns the state of these shards, and one per endpoint sends
-//! the events of all shards.
+//! `endpoint` → `sender` → `checkpoint_tracker` → checkpoint; a lost one goes through `dead_letter`. The deciding parts are
+//! pure and have a file each. One task per lineage, the shards that a split or a merge connects, owns the state of these
+//! shards; one task per endpoint sends the events of all shards.
 //!
 //! This room must not know edges, nor the service behind an endpoint.
 

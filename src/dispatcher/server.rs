@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::allowed_endpoints;
@@ -27,7 +27,7 @@ use super::{DispatcherDependencies, StartError};
 use crate::config::{ServerConfig, name};
 use crate::kinesis::KinesisErrorClass;
 use crate::process::admin::{self, AdminEndpoints};
-use crate::process::clock::now_ms;
+use crate::process::clock::{MonotonicClock, now_ms};
 use crate::process::{build, readiness_annotation};
 use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
 use crate::protocol::egress_policy::EgressPolicy;
@@ -126,7 +126,7 @@ pub async fn start(
         listings,
         budget: ByteBudget::default(),
         held_shards: AtomicUsize::new(0),
-        started: Instant::now(),
+        clock: MonotonicClock::start(),
     };
     let shards = ShardSupervisor::new(Arc::new(resources), process.clone(), relist, admitted).run(stop.clone());
     let (fail, failure) = watch::channel(None);

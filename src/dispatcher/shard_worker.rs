@@ -35,7 +35,6 @@ use crate::protocol::ShardId;
 use crate::protocol::admin::ShardFlow;
 use crate::protocol::record::{RecordedEvent, StreamRecord};
 use crate::protocol::registry::{AppRegistry, WebhookEndpoint};
-use crate::protocol::webhook::WebhookEvent;
 
 /// Least interval between two evictions from endpoints that are behind.
 const EVICTION_INTERVAL_MS: u64 = 100;
@@ -78,6 +77,8 @@ pub struct ShardWorker {
     pub read_past_ms: u64,
     /// When the shard was read to its end.
     pub ended_at: Option<Instant>,
+    /// Whether the supervisor was notified of the end.
+    pub is_end_reported: bool,
     progress: ReadProgress,
     /// Why a record at the front of the page cannot be read by this release.
     too_new: Option<String>,
@@ -101,7 +102,7 @@ impl ShardWorker {
     #[must_use]
     pub fn new(resources: Arc<WorkerResources>, acquired: AcquiredShard) -> Self {
         let AcquiredShard { slot, shard, generation, stream_created_ms, checkpoint, parents, open_parents } = acquired;
-        let (hold, now) = (resources.pool.open_hold(), resources.mono_ms());
+        let (hold, now) = (resources.pool.open_hold(slot), resources.clock.elapsed_ms());
         let registry = Arc::clone(&resources.apps.borrow());
         let checkpoint = checkpoint.filter(|it| it.stream_created_ms == stream_created_ms);
         resources.held_shards.fetch_add(1, Ordering::Relaxed);
@@ -131,6 +132,7 @@ impl ShardWorker {
             after_page: (0, false),
             read_past_ms: 0,
             ended_at: None,
+            is_end_reported: false,
             progress: ReadProgress::new(now),
             too_new: None,
             registry,
@@ -200,7 +202,7 @@ impl ShardWorker {
     }
 
     fn mono_ms(&self) -> u64 {
-        self.resources.mono_ms()
+        self.resources.clock.elapsed_ms()
     }
 
     /// Accepts a page, whose records are taken with [`Self::take_record`].
@@ -228,7 +230,7 @@ impl ShardWorker {
         self.page.pop_front()
     }
 
-    /// Sets what the page says about the shard, once all its records are accepted.
+    /// Applies the progress and the end that the page reports, once all its records are accepted.
     pub fn finish_page(&mut self) {
         if self.page.is_empty() {
             self.page_share = None;
@@ -308,7 +310,7 @@ impl ShardWorker {
         events.into_iter().map(event).collect()
     }
 
-    /// Moves on the events that wait for an app, and evicts those of endpoints that are behind.
+    /// Sends the events whose app is known by now, and evicts those of endpoints that are behind.
     pub fn advance(&mut self) {
         self.retry_unknown_apps();
         self.evict_excess();
@@ -336,14 +338,16 @@ impl ShardWorker {
             }
             return;
         };
-        let wants = app.webhooks.iter().filter(|it| it.wants_event(event.event.kind.name(), event.channel.as_str()));
-        let targets: Vec<EndpointId> =
-            wants.map(|it| EndpointId { app: event.app.clone(), endpoint: it.name.clone() }).collect();
-        let off = |it: &&WebhookEndpoint| it.wants_event(event.event.kind.name(), event.channel.as_str());
-        let disabled = app.disabled_webhooks.iter().filter(off).count();
+        let wants = |it: &&WebhookEndpoint| it.wants_event(event.event.kind.name(), event.channel.as_str());
+        let targets: Vec<EndpointId> = app
+            .webhooks
+            .iter()
+            .filter(wants)
+            .map(|it| EndpointId { app: event.app.clone(), endpoint: it.name.clone() })
+            .collect();
+        let disabled = app.disabled_webhooks.iter().filter(wants).count();
         self.resources.metrics.count_skipped(SkipReason::EndpointDisabled, disabled);
-        let webhook = WebhookEvent::new(&event.channel, &event.event);
-        let outgoing = Arc::new(OutgoingEvent::new(webhook, event.event.time_ms));
+        let outgoing = Arc::new(OutgoingEvent::of_event(&event));
         self.tracker.add_deliveries(event.record, targets.len());
         for target in targets {
             self.hold.push(&target, event.record, Arc::clone(&outgoing));
@@ -402,7 +406,7 @@ impl ShardWorker {
         }
     }
 
-    /// Updates what `/flow` and the metrics show of the shard.
+    /// Updates the shard's state in `/flow` and in the metrics.
     pub fn update_metrics(&mut self) {
         if let Some(checkpoint) = self.tracker.done_through() {
             self.flow.checkpoint = Some(checkpoint.to_owned());

@@ -226,15 +226,18 @@ impl Bed {
     }
 
     async fn put_for(&self, app: &str, cluster: &str, channel: &str, events: Vec<RecordedEvent>) {
-        let (app, channel) = (app.into(), ChannelName::parse(channel).expect("a valid name"));
-        let key = partition_key(&app, &channel);
-        let edge =
-            RecordOrigin { cluster: cluster.into(), server: "sockjs".into(), pod: "p".into(), process: "b".into() };
-        let record = StreamRecord { v: RECORD_VERSION, app, channel, edge, events };
-        let data = Bytes::from(record.to_bytes().expect("bytes"));
-        let results = self.kinesis.put_records(&[PutEntry { partition_key: key, data }]).await.expect("put");
+        let results = self.kinesis.put_records(&[build_record(app, cluster, channel, events)]).await.expect("put");
         assert!(results.iter().all(Result::is_ok), "{results:?}");
     }
+}
+
+/// A record as an edge of the cluster puts it.
+fn build_record(app: &str, cluster: &str, channel: &str, events: Vec<RecordedEvent>) -> PutEntry {
+    let (app, channel) = (app.into(), ChannelName::parse(channel).expect("a valid name"));
+    let partition_key = partition_key(&app, &channel);
+    let edge = RecordOrigin { cluster: cluster.into(), server: "sockjs".into(), pod: "p".into(), process: "b".into() };
+    let record = StreamRecord { v: RECORD_VERSION, app, channel, edge, events };
+    PutEntry { partition_key, data: Bytes::from(record.to_bytes().expect("bytes")) }
 }
 
 fn state(id: &str, time_ms: u64, seq: u64, kind: EventKind) -> RecordedEvent {

@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::index::{ChannelState, DeliveryIndex, QueuedDelivery};
-use super::{AttemptOutcome, FinishedDelivery, HoldId, PendingDelivery};
+use super::{AttemptOutcome, FinishedDelivery, PendingDelivery};
+use crate::dispatcher::events::ShardSlot;
 use crate::dispatcher::metrics::DropReason;
 use crate::dispatcher::retry::{RetryPolicy, backoff_ms};
 use crate::protocol::ChannelName;
@@ -182,7 +183,7 @@ impl EndpointQueue {
 
     /// The part of the unfinished events that belongs to a hold.
     #[must_use]
-    pub fn held_share(&self, hold: HoldId, now_ms: u64) -> HeldShare {
+    pub fn held_share(&self, hold: ShardSlot, now_ms: u64) -> HeldShare {
         let oldest = self.ages.first_key_value().map_or(now_ms, |(_, since)| *since);
         let is_old = now_ms.saturating_sub(oldest) >= BEHIND_AGE_MS;
         let (events, bytes) = self.index.hold_size(hold);
@@ -191,13 +192,13 @@ impl EndpointQueue {
 
     /// Number of events of a hold in flight.
     #[must_use]
-    pub fn in_flight_of(&self, hold: HoldId) -> usize {
+    pub fn in_flight_of(&self, hold: ShardSlot) -> usize {
         self.in_flight.values().flatten().filter(|queued| queued.delivery.hold == hold).count()
     }
 
     /// Drops events of a hold until so many events and bytes are free: client events first, the last state of a subject
     /// last, and of one rank the oldest first. Events in flight stay.
-    pub fn evict(&mut self, hold: HoldId, events: usize, bytes: usize) -> Vec<FinishedDelivery> {
+    pub fn evict(&mut self, hold: ShardSlot, events: usize, bytes: usize) -> Vec<FinishedDelivery> {
         let (mut evicted, mut freed) = (Vec::new(), 0);
         while evicted.len() < events || freed < bytes {
             let Some(queued) = self.index.pop_evictable(hold) else { break };
@@ -209,14 +210,14 @@ impl EndpointQueue {
     }
 
     /// Removes the waiting events of a hold that ends.
-    pub fn remove_waiting_of(&mut self, hold: HoldId) {
+    pub fn remove_waiting_of(&mut self, hold: ShardSlot) {
         for serial in self.index.remove_waiting_of(hold) {
             self.ages.remove(&serial);
         }
     }
 
     /// Forgets the events of a hold that ended: the next holder of the shard reads them again.
-    pub fn remove_hold(&mut self, hold: HoldId) {
+    pub fn remove_hold(&mut self, hold: ShardSlot) {
         self.remove_waiting_of(hold);
         self.index.remove_hold(hold);
         for queued in self.in_flight.values().flatten().filter(|queued| queued.delivery.hold == hold) {

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
-
 use super::ShardWorker;
-use crate::dispatcher::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition, LeaseError};
+use crate::dispatcher::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition, LeaseError, call_within};
 use crate::kinesis::is_before;
 
 /// Bounds a write to the lease store.
@@ -44,11 +42,9 @@ impl ShardWorker {
         }
         let (resources, shard, generation) = (Arc::clone(&self.resources), self.shard.clone(), self.generation);
         self.written_checkpoint.clone_from(&checkpoint);
-        Some(async move {
-            timeout(LEASE_WRITE_TIMEOUT, resources.leases.renew(&shard, generation, checkpoint))
-                .await
-                .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
-        })
+        Some(
+            async move { call_within(LEASE_WRITE_TIMEOUT, resources.leases.renew(&shard, generation, checkpoint)).await },
+        )
     }
 
     /// Notes that a checkpoint was not written, so that the next one is.
@@ -60,17 +56,15 @@ impl ShardWorker {
     /// lease.
     pub async fn release(mut self) {
         self.hold.drain(if self.has_ended() { ENDED_DRAIN_TIMEOUT } else { DRAIN_TIMEOUT }).await;
-        while let Some(finished) = self.hold.take_finished() {
+        if let Some(finished) = self.hold.take_finished() {
             self.complete_deliveries(finished);
         }
         self.drain_letters().await;
         let checkpoint = self.build_checkpoint();
         tracing::info!(shard = %self.shard, ?checkpoint, "releasing shard");
-        let released =
-            timeout(LEASE_WRITE_TIMEOUT, self.resources.leases.release_shard(&self.shard, self.generation, checkpoint))
-                .await;
-        if !matches!(released, Ok(Ok(()))) {
-            tracing::warn!(shard = %self.shard, ?released, "shard release failed: its lease expires");
+        let release = self.resources.leases.release_shard(&self.shard, self.generation, checkpoint);
+        if let Err(error) = call_within(LEASE_WRITE_TIMEOUT, release).await {
+            tracing::warn!(shard = %self.shard, %error, "shard release failed: its lease expires");
         }
     }
 }

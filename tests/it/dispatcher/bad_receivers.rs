@@ -11,9 +11,6 @@ use tokio::net::{TcpStream, UdpSocket};
 
 use super::*;
 
-/// What a receiver does with a request, after it has read it.
-type Behave = fn(TcpStream) -> futures::future::BoxFuture<'static, ()>;
-
 /// A receiver, and the number of its connections.
 struct RawReceiver {
     address: SocketAddr,
@@ -21,7 +18,11 @@ struct RawReceiver {
 }
 
 impl RawReceiver {
-    async fn serve(behave: Behave) -> Self {
+    /// Serves connections; `answer` gets each once its request was read.
+    async fn serve<A>(answer: impl Fn(TcpStream) -> A + Copy + Send + 'static) -> Self
+    where
+        A: Future<Output = ()> + Send + 'static,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let connections = Arc::new(AtomicUsize::new(0));
@@ -32,11 +33,19 @@ impl RawReceiver {
                 tokio::spawn(async move {
                     let mut head = [0; 8 * 1024];
                     let _ = stream.read(&mut head).await;
-                    behave(stream).await;
+                    answer(stream).await;
                 });
             }
         });
         Self { address, connections }
+    }
+
+    /// A receiver that answers with these bytes, then closes the connection.
+    async fn serve_answer(bytes: &'static str) -> Self {
+        Self::serve(move |mut stream| async move {
+            let _ = stream.write_all(bytes.as_bytes()).await;
+        })
+        .await
     }
 
     fn url(&self) -> String {
@@ -82,11 +91,9 @@ async fn assert_failing(receiver: &RawReceiver, answer: &str) -> (Bed, RunningDi
 
 #[tokio::test]
 async fn an_answer_after_a_minute_is_not_awaited() {
-    let receiver = RawReceiver::serve(|mut stream| {
-        Box::pin(async move {
-            tokio::time::sleep(Duration::from_mins(1)).await;
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-        })
+    let receiver = RawReceiver::serve(|mut stream| async move {
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     })
     .await;
     assert_failing(&receiver, "response: not within 1 s").await;
@@ -94,11 +101,9 @@ async fn an_answer_after_a_minute_is_not_awaited() {
 
 #[tokio::test]
 async fn a_success_whose_body_never_ends_is_a_success() {
-    let receiver = RawReceiver::serve(|mut stream| {
-        Box::pin(async move {
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
-            tokio::time::sleep(Duration::from_mins(1)).await;
-        })
+    let receiver = RawReceiver::serve(|mut stream| async move {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
     })
     .await;
     let (_bed, running, report) = send_beside_a_working_one(build_webhook(&receiver.url()), "200").await;
@@ -109,32 +114,17 @@ async fn a_success_whose_body_never_ends_is_a_success() {
 
 #[tokio::test]
 async fn a_head_that_ends_half_way_is_no_answer() {
-    let receiver = RawReceiver::serve(|mut stream| {
-        Box::pin(async move {
-            let _ = stream.write_all(b"HTTP/1.1 200 O").await;
-        })
-    })
-    .await;
+    let receiver = RawReceiver::serve_answer("HTTP/1.1 200 O").await;
     assert_failing(&receiver, "response: ").await;
 }
 
 #[tokio::test]
 async fn a_redirect_is_not_followed_whether_to_metadata_or_to_itself() {
-    let metadata = RawReceiver::serve(|mut stream| {
-        Box::pin(async move {
-            let head = "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/latest/\r\ncontent-length: 0\r\n\r\n";
-            let _ = stream.write_all(head.as_bytes()).await;
-        })
-    })
-    .await;
+    let head = "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/latest/\r\ncontent-length: 0\r\n\r\n";
+    let metadata = RawReceiver::serve_answer(head).await;
     assert_failing(&metadata, "302: write the final address").await;
-    let itself = RawReceiver::serve(|mut stream| {
-        Box::pin(async move {
-            let head = "HTTP/1.1 301 Moved\r\nlocation: /hook\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-            let _ = stream.write_all(head.as_bytes()).await;
-        })
-    })
-    .await;
+    let head = "HTTP/1.1 301 Moved\r\nlocation: /hook\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let itself = RawReceiver::serve_answer(head).await;
     let (_bed, running, _) = assert_failing(&itself, "301: write the final address").await;
     let look = async || (flow(&running).await.failed_attempts, itself.connections() as u64);
     eventually("one connection for each attempt", look, |(attempts, connections)| attempts == connections).await;
@@ -142,20 +132,18 @@ async fn a_redirect_is_not_followed_whether_to_metadata_or_to_itself() {
 
 #[tokio::test]
 async fn an_answer_of_64_mib_is_not_read() {
-    let receiver = RawReceiver::serve(|mut stream| {
-        Box::pin(async move {
-            let length = 64 * 1024 * 1024;
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
-            let _ = stream.write_all(head.as_bytes()).await;
-            let chunk = vec![b'x'; 64 * 1024];
-            for _ in 0..length / chunk.len() {
-                if stream.write_all(&chunk).await.is_err() {
-                    return;
-                }
+    let receiver = RawReceiver::serve(|mut stream| async move {
+        let length = 64 * 1024 * 1024;
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+        let _ = stream.write_all(head.as_bytes()).await;
+        let chunk = vec![b'x'; 64 * 1024];
+        for _ in 0..length / chunk.len() {
+            if stream.write_all(&chunk).await.is_err() {
+                return;
             }
-            // The whole answer was taken.
-            tokio::time::sleep(Duration::from_mins(1)).await;
-        })
+        }
+        // The whole answer was taken.
+        tokio::time::sleep(Duration::from_mins(1)).await;
     })
     .await;
     let (bed, running, report) = send_beside_a_working_one(build_webhook(&receiver.url()), "200").await;
@@ -167,13 +155,8 @@ async fn an_answer_of_64_mib_is_not_read() {
 
 #[tokio::test]
 async fn a_long_retry_after_is_shown_as_it_came() {
-    let receiver = RawReceiver::serve(|mut stream| {
-        Box::pin(async move {
-            let head = "HTTP/1.1 429 Slow\r\nretry-after: 7200\r\ncontent-length: 0\r\n\r\n";
-            let _ = stream.write_all(head.as_bytes()).await;
-        })
-    })
-    .await;
+    let receiver =
+        RawReceiver::serve_answer("HTTP/1.1 429 Slow\r\nretry-after: 7200\r\ncontent-length: 0\r\n\r\n").await;
     let (_bed, running, report) = assert_failing(&receiver, "429, Retry-After 7200").await;
     assert_eq!(report.dropped, 0, "the event waits");
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -182,12 +165,7 @@ async fn a_long_retry_after_is_shown_as_it_came() {
 
 #[tokio::test]
 async fn a_server_without_tls_and_one_that_is_gone_are_named() {
-    let receiver = RawReceiver::serve(|mut stream| {
-        Box::pin(async move {
-            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
-        })
-    })
-    .await;
+    let receiver = RawReceiver::serve_answer("HTTP/1.1 400 Bad Request\r\n\r\n").await;
     let url = receiver.url().replace("http:", "https:");
     let (.., report) = send_beside_a_working_one(build_webhook(&url), "TLS: ").await;
     assert!(report.failing_since_ms.is_some());

@@ -197,11 +197,7 @@ async fn events_of_a_deleted_app_delay_no_other_app_and_become_letters_after_the
 }
 
 fn record_of_deleted_app(n: u64) -> PutEntry {
-    let (app, channel) = ("9".into(), ChannelName::parse(&format!("c{}", n % 7)).expect("a name"));
-    let edge = RecordOrigin { cluster: CLUSTER.into(), server: "s".into(), pod: "p".into(), process: "b".into() };
     let first = n * FLOOD_RECORD_EVENTS;
     let events = (first..first + FLOOD_RECORD_EVENTS).map(|n| message(&format!("d{n}"), n)).collect();
-    let partition_key = partition_key(&app, &channel);
-    let record = StreamRecord { v: RECORD_VERSION, app, channel, edge, events };
-    PutEntry { partition_key, data: Bytes::from(record.to_bytes().expect("bytes")) }
+    build_record("9", CLUSTER, &format!("c{}", n % 7), events)
 }
