@@ -175,6 +175,12 @@ impl App {
         self.credentials.iter().find(|credential| credential.state == CredentialState::Active)
     }
 
+    /// Finds the enabled endpoint of this name.
+    #[must_use]
+    pub fn find_webhook(&self, name: &str) -> Option<&WebhookEndpoint> {
+        self.webhooks.iter().find(|endpoint| endpoint.name == name)
+    }
+
     /// Renames each endpoint that has the name of an earlier one.
     fn number_shared_names(&mut self) {
         for at in 1..self.webhooks.len() {
