@@ -51,8 +51,11 @@ pub struct PodSettings {
     pub pod_disruption_budget: DisruptionBudget,
 }
 
-/// Prefixes of labels and annotations that belong to the operator.
-pub const OPERATOR_PREFIXES: [&str; 2] = ["app.kubernetes.io/", "realtime-operator.dev/"];
+/// Prefix of labels, beside [`OPERATOR_PREFIX`], that belong to the operator.
+pub const APP_LABEL_PREFIX: &str = "app.kubernetes.io/";
+
+/// Prefix of labels and annotations that belong to the operator.
+pub const OPERATOR_PREFIX: &str = "realtime-operator.dev/";
 
 /// How many pods an eviction may take at once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
