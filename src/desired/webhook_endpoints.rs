@@ -78,8 +78,7 @@ pub(super) fn limit_to_release(
     }
     let mut problems = Vec::new();
     for (index, webhook) in raw.spec.webhooks.iter().enumerate() {
-        let is_extended = |endpoint: &WebhookEndpoint| endpoint.name == webhook.name && endpoint.has_later_settings();
-        if app.webhooks.iter().any(is_extended) {
+        if app.find_webhook(&webhook.name).is_some_and(WebhookEndpoint::has_later_settings) {
             problems.push(ManifestProblem {
                 object: describe_app(raw),
                 path: format!("spec.webhooks[{index}]"),
@@ -135,7 +134,7 @@ fn resolve_headers(webhook: &WebhookSpec, secrets: &SecretTexts) -> Result<BTree
         headers.insert(header.to_owned(), Secret::new(value));
     }
     if headers.is_empty() {
-        // Its other keys are not named: whoever may write an app need not be allowed to read its Secrets.
+        // Its other keys are not named: a user who may write an app may lack the permission to read its Secrets.
         return Err(format!(
             "references the Secret `{name}`, which has no key that begins with `{HEADER_KEY_PREFIX}`: write one such as `{HEADER_KEY_PREFIX}Authorization`"
         ));

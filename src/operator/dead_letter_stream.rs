@@ -1,4 +1,4 @@
-//! Reconciles the stream for events that could not be delivered: creates it like the main stream, and raises its retention.
+//! Reconciles the stream for events that could not be delivered like the main stream, and raises its retention.
 //!
 //! Its failure is `DeadLetterReady=False` and nothing else: events are delivered without it, and dispatchers keep their
 //! letters until it can be written.
@@ -27,7 +27,7 @@ const STREAM_TEXTS: StreamTexts = StreamTexts {
 /// Reconciles the stream; `None` if the manifest asks for none.
 pub async fn reconcile(context: &ControllerContext, cluster: &RealtimeCluster) -> Option<StreamFinding> {
     let status = cluster.status.as_ref();
-    // The name of the main stream can be the one that an earlier cluster of this name created.
+    // An adopted main stream keeps the name that an earlier cluster of this name gave it.
     let mut stream = validate_stream(cluster, &context.policy).ok()?;
     if let Some(main) = status.and_then(|status| status.stream.as_ref()).filter(|main| !main.name.is_empty()) {
         stream.name = main.name.as_str().into();

@@ -109,7 +109,7 @@ impl EgressConnector {
         Ok(EgressConnection(TokioIo::new(Box::new(stream))))
     }
 
-    /// The addresses of a host that the policy allows: the very ones that are connected to, so that a name cannot change
+    /// Finds the addresses of a host that the policy allows. The connection uses these addresses, so that a name cannot change
     /// between check and use.
     async fn find_addresses(&self, host: &str) -> Result<Vec<IpAddr>, ConnectFailure> {
         let found: Arc<[IpAddr]> = if let Ok(literal) = host.parse::<IpAddr>() {

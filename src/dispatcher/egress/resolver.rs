@@ -24,7 +24,7 @@ const QUERY_TIMEOUT: Duration = Duration::from_millis(900);
 const CONCURRENT_LOOKUPS_MAX: usize = 256;
 /// Bounds the answers that are kept.
 const CACHED_ANSWERS_MAX: u64 = 4_096;
-/// Longest time for which an address is used without another query, whatever its owner says.
+/// Longest time for which an address is used without another query, even if its record has a longer TTL.
 const ADDRESS_TTL_MAX: Duration = Duration::from_mins(1);
 /// Longest time for which a missing name is not looked up again.
 const MISSING_NAME_TTL_MAX: Duration = Duration::from_secs(5);
@@ -59,7 +59,7 @@ pub enum ResolveFailure {
 /// Resolves names; shared by all endpoints of a process.
 pub struct NameResolver {
     resolver: TokioResolver,
-    /// Addresses of `/etc/hosts`, by name: they precede every answer of a name server, also of a search list's.
+    /// Addresses of `/etc/hosts`, by name: they precede every answer of a name server, also for a name of the search list.
     hosts: HashMap<String, Arc<[IpAddr]>>,
     lookups: Arc<Semaphore>,
     /// Lookups in flight by name: attempts for one name share a lookup, so that one name occupies one permit.
