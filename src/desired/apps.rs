@@ -78,11 +78,12 @@ impl ClaimedNames {
 }
 
 /// Validates one app. Its credentials come from the Secrets that it references; without a reference they are generated.
+/// Returns it with the problems of its endpoints, in spite of which it is served.
 pub(super) fn validate_app(
     raw: &RealtimeApp,
     secrets: &SecretTexts,
     credentials: &ClusterCredentials,
-) -> Result<App, Vec<ManifestProblem>> {
+) -> Result<(App, Vec<ManifestProblem>), Vec<ManifestProblem>> {
     let mut problems = Vec::new();
     let credentials = resolve_credentials(raw, secrets, credentials, &mut problems);
     for (index, origin) in raw.spec.allowed_origins.iter().enumerate() {
@@ -113,7 +114,7 @@ pub(super) fn validate_app(
         return Err(problems);
     }
     let endpoints = resolve_endpoints(raw, secrets);
-    Ok(App {
+    let app = App {
         id: AppId(raw.spec.app_id.clone()),
         credentials,
         enabled: raw.spec.state == EnabledState::Enabled,
@@ -128,7 +129,8 @@ pub(super) fn validate_app(
         },
         webhooks: endpoints.enabled,
         disabled_webhooks: endpoints.disabled,
-    })
+    };
+    Ok((app, endpoints.problems))
 }
 
 /// The generated credentials of an app; `None` for an app that references Secrets.

@@ -15,6 +15,7 @@ mod environment;
 mod estimate;
 mod image_reference;
 mod known_injectors;
+mod kubernetes_names;
 pub mod manifest;
 mod name_pattern;
 pub mod network_policy;

@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::Secret;
 use crate::api::cluster::RedisSpec;
 use crate::api::{RealtimeApp, RealtimeCluster, SecretKeyRef};
 
-/// Prefix of the keys of a Secret that are headers. Without it, whoever may write a `RealtimeApp` could have any Secret of the
-/// namespace posted to an endpoint.
+/// Prefix of the keys of a Secret that are headers. Without it, a user who may write a `RealtimeApp`, but not read Secrets, could
+/// have any Secret of the namespace posted to an endpoint.
 pub const HEADER_KEY_PREFIX: &str = "header.";
 
 /// Texts of the Secrets of a namespace, by name and key.

@@ -13,6 +13,7 @@ use super::cluster::{
     ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 use super::credentials::ClusterCredentials;
+use super::kubernetes_names::is_dns_label;
 use super::pod_settings::{ServerAccount, ServerPods, find_key_problems};
 use super::problem::{ManifestProblem, RefusalCause, RefusedApp, describe_app};
 use super::secret_copies::{
@@ -20,7 +21,7 @@ use super::secret_copies::{
 };
 use super::secret_references::{RedisReferences, SecretTexts, collect_secret_references};
 use super::server_image::{ServerImage, WantedImage};
-use super::webhook_endpoints::{find_refused_endpoints, find_refused_headers, limit_to_release};
+use super::webhook_endpoints::{find_refused_endpoints, limit_to_release};
 use crate::api::cluster::{
     DeadLetterMode, DeadLetterSpec, EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, PullPolicy,
     ServerLayout, SockjsClients, StreamMode, WebhooksMode,
@@ -152,8 +153,10 @@ pub fn validate_stream(cluster: &RealtimeCluster, uid: &str) -> Result<ValidStre
         capacity,
         dead_letter: dead_letter.map(resolve_dead_letter),
     };
-    let problems = check_dead_letter_name(cluster, &valid);
-    if problems.is_empty() { Ok(valid) } else { Err(problems) }
+    match find_dead_letter_problem(cluster, &valid) {
+        None => Ok(valid),
+        Some(problem) => Err(vec![problem]),
+    }
 }
 
 fn resolve_dead_letter(spec: &DeadLetterSpec) -> DeadLetterStream {
@@ -166,29 +169,17 @@ fn resolve_dead_letter(spec: &DeadLetterSpec) -> DeadLetterStream {
     }
 }
 
-/// Checks the name of the dead-letter stream, which the schema cannot do where one of the names is derived.
-fn check_dead_letter_name(cluster: &RealtimeCluster, stream: &ValidStream) -> Vec<ManifestProblem> {
-    let path = "spec.webhooks.deadLetter.name";
-    let Some(name) = stream.dead_letter_name() else { return vec![] };
-    if name == stream.name {
-        let message =
-            format!("is `{name}`, the stream that the dispatcher reads: choose another name, or leave it out");
-        return vec![cluster_problem(cluster, path, &message)];
-    }
-    if name.as_str().len() > STREAM_NAME_LEN_MAX {
-        let message =
-            format!("would be `{name}`, which is longer than {STREAM_NAME_LEN_MAX} characters: write a shorter one");
-        return vec![cluster_problem(cluster, path, &message)];
-    }
-    vec![]
-}
-
-/// Whether the characters of a name are those of a DNS label.
-fn is_dns_label(name: &str) -> bool {
-    !name.is_empty()
-        && !name.starts_with('-')
-        && !name.ends_with('-')
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+/// Finds a problem of the name of the dead-letter stream: the schema cannot check a name that is derived.
+fn find_dead_letter_problem(cluster: &RealtimeCluster, stream: &ValidStream) -> Option<ManifestProblem> {
+    let name = stream.dead_letter_name()?;
+    let message = if name == stream.name {
+        format!("is `{name}`, the stream that the dispatcher reads: choose another name, or leave it out")
+    } else if name.as_str().len() > STREAM_NAME_LEN_MAX {
+        format!("would be `{name}`, which is longer than {STREAM_NAME_LEN_MAX} characters: write a shorter one")
+    } else {
+        return None;
+    };
+    Some(cluster_problem(cluster, "spec.webhooks.deadLetter.name", &message))
 }
 
 /// Checks the rules of the schema that an object of an older schema may break, and that are not evaluated again for it.
@@ -264,7 +255,7 @@ fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp, release: Release)
         let generated = generated_of_app(raw, inputs.credentials);
         let refusal = generated.and_then(|generated| generated.refusal.as_ref());
         let (cause, problems) = match validate_app(raw, inputs.secrets, inputs.credentials) {
-            Ok(mut app) => match claimed.claim(&app) {
+            Ok((mut app, headers)) => match claimed.claim(&app) {
                 None => {
                     let settings = limit_to_release(raw, &mut app, release, Release::own());
                     apps.push(app);
@@ -272,7 +263,6 @@ fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp, release: Release)
                     let endpoints = policy.as_ref().map(|policy| find_refused_endpoints(raw, &cluster, policy));
                     let credentials = find_credentials_problem(raw, generated);
                     let cause = refusal.map_or(RefusalCause::EndpointNotAllowed, |refusal| refusal.cause);
-                    let headers = find_refused_headers(raw, inputs.secrets);
                     let endpoints = endpoints.into_iter().flatten();
                     (cause, credentials.into_iter().chain(endpoints).chain(headers).chain(settings).collect())
                 }

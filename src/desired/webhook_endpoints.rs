@@ -9,7 +9,7 @@ use crate::api::{EnabledState, RealtimeApp};
 use crate::config::Release;
 use crate::protocol::Secret;
 use crate::protocol::egress_policy::EgressPolicy;
-use crate::protocol::registry::{App, BatchMode, SETTINGS_SINCE, WebhookEndpoint};
+use crate::protocol::registry::{App, BatchMode, WebhookEndpoint};
 use crate::protocol::webhook;
 
 /// Bounds the headers of one endpoint.
@@ -20,19 +20,24 @@ const HEADER_BYTES_MAX: usize = 4 * 1024;
 /// The endpoints of an app.
 #[derive(Debug, Default)]
 pub(super) struct ResolvedEndpoints {
-    /// Those that receive webhooks.
+    /// Enabled endpoints: they receive webhooks.
     pub enabled: Vec<WebhookEndpoint>,
-    /// Those that are switched off.
+    /// Disabled endpoints.
     pub disabled: Vec<WebhookEndpoint>,
+    /// Problems of the headers of enabled endpoints.
+    pub problems: Vec<ManifestProblem>,
 }
 
 /// Resolves the endpoints of an app. One whose headers cannot be sent keeps its events for as long as any failing endpoint.
 pub(super) fn resolve_endpoints(raw: &RealtimeApp, secrets: &SecretTexts) -> ResolvedEndpoints {
     let mut resolved = ResolvedEndpoints::default();
     for (index, spec) in raw.spec.webhooks.iter().enumerate() {
-        let (headers, unsendable) = match resolve_headers(spec, secrets) {
+        let (headers, problem) = match resolve_headers(spec, secrets) {
             Ok(headers) => (headers, None),
-            Err(message) => (BTreeMap::new(), Some(format!("spec.webhooks[{index}].headersSecretRef {message}"))),
+            Err(message) => {
+                let path = format!("spec.webhooks[{index}].headersSecretRef");
+                (BTreeMap::new(), Some(ManifestProblem { object: describe_app(raw), path, message }))
+            }
         };
         let endpoint = WebhookEndpoint {
             name: spec.name.clone(),
@@ -45,33 +50,35 @@ pub(super) fn resolve_endpoints(raw: &RealtimeApp, secrets: &SecretTexts) -> Res
                 WebhookBatching::One => BatchMode::One,
             },
             headers,
-            unsendable,
+            unsendable: problem.as_ref().map(|problem| format!("{} {}", problem.path, problem.message)),
         };
         match spec.state {
-            EnabledState::Enabled => resolved.enabled.push(endpoint),
+            EnabledState::Enabled => {
+                resolved.enabled.push(endpoint);
+                resolved.problems.extend(problem);
+            }
             EnabledState::Disabled => resolved.disabled.push(endpoint),
         }
     }
     resolved
 }
 
-/// Removes the settings that servers of this release do not read, and returns a problem for each endpoint that has one. A
-/// disabled endpoint is none: it is left out of the list that they read.
+/// Removes the settings that servers of this release do not read, and returns a problem for each enabled endpoint that has
+/// one. A disabled endpoint has none, because those servers read the enabled endpoints only.
 pub(super) fn limit_to_release(
     raw: &RealtimeApp,
     app: &mut App,
     release: Release,
     own: Release,
 ) -> Vec<ManifestProblem> {
-    // Before the coming release has its number, the operator's own servers read them too.
-    let since = SETTINGS_SINCE.parse::<Release>().map_or(own, |since| since.min(own));
+    // Before the coming release has its number, servers of the operator's own release read the settings too.
+    let since = Release::ENDPOINT_SETTINGS.min(own);
     if release >= since {
         return vec![];
     }
     let mut problems = Vec::new();
     for (index, webhook) in raw.spec.webhooks.iter().enumerate() {
-        let is_extended = |endpoint: &WebhookEndpoint| endpoint.name == webhook.name && endpoint.has_later_settings();
-        if app.webhooks.iter().any(is_extended) {
+        if app.find_webhook(&webhook.name).is_some_and(WebhookEndpoint::has_later_settings) {
             problems.push(ManifestProblem {
                 object: describe_app(raw),
                 path: format!("spec.webhooks[{index}]"),
@@ -83,17 +90,6 @@ pub(super) fn limit_to_release(
     }
     app.remove_later_settings();
     problems
-}
-
-/// Finds the enabled endpoints whose headers cannot be sent.
-pub(super) fn find_refused_headers(raw: &RealtimeApp, secrets: &SecretTexts) -> Vec<ManifestProblem> {
-    let enabled = raw.spec.webhooks.iter().enumerate().filter(|(_, webhook)| webhook.state == EnabledState::Enabled);
-    let problem = |(index, webhook)| {
-        let message = resolve_headers(webhook, secrets).err()?;
-        let path = format!("spec.webhooks[{index}].headersSecretRef");
-        Some(ManifestProblem { object: describe_app(raw), path, message })
-    };
-    enabled.filter_map(problem).collect()
 }
 
 /// Finds the enabled endpoints to which no dispatcher of the cluster sends, by the text of their URLs.
@@ -114,7 +110,7 @@ pub(super) fn find_refused_endpoints(raw: &RealtimeApp, cluster: &str, policy: &
     problems
 }
 
-/// The headers of an endpoint, or the reason why they cannot be sent, without any value.
+/// Resolves the headers of an endpoint. The error explains why they cannot be sent, and contains no value of the Secret.
 fn resolve_headers(webhook: &WebhookSpec, secrets: &SecretTexts) -> Result<BTreeMap<String, Secret>, String> {
     let Some(reference) = &webhook.headers_secret_ref else { return Ok(BTreeMap::new()) };
     let name = &reference.name;
@@ -138,7 +134,7 @@ fn resolve_headers(webhook: &WebhookSpec, secrets: &SecretTexts) -> Result<BTree
         headers.insert(header.to_owned(), Secret::new(value));
     }
     if headers.is_empty() {
-        // Its other keys are not named: whoever may write an app need not be allowed to read its Secrets.
+        // Its other keys are not named: a user who may write an app may lack the permission to read its Secrets.
         return Err(format!(
             "references the Secret `{name}`, which has no key that begins with `{HEADER_KEY_PREFIX}`: write one such as `{HEADER_KEY_PREFIX}Authorization`"
         ));
@@ -192,12 +188,11 @@ mod tests {
             ("too long", secret(&[("header.X-A", &long)]), Err("write at most 20 with 4096 bytes")),
         ] {
             let resolved = resolve_endpoints(&app, &secrets);
-            let endpoint = &resolved.enabled[0];
-            let problems = find_refused_headers(&app, &secrets);
+            let (endpoint, problems) = (&resolved.enabled[0], &resolved.problems);
             match expected {
                 Ok(count) => {
                     assert_eq!((endpoint.headers.len(), &endpoint.unsendable), (count, &None), "{name}");
-                    assert_eq!(problems, [], "{name}");
+                    assert_eq!(*problems, [], "{name}");
                 }
                 Err(part) => {
                     let shown = problems[0].to_string();
@@ -250,7 +245,7 @@ mod tests {
         let resolved = resolve_endpoints(&app, &SecretTexts::new());
         assert_eq!((resolved.enabled.len(), resolved.disabled.len()), (0, 1));
         assert_eq!(resolved.disabled[0].batch, BatchMode::One);
-        assert_eq!(find_refused_headers(&app, &SecretTexts::new()), []);
+        assert_eq!(resolved.problems, []);
         let mut plain_http = app;
         plain_http.spec.webhooks[0].url = "http://10.0.0.1/".to_owned();
         let policy = EgressPolicy::default();

@@ -1,4 +1,4 @@
-//! The state of each endpoint as its owner sees it: the last delivery, the failure that lasts, the events that were dropped.
+//! The state of each endpoint for its owner: the last delivery, the current failure, the number of dropped events.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -25,7 +25,7 @@ pub struct EndpointMonitor {
 }
 
 impl EndpointMonitor {
-    /// Notes an attempt that the endpoint acknowledged with this status.
+    /// Records an attempt that the endpoint acknowledged with this status.
     pub fn note_success(&self, app: &AppId, name: &str, status: u16, now_ms: u64) {
         self.update(app, name, |report| {
             report.last_delivered_ms = Some(now_ms);
@@ -34,7 +34,7 @@ impl EndpointMonitor {
         });
     }
 
-    /// Notes an attempt that failed. The answer is for the endpoint's owner, without secrets.
+    /// Records a failed attempt. The answer is for the endpoint's owner, without secrets.
     pub fn note_failure(&self, app: &AppId, name: &str, answer: &str, now_ms: u64) {
         self.update(app, name, |report| {
             report.failing_since_ms.get_or_insert(now_ms);
@@ -55,13 +55,13 @@ impl EndpointMonitor {
             Entry::Occupied(known) => change(known.into_mut()),
             Entry::Vacant(_) if is_full => {}
             Entry::Vacant(free) => {
-                let (app, name) = (app.clone(), name.to_owned());
-                change(free.insert(EndpointReport { app, name, ..EndpointReport::default() }));
+                let (app, name) = free.key().clone();
+                change(free.insert(EndpointReport::new(app, name)));
             }
         }
     }
 
-    /// The report at `/endpoints`, by app and name. Endpoints that no app has any more are forgotten.
+    /// The report at `/endpoints`, by app and name. Entries of endpoints that no app has any more are removed.
     pub fn report(&self, process: &str, registry: &AppRegistry) -> EndpointsReport {
         let mut endpoints = lock_unpoisoned(&self.endpoints);
         endpoints.retain(|(app, name), _| {

@@ -132,8 +132,7 @@ impl WebhookSender {
     /// Number of events of a body that an endpoint takes.
     pub fn batch_limit(&self, target: &EndpointId) -> usize {
         let registry = self.apps.borrow();
-        let endpoint =
-            registry.by_id(&target.app).and_then(|app| app.webhooks.iter().find(|e| e.name == target.endpoint));
+        let endpoint = registry.by_id(&target.app).and_then(|app| app.find_webhook(&target.endpoint));
         match endpoint.map(|endpoint| endpoint.batch) {
             Some(BatchMode::One) => 1,
             Some(BatchMode::Many) | None => BATCH_EVENTS_MAX,
@@ -144,9 +143,7 @@ impl WebhookSender {
     pub async fn send_batch(&self, target: &EndpointId, batch: &[PendingDelivery]) -> AttemptReport {
         let registry = Arc::clone(&self.apps.borrow());
         let app = registry.by_id(&target.app);
-        let Some((app, endpoint)) =
-            app.and_then(|app| Some((app, app.webhooks.iter().find(|e| e.name == target.endpoint)?)))
-        else {
+        let Some((app, endpoint)) = app.and_then(|app| Some((app, app.find_webhook(&target.endpoint)?))) else {
             self.metrics.clear_error(&ErrorSource::Endpoint(target.to_string()));
             let is_disabled = app.is_some_and(|app| app.disabled_webhooks.iter().any(|e| e.name == target.endpoint));
             let outcome = if is_disabled { AttemptOutcome::Disabled } else { AttemptOutcome::Removed };
@@ -220,12 +217,7 @@ impl WebhookSender {
         let Some(client) = self.clients.get(&class) else {
             return Err(AttemptFailure::Unanswered("no client".to_owned()));
         };
-        let mut request = build_request(app, endpoint, &url, batch)?;
-        if self.is_replay {
-            let name =
-                HeaderName::try_from(REPLAY_HEADER).map_err(|error| AttemptFailure::Unsendable(error.to_string()))?;
-            request.headers_mut().insert(name, HeaderValue::from_static("true"));
-        }
+        let request = build_request(app, endpoint, &url, batch, self.is_replay)?;
         client.request(request).await.map_err(|error| find_root_cause(&error))
     }
 
@@ -244,10 +236,9 @@ impl WebhookSender {
     }
 }
 
-/// The configured headers of an endpoint. The operator checked them; a registry that was written otherwise must not replace
+/// Adds the configured headers of an endpoint. The operator checked them; a registry of another writer must not replace
 /// headers that the signature depends on.
-fn build_extra_headers(endpoint: &WebhookEndpoint) -> Result<HeaderMap, AttemptFailure> {
-    let mut headers = HeaderMap::new();
+fn add_extra_headers(headers: &mut HeaderMap, endpoint: &WebhookEndpoint) -> Result<(), AttemptFailure> {
     for (name, value) in &endpoint.headers {
         let refused =
             |problem: &dyn std::fmt::Display| AttemptFailure::Unsendable(format!("header `{name}` {problem}"));
@@ -257,7 +248,7 @@ fn build_extra_headers(endpoint: &WebhookEndpoint) -> Result<HeaderMap, AttemptF
         value.set_sensitive(true);
         headers.insert(name, value);
     }
-    Ok(headers)
+    Ok(())
 }
 
 /// The signed request of one attempt.
@@ -266,6 +257,7 @@ fn build_request(
     endpoint: &WebhookEndpoint,
     url: &Url,
     batch: &[PendingDelivery],
+    is_replay: bool,
 ) -> Result<Request<Body>, AttemptFailure> {
     let credential = app.signing_credential().ok_or(AttemptFailure::NoKey)?;
     let unsendable = |error: &dyn std::fmt::Display| AttemptFailure::Unsendable(error.to_string());
@@ -284,15 +276,16 @@ fn build_request(
     if old {
         request = request.header(ORIGINAL_TIME_HEADER, original);
     }
-    let mut request = request.body(Body::from(text)).map_err(|error| unsendable(&error))?;
-    for (name, value) in &build_extra_headers(endpoint)? {
-        request.headers_mut().insert(name, value.clone());
+    if is_replay {
+        request = request.header(REPLAY_HEADER, "true");
     }
+    let mut request = request.body(Body::from(text)).map_err(|error| unsendable(&error))?;
+    add_extra_headers(request.headers_mut(), endpoint)?;
     Ok(request)
 }
 
-/// The outcome by the head of an answer. The rest is read only so that the connection can be used again: an endpoint that
-/// acknowledged in time need not finish its body in time.
+/// Decides the outcome by the head of an answer. The body is read only to reuse the connection, and may arrive after the time
+/// limit of the attempt.
 async fn judge_answer(answer: Response<Incoming>) -> Result<StatusCode, AttemptFailure> {
     let status = answer.status();
     let header = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());

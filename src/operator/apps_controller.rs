@@ -17,7 +17,7 @@ use super::app_credentials::{StoredCredentials, settle_app_credentials, store_ap
 use super::app_status::{AppRefusal, ClusterView, LoadedPods, report_unrendered_cluster, update_app_status};
 use super::cluster_probers::ClusterProbers;
 use super::context::{ControllerContext, SharedContext};
-use super::endpoint_status::merge_endpoints;
+use super::endpoint_status::{ReportIndex, merge_endpoints};
 use super::pod_annotation::annotate_pod;
 use super::reconcile_error::ReconcileError;
 use super::registry_histories::{change_wait, record_registry};
@@ -199,6 +199,7 @@ async fn update_app_statuses(
     // The rendering is shared and may be older than the status of its apps; an app edited since is rendered again first.
     let version = |app: &RealtimeApp| (app.uid(), app.metadata.generation);
     let rendered_versions: HashSet<_> = read.apps.iter().map(version).collect();
+    let (name, reports) = (cluster.name_any(), ReportIndex::new(found.endpoints));
     let (mut all_settled, mut endpoint_writes) = (true, 0);
     for app in context.live.apps_of(cluster).iter().filter(|app| rendered_versions.contains(&version(app))) {
         let id = AppId(app.spec.app_id.clone());
@@ -208,8 +209,8 @@ async fn update_app_statuses(
         };
         // The rest is written by the next reconciles, so that the registry does not wait for it.
         let endpoints = (endpoint_writes < ENDPOINT_WRITES_MAX)
-            .then(|| merge_endpoints(app, &cluster.name_any(), found.endpoints))
-            .filter(|endpoints| has_news(app, &cluster.name_any(), endpoints));
+            .then(|| merge_endpoints(app, &name, &reports))
+            .filter(|endpoints| has_news(app, &name, endpoints));
         endpoint_writes += usize::from(endpoints.is_some());
         let view = ClusterView { cluster, refused: found.refused.get(&app.name_any()), pods, endpoints };
         all_settled &= update_app_status(context, app, &view, clusters).await?;

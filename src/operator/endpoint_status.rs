@@ -1,33 +1,48 @@
 //! The state of an app's webhook endpoints, merged from the reports of a cluster's dispatchers. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::api::app::{AppEndpointState, AppEndpointStatus};
+use crate::api::app::{AppEndpointState, AppEndpointStatus, WebhookSpec};
 use crate::api::{EnabledState, RealtimeApp};
 use crate::prober::EndpointReports;
 use crate::protocol::admin::EndpointReport;
 
-/// Time after a failure in which a delivery by another dispatcher does not end it: an endpoint that fails is tried every few
-/// seconds by each dispatcher that has events for it.
+/// Time after a failure in which a delivery by another dispatcher does not end it: each dispatcher that has events for a
+/// failing endpoint tries it every few seconds.
 const FAILURE_MEMORY_MS: u64 = 60_000;
-/// Growth of the time of the last delivery that alone is written, in s: otherwise every app with traffic would be written all
-/// the time.
+/// Least growth of the time of the last delivery, in s, that is written without another change: otherwise the status of every
+/// app with traffic would be written all the time.
 const DELIVERY_STEP_SECONDS: i64 = 600;
 
-/// Merges the reports of all dispatchers of a cluster on the endpoints of an app, in the order of its manifest. Facts that no
-/// dispatcher remembers, since it restarted, stay as they were written before.
+/// The reports of all dispatchers of a cluster, by app id and name of the endpoint.
+#[derive(Debug, Default)]
+pub struct ReportIndex<'a>(HashMap<(&'a str, &'a str), Vec<&'a EndpointReport>>);
+
+impl<'a> ReportIndex<'a> {
+    /// Indexes the reports once for all apps: dispatchers report thousands of endpoints.
+    #[must_use]
+    pub fn new(reports: &'a EndpointReports) -> Self {
+        let mut found: HashMap<_, Vec<_>> = HashMap::new();
+        for report in reports.values().flatten() {
+            found.entry((report.app.as_str(), report.name.as_str())).or_default().push(report);
+        }
+        Self(found)
+    }
+}
+
+/// Merges the reports of all dispatchers of a cluster on the endpoints of an app, in the order of its manifest. Facts that
+/// dispatchers lost by a restart stay as they were written before.
 #[must_use]
-pub fn merge_endpoints(app: &RealtimeApp, cluster: &str, reports: &EndpointReports) -> Vec<AppEndpointStatus> {
+pub fn merge_endpoints(app: &RealtimeApp, cluster: &str, reports: &ReportIndex<'_>) -> Vec<AppEndpointStatus> {
     let known = app.status.iter().flat_map(|status| &status.endpoints).filter(|entry| entry.cluster == cluster);
     let known: BTreeMap<&str, &AppEndpointStatus> = known.map(|entry| (entry.name.as_str(), entry)).collect();
-    let merge = |webhook: &crate::api::app::WebhookSpec| {
-        let is_same = |report: &&EndpointReport| report.app.as_str() == app.spec.app_id && report.name == webhook.name;
-        let found: Vec<&EndpointReport> = reports.values().filter_map(|pod| pod.iter().find(is_same)).collect();
+    let merge = |webhook: &WebhookSpec| {
+        let found = reports.0.get(&(app.spec.app_id.as_str(), webhook.name.as_str()));
         let before = known.get(webhook.name.as_str()).copied();
-        let merged = merge_endpoint(&webhook.name, cluster, webhook.state, before, &found);
+        let merged = merge_endpoint(webhook, cluster, before, found.map(Vec::as_slice).unwrap_or_default());
         match before {
             Some(before) if !is_worth_writing(before, &merged) => before.clone(),
             _ => merged,
@@ -37,36 +52,32 @@ pub fn merge_endpoints(app: &RealtimeApp, cluster: &str, reports: &EndpointRepor
 }
 
 fn merge_endpoint(
-    name: &str,
+    webhook: &WebhookSpec,
     cluster: &str,
-    state: EnabledState,
     before: Option<&AppEndpointStatus>,
     found: &[&EndpointReport],
 ) -> AppEndpointStatus {
     let delivered_ms = found.iter().filter_map(|report| report.last_delivered_ms).max();
-    let is_recent = |report: &&&EndpointReport| {
-        report
-            .last_failed_ms
-            .is_some_and(|failed| failed.saturating_add(FAILURE_MEMORY_MS) >= delivered_ms.unwrap_or(0))
+    let is_failing = |report: &&EndpointReport| {
+        let is_recent = |failed: u64| failed.saturating_add(FAILURE_MEMORY_MS) >= delivered_ms.unwrap_or(0);
+        report.failing_since_ms.is_some() && report.last_failed_ms.is_some_and(is_recent)
     };
-    let failing: Vec<&EndpointReport> =
-        found.iter().filter(is_recent).copied().filter(|report| report.failing_since_ms.is_some()).collect();
+    let failing: Vec<&EndpointReport> = found.iter().copied().filter(is_failing).collect();
     let is_known = delivered_ms.is_some() || !failing.is_empty();
-    let is_failing = if is_known { !failing.is_empty() } else { before.is_some_and(|it| it.failing_since.is_some()) };
     let latest = match failing.iter().max_by_key(|report| report.last_failed_ms) {
         Some(latest) => Some(latest.last_answer.clone()),
         None => found.iter().max_by_key(|report| report.last_delivered_ms).map(|report| report.last_answer.clone()),
     };
     let since = failing.iter().filter_map(|report| report.failing_since_ms).min().and_then(to_time);
     let dropped: u64 = found.iter().map(|report| report.dropped).sum();
-    let disabled = state == EnabledState::Disabled;
+    let disabled = webhook.state == EnabledState::Disabled;
     let failing_since = if is_known { since } else { before.and_then(|it| it.failing_since.clone()) };
     let last_delivered_at =
         delivered_ms.and_then(to_time).into_iter().chain(before.and_then(|it| it.last_delivered_at.clone())).max();
     AppEndpointStatus {
-        name: name.to_owned(),
+        name: webhook.name.clone(),
         cluster: cluster.to_owned(),
-        state: match (disabled, is_failing, &last_delivered_at) {
+        state: match (disabled, failing_since.is_some(), &last_delivered_at) {
             (true, ..) => AppEndpointState::Disabled,
             (false, true, _) => AppEndpointState::Failing,
             (false, false, Some(_)) => AppEndpointState::Delivering,
@@ -86,7 +97,7 @@ fn merge_endpoint(
     }
 }
 
-/// Whether a change is written: at once for what an owner must know, and now and then for what grows with every event.
+/// Whether a change is written: at once for a change of state or answer, rarely for values that grow with every event.
 fn is_worth_writing(before: &AppEndpointStatus, now: &AppEndpointStatus) -> bool {
     let second = |time: &Option<Time>| time.as_ref().map_or(0, |time| time.0.as_second());
     let has_news = before.state != now.state
@@ -138,7 +149,8 @@ mod tests {
     fn merge(app: &RealtimeApp, reports: &[EndpointReport]) -> AppEndpointStatus {
         let other = EndpointReport { app: "2".into(), ..report(Some(1), None, "another app", 9) };
         let pods = (0..).zip(reports).map(|(n, report)| (format!("pod-{n}"), vec![other.clone(), report.clone()]));
-        let mut merged = merge_endpoints(app, "eu", &pods.collect());
+        let reports: EndpointReports = pods.collect();
+        let mut merged = merge_endpoints(app, "eu", &ReportIndex::new(&reports));
         assert_eq!(merged.len(), 1);
         merged.remove(0)
     }

@@ -37,6 +37,7 @@ mod name_list;
 mod object_index;
 mod operator_error;
 mod own_networks;
+mod owned_stream;
 mod pod_admission;
 mod pod_annotation;
 mod pod_audit;

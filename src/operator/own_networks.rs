@@ -1,7 +1,7 @@
 //! The networks of the Kubernetes cluster itself whose addresses are public: webhooks must not be sent to them.
 //!
-//! Private addresses are refused anyway. Public ones are those of pods and nodes with IPv6, and of pods in a public range of
-//! IPv4. They are taken from the pods that the operator watches, so that it needs no right to read nodes.
+//! Private addresses are refused anyway. Pods and nodes with IPv6, and pods in a public range of IPv4, have public ones. The
+//! operator takes them from the pods that it watches, so that it needs no permission to read nodes.
 
 use std::net::IpAddr;
 
@@ -23,7 +23,7 @@ pub fn find_own_networks<'a>(pods: impl Iterator<Item = &'a Pod>) -> Vec<IpNet> 
         let of_node = status.host_ips.iter().flatten().map(|address| address.ip.as_str());
         let is_on_node = |address: &IpAddr| of_node.clone().any(|node| node.parse() == Ok(*address));
         for address in of_pod.clone().chain(of_node.clone()).filter_map(|text| text.parse::<IpAddr>().ok()) {
-            // The neighbours of a node with a public address of IPv4 belong to others.
+            // Neighbours of the public IPv4 address of a node may belong to other customers of a cloud.
             let prefix = if is_on_node(&address) { 32 } else { POD_RANGE_PREFIX_V4 };
             let network = match address {
                 IpAddr::V4(v4) => Ipv4Net::new(v4, prefix).map(|network| IpNet::V4(network.trunc())),

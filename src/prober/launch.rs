@@ -24,8 +24,13 @@ impl JourneySchedule {
             let observation = context.observer.observe_all(&context.plan).await;
             // The schedule may have ended.
             let _ = results.send(ScheduleEvent::PodsObserved(observation)).await;
-            context.observer.read_endpoints(&context.plan).await;
         });
+    }
+
+    /// Reads the endpoints of all dispatchers, in a separate task.
+    pub(super) fn read_endpoints(&self) {
+        let context = self.context.clone();
+        tokio::spawn(async move { context.observer.read_endpoints(&context.plan).await });
     }
 
     /// Lists the shards of the stream, in a separate task.

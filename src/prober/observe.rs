@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
@@ -15,7 +15,6 @@ use super::ProbePlan;
 use crate::config::name;
 use crate::gate::{ConfigDrift, ExpectedConfig, RegistryReading, find_drifts};
 use crate::process::clock;
-use crate::process::locks::lock_unpoisoned;
 use crate::protocol::admin::{DispatcherFlow, EffectiveReport, EndpointReport, EndpointsReport, FlowReport};
 use crate::protocol::{Secret, ShardId};
 
@@ -25,9 +24,9 @@ const OBSERVATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Answers that are waited for at once.
 const CONCURRENT_REQUESTS_MAX: usize = 16;
 
-/// Least time between two reads of the endpoints of all dispatchers.
+/// Time between two reads of the endpoints of all dispatchers.
 const ENDPOINTS_READ_INTERVAL: Duration = Duration::from_mins(1);
-/// The same while no dispatcher has sent anything yet.
+/// Time between two reads of the endpoints until a dispatcher has reported one.
 const FIRST_ENDPOINTS_READ_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The endpoints that each dispatcher reported, by pod.
@@ -38,7 +37,6 @@ pub type EndpointReports = BTreeMap<String, Vec<EndpointReport>>;
 pub(super) struct PodObserver {
     http: Http,
     endpoints: watch::Sender<Arc<EndpointReports>>,
-    endpoints_read_at: Arc<Mutex<Option<Instant>>>,
 }
 
 /// A pod's name, and its two answers as far as they came.
@@ -87,7 +85,7 @@ impl PodObserver {
     pub fn new() -> Result<Self, reqwest::Error> {
         let http =
             Http::builder().no_proxy().timeout(OBSERVATION_TIMEOUT).connect_timeout(OBSERVATION_TIMEOUT).build()?;
-        Ok(Self { http, endpoints: watch::Sender::default(), endpoints_read_at: Arc::default() })
+        Ok(Self { http, endpoints: watch::Sender::default() })
     }
 
     /// The endpoints of all dispatchers, as they were last read.
@@ -95,18 +93,15 @@ impl PodObserver {
         self.endpoints.subscribe()
     }
 
-    /// Reads the endpoints of all dispatchers, once a minute. A dispatcher that does not answer keeps its former report.
+    /// Time in force between two reads of the endpoints.
+    pub fn endpoints_interval(&self) -> Duration {
+        let is_empty = self.endpoints.borrow().values().all(Vec::is_empty);
+        if is_empty { FIRST_ENDPOINTS_READ_INTERVAL } else { ENDPOINTS_READ_INTERVAL }
+    }
+
+    /// Reads the endpoints of all dispatchers. One that does not answer keeps its former report.
     pub async fn read_endpoints(&self, plan: &ProbePlan) {
-        let (now, before) = (Instant::now(), Arc::clone(&self.endpoints.borrow()));
-        let is_empty = before.values().all(Vec::is_empty);
-        let interval = if is_empty { FIRST_ENDPOINTS_READ_INTERVAL } else { ENDPOINTS_READ_INTERVAL };
-        {
-            let mut read_at = lock_unpoisoned(&self.endpoints_read_at);
-            if read_at.is_some_and(|at| now.duration_since(at) < interval) {
-                return;
-            }
-            *read_at = Some(now);
-        }
+        let before = Arc::clone(&self.endpoints.borrow());
         let read = |pod: &str, admin| {
             let pod = pod.to_owned();
             async move {

@@ -212,7 +212,7 @@ impl JourneySchedule {
     ) {
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let (mut looked, mut listed, mut round, mut aged) = (None, None, None, None);
+        let (mut looked, mut listed, mut read, mut round, mut aged) = (None, None, None, None, None);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -233,6 +233,10 @@ impl JourneySchedule {
                     if is_due(looked, now, if proven { interval } else { UNPROVEN_OBSERVATION_INTERVAL }) {
                         looked = Some(now);
                         self.observe_pods();
+                    }
+                    if is_due(read, now, self.context.observer.endpoints_interval()) {
+                        read = Some(now);
+                        self.read_endpoints();
                     }
                     if is_due(aged, now, AGEING_INTERVAL) {
                         aged = Some(now);

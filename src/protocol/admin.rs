@@ -181,11 +181,13 @@ pub struct EndpointReport {
     pub dropped: u64,
 }
 
-impl Default for EndpointReport {
-    fn default() -> Self {
+impl EndpointReport {
+    /// The report on an endpoint before its first attempt.
+    #[must_use]
+    pub fn new(app: AppId, name: String) -> Self {
         Self {
-            app: AppId(String::new()),
-            name: String::new(),
+            app,
+            name,
             last_delivered_ms: None,
             failing_since_ms: None,
             last_failed_ms: None,

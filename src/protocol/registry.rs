@@ -25,9 +25,6 @@ pub const ENDPOINTS_FILE: &str = "allowed-endpoints";
 /// that do not know such lines take them for endpoints that cannot be parsed, and allow nothing by them.
 pub const DENIED_PREFIX: &str = "deny ";
 
-/// The first release whose servers read the list of disabled endpoints, and batching and headers of an endpoint.
-pub const SETTINGS_SINCE: &str = "0.2.0";
-
 /// One app as a server knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -151,7 +148,7 @@ impl BatchMode {
 }
 
 impl WebhookEndpoint {
-    /// Whether the endpoint has a setting that servers of [`SETTINGS_SINCE`] read first.
+    /// Whether the endpoint has a setting that servers read since [`crate::config::Release::ENDPOINT_SETTINGS`].
     #[must_use]
     pub fn has_later_settings(&self) -> bool {
         !self.batch.is_many() || !self.headers.is_empty() || self.unsendable.is_some()
@@ -159,8 +156,8 @@ impl WebhookEndpoint {
 }
 
 impl App {
-    /// Removes the settings that only servers of [`SETTINGS_SINCE`] read: those of the release before refuse a whole file
-    /// of the registry for a field that they do not know.
+    /// Removes the settings that servers read since [`crate::config::Release::ENDPOINT_SETTINGS`]: older ones refuse a whole file of the
+    /// registry for an unknown field.
     pub fn remove_later_settings(&mut self) {
         self.disabled_webhooks.clear();
         for endpoint in &mut self.webhooks {
@@ -173,6 +170,12 @@ impl App {
     #[must_use]
     pub fn signing_credential(&self) -> Option<&Credential> {
         self.credentials.iter().find(|credential| credential.state == CredentialState::Active)
+    }
+
+    /// Finds the enabled endpoint of this name.
+    #[must_use]
+    pub fn find_webhook(&self, name: &str) -> Option<&WebhookEndpoint> {
+        self.webhooks.iter().find(|endpoint| endpoint.name == name)
     }
 
     /// Renames each endpoint that has the name of an earlier one.

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tower::Service;
 
-use super::phase::AttemptPhase;
+use super::phase::{AttemptPhase, PHASE_TIMEOUT};
 use super::resolver::{NameResolver, ResolveFailure};
 use crate::protocol::egress_policy::{EgressClass, EgressPolicy, EgressRefusal};
 
@@ -45,7 +45,7 @@ pub enum ConnectFailure {
         message: String,
     },
     /// A phase took too long.
-    #[error("{0}: not within {limit} s", limit = .0.limit().unwrap_or_default().as_secs())]
+    #[error("{0}: not within {limit} s", limit = PHASE_TIMEOUT.as_secs())]
     Timeout(AttemptPhase),
 }
 
@@ -109,7 +109,7 @@ impl EgressConnector {
         Ok(EgressConnection(TokioIo::new(Box::new(stream))))
     }
 
-    /// The addresses of a host that the policy allows: the very ones that are connected to, so that a name cannot change
+    /// Finds the addresses of a host that the policy allows. The connection uses these addresses, so that a name cannot change
     /// between check and use.
     async fn find_addresses(&self, host: &str) -> Result<Vec<IpAddr>, ConnectFailure> {
         let found: Arc<[IpAddr]> = if let Ok(literal) = host.parse::<IpAddr>() {
@@ -127,14 +127,13 @@ impl EgressConnector {
     }
 }
 
-/// Bounds a phase by its limit.
+/// Bounds a phase by its time limit.
 async fn limit_phase<T>(phase: AttemptPhase, work: impl Future<Output = io::Result<T>>) -> Result<T, ConnectFailure> {
-    let limit = phase.limit().unwrap_or(Duration::MAX);
-    let done = timeout(limit, work).await.map_err(|_| ConnectFailure::Timeout(phase))?;
+    let done = timeout(PHASE_TIMEOUT, work).await.map_err(|_| ConnectFailure::Timeout(phase))?;
     done.map_err(|error| ConnectFailure::Failed { phase, message: describe_io(phase, &error) })
 }
 
-/// The error in words, without the number of the system.
+/// Describes an error without the error number of the operating system.
 fn describe_io(phase: AttemptPhase, error: &io::Error) -> String {
     match (phase, error.kind()) {
         (AttemptPhase::Connect, io::ErrorKind::ConnectionRefused) => "connection refused".to_owned(),

@@ -1,10 +1,13 @@
-//! The phases of an attempt, each with a time limit of its own.
+//! The phases of an attempt: those before the request have a time limit of their own.
 
 use std::cell::Cell;
 use std::fmt;
 use std::time::Duration;
 
-/// A phase of an attempt, in the order of their course.
+/// Longest name resolution, connection and TLS handshake, each; the time limit of the whole attempt applies too.
+pub const PHASE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A phase of an attempt, in chronological order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptPhase {
     /// The host's name is resolved.
@@ -18,15 +21,8 @@ pub enum AttemptPhase {
 }
 
 impl AttemptPhase {
-    /// Longest time of the phase; the time limit of the whole attempt holds too.
-    pub fn limit(self) -> Option<Duration> {
-        match self {
-            Self::Resolve | Self::Connect | Self::Tls => Some(Duration::from_secs(2)),
-            Self::Head => None,
-        }
-    }
-
-    /// Notes that the attempt of this task is in the phase. A connection that is opened for a later attempt has none.
+    /// Records the phase for the attempt of this task. A task without an attempt, which opens a connection in advance, records
+    /// none.
     pub fn enter(self) {
         // Fails outside an attempt.
         let _ = CURRENT_PHASE.try_with(|phase| phase.set(self));
@@ -37,7 +33,7 @@ impl AttemptPhase {
         CURRENT_PHASE.try_with(Cell::get).unwrap_or(Self::Head)
     }
 
-    /// Runs an attempt whose phases are noted.
+    /// Runs an attempt and records its phases.
     pub async fn track<T>(attempt: impl Future<Output = T>) -> T {
         CURRENT_PHASE.scope(Cell::new(Self::Head), attempt).await
     }

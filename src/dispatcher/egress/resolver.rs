@@ -15,7 +15,7 @@ use hickory_resolver::{TokioResolver, system_conf};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::phase::AttemptPhase;
+use super::phase::PHASE_TIMEOUT;
 use crate::process::locks::lock_unpoisoned;
 
 /// Longest wait for one answer of a name server; a query is sent again within the time limit of the phase.
@@ -24,7 +24,7 @@ const QUERY_TIMEOUT: Duration = Duration::from_millis(900);
 const CONCURRENT_LOOKUPS_MAX: usize = 256;
 /// Bounds the answers that are kept.
 const CACHED_ANSWERS_MAX: u64 = 4_096;
-/// Longest time for which an address is used without another query, whatever its owner says.
+/// Longest time for which an address is used without another query, even if its record has a longer TTL.
 const ADDRESS_TTL_MAX: Duration = Duration::from_mins(1);
 /// Longest time for which a missing name is not looked up again.
 const MISSING_NAME_TTL_MAX: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ pub enum ResolveFailure {
     #[error("the name {0} does not exist")]
     Missing(String),
     /// No name server answered in time.
-    #[error("no name server answered for {0} within {limit} s", limit = AttemptPhase::Resolve.limit().unwrap_or_default().as_secs())]
+    #[error("no name server answered for {0} within {limit} s", limit = PHASE_TIMEOUT.as_secs())]
     Timeout(String),
     /// A name server answered with an error.
     #[error("name {name}: {message}")]
@@ -59,7 +59,7 @@ pub enum ResolveFailure {
 /// Resolves names; shared by all endpoints of a process.
 pub struct NameResolver {
     resolver: TokioResolver,
-    /// Addresses of `/etc/hosts`, by name: they precede every answer of a name server, also of a search list's.
+    /// Addresses of `/etc/hosts`, by name: they precede every answer of a name server, also for a name of the search list.
     hosts: HashMap<String, Arc<[IpAddr]>>,
     lookups: Arc<Semaphore>,
     /// Lookups in flight by name: attempts for one name share a lookup, so that one name occupies one permit.
@@ -115,8 +115,7 @@ impl NameResolver {
         in_flight.retain(|_, lookup| lookup.upgrade().is_some());
         let (resolver, lookups, wanted) = (self.resolver.clone(), Arc::clone(&self.lookups), name.to_owned());
         let lookup = async move {
-            let limit = AttemptPhase::Resolve.limit().unwrap_or(QUERY_TIMEOUT);
-            let found = timeout(limit, look_up(&resolver, &lookups, &wanted)).await;
+            let found = timeout(PHASE_TIMEOUT, look_up(&resolver, &lookups, &wanted)).await;
             found.unwrap_or(Err(ResolveFailure::Timeout(wanted)))
         };
         let shared = lookup.boxed().shared();
