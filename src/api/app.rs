@@ -4,7 +4,7 @@
     reason = "columns have one type in common, and the lint reads their arguments apart"
 )]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,7 @@ use super::{EnabledState, SecretRef};
     printcolumn(name = "App", type_ = "string", json_path = ".spec.appID"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(name = "Failing", type_ = "string", json_path = ".status.endpoints[?(@.state=='Failing')].name"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -145,6 +146,27 @@ pub struct WebhookSpec {
     #[serde(default = "WebhookSpec::timeout")]
     #[schemars(range(min = 1, max = 30))]
     pub timeout_seconds: u32,
+    /// Whether webhooks are sent. The events of a disabled endpoint are not kept for it; no answer of an endpoint disables
+    /// it.
+    #[serde(default)]
+    pub state: EnabledState,
+    /// Number of events in one body.
+    #[serde(default)]
+    pub batch: WebhookBatching,
+    /// Secret whose keys and values are headers of every request, such as `Authorization`. Refused are `Host`,
+    /// `Connection` and other headers of the connection, `Content-*`, `Transfer-Encoding`, `X-Pusher-*` and `X-Realtime-*`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers_secret_ref: Option<SecretRef>,
+}
+
+/// Number of events in one body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WebhookBatching {
+    /// Up to 100 events that are due at the same time.
+    #[default]
+    Many,
+    /// One event, for receivers that read only the first event of a body.
+    One,
 }
 
 impl WebhookSpec {
@@ -215,6 +237,50 @@ pub struct RealtimeAppStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub clusters: Vec<AppClusterStatus>,
+    /// Webhook endpoints of the app in each cluster, as its dispatchers last saw them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["cluster".into(), "name".into()]))]
+    pub endpoints: Vec<AppEndpointStatus>,
+}
+
+/// State of a webhook endpoint in one cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AppEndpointStatus {
+    /// Name of the endpoint.
+    pub name: String,
+    /// Name of the cluster that sends the webhooks.
+    pub cluster: String,
+    /// Whether webhooks arrive at the endpoint.
+    #[serde(default)]
+    pub state: AppEndpointState,
+    /// Time of the last acknowledged webhook; written at most every ten minutes while nothing else changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_delivered_at: Option<Time>,
+    /// Time since which no webhook was acknowledged, while one fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failing_since: Option<Time>,
+    /// The last answer, such as `308: write the final address, redirects are not followed`, `connection refused` or
+    /// `429, Retry-After 7200`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub last_answer: String,
+    /// Events that the endpoint did not get, counted by the dispatchers that run now.
+    #[serde(default)]
+    pub dropped: i64,
+}
+
+/// Whether webhooks arrive at an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AppEndpointState {
+    /// No webhook was sent yet.
+    #[default]
+    Idle,
+    /// The last webhook was acknowledged.
+    Delivering,
+    /// Webhooks fail and are retried.
+    Failing,
+    /// The endpoint is disabled in the manifest.
+    Disabled,
 }
 
 /// State of an app in one cluster.

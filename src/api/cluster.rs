@@ -309,6 +309,10 @@ pub struct WebhookPipelineSpec {
     /// Private networks to which webhooks may be sent, such as `10.20.0.0/16`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed_networks: Vec<String>,
+    /// Networks with public addresses to which webhooks are not sent, such as the ranges of pods, Services and nodes. The
+    /// operator adds those of the cluster's own pods and their nodes; private addresses are refused without an entry.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub denied_networks: Vec<String>,
     /// The dispatcher, which sends webhooks.
     pub dispatcher: DispatcherServer,
     /// The Kinesis stream between edges and dispatcher.

@@ -113,7 +113,7 @@ reasons! {
     AppInvalid,
     /// A Secret that is not ours has the name of the one for the app's generated credentials, and was not changed.
     CredentialsNotOurs,
-    /// A cluster sends no webhook to an endpoint of the app, by scheme, port or address; its clients are served.
+    /// A cluster sends no webhook to an endpoint of the app, by scheme, port, address or headers; its clients are served.
     EndpointNotAllowed,
     /// No cluster serves the app.
     NoCluster,
@@ -275,8 +275,8 @@ impl Reason {
                 "Rename or delete the Secret named, or reference a Secret with `key` and `secret` in the app's `credentials`."
             }
             Self::EndpointNotAllowed => {
-                "Correct the URL to https on port 443 or 8443, or allow its network in `webhooks.allowedNetworks` of the cluster \
-                 named."
+                "Correct the field named: the URL to https on port 443 or 8443, or its network in `webhooks.allowedNetworks` of \
+                 the cluster named; or the Secret of `headersSecretRef`."
             }
             Self::NoCluster => "Create a RealtimeCluster in the app's namespace, or delete the app.",
             Self::AppsStale => "Check the pods named: they read apps from their mounted Secrets.",

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::pods::OBJECT_NAME_PATTERN;
+
 /// Container image of the servers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -24,7 +26,7 @@ pub struct ImageSpec {
     pub pull_policy: Option<PullPolicy>,
     /// Names of Secrets with which kubelet pulls the image.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 20), inner(length(max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")))]
+    #[schemars(length(max = 20), inner(length(max = 253), regex(pattern = OBJECT_NAME_PATTERN)))]
     pub image_pull_secrets: Vec<String>,
 }
 

@@ -9,6 +9,9 @@ use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
+/// Pattern of the name of an object, in part: labels of a DNS name may not begin or end with a dash either.
+pub const OBJECT_NAME_PATTERN: &str = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$";
+
 /// Settings of the pods of one server. A change of them starts new pods.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -34,7 +37,7 @@ pub struct PodSettings {
     pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint>>,
     /// Priority class of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(max = 253), regex(pattern = OBJECT_NAME_PATTERN))]
     pub priority_class_name: Option<String>,
     /// Labels that pods have in addition to those of the operator.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -51,8 +54,11 @@ pub struct PodSettings {
     pub pod_disruption_budget: DisruptionBudget,
 }
 
-/// Prefixes of labels and annotations that belong to the operator.
-pub const OPERATOR_PREFIXES: [&str; 2] = ["app.kubernetes.io/", "realtime-operator.dev/"];
+/// Prefix of labels, beside [`OPERATOR_PREFIX`], that belong to the operator.
+pub const APP_LABEL_PREFIX: &str = "app.kubernetes.io/";
+
+/// Prefix of labels and annotations that belong to the operator.
+pub const OPERATOR_PREFIX: &str = "realtime-operator.dev/";
 
 /// How many pods an eviction may take at once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -152,7 +158,7 @@ pub struct ServiceAccounts {
 pub struct ServiceAccountSpec {
     /// Name of the account; by default that of the cluster with `-edge` or `-dispatcher`. Trust policies of IAM roles name it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(max = 253), regex(pattern = OBJECT_NAME_PATTERN))]
     pub name: Option<String>,
     /// Whether the operator creates the account; `Never` uses one that exists.
     pub create: AccountCreation,

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::pods::{AMOUNT_PATTERN, is_amount};
+use super::pods::{AMOUNT_PATTERN, OBJECT_NAME_PATTERN, is_amount};
 use crate::config::{is_host, is_script, suggest_name};
 
 /// A violation of the schema.
@@ -205,7 +205,7 @@ fn matches_type(pattern: &str, text: &str) -> bool {
             !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
         }
         r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$" => is_version(text),
-        r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$" => {
+        OBJECT_NAME_PATTERN => {
             let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
             let (first, last) = (text.bytes().next(), text.bytes().last());
             first.is_some_and(inner) && last.is_some_and(inner) && text.bytes().all(|b| inner(b) || b"-.".contains(&b))

@@ -154,10 +154,10 @@ impl RunClock {
     }
 }
 
-/// Builds an event's data: its number and its time between marks that need no escape, then padding.
-fn build_event_payload(number: u64, us: u64) -> String {
+/// Builds an event's data, of so many bytes: its number and its time between marks that need no escape, then padding.
+pub fn build_event_payload(number: u64, us: u64, bytes: usize) -> String {
     let mut data = format!("~{number}~{us}~");
-    data.extend(std::iter::repeat_n('x', EVENT_PAYLOAD_BYTES.saturating_sub(data.len())));
+    data.extend(std::iter::repeat_n('x', bytes.saturating_sub(data.len())));
     data
 }
 
@@ -258,7 +258,7 @@ async fn post_event(
     number: u64,
     us: u64,
 ) -> io::Result<()> {
-    let data = build_event_payload(number, us);
+    let data = build_event_payload(number, us, EVENT_PAYLOAD_BYTES);
     let (target, body) = if kind == ServerKind::Baseline {
         // As large as the frame that the other servers send.
         let frame = serde_json::json!({ "event": "bench", "channel": channel, "data": data });
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn an_event_is_found_in_a_frame_whatever_surrounds_it() {
-        let data = build_event_payload(12, 3_456);
+        let data = build_event_payload(12, 3_456, EVENT_PAYLOAD_BYTES);
         assert_eq!(data.len(), EVENT_PAYLOAD_BYTES);
         for frame in [
             format!(r#"{{"event":"bench","channel":"private-bench-1","data":"{data}"}}"#),

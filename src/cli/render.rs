@@ -35,11 +35,9 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
     for note in &input.notes {
         eprintln!("realtime: note: {note}");
     }
-    for reference in desired::collect_secret_references(&input.cluster, &input.apps) {
-        let texts = input.secrets.entry(reference.name.clone()).or_default();
-        let stand_in = format!("<{} of Secret {}>", reference.key, reference.name);
-        texts.entry(reference.key).or_insert(stand_in);
-    }
+    desired::add_stand_ins(&input.cluster, &input.apps, &mut input.secrets, |reference| {
+        format!("<{} of Secret {}>", reference.key, reference.name)
+    });
     let generate = |purpose: &str| format!("<{purpose}>");
     let credentials = desired::generate_all_credentials(&input.cluster, &input.apps, generate);
     let inputs = ClusterInputs {
@@ -48,6 +46,7 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
         secrets: &input.secrets,
         credentials: &credentials,
         receiver: &arguments.receiver,
+        own_networks: &[],
         own_image: &ServerImage::of_operator(arguments.image.as_deref()),
         recorded_image: None,
         stream: None,

@@ -34,7 +34,7 @@ const FAILED_EXIT_CODE: u8 = 1;
 /// State (occupied, vacated, added, removed, counts) of which a later one is known, from another letter or from the stream
 /// of the events, is not sent: it would contradict what the endpoint knows. --all sends it. Private addresses are refused,
 /// as by the dispatcher. Letters stay in the stream: a second replay of the same range sends the same letters again.
-/// Nothing is written back for what fails.
+/// An event that fails again is not written to the stream again.
 ///
 /// In a dispatcher pod every setting is in the environment:
 ///   kubectl exec -n channels deploy/eu-dispatcher -- realtime replay --since 6h --dry-run

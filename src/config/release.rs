@@ -18,6 +18,9 @@ impl Release {
     /// The first release whose pods have no fixed user, request resources and spread by default.
     pub const PLATFORM_DEFAULTS: Self = Self { major: 0, minor: 2, patch: 0 };
 
+    /// The first release whose servers read the list of disabled endpoints, and batching and headers of an endpoint.
+    pub const ENDPOINT_SETTINGS: Self = Self { major: 0, minor: 2, patch: 0 };
+
     /// The release of this program.
     #[must_use]
     pub fn own() -> Self {

@@ -91,6 +91,10 @@ const fn define_variable(
     Variable { key, name: key.name(), kind, need, servers, secret: false, since: "0.1.0", about }
 }
 
+const fn mark_since(since: &'static str, row: Variable) -> Variable {
+    Variable { since, ..row }
+}
+
 const fn mark_secret(row: Variable) -> Variable {
     Variable { secret: true, ..row }
 }
@@ -268,12 +272,15 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         ALL_SERVERS,
         "Name of the Kinesis stream that edges write and the dispatcher reads.",
     ),
-    define_variable(
-        VariableKey::DeadLetterStream,
-        ValueKind::Text,
-        Requirement::Default(""),
-        DISPATCHER_SERVERS,
-        "Name of the Kinesis stream for events that could not be delivered. Without it they are dropped, and counted by reason.",
+    mark_since(
+        "0.2.0",
+        define_variable(
+            VariableKey::DeadLetterStream,
+            ValueKind::Text,
+            Requirement::Default(""),
+            DISPATCHER_SERVERS,
+            "Name of the Kinesis stream for events that could not be delivered. Without it they are dropped, and counted by reason.",
+        ),
     ),
     define_variable(
         VariableKey::Bus,

@@ -1,22 +1,17 @@
 //! Validates apps: resolves their credentials, checks their origins and webhooks, finds conflicts between them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use super::app_credentials::{AppCredentials, GeneratedPair};
 use super::cluster::ProbeApp;
 use super::credentials::ClusterCredentials;
-use super::problem::ManifestProblem;
+use super::problem::{ManifestProblem, describe_app};
 use super::secret_references::SecretTexts;
+use super::webhook_endpoints::resolve_endpoints;
 use crate::api::app::CredentialState as ApiCredentialState;
 use crate::api::{EnabledState, RealtimeApp};
-use crate::protocol::egress_policy::EgressPolicy;
-use crate::protocol::registry::{App, AppLimits, Credential, CredentialState, WebhookEndpoint};
+use crate::protocol::registry::{App, AppLimits, BatchMode, Credential, CredentialState, WebhookEndpoint};
 use crate::protocol::{AppId, AppKey, Secret, origin, signature};
-
-/// Names an app in problems.
-pub(super) fn describe_app(app: &RealtimeApp) -> String {
-    format!("RealtimeApp {}", app.metadata.name.as_deref().unwrap_or_default())
-}
 
 /// App id of the probe: 15 digits that no customer is likely to have, derived so that a cluster keeps its id.
 pub(super) fn derive_probe_id(uid: &str) -> AppId {
@@ -46,7 +41,11 @@ pub(super) fn build_probe_app(probe: &ProbeApp, receiver: &str) -> App {
             events: vec![],
             channel_prefix: String::new(),
             timeout_seconds: 4,
+            batch: BatchMode::Many,
+            headers: BTreeMap::new(),
+            unsendable: None,
         }],
+        disabled_webhooks: vec![],
     }
 }
 
@@ -79,11 +78,12 @@ impl ClaimedNames {
 }
 
 /// Validates one app. Its credentials come from the Secrets that it references; without a reference they are generated.
+/// Returns it with the problems of its endpoints, in spite of which it is served.
 pub(super) fn validate_app(
     raw: &RealtimeApp,
     secrets: &SecretTexts,
     credentials: &ClusterCredentials,
-) -> Result<App, Vec<ManifestProblem>> {
+) -> Result<(App, Vec<ManifestProblem>), Vec<ManifestProblem>> {
     let mut problems = Vec::new();
     let credentials = resolve_credentials(raw, secrets, credentials, &mut problems);
     for (index, origin) in raw.spec.allowed_origins.iter().enumerate() {
@@ -113,7 +113,8 @@ pub(super) fn validate_app(
     if !problems.is_empty() {
         return Err(problems);
     }
-    Ok(App {
+    let endpoints = resolve_endpoints(raw, secrets);
+    let app = App {
         id: AppId(raw.spec.app_id.clone()),
         credentials,
         enabled: raw.spec.state == EnabledState::Enabled,
@@ -126,19 +127,10 @@ pub(super) fn validate_app(
             message_bytes: usize::try_from(raw.spec.limits.message_bytes).unwrap_or(usize::MAX),
             client_events_per_second: raw.spec.limits.client_events_per_second,
         },
-        webhooks: raw
-            .spec
-            .webhooks
-            .iter()
-            .map(|webhook| WebhookEndpoint {
-                name: webhook.name.clone(),
-                url: webhook.url.clone(),
-                events: webhook.events.iter().map(|event| event.name().to_owned()).collect(),
-                channel_prefix: webhook.channel_prefix.clone(),
-                timeout_seconds: webhook.timeout_seconds,
-            })
-            .collect(),
-    })
+        webhooks: endpoints.enabled,
+        disabled_webhooks: endpoints.disabled,
+    };
+    Ok((app, endpoints.problems))
 }
 
 /// The generated credentials of an app; `None` for an app that references Secrets.
@@ -154,22 +146,6 @@ pub(super) fn find_credentials_problem(
 ) -> Option<ManifestProblem> {
     let message = generated?.refusal.as_ref()?.message.clone();
     Some(ManifestProblem { object: describe_app(raw), path: "spec.credentials".to_owned(), message })
-}
-
-/// Finds the endpoints to which no dispatcher of the cluster sends, by the text of their URLs.
-pub(super) fn find_refused_endpoints(raw: &RealtimeApp, cluster: &str, policy: &EgressPolicy) -> Vec<ManifestProblem> {
-    let mut problems = Vec::new();
-    for (index, webhook) in raw.spec.webhooks.iter().enumerate() {
-        let Ok(url) = url::Url::parse(&webhook.url) else { continue };
-        if let Err(refusal) = policy.classify_url(&url) {
-            problems.push(ManifestProblem {
-                object: describe_app(raw),
-                path: format!("spec.webhooks[{index}].url"),
-                message: format!("gets no webhook from cluster {cluster}: {refusal}"),
-            });
-        }
-    }
-    problems
 }
 
 /// Resolves the credentials of an app, in the order of its manifest.

@@ -66,6 +66,8 @@ pub struct ValidCluster {
     pub peer_secret: Secret,
     /// `HOST:PORT` of the operator's webhook receiver.
     pub receiver: String,
+    /// Networks that webhooks are not sent to although their addresses are public.
+    pub denied_networks: Vec<String>,
 }
 
 /// A server that is deployed.

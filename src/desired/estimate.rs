@@ -1,6 +1,6 @@
 //! The estimated time from an apply until Ready. Pure.
 //!
-//! An estimate, from usual times; the timeout of a tool is larger: twice as long covers a slow registry of images.
+//! It adds usual times. The timeout of a tool must be longer: twice the estimate covers a slow image registry.
 
 use std::time::Duration;
 

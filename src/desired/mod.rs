@@ -15,6 +15,7 @@ mod environment;
 mod estimate;
 mod image_reference;
 mod known_injectors;
+mod kubernetes_names;
 pub mod manifest;
 mod name_pattern;
 pub mod network_policy;
@@ -28,6 +29,7 @@ mod secret_copies;
 mod secret_references;
 mod server_image;
 mod validate;
+mod webhook_endpoints;
 
 pub use app_credentials::{
     AppCredentials, CredentialsRefusal, CredentialsStep, GeneratedPair, app_credentials_name, app_owner_reference,
@@ -50,8 +52,8 @@ pub use receiver::{OPERATOR_NAMESPACE, RECEIVER_PORT, RECEIVER_SERVICE, receiver
 pub use render::{DesiredObjects, render_objects};
 pub use secret_copies::SecretCopy;
 pub use secret_references::{
-    RedisReferences, SecretReaders, SecretReference, SecretTexts, app_secret_names, collect_secret_references,
-    decode_secret, trim_texts,
+    RedisReferences, SecretReaders, SecretReference, SecretTexts, add_stand_ins, app_secret_names,
+    collect_secret_references, decode_secret, header_secret_names, trim_texts,
 };
 pub use server_image::ServerImage;
 pub use validate::{ClusterInputs, StreamIdentity, validate, validate_stream};

@@ -136,6 +136,7 @@ mod tests {
             secrets: &SecretTexts::new(),
             credentials: &generate_all_credentials(&cluster, &[], str::to_owned),
             receiver: "receiver.svc:8090",
+            own_networks: &[],
             own_image: &ServerImage::of_operator(None),
             recorded_image: None,
             stream: None,

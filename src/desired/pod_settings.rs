@@ -7,7 +7,10 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::api::pods::{AccountCreation, OPERATOR_PREFIXES, PodSettings, ResourcesSpec, ServiceAccountSpec};
+use super::kubernetes_names::{is_label_value, is_qualified_name};
+use crate::api::pods::{
+    APP_LABEL_PREFIX, AccountCreation, Amount, OPERATOR_PREFIX, PodSettings, ResourcesSpec, ServiceAccountSpec,
+};
 use crate::config::Release;
 
 /// Requests of a server whose manifest names neither a request nor a limit of the resource: a pod without any is the first
@@ -28,7 +31,7 @@ pub struct ServerPods {
     pub tolerations: Vec<Toleration>,
     /// Rules by which the scheduler prefers or demands nodes.
     pub affinity: Option<Affinity>,
-    /// How pods spread; a constraint without a selector counts the pods of the server.
+    /// Rules by which pods spread; a constraint without a selector counts the pods of the server.
     pub spread_constraints: Vec<TopologySpreadConstraint>,
     /// Priority class of the pods; `None` for the default one.
     pub priority_class: Option<String>,
@@ -68,7 +71,7 @@ impl ServerPods {
         }
     }
 
-    /// The constraints, each with a selector: these labels where it has none.
+    /// The constraints; one without a selector gets these labels as its selector.
     #[must_use]
     pub fn select_spread_pods(&self, labels: &BTreeMap<String, String>) -> Vec<TopologySpreadConstraint> {
         let selector = || LabelSelector { match_labels: Some(labels.clone()), ..LabelSelector::default() };
@@ -90,7 +93,7 @@ impl ServerAccount {
 }
 
 fn resolve_resources(spec: &ResourcesSpec, defaults: &[(&str, &str)]) -> ResourceRequirements {
-    let amounts = |found: &BTreeMap<String, crate::api::pods::Amount>| -> BTreeMap<String, Quantity> {
+    let amounts = |found: &BTreeMap<String, Amount>| -> BTreeMap<String, Quantity> {
         found.iter().map(|(name, amount)| (name.clone(), Quantity(amount.0.clone()))).collect()
     };
     let (mut requests, limits) = (amounts(&spec.requests), amounts(&spec.limits));
@@ -117,55 +120,30 @@ fn spread_evenly(topology_key: &str) -> TopologySpreadConstraint {
     }
 }
 
-/// Labels and annotations that Kubernetes refuses or that belong to the operator: the field, and what is wrong. Rules of a
-/// schema can judge no name in a map.
+/// Finds the labels and annotations that Kubernetes refuses or that belong to the operator, each with its field and message. A
+/// schema has no pattern for the names in a map.
 pub fn find_key_problems(settings: &PodSettings) -> Vec<(&'static str, String)> {
     let maps = [
-        ("podLabels", &settings.pod_labels),
-        ("podAnnotations", &settings.pod_annotations),
-        ("nodeSelector", &settings.node_selector),
+        ("podLabels", &settings.pod_labels, &[APP_LABEL_PREFIX, OPERATOR_PREFIX][..]),
+        ("podAnnotations", &settings.pod_annotations, &[OPERATOR_PREFIX]),
+        ("nodeSelector", &settings.node_selector, &[]),
     ];
     let mut problems = Vec::new();
-    for (field, entries) in maps {
+    for (field, entries, owned_prefixes) in maps {
         for (name, value) in entries {
-            let owned = OPERATOR_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-            let (of_labels, of_annotations) = (field == "podLabels", field == "podAnnotations");
-            if (of_labels && owned) || (of_annotations && name.starts_with(OPERATOR_PREFIXES[1])) {
-                problems.push((field, format!("has `{name}`, which belongs to the operator: write another")));
+            let message = if owned_prefixes.iter().any(|prefix| name.starts_with(prefix)) {
+                format!("has `{name}`, which belongs to the operator: write another")
             } else if !is_qualified_name(name) {
-                problems.push((field, format!("has `{name}`, which is no name: write one such as example.com/team")));
-            } else if !of_annotations && !is_label_value(value) {
-                let message =
-                    format!("has the value `{value}` for `{name}`: write at most 63 letters, digits, -, _ and .");
-                problems.push((field, message));
-            }
+                format!("has `{name}`, which is no name: write one such as example.com/team")
+            } else if field != "podAnnotations" && !is_label_value(value) {
+                format!("has the value `{value}` for `{name}`: write at most 63 letters, digits, -, _ and .")
+            } else {
+                continue;
+            };
+            problems.push((field, message));
         }
     }
     problems
-}
-
-fn is_alphanumeric_at_ends(text: &str) -> bool {
-    let at = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
-    at(text.bytes().next()) && at(text.bytes().last())
-}
-
-/// Whether a text is a label's value.
-fn is_label_value(text: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    text.is_empty() || (text.len() <= 63 && is_alphanumeric_at_ends(text) && text.bytes().all(inner))
-}
-
-/// Whether a text is the name of a label or an annotation: a name, or a DNS name, `/` and a name.
-fn is_qualified_name(text: &str) -> bool {
-    let (prefix, name) = text.split_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
-    let is_prefix = |prefix: &str| {
-        let part = |part: &str| {
-            let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-            is_alphanumeric_at_ends(part) && part.bytes().all(inner)
-        };
-        prefix.len() <= 253 && prefix.split('.').all(part)
-    };
-    !name.is_empty() && is_label_value(name) && prefix.is_none_or(is_prefix)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Problems of manifests, each with object, path and remedy.
 
+use crate::api::RealtimeApp;
+
 /// A problem that keeps a cluster from being rendered, or an app from being served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{object}: {path} {message}")]
@@ -33,7 +35,12 @@ pub enum RefusalCause {
     /// A Secret of another owner has the name of the one for its generated credentials. A pair that a cluster generated before
     /// is served all the same.
     CredentialsNotOurs,
-    /// The cluster sends no webhook to one of its endpoints. Its clients are served all the same: a network that a
-    /// cluster allows no more must not disconnect them.
+    /// The cluster sends no webhook to one of its endpoints, by its address or its headers. Its clients are served all the
+    /// same: a network that a cluster allows no more, or a deleted Secret, must not disconnect them.
     EndpointNotAllowed,
+}
+
+/// Names an app in problems.
+pub(super) fn describe_app(app: &RealtimeApp) -> String {
+    format!("RealtimeApp {}", app.metadata.name.as_deref().unwrap_or_default())
 }

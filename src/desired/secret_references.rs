@@ -7,6 +7,10 @@ use k8s_openapi::api::core::v1::Secret;
 use crate::api::cluster::RedisSpec;
 use crate::api::{RealtimeApp, RealtimeCluster, SecretKeyRef};
 
+/// Prefix of the keys of a Secret that are headers. Without it, a user who may write a `RealtimeApp`, but not read Secrets, could
+/// have any Secret of the namespace posted to an endpoint.
+pub const HEADER_KEY_PREFIX: &str = "header.";
+
 /// Texts of the Secrets of a namespace, by name and key.
 pub type SecretTexts = BTreeMap<String, BTreeMap<String, String>>;
 
@@ -93,6 +97,32 @@ pub fn collect_secret_references(cluster: &RealtimeCluster, apps: &[RealtimeApp]
 /// Names the Secrets with the credentials of an app.
 pub fn app_secret_names(app: &RealtimeApp) -> impl Iterator<Item = &str> {
     app.spec.credentials.iter().map(|credential| credential.secret_ref.name.as_str())
+}
+
+/// Names the Secrets with the headers of an app's webhooks.
+pub fn header_secret_names(app: &RealtimeApp) -> impl Iterator<Item = &str> {
+    app.spec.webhooks.iter().filter_map(|webhook| Some(webhook.headers_secret_ref.as_ref()?.name.as_str()))
+}
+
+/// Adds a stand-in for each value that manifests reference and `secrets` lacks, for commands without a cluster.
+pub fn add_stand_ins(
+    cluster: &RealtimeCluster,
+    apps: &[RealtimeApp],
+    secrets: &mut SecretTexts,
+    mut stand_in: impl FnMut(&SecretReference) -> String,
+) {
+    for reference in collect_secret_references(cluster, apps) {
+        let texts = secrets.entry(reference.name.clone()).or_default();
+        texts.entry(reference.key.clone()).or_insert_with(|| stand_in(&reference));
+    }
+    for name in apps.iter().flat_map(header_secret_names) {
+        if !secrets.contains_key(name) {
+            let key = format!("{HEADER_KEY_PREFIX}Authorization");
+            let reference = SecretReference::new(name, &key, "headers of webhooks", SecretReaders::Operator);
+            let text = stand_in(&reference);
+            secrets.insert(name.to_owned(), BTreeMap::from([(key, text)]));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -6,21 +6,22 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::apps::{
-    ClaimedNames, build_probe_app, derive_probe_id, describe_app, find_credentials_problem, find_refused_endpoints,
-    generated_of_app, validate_app,
+    ClaimedNames, build_probe_app, derive_probe_id, find_credentials_problem, generated_of_app, validate_app,
 };
 use super::cluster::{
     AwsIdentity, DeadLetterStream, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole,
     ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 use super::credentials::ClusterCredentials;
+use super::kubernetes_names::is_dns_label;
 use super::pod_settings::{ServerAccount, ServerPods, find_key_problems};
-use super::problem::{ManifestProblem, RefusalCause, RefusedApp};
+use super::problem::{ManifestProblem, RefusalCause, RefusedApp, describe_app};
 use super::secret_copies::{
     ADMIN_TOKEN_KEY, ADMIN_TOKEN_SOURCE, CopyNames, PEER_SECRET_KEY, PEER_SECRET_SOURCE, SecretCopy,
 };
 use super::secret_references::{RedisReferences, SecretTexts, collect_secret_references};
 use super::server_image::{ServerImage, WantedImage};
+use super::webhook_endpoints::{find_refused_endpoints, limit_to_release};
 use crate::api::cluster::{
     DeadLetterMode, DeadLetterSpec, EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, PullPolicy,
     ServerLayout, SockjsClients, StreamMode, WebhooksMode,
@@ -46,6 +47,8 @@ pub struct ClusterInputs<'a> {
     pub credentials: &'a ClusterCredentials,
     /// `HOST:PORT` of the operator's webhook receiver.
     pub receiver: &'a str,
+    /// Networks of the Kubernetes cluster itself whose addresses are public.
+    pub own_networks: &'a [ipnet::IpNet],
     /// The operator's own image, which a new cluster runs by default.
     pub own_image: &'a ServerImage,
     /// The image that the cluster runs; `None` for a new cluster.
@@ -82,7 +85,7 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
     let uid = inputs.stream.map_or_else(|| credentials.uid.clone(), |adopted| adopted.cluster_id.clone());
     let pair = credentials.probe.clone();
     let probe = ProbeApp { id: derive_probe_id(&uid), key: pair.key, secret: pair.secret };
-    let (apps, refused) = validate_apps(inputs, &probe);
+    let (apps, refused) = validate_apps(inputs, &probe, image.release);
     let servers = resolve_servers(spec, image.release);
     Ok(ValidCluster {
         name: cluster_name(cluster),
@@ -111,6 +114,7 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
         admin_token: credentials.admin_token.clone(),
         peer_secret: credentials.peer_secret.clone(),
         receiver: inputs.receiver.to_owned(),
+        denied_networks: list_denied_networks(inputs),
     })
 }
 
@@ -149,8 +153,10 @@ pub fn validate_stream(cluster: &RealtimeCluster, uid: &str) -> Result<ValidStre
         capacity,
         dead_letter: dead_letter.map(resolve_dead_letter),
     };
-    let problems = check_dead_letter_name(cluster, &valid);
-    if problems.is_empty() { Ok(valid) } else { Err(problems) }
+    match find_dead_letter_problem(cluster, &valid) {
+        None => Ok(valid),
+        Some(problem) => Err(vec![problem]),
+    }
 }
 
 fn resolve_dead_letter(spec: &DeadLetterSpec) -> DeadLetterStream {
@@ -163,29 +169,17 @@ fn resolve_dead_letter(spec: &DeadLetterSpec) -> DeadLetterStream {
     }
 }
 
-/// Checks the name of the dead-letter stream, which the schema cannot do where one of the names is derived.
-fn check_dead_letter_name(cluster: &RealtimeCluster, stream: &ValidStream) -> Vec<ManifestProblem> {
-    let path = "spec.webhooks.deadLetter.name";
-    let Some(name) = stream.dead_letter_name() else { return vec![] };
-    if name == stream.name {
-        let message =
-            format!("is `{name}`, the stream that the dispatcher reads: choose another name, or leave it out");
-        return vec![cluster_problem(cluster, path, &message)];
-    }
-    if name.as_str().len() > STREAM_NAME_LEN_MAX {
-        let message =
-            format!("would be `{name}`, which is longer than {STREAM_NAME_LEN_MAX} characters: write a shorter one");
-        return vec![cluster_problem(cluster, path, &message)];
-    }
-    vec![]
-}
-
-/// Whether the characters of a name are those of a DNS label.
-fn is_dns_label(name: &str) -> bool {
-    !name.is_empty()
-        && !name.starts_with('-')
-        && !name.ends_with('-')
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+/// Finds a problem of the name of the dead-letter stream: the schema cannot check a name that is derived.
+fn find_dead_letter_problem(cluster: &RealtimeCluster, stream: &ValidStream) -> Option<ManifestProblem> {
+    let name = stream.dead_letter_name()?;
+    let message = if name == stream.name {
+        format!("is `{name}`, the stream that the dispatcher reads: choose another name, or leave it out")
+    } else if name.as_str().len() > STREAM_NAME_LEN_MAX {
+        format!("would be `{name}`, which is longer than {STREAM_NAME_LEN_MAX} characters: write a shorter one")
+    } else {
+        return None;
+    };
+    Some(cluster_problem(cluster, "spec.webhooks.deadLetter.name", &message))
 }
 
 /// Checks the rules of the schema that an object of an older schema may break, and that are not evaluated again for it.
@@ -233,8 +227,11 @@ fn check_servers(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
 
 fn check_networks(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
     let spec = &cluster.spec;
-    let networks =
-        [("webhooks.allowedNetworks", &spec.webhooks.allowed_networks), ("trustedProxies", &spec.trusted_proxies)];
+    let networks = [
+        ("webhooks.allowedNetworks", &spec.webhooks.allowed_networks),
+        ("webhooks.deniedNetworks", &spec.webhooks.denied_networks),
+        ("trustedProxies", &spec.trusted_proxies),
+    ];
     let mut problems = Vec::new();
     for (path, networks) in networks {
         for (index, network) in networks.iter().enumerate() {
@@ -248,7 +245,7 @@ fn check_networks(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
 }
 
 /// Returns the apps that are served, the probe app first, and those that are not accepted.
-fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp) -> (Vec<App>, Vec<RefusedApp>) {
+fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp, release: Release) -> (Vec<App>, Vec<RefusedApp>) {
     let probe = build_probe_app(probe, inputs.receiver);
     let mut claimed = ClaimedNames::of_app(&probe);
     let mut apps = vec![probe];
@@ -258,14 +255,16 @@ fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp) -> (Vec<App>, Vec
         let generated = generated_of_app(raw, inputs.credentials);
         let refusal = generated.and_then(|generated| generated.refusal.as_ref());
         let (cause, problems) = match validate_app(raw, inputs.secrets, inputs.credentials) {
-            Ok(app) => match claimed.claim(&app) {
+            Ok((mut app, headers)) => match claimed.claim(&app) {
                 None => {
+                    let settings = limit_to_release(raw, &mut app, release, Release::own());
                     apps.push(app);
                     let cluster = cluster_name(inputs.cluster);
                     let endpoints = policy.as_ref().map(|policy| find_refused_endpoints(raw, &cluster, policy));
                     let credentials = find_credentials_problem(raw, generated);
                     let cause = refusal.map_or(RefusalCause::EndpointNotAllowed, |refusal| refusal.cause);
-                    (cause, credentials.into_iter().chain(endpoints.unwrap_or_default()).collect())
+                    let endpoints = endpoints.into_iter().flatten();
+                    (cause, credentials.into_iter().chain(endpoints).chain(headers).chain(settings).collect())
                 }
                 Some(message) => {
                     let path = "spec.appID".to_owned();
@@ -285,7 +284,18 @@ fn validate_apps(inputs: &ClusterInputs<'_>, probe: &ProbeApp) -> (Vec<App>, Vec
 fn egress_policy(inputs: &ClusterInputs<'_>) -> Option<EgressPolicy> {
     let webhooks = &inputs.cluster.spec.webhooks;
     let networks = webhooks.allowed_networks.iter().map(String::as_str);
-    (webhooks.mode == WebhooksMode::Kinesis).then(|| EgressPolicy::new(networks, std::iter::once(inputs.receiver)))
+    (webhooks.mode == WebhooksMode::Kinesis).then(|| {
+        let policy = EgressPolicy::new(networks, std::iter::once(inputs.receiver));
+        // All of them are networks: the manifest was checked before.
+        let _ = policy.set_denied(list_denied_networks(inputs).iter().map(String::as_str));
+        policy
+    })
+}
+
+/// The networks that webhooks are not sent to although their addresses are public.
+fn list_denied_networks(inputs: &ClusterInputs<'_>) -> Vec<String> {
+    let denied = inputs.cluster.spec.webhooks.denied_networks.iter().cloned();
+    denied.chain(inputs.own_networks.iter().map(ToString::to_string)).collect()
 }
 
 fn resolve_servers(spec: &RealtimeClusterSpec, release: Release) -> Vec<ValidServer> {
@@ -454,6 +464,7 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
             secrets: &secrets,
             credentials: &generate_all_credentials(&cluster, &apps, generate),
             receiver: "receiver.svc:8090",
+            own_networks: &[],
             own_image: &ServerImage::of_operator(None),
             recorded_image: None,
             stream: None,
@@ -528,8 +539,10 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
 
     #[test]
     fn invalid_networks_are_reported() {
-        let spec = "  trustedProxies: [10.0.0.0/8, proxy]\n  webhooks: { allowedNetworks: ['10.0.0.0/99'] }\n";
-        assert_eq!(problems(spec), ["spec.webhooks.allowedNetworks[0]", "spec.trustedProxies[1]"]);
+        let spec = "  trustedProxies: [10.0.0.0/8, proxy]\n  webhooks: { allowedNetworks: ['10.0.0.0/99'], deniedNetworks: [pods] }\n";
+        let expected =
+            ["spec.webhooks.allowedNetworks[0]", "spec.webhooks.deniedNetworks[0]", "spec.trustedProxies[1]"];
+        assert_eq!(problems(spec), expected);
     }
 
     /// An API server refuses these by their rules; objects of an older schema were never checked.
@@ -590,6 +603,12 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
             assert_eq!(check(&allowing, url), [""; 0], "{url}");
         }
         assert_eq!(check(&allowing, "http://192.168.0.1/x").len(), 1);
+        let denying = format!("{MINIMAL_CLUSTER}  webhooks: {{ deniedNetworks: ['11.0.0.0/8'] }}\n");
+        assert_eq!(check(&denying, "https://12.0.0.1/x"), [""; 0]);
+        assert!(
+            check(&denying, "https://11.0.0.1/x")[0]
+                .contains("11.0.0.1 is in a network of the Kubernetes cluster itself")
+        );
         let off = format!("{MINIMAL_CLUSTER}  webhooks: {{ mode: 'Off', acknowledgeNoWebhooks: eu }}\n");
         assert_eq!(check(&off, "http://a.test/x"), [""; 0], "nothing is sent");
     }

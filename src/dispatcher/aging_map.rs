@@ -54,7 +54,7 @@ impl<V> AgingMap<V> {
         }
     }
 
-    /// Removes the entries for whose values this is false.
+    /// Removes the entries whose values `keeps` rejects.
     pub fn retain(&mut self, keeps: impl Fn(&V) -> bool) {
         self.young.retain(|_, value| keeps(value));
         self.old.retain(|_, value| keeps(value));

@@ -9,7 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::leases::{Checkpoint, CheckpointPosition, LeaseSnapshot, MemberStatus};
+use super::leases::{LeaseSnapshot, MemberStatus};
 use crate::kinesis::Shard;
 use crate::protocol::ShardId;
 
@@ -18,7 +18,8 @@ use crate::protocol::ShardId;
 pub struct ShardUnit(Vec<(ShardId, Vec<ShardId>)>);
 
 impl ShardUnit {
-    fn ids(&self) -> impl Iterator<Item = &ShardId> {
+    /// The shards of the unit.
+    pub fn ids(&self) -> impl Iterator<Item = &ShardId> {
         self.0.iter().map(|(id, _)| id)
     }
 
@@ -27,13 +28,7 @@ impl ShardUnit {
         self.0.iter().filter(|(_, parents)| parents.is_empty()).map(|(id, _)| id)
     }
 
-    /// All shards of the unit if this is one of them.
-    #[must_use]
-    pub fn relatives_of(&self, shard: &ShardId) -> Option<Vec<&ShardId>> {
-        self.ids().any(|id| id == shard).then(|| self.ids().collect())
-    }
-
-    /// The parents of a shard of the unit that are not done.
+    /// The parents of a shard that are not done; `None` if the unit lacks the shard.
     #[must_use]
     pub fn parents_of(&self, shard: &ShardId) -> Option<&[ShardId]> {
         self.0.iter().find(|(id, _)| id == shard).map(|(_, parents)| parents.as_slice())
@@ -68,8 +63,7 @@ pub struct ShardAssignment {
 /// Groups the shards that are not done into units. A parent that is not listed any more was trimmed.
 #[must_use]
 pub fn group_shards(shards: &[Shard], view: &LeaseSnapshot, stream_created_ms: u64) -> Vec<ShardUnit> {
-    let end = Checkpoint { stream_created_ms, position: CheckpointPosition::ShardEnd, beyond: None };
-    let is_done = |id: &ShardId| view.leases.get(id).is_some_and(|lease| lease.checkpoint.as_ref() == Some(&end));
+    let is_done = |id: &ShardId| view.leases.get(id).is_some_and(|lease| lease.is_done(stream_created_ms));
     let open: BTreeMap<&ShardId, &Shard> =
         shards.iter().filter(|shard| !is_done(&shard.id)).map(|shard| (&shard.id, shard)).collect();
     let parents_of = |shard: &Shard| -> Vec<ShardId> {
@@ -179,7 +173,7 @@ fn even_share(
 
 #[cfg(test)]
 mod tests {
-    use super::super::leases::ShardLease;
+    use super::super::leases::{Checkpoint, CheckpointPosition, ShardLease};
     use super::*;
 
     fn shard_ids(text: &str) -> Vec<ShardId> {

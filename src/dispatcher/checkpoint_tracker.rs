@@ -144,7 +144,7 @@ impl CheckpointTracker {
         }
     }
 
-    /// Changes a record, and what it counts for.
+    /// Changes a record, and its part of the counts.
     fn change_record(&mut self, record: u64, change: impl FnOnce(&mut OpenRecord)) {
         let Some(open) = self.open.get_mut(&record) else { return };
         let ((events, bytes), parked) = (open.counted(), open.parked);

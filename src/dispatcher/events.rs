@@ -6,7 +6,7 @@ use crate::protocol::{AppId, ChannelName};
 /// Identifies one hold of a shard by this process; another hold of the same shard has another number.
 pub type ShardSlot = u64;
 
-/// The slot of events that were read from a shard that this process does not hold, to learn their order.
+/// The slot of events of a shard that this process does not hold.
 pub const FOREIGN_SLOT: ShardSlot = 0;
 /// The number of records that were read again to learn their order: no tracker has it open.
 pub const HISTORY_RECORD: u64 = u64::MAX;

@@ -5,18 +5,21 @@
 //! by this process's own monotonic clock, from the moment at which its object was last seen to change.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-use super::leases::{Checkpoint, LeaseError, LeaseSnapshot, MEMBER_TTL, MemberStatus, ShardLease, ShardLeases};
+use super::leases::{
+    Checkpoint, LeaseError, LeaseSnapshot, MEMBER_TTL, MemberStatus, ShardLease, ShardLeases, call_within,
+};
 use crate::kinesis::KinesisClient as Kinesis;
 use crate::kubernetes::client::KubernetesClients;
 use crate::kubernetes::lease_store::{LeaseRecord, LeaseStore, RecordError};
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::ShardId;
 
 /// Annotation on a shard's object with its checkpoint as JSON.
@@ -67,7 +70,7 @@ impl KubernetesLeases {
     }
 
     fn cache(&self) -> MutexGuard<'_, LeaseCache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.cache)
     }
 
     /// The store, and the prefix of its objects' names. They contain the stream's ARN, so the stream must have answered
@@ -181,9 +184,7 @@ impl KubernetesLeases {
         self.cache().shards.insert(shard.clone(), written);
         Ok(())
     }
-}
 
-impl KubernetesLeases {
     /// A new object for a shard that this process holds; `None` before its first heartbeat.
     fn own_shard_record(&self, shard: &ShardId, generation: u64) -> Option<LeaseRecord> {
         let member = self.cache().own_record.as_ref()?.holder.clone();
@@ -279,18 +280,13 @@ fn conflict_to_lost(shard: &ShardId, error: RecordError) -> LeaseError {
     }
 }
 
-async fn with_timeout<T>(call: impl Future<Output = Result<T, LeaseError>>) -> Result<T, LeaseError> {
-    let none = || Err(LeaseError::Unavailable(format!("no answer in {} ms", CALL_TIMEOUT.as_millis())));
-    timeout(CALL_TIMEOUT, call).await.unwrap_or_else(|_| none())
-}
-
 impl ShardLeases for KubernetesLeases {
     fn send_heartbeat<'a>(
         &'a self,
         member: &'a str,
         status: MemberStatus,
     ) -> BoxFuture<'a, Result<LeaseSnapshot, LeaseError>> {
-        Box::pin(with_timeout(self.write_heartbeat(member, status)))
+        Box::pin(call_within(CALL_TIMEOUT, self.write_heartbeat(member, status)))
     }
 
     fn acquire_shard<'a>(
@@ -298,7 +294,7 @@ impl ShardLeases for KubernetesLeases {
         shard: &'a ShardId,
         member: &'a str,
     ) -> BoxFuture<'a, Result<ShardLease, LeaseError>> {
-        Box::pin(with_timeout(self.try_acquire(shard, member)))
+        Box::pin(call_within(CALL_TIMEOUT, self.try_acquire(shard, member)))
     }
 
     fn renew<'a>(
@@ -307,7 +303,7 @@ impl ShardLeases for KubernetesLeases {
         generation: u64,
         checkpoint: Option<Checkpoint>,
     ) -> BoxFuture<'a, Result<(), LeaseError>> {
-        Box::pin(with_timeout(self.write_shard(shard, generation, checkpoint, true)))
+        Box::pin(call_within(CALL_TIMEOUT, self.write_shard(shard, generation, checkpoint, true)))
     }
 
     fn release_shard<'a>(
@@ -316,11 +312,11 @@ impl ShardLeases for KubernetesLeases {
         generation: u64,
         checkpoint: Option<Checkpoint>,
     ) -> BoxFuture<'a, Result<(), LeaseError>> {
-        Box::pin(with_timeout(self.write_shard(shard, generation, checkpoint, false)))
+        Box::pin(call_within(CALL_TIMEOUT, self.write_shard(shard, generation, checkpoint, false)))
     }
 
     fn remove_member<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>> {
-        Box::pin(with_timeout(async move {
+        Box::pin(call_within(CALL_TIMEOUT, async move {
             let (records, prefix) = self.stream().await?;
             records.delete(&member_name(prefix, member)).await.map_err(to_unavailable)
         }))

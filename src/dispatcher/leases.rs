@@ -5,14 +5,15 @@
 //! an older generation has lost the shard without knowing it, and its write fails.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::kinesis::is_before;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::ShardId;
 
 /// Interval of a member's heartbeats: three may be lost before it counts as dead.
@@ -75,6 +76,15 @@ pub struct ShardLease {
     pub unreadable_checkpoint: Option<String>,
 }
 
+impl ShardLease {
+    /// Whether all records of the shard are done, in the stream that was created at this time.
+    #[must_use]
+    pub fn is_done(&self, stream_created_ms: u64) -> bool {
+        let done = Checkpoint { stream_created_ms, position: CheckpointPosition::ShardEnd, beyond: None };
+        self.checkpoint.as_ref() == Some(&done)
+    }
+}
+
 /// The status that a member publishes with its heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemberStatus {
@@ -102,6 +112,18 @@ pub enum LeaseError {
     /// The store does not answer.
     #[error("the lease store does not answer: {0}")]
     Unavailable(String),
+}
+
+/// Bounds a call to a store of leases.
+///
+/// # Errors
+/// That of the call, or [`LeaseError::Unavailable`] after the time.
+pub async fn call_within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, LeaseError>>,
+) -> Result<T, LeaseError> {
+    let late = || Err(LeaseError::Unavailable(format!("no answer in {} ms", limit.as_millis())));
+    timeout(limit, call).await.unwrap_or_else(|_| late())
 }
 
 /// A store of the leases of one stream.
@@ -177,7 +199,7 @@ impl LeaseTable {
 
 impl MemoryLeases {
     fn lock_table(&self) -> MutexGuard<'_, LeaseTable> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.0)
     }
 }
 

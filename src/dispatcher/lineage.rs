@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::debounce::{AbsenceDebouncer, DebounceVerdict};
 use super::decode::RecentEventIds;
 use super::events::{HISTORY_RECORD, ShardSlot, TrackedEvent};
-use super::metrics::SkipReason;
+use super::reasons::SkipReason;
 use super::sequencer::{SequencedEvent, Sequencer};
 use super::shard_discovery::ShardListing;
 use super::shard_worker::{ShardInput, ShardWorker};
@@ -51,7 +51,7 @@ impl Lineage {
 
     /// Adds the shards of another lineage, with a shard of which one of this is to be merged.
     pub fn absorb(&mut self, other: Self) {
-        let now = self.resources.mono_ms();
+        let now = self.resources.clock.elapsed_ms();
         self.shards.extend(other.shards);
         self.read_shards.extend(other.read_shards);
         self.recent_ids.absorb(other.recent_ids, now);
@@ -88,7 +88,7 @@ impl Lineage {
         Poll::Pending
     }
 
-    /// Moves all events on that can move now.
+    /// Starts readers that are due, then accepts records until each shard's page is empty or the shard pauses.
     pub fn advance(&mut self) {
         self.start_readers();
         let slots: Vec<ShardSlot> = self.shards.keys().copied().collect();
@@ -102,7 +102,7 @@ impl Lineage {
 
     /// Releases the events whose time has come.
     pub fn release_due(&mut self) {
-        let steps = self.sequencer.release_due(self.resources.mono_ms());
+        let steps = self.sequencer.release_due(self.resources.clock.elapsed_ms());
         self.apply_sequenced(steps);
         self.resources.metrics.count_gaps(self.sequencer.take_gaps());
         let listing = Arc::clone(&self.resources.listings.borrow());
@@ -130,7 +130,7 @@ impl Lineage {
     }
 
     fn advance_shard(&mut self, slot: ShardSlot) {
-        let now = self.resources.mono_ms();
+        let now = self.resources.clock.elapsed_ms();
         let Some(shard) = self.shards.get_mut(&slot) else { return };
         // Events that waited for their app precede newer ones.
         shard.advance();

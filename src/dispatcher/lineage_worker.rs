@@ -33,7 +33,7 @@ pub enum LineageCommand {
     Drop(ShardId),
     /// Write the shard's lease, which was deleted.
     Rewrite(ShardId),
-    /// Take over the shards of another lineage.
+    /// Add the shards of another lineage to this one.
     Absorb(Box<LineageWorker>),
     /// End, and return the state to be absorbed.
     Yield,
@@ -61,8 +61,6 @@ pub struct LineageWorker {
     reports: mpsc::UnboundedSender<ShardReport>,
     writes: JoinSet<WrittenCheckpoint>,
     releases: JoinSet<()>,
-    /// Shards whose end was reported.
-    reported: Vec<ShardSlot>,
     stopping: bool,
 }
 
@@ -81,7 +79,6 @@ impl LineageWorker {
             reports,
             writes: JoinSet::new(),
             releases: JoinSet::new(),
-            reported: Vec::new(),
             stopping: false,
         }
     }
@@ -139,9 +136,8 @@ impl LineageWorker {
                 }
             }
             LineageCommand::Absorb(other) => {
-                let Self { lineage, mut writes, mut releases, reported, .. } = *other;
+                let Self { lineage, mut writes, mut releases, .. } = *other;
                 self.lineage.absorb(lineage);
-                self.reported.extend(reported);
                 self.writes.spawn(async move {
                     // The outcomes of the last writes of the other lineage: a lost lease is noticed by the next write.
                     while writes.join_next().await.is_some() {}
@@ -176,9 +172,8 @@ impl LineageWorker {
     /// Reports shards that were read to their ends, and releases those that are done.
     fn release_done_shards(&mut self) {
         let mut done = Vec::new();
-        for shard in self.lineage.shards.values().filter(|shard| shard.has_ended()) {
-            if !self.reported.contains(&shard.slot) {
-                self.reported.push(shard.slot);
+        for shard in self.lineage.shards.values_mut().filter(|shard| shard.has_ended()) {
+            if !std::mem::replace(&mut shard.is_end_reported, true) {
                 let _ = self.reports.send(ShardReport::ReadToEnd(shard.shard.clone()));
             }
             if shard.is_done() {
@@ -191,7 +186,6 @@ impl LineageWorker {
     }
 
     fn release_shard(&mut self, slot: ShardSlot) {
-        self.reported.retain(|reported| *reported != slot);
         let Some(shard) = self.lineage.remove_shard(slot) else { return };
         let (id, reports) = (shard.shard.clone(), self.reports.clone());
         self.releases.spawn(async move {
@@ -201,7 +195,6 @@ impl LineageWorker {
     }
 
     fn drop_shard(&mut self, slot: ShardSlot) {
-        self.reported.retain(|reported| *reported != slot);
         if let Some(shard) = self.lineage.remove_shard(slot) {
             let _ = self.reports.send(ShardReport::Ended(shard.shard.clone(), slot));
         }
@@ -228,7 +221,7 @@ impl LineageWorker {
         let (slot, result) = match written {
             Ok(written) => written,
             Err(error) => {
-                tracing::error!(%error, "the write of a checkpoint broke: trying again");
+                tracing::error!(%error, "checkpoint write panicked: trying again");
                 self.lineage.shards.values_mut().for_each(ShardWorker::forget_written);
                 return;
             }

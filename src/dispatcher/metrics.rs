@@ -2,100 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::endpoint_monitor::EndpointMonitor;
 use super::ledger::{
     DeliveryCounters, DeliveryHop, EventCounters, EventHop, build_delivery_ledger, build_event_ledger,
 };
+use super::reasons::{DropReason, LossScope, PauseChange, PauseReason, SkipReason};
+use crate::process::locks::lock_unpoisoned;
 use crate::process::metrics::{LabelValue, Labeled, RegistryReadResult, label_values, metric_table};
 use crate::protocol::admin::{DeadLetterFlow, DispatcherFlow, ShardFlow};
 use crate::protocol::{ShardId, StreamName};
 
 /// Bounds the error sources that are remembered; beyond it, new sources are not noted.
 const SHOWN_ERRORS_MAX: usize = 1_000;
-
-label_values! {
-    /// The reason for which an event is lost, or becomes a dead letter.
-    pub enum DropReason as "reason" {
-        /// Another cluster wrote the record.
-        ForeignCluster = "foreign_cluster",
-        /// The bytes are not a record.
-        Poison = "poison",
-        /// The app is unknown, even after waiting for the registry.
-        UnknownApp = "unknown_app",
-        /// No endpoint acknowledged it within the retry window.
-        RetryWindowOver = "retry_window_over",
-        /// The endpoint fails or is slow, and the events of such endpoints exceed their share of the shard's bound.
-        EndpointBehind = "endpoint_behind",
-        /// The endpoint was removed while the event waited.
-        EndpointRemoved = "endpoint_removed",
-    }
-}
-
-/// What a loss is a loss of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LossScope {
-    /// A record that is none of the cluster.
-    Record,
-    /// An event, before its release to endpoints.
-    Event,
-    /// The delivery of an event to one endpoint.
-    Delivery,
-}
-
-impl DropReason {
-    /// The scope of a loss for this reason.
-    #[must_use]
-    pub fn scope(self) -> LossScope {
-        match self {
-            Self::ForeignCluster | Self::Poison => LossScope::Record,
-            Self::UnknownApp => LossScope::Event,
-            Self::RetryWindowOver | Self::EndpointBehind | Self::EndpointRemoved => LossScope::Delivery,
-        }
-    }
-}
-
-label_values! {
-    /// The reason for which an event needs no delivery.
-    pub enum SkipReason as "reason" {
-        /// One half of an absence that was cancelled.
-        Cancelled = "cancelled",
-        /// A newer event of its subject was delivered.
-        Superseded = "superseded",
-        /// The event was read before.
-        Duplicate = "duplicate",
-    }
-}
-
-label_values! {
-    /// The reason for which a shard is not read: in the log, in `/flow` and in metrics.
-    pub enum PauseReason as "reason" {
-        /// A record of a newer release: upgrade the dispatchers.
-        RecordTooNew = "record_too_new",
-        /// As many events as the shard may hold wait for endpoints, for their app, or for the end of an absence.
-        Full = "full",
-        /// The process keeps as many bytes of unfinished events as it may, over all its shards.
-        Budget = "budget",
-        /// No dispatcher has held the shard for a while.
-        NotHeld = "not_held",
-        /// Kinesis does not answer, or refuses the read.
-        ReadFailed = "read_failed",
-    }
-}
-
-/// A change of a pause that is to be reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PauseChange {
-    /// The shard has not been read for a while.
-    Paused(PauseReason),
-    /// The shard is read again after so many ms.
-    Resumed(PauseReason, u64),
-}
 
 label_values! {
     /// The result of an attempt, by class.
@@ -133,7 +58,8 @@ metric_table! {
             "If it stays above 0, check the dead-letter stream: shards that are full of waiting letters are not read.",
         /// Events that need no delivery.
         events_skipped: Labeled<SkipReason, Counter> =>
-            "Nothing; `duplicate` grows after a restart, by the events behind the checkpoint.",
+            "Nothing; `duplicate` grows after a restart, by the events behind the checkpoint, `endpoint_disabled` with the events \
+             of endpoints with `state: Disabled`.",
         /// Reads of an app registry that has changed.
         registry_reads: Labeled<RegistryReadResult, Counter> =>
             "If `refused` grows, read the log of the dispatcher and correct the app that it names.",
@@ -191,6 +117,8 @@ impl ErrorSource {
 /// All counters and gauges of the process.
 #[derive(Debug, Default)]
 pub struct DispatcherMetrics {
+    /// The state of each endpoint.
+    pub endpoints: EndpointMonitor,
     series: DispatcherSeries,
     live: Mutex<FlowState>,
 }
@@ -365,6 +293,8 @@ impl DispatcherMetrics {
             SkipReason::Cancelled => EventHop::Cancelled,
             SkipReason::Superseded => EventHop::Superseded,
             SkipReason::Duplicate => EventHop::Duplicate,
+            // The event is counted at its release, by the number of its other endpoints.
+            SkipReason::EndpointDisabled => return,
         };
         self.count_events(hop, events);
     }
@@ -493,7 +423,7 @@ impl DispatcherMetrics {
 
     // A worker that panicked within these few lines leaves numbers behind that are still worth showing.
     fn live(&self) -> MutexGuard<'_, FlowState> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.live)
     }
 }
 

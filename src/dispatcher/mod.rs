@@ -5,9 +5,9 @@
 //! by reason.
 //!
 //! Path of an event: `shard_supervisor` → `lineage` → `reader` → `decode` → `sequencer` → `debounce` → `shard_worker` →
-//! `endpoint` → `sender` → `checkpoint_tracker` → checkpoint; a lost one goes through `dead_letter`. The deciding parts are pure and have a file each; one task
-//! per lineage, the shards that a split or a merge connects, owns the state of these shards, and one per endpoint sends
-//! the events of all shards.
+//! `endpoint` → `sender` → `checkpoint_tracker` → checkpoint; a lost one goes through `dead_letter`. The deciding parts are
+//! pure and have a file each. One task per lineage, the shards that a split or a merge connects, owns the state of these
+//! shards; one task per endpoint sends the events of all shards.
 //!
 //! This room must not know edges, nor the service behind an endpoint.
 
@@ -20,7 +20,9 @@ mod checkpoint_tracker;
 mod dead_letter;
 mod debounce;
 mod decode;
+mod egress;
 mod endpoint;
+mod endpoint_monitor;
 mod events;
 mod kubernetes_leases;
 mod leases;
@@ -31,6 +33,7 @@ pub(crate) mod metrics;
 mod probation;
 mod read_progress;
 mod reader;
+mod reasons;
 pub(crate) mod replay;
 mod retry;
 mod sender;
@@ -43,7 +46,7 @@ mod unheld_shards;
 mod unknown_apps;
 mod worker_resources;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -86,6 +89,8 @@ pub struct EgressOverrides {
     pub reroute: Option<RerouteFn>,
     /// The address of this machine from which webhooks are posted; `None` lets the system choose.
     pub source: Option<IpAddr>,
+    /// The name server; `None` uses those of `/etc/resolv.conf`.
+    pub name_server: Option<SocketAddr>,
 }
 
 /// The reason why a dispatcher does not start.
@@ -102,8 +107,8 @@ pub enum StartError {
     /// The identity may not read the stream.
     #[error("{0}: allow the identity to describe, list and read the stream, or correct its credentials")]
     Denied(crate::kinesis::KinesisError),
-    /// TLS cannot be set up.
-    #[error("the webhook client cannot be made: {0}: check the system's certificates")]
+    /// TLS or the resolver cannot be set up.
+    #[error("the webhook client cannot be made: {0}: check the system's certificates and /etc/resolv.conf")]
     Client(String),
     /// The admin listener is not usable.
     #[error("the admin listener has no address: {0}: listen again")]

@@ -22,7 +22,7 @@ use crate::process::clock::now_ms;
 use crate::protocol::ShardId;
 
 /// Least interval between two reads: a shard allows five a second over all its readers.
-const READ_INTERVAL: Duration = Duration::from_millis(250);
+pub const READ_INTERVAL: Duration = Duration::from_millis(250);
 /// Bounds the records of one page.
 const PAGE_RECORDS_MAX: usize = 1_000;
 /// Bounds the records of one page that only teaches the order.

@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::allowed_endpoints;
@@ -27,7 +27,7 @@ use super::{DispatcherDependencies, StartError};
 use crate::config::{ServerConfig, name};
 use crate::kinesis::KinesisErrorClass;
 use crate::process::admin::{self, AdminEndpoints};
-use crate::process::clock::now_ms;
+use crate::process::clock::{MonotonicClock, now_ms};
 use crate::process::{build, readiness_annotation};
 use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
 use crate::protocol::egress_policy::EgressPolicy;
@@ -84,8 +84,7 @@ pub async fn start(
         EgressPolicy::new(values.list_items(name::ALLOWED_NETWORKS), values.list_items(name::ALLOWED_ENDPOINTS));
     let policy = Arc::new(policy);
     allowed_endpoints::follow_endpoints(&apps_dir, Arc::clone(&policy), stop.clone()).await;
-    let sender = WebhookSender::new(policy, network, apps.clone(), Arc::clone(&metrics))
-        .map_err(|error| StartError::Client(error.to_string()))?;
+    let sender = WebhookSender::new(policy, network, apps.clone(), Arc::clone(&metrics)).map_err(StartError::Client)?;
     let retry_policy = RetryPolicy {
         window_ms: values.number(name::RETRY_WINDOW_SECONDS) * 1_000,
         max_backoff_ms: values.number(name::MAX_BACKOFF_SECONDS) * 1_000,
@@ -128,7 +127,7 @@ pub async fn start(
         listings,
         budget: ByteBudget::default(),
         held_shards: AtomicUsize::new(0),
-        started: Instant::now(),
+        clock: MonotonicClock::start(),
     };
     let shards = ShardSupervisor::new(Arc::new(resources), process.clone(), relist, admitted).run(stop.clone());
     let (fail, failure) = watch::channel(None);
@@ -165,6 +164,10 @@ fn build_admin(
     let mut registry = MetricsRegistry::default();
     metrics.register(&mut registry);
     let (flow_process, salt, started_ms) = (effective.process.clone(), token.clone(), now_ms());
+    let endpoints = {
+        let (process, apps, metrics) = (effective.process.clone(), apps.clone(), Arc::clone(&metrics));
+        move || to_json(&metrics.endpoints.report(&process, &Arc::clone(&apps.borrow())))
+    };
     let effective = move || {
         to_json(&EffectiveReport { time_ms: now_ms(), apps: apps.borrow().app_digests(&salt), ..effective.clone() })
     };
@@ -189,6 +192,7 @@ fn build_admin(
         ready,
         effective: Box::new(effective),
         flow: Box::new(flow),
+        endpoints: Some(Box::new(endpoints)),
         drain: None,
         metrics: registry,
     }

@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use super::assignment::{ShardUnit, group_shards, plan_assignment};
 use super::events::{FOREIGN_SLOT, ShardSlot};
-use super::leases::{Checkpoint, CheckpointPosition, HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, ShardLease};
+use super::leases::{HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, ShardLease, call_within};
 use super::lineage_worker::{LineageCommand, LineageWorker, ShardReport};
 use super::metrics::ErrorSource;
 use super::probation::MemberProbation;
@@ -24,7 +24,7 @@ use super::unheld_shards::UnheldShards;
 use super::worker_resources::{AcquiredShard, WorkerResources};
 use crate::protocol::ShardId;
 
-/// Interval between two looks at the leases while another member has to release a shard to this one.
+/// Interval between two reads of the leases while another member has to release a shard to this one.
 const HANDOVER_INTERVAL: Duration = Duration::from_millis(500);
 /// Time for which shards are held while the lease store does not answer.
 const LEASE_OUTAGE_GRACE: Duration = Duration::from_mins(1);
@@ -34,7 +34,7 @@ const LEASE_CALL_TIMEOUT: Duration = Duration::from_secs(3);
 const ACQUISITIONS_MAX: usize = 16;
 /// Time for which the holder of a deleted lease may write it again before another member acquires the shard.
 const REWRITE_GRACE: Duration = Duration::from_secs(6);
-/// Bounds the hand-over of a lineage's state to another task of this process.
+/// Bounds the transfer of a lineage's state to another task of this process.
 const YIELD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bounds the stop of the workers; after it they are aborted and their leases expire.
 const WORKERS_STOP_TIMEOUT: Duration = Duration::from_secs(12);
@@ -134,7 +134,8 @@ impl ShardSupervisor {
             if next_heartbeat <= Instant::now() {
                 let counts = self.resources.metrics.attempt_counts();
                 let status = self.probation.assess(*self.admitted.borrow(), !self.shards.is_empty(), counts);
-                match call_with_timeout(self.resources.leases.send_heartbeat(&self.member, status)).await {
+                match call_within(LEASE_CALL_TIMEOUT, self.resources.leases.send_heartbeat(&self.member, status)).await
+                {
                     Ok(seen) => {
                         last_answer_at = Instant::now();
                         self.resources.metrics.clear_error(&ErrorSource::Leases);
@@ -196,7 +197,7 @@ impl ShardSupervisor {
             self.relist.notify_one();
         }
         let units = group_shards(&listing.shards, view, listing.created_ms);
-        let not_held = self.unheld.update(&units, view, self.resources.mono_ms());
+        let not_held = self.unheld.update(&units, view, self.resources.clock.elapsed_ms());
         self.resources.metrics.set_not_held(&not_held);
         let running: Vec<ShardId> = self.shards.keys().cloned().collect();
         let plan = plan_assignment(&units, view, &self.member, &running);
@@ -208,7 +209,7 @@ impl ShardSupervisor {
             let permits = Arc::clone(&self.acquisition_permits);
             self.acquisitions.spawn(async move {
                 let _permit = permits.acquire_owned().await;
-                let acquired = call_with_timeout(leases.acquire_shard(&shard, &member)).await;
+                let acquired = call_within(LEASE_CALL_TIMEOUT, leases.acquire_shard(&shard, &member)).await;
                 (shard, acquired)
             });
         }
@@ -268,8 +269,10 @@ impl ShardSupervisor {
                 let units = group_shards(&listing.shards, view, listing.created_ms);
                 view.leases.insert(shard.clone(), lease.clone());
                 self.known_leases.insert(shard.clone(), lease.holder.clone());
-                if let Some(unit) = units.iter().find(|unit| unit.parents_of(&shard).is_some()) {
-                    self.hold_shard(shard, lease, listing, unit).await;
+                let unit = units.iter().find_map(|unit| Some((unit, unit.parents_of(&shard)?)));
+                if let Some((unit, open_parents)) = unit {
+                    let lineage = self.join_lineages(unit).await;
+                    self.hold_shard(shard, lease, listing, lineage, open_parents.to_vec());
                 }
             }
             Err(error) => {
@@ -283,11 +286,14 @@ impl ShardSupervisor {
     }
 
     /// Reads a shard in the task of its lineage.
-    async fn hold_shard(&mut self, shard: ShardId, lease: ShardLease, listing: &ShardListing, unit: &ShardUnit) {
-        let relatives = unit.relatives_of(&shard).unwrap_or_default();
-        let lineages: BTreeSet<LineageId> =
-            relatives.iter().filter_map(|id| self.shards.get(*id)).map(|held| held.lineage).collect();
-        let lineage = self.join_lineages(&lineages).await;
+    fn hold_shard(
+        &mut self,
+        shard: ShardId,
+        lease: ShardLease,
+        listing: &ShardListing,
+        lineage: LineageId,
+        open_parents: Vec<ShardId>,
+    ) {
         self.last_number += 1;
         let (slot, generation) = (self.last_number, lease.generation);
         let listed = listing.find(&shard).map(|shard| shard.parents.clone()).unwrap_or_default();
@@ -298,15 +304,17 @@ impl ShardSupervisor {
             stream_created_ms: listing.created_ms,
             checkpoint: lease.checkpoint,
             parents: listed.into_iter().filter(|parent| listing.find(parent).is_some()).collect(),
-            open_parents: unit.parents_of(&shard).unwrap_or_default().to_vec(),
+            open_parents,
         };
         if self.send_command(lineage, LineageCommand::Hold(acquired)) {
             self.shards.insert(shard, HeldShard { slot, lineage, generation, is_releasing: false });
         }
     }
 
-    /// The lineage that results from these: a new one, the only one, or the first with the shards of the others.
-    async fn join_lineages(&mut self, lineages: &BTreeSet<LineageId>) -> LineageId {
+    /// Joins the lineages of a unit's held shards into the first of them; starts a lineage if none of them is held.
+    async fn join_lineages(&mut self, unit: &ShardUnit) -> LineageId {
+        let held = unit.ids().filter_map(|id| self.shards.get(id));
+        let lineages: BTreeSet<LineageId> = held.map(|held| held.lineage).collect();
         let Some(first) = lineages.first().copied() else { return self.start_lineage() };
         for other in lineages.iter().skip(1) {
             self.send_command(*other, LineageCommand::Yield);
@@ -449,7 +457,7 @@ impl ShardSupervisor {
             aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
         let leases = Arc::clone(&self.resources.leases);
-        if let Err(error) = call_with_timeout(leases.remove_member(&self.member)).await {
+        if let Err(error) = call_within(LEASE_CALL_TIMEOUT, leases.remove_member(&self.member)).await {
             tracing::warn!(%error, "member not removed from the lease store: it expires");
         }
     }
@@ -458,22 +466,15 @@ impl ShardSupervisor {
 /// Whether the leases show that a shard was split or merged after the listing: an open shard is done, or a member holds a
 /// shard that is not listed.
 fn is_listing_old(listing: &ShardListing, view: &LeaseSnapshot) -> bool {
-    let end =
-        Checkpoint { stream_created_ms: listing.created_ms, position: CheckpointPosition::ShardEnd, beyond: None };
     view.leases.iter().any(|(shard, lease)| match listing.find(shard) {
-        Some(listed) => lease.checkpoint.as_ref() == Some(&end) && listed.open,
+        Some(listed) => lease.is_done(listing.created_ms) && listed.open,
         None => lease.holder.is_some(),
     })
 }
 
-async fn call_with_timeout<T>(answer: impl Future<Output = Result<T, LeaseError>>) -> Result<T, LeaseError> {
-    timeout(LEASE_CALL_TIMEOUT, answer)
-        .await
-        .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::leases::{Checkpoint, CheckpointPosition};
     use super::*;
     use crate::kinesis::Shard;
 

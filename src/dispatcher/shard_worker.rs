@@ -4,7 +4,9 @@
 //! shards of a lineage are owned by one task, so nothing is locked; the deciding parts are pure and have their own files.
 
 mod checkpoint;
+mod deliveries;
 mod losses;
+mod report;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,19 +17,17 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::byte_budget::BudgetShare;
-use super::checkpoint_tracker::{CheckpointTracker, UNFINISHED_BYTES_MAX, UNFINISHED_EVENTS_MAX};
+use super::checkpoint_tracker::CheckpointTracker;
 use super::dead_letter::Loss;
 use super::dead_letter::losses::ShardLosses;
 use super::decode::{self, DecodedRecord, RecentEventIds};
 use super::endpoint::pool::{FinishedAt, ShardHold};
-use super::endpoint::share::EventAmount;
-use super::endpoint::{EndpointId, OutgoingEvent};
 use super::events::{FOREIGN_SLOT, HISTORY_RECORD, ShardSlot, TrackedEvent};
 use super::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition};
-use super::ledger::{DeliveryHop, EventHop};
-use super::metrics::{DropReason, LossScope, PauseReason, ShardState, SkipReason};
+use super::ledger::EventHop;
 use super::read_progress::ReadProgress;
 use super::reader::{PageKind, ShardRead, ShardReader};
+use super::reasons::{DropReason, SkipReason};
 use super::unknown_apps::UnknownApps;
 use super::worker_resources::{AcquiredShard, WorkerResources};
 use crate::kinesis::ReadRecord;
@@ -36,10 +36,6 @@ use crate::protocol::ShardId;
 use crate::protocol::admin::ShardFlow;
 use crate::protocol::record::{RecordedEvent, StreamRecord};
 use crate::protocol::registry::AppRegistry;
-use crate::protocol::webhook::WebhookEvent;
-
-/// Least interval between two evictions from endpoints that are behind.
-const EVICTION_INTERVAL_MS: u64 = 100;
 
 /// An input of a shard.
 pub enum ShardInput {
@@ -79,6 +75,8 @@ pub struct ShardWorker {
     pub read_past_ms: u64,
     /// When the shard was read to its end.
     pub ended_at: Option<Instant>,
+    /// Whether the supervisor was notified of the end.
+    pub is_end_reported: bool,
     progress: ReadProgress,
     /// Why a record at the front of the page cannot be read by this release.
     too_new: Option<String>,
@@ -106,7 +104,7 @@ impl ShardWorker {
     #[must_use]
     pub fn new(resources: Arc<WorkerResources>, acquired: AcquiredShard) -> Self {
         let AcquiredShard { slot, shard, generation, stream_created_ms, checkpoint, parents, open_parents } = acquired;
-        let (hold, now) = (resources.pool.open_hold(), resources.mono_ms());
+        let (hold, now) = (resources.pool.open_hold(slot), resources.clock.elapsed_ms());
         let registry = Arc::clone(&resources.apps.borrow());
         let checkpoint = checkpoint.filter(|it| it.stream_created_ms == stream_created_ms);
         resources.held_shards.fetch_add(1, Ordering::Relaxed);
@@ -136,6 +134,7 @@ impl ShardWorker {
             after_page: (0, false),
             read_past_ms: 0,
             ended_at: None,
+            is_end_reported: false,
             progress: ReadProgress::new(now),
             too_new: None,
             registry,
@@ -207,7 +206,7 @@ impl ShardWorker {
     }
 
     fn mono_ms(&self) -> u64 {
-        self.resources.mono_ms()
+        self.resources.clock.elapsed_ms()
     }
 
     /// Accepts a page, whose records are taken with [`Self::take_record`].
@@ -235,7 +234,7 @@ impl ShardWorker {
         self.page.pop_front()
     }
 
-    /// Sets what the page says about the shard, once all its records are accepted.
+    /// Applies the progress and the end that the page reports, once all its records are accepted.
     pub fn finish_page(&mut self) {
         if self.page.is_empty() {
             self.page_share = None;
@@ -323,7 +322,7 @@ impl ShardWorker {
         events.into_iter().map(event).collect()
     }
 
-    /// Moves on the events that wait for an app, and evicts those of endpoints that are behind.
+    /// Sends the events whose app is known by now, and evicts those of endpoints that are behind.
     pub fn advance(&mut self) {
         self.retry_unknown_apps();
         self.evict_excess();
@@ -340,119 +339,5 @@ impl ShardWorker {
         for event in events {
             self.tracker.finish_event(event.record);
         }
-    }
-
-    /// Queues an event whose turn has come to every endpoint that subscribes to it.
-    pub fn fan_out(&mut self, event: TrackedEvent) {
-        let Some(app) = self.registry.by_id(&event.app) else {
-            self.tracker.park_event(event.record);
-            for evicted in self.unknown_apps.push(event, self.mono_ms()) {
-                self.give_up_unknown_app(&evicted);
-            }
-            return;
-        };
-        let wants = app.webhooks.iter().filter(|it| it.wants_event(event.event.kind.name(), event.channel.as_str()));
-        let targets: Vec<EndpointId> =
-            wants.map(|it| EndpointId { app: event.app.clone(), endpoint: it.name.clone() }).collect();
-        let webhook = WebhookEvent::new(&event.channel, &event.event);
-        let outgoing = Arc::new(OutgoingEvent::new(webhook, event.event.time_ms));
-        self.tracker.add_deliveries(event.record, targets.len());
-        self.resources.metrics.count_released(targets.len());
-        self.held_deliveries += targets.len();
-        for target in targets {
-            self.hold.push(&target, event.record, Arc::clone(&outgoing));
-        }
-        // The event itself is done: its deliveries count in its place.
-        self.tracker.finish_event(event.record);
-    }
-
-    /// Drops events of endpoints that are behind, once they hold more than half of a bound together: the other endpoints
-    /// must not wait for them.
-    fn evict_excess(&mut self) {
-        let now = self.mono_ms();
-        let is_budget_short = self.resources.budget.is_half_used();
-        if !(self.tracker.is_half_full() || is_budget_short) || now < self.next_eviction_ms {
-            return;
-        }
-        self.next_eviction_ms = now + EVICTION_INTERVAL_MS;
-        let mut most = EventAmount { events: UNFINISHED_EVENTS_MAX / 2, bytes: UNFINISHED_BYTES_MAX / 2 };
-        if is_budget_short {
-            let held = self.resources.held_shards.load(Ordering::Relaxed);
-            most.bytes = most.bytes.min(self.resources.budget.share_behind(held));
-        }
-        for finished in self.hold.evict_excess(most) {
-            self.complete_delivery(finished);
-        }
-    }
-
-    /// Completes a finished delivery, and all others that are known by now.
-    pub fn complete_deliveries(&mut self, first: FinishedAt) {
-        let mut next = Some(first);
-        while let Some(finished) = next {
-            self.complete_delivery(finished);
-            next = self.hold.take_finished();
-        }
-    }
-
-    fn complete_delivery(&mut self, finished: FinishedAt) {
-        let record = finished.1.delivery.record;
-        self.held_deliveries = self.held_deliveries.saturating_sub(1);
-        if let Some(loss) = Loss::of_delivery(finished) {
-            return self.give_up(record, loss);
-        }
-        self.resources.metrics.count_deliveries(DeliveryHop::Delivered, 1);
-        self.tracker.finish_event(record);
-    }
-
-    /// Why no record is taken now.
-    fn pause_reason(&self) -> Option<PauseReason> {
-        if self.too_new.is_some() {
-            Some(PauseReason::RecordTooNew)
-        } else if self.tracker.is_full() {
-            Some(PauseReason::Full)
-        } else {
-            self.waits_for_budget.load(Ordering::Relaxed).then_some(PauseReason::Budget)
-        }
-    }
-
-    /// Unfinished events of the shard, without their deliveries and without records that are counted as refused, and
-    /// unfinished deliveries.
-    fn count_unfinished(&self) -> (usize, usize) {
-        let deliveries = self.held_deliveries + self.losses.pending_of(LossScope::Delivery);
-        let others = deliveries + self.losses.pending_of(LossScope::Record);
-        (self.tracker.unfinished_events().saturating_sub(others), deliveries)
-    }
-
-    /// Updates what `/flow` and the metrics show of the shard.
-    pub fn update_metrics(&mut self) {
-        if let Some(checkpoint) = self.tracker.done_through() {
-            self.flow.checkpoint = Some(checkpoint.to_owned());
-        }
-        // A shard that was read to its end cannot be behind, and one whose parents are being read is not read yet.
-        if self.has_ended() || !self.is_reading() {
-            self.progress.note_page(0, self.mono_ms());
-        }
-        let (now, unfinished) = (self.mono_ms(), self.tracker.unfinished_events());
-        if let Some(change) = self.progress.update(self.pause_reason(), now) {
-            self.resources.metrics.report_pause(&self.shard, change, self.too_new.as_deref(), unfinished);
-        }
-        self.flow.behind_ms = self.progress.behind_ms(now);
-        let state = ShardState {
-            flow: self.flow.clone(),
-            unfinished,
-            waiting_events: self.count_unfinished().0,
-            waiting_deliveries: self.losses.pending_of(LossScope::Delivery) + self.withdrawn_deliveries,
-            paused: self.progress.reported_pause(),
-        };
-        self.resources.metrics.set_shard(&self.shard, state);
-    }
-}
-
-impl Drop for ShardWorker {
-    fn drop(&mut self) {
-        self.resources.held_shards.fetch_sub(1, Ordering::Relaxed);
-        let (events, deliveries) = self.count_unfinished();
-        self.resources.metrics.count_relinquished(events, deliveries);
-        self.resources.metrics.remove_shard(&self.shard);
     }
 }

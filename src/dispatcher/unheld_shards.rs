@@ -1,7 +1,7 @@
 //! Shards that nobody holds. Pure: the caller passes the time.
 //!
-//! A shard is free for a moment at every hand-over, and for the time after which a member counts as dead; beyond it nobody
-//! reads it, and its records may be trimmed.
+//! A shard is free for a moment at every change of its holder, and until a dead member is noticed. After a longer time
+//! nobody reads the shard, and its records may be trimmed.
 
 use std::collections::BTreeMap;
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::apps::RegistryReceiver;
 use super::byte_budget::ByteBudget;
@@ -15,6 +14,7 @@ use super::leases::{Checkpoint, ShardLeases};
 use super::metrics::DispatcherMetrics;
 use super::shard_discovery::ShardListing;
 use crate::kinesis::KinesisClient;
+use crate::process::clock::MonotonicClock;
 use crate::protocol::ShardId;
 
 /// Resources that the shards of a process share.
@@ -41,15 +41,8 @@ pub struct WorkerResources {
     pub budget: ByteBudget,
     /// Number of shards that the process holds.
     pub held_shards: AtomicUsize,
-    /// When the process started: the begin of its monotonic clock.
-    pub started: Instant,
-}
-
-impl WorkerResources {
-    /// The monotonic clock of the process, in ms.
-    pub fn mono_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
+    /// The monotonic clock of the process.
+    pub clock: MonotonicClock,
 }
 
 /// A lease that was acquired.

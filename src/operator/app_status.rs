@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::context::ControllerContext;
 use super::reconcile_error::ReconcileError;
-use crate::api::app::{AppClusterStatus, RealtimeAppStatus};
+use crate::api::app::{AppClusterStatus, AppEndpointStatus, RealtimeAppStatus};
 use crate::api::conditions::condition;
 use crate::api::{API_GROUP, RealtimeApp, RealtimeCluster, Reason};
 use crate::desired::{RefusalCause, RefusedApp};
@@ -89,6 +89,8 @@ pub struct ClusterView<'a> {
     /// The refusal of the app, if the cluster does not accept it.
     pub refused: Option<&'a AppRefusal>,
     pub pods: LoadedPods,
+    /// The app's endpoints in this cluster; `None` leaves them as they are.
+    pub endpoints: Option<Vec<AppEndpointStatus>>,
 }
 
 impl ClusterView<'_> {
@@ -141,8 +143,26 @@ pub async fn update_app_status(
     entries.retain(|entry| entry.name != own.name && clusters.contains(&entry.name));
     entries.push(own);
     entries.sort_by(|one, other| one.name.cmp(&other.name));
-    let written = write_status(context, app, build_status(app, entries, Timestamp::now())).await?;
+    let endpoints = merge_cluster_endpoints(app, view, clusters);
+    let written = write_status(context, app, build_status(app, entries, endpoints, Timestamp::now())).await?;
     Ok(settled && written)
+}
+
+/// The endpoints of an app in all clusters that exist, those of this view as it has them.
+fn merge_cluster_endpoints(
+    app: &RealtimeApp,
+    view: &ClusterView<'_>,
+    clusters: &HashSet<String>,
+) -> Vec<AppEndpointStatus> {
+    let name = view.cluster.name_any();
+    let known = app.status.iter().flat_map(|status| status.endpoints.clone());
+    let is_kept = |entry: &AppEndpointStatus| {
+        clusters.contains(&entry.cluster) && (view.endpoints.is_none() || entry.cluster != name)
+    };
+    let mut endpoints: Vec<AppEndpointStatus> = known.filter(is_kept).collect();
+    endpoints.extend(view.endpoints.clone().into_iter().flatten());
+    endpoints.sort_by(|one, other| one.cluster.cmp(&other.cluster));
+    endpoints
 }
 
 /// Writes the error for which a cluster is not rendered into the status of each app that the cluster never judged. Apps that
@@ -165,7 +185,8 @@ pub async fn report_unrendered_cluster(
     let name = cluster.name_any();
     let refusal =
         AppRefusal { reason: error.reason, message: format!("the cluster is not rendered: {}", error.message) };
-    let view = ClusterView { cluster, refused: Some(&refusal), pods: LoadedPods { loaded: 0, lagging: 0, wanted: 0 } };
+    let pods = LoadedPods { loaded: 0, lagging: 0, wanted: 0 };
+    let view = ClusterView { cluster, refused: Some(&refusal), pods, endpoints: None };
     for app in context.live.apps_of(cluster) {
         if find_entry(&app, &name).is_none_or(|known| !is_judgement(known)) {
             update_app_status(context, &app, &view, clusters).await?;
@@ -208,7 +229,7 @@ pub async fn report_unselected_apps(context: &ControllerContext, clusters: &Stor
                 && context.unreadable.names_of::<RealtimeCluster>(&namespace).is_empty()
         };
         for app in context.live.apps.find_all(is_unselected) {
-            let status = build_status(&app, vec![], Timestamp::now());
+            let status = build_status(&app, vec![], vec![], Timestamp::now());
             if app.status.as_ref() == Some(&status) {
                 continue;
             }
@@ -221,8 +242,13 @@ pub async fn report_unselected_apps(context: &ControllerContext, clusters: &Stor
     }
 }
 
-/// Builds the status of an app from the entries of its clusters.
-fn build_status(app: &RealtimeApp, clusters: Vec<AppClusterStatus>, now: Timestamp) -> RealtimeAppStatus {
+/// Builds the status of an app from the entries of its clusters and its endpoints.
+fn build_status(
+    app: &RealtimeApp,
+    clusters: Vec<AppClusterStatus>,
+    endpoints: Vec<AppEndpointStatus>,
+    now: Timestamp,
+) -> RealtimeAppStatus {
     let known = app.status.iter().flat_map(|status| &status.conditions);
     let build = |(kind, (status, reason, message)): (&str, (&str, String, String))| {
         let before = known.clone().find(|before| before.type_ == kind);
@@ -239,7 +265,7 @@ fn build_status(app: &RealtimeApp, clusters: Vec<AppClusterStatus>, now: Timesta
     let accepted = assess_acceptance(&clusters);
     let ready = if accepted.0 == "True" { assess_loading(&clusters) } else { accepted.clone() };
     let conditions = [(condition::ACCEPTED, accepted), (condition::READY, ready)].map(build).into();
-    RealtimeAppStatus { observed_generation: app.metadata.generation.unwrap_or(-1), conditions, clusters }
+    RealtimeAppStatus { observed_generation: app.metadata.generation.unwrap_or(-1), conditions, clusters, endpoints }
 }
 
 /// Whether every cluster accepts the app, with reason and message.
@@ -323,7 +349,7 @@ mod tests {
     }
 
     fn conditions(entries: &[AppClusterStatus]) -> Vec<String> {
-        let status = build_status(&app(None), entries.to_vec(), Timestamp::UNIX_EPOCH);
+        let status = build_status(&app(None), entries.to_vec(), vec![], Timestamp::UNIX_EPOCH);
         assert_eq!(status.observed_generation, 3);
         let line = |found: &Condition| format!("{}={} {}: {}", found.type_, found.status, found.reason, found.message);
         status.conditions.iter().map(line).collect()
@@ -386,11 +412,12 @@ mod tests {
     fn a_complete_count_stays_until_a_pod_lags_or_the_app_changes() {
         let cluster = applied_cluster("");
         let name = cluster.name_any();
-        let loaded = build_status(&app(None), vec![entry(&name, "2/2", Reason::AppAccepted, "")], Timestamp::now());
+        let loaded =
+            build_status(&app(None), vec![entry(&name, "2/2", Reason::AppAccepted, "")], vec![], Timestamp::now());
         let count = |app: &RealtimeApp, cluster: &RealtimeCluster, pods: [usize; 3]| {
             let [loaded, lagging, wanted] = pods;
             let pods = LoadedPods { loaded, lagging, wanted };
-            ClusterView { cluster, refused: None, pods }.entry(app).loaded
+            ClusterView { cluster, refused: None, pods, endpoints: None }.entry(app).loaded
         };
         assert_eq!(count(&app(None), &cluster, [1, 0, 2]), "1/2", "the first count");
         assert_eq!(count(&app(None), &cluster, [3, 0, 2]), "2/2", "a pod more than wanted");

@@ -17,18 +17,20 @@ use super::app_credentials::{StoredCredentials, settle_app_credentials, store_ap
 use super::app_status::{AppRefusal, ClusterView, LoadedPods, report_unrendered_cluster, update_app_status};
 use super::cluster_probers::ClusterProbers;
 use super::context::{ControllerContext, SharedContext};
+use super::endpoint_status::{ReportIndex, merge_endpoints};
 use super::pod_annotation::annotate_pod;
 use super::reconcile_error::ReconcileError;
 use super::registry_histories::{change_wait, record_registry};
 use super::rendered_clusters::RenderedCluster;
 use super::secret_reader::SecretUser;
 use super::status::{self, ConditionUpdate, StatusPatch};
+use crate::api::app::AppEndpointStatus;
 use crate::api::conditions::condition;
 use crate::api::{RealtimeApp, RealtimeCluster, Reason};
 use crate::desired::render::REGISTRY_ANNOTATION;
 use crate::desired::{self, ValidCluster};
 use crate::kubernetes::apply;
-use crate::prober::PodStanding;
+use crate::prober::{EndpointReports, PodStanding};
 use crate::process::clock;
 use crate::protocol::AppId;
 use crate::protocol::registry::BUCKET_COUNT;
@@ -42,6 +44,9 @@ const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
 const LOADING_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// Annotation of a pod that is changed to make kubelet refresh its registry again.
 const REGISTRY_REMINDED_ANNOTATION: &str = "realtime-operator.dev/registry-reminded";
+
+/// Bounds the statuses that one reconcile writes because of endpoints.
+const ENDPOINT_WRITES_MAX: usize = 100;
 
 /// Time between two pushes to pods: 20 a second, so that a large cluster does not burst against the API server.
 const PUSH_INTERVAL: Duration = Duration::from_millis(50);
@@ -97,7 +102,9 @@ pub async fn reconcile(
     let standings = probers.standings(cluster);
     remind_pods(context, cluster, &standings).await?;
     let refused = list_refusals(&rendered.valid, &failures);
-    let all_settled = update_app_statuses(context, cluster, &rendered, &refused, &standings, &names).await?;
+    let endpoints = probers.endpoint_reports(cluster);
+    let found = ClusterFindings { refused: &refused, standings: &standings, endpoints: &endpoints };
+    let all_settled = update_app_statuses(context, cluster, &rendered, &found, &names).await?;
     if !all_settled || rendered.read.awaits_credentials() {
         let thousands = u32::try_from(rendered.read.apps.len() / 1_000).unwrap_or(u32::MAX);
         wait = LOADING_CHECK_INTERVAL.saturating_mul(thousands.saturating_add(1)).min(RESYNC_INTERVAL);
@@ -164,14 +171,26 @@ async fn reconcile_registry(
     Ok(RegistryOutcome::Written(WrittenRegistry { rendered, failures, message }))
 }
 
+/// Whether the endpoints of an app in a cluster differ from its status.
+fn has_news(app: &RealtimeApp, cluster: &str, endpoints: &[AppEndpointStatus]) -> bool {
+    let known = app.status.iter().flat_map(|status| &status.endpoints);
+    !known.filter(|entry| entry.cluster == cluster).eq(endpoints)
+}
+
+/// Facts about the apps of a cluster, from its rendering and from its pods.
+struct ClusterFindings<'a> {
+    refused: &'a HashMap<String, AppRefusal>,
+    standings: &'a BTreeMap<String, PodStanding>,
+    endpoints: &'a EndpointReports,
+}
+
 /// Writes the view of this cluster into the status of each app. Returns whether every app is refused or loaded by every
 /// pod.
 async fn update_app_statuses(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
     rendered: &RenderedCluster,
-    refused: &HashMap<String, AppRefusal>,
-    standings: &BTreeMap<String, PodStanding>,
+    found: &ClusterFindings<'_>,
     clusters: &HashSet<String>,
 ) -> Result<bool, ReconcileError> {
     let RenderedCluster { read, valid, .. } = rendered;
@@ -180,14 +199,20 @@ async fn update_app_statuses(
     // The rendering is shared and may be older than the status of its apps; an app edited since is rendered again first.
     let version = |app: &RealtimeApp| (app.uid(), app.metadata.generation);
     let rendered_versions: HashSet<_> = read.apps.iter().map(version).collect();
-    let mut all_settled = true;
+    let (name, reports) = (cluster.name_any(), ReportIndex::new(found.endpoints));
+    let (mut all_settled, mut endpoint_writes) = (true, 0);
     for app in context.live.apps_of(cluster).iter().filter(|app| rendered_versions.contains(&version(app))) {
         let id = AppId(app.spec.app_id.clone());
         let pods = {
             let history = history.read().unwrap_or_else(PoisonError::into_inner);
-            LoadedPods::count(&id, standings, &history, wanted)
+            LoadedPods::count(&id, found.standings, &history, wanted)
         };
-        let view = ClusterView { cluster, refused: refused.get(&app.name_any()), pods };
+        // The rest is written by the next reconciles, so that the registry does not wait for it.
+        let endpoints = (endpoint_writes < ENDPOINT_WRITES_MAX)
+            .then(|| merge_endpoints(app, &name, &reports))
+            .filter(|endpoints| has_news(app, &name, endpoints));
+        endpoint_writes += usize::from(endpoints.is_some());
+        let view = ClusterView { cluster, refused: found.refused.get(&app.name_any()), pods, endpoints };
         all_settled &= update_app_status(context, app, &view, clusters).await?;
     }
     Ok(all_settled)

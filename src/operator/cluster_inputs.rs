@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 
@@ -79,7 +80,7 @@ pub fn decode_secrets(secrets: &BTreeMap<String, Arc<Secret>>) -> SecretTexts {
 }
 
 /// Digest of the versions of all inputs.
-pub fn digest_inputs(cluster: &RealtimeCluster, references: &ClusterReferences) -> u64 {
+pub fn digest_inputs(cluster: &RealtimeCluster, references: &ClusterReferences, networks: &[IpNet]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (cluster.uid(), cluster.metadata.generation).hash(&mut hasher);
     cluster.annotations().get(RESTARTED_AT_ANNOTATION).hash(&mut hasher);
@@ -88,6 +89,7 @@ pub fn digest_inputs(cluster: &RealtimeCluster, references: &ClusterReferences) 
         (&stream.name, &stream.arn, &stream.cluster_id).hash(&mut hasher);
     }
     references.recorded_image.hash(&mut hasher);
+    networks.hash(&mut hasher);
     for app in &references.apps {
         (app.uid(), app.metadata.generation).hash(&mut hasher);
     }

@@ -14,7 +14,7 @@ use super::metrics::OperatorMetrics;
 use super::reconcile_error::ReconcileError;
 use crate::api::{RealtimeCluster, Reason};
 use crate::gate::Verdict;
-use crate::prober::{self, PodStanding, ProbePlan, Prober, ProberReports, RequestedProof};
+use crate::prober::{self, EndpointReports, PodStanding, ProbePlan, Prober, ProberReports, RequestedProof};
 use crate::process::clock;
 use crate::protocol::AppId;
 
@@ -239,6 +239,14 @@ impl ClusterProbers {
         let running = all.get(&cluster_key(cluster));
         let running = running.filter(|running| Some(running.uid.as_str()) == cluster.uid().as_deref());
         running.map(|running| running.current.prober.pods.borrow().clone()).unwrap_or_default()
+    }
+
+    /// The endpoints that each dispatcher of a cluster reported; empty without a prober.
+    pub fn endpoint_reports(&self, cluster: &RealtimeCluster) -> Arc<EndpointReports> {
+        let all = self.lock_running();
+        let running = all.get(&cluster_key(cluster));
+        let running = running.filter(|running| Some(running.uid.as_str()) == cluster.uid().as_deref());
+        running.map(|running| Arc::clone(&running.current.prober.endpoints.borrow())).unwrap_or_default()
     }
 
     /// Changes the counts of a cluster's prober.

@@ -49,7 +49,8 @@ pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Res
             generated_for_apps.push((desired::app_credentials_name(app), of_cluster.clone()));
         }
         let user = SecretUser::of(&**app);
-        references.extend(desired::app_secret_names(app).map(|name| (name.to_owned(), user.clone())));
+        let names = desired::app_secret_names(app).chain(desired::header_secret_names(app));
+        references.extend(names.map(|name| (name.to_owned(), user.clone())));
     }
     let secrets = read_secrets(context, &namespace, references).await?;
     let of_apps = read_secrets(context, &namespace, generated_for_apps).await?;

@@ -1,20 +1,21 @@
-//! The times of the gate in the status: the effective interval between rounds, and the estimated time until Ready. Pure.
+//! The times of the gate in the status: the effective interval between rounds, and the estimated time until Ready.
 
 use std::time::Duration;
+
+use kube::runtime::events::EventType;
 
 use super::context::ControllerContext;
 use crate::api::cluster::GateStatus;
 use crate::api::{RealtimeCluster, Reason};
-use kube::runtime::events::EventType;
 
 /// Interval between two rounds above which a warning is published.
 const EFFECTIVE_INTERVAL_MAX: Duration = Duration::from_mins(5);
 
-/// Least change of the effective interval that is written, as a divisor: clusters that come and go elsewhere change every
-/// interval a little, and a quiet cluster's status is not written for that.
+/// Divisor of the known interval that gives the least change to report: other clusters that come and go change every interval
+/// a little, which is no reason to write a status.
 const REPORTED_CHANGE_DIVISOR: u32 = 10;
 
-/// Seconds of the effective interval to report: the known ones while it changed by less than a tenth.
+/// The effective interval to report, in s: the known one while the change is less than a tenth.
 #[must_use]
 pub fn report_interval(known: Option<u32>, interval: Duration) -> u32 {
     let seconds = round_up_seconds(interval);
@@ -28,7 +29,7 @@ pub fn round_up_seconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis().div_ceil(1_000)).unwrap_or(u32::MAX)
 }
 
-/// Describes an effective interval that has become long, or is it no more.
+/// Describes an effective interval that has passed [`EFFECTIVE_INTERVAL_MAX`], in either direction.
 fn describe_crossing(known: Option<u32>, reported: u32) -> Option<(EventType, String)> {
     let max = round_up_seconds(EFFECTIVE_INTERVAL_MAX);
     let was_long = known.is_some_and(|known| known > max);

@@ -54,6 +54,7 @@ pub async fn serve_admin(
         ready: Box::new(move || health.check_readiness()),
         effective: Box::new(|| serde_json::Value::Null),
         flow: Box::new(move || serde_json::json!({ "leads": leadership.may_write() })),
+        endpoints: None,
         drain: None,
         metrics: registry,
     };

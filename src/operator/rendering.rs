@@ -7,6 +7,7 @@ use kube::ResourceExt;
 use super::cluster_inputs::digest_inputs;
 use super::context::ControllerContext;
 use super::dereference;
+use super::own_networks::find_own_networks;
 use super::reconcile_error::ReconcileError;
 use super::rendered_clusters::RenderedCluster;
 use super::validation::{OwnIdentity, validate_cluster};
@@ -23,7 +24,9 @@ pub async fn render_cluster(
 ) -> Result<Arc<RenderedCluster>, ReconcileError> {
     ensure_apps_readable(context, cluster)?;
     let mut references = dereference::read(context, cluster).await?;
-    let (uid, inputs) = (cluster.uid().unwrap_or_default(), digest_inputs(cluster, &references));
+    let pods = context.live.pods_of(cluster);
+    let networks = find_own_networks(pods.iter().map(|pod| &**pod));
+    let (uid, inputs) = (cluster.uid().unwrap_or_default(), digest_inputs(cluster, &references, &networks));
     if let Some(rendered) = context.rendered.find(&uid, inputs) {
         return Ok(rendered);
     }
@@ -37,12 +40,12 @@ pub async fn render_cluster(
         read = references.resolve(cluster);
         credentials = dereference::generate_credentials(cluster, &read);
     }
-    let own = OwnIdentity { receiver: &context.receiver_address, image: &context.own_image };
+    let own = OwnIdentity { receiver: &context.receiver_address, networks: &networks, image: &context.own_image };
     let valid = validate_cluster(cluster, &context.policy, &read, &credentials, &own)?;
     let desired = desired::render_objects(&valid)?;
     let rendered = Arc::new(RenderedCluster { read, valid, desired, fresh: credentials.fresh });
     if rendered.fresh.is_empty() {
-        context.rendered.store(uid, digest_inputs(cluster, &references), rendered.clone());
+        context.rendered.store(uid, digest_inputs(cluster, &references, &networks), rendered.clone());
     }
     Ok(rendered)
 }

@@ -3,24 +3,30 @@
 
 use std::time::Duration;
 
-use kube::ResourceExt;
 use serde_json::{Map, Value};
 
 use super::context::{ControllerContext, SharedContext};
-use super::dead_letter_stream::{self, DeadLetterFinding};
+use super::dead_letter_stream;
 use super::dereference;
+use super::owned_stream::{OwnedStream, StreamFinding, StreamTexts, keep_status};
 use super::reconcile_error::ReconcileError;
 use super::status::{self, ConditionUpdate, StatusPatch};
-use super::stream_ownership::{build_owner_tags, claim_stream};
 use super::validation::validate_stream;
 use crate::api::cluster::{StreamStatus, WebhooksMode};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
 use crate::desired::{StreamCapacity, ValidStream};
-use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, LiveCapacity, StreamSummary};
+use crate::kinesis::LiveCapacity;
 
 /// Conditions that this controller writes.
 const OWNED_CONDITIONS: &[&str] = &[condition::STREAM_READY, condition::DEAD_LETTER_READY];
+/// Texts of the main stream.
+const STREAM_TEXTS: StreamTexts = StreamTexts {
+    condition: condition::STREAM_READY,
+    name_field: "webhooks.stream.name",
+    purpose: "",
+    loss: "its records are lost; it is not created again automatically, since a wrong region or account looks the same. Correct the region or account, or create the stream",
+};
 /// Time between two reconciles of an active stream; the end of Ready=True triggers an earlier one. AWS limits descriptions
 /// per account.
 const RESYNC_INTERVAL: Duration = Duration::from_mins(5);
@@ -41,24 +47,14 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         write_status(context, cluster, &known, None, None).await?;
         return Ok(None);
     }
-    let (stream, result) = match reconcile_stream(context, cluster, known.clone()).await {
-        Ok((stream, update)) => (stream, Ok(update)),
-        Err(error) => (known, Err(error)),
-    };
-    let update = match &result {
-        Ok(update) => update.clone(),
-        Err(error) => ConditionUpdate::of_error(condition::STREAM_READY, error),
-    };
+    let result = reconcile_stream(context, cluster, known.clone()).await;
+    let main = StreamFinding::of_result(condition::STREAM_READY, known, result);
     let dead_letter = dead_letter_stream::reconcile(context, cluster).await;
-    let is_settled = |update: &ConditionUpdate| update.status == "True" || update.reason == Reason::Suspended;
-    let is_all_settled = is_settled(&update) && dead_letter.as_ref().is_none_or(|found| is_settled(&found.update));
-    let wait = if is_all_settled { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
-    let failure = dead_letter.as_ref().and_then(|found| found.error.clone());
-    write_status(context, cluster, &stream, Some(update), dead_letter).await?;
-    match (result, failure) {
-        (Ok(_), Some(error)) | (Err(error), _) => Err(error),
-        (Ok(_), None) => Ok(Some(wait)),
-    }
+    let is_settled = main.is_settled() && dead_letter.as_ref().is_none_or(StreamFinding::is_settled);
+    let wait = if is_settled { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
+    let error = main.error.or_else(|| dead_letter.as_ref().and_then(|found| found.error.clone()));
+    write_status(context, cluster, &main.stream, Some(main.update), dead_letter).await?;
+    error.map_or(Ok(Some(wait)), Err)
 }
 
 async fn write_status(
@@ -66,18 +62,18 @@ async fn write_status(
     cluster: &RealtimeCluster,
     stream: &StreamStatus,
     update: Option<ConditionUpdate>,
-    dead_letter: Option<DeadLetterFinding>,
+    dead_letter: Option<StreamFinding>,
 ) -> Result<(), ReconcileError> {
     let mut fields = Map::new();
     let mut conditions = Vec::from_iter(update);
     if !stream.name.is_empty() {
         fields.insert("stream".to_owned(), serde_json::to_value(stream).unwrap_or(Value::Null));
     }
-    let manager = "realtime-operator-stream";
     if let Some(found) = dead_letter {
         fields.insert("deadLetterStream".to_owned(), serde_json::to_value(found.stream).unwrap_or(Value::Null));
         conditions.push(found.update);
     }
+    let manager = "realtime-operator-stream";
     let part = StatusPatch { manager, owned_conditions: OWNED_CONDITIONS, conditions, fields };
     status::write(context, cluster, part).await
 }
@@ -92,36 +88,12 @@ async fn reconcile_stream(
     let secrets = dereference::read_cluster_secrets(context, cluster).await?;
     ensure_same_stream(&known, &stream)?;
     let client = dereference::connect_stream(context, &stream, &secrets).await?;
-    // The name was corrected before a stream existed.
-    let known = if known.name == stream.name.as_str() {
-        known
-    } else {
-        StreamStatus { name: stream.name.to_string(), ..StreamStatus::default() }
-    };
-    match client.describe_stream().await {
-        Ok(summary) => {
-            let pending = find_pending_steps(stream.capacity, summary.capacity);
-            let (adopted, mut update) = adopt_stream(context, cluster, &client, known, summary).await?;
-            if !pending.is_empty() {
-                update.message = format!("{}; pending: {}", update.message, pending.join("; "));
-            }
-            Ok((StreamStatus { pending_steps: pending, ..adopted }, update))
-        }
-        Err(error) if error.class == KinesisErrorClass::NotFound && known.arn.is_empty() && cluster.spec.suspend => {
-            let message = format!("suspended: stream {} does not exist and is not created", known.name);
-            Ok((known, ConditionUpdate::new(condition::STREAM_READY, "False", Reason::Suspended, message)))
-        }
-        Err(error) if error.class == KinesisErrorClass::NotFound && known.arn.is_empty() => {
-            create_stream(context, cluster, &client, stream.capacity, known).await
-        }
-        Err(error) if error.class == KinesisErrorClass::NotFound => {
-            let message = format!(
-                "{error}. It existed before, and its records are lost; it is not created again automatically, since a wrong region or account looks the same. Correct the region or account, or create the stream"
-            );
-            Err(ReconcileError::transient(Reason::StreamMissing, message))
-        }
-        Err(error) => Err(error.into()),
-    }
+    let capacity = stream.capacity;
+    let owned =
+        OwnedStream { context, cluster, client: &client, texts: &STREAM_TEXTS, capacity, retention_hours: None };
+    // The name may have been corrected before a stream existed.
+    let known = keep_status(known, &stream.name);
+    owned.reconcile(known, |live| find_pending_steps(capacity, live.capacity)).await
 }
 
 /// Refuses another name than that of the stream that the cluster has. An API server refuses the edit, unless its schema is
@@ -156,116 +128,11 @@ fn find_pending_steps(wanted: StreamCapacity, live: Option<LiveCapacity>) -> Vec
     vec![step]
 }
 
-async fn create_stream(
-    context: &ControllerContext,
-    cluster: &RealtimeCluster,
-    client: &KinesisClient,
-    capacity: StreamCapacity,
-    known: StreamStatus,
-) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
-    context.ensure_leader()?;
-    let shards = match capacity {
-        StreamCapacity::OnDemand => None,
-        StreamCapacity::Provisioned(shards) => Some(i32::try_from(shards).unwrap_or(i32::MAX)),
-    };
-    // A stream that is created and then not written into the status is adopted by these tags.
-    let known = StreamStatus { cluster_id: cluster.uid().unwrap_or_default(), ..known };
-    let tags = build_owner_tags(context, cluster, &known.cluster_id);
-    match client.create_stream(shards, &tags).await {
-        Ok(()) => {
-            let note = format!("stream {} was created", known.name);
-            context
-                .publish_event(cluster, kube::runtime::events::EventType::Normal, "StreamCreated", "Create", note)
-                .await;
-        }
-        // The stream exists by now, or the answer to an earlier call was lost: the next reconcile describes it.
-        Err(error) if error.class == KinesisErrorClass::Busy => {}
-        Err(error) => return Err(explain_create_failure(error, capacity)),
-    }
-    let message = format!("stream {} is being created", known.name);
-    Ok((known, ConditionUpdate::new(condition::STREAM_READY, "False", Reason::StreamCreating, message)))
-}
-
-/// Adds a hint to a refused creation: Kinesis supports both modes, an emulator may not.
-fn explain_create_failure(error: KinesisError, capacity: StreamCapacity) -> ReconcileError {
-    let error = ReconcileError::from(error);
-    if error.reason != Reason::StreamInvalid || capacity != StreamCapacity::OnDemand {
-        return error;
-    }
-    let message = format!(
-        "{}. If the endpoint does not support on-demand streams, write mode: Provisioned and shards in webhooks.stream",
-        error.message
-    );
-    ReconcileError { message, ..error }
-}
-
-async fn adopt_stream(
-    context: &ControllerContext,
-    cluster: &RealtimeCluster,
-    client: &KinesisClient,
-    known: StreamStatus,
-    summary: StreamSummary,
-) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
-    let created = i64::try_from(summary.created_ms).unwrap_or(i64::MAX);
-    let same = known.arn == summary.arn && known.created_ms == created;
-    let cluster_id = if same {
-        known.cluster_id.clone()
-    } else {
-        claim_stream(context, cluster, client, "webhooks.stream.name").await?
-    };
-    let stream = StreamStatus {
-        name: known.name,
-        cluster_id,
-        arn: summary.arn,
-        status: summary.status.clone(),
-        created_ms: created,
-        pending_steps: vec![],
-    };
-    let update = if summary.status == "ACTIVE" || summary.status == "UPDATING" {
-        let message = format!("stream {} is {}", stream.name, summary.status);
-        ConditionUpdate::new(condition::STREAM_READY, "True", Reason::StreamActive, message)
-    } else {
-        let message = format!("stream {} is {}", stream.name, summary.status);
-        ConditionUpdate::new(condition::STREAM_READY, "False", Reason::StreamCreating, message)
-    };
-    Ok((stream, update))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::api::fixture::applied_cluster;
     use crate::desired::PlatformPolicy;
-
-    #[test]
-    fn a_refused_on_demand_stream_is_reported_with_the_setting_to_write() {
-        let error = |class, code: &str| KinesisError {
-            operation: "CreateStream",
-            stream: "s".to_owned(),
-            region: "eu-west-1".to_owned(),
-            class,
-            code: format!("{code}: "),
-            message: "ShardCount is required".to_owned(),
-        };
-        let answer = "CreateStream on stream s in eu-west-1: ValidationException: ShardCount is required";
-        let hint = ". If the endpoint does not support on-demand streams, write mode: Provisioned and shards in webhooks.stream";
-        let invalid = || error(KinesisErrorClass::Invalid, "ValidationException");
-        for (name, error, mode, reason, terminal, message) in [
-            ("on demand", invalid(), StreamCapacity::OnDemand, Reason::StreamInvalid, true, format!("{answer}{hint}")),
-            ("provisioned", invalid(), StreamCapacity::Provisioned(1), Reason::StreamInvalid, true, answer.to_owned()),
-            (
-                "a failure of another kind",
-                error(KinesisErrorClass::Transient, "InternalFailure"),
-                StreamCapacity::OnDemand,
-                Reason::StreamUnreachable,
-                false,
-                answer.replace("ValidationException", "InternalFailure"),
-            ),
-        ] {
-            let error = explain_create_failure(error, mode);
-            assert_eq!((error.reason, error.terminal, error.message), (reason, terminal, message), "{name}");
-        }
-    }
 
     #[test]
     fn a_capacity_that_the_stream_does_not_have_is_pending_with_its_remedy() {

@@ -48,7 +48,7 @@ pub async fn claim_stream(
     })
 }
 
-/// Reads the id of the cluster that created the stream, if the owner tag is ours; otherwise says as a clause whose it is.
+/// Reads the id of the cluster that created the stream, if the owner tag is ours; otherwise the error is a clause that names its owner.
 fn read_cluster_id(tags: &BTreeMap<String, String>, ours: &str) -> Result<String, String> {
     match (tags.get(OWNER_TAG), tags.get(CLUSTER_ID_TAG)) {
         (Some(owner), Some(id)) if owner == ours && !id.is_empty() => Ok(id.clone()),

@@ -92,6 +92,7 @@ mod tests {
             secrets: &read.secrets,
             credentials: &credentials,
             receiver: "receiver.svc:8090",
+            own_networks: &[],
             own_image: &ServerImage::of_operator(None),
             recorded_image: None,
             stream: None,

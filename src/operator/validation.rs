@@ -15,6 +15,8 @@ use crate::desired::{
 pub struct OwnIdentity<'a> {
     /// `HOST:PORT` of the webhook receiver.
     pub receiver: &'a str,
+    /// Networks of the Kubernetes cluster itself whose addresses are public.
+    pub networks: &'a [ipnet::IpNet],
     /// The operator's own image.
     pub image: &'a ServerImage,
 }
@@ -47,6 +49,7 @@ pub fn validate_cluster(
         secrets: &read.secrets,
         credentials,
         receiver: own.receiver,
+        own_networks: own.networks,
         own_image: own.image,
         recorded_image: read.recorded_image.as_ref(),
         stream: read.stream.as_ref(),
@@ -117,7 +120,7 @@ mod tests {
             recorded_image: None,
         };
         let credentials = desired::generate_all_credentials(cluster, &[], str::to_owned);
-        let own = OwnIdentity { receiver: "receiver.svc:8090", image: &ServerImage::of_operator(None) };
+        let own = OwnIdentity { receiver: "receiver.svc:8090", networks: &[], image: &ServerImage::of_operator(None) };
         validate_cluster(cluster, &PlatformPolicy::default(), &read, &credentials, &own)
     }
 

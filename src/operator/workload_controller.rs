@@ -63,8 +63,10 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
     };
     let mut fields = list_known_fields(cluster);
     let (update, wait) = match &result {
-        Ok(ChildrenState::Recorded { secret_copies }) => {
+        Ok(ChildrenState::Recorded { secret_copies, image }) => {
             fields.insert("secretCopies".to_owned(), json!(secret_copies));
+            fields.insert("image".to_owned(), json!(image.to_record()));
+            fields.insert("version".to_owned(), json!(image.release.to_string()));
             let message = "the manifest is being applied";
             let update = ConditionUpdate::new(condition::WORKLOADS_AVAILABLE, "Unknown", Reason::RollingOut, message);
             (update, APPLY_STEP_INTERVAL)
@@ -124,8 +126,8 @@ async fn publish_suspension_event(
 
 /// The children after a reconcile.
 enum ChildrenState {
-    /// The copies of Secrets that the next reconcile creates are to be recorded first, with those that exist.
-    Recorded { secret_copies: Vec<String> },
+    /// The copies of Secrets that the next reconcile creates are to be recorded first, with those that exist, and the image.
+    Recorded { secret_copies: Vec<String>, image: Box<ServerImage> },
     /// The cluster is suspended: these objects differ from the rendered ones.
     Suspended { update: ConditionUpdate, waiting: Vec<String> },
     /// All children are applied.
@@ -159,8 +161,13 @@ async fn reconcile_children(
         context.secrets.forget(&rendered.valid.namespace, &generated_secret_name(cluster));
     }
     let known = cluster.status.as_ref().map(|status| status.secret_copies.as_slice()).unwrap_or_default();
-    if let Some(secret_copies) = list_unrecorded_copies(known, &rendered.valid.secret_copies) {
-        return Ok(ChildrenState::Recorded { secret_copies });
+    let unrecorded = list_unrecorded_copies(known, &rendered.valid.secret_copies);
+    // Before the first Deployment exists: one without a record is taken for that of an operator that kept none.
+    let has_image = cluster.status.as_ref().is_some_and(|status| status.image.is_some());
+    if unrecorded.is_some() || !has_image {
+        let image = rendered.read.recorded_image.clone().unwrap_or_else(|| rendered.valid.image.clone());
+        let secret_copies = unrecorded.unwrap_or_else(|| known.to_vec());
+        return Ok(ChildrenState::Recorded { secret_copies, image: Box::new(image) });
     }
     let deployments = apply_children(context, cluster, &rendered.desired).await?;
     let update = summarize_rollout(&deployments);

@@ -8,6 +8,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
 use super::ProbePlan;
+use super::observe::EndpointReports;
 use super::progress::HopTick;
 use super::requested_round::RequestedProof;
 use crate::gate::{ProcessProof, RegistryReading, Verdict};
@@ -31,6 +32,8 @@ pub struct Prober {
     pub verdicts: watch::Receiver<Verdict>,
     /// Every process of the plan.
     pub pods: watch::Receiver<BTreeMap<String, PodStanding>>,
+    /// The endpoints that each dispatcher reported, at most a minute ago.
+    pub endpoints: watch::Receiver<Arc<EndpointReports>>,
     /// Time in force between two rounds of journeys.
     pub round_interval: watch::Receiver<Duration>,
     /// Time in force between two rounds once the gate is open: that of the manifest, or longer while clusters share a pace.

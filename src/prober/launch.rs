@@ -27,6 +27,12 @@ impl JourneySchedule {
         });
     }
 
+    /// Reads the endpoints of all dispatchers, in a separate task.
+    pub(super) fn read_endpoints(&self) {
+        let context = self.context.clone();
+        tokio::spawn(async move { context.observer.read_endpoints(&context.plan).await });
+    }
+
     /// Lists the shards of the stream, in a separate task.
     pub(super) fn list_shards(&self) {
         let Some(stream) = self.context.plan.stream.clone() else { return };

@@ -30,6 +30,7 @@ pub use crate::desired::ProbeApp;
 pub use handle::{PodStanding, Prober};
 pub use journey_budget::{BudgetShare, JOURNEYS_PER_SECOND, JourneyBudget};
 pub use metrics::JourneyMetrics;
+pub use observe::EndpointReports;
 pub use progress::{HopResult, HopTick};
 pub use receiver::{RECEIVER_SILENCE_MAX, WebhookReceiver};
 pub use requested_round::{RequestedProof, RequestedTransport};

@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
 use reqwest::{Client as Http, StatusCode};
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use super::ProbePlan;
 use crate::config::name;
 use crate::gate::{ConfigDrift, ExpectedConfig, RegistryReading, find_drifts};
 use crate::process::clock;
-use crate::protocol::admin::{DispatcherFlow, EffectiveReport, FlowReport};
+use crate::protocol::admin::{DispatcherFlow, EffectiveReport, EndpointReport, EndpointsReport, FlowReport};
 use crate::protocol::{Secret, ShardId};
 
 /// Longest for one answer.
@@ -23,10 +24,19 @@ const OBSERVATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Answers that are waited for at once.
 const CONCURRENT_REQUESTS_MAX: usize = 16;
 
+/// Time between two reads of the endpoints of all dispatchers.
+const ENDPOINTS_READ_INTERVAL: Duration = Duration::from_mins(1);
+/// Time between two reads of the endpoints until a dispatcher has reported one.
+const FIRST_ENDPOINTS_READ_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The endpoints that each dispatcher reported, by pod.
+pub type EndpointReports = BTreeMap<String, Vec<EndpointReport>>;
+
 /// The HTTP client for admin listeners.
 #[derive(Clone)]
 pub(super) struct PodObserver {
     http: Http,
+    endpoints: watch::Sender<Arc<EndpointReports>>,
 }
 
 /// A pod's name, and its two answers as far as they came.
@@ -75,7 +85,41 @@ impl PodObserver {
     pub fn new() -> Result<Self, reqwest::Error> {
         let http =
             Http::builder().no_proxy().timeout(OBSERVATION_TIMEOUT).connect_timeout(OBSERVATION_TIMEOUT).build()?;
-        Ok(Self { http })
+        Ok(Self { http, endpoints: watch::Sender::default() })
+    }
+
+    /// The endpoints of all dispatchers, as they were last read.
+    pub fn endpoints(&self) -> watch::Receiver<Arc<EndpointReports>> {
+        self.endpoints.subscribe()
+    }
+
+    /// Time in force between two reads of the endpoints.
+    pub fn endpoints_interval(&self) -> Duration {
+        let is_empty = self.endpoints.borrow().values().all(Vec::is_empty);
+        if is_empty { FIRST_ENDPOINTS_READ_INTERVAL } else { ENDPOINTS_READ_INTERVAL }
+    }
+
+    /// Reads the endpoints of all dispatchers. One that does not answer keeps its former report.
+    pub async fn read_endpoints(&self, plan: &ProbePlan) {
+        let before = Arc::clone(&self.endpoints.borrow());
+        let read = |pod: &str, admin| {
+            let pod = pod.to_owned();
+            async move {
+                let answer = self.get::<EndpointsReport>(&plan.admin_token, admin, "endpoints").await;
+                (pod, answer)
+            }
+        };
+        let reads: Vec<_> = plan.dispatchers.iter().map(|pod| read(&pod.pod, pod.admin)).collect();
+        let mut reports = EndpointReports::new();
+        let mut answers = stream::iter(reads).buffer_unordered(CONCURRENT_REQUESTS_MAX);
+        while let Some((pod, answer)) = answers.next().await {
+            let report = match answer {
+                AdminAnswer::Parsed(report) => Some(report.endpoints),
+                AdminAnswer::Refused | AdminAnswer::Unusable => before.get(&pod).cloned(),
+            };
+            reports.extend(report.map(|report| (pod, report)));
+        }
+        self.endpoints.send_replace(Arc::new(reports));
     }
 
     /// Compares a process's configuration with the rendered one. `None` without a response.

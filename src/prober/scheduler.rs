@@ -87,6 +87,7 @@ pub fn start(
         read_back: Arc::default(),
         http,
     };
+    let endpoints = context.observer.endpoints();
     let (verdicts, latest) = watch::channel(verdict);
     let (standings, pods) = watch::channel(BTreeMap::new());
     let (requested_reports, requested) = watch::channel(None);
@@ -129,7 +130,7 @@ pub fn start(
     schedule.update_targets();
     schedule.verdicts.send_replace(schedule.evidence.verdict());
     let task = tokio::spawn(schedule.run(arriving, plans, shutdown));
-    Ok(Prober { verdicts: latest, pods, round_interval, effective_interval, plan, requested, hops, task })
+    Ok(Prober { verdicts: latest, pods, endpoints, round_interval, effective_interval, plan, requested, hops, task })
 }
 
 /// An event on which the schedule acts.
@@ -211,7 +212,7 @@ impl JourneySchedule {
     ) {
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let (mut looked, mut listed, mut round, mut aged) = (None, None, None, None);
+        let (mut looked, mut listed, mut read, mut round, mut aged) = (None, None, None, None, None);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -232,6 +233,10 @@ impl JourneySchedule {
                     if is_due(looked, now, if proven { interval } else { UNPROVEN_OBSERVATION_INTERVAL }) {
                         looked = Some(now);
                         self.observe_pods();
+                    }
+                    if is_due(read, now, self.context.observer.endpoints_interval()) {
+                        read = Some(now);
+                        self.read_endpoints();
                     }
                     if is_due(aged, now, AGEING_INTERVAL) {
                         aged = Some(now);

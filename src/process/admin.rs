@@ -1,5 +1,5 @@
-//! The admin listener: `/livez`, `/readyz`, `/metrics`, and with the token `/effective`, `/flow` and, on an edge,
-//! `/drain`.
+//! The admin listener: `/livez`, `/readyz`, `/metrics`, and with the token `/effective`, `/flow`, on a dispatcher
+//! `/endpoints`, and on an edge `/drain`.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ pub struct AdminEndpoints {
     pub effective: Box<dyn Fn() -> Value + Send + Sync>,
     /// The events that pass through the process, the answer of `/flow`.
     pub flow: Box<dyn Fn() -> Value + Send + Sync>,
+    /// The state of each webhook endpoint, the answer of `/endpoints`, on a process that sends webhooks.
+    pub endpoints: Option<Box<dyn Fn() -> Value + Send + Sync>>,
     /// Control of the drain, on a process with clients.
     pub drain: Option<DrainControl>,
     /// The metrics of the process.
@@ -71,6 +73,7 @@ fn build_router(admin: AdminEndpoints) -> Router {
     } else {
         router
     };
+    let router = if admin.endpoints.is_some() { router.route("/endpoints", get(serve_endpoints)) } else { router };
     router
         .route("/livez", get(serve_liveness))
         .route("/readyz", get(serve_readiness))
@@ -109,6 +112,12 @@ async fn serve_effective(State(admin): State<Arc<AdminEndpoints>>, headers: Head
 
 async fn serve_flow(State(admin): State<Arc<AdminEndpoints>>, headers: HeaderMap) -> Response {
     require_token(&admin, &headers, || json_response(&(admin.flow)()))
+}
+
+async fn serve_endpoints(State(admin): State<Arc<AdminEndpoints>>, headers: HeaderMap) -> Response {
+    require_token(&admin, &headers, || {
+        json_response(&admin.endpoints.as_ref().map_or(Value::Null, |endpoints| endpoints()))
+    })
 }
 
 async fn serve_drain_progress(State(admin): State<Arc<AdminEndpoints>>, headers: HeaderMap) -> Response {

@@ -162,6 +162,57 @@ pub struct ShardFlow {
     pub paused: Option<String>,
 }
 
+/// The answer of `/endpoints`: the endpoints that a dispatcher sent to since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointsReport {
+    /// The process's id, new at each start.
+    pub process: String,
+    /// The endpoints, by app and name.
+    pub endpoints: Vec<EndpointReport>,
+}
+
+/// One endpoint as a dispatcher sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointReport {
+    /// The app of the endpoint.
+    pub app: AppId,
+    /// The endpoint's name within the app.
+    pub name: String,
+    /// Time of the last acknowledged attempt, in ms since 1970.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_delivered_ms: Option<u64>,
+    /// Time of the first attempt that failed after the last acknowledged one; absent while none fails.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub failing_since_ms: Option<u64>,
+    /// Time of the last attempt that failed; absent while none fails.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_failed_ms: Option<u64>,
+    /// The last answer, or the reason why none came.
+    #[serde(default)]
+    pub last_answer: String,
+    /// Events that the endpoint did not get.
+    #[serde(default)]
+    pub dropped: u64,
+}
+
+impl EndpointReport {
+    /// The report on an endpoint before its first attempt.
+    #[must_use]
+    pub fn new(app: AppId, name: String) -> Self {
+        Self {
+            app,
+            name,
+            last_delivered_ms: None,
+            failing_since_ms: None,
+            last_failed_ms: None,
+            last_answer: String::new(),
+            dropped: 0,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -148,7 +148,7 @@ impl DeadLetter {
         serde_json::from_str(self.event.as_ref()?.get()).ok()
     }
 
-    /// The same for every copy of one letter: a lost answer of Kinesis has it written twice.
+    /// A digest that all copies of one letter share: after a lost answer of Kinesis a letter is written twice.
     #[must_use]
     pub fn identity(&self) -> String {
         let endpoint = self.endpoint.as_deref().unwrap_or_default();
@@ -158,7 +158,7 @@ impl DeadLetter {
     }
 }
 
-/// Cuts a text at a boundary of characters.
+/// Cuts a text after [`TEXT_LEN_MAX`] bytes at most, between two characters, and marks the cut.
 fn truncate_text(text: &mut String) {
     if text.len() > TEXT_LEN_MAX {
         text.truncate(text.floor_char_boundary(TEXT_LEN_MAX));
@@ -167,14 +167,15 @@ fn truncate_text(text: &mut String) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::protocol::ChannelName;
     use crate::protocol::record::EventKind;
 
-    fn letter(event: Option<Box<RawValue>>, raw: Option<RawContent>) -> DeadLetter {
+    /// A letter of a failed endpoint with this content.
+    pub fn letter(event: Option<Box<RawValue>>, raw: Option<RawContent>) -> DeadLetter {
         let source = LetterSource { stream: "s".into(), shard: "shard-0".into(), sequence: "9".repeat(128) };
         DeadLetter {
             v: DEAD_LETTER_VERSION,

@@ -19,8 +19,16 @@ const PUBLIC_PORTS: [u16; 2] = [443, 8443];
 pub struct EgressPolicy {
     networks: Vec<IpNet>,
     endpoints: Vec<Endpoint>,
-    /// Endpoints that change while the process runs.
-    listed: RwLock<Vec<Endpoint>>,
+    /// Exceptions and denials that change while the process runs.
+    listed: RwLock<ListedEgress>,
+}
+
+/// The parts of a policy that change while the process runs.
+#[derive(Debug, Default)]
+struct ListedEgress {
+    endpoints: Vec<Endpoint>,
+    /// Networks that are not the internet although their addresses are public: those of the Kubernetes cluster itself.
+    denied: Vec<IpNet>,
 }
 
 /// A host in lower case, and a port.
@@ -40,14 +48,19 @@ pub enum EgressClass {
 /// The reason for not sending a webhook to an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EgressRefusal {
-    /// The text is no http or https URL.
-    #[error("`{0}` is no http or https address: correct the endpoint")]
-    Malformed(String),
+    /// The text is no http or https URL. It is not shown, since it may contain a password.
+    #[error("the URL is no http or https address: correct the endpoint")]
+    Malformed,
     /// The endpoint's addresses are not public.
     #[error(
         "{0} is not a public address: correct the endpoint, or allow its network in `webhooks.allowedNetworks` of the RealtimeCluster"
     )]
     Address(String),
+    /// The endpoint's addresses are public, and those of the Kubernetes cluster itself.
+    #[error(
+        "{0} is in a network of the Kubernetes cluster itself, or in `webhooks.deniedNetworks`: correct the endpoint, or allow its network in `webhooks.allowedNetworks` of the RealtimeCluster"
+    )]
+    Denied(String),
     /// The scheme or the port is not one for the internet.
     #[error(
         "{0} is not https on port 443 or 8443: correct the endpoint, or allow its network in `webhooks.allowedNetworks` of the RealtimeCluster"
@@ -68,12 +81,30 @@ impl EgressPolicy {
 
     /// Replaces the endpoints that change while the process runs; an item that cannot be parsed allows nothing.
     pub fn set_listed<'a>(&self, endpoints: impl Iterator<Item = &'a str>) {
-        *self.listed.write().unwrap_or_else(PoisonError::into_inner) = endpoints.filter_map(parse_endpoint).collect();
+        let mut listed = self.listed.write().unwrap_or_else(PoisonError::into_inner);
+        listed.endpoints = endpoints.filter_map(parse_endpoint).collect();
+    }
+
+    /// Replaces the networks that are denied although their addresses are public. Allowed networks are allowed all the same.
+    ///
+    /// # Errors
+    /// The first text that is no network; nothing changes then, since a network that is left out would be allowed.
+    pub fn set_denied<'a>(&self, networks: impl Iterator<Item = &'a str>) -> Result<(), String> {
+        let denied: Result<Vec<IpNet>, String> =
+            networks.map(|text| text.parse().map_err(|_| format!("`{text}` is no network"))).collect();
+        self.listed.write().unwrap_or_else(PoisonError::into_inner).denied = denied?;
+        Ok(())
+    }
+
+    fn is_denied(&self, address: IpAddr) -> bool {
+        let listed = self.listed.read().unwrap_or_else(PoisonError::into_inner);
+        let meant = unwrap_embedded_ipv4(address);
+        listed.denied.iter().any(|network| network.contains(&meant) || network.contains(&address))
     }
 
     fn is_exempt(&self, host: &str, port: u16) -> bool {
         let listed = self.listed.read().unwrap_or_else(PoisonError::into_inner);
-        self.endpoints.iter().chain(listed.iter()).any(|(name, exact)| *name == host && *exact == port)
+        self.endpoints.iter().chain(listed.endpoints.iter()).any(|(name, exact)| *name == host && *exact == port)
     }
 
     /// The egress class of a URL, as far as its text decides it.
@@ -82,7 +113,7 @@ impl EgressPolicy {
     /// The URL is refused for every address that it may resolve to.
     pub fn classify_url(&self, url: &Url) -> Result<EgressClass, EgressRefusal> {
         let (Some(host), Some(port), "https" | "http") = (url.host(), url.port_or_known_default(), url.scheme()) else {
-            return Err(EgressRefusal::Malformed(url.to_string()));
+            return Err(EgressRefusal::Malformed);
         };
         let text = match &host {
             Host::Domain(name) => name.trim_end_matches('.').to_ascii_lowercase(),
@@ -102,11 +133,23 @@ impl EgressPolicy {
         };
         if self.is_allowed(class, literal) {
             Ok(class)
-        } else if is_global(literal) {
+        } else if is_global(literal) && class == EgressClass::Private {
             Err(EgressRefusal::Port(format!("{text}:{port}")))
         } else {
-            Err(EgressRefusal::Address(text))
+            Err(self.explain_refusal(text, &[literal]))
         }
+    }
+
+    /// The refusal of a host whose addresses are all refused.
+    #[must_use]
+    pub fn describe_refusal(&self, host: &str, addresses: &[IpAddr]) -> EgressRefusal {
+        let listed = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        self.explain_refusal(if listed == host { listed } else { format!("{host} ({listed})") }, addresses)
+    }
+
+    fn explain_refusal(&self, shown: String, addresses: &[IpAddr]) -> EgressRefusal {
+        let is_denied = addresses.iter().all(|address| is_global(*address) && self.is_denied(*address));
+        if is_denied { EgressRefusal::Denied(shown) } else { EgressRefusal::Address(shown) }
     }
 
     /// Whether an endpoint of this class may be connected to at this address.
@@ -117,7 +160,7 @@ impl EgressPolicy {
         match class {
             EgressClass::Exempt => true,
             EgressClass::Private => allowed(),
-            EgressClass::Public => is_global(address) || allowed(),
+            EgressClass::Public => allowed() || (is_global(address) && !self.is_denied(address)),
         }
     }
 }
@@ -245,6 +288,41 @@ mod tests {
         ] {
             assert_eq!(policy.classify_url(&url.parse().expect(url)).ok(), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn networks_of_the_kubernetes_cluster_are_refused_although_they_are_public() {
+        let policy = EgressPolicy::new(["198.200.7.0/24"].into_iter(), ["own.test:443"].into_iter());
+        policy.set_denied(["198.200.0.0/16", "2600:1f18:1:2::/64", "64:ff9b::/96"].into_iter()).expect("networks");
+        for (name, address, allowed) in [
+            ("a pod", "198.200.1.1", false),
+            ("a pod, mapped", "::ffff:198.200.1.1", false),
+            ("a pod behind NAT64", "64:ff9b::198.200.1.1", false),
+            ("an allowed part", "198.200.7.1", true),
+            ("an allowed part, mapped", "::ffff:198.200.7.1", true),
+            ("another public address", "198.201.1.1", true),
+            ("a pod, v6", "2600:1f18:1:2:aaaa::5", false),
+            ("another subnet, v6", "2600:1f18:1:3::5", true),
+            ("a denied network in its own notation", "64:ff9b::93.184.216.34", false),
+        ] {
+            let address: IpAddr = address.parse().expect(address);
+            assert_eq!(policy.is_allowed(EgressClass::Public, address), allowed, "{name}");
+            assert!(policy.is_allowed(EgressClass::Exempt, address), "{name}");
+        }
+        let refusal = |url: &str| policy.classify_url(&url.parse().expect(url)).expect_err(url).to_string();
+        assert!(
+            refusal("https://198.200.1.1/").contains("198.200.1.1 is in a network of the Kubernetes cluster itself")
+        );
+        assert!(
+            refusal("https://[2600:1f18:1:2::1]:8443/").contains("is in a network of the Kubernetes cluster itself")
+        );
+        assert!(refusal("https://198.201.1.1:9/").contains("is not https on port"));
+        let found = policy.describe_refusal("a.test", &["198.200.1.1", "198.200.1.2"].map(|it| it.parse().expect(it)));
+        assert!(found.to_string().starts_with("a.test (198.200.1.1, 198.200.1.2) is in a network of the"), "{found}");
+        let mixed = policy.describe_refusal("a.test", &["198.200.1.1", "10.0.0.1"].map(|it| it.parse().expect(it)));
+        assert!(mixed.to_string().contains("is not a public address"), "{mixed}");
+        assert_eq!(policy.set_denied(["rubbish"].into_iter()), Err("`rubbish` is no network".to_owned()));
+        assert!(!policy.is_allowed(EgressClass::Public, [198, 200, 1, 1].into()), "the former networks hold");
     }
 
     #[test]

@@ -21,6 +21,10 @@ pub const BUCKET_COUNT: u8 = 16;
 /// A server reads it again when it changes, as it does the registry.
 pub const ENDPOINTS_FILE: &str = "allowed-endpoints";
 
+/// Begins a line of [`ENDPOINTS_FILE`] with a network that webhooks are not sent to although its addresses are public. Readers
+/// that do not know such lines take them for endpoints that cannot be parsed, and allow nothing by them.
+pub const DENIED_PREFIX: &str = "deny ";
+
 /// One app as a server knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -46,6 +50,10 @@ pub struct App {
     pub limits: AppLimits,
     /// The endpoints that receive its webhooks.
     pub webhooks: Vec<WebhookEndpoint>,
+    /// Endpoints that are switched off. They have a list of their own, so that a reader that does not know it sends them
+    /// nothing either.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disabled_webhooks: Vec<WebhookEndpoint>,
 }
 
 /// A key with its secret.
@@ -110,13 +118,64 @@ pub struct WebhookEndpoint {
     pub channel_prefix: String,
     /// Seconds for one attempt in total.
     pub timeout_seconds: u32,
+    /// Number of events in one body.
+    #[serde(default, skip_serializing_if = "BatchMode::is_many")]
+    pub batch: BatchMode,
+    /// Headers of every request beside those of the dispatcher, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, Secret>,
+    /// The reason for which no request can be made now, with the remedy: events wait and are retried as if the endpoint
+    /// did not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsendable: Option<String>,
+}
+
+/// Number of events in one body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BatchMode {
+    /// As many events as are due, within the limits of a body.
+    #[default]
+    Many,
+    /// One event, for receivers that read only the first.
+    One,
+}
+
+impl BatchMode {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+    fn is_many(&self) -> bool {
+        *self == Self::Many
+    }
+}
+
+impl WebhookEndpoint {
+    /// Whether the endpoint has a setting that servers read since [`crate::config::Release::ENDPOINT_SETTINGS`].
+    #[must_use]
+    pub fn has_later_settings(&self) -> bool {
+        !self.batch.is_many() || !self.headers.is_empty() || self.unsendable.is_some()
+    }
 }
 
 impl App {
+    /// Removes the settings that servers read since [`crate::config::Release::ENDPOINT_SETTINGS`]: older ones refuse a whole file of the
+    /// registry for an unknown field.
+    pub fn remove_later_settings(&mut self) {
+        self.disabled_webhooks.clear();
+        for endpoint in &mut self.webhooks {
+            (endpoint.batch, endpoint.unsendable) = (BatchMode::Many, None);
+            endpoint.headers.clear();
+        }
+    }
+
     /// The pair that signs webhooks: the oldest active one.
     #[must_use]
     pub fn signing_credential(&self) -> Option<&Credential> {
         self.credentials.iter().find(|credential| credential.state == CredentialState::Active)
+    }
+
+    /// Finds the enabled endpoint of this name.
+    #[must_use]
+    pub fn find_webhook(&self, name: &str) -> Option<&WebhookEndpoint> {
+        self.webhooks.iter().find(|endpoint| endpoint.name == name)
     }
 
     /// Renames each endpoint that has the name of an earlier one.
@@ -297,6 +356,21 @@ pub(crate) mod tests {
             allowed_origins: vec![],
             limits: AppLimits::default(),
             webhooks: vec![],
+            disabled_webhooks: vec![],
+        }
+    }
+
+    /// An endpoint of this name that receives everything.
+    pub fn endpoint(name: &str) -> WebhookEndpoint {
+        WebhookEndpoint {
+            name: name.into(),
+            url: "https://a".into(),
+            events: vec![],
+            channel_prefix: String::new(),
+            timeout_seconds: 4,
+            batch: BatchMode::Many,
+            headers: BTreeMap::new(),
+            unsendable: None,
         }
     }
 
@@ -338,13 +412,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_endpoint_receives_the_events_that_it_subscribes_to() {
-        let mut endpoint = WebhookEndpoint {
-            name: "a".into(),
-            url: "https://a".into(),
-            events: vec![],
-            channel_prefix: String::new(),
-            timeout_seconds: 4,
-        };
+        let mut endpoint = endpoint("a");
         assert!(endpoint.wants_event("client_event", "x"));
         endpoint.events = vec!["channel_occupied".into()];
         endpoint.channel_prefix = "private-".into();
@@ -354,19 +422,13 @@ pub(crate) mod tests {
         let app = App { webhooks: vec![endpoint], ..app("1", &[]) };
         assert!(app.records_event("member_removed", "private-x"), "state events are recorded together");
         assert!(!app.records_event("member_removed", "x") && !app.records_event("client_event", "private-x"));
-        let silent = App { webhooks: vec![], ..app };
-        assert!(!silent.records_event("channel_occupied", "private-x"));
+        let disabled_webhooks = app.webhooks.clone();
+        let silent = App { webhooks: vec![], disabled_webhooks, ..app };
+        assert!(!silent.records_event("channel_occupied", "private-x"), "a disabled endpoint receives nothing");
     }
 
     #[test]
     fn endpoints_that_share_a_name_are_numbered() {
-        let endpoint = |name: &str| WebhookEndpoint {
-            name: name.into(),
-            url: "https://a".into(),
-            events: vec![],
-            channel_prefix: String::new(),
-            timeout_seconds: 4,
-        };
         let webhooks = ["a", "b", "a", "a#2", "a"].map(endpoint).into();
         let registry = AppRegistry::new([App { webhooks, ..app("1", &[]) }]);
         let names: Vec<&str> = registry.apps().flat_map(|app| &app.webhooks).map(|it| it.name.as_str()).collect();

@@ -51,6 +51,49 @@ impl WebhookEvent {
     }
 }
 
+/// Headers of the connection, which no configuration may set.
+const CONNECTION_HEADERS: [&str; 8] =
+    ["host", "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "expect"];
+/// Prefixes of headers that dispatchers or proxies set.
+const RESERVED_HEADER_PREFIXES: [&str; 4] = ["content-", "proxy-", "x-pusher-", "x-realtime-"];
+
+/// The reason why a configured header cannot be sent. Contains no value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExtraHeaderProblem {
+    /// The name has other characters than a header's name, or none.
+    #[error("is no name of a header: write letters, digits, dashes and underscores")]
+    Name,
+    /// A header that the signature or the connection depends on.
+    #[error("is a header that dispatchers set themselves: choose another")]
+    Reserved,
+    /// The value is empty.
+    #[error("is empty: write a value, or remove the key")]
+    Empty,
+    /// The value has a line end or another character that is not visible ASCII.
+    #[error("has a character that no header can carry, such as a line end: write visible ASCII characters")]
+    Value,
+}
+
+/// Checks a header that a customer configured beside those of the dispatcher.
+///
+/// # Errors
+/// The header must not or cannot be sent.
+pub fn check_extra_header(name: &str, value: &str) -> Result<(), ExtraHeaderProblem> {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if name.is_empty() || !name.bytes().all(is_token) {
+        return Err(ExtraHeaderProblem::Name);
+    }
+    let lower = name.to_ascii_lowercase();
+    if CONNECTION_HEADERS.contains(&lower.as_str()) || RESERVED_HEADER_PREFIXES.iter().any(|it| lower.starts_with(it)) {
+        return Err(ExtraHeaderProblem::Reserved);
+    }
+    if value.is_empty() {
+        return Err(ExtraHeaderProblem::Empty);
+    }
+    let is_visible = |byte: u8| byte.is_ascii_graphic() || matches!(byte, b' ' | b'\t');
+    if value.bytes().all(is_visible) { Ok(()) } else { Err(ExtraHeaderProblem::Value) }
+}
+
 /// Whether the signature is that of the raw body under the secret.
 #[must_use]
 pub fn verify_webhook(secret: &Secret, raw_body: &[u8], signature: &str) -> bool {
@@ -92,6 +135,33 @@ mod tests {
         let event = serde_json::value::to_raw_value(&body.events[0]).expect("json");
         let encoded = serde_json::to_string(&WebhookBody { time_ms: 1, events: vec![&*event] });
         assert_eq!(encoded.expect("json"), serde_json::to_string(&body).expect("json"));
+    }
+
+    #[test]
+    fn configured_headers_cannot_replace_ours_nor_split_a_request() {
+        use ExtraHeaderProblem::{Empty, Name, Reserved, Value};
+        for (name, value, expected) in [
+            ("Authorization", "Bearer a.b-c", None),
+            ("X-Tenant_1", "a b\tc", None),
+            ("", "v", Some(Name)),
+            ("X A", "v", Some(Name)),
+            ("X-A:", "v", Some(Name)),
+            ("X-A\r\nX-B", "v", Some(Name)),
+            ("HOST", "v", Some(Reserved)),
+            ("connection", "v", Some(Reserved)),
+            ("Keep-Alive", "v", Some(Reserved)),
+            ("Transfer-Encoding", "v", Some(Reserved)),
+            ("Content-Length", "v", Some(Reserved)),
+            ("Proxy-Authorization", "v", Some(Reserved)),
+            ("x-PUSHER-signature", "v", Some(Reserved)),
+            ("X-Realtime-Replay", "v", Some(Reserved)),
+            ("X-A", "", Some(Empty)),
+            ("X-A", "a\nX-B: 1", Some(Value)),
+            ("X-A", "a\0", Some(Value)),
+            ("X-A", "ä", Some(Value)),
+        ] {
+            assert_eq!(check_extra_header(name, value).err(), expected, "{name}: {value:?}");
+        }
     }
 
     proptest! {

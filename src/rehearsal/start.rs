@@ -331,21 +331,17 @@ fn egress_overrides(
         }
         Some(routed)
     };
-    EgressOverrides { reroute: Some(Arc::new(reroute)), source: None }
+    EgressOverrides { reroute: Some(Arc::new(reroute)), ..EgressOverrides::default() }
 }
 
 /// The Secrets of the files, and a stand-in for each that a manifest names and no file holds.
 fn stand_in_secrets(options: &RehearsalOptions) -> (SecretTexts, Vec<String>) {
     let mut secrets = options.secrets.clone();
     let mut told = Vec::new();
-    for reference in desired::collect_secret_references(&options.cluster, &options.apps) {
-        let texts = secrets.entry(reference.name.clone()).or_default();
-        let line = format!("Secret {}, key {} ({})", reference.name, reference.key, reference.purpose);
-        texts.entry(reference.key).or_insert_with(|| {
-            told.push(line);
-            random_secret(20)
-        });
-    }
+    desired::add_stand_ins(&options.cluster, &options.apps, &mut secrets, |reference| {
+        told.push(format!("Secret {}, key {} ({})", reference.name, reference.key, reference.purpose));
+        random_secret(20)
+    });
     (secrets, told)
 }
 
@@ -358,6 +354,7 @@ fn validate(options: &RehearsalOptions, secrets: &SecretTexts) -> Result<ValidCl
         secrets,
         credentials: &credentials,
         receiver: &rendered_receiver(),
+        own_networks: &[],
         own_image: &ServerImage::of_operator(None),
         recorded_image: None,
         stream: None,

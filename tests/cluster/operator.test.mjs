@@ -699,6 +699,11 @@ test("foreign objects are not changed, and missing or changed Secrets are report
   await wait(async () => /^False\/EndpointNotAllowed EndpointNotAllowed .*gets no webhook from cluster eu: 10\.0\.0\.1 is not a public address/.test(await shop()), { what: "the endpoint that is not allowed" });
   await webhook(outside.receiver.url);
   await wait(async () => /^True\/AppAccepted AppAccepted/.test(await shop()), { timeout: 60_000, what: "the app to be loaded" });
+  const endpoints = async () => (await get("realtimeapp", namespace, "shop")).status.endpoints;
+  await wait(async () => (await endpoints())?.length === 1, { timeout: 60_000, what: "the endpoint in the status" });
+  assert.deepEqual((({ name, cluster }) => ({ name, cluster }))((await endpoints())[0]), { name: "orders", cluster: "eu" });
+  await kubectl(["patch", "realtimeapp", "shop", "-n", namespace, "--type=merge", "-p", JSON.stringify({ spec: { webhooks: [{ name: "orders", url: outside.receiver.url, state: "Disabled" }] } })]);
+  await wait(async () => (await endpoints())[0].state === "Disabled", { timeout: 60_000, what: "the disabled endpoint" });
   await kubectl(["delete", "realtimecluster", "eu", "-n", namespace, "--timeout=60s"]);
   await wait(async () => /^False\/NoCluster NoCluster/.test(await shop()), { timeout: 30_000, what: "the app without a cluster" });
 }));

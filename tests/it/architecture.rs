@@ -64,7 +64,9 @@ const CLIENTS: &[Client] = &[
     (&["aws_smithy_http_client"], &["kinesis"]),
     (&["kube::Client", "kube::client::Client"], &["kubernetes", "operator", "cli"]),
     (&["kube::Api", "kube::api::Api"], &["kubernetes", "operator", "cli"]),
-    (&["reqwest"], &["dispatcher", "prober", "rehearsal"]),
+    (&["reqwest"], &["prober", "rehearsal"]),
+    (&["hickory_resolver"], &["dispatcher"]),
+    (&["tokio_rustls"], &["dispatcher"]),
     (
         &[
             "tokio_tungstenite::client_async",

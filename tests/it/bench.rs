@@ -32,22 +32,50 @@ fn describe_form(report: &Value) -> String {
     lines.join("\n") + "\n"
 }
 
+/// The report of one run, and how the run ended.
+struct BenchRun {
+    report: Value,
+    code: Option<i32>,
+    stderr: String,
+}
+
+impl BenchRun {
+    fn run(command: &mut Command) -> Self {
+        let output = command.output().expect("the binary runs");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let report = serde_json::from_slice(&output.stdout).map_err(|error| format!("{error}: {stderr}"));
+        let report = report.expect("a report");
+        Self { report, code: output.status.code(), stderr }
+    }
+
+    fn figures(&self) -> &[Value] {
+        self.report["figures"].as_array().expect("figures")
+    }
+
+    /// Whether a figure meets its target, in one word, and its value.
+    fn figure(&self, id: &str) -> (&str, Option<f64>) {
+        let figure = self.figures().iter().find(|figure| figure["id"] == id);
+        let figure = figure.ok_or_else(|| format!("{id}: {:#}", self.report)).expect("the figure");
+        (figure["standing"].as_str().expect("a word"), figure["value"].as_f64())
+    }
+}
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_realtime"));
+    command.env_clear();
+    command
+}
+
 #[test]
 fn a_small_run_has_every_figure_and_loses_no_event() {
-    let output = Command::new(env!("CARGO_BIN_EXE_realtime"))
-        .args(["bench", "edge", "-o", "json"])
-        // Long enough for two idle polls.
-        .args(["--sockets", "20", "--seconds", "1", "--rounds", "1", "--polling", "26"])
-        .env_clear()
-        .output()
-        .expect("the binary runs");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"));
-    let figures = report["figures"].as_array().expect("figures");
-    let standing = |id: &str| {
-        let figure = figures.iter().find(|figure| figure["id"] == id);
-        figure.and_then(|figure| figure["standing"].as_str()).unwrap_or_else(|| panic!("{id}: {report:#}"))
-    };
+    let run = BenchRun::run(
+        program()
+            .args(["bench", "edge", "-o", "json"])
+            // Long enough for two idle polls.
+            .args(["--sockets", "20", "--seconds", "1", "--rounds", "1", "--polling", "26"]),
+    );
+    let (report, figures) = (&run.report, run.figures());
+    let standing = |id: &str| run.figure(id).0;
     for id in ["fan_missed", "fan_repeated", "crowd_missed", "crowd_repeated", "polling_s"] {
         assert_eq!(standing(id), "met", "{id}: {report:#}");
     }
@@ -65,11 +93,11 @@ fn a_small_run_has_every_figure_and_loses_no_event() {
         let rounds = figure["rounds"].as_array().expect("rounds");
         assert_eq!(figure["value"].is_number(), !rounds.is_empty(), "{figure}");
     }
-    golden("bench-edge.txt", &describe_form(&report));
+    golden("bench-edge.txt", &describe_form(report));
     let missed = figures.iter().any(|figure| figure["standing"] == "missed");
     let expected = if report["void"] == true { 2 } else { i32::from(missed) };
-    assert_eq!(output.status.code(), Some(expected), "{stderr}");
-    assert!(stderr.contains("round 1 of 1"), "progress is reported: {stderr}");
+    assert_eq!(run.code, Some(expected), "{}", run.stderr);
+    assert!(run.stderr.contains("round 1 of 1"), "progress is reported: {}", run.stderr);
 }
 
 #[test]
@@ -78,21 +106,15 @@ fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
     let former = format!("realtime={}", env!("CARGO_BIN_EXE_realtime"));
     let directory = tempfile::tempdir().expect("a directory");
     let page = directory.path().join("page.md");
-    let output = Command::new(env!("CARGO_BIN_EXE_realtime"))
-        .args(["bench", "edge", "--pods", "2", "-o", "json", "--peer", &former])
-        .args(["--sockets", "24", "--seconds", "1", "--rounds", "1", "--write"])
-        .arg(&page)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .output()
-        .expect("the binary runs");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"));
-    let figures = report["figures"].as_array().expect("figures");
-    let found = |id: &str| {
-        let figure = figures.iter().find(|figure| figure["id"] == id).unwrap_or_else(|| panic!("{id}: {report:#}"));
-        (figure["standing"].as_str().expect("a word"), figure["value"].as_f64())
-    };
+    let run = BenchRun::run(
+        program()
+            .args(["bench", "edge", "--pods", "2", "-o", "json", "--peer", &former])
+            .args(["--sockets", "24", "--seconds", "1", "--rounds", "1", "--write"])
+            .arg(&page)
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default()),
+    );
+    let (report, figures) = (&run.report, run.figures());
+    let found = |id: &str| run.figure(id);
     for id in ["missed", "repeated", "stayed", "removed_missed", "removed_repeated"] {
         assert_eq!(found(id), ("met", Some(0.0)), "{id}: {report:#}");
     }
@@ -129,7 +151,7 @@ fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
         "{report:#}"
     );
     assert_eq!((&report["pods"], &report["rounds"]), (&Value::from(2), &Value::from(1)));
-    golden("bench-pods.txt", &describe_form(&report));
+    golden("bench-pods.txt", &describe_form(report));
     let written = std::fs::read_to_string(&page).unwrap_or_default();
     assert_eq!(written.contains("| latency that the bus adds"), report["void"] == false, "{written}");
 }
@@ -138,19 +160,13 @@ fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
 fn a_small_run_of_the_pipeline_has_every_figure_and_loses_no_event() {
     let directory = tempfile::tempdir().expect("a directory");
     let page = directory.path().join("page.md");
-    let output = Command::new(env!("CARGO_BIN_EXE_realtime"))
-        .args(["bench", "pipeline", "--quick", "-o", "json", "--events", "600", "--rounds", "1", "--write"])
-        .arg(&page)
-        .env_clear()
-        .output()
-        .expect("the binary runs");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"));
-    let figures = report["figures"].as_array().expect("figures");
-    let found = |id: &str| {
-        let figure = figures.iter().find(|figure| figure["id"] == id).unwrap_or_else(|| panic!("{id}: {report:#}"));
-        (figure["standing"].as_str().expect("a word"), figure["value"].as_f64())
-    };
+    let run = BenchRun::run(
+        program()
+            .args(["bench", "pipeline", "--quick", "-o", "json", "--events", "600", "--rounds", "1", "--write"])
+            .arg(&page),
+    );
+    let report = &run.report;
+    let found = |id: &str| run.figure(id);
     for id in ["missed", "repeated", "dropped"] {
         assert_eq!(found(id), ("met", Some(0.0)), "{id}: {report:#}");
     }
@@ -159,11 +175,11 @@ fn a_small_run_of_the_pipeline_has_every_figure_and_loses_no_event() {
     // Two shards, each read four times a second at most.
     assert!(found("shard_reads").1.is_some_and(|reads| (1.0..=16_000.0).contains(&reads)), "{report:#}");
     assert!(found("records").1.is_some_and(|records| (1.0..=1_000.0).contains(&records)), "{report:#}");
-    for figure in figures {
+    for figure in run.figures() {
         assert_ne!(figure["standing"], "notMeasured", "{figure}");
     }
     assert_eq!((&report["shards"], &report["endpoints"]), (&Value::from(2), &Value::from(3)));
-    golden("bench-pipeline.txt", &describe_form(&report));
+    golden("bench-pipeline.txt", &describe_form(report));
     let written = std::fs::read_to_string(&page).unwrap_or_default();
     assert_eq!(written.contains("| throughput, in batches |"), report["void"] == false, "{written}");
 }

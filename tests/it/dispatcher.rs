@@ -1,14 +1,17 @@
 //! The dispatcher against a Kinesis in process and a receiver on loopback.
 
+mod bad_receivers;
 mod dead_letters;
+mod endpoint_settings;
 mod isolation;
 mod ledger;
 mod lineage;
 mod pauses;
+mod receiver;
 mod replay;
 mod scripted_receiver;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +19,6 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use realtime_operator::config::ServerConfig;
 use realtime_operator::dispatcher::{
@@ -29,14 +31,13 @@ use realtime_operator::protocol::record::{
     EventKind, EventOrder, RECORD_VERSION, RecordOrigin, RecordedEvent, StreamRecord, partition_key,
 };
 use realtime_operator::protocol::registry::App;
-use realtime_operator::protocol::webhook::{
-    KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER, WebhookBody, WebhookEvent, verify_webhook,
-};
+use realtime_operator::protocol::webhook::{KEY_HEADER, SIGNATURE_HEADER, WebhookBody, WebhookEvent, verify_webhook};
 use realtime_operator::protocol::{ChannelName, Secret};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use self::receiver::Receiver;
 use super::fault_proxy::{CallFault, FaultSwitch};
 use super::fixtures::{
     REGION, build_app, build_webhook, connect_kinesis, serve_routes, start_faulty_kinesis, start_kinesis,
@@ -47,55 +48,6 @@ use super::waiting::{eventually, within};
 
 const CLUSTER: &str = "cluster-1";
 const LOOPBACK: (&str, &str) = ("REALTIME_ALLOWED_NETWORKS", "127.0.0.0/8");
-
-/// Received webhooks, and the next answers; 200 by default.
-#[derive(Clone, Default)]
-struct Receiver {
-    bodies: Arc<Mutex<Vec<(u64, WebhookBody)>>>,
-    answers: Arc<Mutex<VecDeque<u16>>>,
-    problems: Arc<Mutex<Vec<String>>>,
-    /// The header with the original time, of bodies that had one.
-    originals: Arc<Mutex<Vec<String>>>,
-}
-
-impl Receiver {
-    async fn serve(&self) -> String {
-        let router = Router::new().route("/hook", post(receive)).with_state(self.clone());
-        format!("{}/hook", serve_routes(router).await)
-    }
-
-    fn events(&self) -> Vec<(u64, WebhookEvent)> {
-        let bodies = self.bodies.lock().expect("not poisoned");
-        bodies.iter().flat_map(|(at, body)| body.events.iter().map(|event| (*at, event.clone()))).collect()
-    }
-
-    fn ids(&self) -> Vec<String> {
-        self.events().into_iter().map(|(_, event)| event.id).collect()
-    }
-
-    /// Waits until this holds of the ids of all received events.
-    async fn receives(&self, awaited: &str, holds: impl Fn(&[String]) -> bool) {
-        eventually(awaited, async || self.ids(), |ids| holds(ids)).await;
-    }
-}
-
-async fn receive(State(receiver): State<Receiver>, headers: HeaderMap, raw: Bytes) -> Response {
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let signed = verify_webhook(&Secret::new("secret"), &raw, header(SIGNATURE_HEADER));
-    if !signed || header(KEY_HEADER) != "key" || header("content-type") != "application/json" {
-        receiver.problems.lock().expect("not poisoned").push(format!("{headers:?}"));
-    }
-    let original = header(ORIGINAL_TIME_HEADER);
-    if !original.is_empty() {
-        receiver.originals.lock().expect("not poisoned").push(original.to_owned());
-    }
-    let answer = receiver.answers.lock().expect("not poisoned").pop_front().unwrap_or(200);
-    if answer == 200 {
-        let body = serde_json::from_slice(&raw).expect("a webhook");
-        receiver.bodies.lock().expect("not poisoned").push((now_ms(), body));
-    }
-    StatusCode::from_u16(answer).expect("a status").into_response()
-}
 
 /// A Kinesis with one stream of so many shards, and an app whose webhooks go to the receiver.
 struct Bed {
@@ -153,6 +105,24 @@ impl Bed {
         stream: &str,
         more: &[(&str, &str)],
     ) -> (RunningDispatcher, CancellationToken) {
+        self.start_dispatcher(leases, EgressOverrides::default(), stream, more).await
+    }
+
+    async fn dispatcher_on_network(
+        &self,
+        egress: EgressOverrides,
+        more: &[(&str, &str)],
+    ) -> (RunningDispatcher, CancellationToken) {
+        self.start_dispatcher(Arc::new(self.leases.clone()), egress, "stream", more).await
+    }
+
+    async fn start_dispatcher(
+        &self,
+        leases: Arc<dyn ShardLeases>,
+        egress: EgressOverrides,
+        stream: &str,
+        more: &[(&str, &str)],
+    ) -> (RunningDispatcher, CancellationToken) {
         let variables = [
             ("REALTIME_CLUSTER", "channels/eu"),
             ("REALTIME_CLUSTER_UID", CLUSTER),
@@ -173,7 +143,7 @@ impl Bed {
             apps_dir: self.apps.path().to_owned(),
             kinesis: connect_kinesis(&self.endpoint, stream).await,
             leases,
-            egress: EgressOverrides::default(),
+            egress,
             shutdown: shutdown.clone(),
         };
         let running =
@@ -217,15 +187,18 @@ impl Bed {
     }
 
     async fn put_for(&self, app: &str, cluster: &str, channel: &str, events: Vec<RecordedEvent>) {
-        let (app, channel) = (app.into(), ChannelName::parse(channel).expect("a valid name"));
-        let key = partition_key(&app, &channel);
-        let edge =
-            RecordOrigin { cluster: cluster.into(), server: "sockjs".into(), pod: "p".into(), process: "b".into() };
-        let record = StreamRecord { v: RECORD_VERSION, app, channel, edge, events };
-        let data = Bytes::from(record.to_bytes().expect("bytes"));
-        let results = self.kinesis.put_records(&[PutEntry { partition_key: key, data }]).await.expect("put");
+        let results = self.kinesis.put_records(&[build_record(app, cluster, channel, events)]).await.expect("put");
         assert!(results.iter().all(Result::is_ok), "{results:?}");
     }
+}
+
+/// A record as an edge of the cluster puts it.
+fn build_record(app: &str, cluster: &str, channel: &str, events: Vec<RecordedEvent>) -> PutEntry {
+    let (app, channel) = (app.into(), ChannelName::parse(channel).expect("a valid name"));
+    let partition_key = partition_key(&app, &channel);
+    let edge = RecordOrigin { cluster: cluster.into(), server: "sockjs".into(), pod: "p".into(), process: "b".into() };
+    let record = StreamRecord { v: RECORD_VERSION, app, channel, edge, events };
+    PutEntry { partition_key, data: Bytes::from(record.to_bytes().expect("bytes")) }
 }
 
 fn state(id: &str, time_ms: u64, seq: u64, kind: EventKind) -> RecordedEvent {

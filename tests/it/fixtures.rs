@@ -1,10 +1,11 @@
 //! Objects that several tests begin with: files of the repository, an app of the registry, and a Kinesis with one stream.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use realtime_operator::protocol::Secret;
 use realtime_operator::protocol::registry::{
-    App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint,
+    App, AppLimits, AppRegistry, BatchMode, Credential, CredentialState, WebhookEndpoint,
 };
 use serde_json::Value;
 
@@ -31,6 +32,7 @@ pub fn build_app(id: &str, key: &str, secret: &str) -> App {
         allowed_origins: vec![],
         limits: AppLimits::default(),
         webhooks: vec![],
+        disabled_webhooks: vec![],
     }
 }
 
@@ -46,6 +48,9 @@ pub fn build_webhook(url: &str) -> WebhookEndpoint {
         events: vec![],
         channel_prefix: String::new(),
         timeout_seconds: 4,
+        batch: BatchMode::Many,
+        headers: BTreeMap::new(),
+        unsendable: None,
     }
 }
 

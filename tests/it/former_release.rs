@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use realtime_operator::config::{Release, ServerConfig, ServerKind, VARIABLE_TABLE, Variable};
 use realtime_operator::protocol::admin::EffectiveReport;
 use realtime_operator::protocol::registry::{
-    App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint,
+    App, AppLimits, AppRegistry, BatchMode, Credential, CredentialState, WebhookEndpoint,
 };
 use realtime_operator::protocol::{AppId, Secret};
 use serde_json::{Value, json};
@@ -145,7 +145,7 @@ fn servers_of_the_former_release_are_rendered_as_it_rendered_them() {
     }
 }
 
-/// An app that uses every field.
+/// An app that uses every field of the former release. Validating leaves out later ones for its servers.
 fn full_app() -> App {
     App {
         id: AppId::from("17"),
@@ -162,7 +162,11 @@ fn full_app() -> App {
             events: vec!["member_added".to_owned()],
             channel_prefix: "presence-".to_owned(),
             timeout_seconds: 5,
+            batch: BatchMode::Many,
+            headers: BTreeMap::new(),
+            unsendable: None,
         }],
+        disabled_webhooks: vec![],
     }
 }
 

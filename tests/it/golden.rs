@@ -37,7 +37,7 @@ use realtime_operator::protocol::ledger::{DeliveryLedger, EventLedger};
 use realtime_operator::protocol::record::{
     EventKind, EventOrder, LeaveCause, RecordOrigin, RecordedEvent, StreamRecord,
 };
-use realtime_operator::protocol::registry::{App, AppLimits, AppRegistry, CredentialState, WebhookEndpoint};
+use realtime_operator::protocol::registry::{App, AppLimits, AppRegistry, BatchMode, CredentialState, WebhookEndpoint};
 use realtime_operator::protocol::relay::{self, RelayHeader};
 use realtime_operator::protocol::webhook::{self, WebhookBody, WebhookEvent};
 use realtime_operator::protocol::{ChannelName, Secret, SocketId, Transport, fallback, sockjs};
@@ -211,7 +211,16 @@ fn registry_files() {
         webhooks: Vec::new(),
         ..app("2")
     };
-    let registry = AppRegistry::new([app("17"), plain]);
+    let mut extended = app("3");
+    extended.disabled_webhooks =
+        vec![WebhookEndpoint { name: "off".into(), ..build_webhook("https://example.com/off") }];
+    for (endpoint, name) in extended.webhooks.iter_mut().zip(["main"]) {
+        endpoint.name = name.into();
+        endpoint.batch = BatchMode::One;
+        endpoint.headers = [("Authorization".to_owned(), Secret::new("Bearer token"))].into();
+        endpoint.unsendable = Some("the reason".into());
+    }
+    let registry = AppRegistry::new([app("17"), plain, extended]);
     let files = registry.to_files().expect("files");
     let mut text = String::new();
     for (name, file) in &files {
@@ -470,6 +479,7 @@ async fn metrics_of_an_operator() {
         ready: Box::new(|| Ok(())),
         effective: Box::new(|| serde_json::Value::Null),
         flow: Box::new(|| serde_json::Value::Null),
+        endpoints: None,
         drain: None,
         metrics,
     };

@@ -181,9 +181,7 @@ fn judge(documents: &[Value]) -> Result<Vec<Value>, Vec<String>> {
     cluster.metadata.uid = Some("1a2b3c4d-0000".to_owned());
     let apps: Vec<_> = manifests.apps.into_iter().map(|(_, app)| app).collect();
     let mut secrets: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    for reference in desired::collect_secret_references(&cluster, &apps) {
-        secrets.entry(reference.name).or_default().insert(reference.key, "text".to_owned());
-    }
+    desired::add_stand_ins(&cluster, &apps, &mut secrets, |_| "text".to_owned());
     let generate = |purpose: &str| format!("generated-{purpose}");
     let inputs = ClusterInputs {
         cluster: &cluster,
@@ -191,6 +189,7 @@ fn judge(documents: &[Value]) -> Result<Vec<Value>, Vec<String>> {
         secrets: &secrets,
         credentials: &generate_all_credentials(&cluster, &apps, generate),
         receiver: "receiver.svc:8090",
+        own_networks: &[],
         own_image: &ServerImage::of_operator(None),
         recorded_image: None,
         stream: None,

@@ -20,6 +20,7 @@ use realtime_operator::api::cluster::TransportState;
 use realtime_operator::config::ServerKind;
 use realtime_operator::desired::Manifests;
 use realtime_operator::gate::{GatePhase, Hop, Verdict};
+use realtime_operator::prober::EndpointReports;
 use realtime_operator::protocol::Transport;
 use realtime_operator::rehearsal::{KinesisInterposer, RehearsalOptions, RunningRehearsal};
 use serde_json::{Value, json};
@@ -116,6 +117,12 @@ async fn a_good_cluster_becomes_ready_over_every_transport() {
     for transport in Transport::ALL {
         assert_eq!(state(&verdict, transport), PASSING, "{verdict:?}");
     }
+    let endpoints = &mut rehearsal.prober.as_mut().expect("journeys").endpoints;
+    let is_reported = |reports: &Arc<EndpointReports>| reports.values().any(|reports| !reports.is_empty());
+    let reports = tokio::time::timeout(VERDICT_TIMEOUT, endpoints.wait_for(is_reported)).await;
+    let reports = reports.expect("the report of the dispatcher").expect("journeys go on").clone();
+    let report = reports.values().flatten().find(|report| report.name == "receiver").expect("the receiver of journeys");
+    assert!(report.last_delivered_ms.is_some() && report.failing_since_ms.is_none(), "{report:?}");
     rehearsal.stop().await;
 }
 

@@ -10,14 +10,15 @@ use tokio::time::{MissedTickBehavior, interval_at, sleep};
 use super::super::error::BenchError;
 use super::super::figures::median_of;
 use super::super::latency::LatencyRecorder;
-use super::super::load::{ChannelSubscription, RunClock, open_subscribed_socket, parse_event, private_channel};
+use super::super::load::{
+    ChannelSubscription, RunClock, build_event_payload, open_subscribed_socket, parse_event, private_channel,
+};
 use super::super::machine::HostUsage;
 use super::super::plan::PipelinePlan;
 use super::super::server::ServerProcess;
 use super::super::socket::ClientSocket;
 use super::super::sockets::{measure_servers, to_server_error};
 use super::stream_double::{StreamCondition, StreamDouble};
-use super::workload::build_data;
 use crate::process::locks::lock_unpoisoned;
 
 /// Bytes of a chat message.
@@ -105,7 +106,7 @@ async fn send_messages(mut socket: ClientSocket, channel: usize, senders: usize,
         let message = serde_json::json!({
             "event": "client-bench",
             "channel": private_channel(channel),
-            "data": build_data(number, clock.now_us(), MESSAGE_BYTES),
+            "data": build_event_payload(number, clock.now_us(), MESSAGE_BYTES),
         });
         if let Err(error) = socket.send(&message.to_string()).await {
             return error;

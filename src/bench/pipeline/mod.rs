@@ -8,6 +8,7 @@ mod bare_loops;
 mod chat;
 mod feeder;
 mod figures;
+mod loopback;
 mod receiver;
 mod stream_double;
 mod workload;
@@ -165,10 +166,7 @@ impl TestBed {
             receiver.wait_for_events(arrived + self.feeder.emitted() - emitted).await;
             Ok(dropped)
         };
-        let sampled = async {
-            let (result, peak) = sample_memory(&self.dispatcher, feeding).await?;
-            Ok((result, peak))
-        };
+        let sampled = sample_memory(&self.dispatcher, feeding);
         let ((dropped, peak_kib), ticks) = measure_servers(servers, all, sampled).await?;
         let events = self.feeder.emitted() - emitted;
         let puts = (self.double.calls() - calls).puts;
@@ -255,10 +253,9 @@ async fn wait_for_shards(dispatcher: &ServerProcess, shards: usize) -> Result<()
     let deadline = Instant::now() + SHARDS_TIMEOUT;
     let held = format!("realtime_dispatcher_shards {shards}");
     loop {
-        let read = BenchError::from_io("the metrics of the dispatcher cannot be read");
-        let mut connection = HttpConnection::open(dispatcher.target.address).await.map_err(read)?;
-        let read = BenchError::from_io("the metrics of the dispatcher cannot be read");
-        let (_, body) = connection.fetch_response("GET", "/metrics", b"").await.map_err(read)?;
+        let read = || BenchError::from_io("the metrics of the dispatcher cannot be read");
+        let mut connection = HttpConnection::open(dispatcher.target.address).await.map_err(read())?;
+        let (_, body) = connection.fetch_response("GET", "/metrics", b"").await.map_err(read())?;
         if String::from_utf8_lossy(&body).lines().any(|line| line == held) {
             return Ok(());
         }

@@ -10,14 +10,14 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
-use tokio::net::TcpListener;
 use tokio::time::sleep;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 
 use super::super::error::BenchError;
 use super::super::latency::{LatencyHistogram, LatencyRecorder};
 use super::super::load::{RunClock, parse_event};
 use super::super::sequence::{DeliveryTally, EventSequence};
+use super::loopback::serve_on_loopback;
 use super::workload::{ChannelCounts, channel_number};
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::record::EventKind;
@@ -51,9 +51,6 @@ struct Arrivals {
 impl Receiver {
     /// Serves a receiver for the events of so many channels.
     pub async fn start(channels: usize, clock: RunClock) -> Result<Self, BenchError> {
-        let listener =
-            TcpListener::bind("127.0.0.1:0").await.map_err(BenchError::from_io("no port for the receiver is free"))?;
-        let address = listener.local_addr().map_err(BenchError::from_io("no port for the receiver is free"))?;
         let arrivals = Arc::new(Arrivals {
             clock,
             channels: (0..channels).map(|_| Mutex::default()).collect(),
@@ -66,15 +63,8 @@ impl Receiver {
             .route("/hook/{app}", post(receive_webhook))
             .route("/bare", post(async |_: Bytes| StatusCode::OK))
             .with_state(arrivals.clone());
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = axum::serve(listener, router) => {}
-                () = stopped.cancelled() => {}
-            }
-        });
-        Ok(Self { url: format!("http://{address}/hook"), address, arrivals, _stop: stop.drop_guard() })
+        let (address, stop) = serve_on_loopback(router, "no port for the receiver is free").await?;
+        Ok(Self { url: format!("http://{address}/hook"), address, arrivals, _stop: stop })
     }
 
     /// Events that have arrived, repeated ones too.

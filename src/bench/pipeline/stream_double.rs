@@ -1,7 +1,7 @@
 //! The Kinesis of a run, in this process and on loopback, with faults that the run switches and counts of its calls.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -11,11 +11,11 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::time::sleep;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 
 use super::super::error::BenchError;
+use super::loopback::serve_on_loopback;
 use crate::kinesis::{AwsCredentials, KinesisClient, KinesisError, StreamSettings};
 
 /// Name of the run's stream.
@@ -91,7 +91,7 @@ impl std::ops::Sub for CallCounts {
 struct DoubleState {
     condition: AtomicU8,
     /// Whether records are parsed and counted, which costs CPU.
-    counts_records: std::sync::atomic::AtomicBool,
+    counts_records: AtomicBool,
     puts: AtomicU64,
     reads: AtomicU64,
     records: AtomicU64,
@@ -109,21 +109,10 @@ pub struct StreamDouble {
 impl StreamDouble {
     /// Serves a Kinesis, and creates the stream.
     pub async fn start(kinesis: Router, shards: usize) -> Result<Self, BenchError> {
-        let listener =
-            TcpListener::bind("127.0.0.1:0").await.map_err(BenchError::from_io("no port for the stream is free"))?;
-        let address = listener.local_addr().map_err(BenchError::from_io("no port for the stream is free"))?;
         let state = Arc::<DoubleState>::default();
         let router = kinesis.layer(from_fn_with_state(state.clone(), apply_condition));
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        tokio::spawn(async move {
-            // Open connections are dropped with it, as the run is over.
-            tokio::select! {
-                _ = axum::serve(listener, router) => {}
-                () = stopped.cancelled() => {}
-            }
-        });
-        let double = Self { endpoint: format!("http://{address}"), state, _stop: stop.drop_guard() };
+        let (address, stop) = serve_on_loopback(router, "no port for the stream is free").await?;
+        let double = Self { endpoint: format!("http://{address}"), state, _stop: stop };
         double.create_stream(shards).await?;
         Ok(double)
     }

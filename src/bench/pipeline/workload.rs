@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use super::super::error::BenchError;
-use super::super::load::RunClock;
+use super::super::load::{RunClock, build_event_payload};
 use crate::bus::{ChannelKey, DecidedTransitions, Membership, MemoryBus};
 use crate::kinesis::PutEntry;
 use crate::protocol::frame::PresenceMember;
@@ -106,7 +106,7 @@ impl Workload {
             self.emitted.state += decided;
             return Ok((subject, NextEvents::State(transitions)));
         }
-        let data = build_data(counts.client, clock.now_us(), self.padding);
+        let data = build_event_payload(counts.client, clock.now_us(), self.padding);
         counts.client += 1;
         self.emitted.client += 1;
         Ok((subject, NextEvents::Client(client_event(data))))
@@ -119,13 +119,6 @@ fn bus_error(detail: &str) -> BenchError {
 
 fn client_event(data: String) -> EventKind {
     EventKind::ClientEvent { event: "client-bench".to_owned(), data, socket_id: "1.1".to_owned(), user_id: None }
-}
-
-/// Builds an event's data as [`super::super::load::parse_event`] reads it: number and time between marks, then padding.
-pub fn build_data(number: u64, us: u64, bytes: usize) -> String {
-    let mut data = format!("~{number}~{us}~");
-    data.extend(std::iter::repeat_n('x', bytes.saturating_sub(data.len())));
-    data
 }
 
 fn channel_name(number: usize) -> String {
@@ -179,7 +172,7 @@ pub fn build_entries(events: usize, channels: usize, apps: usize) -> Vec<PutEntr
     let (workload, origin) = (Workload::new(channels, apps), record_origin());
     let build = |n: usize| {
         let subject = &workload.subjects[n % workload.subjects.len()];
-        let kind = client_event(build_data(n as u64, 0, workload.padding));
+        let kind = client_event(build_event_payload(n as u64, 0, workload.padding));
         let id = ulid::Ulid::new().to_string();
         let event = RecordedEvent { id, time_ms: 1_700_000_000_000, order: None, n: Some(n as u64), cause: None, kind };
         let json = serde_json::to_vec(&event).unwrap_or_default();

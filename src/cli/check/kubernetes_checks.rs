@@ -1,5 +1,7 @@
 //! Checks by the API server: its version, CRDs, operator, Secrets, identity and `NetworkPolicies`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -127,33 +129,39 @@ pub async fn check_secrets(client: &Client, input: &InputManifests) -> (CheckRes
     let namespace = input.namespace();
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let mut texts = input.secrets.clone();
-    let (mut missing, mut unreadable) = (Vec::new(), Vec::new());
+    let (mut missing, mut unreadable) = (Vec::new(), BTreeMap::new());
     let references = desired::collect_secret_references(&input.cluster, &input.apps);
-    for reference in &references {
-        let (name, key) = (&reference.name, &reference.key);
-        if !texts.contains_key(name) {
-            match api.get_opt(name).await {
-                Ok(Some(secret)) => {
-                    texts.insert(name.clone(), desired::trim_texts(desired::decode_secret(&secret)));
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    unreadable.push(format!("{name}: {}", describe_error(&error)));
-                    continue;
-                }
+    let with_headers: BTreeSet<&str> = input.apps.iter().flat_map(desired::header_secret_names).collect();
+    let names = references.iter().map(|reference| reference.name.as_str()).chain(with_headers.iter().copied());
+    let names: BTreeSet<&str> = names.filter(|name| !input.secrets.contains_key(*name)).collect();
+    for name in names {
+        match api.get_opt(name).await {
+            Ok(Some(secret)) => {
+                texts.insert(name.to_owned(), desired::trim_texts(desired::decode_secret(&secret)));
+            }
+            Ok(None) => {}
+            Err(error) => {
+                unreadable.insert(name, format!("{name}: {}", describe_error(&error)));
             }
         }
+    }
+    for reference in references.iter().filter(|reference| !unreadable.contains_key(reference.name.as_str())) {
+        let (name, key) = (&reference.name, &reference.key);
         if texts.get(name).and_then(|found| found.get(key)).is_none_or(String::is_empty) {
             missing.push(format!("{namespace}/{name} with {}, key `{key}`", reference.purpose));
         }
+    }
+    for name in with_headers.iter().filter(|name| !unreadable.contains_key(**name) && !texts.contains_key(**name)) {
+        missing.push(format!("{namespace}/{name} with headers of webhooks"));
     }
     let result = if !missing.is_empty() {
         let message = format!("missing: {}", missing.join("; "));
         CheckResult::new("secrets", CheckState::Missing, message, "create them; no restart is needed")
     } else if !unreadable.is_empty() {
+        let unreadable: Vec<String> = unreadable.into_values().collect();
         CheckResult::new("secrets", CheckState::Warning, format!("not readable: {}", unreadable.join("; ")), "")
     } else {
-        CheckResult::passed("secrets", format!("{} references exist", references.len()))
+        CheckResult::passed("secrets", format!("{} references exist", references.len() + with_headers.len()))
     };
     (result, texts)
 }

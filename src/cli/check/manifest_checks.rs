@@ -13,9 +13,7 @@ pub fn check_manifest(
     own: &ServerImage,
     recorded: Option<&ServerImage>,
 ) -> (CheckResult, Option<ValidCluster>) {
-    for reference in desired::collect_secret_references(&input.cluster, &input.apps) {
-        secrets.entry(reference.name).or_default().entry(reference.key).or_insert_with(|| "missing".to_owned());
-    }
+    desired::add_stand_ins(&input.cluster, &input.apps, &mut secrets, |_| "missing".to_owned());
     let generate = |purpose: &str| format!("<{purpose}>");
     let credentials = desired::generate_all_credentials(&input.cluster, &input.apps, generate);
     let inputs = ClusterInputs {
@@ -24,6 +22,7 @@ pub fn check_manifest(
         secrets: &secrets,
         credentials: &credentials,
         receiver: &receiver_address(OPERATOR_NAMESPACE, RECEIVER_PORT),
+        own_networks: &[],
         own_image: own,
         recorded_image: recorded,
         stream: None,

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use super::{CheckResult, CheckState};
 use crate::bus::{BusError, RedisAddress, check_store};
 use crate::desired::{SecretTexts, ValidCluster};
-use crate::kinesis::{AwsCredentials, KinesisClient, KinesisErrorClass};
+use crate::kinesis::{AwsCredentials, KinesisClient, KinesisError, KinesisErrorClass, StreamSettings, StreamSummary};
 use crate::operator::build_stream_settings;
 
 /// Bounds the search for credentials and the answer of Kinesis.
@@ -42,27 +42,19 @@ pub async fn check_dead_letters(cluster: &ValidCluster, secrets: &SecretTexts) -
     const CHECK: &str = "dead-letter";
     let name = cluster.dispatcher().and_then(|_| cluster.stream.dead_letter_name())?;
     let settings = match build_stream_settings(&cluster.stream, secrets) {
-        Ok(settings) => settings,
-        Err(secret) => {
-            return Some(CheckResult::skipped(CHECK, format!("the Secret {secret} with the access keys is missing")));
-        }
+        Ok(settings) => StreamSettings { stream: name.clone(), ..settings },
+        Err(secret) => return Some(skip_without_keys(CHECK, secret)),
     };
-    let described = timeout(KINESIS_TIMEOUT, async {
-        KinesisClient::connect(&settings).await.of_stream(name.clone()).describe_stream().await
-    });
     let permissions = format!(
         "it needs {OPERATOR_PERMISSIONS} for the operator, kinesis:PutRecords for the dispatcher, and {REPLAY_PERMISSIONS} for realtime replay, each on {name}"
     );
-    Some(match described.await {
+    Some(match describe_stream(&settings).await {
         Ok(Ok(summary)) => CheckResult::passed(CHECK, format!("stream {name} is {}; {permissions}", summary.status)),
         Ok(Err(error)) if error.class == KinesisErrorClass::NotFound => {
             CheckResult::passed(CHECK, format!("stream {name} does not exist, the operator creates it; {permissions}"))
         }
         Ok(Err(error)) => CheckResult::new(CHECK, CheckState::Warning, error.to_string(), permissions),
-        Err(_) => {
-            let message = format!("no credentials or no answer in {} s", KINESIS_TIMEOUT.as_secs());
-            CheckResult::new(CHECK, CheckState::Warning, message, permissions)
-        }
+        Err(message) => CheckResult::new(CHECK, CheckState::Warning, message, permissions),
     })
 }
 
@@ -74,15 +66,14 @@ pub async fn check_kinesis(cluster: &ValidCluster, secrets: &SecretTexts) -> Che
     }
     let settings = match build_stream_settings(&cluster.stream, secrets) {
         Ok(settings) => settings,
-        Err(name) => return CheckResult::skipped(CHECK, format!("the Secret {name} with the access keys is missing")),
+        Err(secret) => return skip_without_keys(CHECK, secret),
     };
     let (identity, state) = match settings.credentials {
         AwsCredentials::Static { .. } => ("the keys of the cluster", CheckState::Missing),
         AwsCredentials::Chain => ("the credentials of this machine", CheckState::Warning),
     };
-    let described = timeout(KINESIS_TIMEOUT, async { KinesisClient::connect(&settings).await.describe_stream().await });
     let name = &cluster.stream.name;
-    match described.await {
+    match describe_stream(&settings).await {
         Ok(Ok(summary)) => CheckResult::passed(CHECK, format!("stream {name} is {} by {identity}", summary.status)),
         Ok(Err(error)) if error.class == KinesisErrorClass::NotFound => {
             let message = format!("answers {identity}; stream {name} does not exist, the operator creates it");
@@ -101,14 +92,20 @@ pub async fn check_kinesis(cluster: &ValidCluster, secrets: &SecretTexts) -> Che
                 "nothing, if only pods of the cluster can reach it; otherwise correct spec.aws.region or endpointURL";
             CheckResult::new(CHECK, CheckState::Warning, format!("not reachable from here: {error}"), remedy)
         }
-        Err(_) => {
-            let message = format!("no credentials or no answer in {} s", KINESIS_TIMEOUT.as_secs());
-            CheckResult::new(
-                CHECK,
-                CheckState::Warning,
-                message,
-                "check the region and the credentials of this machine",
-            )
+        Err(message) => {
+            let remedy = "check the region and the credentials of this machine";
+            CheckResult::new(CHECK, CheckState::Warning, message, remedy)
         }
     }
+}
+
+/// Describes a stream. The outer error is a message about the timeout.
+async fn describe_stream(settings: &StreamSettings) -> Result<Result<StreamSummary, KinesisError>, String> {
+    let described = async { KinesisClient::connect(settings).await.describe_stream().await };
+    let late = || format!("no credentials or no answer in {} s", KINESIS_TIMEOUT.as_secs());
+    timeout(KINESIS_TIMEOUT, described).await.map_err(|_| late())
+}
+
+fn skip_without_keys(check: &'static str, secret: &str) -> CheckResult {
+    CheckResult::skipped(check, format!("the Secret {secret} with the access keys is missing"))
 }

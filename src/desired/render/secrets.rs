@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 
 use super::super::{SecretCopy, ValidCluster};
 use super::{child_metadata, child_name};
-use crate::protocol::registry::{BUCKET_COUNT, ENDPOINTS_FILE, file_name};
+use crate::protocol::registry::{BUCKET_COUNT, DENIED_PREFIX, ENDPOINTS_FILE, file_name};
 
 /// Name of the Secret with one bucket of the app registry.
 #[must_use]
@@ -37,8 +37,9 @@ pub(super) fn render_secret_copies(cluster: &ValidCluster) -> Vec<Secret> {
     cluster.secret_copies.iter().map(render).collect()
 }
 
-/// Renders the Secrets of the app registry, one per bucket. The first one carries the endpoint of the receiver too: it is
-/// no part of a pod's template, so that an operator that moves to another namespace restarts no pod.
+/// Renders the Secrets of the app registry, one per bucket. The first one carries the endpoint of the receiver and the
+/// denied networks too: they are no part of a pod's template, so that an operator that moves to another namespace, and a new
+/// subnet of nodes, restart no pod.
 ///
 /// # Errors
 /// Never for these types; the signature of `serde_json` requires one.
@@ -51,7 +52,9 @@ pub fn render_registry_secrets(cluster: &ValidCluster) -> Result<Vec<Secret>, se
     });
     let mut secrets: Vec<Secret> = buckets.collect();
     if let Some(data) = secrets.first_mut().and_then(|secret| secret.data.as_mut()) {
-        data.insert(ENDPOINTS_FILE.to_owned(), ByteString(format!("{}\n", cluster.receiver).into_bytes()));
+        let denied = cluster.denied_networks.iter().map(|network| format!("{DENIED_PREFIX}{network}\n"));
+        let lines = std::iter::once(format!("{}\n", cluster.receiver)).chain(denied).collect::<String>();
+        data.insert(ENDPOINTS_FILE.to_owned(), ByteString(lines.into_bytes()));
     }
     Ok(secrets)
 }

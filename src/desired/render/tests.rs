@@ -33,6 +33,7 @@ fn cluster_with_values(text: &str, secrets: &SecretTexts, known: &BTreeMap<Strin
         secrets,
         credentials: &generate_credentials(&cluster, known, BTreeMap::new(), generate),
         receiver: "receiver.svc:8090",
+        own_networks: &[],
         own_image: &ServerImage::of_operator(None),
         recorded_image: None,
         stream: None,

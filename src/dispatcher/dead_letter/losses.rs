@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 use super::Loss;
 use super::queue::{QueuedLetter, WrittenLetter};
 use super::writer::LetterSender;
-use crate::dispatcher::metrics::{DispatcherMetrics, DropReason, LossScope};
+use crate::dispatcher::metrics::DispatcherMetrics;
+use crate::dispatcher::reasons::{DropReason, LossScope};
 use crate::protocol::dead_letter::LetterSource;
 
 /// Least interval between two log lines on one reason.

@@ -18,10 +18,9 @@ use bytes::Bytes;
 use super::endpoint::pool::FinishedAt;
 use super::endpoint::{EndpointId, OutgoingEvent};
 use super::events::TrackedEvent;
-use super::metrics::DropReason;
+use super::reasons::DropReason;
 use crate::protocol::AppId;
 use crate::protocol::dead_letter::{DEAD_LETTER_VERSION, DeadLetter, LetterSource, RAW_BYTES_MAX, RawContent};
-use crate::protocol::webhook::WebhookEvent;
 
 /// A lost event or record.
 #[derive(Debug)]
@@ -80,8 +79,7 @@ impl Loss {
     /// The loss of an event whose app stayed unknown.
     #[must_use]
     pub fn of_unknown_app(event: &TrackedEvent) -> Self {
-        let webhook = WebhookEvent::new(&event.channel, &event.event);
-        let outgoing = Arc::new(OutgoingEvent::new(webhook, event.event.time_ms));
+        let outgoing = Arc::new(OutgoingEvent::of_event(event));
         let content = LostContent::Event { app: event.app.clone(), outgoing };
         Self { reason: DropReason::UnknownApp, detail: None, events: 1, content }
     }

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::queue::{LetterQueue, QueuedLetter};
 use crate::dispatcher::metrics::{DispatcherMetrics, ErrorSource};
 use crate::kinesis::{KinesisClient, PutRejection};
-use crate::process::clock::now_ms;
+use crate::process::clock::{MonotonicClock, now_ms};
 
-/// Hands letters to the task.
+/// The queue of the task that writes letters.
 pub type LetterSender = mpsc::UnboundedSender<QueuedLetter>;
 
 /// Writes letters to the dead-letter stream.
@@ -23,7 +23,7 @@ struct LetterWriter {
     cluster: String,
     metrics: Arc<DispatcherMetrics>,
     queue: LetterQueue,
-    started: Instant,
+    clock: MonotonicClock,
     /// Whether the last put failed as a whole.
     is_unavailable: bool,
 }
@@ -34,7 +34,8 @@ pub fn start_writer(client: KinesisClient, cluster: String, metrics: Arc<Dispatc
     metrics.open_dead_letters(client.stream());
     let (sender, letters) = mpsc::unbounded_channel();
     let queue = LetterQueue::default();
-    let writer = LetterWriter { client, cluster, metrics, queue, started: Instant::now(), is_unavailable: false };
+    let clock = MonotonicClock::start();
+    let writer = LetterWriter { client, cluster, metrics, queue, clock, is_unavailable: false };
     tokio::spawn(writer.run(letters));
     sender
 }
@@ -42,7 +43,7 @@ pub fn start_writer(client: KinesisClient, cluster: String, metrics: Arc<Dispatc
 impl LetterWriter {
     async fn run(mut self, mut letters: mpsc::UnboundedReceiver<QueuedLetter>) {
         loop {
-            let due_in_ms = self.queue.due_in_ms(self.mono_ms());
+            let due_in_ms = self.queue.due_in_ms(self.clock.elapsed_ms());
             tokio::select! {
                 letter = letters.recv() => match letter {
                     Some(letter) => self.queue.push(letter),
@@ -53,15 +54,11 @@ impl LetterWriter {
             while let Ok(letter) = letters.try_recv() {
                 self.queue.push(letter);
             }
-            if self.queue.due_in_ms(self.mono_ms()) == Some(0) {
+            if self.queue.due_in_ms(self.clock.elapsed_ms()) == Some(0) {
                 self.put_batch().await;
             }
             self.metrics.set_dead_letters_waiting(self.queue.len());
         }
-    }
-
-    fn mono_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     async fn put_batch(&mut self) {
@@ -76,7 +73,7 @@ impl LetterWriter {
             }
             Err(error) => (vec![], Some(error.to_string())),
         };
-        let written = self.queue.complete_put(batch, &is_written, self.mono_ms(), rand::random());
+        let written = self.queue.complete_put(batch, &is_written, self.clock.elapsed_ms(), rand::random());
         match error {
             None => self.report_recovery(),
             Some(error) => {

@@ -6,8 +6,9 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::{FinishedDelivery, HoldId, PendingDelivery};
-use crate::dispatcher::metrics::DropReason;
+use super::{FinishedDelivery, PendingDelivery};
+use crate::dispatcher::events::ShardSlot;
+use crate::dispatcher::reasons::DropReason;
 use crate::protocol::ChannelName;
 use crate::protocol::record::EventTopic;
 
@@ -115,7 +116,7 @@ pub struct DeliveryIndex {
     ready: BTreeMap<u64, ChannelName>,
     /// Channels that back off, by time and the serial of their oldest event.
     delayed: BTreeMap<(u64, u64), ChannelName>,
-    holds: HashMap<HoldId, HoldEvents>,
+    holds: HashMap<ShardSlot, HoldEvents>,
     /// The channel of each waiting event.
     waiting: HashMap<u64, ChannelName>,
 }
@@ -245,12 +246,12 @@ impl DeliveryIndex {
     }
 
     /// Whether a hold has unfinished events.
-    pub fn has_hold(&self, hold: HoldId) -> bool {
+    pub fn has_hold(&self, hold: ShardSlot) -> bool {
         self.holds.contains_key(&hold)
     }
 
     /// Unfinished events of a hold, and their bytes.
-    pub fn hold_size(&self, hold: HoldId) -> (usize, usize) {
+    pub fn hold_size(&self, hold: ShardSlot) -> (usize, usize) {
         self.holds.get(&hold).map_or((0, 0), |hold| (hold.events, hold.bytes))
     }
 
@@ -289,13 +290,13 @@ impl DeliveryIndex {
     }
 
     /// Removes the waiting event of a hold that is evicted first.
-    pub fn pop_evictable(&mut self, hold: HoldId) -> Option<QueuedDelivery> {
+    pub fn pop_evictable(&mut self, hold: ShardSlot) -> Option<QueuedDelivery> {
         let serial = self.holds.get(&hold)?.waiting.iter().find_map(|rank| rank.first().copied())?;
         self.remove_waiting(serial)
     }
 
     /// Removes all waiting events of a hold. Returns their serials.
-    pub fn remove_waiting_of(&mut self, hold: HoldId) -> Vec<u64> {
+    pub fn remove_waiting_of(&mut self, hold: ShardSlot) -> Vec<u64> {
         let waiting = self.holds.get(&hold).map(|hold| hold.waiting.iter().flatten().copied().collect::<Vec<_>>());
         let removed = waiting.unwrap_or_default();
         for serial in &removed {
@@ -305,7 +306,7 @@ impl DeliveryIndex {
     }
 
     /// Forgets a hold; outcomes of its events in flight are then ignored.
-    pub fn remove_hold(&mut self, hold: HoldId) {
+    pub fn remove_hold(&mut self, hold: ShardSlot) {
         self.holds.remove(&hold);
     }
 
@@ -322,7 +323,7 @@ impl DeliveryIndex {
 
 /// Removes an event that no longer waits from its hold's ranks and as the latest of its subject.
 fn forget_rank(
-    holds: &mut HashMap<HoldId, HoldEvents>,
+    holds: &mut HashMap<ShardSlot, HoldEvents>,
     latest: &mut HashMap<EventTopic, u64>,
     queued: &QueuedDelivery,
 ) {

@@ -17,13 +17,11 @@ use std::sync::Arc;
 
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::metrics::DropReason;
+use super::events::{ShardSlot, TrackedEvent};
+use super::reasons::DropReason;
 use crate::protocol::record::EventTopic;
 use crate::protocol::webhook::WebhookEvent;
 use crate::protocol::{AppId, ChannelName};
-
-/// Identifies one hold of a shard by this process; another hold of the same shard has another number.
-pub type HoldId = u64;
 
 /// Identifies one webhook endpoint of one app.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,6 +63,12 @@ impl OutgoingEvent {
         Self { id: event.id, channel: event.channel, topic, time_ms, json }
     }
 
+    /// Serialises an event of a shard, once.
+    #[must_use]
+    pub fn of_event(event: &TrackedEvent) -> Self {
+        Self::new(WebhookEvent::new(&event.channel, &event.event), event.event.time_ms)
+    }
+
     /// Bytes that the event adds to a body.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -76,7 +80,7 @@ impl OutgoingEvent {
 #[derive(Clone, Debug)]
 pub struct PendingDelivery {
     /// The hold of the shard that the event was read from.
-    pub hold: HoldId,
+    pub hold: ShardSlot,
     /// Number that the checkpoint tracker gave the event's record.
     pub record: u64,
     /// Time at which the event was queued here; the retry window counts from it.
@@ -121,4 +125,6 @@ pub enum AttemptOutcome {
     },
     /// The endpoint is no longer configured.
     Removed,
+    /// The endpoint is switched off.
+    Disabled,
 }

@@ -1,20 +1,21 @@
 //! The endpoints of a process, each with a task, and the holds of shards that fill their queues.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::queue::{BatchId, EndpointQueue};
 use super::share::{EventAmount, plan_evictions};
-use super::{AttemptOutcome, AttemptReport, EndpointId, FinishedDelivery, HoldId, PendingDelivery};
+use super::{AttemptOutcome, AttemptReport, EndpointId, FinishedDelivery, PendingDelivery};
+use crate::dispatcher::events::ShardSlot;
 use crate::dispatcher::retry::RetryPolicy;
 use crate::dispatcher::sender::WebhookSender;
+use crate::process::clock::MonotonicClock;
 use crate::process::locks::lock_unpoisoned;
 
 /// Least time between two checks of a queue that nothing has changed.
@@ -29,11 +30,10 @@ pub type FinishedAt = (Arc<EndpointId>, FinishedDelivery);
 pub struct EndpointPool {
     sender: WebhookSender,
     policy: RetryPolicy,
-    started: Instant,
+    clock: MonotonicClock,
     endpoints: Mutex<HashMap<Arc<EndpointId>, Arc<Endpoint>>>,
     /// The receivers of finished events. A queue holds at most the events that are unfinished in its hold.
-    holds: Mutex<HashMap<HoldId, mpsc::UnboundedSender<FinishedAt>>>,
-    last_hold: AtomicU64,
+    holds: Mutex<HashMap<ShardSlot, mpsc::UnboundedSender<FinishedAt>>>,
 }
 
 /// One endpoint with events.
@@ -47,7 +47,7 @@ struct Endpoint {
 /// A shard's use of the pool, while this process holds the shard. Dropped, it removes the shard's events.
 pub struct ShardHold {
     pool: Arc<EndpointPool>,
-    id: HoldId,
+    id: ShardSlot,
     finished: mpsc::UnboundedReceiver<FinishedAt>,
     /// Endpoints that got events and were not notified yet.
     touched: HashMap<Arc<EndpointId>, Arc<Endpoint>>,
@@ -59,16 +59,14 @@ impl EndpointPool {
         Arc::new(Self {
             sender,
             policy,
-            started: Instant::now(),
+            clock: MonotonicClock::start(),
             endpoints: Mutex::default(),
             holds: Mutex::default(),
-            last_hold: AtomicU64::new(0),
         })
     }
 
-    /// Opens a hold for a shard.
-    pub fn open_hold(self: &Arc<Self>) -> ShardHold {
-        let id = self.last_hold.fetch_add(1, Ordering::Relaxed) + 1;
+    /// Opens a hold for the shard in this slot.
+    pub fn open_hold(self: &Arc<Self>, id: ShardSlot) -> ShardHold {
         let (sender, finished) = mpsc::unbounded_channel();
         lock_unpoisoned(&self.holds).insert(id, sender);
         ShardHold { pool: Arc::clone(self), id, finished, touched: HashMap::new() }
@@ -77,10 +75,6 @@ impl EndpointPool {
     /// Deliveries that are not finished.
     pub fn unfinished_deliveries(&self) -> usize {
         self.all_endpoints().iter().map(|endpoint| lock_unpoisoned(&endpoint.queue).unfinished_deliveries()).sum()
-    }
-
-    fn mono_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn push(self: &Arc<Self>, target: &EndpointId, delivery: PendingDelivery) -> Arc<Endpoint> {
@@ -110,9 +104,11 @@ impl EndpointPool {
         let mut batches: HashMap<Id, BatchId> = HashMap::new();
         endpoint.wake.notified().await;
         loop {
-            let now = self.mono_ms();
+            let now = self.clock.elapsed_ms();
+            let batch_limit = self.sender.batch_limit(&endpoint.id);
             let (due, expired, next_due) = {
                 let mut queue = lock_unpoisoned(&endpoint.queue);
+                queue.set_batch_limit(batch_limit);
                 let (due, expired) = queue.take_due(now);
                 (due, expired, queue.next_due_ms())
             };
@@ -153,7 +149,7 @@ impl EndpointPool {
                 }
             }
         };
-        let now = self.mono_ms();
+        let now = self.clock.elapsed_ms();
         let finished = {
             let mut queue = lock_unpoisoned(&endpoint.queue);
             if let Some(failure) = &failure {
@@ -190,7 +186,7 @@ impl EndpointPool {
 impl ShardHold {
     /// Queues an event for an endpoint, which is posted after [`Self::wake_endpoints`].
     pub fn push(&mut self, target: &EndpointId, record: u64, outgoing: Arc<super::OutgoingEvent>) {
-        let since_ms = self.pool.mono_ms();
+        let since_ms = self.pool.clock.elapsed_ms();
         let endpoint = self.pool.push(target, PendingDelivery { hold: self.id, record, since_ms, outgoing });
         self.touched.insert(Arc::clone(&endpoint.id), endpoint);
     }
@@ -212,7 +208,7 @@ impl ShardHold {
 
     /// Evicts events of endpoints that are behind, so that together they hold at most this amount of the shard.
     pub fn evict_excess(&self, most: EventAmount) -> Vec<FinishedAt> {
-        let now = self.pool.mono_ms();
+        let now = self.pool.clock.elapsed_ms();
         let endpoints = self.pool.all_endpoints();
         let held: Vec<_> = endpoints
             .iter()

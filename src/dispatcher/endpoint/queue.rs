@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::index::{ChannelState, DeliveryIndex, QueuedDelivery};
-use super::{AttemptOutcome, FinishedDelivery, HoldId, PendingDelivery};
-use crate::dispatcher::metrics::DropReason;
+use super::{AttemptOutcome, FinishedDelivery, PendingDelivery};
+use crate::dispatcher::events::ShardSlot;
+use crate::dispatcher::reasons::DropReason;
 use crate::dispatcher::retry::{RetryPolicy, backoff_ms};
 use crate::protocol::ChannelName;
 
@@ -69,8 +70,10 @@ pub struct EndpointQueue {
     failures: u32,
     /// Attempts that succeeded so far.
     successes: u64,
-    /// Events of the next bodies at most.
+    /// Events of the next bodies at most, by the failures so far.
     batch_events_max: usize,
+    /// Events of a body that the endpoint takes.
+    batch_events_limit: usize,
     /// Earliest time of the next attempt while the endpoint gets one at a time.
     next_trial_ms: u64,
 }
@@ -88,6 +91,7 @@ impl EndpointQueue {
             failures: 0,
             successes: 0,
             batch_events_max: BATCH_EVENTS_MAX,
+            batch_events_limit: BATCH_EVENTS_MAX,
             next_trial_ms: 0,
         }
     }
@@ -102,6 +106,11 @@ impl EndpointQueue {
     #[must_use]
     pub fn unfinished_deliveries(&self) -> usize {
         self.ages.len()
+    }
+
+    /// Sets the number of events of a body that the endpoint takes.
+    pub fn set_batch_limit(&mut self, events: usize) {
+        self.batch_events_limit = events.max(1);
     }
 
     /// Queues an event behind the others.
@@ -165,6 +174,7 @@ impl EndpointQueue {
                 self.finish(taken, None)
             }
             AttemptOutcome::Removed => self.finish(taken, Some(DropReason::EndpointRemoved)),
+            AttemptOutcome::Disabled => self.finish(taken, Some(DropReason::EndpointDisabled)),
             AttemptOutcome::Failed { answered, retry_after_ms } => {
                 self.failures = self.failures.saturating_add(1);
                 let open_failures = (self.failures + 1).saturating_sub(BREAKER_FAILURE_COUNT);
@@ -179,7 +189,7 @@ impl EndpointQueue {
 
     /// The part of the unfinished events that belongs to a hold.
     #[must_use]
-    pub fn held_share(&self, hold: HoldId, now_ms: u64) -> HeldShare {
+    pub fn held_share(&self, hold: ShardSlot, now_ms: u64) -> HeldShare {
         let oldest = self.ages.first_key_value().map_or(now_ms, |(_, since)| *since);
         let is_old = now_ms.saturating_sub(oldest) >= BEHIND_AGE_MS;
         let (events, bytes) = self.index.hold_size(hold);
@@ -188,13 +198,13 @@ impl EndpointQueue {
 
     /// Number of events of a hold in flight.
     #[must_use]
-    pub fn in_flight_of(&self, hold: HoldId) -> usize {
+    pub fn in_flight_of(&self, hold: ShardSlot) -> usize {
         self.in_flight.values().flatten().filter(|queued| queued.delivery.hold == hold).count()
     }
 
     /// Drops events of a hold until so many events and bytes are free: client events first, the last state of a subject
     /// last, and of one rank the oldest first. Events in flight stay.
-    pub fn evict(&mut self, hold: HoldId, events: usize, bytes: usize) -> Vec<FinishedDelivery> {
+    pub fn evict(&mut self, hold: ShardSlot, events: usize, bytes: usize) -> Vec<FinishedDelivery> {
         let (mut evicted, mut freed) = (Vec::new(), 0);
         while evicted.len() < events || freed < bytes {
             let Some(queued) = self.index.pop_evictable(hold) else { break };
@@ -206,7 +216,7 @@ impl EndpointQueue {
     }
 
     /// Removes the waiting events of a hold that ends; returns their number.
-    pub fn remove_waiting_of(&mut self, hold: HoldId) -> usize {
+    pub fn remove_waiting_of(&mut self, hold: ShardSlot) -> usize {
         let removed = self.index.remove_waiting_of(hold);
         for serial in &removed {
             self.ages.remove(serial);
@@ -215,7 +225,7 @@ impl EndpointQueue {
     }
 
     /// Forgets the events of a hold that ended: the next holder of the shard reads them again.
-    pub fn remove_hold(&mut self, hold: HoldId) {
+    pub fn remove_hold(&mut self, hold: ShardSlot) {
         self.remove_waiting_of(hold);
         self.index.remove_hold(hold);
         for queued in self.in_flight.values().flatten().filter(|queued| queued.delivery.hold == hold) {
@@ -234,7 +244,8 @@ impl EndpointQueue {
     /// Takes the events of the channels that have waited longest, as many as one body holds.
     fn assemble_batch(&mut self) -> Option<Vec<QueuedDelivery>> {
         let (mut taken, mut bytes, mut after) = (Vec::<QueuedDelivery>::new(), 0, 0);
-        while taken.len() < self.batch_events_max
+        let most = self.batch_events_max.min(self.batch_events_limit);
+        while taken.len() < most
             && let Some((head, channel)) = self.index.ready_after(after)
         {
             after = head;
@@ -242,7 +253,7 @@ impl EndpointQueue {
             if is_alone && !taken.is_empty() {
                 continue;
             }
-            let room = if is_alone { 1 } else { self.batch_events_max - taken.len() };
+            let room = if is_alone { 1 } else { most - taken.len() };
             let is_first = taken.is_empty();
             let fits = |queued: &QueuedDelivery, place: usize, bytes: usize| {
                 let starts = is_first && place == 0;

@@ -10,7 +10,7 @@ use super::queue::{
     BATCH_EVENTS_MAX, BEHIND_AGE_MS, BREAKER_FAILURE_COUNT, CONCURRENT_ATTEMPTS_MAX, EndpointQueue, WebhookBatch,
 };
 use super::{AttemptOutcome, FinishedDelivery, OutgoingEvent, PendingDelivery};
-use crate::dispatcher::metrics::DropReason;
+use crate::dispatcher::reasons::DropReason;
 use crate::dispatcher::retry::RetryPolicy;
 use crate::protocol::ChannelName;
 use crate::protocol::record::EventKind;
@@ -306,4 +306,20 @@ proptest! {
             prop_assert!(last.insert(channel, record) < Some(record), "{record} of channel {channel}");
         }
     }
+}
+
+#[test]
+fn an_endpoint_that_takes_one_event_gets_bodies_of_one_also_after_successes_and_failures() {
+    let mut queue = new_queue();
+    queue.set_batch_limit(1);
+    (0..3).for_each(|n| queue.push(message(n, "a")));
+    (3..5).for_each(|n| queue.push(message(n, "b")));
+    let first = bodies(&mut queue, 0);
+    assert_eq!(first.iter().map(records).collect::<Vec<_>>(), [[0], [3]], "a channel is in one body at a time");
+    queue.complete_attempt(first[0].id, AttemptOutcome::Delivered, 0, 1.0);
+    queue.complete_attempt(first[1].id, FAILED, 0, 1.0);
+    assert_eq!(bodies(&mut queue, 0).iter().map(records).collect::<Vec<_>>(), [[1]]);
+    assert_eq!(bodies(&mut queue, 1_000).iter().map(records).collect::<Vec<_>>(), [[3]]);
+    queue.set_batch_limit(BATCH_EVENTS_MAX);
+    assert!(bodies(&mut queue, 1_000).is_empty(), "both channels are in flight");
 }

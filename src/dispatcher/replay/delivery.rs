@@ -1,7 +1,8 @@
 //! Sends the selected letters, endpoint by endpoint.
 //!
-//! A body that an endpoint refuses is dissolved, so that a bad event costs itself alone. An endpoint that does not answer is
-//! given up: its other letters stay in the stream for another replay.
+//! The events of a body that an endpoint refuses are posted one by one, so that a bad event costs itself alone. An endpoint
+//! that does not answer, or refuses event after event, gets no further body: its other letters stay in the stream for
+//! another replay.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio::time::sleep;
 use super::selection::{Decision, SelectedLetter, SkipCause};
 use crate::dispatcher::endpoint::queue::{BATCH_BYTES_MAX, BATCH_EVENTS_MAX};
 use crate::dispatcher::endpoint::{AttemptOutcome, EndpointId, OutgoingEvent, PendingDelivery};
+use crate::dispatcher::events::FOREIGN_SLOT;
 use crate::dispatcher::retry::backoff_ms;
 use crate::dispatcher::sender::WebhookSender;
 
@@ -18,7 +20,7 @@ use crate::dispatcher::sender::WebhookSender;
 const ATTEMPTS_MAX: u32 = 4;
 /// Longest back-off between two of them.
 const ATTEMPT_BACKOFF_MAX_MS: u64 = 5_000;
-/// Consecutive events that failed alone after which an endpoint is given up.
+/// Consecutive events that failed alone, after which an endpoint gets no further body.
 const FAILED_EVENTS_MAX: u32 = 5;
 
 /// Sends letters at a pace.
@@ -56,50 +58,40 @@ impl ReplaySender {
     }
 
     async fn send_to_endpoint(&self, target: &EndpointId, letters: &mut [&mut SelectedLetter]) {
-        let (mut from, mut failed_alone, mut given_up) = (0, 0, None);
+        // Letters before `alone_until` are of a body that was refused: each is posted alone.
+        let (mut from, mut alone_until, mut failed_alone) = (0, 0, 0);
+        let mut given_up: Option<String> = None;
         while let Some(rest) = letters.get_mut(from..).filter(|rest| !rest.is_empty()) {
-            let body = rest.split_at_mut(body_len(rest)).0;
-            from += body.len();
+            let is_dissolved = from < alone_until;
+            let len = if is_dissolved { 1 } else { body_len(rest).min(self.sender.batch_limit(target)) };
+            let body = rest.split_at_mut(len).0;
             if let Some(why) = &given_up {
-                set_result(body, &Decision::Failed(format!("not tried: {why}")));
+                set_result(body, &Decision::Failed(format!("not tried: the endpoint was given up: {why}")));
+                from += len;
                 continue;
             }
-            match self.post_body(target, body).await {
-                BodyResult::Delivered => {
-                    failed_alone = 0;
-                    set_result(body, &Decision::Delivered);
+            let decision = match self.post_body(target, body).await {
+                BodyResult::Refused(_) if len > 1 => {
+                    alone_until = from + len;
+                    continue;
                 }
-                BodyResult::Removed => set_result(body, &Decision::Skip(SkipCause::NoEndpoint)),
-                BodyResult::Unanswered(why) => {
-                    set_result(body, &Decision::Failed(why.clone()));
-                    given_up = Some(format!("the endpoint was given up: {why}"));
+                BodyResult::Delivered => Decision::Delivered,
+                BodyResult::Removed => Decision::Skip(SkipCause::NoEndpoint),
+                BodyResult::Unanswered(why) if !is_dissolved => {
+                    given_up = Some(why.clone());
+                    Decision::Failed(why)
                 }
-                BodyResult::Refused(why) if body.len() == 1 => {
-                    set_result(body, &Decision::Failed(why.clone()));
+                BodyResult::Refused(why) | BodyResult::Unanswered(why) => {
                     failed_alone += 1;
-                    given_up = (failed_alone >= FAILED_EVENTS_MAX).then(|| format!("the endpoint was given up: {why}"));
+                    given_up = (failed_alone >= FAILED_EVENTS_MAX).then(|| why.clone());
+                    Decision::Failed(why)
                 }
-                BodyResult::Refused(_) => {
-                    for letter in body.chunks_mut(1) {
-                        if let Some(why) = &given_up {
-                            set_result(letter, &Decision::Failed(format!("not tried: {why}")));
-                            continue;
-                        }
-                        let decision = match self.post_body(target, letter).await {
-                            BodyResult::Delivered => Decision::Delivered,
-                            BodyResult::Removed => Decision::Skip(SkipCause::NoEndpoint),
-                            BodyResult::Refused(why) | BodyResult::Unanswered(why) => Decision::Failed(why),
-                        };
-                        failed_alone = if matches!(decision, Decision::Failed(_)) { failed_alone + 1 } else { 0 };
-                        if let Decision::Failed(why) = &decision
-                            && failed_alone >= FAILED_EVENTS_MAX
-                        {
-                            given_up = Some(format!("the endpoint was given up: {why}"));
-                        }
-                        set_result(letter, &decision);
-                    }
-                }
+            };
+            if !matches!(decision, Decision::Failed(_)) {
+                failed_alone = 0;
             }
+            set_result(body, &decision);
+            from += len;
         }
     }
 
@@ -114,7 +106,7 @@ impl ReplaySender {
             let why = report.failure.as_deref().unwrap_or("no answer").to_owned();
             match report.outcome {
                 AttemptOutcome::Delivered => return BodyResult::Delivered,
-                AttemptOutcome::Removed => return BodyResult::Removed,
+                AttemptOutcome::Removed | AttemptOutcome::Disabled => return BodyResult::Removed,
                 AttemptOutcome::Failed { answered, retry_after_ms } => {
                     last = if answered { BodyResult::Refused(why) } else { BodyResult::Unanswered(why) };
                     if attempt < ATTEMPTS_MAX {
@@ -148,5 +140,5 @@ fn set_result(letters: &mut [&mut SelectedLetter], decision: &Decision) {
 fn build_delivery(letter: &SelectedLetter) -> Option<PendingDelivery> {
     let event = letter.event.clone()?;
     let outgoing = Arc::new(OutgoingEvent::new(event, letter.letter.time_ms.unwrap_or_default()));
-    Some(PendingDelivery { hold: 0, record: 0, since_ms: 0, outgoing })
+    Some(PendingDelivery { hold: FOREIGN_SLOT, record: 0, since_ms: 0, outgoing })
 }

@@ -14,7 +14,6 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use url::Url;
 
 pub use selection::LetterFilter;
@@ -27,12 +26,12 @@ use super::allowed_endpoints;
 use super::endpoint::EndpointId;
 use super::metrics::DispatcherMetrics;
 use super::sender::WebhookSender;
-use crate::kinesis::{KinesisClient, KinesisError};
+use crate::kinesis::{KinesisClient, KinesisError, ReadRecord};
 use crate::process::files;
 use crate::protocol::dead_letter::DeadLetter;
 use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::record::StreamRecord;
-use crate::protocol::registry::{App, AppLimits, AppRegistry, Credential, CredentialState, WebhookEndpoint};
+use crate::protocol::registry::{App, AppLimits, AppRegistry, BatchMode, Credential, CredentialState, WebhookEndpoint};
 use crate::protocol::{AppId, AppKey, Secret};
 
 /// Bounds the selected letters of one replay, and their bytes.
@@ -155,7 +154,7 @@ const NAMED_ENDPOINT: &str = "url";
 ///
 /// # Errors
 /// The directory cannot be read, or a file in it is invalid.
-pub async fn read_registry(directory: &Path, policy: &Arc<EgressPolicy>) -> Result<AppRegistry, String> {
+pub async fn read_registry(directory: &Path, policy: &EgressPolicy) -> Result<AppRegistry, String> {
     let unreadable = |error: String| {
         format!("the app registry in {} cannot be read: {error}: name its directory by --apps", directory.display())
     };
@@ -163,9 +162,7 @@ pub async fn read_registry(directory: &Path, policy: &Arc<EgressPolicy>) -> Resu
     if found.is_empty() {
         return Err(unreadable("it has no file in JSON".to_owned()));
     }
-    let read_once = CancellationToken::new();
-    read_once.cancel();
-    allowed_endpoints::follow_endpoints(directory, Arc::clone(policy), read_once).await;
+    allowed_endpoints::read_endpoints(directory, policy).await;
     AppRegistry::parse(&found).map_err(|error| unreadable(error.to_string()))
 }
 
@@ -185,6 +182,9 @@ fn build_named_registry(letters: &[DeadLetter], destination: &ReplayDestination)
             events: vec![],
             channel_prefix: String::new(),
             timeout_seconds: 0,
+            batch: BatchMode::Many,
+            headers: BTreeMap::new(),
+            unsendable: None,
         };
         App {
             id,
@@ -196,6 +196,7 @@ fn build_named_registry(letters: &[DeadLetter], destination: &ReplayDestination)
             allowed_origins: vec![],
             limits: AppLimits::default(),
             webhooks: names.into_iter().map(endpoint).collect(),
+            disabled_webhooks: vec![],
         }
     }))
 }
@@ -209,7 +210,7 @@ pub async fn replay(request: ReplayRequest, progress: &dyn Fn(&str)) -> Result<R
     let (mut read, mut unreadable, mut bytes) = (0, 0, 0);
     let mut letters: Vec<DeadLetter> = Vec::new();
     let mut is_too_many = false;
-    let seen = |record: crate::kinesis::ReadRecord| {
+    let seen = |record: ReadRecord| {
         read += 1;
         match DeadLetter::parse(&record.data) {
             Ok(letter) if filter.selects(&letter) => {
@@ -236,7 +237,7 @@ pub async fn replay(request: ReplayRequest, progress: &dyn Fn(&str)) -> Result<R
         }
         for (stream, since_ms) in selection::sources_of_state(&selected) {
             progress(&format!("reading {stream} for later states"));
-            let note = |record: crate::kinesis::ReadRecord| {
+            let note = |record: ReadRecord| {
                 if let Ok(record) = StreamRecord::parse(&record.data) {
                     versions.note_record(&record);
                 }
@@ -274,7 +275,7 @@ fn build_sender(registry: AppRegistry, policy: Arc<EgressPolicy>) -> Result<Webh
     let (_, apps) = watch::channel(Arc::new(registry));
     let metrics: Arc<DispatcherMetrics> = Arc::default();
     let sender = WebhookSender::new(policy, EgressOverrides::default(), apps, metrics);
-    Ok(sender.map_err(|error| ReplayError::Client(error.to_string()))?.mark_replays())
+    Ok(sender.map_err(ReplayError::Client)?.mark_replays())
 }
 
 fn describe_letter(selected: &SelectedLetter) -> ReplayItem {

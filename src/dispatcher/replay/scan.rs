@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use crate::dispatcher::reader::READ_INTERVAL;
 use crate::dispatcher::retry::backoff_ms;
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, ReadPosition, ReadRecord};
 use crate::protocol::ShardId;
 
-/// Least interval between two reads of a shard, which allows five a second over all its readers.
-const READ_INTERVAL: Duration = Duration::from_millis(250);
 /// Records of one read.
 const PAGE_RECORDS_MAX: i32 = 1_000;
 /// Bounds the consecutive failed calls after which the scan ends with their error.

@@ -73,7 +73,7 @@ impl SkipCause {
     }
 }
 
-/// What happens to a selected letter.
+/// The decision on a selected letter, or the result of sending it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// It is to be sent.
@@ -95,7 +95,7 @@ pub struct SelectedLetter {
     pub event: Option<WebhookEvent>,
     /// The endpoint that it goes to.
     pub target: Option<EndpointId>,
-    /// What happens to it.
+    /// The decision on it; once it was sent, the result.
     pub decision: Decision,
 }
 
@@ -240,29 +240,23 @@ impl StateVersions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::dead_letter::{DEAD_LETTER_VERSION, LetterSource, RawContent};
+    use crate::protocol::dead_letter::{self, LetterSource, RawContent};
     use crate::protocol::record::EventKind;
-    use crate::protocol::registry::{App, AppLimits, WebhookEndpoint};
+    use crate::protocol::registry::tests::{app, endpoint};
+    use crate::protocol::registry::{App, WebhookEndpoint};
 
     fn letter(endpoint: Option<&str>, seq: u64, kind: EventKind) -> DeadLetter {
         let channel = ChannelName::parse("a").expect("a name");
         let order = EventTopic::of_kind(&kind).map(|_| EventOrder { epoch: 1, seq });
         let event = WebhookEvent { kind, channel, id: seq.to_string(), order };
-        let source = LetterSource { stream: "s".into(), shard: "shard-0".into(), sequence: seq.to_string() };
+        let letter = dead_letter::tests::letter(serde_json::value::to_raw_value(&event).ok(), None);
         DeadLetter {
-            v: DEAD_LETTER_VERSION,
-            reason: "RetryWindowOver".to_owned(),
-            detail: None,
-            cluster: "u".to_owned(),
             app: Some("1".into()),
             endpoint: endpoint.map(str::to_owned),
-            attempts: 1,
-            last_answer: None,
-            source,
+            source: LetterSource { sequence: seq.to_string(), ..letter.source },
             written_ms: 100,
             time_ms: Some(seq),
-            event: serde_json::value::to_raw_value(&event).ok(),
-            raw: None,
+            ..letter
         }
     }
 
@@ -271,24 +265,8 @@ mod tests {
     }
 
     fn registry() -> AppRegistry {
-        let endpoint = |name: &str, events: &[&str]| WebhookEndpoint {
-            name: name.to_owned(),
-            url: "https://a.test".to_owned(),
-            events: events.iter().map(|event| (*event).to_owned()).collect(),
-            channel_prefix: String::new(),
-            timeout_seconds: 4,
-        };
-        AppRegistry::new([App {
-            id: "1".into(),
-            credentials: vec![],
-            enabled: true,
-            client_events: true,
-            subscription_count: false,
-            authorization_seconds: None,
-            allowed_origins: vec![],
-            limits: AppLimits::default(),
-            webhooks: vec![endpoint("all", &[]), endpoint("messages", &["client_event"])],
-        }])
+        let messages = WebhookEndpoint { events: vec!["client_event".to_owned()], ..endpoint("messages") };
+        AppRegistry::new([App { webhooks: vec![endpoint("all"), messages], ..app("1", &[]) }])
     }
 
     /// Events, targets and decisions of letters in the order of sending.

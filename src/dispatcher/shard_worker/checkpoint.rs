@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use super::ShardWorker;
-use crate::dispatcher::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition, LeaseError};
+use crate::dispatcher::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition, LeaseError, call_within};
 use crate::kinesis::is_before;
 
 /// Interval at which a shard that is released checks for attempts in flight.
@@ -46,11 +46,9 @@ impl ShardWorker {
         }
         let (resources, shard, generation) = (Arc::clone(&self.resources), self.shard.clone(), self.generation);
         self.written_checkpoint.clone_from(&checkpoint);
-        Some(async move {
-            timeout(LEASE_WRITE_TIMEOUT, resources.leases.renew(&shard, generation, checkpoint))
-                .await
-                .unwrap_or_else(|_| Err(LeaseError::Unavailable("no answer in time".to_owned())))
-        })
+        Some(
+            async move { call_within(LEASE_WRITE_TIMEOUT, resources.leases.renew(&shard, generation, checkpoint)).await },
+        )
     }
 
     /// Notes that a checkpoint was not written, so that the next one is.
@@ -82,11 +80,9 @@ impl ShardWorker {
         self.drain_letters().await;
         let checkpoint = self.build_checkpoint();
         tracing::info!(shard = %self.shard, ?checkpoint, "releasing shard");
-        let released =
-            timeout(LEASE_WRITE_TIMEOUT, self.resources.leases.release_shard(&self.shard, self.generation, checkpoint))
-                .await;
-        if !matches!(released, Ok(Ok(()))) {
-            tracing::warn!(shard = %self.shard, ?released, "shard release failed: its lease expires");
+        let release = self.resources.leases.release_shard(&self.shard, self.generation, checkpoint);
+        if let Err(error) = call_within(LEASE_WRITE_TIMEOUT, release).await {
+            tracing::warn!(shard = %self.shard, %error, "shard release failed: its lease expires");
         }
     }
 }

@@ -13,7 +13,7 @@ pub(crate) mod writer;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::sync::{Notify, mpsc};
@@ -31,7 +31,7 @@ use crate::edge::drop_reason::DropReason;
 use crate::edge::error::StopError;
 use crate::edge::metrics::EdgeMetrics;
 use crate::kinesis;
-use crate::process::clock;
+use crate::process::clock::{self, MonotonicClock};
 use crate::process::locks::lock_unpoisoned;
 use crate::process::metrics::LabelValue;
 use crate::protocol::admin::{RecorderFlow, RecorderState};
@@ -65,7 +65,7 @@ pub struct Recorder {
 pub(crate) struct RecorderCore {
     queue: RecordQueue,
     lanes: Vec<LaneState>,
-    started: Instant,
+    clock: MonotonicClock,
     metrics: Arc<EdgeMetrics>,
 }
 
@@ -119,7 +119,7 @@ impl Recorder {
         let shared = Arc::new(RecorderCore {
             queue: RecordQueue::new(limits, LANE_COUNT),
             lanes: (0..LANE_COUNT).map(|_| LaneState::default()).collect(),
-            started: Instant::now(),
+            clock: MonotonicClock::start(),
             metrics: metrics.clone(),
         });
         for lane in 0..LANE_COUNT {
@@ -166,7 +166,7 @@ impl Recorder {
             return receipt.into_iter().for_each(Receipt::acknowledge);
         };
         let event = RecordableEvent::new(event, receipt);
-        let outcome = shared.queue.push(subject, event, shared.elapsed_ms());
+        let outcome = shared.queue.push(subject, event, shared.clock.elapsed_ms());
         shared.count_drops(outcome.dropped);
         if let Some(lane) = outcome.earlier_lane {
             shared.lanes[lane].wake.notify_one();
@@ -216,11 +216,6 @@ impl Recorder {
 }
 
 impl RecorderCore {
-    /// Milliseconds since the recorder started, unaffected by corrections of the wall clock.
-    fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
     /// Counts drops and acknowledges their receipts: nobody will record them.
     fn count_drops(&self, dropped: Vec<DroppedEvent>) {
         for DroppedEvent { reason, receipt } in dropped {
@@ -248,7 +243,7 @@ async fn expire_events(shared: Arc<RecorderCore>, closing: CancellationToken) {
             () = closing.cancelled() => return,
             () = tokio::time::sleep(EXPIRY_INTERVAL) => {}
         }
-        let expired = shared.queue.drop_expired(shared.elapsed_ms());
+        let expired = shared.queue.drop_expired(shared.clock.elapsed_ms());
         if !expired.is_empty() {
             tracing::warn!(count = expired.len(), "client events waited too long for the stream and were dropped");
             shared.count_drops(expired);

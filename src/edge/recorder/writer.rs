@@ -45,7 +45,7 @@ impl LaneWriter {
     /// Writes until `closing` is cancelled and the queue is empty.
     pub async fn run(mut self) {
         loop {
-            let now = self.shared.elapsed_ms();
+            let now = self.shared.clock.elapsed_ms();
             let batch = self.shared.queue.take_batch(self.number, now);
             if !batch.is_empty() {
                 self.put_batch(batch).await;
@@ -105,7 +105,7 @@ impl LaneWriter {
 
     /// Applies the stream's answer to a record. Acknowledges what is recorded, so that no other process records it again.
     fn complete_record(&self, taken: &OutgoingRecord, is_recorded: bool) {
-        let now = self.shared.elapsed_ms();
+        let now = self.shared.clock.elapsed_ms();
         let completed =
             self.shared.queue.complete_record(self.number, &taken.subject, is_recorded, now, rand::random());
         let count = u64::try_from(completed.events).unwrap_or(u64::MAX);

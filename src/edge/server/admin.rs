@@ -68,6 +68,7 @@ pub(crate) async fn build_admin_handlers(
         ready: Box::new(ready),
         effective: Box::new(effective),
         flow: Box::new(flow),
+        endpoints: None,
         drain: Some(drain),
         metrics,
     }

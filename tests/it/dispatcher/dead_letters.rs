@@ -65,7 +65,8 @@ async fn an_event_becomes_a_letter_for_the_endpoint_that_did_not_take_it() {
         [LOOPBACK, DEAD_LETTERS, ("REALTIME_RETRY_WINDOW_SECONDS", "2"), ("REALTIME_MAX_BACKOFF_SECONDS", "1")];
     let (running, _) = bed.dispatcher(&settings).await;
     let before = now_ms();
-    bed.put(CLUSTER, "a", vec![state("1", before, 1, EventKind::ChannelOccupied)]).await;
+    let put = state("1", before, 1, EventKind::ChannelOccupied);
+    bed.put(CLUSTER, "a", vec![put.clone()]).await;
     let letter = wait_for_letters(&dead, 1).await.remove(0);
     assert_eq!((letter.reason.as_str(), letter.cluster.as_str()), ("RetryWindowOver", CLUSTER));
     assert_eq!((letter.app.as_ref().map(AppId::as_str), letter.endpoint.as_deref()), (Some("1001"), Some("broken")));
@@ -73,7 +74,7 @@ async fn an_event_becomes_a_letter_for_the_endpoint_that_did_not_take_it() {
     assert!(letter.attempts >= 2, "{letter:?}");
     assert_eq!((letter.source.stream.as_str(), letter.source.shard.as_str()), ("stream", "shardId-000000000000"));
     let event = letter.parse_event().expect("an event");
-    assert_eq!((event.id.as_str(), event.order.map(|order| order.seq)), ("1", Some(1)));
+    assert_eq!((event.id.as_str(), event.order), ("1", put.order));
     assert_eq!(receiver.received("works").len(), 1);
     let flow = eventually("it is done", async || flow(&running).await, |flow| flow.unfinished == 0).await;
     assert_eq!(written(&flow), BTreeMap::from([("RetryWindowOver".to_owned(), 1)]));
@@ -200,11 +201,7 @@ async fn events_of_a_deleted_app_delay_no_other_app_and_become_letters_after_the
 }
 
 fn record_of_deleted_app(n: u64) -> PutEntry {
-    let (app, channel) = ("9".into(), ChannelName::parse(&format!("c{}", n % 7)).expect("a name"));
-    let edge = RecordOrigin { cluster: CLUSTER.into(), server: "s".into(), pod: "p".into(), process: "b".into() };
     let first = n * FLOOD_RECORD_EVENTS;
     let events = (first..first + FLOOD_RECORD_EVENTS).map(|n| message(&format!("d{n}"), n)).collect();
-    let partition_key = partition_key(&app, &channel);
-    let record = StreamRecord { v: RECORD_VERSION, app, channel, edge, events };
-    PutEntry { partition_key, data: Bytes::from(record.to_bytes().expect("bytes")) }
+    build_record("9", CLUSTER, &format!("c{}", n % 7), events)
 }

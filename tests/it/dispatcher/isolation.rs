@@ -35,12 +35,9 @@ async fn start_endpoints(bed: &Bed, count: usize) -> ScriptedReceiver {
 
 /// A record of client events for one app.
 fn record_for(app: usize, first: usize) -> PutEntry {
-    let (app, channel) = (app_id(app).as_str().into(), ChannelName::parse(&format!("c{}", first % 7)).expect("a name"));
-    let edge = RecordOrigin { cluster: CLUSTER.into(), server: "s".into(), pod: "p".into(), process: "b".into() };
+    let app = app_id(app);
     let events = (first..first + RECORD_EVENTS).map(|n| message(&format!("{app}-{n}"), n as u64)).collect();
-    let partition_key = partition_key(&app, &channel);
-    let record = StreamRecord { v: RECORD_VERSION, app, channel, edge, events };
-    PutEntry { partition_key, data: Bytes::from(record.to_bytes().expect("bytes")) }
+    build_record(&app, CLUSTER, &format!("c{}", first % 7), events)
 }
 
 /// `ENDPOINTS=50 EVENTS_PER_SECOND=1000 SECONDS=120 cargo test --test it one_endpoint_never -- --nocapture` measures the

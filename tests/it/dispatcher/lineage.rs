@@ -123,7 +123,7 @@ fn the_shards_of_a_killed_dispatcher_are_taken_over_and_no_event_is_lost() {
         put_to_all(&bed, "1001", |n| message(&format!("before-{n}"), n)).await;
         let distinct = async || bed.receiver.ids().into_iter().collect::<BTreeSet<_>>().len() as u64;
         eventually("the events before", distinct, |count| *count == CHANNEL_COUNT).await;
-        // Its tasks end where they stand: it releases nothing.
+        // Its tasks end at once: it releases no lease.
         killed.shutdown_background();
         let ended = Instant::now();
         put_to_all(&bed, "1001", |n| message(&format!("after-{n}"), CHANNEL_COUNT + n)).await;

@@ -13,7 +13,11 @@ use crate::cli::realtime;
 /// The acknowledged webhooks: endpoint, and id of the event.
 type Acknowledged = Arc<Mutex<Vec<(String, String)>>>;
 
-/// Endpoints by path: `broken` answers 500, the others take signed bodies that are marked as replayed.
+/// Id of an event that every endpoint refuses.
+const REFUSED_EVENT: &str = "refused";
+
+/// Endpoints by path: `broken` answers 500, as the others do to a body with [`REFUSED_EVENT`]; they take signed bodies that
+/// are marked as replayed.
 async fn serve_endpoints(acknowledged: Acknowledged) -> String {
     async fn answer(
         State(acknowledged): State<Acknowledged>,
@@ -30,6 +34,9 @@ async fn serve_endpoints(acknowledged: Acknowledged) -> String {
             return StatusCode::UNAUTHORIZED;
         }
         let body: WebhookBody = serde_json::from_slice(&raw).expect("a webhook");
+        if body.events.iter().any(|event| event.id == REFUSED_EVENT) {
+            return StatusCode::INTERNAL_SERVER_ERROR;
+        }
         let ids = body.events.into_iter().map(|event| (endpoint.clone(), event.id));
         acknowledged.lock().expect("not poisoned").extend(ids);
         StatusCode::OK
@@ -157,6 +164,20 @@ async fn letters_are_sent_to_the_endpoint_that_they_name_and_superseded_state_is
     assert_eq!(replay.take_acknowledged(), rows(&[("hook", "m1"), ("hook", "s1")]));
     let (code, text, _) = replay.replay(&["--until", "1h", "--since", "2h"]).await;
     assert_eq!((code, text.as_str()), (Some(0), "0 delivered, 0 failed, 0 skipped\n"));
+}
+
+#[tokio::test]
+async fn an_event_that_its_endpoint_refuses_holds_back_no_other() {
+    let replay = ReplayBed::new().await;
+    for (n, id) in (1..).zip(["m1", REFUSED_EVENT, "m2"]) {
+        replay.put_letter("RetryWindowOver", Some("hook"), Some(message(id, n))).await;
+    }
+    let (code, report, _) = replay.replay(&["-o", "json"]).await;
+    let report: Value = serde_json::from_str(&report).expect("a report");
+    assert_eq!((code, &report["totals"]), (Some(1), &serde_json::json!({ "Delivered": 2, "Failed": 1 })), "{report}");
+    let failed = report["items"].as_array().expect("items").iter().find(|item| item["result"] == "Failed");
+    assert_eq!(failed.expect("one")["event"], REFUSED_EVENT);
+    assert_eq!(replay.take_acknowledged(), rows(&[("hook", "m1"), ("hook", "m2")]));
 }
 
 #[tokio::test]
