@@ -266,6 +266,14 @@ impl DeliveryIndex {
         true
     }
 
+    /// Whether a waiting event was in a body that failed.
+    pub fn was_attempted(&self, serial: u64) -> bool {
+        let queue = self.waiting.get(&serial).and_then(|channel| self.channels.get(channel));
+        let place = |queue: &ChannelQueue| queue.items.binary_search_by_key(&serial, |queued| queued.serial).ok();
+        let queued = queue.and_then(|queue| queue.items.get(place(queue)?));
+        queued.is_some_and(|queued| queued.failures > 0)
+    }
+
     /// Removes a waiting event.
     pub fn remove_waiting(&mut self, serial: u64) -> Option<QueuedDelivery> {
         let channel = self.waiting.remove(&serial)?;

@@ -70,6 +70,8 @@ pub struct EndpointQueue {
     failures: u32,
     /// Attempts that succeeded so far.
     successes: u64,
+    /// Time of the last one.
+    last_success_ms: Option<u64>,
     /// Events of the next bodies at most, by the failures so far.
     batch_events_max: usize,
     /// Events of a body that the endpoint takes.
@@ -90,6 +92,7 @@ impl EndpointQueue {
             serial: 0,
             failures: 0,
             successes: 0,
+            last_success_ms: None,
             batch_events_max: BATCH_EVENTS_MAX,
             batch_events_limit: BATCH_EVENTS_MAX,
             next_trial_ms: 0,
@@ -171,6 +174,7 @@ impl EndpointQueue {
                 }
                 (self.failures, self.batch_events_max) = (0, BATCH_EVENTS_MAX);
                 self.successes += 1;
+                self.last_success_ms = Some(now_ms);
                 self.finish(taken, None)
             }
             AttemptOutcome::Removed => self.finish(taken, Some(DropReason::EndpointRemoved)),
@@ -339,14 +343,20 @@ impl EndpointQueue {
     }
 
     /// Drops waiting events whose retry window is over while the endpoint fails: those behind a failing event would
-    /// otherwise outlive the window.
+    /// otherwise outlive the window. An event without an attempt is kept if the endpoint has taken others since the event
+    /// came: it waits only because its channel has an event that the endpoint refuses, and both may have come at once,
+    /// when the shard was taken over.
     fn drop_expired(&mut self, now_ms: u64) -> Vec<FinishedDelivery> {
         let mut expired = Vec::new();
         if self.failures == 0 {
             return expired;
         }
         let is_over = |(_, since): &(&u64, &u64)| **since + self.policy.window_ms <= now_ms;
-        let old: Vec<u64> = self.ages.iter().take_while(is_over).map(|(serial, _)| *serial).collect();
+        let is_blocked = |(serial, since): &(&u64, &u64)| {
+            self.last_success_ms.is_some_and(|at| at >= **since) && !self.index.was_attempted(**serial)
+        };
+        let old = self.ages.iter().take_while(is_over).filter(|age| !is_blocked(age));
+        let old: Vec<u64> = old.map(|(serial, _)| *serial).collect();
         for serial in old {
             if let Some(queued) = self.index.remove_waiting(serial) {
                 self.ages.remove(&serial);

@@ -189,6 +189,30 @@ fn events_behind_a_failing_one_do_not_outlive_the_retry_window() {
 }
 
 #[test]
+fn an_event_behind_a_refused_one_gets_its_own_attempt_while_the_endpoint_takes_others() {
+    let mut queue = new_queue();
+    queue.push(message(1, "a"));
+    for round in 0..4 {
+        let now = round * 60_000;
+        let refused = bodies(&mut queue, now).remove(0);
+        queue.complete_attempt(refused.id, FAILED, now, 1.0);
+        queue.push(message(10 + round, "b"));
+        let taken = bodies(&mut queue, now).remove(0);
+        queue.complete_attempt(taken.id, AttemptOutcome::Delivered, now, 0.0);
+    }
+    queue.push(message(2, "a"));
+    let alone = bodies(&mut queue, WINDOW_MS - 1).remove(0);
+    assert_eq!(records(&alone), [1]);
+    let finished = queue.complete_attempt(alone.id, FAILED, WINDOW_MS, 1.0);
+    assert_eq!(dropped(&finished), [(1, Some(DropReason::RetryWindowOver))]);
+    let next = bodies(&mut queue, WINDOW_MS + 30_000).remove(0);
+    assert_eq!(records(&next), [2]);
+    let finished = queue.complete_attempt(next.id, FAILED, WINDOW_MS + 30_000, 1.0);
+    assert_eq!(dropped(&finished), [(2, Some(DropReason::RetryWindowOver))], "it gets no second one");
+    assert!(queue.is_clean());
+}
+
+#[test]
 fn an_eviction_takes_client_events_first_and_last_states_last() {
     let mut queue = new_queue();
     let added = |n, user: &str| delivery(n, "presence-a", EventKind::MemberAdded { user_id: user.into() });
