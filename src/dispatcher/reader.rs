@@ -85,10 +85,12 @@ impl ShardReader {
     pub async fn run(self, pages: mpsc::Sender<ShardRead>) {
         let mut position = self.checkpoint.clone().map_or(ReadPosition::TrimHorizon, ReadPosition::After);
         if self.checkpoint.is_some() || !self.former_parents.is_empty() {
-            match timeout(HISTORY_TIMEOUT, self.read_history(&pages)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(shard = %self.shard, %error, "records before the checkpoint not read"),
-                Err(_) => tracing::warn!(shard = %self.shard, "records before the checkpoint not read in time"),
+            let read = tokio::select! {
+                () = pages.closed() => return,
+                read = self.read_history(&pages) => read,
+            };
+            if let Err(error) = read {
+                tracing::warn!(shard = %self.shard, %error, "records before the checkpoint not read");
             }
         }
         let source = ErrorSource::Shard(self.shard.clone());
@@ -161,12 +163,21 @@ impl ShardReader {
         Ok((ShardRead { kind, records, behind_ms, is_tip, asked_ms, last, share }, page.next))
     }
 
-    /// Reads the records of the window before the checkpoint, or before the first record of a shard that has none.
+    /// Reads the records of the window before the checkpoint, or before the first record of a shard that has none. Waits
+    /// while Kinesis is unavailable: without the order of these records, half of an absence could be delivered.
     async fn read_history(&self, pages: &mpsc::Sender<ShardRead>) -> Result<(), KinesisError> {
         let position = self.checkpoint.clone().map_or(ReadPosition::TrimHorizon, ReadPosition::At);
-        let iterator = self.client.request_iterator(&self.shard, &position).await?;
-        let first = self.client.read(&iterator, 1).await?.records.into_iter().next();
+        let iterator = self.retry_call(|| self.client.request_iterator(&self.shard, &position)).await?;
+        let first = self.retry_call(|| self.client.read(&iterator, 1)).await?.records.into_iter().next();
         let begin_ms = first.map_or_else(now_ms, |record| record.arrival_ms).saturating_sub(REREAD_WINDOW_MS);
+        let replayed = timeout(HISTORY_TIMEOUT, self.replay_all(pages, begin_ms)).await;
+        replayed.unwrap_or_else(|_| {
+            tracing::warn!(shard = %self.shard, "records before the checkpoint not read in time");
+            Ok(())
+        })
+    }
+
+    async fn replay_all(&self, pages: &mpsc::Sender<ShardRead>, begin_ms: u64) -> Result<(), KinesisError> {
         for parent in &self.former_parents {
             if let Err(error) = self.replay(pages, parent, begin_ms, PageKind::ParentHistory).await {
                 // Its records may be trimmed by now.
@@ -181,6 +192,25 @@ impl ShardReader {
         Ok(())
     }
 
+    /// Repeats a call until Kinesis answers, or refuses it for a reason that another attempt does not change.
+    async fn retry_call<T, F>(&self, call: impl Fn() -> F) -> Result<T, KinesisError>
+    where
+        F: Future<Output = Result<T, KinesisError>>,
+    {
+        let mut failures = 0;
+        loop {
+            let error = match call().await {
+                Err(error) if is_passing(&error) => error,
+                result => return result,
+            };
+            failures += 1;
+            tracing::warn!(shard = %self.shard, %error, "shard read failed: trying again");
+            self.metrics.set_error(ErrorSource::Shard(self.shard.clone()), error.to_string());
+            let wait = backoff_ms(failures, READ_BACKOFF_MAX_MS, rand::random());
+            sleep(READ_INTERVAL.max(Duration::from_millis(wait))).await;
+        }
+    }
+
     /// Reads a shard from a time: a parent to its end, the shard itself to its checkpoint.
     async fn replay(
         &self,
@@ -190,10 +220,12 @@ impl ShardReader {
         kind: PageKind,
     ) -> Result<(), KinesisError> {
         let checkpoint = self.checkpoint.as_deref().filter(|_| kind == PageKind::History);
-        let mut next = Some(self.client.request_iterator(shard, &ReadPosition::AtTime(begin_ms)).await?);
+        let position = ReadPosition::AtTime(begin_ms);
+        let mut next = Some(self.retry_call(|| self.client.request_iterator(shard, &position)).await?);
         let mut last_bytes = 0;
         while let Some(iterator) = next {
-            let (mut read, following) = self.read_page(&iterator, HISTORY_PAGE_RECORDS_MAX, kind, last_bytes).await?;
+            let read = || self.read_page(&iterator, HISTORY_PAGE_RECORDS_MAX, kind, last_bytes);
+            let (mut read, following) = self.retry_call(read).await?;
             last_bytes = count_bytes(&read.records);
             let newest = read.records.last().map(|record| record.sequence.clone());
             let is_reached = checkpoint.is_some_and(|end| newest.is_some_and(|newest| !is_before(&newest, end)));
@@ -226,6 +258,10 @@ impl ShardReader {
         }
         self.metrics.set_error(source.clone(), error.to_string());
     }
+}
+
+fn is_passing(error: &KinesisError) -> bool {
+    matches!(error.class, KinesisErrorClass::Throttled | KinesisErrorClass::Busy | KinesisErrorClass::Transient)
 }
 
 fn count_bytes(records: &[ReadRecord]) -> usize {

@@ -23,6 +23,8 @@ pub enum CallFault {
     LostReply,
     /// Every call for the stream of this name is refused with status 500.
     UnavailableStream(&'static str),
+    /// No shard can be read: these calls are refused with status 500.
+    UnreadableShards,
     /// Every record is acknowledged, and none is stored.
     SwallowedRecords,
 }
@@ -45,8 +47,10 @@ impl FaultSwitch {
 pub async fn apply_fault(State(switch): State<FaultSwitch>, request: Request, next: Next) -> Response {
     let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let is_put = target.ends_with(".PutRecords");
+    let is_read = target.ends_with(".GetShardIterator") || target.ends_with(".GetRecords");
     match switch.fault() {
         Some(CallFault::ServiceFailure) => refuse_call(),
+        Some(CallFault::UnreadableShards) if is_read => refuse_call(),
         Some(CallFault::LostReply) if is_put => {
             next.run(request).await;
             refuse_call()

@@ -159,6 +159,29 @@ async fn the_next_holder_knows_the_order_of_the_last_minute() {
     assert_eq!(bed.receiver.ids().split_off(3), ["next"]);
 }
 
+#[tokio::test]
+async fn the_next_holder_waits_for_the_order_when_the_stream_cannot_be_read_yet() {
+    let (bed, faults) = Bed::with_faults(1).await;
+    let (one, stop) = bed.dispatcher(&[LOOPBACK]).await;
+    bed.put(CLUSTER, "a", vec![state("newest", now_ms(), 2, EventKind::ChannelOccupied)]).await;
+    bed.receiver.receives("the newest, after the time of a gap", |ids| ids == ["newest"]).await;
+    let is_done = |flow: &DispatcherFlow| flow.unfinished == 0;
+    eventually("its end", async || flow(&one).await, is_done).await;
+    stop.cancel();
+    within(Duration::from_secs(15), "the end of the dispatcher", one.wait_until_stopped()).await;
+    faults.set(Some(CallFault::UnreadableShards));
+    let (two, _) = bed.dispatcher(&[LOOPBACK]).await;
+    wait_for_error(&two, &["GetShardIterator"]).await;
+    // More than one attempt.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    faults.set(None);
+    bed.put(CLUSTER, "a", vec![state("late", now_ms(), 1, EventKind::ChannelOccupied)]).await;
+    bed.put(CLUSTER, "a", vec![state("next", now_ms(), 3, EventKind::ChannelVacated)]).await;
+    let skipped = "realtime_dispatcher_events_skipped_total{reason=\"superseded\"} 1";
+    eventually("the late one is superseded", async || get(&two, "/metrics").await, |page| page.contains(skipped)).await;
+    bed.receiver.receives("the next", |ids| ids == ["newest", "next"]).await;
+}
+
 /// Leases of which an acquisition takes this long, with the times of the heartbeats.
 struct SlowLeases {
     inner: MemoryLeases,
