@@ -6,7 +6,8 @@
 //!
 //! A replayed event is one that a former holder finished: it is never delivered. Within a shard, a checkpoint covers both
 //! halves of a cancelled pair or none, so a replayed event and one that is not are no such pair. Across shards, as after a
-//! split, they are one if the arrival was decided within the grace period.
+//! split, two halves are a pair if the arrival was decided within the grace period, however late it is read: any holder
+//! decides the same, also one that reads one half only.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -32,6 +33,13 @@ pub enum DebounceVerdict {
         /// The arrival that cancels them.
         by: TrackedEvent,
     },
+    /// The event can be delivered after held absences that its own subject's arrival ends too late to cancel.
+    Follows {
+        /// The absences, oldest first.
+        absences: Vec<TrackedEvent>,
+        /// The arrival that ends the last of them.
+        event: TrackedEvent,
+    },
 }
 
 /// The absences of a lineage of shards that may still be cancelled.
@@ -51,7 +59,12 @@ impl HeldAbsence {
     /// Whether an arrival of the same subject cancels this absence.
     fn is_cancelled_by(&self, arrival: &TrackedEvent, replayed: bool) -> bool {
         let crosses_shards = self.event.slot != arrival.slot;
-        self.replayed == replayed || crosses_shards && arrival.event.time_ms < self.until_ms
+        if crosses_shards { arrival.event.time_ms < self.until_ms } else { self.replayed == replayed }
+    }
+
+    /// Whether the absence is to be delivered although this arrival comes before the shard was read past it.
+    fn precedes(&self, arrival: &TrackedEvent) -> bool {
+        !self.replayed && self.until_ms <= arrival.event.time_ms
     }
 }
 
@@ -68,12 +81,39 @@ impl AbsenceDebouncer {
             self.held.entry(event.channel_key()).or_default().insert(order, HeldAbsence { until_ms, event, replayed });
             return DebounceVerdict::Held;
         }
-        let held = if event.is_arrival() { self.cancel_absences(&event, order, replayed) } else { Vec::new() };
-        if held.is_empty() { DebounceVerdict::Pass(event) } else { DebounceVerdict::Cancels { held, by: event } }
+        if !event.is_arrival() {
+            return DebounceVerdict::Pass(event);
+        }
+        let held = self.cancel_absences(&event, order, replayed);
+        if !held.is_empty() {
+            return DebounceVerdict::Cancels { held, by: event };
+        }
+        let absences = if replayed { Vec::new() } else { self.take_preceding(&event, order) };
+        if absences.is_empty() { DebounceVerdict::Pass(event) } else { DebounceVerdict::Follows { absences, event } }
+    }
+
+    /// Takes the absences of a channel that are over, if one of them is of the arrival's subject: those of its members
+    /// precede that of the channel.
+    fn take_preceding(&mut self, arrival: &TrackedEvent, order: EventOrder) -> Vec<TrackedEvent> {
+        let place = arrival.channel_key();
+        let Some(channel) = self.held.get_mut(&place) else { return Vec::new() };
+        let over: Vec<EventOrder> =
+            channel.range(..order).filter(|(_, held)| held.precedes(arrival)).map(|(order, _)| *order).collect();
+        let is_own = |order: &EventOrder| {
+            channel.get(order).is_some_and(|held| held.event.subject_user_id() == arrival.subject_user_id())
+        };
+        if !over.iter().any(is_own) {
+            return Vec::new();
+        }
+        let taken = over.iter().filter_map(|order| channel.remove(order)).map(|held| held.event).collect();
+        if channel.is_empty() {
+            self.held.remove(&place);
+        }
+        taken
     }
 
     /// Releases absences that outlasted their grace period, in the bus's order per channel; `read_past_ms` is the time
-    /// up to which a shard and its children were read.
+    /// up to which a shard and its children were read. Replayed ones are forgotten then.
     pub fn release_due(&mut self, now_ms: u64, read_past_ms: impl Fn(ShardSlot) -> u64) -> Vec<TrackedEvent> {
         let mut out = Vec::new();
         self.held.retain(|_, channel| {
@@ -82,11 +122,12 @@ impl AbsenceDebouncer {
                 .iter()
                 .filter(|(_, held)| {
                     let vacated = held.event.event.kind == EventKind::ChannelVacated;
+                    // A replayed absence waits for the reading too: the arrival that cancelled it may be in a child.
                     let ripe = held.until_ms <= now_ms
-                        && (held.replayed || held.until_ms <= read_past_ms(held.event.slot))
+                        && held.until_ms <= read_past_ms(held.event.slot)
                         && !(vacated && members_wait);
                     // A channel is vacated only after its members were removed.
-                    members_wait |= !ripe && !vacated;
+                    members_wait |= !ripe && !vacated && !held.replayed;
                     ripe
                 })
                 .map(|(order, _)| *order)
@@ -135,6 +176,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::events::FOREIGN_SLOT;
     use super::super::sequencer::tests::tracked_event;
     use super::super::sequencer::{GAP_TIMEOUT_MS, SequencedEvent, Sequencer};
     use super::*;
@@ -203,6 +245,8 @@ mod tests {
         };
         for (name, removed_replayed, added_replayed, arrival, cancelled) in [
             ("both are new", false, false, added(2, 1_000), true),
+            ("both are new, and the arrival is later", false, false, added(2, 4_000), false),
+            ("both are new in one shard that is read late", false, false, added(1, 4_000), true),
             ("both are replayed", true, true, added(1, 1_000), true),
             ("the absence was finished in the parent", true, false, added(2, 1_000), true),
             ("and delivered", true, false, added(2, 4_000), false),
@@ -212,11 +256,53 @@ mod tests {
         ] {
             let mut debounce = AbsenceDebouncer::default();
             assert_eq!(debounce.push(member_removed(2), removed_replayed, 2), DebounceVerdict::Held);
-            let verdict = debounce.push(arrival, added_replayed, 10);
+            let verdict = debounce.push(arrival.clone(), added_replayed, 10);
             assert_eq!(matches!(verdict, DebounceVerdict::Cancels { .. }), cancelled, "{name}");
-            let left = debounce.release_due(FOREVER, |_| FOREVER);
+            let mut left = debounce.release_due(FOREVER, |_| FOREVER);
+            if let DebounceVerdict::Follows { absences, event } = verdict {
+                assert_eq!(event, arrival, "{name}");
+                left.extend(absences);
+            }
             assert_eq!(left.len(), usize::from(!cancelled && !removed_replayed), "{name}");
         }
+    }
+
+    #[test]
+    fn a_replayed_absence_cancels_an_arrival_that_is_read_late_and_delays_nothing() {
+        let mut debounce = AbsenceDebouncer::default();
+        let mut replayed = member_removed(2);
+        replayed.slot = FOREIGN_SLOT;
+        debounce.push(replayed, true, 2);
+        let vacated = tracked_event(3, EventKind::ChannelVacated);
+        debounce.push(vacated.clone(), false, 3);
+        let read_past = |slot| if slot == FOREIGN_SLOT { 0 } else { FOREVER };
+        assert_eq!(debounce.release_due(FOREVER, read_past), [vacated]);
+        let back = tracked_event(4, EventKind::MemberAdded { user_id: "u".into() });
+        assert!(matches!(debounce.push(back.clone(), false, FOREVER), DebounceVerdict::Cancels { .. }));
+        debounce.push(member_removed(5), true, 2);
+        assert!(debounce.release_due(FOREVER, |_| FOREVER).is_empty());
+        let again = tracked_event(6, EventKind::MemberAdded { user_id: "u".into() });
+        assert_eq!(debounce.push(again.clone(), false, FOREVER), DebounceVerdict::Pass(again));
+    }
+
+    #[test]
+    fn an_arrival_in_a_child_follows_the_absences_that_it_is_too_late_to_cancel() {
+        let mut debounce = AbsenceDebouncer::default();
+        let vacated = tracked_event(3, EventKind::ChannelVacated);
+        debounce.push(member_removed(2), false, 2);
+        debounce.push(vacated.clone(), false, 3);
+        let occupied = |seq: u64, time_ms: u64| {
+            let mut event = tracked_event(seq, EventKind::ChannelOccupied);
+            (event.slot, event.event.time_ms) = (2, time_ms);
+            event
+        };
+        let late = occupied(4, 4_000);
+        let absences = vec![member_removed(2), vacated];
+        assert_eq!(debounce.push(late.clone(), false, 5_000), DebounceVerdict::Follows { absences, event: late });
+        debounce.push(member_removed(5), false, 5_000);
+        let other = occupied(6, 9_000);
+        assert_eq!(debounce.push(other.clone(), false, 9_000), DebounceVerdict::Pass(other), "of another subject");
+        assert_eq!(sequence_numbers(&debounce.release_due(FOREVER, |_| FOREVER)), [5]);
     }
 
     #[test]
@@ -287,6 +373,10 @@ mod tests {
                         DebounceVerdict::Pass(event) => posted.push(event),
                         DebounceVerdict::Held => {}
                         DebounceVerdict::Cancels { held, .. } => cancelled += held.len() + 1,
+                        DebounceVerdict::Follows { absences, event } => {
+                            posted.extend(absences);
+                            posted.push(event);
+                        }
                     }
                 }
                 posted.extend(debounce.release_due(now, |_| now));

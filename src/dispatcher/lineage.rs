@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::debounce::{AbsenceDebouncer, DebounceVerdict};
 use super::decode::RecentEventIds;
-use super::events::{HISTORY_RECORD, ShardSlot, TrackedEvent};
+use super::events::{FOREIGN_SLOT, HISTORY_RECORD, ShardSlot, TrackedEvent};
 use super::reasons::SkipReason;
 use super::sequencer::{SequencedEvent, Sequencer};
 use super::shard_discovery::ShardListing;
@@ -108,7 +108,12 @@ impl Lineage {
         let listing = Arc::clone(&self.resources.listings.borrow());
         let read_past: BTreeMap<ShardSlot, u64> =
             self.shards.keys().map(|slot| (*slot, self.read_past_ms(*slot, &listing))).collect();
-        let read_past = |slot| read_past.get(&slot).copied().unwrap_or(u64::MAX);
+        // A shard that another process finished is followed by any of those that are held.
+        let slowest = read_past.values().min().copied();
+        let read_past = |slot| {
+            let own = if slot == FOREIGN_SLOT { slowest } else { read_past.get(&slot).copied() };
+            own.unwrap_or(u64::MAX)
+        };
         for event in self.debounce.release_due(now_ms(), read_past) {
             self.fan_out(event);
         }
@@ -188,6 +193,12 @@ impl Lineage {
         match self.debounce.push(event, replayed, now_ms()) {
             DebounceVerdict::Pass(event) => self.fan_out(event),
             DebounceVerdict::Held => {}
+            DebounceVerdict::Follows { absences, event } => {
+                for absence in absences {
+                    self.fan_out(absence);
+                }
+                self.fan_out(event);
+            }
             DebounceVerdict::Cancels { mut held, by } => {
                 if let Some(shard) = self.shards.get_mut(&by.slot) {
                     for half in held.iter().filter(|half| half.slot == by.slot) {
