@@ -9,7 +9,10 @@ import { portOf, spawnLogged, startedFields, startOnFreePorts, waitUntilReady } 
 import { BIN, cleanEnvironment } from "./rehearsal.mjs";
 
 export const KEY = "key1";
-const SECRET = "secret1";
+export const SECRET = "secret1";
+
+/** The token of the admin listeners. */
+export const ADMIN_TOKEN = "token";
 
 /** What each process needs that runs alone. */
 const COMMON = {
@@ -17,7 +20,7 @@ const COMMON = {
   REALTIME_CLUSTER_UID: "uid-1",
   REALTIME_POD: "pod-1",
   REALTIME_ADMIN_ADDRESS: "127.0.0.1:0",
-  REALTIME_ADMIN_TOKEN: "token",
+  REALTIME_ADMIN_TOKEN: ADMIN_TOKEN,
   REALTIME_ADMISSION: "none",
   REALTIME_AWS_IDENTITY: "PodIdentity",
   AWS_REGION: "eu-west-1",
@@ -96,6 +99,8 @@ async function start(command, variables, webhooks) {
   return {
     /** The fields of the line that it logs once it serves. */
     started,
+    log: program.log,
+    hasEnded: program.hasEnded,
     /** Ends it as a node does that loses its power. */
     async kill() {
       await program.stop();
