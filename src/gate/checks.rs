@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::coverage::TargetValue;
+use super::target_index::TargetValue;
 use super::{ConfigDrift, Evidence, HopFailure};
 use crate::api::Reason;
 use crate::protocol::Transport;
@@ -188,9 +188,9 @@ pub(super) fn describe_stale_evidence(evidence: &Evidence) -> Option<String> {
         }
     }
     // Shards take turns: with more shards than journeys in a round, each is visited every few rounds.
-    let routes = evidence.targets.route_count().max(1);
+    let routes = evidence.coverage.index().routes().len().max(1);
     let pipeline_rounds = evidence.targets.shards.len().div_ceil(routes);
-    let stale_after = |value: &TargetValue| match value {
+    let stale_after = |value: TargetValue<'_>| match value {
         TargetValue::Route(..) => policy.stale_after(1),
         TargetValue::Shard(_) | TargetValue::Dispatcher(_) => policy.stale_after(pipeline_rounds),
     };

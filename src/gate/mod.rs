@@ -18,6 +18,7 @@ mod loss_window;
 mod phase;
 mod policy;
 mod registry_history;
+mod target_index;
 mod verdict;
 
 pub use config_drift::{ConfigDrift, ExpectedConfig, find_drifts};
