@@ -47,11 +47,15 @@ pub enum Fault {
     MuteDispatcher,
     /// Every third webhook of the journeys is acknowledged and dropped.
     LostWebhooks,
+    /// The dispatchers read nothing from the first shard of a stream.
+    UnreadShard,
+    /// The stream stores the records of the journeys' app alone.
+    SilentApps,
 }
 
 impl Fault {
     /// All faults, in the order in which they are listed.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::WebhooksOff,
         Self::WrongStream,
         Self::WrongRegion,
@@ -69,6 +73,8 @@ impl Fault {
         Self::BadPod,
         Self::MuteDispatcher,
         Self::LostWebhooks,
+        Self::UnreadShard,
+        Self::SilentApps,
     ];
 
     /// The name in commands and requests.
@@ -92,6 +98,8 @@ impl Fault {
             Self::BadPod => "bad-pod",
             Self::MuteDispatcher => "mute-dispatcher",
             Self::LostWebhooks => "lost-webhooks",
+            Self::UnreadShard => "unread-shard",
+            Self::SilentApps => "silent-apps",
         }
     }
 
@@ -118,6 +126,10 @@ impl Fault {
             Self::BadPod => "what the first sockjs pod records is acknowledged and never stored; other pods are sound",
             Self::MuteDispatcher => "the journeys' receiver refuses the connections of the first dispatcher alone",
             Self::LostWebhooks => "every third webhook of the journeys is acknowledged and reaches no receiver",
+            Self::UnreadShard => "the dispatchers read nothing from the first shard of a stream",
+            Self::SilentApps => {
+                "Kinesis stores the records of the journeys' app alone; an app with events is found after a minute"
+            }
         }
     }
 

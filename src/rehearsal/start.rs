@@ -127,9 +127,8 @@ impl RunningRehearsal {
         let [probing, serving, end_cloud] = std::array::from_fn(|_| CancellationToken::new());
         let switches = FaultSwitches::default();
         let files = tempfile::tempdir()?;
-        let cloud_listener = bind_loopback().await?;
-        let cloud = cloud_listener.local_addr()?;
-        let mut outside = vec![kinesis_double::serve(cloud_listener, switches.clone(), end_cloud.clone())];
+        let (cloud, served) = serve_cloud(&cluster, switches.clone(), &end_cloud).await?;
+        let mut outside = vec![served];
         let stream = create_stream(&cluster.stream, cloud).await?;
         let heartbeats = Heartbeats::default();
         let receiving = heartbeats.register("webhook receiver", None, &end_cloud);
@@ -263,6 +262,18 @@ async fn start_pods(
         }
     }
     Ok((pods, refusals))
+}
+
+/// Serves Kinesis at a free port.
+async fn serve_cloud(
+    cluster: &ValidCluster,
+    faults: FaultSwitches,
+    end: &CancellationToken,
+) -> std::io::Result<(SocketAddr, JoinHandle<()>)> {
+    let listener = bind_loopback().await?;
+    let address = listener.local_addr()?;
+    let journeys_app = Some(cluster.probe.id.clone());
+    Ok((address, kinesis_double::serve(listener, faults, journeys_app, end.clone())))
 }
 
 /// Creates the cluster's streams in the double of Kinesis, and returns the client of the one that edges write.

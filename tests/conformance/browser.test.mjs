@@ -153,7 +153,7 @@ test("only the page itself switches faults", async () => {
   assert.equal((await post("typo", "on")).status, 404);
   assert.equal((await post("put-denied", "maybe")).status, 400);
   const faults = await (await fetch(new URL("/faults", rehearsal.serving.page))).json();
-  assert.equal(faults.length, 17);
+  assert.equal(faults.length, 19);
   assert.deepEqual(faults.filter(({ on }) => on), []);
 });
 
