@@ -1,5 +1,7 @@
 //! The values of all dimensions, numbered in their order: a journey is looked up once, its records are found by number.
 
+use std::collections::HashMap;
+
 use super::CoverageTargets;
 use crate::protocol::{ShardId, Transport};
 
@@ -30,6 +32,16 @@ pub(super) struct TargetIndex {
     routes: Vec<(Transport, String)>,
     shards: Vec<ShardId>,
     dispatchers: Vec<String>,
+    numbers: ValueNumbers,
+}
+
+/// The numbers by name: each journey is looked up, and names of pods differ at their ends only.
+#[derive(Clone, Debug, Default)]
+struct ValueNumbers {
+    /// By entrance, then by transport.
+    routes: HashMap<String, [Option<usize>; Transport::ALL.len()]>,
+    shards: HashMap<String, usize>,
+    dispatchers: HashMap<String, usize>,
 }
 
 impl TargetIndex {
@@ -40,11 +52,31 @@ impl TargetIndex {
         let mut routes: Vec<_> = routes.collect();
         routes.sort_unstable();
         routes.dedup();
-        if !targets.webhooks {
-            return Self { routes, ..Self::default() };
+        let mut index = Self { routes, ..Self::default() };
+        if targets.webhooks {
+            index.shards = targets.shards.iter().cloned().collect();
+            index.dispatchers = targets.dispatchers.iter().cloned().collect();
         }
-        let (shards, dispatchers) = (targets.shards.iter().cloned(), targets.dispatchers.iter().cloned());
-        Self { routes, shards: shards.collect(), dispatchers: dispatchers.collect() }
+        index.numbers = index.number_values();
+        index
+    }
+
+    fn number_values(&self) -> ValueNumbers {
+        let mut numbers = ValueNumbers::default();
+        for (number, value) in self.values().enumerate() {
+            match value {
+                TargetValue::Route(transport, entrance) => {
+                    numbers.routes.entry(entrance.to_owned()).or_default()[transport as usize] = Some(number);
+                }
+                TargetValue::Shard(id) => {
+                    numbers.shards.insert(id.to_owned(), number);
+                }
+                TargetValue::Dispatcher(pod) => {
+                    numbers.dispatchers.insert(pod.to_owned(), number);
+                }
+            }
+        }
+        numbers
     }
 
     /// The routes, by their numbers.
@@ -62,18 +94,9 @@ impl TargetIndex {
     /// The number of a value; `None` when it need not be proven.
     pub fn find(&self, value: TargetValue<'_>) -> Option<usize> {
         match value {
-            TargetValue::Route(transport, entrance) => {
-                let key = (transport, entrance);
-                self.routes.binary_search_by(|(of, name)| (*of, name.as_str()).cmp(&key)).ok()
-            }
-            TargetValue::Shard(id) => {
-                let found = self.shards.binary_search_by(|shard| shard.as_str().cmp(id)).ok();
-                found.map(|number| self.routes.len() + number)
-            }
-            TargetValue::Dispatcher(name) => {
-                let found = self.dispatchers.binary_search_by(|pod| pod.as_str().cmp(name)).ok();
-                found.map(|number| self.routes.len() + self.shards.len() + number)
-            }
+            TargetValue::Route(transport, entrance) => *self.numbers.routes.get(entrance)?.get(transport as usize)?,
+            TargetValue::Shard(id) => self.numbers.shards.get(id).copied(),
+            TargetValue::Dispatcher(pod) => self.numbers.dispatchers.get(pod).copied(),
         }
     }
 
