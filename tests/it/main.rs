@@ -17,6 +17,7 @@ mod fuzz;
 mod generated;
 mod golden;
 mod links;
+mod many_apps;
 mod metrics;
 #[cfg(feature = "rehearsal")]
 mod multi_edge;
