@@ -21,7 +21,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::fault_control::FaultControl;
-use super::faults::Fault;
+use super::faults::Switch;
 use super::hop_board::HopBoard;
 use super::pods::EdgeAddresses;
 use super::webhook_receiver::DeliveredWebhook;
@@ -191,8 +191,8 @@ impl DemoPage {
 
     fn describe_faults(&self) -> Value {
         let active = self.faults.active();
-        let row = |fault: Fault| json!({ "name": fault.name(), "help": fault.help(), "on": active.contains(&fault) });
-        Fault::ALL.map(row).into_iter().collect()
+        let row = |(switch, help): (Switch, String)| json!({ "name": switch.to_string(), "help": help, "on": active.contains(&switch) });
+        self.faults.list_switches().map(row).collect()
     }
 
     fn describe_state(&self) -> Value {
@@ -265,10 +265,10 @@ async fn list_faults(State(page): State<Arc<DemoPage>>) -> Json<Value> {
     Json(page.describe_faults())
 }
 
-/// Switches a fault; the body is `on` or `off`.
+/// Switches a fault or an edit; the body is `on` or `off`.
 async fn switch_fault(State(page): State<Arc<DemoPage>>, Path(name): Path<String>, body: String) -> Response {
-    let fault: Fault = match name.parse() {
-        Ok(fault) => fault,
+    let switch: Switch = match name.parse() {
+        Ok(switch) => switch,
         Err(error) => return (StatusCode::NOT_FOUND, error).into_response(),
     };
     let on = match body.trim() {
@@ -276,7 +276,7 @@ async fn switch_fault(State(page): State<Arc<DemoPage>>, Path(name): Path<String
         "off" => false,
         other => return (StatusCode::BAD_REQUEST, format!("`{other}` is no state: write on or off")).into_response(),
     };
-    match page.faults.switch(fault, on).await {
+    match page.faults.switch(switch, on).await {
         Ok(()) => Json(page.describe_faults()).into_response(),
         Err(error) => (StatusCode::CONFLICT, error.to_string()).into_response(),
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures::future::OptionFuture;
 use futures::{SinkExt, StreamExt};
 use realtime_operator::api::Reason;
-use realtime_operator::rehearsal::{Fault, RunningRehearsal, SwitchError};
+use realtime_operator::rehearsal::{Fault, RunningRehearsal, Switch, SwitchError};
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -65,6 +65,8 @@ const QUICK_ROWS: [Row; 3] = [
 ];
 
 const OTHER_ROWS: [Row; 16] = [
+    // First, because it takes two minutes.
+    (Fault::SilentApps, Reason::Silent, "app 1001 is silent"),
     (Fault::WebhooksOff, Reason::ConfigurationDrift, "REALTIME_WEBHOOKS differs: want kinesis, pod runs off"),
     (Fault::WrongRegion, Reason::ConfigurationDrift, "AWS_REGION differs: want eu-west-1, pod runs us-east-1"),
     (Fault::StreamGone, Reason::StreamMissing, "ResourceNotFoundException"),
@@ -80,7 +82,6 @@ const OTHER_ROWS: [Row; 16] = [
     (Fault::MuteDispatcher, Reason::WebhookMissing, "no webhook arrived"),
     (Fault::LostWebhooks, Reason::WebhookMissing, "webhook"),
     (Fault::UnreadShard, Reason::DispatcherStuck, "shardId-000000000000 of stream"),
-    (Fault::SilentApps, Reason::Silent, "app 1001 is silent"),
 ];
 
 /// Wrong, mended, wrong, mended, in one life.
@@ -94,14 +95,14 @@ async fn run_row((fault, reason, part): Row) {
     let mut rehearsal = start_from(&format!("{manifest}{APP}"), &[], BTreeMap::new()).await;
     wait_for_verdict(&mut rehearsal, &format!("{fault}: at first"), |verdict| verdict.ready).await;
     for time in ["first", "second"] {
-        rehearsal.faults.switch(fault, true).await.expect("switched on");
+        rehearsal.faults.switch(Switch::Fault(fault), true).await.expect("switched on");
         let visitor = (fault == Fault::SilentApps).then(|| join_channel(&rehearsal, time));
         let _visitor = OptionFuture::from(visitor).await;
         let step = format!("{fault}, {time} time on");
         let refused =
             wait_for_verdict(&mut rehearsal, &step, |verdict| !verdict.ready && verdict.reason == reason).await;
         assert!(refused.message.contains(part), "{step}: {}", refused.message);
-        rehearsal.faults.switch(fault, false).await.expect("switched off");
+        rehearsal.faults.switch(Switch::Fault(fault), false).await.expect("switched off");
         wait_for_verdict(&mut rehearsal, &format!("{fault}, {time} time mended"), |verdict| verdict.ready).await;
     }
     rehearsal.stop().await;
@@ -144,7 +145,30 @@ async fn every_fault_is_refused_and_mended_twice_in_one_life() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fault_of_an_app_needs_an_app_and_is_not_switched_without() {
     let rehearsal = start_from(MANIFEST, &[], BTreeMap::new()).await;
-    assert_eq!(rehearsal.faults.switch(Fault::AppSecret, true).await, Err(SwitchError::NoApp));
+    assert_eq!(rehearsal.faults.switch(Switch::Fault(Fault::AppSecret), true).await, Err(SwitchError::NoApp));
     assert!(rehearsal.faults.active().is_empty());
+    rehearsal.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn edits_are_on_at_the_start_and_each_is_switched_off_and_on() {
+    let edits = ["sockjs:REALTIME_WEBHOOKS=off", "dispatcher:secret/1001=another"];
+    let mut rehearsal = start_from(&format!("{MANIFEST}{APP}"), &edits, BTreeMap::new()).await;
+    let [variable, secret] = [Switch::Edit(0), Switch::Edit(1)];
+    assert_eq!(rehearsal.faults.active(), [variable, secret].into());
+    assert_eq!(rehearsal.faults.switch(Switch::Edit(2), true).await, Err(SwitchError::NoEdit(2)));
+    for (step, switched, on, reason) in [
+        ("at first", None, true, Reason::ConfigurationDrift),
+        ("the variable is mended", Some(variable), false, Reason::AppsInconsistent),
+        ("both are mended", Some(secret), false, Reason::Proven),
+        ("the variable is wrong again", Some(variable), true, Reason::ConfigurationDrift),
+        ("and mended again", Some(variable), false, Reason::Proven),
+    ] {
+        if let Some(switch) = switched {
+            rehearsal.faults.switch(switch, on).await.expect("switched");
+        }
+        let verdict = wait_for_verdict(&mut rehearsal, step, |verdict| verdict.reason == reason).await;
+        assert_eq!(verdict.ready, reason == Reason::Proven, "{step}: {verdict:?}");
+    }
     rehearsal.stop().await;
 }
