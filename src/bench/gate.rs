@@ -61,6 +61,10 @@ struct GateSimulation {
     policy: GatePolicy,
     /// The journeys of each route, one per shard in turn.
     journeys: Vec<Vec<Journey>>,
+    /// Routes through the pods of each transport, and the number of those that rounds have taken.
+    pod_routes: BTreeMap<Transport, (Vec<usize>, usize)>,
+    /// Routes through the paths.
+    path_routes: Vec<usize>,
     random: SmallRng,
     /// Share of journeys that are lost.
     loss: f64,
@@ -89,12 +93,22 @@ impl GateSimulation {
         let observed: Vec<_> =
             targets.processes.iter().map(|process| (process.clone(), "p1".to_owned(), vec![])).collect();
         let journeys = list_journeys(&targets);
+        let (mut pod_routes, mut path_routes) = (BTreeMap::<_, (Vec<usize>, usize)>::new(), vec![]);
+        for (route, journey) in journeys.iter().filter_map(|turns| turns.first()).enumerate() {
+            if targets.paths.contains_key(&journey.entrance) {
+                path_routes.push(route);
+            } else {
+                pod_routes.entry(journey.transport).or_default().0.push(route);
+            }
+        }
         evidence.observe_all(targets, observed.iter().map(|(pod, process, drifts)| (pod, process, drifts)));
         Self {
             evidence,
             policy,
             busy: vec![0; journeys.len()],
             journeys,
+            pod_routes,
+            path_routes,
             random: SmallRng::seed_from_u64(seed),
             loss,
             now_ms: 0,
@@ -131,7 +145,7 @@ impl GateSimulation {
     fn start_round(&mut self) {
         self.failed_rounds = if self.round_failed { self.failed_rounds + 1 } else { 0 };
         self.round_failed = false;
-        for route in 0..self.journeys.len() {
+        for route in self.choose_routes() {
             if self.busy[route] < GatePolicy::concurrent_journeys_max(self.phase) {
                 self.begin_journey(route);
             }
@@ -145,6 +159,19 @@ impl GateSimulation {
             failed_rounds: self.failed_rounds,
         };
         self.next_round_ms = self.now_ms + as_ms(self.policy.round_interval(round));
+    }
+
+    /// The routes of the next round: of an open gate through the pods whose turn it is.
+    fn choose_routes(&mut self) -> Vec<usize> {
+        let mut routes = self.path_routes.clone();
+        for (pods, taken) in self.pod_routes.values_mut() {
+            let is_open = self.phase == GatePhase::Open;
+            let count = if is_open { self.policy.pods_per_round(pods.len()) } else { pods.len() };
+            routes.extend(pods.iter().cycle().skip(*taken % pods.len()).take(count));
+            *taken += count;
+        }
+        routes.sort_unstable();
+        routes
     }
 
     fn begin_journey(&mut self, route: usize) {
@@ -230,12 +257,16 @@ fn build_targets(pods: usize) -> CoverageTargets {
         transports.iter().copied().filter(|transport| (*transport == Transport::Websocket) == websocket).collect()
     };
     let carries = |number: usize| if pods == 1 { transports.clone() } else { of(number.is_multiple_of(2)) };
+    let carrying = |transport: &Transport| (0..pods).filter(|number| carries(*number).contains(transport)).count();
+    let tour = |transport: &Transport| (*transport, GatePolicy::default().tour_rounds(carrying(transport)));
+    let tour_rounds = transports.iter().map(tour).collect();
     let edges: BTreeMap<_, _> = (0..pods).map(|number| (format!("edge-{number:02}"), carries(number))).collect();
     let dispatchers: BTreeSet<String> = (0..2).map(|number| format!("dispatcher-{number}")).collect();
     CoverageTargets {
         paths: [("Service eu".to_owned(), transports.clone())].into(),
         transports,
         wanted_pods: BTreeMap::new(),
+        tour_rounds,
         processes: edges.keys().chain(&dispatchers).cloned().collect(),
         pods: edges,
         newcomers: BTreeSet::new(),
@@ -390,6 +421,9 @@ clock in, a verdict out.
 - **Pace.** The clusters of one operator share 50 journeys per second (`--journeys-per-second`). While their intervals ask for
   more, all of them are stretched by the same factor, and evidence ages by the stretched interval, which is the metric
   `realtime_operator_round_interval_seconds`.
+- **Tours.** While the gate is open, rounds take turns with the pods of a transport that has more than 12: each round takes at
+  least 12, and all of them within 5 minutes at the interval of the manifest. A value of such a pod ages by its tour. Until the
+  gate is open, each round takes every pod; a pod that waits for admission, and the round of `realtime prove`, too.
 
 ";
 

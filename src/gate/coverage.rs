@@ -1,43 +1,12 @@
 //! The values that must be proven, and the passes that cover them, round by round.
 //!
-//! In: the targets, and passes of numbered values with their start. Out: complete rounds, how often each value passed since the proof began,
-//! and values without a journey for too long.
+//! In: the targets, and passes of numbered values with their start. Out: complete rounds, how often each value passed since
+//! the proof began, and values without a journey for too long.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::CoverageTargets;
 use super::target_index::{TargetIndex, TargetValue};
-use crate::protocol::{ShardId, Transport};
-
-/// The targets to be proven, per dimension. A dimension without a value is a failure, not a pass.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CoverageTargets {
-    /// Transports that the manifest asks for.
-    pub transports: BTreeSet<Transport>,
-    /// Existing pods, with the transports that they carry.
-    pub pods: BTreeMap<String, BTreeSet<Transport>>,
-    /// Number of pods that the manifest asks for, by the transport that they carry.
-    pub wanted_pods: BTreeMap<Transport, usize>,
-    /// Paths of clients to the pods, with the transports that use them.
-    pub paths: BTreeMap<String, BTreeSet<Transport>>,
-    /// Processes that must report their configuration: edges and dispatchers.
-    pub processes: BTreeSet<String>,
-    /// Processes among them that are not admitted yet. Clients do not reach them, so they do not close an open gate.
-    pub newcomers: BTreeSet<String>,
-    /// Whether webhooks are on; without them shards and dispatchers prove nothing.
-    pub webhooks: bool,
-    /// Open shards of the stream.
-    pub shards: BTreeSet<ShardId>,
-    /// Dispatchers that hold an open shard.
-    pub dispatchers: BTreeSet<String>,
-}
-
-impl CoverageTargets {
-    /// Number of existing pods that carry a transport.
-    pub(super) fn count_pods(&self, transport: Transport) -> usize {
-        self.pods.values().filter(|carries| carries.contains(&transport)).count()
-    }
-}
 
 #[derive(Clone, Debug, Default)]
 struct ValueRecord {

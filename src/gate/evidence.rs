@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use super::coverage::{Coverage, CoverageTargets};
+use super::coverage::Coverage;
 use super::journey_history::{HistoryState, JourneyHistory};
 use super::loss_window::LossWindow;
 use super::target_index::TargetValue;
-use super::{ConfigDrift, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
+use super::{ConfigDrift, CoverageTargets, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
 use crate::api::Reason;
 use crate::protocol::Transport;
 
