@@ -24,10 +24,10 @@ pub const BUS_UNAVAILABLE_MESSAGE: &str = "the bus between the servers does not 
 pub const SUBSCRIPTION_QUEUED_MESSAGE: &str =
     "the bus between the servers does not answer, the subscription waits for it";
 
-/// Event of [`member_added`].
+/// Name of the event of [`member_added`].
 pub const MEMBER_ADDED_EVENT: &str = "pusher_internal:member_added";
 
-/// Event of [`member_removed`].
+/// Name of the event of [`member_removed`].
 pub const MEMBER_REMOVED_EVENT: &str = "pusher_internal:member_removed";
 
 /// Close codes and error codes. 4000–4099: do not reconnect unchanged. 4100–4199: reconnect after a back-off.

@@ -18,9 +18,9 @@ const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 /// The step that is due.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BeatStep {
-    /// Nothing is due.
+    /// No step is due yet.
     Wait,
-    /// Send a beat.
+    /// Send the next beat.
     Beat,
     /// Subscribe, then send a beat: none was received yet, or the subscription is lost.
     Subscribe,

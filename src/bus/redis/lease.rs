@@ -18,9 +18,9 @@ use super::first_sync::{FirstSyncSender, report_first_sync};
 use super::members::{MembershipCore, SettlingWindow};
 
 /// Least time between two renewals: a channel that fails again and again must not make the process renew without pause.
-const RENEWAL_PAUSE: Duration = Duration::from_millis(100);
+const RENEWAL_DELAY: Duration = Duration::from_millis(100);
 /// Least time between two reconnections because the store is a replica.
-const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Renews the lease of one process.
 pub(super) struct LeaseKeeper {
@@ -75,7 +75,7 @@ impl LeaseKeeper {
                     core.timing.renew_interval / 6
                 }
             };
-            sleep(RENEWAL_PAUSE.min(wait)).await;
+            sleep(RENEWAL_DELAY.min(wait)).await;
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = core.renew_now.notified() => {}
@@ -98,7 +98,7 @@ impl LeaseKeeper {
             report_first_sync(first_sync, Err(reason.clone()));
         }
         // After a failover the name in the address leads to another server, while connections to the former one stay open.
-        if self.is_replica && self.reconnected_at.is_none_or(|at| at.elapsed() >= RECONNECT_PAUSE) {
+        if self.is_replica && self.reconnected_at.is_none_or(|at| at.elapsed() >= RECONNECT_INTERVAL) {
             self.reconnected_at = Some(Instant::now());
             reconnect(&self.core.client, &self.subscriber);
         }

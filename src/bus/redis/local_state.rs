@@ -15,7 +15,7 @@ use crate::protocol::{ChannelKind, SocketId};
 const REMEMBERED_ORDERS_MAX: usize = 50_000;
 
 /// Back-off after the first failure of a channel's report or sweep; it doubles with each.
-const CHANNEL_BACKOFF_MIN: Duration = Duration::from_millis(200);
+const CHANNEL_FIRST_BACKOFF: Duration = Duration::from_millis(200);
 /// Longest back-off of one channel.
 const CHANNEL_BACKOFF_MAX: Duration = Duration::from_secs(10);
 
@@ -233,7 +233,7 @@ impl LocalState {
     pub fn mark_failed(&mut self, subject: &ChannelKey, now: Instant) {
         self.mark_uncertain(subject);
         let (count, due) = self.failures.entry(subject.clone()).or_insert((0, now));
-        let delay = CHANNEL_BACKOFF_MIN.saturating_mul(1 << (*count).min(16)).min(CHANNEL_BACKOFF_MAX);
+        let delay = CHANNEL_FIRST_BACKOFF.saturating_mul(1 << (*count).min(16)).min(CHANNEL_BACKOFF_MAX);
         (*count, *due) = (*count + 1, now + delay);
     }
 

@@ -80,7 +80,7 @@ struct ActionOutcome {
     transitions: u64,
     /// Channels on which the action succeeded.
     done: Vec<ChannelKey>,
-    /// The first failure.
+    /// Failure of the first channel that failed.
     error: Option<BusError>,
 }
 

@@ -28,14 +28,14 @@ use super::wire::{self, DecodedFrame};
 /// Time between two looks at the beats, and between two beats until the first one arrives.
 const TICK_INTERVAL: Duration = Duration::from_millis(200);
 /// Time before a gap in the subscription from which terminations are read: those that were on their way.
-const GAP_MARGIN: Duration = Duration::from_secs(2);
+const GAP_GRACE: Duration = Duration::from_secs(2);
 
 /// State of the subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SubscriptionState {
-    /// No beat arrives.
+    /// No beat of the process arrives.
     Pending,
-    /// Beats arrive.
+    /// Beats of the process arrive.
     Confirmed,
     /// Redis does not allow it, for this reason.
     Refused(String),
@@ -131,7 +131,7 @@ impl FrameSubscription {
         }
         let (terminations, frames, process) = (self.terminations.clone(), self.frames.clone(), self.process.clone());
         tokio::spawn(async move {
-            match terminations.since(gap + GAP_MARGIN).await {
+            match terminations.since(gap + GAP_GRACE).await {
                 Ok(missed) => {
                     for (age, message) in missed {
                         if let DecodedFrame::Frame(frame) = wire::decode(&message, &process) {
