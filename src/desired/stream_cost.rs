@@ -129,9 +129,9 @@ impl StreamLoad {
 pub struct CostItem {
     /// The stream: `main` or `dead letter`.
     pub stream: &'static str,
-    /// The billed unit.
+    /// Unit that Kinesis bills.
     pub unit: &'static str,
-    /// Units in a month.
+    /// Number of units in a month.
     pub quantity: f64,
     /// Price of the units.
     pub amount: f64,
@@ -141,9 +141,9 @@ pub struct CostItem {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StreamCost {
-    /// The lines of the bill.
+    /// Lines of the bill, by stream and unit.
     pub items: Vec<CostItem>,
-    /// Their sum.
+    /// Sum of all lines.
     pub per_month: f64,
     /// The sum per million events; each is a webhook for every endpoint of its app that receives it.
     pub per_million_events: f64,

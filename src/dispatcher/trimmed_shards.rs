@@ -21,7 +21,7 @@ pub struct TrimmedShards(BTreeMap<ShardId, u64>);
 /// The lease of a trimmed shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrimmedShard {
-    /// The shard.
+    /// Id of the shard.
     pub shard: ShardId,
     /// Generation of its lease.
     pub generation: u64,
