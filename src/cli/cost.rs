@@ -122,7 +122,7 @@ fn write_text(report: &CostReport<'_>) -> String {
         );
     }
     let mut total = |name: &str, amount: f64| {
-        let _ = writeln!(text, "  {name:<68} {amount:>11.2} {currency}");
+        let _ = writeln!(text, "  {name:<68} {amount:>12.2} {currency}");
     };
     total("total of a month", cost.per_month);
     total("per million events", cost.per_million_events);
