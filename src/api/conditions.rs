@@ -56,6 +56,8 @@ reasons! {
     RecordMissing,
     /// The stream refused the event.
     RecordRefused,
+    /// Events of an app are due, and the stream acknowledges none of them, although journeys pass.
+    Silent,
     /// The event is in the stream and its shard is not read.
     DispatcherStuck,
     /// The event was read and no webhook arrived.
@@ -237,6 +239,10 @@ impl Reason {
                 "Check that the edge writes: `REALTIME_WEBHOOKS`, the stream's name, a proxy in between."
             }
             Self::RecordRefused => "Read the stream's error in the message: name, region, permission or throughput.",
+            Self::Silent => {
+                "Read `recorder.lastError` in `/flow` of the pod named: the stream refuses the app's records. Without an error, \
+                 delete the pod."
+            }
             Self::DispatcherStuck => "Check that a dispatcher holds the shard named and reads this stream.",
             Self::WebhookMissing => {
                 "Read the dispatcher's last error: resolving, connecting, or the endpoint's answer."

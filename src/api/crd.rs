@@ -1,5 +1,8 @@
 //! Builds the CRDs: the output of the derive macro, with corrections that Kubernetes needs.
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
@@ -35,11 +38,17 @@ pub fn all_crds() -> Result<Vec<CrdFile>, serde_json::Error> {
     ])
 }
 
+/// The schemas by kind, generated once: that takes 10 ms, and a file may hold thousands of objects.
+static SCHEMAS: LazyLock<BTreeMap<&'static str, Value>> = LazyLock::new(|| {
+    let crds = all_crds().unwrap_or_default().into_iter();
+    let schema = |object: &Value| object.pointer("/spec/versions/0/schema/openAPIV3Schema").cloned();
+    crds.filter_map(|crd| Some((crd.kind, schema(&crd.object)?))).collect()
+});
+
 /// Returns the schema of a kind; `None` for a kind of another API group.
 #[must_use]
-pub fn object_schema(kind: &str) -> Option<Value> {
-    let crd = all_crds().ok()?.into_iter().find(|crd| crd.kind == kind)?;
-    crd.object.pointer("/spec/versions/0/schema/openAPIV3Schema").cloned()
+pub fn object_schema(kind: &str) -> Option<&'static Value> {
+    SCHEMAS.get(kind)
 }
 
 fn finish_schema(crd: &CustomResourceDefinition) -> Result<Value, serde_json::Error> {

@@ -235,7 +235,7 @@ mod tests {
     fn cluster(patch: &Value) -> Vec<SchemaFinding> {
         let mut value: Value = serde_yaml::from_str(MINIMAL_CLUSTER).expect("a manifest");
         merge(&mut value["spec"], patch);
-        check_schema(&value, &crd::object_schema("RealtimeCluster").expect("a schema"))
+        check_schema(&value, crd::object_schema("RealtimeCluster").expect("a schema"))
     }
 
     fn merge(value: &mut Value, patch: &Value) {
@@ -328,7 +328,7 @@ mod tests {
         }
         let mut found = Vec::new();
         for kind in ["RealtimeCluster", "RealtimeApp"] {
-            patterns(&crd::object_schema(kind).expect("a schema"), &mut found);
+            patterns(crd::object_schema(kind).expect("a schema"), &mut found);
         }
         assert!(found.len() > 3);
         for pattern in found {

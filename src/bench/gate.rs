@@ -21,6 +21,9 @@ use crate::protocol::{ShardId, Transport};
 /// Duration of a journey that passes, in ms.
 const PASS_MS: u64 = 300;
 
+/// Fingerprint of the simulated cluster.
+const FINGERPRINT: &str = "f1";
+
 /// Shares of lost journeys that are simulated, in percent.
 const LOSSES_PERCENT: [u32; 4] = [0, 1, 5, 40];
 
@@ -56,8 +59,12 @@ pub struct GateRow {
 struct GateSimulation {
     evidence: Evidence,
     policy: GatePolicy,
-    targets: CoverageTargets,
-    routes: Vec<(Transport, String)>,
+    /// The journeys of each route, one per shard in turn.
+    journeys: Vec<Vec<Journey>>,
+    /// Routes through the pods of each transport, and the number of those that rounds have taken.
+    pod_routes: BTreeMap<Transport, (Vec<usize>, usize)>,
+    /// Routes through the paths.
+    path_routes: Vec<usize>,
     random: SmallRng,
     /// Share of journeys that are lost.
     loss: f64,
@@ -74,26 +81,34 @@ struct GateSimulation {
     busy: Vec<usize>,
     /// When each suspect route is tried again, and how often it was.
     retries: BTreeMap<usize, (u64, usize)>,
+    /// No retry is due before.
+    next_retry_ms: u64,
 }
 
 impl GateSimulation {
     fn new(pods: usize, loss: f64, seed: u64) -> Self {
         let policy = GatePolicy::default();
         let targets = build_targets(pods);
-        let routes = targets.pods.iter().chain(&targets.paths).flat_map(|(name, carries)| {
-            carries.iter().map(move |transport| (*transport, name.clone())).collect::<Vec<_>>()
-        });
-        let routes: Vec<_> = routes.collect();
-        let mut evidence = Evidence::new(policy, "f1");
+        let mut evidence = Evidence::new(policy, FINGERPRINT);
         let observed: Vec<_> =
             targets.processes.iter().map(|process| (process.clone(), "p1".to_owned(), vec![])).collect();
-        evidence.observe_all(targets.clone(), observed.iter().map(|(pod, process, drifts)| (pod, process, drifts)));
+        let journeys = list_journeys(&targets);
+        let (mut pod_routes, mut path_routes) = (BTreeMap::<_, (Vec<usize>, usize)>::new(), vec![]);
+        for (route, journey) in journeys.iter().filter_map(|turns| turns.first()).enumerate() {
+            if targets.paths.contains_key(&journey.entrance) {
+                path_routes.push(route);
+            } else {
+                pod_routes.entry(journey.transport).or_default().0.push(route);
+            }
+        }
+        evidence.observe_all(targets, observed.iter().map(|(pod, process, drifts)| (pod, process, drifts)));
         Self {
             evidence,
             policy,
-            busy: vec![0; routes.len()],
-            targets,
-            routes,
+            busy: vec![0; journeys.len()],
+            journeys,
+            pod_routes,
+            path_routes,
             random: SmallRng::seed_from_u64(seed),
             loss,
             now_ms: 0,
@@ -105,6 +120,7 @@ impl GateSimulation {
             phase: GatePhase::Proving,
             underway: BinaryHeap::new(),
             retries: BTreeMap::new(),
+            next_retry_ms: u64::MAX,
         }
     }
 
@@ -112,11 +128,10 @@ impl GateSimulation {
     fn step(&mut self) -> u64 {
         let before = self.now_ms;
         let ended = self.underway.peek().map_or(u64::MAX, |Reverse((ended_ms, _, _))| *ended_ms);
-        let retry = self.retries.values().map(|(at, _)| *at).min().unwrap_or(u64::MAX);
-        self.now_ms = ended.min(retry).min(self.next_round_ms).min(self.next_ageing_ms).max(before);
+        self.now_ms = ended.min(self.next_retry_ms).min(self.next_round_ms).min(self.next_ageing_ms).max(before);
         if ended <= self.now_ms {
             self.end_journey();
-        } else if retry <= self.now_ms {
+        } else if self.next_retry_ms <= self.now_ms {
             self.retry_suspects();
         } else if self.next_round_ms <= self.now_ms {
             self.start_round();
@@ -130,7 +145,7 @@ impl GateSimulation {
     fn start_round(&mut self) {
         self.failed_rounds = if self.round_failed { self.failed_rounds + 1 } else { 0 };
         self.round_failed = false;
-        for route in 0..self.routes.len() {
+        for route in self.choose_routes() {
             if self.busy[route] < GatePolicy::concurrent_journeys_max(self.phase) {
                 self.begin_journey(route);
             }
@@ -146,6 +161,19 @@ impl GateSimulation {
         self.next_round_ms = self.now_ms + as_ms(self.policy.round_interval(round));
     }
 
+    /// The routes of the next round: of an open gate through the pods whose turn it is.
+    fn choose_routes(&mut self) -> Vec<usize> {
+        let mut routes = self.path_routes.clone();
+        for (pods, taken) in self.pod_routes.values_mut() {
+            let is_open = self.phase == GatePhase::Open;
+            let count = if is_open { self.policy.pods_per_round(pods.len()) } else { pods.len() };
+            routes.extend(pods.iter().cycle().skip(*taken % pods.len()).take(count));
+            *taken += count;
+        }
+        routes.sort_unstable();
+        routes
+    }
+
     fn begin_journey(&mut self, route: usize) {
         self.busy[route] += 1;
         let lost = self.random.random_bool(self.loss);
@@ -157,30 +185,21 @@ impl GateSimulation {
         let Some(Reverse((ended_ms, route, started_ms))) = self.underway.pop() else { return };
         self.busy[route] -= 1;
         let lost = ended_ms - started_ms > PASS_MS;
-        let (transport, entrance) = self.routes[route].clone();
-        let shards = self.targets.shards.iter().nth(self.journey_count % self.targets.shards.len()).cloned();
-        let dispatcher = self.targets.dispatchers.iter().nth(self.journey_count % self.targets.dispatchers.len());
+        let turns = &mut self.journeys[route];
+        let turn = self.journey_count % turns.len();
         self.journey_count += 1;
-        let failure = || HopFailure { hop: Hop::Delivery, reason: Reason::WebhookMissing, detail: String::new() };
-        self.evidence.add_journey(&Journey {
-            fingerprint: "f1".to_owned(),
-            transport,
-            entrance,
-            shards: shards.into_iter().collect(),
-            dispatcher: dispatcher.cloned(),
-            started_ms,
-            ended_ms,
-            latency_ms: BTreeMap::new(),
-            fan_out_tried: true,
-            outcome: if lost { JourneyOutcome::Ambiguous(failure()) } else { JourneyOutcome::Pass },
-        });
+        let journey = &mut turns[turn];
+        (journey.started_ms, journey.ended_ms) = (started_ms, ended_ms);
+        journey.outcome = if lost { JourneyOutcome::Ambiguous(lost_webhook()) } else { JourneyOutcome::Pass };
+        self.evidence.add_journey(journey);
         if lost {
             if !self.round_failed && self.phase == GatePhase::Open {
                 // A loss asks for the next round at once.
                 self.next_round_ms = self.next_round_ms.min(self.now_ms);
             }
             self.round_failed = true;
-            self.retries.entry(route).or_insert((self.now_ms + as_ms(self.policy.confirm_every), 0));
+            let (at, _) = self.retries.entry(route).or_insert((self.now_ms + as_ms(self.policy.confirm_every), 0));
+            self.next_retry_ms = self.next_retry_ms.min(*at);
         } else {
             self.retries.remove(&route);
         }
@@ -196,6 +215,7 @@ impl GateSimulation {
                 due.push(*route);
             }
         }
+        self.next_retry_ms = self.retries.values().map(|(at, _)| *at).min().unwrap_or(u64::MAX);
         for route in due {
             self.begin_journey(route);
         }
@@ -237,12 +257,16 @@ fn build_targets(pods: usize) -> CoverageTargets {
         transports.iter().copied().filter(|transport| (*transport == Transport::Websocket) == websocket).collect()
     };
     let carries = |number: usize| if pods == 1 { transports.clone() } else { of(number.is_multiple_of(2)) };
+    let carrying = |transport: &Transport| (0..pods).filter(|number| carries(*number).contains(transport)).count();
+    let tour = |transport: &Transport| (*transport, GatePolicy::default().tour_rounds(carrying(transport)));
+    let tour_rounds = transports.iter().map(tour).collect();
     let edges: BTreeMap<_, _> = (0..pods).map(|number| (format!("edge-{number:02}"), carries(number))).collect();
     let dispatchers: BTreeSet<String> = (0..2).map(|number| format!("dispatcher-{number}")).collect();
     CoverageTargets {
         paths: [("Service eu".to_owned(), transports.clone())].into(),
         transports,
         wanted_pods: BTreeMap::new(),
+        tour_rounds,
         processes: edges.keys().chain(&dispatchers).cloned().collect(),
         pods: edges,
         newcomers: BTreeSet::new(),
@@ -250,6 +274,33 @@ fn build_targets(pods: usize) -> CoverageTargets {
         shards: (0..4).map(|number| ShardId::from(format!("shard-{number}").as_str())).collect(),
         dispatchers,
     }
+}
+
+/// The journeys of a round by each transport through each pod and each path, once for each shard. Dispatchers take turns too.
+fn list_journeys(targets: &CoverageTargets) -> Vec<Vec<Journey>> {
+    let entrances = targets.pods.iter().chain(&targets.paths);
+    let routes = entrances.flat_map(|(name, carries)| carries.iter().map(move |transport| (*transport, name)));
+    let route_journeys = |(transport, entrance): (Transport, &String)| {
+        let turns = targets.shards.iter().zip(targets.dispatchers.iter().cycle());
+        let journeys = turns.map(|(shard, dispatcher)| Journey {
+            fingerprint: FINGERPRINT.to_owned(),
+            transport,
+            entrance: entrance.clone(),
+            shards: vec![shard.clone()],
+            dispatcher: Some(dispatcher.clone()),
+            started_ms: 0,
+            ended_ms: 0,
+            latency_ms: BTreeMap::new(),
+            fan_out_tried: true,
+            outcome: JourneyOutcome::Void,
+        });
+        journeys.collect()
+    };
+    routes.map(route_journeys).collect()
+}
+
+fn lost_webhook() -> HopFailure {
+    HopFailure { hop: Hop::Delivery, reason: Reason::WebhookMissing, detail: String::new() }
 }
 
 fn simulate_row((loss_percent, pods): (u32, usize), hours: u64, trials: u64) -> GateRow {
@@ -370,6 +421,9 @@ clock in, a verdict out.
 - **Pace.** The clusters of one operator share 50 journeys per second (`--journeys-per-second`). While their intervals ask for
   more, all of them are stretched by the same factor, and evidence ages by the stretched interval, which is the metric
   `realtime_operator_round_interval_seconds`.
+- **Tours.** While the gate is open, rounds take turns with the pods of a transport that has more than 12: each round takes at
+  least 12, and all of them within 5 minutes at the interval of the manifest. A value of such a pod ages by its tour. Until the
+  gate is open, each round takes every pod; a pod that waits for admission, and the round of `realtime prove`, too.
 
 ";
 

@@ -113,7 +113,7 @@ impl Manifests {
         if name.is_empty() {
             return Err(error("metadata.name", "is missing: give the object a name".to_owned()));
         }
-        let findings = api::check_schema(&value, &schema);
+        let findings = api::check_schema(&value, schema);
         if !findings.is_empty() {
             return Err(findings.into_iter().flat_map(|finding| error(&finding.path, finding.message)).collect());
         }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::coverage::TargetValue;
+use super::target_index::TargetValue;
 use super::{ConfigDrift, Evidence, HopFailure};
 use crate::api::Reason;
 use crate::protocol::Transport;
@@ -188,10 +188,14 @@ pub(super) fn describe_stale_evidence(evidence: &Evidence) -> Option<String> {
         }
     }
     // Shards take turns: with more shards than journeys in a round, each is visited every few rounds.
-    let routes = evidence.targets.route_count().max(1);
-    let pipeline_rounds = evidence.targets.shards.len().div_ceil(routes);
-    let stale_after = |value: &TargetValue| match value {
-        TargetValue::Route(..) => policy.stale_after(1),
+    let targets = &evidence.targets;
+    let tour_rounds = |transport| targets.tour_rounds.get(&transport).copied().unwrap_or(1);
+    let longest_tour = targets.tour_rounds.values().copied().max().unwrap_or(1).max(1);
+    let routes = evidence.coverage.index().routes().len();
+    let pipeline_rounds = targets.shards.len().div_ceil((routes / longest_tour).max(1));
+    let stale_after = |value: TargetValue<'_>| match value {
+        TargetValue::Route(_, path) if targets.paths.contains_key(path) => policy.stale_after(1),
+        TargetValue::Route(transport, _) => policy.stale_after(tour_rounds(transport)),
         TargetValue::Shard(_) | TargetValue::Dispatcher(_) => policy.stale_after(pipeline_rounds),
     };
     let (value, silence) = evidence.coverage.first_stale(evidence.now_ms, stale_after)?;

@@ -1,4 +1,4 @@
-//! Differences between the configuration that a process runs and the rendered one.
+//! Differences between the configuration that a process runs and the rendered one, and what a process reports of its apps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,6 +30,8 @@ pub enum ConfigDrift {
     StaleApp(AppId),
     /// The process's clock is off by this many ms.
     Clock(u64),
+    /// The process has events of this app to record, and the stream acknowledges none of them.
+    SilentApp(AppId),
 }
 
 impl ConfigDrift {
@@ -41,6 +43,7 @@ impl ConfigDrift {
             Self::App(_) => Reason::AppsInconsistent,
             Self::StaleApp(_) => Reason::AppsStale,
             Self::Clock(_) => Reason::ClockSkew,
+            Self::SilentApp(_) => Reason::Silent,
         }
     }
 }
@@ -62,6 +65,10 @@ impl fmt::Display for ConfigDrift {
                 write!(f, "app {id} is a former version: the mounted Secrets were not refreshed in time")
             }
             Self::Clock(off) => write!(f, "the clock is off by {} s", off / 1000),
+            // Without a number: the text stays while the fault does.
+            Self::SilentApp(id) => {
+                write!(f, "app {id} is silent: its events are due for more than 60 s, and the stream acknowledges none")
+            }
         }
     }
 }

@@ -24,24 +24,22 @@ impl Evidence {
         self.closing = Some(closing);
         // Journeys before the closing prove nothing of the time after it, and do not speak against it.
         self.losses.restart();
-        self.coverage.set_targets(&self.targets, false, self.now_ms);
+        self.coverage.excuse_newcomers(&self.targets, false);
         self.coverage.restart_proof(self.now_ms);
     }
 
-    /// Whether few enough journeys were lost, and every value has passed often enough.
+    /// Whether few enough journeys were lost, the newest ones passed, and every value has passed often enough.
     pub(super) fn has_enough_passes(&self) -> bool {
-        self.losses.allows_opening(self.policy.open_after * self.targets.route_count())
+        self.losses.allows_opening(self.policy.open_after * self.coverage.index().routes().len())
+            && self.newest_journeys_passed()
             && self.coverage.has_passed_each(self.policy.open_after)
     }
 
     fn open_if_proven(&mut self) {
-        let proven = !self.open
-            && self.has_enough_passes()
-            && self.newest_journeys_passed()
-            && describe_stale_evidence(self).is_none();
+        let proven = !self.open && self.has_enough_passes() && describe_stale_evidence(self).is_none();
         if proven {
             (self.open, self.ever_open, self.closing) = (true, true, None);
-            self.coverage.set_targets(&self.targets, true, self.now_ms);
+            self.coverage.excuse_newcomers(&self.targets, true);
         }
     }
 }

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use super::coverage::{Coverage, CoverageTargets, TargetValue};
+use super::coverage::Coverage;
 use super::journey_history::{HistoryState, JourneyHistory};
 use super::loss_window::LossWindow;
-use super::{ConfigDrift, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
+use super::target_index::TargetValue;
+use super::{ConfigDrift, CoverageTargets, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
 use crate::api::Reason;
 use crate::protocol::Transport;
 
@@ -39,7 +40,8 @@ pub struct Evidence {
     pub(super) policy: GatePolicy,
     pub(super) fingerprint: String,
     pub(super) targets: CoverageTargets,
-    histories: BTreeMap<(Transport, String), JourneyHistory>,
+    /// Journeys by the number of their route; `None` before the first one.
+    histories: Vec<Option<JourneyHistory>>,
     /// Drifts by pod, as of the latest observation.
     pub(super) drifts: BTreeMap<String, Vec<ConfigDrift>>,
     /// Id of each process that reported its configuration; a restart gets another.
@@ -69,7 +71,7 @@ impl Evidence {
             policy,
             fingerprint: fingerprint.into(),
             targets: CoverageTargets::default(),
-            histories: BTreeMap::new(),
+            histories: vec![],
             drifts: BTreeMap::new(),
             process_ids: BTreeMap::new(),
             dispatcher_histories: BTreeMap::new(),
@@ -121,14 +123,14 @@ impl Evidence {
         if targets == self.targets {
             return;
         }
-        self.histories.retain(|(transport, entrance), _| {
-            targets.transports_of(entrance).is_some_and(|carries| carries.contains(transport))
-        });
         self.drifts.retain(|pod, _| targets.processes.contains(pod));
         self.process_ids.retain(|pod, _| targets.processes.contains(pod));
         self.dispatcher_histories.retain(|pod, _| targets.processes.contains(pod));
         self.targets = targets;
-        self.coverage.set_targets(&self.targets, self.open, self.now_ms);
+        let before = self.coverage.set_targets(&self.targets, self.open, self.now_ms);
+        let index = self.coverage.index();
+        let kept = index.take_records(&before, std::mem::take(&mut self.histories)).map(Option::flatten);
+        self.histories = kept.take(index.routes().len()).collect();
     }
 
     /// Restores a proof of this fingerprint that a former leader recorded.
@@ -155,7 +157,11 @@ impl Evidence {
     fn replace_observation(&mut self, pod: &str, process: &str, drifts: Vec<ConfigDrift>) {
         let before = self.process_ids.insert(pod.to_owned(), process.to_owned());
         if before.is_some_and(|before| before != process) {
-            self.histories.retain(|(_, found), _| found != pod);
+            for ((_, found), history) in self.coverage.index().routes().iter().zip(&mut self.histories) {
+                if found == pod {
+                    *history = None;
+                }
+            }
             self.dispatcher_histories.remove(pod);
             self.coverage.forget_process(pod);
         }
@@ -195,8 +201,8 @@ impl Evidence {
 
     /// Hops that the journeys of a transport pass without a trial, because the cluster has one pod.
     pub(super) fn not_applicable_hops(&self, transport: Transport) -> Vec<Hop> {
-        let mut histories = self.histories.iter().filter(|((found, _), _)| *found == transport);
-        let lacks_fan_out = histories.any(|(_, history)| history.lacks_fan_out());
+        let mut histories = self.tried_routes().filter(|(found, _, _)| *found == transport);
+        let lacks_fan_out = histories.any(|(_, _, history)| history.lacks_fan_out());
         if lacks_fan_out { vec![Hop::FanOut] } else { vec![] }
     }
 
@@ -208,29 +214,29 @@ impl Evidence {
 
     /// Adds a finished journey. A journey through a deleted pod or path, or of another fingerprint, is ignored.
     pub fn add_journey(&mut self, journey: &Journey) {
-        let exists =
-            self.targets.transports_of(&journey.entrance).is_some_and(|carries| carries.contains(&journey.transport));
-        if !exists || journey.fingerprint != self.fingerprint {
+        let index = self.coverage.index();
+        let Some(route) = index.find(TargetValue::Route(journey.transport, &journey.entrance)) else { return };
+        if journey.fingerprint != self.fingerprint {
             return;
         }
+        let shards = journey.shards.iter().filter_map(|shard| index.find(TargetValue::Shard(shard.as_str())));
+        let dispatcher = journey.dispatcher.as_deref().and_then(|pod| index.find(TargetValue::Dispatcher(pod)));
+        let values: Vec<usize> = std::iter::once(route).chain(shards).chain(dispatcher).collect();
         self.now_ms = self.now_ms.max(journey.ended_ms);
-        let route = (journey.transport, journey.entrance.clone());
-        self.histories.entry(route.clone()).or_default().add(journey);
+        self.histories[route].get_or_insert_default().add(journey);
         let excused = self.is_excused(&journey.entrance);
         if let Some(dispatcher) =
             journey.dispatcher.as_ref().filter(|_| !excused || journey.outcome == JourneyOutcome::Pass)
         {
-            self.dispatcher_histories.entry(dispatcher.clone()).or_default().add(journey);
+            match self.dispatcher_histories.get_mut(dispatcher) {
+                Some(history) => history.add(journey),
+                None => self.dispatcher_histories.entry(dispatcher.clone()).or_default().add(journey),
+            }
         }
         if journey.outcome == JourneyOutcome::Void {
             return;
         }
-        let mut values = vec![TargetValue::Route(route.0, route.1)];
-        values.extend(journey.shards.iter().cloned().map(TargetValue::Shard));
-        values.extend(journey.dispatcher.iter().cloned().map(TargetValue::Dispatcher));
-        for value in &values {
-            self.coverage.add_finish(value, journey.ended_ms);
-        }
+        self.coverage.add_finish(&values, journey.ended_ms);
         match &journey.outcome {
             JourneyOutcome::Void => {}
             JourneyOutcome::Pass => {
@@ -299,8 +305,15 @@ impl Evidence {
     }
 
     fn route_state(&self, transport: Transport, entrance: &str) -> HistoryState<'_> {
-        let history = self.histories.get(&(transport, entrance.to_owned()));
+        let history = self.coverage.index().find(TargetValue::Route(transport, entrance));
+        let history = history.and_then(|number| self.histories[number].as_ref());
         history.map_or(HistoryState::Unknown, |history| history.current_state(&self.policy, self.ever_open))
+    }
+
+    /// Routes with a journey so far: transport, entrance and history.
+    fn tried_routes(&self) -> impl Iterator<Item = (Transport, &str, &JourneyHistory)> {
+        let routes = self.coverage.index().routes().iter().zip(&self.histories);
+        routes.filter_map(|((transport, entrance), history)| Some((*transport, entrance.as_str(), history.as_ref()?)))
     }
 
     /// Transports and entrances whose latest failure needs a confirmation.
@@ -309,13 +322,14 @@ impl Evidence {
         let suspect = |history: &JourneyHistory| {
             matches!(history.current_state(&self.policy, self.ever_open), HistoryState::Suspect(_))
         };
-        self.histories.iter().filter(|(_, history)| suspect(history)).map(|(key, _)| key.clone()).collect()
+        let suspects = self.tried_routes().filter(|(_, _, history)| suspect(history));
+        suspects.map(|(transport, entrance, _)| (transport, entrance.to_owned())).collect()
     }
 
     pub(super) fn newest_journeys_passed(&self) -> bool {
         let passed =
             |history: &JourneyHistory| history.current_state(&self.policy, self.ever_open) == HistoryState::Passing;
-        self.histories.values().all(passed)
+        self.tried_routes().all(|(_, _, history)| passed(history))
     }
 
     /// A dispatcher with confirmed failures. One that is not admitted does not close an open gate: other dispatchers take
@@ -331,11 +345,11 @@ impl Evidence {
 
     /// Failures that count, with transport and pod: confirmed ones, and unconfirmed ones that a known drift explains.
     pub(super) fn counted_failures(&self) -> impl Iterator<Item = (Transport, &str, &HopFailure)> {
-        self.histories.iter().filter(|((_, pod), _)| !self.is_excused(pod)).filter_map(|((transport, pod), history)| {
+        self.tried_routes().filter(|(_, pod, _)| !self.is_excused(pod)).filter_map(|(transport, pod, history)| {
             match history.current_state(&self.policy, self.ever_open) {
-                HistoryState::Failing(failure) => Some((*transport, pod.as_str(), failure)),
+                HistoryState::Failing(failure) => Some((transport, pod, failure)),
                 HistoryState::Suspect(failure) if self.explaining_drifts(pod, failure).is_some() => {
-                    Some((*transport, pod.as_str(), failure))
+                    Some((transport, pod, failure))
                 }
                 _ => None,
             }
@@ -366,7 +380,7 @@ impl Evidence {
     /// Median latency of each hop of a transport, in ms.
     pub(super) fn median_latencies(&self, transport: Transport) -> BTreeMap<Hop, u64> {
         let mut all: BTreeMap<Hop, Vec<u64>> = BTreeMap::new();
-        for (_, history) in self.histories.iter().filter(|((found, _), _)| *found == transport) {
+        for (_, _, history) in self.tried_routes().filter(|(found, _, _)| *found == transport) {
             history.latencies().for_each(|(hop, ms)| all.entry(hop).or_default().push(ms));
         }
         all.into_iter()

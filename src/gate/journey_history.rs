@@ -60,10 +60,13 @@ impl JourneyHistory {
             self.last_outcome = Some(journey.outcome.clone());
         }
         self.fan_out_tried = journey.fan_out_tried;
-        if self.latencies.len() == LATENCY_SAMPLES_MAX {
-            self.latencies.pop_front();
+        // A journey that broke at its first hop has no sample.
+        if !journey.latency_ms.is_empty() {
+            if self.latencies.len() == LATENCY_SAMPLES_MAX {
+                self.latencies.pop_front();
+            }
+            self.latencies.push_back(journey.latency_ms.clone());
         }
-        self.latencies.push_back(journey.latency_ms.clone());
     }
 
     /// Returns the current state. Once a cluster has been proven, a run of failures must also span

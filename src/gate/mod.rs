@@ -9,6 +9,7 @@
 mod checks;
 mod config_drift;
 mod coverage;
+mod coverage_targets;
 mod decision;
 mod evidence;
 mod hop;
@@ -18,10 +19,11 @@ mod loss_window;
 mod phase;
 mod policy;
 mod registry_history;
+mod target_index;
 mod verdict;
 
 pub use config_drift::{ConfigDrift, ExpectedConfig, find_drifts};
-pub use coverage::CoverageTargets;
+pub use coverage_targets::CoverageTargets;
 pub use evidence::{Evidence, ProcessProof, RestoredProof};
 pub use hop::Hop;
 pub use journey::{HopFailure, Journey, JourneyOutcome};

@@ -32,6 +32,12 @@ const SHORTEST_EVIDENCE_TTL: Duration = Duration::from_mins(1);
 /// Evidence counts for so long at most.
 const LONGEST_EVIDENCE_TTL: Duration = Duration::from_mins(15);
 
+/// Pods of one transport that every round of an open gate visits.
+const TOURED_PODS_MIN: usize = 12;
+
+/// Bounds the rounds that visit every pod once, at the interval of the manifest.
+const TOUR_MAX: Duration = Duration::from_mins(5);
+
 /// Interval of rounds before the first proof.
 const UNPROVEN_ROUND_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -78,6 +84,21 @@ impl GatePolicy {
         if phase == GatePhase::Open { 1 } else { 2 }
     }
 
+    /// Number of pods, of so many that carry a transport, that one round of an open gate visits: in a large cluster rounds take
+    /// turns with the pods.
+    #[must_use]
+    pub fn pods_per_round(&self, pods: usize) -> usize {
+        let rounds = TOUR_MAX.as_millis() / self.interval.as_millis().max(1);
+        let rounds = usize::try_from(rounds).unwrap_or(usize::MAX).max(1);
+        pods.min(pods.div_ceil(rounds).max(TOURED_PODS_MIN))
+    }
+
+    /// Number of rounds that visit every pod of so many once.
+    #[must_use]
+    pub fn tour_rounds(&self, pods: usize) -> usize {
+        pods.div_ceil(self.pods_per_round(pods).max(1)).max(1)
+    }
+
     /// Time until the next confirming journey, after so many of them. As many as can confirm a failure follow each other
     /// at once; later ones wait until the one before must be over.
     #[must_use]
@@ -106,6 +127,31 @@ impl Default for GatePolicy {
             min_span: Duration::from_secs(20),
             confirm_every: Duration::from_secs(2),
             inherited_evidence_max: Duration::from_mins(15),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tour_takes_five_minutes_at_most_and_a_round_at_least_twelve_pods() {
+        for (pods, seconds, per_round, rounds) in [
+            (0, 15, 0, 1),
+            (1, 15, 1, 1),
+            (12, 15, 12, 1),
+            (13, 15, 12, 2),
+            (40, 15, 12, 4),
+            (240, 15, 12, 20),
+            (241, 15, 13, 19),
+            (1_000, 15, 50, 20),
+            (40, 100, 14, 3),
+            (40, 3_600, 40, 1),
+        ] {
+            let policy = GatePolicy { interval: Duration::from_secs(seconds), ..GatePolicy::default() };
+            assert_eq!(policy.pods_per_round(pods), per_round, "{pods} pods every {seconds} s");
+            assert_eq!(policy.tour_rounds(pods), rounds, "{pods} pods every {seconds} s");
         }
     }
 }

@@ -4,14 +4,16 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use kube::{Client, ResourceExt};
+use tokio::time::Instant;
 
 use super::reconcile_error::ReconcileError;
+use crate::process::locks::lock_unpoisoned;
 
 /// Time after which the content of a Secret is read again.
 const FOUND_TTL: Duration = Duration::from_mins(1);
@@ -112,12 +114,12 @@ impl SecretReader {
 
     /// Forgets the content of a Secret. Called after the operator has written it.
     pub fn forget(&self, namespace: &str, name: &str) {
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = lock_unpoisoned(&self.cached);
         cached.by_name.remove(&(namespace.to_owned(), name.to_owned()));
     }
 
     fn entry(&self, namespace: &str, name: &str) -> CacheEntry {
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = lock_unpoisoned(&self.cached);
         let now = Instant::now();
         if now.duration_since(cached.swept) > SWEEP_INTERVAL {
             cached.swept = now;
@@ -129,6 +131,18 @@ impl SecretReader {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse;
+    use axum::routing::get;
+    use axum::{Json, Router};
+    use k8s_openapi::ByteString;
+    use kube::api::ObjectMeta;
+    use serde_json::json;
+    use tokio::time::sleep;
+
     use super::*;
 
     #[test]
@@ -152,5 +166,87 @@ mod tests {
         assert!(!cached.is_fresh(&user("a", 1), after(2)), "a missing Secret is looked for again soon");
         assert!(!cached.is_unused(after(600)));
         assert!(cached.is_unused(after(601)));
+    }
+
+    /// The API server's Secret, and the number of reads.
+    type StoredSecret = Arc<Mutex<(Option<Secret>, usize)>>;
+
+    fn secret_of(url: &str) -> Secret {
+        let data = BTreeMap::from([("url".to_owned(), ByteString(url.as_bytes().to_vec()))]);
+        let metadata = ObjectMeta { name: Some("redis".to_owned()), ..ObjectMeta::default() };
+        Secret { metadata, data: Some(data), ..Secret::default() }
+    }
+
+    fn reader_of(stored: &StoredSecret) -> SecretReader {
+        let stored = stored.clone();
+        let answer = move || {
+            let mut stored = stored.lock().expect("the Secret");
+            stored.1 += 1;
+            let found = stored.0.clone().map(|secret| Json(secret).into_response());
+            let missing =
+                json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404 });
+            let response = found.unwrap_or_else(|| (StatusCode::NOT_FOUND, Json(missing)).into_response());
+            async move { response }
+        };
+        let router = Router::new().route("/api/v1/namespaces/n/secrets/redis", get(answer));
+        SecretReader::new(Client::new(router, "n"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_secret_that_is_rotated_twice_removed_and_created_again_ends_with_its_last_value() {
+        let stored = StoredSecret::default();
+        let reader = reader_of(&stored);
+        let set = |secret: Option<Secret>| stored.lock().expect("the Secret").0 = secret;
+        let user = SecretUser { uid: "a".to_owned(), version: 1 };
+        let read = async || {
+            let found = reader.read("n", "redis", &user).await.expect("an answer")?;
+            let url = found.data.as_ref()?.get("url")?.0.clone();
+            Some(String::from_utf8_lossy(&url).into_owned())
+        };
+        let text = |url: &str| Some(url.to_owned());
+        set(Some(secret_of("first")));
+        assert_eq!(read().await, text("first"));
+        // Twice within a second: the value in between is never read.
+        set(Some(secret_of("wrong")));
+        sleep(Duration::from_millis(400)).await;
+        set(Some(secret_of("right")));
+        assert_eq!(read().await, text("first"), "at most one read a minute");
+        sleep(FOUND_TTL).await;
+        assert_eq!(read().await, text("right"));
+        set(None);
+        sleep(FOUND_TTL).await;
+        assert_eq!(read().await, None);
+        assert_eq!(read().await, None, "it is not asked for at once again");
+        set(Some(secret_of("new")));
+        sleep(MISSING_TTL).await;
+        assert_eq!(read().await, text("new"), "a Secret that is missed is found soon");
+        assert_eq!(stored.lock().expect("the Secret").1, 4, "one read for each of the four answers");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_read_keeps_nothing_and_is_repeated() {
+        let failures = Arc::new(AtomicUsize::new(0));
+        let count = failures.clone();
+        let answer = move || {
+            let response = match count.fetch_add(1, Ordering::Relaxed) {
+                0 => StatusCode::TOO_MANY_REQUESTS.into_response(),
+                1 => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+                2 => "{\"kind\":\"Secret\",\"metadata\":{\"na".into_response(),
+                _ => Json(secret_of("value")).into_response(),
+            };
+            async move { response }
+        };
+        let router = Router::new().route("/api/v1/namespaces/n/secrets/redis", get(answer));
+        let reader = SecretReader::new(Client::new(router, "n"));
+        let user = SecretUser { uid: "a".to_owned(), version: 1 };
+        let mut errors = Vec::new();
+        let found = loop {
+            match reader.read("n", "redis", &user).await {
+                Ok(found) => break found,
+                Err(error) => errors.push(error.to_string()),
+            }
+        };
+        assert!(found.is_some(), "no failure is remembered as a missing Secret");
+        assert!(!errors.is_empty() && errors.iter().all(|error| error.contains("Secret n/redis")), "{errors:?}");
     }
 }

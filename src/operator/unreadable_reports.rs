@@ -69,7 +69,7 @@ async fn report_object(context: &ControllerContext, report: &UnreadableReport) -
 
 /// Describes why this version cannot read an object, with the field if the schema of this version finds it.
 fn describe_problem(kind: &str, object: &Value, error: &str) -> String {
-    let findings = crd::object_schema(kind).map(|schema| check_schema(object, &schema)).unwrap_or_default();
+    let findings = crd::object_schema(kind).map(|schema| check_schema(object, schema)).unwrap_or_default();
     let finding =
         findings.into_iter().find(|finding| ["spec", "status"].iter().any(|part| finding.path.starts_with(part)));
     let problem =

@@ -19,10 +19,12 @@ mod metrics;
 mod nonce;
 mod observe;
 mod plan;
+mod pod_tour;
 mod progress;
 mod read_back;
 mod receiver;
 mod requested_round;
+mod rounds;
 mod scheduler;
 mod service_routes;
 

@@ -40,7 +40,7 @@ pub(super) struct PodObserver {
 }
 
 /// A pod's name, and its two answers as far as they came.
-type PodAnswers = (String, Option<ObservedPod>, Option<DispatcherFlow>);
+type PodAnswers = (String, Option<ObservedPod>, Option<FlowReport>);
 
 /// The state that a process reported.
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ pub(super) struct ObservedPod {
     pub process: String,
     /// Names what it runs.
     pub configuration: String,
-    /// Differences from the rendered configuration.
+    /// Differences from the rendered configuration, and silent apps.
     pub drifts: Vec<ConfigDrift>,
     /// The registry that it runs; `None` if it did not report one.
     pub registry: Option<RegistryReading>,
@@ -180,27 +180,29 @@ impl PodObserver {
 
     /// Looks at every pod. A pod that does not answer is not in the observation: that is no difference.
     pub async fn observe_all(&self, plan: &ProbePlan) -> PodObservation {
-        let edges = plan.edges.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, false, false));
-        let dispatchers = plan.dispatchers.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, true, pod.leaving));
+        let edges = plan.edges.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, false));
+        let dispatchers = plan.dispatchers.iter().map(|pod| (&pod.pod, pod.admin, &pod.wanted, pod.leaving));
         let mut looks: Vec<BoxFuture<'_, PodAnswers>> = Vec::new();
-        for (pod, admin, wanted, dispatcher, leaving) in edges.chain(dispatchers) {
+        for (pod, admin, wanted, leaving) in edges.chain(dispatchers) {
             looks.push(Box::pin(async move {
                 let mut seen = self.observe_configuration(plan, admin, wanted).await;
                 if let Some(seen) = seen.as_mut().filter(|_| leaving) {
                     seen.drifts.clear();
                 }
-                let flow = if dispatcher { self.read_flow(&plan.admin_token, admin).await } else { None };
-                let flow = flow.and_then(|flow| flow.dispatcher);
+                let flow = self.read_flow(&plan.admin_token, admin).await;
                 (pod.clone(), seen, flow)
             }));
         }
         let mut observation = PodObservation::default();
         let mut answers = stream::iter(looks).buffer_unordered(CONCURRENT_REQUESTS_MAX);
         while let Some((pod, seen, flow)) = answers.next().await {
-            if let Some(flow) = flow {
+            let FlowReport { recorder, dispatcher, .. } = flow.unwrap_or_default();
+            if let Some(flow) = dispatcher {
                 observation.dispatchers.insert(pod.clone(), flow);
             }
-            if let Some(seen) = seen {
+            if let Some(mut seen) = seen {
+                let silent = recorder.map(|flow| flow.silent_apps).unwrap_or_default();
+                seen.drifts.extend(silent.into_iter().map(ConfigDrift::SilentApp));
                 observation.pods.insert(pod, seen);
             }
         }

@@ -14,11 +14,12 @@ use super::journey::JourneyContext;
 use super::journey_budget::BudgetShare;
 use super::metrics::JourneyMetrics;
 use super::observe::{PodObservation, PodObserver};
+use super::pod_tour::PodTour;
 use super::progress::{HopTick, PROGRESS_QUEUE_LEN};
 use super::receiver::WebhookReceiver;
 use super::requested_round::{RequestedProof, RequestedRound};
 use super::service_routes::RouteTracker;
-use super::{EdgePod, Entrance, JourneyProof, ProbePlan};
+use super::{JourneyProof, ProbePlan};
 use crate::gate::{Evidence, GatePhase, GatePolicy, Journey, JourneyOutcome, RestoredProof, RoundState, Verdict};
 use crate::kinesis::Shard;
 use crate::process::clock;
@@ -117,6 +118,7 @@ pub fn start(
         confirmations: BTreeMap::new(),
         missed_observations: BTreeMap::new(),
         paths: RouteTracker::default(),
+        tour: PodTour::default(),
         underway: BTreeMap::new(),
         began: Instant::now(),
         round_failed: false,
@@ -159,7 +161,7 @@ pub(super) struct JourneySchedule {
     pub(super) ticks: broadcast::Sender<HopTick>,
     pub(super) results: mpsc::Sender<ScheduleEvent>,
     pub(super) shards: Arc<Vec<Shard>>,
-    observation: PodObservation,
+    pub(super) observation: PodObservation,
     /// Dispatchers that held shards, and when they were last seen to.
     last_holders: Option<(BTreeSet<String>, Instant)>,
     /// Whether enough is known for a verdict.
@@ -168,20 +170,22 @@ pub(super) struct JourneySchedule {
     pub(super) journey_count: usize,
     pub(super) journey_slots: Arc<Semaphore>,
     /// Attempts made, by transport, pod and process.
-    attempted: BTreeSet<(Transport, String, String)>,
+    pub(super) attempted: BTreeSet<(Transport, String, String)>,
     /// When each suspect is tried again, and how often it was.
     pub(super) confirmations: BTreeMap<TargetPair, (Instant, usize)>,
     /// Looks in a row that a process did not answer.
     missed_observations: BTreeMap<String, usize>,
     /// Which paths lead somewhere.
-    paths: RouteTracker,
+    pub(super) paths: RouteTracker,
+    /// The pods whose turn it is.
+    pub(super) tour: PodTour,
     /// Journeys whose hops are not over: few of each pair at a time, or those that fail slowly would pile up.
     pub(super) underway: BTreeMap<TargetPair, usize>,
     began: Instant,
     /// Whether a journey has failed since the latest round began.
-    round_failed: bool,
+    pub(super) round_failed: bool,
     /// Number of rounds in a row with a failed journey.
-    failed_rounds: usize,
+    pub(super) failed_rounds: usize,
     /// When senders that could not reach the former receiver have found this one, in ms since 1970.
     receiver_found_ms: u64,
     /// Reports to the process: progress and counts.
@@ -258,13 +262,11 @@ impl JourneySchedule {
         }
     }
 
-    /// Asks for the journeys of one round in each interval of the manifest. Returns the interval in force, by which evidence
+    /// Asks for the journeys of one round of an open gate in each interval of the manifest. Returns the interval in force, by which evidence
     /// ages too.
     fn adjust_interval(&mut self) -> Duration {
         let plan = &self.context.plan;
-        let paths: usize = plan.paths.iter().map(|path| path.transports.len()).sum();
-        let edges: usize = plan.edges.iter().map(|edge| edge.transports.len()).sum();
-        let interval = self.process.budget.adjust_interval(edges + paths, plan.policy.interval);
+        let interval = self.process.budget.adjust_interval(self.round_size(), plan.policy.interval);
         send_if_changed(&self.effective_intervals, interval);
         let policy = GatePolicy { interval, ..plan.policy };
         if self.warm && self.applied_policy != policy {
@@ -432,50 +434,6 @@ impl JourneySchedule {
         }
         let seen = self.observation.pods.iter();
         self.evidence.observe_all(dimensions, seen.map(|(pod, seen)| (pod, &seen.process, &seen.drifts)));
-    }
-
-    /// One journey by every transport through every pod, and by every path that leads somewhere.
-    fn start_round(&mut self) {
-        self.failed_rounds = if self.round_failed { self.failed_rounds + 1 } else { 0 };
-        self.round_failed = false;
-        for (transport, edge) in self.target_pairs() {
-            self.attempted.extend(self.attempt_key(transport, &edge));
-            self.begin_journey(transport, Entrance::from(&edge));
-        }
-        for (transport, entrance) in self.leading_paths() {
-            self.begin_journey(transport, entrance);
-        }
-    }
-
-    /// Every transport of every path that leads somewhere.
-    pub(super) fn leading_paths(&self) -> Vec<(Transport, Entrance)> {
-        let now = Instant::now();
-        let leading = self.context.plan.paths.iter().filter(|path| self.paths.is_expected_to_work(path, now));
-        leading.flat_map(|path| path.transports.iter().map(move |of| (*of, Entrance::from(path)))).collect()
-    }
-
-    /// Starts journeys through pods that wait for admission as soon as they are up, since this paces a rollout.
-    fn prove_newcomers(&mut self) {
-        let fresh = |(transport, edge): &(Transport, EdgePod)| {
-            !edge.admitted
-                && self.attempt_key(*transport, edge).is_some_and(|attempt| !self.attempted.contains(&attempt))
-        };
-        let waiting: Vec<(Transport, EdgePod)> = self.target_pairs().into_iter().filter(fresh).collect();
-        for (transport, edge) in waiting {
-            self.attempted.extend(self.attempt_key(transport, &edge));
-            self.begin_journey(transport, Entrance::from(&edge));
-        }
-    }
-
-    fn attempt_key(&self, transport: Transport, edge: &EdgePod) -> Option<(Transport, String, String)> {
-        let seen = self.observation.pods.get(&edge.pod)?;
-        Some((transport, edge.pod.clone(), seen.process.clone()))
-    }
-
-    /// Every transport of every pod that has said what it runs: one that has not is not up yet.
-    pub(super) fn target_pairs(&self) -> Vec<(Transport, EdgePod)> {
-        let edges = self.context.plan.edges.iter().filter(|edge| self.observation.pods.contains_key(&edge.pod));
-        edges.flat_map(|edge| edge.transports.iter().map(|transport| (*transport, edge.clone()))).collect()
     }
 }
 

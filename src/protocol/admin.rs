@@ -1,7 +1,7 @@
 //! Answers of the admin listener's guarded paths: the configuration that a process runs, and the events that pass
 //! through it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -43,7 +43,7 @@ pub fn hash_configuration(build: &str, variables: &BTreeMap<String, String>) -> 
 }
 
 /// The answer of `/flow`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowReport {
     /// The process's id, new at each start.
@@ -82,6 +82,10 @@ pub struct RecorderFlow {
     /// The stream's last refusal; absent after a success.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_error: Option<String>,
+    /// Apps whose events have waited for more than a minute while the stream acknowledged none of the app, ten at most;
+    /// absent when there are none.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
+    pub silent_apps: BTreeSet<AppId>,
 }
 
 /// Whether an edge writes events.
@@ -192,9 +196,12 @@ pub struct EndpointReport {
     /// The last answer, or the reason why none came.
     #[serde(default)]
     pub last_answer: String,
-    /// Events that the endpoint did not get.
+    /// Events that were dropped, because the endpoint did not acknowledge them.
     #[serde(default)]
     pub dropped: u64,
+    /// Events that became dead letters, because the endpoint did not acknowledge them.
+    #[serde(default)]
+    pub dead_lettered: u64,
 }
 
 impl EndpointReport {
@@ -209,6 +216,7 @@ impl EndpointReport {
             last_failed_ms: None,
             last_answer: String::new(),
             dropped: 0,
+            dead_lettered: 0,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Faults that are switched on and off while a rehearsal runs. Each changes the configuration of a process or a double of
-//! its surroundings, never a verdict.
+//! Faults and edits that are switched on and off while a rehearsal runs. Each changes the configuration of a process or a
+//! double of its surroundings, never a verdict.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -47,11 +47,15 @@ pub enum Fault {
     MuteDispatcher,
     /// Every third webhook of the journeys is acknowledged and dropped.
     LostWebhooks,
+    /// The dispatchers read nothing from the first shard of a stream.
+    UnreadShard,
+    /// The stream stores the records of the journeys' app alone.
+    SilentApps,
 }
 
 impl Fault {
     /// All faults, in the order in which they are listed.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::WebhooksOff,
         Self::WrongStream,
         Self::WrongRegion,
@@ -69,6 +73,8 @@ impl Fault {
         Self::BadPod,
         Self::MuteDispatcher,
         Self::LostWebhooks,
+        Self::UnreadShard,
+        Self::SilentApps,
     ];
 
     /// The name in commands and requests.
@@ -92,6 +98,8 @@ impl Fault {
             Self::BadPod => "bad-pod",
             Self::MuteDispatcher => "mute-dispatcher",
             Self::LostWebhooks => "lost-webhooks",
+            Self::UnreadShard => "unread-shard",
+            Self::SilentApps => "silent-apps",
         }
     }
 
@@ -118,6 +126,10 @@ impl Fault {
             Self::BadPod => "what the first sockjs pod records is acknowledged and never stored; other pods are sound",
             Self::MuteDispatcher => "the journeys' receiver refuses the connections of the first dispatcher alone",
             Self::LostWebhooks => "every third webhook of the journeys is acknowledged and reaches no receiver",
+            Self::UnreadShard => "the dispatchers read nothing from the first shard of a stream",
+            Self::SilentApps => {
+                "Kinesis stores the records of the journeys' app alone; an app with events is found after a minute"
+            }
         }
     }
 
@@ -163,9 +175,42 @@ impl FromStr for Fault {
     }
 }
 
-/// The faults that are on, as the doubles read them with every request. Cheap to clone.
+/// The name of an edit in requests, before its number.
+const EDIT_PREFIX: &str = "edit-";
+
+/// One thing that is switched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Switch {
+    /// A fault by its name.
+    Fault(Fault),
+    /// An edit of the command line, by its place from 0.
+    Edit(usize),
+}
+
+impl fmt::Display for Switch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fault(fault) => write!(f, "{fault}"),
+            Self::Edit(place) => write!(f, "{EDIT_PREFIX}{}", place + 1),
+        }
+    }
+}
+
+impl FromStr for Switch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = text.strip_prefix(EDIT_PREFIX).and_then(|number| number.parse::<usize>().ok());
+        match number.and_then(|number| number.checked_sub(1)) {
+            Some(place) => Ok(Self::Edit(place)),
+            None => text.parse().map(Self::Fault),
+        }
+    }
+}
+
+/// The faults and edits that are on, as the doubles read them with every request. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct FaultSwitches(Arc<watch::Sender<BTreeSet<Fault>>>);
+pub struct FaultSwitches(Arc<watch::Sender<BTreeSet<Switch>>>);
 
 impl Default for FaultSwitches {
     fn default() -> Self {
@@ -177,27 +222,27 @@ impl FaultSwitches {
     /// Whether a fault is on.
     #[must_use]
     pub fn is_on(&self, fault: Fault) -> bool {
-        self.0.borrow().contains(&fault)
+        self.0.borrow().contains(&Switch::Fault(fault))
     }
 
-    /// The faults that are on.
+    /// The faults and edits that are on.
     #[must_use]
-    pub fn active(&self) -> BTreeSet<Fault> {
+    pub fn active(&self) -> BTreeSet<Switch> {
         self.0.borrow().clone()
     }
 
-    /// Follows the faults that are on.
+    /// Follows the faults and edits that are on.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<BTreeSet<Fault>> {
+    pub fn subscribe(&self) -> watch::Receiver<BTreeSet<Switch>> {
         self.0.subscribe()
     }
 
-    pub(super) fn set(&self, fault: Fault, on: bool) {
+    pub(super) fn set(&self, switch: Switch, on: bool) {
         self.0.send_modify(|active| {
             if on {
-                active.insert(fault);
+                active.insert(switch);
             } else {
-                active.remove(&fault);
+                active.remove(&switch);
             }
         });
     }
@@ -217,6 +262,10 @@ mod tests {
                 "{fault}: a variable is read at the start"
             );
         }
+        assert_eq!("edit-1".parse(), Ok(Switch::Edit(0)));
+        assert_eq!(Switch::Edit(0).to_string(), "edit-1");
+        assert_eq!("put-denied".parse(), Ok(Switch::Fault(Fault::PutDenied)));
+        assert!("edit-0".parse::<Switch>().is_err() && "edit-".parse::<Switch>().is_err());
         let error = "typo".parse::<Fault>().expect_err("no fault");
         assert!(error.contains("`typo`") && error.contains("put-denied, stream-gone"), "{error}");
     }

@@ -12,9 +12,12 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use ferrokinesis::shard_iterator::decode_shard_iterator;
 use ferrokinesis::store::StoreOptions;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -25,13 +28,20 @@ use tower::ServiceExt;
 use super::faults::{Fault, FaultSwitches};
 use crate::config::ServerKind;
 use crate::kinesis::{AwsCredentials, KinesisClient, KinesisError, KinesisErrorClass, StreamSettings};
-use crate::protocol::StreamName;
+use crate::protocol::record::StreamRecord;
+use crate::protocol::{AppId, StreamName};
 
 /// A stream's creation takes this long here; in the cloud it is some seconds.
 const STREAM_CREATE_DELAY_MS: u64 = 20;
 
-/// Largest request that is read to acknowledge it without storing it: `PutRecords` takes 5 MiB, in base64.
-const DISCARDED_REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Largest request that is read because a fault changes its effect: `PutRecords` takes 5 MiB, in base64.
+const FAULTY_REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Largest answer of `PutRecords`: 500 records of a shard's id and a sequence number.
+const PUT_ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// The first shard of every stream.
+const FIRST_SHARD: &str = "shardId-000000000000";
 
 /// Largest `CreateStream`: a name and 50 tags of 384 characters.
 const CREATE_REQUEST_BYTES_MAX: usize = 128 * 1024;
@@ -47,20 +57,28 @@ const JSON_CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 struct CloudAccount {
     stores: Arc<Mutex<HashMap<String, Router>>>,
     faults: FaultSwitches,
+    /// The app of the journeys, whose records no fault of other apps concerns.
+    journeys_app: Option<AppId>,
 }
 
 /// Kinesis, to be served or put behind something that watches or breaks it.
 pub fn kinesis_router() -> Router {
-    build_router(FaultSwitches::default())
+    build_router(FaultSwitches::default(), None)
 }
 
-fn build_router(faults: FaultSwitches) -> Router {
-    Router::new().fallback(route_by_region).with_state(CloudAccount { faults, ..CloudAccount::default() })
+fn build_router(faults: FaultSwitches, journeys_app: Option<AppId>) -> Router {
+    let account = CloudAccount { faults, journeys_app, ..CloudAccount::default() };
+    Router::new().fallback(route_by_region).with_state(account)
 }
 
 /// Serves Kinesis on `listener`, with the faults that are on, until the token ends it.
-pub fn serve(listener: TcpListener, faults: FaultSwitches, shutdown: CancellationToken) -> tokio::task::JoinHandle<()> {
-    let router = build_router(faults);
+pub fn serve(
+    listener: TcpListener,
+    faults: FaultSwitches,
+    journeys_app: Option<AppId>,
+    shutdown: CancellationToken,
+) -> tokio::task::JoinHandle<()> {
+    let router = build_router(faults, journeys_app);
     tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
         if let Err(error) = served {
@@ -70,22 +88,30 @@ pub fn serve(listener: TcpListener, faults: FaultSwitches, shutdown: Cancellatio
 }
 
 async fn route_by_region(State(account): State<CloudAccount>, request: Request) -> Response {
-    let KinesisCall { region, by_fallbacks, by_first_pod, operation } = KinesisCall::read(request.headers());
+    let KinesisCall { region, server, by_first_pod, operation } = KinesisCall::read(request.headers());
     if let Some((code, message)) = find_refusal(&account.faults, &operation) {
         return refuse_call(code, message);
     }
     let writes_nothing = account.faults.is_on(Fault::OldImage) || (by_first_pod && account.faults.is_on(Fault::BadPod));
+    let by_fallbacks = server.is_some_and(|server| server.serves_as(ServerKind::Sockjs));
     if by_fallbacks && operation == "PutRecords" && writes_nothing {
         return discard_records(request).await;
     }
+    let by_dispatcher = server == Some(ServerKind::Dispatcher);
     let store = {
         let mut stores = account.stores.lock().unwrap_or_else(PoisonError::into_inner);
         stores.entry(region.clone()).or_insert_with(|| region_store(region)).clone()
     };
-    if operation == "CreateStream" {
-        return create_tagged_stream(store, request).await;
+    match operation.as_str() {
+        "CreateStream" => create_tagged_stream(store, request).await,
+        "GetRecords" if by_dispatcher && account.faults.is_on(Fault::UnreadShard) => {
+            read_other_shards(store, request).await
+        }
+        "PutRecords" if account.faults.is_on(Fault::SilentApps) => {
+            put_records_of_app(store, request, account.journeys_app.as_ref()).await
+        }
+        _ => call_store(store, request).await,
     }
-    call_store(store, request).await
 }
 
 async fn call_store(store: Router, request: Request) -> Response {
@@ -138,8 +164,8 @@ fn region_store(region: String) -> Router {
 /// The part of a request that its headers hold.
 struct KinesisCall {
     region: String,
-    /// Whether the identity is that of the server of the fallbacks.
-    by_fallbacks: bool,
+    /// The server whose identity signed; `None` for the operator's.
+    server: Option<ServerKind>,
     /// Whether the identity is that of the first pod of its server.
     by_first_pod: bool,
     operation: String,
@@ -151,11 +177,10 @@ impl KinesisCall {
         let authorization = text(header::AUTHORIZATION.as_str());
         let identity = credential_part(authorization, 0).unwrap_or_default();
         let (server, pod) = identity.split_once(POD_SEPARATOR).unwrap_or((identity, ""));
-        let caller = server.parse();
         Self {
             region: credential_part(authorization, 2).unwrap_or("none").to_owned(),
             by_first_pod: pod == "0",
-            by_fallbacks: caller.is_ok_and(|server: ServerKind| server.serves_as(ServerKind::Sockjs)),
+            server: server.parse().ok(),
             operation: text("x-amz-target").rsplit('.').next().unwrap_or_default().to_owned(),
         }
     }
@@ -181,12 +206,71 @@ fn refuse_call(code: &str, message: &str) -> Response {
 
 /// Acknowledges every record and stores none.
 async fn discard_records(request: Request) -> Response {
-    let body = axum::body::to_bytes(request.into_body(), DISCARDED_REQUEST_BYTES_MAX).await.unwrap_or_default();
-    let request: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let (_, request) = read_json(request).await;
     let count = request["Records"].as_array().map_or(0, Vec::len);
     let record = json!({ "SequenceNumber": "0", "ShardId": "shardId-000000000000" });
     let answer = json!({ "FailedRecordCount": 0, "Records": vec![record; count] });
     ([(header::CONTENT_TYPE, JSON_CONTENT_TYPE)], answer.to_string()).into_response()
+}
+
+/// Answers that the first shard has no new record, with the same iterator again; other shards are read.
+async fn read_other_shards(store: Router, request: Request) -> Response {
+    let (head, call) = read_json(request).await;
+    let iterator = call["ShardIterator"].as_str().unwrap_or_default();
+    match decode_shard_iterator(iterator) {
+        Ok((_, _, shard, _)) if shard == FIRST_SHARD => {
+            let page = json!({ "Records": [], "NextShardIterator": iterator, "MillisBehindLatest": 0 });
+            ([(header::CONTENT_TYPE, JSON_CONTENT_TYPE)], page.to_string()).into_response()
+        }
+        _ => call_store(store, with_json(head, &call)).await,
+    }
+}
+
+/// Stores the records of one app, and refuses those of the others.
+async fn put_records_of_app(store: Router, request: Request, app: Option<&AppId>) -> Response {
+    let (head, mut call) = read_json(request).await;
+    let records = call["Records"].as_array().cloned().unwrap_or_default();
+    let is_stored: Vec<bool> = records.iter().map(|record| app.is_some_and(|app| is_record_of(record, app))).collect();
+    let stored: Vec<Value> =
+        records.into_iter().zip(&is_stored).filter(|(_, stored)| **stored).map(|(record, _)| record).collect();
+    let mut results = vec![];
+    if !stored.is_empty() {
+        call["Records"] = stored.into();
+        let (head, body) = call_store(store, with_json(head, &call)).await.into_parts();
+        let body = axum::body::to_bytes(body, PUT_ANSWER_BYTES_MAX).await.unwrap_or_default();
+        if !head.status.is_success() {
+            return Response::from_parts(head, Body::from(body));
+        }
+        let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+        results = answer["Records"].as_array().cloned().unwrap_or_default();
+    }
+    let mut results = results.into_iter();
+    let refusal = || json!({ "ErrorCode": "InternalFailure", "ErrorMessage": "Internal service failure." });
+    let mut answer_record = |stored: bool| stored.then(|| results.next()).flatten().unwrap_or_else(refusal);
+    let answers: Vec<Value> = is_stored.into_iter().map(&mut answer_record).collect();
+    let failed = answers.iter().filter(|answer| answer["ErrorCode"].is_string()).count();
+    let answer = json!({ "FailedRecordCount": failed, "Records": answers });
+    ([(header::CONTENT_TYPE, JSON_CONTENT_TYPE)], answer.to_string()).into_response()
+}
+
+/// Whether a record of `PutRecords` holds events of an app.
+fn is_record_of(record: &Value, app: &AppId) -> bool {
+    let data = record["Data"].as_str().unwrap_or_default();
+    let data = base64::engine::general_purpose::STANDARD.decode(data).unwrap_or_default();
+    serde_json::from_slice::<StreamRecord>(&data).is_ok_and(|record| record.app == *app)
+}
+
+/// The head and the body of a request in JSON.
+async fn read_json(request: Request) -> (Parts, Value) {
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, FAULTY_REQUEST_BYTES_MAX).await.unwrap_or_default();
+    (head, serde_json::from_slice(&body).unwrap_or_default())
+}
+
+/// The request with another body; the store verifies no signature.
+fn with_json(mut head: Parts, body: &Value) -> Request {
+    head.headers.remove(header::CONTENT_LENGTH);
+    Request::from_parts(head, Body::from(body.to_string()))
 }
 
 /// A part of the credential in `AWS4-HMAC-SHA256 Credential=KEY/DATE/REGION/kinesis/aws4_request, …`.
@@ -255,7 +339,7 @@ mod tests {
         const RECORDS: usize = 50;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let served = serve(listener, FaultSwitches::default(), CancellationToken::new());
+        let served = serve(listener, FaultSwitches::default(), None, CancellationToken::new());
         let client =
             KinesisClient::connect(&client_settings(address, "test", "eu-west-1", &StreamName::from("s"))).await;
         create_stream(&client, 1).await.expect("created");
@@ -295,7 +379,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shutdown = CancellationToken::new();
-        let served = serve(listener, FaultSwitches::default(), shutdown.clone());
+        let served = serve(listener, FaultSwitches::default(), None, shutdown.clone());
         let stream = StreamName::from("s");
         let here = KinesisClient::connect(&client_settings(address, "test", "eu-west-1", &stream)).await;
         let there = KinesisClient::connect(&client_settings(address, "test", "us-east-1", &stream)).await;

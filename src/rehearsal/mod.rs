@@ -21,7 +21,7 @@ mod webhook_receiver;
 
 pub use error::{RehearsalError, StartRefusal};
 pub use fault_control::{FaultControl, SwitchError};
-pub use faults::Fault;
+pub use faults::{Fault, Switch};
 pub use kinesis_double::kinesis_router as cloud;
 pub use kinesis_double::separate_reads_from_puts;
 pub use overrides::{ManifestOverride, OverrideError};

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
@@ -21,13 +21,14 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::fault_control::FaultControl;
-use super::faults::Fault;
+use super::faults::Switch;
 use super::hop_board::HopBoard;
 use super::pods::EdgeAddresses;
 use super::webhook_receiver::DeliveredWebhook;
 use crate::desired::ValidCluster;
 use crate::gate::Hop;
 use crate::prober::HopTick;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::{AppId, AppKey, Secret, SocketId, Transport, signature};
 
 const INDEX_HTML: &str = include_str!("page/index.html");
@@ -191,8 +192,8 @@ impl DemoPage {
 
     fn describe_faults(&self) -> Value {
         let active = self.faults.active();
-        let row = |fault: Fault| json!({ "name": fault.name(), "help": fault.help(), "on": active.contains(&fault) });
-        Fault::ALL.map(row).into_iter().collect()
+        let row = |(switch, help): (Switch, String)| json!({ "name": switch.to_string(), "help": help, "on": active.contains(&switch) });
+        self.faults.list_switches().map(row).collect()
     }
 
     fn describe_state(&self) -> Value {
@@ -213,7 +214,7 @@ impl DemoPage {
     }
 
     fn add_recent(&self, webhook: DeliveredWebhook) {
-        let mut kept = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock_unpoisoned(&self.recent);
         if kept.len() == RECENT_WEBHOOKS_MAX {
             kept.pop_front();
         }
@@ -265,10 +266,10 @@ async fn list_faults(State(page): State<Arc<DemoPage>>) -> Json<Value> {
     Json(page.describe_faults())
 }
 
-/// Switches a fault; the body is `on` or `off`.
+/// Switches a fault or an edit; the body is `on` or `off`.
 async fn switch_fault(State(page): State<Arc<DemoPage>>, Path(name): Path<String>, body: String) -> Response {
-    let fault: Fault = match name.parse() {
-        Ok(fault) => fault,
+    let switch: Switch = match name.parse() {
+        Ok(switch) => switch,
         Err(error) => return (StatusCode::NOT_FOUND, error).into_response(),
     };
     let on = match body.trim() {
@@ -276,7 +277,7 @@ async fn switch_fault(State(page): State<Arc<DemoPage>>, Path(name): Path<String
         "off" => false,
         other => return (StatusCode::BAD_REQUEST, format!("`{other}` is no state: write on or off")).into_response(),
     };
-    match page.faults.switch(fault, on).await {
+    match page.faults.switch(switch, on).await {
         Ok(()) => Json(page.describe_faults()).into_response(),
         Err(error) => (StatusCode::CONFLICT, error.to_string()).into_response(),
     }
@@ -314,8 +315,7 @@ async fn authorize_channel(State(page): State<Arc<DemoPage>>, Form(wanted): Form
 
 async fn stream_webhooks(State(page): State<Arc<DemoPage>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let later = page.delivered.subscribe();
-    let kept: Vec<DeliveredWebhook> =
-        page.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+    let kept: Vec<DeliveredWebhook> = lock_unpoisoned(&page.recent).iter().cloned().collect();
     let later = stream::unfold(later, |mut later| async {
         loop {
             match later.recv().await {

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{RehearsalError, StartRefusal};
-use super::faults::{Fault, FaultSwitches};
+use super::faults::{Fault, FaultSwitches, Switch};
 use super::kinesis_double;
 use super::kubelet_double::{self, RenderedPod};
 use crate::bus::{Bus, MemoryBus, RedisBus};
@@ -139,6 +139,12 @@ impl PodSet {
         Ok(refusal)
     }
 
+    /// Replaces the rendered variables of a server's pods, for their next start.
+    pub fn replace_rendered(&mut self, server: ServerKind, rendered: Vec<RenderedPod>) {
+        let pods = self.pods.iter_mut().filter(|pod| pod.server == server);
+        pods.zip(rendered).for_each(|(pod, rendered)| pod.rendered = rendered);
+    }
+
     /// Restarts the pods that do the work of a server, one after the other, with the faults that are on. Without such a
     /// server, the pods of the other edge restart.
     pub async fn restart(&mut self, server: ServerKind) -> Result<Result<(), StartRefusal>, RehearsalError> {
@@ -198,9 +204,13 @@ impl PodSet {
     /// Runs the process of a pod. The inner error is the line by which the server refuses to start.
     async fn run(&mut self, pod: &mut Pod) -> Result<Result<(), String>, RehearsalError> {
         let mut variables = pod.rendered.environment.clone();
-        let faults = self.environment.faults.active();
-        let concerns = |fault: &&Fault| fault.restarts().is_some_and(|server| self.server_for(server) == pod.server);
-        for (name, value) in faults.iter().filter(concerns).filter_map(|fault| fault.variable()) {
+        let active = self.environment.faults.active();
+        let faults = active.iter().filter_map(|switch| match switch {
+            Switch::Fault(fault) => Some(*fault),
+            Switch::Edit(_) => None,
+        });
+        let concerns = |fault: &Fault| fault.restarts().is_some_and(|server| self.server_for(server) == pod.server);
+        for (name, value) in faults.filter(concerns).filter_map(Fault::variable) {
             variables.insert(name.to_owned(), value.to_owned());
         }
         match ServerConfig::parse(variables) {

@@ -14,8 +14,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{RehearsalError, StartRefusal};
-use super::fault_control::{FaultControl, FaultSwitcher};
-use super::faults::{Fault, FaultSwitches};
+use super::fault_control::{FaultControl, FaultSwitcher, RenderedCluster};
+use super::faults::{Fault, FaultSwitches, Switch};
 use super::overrides::{ManifestOverride, overridden_registry, override_variables};
 use super::pods::{DispatcherEgress, EdgeAddresses, PodEnvironment, PodSet, UNREACHABLE_ADDRESS, bind_loopback};
 use super::webhook_receiver::{self, DeliveredWebhook, ReceiverRoute};
@@ -127,9 +127,8 @@ impl RunningRehearsal {
         let [probing, serving, end_cloud] = std::array::from_fn(|_| CancellationToken::new());
         let switches = FaultSwitches::default();
         let files = tempfile::tempdir()?;
-        let cloud_listener = bind_loopback().await?;
-        let cloud = cloud_listener.local_addr()?;
-        let mut outside = vec![kinesis_double::serve(cloud_listener, switches.clone(), end_cloud.clone())];
+        let (cloud, served) = serve_cloud(&cluster, switches.clone(), &end_cloud).await?;
+        let mut outside = vec![served];
         let stream = create_stream(&cluster.stream, cloud).await?;
         let heartbeats = Heartbeats::default();
         let receiving = heartbeats.register("webhook receiver", None, &end_cloud);
@@ -151,7 +150,7 @@ impl RunningRehearsal {
             leases: MemoryLeases::default(),
             shutdown: serving.clone(),
         };
-        let (pods, refusals) = Box::pin(start_pods(environment, &options.edits, &secrets)).await?;
+        let (pods, rendered, refusals) = Box::pin(start_pods(environment, &options.edits, &secrets)).await?;
         let addresses = watch::Sender::new(EdgeAddresses::of_edges(&pods.edges()));
         let serving_addresses = *addresses.borrow();
         let prober = refusals.is_empty().then(|| {
@@ -171,7 +170,8 @@ impl RunningRehearsal {
         let prober = prober.transpose().map_err(|error| RehearsalError::Http(error.to_string()))?;
         let switching = FaultSwitcher {
             pods,
-            edits: options.edits,
+            rendered,
+            edits: options.edits.into(),
             switches,
             plan: prober.as_ref().map(|prober| prober.plan.clone()),
             addresses: addresses.clone(),
@@ -248,7 +248,8 @@ async fn start_pods(
     environment: PodEnvironment,
     edits: &[ManifestOverride],
     secrets: &SecretTexts,
-) -> Result<(PodSet, Vec<StartRefusal>), RehearsalError> {
+) -> Result<(PodSet, RenderedCluster, Vec<StartRefusal>), RehearsalError> {
+    (0..edits.len()).for_each(|place| environment.faults.set(Switch::Edit(place), true));
     let rendered = desired::render_objects(&environment.cluster)?;
     let mut desired = rendered.clone();
     override_variables(&mut desired, edits)?;
@@ -262,7 +263,19 @@ async fn start_pods(
             refusals.extend(pods.add_pod(*server, pod, &wanted).await?.err());
         }
     }
-    Ok((pods, refusals))
+    Ok((pods, RenderedCluster { objects: rendered, secrets }, refusals))
+}
+
+/// Serves Kinesis at a free port.
+async fn serve_cloud(
+    cluster: &ValidCluster,
+    faults: FaultSwitches,
+    end: &CancellationToken,
+) -> std::io::Result<(SocketAddr, JoinHandle<()>)> {
+    let listener = bind_loopback().await?;
+    let address = listener.local_addr()?;
+    let journeys_app = Some(cluster.probe.id.clone());
+    Ok((address, kinesis_double::serve(listener, faults, journeys_app, end.clone())))
 }
 
 /// Creates the cluster's streams in the double of Kinesis, and returns the client of the one that edges write.

@@ -145,6 +145,25 @@ test("a fault is switched on and off on the page, and the broken hop is shown wi
   await page.close();
 });
 
+test("an edit is on at the start, and switched off and on on the page", async () => {
+  const flags = ["--edit", "sockjs:REALTIME_WEBHOOKS=off"];
+  const edited = await startRehearsal({ url: "https://shop.example.com/hook" }, "", QUICK_GATE, { flags, refused: true });
+  const page = await browser.newPage();
+  await page.goto(edited.serving.page);
+  await waitForWord(page, "not Ready");
+  const button = page.locator('[data-fault="edit-1"]');
+  assert.equal(await button.getAttribute("aria-pressed"), "true");
+  assert.match(await page.locator("#faults li").first().textContent(), /sockjs:REALTIME_WEBHOOKS=off: the sockjs pods restart with it/);
+  await button.click();
+  await waitForWord(page, "Ready");
+  await screenshot(page, "edit-off");
+  await button.click();
+  await waitForWord(page, "not Ready");
+  assert.deepEqual(await page.locator("#blame td").allTextContents(), ["REALTIME_WEBHOOKS", "kinesis", "off"]);
+  await page.close();
+  assert.equal(await edited.stop(), 1, "its exit code is that of the first verdict");
+});
+
 test("only the page itself switches faults", async () => {
   const post = (name, body, headers = {}) =>
     fetch(new URL(`/faults/${name}`, rehearsal.serving.page), { method: "POST", body, headers });
@@ -153,7 +172,7 @@ test("only the page itself switches faults", async () => {
   assert.equal((await post("typo", "on")).status, 404);
   assert.equal((await post("put-denied", "maybe")).status, 400);
   const faults = await (await fetch(new URL("/faults", rehearsal.serving.page))).json();
-  assert.equal(faults.length, 17);
+  assert.equal(faults.length, 19);
   assert.deepEqual(faults.filter(({ on }) => on), []);
 });
 

@@ -26,7 +26,7 @@ use realtime_operator::dispatcher::{
 };
 use realtime_operator::kinesis::{KinesisClient, PutEntry};
 use realtime_operator::process::clock::now_ms;
-use realtime_operator::protocol::admin::{DispatcherFlow, FlowReport};
+use realtime_operator::protocol::admin::{DispatcherFlow, EndpointReport, EndpointsReport, FlowReport};
 use realtime_operator::protocol::record::{
     EventKind, EventOrder, RECORD_VERSION, RecordOrigin, RecordedEvent, StreamRecord, partition_key,
 };
@@ -226,6 +226,12 @@ async fn wait_for_error(running: &RunningDispatcher, parts: &[&str]) {
         flow.last_error.as_ref().is_some_and(|error| parts.iter().all(|part| error.contains(part)))
     };
     eventually(&format!("an error with {parts:?}"), async || flow(running).await, has_parts).await;
+}
+
+async fn endpoint_reports(running: &RunningDispatcher) -> BTreeMap<String, EndpointReport> {
+    let text = get(running, "/endpoints").await;
+    let report: EndpointsReport = serde_json::from_str(&text).expect(&text);
+    report.endpoints.into_iter().map(|endpoint| (endpoint.name.clone(), endpoint)).collect()
 }
 
 async fn get(running: &RunningDispatcher, path: &str) -> String {

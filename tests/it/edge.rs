@@ -3,6 +3,7 @@
 // Clients of a test end it where they stand; clippy sees only the tests themselves as such.
 #![allow(clippy::panic)]
 
+mod bus_outage;
 mod clients;
 mod cluster_isolation;
 mod connection_policy;

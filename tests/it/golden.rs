@@ -280,6 +280,7 @@ fn effective_and_flow() {
         queued: 1,
         dropped: BTreeMap::from([("client_event_overflow".into(), 2)]),
         last_error: Some("throttled".into()),
+        silent_apps: ["17".into()].into(),
         ..RecorderFlow::default()
     };
     let shard = ShardFlow {

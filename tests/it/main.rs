@@ -19,6 +19,7 @@ mod golden;
 #[cfg(feature = "rehearsal")]
 mod ledger;
 mod links;
+mod many_apps;
 mod metrics;
 #[cfg(feature = "rehearsal")]
 mod multi_edge;

@@ -17,7 +17,9 @@ use super::{files, report_bad_input};
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::gate::{GatePhase, Verdict};
 use crate::process::{signal, telemetry};
-use crate::rehearsal::{DeliveredWebhook, Fault, ManifestOverride, RehearsalError, RehearsalOptions, RunningRehearsal};
+use crate::rehearsal::{
+    DeliveredWebhook, Fault, ManifestOverride, RehearsalError, RehearsalOptions, RunningRehearsal, Switch,
+};
 
 /// The exit code of a cluster that did not become Ready.
 const REFUSED_EXIT_CODE: u8 = 1;
@@ -42,7 +44,8 @@ pub struct Arguments {
     /// Change a rendered variable of one server, as a manual edit of the Deployment would:
     /// `sockjs:REALTIME_WEBHOOKS=off`.
     /// SERVER is websocket, sockjs or dispatcher; `secret/APP_ID` in place of NAME changes that app's secret in the
-    /// server's copy of the registry (`probe` is the app of the journeys)
+    /// server's copy of the registry (`probe` is the app of the journeys).
+    /// It is on at the start; the page, and `POST /faults/edit-1` for the first one, switch it off and on
     #[arg(long = "edit", value_name = "SERVER:NAME=VALUE")]
     edits: Vec<ManifestOverride>,
     /// Switch a fault on at the start; the page, and `POST /faults/NAME` with `on` or `off` at its address, switch it later
@@ -119,7 +122,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         }
     };
     for fault in arguments.faults {
-        if let Err(error) = rehearsal.faults.switch(fault, true).await {
+        if let Err(error) = rehearsal.faults.switch(Switch::Fault(fault), true).await {
             rehearsal.stop().await;
             return report_bad_input(&[format!("--fault {fault}: {error}")]);
         }
@@ -222,7 +225,7 @@ async fn serve(
             },
             Ok(()) = faults.changed() => {
                 let now = faults.borrow_and_update().clone();
-                now.symmetric_difference(&active).for_each(|fault| screen.show_fault(*fault, now.contains(fault)));
+                now.symmetric_difference(&active).for_each(|switch| screen.show_switch(*switch, now.contains(switch)));
                 active = now;
             }
             Some(()) = next_change(&mut verdicts) => {}

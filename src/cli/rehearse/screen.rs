@@ -13,7 +13,7 @@ use crate::api::cluster::TransportState;
 use crate::gate::Hop;
 use crate::prober::{HopResult, HopTick};
 use crate::protocol::Transport;
-use crate::rehearsal::{DeliveredWebhook, Fault, ManifestOverride, RunningRehearsal, host_port};
+use crate::rehearsal::{DeliveredWebhook, ManifestOverride, RunningRehearsal, Switch, host_port};
 
 /// The output of one run.
 pub struct ProgressScreen {
@@ -43,8 +43,8 @@ impl ProgressScreen {
             "Rehearsing {namespace}/{} in this process.",
             metadata.name.as_deref().unwrap_or_default()
         ));
-        for edit in edits {
-            self.print_line(&format!("  edited: {edit}"));
+        for (place, edit) in edits.iter().enumerate() {
+            self.print_line(&format!("  edited: {edit} ({})", Switch::Edit(place)));
         }
         for note in &input.notes {
             self.print_line(&format!("  note: {note}"));
@@ -153,13 +153,17 @@ impl ProgressScreen {
         }
     }
 
-    /// Shows a fault that was switched.
-    pub fn show_fault(&mut self, fault: Fault, on: bool) {
+    /// Shows a fault or an edit that was switched.
+    pub fn show_switch(&mut self, switch: Switch, on: bool) {
         if self.json {
-            print_json_line("fault", json!({ "name": fault.name(), "on": on }));
-        } else {
-            let (word, end) = if on { ("on", fault.help()) } else { ("off", "mended") };
-            self.print_line(&format!("fault {fault} is {word}: {end}"));
+            print_json_line("fault", json!({ "name": switch.to_string(), "on": on }));
+            return;
+        }
+        let word = if on { "on" } else { "off" };
+        match switch {
+            Switch::Fault(fault) if on => self.print_line(&format!("fault {fault} is on: {}", fault.help())),
+            Switch::Fault(fault) => self.print_line(&format!("fault {fault} is off: mended")),
+            Switch::Edit(_) => self.print_line(&format!("{switch} is {word}")),
         }
     }
 

@@ -38,6 +38,12 @@ impl ShardLosses {
         Self { letters, metrics, written, acknowledgements, pending: BTreeMap::new(), last_log_ms: BTreeMap::new() }
     }
 
+    /// Whether lost events become letters.
+    #[must_use]
+    pub fn keeps_letters(&self) -> bool {
+        self.letters.is_some()
+    }
+
     /// Number of letters that are not acknowledged yet.
     #[must_use]
     pub fn pending(&self) -> usize {

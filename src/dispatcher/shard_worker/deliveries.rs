@@ -79,7 +79,8 @@ impl ShardWorker {
         let record = finished.1.delivery.record;
         self.held_deliveries = self.held_deliveries.saturating_sub(1);
         if finished.1.dropped.is_some() {
-            self.resources.metrics.endpoints.count_dropped(&finished.0.app, &finished.0.endpoint);
+            let is_kept = self.losses.keeps_letters();
+            self.resources.metrics.endpoints.count_lost(&finished.0.app, &finished.0.endpoint, is_kept);
         }
         if let Some(loss) = Loss::of_delivery(finished) {
             return self.give_up(record, loss);

@@ -11,6 +11,7 @@ pub(crate) mod limits;
 pub(crate) mod queue;
 pub(crate) mod writer;
 
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -34,6 +35,7 @@ use crate::kinesis;
 use crate::process::clock::{self, MonotonicClock};
 use crate::process::locks::lock_unpoisoned;
 use crate::process::metrics::LabelValue;
+use crate::protocol::AppId;
 use crate::protocol::admin::{RecorderFlow, RecorderState};
 use crate::protocol::record::{EventKind, RecordOrigin, RecordedEvent};
 use crate::protocol::registry::App;
@@ -49,6 +51,12 @@ pub const RECORDER_BYTES_MAX: usize = QueueLimits::DEFAULT.bytes;
 
 /// Age at which a queued client event is dropped.
 pub const CLIENT_EVENT_TTL: Duration = Duration::from_millis(QueueLimits::DEFAULT.client_event_ms);
+
+/// Time for which events of an app wait, and none is acknowledged, before the app counts as silent.
+const SILENCE_GRACE: Duration = Duration::from_mins(1);
+
+/// Silent apps that a report names at most.
+const REPORTED_SILENT_APPS_MAX: usize = 10;
 
 /// Interval of checks for expired client events.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -200,6 +208,7 @@ impl Recorder {
             unwanted: self.metrics.recorder_events_unwanted.get(),
             dropped,
             last_error: self.shared.as_ref().and_then(|shared| shared.describe_errors()),
+            silent_apps: self.shared.as_ref().map_or_else(BTreeSet::new, |shared| shared.list_silent_apps()),
         }
     }
 
@@ -222,6 +231,13 @@ impl RecorderCore {
             self.metrics.recorder_events_dropped.with_label(reason).inc();
             receipt.into_iter().for_each(Receipt::acknowledge);
         }
+    }
+
+    /// The first apps of which events are due and none is acknowledged.
+    fn list_silent_apps(&self) -> BTreeSet<AppId> {
+        let grace_ms = u64::try_from(SILENCE_GRACE.as_millis()).unwrap_or(u64::MAX);
+        let silent = self.queue.silent_apps(self.clock.elapsed_ms(), grace_ms);
+        silent.into_iter().take(REPORTED_SILENT_APPS_MAX).collect()
     }
 
     /// The refusal of the first lane that fails, and how many lanes do. A lane that succeeds hides no other.

@@ -7,6 +7,7 @@
 //! A lock is held for one event or one record at a time, so that a socket never waits long: also with a full queue and a
 //! stream that is unavailable.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -58,6 +59,11 @@ impl RecordQueue {
         lock_unpoisoned(&self.shares).events()
     }
 
+    /// The apps that have had events for longer than `wait_ms` while the stream acknowledged none of them.
+    pub fn silent_apps(&self, now: u64, wait_ms: u64) -> BTreeSet<AppId> {
+        lock_unpoisoned(&self.shares).silent_apps(now, wait_ms)
+    }
+
     /// Returns the lane of a key, which never changes.
     fn lane_of(&self, subject: &ChannelKey) -> usize {
         let mut hasher = self.hasher.build_hasher();
@@ -71,7 +77,7 @@ impl RecordQueue {
     pub fn push(&self, subject: &ChannelKey, event: RecordableEvent, now: u64) -> PushOutcome {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         // First, so that the event cannot leave before it is counted.
-        lock_unpoisoned(&self.shares).add_event(&subject.app, event.len());
+        lock_unpoisoned(&self.shares).add_event(&subject.app, event.len(), now);
         let lane = self.lane_of(subject);
         let is_earlier = self.lane(lane).push(subject, event, serial, now);
         PushOutcome { earlier_lane: is_earlier.then_some(lane), dropped: self.evict_overflow() }
@@ -99,7 +105,8 @@ impl RecordQueue {
     ) -> CompletedRecord {
         let completed = self.lane(lane).complete_record(subject, acknowledged, now, jitter);
         if completed.events > 0 {
-            lock_unpoisoned(&self.shares).remove_events(&subject.app, completed.events, completed.bytes);
+            let mut shares = lock_unpoisoned(&self.shares);
+            shares.acknowledge_events(&subject.app, completed.events, completed.bytes, now);
         }
         completed
     }
@@ -120,7 +127,7 @@ impl RecordQueue {
                     break;
                 }
                 for (app, event, bytes) in expired {
-                    lock_unpoisoned(&self.shares).remove_events(&app, 1, bytes);
+                    lock_unpoisoned(&self.shares).drop_events(&app, 1, bytes);
                     all.push(event);
                 }
             }
@@ -152,7 +159,7 @@ impl RecordQueue {
         let Some((_, lane)) = (0..self.lanes.len()).filter_map(first).min() else { return Vec::new() };
         let evicted = self.lane(lane).drop_first(app);
         let bytes = evicted.iter().map(|(_, bytes)| bytes).sum();
-        lock_unpoisoned(&self.shares).remove_events(app, evicted.len(), bytes);
+        lock_unpoisoned(&self.shares).drop_events(app, evicted.len(), bytes);
         evicted.into_iter().map(|(event, _)| event).collect()
     }
 

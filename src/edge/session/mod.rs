@@ -61,6 +61,8 @@ pub struct Session {
     pub app: AppId,
     /// The transport that carries it.
     pub transport: Transport,
+    /// When it was opened.
+    pub opened_at: Instant,
     state: Mutex<SessionState>,
     changed: Notify,
     budget: ByteBudget,
@@ -101,7 +103,8 @@ impl Session {
             detached_since: Some(now),
             liveness: LivenessTracker::new(now),
         };
-        Arc::new(Self { socket, app, transport, state: Mutex::new(state), changed: Notify::new(), budget, metrics })
+        let (state, changed) = (Mutex::new(state), Notify::new());
+        Arc::new(Self { socket, app, transport, opened_at: now, state, changed, budget, metrics })
     }
 
     /// Queues a frame. After the end it goes nowhere.

@@ -15,6 +15,7 @@ fn test_targets() -> CoverageTargets {
         transports: SERVED.into(),
         pods: PODS.map(|(pod, carries)| (pod.to_owned(), carries.iter().copied().collect())).into(),
         wanted_pods: BTreeMap::new(),
+        tour_rounds: BTreeMap::new(),
         paths: BTreeMap::new(),
         processes: ["eu-websocket-0".to_owned(), "eu-sockjs-0".to_owned(), "eu-dispatcher-0".to_owned()].into(),
         newcomers: BTreeSet::new(),
@@ -410,6 +411,25 @@ fn evidence_that_no_journey_renews_closes_the_gate_and_is_unknown() {
     assert_eq!(evidence.verdict().reason, Reason::EvidenceStale, "one round is not enough");
     rounds(&mut evidence, 5, 1);
     assert!(evidence.verdict().ready);
+}
+
+#[test]
+fn a_pod_that_rounds_take_turns_with_ages_by_its_tour() {
+    let mut evidence = evidence();
+    evidence.set_targets(CoverageTargets { tour_rounds: [(Transport::Websocket, 4)].into(), ..test_targets() });
+    rounds(&mut evidence, 0, 2);
+    let last_ms = ROUND_MS + 500;
+    for at in 2..=6 {
+        evidence.add_journey(&pass_in_round(Transport::XhrStreaming, at, 1));
+        evidence.add_journey(&pass_in_round(Transport::XhrPolling, at, 2));
+    }
+    // Three tours of four rounds, 15 s each.
+    evidence.advance(last_ms + 180_000);
+    assert!(evidence.verdict().ready, "{:?}", evidence.verdict());
+    evidence.advance(last_ms + 180_001);
+    let verdict = evidence.verdict();
+    assert_eq!(verdict.reason, Reason::EvidenceStale);
+    assert!(verdict.message.contains("websocket through eu-websocket-0: no journey has ended for"), "{verdict:?}");
 }
 
 #[test]

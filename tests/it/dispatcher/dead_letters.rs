@@ -81,6 +81,8 @@ async fn an_event_becomes_a_letter_for_the_endpoint_that_did_not_take_it() {
     assert!(flow.dropped.is_empty(), "{flow:?}");
     let ledger = flow.deliveries.expect("deliveries");
     assert_eq!((ledger.created, ledger.delivered, ledger.dead_lettered, ledger.dropped), (2, 1, 1, 0));
+    let broken = endpoint_reports(&running).await.remove("broken").expect("a report");
+    assert_eq!((broken.dead_lettered, broken.dropped), (1, 0));
     let metrics = get(&running, "/metrics").await;
     assert!(
         metrics.contains("realtime_dispatcher_events_dead_lettered_total{reason=\"retry_window_over\"} 1"),
