@@ -146,13 +146,15 @@ mod tests {
         (0..3).for_each(|_| shares.add_event(&served, 10, 1_000));
         assert!(shares.silent_apps(61_000, 60_000).is_empty());
         shares.acknowledge_events(&served, 1, 10, 60_000);
-        let found = |shares: &AppShares, now| shares.silent_apps(now, 60_000).into_iter().collect::<Vec<_>>();
-        assert_eq!(found(&shares, 61_001), [silent.clone()], "the younger event changes nothing");
+        let found = |shares: &AppShares, now| -> Vec<String> {
+            shares.silent_apps(now, 60_000).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(found(&shares, 61_001), ["1"], "the younger event changes nothing");
         shares.drop_events(&silent, 1, 10);
-        assert_eq!(found(&shares, 61_001), [silent.clone()], "a drop is no acknowledgement");
-        assert_eq!(found(&shares, 120_001), [silent.clone(), served], "also an app that was served before");
+        assert_eq!(found(&shares, 61_001), ["1"], "a drop is no acknowledgement");
+        assert_eq!(found(&shares, 120_001), ["1", "2"], "also an app that was served before");
         shares.drop_events(&silent, 1, 10);
         shares.add_event(&silent, 10, 120_000);
-        assert_eq!(found(&shares, 120_001), [AppId::from("2")], "without events, nothing is due");
+        assert_eq!(found(&shares, 120_001), ["2"], "without events, nothing is due");
     }
 }
