@@ -53,7 +53,7 @@ impl RosterClient {
         let (kept, heard, closed) = (rosters.clone(), removals.clone(), is_closed.clone());
         let reader = tokio::spawn(async move {
             while let Some(Ok(message)) = stream.next().await {
-                let Ok(text) = message.into_text() else { continue };
+                let Message::Text(text) = message else { continue };
                 let frame: Value = serde_json::from_str(&text).expect("json");
                 if frame["event"] == "pusher_internal:member_removed" {
                     heard.notify_one();

@@ -1,6 +1,7 @@
 //! A bus that watches its connections: each fault is noticed within seconds, and mended without a restart.
 
 use fred::interfaces::KeysInterface;
+use futures::StreamExt;
 use realtime_operator::bus::check_store;
 
 use super::switch_proxy::SwitchProxy;
@@ -141,7 +142,14 @@ async fn a_sweep_waits_for_a_reader_that_is_slow_and_loses_nothing() {
     const CHANNELS: usize = 17_000;
     let redis = Redis::start().await;
     let death = CancellationToken::new();
-    let (dying, one) = (redis.bus_until("p0", death.clone()).await, redis.bus("p1").await);
+    // No lease expires on a busy machine while so many channels are joined.
+    let timing = BusTiming { lease_ttl: Duration::from_secs(4), ..TIMING };
+    let start = |process: &str, life| RedisBus::start(&redis.url(), "uid-1", process, timing, life).expect("a bus");
+    let (dying, one) = (start("p0", death.clone()), start("p1", CancellationToken::new()));
+    for bus in [&dying, &one] {
+        wait_until_available(bus).await;
+    }
+    tokio::time::sleep(timing.settling_period).await;
     let mut decided = one.take_remote_transitions().expect("an outlet");
     let dying = std::sync::Arc::new(dying);
     let joins = (0..CHANNELS).map(|n| {
@@ -151,7 +159,6 @@ async fn a_sweep_waits_for_a_reader_that_is_slow_and_loses_nothing() {
             joined.expect("joined").transitions.acknowledge_all();
         }
     });
-    use futures::StreamExt;
     futures::stream::iter(joins).buffer_unordered(64).collect::<Vec<()>>().await;
     death.cancel();
     // More channels than the queue takes: nothing is read until it is full.
