@@ -9,6 +9,7 @@ mod connection_policy;
 mod drain;
 mod fallbacks;
 mod hostile;
+mod last_messages;
 mod messages;
 mod outbox;
 mod presence_outage;

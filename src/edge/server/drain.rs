@@ -10,11 +10,12 @@ use std::time::Duration;
 use futures::future::join_all;
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::{ServerConfig, name};
 use crate::edge::hub::connection_quota::release_quota_slot;
 use crate::edge::hub::core::Hub;
+use crate::edge::session::Session;
 use crate::edge::session::opener::SessionOpener;
 use crate::process::admin;
 use crate::protocol::frame::code;
@@ -28,7 +29,12 @@ const CLOSE_TIMER_DELAY: Duration = Duration::from_millis(2);
 /// Bounds the wait until attached clients have received their close frame.
 const CLOSE_DELIVERY_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Bounds the time that sessions take to leave after their close. A client between two requests receives it with the next.
+/// Bounds the wait until the bus has released the quota slots of sessions that are about to be closed. A slow bus
+/// releases them later; the drain goes on.
+const QUOTA_RELEASE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Bounds the time that sessions take to leave after the window. A client between two requests receives its close frame
+/// with the next one, and one that reads slowly its queue before.
 const SESSION_LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The error for a close code that is not offered.
@@ -117,13 +123,14 @@ impl EdgeDrain {
         }
         self.stage.send_replace(DrainStage::Closing);
         self.opener.draining.start();
+        let deadline = Instant::now() + self.window + SESSION_LEAVE_TIMEOUT;
         self.close_sessions().await;
         let left = async {
             while self.opener.sessions.open_count() > 0 {
                 sleep(CLOSE_INTERVAL).await;
             }
         };
-        if timeout(SESSION_LEAVE_TIMEOUT, left).await.is_err() {
+        if timeout_at(deadline, left).await.is_err() {
             tracing::warn!(sessions = self.opener.sessions.open_count(), "sessions did not leave in time");
         }
         self.stage.send_replace(DrainStage::Drained);
@@ -138,8 +145,8 @@ impl EdgeDrain {
         while !left.is_empty() {
             let part =
                 left.split_off(left.len() - close_batch_size(left.len(), self.window.saturating_sub(began.elapsed())));
+            self.release_quota_slots(&part).await;
             for session in &part {
-                release_quota_slot(&self.shared, session).await;
                 session.close(closing.clone());
             }
             // A process that is short of CPU would otherwise close many at once when it has some.
@@ -154,6 +161,15 @@ impl EdgeDrain {
                 tracing::info!(left = left.len(), of = total, "sessions are being sent to other edges");
             }
         }
+    }
+
+    /// Releases the quota slots of sessions. A release that takes too long goes on while its session is closed.
+    async fn release_quota_slots(&self, part: &[Arc<Session>]) {
+        let releases = part.iter().cloned().map(|session| {
+            let shared = self.shared.clone();
+            self.opener.session_tasks.spawn(async move { release_quota_slot(&shared, &session).await })
+        });
+        let _ = timeout(QUOTA_RELEASE_TIMEOUT, join_all(releases)).await;
     }
 }
 

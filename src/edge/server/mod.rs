@@ -22,7 +22,7 @@ use crate::config::{ServerConfig, name};
 use crate::edge::apps::RegistryWatcher;
 use crate::edge::error::{StartError, StopError};
 use crate::edge::http::listener;
-use crate::edge::http::listener::{ConnectionLimit, ListenerTimeouts};
+use crate::edge::http::listener::{ConnectionLimit, ListenerSettings};
 use crate::edge::http::router::{build_public_router, build_relay_router};
 use crate::edge::http::session_routes::{RelayGuard, RouteState};
 use crate::edge::hub::bus_events;
@@ -175,15 +175,17 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
                 RelayServer::new(process.clone(), settings.secrets.clone(), here.clone(), shared.metrics.clone());
             let routes = build_relay_router(&served, &door);
             let refused = shared.metrics.relay_refusals.with_label(RelayRefusal::Full);
-            let bound = Some(ConnectionLimit { most: relay::RELAY_CONNECTIONS_MAX, refused });
-            tasks.spawn(listener::serve(listener, routes, ListenerTimeouts::DEFAULT, bound, listening.clone()));
+            let limit = Some(ConnectionLimit { most: relay::RELAY_CONNECTIONS_MAX, refused });
+            let bounded = ListenerSettings { limit, ..ListenerSettings::default() };
+            tasks.spawn(listener::serve(listener, routes, bounded, listening.clone()));
             let (peers, following) = SessionRelay::start(settings, here, shared.metrics.clone(), stop.clone()).await;
             tasks.spawn(following);
             RelayGuard::Outbound(peers)
         }
     };
     let routes = build_public_router(&served, &guard, trusted);
-    tasks.spawn(listener::serve(deps.public, routes, ListenerTimeouts::DEFAULT, None, listening.clone()));
+    let settings = ListenerSettings { draining: opener.draining.started_token(), ..ListenerSettings::default() };
+    tasks.spawn(listener::serve(deps.public, routes, settings, listening.clone()));
     let answers = build_admin_handlers(&values, &process, &shared, &drain, &stop).await;
     tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));
 

@@ -107,6 +107,27 @@ async fn a_drained_client_can_reconnect_although_its_app_is_at_its_connection_li
     other.stop().await;
 }
 
+#[tokio::test]
+async fn a_drain_lets_go_of_connections_and_tells_newcomers_to_wait() {
+    let edge = alone("sockjs").await;
+    let mut xhr = Xhr::new(&edge, "key1", "drained", "xhr");
+    xhr.greeted().await;
+    drain(&edge, "").await;
+    stage(&edge, "closing").await;
+    assert!(matches!(xhr.frame().await, FallbackFrame::Close(4200, _)));
+    stage(&edge, "drained").await;
+    for path in ["xhr", "xhr_streaming"] {
+        let url = edge.url(&format!("/pusher/app/key1/7/new-{path}/{path}?protocol=7"));
+        let answer = edge.http.post(url).send().await.expect("an answer");
+        assert_eq!(answer.headers()["connection"], "close", "{path}");
+        let text = answer.text().await.expect("a text");
+        assert!(text.contains("c[4100,"), "{path}: {text}");
+    }
+    let answer = edge.publish("1", &json!({ "name": "e", "data": "1", "channel": "room" })).await;
+    assert_eq!((answer.status().as_u16(), &answer.headers()["connection"]), (200, &"close".parse().expect("a value")));
+    edge.stop().await;
+}
+
 /// The numbers that a watcher hears.
 async fn numbers(watcher: &mut Ws, count: usize) -> Vec<u64> {
     let mut numbers = Vec::new();
