@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod channel;
+pub mod client_json;
 pub mod dead_letter;
 pub mod egress_policy;
 pub mod fallback;

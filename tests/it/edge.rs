@@ -18,6 +18,7 @@ mod relay;
 mod reload;
 mod unresponsive_owner;
 mod users;
+mod wire_details;
 
 use std::fs;
 use std::net::SocketAddr;

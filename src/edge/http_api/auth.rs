@@ -11,7 +11,7 @@ use crate::edge::hub::core::Hub;
 use crate::process::clock;
 use crate::protocol::AppId;
 use crate::protocol::registry::{App, AppLimits};
-use crate::protocol::rest::RestRequest;
+use crate::protocol::rest::{self, RestAuthError, RestRequest};
 
 /// A request as it arrived.
 pub struct ApiRequest {
@@ -58,9 +58,14 @@ impl ApiRequest {
     fn verify_signature(&self, app: &App) -> Result<(AppId, AppLimits), ApiRefusal> {
         let secret =
             app.secret_for(self.auth_key()?).ok_or_else(|| unauthorized("`auth_key` is not a key of this app"))?;
-        self.signed_request()
-            .verify(secret, clock::now_ms() / 1000)
-            .map_err(|error| unauthorized(error.to_string()))?;
+        let (request, now) = (self.signed_request(), clock::now_ms() / 1000);
+        let verified = request.verify(secret, now).or_else(|error| match (&error, rest::decode_path(&self.path)) {
+            (RestAuthError::Signature(_), Some(path)) => {
+                RestRequest { path: &path, ..request }.verify(secret, now).map_err(|_| error)
+            }
+            _ => Err(error),
+        });
+        verified.map_err(|error| unauthorized(error.to_string()))?;
         if !app.enabled {
             return Err((StatusCode::FORBIDDEN, "the app is disabled".into()));
         }
