@@ -1,9 +1,11 @@
 //! Latencies of many clients, kept in HDR histograms.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+
+use crate::process::locks::lock_unpoisoned;
 
 /// Bounds a recorded latency, in microseconds; longer ones count as this one.
 const LATENCY_MAX_US: u64 = 60_000_000;
@@ -33,7 +35,7 @@ impl LatencyRecorder {
     /// Records one latency of one client.
     pub fn record(&self, client: usize, latency: Duration) {
         let us = u64::try_from(latency.as_micros()).unwrap_or(LATENCY_MAX_US).clamp(1, LATENCY_MAX_US);
-        let mut part = self.shards[client % HISTOGRAM_SHARD_COUNT].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut part = lock_unpoisoned(&self.shards[client % HISTOGRAM_SHARD_COUNT]);
         part.saturating_record(us);
     }
 
@@ -42,7 +44,7 @@ impl LatencyRecorder {
         let mut all = new_histogram();
         for part in &self.shards {
             // The bounds are the same, so no value is out of range.
-            let _ = all.add(&*part.lock().unwrap_or_else(PoisonError::into_inner));
+            let _ = all.add(&*lock_unpoisoned(part));
         }
         LatencyHistogram(all)
     }

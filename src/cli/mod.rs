@@ -7,6 +7,7 @@
 mod bench;
 mod check;
 mod cluster_api;
+mod cost;
 mod files;
 mod operator;
 mod output;
@@ -67,6 +68,7 @@ enum Command {
     Bench(bench::Arguments),
     Operator(operator::Arguments),
     Check(check::Arguments),
+    Cost(cost::Arguments),
     Status(status::Arguments),
     Prove(prove::Arguments),
     Replay(replay::Arguments),
@@ -108,6 +110,7 @@ pub fn main() -> ExitCode {
             Command::Bench(arguments) => bench::run(arguments).await,
             Command::Operator(arguments) => operator::run(arguments).await,
             Command::Check(arguments) => check::run(arguments).await,
+            Command::Cost(arguments) => cost::run(&arguments),
             Command::Status(arguments) => status::run(arguments).await,
             Command::Prove(arguments) => prove::run(arguments).await,
             Command::Replay(arguments) => replay::run(arguments).await,

@@ -28,6 +28,7 @@ pub mod render;
 mod secret_copies;
 mod secret_references;
 mod server_image;
+pub mod stream_cost;
 mod validate;
 mod webhook_endpoints;
 

@@ -22,7 +22,7 @@ const HEADER_BYTES_MAX: usize = 4 * 1024;
 pub(super) struct ResolvedEndpoints {
     /// Enabled endpoints: they receive webhooks.
     pub enabled: Vec<WebhookEndpoint>,
-    /// Disabled endpoints.
+    /// Disabled endpoints: they receive no webhook.
     pub disabled: Vec<WebhookEndpoint>,
     /// Problems of the headers of enabled endpoints.
     pub problems: Vec<ManifestProblem>,

@@ -315,6 +315,17 @@ impl ShardLeases for KubernetesLeases {
         Box::pin(call_within(CALL_TIMEOUT, self.write_shard(shard, generation, checkpoint, false)))
     }
 
+    fn delete_lease<'a>(&'a self, shard: &'a ShardId, generation: u64) -> BoxFuture<'a, Result<(), LeaseError>> {
+        Box::pin(call_within(CALL_TIMEOUT, async move {
+            let (records, _) = self.stream().await?;
+            let known = self.cache().shards.get(shard).filter(|record| record.generation == generation).cloned();
+            let record = known.ok_or_else(|| LeaseError::Lost(shard.clone()))?;
+            records.delete_version(&record).await.map_err(|error| conflict_to_lost(shard, error))?;
+            self.cache().shards.remove(shard);
+            Ok(())
+        }))
+    }
+
     fn remove_member<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>> {
         Box::pin(call_within(CALL_TIMEOUT, async move {
             let (records, prefix) = self.stream().await?;

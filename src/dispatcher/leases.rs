@@ -158,6 +158,9 @@ pub trait ShardLeases: Send + Sync {
         checkpoint: Option<Checkpoint>,
     ) -> BoxFuture<'a, Result<(), LeaseError>>;
 
+    /// Deletes the lease of a shard that is not held, if its generation is still this one.
+    fn delete_lease<'a>(&'a self, shard: &'a ShardId, generation: u64) -> BoxFuture<'a, Result<(), LeaseError>>;
+
     /// Removes the member, which frees the shards that it still holds.
     fn remove_member<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>>;
 }
@@ -256,6 +259,18 @@ impl ShardLeases for MemoryLeases {
         Box::pin(async move { self.lock_table().write(shard, generation, checkpoint).map(|lease| lease.holder = None) })
     }
 
+    fn delete_lease<'a>(&'a self, shard: &'a ShardId, generation: u64) -> BoxFuture<'a, Result<(), LeaseError>> {
+        Box::pin(async move {
+            let mut memory = self.lock_table();
+            let lease = memory.leases.get(shard).map(|lease| memory.visible_lease(lease));
+            if lease.is_some_and(|lease| lease.generation != generation || lease.holder.is_some()) {
+                return Err(LeaseError::Lost(shard.clone()));
+            }
+            memory.leases.remove(shard);
+            Ok(())
+        })
+    }
+
     fn remove_member<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>> {
         Box::pin(async move {
             self.lock_table().members.remove(member);
@@ -308,5 +323,20 @@ mod tests {
         for (shard, checkpoint) in [(&one, Some(checkpoint_through("7"))), (&two, None)] {
             assert_eq!(leases.acquire_shard(shard, "b").await.expect("free").checkpoint, checkpoint);
         }
+    }
+
+    #[tokio::test]
+    async fn only_a_lease_that_nobody_acquired_since_is_deleted() {
+        let (leases, shard) = (MemoryLeases::default(), ShardId::from("s"));
+        leases.send_heartbeat("a", PROVEN_MEMBER).await.expect("alive");
+        let first = leases.acquire_shard(&shard, "a").await.expect("free");
+        let lost = Err(LeaseError::Lost(shard.clone()));
+        assert_eq!(leases.delete_lease(&shard, first.generation).await, lost, "it is held");
+        leases.release_shard(&shard, first.generation, None).await.expect("held");
+        let second = leases.acquire_shard(&shard, "a").await.expect("free");
+        leases.release_shard(&shard, second.generation, None).await.expect("held");
+        assert_eq!(leases.delete_lease(&shard, first.generation).await, lost, "it was held since");
+        leases.delete_lease(&shard, second.generation).await.expect("free");
+        assert!(leases.send_heartbeat("a", PROVEN_MEMBER).await.expect("alive").leases.is_empty());
     }
 }

@@ -40,6 +40,7 @@ mod server;
 mod shard_discovery;
 mod shard_supervisor;
 mod shard_worker;
+mod trimmed_shards;
 mod unheld_shards;
 mod unknown_apps;
 mod worker_resources;

@@ -15,11 +15,12 @@ use tracing::Instrument;
 
 use super::assignment::{ShardUnit, group_shards, plan_assignment};
 use super::events::{FOREIGN_SLOT, ShardSlot};
-use super::leases::{HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, ShardLease, call_within};
+use super::leases::{HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, ShardLease, ShardLeases, call_within};
 use super::lineage_worker::{LineageCommand, LineageWorker, ShardReport};
 use super::metrics::ErrorSource;
 use super::probation::MemberProbation;
 use super::shard_discovery::ShardListing;
+use super::trimmed_shards::{TrimmedShard, TrimmedShards};
 use super::unheld_shards::UnheldShards;
 use super::worker_resources::{AcquiredShard, WorkerResources};
 use crate::protocol::ShardId;
@@ -59,6 +60,7 @@ pub struct ShardSupervisor {
     known_leases: BTreeMap<ShardId, Option<String>>,
     vanished: BTreeMap<ShardId, Instant>,
     unheld: UnheldShards,
+    trimmed: TrimmedShards,
     created_ms: u64,
     relist: Arc<Notify>,
     /// Notified when the task of a lineage ends.
@@ -115,6 +117,7 @@ impl ShardSupervisor {
             known_leases: BTreeMap::new(),
             vanished: BTreeMap::new(),
             unheld: UnheldShards::default(),
+            trimmed: TrimmedShards::default(),
             created_ms: 0,
             relist,
             lineage_ended: Arc::default(),
@@ -197,8 +200,13 @@ impl ShardSupervisor {
             self.relist.notify_one();
         }
         let units = group_shards(&listing.shards, view, listing.created_ms);
-        let not_held = self.unheld.update(&units, view, self.resources.clock.elapsed_ms());
+        let now_ms = self.resources.clock.elapsed_ms();
+        let not_held = self.unheld.update(&units, view, now_ms);
         self.resources.metrics.set_not_held(&not_held);
+        for trimmed in self.trimmed.update(listing, view, now_ms) {
+            let (leases, permits) = (Arc::clone(&self.resources.leases), Arc::clone(&self.acquisition_permits));
+            tokio::spawn(delete_lease(leases, permits, trimmed));
+        }
         let running: Vec<ShardId> = self.shards.keys().cloned().collect();
         let plan = plan_assignment(&units, view, &self.member, &running);
         for shard in plan.acquire {
@@ -460,6 +468,17 @@ impl ShardSupervisor {
         if let Err(error) = call_within(LEASE_CALL_TIMEOUT, leases.remove_member(&self.member)).await {
             tracing::warn!(%error, "member not removed from the lease store: it expires");
         }
+    }
+}
+
+/// Deletes the lease of a trimmed shard, after the acquisitions under way.
+async fn delete_lease(leases: Arc<dyn ShardLeases>, permits: Arc<Semaphore>, trimmed: TrimmedShard) {
+    let _permit = permits.acquire_owned().await;
+    let TrimmedShard { shard, generation, is_unread } = trimmed;
+    match call_within(LEASE_CALL_TIMEOUT, leases.delete_lease(&shard, generation)).await {
+        Ok(()) if is_unread => tracing::error!(%shard, "records lost: shard trimmed before it was read to its end"),
+        Ok(()) => tracing::info!(%shard, "lease of a trimmed shard deleted"),
+        Err(error) => tracing::debug!(%shard, %error, "lease of a trimmed shard not deleted"),
     }
 }
 

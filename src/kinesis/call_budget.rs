@@ -1,7 +1,9 @@
 //! Paces the calls that AWS limits per account, so that many clusters do not starve each other.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::process::locks::lock_unpoisoned;
 
 /// Longest wait for a call's turn. A longer queue means that the budget does not suffice, and the call fails as throttled.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -20,7 +22,7 @@ impl CallBudget {
 
     /// Reserves the next turn; `None` when the queue is longer than [`TURN_WAIT_MAX`].
     fn reserve(&self, now: Instant) -> Option<Duration> {
-        let mut next = self.next_turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = lock_unpoisoned(&self.next_turn);
         let turn = (*next).max(now);
         let wait = turn.duration_since(now);
         if wait > TURN_WAIT_MAX {

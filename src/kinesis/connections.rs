@@ -1,10 +1,11 @@
 //! Connections shared by many streams: one SDK client, with its credential cache and its call budgets, for each region,
 //! endpoint and identity.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{AwsCredentials, KinesisCallMetrics, KinesisClient, StreamSettings};
+use crate::process::locks::lock_unpoisoned;
 
 /// Retention of an unused connection, such as one of rotated keys.
 const IDLE_TTL: Duration = Duration::from_hours(1);
@@ -50,14 +51,14 @@ impl KinesisConnections {
         }
         let client = KinesisClient::connect(settings).await.with_metrics(self.metrics.clone());
         let now = Instant::now();
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock_unpoisoned(&self.open);
         open.retain(|connection| now.duration_since(connection.used) < IDLE_TTL);
         open.push(OpenConnection { account, client: client.clone(), used: now });
         client
     }
 
     fn find(&self, account: &AccountKey) -> Option<KinesisClient> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock_unpoisoned(&self.open);
         let found = open.iter_mut().find(|connection| connection.account == *account)?;
         found.used = Instant::now();
         Some(found.client.clone())

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 
 /// One Lease, as a record with texts.
@@ -105,6 +105,16 @@ impl LeaseStore {
             self.api.replace(&record.name, &parameters, &lease).await?
         };
         Ok(self::record_from_lease(written))
+    }
+
+    /// Deletes a record if it still has the version that was read.
+    ///
+    /// # Errors
+    /// Another process wrote or deleted the record first, or the API server does not answer.
+    pub async fn delete_version(&self, record: &LeaseRecord) -> Result<(), RecordError> {
+        let preconditions = Preconditions { resource_version: Some(record.version.clone()), uid: None };
+        self.api.delete(&record.name, &DeleteParams::default().preconditions(preconditions)).await?;
+        Ok(())
     }
 
     /// Deletes a record; a missing record is no error.

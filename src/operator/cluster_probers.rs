@@ -1,7 +1,7 @@
 //! The running probers, one per cluster, and one more while pods of a former template wait for admission.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -16,6 +16,7 @@ use crate::api::{RealtimeCluster, Reason};
 use crate::gate::Verdict;
 use crate::prober::{self, EndpointReports, PodStanding, ProbePlan, Prober, ProberReports, RequestedProof};
 use crate::process::clock;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::AppId;
 
 /// Longest time without a turn of a prober: two intervals of the default gate. It takes ten turns a second.
@@ -103,7 +104,7 @@ impl ClusterProbers {
     }
 
     fn lock_running(&self) -> MutexGuard<'_, HashMap<String, RunningProber>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.running)
     }
 
     /// Sends the plan to the cluster's prober, or starts one, and returns the prober's latest findings.

@@ -1,7 +1,7 @@
 //! Clients and state shared by the controllers.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -22,6 +22,7 @@ use crate::kinesis::KinesisConnections;
 use crate::kubernetes::scope::WatchScope;
 use crate::prober::{JourneyBudget, WebhookReceiver};
 use crate::process::heartbeat::Heartbeats;
+use crate::process::locks::lock_unpoisoned;
 
 /// Bounds one reconcile, so that a call that hangs cannot hold one of the controller's workers for ever.
 pub const RECONCILE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -99,7 +100,7 @@ impl ControllerContext {
         cluster: &RealtimeCluster,
         error: &ReconcileError,
     ) -> Duration {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = lock_unpoisoned(&self.failures);
         let count = failures.entry((controller, cluster_key(cluster))).or_default();
         let wait = error.backoff(*count);
         *count += 1;
@@ -108,7 +109,7 @@ impl ControllerContext {
 
     /// Resets the back-off after a successful reconcile.
     pub fn reset_failures(&self, controller: &'static str, cluster: &RealtimeCluster) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = lock_unpoisoned(&self.failures);
         failures.remove(&(controller, cluster_key(cluster)));
     }
 

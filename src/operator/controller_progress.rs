@@ -1,13 +1,14 @@
 //! The progress of one controller: which reconciles are due, and whether they are overdue.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::context::RECONCILE_TIMEOUT;
 use crate::process::heartbeat::Heartbeat;
+use crate::process::locks::lock_unpoisoned;
 
 /// Time by which a reconcile may be late: a controller at its limit of concurrent reconciles keeps others waiting.
 const LATENESS_MAX: Duration = Duration::from_secs(30);
@@ -87,7 +88,7 @@ impl ControllerProgress {
     }
 
     fn lock_due(&self) -> MutexGuard<'_, DueReconciles> {
-        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.due)
     }
 }
 

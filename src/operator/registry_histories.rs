@@ -11,6 +11,7 @@ use crate::desired::ValidCluster;
 use crate::gate::RegistryHistory;
 use crate::prober::SharedRegistryHistory;
 use crate::process::clock;
+use crate::process::locks::lock_unpoisoned;
 
 /// The registry histories of all clusters, by UID.
 #[derive(Debug, Default)]
@@ -21,7 +22,7 @@ pub struct RegistryHistories {
 impl RegistryHistories {
     /// The history of a cluster; begins one for a cluster that has none.
     pub fn of_cluster(&self, cluster: &RealtimeCluster) -> SharedRegistryHistory {
-        let mut all = self.by_uid.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock_unpoisoned(&self.by_uid);
         let history = all.entry(cluster.uid().unwrap_or_default()).or_insert_with(|| {
             let proven = cluster.status.as_ref().and_then(|status| status.gate.as_ref()).is_some_and(|g| g.ever_passed);
             // Pods of a proven cluster may still load a version that an earlier leader wrote. A cluster without a proof
@@ -34,7 +35,7 @@ impl RegistryHistories {
 
     /// Drops the history of a deleted cluster.
     pub fn forget(&self, uid: &str) {
-        self.by_uid.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        lock_unpoisoned(&self.by_uid).remove(uid);
     }
 }
 

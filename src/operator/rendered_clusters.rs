@@ -1,10 +1,11 @@
 //! The rendering of each cluster, for all controllers, until one of its inputs changes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::cluster_inputs::Dereferenced;
 use crate::desired::{DesiredObjects, ValidCluster};
+use crate::process::locks::lock_unpoisoned;
 
 /// A valid cluster with its rendered objects and the inputs they were rendered from.
 #[derive(Clone)]
@@ -25,17 +26,17 @@ pub struct RenderedClusters {
 impl RenderedClusters {
     /// The rendering of a cluster, if it was rendered from the same inputs.
     pub fn find(&self, uid: &str, inputs: u64) -> Option<Arc<RenderedCluster>> {
-        let all = self.by_uid.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = lock_unpoisoned(&self.by_uid);
         all.get(uid).filter(|(of, _)| *of == inputs).map(|(_, rendered)| rendered.clone())
     }
 
     /// Keeps the rendering in place of the former one.
     pub fn store(&self, uid: String, inputs: u64, rendered: Arc<RenderedCluster>) {
-        self.by_uid.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, (inputs, rendered));
+        lock_unpoisoned(&self.by_uid).insert(uid, (inputs, rendered));
     }
 
     /// Drops the rendering of a deleted cluster.
     pub fn forget(&self, uid: &str) {
-        self.by_uid.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        lock_unpoisoned(&self.by_uid).remove(uid);
     }
 }

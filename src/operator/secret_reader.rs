@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
@@ -12,6 +12,7 @@ use kube::api::Api;
 use kube::{Client, ResourceExt};
 
 use super::reconcile_error::ReconcileError;
+use crate::process::locks::lock_unpoisoned;
 
 /// Time after which the content of a Secret is read again.
 const FOUND_TTL: Duration = Duration::from_mins(1);
@@ -112,12 +113,12 @@ impl SecretReader {
 
     /// Forgets the content of a Secret. Called after the operator has written it.
     pub fn forget(&self, namespace: &str, name: &str) {
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = lock_unpoisoned(&self.cached);
         cached.by_name.remove(&(namespace.to_owned(), name.to_owned()));
     }
 
     fn entry(&self, namespace: &str, name: &str) -> CacheEntry {
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = lock_unpoisoned(&self.cached);
         let now = Instant::now();
         if now.duration_since(cached.swept) > SWEEP_INTERVAL {
             cached.swept = now;

@@ -1,7 +1,7 @@
 //! Objects that this version of the operator cannot read: they are kept from the controllers, which go on with all others.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -9,6 +9,8 @@ use kube::Resource;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
 use tokio::sync::mpsc;
+
+use crate::process::locks::lock_unpoisoned;
 
 /// Reports that may wait; one that finds no room is made with the object's next change.
 const REPORT_QUEUE_LEN: usize = 256;
@@ -87,7 +89,7 @@ impl UnreadableObjects {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ObjectName, UnreadableState>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.known)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reads the stream back: one reader per shard for every journey that misses a webhook, and shards in parallel.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::nonce::is_journey_channel;
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, ReadPosition, RecordPage};
 use crate::process::clock;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::record::StreamRecord;
 use crate::protocol::{ChannelName, ShardId, StreamName};
 
@@ -84,7 +85,7 @@ impl StreamReadBack {
     ) -> Result<Option<String>, KinesisError> {
         let asked = Instant::now();
         let reader = {
-            let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut readers = lock_unpoisoned(&self.readers);
             readers.entry((stream.stream().clone(), sought.shard.clone())).or_default().clone()
         };
         let mut reader = reader.lock().await;

@@ -1,11 +1,13 @@
 //! Heartbeats: long-lived tasks report their progress, so that one which ended or stands still is noticed.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+
+use crate::process::locks::lock_unpoisoned;
 
 /// Interval at which the tasks are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -130,7 +132,7 @@ impl Heartbeats {
     }
 
     fn lock(&self) -> MutexGuard<'_, HeartbeatTable> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.table)
     }
 }
 

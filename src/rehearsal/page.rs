@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
@@ -28,6 +28,7 @@ use super::webhook_receiver::DeliveredWebhook;
 use crate::desired::ValidCluster;
 use crate::gate::Hop;
 use crate::prober::HopTick;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::{AppId, AppKey, Secret, SocketId, Transport, signature};
 
 const INDEX_HTML: &str = include_str!("page/index.html");
@@ -213,7 +214,7 @@ impl DemoPage {
     }
 
     fn add_recent(&self, webhook: DeliveredWebhook) {
-        let mut kept = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock_unpoisoned(&self.recent);
         if kept.len() == RECENT_WEBHOOKS_MAX {
             kept.pop_front();
         }
@@ -314,8 +315,7 @@ async fn authorize_channel(State(page): State<Arc<DemoPage>>, Form(wanted): Form
 
 async fn stream_webhooks(State(page): State<Arc<DemoPage>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let later = page.delivered.subscribe();
-    let kept: Vec<DeliveredWebhook> =
-        page.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+    let kept: Vec<DeliveredWebhook> = lock_unpoisoned(&page.recent).iter().cloned().collect();
     let later = stream::unfold(later, |mut later| async {
         loop {
             match later.recv().await {

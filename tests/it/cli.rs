@@ -137,6 +137,32 @@ fn the_example_of_a_platform_policy_is_accepted() {
 }
 
 #[test]
+fn cost_prints_the_bill_of_a_load_and_refuses_a_wrong_price_list() {
+    let load = ["--events-per-second", "1000", "--event-bytes", "300"];
+    let prices = ["cost", "examples/eu.yaml", "--prices", "examples/cost/prices.yaml"];
+    let output = realtime(&[&prices[..], &load, &["-o", "json"]].concat(), &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    assert_eq!((&report["cluster"], &report["shardsNeeded"]), (&"channels/eu".into(), &1.0.into()));
+    // 730 stream hours, and 2,628 million records of 1 KiB written and read.
+    let expected = 730.0 * 0.04 + 2_628e6 * 1024.0 / (1024.0 * 1024.0 * 1024.0) * 0.12;
+    let found = report["perMonth"].as_f64().expect("a number");
+    assert!((found - expected).abs() < 0.01, "{found} instead of {expected}");
+    let warning = report["warnings"][0].as_str().expect("a warning");
+    assert_eq!(warning, "the prices are those of us-east-1, the stream is in eu-west-1");
+
+    let text = stdout(&realtime(&[&prices[..], &load].concat(), &[]));
+    assert!(text.contains("stream hours") && text.contains("per million events"), "{text}");
+
+    let wrong = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(wrong.path(), "region: us-east-1\nshardHours: 1\n").expect("written");
+    let path = wrong.path().display().to_string();
+    let output = realtime(&[&["cost", "examples/eu.yaml", "--prices", path.as_str()][..], &load].concat(), &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("shardHours"), "{}", stderr(&output));
+}
+
+#[test]
 fn render_prints_what_a_manifest_becomes_and_no_secret() {
     let output = realtime(&["render", "examples/eu.yaml"], &[]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

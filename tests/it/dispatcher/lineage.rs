@@ -210,6 +210,10 @@ impl ShardLeases for SlowLeases {
         self.inner.release_shard(shard, generation, checkpoint)
     }
 
+    fn delete_lease<'a>(&'a self, shard: &'a ShardId, generation: u64) -> BoxFuture<'a, Result<(), LeaseError>> {
+        self.inner.delete_lease(shard, generation)
+    }
+
     fn remove_member<'a>(&'a self, member: &'a str) -> BoxFuture<'a, Result<(), LeaseError>> {
         self.inner.remove_member(member)
     }
