@@ -16,6 +16,7 @@ pub mod fallback;
 pub mod frame;
 pub mod names;
 pub mod origin;
+pub mod proxy_header;
 pub mod record;
 pub mod registry;
 pub mod relay;

@@ -10,6 +10,7 @@ mod drain;
 mod fallbacks;
 mod hostile;
 mod last_messages;
+mod load_balancers;
 mod messages;
 mod outbox;
 mod presence_outage;

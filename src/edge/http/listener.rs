@@ -14,7 +14,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, stream};
@@ -32,10 +32,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::edge::apps::client_address;
 use crate::edge::apps::client_address::{PeerAddress, TrustedProxies};
+use crate::edge::http::proxy_protocol::ProxyProtocol;
+use crate::edge::http_api::auth::PrefixedPath;
 
-/// Timeout of a request's head. Longer than load balancers keep an idle connection (60 s by default): otherwise one of
-/// them would send a request into a connection that is being closed.
-pub const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// Timeout of a request's head between servers, which also bounds their idle connections.
+const RELAYED_HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// Timeout of a header of the PROXY protocol, which a load balancer writes first.
+const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Timeout of a request's body, from its head on.
 pub const REQUEST_BODY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -55,7 +59,7 @@ pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// Bounds the waits for a client.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenerTimeouts {
-    /// Timeout of a request's head.
+    /// Timeout of a request's head, and of an idle connection.
     pub head: Duration,
     /// Longest pause of a write.
     pub write: Duration,
@@ -63,7 +67,7 @@ pub struct ListenerTimeouts {
 
 impl Default for ListenerTimeouts {
     fn default() -> Self {
-        Self { head: REQUEST_HEAD_TIMEOUT, write: WRITE_STALL_TIMEOUT }
+        Self { head: RELAYED_HEAD_TIMEOUT, write: WRITE_STALL_TIMEOUT }
     }
 }
 
@@ -86,6 +90,12 @@ pub struct ListenerSettings {
     /// Once cancelled, each answer closes its connection: a load balancer would keep the client on this process otherwise,
     /// whatever the client is told.
     pub draining: CancellationToken,
+    /// The rule for headers of the PROXY protocol.
+    pub proxy_protocol: ProxyProtocol,
+    /// Counts connections that were closed for their header of the PROXY protocol.
+    pub headers_refused: Counter,
+    /// The prefix that paths may have; empty for none.
+    pub base_path: String,
 }
 
 /// Pause of accepting when the system has no more sockets.
@@ -135,8 +145,8 @@ fn is_client_error(error: &io::Error) -> bool {
 }
 
 async fn serve_connection(
-    socket: TcpStream,
-    peer: PeerAddress,
+    mut socket: TcpStream,
+    PeerAddress(peer): PeerAddress,
     routes: Router,
     settings: Arc<ListenerSettings>,
     stop: CancellationToken,
@@ -146,13 +156,26 @@ async fn serve_connection(
         tracing::debug!(%error, "a socket delays small frames");
     }
     let ListenerTimeouts { head, write } = settings.timeouts;
-    let socket = WriteTimeoutStream { socket, most: write, stalled: None };
+    let read = tokio::select! {
+        () = stop.cancelled() => return,
+        read = settings.proxy_protocol.read_header(&mut socket, peer, PROXY_HEADER_TIMEOUT) => read,
+    };
+    let (client, unread) = match read {
+        Ok((client, unread)) => (PeerAddress(client), Bytes::from(unread)),
+        Err(error) => {
+            settings.headers_refused.inc();
+            tracing::debug!(%peer, ?error, "a connection without a valid PROXY header was closed");
+            return;
+        }
+    };
+    let socket = WriteTimeoutStream { socket, unread, most: write, stalled: None };
     let routes = TowerToHyperService::new(routes);
     let open_answers = Arc::new(());
     let open_answer_count = Arc::downgrade(&open_answers);
-    let draining = settings.draining.clone();
+    let (draining, base_path) = (settings.draining.clone(), settings.base_path.clone());
     let routes = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(client);
+        strip_base_path(&mut request, &base_path);
         let (answer, draining, is_open) = (routes.call(request), draining.clone(), open_answers.clone());
         async move {
             let mut response = answer.await?;
@@ -195,6 +218,16 @@ async fn serve_connection(
     }
 }
 
+/// Removes the prefix from a path that has it, and keeps the whole path for its signature.
+fn strip_base_path<B>(request: &mut hyper::Request<B>, base_path: &str) {
+    let uri = request.uri();
+    let rest = uri.path_and_query().and_then(|whole| whole.as_str().strip_prefix(base_path));
+    let Some(rest) = rest.filter(|rest| !base_path.is_empty() && rest.starts_with('/')) else { return };
+    let (Ok(stripped), whole) = (rest.parse::<Uri>(), PrefixedPath(uri.path().to_owned())) else { return };
+    *request.uri_mut() = stripped;
+    request.extensions_mut().insert(whole);
+}
+
 /// The body of an answer, which counts as open until it is dropped.
 struct OpenAnswer {
     body: Body,
@@ -224,6 +257,8 @@ impl HttpBody for OpenAnswer {
 /// A socket whose client must keep reading: a write that stalls for too long is an error.
 struct WriteTimeoutStream {
     socket: TcpStream,
+    /// Bytes that were read with the header of the PROXY protocol.
+    unread: Bytes,
     most: Duration,
     /// The timer of a stalled write; most sockets never need it.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -247,6 +282,11 @@ impl AsyncRead for WriteTimeoutStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let length = self.unread.len().min(buffer.remaining());
+            buffer.put_slice(&self.unread.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.socket).poll_read(context, buffer)
     }
 }
@@ -333,6 +373,25 @@ mod tests {
     use tokio::time::timeout;
 
     const TEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_prefix_is_removed_at_its_boundary_and_kept_for_the_signature() {
+        for (base, uri, stripped) in [
+            ("/ws", "/ws/app/key?protocol=7", Some("/app/key?protocol=7")),
+            ("/a/b", "/a/b/apps/1/events?x=%2F", Some("/apps/1/events?x=%2F")),
+            ("/ws", "/app/key", None),
+            ("/ws", "/wss/app/key", None),
+            ("/ws", "/ws", None),
+            ("/ws", "/ws?x", None),
+            ("", "/app/key", None),
+        ] {
+            let mut request = hyper::Request::get(uri).body(()).expect("a request");
+            strip_base_path(&mut request, base);
+            assert_eq!(request.uri().to_string(), stripped.unwrap_or(uri), "{base} {uri}");
+            let whole = request.extensions().get::<PrefixedPath>().map(|path| path.0.clone());
+            assert_eq!(whole.as_deref(), stripped.and(uri.split('?').next()), "{base} {uri}");
+        }
+    }
 
     /// Reads until the server closes the connection.
     async fn read_rest(socket: &mut TcpStream) -> String {

@@ -22,7 +22,7 @@ use crate::edge::pusher::authorize::authorize_subscription;
 use crate::edge::pusher::pending_subscriptions::PendingQueue;
 use crate::edge::pusher::sign_in::{WATCHED_USERS_MAX, verify_sign_in};
 use crate::edge::session::Session;
-use crate::edge::session::liveness::{ACTIVITY_TIMEOUT, LivenessStep};
+use crate::edge::session::liveness::LivenessStep;
 use crate::protocol::frame::{self, ClientMessage, PresenceMember, code};
 use crate::protocol::record::{EventKind, LeaveCause};
 use crate::protocol::registry::App;
@@ -92,7 +92,7 @@ impl Connection {
         };
         let counted = match counted {
             Ok(counted) => {
-                let seconds = u32::try_from(ACTIVITY_TIMEOUT.as_secs()).unwrap_or(u32::MAX);
+                let seconds = u32::try_from(session.activity_timeout.as_secs()).unwrap_or(u32::MAX);
                 session.push(frame::connection_established(session.socket.as_str(), seconds).into());
                 counted
             }

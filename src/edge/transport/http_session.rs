@@ -35,7 +35,7 @@ pub async fn drive_http_session(
     let (mut order, mut duplicates) = (ReorderBuffer::default(), DuplicateFilter::default());
     duplicates.insert_if_new(first.mark.relay_number);
     let mut ready = order.push(first.mark.number, first, Instant::now().into());
-    let mut timers = SessionTimers::start();
+    let mut timers = SessionTimers::start(session.activity_timeout);
     let in_flight = wait_in_flight_messages(&session);
     tokio::pin!(detached, aborted, in_flight);
     let mut drains = false;

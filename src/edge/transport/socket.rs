@@ -317,7 +317,7 @@ async fn drive_socket(
     for message in first {
         connection.apply_message(&message).await;
     }
-    let mut timers = SessionTimers::start();
+    let mut timers = SessionTimers::start(session.activity_timeout);
     let has_heartbeat = socket.framing == SocketFraming::SockjsFrames;
     let mut heartbeat_at = Instant::now() + SOCKJS_HEARTBEAT_INTERVAL;
     let end = loop {

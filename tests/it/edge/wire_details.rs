@@ -165,7 +165,5 @@ async fn preflights_allow_every_header_and_cookies_fit_the_scheme() {
         let request = edge.http.post(edge.url("/pusher/0/cookies/xhr")).header(name, value);
         assert_eq!(request.send().await.expect("an answer").headers()["set-cookie"], cookie, "{name}: {value}");
     }
-    let greeting = edge.http.head(edge.url("/pusher")).send().await.expect("an answer");
-    assert_eq!(greeting.status(), 200);
     edge.stop().await;
 }

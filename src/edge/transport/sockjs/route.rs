@@ -69,8 +69,7 @@ impl SockjsEndpoint {
     /// Returns the allowed methods.
     pub fn allowed_methods(&self) -> &'static [&'static str] {
         match self {
-            Self::Greeting => &["GET", "HEAD"],
-            Self::Iframe | Self::RawSocket => &["GET"],
+            Self::Greeting | Self::Iframe | Self::RawSocket => &["GET"],
             Self::Info => &["OPTIONS", "GET"],
             Self::Session(_, action) => match action {
                 SessionAction::Poll | SessionAction::Stream | SessionAction::Send => &["POST", "OPTIONS"],

@@ -225,8 +225,9 @@ impl SockjsEntry {
 
 /// A session that only says why there is none.
 fn open_refused_session(shared: &TransportContext, transport: Transport, closing: &CloseReason) -> Arc<Session> {
-    let (socket, app) = (String::new().into(), AppId::from(""));
-    let session = Session::new(socket, app, transport, ByteBudget::default(), shared.hub.metrics.clone());
+    let id = (String::new().into(), AppId::from(""));
+    // It is closed before any silence.
+    let session = Session::new(id, transport, Duration::MAX, ByteBudget::default(), shared.hub.metrics.clone());
     session.push(frame::error_frame(Some(closing.code), &closing.reason).into());
     session.close(closing.clone());
     session
