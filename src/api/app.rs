@@ -264,9 +264,13 @@ pub struct AppEndpointStatus {
     /// `429, Retry-After 7200`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub last_answer: String,
-    /// Events that the endpoint did not get, counted by the dispatchers that run now.
+    /// Events that were dropped, because the endpoint did not acknowledge them; counted by the dispatchers that run now.
     #[serde(default)]
     pub dropped: i64,
+    /// Events that became dead letters, because the endpoint did not acknowledge them; counted by the dispatchers that run
+    /// now. `realtime replay` sends them again.
+    #[serde(default)]
+    pub dead_lettered: i64,
 }
 
 /// Whether webhooks arrive at an endpoint.

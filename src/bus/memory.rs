@@ -11,13 +11,14 @@ use ulid::Ulid;
 
 use super::memory_sessions::MemorySessionOwners;
 use super::relay::{HeartbeatResponse, RelayPeer};
+use super::reports::{report_channel, report_frame};
 use super::{
     Broadcast, BroadcastFrame, BusError, CACHE_MISS_INTERVAL, ChannelInfo, ChannelKey, ChannelStore, CountUpdate,
     DecidedTransitions, Health, JoinOutcome, LARGE_CHANNEL_COUNT_INTERVAL, LARGE_CHANNEL_THRESHOLD, LAST_EVENT_TTL,
     LastEvent, LastEventLookup, Membership, PRESENCE_MEMBERS_MAX, RemoteTransitions, SessionDirectory, Transition,
 };
 use crate::process::locks::lock_unpoisoned;
-use crate::protocol::frame::PresenceMember;
+use crate::protocol::frame::{self, PresenceMember};
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
 use crate::protocol::{AppId, ChannelKind, ChannelName, SocketId};
 
@@ -89,12 +90,26 @@ impl MemoryBus {
     }
 
     fn send(&self, message: &BroadcastFrame) {
-        let state = lock_unpoisoned(&self.store.state);
-        for (process, (sender, lost)) in state.processes.iter().enumerate() {
-            if process != self.process && sender.try_send(message.clone()).is_err() {
-                lost.fetch_add(1, Ordering::Relaxed);
-            }
+        lock_unpoisoned(&self.store.state).send(message, Some(self.process));
+    }
+
+    fn join(
+        &self,
+        subject: &ChannelKey,
+        socket: &SocketId,
+        member: Option<&PresenceMember>,
+        connections_max: Option<u64>,
+    ) -> Result<JoinOutcome, BusError> {
+        let mut state = lock_unpoisoned(&self.store.state);
+        state.remove_expired_channels(Instant::now());
+        let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
+        let is_known = channel.sockets.contains_key(socket);
+        if !is_known && connections_max.is_some_and(|most| channel.sockets.len() as u64 >= most) {
+            return Err(BusError::ConnectionLimit { is_temporary: false });
         }
+        let joined = channel.add_connection(socket, member)?;
+        state.report(subject, joined.transitions.iter(), member, Some(socket));
+        Ok(joined)
     }
 }
 
@@ -111,10 +126,16 @@ impl Membership for MemoryBus {
         socket: &'a SocketId,
         member: Option<&'a PresenceMember>,
     ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
-        let mut state = lock_unpoisoned(&self.store.state);
-        state.remove_expired_channels(Instant::now());
-        let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
-        Box::pin(ready(channel.add_connection(socket, member)))
+        Box::pin(ready(self.join(subject, socket, member, None)))
+    }
+
+    fn join_bounded_channel<'a>(
+        &'a self,
+        subject: &'a ChannelKey,
+        socket: &'a SocketId,
+        connections_max: u64,
+    ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
+        Box::pin(ready(self.join(subject, socket, None, Some(connections_max))))
     }
 
     fn leave_channel<'a>(
@@ -126,6 +147,7 @@ impl Membership for MemoryBus {
         let mut state = lock_unpoisoned(&self.store.state);
         let left = |channel: &mut ChannelState| channel.remove_connection(socket, cause);
         let transitions = state.channels.get_mut(subject).map(left).unwrap_or_default();
+        state.report(subject, transitions.iter(), None, None);
         Box::pin(ready(Ok(DecidedTransitions::without_outbox(transitions))))
     }
 
@@ -195,6 +217,10 @@ impl ChannelStore for MemoryBus {
             .channels
             .get_mut(subject)
             .map_or(CountUpdate::Unchanged, |channel| channel.claim_count_update(Instant::now()));
+        if let CountUpdate::Published(count) = update {
+            let frame = frame::subscription_count(&subject.channel, count);
+            state.send(&BroadcastFrame::new(subject.clone(), frame), None);
+        }
         Box::pin(ready(Ok(update)))
     }
 
@@ -274,6 +300,32 @@ impl Health for MemoryBus {
 }
 
 impl ChannelTable {
+    /// Queues a frame for every process but the excepted one.
+    fn send(&self, message: &BroadcastFrame, except: Option<usize>) {
+        for (process, (sender, lost)) in self.processes.iter().enumerate() {
+            if Some(process) != except && sender.try_send(message.clone()).is_err() {
+                lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Reports transitions to the subscribers on every process, under the lock that decided them.
+    fn report<'a>(
+        &self,
+        subject: &ChannelKey,
+        transitions: impl IntoIterator<Item = &'a Transition>,
+        member: Option<&PresenceMember>,
+        except: Option<&SocketId>,
+    ) {
+        let Some(target) = report_channel(subject) else { return };
+        for transition in transitions {
+            if let Some(frame) = report_frame(subject, &transition.kind, member) {
+                let (except, order) = (except.cloned(), Some(transition.order));
+                self.send(&BroadcastFrame { except, order, ..BroadcastFrame::new(target.clone(), frame) }, None);
+            }
+        }
+    }
+
     /// Removes channels that have been vacant for [`TOMBSTONE_TTL`]; runs at most once a minute.
     fn remove_expired_channels(&mut self, now: Instant) {
         if self.last_sweep.is_some_and(|last| now.duration_since(last) < Duration::from_mins(1)) {
@@ -333,7 +385,7 @@ impl ChannelState {
             _ => {}
         }
         self.last_count = Some((count, now));
-        CountUpdate::Publish(count)
+        CountUpdate::Published(count)
     }
 
     fn inspect_channel(&self, now: Instant) -> ChannelInfo {
@@ -368,7 +420,8 @@ impl ChannelState {
             }
         }
         let transitions = DecidedTransitions::without_outbox(transitions);
-        Ok(JoinOutcome { transitions, roster: self.members.values().map(|(member, _)| member.clone()).collect() })
+        let roster = self.members.values().map(|(member, _)| member.clone()).collect();
+        Ok(JoinOutcome { transitions, roster, order: Some(EventOrder { epoch: self.epoch, seq: self.seq }) })
     }
 
     fn remove_connection(&mut self, socket: &SocketId, cause: Option<LeaveCause>) -> Vec<Transition> {
@@ -484,11 +537,40 @@ mod tests {
         let (mut own, mut other) =
             (one.take_incoming_frames().expect("an inbox"), two.take_incoming_frames().expect("an inbox"));
         assert!(one.take_incoming_frames().is_none(), "taken once");
-        let message =
-            BroadcastFrame { subject: channel_key("room"), frame: Bytes::from_static(b"x"), except: None, ends: false };
+        let message = BroadcastFrame::new(channel_key("room"), "x");
         one.publish_frame(message).await.expect("published");
         assert_eq!(other.recv().await.map(|message| message.frame), Some(Bytes::from_static(b"x")));
         assert!(own.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn members_and_counts_are_reported_to_every_process_in_the_order_of_the_decisions() {
+        let (one, room) = (MemoryBus::new(), channel_key("presence-room"));
+        let two = one.for_another_process();
+        let user = member("u");
+        one.join_channel(&room, &"1.1".into(), Some(&user)).await.expect("joined").transitions.acknowledge_all();
+        two.leave_channel(&room, &"1.1".into(), None).await.expect("left").acknowledge_all();
+        one.claim_count_update(&room).await.expect("claimed");
+        two.join_channel(&channel_key("room"), &"1.1".into(), None)
+            .await
+            .expect("joined")
+            .transitions
+            .acknowledge_all();
+        assert_eq!(two.claim_count_update(&channel_key("room")).await, Ok(CountUpdate::Published(1)));
+        let expected = [
+            (frame::member_added(&room.channel, &user), Some("1.1".into()), Some(2)),
+            (frame::member_removed(&room.channel, "u"), None, Some(3)),
+            (frame::subscription_count(&channel_key("room").channel, 1), None, None),
+        ];
+        for bus in [one, two] {
+            let mut inbox = bus.take_incoming_frames().expect("an inbox");
+            for (frame, except, seq) in expected.clone() {
+                let found = inbox.try_recv().expect("a frame");
+                let found = (found.frame, found.except, found.order.map(|order| order.seq));
+                assert_eq!(found, (Bytes::from(frame), except, seq));
+            }
+            assert!(inbox.try_recv().is_err());
+        }
     }
 
     #[test]
@@ -518,20 +600,20 @@ mod tests {
         join(&mut channel, 0);
         assert_eq!(
             [channel.claim_count_update(at(0)), channel.claim_count_update(at(0))],
-            [CountUpdate::Publish(1), CountUpdate::Unchanged]
+            [CountUpdate::Published(1), CountUpdate::Unchanged]
         );
         for n in 1..100 {
             join(&mut channel, n);
         }
-        assert_eq!(channel.claim_count_update(at(1)), CountUpdate::Publish(100), "up to a hundred at once");
+        assert_eq!(channel.claim_count_update(at(1)), CountUpdate::Published(100), "up to a hundred at once");
         join(&mut channel, 100);
         assert_eq!(channel.claim_count_update(at(2)), CountUpdate::RetryAfter(Duration::from_millis(4999)));
         join(&mut channel, 101);
-        assert_eq!(channel.claim_count_update(at(5001)), CountUpdate::Publish(102));
+        assert_eq!(channel.claim_count_update(at(5001)), CountUpdate::Published(102));
         channel.remove_connection(&SocketId::from_random(1, 0), None);
         assert_eq!(channel.claim_count_update(at(5002)), CountUpdate::RetryAfter(Duration::from_millis(4999)));
         channel.remove_connection(&SocketId::from_random(1, 1), None);
-        assert_eq!(channel.claim_count_update(at(5003)), CountUpdate::Publish(100), "down to a hundred at once");
+        assert_eq!(channel.claim_count_update(at(5003)), CountUpdate::Published(100), "down to a hundred at once");
     }
 
     #[tokio::test]

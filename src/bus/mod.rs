@@ -14,8 +14,9 @@ mod memory_sessions;
 mod receipt;
 mod redis;
 pub mod relay;
+mod reports;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -78,8 +79,6 @@ pub struct RemoteTransitions {
     pub subject: ChannelKey,
     /// Transitions in the order of the channel's history.
     pub transitions: DecidedTransitions,
-    /// Data of the members that were added.
-    pub members: Vec<PresenceMember>,
 }
 
 /// Outcome of a join: the transitions that it caused, and the members that it found.
@@ -89,6 +88,8 @@ pub struct JoinOutcome {
     pub transitions: DecidedTransitions,
     /// Members of a presence channel after the join; empty on other channels.
     pub roster: Vec<PresenceMember>,
+    /// Order of the channel's latest transition, up to which the roster is complete; `None` while the bus has not decided.
+    pub order: Option<EventOrder>,
 }
 
 /// A frame for the subscribers of one channel.
@@ -102,6 +103,17 @@ pub struct BroadcastFrame {
     pub except: Option<SocketId>,
     /// Whether the receiving connections are closed after the frame.
     pub ends: bool,
+    /// Order of the membership change that the frame reports, of a frame that the bus itself published.
+    pub order: Option<EventOrder>,
+    /// Time at which the frame was published, of one that arrives late: a termination concerns older sessions only.
+    pub issued_at: Option<Instant>,
+}
+
+impl BroadcastFrame {
+    /// A frame for all subscribers of a channel.
+    pub fn new(subject: ChannelKey, frame: impl Into<Bytes>) -> Self {
+        Self { subject, frame: frame.into(), except: None, ends: false, order: None, issued_at: None }
+    }
 }
 
 /// The last event that a server published to a channel.
@@ -125,14 +137,14 @@ pub enum LastEventLookup {
     },
 }
 
-/// Decision whether the caller publishes a channel's subscription count.
+/// Decision on a channel's subscription count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CountUpdate {
-    /// Publish this count now.
-    Publish(u64),
+    /// This count was published.
+    Published(u64),
     /// Claim again after this time: the channel is large and its count was published a moment ago.
     RetryAfter(Duration),
-    /// Publish nothing: this count is published already.
+    /// Nothing was published: this count is published already.
     Unchanged,
 }
 
@@ -153,6 +165,12 @@ pub enum BusError {
     /// The presence channel has [`PRESENCE_MEMBERS_MAX`] members.
     #[error("the presence channel is full: {0} members")]
     ChannelFull(usize),
+    /// The channel has as many connections as it may have.
+    #[error("the channel has all its connections")]
+    ConnectionLimit {
+        /// Whether some of them may be those of a dead process, which are removed soon.
+        is_temporary: bool,
+    },
     /// The store does not answer. Joins and leaves are noted, and decided once it answers again.
     #[error("the bus does not answer: {0}")]
     Unavailable(String),
@@ -162,6 +180,10 @@ pub enum BusError {
 }
 
 /// Membership of channels, as the whole cluster sees it: joins, leaves and the transitions that follow.
+///
+/// The bus reports each transition to the subscribers itself, by frames that every process receives in the order of the
+/// decisions: `member_added` and `member_removed` on presence channels, and the online state of users to their watchers.
+/// The caller records the transitions.
 pub trait Membership: Send + Sync {
     /// Adds a connection to a channel, as a member on a presence channel. A second join changes nothing.
     fn join_channel<'a>(
@@ -169,6 +191,14 @@ pub trait Membership: Send + Sync {
         subject: &'a ChannelKey,
         socket: &'a SocketId,
         member: Option<&'a PresenceMember>,
+    ) -> BoxFuture<'a, Result<JoinOutcome, BusError>>;
+
+    /// Adds a connection to a channel that may have at most this many, decided in one step with all other joins.
+    fn join_bounded_channel<'a>(
+        &'a self,
+        subject: &'a ChannelKey,
+        socket: &'a SocketId,
+        connections_max: u64,
     ) -> BoxFuture<'a, Result<JoinOutcome, BusError>>;
 
     /// Removes a connection from a channel. A second leave changes nothing.
@@ -192,14 +222,16 @@ pub trait Membership: Send + Sync {
 
 /// Fan-out of frames between the processes of a cluster.
 pub trait Broadcast: Send + Sync {
-    /// Publishes a frame to a channel's subscribers on the *other* processes; this process delivers to its own itself.
+    /// Publishes a frame to a channel's subscribers on the *other* processes; this process delivers to its own itself. A
+    /// frame that ends connections and could not be published is published once the store answers.
     fn publish_frame(&self, message: BroadcastFrame) -> BoxFuture<'_, Result<(), BusError>>;
 
     /// Publishes frames as [`Broadcast::publish_frame`] does, in their order.
     fn publish_frames(&self, messages: Vec<BroadcastFrame>) -> BoxFuture<'_, Result<(), BusError>>;
 
-    /// Takes the queue of frames from other processes; `None` after the first call. The queue is bounded: a process that
-    /// does not keep up loses the newest frames, which [`Broadcast::lost_frames`] counts.
+    /// Takes the queue of frames from other processes, and of those that the bus itself published; `None` after the first
+    /// call. The queue is bounded: a process that does not keep up loses the newest frames, which
+    /// [`Broadcast::lost_frames`] counts.
     fn take_incoming_frames(&self) -> Option<mpsc::Receiver<BroadcastFrame>>;
 
     /// Number of frames that were dropped because this process did not keep up.
@@ -221,7 +253,8 @@ pub trait ChannelStore: Send + Sync {
     /// Looks up a channel's last event for a new subscriber. Of the subscribers that miss it at one time, one reports it.
     fn look_up_last_event<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<LastEventLookup, BusError>>;
 
-    /// Claims the publication of a channel's subscription count. Each count is published by one process.
+    /// Publishes a channel's subscription count to its subscribers on every process, unless it is published already or
+    /// was a moment ago. Each count is published once, and the caller records it.
     fn claim_count_update<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<CountUpdate, BusError>>;
 
     /// Returns a channel's connections, users and last event.

@@ -9,6 +9,7 @@ mod check;
 mod cluster_api;
 mod cost;
 mod files;
+mod flow_files;
 mod operator;
 mod output;
 mod print;

@@ -22,7 +22,7 @@ use crate::process::install_tls;
 /// Show how clusters stand: Ready or why not, and how far a client's event comes by each transport.
 ///
 /// Exit codes: 0 every cluster shown is Ready, 1 one is not, 2 none was found (0 with `--allow-none`) or the API server cannot
-/// be asked.
+/// be asked. With `--flow`: 0 every hop of the ledger balances, 1 one does not, 2 a file cannot be read.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// One cluster; absent means every one of the namespace
@@ -37,6 +37,9 @@ pub struct Arguments {
     /// Find no cluster without an error
     #[arg(long, conflicts_with = "name")]
     allow_none: bool,
+    /// Print the ledger of the webhook pipeline instead, from saved answers of the `/flow` of edges and dispatchers
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["name", "namespace", "all_namespaces", "watch"])]
+    flow: Vec<std::path::PathBuf>,
     /// Go on, and print a cluster again whenever its status changes
     #[arg(short, long)]
     watch: bool,
@@ -50,6 +53,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Runs `realtime status` and returns its exit code.
 pub async fn run(arguments: Arguments) -> u8 {
+    if !arguments.flow.is_empty() {
+        return super::flow_files::print_ledger(&arguments.flow);
+    }
     install_tls();
     match show_status(&arguments).await {
         Ok(code) => code,

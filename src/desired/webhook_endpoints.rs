@@ -22,7 +22,7 @@ const HEADER_BYTES_MAX: usize = 4 * 1024;
 pub(super) struct ResolvedEndpoints {
     /// Enabled endpoints: they receive webhooks.
     pub enabled: Vec<WebhookEndpoint>,
-    /// Disabled endpoints: they receive no webhook.
+    /// Endpoints with `state: Disabled`: they get no events.
     pub disabled: Vec<WebhookEndpoint>,
     /// Problems of the headers of enabled endpoints.
     pub problems: Vec<ManifestProblem>,

@@ -43,9 +43,9 @@ impl EndpointMonitor {
         });
     }
 
-    /// Counts an event that the endpoint does not get.
-    pub fn count_dropped(&self, app: &AppId, name: &str) {
-        self.update(app, name, |report| report.dropped += 1);
+    /// Counts an event that the endpoint does not get: dropped, or kept as a dead letter.
+    pub fn count_lost(&self, app: &AppId, name: &str, is_kept: bool) {
+        self.update(app, name, |report| *(if is_kept { &mut report.dead_lettered } else { &mut report.dropped }) += 1);
     }
 
     fn update(&self, app: &AppId, name: &str, change: impl FnOnce(&mut EndpointReport)) {
@@ -90,9 +90,11 @@ mod tests {
         assert_eq!((only().last_delivered_ms, only().last_answer.as_str()), (Some(10), "204"));
         monitor.note_failure(&"1".into(), "a", "500", 20);
         monitor.note_failure(&"1".into(), "a", &"x".repeat(1_000), 30);
-        monitor.count_dropped(&"1".into(), "a");
+        monitor.count_lost(&"1".into(), "a", false);
+        monitor.count_lost(&"1".into(), "a", true);
         let failing = only();
         assert_eq!((failing.failing_since_ms, failing.last_failed_ms, failing.dropped), (Some(20), Some(30), 1));
+        assert_eq!(failing.dead_lettered, 1);
         assert_eq!((failing.last_delivered_ms, failing.last_answer.len()), (Some(10), ANSWER_LENGTH_MAX));
         monitor.note_success(&"1".into(), "a", 200, 40);
         assert_eq!((only().failing_since_ms, only().last_failed_ms, only().dropped), (None, None, 1));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::debounce::{AbsenceDebouncer, DebounceVerdict};
 use super::decode::RecentEventIds;
 use super::events::{HISTORY_RECORD, ShardSlot, TrackedEvent};
-use super::metrics::SkipReason;
+use super::reasons::SkipReason;
 use super::sequencer::{SequencedEvent, Sequencer};
 use super::shard_discovery::ShardListing;
 use super::shard_worker::{ShardInput, ShardWorker};

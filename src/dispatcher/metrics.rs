@@ -10,6 +10,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::endpoint_monitor::EndpointMonitor;
+use super::ledger::{
+    DeliveryCounters, DeliveryHop, EventCounters, EventHop, build_delivery_ledger, build_event_ledger,
+};
+use super::reasons::{DropReason, LossScope, PauseChange, PauseReason, SkipReason};
 use crate::process::locks::lock_unpoisoned;
 use crate::process::metrics::{LabelValue, Labeled, RegistryReadResult, label_values, metric_table};
 use crate::protocol::admin::{DeadLetterFlow, DispatcherFlow, ShardFlow};
@@ -17,65 +21,6 @@ use crate::protocol::{ShardId, StreamName};
 
 /// Bounds the error sources that are remembered; beyond it, new sources are not noted.
 const SHOWN_ERRORS_MAX: usize = 1_000;
-
-label_values! {
-    /// The reason for which an event is lost, or becomes a dead letter.
-    pub enum DropReason as "reason" {
-        /// Another cluster wrote the record.
-        ForeignCluster = "foreign_cluster",
-        /// The bytes are not a record.
-        Poison = "poison",
-        /// The app is unknown, even after waiting for the registry.
-        UnknownApp = "unknown_app",
-        /// No endpoint acknowledged it within the retry window.
-        RetryWindowOver = "retry_window_over",
-        /// The endpoint fails or is slow, and the events of such endpoints exceed their share of the shard's bound.
-        EndpointBehind = "endpoint_behind",
-        /// The endpoint was removed while the event waited.
-        EndpointRemoved = "endpoint_removed",
-        /// The endpoint was disabled while the event waited.
-        EndpointDisabled = "endpoint_disabled",
-    }
-}
-
-label_values! {
-    /// The reason for which an event needs no delivery.
-    pub enum SkipReason as "reason" {
-        /// One half of an absence that was cancelled.
-        Cancelled = "cancelled",
-        /// A newer event of its subject was delivered.
-        Superseded = "superseded",
-        /// The event was read before.
-        Duplicate = "duplicate",
-        /// The endpoint that subscribes to it is disabled.
-        EndpointDisabled = "endpoint_disabled",
-    }
-}
-
-label_values! {
-    /// The reason for which a shard is not read: in the log, in `/flow` and in metrics.
-    pub enum PauseReason as "reason" {
-        /// A record of a newer release: upgrade the dispatchers.
-        RecordTooNew = "record_too_new",
-        /// As many events as the shard may hold wait for endpoints, for their app, or for the end of an absence.
-        Full = "full",
-        /// The process keeps as many bytes of unfinished events as it may, over all its shards.
-        Budget = "budget",
-        /// No dispatcher has held the shard for a while.
-        NotHeld = "not_held",
-        /// Kinesis does not answer, or refuses the read.
-        ReadFailed = "read_failed",
-    }
-}
-
-/// A change of a pause that is to be reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PauseChange {
-    /// The shard has not been read for a while.
-    Paused(PauseReason),
-    /// The shard is read again after so many ms.
-    Resumed(PauseReason, u64),
-}
 
 label_values! {
     /// The result of an attempt, by class.
@@ -118,6 +63,12 @@ metric_table! {
         /// Reads of an app registry that has changed.
         registry_reads: Labeled<RegistryReadResult, Counter> =>
             "If `refused` grows, read the log of the dispatcher and correct the app that it names.",
+        /// Events by hop of the ledger: those read are the sum of the others and of the events that wait.
+        ledger_events: EventCounters => "Nothing; `/flow` has the same counts, and the events that wait.",
+        /// Deliveries by hop of the ledger: those created are the sum of the others but attempts, and of those that wait.
+        ledger_deliveries: DeliveryCounters => "Nothing; `/flow` has the same counts, and the deliveries that wait.",
+        /// Positions in the stream whose records were trimmed before they were read: webhooks are lost.
+        trimmed_positions: Counter => "Raise the retention of the stream, and find out why the dispatcher did not read.",
         /// Missing events of a channel that were passed without them.
         order_gaps: Counter => "Compare with the events that edges dropped: `realtime_edge_recorder_events_dropped_total`.",
         /// Events that were read and are neither delivered nor dropped yet.
@@ -177,8 +128,13 @@ pub struct DispatcherMetrics {
 pub struct ShardState {
     /// Its place in the stream.
     pub flow: ShardFlow,
-    /// Number of events that were read and are not finished.
+    /// Number of events that were read and are not finished, each delivery of a released one counted for itself.
     pub unfinished: usize,
+    /// Number of events among them that are not released yet.
+    pub waiting_events: usize,
+    /// Number of deliveries among them that no endpoint's queue has: letters that are being written, and deliveries that
+    /// were withdrawn before the shard's release.
+    pub waiting_deliveries: usize,
     /// Why it is not read now.
     pub paused: Option<PauseReason>,
 }
@@ -249,9 +205,57 @@ impl DispatcherMetrics {
         }
     }
 
+    /// Counts events that were read, of which so many were read or delivered before.
+    pub fn count_read(&self, events: usize, repeated: usize) {
+        self.count_events(EventHop::Read, events);
+        self.count_skipped(SkipReason::Duplicate, repeated);
+    }
+
+    /// Counts an event that was released to so many endpoints.
+    pub fn count_released(&self, deliveries: usize) {
+        self.count_events(if deliveries == 0 { EventHop::Unwanted } else { EventHop::Released }, 1);
+        self.count_deliveries(DeliveryHop::Created, deliveries);
+    }
+
+    /// Counts the unfinished events and deliveries of a shard that is given up.
+    pub fn count_relinquished(&self, events: usize, deliveries: usize) {
+        self.count_events(EventHop::Relinquished, events);
+        self.count_deliveries(DeliveryHop::Relinquished, deliveries);
+    }
+
+    /// Counts deliveries that are at a hop now.
+    pub fn count_deliveries(&self, hop: DeliveryHop, deliveries: usize) {
+        self.series.ledger_deliveries.with_label(hop).inc_by(deliveries as u64);
+    }
+
+    /// Counts a position whose records were trimmed before they were read.
+    pub fn count_trimmed(&self) {
+        self.series.trimmed_positions.inc();
+    }
+
+    /// Counts events of a record that was read and is no record of the cluster, at the hop at which they stay.
+    pub fn count_refused(&self, hop: EventHop, events: usize) {
+        self.count_events(EventHop::Read, events);
+        self.count_events(hop, events);
+    }
+
+    /// Counts lost events in the ledger; those of refused records are counted since they were read.
+    fn count_lost(&self, reason: DropReason, events: usize, hop: DeliveryHop) {
+        match reason.scope() {
+            LossScope::Record => {}
+            LossScope::Event => self.count_events(EventHop::UnknownApp, events),
+            LossScope::Delivery => self.count_deliveries(hop, events),
+        }
+    }
+
+    fn count_events(&self, hop: EventHop, events: usize) {
+        self.series.ledger_events.with_label(hop).inc_by(events as u64);
+    }
+
     /// Counts lost events by reason.
     pub fn count_dropped(&self, reason: DropReason, events: usize) {
         self.series.events_dropped.with_label(reason).inc_by(events as u64);
+        self.count_lost(reason, events, DeliveryHop::Dropped);
         *self.live().drop_counts.entry(reason).or_default() += events as u64;
     }
 
@@ -263,6 +267,7 @@ impl DispatcherMetrics {
     /// Counts events whose letters were written, by reason.
     pub fn count_dead_lettered(&self, reason: DropReason, events: usize) {
         self.series.events_dead_lettered.with_label(reason).inc_by(events as u64);
+        self.count_lost(reason, events, DeliveryHop::DeadLettered);
         if let Some(flow) = &mut self.live().dead_letters {
             *flow.written.entry(format!("{reason:?}")).or_default() += events as u64;
         }
@@ -284,6 +289,14 @@ impl DispatcherMetrics {
     /// Counts events that need no delivery, by reason.
     pub fn count_skipped(&self, reason: SkipReason, events: usize) {
         self.series.events_skipped.with_label(reason).inc_by(events as u64);
+        let hop = match reason {
+            SkipReason::Cancelled => EventHop::Cancelled,
+            SkipReason::Superseded => EventHop::Superseded,
+            SkipReason::Duplicate => EventHop::Duplicate,
+            // The event is counted at its release, by the number of its other endpoints.
+            SkipReason::EndpointDisabled => return,
+        };
+        self.count_events(hop, events);
     }
 
     /// Counts a task of shards that panicked.
@@ -370,10 +383,13 @@ impl DispatcherMetrics {
         self.update_gauges(&live);
     }
 
-    /// Builds the report that `/flow` answers.
+    /// Builds the report that `/flow` answers. So many deliveries wait in the queues of the endpoints.
     #[must_use]
-    pub fn flow_report(&self, stream: &str) -> DispatcherFlow {
+    pub fn flow_report(&self, stream: &str, queued_deliveries: usize) -> DispatcherFlow {
         let live = self.live();
+        let waiting_events: usize = live.shards.values().map(|state| state.waiting_events).sum();
+        let waiting_deliveries: usize =
+            queued_deliveries + live.shards.values().map(|state| state.waiting_deliveries).sum::<usize>();
         DispatcherFlow {
             stream: stream.to_owned(),
             shards: live.shards.iter().map(|(id, state)| (id.clone(), state.flow())).collect(),
@@ -381,6 +397,9 @@ impl DispatcherMetrics {
             failed_attempts: live.failed_attempts,
             dropped: live.drop_counts.iter().map(|(reason, count)| (format!("{reason:?}"), *count)).collect(),
             unfinished: live.shards.values().map(|state| state.unfinished as u64).sum(),
+            events: Some(build_event_ledger(&self.series.ledger_events, waiting_events as u64)),
+            deliveries: Some(build_delivery_ledger(&self.series.ledger_deliveries, waiting_deliveries as u64)),
+            trimmed: self.series.trimmed_positions.get(),
             last_error: live.heaviest_error().map(str::to_owned),
             dead_letter: live.dead_letters.clone().map(|flow| DeadLetterFlow {
                 error: live.errors.get(&ErrorSource::DeadLetter).map(|(_, error)| error.clone()),
@@ -417,12 +436,12 @@ mod tests {
         let metrics = DispatcherMetrics::default();
         metrics.set_error(ErrorSource::Endpoint("1/a".into()), "refused".into());
         metrics.clear_error(&ErrorSource::Discovery);
-        assert_eq!(metrics.flow_report("s").last_error.as_deref(), Some("refused"));
+        assert_eq!(metrics.flow_report("s", 0).last_error.as_deref(), Some("refused"));
         metrics.set_error(ErrorSource::Discovery, "missing".into());
-        assert_eq!(metrics.flow_report("s").last_error.as_deref(), Some("missing"), "the newest is shown");
+        assert_eq!(metrics.flow_report("s", 0).last_error.as_deref(), Some("missing"), "the newest is shown");
         metrics.clear_error(&ErrorSource::Discovery);
         metrics.clear_error(&ErrorSource::Endpoint("1/a".into()));
-        assert_eq!(metrics.flow_report("s").last_error, None);
+        assert_eq!(metrics.flow_report("s", 0).last_error, None);
     }
 
     #[test]
@@ -433,7 +452,7 @@ mod tests {
         for n in 0..2 * SHOWN_ERRORS_MAX {
             metrics.set_error(ErrorSource::Endpoint(format!("1/{n}")), format!("endpoint {n}: answered 500"));
         }
-        let shown = || metrics.flow_report("s").last_error.unwrap_or_default();
+        let shown = || metrics.flow_report("s", 0).last_error.unwrap_or_default();
         assert_eq!(shown(), "RecordTooNew: version 2");
         metrics.set_error(ErrorSource::Leases, "no answer".into());
         assert_eq!(shown(), "RecordTooNew: version 2", "a newer one of another source");
@@ -458,6 +477,6 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
-        assert_eq!(metrics.flow_report("s").dropped["ForeignCluster"], 2);
+        assert_eq!(metrics.flow_report("s", 0).dropped["ForeignCluster"], 2);
     }
 }

@@ -3,7 +3,7 @@
 //! A shard that is not read must not look healthy: its distance grows with the clock, and a pause that lasts is reported
 //! once, with its reason.
 
-use super::metrics::{PauseChange, PauseReason};
+use super::reasons::{PauseChange, PauseReason};
 
 /// Time without a page after which the distance grows: several times the interval between two reads.
 const PAGE_GRACE_MS: u64 = 1_000;

@@ -219,6 +219,7 @@ impl ShardReader {
                 if matches!(position, ReadPosition::After(_)) && error.operation == "GetShardIterator" =>
             {
                 tracing::error!(shard = %self.shard, %error, "records may be lost: position trimmed from the stream");
+                self.metrics.count_trimmed();
                 *position = ReadPosition::TrimHorizon;
             }
             _ => tracing::warn!(shard = %self.shard, %error, "shard read failed: trying again"),

@@ -25,6 +25,7 @@ use super::egress::phase::AttemptPhase;
 use super::egress::resolver::NameResolver;
 use super::endpoint::queue::{BATCH_EVENTS_MAX, CONCURRENT_ATTEMPTS_MAX};
 use super::endpoint::{AttemptOutcome, AttemptReport, EndpointId, PendingDelivery};
+use super::ledger::DeliveryHop;
 use super::metrics::{DispatcherMetrics, ErrorSource, ResponseClass};
 use super::retry::retry_after_ms;
 use super::{EgressOverrides, RerouteFn};
@@ -172,6 +173,7 @@ impl WebhookSender {
         result: Result<StatusCode, AttemptFailure>,
     ) -> AttemptReport {
         let (name, now) = (target.to_string(), now_ms());
+        self.metrics.count_deliveries(DeliveryHop::Attempted, events);
         let failure = match result {
             Ok(status) => {
                 self.metrics.count_attempt(ResponseClass::Success);

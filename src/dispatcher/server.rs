@@ -103,14 +103,15 @@ pub async fn start(
         variables,
         apps: std::collections::BTreeMap::new(),
     };
-    let admin = build_admin(effective, &values, apps.clone(), &metrics, admitted.clone());
+    let pool = EndpointPool::new(sender, retry_policy);
+    let counted = (Arc::clone(&metrics), Arc::clone(&pool));
+    let admin = build_admin(effective, &values, apps.clone(), counted, admitted.clone());
     let admin_stop = CancellationToken::new();
     let serving = tokio::spawn(admin::serve(listener, admin, admin_stop.clone()));
 
     let relist = Arc::new(Notify::new());
     let (sent, listings) = watch::channel(Arc::default());
     let discovery = discover_shards(kinesis.clone(), Arc::clone(&metrics), sent, Arc::clone(&relist), stop.clone());
-    let pool = EndpointPool::new(sender, retry_policy);
     let dead_letter_stream = values.get(name::DEAD_LETTER_STREAM).filter(|stream| !stream.is_empty());
     let dead_letters = dead_letter_stream
         .map(|stream| start_writer(kinesis.of_stream(stream.into()), cluster.clone(), Arc::clone(&metrics)));
@@ -155,14 +156,14 @@ fn build_admin(
     effective: EffectiveReport,
     values: &ServerConfig,
     apps: RegistryReceiver,
-    metrics: &Arc<DispatcherMetrics>,
+    (metrics, pool): (Arc<DispatcherMetrics>, Arc<EndpointPool>),
     admitted: watch::Receiver<bool>,
 ) -> AdminEndpoints {
     let token = values.text(name::ADMIN_TOKEN).to_owned();
     let stream = values.text(name::STREAM_NAME).to_owned();
     let mut registry = MetricsRegistry::default();
     metrics.register(&mut registry);
-    let (flow_process, salt, metrics) = (effective.process.clone(), token.clone(), Arc::clone(metrics));
+    let (flow_process, salt, started_ms) = (effective.process.clone(), token.clone(), now_ms());
     let endpoints = {
         let (process, apps, metrics) = (effective.process.clone(), apps.clone(), Arc::clone(&metrics));
         move || to_json(&metrics.endpoints.report(&process, &Arc::clone(&apps.borrow())))
@@ -173,8 +174,9 @@ fn build_admin(
     let flow = move || {
         to_json(&FlowReport {
             process: flow_process.clone(),
+            started_ms,
             recorder: None,
-            dispatcher: Some(metrics.flow_report(&stream)),
+            dispatcher: Some(metrics.flow_report(&stream, pool.unfinished_deliveries())),
         })
     };
     // Readiness does not depend on Kinesis: its outage would make every dispatcher unready at once.

@@ -4,7 +4,9 @@
 //! shards of a lineage are owned by one task, so nothing is locked; the deciding parts are pure and have their own files.
 
 mod checkpoint;
+mod deliveries;
 mod losses;
+mod report;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,18 +17,17 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::byte_budget::BudgetShare;
-use super::checkpoint_tracker::{CheckpointTracker, UNFINISHED_BYTES_MAX, UNFINISHED_EVENTS_MAX};
+use super::checkpoint_tracker::CheckpointTracker;
 use super::dead_letter::Loss;
 use super::dead_letter::losses::ShardLosses;
 use super::decode::{self, DecodedRecord, RecentEventIds};
 use super::endpoint::pool::{FinishedAt, ShardHold};
-use super::endpoint::share::EventAmount;
-use super::endpoint::{EndpointId, OutgoingEvent};
 use super::events::{FOREIGN_SLOT, HISTORY_RECORD, ShardSlot, TrackedEvent};
 use super::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition};
-use super::metrics::{DropReason, PauseReason, ShardState, SkipReason};
+use super::ledger::EventHop;
 use super::read_progress::ReadProgress;
 use super::reader::{PageKind, ShardRead, ShardReader};
+use super::reasons::{DropReason, SkipReason};
 use super::unknown_apps::UnknownApps;
 use super::worker_resources::{AcquiredShard, WorkerResources};
 use crate::kinesis::ReadRecord;
@@ -34,10 +35,7 @@ use crate::process::clock::now_ms;
 use crate::protocol::ShardId;
 use crate::protocol::admin::ShardFlow;
 use crate::protocol::record::{RecordedEvent, StreamRecord};
-use crate::protocol::registry::{AppRegistry, WebhookEndpoint};
-
-/// Least interval between two evictions from endpoints that are behind.
-const EVICTION_INTERVAL_MS: u64 = 100;
+use crate::protocol::registry::AppRegistry;
 
 /// An input of a shard.
 pub enum ShardInput {
@@ -87,6 +85,10 @@ pub struct ShardWorker {
     /// Events of apps that the registry does not have yet, parked in the tracker.
     unknown_apps: UnknownApps,
     hold: ShardHold,
+    /// Deliveries that were given to the hold and are not finished.
+    held_deliveries: usize,
+    /// Those of them that were withdrawn from their endpoints before the release.
+    withdrawn_deliveries: usize,
     /// Earliest time of the next eviction from endpoints that are behind.
     next_eviction_ms: u64,
     /// The records that are not done.
@@ -138,6 +140,8 @@ impl ShardWorker {
             registry,
             unknown_apps,
             hold,
+            held_deliveries: 0,
+            withdrawn_deliveries: 0,
             next_eviction_ms: 0,
             predecessor_acked,
             written_checkpoint: checkpoint,
@@ -263,10 +267,11 @@ impl ShardWorker {
                 let read = ours.events.len();
                 let events: Vec<_> =
                     ours.events.into_iter().filter(|event| recent_ids.insert(&event.id, self.slot, now)).collect();
-                self.resources.metrics.count_skipped(SkipReason::Duplicate, read - events.len());
+                let open = if already_acked { 0 } else { events.len() };
+                self.resources.metrics.count_read(read, read - open);
                 // Events that the former holder delivered go through the order alone, which must know each subject's
                 // last state.
-                let number = self.tracker.begin_record(&sequence, if already_acked { 0 } else { events.len() }, bytes);
+                let number = self.tracker.begin_record(&sequence, open, bytes);
                 if let Some(share) = &mut self.page_share {
                     self.tracker.keep_share(number, share.split(bytes));
                 }
@@ -275,15 +280,22 @@ impl ShardWorker {
                     |event| TrackedEvent { slot, record: number, app: app.clone(), channel: channel.clone(), event };
                 return events.into_iter().map(event).collect();
             }
-            DecodedRecord::Foreign(..) | DecodedRecord::Poison(_) if already_acked => {
+            DecodedRecord::Foreign(_, events) if already_acked => {
+                self.resources.metrics.count_read(events, events);
+                self.tracker.begin_record(&sequence, 0, 0);
+            }
+            DecodedRecord::Poison(_) if already_acked => {
+                self.resources.metrics.count_read(1, 1);
                 self.tracker.begin_record(&sequence, 0, 0);
             }
             DecodedRecord::Foreign(cluster, events) => {
+                self.resources.metrics.count_refused(EventHop::Foreign, events);
                 let number = self.tracker.begin_record(&sequence, 1, bytes);
                 let detail = format!("a record of the cluster {cluster}");
                 self.give_up(number, Loss::of_record(DropReason::ForeignCluster, detail, events, &record.data));
             }
             DecodedRecord::Poison(why) => {
+                self.resources.metrics.count_refused(EventHop::Poison, 1);
                 let number = self.tracker.begin_record(&sequence, 1, bytes);
                 self.give_up(number, Loss::of_record(DropReason::Poison, why, 1, &record.data));
             }
@@ -327,107 +339,5 @@ impl ShardWorker {
         for event in events {
             self.tracker.finish_event(event.record);
         }
-    }
-
-    /// Queues an event whose turn has come to every endpoint that subscribes to it.
-    pub fn fan_out(&mut self, event: TrackedEvent) {
-        let Some(app) = self.registry.by_id(&event.app) else {
-            self.tracker.park_event(event.record);
-            for evicted in self.unknown_apps.push(event, self.mono_ms()) {
-                self.give_up_unknown_app(&evicted);
-            }
-            return;
-        };
-        let wants = |it: &&WebhookEndpoint| it.wants_event(event.event.kind.name(), event.channel.as_str());
-        let targets: Vec<EndpointId> = app
-            .webhooks
-            .iter()
-            .filter(wants)
-            .map(|it| EndpointId { app: event.app.clone(), endpoint: it.name.clone() })
-            .collect();
-        let disabled = app.disabled_webhooks.iter().filter(wants).count();
-        self.resources.metrics.count_skipped(SkipReason::EndpointDisabled, disabled);
-        let outgoing = Arc::new(OutgoingEvent::of_event(&event));
-        self.tracker.add_deliveries(event.record, targets.len());
-        for target in targets {
-            self.hold.push(&target, event.record, Arc::clone(&outgoing));
-        }
-        // The event itself is done: its deliveries count in its place.
-        self.tracker.finish_event(event.record);
-    }
-
-    /// Drops events of endpoints that are behind, once they hold more than half of a bound together: the other endpoints
-    /// must not wait for them.
-    fn evict_excess(&mut self) {
-        let now = self.mono_ms();
-        let is_budget_short = self.resources.budget.is_half_used();
-        if !(self.tracker.is_half_full() || is_budget_short) || now < self.next_eviction_ms {
-            return;
-        }
-        self.next_eviction_ms = now + EVICTION_INTERVAL_MS;
-        let mut most = EventAmount { events: UNFINISHED_EVENTS_MAX / 2, bytes: UNFINISHED_BYTES_MAX / 2 };
-        if is_budget_short {
-            let held = self.resources.held_shards.load(Ordering::Relaxed);
-            most.bytes = most.bytes.min(self.resources.budget.share_behind(held));
-        }
-        for finished in self.hold.evict_excess(most) {
-            self.complete_delivery(finished);
-        }
-    }
-
-    /// Completes a finished delivery, and all others that are known by now.
-    pub fn complete_deliveries(&mut self, first: FinishedAt) {
-        let mut next = Some(first);
-        while let Some(finished) = next {
-            self.complete_delivery(finished);
-            next = self.hold.take_finished();
-        }
-    }
-
-    fn complete_delivery(&mut self, finished: FinishedAt) {
-        let record = finished.1.delivery.record;
-        if finished.1.dropped.is_some() {
-            self.resources.metrics.endpoints.count_dropped(&finished.0.app, &finished.0.endpoint);
-        }
-        match Loss::of_delivery(finished) {
-            Some(loss) => self.give_up(record, loss),
-            None => self.tracker.finish_event(record),
-        }
-    }
-
-    /// Why no record is taken now.
-    fn pause_reason(&self) -> Option<PauseReason> {
-        if self.too_new.is_some() {
-            Some(PauseReason::RecordTooNew)
-        } else if self.tracker.is_full() {
-            Some(PauseReason::Full)
-        } else {
-            self.waits_for_budget.load(Ordering::Relaxed).then_some(PauseReason::Budget)
-        }
-    }
-
-    /// Updates the shard's state in `/flow` and in the metrics.
-    pub fn update_metrics(&mut self) {
-        if let Some(checkpoint) = self.tracker.done_through() {
-            self.flow.checkpoint = Some(checkpoint.to_owned());
-        }
-        // A shard that was read to its end cannot be behind, and one whose parents are being read is not read yet.
-        if self.has_ended() || !self.is_reading() {
-            self.progress.note_page(0, self.mono_ms());
-        }
-        let (now, unfinished) = (self.mono_ms(), self.tracker.unfinished_events());
-        if let Some(change) = self.progress.update(self.pause_reason(), now) {
-            self.resources.metrics.report_pause(&self.shard, change, self.too_new.as_deref(), unfinished);
-        }
-        self.flow.behind_ms = self.progress.behind_ms(now);
-        let paused = self.progress.reported_pause();
-        self.resources.metrics.set_shard(&self.shard, ShardState { flow: self.flow.clone(), unfinished, paused });
-    }
-}
-
-impl Drop for ShardWorker {
-    fn drop(&mut self) {
-        self.resources.held_shards.fetch_sub(1, Ordering::Relaxed);
-        self.resources.metrics.remove_shard(&self.shard);
     }
 }

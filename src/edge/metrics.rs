@@ -187,6 +187,8 @@ metric_table! {
         pending_subscriptions: Gauge => "Check Redis; a subscription that waits too long is refused.",
         /// Presence subscriptions that have waited for the bus.
         pending_subscription_outcomes: Labeled<WaitResult, Counter> => "If `refused` grows, check Redis.",
+        /// Events that were decided for recording, wanted or not.
+        recorder_events_decided: Counter => "Nothing; those unwanted and those accepted are its sum.",
         /// Events that were queued for the stream.
         recorder_events_accepted: Counter => "Nothing; it is the load of the stream.",
         /// Events that were not recorded, because no endpoint of their app receives them.

@@ -69,7 +69,14 @@ fn merge_endpoint(
         None => found.iter().max_by_key(|report| report.last_delivered_ms).map(|report| report.last_answer.clone()),
     };
     let since = failing.iter().filter_map(|report| report.failing_since_ms).min().and_then(to_time);
-    let dropped: u64 = found.iter().map(|report| report.dropped).sum();
+    // The dispatchers count from their starts; without a report the last known number stays.
+    let count = |of_report: fn(&EndpointReport) -> u64, known: fn(&AppEndpointStatus) -> i64| {
+        if found.is_empty() {
+            before.map_or(0, known)
+        } else {
+            i64::try_from(found.iter().map(|report| of_report(report)).sum::<u64>()).unwrap_or(i64::MAX)
+        }
+    };
     let disabled = webhook.state == EnabledState::Disabled;
     let failing_since = if is_known { since } else { before.and_then(|it| it.failing_since.clone()) };
     let last_delivered_at =
@@ -88,11 +95,8 @@ fn merge_endpoint(
             .filter(|answer| !answer.is_empty())
             .or_else(|| before.map(|it| it.last_answer.clone()))
             .unwrap_or_default(),
-        dropped: if found.is_empty() {
-            before.map_or(0, |it| it.dropped)
-        } else {
-            i64::try_from(dropped).unwrap_or(i64::MAX)
-        },
+        dropped: count(|report| report.dropped, |it| it.dropped),
+        dead_lettered: count(|report| report.dead_lettered, |it| it.dead_lettered),
         last_delivered_at,
     }
 }
@@ -103,9 +107,14 @@ fn is_worth_writing(before: &AppEndpointStatus, now: &AppEndpointStatus) -> bool
     let has_news = before.state != now.state
         || before.failing_since != now.failing_since
         || before.last_answer != now.last_answer
-        || now.dropped < before.dropped
-        || now.dropped > before.dropped.saturating_mul(2);
+        || is_step(before.dropped, now.dropped)
+        || is_step(before.dead_lettered, now.dead_lettered);
     has_news || second(&now.last_delivered_at) - second(&before.last_delivered_at) >= DELIVERY_STEP_SECONDS
+}
+
+/// Whether a count of lost events began anew or doubled.
+fn is_step(before: i64, now: i64) -> bool {
+    now < before || now > before.saturating_mul(2)
 }
 
 /// A time in whole seconds, as the API server writes it.
@@ -143,6 +152,7 @@ mod tests {
             last_failed_ms: failing.map(|(_, last)| last),
             last_answer: answer.to_owned(),
             dropped,
+            dead_lettered: 0,
         }
     }
 
@@ -238,6 +248,17 @@ mod tests {
         let later = |seconds| line(&merge(&app, &[report(Some(ago(seconds)), None, "200", 0)]));
         assert_eq!(later(301), "Delivering delivered 900 failing - \"200\" dropped 0", "within ten minutes");
         assert_eq!(later(300), "Delivering delivered 300 failing - \"200\" dropped 0");
+    }
+
+    #[test]
+    fn dead_letters_are_counted_beside_drops() {
+        let kept = |dead_lettered| EndpointReport { dead_lettered, ..report(Some(NOW), None, "200", 1) };
+        let merged = merge(&app("Enabled", None), &[kept(2), kept(3)]);
+        assert_eq!((merged.dropped, merged.dead_lettered), (2, 5));
+        let app = app("Enabled", Some(merged));
+        assert_eq!(merge(&app, &[]).dead_lettered, 5, "no dispatcher answers");
+        assert_eq!(merge(&app, &[kept(2), kept(8)]).dead_lettered, 5, "not doubled yet");
+        assert_eq!(merge(&app, &[kept(3), kept(8)]).dead_lettered, 11);
     }
 
     #[test]

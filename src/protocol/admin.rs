@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::name as contract;
 
+use super::ledger::{DeliveryLedger, EventLedger};
 use super::{AppId, ShardId};
 
 /// The answer of `/effective`.
@@ -47,6 +48,9 @@ pub fn hash_configuration(build: &str, variables: &BTreeMap<String, String>) -> 
 pub struct FlowReport {
     /// The process's id, new at each start.
     pub process: String,
+    /// Time of the start, in ms since 1970; 0 from a process of an older release.
+    #[serde(default)]
+    pub started_ms: u64,
     /// The recorder's flow, present on an edge.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub recorder: Option<RecorderFlow>,
@@ -61,6 +65,9 @@ pub struct FlowReport {
 pub struct RecorderFlow {
     /// Whether events are written at all.
     pub state: RecorderState,
+    /// Events that were decided for recording: those unwanted and those accepted; 0 from a process of an older release.
+    #[serde(default)]
+    pub decided: u64,
     /// Events that the recorder accepted.
     pub accepted: u64,
     /// Events that the stream acknowledged.
@@ -104,6 +111,15 @@ pub struct DispatcherFlow {
     pub dropped: BTreeMap<String, u64>,
     /// Events read and not yet done.
     pub unfinished: u64,
+    /// Events by hop; absent from a process of an older release.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub events: Option<EventLedger>,
+    /// Deliveries by hop; absent from a process of an older release.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub deliveries: Option<DeliveryLedger>,
+    /// Positions in the stream whose records were trimmed before they were read.
+    #[serde(default)]
+    pub trimmed: u64,
     /// The reason of the last failed read or attempt; absent after a success.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_error: Option<String>,
@@ -176,9 +192,12 @@ pub struct EndpointReport {
     /// The last answer, or the reason why none came.
     #[serde(default)]
     pub last_answer: String,
-    /// Events that the endpoint did not get.
+    /// Events that were dropped, because the endpoint did not acknowledge them.
     #[serde(default)]
     pub dropped: u64,
+    /// Events that became dead letters, because the endpoint did not acknowledge them.
+    #[serde(default)]
+    pub dead_lettered: u64,
 }
 
 impl EndpointReport {
@@ -193,6 +212,7 @@ impl EndpointReport {
             last_failed_ms: None,
             last_answer: String::new(),
             dropped: 0,
+            dead_lettered: 0,
         }
     }
 }
@@ -213,7 +233,12 @@ mod tests {
 
     #[test]
     fn a_report_has_the_flow_of_its_own_kind_of_server_only() {
-        let flow = FlowReport { process: "b".into(), recorder: Some(RecorderFlow::default()), dispatcher: None };
+        let flow = FlowReport {
+            process: "b".into(),
+            started_ms: 1,
+            recorder: Some(RecorderFlow::default()),
+            dispatcher: None,
+        };
         let value = serde_json::to_value(&flow).expect("json");
         assert!(value.get("dispatcher").is_none());
         assert_eq!(value["recorder"]["state"], "kinesis");

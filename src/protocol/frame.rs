@@ -25,6 +25,12 @@ pub const BUS_UNAVAILABLE_MESSAGE: &str = "the bus between the servers does not 
 pub const SUBSCRIPTION_QUEUED_MESSAGE: &str =
     "the bus between the servers does not answer, the subscription waits for it";
 
+/// Name of the event of [`member_added`].
+pub const MEMBER_ADDED_EVENT: &str = "pusher_internal:member_added";
+
+/// Name of the event of [`member_removed`].
+pub const MEMBER_REMOVED_EVENT: &str = "pusher_internal:member_removed";
+
 /// Close codes and error codes. 4000–4099: do not reconnect unchanged. 4100–4199: reconnect after a back-off.
 /// 4200–4299: reconnect immediately. 43xx are sent in `pusher:error` and leave the connection open.
 pub mod code {
@@ -299,13 +305,13 @@ pub fn subscription_succeeded(channel: &ChannelName, roster: Option<&[PresenceMe
 #[must_use]
 pub fn member_added(channel: &ChannelName, member: &PresenceMember) -> String {
     let data = json!({ "user_id": member.user_id, "user_info": member.user_info }).to_string();
-    event_frame("pusher_internal:member_added", channel, &data, None)
+    event_frame(MEMBER_ADDED_EVENT, channel, &data, None)
 }
 
 /// `pusher_internal:member_removed`: a user left a presence channel.
 #[must_use]
 pub fn member_removed(channel: &ChannelName, user_id: &str) -> String {
-    event_frame("pusher_internal:member_removed", channel, &json!({ "user_id": user_id }).to_string(), None)
+    event_frame(MEMBER_REMOVED_EVENT, channel, &json!({ "user_id": user_id }).to_string(), None)
 }
 
 /// `pusher_internal:subscription_count`: the number of connections in a channel changed.

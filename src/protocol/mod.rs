@@ -14,6 +14,8 @@ pub mod dead_letter;
 pub mod egress_policy;
 pub mod fallback;
 pub mod frame;
+pub mod ledger;
+pub mod ledger_balance;
 pub mod names;
 pub mod origin;
 pub mod proxy_header;

@@ -24,6 +24,9 @@ pub const RELAY_SIGNATURE_HEADER: &str = "x-realtime-signature";
 /// The header in which the target gives the reason for not serving a request; absent on a served one.
 pub const REFUSAL_HEADER: &str = "x-realtime-refused";
 
+/// The header in which the target gives its time, in ms since 1970, when it refuses a request as expired.
+pub const CLOCK_HEADER: &str = "x-realtime-clock";
+
 /// Value of [`REFUSAL_HEADER`] for a session that the process does not own.
 pub const UNKNOWN_SESSION: &str = "unknown";
 

@@ -4,12 +4,14 @@ mod bad_receivers;
 mod dead_letters;
 mod endpoint_settings;
 mod isolation;
+mod ledger;
 mod lineage;
 mod pauses;
+mod receiver;
 mod replay;
 mod scripted_receiver;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +19,6 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use realtime_operator::config::ServerConfig;
 use realtime_operator::dispatcher::{
@@ -25,77 +26,28 @@ use realtime_operator::dispatcher::{
 };
 use realtime_operator::kinesis::{KinesisClient, PutEntry};
 use realtime_operator::process::clock::now_ms;
-use realtime_operator::protocol::admin::{DispatcherFlow, FlowReport};
+use realtime_operator::protocol::admin::{DispatcherFlow, EndpointReport, EndpointsReport, FlowReport};
 use realtime_operator::protocol::record::{
     EventKind, EventOrder, RECORD_VERSION, RecordOrigin, RecordedEvent, StreamRecord, partition_key,
 };
 use realtime_operator::protocol::registry::App;
-use realtime_operator::protocol::webhook::{
-    KEY_HEADER, ORIGINAL_TIME_HEADER, SIGNATURE_HEADER, WebhookBody, WebhookEvent, verify_webhook,
-};
+use realtime_operator::protocol::webhook::{KEY_HEADER, SIGNATURE_HEADER, WebhookBody, WebhookEvent, verify_webhook};
 use realtime_operator::protocol::{ChannelName, Secret};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use self::receiver::Receiver;
 use super::fault_proxy::{CallFault, FaultSwitch};
 use super::fixtures::{
     REGION, build_app, build_webhook, connect_kinesis, serve_routes, start_faulty_kinesis, start_kinesis,
     wait_until_active, write_registry,
 };
+use super::ledger::LedgerWatch;
 use super::waiting::{eventually, within};
 
 const CLUSTER: &str = "cluster-1";
 const LOOPBACK: (&str, &str) = ("REALTIME_ALLOWED_NETWORKS", "127.0.0.0/8");
-
-/// Received webhooks, and the next answers; 200 by default.
-#[derive(Clone, Default)]
-struct Receiver {
-    bodies: Arc<Mutex<Vec<(u64, WebhookBody)>>>,
-    answers: Arc<Mutex<VecDeque<u16>>>,
-    problems: Arc<Mutex<Vec<String>>>,
-    /// The header with the original time, of bodies that had one.
-    originals: Arc<Mutex<Vec<String>>>,
-}
-
-impl Receiver {
-    async fn serve(&self) -> String {
-        let router = Router::new().route("/hook", post(receive)).with_state(self.clone());
-        format!("{}/hook", serve_routes(router).await)
-    }
-
-    fn events(&self) -> Vec<(u64, WebhookEvent)> {
-        let bodies = self.bodies.lock().expect("not poisoned");
-        bodies.iter().flat_map(|(at, body)| body.events.iter().map(|event| (*at, event.clone()))).collect()
-    }
-
-    fn ids(&self) -> Vec<String> {
-        self.events().into_iter().map(|(_, event)| event.id).collect()
-    }
-
-    /// Waits until this holds of the ids of all received events.
-    async fn receives(&self, awaited: &str, holds: impl Fn(&[String]) -> bool) {
-        eventually(awaited, async || self.ids(), |ids| holds(ids)).await;
-    }
-}
-
-async fn receive(State(receiver): State<Receiver>, headers: HeaderMap, raw: Bytes) -> Response {
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let signed = verify_webhook(&Secret::new("secret"), &raw, header(SIGNATURE_HEADER));
-    if !signed || header(KEY_HEADER) != "key" || header("content-type") != "application/json" {
-        receiver.problems.lock().expect("not poisoned").push(format!("{headers:?}"));
-    }
-    let original = header(ORIGINAL_TIME_HEADER);
-    if !original.is_empty() {
-        receiver.originals.lock().expect("not poisoned").push(original.to_owned());
-    }
-    let answer = receiver.answers.lock().expect("not poisoned").pop_front().unwrap_or(200);
-    if answer == 200 {
-        let body = serde_json::from_slice(&raw).expect("a webhook");
-        receiver.bodies.lock().expect("not poisoned").push((now_ms(), body));
-    }
-    StatusCode::from_u16(answer).expect("a status").into_response()
-}
 
 /// A Kinesis with one stream of so many shards, and an app whose webhooks go to the receiver.
 struct Bed {
@@ -104,6 +56,7 @@ struct Bed {
     receiver: Receiver,
     apps: TempDir,
     leases: MemoryLeases,
+    ledgers: LedgerWatch,
 }
 
 impl Bed {
@@ -121,7 +74,14 @@ impl Bed {
     async fn on_stream(endpoint: String, kinesis: KinesisClient) -> Self {
         let receiver = Receiver::default();
         let apps = tempfile::tempdir().expect("a directory");
-        let bed = Self { kinesis, endpoint, receiver, apps, leases: MemoryLeases::default() };
+        let bed = Self {
+            kinesis,
+            endpoint,
+            receiver,
+            apps,
+            leases: MemoryLeases::default(),
+            ledgers: LedgerWatch::default(),
+        };
         bed.write_apps(&bed.receiver.serve().await);
         bed
     }
@@ -188,6 +148,7 @@ impl Bed {
         };
         let running =
             dispatcher::start(ServerConfig::parse(pairs).expect("values"), dependencies).await.expect("started");
+        self.ledgers.follow_process(running.admin, "token");
         (running, shutdown)
     }
 
@@ -265,6 +226,12 @@ async fn wait_for_error(running: &RunningDispatcher, parts: &[&str]) {
         flow.last_error.as_ref().is_some_and(|error| parts.iter().all(|part| error.contains(part)))
     };
     eventually(&format!("an error with {parts:?}"), async || flow(running).await, has_parts).await;
+}
+
+async fn endpoint_reports(running: &RunningDispatcher) -> BTreeMap<String, EndpointReport> {
+    let text = get(running, "/endpoints").await;
+    let report: EndpointsReport = serde_json::from_str(&text).expect(&text);
+    report.endpoints.into_iter().map(|endpoint| (endpoint.name.clone(), endpoint)).collect()
 }
 
 async fn get(running: &RunningDispatcher, path: &str) -> String {

@@ -3,6 +3,7 @@
 // Clients of a test end it where they stand; clippy sees only the tests themselves as such.
 #![allow(clippy::panic)]
 
+mod bus_outage;
 mod clients;
 mod cluster_isolation;
 mod connection_policy;
@@ -49,11 +50,11 @@ use crate::fixtures::{
     build_app, build_credential, build_webhook, connect_kinesis, replace_file, start_kinesis, write_registry,
 };
 use crate::waiting::{WAIT_TIMEOUT, describe_last, eventually, eventually_ok, within};
-pub use clients::{ESTABLISHED, SUBSCRIBED, Wire, dial, received, subscribe};
-use clients::{Ws, Xhr, auth, client_event};
+pub use clients::{ESTABLISHED, SUBSCRIBED, Wire, client_event, dial, received, subscribe};
+use clients::{Ws, Xhr, auth};
 use recording::{read_events, start_stream};
 
-const TOKEN: &str = "admin-token";
+pub const TOKEN: &str = "admin-token";
 
 fn app(id: &str, enabled: bool) -> App {
     let webhooks = vec![build_webhook("https://receiver.example/unused")];
@@ -180,7 +181,7 @@ impl Edge {
         within(WAIT_TIMEOUT, "the end of the edge", self.running.wait_stopped()).await.expect("a clean end");
     }
 
-    async fn websocket(&self) -> Ws {
+    pub async fn websocket(&self) -> Ws {
         let mut ws = Ws::open(self.running.public, "/app/key1?protocol=7&client=test&version=1").await;
         ws.greeted().await;
         ws

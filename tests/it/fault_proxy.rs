@@ -23,6 +23,8 @@ pub enum CallFault {
     LostReply,
     /// Every call for the stream of this name is refused with status 500.
     UnavailableStream(&'static str),
+    /// Every record is acknowledged, and none is stored.
+    SwallowedRecords,
 }
 
 /// The switch of the faults.
@@ -49,6 +51,7 @@ pub async fn apply_fault(State(switch): State<FaultSwitch>, request: Request, ne
             next.run(request).await;
             refuse_call()
         }
+        Some(CallFault::SwallowedRecords) if is_put => swallow_entries(request).await,
         Some(CallFault::RefusedEntries) if is_put => refuse_entries(request, next).await,
         Some(CallFault::UnavailableStream(stream)) if is_put => refuse_stream(stream, request, next).await,
         _ => next.run(request).await,
@@ -68,6 +71,15 @@ async fn refuse_stream(stream: &str, request: Request, next: Next) -> Response {
         return refuse_call();
     }
     next.run(Request::from_parts(parts, Body::from(bytes))).await
+}
+
+async fn swallow_entries(request: Request) -> Response {
+    let bytes = to_bytes(request.into_body(), BODY_BYTES_MAX).await.expect("a body");
+    let call: Value = serde_json::from_slice(&bytes).expect("json");
+    let count = call["Records"].as_array().expect("records").len();
+    let stored = json!({ "SequenceNumber": "0", "ShardId": "shardId-000000000000" });
+    let answer = json!({ "FailedRecordCount": 0, "Records": vec![stored; count] });
+    ([(header::CONTENT_TYPE, "application/x-amz-json-1.1")], answer.to_string()).into_response()
 }
 
 async fn refuse_entries(request: Request, next: Next) -> Response {

@@ -33,6 +33,7 @@ use realtime_operator::protocol::admin::{
     DeadLetterFlow, DispatcherFlow, EffectiveReport, FlowReport, RecorderFlow, ShardFlow,
 };
 use realtime_operator::protocol::frame::{self, PresenceMember};
+use realtime_operator::protocol::ledger::{DeliveryLedger, EventLedger};
 use realtime_operator::protocol::record::{
     EventKind, EventOrder, LeaveCause, RecordOrigin, RecordedEvent, StreamRecord,
 };
@@ -273,6 +274,7 @@ fn effective_and_flow() {
     };
     golden_json("effective.jsonl", &[effective]);
     let recorder = RecorderFlow {
+        decided: 7,
         accepted: 5,
         acknowledged: 4,
         queued: 1,
@@ -294,6 +296,16 @@ fn effective_and_flow() {
         failed_attempts: 2,
         dropped: BTreeMap::from([("retry_window".into(), 1)]),
         unfinished: 4,
+        events: Some(EventLedger { read: 9, duplicate: 1, released: 7, waiting: 1, ..EventLedger::default() }),
+        deliveries: Some(DeliveryLedger {
+            created: 7,
+            attempted: 5,
+            delivered: 3,
+            dropped: 1,
+            waiting: 3,
+            ..DeliveryLedger::default()
+        }),
+        trimmed: 1,
         last_error: None,
         dead_letter: None,
     };
@@ -304,7 +316,8 @@ fn effective_and_flow() {
         error: Some("DeadLetterUnavailable: no answer in time".into()),
     };
     let with_letters = DispatcherFlow { dead_letter: Some(letters), ..dispatcher.clone() };
-    let flow = |recorder, dispatcher| FlowReport { process: "01JPROCESS".into(), recorder, dispatcher };
+    let (process, started_ms) = ("01JPROCESS".to_owned(), 1_700_000_000_000);
+    let flow = |recorder, dispatcher| FlowReport { process: process.clone(), started_ms, recorder, dispatcher };
     let flows = [flow(Some(recorder), None), flow(None, Some(dispatcher)), flow(None, Some(with_letters))];
     golden_json("flow.jsonl", &flows);
 }

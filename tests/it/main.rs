@@ -16,6 +16,8 @@ mod former_release;
 mod fuzz;
 mod generated;
 mod golden;
+#[cfg(feature = "rehearsal")]
+mod ledger;
 mod links;
 mod metrics;
 #[cfg(feature = "rehearsal")]

@@ -3,6 +3,9 @@
 // Helpers end a test where they stand; clippy sees only the tests themselves as such.
 #![allow(clippy::panic)]
 
+mod quota;
+mod rosters;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,6 +15,7 @@ use futures::{SinkExt, StreamExt, stream};
 use realtime_operator::kinesis::{KinesisClient, ReadPosition};
 use realtime_operator::process::clock;
 use realtime_operator::protocol::record::{EventKind, EventOrder, RecordedEvent, StreamRecord};
+use realtime_operator::protocol::registry::App;
 use realtime_operator::protocol::{Secret, ShardId, signature};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -46,8 +50,12 @@ struct Environment {
 
 impl Pods {
     async fn start(redis: &Redis) -> Self {
+        Self::start_with_app(redis, build_registry_app("http://127.0.0.1:9/unused")).await
+    }
+
+    async fn start_with_app(redis: &Redis, app: App) -> Self {
         let apps = tempfile::tempdir().expect("a directory");
-        write_registry(apps.path(), [build_registry_app("http://127.0.0.1:9/unused")]);
+        write_registry(apps.path(), [app]);
         let (kinesis, client) = start_kinesis("s", 2).await;
         let stream = Reader::new(client).await;
         let settings = Environment { apps: path(apps.path()), kinesis, redis: redis.url() };
@@ -212,20 +220,29 @@ impl Ws {
     }
 
     async fn join(&mut self, channel: &str, user: Option<&str>) {
-        let data = user.map(|user| json!({ "user_id": user }).to_string());
-        let message = signature::channel_message(&self.id, channel, data.as_deref());
-        let auth = format!("key:{}", signature::sign_message(&Secret::new("secret"), message.as_bytes()));
-        let mut frame = json!({ "event": "pusher:subscribe", "data": { "channel": channel, "auth": auth } });
-        if let Some(data) = data {
-            frame["data"]["channel_data"] = data.into();
-        }
+        let frame = subscribe_frame(&self.id, channel, user);
         self.send(&frame).await;
         self.wait("pusher_internal:subscription_succeeded").await;
     }
 
     async fn leave(&mut self, channel: &str) {
-        self.send(&json!({ "event": "pusher:unsubscribe", "data": { "channel": channel } })).await;
+        self.send(&unsubscribe_frame(channel)).await;
     }
+}
+
+fn subscribe_frame(socket: &str, channel: &str, user: Option<&str>) -> Value {
+    let data = user.map(|user| json!({ "user_id": user }).to_string());
+    let message = signature::channel_message(socket, channel, data.as_deref());
+    let auth = format!("key:{}", signature::sign_message(&Secret::new("secret"), message.as_bytes()));
+    let mut frame = json!({ "event": "pusher:subscribe", "data": { "channel": channel, "auth": auth } });
+    if let Some(data) = data {
+        frame["data"]["channel_data"] = data.into();
+    }
+    frame
+}
+
+fn unsubscribe_frame(channel: &str) -> Value {
+    json!({ "event": "pusher:unsubscribe", "data": { "channel": channel } })
 }
 
 fn members(events: &[(String, RecordedEvent)], removed: bool) -> HashMap<(String, String), BTreeSet<String>> {

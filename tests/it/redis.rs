@@ -9,6 +9,8 @@ mod occupancy;
 mod outage;
 mod outbox;
 pub mod server;
+mod switch_proxy;
+mod watch;
 
 use std::time::Duration;
 

@@ -10,6 +10,7 @@ use fred::types::scan::Scanner;
 use fred::types::scripts::Script;
 use futures::StreamExt;
 
+use super::super::reports::FrameTemplate;
 use super::super::{
     BusError, CACHE_MISS_INTERVAL, ChannelInfo, ChannelKey, CountUpdate, LARGE_CHANNEL_COUNT_INTERVAL,
     LARGE_CHANNEL_THRESHOLD, LAST_EVENT_TTL, LastEvent, LastEventLookup,
@@ -17,6 +18,7 @@ use super::super::{
 use super::client::{PIPELINE_COMMANDS_MAX, evaluate_script, malformed_answer, parse_number, to_bus_error};
 use super::keys::{self, KeySpace};
 use super::timing::TOMBSTONE_TTL_SECONDS;
+use super::wire;
 use crate::protocol::{AppId, ChannelKind, ChannelName};
 
 /// Index entries that one scan of a list returns.
@@ -64,14 +66,18 @@ impl RedisChannels {
     }
 
     pub(super) async fn claim_count_update(&self, subject: &ChannelKey) -> Result<CountUpdate, BusError> {
+        let FrameTemplate { start, end } = FrameTemplate::around_count(&subject.channel);
         let arguments = vec![
             LARGE_CHANNEL_THRESHOLD.to_string(),
             LARGE_CHANNEL_COUNT_INTERVAL.as_millis().to_string(),
             TOMBSTONE_TTL_SECONDS.to_string(),
+            self.names.frames_channel(),
+            format!("{}}}\n{start}", wire::script_header_start(subject, None)?),
+            end,
         ];
         let answer = self.run(&self.count_script, subject, ["sockets", "told"], arguments).await?;
         match answer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["tell", count] => Ok(CountUpdate::Publish(parse_number(count)?)),
+            ["tell", count] => Ok(CountUpdate::Published(parse_number(count)?)),
             ["later", ms] => Ok(CountUpdate::RetryAfter(Duration::from_millis(parse_number(ms)?))),
             ["told"] => Ok(CountUpdate::Unchanged),
             _ => Err(malformed_answer()),

@@ -1,7 +1,9 @@
--- Decides whether the caller publishes a channel's subscription count; each count is published by one process.
+-- Publishes a channel's subscription count unless it is published already. The script that counts publishes, so that the
+-- last count that arrives is the latest.
 -- KEYS: sockets, published; ARGV: connections above which a channel is large, ms between two counts of a large channel,
---       TTL of the published count in seconds
--- Out: 'tell' and the count; or 'later' and the ms to wait; or 'told' when the count is published already.
+--       TTL of the published count in seconds, channel of the frames, the frame before and after the count
+-- Out: 'tell' and the count, which the caller records; or 'later' and the ms to wait; or 'told' when the count is
+--      published already.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local count = redis.call('HLEN', KEYS[1])
@@ -15,4 +17,5 @@ elseif count == 0 then
 end
 redis.call('HSET', KEYS[2], 'count', tostring(count), 'at', string.format('%.0f', now))
 redis.call('EXPIRE', KEYS[2], ARGV[3])
+redis.pcall('PUBLISH', ARGV[4], ARGV[5] .. tostring(count) .. ARGV[6])
 return { 'tell', tostring(count) }

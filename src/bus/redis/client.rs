@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use fred::clients::Client;
+use fred::clients::{Client, SubscriberClient};
 use fred::interfaces::{ClientLike, LuaInterface};
+use fred::socket2::TcpKeepalive;
 use fred::types::Builder;
-use fred::types::config::{Config, ReconnectPolicy};
+use fred::types::config::{Config, ReconnectPolicy, ServerConfig};
 use fred::types::scripts::Script;
 
 use super::super::BusError;
@@ -16,12 +17,19 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(4);
 /// Bounds one connection attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bounds the back-off between two connection attempts: after a loss of data, other processes wait until this one has
-/// re-registered its connections.
-const RECONNECT_BACKOFF_MAX_MS: u32 = 1_000;
+/// re-registered its connections, and a termination reaches its user within a second.
+const RECONNECT_BACKOFF_MAX_MS: u32 = 400;
+/// Idle time after which the kernel probes a connection, and time between two probes: a peer that is gone is noticed even
+/// where nothing is sent.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Bounds a reconnection that was forced.
+const FORCED_RECONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bounds the commands that wait while Redis is unavailable; further commands fail at once.
 const COMMAND_QUEUE_MAX: usize = 10_000;
 /// Bounds the commands of one pipeline.
 pub(super) const PIPELINE_COMMANDS_MAX: usize = 500;
+/// Rights that a Redis user needs, as words of `ACL SETUSER`.
+const USER_RIGHTS: &str = "~rt:* &rt:* +@all -@admin -@dangerous +info";
 /// Oldest release that replicates the effects of a script instead of the script; ours read the clock.
 const REDIS_MAJOR_VERSION_MIN: u32 = 7;
 
@@ -69,13 +77,15 @@ pub(super) fn client_builder(
     let mut config = Config::from_url(&read).map_err(|_| {
         BusError::Unusable(
             "REALTIME_REDIS_URL is not the address of a Redis: write redis://USER:PASSWORD@HOST:PORT, rediss:// for TLS, \
-             redis-cluster:// for a cluster, or redis-sentinel://…?sentinelServiceName=NAME"
+             redis-cluster:// for a cluster, or redis-sentinel://…?sentinelServiceName=NAME; in a user or password, write \
+             `#` as %23, `/` as %2F, `?` as %3F, `@` as %40, `:` as %3A and `%` as %25"
                 .to_owned(),
         )
     })?;
     if tls.is_some() {
         config.tls = tls;
     }
+    share_sentinel_credentials(&mut config);
     // A Redis that has not started yet is retried like one that became unavailable.
     config.fail_fast = false;
     let mut builder = Builder::from_config(config);
@@ -87,6 +97,8 @@ pub(super) fn client_builder(
             connection.max_command_buffer_len = COMMAND_QUEUE_MAX;
             connection.reconnect_on_auth_error = true;
             connection.unresponsive.max_timeout = Some(Duration::from_secs(10));
+            let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_INTERVAL).with_interval(KEEPALIVE_INTERVAL);
+            connection.tcp.keepalive = Some(keepalive);
         })
         .with_performance_config(|performance| {
             performance.default_command_timeout = COMMAND_TIMEOUT;
@@ -94,6 +106,37 @@ pub(super) fn client_builder(
         })
         .set_policy(ReconnectPolicy::new_exponential(0, 100, RECONNECT_BACKOFF_MAX_MS, 2));
     Ok(builder)
+}
+
+/// Gives sentinels the credentials of the Redis unless the address has some for them (`sentinelUsername` and
+/// `sentinelPassword`).
+fn share_sentinel_credentials(config: &mut Config) {
+    if let ServerConfig::Sentinel { username, password, .. } = &mut config.server
+        && password.is_none()
+    {
+        username.clone_from(&config.username);
+        password.clone_from(&config.password);
+    }
+}
+
+/// Connects both clients anew, by the name in the address: after a failover it leads to another server.
+pub(super) fn reconnect(client: &Client, subscriber: &SubscriberClient) {
+    let (client, subscriber) = (client.clone(), subscriber.clone());
+    tokio::spawn(async move {
+        let both = futures::future::join(client.force_reconnection(), subscriber.force_reconnection());
+        // A failed attempt is repeated by the client's own policy.
+        let _ = tokio::time::timeout(FORCED_RECONNECT_TIMEOUT, both).await;
+    });
+}
+
+/// Explains a refusal for missing rights; `None` for other errors.
+pub(super) fn explain_missing_rights(client: &Client, error: &fred::error::Error) -> Option<String> {
+    let details = error.details();
+    details.starts_with("NOPERM").then(|| {
+        let config = client.client_config();
+        let user = config.username.as_deref().unwrap_or("default");
+        format!("the Redis user `{user}` lacks rights of the bus: run `ACL SETUSER {user} {USER_RIGHTS}` ({details})")
+    })
 }
 
 /// Runs a script by its hash, or by its text where the node does not have it cached: each node has its own cache.
@@ -119,6 +162,8 @@ pub(super) struct StoreStatus {
     pub run_id: String,
     /// Uptime of the store, in ms.
     pub age_ms: u64,
+    /// Whether the store is a replica, which accepts no change.
+    pub is_replica: bool,
     /// Why the store cannot be a bus; `None` when it can.
     pub unusable_reason: Option<String>,
 }
@@ -134,20 +179,22 @@ fn parse_store_status(text: &str, clustered: bool) -> StoreStatus {
     let version = field("redis_version").unwrap_or_default();
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
     let (limit, policy) = (number("maxmemory").unwrap_or(0), field("maxmemory_policy").unwrap_or("noeviction"));
+    let is_replica = field("role") == Some("slave") && !clustered;
     let unusable_reason = if major.is_none_or(|major| major < REDIS_MAJOR_VERSION_MIN) {
         Some(format!("Redis is of version `{version}`: use 7 or later, or a Valkey"))
     } else if limit > 0 && policy != "noeviction" {
         Some(format!(
             "Redis evicts keys when it is full (maxmemory-policy is `{policy}`), and would lose members of channels: set it to noeviction"
         ))
-    } else if field("role") == Some("slave") && !clustered {
-        Some("the address is that of a read-only replica of Redis: give the primary's".to_owned())
+    } else if is_replica {
+        Some("the address leads to a read-only replica of Redis: it must lead to the primary".to_owned())
     } else {
         None
     };
     // In a cluster another node answers each time, so there is no one run.
     let run = if clustered { "cluster" } else { field("run_id").unwrap_or("unknown") }.to_owned();
-    StoreStatus { run_id: run, age_ms: number("uptime_in_seconds").unwrap_or(0).saturating_mul(1_000), unusable_reason }
+    let age_ms = number("uptime_in_seconds").unwrap_or(0).saturating_mul(1_000);
+    StoreStatus { run_id: run, age_ms, is_replica, unusable_reason }
 }
 
 /// Converts an error of the store, with a remedy where its own text has none.
@@ -157,9 +204,11 @@ pub(super) fn to_bus_error(error: fred::error::Error) -> BusError {
     let text = if details.starts_with("OOM") {
         format!("{text}: Redis is full, give it more memory")
     } else if details.starts_with("READONLY") {
-        format!("{text}: the address is that of a replica, give the primary's")
+        format!("{text}: the address leads to a replica, it must lead to the primary")
+    } else if details.starts_with("LOADING") {
+        format!("{text}: it has started and reads its data")
     } else if details.starts_with("NOPERM") {
-        format!("{text}: give the user the rights that docs/bus.md names")
+        format!("{text}: give its user the rights of the bus, `ACL SETUSER USER {USER_RIGHTS}`")
     } else if details.starts_with("WRONGTYPE") || details.contains("WRONGTYPE") {
         format!("{text}: another program uses keys that begin with `rt:`, give the cluster a Redis of its own")
     } else {
@@ -196,7 +245,7 @@ mod tests {
     fn a_store_that_would_lose_data_is_unusable() {
         assert_eq!(
             parse_store_status(INFO_TEXT, false),
-            StoreStatus { run_id: "abc".into(), age_ms: 7_000, unusable_reason: None }
+            StoreStatus { run_id: "abc".into(), age_ms: 7_000, is_replica: false, unusable_reason: None }
         );
         assert_eq!(parse_store_status(INFO_TEXT, true).run_id, "cluster");
         for (from, to, part) in [
@@ -214,6 +263,10 @@ mod tests {
     fn a_malformed_address_is_refused_without_its_password() {
         let error = client_builder("rediss//:hunter2@nowhere".into(), 1).expect_err("refused").to_string();
         assert!(error.contains("redis://USER:PASSWORD@HOST:PORT") && !error.contains("hunter2"), "{error}");
+        for raw in ["redis://u:a#b@h:1", "redis://u:a/b@h:1"] {
+            let error = client_builder(raw.into(), 1).expect_err("refused").to_string();
+            assert!(error.contains("`#` as %23"), "{error}");
+        }
         for good in [
             "redis://u:p@h:1",
             "rediss://h:1",
@@ -222,6 +275,18 @@ mod tests {
         ] {
             assert!(client_builder(good.into(), 1).is_ok(), "{good}");
         }
+        let sentinels = |query: &str| {
+            let url = format!("redis-sentinel://u:p@h:26379?sentinelServiceName=main{query}");
+            let config =
+                client_builder(url.as_str().into(), 1).expect("a client").get_config().expect("a config").clone();
+            match config.server {
+                ServerConfig::Sentinel { username, password, .. } => (username, password),
+                _ => (None, None),
+            }
+        };
+        assert_eq!(sentinels(""), (Some("u".to_owned()), Some("p".to_owned())));
+        let own = sentinels("&sentinelUsername=s&sentinelPassword=q");
+        assert_eq!(own, (Some("s".to_owned()), Some("q".to_owned())));
         let bare = RedisAddress { url: "redis://u:hunter2@h:1", authorities: Some("x") };
         let error = client_builder(bare, 1).expect_err("refused").to_string();
         assert!(error.contains("asks for no TLS") && !error.contains("hunter2"), "{error}");

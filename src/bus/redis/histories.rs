@@ -126,7 +126,9 @@ impl History {
         let process = format!("p{}", self.names);
         let (core, receipt_ends) = MembershipCore::new(self.client.clone(), names, process, TIMING, decided_sender);
         let core = Arc::new(core);
-        let mut keeper = LeaseKeeper::new(core.clone());
+        // It never connects: nothing in a history needs a reconnection.
+        let subscriber = fred::types::Builder::default_centralized().build_subscriber_client().expect("a client");
+        let mut keeper = LeaseKeeper::new(core.clone(), subscriber);
         keeper.renew_lease().await.expect("a lease");
         self.processes.push(Process {
             core,
@@ -185,7 +187,7 @@ impl History {
         let member = presence.then(|| PresenceMember { user_id: user.into(), user_info: serde_json::Value::Null });
         let process = &mut self.processes[p];
         self.steps.push(format!("{p} {} {socket} {user}", subject.channel));
-        let joined = process.core.join_channel(&subject, &socket, member.as_ref()).await;
+        let joined = process.core.join_channel(&subject, &socket, member.as_ref(), None).await;
         match joined {
             Ok(joined) => process.queue.extend(joined.transitions.into_iter().map(|t| (subject.clone(), t))),
             // The edge refuses a presence subscription that fails, so the client leaves; other subscriptions stay.

@@ -59,6 +59,11 @@ impl KeySpace {
         format!("rt:{}:losers:{process}", self.cluster)
     }
 
+    /// Terminations of users' connections, for processes whose subscription is interrupted.
+    pub fn terminations_key(&self) -> String {
+        format!("rt:{}:terminations", self.cluster)
+    }
+
     /// Publish/subscribe channel of the frames.
     pub fn frames_channel(&self) -> String {
         format!("rt:{}:frames", self.cluster)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fred::clients::SubscriberClient;
 use fred::interfaces::{EventInterface, KeysInterface, SortedSetsInterface};
 use fred::types::scripts::Script;
 use tokio::time::sleep;
@@ -10,21 +11,44 @@ use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 use super::super::BusError;
-use super::client::{StoreStatus, evaluate_script, fetch_store_status, malformed_answer, parse_number, to_bus_error};
+use super::client::{
+    StoreStatus, evaluate_script, fetch_store_status, malformed_answer, parse_number, reconnect, to_bus_error,
+};
 use super::first_sync::{FirstSyncSender, report_first_sync};
 use super::members::{MembershipCore, SettlingWindow};
+
+/// Least time between two renewals: a channel that fails again and again must not make the process renew without pause.
+const RENEWAL_DELAY: Duration = Duration::from_millis(100);
+/// Least time between two reconnections because the store is a replica.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Renews the lease of one process.
 pub(super) struct LeaseKeeper {
     core: Arc<MembershipCore>,
+    subscriber: SubscriberClient,
+    /// Whether the log says that the bus is unavailable.
+    is_reported: bool,
+    /// Whether the store is a replica, as of the latest renewal.
+    is_replica: bool,
+    /// Time of the latest reconnection that a renewal asked for.
+    reconnected_at: Option<Instant>,
     script: Script,
     /// Why the store cannot be a bus, as of the latest renewal.
     unusable_reason: Option<String>,
 }
 
 impl LeaseKeeper {
-    pub fn new(core: Arc<MembershipCore>) -> Self {
-        Self { core, script: Script::from_lua(include_str!("renew_lease.lua")), unusable_reason: None }
+    pub fn new(core: Arc<MembershipCore>, subscriber: SubscriberClient) -> Self {
+        let script = Script::from_lua(include_str!("renew_lease.lua"));
+        Self {
+            core,
+            subscriber,
+            is_reported: false,
+            is_replica: false,
+            reconnected_at: None,
+            script,
+            unusable_reason: None,
+        }
     }
 
     /// Renews the lease until shutdown.
@@ -41,19 +65,17 @@ impl LeaseKeeper {
             let wait = match renewed {
                 Ok(()) => {
                     report_first_sync(&first_sync, self.unusable_reason.clone().map_or(Ok(()), Err));
+                    if std::mem::take(&mut self.is_reported) {
+                        tracing::info!("bus available again");
+                    }
                     core.timing.renew_interval
                 }
                 Err(error) => {
-                    if core.is_available() || core.state().available_since.is_some() {
-                        tracing::warn!(
-                            %error,
-                            "bus unavailable: delivering locally; presence and occupancy changes are deferred"
-                        );
-                    }
-                    mark_unavailable(&core);
+                    self.note_failure(&error, &first_sync);
                     core.timing.renew_interval / 6
                 }
             };
+            sleep(RENEWAL_DELAY.min(wait)).await;
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = core.renew_now.notified() => {}
@@ -64,15 +86,37 @@ impl LeaseKeeper {
         }
     }
 
+    fn note_failure(&mut self, error: &BusError, first_sync: &FirstSyncSender) {
+        if !std::mem::replace(&mut self.is_reported, true) {
+            tracing::warn!(%error, "bus unavailable: delivering locally; presence and occupancy changes are deferred");
+        }
+        mark_unavailable(&self.core);
+        // No retry gives the user its rights.
+        if let BusError::Unavailable(reason) = error
+            && reason.contains("NOPERM")
+        {
+            report_first_sync(first_sync, Err(reason.clone()));
+        }
+        // After a failover the name in the address leads to another server, while connections to the former one stay open.
+        if self.is_replica && self.reconnected_at.is_none_or(|at| at.elapsed() >= RECONNECT_INTERVAL) {
+            self.reconnected_at = Some(Instant::now());
+            reconnect(&self.core.client, &self.subscriber);
+        }
+    }
+
     /// Renews the lease once, and applies the store's answer to the state.
     pub async fn renew_lease(&mut self) -> Result<(), BusError> {
         let core = &self.core;
         let status = fetch_store_status(&core.client, core.names.clustered).await?;
-        if status.unusable_reason != self.unusable_reason {
+        if status.unusable_reason != self.unusable_reason && !status.is_replica {
             if let Some(reason) = &status.unusable_reason {
                 tracing::error!("{reason}");
             }
             self.unusable_reason.clone_from(&status.unusable_reason);
+        }
+        self.is_replica = status.is_replica;
+        if status.is_replica {
+            return Err(BusError::Unavailable(status.unusable_reason.unwrap_or_default()));
         }
         let mut lease = request_lease(core, &self.script, &status).await?;
         let is_new = lease.status != "kept";
@@ -101,6 +145,7 @@ impl LeaseKeeper {
         if has_new_memory || is_new || state.available_since.is_none() {
             // A store that was unavailable may be restored from an older snapshot.
             state.local.mark_all_uncertain();
+            state.local.clear_all_failures();
         }
         state.available_since.get_or_insert(now);
         state.dead_processes = lease.dead_processes;

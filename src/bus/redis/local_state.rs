@@ -14,6 +14,11 @@ use crate::protocol::{ChannelKind, SocketId};
 /// Bounds the channels whose order is remembered after this process has left them.
 const REMEMBERED_ORDERS_MAX: usize = 50_000;
 
+/// Back-off after the first failure of a channel's report or sweep; it doubles with each.
+const CHANNEL_FIRST_BACKOFF: Duration = Duration::from_millis(200);
+/// Longest back-off of one channel.
+const CHANNEL_BACKOFF_MAX: Duration = Duration::from_secs(10);
+
 /// Channels in which this process has connections or unacknowledged events.
 #[derive(Default)]
 pub(super) struct LocalState {
@@ -22,6 +27,8 @@ pub(super) struct LocalState {
     known_orders: HashMap<ChannelKey, (EventOrder, Instant)>,
     /// Channels whose state the store may not have, or not have in full.
     uncertain: HashSet<ChannelKey>,
+    /// Channels whose report or sweep failed: the number of failures in a row, and when the next attempt is due.
+    failures: HashMap<ChannelKey, (u32, Instant)>,
     /// Channels that changed while settling, so that their transitions are deferred.
     unsettled: HashSet<ChannelKey>,
     /// Channels to check for removal.
@@ -222,9 +229,28 @@ impl LocalState {
         self.uncertain.extend(self.channels.keys().cloned());
     }
 
-    /// Returns the channels to report.
-    pub fn uncertain_channels(&self) -> Vec<ChannelKey> {
-        self.uncertain.iter().cloned().collect()
+    /// Marks a channel whose report or sweep failed for another report, after a back-off of its own.
+    pub fn mark_failed(&mut self, subject: &ChannelKey, now: Instant) {
+        self.mark_uncertain(subject);
+        let (count, due) = self.failures.entry(subject.clone()).or_insert((0, now));
+        let delay = CHANNEL_FIRST_BACKOFF.saturating_mul(1 << (*count).min(16)).min(CHANNEL_BACKOFF_MAX);
+        (*count, *due) = (*count + 1, now + delay);
+    }
+
+    /// Ends a channel's back-off.
+    pub fn clear_failures(&mut self, subject: &ChannelKey) {
+        self.failures.remove(subject);
+    }
+
+    /// Ends all back-offs: the store answers again.
+    pub fn clear_all_failures(&mut self) {
+        self.failures.clear();
+    }
+
+    /// Returns the channels whose report is due.
+    pub fn uncertain_channels(&self, now: Instant) -> Vec<ChannelKey> {
+        let is_due = |subject: &&ChannelKey| self.failures.get(*subject).is_none_or(|(_, due)| *due <= now);
+        self.uncertain.iter().filter(is_due).cloned().collect()
     }
 
     /// Takes the channels whose transitions settling deferred.
@@ -325,6 +351,29 @@ mod tests {
     }
 
     #[test]
+    fn a_channel_that_fails_waits_longer_each_time_and_no_other_waits() {
+        let (mut state, start) = (LocalState::default(), Instant::now());
+        let (failing, other) = (channel_key(), ChannelKey { app: "2".into(), ..channel_key() });
+        let due = |state: &LocalState, ms| {
+            let mut due = state.uncertain_channels(start + Duration::from_millis(ms));
+            due.sort();
+            due
+        };
+        state.mark_failed(&failing, start);
+        state.mark_uncertain(&other);
+        assert_eq!(due(&state, 199), std::slice::from_ref(&other));
+        assert_eq!(due(&state, 200), [failing.clone(), other.clone()]);
+        state.mark_failed(&failing, start);
+        assert_eq!((due(&state, 399).len(), due(&state, 400).len()), (1, 2));
+        for _ in 0..100 {
+            state.mark_failed(&failing, start);
+        }
+        assert_eq!((due(&state, 9_999).len(), due(&state, 10_000).len()), (1, 2));
+        state.clear_failures(&failing);
+        assert_eq!(due(&state, 0).len(), 2);
+    }
+
+    #[test]
     fn a_channel_is_removed_once_all_its_events_are_recorded() {
         let (mut state, room, a, now) = (LocalState::default(), channel_key(), SocketId::from("1.1"), Instant::now());
         state.add_connection(&room, &a, None);
@@ -354,7 +403,7 @@ mod tests {
         assert_eq!(state.returned_transitions(&room), []);
         let order = EventOrder { epoch: 9, seq: 2 };
         state.mark_returned(&room, order);
-        assert_eq!(state.uncertain_channels(), std::slice::from_ref(&room));
+        assert_eq!(state.uncertain_channels(Instant::now()), std::slice::from_ref(&room));
         assert_eq!(state.channel_report(&room).outbox.len(), 2, "the store gets it again if it lost it");
         assert_eq!(state.returned_transitions(&room), [transition(2)]);
         let both = [transition(1), transition(2)];

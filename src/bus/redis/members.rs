@@ -1,18 +1,19 @@
 //! Membership of channels as one process sees it: joins, leaves and reports, with the state that calls and tasks share.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
 use fred::interfaces::SetsInterface;
+use fred::types::scripts::Script;
 use tokio::sync::{Notify, RwLock, mpsc};
 
 use super::super::receipt::Outbox;
 use super::super::{
     BusError, ChannelKey, DecidedTransitions, JoinOutcome, PRESENCE_MEMBERS_MAX, RemoteTransitions, Transition,
 };
-use super::client::{to_bus_error, unavailable_error};
+use super::client::{evaluate_script, to_bus_error, unavailable_error};
 use super::keys::{self, KeySpace};
 use super::local_state::LocalState;
 use super::membership::{MembershipChange, MembershipError, MembershipOutcome, MembershipScript};
@@ -34,6 +35,7 @@ pub(super) struct MembershipCore {
     pub names: KeySpace,
     pub timing: BusTiming,
     script: MembershipScript,
+    unswept_script: Script,
     state: Mutex<MembershipState>,
     channel_locks: Vec<RwLock<()>>,
     hasher: std::hash::RandomState,
@@ -44,9 +46,8 @@ pub(super) struct MembershipCore {
     /// Held for each renewal and for the release of the lease.
     pub lease_turn: tokio::sync::Mutex<LeaseTurn>,
     available: AtomicBool,
+    subscribed: AtomicBool,
     remote_transitions: mpsc::Sender<RemoteTransitions>,
-    /// Number of transitions dropped at a full queue. Recorded ones are emitted again later; their frames are lost.
-    pub dropped_transitions: AtomicU64,
     outbox: Arc<dyn Outbox>,
     /// Number of acknowledged receipts that the store has not confirmed.
     unconfirmed: Arc<AtomicUsize>,
@@ -122,6 +123,7 @@ impl MembershipCore {
             names,
             timing,
             script: MembershipScript::new(),
+            unswept_script: Script::from_lua(include_str!("unswept_connections.lua")),
             state: Mutex::new(state),
             channel_locks: (0..CHANNEL_LOCK_COUNT).map(|_| RwLock::new(())).collect(),
             hasher: std::hash::RandomState::new(),
@@ -129,8 +131,8 @@ impl MembershipCore {
             renew_now: Notify::new(),
             lease_turn: tokio::sync::Mutex::default(),
             available: AtomicBool::new(false),
+            subscribed: AtomicBool::new(true),
             remote_transitions: decided,
-            dropped_transitions: AtomicU64::new(0),
             outbox: Arc::new(outbox),
             unconfirmed,
             confirmed: Notify::new(),
@@ -168,8 +170,13 @@ impl MembershipCore {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the store answers, and the subscription works.
     pub fn is_available(&self) -> bool {
-        self.available.load(Ordering::Relaxed)
+        self.available.load(Ordering::Relaxed) && self.subscribed.load(Ordering::Relaxed)
+    }
+
+    pub fn set_subscribed(&self, subscribed: bool) {
+        self.subscribed.store(subscribed, Ordering::Relaxed);
     }
 
     pub fn set_available(&self, up: bool) {
@@ -227,15 +234,14 @@ impl MembershipCore {
                 Ok(changed)
             }
             Err(MembershipError::Bus(full @ BusError::ChannelFull(_))) => Err(full),
+            Err(MembershipError::ConnectionLimit) => Err(BusError::ConnectionLimit { is_temporary: false }),
             Err(refused) => {
                 state.local.mark_uncertain(subject);
                 drop(state);
                 self.renew_now.notify_one();
                 Err(match refused {
                     MembershipError::Bus(error) => error,
-                    MembershipError::StaleIncarnation => {
-                        BusError::Unavailable("it has lost its data: re-registering all connections".to_owned())
-                    }
+                    _ => BusError::Unavailable("it has lost its data: re-registering all connections".to_owned()),
                 })
             }
         }
@@ -256,12 +262,13 @@ impl MembershipCore {
         subject: &ChannelKey,
         socket: &SocketId,
         member: Option<&PresenceMember>,
+        connections_max: Option<u64>,
     ) -> Result<JoinOutcome, BusError> {
         if member.is_some() {
             self.wait_for_all_reports().await;
         }
         self.state().local.add_connection(subject, socket, member);
-        self.report_if_cut(subject, self.register_join(subject, socket, member)).await
+        self.report_if_cut(subject, self.register_join(subject, socket, member, connections_max)).await
     }
 
     async fn register_join(
@@ -269,6 +276,7 @@ impl MembershipCore {
         subject: &ChannelKey,
         socket: &SocketId,
         member: Option<&PresenceMember>,
+        connections_max: Option<u64>,
     ) -> Result<JoinOutcome, BusError> {
         let _turn = self.channel_lock(subject).read().await;
         let (caller, is_indexed) = {
@@ -281,19 +289,41 @@ impl MembershipCore {
             return Err(error);
         }
         let joining = [(socket.clone(), member.cloned())];
-        let change = MembershipChange { with_roster: member.is_some(), joining: &joining, ..empty_change(&caller) };
+        let change = MembershipChange {
+            with_roster: member.is_some(),
+            joining: &joining,
+            connections_max,
+            ..empty_change(&caller)
+        };
         match self.apply_change(subject, &caller, &change).await {
             Ok(changed) => {
                 let transitions = self.issue_receipts(subject, &changed.transitions);
-                Ok(JoinOutcome { transitions, roster: changed.roster })
+                Ok(JoinOutcome { transitions, roster: changed.roster, order: Some(changed.order) })
             }
-            Err(error) => {
-                if matches!(error, BusError::ChannelFull(_)) {
-                    self.state().local.remove_refused(subject, socket);
-                }
-                Err(error)
+            Err(full @ BusError::ChannelFull(_)) => {
+                self.state().local.remove_refused(subject, socket);
+                Err(full)
             }
+            Err(BusError::ConnectionLimit { .. }) => {
+                self.state().local.remove_refused(subject, socket);
+                Err(BusError::ConnectionLimit { is_temporary: self.may_count_dead_connections(caller.settling).await })
+            }
+            Err(error) => Err(error),
         }
+    }
+
+    /// Whether connections of a dead process may count: the store settles, or a process does not renew its lease or has
+    /// no subscription. In a Redis cluster the lease alone shows it, after half of its TTL.
+    async fn may_count_dead_connections(&self, settling: bool) -> bool {
+        if settling {
+            return true;
+        }
+        let least_left_ms = (self.timing.lease_ttl / 2).as_millis().to_string();
+        let prefix = if self.names.clustered { String::new() } else { self.names.confirmation_channel("") };
+        let (keys, arguments) = (vec![self.names.leases_key()], vec![least_left_ms, prefix]);
+        let answer = evaluate_script(&self.client, &self.unswept_script, keys, arguments).await;
+        // Without an answer the refusal is temporary: the next attempt is decided anew.
+        answer.map_or(true, |answer| answer.first().is_none_or(|word| word != "0"))
     }
 
     pub async fn leave_channel(
@@ -366,7 +396,7 @@ impl MembershipCore {
                 ..empty_change(&caller)
             };
             let changed = self.apply_change(subject, &caller, &change).await?;
-            self.emit_transitions(subject, changed);
+            self.emit_transitions(subject, changed).await;
             if last {
                 return Ok(());
             }
@@ -388,15 +418,16 @@ impl MembershipCore {
                 MembershipChange { full_check: true, dead_process: Some((dead, &cursor)), ..empty_change(&caller) };
             let changed = self.apply_change(subject, &caller, &change).await?;
             cursor.clone_from(&changed.cursor);
-            transitions += self.emit_transitions(subject, changed);
+            transitions += self.emit_transitions(subject, changed).await;
             if cursor.is_empty() {
                 return Ok(transitions);
             }
         }
     }
 
-    /// Emits the transitions of a report or a sweep that are not known yet. Returns their number.
-    fn emit_transitions(&self, subject: &ChannelKey, changed: MembershipOutcome) -> u64 {
+    /// Emits the transitions of a report or a sweep that are not known yet, and waits while their queue is full. Returns
+    /// their number.
+    async fn emit_transitions(&self, subject: &ChannelKey, changed: MembershipOutcome) -> u64 {
         let returned = self.state().local.returned_transitions(subject);
         let mut transitions = [changed.outbox, returned, changed.transitions].concat();
         transitions.sort_by_key(|transition| transition.order);
@@ -406,10 +437,9 @@ impl MembershipCore {
             return 0;
         }
         let count = u64::try_from(transitions.len()).unwrap_or(u64::MAX);
-        let decided = RemoteTransitions { subject: subject.clone(), transitions, members: changed.added_members };
-        if self.remote_transitions.try_send(decided).is_err() {
-            self.dropped_transitions.fetch_add(count, Ordering::Relaxed);
-        }
+        let decided = RemoteTransitions { subject: subject.clone(), transitions };
+        // Fails once the edge has shut down: the dropped receipts return their transitions.
+        let _ = self.remote_transitions.send(decided).await;
         count
     }
 
@@ -465,5 +495,6 @@ fn empty_change(caller: &CallerIdentity) -> MembershipChange<'_> {
         joining: &[],
         leaving: &[],
         outbox: &[],
+        connections_max: None,
     }
 }

@@ -8,10 +8,11 @@
 -- KEYS: 1 counter; 2 sockets (owner and user of each); 3 users (twice the number of their connections, plus one if
 --       "added" was published); 4 infos (the member data of each user); 5 outbox; 6 incarnation of the store's data (not
 --       given with a Redis cluster, where it is in another slot)
--- ARGV: 1 to 20 as named below; then user and info of each announced user; then socket, user and info of each joining
+-- ARGV: 1 to 28 as named below; then user and info of each announced user; then socket, user and info of each joining
 --       connection; then the leaving sockets; then field and entry of each event that the caller still holds
--- Out: 'stale'; or 'full'; or 'ok', epoch, time in ms, cursor or '', two counts, then kind, seq, user and info of each
---      transition, then field and entry of each outbox event, then the infos of all users.
+-- Out: 'stale'; or 'full' (of members); or 'limit' (of connections); or 'ok', epoch, seq, time in ms, cursor or '', two
+--      counts, then kind, seq and user of each transition, then field and entry of each outbox event, then the infos of
+--      all users.
 local counter_key, sockets_key, users_key, infos_key, outbox_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local incarnation_key = KEYS[6]
 local incarnation = ARGV[1] -- that the caller knows
@@ -33,6 +34,14 @@ local announced_count = tonumber(ARGV[17])
 local joining_count = tonumber(ARGV[18])
 local leaving_count = tonumber(ARGV[19])
 local held_event_count = tonumber(ARGV[20])
+local sockets_max = tonumber(ARGV[21]) -- of a channel with a bound, for connections that join
+-- Frames that report the transitions are published by the script that decides, so that every process receives them in
+-- the order of the decisions.
+local report_kind = ARGV[22] -- 'member', 'user', or '' when nobody subscribes to reports
+local frames_channel = ARGV[23]
+local report_header = ARGV[24] -- the JSON object of the header without its closing brace
+-- 'member': the frames before and after the data; 'user': the frames of "occupied" and "vacated", and two unused
+local added_start, added_end, removed_start, removed_end = ARGV[25], ARGV[26], ARGV[27], ARGV[28]
 
 if compares_incarnation and redis.call('GET', incarnation_key) ~= incarnation then return { 'stale' } end
 local time = redis.call('TIME')
@@ -49,7 +58,7 @@ if not epoch or epoch < known_epoch or (epoch == known_epoch and seq < known_seq
 end
 
 -- Restores the transitions that were published before the store lost its data.
-local at, touched = 21, {}
+local at, touched = 29, {}
 local restores = settling and lost == incarnation
 if restores and occupied_announced then occupied = true end
 for _ = 1, announced_count do
@@ -95,6 +104,9 @@ for i = at, leaving_at - 1, 3 do
       if redis.call('HEXISTS', users_key, user) == 0 and redis.call('HLEN', users_key) >= tonumber(members_max) then
         return { 'full' }
       end
+    end
+    if sockets_max and redis.call('HLEN', sockets_key) >= sockets_max then return { 'limit' } end
+    if user ~= '' then
       redis.call('HINCRBY', users_key, user, 2)
       redis.call('HSETNX', infos_key, user, ARGV[i + 2])
       touched[#touched + 1] = user
@@ -124,11 +136,27 @@ if dead ~= '' then
 end
 
 -- Decides the transitions. Each gets the next seq, and an outbox entry while there is room.
-local transitions, entries, room = {}, {}, nil
+local transitions, entries, room, reports = {}, {}, nil, {}
+local report_starts = { occupied = added_start, vacated = removed_start }
+local function report(kind, number, user, info)
+  local frame
+  if report_kind == 'user' then
+    frame = report_starts[kind]
+  elseif report_kind == 'member' and kind == 'added' then
+    frame = info and added_start .. cjson.encode(info) .. added_end
+  elseif report_kind == 'member' and kind == 'removed' then
+    frame = removed_start .. cjson.encode('{"user_id":' .. cjson.encode(user) .. '}') .. removed_end
+  end
+  if frame then
+    local order = string.format('%.0f', epoch) .. ':' .. number
+    reports[#reports + 1] = report_header .. ',"order":"' .. order .. '"}\n' .. frame
+  end
+end
 local function decide(kind, user, info)
   seq = seq + 1
   local number = string.format('%.0f', seq)
-  for _, item in ipairs({ kind, number, user, info }) do transitions[#transitions + 1] = item end
+  for _, item in ipairs({ kind, number, user }) do transitions[#transitions + 1] = item end
+  report(kind, number, user, info)
   room = room or tonumber(outbox_max) - redis.call('HLEN', outbox_key)
   if room > 0 then
     room = room - 1
@@ -140,7 +168,7 @@ local has_sockets = redis.call('HLEN', sockets_key) > 0
 if not settling then
   if has_sockets and not occupied then
     occupied = true
-    decide('occupied', '', '')
+    decide('occupied', '')
   end
   local counts, removed = {}, {}
   if checks_all_users then
@@ -157,17 +185,17 @@ if not settling then
     counts[user] = '3'
     if count >= 2 and count % 2 == 0 then
       redis.call('HSET', users_key, user, count + 1)
-      decide('added', user, redis.call('HGET', infos_key, user) or '')
+      decide('added', user, redis.call('HGET', infos_key, user))
     elseif count < 2 then
       removed[#removed + 1] = user
-      if count == 1 then decide('removed', user, '') end
+      if count == 1 then decide('removed', user) end
     end
   end
   call_in_batches('HDEL', users_key, removed)
   call_in_batches('HDEL', infos_key, removed)
   if occupied and not has_sockets then
     occupied = false
-    decide('vacated', '', '')
+    decide('vacated', '')
   end
   call_in_batches('HSET', outbox_key, entries)
 end
@@ -209,7 +237,11 @@ if dead ~= '' or returns_outbox then
   end
 end
 
-local reply = { 'ok', string.format('%.0f', epoch), now_ms, cursor, tostring(#transitions / 4), tostring(#outbox / 2) }
+-- After all state is stored, and without an error: a user that may not publish must not leave half a change behind.
+for _, message in ipairs(reports) do redis.pcall('PUBLISH', frames_channel, message) end
+
+local reply = { 'ok', string.format('%.0f', epoch), string.format('%.0f', seq), now_ms, cursor,
+  tostring(#transitions / 3), tostring(#outbox / 2) }
 for _, item in ipairs(transitions) do reply[#reply + 1] = item end
 for _, item in ipairs(outbox) do reply[#reply + 1] = item end
 if returns_roster then

@@ -5,11 +5,13 @@ use fred::types::scripts::Script;
 use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
+use super::super::reports::{self, FrameTemplate};
 use super::super::{BusError, ChannelKey, Transition};
 use super::client::{evaluate_script, malformed_answer, parse_number, to_bus_error};
 use super::keys::KeySpace;
 use super::timing::TOMBSTONE_TTL_SECONDS;
-use crate::protocol::frame::PresenceMember;
+use super::wire;
+use crate::protocol::frame::{self, PresenceMember};
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
 use crate::protocol::{ChannelKind, SocketId};
 
@@ -46,15 +48,17 @@ pub(super) struct MembershipChange<'a> {
     pub leaving: &'a [SocketId],
     /// Unacknowledged events that the caller holds, for a store that lost them.
     pub outbox: &'a [Transition],
+    /// Bound of the channel's connections for those that join; `None` without one.
+    pub connections_max: Option<u64>,
 }
 
 /// The script's answer to a change.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub(super) struct MembershipOutcome {
     /// Transitions that the change caused.
     pub transitions: Vec<Transition>,
-    /// Data of the members that were added.
-    pub added_members: Vec<PresenceMember>,
+    /// Order of the channel's latest transition.
+    pub order: EventOrder,
     /// Earlier events that are not acknowledged yet.
     pub outbox: Vec<Transition>,
     /// Cursor where a sweep continues; empty at its end.
@@ -68,7 +72,9 @@ pub(super) struct MembershipOutcome {
 pub(super) enum MembershipError {
     /// The incarnation of the store's data is not the one that the caller knows.
     StaleIncarnation,
-    /// The bus failed, or the channel is full.
+    /// The channel has as many connections as the change allows.
+    ConnectionLimit,
+    /// The bus failed, or the channel is full of members.
     Bus(BusError),
 }
 
@@ -92,27 +98,28 @@ impl MembershipScript {
         let mut keys = names.redis_keys(subject, ["order", "sockets", "users", "infos", "outbox"]);
         // In a Redis cluster the incarnation is in another slot, so the script cannot compare it.
         keys.extend((!names.clustered).then(|| names.incarnation_key()));
-        let arguments = change.script_arguments(!names.clustered, subject).map_err(MembershipError::Bus)?;
+        let arguments = change.script_arguments(names, subject).map_err(MembershipError::Bus)?;
         let answer = evaluate_script(client, &self.script, keys, arguments).await;
         let answer = answer.map_err(|error| MembershipError::Bus(to_bus_error(error)))?;
         match answer.first().map(String::as_str) {
             Some("ok") => parse(names, subject, change.cause, &answer).map_err(MembershipError::Bus),
             Some("stale") => Err(MembershipError::StaleIncarnation),
             Some("full") => Err(MembershipError::Bus(BusError::ChannelFull(change.members_max))),
+            Some("limit") => Err(MembershipError::ConnectionLimit),
             _ => Err(MembershipError::Bus(malformed_answer())),
         }
     }
 }
 
 impl MembershipChange<'_> {
-    fn script_arguments(&self, compares_incarnation: bool, subject: &ChannelKey) -> Result<Vec<String>, BusError> {
+    fn script_arguments(&self, names: &KeySpace, subject: &ChannelKey) -> Result<Vec<String>, BusError> {
         let flag = |flag: bool| if flag { "1" } else { "0" }.to_owned();
         let (dead, cursor) = self.dead_process.unwrap_or(("", "0"));
         let present = self.announced_members.unwrap_or_default();
         let outbox = if subject.channel.kind() == ChannelKind::Internal { 0 } else { OUTBOX_MAX };
         let mut arguments = vec![
             self.incarnation.to_owned(),
-            flag(compares_incarnation),
+            flag(!names.clustered),
             self.process.to_owned(),
             self.known_order.epoch.to_string(),
             self.known_order.seq.to_string(),
@@ -131,7 +138,9 @@ impl MembershipChange<'_> {
             self.joining.len().to_string(),
             self.leaving.len().to_string(),
             self.outbox.len().to_string(),
+            self.connections_max.map(|most| most.to_string()).unwrap_or_default(),
         ];
+        arguments.extend(self.report_arguments(names, subject)?);
         let info = |member: &PresenceMember| {
             serde_json::to_string(member).map_err(|error| BusError::Unavailable(error.to_string()))
         };
@@ -159,6 +168,28 @@ impl MembershipChange<'_> {
         }
         Ok(arguments)
     }
+
+    /// The arguments from which the script builds the frames that report its transitions.
+    fn report_arguments(&self, names: &KeySpace, subject: &ChannelKey) -> Result<[String; 7], BusError> {
+        let Some(target) = reports::report_channel(subject) else { return Ok(Default::default()) };
+        let (kind, texts) = if subject.channel.kind() == ChannelKind::Presence {
+            let around = |event| FrameTemplate::around_data(event, &subject.channel);
+            let (added, removed) = (around(frame::MEMBER_ADDED_EVENT), around(frame::MEMBER_REMOVED_EVENT));
+            ("member", [added.start, added.end, removed.start, removed.end])
+        } else {
+            let frame = |kind| reports::report_frame(subject, &kind, None).unwrap_or_default();
+            let (online, offline) = (frame(EventKind::ChannelOccupied), frame(EventKind::ChannelVacated));
+            ("user", [online, String::new(), offline, String::new()])
+        };
+        // The connection that joins learns of itself from its roster.
+        let except = match self.joining {
+            [(socket, _)] if !self.full_check => Some(socket),
+            _ => None,
+        };
+        let header = wire::script_header_start(&target, except)?;
+        let [added_start, added_end, removed_start, removed_end] = texts;
+        Ok([kind.to_owned(), names.frames_channel(), header, added_start, added_end, removed_start, removed_end])
+    }
 }
 
 const DRAIN_CAUSE: &str = "drain";
@@ -169,20 +200,23 @@ fn parse(
     cause: Option<LeaveCause>,
     answer: &[String],
 ) -> Result<MembershipOutcome, BusError> {
-    let [_, epoch, time_ms, cursor, decided, waiting, rest @ ..] = answer else { return Err(malformed_answer()) };
+    let [_, epoch, seq, time_ms, cursor, decided, waiting, rest @ ..] = answer else { return Err(malformed_answer()) };
     let (decided, waiting) = (parse_number(decided)?, parse_number(waiting)?);
     let counts = usize::try_from(decided).ok().zip(usize::try_from(waiting).ok());
     let (decided, waiting) = counts.ok_or_else(malformed_answer)?;
-    let (decided, rest) = rest.split_at_checked(decided.saturating_mul(4)).ok_or_else(malformed_answer)?;
+    let (decided, rest) = rest.split_at_checked(decided.saturating_mul(3)).ok_or_else(malformed_answer)?;
     let (waiting, infos) = rest.split_at_checked(waiting.saturating_mul(2)).ok_or_else(malformed_answer)?;
     let (epoch, time_ms) = (parse_number(epoch)?, parse_number(time_ms)?);
-    let mut changed = MembershipOutcome { cursor: cursor.clone(), ..MembershipOutcome::default() };
-    for item in decided.chunks_exact(4) {
+    let mut changed = MembershipOutcome {
+        transitions: Vec::with_capacity(decided.len() / 3),
+        order: EventOrder { epoch, seq: parse_number(seq)? },
+        outbox: Vec::new(),
+        cursor: cursor.clone(),
+        roster: Vec::new(),
+    };
+    for item in decided.chunks_exact(3) {
         let order = EventOrder { epoch, seq: parse_number(&item[1])? };
         changed.transitions.push(parse_transition(names, subject, &item[0], order, time_ms, (cause, &item[2]))?);
-        if !item[3].is_empty() {
-            changed.added_members.push(parse_member(&item[3])?);
-        }
     }
     for pair in waiting.chunks_exact(2) {
         let (epoch, seq) = pair[0].split_once(':').ok_or_else(malformed_answer)?;
@@ -257,12 +291,12 @@ mod tests {
     fn a_complete_answer_is_parsed_and_a_cut_one_is_not() {
         let text = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>();
         let info = r#"{"user_id":"a b","user_info":1}"#;
-        let answer = text(&["ok", "9", "5", "", "2", "1", "occupied", "3", "", "", "added", "4", "a b", info]);
+        let answer = text(&["ok", "9", "4", "5", "", "2", "1", "occupied", "3", "", "added", "4", "a b"]);
         let answer = [answer, text(&["8:7", "removed 4 drain a b", info])].concat();
         let changed = parse(&test_keys(), &channel_key(), None, &answer).expect("read");
         let kinds: Vec<_> = changed.transitions.iter().map(|t| (t.kind.name(), t.order.seq, t.cause)).collect();
         assert_eq!(kinds, [("channel_occupied", 3, None), ("member_added", 4, None)]);
-        assert_eq!((changed.added_members.len(), changed.roster.len()), (1, 1));
+        assert_eq!((changed.order, changed.roster.len()), (EventOrder { epoch: 9, seq: 4 }, 1));
         let waiting = &changed.outbox[0];
         assert_eq!(waiting.kind, EventKind::MemberRemoved { user_id: "a b".into() });
         assert_eq!(
@@ -273,7 +307,7 @@ mod tests {
             let cut = parse(&test_keys(), &channel_key(), None, &answer[..end]);
             assert!(cut.is_err() || cut.is_ok_and(|cut| cut.roster.is_empty()), "cut at {end}");
         }
-        let much = text(&["ok", "9", "5", "", "99999999999999999999", "0"]);
+        let much = text(&["ok", "9", "4", "5", "", "99999999999999999999", "0"]);
         assert!(parse(&test_keys(), &channel_key(), None, &much).is_err());
     }
 

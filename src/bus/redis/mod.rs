@@ -10,6 +10,7 @@
 //! until every process had the time to do so ([`BusTiming::settling_period`]).
 
 mod acknowledge;
+mod beat_watch;
 mod channel_info;
 mod client;
 mod first_sync;
@@ -25,6 +26,7 @@ mod reconcile;
 mod session_owners;
 mod store_check;
 mod subscription;
+mod terminations;
 mod timing;
 mod tls;
 mod wire;
@@ -45,6 +47,8 @@ use self::client::{PIPELINE_COMMANDS_MAX, to_bus_error, unavailable_error};
 use self::keys::KeySpace;
 use self::members::MembershipCore;
 pub use self::store_check::check_store;
+use self::subscription::SubscriptionState;
+use self::terminations::Terminations;
 pub use self::timing::BusTiming;
 use super::relay::{HeartbeatResponse, RelayPeer};
 use super::{
@@ -74,7 +78,8 @@ pub struct RedisBus {
     remote_transitions: Mutex<Option<mpsc::Receiver<RemoteTransitions>>>,
     lost_frames: Arc<AtomicU64>,
     first_sync: watch::Receiver<Option<Result<(), String>>>,
-    is_subscribed: watch::Receiver<bool>,
+    subscription: watch::Receiver<SubscriptionState>,
+    terminations: Arc<Terminations>,
     _subscriber: SubscriberClient,
 }
 
@@ -102,15 +107,20 @@ impl RedisBus {
     /// Waits until the process has a lease, and receives the frames of other processes: a frame that is published before
     /// would be lost to its first clients.
     async fn wait_first_sync(&self) -> Result<(), BusError> {
-        let (mut first_sync, mut is_subscribed) = (self.first_sync.clone(), self.is_subscribed.clone());
+        let (mut first_sync, mut subscription) = (self.first_sync.clone(), self.subscription.clone());
         if let Ok(found) = first_sync.wait_for(Option::is_some).await
             && let Some(Err(reason)) = &*found
         {
             return Err(BusError::Unusable(reason.clone()));
         }
         // Fails once the receiving task has ended, so on shutdown only.
-        let _ = is_subscribed.wait_for(|is_subscribed| *is_subscribed).await;
-        Ok(())
+        let Ok(state) = subscription.wait_for(|state| *state != SubscriptionState::Pending).await else {
+            return Ok(());
+        };
+        match &*state {
+            SubscriptionState::Refused(reason) => Err(BusError::Unusable(reason.clone())),
+            _ => Ok(()),
+        }
     }
 
     /// Connects without waiting for the first contact, with the given timing.
@@ -132,6 +142,8 @@ impl RedisBus {
         let (core, receipt_ends) =
             MembershipCore::new(client.clone(), names.clone(), process.to_owned(), timing, decided_sender);
         let core = Arc::new(core);
+        core.set_subscribed(false);
+        let terminations = Arc::new(Terminations::new(client.clone(), names.clone()));
         let (first_sync_sender, first_sync) = watch::channel(None);
         // Before `connect`, so that the tasks miss no connection error.
         tokio::spawn(first_sync::watch_connection_errors(
@@ -139,7 +151,10 @@ impl RedisBus {
             first_sync_sender.clone(),
             shutdown.clone(),
         ));
-        tokio::spawn(lease::LeaseKeeper::new(core.clone()).run_lease_renewal(first_sync_sender, shutdown.clone()));
+        tokio::spawn(
+            lease::LeaseKeeper::new(core.clone(), subscriber.clone())
+                .run_lease_renewal(first_sync_sender, shutdown.clone()),
+        );
         tokio::spawn(reconcile::run_reconciliation(core.clone(), shutdown.clone()));
         tokio::spawn(acknowledge::run_acknowledgements(core.clone(), receipt_ends, shutdown.clone()));
         let messages = subscriber.message_rx();
@@ -148,7 +163,7 @@ impl RedisBus {
         subscriber.manage_subscriptions();
         let (sender, inbox) = mpsc::channel(FRAME_QUEUE_LEN);
         let lost = Arc::new(AtomicU64::new(0));
-        let (confirmed, is_subscribed) = watch::channel(false);
+        let (state, subscription) = watch::channel(SubscriptionState::Pending);
         let frames = subscription::FrameSubscription {
             subscriber: subscriber.clone(),
             publisher: client.clone(),
@@ -156,9 +171,16 @@ impl RedisBus {
             process: process.to_owned(),
             frames: sender,
             lost_frames: lost.clone(),
-            confirmed,
+            state,
+            core: core.clone(),
+            terminations: terminations.clone(),
         };
-        tokio::spawn(frames.receive_frames(messages, shutdown));
+        tokio::spawn(frames.receive_frames(messages, shutdown.clone()));
+        let (kept, available) = (terminations.clone(), core.clone());
+        tokio::spawn(async move {
+            let publish = kept.run_kept(|| available.is_available());
+            shutdown.run_until_cancelled(publish).await;
+        });
         Ok(Self {
             sessions: session_owners::SessionOwners::new(client.clone(), names.clone()),
             channels: channel_info::RedisChannels::new(client, names),
@@ -168,7 +190,8 @@ impl RedisBus {
             remote_transitions: Mutex::new(Some(decided)),
             lost_frames: lost,
             first_sync,
-            is_subscribed,
+            subscription,
+            terminations,
             _subscriber: subscriber,
         })
     }
@@ -186,7 +209,16 @@ impl Membership for RedisBus {
         socket: &'a SocketId,
         member: Option<&'a PresenceMember>,
     ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
-        Box::pin(self.core.join_channel(subject, socket, member))
+        Box::pin(self.core.join_channel(subject, socket, member, None))
+    }
+
+    fn join_bounded_channel<'a>(
+        &'a self,
+        subject: &'a ChannelKey,
+        socket: &'a SocketId,
+        connections_max: u64,
+    ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
+        Box::pin(self.core.join_channel(subject, socket, None, Some(connections_max)))
     }
 
     fn leave_channel<'a>(
@@ -218,10 +250,14 @@ impl Membership for RedisBus {
 impl Broadcast for RedisBus {
     fn publish_frame(&self, message: BroadcastFrame) -> BoxFuture<'_, Result<(), BusError>> {
         Box::pin(async move {
+            let bytes = wire::encode(&message, &self.process)?;
+            if message.ends {
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                return self.terminations.publish(text, self.is_available()).await;
+            }
             if !self.is_available() {
                 return Err(unavailable_error());
             }
-            let bytes = wire::encode(&message, &self.process)?;
             let sent = self.core.client.publish::<i64, _, _>(self.core.names.frames_channel(), bytes).await;
             sent.map(|_| ()).map_err(to_bus_error)
         })
@@ -257,7 +293,7 @@ impl Broadcast for RedisBus {
     }
 
     fn lost_frames(&self) -> u64 {
-        self.lost_frames.load(Ordering::Relaxed) + self.core.dropped_transitions.load(Ordering::Relaxed)
+        self.lost_frames.load(Ordering::Relaxed)
     }
 
     fn lost_leases(&self) -> u64 {

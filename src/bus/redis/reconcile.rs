@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fred::interfaces::{KeysInterface, SetsInterface, SortedSetsInterface};
 use fred::types::scan::Scanner;
 use fred::types::{Expiration, SetOptions, Value};
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -35,15 +35,18 @@ pub(super) async fn run_reconciliation(core: Arc<MembershipCore>, shutdown: Canc
         }
         if let Err(error) = reconcile_once(&core).await {
             tracing::debug!(%error, "bus reconciliation failed: retrying");
-            core.renew_now.notify_one();
         }
     }
 }
 
-/// Reports uncertain channels, then channels whose transitions settling deferred; forgets empty channels; sweeps.
+/// Reports uncertain channels, then channels whose transitions settling deferred; forgets empty channels; sweeps. A channel
+/// that fails stops no other one, and waits for its back-off.
+///
+/// # Errors
+/// The first failure of each kind of work, after all of it was tried.
 pub(super) async fn reconcile_once(core: &Arc<MembershipCore>) -> Result<(), BusError> {
-    let uncertain = core.state().local.uncertain_channels();
-    apply_to_channels(core, uncertain, ChannelAction::Report).await?;
+    let uncertain = core.state().local.uncertain_channels(Instant::now());
+    let reported = apply_to_channels(core, uncertain, ChannelAction::Report).await;
     let settled = {
         let mut state = core.state();
         let over = state.settling.is_some_and(|settling| settling.ends_at <= Instant::now());
@@ -52,14 +55,15 @@ pub(super) async fn reconcile_once(core: &Arc<MembershipCore>) -> Result<(), Bus
         }
         if state.settling.is_none() { state.local.take_unsettled() } else { Vec::new() }
     };
-    apply_to_channels(core, settled, ChannelAction::Report).await?;
+    let decided = apply_to_channels(core, settled, ChannelAction::Report).await;
     let maybe_empty = core.state().local.take_maybe_empty();
-    apply_to_channels(core, maybe_empty, ChannelAction::Forget).await?;
+    let forgotten = apply_to_channels(core, maybe_empty, ChannelAction::Forget).await;
     let dead = sweepable_processes(&core.state(), core.timing.sweep_grace);
+    let mut swept = Ok(());
     for process in dead {
-        sweep_process(core, &process).await?;
+        swept = swept.and(sweep_process(core, &process).await);
     }
-    Ok(())
+    reported.error.or(decided.error).or(forgotten.error).map_or(swept, Err)
 }
 
 #[derive(Clone)]
@@ -69,13 +73,23 @@ enum ChannelAction {
     Sweep(Arc<str>),
 }
 
-/// Applies one action to many channels, and returns the number of transitions that sweeping published. A channel whose
-/// action failed is marked uncertain.
+/// Outcome of one action on many channels.
+#[derive(Default)]
+struct ActionOutcome {
+    /// Number of transitions that sweeping published.
+    transitions: u64,
+    /// Channels on which the action succeeded.
+    done: Vec<ChannelKey>,
+    /// Failure of the first channel that failed.
+    error: Option<BusError>,
+}
+
+/// Applies one action to many channels. A channel whose action failed is reported again after a back-off of its own.
 async fn apply_to_channels(
     core: &Arc<MembershipCore>,
     subjects: Vec<ChannelKey>,
     action: ChannelAction,
-) -> Result<u64, BusError> {
+) -> ActionOutcome {
     let results = stream::iter(subjects).map(|subject| {
         let (core, action) = (core.clone(), action.clone());
         async move {
@@ -85,11 +99,27 @@ async fn apply_to_channels(
                 ChannelAction::Forget => core.forget_channel(&subject).await.map(|()| 0),
                 ChannelAction::Sweep(dead) => core.sweep_channel(&subject, dead).await,
             };
-            result.inspect_err(|_| core.state().local.mark_uncertain(&subject))
+            let mut state = core.state();
+            match &result {
+                Ok(_) => state.local.clear_failures(&subject),
+                Err(_) => state.local.mark_failed(&subject, Instant::now()),
+            }
+            drop(state);
+            (subject, result)
         }
     });
-    let results: Vec<Result<u64, BusError>> = results.buffer_unordered(CONCURRENT_CHANNELS_MAX).collect().await;
-    results.into_iter().sum()
+    let mut results = results.buffer_unordered(CONCURRENT_CHANNELS_MAX);
+    let mut outcome = ActionOutcome::default();
+    while let Some((subject, result)) = results.next().await {
+        match result {
+            Ok(transitions) => {
+                outcome.transitions += transitions;
+                outcome.done.push(subject);
+            }
+            Err(error) => outcome.error = outcome.error.or(Some(error)),
+        }
+    }
+    outcome
 }
 
 /// Dead processes that this process may sweep. The grace period on its connection and on the store's data gives every
@@ -118,25 +148,36 @@ async fn sweep_process(core: &Arc<MembershipCore>, dead: &str) -> Result<(), Bus
         return Ok(());
     }
     let (index, started) = (core.names.channel_index_key(dead), Instant::now());
-    let (mut channels, mut transitions) = (0, 0);
-    loop {
-        let page = core.client.sscan(&index, "*", Some(SWEEP_PAGE_LEN)).take(1).try_collect::<Vec<_>>().await;
-        let page = page.map_err(to_bus_error)?;
-        let results = page.into_iter().filter_map(|mut page| page.take_results()).flatten();
-        let entries: Vec<String> = results.filter_map(Value::into_string).collect();
-        if entries.is_empty() {
-            break;
-        }
+    let (mut channels, mut transitions, mut failure) = (0, 0, None);
+    let pages = core.client.sscan(&index, "*", Some(SWEEP_PAGE_LEN));
+    let mut pages = std::pin::pin!(pages);
+    while let Some(page) = pages.next().await {
+        let mut page = page.map_err(to_bus_error)?;
+        let entries: Vec<String> =
+            page.take_results().unwrap_or_default().into_iter().filter_map(Value::into_string).collect();
         channels += entries.len();
+        let foreign = entries.iter().filter(|entry| keys::parse_index_entry(entry).is_none()).cloned();
+        let mut done: Vec<String> = foreign.collect();
         let subjects: Vec<ChannelKey> = entries.iter().filter_map(|entry| keys::parse_index_entry(entry)).collect();
-        transitions += apply_to_channels(core, subjects, ChannelAction::Sweep(dead.into())).await?;
-        core.client.srem::<(), _, _>(&index, entries).await.map_err(to_bus_error)?;
+        let outcome = apply_to_channels(core, subjects, ChannelAction::Sweep(dead.into())).await;
+        transitions += outcome.transitions;
+        failure = failure.or(outcome.error);
+        done.extend(outcome.done.iter().map(keys::index_entry));
+        if !done.is_empty() {
+            core.client.srem::<(), _, _>(&index, done).await.map_err(to_bus_error)?;
+        }
         core.client.pexpire::<(), _>(&claim, ttl, None).await.map_err(to_bus_error)?;
+        page.next();
+    }
+    let ms = started.elapsed().as_millis();
+    if let Some(error) = failure {
+        // The rest of the index is swept with the next reconciliation.
+        tracing::debug!(process = dead, channels, transitions, ms, %error, "dead process swept in part");
+        return Err(error);
     }
     core.client.zrem::<(), _, _>(core.names.leases_key(), dead).await.map_err(to_bus_error)?;
     core.client.del::<(), _>(claim).await.map_err(to_bus_error)?;
     core.state().dead_processes.retain(|process| process != dead);
-    let ms = started.elapsed().as_millis();
     tracing::info!(process = dead, channels, transitions, ms, "dead process swept");
     Ok(())
 }

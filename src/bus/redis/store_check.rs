@@ -8,12 +8,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{RedisAddress, client_builder, fetch_store_status, to_bus_error};
 use super::first_sync;
+use super::keys::KeySpace;
+use super::subscription::check_publish_right;
 use crate::bus::BusError;
 
 /// Bounds the connection and the answer of the store.
 const STORE_CHECK_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Connects to the store, and checks its version, its eviction policy and its role.
+/// Connects to the store, and checks its version, its eviction policy, its role, and the right to publish.
 ///
 /// # Errors
 /// The store does not answer in 8 s, refuses the credentials or its certificate is not trusted, or it cannot be a bus.
@@ -33,6 +35,8 @@ pub async fn check_store<'a>(address: impl Into<RedisAddress<'a>>) -> Result<(),
                 }
             }
         }
+        let names = KeySpace { cluster: "check".to_owned(), clustered: client.is_clustered() };
+        check_publish_right(&client, &names).await?;
         fetch_store_status(&client, client.is_clustered()).await
     };
     let found = timeout(STORE_CHECK_TIMEOUT, contact).await;

@@ -29,7 +29,7 @@ pub async fn check_redis(cluster: &ValidCluster, secrets: &SecretTexts) -> Check
         Err(BusError::Unusable(reason)) => {
             CheckResult::new("redis", CheckState::Missing, reason, "correct the address in the Secret, or Redis itself")
         }
-        Err(error @ (BusError::Unavailable(_) | BusError::ChannelFull(_))) => {
+        Err(error @ (BusError::Unavailable(_) | BusError::ChannelFull(_) | BusError::ConnectionLimit { .. })) => {
             let remedy =
                 "nothing, if only pods of the cluster can reach it; otherwise correct the address in the Secret";
             CheckResult::new("redis", CheckState::Warning, format!("not reachable from here: {error}"), remedy)

@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 use super::Loss;
 use super::queue::{QueuedLetter, WrittenLetter};
 use super::writer::LetterSender;
-use crate::dispatcher::metrics::{DispatcherMetrics, DropReason};
+use crate::dispatcher::metrics::DispatcherMetrics;
+use crate::dispatcher::reasons::{DropReason, LossScope};
 use crate::protocol::dead_letter::LetterSource;
 
 /// Least interval between two log lines on one reason.
@@ -24,7 +25,8 @@ pub struct ShardLosses {
     written: mpsc::UnboundedReceiver<WrittenLetter>,
     /// Keeps the channel open, and is cloned into each letter.
     acknowledgements: mpsc::UnboundedSender<WrittenLetter>,
-    pending: usize,
+    /// Letters that are not acknowledged yet, by reason.
+    pending: BTreeMap<DropReason, usize>,
     last_log_ms: BTreeMap<DropReason, u64>,
 }
 
@@ -33,13 +35,25 @@ impl ShardLosses {
     #[must_use]
     pub fn new(letters: Option<LetterSender>, metrics: Arc<DispatcherMetrics>) -> Self {
         let (acknowledgements, written) = mpsc::unbounded_channel();
-        Self { letters, metrics, written, acknowledgements, pending: 0, last_log_ms: BTreeMap::new() }
+        Self { letters, metrics, written, acknowledgements, pending: BTreeMap::new(), last_log_ms: BTreeMap::new() }
+    }
+
+    /// Whether lost events become letters.
+    #[must_use]
+    pub fn keeps_letters(&self) -> bool {
+        self.letters.is_some()
     }
 
     /// Number of letters that are not acknowledged yet.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.pending
+        self.pending.values().sum()
+    }
+
+    /// Number of them that report losses of this scope.
+    #[must_use]
+    pub fn pending_of(&self, scope: LossScope) -> usize {
+        self.pending.iter().filter(|(reason, _)| reason.scope() == scope).map(|(_, letters)| letters).sum()
     }
 
     /// Gives an event or record up: the one place at which anything is lost. Returns whether it is finished now; otherwise
@@ -65,7 +79,7 @@ impl ShardLosses {
             // The record stays open, and the shard's bound pauses the reading.
             tracing::error!(?reason, "letter not queued: the writer of dead letters ended");
         }
-        self.pending += 1;
+        *self.pending.entry(reason).or_default() += 1;
         false
     }
 
@@ -87,7 +101,8 @@ impl ShardLosses {
     }
 
     fn count_written(&mut self, written: WrittenLetter) -> u64 {
-        self.pending = self.pending.saturating_sub(1);
+        let pending = self.pending.entry(written.reason).or_default();
+        *pending = pending.saturating_sub(1);
         self.metrics.count_dead_lettered(written.reason, written.events);
         written.record
     }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::endpoint::pool::FinishedAt;
 use super::endpoint::{EndpointId, OutgoingEvent};
 use super::events::TrackedEvent;
-use super::metrics::DropReason;
+use super::reasons::DropReason;
 use crate::protocol::AppId;
 use crate::protocol::dead_letter::{DEAD_LETTER_VERSION, DeadLetter, LetterSource, RAW_BYTES_MAX, RawContent};
 

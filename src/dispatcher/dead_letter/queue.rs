@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use tokio::sync::mpsc;
 
 use super::{Loss, LostContent};
-use crate::dispatcher::metrics::DropReason;
+use crate::dispatcher::reasons::DropReason;
 use crate::dispatcher::retry::backoff_ms;
 use crate::kinesis::PutEntry;
 use crate::protocol::dead_letter::LetterSource;

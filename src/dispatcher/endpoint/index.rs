@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{FinishedDelivery, PendingDelivery};
 use crate::dispatcher::events::ShardSlot;
-use crate::dispatcher::metrics::DropReason;
+use crate::dispatcher::reasons::DropReason;
 use crate::protocol::ChannelName;
 use crate::protocol::record::EventTopic;
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::events::{ShardSlot, TrackedEvent};
-use super::metrics::DropReason;
+use super::reasons::DropReason;
 use crate::protocol::record::EventTopic;
 use crate::protocol::webhook::WebhookEvent;
 use crate::protocol::{AppId, ChannelName};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::queue::{BatchId, EndpointQueue};
 use super::share::{EventAmount, plan_evictions};
@@ -70,6 +70,11 @@ impl EndpointPool {
         let (sender, finished) = mpsc::unbounded_channel();
         lock_unpoisoned(&self.holds).insert(id, sender);
         ShardHold { pool: Arc::clone(self), id, finished, touched: HashMap::new() }
+    }
+
+    /// Deliveries that are not finished.
+    pub fn unfinished_deliveries(&self) -> usize {
+        self.all_endpoints().iter().map(|endpoint| lock_unpoisoned(&endpoint.queue).unfinished_deliveries()).sum()
     }
 
     fn push(self: &Arc<Self>, target: &EndpointId, delivery: PendingDelivery) -> Arc<Endpoint> {
@@ -218,25 +223,16 @@ impl ShardHold {
         evicted
     }
 
-    /// Stops posting, and waits until no attempt with an event of this hold is in flight, or the time is over. Outcomes
-    /// are received with [`Self::take_finished`].
-    pub async fn drain(&self, limit: Duration) {
-        let endpoints = self.pool.all_endpoints();
-        let drained = async {
-            loop {
-                let mut in_flight = 0;
-                for endpoint in &endpoints {
-                    let mut queue = lock_unpoisoned(&endpoint.queue);
-                    queue.remove_waiting_of(self.id);
-                    in_flight += queue.in_flight_of(self.id);
-                }
-                if in_flight == 0 {
-                    return;
-                }
-                sleep(QUEUE_LOOK_INTERVAL).await;
-            }
-        };
-        let _ = timeout(limit, drained).await;
+    /// Withdraws the events of this hold that wait, those of failed attempts too: they are not posted. Returns their
+    /// number, and that of events in flight, whose outcomes are received with [`Self::take_finished`].
+    pub fn withdraw_waiting(&self) -> (usize, usize) {
+        let (mut withdrawn, mut in_flight) = (0, 0);
+        for endpoint in self.pool.all_endpoints() {
+            let mut queue = lock_unpoisoned(&endpoint.queue);
+            withdrawn += queue.remove_waiting_of(self.id);
+            in_flight += queue.in_flight_of(self.id);
+        }
+        (withdrawn, in_flight)
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::index::{ChannelState, DeliveryIndex, QueuedDelivery};
 use super::{AttemptOutcome, FinishedDelivery, PendingDelivery};
 use crate::dispatcher::events::ShardSlot;
-use crate::dispatcher::metrics::DropReason;
+use crate::dispatcher::reasons::DropReason;
 use crate::dispatcher::retry::{RetryPolicy, backoff_ms};
 use crate::protocol::ChannelName;
 
@@ -100,6 +100,12 @@ impl EndpointQueue {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ages.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Number of events that are not finished, those in flight too.
+    #[must_use]
+    pub fn unfinished_deliveries(&self) -> usize {
+        self.ages.len()
     }
 
     /// Sets the number of events of a body that the endpoint takes.
@@ -209,11 +215,13 @@ impl EndpointQueue {
         evicted
     }
 
-    /// Removes the waiting events of a hold that ends.
-    pub fn remove_waiting_of(&mut self, hold: ShardSlot) {
-        for serial in self.index.remove_waiting_of(hold) {
-            self.ages.remove(&serial);
+    /// Removes the waiting events of a hold that ends; returns their number.
+    pub fn remove_waiting_of(&mut self, hold: ShardSlot) -> usize {
+        let removed = self.index.remove_waiting_of(hold);
+        for serial in &removed {
+            self.ages.remove(serial);
         }
+        removed.len()
     }
 
     /// Forgets the events of a hold that ended: the next holder of the shard reads them again.

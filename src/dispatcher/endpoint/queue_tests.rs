@@ -10,7 +10,7 @@ use super::queue::{
     BATCH_EVENTS_MAX, BEHIND_AGE_MS, BREAKER_FAILURE_COUNT, CONCURRENT_ATTEMPTS_MAX, EndpointQueue, WebhookBatch,
 };
 use super::{AttemptOutcome, FinishedDelivery, OutgoingEvent, PendingDelivery};
-use crate::dispatcher::metrics::DropReason;
+use crate::dispatcher::reasons::DropReason;
 use crate::dispatcher::retry::RetryPolicy;
 use crate::protocol::ChannelName;
 use crate::protocol::record::EventKind;

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{sleep, timeout};
+
 use super::ShardWorker;
 use crate::dispatcher::leases::{AckedOutOfOrder, Checkpoint, CheckpointPosition, LeaseError, call_within};
 use crate::kinesis::is_before;
 
+/// Interval at which a shard that is released checks for attempts in flight.
+const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Bounds a write to the lease store.
 const LEASE_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for which a shard that is released goes on with attempts in flight.
@@ -52,13 +56,27 @@ impl ShardWorker {
         self.written_checkpoint = None;
     }
 
+    /// Stops posting, and waits until no attempt is in flight.
+    async fn drain_attempts(&mut self) {
+        loop {
+            let (withdrawn, in_flight) = self.hold.withdraw_waiting();
+            self.withdrawn_deliveries += withdrawn;
+            while let Some(finished) = self.hold.take_finished() {
+                self.complete_deliveries(finished);
+            }
+            self.update_metrics();
+            if in_flight == 0 {
+                return;
+            }
+            sleep(DRAIN_CHECK_INTERVAL).await;
+        }
+    }
+
     /// Waits for attempts in flight, so that a take-over repeats few of them, then writes the checkpoint and releases the
     /// lease.
     pub async fn release(mut self) {
-        self.hold.drain(if self.has_ended() { ENDED_DRAIN_TIMEOUT } else { DRAIN_TIMEOUT }).await;
-        if let Some(finished) = self.hold.take_finished() {
-            self.complete_deliveries(finished);
-        }
+        let limit = if self.has_ended() { ENDED_DRAIN_TIMEOUT } else { DRAIN_TIMEOUT };
+        let _ = timeout(limit, self.drain_attempts()).await;
         self.drain_letters().await;
         let checkpoint = self.build_checkpoint();
         tracing::info!(shard = %self.shard, ?checkpoint, "releasing shard");

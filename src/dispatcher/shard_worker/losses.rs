@@ -66,6 +66,7 @@ impl ShardWorker {
                 && let Some(record) = self.losses.next_written().await
             {
                 self.tracker.finish_event(record);
+                self.update_metrics();
             }
         };
         if timeout(LETTER_DRAIN_TIMEOUT, written).await.is_err() {

@@ -12,7 +12,7 @@ pub(crate) mod refusal;
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::future::join_all;
 use serde_json::{Map, Value, json};
@@ -30,12 +30,15 @@ use crate::protocol::frame;
 use crate::protocol::registry::AppLimits;
 use crate::protocol::{AppId, ChannelKind, ChannelName};
 
+/// Time after which a backend repeats a request that the bus did not take.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
 /// Publishes one event: `POST /apps/{id}/events`.
 pub async fn trigger_event(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
     let answer = async {
         let (app, limits) = call.authenticate(&shared, id)?;
         let event = publish::parse_event(&call.body, limits.message_bytes)?;
-        broadcast_event(&shared, &app, &event).await;
+        broadcast_event(&shared, &app, &event).await.map_err(|error| bus_unavailable(&error))?;
         let channels = collect_attributes(&shared, &app, &event).await?;
         Ok(channels.map_or_else(|| json!({}), |channels| json!({ "channels": channels })))
     };
@@ -48,8 +51,12 @@ pub async fn trigger_batch(State(shared): State<Arc<Hub>>, Path(id): Path<String
         let (app, limits) = call.authenticate(&shared, id)?;
         let events = publish::parse_batch(&call.body, limits.message_bytes)?;
         let (mut list, mut asked) = (Vec::with_capacity(events.len()), false);
+        let mut published = Ok(());
         for event in &events {
-            broadcast_event(&shared, &app, event).await;
+            published = published.and(broadcast_event(&shared, &app, event).await);
+        }
+        published.map_err(|error| bus_unavailable(&error))?;
+        for event in &events {
             let channels = collect_attributes(&shared, &app, event).await?;
             asked |= channels.is_some();
             // Each of them has one channel.
@@ -156,14 +163,19 @@ async fn terminate_user_connections(
     let answer = async {
         let (app, _) = caller?;
         let channel = ChannelName::signed_in(user).ok_or_else(|| bad_request("this cannot be a user's id"))?;
-        shared.terminate_subscribers(ChannelKey { app, channel }).await;
+        let terminated = shared.terminate_subscribers(ChannelKey { app, channel }).await;
+        terminated.map_err(|error| bus_unavailable(&error))?;
         Ok(json!({}))
     };
     respond_json(shared, answer.await)
 }
 
 /// Stores the event first, then publishes it: a subscriber that joins in between receives it at least once.
-async fn broadcast_event(shared: &Hub, app: &AppId, event: &ApiEvent) {
+///
+/// # Errors
+/// The bus did not take the event, or not all of it: subscribers of other processes may lack it.
+async fn broadcast_event(shared: &Hub, app: &AppId, event: &ApiEvent) -> Result<(), BusError> {
+    let mut unavailable = None;
     shared.metrics.events_published.inc();
     let mut messages = Vec::with_capacity(event.channels.len());
     for channel in &event.channels {
@@ -171,13 +183,15 @@ async fn broadcast_event(shared: &Hub, app: &AppId, event: &ApiEvent) {
         if channel.is_cached() {
             let last = LastEvent { event: event.name.clone(), data: event.data.clone() };
             if let Err(error) = shared.store_last_event(&subject, &last).await {
-                tracing::warn!(%error, %channel, "an event is not kept for those who come later");
+                tracing::debug!(%error, %channel, "last event not stored");
+                unavailable = Some(error);
             }
         }
-        let frame = frame::event_frame(&event.name, channel, &event.data, None).into();
-        messages.push(BroadcastFrame { subject, frame, except: event.except.clone(), ends: false });
+        let frame = frame::event_frame(&event.name, channel, &event.data, None);
+        messages.push(BroadcastFrame { except: event.except.clone(), ..BroadcastFrame::new(subject, frame) });
     }
-    shared.publish_all(messages).await;
+    let published = shared.publish_all(messages).await;
+    unavailable.map_or(published, Err)
 }
 
 /// The attributes of each channel that the publisher asked for; `None` when none.
@@ -203,7 +217,7 @@ async fn read_channel(shared: &Hub, app: &AppId, channel: &ChannelName) -> Resul
 }
 
 fn bus_unavailable(error: &BusError) -> ApiRefusal {
-    tracing::warn!(%error, "the HTTP API cannot answer");
+    tracing::debug!(%error, "HTTP API unavailable");
     (StatusCode::SERVICE_UNAVAILABLE, frame::BUS_UNAVAILABLE_MESSAGE.to_owned())
 }
 
@@ -212,7 +226,11 @@ fn respond_json(shared: &Hub, answer: Result<Value, ApiRefusal>) -> Response {
         Ok(answer) => axum::Json(answer).into_response(),
         Err((status, told)) => {
             shared.metrics.refusals.with_label(RefusalReason::HttpApi).inc();
-            (status, format!("{told}\n")).into_response()
+            let mut response = (status, format!("{told}\n")).into_response();
+            if status == StatusCode::SERVICE_UNAVAILABLE {
+                response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+            }
+            response
         }
     }
 }

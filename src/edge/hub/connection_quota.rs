@@ -28,31 +28,31 @@ impl QuotaSlot {
     /// Acquires a slot; `None` if the app has no quota.
     ///
     /// # Errors
-    /// The close reason: all slots are taken.
+    /// The close reason: all slots are taken. While some of them may be those of a dead process, the client is asked to
+    /// try again: after a 4004 pusher-js stays disconnected.
     pub async fn acquire(shared: &Hub, session: &Session, app: &App) -> Result<Option<Self>, CloseReason> {
         let Some(most) = app.limits.connections else { return Ok(None) };
         let counted = Self(ChannelKey { app: app.id.clone(), channel: ChannelName::all_connections() });
-        match counted.count_connections(shared, session).await {
-            Ok(connections) if connections > most => {
-                counted.release(shared, session).await;
-                Err(CloseReason::new(
+        match shared.join_bounded_channel(&counted.0, &session.socket, most).await {
+            Ok(joined) => drop(joined.transitions.acknowledge_all()),
+            Err(BusError::ConnectionLimit { is_temporary: true }) => {
+                return Err(CloseReason::new(
+                    code::OVER_CAPACITY,
+                    format!("the app has its {most} connections, some of a server that ended: try again"),
+                ));
+            }
+            Err(BusError::ConnectionLimit { is_temporary: false }) => {
+                return Err(CloseReason::new(
                     code::OVER_QUOTA,
                     format!("the app has its {most} connections, which is its limit"),
-                ))
+                ));
             }
-            Ok(_) => Ok(Some(counted)),
             Err(error) => {
                 tracing::debug!(%error, app = %app.id, "connection quota unknown, connection admitted");
                 // An answer that was lost may have been a yes, so the slot is released as any other.
-                Ok(Some(counted))
             }
         }
-    }
-
-    /// Joins, and counts the connections with this one.
-    async fn count_connections(&self, shared: &Hub, session: &Session) -> Result<u64, BusError> {
-        shared.join_channel(&self.0, &session.socket, None).await?;
-        Ok(shared.channel_info(&self.0).await?.connections)
+        Ok(Some(counted))
     }
 
     /// Releases the slot on the bus.

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -21,11 +20,14 @@ use crate::edge::hub::subscribers::{ChannelSubscribers, TERMINATED_MESSAGE};
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::recorder::Recorder;
 use crate::protocol::frame::{self, PresenceMember, code};
-use crate::protocol::record::LeaveCause;
+use crate::protocol::record::{EventOrder, LeaveCause};
 use crate::protocol::{AppId, ChannelName, SocketId};
 
 /// Bounds the wait for one answer of the bus: 5 s, so that no connection waits without end.
 const BUS_CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bounds the wait for a report of the bus, which arrives with the answer to its call unless the subscription is broken.
+const REPORT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The parts of an edge that connections and the HTTP API use.
 pub struct Hub {
@@ -46,32 +48,38 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Sends a frame to everyone in a channel, here and elsewhere.
+    /// Sends a frame to everyone in a channel, here and elsewhere. While the bus is unavailable it reaches this process
+    /// only: a client event has nobody who could send it again.
     pub async fn publish_frame(&self, subject: ChannelKey, frame: String, except: Option<SocketId>) {
-        self.send(BroadcastFrame { subject, frame: Bytes::from(frame), except, ends: false }).await;
+        let sent = self.send(BroadcastFrame { except, ..BroadcastFrame::new(subject, frame) }).await;
+        if let Err(error) = sent {
+            tracing::debug!(%error, "a frame reached this process only");
+        }
     }
 
     /// Sends frames to everyone in their channels, here and elsewhere, in their order.
-    pub async fn publish_all(&self, messages: Vec<BroadcastFrame>) {
+    ///
+    /// # Errors
+    /// The bus did not take them; they are delivered to the subscribers of this process.
+    pub async fn publish_all(&self, messages: Vec<BroadcastFrame>) -> Result<(), BusError> {
         for message in &messages {
             self.subscribers.deliver(message);
         }
-        if let Err(error) = self.with_timeout(self.bus.publish_frames(messages)).await {
-            tracing::debug!(%error, "frames reached this process only");
-        }
+        self.with_timeout(self.bus.publish_frames(messages)).await
     }
 
     /// Closes the connections of all subscribers of a channel, here and elsewhere.
-    pub async fn terminate_subscribers(&self, subject: ChannelKey) {
-        let frame = Bytes::from(frame::error_frame(Some(code::UNAUTHORIZED), TERMINATED_MESSAGE));
-        self.send(BroadcastFrame { subject, frame, except: None, ends: true }).await;
+    ///
+    /// # Errors
+    /// The bus did not take the termination; connections of other processes are closed once it answers.
+    pub async fn terminate_subscribers(&self, subject: ChannelKey) -> Result<(), BusError> {
+        let frame = frame::error_frame(Some(code::UNAUTHORIZED), TERMINATED_MESSAGE);
+        self.send(BroadcastFrame { ends: true, ..BroadcastFrame::new(subject, frame) }).await
     }
 
-    async fn send(&self, message: BroadcastFrame) {
+    async fn send(&self, message: BroadcastFrame) -> Result<(), BusError> {
         self.subscribers.deliver(&message);
-        if let Err(error) = self.with_timeout(self.bus.publish_frame(message)).await {
-            tracing::debug!(%error, "a frame reached this process only");
-        }
+        self.with_timeout(self.bus.publish_frame(message)).await
     }
 
     /// Joins a channel on the bus.
@@ -82,6 +90,24 @@ impl Hub {
         member: Option<&PresenceMember>,
     ) -> Result<JoinOutcome, BusError> {
         self.with_timeout(self.bus.join_channel(subject, socket, member)).await
+    }
+
+    /// Joins a channel that may have this many connections at most.
+    pub async fn join_bounded_channel(
+        &self,
+        subject: &ChannelKey,
+        socket: &SocketId,
+        connections_max: u64,
+    ) -> Result<JoinOutcome, BusError> {
+        self.with_timeout(self.bus.join_bounded_channel(subject, socket, connections_max)).await
+    }
+
+    /// Waits until a membership change has been reported to the channel's subscribers of this process: frames that the
+    /// new member publishes come after its `member_added`.
+    pub async fn wait_reported(&self, subject: &ChannelKey, order: EventOrder) {
+        if timeout(REPORT_TIMEOUT, self.subscribers.wait_reported(subject, order)).await.is_err() {
+            tracing::debug!(channel = %subject.channel, "membership change not reported in time");
+        }
     }
 
     /// Leaves a channel on the bus.

@@ -1,6 +1,6 @@
 //! The number of connections in a channel, published to its subscribers and to webhooks where the app enables it.
 //!
-//! The bus decides which count is published and when. The count of a large channel is published every few seconds only;
+//! The bus decides which count is published and when, and publishes it. The count of a large channel is published every few seconds only;
 //! the process that planned the next look publishes the last count of a burst.
 
 use std::sync::Arc;
@@ -8,7 +8,6 @@ use std::sync::Arc;
 use crate::bus::{ChannelKey, CountUpdate};
 use crate::edge::hub::core::Hub;
 use crate::protocol::ChannelKind;
-use crate::protocol::frame;
 use crate::protocol::record::EventKind;
 
 /// Publishes the count after a join or a leave, now or later.
@@ -41,9 +40,8 @@ pub async fn update_subscription_count(shared: &Arc<Hub>, subject: &ChannelKey) 
 /// Publishes the count, or returns the time until the next look.
 async fn publish_count(shared: &Hub, subject: &ChannelKey) -> Option<std::time::Duration> {
     match shared.subscription_count(subject).await {
-        Ok(CountUpdate::Publish(count)) => {
+        Ok(CountUpdate::Published(count)) => {
             shared.recorder.record_event(subject, EventKind::SubscriptionCount { subscription_count: count });
-            shared.publish_frame(subject.clone(), frame::subscription_count(&subject.channel, count), None).await;
             None
         }
         Ok(CountUpdate::RetryAfter(wait)) => Some(wait),

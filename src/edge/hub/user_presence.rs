@@ -1,16 +1,16 @@
 //! The online state of users: a connection that has signed in, and the watchlist that it receives.
 //!
 //! The bus knows who is online by channels of the server's own: one for the connections of each user, so that the first
-//! and the last are decided as they are for any channel; one for the watchers of each user.
+//! and the last are decided as they are for any channel; one for the watchers of each user, to whom the bus reports both.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bus::{BusError, ChannelKey, DecidedTransitions};
+use crate::bus::{BusError, ChannelKey};
 use crate::edge::hub::core::Hub;
+use crate::edge::hub::subscribers::SubscriptionAnswer;
 use crate::edge::session::Session;
 use crate::protocol::frame::{self, PresenceMember};
-use crate::protocol::record::EventKind;
 use crate::protocol::{AppId, ChannelName, SocketId};
 
 /// Bounds the time that a closed connection still counts as its user's. A user that reloads a page, or reconnects because
@@ -39,7 +39,7 @@ pub struct UserPresence {
 }
 
 impl UserPresence {
-    /// Signs a session in, answers it, and notifies the watchers of its user.
+    /// Signs a session in, and answers it.
     ///
     /// # Errors
     /// The bus does not answer; the session is not signed in.
@@ -60,16 +60,11 @@ impl UserPresence {
         shared.subscribers.begin_join(&signed_in.signed_in_channel, session);
         match shared.join_channel(&signed_in.signed_in_channel, &session.socket, None).await {
             Ok(joined) => {
-                let told = frame::signin_success(user_data);
-                shared.subscribers.complete_join(
-                    &signed_in.signed_in_channel,
-                    &session.socket,
-                    Some(told.into()),
-                    None,
-                );
-                if has_transition(&joined.transitions, &EventKind::ChannelOccupied) {
-                    signed_in.notify_watchers(shared, true).await;
-                }
+                // The bus reports to the watchers that the user is online.
+                joined.transitions.acknowledge_all();
+                let frame = Some(frame::signin_success(user_data).into());
+                let answer = SubscriptionAnswer { frame, ..SubscriptionAnswer::default() };
+                shared.subscribers.complete_join(&signed_in.signed_in_channel, &session.socket, answer);
             }
             Err(error) => {
                 // A lost answer may have been a success.
@@ -103,16 +98,9 @@ impl UserPresence {
     /// Leaves the user's channel; the last connection to leave makes the user offline.
     async fn sign_out(&self, shared: &Hub, socket: &SocketId) {
         match shared.leave_channel(&self.signed_in_channel, socket, None).await {
-            Ok(transitions) if has_transition(&transitions, &EventKind::ChannelVacated) => {
-                self.notify_watchers(shared, false).await;
-            }
-            Ok(_) => {}
+            Ok(transitions) => drop(transitions.acknowledge_all()),
             Err(error) => tracing::debug!(%error, "sign-out deferred until the bus answers"),
         }
-    }
-
-    async fn notify_watchers(&self, shared: &Hub, online: bool) {
-        notify_user_watchers(shared, &self.signed_in_channel.app, &self.member.user_id, online).await;
     }
 
     /// Sends the online state of the watched users, and each later change.
@@ -133,25 +121,14 @@ impl UserPresence {
                 }
                 session.push(frame::watchlist_events(&online, &offline).into());
             }
-            Err(error) => tracing::warn!(%error, "watchlist state not sent to a client"),
+            Err(error) => tracing::debug!(%error, "watchlist state not sent to a client"),
         }
         for subject in &self.watched_channels {
-            shared.subscribers.complete_join(subject, &session.socket, None, None);
+            shared.subscribers.complete_join(subject, &session.socket, SubscriptionAnswer::default());
         }
     }
 }
 
-/// Publishes the online state of a user to its watchers.
-pub async fn notify_user_watchers(shared: &Hub, app: &AppId, user: &str, online: bool) {
-    let Some(watchers) = user_channel_key(app, ChannelName::watchers_of(user)) else { return };
-    let told = if online { frame::watchlist_events(&[user], &[]) } else { frame::watchlist_events(&[], &[user]) };
-    shared.publish_frame(watchers, told, None).await;
-}
-
 fn user_channel_key(app: &AppId, name: Option<ChannelName>) -> Option<ChannelKey> {
     name.map(|channel| ChannelKey { app: app.clone(), channel })
-}
-
-fn has_transition(transitions: &DecidedTransitions, kind: &EventKind) -> bool {
-    transitions.iter().any(|transition| transition.kind == *kind)
 }

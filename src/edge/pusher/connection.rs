@@ -15,6 +15,7 @@ use crate::edge::apps::rate_limit::{FixedWindow, TokenBucket};
 use crate::edge::close_reason::CloseReason;
 use crate::edge::hub::connection_quota::QuotaSlot;
 use crate::edge::hub::core::Hub;
+use crate::edge::hub::subscribers::SubscriptionAnswer;
 use crate::edge::hub::subscription_count;
 use crate::edge::hub::user_presence::UserPresence;
 use crate::edge::metrics::{RefusalReason, WaitResult};
@@ -195,8 +196,8 @@ impl Connection {
             .with_label(WaitResult::Left)
             .inc_by(u64::try_from(self.pending.len()).unwrap_or(u64::MAX));
         let drain = self.session.close_reason().is_some_and(|closing| closing.drain);
-        for (channel, member) in std::mem::take(&mut self.channels) {
-            self.leave_channel(channel, member.as_ref(), drain.then_some(LeaveCause::Drain)).await;
+        for channel in std::mem::take(&mut self.channels).into_keys() {
+            self.leave_channel(channel, drain.then_some(LeaveCause::Drain)).await;
         }
         if let Some(user) = self.user.take() {
             user.sign_out_after_grace(&self.shared, &self.session);
@@ -228,7 +229,7 @@ impl Connection {
         match UserPresence::sign_in(&self.shared, &self.session, user, user_data).await {
             Ok(user) => (self.user, self.authorization_deadline) = (Some(user), None),
             Err(error) => {
-                tracing::warn!(%error, "a client could not sign in");
+                tracing::debug!(%error, "a client could not sign in");
                 return self.send_refusal(
                     RefusalReason::Bus,
                     Some(code::OVER_CAPACITY),
@@ -288,7 +289,7 @@ impl Connection {
                 Ok(joined) => self.complete_join(subject, None, joined).await,
                 // Chat goes on within the process; the bus has noted who came, and decides later.
                 Err(BusError::Unavailable(_)) => self.complete_join(subject, None, JoinOutcome::default()).await,
-                Err(error) => self.abort_join(channel, None, &error).await,
+                Err(error) => self.abort_join(channel, &error).await,
             };
         };
         // Asked twice, it waits from now on.
@@ -299,10 +300,10 @@ impl Connection {
         match self.join_channel(&subject, Some(&member)).await {
             Ok(joined) => self.complete_join(subject, Some(member), joined).await,
             Err(BusError::Unavailable(_)) => {
-                self.leave_channel(channel.clone(), Some(&member), None).await;
+                self.leave_channel(channel.clone(), None).await;
                 self.queue_subscription(&channel, member);
             }
-            Err(error) => self.abort_join(channel, Some(&member), &error).await,
+            Err(error) => self.abort_join(channel, &error).await,
         }
     }
 
@@ -315,10 +316,10 @@ impl Connection {
         self.shared.join_channel(subject, &self.session.socket, member).await
     }
 
-    async fn abort_join(&self, channel: ChannelName, member: Option<&PresenceMember>, error: &BusError) {
+    async fn abort_join(&self, channel: ChannelName, error: &BusError) {
         self.refuse_join(&channel, error);
         // An answer that was lost may have been a yes.
-        self.leave_channel(channel, member, None).await;
+        self.leave_channel(channel, None).await;
     }
 
     /// Subscribes to the server-to-user channel: only connections of that user may.
@@ -330,25 +331,28 @@ impl Connection {
         }
         let (subject, answer) = (self.channel_key(&channel), frame::subscription_succeeded(&channel, None));
         self.shared.subscribers.begin_join(&subject, &self.session);
-        self.shared.subscribers.complete_join(&subject, &self.session.socket, Some(answer.into()), None);
+        let answer = SubscriptionAnswer { frame: Some(answer.into()), ..SubscriptionAnswer::default() };
+        self.shared.subscribers.complete_join(&subject, &self.session.socket, answer);
         self.channels.insert(channel, None);
     }
 
     async fn complete_join(&mut self, subject: ChannelKey, member: Option<PresenceMember>, joined: JoinOutcome) {
-        let JoinOutcome { transitions, roster } = joined;
-        let answer = frame::subscription_succeeded(&subject.channel, member.is_some().then_some(&roster[..]));
-        let added = transitions.iter().any(|transition| matches!(transition.kind, EventKind::MemberAdded { .. }));
+        let JoinOutcome { transitions, roster, order: roster_order } = joined;
+        let frame = frame::subscription_succeeded(&subject.channel, member.is_some().then_some(&roster[..]));
+        let mut added =
+            transitions.iter().filter(|transition| matches!(transition.kind, EventKind::MemberAdded { .. }));
+        let added = added.next().map(|transition| transition.order);
         self.shared.recorder.record_transitions(&subject, transitions);
-        let last = self.last_event(&subject).await;
-        self.shared.subscribers.complete_join(&subject, &self.session.socket, Some(answer.into()), last);
+        let last_event = self.last_event(&subject).await;
+        let answer = SubscriptionAnswer { frame: Some(frame.into()), last_event, roster_order };
+        self.shared.subscribers.complete_join(&subject, &self.session.socket, answer);
         if subject.channel.needs_auth() {
             self.authorization_deadline = None;
         }
-        self.channels.insert(subject.channel.clone(), member.clone());
+        self.channels.insert(subject.channel.clone(), member);
         subscription_count::update_subscription_count(&self.shared, &subject).await;
-        if let (Some(member), true) = (&member, added) {
-            let told = frame::member_added(&subject.channel, member);
-            self.shared.publish_frame(subject, told, Some(self.session.socket.clone())).await;
+        if let Some(order) = added {
+            self.shared.wait_reported(&subject, order).await;
         }
     }
 
@@ -369,7 +373,7 @@ impl Connection {
                 Some(frame::cache_miss(&subject.channel).into())
             }
             Err(error) => {
-                tracing::warn!(%error, channel = %subject.channel, "a client comes without the last event");
+                tracing::debug!(%error, channel = %subject.channel, "a client comes without the last event");
                 None
             }
         }
@@ -396,12 +400,12 @@ impl Connection {
         if self.pending.remove(&channel).is_some() {
             self.shared.metrics.pending_subscription_outcomes.with_label(WaitResult::Left).inc();
         }
-        if let Some(member) = self.channels.remove(&channel) {
-            self.leave_channel(channel, member.as_ref(), None).await;
+        if self.channels.remove(&channel).is_some() {
+            self.leave_channel(channel, None).await;
         }
     }
 
-    async fn leave_channel(&self, channel: ChannelName, member: Option<&PresenceMember>, cause: Option<LeaveCause>) {
+    async fn leave_channel(&self, channel: ChannelName, cause: Option<LeaveCause>) {
         let subject = self.channel_key(&channel);
         self.shared.subscribers.remove(&subject, &self.session.socket);
         if channel.kind() == ChannelKind::Internal {
@@ -414,13 +418,8 @@ impl Connection {
                 return;
             }
         };
-        let removed = transitions.iter().any(|transition| matches!(transition.kind, EventKind::MemberRemoved { .. }));
         self.shared.recorder.record_transitions(&subject, transitions);
         subscription_count::update_subscription_count(&self.shared, &subject).await;
-        if let (Some(member), true) = (member, removed) {
-            let told = frame::member_removed(&channel, &member.user_id);
-            self.shared.publish_frame(subject, told, None).await;
-        }
     }
 
     pub(super) fn channel_key(&self, channel: &ChannelName) -> ChannelKey {
@@ -429,11 +428,11 @@ impl Connection {
 
     fn refuse_join(&self, channel: &ChannelName, error: &BusError) {
         match error {
-            BusError::ChannelFull(_) => {
+            BusError::ChannelFull(_) | BusError::ConnectionLimit { .. } => {
                 self.refuse_subscription(RefusalReason::PresenceFull, channel, LIMIT_ERROR, &error.to_string());
             }
             BusError::Unavailable(_) | BusError::Unusable(_) => {
-                tracing::warn!(%error, %channel, "a client could not enter");
+                tracing::debug!(%error, %channel, "a client could not enter");
                 let answer = SubscriptionError { code: Some(code::OVER_CAPACITY), kind: "Unavailable", status: 503 };
                 self.refuse_subscription(RefusalReason::Bus, channel, answer, frame::BUS_UNAVAILABLE_MESSAGE);
             }

@@ -155,6 +155,7 @@ impl Recorder {
 
     /// Queues an event that an endpoint receives. Never waits for the stream.
     fn enqueue_event(&self, subject: &ChannelKey, event: &RecordedEvent, receipt: Option<Receipt>) {
+        self.metrics.recorder_events_decided.inc();
         if !self.is_wanted(subject, &event.kind) {
             self.metrics.recorder_events_unwanted.inc();
             return receipt.into_iter().for_each(Receipt::acknowledge);
@@ -192,6 +193,7 @@ impl Recorder {
             .collect();
         RecorderFlow {
             state: if self.shared.is_some() { RecorderState::Kinesis } else { RecorderState::Off },
+            decided: self.metrics.recorder_events_decided.get(),
             accepted: self.metrics.recorder_events_accepted.get(),
             acknowledged: self.metrics.recorder_events_acknowledged.get(),
             queued: u64::try_from(self.queued_count()).unwrap_or(u64::MAX),

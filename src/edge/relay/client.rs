@@ -2,8 +2,9 @@
 //!
 //! Only processes that the bus lists are dialled, and only on the one port that all of them use.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -22,6 +23,7 @@ use crate::bus::RelayPeer;
 use crate::edge::apps::client_address::address_of;
 use crate::edge::metrics::{EdgeMetrics, RelayFailure};
 use crate::process::clock;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::Secret;
 use crate::protocol::relay::{self, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayRefusal};
 
@@ -36,6 +38,9 @@ const IDLE_CONNECTION_TTL: Duration = Duration::from_secs(30);
 
 /// Concurrent forwarded requests, including streaming receives. Each takes two sockets.
 pub const CONCURRENT_RELAYS_MAX: usize = 20_000;
+
+/// Bounds the processes whose rejections are remembered.
+const LOGGED_REJECTIONS_MAX: usize = 1_000;
 
 /// Client headers that are forwarded, since the session needs them.
 const FORWARDED_HEADERS: [HeaderName; 4] =
@@ -56,12 +61,54 @@ pub(crate) struct ForwardResponse {
     pub(crate) permit: OwnedSemaphorePermit,
 }
 
+/// The processes that reject this one's requests, each with its reason: one log line per process and reason.
+#[derive(Default)]
+struct RejectionLog(Mutex<HashMap<String, String>>);
+
+impl RejectionLog {
+    /// Logs a rejection unless it was logged; `time_ms` is the time of the other process, in ms since 1970.
+    fn report(&self, process: &str, reason: &str, time_ms: Option<u64>) {
+        if !self.is_new(process, reason) {
+            return;
+        }
+        if let Some(time_ms) = time_ms {
+            let seconds = time_ms.abs_diff(clock::now_ms()) / 1_000;
+            tracing::warn!(
+                process,
+                seconds,
+                "relay request rejected: the clocks of the two processes differ, synchronise the nodes' clocks"
+            );
+        } else {
+            tracing::warn!(
+                process,
+                reason,
+                "relay request rejected: do both processes have the same REALTIME_PEER_SECRET?"
+            );
+        }
+    }
+
+    /// Notes a rejection. Returns whether it is the first one of the process for this reason.
+    fn is_new(&self, process: &str, reason: &str) -> bool {
+        let mut logged = lock_unpoisoned(&self.0);
+        if logged.len() >= LOGGED_REJECTIONS_MAX {
+            logged.clear();
+        }
+        logged.insert(process.to_owned(), reason.to_owned()).as_deref() != Some(reason)
+    }
+
+    /// Notes that a process serves again.
+    fn note_success(&self, process: &str) {
+        lock_unpoisoned(&self.0).remove(process);
+    }
+}
+
 /// The client that forwards requests to other processes.
 pub(crate) struct RelayClient {
     client: Client<HttpConnector, Body>,
     port: u16,
     secret: Option<Secret>,
     permits: Arc<Semaphore>,
+    rejections: RejectionLog,
     metrics: Arc<EdgeMetrics>,
 }
 
@@ -79,6 +126,7 @@ impl RelayClient {
             port,
             secret: secrets.first().cloned(),
             permits: Arc::new(Semaphore::new(CONCURRENT_RELAYS_MAX)),
+            rejections: RejectionLog::default(),
             metrics,
         }
     }
@@ -102,13 +150,22 @@ impl RelayClient {
             Ok(Err(_)) | Err(_) => return Err(RelayFailure::Silent),
         };
         match response.headers().get(REFUSAL_HEADER).map(HeaderValue::as_bytes) {
-            None => Ok(ForwardResponse { response, permit: place }),
+            None => {
+                self.rejections.note_success(&call.peer.process);
+                Ok(ForwardResponse { response, permit: place })
+            }
             Some(word) if word == relay::UNKNOWN_SESSION.as_bytes() => Err(RelayFailure::Unknown),
             Some(word) if word == RelayRefusal::WrongTarget.name().as_bytes() => Err(RelayFailure::Dead),
             Some(word) => {
                 let reason = String::from_utf8_lossy(word);
-                tracing::warn!(process = call.peer.process, %reason, "relay request rejected: do both processes have the same REALTIME_PEER_SECRET, and the same time?");
-                Err(RelayFailure::Refused)
+                let clock =
+                    response.headers().get(relay::CLOCK_HEADER).and_then(|time| time.to_str().ok()?.parse().ok());
+                self.rejections.report(&call.peer.process, &reason, clock);
+                Err(if word == RelayRefusal::Full.name().as_bytes() {
+                    RelayFailure::Full
+                } else {
+                    RelayFailure::Refused
+                })
             }
         }
     }
@@ -167,5 +224,19 @@ impl RelayClient {
         headers.insert(RELAY_HEADER, HeaderValue::from_str(&handed).ok()?);
         headers.insert(RELAY_SIGNATURE_HEADER, HeaderValue::from_str(&signature).ok()?);
         Some(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rejection_is_new_once_per_process_and_reason_until_the_process_serves_again() {
+        let log = RejectionLog::default();
+        assert!(log.is_new("p1", "expired") && !log.is_new("p1", "expired"));
+        assert!(log.is_new("p2", "expired") && log.is_new("p1", "forged"));
+        log.note_success("p1");
+        assert!(log.is_new("p1", "forged") && !log.is_new("p2", "expired"));
     }
 }

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
-use axum::http::Method;
 use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio_util::sync::CancellationToken;
@@ -141,7 +141,7 @@ impl SessionRelay {
         };
         self.directory.evict_owner(&session);
         if !matches!(lost, RelayFailure::Unknown | RelayFailure::Dead) || !first.is_cached {
-            return Err(lost.into_ownership(asked).await);
+            return lost.into_answer(asked).await;
         }
         // What was remembered is no longer so.
         match self.resolve_owner(&session, asked.is_receive, parts).await {
@@ -150,7 +150,7 @@ impl SessionRelay {
                 Ok(response) => Ok(response),
                 Err(lost) => {
                     self.directory.evict_owner(&session);
-                    Err(lost.into_ownership(asked).await)
+                    lost.into_answer(asked).await
                 }
             },
         }
@@ -220,7 +220,7 @@ impl SessionRelay {
             Err(lost) => {
                 self.metrics.relay_failures.with_label(lost).inc();
                 tracing::debug!(process = peer.process, reason = lost.name(), "relay failed");
-                if lost == RelayFailure::Silent && !asked.is_receive {
+                if !asked.is_receive && !matches!(lost, RelayFailure::Unknown | RelayFailure::Dead) {
                     // pusher-js does not look at the answer to a send, so a lost one must end the session.
                     self.directory.report_lost_send(session, &peer.process).await;
                 }
@@ -231,11 +231,17 @@ impl SessionRelay {
 }
 
 impl RelayFailure {
-    /// The ownership of a session whose process did not serve the request.
-    async fn into_ownership(self, asked: &RelayTarget) -> SessionOwnership {
+    /// The answer for a session whose process did not serve the request. A process that refuses or is full still has the
+    /// session: the request fails, and the session is not gone.
+    async fn into_answer(self, asked: &RelayTarget) -> Result<Response, SessionOwnership> {
+        if matches!(self, Self::Refused | Self::Full) {
+            let retry = [(header::RETRY_AFTER, HeaderValue::from_static("1"))];
+            let told = "the server that has this session does not accept the request from this one, try again\n";
+            return Ok((StatusCode::SERVICE_UNAVAILABLE, retry, told).into_response());
+        }
         if asked.is_receive && matches!(self, Self::Dead | Self::Silent) {
             body::delay_reconnect().await;
         }
-        SessionOwnership::OwnerGone
+        Err(SessionOwnership::OwnerGone)
     }
 }

@@ -74,7 +74,12 @@ impl RelayServer {
             RelayRefusal::Full => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::FORBIDDEN,
         };
-        (status, [(REFUSAL_HEADER, refusal.name())]).into_response()
+        let mut response = (status, [(REFUSAL_HEADER, refusal.name())]).into_response();
+        if refusal == RelayRefusal::Expired {
+            // The other process names the difference of the clocks by it.
+            response.headers_mut().insert(relay::CLOCK_HEADER, HeaderValue::from(clock::now_ms()));
+        }
+        response
     }
 
     fn verify_request(&self, request: &Request) -> Result<RelayHeader, RelayRefusal> {

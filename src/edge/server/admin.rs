@@ -46,10 +46,11 @@ pub(crate) async fn build_admin_handlers(
         }
     };
     let flow = {
-        let (shared, process) = (shared.clone(), process.to_owned());
+        let (shared, process, started_ms) = (shared.clone(), process.to_owned(), clock::now_ms());
         move || {
             encode_json(&FlowReport {
                 process: process.clone(),
+                started_ms,
                 recorder: Some(shared.recorder.flow_report()),
                 dispatcher: None,
             })

@@ -63,6 +63,8 @@ pub struct Session {
     pub transport: Transport,
     /// Bounds the silence after which a side pings the other; clients receive it in whole seconds.
     pub activity_timeout: Duration,
+    /// When it was opened.
+    pub opened_at: Instant,
     state: Mutex<SessionState>,
     changed: Notify,
     budget: ByteBudget,
@@ -104,7 +106,7 @@ impl Session {
             liveness: LivenessTracker::new(now, activity_timeout),
         };
         let (state, changed) = (Mutex::new(state), Notify::new());
-        Arc::new(Self { socket, app, transport, activity_timeout, state, changed, budget, metrics })
+        Arc::new(Self { socket, app, transport, activity_timeout, opened_at: now, state, changed, budget, metrics })
     }
 
     /// Queues a frame. After the end it goes nowhere.

@@ -57,12 +57,6 @@ impl RawReceiver {
     }
 }
 
-async fn endpoint_reports(running: &RunningDispatcher) -> BTreeMap<String, EndpointReport> {
-    let text = get(running, "/endpoints").await;
-    let report: realtime_operator::protocol::admin::EndpointsReport = serde_json::from_str(&text).expect(&text);
-    report.endpoints.into_iter().map(|endpoint| (endpoint.name.clone(), endpoint)).collect()
-}
-
 /// Sends an event to the bad endpoint and to one that works, until the bad one has been reported with this answer.
 async fn send_beside_a_working_one(bad: WebhookEndpoint, answer: &str) -> (Bed, RunningDispatcher, EndpointReport) {
     let bed = Bed::new(1).await;

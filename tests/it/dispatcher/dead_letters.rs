@@ -79,6 +79,10 @@ async fn an_event_becomes_a_letter_for_the_endpoint_that_did_not_take_it() {
     let flow = eventually("it is done", async || flow(&running).await, |flow| flow.unfinished == 0).await;
     assert_eq!(written(&flow), BTreeMap::from([("RetryWindowOver".to_owned(), 1)]));
     assert!(flow.dropped.is_empty(), "{flow:?}");
+    let ledger = flow.deliveries.expect("deliveries");
+    assert_eq!((ledger.created, ledger.delivered, ledger.dead_lettered, ledger.dropped), (2, 1, 1, 0));
+    let broken = endpoint_reports(&running).await.remove("broken").expect("a report");
+    assert_eq!((broken.dead_lettered, broken.dropped), (1, 0));
     let metrics = get(&running, "/metrics").await;
     assert!(
         metrics.contains("realtime_dispatcher_events_dead_lettered_total{reason=\"retry_window_over\"} 1"),
@@ -108,6 +112,8 @@ async fn records_that_hold_no_event_of_the_cluster_become_letters_with_their_byt
     let flow = eventually("all is done", async || flow(&running).await, |flow| flow.unfinished == 0).await;
     let expected = [("ForeignCluster".to_owned(), 2), ("Poison".to_owned(), 1)];
     assert_eq!(written(&flow), BTreeMap::from(expected), "by events");
+    let ledger = flow.events.expect("events");
+    assert_eq!((ledger.read, ledger.foreign, ledger.poison, ledger.released), (4, 2, 1, 1));
 }
 
 #[tokio::test]
@@ -120,11 +126,9 @@ async fn a_record_stays_unfinished_until_its_letter_is_written_and_other_events_
     bed.put(CLUSTER, "a", vec![message("1", 1)]).await;
     bed.receiver.receives("the event arrives", |ids| ids == ["1"]).await;
     wait_for_error(&running, &["DeadLetterUnavailable", DEAD, "InternalFailure"]).await;
-    // The counts of a shard follow within its tick.
-    let waits = |flow: &DispatcherFlow| {
-        flow.unfinished == 1 && flow.dead_letter.as_ref().is_some_and(|letters| letters.waiting == 1)
-    };
-    let found = eventually("a letter waits, and its record", async || flow(&running).await, waits).await;
+    let has_letter = |flow: &DispatcherFlow| flow.dead_letter.as_ref().is_some_and(|letters| letters.waiting == 1);
+    let waits = |flow: &DispatcherFlow| flow.unfinished == 1 && has_letter(flow);
+    let found = eventually("a letter waits", async || flow(&running).await, waits).await;
     assert!(found.shards.values().all(|shard| shard.checkpoint.is_none() && shard.paused.is_none()), "{found:?}");
     let metrics = get(&running, "/metrics").await;
     assert!(metrics.contains("realtime_dispatcher_waiting_dead_letters 1"), "{metrics}");
@@ -183,7 +187,7 @@ async fn events_of_a_deleted_app_delay_no_other_app_and_become_letters_after_the
     let (arrived, _) = bed.receiver.events()[1].clone();
     assert!(arrived - put < 1_000, "{} ms", arrived - put);
     let waits = |flow: &DispatcherFlow| flow.unfinished == FLOOD_EVENTS;
-    let found = eventually("they alone wait, for their app", async || flow(&running).await, waits).await;
+    let found = eventually("they wait for their app", async || flow(&running).await, waits).await;
     assert!(found.shards.values().all(|shard| shard.paused.is_none()), "{found:?}");
     let limit = Duration::from_mins(1);
     let all = BTreeMap::from([("UnknownApp".to_owned(), FLOOD_EVENTS)]);
@@ -193,7 +197,9 @@ async fn events_of_a_deleted_app_delay_no_other_app_and_become_letters_after_the
     })
     .await;
     assert!(now_ms() - put > 29_000, "after their wait");
-    eventually("all is done", async || flow(&running).await, |flow| flow.unfinished == 0).await;
+    let found = eventually("all is done", async || flow(&running).await, |flow| flow.unfinished == 0).await;
+    let ledger = found.events.expect("events");
+    assert_eq!((ledger.read, ledger.unknown_app, ledger.released), (FLOOD_EVENTS + 2, FLOOD_EVENTS, 2));
 }
 
 fn record_of_deleted_app(n: u64) -> PutEntry {

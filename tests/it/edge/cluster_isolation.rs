@@ -6,23 +6,25 @@ use crate::redis::server::Redis;
 
 const USER: &str = "7";
 
-/// An edge samples the counts of its bus once in a second.
-const SAMPLE_WAIT: Duration = Duration::from_secs(2);
-
 impl Edge {
-    /// A request of the app's backend.
+    /// A request of the app's backend that succeeds.
     async fn backend(&self, method: &str, path: &str, body: &str) -> Value {
+        let answer = self.request(method, path, body).await;
+        assert_eq!(answer.status(), 200, "{path}");
+        serde_json::from_str(&answer.text().await.expect("a text")).expect("json")
+    }
+
+    /// A request of the app's backend.
+    pub(super) async fn request(&self, method: &str, path: &str, body: &str) -> reqwest::Response {
         let path = format!("/apps/1{path}");
         let now = realtime_operator::process::clock::now_ms() / 1000;
         let query = rest::signed_query("key1", &Secret::new("secret1"), (method, &path), body.as_bytes(), now);
         let url = url::Url::parse_with_params(&self.url(&path), query).expect("a url");
         let method = method.parse().expect("a method");
-        let answer = self.http.request(method, url).body(body.to_owned()).send().await.expect("an answer");
-        assert_eq!(answer.status(), 200, "{path}");
-        serde_json::from_str(&answer.text().await.expect("a text")).expect("json")
+        self.http.request(method, url).body(body.to_owned()).send().await.expect("an answer")
     }
 
-    async fn signed_in(&self) -> Ws {
+    pub(super) async fn signed_in(&self) -> Ws {
         let mut ws = self.websocket().await;
         let data = json!({ "id": USER }).to_string();
         let message = signature::user_message(&ws.id, &data);
@@ -101,24 +103,12 @@ async fn two_clusters_on_one_redis_do_not_hear_of_each_other() {
     assert!(ours.sum("realtime_edge_requests_relayed_total").await > 0, "within a cluster it is handed on");
     assert_eq!(theirs.sum("realtime_edge_requests_relayed_total").await, 0);
 
+    // Every edge stands still for longer than its lease.
+    stop_runtime(Duration::from_secs(12)).await;
+
     // A client that leaves is announced in its own cluster only.
     here.socket.close(None).await.expect("closed");
-    let heard = timeout(WAIT_TIMEOUT, there.socket.next()).await;
-    let event = match &heard {
-        Ok(Some(Ok(message))) => ServerMessage::parse(message.to_text().expect("text")).expect("a frame").event,
-        _ => String::new(),
-    };
-    if event != "pusher_internal:member_removed" {
-        // When the leases of all edges end in one stall of the machine, the bus may never announce who leaves meanwhile.
-        // Neither cluster heard of the other all the same, which is what follows.
-        sleep(SAMPLE_WAIT).await;
-        let leases_lost = ours.sum("realtime_edge_bus_leases_lost_total").await;
-        let decided = ours.sum("realtime_edge_bus_remote_transitions_total").await;
-        let bus = describe_bus(&redis, &ours).await;
-        assert!(leases_lost > 0, "`there` heard {heard:?} and no `member_removed` within {WAIT_TIMEOUT:?}; {bus}");
-        println!("{leases_lost} leases ended during the run, {decided} changes were decided for their edges, and");
-        println!("`there` heard {heard:?}; only the isolation of the clusters is asserted");
-    }
+    there.expect("pusher_internal:member_removed").await;
     strange.still_serves().await;
     assert_eq!(channels(&stranger.backend("GET", "/channels", "").await), ["presence-room"]);
 }
@@ -134,24 +124,20 @@ async fn an_edge_counts_the_leases_that_it_lost() {
     eventually("the count of a lost lease", &lost, |lost| *lost == 1).await;
 }
 
-/// The bus as Redis and the pods see it, for the message of a failure.
-async fn describe_bus(redis: &Redis, cluster: &Cluster) -> String {
-    let mut lines = vec!["Redis has".to_owned()];
-    for key in redis.command(&["keys", "rt:{uid-1*"]).lines() {
-        let read = match redis.command(&["type", key]).trim() {
-            "hash" => redis.command(&["hgetall", key]),
-            "zset" => redis.command(&["zrange", key, "0", "-1", "withscores"]),
-            "set" => redis.command(&["smembers", key]),
-            _ => redis.command(&["get", key]),
-        };
-        lines.push(format!("  {key}: {:?}", read.lines().collect::<Vec<_>>()));
+/// Stops every worker of the runtime, and so every edge of this test, at the same time.
+async fn stop_runtime(duration: Duration) {
+    let workers = tokio::runtime::Handle::current().metrics().num_workers();
+    let all_stopped = Arc::new(std::sync::Barrier::new(workers));
+    let stopped: Vec<_> = (0..workers)
+        .map(|_| {
+            let all_stopped = all_stopped.clone();
+            tokio::spawn(async move {
+                all_stopped.wait();
+                std::thread::sleep(duration);
+            })
+        })
+        .collect();
+    for task in stopped {
+        task.await.expect("stopped");
     }
-    lines.push(redis.command(&["time"]).replace('\n', " "));
-    lines.push(redis.command(&["client", "list"]));
-    for (number, pod) in cluster.pods.iter().enumerate() {
-        let page = pod.admin("/metrics").await.text().await.unwrap_or_default();
-        lines.push(format!("pod {number}"));
-        lines.extend(page.lines().filter(|line| line.starts_with("realtime_edge_bus")).map(str::to_owned));
-    }
-    lines.join("\n")
 }

@@ -70,7 +70,9 @@ async fn thousands(transport: &'static str, redis_dies: bool) {
     let down = async {
         for n in 0..MANY {
             let body = json!({ "name": "e", "channel": "down", "data": format!("{n} {filling}") });
-            assert_eq!(pods.pods[1].publish("1", &body).await.status(), StatusCode::OK);
+            // While Redis is away only this pod has it, which the backend learns.
+            let status = pods.pods[1].publish("1", &body).await.status();
+            assert!(status == StatusCode::OK || redis_dies && status == StatusCode::SERVICE_UNAVAILABLE, "{status}");
         }
     };
     let comes = async {
@@ -156,13 +158,14 @@ async fn the_peer_secret_is_rotated_while_sessions_are_relayed() {
         (3, 0, false),
     ] {
         let (status, text, sent) = asked_for(&pods, owner, asked).await;
-        assert_eq!(status, StatusCode::OK, "{owner} {asked}");
         if believed {
+            assert_eq!(status, StatusCode::OK, "{owner} {asked}");
             assert!(text.contains("pusher:connection_established"), "{owner} {asked}: {text}");
             assert_eq!(sent, StatusCode::NO_CONTENT, "{owner} {asked}");
         } else {
-            assert!(text.starts_with("c[4200,"), "{owner} {asked}: {text}");
-            assert_eq!(sent, StatusCode::NOT_FOUND, "{owner} {asked}");
+            // The owner has the session: it is trouble, and the session is not gone.
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{owner} {asked}: {text}");
+            assert_eq!(sent, StatusCode::SERVICE_UNAVAILABLE, "{owner} {asked}");
         }
     }
     for (owner, refuses) in [(0, true), (1, false), (2, false), (3, true)] {
@@ -315,6 +318,13 @@ async fn relayed_requests_without_a_valid_signature_are_refused_and_counted() {
     assert_eq!(at(peer, path, &handed(3), SECRET, "[\"x\"]").await, refused(403, "forged"), "another body");
     let old = RelayHeader { time_ms: clock::now_ms() - 31_000, ..handed(4) };
     assert_eq!(at(peer, path, &old, SECRET, "[]").await, refused(403, "expired"));
+    let text = old.encode();
+    let request = RelayedRequest { method: "POST", path, query: "" };
+    let signature = relay::sign_request(&Secret::new(SECRET), request, &text);
+    let request = http.post(format!("http://{peer}{path}")).header(RELAY_HEADER, text);
+    let answer = request.header(RELAY_SIGNATURE_HEADER, signature).body("[]").send().await.expect("an answer");
+    let clock: u64 = answer.headers()[relay::CLOCK_HEADER].to_str().expect("text").parse().expect("a time");
+    assert!(clock.abs_diff(clock::now_ms()) < 10_000, "the owner names its time");
     let twice = RelayHeader { hops: 2, ..handed(5) };
     assert_eq!(at(peer, path, &twice, SECRET, "[]").await, refused(403, "two_hops"));
     assert_eq!(at(pods.peers[1], path, &handed(6), SECRET, "[]").await, refused(421, "wrong_target"));
@@ -335,7 +345,7 @@ async fn relayed_requests_without_a_valid_signature_are_refused_and_counted() {
     assert!(answer.status().is_success(), "a session was opened for a client, as for any other");
 
     for (reason, count) in
-        [("forged", 3), ("replayed", 1), ("expired", 1), ("two_hops", 1), ("not_a_session", 5), ("public_port", 1)]
+        [("forged", 3), ("replayed", 1), ("expired", 2), ("two_hops", 1), ("not_a_session", 5), ("public_port", 1)]
     {
         let metric = format!("realtime_edge_relay_refusals_total{{reason=\"{reason}\"}}");
         assert_eq!(pod.metric(&metric).await, count, "{reason}");

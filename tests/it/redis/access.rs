@@ -66,7 +66,7 @@ async fn redis_is_reached_over_tls_if_a_trusted_authority_signed_its_certificate
     let (room, mut heard) = (subject("room"), two.take_incoming_frames().expect("an outlet"));
     one.join_channel(&room, &"1.1".into(), None).await.expect("joined");
     assert_eq!(two.inspect_channel(&room).await.map(|seen| seen.connections), Ok(1));
-    let message = BroadcastFrame { subject: room, frame: "hello".into(), except: None, ends: false };
+    let message = BroadcastFrame::new(room, "hello");
     let arrives = async {
         // The other may not listen yet.
         loop {

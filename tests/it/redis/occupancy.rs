@@ -85,8 +85,7 @@ async fn frames_reach_the_other_processes_only_and_other_clusters_not_at_all() {
     let mut elsewhere = foreign.take_incoming_frames().expect("an inbox");
     assert!(one.take_incoming_frames().is_none(), "taken once");
     let frame = bytes::Bytes::from_static(b"{\"a\":\n1}");
-    let message =
-        BroadcastFrame { subject: subject("room"), frame: frame.clone(), except: Some("1.2".into()), ends: false };
+    let message = BroadcastFrame { except: Some("1.2".into()), ..BroadcastFrame::new(subject("room"), frame.clone()) };
     let arrived = async {
         loop {
             // Redis does not keep what nobody listens to yet.
@@ -142,15 +141,15 @@ async fn channels_are_counted_listed_and_described_across_processes() {
     for subject in [&own, &elsewhere, &subject("left")] {
         one.join_channel(subject, &socket(0), None).await.expect("joined");
     }
-    assert_eq!(one.claim_count_update(&subject("left")).await, Ok(CountUpdate::Publish(1)));
+    assert_eq!(one.claim_count_update(&subject("left")).await, Ok(CountUpdate::Published(1)));
     one.leave_channel(&subject("left"), &socket(0), None).await.expect("left").acknowledge_all();
     assert_eq!(
         one.claim_count_update(&subject("left")).await,
-        Ok(CountUpdate::Publish(0)),
+        Ok(CountUpdate::Published(0)),
         "who watches the count hears of the last leave"
     );
     assert_eq!(two.claim_count_update(&subject("left")).await, Ok(CountUpdate::Unchanged));
-    assert_eq!(one.claim_count_update(&room).await, Ok(CountUpdate::Publish(2)));
+    assert_eq!(one.claim_count_update(&room).await, Ok(CountUpdate::Published(2)));
     assert_eq!(two.claim_count_update(&room).await, Ok(CountUpdate::Unchanged));
     for n in 2..=100 {
         one.join_channel(&room, &socket(n), None).await.expect("joined");
@@ -158,7 +157,7 @@ async fn channels_are_counted_listed_and_described_across_processes() {
     let later = two.claim_count_update(&room).await.expect("an answer");
     assert!(matches!(later, CountUpdate::RetryAfter(wait) if wait <= Duration::from_secs(5)), "{later:?}");
     one.leave_channel(&room, &socket(0), None).await.expect("left").acknowledge_all();
-    assert_eq!(two.claim_count_update(&room).await, Ok(CountUpdate::Publish(100)));
+    assert_eq!(two.claim_count_update(&room).await, Ok(CountUpdate::Published(100)));
     let seen = two.inspect_channel(&presence).await.expect("seen");
     assert_eq!((seen.connections, seen.users), (2, vec!["0".to_owned(), "1".to_owned()]));
     let names = async |prefix| {

@@ -11,15 +11,18 @@ async fn the_bus_follows_a_sentinel_to_another_primary() {
     let folder = files();
     let config = format!(
         "sentinel monitor main {host} {port} 1\nsentinel down-after-milliseconds main 500\n\
-         sentinel failover-timeout main 2000\n"
+         sentinel failover-timeout main 2000\nrequirepass of-sentinels\n"
     );
     let file = folder.path().join("sentinel.conf");
     std::fs::write(&file, config).expect("written");
     let sentinel = Redis::start_sentinel(folder).await;
     // A replica without the data is never chosen.
     replica.answers_with(&["info", "replication"], "master_link_status:up").await;
-    sentinel.answers_with(&["sentinel", "replicas", "main"], &replica.port.to_string()).await;
-    let url = format!("redis-sentinel://127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
+    let replicas = ["-a", "of-sentinels", "sentinel", "replicas", "main"];
+    sentinel.answers_with(&replicas, &replica.port.to_string()).await;
+    // Sentinels have a password of their own; the servers have none.
+    let query = "sentinelServiceName=main&sentinelPassword=of-sentinels";
+    let url = format!("redis-sentinel://127.0.0.1:{}?{query}", sentinel.port);
     let (one, room) = (start_bus(&url, "p1", CancellationToken::new()).await, subject("room"));
     let mut decided = one.take_remote_transitions().expect("an outlet");
     let _unrecorded = one.join_channel(&room, &"1.1".into(), None).await.expect("joined");

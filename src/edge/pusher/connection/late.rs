@@ -51,14 +51,14 @@ impl Connection {
             }
             Err(BusError::Unavailable(_)) => {
                 // The bus became unavailable again.
-                self.leave_channel(waiter.channel.clone(), Some(&waiter.member), None).await;
+                self.leave_channel(waiter.channel.clone(), None).await;
                 if let Some(waiter) = self.pending.enqueue(waiter, Instant::now()) {
                     self.refuse_pending(&waiter);
                 }
             }
             Err(error) => {
                 self.shared.metrics.pending_subscription_outcomes.with_label(WaitResult::Refused).inc();
-                self.abort_join(waiter.channel, Some(&waiter.member), &error).await;
+                self.abort_join(waiter.channel, &error).await;
             }
         }
     }

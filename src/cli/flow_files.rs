@@ -1,0 +1,129 @@
+//! The ledger of the webhook pipeline, from saved answers of `/flow`.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use super::BAD_INPUT_EXIT_CODE;
+use super::print::print_text;
+use crate::protocol::admin::FlowReport;
+use crate::protocol::ledger_balance::find_imbalance;
+
+/// Prints the ledger of the processes whose `/flow` is in these files. Returns 0 if every hop balances, 1 if one does not.
+pub fn print_ledger(files: &[PathBuf]) -> u8 {
+    let read = |file: &PathBuf| {
+        let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
+        serde_json::from_str::<FlowReport>(&text).map_err(|error| format!("no answer of /flow: {error}"))
+    };
+    let mut flows = Vec::with_capacity(files.len());
+    for file in files {
+        match read(file) {
+            Ok(flow) => flows.push(flow),
+            Err(error) => {
+                eprintln!("realtime: {}: {error}; save the answer of a pod's `/flow` there", file.display());
+                return BAD_INPUT_EXIT_CODE;
+            }
+        }
+    }
+    let code = print_text(&render_ledger(&flows));
+    if code == 0 { u8::from(find_imbalance(&flows, &flows).is_some()) } else { code }
+}
+
+/// Renders the sums of all processes, hop by hop, and the first hop that does not balance. Writing to a text cannot fail.
+fn render_ledger(flows: &[FlowReport]) -> String {
+    let mut text = String::new();
+    let mut add_line = |name: &str, counts: &[(&str, u64)]| {
+        let shown = counts.iter().enumerate().filter(|(at, (_, count))| *at == 0 || *count > 0);
+        let shown: Vec<String> = shown.map(|(_, (hop, count))| format!("{hop} {count}")).collect();
+        let _ = writeln!(text, "{name:<11} {}", shown.join(", "));
+    };
+    let recorders: Vec<_> = flows.iter().filter_map(|flow| flow.recorder.as_ref()).collect();
+    let dispatchers: Vec<_> = flows.iter().filter_map(|flow| flow.dispatcher.as_ref()).collect();
+    if !recorders.is_empty() {
+        add_line(
+            "edges",
+            &[
+                ("decided", recorders.iter().map(|it| it.decided).sum()),
+                ("unwanted", recorders.iter().map(|it| it.unwanted).sum()),
+                ("enqueued", recorders.iter().map(|it| it.accepted).sum()),
+                ("put", recorders.iter().map(|it| it.acknowledged).sum()),
+                ("dropped", recorders.iter().flat_map(|it| it.dropped.values()).sum()),
+                ("queued", recorders.iter().map(|it| it.queued).sum()),
+            ],
+        );
+    }
+    if !dispatchers.is_empty() {
+        let events: Vec<_> = dispatchers.iter().filter_map(|it| it.events).collect();
+        let deliveries: Vec<_> = dispatchers.iter().filter_map(|it| it.deliveries).collect();
+        add_line(
+            "dispatchers",
+            &[
+                ("read", events.iter().map(|it| it.read).sum()),
+                ("duplicate", events.iter().map(|it| it.duplicate).sum()),
+                ("foreign", events.iter().map(|it| it.foreign).sum()),
+                ("poison", events.iter().map(|it| it.poison).sum()),
+                ("of unknown apps", events.iter().map(|it| it.unknown_app).sum()),
+                ("superseded", events.iter().map(|it| it.superseded).sum()),
+                ("cancelled", events.iter().map(|it| it.cancelled).sum()),
+                ("unwanted", events.iter().map(|it| it.unwanted).sum()),
+                ("relinquished", events.iter().map(|it| it.relinquished).sum()),
+                ("waiting", events.iter().map(|it| it.waiting).sum()),
+                ("released", events.iter().map(|it| it.released).sum()),
+            ],
+        );
+        add_line(
+            "deliveries",
+            &[
+                ("created", deliveries.iter().map(|it| it.created).sum()),
+                ("attempted", deliveries.iter().map(|it| it.attempted).sum()),
+                ("delivered", deliveries.iter().map(|it| it.delivered).sum()),
+                ("dead-lettered", deliveries.iter().map(|it| it.dead_lettered).sum()),
+                ("dropped", deliveries.iter().map(|it| it.dropped).sum()),
+                ("relinquished", deliveries.iter().map(|it| it.relinquished).sum()),
+                ("waiting", deliveries.iter().map(|it| it.waiting).sum()),
+            ],
+        );
+        let trimmed: u64 = dispatchers.iter().map(|it| it.trimmed).sum();
+        if trimmed > 0 {
+            let _ = writeln!(text, "trimmed     {trimmed} positions before they were read: webhooks are lost");
+        }
+    }
+    match find_imbalance(flows, flows) {
+        None => text.push_str("every hop balances\n"),
+        Some(imbalance) => {
+            let _ = writeln!(text, "the first hop that does not balance: {imbalance}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ledger_is_printed_with_the_first_hop_that_does_not_balance() {
+        let edge = |put: u64| {
+            format!(
+                r#"{{"process":"e","startedMs":2,"recorder":{{"state":"kinesis","decided":5,"unwanted":1,"accepted":4,
+                "acknowledged":{put},"queued":1,"dropped":{{"compacted":1}}}}}}"#
+            )
+        };
+        let dispatcher = r#"{"process":"d","startedMs":1,"dispatcher":{"stream":"s","shards":{},"delivered":1,
+            "failedAttempts":0,"dropped":{},"unfinished":1,"events":{"read":2,"released":2},
+            "deliveries":{"created":2,"attempted":3,"delivered":1,"waiting":1},"trimmed":1}}"#;
+        let flows = |put| [edge(put), dispatcher.to_owned()].map(|text| serde_json::from_str(&text).expect("a flow"));
+        assert_eq!(
+            render_ledger(&flows(2)),
+            "edges       decided 5, unwanted 1, enqueued 4, put 2, dropped 1, queued 1\n\
+             dispatchers read 2, released 2\n\
+             deliveries  created 2, attempted 3, delivered 1, waiting 1\n\
+             trimmed     1 positions before they were read: webhooks are lost\n\
+             every hop balances\n"
+        );
+        let text = render_ledger(&flows(3));
+        assert!(
+            text.ends_with("balance: enqueued → put at e: 1 are counted twice (4 entered, 5 accounted for)\n"),
+            "{text}"
+        );
+    }
+}

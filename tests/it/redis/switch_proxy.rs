@@ -1,0 +1,73 @@
+//! A proxy before Redis, as a name is: it leads new connections to another server, and freezes connections of
+//! subscribers without closing them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
+
+/// The proxy, ended with this value.
+pub struct SwitchProxy {
+    pub port: u16,
+    target: Arc<AtomicU16>,
+    /// Whether subscribers that are connected are frozen; each has the flag of its time.
+    frozen: Arc<std::sync::Mutex<Arc<AtomicBool>>>,
+    _accepting: AbortOnDropHandle<()>,
+}
+
+impl SwitchProxy {
+    pub async fn start(target: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let port = listener.local_addr().expect("an address").port();
+        let target = Arc::new(AtomicU16::new(target));
+        let frozen = Arc::new(std::sync::Mutex::new(Arc::new(AtomicBool::new(false))));
+        let (to, flags) = (target.clone(), frozen.clone());
+        let accepting = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let flag = flags.lock().expect("not poisoned").clone();
+                tokio::spawn(forward(client, to.load(Ordering::Relaxed), flag));
+            }
+        });
+        Self { port, target, frozen, _accepting: AbortOnDropHandle::new(accepting) }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Leads connections that begin from now on to another server.
+    pub fn lead_to(&self, port: u16) {
+        self.target.store(port, Ordering::Relaxed);
+    }
+
+    /// Freezes the connections of subscribers that are open now; later ones work.
+    pub fn freeze_subscribers(&self) {
+        let flag = std::mem::take(&mut *self.frozen.lock().expect("not poisoned"));
+        flag.store(true, Ordering::Relaxed);
+    }
+}
+
+async fn forward(mut client: TcpStream, port: u16, is_frozen: Arc<AtomicBool>) {
+    let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let (mut up, mut down) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    let mut subscribes = false;
+    loop {
+        let (is_up, read) = tokio::select! {
+            read = client.read(&mut up) => (true, read),
+            read = server.read(&mut down) => (false, read),
+        };
+        let Some(length) = read.ok().filter(|length| *length > 0) else { return };
+        let bytes = if is_up { &up[..length] } else { &down[..length] };
+        subscribes |= is_up && bytes.windows(9).any(|word| word == b"SUBSCRIBE");
+        if subscribes && is_frozen.load(Ordering::Relaxed) {
+            // Until the test ends, as a peer does whose packets are dropped.
+            std::future::pending::<()>().await;
+        }
+        let written = if is_up { server.write_all(bytes).await } else { client.write_all(bytes).await };
+        if written.is_err() {
+            return;
+        }
+    }
+}
