@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::image::{ImageSpec, PullPolicy};
+use super::load_balancer::LoadBalancerSpec;
 use super::pods::{PodSettings, ServiceAccounts};
 pub use super::status::{
     EndpointsStatus, GateStatus, HopTime, LastFailure, PodReplacements, ProofState, ProofTransport,
@@ -86,6 +87,13 @@ pub struct RealtimeClusterSpec {
     /// Settings that the sockjs server sends to `SockJS` clients.
     #[serde(default)]
     pub sockjs_clients: SockjsClients,
+    /// What the load balancer in front of the edges needs; docs/load-balancers.md has the values by product.
+    #[serde(default)]
+    #[x_kube(
+        validation = Rule::new("(has(self.keepAliveSeconds) ? self.keepAliveSeconds : 120) >= 2 * (has(self.activityTimeoutSeconds) ? self.activityTimeoutSeconds : 55)").message("keepAliveSeconds (120 by default) is less than twice activityTimeoutSeconds: raise it"),
+        validation = Rule::new("!has(self.basePath) || !self.basePath.matches('^/(app|apps|pusher|users|healthz|readyz|up)(/.*)?$')").message("basePath is one of the server's own paths: write another prefix, such as /ws")
+    )]
+    pub load_balancer: LoadBalancerSpec,
     /// Networks of the load balancers and proxies in front of the edges, such as `10.20.0.0/16`: `X-Forwarded-For` is
     /// trusted only from these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

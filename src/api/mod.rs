@@ -13,6 +13,7 @@ pub mod crd;
 #[cfg(test)]
 pub mod fixture;
 mod image;
+pub mod load_balancer;
 pub mod pods;
 mod schema_validation;
 pub mod status;

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::pods::{AMOUNT_PATTERN, OBJECT_NAME_PATTERN, is_amount};
-use crate::config::{is_host, is_script, suggest_name};
+use crate::config::{is_host, is_path_prefix, is_script, suggest_name};
 
 /// A violation of the schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,6 +199,7 @@ fn matches_type(pattern: &str, text: &str) -> bool {
             !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".:/*[]_+-".contains(&b))
         }
         r"^([A-Za-z0-9.-]|\{pod\})+$" => is_host(text),
+        r"^(/[A-Za-z0-9._~-]+)+$" => is_path_prefix(text),
         "^arn:" => text.starts_with("arn:"),
         "^[0-9]{1,20}$" => (1..=20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()),
         "^[a-zA-Z0-9_.-]+$" => {
@@ -332,7 +333,7 @@ mod tests {
         }
         assert!(found.len() > 3);
         for pattern in found {
-            let fits = ["https://x", "arn:aws:iam::1:role/x", "1001", "a-stream", "0.1.0"]
+            let fits = ["https://x", "arn:aws:iam::1:role/x", "1001", "a-stream", "0.1.0", "/ws"]
                 .iter()
                 .any(|text| matches_type(&pattern, text));
             assert!(fits, "`{pattern}` is not known");

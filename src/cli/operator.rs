@@ -48,10 +48,10 @@ pub struct Arguments {
     #[arg(long, env = "POD_IP", value_name = "ADDRESS")]
     address: IpAddr,
     /// Address on which webhooks of the journeys are received
-    #[arg(long, default_value = "0.0.0.0:8090", value_name = "ADDRESS:PORT")]
+    #[arg(long, default_value = "[::]:8090", value_name = "ADDRESS:PORT")]
     receiver: SocketAddr,
     /// Address of `/livez`, `/readyz` and `/metrics`
-    #[arg(long, default_value = "0.0.0.0:9090", value_name = "ADDRESS:PORT")]
+    #[arg(long, default_value = "[::]:9090", value_name = "ADDRESS:PORT")]
     admin: SocketAddr,
     /// Journeys that all clusters together start per second, at most. Beyond it the intervals of all clusters stretch
     #[arg(long, default_value_t = JOURNEYS_PER_SECOND, value_name = "JOURNEYS", value_parser = clap::value_parser!(u32).range(1..=10_000))]

@@ -120,7 +120,7 @@ fn begin_server(servers: &[ServerKind], command: &str) -> Result<(ServerConfig, 
 
 async fn bind_listener(values: &ServerConfig, variable: &str) -> Result<TcpListener, String> {
     let address = values.address(variable).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
-    TcpListener::bind(address)
+    process::listener::bind(address)
         .await
         .map_err(|error| format!("{variable} is {address}, which cannot be listened on: {error}. Free it or change it"))
 }

@@ -47,6 +47,7 @@ fn describe_value_kind(row: &Variable) -> String {
         ValueKind::Endpoints => "list of host:port".to_owned(),
         ValueKind::Ip => "IP address".to_owned(),
         ValueKind::Host => "host".to_owned(),
+        ValueKind::BasePath => "path".to_owned(),
     };
     if row.secret { format!("{kind}, secret") } else { kind }
 }

@@ -17,7 +17,7 @@ mod table;
 mod variable_key;
 
 pub use docs::render_variables_page;
-pub use parse::{ConfigError, ServerConfig, is_guarded, is_host, is_script};
+pub use parse::{ConfigError, ServerConfig, is_guarded, is_host, is_path_prefix, is_script};
 pub use release::Release;
 pub use server::ServerKind;
 pub use suggest::suggest_name;

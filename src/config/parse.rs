@@ -224,7 +224,7 @@ fn check_value(row: &Variable, value: &str) -> Result<(), ConfigError> {
         ValueKind::Number(least, most) if !value.parse().is_ok_and(|n: u64| (least..=most).contains(&n)) => {
             format!("a whole number from {least} to {most}")
         }
-        ValueKind::Address if value.parse::<SocketAddr>().is_err() => "ADDRESS:PORT, such as 0.0.0.0:8080".to_owned(),
+        ValueKind::Address if value.parse::<SocketAddr>().is_err() => "ADDRESS:PORT, such as [::]:8080".to_owned(),
         ValueKind::Path if !value.starts_with('/') => "an absolute path".to_owned(),
         ValueKind::Url if !(value.starts_with("https://") || value.starts_with("http://")) => {
             "an address that begins with https:// or http://".to_owned()
@@ -246,6 +246,9 @@ fn check_value(row: &Variable, value: &str) -> Result<(), ConfigError> {
         }
         ValueKind::Ip if value.parse::<IpAddr>().is_err() => "an IP address such as 10.0.0.1".to_owned(),
         ValueKind::Host if !is_host(value) => "a host such as rt.example.com or {pod}.rt.example.com".to_owned(),
+        ValueKind::BasePath if !value.is_empty() && !is_base_path(value) => {
+            "a path such as /ws, without a slash at its end and not one of the server's own".to_owned()
+        }
         _ => return Ok(()),
     };
     let found = if row.secret { "(hidden)".to_owned() } else { value.to_owned() };
@@ -265,6 +268,22 @@ pub fn is_script(item: &str) -> bool {
 pub fn is_host(value: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-';
     !value.is_empty() && value.len() <= 253 && value.replace("{pod}", "pod").chars().all(plain)
+}
+
+/// The first parts of the paths that edges serve.
+const SERVED_PATHS: [&str; 7] = ["app", "apps", "pusher", "users", "healthz", "readyz", "up"];
+
+/// Whether the text is a path of plain letters that does not end with a slash.
+#[must_use]
+pub fn is_path_prefix(value: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c);
+    let rest = value.strip_prefix('/');
+    rest.is_some_and(|rest| rest.split('/').all(|part| !part.is_empty() && part.chars().all(plain)))
+}
+
+/// Whether all public paths may begin with it: none of the server's own does.
+fn is_base_path(value: &str) -> bool {
+    is_path_prefix(value) && value.split('/').nth(1).is_some_and(|first| !SERVED_PATHS.contains(&first))
 }
 
 fn split_list(value: &str) -> impl Iterator<Item = &str> {
@@ -321,7 +340,8 @@ mod tests {
     #[test]
     fn a_good_environment_gets_its_defaults() {
         let values = parse(&edge_environment()).expect("values");
-        assert_eq!(values.address("REALTIME_PUBLIC_ADDRESS"), "0.0.0.0:8080".parse().ok());
+        assert_eq!(values.address("REALTIME_PUBLIC_ADDRESS"), "[::]:8080".parse().ok());
+        assert!(parse_edge_with("REALTIME_BASE_PATH", Some("/a/b-1")).is_ok());
         assert_eq!(values.list_items("REALTIME_TRANSPORTS").collect::<Vec<_>>(), ["xhr_streaming", "xhr_polling"]);
         assert_eq!(values.get("REALTIME_RETRY_WINDOW_SECONDS"), None, "a dispatcher's variable");
     }
@@ -350,6 +370,9 @@ mod tests {
                 "it belongs to dispatcher",
             ),
             ("not a number", parse_edge_with("REALTIME_PUBLIC_ADDRESS", Some("8080")), "write ADDRESS:PORT"),
+            ("no path", parse_edge_with("REALTIME_BASE_PATH", Some("ws")), "write a path such as /ws"),
+            ("a path that ends", parse_edge_with("REALTIME_BASE_PATH", Some("/ws/")), "write a path such as /ws"),
+            ("a path of ours", parse_edge_with("REALTIME_BASE_PATH", Some("/pusher/a")), "not one of the server's own"),
             ("contradiction", parse_edge_with("REALTIME_REDIS_URL", Some("redis://r")), "but REALTIME_BUS is `memory`"),
             (
                 "another identity",

@@ -31,6 +31,8 @@ pub enum ValueKind {
     Ip,
     /// The name of a host, in which `{pod}` may stand for the pod's.
     Host,
+    /// A prefix of public paths, which none of the server's own paths begins with.
+    BasePath,
 }
 
 /// The condition under which a variable is required.
@@ -132,7 +134,7 @@ pub const VARIABLE_TABLE: &[Variable] = &[
     define_variable(
         VariableKey::AdminAddress,
         ValueKind::Address,
-        Requirement::Default("0.0.0.0:9090"),
+        Requirement::Default("[::]:9090"),
         ALL_SERVERS,
         "Listener for `/livez`, `/readyz`, `/metrics` and, with the token, `/effective`, `/flow` and, on edges, `/drain`.",
     ),
@@ -189,7 +191,7 @@ pub const VARIABLE_TABLE: &[Variable] = &[
     define_variable(
         VariableKey::PublicAddress,
         ValueKind::Address,
-        Requirement::Default("0.0.0.0:8080"),
+        Requirement::Default("[::]:8080"),
         EDGE_SERVERS,
         "Listener for clients and for the HTTP API.",
     ),
@@ -200,10 +202,50 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         EDGE_SERVERS,
         "Networks of load balancers and proxies, separated by commas: only from there `X-Forwarded-For` (or, without it, `Forwarded`) is trusted. Without it a client's address is that of the connection.",
     ),
+    mark_since(
+        "0.2.0",
+        define_variable(
+            VariableKey::ActivityTimeoutSeconds,
+            ValueKind::Number(5, 3_600),
+            Requirement::Default("55"),
+            EDGE_SERVERS,
+            "Silence in seconds after which client and server ping each other: less than the time after which load balancers close an idle connection.",
+        ),
+    ),
+    mark_since(
+        "0.2.0",
+        define_variable(
+            VariableKey::KeepAliveSeconds,
+            ValueKind::Number(10, 7_200),
+            Requirement::Default("120"),
+            EDGE_SERVERS,
+            "Seconds for which an idle connection of HTTP stays open, at least twice the activity timeout: longer than load balancers keep theirs, so that no request meets a closing connection.",
+        ),
+    ),
+    mark_since(
+        "0.2.0",
+        define_variable(
+            VariableKey::ProxyProtocol,
+            ValueKind::Word(&["disabled", "accepted", "required"]),
+            Requirement::Default("disabled"),
+            EDGE_SERVERS,
+            "Whether a connection from a trusted proxy begins with a header of the PROXY protocol, version 1 or 2: `accepted`, it may; `required`, it is closed without one.",
+        ),
+    ),
+    mark_since(
+        "0.2.0",
+        define_variable(
+            VariableKey::BasePath,
+            ValueKind::BasePath,
+            Requirement::Default(""),
+            EDGE_SERVERS,
+            "Prefix that each public path may have, such as `/ws`. Requests without it are served, too.",
+        ),
+    ),
     define_variable(
         VariableKey::PeerAddress,
         ValueKind::Address,
-        Requirement::Default("0.0.0.0:8081"),
+        Requirement::Default("[::]:8081"),
         FALLBACK_SERVERS,
         "Listener for other edges, which relay requests that clients sent to the wrong pod; with `REALTIME_BUS=redis` only. The port is the same for all of them.",
     ),

@@ -56,6 +56,14 @@ define_variables! {
     PublicAddress, PUBLIC_ADDRESS = "REALTIME_PUBLIC_ADDRESS";
     /// Networks of the proxies whose forwarding headers are trusted.
     TrustedProxies, TRUSTED_PROXIES = "REALTIME_TRUSTED_PROXIES";
+    /// Silence after which client and server ping each other, in seconds.
+    ActivityTimeoutSeconds, ACTIVITY_TIMEOUT_SECONDS = "REALTIME_ACTIVITY_TIMEOUT_SECONDS";
+    /// Time for which an idle connection of HTTP stays open, in seconds.
+    KeepAliveSeconds, KEEP_ALIVE_SECONDS = "REALTIME_KEEP_ALIVE_SECONDS";
+    /// Whether connections begin with a header of the PROXY protocol.
+    ProxyProtocol, PROXY_PROTOCOL = "REALTIME_PROXY_PROTOCOL";
+    /// Prefix that each public path may have.
+    BasePath, BASE_PATH = "REALTIME_BASE_PATH";
     /// Address of the listener for other edges.
     PeerAddress, PEER_ADDRESS = "REALTIME_PEER_ADDRESS";
     /// Address of the pod.

@@ -50,6 +50,8 @@ pub struct ValidCluster {
     pub redis: RedisReferences,
     /// Settings for HTTP fallback sessions.
     pub sockjs: SockjsSettings,
+    /// Settings for the load balancer in front of the edges.
+    pub load_balancer: LoadBalancerSettings,
     /// Networks of trusted proxies, as the manifest spells them: another spelling would change every pod.
     pub trusted_proxies: Vec<String>,
     /// Thresholds of the gate.
@@ -193,6 +195,19 @@ pub struct SockjsSettings {
     pub has_cookie: bool,
     /// Host to which clients send the further requests of a session; `None` for the host of the first request.
     pub session_host: Option<String>,
+}
+
+/// Settings for the load balancer in front of the edges; what is absent is the server's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadBalancerSettings {
+    /// Silence after which client and server ping each other, in seconds.
+    pub activity_timeout_seconds: Option<u32>,
+    /// Time for which an idle connection of HTTP stays open, in seconds.
+    pub keep_alive_seconds: Option<u32>,
+    /// Whether connections begin with a header of the PROXY protocol, in the word of the variable.
+    pub proxy_protocol: Option<&'static str>,
+    /// Prefix that each public path may have.
+    pub base_path: Option<String>,
 }
 
 /// Thresholds of the gate. The deadline is not among them: a manifest that is invalid can miss it too.

@@ -9,8 +9,8 @@ use super::apps::{
     ClaimedNames, build_probe_app, derive_probe_id, find_credentials_problem, generated_of_app, validate_app,
 };
 use super::cluster::{
-    AwsIdentity, DeadLetterStream, DispatcherSettings, DrainPhases, GateSettings, ProbeApp, RoleArns, ServerRole,
-    ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
+    AwsIdentity, DeadLetterStream, DispatcherSettings, DrainPhases, GateSettings, LoadBalancerSettings, ProbeApp,
+    RoleArns, ServerRole, ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 use super::credentials::ClusterCredentials;
 use super::kubernetes_names::is_dns_label;
@@ -26,6 +26,7 @@ use crate::api::cluster::{
     DeadLetterMode, DeadLetterSpec, EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, PullPolicy,
     ServerLayout, SockjsClients, StreamMode, WebhooksMode,
 };
+use crate::api::load_balancer::{LoadBalancerSpec, ProxyProtocol};
 use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec};
 use crate::config::{RESTARTED_AT_ANNOTATION, Release, ServerKind};
 use crate::protocol::StreamName;
@@ -106,6 +107,7 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
         stream: ValidStream { name: inputs.stream.map_or(stream.name, |adopted| adopted.name.clone()), ..stream },
         redis: RedisReferences::of_spec(&spec.bus.redis),
         sockjs: resolve_sockjs(&spec.sockjs_clients),
+        load_balancer: resolve_load_balancer(&spec.load_balancer),
         trusted_proxies: spec.trusted_proxies.clone(),
         gate: resolve_gate(&spec.gate),
         registry: AppRegistry::new(apps),
@@ -359,6 +361,19 @@ fn resolve_sockjs(clients: &SockjsClients) -> SockjsSettings {
         scripts: clients.scripts.clone(),
         has_cookie: clients.cookie == Some(EnabledState::Enabled),
         session_host: clients.canonical_host.clone(),
+    }
+}
+
+fn resolve_load_balancer(spec: &LoadBalancerSpec) -> LoadBalancerSettings {
+    LoadBalancerSettings {
+        activity_timeout_seconds: spec.activity_timeout_seconds,
+        keep_alive_seconds: spec.keep_alive_seconds,
+        proxy_protocol: match spec.proxy_protocol {
+            ProxyProtocol::Disabled => None,
+            ProxyProtocol::Accepted => Some("accepted"),
+            ProxyProtocol::Required => Some("required"),
+        },
+        base_path: spec.base_path.clone(),
     }
 }
 

@@ -31,6 +31,16 @@ pub enum StartError {
         /// The words `a` or `no`: whether a stream was passed.
         given: &'static str,
     },
+    /// Idle connections would be closed before load balancers close theirs.
+    #[error(
+        "REALTIME_KEEP_ALIVE_SECONDS is {keep_alive}, less than twice REALTIME_ACTIVITY_TIMEOUT_SECONDS, {activity}; raise it"
+    )]
+    KeepAliveShort {
+        /// The value of `REALTIME_KEEP_ALIVE_SECONDS`.
+        keep_alive: u64,
+        /// The value of `REALTIME_ACTIVITY_TIMEOUT_SECONDS`.
+        activity: u64,
+    },
     /// Another part of this process reads the bus already.
     #[error("the bus of this process is read by another edge; give each edge an end of its own")]
     BusTaken,

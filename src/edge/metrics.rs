@@ -60,6 +60,8 @@ label_values! {
         GoingAway = "going_away",
         /// Neither a sign-in nor a signed subscription came in time.
         AuthorizationLate = "authorization_late",
+        /// A connection from a trusted proxy has no valid header of the PROXY protocol.
+        ProxyHeader = "proxy_header",
         /// A frame is not valid on its transport.
         Unreadable = "unreadable",
         /// A frame is binary, and text is expected.

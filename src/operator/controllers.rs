@@ -220,7 +220,7 @@ async fn lead(
 }
 
 async fn bind_listener(listener: &'static str, address: SocketAddr) -> Result<TcpListener, OperatorError> {
-    TcpListener::bind(address).await.map_err(|error| OperatorError::Listen { listener, address, error })
+    crate::process::listener::bind(address).await.map_err(|error| OperatorError::Listen { listener, address, error })
 }
 
 /// Builds the candidate for the Lease, and watches the Leases of other operators until `shutdown`. Without the permission to

@@ -42,12 +42,12 @@ pub struct AdminEndpoints {
     pub metrics: Registry,
 }
 
-/// Begins the drain, with a close code of the caller's choice.
-type BeginDrainFn = dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync;
+/// Begins what the query of a request to `/drain` asks for.
+type BeginDrainFn = dyn Fn(&str) -> Result<(), String> + Send + Sync;
 
 /// Starts a process's drain and reports its progress.
 pub struct DrainControl {
-    /// Begins the drain with the close code that clients receive; the text gives the reason of a refusal.
+    /// Begins the drain, or the move of a share of the clients; the text gives the reason of a refusal.
     pub begin: Box<BeginDrainFn>,
     /// The progress of the drain.
     pub progress: Box<dyn Fn() -> Value + Send + Sync>,
@@ -132,10 +132,8 @@ async fn begin_drain(
     headers: HeaderMap,
 ) -> Response {
     require_token(&admin, &headers, || {
-        let asked = query.as_deref().filter(|query| !query.is_empty());
-        let code = asked.map(|query| query.strip_prefix("code=").unwrap_or(query));
         let Some(drain) = &admin.drain else { return StatusCode::NOT_FOUND.into_response() };
-        match (drain.begin)(code) {
+        match (drain.begin)(query.as_deref().unwrap_or_default()) {
             Ok(()) => (StatusCode::ACCEPTED, json_response(&(drain.progress)())).into_response(),
             Err(refusal) => (StatusCode::BAD_REQUEST, format!("{refusal}\n")).into_response(),
         }

@@ -8,6 +8,7 @@ pub mod build;
 pub mod clock;
 pub mod files;
 pub mod heartbeat;
+pub mod listener;
 pub mod locks;
 pub mod metric_labels;
 pub mod metrics;

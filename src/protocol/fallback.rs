@@ -4,7 +4,10 @@
 //! Frames end with a newline: `o`, `a["…"]`, `h`, `c[code,"reason"]`. A client pings by posting `[]` and must be
 //! answered with `a[]`: an `h` would make it answer in turn, without end. Read from pusher-js 8.6 `src/core/http`.
 
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
+
+use super::client_json::parse_message;
 
 /// Units a client receives before it re-opens its streaming request, in UTF-16 code units (256 KiB).
 pub const STREAM_LIMIT_UNITS: usize = 262_144;
@@ -43,7 +46,8 @@ pub fn utf16_units(text: &str) -> usize {
     text.encode_utf16().count()
 }
 
-/// Parses the body of `xhr_send`: a JSON array of texts, each a message. `[]` is a ping.
+/// Parses the body of `xhr_send`: a JSON array of texts, each a message. `[]` is a ping. An element that is no text is
+/// passed on as its JSON, so that it is refused alone.
 ///
 /// # Errors
 /// The body is not such an array; the text says what a client should send.
@@ -51,7 +55,9 @@ pub fn parse_send(body: &[u8]) -> Result<Vec<String>, &'static str> {
     if body.is_empty() {
         return Err("Payload expected.");
     }
-    serde_json::from_slice::<Vec<String>>(body).map_err(|_| "Broken JSON encoding: an array of strings is expected.")
+    let list: Vec<Box<RawValue>> = serde_json::from_str(&String::from_utf8_lossy(body))
+        .map_err(|_| "Broken JSON encoding: an array of strings is expected.")?;
+    Ok(list.iter().map(|message| parse_message(message.get())).collect())
 }
 
 /// One frame, as a client reads it.
@@ -117,7 +123,8 @@ mod tests {
     fn a_send_body_is_an_array_of_texts() {
         assert_eq!(parse_send(b"[]"), Ok(vec![]));
         assert_eq!(parse_send(br#"["{}"]"#), Ok(vec!["{}".to_owned()]));
-        for bad in [&b""[..], b"{}", b"[1]", b"[", b"\xff"] {
+        assert_eq!(parse_send(br#"["cut \ud83d","{}",7]"#), Ok(vec!["cut \u{fffd}".into(), "{}".into(), "7".into()]));
+        for bad in [&b""[..], b"{}", b"7", b"[", b"\xff"] {
             assert!(parse_send(bad).is_err());
         }
     }

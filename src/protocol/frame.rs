@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::ChannelName;
+use super::client_json::{self, RawFields};
 
 /// The largest client event or published payload, in bytes, as Pusher documents it (10 KB).
 pub const EVENT_BYTES_MAX: usize = 10 * 1024;
@@ -20,7 +21,7 @@ pub const EXPLANATION_MAX_LEN: usize = 2_048;
 /// Error message for a subscription that fails because the servers cannot reach each other.
 pub const BUS_UNAVAILABLE_MESSAGE: &str = "the bus between the servers does not answer, try again";
 
-/// Error message, sent without a code, for a subscription that waits until the servers reach each other again.
+/// Error message, sent with 4100, for a subscription that waits until the servers reach each other again.
 pub const SUBSCRIPTION_QUEUED_MESSAGE: &str =
     "the bus between the servers does not answer, the subscription waits for it";
 
@@ -141,8 +142,18 @@ impl ClientMessage {
     /// # Errors
     /// The frame is no JSON object with an `event`, or a known event lacks a field.
     pub fn parse(text: &str) -> Result<Self, FrameError> {
-        let envelope: MessageEnvelope =
-            serde_json::from_str(text).map_err(|error| FrameError::NotAMessage(error.to_string()))?;
+        match serde_json::from_str(text) {
+            Ok(envelope) => Self::from_envelope(envelope),
+            // Only an envelope whose own texts have a lone surrogate comes to this.
+            Err(error) => {
+                let refused = || FrameError::NotAMessage(error.to_string());
+                let repaired = client_json::replace_lone_surrogates(text).ok_or_else(refused)?;
+                Self::from_envelope(serde_json::from_str(&repaired).map_err(|_| refused())?)
+            }
+        }
+    }
+
+    fn from_envelope(envelope: MessageEnvelope<'_>) -> Result<Self, FrameError> {
         match envelope.event.as_str() {
             "pusher:ping" => Ok(Self::Ping),
             "pusher:pong" => Ok(Self::Pong),
@@ -181,12 +192,12 @@ impl ClientMessage {
 /// it came as, with the order of its keys and every digit.
 fn as_text(data: Option<&RawValue>) -> String {
     let raw = data.map_or("null", RawValue::get);
-    serde_json::from_str::<String>(raw).unwrap_or_else(|_| raw.to_owned())
+    if raw.starts_with('"') { client_json::parse_message(raw) } else { raw.to_owned() }
 }
 
 /// A payload that is an object, or a string that holds one.
 fn parse_object(data: Option<&RawValue>) -> Value {
-    serde_json::from_str(&as_text(data)).unwrap_or_default()
+    client_json::parse(&as_text(data)).unwrap_or_default()
 }
 
 fn text_field(data: &Value, name: &str) -> Option<String> {
@@ -196,7 +207,7 @@ fn text_field(data: &Value, name: &str) -> Option<String> {
 /// A member of a presence channel, as `channel_data` describes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PresenceMember {
-    /// The user's id; a number in `channel_data` is read as its text.
+    /// The user's id; a number in `channel_data` is read as the text that it was written with.
     pub user_id: String,
     /// The value that the app's backend signed for this user.
     pub user_info: Value,
@@ -206,14 +217,15 @@ impl PresenceMember {
     /// Parses `channel_data`. `None` when it is no JSON object with a `user_id` that is a text or a number.
     #[must_use]
     pub fn parse(channel_data: &str) -> Option<Self> {
-        let mut data: Value = serde_json::from_str(channel_data).ok()?;
-        let user_id = match data.get("user_id")? {
-            Value::String(text) if !text.is_empty() => text.clone(),
-            Value::Number(number) => number.to_string(),
-            _ => return None,
-        };
-        let user_info = data.get_mut("user_info").map(Value::take).unwrap_or_default();
-        Some(Self { user_id, user_info })
+        let data: RawFields = client_json::parse(channel_data).ok()?;
+        let user_id = client_json::parse_id(data.get("user_id")?)?;
+        Some(Self { user_id, user_info: Self::parse_user_info(&data)? })
+    }
+
+    /// Parses the field `user_info`; `null` without it.
+    #[must_use]
+    pub fn parse_user_info(data: &RawFields) -> Option<Value> {
+        data.get("user_info").map_or(Some(Value::Null), |info| client_json::parse(info.get()).ok())
     }
 }
 
@@ -426,6 +438,33 @@ mod tests {
                 r#"{"event":"pusher:signin","data":{"auth":"k:s"}}"#,
                 Err(FrameError::Missing { event: "pusher:signin", field: "user_data" }),
             ),
+            (
+                "half of an emoji in a text",
+                r#"{"event":"client-a","channel":"room","data":"cut \ud83d"}"#,
+                Ok(ClientMessage::ClientEvent {
+                    event: "client-a".into(),
+                    channel: "room".into(),
+                    data: "cut \u{fffd}".into(),
+                }),
+            ),
+            (
+                "half of an emoji in the name of an event",
+                r#"{"event":"client-\udc00","channel":"room","data":1}"#,
+                Ok(ClientMessage::ClientEvent {
+                    event: "client-\u{fffd}".into(),
+                    channel: "room".into(),
+                    data: "1".into(),
+                }),
+            ),
+            (
+                "half of an emoji in what was signed is left to whoever reads it",
+                r#"{"event":"pusher:subscribe","data":{"channel":"presence-a","auth":"k:s","channel_data":"{\"user_id\":\"\\ud83d\"}"}}"#,
+                Ok(ClientMessage::Subscribe {
+                    channel: "presence-a".into(),
+                    auth: Some("k:s".into()),
+                    channel_data: Some(r#"{"user_id":"\ud83d"}"#.into()),
+                }),
+            ),
             ("another event", r#"{"event":"pusher:x"}"#, Ok(ClientMessage::Other { event: "pusher:x".into() })),
         ] {
             assert_eq!(ClientMessage::parse(text), expected, "{name}");
@@ -487,6 +526,10 @@ mod tests {
     fn a_user_id_may_arrive_as_a_number() {
         let member = PresenceMember::parse(r#"{"user_id":10,"user_info":{"name":"x"}}"#).expect("a member");
         assert_eq!((member.user_id.as_str(), &member.user_info), ("10", &json!({ "name": "x" })));
+        let large = PresenceMember::parse(r#"{"user_id":100000000000000000000000000000}"#).expect("a member");
+        assert_eq!((&*large.user_id, large.user_info), ("100000000000000000000000000000", Value::Null));
+        let cut = PresenceMember::parse(r#"{"user_id":"9","user_info":{"name":"Ann \ud83d"}}"#).expect("a member");
+        assert_eq!(cut.user_info, json!({ "name": "Ann \u{fffd}" }));
         for bad in ["", "{}", r#"{"user_id":""}"#, r#"{"user_id":null}"#, r#"{"user_id":[1]}"#] {
             assert_eq!(PresenceMember::parse(bad), None, "{bad}");
         }

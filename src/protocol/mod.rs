@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod channel;
+pub mod client_json;
 pub mod dead_letter;
 pub mod egress_policy;
 pub mod fallback;
@@ -17,6 +18,7 @@ pub mod ledger;
 pub mod ledger_balance;
 pub mod names;
 pub mod origin;
+pub mod proxy_header;
 pub mod record;
 pub mod registry;
 pub mod relay;

@@ -65,7 +65,7 @@ impl<'a> RestRequest<'a> {
         if timestamp.parse::<u64>().map_or(true, |then| then.abs_diff(now) > CLOCK_SKEW_MAX_SECONDS) {
             return Err(RestAuthError::Expired { now });
         }
-        if !self.body.is_empty() && need("body_md5")? != signature::body_md5(self.body) {
+        if !self.body.is_empty() && !signature::verify_body_md5(self.body, need("body_md5")?) {
             return Err(RestAuthError::BodyMd5);
         }
         let message = signature::rest_message(self.method, self.path, self.query);
@@ -75,6 +75,20 @@ impl<'a> RestRequest<'a> {
             Err(RestAuthError::Signature(message))
         }
     }
+}
+
+/// The path without percent-encoding, where that is another one: SDKs sign the path that they have, and HTTP clients and
+/// proxies encode it on the way.
+#[must_use]
+pub fn decode_path(path: &str) -> Option<String> {
+    let (mut bytes, mut rest) = (Vec::with_capacity(path.len()), path.as_bytes());
+    while let Some((&first, after)) = rest.split_first() {
+        let encoded = if first == b'%' { after.get(..2) } else { None };
+        let decoded = encoded.and_then(|digits| hex::decode(digits).ok()?.first().copied());
+        bytes.push(decoded.unwrap_or(first));
+        rest = if decoded.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8(bytes).ok().filter(|decoded| decoded != path)
 }
 
 /// The query that signs a request, as a server SDK sends it.
@@ -132,6 +146,20 @@ mod tests {
         let query = signed_query("k", &Secret::new("s"), ("POST", "/apps/1/events"), b"", 1000);
         assert_eq!(verify_query(&query, BODY, 1000), Err(RestAuthError::Missing("body_md5")));
         assert_eq!(verify_query(&[], BODY, 1000), Err(RestAuthError::Missing("auth_signature")));
+    }
+
+    #[test]
+    fn a_path_is_decoded_where_it_is_encoded() {
+        for (path, decoded) in [
+            ("/apps/1/channels/presence-a%2Cb%3d", Some("/apps/1/channels/presence-a,b=")),
+            ("/apps/1/users/%C3%A9", Some("/apps/1/users/é")),
+            ("/apps/1/channels/a", None),
+            ("/apps/1/channels/100%", None),
+            ("/apps/1/channels/%zz%+1", None),
+            ("/apps/1/channels/%ff", None),
+        ] {
+            assert_eq!(decode_path(path).as_deref(), decoded, "{path}");
+        }
     }
 
     proptest! {

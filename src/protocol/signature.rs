@@ -13,22 +13,27 @@ use super::Secret;
 /// HMAC-SHA256 of `message` under `secret`, in lower-case hexadecimal.
 #[must_use]
 pub fn sign_message(secret: &Secret, message: &[u8]) -> String {
+    hex::encode(compute_mac(secret, message))
+}
+
+/// Whether `signature` is the one of `message`, in a time that does not depend on where they differ. It may be written in
+/// capitals and with spaces or a line end around it: some languages and templates write it so.
+#[must_use]
+pub fn verify_signature(secret: &Secret, message: &[u8], signature: &str) -> bool {
+    let expected = compute_mac(secret, message);
+    !expected.is_empty() && hex::decode(signature.trim()).is_ok_and(|bytes| bool::from(expected.ct_eq(&bytes)))
+}
+
+fn compute_mac(secret: &Secret, message: &[u8]) -> Vec<u8> {
     // An HMAC key may have any length, so the error of `new_from_slice` cannot happen; an empty signature verifies
     // nothing should that ever change.
     Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()).map_or_else(
-        |_| String::new(),
+        |_| Vec::new(),
         |mut mac| {
             mac.update(message);
-            hex::encode(mac.finalize().into_bytes())
+            mac.finalize().into_bytes().to_vec()
         },
     )
-}
-
-/// Whether `signature` is the one of `message`, in a time that does not depend on where they differ.
-#[must_use]
-pub fn verify_signature(secret: &Secret, message: &[u8], signature: &str) -> bool {
-    let expected = sign_message(secret, message);
-    !expected.is_empty() && bool::from(expected.as_bytes().ct_eq(signature.as_bytes()))
 }
 
 /// The text that a subscription's `auth` signs: `SOCKET_ID:CHANNEL`, and `:CHANNEL_DATA` when that was sent, on private
@@ -65,6 +70,12 @@ pub fn rest_message(method: &str, path: &str, query: &[(String, String)]) -> Str
 #[must_use]
 pub fn body_md5(body: &[u8]) -> String {
     hex::encode(Md5::digest(body))
+}
+
+/// Whether `md5` is that of the body, written as a signature may be.
+#[must_use]
+pub fn verify_body_md5(body: &[u8], md5: &str) -> bool {
+    hex::decode(md5.trim()).is_ok_and(|bytes| *bytes == *Md5::digest(body))
 }
 
 /// A salted digest that compares secrets without showing them.
@@ -118,7 +129,15 @@ mod tests {
         assert!(!verify_signature(&secret(), b"massage", &good));
         assert!(!verify_signature(&Secret::new("other"), b"message", &good));
         assert!(!verify_signature(&secret(), b"message", ""));
-        assert!(!verify_signature(&secret(), b"message", &good.to_uppercase()));
+        for written in [good.to_uppercase(), format!("{good}\n"), format!(" {good} ")] {
+            assert!(verify_signature(&secret(), b"message", &written), "{written:?}");
+        }
+        for written in [&good[2..], &good[1..], &format!("{good}00"), &format!("\"{good}\"")] {
+            assert!(!verify_signature(&secret(), b"message", written), "{written:?}");
+        }
+        let md5 = body_md5(b"{}");
+        assert!(verify_body_md5(b"{}", &md5.to_uppercase()) && !verify_body_md5(b"{ }", &md5));
+        assert!(!verify_body_md5(b"{}", "") && !verify_body_md5(b"{}", &md5[2..]));
     }
 
     proptest! {

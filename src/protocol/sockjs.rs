@@ -10,6 +10,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use url::form_urlencoded;
 
+use super::client_json::{self, parse_message};
+
 /// `o`: opens a new session.
 pub const OPEN_FRAME: &str = "o";
 
@@ -243,49 +245,11 @@ pub fn parse_socket(text: &str) -> Result<Vec<String>, &'static str> {
     }
 }
 
-/// A message out of its JSON. Browsers send texts; any other value is forwarded as its JSON.
-fn parse_message(json: &str) -> String {
-    serde_json::from_str(json)
-        .or_else(|_| serde_json::from_str(&without_lone_surrogates(json)))
-        .unwrap_or_else(|_| json.to_owned())
-}
-
-/// JSON in which lone escaped surrogates are replaced: JavaScript has such texts, Unicode does not.
-fn without_lone_surrogates(json: &str) -> String {
-    let mut whole = String::with_capacity(json.len());
-    let mut rest = json;
-    while let Some(at) = rest.find('\\') {
-        let (before, escape) = rest.split_at(at);
-        whole.push_str(before);
-        let taken = match (parse_escaped_unit(escape), escape.get(6..).and_then(parse_escaped_unit)) {
-            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,
-            (Some(0xd800..=0xdfff), _) => {
-                whole.push_str("\\ufffd");
-                rest = &escape[6..];
-                continue;
-            }
-            // The character after the backslash too, so that an escaped backslash begins nothing.
-            _ => 1 + escape[1..].chars().next().map_or(0, char::len_utf8),
-        };
-        let (escape, after) = escape.split_at(taken);
-        whole.push_str(escape);
-        rest = after;
-    }
-    whole.push_str(rest);
-    whole
-}
-
-/// The unit of a `\uXXXX` at the beginning.
-fn parse_escaped_unit(text: &str) -> Option<u16> {
-    let digits = text.strip_prefix("\\u")?.get(..4)?;
-    digits.chars().all(|c| c.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?
-}
-
 /// The key and the query from a session's first message, `{"path":"/app/KEY?protocol=7&…"}`. Any text before `/app` is
 /// the client's own prefix.
 #[must_use]
 pub fn first_message(text: &str) -> Option<(String, String)> {
-    let message: Value = serde_json::from_str(text).ok()?;
+    let message: Value = client_json::parse(text).ok()?;
     let path = message.get("path")?.as_str()?;
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let (before, key) = path.rsplit_once('/')?;

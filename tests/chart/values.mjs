@@ -12,7 +12,7 @@ export const EVERYTHING = {
   platformPolicy: { rules: [{ namespaces: ["*"], images: ["registry.example.com/realtime"], endpoints: [], regions: ["eu-west-1"], roleARNs: [] }] },
   knownInjectors: { injectors: [{ name: "Vault", initContainers: ["vault-agent*"], volumes: ["vault-*"] }], imageRegistries: ["mirror.example.com"] },
   log: "debug",
-  listenAddress: "[::]",
+  listenAddress: "0.0.0.0",
   receiver: { port: 8091, ipFamily: "IPv4", annotations: { "example.com/a": "b" } },
   extraArgs: ["--log=info"],
   extraEnv: [{ name: "HTTPS_PROXY", value: "http://proxy.example.com:3128" }],

@@ -10,6 +10,8 @@ mod connection_policy;
 mod drain;
 mod fallbacks;
 mod hostile;
+mod last_messages;
+mod load_balancers;
 mod messages;
 mod outbox;
 mod presence_outage;
@@ -18,6 +20,7 @@ mod relay;
 mod reload;
 mod unresponsive_owner;
 mod users;
+mod wire_details;
 
 use std::fs;
 use std::net::SocketAddr;

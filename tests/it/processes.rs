@@ -16,6 +16,7 @@ use realtime_operator::protocol::registry::App;
 use realtime_operator::protocol::webhook::WebhookBody;
 use realtime_operator::protocol::{Secret, signature};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -208,7 +209,11 @@ async fn an_event_goes_through_two_processes_and_both_end_cleanly() {
 async fn the_log_names_a_client_by_the_address_from_trusted_proxies() {
     let files = tempfile::tempdir().expect("a directory");
     write_registry(files.path(), [build_registry_app("https://shop.example.com/hook")]);
-    let own = [("REALTIME_TRUSTED_PROXIES", "127.0.0.0/8, 10.0.0.0/8"), ("REALTIME_LOG", "debug")];
+    let own = [
+        ("REALTIME_TRUSTED_PROXIES", "127.0.0.0/8, 10.0.0.0/8"),
+        ("REALTIME_LOG", "debug"),
+        ("REALTIME_PROXY_PROTOCOL", "accepted"),
+    ];
     let edge = Server::start("edge", &edge_environment(files.path(), &own)).await;
     let connect = async |forwarded: &[&str]| {
         let url = format!("ws://{}/app/key?protocol=7", edge.address("public"));
@@ -221,6 +226,10 @@ async fn the_log_names_a_client_by_the_address_from_trusted_proxies() {
     };
     connect(&["203.0.113.9, 198.51.100.7", "10.0.0.9"]).await;
     connect(&[]).await;
+    let mut stream = tokio::net::TcpStream::connect(edge.address("public")).await.expect("connected");
+    stream.write_all(b"PROXY TCP4 203.0.113.50 10.0.0.1 49152 443\r\n").await.expect("written");
+    let (mut socket, _) = tokio_tungstenite::client_async("ws://x/app/key?protocol=7", stream).await.expect("a socket");
+    socket.next().await.expect("a frame").expect("a greeting");
     // What is logged of a session carries its socket and its client.
     let text = edge.log();
     let mut clients: Vec<(String, String)> = Vec::new();
@@ -234,6 +243,6 @@ async fn the_log_names_a_client_by_the_address_from_trusted_proxies() {
         }
     }
     let clients: Vec<&str> = clients.iter().map(|(_, client)| client.as_str()).collect();
-    assert_eq!(clients, ["198.51.100.7", "127.0.0.1"], "{text}");
+    assert_eq!(clients, ["198.51.100.7", "127.0.0.1", "203.0.113.50"], "{text}");
     assert_eq!(edge.terminate().await, Some(0), "the edge ends cleanly");
 }

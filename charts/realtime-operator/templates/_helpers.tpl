@@ -108,10 +108,10 @@ annotations:
 {{- range $name, $file := include "realtime-operator.files" . | fromYaml }}
 - --{{ $name }}={{ $file.folder }}/{{ $name }}.yaml
 {{- end }}
-{{- if or (ne .Values.listenAddress "0.0.0.0") (ne (int .Values.receiver.port) 8090) }}
+{{- if or (ne .Values.listenAddress "[::]") (ne (int .Values.receiver.port) 8090) }}
 - --receiver={{ .Values.listenAddress }}:{{ int .Values.receiver.port }}
 {{- end }}
-{{- if or (ne .Values.listenAddress "0.0.0.0") (ne (int .Values.metrics.port) 9090) }}
+{{- if or (ne .Values.listenAddress "[::]") (ne (int .Values.metrics.port) 9090) }}
 - --admin={{ .Values.listenAddress }}:{{ int .Values.metrics.port }}
 {{- end }}
 {{- if ne .Values.log "info" }}

@@ -200,6 +200,26 @@ fn trusted_proxies_are_rendered_for_edges_alone() {
 }
 
 #[test]
+fn settings_for_load_balancers_are_rendered_for_edges_of_releases_that_read_them() {
+    let names = ["ACTIVITY_TIMEOUT_SECONDS", "KEEP_ALIVE_SECONDS", "PROXY_PROTOCOL", "BASE_PATH"];
+    let rendered = |given: &str, server| {
+        let desired = render_objects(&cluster("{ type: PodIdentity }", given)).expect("objects");
+        let own = environment(&desired, server);
+        names.map(|name| own.get(&format!("REALTIME_{name}")).cloned().unwrap_or_default())
+    };
+    let given = "  loadBalancer: { activityTimeoutSeconds: 40, keepAliveSeconds: 90, proxyProtocol: Accepted, basePath: /rt }\n";
+    for server in [ServerKind::Websocket, ServerKind::Sockjs] {
+        assert_eq!(rendered(given, server), ["40", "90", "accepted", "/rt"]);
+        assert_eq!(rendered("", server), [""; 4], "the server's defaults");
+    }
+    assert_eq!(rendered(given, ServerKind::Dispatcher), [""; 4]);
+    for name in names {
+        let row = Variable::by_name(&format!("REALTIME_{name}")).expect("a row");
+        assert!(!row.is_read_by("0.1.0".parse().expect("a release")), "{name}: servers of 0.1.0 refuse it");
+    }
+}
+
+#[test]
 fn edges_with_http_sessions_find_each_other_and_share_their_secret_with_no_other_server() {
     let desired = render_objects(&cluster("{ type: PodIdentity }", "")).expect("objects");
     for (server, deployment) in &desired.deployments {
@@ -214,11 +234,7 @@ fn edges_with_http_sessions_find_each_other_and_share_their_secret_with_no_other
         }
     }
     let port = Variable::by_name("REALTIME_PEER_ADDRESS").map(|row| row.need);
-    assert_eq!(
-        port,
-        Some(crate::config::Requirement::Default("0.0.0.0:8081")),
-        "what is rendered is what it listens on"
-    );
+    assert_eq!(port, Some(crate::config::Requirement::Default("[::]:8081")), "what is rendered is what it listens on");
 }
 
 #[test]

@@ -36,6 +36,7 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
     use VariableSource::{Field, Secret, Text};
     let text = |text: &str| Some(Text(text.to_owned()));
     let seconds = |duration: Duration| Some(Text(duration.as_secs().to_string()));
+    let number = |number: Option<u32>| number.map(|number| Text(number.to_string()));
     let secret = |name: String, key: &str| Some(Secret { name, key: key.to_owned() });
     let copied = |source: &str, key: &str| secret(cluster.copy_of(source, key).to_owned(), key);
     let referenced = |found: &SecretReference| copied(&found.name, &found.key);
@@ -53,6 +54,10 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
             text(&transports.map(Transport::name).collect::<Vec<_>>().join(","))
         }
         VariableKey::TrustedProxies => join_list(&cluster.trusted_proxies),
+        VariableKey::ActivityTimeoutSeconds => number(cluster.load_balancer.activity_timeout_seconds),
+        VariableKey::KeepAliveSeconds => number(cluster.load_balancer.keep_alive_seconds),
+        VariableKey::ProxyProtocol => cluster.load_balancer.proxy_protocol.and_then(text),
+        VariableKey::BasePath => cluster.load_balancer.base_path.as_deref().and_then(text),
         VariableKey::PodIp => Some(Field("status.podIP")),
         VariableKey::PeerSecret => copied(PEER_SECRET_SOURCE, PEER_SECRET_KEY),
         VariableKey::SessionHost => cluster.sockjs.session_host.as_deref().and_then(text),

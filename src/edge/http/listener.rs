@@ -4,19 +4,21 @@
 //! reading its response. Otherwise a stranger could hold thousands of connections open with one byte
 //! per minute.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, stream};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -30,10 +32,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::edge::apps::client_address;
 use crate::edge::apps::client_address::{PeerAddress, TrustedProxies};
+use crate::edge::http::proxy_protocol::ProxyProtocol;
+use crate::edge::http_api::auth::PrefixedPath;
 
-/// Timeout of a request's head. Longer than load balancers keep an idle connection (60 s by default): otherwise one of
-/// them would send a request into a connection that is being closed.
-pub const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// Timeout of a request's head between servers, which also bounds their idle connections.
+const RELAYED_HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// Timeout of a header of the PROXY protocol, which a load balancer writes first.
+const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Timeout of a request's body, from its head on.
 pub const REQUEST_BODY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -53,15 +59,16 @@ pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// Bounds the waits for a client.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenerTimeouts {
-    /// Timeout of a request's head.
+    /// Timeout of a request's head, and of an idle connection.
     pub head: Duration,
     /// Longest pause of a write.
     pub write: Duration,
 }
 
-impl ListenerTimeouts {
-    /// The timeouts of an edge.
-    pub const DEFAULT: Self = Self { head: REQUEST_HEAD_TIMEOUT, write: WRITE_STALL_TIMEOUT };
+impl Default for ListenerTimeouts {
+    fn default() -> Self {
+        Self { head: RELAYED_HEAD_TIMEOUT, write: WRITE_STALL_TIMEOUT }
+    }
 }
 
 /// The limit on concurrent connections, with a counter of those beyond it, which are closed unread.
@@ -73,18 +80,30 @@ pub struct ConnectionLimit {
     pub refused: Counter,
 }
 
+/// The rules of a listener, beside its routes.
+#[derive(Clone, Debug, Default)]
+pub struct ListenerSettings {
+    /// The bounds of waits for a client.
+    pub timeouts: ListenerTimeouts,
+    /// The limit on concurrent connections; without it the routes bound the number of clients.
+    pub limit: Option<ConnectionLimit>,
+    /// Once cancelled, each answer closes its connection: a load balancer would keep the client on this process otherwise,
+    /// whatever the client is told.
+    pub draining: CancellationToken,
+    /// The rule for headers of the PROXY protocol.
+    pub proxy_protocol: ProxyProtocol,
+    /// Counts connections that were closed for their header of the PROXY protocol.
+    pub headers_refused: Counter,
+    /// The prefix that paths may have; empty for none.
+    pub base_path: String,
+}
+
 /// Pause of accepting when the system has no more sockets.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// Serves until the token is cancelled, then finishes open requests; upgraded connections are not awaited. Without a
-/// limit the routes bound the number of clients.
-pub async fn serve(
-    listener: TcpListener,
-    routes: Router,
-    patience: ListenerTimeouts,
-    bound: Option<ConnectionLimit>,
-    stop: CancellationToken,
-) {
+/// Serves until the token is cancelled, then finishes open requests; upgraded connections are not awaited.
+pub async fn serve(listener: TcpListener, routes: Router, settings: ListenerSettings, stop: CancellationToken) {
+    let settings = Arc::new(settings);
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -93,7 +112,7 @@ pub async fn serve(
         };
         match accepted {
             Ok((socket, peer)) => {
-                if let Some(ConnectionLimit { most, refused }) = &bound
+                if let Some(ConnectionLimit { most, refused }) = &settings.limit
                     && connections.len() >= *most
                 {
                     refused.inc();
@@ -104,7 +123,7 @@ pub async fn serve(
                     socket,
                     PeerAddress(peer.ip()),
                     routes.clone(),
-                    patience,
+                    settings.clone(),
                     stop.clone(),
                 ));
             }
@@ -126,35 +145,72 @@ fn is_client_error(error: &io::Error) -> bool {
 }
 
 async fn serve_connection(
-    socket: TcpStream,
-    peer: PeerAddress,
+    mut socket: TcpStream,
+    PeerAddress(peer): PeerAddress,
     routes: Router,
-    patience: ListenerTimeouts,
+    settings: Arc<ListenerSettings>,
     stop: CancellationToken,
 ) {
     // Frames are small and each is sent at once.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "a socket delays small frames");
     }
-    let socket = WriteTimeoutStream { socket, most: patience.write, stalled: None };
+    let ListenerTimeouts { head, write } = settings.timeouts;
+    let read = tokio::select! {
+        () = stop.cancelled() => return,
+        read = settings.proxy_protocol.read_header(&mut socket, peer, PROXY_HEADER_TIMEOUT) => read,
+    };
+    let (client, unread) = match read {
+        Ok((client, unread)) => (PeerAddress(client), Bytes::from(unread)),
+        Err(error) => {
+            settings.headers_refused.inc();
+            tracing::debug!(%peer, ?error, "a connection without a valid PROXY header was closed");
+            return;
+        }
+    };
+    let socket = WriteTimeoutStream { socket, unread, most: write, stalled: None };
     let routes = TowerToHyperService::new(routes);
+    let open_answers = Arc::new(());
+    let open_answer_count = Arc::downgrade(&open_answers);
+    let (draining, base_path) = (settings.draining.clone(), settings.base_path.clone());
     let routes = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(peer);
-        routes.call(request)
+        request.extensions_mut().insert(client);
+        strip_base_path(&mut request, &base_path);
+        let (answer, draining, is_open) = (routes.call(request), draining.clone(), open_answers.clone());
+        async move {
+            let mut response = answer.await?;
+            if draining.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response.map(|body| OpenAnswer { body, _is_open: is_open }))
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(patience.head)
+        .header_read_timeout(head)
         .max_header_size(HEAD_BYTES_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(socket), routes)
         .with_upgrades();
     tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let (mut stops, mut drains) = (false, false);
+    let ended = loop {
+        tokio::select! {
+            // First, so that an answer which ends in the drain closes its connection.
+            biased;
+            () = settings.draining.cancelled(), if !drains => {
+                drains = true;
+                // The head of this answer is written: its connection closes with its end. An idle connection is not closed
+                // here, because a request may be on its way.
+                if open_answer_count.strong_count() > 1 {
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+            () = stop.cancelled(), if !stops => {
+                stops = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            ended = connection.as_mut() => break ended,
         }
     };
     if let Err(error) = ended {
@@ -162,9 +218,47 @@ async fn serve_connection(
     }
 }
 
+/// Removes the prefix from a path that has it, and keeps the whole path for its signature.
+fn strip_base_path<B>(request: &mut hyper::Request<B>, base_path: &str) {
+    let uri = request.uri();
+    let rest = uri.path_and_query().and_then(|whole| whole.as_str().strip_prefix(base_path));
+    let Some(rest) = rest.filter(|rest| !base_path.is_empty() && rest.starts_with('/')) else { return };
+    let (Ok(stripped), whole) = (rest.parse::<Uri>(), PrefixedPath(uri.path().to_owned())) else { return };
+    *request.uri_mut() = stripped;
+    request.extensions_mut().insert(whole);
+}
+
+/// The body of an answer, which counts as open until it is dropped.
+struct OpenAnswer {
+    body: Body,
+    _is_open: Arc<()>,
+}
+
+impl HttpBody for OpenAnswer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A socket whose client must keep reading: a write that stalls for too long is an error.
 struct WriteTimeoutStream {
     socket: TcpStream,
+    /// Bytes that were read with the header of the PROXY protocol.
+    unread: Bytes,
     most: Duration,
     /// The timer of a stalled write; most sockets never need it.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -188,6 +282,11 @@ impl AsyncRead for WriteTimeoutStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let length = self.unread.len().min(buffer.remaining());
+            buffer.put_slice(&self.unread.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.socket).poll_read(context, buffer)
     }
 }
@@ -223,14 +322,24 @@ impl AsyncWrite for WriteTimeoutStream {
 
 /// Screens every request before its route: headers that only servers of the cluster may send are removed, the client's
 /// address is noted, and reading a body that does not arrive in time fails. A body that is declared larger than any route
-/// reads is refused before it arrives.
+/// reads is refused before it arrives, and so is a compressed one, whose size is unknown.
 pub async fn screen_request(State(trusted): State<TrustedProxies>, mut request: Request, next: Next) -> Response {
     client_address::sanitize_request(&mut request, &trusted);
     let length = request.body().size_hint().lower();
     if length > u64::try_from(BODY_BYTES_MAX).unwrap_or(u64::MAX) {
         return (StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY_BYTES_MAX} bytes\n")).into_response();
     }
+    if let Some(encoding) = find_content_encoding(&request) {
+        let told = format!("the body is encoded as `{encoding}`: send it as it is, without Content-Encoding\n");
+        return (StatusCode::UNSUPPORTED_MEDIA_TYPE, [(header::ACCEPT_ENCODING, "identity")], told).into_response();
+    }
     next.run(with_body_deadline(request, REQUEST_BODY_TIMEOUT)).await
+}
+
+/// The encoding of a body that is not sent as it is.
+fn find_content_encoding(request: &Request) -> Option<String> {
+    let encoding = request.headers().get(header::CONTENT_ENCODING)?.to_str().unwrap_or("?").trim();
+    (!encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity")).then(|| encoding.to_owned())
 }
 
 /// The same for requests that another server forwarded, which carry their client's address.
@@ -265,6 +374,25 @@ mod tests {
 
     const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
+    #[test]
+    fn a_prefix_is_removed_at_its_boundary_and_kept_for_the_signature() {
+        for (base, uri, stripped) in [
+            ("/ws", "/ws/app/key?protocol=7", Some("/app/key?protocol=7")),
+            ("/a/b", "/a/b/apps/1/events?x=%2F", Some("/apps/1/events?x=%2F")),
+            ("/ws", "/app/key", None),
+            ("/ws", "/wss/app/key", None),
+            ("/ws", "/ws", None),
+            ("/ws", "/ws?x", None),
+            ("", "/app/key", None),
+        ] {
+            let mut request = hyper::Request::get(uri).body(()).expect("a request");
+            strip_base_path(&mut request, base);
+            assert_eq!(request.uri().to_string(), stripped.unwrap_or(uri), "{base} {uri}");
+            let whole = request.extensions().get::<PrefixedPath>().map(|path| path.0.clone());
+            assert_eq!(whole.as_deref(), stripped.and(uri.split('?').next()), "{base} {uri}");
+        }
+    }
+
     /// Reads until the server closes the connection.
     async fn read_rest(socket: &mut TcpStream) -> String {
         let mut text = String::new();
@@ -283,8 +411,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
         let address = listener.local_addr().expect("an address");
         let stop = CancellationToken::new();
-        let patience = ListenerTimeouts { head: short, write: WRITE_STALL_TIMEOUT };
-        let served = tokio::spawn(serve(listener, routes, patience, None, stop.clone()));
+        let timeouts = ListenerTimeouts { head: short, write: WRITE_STALL_TIMEOUT };
+        let settings = ListenerSettings { timeouts, ..ListenerSettings::default() };
+        let served = tokio::spawn(serve(listener, routes, settings, stop.clone()));
         let connect = async |text: &str| {
             let mut socket = TcpStream::connect(address).await.expect("connected");
             socket.write_all(text.as_bytes()).await.expect("written");
@@ -310,8 +439,9 @@ mod tests {
         let address = listener.local_addr().expect("an address");
         let (stop, refused) = (CancellationToken::new(), Counter::default());
         let routes = Router::new().route("/", get(async || "hello"));
-        let bound = ConnectionLimit { most: 2, refused: refused.clone() };
-        let served = tokio::spawn(serve(listener, routes, ListenerTimeouts::DEFAULT, Some(bound), stop.clone()));
+        let limit = Some(ConnectionLimit { most: 2, refused: refused.clone() });
+        let settings = ListenerSettings { limit, ..ListenerSettings::default() };
+        let served = tokio::spawn(serve(listener, routes, settings, stop.clone()));
         let ask = async |socket: &mut TcpStream| {
             // A closed connection may be closed before this write.
             let _ = socket.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
@@ -329,6 +459,43 @@ mod tests {
         timeout(TEST_TIMEOUT, again).await.expect("one is served again");
         assert!(ask(&mut second).await, "who was there before is served on");
         drop(second);
+        stop.cancel();
+        timeout(TEST_TIMEOUT, served).await.expect("in time").expect("ended");
+    }
+
+    #[tokio::test]
+    async fn in_a_drain_every_answer_closes_its_connection_and_no_request_is_cut() {
+        let finish = Arc::new(tokio::sync::Notify::new());
+        let finished = finish.clone();
+        let slow = async move || {
+            let parts = stream::once(async { Ok::<_, Infallible>("begin ") });
+            Body::from_stream(parts.chain(stream::once(async move {
+                finished.notified().await;
+                Ok("end")
+            })))
+        };
+        let routes = Router::new().route("/", get(async || "hello")).route("/slow", get(slow));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let (stop, settings) = (CancellationToken::new(), ListenerSettings::default());
+        let served = tokio::spawn(serve(listener, routes, settings.clone(), stop.clone()));
+        let connect = async |path: &str| {
+            let mut socket = TcpStream::connect(address).await.expect("connected");
+            socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.expect("written");
+            let mut part = [0; 1_024];
+            let read = timeout(TEST_TIMEOUT, socket.read(&mut part)).await.expect("in time").expect("read");
+            (socket, String::from_utf8_lossy(&part[..read]).into_owned())
+        };
+        let (mut idle, answer) = connect("/").await;
+        assert!(!answer.contains("connection: close"), "{answer}");
+        let (mut streamed, answer) = connect("/slow").await;
+        assert!(!answer.contains("connection: close"), "{answer}");
+        settings.draining.cancel();
+        finish.notify_one();
+        assert!(read_rest(&mut streamed).await.contains("end"), "closed with the end of its answer");
+        idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("written");
+        let answer = read_rest(&mut idle).await;
+        assert!(answer.contains("connection: close") && answer.ends_with("hello"), "{answer}");
         stop.cancel();
         timeout(TEST_TIMEOUT, served).await.expect("in time").expect("ended");
     }
@@ -353,9 +520,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
         let address = listener.local_addr().expect("an address");
         let stop = CancellationToken::new();
-        let patience = ListenerTimeouts { head: TEST_TIMEOUT, write: Duration::from_millis(300) };
-        let served =
-            tokio::spawn(serve(listener, Router::new().route("/", get(endless)), patience, None, stop.clone()));
+        let timeouts = ListenerTimeouts { head: TEST_TIMEOUT, write: Duration::from_millis(300) };
+        let settings = ListenerSettings { timeouts, ..ListenerSettings::default() };
+        let served = tokio::spawn(serve(listener, Router::new().route("/", get(endless)), settings, stop.clone()));
         let mut client = TcpStream::connect(address).await.expect("connected");
         client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("written");
         let mut some = vec![0; 1 << 20];

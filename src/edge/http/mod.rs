@@ -3,6 +3,8 @@
 //! In: connections of clients and of other processes. Out: requests for the HTTP API, the transports and the relay, each
 //! bounded in size and time. This room must not know channels, nor how an edge starts and stops.
 
+pub(crate) mod health;
 pub(crate) mod listener;
+pub(crate) mod proxy_protocol;
 pub(crate) mod router;
 pub(crate) mod session_routes;

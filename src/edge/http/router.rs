@@ -9,6 +9,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 
 use crate::edge::apps::client_address::TrustedProxies;
+use crate::edge::http::health::{HealthChecks, build_health_routes};
 use crate::edge::http::listener::{BODY_BYTES_MAX, limit_body_time, screen_request};
 use crate::edge::http::session_routes::{RelayGuard, RouteState, build_session_routes};
 use crate::edge::http_api;
@@ -19,7 +20,12 @@ use crate::protocol::Transport;
 use crate::protocol::relay::{self, RelayRefusal};
 
 /// The paths of an edge.
-pub fn build_public_router(state: &RouteState, guard: &RelayGuard, trusted: TrustedProxies) -> Router {
+pub fn build_public_router(
+    state: &RouteState,
+    guard: &RelayGuard,
+    trusted: TrustedProxies,
+    checks: &Arc<HealthChecks>,
+) -> Router {
     let shared = &state.shared;
     let api = Router::new()
         .route("/apps/{id}/events", post(http_api::trigger_event))
@@ -38,7 +44,7 @@ pub fn build_public_router(state: &RouteState, guard: &RelayGuard, trusted: Trus
             .fallback(websocket::refuse_unknown_path);
         router = router.merge(sockets.with_state(shared.clone()));
     }
-    let router = router.merge(build_session_routes(state, guard));
+    let router = router.merge(build_session_routes(state, guard)).merge(build_health_routes(checks));
     router
         .layer(from_fn_with_state(trusted, screen_request))
         .layer(from_fn_with_state(shared.hub.clone(), count_spoofed_relay_headers))

@@ -11,12 +11,17 @@ use crate::edge::hub::core::Hub;
 use crate::process::clock;
 use crate::protocol::AppId;
 use crate::protocol::registry::{App, AppLimits};
-use crate::protocol::rest::RestRequest;
+use crate::protocol::rest::{self, RestAuthError, RestRequest};
+
+/// The path of a request with the base path, which was removed before its route.
+#[derive(Clone, Debug)]
+pub struct PrefixedPath(pub String);
 
 /// A request as it arrived.
 pub struct ApiRequest {
     method: String,
-    path: String,
+    /// The paths that may have been signed: without the base path, with it, and each decoded.
+    paths: Vec<String>,
     query: Vec<(String, String)>,
     /// The raw bytes of the body.
     pub body: Bytes,
@@ -28,8 +33,12 @@ impl<S: Send + Sync> FromRequest<S> for ApiRequest {
     async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
         let (method, uri) = (request.method().to_string(), request.uri().clone());
         let query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+        let prefixed = request.extensions().get().map(|PrefixedPath(path)| path.clone());
+        let sent: Vec<String> = std::iter::once(uri.path().to_owned()).chain(prefixed).collect();
+        let decoded: Vec<String> = sent.iter().filter_map(|path| rest::decode_path(path)).collect();
+        let paths = [sent, decoded].concat();
         let body = Bytes::from_request(request, state).await.map_err(IntoResponse::into_response)?;
-        Ok(Self { method, path: uri.path().to_owned(), query, body })
+        Ok(Self { method, paths, query, body })
     }
 }
 
@@ -58,9 +67,15 @@ impl ApiRequest {
     fn verify_signature(&self, app: &App) -> Result<(AppId, AppLimits), ApiRefusal> {
         let secret =
             app.secret_for(self.auth_key()?).ok_or_else(|| unauthorized("`auth_key` is not a key of this app"))?;
-        self.signed_request()
-            .verify(secret, clock::now_ms() / 1000)
-            .map_err(|error| unauthorized(error.to_string()))?;
+        let (request, now) = (self.signed_request(), clock::now_ms() / 1000);
+        let mut verified = request.verify(secret, now);
+        for path in self.paths.iter().skip(1) {
+            // The error names the first path.
+            if matches!(verified, Err(RestAuthError::Signature(_))) {
+                verified = RestRequest { path, ..request }.verify(secret, now).or(verified);
+            }
+        }
+        verified.map_err(|error| unauthorized(error.to_string()))?;
         if !app.enabled {
             return Err((StatusCode::FORBIDDEN, "the app is disabled".into()));
         }
@@ -72,7 +87,8 @@ impl ApiRequest {
     }
 
     fn signed_request(&self) -> RestRequest<'_> {
-        RestRequest { method: &self.method, path: &self.path, query: &self.query, body: &self.body }
+        let path = self.paths.first().map_or("", String::as_str);
+        RestRequest { method: &self.method, path, query: &self.query, body: &self.body }
     }
 }
 

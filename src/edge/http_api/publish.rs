@@ -7,13 +7,16 @@ use axum::http::StatusCode;
 use crate::edge::http_api::channel_info::ChannelAttributes;
 use crate::edge::http_api::refusal::{ApiRefusal, bad_request};
 use crate::edge::pusher::connection::EVENT_NAME_MAX_LEN;
-use crate::protocol::{ChannelKind, ChannelName, SocketId};
+use crate::protocol::{ChannelKind, ChannelName, SocketId, client_json};
 
 /// Channels that one request may name, as Pusher documents it.
 pub const EVENT_CHANNELS_MAX: usize = 100;
 
 /// Events of one batch, as Pusher documents it.
 pub const BATCH_EVENTS_MAX: usize = 10;
+
+/// Prefixes of the protocol's own events: a client would believe that they are the server's.
+const RESERVED_EVENT_PREFIXES: [&str; 2] = ["pusher:", "pusher_internal:"];
 
 /// One event to publish.
 #[derive(Debug, PartialEq)]
@@ -38,14 +41,14 @@ pub fn parse_event(body: &[u8], most: usize) -> Result<ApiEvent, ApiRefusal> {
 /// Parses the body of a batch: each event goes to one channel.
 pub fn parse_batch(body: &[u8], most: usize) -> Result<Vec<ApiEvent>, ApiRefusal> {
     let body = parse_json(body)?;
-    let Some(Value::Array(events)) = body.get("batch") else {
+    let Some(Value::Array(events)) = read_field(&body, "batch") else {
         return Err(bad_request("`batch` must be a list of events"));
     };
     if events.is_empty() || events.len() > BATCH_EVENTS_MAX {
         return Err(bad_request(format!("a batch has 1 to {BATCH_EVENTS_MAX} events, not {}", events.len())));
     }
     let one = |event: &Value| {
-        if event.get("channel").is_none() || event.get("channels").is_some() {
+        if read_field(event, "channel").is_none() || read_field(event, "channels").is_some() {
             return Err(bad_request("an event of a batch goes to one `channel`"));
         }
         read_event(event, most)
@@ -54,13 +57,23 @@ pub fn parse_batch(body: &[u8], most: usize) -> Result<Vec<ApiEvent>, ApiRefusal
 }
 
 fn parse_json(body: &[u8]) -> Result<Value, ApiRefusal> {
-    serde_json::from_slice(body).map_err(|error| bad_request(format!("the body is not JSON: {error}")))
+    client_json::parse_bytes(body).map_err(|error| bad_request(format!("the body is not JSON: {error}")))
+}
+
+/// A field of an object; `null` is absence, as serializers of many languages write it.
+fn read_field<'a>(body: &'a Value, name: &str) -> Option<&'a Value> {
+    body.get(name).filter(|value| !value.is_null())
 }
 
 fn read_event(body: &Value, most: usize) -> Result<ApiEvent, ApiRefusal> {
-    let name = match body.get("name").and_then(Value::as_str) {
+    let name = match read_field(body, "name").and_then(Value::as_str) {
         Some(name) if name.is_empty() || name.chars().count() > EVENT_NAME_MAX_LEN => {
             return Err(bad_request(format!("`name` must have 1 to {EVENT_NAME_MAX_LEN} characters")));
+        }
+        Some(name) if RESERVED_EVENT_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) => {
+            return Err(bad_request(
+                "events whose `name` begins with pusher: or pusher_internal: are the server's own",
+            ));
         }
         Some(name) => name.to_owned(),
         None => return Err(bad_request("`name` must be a text")),
@@ -72,13 +85,13 @@ fn read_event(body: &Value, most: usize) -> Result<ApiEvent, ApiRefusal> {
         let told = format!("`data` has {} bytes, at most {most} are allowed", data.len());
         return Err((StatusCode::PAYLOAD_TOO_LARGE, told));
     }
-    let except = match body.get("socket_id") {
-        None | Some(Value::Null) => None,
+    let except = match read_field(body, "socket_id") {
+        None => None,
         Some(Value::String(socket)) if SocketId::is_valid(socket) => Some(SocketId::from(socket.as_str())),
         Some(_) => return Err(bad_request("`socket_id` must be two numbers joined by a dot")),
     };
-    let info = match body.get("info") {
-        None | Some(Value::Null) => None,
+    let info = match read_field(body, "info") {
+        None => None,
         Some(Value::String(info)) if info.is_empty() => None,
         Some(Value::String(info)) => Some(ChannelAttributes::parse(info)?),
         Some(_) => return Err(bad_request("`info` must be a text: names of attributes joined by commas")),
@@ -88,7 +101,7 @@ fn read_event(body: &Value, most: usize) -> Result<ApiEvent, ApiRefusal> {
 }
 
 fn parse_channels(body: &Value) -> Result<Vec<ChannelName>, String> {
-    let names: Vec<&Value> = match (body.get("channels"), body.get("channel")) {
+    let names: Vec<&Value> = match (read_field(body, "channels"), read_field(body, "channel")) {
         (Some(Value::Array(names)), _) => names.iter().collect(),
         (Some(_), _) => return Err("`channels` must be a list of texts".into()),
         (None, Some(name)) => vec![name],
@@ -128,6 +141,19 @@ mod tests {
             ("one channel", json!({"name": "e", "data": "{}", "channel": "a"}), Ok(1)),
             ("a list", json!({"name": "e", "data": "{}", "channels": ["a", "b", "a"]}), Ok(2)),
             ("without the sender", json!({"name": "e", "data": "", "channel": "a", "socket_id": "1.2"}), Ok(1)),
+            (
+                "null is absence",
+                json!({"name": "e", "data": "1", "channel": "a", "channels": null, "socket_id": null, "info": null}),
+                Ok(1),
+            ),
+            ("absent by null", json!({"name": "e", "data": "", "channel": null}), Err((400, "is missing"))),
+            (
+                "a member's removal",
+                json!({"name": "pusher_internal:member_removed", "data": "", "channel": "a"}),
+                Err((400, "server's own")),
+            ),
+            ("an error", json!({"name": "pusher:error", "data": "", "channel": "a"}), Err((400, "server's own"))),
+            ("a name like it", json!({"name": "pusher-news", "data": "", "channel": "a"}), Ok(1)),
             ("no name", json!({"data": "{}", "channel": "a"}), Err((400, "`name`"))),
             ("long name", json!({"name": "e".repeat(201), "data": "", "channel": "a"}), Err((400, "`name`"))),
             ("data is an object", json!({"name": "e", "data": {}, "channel": "a"}), Err((400, "`data`"))),
@@ -158,6 +184,8 @@ mod tests {
                 (found, _) => panic!("{name}: {found:?}"),
             }
         }
+        let cut = parse_event(br#"{"name":"e","channel":"a","data":"cut \ud83d"}"#, EVENT_BYTES_MAX);
+        assert_eq!(cut.map(|event| event.data).ok().as_deref(), Some("cut \u{fffd}"));
         assert_eq!(parse_event(b"{", EVENT_BYTES_MAX).map_err(|(status, _)| status.as_u16()), Err(400));
     }
 
@@ -167,6 +195,7 @@ mod tests {
         let lists = json!([{ "name": "e", "data": "{}", "channels": ["a"] }]);
         for (name, batch_of, expected) in [
             ("two", json!([one("a"), one("private-encrypted-b")]), Ok(2)),
+            ("nulls", json!([{ "name": "e", "data": "1", "channel": "a", "channels": null }]), Ok(1)),
             ("ten", json!(vec![one("a"); 10]), Ok(10)),
             ("eleven", json!(vec![one("a"); 11]), Err("not 11")),
             ("none", json!([]), Err("not 0")),

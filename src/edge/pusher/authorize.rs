@@ -52,7 +52,7 @@ pub fn authorize_subscription(
 /// # Errors
 /// A sentence for the client that names the mismatch.
 pub fn verify_auth(app: &App, auth: &str, message: &str) -> Result<(), String> {
-    let (key, hex) = auth.split_once(':').ok_or("`auth` must be KEY:SIGNATURE")?;
+    let (key, hex) = auth.trim().split_once(':').ok_or("`auth` must be KEY:SIGNATURE")?;
     let secret = app.secret_for(key).ok_or_else(|| format!("the key in `auth` does not belong to app {}", app.id))?;
     if signature::verify_signature(secret, message.as_bytes(), hex) {
         Ok(())
@@ -91,6 +91,13 @@ pub(crate) mod tests {
                 Some(signed_auth("private-a", None)),
                 user,
                 Err("invalid sig"),
+            ),
+            (
+                "a line end of the backend's template",
+                "private-a",
+                Some(signed_auth("private-a", None) + "\n"),
+                None,
+                Ok(None),
             ),
             ("private, no auth", "private-a", None, None, Err("`auth` is missing")),
             ("encrypted is private", "private-encrypted-a", None, None, Err("`auth` is missing")),

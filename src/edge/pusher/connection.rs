@@ -23,7 +23,7 @@ use crate::edge::pusher::authorize::authorize_subscription;
 use crate::edge::pusher::pending_subscriptions::PendingQueue;
 use crate::edge::pusher::sign_in::{WATCHED_USERS_MAX, verify_sign_in};
 use crate::edge::session::Session;
-use crate::edge::session::liveness::{ACTIVITY_TIMEOUT, LivenessStep};
+use crate::edge::session::liveness::LivenessStep;
 use crate::protocol::frame::{self, ClientMessage, PresenceMember, code};
 use crate::protocol::record::{EventKind, LeaveCause};
 use crate::protocol::registry::App;
@@ -49,13 +49,20 @@ const RATE_LIMIT_MESSAGE: &str = "too many subscriptions in a short time, try ag
 /// The error of a refused subscription, as a client receives it.
 #[derive(Clone, Copy)]
 struct SubscriptionError {
-    /// Code of the error on the connection.
-    code: u16,
+    /// Code of the error on the connection; `None` for a refusal that stays one, since some clients end the whole connection
+    /// at a code. Trouble that passes has one.
+    code: Option<u16>,
     /// Type of the error on the channel.
     kind: &'static str,
     /// HTTP status that the error on the channel carries.
     status: u16,
 }
+
+/// The error of a subscription whose signature or user is wrong.
+const AUTH_ERROR: SubscriptionError = SubscriptionError { code: None, kind: "AuthError", status: 401 };
+
+/// The error of a subscription for which there is no place.
+const LIMIT_ERROR: SubscriptionError = SubscriptionError { code: None, kind: "LimitReached", status: 403 };
 
 /// The protocol state of one client.
 pub struct Connection {
@@ -86,7 +93,7 @@ impl Connection {
         };
         let counted = match counted {
             Ok(counted) => {
-                let seconds = u32::try_from(ACTIVITY_TIMEOUT.as_secs()).unwrap_or(u32::MAX);
+                let seconds = u32::try_from(session.activity_timeout.as_secs()).unwrap_or(u32::MAX);
                 session.push(frame::connection_established(session.socket.as_str(), seconds).into());
                 counted
             }
@@ -241,15 +248,14 @@ impl Connection {
         let channel = match ChannelName::parse_any(name) {
             Ok(channel) => channel,
             Err(error) => {
-                // Only what could be a channel's name is repeated to the client.
-                return self.send_refusal(RefusalReason::ChannelName, None, &error.to_string());
+                return self.refuse_channel_name(name, &error.to_string());
             }
         };
         if !self.request_bucket.try_take(Instant::now()) {
             return self.refuse_subscription(
                 RefusalReason::RequestRate,
                 &channel,
-                SubscriptionError { code: code::OVER_CAPACITY, kind: "LimitReached", status: 429 },
+                SubscriptionError { code: Some(code::OVER_CAPACITY), kind: "LimitReached", status: 429 },
                 RATE_LIMIT_MESSAGE,
             );
         }
@@ -260,23 +266,19 @@ impl Connection {
         let member = match authorize_subscription(app, &self.session.socket, &channel, auth, channel_data, user) {
             Ok(member) => member,
             Err(told) => {
-                return self.refuse_subscription(
-                    RefusalReason::Signature,
-                    &channel,
-                    SubscriptionError { code: code::UNAUTHORIZED, kind: "AuthError", status: 401 },
-                    &told,
-                );
+                return self.refuse_subscription(RefusalReason::Signature, &channel, AUTH_ERROR, &told);
             }
         };
         let known = self.channels.contains_key(&channel);
         if !known && self.channels.len() + self.pending.len() >= CONNECTION_CHANNELS_MAX {
             let told = format!("a connection may be in {CONNECTION_CHANNELS_MAX} channels");
-            return self.refuse_subscription(
-                RefusalReason::Channels,
-                &channel,
-                SubscriptionError { code: code::OVER_CAPACITY, kind: "LimitReached", status: 403 },
-                &told,
-            );
+            return self.refuse_subscription(RefusalReason::Channels, &channel, LIMIT_ERROR, &told);
+        }
+        if let (Some(Some(known)), Some(asked)) = (self.channels.get(&channel), &member)
+            && known.user_id != asked.user_id
+        {
+            let told = format!("the connection is in `{channel}` as another user: unsubscribe first");
+            return self.refuse_subscription(RefusalReason::Signature, &channel, AUTH_ERROR, &told);
         }
         let subject = self.channel_key(&channel);
         if known {
@@ -325,12 +327,7 @@ impl Connection {
         let user = self.user.as_ref().map(|user| user.member.user_id.as_str());
         if user.is_none() || channel.addressed_user() != user {
             let told = "this channel is for a user who has signed in";
-            return self.refuse_subscription(
-                RefusalReason::UserChannel,
-                &channel,
-                SubscriptionError { code: code::UNAUTHORIZED, kind: "AuthError", status: 401 },
-                told,
-            );
+            return self.refuse_subscription(RefusalReason::UserChannel, &channel, AUTH_ERROR, told);
         }
         let (subject, answer) = (self.channel_key(&channel), frame::subscription_succeeded(&channel, None));
         self.shared.subscribers.begin_join(&subject, &self.session);
@@ -432,12 +429,11 @@ impl Connection {
     fn refuse_join(&self, channel: &ChannelName, error: &BusError) {
         match error {
             BusError::ChannelFull(_) | BusError::ConnectionLimit { .. } => {
-                let answer = SubscriptionError { code: code::OVER_CAPACITY, kind: "LimitReached", status: 403 };
-                self.refuse_subscription(RefusalReason::PresenceFull, channel, answer, &error.to_string());
+                self.refuse_subscription(RefusalReason::PresenceFull, channel, LIMIT_ERROR, &error.to_string());
             }
             BusError::Unavailable(_) | BusError::Unusable(_) => {
                 tracing::debug!(%error, %channel, "a client could not enter");
-                let answer = SubscriptionError { code: code::OVER_CAPACITY, kind: "Unavailable", status: 503 };
+                let answer = SubscriptionError { code: Some(code::OVER_CAPACITY), kind: "Unavailable", status: 503 };
                 self.refuse_subscription(RefusalReason::Bus, channel, answer, frame::BUS_UNAVAILABLE_MESSAGE);
             }
         }
@@ -447,8 +443,17 @@ impl Connection {
     /// are sent.
     fn refuse_subscription(&self, reason: RefusalReason, channel: &ChannelName, error: SubscriptionError, told: &str) {
         let SubscriptionError { code, kind, status } = error;
-        self.send_refusal(reason, Some(code), told);
+        self.send_refusal(reason, code, told);
         self.session.push(frame::subscription_error(channel.as_str(), kind, status, told).into());
+    }
+
+    /// The same for a text that can be no channel's name. It is repeated, so that the client's channel of this name learns
+    /// of it, unless that would make a long answer.
+    fn refuse_channel_name(&self, name: &str, told: &str) {
+        self.send_refusal(RefusalReason::ChannelName, None, told);
+        if name.len() <= frame::EXPLANATION_MAX_LEN {
+            self.session.push(frame::subscription_error(name, "InvalidChannel", 400, told).into());
+        }
     }
 
     fn send_refusal(&self, reason: RefusalReason, code: Option<u16>, told: &str) {

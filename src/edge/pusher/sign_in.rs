@@ -2,10 +2,11 @@
 //!
 //! In: the app, the socket, the client's message. Out: the user, or the reason of the refusal.
 
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::edge::hub::user_presence::SignedInUser;
 use crate::edge::pusher::authorize::verify_auth;
+use crate::protocol::client_json::{self, RawFields};
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::registry::App;
 use crate::protocol::{ChannelName, SocketId, signature};
@@ -25,26 +26,29 @@ pub fn verify_sign_in(app: &App, socket: &SocketId, auth: &str, user_data: &str)
         return Err(format!("`user_data` is larger than {USER_DATA_BYTES_MAX} bytes"));
     }
     verify_auth(app, auth, &signature::user_message(socket.as_str(), user_data))?;
-    let mut data: Value = serde_json::from_str(user_data).map_err(|_| "`user_data` must be JSON")?;
-    let id = data.get("id").and_then(Value::as_str).ok_or("`user_data` must be an object with an `id`, a text")?;
-    if ChannelName::to_user(id).is_none() {
+    let data: RawFields =
+        client_json::parse(user_data).map_err(|_| "`user_data` must be a JSON object with an `id`")?;
+    let user_id = data.get("id").and_then(|id| client_json::parse_id(id));
+    let user_id = user_id.ok_or("`user_data` must be an object with an `id`, a text or a number")?;
+    if ChannelName::to_user(&user_id).is_none() {
         return Err("the user's `id` has 1 to 128 characters and no control characters".into());
     }
-    let user_id = id.to_owned();
     let (mut watchlist, mut cut) = (Vec::new(), false);
-    for id in data.get("watchlist").and_then(Value::as_array).into_iter().flatten() {
-        let id = id.as_str().filter(|id| ChannelName::watchers_of(id).is_some());
+    let watched: Option<Vec<Box<RawValue>>> =
+        data.get("watchlist").and_then(|list| serde_json::from_str(list.get()).ok());
+    for id in watched.into_iter().flatten() {
+        let id = client_json::parse_id(&id).filter(|id| ChannelName::watchers_of(id).is_some());
         let id = id.ok_or("`watchlist` must be a list of users' ids")?;
-        if watchlist.iter().any(|other| other == id) {
+        if watchlist.contains(&id) {
             continue;
         }
         if watchlist.len() == WATCHED_USERS_MAX {
             cut = true;
             break;
         }
-        watchlist.push(id.to_owned());
+        watchlist.push(id);
     }
-    let user_info = data.get_mut("user_info").map(Value::take).unwrap_or_default();
+    let user_info = PresenceMember::parse_user_info(&data).unwrap_or_default();
     Ok(SignedInUser { member: PresenceMember { user_id, user_info }, watchlist, is_watchlist_cut: cut })
 }
 
@@ -72,9 +76,12 @@ mod tests {
             ("a hundred and some twice", json!({ "id": "7", "watchlist": hundred }), Ok((100, false))),
             ("too many", json!({ "id": "7", "watchlist": long }), Ok((100, true))),
             ("no id", json!({ "user_info": {} }), Err("`id`")),
-            ("a number", json!({ "id": 7 }), Err("a text")),
-            ("an empty id", json!({ "id": "" }), Err("1 to 128")),
-            ("watching a number", json!({ "id": "7", "watchlist": [1] }), Err("`watchlist`")),
+            ("a number", json!({ "id": 7 }), Ok((0, false))),
+            ("no watchlist", json!({ "id": "7", "watchlist": null, "user_info": null }), Ok((0, false))),
+            ("an empty id", json!({ "id": "" }), Err("a text or a number")),
+            ("a long id", json!({ "id": "u".repeat(129) }), Err("1 to 128")),
+            ("watching a number and its text", json!({ "id": "7", "watchlist": [1, "1"] }), Ok((1, false))),
+            ("watching nobody", json!({ "id": "7", "watchlist": [null] }), Err("`watchlist`")),
             ("large", json!({ "id": "7", "user_info": "x".repeat(USER_DATA_BYTES_MAX) }), Err("larger than")),
             ("no object", json!("7"), Err("`id`")),
         ] {
@@ -85,6 +92,9 @@ mod tests {
                 (found, _) => panic!("{name}: {found:?}"),
             }
         }
+        let data = r#"{"id":42,"user_info":{"name":"Ann \ud83d"}}"#;
+        let user = verify_sign_in(&test_app(), &"1.2".into(), &signed_auth(data), data).expect("a user");
+        assert_eq!(user.member, PresenceMember { user_id: "42".into(), user_info: json!({ "name": "Ann \u{fffd}" }) });
         let data = r#"{"id":"7","user_info":{"name":"x"}}"#;
         let user = verify_sign_in(&test_app(), &"1.2".into(), &signed_auth(data), data).expect("a user");
         assert_eq!(user.member, PresenceMember { user_id: "7".into(), user_info: json!({ "name": "x" }) });

@@ -5,26 +5,27 @@ use std::sync::Arc;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{ServerConfig, name};
 use crate::edge::error::StopError;
+use crate::edge::http::health::HealthChecks;
 use crate::edge::hub::core::Hub;
 use crate::edge::server::drain::{self, EdgeDrain};
-use crate::process::admin::{self, AdminEndpoints};
+use crate::process::admin::{self, AdminEndpoints, HealthCheckFn};
 use crate::process::{build, clock, readiness_annotation};
 use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
 use crate::protocol::signature;
 
-/// Builds the handlers of `/readyz`, `/effective`, `/flow`, the drain and the metrics.
+/// Builds the handlers of `/readyz`, `/effective`, `/flow`, the drain and the metrics, and the checks of load balancers.
 pub(crate) async fn build_admin_handlers(
     values: &ServerConfig,
     process: &str,
     shared: &Arc<Hub>,
     drain: &Arc<EdgeDrain>,
     stop: &CancellationToken,
-) -> AdminEndpoints {
+) -> (AdminEndpoints, Arc<HealthChecks>) {
     let mut metrics = Registry::default();
     shared.metrics.register(&mut metrics);
     let token = values.text(name::ADMIN_TOKEN).to_owned();
@@ -55,23 +56,32 @@ pub(crate) async fn build_admin_handlers(
             })
         }
     };
-    let serving = drain.clone();
-    let ready = move || match (serving.is_serving(), *admitted.borrow()) {
-        (false, _) => Err("going away".to_owned()),
-        (_, false) => Err("not admitted yet: a client's event through this pod must arrive first".to_owned()),
-        (true, true) => Ok(()),
+    let check_ready = build_check(drain.clone(), admitted.clone(), EdgeDrain::is_serving);
+    let checks = HealthChecks {
+        is_serving: build_check(drain.clone(), admitted.clone(), EdgeDrain::is_keeping_sessions),
+        is_ready: build_check(drain.clone(), admitted, EdgeDrain::is_serving),
     };
     let drain = drain::build_drain_handlers(drain.clone());
-    AdminEndpoints {
+    let endpoints = AdminEndpoints {
         live: Box::new(|| Ok(())),
         token,
-        ready: Box::new(ready),
+        ready: check_ready,
         effective: Box::new(effective),
         flow: Box::new(flow),
         endpoints: None,
         drain: Some(drain),
         metrics,
-    }
+    };
+    (endpoints, Arc::new(checks))
+}
+
+/// A check of the admission, and of the drain's stage.
+fn build_check(drain: Arc<EdgeDrain>, admitted: watch::Receiver<bool>, holds: fn(&EdgeDrain) -> bool) -> HealthCheckFn {
+    Box::new(move || match (holds(&drain), *admitted.borrow()) {
+        (false, _) => Err("going away".to_owned()),
+        (_, false) => Err("not admitted yet: a client's event through this pod must arrive first".to_owned()),
+        (true, true) => Ok(()),
+    })
 }
 
 fn encode_json(value: &impl serde::Serialize) -> Value {

@@ -5,16 +5,20 @@
 //! reconnects at once and without jitter. An edge that was drained on request stays drained until it ends.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use url::form_urlencoded;
 
 use crate::config::{ServerConfig, name};
+use crate::edge::close_reason::CloseReason;
 use crate::edge::hub::connection_quota::release_quota_slot;
 use crate::edge::hub::core::Hub;
+use crate::edge::session::Session;
 use crate::edge::session::opener::SessionOpener;
 use crate::process::admin;
 use crate::protocol::frame::code;
@@ -28,11 +32,17 @@ const CLOSE_TIMER_DELAY: Duration = Duration::from_millis(2);
 /// Bounds the wait until attached clients have received their close frame.
 const CLOSE_DELIVERY_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Bounds the time that sessions take to leave after their close. A client between two requests receives it with the next.
+/// Bounds the wait until the bus has released the quota slots of sessions that are about to be closed. A slow bus
+/// releases them later; the drain goes on.
+const QUOTA_RELEASE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Bounds the time that sessions take to leave after the window. A client between two requests receives its close frame
+/// with the next one, and one that reads slowly its queue before.
 const SESSION_LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The error for a close code that is not offered.
-const INVALID_CODE_MESSAGE: &str = "code is 4200, come back at once, or 4100, come back after a second";
+/// The error for a query that asks for something else.
+const INVALID_QUERY_MESSAGE: &str = "code is 4200, come back at once, or 4100, come back after a second; share is a whole \
+     number from 1 to 100, the percentage of the clients to move while the server serves on";
 
 /// Time between two lines of progress.
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -62,6 +72,33 @@ pub struct DrainProgress {
     pub code: u16,
 }
 
+/// The parameters of a request to drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct DrainRequest {
+    /// The close code that clients receive.
+    code: u16,
+    /// The percentage of the clients to move while the server serves on; `None` to drain.
+    share: Option<usize>,
+}
+
+impl DrainRequest {
+    fn parse(query: &str) -> Result<Self, String> {
+        let mut request = Self { code: code::RECONNECT, share: None };
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match (&*name, &*value) {
+                ("code", "4200") => request.code = code::RECONNECT,
+                ("code", "4100") => request.code = code::OVER_CAPACITY,
+                ("share", share) => {
+                    let share = share.parse().ok().filter(|share| (1..=100).contains(share));
+                    request.share = Some(share.ok_or(INVALID_QUERY_MESSAGE)?);
+                }
+                _ => return Err(INVALID_QUERY_MESSAGE.to_owned()),
+            }
+        }
+        Ok(request)
+    }
+}
+
 /// The drain of one edge.
 pub struct EdgeDrain {
     shared: Arc<Hub>,
@@ -69,6 +106,8 @@ pub struct EdgeDrain {
     hold: Duration,
     window: Duration,
     stage: watch::Sender<DrainStage>,
+    /// Whether a share of the clients is being moved.
+    is_moving_share: AtomicBool,
 }
 
 impl EdgeDrain {
@@ -76,7 +115,8 @@ impl EdgeDrain {
     pub fn new(values: &ServerConfig, shared: Arc<Hub>, opener: Arc<SessionOpener>) -> Arc<Self> {
         let seconds = |variable| Duration::from_secs(values.number(variable));
         let (hold, window) = (seconds(name::DRAIN_HOLD_SECONDS), seconds(name::DRAIN_WINDOW_SECONDS));
-        Arc::new(Self { shared, opener, hold, window, stage: watch::Sender::new(DrainStage::Serving) })
+        let (stage, is_moving_share) = (watch::Sender::new(DrainStage::Serving), AtomicBool::new(false));
+        Arc::new(Self { shared, opener, hold, window, stage, is_moving_share })
     }
 
     /// The stage of the drain.
@@ -90,6 +130,11 @@ impl EdgeDrain {
         *self.stage.borrow() == DrainStage::Serving
     }
 
+    /// Whether the clients that are here stay: to the end of the hold.
+    pub fn is_keeping_sessions(&self) -> bool {
+        matches!(*self.stage.borrow(), DrainStage::Serving | DrainStage::Holding)
+    }
+
     /// Begins, unless it has begun. Clients receive `code`: 4200 to reconnect at once, or 4100 to reconnect after a second.
     pub fn begin(self: &Arc<Self>, code: u16) {
         let began = self.stage.send_if_modified(|stage| {
@@ -101,6 +146,30 @@ impl EdgeDrain {
             self.opener.draining.set_code(code);
             tokio::spawn(self.clone().run());
         }
+    }
+
+    /// Begins to move a percentage of the clients to other edges, at the pace of a drain, and serves on: after a scale-up,
+    /// connections that exist stay where they are. Clients receive `code`, as in a drain.
+    ///
+    /// # Errors
+    /// The edge drains, or moves a share already.
+    fn move_share(self: &Arc<Self>, share: usize, code: u16) -> Result<(), String> {
+        if !self.is_serving() {
+            return Err("the server drains: all of its clients move".to_owned());
+        }
+        if self.is_moving_share.swap(true, Ordering::AcqRel) {
+            return Err("a share of the clients is moving already: ask again when it has".to_owned());
+        }
+        let mut sessions = self.opener.sessions.open_sessions();
+        sessions.truncate((sessions.len() * share).div_ceil(100));
+        let reason = "the servers share their clients anew, come back";
+        let closing = CloseReason { drain: true, ..CloseReason::new(code, reason) };
+        let drain = self.clone();
+        tokio::spawn(async move {
+            drain.close_sessions(sessions, closing).await;
+            drain.is_moving_share.store(false, Ordering::Release);
+        });
+        Ok(())
     }
 
     /// Drains, or waits until it is done.
@@ -117,29 +186,29 @@ impl EdgeDrain {
         }
         self.stage.send_replace(DrainStage::Closing);
         self.opener.draining.start();
-        self.close_sessions().await;
+        let deadline = Instant::now() + self.window + SESSION_LEAVE_TIMEOUT;
+        self.close_sessions(self.opener.sessions.open_sessions(), self.opener.draining.close_reason()).await;
         let left = async {
             while self.opener.sessions.open_count() > 0 {
                 sleep(CLOSE_INTERVAL).await;
             }
         };
-        if timeout(SESSION_LEAVE_TIMEOUT, left).await.is_err() {
+        if timeout_at(deadline, left).await.is_err() {
             tracing::warn!(sessions = self.opener.sessions.open_count(), "sessions did not leave in time");
         }
         self.stage.send_replace(DrainStage::Drained);
     }
 
-    /// Closes all sessions at a pace that fits the window.
-    async fn close_sessions(&self) {
-        let mut left = self.opener.sessions.open_sessions();
-        let (total, closing) = (left.len(), self.opener.draining.close_reason());
+    /// Closes sessions at a pace that fits the window.
+    async fn close_sessions(&self, mut left: Vec<Arc<Session>>, closing: CloseReason) {
+        let total = left.len();
         tracing::info!(sessions = total, code = closing.code, "sessions are being sent to other edges");
         let (began, mut logged) = (Instant::now(), Instant::now());
         while !left.is_empty() {
             let part =
                 left.split_off(left.len() - close_batch_size(left.len(), self.window.saturating_sub(began.elapsed())));
+            self.release_quota_slots(&part).await;
             for session in &part {
-                release_quota_slot(&self.shared, session).await;
                 session.close(closing.clone());
             }
             // A process that is short of CPU would otherwise close many at once when it has some.
@@ -155,19 +224,27 @@ impl EdgeDrain {
             }
         }
     }
+
+    /// Releases the quota slots of sessions. A release that takes too long goes on while its session is closed.
+    async fn release_quota_slots(&self, part: &[Arc<Session>]) {
+        let releases = part.iter().cloned().map(|session| {
+            let shared = self.shared.clone();
+            self.opener.session_tasks.spawn(async move { release_quota_slot(&shared, &session).await })
+        });
+        let _ = timeout(QUOTA_RELEASE_TIMEOUT, join_all(releases)).await;
+    }
 }
 
 /// The handlers for the admin listener.
 pub fn build_drain_handlers(drain: Arc<EdgeDrain>) -> admin::DrainControl {
     let asked = drain.clone();
-    let begin = move |code: Option<&str>| {
-        let code = match code {
-            None | Some("4200") => code::RECONNECT,
-            Some("4100") => code::OVER_CAPACITY,
-            Some(_) => return Err(INVALID_CODE_MESSAGE.to_owned()),
+    let begin = move |query: &str| {
+        let DrainRequest { code, share } = DrainRequest::parse(query)?;
+        let Some(share) = share else {
+            asked.begin(code);
+            return Ok(());
         };
-        asked.begin(code);
-        Ok(())
+        asked.move_share(share, code)
     };
     let progress = move || serde_json::to_value(drain.progress()).unwrap_or_default();
     admin::DrainControl { begin: Box::new(begin), progress: Box::new(progress) }
@@ -182,6 +259,26 @@ fn close_batch_size(left: usize, time: Duration) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_of_requests() {
+        let request = |code, share| Ok(DrainRequest { code, share });
+        for (query, expected) in [
+            ("", request(4200, None)),
+            ("code=4200", request(4200, None)),
+            ("code=4100", request(4100, None)),
+            ("share=20", request(4200, Some(20))),
+            ("share=100&code=4100", request(4100, Some(100))),
+            ("code=1000", Err(())),
+            ("share=0", Err(())),
+            ("share=101", Err(())),
+            ("share=20%25", Err(())),
+            ("shares=20", Err(())),
+            ("4100", Err(())),
+        ] {
+            assert_eq!(DrainRequest::parse(query).map_err(|_| ()), expected, "{query}");
+        }
+    }
 
     #[test]
     fn sessions_are_ended_one_by_one_unless_the_window_is_too_short_for_them() {

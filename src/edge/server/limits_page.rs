@@ -79,13 +79,9 @@ fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
     vec![
         (
             "Requests",
-            "Of every connection to the public listener.",
+            "Of every connection to the public listener. A connection without a request, or with an unfinished head, is \
+             closed after `REALTIME_KEEP_ALIVE_SECONDS`.",
             vec![
-                limit!(
-                    "time for a request's head, and without a request",
-                    time(listener::REQUEST_HEAD_TIMEOUT),
-                    "closed"
-                ),
                 limit!("time for a request's body", time(listener::REQUEST_BODY_TIMEOUT), "400, closed"),
                 limit!(
                     "time in which a client reads nothing of its answer",
@@ -102,10 +98,10 @@ fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
         (
             "WebSockets",
             "Text that is not UTF-8 closes the socket with 1007, what is no frame with 1002; binary frames are refused \
-             with an error. All of it is counted in `realtime_edge_refusals_total`.",
+             with an error. All of it is counted in `realtime_edge_refusals_total`. A client is pinged after a silence of \
+             `REALTIME_ACTIVITY_TIMEOUT_SECONDS`.",
             vec![
                 limit!("size of a message, also in parts", bytes(socket::MESSAGE_BYTES_MAX), "closed with 1009"),
-                limit!("silence before a ping", time(liveness::ACTIVITY_TIMEOUT), "`pusher:ping`"),
                 limit!("time for the answer to a ping", time(liveness::PONG_TIMEOUT), "closed with 4201"),
             ],
         ),

@@ -9,6 +9,7 @@ pub(crate) mod stream_check;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -20,9 +21,11 @@ use ulid::Ulid;
 use crate::bus::Bus;
 use crate::config::{ServerConfig, name};
 use crate::edge::apps::RegistryWatcher;
+use crate::edge::apps::client_address::TrustedProxies;
 use crate::edge::error::{StartError, StopError};
 use crate::edge::http::listener;
-use crate::edge::http::listener::{ConnectionLimit, ListenerTimeouts};
+use crate::edge::http::listener::{ConnectionLimit, ListenerSettings, ListenerTimeouts};
+use crate::edge::http::proxy_protocol::{ProxyProtocol, ProxyProtocolMode};
 use crate::edge::http::router::{build_public_router, build_relay_router};
 use crate::edge::http::session_routes::{RelayGuard, RouteState};
 use crate::edge::hub::bus_events;
@@ -30,7 +33,7 @@ use crate::edge::hub::core::Hub;
 use crate::edge::hub::fan_out;
 use crate::edge::hub::pending_counts::PendingCounts;
 use crate::edge::hub::subscribers::ChannelSubscribers;
-use crate::edge::metrics::EdgeMetrics;
+use crate::edge::metrics::{EdgeMetrics, RefusalReason};
 use crate::edge::recorder::limits::QueueLimits;
 use crate::edge::recorder::{Recorder, RecorderTasks};
 use crate::edge::relay;
@@ -96,6 +99,7 @@ impl RunningEdge {
 pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<RunningEdge, StartError> {
     let process = Ulid::new().to_string();
     let transports = parse_transports(&values)?;
+    let idle_timeouts = IdleTimeouts::from_values(&values)?;
     check_stream_setting(&values, deps.kinesis.is_some())?;
     let (public, admin) = (deps.public.local_addr()?, deps.admin.local_addr()?);
     let (apps, files) = RegistryWatcher::load(deps.apps_dir.clone()).await?;
@@ -116,7 +120,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let recorder = Recorder::start(stream, apps.clone(), &origin, metrics.clone(), limits, &recorder_tasks);
     let opener = Arc::new(SessionOpener {
         apps: apps.clone(),
-        sessions: SessionRegistry::new(metrics.clone()),
+        sessions: SessionRegistry::new(idle_timeouts.activity, metrics.clone()),
         draining: Arc::default(),
         session_tasks: TaskTracker::new(),
         metrics: metrics.clone(),
@@ -142,15 +146,9 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
         tasks.spawn(bus_events::apply_remote_transitions(shared.clone(), decided, stop.clone()));
     }
     if let (StreamCheck::Missing, Some(client)) = (found, deps.kinesis) {
-        let failures = failures.clone();
-        tasks.spawn(run_until_cancelled(stop.clone(), async move {
-            if let Err(error) = stream_check::wait_for_stream(client).await {
-                let _ = failures.send(error).await;
-            }
-        }));
+        tasks.spawn(run_until_cancelled(stop.clone(), report_missing_stream(client, failures.clone())));
     }
-    // The contract has checked them.
-    let trusted = values.list_items(name::TRUSTED_PROXIES).filter_map(|network| network.parse().ok()).collect();
+    let trusted = parse_trusted_proxies(&values);
     let served = RouteState {
         shared: Arc::new(TransportContext { opener: opener.clone(), hub: shared.clone() }),
         fallback: fallback.clone(),
@@ -175,22 +173,72 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
                 RelayServer::new(process.clone(), settings.secrets.clone(), here.clone(), shared.metrics.clone());
             let routes = build_relay_router(&served, &door);
             let refused = shared.metrics.relay_refusals.with_label(RelayRefusal::Full);
-            let bound = Some(ConnectionLimit { most: relay::RELAY_CONNECTIONS_MAX, refused });
-            tasks.spawn(listener::serve(listener, routes, ListenerTimeouts::DEFAULT, bound, listening.clone()));
+            let limit = Some(ConnectionLimit { most: relay::RELAY_CONNECTIONS_MAX, refused });
+            let bounded = ListenerSettings { limit, ..ListenerSettings::default() };
+            tasks.spawn(listener::serve(listener, routes, bounded, listening.clone()));
             let (peers, following) = SessionRelay::start(settings, here, shared.metrics.clone(), stop.clone()).await;
             tasks.spawn(following);
             RelayGuard::Outbound(peers)
         }
     };
-    let routes = build_public_router(&served, &guard, trusted);
-    tasks.spawn(listener::serve(deps.public, routes, ListenerTimeouts::DEFAULT, None, listening.clone()));
-    let answers = build_admin_handlers(&values, &process, &shared, &drain, &stop).await;
+    let (answers, checks) = build_admin_handlers(&values, &process, &shared, &drain, &stop).await;
+    let routes = build_public_router(&served, &guard, trusted.clone(), &checks);
+    let settings = ListenerSettings {
+        draining: opener.draining.started_token(),
+        headers_refused: shared.metrics.refusals.with_label(RefusalReason::ProxyHeader),
+        ..build_listener_settings(&values, &idle_timeouts, trusted)
+    };
+    tasks.spawn(listener::serve(deps.public, routes, settings, listening.clone()));
     tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));
 
     tracing::info!(%public, %admin, %process, transports = values.text(name::TRANSPORTS), "the edge serves");
     let life = EdgeLifecycle { shared, opener, fallback, drain, listening, flushed, writers, stop, tasks };
     let life = tokio::spawn(life.run_until_shutdown(deps.shutdown, failed));
     Ok(RunningEdge { public, admin, process, life })
+}
+
+/// The times after which silent connections are pinged and closed.
+struct IdleTimeouts {
+    activity: Duration,
+    keep_alive: Duration,
+}
+
+impl IdleTimeouts {
+    fn from_values(values: &ServerConfig) -> Result<Self, StartError> {
+        let activity = values.number(name::ACTIVITY_TIMEOUT_SECONDS);
+        let keep_alive = values.number(name::KEEP_ALIVE_SECONDS);
+        if keep_alive < 2 * activity {
+            return Err(StartError::KeepAliveShort { keep_alive, activity });
+        }
+        Ok(Self { activity: Duration::from_secs(activity), keep_alive: Duration::from_secs(keep_alive) })
+    }
+}
+
+/// The rules of the public listener that its variables decide.
+fn build_listener_settings(
+    values: &ServerConfig,
+    idle_timeouts: &IdleTimeouts,
+    trusted: TrustedProxies,
+) -> ListenerSettings {
+    let mode = ProxyProtocolMode::parse(values.text(name::PROXY_PROTOCOL));
+    ListenerSettings {
+        timeouts: ListenerTimeouts { head: idle_timeouts.keep_alive, ..ListenerTimeouts::default() },
+        proxy_protocol: ProxyProtocol { mode, trusted },
+        base_path: values.text(name::BASE_PATH).to_owned(),
+        ..ListenerSettings::default()
+    }
+}
+
+/// Waits for the stream, and reports that it did not appear.
+async fn report_missing_stream(client: kinesis::KinesisClient, failures: mpsc::Sender<StopError>) {
+    if let Err(error) = stream_check::wait_for_stream(client).await {
+        let _ = failures.send(error).await;
+    }
+}
+
+/// The networks that the variables name, which were checked with them.
+fn parse_trusted_proxies(values: &ServerConfig) -> TrustedProxies {
+    values.list_items(name::TRUSTED_PROXIES).filter_map(|network| network.parse().ok()).collect()
 }
 
 fn parse_transports(values: &ServerConfig) -> Result<Vec<Transport>, StartError> {

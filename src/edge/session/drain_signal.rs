@@ -6,14 +6,18 @@
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::close_reason::CloseReason;
+use crate::edge::session::Session;
 use crate::protocol::frame::code;
 
-/// Bounds the time that an HTTP session of pusher-js lives without a receive, and the wait for its close frame in a drain.
+/// Bounds the time that an HTTP session lives without a receive, in a drain too.
 pub const RECEIVER_GRACE: Duration = Duration::from_secs(5);
+
+/// Bounds the time that a session which is closed stays for a client that holds a receive and does not read it.
+pub const CLOSE_LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bounds the wait for messages that a client sent before its close frame arrived.
 const IN_FLIGHT_MESSAGES_GRACE: Duration = Duration::from_secs(3);
@@ -52,6 +56,18 @@ impl DrainSignal {
         self.started.is_cancelled()
     }
 
+    /// A token that is cancelled once the drain has started.
+    pub fn started_token(&self) -> CancellationToken {
+        self.started.clone()
+    }
+
+    /// The close reason of clients that come while the server drains. They come to it because a connection or a load
+    /// balancer still leads there: at once it would lead there again, so they wait before they reconnect.
+    pub fn newcomer_close_reason(&self) -> CloseReason {
+        let reason = "the server is going away, come back in a moment";
+        CloseReason { drain: true, ..CloseReason::new(code::OVER_CAPACITY, reason) }
+    }
+
     /// The close reason that clients receive from a draining server.
     pub fn close_reason(&self) -> CloseReason {
         let code = self.code.load(Ordering::Relaxed);
@@ -63,10 +79,15 @@ impl DrainSignal {
     }
 }
 
-/// Waits until in-flight client messages have arrived after the close frame, or until the client has not received for
-/// the grace period.
-pub async fn wait_in_flight_messages(close_delivered: impl Future<Output = ()>) {
-    if timeout(RECEIVER_GRACE, close_delivered).await.is_ok() {
+/// Waits until in-flight client messages have arrived after the close frame, or until the client has not received, or not
+/// read, for too long.
+pub async fn wait_in_flight_messages(session: &Session) {
+    let is_delivered = tokio::select! {
+        () = session.close_delivered() => true,
+        () = session.detached_for(RECEIVER_GRACE) => false,
+        () = sleep(CLOSE_LINGER_TIMEOUT) => false,
+    };
+    if is_delivered {
         sleep(IN_FLIGHT_MESSAGES_GRACE).await;
     }
 }

@@ -4,9 +4,6 @@
 
 use std::time::{Duration, Instant};
 
-/// Bounds the silence after which a side pings the other; clients receive it in whole seconds.
-pub const ACTIVITY_TIMEOUT: Duration = Duration::from_mins(2);
-
 /// Time that the client has for its pong.
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -24,19 +21,21 @@ pub enum LivenessStep {
 /// The activity of one client.
 #[derive(Clone, Copy, Debug)]
 pub struct LivenessTracker {
+    /// Bounds the silence after which a side pings the other.
+    activity_timeout: Duration,
     last_activity: Instant,
     pinged_at: Option<Instant>,
 }
 
 impl LivenessTracker {
     /// Starts with a client that was active just now.
-    pub fn new(now: Instant) -> Self {
-        Self { last_activity: now, pinged_at: None }
+    pub fn new(now: Instant, activity_timeout: Duration) -> Self {
+        Self { activity_timeout, last_activity: now, pinged_at: None }
     }
 
     /// Records activity: any message counts.
     pub fn note_activity(&mut self, now: Instant) {
-        *self = Self::new(now);
+        *self = Self::new(now, self.activity_timeout);
     }
 
     /// The step to take now. A ping counts as sent once this has returned it.
@@ -44,11 +43,11 @@ impl LivenessTracker {
         match self.pinged_at {
             Some(asked) if now >= asked + PONG_TIMEOUT => LivenessStep::GiveUp,
             Some(asked) => LivenessStep::Wait(asked + PONG_TIMEOUT),
-            None if now >= self.last_activity + ACTIVITY_TIMEOUT => {
+            None if now >= self.last_activity + self.activity_timeout => {
                 self.pinged_at = Some(now);
                 LivenessStep::SendPing
             }
-            None => LivenessStep::Wait(self.last_activity + ACTIVITY_TIMEOUT),
+            None => LivenessStep::Wait(self.last_activity + self.activity_timeout),
         }
     }
 }
@@ -61,7 +60,7 @@ mod tests {
     fn a_silent_client_is_asked_once_and_then_given_up() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut client = LivenessTracker::new(start);
+        let mut client = LivenessTracker::new(start, Duration::from_secs(120));
         assert_eq!(client.next_step(at(0)), LivenessStep::Wait(at(120)));
         assert_eq!(client.next_step(at(120)), LivenessStep::SendPing);
         assert_eq!(client.next_step(at(121)), LivenessStep::Wait(at(150)), "asked once");

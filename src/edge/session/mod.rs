@@ -61,6 +61,8 @@ pub struct Session {
     pub app: AppId,
     /// The transport that carries it.
     pub transport: Transport,
+    /// Bounds the silence after which a side pings the other; clients receive it in whole seconds.
+    pub activity_timeout: Duration,
     /// When it was opened.
     pub opened_at: Instant,
     state: Mutex<SessionState>,
@@ -86,9 +88,9 @@ struct SessionState {
 impl Session {
     /// A session without an outlet yet.
     pub fn new(
-        socket: SocketId,
-        app: AppId,
+        (socket, app): (SocketId, AppId),
         transport: Transport,
+        activity_timeout: Duration,
         budget: ByteBudget,
         metrics: Arc<EdgeMetrics>,
     ) -> Arc<Self> {
@@ -101,10 +103,10 @@ impl Session {
             close_delivered: false,
             receiver_number: 0,
             detached_since: Some(now),
-            liveness: LivenessTracker::new(now),
+            liveness: LivenessTracker::new(now, activity_timeout),
         };
         let (state, changed) = (Mutex::new(state), Notify::new());
-        Arc::new(Self { socket, app, transport, opened_at: now, state, changed, budget, metrics })
+        Arc::new(Self { socket, app, transport, activity_timeout, opened_at: now, state, changed, budget, metrics })
     }
 
     /// Queues a frame. After the end it goes nowhere.
@@ -304,7 +306,8 @@ pub(crate) mod tests {
     use futures::FutureExt;
 
     pub fn test_session() -> Arc<Session> {
-        Session::new("1.2".into(), "1".into(), Transport::XhrStreaming, ByteBudget::default(), Arc::default())
+        let id = ("1.2".into(), "1".into());
+        Session::new(id, Transport::XhrStreaming, Duration::from_secs(55), ByteBudget::default(), Arc::default())
     }
 
     fn outgoing_now(outlet: &FrameReceiver) -> Option<OutgoingItem> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ pub const OPEN_SESSIONS_MAX: usize = 100_000;
 /// The open sessions of the process.
 pub struct SessionRegistry {
     open: Mutex<HashMap<SocketId, Arc<Session>>>,
+    activity_timeout: Duration,
     budget: ByteBudget,
     metrics: Arc<EdgeMetrics>,
 }
@@ -33,14 +35,15 @@ pub struct SessionGuard {
 }
 
 impl SessionRegistry {
-    /// A registry without any session.
-    pub fn new(metrics: Arc<EdgeMetrics>) -> Arc<Self> {
-        Arc::new(Self { open: Mutex::default(), budget: ByteBudget::default(), metrics })
+    /// A registry without any session. Each of its sessions is pinged after a silence of `activity_timeout`.
+    pub fn new(activity_timeout: Duration, metrics: Arc<EdgeMetrics>) -> Arc<Self> {
+        Arc::new(Self { open: Mutex::default(), activity_timeout, budget: ByteBudget::default(), metrics })
     }
 
     /// Opens a session; `None` at the limit.
     pub fn open(self: &Arc<Self>, socket: SocketId, app: AppId, transport: Transport) -> Option<SessionGuard> {
-        let session = Session::new(socket, app, transport, self.budget.clone(), self.metrics.clone());
+        let (budget, metrics) = (self.budget.clone(), self.metrics.clone());
+        let session = Session::new((socket, app), transport, self.activity_timeout, budget, metrics);
         {
             let mut open = self.lock_open();
             if open.len() >= OPEN_SESSIONS_MAX {

@@ -21,7 +21,8 @@ use crate::protocol::frame::code;
 ///
 /// The session is closed once `detached` resolves: no receive is open, and none has been for the transport's grace
 /// period. It is closed with the reason of `aborted` once that resolves: a receive was aborted on a transport where that
-/// ends the session. In a drain the loop goes on for the messages that are still in flight.
+/// ends the session. In both cases the messages that arrived before are applied first. In a drain the loop goes on for the
+/// messages that are still in flight.
 pub async fn drive_http_session(
     shared: &TransportContext,
     guard: SessionGuard,
@@ -34,30 +35,23 @@ pub async fn drive_http_session(
     let (mut order, mut duplicates) = (ReorderBuffer::default(), DuplicateFilter::default());
     duplicates.insert_if_new(first.mark.relay_number);
     let mut ready = order.push(first.mark.number, first, Instant::now().into());
-    let mut timers = SessionTimers::start();
-    let in_flight = wait_in_flight_messages(session.close_delivered());
+    let mut timers = SessionTimers::start(session.activity_timeout);
+    let in_flight = wait_in_flight_messages(&session);
     tokio::pin!(detached, aborted, in_flight);
     let mut drains = false;
-    loop {
-        for request in std::mem::take(&mut ready) {
-            for message in &request.messages {
-                connection.apply_message(message).await;
-            }
-        }
+    let ended = loop {
+        apply_requests(&mut connection, std::mem::take(&mut ready)).await;
         let overdue: Option<Instant> = order.next_due().map(Into::into);
         tokio::select! {
             biased;
             () = session.close_requested(), if !drains => {
                 drains = session.close_reason().is_some_and(|closing| closing.drain);
                 if !drains {
-                    break;
+                    break None;
                 }
             }
-            () = &mut in_flight, if drains => break,
-            reason = &mut aborted => {
-                session.close(reason);
-                break;
-            }
+            () = &mut in_flight, if drains => break None,
+            reason = &mut aborted => break Some(reason),
             Some(request) = inbox.recv() => {
                 if duplicates.insert_if_new(request.mark.relay_number) {
                     ready = order.push(request.mark.number, request, Instant::now().into());
@@ -69,12 +63,30 @@ pub async fn drive_http_session(
                 ready = order.release_overdue(Instant::now().into());
             }
             () = &mut detached, if !drains => {
-                session.close(CloseReason::new(code::INACTIVE, "nobody received for too long"));
+                break Some(CloseReason::new(code::INACTIVE, "nobody received for too long"));
             }
             due = timers.next(&connection) => timers.apply(due, &mut connection).await,
         }
-    }
+    };
     inbox.close();
+    if let Some(reason) = ended {
+        while let Ok(request) = inbox.try_recv() {
+            if duplicates.insert_if_new(request.mark.relay_number) {
+                ready.extend(order.push(request.mark.number, request, Instant::now().into()));
+            }
+        }
+        ready.extend(order.release_all());
+        apply_requests(&mut connection, ready).await;
+        session.close(reason);
+    }
     connection.tear_down().await;
     drop(guard);
+}
+
+async fn apply_requests(connection: &mut Connection, requests: Vec<InboxRequest>) {
+    for request in requests {
+        for message in &request.messages {
+            connection.apply_message(message).await;
+        }
+    }
 }

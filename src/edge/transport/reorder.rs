@@ -106,6 +106,11 @@ impl<T> ReorderBuffer<T> {
         ready
     }
 
+    /// Releases every request that waits, in order: no further one arrives.
+    pub fn release_all(&mut self) -> Vec<T> {
+        std::mem::take(&mut self.waiting).into_values().flat_map(|(_, items)| items).collect()
+    }
+
     fn release_following(&mut self, ready: &mut Vec<T>) {
         while let Some(next) = self.next
             && let Some((_, items)) = self.waiting.remove(&next)

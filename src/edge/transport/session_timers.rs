@@ -4,11 +4,11 @@
 //! requests.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::edge::pusher::connection::Connection;
-use crate::edge::session::liveness::ACTIVITY_TIMEOUT;
 
 /// The timer that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +23,13 @@ pub enum DueTimer {
 pub struct SessionTimers {
     /// One timer for the whole session, not one that enters and leaves the runtime's wheel with every event.
     liveness: Pin<Box<Sleep>>,
+    activity_timeout: Duration,
 }
 
 impl SessionTimers {
     /// Starts the timers of a client that was active just now.
-    pub fn start() -> Self {
-        Self { liveness: Box::pin(sleep_until(Instant::now() + ACTIVITY_TIMEOUT)) }
+    pub fn start(activity_timeout: Duration) -> Self {
+        Self { liveness: Box::pin(sleep_until(Instant::now() + activity_timeout)), activity_timeout }
     }
 
     /// Resolves with the timer that is due. Nothing is lost when it is dropped before.
@@ -45,7 +46,7 @@ impl SessionTimers {
         match due {
             DueTimer::Liveness => {
                 let next_check =
-                    connection.check_liveness().map_or_else(|| Instant::now() + ACTIVITY_TIMEOUT, Into::into);
+                    connection.check_liveness().map_or_else(|| Instant::now() + self.activity_timeout, Into::into);
                 self.liveness.as_mut().reset(next_check);
             }
             DueTimer::PendingSubscription => connection.retry_pending().await,

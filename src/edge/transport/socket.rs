@@ -7,7 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures::SinkExt;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -43,6 +48,10 @@ const SOCKET_BATCH_BYTES: usize = 16 << 10;
 /// Bounds the write of one batch.
 const FRAMES_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bounds the write of one batch once a drain has closed the session: a client that is some seconds behind still receives
+/// its queue, and one that reads nothing does not hold the process.
+const DRAIN_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Bounds the closing handshake, in each direction.
 const CLOSE_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -52,6 +61,12 @@ const UNREADABLE_LINGER_DELAY: Duration = Duration::from_secs(1);
 
 /// Bytes of the reason in a close frame (RFC 6455, 5.5).
 const CLOSE_REASON_BYTES_MAX: usize = 123;
+
+/// The one version of the protocol (RFC 6455, 4.1).
+const WEBSOCKET_VERSION: &str = "13";
+
+/// Bytes of a handshake's key (RFC 6455, 4.1).
+const WEBSOCKET_KEY_BYTES: usize = 16;
 
 /// WebSocket's own code for what breaks its protocol.
 const PROTOCOL_ERROR_CODE: u16 = 1002;
@@ -115,8 +130,33 @@ pub enum SocketEnd {
     Closed(CloseReason),
 }
 
+/// The upgrade of a request, or the answer to a handshake that is not that of RFC 6455: another version is told the right
+/// one, and the key has 16 bytes.
+///
+/// # Errors
+/// The answer.
+pub fn check_upgrade(
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    headers: &HeaderMap,
+) -> Result<WebSocketUpgrade, Response> {
+    let upgrade = upgrade.map_err(|rejection| match rejection {
+        WebSocketUpgradeRejection::InvalidWebSocketVersionHeader(_) => (
+            StatusCode::BAD_REQUEST,
+            [(header::SEC_WEBSOCKET_VERSION, WEBSOCKET_VERSION)],
+            "`Sec-WebSocket-Version` must be 13\n",
+        )
+            .into_response(),
+        rejection => rejection.into_response(),
+    })?;
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| BASE64_STANDARD.decode(key.as_bytes()).ok());
+    if key.is_none_or(|key| key.len() != WEBSOCKET_KEY_BYTES) {
+        return Err((StatusCode::BAD_REQUEST, "`Sec-WebSocket-Key` must be 16 bytes in Base64\n").into_response());
+    }
+    Ok(limit_upgrade(upgrade))
+}
+
 /// Bounds the buffers and the messages of a socket before it is upgraded.
-pub fn limit_upgrade(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
+fn limit_upgrade(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
     upgrade
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES)
@@ -189,16 +229,16 @@ impl ClientSocket {
             SocketEnd::Gone => Some(()),
             SocketEnd::Broken => {
                 let (code, reason) = BROKEN_FRAMING_CLOSE;
-                self.send_close_frame(code, reason).await
+                self.send_close_frame(code, reason, CLOSE_HANDSHAKE_TIMEOUT).await
             }
             SocketEnd::Unreadable(closing) => {
                 metrics.refusals.with_label(RefusalReason::Unreadable).inc();
-                if self.send_close_frame(closing.code, &closing.reason).await.is_some() {
+                if self.send_close_frame(closing.code, &closing.reason, CLOSE_HANDSHAKE_TIMEOUT).await.is_some() {
                     sleep(UNREADABLE_LINGER_DELAY).await;
                 }
                 return;
             }
-            SocketEnd::Closed(closing) => self.send_close(closing).await,
+            SocketEnd::Closed(closing) => self.send_close(closing, CLOSE_HANDSHAKE_TIMEOUT).await,
         };
         if sent.is_some() {
             // A socket that is dropped with unread bytes is reset, and the close frame may be lost with it. The client's
@@ -209,12 +249,12 @@ impl ClientSocket {
     }
 
     /// Writes frames of the session; `None` when the socket is gone. Once the session is closed, a write that blocks is
-    /// abandoned.
+    /// abandoned; in a drain only after [`DRAIN_WRITE_TIMEOUT`], since the client has done nothing wrong.
     async fn write_frames(&mut self, session: &Session, frames: Vec<Bytes>) -> Option<()> {
         tokio::select! {
             biased;
             sent = self.send_frames(frames) => sent.ok(),
-            () = session.close_requested() => Some(()),
+            abandoned = wait_write_abandoned(session) => abandoned,
             () = sleep(FRAMES_WRITE_TIMEOUT) => None,
         }
     }
@@ -234,26 +274,25 @@ impl ClientSocket {
     }
 
     /// Sends the close of the session; `None` when the socket is gone.
-    async fn send_close(&mut self, closing: &CloseReason) -> Option<()> {
+    async fn send_close(&mut self, closing: &CloseReason, within: Duration) -> Option<()> {
         if self.framing != SocketFraming::SockjsFrames {
-            return self.send_close_frame(closing.code, &closing.reason).await;
+            return self.send_close_frame(closing.code, &closing.reason, within).await;
         }
-        self.send_text(&sockjs::encode_close(closing.code, &closing.reason)).await?;
+        let close = Message::text(sockjs::encode_close(closing.code, &closing.reason));
+        timeout(within, self.wire.send(close)).await.ok()?.ok()?;
         let (code, reason) = NORMAL_CLOSE;
-        self.send_close_frame(code, reason).await
+        self.send_close_frame(code, reason, within).await
     }
 
-    async fn send_close_frame(&mut self, code: u16, reason: &str) -> Option<()> {
+    async fn send_close_frame(&mut self, code: u16, reason: &str, within: Duration) -> Option<()> {
         let reason = reason[..reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX)].into();
         let sent = self.wire.send(Message::Close(Some(CloseFrame { code, reason })));
-        timeout(CLOSE_HANDSHAKE_TIMEOUT, sent).await.ok()?.ok()
+        timeout(within, sent).await.ok()?.ok()
     }
 
-    /// Sends the close of a drain, and applies the messages that the client sent before it arrived.
-    async fn receive_last_messages(&mut self, closing: &CloseReason, connection: &mut Connection) {
-        if self.send_close(closing).await.is_none() {
-            return;
-        }
+    /// Applies the messages that the client sent before it heard of the end, or before it went: they are read in order up
+    /// to its close.
+    async fn apply_last_messages(&mut self, connection: &mut Connection) {
         let last_messages = async {
             while let Ok(input) = self.read().await {
                 for message in input.into_messages() {
@@ -278,7 +317,7 @@ async fn drive_socket(
     for message in first {
         connection.apply_message(&message).await;
     }
-    let mut timers = SessionTimers::start();
+    let mut timers = SessionTimers::start(session.activity_timeout);
     let has_heartbeat = socket.framing == SocketFraming::SockjsFrames;
     let mut heartbeat_at = Instant::now() + SOCKJS_HEARTBEAT_INTERVAL;
     let end = loop {
@@ -289,6 +328,7 @@ async fn drive_socket(
                         heartbeat_at = Instant::now() + SOCKJS_HEARTBEAT_INTERVAL;
                     }
                     if socket.write_frames(&session, frames).await.is_none() {
+                        socket.apply_last_messages(&mut connection).await;
                         break SocketEnd::Gone;
                     }
                 }
@@ -310,6 +350,7 @@ async fn drive_socket(
             due = timers.next(&connection) => timers.apply(due, &mut connection).await,
             () = async { sleep_until(heartbeat_at).await }, if has_heartbeat => {
                 if socket.send_text(HEARTBEAT_FRAME).await.is_none() {
+                    socket.apply_last_messages(&mut connection).await;
                     break SocketEnd::Gone;
                 }
                 heartbeat_at = Instant::now() + SOCKJS_HEARTBEAT_INTERVAL;
@@ -318,7 +359,9 @@ async fn drive_socket(
     };
     let end = match end {
         SocketEnd::Closed(closing) if closing.drain => {
-            socket.receive_last_messages(&closing, &mut connection).await;
+            if socket.send_close(&closing, DRAIN_WRITE_TIMEOUT).await.is_some() {
+                socket.apply_last_messages(&mut connection).await;
+            }
             SocketEnd::Gone
         }
         end => end,
@@ -326,6 +369,16 @@ async fn drive_socket(
     connection.tear_down().await;
     drop(guard);
     end
+}
+
+/// Resolves when a blocked write is to be abandoned because the session was closed: `None` when its client does not read.
+async fn wait_write_abandoned(session: &Session) -> Option<()> {
+    session.close_requested().await;
+    if session.close_reason().is_some_and(|closing| closing.drain) {
+        sleep(DRAIN_WRITE_TIMEOUT).await;
+        return None;
+    }
+    Some(())
 }
 
 /// The close reason for a client whose bytes cannot be read on: one of WebSocket's own codes, after which clients of

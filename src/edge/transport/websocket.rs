@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use crate::edge::apps::client_address::Caller;
 use crate::edge::close_reason::CloseReason;
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::transport::context::TransportContext;
-use crate::edge::transport::socket::{ClientSocket, SocketFraming, limit_upgrade};
+use crate::edge::transport::socket::{ClientSocket, SocketFraming, check_upgrade};
 use crate::protocol::Transport;
 use crate::protocol::frame::code;
 
@@ -22,8 +22,13 @@ pub async fn upgrade_websocket(
     Path(key): Path<String>,
     RawQuery(query): RawQuery,
     caller: Caller,
-    upgrade: WebSocketUpgrade,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
+    let upgrade = match check_upgrade(upgrade, &headers) {
+        Ok(upgrade) => upgrade,
+        Err(answer) => return answer,
+    };
     let opened = shared.opener.open(&key, query.as_deref().unwrap_or_default(), &caller, Transport::Websocket);
     accept_upgrade(shared, upgrade, opened)
 }
@@ -33,9 +38,10 @@ pub async fn upgrade_websocket(
 pub async fn refuse_unknown_path(
     State(shared): State<Arc<TransportContext>>,
     caller: Caller,
+    headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
-    let Ok(upgrade) = upgrade else { return StatusCode::NOT_FOUND.into_response() };
+    let Ok(upgrade) = check_upgrade(upgrade, &headers) else { return StatusCode::NOT_FOUND.into_response() };
     let closing = CloseReason::new(code::PATH_UNKNOWN, "no app has this path: connect to /app/KEY");
     shared.opener.count_refusal(&closing, &caller);
     accept_upgrade(shared, upgrade, Err(closing))
@@ -47,7 +53,7 @@ fn accept_upgrade(
     opened: Result<SessionGuard, CloseReason>,
 ) -> Response {
     let tasks = shared.opener.session_tasks.clone();
-    limit_upgrade(upgrade).on_upgrade(move |wire| {
+    upgrade.on_upgrade(move |wire| {
         // Tracked, so that the process waits for sessions that are about to leave.
         tasks.track_future(async move {
             let socket = ClientSocket::new(wire, SocketFraming::Pusher);

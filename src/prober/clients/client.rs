@@ -197,8 +197,8 @@ mod tests {
         let channel = ChannelName::parse("presence-a").expect("a name");
         for (code, told, reason) in [
             (Some(4100), frame::BUS_UNAVAILABLE_MESSAGE, Reason::FanoutBroken),
-            (None, frame::SUBSCRIPTION_QUEUED_MESSAGE, Reason::FanoutBroken),
-            (Some(4009), "invalid signature", Reason::SubscribeRejected),
+            (Some(4100), frame::SUBSCRIPTION_QUEUED_MESSAGE, Reason::FanoutBroken),
+            (None, "invalid signature", Reason::SubscribeRejected),
         ] {
             let (sender, _sent) = mpsc::channel(8);
             let (told_sender, inbound) = mpsc::channel(8);

@@ -75,7 +75,7 @@ impl Ws {
 
     pub async fn greeted(&mut self) {
         let greeting = self.next().await;
-        assert_eq!((greeting.event.as_str(), &greeting.data["activity_timeout"]), (ESTABLISHED, &json!(120)));
+        assert_eq!((greeting.event.as_str(), &greeting.data["activity_timeout"]), (ESTABLISHED, &json!(55)));
         greeting.data["socket_id"].as_str().expect("an id").clone_into(&mut self.id);
     }
 

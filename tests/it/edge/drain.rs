@@ -107,6 +107,69 @@ async fn a_drained_client_can_reconnect_although_its_app_is_at_its_connection_li
     other.stop().await;
 }
 
+#[tokio::test]
+async fn a_share_of_the_clients_moves_and_the_server_serves_on() {
+    let bus = MemoryBus::new();
+    let edge = start_with("websocket", vec![app("1", true)], &[], bus.for_another_process(), None).await;
+    let other = start_with("websocket", vec![app("1", true)], &[], bus, None).await;
+    let mut crowd = Vec::new();
+    for _ in 0..20 {
+        crowd.push(edge.websocket().await);
+    }
+    assert_eq!(drain(&edge, "?share=0").await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(drain(&edge, "?share=25").await.0, StatusCode::ACCEPTED);
+    // A client that does not answer its close stays for a moment, so every client reads.
+    let (mut moved, mut stayed) = (0, 0);
+    for mut ws in crowd {
+        let next = timeout(Duration::from_secs(1), ws.socket.next()).await;
+        match next {
+            Ok(Some(Ok(Message::Close(Some(frame))))) => {
+                assert_eq!(u16::from(frame.code), 4200);
+                moved += 1;
+                other.websocket().await.still_serves().await;
+            }
+            Ok(found) => panic!("not a close frame: {found:?}"),
+            Err(_) => {
+                ws.still_serves().await;
+                stayed += 1;
+            }
+        }
+    }
+    assert_eq!((moved, stayed), (5, 15));
+    assert_eq!(
+        (edge.admin("/readyz").await.status(), progress(&edge).await["stage"].as_str()),
+        (StatusCode::OK, Some("serving"))
+    );
+    edge.websocket().await.still_serves().await;
+    drain(&edge, "").await;
+    stage(&edge, "drained").await;
+    let (status, told) = drain(&edge, "?share=25").await;
+    assert!(status == StatusCode::BAD_REQUEST && told.as_str().is_some_and(|text| text.contains("drains")), "{told}");
+    edge.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn a_drain_lets_go_of_connections_and_tells_newcomers_to_wait() {
+    let edge = alone("sockjs").await;
+    let mut xhr = Xhr::new(&edge, "key1", "drained", "xhr");
+    xhr.greeted().await;
+    drain(&edge, "").await;
+    stage(&edge, "closing").await;
+    assert!(matches!(xhr.frame().await, FallbackFrame::Close(4200, _)));
+    stage(&edge, "drained").await;
+    for path in ["xhr", "xhr_streaming"] {
+        let url = edge.url(&format!("/pusher/app/key1/7/new-{path}/{path}?protocol=7"));
+        let answer = edge.http.post(url).send().await.expect("an answer");
+        assert_eq!(answer.headers()["connection"], "close", "{path}");
+        let text = answer.text().await.expect("a text");
+        assert!(text.contains("c[4100,"), "{path}: {text}");
+    }
+    let answer = edge.publish("1", &json!({ "name": "e", "data": "1", "channel": "room" })).await;
+    assert_eq!((answer.status().as_u16(), &answer.headers()["connection"]), (200, &"close".parse().expect("a value")));
+    edge.stop().await;
+}
+
 /// The numbers that a watcher hears.
 async fn numbers(watcher: &mut Ws, count: usize) -> Vec<u64> {
     let mut numbers = Vec::new();

@@ -233,16 +233,7 @@ async fn unusual_json_is_refused_or_forwarded_unchanged() {
         ("a hundred thousand levels", "[".repeat(100_000), "not a JSON object"),
         ("levels instead of a channel", subscribe, "needs `channel`"),
         ("levels in a client event", said(&deep(60_000)), "at most 10240"),
-        (
-            "half a surrogate in a name",
-            r#"{"event":"client-\ud800","channel":"private-room"}"#.into(),
-            "not a JSON object",
-        ),
-        (
-            "half a surrogate in a channel",
-            r#"{"event":"client-a","channel":"\udc00","data":1}"#.into(),
-            "not a JSON object",
-        ),
+        ("half a surrogate in a channel", r#"{"event":"client-a","channel":"\udc00","data":1}"#.into(), "in it"),
         ("an event twice", r#"{"event":"pusher:ping","event":"client-a"}"#.into(), "not a JSON object"),
         ("a text, large and full of signs", format!("\"{}\"", "\u{7f}".repeat(100_000)), "not a JSON object"),
         ("nothing", String::new(), "not a JSON object"),
@@ -254,7 +245,8 @@ async fn unusual_json_is_refused_or_forwarded_unchanged() {
         assert!(error["message"].as_str().is_some_and(|text| text.contains(part)), "{name}: {error}");
     }
     for (name, data, passed) in [
-        ("half a surrogate", r#""\ud800""#.to_owned(), r#""\ud800""#.to_owned()),
+        ("half a surrogate", r#""\ud800""#.to_owned(), "\u{fffd}".to_owned()),
+        ("half a surrogate in an object", r#"{"a":"\ud800"}"#.to_owned(), r#"{"a":"\ud800"}"#.to_owned()),
         ("many levels", deep(5_000), deep(5_000)),
         ("digits", "1e999".to_owned(), "1e999".to_owned()),
     ] {
@@ -264,7 +256,6 @@ async fn unusual_json_is_refused_or_forwarded_unchanged() {
     for (name, body) in [
         ("levels", "[".repeat(100_000).into_bytes()),
         ("not UTF-8", b"{\"name\":\"e\",\"channel\":\"a\",\"data\":\"\xff\"}".to_vec()),
-        ("half a surrogate", br#"{"name":"\ud800","channel":"a","data":""}"#.to_vec()),
         ("cut short", br#"{"name":"e","chan"#.to_vec()),
     ] {
         assert_eq!(signed(&edge, &body, now()).await, 400, "{name}");
@@ -287,8 +278,6 @@ async fn unreadable_sends_and_sends_to_no_session_are_refused() {
     let levels = "[".repeat(100_000).into_bytes();
     for (name, path, body, status) in [
         ("levels", own, &levels[..], 500),
-        ("not UTF-8", own, b"[\"\xff\"]", 500),
-        ("half a surrogate", own, br#"["\ud800"]"#, 500),
         ("nothing", own, b"", 500),
         ("too large", own, &vec![b' '; (256 << 10) + 1], 413),
         ("no session", "/pusher/app/key1/7/none/xhr_send", b"[]", 404),
@@ -313,7 +302,7 @@ async fn a_signature_is_for_one_socket_and_for_ten_minutes() {
     one.send(&of_one).await;
     one.expect(SUBSCRIBED).await;
     two.send(&of_one).await;
-    assert_eq!(two.expect("pusher:error").await.data["code"], 4009);
+    assert_eq!(two.expect("pusher:error").await.data["code"], Value::Null);
     assert_eq!(two.expect("pusher:subscription_error").await.data["status"], 401);
     for (name, then, status) in [
         ("now", now(), 200),
@@ -378,10 +367,10 @@ async fn a_socket_is_refused_channels_beyond_the_limit() {
                 entered += 1;
                 continue;
             }
-            assert_eq!((answer.event.as_str(), &answer.data["code"]), ("pusher:error", &json!(4100)));
-            match ws.expect("pusher:subscription_error").await.data["status"].as_u64() {
-                Some(403) => full += 1,
-                Some(429) => often += 1,
+            assert_eq!(answer.event, "pusher:error");
+            match (ws.expect("pusher:subscription_error").await.data["status"].as_u64(), answer.data["code"].as_u64()) {
+                (Some(403), None) => full += 1,
+                (Some(429), Some(4100)) => often += 1,
                 other => panic!("{other:?}"),
             }
         }

@@ -48,9 +48,9 @@ async fn presence_subscriptions_wait_while_redis_is_unavailable_and_receive_the_
     }
     waiting(&one, 4).await;
     waiting(&two, 1).await;
-    // Each receives an error without a code, since nothing is refused.
+    // Each receives an error with a code, since the trouble is the server's.
     for client in [&mut came, &mut leaves, &mut changes_its_mind] {
-        assert_eq!(client.expect("pusher:error").await.data["code"], Value::Null);
+        assert_eq!(client.expect("pusher:error").await.data["code"], 4100);
     }
     changes_its_mind.expect("pusher:error").await;
     over_http.expect("pusher:error").await;

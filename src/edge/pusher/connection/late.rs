@@ -7,7 +7,7 @@ use crate::edge::metrics::WaitResult;
 use crate::edge::pusher::connection::Connection;
 use crate::edge::pusher::pending_subscriptions::{PendingOutcome, PendingSubscription};
 use crate::protocol::ChannelName;
-use crate::protocol::frame::{self, PresenceMember};
+use crate::protocol::frame::{self, PresenceMember, code};
 
 impl Connection {
     /// Resolves when [`Self::retry_pending`] is due: never without pending subscriptions.
@@ -38,7 +38,7 @@ impl Connection {
         }
         // A bus that only waits for all processes to re-register is up.
         if !self.shared.bus.is_available() || self.shared.bus.is_presence_ready() {
-            self.session.push(frame::error_frame(None, frame::SUBSCRIPTION_QUEUED_MESSAGE).into());
+            self.session.push(frame::error_frame(Some(code::OVER_CAPACITY), frame::SUBSCRIPTION_QUEUED_MESSAGE).into());
         }
     }
 

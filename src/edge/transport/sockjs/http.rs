@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::edge::apps::client_address::Caller;
 use crate::edge::transport::inbox::RequestId;
 use crate::edge::transport::session_ownership::SessionOwnership;
-use crate::edge::transport::socket::{ClientSocket, SocketFraming, limit_upgrade};
+use crate::edge::transport::socket::{ClientSocket, SocketFraming, check_upgrade};
 use crate::edge::transport::sockjs::answer::ReceiveAnswer;
 use crate::edge::transport::sockjs::context::{BASE_PATH, SockjsContext};
 use crate::edge::transport::sockjs::route::{SessionAction, SockjsEndpoint};
@@ -39,6 +39,8 @@ const HTMLFILE_CALLBACK_MAX_LEN: usize = 128;
 
 /// Longest name of a callback, as other servers have it.
 const JSONP_CALLBACK_MAX_LEN: usize = 32;
+
+const X_FORWARDED_PROTO_HEADER: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 const PLAIN_CONTENT_TYPE: &str = "text/plain; charset=UTF-8";
 const SCRIPT_CONTENT_TYPE: &str = "application/javascript; charset=UTF-8";
@@ -95,9 +97,9 @@ pub async fn serve(
         (SockjsEndpoint::Iframe, _) => answer_iframe(&context, query, &headers),
         (SockjsEndpoint::Info, Method::OPTIONS) => answer_preflight(&context, &headers, "OPTIONS, GET"),
         (SockjsEndpoint::Info, _) => answer_info(&context, &headers),
-        (SockjsEndpoint::RawSocket, _) => upgrade_socket(context, upgrade, caller, SocketFraming::SockjsRaw),
+        (SockjsEndpoint::RawSocket, _) => upgrade_socket(context, upgrade, &headers, caller, SocketFraming::SockjsRaw),
         (SockjsEndpoint::Session(_, SessionAction::Socket), _) => {
-            upgrade_socket(context, upgrade, caller, SocketFraming::SockjsFrames)
+            upgrade_socket(context, upgrade, &headers, caller, SocketFraming::SockjsFrames)
         }
         (SockjsEndpoint::Session(..), Method::OPTIONS) => answer_preflight(&context, &headers, "OPTIONS, POST"),
         (SockjsEndpoint::Session(id, action @ (SessionAction::Send | SessionAction::JsonpSend)), _) => {
@@ -201,13 +203,24 @@ async fn answer_send(context: &SockjsContext, id: &str, action: SessionAction, s
     }
 }
 
-fn upgrade_socket(context: SockjsContext, upgrade: UpgradeResult, caller: Caller, framing: SocketFraming) -> Response {
-    let Ok(upgrade) = upgrade else {
-        return build_response(StatusCode::BAD_REQUEST, HeaderMap::new(), "Not a valid websocket request");
+fn upgrade_socket(
+    context: SockjsContext,
+    upgrade: UpgradeResult,
+    headers: &HeaderMap,
+    caller: Caller,
+    framing: SocketFraming,
+) -> Response {
+    let upgrade = match check_upgrade(upgrade, headers) {
+        Ok(upgrade) => upgrade,
+        Err(refused) => {
+            let version = refused.headers().get(header::SEC_WEBSOCKET_VERSION).cloned();
+            let headers = version.map(|version| (header::SEC_WEBSOCKET_VERSION, version)).into_iter().collect();
+            return build_response(StatusCode::BAD_REQUEST, headers, "Not a valid websocket request");
+        }
     };
     let shared = context.shared;
     let tasks = shared.opener.session_tasks.clone();
-    limit_upgrade(upgrade).on_upgrade(move |wire| {
+    upgrade.on_upgrade(move |wire| {
         // Tracked, so that the process waits for sessions that are about to leave.
         tasks.track_future(serve_socket(ClientSocket::new(wire, framing), shared, caller))
     })
@@ -311,7 +324,17 @@ fn set_session_cookie(context: &SockjsContext, request: &HeaderMap, headers: &mu
     }
     let own =
         request.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok()).find_map(find_session_cookie);
-    insert_header(headers, header::SET_COOKIE, &format!("JSESSIONID={}; path=/", own.unwrap_or("dummy")));
+    let attributes = if is_behind_tls(request) { "; SameSite=None; Secure" } else { "" };
+    insert_header(headers, header::SET_COOKIE, &format!("JSESSIONID={}; path=/{attributes}", own.unwrap_or("dummy")));
+}
+
+/// Whether the client speaks TLS, to a proxy that says so or as a page that may speak nothing else. A client that claims it
+/// changes its own cookie alone, so the header needs no trusted proxy.
+fn is_behind_tls(request: &HeaderMap) -> bool {
+    let read = |name: HeaderName| request.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let is_https = |scheme: &str| scheme.trim().eq_ignore_ascii_case("https");
+    read(X_FORWARDED_PROTO_HEADER).split(',').next().is_some_and(is_https)
+        || read(header::ORIGIN).split_once("://").is_some_and(|(scheme, _)| is_https(scheme))
 }
 
 fn find_session_cookie(cookies: &str) -> Option<&str> {
@@ -329,6 +352,23 @@ fn insert_header(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tls_is_told_by_the_proxy_or_by_the_page() {
+        for (name, value, is_tls) in [
+            ("x-forwarded-proto", "https", true),
+            ("x-forwarded-proto", "HTTPS, http", true),
+            ("x-forwarded-proto", "http, https", false),
+            ("origin", "https://shop.example.com", true),
+            ("origin", "http://shop.example.com", false),
+            ("origin", "null", false),
+            ("host", "https", false),
+        ] {
+            let name: HeaderName = name.parse().expect("a name");
+            let headers = HeaderMap::from_iter([(name.clone(), HeaderValue::from_static(value))]);
+            assert_eq!(is_behind_tls(&headers), is_tls, "{name}: {value}");
+        }
+    }
 
     #[test]
     fn the_clients_own_cookie_is_found_among_others() {

@@ -16,6 +16,7 @@ use tracing::Instrument;
 use crate::edge::apps::client_address::Caller;
 use crate::edge::close_reason::CloseReason;
 use crate::edge::metrics::RefusalReason;
+use crate::edge::session::drain_signal::CLOSE_LINGER_TIMEOUT;
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::session::{ByteBudget, FrameReceiver, OutgoingItem, Session};
 use crate::edge::transport::context::TransportContext;
@@ -32,9 +33,6 @@ pub const SOCKJS_RECEIVER_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a client may take to name its app.
 pub const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Longest that a session stays after its end for a client that keeps asking.
-const SOCKJS_LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Sessions of a process, those without an app too.
 pub const SOCKJS_SESSIONS_MAX: usize = 50_000;
@@ -227,8 +225,9 @@ impl SockjsEntry {
 
 /// A session that only says why there is none.
 fn open_refused_session(shared: &TransportContext, transport: Transport, closing: &CloseReason) -> Arc<Session> {
-    let (socket, app) = (String::new().into(), AppId::from(""));
-    let session = Session::new(socket, app, transport, ByteBudget::default(), shared.hub.metrics.clone());
+    let id = (String::new().into(), AppId::from(""));
+    // It is closed before any silence.
+    let session = Session::new(id, transport, Duration::MAX, ByteBudget::default(), shared.hub.metrics.clone());
     session.push(frame::error_frame(Some(closing.code), &closing.reason).into());
     session.close(closing.clone());
     session
@@ -348,7 +347,7 @@ async fn receive_introduction(
             let Some(caller) = sent.caller.take() else { return Err(introduction_missing()) };
             Ok((open_requested_session(shared, &first, &caller, transport)?, sent))
         }
-        () = shared.opener.draining.wait_started() => Err(shared.opener.draining.close_reason()),
+        () = shared.opener.draining.wait_started() => Err(shared.opener.draining.newcomer_close_reason()),
         () = sleep(INTRODUCTION_TIMEOUT) => Err(introduction_missing()),
     }
 }
@@ -387,6 +386,6 @@ async fn linger_after_close(shared: &TransportContext, entry: &SockjsEntry, sess
         () = entry.wait_aborted() => {}
         () = entry.detached_for_grace() => {}
         () = told_on_the_way_out => {}
-        () = sleep(SOCKJS_LINGER_TIMEOUT) => {}
+        () = sleep(CLOSE_LINGER_TIMEOUT) => {}
     }
 }

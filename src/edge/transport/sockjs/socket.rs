@@ -42,7 +42,7 @@ async fn receive_introduction(
                 }
             }
             () = shared.opener.draining.wait_started() => {
-                return Err(SocketEnd::Closed(shared.opener.draining.close_reason()));
+                return Err(SocketEnd::Closed(shared.opener.draining.newcomer_close_reason()));
             }
             () = sleep_until(deadline) => return Err(SocketEnd::Closed(introduction_missing())),
         }

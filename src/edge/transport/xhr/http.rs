@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -122,12 +122,14 @@ pub async fn receive_messages(
     }
 }
 
-/// `OPTIONS`: a browser asks before each request, because of its content type.
-pub async fn answer_preflight() -> Response {
+/// `OPTIONS`: a browser asks before each request, because of its content type. Every header that it asks for is allowed:
+/// pages with tracing add headers of their own to each request.
+pub async fn answer_preflight(request: HeaderMap) -> Response {
+    let requested = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS).filter(|requested| !requested.is_empty());
     let headers = [
-        (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, OPTIONS"),
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, "content-type"),
-        (header::ACCESS_CONTROL_MAX_AGE, "86400"),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, OPTIONS")),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, requested.cloned().unwrap_or(HeaderValue::from_static("content-type"))),
+        (header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400")),
     ];
     (StatusCode::NO_CONTENT, headers).into_response()
 }

@@ -16,7 +16,7 @@ use url::form_urlencoded;
 use crate::edge::apps::client_address::Caller;
 use crate::edge::apps::handshake::check_origin;
 use crate::edge::close_reason::CloseReason;
-use crate::edge::session::drain_signal::RECEIVER_GRACE;
+use crate::edge::session::drain_signal::{CLOSE_LINGER_TIMEOUT, RECEIVER_GRACE};
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::session::{FrameReceiver, Session};
 use crate::edge::transport::context::TransportContext;
@@ -28,9 +28,6 @@ use crate::protocol::frame::code;
 
 /// Bounds the time that a session lives without a receive.
 pub const XHR_RECEIVER_GRACE: Duration = RECEIVER_GRACE;
-
-/// Longest that a session stays after its end for a client that holds a receive and does not read it.
-const XHR_LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// HTTP sessions of a process.
 pub const XHR_SESSIONS_MAX: usize = 50_000;
@@ -207,7 +204,7 @@ async fn linger_after_close(fallback: Arc<XhrSessions>, session: Arc<Session>, i
     let is_delivered = tokio::select! {
         () = session.close_delivered() => true,
         () = abandoned => false,
-        () = tokio::time::sleep(XHR_LINGER_TIMEOUT) => false,
+        () = tokio::time::sleep(CLOSE_LINGER_TIMEOUT) => false,
     };
     let entry = fallback.lock_entries().remove(&id);
     if let (false, Some(registration)) = (is_delivered, entry.and_then(|entry| entry.registration)) {

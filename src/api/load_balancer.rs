@@ -1,0 +1,38 @@
+//! The settings of a cluster for the load balancer in front of its edges.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the load balancer in front of the edges needs. Servers of release 0.1.0 ignore these fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadBalancerSpec {
+    /// Silence after which client and server ping each other: less than the time after which the load balancer closes an
+    /// idle connection. Defaults to 55.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 5, max = 3600))]
+    pub activity_timeout_seconds: Option<u32>,
+    /// Time for which a pod keeps an idle connection of HTTP open: longer than the load balancer keeps its own. Defaults
+    /// to 120.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = 7200))]
+    pub keep_alive_seconds: Option<u32>,
+    /// Whether a connection from `trustedProxies` begins with a header of the PROXY protocol, version 1 or 2.
+    pub proxy_protocol: ProxyProtocol,
+    /// Prefix that each public path may have, such as `/ws` for `wsPath` of pusher-js. Requests without it are served, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 200), regex(pattern = r"^(/[A-Za-z0-9._~-]+)+$"))]
+    pub base_path: Option<String>,
+}
+
+/// Whether a connection begins with a header of the PROXY protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ProxyProtocol {
+    /// No connection begins with one.
+    #[default]
+    Disabled,
+    /// A connection from a trusted proxy may begin with one.
+    Accepted,
+    /// A connection from a trusted proxy begins with one, or is closed.
+    Required,
+}
