@@ -78,7 +78,7 @@ pub fn refusal_reason(closing: &CloseReason) -> RefusalReason {
         code::PATH_UNKNOWN => RefusalReason::PathUnknown,
         code::VERSION_INVALID | code::PROTOCOL_UNSUPPORTED | code::PROTOCOL_MISSING => RefusalReason::Protocol,
         code::UNAUTHORIZED => RefusalReason::Origin,
-        code::OVER_CAPACITY => RefusalReason::ServerFull,
+        code::OVER_CAPACITY if !closing.drain => RefusalReason::ServerFull,
         _ => RefusalReason::GoingAway,
     }
 }
