@@ -147,7 +147,7 @@ mod tests {
 
         #[test]
         fn any_units_of_utf16_become_a_text(units in proptest::collection::vec(any::<u16>(), 0..8)) {
-            let escaped: String = units.iter().map(|unit| format!("\\u{unit:04x}")).collect();
+            let escaped = units.iter().fold(String::new(), |text, unit| text + &format!("\\u{unit:04x}"));
             let parsed: String = parse(&format!("\"{escaped}\"")).expect("a text");
             prop_assert_eq!(parsed, String::from_utf16_lossy(&units));
         }

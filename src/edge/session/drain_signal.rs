@@ -61,9 +61,9 @@ impl DrainSignal {
         self.started.clone()
     }
 
-    /// The close reason of clients that come while the server drains. They come to it because a connection or a load
-    /// balancer still leads there: at once it would lead there again, so they wait before they reconnect.
-    pub fn newcomer_close_reason(&self) -> CloseReason {
+    /// The close reason of clients that connect while the server drains. A load balancer still routes them here and would
+    /// do so again at once, so they wait before they reconnect.
+    pub fn newcomer_close_reason() -> CloseReason {
         let reason = "the server is going away, come back in a moment";
         CloseReason { drain: true, ..CloseReason::new(code::OVER_CAPACITY, reason) }
     }

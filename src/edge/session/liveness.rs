@@ -60,7 +60,7 @@ mod tests {
     fn a_silent_client_is_asked_once_and_then_given_up() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut client = LivenessTracker::new(start, Duration::from_secs(120));
+        let mut client = LivenessTracker::new(start, Duration::from_mins(2));
         assert_eq!(client.next_step(at(0)), LivenessStep::Wait(at(120)));
         assert_eq!(client.next_step(at(120)), LivenessStep::SendPing);
         assert_eq!(client.next_step(at(121)), LivenessStep::Wait(at(150)), "asked once");

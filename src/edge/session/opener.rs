@@ -76,7 +76,7 @@ impl SessionOpener {
         // Checked only now: a session that was opened before the drain began, or before its app changed, is closed with
         // the others.
         if self.draining.is_started() {
-            return Err(self.draining.newcomer_close_reason());
+            return Err(DrainSignal::newcomer_close_reason());
         }
         check_app_enabled(&self.apps.current(), &place.session.app)?;
         Ok(place)

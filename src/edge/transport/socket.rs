@@ -130,27 +130,29 @@ pub enum SocketEnd {
     Closed(CloseReason),
 }
 
-/// The upgrade of a request, or the answer to a handshake that is not that of RFC 6455: another version is told the right
-/// one, and the key has 16 bytes.
+/// Checks the upgrade of a request by RFC 6455: the answer to another version names version 13, and a key has 16 bytes.
 ///
 /// # Errors
 /// The answer.
 pub fn check_upgrade(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     headers: &HeaderMap,
-) -> Result<WebSocketUpgrade, Response> {
-    let upgrade = upgrade.map_err(|rejection| match rejection {
-        WebSocketUpgradeRejection::InvalidWebSocketVersionHeader(_) => (
-            StatusCode::BAD_REQUEST,
-            [(header::SEC_WEBSOCKET_VERSION, WEBSOCKET_VERSION)],
-            "`Sec-WebSocket-Version` must be 13\n",
-        )
-            .into_response(),
-        rejection => rejection.into_response(),
+) -> Result<WebSocketUpgrade, Box<Response>> {
+    let upgrade = upgrade.map_err(|rejection| {
+        Box::new(match rejection {
+            WebSocketUpgradeRejection::InvalidWebSocketVersionHeader(_) => (
+                StatusCode::BAD_REQUEST,
+                [(header::SEC_WEBSOCKET_VERSION, WEBSOCKET_VERSION)],
+                "`Sec-WebSocket-Version` must be 13\n",
+            )
+                .into_response(),
+            rejection => rejection.into_response(),
+        })
     })?;
     let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| BASE64_STANDARD.decode(key.as_bytes()).ok());
     if key.is_none_or(|key| key.len() != WEBSOCKET_KEY_BYTES) {
-        return Err((StatusCode::BAD_REQUEST, "`Sec-WebSocket-Key` must be 16 bytes in Base64\n").into_response());
+        let answer = (StatusCode::BAD_REQUEST, "`Sec-WebSocket-Key` must be 16 bytes in Base64\n");
+        return Err(Box::new(answer.into_response()));
     }
     Ok(limit_upgrade(upgrade))
 }

@@ -27,7 +27,7 @@ pub async fn upgrade_websocket(
 ) -> Response {
     let upgrade = match check_upgrade(upgrade, &headers) {
         Ok(upgrade) => upgrade,
-        Err(answer) => return answer,
+        Err(answer) => return *answer,
     };
     let opened = shared.opener.open(&key, query.as_deref().unwrap_or_default(), &caller, Transport::Websocket);
     accept_upgrade(shared, upgrade, opened)

@@ -16,7 +16,7 @@ use tracing::Instrument;
 use crate::edge::apps::client_address::Caller;
 use crate::edge::close_reason::CloseReason;
 use crate::edge::metrics::RefusalReason;
-use crate::edge::session::drain_signal::CLOSE_LINGER_TIMEOUT;
+use crate::edge::session::drain_signal::{CLOSE_LINGER_TIMEOUT, DrainSignal};
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::session::{ByteBudget, FrameReceiver, OutgoingItem, Session};
 use crate::edge::transport::context::TransportContext;
@@ -347,7 +347,7 @@ async fn receive_introduction(
             let Some(caller) = sent.caller.take() else { return Err(introduction_missing()) };
             Ok((open_requested_session(shared, &first, &caller, transport)?, sent))
         }
-        () = shared.opener.draining.wait_started() => Err(shared.opener.draining.newcomer_close_reason()),
+        () = shared.opener.draining.wait_started() => Err(DrainSignal::newcomer_close_reason()),
         () = sleep(INTRODUCTION_TIMEOUT) => Err(introduction_missing()),
     }
 }

@@ -6,6 +6,7 @@ use axum::extract::ws::Utf8Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use crate::edge::apps::client_address::Caller;
+use crate::edge::session::drain_signal::DrainSignal;
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::socket::{ClientSocket, SocketEnd, SocketFraming};
@@ -42,7 +43,7 @@ async fn receive_introduction(
                 }
             }
             () = shared.opener.draining.wait_started() => {
-                return Err(SocketEnd::Closed(shared.opener.draining.newcomer_close_reason()));
+                return Err(SocketEnd::Closed(DrainSignal::newcomer_close_reason()));
             }
             () = sleep_until(deadline) => return Err(SocketEnd::Closed(introduction_missing())),
         }
