@@ -73,27 +73,28 @@ pub struct RealtimeClusterSpec {
     pub service_accounts: ServiceAccounts,
     /// The bus through which edges exchange events.
     pub bus: BusSpec,
-    /// Whether WebSocket and the HTTP fallbacks are served by separate Deployments or by one, whose `replicas`, `drain` and
-    /// `env` are those of `websocket`. The Services are the same in both cases. Immutable.
+    /// Whether WebSocket and the HTTP fallbacks are served by separate Deployments or by one, whose settings are those of
+    /// `websocket`. The Services are the same in both cases. Immutable.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("servers is immutable: create another cluster and move to it"))]
     pub servers: ServerLayout,
     /// Edge servers for WebSocket.
     #[serde(default)]
+    #[x_kube(
+        validation = Rule::new("(has(self.keepAliveSeconds) ? self.keepAliveSeconds : 120) >= 2 * (has(self.activityTimeoutSeconds) ? self.activityTimeoutSeconds : 55)").message("keepAliveSeconds (120 by default) is less than twice activityTimeoutSeconds: raise it"),
+        validation = Rule::new("!has(self.basePath) || !self.basePath.matches('^/(app|apps|pusher|users|healthz|readyz|up)(/.*)?$')").message("basePath is one of the server's own paths: write another prefix, such as /ws")
+    )]
     pub websocket: EdgeServer,
     /// Edge servers for the HTTP fallbacks of `SockJS`.
-    #[serde(default)]
-    pub sockjs: EdgeServer,
-    /// Settings that the sockjs server sends to `SockJS` clients.
-    #[serde(default)]
-    pub sockjs_clients: SockjsClients,
-    /// What the load balancer in front of the edges needs; docs/load-balancers.md has the values by product.
     #[serde(default)]
     #[x_kube(
         validation = Rule::new("(has(self.keepAliveSeconds) ? self.keepAliveSeconds : 120) >= 2 * (has(self.activityTimeoutSeconds) ? self.activityTimeoutSeconds : 55)").message("keepAliveSeconds (120 by default) is less than twice activityTimeoutSeconds: raise it"),
         validation = Rule::new("!has(self.basePath) || !self.basePath.matches('^/(app|apps|pusher|users|healthz|readyz|up)(/.*)?$')").message("basePath is one of the server's own paths: write another prefix, such as /ws")
     )]
-    pub load_balancer: LoadBalancerSpec,
+    pub sockjs: EdgeServer,
+    /// Settings that the sockjs server sends to `SockJS` clients.
+    #[serde(default)]
+    pub sockjs_clients: SockjsClients,
     /// Networks of the load balancers and proxies in front of the edges, such as `10.20.0.0/16`: `X-Forwarded-For` is
     /// trusted only from these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -227,6 +228,9 @@ pub struct EdgeServer {
     pub replicas: i32,
     /// How a terminating pod moves its clients to other pods.
     pub drain: DrainSpec,
+    /// Settings for the load balancer in front of the server.
+    #[serde(flatten)]
+    pub load_balancer: LoadBalancerSpec,
     /// Settings of the pods.
     #[serde(flatten)]
     pub pods: PodSettings,
@@ -264,6 +268,7 @@ impl Default for EdgeServer {
             state: EnabledState::Enabled,
             replicas: 3,
             drain: DrainSpec::default(),
+            load_balancer: LoadBalancerSpec::default(),
             pods: PodSettings::default(),
             env: vec![],
         }

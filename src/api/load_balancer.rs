@@ -1,9 +1,10 @@
-//! The settings of a cluster for the load balancer in front of its edges.
+//! The settings of a server for the load balancer in front of it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What the load balancer in front of the edges needs. Servers of release 0.1.0 ignore these fields.
+/// Settings for the load balancer in front of a server. Servers of release 0.1.0 ignore them; docs/load-balancers.md has the
+/// values by product.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LoadBalancerSpec {

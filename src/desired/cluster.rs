@@ -50,8 +50,6 @@ pub struct ValidCluster {
     pub redis: RedisReferences,
     /// Settings for HTTP fallback sessions.
     pub sockjs: SockjsSettings,
-    /// Settings for the load balancer in front of the edges.
-    pub load_balancer: LoadBalancerSettings,
     /// Networks of trusted proxies, as the manifest spells them: another spelling would change every pod.
     pub trusted_proxies: Vec<String>,
     /// Thresholds of the gate.
@@ -100,9 +98,18 @@ pub struct ServerVariable {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerRole {
     /// Settings of an edge.
-    Edge(DrainPhases),
+    Edge(EdgeSettings),
     /// Settings of the dispatcher.
     Dispatcher(DispatcherSettings),
+}
+
+/// Settings of an edge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EdgeSettings {
+    /// Phases of the drain.
+    pub drain: DrainPhases,
+    /// Settings for the load balancer in front of it.
+    pub load_balancer: LoadBalancerSettings,
 }
 
 /// How long a terminating edge serves, then moves its clients.
@@ -197,7 +204,7 @@ pub struct SockjsSettings {
     pub session_host: Option<String>,
 }
 
-/// Settings for the load balancer in front of the edges; what is absent is the server's default.
+/// Settings for the load balancer in front of an edge; an absent one is the server's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadBalancerSettings {
     /// Silence after which client and server ping each other, in seconds.
@@ -275,7 +282,16 @@ impl ValidServer {
     #[must_use]
     pub fn drain(&self) -> Option<DrainPhases> {
         match &self.role {
-            ServerRole::Edge(drain) => Some(*drain),
+            ServerRole::Edge(settings) => Some(settings.drain),
+            ServerRole::Dispatcher(_) => None,
+        }
+    }
+
+    /// Settings for the load balancer in front of it; `None` for a dispatcher.
+    #[must_use]
+    pub fn load_balancer(&self) -> Option<&LoadBalancerSettings> {
+        match &self.role {
+            ServerRole::Edge(settings) => Some(&settings.load_balancer),
             ServerRole::Dispatcher(_) => None,
         }
     }

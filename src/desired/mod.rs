@@ -37,8 +37,9 @@ pub use app_credentials::{
     cluster_pair_purposes, find_cluster_pair, recall_app_credentials, recall_pairs, render_app_credentials,
 };
 pub use cluster::{
-    AwsIdentity, DeadLetterStream, DispatcherSettings, DrainPhases, GateSettings, LoadBalancerSettings, ProbeApp,
-    RoleArns, ServerRole, ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
+    AwsIdentity, DeadLetterStream, DispatcherSettings, DrainPhases, EdgeSettings, GateSettings, LoadBalancerSettings,
+    ProbeApp, RoleArns, ServerRole, ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer,
+    ValidStream,
 };
 pub use credentials::{ClusterCredentials, generate_all_credentials, generate_credentials};
 pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};

@@ -9,8 +9,9 @@ use super::apps::{
     ClaimedNames, build_probe_app, derive_probe_id, find_credentials_problem, generated_of_app, validate_app,
 };
 use super::cluster::{
-    AwsIdentity, DeadLetterStream, DispatcherSettings, DrainPhases, GateSettings, LoadBalancerSettings, ProbeApp,
-    RoleArns, ServerRole, ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
+    AwsIdentity, DeadLetterStream, DispatcherSettings, DrainPhases, EdgeSettings, GateSettings, LoadBalancerSettings,
+    ProbeApp, RoleArns, ServerRole, ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer,
+    ValidStream,
 };
 use super::credentials::ClusterCredentials;
 use super::kubernetes_names::is_dns_label;
@@ -107,7 +108,6 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
         stream: ValidStream { name: inputs.stream.map_or(stream.name, |adopted| adopted.name.clone()), ..stream },
         redis: RedisReferences::of_spec(&spec.bus.redis),
         sockjs: resolve_sockjs(&spec.sockjs_clients),
-        load_balancer: resolve_load_balancer(&spec.load_balancer),
         trusted_proxies: spec.trusted_proxies.clone(),
         gate: resolve_gate(&spec.gate),
         registry: AppRegistry::new(apps),
@@ -314,9 +314,9 @@ fn resolve_servers(spec: &RealtimeClusterSpec, release: Release) -> Vec<ValidSer
         replicas: edge.replicas,
         pods: ServerPods::resolve(&edge.pods, release),
         extra_variables: resolve_variables(&edge.env),
-        role: ServerRole::Edge(DrainPhases {
-            hold: seconds(edge.drain.hold_seconds),
-            window: seconds(edge.drain.window_seconds),
+        role: ServerRole::Edge(EdgeSettings {
+            drain: DrainPhases { hold: seconds(edge.drain.hold_seconds), window: seconds(edge.drain.window_seconds) },
+            load_balancer: resolve_load_balancer(&edge.load_balancer),
         }),
     });
     let webhooks = &spec.webhooks;

@@ -375,8 +375,8 @@ fn validate(options: &RehearsalOptions, secrets: &SecretTexts) -> Result<ValidCl
     let mut cluster = desired::validate(&inputs).map_err(RehearsalError::Invalid)?;
     // There is no load balancer that must learn of an end.
     for server in &mut cluster.servers {
-        if let ServerRole::Edge(drain) = &mut server.role {
-            drain.hold = Duration::ZERO;
+        if let ServerRole::Edge(settings) = &mut server.role {
+            settings.drain.hold = Duration::ZERO;
         }
     }
     let refused: Vec<ManifestProblem> = cluster.refused.iter().flat_map(|refused| refused.problems.clone()).collect();

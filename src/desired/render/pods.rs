@@ -13,7 +13,7 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec}
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::super::{AwsIdentity, DrainPhases, ServerRole, ValidCluster, ValidServer, template_digest};
+use super::super::{AwsIdentity, EdgeSettings, ServerRole, ValidCluster, ValidServer, template_digest};
 use super::template::{READINESS_GATE, TEMPLATE_ANNOTATION};
 use super::variables::{TOKEN_DIRECTORY, render_variables};
 use super::{
@@ -145,7 +145,9 @@ fn none_if_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
 
 fn termination_grace_seconds(server: &ValidServer) -> i64 {
     let seconds = match &server.role {
-        ServerRole::Edge(DrainPhases { hold, window }) => (*hold + *window).as_secs() + AFTER_DRAIN_GRACE_SECONDS,
+        ServerRole::Edge(EdgeSettings { drain, .. }) => {
+            (drain.hold + drain.window).as_secs() + AFTER_DRAIN_GRACE_SECONDS
+        }
         ServerRole::Dispatcher(_) => DISPATCHER_GRACE_SECONDS,
     };
     i64::try_from(seconds).unwrap_or(i64::MAX)

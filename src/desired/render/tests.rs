@@ -207,9 +207,10 @@ fn settings_for_load_balancers_are_rendered_for_edges_of_releases_that_read_them
         let own = environment(&desired, server);
         names.map(|name| own.get(&format!("REALTIME_{name}")).cloned().unwrap_or_default())
     };
-    let given = "  loadBalancer: { activityTimeoutSeconds: 40, keepAliveSeconds: 90, proxyProtocol: Accepted, basePath: /rt }\n";
+    let given = "  websocket: { activityTimeoutSeconds: 300, keepAliveSeconds: 600, proxyProtocol: Accepted, basePath: /ws }\n  sockjs: { activityTimeoutSeconds: 40, basePath: /rt }\n";
+    assert_eq!(rendered(given, ServerKind::Websocket), ["300", "600", "accepted", "/ws"]);
+    assert_eq!(rendered(given, ServerKind::Sockjs), ["40", "", "", "/rt"]);
     for server in [ServerKind::Websocket, ServerKind::Sockjs] {
-        assert_eq!(rendered(given, server), ["40", "90", "accepted", "/rt"]);
         assert_eq!(rendered("", server), [""; 4], "the server's defaults");
     }
     assert_eq!(rendered(given, ServerKind::Dispatcher), [""; 4]);

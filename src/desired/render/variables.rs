@@ -41,6 +41,7 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
     let copied = |source: &str, key: &str| secret(cluster.copy_of(source, key).to_owned(), key);
     let referenced = |found: &SecretReference| copied(&found.name, &found.key);
     let identity = &cluster.stream.identity;
+    let balancer = server.load_balancer();
     match key {
         VariableKey::Cluster => text(&format!("{}/{}", cluster.namespace, cluster.name)),
         VariableKey::ClusterUid => text(&cluster.uid),
@@ -54,10 +55,10 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
             text(&transports.map(Transport::name).collect::<Vec<_>>().join(","))
         }
         VariableKey::TrustedProxies => join_list(&cluster.trusted_proxies),
-        VariableKey::ActivityTimeoutSeconds => number(cluster.load_balancer.activity_timeout_seconds),
-        VariableKey::KeepAliveSeconds => number(cluster.load_balancer.keep_alive_seconds),
-        VariableKey::ProxyProtocol => cluster.load_balancer.proxy_protocol.and_then(text),
-        VariableKey::BasePath => cluster.load_balancer.base_path.as_deref().and_then(text),
+        VariableKey::ActivityTimeoutSeconds => balancer.and_then(|balancer| number(balancer.activity_timeout_seconds)),
+        VariableKey::KeepAliveSeconds => balancer.and_then(|balancer| number(balancer.keep_alive_seconds)),
+        VariableKey::ProxyProtocol => balancer.and_then(|balancer| balancer.proxy_protocol).and_then(text),
+        VariableKey::BasePath => balancer.and_then(|balancer| balancer.base_path.as_deref()).and_then(text),
         VariableKey::PodIp => Some(Field("status.podIP")),
         VariableKey::PeerSecret => copied(PEER_SECRET_SOURCE, PEER_SECRET_KEY),
         VariableKey::SessionHost => cluster.sockjs.session_host.as_deref().and_then(text),
