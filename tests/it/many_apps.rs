@@ -63,8 +63,9 @@ fn render_registry(text: &str) -> BTreeMap<String, Secret> {
 }
 
 fn apps_of(secret: &Secret) -> Vec<App> {
-    let texts = decode_secret(secret);
-    texts.values().flat_map(|text| serde_json::from_str::<Vec<App>>(text).expect("apps")).collect()
+    // One of the Secrets holds a file of endpoints besides.
+    let texts = decode_secret(secret).into_iter().filter(|(file, _)| file.ends_with(".json"));
+    texts.flat_map(|(_, text)| serde_json::from_str::<Vec<App>>(&text).expect("apps")).collect()
 }
 
 #[test]
