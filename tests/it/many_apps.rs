@@ -8,7 +8,7 @@ use realtime_operator::api::{RealtimeApp, RealtimeCluster};
 use realtime_operator::desired::{
     self, ClusterInputs, ServerImage, decode_secret, generate_all_credentials, render_objects, validate,
 };
-use realtime_operator::protocol::registry::App;
+use realtime_operator::protocol::registry::{App, ENDPOINTS_FILE};
 
 use crate::fixtures::parse_documents;
 
@@ -64,7 +64,7 @@ fn render_registry(text: &str) -> BTreeMap<String, Secret> {
 
 fn apps_of(secret: &Secret) -> Vec<App> {
     // One of the Secrets holds a file of endpoints besides.
-    let texts = decode_secret(secret).into_iter().filter(|(file, _)| file.ends_with(".json"));
+    let texts = decode_secret(secret).into_iter().filter(|(file, _)| file != ENDPOINTS_FILE);
     texts.flat_map(|(_, text)| serde_json::from_str::<Vec<App>>(&text).expect("apps")).collect()
 }
 
