@@ -1,7 +1,7 @@
 //! The dispatcher's side of the ledger: at which hop each event and each delivery is.
 //!
-//! In: each step of an event in a shard's pipeline. Out: counters by hop, of which metrics and `/flow` are made. What waits
-//! is not counted here: it is measured where it waits, so that an event that vanishes is noticed.
+//! In: each step of an event in a shard's pipeline. Out: counters by hop, of which metrics and `/flow` are made. Waiting
+//! events are measured in their queues instead, so that an event that vanishes is noticed.
 
 use prometheus_client::metrics::counter::Counter;
 

@@ -23,7 +23,7 @@ label_values! {
     }
 }
 
-/// What a loss is a loss of.
+/// Unit that a loss is counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossScope {
     /// A record that is none of the cluster.

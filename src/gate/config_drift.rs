@@ -1,4 +1,4 @@
-//! Differences between the configuration that a process runs and the rendered one, and what a process reports of its apps.
+//! Differences between the rendered configuration and the one that a process runs, and its report on its apps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

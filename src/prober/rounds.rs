@@ -61,7 +61,7 @@ impl JourneySchedule {
         Some((transport, edge.pod.clone(), seen.process.clone()))
     }
 
-    /// Every transport of every pod that has said what it runs: one that has not is not up yet.
+    /// Every transport of every pod that has reported its configuration; without a report a pod is not up yet.
     pub(super) fn target_pairs(&self) -> Vec<(Transport, EdgePod)> {
         let edges = self.context.plan.edges.iter().filter(|edge| self.observation.pods.contains_key(&edge.pod));
         edges.flat_map(|edge| edge.transports.iter().map(|transport| (*transport, edge.clone()))).collect()

@@ -42,7 +42,7 @@ pub struct AdminEndpoints {
     pub metrics: Registry,
 }
 
-/// Begins what the query of a request to `/drain` asks for.
+/// Starts a drain, or that of a share of the clients, as the query of a request to `/drain` says.
 type BeginDrainFn = dyn Fn(&str) -> Result<(), String> + Send + Sync;
 
 /// Starts a process's drain and reports its progress.

@@ -72,7 +72,7 @@ impl FaultControl {
         result.await.unwrap_or(Err(SwitchError::Ended))
     }
 
-    /// All that can be switched, with a line on what it does: edits first.
+    /// Lists the edits and then the faults, each with a line on its effect.
     pub fn list_switches(&self) -> impl Iterator<Item = (Switch, String)> {
         let edits = self.edits.iter().enumerate();
         let edits = edits.map(|(place, edit)| {

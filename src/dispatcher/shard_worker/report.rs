@@ -26,7 +26,7 @@ impl ShardWorker {
         (self.tracker.unfinished_events().saturating_sub(others), deliveries)
     }
 
-    /// Updates what `/flow` and the metrics show of the shard.
+    /// Updates the figures of the shard at `/flow` and in the metrics.
     pub fn update_metrics(&mut self) {
         if let Some(checkpoint) = self.tracker.done_through() {
             self.flow.checkpoint = Some(checkpoint.to_owned());

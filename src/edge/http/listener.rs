@@ -87,8 +87,8 @@ pub struct ListenerSettings {
     pub timeouts: ListenerTimeouts,
     /// The limit on concurrent connections; without it the routes bound the number of clients.
     pub limit: Option<ConnectionLimit>,
-    /// Once cancelled, each answer closes its connection: a load balancer would keep the client on this process otherwise,
-    /// whatever the client is told.
+    /// Once cancelled, each answer closes its connection: a load balancer keeps a client on the pod of its open connection,
+    /// whatever the answer says.
     pub draining: CancellationToken,
     /// The rule for headers of the PROXY protocol.
     pub proxy_protocol: ProxyProtocol,

@@ -49,7 +49,7 @@ pub struct Hub {
 
 impl Hub {
     /// Sends a frame to everyone in a channel, here and elsewhere. While the bus is unavailable it reaches this process
-    /// only: a client event has nobody who could send it again.
+    /// only: no sender repeats a client event.
     pub async fn publish_frame(&self, subject: ChannelKey, frame: String, except: Option<SocketId>) {
         let sent = self.send(BroadcastFrame { except, ..BroadcastFrame::new(subject, frame) }).await;
         if let Err(error) = sent {
