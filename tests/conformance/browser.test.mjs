@@ -159,6 +159,8 @@ test("an edit is on at the start, and switched off and on on the page", async ()
   await screenshot(page, "edit-off");
   await button.click();
   await waitForWord(page, "not Ready");
+  // The pods restart first, and are not Ready for that alone.
+  await page.locator("#blame td", { hasText: "REALTIME_WEBHOOKS" }).waitFor({ timeout: 30_000 });
   assert.deepEqual(await page.locator("#blame td").allTextContents(), ["REALTIME_WEBHOOKS", "kinesis", "off"]);
   await page.close();
   assert.equal(await edited.stop(), 1, "its exit code is that of the first verdict");
