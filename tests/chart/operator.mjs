@@ -64,6 +64,7 @@ export async function reconciled(namespace, endpointURL, log) {
   for (const kind of ["deployment", "service", "serviceaccount", "poddisruptionbudget", "role", "rolebinding"]) {
     await wait(async () => (await get(kind, namespace)).items.some(({ metadata }) => metadata.ownerReferences?.length > 0), { what: `a ${kind} in ${namespace}`, seen });
   }
+  await wait(async () => (await get("realtimeapp", namespace)).items.every(({ status }) => status?.conditions?.length > 0), { what: `a status of the app in ${namespace}`, seen });
 }
 
 /** Deletes the cluster while its operator runs. */
