@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::image::{ImageSpec, PullPolicy};
-use super::load_balancer::LoadBalancerSpec;
+use super::load_balancer::{LoadBalancerSpec, base_path_rule, keep_alive_rule};
 use super::pods::{PodSettings, ServiceAccounts};
 pub use super::status::{
     EndpointsStatus, GateStatus, HopTime, LastFailure, PodReplacements, ProofState, ProofTransport,
@@ -80,17 +80,11 @@ pub struct RealtimeClusterSpec {
     pub servers: ServerLayout,
     /// Edge servers for WebSocket.
     #[serde(default)]
-    #[x_kube(
-        validation = Rule::new("(has(self.keepAliveSeconds) ? self.keepAliveSeconds : 120) >= 2 * (has(self.activityTimeoutSeconds) ? self.activityTimeoutSeconds : 55)").message("keepAliveSeconds (120 by default) is less than twice activityTimeoutSeconds: raise it"),
-        validation = Rule::new("!has(self.basePath) || !self.basePath.matches('^/(app|apps|pusher|users|healthz|readyz|up)(/.*)?$')").message("basePath is one of the server's own paths: write another prefix, such as /ws")
-    )]
+    #[x_kube(validation = keep_alive_rule(), validation = base_path_rule())]
     pub websocket: EdgeServer,
     /// Edge servers for the HTTP fallbacks of `SockJS`.
     #[serde(default)]
-    #[x_kube(
-        validation = Rule::new("(has(self.keepAliveSeconds) ? self.keepAliveSeconds : 120) >= 2 * (has(self.activityTimeoutSeconds) ? self.activityTimeoutSeconds : 55)").message("keepAliveSeconds (120 by default) is less than twice activityTimeoutSeconds: raise it"),
-        validation = Rule::new("!has(self.basePath) || !self.basePath.matches('^/(app|apps|pusher|users|healthz|readyz|up)(/.*)?$')").message("basePath is one of the server's own paths: write another prefix, such as /ws")
-    )]
+    #[x_kube(validation = keep_alive_rule(), validation = base_path_rule())]
     pub sockjs: EdgeServer,
     /// Settings that the sockjs server sends to `SockJS` clients.
     #[serde(default)]

@@ -1,5 +1,6 @@
 //! The settings of a server for the load balancer in front of it.
 
+use kube::core::Rule;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -36,4 +37,16 @@ pub enum ProxyProtocol {
     Accepted,
     /// A connection from a trusted proxy begins with one, or is closed.
     Required,
+}
+
+/// The rule that a server keeps an idle connection for longer than two pings take.
+pub(super) fn keep_alive_rule() -> Rule {
+    Rule::new("(has(self.keepAliveSeconds) ? self.keepAliveSeconds : 120) >= 2 * (has(self.activityTimeoutSeconds) ? self.activityTimeoutSeconds : 55)")
+        .message("keepAliveSeconds (120 by default) is less than twice activityTimeoutSeconds: raise it")
+}
+
+/// The rule that a prefix hides none of the server's own paths.
+pub(super) fn base_path_rule() -> Rule {
+    Rule::new("!has(self.basePath) || !self.basePath.matches('^/(app|apps|pusher|users|healthz|readyz|up)(/.*)?$')")
+        .message("basePath is one of the server's own paths: write another prefix, such as /ws")
 }

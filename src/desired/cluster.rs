@@ -278,20 +278,11 @@ impl ValidStream {
 }
 
 impl ValidServer {
-    /// Drain phases of an edge; `None` for the dispatcher.
+    /// Settings of an edge; `None` for a dispatcher.
     #[must_use]
-    pub fn drain(&self) -> Option<DrainPhases> {
+    pub fn edge(&self) -> Option<&EdgeSettings> {
         match &self.role {
-            ServerRole::Edge(settings) => Some(settings.drain),
-            ServerRole::Dispatcher(_) => None,
-        }
-    }
-
-    /// Settings for the load balancer in front of it; `None` for a dispatcher.
-    #[must_use]
-    pub fn load_balancer(&self) -> Option<&LoadBalancerSettings> {
-        match &self.role {
-            ServerRole::Edge(settings) => Some(&settings.load_balancer),
+            ServerRole::Edge(settings) => Some(settings),
             ServerRole::Dispatcher(_) => None,
         }
     }

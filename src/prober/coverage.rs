@@ -30,10 +30,7 @@ pub(super) fn coverage_targets(plan: &ProbePlan, shards: &[Shard], observation: 
     let holders = observation.dispatchers.iter();
     let holders = holders.filter(|(_, flow)| flow.shards.keys().any(|shard| shards.contains(shard)));
     let paths = plan.paths.iter().map(|path| (path.name.clone(), path.transports.iter().copied().collect()));
-    let tour = |transport: &Transport| {
-        let pods = plan.edges.iter().filter(|edge| edge.transports.contains(transport)).count();
-        (*transport, plan.policy.tour_rounds(pods))
-    };
+    let tour = |transport: &Transport| (*transport, plan.policy.tour_rounds(plan.count_pods(*transport)));
     CoverageTargets {
         tour_rounds: plan.transports.iter().map(tour).collect(),
         paths: paths.collect(),

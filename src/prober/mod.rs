@@ -173,6 +173,11 @@ pub struct ProbePlan {
 }
 
 impl ProbePlan {
+    /// Number of edge pods that carry a transport.
+    fn count_pods(&self, transport: Transport) -> usize {
+        self.edges.iter().filter(|edge| edge.transports.contains(&transport)).count()
+    }
+
     /// Whether another plan asks for the same journeys.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {

@@ -32,8 +32,8 @@ impl JourneySchedule {
         let plan = &self.context.plan;
         let paths: usize = plan.paths.iter().map(|path| path.transports.len()).sum();
         let transports: BTreeSet<Transport> = plan.edges.iter().flat_map(|edge| edge.transports.clone()).collect();
-        let pods = |transport| plan.edges.iter().filter(|edge| edge.transports.contains(transport)).count();
-        paths + transports.iter().map(|transport| plan.policy.pods_per_round(pods(transport))).sum::<usize>()
+        let pods = transports.iter().map(|transport| plan.count_pods(*transport));
+        paths + pods.map(|pods| plan.policy.pods_per_round(pods)).sum::<usize>()
     }
 
     /// Every transport of every path that leads somewhere.

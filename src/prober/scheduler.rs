@@ -262,8 +262,8 @@ impl JourneySchedule {
         }
     }
 
-    /// Asks for the journeys of one round of an open gate in each interval of the manifest. Returns the interval in force, by which evidence
-    /// ages too.
+    /// Asks for the journeys of one round of an open gate in each interval of the manifest. Returns the interval in force, by
+    /// which evidence ages too.
     fn adjust_interval(&mut self) -> Duration {
         let plan = &self.context.plan;
         let interval = self.process.budget.adjust_interval(self.round_size(), plan.policy.interval);

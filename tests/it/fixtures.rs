@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use realtime_operator::api::{RealtimeApp, RealtimeCluster};
+use realtime_operator::desired::{
+    self, ClusterInputs, ManifestProblem, ServerImage, ValidCluster, generate_all_credentials, validate,
+};
 use realtime_operator::protocol::Secret;
 use realtime_operator::protocol::registry::{
     App, AppLimits, AppRegistry, BatchMode, Credential, CredentialState, WebhookEndpoint,
@@ -18,6 +22,28 @@ pub fn read_file(path: &str) -> String {
 pub fn parse_documents(text: &str) -> Vec<Value> {
     let documents = text.split("\n---\n").map(|document| document.trim_start_matches("---\n"));
     documents.map(|document| serde_yaml::from_str(document).expect("YAML")).collect()
+}
+
+/// Validates a cluster as the operator would, with a text for every Secret that it references.
+pub fn validate_with_stand_ins(
+    mut cluster: RealtimeCluster,
+    apps: &[RealtimeApp],
+) -> Result<ValidCluster, Vec<ManifestProblem>> {
+    cluster.metadata.uid = Some("1a2b3c4d-0000".to_owned());
+    let mut secrets = BTreeMap::new();
+    desired::add_stand_ins(&cluster, apps, &mut secrets, |_| "text".to_owned());
+    let generate = |purpose: &str| format!("generated-{purpose}");
+    validate(&ClusterInputs {
+        cluster: &cluster,
+        apps,
+        secrets: &secrets,
+        credentials: &generate_all_credentials(&cluster, apps, generate),
+        receiver: "receiver.svc:8090",
+        own_networks: &[],
+        own_image: &ServerImage::of_operator(None),
+        recorded_image: None,
+        stream: None,
+    })
 }
 
 /// An enabled app with one key, client events and the limits by default; a test changes fields by a struct update.

@@ -5,12 +5,10 @@ use std::fmt::Write;
 
 use k8s_openapi::api::core::v1::Secret;
 use realtime_operator::api::{RealtimeApp, RealtimeCluster};
-use realtime_operator::desired::{
-    self, ClusterInputs, ServerImage, decode_secret, generate_all_credentials, render_objects, validate,
-};
+use realtime_operator::desired::{decode_secret, render_objects};
 use realtime_operator::protocol::registry::{App, ENDPOINTS_FILE};
 
-use crate::fixtures::parse_documents;
+use crate::fixtures::{parse_documents, validate_with_stand_ins};
 
 const CLUSTER: &str = include_str!("../fixtures/minimal-cluster.yaml");
 
@@ -39,24 +37,9 @@ spec:
 fn render_registry(text: &str) -> BTreeMap<String, Secret> {
     let mut documents = parse_documents(text).into_iter();
     let read = |document| serde_json::from_value(document).expect("a cluster");
-    let mut cluster: RealtimeCluster = documents.next().map(read).expect("a cluster");
-    cluster.metadata.uid = Some("1a2b3c4d-0000".to_owned());
+    let cluster: RealtimeCluster = documents.next().map(read).expect("a cluster");
     let apps: Vec<RealtimeApp> = documents.map(|app| serde_json::from_value(app).expect("an app")).collect();
-    let mut secrets = BTreeMap::new();
-    desired::add_stand_ins(&cluster, &apps, &mut secrets, |_| "text".to_owned());
-    let generate = |purpose: &str| format!("generated-{purpose}");
-    let inputs = ClusterInputs {
-        cluster: &cluster,
-        apps: &apps,
-        secrets: &secrets,
-        credentials: &generate_all_credentials(&cluster, &apps, generate),
-        receiver: "receiver.svc:8090",
-        own_networks: &[],
-        own_image: &ServerImage::of_operator(None),
-        recorded_image: None,
-        stream: None,
-    };
-    let valid = validate(&inputs).expect("a cluster");
+    let valid = validate_with_stand_ins(cluster, &apps).expect("a cluster");
     assert!(valid.refused.is_empty(), "{} apps are refused", valid.refused.len());
     let desired = render_objects(&valid).expect("objects");
     desired.registry.into_iter().map(|secret| (secret.metadata.name.clone().expect("a name"), secret)).collect()

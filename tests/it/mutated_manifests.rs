@@ -1,15 +1,13 @@
 //! Manifests with random mistakes, from a fixed seed: each is refused with a reason, or becomes objects that an API server
 //! accepts. Nothing panics.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use realtime_operator::desired::{
-    self, ClusterInputs, Manifests, ServerImage, generate_all_credentials, render_objects, validate,
-};
+use realtime_operator::desired::{self, Manifests, render_objects};
 use serde_json::{Map, Value, json};
 
-use crate::fixtures::{parse_documents, read_file};
+use crate::fixtures::{parse_documents, read_file, validate_with_stand_ins};
 
 /// Number of manifests.
 const MANIFESTS: u64 = 500;
@@ -177,24 +175,10 @@ fn judge(documents: &[Value]) -> Result<Vec<Value>, Vec<String>> {
     manifests
         .add_file("mutated.yaml", &text.join("\n---\n"))
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-    let Some((_, mut cluster)) = manifests.clusters.pop() else { return Err(vec!["no cluster is left".to_owned()]) };
-    cluster.metadata.uid = Some("1a2b3c4d-0000".to_owned());
+    let Some((_, cluster)) = manifests.clusters.pop() else { return Err(vec!["no cluster is left".to_owned()]) };
     let apps: Vec<_> = manifests.apps.into_iter().map(|(_, app)| app).collect();
-    let mut secrets: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    desired::add_stand_ins(&cluster, &apps, &mut secrets, |_| "text".to_owned());
-    let generate = |purpose: &str| format!("generated-{purpose}");
-    let inputs = ClusterInputs {
-        cluster: &cluster,
-        apps: &apps,
-        secrets: &secrets,
-        credentials: &generate_all_credentials(&cluster, &apps, generate),
-        receiver: "receiver.svc:8090",
-        own_networks: &[],
-        own_image: &ServerImage::of_operator(None),
-        recorded_image: None,
-        stream: None,
-    };
-    let valid = validate(&inputs).map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let valid = validate_with_stand_ins(cluster, &apps)
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     let desired = render_objects(&valid).map_err(|error| vec![error.to_string()])?;
     let registry = desired.registry.iter().map(|secret| serde_json::to_value(secret).expect("json"));
     let mut objects: Vec<Value> = desired.children.iter().cloned().chain(registry).collect();

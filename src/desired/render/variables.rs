@@ -41,7 +41,7 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
     let copied = |source: &str, key: &str| secret(cluster.copy_of(source, key).to_owned(), key);
     let referenced = |found: &SecretReference| copied(&found.name, &found.key);
     let identity = &cluster.stream.identity;
-    let balancer = server.load_balancer();
+    let balancer = server.edge().map(|edge| &edge.load_balancer);
     match key {
         VariableKey::Cluster => text(&format!("{}/{}", cluster.namespace, cluster.name)),
         VariableKey::ClusterUid => text(&cluster.uid),
@@ -64,8 +64,8 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         VariableKey::SessionHost => cluster.sockjs.session_host.as_deref().and_then(text),
         VariableKey::SockjsScripts => join_list(&cluster.sockjs.scripts),
         VariableKey::SockjsCookie => cluster.sockjs.has_cookie.then_some("on").and_then(text),
-        VariableKey::DrainHoldSeconds => server.drain().and_then(|drain| seconds(drain.hold)),
-        VariableKey::DrainWindowSeconds => server.drain().and_then(|drain| seconds(drain.window)),
+        VariableKey::DrainHoldSeconds => server.edge().and_then(|edge| seconds(edge.drain.hold)),
+        VariableKey::DrainWindowSeconds => server.edge().and_then(|edge| seconds(edge.drain.window)),
         VariableKey::Webhooks => text(if cluster.dispatcher().is_some() { "kinesis" } else { "off" }),
         VariableKey::StreamName => text(cluster.stream.name.as_str()),
         VariableKey::DeadLetterStream => cluster.stream.dead_letter_name().and_then(|name| text(name.as_str())),
