@@ -87,7 +87,7 @@ pub struct ShardWorker {
     hold: ShardHold,
     /// Deliveries that were given to the hold and are not finished.
     held_deliveries: usize,
-    /// Those of them that were withdrawn from their endpoints before the release.
+    /// The held events that their endpoints gave back before the release.
     withdrawn_deliveries: usize,
     /// Earliest time of the next eviction from endpoints that are behind.
     next_eviction_ms: u64,

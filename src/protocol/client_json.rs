@@ -82,7 +82,7 @@ pub fn replace_lone_surrogates(json: &str) -> Option<String> {
     is_changed.then_some(whole)
 }
 
-/// The unit of a `\uXXXX` at the beginning.
+/// The UTF-16 unit of a text that begins with `\uXXXX`.
 fn parse_escaped_unit(text: &str) -> Option<u16> {
     let digits = text.strip_prefix("\\u")?.get(..4)?;
     digits.chars().all(|c| c.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?

@@ -1,4 +1,4 @@
-//! The header of the PROXY protocol, by which a load balancer that forwards bytes tells the address of its client.
+//! The PROXY protocol's header: the address of the client, written by a load balancer that forwards bytes.
 //!
 //! In: the first bytes of a connection. Out: the length of the header and the address in it, or the fact that more bytes
 //! are needed or that there is no header. Source: the specification in haproxy's `doc/proxy-protocol.txt`, versions 1 and

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -28,6 +28,7 @@ use tower::ServiceExt;
 use super::faults::{Fault, FaultSwitches};
 use crate::config::ServerKind;
 use crate::kinesis::{AwsCredentials, KinesisClient, KinesisError, KinesisErrorClass, StreamSettings};
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::record::StreamRecord;
 use crate::protocol::{AppId, StreamName};
 
@@ -99,7 +100,7 @@ async fn route_by_region(State(account): State<CloudAccount>, request: Request) 
     }
     let by_dispatcher = server == Some(ServerKind::Dispatcher);
     let store = {
-        let mut stores = account.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stores = lock_unpoisoned(&account.stores);
         stores.entry(region.clone()).or_insert_with(|| region_store(region)).clone()
     };
     match operation.as_str() {

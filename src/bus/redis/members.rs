@@ -1,7 +1,7 @@
 //! Membership of channels as one process sees it: joins, leaves and reports, with the state that calls and tasks share.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
@@ -19,6 +19,7 @@ use super::local_state::LocalState;
 use super::membership::{MembershipChange, MembershipError, MembershipOutcome, MembershipScript};
 use super::outbox::{ReceiptEnd, RedisOutbox};
 use super::timing::BusTiming;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventOrder, LeaveCause};
 use crate::protocol::{ChannelKind, SocketId};
@@ -167,7 +168,7 @@ impl MembershipCore {
     }
 
     pub fn state(&self) -> MutexGuard<'_, MembershipState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.state)
     }
 
     /// Whether the store answers, and the subscription works.

@@ -32,7 +32,7 @@ mod tls;
 mod wire;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fred::clients::SubscriberClient;
@@ -55,6 +55,7 @@ use super::{
     Broadcast, BroadcastFrame, BusError, ChannelInfo, ChannelKey, ChannelStore, CountUpdate, DecidedTransitions,
     Health, JoinOutcome, LastEvent, LastEventLookup, Membership, RemoteTransitions, SessionDirectory,
 };
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::LeaveCause;
 use crate::protocol::{AppId, ChannelName, SocketId};
@@ -235,7 +236,7 @@ impl Membership for RedisBus {
     }
 
     fn take_remote_transitions(&self) -> Option<mpsc::Receiver<RemoteTransitions>> {
-        self.remote_transitions.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock_unpoisoned(&self.remote_transitions).take()
     }
 
     fn leave_cluster(&self) -> BoxFuture<'_, ()> {
@@ -289,7 +290,7 @@ impl Broadcast for RedisBus {
     }
 
     fn take_incoming_frames(&self) -> Option<mpsc::Receiver<BroadcastFrame>> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock_unpoisoned(&self.inbox).take()
     }
 
     fn lost_frames(&self) -> u64 {

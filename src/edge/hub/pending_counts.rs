@@ -1,12 +1,13 @@
 //! The channels whose subscription count this process publishes later.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio_util::task::TaskTracker;
 
 use crate::bus::ChannelKey;
 use crate::edge::session::drain_signal::DrainSignal;
+use crate::process::locks::lock_unpoisoned;
 
 /// The channels for which a later look at the count is planned: one plan per channel.
 pub struct PendingCounts {
@@ -25,11 +26,11 @@ impl PendingCounts {
 
     /// Plans a channel; `false` if it was planned already.
     pub(crate) fn mark_pending(&self, subject: &ChannelKey) -> bool {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(subject.clone())
+        lock_unpoisoned(&self.pending).insert(subject.clone())
     }
 
     /// Removes the plan of a channel, so that the next change plans anew.
     pub(crate) fn clear_pending(&self, subject: &ChannelKey) {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(subject);
+        lock_unpoisoned(&self.pending).remove(subject);
     }
 }

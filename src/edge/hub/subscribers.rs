@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::bus::{BroadcastFrame, ChannelKey};
 use crate::edge::close_reason::CloseReason;
 use crate::edge::session::Session;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::SocketId;
 use crate::protocol::frame::code;
 use crate::protocol::record::EventOrder;
@@ -157,7 +158,7 @@ impl ChannelSubscribers {
     fn lock_shard(&self, subject: &ChannelKey) -> MutexGuard<'_, SubscriberShard> {
         let hash = self.hasher.hash_one(subject);
         let index = usize::try_from(hash % SHARD_COUNT as u64).unwrap_or_default();
-        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.shards[index])
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -19,6 +19,7 @@ use crate::bus::{BusError, RelayPeer, SessionDirectory};
 use crate::edge::close_reason::CloseReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionName};
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::frame::code;
 
 /// The interval of the heartbeats by which other processes know that this one is alive.
@@ -345,6 +346,6 @@ impl OwnerDirectory {
     }
 
     fn lock_state(&self) -> MutexGuard<'_, DirectoryState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.state)
     }
 }

@@ -1,6 +1,6 @@
 //! Accepts requests that other processes relay: each must be signed, and its session must be here.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
@@ -12,6 +12,7 @@ use crate::edge::apps::client_address;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::transport::session_ownership::{HttpSessions, SessionName, SessionOwnership};
 use crate::process::clock;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::Secret;
 use crate::protocol::relay::{
     self, NonceCache, REFUSAL_HEADER, RELAY_HEADER, RELAY_SIGNATURE_HEADER, RelayHeader, RelayRefusal,
@@ -87,7 +88,7 @@ impl RelayServer {
             (header_texts(request.headers(), RELAY_HEADER), header_texts(request.headers(), RELAY_SIGNATURE_HEADER));
         let (method, uri) = (request.method().as_str(), request.uri());
         let signed_request = relay::RelayedRequest { method, path: uri.path(), query: uri.query().unwrap_or_default() };
-        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nonces = lock_unpoisoned(&self.nonces);
         relay::verify_request(
             &self.secrets,
             signed_request,

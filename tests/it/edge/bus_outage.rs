@@ -1,4 +1,4 @@
-//! Requests of an app's backend while the bus is away, or its subscription is interrupted.
+//! Requests of an app's backend while the bus is out of reach, or its subscription is interrupted.
 
 use super::relay::{Cluster, SECRET};
 use super::*;

@@ -1,4 +1,4 @@
-//! What is under way in both directions when a client or its server goes.
+//! Messages in flight, in both directions, when a client or its server closes.
 
 use tokio::net::TcpSocket;
 use tokio_tungstenite::client_async;

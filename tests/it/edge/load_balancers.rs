@@ -1,4 +1,4 @@
-//! What load balancers need: health checks, timeouts, the PROXY protocol, and a prefix of paths.
+//! Settings for load balancers: health checks, timeouts, the PROXY protocol, and a prefix of paths.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
