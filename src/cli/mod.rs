@@ -3,13 +3,14 @@
 //! In: arguments and files. Out: text for people or JSON for programs on standard output, errors on standard error.
 //! This room must not know how anything is done.
 
+mod admin_connection;
 #[cfg(feature = "bench")]
 mod bench;
 mod check;
 mod cluster_api;
 mod cost;
 mod files;
-mod flow_files;
+mod ledger;
 mod operator;
 mod output;
 mod print;
@@ -20,6 +21,7 @@ mod render;
 mod replay;
 mod serve;
 mod status;
+mod tail;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -71,6 +73,7 @@ enum Command {
     Check(check::Arguments),
     Cost(cost::Arguments),
     Status(status::Arguments),
+    Tail(tail::Arguments),
     Prove(prove::Arguments),
     Replay(replay::Arguments),
     /// Run an edge server; its configuration is its environment (see `realtime variables`)
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
             Command::Check(arguments) => check::run(arguments).await,
             Command::Cost(arguments) => cost::run(&arguments),
             Command::Status(arguments) => status::run(arguments).await,
+            Command::Tail(arguments) => tail::run(arguments).await,
             Command::Prove(arguments) => prove::run(arguments).await,
             Command::Replay(arguments) => replay::run(arguments).await,
             Command::Edge => serve::serve_edge().await,

@@ -9,13 +9,23 @@ use crate::api;
 
 /// Prints text. A closed pipe, such as that of `head`, is not an error.
 pub fn print_text(text: &str) -> u8 {
-    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+    match print_part(text) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             eprintln!("realtime: cannot write to standard output: {error}");
             1
         }
         _ => 0,
     }
+}
+
+/// Prints a part of an output that goes on.
+///
+/// # Errors
+/// Standard output takes no more, often because the reader of a pipe has ended.
+pub fn print_part(text: &str) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    output.write_all(text.as_bytes())?;
+    output.flush()
 }
 
 /// Objects as YAML documents.

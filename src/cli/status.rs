@@ -10,7 +10,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 
 use super::cluster_api::{build_cluster_api, describe_error};
-use super::print;
+use super::{ledger, print};
 use crate::api::RealtimeCluster;
 use crate::api::cluster::TransportState;
 use crate::api::conditions::condition;
@@ -22,7 +22,7 @@ use crate::process::install_tls;
 /// Show how clusters stand: Ready or why not, and how far a client's event comes by each transport.
 ///
 /// Exit codes: 0 every cluster shown is Ready, 1 one is not, 2 none was found (0 with `--allow-none`) or the API server cannot
-/// be asked. With `--flow`: 0 every hop of the ledger balances, 1 one does not, 2 a file cannot be read.
+/// be asked. With `--flow`: 0 every hop of the ledger balances, 1 one does not, 2 a pod or a file cannot be read.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// One cluster; absent means every one of the namespace
@@ -37,9 +37,10 @@ pub struct Arguments {
     /// Find no cluster without an error
     #[arg(long, conflicts_with = "name")]
     allow_none: bool,
-    /// Print the ledger of the webhook pipeline instead, from saved answers of the `/flow` of edges and dispatchers
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["name", "namespace", "all_namespaces", "watch"])]
-    flow: Vec<std::path::PathBuf>,
+    /// Print the ledger of the webhook pipeline instead: of the pods of the cluster NAME, reached by port-forwards, or from
+    /// files with answers of their `/flow`
+    #[arg(long, value_name = "FILE", num_args = 0.., conflicts_with_all = ["all_namespaces", "watch"])]
+    flow: Option<Vec<std::path::PathBuf>>,
     /// Go on, and print a cluster again whenever its status changes
     #[arg(short, long)]
     watch: bool,
@@ -53,8 +54,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Runs `realtime status` and returns its exit code.
 pub async fn run(arguments: Arguments) -> u8 {
-    if !arguments.flow.is_empty() {
-        return super::flow_files::print_ledger(&arguments.flow);
+    if let Some(files) = &arguments.flow {
+        return print_ledger(&arguments, files).await;
     }
     install_tls();
     match show_status(&arguments).await {
@@ -62,6 +63,19 @@ pub async fn run(arguments: Arguments) -> u8 {
         Err(line) => {
             eprintln!("realtime: {line}");
             2
+        }
+    }
+}
+
+async fn print_ledger(arguments: &Arguments, files: &[std::path::PathBuf]) -> u8 {
+    match (&arguments.name, files) {
+        (Some(name), []) => ledger::print_live_ledger(name, arguments.namespace.as_deref()).await,
+        (None, [_, ..]) => ledger::print_ledger(files),
+        _ => {
+            eprintln!(
+                "realtime: give either a cluster, `realtime status NAME --flow`, or files, `realtime status --flow FILE…`"
+            );
+            super::BAD_INPUT_EXIT_CODE
         }
     }
 }
@@ -105,7 +119,7 @@ async fn show_status(arguments: &Arguments) -> Result<u8, String> {
         };
         let page = cluster_page(&cluster);
         let known = shown.insert(cluster.name_any(), page.clone());
-        if known.as_ref() != Some(&page) && print::print_text(&page) != 0 {
+        if known.as_ref() != Some(&page) && print::print_part(&page).is_err() {
             return Ok(0);
         }
     }

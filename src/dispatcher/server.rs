@@ -194,6 +194,7 @@ fn build_admin(
         flow: Box::new(flow),
         endpoints: Some(Box::new(endpoints)),
         drain: None,
+        tail: None,
         metrics: registry,
     }
 }

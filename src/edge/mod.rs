@@ -15,6 +15,7 @@
 
 pub(crate) mod apps;
 pub(crate) mod close_reason;
+pub(crate) mod connection_log;
 pub(crate) mod drop_reason;
 pub(crate) mod error;
 pub(crate) mod http;

@@ -56,6 +56,7 @@ pub async fn serve_admin(
         flow: Box::new(move || serde_json::json!({ "leads": leadership.may_write() })),
         endpoints: None,
         drain: None,
+        tail: None,
         metrics: registry,
     };
     if let Err(error) = admin::serve(listener, answers, shutdown).await {

@@ -1,14 +1,18 @@
 //! The admin listener: `/livez`, `/readyz`, `/metrics`, and with the token `/effective`, `/flow`, on a dispatcher
-//! `/endpoints`, and on an edge `/drain`.
+//! `/endpoints`, and on an edge `/drain` and `/tail`.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
@@ -38,12 +42,28 @@ pub struct AdminEndpoints {
     pub endpoints: Option<Box<dyn Fn() -> Value + Send + Sync>>,
     /// Control of the drain, on a process with clients.
     pub drain: Option<DrainControl>,
+    /// The connection log, the answer of `/tail`, on a process with clients.
+    pub tail: Option<Box<FollowLogFn>>,
     /// The metrics of the process.
     pub metrics: Registry,
 }
 
 /// Starts a drain, or that of a share of the clients, as the query of a request to `/drain` says.
 type BeginDrainFn = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+
+/// Follows the connection log as the query of a request says.
+pub type FollowLogFn = dyn Fn(&str) -> Result<BoxStream<'static, String>, TailRefusal> + Send + Sync;
+
+/// The reason for which the connection log cannot be followed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TailRefusal {
+    /// The query is not one of this release.
+    #[error("{0}: write /tail or /tail?app=ID")]
+    Query(String),
+    /// All places for readers are taken.
+    #[error("{0} readers follow the log already: stop one of them")]
+    Full(usize),
+}
 
 /// Starts a process's drain and reports its progress.
 pub struct DrainControl {
@@ -73,6 +93,7 @@ fn build_router(admin: AdminEndpoints) -> Router {
     } else {
         router
     };
+    let router = if admin.tail.is_some() { router.route("/tail", get(serve_tail)) } else { router };
     let router = if admin.endpoints.is_some() { router.route("/endpoints", get(serve_endpoints)) } else { router };
     router
         .route("/livez", get(serve_liveness))
@@ -136,6 +157,26 @@ async fn begin_drain(
         match (drain.begin)(query.as_deref().unwrap_or_default()) {
             Ok(()) => (StatusCode::ACCEPTED, json_response(&(drain.progress)())).into_response(),
             Err(refusal) => (StatusCode::BAD_REQUEST, format!("{refusal}\n")).into_response(),
+        }
+    })
+}
+
+async fn serve_tail(
+    State(admin): State<Arc<AdminEndpoints>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    require_token(&admin, &headers, || {
+        let Some(tail) = &admin.tail else { return StatusCode::NOT_FOUND.into_response() };
+        match tail(query.as_deref().unwrap_or_default()) {
+            Ok(lines) => {
+                let body = Body::from_stream(lines.map(Ok::<_, Infallible>));
+                ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+            }
+            Err(refusal @ TailRefusal::Query(_)) => (StatusCode::BAD_REQUEST, format!("{refusal}\n")).into_response(),
+            Err(refusal @ TailRefusal::Full(_)) => {
+                (StatusCode::TOO_MANY_REQUESTS, format!("{refusal}\n")).into_response()
+            }
         }
     })
 }

@@ -10,6 +10,7 @@
 pub mod admin;
 pub mod channel;
 pub mod client_json;
+pub mod connection_log;
 pub mod dead_letter;
 pub mod egress_policy;
 pub mod fallback;

@@ -40,7 +40,7 @@ const FLOORS: Floors = Floors {
 const EDGE_FLOORS: Floors = Floors {
     folder: "edge/",
     floors: &[
-        &["error", "close_reason", "drop_reason"],
+        &["error", "close_reason", "drop_reason", "connection_log"],
         &["metrics"],
         &["apps"],
         &["session"],

@@ -6,6 +6,7 @@
 mod bus_outage;
 mod clients;
 mod cluster_isolation;
+mod connection_log;
 mod connection_policy;
 mod drain;
 mod fallbacks;

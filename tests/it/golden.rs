@@ -482,6 +482,7 @@ async fn metrics_of_an_operator() {
         flow: Box::new(|| serde_json::Value::Null),
         endpoints: None,
         drain: None,
+        tail: None,
         metrics,
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");

@@ -163,12 +163,17 @@ impl LoggedProgram {
     pub async fn terminate(&mut self) -> ExitStatus {
         let asked = Command::new("kill").args(["-TERM", &self.id().to_string()]).status();
         assert!(asked.expect("kill runs").success());
+        self.wait_ended().await
+    }
+
+    /// Waits until it has ended.
+    pub async fn wait_ended(&mut self) -> ExitStatus {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("a status") {
                 return status;
             }
-            assert!(began.elapsed() < PROGRAM_TIMEOUT, "{} runs on {PROGRAM_TIMEOUT:?} after SIGTERM", self.name);
+            assert!(began.elapsed() < PROGRAM_TIMEOUT, "{} runs on after {PROGRAM_TIMEOUT:?}", self.name);
             tokio::time::sleep(LOG_INTERVAL).await;
         }
     }

@@ -15,6 +15,7 @@ use crate::bus::{
     LastEventLookup,
 };
 use crate::edge::apps::RegistryWatcher;
+use crate::edge::connection_log::ConnectionLog;
 use crate::edge::hub::pending_counts::PendingCounts;
 use crate::edge::hub::subscribers::{ChannelSubscribers, TERMINATED_MESSAGE};
 use crate::edge::metrics::EdgeMetrics;
@@ -43,6 +44,8 @@ pub struct Hub {
     pub recorder: Recorder,
     /// The metrics of this edge.
     pub metrics: Arc<EdgeMetrics>,
+    /// The log of connects, refusals and closes, for readers that follow it.
+    pub log: Arc<ConnectionLog>,
     /// One task per closed connection that still counts as its user's.
     pub offline_grace_tasks: TaskTracker,
 }

@@ -1,5 +1,6 @@
 //! The Pusher protocol of one client. Knows no transport: it reads messages and writes into a session's queue.
 
+mod client_errors;
 pub(crate) mod late;
 
 use std::collections::HashMap;
@@ -20,10 +21,12 @@ use crate::edge::hub::subscription_count;
 use crate::edge::hub::user_presence::UserPresence;
 use crate::edge::metrics::{RefusalReason, WaitResult};
 use crate::edge::pusher::authorize::authorize_subscription;
+use crate::edge::pusher::connection::client_errors::SentError;
 use crate::edge::pusher::pending_subscriptions::PendingQueue;
 use crate::edge::pusher::sign_in::{WATCHED_USERS_MAX, verify_sign_in};
 use crate::edge::session::Session;
 use crate::edge::session::liveness::LivenessStep;
+use crate::protocol::connection_log::ConnectionEvent;
 use crate::protocol::frame::{self, ClientMessage, PresenceMember, code};
 use crate::protocol::record::{EventKind, LeaveCause};
 use crate::protocol::registry::App;
@@ -98,19 +101,24 @@ impl Connection {
                 counted
             }
             Err(closing) => {
-                shared.metrics.refusals.with_label(refusal_reason(&closing)).inc();
+                let reason = refusal_reason(&closing);
+                shared.metrics.refusals.with_label(reason).inc();
+                let error = SentError { reason, code: Some(closing.code), message: &closing.reason, channel: None };
+                shared.log.write(|| error.log_entry(&session));
                 session.push(frame::error_frame(Some(closing.code), &closing.reason).into());
                 session.close(closing);
                 None
             }
         };
         let deadline = app.and_then(|app| app.authorization_seconds).map(|seconds| {
-            let (session, late) =
-                (session.clone(), shared.metrics.refusals.with_label(RefusalReason::AuthorizationLate));
+            let (session, log) = (session.clone(), shared.log.clone());
+            let late = shared.metrics.refusals.with_label(RefusalReason::AuthorizationLate);
             AbortOnDropHandle::new(tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_secs(seconds.into())).await;
                 late.inc();
                 let told = format!("neither a sign-in nor a signed subscription came within {seconds} s");
+                let (reason, code) = (RefusalReason::AuthorizationLate, Some(code::UNAUTHORIZED));
+                log.write(|| SentError { reason, code, message: &told, channel: None }.log_entry(&session));
                 session.push(frame::error_frame(Some(code::UNAUTHORIZED), &told).into());
                 session.close(CloseReason::new(code::UNAUTHORIZED, told));
             }))
@@ -227,7 +235,10 @@ impl Connection {
         }
         let cut = user.is_watchlist_cut;
         match UserPresence::sign_in(&self.shared, &self.session, user, user_data).await {
-            Ok(user) => (self.user, self.authorization_deadline) = (Some(user), None),
+            Ok(user) => {
+                self.log_event(|| ConnectionEvent::SignedIn { user: user.member.user_id.clone() });
+                (self.user, self.authorization_deadline) = (Some(user), None);
+            }
             Err(error) => {
                 tracing::debug!(%error, "a client could not sign in");
                 return self.send_refusal(
@@ -333,6 +344,7 @@ impl Connection {
         self.shared.subscribers.begin_join(&subject, &self.session);
         let answer = SubscriptionAnswer { frame: Some(answer.into()), ..SubscriptionAnswer::default() };
         self.shared.subscribers.complete_join(&subject, &self.session.socket, answer);
+        self.log_event(|| ConnectionEvent::Subscribed { channel: channel.to_string() });
         self.channels.insert(channel, None);
     }
 
@@ -346,6 +358,7 @@ impl Connection {
         let last_event = self.last_event(&subject).await;
         let answer = SubscriptionAnswer { frame: Some(frame.into()), last_event, roster_order };
         self.shared.subscribers.complete_join(&subject, &self.session.socket, answer);
+        self.log_event(|| ConnectionEvent::Subscribed { channel: subject.channel.to_string() });
         if subject.channel.needs_auth() {
             self.authorization_deadline = None;
         }
@@ -401,6 +414,7 @@ impl Connection {
             self.shared.metrics.pending_subscription_outcomes.with_label(WaitResult::Left).inc();
         }
         if self.channels.remove(&channel).is_some() {
+            self.log_event(|| ConnectionEvent::Unsubscribed { channel: channel.to_string() });
             self.leave_channel(channel, None).await;
         }
     }
@@ -443,21 +457,22 @@ impl Connection {
     /// are sent.
     fn refuse_subscription(&self, reason: RefusalReason, channel: &ChannelName, error: SubscriptionError, told: &str) {
         let SubscriptionError { code, kind, status } = error;
-        self.send_refusal(reason, code, told);
+        self.send_error(&SentError { reason, code, message: told, channel: Some(channel.as_str()) });
         self.session.push(frame::subscription_error(channel.as_str(), kind, status, told).into());
     }
 
     /// The same for a text that can be no channel's name. It is repeated, so that the client's channel of this name learns
     /// of it, unless that would make a long answer.
     fn refuse_channel_name(&self, name: &str, told: &str) {
-        self.send_refusal(RefusalReason::ChannelName, None, told);
-        if name.len() <= frame::EXPLANATION_MAX_LEN {
+        let is_short = name.len() <= frame::EXPLANATION_MAX_LEN;
+        let (reason, channel) = (RefusalReason::ChannelName, is_short.then_some(name));
+        self.send_error(&SentError { reason, code: None, message: told, channel });
+        if is_short {
             self.session.push(frame::subscription_error(name, "InvalidChannel", 400, told).into());
         }
     }
 
     fn send_refusal(&self, reason: RefusalReason, code: Option<u16>, told: &str) {
-        self.shared.metrics.refusals.with_label(reason).inc();
-        self.session.push(frame::error_frame(code, told).into());
+        self.send_error(&SentError { reason, code, message: told, channel: None });
     }
 }

@@ -1,22 +1,29 @@
 //! The answers of an edge on its admin listener.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::StreamExt;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use url::form_urlencoded;
 
 use crate::config::{ServerConfig, name};
+use crate::edge::connection_log::{ConnectionLog, READERS_MAX};
 use crate::edge::error::StopError;
 use crate::edge::http::health::HealthChecks;
 use crate::edge::hub::core::Hub;
 use crate::edge::server::drain::{self, EdgeDrain};
-use crate::process::admin::{self, AdminEndpoints, HealthCheckFn};
+use crate::process::admin::{self, AdminEndpoints, FollowLogFn, HealthCheckFn, TailRefusal};
 use crate::process::{build, clock, readiness_annotation};
 use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
-use crate::protocol::signature;
+use crate::protocol::{AppId, signature};
+
+/// Longest silence of `/tail`: a reader behind a port-forward sees that the edge is still there.
+const TAIL_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Builds the handlers of `/readyz`, `/effective`, `/flow`, the drain and the metrics, and the checks of load balancers.
 pub(crate) async fn build_admin_handlers(
@@ -70,9 +77,34 @@ pub(crate) async fn build_admin_handlers(
         flow: Box::new(flow),
         endpoints: None,
         drain: Some(drain),
+        tail: Some(build_log_handler(shared.log.clone(), stop.clone())),
         metrics,
     };
     (endpoints, Arc::new(checks))
+}
+
+/// Builds the handler of `/tail`. Its lines end with the process, and come at least every [`TAIL_HEARTBEAT_INTERVAL`].
+fn build_log_handler(log: Arc<ConnectionLog>, stop: CancellationToken) -> Box<FollowLogFn> {
+    Box::new(move |query| {
+        let mut app = None;
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "app" => app = Some(AppId::from(&*value)),
+                other => return Err(TailRefusal::Query(format!("`{other}` is no parameter"))),
+            }
+        }
+        let reader = log.add_reader(app).ok_or(TailRefusal::Full(READERS_MAX))?;
+        let stop = stop.clone();
+        Ok(futures::stream::unfold((reader, stop), async |(mut reader, stop)| {
+            let line = tokio::select! {
+                () = stop.cancelled() => return None,
+                entry = reader.next() => encode_json(&entry?).to_string() + "\n",
+                () = tokio::time::sleep(TAIL_HEARTBEAT_INTERVAL) => "\n".to_owned(),
+            };
+            Some((line, (reader, stop)))
+        })
+        .boxed())
+    })
 }
 
 /// A check of the admission, and of the drain's stage.

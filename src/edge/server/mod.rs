@@ -132,6 +132,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
         bus: deps.bus,
         recorder,
         metrics,
+        log: opener.sessions.log.clone(),
         offline_grace_tasks: TaskTracker::new(),
     });
     let fallback = Arc::new(XhrSessions::default());

@@ -13,7 +13,7 @@ pub(crate) mod registry;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,6 +24,9 @@ use crate::edge::close_reason::CloseReason;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::session::deferred_wake::defer_wakes;
 use crate::edge::session::liveness::{LivenessStep, LivenessTracker};
+use crate::process::clock;
+use crate::process::locks::lock_unpoisoned;
+use crate::protocol::connection_log::{ConnectionEvent, ConnectionLogEntry};
 use crate::protocol::frame::code;
 use crate::protocol::{AppId, SocketId, Transport};
 
@@ -107,6 +110,17 @@ impl Session {
         };
         let (state, changed) = (Mutex::new(state), Notify::new());
         Arc::new(Self { socket, app, transport, activity_timeout, opened_at: now, state, changed, budget, metrics })
+    }
+
+    /// An entry of the connection log about this session.
+    pub fn log_entry(&self, event: ConnectionEvent) -> ConnectionLogEntry {
+        ConnectionLogEntry {
+            time_ms: clock::now_ms(),
+            app: Some(self.app.clone()),
+            socket: Some(self.socket.clone()),
+            transport: Some(self.transport),
+            event,
+        }
     }
 
     /// Queues a frame. After the end it goes nowhere.
@@ -232,7 +246,7 @@ impl Session {
     }
 
     fn lock_state(&self) -> MutexGuard<'_, SessionState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.state)
     }
 }
 

@@ -17,6 +17,9 @@ use crate::edge::metrics::EdgeMetrics;
 use crate::edge::session::Session;
 use crate::edge::session::drain_signal::DrainSignal;
 use crate::edge::session::registry::{SessionGuard, SessionRegistry};
+use crate::process::clock;
+use crate::process::metrics::LabelValue;
+use crate::protocol::connection_log::{ConnectionEvent, ConnectionLogEntry};
 use crate::protocol::frame::code;
 use crate::protocol::{AppId, SocketId, Transport};
 
@@ -54,20 +57,42 @@ impl SessionOpener {
                 let Session { socket, app, .. } = &*place.session;
                 place.span = tracing::debug_span!("session", %socket, %app, %transport, client = %caller.address);
                 tracing::debug!(parent: &place.span, "a session was opened");
+                self.sessions.log.write(|| {
+                    let origin = caller.origin.clone();
+                    place.session.log_entry(ConnectionEvent::Opened { address: caller.address, origin })
+                });
                 Ok(place)
             }
             Err(closing) => {
-                self.count_refusal(&closing, caller);
+                self.count_refusal(&closing, caller, (Some(key), Some(transport)));
                 Err(closing)
             }
         }
     }
 
-    /// Counts and logs a client that is refused at once.
-    pub fn count_refusal(&self, closing: &CloseReason, caller: &Caller) {
+    /// Counts and logs a client that is refused at once, with its key and its transport where they are known.
+    pub fn count_refusal(
+        &self,
+        closing: &CloseReason,
+        caller: &Caller,
+        (key, transport): (Option<&str>, Option<Transport>),
+    ) {
         let (code, reason) = (closing.code, &closing.reason);
         tracing::debug!(client = %caller.address, origin = ?caller.origin, code, reason, "a client was refused");
         self.metrics.refusals.with_label(refusal_reason(closing)).inc();
+        self.sessions.log.write(|| ConnectionLogEntry {
+            time_ms: clock::now_ms(),
+            app: key.and_then(|key| self.apps.current().by_key(key).map(|app| app.id.clone())),
+            socket: None,
+            transport,
+            event: ConnectionEvent::Refused {
+                reason: refusal_reason(closing).name().to_owned(),
+                code: closing.code,
+                message: closing.reason.clone(),
+                address: caller.address,
+                origin: caller.origin.clone(),
+            },
+        });
     }
 
     fn admit_session(&self, app: AppId, transport: Transport) -> Result<SessionGuard, CloseReason> {

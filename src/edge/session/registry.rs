@@ -1,7 +1,7 @@
 //! All open sessions of the process, and their limit.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -9,8 +9,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use crate::edge::apps::handshake::check_app_enabled;
+use crate::edge::connection_log::ConnectionLog;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::session::{ByteBudget, Session};
+use crate::process::locks::lock_unpoisoned;
+use crate::protocol::connection_log::{ConnectionEvent, ConnectionLogEntry};
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, SocketId, Transport};
 
@@ -23,6 +26,8 @@ pub struct SessionRegistry {
     activity_timeout: Duration,
     budget: ByteBudget,
     metrics: Arc<EdgeMetrics>,
+    /// The log of connects, refusals and closes, for readers that follow it.
+    pub log: Arc<ConnectionLog>,
 }
 
 /// An open session's entry in the registry, removed when the guard is dropped.
@@ -37,7 +42,8 @@ pub struct SessionGuard {
 impl SessionRegistry {
     /// A registry without any session. Each of its sessions is pinged after a silence of `activity_timeout`.
     pub fn new(activity_timeout: Duration, metrics: Arc<EdgeMetrics>) -> Arc<Self> {
-        Arc::new(Self { open: Mutex::default(), activity_timeout, budget: ByteBudget::default(), metrics })
+        let (open, budget, log) = (Mutex::default(), ByteBudget::default(), Arc::default());
+        Arc::new(Self { open, activity_timeout, budget, metrics, log })
     }
 
     /// Opens a session; `None` at the limit.
@@ -88,13 +94,24 @@ impl SessionRegistry {
     }
 
     fn lock_open(&self) -> MutexGuard<'_, HashMap<SocketId, Arc<Session>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.open)
     }
+}
+
+fn closing_entry(session: &Session) -> ConnectionLogEntry {
+    let closing = session.close_reason();
+    let event = ConnectionEvent::Closed {
+        code: closing.as_ref().map(|closing| closing.code),
+        message: closing.map(|closing| closing.reason).unwrap_or_default(),
+        seconds: session.opened_at.elapsed().as_secs(),
+    };
+    session.log_entry(event)
 }
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         self.sessions.lock_open().remove(&self.session.socket);
+        self.sessions.log.write(|| closing_entry(&self.session));
         self.sessions.metrics.connections.with_label(self.session.transport).dec();
     }
 }

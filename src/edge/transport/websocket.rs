@@ -43,7 +43,7 @@ pub async fn refuse_unknown_path(
 ) -> Response {
     let Ok(upgrade) = check_upgrade(upgrade, &headers) else { return StatusCode::NOT_FOUND.into_response() };
     let closing = CloseReason::new(code::PATH_UNKNOWN, "no app has this path: connect to /app/KEY");
-    shared.opener.count_refusal(&closing, &caller);
+    shared.opener.count_refusal(&closing, &caller, (None, Some(Transport::Websocket)));
     accept_upgrade(shared, upgrade, Err(closing))
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -24,6 +24,7 @@ use crate::edge::transport::http_session::drive_http_session;
 use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
 use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionName, SessionOwnership};
 use crate::edge::transport::xhr::session::SessionError;
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::frame::{self, code};
 use crate::protocol::sockjs::first_message;
 use crate::protocol::{AppId, Transport};
@@ -169,7 +170,7 @@ impl SockjsSessions {
     }
 
     fn lock_entries(&self) -> MutexGuard<'_, HashMap<String, Arc<SockjsEntry>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.entries)
     }
 }
 
@@ -370,7 +371,7 @@ pub fn open_requested_session(
     let Some((key, query)) = first_message(first) else {
         let told = "the first message must be {\"path\":\"/app/KEY?protocol=7\"}";
         let closing = CloseReason::new(code::PATH_UNKNOWN, told);
-        shared.opener.count_refusal(&closing, caller);
+        shared.opener.count_refusal(&closing, caller, (None, Some(transport)));
         return Err(closing);
     };
     shared.opener.open(&key, &query, caller, transport)

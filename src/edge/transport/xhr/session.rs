@@ -6,7 +6,7 @@
 //! pusher-js 8.6 `src/core/http`.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -23,6 +23,7 @@ use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::http_session::drive_http_session;
 use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
 use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionId, SessionName, SessionOwnership};
+use crate::process::locks::lock_unpoisoned;
 use crate::protocol::Transport;
 use crate::protocol::frame::code;
 
@@ -121,7 +122,8 @@ impl XhrSessions {
     pub fn check_origin(shared: &TransportContext, key: &str, caller: &Caller) -> Result<(), CloseReason> {
         let registry = shared.opener.apps.current();
         let Some(app) = registry.by_key(key) else { return Ok(()) };
-        check_origin(app, caller.origin.as_deref()).inspect_err(|closing| shared.opener.count_refusal(closing, caller))
+        check_origin(app, caller.origin.as_deref())
+            .inspect_err(|closing| shared.opener.count_refusal(closing, caller, (Some(key), None)))
     }
 
     /// Hands messages to a session, which acts on them in the order of the client's numbers. An empty list is a ping.
@@ -159,7 +161,7 @@ impl XhrSessions {
     }
 
     fn lock_entries(&self) -> MutexGuard<'_, HashMap<SessionId, XhrEntry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_unpoisoned(&self.entries)
     }
 }
 

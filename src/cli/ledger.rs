@@ -1,12 +1,34 @@
-//! The ledger of the webhook pipeline, from saved answers of `/flow`.
+//! The ledger of the webhook pipeline, from the answers of `/flow` of all pods of a cluster, or from saved ones.
 
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::try_join_all;
+use kube::Api;
+use tokio::time::{sleep, timeout};
 
 use super::BAD_INPUT_EXIT_CODE;
+use super::admin_connection::{AdminTarget, list_targets, read_admin_token};
 use super::print::print_text;
+use crate::kubernetes::client::build_clients;
+use crate::protocol::Secret;
 use crate::protocol::admin::FlowReport;
-use crate::protocol::ledger_balance::find_imbalance;
+use crate::protocol::ledger_balance::{Imbalance, find_imbalance};
+
+/// Components whose pods have an entry in the ledger.
+const COMPONENTS: [&str; 4] = ["websocket", "sockjs", "edge", "dispatcher"];
+
+/// Time between two observations: events that are counted at one hop have reached the next by then.
+const OBSERVATION_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Longest that the answer of a pod may take after its head.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest answer of a pod, in bytes.
+const FLOW_MAX_BYTES: usize = 4 << 20;
 
 /// Prints the ledger of the processes whose `/flow` is in these files. Returns 0 if every hop balances, 1 if one does not.
 pub fn print_ledger(files: &[PathBuf]) -> u8 {
@@ -24,12 +46,73 @@ pub fn print_ledger(files: &[PathBuf]) -> u8 {
             }
         }
     }
-    let code = print_text(&render_ledger(&flows));
-    if code == 0 { u8::from(find_imbalance(&flows, &flows).is_some()) } else { code }
+    print_flows(&flows, find_imbalance(&flows, &flows).as_ref())
+}
+
+/// Prints the ledger of all running edges and dispatchers of a cluster, read twice through port-forwards. Returns 0 if every
+/// hop balances, 1 if one does not, 2 if a pod cannot be read.
+pub async fn print_live_ledger(cluster: &str, namespace: Option<&str>) -> u8 {
+    let read = async {
+        let (targets, token) = find_pods(cluster, namespace).await?;
+        let before = read_flows(&targets, &token).await?;
+        sleep(OBSERVATION_INTERVAL).await;
+        Ok::<_, String>((before, read_flows(&targets, &token).await?))
+    };
+    match read.await {
+        Ok((before, after)) => print_flows(&after, find_imbalance(&before, &after).as_ref()),
+        Err(line) => {
+            eprintln!("realtime: {line}");
+            BAD_INPUT_EXIT_CODE
+        }
+    }
+}
+
+async fn find_pods(cluster: &str, namespace: Option<&str>) -> Result<(Vec<AdminTarget>, Secret), String> {
+    let clients = build_clients(Arc::default()).await.map_err(|error| error.to_string())?;
+    let token = read_admin_token(&clients, namespace, cluster).await?;
+    let api = match namespace {
+        Some(namespace) => Api::namespaced(clients.call, namespace),
+        None => Api::default_namespaced(clients.call),
+    };
+    let targets = list_targets(&api, cluster, &COMPONENTS).await?;
+    if targets.is_empty() {
+        return Err(format!("no pod of the cluster {cluster} runs: see `realtime status`"));
+    }
+    Ok((targets, token))
+}
+
+async fn read_flows(targets: &[AdminTarget], token: &Secret) -> Result<Vec<FlowReport>, String> {
+    try_join_all(
+        targets
+            .iter()
+            .map(async |target| read_flow(target, token).await.map_err(|error| format!("{}: {error}", target.name()))),
+    )
+    .await
+}
+
+async fn read_flow(target: &AdminTarget, token: &Secret) -> Result<FlowReport, String> {
+    let mut body = target.get("/flow", token).await?;
+    let mut bytes = Vec::new();
+    let whole = async {
+        while let Some(part) = body.next().await {
+            bytes.extend_from_slice(&part.map_err(|error| error.to_string())?);
+            if bytes.len() > FLOW_MAX_BYTES {
+                return Err(format!("its /flow has more than {FLOW_MAX_BYTES} bytes"));
+            }
+        }
+        Ok(())
+    };
+    timeout(READ_TIMEOUT, whole).await.map_err(|_| format!("no end in {} s", READ_TIMEOUT.as_secs()))??;
+    serde_json::from_slice(&bytes).map_err(|error| format!("no answer of /flow: {error}"))
+}
+
+fn print_flows(flows: &[FlowReport], imbalance: Option<&Imbalance>) -> u8 {
+    let code = print_text(&render_ledger(flows, imbalance));
+    if code == 0 { u8::from(imbalance.is_some()) } else { code }
 }
 
 /// Renders the sums of all processes, hop by hop, and the first hop that does not balance. Writing to a text cannot fail.
-fn render_ledger(flows: &[FlowReport]) -> String {
+fn render_ledger(flows: &[FlowReport], imbalance: Option<&Imbalance>) -> String {
     let mut text = String::new();
     let mut add_line = |name: &str, counts: &[(&str, u64)]| {
         let shown = counts.iter().enumerate().filter(|(at, (_, count))| *at == 0 || *count > 0);
@@ -87,7 +170,7 @@ fn render_ledger(flows: &[FlowReport]) -> String {
             let _ = writeln!(text, "trimmed     {trimmed} positions before they were read: webhooks are lost");
         }
     }
-    match find_imbalance(flows, flows) {
+    match imbalance {
         None => text.push_str("every hop balances\n"),
         Some(imbalance) => {
             let _ = writeln!(text, "the first hop that does not balance: {imbalance}");
@@ -113,14 +196,14 @@ mod tests {
             "deliveries":{"created":2,"attempted":3,"delivered":1,"waiting":1},"trimmed":1}}"#;
         let flows = |put| [edge(put), dispatcher.to_owned()].map(|text| serde_json::from_str(&text).expect("a flow"));
         assert_eq!(
-            render_ledger(&flows(2)),
+            render_ledger(&flows(2), None),
             "edges       decided 5, unwanted 1, enqueued 4, put 2, dropped 1, queued 1\n\
              dispatchers read 2, released 2\n\
              deliveries  created 2, attempted 3, delivered 1, waiting 1\n\
              trimmed     1 positions before they were read: webhooks are lost\n\
              every hop balances\n"
         );
-        let text = render_ledger(&flows(3));
+        let text = render_ledger(&flows(3), find_imbalance(&flows(3), &flows(3)).as_ref());
         assert!(
             text.ends_with("balance: enqueued → put at e: 1 are counted twice (4 entered, 5 accounted for)\n"),
             "{text}"
