@@ -7,4 +7,5 @@ pub(crate) mod authorize;
 pub(crate) mod client_event;
 pub(crate) mod connection;
 pub(crate) mod pending_subscriptions;
+pub(crate) mod sent_error;
 pub(crate) mod sign_in;

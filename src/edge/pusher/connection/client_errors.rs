@@ -1,35 +1,9 @@
-//! Errors that an open session receives: counted, logged for readers of the connection log, and sent.
+//! Counts, logs and sends the errors of an open session.
 
-use crate::edge::metrics::RefusalReason;
 use crate::edge::pusher::connection::Connection;
-use crate::edge::session::Session;
-use crate::process::metrics::LabelValue;
-use crate::protocol::connection_log::{ConnectionEvent, ConnectionLogEntry};
+use crate::edge::pusher::sent_error::SentError;
+use crate::protocol::connection_log::ConnectionEvent;
 use crate::protocol::frame;
-
-/// An error that an open session received, for its metric and for the connection log.
-pub(super) struct SentError<'a> {
-    /// The reason, as it is counted.
-    pub reason: RefusalReason,
-    /// The code on the wire, where it has one.
-    pub code: Option<u16>,
-    /// The sentence for the client.
-    pub message: &'a str,
-    /// The channel of a refused subscription.
-    pub channel: Option<&'a str>,
-}
-
-impl SentError<'_> {
-    /// The entry of the connection log.
-    pub fn log_entry(&self, session: &Session) -> ConnectionLogEntry {
-        session.log_entry(ConnectionEvent::Error {
-            reason: self.reason.name().to_owned(),
-            code: self.code,
-            message: self.message.to_owned(),
-            channel: self.channel.map(str::to_owned),
-        })
-    }
-}
 
 impl Connection {
     /// Counts an error, logs it and sends it on the connection.
